@@ -1,0 +1,27 @@
+"""Where facts and choices lie: dataset cards and fact tables (`catalogs/`), recipes (`recipes/`)."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from sgdata.errors import SettingError
+
+
+def folder(name: str) -> Path:
+    """The folder `catalogs` or `recipes`: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent
+    for parent in (package, package.parent):
+        if (parent / name).is_dir():
+            return parent / name
+    raise SettingError(f"the folder '{name}' is missing beside {package}; reinstall sgdata")
+
+
+def table(name: str) -> list[dict[str, str]]:
+    """The rows of the fact table `catalogs/tables/<name>.tsv`, each a dict of column name to text."""
+    path = folder("catalogs") / "tables" / f"{name}.tsv"
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.tsv"))
+        raise SettingError(f"no fact table '{name}'; known: {', '.join(known)}")
+    with path.open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle, delimiter="\t", quoting=csv.QUOTE_NONE))

@@ -1,0 +1,226 @@
+"""Documents and bytes on disk: strict TOML and JSON, write-then-rename, hashes, one writer per output."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fcntl
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sgdata.errors import OutputError, SettingError, SourceError
+
+T = TypeVar("T")
+
+SUMS = "SHA256SUMS"
+
+
+# --- strict documents ----------------------------------------------------------------------
+
+
+def read(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+    """The TOML or JSON document at `path` as a frozen dataclass `kind`.
+
+    `overrides` are `a.b=value` texts, the value in TOML spelling (a bare word is a string).
+    Raises SettingError: file missing, unreadable, an unknown key (nearest name given), a wrong type.
+    """
+    document = read_plain(path)
+    for override in overrides:
+        _override(document, override)
+    return parse(kind, document, str(path))
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """The TOML or JSON document at `path` as plain dicts. Raises SettingError."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+        document = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except FileNotFoundError:
+        raise SettingError(f"{path}: no such file; give the path of an existing document") from None
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{path}: cannot be read as {path.suffix[1:] or 'TOML'}: {error}") from None
+    if not isinstance(document, dict):
+        raise SettingError(f"{path}: holds a {type(document).__name__} at the top, expected a table")
+    return document
+
+
+def parse(kind: type[T], document: dict[str, Any], where: str) -> T:
+    """A plain document as a `kind`; `where` names it in messages. Raises SettingError."""
+    from pydantic import ValidationError
+
+    try:
+        # JSON mode: strict types, but an array may fill a tuple and a whole number a float.
+        value: T = _model(kind).model_validate_json(json.dumps({"it": document}, default=str)).it  # type: ignore[attr-defined]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"][1:])
+        if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+            raise SettingError(f"{where}: '{key}' is not a setting{_nearest(kind, key)}") from None
+        raise SettingError(f"{where}: '{key}' is {first['input']!r:.80}: {first['msg']}") from None
+    return value
+
+
+@cache
+def _model(kind: type[Any]) -> type[Any]:
+    """A pydantic model around a plain dataclass: nested dataclasses inherit its strict configuration."""
+    from pydantic import ConfigDict, create_model
+
+    return create_model("Document", __config__=ConfigDict(extra="forbid", strict=True), it=(kind, ...))
+
+
+def _nearest(kind: type[Any], key: str) -> str:
+    """', did you mean ...' among every dotted name that `kind` knows."""
+    close = difflib.get_close_matches(key, list(_names(kind)), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _names(kind: Any, prefix: str = "") -> Iterator[str]:
+    import typing
+
+    hints = typing.get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        yield prefix + item.name
+        for inner in (hints[item.name], *typing.get_args(hints[item.name])):
+            if dataclasses.is_dataclass(inner):
+                yield from _names(inner, f"{prefix}{item.name}.")
+
+
+def _override(document: dict[str, Any], text: str) -> None:
+    dotted, equals, raw = text.partition("=")
+    if not equals or not dotted:
+        raise SettingError(f"--set {text!r}: expected KEY=VALUE such as composite.method=median")
+    try:
+        value = tomllib.loads(f"v = {raw}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    *tables, last = dotted.split(".")
+    for table in tables:
+        document = document.setdefault(table, {})
+        if not isinstance(document, dict):
+            raise SettingError(f"--set {text!r}: '{table}' is not a table")
+    document[last] = value
+
+
+# --- plain and canonical forms -------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples, paths and numpy scalars as JSON-able dicts, lists and numbers."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if hasattr(value, "item") else value
+
+
+def canonical_json(value: Any) -> bytes:
+    """Sorted keys, no NaN, no spaces, UTF-8, one final newline: equal values give equal bytes."""
+    text = json.dumps(plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return text.encode() + b"\n"
+
+
+def pretty_json(value: Any) -> bytes:
+    """As canonical_json, indented for people."""
+    return json.dumps(plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def toml(value: Any) -> bytes:
+    """A dataclass or dict as TOML; settings that are None are left out."""
+    import tomli_w
+
+    return tomli_w.dumps(_without_none(plain(value))).encode()
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
+# --- bytes on disk -------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`, renamed over it on success and removed on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write-then-rename. Raises OutputError."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def sha256(content: bytes) -> str:
+    """Hexadecimal SHA-256 of bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sums(folder: Path, leave_out: Sequence[str] = ()) -> bytes:
+    """The SHA256SUMS text of `folder`: `<hash>  <relative path>` per file, sorted by path.
+
+    Left out: itself, hidden files and folders, and names (of a file or of a folder on the way) in `leave_out`.
+    """
+    lines = []
+    for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
+        parts = path.relative_to(folder).parts
+        hidden = any(part.startswith(".") or part in leave_out for part in parts)
+        if path.is_file() and not hidden and parts != (SUMS,):
+            lines.append(f"{sha256_file(path)}  {'/'.join(parts)}\n")
+    return "".join(lines).encode()
+
+
+def write_sums(folder: Path, leave_out: Sequence[str] = ()) -> None:
+    """Write `folder/SHA256SUMS`, the last file of every output."""
+    write(folder / SUMS, sums(folder, leave_out))
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold `folder/.lock`: a second process on the same output is refused with OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("w")
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OutputError(f"{folder}: another process is writing here; wait for it or choose another --out") from None
+        yield
+
+
+def existing(path: Path, what: str) -> Path:
+    """`path` itself if it exists. Raises SourceError naming `what` was expected there."""
+    if not path.exists():
+        raise SourceError(f"{path}: no such file or folder; expected {what}")
+    return path

@@ -1,0 +1,55 @@
+"""Lattices and windows: snap an area to a grid, cut a grid into tiles and patches. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from sgdata.errors import SettingError
+from sgdata.types import Bounds, Grid, Window
+
+
+def covering(bounds: Bounds, crs: str, *, gsd_m: float = 10, snap_m: float = 60) -> Grid:
+    """The smallest grid over `bounds` (in units of `crs`) whose edges are multiples of `snap_m`.
+
+    60 m is the least common multiple of the Sentinel-2 resolutions, so that 20 m and 60 m pixels nest.
+    """
+    west, south, east, north = bounds
+    if not (west < east and south < north):
+        raise SettingError(f"bounds {bounds}: expected west < east and south < north")
+    left, bottom = math.floor(west / snap_m) * snap_m, math.floor(south / snap_m) * snap_m
+    right, top = math.ceil(east / snap_m) * snap_m, math.ceil(north / snap_m) * snap_m
+    shape = (round((top - bottom) / gsd_m), round((right - left) / gsd_m))
+    return Grid(crs=crs, origin=(left, top), gsd_m=gsd_m, shape=shape)
+
+
+def coarser(grid: Grid, factor: int) -> Grid:
+    """The grid of pixels `factor` times as large over the same ground; the shape must divide."""
+    height, width = grid.shape
+    if height % factor or width % factor:
+        raise SettingError(f"grid of {grid.shape} pixels does not divide by {factor}")
+    shape = (height // factor, width // factor)
+    return Grid(crs=grid.crs, origin=grid.origin, gsd_m=grid.gsd_m * factor, shape=shape)
+
+
+def windowed(grid: Grid, window: Window) -> Grid:
+    """The part of `grid` inside `window`."""
+    west, north = grid.origin
+    origin = (west + window.col * grid.gsd_m, north - window.row * grid.gsd_m)
+    return Grid(crs=grid.crs, origin=origin, gsd_m=grid.gsd_m, shape=(window.height, window.width))
+
+
+def tiles(shape: tuple[int, int], size: int) -> Iterator[Window]:
+    """Windows of at most `size` x `size` that cover `shape` once, row by row."""
+    height, width = shape
+    for row in range(0, height, size):
+        for col in range(0, width, size):
+            yield Window(row=row, col=col, height=min(size, height - row), width=min(size, width - col))
+
+
+def patches(shape: tuple[int, int], size: int, stride: int) -> Iterator[Window]:
+    """Windows of exactly `size` x `size` at `stride`, row by row; a rest at the right or bottom is left out."""
+    height, width = shape
+    for row in range(0, height - size + 1, stride):
+        for col in range(0, width - size + 1, stride):
+            yield Window(row=row, col=col, height=size, width=size)

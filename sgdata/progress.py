@@ -1,0 +1,41 @@
+"""Progress of long work: a bar on a terminal, a log line now and then elsewhere; `-q` silences both."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+log = logging.getLogger("sgdata")
+LINE_EVERY_S = 10.0
+
+
+def track(items: Iterable[T], *, label: str, total: int) -> Iterator[T]:
+    """The items themselves, while telling on stderr how many of `total` have passed."""
+    if not log.isEnabledFor(logging.INFO):
+        yield from items
+    elif sys.stderr.isatty():
+        yield from _bar(items, label, total)
+    else:
+        yield from _lines(items, label, total)
+
+
+def _bar(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(items, total=total, description=label)
+
+
+def _lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+    said = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        if done == total or time.monotonic() - said > LINE_EVERY_S:
+            said = time.monotonic()
+            log.info("%s: %d of %d", label, done, total)

@@ -1,0 +1,63 @@
+"""Sentinel-2 MSI: bands, product levels and the Sen2Cor scene classes.
+
+Source: ESA Sentinel-2 User Handbook and Sentinel-2 Products Specification Document; centre wavelengths of
+Sentinel-2A, rounded to 0.1 nm.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from sgdata.types import Band
+
+BANDS: tuple[Band, ...] = (
+    Band(name="B01", gsd_m=60, wavelength_nm=442.7),
+    Band(name="B02", gsd_m=10, wavelength_nm=492.4),
+    Band(name="B03", gsd_m=10, wavelength_nm=559.8),
+    Band(name="B04", gsd_m=10, wavelength_nm=664.6),
+    Band(name="B05", gsd_m=20, wavelength_nm=704.1),
+    Band(name="B06", gsd_m=20, wavelength_nm=740.5),
+    Band(name="B07", gsd_m=20, wavelength_nm=782.8),
+    Band(name="B08", gsd_m=10, wavelength_nm=832.8),
+    Band(name="B8A", gsd_m=20, wavelength_nm=864.7),
+    Band(name="B09", gsd_m=60, wavelength_nm=945.1),
+    Band(name="B10", gsd_m=60, wavelength_nm=1373.5),
+    Band(name="B11", gsd_m=20, wavelength_nm=1613.7),
+    Band(name="B12", gsd_m=20, wavelength_nm=2202.4),
+)
+"""All 13 bands in wavelength order, the order of every 12- or 13-band array of ours."""
+
+BAND = {band.name: band for band in BANDS}
+
+L2A_BANDS: tuple[str, ...] = tuple(band.name for band in BANDS if band.name != "B10")
+"""The 12 bands of surface reflectance: B10 (cirrus) holds no surface signal and is not in L2A."""
+
+SCALE = 1e-4
+"""Reflectance per DN, both levels."""
+
+BASELINE_OFFSET = -1000
+"""Added to DN from processing baseline 04.00 on (2022-01-25): BOA_ADD_OFFSET, RADIO_ADD_OFFSET."""
+
+NODATA = 0
+
+
+class SceneClass(IntEnum):
+    """Sen2Cor scene classification (SCL), 20 m."""
+
+    NO_DATA = 0
+    SATURATED = 1
+    DARK = 2
+    CLOUD_SHADOW = 3
+    VEGETATION = 4
+    NOT_VEGETATED = 5
+    WATER = 6
+    UNCLASSIFIED = 7
+    CLOUD_MEDIUM = 8
+    CLOUD_HIGH = 9
+    CIRRUS = 10
+    SNOW = 11
+
+
+def bands(names: tuple[str, ...]) -> tuple[Band, ...]:
+    """The bands of these names, in this order; KeyError on an unknown name."""
+    return tuple(BAND[name] for name in names)
