@@ -1,0 +1,36 @@
+"""Fixtures shared by all tests. The network is blocked but for loopback (see pyproject.toml)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def shared_folder(name: str) -> Path:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"the folder of test data 'shared/{name}' is not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """Small real samples of every dataset, kept outside the repository for their licences."""
+    return shared_folder("real")
+
+
+@pytest.fixture(scope="session")
+def parity() -> Path:
+    """Numbers of the original SpectralGPT, kept outside the repository."""
+    return shared_folder("parity")
+
+
+@pytest.fixture(scope="session")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulated archive: 2 km, 4 dates of the first epoch."""
+    from sgdata.simulate.archive import simulate
+
+    return simulate(tmp_path_factory.mktemp("city") / "archive", seed=1, size_km=2, dates=4)
