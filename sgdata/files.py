@@ -57,7 +57,8 @@ def parse(kind: type[T], document: dict[str, Any], where: str) -> T:
 
     try:
         # JSON mode: strict types, but an array may fill a tuple and a whole number a float.
-        value: T = _model(kind).model_validate_json(json.dumps({"it": document}, default=str)).it  # type: ignore[attr-defined]
+        model: Any = _model(kind)  # type: ignore[arg-type]  # a dataclass type is hashable
+        value: T = model.model_validate_json(json.dumps({"it": document}, default=str)).it
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"][1:])
@@ -215,7 +216,9 @@ def only_writer(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise OutputError(f"{folder}: another process is writing here; wait for it or choose another --out") from None
+            raise OutputError(
+                f"{folder}: another process is writing here; wait for it or choose another --out"
+            ) from None
         yield
 
 

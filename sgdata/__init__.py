@@ -1,0 +1,31 @@
+"""Build, shard, verify and release Sentinel-2 datasets: what the commands call, for use from Python.
+
+    sgdata.build(...)            scenes and labels of an area -> a build folder   (sgdata build segmunich)
+    sgdata.open_build(folder)    a build folder as an xarray.Dataset with its CRS
+    sgdata.shard(...)            a dataset -> WebDataset shards                   (sgdata shard)
+
+Names are loaded on first use, so that `import sgdata` and `sgdata --help` stay quick.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sgdata.builds import open_build as open_build
+    from sgdata.datasets.segmunich import build as build
+    from sgdata.shards import pack as shard
+
+__version__ = "0.1.0"
+__all__ = ["build", "open_build", "shard"]
+
+_HOME = {"build": ("datasets.segmunich", "build"), "open_build": ("builds", "open_build"), "shard": ("shards", "pack")}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sgdata' has no attribute {name!r}; it has {', '.join(__all__)}")
+    from importlib import import_module
+
+    module, attribute = _HOME[name]
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
