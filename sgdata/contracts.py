@@ -1,0 +1,65 @@
+"""The contract between data and whoever consumes it: read, write, compare by purpose."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from sgdata import files
+from sgdata.errors import SettingError
+from sgdata.types import Contract
+
+NAME = "contract.json"
+FORMAT = 1
+
+Purpose = Literal["resume", "fine-tune", "predict"]
+
+_PIXELS = ("bands", "level", "scale", "offset")
+COMPARED: dict[Purpose, tuple[str, ...]] = {
+    "resume": tuple(field.name for field in dataclasses.fields(Contract)),
+    "fine-tune": _PIXELS,
+    "predict": (*_PIXELS, "label_space"),
+}
+"""What must agree. The normalisation, which only a checkpoint has, is compared by the program that owns it."""
+
+
+def read(folder: Path) -> Contract:
+    """The contract of a build or of a folder of shards. Raises SettingError."""
+    contract = files.read(Contract, folder / NAME)
+    if contract.format != FORMAT:
+        raise SettingError(f"{folder / NAME}: format {contract.format}, this sgdata reads {FORMAT}; update sgdata")
+    return contract
+
+
+def write(folder: Path, contract: Contract) -> None:
+    """Write `folder/contract.json`, indented, the same bytes for the same contract."""
+    files.write(folder / NAME, files.pretty_json(contract))
+
+
+def differences(ours: Contract, theirs: Contract, purpose: Purpose) -> list[str]:
+    """Names of the fields that `purpose` compares and that differ, in the contract's own order."""
+    return [name for name in COMPARED[purpose] if getattr(ours, name) != getattr(theirs, name)]
+
+
+def require(ours: Contract, theirs: Contract, purpose: Purpose, accept: Iterable[str] = ()) -> None:
+    """Raise SettingError naming each difference (ours against theirs) that `accept` does not waive."""
+    accepted = set(accept)
+    unknown = sorted(accepted - set(COMPARED["resume"]))
+    if unknown:
+        raise SettingError(f"accept = {unknown}: not parts of a contract; known: {', '.join(COMPARED['resume'])}")
+    left = [name for name in differences(ours, theirs, purpose) if name not in accepted]
+    if left:
+        told = "; ".join(f"{name} is {_short(ours, name)}, expected {_short(theirs, name)}" for name in left)
+        raise SettingError(f"cannot {purpose} on '{ours.dataset}': {told}; accept = {left} in the recipe waives this")
+
+
+def _short(contract: Contract, name: str) -> str:
+    """One field for a message: names in place of whole bands and label spaces."""
+    value = getattr(contract, name)
+    if name == "bands":
+        return " ".join(band.name for band in value)
+    if name == "label_space":
+        return f"'{value.name}' ({len(value.ids)} classes)"
+    return f"{value!r:.80}"
