@@ -1,0 +1,92 @@
+"""Whether a scene's DN still carry the +1000 of processing baselines from 04.00 on. Pure.
+
+Catalogues shift the pixels or not, and their flags are wrong often enough: a table says what to expect,
+the pixels themselves are tested, and a contradiction is never settled silently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sgdata.errors import SourceError
+from sgdata.sentinel2 import BASELINE_OFFSET, SceneClass
+from sgdata.types import Array, Level
+
+TEST_BANDS = ("B02", "B04", "B12")
+DARK_DN = 1000
+"""Vegetation and water reflect less than 0.1 in the test bands: below 1000 unless the offset is still in."""
+ENOUGH_PIXELS = 1000
+SHARE_PRESENT, SHARE_ABSENT = 0.05, 0.5
+"""At most this share below DARK_DN: the offset is in the pixels; at least that share: it is not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """The pixel test of one scene: how many test pixels were eligible, the share of them that is dark.
+
+    `eligible` counts pixels of the scene classification, `dark_share` runs over them in all test bands.
+    """
+
+    eligible: int
+    dark_share: float
+
+
+def expected(provider: str, collection: str, baseline: str, *, level: Level = "L2A") -> int | None:
+    """The offset in DN (0 or -1000) that metadata promise, None where only the pixels can tell."""
+    if _number(baseline) < (4, 0):
+        return 0
+    if provider == "earth-search" and level == "L2A" and "c1" not in collection.split("-"):
+        return None
+    return BASELINE_OFFSET
+
+
+def _number(baseline: str) -> tuple[int, int]:
+    try:
+        major, minor = baseline.split(".")
+        return int(major), int(minor)
+    except ValueError:
+        raise SourceError(f"processing baseline {baseline!r}: expected two numbers such as '05.00'") from None
+
+
+def count(scene_classes: Array, bands: Array) -> tuple[int, int]:
+    """(H, W) classes and (C, H, W) DN of the test bands -> eligible pixels, dark values among their C bands."""
+    clear = np.isin(scene_classes, (SceneClass.VEGETATION, SceneClass.WATER)) & (bands > 0).all(axis=0)
+    return int(clear.sum()), int((bands[:, clear] < DARK_DN).sum())
+
+
+def decide(scene: str, table: int | None, evidence: Evidence) -> int:
+    """The offset to add to the DN of `scene`.
+
+    Raises SourceError where table and pixels contradict each other, or where neither can tell.
+    """
+    pixels = measured(evidence)
+    what = f"{evidence.dark_share:.3f} of {evidence.eligible} clear pixels below DN {DARK_DN}"
+    if table is None and pixels is None:
+        raise SourceError(
+            f"scene {scene}: offset undecided, and the pixels cannot tell ({what}, expected at most {SHARE_PRESENT} "
+            f"or at least {SHARE_ABSENT} of {ENOUGH_PIXELS}); leave the scene out or choose another collection"
+        )
+    if table is not None and pixels is not None and table != pixels:
+        raise SourceError(
+            f"scene {scene}: metadata promise offset {table}, the pixels say {pixels} ({what}); "
+            "leave the scene out or choose another collection"
+        )
+    return table if pixels is None else pixels  # type: ignore[return-value]
+
+
+def measured(evidence: Evidence) -> int | None:
+    """The offset that the pixels tell, None where too few are eligible or the share is in between."""
+    if evidence.eligible < ENOUGH_PIXELS or SHARE_PRESENT < evidence.dark_share < SHARE_ABSENT:
+        return None
+    return BASELINE_OFFSET if evidence.dark_share <= SHARE_PRESENT else 0
+
+
+def corrected(stored: Array, offset: int) -> Array:
+    """Stored DN with `offset` added: 0 stays no data, and what was valid stays valid (at least 1)."""
+    if not offset:
+        return stored
+    # Compare first: unsigned numbers must not run below zero.
+    shifted = np.maximum(stored, 1 - offset) + np.array(offset).astype(stored.dtype)
+    return np.where(stored > 0, shifted, 0).astype(stored.dtype)
