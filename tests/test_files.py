@@ -1,0 +1,165 @@
+"""Strict documents, canonical bytes, write-then-rename, sums, one writer."""
+
+from __future__ import annotations
+
+import datetime as dt
+import multiprocessing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sgdata import files
+from sgdata.errors import OutputError, SettingError, SourceError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    method: str = "medoid"
+    rate: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    bands: tuple[str, ...]
+    date: dt.date
+    composite: Inner = Inner()
+    steps: tuple[Inner, ...] = ()
+    limit: int | None = None
+
+
+TEXT = 'bands = ["B01"]\ndate = 2020-01-01\n[composite]\nrate = 3\n'
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(TEXT)
+    return path
+
+
+def test_read_fills_nested_dataclasses(recipe: Path) -> None:
+    read = files.read(Recipe, recipe)
+    assert read == Recipe(bands=("B01",), date=dt.date(2020, 1, 1), composite=Inner(rate=3.0))
+
+
+def test_overrides_replace_settings(recipe: Path) -> None:
+    read = files.read(
+        Recipe, recipe, ["composite.rate=1e-4", "composite.method=median", 'bands=["B02", "B03"]', "limit=3"]
+    )
+    assert read.composite == Inner(method="median", rate=1e-4)
+    assert (read.bands, read.limit) == (("B02", "B03"), 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("composite.methd=x", "'composite.methd' is not a setting; did you mean 'composite.method'?"),
+        ("bnds=3", "did you mean 'bands'?"),
+        ("steps=[{rat=1}]", "steps.0.rat"),
+        ("composite.rate=fast", "'composite.rate' is 'fast'"),
+        ("limit=true", "'limit' is True"),
+        ("limit=1.5", "'limit' is 1.5"),
+        ("bands=7", "'bands' is 7"),
+        ("bands.more=7", "'bands' is not a table"),
+        ("nonsense", "expected KEY=VALUE"),
+    ],
+)
+def test_a_wrong_setting_is_named(recipe: Path, override: str, told: str) -> None:
+    with pytest.raises(SettingError) as error:
+        files.read(Recipe, recipe, [override])
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"bands = [", b"\xff\xfe", b"bands"])
+def test_a_broken_document_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_bytes(content)
+    with pytest.raises(SettingError, match="broken.toml"):
+        files.read(Recipe, path)
+
+
+def test_a_missing_document_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="no such file"):
+        files.read(Recipe, tmp_path / "absent.toml")
+
+
+def test_toml_round_trip(recipe: Path, tmp_path: Path) -> None:
+    read = files.read(Recipe, recipe)
+    again = tmp_path / "again.toml"
+    again.write_bytes(files.toml(read))
+    assert files.read(Recipe, again) == read
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False)))
+def test_canonical_json_does_not_depend_on_order(content: dict[str, object]) -> None:
+    backwards = dict(reversed(content.items()))
+    assert files.canonical_json(content) == files.canonical_json(backwards)
+
+
+def test_canonical_json_refuses_nan() -> None:
+    with pytest.raises(ValueError, match="[Oo]ut of range"):
+        files.canonical_json({"a": float("nan")})
+
+
+def test_plain_takes_numpy_scalars_and_dataclasses() -> None:
+    assert files.plain({"a": np.float32(0.5), "b": Inner(), "c": (1, Path("x"))}) == {
+        "a": 0.5,
+        "b": {"method": "medoid", "rate": 1.0},
+        "c": [1, "x"],
+    }
+
+
+def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    files.write(path, b"old")
+    with pytest.raises(RuntimeError, match="stop"), files.replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError("stop")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_writing_where_one_may_not_is_one_line(tmp_path: Path) -> None:
+    blocker = tmp_path / "blocker"
+    blocker.write_bytes(b"")
+    with pytest.raises((OutputError, NotADirectoryError, FileExistsError)):
+        files.write(blocker / "file", b"x")
+
+
+def test_sums_are_sorted_and_leave_out_what_they_are_told(tmp_path: Path) -> None:
+    for name in ("b/y", "a", "b/timings.jsonl", "tensorboard/x", ".lock"):
+        files.write(tmp_path / name, name.encode())
+    files.write_sums(tmp_path, leave_out=("timings.jsonl", "tensorboard"))
+    lines = (tmp_path / files.SUMS).read_text().splitlines()
+    assert [line.split("  ")[1] for line in lines] == ["a", "b/y"]
+    assert lines[0].startswith(files.sha256(b"a"))
+    assert files.sha256_file(tmp_path / "a") == files.sha256(b"a")
+
+
+def write_meanwhile(folder: Path, answers: multiprocessing.Queue[str]) -> None:
+    try:
+        with files.only_writer(folder):
+            answers.put("wrote")
+    except OutputError as error:
+        answers.put(str(error))
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    with files.only_writer(tmp_path / "out"):
+        other = context.Process(target=write_meanwhile, args=(tmp_path / "out", answers))
+        other.start()
+        assert "another process is writing here" in answers.get(timeout=60)
+        other.join()
+    with files.only_writer(tmp_path / "out"):
+        pass
+
+
+def test_existing_names_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="expected a folder of patches"):
+        files.existing(tmp_path / "absent", "a folder of patches")

@@ -1,0 +1,38 @@
+"""Same results in the same order, in one process or several; progress changes nothing."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from sgdata import pool, progress
+
+
+def square(number: int) -> int:
+    if number == 13:
+        raise ValueError("thirteen")
+    return number * number
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_keep_their_order(workers: int) -> None:
+    assert list(pool.run(square, range(12), workers=workers)) == [n * n for n in range(12)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failing_task_ends_the_run(workers: int) -> None:
+    with pytest.raises(ValueError, match="thirteen"):
+        list(pool.run(square, range(20), workers=workers))
+
+
+def test_progress_passes_items_on_and_tells(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="sgdata"):
+        assert list(progress.track(range(3), label="tiles", total=3)) == [0, 1, 2]
+    assert "tiles: 3 of 3" in caplog.text
+
+
+def test_quiet_progress_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="sgdata"):
+        assert list(progress.track(range(3), label="tiles", total=3)) == [0, 1, 2]
+    assert caplog.text == ""
