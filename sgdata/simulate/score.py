@@ -1,0 +1,99 @@
+"""How near a build comes to the truth that the simulator kept: composite, clouds, labels, offsets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+from sgdata import files, resample
+from sgdata.sentinel2 import BAND, SCALE
+from sgdata.simulate import truth
+from sgdata.types import Array
+
+CLOUD, SHADOW, THIN = 1, 2, 4
+"""Bits of `truth/clouds/<id>.tif`."""
+
+
+def rmse(image: Array, reference: Array, where: Array) -> float:
+    """Root mean square difference over all bands of two DN images (C, H, W) at the pixels `where`, in reflectance."""
+    difference = image[:, where].astype(np.float64) - reference[:, where]
+    return float(np.sqrt(np.mean(difference**2)) * SCALE)
+
+
+def read(path: Path) -> Array:
+    """All bands of a raster, (C, H, W)."""
+    with rasterio.open(path) as raster:
+        pixels: Array = raster.read()
+    return pixels
+
+
+def to_finest(by_gsd: dict[int, Array], names: tuple[str, ...], order: dict[int, tuple[str, ...]]) -> Array:
+    """Truth at 10, 20 and 60 m -> (C, H, W) at 10 m in the order of `names`, by the builder's own kernel.
+
+    So a difference to the composite is an error of the composite, not of the resampling.
+    """
+    planes = []
+    for name in names:
+        gsd = BAND[name].gsd_m
+        coarse = by_gsd[gsd][order[gsd].index(name)]
+        planes.append(resample.finer(coarse, gsd // 10, kernel="bilinear"))
+    return np.stack(planes)
+
+
+def true_median(archive: Path, names: tuple[str, ...]) -> Array:
+    """(C, H, W) DN: the per-pixel median over the window's dates, noise-free and cloud-free."""
+    by_gsd, order = {}, {}
+    for gsd in (10, 20, 60):
+        with rasterio.open(archive / "truth" / f"reflectance_{gsd}m.tif") as raster:
+            by_gsd[gsd], order[gsd] = raster.read(), tuple(raster.descriptions)
+    return to_finest(by_gsd, names, order)
+
+
+def true_clouds(archive: Path, items: list[str]) -> Array:
+    """(T, H, W) the cloud bits of each item."""
+    return np.stack([read(archive / "truth" / "clouds" / f"{item}.tif")[0] for item in items])
+
+
+def ever_clear(clouds: Array) -> Array:
+    """(H, W) True where at least one item saw the ground free of cloud and shadow."""
+    clear: Array = ((clouds & (CLOUD | SHADOW | THIN)) == 0).any(axis=0)
+    return clear
+
+
+def residual_cloud(chosen: Array, clouds: Array) -> float:
+    """Share of the pixels that were ever clear whose chosen item was cloudy or shaded there; (H, W) item index."""
+    where = ever_clear(clouds) & (chosen < len(clouds))
+    rows, cols = np.nonzero(where)
+    bits = clouds[chosen[rows, cols], rows, cols]
+    return float(np.mean((bits & (CLOUD | SHADOW)) != 0))
+
+
+def chosen_truth(archive: Path, items: list[str], chosen: Array, names: tuple[str, ...]) -> Array:
+    """(C, H, W) the noise-free DN of the date that a rule chose at each pixel; 0 where it chose none."""
+    out = np.zeros((len(names), *chosen.shape), np.uint16)
+    for index in np.unique(chosen[chosen < len(items)]):
+        by_gsd, order = truth.scene(archive, items[index])
+        here = chosen == index
+        out[:, here] = to_finest(by_gsd, names, order)[:, here]
+    return out
+
+
+def label_agreement(labels: Array, land_cover: Array, mapped: Array) -> float:
+    """Share of labelled pixels (H, W), where OSM mapped the ground, whose class is the true one."""
+    where = (mapped > 0) & (labels != 255)
+    return float(np.mean(labels[where] == land_cover[where]))
+
+
+def offsets(decided: dict[str, bool], archive: Path) -> dict[str, int]:
+    """Items whose `offset still in the pixels` was decided as it truly is, of all decided."""
+    planted = json.loads((archive / "truth" / "traps.json").read_text())
+    right = sum(planted[item]["offset_in_pixels"] == still_in for item, still_in in decided.items())
+    return {"right": right, "total": len(decided)}
+
+
+def archive_of(folder: Path) -> Path:
+    """`folder` itself if a simulated archive lies there. Raises SourceError."""
+    return files.existing(folder / "simulation.json", "a folder made by `sgdata simulate`").parent

@@ -1,0 +1,46 @@
+"""A wheel built from the tree and installed elsewhere finds its catalogs and recipes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PROBE = """
+import sgdata
+from sgdata import catalog
+print(sgdata.__file__)
+print(catalog.folder("catalogs"))
+print(len(catalog.cards()), sorted(p.name for p in (catalog.folder("recipes") / "train").glob("*.toml"))[:1])
+print(catalog.table("segmunich_labels")[0]["file_value"])
+"""
+
+
+@pytest.mark.slow
+def test_a_wheel_carries_its_catalogs_and_recipes(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], cwd=ROOT, check=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "sgdata/py.typed" in names
+    assert "sgmodel/py.typed" in names
+    assert not [name for name in names if name.startswith(("tests/", "catalogs/", "recipes/"))]
+    elsewhere = tmp_path / "elsewhere"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(elsewhere)]
+    subprocess.run([*install, str(wheel)], check=True, cwd=tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(elsewhere)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+    )
+    where, catalogs, counted, value = done.stdout.splitlines()
+    assert where.startswith(str(elsewhere))
+    assert catalogs.startswith(str(elsewhere))
+    assert counted.startswith("5 ['")
+    assert value == "0"
