@@ -1,0 +1,317 @@
+"""Samples as deterministic tars that any WebDataset reader opens, with a sidecar index for quick random access.
+
+A sample `KEY` is a run of tar members: `KEY.<array>.<codec>` for each array (`image`, `mask`, `image_before`,
+`image_10m`, ...), `KEY.label.json` where it has labels, `KEY.meta.json`. Codec `blosc` is one Blosc1 chunk
+(bitshuffle, lz4, blocks of 64 KiB) of the little-endian C-ordered bytes, its shape and dtype in `meta.json`
+and in the index; codec `npy` is NumPy's format 1.0. Headers are ustar: members sorted, mode 0644, mtime 0,
+no user and no group, so equal samples give equal tars. The format lives here and only here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import struct
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import imagecodecs
+import numpy as np
+
+from sgdata import contracts, files, statistics
+from sgdata.errors import SourceError
+from sgdata.types import Array, Contract, Sample, Shard
+
+Codec = Literal["blosc", "npy"]
+Row = dict[str, Any]
+
+INDEX = "index.parquet"
+QUARANTINE = "quarantine.jsonl"
+IMAGES = ("image", "image_before", "image_after", "image_10m")
+KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+
+_BLOCK_BYTES = 65_536
+_STORED = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4", "int32": "<i4"}
+
+
+# --- arrays <-> bytes ----------------------------------------------------------------------
+
+
+def encode(array: Array, codec: Codec) -> bytes:
+    """The array as the content of a tar member. Raises SourceError on a dtype the format does not know."""
+    if array.dtype.name not in _STORED:
+        raise SourceError(f"array of dtype {array.dtype}: shards store {', '.join(_STORED)}")
+    stored = np.ascontiguousarray(array, dtype=_STORED[array.dtype.name])
+    if codec == "npy":
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, stored, version=(1, 0), allow_pickle=False)
+        return buffer.getvalue()
+    chunk = imagecodecs.blosc_encode(
+        memoryview(stored).cast("B"),  # type: ignore[arg-type]  # the stub forgets buffers
+        5,
+        compressor="lz4",
+        shuffle="bitshuffle",
+        typesize=stored.itemsize,
+        blocksize=_BLOCK_BYTES,
+        numthreads=1,
+    )
+    return bytes(chunk)
+
+
+def decode(
+    buffer: bytes | memoryview, shape: Sequence[int], dtype: str, codec: Codec, out: Array | None = None
+) -> Array:
+    """The array of a member; written into the C-contiguous `out` if given. Releases the GIL with codec `blosc`.
+
+    Raises SourceError where the bytes are damaged or do not hold exactly `shape` x `dtype`.
+    """
+    try:
+        target: Array = np.empty(tuple(shape), _STORED[dtype]) if out is None else out
+        if codec == "npy":
+            target[...] = _from_npy(buffer, target)
+            return target
+        flat = memoryview(target.data).cast("B")  # TypeError if not contiguous: a silent copy would be lost
+        held = imagecodecs.blosc_decode(buffer, out=flat, numthreads=1)  # type: ignore[arg-type]
+        if len(held) != target.nbytes:
+            raise ValueError(f"holds {len(held)} bytes")
+    except (ValueError, KeyError, RuntimeError, EOFError) as error:
+        raise SourceError(f"{codec} member expected to hold {dtype} {tuple(shape)}: {error}") from None
+    return target
+
+
+def _from_npy(buffer: bytes | memoryview, expected: Array) -> Array:
+    """The array in NumPy's format, its header compared before any memory is taken. Raises ValueError."""
+    stream = io.BytesIO(buffer)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("not NumPy format 1.0")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    if fortran or shape != expected.shape or dtype != expected.dtype:
+        raise ValueError(f"holds {dtype} {shape}")
+    return np.frombuffer(buffer, dtype, expected.size, stream.tell()).reshape(shape)
+
+
+def sample_hash(sample: Sample) -> str:
+    """SHA-256 over the decoded arrays (name, dtype, shape, little-endian bytes) and the canonical metadata."""
+    digest = hashlib.sha256()
+    for name, array in sorted(sample.arrays.items()):
+        stored = np.ascontiguousarray(array, dtype=_STORED[array.dtype.name])
+        digest.update(files.canonical_json([name, array.dtype.name, array.shape]))
+        digest.update(stored.data)
+    digest.update(files.canonical_json([sample.key, sample.split, sample.meta]))
+    return digest.hexdigest()
+
+
+# --- writing -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """What one written tar adds to the whole: its split, its index rows, and the counts of its images' values."""
+
+    shard: Shard
+    split: str
+    rows: tuple[Row, ...]
+    counts: Array
+
+
+def write_tar(path: Path, samples: Iterable[tuple[Sample, str]], *, codec: Codec) -> tuple[Shard, list[Row]]:
+    """Write (stored sample, hash of the decoded one) pairs as one tar, renamed into place when complete.
+
+    Raises OutputError, and SourceError on a key or array that the format does not allow.
+    """
+    rows: list[Row] = []
+    with files.replacing(path) as temporary, temporary.open("wb") as handle:
+        for sample, digest in samples:
+            rows.append({**_put(handle, sample, codec), "shard": path.name, "sha256": digest})
+        handle.write(b"\0" * 1024)
+        handle.write(b"\0" * (-handle.tell() % tarfile.RECORDSIZE))
+    size = path.stat().st_size
+    return Shard(name=path.name, sha256=files.sha256_file(path), samples=len(rows), bytes=size), rows
+
+
+def _put(handle: IO[bytes], sample: Sample, codec: Codec) -> Row:
+    """Append the members of one sample; the index row says where their contents lie."""
+    if not KEY.fullmatch(sample.key):
+        raise SourceError(f"sample key {sample.key!r}: expected 1 to 80 of the characters A-Z a-z 0-9 _ -")
+    shapes = {name: {"dtype": a.dtype.name, "shape": list(a.shape)} for name, a in sample.arrays.items()}
+    meta = {**sample.meta, "key": sample.key, "split": sample.split, "codec": codec, "arrays": shapes}
+    contents = {f"{name}.{codec}": encode(array, codec) for name, array in sample.arrays.items()}
+    contents["meta.json"] = files.canonical_json(meta)
+    if "labels" in sample.meta:
+        labels = {name: sample.meta[name] for name in ("labels", "label_names") if name in sample.meta}
+        contents["label.json"] = files.canonical_json(labels)
+    west, south, east, north = sample.meta.get("bounds") or (None,) * 4
+    row: Row = {"key": sample.key, "split": sample.split, "labels": sample.meta.get("labels", [])}
+    row |= {"west": west, "south": south, "east": east, "north": north}
+    row |= {"crs": sample.meta.get("crs"), "date": sample.meta.get("date")}
+    for name, content in sorted(contents.items()):
+        header = tarfile.TarInfo(f"{sample.key}.{name}")
+        header.size = len(content)
+        handle.write(header.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
+        member = name.partition(".")[0]
+        row |= {f"{member}_offset": handle.tell(), f"{member}_size": len(content)}
+        row |= {f"{member}_{key}": value for key, value in shapes.get(member, {}).items()}
+        handle.write(content)
+        handle.write(b"\0" * (-len(content) % tarfile.BLOCKSIZE))
+    return row
+
+
+def finish(out: Path, packed: Sequence[Packed], *, contract: Contract, quarantine: Sequence[Row]) -> Contract:
+    """Write index, contract, quarantine list and, last, SHA256SUMS beside the tars of `packed`.
+
+    `contract` says what the samples are; its shape, statistics, splits and fingerprint are filled in here:
+    statistics of the split `train`, of all splits where there is none.
+    """
+    rows = sorted((row for part in packed for row in part.rows), key=lambda row: (row["split"], row["key"]))
+    if not rows:
+        raise SourceError(f"{out}: not one sample to write, {len(quarantine)} in quarantine; see {QUARANTINE}")
+    splits = Counter(row["split"] for row in rows)
+    judged = "train" if "train" in splits else None
+    bands = [band.name for band in contract.bands]
+    counts = sum((p.counts for p in packed if judged in (None, p.split)), statistics.empty(len(bands)))
+    shapes = {_lattice(row) for row in rows}
+    complete = replace(
+        contract,
+        shape=(len(bands), *shapes.pop()) if len(shapes) == 1 else None,
+        statistics=statistics.summarise(counts, bands, contract.nodata),
+        splits=dict(sorted(splits.items())),
+        fingerprint=files.sha256("\n".join(sorted(row["sha256"] for row in rows)).encode()),
+    )
+    _write_index(out / INDEX, rows)
+    contracts.write(out, complete)
+    listed = sorted(quarantine, key=lambda row: (row["key"], row["reason"]))
+    files.write(out / QUARANTINE, b"".join(files.canonical_json(row) for row in listed))
+    files.write_sums(out)
+    return complete
+
+
+def _lattice(row: Row) -> tuple[int, int]:
+    """Height and width of the finest image member."""
+    shapes = [row[f"{name}_shape"] for name in IMAGES if row.get(f"{name}_shape")]
+    height, width = max(shape[1:] for shape in shapes)
+    return height, width
+
+
+def write(samples: Iterable[Sample], out: Path, *, contract: Contract, codec: Codec = "blosc") -> Contract:
+    """A whole folder of shards from complete samples in memory, one tar per split: for small sets and tests.
+
+    `sgdata.packing` does the same from official files, in parallel and resumable.
+    """
+    split: dict[str, list[Sample]] = {}
+    for sample in samples:
+        split.setdefault(sample.split, []).append(sample)
+    packed = []
+    with files.only_writer(out):
+        for name, members in sorted(split.items()):
+            members.sort(key=lambda sample: sample.key)
+            counts = sum((count_images(sample) for sample in members), statistics.empty(len(contract.bands)))
+            path = out / shard_name(contract.dataset, name, 0)
+            shard, rows = write_tar(path, ((sample, sample_hash(sample)) for sample in members), codec=codec)
+            packed.append(Packed(shard=shard, split=name, rows=tuple(rows), counts=counts))
+        return finish(out, packed, contract=contract, quarantine=())
+
+
+def shard_name(dataset: str, split: str, number: int) -> str:
+    """`<dataset>-<split>-000000.tar`."""
+    return f"{dataset}-{split}-{number:06d}.tar"
+
+
+def count_images(sample: Sample) -> Array:
+    """The histogram (C, 65536) of a sample's images on their common grid (both dates of a pair together)."""
+    whole = [sample.arrays[name] for name in ("image", "image_before", "image_after") if name in sample.arrays]
+    return sum((statistics.counts(image) for image in whole[1:]), statistics.counts(whole[0]))
+
+
+# --- the index -----------------------------------------------------------------------------
+
+
+def _write_index(path: Path, rows: Sequence[Row]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts, places = ("key", "split", "shard", "sha256", "crs", "date"), ("west", "south", "east", "north")
+    kinds = dict.fromkeys(texts, pa.string()) | dict.fromkeys(places, pa.float64()) | {"labels": pa.list_(pa.int32())}
+    endings = {"offset": pa.int64(), "size": pa.int64(), "dtype": pa.string(), "shape": pa.list_(pa.int32())}
+    fields = [pa.field(name, kinds[name]) for name in ("key", "split", "shard")]
+    members = sorted({name for row in rows for name in row} - set(kinds))
+    fields += [pa.field(name, endings[name.rpartition("_")[2]]) for name in members]
+    fields += [pa.field(name, kinds[name]) for name in ("labels", *places, "crs", "date", "sha256")]
+    table = pa.table([pa.array([row.get(f.name) for row in rows], f.type) for f in fields], pa.schema(fields))
+    boxes = [tuple(row[name] for name in places) for row in rows if row["west"] is not None]
+    if boxes:
+        outlines = [None if row["west"] is None else _wkb(*(row[name] for name in places)) for row in rows]
+        table = table.append_column("geometry", pa.array(outlines, pa.binary()))
+        table = table.replace_schema_metadata({"geo": _geo(boxes)})
+    with files.replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def _wkb(west: float, south: float, east: float, north: float) -> bytes:
+    """A box as a counter-clockwise polygon in well-known binary (OGC 06-103r4, clause 8.2)."""
+    ring = (west, south, east, south, east, north, west, north, west, south)
+    return struct.pack("<BIII10d", 1, 3, 1, 5, *ring)
+
+
+def _geo(boxes: Sequence[tuple[float, float, float, float]]) -> bytes:
+    """The `geo` metadata of GeoParquet 1.1 for the column `geometry` in EPSG:4326."""
+    from pyproj import CRS
+
+    lows, highs = [min(side) for side in zip(*boxes, strict=True)], [max(side) for side in zip(*boxes, strict=True)]
+    column = {
+        "encoding": "WKB",
+        "geometry_types": ["Polygon"],
+        "crs": CRS.from_epsg(4326).to_json_dict(),
+        "orientation": "counterclockwise",
+        "bbox": [*lows[:2], *highs[2:]],
+    }
+    document = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    return files.canonical_json(document)
+
+
+# --- reading -------------------------------------------------------------------------------
+
+
+def read_index(folder: Path) -> Any:
+    """The index of a folder of shards as a pyarrow.Table. Raises SourceError where it is missing or damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = files.existing(folder / INDEX, "the index of a folder written by 'sgdata shard'")
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path}: not a readable Parquet file: {error}") from None
+
+
+def samples(folder: Path, split: str | None = None) -> Iterator[Sample]:
+    """Every sample of a split (of all where None), as stored, in index order. For inspection; training has its own."""
+    for row in read_index(folder).to_pylist():
+        if split in (None, row["split"]):
+            yield read_sample(folder, row)
+
+
+def read_sample(folder: Path, row: Row) -> Sample:
+    """One sample as stored, by its index row. Raises SourceError where the bytes are damaged."""
+    path = files.existing(folder / row["shard"], "a tar that the index names")
+
+    def content(member: str) -> bytes:
+        handle.seek(row[f"{member}_offset"])
+        return handle.read(row[f"{member}_size"])
+
+    with path.open("rb") as handle:
+        try:
+            meta = json.loads(content("meta"))
+            arrays = {
+                name: decode(content(name), held["shape"], held["dtype"], meta["codec"])
+                for name, held in meta["arrays"].items()
+            }
+        except (ValueError, KeyError, TypeError, SourceError) as error:
+            raise SourceError(f"{path}: sample '{row['key']}' is damaged: {error}; run sgdata verify") from None
+    own = {key: value for key, value in meta.items() if key not in ("key", "split", "codec", "arrays")}
+    return Sample(key=row["key"], split=row["split"], arrays=arrays, meta=own)

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from sgdata import contracts, files, sentinel2, shards
+from sgdata.errors import SourceError
+from sgdata.types import Array, Contract, LabelSpace, Sample
+
+CONTRACT = Contract(
+    format=contracts.FORMAT,
+    dataset="toy",
+    version="1",
+    bands=sentinel2.bands(("B02", "B03")),
+    level="L2A",
+    scale=1e-4,
+    offset=0.0,
+    nodata=0,
+    resampling="none",
+    resampling_version=1,
+    shape=None,
+    label_space=LabelSpace(name="toy", task="segmentation", ids=(0, 1), names=("no", "yes"), ignore=255),
+    statistics={},
+    splits={},
+    fingerprint="",
+)
+
+
+def sample(number: int, split: str = "train", size: int = 8) -> Sample:
+    rng = np.random.default_rng(number)
+    arrays: dict[str, Array] = {
+        "image": rng.integers(0, 4000, (2, size, size), dtype=np.uint16),
+        "mask": rng.integers(0, 2, (size, size), dtype=np.uint8),
+    }
+    meta = {"bounds": [11.0, 48.0, 11.0 + number / 10, 48.1], "labels": [number], "crs": "EPSG:32632"}
+    return Sample(key=f"place_{number:03d}", split=split, arrays=arrays, meta=meta)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(st.sampled_from([np.uint8, np.uint16, np.float32, np.int32]), st.tuples(*[st.integers(1, 9)] * 3)),
+    st.sampled_from(["blosc", "npy"]),
+)
+def test_decode_undoes_encode(array: Array, codec: shards.Codec) -> None:
+    content = shards.encode(array, codec)
+    assert shards.encode(np.asfortranarray(array), codec) == content
+    back = shards.decode(content, array.shape, array.dtype.name, codec)
+    np.testing.assert_array_equal(back, array)
+    assert back.dtype == array.dtype
+    out = np.zeros_like(array)
+    assert shards.decode(memoryview(content), array.shape, array.dtype.name, codec, out=out) is out
+    np.testing.assert_array_equal(out, array)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data(), st.sampled_from(["blosc", "npy"]))
+def test_damaged_members_are_source_errors_or_other_pixels_but_never_more(
+    data: st.DataObject, codec: shards.Codec
+) -> None:
+    array = np.arange(3 * 40 * 40, dtype=np.uint16).reshape(3, 40, 40)
+    content = bytearray(shards.encode(array, codec))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    del content[data.draw(st.integers(1, len(content))) :]
+    with contextlib.suppress(SourceError):
+        assert shards.decode(bytes(content), array.shape, "uint16", codec).shape == array.shape
+
+
+def test_a_member_that_holds_something_else_is_refused() -> None:
+    for codec in ("blosc", "npy"):
+        content = shards.encode(np.zeros((2, 4, 4), np.uint16), codec)
+        with pytest.raises(SourceError, match=r"uint16 \(2, 4, 5\)"):
+            shards.decode(content, (2, 4, 5), "uint16", codec)
+    with pytest.raises(TypeError):
+        shards.decode(
+            shards.encode(np.zeros((4, 4), np.uint8), "blosc"),
+            (4, 4),
+            "uint8",
+            "blosc",
+            np.zeros((8, 8), np.uint8)[::2, ::2],
+        )
+    with pytest.raises(SourceError, match="float64"):
+        shards.encode(np.zeros(3), "blosc")
+
+
+def test_what_is_written_is_read_and_indexed(tmp_path: Path) -> None:
+    made = [sample(number, "val" if number == 2 else "train", 8 + number) for number in (3, 1, 2)]
+    complete = shards.write(made, tmp_path, contract=CONTRACT)
+    assert complete == contracts.read(tmp_path)
+    assert complete.splits == {"train": 2, "val": 1}
+    assert complete.shape is None
+    assert complete.statistics["B02"].count == sum(np.count_nonzero(s.arrays["image"][0]) for s in (made[0], made[1]))
+
+    table = shards.read_index(tmp_path)
+    assert table["key"].to_pylist() == ["place_001", "place_003", "place_002"]
+    for row, back in zip(table.to_pylist(), shards.samples(tmp_path), strict=True):
+        original = next(s for s in made if s.key == row["key"])
+        assert back.meta == original.meta
+        for name, array in original.arrays.items():
+            np.testing.assert_array_equal(back.arrays[name], array)
+            assert (row[f"{name}_dtype"], row[f"{name}_shape"]) == (array.dtype.name, list(array.shape))
+        assert row["labels"] == original.meta["labels"]
+        assert row["sha256"] == shards.sample_hash(back)
+
+
+def test_the_index_is_geoparquet(tmp_path: Path) -> None:
+    import geopandas
+
+    shards.write([sample(1), sample(2)], tmp_path, contract=CONTRACT)
+    frame = geopandas.read_parquet(tmp_path / shards.INDEX)
+    assert frame.crs == "EPSG:4326"
+    np.testing.assert_allclose(frame.total_bounds, [11.0, 48.0, 11.2, 48.1])
+    assert (
+        json.loads(pq.read_schema(tmp_path / shards.INDEX).metadata[b"geo"])["columns"]["geometry"]["encoding"] == "WKB"
+    )
+
+
+def test_the_tar_is_plain_ustar_without_clock_or_user(tmp_path: Path) -> None:
+    shards.write([sample(1)], tmp_path, contract=CONTRACT)
+    with tarfile.open(tmp_path / "toy-train-000000.tar") as tar:
+        members = tar.getmembers()
+        assert [m.name for m in members] == [
+            f"place_001.{e}" for e in ("image.blosc", "label.json", "mask.blosc", "meta.json")
+        ]
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
+
+
+@pytest.mark.parametrize("codec", ["blosc", "npy"])
+def test_equal_samples_give_equal_bytes(tmp_path: Path, codec: shards.Codec) -> None:
+    for name, numbers in (("a", (1, 2, 3)), ("b", (3, 1, 2))):
+        shards.write([sample(number) for number in numbers], tmp_path / name, contract=CONTRACT, codec=codec)
+    assert (tmp_path / "a" / files.SUMS).read_bytes() == (tmp_path / "b" / files.SUMS).read_bytes()
+
+
+# webdataset leaves the tar to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_alone_reads_them(tmp_path: Path) -> None:
+    import imagecodecs
+    import webdataset
+
+    made = [sample(number) for number in (1, 2)]
+    shards.write(made, tmp_path, contract=CONTRACT)
+    url = str(tmp_path / "toy-train-000000.tar")
+    decoder = webdataset.handle_extension("image.blosc", lambda b: np.frombuffer(imagecodecs.blosc_decode(b), "<u2"))
+    rows = list(webdataset.WebDataset(url, shardshuffle=False).decode(decoder))
+    assert [row["__key__"] for row in rows] == ["place_001", "place_002"]
+    for row, original in zip(rows, made, strict=True):
+        image = row["image.blosc"].reshape(row["meta.json"]["arrays"]["image"]["shape"])
+        np.testing.assert_array_equal(image, original.arrays["image"])
+        assert row["label.json"]["labels"] == original.meta["labels"]
+
+
+@pytest.mark.parametrize("key", ["a.b", "../a", "a/b", "", "ä", "x" * 81])
+def test_a_key_that_a_tar_could_twist_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(SourceError, match="sample key"):
+        shards.write([dataclasses.replace(sample(1), key=key)], tmp_path, contract=CONTRACT)
+    assert not list(tmp_path.glob("*.tar"))
+
+
+def test_no_sample_at_all_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="not one sample"):
+        shards.write([], tmp_path, contract=CONTRACT)
+
+
+def test_a_missing_or_damaged_index_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no such file"):
+        shards.read_index(tmp_path)
+    (tmp_path / shards.INDEX).write_bytes(b"PAR1 no")
+    with pytest.raises(SourceError, match="not a readable Parquet"):
+        shards.read_index(tmp_path)
