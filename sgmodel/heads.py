@@ -1,0 +1,71 @@
+"""Heads beside segmentation: one label for a scene, and what changed between two dates.
+
+Shape suffixes as in `encoder`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sgmodel import encoder as enc
+from sgmodel import upernet
+
+Pooling = Literal["mean", "released"]
+
+
+class SceneClassifier(nn.Module):
+    """Mean over tokens, then the encoder's final norm, then one linear layer.
+
+    `pooling` "released" leaves the first token out of the mean, as the released code does although there is no
+    class token; "mean" takes all. State-dict keys are the published ones, so the encoder's parts hang here.
+    """
+
+    config: enc.EncoderConfig
+    patch_embed: enc.PatchEmbed
+    blocks: nn.Sequential
+    norm: nn.LayerNorm
+
+    def __init__(self, encoder: enc.Encoder, classes: int, pooling: Pooling = "mean") -> None:
+        super().__init__()
+        enc.adopt(self, encoder)
+        self.classes = classes
+        self.pooling: Pooling = pooling
+        self.head = nn.Linear(self.config.width, classes)
+        nn.init.normal_(self.head.weight, std=0.02)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, D), what the linear layer sees."""
+        first = 1 if self.pooling == "released" else 0
+        out: Tensor = self.norm(enc.tokens(self, images)[:, first:].mean(dim=1))
+        return out
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, classes) logits."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+class ChangeDetector(nn.Module):
+    """Two dates through one encoder; the signed difference of their merged maps through the segmentation head.
+
+    Log-probabilities of no change and change. No dropout in levels and pooling, as released; the final norm takes
+    no part, and the merge's bias cancels.
+    """
+
+    def __init__(self, encoder: enc.Encoder, head: upernet.HeadConfig | None = None) -> None:
+        super().__init__()
+        self.head_config = head or upernet.HeadConfig(dropout_levels=0.0)
+        self.encoder = encoder
+        self.merge = upernet.TokenMerge(encoder.config)
+        self.head = upernet.UperHead(encoder.config.width, 2, self.head_config)
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        """Two (N, C, H, W) -> (N, 2, H, W) log-probabilities."""
+        difference = self.merge(self.encoder.tokens(before)) - self.merge(self.encoder.tokens(after))
+        scores: Tensor = self.head(difference)
+        if scores.shape[-1] != before.shape[-1]:
+            scores = upernet.resize(scores, before.shape[-2:])
+        return functional.log_softmax(scores, dim=1)
