@@ -161,7 +161,6 @@ def _middle(values: Array, usable: Array) -> Array:
     """(T, C, H, W) -> (C, H, W) float64: mean of the two middle usable values, 0 where there is none."""
     ranked = np.sort(np.where(usable[:, None], values, np.inf), axis=0)
     count = usable.sum(axis=0)[None, None]
-    lower, upper = (
-        np.take_along_axis(ranked, i, axis=0)[0] for i in (np.maximum(count - 1, 0) // 2, count // 2 * (count > 0))
-    )
+    lower = np.take_along_axis(ranked, np.maximum(count - 1, 0) // 2, axis=0)[0]
+    upper = np.take_along_axis(ranked, np.where(count > 0, count // 2, 0), axis=0)[0]
     return np.where(count[0] > 0, (lower + upper) / 2, 0.0)

@@ -1,0 +1,227 @@
+"""Where bytes become pixels and pixels bytes: windows out of GeoTIFF or JP2, COGs that repeat to the byte."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sgdata import files
+from sgdata.errors import OutputError, SourceError
+from sgdata.types import Array, Bounds, Grid, Window
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+STRIP_BYTES = 1 << 25
+"""Pixels pass through memory in strips of about this size, cut at the file's own blocks."""
+
+READING = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # else one listing of a bucket per file
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif,.tiff,.jp2,.TIF",
+    "GDAL_HTTP_MAX_RETRY": "5",  # 429, 502, 503, 504 and dropped connections; finite
+    "GDAL_HTTP_RETRY_DELAY": "1",
+    "GDAL_HTTP_TIMEOUT": "60",
+    "GDAL_HTTP_CONNECTTIMEOUT": "20",
+    "VSI_CACHE": "TRUE",
+    "AWS_NO_SIGN_REQUEST": "YES",
+    "GDAL_CACHEMAX": "64",  # MB: every block is asked for once, so a large cache only costs
+    "GDAL_PAM_ENABLED": "NO",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a raster file says of itself; `lattice` covers the whole file."""
+
+    lattice: Grid
+    dtype: str
+    nodata: float | None
+    bands: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """How an output raster is stored and shown."""
+
+    descriptions: tuple[str, ...]
+    nodata: int | None = None
+    dtype: Literal["uint8", "uint16"] = "uint16"
+    overviews: Literal["nearest", "mode"] = "nearest"
+    tags: dict[str, str] = field(default_factory=dict)
+    classes: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Value -> (name, #rrggbb): stored as palette, as tags `class_<value>` and in a sidecar that QGIS reads."""
+
+
+# --- reading -------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(href: str) -> Iterator[DatasetReader]:
+    """The raster at a path or URL; every failure inside is a SourceError that names it, never nodata."""
+    import rasterio
+    from rasterio.errors import RasterioError
+
+    try:
+        with rasterio.Env(**READING), rasterio.open(href) as dataset:
+            yield dataset
+    except RasterioError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise SourceError(f"{href}: cannot be read: {reason:.200}; fetch it again or leave it out") from error
+
+
+def header(dataset: DatasetReader) -> Header:
+    """Raises SourceError where the pixels are not square, not north-up, or their CRS has no EPSG code."""
+    a, b, _, d, e, _ = tuple(dataset.transform)[:6]
+    code = dataset.crs and dataset.crs.to_epsg()
+    if not code or b or d or not math.isclose(a, -e):
+        raise SourceError(
+            f"{dataset.name}: CRS {dataset.crs} with transform {tuple(dataset.transform)[:6]}; "
+            "expected an EPSG code and square north-up pixels"
+        )
+    origin = (float(dataset.transform.c), float(dataset.transform.f))
+    lattice = Grid(crs=f"EPSG:{code}", origin=origin, gsd_m=float(a), shape=dataset.shape)
+    return Header(lattice=lattice, dtype=dataset.dtypes[0], nodata=dataset.nodata, bands=dataset.count)
+
+
+def window_over(lattice: Grid, bounds: Bounds, *, margin: int) -> Window:
+    """The pixels of `lattice` that meet `bounds`, and `margin` more on each side, as far as there are any."""
+    west, south, east, north = bounds
+    left, top = lattice.origin
+    gsd, slack = lattice.gsd_m, 1e-6
+    rows = (math.floor((top - north) / gsd + slack) - margin, math.ceil((top - south) / gsd - slack) + margin)
+    cols = (math.floor((west - left) / gsd + slack) - margin, math.ceil((east - left) / gsd - slack) + margin)
+    row, last_row = (min(max(r, 0), lattice.shape[0]) for r in rows)
+    col, last_col = (min(max(c, 0), lattice.shape[1]) for c in cols)
+    return Window(row=row, col=col, height=last_row - row, width=last_col - col)
+
+
+def strips(dataset: DatasetReader, window: Window) -> Iterator[Array]:
+    """The window of band 1 from top to bottom in (h, W) strips that end where the file's blocks end.
+
+    So each block is decoded once and memory stays flat. Values at the file's nodata tag come out as 0.
+    """
+    import rasterio.windows
+
+    block = dataset.block_shapes[0][0]
+    row_bytes = max(window.width, 1) * np.dtype(dataset.dtypes[0]).itemsize
+    rows = max(STRIP_BYTES // (row_bytes * block), 1) * block
+    row, end = window.row, window.row + window.height
+    while row < end:
+        stop = min((row // rows + 1) * rows, end)
+        values = dataset.read(1, window=rasterio.windows.Window(window.col, row, window.width, stop - row))
+        if dataset.nodata:
+            values[values == dataset.nodata] = 0
+        yield values
+        row = stop
+
+
+def digest_start(lattice: Grid, bands: int, dtype: str) -> bytes:
+    """What a pixel hash begins with: shape, dtype, CRS code and transform of the pixels that follow."""
+    shape = (bands, *lattice.shape)
+    return files.canonical_json({"shape": shape, "dtype": dtype, "crs": lattice.crs, "transform": lattice.transform})
+
+
+def little_endian(values: Array) -> bytes:
+    """The C-order bytes of an array, the same on every machine."""
+    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def pixel_sha256(path: Path) -> str:
+    """The hash that an output is promised by: over the header and one SHA-256 per band of its C-order bytes.
+
+    It does not depend on compression, blocks or library versions, as the hash of the file does.
+    """
+    import rasterio.windows
+
+    with opened(str(path)) as dataset:
+        about = header(dataset)
+        hashes = [hashlib.sha256() for _ in range(about.bands)]
+        height, width = about.lattice.shape
+        for row in range(0, height, 512):
+            window = rasterio.windows.Window(0, row, width, min(512, height - row))
+            for digest, values in zip(hashes, dataset.read(window=window), strict=True):
+                digest.update(little_endian(values))
+        start = digest_start(about.lattice, about.bands, about.dtype)
+        return files.sha256(start + b"".join(digest.digest() for digest in hashes))
+
+
+# --- writing -------------------------------------------------------------------------------
+
+
+def write_cog(path: Path, grid: Grid, pieces: Iterable[tuple[Window, Array]], *, style: Style) -> None:
+    """Write (window, (C, h, w) pixels) pieces that cover `grid` as a Cloud Optimized GeoTIFF.
+
+    DEFLATE level 6, horizontal predictor (none for classes), blocks of 512; equal pixels and style give equal
+    bytes under one GDAL. Raises OutputError.
+    """
+    import rasterio
+    import rasterio.shutil
+    from rasterio.errors import RasterioError
+
+    plain = path.with_name(f".{path.name}.plain.tif")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX="64"):
+            with rasterio.open(plain, "w", **_profile(grid, style)) as dataset:
+                _describe(dataset, style)
+                for window, values in pieces:
+                    dataset.write(
+                        values, window=rasterio.windows.Window(window.col, window.row, window.width, window.height)
+                    )
+            with files.replacing(path) as temporary:
+                rasterio.shutil.copy(plain, temporary, driver="COG", **_cog_options(style))
+    except RasterioError as error:
+        raise OutputError(f"{path}: cannot be written: {error.__cause__ or error!s:.200}") from error
+    finally:
+        plain.unlink(missing_ok=True)
+    if style.classes:
+        files.write(path.with_name(path.name + ".aux.xml"), _category_sidecar(style.classes))
+
+
+def _profile(grid: Grid, style: Style) -> dict[str, Any]:
+    from rasterio.transform import Affine
+
+    return {
+        "driver": "GTiff", "dtype": style.dtype, "count": len(style.descriptions), "nodata": style.nodata,
+        "height": grid.shape[0], "width": grid.shape[1], "crs": grid.crs, "transform": Affine(*grid.transform),
+        "tiled": True, "blockxsize": 512, "blockysize": 512, "BIGTIFF": "IF_SAFER",
+    }  # fmt: skip
+
+
+def _describe(dataset: Any, style: Style) -> None:
+    for number, text in enumerate(style.descriptions, 1):
+        dataset.set_band_description(number, text)
+    names = {f"class_{value:03d}": name for value, (name, _) in style.classes.items()}
+    dataset.update_tags(**dict(sorted((style.tags | names).items())))
+    if style.classes:
+        dataset.write_colormap(1, {value: _rgb(colour) for value, (_, colour) in sorted(style.classes.items())})
+
+
+def _cog_options(style: Style) -> dict[str, str]:
+    predictor = "NO" if style.classes or style.dtype == "uint8" else "STANDARD"
+    return {
+        "COMPRESS": "DEFLATE", "LEVEL": "6", "PREDICTOR": predictor, "BLOCKSIZE": "512", "BIGTIFF": "IF_SAFER",
+        "OVERVIEW_RESAMPLING": style.overviews.upper(), "NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def _category_sidecar(classes: dict[int, tuple[str, str]]) -> bytes:
+    """GDAL's PAM document with category names: TIFF has no place for them, and QGIS looks for them here."""
+    root = ET.Element("PAMDataset")
+    names = ET.SubElement(ET.SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
+    for value in range(max(classes) + 1):
+        ET.SubElement(names, "Category").text = classes.get(value, ("", ""))[0]
+    ET.indent(root)
+    return ET.tostring(root) + b"\n"

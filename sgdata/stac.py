@@ -1,0 +1,316 @@
+"""The only network edge for scenes: one search -> the scenes of an area, parsed once, in a fixed order.
+
+Knows the asset keys and properties of Earth Search v1, Planetary Computer and the Copernicus Data Space, and
+reads an API, a static catalogue on disk or an ItemCollection file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgdata.errors import ServiceError, SettingError, SourceError
+from sgdata.types import Bounds
+
+if TYPE_CHECKING:
+    import pystac
+
+EARTH_SEARCH = {
+    "B01": "coastal", "B02": "blue", "B03": "green", "B04": "red", "B05": "rededge1", "B06": "rededge2",
+    "B07": "rededge3", "B08": "nir", "B8A": "nir08", "B09": "nir09", "B10": "cirrus", "B11": "swir16",
+    "B12": "swir22", "SCL": "scl", "cloud": "cloud",
+}  # fmt: skip
+PLANETARY_COMPUTER = {
+    name: name for name in ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12", "SCL")
+}
+CDSE = {
+    "B01": "B01_60m", "B02": "B02_10m", "B03": "B03_10m", "B04": "B04_10m", "B05": "B05_20m", "B06": "B06_20m",
+    "B07": "B07_20m", "B08": "B08_10m", "B8A": "B8A_20m", "B09": "B09_60m", "B11": "B11_20m", "B12": "B12_20m",
+    "SCL": "SCL_20m",
+}  # fmt: skip
+KEYS = {"earth-search": EARTH_SEARCH, "planetary-computer": PLANETARY_COMPUTER, "cdse": CDSE}
+"""Provider -> band -> asset key. Never by `eo:common_name`: three bands share "rededge", and B8A is "nir08"."""
+
+RETRIES, TIMEOUT_S = 4, 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asset:
+    """One file of a scene, and what its item says of it (None where it says nothing).
+
+    `href` is relative to the catalogue where that is a folder, so that a lock does not depend on the machine.
+    """
+
+    href: str
+    crs: str | None = None
+    transform: tuple[float, ...] | None = None
+    shape: tuple[int, int] | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One granule of one acquisition; `time` is UTC to the second, `assets` go by band name, `SCL`, `cloud`."""
+
+    id: str
+    collection: str
+    provider: str
+    time: str
+    platform: str
+    tile: str
+    orbit: int
+    datatake: str
+    baseline: str
+    generated: str
+    crs: str | None
+    bbox: Bounds
+    cloud_cover: float | None
+    assets: dict[str, Asset]
+
+    @property
+    def acquisition(self) -> tuple[str, str, str, int, str]:
+        """Equal for twins: the same ground in the same pass, processed twice."""
+        return (self.platform, self.time, self.tile, self.orbit, self.datatake)
+
+    @property
+    def overpass(self) -> str:
+        """Equal for all granules of one pass of one satellite."""
+        return f"{self.platform} {self.time[:10]} R{self.orbit:03d}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """A scene that was found and left out, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What to look for: `bounds` in degrees, `dates` as first/last day (both included), `bands` the assets needed."""
+
+    collection: str
+    bounds: Bounds
+    dates: str
+    bands: tuple[str, ...]
+
+
+def search(where: str, query: Query) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
+    """Scenes in order of (time, id) and what was dropped as a twin.
+
+    `where` is an API's URL, a catalogue file or its folder, or an ItemCollection file. Raises ServiceError
+    (unreachable after finite retries), SourceError (an item lacks what is needed), SettingError (no scene).
+    """
+    days(query.dates)
+    items = list(_from_api(where, query) if is_url(where) else _from_files(Path(where), query.collection))
+    root = "" if is_url(where) else str(_root(Path(where)).resolve())
+    wanted = {item.id: item for item in items if _meets(item, query)}
+    if not wanted:
+        raise SettingError(
+            f"area {_text(query.bounds)} in {query.dates}: 0 items of '{query.collection}' in {where}, "
+            f"which {_extent(items)}; choose another area, dates or catalogue"
+        )
+    scenes = sorted((parse(item, query.bands, root) for item in wanted.values()), key=lambda s: (s.time, s.id))
+    return without_twins(scenes)
+
+
+def is_url(where: str) -> bool:
+    """Whether a catalogue is asked over HTTP rather than read from disk."""
+    return where.startswith(("http://", "https://"))
+
+
+def days(dates: str) -> tuple[date, date]:
+    """'A/B' -> first and last day. Raises SettingError."""
+    try:
+        first, last = (date.fromisoformat(text) for text in dates.split("/"))
+    except ValueError:
+        raise SettingError(f"dates {dates!r}: expected FIRST/LAST such as 2019-04-01/2020-03-31") from None
+    if first > last:
+        raise SettingError(f"dates {dates!r}: the first day comes after the last")
+    return first, last
+
+
+# --- finding -------------------------------------------------------------------------------
+
+
+def _from_api(url: str, query: Query) -> Iterator[pystac.Item]:
+    """All pages, asked for in slices of a year: long windows run into the servers' time limits."""
+    import requests
+    from pystac_client import Client
+    from pystac_client.exceptions import APIError
+    from pystac_client.stac_api_io import StacApiIO
+
+    first, last = days(query.dates)
+    try:
+        client = Client.open(url, stac_io=StacApiIO(max_retries=RETRIES, timeout=TIMEOUT_S))
+        for year in range(first.year, last.year + 1):
+            span = (max(first, date(year, 1, 1)).isoformat(), min(last, date(year, 12, 31)).isoformat())
+            yield from client.search(collections=[query.collection], bbox=query.bounds, datetime=span).items()
+    except (APIError, requests.RequestException) as error:
+        reason = " ".join(str(error).split())
+        raise ServiceError(
+            f"{url}: no answer from the catalogue: {reason:.200}; try later or give --stac PATH"
+        ) from None
+
+
+def _root(path: Path) -> Path:
+    """The folder that local hrefs are told relative to."""
+    return path if path.is_dir() else path.parent
+
+
+def _from_files(path: Path, collection: str) -> Iterator[pystac.Item]:
+    import json
+
+    import pystac
+
+    path = path / "catalog.json" if path.is_dir() else path
+    try:
+        kind = json.loads(path.read_bytes()).get("type")
+        if kind == "FeatureCollection":
+            items: Iterable[pystac.Item] = pystac.ItemCollection.from_file(str(path.resolve()))
+            items = [_at_home(item, path) for item in items]
+        elif kind in {"Catalog", "Collection"}:
+            items = pystac.Catalog.from_file(str(path.resolve())).get_items(recursive=True)
+        else:
+            raise SettingError(f"{path}: is a STAC {kind!r}; expected a Catalog, a Collection or a FeatureCollection")
+        yield from (item for item in items if item.collection_id in {collection, None})
+    except FileNotFoundError as error:
+        missing = error.filename or path
+        raise SettingError(f"{missing}: no such file; give --stac the URL or path of a STAC catalogue") from None
+    except (OSError, ValueError, KeyError, pystac.STACError) as error:
+        raise SourceError(f"{path}: cannot be read as a STAC catalogue: {error!s:.200}") from None
+
+
+def _at_home(item: pystac.Item, path: Path) -> pystac.Item:
+    """An item of a collection file: its relative hrefs start at that file unless it says otherwise."""
+    if item.get_self_href() is None:
+        item.set_self_href(str(path.resolve().parent / f"{item.id}.json"))
+    return item
+
+
+def _meets(item: pystac.Item, query: Query) -> bool:
+    first, last = days(query.dates)
+    if item.datetime is None or item.bbox is None or not first <= item.datetime.date() <= last:
+        return False
+    west, south, east, north = item.bbox[:4]
+    return west < query.bounds[2] and east > query.bounds[0] and south < query.bounds[3] and north > query.bounds[1]
+
+
+def _extent(items: list[pystac.Item]) -> str:
+    boxes = [item.bbox for item in items if item.bbox]
+    if not boxes:
+        return "holds none there at all"
+    bounds = (min(b[0] for b in boxes), min(b[1] for b in boxes), max(b[2] for b in boxes), max(b[3] for b in boxes))
+    times = sorted(item.datetime.date().isoformat() for item in items if item.datetime)
+    return f"covers {_text(bounds)}, {times[0]}/{times[-1]}"
+
+
+def _text(bounds: Iterable[float]) -> str:
+    return "(" + ", ".join(f"{value:.4f}" for value in bounds) + ")"
+
+
+# --- parsing -------------------------------------------------------------------------------
+
+
+def parse(item: pystac.Item, bands: tuple[str, ...], root: str = "") -> Scene:
+    """A STAC item of any known provider as a Scene with the assets of `bands`. Raises SourceError."""
+    told = item.properties
+    provider, keys = _provider(item, bands)
+    product = str(told.get("s2:product_uri") or item.id)
+    tile = re.search(r"(\d{1,2})([C-X][A-Z]{2})", str(told.get("grid:code") or told.get("s2:mgrs_tile") or item.id))
+    baseline = told.get("s2:processing_baseline") or told.get("processing:version")
+    if item.datetime is None or item.bbox is None or tile is None or baseline is None:
+        lacks = {"datetime": item.datetime, "bbox": item.bbox, "tile": tile, "processing baseline": baseline}
+        raise SourceError(f"item {item.id}: has no {', '.join(k for k, v in lacks.items() if v is None)}; leave it out")
+    orbit = told.get("sat:relative_orbit") or (re.findall(r"_R(\d{3})_", product) or [0])[0]
+    datatake = str(told.get("s2:datatake_id") or told.get("eopf:datatake_id") or "")
+    return Scene(
+        id=item.id,
+        collection=item.collection_id or "",
+        provider=provider,
+        time=item.datetime.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        platform=str(told.get("platform") or product[:3]).lower(),
+        tile=tile[1].zfill(2) + tile[2],
+        orbit=int(orbit),
+        datatake=re.sub(r"_N\d\d\.\d\d$", "", datatake),
+        baseline=str(baseline),
+        generated=str(told.get("s2:generation_time") or told.get("processing:datetime") or ""),
+        crs=_crs(told) or _zone(tile[1], tile[2]),
+        bbox=(item.bbox[0], item.bbox[1], item.bbox[2], item.bbox[3]),
+        cloud_cover=told.get("eo:cloud_cover"),
+        assets={band: _asset(item, keys[band], root) for band in bands},
+    )
+
+
+def _provider(item: pystac.Item, bands: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """The provider whose asset keys fit best. Raises SourceError naming what is missing."""
+    have = {name: [band for band in bands if keys.get(band) in item.assets] for name, keys in KEYS.items()}
+    name = max(have, key=lambda provider: len(have[provider]))
+    missing = [f"{band} ('{KEYS[name].get(band, '?')}')" for band in bands if band not in have[name]]
+    if missing:
+        raise SourceError(
+            f"item {item.id}: has no asset for {', '.join(missing)} as {name} names them; "
+            f"it has {', '.join(sorted(item.assets))[:120]}"
+        )
+    return name, KEYS[name]
+
+
+def _asset(item: pystac.Item, key: str, root: str) -> Asset:
+    asset = item.assets[key]
+    told: dict[str, Any] = item.properties | asset.extra_fields
+    href = asset.get_absolute_href() or asset.href
+    if root and "://" not in href:
+        href = Path(os.path.relpath(href, root)).as_posix()
+    band = (told.get("raster:bands") or told.get("bands") or [{}])[0]
+    transform, shape = told.get("proj:transform"), told.get("proj:shape")
+    return Asset(
+        href=href,
+        crs=_crs(told),
+        transform=tuple(float(value) for value in transform[:6]) if transform else None,
+        shape=(shape[0], shape[1]) if shape else None,
+        dtype=band.get("data_type") or told.get("data_type"),
+    )
+
+
+def _crs(told: dict[str, Any]) -> str | None:
+    """`proj:code` (new) or `proj:epsg` (old) as 'EPSG:n'."""
+    code, number = told.get("proj:code"), told.get("proj:epsg")
+    return str(code) if code else f"EPSG:{number}" if number else None
+
+
+def _zone(number: str, letters: str) -> str:
+    """The UTM zone that an MGRS tile lies in: bands C-M are south of the equator."""
+    return f"EPSG:{326 if letters[0] >= 'N' else 327}{int(number):02d}"
+
+
+def without_twins(scenes: Iterable[Scene]) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
+    """One scene per acquisition: the newest baseline, then the newest generation time, then the greatest id."""
+    kept: dict[tuple[str, str, str, int, str], Scene] = {}
+    ranked = sorted(scenes, key=lambda s: (s.baseline, s.generated, s.id), reverse=True)
+    dropped = []
+    for scene in ranked:
+        winner = kept.setdefault(scene.acquisition, scene)
+        if winner is not scene:
+            dropped.append(
+                Dropped(id=scene.id, reason=f"twin of {winner.id} (baseline {scene.baseline} < {winner.baseline})")
+            )
+    order = sorted(kept.values(), key=lambda s: (s.time, s.id))
+    return tuple(order), tuple(sorted(dropped, key=lambda d: d.id))
+
+
+def located(scene: Scene, where: str) -> Scene:
+    """The scene with hrefs that can be opened: relative ones start at the catalogue `where`."""
+    if is_url(where):
+        return scene
+    root = _root(Path(where))
+    assets = {
+        band: asset if "://" in asset.href else replace(asset, href=str(root / asset.href))
+        for band, asset in scene.assets.items()
+    }
+    return replace(scene, assets=assets)
