@@ -1,0 +1,169 @@
+"""What an OpenStreetMap object is, by its tags: the tag table parsed, and one rule chosen per object. Pure.
+
+The table is `catalogs/tables/osm_lulc_tags.tsv`: key, value (`*` = any), geometry, label value, priority and a
+note holding `tier=core|ext|opt`, `group=...`, `half_width_m ... CTU=x` and conditions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from sgdata.errors import SettingError
+
+Kind = Literal["polygon", "line"]
+Tier = Literal["core", "ext", "opt"]
+
+IGNORE = 255
+WATER = ("natural", "water", "waterway")
+GROUND = ("natural", "landuse", "landcover", "water", "waterway", "wetland")
+TIERS: tuple[Tier, ...] = get_args(Tier)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One row of the table: `key=value` drawn as `kind` means `label` (a train index).
+
+    `priority` 1 is strongest. `half_width_m` of a line is the CTU value. `needs` and `unless` are conditions on
+    the object's other tags, `key` or `key=value`. `active` is False for rows that the table or the recipe turns
+    off; they stay in the table because a line row also says that a closed way is not an area.
+    """
+
+    key: str
+    value: str
+    kind: Kind
+    label: int
+    tier: Tier
+    priority: int
+    group: str = ""
+    half_width_m: float | None = None
+    needs: str = ""
+    unless: str = ""
+    active: bool = True
+
+
+RuleTable = Mapping[tuple[Kind, str, str], Rule]
+
+
+def rules(
+    rows: Iterable[Mapping[str, str]], codes: Mapping[int, int], *, tiers: Iterable[str], groups: Iterable[str]
+) -> dict[tuple[Kind, str, str], Rule]:
+    """The tag table by (kind, key, value). `codes` maps label values to train indices.
+
+    A street row is active where its group is in `groups`, any other row where its tier is in `tiers`. Raises
+    SettingError naming the row: a column missing, no tier, an unknown label value, a row given twice.
+    """
+    table: dict[tuple[Kind, str, str], Rule] = {}
+    for number, row in enumerate(rows, start=2):
+        if row.get("geometry") == "raster":  # what to do with untagged land: no tag to match
+            continue
+        rule = _rule(row, codes, f"tag table line {number}", frozenset(tiers), frozenset(groups))
+        place = (rule.kind, rule.key, rule.value)
+        if place in table:
+            raise SettingError(f"tag table line {number}: {' '.join(place)} stands there twice; remove one row")
+        table[place] = rule
+    return table
+
+
+def _rule(
+    row: Mapping[str, str], codes: Mapping[int, int], where: str, tiers: frozenset[str], groups: frozenset[str]
+) -> Rule:
+    try:
+        note, kind, value = row["note"], row["geometry"], int(row["segmunich_label_value"])
+        priority = int(row["priority"])
+        key, tag_value = row["osm_key"], row["osm_value"]
+    except (KeyError, ValueError) as error:
+        raise SettingError(f"{where}: {error}; expected the columns of osm_lulc_tags.tsv") from None
+    tier = _found(r"tier=(core|ext|opt)", note)
+    if kind not in get_args(Kind) or not tier:
+        raise SettingError(
+            f"{where}: geometry {kind!r}, note {note!r}; expected polygon or line, and tier=core|ext|opt"
+        )
+    if value != IGNORE and value not in codes:
+        raise SettingError(f"{where}: label value {value} is not among {sorted(codes)}")
+    group, width = _found(r"group=(\w+)", note), _found(r"CTU=(\d+(?:\.\d+)?)", note)
+    chosen = group in groups if group else tier in tiers
+    return Rule(
+        key=key,
+        value=tag_value,
+        kind=cast(Kind, kind),
+        label=codes.get(value, IGNORE),
+        tier=cast(Tier, tier),
+        priority=priority,
+        group=group,
+        half_width_m=float(width) if kind == "line" and width else None,
+        needs=_found(r"only with (\S+=\S+)", note),
+        unless=_found(r"only where no (\S+) key", note) or _found(r"; (?:\S+ )*?(\S+=\S+) wins", note),
+        # A line without a width (a coastline) bounds something; it is nothing to draw itself.
+        active=chosen and value != IGNORE and (kind == "polygon" or bool(width)),
+    )
+
+
+def _found(pattern: str, note: str) -> str:
+    match = re.search(pattern, note)
+    return match.group(1) if match else ""
+
+
+def keys(table: RuleTable, kind: Kind) -> tuple[str, ...]:
+    """The OSM keys with an active rule of this kind, sorted."""
+    return tuple(sorted({rule.key for rule in table.values() if rule.kind == kind and rule.active}))
+
+
+def match(table: RuleTable, kind: Kind, tags: Mapping[str, str], *, is_way: bool) -> Rule | None:
+    """The rule that names an object with these tags, or None.
+
+    Of several, an exact value beats `*`, then core beats ext beats opt, then the stronger priority wins, then
+    the key that sorts first. A closed way (`is_way`) tagged as a line thing (a canal, a footway) is an area
+    only with `area=yes`; a multipolygon relation always is one.
+    """
+    linear = kind == "polygon" and is_way and tags.get("area") != "yes"
+    best: tuple[tuple[bool, int, int, str], Rule] | None = None
+    for key, text in tags.items():
+        for value in (*(part.strip() for part in text.split(";")), "*"):
+            rule = table.get((kind, key, value))
+            if rule is None or not rule.active or not _holds(rule, tags):
+                continue
+            if linear and ("line", key, value) in table:
+                continue
+            rank = (value == "*", TIERS.index(rule.tier), rule.priority, key)
+            if best is None or rank < best[0]:
+                best = (rank, rule)
+            break
+    return best[1] if best else None
+
+
+def _holds(rule: Rule, tags: Mapping[str, str]) -> bool:
+    """Whether the conditions of a rule hold."""
+    return (not rule.needs or _has(tags, rule.needs)) and not (rule.unless and _has(tags, rule.unless))
+
+
+def _has(tags: Mapping[str, str], condition: str) -> bool:
+    key, equals, value = condition.partition("=")
+    return key in tags and (not equals or tags[key] == value)
+
+
+def hidden(tags: Mapping[str, str], rule: Rule) -> bool:
+    """Whether the object lies under ground: a tunnel, an underground car park, a street below layer 0.
+
+    Ground itself keeps its class: mappers put rivers at layer -1 because bridges cross them.
+    """
+    if tags.get("tunnel", "no") != "no" or "underground" in (tags.get("location"), tags.get("parking")):
+        return True
+    try:
+        return rule.key not in GROUND and float(tags.get("layer", "0")) < 0
+    except ValueError:
+        return False
+
+
+def width_m(tags: Mapping[str, str]) -> float | None:
+    """Carriageway width: `width` in metres or feet, else `lanes` x 3.25 m; None if neither says a believable one."""
+    text = tags.get("width", "").replace(",", ".").strip().lower()
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(m|ft|')?", text)
+    if number:
+        width = float(number.group(1)) * (0.3048 if number.group(2) in ("ft", "'") else 1.0)
+        if 0.5 <= width <= 100:
+            return width
+    lanes = tags.get("lanes", "")
+    return int(lanes) * 3.25 if lanes.isdecimal() and 1 <= int(lanes) <= 20 else None
