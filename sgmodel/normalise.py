@@ -1,0 +1,77 @@
+"""Stored integers to the floats that a model sees, on the device; recorded in every checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sgdata.errors import SettingError
+from sgdata.types import Contract
+
+Scheme = Literal["minmax", "zscore", "clip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormaliseRecipe:
+    """`mean` and `std` (stored units, one per band) stand in for the contract's statistics where given."""
+
+    scheme: Scheme
+    eps: float = 1e-10
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """A scheme with its constants. It is applied to whole images, before any crop."""
+
+    scheme: Scheme
+    eps: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    before_crop: bool = True
+
+
+def resolve(recipe: NormaliseRecipe, contract: Contract) -> Normalisation:
+    """The recipe with the constants of the data; `minmax` has none. Raises SettingError."""
+    if recipe.scheme == "minmax":
+        return Normalisation(scheme="minmax", eps=recipe.eps, mean=(), std=())
+    names = [band.name for band in contract.bands]
+    mean = recipe.mean or tuple(contract.statistics[name].mean for name in names)
+    std = recipe.std or tuple(contract.statistics[name].std for name in names)
+    if not len(mean) == len(std) == len(names):
+        raise SettingError(f"normalise: {len(mean)} means, {len(std)} stds for {len(names)} bands ({' '.join(names)})")
+    return Normalisation(scheme=recipe.scheme, eps=recipe.eps, mean=mean, std=std)
+
+
+def apply(how: Normalisation, images: Tensor, extent: Tensor) -> Tensor:
+    """(N, C, H, W) of any number type -> float32. Only [:h, :w] of each image is real, `extent` (N, 2) = h, w."""
+    x = images.float()
+    if how.scheme == "minmax":
+        return _minmax(x, extent, how.eps)
+    mean, std = (torch.tensor(v, device=x.device).float()[:, None, None] for v in (how.mean, how.std))
+    return (x - mean) / (std + how.eps) if how.scheme == "zscore" else _clip(x, mean, std)
+
+
+def _minmax(x: Tensor, extent: Tensor, eps: float) -> Tensor:
+    """(x - min) / (max - min + eps) per image and band (spec section 5)."""
+    outside = outside_extent(x, extent)
+    low = x.masked_fill(outside, float("inf")).amin(dim=(2, 3), keepdim=True)
+    high = x.masked_fill(outside, float("-inf")).amax(dim=(2, 3), keepdim=True)
+    return (x - low) / (high - low + eps)
+
+
+def _clip(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """mean +- 2 std onto 0..255, truncated to whole numbers, over 255 (spec section 5, BigEarthNet)."""
+    scaled = (x - (mean - 2 * std)) / (4 * std) * 255.0
+    return scaled.clamp(0.0, 255.0).floor() / 255.0
+
+
+def outside_extent(x: Tensor, extent: Tensor) -> Tensor:
+    """(N, 1, H, W) true on the padding of images smaller than the batch's buffer."""
+    rows = torch.arange(x.shape[2], device=x.device)[:, None] >= extent[:, 0, None, None].to(x.device)
+    cols = torch.arange(x.shape[3], device=x.device)[None, :] >= extent[:, 1, None, None].to(x.device)
+    return (rows | cols)[:, None]

@@ -1,0 +1,76 @@
+"""Learning-rate schedules as pure functions of the step, and AdamW parameter groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Schedule = Callable[[int], float]
+"""Optimizer step (0-based) -> learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerRecipe:
+    """AdamW and its schedule; times in epochs, which need not be whole.
+
+    The peak rate is `lr` as it stands: the papers' base rate x batch / 256 is multiplied out in the recipe.
+    `clip_norm` 0 leaves gradients alone, as the paper does.
+    """
+
+    lr: float
+    schedule: Literal["cosine", "poly"]
+    warmup_epochs: float
+    weight_decay: float
+    decay: Literal["matrices", "all"] = "matrices"
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 0.0
+
+
+def cosine(step: int, *, peak: float, warmup: float, total: float, floor: float = 0.0) -> float:
+    """Linear from 0 over `warmup` steps, then half a cosine to `floor` at `total` (pretraining, classification)."""
+    if step < warmup:
+        return peak * step / warmup
+    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+
+def poly(step: int, *, peak: float, warmup: float, total: float, power: float = 0.9) -> float:
+    """From peak / 1000 to peak over `warmup` steps, then (1 - progress)^power to 0 at `total` (SegMunich)."""
+    if step < warmup:
+        return peak * (1e-3 + (1.0 - 1e-3) * step / warmup)
+    left = max(0.0, 1.0 - (step - warmup) / (total - warmup))
+    return peak * math.pow(left, power)
+
+
+def schedule(recipe: OptimizerRecipe, *, steps_per_epoch: float, total: int) -> Schedule:
+    """The recipe's learning rate at each of `total` steps."""
+    warmup = min(recipe.warmup_epochs * steps_per_epoch, total - 1)
+    if recipe.schedule == "poly":
+        return lambda step: poly(step, peak=recipe.lr, warmup=warmup, total=total)
+    return lambda step: cosine(step, peak=recipe.lr, warmup=warmup, total=total)
+
+
+def groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
+    """Parameter groups: 1-D parameters and biases escape the decay unless `decay` is "all".
+
+    Position tables and the mask token are decayed, as released (spec section 6).
+    """
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        spared = recipe.decay == "matrices" and (parameter.ndim <= 1 or name.endswith(".bias"))
+        (others if spared else matrices).append(parameter)
+    return [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def adamw(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
+    """AdamW over `groups`; the loop sets the rate before each step."""
+    fused = next(model.parameters()).is_cuda
+    return torch.optim.AdamW(groups(model, recipe), lr=recipe.lr, betas=recipe.betas, fused=fused)

@@ -1,0 +1,64 @@
+"""Small shards with a known rule from pixels to labels: for the loader and the training programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sgdata import sentinel2, shards
+from sgdata.types import Contract, LabelSpace, Sample
+
+CLASSES = 4
+
+
+def contract(px: int) -> Contract:
+    """Twelve L2A bands and four classes; `shards.write` fills in the rest."""
+    return Contract(
+        format=1,
+        dataset="toy",
+        version="1",
+        bands=sentinel2.bands(sentinel2.L2A_BANDS),
+        level="L2A",
+        scale=1e-4,
+        offset=0.0,
+        nodata=0,
+        resampling="bilinear",
+        resampling_version=1,
+        shape=(12, px, px),
+        label_space=LabelSpace(
+            name="toy",
+            task="segmentation",
+            ids=tuple(range(CLASSES)),
+            names=("dark", "left", "right", "bright"),
+            colours=("#000000", "#3050a0", "#50a030", "#f0f0f0"),
+            ignore=255,
+        ),
+        statistics={},
+        splits={},
+        fingerprint="",
+    )
+
+
+def sample(number: int, split: str, height: int, width: int) -> Sample:
+    """Blocks of 8 pixels, each of one class; a class is a spectrum, with noise; one corner is unlabelled."""
+    rng = np.random.Generator(np.random.Philox(key=[number, 2]))
+    blocks = rng.integers(0, CLASSES, (-(-height // 8), -(-width // 8)))
+    mask = blocks.repeat(8, 0).repeat(8, 1)[:height, :width].astype(np.uint8)
+    bands = np.arange(12)
+    spectra = np.stack([400 + 0 * bands, 3000 - 200 * bands, 800 + 200 * bands, 4000 + 0 * bands])
+    image = spectra[mask].transpose(2, 0, 1) + rng.integers(-60, 60, (12, height, width))
+    mask[:2, :2] = 255
+    return Sample(
+        key=f"toy-{number:05d}",
+        split=split,
+        arrays={"image": image.astype(np.uint16), "mask": mask},
+        meta={"bounds": None},
+    )
+
+
+def write(out: Path, *, train: int = 6, val: int = 2, px: int = 32) -> Path:
+    """A folder of shards of `train` + `val` samples; returns it."""
+    made = [sample(n, "train" if n < train else "val", px, px) for n in range(train + val)]
+    shards.write(made, out, contract=contract(px))
+    return out

@@ -1,0 +1,119 @@
+"""Normalisation and geometry against the released transforms; geometry as a group; draws per sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sgdata.errors import SettingError
+from sgmodel import augment, normalise
+
+MINMAX = normalise.Normalisation(scheme="minmax", eps=1e-10, mean=(), std=())
+
+
+def at(box: list[int], *, transpose: bool = False, rows: bool = False, cols: bool = False) -> augment.Geometry:
+    flags = [torch.tensor([flag]) for flag in (transpose, rows, cols)]
+    return augment.Geometry(box=torch.tensor([box]), transpose=flags[0], flip_rows=flags[1], flip_cols=flags[2])
+
+
+def extent(x: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([x.shape[-2:]] * len(x))
+
+
+@pytest.mark.parametrize(("name", "eps"), [("fmow", 1e-10), ("ben_pretrain", 1e-12)])
+def test_minmax_crop_and_flip_equal_the_released_transform(parity: Path, name: str, eps: float) -> None:
+    theirs = np.load(parity / "preprocess.npz")
+    raw = torch.from_numpy(theirs[f"{name}/raw"]).permute(2, 0, 1)[None]
+    how = normalise.Normalisation(scheme="minmax", eps=eps, mean=(), std=())
+    x = normalise.apply(how, raw, extent(raw))
+    assert np.array_equal(x[0].permute(1, 2, 0).numpy(), theirs[f"{name}/minmax"])
+    kept = [band for band in range(x.shape[1]) if x.shape[1] == 12 or band != 10]
+    geometry = at(theirs[f"{name}/crop_top_left_h_w"].tolist(), cols=bool(theirs[f"{name}/flipped"]))
+    expected = theirs[f"{name}/train_out"]
+    ours = augment.images(x[:, kept], geometry, expected.shape[1])
+    np.testing.assert_allclose(ours[0].numpy(), expected, atol=2e-6)
+
+
+def test_clip_equals_the_released_eight_bit_form(parity: Path) -> None:
+    theirs = np.load(parity / "preprocess.npz")
+    mean, std = (tuple(theirs[f"ben_finetune/{name}"].tolist()) for name in ("mean", "std"))
+    raw = torch.from_numpy(theirs["ben_pretrain/raw"]).permute(2, 0, 1)[None]
+    how = normalise.Normalisation(scheme="clip", eps=0.0, mean=mean, std=std)
+    x = normalise.apply(how, raw, extent(raw))
+    assert np.array_equal((x[0].permute(1, 2, 0) * 255).round().numpy(), theirs["ben_finetune/uint8"])
+
+
+def test_padding_does_not_enter_the_minimum() -> None:
+    small = torch.arange(100, 124).reshape(1, 2, 3, 4)
+    padded = torch.zeros(1, 2, 5, 6, dtype=small.dtype)
+    padded[:, :, :3, :4] = small
+    alone = normalise.apply(MINMAX, small, extent(small))
+    assert torch.equal(normalise.apply(MINMAX, padded, torch.tensor([[3, 4]]))[:, :, :3, :4], alone)
+
+
+def test_a_constant_band_gives_zeros() -> None:
+    assert torch.equal(
+        normalise.apply(MINMAX, torch.full((1, 1, 2, 2), 7), torch.tensor([[2, 2]])), torch.zeros(1, 1, 2, 2)
+    )
+
+
+def test_statistics_must_fit_the_bands() -> None:
+    from synthetic_shards import contract
+
+    recipe = normalise.NormaliseRecipe(scheme="zscore", mean=(1.0, 2.0), std=(1.0, 1.0))
+    with pytest.raises(SettingError, match="2 means, 2 stds for 12 bands"):
+        normalise.resolve(recipe, contract(32))
+
+
+@pytest.mark.parametrize("size", [32, 48, 20])
+def test_bicubic_equals_torch(size: int) -> None:
+    x = torch.rand(1, 3, 40, 36, generator=torch.Generator().manual_seed(1))
+    ours = augment.images(x, at([3, 5, 30, 24]), size)
+    theirs = torch.nn.functional.interpolate(x[:, :, 3:33, 5:29], (size, size), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(ours, theirs, atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True)])
+def test_images_and_masks_move_alike(turns: int, flips: tuple[bool, bool]) -> None:
+    y = torch.arange(64).reshape(1, 8, 8)
+    rows, cols = flips[0] ^ (turns in (1, 2)), flips[1] ^ (turns in (2, 3))
+    geometry = at([0, 0, 8, 8], transpose=turns % 2 == 1, rows=rows, cols=cols)
+    expected = torch.rot90(y, turns, (1, 2)).flip([axis for axis, on in ((1, flips[0]), (2, flips[1])) if on])
+    assert torch.equal(augment.masks(y, geometry, 8), expected)
+    assert torch.equal(augment.images(y[:, None].float(), geometry, 8)[:, 0].long(), expected)
+
+
+def test_masks_take_the_nearest_pixel_of_the_box() -> None:
+    y = torch.arange(36).reshape(1, 6, 6)
+    assert augment.masks(y, at([1, 2, 4, 2]), 2).tolist() == [[[14, 15], [26, 27]]]
+
+
+RECIPE = augment.AugmentRecipe(crop_area=(0.2, 1.0), horizontal_flip=0.5, vertical_flip=0.5, quarter_turns=True)
+
+
+def test_geometry_is_drawn_per_sample_and_epoch() -> None:
+    samples = torch.arange(400)
+    sizes = torch.tensor([[96, 80]]).expand(400, 2)
+    together = augment.draw(RECIPE, samples, torch.zeros(400, dtype=torch.long), sizes, seed=3)
+    alone = augment.draw(RECIPE, samples[17:18], torch.zeros(1, dtype=torch.long), sizes[:1], seed=3)
+    later = augment.draw(RECIPE, samples, torch.ones(400, dtype=torch.long), sizes, seed=3)
+    assert torch.equal(together.box[17], alone.box[0])
+    assert not torch.equal(together.box, later.box)
+    for flag in (together.transpose, together.flip_rows, together.flip_cols):
+        assert 150 < int(flag.sum()) < 250
+    top, left, height, width = together.box.unbind(1)
+    assert bool(((top >= 0) & (left >= 0) & (top + height <= 96) & (left + width <= 80)).all())
+    share = (height * width) / (96 * 80)
+    assert 0.19 < float(share.min()) < 0.25
+    assert float(share.max()) > 0.9
+    assert bool(((width / height > 0.73) & (width / height < 1.37)).all())
+
+
+def test_no_augmentation_changes_nothing() -> None:
+    x = torch.rand(2, 3, 16, 16)
+    still = augment.draw(augment.AugmentRecipe(), torch.arange(2), torch.zeros(2).long(), extent(x), seed=0)
+    assert torch.equal(augment.images(x, still, 16), x)

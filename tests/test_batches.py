@@ -1,0 +1,138 @@
+"""The stream is a pure function; ranks, resumption and threads do not change it; damage is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_shards import contract, sample, write
+
+from sgdata import shards
+from sgdata.errors import SettingError, SourceError
+from sgmodel import batches
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("shards") / "toy", train=11, val=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 40),
+    world=st.sampled_from([1, 2, 4]),
+    batch=st.sampled_from([4, 8, 24]),
+    cut=st.integers(0, 12),
+    seed=st.integers(0, 9),
+)
+def test_order_on_any_ranks_with_any_interruption(count: int, world: int, batch: int, cut: int, seed: int) -> None:
+    """Three epochs and more: the ranks' shares, resumed at `cut`, join into the sequence of one rank."""
+    last = max(12, 3 * count // batch + 1)
+    whole = [places.samples for places in batches.stream(count, batch, seed=seed, first=0, last=last)]
+    resumed = [*batches.stream(count, batch, seed=seed, first=0, last=cut)]
+    resumed += batches.stream(count, batch, seed=seed, first=cut, last=last)
+    for expected, places in zip(whole, resumed, strict=True):
+        parts = [batches.share(places, rank=rank, world=world).samples for rank in range(world)]
+        assert np.array_equal(np.concatenate(parts), expected)
+    flat = np.concatenate(whole)
+    for epoch in range(len(flat) // count):
+        assert sorted(flat[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_epochs_differ_and_are_marked() -> None:
+    first, second, third = batches.stream(8, 8, seed=1, first=0, last=3)
+    assert not np.array_equal(first.samples, second.samples)
+    assert [set(places.epoch) for places in (first, second, third)] == [{0}, {1}, {2}]
+    (across,) = batches.stream(6, 8, seed=1, first=0, last=1)
+    assert across.epoch.tolist() == [0] * 6 + [1] * 2
+
+
+def test_ranks_must_divide_the_batch() -> None:
+    (places,) = batches.stream(9, 6, seed=0, first=0, last=1)
+    with pytest.raises(SettingError, match="batch 6 does not divide among 4"):
+        batches.share(places, rank=0, world=4)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_hold_the_samples_of_their_keys(folder: Path, threads: int) -> None:
+    source = batches.Samples(folder, "train", ("image", "mask"))
+    stored = {one.key: one for one in shards.samples(folder, "train")}
+    seen = 0
+    for batch in batches.load(source, batches.stream(11, 4, seed=2, first=0, last=9), threads=threads):
+        assert batch.arrays["image"].dtype == torch.uint16
+        for row, key in enumerate(batch.keys):
+            assert source.keys[int(batch.samples[row])] == key
+            for name in ("image", "mask"):
+                assert np.array_equal(batch.arrays[name][row].numpy(), stored[key].arrays[name])
+            seen += 1
+    assert seen == 36
+
+
+def test_in_order_reads_every_sample_once(folder: Path) -> None:
+    source = batches.Samples(folder, "train", ("mask",))
+    keys = [key for batch in batches.load(source, batches.in_order(len(source), 4), threads=2) for key in batch.keys]
+    assert keys == source.keys
+    assert len(keys) == 11
+
+
+def test_sizes_may_vary(tmp_path: Path) -> None:
+    made = [sample(0, "train", 20, 24), sample(1, "train", 32, 16)]
+    shards.write(made, tmp_path, contract=contract(32))
+    source = batches.Samples(tmp_path, "train", ("image", "mask"))
+    (batch,) = batches.load(source, batches.in_order(2, 2), threads=2)
+    assert batch.extent.tolist() == [[20, 24], [32, 16]]
+    assert tuple(batch.arrays["image"].shape) == (2, 12, 32, 24)
+    for row, (height, width) in enumerate(batch.extent.tolist()):
+        image = batch.arrays["image"][row].numpy()
+        assert np.array_equal(image[:, :height, :width], made[row].arrays["image"])
+        assert image[:, height:].sum() == image[:, :, width:].sum() == 0
+
+
+def test_parts_cover_a_batch(folder: Path) -> None:
+    source = batches.Samples(folder, "train", ("image",))
+    (batch,) = batches.load(source, batches.in_order(11, 11), threads=1)
+    parts = list(batch.parts(4))
+    assert [len(part.keys) for part in parts] == [2, 3, 3, 3]
+    assert torch.equal(torch.cat([part.arrays["image"] for part in parts]), batch.arrays["image"])
+    assert len(list(batch.parts(99))) == 11
+
+
+def test_codec_npy_reads_the_same(tmp_path: Path, folder: Path) -> None:
+    made = list(shards.samples(folder, "val"))
+    shards.write(made, tmp_path, contract=contract(32), codec="npy")
+    source = batches.Samples(tmp_path, "val", ("image",))
+    assert np.array_equal(source.read(1, "image"), made[1].arrays["image"])
+
+
+def test_unknown_split_and_member_are_named(folder: Path) -> None:
+    with pytest.raises(SettingError, match="no split 'dev'; it has train, val"):
+        batches.Samples(folder, "dev", ("image",))
+    with pytest.raises(SettingError, match="samples have no 'image_10m'; they have image, mask, meta"):
+        batches.Samples(folder, "train", ("image_10m",))
+
+
+def test_a_damaged_member_is_named(tmp_path: Path) -> None:
+    write(tmp_path, train=3, val=1)
+    source = batches.Samples(tmp_path, "train", ("image",))
+    start = int(source.members["image"].offset[1])
+    with (tmp_path / source.shard[1]).open("r+b") as handle:
+        handle.seek(start)
+        handle.write(b"\xff" * 64)
+    with pytest.raises(SourceError, match="sample 'toy-00001'.*sgdata verify"):
+        list(batches.load(source, batches.in_order(3, 3), threads=2))
+
+
+def test_a_shard_cut_short_or_missing_is_named(tmp_path: Path) -> None:
+    write(tmp_path, train=3, val=1)
+    tar = tmp_path / "toy-train-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:40_000])
+    source = batches.Samples(tmp_path, "train", ("image",))
+    with pytest.raises(SourceError, match="sample 'toy-0000"):
+        list(batches.load(source, batches.in_order(3, 1), threads=1))
+    tar.unlink()
+    with pytest.raises(SourceError, match=r"toy-train-000000.tar: cannot be read"):
+        batches.Samples(tmp_path, "train", ("image",))

@@ -1,0 +1,56 @@
+"""Schedules against the released code's, step by step; which parameters are decayed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+from sgmodel import optim
+
+PRETRAIN = optim.OptimizerRecipe(lr=3.2e-3, schedule="cosine", warmup_epochs=20, weight_decay=0.05, betas=(0.9, 0.95))
+
+
+def make(lr: float, warmup: float, epochs: int, per_epoch: int, rule: str = "cosine") -> np.ndarray:
+    recipe = optim.OptimizerRecipe(lr=lr, schedule=rule, warmup_epochs=warmup, weight_decay=0.0)  # type: ignore[arg-type]
+    rate = optim.schedule(recipe, steps_per_epoch=per_epoch, total=epochs * per_epoch)
+    return np.array([rate(step) * 1e6 for step in range(epochs * per_epoch)])
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "epochs", "warmup", "per_epoch"),
+    [("pretrain_stage1", 3.2e-3, 200, 20, 3), ("finetune_cls", 2e-4, 150, 20, 4)],
+)
+def test_cosine_equals_the_released_one(
+    parity: Path, name: str, lr: float, epochs: int, warmup: int, per_epoch: int
+) -> None:
+    theirs = np.load(parity / "schedules.npz")[f"{name}/lr_and_lr_times_0.75cubed"][:, 0]
+    np.testing.assert_allclose(make(lr, warmup, epochs, per_epoch), theirs, rtol=2e-6, atol=1e-5)
+
+
+def test_poly_equals_the_released_one(parity: Path) -> None:
+    theirs = np.load(parity / "schedules.npz")["segmunich/lr_per_step_10_steps_per_epoch"]
+    np.testing.assert_allclose(make(1e-4, 15, 250, 10, "poly"), theirs, rtol=1e-6, atol=1e-5)
+
+
+def test_a_run_shorter_than_its_warm_up_still_has_a_schedule() -> None:
+    rates = make(1e-3, 20, 2, 3)
+    assert rates[0] == 0
+    assert np.all(np.isfinite(rates))
+
+
+def test_biases_and_norms_escape_the_decay_and_tables_do_not() -> None:
+    model = nn.ModuleDict({"linear": nn.Linear(3, 2), "norm": nn.LayerNorm(2)})
+    model.register_parameter("pos_embed_spatial", nn.Parameter(nn.init.zeros_(nn.Linear(4, 2).weight)[None]))
+    decayed, spared = optim.groups(model, PRETRAIN)
+    assert sorted(p.ndim for p in decayed["params"]) == [2, 3]
+    assert [p.ndim for p in spared["params"]] == [1, 1, 1]
+    assert spared["weight_decay"] == 0.0
+
+
+def test_decay_all_leaves_nothing_out() -> None:
+    recipe = optim.OptimizerRecipe(lr=1e-4, schedule="poly", warmup_epochs=15, weight_decay=1e-5, decay="all")
+    decayed, spared = optim.groups(nn.Linear(3, 2), recipe)
+    assert (len(decayed["params"]), len(spared["params"])) == (2, 0)
