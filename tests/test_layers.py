@@ -20,13 +20,25 @@ MODULES = {
 LAYERS = (
     ("types", "errors", "sentinel2"),
     ("files", "catalog", "progress", "pool"),
-    ("grid", "resample", "composite", "labels", "blocks", "statistics", "contracts", "offsets"),
+    ("grid", "resample", "composite", "labels", "tags", "blocks", "statistics", "contracts", "offsets"),
     ("rasters", "stac", "osm", "shards", "patches", "verify", "builds", "lock"),
     ("datasets", "simulate"),
     ("page", "audit", "release", "show"),
     ("demo", "cli"),
 )
-PURE = ("types", "errors", "sentinel2", "grid", "resample", "composite", "labels", "blocks", "statistics", "offsets")
+PURE = (
+    "types",
+    "errors",
+    "sentinel2",
+    "grid",
+    "resample",
+    "composite",
+    "labels",
+    "tags",
+    "blocks",
+    "statistics",
+    "offsets",
+)
 EDGE_LIBRARIES = {
     "rasterio",
     "requests",
