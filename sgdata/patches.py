@@ -1,0 +1,52 @@
+"""The table of patches of a build: where each lies, its part, what it holds (`patches.parquet`, edge)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgdata import blocks, files
+from sgdata.types import Array, Grid, Window
+
+
+def table(
+    name: str, grid: Grid, windows: Sequence[Window], *, parts: Sequence[str], counts: Array, ids: Sequence[int]
+) -> Any:
+    """A GeoDataFrame in EPSG:4326 of the patches that belong to a part, sorted by row and column.
+
+    Columns: key, row, col, height, width (int32), split, share_<id> (float32) for each of `ids`, geometry.
+    `counts` is (N, len(ids)) pixels of each id in each window.
+    """
+    import geopandas
+    import shapely
+
+    kept = [i for i, part in enumerate(parts) if part != blocks.LEFT_OUT]
+    kept.sort(key=lambda i: (windows[i].row, windows[i].col))
+    chosen = [windows[i] for i in kept]
+    columns: dict[str, Any] = {"key": [blocks.patch_key(name, window) for window in chosen]}
+    for field in ("row", "col", "height", "width"):
+        columns[field] = np.array([getattr(window, field) for window in chosen], np.int32)
+    columns["split"] = [parts[i] for i in kept]
+    shares = counts[kept] / np.array([[max(w.height * w.width, 1)] for w in chosen]).reshape(-1, 1)
+    columns |= {f"share_{number}": shares[:, k].astype(np.float32) for k, number in enumerate(ids)}
+    west, north, east, south = blocks.window_boxes(chosen).T * grid.gsd_m
+    x, y = grid.origin
+    outlines = geopandas.GeoSeries(shapely.box(x + west, y - south, x + east, y - north), crs=grid.crs)
+    return geopandas.GeoDataFrame(columns, geometry=outlines.to_crs("EPSG:4326"))
+
+
+def write(path: Path, rows: Any) -> None:
+    """`rows` of `table` as GeoParquet. Raises OutputError."""
+    with files.replacing(path) as temporary:
+        rows.to_parquet(temporary, index=False, compression="zstd", geometry_encoding="WKB")
+
+
+def read(path: Path) -> Any:
+    """The GeoDataFrame of a `patches.parquet`. Raises SourceError."""
+    import geopandas
+
+    files.existing(path, "the patches.parquet of a build")
+    return geopandas.read_parquet(path)

@@ -1,0 +1,150 @@
+"""Splits that share no ground: the gap holds for any boxes, rare classes stand in both parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sgdata import blocks, grid, patches
+from sgdata.errors import SettingError
+from sgdata.types import Grid, Window
+
+
+def some_windows(height: int, width: int, size: int, stride: int) -> list[Window]:
+    return list(grid.patches((height, width), size, stride))
+
+
+def distance_px(a: Window, b: Window) -> int:
+    """Pixels between two windows along the axis that separates them most; negative where they overlap."""
+    rows = max(a.row - (b.row + b.height), b.row - (a.row + a.height))
+    cols = max(a.col - (b.col + b.width), b.col - (a.col + a.width))
+    return max(rows, cols)
+
+
+split_settings = st.builds(
+    blocks.SplitSettings,
+    block_px=st.integers(5, 60),
+    gap_px=st.integers(0, 30),
+    val_share=st.floats(0, 0.5),
+    test_share=st.floats(0, 0.4),
+    seed=st.integers(0, 5),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(split_settings, st.integers(40, 160), st.integers(40, 160), st.integers(4, 24), st.integers(3, 24), st.data())
+def test_no_two_parts_come_closer_than_the_gap(
+    chosen: blocks.SplitSettings, height: int, width: int, size: int, stride: int, data: st.DataObject
+) -> None:
+    windows = some_windows(height, width, size, stride)
+    counts = np.random.default_rng(1).integers(0, 5, (len(windows), 3))
+    parts, report = blocks.split(blocks.window_boxes(windows), counts, chosen)
+
+    by_part = {part: [w for w, p in zip(windows, parts, strict=True) if p == part] for part in blocks.PARTS}
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        for a in by_part[one]:
+            assert all(distance_px(a, b) >= chosen.gap_px for b in by_part[other])
+    assert report.leakage == 0
+    assert sum(report.boxes.values()) + report.left_out == len(windows)
+
+    order = data.draw(st.permutations(range(len(windows))))
+    shuffled = [windows[i] for i in order]
+    again, _ = blocks.split(blocks.window_boxes(shuffled), counts[list(order)], chosen)
+    assert [parts[i] for i in order] == list(again)
+
+
+def test_blocks_of_a_rare_class_go_to_both_parts() -> None:
+    windows = some_windows(1024, 1024, 64, 64)
+    counts = np.ones((len(windows), 2)) * (64 * 64, 0)
+    for i, window in enumerate(windows):  # two of 64 blocks hold the rare class
+        if (window.row // 128, window.col // 128) in ((1, 1), (6, 5)):
+            counts[i] = (0, 64 * 64)
+    for seed in range(8):
+        chosen = blocks.SplitSettings(block_px=128, gap_px=0, val_share=0.2, seed=seed)
+        parts, report = blocks.split(blocks.window_boxes(windows), counts, chosen)
+        assert report.lacking == {"train": (), "val": ()}
+        assert parts.count("val") / len(parts) == pytest.approx(0.2, abs=0.03)
+
+
+def test_another_seed_is_another_split_of_the_same_shares() -> None:
+    windows = some_windows(1000, 1000, 50, 50)
+    counts = np.random.default_rng(0).integers(0, 9, (len(windows), 5))
+    first, second = (
+        blocks.split(blocks.window_boxes(windows), counts, blocks.SplitSettings(block_px=100, gap_px=0, seed=seed))[0]
+        for seed in (0, 1)
+    )
+    assert first != second
+    assert first.count("val") == pytest.approx(80, abs=8)
+    assert second.count("val") == pytest.approx(80, abs=8)
+
+
+def test_the_random_split_has_exact_shares_and_owns_its_leakage() -> None:
+    chosen = blocks.SplitSettings(method="random", val_share=0.2)
+    overlapping = some_windows(1280, 1280, 128, 64)
+    parts, report = blocks.split(blocks.window_boxes(overlapping), np.ones((len(overlapping), 1)), chosen)
+    assert parts.count("val") == round(0.2 * len(overlapping))
+    assert blocks.LEFT_OUT not in parts
+    assert report.leakage > 0.9
+    apart = some_windows(1280, 1280, 128, 128)
+    assert blocks.split(blocks.window_boxes(apart), np.ones((len(apart), 1)), chosen)[1].leakage == 0
+
+
+def test_a_class_that_one_part_lacks_is_reported() -> None:
+    windows = some_windows(200, 200, 50, 50)
+    counts = np.ones((len(windows), 2))
+    counts[1:, 1] = 0
+    _, report = blocks.split(blocks.window_boxes(windows), counts, blocks.SplitSettings(block_px=100, gap_px=0))
+    assert sorted(report.lacking.values()) == [(), (1,)]
+
+
+@pytest.mark.parametrize("wrong", [{"val_share": 1.2}, {"block_px": 0}, {"gap_px": -1}, {"val_share": -0.1}])
+def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(SettingError, match=str(next(iter(wrong.values())))):
+        blocks.split(np.array([[0, 0, 1, 1]]), np.ones((1, 1)), blocks.SplitSettings(**wrong))  # type: ignore[arg-type]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(20, 90), st.integers(20, 90), st.sampled_from([4, 5, 8]), st.integers(1, 3), st.integers(1, 3))
+def test_counts_of_cells_add_up_to_counts_of_patches(h: int, w: int, cell: int, tile: int, stride: int) -> None:
+    labels = np.random.default_rng(h * w).choice(np.array([0, 1, 2, 255], np.uint8), (h, w))
+    ids = (0, 1, 2, 255)
+    whole = blocks.class_counts(labels, cell, ids)
+    assert whole.sum() == labels.size
+    for window in grid.tiles(labels.shape, tile * cell):
+        rows, cols = window.slices
+        part = whole[rows.start // cell : -(-rows.stop // cell), cols.start // cell : -(-cols.stop // cell)]
+        assert (blocks.class_counts(labels[window.slices], cell, ids) == part).all()
+    windows = some_windows(h, w, 2 * cell, stride * cell)
+    counted = blocks.patch_counts(whole, cell, windows)
+    for window, counts in zip(windows, counted, strict=True):
+        assert counts.tolist() == [int((labels[window.slices] == k).sum()) for k in ids]
+
+
+def test_patches_off_the_cells_are_refused() -> None:
+    with pytest.raises(SettingError, match="5 px"):
+        blocks.patch_counts(np.zeros((4, 4, 1), np.int64), 5, [Window(row=3, col=0, height=5, width=5)])
+
+
+def test_the_table_of_patches_comes_back_from_its_file(tmp_path: Path) -> None:
+    lattice = Grid(crs="EPSG:32632", origin=(671280, 5349540), gsd_m=10, shape=(256, 256))
+    windows = some_windows(256, 256, 128, 64)
+    counts = np.tile([128 * 32, 128 * 96], (len(windows), 1))
+    parts = ["train" if w.col < 64 else "" for w in windows]
+    rows = patches.table("munich", lattice, windows, parts=parts, counts=counts, ids=(3, 255))
+    patches.write(tmp_path / "patches.parquet", rows)
+    patches.write(tmp_path / "again.parquet", rows)
+    assert (tmp_path / "patches.parquet").read_bytes() == (tmp_path / "again.parquet").read_bytes()
+
+    back = patches.read(tmp_path / "patches.parquet")
+    assert list(back.columns) == ["key", "row", "col", "height", "width", "split", "share_3", "share_255", "geometry"]
+    assert back.key.tolist() == ["munich-r00000-c00000", "munich-r00064-c00000", "munich-r00128-c00000"]
+    assert back.share_255.tolist() == [0.75] * 3
+    assert back.share_3.dtype == np.float32
+    assert back.row.dtype == np.int32
+    assert back.crs == "EPSG:4326"
+    centre = back.to_crs(lattice.crs).geometry.iloc[1].centroid
+    assert (centre.x, centre.y) == pytest.approx((671280 + 640, 5349540 - 1280), abs=0.1)
