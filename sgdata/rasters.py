@@ -32,7 +32,7 @@ READING = {
     "GDAL_HTTP_CONNECTTIMEOUT": "20",
     "VSI_CACHE": "TRUE",
     "AWS_NO_SIGN_REQUEST": "YES",
-    "GDAL_CACHEMAX": "64",  # MB: every block is asked for once, so a large cache only costs
+    "GDAL_CACHEMAX": 64 << 20,  # every block is asked for once: a large cache only costs
     "GDAL_PAM_ENABLED": "NO",
 }
 
@@ -169,7 +169,7 @@ def write_cog(path: Path, grid: Grid, pieces: Iterable[tuple[Window, Array]], *,
     plain = path.with_name(f".{path.name}.plain.tif")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX="64"):
+        with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=64 << 20):
             with rasterio.open(plain, "w", **_profile(grid, style)) as dataset:
                 _describe(dataset, style)
                 for window, values in pieces:

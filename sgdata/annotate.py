@@ -1,0 +1,165 @@
+"""What a build says about its image: labels painted from OpenStreetMap, patches with their part, the contract."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgdata import (
+    areas,
+    blocks,
+    builds,
+    catalog,
+    contracts,
+    files,
+    grid,
+    labels,
+    osm,
+    patches,
+    rasters,
+    statistics,
+    tags,
+)
+from sgdata.errors import SettingError
+from sgdata.resample import VERSION as RESAMPLING_VERSION
+from sgdata.resample import Kernel
+from sgdata.sentinel2 import NODATA, SCALE, bands
+from sgdata.types import Array, Contract, Grid, LabelSpace, Level, Window
+
+log = logging.getLogger("sgdata")
+
+SPACE = "segmunich-osm"
+TAG_TABLE = "osm_lulc_tags"
+TILE_PX = 1024
+MANY_UNMAPPED = 0.4
+"""Above this share of unmapped ground, classes follow the habits of mappers more than the land."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSettings:
+    """Patches cut from the composite: side and step in pixels."""
+
+    size: int
+    stride: int
+
+
+def label_space() -> LabelSpace:
+    """`segmunich-osm`: 13 classes, streets are 0, unmapped is 255."""
+    rows = catalog.table(f"label_space_{SPACE}")
+    return LabelSpace(
+        name=SPACE,
+        task="segmentation",
+        ids=tuple(int(row["id"]) for row in rows),
+        names=tuple(row["name"] for row in rows),
+        colours=tuple(row["colour"] for row in rows),
+        ignore=labels.UNMAPPED,
+    )
+
+
+def label(folder: Path, lattice: Grid, source: Path, settings: labels.LabelSettings) -> dict[str, str]:
+    """Write `labels.tif` and `label_source.tif` from an OSM file; the hash of each answer used, by name.
+
+    Raises SourceError (no such file, damaged), SettingError.
+    """
+    codes = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
+    rules = tags.rules(catalog.table(TAG_TABLE), codes, tiers=settings.tiers, groups=settings.street_groups)
+    features = osm.read([source], _ground(lattice), rules=rules)
+    drawing = labels.prepare(features.table, rules, lattice, settings)
+    painted = np.empty(lattice.shape, np.uint8), np.empty(lattice.shape, np.uint8)
+    for window in grid.tiles(lattice.shape, TILE_PX):
+        for whole, part in zip(painted, labels.paint(drawing, window), strict=True):
+            whole[window.slices] = part
+    unmapped = float((painted[0] == labels.UNMAPPED).mean())
+    log.info("labels: %s; read: %s; unmapped: %.1f %%", dict(drawing.counts), dict(features.counts), 100 * unmapped)
+    if unmapped > MANY_UNMAPPED:
+        log.warning("labels: %.0f %% of the ground is unmapped in %s", 100 * unmapped, source.name)
+    builds.write_labels(folder, lattice, label_space(), painted)
+    return dict(features.sha256)
+
+
+def _ground(lattice: Grid) -> object:
+    """The area in degrees, with room for what begins outside and reaches in."""
+    import shapely
+
+    margin = labels.MARGIN_PX
+    shape = (lattice.shape[0] + 2 * margin, lattice.shape[1] + 2 * margin)
+    wider = grid.windowed(lattice, Window(row=-margin, col=-margin, height=shape[0], width=shape[1]))
+    return shapely.box(*areas.in_degrees(wider))
+
+
+def cut(folder: Path, name: str, lattice: Grid, settings: PatchSettings, split: blocks.SplitSettings) -> None:
+    """Write `patches.parquet`: windows, parts and class shares (none where the build has no labels)."""
+    windows = list(grid.patches(lattice.shape, settings.size, settings.stride))
+    if not windows:
+        raise SettingError(f"area of {lattice.shape} pixels holds no patch of {settings.size}; choose a larger one")
+    ids: tuple[int, ...] = ()
+    counts = np.zeros((len(windows), 0), np.int64)
+    if (folder / builds.LABELS).exists():
+        ids = (*label_space().ids, labels.UNMAPPED)
+        cell = math.gcd(settings.size, settings.stride)
+        with rasters.opened(str(folder / builds.LABELS)) as dataset:
+            cells = blocks.class_counts(dataset.read(1), cell, ids)
+        counts = blocks.patch_counts(cells, cell, windows)
+    # Unmapped ground is no class to be balanced between the parts.
+    parts, report = blocks.split(blocks.window_boxes(windows), counts[:, :-1] if ids else counts, split)
+    log.info("patches: %s, %d left out, leakage %.3f", report.boxes, report.left_out, report.leakage)
+    rows = patches.table(name, lattice, windows, parts=parts, counts=counts, ids=ids)
+    patches.write(folder / "patches.parquet", rows)
+
+
+def agree(folder: Path, name: str, dates: str, level: Level, kernel: Kernel) -> None:
+    """Write `contract.json` for the finished rasters and patches.
+
+    Statistics run over the ground of the train split, each pixel once, no-data pixels left out.
+    """
+    rows = patches.read(folder / "patches.parquet")
+    with rasters.opened(str(folder / builds.IMAGE)) as dataset:
+        names = tuple(dataset.descriptions)
+        train = np.zeros(dataset.shape, bool)
+        for row in rows[rows["split"] == "train"].itertuples():
+            train[row.row : row.row + row.height, row.col : row.col + row.width] = True
+        counted = statistics.empty(len(names))
+        for window, image in _row_tiles(dataset):
+            counted += statistics.counts(image[:, train[window.slices]][:, None])
+    labelled = (folder / builds.LABELS).exists()
+    splits = {part: int((rows["split"] == part).sum()) for part in blocks.PARTS}
+    side = int(rows["height"].iloc[0]) if len(rows) else 0
+    identity = [builds.outputs(folder), rows["key"].tolist(), rows["split"].tolist()]
+    contracts.write(
+        folder,
+        Contract(
+            format=contracts.FORMAT,
+            dataset=name,
+            version=dates,
+            bands=bands(names),
+            level=level,
+            scale=SCALE,
+            offset=0.0,
+            nodata=NODATA,
+            resampling=kernel,
+            resampling_version=RESAMPLING_VERSION,
+            shape=(len(names), side, side) if len(rows) else None,
+            label_space=label_space() if labelled else LabelSpace(name="none", task="none"),
+            statistics=statistics.summarise(counted, names, NODATA),
+            splits={part: count for part, count in splits.items() if count},
+            fingerprint=files.sha256(files.canonical_json(identity)),
+        ),
+    )
+
+
+def _row_tiles(dataset: Any) -> Iterator[tuple[Window, Array]]:
+    import rasterio.windows
+
+    height, width = dataset.shape
+    for row in range(0, height, 512):
+        rows = min(512, height - row)
+        yield (
+            Window(row=row, col=0, height=rows, width=width),
+            dataset.read(window=rasterio.windows.Window(0, row, width, rows)),
+        )

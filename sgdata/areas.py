@@ -1,0 +1,105 @@
+"""An area as people give it (box, file, place or grid) -> the lattice it is built on. Pure but for the file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from sgdata import grid
+from sgdata.errors import SettingError
+from sgdata.types import Bounds, Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Area:
+    """Exactly one of `grid` (data, taken as it is), `bbox` (degrees), `aoi` (GeoJSON file), `place` (a name).
+
+    All but `grid` are snapped outward to six pixels of `gsd_m` (60 m at 10 m), in `crs` or, without one, in the
+    UTM zone of their centre.
+    """
+
+    grid: Grid | None = None
+    bbox: Bounds | None = None
+    aoi: str | None = None
+    place: str | None = None
+    gsd_m: float = 10.0
+    crs: str | None = None
+
+
+def resolve(area: Area) -> Grid:
+    """The lattice of an area. Raises SettingError."""
+    given = [name for name in ("grid", "bbox", "aoi", "place") if getattr(area, name) is not None]
+    if len(given) != 1:
+        raise SettingError(f"area: {', '.join(given) or 'nothing'} given; expected one of grid, bbox, aoi, place")
+    if area.grid is not None:
+        return area.grid
+    if area.bbox is not None:
+        return _over(_edges(area.bbox), area)
+    if area.aoi is not None:
+        return _over(corners(Path(area.aoi)), area)
+    raise SettingError(f"area: place {area.place!r} cannot be looked up yet; give --bbox or --aoi")
+
+
+def in_degrees(lattice: Grid) -> Bounds:
+    """Bounds of a lattice in EPSG:4326, edges densified."""
+    from pyproj import Transformer
+
+    transformer = Transformer.from_crs(lattice.crs, "EPSG:4326", always_xy=True)
+    west, south, east, north = transformer.transform_bounds(*lattice.bounds, densify_pts=51)
+    return (west, south, east, north)
+
+
+def corners(path: Path) -> list[tuple[float, float]]:
+    """The (longitude, latitude) of all vertices in a GeoJSON file. Raises SettingError."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{path}: cannot be read as GeoJSON: {error}; expected a polygon in WGS84") from None
+    found: list[tuple[float, float]] = []
+    _collect(document, found)
+    if len(found) < 3 or any(abs(x) > 180 or abs(y) > 90 for x, y in found):
+        raise SettingError(f"{path}: holds {len(found)} vertices in degrees; expected a polygon in WGS84")
+    return found
+
+
+def _collect(node: object, found: list[tuple[float, float]]) -> None:
+    """Vertices under any mix of FeatureCollection, Feature, GeometryCollection and nested coordinates."""
+    if isinstance(node, dict):
+        for key in ("features", "geometry", "geometries", "coordinates"):
+            _collect(node.get(key), found)
+    elif isinstance(node, list) and len(node) >= 2 and all(isinstance(n, (int, float)) for n in node):
+        found.append((float(node[0]), float(node[1])))
+    elif isinstance(node, list):
+        for child in node:
+            _collect(child, found)
+
+
+def _edges(bbox: Bounds) -> list[tuple[float, float]]:
+    """Points along the box: its parallels bulge in a projection."""
+    west, south, east, north = bbox
+    if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
+        raise SettingError(f"area: bbox {bbox}: expected WEST SOUTH EAST NORTH in degrees, west < east, south < north")
+    steps = [i / 20 for i in range(21)]
+    along = [(west + (east - west) * s, y) for s in steps for y in (south, north)]
+    return along + [(x, south + (north - south) * s) for s in steps for x in (west, east)]
+
+
+def _over(points: list[tuple[float, float]], area: Area) -> Grid:
+    from pyproj import Transformer
+
+    lons, lats = zip(*points, strict=True)
+    lon, lat = (min(lons) + max(lons)) / 2, (min(lats) + max(lats)) / 2
+    if abs(lat) > 80 or max(lons) - min(lons) > 6:
+        raise SettingError(
+            f"area: centre {lat:.3f} N {lon:.3f} E, {max(lons) - min(lons):.1f} degrees wide; expected at most "
+            "6 degrees of longitude below 80 degrees of latitude (one UTM zone)"
+        )
+    zone = min(int((lon + 180) // 6) + 1, 60)
+    crs = area.crs or f"EPSG:{326 if lat >= 0 else 327}{zone:02d}"
+    # 10 cm: what degrees with seven decimals lose must not push an edge over the next multiple of 60 m.
+    xs, ys = (
+        [round(value, 1) for value in axis]
+        for axis in Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(lons, lats)
+    )
+    return grid.covering((min(xs), min(ys), max(xs), max(ys)), crs, gsd_m=area.gsd_m, snap_m=6 * area.gsd_m)

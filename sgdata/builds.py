@@ -1,0 +1,133 @@
+"""The build folder as a format: names and styles of its rasters, its STAC item, and opening one with xarray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sgdata import areas, files, rasters
+from sgdata.composite import NO_VALUE
+from sgdata.labels import SOURCES
+from sgdata.observe import PROVENANCE
+from sgdata.sentinel2 import BAND, NODATA, SCALE
+from sgdata.types import Array, Grid, LabelSpace, Window
+
+if TYPE_CHECKING:
+    import xarray
+
+IMAGE, PROVENANCE_FILE, LABELS, LABEL_SOURCE = "image.tif", "provenance.tif", "labels.tif", "label_source.tif"
+SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3")
+
+
+def write_composite(folder: Path, grid: Grid, bands: tuple[str, ...], tiles: Iterable[tuple[Window, Path]]) -> None:
+    """`image.tif` and `provenance.tif` from tiles of (C + 4, h, w)."""
+    stored = list(tiles)
+    image = rasters.Style(descriptions=bands, nodata=NODATA)
+    provenance = rasters.Style(descriptions=PROVENANCE, nodata=NO_VALUE)
+    first, rest = slice(0, len(bands)), slice(len(bands), None)
+    rasters.write_cog(folder / IMAGE, grid, _pieces(stored, first), style=image)
+    rasters.write_cog(folder / PROVENANCE_FILE, grid, _pieces(stored, rest), style=provenance)
+
+
+def _pieces(tiles: Iterable[tuple[Window, Path]], bands: slice) -> Iterator[tuple[Window, Array]]:
+    for window, path in tiles:
+        yield window, np.load(path, mmap_mode="r", allow_pickle=False)[bands]
+
+
+def write_labels(folder: Path, grid: Grid, space: LabelSpace, painted: tuple[Array, Array]) -> None:
+    """`labels.tif` and `label_source.tif`, each with palette and class names, from (H, W) uint8 arrays."""
+    whole = Window(row=0, col=0, height=grid.shape[0], width=grid.shape[1])
+    named = dict(zip(space.ids, zip(space.names, space.colours, strict=True), strict=True))
+    if space.ignore is not None:
+        named[space.ignore] = ("unmapped", "#ffffff")
+    sources = {value: (name, SOURCE_COLOURS[value]) for value, name in SOURCES.items()}
+    for name, classes, values in ((LABELS, named, painted[0]), (LABEL_SOURCE, sources, painted[1])):
+        style = rasters.Style(
+            descriptions=(name.removesuffix(".tif"),), dtype="uint8", overviews="mode", classes=classes
+        )
+        rasters.write_cog(folder / name, grid, [(whole, values[None])], style=style)
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """File name -> pixel hash of the rasters in a build folder."""
+    return {path.name: rasters.pixel_sha256(path) for path in sorted(folder.glob("*.tif"))}
+
+
+def write_stac(folder: Path, name: str, grid: Grid, dates: str, derived_from: Iterable[str]) -> None:
+    """A minimal valid STAC 1.1 item over the rasters of the folder, in `folder/stac/`."""
+    west, south, east, north = areas.in_degrees(grid)
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    first, last = dates.split("/")
+    item = {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": [
+            "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+            "https://stac-extensions.github.io/file/v2.1.0/schema.json",
+        ],
+        "id": name,
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "bbox": [west, south, east, north],
+        "properties": {
+            "datetime": None,
+            "start_datetime": f"{first}T00:00:00Z",
+            "end_datetime": f"{last}T23:59:59Z",
+            "gsd": grid.gsd_m,
+            "proj:code": grid.crs,
+            "proj:transform": list(grid.transform),
+            "proj:shape": list(grid.shape),
+            "sgdata:derived_from": list(derived_from),
+        },
+        "links": [],
+        "assets": {path.stem: _asset(path) for path in sorted(folder.glob("*.tif"))},
+    }
+    files.write(folder / "stac" / f"{name}.json", files.pretty_json(item))
+
+
+def _asset(path: Path) -> dict[str, Any]:
+    with rasters.opened(str(path)) as dataset:
+        names, kind = dataset.descriptions, dataset.dtypes[0]
+    return {
+        "href": f"../{path.name}",
+        "type": "image/tiff; application=geotiff; profile=cloud-optimized",
+        "roles": ["data"],
+        "file:size": path.stat().st_size,
+        # multihash: 0x12 = sha2-256, 0x20 = 32 bytes
+        "file:checksum": "1220" + files.sha256_file(path),
+        "bands": [{"name": name, "data_type": kind} | _wavelength(name) for name in names],
+    }
+
+
+def _wavelength(name: str) -> dict[str, float]:
+    return {"eo:center_wavelength": round(BAND[name].wavelength_nm / 1000, 4)} if name in BAND else {}
+
+
+def open_build(folder: Path) -> xarray.Dataset:
+    """A build as an xarray.Dataset: `image` (band, y, x) uint16 DN, `labels`, `label_source` (y, x) uint8,
+    `provenance` (band_provenance, y, x), with the CRS through rioxarray; read lazily. Raises SourceError.
+    """
+    import rioxarray
+    import xarray
+
+    folder = Path(folder)
+    files.existing(folder / IMAGE, "a folder made by `sgdata build`")
+    arrays = {}
+    for name in (IMAGE, LABELS, LABEL_SOURCE, PROVENANCE_FILE):
+        if not (folder / name).exists():
+            continue
+        key = name.removesuffix(".tif")
+        array = rioxarray.open_rasterio(folder / name)
+        assert isinstance(array, xarray.DataArray)
+        names = array.attrs.pop("long_name")
+        if name in {LABELS, LABEL_SOURCE}:
+            arrays[key] = array.squeeze("band", drop=True)
+        else:
+            array = array.assign_coords(band=list(names))
+            arrays[key] = array if name == IMAGE else array.rename(band="band_provenance")
+    lock = json.loads((folder / "segmunich.lock.json").read_bytes())
+    items = [item["scene"]["id"] for item in lock["items"]]
+    return xarray.Dataset(arrays, attrs={"scale": SCALE, "items": items})

@@ -1,0 +1,337 @@
+"""SegMunich, built anew: best-pixel Sentinel-2 composite and OpenStreetMap labels of Munich or any other area."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+from sgdata import annotate, areas, builds, files, grid, lock, observe, offsets, pool, progress, stac, staging
+from sgdata.annotate import PatchSettings
+from sgdata.areas import Area
+from sgdata.blocks import SplitSettings
+from sgdata.composite import DISTANCE_BANDS, Method
+from sgdata.errors import SettingError, SourceError
+from sgdata.labels import LabelSettings
+from sgdata.lock import Item, Lock
+from sgdata.masks import MaskSettings
+from sgdata.resample import VERSION as RESAMPLING_VERSION
+from sgdata.resample import Kernel
+from sgdata.sentinel2 import BAND
+from sgdata.types import Grid, Level
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where scenes come from unless the command line says otherwise: one catalogue, one collection, one level."""
+
+    stac: str
+    collection: str
+    level: Level
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositeSettings:
+    """How many dates become one."""
+
+    method: Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRecipe:
+    """Everything that changes the pixels and labels of a build (`recipes/build/*.toml`)."""
+
+    name: str
+    dates: str
+    osm_date: str
+    bands: tuple[str, ...]
+    resampling: Kernel
+    composite: CompositeSettings
+    area: Area
+    source: Source
+    mask: MaskSettings
+    labels: LabelSettings
+    patches: PatchSettings
+    split: SplitSettings
+    out: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where things are on this machine; nothing here may change a byte of the output.
+
+    `stac`: URL or path in place of the recipe's; `osm`: a file, or 'none' for a build without labels;
+    `scratch` is kept if given, else it lies in `out` until the build is complete.
+    """
+
+    out: Path
+    stac: str | None = None
+    osm: str | None = None
+    workers: int = 1
+    scratch: Path | None = None
+    tile_px: int = 512
+
+    @property
+    def scratch_folder(self) -> Path:
+        """Staged windows and finished tiles."""
+        return self.scratch or self.out / ".scratch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Month:
+    """One row of the plan: passes and scenes of a month and the raw bytes of their windows."""
+
+    month: str
+    passes: int
+    scenes: int
+    bytes: int
+
+
+# --- plan ----------------------------------------------------------------------------------
+
+
+def plan(recipe: BuildRecipe, places: Places) -> Lock:
+    """Search once and write the lock (state `planned`) into `places.out`; fetches no pixel.
+
+    Raises SettingError (area, dates, no scene), ServiceError (no answer), SourceError (an item lacks something).
+    """
+    check(recipe)
+    lattice = areas.resolve(recipe.area)
+    where = places.stac or recipe.source.stac
+    query = stac.Query(
+        collection=recipe.source.collection,
+        bounds=areas.in_degrees(lattice),
+        dates=recipe.dates,
+        bands=assets(recipe),
+    )
+    found, twins = stac.search(where, query)
+    scenes, elsewhere = _within(found, lattice)
+    if not scenes:
+        reasons = "; ".join(f"{item.id}: {item.reason}" for item in elsewhere[:3])
+        raise SettingError(f"area in {lattice.crs}: 0 of {len(found)} scenes in {where} can be used ({reasons})")
+    planned = Lock(
+        format=lock.FORMAT,
+        state="planned",
+        recipe_sha256=lock.sha256(resolved(recipe, lattice)),
+        collection=recipe.source.collection,
+        dates=recipe.dates,
+        osm_date=recipe.osm_date,
+        grid=lattice,
+        items=tuple(Item(scene=scene, expected_offset=_promised(scene, recipe)) for scene in scenes),
+        dropped=(*twins, *elsewhere),
+        tag_table_sha256=tag_table_sha256(),
+        versions=lock.versions(),
+    )
+    lock.write(places.out / lock.NAME, planned)
+    return planned
+
+
+def check(recipe: BuildRecipe) -> None:
+    """Raise SettingError on values that only this dataset forbids."""
+    unknown = [band for band in recipe.bands if band not in BAND]
+    if unknown or not recipe.bands or len(set(recipe.bands)) != len(recipe.bands):
+        raise SettingError(f"bands {list(recipe.bands)}: expected different Sentinel-2 bands such as B02, B8A")
+    if recipe.composite.method == "medoid" and not set(recipe.bands) & set(DISTANCE_BANDS):
+        raise SettingError(f"composite medoid measures in {', '.join(DISTANCE_BANDS)}; bands has none of them")
+
+
+def resolved(recipe: BuildRecipe, lattice: Grid) -> BuildRecipe:
+    """The recipe with its area as data: what is written beside the output and hashed."""
+    return replace(recipe, area=Area(grid=lattice, gsd_m=lattice.gsd_m))
+
+
+def assets(recipe: BuildRecipe) -> tuple[str, ...]:
+    """Bands and layers that a build reads: L2A always with SCL, which the offset test needs too."""
+    layers = {recipe.mask.asset, "SCL" if recipe.source.level == "L2A" else None} - {None}
+    return (*recipe.bands, *sorted(layer for layer in layers if layer))
+
+
+def months(planned: Lock) -> tuple[Month, ...]:
+    """Passes, scenes and raw bytes per calendar month of the lock, months without any included."""
+    first, last = stac.days(planned.dates)
+    names = [
+        f"{n // 12:04d}-{n % 12 + 1:02d}" for n in range(first.year * 12 + first.month - 1, last.year * 12 + last.month)
+    ]
+    scenes = [item.scene for item in planned.items]
+    count = Counter(scene.time[:7] for scene in scenes)
+    passes = Counter(name for name, _ in {(scene.time[:7], scene.overpass) for scene in scenes})
+    size = window_bytes(planned)
+    return tuple(Month(month=m, passes=passes[m], scenes=count[m], bytes=count[m] * size) for m in names)
+
+
+def window_bytes(planned: Lock) -> int:
+    """Raw bytes that one scene brings: the area in each band at its own resolution, and the mask layer."""
+    height, width = planned.grid.shape
+    total = 0.0
+    for name in planned.items[0].scene.assets:
+        coarser = (BAND[name].gsd_m if name in BAND else 20) / 10
+        total += height * width / coarser**2 * (2 if name in BAND else 1)
+    return round(total)
+
+
+def _within(scenes: tuple[stac.Scene, ...], lattice: Grid) -> tuple[list[stac.Scene], list[stac.Dropped]]:
+    """Scenes on the area's CRS whose files reach the area, and the others with the reason."""
+    kept, dropped = [], []
+    for scene in scenes:
+        if scene.crs is not None and scene.crs != lattice.crs:
+            dropped.append(stac.Dropped(id=scene.id, reason=f"lies in {scene.crs}, the area in {lattice.crs}"))
+        elif not _reaches(scene, lattice):
+            dropped.append(stac.Dropped(id=scene.id, reason="its files end before the area"))
+        else:
+            kept.append(scene)
+    return kept, dropped
+
+
+def _reaches(scene: stac.Scene, lattice: Grid) -> bool:
+    west, south, east, north = lattice.bounds
+    for asset in scene.assets.values():
+        if asset.transform and asset.shape:
+            gsd, _, left, _, _, top = asset.transform
+            right, bottom = left + gsd * asset.shape[1], top - gsd * asset.shape[0]
+            return left < east and right > west and bottom < north and top > south
+    return True
+
+
+def _promised(scene: stac.Scene, recipe: BuildRecipe) -> int | None:
+    return offsets.expected(scene.provider, scene.collection, scene.baseline, level=recipe.source.level)
+
+
+def tag_table_sha256() -> str:
+    """The hash of the tag table that labels follow."""
+    from sgdata import catalog
+
+    return files.sha256_file(catalog.folder("catalogs") / "tables" / "osm_lulc_tags.tsv")
+
+
+# --- build ---------------------------------------------------------------------------------
+
+
+def build(recipe: BuildRecipe, places: Places, *, locked: Lock | None = None) -> Path:
+    """Plan (unless `locked`), fetch, composite, label, cut: the finished folder `places.out`.
+
+    A run that was killed goes on where it stopped. Raises SgdataError of all four kinds.
+    """
+    check(recipe)
+    with files.only_writer(places.out):
+        planned = locked or plan(recipe, places)
+        settled, staged = fetch(recipe, planned, places)
+        render(recipe, settled, staged, places, places.out)
+        answers = mark(recipe, settled, places)
+        finished = replace(settled, state="built", answers=answers, outputs=builds.outputs(places.out))
+        describe(recipe, finished, places)
+        if places.scratch is None:
+            shutil.rmtree(places.scratch_folder)
+    return places.out
+
+
+def mark(recipe: BuildRecipe, settled: Lock, places: Places) -> dict[str, str]:
+    """Labels, patches and contract beside the composite; the hashes of the OpenStreetMap answers used."""
+    answers = {}
+    if places.osm != "none":
+        if places.osm is None or "://" in places.osm or places.osm == "overpass":
+            raise SettingError(f"osm: {places.osm!r} cannot be asked yet; give --osm FILE, or --osm none for no labels")
+        answers = annotate.label(places.out, settled.grid, Path(places.osm), recipe.labels)
+    annotate.cut(places.out, recipe.name, settled.grid, recipe.patches, recipe.split)
+    annotate.agree(places.out, recipe.name, recipe.dates, recipe.source.level, recipe.resampling)
+    return answers
+
+
+def describe(recipe: BuildRecipe, finished: Lock, places: Places) -> None:
+    """Lock, resolved recipe, STAC item and sums: the last files of a build."""
+    lock.write(places.out / lock.NAME, finished)
+    files.write(places.out / "recipe.toml", files.toml(resolved(recipe, finished.grid)))
+    ids = [item.scene.id for item in finished.items]
+    builds.write_stac(places.out, recipe.name, finished.grid, finished.dates, ids)
+    files.write_sums(places.out)
+
+
+def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tuple[observe.Observed, ...]]:
+    """Stage every window, hold it against the lock, test offsets: the lock with both, and the staged scenes.
+
+    Raises SourceError: a file cannot be read or is not what its item or the lock says; an offset contradicts.
+    """
+    where = places.stac or recipe.source.stac
+    pieces = [
+        _piece(item.scene, band, planned.grid, where, places.scratch_folder)
+        for item in planned.items
+        for band in assets(recipe)
+    ]
+    staging_runs = pool.run(staging.stage, pieces, workers=places.workers)
+    staged = list(progress.track(staging_runs, label="windows", total=len(pieces)))
+    names = assets(recipe)
+    scenes = []
+    for number, item in enumerate(planned.items):
+        held = dict(zip(names, staged[number * len(names) : (number + 1) * len(names)], strict=True))
+        _same_pixels(item, held)
+        scenes.append(_observed(item, held))
+    test = partial(observe.evidence, lattice=planned.grid, tile=places.tile_px)
+    evidence = list(pool.run(test, scenes, workers=places.workers))
+    items = tuple(_decided(i, s, e) for i, s, e in zip(planned.items, scenes, evidence, strict=True))
+    settled = replace(planned, items=items)
+    return settled, tuple(replace(s, offset=i.offset or 0) for s, i in zip(scenes, items, strict=True))
+
+
+def _piece(scene: stac.Scene, band: str, lattice: Grid, where: str, scratch: Path) -> staging.Piece:
+    asset = scene.assets[band]
+    # Named by what decides its bytes: another plan may share it, a changed one may not.
+    digest = lock.sha256({"asset": asset, "bounds": lattice.bounds, "crs": lattice.crs})[:16]
+    return staging.Piece(
+        name=f"{scene.id} {band}",
+        asset=stac.located(scene, where).assets[band],
+        crs=lattice.crs,
+        bounds=lattice.bounds,
+        target=scratch / "windows" / f"{scene.id}-{band}-{digest}",
+    )
+
+
+def _same_pixels(item: Item, staged: dict[str, staging.Staged]) -> None:
+    for band, promised in item.windows.items():
+        if band in staged and staged[band].sha256 != promised:
+            raise SourceError(
+                f"{item.scene.id} {band}: window pixels hash to {staged[band].sha256[:12]}, the lock has "
+                f"{promised[:12]}; the catalogue has changed: plan again"
+            )
+
+
+def _observed(item: Item, staged: dict[str, staging.Staged]) -> observe.Observed:
+    day = date.fromisoformat(item.scene.time[:10]) - date(1970, 1, 1)
+    return observe.Observed(id=item.scene.id, overpass=item.scene.overpass, day=day.days, offset=0, files=staged)
+
+
+def _decided(item: Item, scene: observe.Observed, evidence: offsets.Evidence) -> Item:
+    return replace(
+        item,
+        offset=offsets.decide(item.scene.id, item.expected_offset, evidence),
+        dark_share=evidence.dark_share,
+        eligible=evidence.eligible,
+        windows={band: staged.sha256 for band, staged in sorted(scene.files.items())},
+    )
+
+
+def render(
+    recipe: BuildRecipe, settled: Lock, scenes: tuple[observe.Observed, ...], places: Places, folder: Path
+) -> None:
+    """Composite all tiles and write `image.tif` and `provenance.tif` into `folder`."""
+    job = observe.Job(
+        grid=settled.grid,
+        bands=recipe.bands,
+        kernel=recipe.resampling,
+        method=recipe.composite.method,
+        mask=recipe.mask,
+        scenes=scenes,
+        folder=places.scratch_folder / "tiles" / _job_name(recipe, settled),
+    )
+    side = observe.tile_size(len(scenes), len(recipe.bands), places.tile_px)
+    windows = list(grid.tiles(settled.grid.shape, side))
+    runs = pool.run(partial(observe.composite_tile, job), windows, workers=places.workers)
+    paths = progress.track(runs, label="composite", total=len(windows))
+    builds.write_composite(folder, settled.grid, recipe.bands, zip(windows, paths, strict=True))
+
+
+def _job_name(recipe: BuildRecipe, settled: Lock) -> str:
+    """Equal only where every tile would have the same pixels."""
+    chosen = (recipe.bands, recipe.resampling, RESAMPLING_VERSION, recipe.composite, recipe.mask, settled.grid)
+    return lock.sha256([chosen, [(i.scene.id, i.scene.overpass, i.offset, i.windows) for i in settled.items]])[:16]

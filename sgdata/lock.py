@@ -1,0 +1,95 @@
+"""The lock of a build: what was chosen from the web and what came of it, as one canonical JSON document.
+
+`planned`: scenes, expected offsets, dates; no pixel was read. `built`: also the offsets as tested, the hash of
+every window of pixels that was read, OpenStreetMap answers and output hashes. Nothing in it depends on the
+machine, the clock or the place of the catalogue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sgdata import files
+from sgdata.errors import SettingError
+from sgdata.stac import Dropped, Scene
+from sgdata.types import Grid
+
+FORMAT = 1
+NAME = "segmunich.lock.json"
+LIBRARIES = ("numpy", "numba", "rasterio", "pyproj", "shapely", "osmium", "osmnx", "pyarrow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One scene of the lock; its place in `Lock.items` is the index in the provenance raster.
+
+    `expected_offset` is what metadata promise (None: only pixels can tell), `offset` what was decided;
+    `dark_share` and `eligible` are the pixel test. `windows` has the pixel hash per asset.
+    """
+
+    scene: Scene
+    expected_offset: int | None
+    offset: int | None = None
+    dark_share: float | None = None
+    eligible: int | None = None
+    windows: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lock:
+    """The whole document. `answers` and `outputs` are name -> SHA-256."""
+
+    format: int
+    state: Literal["planned", "built"]
+    recipe_sha256: str
+    collection: str
+    dates: str
+    osm_date: str
+    grid: Grid
+    items: tuple[Item, ...]
+    dropped: tuple[Dropped, ...]
+    tag_table_sha256: str
+    answers: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def read(path: Path) -> Lock:
+    """Raises SettingError where it is no lock of this format."""
+    lock = files.read(Lock, path)
+    if lock.format != FORMAT:
+        raise SettingError(f"{path}: lock format {lock.format}, expected {FORMAT}; plan again with this version")
+    return lock
+
+
+def write(path: Path, lock: Lock) -> None:
+    """Write-then-rename, canonical bytes."""
+    files.write(path, files.canonical_json(lock))
+
+
+def sha256(value: object) -> str:
+    """The hash of any document of ours, over its canonical JSON."""
+    return files.sha256(files.canonical_json(value))
+
+
+def choice(lock: Lock) -> str:
+    """The hash of what was chosen (grid and scenes): equal for the planned lock and the built one."""
+    return sha256({"grid": lock.grid, "scenes": [item.scene for item in lock.items]})
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that may change a byte."""
+    from importlib.metadata import version
+
+    import pyproj
+    import rasterio
+    import shapely
+
+    ours = {name: version(name) for name in LIBRARIES}
+    return ours | {
+        "gdal": rasterio.__gdal_version__,
+        "proj": pyproj.proj_version_str,
+        "geos": ".".join(str(part) for part in shapely.geos_version),
+    }

@@ -1,0 +1,139 @@
+"""Windows of scene files, copied once to scratch on their own lattice, and read back on the build's grid.
+
+Stacked composites look at every date of a pixel at once. So each file is decoded once, block by block, into
+plain bytes on disk; tiles then map the few rows they need. Memory is flat in area and dates, and a piece that
+is complete is never fetched again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sgdata import files, rasters, resample
+from sgdata.errors import SourceError
+from sgdata.stac import Asset
+from sgdata.types import Array, Bounds, Grid, Window
+
+MARGIN_PX = 1
+"""Bilinear looks one coarse pixel beyond the area, so that pixels at its edge do not depend on where it ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One file to stage: the pixels of `asset` over `bounds`, to `target` (`.bin`, and `.json` once complete)."""
+
+    name: str
+    asset: Asset
+    crs: str
+    bounds: Bounds
+    target: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """Staged pixels: C-order little-endian bytes of `lattice.shape` at `path`; `sha256` as pixel hashes go."""
+
+    path: str
+    lattice: Grid
+    dtype: str
+    sha256: str
+
+    @property
+    def pixels(self) -> Array:
+        """(H, W), mapped read-only; empty where the file does not reach the area."""
+        if 0 in self.lattice.shape:
+            return np.zeros(self.lattice.shape, self.dtype)
+        return np.memmap(self.path, np.dtype(self.dtype).newbyteorder("<"), "r", shape=self.lattice.shape)
+
+
+def stage(piece: Piece) -> Staged:
+    """Copy a window to scratch, or take it from there if an earlier run did.
+
+    Raises SourceError: unreadable, or the file's header differs from what its item says.
+    """
+    done = piece.target.with_suffix(".json")
+    if done.exists():
+        return replace(files.read(Staged, done), path=str(piece.target.with_suffix(".bin")))
+    with rasters.opened(piece.asset.href) as dataset:
+        header = rasters.header(dataset)
+        check(piece, header)
+        window = rasters.window_over(header.lattice, piece.bounds, margin=MARGIN_PX)
+        left, top = header.lattice.origin
+        gsd = header.lattice.gsd_m
+        lattice = Grid(
+            crs=piece.crs,
+            origin=(left + window.col * gsd, top - window.row * gsd),
+            gsd_m=gsd,
+            shape=(window.height, window.width),
+        )
+        digest = hashlib.sha256(rasters.digest_start(lattice, 1, header.dtype))
+        data = piece.target.with_suffix(".bin")
+        with files.replacing(data) as temporary, temporary.open("wb") as handle:
+            for values in rasters.strips(dataset, window):
+                content = rasters.little_endian(values)
+                digest.update(content)
+                handle.write(content)
+    staged = Staged(path=str(data), lattice=lattice, dtype=header.dtype, sha256=digest.hexdigest())
+    files.write(done, files.canonical_json(staged))
+    return staged
+
+
+def check(piece: Piece, header: rasters.Header) -> None:
+    """Hold the file's header against its item and the grid. Raises SourceError naming both."""
+    told, lattice = piece.asset, header.lattice
+    pairs = (
+        ("CRS", lattice.crs, told.crs),
+        ("transform", lattice.transform, told.transform),
+        ("shape", lattice.shape, told.shape),
+        ("data type", header.dtype, told.dtype),
+    )
+    for what, found, promised in pairs:
+        if promised is not None and found != promised:
+            raise SourceError(f"{piece.name}: {what} of the file is {found}, its item says {promised}; leave it out")
+    if header.dtype not in {"uint8", "uint16"}:
+        raise SourceError(f"{piece.name}: pixels are {header.dtype}, expected uint8 or uint16")
+    if lattice.crs != piece.crs:
+        raise SourceError(f"{piece.name}: file lies in {lattice.crs}, the area in {piece.crs}; leave it out")
+
+
+def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: int = 0) -> Array:
+    """(H, W) of `target` from staged pixels, `offset` added to valid DN; 0 where the file does not reach.
+
+    Raises SourceError where the lattices do not nest.
+    """
+    from sgdata.offsets import corrected
+
+    factor, row, col = _place(staged, target)
+    out = np.zeros(target.shape, staged.dtype)
+    height, width = (size * factor for size in staged.lattice.shape)
+    top, left = max(row, 0), max(col, 0)
+    bottom, right = min(row + target.shape[0], height), min(col + target.shape[1], width)
+    if top >= bottom or left >= right:
+        return out
+    # The coarse pixels under the window and one more on each side, then the window inside those.
+    first_row, first_col = max(top // factor - 1, 0), max(left // factor - 1, 0)
+    coarse = staged.pixels[first_row : -(-bottom // factor) + 1, first_col : -(-right // factor) + 1]
+    window = Window(
+        row=top - first_row * factor, col=left - first_col * factor, height=bottom - top, width=right - left
+    )
+    fine = resample.finer(corrected(coarse, offset), factor, kernel=kernel, window=window)
+    out[top - row : bottom - row, left - col : right - col] = fine
+    return out
+
+
+def _place(staged: Staged, target: Grid) -> tuple[int, int, int]:
+    """(factor, row, col): fine pixels per staged pixel, and where `target` begins counted in fine pixels."""
+    lattice = staged.lattice
+    factor = lattice.gsd_m / target.gsd_m
+    row = (lattice.origin[1] - target.origin[1]) / target.gsd_m
+    col = (target.origin[0] - lattice.origin[0]) / target.gsd_m
+    if any(abs(value - round(value)) > 1e-6 for value in (factor, row, col)) or round(factor) < 1:
+        raise SourceError(
+            f"{Path(staged.path).stem}: pixels of {lattice.gsd_m:g} m from {lattice.origin} do not nest in the "
+            f"grid of {target.gsd_m:g} m from {target.origin}; choose an area on the scene's own lattice"
+        )
+    return round(factor), round(row), round(col)
