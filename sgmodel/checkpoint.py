@@ -307,14 +307,16 @@ def _read_pickle(path: Path) -> State:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the released files hold their `args`
             document = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         culprit = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
+        if culprit and isinstance(error, pickle.UnpicklingError):
+            raise SourceError(
+                f"{path}: holds {culprit[1]}, which loading would run; expected tensors and plain values: save its "
+                f"state dict as .safetensors in the environment that made it"
+            ) from None
         raise SourceError(
-            f"{path}: holds {culprit[1] if culprit else 'more than tensors'}, which loading would run; expected "
-            f"tensors and plain values: save its state dict as .safetensors in the environment that made it"
+            f"{path}: {path.stat().st_size} bytes that are not a whole torch file; fetch it again"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise SourceError(f"{path}: not a whole torch file ({_one_line(error)}); fetch it again") from None
     for key in ("model", "state_dict"):
         if isinstance(document, dict) and isinstance(document.get(key), dict):
             document = document[key]

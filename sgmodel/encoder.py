@@ -321,9 +321,9 @@ def _check_config(config: EncoderConfig) -> None:
 
 def _check_images(images: Tensor, config: EncoderConfig) -> None:
     shape = (config.bands, config.image_px, config.image_px)
-    expected = shape if images.ndim == 4 and config.times == 1 else (config.times, *shape)
+    expected = shape if images.ndim <= 4 and config.times == 1 else (config.times, *shape)
     if tuple(images.shape[1:]) != expected:
         raise SettingError(
-            f"images are {tuple(images.shape[1:])}, the model takes {expected}: resize them, or set bands, image_px "
-            f"and times of the model"
+            f"images are {tuple(images.shape)}, the model takes (N, {', '.join(map(str, expected))}): resize them, "
+            f"or set bands, image_px and times of the model"
         )

@@ -1,0 +1,284 @@
+"""Checkpoints of ours to the byte; foreign ones in every known layout, and those that must be refused."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from test_encoder import TINY, images
+from test_upernet import NARROW
+from torch import Tensor, nn
+
+import sgmodel
+from sgdata import files
+from sgdata.errors import SourceError
+from sgmodel import checkpoint, encoder, heads, mae, normalise, upernet
+
+DECODER = mae.DecoderConfig(width=16, depth=1, heads=2)
+
+
+def fresh(config: encoder.EncoderConfig) -> encoder.Encoder:
+    part = encoder.Encoder(config)
+    encoder.initialise(part)
+    return part
+
+
+def autoencoder(config: encoder.EncoderConfig = TINY) -> mae.MaskedAutoencoder:
+    return mae.MaskedAutoencoder(encoder.Encoder(config), DECODER, mae.Objective(masking="tube", norm_pix=True))
+
+
+MODELS = {
+    "encoder": lambda: fresh(TINY),
+    "autoencoder": autoencoder,
+    "classifier": lambda: heads.SceneClassifier(fresh(TINY), 7, "released"),
+    "segmenter": lambda: upernet.Segmenter(fresh(TINY), 5, NARROW),
+    "change": lambda: heads.ChangeDetector(fresh(TINY), NARROW),
+}
+
+
+def card_of(model: nn.Module) -> checkpoint.Card:
+    how = normalise.Normalisation(scheme="minmax", eps=1e-10, mean=(), std=())
+    return checkpoint.Card(
+        model=checkpoint.describe(model), normalisation=how, recipe={"steps": 3, "lr": 1e-4}, commit="0" * 40
+    )
+
+
+def same_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+# --- our own ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_what_is_saved_is_loaded(kind: str, tmp_path: Path) -> None:
+    model = MODELS[kind]()
+    checkpoint.save(tmp_path / "a", model, card_of(model))
+    loaded = sgmodel.load(tmp_path / "a")
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    assert all(p.requires_grad for p in loaded.parameters())
+    same_weights(loaded.state_dict(), model.state_dict())
+    assert checkpoint.read_card(tmp_path / "a") == card_of(model)
+
+
+def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
+    model = autoencoder()
+    for name in ("a", "b"):
+        checkpoint.save(tmp_path / name, model, card_of(model))
+        model = checkpoint.load(tmp_path / name)
+    assert files.sums(tmp_path / "a") == files.sums(tmp_path / "b")
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["card.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "card.json").unlink(), "no such file or folder; expected a checkpoint folder"),
+        (lambda f: (f / "model.safetensors").unlink(), "no such file or folder; expected a safetensors"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 40), "not a whole safetensors file"),
+        (lambda f: os.truncate(f / "model.safetensors", 9000), "not a whole safetensors file"),
+        (lambda f: (f / "card.json").write_text("{}"), "'model'"),
+        (lambda f: _edit(f, '"format": 1', '"format": 9'), "format 9, this version reads 1"),
+        (lambda f: _edit(f, '"depth": 2', '"depth": 3'), "weights do not fit the card"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_line(damage, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    model = MODELS["segmenter"]()
+    checkpoint.save(tmp_path, model, card_of(model))
+    damage(tmp_path)
+    with pytest.raises(SourceError, match=message) as refusal:
+        checkpoint.load(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def _edit(folder: Path, old: str, new: str) -> None:
+    text = (folder / "card.json").read_text()
+    assert old in text
+    (folder / "card.json").write_text(text.replace(old, new))
+
+
+def test_the_commit_is_this_checkouts_or_nothing() -> None:
+    commit = checkpoint.commit()
+    assert commit is None or (len(commit) == 40 and int(commit, 16))
+
+
+# --- published files -------------------------------------------------------------------------
+
+
+def fused(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As the repository had it for some months: one `to_qkv` layer."""
+    out = {}
+    for name, tensor in state.items():
+        if ".attn.q." in name:
+            parts = [state[name.replace(".q.", f".{part}.")] for part in "qkv"]
+            out[name.replace(".q.", ".to_qkv.")] = torch.cat(parts)
+        elif ".attn.k." not in name and ".attn.v." not in name:
+            out[name] = tensor
+    return out
+
+
+LAYOUTS = {
+    "as published": lambda s: {
+        "model": s,
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3}]},
+        "epoch": 199,
+        "scaler": {"scale": 65536.0},
+        "args": argparse.Namespace(batch_size=16, data_path="somewhere", betas=(0.9, 0.95), seed=None),
+    },
+    "bare": lambda s: s,
+    "from DataParallel": lambda s: {f"module.{name}": tensor for name, tensor in s.items()},
+    "compiled": lambda s: {"state_dict": {f"_orig_mod.{name}": tensor for name, tensor in s.items()}},
+    "fused qkv": lambda s: {"model": fused(s)},
+}
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_published_layouts_load(layout: str, old_format: bool, tmp_path: Path) -> None:
+    source = autoencoder()
+    document = LAYOUTS[layout](source.state_dict())
+    torch.save(document, tmp_path / "a.pth", _use_new_zipfile_serialization=not old_format)
+    target = autoencoder()
+    report = checkpoint.fit(target, checkpoint.read_weights(tmp_path / "a.pth"))
+    assert set(report.matched) == set(target.state_dict())
+    assert not (report.resized or report.missing or report.unexpected)
+    same_weights(target.state_dict(), source.state_dict())
+
+
+class Bomb:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.mkdir, (str(self.mark),))
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"model": autoencoder().state_dict(), "args": Bomb(tmp_path / "ran")}, tmp_path / "a.pth")
+    with pytest.raises(SourceError, match=r"holds \S*mkdir, which loading would run") as refusal:
+        checkpoint.read_weights(tmp_path / "a.pth")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "bytes that are not a whole torch file"), (b"version https://git-lfs.github.com/spec/v1\n", "not a whole torch file")],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        checkpoint.read_weights(tmp_path / "a.pth")
+
+
+def test_half_a_file_is_refused(tmp_path: Path) -> None:
+    torch.save(autoencoder().state_dict(), tmp_path / "a.pth")
+    os.truncate(tmp_path / "a.pth", 20_000)
+    with pytest.raises(SourceError, match="bytes that are not a whole torch file"):
+        checkpoint.read_weights(tmp_path / "a.pth")
+    with pytest.raises(SourceError, match="no such file or folder"):
+        checkpoint.read_weights(tmp_path / "b.pth")
+
+
+# --- fitting ---------------------------------------------------------------------------------
+
+
+def test_pretrained_weights_reach_every_downstream_model(tmp_path: Path) -> None:
+    source = autoencoder()
+    checkpoint.save(tmp_path, source, card_of(source))
+    state = checkpoint.read_weights(tmp_path)
+    x = images(TINY)
+    expected = encoder.tokens(source, x)
+    for kind in ("encoder", "classifier", "segmenter", "change"):
+        model = MODELS[kind]()
+        report = checkpoint.fit(model, state, at_least=1.0)
+        part = model.encoder if hasattr(model, "encoder") else model
+        torch.testing.assert_close(encoder.tokens(part, x), expected)
+        assert all(name.startswith(("decoder", "mask_token")) for name in report.unexpected)
+        assert all(not name.startswith(("blocks", "pos_embed", "patch_embed", "norm")) for name in report.missing)
+
+
+def test_a_published_segmentation_file_fills_a_segmenter(tmp_path: Path) -> None:
+    source, target = MODELS["segmenter"](), MODELS["segmenter"]()
+    published = {checkpoint.published_name(n, "segmenter"): t for n, t in source.state_dict().items()}
+    torch.save({"model": published, "lr_scheduler": {}, "epoch": 1}, tmp_path / "a.pth")
+    report = checkpoint.fit(target, checkpoint.read_weights(tmp_path / "a.pth"))
+    assert not (report.missing or report.unexpected)
+    same_weights(target.state_dict(), source.state_dict())
+
+
+def test_position_tables_are_interpolated_or_drawn_again() -> None:
+    source, larger = autoencoder(), dataclasses.replace(TINY, image_px=32)
+    with torch.no_grad():  # a table that is a plane over the ground: bicubic keeps it, but for the outermost ring
+        row, col = torch.meshgrid(torch.arange(2.0), torch.arange(2.0), indexing="ij")
+        source.pos_embed_spatial.copy_((1 + 0 * row).reshape(1, 4, 1).expand_as(source.pos_embed_spatial))
+        source.decoder_pos_embed_spatial.copy_(
+            (row + 10 * col).reshape(1, 4, 1).expand_as(source.decoder_pos_embed_spatial)
+        )
+    target = autoencoder(larger)
+    report = checkpoint.fit(target, source.state_dict())
+    assert set(report.resized) == {"pos_embed_spatial", "decoder_pos_embed_spatial"}
+    torch.testing.assert_close(target.pos_embed_spatial, torch.ones(1, 16, 24))
+    grid = target.decoder_pos_embed_spatial[0, :, 0].reshape(4, 4)
+    assert (grid.diff(dim=0) > 0).all()
+    assert (grid.diff(dim=1) > 5 * grid.diff(dim=0).mean()).all(), "columns stay columns"
+
+    target = autoencoder(larger)
+    before = target.pos_embed_spatial.clone()
+    report = checkpoint.fit(target, source.state_dict(), tables="redraw")
+    assert not report.resized
+    assert set(report.missing) == {"pos_embed_spatial", "decoder_pos_embed_spatial"}
+    assert torch.equal(target.pos_embed_spatial, before)
+    assert torch.equal(target.pos_embed_temporal, source.pos_embed_temporal)
+
+
+def test_joint_tables_are_resized_group_by_group() -> None:
+    table = torch.arange(3.0).reshape(1, 3, 1, 1).expand(1, 3, 16, 5).reshape(1, 48, 5)
+    resized = checkpoint.resize_table(table, rows=3 * 36, planes=3)
+    torch.testing.assert_close(resized.reshape(3, 36, 5), torch.arange(3.0).reshape(3, 1, 1).expand(3, 36, 5))
+
+
+def test_resizing_there_and_back_keeps_a_smooth_table() -> None:
+    row, col = torch.meshgrid(torch.linspace(0, 3, 12), torch.linspace(0, 3, 12), indexing="ij")
+    table = torch.stack([row.sin(), col.cos(), (row * col).sin() / 3], dim=-1).reshape(1, 144, 3)
+    larger = checkpoint.resize_table(table, rows=256, planes=1)
+    torch.testing.assert_close(checkpoint.resize_table(larger, rows=144, planes=1), table, rtol=0, atol=0.02)
+
+
+def test_the_released_classifier_trains_its_joint_table_from_zero() -> None:
+    joint = encoder.Encoder(dataclasses.replace(TINY, positions="joint"))
+    model = heads.SceneClassifier(joint, 7, "released")
+    report = checkpoint.fit(model, autoencoder().state_dict(), at_least=0.8)
+    assert {"pos_embed", "head.weight", "head.bias"} == set(report.missing)
+    assert {"pos_embed_spatial", "pos_embed_temporal"} <= set(report.unexpected)
+    assert model.pos_embed.abs().max() == 0
+
+
+def test_another_class_count_keeps_the_fresh_head() -> None:
+    ten, seven = heads.SceneClassifier(fresh(TINY), 10), heads.SceneClassifier(fresh(TINY), 7)
+    before = seven.head.weight.clone()
+    report = checkpoint.fit(seven, ten.state_dict())
+    assert set(report.missing) == set(report.unexpected) == {"head.weight", "head.bias"}
+    assert torch.equal(seven.head.weight, before)
+
+
+@pytest.mark.parametrize("change", [{"width": 48}, {"bands": 10, "group_bands": 2}, {"depth": 9}])
+def test_too_little_is_refused_and_changes_nothing(change: dict[str, int]) -> None:
+    model = autoencoder(dataclasses.replace(TINY, **change))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(SourceError, match=r"a\.pth: only \d+% of the encoder's parameters fit; first, \w+"):
+        checkpoint.fit(model, autoencoder().state_dict(), where="a.pth", at_least=0.9)
+    same_weights(model.state_dict(), before)
+
+
+def test_missing_half_the_keys_is_refused() -> None:
+    state = {name: t for name, t in autoencoder().state_dict().items() if ".mlp." not in name}
+    with pytest.raises(SourceError, match=r"first, blocks\.0\.mlp\.fc1\.weight is absent"):
+        checkpoint.fit(autoencoder(), state)

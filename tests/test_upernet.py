@@ -1,0 +1,101 @@
+"""The segmentation head: published shapes by table, the merge, other patch sizes, what is and is not used."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from test_encoder import TINY, images
+from torch import nn
+from torch.nn import functional
+
+from sgdata import catalog
+from sgmodel import checkpoint, encoder, heads, upernet
+
+NARROW = upernet.HeadConfig(
+    levels=(8, 16, 16, 32), hidden=(16, 16, 16), width=8, groups_levels=8, groups=4, dropout_levels=0.0, dropout=0.0
+)
+
+
+def shapes(model: nn.Module, kind: str) -> list[tuple[str, str]]:
+    named = ((checkpoint.published_name(k, kind), v) for k, v in model.state_dict().items())
+    return sorted((name, "x".join(map(str, v.shape))) for name, v in named)
+
+
+@pytest.mark.parametrize(
+    ("kind", "table", "count"), [("segmenter", "segment", 109_244_946), ("change", "change", 109_219_591)]
+)
+def test_our_names_and_the_published_ones_map_one_to_one(kind: str, table: str, count: int) -> None:
+    with torch.device("meta"):
+        part = encoder.Encoder(encoder.base())
+        model = upernet.Segmenter(part) if kind == "segmenter" else heads.ChangeDetector(part)
+    rows = catalog.table(f"spectralgpt_base_{table}_keys")
+    assert shapes(model, kind) == sorted((row["key"], row["shape"]) for row in rows)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"patch_px": 4}, {"patch_px": 16, "image_px": 32}, {"bands": 10, "group_bands": 2}]
+)
+def test_logits_have_the_size_of_the_image(change: dict[str, int]) -> None:
+    config = dataclasses.replace(TINY, **change)
+    model = upernet.Segmenter(encoder.Encoder(config), 5, NARROW)
+    logits = model(images(config))
+    assert logits.shape == (2, 5, config.image_px, config.image_px)
+    logits.sum().backward()
+    idle = {name for name, p in model.named_parameters() if p.grad is None}
+    assert idle == {"encoder.norm.weight", "encoder.norm.bias"}
+
+
+def test_merge_weighs_the_groups_of_each_place() -> None:
+    merge = upernet.TokenMerge(TINY)
+    tokens = torch.rand(2, TINY.tokens, TINY.width)
+    merged = merge(tokens)
+    assert merged.shape == (2, TINY.width, 2, 2)
+    weight, bias = merge.linear.weight[0], merge.linear.bias[0]
+    for row in range(2):
+        for col in range(2):
+            by_hand = sum(weight[g] * tokens[:, g * 4 + row * 2 + col] for g in range(4)) + bias
+            torch.testing.assert_close(merged[:, :, row, col], by_hand)
+
+
+def test_merge_takes_several_times() -> None:
+    config = dataclasses.replace(TINY, times=2)
+    assert upernet.TokenMerge(config).linear.weight.shape == (1, 8)
+    model = upernet.Segmenter(encoder.Encoder(config), 3, NARROW)
+    assert model(images(config)).shape == (2, 3, 16, 16)
+
+
+def test_pooling_takes_the_maximum_of_each_part() -> None:
+    pooling = upernet.PyramidPooling(NARROW)
+    x = torch.rand(1, 32, 6, 6)
+    seen = pooling.branches[1][0](x)
+    assert seen.shape == (1, 32, 2, 2)
+    torch.testing.assert_close(seen[..., 0, 1], x[..., :3, 3:].amax((-2, -1)))
+
+
+def test_dropout_is_where_it_was_released() -> None:
+    for config, in_levels in ((upernet.HeadConfig(), 0.5), (upernet.HeadConfig(dropout_levels=0.0), 0.0)):
+        with torch.device("meta"):
+            head = upernet.UperHead(64, 2, config)
+        rates = {n: m.p for n, m in head.named_modules() if isinstance(m, nn.Dropout)}
+        assert len(rates) == 12
+        assert {rate for name, rate in rates.items() if name.startswith(("levels", "pooling"))} == {in_levels}
+        assert {rate for name, rate in rates.items() if name.startswith(("lateral", "smooth", "fuse"))} == {0.5}
+
+
+def test_it_learns_a_picture() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 12, 16, 16)
+    target = (x[:, 0] > 0.5).long()
+    x[:, :3] = target[:, None].float()
+    model = upernet.Segmenter(encoder.Encoder(TINY), 2, NARROW)
+    encoder.initialise(model.encoder)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        loss = functional.cross_entropy(model(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
