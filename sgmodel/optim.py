@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from sgdata.errors import SourceError
+
 Schedule = Callable[[int], float]
 """Optimizer step (0-based) -> learning rate."""
 
@@ -74,3 +76,33 @@ def adamw(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
     """AdamW over `groups`; the loop sets the rate before each step."""
     fused = next(model.parameters()).is_cuda
     return torch.optim.AdamW(groups(model, recipe), lr=recipe.lr, betas=recipe.betas, fused=fused)
+
+
+# --- the optimizer's memory ----------------------------------------------------------------
+
+
+def state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
+    """What the optimizer remembers, as `<quantity>/<parameter name>` -> tensor on the CPU."""
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{quantity}/{names[parameter]}": value.detach().cpu().contiguous()
+        for parameter, memory in optimizer.state.items()
+        for quantity, value in memory.items()
+    }
+
+
+def restore(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
+    """Put back what `state` gave. Raises SourceError on a parameter that the model does not have."""
+    parameters = dict(model.named_parameters())
+    for key, value in saved.items():
+        quantity, _, name = key.partition("/")
+        if name not in parameters:
+            raise SourceError(
+                f"optimizer state for '{name}': the model has no such parameter; start again with --fresh"
+            )
+        target = torch.device("cpu") if quantity == "step" and not _fused(optimizer) else parameters[name].device
+        optimizer.state[parameters[name]][quantity] = value.to(target, copy=True)
+
+
+def _fused(optimizer: torch.optim.Optimizer) -> bool:
+    return bool(optimizer.defaults.get("fused"))

@@ -1,0 +1,108 @@
+"""The command line that all training programs share: a recipe says what, flags say where.
+
+Exit codes: 0 done; 2 the user can mend it (one line); 3 stopped early, the same command goes on; 1 our bug.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from sgdata import catalog, contracts, files
+from sgdata.errors import SettingError, SgdataError
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where a program reads, writes and runs. Nothing here changes a number of the result, but for `threads`."""
+
+    shards: Path
+    out: Path
+    weights: Path | None = None
+    device: str = "auto"
+    threads: int = 2
+    workers: int = 2
+    save_minutes: float = 10.0
+    stop_after: int | None = None
+    fresh: bool = False
+    dry_run: bool = False
+
+
+def run(program: str, kind: type[R], main: Callable[[R, Places], int], argv: Sequence[str] | None = None) -> None:
+    """Parse, read the recipe as a `kind`, call `main`, exit with its code."""
+    options = _parser(program).parse_args(argv)
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.getLogger("sgdata").setLevel(logging.WARNING if options.quiet else logging.INFO)
+    if options.recipe is None:
+        print("\n".join(["Recipes of this program:", *map(str, recipes(program))]))
+        raise SystemExit(0)
+    try:
+        recipe = files.read(kind, options.recipe, options.set)
+        raise SystemExit(main(recipe, _places(options)))
+    except SgdataError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def recipes(program: str) -> list[Path]:
+    """The recipes that come with the package for `program`."""
+    return sorted((catalog.folder("recipes") / "train").glob(f"{program}-*.toml"))
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    example = f"Example: python -m sgmodel.recipes.{program} recipes/train/{program}-demo-tiny.toml --shards out/shards"
+    parser = argparse.ArgumentParser(prog=f"python -m sgmodel.recipes.{program}", epilog=example)
+    add = parser.add_argument
+    add("recipe", nargs="?", type=Path, help="TOML file; without it, the recipes that come with the package")
+    add("--shards", metavar="[NAME=]DIR", help="folder of shards")
+    add("--out", type=Path, metavar="DIR", help="folder of the run (default: out/runs/<recipe>)")
+    add("--weights", type=Path, metavar="PATH", help="checkpoint to start from")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on where the run in --out stopped (the default)")
+    again.add_argument("--fresh", action="store_true", help="remove the run in --out and begin anew")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--threads", type=int, default=2, help="threads of the CPU's arithmetic; part of what makes a run repeatable")
+    add("--workers", type=int, default=2, help="threads that decode samples; changes no result")
+    add("--save-minutes", type=float, default=10.0, help="between two checkpoints")
+    add("--stop-after", type=int, metavar="STEPS", help="stop cleanly after so many steps of this call")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="over the recipe; repeatable")
+    add("--dry-run", action="store_true", help="say what would be done, and stop")
+    add("-q", "--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def _places(options: argparse.Namespace) -> Places:
+    if options.shards is None:
+        raise SettingError("--shards is missing: give the folder that 'sgdata shard' wrote")
+    for name in ("threads", "workers"):
+        if getattr(options, name) < 1:
+            raise SettingError(f"--{name} {getattr(options, name)}: expected 1 or more")
+    return Places(
+        shards=_folder(options.shards),
+        out=options.out or Path("out/runs") / options.recipe.stem,
+        weights=options.weights,
+        device=options.device,
+        threads=options.threads,
+        workers=options.workers,
+        save_minutes=options.save_minutes,
+        stop_after=options.stop_after,
+        fresh=options.fresh,
+        dry_run=options.dry_run,
+    )
+
+
+def _folder(text: str) -> Path:
+    """`DIR` or `NAME=DIR`, the name being that of the data set in its contract. Raises SettingError."""
+    name, equals, path = text.rpartition("=")
+    folder = Path(path)
+    found = contracts.read(folder).dataset
+    if equals and name != found:
+        raise SettingError(f"--shards {text}: the folder holds '{found}', expected '{name}'")
+    return folder

@@ -1,0 +1,61 @@
+"""Pictures of what a model sees and says, as PNG: true, masked, predicted; image, label, prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from sgdata import files
+from sgdata.types import Array, Contract
+
+GREY = 96
+GAP = 4
+ENLARGED_TO = 192
+
+
+def true_colour(contract: Contract) -> list[int]:
+    """Indices of B04, B03, B02, or of the first three bands where one is missing."""
+    names = [band.name for band in contract.bands]
+    wanted = ("B04", "B03", "B02")
+    return [names.index(name) for name in wanted] if set(wanted) <= set(names) else [0, 1, 2]
+
+
+def stretched(image: Array, like: Array) -> Array:
+    """(3, H, W) floats -> (H, W, 3) uint8; percentiles 2 and 98 of each band of `like` become 0 and 255."""
+    low, high = (np.percentile(like, p, axis=(1, 2))[:, None, None] for p in (2, 98))
+    scaled = (image - low) / np.maximum(high - low, 1e-6)
+    levels: Array = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+    return levels.transpose(1, 2, 0)
+
+
+def reconstruction(true: Tensor, predicted: Tensor, removed: Tensor) -> list[Array]:
+    """Three (3, H, W) float tensors, `removed` 1 where the model could not see -> true, masked, predicted."""
+    image, answer, hidden = (t.float().cpu().numpy() for t in (true, predicted, removed))
+    seen = np.where(hidden.transpose(1, 2, 0) > 0, GREY, stretched(image, image)).astype(np.uint8)
+    return [stretched(image, image), seen, stretched(answer, image)]
+
+
+def segmentation(image: Tensor, target: Tensor, predicted: Tensor, colours: Sequence[str]) -> list[Array]:
+    """(3, H, W) floats and two (H, W) label maps -> true colour, label, prediction; unlabelled pixels black."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(colours)] = [tuple(bytes.fromhex(colour.lstrip("#"))) for colour in colours]
+    true = image.float().cpu().numpy()
+    maps = [palette[labels.cpu().numpy().astype(np.uint8)] for labels in (target, predicted)]
+    return [stretched(true, true), *maps]
+
+
+def write(path: Path, rows: Sequence[Sequence[Array]]) -> None:
+    """One PNG of rows of (H, W, 3) uint8 tiles, enlarged by a whole factor, with gaps. Raises OutputError."""
+    from PIL import Image
+
+    factor = max(1, ENLARGED_TO // rows[0][0].shape[0])
+    large = [[tile.repeat(factor, 0).repeat(factor, 1) for tile in row] for row in rows]
+    edge = ((GAP, GAP), (GAP, GAP), (0, 0))
+    sheet = np.concatenate(
+        [np.concatenate([np.pad(t, edge, constant_values=255) for t in row], axis=1) for row in large]
+    )
+    with files.replacing(path) as temporary:
+        Image.fromarray(sheet).save(temporary, format="PNG")

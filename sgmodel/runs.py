@@ -1,0 +1,230 @@
+"""The folder of one training run: recipe, contract, logs, checkpoint; how it is resumed and how it ends.
+
+`checkpoint-last/` holds the model and its card, the optimizer's memory (`training.safetensors`) and the place
+(`training.json`). It is replaced as a whole, so a run killed at any moment has the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sgdata import contracts, files
+from sgdata.errors import OutputError, SettingError, SourceError
+from sgdata.types import Contract
+from sgmodel import checkpoint, optim
+
+LAST = "checkpoint-last"
+RECIPE = "recipe.toml"
+METRICS = "metrics.jsonl"
+TIMINGS = "timings.jsonl"
+BOARD = "tensorboard"
+RESULTS = "results.json"
+CARD = "card.md"
+NOT_SUMMED = (TIMINGS, BOARD)
+OWN = (LAST, f".{LAST}.old", f".{LAST}.new", RECIPE, contracts.NAME, METRICS, TIMINGS, BOARD, RESULTS, CARD, files.SUMS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a run stands: optimizer steps done. With the recipe this says which samples come next."""
+
+    steps: int
+
+
+# --- beginning and ending ------------------------------------------------------------------
+
+
+def prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool) -> int:
+    """Ready `out` for `recipe` on data of `contract`; the steps already done there. `fresh` removes what it held.
+
+    Raises OutputError, SettingError where `out` holds a run with another recipe or other data.
+    """
+    resolved = files.toml(recipe)
+    if fresh:
+        clear(out)
+    if (out / RECIPE).exists():
+        _same_recipe(out, resolved)
+        contracts.require(contract, contracts.read(out), "resume")
+    files.write(out / RECIPE, resolved)
+    contracts.write(out, contract)
+    (out / files.SUMS).unlink(missing_ok=True)
+    _repair(out)
+    return read_place(out).steps if (out / LAST).is_dir() else 0
+
+
+def clear(out: Path) -> None:
+    """Remove a run of ours from `out`, and nothing else."""
+    for path in [out / name for name in OWN] + sorted(out.glob("pictures/*.png")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def conclude(out: Path, title: str, card: checkpoint.Card, results: dict[str, Any]) -> None:
+    """Write `results.json`, `card.md` and SHA256SUMS; times and TensorBoard files stand outside the sums.
+
+    `loss_first` and `loss_last` are taken from the log.
+    """
+    lines = (out / METRICS).read_text(encoding="utf-8").splitlines()
+    ends = {f"loss_{name}": json.loads(lines[i])["loss"] for name, i in (("first", 0), ("last", -1))}
+    files.write(out / RESULTS, files.pretty_json({**ends, **results}))
+    files.write(out / CARD, _card(title, card, {**ends, **results}).encode())
+    files.write_sums(out, leave_out=NOT_SUMMED)
+
+
+def _card(title: str, card: checkpoint.Card, results: dict[str, Any]) -> str:
+    """What a reader of the checkpoint needs to know, in Markdown."""
+    contract = card.contract
+    assert contract is not None
+    figures = [f"| {name} | {value:.6g} |" for name, value in sorted(results.items()) if isinstance(value, int | float)]
+    bands = " ".join(band.name for band in contract.bands)
+    data = f"{contract.level}, bands {bands}, splits {contract.splits}, fingerprint `{contract.fingerprint[:16]}`"
+    return "\n".join(
+        [
+            f"# {title} on {contract.dataset} {contract.version}",
+            "",
+            f"- model: {card.model.kind}; settings in `{RECIPE}`, weights in `{LAST}/{checkpoint.WEIGHTS}`",
+            f"- data: {data}",
+            f"- normalisation: {card.normalisation.scheme if card.normalisation else 'none'}",
+            f"- code: commit {card.commit or 'unknown (installed package)'}",
+            "",
+            "| figure | value |",
+            "| --- | --- |",
+            *figures,
+            "",
+        ]
+    )
+
+
+def _same_recipe(out: Path, resolved: bytes) -> None:
+    import tomllib
+
+    old, new = _flat(files.read_plain(out / RECIPE)), _flat(tomllib.loads(resolved.decode()))
+    changed = [f"{key} is {new.get(key)!r}, was {old.get(key)!r}" for key in old | new if old.get(key) != new.get(key)]
+    if changed:
+        told = "; ".join(changed[:5])
+        raise OutputError(
+            f"{out}: holds a run with another recipe ({told}); use --fresh to replace it, or another --out"
+        )
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+# --- checkpoints ---------------------------------------------------------------------------
+
+
+def save(out: Path, model: nn.Module, card: checkpoint.Card, optimizer: Optimizer, place: Place) -> None:
+    """Replace `checkpoint-last/`. Raises OutputError."""
+    new, old, last = out / f".{LAST}.new", out / f".{LAST}.old", out / LAST
+    shutil.rmtree(new, ignore_errors=True)
+    checkpoint.save(new, model, card)
+    with files.replacing(new / "training.safetensors") as temporary:
+        save_file(optim.state(optimizer, model), temporary)
+    files.write(new / "training.json", files.pretty_json(place))
+    try:
+        if last.exists():
+            last.rename(old)
+        new.rename(last)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"{last}: cannot be written: {error.strerror}") from error
+
+
+def restore(out: Path, model: nn.Module, optimizer: Optimizer) -> None:
+    """Fill model and optimizer from `checkpoint-last/`. Raises SourceError."""
+    model.load_state_dict(_tensors(out / LAST / checkpoint.WEIGHTS))
+    optim.restore(optimizer, model, _tensors(out / LAST / "training.safetensors"))
+
+
+def read_place(out: Path) -> Place:
+    """Where the run in `out` stood when it was last saved. Raises SettingError."""
+    return files.read(Place, out / LAST / "training.json")
+
+
+def _repair(out: Path) -> None:
+    """Undo a replacement that was cut off between its two renames."""
+    old, last = out / f".{LAST}.old", out / LAST
+    if old.exists() and not last.exists():
+        old.rename(last)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(files.existing(path, "part of a checkpoint"))
+    except SafetensorError as error:
+        raise SourceError(f"{path}: damaged ({error}); start again with --fresh") from None
+
+
+# --- logs ----------------------------------------------------------------------------------
+
+
+class Log:
+    """Figures of a run, one JSON object a line: what was computed in one file, how long it took in another.
+
+    Opened at step `first`, lines of that step and later are dropped: they will be written again.
+    """
+
+    def __init__(self, out: Path, first: int) -> None:
+        """Raises SettingError where TensorBoard is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise SettingError(f"TensorBoard is missing ({error}); pip install 'sgdata[model]'") from None
+        for name in (METRICS, TIMINGS):
+            _cut(out / name, first)
+        self.metrics = (out / METRICS).open("a", encoding="utf-8")
+        self.timings = (out / TIMINGS).open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(out / BOARD), purge_step=first)
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        """Figures that depend on nothing but recipe and data."""
+        self.metrics.write(_line(step, figures))
+        self.metrics.flush()
+        self._plot(step, figures)
+
+    def write_times(self, step: int, seconds: dict[str, float]) -> None:
+        """Figures that depend on the machine."""
+        self.timings.write(_line(step, seconds))
+        self.timings.flush()
+        self._plot(step, seconds)
+
+    def _plot(self, step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self.board.add_scalar(name, value, step)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.metrics.close()
+        self.timings.close()
+        self.board.close()
+
+
+def _line(step: int, figures: dict[str, float]) -> str:
+    return json.dumps({"step": step, **figures}, allow_nan=False) + "\n"
+
+
+def _cut(path: Path, first: int) -> None:
+    """Keep the lines of steps before `first`. A line cut off by a kill is the last one, and goes too."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < first]
+    files.write(path, "".join(f"{line}\n" for line in whole).encode())

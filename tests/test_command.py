@@ -1,0 +1,56 @@
+"""The command line of the training programs: lists, refusals in one line, exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from synthetic_shards import write
+
+from sgdata import catalog
+from sgmodel import command
+from sgmodel.recipes import pretrain
+
+DEMO = str(catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml")
+
+
+def call(*argv: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        command.run("pretrain", pretrain.Recipe, pretrain.main, argv)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_without_a_recipe_it_lists_those_it_accepts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call() == 0
+    assert "pretrain-demo-tiny.toml" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ([DEMO], "--shards is missing: give the folder that 'sgdata shard' wrote"),
+        (["nowhere.toml", "--shards", "x"], "nowhere.toml: no such file"),
+        ([DEMO, "--shards", "nowhere"], "nowhere/contract.json: no such file"),
+        ([DEMO, "--shards", "x", "--threads", "0"], "--threads 0: expected 1 or more"),
+        ([DEMO, "--shards", "x", "--set", "optimizer.learning=1"], "'optimizer.learning' is not a setting"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(argv: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*argv) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert line in said[0]
+
+
+def test_a_named_folder_must_hold_that_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path, train=2, val=1)
+    assert call(DEMO, "--shards", f"fmow={folder}") == 2
+    assert "the folder holds 'toy', expected 'fmow'" in capsys.readouterr().err
+    assert call(DEMO, "--shards", f"toy={folder}", "--dry-run", "--set", "model.image_px=32") == 0
+
+
+def test_an_unknown_device_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path, train=2, val=1)
+    assert call(DEMO, "--shards", str(folder), "--device", "tpu") == 2
+    assert "--device 'tpu': expected auto, cpu, cuda or cuda:N" in capsys.readouterr().err

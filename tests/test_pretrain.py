@@ -1,0 +1,208 @@
+"""Pretraining as a program: one curve per seed, exact resumption, overfitting, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from synthetic_shards import contract, sample, write
+
+from sgdata import catalog, files, shards
+from sgdata.errors import OutputError, SettingError, SourceError
+from sgmodel import command, encoder, mae, session
+from sgmodel.recipes import pretrain
+
+TINY = (
+    "model.image_px=32",
+    "model.width=32",
+    "model.depth=2",
+    "decoder.width=32",
+    "batch=4",
+    "accumulate=2",
+    "epochs=6",
+    "picture_every=100",
+)
+
+
+def recipe(*overrides: str) -> pretrain.Recipe:
+    path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
+    return files.read(pretrain.Recipe, path, (*TINY, *overrides))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("pretrain") / "shards", train=6, val=2)
+
+
+def places(folder: Path, out: Path, **others: object) -> command.Places:
+    return dataclasses.replace(command.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of nine steps."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert pretrain.main(recipe(), places(folder, out)) == 0
+    return out
+
+
+def test_a_run_leaves_everything_in_its_folder(whole: Path) -> None:
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(9))
+    assert set(lines[0]) == {"step", "loss", "loss_token", "loss_spectral", "lr", "grad_norm"}
+    sums = (whole / "SHA256SUMS").read_text()
+    assert sums == files.sums(whole, leave_out=("timings.jsonl", "tensorboard")).decode()
+    named = {line.split("  ")[1] for line in sums.splitlines()}
+    assert named == {
+        *("recipe.toml", "contract.json", "metrics.jsonl", "results.json", "card.md", "pictures/step-000009.png"),
+        *(f"checkpoint-last/{name}" for name in ("card.json", "model.safetensors")),
+        *(f"checkpoint-last/{name}" for name in ("training.json", "training.safetensors")),
+    }
+    assert (whole / "tensorboard").is_dir()
+    assert files.read(pretrain.Recipe, whole / "recipe.toml") == recipe()
+
+
+def test_one_seed_one_result_however_samples_are_decoded(folder: Path, whole: Path, tmp_path: Path) -> None:
+    pretrain.main(recipe(), places(folder, tmp_path / "again", workers=5))
+    assert (tmp_path / "again" / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
+
+
+def test_another_seed_another_curve(folder: Path, whole: Path, tmp_path: Path) -> None:
+    pretrain.main(recipe("seed=2"), places(folder, tmp_path / "run"))
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() != (whole / "metrics.jsonl").read_bytes()
+
+
+def test_stopped_twice_and_resumed_equals_undisturbed(folder: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert pretrain.main(recipe(), places(folder, out, stop_after=4)) == session.STOPPED
+    assert not (out / "SHA256SUMS").exists()
+    assert pretrain.main(recipe(), places(folder, out, stop_after=1)) == session.STOPPED
+    # Killed after a step that no checkpoint holds: its line is written again.
+    with (out / "metrics.jsonl").open("a") as handle:
+        handle.write('{"step": 5, "loss": 0.0}\n{"step": 6, "lo')
+    # Killed between the two renames of a checkpoint.
+    (out / "checkpoint-last").rename(out / ".checkpoint-last.old")
+    assert pretrain.main(recipe(), places(folder, out)) == 0
+    assert (out / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
+    assert pretrain.main(recipe(), places(folder, out)) == 0
+    assert (out / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
+    settings = [f"--set={text}" for text in (*TINY, "epochs=300")]
+    path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
+    line = [
+        sys.executable,
+        "-m",
+        "sgmodel.recipes.pretrain",
+        str(path),
+        "--shards",
+        str(folder),
+        "--out",
+        str(tmp_path),
+    ]
+    child = subprocess.Popen(
+        [*line, *settings, "--threads=1"], stderr=subprocess.PIPE, cwd=catalog.folder("recipes").parent
+    )
+    metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 60
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGTERM)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == session.STOPPED, said
+    done = json.loads((tmp_path / "checkpoint-last" / "training.json").read_text())["steps"]
+    assert done == metrics.read_text().count("\n") > 3
+
+
+def test_two_samples_overfit(tmp_path: Path) -> None:
+    folder = write(tmp_path / "shards", train=2, val=1)
+    more = ("epochs=150", "batch=2", "accumulate=1", "optimizer.lr=3e-3", "log_every=150", "mask_ratio=0.5")
+    still = ("augment.horizontal_flip=0", "augment.vertical_flip=0", "augment.quarter_turns=false")
+    pretrain.main(recipe(*more, *still), places(folder, tmp_path / "run"))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["loss_last"] < 0.1 * results["loss_first"]
+
+
+def test_recipe_of_another_run_is_refused_by_name(folder: Path, whole: Path) -> None:
+    with pytest.raises(OutputError, match=r"optimizer.lr is 0.5, was 0.001.*--fresh"):
+        pretrain.main(recipe("optimizer.lr=0.5"), places(folder, whole))
+
+
+def test_fresh_begins_anew(folder: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / "notes.txt").write_text("mine")
+    assert pretrain.main(recipe("seed=5"), places(folder, out, fresh=True, stop_after=1)) == session.STOPPED
+    assert (out / "metrics.jsonl").read_text().count("\n") == 1
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_other_data_is_refused_by_name(whole: Path, tmp_path: Path) -> None:
+    other = write(tmp_path / "other", train=5, val=2)
+    with pytest.raises(SettingError, match="cannot resume on 'toy': .*fingerprint"):
+        pretrain.main(recipe(), places(other, whole))
+
+
+def test_starting_weights_and_their_contract(folder: Path, whole: Path, tmp_path: Path) -> None:
+    start = places(folder, tmp_path / "run", weights=whole / "checkpoint-last", stop_after=1)
+    assert pretrain.main(recipe(), start) == session.STOPPED
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
+    assert first["loss"] < 1.2 * last["loss"]
+
+    toa = tmp_path / "toa"
+    made = [sample(n, "train", 32, 32) for n in range(4)]
+    shards.write(made, toa, contract=dataclasses.replace(contract(32), level="L1C"))
+    waived = dataclasses.replace(start, shards=toa, out=tmp_path / "toa-run")
+    with pytest.raises(SettingError, match="level is 'L1C', expected 'L2A'; accept = .'level'. in the recipe waives"):
+        pretrain.main(recipe(), waived)
+    with pytest.raises(SettingError, match="normalisation differs .* mean is"):
+        pretrain.main(recipe('accept=["level"]'), waived)
+    assert pretrain.main(recipe('accept=["level", "normalisation"]'), waived) == session.STOPPED
+
+
+def test_data_that_cannot_feed_the_model(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="model.bands is 9, the shards have 12: B01 B02"):
+        pretrain.main(recipe("model.bands=9"), places(folder, tmp_path))
+    with pytest.raises(SettingError, match="model.image_px is 64, the samples are 32 x 32 px: set augment.crop_area"):
+        pretrain.main(recipe("model.image_px=64"), places(folder, tmp_path))
+
+
+def test_a_poisoned_sample_is_named(tmp_path: Path) -> None:
+    made = [sample(n, "train", 32, 32) for n in range(4)]
+    made[2].arrays["image"][3] = 1000  # a constant band, which min-max without eps divides by zero
+    shards.write(made, tmp_path / "shards", contract=contract(32))
+    with pytest.raises(SourceError, match="step 0: loss nan.*not finite for 1 of 4 samples: toy-00002"):
+        pretrain.main(
+            recipe("normalise.scheme=minmax", "normalise.eps=0"), places(tmp_path / "shards", tmp_path / "run")
+        )
+
+
+def test_a_diverged_run_says_so(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="each sample alone is finite|not finite for"):
+        pretrain.main(recipe("optimizer.lr=1e30", "optimizer.warmup_epochs=0"), places(folder, tmp_path))
+
+
+def test_dry_run_writes_nothing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pretrain.main(recipe(), places(folder, tmp_path / "run", dry_run=True)) == 0
+    assert "6 samples x 6 epochs = 9 steps of 4" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_visible_mean_by_hand() -> None:
+    config = encoder.EncoderConfig(bands=2, image_px=4, patch_px=2, group_bands=1, width=8, depth=1, heads=1)
+    images = torch.arange(32.0).reshape(1, 2, 4, 4)
+    target = encoder.patchify(images, config)
+    mask = torch.tensor([[0.0, 1, 1, 1, 1, 1, 1, 1]])
+    guess = mae.unpatchify(pretrain.visible_mean(target, mask, config), config)
+    assert torch.equal(guess[0, 0], torch.full((4, 4), (0 + 1 + 4 + 5) / 4))
+    assert torch.equal(guess[0, 1], torch.zeros(4, 4))
