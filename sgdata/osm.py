@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgdata import files, tags
-from sgdata.errors import SourceError
+from sgdata import files, overpass, tags
+from sgdata.errors import SettingError, SourceError
 
 OSM_FILES = (".osm", ".osm.gz", ".osm.bz2", ".xml", ".osm.pbf", ".pbf")
 JSON_FILES = (".json", ".json.gz")
@@ -33,7 +32,7 @@ class Features:
     `table`: a GeoDataFrame in EPSG:4326 with `osm_type` (way, relation), `osm_id`, `kind` (polygon, line),
     `tags` (dict) and `geometry`, sorted by the first three. `sha256` has one hash per raw answer or file, by
     name. `as_of` is the date the data say of themselves, or None. `counts` says how many were read, mended and
-    lost; `losses` names each object that was mended or lost, and why.
+    lost; `losses` names each object that was mended or lost, and why ("lost: ...").
     """
 
     table: Any
@@ -52,26 +51,54 @@ class _Scan:
     rings: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     members: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
     done: set[tuple[str, int]] = field(default_factory=set)
-    counts: Counter[str] = field(default_factory=Counter)
     losses: dict[str, str] = field(default_factory=dict)
 
 
-def read(sources: Iterable[Path], area: Any, *, rules: tags.RuleTable) -> Features:
+def read(
+    source: str | Path,
+    area: Any,
+    *,
+    rules: tags.RuleTable,
+    date: str | None = None,
+    store: Path | None = None,
+    offline: bool = False,
+) -> Features:
     """The features that intersect `area` (a shapely polygon in WGS84) and that `rules` can name.
 
-    An object that stands in several sources counts once. Raises SourceError: no such file, not an OSM
-    document, an XML document type (entity bombs), cut-off or damaged data.
+    `source`: an .osm, .osm.pbf or Overpass .json file; a folder of Overpass answers; or `overpass` or a URL,
+    asked for the state of `date`, the answers kept in `store` (required), where `offline` takes them from.
+    Raises SettingError, ServiceError; SourceError: no such file, not an OSM document, an XML document type
+    (entity bombs), cut-off or damaged data.
     """
+    if str(source) == "overpass" or str(source).startswith(("https://", "http://")):
+        if not date or store is None:
+            raise SettingError(f"OpenStreetMap from {source}: no date; give one such as 2020-04-01 (--osm-date)")
+        service = overpass.Service() if str(source) == "overpass" else overpass.Service(url=str(source))
+        answers = overpass.fetch(area, rules, date=date, store=store, service=service, offline=offline)
+        return read_files(answers, area, rules)
+    path = files.existing(Path(source), "an .osm, .osm.pbf or Overpass .json file, or a folder of answers")
+    answers = sorted(item for item in path.iterdir() if item.name.endswith(JSON_FILES)) if path.is_dir() else [path]
+    if not answers:
+        raise SourceError(f"{path}: holds no Overpass answer; expected files ending in {' or '.join(JSON_FILES)}")
+    return read_files(answers, area, rules)
+
+
+def read_files(paths: Sequence[Path], area: Any, rules: tags.RuleTable) -> Features:
+    """The features of several files, as `read`; an object that stands in several counts once."""
     hashes, dates, scan = {}, [], _Scan()
-    for source in sources:
-        path = files.existing(Path(source), "an .osm, .osm.pbf or Overpass .json file")
-        hashes[path.name] = files.sha256_file(path)
+    for path in paths:
+        is_json = path.name.endswith(JSON_FILES)
+        hashes[path.name] = files.sha256(overpass.unpacked(path)) if is_json else files.sha256_file(path)
         dates.append(_scan_file(path, scan, rules))
+    table, outside = _table(scan, area)
+    counts = Counter(f"{kind}s" for kind in table["kind"])
+    counts.update(text.partition(":")[0] for text in scan.losses.values())
+    counts["outside"] = outside
     return Features(
-        table=_table(scan, area),
+        table=table,
         sha256=hashes,
         as_of=min((date for date in dates if date), default=None),
-        counts=dict(sorted(scan.counts.items())),
+        counts=dict(sorted(counts.items())),
         losses=dict(sorted(scan.losses.items())),
     )
 
@@ -79,10 +106,10 @@ def read(sources: Iterable[Path], area: Any, *, rules: tags.RuleTable) -> Featur
 def _scan_file(path: Path, scan: _Scan, rules: tags.RuleTable) -> str | None:
     """Add the features of one file to `scan`; the date that the file gives, or None."""
     if path.name.endswith(JSON_FILES):
-        answer = answer_of(path.read_bytes(), str(path))
+        answer = overpass.answer_of(overpass.unpacked(path), str(path))
         with tempfile.TemporaryDirectory() as folder:
             native = Path(folder) / "answer.osm.pbf"
-            _write_native(answer, native)
+            overpass.write_native(answer, native)
             _collect(native, scan, rules, str(path))
         stamp: str | None = answer.get("osm3s", {}).get("timestamp_osm_base")
         return stamp
@@ -145,14 +172,12 @@ def _take_way(way: Any, scan: _Scan, rules: tags.RuleTable) -> None:
         if not all(node.location.valid() for node in way.nodes):
             del scan.rings[way.id]
     elif is_area and not is_line:
-        scan.counts["lost"] += 1
-        scan.losses[f"way/{way.id}"] = "an area whose ring is open"
+        scan.losses[f"way/{way.id}"] = "lost: an area whose ring is open"
     if is_line and not (closed and text.get("area") == "yes"):
         pieces = [piece for piece in _pieces(way) if len(piece) >= 2]
-        whole = len(pieces) == 1 and len(pieces[0]) == len(way.nodes)
-        if not whole:
-            scan.counts["mended" if pieces else "lost"] += 1
-            scan.losses[f"way/{way.id}"] = "nodes of the line are not in the data"
+        if sum(len(piece) for piece in pieces) < len(way.nodes):
+            fate = "mended" if pieces else "lost"
+            scan.losses[f"way/{way.id}"] = f"{fate}: nodes of the line are not in the data"
         if pieces:
             scan.rows.append((*name, "line", text, shapely.MultiLineString(pieces)))
 
@@ -213,8 +238,7 @@ def _mend(path: Path, scan: _Scan) -> None:
             missing = sum(ref not in ways for ref, _ in members)
             reason = f"{missing} of {len(members)} members are not in the data" if missing else "its rings do not close"
         kept = geometry is not None and not geometry.is_empty
-        scan.counts["mended" if kept else "lost"] += 1
-        scan.losses[f"{kind}/{number}"] = reason
+        scan.losses[f"{kind}/{number}"] = f"{'mended' if kept else 'lost'}: {reason}"
         if kept:
             scan.rows.append((kind, number, "polygon", text, geometry))
         scan.done.add((kind, number))
@@ -251,70 +275,14 @@ def _polygons_in(geometry: Any) -> Any:
     return shapely.union_all(areas)
 
 
-def _table(scan: _Scan, area: Any) -> Any:
-    """The rows that touch `area` as a GeoDataFrame, sorted; counts go into the scan."""
+def _table(scan: _Scan, area: Any) -> tuple[Any, int]:
+    """The rows that touch `area` as a GeoDataFrame, sorted, and how many did not touch it."""
     import geopandas
     import shapely
 
     shapely.prepare(area)
     rows = sorted({row[:3]: row for row in scan.rows}.values(), key=lambda row: row[:3])
     inside = [row for row in rows if shapely.intersects(area, row[4])]
-    for row in inside:
-        scan.counts[f"{row[2]}s"] += 1
-    scan.counts["outside"] = len(rows) - len(inside)
     columns = ("osm_type", "osm_id", "kind", "tags", "geometry")
     data = {name: [row[i] for row in inside] for i, name in enumerate(columns)}
-    return geopandas.GeoDataFrame(data, geometry="geometry", crs="EPSG:4326")
-
-
-# --- Overpass answers ----------------------------------------------------------------------
-
-
-def answer_of(content: bytes, where: str) -> dict[str, Any]:
-    """A raw Overpass answer (JSON, gzipped or not), proved whole.
-
-    Raises SourceError: not JSON (an HTML error page), no elements, or a `remark`, which Overpass adds with
-    status 200 when it ran out of time or memory and the elements are only a part.
-    """
-    try:
-        text = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        answer = json.loads(text)
-    except (OSError, EOFError, ValueError):
-        raise SourceError(f"{where}: begins with {content[:60]!r}; expected an Overpass answer in JSON") from None
-    if not isinstance(answer, dict) or not isinstance(answer.get("elements"), list):
-        raise SourceError(f"{where}: has no list 'elements'; expected an Overpass answer in JSON")
-    if answer.get("remark"):
-        raise SourceError(f"{where}: a part only, the server remarks {answer['remark']!r}; ask for less or again")
-    return answer
-
-
-def _write_native(answer: Mapping[str, Any], path: Path) -> None:
-    """Write the elements as PBF, in the order and with the nodes that pyosmium wants."""
-    import osmium
-    from osmium.osm import mutable
-
-    nodes, ways, relations = _elements(answer["elements"])
-    with osmium.SimpleWriter(str(path)) as writer:
-        for number, node in sorted(nodes.items()):
-            place = (node["lon"], node["lat"])
-            writer.add_node(mutable.Node(id=number, location=place, tags=node.get("tags", {})))
-        for number, way in sorted(ways.items()):
-            writer.add_way(mutable.Way(id=number, nodes=way.get("nodes", []), tags=way.get("tags", {})))
-        for number, relation in sorted(relations.items()):
-            members = [(m["type"][0], m["ref"], m.get("role", "")) for m in relation.get("members", [])]
-            writer.add_relation(mutable.Relation(id=number, members=members, tags=relation.get("tags", {})))
-
-
-def _elements(elements: Iterable[dict[str, Any]]) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]:
-    """Elements by id; one that comes twice (with and without tags) is merged; inline geometry becomes nodes."""
-    found: dict[str, dict[int, dict[str, Any]]] = {"node": {}, "way": {}, "relation": {}}
-    for element in elements:
-        if element.get("type") in found:
-            place = found[element["type"]].setdefault(element["id"], {})
-            place.update({key: value for key, value in element.items() if value})
-    nodes, ways = found["node"], found["way"]
-    for way in ways.values():
-        for ref, point in zip(way.get("nodes", ()), way.get("geometry", ()), strict=False):
-            if point:
-                nodes.setdefault(ref, point)
-    return nodes, ways, found["relation"]
+    return geopandas.GeoDataFrame(data, geometry="geometry", crs="EPSG:4326"), len(rows) - len(inside)

@@ -21,9 +21,9 @@ LAYERS = (
     ("types", "errors", "sentinel2"),
     ("files", "catalog", "progress", "pool"),
     ("grid", "resample", "composite", "labels", "tags", "blocks", "statistics", "contracts", "offsets"),
-    ("rasters", "stac", "osm", "shards", "patches", "verify", "builds", "lock"),
+    ("rasters", "stac", "osm", "overpass", "shards", "patches", "verify", "archives", "tiffs", "builds", "lock"),
     ("datasets", "simulate"),
-    ("page", "audit", "release", "show"),
+    ("packing", "page", "audit", "release", "show"),
     ("demo", "cli"),
 )
 PURE = (
