@@ -1,0 +1,48 @@
+"""Cloud Optimized GeoTIFFs as the providers write them: deflate, predictor 2, 1024 blocks, overviews."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sgdata import files
+from sgdata.types import Array, Grid, Window
+
+BLOCK = 1024
+Sink = Callable[[Window, Array], None]
+
+
+@contextmanager
+def writing(path: Path, grid: Grid, names: tuple[str, ...], dtype: str, nodata: int | None) -> Iterator[Sink]:
+    """Takes (window, (C, h, w)) pieces in any order; the COG stands at `path` when the context ends well."""
+    import rasterio
+    import rasterio.shutil
+    from rasterio.transform import Affine
+    from rasterio.windows import Window as RasterWindow
+
+    with files.replacing(path) as temporary:
+        draft = temporary.with_name(temporary.name + ".draft")
+        try:
+            profile = {
+                "driver": "GTiff", "dtype": dtype, "count": len(names), "nodata": nodata, "crs": grid.crs,
+                "height": grid.shape[0], "width": grid.shape[1], "transform": Affine(*grid.transform), "tiled": True,
+                "blockxsize": 256, "blockysize": 256, "interleave": "band", "BIGTIFF": "IF_SAFER",
+            }  # fmt: skip
+            with rasterio.open(draft, "w", **profile) as dataset:
+                for number, name in enumerate(names, 1):
+                    dataset.set_band_description(number, name)
+
+                def sink(window: Window, pixels: Array) -> None:
+                    dataset.write(pixels, window=RasterWindow(window.col, window.row, window.width, window.height))
+
+                yield sink
+            # Four overviews of a 10 m file, as Earth Search has them, and what corresponds at 20 m and 60 m.
+            levels = {10: 4, 20: 3, 60: 1}[int(grid.gsd_m)]
+            averaged = "AVERAGE" if dtype == "uint16" else "NEAREST"
+            rasterio.shutil.copy(
+                draft, temporary, driver="COG", compress="DEFLATE", level=6, predictor="STANDARD", blocksize=BLOCK,
+                overview_count=levels, overview_resampling=averaged, num_threads=1,
+            )  # fmt: skip
+        finally:
+            draft.unlink(missing_ok=True)

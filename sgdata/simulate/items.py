@@ -1,0 +1,191 @@
+"""The static STAC catalogue of an archive, item by item as Earth Search v1 writes them. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import shapely
+from pyproj import Transformer
+
+from sgdata.sentinel2 import BAND, L2A_BANDS, SceneClass
+from sgdata.simulate.plan import TILE, Scene
+from sgdata.types import Array, Grid
+
+COLLECTION = "sentinel-2-l2a"
+TIFF = "image/tiff; application=geotiff; profile=cloud-optimized"
+KEYS = {
+    "B01": "coastal", "B02": "blue", "B03": "green", "B04": "red", "B05": "rededge1", "B06": "rededge2",
+    "B07": "rededge3", "B08": "nir", "B8A": "nir08", "B09": "nir09", "B11": "swir16", "B12": "swir22",
+}  # fmt: skip
+EXTENSIONS = [
+    "https://stac-extensions.github.io/raster/v1.1.0/schema.json",
+    "https://stac-extensions.github.io/view/v1.0.0/schema.json",
+    "https://stac-extensions.github.io/mgrs/v1.0.0/schema.json",
+    "https://stac-extensions.github.io/eo/v1.1.0/schema.json",
+    "https://stac-extensions.github.io/grid/v1.1.0/schema.json",
+    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+]
+SHARES = {
+    "s2:dark_features_percentage": SceneClass.DARK,
+    "s2:cloud_shadow_percentage": SceneClass.CLOUD_SHADOW,
+    "s2:vegetation_percentage": SceneClass.VEGETATION,
+    "s2:not_vegetated_percentage": SceneClass.NOT_VEGETATED,
+    "s2:water_percentage": SceneClass.WATER,
+    "s2:unclassified_percentage": SceneClass.UNCLASSIFIED,
+    "s2:medium_proba_clouds_percentage": SceneClass.CLOUD_MEDIUM,
+    "s2:high_proba_clouds_percentage": SceneClass.CLOUD_HIGH,
+    "s2:thin_cirrus_percentage": SceneClass.CIRRUS,
+    "s2:snow_ice_percentage": SceneClass.SNOW,
+}
+
+
+def ring(shape: shapely.Polygon, crs: str) -> list[list[float]]:
+    """The outer ring of a shape in `crs` as [longitude, latitude] corners, rounded to 1e-8 degrees."""
+    x, y = shapely.get_coordinates(shape.exterior).T
+    lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y)
+    return np.round(np.column_stack([lon, lat]), 8).tolist()  # type: ignore[no-any-return]
+
+
+def polygon(shape: shapely.Polygon, crs: str) -> dict[str, Any]:
+    """GeoJSON geometry in degrees."""
+    return {"type": "Polygon", "coordinates": [ring(shape, crs)]}
+
+
+def bbox(geometry: dict[str, Any]) -> list[float]:
+    """[west, south, east, north] of a GeoJSON polygon."""
+    lon, lat = np.array(geometry["coordinates"][0]).T
+    return [float(lon.min()), float(lat.min()), float(lon.max()), float(lat.max())]
+
+
+def item(scene: Scene, granule: Grid, footprint: shapely.Polygon, counts: Array) -> dict[str, Any]:
+    """The item of a scene; `counts` are the pixels of each SCL value, `footprint` where the granule has data."""
+    geometry = polygon(footprint, granule.crs)
+    return {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": EXTENSIONS,
+        "id": scene.id,
+        "collection": COLLECTION,
+        "geometry": geometry,
+        "bbox": bbox(geometry),
+        "properties": _properties(scene, counts) | {"proj:code": granule.crs},
+        "assets": _assets(scene, granule),
+        "links": [
+            {"rel": "root", "href": "../../catalog.json", "type": "application/json"},
+            {"rel": "parent", "href": "../collection.json", "type": "application/json"},
+            {"rel": "collection", "href": "../collection.json", "type": "application/json"},
+        ],
+    }
+
+
+def _properties(scene: Scene, counts: Array) -> dict[str, Any]:
+    time = scene.time
+    made = "20230301T002441" if scene.baseline == "05.00" else f"{time:%Y%m%d}T140040"
+    number = scene.baseline.replace(".", "")
+    product = f"{scene.platform}_MSIL2A_{time:%Y%m%dT%H%M%S}_N{number}_R{scene.orbit:03d}_T{TILE}_{made}.SAFE"
+    total = max(int(counts.sum()), 1)
+    seen = max(total - int(counts[SceneClass.NO_DATA]), 1)
+    shares = {key: round(100 * int(counts[value]) / seen, 6) for key, value in SHARES.items()}
+    clouds = ("s2:medium_proba_clouds_percentage", "s2:high_proba_clouds_percentage", "s2:thin_cirrus_percentage")
+    return shares | {
+        "datetime": f"{time:%Y-%m-%dT%H:%M:%S}.000000Z",
+        "created": f"{made[:4]}-{made[4:6]}-{made[6:8]}T20:00:00.000Z",
+        "updated": f"{made[:4]}-{made[4:6]}-{made[6:8]}T20:00:00.000Z",
+        "platform": f"sentinel-{scene.platform[1:].lower()}",
+        "constellation": "sentinel-2",
+        "instruments": ["msi"],
+        "eo:cloud_cover": round(sum(shares[key] for key in clouds), 6),
+        "mgrs:utm_zone": 32,
+        "mgrs:latitude_band": "U",
+        "mgrs:grid_square": "PU",
+        "grid:code": f"MGRS-{TILE}",
+        "view:sun_azimuth": round(scene.sun_azimuth, 9),
+        "view:sun_elevation": round(scene.sun_elevation, 9),
+        "s2:nodata_pixel_percentage": round(100 * int(counts[SceneClass.NO_DATA]) / total, 6),
+        "s2:product_type": "S2MSI2A",
+        "s2:processing_baseline": scene.baseline,
+        "s2:product_uri": product,
+        "s2:generation_time": f"{made[:4]}-{made[4:6]}-{made[6:8]}T{made[9:11]}:{made[11:13]}:{made[13:]}.000000Z",
+        "s2:datatake_id": f"G{scene.platform}_{time:%Y%m%dT%H%M%S}_{scene.index + 20000:06d}_N{scene.baseline}",
+        "s2:datatake_type": "INS-NOBS",
+        "s2:sequence": scene.id.split("_")[3],
+        "earthsearch:boa_offset_applied": scene.baseline >= "04.00" and not scene.offset_in_pixels,
+    }
+
+
+def _assets(scene: Scene, granule: Grid) -> dict[str, Any]:
+    assets: dict[str, Any] = {}
+    for name in L2A_BANDS:
+        band = BAND[name]
+        assets[KEYS[name]] = _asset(f"{name}.tif", band.gsd_m, granule) | {
+            "title": f"{KEYS[name]} - {band.gsd_m}m",
+            "gsd": band.gsd_m,
+            "eo:bands": [{"name": KEYS[name], "center_wavelength": band.wavelength_nm / 1000}],
+            "raster:bands": [
+                {
+                    "nodata": 0,
+                    "data_type": "uint16",
+                    "bits_per_sample": 15,
+                    "spatial_resolution": band.gsd_m,
+                    "scale": 0.0001,
+                    "offset": -0.1 if scene.offset_in_pixels else 0,
+                }
+            ],
+            "roles": ["data", "reflectance"],
+        }
+    assets["scl"] = _asset("SCL.tif", 20, granule) | {
+        "title": "Scene classification map (SCL)",
+        "raster:bands": [{"nodata": 0, "data_type": "uint8", "spatial_resolution": 20}],
+        "roles": ["data", "reflectance"],
+    }
+    return assets
+
+
+def _asset(name: str, gsd_m: int, granule: Grid) -> dict[str, Any]:
+    factor = gsd_m // 10
+    west, north = granule.origin
+    return {
+        "href": f"./{name}",
+        "type": TIFF,
+        "proj:shape": [granule.shape[0] // factor, granule.shape[1] // factor],
+        "proj:transform": [gsd_m, 0, west, 0, -gsd_m, north],
+    }
+
+
+def collection(scenes: list[Scene], granule: Grid) -> dict[str, Any]:
+    """The collection of the archive, with a link to each item."""
+    geometry = polygon(shapely.box(*granule.bounds), granule.crs)
+    times = sorted(f"{scene.time:%Y-%m-%dT%H:%M:%SZ}" for scene in scenes)
+    links = [
+        {"rel": "root", "href": "../catalog.json", "type": "application/json"},
+        {"rel": "parent", "href": "../catalog.json", "type": "application/json"},
+    ]
+    links += [{"rel": "item", "href": f"./{s.id}/{s.id}.json", "type": "application/geo+json"} for s in scenes]
+    return {
+        "type": "Collection",
+        "stac_version": "1.1.0",
+        "id": COLLECTION,
+        "title": "Sentinel-2 Level 2A, simulated",
+        "description": "Simulated surface reflectance of a made-up place, laid out as Earth Search v1 does.",
+        "license": "Apache-2.0",
+        "extent": {
+            "spatial": {"bbox": [bbox(geometry)]},
+            "temporal": {"interval": [[times[0], times[-1]]]},
+        },
+        "links": links,
+    }
+
+
+def catalog() -> dict[str, Any]:
+    """The root."""
+    return {
+        "type": "Catalog",
+        "stac_version": "1.1.0",
+        "id": "simulated-city",
+        "description": "A simulated city: no satellite and no mapper has seen it.",
+        "links": [
+            {"rel": "root", "href": "./catalog.json", "type": "application/json"},
+            {"rel": "child", "href": f"./{COLLECTION}/collection.json", "type": "application/json"},
+        ],
+    }

@@ -1,0 +1,73 @@
+"""Random fields of absolute coordinates: the value at a pixel never depends on the window asked for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgdata.types import Array
+
+Field = NDArray[np.float32]
+SPREAD = 0.4794
+"""Standard deviation that cubic B-spline interpolation leaves of a unit-variance lattice (151/315 per axis)."""
+
+
+def hashed(seed: int, *keys: Array | int) -> NDArray[np.uint32]:
+    """Uniform uint32 from a seed and integer keys that broadcast (at least 1-D)."""
+    state = np.full(1, seed & 0xFFFFFFFF, np.uint32)
+    for key in keys:
+        state = state ^ (np.atleast_1d(key).astype(np.int64).astype(np.uint32) * np.uint32(0x9E3779B1))
+        state = (state ^ (state >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+        state = (state ^ (state >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+        state = state ^ (state >> np.uint32(16))
+    return state
+
+
+def uniform(seed: int, *keys: Array | int) -> Field:
+    """float32 in [0, 1) from a seed and integer keys."""
+    return (hashed(seed, *keys) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def _taps(positions: Array, cell: float) -> tuple[NDArray[np.int64], Field]:
+    """First lattice line of the four under each position, and their B-spline weights (4, N)."""
+    scaled = np.asarray(positions, np.float64) / cell
+    base = np.floor(scaled).astype(np.int64)
+    t = scaled - base
+    weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
+    return base - 1, (np.stack(weights) / 6).astype(np.float32)
+
+
+def lattice(seed: int, rows: Array, cols: Array, cell: float) -> Field:
+    """(len(rows), len(cols)) smooth noise of mean 0 and variance 1, correlated over about `cell` pixels."""
+    row0, row_weights = _taps(rows, cell)
+    col0, col_weights = _taps(cols, cell)
+    lines = np.arange(row0.min(), row0.max() + 4), np.arange(col0.min(), col0.max() + 4)
+    knots = uniform(seed, lines[0][:, None], lines[1][None, :]) * np.float32(2) - np.float32(1)
+    knots *= np.float32(3**0.5 / SPREAD)
+    across = sum(knots[row0 - lines[0][0] + k] * row_weights[k][:, None] for k in range(4))
+    down = np.ascontiguousarray(np.asarray(across).T)
+    result = sum(down[col0 - lines[1][0] + k] * col_weights[k][:, None] for k in range(4))
+    return np.ascontiguousarray(np.asarray(result).T)
+
+
+def fractal(seed: int, rows: Array, cols: Array, cells: Sequence[float], gain: float = 0.6) -> Field:
+    """Sum of lattices of falling cell sizes, each `gain` times the one before; variance 1."""
+    weights = np.array([gain**k for k in range(len(cells))])
+    weights /= np.sqrt((weights**2).sum())
+    parts = zip(weights.astype(np.float32), cells, strict=True)
+    total = sum(w * lattice(seed + 101 * k, rows, cols, cell) for k, (w, cell) in enumerate(parts))
+    return np.asarray(total, np.float32)
+
+
+def at(seed: int, x: Array, y: Array, cell: float) -> Field:
+    """Noise as `lattice` at scattered points (N,), for choices about vector ground."""
+    row0, row_weights = _taps(y, cell)
+    col0, col_weights = _taps(x, cell)
+    total = np.zeros(len(np.atleast_1d(x)), np.float32)
+    for i in range(4):
+        for j in range(4):
+            knots = uniform(seed, row0 + i, col0 + j) * np.float32(2) - np.float32(1)
+            total += knots * row_weights[i] * col_weights[j]
+    return total * np.float32(3**0.5 / SPREAD)

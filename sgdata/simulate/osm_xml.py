@@ -1,0 +1,133 @@
+"""The simulated place as OpenStreetMap would hold it: XML 0.6 and an Overpass answer. Pure text out of vectors.
+
+Shared corners are shared nodes; polygons with holes are multipolygon relations whose outer ring is two ways.
+Some shapes are drawn one to three metres off, as hand-drawn ones are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+import shapely
+from pyproj import Transformer
+from shapely.geometry import Polygon
+
+from sgdata.simulate.ground import Area, Place
+from sgdata.simulate.kinds import KINDS, ROADS
+from sgdata.simulate.plan import CRS
+
+TIMESTAMP = "2020-03-31T23:59:59Z"
+FIRST_NODE, FIRST_WAY, FIRST_RELATION = 1_000_000_000, 100_000_000, 1_000_000
+Tags = dict[str, str]
+
+
+@dataclass
+class Elements:
+    """Nodes, ways and relations in order of their ids."""
+
+    nodes: dict[tuple[int, int], int] = field(default_factory=dict)
+    ways: list[tuple[list[int], Tags]] = field(default_factory=list)
+    relations: list[tuple[list[tuple[int, str]], Tags]] = field(default_factory=list)
+
+    def way(self, lonlat: np.ndarray, tags: Tags) -> int:
+        """The id of a new way through points (N, 2) in degrees."""
+        keys = [(x, y) for x, y in np.round(lonlat * 1e7).astype(np.int64).tolist()]
+        refs = [self.nodes.setdefault(key, FIRST_NODE + len(self.nodes)) for key in keys]
+        refs = [ref for i, ref in enumerate(refs) if i == 0 or ref != refs[i - 1]]
+        self.ways.append((refs, tags))
+        return FIRST_WAY + len(self.ways) - 1
+
+
+def elements(place: Place) -> Elements:
+    """Everything of the place that OpenStreetMap knows."""
+    to_degrees = Transformer.from_crs(CRS, "EPSG:4326", always_xy=True)
+    out = Elements()
+
+    def degrees(points: np.ndarray) -> np.ndarray:
+        return np.column_stack(to_degrees.transform(points[:, 0], points[:, 1]))
+
+    for area in place.areas:
+        if area.exported:
+            _area(out, area, degrees)
+    for line in place.lines:
+        if line.exported:
+            points = shapely.get_coordinates(line.geometry)
+            out.way(degrees(points), ROADS[line.kind].tags | line.tags)
+    return out
+
+
+def _area(out: Elements, area: Area, degrees: Any) -> None:
+    shape = _jittered(area)
+    choices = KINDS[area.kind].tags
+    tags = choices[area.variant // 7 % len(choices)]
+    rings = [shapely.get_coordinates(ring) for ring in (shape.exterior, *shape.interiors)]
+    if len(rings) == 1:
+        out.way(degrees(rings[0]), tags)
+        return
+    outer, half = rings[0], len(rings[0]) // 2
+    members = [(out.way(degrees(part), {}), "outer") for part in (outer[: half + 1], outer[half:])]
+    members += [(out.way(degrees(ring), {}), "inner") for ring in rings[1:]]
+    out.relations.append((members, {"type": "multipolygon"} | tags))
+
+
+def _jittered(area: Area) -> Polygon:
+    """A third of the shapes lie one to three metres off."""
+    if area.variant % 3:
+        return area.geometry
+    turn, reach = (area.variant // 3) % 360, 1 + (area.variant // 1080) % 200 / 100
+    east, north = reach * np.sin(np.radians(turn)), reach * np.cos(np.radians(turn))
+    return shapely.affinity.translate(area.geometry, east, north)
+
+
+def overpass(held: Elements) -> bytes:
+    """The answer of an Overpass server to a query for all of it, `out body`."""
+    found: list[dict[str, Any]] = [
+        {"type": "node", "id": number, "lat": y / 1e7, "lon": x / 1e7} for (x, y), number in held.nodes.items()
+    ]
+    for number, (refs, tags) in enumerate(held.ways, FIRST_WAY):
+        found.append({"type": "way", "id": number, "nodes": refs} | ({"tags": tags} if tags else {}))
+    for number, (members, tags) in enumerate(held.relations, FIRST_RELATION):
+        listed = [{"type": "way", "ref": ref, "role": role} for ref, role in members]
+        found.append({"type": "relation", "id": number, "members": listed, "tags": tags})
+    answer = {
+        "version": 0.6,
+        "generator": "sgdata simulate",
+        "osm3s": {"timestamp_osm_base": TIMESTAMP, "copyright": "Simulated: no part comes from OpenStreetMap."},
+        "elements": found,
+    }
+    return json.dumps(answer, separators=(",", ":")).encode() + b"\n"
+
+
+def xml(held: Elements) -> bytes:
+    """OSM XML 0.6."""
+    return "".join(_xml_lines(held)).encode()
+
+
+def _xml_lines(held: Elements) -> Iterator[str]:
+    stamp = f'version="1" timestamp="{TIMESTAMP}" visible="true"'
+    yield '<?xml version="1.0" encoding="UTF-8"?>\n<osm version="0.6" generator="sgdata simulate">\n'
+    x, y = np.array(list(held.nodes)).T / 1e7
+    yield f' <bounds minlat="{y.min():.7f}" minlon="{x.min():.7f}" maxlat="{y.max():.7f}" maxlon="{x.max():.7f}"/>\n'
+    for (east, north), number in held.nodes.items():
+        yield f' <node id="{number}" {stamp} lat="{north / 1e7:.7f}" lon="{east / 1e7:.7f}"/>\n'
+    for number, (refs, tags) in enumerate(held.ways, FIRST_WAY):
+        yield f' <way id="{number}" {stamp}>\n'
+        yield from (f'  <nd ref="{ref}"/>\n' for ref in refs)
+        yield from _tags(tags)
+        yield " </way>\n"
+    for number, (members, tags) in enumerate(held.relations, FIRST_RELATION):
+        yield f' <relation id="{number}" {stamp}>\n'
+        yield from (f'  <member type="way" ref="{ref}" role="{role}"/>\n' for ref, role in members)
+        yield from _tags(tags)
+        yield " </relation>\n"
+    yield "</osm>\n"
+
+
+def _tags(tags: Tags) -> Iterator[str]:
+    for key, value in tags.items():
+        yield f"  <tag k={quoteattr(key)} v={quoteattr(value)}/>\n"

@@ -1,0 +1,234 @@
+"""What will be simulated: area, granule, passes of the satellites, weather and processing baselines. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+
+import numpy as np
+
+from sgdata.errors import SettingError
+from sgdata.types import Grid, Window
+
+CRS = "EPSG:32632"
+TILE = "32UPU"
+CENTRE = (684_000, 5_336_400)
+MARGIN_PX = (66, 42, 30, 36)
+"""Rows above, columns left of, rows below and columns right of the area that a granule holds beyond it."""
+SNAP_M = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weather:
+    """Sky of one pass: cloud share, cloud size and height, cirrus, haze and snow strengths (0 to 1)."""
+
+    name: str
+    cloud: float
+    cell_px: float = 120
+    height_m: float = 1500
+    cirrus: float = 0
+    haze: float = 0
+    snow: float = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One pass over the granule as it will lie in the catalogue."""
+
+    index: int
+    id: str
+    time: datetime
+    platform: str
+    orbit: int
+    epoch: int
+    baseline: str
+    offset_in_pixels: bool
+    weather: Weather
+    sun_azimuth: float
+    sun_elevation: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that decides the bytes of an archive."""
+
+    seed: int
+    size_km: float
+    dates: int
+
+    @cached_property
+    def area(self) -> Grid:
+        """The area asked for, snapped to 60 m, 10 m pixels."""
+        pixels = round(self.size_km * 1000 / SNAP_M) * SNAP_M // 10
+        half = round(pixels * 5 / SNAP_M) * SNAP_M
+        return Grid(crs=CRS, origin=(CENTRE[0] - half, CENTRE[1] + half), gsd_m=10, shape=(pixels, pixels))
+
+    @cached_property
+    def granule(self) -> Grid:
+        """The lattice of the scene files: the area and a margin."""
+        top, left, bottom, right = MARGIN_PX
+        west, north = self.area.origin
+        height, width = self.area.shape
+        shape = (height + top + bottom, width + left + right)
+        return Grid(crs=CRS, origin=(west - left * 10, north + top * 10), gsd_m=10, shape=shape)
+
+    @property
+    def area_window(self) -> Window:
+        """Where the area lies in the granule."""
+        return Window(row=MARGIN_PX[0], col=MARGIN_PX[1], height=self.area.shape[0], width=self.area.shape[1])
+
+
+def checked(seed: int, size_km: float, dates: int) -> Plan:
+    """The plan of these numbers. Raises SettingError outside the sizes and counts that are simulated."""
+    if not 2 <= size_km <= 40:
+        raise SettingError(f"--size {size_km}: expected 2 to 40 (km)")
+    if not 3 <= dates <= 400:
+        raise SettingError(f"--dates {dates}: expected 3 to 400")
+    if not 0 <= seed < 2**31:
+        raise SettingError(f"--seed {seed}: expected 0 to 2147483647")
+    return Plan(seed=seed, size_km=size_km, dates=dates)
+
+
+# --- passes --------------------------------------------------------------------------------
+
+# One known overpass of each (platform, relative orbit); each repeats after ten days.
+ANCHORS = (
+    ("S2A", 65, datetime(2021, 5, 26, 10, 27, 27, tzinfo=UTC)),
+    ("S2B", 65, datetime(2021, 5, 31, 10, 27, 27, tzinfo=UTC)),
+    ("S2A", 22, datetime(2021, 5, 23, 10, 17, 33, tzinfo=UTC)),
+    ("S2B", 22, datetime(2021, 5, 28, 10, 17, 33, tzinfo=UTC)),
+)
+PARTIAL_ORBIT = 22
+Pass = tuple[datetime, str, int]
+
+
+def passes(start: datetime, end: datetime, partial_platforms: tuple[str, ...]) -> list[Pass]:
+    """Overpasses in [start, end), by time; the orbit that covers a part only of the platforms named."""
+    found = []
+    for platform, orbit, anchor in ANCHORS:
+        if orbit == PARTIAL_ORBIT and platform not in partial_platforms:
+            continue
+        time = anchor + timedelta(days=10) * math.ceil((start - anchor) / timedelta(days=10))
+        while time < end:
+            found.append((time, platform, orbit))
+            time += timedelta(days=10)
+    return sorted(found)
+
+
+def _spread(candidates: list[Pass], count: int, rng: np.random.Generator) -> list[Pass]:
+    """`count` passes spread over the candidates, one in each equal piece."""
+    ratio = len(candidates) / count
+    picks = [int(i * ratio + rng.random() * (ratio - 1)) for i in range(count)]
+    return [candidates[pick] for pick in picks]
+
+
+def scenes(plan: Plan) -> list[Scene]:
+    """Both epochs' scenes by time: `plan.dates` before April 2020, a quarter as many in summer 2022."""
+    rng = np.random.Generator(np.random.Philox(key=plan.seed))
+    if plan.dates <= 100:
+        first = passes(datetime(2019, 4, 1, tzinfo=UTC), datetime(2020, 4, 1, tzinfo=UTC), ("S2A",))
+    else:
+        first = passes(datetime(2017, 4, 1, tzinfo=UTC), datetime(2020, 4, 1, tzinfo=UTC), ("S2A", "S2B"))
+    second = passes(datetime(2022, 4, 1, tzinfo=UTC), datetime(2022, 10, 1, tzinfo=UTC), ("S2A", "S2B"))
+    before = _spread(first, plan.dates, rng)
+    after = _spread(second, min(max(3, plan.dates // 4), len(second)), rng)
+    skies = _skies(before, rng) + _skies(after, rng)
+    return [
+        _scene(index, one, sky, 1 if index < len(before) else 2)
+        for index, (one, sky) in enumerate(zip(before + after, skies, strict=True))
+    ]
+
+
+def _scene(index: int, one: Pass, sky: Weather, epoch: int) -> Scene:
+    time, platform, orbit = one
+    azimuth, elevation = sun(time)
+    baseline, with_offset = _processing(time, index, epoch)
+    sequence = 1 if baseline == "05.00" else 0
+    return Scene(
+        index=index,
+        id=f"{platform}_{TILE}_{time:%Y%m%d}_{sequence}_L2A",
+        time=time,
+        platform=platform,
+        orbit=orbit,
+        epoch=epoch,
+        baseline=baseline,
+        offset_in_pixels=with_offset,
+        weather=sky,
+        sun_azimuth=azimuth,
+        sun_elevation=elevation,
+    )
+
+
+def _processing(time: datetime, index: int, epoch: int) -> tuple[str, bool]:
+    """(baseline, +1000 still in the pixels): as first produced, but every third scene reprocessed as 05.00."""
+    if epoch == 2:
+        return "04.00", index % 3 == 0
+    if index % 3 == 1:
+        return "05.00", index % 2 == 1
+    if time < datetime(2019, 5, 6, tzinfo=UTC):
+        return "02.11", False
+    return ("02.12" if time < datetime(2019, 11, 18, tzinfo=UTC) else "02.13"), False
+
+
+def sun(time: datetime) -> tuple[float, float]:
+    """(azimuth, elevation) in degrees at the city; declination and equation of time after Spencer (1971)."""
+    longitude, latitude = 11.5, math.radians(48.15)
+    g = 2 * math.pi * (time.timetuple().tm_yday - 1) / 365
+    declination = 0.006918 - 0.399912 * math.cos(g) + 0.070257 * math.sin(g) - 0.006758 * math.cos(2 * g)
+    minutes = 229.18 * (0.000075 + 0.001868 * math.cos(g) - 0.032077 * math.sin(g) - 0.014615 * math.cos(2 * g))
+    hours = time.hour + time.minute / 60 + longitude / 15 + minutes / 60 - 12
+    angle = math.radians(15 * hours)
+    sine = math.sin(latitude) * math.sin(declination)
+    sine += math.cos(latitude) * math.cos(declination) * math.cos(angle)
+    elevation = math.asin(sine)
+    east = -math.cos(declination) * math.sin(angle)
+    north = math.sin(declination) * math.cos(latitude)
+    north -= math.cos(declination) * math.sin(latitude) * math.cos(angle)
+    return math.degrees(math.atan2(east, north)) % 360, math.degrees(elevation)
+
+
+# --- weather -------------------------------------------------------------------------------
+
+
+def _skies(chosen: list[Pass], rng: np.random.Generator) -> list[Weather]:
+    """A sky per pass: a quarter clear, the rest scattered to overcast; the mean cloud share is near 0.4.
+
+    The clear days fall first on the orbit that sees everything and outside winter, so that every place is
+    seen clear; the clearest winter day has snow.
+    """
+    count = len(chosen)
+    kinds = np.array(["clear", "scattered", "broken", "overcast", "cirrus"])
+    shares = np.array([0.25, 0.32, 0.19, 0.16, 0.08])
+    ranks = (np.arange(count) + 0.5) / count
+    drawn = list(kinds[np.searchsorted(shares.cumsum(), ranks, side="right").clip(0, 4)])
+    order = sorted(
+        range(count),
+        key=lambda i: (chosen[i][2] == PARTIAL_ORBIT or _winter(chosen[i][0]), float(rng.random())),
+    )
+    clear = order[: drawn.count("clear")]
+    rest = [i for i in range(count) if i not in clear]
+    rng.shuffle(rest)
+    skies = [_weather("clear", rng)] * count
+    for place, kind in zip(clear + rest, drawn, strict=True):
+        skies[place] = _weather(kind, rng)
+    winter = [i for i in rest if _winter(chosen[i][0])]
+    if winter and count >= 6:
+        clearest = min(winter, key=lambda i: skies[i].cloud)
+        skies[clearest] = Weather(name="snow", cloud=0.05, cell_px=90, snow=0.9)
+    return skies
+
+
+def _winter(time: datetime) -> bool:
+    return time.month in (12, 1, 2)
+
+
+def _weather(kind: str, rng: np.random.Generator) -> Weather:
+    low, high = {"clear": (0, 0.03), "scattered": (0.15, 0.45), "broken": (0.5, 0.8)}.get(kind, (0.05, 0.2))
+    cloud, size, height = rng.uniform(low, high), rng.uniform(70, 200), rng.uniform(900, 2600)
+    haze = float(rng.random() < 0.5) * rng.uniform(0.1, 0.6)
+    if kind == "overcast":
+        return Weather(name=kind, cloud=rng.uniform(0.93, 1.0), cell_px=300, height_m=height, haze=haze)
+    cirrus = rng.uniform(0.4, 0.8) if kind == "cirrus" else 0.0
+    return Weather(name=kind, cloud=cloud, cell_px=size, height_m=height, cirrus=cirrus, haze=haze)

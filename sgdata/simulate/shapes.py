@@ -1,0 +1,142 @@
+"""Shapes that places are made of: blobs, wandering lines, and land cut up into blocks and parcels. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+import numpy as np
+import shapely
+from shapely.geometry import LineString, Point, Polygon
+from shapely.geometry.base import BaseGeometry
+
+Rng = np.random.Generator
+
+
+def polygons(geometry: BaseGeometry, least_m2: float = 150) -> list[Polygon]:
+    """The polygons inside any geometry that are at least so large."""
+    parts = shapely.get_parts(geometry)
+    return [part for part in parts if part.geom_type == "Polygon" and part.area >= least_m2]
+
+
+def lines(geometry: BaseGeometry, least_m: float = 15) -> list[LineString]:
+    """The line strings inside any geometry that are at least so long."""
+    parts = shapely.get_parts(geometry)
+    return [part for part in parts if part.geom_type == "LineString" and part.length >= least_m]
+
+
+def blob(x: float, y: float, radius: float, rng: Rng, *, rough: float = 0.2, stretch: float = 1.0) -> Polygon:
+    """A closed shape about (x, y) whose radius wanders by `rough`; `stretch` draws it out in a random direction."""
+    angles = np.linspace(0, 2 * np.pi, max(24, int(radius / 12)), endpoint=False)
+    radii = np.full(len(angles), 1.0)
+    for order in range(2, 7):
+        radii += rough * rng.normal() / order * np.cos(order * angles + rng.uniform(0, 2 * np.pi))
+    tilt = rng.uniform(0, np.pi)
+    east, north = np.cos(angles) * radii * stretch**0.5, np.sin(angles) * radii / stretch**0.5
+    turned = (east * math.cos(tilt) - north * math.sin(tilt), east * math.sin(tilt) + north * math.cos(tilt))
+    shape = Polygon(np.column_stack([x + radius * turned[0], y + radius * turned[1]]))
+    return polygons(shape.buffer(0))[0]
+
+
+def wander(start: tuple[float, float], end: tuple[float, float], rng: Rng, *, sway: float) -> LineString:
+    """A line from start to end that leaves the straight way by about `sway` metres, in bends of 0.5 to 4 km."""
+    length = math.dist(start, end)
+    along = np.linspace(0, 1, max(int(length / 50), 3))
+    aside = np.zeros(len(along))
+    for bend in (4000, 2000, 1000, 550):
+        waves = max(length / bend, 0.5)
+        phase = rng.uniform(0, 2 * np.pi)
+        aside += sway * (bend / 4000) ** 0.7 * rng.normal() * np.sin(2 * np.pi * waves * along + phase)
+    aside *= np.minimum(1, np.minimum(along, 1 - along) * length / 300)
+    east, north = (end[0] - start[0]) / length, (end[1] - start[1]) / length
+    x = start[0] + east * length * along - north * aside
+    y = start[1] + north * length * along + east * aside
+    return LineString(np.column_stack([x, y]))
+
+
+def toward(x: float, y: float, bearing: float, distance: float) -> tuple[float, float]:
+    """The point so far from (x, y) on a bearing in radians clockwise from north."""
+    return x + distance * math.sin(bearing), y + distance * math.cos(bearing)
+
+
+def _long_axis(shape: Polygon) -> tuple[float, float]:
+    """Direction (radians, mathematical) and length of the longer side of the smallest rectangle around."""
+    corners = shapely.get_coordinates(shapely.oriented_envelope(shape))
+    sides = [(math.dist(p, q), math.atan2(q[1] - p[1], q[0] - p[0])) for p, q in pairwise(corners[:3])]
+    length, angle = max(sides)
+    return angle, length
+
+
+def cut(shape: Polygon, rng: Rng, *, axis: float | None, jitter: float) -> tuple[list[Polygon], LineString]:
+    """The shape cut across its long side near the middle; with `axis`, along or across that direction."""
+    angle, length = _long_axis(shape)
+    if axis is not None:
+        angle = axis + round((angle - axis) / (math.pi / 2)) * (math.pi / 2)
+    angle += rng.normal() * 0.03
+    middle = shape.centroid
+    shift = rng.uniform(-jitter, jitter) * length
+    x, y = middle.x + shift * math.cos(angle), middle.y + shift * math.sin(angle)
+    reach = length * 2 + 50
+    side = (-math.sin(angle) * reach, math.cos(angle) * reach)
+    ahead = (math.cos(angle) * reach, math.sin(angle) * reach)
+    a, b = (x + side[0], y + side[1]), (x - side[0], y - side[1])
+    half = Polygon([a, b, (b[0] + ahead[0], b[1] + ahead[1]), (a[0] + ahead[0], a[1] + ahead[1])])
+    parts = polygons(shape.intersection(half)) + polygons(shape.difference(half))
+    return parts, LineString([a, b])
+
+
+def subdivide(
+    shape: Polygon, target_m2: float, rng: Rng, *, axis: float | None = None, jitter: float = 0.12
+) -> tuple[list[Polygon], list[tuple[int, LineString]]]:
+    """Pieces of about `target_m2` and the cuts between them as (depth, line), by halving again and again."""
+    pieces, cuts, waiting = [], [], [(shape, 0)]
+    while waiting:
+        piece, depth = waiting.pop()
+        if piece.area < target_m2 * rng.uniform(1.0, 1.9) or depth > 12:
+            pieces.append(piece)
+            continue
+        parts, line = cut(piece, rng, axis=axis, jitter=jitter)
+        cuts += [(depth, part) for part in lines(line.intersection(piece))]
+        waiting += [(part, depth + 1) for part in parts]
+    return pieces, cuts
+
+
+def rounded(shape: BaseGeometry, radius_m: float) -> list[Polygon]:
+    """The shape with its corners rounded off and thin necks and slits gone."""
+    return polygons(shape.buffer(radius_m).buffer(-2 * radius_m).buffer(radius_m).simplify(2), 1000)
+
+
+def cells(points: np.ndarray, around: Polygon) -> list[Polygon]:
+    """The Voronoi cells of points (N, 2) inside a convex area."""
+    diagram = shapely.voronoi_polygons(shapely.MultiPoint(points), extend_to=around)
+    return [part for cell in shapely.get_parts(diagram) for part in polygons(cell.intersection(around))]
+
+
+def minus(shape: BaseGeometry, tree: shapely.STRtree) -> list[Polygon]:
+    """The polygons that remain of a shape outside everything in the tree."""
+    hits = tree.query(shape, predicate="intersects")
+    if len(hits):
+        shape = shape.difference(shapely.union_all(tree.geometries[hits]))
+    return polygons(shape, 400)
+
+
+def crossing(line: LineString, over: BaseGeometry) -> Iterator[tuple[bool, LineString]]:
+    """The line in pieces, each with whether it lies inside `over` (a bridge, a tunnel)."""
+    for inside, part in ((True, line.intersection(over)), (False, line.difference(over))):
+        for piece in lines(shapely.line_merge(part), 5):
+            yield inside, piece
+
+
+def scattered(count: int, around: Polygon, apart_m: float, rng: Rng, avoid: Iterable[Polygon]) -> list[Point]:
+    """Up to `count` random points inside, so far from each other and outside the shapes to avoid."""
+    west, south, east, north = around.bounds
+    taken: list[Point] = []
+    closed = shapely.union_all(list(avoid))
+    for _ in range(count * 30):
+        point = Point(rng.uniform(west, east), rng.uniform(south, north))
+        if all(point.distance(other) > apart_m for other in taken) and not closed.intersects(point):
+            taken.append(point)
+        if len(taken) == count:
+            break
+    return taken
