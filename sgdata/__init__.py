@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sgdata.builds import open_build as open_build
     from sgdata.datasets.segmunich import build as build
-    from sgdata.shards import pack as shard
+    from sgdata.packing import pack as shard
 
 __version__ = "0.1.0"
 __all__ = ["build", "open_build", "shard"]
 
-_HOME = {"build": ("datasets.segmunich", "build"), "open_build": ("builds", "open_build"), "shard": ("shards", "pack")}
+_HOME = {"build": ("datasets.segmunich", "build"), "open_build": ("builds", "open_build"), "shard": ("packing", "pack")}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgdata.errors import SgdataError
+from sgdata.errors import SettingError, SgdataError
+
+if TYPE_CHECKING:
+    from sgdata.datasets.segmunich import BuildRecipe
+    from sgdata.lock import Lock
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,7 +30,9 @@ app = typer.Typer(
 INCOMPLETE = 3
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
-Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes on this machine; the bytes do not depend on it.")]
+Workers = Annotated[
+    int, typer.Option("--workers", min=1, help="Processes on this machine; the bytes do not depend on it.")
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe; repeatable.")]
@@ -70,6 +76,170 @@ def simulate(
     print(archive.simulate(out, seed=seed, size_km=size, dates=dates, layout=layout, workers=workers))
 
 
+Bbox = Annotated[
+    tuple[float, float, float, float] | None, typer.Option("--bbox", metavar="W S E N", help="Area in degrees.")
+]
+Aoi = Annotated[Path | None, typer.Option("--aoi", help="Area as a GeoJSON file in WGS84.")]
+Place = Annotated[str | None, typer.Option("--place", help="Area by name.")]
+Stac = Annotated[str | None, typer.Option("--stac", help="STAC API, or a static catalogue on disk.")]
+Osm = Annotated[str | None, typer.Option("--osm", help="OpenStreetMap file (.osm .pbf .json), or none.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A build recipe instead of the shipped one.")]
+Dates = Annotated[str | None, typer.Option("--dates", metavar="A/B", help="First and last day.")]
+Composite = Annotated[str | None, typer.Option("--composite", help="medoid or median.")]
+
+
+def build_recipe(name: str, recipe: Path | None, changes: list[str] | None, chosen: dict[str, object]) -> BuildRecipe:
+    """The build recipe `name` or `recipe`, with the options that the user gave laid over it."""
+    import json
+
+    from sgdata import catalog, files
+    from sgdata.datasets.segmunich import BuildRecipe
+
+    path = recipe or catalog.folder("recipes") / "build" / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in (catalog.folder("recipes") / "build").glob("*.toml")))
+        raise SettingError(f"build '{name}': no recipe {path}; known: {known}, or give --recipe FILE")
+    area = {key: value for key, value in chosen.items() if key in {"bbox", "aoi", "place"} and value is not None}
+    document = files.read_plain(path)
+    if area:
+        document["area"] = json.loads(json.dumps(area, default=str))
+    if chosen.get("dates"):
+        document["dates"] = chosen["dates"]
+    if chosen.get("composite"):
+        document["composite"]["method"] = chosen["composite"]
+    for change in changes or ():
+        files.override(document, change)
+    return files.parse(BuildRecipe, document, str(path))
+
+
+@app.command(epilog=example("sgdata plan segmunich --bbox 11.5 48.1 11.6 48.2 --dates 2019-04-01/2019-09-30"))
+def plan(
+    name: Annotated[str, typer.Argument(help="A shipped build recipe.")] = "segmunich",
+    bbox: Bbox = None,
+    aoi: Aoi = None,
+    place: Place = None,
+    stac: Stac = None,
+    dates: Dates = None,
+    recipe: RecipeFile = None,
+    changes: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the lock.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search the catalogue once: scenes per month and bytes, and the lock that a build follows. Fetches no pixel."""
+    from sgdata.datasets import segmunich
+
+    chosen = build_recipe(name, recipe, changes, {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates})
+    places = segmunich.Places(out=out or Path(chosen.out), stac=stac)
+    show_plan(segmunich.plan(chosen, places), places.out, as_json=as_json)
+
+
+@app.command(epilog=example("sgdata build segmunich --aoi area.geojson --stac archive/catalog.json --osm city.osm"))
+def build(
+    name: Annotated[str, typer.Argument(help="A shipped build recipe.")] = "segmunich",
+    bbox: Bbox = None,
+    aoi: Aoi = None,
+    place: Place = None,
+    stac: Stac = None,
+    osm: Osm = None,
+    dates: Dates = None,
+    composite: Composite = None,
+    recipe: RecipeFile = None,
+    changes: Overrides = None,
+    lock: Annotated[Path | None, typer.Option("--lock", help="Follow this lock instead of searching.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write into.")] = None,
+    scratch: Annotated[Path | None, typer.Option("--scratch", help="Keep staged pixels here.")] = None,
+    workers: Workers = 1,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Scenes and labels of an area: plan, fetch, composite, label, cut into patches. A killed run goes on."""
+    from sgdata import lock as locks
+    from sgdata.datasets import segmunich
+
+    listen(quiet)
+    chosen = build_recipe(
+        name, recipe, changes, {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "composite": composite}
+    )
+    places = segmunich.Places(out=out or Path(chosen.out), stac=stac, osm=osm, workers=workers, scratch=scratch)
+    locked = locks.read(lock) if lock else None
+    if dry_run:
+        show_plan(locked or segmunich.plan(chosen, places), places.out, as_json=False)
+        return
+    print(segmunich.build(chosen, places, locked=locked))
+
+
+def show_plan(planned: Lock, out: Path, *, as_json: bool) -> None:
+    """The month table of a plan, and where its lock lies."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sgdata import files
+    from sgdata import lock as locks
+    from sgdata.datasets import segmunich
+
+    months = segmunich.months(planned)
+    if as_json:
+        print(files.pretty_json({"lock": out / locks.NAME, "months": months}).decode(), end="")
+        return
+    table = Table("month", "passes", "scenes", "MB raw")
+    for month in months:
+        table.add_row(month.month, str(month.passes), str(month.scenes), f"{month.bytes / 1e6:,.0f}")
+    total = sum(month.bytes for month in months)
+    table.add_row("all", str(sum(m.passes for m in months)), str(len(planned.items)), f"{total / 1e6:,.0f}")
+    console = Console()
+    console.print(table)
+    for dropped in planned.dropped:
+        console.print(f"left out: {dropped.id}: {dropped.reason}", highlight=False, markup=False)
+    print(out / locks.NAME)
+
+
+@app.command(epilog=example("sgdata catalog eurosat"))
+def catalog(name: Annotated[str | None, typer.Argument(help="A dataset; without it, all.")] = None) -> None:
+    """What is known of each dataset: bands, splits, labels, licence, files, defects."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sgdata import catalog as cards
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for what, value in cards.describe(cards.card(name)) if name else [(c.name, c.title) for c in cards.cards()]:
+        table.add_row(what, value)
+    Console().print(table, highlight=False)
+
+
+@app.command(epilog=example("sgdata shard eurosat --source EuroSAT_MS.zip --out out/eurosat"))
+def shard(
+    dataset: Annotated[str, typer.Argument(help="fmow, bigearthnet, eurosat, segmunich or oscd.")],
+    source: Annotated[
+        Path | None, typer.Option("--source", help="Folder or archive as distributed, or a build.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write into.")] = None,
+    changes: Overrides = None,
+    split_list: Annotated[
+        list[str] | None, typer.Option("--split-list", metavar="SPLIT=FILE", help="Repeatable.")
+    ] = None,
+    layout: Annotated[str | None, typer.Option(help="resampled or native.")] = None,
+    codec: Annotated[str | None, typer.Option(help="blosc or npy.")] = None,
+    workers: Workers = 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pack a dataset into WebDataset shards: every band on one 10 m grid, an index, a contract with statistics."""
+    from sgdata import packing
+
+    listen(quiet)
+    extra = [f"{key}={value}" for key, value in (("layout", layout), ("codec", codec)) if value]
+    recipe = packing.recipe_for(dataset, [*(changes or ()), *extra])
+    lists = {split: Path(path) for split, _, path in (text.partition("=") for text in split_list or ())}
+    done = packing.pack(dataset, source=source, out=out, recipe=recipe, splits=lists, workers=workers, fresh=fresh)
+    for note in done.notes:
+        print(note, file=sys.stderr)
+    print(done.folder)
+    if not done.complete:
+        print(f"{done.quarantined} samples in {done.folder / 'quarantine.jsonl'}", file=sys.stderr)
+        raise SystemExit(INCOMPLETE)
+
+
 @app.command(epilog=example("sgdata verify out/build"))
 def verify(path: Annotated[Path, typer.Argument(help="Any output folder of ours.")]) -> None:
     """Recompute every hash of an output; list what differs."""
@@ -86,14 +256,33 @@ def verify(path: Annotated[Path, typer.Argument(help="Any output folder of ours.
 @app.command(epilog=example("make demo OUT=out/demo   (the same with the defaults)"))
 def demo(
     out: Out = Path("out/demo"),
+    size: Annotated[float, typer.Option(help="Side of the city in km.")] = 8.0,
+    dates: Annotated[int, typer.Option(help="Acquisitions.")] = 12,
+    seed: Annotated[int, typer.Option(help="Another seed, another city.")] = 1,
     workers: Workers = 2,
     quiet: Quiet = False,
 ) -> None:
     """The whole story on a simulated city, offline: simulate, build, shard, pretrain, fine-tune, page."""
-    from sgdata import demo as story
+    from sgdata import demo as tale
 
     listen(quiet)
-    print(story.run(out, workers=workers))
+    show_figures(tale.run(out, story=tale.Story(size_km=size, dates=dates, seed=seed), workers=workers))
+
+
+def show_figures(page: Path) -> None:
+    """The table at the end of the demo, and the path of its page."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from sgdata import demo_page
+
+    table = Table("what", "measured", "remark")
+    for line in demo_page.lines(json.loads((page.parent.parent / "summary.json").read_text())):
+        table.add_row(*line)
+    Console().print(table)
+    print(page)
 
 
 if __name__ == "__main__":

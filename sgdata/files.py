@@ -33,7 +33,7 @@ def read(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """
     document = read_plain(path)
     for override in overrides:
-        _override(document, override)
+        override(document, override)
     return parse(kind, document, str(path))
 
 
@@ -93,7 +93,8 @@ def _names(kind: Any, prefix: str = "") -> Iterator[str]:
                 yield from _names(inner, f"{prefix}{item.name}.")
 
 
-def _override(document: dict[str, Any], text: str) -> None:
+def override(document: dict[str, Any], text: str) -> None:
+    """Lay `a.b=value` over a plain document. Raises SettingError."""
     dotted, equals, raw = text.partition("=")
     if not equals or not dotted:
         raise SettingError(f"--set {text!r}: expected KEY=VALUE such as composite.method=median")

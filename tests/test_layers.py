@@ -24,7 +24,7 @@ LAYERS = (
     ("rasters", "stac", "osm", "overpass", "shards", "patches", "verify", "archives", "tiffs", "builds", "lock"),
     ("datasets", "simulate"),
     ("packing", "page", "audit", "release", "show"),
-    ("demo", "cli"),
+    ("demo", "demo_score", "demo_page", "cli"),
 )
 PURE = (
     "types",

@@ -1,0 +1,125 @@
+"""`sgdata demo`: the whole story on a simulated city, offline, through the same commands a user would type."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sgdata import catalog, files
+from sgdata.errors import SourceError
+
+log = logging.getLogger("sgdata")
+
+UNSUMMED = ("summary.json", "timings.jsonl", "tensorboard")
+"""Files that hold times: they stand outside SHA256SUMS."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """How large a city, and what to change in the recipes that the demo runs (`--set` texts per program)."""
+
+    size_km: float = 8.0
+    dates: int = 12
+    seed: int = 1
+    pretrain: tuple[str, ...] = ()
+    segment: tuple[str, ...] = ()
+    linear: tuple[str, ...] = ()
+    build: tuple[str, ...] = field(default_factory=tuple)
+
+
+SCRATCH = ".scratch"
+"""Staged pixels, kept from the build until it is scored; hidden files stand outside SHA256SUMS too."""
+
+
+def commands(story: Story, out: Path, workers: int) -> dict[str, list[str]]:
+    """Stage name -> the command a user would type for it, in the order of the story."""
+    archive, build, shards, runs = (out / name for name in ("archive", "build", "shards", "runs"))
+    train = catalog.folder("recipes") / "train"
+    simulated = ["--size", str(story.size_km), "--dates", str(story.dates), "--seed", str(story.seed)]
+    area = ["--aoi", f"{archive}/aoi.geojson", "--stac", f"{archive}/catalog.json", "--osm", f"{archive}/osm/city.osm"]
+    many = ["--workers", str(workers)]
+    scratch = ["--scratch", str(out / SCRATCH)]
+
+    def program(name: str, recipe: str, *more: str, changes: tuple[str, ...]) -> list[str]:
+        changed = [word for change in changes for word in ("--set", change)]
+        places = ["--shards", str(shards), "--out", str(runs / name)]
+        module = "pretrain" if name == "pretrain" else "segment"
+        return ["python", "-m", f"sgmodel.recipes.{module}", str(train / recipe), *places, *more, *changed]
+
+    weights = ["--weights", str(runs / "pretrain" / "checkpoint-last")]
+    changed = [word for change in story.build for word in ("--set", change)]
+    return {
+        "simulate": ["sgdata", "simulate", str(archive), *simulated, *many],
+        "build": ["sgdata", "build", "segmunich", *area, "--out", str(build), *scratch, *many, *changed],
+        "shard": ["sgdata", "shard", "segmunich", "--source", str(build), "--out", str(shards), *many],
+        "pretrain": program("pretrain", "pretrain-demo-tiny.toml", changes=story.pretrain),
+        "segment": program("segment", "segment-demo-tiny.toml", *weights, changes=story.segment),
+        "linear": program("linear", "segment-demo-linear.toml", changes=story.linear),
+    }
+
+
+def run(out: Path, *, story: Story, workers: int) -> Path:
+    """Run every stage into `out`, score it against the truth, and write the page, `summary.json` and sums.
+
+    Returns the path of the page. Raises SourceError where a stage fails.
+    """
+    from sgdata import demo_page, demo_score
+
+    with files.only_writer(out):
+        seconds: dict[str, float] = {}
+        for stage, command in commands(story, out, workers).items():
+            start = time.monotonic()
+            perform(stage, command)
+            seconds[stage] = round(time.monotonic() - start, 1)
+            if stage == "build":
+                start = time.monotonic()
+                figures = demo_score.fidelity(out / "archive", out / "build", scratch=out / SCRATCH, workers=workers)
+                shutil.rmtree(out / SCRATCH)
+                seconds["score"] = round(time.monotonic() - start, 1)
+        start = time.monotonic()
+        figures |= learned(out)
+        page = demo_page.write(out, figures)
+        seconds["page"] = round(time.monotonic() - start, 1)
+        files.write(out / "figures.json", files.pretty_json(figures))
+        files.write(
+            out / "summary.json",
+            files.pretty_json(figures | {"seconds": seconds, "page": page.relative_to(out).as_posix()}),
+        )
+        files.write_sums(out, leave_out=UNSUMMED)
+    return page
+
+
+def perform(stage: str, command: list[str]) -> None:
+    """Show a command as a user would type it, and run it with this Python. Raises SourceError if it fails."""
+    log.info("\n[%s]\n$ %s", stage, " ".join(command))
+    modules = {"sgdata": ["-m", "sgdata.cli"], "python": []}
+    done = subprocess.run([sys.executable, *modules[command[0]], *command[1:]], stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise SourceError(f"demo: stage '{stage}' ended with exit code {done.returncode}; its message stands above")
+
+
+def learned(out: Path) -> dict[str, Any]:
+    """Losses and segmentation figures of the runs, and how many patches and shards they had."""
+    steps = [json.loads(line) for line in (out / "runs/pretrain/metrics.jsonl").read_text().splitlines()]
+    losses = [step["loss"] for step in steps if "loss" in step]
+    tuned = json.loads((out / "runs/segment/results.json").read_text())
+    linear = json.loads((out / "runs/linear/results.json").read_text())
+    contract = json.loads((out / "shards/contract.json").read_text())
+    return {
+        "patches": sum(contract["splits"].values()),
+        "shards": len(list((out / "shards").glob("*.tar"))),
+        "pretrain": {"loss_first": losses[0], "loss_last": losses[-1], "steps": steps[-1]["step"]},
+        "segment": {
+            "miou": tuned["miou"],
+            "miou_majority": tuned["miou_majority"],
+            "miou_linear": linear["miou"],
+            "oa": tuned["oa"],
+        },
+    }

@@ -1,0 +1,94 @@
+"""What the demo measures of a build: its composite, labels and offsets against the truth of the simulated city."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgdata import files, grid, lock, observe
+from sgdata.datasets import segmunich
+from sgdata.simulate import score
+from sgdata.types import Array
+
+CLOUDY = 0.05
+"""A scene counts as cloudy from this share of cloud and shadow on."""
+
+
+def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict[str, Any]:
+    """The `composite`, `labels` and `offset` parts of `summary.json` (RMSE in reflectance, shares 0-1)."""
+    recipe = files.read(segmunich.BuildRecipe, build / "recipe.toml")
+    built = lock.read(build / lock.NAME)
+    items = [item.scene.id for item in built.items]
+    places = segmunich.Places(out=build, stac=str(archive / "catalog.json"), workers=workers, scratch=scratch)
+    settled, scenes = segmunich.fetch(recipe, built, places)
+
+    truth = score.true_median(archive, recipe.bands)
+    clouds = score.true_clouds(archive, items)
+    image = score.read(build / "image.tif")
+    index = score.read(build / "provenance.tif")[0]
+    where = score.ever_clear(clouds) & (image > 0).all(axis=0)
+
+    def variant(method: str, mask: str) -> Array:
+        """The same scenes by another rule, or without the mask."""
+        changed = replace(
+            recipe, composite=replace(recipe.composite, method=method), mask=replace(recipe.mask, method=mask)
+        )
+        folder = scratch / f"{method}-{mask}"
+        segmunich.render(changed, settled, scenes, places, folder)
+        return score.read(folder / "image.tif")
+
+    unmasked = variant(recipe.composite.method, "none")
+    median = variant("median", recipe.mask.method)
+    chosen = score.chosen_truth(archive, items, index, recipe.bands)
+    return {
+        "composite": {
+            "method": recipe.composite.method,
+            "rmse": score.rmse(image, truth, where),
+            "rmse_chosen_date": score.rmse(image, chosen, where & (index < len(items))),
+            "rmse_same_rule_unmasked": score.rmse(unmasked, truth, where),
+            "rmse_median": score.rmse(median, truth, where),
+            "rmse_best_cloudy_scene": best_cloudy_scene(recipe, scenes, truth, clouds),
+            "residual_cloud": score.residual_cloud(index, clouds),
+        },
+        "labels": {"agreement": labels_agree(archive, build)},
+        "offset": score.offsets({i.scene.id: i.offset != 0 for i in built.items}, archive),
+    }
+
+
+def best_cloudy_scene(
+    recipe: segmunich.BuildRecipe, scenes: tuple[observe.Observed, ...], truth: Array, clouds: Array
+) -> float | None:
+    """The smallest RMSE of any single cloudy scene against the truth, where it has data; None without one."""
+    job = observe.Job(
+        grid=segmunich_grid(recipe),
+        bands=recipe.bands,
+        kernel=recipe.resampling,
+        method="median",
+        mask=replace(recipe.mask, method="none"),
+        scenes=scenes,
+        folder=Path(),
+    )
+    cloudy = (clouds & (score.CLOUD | score.SHADOW)).astype(bool).mean(axis=(1, 2)) > CLOUDY
+    squares, pixels = np.zeros(len(scenes)), np.zeros(len(scenes))
+    for window in grid.tiles(truth.shape[1:], 256):
+        stack, usable = observe.observations(job, window)
+        reference = truth[(slice(None), *window.slices)].astype(np.float64)
+        for number, (planes, seen) in enumerate(zip(stack, usable, strict=True)):
+            squares[number] += ((planes[:, seen] - reference[:, seen]) ** 2).sum()
+            pixels[number] += seen.sum() * len(planes)
+    found = cloudy & (pixels > 0)
+    return float(np.sqrt(np.min(squares[found] / pixels[found])) * score.SCALE) if found.any() else None
+
+
+def segmunich_grid(recipe: segmunich.BuildRecipe) -> Any:
+    """The grid of a resolved recipe."""
+    return recipe.area.grid
+
+
+def labels_agree(archive: Path, build: Path) -> float:
+    """Share of labelled, mapped pixels whose class is true."""
+    land_cover, mapped = (score.read(archive / "truth" / f"{name}.tif")[0] for name in ("land_cover", "osm_mapped"))
+    return score.label_agreement(score.read(build / "labels.tif")[0], land_cover, mapped)
