@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import difflib
+from functools import cache
 from pathlib import Path
 
+from sgdata import files
 from sgdata.errors import SettingError
+from sgdata.types import DatasetCard, Edition, LabelSpace
 
 
 def folder(name: str) -> Path:
@@ -25,3 +29,82 @@ def table(name: str) -> list[dict[str, str]]:
         raise SettingError(f"no fact table '{name}'; known: {', '.join(known)}")
     with path.open(encoding="utf-8", newline="") as handle:
         return list(csv.DictReader(handle, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def names() -> list[str]:
+    """The datasets that have a card, sorted."""
+    return sorted(path.stem for path in folder("catalogs").glob("*.toml"))
+
+
+@cache
+def card(name: str) -> DatasetCard:
+    """The card `catalogs/<name>.toml`, checked. Raises SettingError, the nearest name given."""
+    if name not in names():
+        close = difflib.get_close_matches(name, names(), n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names())}"
+        raise SettingError(f"no dataset '{name}' in the catalogue{hint}")
+    return files.read(DatasetCard, folder("catalogs") / f"{name}.toml")
+
+
+def cards() -> list[DatasetCard]:
+    """Every card, sorted by name."""
+    return [card(name) for name in names()]
+
+
+def edition(of: DatasetCard, name: str) -> Edition:
+    """The edition of this name. Raises SettingError naming those there are."""
+    for known in of.editions:
+        if known.name == name:
+            return known
+    raise SettingError(f"{of.name} has no edition '{name}'; known: {', '.join(e.name for e in of.editions)}")
+
+
+def label_space(of: DatasetCard, name: str) -> LabelSpace:
+    """The label space of this name, its ids and names out of the fact table that the card points at."""
+    for known in of.label_spaces:
+        if known.name != name:
+            continue
+        if known.table:
+            rows = sorted(
+                (row for row in table(known.table) if int(row[known.id]) >= 0), key=lambda r: int(r[known.id])
+            )
+            ids = tuple(int(row[known.id]) for row in rows)
+            labels = tuple(row[known.label] for row in rows)
+            colours = tuple(row[known.colour] for row in rows) if known.colour else ()
+        else:
+            ids, labels, colours = tuple(range(len(known.classes))), known.classes, ()
+        return LabelSpace(name=name, task=known.task, ids=ids, names=labels, colours=colours, ignore=known.ignore)
+    raise SettingError(f"{of.name} has no labels '{name}'; known: {', '.join(s.name for s in of.label_spaces)}")
+
+
+def describe(of: DatasetCard) -> list[tuple[str, str]]:
+    """A card as (what, value) rows for people."""
+    rows = [(name, getattr(of, name)) for name in ("title", "task", "sensor", "summary", "home")]
+    for each in of.editions:
+        size = "x".join(map(str, each.shape)) if each.shape else "varying size"
+        rows += [
+            (
+                f"edition {each.name}",
+                f"{each.published}; {each.level}; {each.samples or 'unknown number of'} samples, {size}",
+            ),
+            ("  bands in file order", " ".join(each.bands)),
+        ]
+        for split in each.splits:
+            counts = ", ".join(f"{name} {count:,}" for name, count in split.counts.items())
+            rows.append((f"  split {split.name}", f"{counts}. {split.note}".strip()))
+        for file in each.sources:
+            known = f"{file.bytes:,} bytes" if file.bytes else "size not known"
+            rows.append(
+                (f"  file {file.file}", f"{known}, {file.algorithm or 'no digest'} {file.digest} {file.url}".rstrip())
+            )
+    for space in of.label_spaces:
+        held = label_space(of, space.name)
+        rows.append((f"labels {space.name}", f"{space.task}, {len(held.ids)}: {', '.join(held.names)}"))
+    licence = of.licence
+    rows.append(
+        ("licence", f"labels {licence.labels}; pixels {licence.pixels}; redistribution: {licence.redistribution}")
+    )
+    rows += [("licence note", licence.note)] * bool(licence.note)
+    rows += [("cite", text) for text in of.citation]
+    rows += [("known defect", text) for text in of.defects]
+    return rows

@@ -34,10 +34,30 @@ Row = dict[str, Any]
 INDEX = "index.parquet"
 QUARANTINE = "quarantine.jsonl"
 IMAGES = ("image", "image_before", "image_after", "image_10m")
+FORMAT = 1
 KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 _BLOCK_BYTES = 65_536
 _STORED = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4", "int32": "<i4"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecipe:
+    """`recipes/shard/<dataset>.toml`: what is packed, and how. `source` and `out` are where the bare command looks.
+
+    `edition` names an edition and `labels` a label space of the dataset's card. Layout `resampled` stores every
+    band on the sample's finest lattice, `native` each resolution as it came; both decode to the same arrays.
+    """
+
+    dataset: str
+    edition: str
+    labels: str
+    source: str
+    out: str
+    layout: Literal["resampled", "native"]
+    codec: Codec
+    kernel: Literal["nearest", "bilinear"]
+    shard_mb: int
 
 
 # --- arrays <-> bytes ----------------------------------------------------------------------

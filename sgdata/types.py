@@ -134,3 +134,116 @@ class Shard:
     sha256: str
     samples: int
     bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """One file of a source: its relative POSIX name and size; `offset` where it lies inside an uncompressed tar."""
+
+    name: str
+    size: int
+    offset: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ref:
+    """A sample found in a source and not read yet. `bytes` is what it will roughly take in a shard."""
+
+    key: str
+    split: str
+    members: tuple[Member, ...]
+    bytes: int
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+# --- dataset cards (catalogs/<dataset>.toml) -----------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A file as its makers distribute it; size and digest where they are known."""
+
+    file: str
+    url: str = ""
+    bytes: int | None = None
+    algorithm: Literal["md5", "sha256"] | None = None
+    digest: str = ""
+    part: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSet:
+    """One published way to split a dataset: samples per split, where its lists come from, what is wrong with it."""
+
+    name: str
+    counts: dict[str, int]
+    source: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTable:
+    """A label space as columns of a fact table, or as names written out in `classes` (their position is the id)."""
+
+    name: str
+    task: Literal["none", "single-label", "multi-label", "segmentation", "change"]
+    table: str = ""
+    id: str = ""
+    label: str = ""
+    colour: str = ""
+    classes: tuple[str, ...] = ()
+    ignore: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edition:
+    """One published version of a dataset: what its files hold, band by band in file order."""
+
+    name: str
+    published: str
+    level: Level
+    bands: tuple[str, ...]
+    nodata: int | None = None
+    scale: float = 1e-4
+    offset: float = 0.0
+    samples: int | None = None
+    shape: tuple[int, int, int] | None = None
+    splits: tuple[SplitSet, ...] = ()
+    sources: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Licence:
+    """On what terms; `redistribution` tells whether we may ship the pixels."""
+
+    labels: str
+    pixels: str
+    redistribution: Literal["yes", "no", "unclear"]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetCard:
+    """What is known of a dataset, as data: `catalogs/<name>.toml`."""
+
+    name: str
+    title: str
+    task: str
+    sensor: str
+    summary: str
+    citation: tuple[str, ...]
+    home: str
+    licence: Licence
+    editions: tuple[Edition, ...]
+    label_spaces: tuple[LabelTable, ...]
+    defects: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a reader finds in a source: samples in order, what they are, rejected files with reasons, remarks."""
+
+    refs: tuple[Ref, ...]
+    contract: Contract
+    rejected: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,146 @@
+"""SegMunich as samples: the patches of a build of ours, or the released archive (`TUM_128`).
+
+The released images are 128-page TIFFs of float32 whole numbers, B02 B03 B04 B08 first and then the 20 m bands
+(measured; the published orders differ). They are stored as uint16 with the bands in wavelength order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from sgdata import archives, catalog, contracts, files, resample, tiffs
+from sgdata.errors import SourceError
+from sgdata.shards import ShardRecipe
+from sgdata.types import Array, Contract, Found, Member, Ref, Sample
+
+PATCHES = "patches.parquet"
+IMAGE, LABELS = "image.tif", "labels.tif"
+STORED_SHARE = 0.6
+"""Of the raw bytes, about what bitshuffle and lz4 leave."""
+
+
+def find(source: Path, recipe: ShardRecipe) -> Found:
+    """The samples of a build folder (it holds `patches.parquet`) or of the released archive."""
+    if (source / PATCHES).is_file():
+        return _find_in_build(source)
+    return _find_released(source, recipe)
+
+
+@contextmanager
+def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
+    """A function from Ref to Sample: `image` (C, H, W) and `mask` (H, W); it raises SourceError."""
+    if (source / PATCHES).is_file():
+        import rasterio
+
+        with rasterio.open(source / IMAGE) as image, rasterio.open(source / LABELS) as labels:
+            yield lambda ref: _read_patch(ref, image, labels)
+    else:
+        card = catalog.card("segmunich")
+        stored = catalog.edition(card, contract.version).bands
+        order = [stored.index(band.name) for band in contract.bands]
+        index = _index_of_file_value()
+        with archives.opened(source) as content:
+            yield lambda ref: _read_released(ref, content, order, index)
+
+
+# --- a build of ours -----------------------------------------------------------------------
+
+
+def _find_in_build(source: Path) -> Found:
+    import geopandas
+
+    members = []
+    for name in (IMAGE, LABELS):
+        path = files.existing(source / name, "a finished build folder of 'sgdata build segmunich'")
+        members.append(Member(name=name, size=path.stat().st_size))
+    contract = contracts.read(source)
+    table = geopandas.read_parquet(source / PATCHES)
+    boxes = table.geometry.bounds.round(7).to_numpy().tolist()
+    columns = [table[name].tolist() for name in ("key", "split", "row", "col", "height", "width")]
+    refs = []
+    for key, split, row, col, height, width, box in zip(*columns, boxes, strict=True):
+        size = int(height * width * 2 * len(contract.bands) * STORED_SHARE)
+        meta = {"window": [row, col, height, width], "bounds": box}
+        refs.append(Ref(key=key, split=split, members=tuple(members), bytes=size, meta=meta))
+    return Found(refs=tuple(refs), contract=contract)
+
+
+def _read_patch(ref: Ref, image: Any, labels: Any) -> Sample:
+    import rasterio.windows
+    from rasterio.errors import RasterioError
+
+    row, col, height, width = ref.meta["window"]
+    window = rasterio.windows.Window(col, row, width, height)
+    try:
+        arrays = {"image": image.read(window=window), "mask": labels.read(1, window=window)}
+    except RasterioError as error:
+        raise SourceError(f"window {ref.meta['window']} cannot be read: {error}") from None
+    meta = {**ref.meta, "crs": str(image.crs)}
+    return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=meta)
+
+
+# --- the released archive ------------------------------------------------------------------
+
+
+def _find_released(source: Path, recipe: ShardRecipe) -> Found:
+    """`[TUM_128/]{train,val,test}/{img,label}/<id>.tif`; an image without label is rejected."""
+    card = catalog.card("segmunich")
+    edition = catalog.edition(card, "released")
+    listing = archives.listing(source)
+    images: dict[tuple[str, str], Member] = {}
+    labels: dict[tuple[str, str], Member] = {}
+    for member in listing.members:
+        parts = PurePosixPath(member.name).parts
+        if len(parts) >= 3 and parts[-1].endswith(".tif") and parts[-3] in ("train", "val", "test"):
+            kind = {"img": images, "label": labels}.get(parts[-2])
+            if kind is not None:
+                kind[parts[-3], parts[-1].removesuffix(".tif")] = member
+    if not images:
+        raise SourceError(f"{source}: neither a build ({PATCHES}) nor the released tree train/img/<id>.tif")
+    refs = [
+        Ref(
+            key=f"{split}-{name}",
+            split=split,
+            members=(member, labels[split, name]),
+            bytes=int(128 * 128 * 2 * len(edition.bands) * STORED_SHARE),
+        )
+        for (split, name), member in images.items()
+        if (split, name) in labels
+    ]
+    alone = tuple((images[at].name, "image without label") for at in sorted(images.keys() - labels.keys()))
+    contract = contracts.expected(
+        "segmunich",
+        edition,
+        catalog.label_space(card, "segmunich-released"),
+        resampling="as released",
+        resampling_version=resample.VERSION,
+    )
+    return Found(refs=tuple(refs), contract=contract, rejected=listing.rejected + alone)
+
+
+def _index_of_file_value() -> Array:
+    """File value -> train index, (256,) int16, -1 where the released labels know no such value."""
+    index = np.full(256, -1, np.int16)
+    for row in catalog.table("segmunich_labels"):
+        index[int(row["file_value"])] = int(row["train_index"])
+    return index
+
+
+def _read_released(ref: Ref, content: archives.Content, order: list[int], index: Array) -> Sample:
+    image, codes = (tiffs.read(content(member)).pixels for member in ref.members)
+    if image.shape != (len(order), 128, 128):
+        raise SourceError(f"image is {image.shape}, expected ({len(order)}, 128, 128)")
+    whole = image.astype(np.uint16)
+    if image.dtype.kind == "f" and not np.array_equal(whole, image):
+        raise SourceError("image holds values that are not whole numbers in 0..65535")
+    if codes.shape != (1, 128, 128) or codes.dtype.kind not in "ui":
+        raise SourceError(f"label is {codes.dtype} {codes.shape}, expected whole numbers (1, 128, 128)")
+    if codes.min() < 0 or codes.max() > 255 or (index[codes] < 0).any():
+        raise SourceError(f"label values {np.unique(codes).tolist()[:20]} are not all SegMunich codes")
+    arrays = {"image": whole[order], "mask": index[codes[0]].astype(np.uint8)}
+    return Sample(key=ref.key, split=ref.split, arrays=arrays, meta={"source_id": ref.members[0].name})
