@@ -1,7 +1,7 @@
 """Bands of 20 m and 60 m on the 10 m lattice: integers in, integers out, centre-aligned. Pure.
 
-The rule (`VERSION` counts its changes): a fine pixel is nodata exactly where the coarse pixel under it is;
-any other invalid or missing neighbour of an interpolation takes the value of the coarse pixel under it.
+The rule (`VERSION` counts its changes): a fine pixel is nodata exactly where the coarse pixel under it is; an
+invalid neighbour in an interpolation takes the value of that pixel; beyond the array its edge repeats.
 Interpolated integers are rounded half up. So the result at a pixel never depends on the window asked for.
 """
 
@@ -66,12 +66,11 @@ def _bilinear(coarse: Array, factor: int, row: int, col: int, nodata: int, out: 
             total = np.int64(0)
             for dr in range(2):
                 for dc in range(2):
-                    r, c = upper + dr, left + dc
-                    value = own
-                    if 0 <= r < height and 0 <= c < width:
-                        found = np.int64(coarse[r, c])
-                        if found != nodata:
-                            value = found
+                    r = min(max(upper + dr, 0), height - 1)
+                    c = min(max(left + dc, 0), width - 1)
+                    value = np.int64(coarse[r, c])
+                    if value == nodata:
+                        value = own
                     share_r = weight_r if dr else unit - weight_r
                     share_c = weight_c if dc else unit - weight_c
                     total += value * share_r * share_c
