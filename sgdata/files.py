@@ -32,8 +32,8 @@ def read(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     Raises SettingError: file missing, unreadable, an unknown key (nearest name given), a wrong type.
     """
     document = read_plain(path)
-    for override in overrides:
-        override(document, override)
+    for text in overrides:
+        override(document, text)
     return parse(kind, document, str(path))
 
 
