@@ -1,0 +1,154 @@
+"""Scenes out of catalogues: real answers of three providers parse, twins go, and what is missing is named."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pystac
+import pytest
+from stac_wrap import COLLECTION, Wrapped, wrap
+
+from sgdata import stac
+from sgdata.errors import ServiceError, SettingError, SourceError
+from sgdata.sentinel2 import L2A_BANDS
+
+BANDS = (*L2A_BANDS, "SCL")
+HERE = (10.36, 48.72, 10.37, 48.74)
+"""Inside the small rasters that `scene` makes at the upper left of tile 32UPU."""
+
+
+def scene(name: str, time: str, **changes: Any) -> Wrapped:
+    layers: dict[str, tuple[Any, float]] = {"B02": (np.full((64, 64), 300, np.uint16), 100.0)}
+    return Wrapped(id=name, time=time, layers=layers, **changes)
+
+
+def query(**changes: Any) -> stac.Query:
+    base = stac.Query(collection=COLLECTION, bounds=HERE, dates="2019-01-01/2019-12-31", bands=("B02",))
+    return replace(base, **changes)
+
+
+def parsed(path: Path) -> list[stac.Scene]:
+    return [stac.parse(item, BANDS) for item in pystac.ItemCollection.from_file(str(path))]
+
+
+# --- real answers --------------------------------------------------------------------------
+
+
+def test_planetary_computer(real: Path) -> None:
+    scenes = parsed(real / "stac" / "planetary_computer" / "site2-2020_jun_jul-35MNM.geojson")
+    assert len(scenes) == 13
+    newest = max(scenes, key=lambda s: s.time)
+    assert (newest.provider, newest.tile, newest.orbit) == ("planetary-computer", "35MNM", 78)
+    assert (newest.crs, newest.baseline, newest.time) == ("EPSG:32735", "02.12", "2020-07-31T08:06:11Z")
+    assert newest.datatake == "GS2A_20200731T080611_026673"
+    assert newest.assets["SCL"].href.endswith("_SCL_20m.tif")
+    assert newest.assets["B8A"].transform == (20.0, 0.0, 499980.0, 0.0, -20.0, 9200020.0)
+
+
+def test_copernicus_data_space(real: Path) -> None:
+    (only,) = parsed(real / "stac" / "cdse" / "FeatureCollection_36NYH.json")
+    assert (only.provider, only.tile, only.orbit, only.baseline) == ("cdse", "36NYH", 135, "05.00")
+    assert only.assets["B01"].href.endswith("_B01_60m.jp2")
+    assert (only.assets["B02"].dtype, only.assets["B02"].crs) == ("uint16", "EPSG:32636")
+
+
+def test_twins_of_one_acquisition(real: Path) -> None:
+    path = real / "stac" / "earth_search_v1" / "munich_tile_32UPU" / "two_items_of_one_acquisition.json"
+    kept, dropped = stac.without_twins(parsed(path))
+    assert [(s.id, s.baseline, s.orbit) for s in kept] == [("S2B_32UPU_20210531_1_L2A", "05.00", 65)]
+    assert [d.id for d in dropped] == ["S2B_32UPU_20210531_0_L2A"]
+    assert "S2B_32UPU_20210531_1_L2A" in dropped[0].reason
+
+
+# --- a catalogue on disk -------------------------------------------------------------------
+
+
+def test_scenes_come_in_order_with_hrefs_that_do_not_name_the_machine(tmp_path: Path) -> None:
+    names = [("S2A_32UPU_20190705_0_L2A", "2019-07-05"), ("S2A_32UPU_20190301_0_L2A", "2019-03-01")]
+    wrap(tmp_path / "c", [scene(name, f"{day}T10:00:00Z") for name, day in names])
+    scenes, dropped = stac.search(str(tmp_path / "c"), query())
+    assert [s.id for s in scenes] == [names[1][0], names[0][0]]
+    assert not dropped
+    href = scenes[0].assets["B02"].href
+    assert href == f"{COLLECTION}/{names[1][0]}/B02.tif"
+    assert Path(stac.located(scenes[0], str(tmp_path / "c" / "catalog.json")).assets["B02"].href).exists()
+    assert stac.search(str(tmp_path / "c" / "catalog.json"), query()) == (scenes, ())
+
+
+def test_twins_and_dates_are_told_apart(tmp_path: Path) -> None:
+    day = "2019-07-05T10:00:00Z"
+    wrap(
+        tmp_path,
+        [
+            scene("S2A_32UPU_20190705_0_L2A", day, baseline="02.12"),
+            scene("S2A_32UPU_20190705_1_L2A", day, baseline="05.00"),
+            scene("S2A_32UPU_20200705_0_L2A", "2020-07-05T10:00:00Z"),
+        ],
+    )
+    scenes, dropped = stac.search(str(tmp_path), query())
+    assert [s.id for s in scenes] == ["S2A_32UPU_20190705_1_L2A"]
+    assert [d.id for d in dropped] == ["S2A_32UPU_20190705_0_L2A"]
+
+
+def test_an_area_outside_names_area_and_extent(tmp_path: Path) -> None:
+    wrap(tmp_path, [scene("S2A_32UPU_20190705_0_L2A", "2019-07-05T10:00:00Z")])
+    with pytest.raises(SettingError, match=r"\(20\.0000, .* 0 items .* covers \(10\.3.*2019-07-05"):
+        stac.search(str(tmp_path), query(bounds=(20.0, 48.0, 21.0, 49.0)))
+
+
+def test_a_missing_asset_is_named_with_its_key(tmp_path: Path) -> None:
+    wrap(tmp_path, [scene("S2A_32UPU_20190705_0_L2A", "2019-07-05T10:00:00Z")])
+    with pytest.raises(SourceError, match=r"S2A_32UPU_20190705_0_L2A: has no asset for B03 \('green'\)"):
+        stac.search(str(tmp_path), query(bands=("B02", "B03")))
+
+
+def test_an_item_without_projection_gets_the_zone_of_its_tile(tmp_path: Path) -> None:
+    folder = wrap(tmp_path, [scene("S2A_32UPU_20190705_0_L2A", "2019-07-05T10:00:00Z")])
+    path = next(folder.rglob("S2A*.json"))
+    item = json.loads(path.read_text())
+    del item["properties"]["proj:epsg"]
+    for key in ("proj:shape", "proj:transform"):
+        del item["assets"]["blue"][key]
+    path.write_text(json.dumps(item))
+    ((only,), _) = stac.search(str(folder), query())
+    assert (only.crs, only.assets["B02"].transform) == ("EPSG:32632", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{}", "STAC None"), ("not json", "cannot be read"), ('{"type": "Feature"}', "'Feature'")],
+)
+def test_what_is_no_catalogue_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "catalog.json").write_text(content)
+    with pytest.raises((SettingError, SourceError), match=words):
+        stac.search(str(tmp_path), query())
+
+
+def test_no_catalogue_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="no such file"):
+        stac.search(str(tmp_path / "nowhere"), query())
+
+
+@pytest.mark.parametrize("dates", ["2019", "2019-01-01", "2019-01-01/", "2020-01-01/2019-01-01"])
+def test_dates_that_are_none(dates: str) -> None:
+    with pytest.raises(SettingError, match=dates):
+        stac.days(dates)
+
+
+# --- a server ------------------------------------------------------------------------------
+
+
+def test_an_unreachable_server_is_one_line_after_finite_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stac, "RETRIES", 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(ServiceError, match="no answer") as caught:
+        stac.search(url, query())
+    assert "\n" not in str(caught.value)
+    assert url in str(caught.value)
