@@ -109,7 +109,7 @@ def _scan_file(path: Path, scan: _Scan, rules: tags.RuleTable) -> str | None:
         answer = overpass.answer_of(overpass.unpacked(path), str(path))
         with tempfile.TemporaryDirectory() as folder:
             native = Path(folder) / "answer.osm.pbf"
-            overpass.write_native(answer, native)
+            overpass.write_native(answer, native, str(path))
             _collect(native, scan, rules, str(path))
         stamp: str | None = answer.get("osm3s", {}).get("timestamp_osm_base")
         return stamp
@@ -172,7 +172,8 @@ def _take_way(way: Any, scan: _Scan, rules: tags.RuleTable) -> None:
         if not all(node.location.valid() for node in way.nodes):
             del scan.rings[way.id]
     elif is_area and not is_line:
-        scan.losses[f"way/{way.id}"] = "lost: an area whose ring is open"
+        reason = "an area tagged area=no" if closed else "an area whose ring is open"
+        scan.losses[f"way/{way.id}"] = f"lost: {reason}"
     if is_line and not (closed and text.get("area") == "yes"):
         pieces = [piece for piece in _pieces(way) if len(piece) >= 2]
         if sum(len(piece) for piece in pieces) < len(way.nodes):
@@ -197,9 +198,13 @@ def _pieces(way: Any) -> Iterator[list[tuple[float, float]]]:
 
 def _take_relation(relation: Any, scan: _Scan, rules: tags.RuleTable) -> None:
     text = dict(relation.tags)
-    if text.get("type") in AREA_RELATIONS and tags.match(rules, "polygon", text, is_way=False):
+    if not tags.match(rules, "polygon", text, is_way=False):
+        return
+    if text.get("type") in AREA_RELATIONS:
         scan.candidates.setdefault(("relation", relation.id), text)
         scan.members[relation.id] = [(m.ref, m.role) for m in relation.members if m.type == "w"]
+    else:
+        scan.losses[f"relation/{relation.id}"] = f"lost: a relation of type {text.get('type', '')!r} is no area"
 
 
 def _take_area(area: Any, scan: _Scan, rules: tags.RuleTable) -> None:

@@ -178,12 +178,18 @@ def answer_of(content: bytes, where: str) -> dict[str, Any]:
     return answer
 
 
-def write_native(answer: Mapping[str, Any], path: Path) -> None:
-    """Write the elements as PBF, in the order and with the nodes that pyosmium wants."""
+def write_native(answer: Mapping[str, Any], path: Path, where: str) -> None:
+    """Write the elements as PBF, in the order and with the nodes that pyosmium wants. Raises SourceError."""
+    try:
+        _write(*_elements(answer["elements"]), path)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise SourceError(f"{where}: an element is not as Overpass writes it: {error!r:.80}; fetch again") from None
+
+
+def _write(nodes: dict[int, Any], ways: dict[int, Any], relations: dict[int, Any], path: Path) -> None:
     import osmium
     from osmium.osm import mutable
 
-    nodes, ways, relations = _elements(answer["elements"])
     with osmium.SimpleWriter(str(path)) as writer:
         for number, node in sorted(nodes.items()):
             place = (node["lon"], node["lat"])
@@ -200,8 +206,7 @@ def _elements(elements: Iterable[dict[str, Any]]) -> tuple[dict[int, Any], dict[
     found: dict[str, dict[int, dict[str, Any]]] = {"node": {}, "way": {}, "relation": {}}
     for element in elements:
         if element.get("type") in found:
-            place = found[element["type"]].setdefault(element["id"], {})
-            place.update({key: value for key, value in element.items() if value})
+            found[element["type"]].setdefault(element["id"], {}).update(element)
     nodes, ways = found["node"], found["way"]
     for way in ways.values():
         for ref, point in zip(way.get("nodes", ()), way.get("geometry", ()), strict=False):

@@ -1,0 +1,188 @@
+"""Overpass against a real server on loopback that refuses, stalls, lies and answers in part."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shapely
+
+from sgdata import catalog, osm, overpass, tags
+from sgdata.errors import ServiceError, SettingError, SourceError
+
+CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
+ROWS = catalog.table("osm_lulc_tags")
+RULES = tags.rules([row for row in ROWS if row["osm_key"] == "landuse"], CODES, tiers=("core",), groups=())
+AREA = shapely.box(11.5, 48.1, 11.6, 48.2)
+ELEMENTS: list[dict[str, Any]] = [
+    {"type": "count", "id": 0, "tags": {"total": "5"}},
+    *({"type": "node", "id": i, "lon": 11.5 + i / 100, "lat": 48.1 + i % 2 / 100} for i in range(1, 5)),
+    {"type": "way", "id": 1, "nodes": [1, 2, 4, 3, 1], "tags": {"landuse": "forest"}},
+]
+WHOLE = json.dumps({"osm3s": {"timestamp_osm_base": "2020-04-01T00:00:00Z"}, "elements": ELEMENTS}).encode()
+PART = json.dumps({"elements": ELEMENTS[:3], "remark": "runtime error: Query timed out in query"}).encode()
+SHORT = json.dumps({"elements": ELEMENTS[:3]}).encode()
+
+
+@dataclass
+class Server:
+    """A web server that gives `script` one by one, then whole answers; it keeps what it was asked."""
+
+    url: str = ""
+    script: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    agents: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            state.asked.append(urllib.parse.parse_qs(body)["data"][0])
+            state.agents.append(self.headers["User-Agent"])
+            status, headers, content = state.script.pop(0) if state.script else (200, {}, WHOLE)
+            if status == 0:  # hang up in the middle
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + content[:100])
+                self.close_connection = True
+                return
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    state.url = f"http://127.0.0.1:{httpd.server_address[1]}/api/interpreter"
+    yield state
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+def fetch(server: Server, store: Path, pauses: list[float] | None = None, **more: Any) -> list[Path]:
+    service = overpass.Service(url=server.url, tries=3, pause_s=5)
+    sleep = (pauses if pauses is not None else []).append
+    return overpass.fetch(AREA, RULES, date="2020-04-01", store=store, service=service, sleep=sleep, **more)
+
+
+def test_the_answer_is_stored_as_it_came_and_asked_for_once(server: Server, tmp_path: Path) -> None:
+    (path,) = fetch(server, tmp_path)
+    assert gzip.decompress(path.read_bytes()) == WHOLE
+    assert server.asked == [
+        '[out:json][timeout:180][maxsize:536870912][date:"2020-04-01T00:00:00Z"]'
+        "[bbox:48.100000,11.500000,48.200000,11.600000];"
+        '(way["landuse"];relation["landuse"]["type"~"^(multipolygon|boundary)$"];);'
+        "(._;>;)->.all;.all out count;.all out body;"
+    ]
+    assert path.with_name(path.name.replace(".json.gz", ".overpassql")).read_text() == server.asked[0]
+    assert server.agents[0].startswith("sgdata")
+    first = path.read_bytes()
+    assert fetch(server, tmp_path, offline=True) == [path]
+    assert len(server.asked) == 1
+    path.unlink()
+    assert fetch(server, tmp_path)[0].read_bytes() == first
+
+
+def test_offline_takes_only_what_is_stored(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="without --offline"):
+        fetch(server, tmp_path, offline=True)
+    assert server.asked == []
+
+
+def test_a_busy_server_is_asked_again_when_it_says(server: Server, tmp_path: Path) -> None:
+    page = b"<html>too many requests</html>"
+    server.script = [(429, {"Retry-After": "17"}, page), (504, {}, page)]
+    pauses: list[float] = []
+    assert len(fetch(server, tmp_path, pauses)) == 1
+    assert pauses == [17, 10]
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "complaint"),
+    [
+        (200, PART, "a part only, the server remarks 'runtime error: Query timed out"),
+        (200, SHORT, "a part only, 2 of 5 elements"),
+        (200, b"<html>The server is probably too busy</html>", "begins with b'<html>The server"),
+        (200, b"", "begins with b''"),
+        (429, b"", "answers 429"),
+        (503, b"", "answers 503"),
+        (0, WHOLE, "cannot be reached"),
+    ],
+)
+def test_a_server_that_stays_wrong_is_an_error_and_leaves_nothing(
+    server: Server, tmp_path: Path, status: int, content: bytes, complaint: str
+) -> None:
+    server.script = [(status, {"Retry-After": "9999"}, content)] * 3
+    pauses: list[float] = []
+    with pytest.raises(ServiceError, match=f"{complaint}.*3 tries"):
+        fetch(server, tmp_path, pauses)
+    assert len(server.asked) == 3
+    assert len(pauses) == 2
+    assert max(pauses) <= 300
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_partial_answer_once_is_asked_again(server: Server, tmp_path: Path) -> None:
+    server.script = [(200, {}, PART), (0, {}, WHOLE)]
+    assert gzip.decompress(fetch(server, tmp_path)[0].read_bytes()) == WHOLE
+
+
+def test_a_refused_query_is_not_repeated(server: Server, tmp_path: Path) -> None:
+    server.script = [(400, {}, b"<p><strong>Error</strong>: line 1: parse error: unknown date</p>")]
+    with pytest.raises(ServiceError, match="400 Bad Request.*parse error: unknown date"):
+        fetch(server, tmp_path)
+    assert len(server.asked) == 1
+
+
+def test_nobody_there_is_one_line(tmp_path: Path) -> None:
+    service = overpass.Service(url="http://127.0.0.1:9/", tries=2)
+    with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9.*2 tries") as caught:
+        overpass.fetch(AREA, RULES, date="2020-04-01", store=tmp_path, service=service, sleep=lambda _: None)
+    assert "\n" not in str(caught.value)
+
+
+def test_reading_asks_the_server_and_says_the_date(server: Server, tmp_path: Path) -> None:
+    found = osm.read(server.url, AREA, rules=RULES, date="2020-04-01", store=tmp_path)
+    assert found.counts == {"outside": 0, "polygons": 1}
+    assert found.as_of == "2020-04-01T00:00:00Z"
+    (name,) = found.sha256
+    again = osm.read(server.url, AREA, rules=RULES, date="2020-04-01", store=tmp_path, offline=True)
+    assert again.sha256 == found.sha256
+    assert name in {path.name for path in tmp_path.iterdir()}
+
+
+def test_large_areas_are_asked_for_in_tiles_and_by_groups_of_keys() -> None:
+    rules = tags.rules(ROWS, CODES, tiers=("core", "ext"), groups=("drive",))
+    small = overpass.queries(AREA, rules, date="2020-04-01", service=overpass.Service())
+    asked = " ".join(small)
+    for kind in ("polygon", "line"):
+        for key in tags.keys(rules, kind):  # type: ignore[arg-type]
+            assert asked.count(f'way["{key}"]') == 1
+    assert 'relation["railway"]' in asked
+    wide = shapely.box(11.0, 48.0, 12.0, 48.5)
+    assert len(overpass.tiles(wide.bounds)) == 4 * 3
+    assert len(overpass.queries(wide, rules, date="2020-04-01", service=overpass.Service())) == 12 * len(small)
+    corner = shapely.Polygon([(11.0, 48.0), (12.0, 48.0), (11.0, 48.5)])
+    assert len(overpass.queries(corner, rules, date="2020-04-01", service=overpass.Service())) < 12 * len(small)
+
+
+@pytest.mark.parametrize("date", ["2020", "yesterday", '2020-04-01"];out;', "2020-4-1"])
+def test_a_date_that_is_none_is_refused(date: str) -> None:
+    with pytest.raises(SettingError, match="YYYY-MM-DD"):
+        overpass.queries(AREA, RULES, date=date, service=overpass.Service())
