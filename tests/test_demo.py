@@ -1,0 +1,65 @@
+"""The whole story in small, twice: same bytes with one worker and with two, in two folders; figures make sense."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sgdata import demo, verify
+
+SMALL = demo.Story(
+    size_km=3,
+    dates=5,
+    build=("split.block_px=150", "split.gap_px=0", "patches.size=64", "patches.stride=32", "split.val_share=0.25"),
+    pretrain=("steps=4", "batch=4", "image_px=64", "warmup_steps=1"),
+    segment=("epochs=1", "batch=4", "image_px=64"),
+    linear=("epochs=1",),
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    made = []
+    for workers in (1, 2):
+        out = tmp_path_factory.mktemp(f"demo{workers}") / "out"
+        page = demo.run(out, story=SMALL, workers=workers)
+        assert page.is_file()
+        made.append(out)
+    return made
+
+
+def test_one_worker_or_two_give_the_same_sums(twice: list[Path]) -> None:
+    first, second = ((out / "SHA256SUMS").read_text() for out in twice)
+    assert first == second
+    assert verify.verify(twice[0]) == []
+
+
+def test_the_summary_has_every_key_and_sane_figures(twice: list[Path]) -> None:
+    summary = json.loads((twice[0] / "summary.json").read_text())
+    assert set(summary) == {
+        "composite", "labels", "offset", "patches", "shards", "pretrain", "segment", "seconds", "page",
+    }  # fmt: skip
+    composite = summary["composite"]
+    assert composite["rmse"] < composite["rmse_same_rule_unmasked"]
+    assert composite["rmse_median"] < composite["rmse_best_cloudy_scene"]
+    assert composite["residual_cloud"] < 0.02
+    assert summary["labels"]["agreement"] > 0.9
+    assert summary["offset"]["right"] == summary["offset"]["total"] > 0
+    assert summary["patches"] > 0
+    assert summary["shards"] >= 2
+    assert summary["pretrain"]["steps"] == 4
+    assert 0 <= summary["segment"]["miou"] <= 1
+    assert (twice[0] / summary["page"]).is_file()
+
+
+def test_the_page_asks_for_nothing_outside(twice: list[Path]) -> None:
+    text = (twice[0] / "page" / "index.html").read_text()
+    assert "http" not in text
+    assert "<script" not in text
+    for name in ("true-colour", "labels", "truth", "provenance", "split"):
+        assert (twice[0] / "page" / f"{name}.png").stat().st_size > 1000
+        assert f"{name}.png" in text
