@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from sgdata import contracts, files
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.types import Contract
-from sgmodel import checkpoint, optim
+from sgmodel import checkpoint, loop, optim
 
 LAST = "checkpoint-last"
 RECIPE = "recipe.toml"
@@ -76,8 +76,9 @@ def conclude(out: Path, title: str, card: checkpoint.Card, results: dict[str, An
 
     `loss_first` and `loss_last` are taken from the log.
     """
-    lines = (out / METRICS).read_text(encoding="utf-8").splitlines()
-    ends = {f"loss_{name}": json.loads(lines[i])["loss"] for name, i in (("first", 0), ("last", -1))}
+    lines = [json.loads(line) for line in (out / METRICS).read_text(encoding="utf-8").splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    ends = {"loss_first": losses[0], "loss_last": losses[-1]}
     files.write(out / RESULTS, files.pretty_json({**ends, **results}))
     files.write(out / CARD, _card(title, card, {**ends, **results}).encode())
     files.write_sums(out, leave_out=NOT_SUMMED)
@@ -191,6 +192,14 @@ class Log:
         self.metrics = (out / METRICS).open("a", encoding="utf-8")
         self.timings = (out / TIMINGS).open("a", encoding="utf-8")
         self.board = SummaryWriter(str(out / BOARD), purge_step=first)
+
+    def step(self, step: loop.Step, *, every: int, last: bool) -> None:
+        """One training step, if it is among every `every` or the last."""
+        if step.index % every and not last:
+            return
+        self.write(step.index, {**step.terms, "lr": step.lr, "grad_norm": step.grad_norm})
+        rate = step.images / step.total_s
+        self.write_times(step.index, {"wait_s": step.wait_s, "step_s": step.total_s, "images_per_s": rate})
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """Figures that depend on nothing but recipe and data."""

@@ -1,20 +1,49 @@
-"""Weights of another run into a fresh model, if the data of both agree."""
+"""What passes between runs: a model's card, and weights into a fresh model if the data of both agree."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from sgdata import contracts
+from sgdata import contracts, files
 from sgdata.errors import SettingError
 from sgdata.types import Contract
-from sgmodel import checkpoint
+from sgmodel import checkpoint, encoder
 from sgmodel.normalise import Normalisation
 
 log = logging.getLogger("sgdata.model")
+
+
+def card(model: nn.Module, contract: Contract, how: Normalisation, recipe: Any) -> checkpoint.Card:
+    """What a checkpoint of this run says of itself."""
+    return checkpoint.Card(
+        model=checkpoint.describe(model),
+        contract=contract,
+        normalisation=how,
+        recipe=files.plain(recipe),
+        commit=checkpoint.commit(),
+    )
+
+
+def check_bands(config: encoder.EncoderConfig, contract: Contract) -> None:
+    """Raises SettingError where the samples have another number of bands than the model."""
+    bands = [band.name for band in contract.bands]
+    if len(bands) != config.bands:
+        raise SettingError(f"model.bands is {config.bands}, the shards have {len(bands)}: {' '.join(bands)}")
+
+
+def check_size(config: encoder.EncoderConfig, contract: Contract) -> None:
+    """Raises SettingError where samples are not of the model's size."""
+    px = config.image_px
+    if contract.shape is None or contract.shape[1:] != (px, px):
+        shape = "of many sizes" if contract.shape is None else f"{contract.shape[1]} x {contract.shape[2]} px"
+        raise SettingError(
+            f"model.image_px is {px}, the samples are {shape}: set augment.crop_area, or model.image_px to match"
+        )
 
 
 def fill(

@@ -33,7 +33,7 @@ def test_without_a_recipe_it_lists_those_it_accepts(capsys: pytest.CaptureFixtur
         (["nowhere.toml", "--shards", "x"], "nowhere.toml: no such file"),
         ([DEMO, "--shards", "nowhere"], "nowhere/contract.json: no such file"),
         ([DEMO, "--shards", "x", "--threads", "0"], "--threads 0: expected 1 or more"),
-        ([DEMO, "--shards", "x", "--set", "optimizer.learning=1"], "'optimizer.learning' is not a setting"),
+        ([DEMO, "--shards", "x", "--set", "training.learning=1"], "'training.learning' is not a setting"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(argv: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,9 +26,9 @@ TINY = (
     "model.width=32",
     "model.depth=2",
     "decoder.width=32",
-    "batch=4",
-    "accumulate=2",
-    "epochs=6",
+    "training.batch=4",
+    "training.accumulate=2",
+    "training.epochs=6",
     "picture_every=100",
 )
 
@@ -77,7 +77,7 @@ def test_one_seed_one_result_however_samples_are_decoded(folder: Path, whole: Pa
 
 
 def test_another_seed_another_curve(folder: Path, whole: Path, tmp_path: Path) -> None:
-    pretrain.main(recipe("seed=2"), places(folder, tmp_path / "run"))
+    pretrain.main(recipe("training.seed=2"), places(folder, tmp_path / "run"))
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() != (whole / "metrics.jsonl").read_bytes()
 
 
@@ -98,7 +98,7 @@ def test_stopped_twice_and_resumed_equals_undisturbed(folder: Path, whole: Path,
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
-    settings = [f"--set={text}" for text in (*TINY, "epochs=300")]
+    settings = [f"--set={text}" for text in (*TINY, "training.epochs=300")]
     path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
     line = [
         sys.executable,
@@ -125,7 +125,14 @@ def test_sigterm_saves_and_the_same_command_goes_on(folder: Path, tmp_path: Path
 
 def test_two_samples_overfit(tmp_path: Path) -> None:
     folder = write(tmp_path / "shards", train=2, val=1)
-    more = ("epochs=150", "batch=2", "accumulate=1", "optimizer.lr=3e-3", "log_every=150", "mask_ratio=0.5")
+    more = (
+        "training.epochs=150",
+        "training.batch=2",
+        "training.accumulate=1",
+        "training.optimizer.lr=3e-3",
+        "training.log_every=150",
+        "mask_ratio=0.5",
+    )
     still = ("augment.horizontal_flip=0", "augment.vertical_flip=0", "augment.quarter_turns=false")
     pretrain.main(recipe(*more, *still), places(folder, tmp_path / "run"))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -133,15 +140,15 @@ def test_two_samples_overfit(tmp_path: Path) -> None:
 
 
 def test_recipe_of_another_run_is_refused_by_name(folder: Path, whole: Path) -> None:
-    with pytest.raises(OutputError, match=r"optimizer.lr is 0.5, was 0.001.*--fresh"):
-        pretrain.main(recipe("optimizer.lr=0.5"), places(folder, whole))
+    with pytest.raises(OutputError, match=r"training.optimizer.lr is 0.5, was 0.001.*--fresh"):
+        pretrain.main(recipe("training.optimizer.lr=0.5"), places(folder, whole))
 
 
 def test_fresh_begins_anew(folder: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     (out / "notes.txt").write_text("mine")
-    assert pretrain.main(recipe("seed=5"), places(folder, out, fresh=True, stop_after=1)) == session.STOPPED
+    assert pretrain.main(recipe("training.seed=5"), places(folder, out, fresh=True, stop_after=1)) == session.STOPPED
     assert (out / "metrics.jsonl").read_text().count("\n") == 1
     assert (out / "notes.txt").read_text() == "mine"
 
@@ -189,7 +196,9 @@ def test_a_poisoned_sample_is_named(tmp_path: Path) -> None:
 
 def test_a_diverged_run_says_so(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="each sample alone is finite|not finite for"):
-        pretrain.main(recipe("optimizer.lr=1e30", "optimizer.warmup_epochs=0"), places(folder, tmp_path))
+        pretrain.main(
+            recipe("training.optimizer.lr=1e30", "training.optimizer.warmup_epochs=0"), places(folder, tmp_path)
+        )
 
 
 def test_dry_run_writes_nothing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,6 @@ The paper's two stages are `pretrain-fmow-base.toml` and `pretrain-bigearthnet-b
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,18 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sgdata import files, progress
-from sgdata.errors import SettingError
+from sgdata import files
 from sgdata.types import Contract
 from sgmodel import (
     augment,
     batches,
-    checkpoint,
     command,
     draws,
     encoder,
     launch,
-    loop,
     mae,
     normalise,
     optim,
@@ -44,23 +40,16 @@ SHOWN = 4
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that changes the numbers of a pretraining run. `accept` names contract fields of the starting
-    weights that may differ."""
+    weights that may differ; pictures are made every `picture_every` steps."""
 
-    seed: int
-    split: str
-    epochs: float
-    batch: int
-    accumulate: int
-    precision: launch.Precision
     mask_ratio: float
-    log_every: int
     picture_every: int
+    training: session.TrainingRecipe
     model: encoder.EncoderConfig
     decoder: mae.DecoderConfig
     objective: mae.Objective
     normalise: normalise.NormaliseRecipe
     augment: augment.AugmentRecipe
-    optimizer: optim.OptimizerRecipe
     accept: tuple[str, ...] = ()
 
 
@@ -76,75 +65,55 @@ class Setting:
 
 def build(recipe: Recipe) -> mae.MaskedAutoencoder:
     """The recipe's model with fresh weights drawn from its seed."""
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.training.seed)
     return mae.MaskedAutoencoder(encoder.Encoder(recipe.model), recipe.decoder, recipe.objective)
 
 
 def main(recipe: Recipe, places: command.Places) -> int:
     """Train to the recipe's last step, or until stopped; 0 or `session.STOPPED`. Raises SgdataError."""
-    where = launch.start(places.device, precision=recipe.precision, threads=places.threads)
-    source = batches.Samples(places.shards, recipe.split, ("image",))
-    contract = source.contract
-    check(recipe, contract)
-    how = normalise.resolve(recipe.normalise, contract)
+    where = launch.start(places.device, precision=recipe.training.precision, threads=places.threads)
+    source = batches.Samples(places.shards, recipe.training.split, ("image",))
+    check(recipe, source.contract)
+    how = normalise.resolve(recipe.normalise, source.contract)
     model = build(recipe)
     if places.weights is not None:
-        transfer.fill(model, places.weights, contract, how, accept=recipe.accept)
-    total = math.ceil(recipe.epochs * len(source) / recipe.batch)
+        transfer.fill(model, places.weights, source.contract, how, accept=recipe.accept)
+    setting = Setting(recipe=recipe, contract=source.contract, how=how, where=where)
+    task = session.Task(
+        training=recipe.training,
+        model=model.to(where.device),
+        optimizer=optim.adamw(model, recipe.training.optimizer),
+        objective=partial(objective, setting, model),
+        source=source,
+        where=where,
+        card=transfer.card(model, source.contract, how, recipe),
+    )
     if places.dry_run:
-        print(_outlook(recipe, model, len(source), total))
+        print(session.outlook(task))
         return 0
     with files.only_writer(places.out):
-        setting = Setting(recipe=recipe, contract=contract, how=how, where=where)
-        return _train(setting, model.to(where.device), source, total, places)
+        return _train(setting, model, task, places)
 
 
 def check(recipe: Recipe, contract: Contract) -> None:
     """Raises SettingError where the data cannot feed the model."""
-    bands = [band.name for band in contract.bands]
-    if len(bands) != recipe.model.bands:
-        raise SettingError(f"model.bands is {recipe.model.bands}, the shards have {len(bands)}: {' '.join(bands)}")
-    size = (recipe.model.image_px, recipe.model.image_px)
-    if recipe.augment.crop_area is None and (contract.shape is None or contract.shape[1:] != size):
-        shape = "of many sizes" if contract.shape is None else f"{contract.shape[1]} x {contract.shape[2]} px"
-        raise SettingError(
-            f"model.image_px is {size[0]}, the samples are {shape}: set augment.crop_area, or model.image_px to match"
-        )
+    transfer.check_bands(recipe.model, contract)
+    if recipe.augment.crop_area is None:
+        transfer.check_size(recipe.model, contract)
 
 
-def _outlook(recipe: Recipe, model: torch.nn.Module, samples: int, total: int) -> str:
-    parameters = sum(p.numel() for p in model.parameters())
-    return f"{parameters:,} parameters; {samples} samples x {recipe.epochs:g} epochs = {total} steps of {recipe.batch}"
-
-
-# --- training ------------------------------------------------------------------------------
-
-
-def _train(
-    setting: Setting, model: mae.MaskedAutoencoder, source: batches.Samples, total: int, places: command.Places
-) -> int:
-    recipe, out = setting.recipe, places.out
-    optimizer = optim.adamw(model, recipe.optimizer)
-    first = runs.prepare(out, recipe, setting.contract, fresh=places.fresh)
-    if first:
-        runs.restore(out, model, optimizer)
-    card, held_out = _card(setting, model), _held_out(source)
-    steps = session.watched(
-        _steps(setting, model, optimizer, source, range(first, total), places.workers),
-        lambda done: runs.save(out, model, card, optimizer, runs.Place(steps=done)),
-        minutes=places.save_minutes,
-        stop_after=places.stop_after,
-    )
-    done = first
-    with runs.Log(out, first) as log:
-        for step in progress.track(steps, label="pretrain", total=total - first):
+def _train(setting: Setting, model: mae.MaskedAutoencoder, task: session.Task, places: command.Places) -> int:
+    recipe, held_out = setting.recipe, _held_out(task.source)
+    first = session.begin(task, recipe, places)
+    with runs.Log(places.out, first) as log:
+        for step in session.steps(task, first, places):
             done = step.index + 1
-            _note(log, step, recipe.log_every, last=done == total)
-            if done % recipe.picture_every == 0 or done == total:
-                _show(setting, model, held_out, out / "pictures" / f"step-{done:06d}.png")
-    if done < total:
+            log.step(step, every=recipe.training.log_every, last=done == task.total)
+            if done % recipe.picture_every == 0 or done == task.total:
+                _show(setting, model, held_out, places.out / "pictures" / f"step-{done:06d}.png")
+    if not session.complete(task, places):
         return session.STOPPED
-    runs.conclude(out, "Pretraining", card, {"steps": total, **evaluate(setting, model, held_out)})
+    runs.conclude(places.out, "Pretraining", task.card, {"steps": task.total, **evaluate(setting, model, held_out)})
     return 0
 
 
@@ -155,32 +124,10 @@ def _held_out(source: batches.Samples) -> batches.Samples:
     return source
 
 
-def _steps(
-    setting: Setting,
-    model: mae.MaskedAutoencoder,
-    optimizer: torch.optim.Optimizer,
-    source: batches.Samples,
-    span: range,
-    workers: int,
-) -> Iterator[loop.Step]:
-    """The optimizer steps of `span`, which ends with the run."""
-    recipe = setting.recipe
-    updates = loop.Updates(
-        optimizer=optimizer,
-        schedule=optim.schedule(recipe.optimizer, steps_per_epoch=len(source) / recipe.batch, total=span.stop),
-        accumulate=recipe.accumulate,
-        clip_norm=recipe.optimizer.clip_norm,
-        seed=recipe.seed,
-    )
-    plan = batches.stream(len(source), recipe.batch, seed=recipe.seed, first=span.start, last=span.stop)
-    loaded = batches.load(source, plan, threads=workers)
-    return loop.steps(partial(objective, setting, model), loaded, updates, setting.where, first=span.start)
-
-
 def objective(setting: Setting, model: mae.MaskedAutoencoder, batch: batches.Batch) -> dict[str, Tensor]:
     """The loss of a batch and its two terms; crop, flips and mask are drawn per (seed, epoch, sample)."""
     recipe = setting.recipe
-    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=recipe.seed)
+    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=recipe.training.seed)
     result = model(_images(setting, batch, geometry), noise=_noise(setting, batch), ratio=recipe.mask_ratio)
     return {"loss": result.loss, "loss_token": result.loss_token, "loss_spectral": result.loss_spectral}
 
@@ -194,14 +141,7 @@ def _images(setting: Setting, batch: batches.Batch, geometry: augment.Geometry) 
 def _noise(setting: Setting, batch: batches.Batch) -> Tensor:
     device, tokens = setting.where.device, setting.recipe.model.tokens
     samples, epoch = batch.samples.to(device), batch.epoch.to(device)
-    return draws.uniform(samples, tokens, seed=setting.recipe.seed, epoch=epoch, stream=draws.Stream.MASK)
-
-
-def _note(log: runs.Log, step: loop.Step, every: int, *, last: bool) -> None:
-    if step.index % every == 0 or last:
-        log.write(step.index, {**step.terms, "lr": step.lr, "grad_norm": step.grad_norm})
-        rate = step.images / step.total_s
-        log.write_times(step.index, {"wait_s": step.wait_s, "step_s": step.total_s, "images_per_s": rate})
+    return draws.uniform(samples, tokens, seed=setting.recipe.training.seed, epoch=epoch, stream=draws.Stream.MASK)
 
 
 # --- held-out samples ----------------------------------------------------------------------
@@ -212,7 +152,9 @@ def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Sam
     """Mean squared error of removed tokens over `source`, whole images, beside the answer "the mean of what is
     visible of the band in this image"."""
     sums = {"loss_token": 0.0, "loss_token_visible_mean": 0.0}
-    for images, result in _reconstructions(setting, model, source, batches.in_order(len(source), setting.recipe.batch)):
+    for images, result in _reconstructions(
+        setting, model, source, batches.in_order(len(source), setting.recipe.training.batch)
+    ):
         target = encoder.patchify(images, setting.recipe.model).float()
         guess = visible_mean(target, result.mask, setting.recipe.model)
         sums["loss_token"] += float(result.loss_token) * len(images)
@@ -251,19 +193,6 @@ def _show(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Sample
         removed = mae.unpatchify(result.mask[..., None].expand_as(result.pred), config)
         rows = zip(images[:, bands], predicted[:, bands], removed[:, bands], strict=True)
         pictures.write(path, [pictures.reconstruction(*row) for row in rows])
-
-
-# --- the end -------------------------------------------------------------------------------
-
-
-def _card(setting: Setting, model: mae.MaskedAutoencoder) -> checkpoint.Card:
-    return checkpoint.Card(
-        model=checkpoint.describe(model),
-        contract=setting.contract,
-        normalisation=setting.how,
-        recipe=files.plain(setting.recipe),
-        commit=checkpoint.commit(),
-    )
 
 
 if __name__ == "__main__":
