@@ -69,7 +69,7 @@ def label(folder: Path, lattice: Grid, source: Path, settings: labels.LabelSetti
     """
     codes = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
     rules = tags.rules(catalog.table(TAG_TABLE), codes, tiers=settings.tiers, groups=settings.street_groups)
-    features = osm.read([source], _ground(lattice), rules=rules)
+    features = osm.read(source, _ground(lattice), rules=rules)
     drawing = labels.prepare(features.table, rules, lattice, settings)
     painted = np.empty(lattice.shape, np.uint8), np.empty(lattice.shape, np.uint8)
     for window in grid.tiles(lattice.shape, TILE_PX):
