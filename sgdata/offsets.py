@@ -7,6 +7,7 @@ the pixels themselves are tested, and a contradiction is never settled silently.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -20,6 +21,13 @@ DARK_DN = 1000
 ENOUGH_PIXELS = 1000
 SHARE_PRESENT, SHARE_ABSENT = 0.05, 0.5
 """At most this share below DARK_DN: the offset is in the pixels; at least that share: it is not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffsetSettings:
+    """What becomes of a scene that metadata leave open and that shows too little clear ground to be tested."""
+
+    untestable: Literal["stop", "leave-out"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +82,11 @@ def decide(scene: str, table: int | None, evidence: Evidence) -> int:
             "leave the scene out or choose another collection"
         )
     return table if pixels is None else pixels  # type: ignore[return-value]
+
+
+def untestable(table: int | None, evidence: Evidence) -> bool:
+    """Whether neither metadata nor pixels can tell, because there is next to no clear pixel."""
+    return table is None and evidence.eligible < ENOUGH_PIXELS
 
 
 def measured(evidence: Evidence) -> int | None:

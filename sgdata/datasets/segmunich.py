@@ -18,6 +18,7 @@ from sgdata.errors import SettingError, SourceError
 from sgdata.labels import LabelSettings
 from sgdata.lock import Item, Lock
 from sgdata.masks import MaskSettings
+from sgdata.offsets import OffsetSettings
 from sgdata.resample import VERSION as RESAMPLING_VERSION
 from sgdata.resample import Kernel
 from sgdata.sentinel2 import BAND
@@ -53,6 +54,7 @@ class BuildRecipe:
     area: Area
     source: Source
     mask: MaskSettings
+    offset: OffsetSettings
     labels: LabelSettings
     patches: PatchSettings
     split: SplitSettings
@@ -269,9 +271,16 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
         scenes.append(_observed(item, held))
     test = partial(observe.evidence, lattice=planned.grid, tile=places.tile_px)
     evidence = list(pool.run(test, scenes, workers=places.workers))
-    items = tuple(_decided(i, s, e) for i, s, e in zip(planned.items, scenes, evidence, strict=True))
-    settled = replace(planned, items=items)
-    return settled, tuple(replace(s, offset=i.offset or 0) for s, i in zip(scenes, items, strict=True))
+    items, used, dropped = [], [], list(planned.dropped)
+    for item, scene, seen in zip(planned.items, scenes, evidence, strict=True):
+        if recipe.offset.untestable == "leave-out" and offsets.untestable(item.expected_offset, seen):
+            dropped.append(stac.Dropped(id=scene.id, reason=f"offset untestable: {seen.eligible} clear pixels"))
+        else:
+            items.append(_decided(item, scene, seen))
+            used.append(replace(scene, offset=items[-1].offset or 0))
+    if not items:
+        raise SourceError(f"all {len(scenes)} scenes show too few clear pixels to test offsets; widen dates or area")
+    return replace(planned, items=tuple(items), dropped=tuple(dropped)), tuple(used)
 
 
 def _piece(scene: stac.Scene, band: str, lattice: Grid, where: str, scratch: Path) -> staging.Piece:
