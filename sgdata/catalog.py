@@ -6,6 +6,7 @@ import csv
 import difflib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from sgdata import files
 from sgdata.errors import SettingError
@@ -29,6 +30,11 @@ def table(name: str) -> list[dict[str, str]]:
         raise SettingError(f"no fact table '{name}'; known: {', '.join(known)}")
     with path.open(encoding="utf-8", newline="") as handle:
         return list(csv.DictReader(handle, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def document(name: str) -> dict[str, Any]:
+    """The fact document `catalogs/tables/<name>.json`. Raises SettingError."""
+    return files.read_plain(folder("catalogs") / "tables" / f"{name}.json")
 
 
 def names() -> list[str]:

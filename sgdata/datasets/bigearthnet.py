@@ -1,0 +1,160 @@
+"""BigEarthNet-S2 v1 and v2: a folder per patch with one GeoTIFF per band at its native size.
+
+Patch names are kept as they are and never read as time or scene: v1 lost zeros and holds seconds of 61. v1 labels
+are names of the 43 in a JSON beside the bands; v2 labels, splits and countries are in `metadata.parquet`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from sgdata import archives, catalog, contracts, resample, tiffs
+from sgdata.errors import SourceError
+from sgdata.shards import ShardRecipe
+from sgdata.types import Array, Contract, Found, LabelSpace, Member, Ref, Sample
+
+PATCH_M = 1200
+_PATCH = {
+    "v1": re.compile(r"S2[AB]_MSIL2A_\d{8}T\d{5,6}_\d{1,2}_\d{1,2}"),
+    "v2": re.compile(r"S2[AB]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\d{2}[A-Z]{3}_\d{2}_\d{2}"),
+}
+_METADATA = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
+_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+_LABELS = "labels_metadata"
+_STORED_BYTES = 200_000
+
+
+def find(source: Path, recipe: ShardRecipe) -> Found:
+    """The patches of the edition `v1` or `v2` in `source`.
+
+    v2 takes the split of `metadata.parquet` where it lies in or beside the source and leaves out what it does not
+    list (snow and cloud); without it every patch goes to `all`, without labels.
+    """
+    card = catalog.card("bigearthnet")
+    edition = catalog.edition(card, recipe.edition)
+    space = catalog.label_space(card, recipe.labels)
+    listing = archives.listing(source)
+    patches: dict[str, dict[str, Member]] = {}
+    for member in listing.members:
+        path = PurePosixPath(member.name)
+        patch = path.parent.name
+        if path.stem.startswith(patch + "_") and _PATCH[edition.name].fullmatch(patch):
+            what = path.stem.removeprefix(patch + "_")
+            if what == _LABELS or (what in edition.bands and path.suffix == ".tif"):
+                patches.setdefault(patch, {})[what] = member
+    if not patches:
+        raise SourceError(
+            f"{source}: no patch folder of BigEarthNet {edition.name}; try --release with the other edition"
+        )
+    notes: list[str] = []
+    known = _metadata(source) if edition.name == "v2" else {}
+    if edition.name == "v2" and not known:
+        notes.append(f"no {_METADATA[0]} in or beside {source.name}: samples have no labels")
+        space = catalog.label_space(card, "none")
+    kept = {name: held for name, held in patches.items() if not known or name in known}
+    if len(kept) < len(patches):
+        notes.append(f"{len(patches) - len(kept)} patches are not in {_METADATA[0]}: left out")
+    index = _index_of(space)
+    refs = tuple(_ref(name, held, known.get(name), index) for name, held in kept.items())
+    contract = contracts.expected(
+        "bigearthnet", edition, space, resampling=recipe.kernel, resampling_version=resample.VERSION
+    )
+    return Found(refs=refs, contract=contract, rejected=listing.rejected, notes=tuple(notes))
+
+
+def _metadata(source: Path) -> dict[str, dict[str, Any]]:
+    """Patch name to its row of `metadata.parquet`; empty where the file is not there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for folder in (source, source.parent):
+        path = folder / _METADATA[0]
+        if path.is_file():
+            try:
+                rows = pq.read_table(path, columns=["patch_id", "labels", "split", "country"]).to_pylist()
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise SourceError(f"{path}: not BigEarthNet's metadata: {error}; fetch it again") from None
+            return {row["patch_id"]: row for row in rows}
+    return {}
+
+
+def _ref(name: str, held: Mapping[str, Member], row: dict[str, Any] | None, index: Mapping[str, int | None]) -> Ref:
+    meta: dict[str, Any] = {}
+    if row:
+        meta = {**_labels(row["labels"], index), "country": row["country"]}
+    members = tuple(member for _, member in sorted(held.items()))
+    split = _SPLITS.get(row["split"], row["split"]) if row else "all"
+    return Ref(key=name, split=split, members=members, bytes=_STORED_BYTES, meta=meta)
+
+
+@contextmanager
+def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
+    """A function from Ref to Sample: `image_10m` (4, 120, 120), `image_20m` (6, 60, 60), `image_60m` (2, 20, 20)."""
+    with archives.opened(source) as content:
+        index = _index_of(contract.label_space)
+        yield lambda ref: _read(ref, content, contract, index)
+
+
+def _read(ref: Ref, content: archives.Content, contract: Contract, index: Mapping[str, int | None]) -> Sample:
+    held = {PurePosixPath(m.name).stem.removeprefix(ref.key + "_"): m for m in ref.members}
+    missing = [band.name for band in contract.bands if band.name not in held]
+    if missing:
+        raise SourceError(f"band {', '.join(missing)} is missing")
+    groups: dict[str, list[Array]] = {}
+    places = set()
+    meta: dict[str, Any] = {}
+    for band in contract.bands:
+        picture = tiffs.read(content(held[band.name]))
+        side = PATCH_M // band.gsd_m
+        if picture.pixels.shape != (1, side, side) or picture.pixels.dtype != np.uint16:
+            found = f"{picture.pixels.dtype} {picture.pixels.shape}"
+            raise SourceError(f"{band.name} is {found}, expected uint16 (1, {side}, {side})")
+        if picture.place:
+            places.add((picture.place.epsg, picture.place.transform[2], picture.place.transform[5]))
+            meta = tiffs.located(picture)
+        groups.setdefault(f"image_{band.gsd_m}m", []).append(picture.pixels[0])
+    if len(places) > 1:
+        raise SourceError(f"bands have different corners {sorted(places)}: expected one upper left corner")
+    meta |= ref.meta
+    if _LABELS in held:
+        meta |= _from_json(content(held[_LABELS]), index)
+    arrays = {name: np.stack(planes) for name, planes in groups.items()}
+    return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=meta)
+
+
+def _from_json(content: bytes, index: Mapping[str, int | None]) -> dict[str, Any]:
+    """Labels, date and scene out of a v1 `_labels_metadata.json`."""
+    try:
+        document = json.loads(content)
+        names, date = list(document["labels"]), str(document["acquisition_date"])[:10]
+        scene = str(document["tile_source"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"labels_metadata.json is damaged: {type(error).__name__}: {error}") from None
+    return {**_labels(names, index), "date": date, "scene": scene}
+
+
+def _index_of(space: LabelSpace) -> dict[str, int | None]:
+    """Class name, of the 43 or of the 19, to its id in `space`; None for a class of the 43 that the 19 drop."""
+    own: dict[str, int | None] = dict(zip(space.names, space.ids, strict=True))
+    if len(space.ids) == 19:
+        for row in catalog.table("bigearthnet_43_to_19"):
+            own.setdefault(row["label43_as_in_v1_json"], own.get(row["label19"]))
+    return own
+
+
+def _labels(names: list[str], index: Mapping[str, int | None]) -> dict[str, Any]:
+    """`labels`, the sorted ids of names as shipped, and `label_names`, the names as they came."""
+    if not index:  # the label space 'none'
+        return {}
+    unknown = [name for name in names if name not in index]
+    if unknown:
+        raise SourceError(f"labels {unknown!r:.120} are not in the label space of {len(index)} names")
+    ids = {index[name] for name in names} - {None}
+    return {"labels": sorted(ids), "label_names": list(names)}

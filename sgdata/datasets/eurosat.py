@@ -1,0 +1,59 @@
+"""EuroSAT, 13 bands: one GeoTIFF per patch in a folder per class, B8A stored last; given out in wavelength order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from sgdata import archives, catalog, contracts, resample, tiffs
+from sgdata.errors import SourceError
+from sgdata.shards import ShardRecipe
+from sgdata.types import Contract, Found, Ref, Sample
+
+_FILE = re.compile(r"(?:.*/)?([A-Za-z]+)/(\1_\d+)\.tif")
+STORED_SHARE = 0.6
+
+
+def find(source: Path, recipe: ShardRecipe) -> Found:
+    """Every `<Class>/<Class>_<n>.tif` wherever the class folders lie in `source`; the split is `all`."""
+    card = catalog.card("eurosat")
+    edition = catalog.edition(card, recipe.edition)
+    space = catalog.label_space(card, recipe.labels)
+    listing = archives.listing(source)
+    refs, rejected = [], list(listing.rejected)
+    for member in listing.members:
+        match = _FILE.fullmatch(member.name)
+        if match and match[1] in space.names:
+            meta = {"labels": [space.ids[space.names.index(match[1])]], "label_names": [match[1]]}
+            size = int(member.size * STORED_SHARE)
+            refs.append(Ref(key=match[2], split="all", members=(member,), bytes=size, meta=meta))
+        elif match:
+            rejected.append((member.name, f"'{match[1]}' is not one of the {len(space.names)} classes"))
+    if not refs:
+        raise SourceError(f"{source}: no file like AnnualCrop/AnnualCrop_1.tif; expected EuroSAT_MS as distributed")
+    contract = contracts.expected(
+        "eurosat", edition, space, resampling="as released", resampling_version=resample.VERSION
+    )
+    return Found(refs=tuple(refs), contract=contract, rejected=tuple(rejected))
+
+
+@contextmanager
+def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
+    """A function from Ref to Sample: `image` (13, 64, 64) uint16 in wavelength order; it raises SourceError."""
+    stored = catalog.edition(catalog.card("eurosat"), contract.version)
+    order = [stored.bands.index(band.name) for band in contract.bands]
+    with archives.opened(source) as content:
+
+        def read(ref: Ref) -> Sample:
+            picture = tiffs.read(content(ref.members[0]))
+            if picture.pixels.shape != stored.shape or picture.pixels.dtype != np.uint16:
+                found = f"{picture.pixels.dtype} {picture.pixels.shape}"
+                raise SourceError(f"image is {found}, expected uint16 {stored.shape}")
+            meta = {**ref.meta, **tiffs.located(picture), "source_id": ref.members[0].name}
+            return Sample(key=ref.key, split=ref.split, arrays={"image": picture.pixels[order]}, meta=meta)
+
+        yield read

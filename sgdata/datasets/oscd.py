@@ -1,0 +1,127 @@
+"""OSCD: registered pairs of 13 bands at 10 m (`imgs_*_rect`) and a change map, 0 no change, 1 change.
+
+The change map comes as PNG (0/255, one or more channels) and as TIFF (1/2); both are read and must agree.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from sgdata import archives, catalog, contracts, resample, tiffs
+from sgdata.errors import SourceError
+from sgdata.shards import ShardRecipe
+from sgdata.types import Array, Contract, Found, Member, Ref, Sample
+
+_DATES = re.compile(r"date_([12]):\s*(\d{4})(\d{2})(\d{2})")
+_STORED_SHARE = 0.6
+_LARGEST_PNG = 2**26
+
+
+def find(source: Path, recipe: ShardRecipe) -> Found:
+    """The cities of the card's split that have images in `source`; train or test by the official lists.
+
+    The three zips unpacked side by side, or merged into one folder per city: files are found by city and name.
+    """
+    card = catalog.card("oscd")
+    edition = catalog.edition(card, recipe.edition)
+    facts = catalog.document("oscd_cities")
+    listing = archives.listing(source)
+    cities: dict[str, dict[str, Member]] = {}
+    splits = {name: split for split in ("train", "test") for name in facts[f"order_in_{split}_txt"]}
+    for member in listing.members:
+        parts = PurePosixPath(member.name).parts
+        city = next((part for part in parts[:-1] if part in splits), None)
+        if city and (parts[-2] in ("imgs_1_rect", "imgs_2_rect", "cm") or parts[-1] == "dates.txt"):
+            name = f"{parts[-2]}/{parts[-1]}" if parts[-1] != "dates.txt" else parts[-1]
+            cities.setdefault(city, {})[name] = member
+    refs = []
+    for city, held in sorted(cities.items()):
+        size = int(sum(member.size for member in held.values()) * _STORED_SHARE)
+        refs.append(Ref(key=city, split=splits[city], members=tuple(held.values()), bytes=size))
+    if not refs:
+        raise SourceError(f"{source}: no city of OSCD (such as abudhabi/imgs_1_rect); expected the unpacked zips")
+    contract = contracts.expected(
+        "oscd",
+        edition,
+        catalog.label_space(card, recipe.labels),
+        resampling="as released",
+        resampling_version=resample.VERSION,
+    )
+    return Found(refs=tuple(refs), contract=contract, rejected=listing.rejected)
+
+
+@contextmanager
+def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
+    """A function from Ref to Sample: `image_before`, `image_after` (13, H, W) and `mask` (H, W); raises SourceError."""
+    with archives.opened(source) as content:
+        yield lambda ref: _read(ref, content, contract)
+
+
+def _read(ref: Ref, content: archives.Content, contract: Contract) -> Sample:
+    held = {"/".join(PurePosixPath(m.name).parts[-2:]): m for m in ref.members}
+    dates = next((m for m in ref.members if m.name.endswith("dates.txt")), None)
+    arrays = {
+        "image_before": _stack("imgs_1_rect", held, content, contract),
+        "image_after": _stack("imgs_2_rect", held, content, contract),
+        "mask": _change(ref.key, held, content),
+    }
+    meta: dict[str, Any] = {}
+    if dates:
+        said = {number: f"{y}-{m}-{d}" for number, y, m, d in _DATES.findall(content(dates).decode("ascii", "replace"))}
+        meta = {"date": said.get("1"), "date_after": said.get("2")}
+    return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=meta)
+
+
+def _stack(folder: str, held: Mapping[str, Member], content: archives.Content, contract: Contract) -> Array:
+    planes: list[Array] = []
+    for band in contract.bands:
+        member = held.get(f"{folder}/{band.name}.tif")
+        if member is None:
+            raise SourceError(f"{folder}/{band.name}.tif is missing")
+        pixels = tiffs.read(content(member)).pixels
+        if len(pixels) != 1 or pixels.dtype != np.uint16 or (planes and pixels[0].shape != planes[0].shape):
+            expected = planes[0].shape if planes else "(1, H, W)"
+            raise SourceError(f"{folder}/{band.name}.tif is {pixels.dtype} {pixels.shape}, expected uint16 {expected}")
+        planes.append(pixels[0])
+    return np.stack(planes)
+
+
+def _change(city: str, held: Mapping[str, Member], content: archives.Content) -> Array:
+    """The change map (H, W) uint8 of 0 and 1, from whichever of PNG and TIFF is there."""
+    maps: list[Array] = []
+    if f"cm/{city}-cm.tif" in held:
+        codes = tiffs.read(content(held[f"cm/{city}-cm.tif"])).pixels
+        if len(codes) != 1 or not set(np.unique(codes).tolist()) <= {1, 2}:
+            raise SourceError(f"{city}-cm.tif holds {np.unique(codes).tolist()[:8]}, expected 1 and 2")
+        maps.append((codes[0] == 2).astype(np.uint8))
+    if "cm/cm.png" in held:
+        maps.append(_from_png(content(held["cm/cm.png"])))
+    if not maps:
+        raise SourceError(f"no change map cm/cm.png or cm/{city}-cm.tif")
+    first: Array = maps[0]
+    if any(not np.array_equal(first, other) for other in maps[1:]):
+        raise SourceError("change maps cm.png and cm.tif differ")
+    return first
+
+
+def _from_png(content: bytes) -> Array:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            if picture.width * picture.height > _LARGEST_PNG:
+                raise SourceError(f"cm.png claims {picture.size} pixels")
+            values = np.asarray(picture.convert("L"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise SourceError(f"cm.png cannot be read: {error}") from None
+    if not set(np.unique(values).tolist()) <= {0, 255}:
+        raise SourceError(f"cm.png holds {np.unique(values).tolist()[:8]}, expected 0 and 255")
+    change: Array = (values > 0).astype(np.uint8)
+    return change

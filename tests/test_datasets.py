@@ -1,0 +1,398 @@
+"""Readers against archives fabricated in the official layouts, and against the real files where they are at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import synthetic
+import tifffile
+from rasterio.warp import transform
+
+from sgdata import files, packing, shards, verify
+from sgdata.errors import SourceError
+from sgdata.types import Array, Sample
+
+WAVELENGTH_ORDER = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"]
+MAKERS: dict[str, tuple[str, Callable[[Path], Path], dict[str, object]]] = {
+    "eurosat": ("eurosat", synthetic.eurosat, {}),
+    "bigearthnet v1": ("bigearthnet", synthetic.bigearthnet_v1, {"edition": "v1"}),
+    "bigearthnet v2": ("bigearthnet", synthetic.bigearthnet_v2, {"edition": "v2"}),
+    "fmow": ("fmow", synthetic.fmow, {}),
+    "oscd": ("oscd", synthetic.oscd, {}),
+    "segmunich": ("segmunich", synthetic.segmunich_released, {}),
+}
+every = pytest.mark.parametrize("name", MAKERS)
+
+
+def pack(name: str, source: Path, out: Path, **changes: object) -> packing.Packing:
+    dataset, _, always = MAKERS[name]
+    recipe = dataclasses.replace(packing.recipe_for(dataset), **(always | changes))  # type: ignore[arg-type]
+    return packing.pack(dataset, source=source, out=out, recipe=recipe)
+
+
+def by_key(out: Path) -> dict[str, Sample]:
+    return {sample.key: sample for sample in shards.samples(out)}
+
+
+def quarantine(out: Path) -> dict[str, str]:
+    rows = [json.loads(line) for line in (out / shards.QUARANTINE).read_text().splitlines()]
+    return {row["key"] or row["file"]: row["reason"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root = tmp_path_factory.mktemp("official")
+
+    def source(name: str) -> Path:
+        folder = root / name.replace(" ", "-")
+        return folder if folder.exists() else MAKERS[name][1](folder)
+
+    return source
+
+
+# --- all of them ---------------------------------------------------------------------------
+
+
+@every
+def test_a_clean_source_packs_completely_and_verifies(name: str, made: Callable[[str], Path], tmp_path: Path) -> None:
+    result = pack(name, made(name), tmp_path / "a")
+    assert result.complete, quarantine(tmp_path / "a")
+    assert sum(result.contract.splits.values()) == shards.read_index(tmp_path / "a").num_rows
+    assert [band.name for band in result.contract.bands] == [
+        band for band in WAVELENGTH_ORDER if band in {b.name for b in result.contract.bands}
+    ]
+    assert verify.verify(tmp_path / "a") == []
+    pack(name, made(name), tmp_path / "b")
+    assert (tmp_path / "a" / files.SUMS).read_bytes() == (tmp_path / "b" / files.SUMS).read_bytes()
+
+
+@every
+def test_folder_zip_and_tar_give_the_same_samples(name: str, made: Callable[[str], Path], tmp_path: Path) -> None:
+    source = made(name)
+    with zipfile.ZipFile(tmp_path / "it.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(source.rglob("*")):
+            archive.write(path, path.relative_to(source))
+    with tarfile.open(tmp_path / "it.tar", "w") as tar:
+        tar.add(source, arcname="./")
+    for table in (*source.glob("*.csv"), *source.glob("*.parquet")):  # these lie beside the archives
+        shutil.copy(table, tmp_path / table.name)
+    told = {
+        kind: pack(name, at, tmp_path / kind)
+        for kind, at in {"folder": source, "zip": tmp_path / "it.zip", "tar": tmp_path / "it.tar"}.items()
+    }
+    assert {result.contract.splits == told["folder"].contract.splits for result in told.values()} == {True}
+    expected, *others = (by_key(tmp_path / kind) for kind in told)
+    for other in others:
+        assert other.keys() == expected.keys()
+        for key, sample in expected.items():
+            for array, pixels in sample.arrays.items():
+                np.testing.assert_array_equal(other[key].arrays[array], pixels)
+
+
+@every
+def test_a_truncated_file_and_a_pointer_go_to_quarantine(
+    name: str, made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = shutil.copytree(made(name), tmp_path / "source")
+    pack(name, source, tmp_path / "before")
+    keys = list(by_key(tmp_path / "before"))
+    images = {key: next(p for p in sorted(source.rglob("*.tif")) if _belongs(p, key)) for key in keys[:2]}
+    damaged, pointed = images.values()
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    pointed.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    if len(keys) == 2:
+        with pytest.raises(SourceError, match="not one sample"):
+            pack(name, source, tmp_path / "after")
+        return
+    result = pack(name, source, tmp_path / "after")
+    assert result.quarantined == 2
+    told = quarantine(tmp_path / "after")
+    assert set(told) == set(keys[:2])
+    assert "Git LFS pointer" in told[keys[1]]
+    assert set(by_key(tmp_path / "after")) == set(keys[2:])
+
+
+def _belongs(path: Path, key: str) -> bool:
+    split, _, name = key.rpartition("-")
+    stem_fits = path.stem in (key, name) or path.parent.name == key or f"/{key}/imgs_1_rect" in path.as_posix()
+    return stem_fits and (not split or f"/{split}" in path.as_posix())
+
+
+# --- one by one ----------------------------------------------------------------------------
+
+
+def test_eurosat_bands_are_the_right_ones_by_name(made: Callable[[str], Path], tmp_path: Path) -> None:
+    result = pack("eurosat", made("eurosat"), tmp_path)
+    assert result.notes == ("no split list: every sample went to the split 'all'",)
+    sample = by_key(tmp_path)["River_2"]
+    original = tifffile.imread(made("eurosat") / "EuroSAT_MS/River/River_2.tif")
+    for index, band in enumerate(WAVELENGTH_ORDER):
+        at = synthetic.EUROSAT_FILE_ORDER.index(band)
+        np.testing.assert_array_equal(sample.arrays["image"][index], original[..., at])
+    assert sample.meta["labels"] == [8]
+    assert sample.meta["crs"] == "EPSG:32635"
+
+
+def test_bigearthnet_v1_takes_labels_date_and_scene_from_the_json(made: Callable[[str], Path], tmp_path: Path) -> None:
+    pack("bigearthnet v1", made("bigearthnet v1"), tmp_path / "19")
+    metas = [sample.meta for sample in by_key(tmp_path / "19").values()]
+    assert [meta["labels"] for meta in metas] == [[3], [3], [3, 4]]  # airports are none of the 19
+    assert metas[2]["label_names"] == ["Vineyards", "Airports", "Pastures"]
+    assert {meta["date"] for meta in metas} == {"2017-09-24"}
+    result = pack("bigearthnet v1", made("bigearthnet v1"), tmp_path / "43", labels="bigearthnet-43-alphabetical")
+    space = result.contract.label_space
+    sample = list(by_key(tmp_path / "43").values())[2]
+    assert sorted(space.names[i] for i in sample.meta["labels"]) == ["Airports", "Pastures", "Vineyards"]
+
+
+def test_bigearthnet_v2_takes_split_and_labels_from_the_table(made: Callable[[str], Path], tmp_path: Path) -> None:
+    result = pack("bigearthnet v2", made("bigearthnet v2"), tmp_path / "a", labels="bigearthnet-19-alphabetical")
+    assert result.contract.splits == {"train": 1, "val": 1, "test": 1}
+    names = result.contract.label_space.names
+    for sample in by_key(tmp_path / "a").values():
+        assert [names[i] for i in sample.meta["labels"]] == sorted(sample.meta["label_names"])
+
+    bare = shutil.copytree(made("bigearthnet v2"), tmp_path / "bare")
+    (bare / "metadata.parquet").unlink()
+    result = pack("bigearthnet v2", bare, tmp_path / "b")
+    assert (result.contract.splits, result.contract.label_space.name) == ({"all": 3}, "none")
+    assert any("no labels" in note for note in result.notes)
+
+
+def test_native_and_resampled_layout_are_the_same_data(made: Callable[[str], Path], tmp_path: Path) -> None:
+    fine = pack("bigearthnet v1", made("bigearthnet v1"), tmp_path / "resampled")
+    native = pack("bigearthnet v1", made("bigearthnet v1"), tmp_path / "native", layout="native")
+    assert native.contract == fine.contract
+    sample = next(shards.samples(tmp_path / "native"))
+    assert {name: a.shape for name, a in sample.arrays.items()} == {
+        "image_10m": (4, 120, 120),
+        "image_20m": (6, 60, 60),
+        "image_60m": (2, 20, 20),
+    }
+
+
+def test_fmow_follows_the_csvs_and_keeps_halves(made: Callable[[str], Path], tmp_path: Path) -> None:
+    result = pack("fmow", made("fmow"), tmp_path)
+    assert result.contract.splits == {"train": 3, "val": 2, "test": 1}
+    assert result.contract.shape is None
+    assert "3 images are in no CSV: left out" in result.notes
+    sample = by_key(tmp_path)["train-multi-unit_residential_1_101"]
+    path = "fmow-sentinel/train/multi-unit_residential/multi-unit_residential_1/multi-unit_residential_1_101.tif"
+    original = np.moveaxis(tifffile.imread(made("fmow") / path), -1, 0)
+    assert sample.arrays["image"].dtype == np.uint16
+    np.testing.assert_array_equal(sample.arrays["image"] * result.contract.scale, original * 2 * 5e-5)
+    assert (original % 1 == 0.5).any()
+    assert (sample.meta["date"], sample.meta["labels"]) == ("2017-05-01", [30])
+
+
+def test_fmow_finds_the_third_split_under_either_name(tmp_path: Path) -> None:
+    source = synthetic.fmow(tmp_path / "source", third="test", surplus=False)
+    assert pack("fmow", source, tmp_path / "out").contract.splits == {"train": 3, "val": 2, "test": 1}
+
+
+def test_fmow_values_beyond_uint16_stay_exact_in_float32(tmp_path: Path) -> None:
+    from sgdata.datasets.fmow_sentinel2 import doubled
+
+    assert doubled(np.array([[[0.5, 32767.5]]])).dtype == np.uint16
+    for values in ([0.25, 1.0], [40_000.0, 1.0], [-1.0, 1.0]):
+        stored = doubled(np.array([[values]]))
+        assert stored.dtype == np.float32
+        np.testing.assert_array_equal(stored / 2, [[values]])
+    with pytest.raises(SourceError, match="float32"):
+        doubled(np.array([[[0.1]]]))
+
+
+def test_oscd_pairs_dates_and_change(made: Callable[[str], Path], tmp_path: Path) -> None:
+    result = pack("oscd", made("oscd"), tmp_path)
+    assert result.contract.splits == {"train": 1, "test": 1}
+    sample = by_key(tmp_path)["dubai"]
+    assert sample.arrays["image_before"].shape == sample.arrays["image_after"].shape == (13, 31, 39)
+    assert (sample.arrays["mask"].sum(), sample.arrays["mask"].max()) == (24, 1)
+    assert (sample.meta["date"], sample.meta["date_after"]) == ("2015-08-20", "2018-02-05")
+
+
+def test_released_segmunich_is_reordered_and_recoded(made: Callable[[str], Path], tmp_path: Path) -> None:
+    result = pack("segmunich", made("segmunich"), tmp_path)
+    assert result.contract.splits == {"train": 3, "val": 2}
+    sample = by_key(tmp_path)["train-1"]
+    cube = tifffile.imread(made("segmunich") / "TUM_128/train/img/1.tif")
+    codes = tifffile.imread(made("segmunich") / "TUM_128/train/label/1.tif")
+    names = [band.name for band in result.contract.bands]
+    for at, band in enumerate(["B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12"]):
+        np.testing.assert_array_equal(sample.arrays["image"][names.index(band)], cube[..., at])
+    assert set(sample.arrays["mask"][codes == 31].tolist()) == {4}
+    assert set(sample.arrays["mask"][codes == 11].tolist()) == {11}
+
+
+# --- faults, each told with its reason -----------------------------------------------------
+
+
+def _rewrite(path: Path, change: Callable[[Array], Array]) -> None:
+    tifffile.imwrite(path, change(tifffile.imread(path)), photometric="minisblack")
+
+
+FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "a band missing": ("bigearthnet v1", lambda s: next(s.rglob("*_0_7_B8A.tif")).unlink(), "band B8A is missing"),
+    "a band of the wrong size": (
+        "bigearthnet v1",
+        lambda s: _rewrite(next(s.rglob("*_0_7_B01.tif")), lambda a: a[:19]),
+        r"B01 is uint16 (1, 19, 20), expected uint16 (1, 20, 20)",
+    ),
+    "damaged JSON": (
+        "bigearthnet v1",
+        lambda s: next(s.rglob("*_0_7_labels_metadata.json")).write_text('{"labels": ["Vine'),  # type: ignore[arg-type,return-value]
+        "labels_metadata.json is damaged",
+    ),
+    "an unknown label": (
+        "bigearthnet v1",
+        lambda s: next(s.rglob("*_0_7_labels_metadata.json")).write_text(  # type: ignore[arg-type,return-value]
+            '{"labels": ["Moon"], "acquisition_date": "2017", "tile_source": "x"}'
+        ),
+        "labels ['Moon'] are not in the label space",
+    ),
+    "all zero": ("eurosat", lambda s: _rewrite(next(s.rglob("River_1.tif")), np.zeros_like), "zero everywhere"),
+    "twelve bands": (
+        "eurosat",
+        lambda s: _rewrite(next(s.rglob("River_1.tif")), lambda a: a[..., :12]),
+        "(12, 64, 64)",
+    ),
+    "not a TIFF": (
+        "eurosat",
+        lambda s: next(s.rglob("River_1.tif")).write_bytes(b"II*\0garbage"),
+        "not a readable TIFF",
+    ),  # type: ignore[arg-type,return-value]
+    "two images in one file": (
+        "eurosat",
+        lambda s: tifffile.imwrite(
+            next(s.rglob("River_1.tif")), np.ones((4, 64, 60), np.uint16), metadata=None, photometric="minisblack"
+        ),
+        "holds 4 images",
+    ),
+    "NaN": (
+        "fmow",
+        lambda s: _rewrite(next(s.rglob("train/**/airport_0_100.tif")), lambda a: np.where(a > 900, np.nan, a)),
+        "NaN or infinite",
+    ),
+    "a label outside the codes": (
+        "segmunich",
+        lambda s: _rewrite(s / "TUM_128/train/label/1.tif", lambda a: a + 100),
+        "are not all SegMunich codes",
+    ),
+    "an image without label": ("segmunich", lambda s: (s / "TUM_128/train/label/1.tif").unlink(), "without label"),
+    "change maps that differ": (
+        "oscd",
+        lambda s: _rewrite(next(s.rglob("beirut-cm.tif")), lambda a: 3 - a),
+        "cm.png and cm.tif differ",
+    ),
+    "a change map of 0 and 1": (
+        "oscd",
+        lambda s: _rewrite(next(s.rglob("beirut-cm.tif")), lambda a: a - 1),
+        "expected 1 and 2",
+    ),
+    "a pair of unequal size": (
+        "oscd",
+        lambda s: [_rewrite(p, lambda a: a[1:]) for p in s.rglob("beirut/imgs_2_rect/*.tif")],  # type: ignore[arg-type,return-value]
+        "arrays of different sizes",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_sample_is_listed_and_the_rest_is_packed(
+    fault: str, made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    name, inject, reason = FAULTS[fault]
+    source = shutil.copytree(made(name), tmp_path / "source")
+    whole = pack(name, source, tmp_path / "whole")
+    inject(source)
+    result = pack(name, source, tmp_path / "out")
+    told = quarantine(tmp_path / "out")
+    assert result.quarantined == len(told) == 1
+    assert reason in next(iter(told.values()))
+    assert sum(result.contract.splits.values()) == sum(whole.contract.splits.values()) - 1
+    assert str(tmp_path) not in (tmp_path / "out" / shards.QUARANTINE).read_text()
+
+
+# --- real files ----------------------------------------------------------------------------
+
+
+def test_real_eurosat(real: Path, tmp_path: Path) -> None:
+    result = pack("eurosat", real / "eurosat", tmp_path)
+    assert result.complete
+    for key, sample in by_key(tmp_path).items():
+        with rasterio.open(next((real / "eurosat").rglob(f"{key}.tif"))) as original:
+            values = original.read()
+        np.testing.assert_array_equal(sample.arrays["image"], values[[0, 1, 2, 3, 4, 5, 6, 7, 12, 8, 9, 10, 11]])
+        image = sample.arrays["image"].astype(float)
+        assert np.median(image[10]) < 50, "B10 is the cirrus band"
+        assert sample.meta["crs"] == "EPSG:32635"
+    assert by_key(tmp_path)["AnnualCrop_1"].meta["labels"] == [0]
+
+
+@pytest.mark.parametrize("edition", ["v1", "v2"])
+def test_real_bigearthnet(edition: str, real: Path, tmp_path: Path) -> None:
+    source = real / "bigearthnet" / edition
+    result = pack(f"bigearthnet {edition}", source, tmp_path / "n", layout="native")
+    assert result.complete
+    pack(f"bigearthnet {edition}", source, tmp_path / "r")
+    whole = by_key(tmp_path / "r")
+    groups = {"image_10m": "B02 B03 B04 B08", "image_20m": "B05 B06 B07 B8A B11 B12", "image_60m": "B01 B09"}
+    for key, sample in by_key(tmp_path / "n").items():
+        west, south, east, north = sample.meta["bounds"]
+        for group, bands in groups.items():
+            for plane, band in zip(sample.arrays[group], bands.split(), strict=True):
+                with rasterio.open(next(source.rglob(f"{key}_{band}.tif"))) as original:
+                    np.testing.assert_array_equal(plane, original.read(1))
+                    west, south, east, north = sample.meta["bounds"]
+                    lon, lat = transform(original.crs, "EPSG:4326", *[[c] for c in original.transform * (1, 1)])
+                    assert west < lon[0] < east
+                    assert south < lat[0] < north
+        fine = whole[key].arrays["image"]
+        assert fine.shape == (12, 120, 120)
+        np.testing.assert_array_equal(fine[[1, 2, 3, 7]], sample.arrays["image_10m"])
+        coarse = fine[0].reshape(20, 6, 20, 6).mean((1, 3))
+        assert np.corrcoef(coarse.ravel(), sample.arrays["image_60m"][0].ravel())[0, 1] > 0.95
+    if edition == "v1":
+        meta = whole["S2B_MSIL2A_20170924T93020_69_24"].meta
+        assert meta["date"] == "2017-09-24"
+        assert meta["labels"]
+
+
+def test_real_fmow(real: Path, tmp_path: Path) -> None:
+    result = pack("fmow", real / "fmow_sentinel", tmp_path)
+    assert result.complete
+    (sample,) = by_key(tmp_path).values()
+    with rasterio.open(real / "fmow_sentinel/airport_0_1.tif") as original:
+        values = original.read()
+    assert (sample.key, sample.arrays["image"].dtype) == ("all-airport_0_1", np.uint16)
+    np.testing.assert_array_equal(sample.arrays["image"] / 2, values)
+    # In DN, where a reflectance is (stored + offset) x scale.
+    assert result.contract.statistics["B02"].mean * result.contract.scale == pytest.approx(
+        values[1][values[1] > 0].mean() * 1e-4
+    )
+
+
+def test_real_segmunich(real: Path, tmp_path: Path) -> None:
+    for kind in ("img", "label"):
+        (tmp_path / "TUM_128/train" / kind).mkdir(parents=True)
+    shutil.copy(real / "segmunich/SegMunich_train_img_10.tif", tmp_path / "TUM_128/train/img/10.tif")
+    labels = np.full((128, 128), 31, np.uint8)  # no real label is at hand
+    tifffile.imwrite(tmp_path / "TUM_128/train/label/10.tif", labels)
+    result = pack("segmunich", tmp_path, tmp_path / "out")
+    assert result.complete
+    (sample,) = by_key(tmp_path / "out").values()
+    cube = tifffile.imread(real / "segmunich/SegMunich_train_img_10.tif")
+    names = [band.name for band in result.contract.bands]
+    means = dict(zip(names, sample.arrays["image"].mean((1, 2)).round(), strict=True))
+    assert (means["B02"], means["B04"], means["B08"], means["B12"]) == (472, 635, 2853, 1100)
+    np.testing.assert_array_equal(sample.arrays["image"][names.index("B8A")], cube[..., 7])
+    assert (sample.arrays["mask"] == 4).all()
