@@ -226,16 +226,17 @@ def _tile(task: SceneTask, window: Window, number: int, sky_seed: int, level: fl
     below = _surface(task.work, window, scene.epoch)
     rows = np.arange(window.row, window.row + window.height)
     cols = np.arange(window.col, window.col + window.width)
-    above = sky.look(scene, sky_seed, level, rows, cols)
+    inside = below.label[truth.HALO : -truth.HALO, truth.HALO : -truth.HALO]
+    above = sky.look(scene, inside, sky_seed, level, rows, cols)
     image = sky.seen(truth.clear(below, scene.time.timetuple().tm_yday), above)
     rng = np.random.Generator(np.random.Philox(key=[what.seed, 10_000_000 + scene.index * 10_000 + number]))
     made: dict[str, Array] = {}
     for gsd, bands in truth.native(image).items():
         covered = _covered(what, scene, window, gsd)
         for name, band in zip(truth.ORDER[gsd], bands, strict=True):
-            noisy = band + rng.standard_normal(band.shape, np.float32) * (6 + 0.006 * band)
+            noisy = band + rng.standard_normal(band.shape, np.float32) * (7 + 0.008 * band)
             made[name] = np.where(covered, truth.digital(noisy), 0)
-    made["SCL"] = _scene_classes(task, window, made, above, below)
+    made["SCL"] = _scene_classes(task, window, made, above, inside)
     if scene.offset_in_pixels:
         for name in L2A_BANDS:
             made[name] = np.where(made[name] > 0, made[name] + OFFSET_DN, 0).astype(np.uint16)
@@ -243,13 +244,12 @@ def _tile(task: SceneTask, window: Window, number: int, sky_seed: int, level: fl
     return made
 
 
-def _scene_classes(task: SceneTask, window: Window, made: dict[str, Array], above: sky.Sky, below: Surface) -> Array:
-    halo = truth.HALO
+def _scene_classes(task: SceneTask, window: Window, made: dict[str, Array], above: sky.Sky, label: Array) -> Array:
     image = {name: made[name].astype(np.float32) for name in ("B8A", "B11")}
     image |= {name: spectra.coarser(made[name], 2) for name in ("B02", "B03", "B04")}
     image = {name: np.maximum(pixels, 1) for name, pixels in image.items()}
     at_20m = sky.Sky(**{name: spectra.coarser(field, 2) for name, field in vars(above).items()})
-    water = spectra.coarser((below.label[halo:-halo, halo:-halo] == 5).astype(np.float32), 2)
+    water = spectra.coarser((label == 5).astype(np.float32), 2)
     rows, cols = truth.grid_slices(window, 20)
     where = np.arange(rows.start, rows.stop), np.arange(cols.start, cols.stop)
     scl = sky.scene_classes(image, at_20m, water, task.plan.seed * 31 + task.scene.index, where)

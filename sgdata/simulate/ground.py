@@ -69,6 +69,7 @@ class Parcel:
 
     geometry: Polygon
     cell: int
+    bounds: Polygon
 
 
 class Sketch:
@@ -116,9 +117,34 @@ def build(plan: Plan) -> Place:
     settled = shapely.STRtree([*water, city.outline, *(v.outline for v in villages)])
     parcels = _parcels(sketch, extent, settled)
     _countryside(sketch, parcels, city, villages, water)
+    _copses(sketch, extent, settled)
     sketch.areas.append(Area(geometry=extent, kind="verge", variant=1, exported=False))
     _changes(sketch)
-    return Place(areas=tuple(sketch.areas), lines=tuple(_crossings(sketch, water, city)))
+    return _warped(sketch.areas, _crossings(sketch, water, city), plan.seed * 7919 + 500)
+
+
+WARPS_M = ((45, 800), (26, 190), (6, 50))
+"""(reach, cell): nothing that people or rivers drew is quite straight."""
+
+
+def _warped(areas: list[Area], lines: list[Line], seed: int) -> Place:
+    """The place with every corner moved by one smooth field, so that what touched still touches."""
+
+    def moved(points: np.ndarray) -> np.ndarray:
+        shift = np.zeros_like(points)
+        for number, (reach, cell) in enumerate(WARPS_M):
+            for axis in (0, 1):
+                field = noise.at(seed + 2 * number + axis, points[:, 0], points[:, 1], cell)
+                shift[:, axis] += reach * 0.5 * field
+        return points + shift
+
+    ground = np.array([a.geometry for a in areas] + [one.geometry for one in lines], object)
+    bent = shapely.transform(shapely.segmentize(ground, 60), moved)
+    whole = shapely.is_valid(bent)
+    bent = np.where(whole, bent, shapely.buffer(bent, 0))
+    kept = [replace(a, geometry=p) for a, shape in zip(areas, bent, strict=False) for p in shapes.polygons(shape, 60)]
+    paths = [replace(one, geometry=path) for one, path in zip(lines, bent[len(areas) :], strict=True)]
+    return Place(areas=tuple(kept), lines=tuple(paths))
 
 
 # --- skeleton ------------------------------------------------------------------------------
@@ -159,10 +185,11 @@ def _waters(sketch: Sketch, extent: Polygon, city: Settlement, villages: list[Se
         spot = course.interpolate(at + rng.uniform(-100, 100))
         river = river.union(shapes.blob(spot.x, spot.y, width * rng.uniform(0.9, 1.7), rng, stretch=1.6))
     bars = []
-    for at in np.arange(200, course.length, 330):
-        spot = course.interpolate(at + rng.uniform(-80, 80))
+    for at in np.arange(200, course.length, 260):
+        spot = course.interpolate(at + rng.uniform(-130, 130))
         aside = rng.choice([-1, 1]) * width * 0.9
-        bars.append(shapes.blob(spot.x + aside, spot.y, rng.uniform(18, 45), rng, stretch=2.5))
+        if noise.at(sketch.plan.seed + 77, np.array([spot.x]), np.array([spot.y]), 900)[0] > -0.2:
+            bars.append(shapes.blob(spot.x + aside, spot.y, rng.uniform(12, 52), rng, stretch=2.5))
     river = river.difference(shapely.union_all(bars)).intersection(extent)
     sketch.add("shingle", [p for bar in bars for p in shapes.polygons(bar.intersection(extent))], rng)
     pieces = [p for part in shapes.polygons(river) for p in shapes.subdivide(part, 90_000, rng, axis=0.0)[0]]
@@ -308,6 +335,9 @@ def _quarter(sketch: Sketch, city: Settlement, quarter: Polygon, rng: Rng) -> No
     depth = math.dist((middle.x, middle.y), (city.x, city.y)) / city.radius
     bearing = math.atan2(middle.x - city.x, middle.y - city.y)
     axis = math.atan2(middle.y - city.y, middle.x - city.x)
+    if rng.random() < (depth - 0.6) * 1.1:
+        _fringe(sketch, quarter, rng)
+        return
     if depth > 0.38 and math.cos(bearing - 2.2) > 0.8:
         _works(sketch, quarter, rng, axis=axis)
         return
@@ -320,13 +350,23 @@ def _quarter(sketch: Sketch, city: Settlement, quarter: Polygon, rng: Rng) -> No
     else:
         sketch.add("residential", [quarter], rng, hidden=0.08)
     look = "core" if depth < 0.36 else str(rng.choice(["suburb", "suburb", "villas", "slabs"]))
-    target = 6000 if look == "core" else rng.uniform(9000, 15000)
+    target = 6000 if look == "core" else rng.uniform(7500, 12500)
     blocks, cuts = shapes.subdivide(quarter, target, rng, axis=axis)
     for level, line in cuts:
         kind = "living_street" if rng.random() < 0.12 else "service" if level > 3 else "residential"
         sketch.draw("pedestrian" if look == "core" and rng.random() < 0.1 else kind, line, rng, hidden=0.04)
     for block in blocks:
         _block(sketch, block, look, rng)
+
+
+def _fringe(sketch: Sketch, quarter: Polygon, rng: Rng) -> None:
+    """A quarter that the town has not reached yet, or has left alone."""
+    use = str(
+        rng.choice(
+            ["arable", "arable", "pasture", "scrub", "forest", "building_site"], p=[0.3, 0.2, 0.25, 0.1, 0.12, 0.03]
+        )
+    )
+    sketch.add(use, shapes.subdivide(quarter, 25_000, rng)[0], rng, hidden=0.1)
 
 
 def _block(sketch: Sketch, block: Polygon, look: str, rng: Rng) -> None:
@@ -361,7 +401,7 @@ def _village(sketch: Sketch, village: Settlement, roads: list[LineString], wet: 
     for face in _faces(village.outline, roads):
         for part in shapes.minus(face, wet):
             sketch.add("residential", [part], rng, hidden=0.1)
-            blocks, cuts = shapes.subdivide(part, 11_000, rng)
+            blocks, cuts = shapes.subdivide(part, 8000, rng)
             for _, line in cuts:
                 sketch.draw("residential", line, rng, hidden=0.05)
             for block in blocks:
@@ -386,11 +426,11 @@ def _parcels(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> list[
         target = rng.choice([14_000, 24_000, 36_000, 55_000])
         for land in shapes.minus(cell, settled):
             pieces, cuts = shapes.subdivide(land, target, rng, jitter=0.2)
-            parcels += [Parcel(geometry=piece, cell=number) for piece in pieces]
+            parcels += [Parcel(geometry=piece, cell=number, bounds=cell) for piece in pieces]
             for depth, line in cuts:
                 if depth < 2 or rng.random() < 0.06:
                     sketch.draw(
-                        "unclassified" if depth == 0 and rng.random() < 0.25 else "track", line, rng, hidden=0.05
+                        "unclassified" if depth == 0 and rng.random() < 0.6 else "track", line, rng, hidden=0.05
                     )
     return parcels
 
@@ -417,15 +457,16 @@ def _affinities(
         "orchard": wave(4, 500) - village,
         "quarry": wave(5, 600) - 0.3 * np.minimum(shore, 4),
         "works_site": wave(6, 400) - np.abs(town - 1.15) * 3,
-        "scrub": 0.9 * wave(7, 400) + 0.6 * wave(9, 1500),
-        "forest": 1.1 * wave(8, 1900) + 0.5 * wave(9, 700) + 0.35 * np.minimum(village, 3) + 0.15 * np.minimum(town, 3),
-        "pasture": 0.9 * wave(10, 900) - 0.35 * np.minimum(shore, 4),
+        "housing": 0.9 * wave(12, 260) - np.minimum(4 * np.abs(town - 1.0), 1.1 * np.maximum(village - 0.6, 0) + 0.3),
+        "scrub": 1.0 * wave(7, 300) + 0.5 * wave(9, 1500),
+        "forest": 0.9 * wave(8, 1900) + 0.7 * wave(9, 620) + 0.35 * wave(13, 180) + 0.3 * np.minimum(village, 3),
+        "pasture": 0.8 * wave(10, 800) + 0.5 * wave(14, 230) - 0.35 * np.minimum(shore, 4),
     }
 
 
 QUOTAS = {
     "wetland": 0.016, "golf": 0.012, "sand": 0.008, "orchard": 0.022, "quarry": 0.009, "works_site": 0.005,
-    "scrub": 0.03, "forest": 0.27, "pasture": 0.12,
+    "housing": 0.035, "scrub": 0.035, "forest": 0.24, "pasture": 0.13,
 }  # fmt: skip
 """Share of the whole area that each use takes, in this order; the rest of the countryside is arable."""
 
@@ -448,21 +489,54 @@ def _countryside(
         order = np.argsort(-np.where(use == "arable", score, -np.inf), kind="stable")
         filled = np.cumsum(areas[order])
         use[order[: int(np.searchsorted(filled, QUOTAS[name] * whole)) + 1]] = name
+    bounds = {parcel.cell: parcel.bounds for parcel in parcels}
+    alike = {name: shapely.STRtree(geometries[use == name]) for name in NATURAL}
     for number in np.unique(cell):
         for name in np.unique(use[cell == number]):
-            _use(sketch, str(name), list(geometries[(cell == number) & (use == name)]), rng)
+            pieces = list(geometries[(cell == number) & (use == name)])
+            if name in NATURAL:
+                _natural(sketch, str(name), pieces, alike[str(name)], bounds[int(number)], rng)
+            else:
+                _use(sketch, str(name), pieces, rng)
+
+
+NATURAL = ("forest", "wetland", "scrub", "sand")
+
+
+def _natural(sketch: Sketch, use: str, pieces: list[Polygon], alike: shapely.STRtree, cell: Polygon, rng: Rng) -> None:
+    """One cell's share of a natural cover: what grows together has soft corners, across cells too."""
+    near = np.unique(alike.query(pieces, "dwithin", 60)[1])
+    together = shapely.union_all(alike.geometries[near])
+    kept = [part for whole in shapes.rounded(together, 30) for part in shapes.polygons(whole.intersection(cell))]
+    sketch.add(use, kept, rng, hidden=0.08)
+    if use == "forest":
+        sketch.add("stand", pieces, rng)
+
+
+def _copses(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> None:
+    """Groves, thickets and ponds strewn over the fields; OpenStreetMap lacks a third of them."""
+    rng = sketch.rng(8)
+    west, south, east, north = extent.bounds
+    for _ in range(round(extent.area / 1e6 * 7)):
+        x, y, r = rng.uniform(west, east), rng.uniform(south, north), 14 + rng.exponential(16)
+        kind = str(rng.choice(["copse", "copse", "scrub", "lake"], p=[0.4, 0.3, 0.25, 0.05]))
+        shape = shapes.blob(x, y, r, rng, rough=0.3, stretch=rng.uniform(1, 4))
+        if not len(settled.query(shape, "intersects")):
+            sketch.add(kind, [shape], rng, hidden=0.35)
 
 
 def _use(sketch: Sketch, use: str, pieces: list[Polygon], rng: Rng) -> None:
-    """Draw the parcels of one cell that share a use: natural covers grow together, fields stay apart."""
-    if use in ("forest", "wetland", "scrub", "sand"):
-        together = [p for part in shapes.polygons(shapely.union_all(pieces)) for p in shapes.rounded(part, 12)]
-        sketch.add(use, together, rng, hidden=0.07)
-        if use == "forest":
-            sketch.add("stand", pieces, rng)
-    elif use == "golf":
+    """Draw the parcels of one cell that share a use."""
+    if use == "golf":
         for part in shapes.polygons(shapely.union_all(pieces)):
             sketch.add("golf", [part], rng)
+    elif use == "housing":
+        for piece in pieces:
+            sketch.add("residential", [piece], rng, hidden=0.1)
+            blocks, cuts = shapes.subdivide(piece, 8000, rng)
+            sketch.add(str(rng.choice(["suburb", "villas", "slabs"], p=[0.6, 0.2, 0.2])), blocks, rng)
+            for _, line in cuts:
+                sketch.draw("residential", line, rng, hidden=0.05)
     elif use == "arable" and rng.random() < 0.5:
         sketch.add("arable", shapes.polygons(shapely.union_all(pieces)), rng, hidden=0.1)
         sketch.add("crop", pieces, rng)

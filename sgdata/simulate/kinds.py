@@ -46,6 +46,7 @@ KINDS: dict[str, Kind] = {
     "orchard": _kind(2, "landuse=orchard|landuse=orchard|landuse=vineyard", "orchard orchard vineyard"),
     "pasture": _kind(3, "landuse=meadow", "meadow meadow meadow wet_meadow"),
     "forest": _kind(4, "landuse=forest|landuse=forest|natural=wood", "mixed"),
+    "copse": _kind(4, "natural=wood|landuse=forest", "broadleaf mixed"),
     "stand": _kind(None, "", "needle needle mixed broadleaf broadleaf plantation"),
     "river": _kind(5, "natural=water&water=river", "river"),
     "lake": _kind(5, "natural=water&water=lake|natural=water|landuse=reservoir", "deep_water"),

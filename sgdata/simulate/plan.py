@@ -200,6 +200,8 @@ def _skies(chosen: list[Pass], rng: np.random.Generator) -> list[Weather]:
     """
     count = len(chosen)
     kinds = np.array(["clear", "scattered", "broken", "overcast", "cirrus"])
+    if count < 6:
+        kinds[3] = "broken"  # a small archive still sees most of the ground
     shares = np.array([0.25, 0.32, 0.19, 0.16, 0.08])
     ranks = (np.arange(count) + 0.5) / count
     drawn = list(kinds[np.searchsorted(shares.cumsum(), ranks, side="right").clip(0, 4)])
@@ -225,8 +227,9 @@ def _winter(time: datetime) -> bool:
 
 
 def _weather(kind: str, rng: np.random.Generator) -> Weather:
-    low, high = {"clear": (0, 0.03), "scattered": (0.15, 0.45), "broken": (0.5, 0.8)}.get(kind, (0.05, 0.2))
+    low, high = {"clear": (0, 0.03), "scattered": (0.2, 0.5), "broken": (0.5, 0.8)}.get(kind, (0.05, 0.2))
     cloud, size, height = rng.uniform(low, high), rng.uniform(70, 200), rng.uniform(900, 2600)
+    size = size if kind == "broken" else size * 0.45
     haze = float(rng.random() < 0.5) * rng.uniform(0.1, 0.6)
     if kind == "overcast":
         return Weather(name=kind, cloud=rng.uniform(0.93, 1.0), cell_px=300, height_m=height, haze=haze)

@@ -26,13 +26,17 @@ OCTAVES = (1, 0.5, 0.25, 0.125, 0.0625, 0.03125)
 
 @dataclass(frozen=True, kw_only=True)
 class Sky:
-    """Per 10 m pixel (H, W), 0 to 1: cloud opacity, shadow depth, cirrus opacity, haze strength, snow share."""
+    """Per 10 m pixel (H, W), 0 to 1: cloud opacity, shadow depth, cirrus opacity, haze strength, snow share.
+
+    `glare` is the brightness of the cloud top against the usual one.
+    """
 
     cloud: Field
     shadow: Field
     cirrus: Field
     haze: Field
     snow: Field
+    glare: Field
 
     @property
     def bits(self) -> Array:
@@ -59,14 +63,16 @@ def _opacity(field: Field, level: float) -> Field:
     return np.asarray(1 - np.exp(-depth * depth * 2.5 - depth * 0.4), np.float32)
 
 
-def look(scene: Scene, seed: int, level: float, rows: Array, cols: Array) -> Sky:
-    """The sky of a scene over granule rows and columns; `level` is the scene's `threshold`."""
+def look(scene: Scene, label: Array, seed: int, level: float, rows: Array, cols: Array) -> Sky:
+    """The sky of a scene over granule rows and columns of these land covers; `level` is its `threshold`."""
     weather = scene.weather
     shape = (len(rows), len(cols))
     zero = np.zeros(shape, np.float32)
-    cloud = shadow = zero
+    cloud = shadow = glare = zero
     if weather.cloud > 0:
-        cloud = _opacity(_field(seed, weather, rows, cols), level)
+        field = _field(seed, weather, rows, cols)
+        cloud = _opacity(field, level)
+        glare = np.clip(0.74 + 0.14 * (field - np.float32(level)), 0.5, 1.12)
         reach = weather.height_m / 10 / math.tan(math.radians(max(scene.sun_elevation, 15)))
         east = round(reach * math.sin(math.radians(scene.sun_azimuth)))
         north = round(reach * math.cos(math.radians(scene.sun_azimuth)))
@@ -85,9 +91,13 @@ def look(scene: Scene, seed: int, level: float, rows: Array, cols: Array) -> Sky
         haze = np.clip(noise.lattice(seed + 12, rows, cols, 400) * 0.4 + 0.2, 0, 1) * np.float32(weather.haze)
     snow = zero
     if weather.snow:
-        drift = noise.fractal(seed + 13, rows, cols, (60, 20, 6))
-        snow = np.clip(0.62 + 0.25 * drift, 0, 1).astype(np.float32) * np.float32(weather.snow)
-    return Sky(cloud=cloud, shadow=shadow, cirrus=cirrus, haze=haze, snow=snow)
+        drift = noise.fractal(seed + 13, rows, cols, (160, 40, 12, 3))
+        snow = HOLD[label] * np.clip(0.8 + 0.3 * drift, 0, 1).astype(np.float32) * np.float32(weather.snow)
+    return Sky(cloud=cloud, shadow=shadow, cirrus=cirrus, haze=haze, snow=snow, glare=glare)
+
+
+HOLD = np.array([0.35, 1, 0.8, 1, 0.3, 0, 0.7, 0.9, 0.8, 0.8, 0.85, 0.6, 0.45], np.float32)
+"""Share of the snow on open ground that each land cover class holds: little under trees and on streets."""
 
 
 def seen(ground: Field, sky: Sky) -> Field:
@@ -99,7 +109,7 @@ def seen(ground: Field, sky: Sky) -> Field:
         image = image * (1 - sky.shadow * (1 - SKYLIGHT[band]))
         image = image + HAZE[band] * sky.haze
         image = image + (CIRRUS[band] - image) * sky.cirrus
-        result[band] = image + (CLOUD[band] - image) * sky.cloud
+        result[band] = image + (CLOUD[band] * sky.glare - image) * sky.cloud
     return result
 
 
@@ -116,13 +126,13 @@ def scene_classes(image: dict[str, Field], sky: Sky, water: Field, seed: int, wi
     patch = noise.lattice(seed + 31, rows, cols, 12)
     rim = noise.lattice(seed + 32, rows, cols, 3)
     scl = np.where(ndvi > 0.36, SceneClass.VEGETATION, SceneClass.NOT_VEGETATED).astype(np.uint8)
-    scl[(nir + red + blue < 1750) & (swir < 1000)] = SceneClass.DARK
+    scl[(nir < 1650 + 100 * patch) & (red < 450) & (swir < 1000)] = SceneClass.DARK
     scl[(water > 0.6) | ((nir < 500) & (image["B03"] > nir))] = SceneClass.WATER
-    scl[(water > 0.6) & (patch > 1.7)] = SceneClass.CLOUD_SHADOW
+    scl[(water > 0.6) & (patch + 0.5 * rim > 2.0)] = SceneClass.CLOUD_SHADOW
     dark = sky.shadow + 0.06 * rim
     scl[dark > 0.30] = SceneClass.DARK
     scl[dark > 0.42] = SceneClass.CLOUD_SHADOW
-    scl[(dark > 0.42) & (patch > 1.5)] = SceneClass.WATER
+    scl[(dark > 0.42) & (patch + rim > 2.6)] = SceneClass.WATER
     scl[sky.snow > 0.35] = SceneClass.SNOW
     thick = sky.cloud + 0.05 * rim
     scl[(sky.cirrus + 0.03 * rim + 0.04 * patch > 0.12)] = SceneClass.CIRRUS

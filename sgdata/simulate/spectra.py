@@ -135,7 +135,7 @@ COVERS: dict[str, Cover] = {
     "farmyard": _cover("tile_roof", "yard_ground", 0.50, 0.28, 0.8, 0.13),
     "road": _cover("asphalt", "concrete", 0.12, 0.12, 0.4, 0.07),
     "street": _cover("asphalt", "lawn", 0.22, 0.16, 0.6, 0.09),
-    "track": _cover("gravel", "lawn", 0.50, 0.20, 0.5, 0.08),
+    "track": _cover("gravel", "lawn", 0.68, 0.20, 0.5, 0.08),
     "rail": _cover("ballast", "rough", 0.22, 0.16, 0.4, 0.09),
     "verge": _cover("rough", "grass", 0.45, 0.22, 0.4, 0.08),
     "clearcut": _cover("rough", "soil", 0.40, 0.22, 0.5, 0.11),

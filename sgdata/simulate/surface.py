@@ -51,7 +51,8 @@ def _of_area(area: Area) -> Layer:
 
 def _of_line(line: Line) -> Layer:
     road = ROADS[line.kind]
-    outline = line.geometry.buffer(max(road.width_m / 2, LEAST_HALF_WIDTH_M), cap_style="flat")
+    half = LEAST_HALF_WIDTH_M if road.label is not None else LEAST_HALF_WIDTH_M / 2
+    outline = line.geometry.buffer(max(road.width_m / 2, half), cap_style="flat")
     tagged = line.exported and road.label is not None
     cover = spectra.COVER_ID[road.cover]
     return Layer(outline=outline, label=road.label, cover=cover, variant=line.variant, tagged=tagged, epoch=1, change=0)
@@ -104,7 +105,7 @@ def _textured(grid: Grid, seed: int, cover: Array, variant: Array, label: Array,
     of_parcel = noise.uniform(seed + 4, variant) - np.float32(0.5)
     mix = share + spread * (grain * fine + (1 - grain) * patch + 1.2 * of_parcel)
     speckle = noise.lattice(seed + 5, rows, cols, 1.1)
-    bright = texture * (0.55 * speckle + 0.5 * patch) + 0.22 * (noise.uniform(seed + 6, variant) - np.float32(0.5))
+    bright = texture * (0.65 * speckle + 0.5 * patch) + 0.22 * (noise.uniform(seed + 6, variant) - np.float32(0.5))
     vigour = texture * (0.4 * fine + 0.6 * wide) + 0.26 * (noise.uniform(seed + 7, variant) - np.float32(0.5))
     phase = noise.hashed(seed + 8, variant.ravel()).reshape(variant.shape) % np.uint32(spectra.PHASES)
     return Surface(
