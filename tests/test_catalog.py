@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sgdata import catalog, files, packing, sentinel2
+from sgdata.datasets import READERS
+from sgdata.errors import SettingError
+from sgdata.types import DatasetCard
+
+CARDS = {card.name: card for card in catalog.cards()}
+
+
+def test_there_are_five_cards_one_per_reader_and_recipe() -> None:
+    assert set(CARDS) == set(READERS) == {"bigearthnet", "eurosat", "fmow", "oscd", "segmunich"}
+    for name in READERS:
+        recipe = packing.recipe_for(name)
+        assert recipe.dataset == name
+        assert catalog.edition(CARDS[name], recipe.edition)
+        assert catalog.label_space(CARDS[name], recipe.labels).names
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_is_consistent(name: str) -> None:
+    card = CARDS[name]
+    assert card.citation
+    assert card.defects
+    for edition in card.editions:
+        assert len(set(edition.bands)) == len(edition.bands)
+        assert set(edition.bands) <= set(sentinel2.BAND)
+        assert ("B10" in edition.bands) == (edition.level == "L1C")
+        assert edition.shape is None or edition.shape[0] == len(edition.bands)
+        for file in edition.sources:
+            assert bool(file.digest) == bool(file.algorithm)
+            assert len(file.digest) in {0, 32, 64}
+    for space in card.label_spaces:
+        held = catalog.label_space(card, space.name)
+        assert len(set(held.names)) == len(held.names) == len(held.ids)
+        assert held.ids == tuple(range(len(held.ids)))
+        assert not held.colours or len(held.colours) == len(held.ids)
+
+
+def test_digests_and_sizes_agree_with_the_table_of_checksums() -> None:
+    table = {row["digest"]: row["bytes"] for row in catalog.table("checksums")}
+    for card in CARDS.values():
+        for file in (file for edition in card.editions for file in edition.sources if file.digest):
+            assert file.digest in table, f"{file.file} of {card.name}"
+            assert file.bytes is None or table[file.digest] == str(file.bytes)
+
+
+def test_splits_add_up_to_what_is_published() -> None:
+    def total(name: str, edition: str, split: str) -> int:
+        held = catalog.edition(CARDS[name], edition)
+        return sum(next(s for s in held.splits if s.name == split).counts.values())
+
+    assert total("bigearthnet", "v1", "official") == 519_284
+    assert total("bigearthnet", "v1", "google") == catalog.edition(CARDS["bigearthnet"], "v1").samples
+    assert total("bigearthnet", "v2", "official") + total("bigearthnet", "v2", "snow and cloud") == 549_488
+    assert total("eurosat", "ms", "random") == 27_000
+    assert total("fmow", "1", "official") == 882_779
+    assert total("oscd", "rect", "official") == len(catalog.document("oscd_cities")["cities"])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "space", "index", "label"),
+    [
+        ("bigearthnet", "bigearthnet-19-official", 18, "Marine waters"),
+        ("bigearthnet", "bigearthnet-19-alphabetical", 0, "Agro-forestry areas"),
+        ("bigearthnet", "bigearthnet-43-official", 28, "Transitional woodland/shrub"),
+        ("eurosat", "eurosat", 9, "SeaLake"),
+        ("fmow", "fmow", 61, "zoo"),
+        ("segmunich", "segmunich-osm", 0, "Street network"),
+        ("segmunich", "segmunich-released", 12, "Industrial, commercial and transport units"),
+        ("oscd", "oscd", 1, "change"),
+    ],
+)
+def test_label_spaces_name_their_ids(dataset: str, space: str, index: int, label: str) -> None:
+    assert catalog.label_space(CARDS[dataset], space).names[index] == label
+
+
+def test_names_not_known_are_told_with_those_that_are() -> None:
+    with pytest.raises(SettingError, match="did you mean 'eurosat'"):
+        catalog.card("eurosta")
+    with pytest.raises(SettingError, match="known: bigearthnet, eurosat"):
+        catalog.card("xyz")
+    with pytest.raises(SettingError, match="known: v1, v2"):
+        catalog.edition(CARDS["bigearthnet"], "v3")
+    with pytest.raises(SettingError, match="known: oscd"):
+        catalog.label_space(CARDS["oscd"], "x")
+    with pytest.raises(SettingError, match="no fact table"):
+        catalog.table("nothing")
+
+
+def test_a_misspelt_key_of_a_card_is_refused(tmp_path: Path) -> None:
+    text = (catalog.folder("catalogs") / "oscd.toml").read_text()
+    (tmp_path / "oscd.toml").write_text(text.replace("nodata = 0", "no_data = 0"))
+    with pytest.raises(SettingError, match=r"editions.0.no_data.*did you mean 'editions.nodata'"):
+        files.read(DatasetCard, tmp_path / "oscd.toml")
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_can_be_told_to_people(name: str) -> None:
+    rows = catalog.describe(CARDS[name])
+    assert len(rows) > 10
+    assert all(isinstance(value, str) and value for what, value in rows if not what.startswith("labels"))
+
+
+def test_every_fact_table_is_rectangular() -> None:
+    for path in sorted((catalog.folder("catalogs") / "tables").glob("*.tsv")):
+        rows = catalog.table(path.stem)
+        assert rows, path
+        assert all(None not in row and None not in row.values() for row in rows), path

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sgdata import files, verify
+from sgdata.errors import OutputError
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    for name in ("a.tar", "deep/b.bin", "contract.json"):
+        files.write(tmp_path / name, name.encode() * 100)
+    files.write_sums(tmp_path)
+    return tmp_path
+
+
+def test_an_output_as_written_has_no_difference(output: Path) -> None:
+    (output / ".lock").write_text("")
+    (output / "timings.jsonl").write_text("{}")
+    (output / "tensorboard").mkdir()
+    (output / "tensorboard/events").write_text("x")
+    assert verify.verify(output) == []
+
+
+def test_missing_flipped_and_extra_files_are_told_each(output: Path) -> None:
+    (output / "a.tar").unlink()
+    content = bytearray((output / "deep/b.bin").read_bytes())
+    content[17] ^= 1
+    (output / "deep/b.bin").write_bytes(content)
+    (output / "deep/new").write_text("x")
+    missing, changed, extra = verify.verify(output)
+    assert missing == "a.tar: missing"
+    assert changed.startswith("deep/b.bin: changed, SHA-256 is ")
+    assert extra == "deep/new: not listed"
+
+
+@pytest.mark.parametrize("line", ["nonsense", "0" * 64 + "  ../etc/passwd", "0" * 64 + "  /etc/passwd", ""])
+def test_a_damaged_list_is_refused(output: Path, line: str) -> None:
+    (output / files.SUMS).write_text(line + "\n")
+    with pytest.raises(OutputError, match="line 1"):
+        verify.verify(output)
+
+
+def test_a_folder_that_is_no_output_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="holds no SHA256SUMS"):
+        verify.verify(tmp_path)
