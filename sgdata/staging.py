@@ -58,7 +58,13 @@ def stage(piece: Piece) -> Staged:
     done = piece.target.with_suffix(".json")
     if done.exists():
         return replace(files.read(Staged, done), path=str(piece.target.with_suffix(".bin")))
-    with rasters.opened(piece.asset.href) as dataset:
+    data = piece.target.with_suffix(".bin")
+    # The file is opened inside: a failed read must come out as what it is, not as a failed write.
+    with (
+        files.replacing(data) as temporary,
+        temporary.open("wb") as handle,
+        rasters.opened(piece.asset.href) as dataset,
+    ):
         header = rasters.header(dataset)
         check(piece, header)
         window = rasters.window_over(header.lattice, piece.bounds, margin=MARGIN_PX)
@@ -71,12 +77,10 @@ def stage(piece: Piece) -> Staged:
             shape=(window.height, window.width),
         )
         digest = hashlib.sha256(rasters.digest_start(lattice, 1, header.dtype))
-        data = piece.target.with_suffix(".bin")
-        with files.replacing(data) as temporary, temporary.open("wb") as handle:
-            for values in rasters.strips(dataset, window):
-                content = rasters.little_endian(values)
-                digest.update(content)
-                handle.write(content)
+        for values in rasters.strips(dataset, window):
+            content = rasters.little_endian(values)
+            digest.update(content)
+            handle.write(content)
     staged = Staged(path=str(data), lattice=lattice, dtype=header.dtype, sha256=digest.hexdigest())
     files.write(done, files.canonical_json(staged))
     return staged

@@ -1,0 +1,361 @@
+"""The build of a small made-up area whose truth is known, and everything that must stop it or not matter to it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from stac_wrap import Wrapped, wrap
+
+from sgdata import builds, catalog, contracts, files, lock, observe, rasters, staging
+from sgdata.areas import Area
+from sgdata.composite import NO_VALUE
+from sgdata.datasets import segmunich
+from sgdata.datasets.segmunich import BuildRecipe, CompositeSettings, Places
+from sgdata.errors import OutputError, SettingError, SourceError
+from sgdata.offsets import OffsetSettings
+from sgdata.sentinel2 import BAND, L2A_BANDS, SceneClass
+from sgdata.types import Array, Grid
+
+SIDE = 180  # pixels of 10 m that a fabricated file holds
+LATTICE = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(150, 140))
+"""Inside the files by 60 m, and not a multiple of 60 m wide."""
+
+
+def ground(seed: int) -> dict[str, Array]:
+    """Band -> (H, W) DN at its own resolution, dark as vegetation is."""
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    return {band: rng.integers(100, 900, (SIDE * 10 // BAND[band].gsd_m,) * 2).astype(np.uint16) for band in L2A_BANDS}
+
+
+def scene(day: str, truth: dict[str, Array], *, shift: int = 0, **changes: Any) -> Wrapped:
+    """A clear scene of `truth` + `shift` DN; `scl` (90, 90) replaces all vegetation."""
+    scl = changes.pop("scl", np.full((SIDE // 2, SIDE // 2), SceneClass.VEGETATION, np.uint8))
+    layers: dict[str, tuple[Any, float]] = {
+        band: (np.where(v > 0, v + shift, 0).astype(np.uint16), float(BAND[band].gsd_m)) for band, v in truth.items()
+    }
+    name = changes.pop("id", f"S2A_32UPU_{day.replace('-', '')}_0_L2A")
+    return Wrapped(id=name, time=f"{day}T10:00:00Z", layers={**layers, "SCL": (scl, 20.0)}, **changes)
+
+
+@pytest.fixture
+def recipe() -> BuildRecipe:
+    published = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    return replace(
+        published,
+        dates="2019-01-01/2019-12-31",
+        area=Area(grid=LATTICE),
+        patches=replace(published.patches, size=32, stride=16),
+        split=replace(published.split, block_px=48, gap_px=16),
+    )
+
+
+def run(recipe: BuildRecipe, archive: Path, out: Path, **places: Any) -> Path:
+    return segmunich.build(recipe, Places(out=out, stac=str(archive), osm="none", **places))
+
+
+def pixels(path: Path) -> Array:
+    with rasterio.open(path) as dataset:
+        values: Array = dataset.read()
+    return values
+
+
+def at_10_m(truth: dict[str, Array]) -> Array:
+    """(C, H, W) of the truth on LATTICE by nearest neighbour, written without the code under test."""
+    stack = [np.kron(v, np.ones((BAND[b].gsd_m // 10,) * 2, np.uint16)) for b, v in truth.items()]
+    return np.stack(stack)[:, 6:156, 6:146]
+
+
+# --- known truth ---------------------------------------------------------------------------
+
+
+def test_the_clear_date_comes_out_to_the_bit(tmp_path: Path, recipe: BuildRecipe) -> None:
+    truth, scl = ground(1), np.full((90, 90), SceneClass.VEGETATION, np.uint8)
+    scl[:, 60:] = SceneClass.CLOUD_HIGH
+    clouded = {band: np.full_like(v, 800) for band, v in truth.items()}
+    all_cloud = np.full((90, 90), SceneClass.CLOUD_MEDIUM, np.uint8)
+    wrap(tmp_path / "a", [scene("2019-05-01", clouded, scl=all_cloud), scene("2019-06-01", truth, scl=scl)])
+    out = run(replace(recipe, resampling="nearest"), tmp_path / "a", tmp_path / "b")
+    image, provenance = pixels(out / "image.tif"), pixels(out / "provenance.tif")
+    expected = at_10_m(truth)
+    expected[:, :, 114:] = 0  # column 60 of SCL is pixel 120 of the file, 114 of the area
+    np.testing.assert_array_equal(image, expected)
+    np.testing.assert_array_equal(np.unique(provenance[0]), [1, NO_VALUE])
+    np.testing.assert_array_equal(provenance[1], np.where(expected[0] > 0, 1, 0))
+    assert set(np.unique(provenance[2])) == {18048, NO_VALUE}  # 2019-06-01
+
+
+@pytest.mark.parametrize("kernel", ["nearest", "bilinear"])
+def test_an_offset_is_found_and_taken_out(tmp_path: Path, recipe: BuildRecipe, kernel: Any) -> None:
+    truth = ground(2)
+    recipe = replace(recipe, resampling=kernel)
+    wrap(tmp_path / "old", [scene("2019-06-01", truth)])
+    wrap(tmp_path / "new", [scene("2019-06-01", truth, shift=1000, baseline="05.00")])
+    wrap(tmp_path / "lie", [scene("2019-06-01", truth, baseline="05.00")])
+    built = {name: run(recipe, tmp_path / name, tmp_path / f"b-{name}") for name in ("old", "new", "lie")}
+    images = {name: pixels(out / "image.tif") for name, out in built.items()}
+    np.testing.assert_array_equal(images["new"], images["old"])
+    np.testing.assert_array_equal(images["lie"], images["old"])
+    decided = {name: lock.read(out / lock.NAME).items[0] for name, out in built.items()}
+    assert [decided[name].offset for name in built] == [0, -1000, 0]
+    assert decided["new"].dark_share == 0.0
+    assert decided["old"].dark_share == 1.0
+
+
+def test_median_mixes_what_medoid_chooses(tmp_path: Path, recipe: BuildRecipe) -> None:
+    dates = [scene(f"2019-0{m}-01", ground(m)) for m in (4, 5, 6)]
+    wrap(tmp_path / "a", dates)
+    recipe = replace(recipe, resampling="nearest", composite=CompositeSettings(method="median"))
+    out = run(recipe, tmp_path / "a", tmp_path / "b")
+    expected = np.median([at_10_m(ground(m)) for m in (4, 5, 6)], axis=0)
+    np.testing.assert_array_equal(pixels(out / "image.tif"), expected)
+    assert (pixels(out / "provenance.tif")[0] == NO_VALUE).all()
+
+
+def test_granules_of_one_pass_count_once(tmp_path: Path, recipe: BuildRecipe) -> None:
+    truth = ground(3)
+    half = {band: v.copy() for band, v in truth.items()}
+    for values in half.values():
+        values[: len(values) // 2] = 0
+    twice = [
+        scene("2019-06-01", half, id="S2A_32UPU_20190601_0_L2A"),
+        replace(scene("2019-06-01", truth, id="S2A_32UQU_20190601_0_L2A"), time="2019-06-01T10:00:04Z"),
+    ]
+    wrap(tmp_path / "a", twice)
+    provenance = pixels(run(recipe, tmp_path / "a", tmp_path / "b") / "provenance.tif")
+    assert (provenance[1] == 1).all()
+    assert (provenance[0, :84] == 1).all()
+    assert (provenance[0, 84:] == 0).all()
+
+
+# --- what must not matter ------------------------------------------------------------------
+
+
+def test_tiles_workers_order_and_folder_change_no_byte(tmp_path: Path, recipe: BuildRecipe) -> None:
+    rng = np.random.Generator(np.random.Philox(key=8))
+    cloudy = [rng.choice([4, 4, 5, 9, 3], (90, 90)).astype(np.uint8) for _ in range(3)]
+    scenes = [scene(f"2019-0{n + 4}-01", ground(n), scl=scl) for n, scl in enumerate(cloudy)]
+    wrap(tmp_path / "a", scenes)
+    wrap(tmp_path / "elsewhere" / "c", scenes[::-1])
+    one = run(recipe, tmp_path / "a", tmp_path / "one")
+    other = run(recipe, tmp_path / "elsewhere" / "c", tmp_path / "other", workers=2, tile_px=64)
+    assert (one / files.SUMS).read_text() == (other / files.SUMS).read_text()
+    assert files.sums(one).decode() == (one / files.SUMS).read_text()
+    assert not (one / ".scratch").exists()
+
+
+def test_an_area_inside_another_has_the_same_pixels(tmp_path: Path, recipe: BuildRecipe) -> None:
+    wrap(tmp_path / "a", [scene("2019-06-01", ground(4))])
+    whole = pixels(run(recipe, tmp_path / "a", tmp_path / "b") / "image.tif")
+    part = replace(LATTICE, origin=(600090.0, 5399910.0), shape=(70, 90))
+    inner = pixels(run(replace(recipe, area=Area(grid=part)), tmp_path / "a", tmp_path / "c") / "image.tif")
+    np.testing.assert_array_equal(inner, whole[:, 3:73, 3:93])
+
+
+def test_a_killed_build_goes_on_where_it_stopped(
+    tmp_path: Path, recipe: BuildRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrap(tmp_path / "a", [scene("2019-05-01", ground(5)), scene("2019-06-01", ground(6))])
+    whole = run(recipe, tmp_path / "a", tmp_path / "whole", tile_px=64)
+    opened, real_open = [], rasters.opened
+    computed, real_tile = [], observe.observations
+
+    def dying(href: str) -> Any:
+        opened.append(href)
+        if len(opened) == 20:
+            raise KeyboardInterrupt
+        return real_open(href)
+
+    def dying_too(*arguments: Any) -> Any:
+        computed.append(1)
+        if len(computed) == 4:
+            raise KeyboardInterrupt
+        return real_tile(*arguments)
+
+    monkeypatch.setattr(staging.rasters, "opened", dying)
+    monkeypatch.setattr(observe, "observations", dying_too)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path / "a", tmp_path / "b", tile_px=64)
+    out = run(recipe, tmp_path / "a", tmp_path / "b", tile_px=64)
+    sources = [href for href in opened if not href.startswith(str(out))]
+    assert len(sources) == 2 * 13 + 1
+    assert len(computed) == 9 + 1
+    assert (out / files.SUMS).read_text() == (whole / files.SUMS).read_text()
+
+
+# --- the lock ------------------------------------------------------------------------------
+
+
+def test_a_build_from_its_own_lock_is_the_same_build(tmp_path: Path, recipe: BuildRecipe) -> None:
+    wrap(tmp_path / "a", [scene("2019-06-01", ground(7))])
+    out = run(recipe, tmp_path / "a", tmp_path / "b")
+    built = lock.read(out / lock.NAME)
+    assert built.state == "built"
+    assert set(built.outputs) == {"image.tif", "provenance.tif"}
+    again = segmunich.build(recipe, Places(out=tmp_path / "c", stac=str(tmp_path / "a"), osm="none"), locked=built)
+    assert (again / files.SUMS).read_text() == (out / files.SUMS).read_text()
+
+
+def test_a_catalogue_that_moved_under_the_lock_is_noticed(tmp_path: Path, recipe: BuildRecipe) -> None:
+    wrap(tmp_path / "a", [scene("2019-06-01", ground(7))])
+    built = lock.read(run(recipe, tmp_path / "a", tmp_path / "b") / lock.NAME)
+    shutil.rmtree(tmp_path / "a")
+    changed = ground(7)
+    changed["B05"][40, 40] += 1
+    wrap(tmp_path / "a", [scene("2019-06-01", changed)])
+    with pytest.raises(SourceError, match=r"20190601_0_L2A B05: window pixels hash to"):
+        segmunich.build(recipe, Places(out=tmp_path / "c", stac=str(tmp_path / "a"), osm="none"), locked=built)
+
+
+def test_plan_reads_no_pixel_and_counts_months(tmp_path: Path, recipe: BuildRecipe) -> None:
+    wrap(
+        tmp_path / "a", [scene("2019-05-01", ground(1)), scene("2019-05-11", ground(2)), scene("2019-07-01", ground(3))]
+    )
+    for path in (tmp_path / "a").rglob("*.tif"):
+        path.unlink()
+    planned = segmunich.plan(recipe, Places(out=tmp_path / "b", stac=str(tmp_path / "a")))
+    assert planned.state == "planned"
+    assert lock.read(tmp_path / "b" / lock.NAME) == planned
+    rows = {row.month: row for row in segmunich.months(planned)}
+    assert len(rows) == 12
+    assert (rows["2019-05"].passes, rows["2019-06"].scenes, rows["2019-07"].scenes) == (2, 0, 1)
+    raw = 150 * 140 * (4 * 2 + 6 * 2 / 4 + 2 * 2 / 36 + 1 / 4)
+    assert rows["2019-07"].bytes == round(raw)
+
+
+def test_the_folder_says_what_it_is(tmp_path: Path, recipe: BuildRecipe) -> None:
+    wrap(tmp_path / "a", [scene("2019-06-01", ground(9))])
+    out = run(recipe, tmp_path / "a", tmp_path / "b")
+    dataset = builds.open_build(out)
+    assert dataset.rio.crs.to_epsg() == 32632
+    assert list(dataset.band.values) == list(L2A_BANDS)
+    assert dataset.attrs["items"] == ["S2A_32UPU_20190601_0_L2A"]
+    assert float(dataset.x[0]) == LATTICE.origin[0] + 5
+    contract = contracts.read(out)
+    assert contract.shape == (12, 32, 32)
+    assert contract.statistics["B04"].count > 0
+    assert files.read(BuildRecipe, out / "recipe.toml") == segmunich.resolved(recipe, LATTICE)
+
+
+def test_the_stac_item_is_one(tmp_path: Path, recipe: BuildRecipe) -> None:
+    import pystac
+
+    wrap(tmp_path / "a", [scene("2019-06-01", ground(9))])
+    out = run(recipe, tmp_path / "a", tmp_path / "b")
+    item = pystac.Item.from_file(str(out / "stac" / "segmunich.json"))
+    href = item.assets["image"].get_absolute_href()
+    assert href is not None
+    assert Path(href).samefile(out / "image.tif")
+    assert item.assets["image"].extra_fields["file:checksum"][4:] == files.sha256_file(out / "image.tif")
+
+
+# --- what must stop it ---------------------------------------------------------------------
+
+
+def test_metadata_and_pixels_at_odds_stop_the_build(tmp_path: Path, recipe: BuildRecipe) -> None:
+    wrap(tmp_path / "a", [scene("2019-06-01", ground(1), shift=1000, baseline="03.00")])
+    with pytest.raises(SourceError, match="promise offset 0, the pixels say -1000"):
+        run(recipe, tmp_path / "a", tmp_path / "b")
+
+
+def test_a_scene_that_cannot_be_tested_is_left_out_or_stops(tmp_path: Path, recipe: BuildRecipe) -> None:
+    all_cloud = np.full((90, 90), SceneClass.CLOUD_HIGH, np.uint8)
+    opaque = scene("2019-05-01", ground(1), baseline="05.00", scl=all_cloud)
+    wrap(tmp_path / "a", [opaque, scene("2019-06-01", ground(1))])
+    built = lock.read(run(recipe, tmp_path / "a", tmp_path / "b") / lock.NAME)
+    assert [item.scene.id for item in built.items] == ["S2A_32UPU_20190601_0_L2A"]
+    assert [(d.id, d.reason) for d in built.dropped] == [(opaque.id, "offset untestable: 0 clear pixels")]
+    strict = replace(recipe, offset=OffsetSettings(untestable="stop"))
+    with pytest.raises(SourceError, match=f"{opaque.id}: offset undecided"):
+        run(strict, tmp_path / "a", tmp_path / "c")
+
+
+def test_another_zone_is_left_out_by_name(tmp_path: Path, recipe: BuildRecipe) -> None:
+    stray = scene(
+        "2019-06-02", ground(2), id="S2A_33UTP_20190602_0_L2A", crs="EPSG:32633", origin=(158400.0, 5410000.0)
+    )
+    wrap(tmp_path / "a", [scene("2019-06-01", ground(1)), stray])
+    planned = segmunich.plan(recipe, Places(out=tmp_path / "b", stac=str(tmp_path / "a")))
+    assert len(planned.items) + len(planned.dropped) in (1, 2)
+    assert [item.scene.id for item in planned.items] == ["S2A_32UPU_20190601_0_L2A"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"proj:shape": [99, 99]}, r"B04: shape of the file is \(180, 180\), its item says \(99, 99\)"),
+        ({"proj:transform": [10, 0, 0, 0, -10, 5]}, "B04: transform of the file"),
+        ({"raster:bands": [{"data_type": "float32"}]}, "B04: data type of the file is uint16"),
+    ],
+)
+def test_an_item_that_misdescribes_its_file_is_refused(
+    tmp_path: Path, recipe: BuildRecipe, wrong: dict[str, Any], words: str
+) -> None:
+    folder = wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
+    path = next(folder.rglob("S2A*.json"))
+    item = files.read_plain(path)
+    item["assets"]["red"] |= wrong
+    path.write_bytes(files.pretty_json(item))
+    with pytest.raises(SourceError, match=words):
+        run(recipe, folder, tmp_path / "b")
+
+
+def test_a_truncated_file_stops_the_build(tmp_path: Path, recipe: BuildRecipe) -> None:
+    folder = wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
+    path = next(folder.rglob("B08.tif"))
+    path.write_bytes(path.read_bytes()[:30_000])
+    with pytest.raises(SourceError, match=r"B08\.tif: cannot be read"):
+        run(recipe, folder, tmp_path / "b")
+    assert not (tmp_path / "b" / files.SUMS).exists()
+
+
+def test_a_lattice_between_pixels_is_refused(tmp_path: Path, recipe: BuildRecipe) -> None:
+    wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
+    shifted = replace(LATTICE, origin=(600065.0, 5399940.0))
+    with pytest.raises(SourceError, match="do not nest"):
+        run(replace(recipe, area=Area(grid=shifted)), tmp_path / "a", tmp_path / "b")
+
+
+def test_a_second_builder_is_refused(tmp_path: Path, recipe: BuildRecipe) -> None:
+    wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
+    with files.only_writer(tmp_path / "b"), pytest.raises(OutputError, match="another process"):
+        run(recipe, tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bands": ("B02", "B99")}, "B99"),
+        ({"bands": ("B05", "B06")}, "medoid measures in"),
+        ({"dates": "sometime"}, "sometime"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path: Path, recipe: BuildRecipe, change: dict[str, Any], words: str) -> None:
+    wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
+    with pytest.raises(SettingError, match=words):
+        run(replace(recipe, **change), tmp_path / "a", tmp_path / "b")
+
+
+# --- with the simulated city ---------------------------------------------------------------
+
+
+def test_the_simulated_city_builds_with_labels(tmp_path: Path, city: Path, recipe: BuildRecipe) -> None:
+    area = Area(aoi=str(city / "aoi.geojson"))
+    places = partial(Places, stac=str(city), osm=str(city / "osm" / "city.osm"))
+    recipe = replace(recipe, area=area, dates="2017-04-01/2020-04-01")
+    out = segmunich.build(recipe, places(out=tmp_path / "b"))
+    assert contracts.read(out).label_space.name == "segmunich-osm"
+    labels, truth = pixels(out / "labels.tif")[0], pixels(city / "truth" / "land_cover.tif")[0]
+    mapped = (pixels(city / "truth" / "osm_mapped.tif")[0] > 0) & (labels != 255)
+    assert (labels == truth)[mapped].mean() > 0.95
+    assert (out / "labels.tif.aux.xml").exists()
+    built = lock.read(out / lock.NAME)
+    assert set(built.answers) == {"city.osm"}
+    assert set(built.outputs) == {"image.tif", "provenance.tif", "labels.tif", "label_source.tif"}
