@@ -12,6 +12,7 @@ import synthetic
 
 from sgdata import contracts, files, packing, shards, verify
 from sgdata.errors import OutputError, SettingError, SourceError
+from sgdata.types import LabelSpace
 
 
 def small(dataset: str, **changes: object) -> shards.ShardRecipe:
@@ -46,6 +47,15 @@ def test_the_patches_of_a_build_are_its_windows(build: Path, tmp_path: Path) -> 
     assert band.mean == pytest.approx(train[1].mean())
     assert band.count == train[1].size
     assert verify.verify(tmp_path / "s") == []
+
+
+def test_a_build_without_labels_gives_images_only(build: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(build, tmp_path / "build")
+    (bare / "labels.tif").unlink()
+    unlabelled = dataclasses.replace(contracts.read(bare), label_space=LabelSpace(name="none", task="none"))
+    contracts.write(bare, unlabelled)
+    assert packing.pack("segmunich", source=bare, out=tmp_path / "s").complete
+    assert {tuple(sample.arrays) for sample in shards.samples(tmp_path / "s")} == {("image",)}
 
 
 def test_workers_places_and_interruptions_change_no_byte(build: Path, tmp_path: Path) -> None:

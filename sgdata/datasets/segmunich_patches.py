@@ -7,7 +7,7 @@ The released images are 128-page TIFFs of float32 whole numbers, B02 B03 B04 B08
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,6 +20,7 @@ from sgdata.types import Array, Contract, Found, Member, Ref, Sample
 
 PATCHES = "patches.parquet"
 IMAGE, LABELS = "image.tif", "labels.tif"
+_COLUMNS = ("key", "split", "row", "col", "height", "width")
 STORED_SHARE = 0.6
 """Of the raw bytes, about what bitshuffle and lz4 leave."""
 
@@ -35,10 +36,9 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
 def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
     """A function from Ref to Sample: `image` (C, H, W) and `mask` (H, W); it raises SourceError."""
     if (source / PATCHES).is_file():
-        import rasterio
-
-        with rasterio.open(source / IMAGE) as image, rasterio.open(source / LABELS) as labels:
-            yield lambda ref: _read_patch(ref, image, labels)
+        with ExitStack() as stack:
+            images = {name: stack.enter_context(_opened(source / name)) for name in _held(source)}
+            yield lambda ref: _read_patch(ref, images)
     else:
         card = catalog.card("segmunich")
         stored = catalog.edition(card, contract.version).bands
@@ -52,35 +52,60 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample
 
 
 def _find_in_build(source: Path) -> Found:
-    import geopandas
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import shapely
 
-    members = []
-    for name in (IMAGE, LABELS):
-        path = files.existing(source / name, "a finished build folder of 'sgdata build segmunich'")
-        members.append(Member(name=name, size=path.stat().st_size))
+    members = tuple(Member(name=name, size=(source / name).stat().st_size) for name in _held(source))
     contract = contracts.read(source)
-    table = geopandas.read_parquet(source / PATCHES)
-    boxes = table.geometry.bounds.round(7).to_numpy().tolist()
-    columns = [table[name].tolist() for name in ("key", "split", "row", "col", "height", "width")]
-    refs = []
-    for key, split, row, col, height, width, box in zip(*columns, boxes, strict=True):
-        size = int(height * width * 2 * len(contract.bands) * STORED_SHARE)
-        meta = {"window": [row, col, height, width], "bounds": box}
-        refs.append(Ref(key=key, split=split, members=tuple(members), bytes=size, meta=meta))
+    try:
+        table = pq.read_table(source / PATCHES, columns=[*_COLUMNS, "geometry"])
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{source / PATCHES}: not the patches of a build: {error}; build it again") from None
+    boxes = shapely.bounds(shapely.from_wkb(table["geometry"].to_pylist())).round(7).tolist()
+    rows = zip(*(table[name].to_pylist() for name in _COLUMNS), boxes, strict=True)
+    refs = [
+        Ref(
+            key=key,
+            split=split,
+            members=members,
+            bytes=int(height * width * 2 * len(contract.bands) * STORED_SHARE),
+            meta={"window": [row, col, height, width], "bounds": box},
+        )
+        for key, split, row, col, height, width, box in rows
+    ]
     return Found(refs=tuple(refs), contract=contract)
 
 
-def _read_patch(ref: Ref, image: Any, labels: Any) -> Sample:
+def _held(source: Path) -> list[str]:
+    """The rasters that patches are cut from; a build without OpenStreetMap has no labels."""
+    files.existing(source / IMAGE, "a finished build folder of 'sgdata build segmunich'")
+    return [IMAGE, LABELS] if (source / LABELS).is_file() else [IMAGE]
+
+
+def _opened(path: Path) -> Any:
+    import rasterio
+    from rasterio.errors import RasterioError
+
+    try:
+        return rasterio.open(path)
+    except RasterioError as error:
+        raise SourceError(f"{path}: not a readable raster: {error}; build it again") from None
+
+
+def _read_patch(ref: Ref, images: dict[str, Any]) -> Sample:
     import rasterio.windows
     from rasterio.errors import RasterioError
 
     row, col, height, width = ref.meta["window"]
     window = rasterio.windows.Window(col, row, width, height)
     try:
-        arrays = {"image": image.read(window=window), "mask": labels.read(1, window=window)}
+        arrays = {"image": images[IMAGE].read(window=window)}
+        if LABELS in images:
+            arrays["mask"] = images[LABELS].read(1, window=window)
     except RasterioError as error:
         raise SourceError(f"window {ref.meta['window']} cannot be read: {error}") from None
-    meta = {**ref.meta, "crs": str(image.crs)}
+    meta = {**ref.meta, "crs": str(images[IMAGE].crs)}
     return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=meta)
 
 
