@@ -1,6 +1,6 @@
 """Training, validation and test parts that do not share ground: blocks with a gap between them. Pure.
 
-Patches cut at a stride overlap, and neighbours look alike: a random split leaks. Here space is cut into square
+Patches cut at a stride overlap, and neighbours look alike: a random split leaks. Here space is cut into
 blocks, each block goes to one part, and a patch is used only if it lies wholly in its part and far enough from
 every other. Works for any boxes on a plane: pixels of one raster, or metres of one CRS.
 """
@@ -19,13 +19,15 @@ from sgdata.types import Array, Window
 
 LEFT_OUT = ""
 PARTS = ("train", "val", "test")
+MISSING, LOSS = 4.0, 0.02  # a class that a part lacks outweighs any unevenness; losing 20 % equals 4 % of share
+SWEEPS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSettings:
     """How patches are divided (`split` in a recipe).
 
-    `blocks`: squares of `block_px`, at least `gap_px` between patches of different parts. `random`: patch by
+    `blocks`: rectangles of about `block_px`, at least `gap_px` between patches of different parts. `random`: patch by
     patch, as the SegMunich paper did; it leaks wherever patches overlap.
     """
 
@@ -47,6 +49,11 @@ class SplitReport:
     lacking: dict[str, tuple[int, ...]]
     leakage: float
 
+    @property
+    def empty(self) -> tuple[str, ...]:
+        """Parts that were wanted and hold no box: the blocks or the gap are too large for the area."""
+        return tuple(part for part, number in self.boxes.items() if not number)
+
 
 def split(boxes: Array, counts: Array, settings: SplitSettings) -> tuple[tuple[str, ...], SplitReport]:
     """The part of each box (`LEFT_OUT` where none) and a report.
@@ -62,12 +69,20 @@ def split(boxes: Array, counts: Array, settings: SplitSettings) -> tuple[tuple[s
             "0 to 1 that leave something to train, a block of 1 px or more and a gap of 0 or more"
         )
     boxes, counts = np.asarray(boxes), np.asarray(counts, np.float64)
-    if settings.method == "random":
+    side = (boxes[:, 2:4] - boxes[:, 0:2]).max(initial=0)
+    if settings.method == "blocks" and settings.block_px < side:
+        raise SettingError(f"split.block_px is {settings.block_px}; expected at least {side}, the side of a patch")
+    # One order for the same boxes however they come: sums of floats depend on it.
+    order = np.lexsort([*counts.T, *boxes.T])
+    boxes, counts = boxes[order], counts[order]
+    if settings.method == "random" or not len(boxes):
         parts = _drawn(boxes, shares, settings.seed)
     else:
         parts = _by_blocks(boxes, counts, shares, settings)
-    names = tuple(PARTS[part] if part >= 0 else LEFT_OUT for part in parts)
-    return names, _report(boxes, counts, parts, shares)
+    names = [LEFT_OUT] * len(boxes)
+    for place, part in zip(order, parts, strict=True):
+        names[place] = PARTS[part] if part >= 0 else LEFT_OUT
+    return tuple(names), _report(boxes, counts, parts, shares)
 
 
 def _hash(seed: int, *place: float) -> str:
@@ -87,81 +102,113 @@ def _drawn(boxes: Array, shares: tuple[float, ...], seed: int) -> Array:
 # --- blocks --------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Which blocks each box lies in (`inside`) and comes near to (`near`): (N, M) block numbers, the last block
+    number + 1 where there are fewer; `boxes_near` says for each block which boxes it decides upon."""
+
+    places: Array
+    inside: Array
+    near: Array
+    boxes_near: tuple[Array, ...]
+
+
 def _by_blocks(boxes: Array, counts: Array, shares: tuple[float, ...], settings: SplitSettings) -> Array:
-    size, gap = settings.block_px, settings.gap_px
-    centres = np.floor_divide(boxes[:, 0:2] + boxes[:, 2:4], 2 * size).astype(np.int64)
-    places, block_of = np.unique(centres, axis=0, return_inverse=True)
-    # What a block surely brings: the boxes that lie wholly inside it.
-    first, last = _blocks_met(boxes, size, 0)
-    whole = (first == last).all(axis=1)
-    mass = np.zeros((len(places), counts.shape[1] + 1))
-    np.add.at(mass, block_of.ravel()[whole], np.column_stack([counts, np.ones(len(boxes))])[whole])
-    chosen = _assigned(places, mass, shares, settings.seed)
-    part_at = {(int(x), int(y)): int(part) for (x, y), part in zip(places, chosen, strict=True)}
-
-    parts = np.full(len(boxes), -1, np.int8)
-    near_first, near_last = _blocks_met(boxes, size, gap)
-    for i in range(len(boxes)):
-        inside = {part_at.get(place, -1) for place in _places(first[i], last[i])}
-        if len(inside) == 1 and (part := inside.pop()) >= 0:
-            # The gap is taken from the greater part: train keeps off val, val keeps off test.
-            near = {part_at.get(place, -1) for place in _places(near_first[i], near_last[i])}
-            parts[i] = part if max(near) <= part else -1
-    return parts
+    layout = _laid_out(boxes, settings.block_px, settings.gap_px)
+    mass = np.column_stack([counts, np.ones(len(boxes))])
+    return _parts(layout, _assigned(layout, mass, shares, settings.seed), np.arange(len(boxes)))
 
 
-def _blocks_met(boxes: Array, size: int, gap: int) -> tuple[Array, Array]:
-    """First and last block (x, y) that each box meets when grown by less than `gap`."""
-    first = np.floor_divide(boxes[:, 0:2] - gap, size).astype(np.int64)
-    last = (-np.floor_divide(-(boxes[:, 2:4] + gap), size) - 1).astype(np.int64)
-    return first, last
+def _laid_out(boxes: Array, size: int, gap: int) -> _Layout:
+    """The area divided evenly into blocks of about `size`, without slivers at its end."""
+    low, high = boxes[:, 0:2].min(axis=0), boxes[:, 2:4].max(axis=0)
+    number = np.maximum(np.rint((high - low) / size), 1).astype(np.int64)
+
+    def met(grown: int) -> list[list[tuple[int, int]]]:
+        """The blocks (x, y) that each box meets when grown by less than `grown`."""
+        first = np.floor_divide((boxes[:, 0:2] - grown - low) * number, high - low).astype(np.int64)
+        last = (-np.floor_divide(-(boxes[:, 2:4] + grown - low) * number, high - low) - 1).astype(np.int64)
+        first, last = np.maximum(first, 0), np.minimum(last, number - 1)
+        return [
+            [(x, y) for x in range(x0, x1 + 1) for y in range(y0, y1 + 1)]
+            for (x0, y0), (x1, y1) in zip(first.tolist(), last.tolist(), strict=True)
+        ]
+
+    inside, near = met(0), met(gap)
+    places = sorted({place for box in near for place in box})
+    at = {place: i for i, place in enumerate(places)}
+    near_numbers = _padded([[at[place] for place in box] for box in near], len(places))
+    boxes_near: list[list[int]] = [[] for _ in places]
+    for i, box in enumerate(near):
+        for place in box:
+            boxes_near[at[place]].append(i)
+    return _Layout(
+        places=np.array(places, np.int64).reshape(-1, 2),
+        inside=_padded([[at[place] for place in box] for box in inside], len(places)),
+        near=near_numbers,
+        boxes_near=tuple(np.array(near, np.int64) for near in boxes_near),
+    )
 
 
-def _places(first: Array, last: Array) -> list[tuple[int, int]]:
-    return [(x, y) for x in range(first[0], last[0] + 1) for y in range(first[1], last[1] + 1)]
+def _padded(rows: list[list[int]], rest: int) -> Array:
+    longest = max(map(len, rows), default=0)
+    return np.array([row + [rest] * (longest - len(row)) for row in rows], np.int64).reshape(len(rows), longest)
 
 
-def _assigned(places: Array, mass: Array, shares: tuple[float, ...], seed: int) -> Array:
-    """The part of each block: drawn by seeded hash, then single blocks are moved while that betters the balance.
+def _parts(layout: _Layout, chosen: Array, which: Array) -> Array:
+    """The part of these boxes, -1 if left out: in blocks of one part, and clear of every greater part.
 
-    Better means first: fewer classes missing from a part although enough blocks hold them; then: the share of
-    each class in each part nearer to the wanted share, a rare class counting as much as a common one.
+    So the gap is taken from the greater part: train keeps off val, val keeps off test.
     """
-    blocks = len(places)
-    order = sorted(range(blocks), key=lambda i: _hash(seed, *places[i]))
+    inside, near = layout.inside[which], layout.near[which]
+    low = np.append(chosen, len(PARTS))[inside].min(axis=1)
+    high = np.append(chosen, -1)[near].max(axis=1)
+    return np.where(np.maximum(high, np.append(chosen, -1)[inside].max(axis=1)) == low, low, -1)
+
+
+def _assigned(layout: _Layout, mass: Array, shares: tuple[float, ...], seed: int) -> Array:
+    """The part of each block: drawn by seeded hash, then block by block changed while that betters the split.
+
+    Better means first: fewer classes missing from a part although several blocks hold them; then the share of
+    each class in each part nearer to the wanted one (a rare class counting as much as a common one) and fewer
+    boxes left out.
+    """
+    blocks = len(layout.places)
+    order = sorted(range(blocks), key=lambda i: _hash(seed, *layout.places[i]))
     chosen = np.zeros(blocks, np.int64)
     test, val = round(shares[2] * blocks), round(shares[1] * blocks)
     chosen[order[:test]], chosen[order[test : test + val]] = 2, 1
+    used = [part for part in range(len(PARTS)) if shares[part] > 0]
+    wanted = np.array(shares)[used, None]
+    exists = mass.sum(axis=0) > 0
 
-    used = [part for part in range(3) if shares[part] > 0]
-    relative = mass / np.maximum(mass.sum(axis=0), 1e-12)
-    wanted = np.array(shares)[:, None]
-    spread = (mass > 0).sum(axis=0) >= len(used)  # classes that can stand in every part
-    held = np.zeros((3, mass.shape[1]))
-    np.add.at(held, chosen, relative)
+    def held_by(parts: Array, which: Array) -> Array:
+        return np.array([mass[which][parts == part].sum(axis=0) for part in used])
 
-    def badness(held: Array) -> Array:
-        """(..., 3, K) shares held -> (...): missing classes, then imbalance below 1."""
-        missing = ((held[..., used, :] < 1e-9) & spread).sum(axis=(-2, -1))
-        worse: Array = missing + ((held - wanted) ** 2).mean(axis=(-2, -1)) / 2
-        return worse
+    def badness(held: Array) -> float:
+        held, total = held[:, exists], held.sum(axis=0)[exists]
+        missing = ((held == 0) & (total > 0)).sum()
+        uneven = ((held / np.maximum(total, 1e-12) - wanted) ** 2).sum() / max(len(total), 1)
+        return float(MISSING * missing + uneven + LOSS * (1 - total[-1] / len(mass)))
 
+    everyone = np.arange(len(mass))
+    held = held_by(_parts(layout, chosen, everyone), everyone)
     now = badness(held)
-    for _ in range(4 * blocks):
-        moved = []
-        for part in used:
-            after = np.broadcast_to(held, (blocks, *held.shape)).copy()
-            after[np.arange(blocks), chosen] -= relative
-            after[:, part] += relative
-            moved.append(badness(after))
-        best = np.round(np.array(moved), 12).T[order]  # in the order of the hashes: ties are the seed's
-        place, part = divmod(int(best.argmin()), len(used))
-        if best[place, part] >= now - 1e-9:
+    for _ in range(SWEEPS):
+        before = now
+        for block in order:
+            which = layout.boxes_near[block]
+            here = held_by(_parts(layout, chosen, which), which)
+            for part in used:
+                old, chosen[block] = chosen[block], part
+                held_then = held - here + (here_then := held_by(_parts(layout, chosen, which), which))
+                then = badness(held_then)
+                if then < now - 1e-9:
+                    held, here, now = held_then, here_then, then
+                else:
+                    chosen[block] = old
+        if now == before:
             break
-        block = order[place]
-        held[chosen[block]] -= relative[block]
-        held[used[part]] += relative[block]
-        chosen[block], now = used[part], best[place, part]
     return chosen
 
 

@@ -27,7 +27,7 @@ def distance_px(a: Window, b: Window) -> int:
 
 split_settings = st.builds(
     blocks.SplitSettings,
-    block_px=st.integers(5, 60),
+    block_px=st.integers(20, 60),
     gap_px=st.integers(0, 30),
     val_share=st.floats(0, 0.5),
     test_share=st.floats(0, 0.4),
@@ -35,8 +35,8 @@ split_settings = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
-@given(split_settings, st.integers(40, 160), st.integers(40, 160), st.integers(4, 24), st.integers(3, 24), st.data())
+@settings(max_examples=40, deadline=None)
+@given(split_settings, st.integers(40, 160), st.integers(40, 160), st.integers(4, 20), st.integers(4, 24), st.data())
 def test_no_two_parts_come_closer_than_the_gap(
     chosen: blocks.SplitSettings, height: int, width: int, size: int, stride: int, data: st.DataObject
 ) -> None:
@@ -99,6 +99,42 @@ def test_a_class_that_one_part_lacks_is_reported() -> None:
     counts[1:, 1] = 0
     _, report = blocks.split(blocks.window_boxes(windows), counts, blocks.SplitSettings(block_px=100, gap_px=0))
     assert sorted(report.lacking.values()) == [(), (1,)]
+
+
+def test_small_areas_are_divided_evenly_and_an_empty_part_is_named() -> None:
+    windows = some_windows(800, 800, 128, 64)
+    boxes, counts = blocks.window_boxes(windows), np.ones((len(windows), 1))
+    _, report = blocks.split(boxes, counts, blocks.SplitSettings())  # four blocks of 400 px
+    assert report.boxes == {"train": 57, "val": 25}
+    assert report.empty == ()
+    _, report = blocks.split(boxes, counts, blocks.SplitSettings(block_px=2000))
+    assert report.empty == ("val",)
+    nothing, report = blocks.split(boxes[:0], counts[:0], blocks.SplitSettings())
+    assert nothing == ()
+    assert report.empty == ("train", "val")
+
+
+def test_boxes_may_lie_anywhere_and_be_measured_in_metres() -> None:
+    windows = some_windows(1000, 1000, 128, 64)
+    boxes, counts = blocks.window_boxes(windows), np.random.default_rng(2).integers(0, 9, (len(windows), 4))
+    here, _ = blocks.split(boxes, counts, blocks.SplitSettings(block_px=250, gap_px=64))
+    metres = boxes * 10.0 + (671280, 5349540, 671280, 5349540)
+    there, _ = blocks.split(metres, counts, blocks.SplitSettings(block_px=2500, gap_px=640))
+    assert here == there
+
+
+def test_few_patches_are_lost_to_the_gap() -> None:
+    windows = some_windows(2958, 3847, 128, 64)  # the paper's area
+    counts = np.random.default_rng(0).integers(0, 9, (len(windows), 13))
+    parts, report = blocks.split(blocks.window_boxes(windows), counts, blocks.SplitSettings())
+    assert report.left_out < 0.3 * len(windows)
+    assert report.boxes["val"] / (len(windows) - report.left_out) == pytest.approx(0.2, abs=0.03)
+    assert parts.count("train") > 1500
+
+
+def test_a_block_smaller_than_a_patch_is_refused() -> None:
+    with pytest.raises(SettingError, match="block_px is 64; expected at least 128"):
+        blocks.split(np.array([[0, 0, 128, 128]]), np.ones((1, 1)), blocks.SplitSettings(block_px=64))
 
 
 @pytest.mark.parametrize("wrong", [{"val_share": 1.2}, {"block_px": 0}, {"gap_px": -1}, {"val_share": -0.1}])
