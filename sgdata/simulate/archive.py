@@ -18,7 +18,7 @@ import shapely
 from sgdata import files, grid, pool, progress
 from sgdata.errors import OutputError, SettingError
 from sgdata.sentinel2 import BAND, L2A_BANDS
-from sgdata.simulate import cogs, ground, items, osm_xml, plan, sky, spectra, surface, truth
+from sgdata.simulate import cogs, ground, items, osm_xml, plan, sketch, sky, spectra, surface, truth
 from sgdata.simulate.plan import Plan, Scene
 from sgdata.simulate.spectra import Surface
 from sgdata.simulate.surface import Layer
@@ -78,7 +78,7 @@ def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
         files.write(out / items.COLLECTION / one.id / f"{one.id}.json", files.pretty_json(document))
     collection = items.collection(scenes, what.granule)
     files.write(out / items.COLLECTION / "collection.json", files.pretty_json(collection))
-    files.write(out / "catalog.json", files.pretty_json(items.catalog()))
+    files.write(out / "catalog.json", files.pretty_json(items.root()))
     _write_medians(out, work, what, workers)
     _write_traps(out, scenes)
 
@@ -121,7 +121,7 @@ def _tile_path(work: Path, window: Window) -> Path:
     return work / f"{window.row}-{window.col}.npz"
 
 
-def _tile_tasks(place: ground.Place, what: Plan, work: Path, windows: list[Window]) -> Iterator[TileTask]:
+def _tile_tasks(place: sketch.Place, what: Plan, work: Path, windows: list[Window]) -> Iterator[TileTask]:
     every = surface.layers(place)
     tree = shapely.STRtree([layer.outline for layer in every])
     work.mkdir(parents=True, exist_ok=True)

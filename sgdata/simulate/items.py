@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import shapely
 from pyproj import Transformer
 
+from sgdata import catalog
 from sgdata.sentinel2 import BAND, L2A_BANDS, SceneClass
 from sgdata.simulate.plan import TILE, Scene
 from sgdata.types import Array, Grid
@@ -18,26 +20,13 @@ KEYS = {
     "B01": "coastal", "B02": "blue", "B03": "green", "B04": "red", "B05": "rededge1", "B06": "rededge2",
     "B07": "rededge3", "B08": "nir", "B8A": "nir08", "B09": "nir09", "B11": "swir16", "B12": "swir22",
 }  # fmt: skip
-EXTENSIONS = [
-    "https://stac-extensions.github.io/raster/v1.1.0/schema.json",
-    "https://stac-extensions.github.io/view/v1.0.0/schema.json",
-    "https://stac-extensions.github.io/mgrs/v1.0.0/schema.json",
-    "https://stac-extensions.github.io/eo/v1.1.0/schema.json",
-    "https://stac-extensions.github.io/grid/v1.1.0/schema.json",
-    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
-]
 SHARES = {
-    "s2:dark_features_percentage": SceneClass.DARK,
-    "s2:cloud_shadow_percentage": SceneClass.CLOUD_SHADOW,
-    "s2:vegetation_percentage": SceneClass.VEGETATION,
-    "s2:not_vegetated_percentage": SceneClass.NOT_VEGETATED,
-    "s2:water_percentage": SceneClass.WATER,
-    "s2:unclassified_percentage": SceneClass.UNCLASSIFIED,
-    "s2:medium_proba_clouds_percentage": SceneClass.CLOUD_MEDIUM,
-    "s2:high_proba_clouds_percentage": SceneClass.CLOUD_HIGH,
-    "s2:thin_cirrus_percentage": SceneClass.CIRRUS,
-    "s2:snow_ice_percentage": SceneClass.SNOW,
-}
+    SceneClass.DARK: "dark_features", SceneClass.CLOUD_SHADOW: "cloud_shadow", SceneClass.VEGETATION: "vegetation",
+    SceneClass.NOT_VEGETATED: "not_vegetated", SceneClass.WATER: "water", SceneClass.UNCLASSIFIED: "unclassified",
+    SceneClass.CLOUD_MEDIUM: "medium_proba_clouds", SceneClass.CLOUD_HIGH: "high_proba_clouds",
+    SceneClass.CIRRUS: "thin_cirrus", SceneClass.SNOW: "snow_ice",
+}  # fmt: skip
+CLOUDS = ("s2:medium_proba_clouds_percentage", "s2:high_proba_clouds_percentage", "s2:thin_cirrus_percentage")
 
 
 def ring(shape: shapely.Polygon, crs: str) -> list[list[float]]:
@@ -61,54 +50,33 @@ def bbox(geometry: dict[str, Any]) -> list[float]:
 def item(scene: Scene, granule: Grid, footprint: shapely.Polygon, counts: Array) -> dict[str, Any]:
     """The item of a scene; `counts` are the pixels of each SCL value, `footprint` where the granule has data."""
     geometry = polygon(footprint, granule.crs)
-    return {
-        "type": "Feature",
-        "stac_version": "1.1.0",
-        "stac_extensions": EXTENSIONS,
-        "id": scene.id,
-        "collection": COLLECTION,
-        "geometry": geometry,
-        "bbox": bbox(geometry),
-        "properties": _properties(scene, counts) | {"proj:code": granule.crs},
-        "assets": _assets(scene, granule),
-        "links": [
-            {"rel": "root", "href": "../../catalog.json", "type": "application/json"},
-            {"rel": "parent", "href": "../collection.json", "type": "application/json"},
-            {"rel": "collection", "href": "../collection.json", "type": "application/json"},
-        ],
-    }
+    document = catalog.document("simulated_item")
+    properties = document["properties"] | _properties(scene, counts) | {"proj:code": granule.crs}
+    own = {"id": scene.id, "geometry": geometry, "bbox": bbox(geometry), "properties": properties}
+    return document | own | {"assets": _assets(scene, granule)}
 
 
 def _properties(scene: Scene, counts: Array) -> dict[str, Any]:
     time = scene.time
-    made = "20230301T002441" if scene.baseline == "05.00" else f"{time:%Y%m%d}T140040"
+    made = datetime(2023, 3, 1, 0, 24, 41) if scene.baseline == "05.00" else time.replace(hour=14)
     number = scene.baseline.replace(".", "")
-    product = f"{scene.platform}_MSIL2A_{time:%Y%m%dT%H%M%S}_N{number}_R{scene.orbit:03d}_T{TILE}_{made}.SAFE"
     total = max(int(counts.sum()), 1)
     seen = max(total - int(counts[SceneClass.NO_DATA]), 1)
-    shares = {key: round(100 * int(counts[value]) / seen, 6) for key, value in SHARES.items()}
-    clouds = ("s2:medium_proba_clouds_percentage", "s2:high_proba_clouds_percentage", "s2:thin_cirrus_percentage")
+    shares = {f"s2:{name}_percentage": round(100 * int(counts[value]) / seen, 6) for value, name in SHARES.items()}
+    stem = f"{scene.platform}_MSIL2A_{time:%Y%m%dT%H%M%S}_N{number}_R{scene.orbit:03d}_T{TILE}"
     return shares | {
         "datetime": f"{time:%Y-%m-%dT%H:%M:%S}.000000Z",
-        "created": f"{made[:4]}-{made[4:6]}-{made[6:8]}T20:00:00.000Z",
-        "updated": f"{made[:4]}-{made[4:6]}-{made[6:8]}T20:00:00.000Z",
+        "created": f"{made:%Y-%m-%dT%H:%M:%S}.000Z",
+        "updated": f"{made:%Y-%m-%dT%H:%M:%S}.000Z",
         "platform": f"sentinel-{scene.platform[1:].lower()}",
-        "constellation": "sentinel-2",
-        "instruments": ["msi"],
-        "eo:cloud_cover": round(sum(shares[key] for key in clouds), 6),
-        "mgrs:utm_zone": 32,
-        "mgrs:latitude_band": "U",
-        "mgrs:grid_square": "PU",
-        "grid:code": f"MGRS-{TILE}",
+        "eo:cloud_cover": round(sum(shares[key] for key in CLOUDS), 6),
         "view:sun_azimuth": round(scene.sun_azimuth, 9),
         "view:sun_elevation": round(scene.sun_elevation, 9),
         "s2:nodata_pixel_percentage": round(100 * int(counts[SceneClass.NO_DATA]) / total, 6),
-        "s2:product_type": "S2MSI2A",
         "s2:processing_baseline": scene.baseline,
-        "s2:product_uri": product,
-        "s2:generation_time": f"{made[:4]}-{made[4:6]}-{made[6:8]}T{made[9:11]}:{made[11:13]}:{made[13:]}.000000Z",
+        "s2:product_uri": f"{stem}_{made:%Y%m%dT%H%M%S}.SAFE",
+        "s2:generation_time": f"{made:%Y-%m-%dT%H:%M:%S}.000000Z",
         "s2:datatake_id": f"G{scene.platform}_{time:%Y%m%dT%H%M%S}_{scene.index + 20000:06d}_N{scene.baseline}",
-        "s2:datatake_type": "INS-NOBS",
         "s2:sequence": scene.id.split("_")[3],
         "earthsearch:boa_offset_applied": scene.baseline >= "04.00" and not scene.offset_in_pixels,
     }
@@ -117,28 +85,13 @@ def _properties(scene: Scene, counts: Array) -> dict[str, Any]:
 def _assets(scene: Scene, granule: Grid) -> dict[str, Any]:
     assets: dict[str, Any] = {}
     for name in L2A_BANDS:
-        band = BAND[name]
-        assets[KEYS[name]] = _asset(f"{name}.tif", band.gsd_m, granule) | {
-            "title": f"{KEYS[name]} - {band.gsd_m}m",
-            "gsd": band.gsd_m,
-            "eo:bands": [{"name": KEYS[name], "center_wavelength": band.wavelength_nm / 1000}],
-            "raster:bands": [
-                {
-                    "nodata": 0,
-                    "data_type": "uint16",
-                    "bits_per_sample": 15,
-                    "spatial_resolution": band.gsd_m,
-                    "scale": 0.0001,
-                    "offset": -0.1 if scene.offset_in_pixels else 0,
-                }
-            ],
-            "roles": ["data", "reflectance"],
-        }
-    assets["scl"] = _asset("SCL.tif", 20, granule) | {
-        "title": "Scene classification map (SCL)",
-        "raster:bands": [{"nodata": 0, "data_type": "uint8", "spatial_resolution": 20}],
-        "roles": ["data", "reflectance"],
-    }
+        band, stored = BAND[name], {"nodata": 0, "data_type": "uint16", "bits_per_sample": 15, "scale": 0.0001}
+        stored |= {"spatial_resolution": band.gsd_m, "offset": -0.1 if scene.offset_in_pixels else 0}
+        colours = [{"name": KEYS[name], "center_wavelength": band.wavelength_nm / 1000}]
+        about = {"gsd": band.gsd_m, "eo:bands": colours, "raster:bands": [stored]}
+        assets[KEYS[name]] = _asset(f"{name}.tif", band.gsd_m, granule) | about
+    stored = {"nodata": 0, "data_type": "uint8", "spatial_resolution": 20}
+    assets["scl"] = _asset("SCL.tif", 20, granule) | {"raster:bands": [stored]}
     return assets
 
 
@@ -148,6 +101,8 @@ def _asset(name: str, gsd_m: int, granule: Grid) -> dict[str, Any]:
     return {
         "href": f"./{name}",
         "type": TIFF,
+        "title": f"{name[:-4]} at {gsd_m} m",
+        "roles": ["data", "reflectance"],
         "proj:shape": [granule.shape[0] // factor, granule.shape[1] // factor],
         "proj:transform": [gsd_m, 0, west, 0, -gsd_m, north],
     }
@@ -177,7 +132,7 @@ def collection(scenes: list[Scene], granule: Grid) -> dict[str, Any]:
     }
 
 
-def catalog() -> dict[str, Any]:
+def root() -> dict[str, Any]:
     """The root."""
     return {
         "type": "Catalog",

@@ -17,9 +17,10 @@ import shapely
 from pyproj import Transformer
 from shapely.geometry import Polygon
 
-from sgdata.simulate.ground import Area, Place
-from sgdata.simulate.kinds import KINDS, ROADS
+from sgdata.simulate.kinds import kinds, roads
 from sgdata.simulate.plan import CRS
+from sgdata.simulate.sketch import Area, Place
+from sgdata.types import Array
 
 TIMESTAMP = "2020-03-31T23:59:59Z"
 FIRST_NODE, FIRST_WAY, FIRST_RELATION = 1_000_000_000, 100_000_000, 1_000_000
@@ -34,7 +35,7 @@ class Elements:
     ways: list[tuple[list[int], Tags]] = field(default_factory=list)
     relations: list[tuple[list[tuple[int, str]], Tags]] = field(default_factory=list)
 
-    def way(self, lonlat: np.ndarray, tags: Tags) -> int:
+    def way(self, lonlat: Array, tags: Tags) -> int:
         """The id of a new way through points (N, 2) in degrees."""
         keys = [(x, y) for x, y in np.round(lonlat * 1e7).astype(np.int64).tolist()]
         refs = [self.nodes.setdefault(key, FIRST_NODE + len(self.nodes)) for key in keys]
@@ -48,7 +49,7 @@ def elements(place: Place) -> Elements:
     to_degrees = Transformer.from_crs(CRS, "EPSG:4326", always_xy=True)
     out = Elements()
 
-    def degrees(points: np.ndarray) -> np.ndarray:
+    def degrees(points: Array) -> Array:
         return np.column_stack(to_degrees.transform(points[:, 0], points[:, 1]))
 
     for area in place.areas:
@@ -57,13 +58,13 @@ def elements(place: Place) -> Elements:
     for line in place.lines:
         if line.exported:
             points = shapely.get_coordinates(line.geometry)
-            out.way(degrees(points), ROADS[line.kind].tags | line.tags)
+            out.way(degrees(points), roads()[line.kind].tags | line.tags)
     return out
 
 
 def _area(out: Elements, area: Area, degrees: Any) -> None:
     shape = _jittered(area)
-    choices = KINDS[area.kind].tags
+    choices = kinds()[area.kind].tags
     tags = choices[area.variant // 7 % len(choices)]
     rings = [shapely.get_coordinates(ring) for ring in (shape.exterior, *shape.interiors)]
     if len(rings) == 1:

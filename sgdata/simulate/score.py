@@ -75,7 +75,7 @@ def chosen_truth(archive: Path, items: list[str], chosen: Array, names: tuple[st
     """(C, H, W) the noise-free DN of the date that a rule chose at each pixel; 0 where it chose none."""
     out = np.zeros((len(names), *chosen.shape), np.uint16)
     for index in np.unique(chosen[chosen < len(items)]):
-        by_gsd, order = truth.scene(archive, items[index])
+        by_gsd, order = truth.scene(archive, items[index]), truth.ORDER
         here = chosen == index
         out[:, here] = to_finest(by_gsd, names, order)[:, here]
     return out

@@ -11,6 +11,8 @@ import shapely
 from shapely.geometry import LineString, Point, Polygon
 from shapely.geometry.base import BaseGeometry
 
+from sgdata.types import Array
+
 Rng = np.random.Generator
 
 
@@ -107,7 +109,7 @@ def rounded(shape: BaseGeometry, radius_m: float) -> list[Polygon]:
     return polygons(shape.buffer(radius_m).buffer(-2 * radius_m).buffer(radius_m).simplify(2), 1000)
 
 
-def cells(points: np.ndarray, around: Polygon) -> list[Polygon]:
+def cells(points: Array, around: Polygon) -> list[Polygon]:
     """The Voronoi cells of points (N, 2) inside a convex area."""
     diagram = shapely.voronoi_polygons(shapely.MultiPoint(points), extend_to=around)
     return [part for cell in shapely.get_parts(diagram) for part in polygons(cell.intersection(around))]

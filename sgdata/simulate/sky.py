@@ -20,6 +20,8 @@ SNOW = np.array([7800, 8100, 8000, 7900, 7800, 7700, 7600, 7400, 7200, 7000, 800
 SKYLIGHT = np.array([0.55, 0.5, 0.42, 0.36, 0.34, 0.31, 0.3, 0.28, 0.27, 0.25, 0.2, 0.18], np.float32)
 """Share of the light that still reaches a shadowed place."""
 
+THICK, DEEP = 0.25, 0.35
+"""Opacity from which cloud, and depth from which shadow, counts as such in the true masks; below it is thin."""
 CLOUD_BIT, SHADOW_BIT, THIN_BIT, SNOW_BIT = 1, 2, 4, 8
 OCTAVES = (1, 0.5, 0.25, 0.125, 0.0625, 0.03125)
 
@@ -40,10 +42,11 @@ class Sky:
 
     @property
     def bits(self) -> Array:
-        """uint8: 1 cloud, 2 shadow, 4 thin cloud, cirrus or haze, 8 snow; 0 where the ground is seen as it is."""
-        thin = ((self.cloud > 0) & (self.cloud <= 0.15)) | (self.cirrus > 0) | (self.haze > 0)
-        bits = (self.cloud > 0.15) * CLOUD_BIT + (self.shadow > 0) * SHADOW_BIT
-        return np.asarray(bits + thin * THIN_BIT + (self.snow > 0) * SNOW_BIT, np.uint8)
+        """uint8: 1 cloud, 2 shadow, 4 a trace of either, cirrus or haze, 8 snow; 0: seen as it is."""
+        cloud, shadow = self.cloud > THICK, self.shadow > DEEP
+        thin = ((self.cloud > 0) & ~cloud) | ((self.shadow > 0) & ~shadow) | (self.cirrus > 0) | (self.haze > 0)
+        bits = cloud * CLOUD_BIT + shadow * SHADOW_BIT + thin * THIN_BIT + (self.snow > 0) * SNOW_BIT
+        return np.asarray(bits, np.uint8)
 
 
 def _field(seed: int, weather: Weather, rows: Array, cols: Array) -> Field:

@@ -10,8 +10,8 @@ import numpy as np
 import shapely
 
 from sgdata.simulate import noise, spectra
-from sgdata.simulate.ground import Area, Line, Place
-from sgdata.simulate.kinds import CHANGES, KINDS, LEAST_HALF_WIDTH_M, ROADS
+from sgdata.simulate.kinds import LEAST_HALF_WIDTH_M, kinds, roads
+from sgdata.simulate.sketch import Area, Line, Place
 from sgdata.simulate.spectra import Surface
 from sgdata.types import Array, Grid
 
@@ -32,29 +32,29 @@ class Layer:
 def layers(place: Place) -> list[Layer]:
     """Everything seen from above, in painting order: large areas first, changes, then lines by rank."""
     areas = sorted(place.areas, key=lambda a: (a.epoch, -a.geometry.area, a.variant))
-    lines = sorted((one for one in place.lines if one.seen), key=lambda one: (ROADS[one.kind].rank, one.variant))
+    lines = sorted((one for one in place.lines if one.seen), key=lambda one: (roads()[one.kind].rank, one.variant))
     return [*map(_of_area, areas), *map(_of_line, lines)]
 
 
 def _of_area(area: Area) -> Layer:
-    kind = KINDS[area.kind]
+    kind = kinds()[area.kind]
     return Layer(
         outline=area.geometry,
         label=kind.label,
-        cover=spectra.COVER_ID[kind.covers[area.variant % len(kind.covers)]],
+        cover=spectra.cover_ids()[kind.covers[area.variant % len(kind.covers)]],
         variant=area.variant,
         tagged=area.exported and kind.label is not None,
         epoch=area.epoch,
-        change=CHANGES.get(area.kind, 0),
+        change=kind.change,
     )
 
 
 def _of_line(line: Line) -> Layer:
-    road = ROADS[line.kind]
+    road = roads()[line.kind]
     half = LEAST_HALF_WIDTH_M if road.label is not None else LEAST_HALF_WIDTH_M / 2
     outline = line.geometry.buffer(max(road.width_m / 2, half), cap_style="flat")
     tagged = line.exported and road.label is not None
-    cover = spectra.COVER_ID[road.cover]
+    cover = spectra.cover_ids()[road.cover]
     return Layer(outline=outline, label=road.label, cover=cover, variant=line.variant, tagged=tagged, epoch=1, change=0)
 
 
@@ -86,7 +86,7 @@ def paint(found: Sequence[Layer], grid: Grid, *, seed: int, epoch: int) -> Surfa
 
 
 def changes(found: Sequence[Layer], grid: Grid) -> Array:
-    """(H, W) uint8: what changed between the epochs (`kinds.CHANGES`), where no street lies on top."""
+    """(H, W) uint8: what changed between the epochs (`kinds.Kind.change`), where no street lies on top."""
     changed = _burned([(one.outline, one.change) for one in found if one.change], grid, "uint8")
     streets = _burned([(one.outline, 1) for one in found if one.label == 0], grid, "uint8")
     return np.where(streets == 1, 0, changed).astype(np.uint8)

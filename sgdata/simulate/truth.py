@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def scene(archive: Path, item_id: str) -> dict[int, Array]:
     found = [one for one in plan.scenes(what) if one.id == item_id]
     if not found:
         raise SettingError(f"item '{item_id}' is not in {archive}; see its sentinel-2-l2a folder for the ids")
-    every = surface.layers(ground.build(what))
+    every = _layers(what)
     tree = shapely.STRtree([layer.outline for layer in every])
     day = found[0].time.timetuple().tm_yday
     height, width = what.area.shape
@@ -83,6 +84,12 @@ def scene(archive: Path, item_id: str) -> dict[int, Array]:
             rows, cols = grid_slices(window, gsd)
             whole[gsd][:, rows, cols] = digital(bands)
     return whole
+
+
+@lru_cache(maxsize=1)
+def _layers(what: Plan) -> list[surface.Layer]:
+    """Kept, for who asks for one date asks for the next."""
+    return surface.layers(ground.build(what))
 
 
 def grid_slices(window: Window, gsd: int) -> tuple[slice, slice]:

@@ -1,0 +1,85 @@
+"""The nouns of the simulated place and the lists they are gathered in while it is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from shapely.geometry import LineString, Polygon
+
+from sgdata.simulate.kinds import kinds, roads
+from sgdata.simulate.plan import Plan
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Area:
+    """A polygon of ground. `variant` draws its look; `epoch` 2 means that it came after the first epoch."""
+
+    geometry: Polygon
+    kind: str
+    variant: int
+    exported: bool = True
+    epoch: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A street, railway or watercourse. Tunnels are exported but not seen."""
+
+    geometry: LineString
+    kind: str
+    tags: dict[str, str]
+    variant: int
+    exported: bool = True
+    seen: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settlement:
+    """A town or village: middle, radius and outline."""
+
+    x: float
+    y: float
+    radius: float
+    outline: Polygon
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The whole of it, in EPSG:32632 metres."""
+
+    areas: tuple[Area, ...]
+    lines: tuple[Line, ...]
+
+
+class Sketch:
+    """The growing lists while a place is drawn, with one random stream per stage."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.areas: list[Area] = []
+        self.lines: list[Line] = []
+
+    def rng(self, stage: int) -> Rng:
+        return np.random.Generator(np.random.Philox(key=[self.plan.seed, stage]))
+
+    def add(self, kind: str, pieces: Sequence[Polygon], rng: Rng, *, hidden: float = 0.0, epoch: int = 1) -> None:
+        """Areas of a kind; a share `hidden` of them is unknown to OpenStreetMap."""
+        for piece in pieces:
+            exported = bool(kinds()[kind].tags) and epoch == 1 and rng.random() >= hidden
+            variant = int(rng.integers(2**31))
+            self.areas.append(Area(geometry=piece, kind=kind, variant=variant, exported=exported, epoch=epoch))
+
+    def draw(self, kind: str, path: LineString, rng: Rng, *, hidden: float = 0.0, **tags: str) -> None:
+        """A line of a kind."""
+        variant = int(rng.integers(2**31))
+        road = roads()[kind]
+        if road.width_m and rng.random() < 0.35:
+            tags["width"] = f"{road.width_m:g}"
+        elif road.lanes and rng.random() < 0.5:
+            tags["lanes"] = str(road.lanes)
+        known = rng.random() >= hidden
+        self.lines.append(Line(geometry=path, kind=kind, tags=tags, variant=variant, exported=known))
