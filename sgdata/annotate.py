@@ -109,6 +109,8 @@ def cut(folder: Path, name: str, lattice: Grid, settings: PatchSettings, split: 
     # Unmapped ground is no class to be balanced between the parts.
     parts, report = blocks.split(blocks.window_boxes(windows), counts[:, :-1] if ids else counts, split)
     log.info("patches: %s, %d left out, leakage %.3f", report.boxes, report.left_out, report.leakage)
+    if report.empty:
+        log.warning("patches: none for %s; choose a smaller split.block_px or split.gap_px", " and ".join(report.empty))
     rows = patches.table(name, lattice, windows, parts=parts, counts=counts, ids=ids)
     patches.write(folder / "patches.parquet", rows)
 
