@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import composite, files, grid, masks, offsets, resample, staging
+from sgdata import composite, grid, masks, offsets, resample, staging
 from sgdata.types import Array, Grid, Window
 
 OBSERVATION_BYTES = 96 << 20
@@ -84,7 +84,7 @@ def composite_tile(job: Job, window: Window) -> Path:
     days = np.array([*(scene.day for scene in job.scenes), composite.NO_VALUE], np.uint16)
     day = days[np.minimum(result.index, len(job.scenes))]
     content = np.concatenate([result.image, np.stack([result.index, result.valid, day, result.score])])
-    with files.replacing(path) as temporary, temporary.open("wb") as handle:
+    with staging.placed(path) as temporary, temporary.open("wb") as handle:
         np.save(handle, content)
     return path
 

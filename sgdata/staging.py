@@ -8,6 +8,9 @@ is complete is never fetched again.
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,6 +53,18 @@ class Staged:
         return np.memmap(self.path, np.dtype(self.dtype).newbyteorder("<"), "r", shape=self.lattice.shape)
 
 
+@contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """As `files.replacing`, but without waiting for the disk: scratch need only survive the process, not the power."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def stage(piece: Piece) -> Staged:
     """Copy a window to scratch, or take it from there if an earlier run did.
 
@@ -82,7 +97,8 @@ def stage(piece: Piece) -> Staged:
             digest.update(content)
             handle.write(content)
     staged = Staged(path=str(data), lattice=lattice, dtype=header.dtype, sha256=digest.hexdigest())
-    files.write(done, files.canonical_json(staged))
+    with placed(done) as temporary:
+        temporary.write_bytes(files.canonical_json(staged))
     return staged
 
 
