@@ -1,24 +1,15 @@
-"""Models on disk: `model.safetensors` beside `card.json`; and the published `.pth` files, read without running code.
-
-Names of weights: a *published* name is the one in the tables `catalogs/tables/spectralgpt_*_keys.tsv`. Pretraining
-model and classifier use published names as they are; for segmentation and change detection `DENSE` maps them.
-"""
+"""Models on disk: `model.safetensors` beside `card.json`, and filling a model with weights from anywhere."""
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import re
 import subprocess
-import zipfile
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,20 +17,21 @@ from sgdata import files
 from sgdata.errors import SettingError, SourceError
 from sgdata.types import Contract
 from sgmodel import encoder as enc
-from sgmodel import heads, mae, normalise, upernet
+from sgmodel import heads, linear, mae, normalise, published, upernet
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
-State = dict[str, Tensor]
+State = published.State
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Enough to build a model: its kind, the encoder, and what that kind needs besides."""
 
-    kind: Literal["encoder", "autoencoder", "classifier", "segmenter", "change"]
-    encoder: enc.EncoderConfig
+    kind: Literal["encoder", "autoencoder", "classifier", "segmenter", "change", "linear"]
+    encoder: enc.EncoderConfig | None = None
+    bands: int = 0
     decoder: mae.DecoderConfig | None = None
     objective: mae.Objective | None = None
     head: upernet.HeadConfig | None = None
@@ -90,11 +82,15 @@ def describe(model: nn.Module) -> ModelSpec:
             return ModelSpec(kind="change", encoder=model.encoder.config, classes=2, head=model.head_config)
         case enc.Encoder():
             return ModelSpec(kind="encoder", encoder=model.config)
+        case linear.PixelClassifier():
+            return ModelSpec(kind="linear", bands=model.bands, classes=model.classes)
     raise TypeError(f"{type(model).__name__} has no description; unwrap it before saving")
 
 
 def build(spec: ModelSpec) -> nn.Module:
     """A fresh model as `spec` says."""
+    if spec.encoder is None:
+        return linear.PixelClassifier(spec.bands, spec.classes)
     encoder = enc.Encoder(spec.encoder)
     match spec.kind:
         case "autoencoder":
@@ -105,7 +101,7 @@ def build(spec: ModelSpec) -> nn.Module:
             return upernet.Segmenter(encoder, spec.classes, spec.head)
         case "change":
             return heads.ChangeDetector(encoder, spec.head)
-        case "encoder":
+        case _:
             return encoder
 
 
@@ -121,14 +117,23 @@ def save(folder: Path, model: nn.Module, card: Card) -> None:
 
 
 def load(path: Path) -> nn.Module:
-    """The model in a checkpoint folder of ours, on the CPU, in evaluation mode. Raises SourceError."""
+    """The model in a checkpoint folder of ours or in a published file, on the CPU, in evaluation mode.
+
+    Raises SourceError.
+    """
+    if path.is_file():
+        state = published.read(path)
+        model = build(infer(state, where=str(path)))
+        fit(model, state, at_least=1.0, where=str(path))
+        return model.eval()
     card = read_card(path)
-    with torch.device("meta"):
+    with torch.device("meta"):  # no memory and no random draws for weights that are replaced at once
         model = build(card.model)
     try:
-        model.load_state_dict(_read_safetensors(path / WEIGHTS), assign=True)
+        model.load_state_dict(published.read_safetensors(path / WEIGHTS), assign=True)
     except RuntimeError as error:
-        raise SourceError(f"{path}: weights do not fit the card: {_one_line(error)}; save it again") from None
+        why = " ".join(str(error).split())
+        raise SourceError(f"{path}: weights do not fit the card ({why:.200}); save the model again") from None
     return model.eval()
 
 
@@ -158,19 +163,79 @@ def commit() -> str | None:
     return done.stdout.strip()
 
 
-# --- weights of others ---------------------------------------------------------------------
+# --- weights from anywhere -----------------------------------------------------------------
 
 
 def read_weights(path: Path) -> State:
     """Weights by published name, from a checkpoint folder of ours, a `.safetensors` or a published `.pth` file.
 
-    Raises SourceError, also where a pickle holds anything but tensors, plain values and an argparse Namespace.
+    Raises SourceError.
     """
-    files.existing(path, "a checkpoint folder, a .safetensors or a .pth file")
-    if path.is_dir():
-        kind = read_card(path).model.kind
-        return {published_name(name, kind): tensor for name, tensor in _read_safetensors(path / WEIGHTS).items()}
-    return _plain_names(_read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path))
+    if not path.is_dir():
+        return published.read(path)
+    kind = read_card(path).model.kind
+    state = published.read_safetensors(path / WEIGHTS)
+    return {published.name_of(name, kind): tensor for name, tensor in state.items()}
+
+
+def infer(state: State, *, where: str) -> ModelSpec:
+    """The model that published weights belong to, from their names and shapes. Raises SourceError.
+
+    Two things leave no trace there: the width of a head, taken as 64 in the encoder and 32 in the decoder (80 in
+    the huge model), and the number of groups behind a joint position table, taken as that of 12 bands.
+    """
+    try:
+        encoder = _infer_encoder(state)
+        if "mask_token" in state:
+            decoder = mae.DecoderConfig(
+                width=state["mask_token"].shape[-1],
+                depth=_depth(state, "decoder_blocks"),
+                heads=state["mask_token"].shape[-1] // 32,
+            )
+            return ModelSpec(kind="autoencoder", encoder=encoder, decoder=decoder)
+        if "cls_seg.0.weight" in state:
+            classes = state["cls_seg.0.weight"].shape[0]
+            kind: Literal["change", "segmenter"] = "change" if classes == 2 else "segmenter"
+            return ModelSpec(kind=kind, encoder=encoder, classes=classes, head=_infer_head(state))
+        if "head.weight" in state:
+            classes = state["head.weight"].shape[0]
+            return ModelSpec(kind="classifier", encoder=encoder, classes=classes, pooling="released")
+    except (KeyError, ValueError) as error:
+        raise SourceError(
+            f"{where}: not the weights of a SpectralGPT model ({error} is missing or has an odd shape)"
+        ) from None
+    return ModelSpec(kind="encoder", encoder=encoder)
+
+
+def _infer_encoder(state: State) -> enc.EncoderConfig:
+    width, _, group_bands, patch_px, _ = state["patch_embed.proj.weight"].shape
+    joint = "pos_embed" in state
+    groups = 12 // group_bands if joint else state["pos_embed_temporal"].shape[1]
+    places = state["pos_embed"].shape[1] // groups if joint else state["pos_embed_spatial"].shape[1]
+    return enc.EncoderConfig(
+        bands=groups * group_bands,
+        image_px=isqrt(places) * patch_px,
+        patch_px=patch_px,
+        group_bands=group_bands,
+        width=width,
+        depth=_depth(state, "blocks"),
+        heads=width // 80 if width == 1280 else width // 64,
+        mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        positions="joint" if joint else "pair",
+    )
+
+
+def _infer_head(state: State) -> upernet.HeadConfig:
+    spread = [state[f"conv{i}.3.weight"].shape for i in range(3)]  # transposed: (hidden, level, k, k)
+    return upernet.HeadConfig(
+        levels=(spread[0][1], spread[1][1], spread[2][1], state["conv3.0.weight"].shape[0]),
+        hidden=(spread[0][0], spread[1][0], spread[2][0]),
+        width=state["decoder.fuse_all.0.weight"].shape[0],
+    )
+
+
+def _depth(state: State, blocks: str) -> int:
+    return len({name.split(".")[1] for name in state if name.startswith(f"{blocks}.")})
 
 
 def fit(
@@ -187,7 +252,9 @@ def fit(
     released code does. Raises SourceError where less than `at_least` of the encoder's parameters would be filled.
     """
     spec = describe(model)
-    own = {published_name(name, spec.kind): tensor for name, tensor in model.state_dict().items()}
+    if spec.encoder is None:
+        raise SourceError(f"{where}: a {spec.kind} model has no encoder to fill; leave the weights out")
+    own = {published.name_of(name, spec.kind): tensor for name, tensor in model.state_dict().items()}
     matched = {name: state[name] for name, tensor in own.items() if name in state and state[name].shape == tensor.shape}
     resized = {}
     if tables == "interpolate":
@@ -223,56 +290,6 @@ def resize_table(table_1RD: Tensor, *, rows: int, planes: int) -> Tensor:
     return grid.permute(0, 2, 3, 1).reshape(1, -1, width).to(table_1RD.dtype)
 
 
-# --- names ---------------------------------------------------------------------------------
-
-# Our names for segmentation and change detection -> the published ones; all other weights belong to the encoder.
-DENSE = {
-    "merge.linear": "fc.0",
-    "head.levels.0": "conv0",
-    "head.levels.1": "conv1",
-    "head.levels.2": "conv2",
-    "head.levels.3": "conv3",
-    "head.pooling.branches.0": "decoder.PPMHead.psp_modules.0",
-    "head.pooling.branches.1": "decoder.PPMHead.psp_modules.1",
-    "head.pooling.branches.2": "decoder.PPMHead.psp_modules.2",
-    "head.pooling.branches.3": "decoder.PPMHead.psp_modules.3",
-    "head.pooling.fuse": "decoder.PPMHead.final",
-    "head.bridge": "decoder.conv_x1",
-    "head.lateral.0": "decoder.Conv_fuse1",
-    "head.lateral.1": "decoder.Conv_fuse2",
-    "head.lateral.2": "decoder.Conv_fuse3",
-    "head.smooth.0": "decoder.Conv_fuse1_",
-    "head.smooth.1": "decoder.Conv_fuse2_",
-    "head.smooth.2": "decoder.Conv_fuse3_",
-    "head.fuse": "decoder.fuse_all",
-    "head.classify": "cls_seg.0",
-}
-
-
-def published_name(ours: str, kind: str) -> str:
-    """The published name of one of our weights."""
-    if kind not in {"segmenter", "change"}:
-        return ours
-    for prefix, published in DENSE.items():
-        if ours.startswith(f"{prefix}."):
-            return published + ours.removeprefix(prefix)
-    return ours.removeprefix("encoder.")
-
-
-def _plain_names(state: State) -> State:
-    """Without the prefixes of wrappers, and with a fused qkv taken apart."""
-    plain: State = {}
-    for raw, tensor in state.items():
-        name = re.sub(r"^((module|_orig_mod)\.)+", "", raw)
-        fused = re.fullmatch(r"(.*\.attn\.)(?:to_)?qkv\.(weight|bias)", name)
-        if fused:
-            parts = zip("qkv", tensor.chunk(3), strict=True)
-            plain.update({f"{fused[1]}{part}.{fused[2]}": piece for part, piece in parts})
-        else:
-            plain[name] = tensor
-    return plain
-
-
 def _of_encoder(published: str) -> bool:
     return published.startswith(("pos_embed", "patch_embed.", "blocks.", "norm."))
 
@@ -288,45 +305,6 @@ def _resizable(name: str, found: Tensor, wanted: Tensor, config: enc.EncoderConf
     if planes == 0 or found.ndim != 3 or found.shape[-1] != wanted.shape[-1] or found.shape[1] % planes:
         return False
     return isqrt(found.shape[1] // planes) ** 2 == found.shape[1] // planes
-
-
-# --- bytes ---------------------------------------------------------------------------------
-
-
-def _read_safetensors(path: Path) -> State:
-    try:
-        return load_file(files.existing(path, "a safetensors file"))
-    except SafetensorError as error:
-        raise SourceError(
-            f"{path}: not a whole safetensors file ({_one_line(error)}); fetch or save it again"
-        ) from None
-
-
-def _read_pickle(path: Path) -> State:
-    """The state dict in a torch file: at the top, or under `model` or `state_dict`."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the released files hold their `args`
-            document = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        culprit = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
-        if culprit and isinstance(error, pickle.UnpicklingError):
-            raise SourceError(
-                f"{path}: holds {culprit[1]}, which loading would run; expected tensors and plain values: save its "
-                f"state dict as .safetensors in the environment that made it"
-            ) from None
-        raise SourceError(
-            f"{path}: {path.stat().st_size} bytes that are not a whole torch file; fetch it again"
-        ) from None
-    for key in ("model", "state_dict"):
-        if isinstance(document, dict) and isinstance(document.get(key), dict):
-            document = document[key]
-    if not isinstance(document, dict):
-        raise SourceError(f"{path}: holds a {type(document).__name__}, expected a dict of weights")
-    return {name: tensor for name, tensor in document.items() if isinstance(tensor, Tensor)}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _refusal(report: Report, own: State, state: State) -> str:

@@ -14,9 +14,9 @@ from test_upernet import NARROW
 from torch import Tensor, nn
 
 import sgmodel
-from sgdata import files
+from sgdata import catalog, files
 from sgdata.errors import SourceError
-from sgmodel import checkpoint, encoder, heads, mae, normalise, upernet
+from sgmodel import checkpoint, encoder, heads, mae, normalise, published, upernet
 
 DECODER = mae.DecoderConfig(width=16, depth=1, heads=2)
 
@@ -170,7 +170,10 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "bytes that are not a whole torch file"), (b"version https://git-lfs.github.com/spec/v1\n", "not a whole torch file")],
+    [
+        (b"", "bytes that are not a whole torch file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "not a whole torch file"),
+    ],
 )
 def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(content)
@@ -207,8 +210,8 @@ def test_pretrained_weights_reach_every_downstream_model(tmp_path: Path) -> None
 
 def test_a_published_segmentation_file_fills_a_segmenter(tmp_path: Path) -> None:
     source, target = MODELS["segmenter"](), MODELS["segmenter"]()
-    published = {checkpoint.published_name(n, "segmenter"): t for n, t in source.state_dict().items()}
-    torch.save({"model": published, "lr_scheduler": {}, "epoch": 1}, tmp_path / "a.pth")
+    theirs = {published.name_of(n, "segmenter"): t for n, t in source.state_dict().items()}
+    torch.save({"model": theirs, "lr_scheduler": {}, "epoch": 1}, tmp_path / "a.pth")
     report = checkpoint.fit(target, checkpoint.read_weights(tmp_path / "a.pth"))
     assert not (report.missing or report.unexpected)
     same_weights(target.state_dict(), source.state_dict())
@@ -282,3 +285,36 @@ def test_missing_half_the_keys_is_refused() -> None:
     state = {name: t for name, t in autoencoder().state_dict().items() if ".mlp." not in name}
     with pytest.raises(SourceError, match=r"first, blocks\.0\.mlp\.fc1\.weight is absent"):
         checkpoint.fit(autoencoder(), state)
+
+
+# --- published files without a card ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", ["base", "large", "huge", "base_classify", "base_segment", "base_change"])
+def test_the_published_models_are_known_by_their_shapes(table: str) -> None:
+    rows = catalog.table(f"spectralgpt_{table}_keys")
+    with torch.device("meta"):
+        state = {row["key"]: torch.empty([int(n) for n in row["shape"].split("x")]) for row in rows}
+        spec = checkpoint.infer(state, where="a.pth")
+        model = checkpoint.build(spec)
+    own = {published.name_of(name, spec.kind): t.shape for name, t in model.state_dict().items()}
+    assert own == {name: t.shape for name, t in state.items()}
+    size = table.split("_")[0]
+    sizes = {"base": encoder.base(), "large": encoder.large(), "huge": encoder.huge()}
+    joint = "joint" if "classify" in table else "pair"
+    assert spec.encoder == dataclasses.replace(sizes[size], positions=joint)
+    assert spec.decoder in {None, mae.DecoderConfig()}
+
+
+def test_a_published_file_loads_as_a_model(tmp_path: Path) -> None:
+    source = heads.SceneClassifier(fresh(dataclasses.replace(TINY, width=64, heads=1)), 10, "released").eval()
+    torch.save({f"module.{name}": t for name, t in source.state_dict().items()}, tmp_path / "a.pth")
+    loaded = sgmodel.load(str(tmp_path / "a.pth"))
+    assert isinstance(loaded, heads.SceneClassifier)
+    x = images(TINY)
+    torch.testing.assert_close(loaded(x), source(x), rtol=0, atol=0)
+
+
+def test_weights_of_another_family_are_refused() -> None:
+    with pytest.raises(SourceError, match="not the weights of a SpectralGPT model"):
+        checkpoint.infer({"conv1.weight": torch.zeros(64, 3, 7, 7)}, where="resnet.pth")

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sgmodel import checkpoint, encoder, heads, mae, upernet
+from sgmodel import checkpoint, encoder, heads, mae, published, upernet
 
-# 1e-5 absolute; and relative, since after 12 blocks and the head the float32 numbers of the original themselves
-# stand up to 1.5e-5 from the same model in float64.
-ACTIVATIONS = {"rtol": 1e-5, "atol": 1e-5}
+ACTIVATIONS = {"rtol": 0.0, "atol": 1e-5}
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -159,24 +157,33 @@ def test_classification(parity: Path) -> None:
     torch.testing.assert_close(rates, arrays["drop_path"])
 
 
-def test_segmentation(parity: Path) -> None:
-    arrays = fixture(parity / "segment_small_img64.npz")
+def segmentation(arrays: dict[str, Tensor], dtype: torch.dtype) -> tuple[upernet.Segmenter, dict[str, Tensor]]:
+    """The model after a backward pass, and what its layers and loss gave."""
     widths = upernet.HeadConfig(levels=(32, 64, 128, 256), hidden=(64, 64, 128), width=32)
     config = encoder.EncoderConfig(image_px=64, width=64, depth=12, heads=4, drop_path=0.5)
     model = upernet.Segmenter(encoder.Encoder(config), 13, widths).eval()
-    names = {checkpoint.published_name(ours, "segmenter"): ours for ours in model.state_dict()}
     report = checkpoint.fit(model, named(arrays, "sd/"), at_least=1.0)
     assert not (report.resized or report.missing or report.unexpected)
     levels = {f"head.levels.{i}": f"pyramid_conv{i}" for i in range(4)}
     taps = {"merge": "merged_map", "head.pooling": "ppm_out", "head.fuse": "fpn_out"}
-    seen = watch(model, levels | taps | {"encoder.blocks.11": "tokens_out_first_call"})
-
-    logits = model(arrays["input"])
+    seen = watch(model.to(dtype), levels | taps | {"encoder.blocks.11": "tokens_out_first_call"})
+    logits = model(arrays["input"].to(dtype))
     loss = functional.cross_entropy(logits, arrays["target"], ignore_index=255)
     loss.backward()
-
     assert len(seen) == 8
-    same(seen | {"logits": logits, "loss": loss}, arrays)
+    return model, seen | {"logits": logits.detach(), "loss": loss.detach()}
+
+
+def test_segmentation(parity: Path) -> None:
+    arrays = fixture(parity / "segment_small_img64.npz")
+    model, seen = segmentation(arrays, torch.float32)
+    _, exact = segmentation(arrays, torch.float64)
+    for name, value in seen.items():
+        # So deep, the original's own float32 rounding exceeds 1e-5 in places: nothing can be nearer to it than that.
+        rounding = (arrays[name] - exact[name]).abs().max().item()
+        assert rounding < 2e-5, name
+        assert (value - arrays[name]).abs().max().item() < max(1e-5, 2 * rounding), name
+    names = {published.name_of(ours, "segmenter"): ours for ours in model.state_dict()}
     same_gradients(model, named(arrays, "grad/"), names)
     unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert unused == {"encoder.norm.weight", "encoder.norm.bias"}

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from sgdata import catalog
-from sgmodel import checkpoint, encoder, heads, upernet
+from sgmodel import encoder, heads, published, upernet
 
 NARROW = upernet.HeadConfig(
     levels=(8, 16, 16, 32), hidden=(16, 16, 16), width=8, groups_levels=8, groups=4, dropout_levels=0.0, dropout=0.0
@@ -19,7 +19,7 @@ NARROW = upernet.HeadConfig(
 
 
 def shapes(model: nn.Module, kind: str) -> list[tuple[str, str]]:
-    named = ((checkpoint.published_name(k, kind), v) for k, v in model.state_dict().items())
+    named = ((published.name_of(k, kind), v) for k, v in model.state_dict().items())
     return sorted((name, "x".join(map(str, v.shape))) for name, v in named)
 
 

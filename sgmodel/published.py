@@ -1,0 +1,114 @@
+"""Weights made elsewhere: their names, their layouts, and reading them without running the code a pickle may hold.
+
+A *published* name is one of the tables `catalogs/tables/spectralgpt_*_keys.tsv`. Pretraining model and classifier use
+published names as they are; for segmentation and change detection `DENSE` maps them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sgdata import files
+from sgdata.errors import SourceError
+
+State = dict[str, Tensor]
+
+# Our names for segmentation and change detection -> the published ones; all other weights belong to the encoder.
+DENSE = {
+    "merge.linear": "fc.0",
+    "head.levels.0": "conv0",
+    "head.levels.1": "conv1",
+    "head.levels.2": "conv2",
+    "head.levels.3": "conv3",
+    "head.pooling.branches.0": "decoder.PPMHead.psp_modules.0",
+    "head.pooling.branches.1": "decoder.PPMHead.psp_modules.1",
+    "head.pooling.branches.2": "decoder.PPMHead.psp_modules.2",
+    "head.pooling.branches.3": "decoder.PPMHead.psp_modules.3",
+    "head.pooling.fuse": "decoder.PPMHead.final",
+    "head.bridge": "decoder.conv_x1",
+    "head.lateral.0": "decoder.Conv_fuse1",
+    "head.lateral.1": "decoder.Conv_fuse2",
+    "head.lateral.2": "decoder.Conv_fuse3",
+    "head.smooth.0": "decoder.Conv_fuse1_",
+    "head.smooth.1": "decoder.Conv_fuse2_",
+    "head.smooth.2": "decoder.Conv_fuse3_",
+    "head.fuse": "decoder.fuse_all",
+    "head.classify": "cls_seg.0",
+}
+
+
+def name_of(ours: str, kind: str) -> str:
+    """The published name of one of our weights."""
+    if kind not in {"segmenter", "change"}:
+        return ours
+    for prefix, published in DENSE.items():
+        if ours.startswith(f"{prefix}."):
+            return published + ours.removeprefix(prefix)
+    return ours.removeprefix("encoder.")
+
+
+def plain_names(state: State) -> State:
+    """Without the prefixes of wrappers (DataParallel, compile), and with a fused qkv taken apart."""
+    # For some months of 2024 the public code had one `to_qkv`, which could not load the published files.
+    plain: State = {}
+    for raw, tensor in state.items():
+        name = re.sub(r"^((module|_orig_mod)\.)+", "", raw)
+        fused = re.fullmatch(r"(.*\.attn\.)(?:to_)?qkv\.(weight|bias)", name)
+        if fused:
+            parts = zip("qkv", tensor.chunk(3), strict=True)
+            plain.update({f"{fused[1]}{part}.{fused[2]}": piece for part, piece in parts})
+        else:
+            plain[name] = tensor
+    return plain
+
+
+def read(path: Path) -> State:
+    """Weights by published name, from a `.safetensors` or a torch file of any known layout. Raises SourceError."""
+    return plain_names(read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path))
+
+
+def read_safetensors(path: Path) -> State:
+    """Every tensor of the file, by the name it has there. Raises SourceError."""
+    try:
+        return load_file(files.existing(path, "a safetensors file"))
+    except SafetensorError as error:
+        why = " ".join(str(error).split())
+        raise SourceError(f"{path}: not a whole safetensors file ({why:.200}); fetch or save it again") from None
+
+
+def read_pickle(path: Path) -> State:
+    """The state dict in a torch file: at the top, or under `model` or `state_dict`.
+
+    Raises SourceError, also where the pickle holds anything but tensors, plain values and an argparse Namespace.
+    """
+    files.existing(path, "a checkpoint folder, a .safetensors or a .pth file")
+    try:
+        # The released files hold their `args`: a Namespace is data, so it may pass; nothing else may.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # Mapped, the optimizer state in a released file (twice its weights) is never read from disk.
+            document = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        culprit = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
+        if culprit and isinstance(error, pickle.UnpicklingError):
+            raise SourceError(
+                f"{path}: holds {culprit[1]}, which loading would run; expected tensors and plain values: save its "
+                f"state dict as .safetensors in the environment that made it"
+            ) from None
+        raise SourceError(
+            f"{path}: {path.stat().st_size} bytes that are not a whole torch file; fetch it again"
+        ) from None
+    for key in ("model", "state_dict"):
+        if isinstance(document, dict) and isinstance(document.get(key), dict):
+            document = document[key]
+    if not isinstance(document, dict):
+        raise SourceError(f"{path}: holds a {type(document).__name__}, expected a dict of weights")
+    return {name: tensor for name, tensor in document.items() if isinstance(tensor, Tensor)}
