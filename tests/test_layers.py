@@ -20,8 +20,21 @@ MODULES = {
 LAYERS = (
     ("types", "errors", "sentinel2"),
     ("files", "catalog", "progress", "pool"),
-    ("grid", "resample", "composite", "labels", "tags", "blocks", "statistics", "contracts", "offsets"),
-    ("rasters", "stac", "osm", "overpass", "shards", "patches", "verify", "archives", "tiffs", "builds", "lock"),
+    (
+        "grid",
+        "resample",
+        "composite",
+        "labels",
+        "tags",
+        "blocks",
+        "statistics",
+        "contracts",
+        "offsets",
+        "masks",
+        "areas",
+    ),
+    ("rasters", "stac", "osm", "overpass", "shards", "patches", "verify", "archives", "tiffs", "lock"),
+    ("staging", "observe", "builds", "annotate"),
     ("datasets", "simulate"),
     ("packing", "page", "audit", "release", "show"),
     ("demo", "demo_score", "demo_page", "cli"),
@@ -38,6 +51,8 @@ PURE = (
     "blocks",
     "statistics",
     "offsets",
+    "masks",
+    "areas",
 )
 EDGE_LIBRARIES = {
     "rasterio",
