@@ -76,6 +76,17 @@ def test_damaged_members_are_source_errors_or_other_pixels_but_never_more(
         assert shards.decode(bytes(content), array.shape, "uint16", codec).shape == array.shape
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_bitshuffle_knows_the_item_size(dtype: type) -> None:
+    rows, cols = np.mgrid[:120, :120]
+    smooth = (100 + 20 * np.sin(rows / 9) + 20 * np.cos(cols / 11)).astype(dtype)
+    chunk = shards.encode(smooth, "blosc")
+    flags, itemsize = chunk[2], chunk[3]
+    assert itemsize == smooth.itemsize
+    assert flags & 0b100, "Blosc1 header: bit 2 says bitshuffle"
+    assert len(chunk) < 0.8 * smooth.nbytes
+
+
 def test_a_member_that_holds_something_else_is_refused() -> None:
     for codec in ("blosc", "npy"):
         content = shards.encode(np.zeros((2, 4, 4), np.uint16), codec)
