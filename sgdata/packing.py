@@ -184,7 +184,7 @@ def _pack_shard(task: _Task) -> _Part:
     if remembered:
         return remembered
     quarantine: list[Row] = []
-    counts = statistics.empty(len(task.contract.bands))
+    tally = statistics.Tally(len(task.contract.bands))
 
     def ready() -> Iterator[tuple[Sample, str]]:
         seen: set[str] = set()
@@ -196,7 +196,8 @@ def _pack_shard(task: _Task) -> _Part:
                     seen.add(ref.key)
                     native = read(ref)
                     sample = _checked(_on_one_grid(native, task.contract, task.recipe.kernel), task.contract)
-                    np.add(counts, shards.count_images(sample), out=counts)
+                    for image in shards.whole_images(sample):
+                        tally.add(image)
                 except SourceError as error:
                     file = ref.members[0].name if ref.members else ""
                     quarantine.append({"key": ref.key, "file": file, "reason": str(error)})
@@ -205,7 +206,7 @@ def _pack_shard(task: _Task) -> _Part:
                     yield stored, shards.sample_hash(sample)
 
     shard, rows = shards.write_tar(task.out / task.name, ready(), codec=task.recipe.codec)
-    packed = Packed(shard=shard, split=task.refs[0].split, rows=tuple(rows), counts=counts)
+    packed = Packed(shard=shard, split=task.refs[0].split, rows=tuple(rows), counts=tally.total())
     if not rows:
         (task.out / task.name).unlink()
     part = _Part(packed=packed if rows else None, quarantine=tuple(quarantine))

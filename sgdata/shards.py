@@ -230,10 +230,12 @@ def write(samples: Iterable[Sample], out: Path, *, contract: Contract, codec: Co
     with files.only_writer(out):
         for name, members in sorted(split.items()):
             members.sort(key=lambda sample: sample.key)
-            counts = sum((count_images(sample) for sample in members), statistics.empty(len(contract.bands)))
+            tally = statistics.Tally(len(contract.bands))
+            for image in (image for sample in members for image in whole_images(sample)):
+                tally.add(image)
             path = out / shard_name(contract.dataset, name, 0)
             shard, rows = write_tar(path, ((sample, sample_hash(sample)) for sample in members), codec=codec)
-            packed.append(Packed(shard=shard, split=name, rows=tuple(rows), counts=counts))
+            packed.append(Packed(shard=shard, split=name, rows=tuple(rows), counts=tally.total()))
         return finish(out, packed, contract=contract, quarantine=())
 
 
@@ -242,10 +244,9 @@ def shard_name(dataset: str, split: str, number: int) -> str:
     return f"{dataset}-{split}-{number:06d}.tar"
 
 
-def count_images(sample: Sample) -> Array:
-    """The histogram (C, 65536) of a sample's images on their common grid (both dates of a pair together)."""
-    whole = [sample.arrays[name] for name in ("image", "image_before", "image_after") if name in sample.arrays]
-    return sum((statistics.counts(image) for image in whole[1:]), statistics.counts(whole[0]))
+def whole_images(sample: Sample) -> list[Array]:
+    """The images of a sample on their common grid: one, or both dates of a pair. What statistics are made of."""
+    return [sample.arrays[name] for name in ("image", "image_before", "image_after") if name in sample.arrays]
 
 
 # --- the index -----------------------------------------------------------------------------

@@ -31,6 +31,27 @@ def counts(image: Array) -> Array:
     return np.stack([np.bincount(band, minlength=BINS) for band in flat]).astype(np.int64, copy=False)
 
 
+class Tally:
+    """Counts over many images: small ones are gathered, as one pass over the bins costs more than a patch."""
+
+    def __init__(self, bands: int) -> None:
+        self._counts = empty(bands)
+        self._waiting: list[Array] = []
+
+    def add(self, image: Array) -> None:
+        """Count the values of a (C, H, W) image."""
+        self._waiting.append(_bins(image).reshape(len(image), -1))
+        if sum(held.shape[1] for held in self._waiting) > BINS * 4:
+            self.total()
+
+    def total(self) -> Array:
+        """The histogram of all images so far: (C, 65536) int64."""
+        if self._waiting:
+            self._counts += counts(np.concatenate(self._waiting, axis=1)[:, None])
+            self._waiting.clear()
+        return self._counts
+
+
 def _bins(image: Array) -> Array:
     if image.dtype.kind == "u" and image.dtype.itemsize <= 2:
         return image

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import math
+import struct
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,6 +15,9 @@ import numpy as np
 from sgdata.errors import SourceError
 from sgdata.types import Array, Bounds
 
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES, _COUNTS, _PLANAR = 256, 257, 258, 259, 273, 277, 279, 284
+_PREDICTOR, _TILES, _FORMAT = 317, 322, 339
+_KINDS = {1: "B", 3: "H", 4: "I", 12: "d"}  # the types of the tags used here: BYTE, SHORT, LONG, DOUBLE
 _SCALE, _TIEPOINT, _MATRIX, _GEOKEYS = 33550, 33922, 34264, 34735
 _GEOGRAPHIC_CODE, _PROJECTED_CODE = 2048, 3072
 _LARGEST_PIXELS = 2**28
@@ -40,6 +45,9 @@ def read(content: bytes) -> Picture:
     Of interleaved, planar and single-band pages; and of tifffile's 'shaped' series, an (H, W, C) array written
     as H pages, of which GDAL-type readers return the first page only.
     """
+    plain = _plain(content)
+    if plain is not None:
+        return plain
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells of damage on stderr as well as raising
@@ -59,12 +67,57 @@ def read(content: bytes) -> Picture:
     return Picture(pixels=np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")), place=place)
 
 
+def _plain(content: bytes) -> Picture | None:
+    """The quick way for one uncompressed interleaved image in strips (BigEarthNet, EuroSAT); None for all others.
+
+    Some 15 times as quick as a general reader, which spends its time on all that a TIFF could be.
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(content[:4])
+    try:
+        tags = _tags(content, order) if order else None
+        place = _place(tags or {})
+    except (struct.error, IndexError, ValueError, TypeError):  # cut short or damaged: the general way tells how
+        return None
+    if tags is None or _TILES in tags or tags.get(_COMPRESSION, (1,)) != (1,) or tags.get(_PREDICTOR, (1,)) != (1,):
+        return None
+    samples, bits, kinds = tags.get(_SAMPLES, (1,)), set(tags.get(_BITS, (1,))), set(tags.get(_FORMAT, (1,)))
+    if tags.get(_PLANAR, (1,)) != (1,) or len(bits) != 1 or len(kinds) != 1 or not {_WIDTH, _HEIGHT} <= tags.keys():
+        return None
+    code = {(1, 8): "u1", (1, 16): "u2", (3, 32): "f4", (3, 64): "f8"}.get((kinds.pop(), bits.pop()))
+    if code is None:
+        return None
+    dtype = np.dtype(f"{order}{code}")
+    shape = (tags[_HEIGHT][0], tags[_WIDTH][0], samples[0])
+    strips = list(zip(tags.get(_OFFSETS, ()), tags.get(_COUNTS, ()), strict=False))
+    data = b"".join(content[offset : offset + count] for offset, count in strips)
+    if not data or len(data) != math.prod(shape) * dtype.itemsize:
+        return None
+    pixels = np.moveaxis(np.frombuffer(data, dtype).reshape(shape), -1, 0)
+    return Picture(pixels=np.ascontiguousarray(pixels, dtype.newbyteorder("=")), place=place)
+
+
+def _tags(content: bytes, order: str) -> dict[int, tuple[Any, ...]] | None:
+    """Tags of the first page of a classic TIFF (revision 6.0, section 2); None where there is a second page."""
+    start = struct.unpack_from(f"{order}I", content, 4)[0]
+    entries = struct.unpack_from(f"{order}H", content, start)[0]
+    if struct.unpack_from(f"{order}I", content, start + 2 + 12 * entries)[0]:
+        return None
+    tags = {}
+    for at in range(start + 2, start + 2 + 12 * entries, 12):
+        tag, kind, count = struct.unpack_from(f"{order}HHI", content, at)
+        if kind in _KINDS and count < 2**20:
+            form = f"{order}{count}{_KINDS[kind]}"
+            place = at + 8 if struct.calcsize(form) <= 4 else struct.unpack_from(f"{order}I", content, at + 8)[0]
+            tags[tag] = struct.unpack_from(form, content, place)
+    return tags
+
+
 def _bands_first(pixels: Array, axes: str, kind: str) -> Array:
     if pixels.ndim == 2:
         return pixels[None]
-    if axes == "YXS" or (kind == "shaped" and pixels.ndim == 3):
+    if pixels.ndim == 3 and (axes == "YXS" or kind == "shaped"):
         return np.moveaxis(pixels, -1, 0)
-    if axes == "SYX":
+    if pixels.ndim == 3 and axes == "SYX":
         return pixels
     raise SourceError(f"TIFF of axes {axes} {pixels.shape}: expected one image of one or more bands")
 
@@ -86,19 +139,28 @@ def _place(tags: dict[int, Any]) -> Place | None:
 
 
 def bounds(place: Place, shape: tuple[int, int]) -> Bounds:
-    """West, south, east, north in EPSG:4326, to 1e-7 degree, of an image of `shape` (H, W) at `place`."""
+    """West, south, east, north in EPSG:4326, to 1e-7 degree, of an image of `shape` (H, W) at `place`.
+
+    Raises SourceError where that is nowhere on Earth.
+    """
     a, b, c, d, e, f = place.transform
     corners = [(a * x + b * y + c, d * x + e * y + f) for x in (0, shape[1]) for y in (0, shape[0])]
     xs, ys = zip(*corners, strict=True)
     west, south, east, north = _to_wgs84(place.epsg).transform_bounds(min(xs), min(ys), max(xs), max(ys))
+    if not all(map(math.isfinite, (west, south, east, north))):
+        raise SourceError(f"image lies at {place.transform} in EPSG:{place.epsg}: nowhere on Earth")
     return (round(west, 7), round(south, 7), round(east, 7), round(north, 7))
 
 
 @cache
 def _to_wgs84(epsg: int) -> Any:
     from pyproj import Transformer
+    from pyproj.exceptions import ProjError
 
-    return Transformer.from_crs(epsg, 4326, always_xy=True)
+    try:
+        return Transformer.from_crs(epsg, 4326, always_xy=True)
+    except ProjError:
+        raise SourceError(f"image names EPSG:{epsg}, which is no known CRS") from None
 
 
 def located(picture: Picture) -> dict[str, Any]:
