@@ -59,6 +59,7 @@ class ChangeDetector(nn.Module):
         super().__init__()
         self.head_config = head or upernet.HeadConfig(dropout_levels=0.0)
         self.encoder = encoder
+        self.encoder.norm.requires_grad_(False)  # unused, as in the Segmenter
         self.merge = upernet.TokenMerge(encoder.config)
         self.head = upernet.UperHead(encoder.config.width, 2, self.head_config)
 

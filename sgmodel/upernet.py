@@ -135,6 +135,7 @@ class Segmenter(nn.Module):
         self.classes = classes
         self.head_config = head or HeadConfig()
         self.encoder = encoder
+        self.encoder.norm.requires_grad_(False)  # unused: ranks would wait for its gradient
         self.merge = TokenMerge(encoder.config)
         self.head = UperHead(encoder.config.width, classes, self.head_config)
 

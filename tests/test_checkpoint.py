@@ -7,8 +7,10 @@ import dataclasses
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_encoder import TINY, images
 from test_upernet import NARROW
 from torch import Tensor, nn
@@ -63,7 +65,7 @@ def test_what_is_saved_is_loaded(kind: str, tmp_path: Path) -> None:
     loaded = sgmodel.load(tmp_path / "a")
     assert type(loaded) is type(model)
     assert not loaded.training
-    assert all(p.requires_grad for p in loaded.parameters())
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
     same_weights(loaded.state_dict(), model.state_dict())
     assert checkpoint.read_card(tmp_path / "a") == card_of(model)
 
@@ -179,6 +181,30 @@ def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, message: str, t
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(SourceError, match=message):
         checkpoint.read_weights(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "old.pth", "a.safetensors"])
+def test_damaged_files_are_read_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    state = {"a.weight": torch.rand(3, 4), "b": torch.rand(5)}
+    path = tmp_path / name
+    if path.suffix == ".pth":
+        document = {"model": state, "args": argparse.Namespace(x=1)}
+        torch.save(document, path, _use_new_zipfile_serialization=name == "a.pth")
+    else:
+        save_file(state, path)
+    whole, random = path.read_bytes(), np.random.Generator(np.random.Philox(key=1))
+    refusals = []
+    for trial in range(150):
+        content = bytearray(whole[: int(random.integers(len(whole)))] if trial % 3 == 0 else whole)
+        for at in random.integers(max(len(content), 1), size=int(content != b"") * 4):
+            content[at] = int(random.integers(256))
+        path.write_bytes(content)
+        try:
+            published.read(path)
+        except SourceError as refusal:
+            refusals.append(str(refusal))
+    assert len(refusals) > 50
+    assert not any("\n" in line for line in refusals)
 
 
 def test_half_a_file_is_refused(tmp_path: Path) -> None:
