@@ -1,6 +1,6 @@
 """One pixel from many dates: `medoid` picks a date, `median` mixes them. Pure, exact integer arithmetic.
 
-Observations are (T, C, H, W) unsigned DN, 0 = no data, `usable` (T, H, W) says which may be looked at (clear, all
+Observations are (T, C, H, W) uint16 DN, 0 = no data, `usable` (T, H, W) says which may be looked at (clear, all
 bands valid). Each rule is a numba kernel beside a numpy `reference_*` that tests hold it equal to.
 """
 
@@ -44,103 +44,97 @@ def reduce(observations: Array, usable: Array, *, method: Method, distance: tupl
     index = np.full((height, width), NO_VALUE, np.uint16)
     score = np.full((height, width), NO_VALUE, np.uint16)
     valid = usable.sum(axis=0, dtype=np.uint16)
+    pairs = network(len(observations))
     if method == "medoid":
-        _medoid(observations, usable, np.asarray(distance, np.int64), image, index, score)
+        _medoid(observations, usable, pairs, valid, np.asarray(distance, np.int64), image, index, score)
     else:
-        _median(observations, usable, image)
+        _median(observations, usable, pairs, valid, image)
     return Composite(image=image, index=index, valid=valid, score=score)
 
 
-@numba.njit(cache=True, nogil=True)
-def _select(values: Array, count: int, rank: int) -> int:
-    """The value of `rank` among the first `count`, which end up partly sorted round it (Hoare's selection)."""
-    low, high = 0, count - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while values[i] < pivot:
-                i += 1
-            while values[j] > pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if rank <= j:
-            high = j
-        elif rank >= i:
-            low = i
-        else:
-            break
-    return int(values[rank])
+def network(count: int) -> Array:
+    """(K, 2) int64: the comparators, in order, that sort `count` values (Batcher's odd-even merge sort).
+
+    The same comparisons whatever the values: a whole line of pixels is sorted at once in vector registers.
+    """
+    pairs: list[tuple[int, int]] = []
+    p = 1
+    while p < count:
+        k = p
+        while k >= 1:
+            for j in range(k % p, count - k, 2 * k):
+                low = (i + j for i in range(min(k, count - j - k)))
+                pairs += [(i, i + k) for i in low if i // (2 * p) == (i + k) // (2 * p)]
+            k //= 2
+        p *= 2
+    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 @numba.njit(cache=True, nogil=True)
-def _twice_median(values: Array, count: int) -> int:
-    """Twice the median, which is whole even where an even count has it between two values."""
-    upper = _select(values, count, count // 2)
-    if count % 2:
-        return 2 * upper
-    # After the selection all values before `count // 2` are at most `upper`: the lower middle is their largest.
-    lower = int(values[0])
-    for i in range(1, count // 2):
-        lower = max(lower, int(values[i]))
-    return lower + upper
+def _sorted_line(observations: Array, usable: Array, pairs: Array, b: int, y: int, line: Array) -> None:
+    """Fill `line` (T, W) with band b of row y, each pixel's usable values first and in order."""
+    dates, width = line.shape
+    for t in range(dates):
+        for x in range(width):
+            # The largest value stands for "none": it sorts last, and as a real value it is equal to itself.
+            line[t, x] = observations[t, b, y, x] if usable[t, y, x] else 65535
+    for k in range(pairs.shape[0]):
+        low, high = line[pairs[k, 0]], line[pairs[k, 1]]
+        for x in range(width):
+            one, other = low[x], high[x]
+            low[x] = min(one, other)
+            high[x] = max(one, other)
 
 
 @numba.njit(cache=True, nogil=True)
-def _median(observations: Array, usable: Array, image: Array) -> None:
+def _median(observations: Array, usable: Array, pairs: Array, valid: Array, image: Array) -> None:
     dates, bands, height, width = observations.shape
-    values = np.empty(dates, observations.dtype)
-    line = np.empty((width, dates), observations.dtype)
+    line = np.empty((dates, width), np.uint16)
     for y in range(height):
         for b in range(bands):
-            # Gather a line of pixels first: dates lie far apart in memory.
-            for t in range(dates):
-                for x in range(width):
-                    line[x, t] = observations[t, b, y, x]
+            _sorted_line(observations, usable, pairs, b, y, line)
             for x in range(width):
-                count = 0
-                for t in range(dates):
-                    if usable[t, y, x]:
-                        values[count] = line[x, t]
-                        count += 1
-                if count:
-                    image[b, y, x] = (_twice_median(values, count) + 1) // 2
+                n = int(valid[y, x])
+                if n:
+                    middle = np.uint32(line[(n - 1) // 2, x]) + np.uint32(line[n // 2, x])
+                    image[b, y, x] = (middle + 1) // 2
 
 
 @numba.njit(cache=True, nogil=True)
-def _medoid(observations: Array, usable: Array, distance: Array, image: Array, index: Array, score: Array) -> None:
+def _medoid(
+    observations: Array,
+    usable: Array,
+    pairs: Array,
+    valid: Array,
+    distance: Array,
+    image: Array,
+    index: Array,
+    score: Array,
+) -> None:
     dates, bands, height, width = observations.shape
-    values = np.empty(dates, observations.dtype)
-    line = np.empty((width, dates), observations.dtype)
-    away = np.empty((width, dates), np.int64)
+    line = np.empty((dates, width), np.uint16)
+    # Twice the median is whole, so twice the distance is too: float64 holds these squares exactly.
+    middle = np.empty(width, np.float64)
+    away = np.empty((dates, width), np.float64)
     for y in range(height):
         away[:] = 0
         for b in distance:
+            _sorted_line(observations, usable, pairs, b, y, line)
+            for x in range(width):
+                n = max(int(valid[y, x]), 1)
+                middle[x] = np.float64(line[(n - 1) // 2, x]) + np.float64(line[n // 2, x])
             for t in range(dates):
                 for x in range(width):
-                    line[x, t] = observations[t, b, y, x]
-            for x in range(width):
-                count = 0
-                for t in range(dates):
-                    if usable[t, y, x]:
-                        values[count] = line[x, t]
-                        count += 1
-                if count:
-                    middle = _twice_median(values, count)
-                    for t in range(dates):
-                        step = 2 * np.int64(line[x, t]) - middle
-                        away[x, t] += step * step
+                    step = 2.0 * observations[t, b, y, x] - middle[x]
+                    away[t, x] += step * step
         for x in range(width):
             best = -1
             for t in range(dates):
-                if usable[t, y, x] and (best < 0 or away[x, t] < away[x, best]):
+                if usable[t, y, x] and (best < 0 or away[t, x] < away[best, x]):
                     best = t
             if best >= 0:
                 index[y, x] = best
-                score[y, x] = min(np.int64(np.sqrt(away[x, best]) / 2 + 0.5), 65534)
+                score[y, x] = min(np.sqrt(away[best, x]) / 2 + 0.5, 65534.0)
                 for b in range(bands):
                     image[b, y, x] = observations[best, b, y, x]
 

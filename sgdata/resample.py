@@ -48,30 +48,60 @@ def _bilinear(coarse: Array, factor: int, row: int, col: int, nodata: int, out: 
     """
     height, width = coarse.shape
     unit = 2 * factor
-    whole = unit * unit
+    columns = np.empty((3, out.shape[1]), np.int64)  # own, left and right coarse column of each fine column
+    shares = np.empty(out.shape[1], np.uint32)
+    for j in range(out.shape[1]):
+        at = 2 * (col + j) + 1 - factor
+        columns[0, j] = (col + j) // factor
+        columns[1, j] = max(at // unit, 0)
+        columns[2, j] = min(at // unit + 1, width - 1)
+        shares[j] = at % unit
+    first, last = columns[1, 0], columns[2, -1] + 1
+    blend = np.empty(width, np.uint32)
     for i in range(out.shape[0]):
-        own_r = (row + i) // factor
-        at_r = 2 * (row + i) + 1 - factor
-        upper = at_r // unit
-        weight_r = at_r - upper * unit
-        for j in range(out.shape[1]):
-            own_c = (col + j) // factor
-            own = np.int64(coarse[own_r, own_c])
-            if own == nodata:
-                out[i, j] = nodata
-                continue
-            at_c = 2 * (col + j) + 1 - factor
-            left = at_c // unit
-            weight_c = at_c - left * unit
-            total = np.int64(0)
-            for dr in range(2):
-                for dc in range(2):
-                    r = min(max(upper + dr, 0), height - 1)
-                    c = min(max(left + dc, 0), width - 1)
-                    value = np.int64(coarse[r, c])
-                    if value == nodata:
-                        value = own
-                    share_r = weight_r if dr else unit - weight_r
-                    share_c = weight_c if dc else unit - weight_c
-                    total += value * share_r * share_c
-            out[i, j] = (2 * total + whole) // (2 * whole)
+        at = 2 * (row + i) + 1 - factor
+        upper, lower = coarse[max(at // unit, 0)], coarse[min(at // unit + 1, height - 1)]
+        share = np.uint32(at % unit)
+        whole_row = True
+        for c in range(first, last):
+            blend[c] = upper[c] * (np.uint32(unit) - share) + lower[c] * share
+            whole_row &= (upper[c] != nodata) & (lower[c] != nodata)
+        if whole_row:
+            _row(blend, columns[1], columns[2], shares, factor, out[i])
+        else:
+            rows = (coarse[(row + i) // factor], upper, lower)
+            _row_with_holes(rows, int(share), columns, shares, factor, nodata, out[i])
+
+
+@numba.njit(cache=True, nogil=True)
+def _row(blend: Array, left: Array, right: Array, shares: Array, factor: int, out: Array) -> None:
+    """One fine row from the vertical blend of two coarse rows without a hole."""
+    unit = np.uint32(2 * factor)
+    if factor == 2:
+        for j in range(out.shape[0]):
+            total = blend[left[j]] * (unit - shares[j]) + blend[right[j]] * shares[j]
+            out[j] = (total + np.uint32(8)) >> np.uint32(4)
+    else:
+        whole = unit * unit
+        for j in range(out.shape[0]):
+            total = blend[left[j]] * (unit - shares[j]) + blend[right[j]] * shares[j]
+            out[j] = (total + whole // np.uint32(2)) // whole
+
+
+@numba.njit(cache=True, nogil=True)
+def _row_with_holes(
+    rows: tuple[Array, Array, Array], share: int, columns: Array, shares: Array, factor: int, nodata: int, out: Array
+) -> None:
+    """The same row where some coarse pixel is nodata: it takes the value of the pixel's own."""
+    own, upper, lower = rows
+    unit = np.int64(2 * factor)
+    for j in range(out.shape[0]):
+        mine = np.int64(own[columns[0, j]])
+        total = np.int64(0)
+        for side in range(1, 3):
+            above, below = np.int64(upper[columns[side, j]]), np.int64(lower[columns[side, j]])
+            above = mine if above == nodata else above
+            below = mine if below == nodata else below
+            weight = np.int64(shares[j]) if side == 2 else unit - np.int64(shares[j])
+            total += (above * (unit - np.int64(share)) + below * np.int64(share)) * weight
+        out[j] = nodata if mine == nodata else (total + unit * unit // 2) // (unit * unit)
