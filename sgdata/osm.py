@@ -24,6 +24,8 @@ JSON_FILES = (".json", ".json.gz")
 AREA_RELATIONS = ("multipolygon", "boundary")
 PROLOG_BYTES = 1 << 16
 
+Place = tuple[float, float]  # longitude, latitude
+
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
@@ -42,16 +44,35 @@ class Features:
     losses: Mapping[str, str]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Scan:
-    """What one pass over a file finds."""
+    """What the passes over the files find in `area`. Candidates wait until the assembler gives their area."""
 
-    rows: list[tuple[str, int, str, dict[str, str], Any]] = field(default_factory=list)
-    candidates: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)
-    rings: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
-    members: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
-    done: set[tuple[str, int]] = field(default_factory=set)
+    area: Any
+    rules: tags.RuleTable
+    rows: dict[tuple[str, int, str], tuple[dict[str, str], Any]] = field(default_factory=dict)
+    outside: int = 0
     losses: dict[str, str] = field(default_factory=dict)
+    candidates: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)
+    rings: dict[int, list[Place]] = field(default_factory=dict)
+    members: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
+    assembled: set[tuple[str, int]] = field(default_factory=set)
+
+    def add(self, name: tuple[str, int], kind: tags.Kind, text: dict[str, str], geometry: Any) -> bool:
+        """Keep a feature, once; False where it lies outside the area, so that a region's file fits in memory."""
+        import shapely
+
+        if not shapely.intersects(self.area, geometry):
+            self.outside += 1
+            return False
+        self.rows.setdefault((*name, kind), (text, geometry))
+        return True
+
+    def lose(self, name: tuple[str, int], fate: str, places: Sequence[Place] = ()) -> None:
+        """Note what became of an object, unless all we know of its place lies outside the area."""
+        west, south, east, north = self.area.bounds
+        if not places or any(west <= x <= east and south <= y <= north for x, y in places):
+            self.losses[f"{name[0]}/{name[1]}"] = fate
 
 
 def read(
@@ -85,15 +106,18 @@ def read(
 
 def read_files(paths: Sequence[Path], area: Any, rules: tags.RuleTable) -> Features:
     """The features of several files, as `read`; an object that stands in several counts once."""
-    hashes, dates, scan = {}, [], _Scan()
+    import shapely
+
+    shapely.prepare(area)
+    hashes, dates, scan = {}, [], _Scan(area=area, rules=rules)
     for path in paths:
         is_json = path.name.endswith(JSON_FILES)
         hashes[path.name] = files.sha256(overpass.unpacked(path)) if is_json else files.sha256_file(path)
-        dates.append(_scan_file(path, scan, rules))
-    table, outside = _table(scan, area)
+        dates.append(_scan_file(path, scan))
+    table = _table(scan)
     counts = Counter(f"{kind}s" for kind in table["kind"])
     counts.update(text.partition(":")[0] for text in scan.losses.values())
-    counts["outside"] = outside
+    counts["outside"] = scan.outside
     return Features(
         table=table,
         sha256=hashes,
@@ -103,21 +127,21 @@ def read_files(paths: Sequence[Path], area: Any, rules: tags.RuleTable) -> Featu
     )
 
 
-def _scan_file(path: Path, scan: _Scan, rules: tags.RuleTable) -> str | None:
+def _scan_file(path: Path, scan: _Scan) -> str | None:
     """Add the features of one file to `scan`; the date that the file gives, or None."""
     if path.name.endswith(JSON_FILES):
         answer = overpass.answer_of(overpass.unpacked(path), str(path))
         with tempfile.TemporaryDirectory() as folder:
             native = Path(folder) / "answer.osm.pbf"
             overpass.write_native(answer, native, str(path))
-            _collect(native, scan, rules, str(path))
+            _collect(native, scan, str(path))
         stamp: str | None = answer.get("osm3s", {}).get("timestamp_osm_base")
         return stamp
     if not path.name.endswith(OSM_FILES):
         raise SourceError(f"{path}: unknown kind of OSM file; expected one of {', '.join(OSM_FILES + JSON_FILES)}")
     if not path.name.endswith(".pbf"):
         _refuse_document_type(path)
-    return _collect(path, scan, rules, str(path))
+    return _collect(path, scan, str(path))
 
 
 def _refuse_document_type(path: Path) -> None:
@@ -135,24 +159,28 @@ def _refuse_document_type(path: Path) -> None:
 # --- one pass with pyosmium ----------------------------------------------------------------
 
 
-def _collect(path: Path, scan: _Scan, rules: tags.RuleTable, where: str) -> str | None:
+def _collect(path: Path, scan: _Scan, where: str) -> str | None:
+    """Add what one OSM file holds; the date in its header, or None."""
     import osmium
 
-    lines, areas = tags.keys(rules, "line"), tags.keys(rules, "polygon")
+    areas = tags.keys(scan.rules, "polygon")
+    keys = sorted({*areas, *tags.keys(scan.rules, "line")})
+    kinds = osmium.osm.WAY | osmium.osm.RELATION | osmium.osm.AREA
     try:
         processor: Any = (
             osmium.FileProcessor(str(path))
-            .with_areas()
-            .with_filter(osmium.filter.EntityFilter(osmium.osm.WAY | osmium.osm.RELATION | osmium.osm.AREA))
-            .with_filter(osmium.filter.KeyFilter(*sorted({*lines, *areas})))
+            # Without a filter pyosmium would assemble every boundary of the country.
+            .with_areas(osmium.filter.KeyFilter(*(areas or keys)))
+            .with_filter(osmium.filter.EntityFilter(kinds))
+            .with_filter(osmium.filter.KeyFilter(*keys))
         )
         for item in processor:
             if item.is_way():
-                _take_way(item, scan, rules)
+                _take_way(item, scan)
             elif item.is_relation():
-                _take_relation(item, scan, rules)
+                _take_relation(item, scan)
             else:
-                _take_area(item, scan, rules)
+                _take_area(item, scan)
         stamp: str | None = processor.header.get("osmosis_replication_timestamp") or None
     except (RuntimeError, ValueError) as error:
         raise SourceError(f"{where}: cannot be read as OpenStreetMap data: {error}; fetch it again") from None
@@ -160,32 +188,32 @@ def _collect(path: Path, scan: _Scan, rules: tags.RuleTable, where: str) -> str 
     return stamp
 
 
-def _take_way(way: Any, scan: _Scan, rules: tags.RuleTable) -> None:
+def _take_way(way: Any, scan: _Scan) -> None:
     import shapely
 
     name, text = ("way", way.id), dict(way.tags)
     closed = way.is_closed() and len(way.nodes) >= 4
-    is_area, is_line = tags.match(rules, "polygon", text, is_way=True), tags.match(rules, "line", text, is_way=True)
+    is_area = tags.match(scan.rules, "polygon", text, is_way=True)
+    is_line = tags.match(scan.rules, "line", text, is_way=True)
+    pieces = list(_pieces(way))
+    places = [place for piece in pieces for place in piece]
+    whole = len(places) == len(way.nodes)
     if is_area and closed and text.get("area") != "no":
-        scan.candidates.setdefault(name, text)
-        scan.rings[way.id] = [xy for piece in _pieces(way) for xy in piece]
-        if not all(node.location.valid() for node in way.nodes):
-            del scan.rings[way.id]
+        scan.candidates[name] = text
+        scan.rings[way.id] = places if whole else []
     elif is_area and not is_line:
-        reason = "an area tagged area=no" if closed else "an area whose ring is open"
-        scan.losses[f"way/{way.id}"] = f"lost: {reason}"
+        scan.lose(name, "lost: an area tagged area=no" if closed else "lost: an area whose ring is open", places)
     if is_line and not (closed and text.get("area") == "yes"):
-        pieces = [piece for piece in _pieces(way) if len(piece) >= 2]
-        if sum(len(piece) for piece in pieces) < len(way.nodes):
-            fate = "mended" if pieces else "lost"
-            scan.losses[f"way/{way.id}"] = f"{fate}: nodes of the line are not in the data"
+        pieces = [piece for piece in pieces if len(piece) > 1]
+        if not whole:
+            scan.lose(name, f"{'mended' if pieces else 'lost'}: nodes of the line are not in the data", places)
         if pieces:
-            scan.rows.append((*name, "line", text, shapely.MultiLineString(pieces)))
+            scan.add(name, "line", text, shapely.MultiLineString(pieces))
 
 
-def _pieces(way: Any) -> Iterator[list[tuple[float, float]]]:
+def _pieces(way: Any) -> Iterator[list[Place]]:
     """Runs of nodes (lon, lat) between those whose place is not in the data."""
-    run: list[tuple[float, float]] = []
+    run: list[Place] = []
     for node in way.nodes:
         if node.location.valid():
             run.append((node.lon, node.lat))
@@ -196,29 +224,34 @@ def _pieces(way: Any) -> Iterator[list[tuple[float, float]]]:
         yield run
 
 
-def _take_relation(relation: Any, scan: _Scan, rules: tags.RuleTable) -> None:
-    text = dict(relation.tags)
-    if not tags.match(rules, "polygon", text, is_way=False):
+def _take_relation(relation: Any, scan: _Scan) -> None:
+    name, text = ("relation", relation.id), dict(relation.tags)
+    if not tags.match(scan.rules, "polygon", text, is_way=False):
+        return
+    if name in scan.assembled:
         return
     if text.get("type") in AREA_RELATIONS:
-        scan.candidates.setdefault(("relation", relation.id), text)
+        scan.candidates[name] = text
         scan.members[relation.id] = [(m.ref, m.role) for m in relation.members if m.type == "w"]
     else:
-        scan.losses[f"relation/{relation.id}"] = f"lost: a relation of type {text.get('type', '')!r} is no area"
+        scan.lose(name, f"lost: a relation of type {text.get('type', '')!r} is no area")
 
 
-def _take_area(area: Any, scan: _Scan, rules: tags.RuleTable) -> None:
+def _take_area(area: Any, scan: _Scan) -> None:
+    """Keep what the assembler made; what no rule names is left alone, what has no ring is left to `_mend`."""
     import osmium
     import shapely
 
-    name, text = ("way" if area.from_way() else "relation", area.orig_id()), dict(area.tags)
-    if name in scan.done or not tags.match(rules, "polygon", text, is_way=area.from_way()):
-        return
-    if area.num_rings()[0] == 0:  # the assembler gave up: _mend tries
-        return
-    geometry = shapely.from_wkb(osmium.geom.WKBFactory().create_multipolygon(area))
-    scan.done.add(name)
-    scan.rows.append((*name, "polygon", text, geometry))
+    is_way, number = area.from_way(), area.orig_id()
+    name, text = ("way" if is_way else "relation", number), dict(area.tags)
+    if area.num_rings()[0] and tags.match(scan.rules, "polygon", text, is_way=is_way):
+        geometry = shapely.from_wkb(osmium.geom.WKBFactory().create_multipolygon(area))
+        scan.add(name, "polygon", text, geometry)
+        # A relation may come before its area or after: the area is complete with the last of its members.
+        scan.candidates.pop(name, None)
+        scan.rings.pop(number if is_way else -1, None)
+        if not is_way:
+            scan.assembled.add(name)
 
 
 # --- what the assembler gave up ------------------------------------------------------------
@@ -228,12 +261,13 @@ def _mend(path: Path, scan: _Scan) -> None:
     """Build the polygons that pyosmium could not, from the rings that close; count what stays lost."""
     import shapely
 
-    open_cases = {name: text for name, text in scan.candidates.items() if name not in scan.done}
-    ways = _way_lines(path, {ref for kind, i in open_cases if kind == "relation" for ref, _ in scan.members[i]})
-    for (kind, number), text in sorted(open_cases.items()):
+    wanted = {ref for kind, i in scan.candidates if kind == "relation" for ref, _ in scan.members[i]}
+    ways = _way_lines(path, wanted)
+    for name, text in sorted(scan.candidates.items()):
+        kind, number = name
         if kind == "way":
-            ring = scan.rings.get(number)
-            geometry = _polygons_in(shapely.Polygon(ring)) if ring else None
+            ring = scan.rings[number]
+            geometry = _polygons_in(shapely.Polygon(ring))
             reason = "its ring crosses itself" if ring else "nodes of the ring are not in the data"
         else:
             members = scan.members[number]
@@ -242,11 +276,13 @@ def _mend(path: Path, scan: _Scan) -> None:
             geometry = _polygons_in(outer.difference(inner))
             missing = sum(ref not in ways for ref, _ in members)
             reason = f"{missing} of {len(members)} members are not in the data" if missing else "its rings do not close"
-        kept = geometry is not None and not geometry.is_empty
-        scan.losses[f"{kind}/{number}"] = f"{'mended' if kept else 'lost'}: {reason}"
-        if kept:
-            scan.rows.append((kind, number, "polygon", text, geometry))
-        scan.done.add((kind, number))
+        if geometry.is_empty:
+            scan.lose(name, f"lost: {reason}")
+        elif scan.add(name, "polygon", text, geometry):
+            scan.lose(name, f"mended: {reason}")
+    scan.candidates.clear()
+    scan.rings.clear()
+    scan.members.clear()
 
 
 def _way_lines(path: Path, wanted: set[int]) -> dict[int, Any]:
@@ -280,14 +316,16 @@ def _polygons_in(geometry: Any) -> Any:
     return shapely.union_all(areas)
 
 
-def _table(scan: _Scan, area: Any) -> tuple[Any, int]:
-    """The rows that touch `area` as a GeoDataFrame, sorted, and how many did not touch it."""
+def _table(scan: _Scan) -> Any:
+    """The rows as a GeoDataFrame, sorted."""
     import geopandas
-    import shapely
 
-    shapely.prepare(area)
-    rows = sorted({row[:3]: row for row in scan.rows}.values(), key=lambda row: row[:3])
-    inside = [row for row in rows if shapely.intersects(area, row[4])]
-    columns = ("osm_type", "osm_id", "kind", "tags", "geometry")
-    data = {name: [row[i] for row in inside] for i, name in enumerate(columns)}
-    return geopandas.GeoDataFrame(data, geometry="geometry", crs="EPSG:4326"), len(rows) - len(inside)
+    rows = sorted(scan.rows)
+    data = {
+        "osm_type": [row[0] for row in rows],
+        "osm_id": [row[1] for row in rows],
+        "kind": [row[2] for row in rows],
+        "tags": [scan.rows[row][0] for row in rows],
+        "geometry": [scan.rows[row][1] for row in rows],
+    }
+    return geopandas.GeoDataFrame(data, geometry="geometry", crs="EPSG:4326")
