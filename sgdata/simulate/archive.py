@@ -193,8 +193,8 @@ def _photograph(task: SceneTask) -> Array:
     """Write the 13 files of a scene and its true cloud mask; returns the pixels of each SCL value (12,)."""
     what, scene = task.plan, task.scene
     folder = task.out / items.COLLECTION / scene.id
-    sky_seed = what.seed * 1_000_003 + scene.index * 1009
-    level = sky.threshold(sky_seed, scene.weather, what.granule.shape) if scene.weather.cloud > 0 else 0.0
+    seed = sky_seed(what, scene)
+    level = sky.threshold(seed, scene.weather, what.granule.shape) if scene.weather.cloud > 0 else 0.0
     counts = np.zeros(12, np.int64)
     with ExitStack() as stack:
         sinks = {}
@@ -205,7 +205,7 @@ def _photograph(task: SceneTask) -> Array:
         masks = task.out / "truth" / "clouds" / f"{scene.id}.tif"
         sinks["clouds"] = stack.enter_context(cogs.writing(masks, what.area, ("clouds",), "uint8", None))
         for number, window in enumerate(grid.tiles(what.granule.shape, truth.TILE)):
-            made = _tile(task, window, number, sky_seed, level)
+            made = _tile(task, window, number, seed, level)
             counts += np.bincount(made["SCL"].ravel(), minlength=12)
             for name, pixels in made.items():
                 if name == "clouds":
@@ -220,27 +220,27 @@ def _photograph(task: SceneTask) -> Array:
     return counts
 
 
-def _tile(task: SceneTask, window: Window, number: int, sky_seed: int, level: float) -> dict[str, Array]:
+def _tile(task: SceneTask, window: Window, number: int, seed: int, level: float) -> dict[str, Array]:
     """One tile of a scene: DN per band at its own resolution, `SCL`, and the true `clouds` bits at 10 m."""
     what, scene = task.plan, task.scene
     below = _surface(task.work, window, scene.epoch)
     rows = np.arange(window.row, window.row + window.height)
     cols = np.arange(window.col, window.col + window.width)
     inside = below.label[truth.HALO : -truth.HALO, truth.HALO : -truth.HALO]
-    above = sky.look(scene, inside, sky_seed, level, rows, cols)
+    above = sky.look(scene, inside, seed, level, rows, cols)
     image = sky.seen(truth.clear(below, scene.time.timetuple().tm_yday), above)
     rng = np.random.Generator(np.random.Philox(key=[what.seed, 10_000_000 + scene.index * 10_000 + number]))
     made: dict[str, Array] = {}
     for gsd, bands in truth.native(image).items():
-        covered = _covered(what, scene, window, gsd)
+        seen = covered(what, scene, window, gsd)
         for name, band in zip(truth.ORDER[gsd], bands, strict=True):
             noisy = band + rng.standard_normal(band.shape, np.float32) * (7 + 0.008 * band)
-            made[name] = np.where(covered, truth.digital(noisy), 0)
+            made[name] = np.where(seen, truth.digital(noisy), 0)
     made["SCL"] = _scene_classes(task, window, made, above, inside)
     if scene.offset_in_pixels:
         for name in L2A_BANDS:
             made[name] = np.where(made[name] > 0, made[name] + OFFSET_DN, 0).astype(np.uint16)
-    made["clouds"] = np.where(_covered(what, scene, window, 10), above.bits, 255).astype(np.uint8)
+    made["clouds"] = np.where(covered(what, scene, window, 10), above.bits, 255).astype(np.uint8)
     return made
 
 
@@ -253,7 +253,7 @@ def _scene_classes(task: SceneTask, window: Window, made: dict[str, Array], abov
     rows, cols = truth.grid_slices(window, 20)
     where = np.arange(rows.start, rows.stop), np.arange(cols.start, cols.stop)
     scl = sky.scene_classes(image, at_20m, water, task.plan.seed * 31 + task.scene.index, where)
-    return np.where(_covered(task.plan, task.scene, window, 20), scl, 0).astype(np.uint8)
+    return np.where(covered(task.plan, task.scene, window, 20), scl, 0).astype(np.uint8)
 
 
 SLANT = 0.25
@@ -266,7 +266,12 @@ def _edge(what: Plan) -> float:
     return 0.6 * width + SLANT * height / 2
 
 
-def _covered(what: Plan, scene: Scene, window: Window, gsd: int) -> Array:
+def sky_seed(what: Plan, scene: Scene) -> int:
+    """The seed of one scene's weather."""
+    return what.seed * 1_000_003 + scene.index * 1009
+
+
+def covered(what: Plan, scene: Scene, window: Window, gsd: int) -> Array:
     """Where the scene's swath sees the ground, on the lattice of `gsd` inside a 10 m window."""
     k = gsd // 10
     rows = window.row + (np.arange(window.height // k) + 0.5) * k

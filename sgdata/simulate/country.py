@@ -157,6 +157,8 @@ def changes(sketch: Sketch) -> None:
     """New buildings on fields near towns, felled forest, a dug quarry: areas that come with epoch 2."""
     rng = sketch.rng(7)
     whole = sketch.plan.area.shape[0] ** 2 * 100
+    inside = shapely.box(*sketch.plan.area.bounds).buffer(-150)
+    shapely.prepare(inside)
     built = shapely.STRtree([a.geometry for a in sketch.areas if a.kind == "residential"])
     for old, new, share in (
         ("crop", "new_houses", 0.006),
@@ -164,7 +166,8 @@ def changes(sketch: Sketch) -> None:
         ("stand", "clearcut", 0.008),
         ("crop", "new_quarry", 0.004),
     ):
-        found: list[Any] = [a for a in sketch.areas if a.kind == old and 4000 < a.geometry.area < 90_000]
+        old_ones = (a for a in sketch.areas if a.kind == old and 4000 < a.geometry.area < 90_000)
+        found: list[Any] = [a for a in old_ones if inside.contains(a.geometry)]
         rng.shuffle(found)
         if new in ("new_houses", "new_works"):
             found = [a for a in found if len(built.query(a.geometry, "dwithin", 150))]

@@ -110,7 +110,7 @@ def _waters(sketch: Sketch, extent: Polygon, city: Settlement, villages: list[Se
     sketch.add("river", pieces, rng)
     closed = [v.outline for v in villages] + [city.outline, *pieces]
     lakes = []
-    for point in shapes.scattered(max(2, round(size**2 / 14)), extent, 500, rng, closed):
+    for point in shapes.scattered(max(4, round(size**2 / 9)), extent, 500, rng, closed):
         radius = rng.uniform(60, 150) * (1 + size / 20)
         lake = shapes.blob(point.x, point.y, radius, rng, rough=0.3, stretch=1.7)
         if radius > 130:

@@ -177,7 +177,8 @@ def sun(time: datetime) -> tuple[float, float]:
     longitude, latitude = 11.5, math.radians(48.15)
     g = 2 * math.pi * (time.timetuple().tm_yday - 1) / 365
     declination = 0.006918 - 0.399912 * math.cos(g) + 0.070257 * math.sin(g) - 0.006758 * math.cos(2 * g)
-    minutes = 229.18 * (0.000075 + 0.001868 * math.cos(g) - 0.032077 * math.sin(g) - 0.014615 * math.cos(2 * g))
+    minutes = 0.000075 + 0.001868 * math.cos(g) - 0.032077 * math.sin(g)
+    minutes = 229.18 * (minutes - 0.014615 * math.cos(2 * g) - 0.040849 * math.sin(2 * g))
     hours = time.hour + time.minute / 60 + longitude / 15 + minutes / 60 - 12
     angle = math.radians(15 * hours)
     sine = math.sin(latitude) * math.sin(declination)

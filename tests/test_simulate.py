@@ -1,0 +1,455 @@
+"""The simulated city: known truth, the same bytes every time, and the habits of the real thing planted in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyproj import Transformer
+
+from sgdata import catalog, files, grid
+from sgdata.errors import OutputError, SettingError
+from sgdata.sentinel2 import L2A_BANDS, SceneClass
+from sgdata.simulate import archive, ground, items, noise, plan, sky, spectra, surface, truth
+from sgdata.simulate.kinds import kinds
+from sgdata.types import Array, Grid, Window
+
+
+def read(path: Path) -> Array:
+    with rasterio.open(path) as raster:
+        pixels: Array = raster.read()
+    return pixels
+
+
+def planted(folder: Path) -> dict[str, dict[str, object]]:
+    told: dict[str, dict[str, object]] = json.loads((folder / "truth" / "traps.json").read_text())
+    return told
+
+
+def in_area(pixels: Array, what: plan.Plan, factor: int) -> Array:
+    window, k = what.area_window, factor
+    rows = slice(window.row // k, (window.row + window.height) // k)
+    return pixels[..., rows, window.col // k : (window.col + window.width) // k]
+
+
+class Town:
+    """A 6 km city in memory: its surface and its median reflectance over a year."""
+
+    def __init__(self, seed: int) -> None:
+        self.plan = plan.checked(seed, 6, 12)
+        self.place = ground.build(self.plan)
+        self.layers = surface.layers(self.place)
+        around = truth.grown(self.plan.area, Window(row=0, col=0, height=600, width=600))
+        self.surface = surface.paint(self.layers, around, seed=seed, epoch=1)
+        self.label = self.surface.label[6:-6, 6:-6]
+        self.tagged = self.surface.tagged[6:-6, 6:-6]
+
+    def median(self) -> Array:
+        """(12, H, W): per native resolution, then repeated to 10 m."""
+        days = [one.time.timetuple().tm_yday for one in plan.scenes(self.plan) if one.epoch == 1]
+        by_day = [truth.native(truth.clear(self.surface, day)) for day in days]
+        image = np.empty((12, 600, 600), np.float32)
+        for gsd, names in truth.ORDER.items():
+            middle = np.median(np.stack([one[gsd] for one in by_day]), axis=0)
+            where = [L2A_BANDS.index(name) for name in names]
+            image[where] = middle.repeat(gsd // 10, axis=1).repeat(gsd // 10, axis=2)
+        return image
+
+
+@pytest.fixture(scope="module")
+def town() -> Town:
+    return Town(1)
+
+
+# --- bytes ---------------------------------------------------------------------------------
+
+
+def test_bytes_do_not_depend_on_workers_and_a_done_archive_is_kept(tmp_path: Path) -> None:
+    one = archive.simulate(tmp_path / "one", size_km=2, dates=3, workers=1)
+    two = archive.simulate(tmp_path / "two", size_km=2, dates=3, workers=2)
+    assert (one / files.SUMS).read_bytes() == (two / files.SUMS).read_bytes()
+    assert files.sums(one) == (one / files.SUMS).read_bytes()
+    assert not list(one.rglob(".work*"))
+    before = (one / "catalog.json").stat().st_mtime_ns
+    assert archive.simulate(one, size_km=2, dates=3) == one
+    assert (one / "catalog.json").stat().st_mtime_ns == before
+    with pytest.raises(OutputError, match="holds another simulation"):
+        archive.simulate(one, size_km=2, dates=4)
+
+
+@pytest.mark.parametrize(
+    ("size", "dates", "layout"), [(1.9, 12, ""), (41, 12, ""), (6, 2, ""), (6, 401, ""), (6, 12, "cdse")]
+)
+def test_what_is_not_simulated_is_refused(tmp_path: Path, size: float, dates: int, layout: str) -> None:
+    with pytest.raises(SettingError, match="expected|only 'earth-search'"):
+        archive.simulate(tmp_path / "x", size_km=size, dates=dates, layout=layout or "earth-search")
+    assert not list(tmp_path.iterdir())
+
+
+# --- fields and windows --------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.floats(1.1, 60), st.integers(-500, 500), st.integers(1, 40))
+def test_noise_has_no_seams(seed: int, cell: float, start: int, step: int) -> None:
+    rows, cols = np.arange(start, start + 60), np.arange(-20, 50)
+    whole = noise.lattice(seed, rows, cols, cell)
+    part = noise.lattice(seed, rows[step:], cols[7:], cell)
+    np.testing.assert_array_equal(whole[step:, 7:], part)
+    x, y = np.meshgrid(cols, rows)
+    np.testing.assert_allclose(noise.at(seed, x.ravel(), y.ravel(), cell).reshape(x.shape), whole, atol=2e-5)
+
+
+def test_noise_has_the_variance_it_says() -> None:
+    field = noise.fractal(3, np.arange(900), np.arange(900), (12, 6, 3))
+    assert abs(float(field.mean())) < 0.1
+    assert 0.9 < float(field.std()) < 1.1
+
+
+def test_ground_is_the_same_in_every_window(town: Town) -> None:
+    around = truth.grown(town.plan.area, Window(row=120, col=240, height=180, width=120))
+    tree = shapely.STRtree([layer.outline for layer in town.layers])
+    near = surface.near(tree, town.layers, around)
+    part = surface.paint(near, around, seed=1, epoch=1)
+    inside = (slice(120, 312), slice(240, 372))
+    for name in ("label", "a", "mix", "bright", "vigour", "tagged"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(town.surface, name)[inside], err_msg=name)
+    np.testing.assert_array_equal(truth.clear(part, 150), truth.clear(town.surface, 150)[:, 120:300, 240:360])
+
+
+def test_the_area_snaps_to_the_grid_asked_for(city: Path) -> None:
+    what = truth.planned(city)
+    feature = json.loads((city / "aoi.geojson").read_text())["features"][0]
+    lon, lat = np.array(feature["geometry"]["coordinates"][0]).T
+    x, y = Transformer.from_crs("EPSG:4326", what.area.crs, always_xy=True).transform(lon, lat)
+    assert grid.covering((min(x), min(y), max(x), max(y)), what.area.crs) == what.area
+    assert what.area.origin[0] % 60 == what.granule.origin[0] % 60 == what.granule.origin[1] % 60 == 0
+    for size in (2.0, 6.0, 7.99, 40.0):
+        assert plan.checked(1, size, 12).area.shape[0] * 10 == pytest.approx(size * 1000, abs=30)
+
+
+# --- the place -----------------------------------------------------------------------------
+
+
+def test_every_class_has_its_share_and_gaps_are_few(town: Town) -> None:
+    shares = np.bincount(town.label.ravel(), minlength=13) / town.label.size
+    assert shares.min() >= 0.003, shares
+    assert shares.argmax() == 1
+    assert shares[4] > 0.15
+    assert 0.05 <= 1 - town.tagged.mean() <= 0.15
+
+
+def test_tags_mean_the_class_that_is_painted() -> None:
+    train = {row["file_value"]: int(row["train_index"]) for row in catalog.table("segmunich_labels")}
+    means = {
+        (row["osm_key"], row["osm_value"]): train[row["segmunich_label_value"]]
+        for row in catalog.table("osm_lulc_tags")
+        if row["geometry"] == "polygon" and row["segmunich_label_value"] in train
+    }
+    for name, kind in kinds().items():
+        for tags in kind.tags if kind.label is not None else ():
+            found = {means[pair] for pair in tags.items() if pair in means}
+            assert found == {kind.label}, (name, tags)
+
+
+def test_a_linear_classifier_neither_fails_nor_suffices(town: Town) -> None:
+    """Frozen on purpose: a per-pixel linear rule on clean median spectra reaches an mIoU of 0.3 to 0.6."""
+    pixels, label = np.log(town.median().reshape(12, -1).T.astype(np.float64)), town.label.ravel()
+    rows, cols = np.mgrid[:600, :600] // 60
+    train = ((rows + cols) % 2 == 0).ravel()
+    x, y = pixels[train], label[train]
+    count = np.bincount(y, minlength=13)
+    means = np.stack([x[y == k].mean(axis=0) for k in range(13)])
+    centred = x - means[y]
+    inverse = np.linalg.inv(centred.T @ centred / len(x))
+    offset = np.log(count / count.sum()) - 0.5 * np.einsum("kb,bc,kc->k", means, inverse, means)
+    guess = (pixels[~train] @ (inverse @ means.T) + offset).argmax(axis=1)
+    confusion = np.bincount(label[~train] * 13 + guess, minlength=169).reshape(13, 13)
+    hits = np.diag(confusion)
+    iou = hits / (confusion.sum(axis=0) + confusion.sum(axis=1) - hits)
+    assert 0.3 < iou.mean() < 0.6, iou.round(2)
+
+
+def test_leaves_come_and_go_and_water_is_dark_in_the_infrared(town: Town) -> None:
+    def at(day: int, cover: str, *names: str) -> list[float]:
+        image = truth.clear(town.surface, day)
+        here = town.surface.cover[6:-6, 6:-6] == spectra.cover_ids()[cover]
+        return [float(np.median(image[L2A_BANDS.index(name)][here])) for name in names]
+
+    summer, winter = at(190, "broadleaf", "B04", "B08"), at(20, "broadleaf", "B04", "B08")
+    assert summer[1] / summer[0] > 2.2 * winter[1] / winter[0]
+    lake = spectra.coarser((town.surface.cover == spectra.cover_ids()["deep_water"])[6:-6, 6:-6] * 1.0, 6) == 1
+    green, infrared = (
+        spectra.coarser(truth.clear(town.surface, 190)[L2A_BANDS.index(b)], 6)[lake] for b in ("B03", "B08")
+    )
+    assert (infrared < green).all()
+    assert np.median(infrared) < 400
+    assert at(110, "rape", "B04", "B02")[0] > 1.5 * at(110, "rape", "B04", "B02")[1]
+    assert at(190, "white_hall", "B02")[0] > 3000
+
+
+def test_the_second_epoch_is_built_felled_and_dug(city: Path) -> None:
+    change = read(city / "truth" / "change.tif")[0]
+    before, after = (read(city / "truth" / f"{name}.tif")[0] for name in ("land_cover", "land_cover_2"))
+    assert set(np.unique(change)) == {0, 1, 2, 3}
+    assert ((before != after) <= (change > 0)).all()
+    assert (before[change == 2] == 4).mean() > 0.8
+    assert set(np.unique(after[change == 1])) <= {11, 12}
+    assert (after[change == 3] == 9).all()
+
+
+# --- passes and sky ------------------------------------------------------------------------
+
+
+def test_the_sun_stands_where_a_real_item_says() -> None:
+    azimuth, elevation = plan.sun(datetime(2021, 5, 31, 10, 27, 27, tzinfo=UTC))
+    assert azimuth == pytest.approx(156.72, abs=1.5)
+    assert elevation == pytest.approx(62.18, abs=0.7)
+
+
+@pytest.mark.parametrize("dates", [3, 12, 60, 400])
+def test_passes_lie_in_their_windows(dates: int) -> None:
+    scenes = plan.scenes(plan.checked(5, 6, dates))
+    first = [one for one in scenes if one.epoch == 1]
+    assert len(first) == dates
+    assert len({one.id for one in scenes}) == len(scenes)
+    start = datetime(2019 if dates <= 100 else 2017, 4, 1, tzinfo=UTC)
+    assert all(start <= one.time < datetime(2020, 4, 1, tzinfo=UTC) for one in first)
+    assert all(one.time.year == 2022 for one in scenes[dates:])
+    assert len(scenes) - dates == min(max(3, dates // 4), 74)
+    assert [one.time for one in scenes] == sorted(one.time for one in scenes)
+    assert all(one.baseline >= "04.00" for one in scenes if one.offset_in_pixels)
+    if dates >= 12:
+        assert {one.orbit for one in first} == {22, 65}
+        assert 0.3 < np.mean([one.weather.cloud for one in first]) < 0.5
+        assert sum(one.weather.cloud < 0.05 for one in first) >= dates // 6
+        snow = [one for one in scenes if one.weather.snow]
+        assert [one.time.month in (12, 1, 2) for one in snow] == [True]
+        told = {(one.baseline >= "04.00", one.offset_in_pixels) for one in first}
+        assert told == {(False, False), (True, False), (True, True)}
+
+
+def test_every_place_is_seen_clear_twice() -> None:
+    """Twelve dates, a coarse look at all of a city: cloud, shadow, swath."""
+    what = plan.checked(1, 6, 12)
+    window = what.area_window
+    clear = np.zeros((window.height, window.width), int)
+    rows, cols = (np.arange(at, at + size) for at, size in ((window.row, window.height), (window.col, window.width)))
+    label = np.zeros(clear.shape, np.uint8)
+    for one in plan.scenes(what)[:12]:
+        seed = archive.sky_seed(what, one)
+        level = sky.threshold(seed, one.weather, what.granule.shape)
+        above = sky.look(one, label, seed, level, rows, cols)
+        bits = above.bits & (sky.CLOUD_BIT | sky.SHADOW_BIT | sky.SNOW_BIT)
+        clear += (bits == 0) & archive.covered(what, one, window, 10)
+        assert (above.cloud > 0.02).mean() == pytest.approx(one.weather.cloud, abs=0.12)
+    assert (clear >= 2).mean() > 0.99
+
+
+def test_a_shadow_lies_away_from_the_sun() -> None:
+    what = plan.checked(2, 6, 12)
+    one = next(s for s in plan.scenes(what) if s.weather.name == "scattered")
+    at = np.arange(600)
+    above = sky.look(one, np.zeros((600, 600), np.uint8), 9, 0.9, at, at)
+    reach = one.weather.height_m / 10 / math.tan(math.radians(one.sun_elevation))
+    down = round(reach * math.cos(math.radians(one.sun_azimuth)))
+    right = -round(reach * math.sin(math.radians(one.sun_azimuth)))
+    moved = np.roll(above.cloud, (down, right), (0, 1))
+    assert down < 0 < -right  # sun in the south-east: shadows fall to the north-west
+    inside = (slice(0, 400), slice(0, 400))
+    lit = (above.cloud[inside] < 0.01) & (moved[inside] > 0.9)
+    assert (above.shadow[inside][lit] > 0.85).all()
+    assert lit.any()
+
+
+# --- the archive ---------------------------------------------------------------------------
+
+
+def test_clear_pixels_are_the_truth_and_noise_and_the_offset_is_where_it_is_said(city: Path) -> None:
+    what, told = truth.planned(city), planted(city)
+    assert {one["offset_in_pixels"] for one in told.values()} == {True, False}
+    for item_id, about in told.items():
+        bits = read(city / "truth" / "clouds" / f"{item_id}.tif")[0]
+        shift = 1000 if about["offset_in_pixels"] else 0
+        clean = truth.scene(city, item_id)
+        folder = city / "sentinel-2-l2a" / item_id
+        for gsd, name in ((10, "B04"), (10, "B08"), (20, "B11")):
+            k = gsd // 10
+            clear = spectra.coarser((bits == 0).astype(np.float32), k) == 1
+            if clear.sum() < 500:
+                continue
+            seen = in_area(read(folder / f"{name}.tif")[0], what, k)[clear].astype(float)
+            true = clean[gsd][truth.ORDER[gsd].index(name)][clear].astype(float)
+            error = (seen - shift - true) / (7 + 0.008 * true)
+            assert abs(error.mean()) < 0.1, (item_id, name)
+            assert 0.9 < error.std() < 1.1, (item_id, name)
+
+
+def test_the_truth_over_time_is_the_median_of_the_days(city: Path) -> None:
+    first = [item_id for item_id, about in planted(city).items() if about["epoch"] == 1]
+    days = [truth.scene(city, item_id) for item_id in first]
+    for gsd, names in truth.ORDER.items():
+        with rasterio.open(city / "truth" / f"reflectance_{gsd}m.tif") as raster:
+            assert raster.descriptions == names
+            middle = np.floor(np.median(np.stack([day[gsd] for day in days]), axis=0) + 0.5)
+            np.testing.assert_array_equal(raster.read(), middle)
+    with pytest.raises(SettingError, match="nowhere"):
+        truth.scene(city, "nowhere")
+
+
+def test_scene_classes_err_as_sen2cor_does(city: Path, town: Town) -> None:
+    what = truth.planned(city)
+    missed = right = cloudy = 0
+    for item_id in planted(city):
+        scl = in_area(read(city / "sentinel-2-l2a" / item_id / "SCL.tif")[0], what, 2)
+        bits = read(city / "truth" / "clouds" / f"{item_id}.tif")[0][::2, ::2]
+        called = np.isin(scl, (8, 9, 10))
+        cloud = (bits & sky.CLOUD_BIT > 0) & (bits != 255)
+        cloudy, right = cloudy + cloud.sum(), right + (called & cloud).sum()
+        missed += (~called & (bits & sky.THIN_BIT > 0) & (bits != 255)).sum()
+        assert ((scl == 0) == (bits == 255)).mean() > 0.99
+    assert right > 0.9 * cloudy
+    assert missed > 0
+    clear = truth.clear(town.surface, 180)
+    image = truth.native(clear)
+    at_20m = dict(zip(truth.ORDER[20], image[20], strict=True))
+    at_20m |= {name: spectra.coarser(clear[L2A_BANDS.index(name)], 2) for name in ("B02", "B03", "B04")}
+    zero = np.zeros((300, 300), np.float32)
+    none = sky.Sky(cloud=zero, shadow=zero, cirrus=zero, haze=zero, snow=zero, glare=zero)
+    water = spectra.coarser((town.label == 5).astype(np.float32), 2)
+    at = np.arange(300)
+    days = [sky.scene_classes(at_20m, none, water, seed, (at, at)) for seed in range(6)]
+    roof = at_20m["B02"] > 3000
+    assert roof.sum() > 50
+    assert np.mean([np.isin(scl[roof], (8, 9)).mean() for scl in days]) > 0.6
+    assert np.mean([(scl[roof] == SceneClass.NOT_VEGETATED).mean() for scl in days]) > 0.02
+    forest = town.label[::2, ::2] == 4
+    dark = np.mean([(scl[forest] == SceneClass.DARK).mean() for scl in days])
+    assert 0.005 < dark < 0.3
+    assert np.mean([(scl[water > 0.6] == SceneClass.WATER).mean() for scl in days]) > 0.8
+
+
+def test_the_catalogue_reads_as_stac_and_agrees_with_the_files(city: Path) -> None:
+    import pystac
+
+    found = list(pystac.Catalog.from_file(str(city / "catalog.json")).get_items(recursive=True))
+    assert {one.id for one in found} == set(planted(city))
+    for one in found:
+        told = planted(city)[one.id]
+        assert one.to_dict()["stac_version"] == "1.1.0"
+        assert set(one.assets) == {*items.KEYS.values(), "scl"}
+        applied, baseline = one.properties["earthsearch:boa_offset_applied"], one.properties["s2:processing_baseline"]
+        assert applied == (baseline >= "04.00" and not told["offset_in_pixels"])
+        assert f"_R{one.properties['s2:product_uri'].split('_R')[1][:3]}_" in ("_R022_", "_R065_")
+        assert shapely.geometry.shape(one.geometry).is_valid
+        for key in ("blue", "swir16", "coastal", "scl"):
+            asset = one.assets[key]
+            with rasterio.open(asset.get_absolute_href()) as raster:
+                assert list(raster.shape) == asset.extra_fields["proj:shape"]
+                assert list(raster.transform)[:6] == asset.extra_fields["proj:transform"]
+                assert raster.crs.to_epsg() == 32632
+                covered = np.mean(raster.read(1) == 0)
+        assert covered == pytest.approx(one.properties["s2:nodata_pixel_percentage"] / 100, abs=0.01)
+        box, footprint = shapely.box(*one.bbox), shapely.geometry.shape(one.geometry)
+        assert box.buffer(1e-9).contains(footprint)
+
+
+def test_files_are_cloud_optimized_like_the_providers(city: Path) -> None:
+    from sgdata.simulate import cogs
+
+    item = sorted((city / "sentinel-2-l2a").glob("S2*"))[0]
+    large = Grid(crs=plan.CRS, origin=(600_000, 5_400_000), gsd_m=10, shape=(1100, 600))
+    with cogs.writing(city.parent / "large.tif", large, ("B02",), "uint16", 0) as sink:
+        sink(Window(row=90, col=0, height=100, width=600), np.full((1, 100, 600), 7, np.uint16))
+    with rasterio.open(city.parent / "large.tif") as raster:
+        assert raster.block_shapes == [(1024, 1024)]
+        assert raster.overviews(1) == [2, 4, 8, 16]
+        assert raster.read(1).sum() == 7 * 100 * 600
+    for name, levels in (("B02", 4), ("B11", 3), ("B01", 1), ("SCL", 3)):
+        with rasterio.open(item / f"{name}.tif") as raster:
+            assert raster.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+            assert raster.block_shapes == [(512, 512)]
+            assert raster.compression.value == "DEFLATE"
+            assert raster.tags(ns="IMAGE_STRUCTURE")["PREDICTOR"] == "2"
+            assert len(raster.overviews(1)) == levels
+            assert raster.nodata == 0
+
+
+def test_ten_metre_bands_compress_like_real_ones(city: Path) -> None:
+    paths = sorted((city / "sentinel-2-l2a").glob("*/B0[2348].tif"))
+    plain = sum(read(path).nbytes * 4 / 3 for path in paths)
+    assert 1.3 < plain / sum(path.stat().st_size for path in paths) < 2.4
+
+
+# --- OpenStreetMap -------------------------------------------------------------------------
+
+
+def test_openstreetmap_parses_with_osmium_and_osmnx(city: Path) -> None:
+    import osmium
+    import osmnx
+
+    class Count(osmium.SimpleHandler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.relations = self.areas = self.highways = 0
+
+        def area(self, area: osmium.osm.Area) -> None:
+            self.areas += 1
+            self.relations += not area.from_way()
+
+        def way(self, way: osmium.osm.Way) -> None:
+            self.highways += "highway" in way.tags
+
+    count = Count()
+    count.apply_file(str(city / "osm" / "city.osm"), locations=True)
+    assert count.relations > 0
+    assert count.highways > 100
+    found = osmnx.features_from_xml(city / "osm" / "city.osm", tags={"landuse": True, "natural": True, "highway": True})
+    assert found.is_valid.mean() > 0.99
+    assert {"forest", "farmland", "residential"} <= set(found["landuse"].dropna())
+
+
+def test_overpass_tells_the_same(city: Path) -> None:
+    import xml.etree.ElementTree as ET
+
+    answer = json.loads((city / "osm" / "overpass.json").read_text())
+    assert answer["osm3s"]["timestamp_osm_base"] == "2020-03-31T23:59:59Z"
+    tree = ET.parse(city / "osm" / "city.osm").getroot()
+    for kind in ("node", "way", "relation"):
+        told = {str(one["id"]): one for one in answer["elements"] if one["type"] == kind}
+        assert set(told) == {one.attrib["id"] for one in tree.findall(kind)}
+        for one in tree.findall(kind):
+            tags = {tag.attrib["k"]: tag.attrib["v"] for tag in one.findall("tag")}
+            assert told[one.attrib["id"]].get("tags", {}) == tags
+    nodes = {one["id"] for one in answer["elements"] if one["type"] == "node"}
+    assert all(nodes.issuperset(one["nodes"]) for one in answer["elements"] if one["type"] == "way")
+
+
+def test_streets_of_every_kind_bridges_and_a_tunnel() -> None:
+    place = ground.build(plan.checked(3, 6, 12))
+    drawn = {line.kind for line in place.lines}
+    assert {"motorway", "motorway_link", "trunk", "primary", "secondary", "tertiary"} <= drawn
+    assert {"unclassified", "residential", "living_street", "service", "pedestrian", "track", "rail"} <= drawn
+    assert any(line.tags.get("bridge") == "yes" for line in place.lines)
+    tunnels = [line for line in place.lines if line.tags.get("tunnel") == "yes"]
+    assert tunnels
+    assert not any(line.seen for line in tunnels)
+    assert any(not line.exported for line in place.lines)
+    assert any(area.geometry.interiors and area.exported for area in place.areas)
+
+
+def test_a_grid_of_its_own(city: Path) -> None:
+    what = truth.planned(city)
+    for path in (city / "truth").glob("*.tif"):
+        with rasterio.open(path) as raster:
+            west, north = raster.transform.c, raster.transform.f
+            area = Grid(crs=what.area.crs, origin=(west, north), gsd_m=raster.transform.a, shape=raster.shape)
+        assert area.bounds == what.area.bounds, path
