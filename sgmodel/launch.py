@@ -34,6 +34,8 @@ def start(device: str, *, precision: Precision, threads: int) -> Launch:
     chosen = torch.device(_available(device))
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(chosen.type == "cpu")
+    # Which also fills fresh memory, against reads of what was never written: a tenth of a step, for debugging.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if chosen.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True

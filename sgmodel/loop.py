@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgdata.errors import SourceError
 from sgmodel import batches, launch, optim
@@ -76,6 +77,18 @@ def steps(
             total_s=ended - began,
         )
         began = time.perf_counter()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it the model drops nothing out and keeps no gradients."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
 
 
 def _set_rate(updates: Updates, index: int) -> float:

@@ -33,7 +33,7 @@ def check_bands(config: encoder.EncoderConfig, contract: Contract) -> None:
     """Raises SettingError where the samples have another number of bands than the model."""
     bands = [band.name for band in contract.bands]
     if len(bands) != config.bands:
-        raise SettingError(f"model.bands is {config.bands}, the shards have {len(bands)}: {' '.join(bands)}")
+        raise SettingError(f"bands is {config.bands}, the shards have {len(bands)}: {' '.join(bands)}")
 
 
 def check_size(config: encoder.EncoderConfig, contract: Contract) -> None:
@@ -42,7 +42,7 @@ def check_size(config: encoder.EncoderConfig, contract: Contract) -> None:
     if contract.shape is None or contract.shape[1:] != (px, px):
         shape = "of many sizes" if contract.shape is None else f"{contract.shape[1]} x {contract.shape[2]} px"
         raise SettingError(
-            f"model.image_px is {px}, the samples are {shape}: set augment.crop_area, or model.image_px to match"
+            f"image_px is {px}, the samples are {shape}: change image_px or, in pretraining, set augment.crop_area"
         )
 
 

@@ -1,0 +1,229 @@
+"""Train a model that gives every pixel a class, and score it: SpectralGPT with its UperNet head, or a rival.
+
+    python -m sgmodel.recipes.segment recipes/train/segment-demo-tiny.toml --shards DIR --out DIR \\
+        --weights RUN/checkpoint-last
+
+Without `--weights` the encoder starts from nothing. Scores are those of the last epoch, from one confusion matrix
+over all pixels of the validation split; no epoch is chosen by its score.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sgdata import files
+from sgdata.errors import SettingError
+from sgdata.types import Contract
+from sgmodel import (
+    augment,
+    batches,
+    command,
+    launch,
+    linear,
+    loop,
+    metrics,
+    normalise,
+    optim,
+    pictures,
+    runs,
+    session,
+    transfer,
+    upernet,
+)
+from sgmodel import encoder as enc
+
+SHOWN = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that changes the numbers of a segmentation run.
+
+    `model` "linear" is the per-pixel rival, which has no `encoder` and no `head`. `evaluate_every` epochs the
+    validation split is scored on the way (0: only at the end). `accept` names contract fields of the starting
+    weights that may differ.
+    """
+
+    model: Literal["spectralgpt", "linear"]
+    val_split: str
+    evaluate_every: int
+    training: session.TrainingRecipe
+    normalise: normalise.NormaliseRecipe
+    augment: augment.AugmentRecipe
+    encoder: enc.EncoderConfig | None = None
+    head: upernet.HeadConfig | None = None
+    accept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a run has settled before its first step."""
+
+    recipe: Recipe
+    contract: Contract
+    how: normalise.Normalisation
+    where: launch.Launch
+
+    @property
+    def ignore(self) -> int:
+        """The label value that is no class."""
+        declared = self.contract.label_space.ignore
+        return 255 if declared is None else declared
+
+
+def build(recipe: Recipe, *, bands: int, classes: int) -> nn.Module:
+    """The recipe's model with fresh weights drawn from its seed. Raises SettingError."""
+    torch.manual_seed(recipe.training.seed)
+    if recipe.model == "linear":
+        return linear.PixelClassifier(bands, classes)
+    if recipe.encoder is None:
+        raise SettingError("model is 'spectralgpt': expected a table [encoder] in the recipe; add one")
+    return upernet.Segmenter(enc.Encoder(recipe.encoder), classes, recipe.head)
+
+
+def main(recipe: Recipe, places: command.Places) -> int:
+    """Train to the recipe's last step, or until stopped, then score; 0 or `session.STOPPED`. Raises SgdataError."""
+    where = launch.start(places.device, precision=recipe.training.precision, threads=places.threads)
+    source = batches.Samples(places.shards, recipe.training.split, ("image", "mask"))
+    held_out = batches.Samples(places.shards, recipe.val_split, ("image", "mask"))
+    contract = source.contract
+    check(recipe, contract)
+    how = normalise.resolve(recipe.normalise, contract)
+    model = build(recipe, bands=len(contract.bands), classes=len(contract.label_space.ids))
+    if places.weights is not None:
+        transfer.fill(model, places.weights, contract, how, accept=recipe.accept)
+    setting = Setting(recipe=recipe, contract=contract, how=how, where=where)
+    task = session.Task(
+        training=recipe.training,
+        model=model.to(where.device),
+        optimizer=optim.adamw(model, recipe.training.optimizer),
+        objective=partial(objective, setting, model),
+        source=source,
+        where=where,
+        card=transfer.card(model, contract, how, recipe),
+    )
+    if places.dry_run:
+        print(session.outlook(task))
+        return 0
+    with files.only_writer(places.out):
+        return _train(setting, task, held_out, places)
+
+
+def check(recipe: Recipe, contract: Contract) -> None:
+    """Raises SettingError where the samples have no masks of classes 0, 1, ..., or cannot feed the model."""
+    space = contract.label_space
+    if space.task != "segmentation" or space.ids != tuple(range(len(space.ids))):
+        told = f"task '{space.task}', ids {list(space.ids)}"
+        raise SettingError(f"label space '{space.name}': {told}; expected task 'segmentation' and ids 0, 1, 2, ...")
+    if recipe.encoder is not None:
+        transfer.check_bands(recipe.encoder, contract)
+        transfer.check_size(recipe.encoder, contract)
+
+
+def _train(setting: Setting, task: session.Task, held_out: batches.Samples, places: command.Places) -> int:
+    every = setting.recipe.evaluate_every
+    first = session.begin(task, setting.recipe, places)
+    with runs.Log(places.out, first) as log:
+        for step in session.steps(task, first, places):
+            done = step.index + 1
+            log.step(step, every=setting.recipe.training.log_every, last=done == task.total)
+            epoch = task.epoch(done)
+            if every and epoch // every > task.epoch(step.index) // every and done < task.total:
+                scores = metrics.scores(evaluate(setting, task.model, held_out))
+                log.write(step.index, {"epoch": epoch, "miou": scores.miou, "oa": scores.oa})
+    if not session.complete(task, places):
+        return session.STOPPED
+    counts = evaluate(setting, task.model, held_out)
+    figures = results(counts, most_frequent(task.source, setting.ignore), setting.contract)
+    _show(setting, task.model, held_out, places.out / "pictures" / f"step-{task.total:06d}.png")
+    runs.conclude(places.out, "Segmentation", task.card, {"steps": task.total, **figures})
+    return 0
+
+
+def objective(setting: Setting, model: nn.Module, batch: batches.Batch) -> dict[str, Tensor]:
+    """Cross-entropy over the labelled pixels of a batch."""
+    recipe = setting.recipe.augment
+    geometry = augment.draw(recipe, batch.samples, batch.epoch, batch.extent, seed=setting.recipe.training.seed)
+    images, target = _inputs(setting, batch, geometry)
+    # A sum over a count that is at least 1: a batch without one labelled pixel is no fault.
+    logits = model(images).float()
+    total = functional.cross_entropy(logits, target, ignore_index=setting.ignore, reduction="sum")
+    return {"loss": total / (target != setting.ignore).sum().clamp(min=1)}
+
+
+def _inputs(setting: Setting, batch: batches.Batch, geometry: augment.Geometry) -> tuple[Tensor, Tensor]:
+    """Normalised images (N, C, S, S) and targets (N, S, S) int64, both moved by `geometry`."""
+    device, size = setting.where.device, int(batch.extent.max())
+    images = normalise.apply(setting.how, batch.arrays["image"].to(device), batch.extent)
+    target = augment.masks(batch.arrays["mask"].to(device), geometry, size)
+    return augment.images(images, geometry, size), target.long()
+
+
+# --- scoring -------------------------------------------------------------------------------
+
+
+def evaluate(setting: Setting, model: nn.Module, source: batches.Samples) -> Tensor:
+    """The confusion matrix (K, K) over every pixel of `source`."""
+    classes = len(setting.contract.label_space.ids)
+    total = torch.zeros(classes, classes, dtype=torch.int64)
+    with loop.evaluating(model):
+        for batch in batches.load(source, batches.in_order(len(source), setting.recipe.training.batch), threads=1):
+            _, target, predicted = predict(setting, model, batch)
+            total += metrics.confusion(predicted, target, classes=classes, ignore=setting.ignore)
+    return total
+
+
+def predict(setting: Setting, model: nn.Module, batch: batches.Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised images (N, C, S, S), targets and predicted classes (N, S, S) of a batch as it lies in the shards."""
+    still = augment.draw(augment.AugmentRecipe(), batch.samples, batch.epoch, batch.extent, seed=0)
+    images, target = _inputs(setting, batch, still)
+    with setting.where.autocast():
+        return images, target, model(images).argmax(dim=1)
+
+
+def most_frequent(source: batches.Samples, ignore: int) -> int:
+    """The class with the most pixels in `source`."""
+    counts = torch.zeros(256, dtype=torch.int64)
+    for sample in range(len(source)):
+        counts += torch.bincount(torch.from_numpy(source.read(sample, "mask")).flatten(), minlength=256)
+    counts[ignore] = 0
+    return int(counts.argmax())
+
+
+def results(counts: Tensor, majority: int, contract: Contract) -> dict[str, Any]:
+    """What `results.json` says: shares 0-1; `miou_majority` is that of always answering class `majority`."""
+    names, scores = contract.label_space.names, metrics.scores(counts)
+    return {
+        "miou": scores.miou,
+        "miou_without_class_0": scores.miou_without_first,
+        "miou_majority": metrics.scores(metrics.constant(counts, majority)).miou,
+        "majority_class": names[majority],
+        "oa": scores.oa,
+        "per_class_iou": dict(zip(names, scores.iou, strict=True)),
+        "confusion": counts.tolist(),
+    }
+
+
+def _show(setting: Setting, model: nn.Module, source: batches.Samples, path: Path) -> None:
+    """A picture of samples spread over `source`: true colour, labels, prediction."""
+    bands, colours = pictures.true_colour(setting.contract), setting.contract.label_space.colours
+    step = max(1, len(source) // SHOWN)
+    plan = itertools.islice(batches.in_order(len(source), 1), 0, SHOWN * step, step)
+    rows = []
+    with loop.evaluating(model):
+        for batch in batches.load(source, plan, threads=1):
+            images, target, predicted = predict(setting, model, batch)
+            rows.append(pictures.segmentation(images[0, bands], target[0], predicted[0], colours))
+    pictures.write(path, rows)
+
+
+if __name__ == "__main__":
+    command.run("segment", Recipe, main)

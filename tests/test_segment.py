@@ -1,0 +1,146 @@
+"""Segmentation as a program: it learns, scores as counted by hand, resumes exactly, refuses what does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_shards import contract, sample, write
+
+from sgdata import catalog, files, shards
+from sgdata.errors import SettingError, SourceError
+from sgmodel import checkpoint, command, session
+from sgmodel.recipes import pretrain, segment
+
+TINY = (
+    "encoder.image_px=32",
+    "encoder.width=32",
+    "encoder.depth=2",
+    "encoder.heads=2",
+    "training.batch=4",
+    "training.epochs=3",
+    "evaluate_every=1",
+)
+
+
+def recipe(name: str, *overrides: str) -> segment.Recipe:
+    path = catalog.folder("recipes") / "train" / f"segment-demo-{name}.toml"
+    return files.read(segment.Recipe, path, overrides)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("segment") / "shards", train=6, val=3)
+
+
+def places(folder: Path, out: Path, **others: object) -> command.Places:
+    return dataclasses.replace(command.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+
+
+def results(out: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((out / "results.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert segment.main(recipe("tiny", *TINY), places(folder, out)) == 0
+    return out
+
+
+def test_a_run_leaves_scores_and_pictures(whole: Path) -> None:
+    figures = results(whole)
+    assert set(figures["per_class_iou"]) == {"dark", "left", "right", "bright"}
+    assert np.sum(figures["confusion"]) == 3 * (32 * 32 - 4)
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if "miou" in line] == [1, 2]
+    assert (whole / "pictures" / "step-000005.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_interrupted_equals_undisturbed_with_dropout_on(folder: Path, whole: Path, tmp_path: Path) -> None:
+    made = recipe("tiny", *TINY)
+    assert made.head is not None
+    assert made.head.dropout > 0
+    assert segment.main(made, places(folder, tmp_path, stop_after=2)) == session.STOPPED
+    assert segment.main(made, places(folder, tmp_path, workers=3)) == 0
+    assert (tmp_path / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
+
+
+def test_the_linear_rival_learns_what_single_pixels_tell(folder: Path, tmp_path: Path) -> None:
+    made = recipe("linear", "training.epochs=60", "training.optimizer.lr=0.1")
+    assert segment.main(made, places(folder, tmp_path)) == 0
+    figures = results(tmp_path)
+    assert figures["miou"] > 0.95
+    assert figures["miou"] > 3 * figures["miou_majority"]
+    model = checkpoint.load(tmp_path / "checkpoint-last")
+    assert sum(p.numel() for p in model.parameters()) == 13 * 4
+
+
+def test_the_model_learns(folder: Path, tmp_path: Path) -> None:
+    more = ("training.epochs=60", "evaluate_every=0", "training.log_every=20")
+    assert segment.main(recipe("tiny", *TINY, *more), places(folder, tmp_path)) == 0
+    assert results(tmp_path)["miou"] > 0.8
+
+
+def test_majority_by_hand(folder: Path, whole: Path) -> None:
+    train, val = (
+        np.concatenate([one.arrays["mask"].ravel() for one in shards.samples(folder, split)])
+        for split in ("train", "val")
+    )
+    label = np.bincount(train[train != 255]).argmax()
+    kept = val[val != 255]
+    figures = results(whole)
+    assert figures["majority_class"] == contract(32).label_space.names[label]
+    assert figures["miou_majority"] == pytest.approx(np.mean(kept == label) / 4)
+
+
+def test_fine_tuning_takes_the_encoder_of_a_pretraining_run(folder: Path, tmp_path: Path) -> None:
+    path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
+    tiny = [text.replace("encoder.", "model.") for text in TINY if not text.startswith("evaluate")]
+    pretraining = files.read(pretrain.Recipe, path, (*tiny, "decoder.width=32"))
+    pretrain.main(pretraining, places(folder, tmp_path / "pretrain"))
+    weights = tmp_path / "pretrain" / "checkpoint-last"
+    start = places(folder, tmp_path / "segment", weights=weights, stop_after=1)
+    assert segment.main(recipe("tiny", *TINY), start) == session.STOPPED
+
+    with pytest.raises(SettingError, match="normalisation differs .* scheme is 'minmax', was 'zscore'"):
+        segment.main(recipe("tiny", *TINY, "normalise.scheme=minmax"), start)
+    with pytest.raises(SourceError, match="of the encoder's parameters fit"):
+        segment.main(recipe("tiny", *TINY, "encoder.width=64"), start)
+    with pytest.raises(SourceError, match="linear model has no encoder to fill"):
+        segment.main(recipe("linear"), start)
+
+    fewer = dataclasses.replace(contract(32), bands=tuple(reversed(contract(32).bands)))
+    shards.write(
+        [sample(n, split, 32, 32) for n, split in enumerate(("train", "val"))], tmp_path / "other", contract=fewer
+    )
+    with pytest.raises(SettingError, match="cannot fine-tune on 'toy': bands is B12 B11 .* expected B01 B02"):
+        segment.main(recipe("tiny", *TINY), dataclasses.replace(start, shards=tmp_path / "other"))
+
+
+def test_samples_without_masks_of_classes_are_refused(folder: Path, tmp_path: Path) -> None:
+    space = dataclasses.replace(contract(32).label_space, ids=(1, 2, 3, 4))
+    made = [sample(n, split, 32, 32) for n, split in enumerate(("train", "val"))]
+    shards.write(made, tmp_path / "shards", contract=dataclasses.replace(contract(32), label_space=space))
+    with pytest.raises(SettingError, match=r"label space 'toy': task 'segmentation', ids \[1, 2, 3, 4\]; expected"):
+        segment.main(recipe("tiny", *TINY), places(tmp_path / "shards", tmp_path / "run"))
+    with pytest.raises(SettingError, match="image_px is 128, the samples are 32 x 32 px"):
+        segment.main(recipe("tiny"), places(folder, tmp_path / "run"))
+
+
+def test_a_model_without_its_table_is_refused(folder: Path, tmp_path: Path) -> None:
+    made = dataclasses.replace(recipe("tiny", *TINY), encoder=None)
+    with pytest.raises(SettingError, match=r"model is 'spectralgpt': expected a table \[encoder\]"):
+        segment.main(made, places(folder, tmp_path))
+
+
+def test_a_batch_with_no_label_at_all_does_not_stop_training(tmp_path: Path) -> None:
+    made = [sample(n, "train" if n < 2 else "val", 32, 32) for n in range(3)]
+    for one in made[:2]:
+        one.arrays["mask"][:] = 255
+    shards.write(made, tmp_path / "shards", contract=contract(32))
+    assert segment.main(recipe("tiny", *TINY, "training.batch=1"), places(tmp_path / "shards", tmp_path / "run")) == 0
