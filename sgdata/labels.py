@@ -78,6 +78,7 @@ class _Named:
     name: tuple[str, int]
     rule: tags.Rule
     geometry: Any
+    area_m2: float
     half_width_m: float
 
     @property
@@ -115,12 +116,12 @@ def prepare(features: Any, rules: tags.RuleTable, grid: Grid, settings: LabelSet
 def _by_area(item: _Named) -> tuple[Any, ...]:
     """Polygons, largest first, then lines by priority; the last one painted is seen."""
     layer = -item.rule.priority if item.is_line else -1000
-    return (layer, -round(item.geometry.area, 1), -item.rule.priority, *item.name)
+    return (layer, -round(item.area_m2, 1), -item.rule.priority, *item.name)
 
 
 def _by_priority(item: _Named) -> tuple[Any, ...]:
     """Weakest priority first; within one priority polygons below lines, larger below smaller."""
-    return (-item.rule.priority, item.is_line, -round(item.geometry.area, 1), *item.name)
+    return (-item.rule.priority, item.is_line, -round(item.area_m2, 1), *item.name)
 
 
 def _named(features: Any, rules: tags.RuleTable, grid: Grid, counts: Counter[str]) -> list[_Named]:
@@ -140,15 +141,25 @@ def _named(features: Any, rules: tags.RuleTable, grid: Grid, counts: Counter[str
             counts["without a rule"] += 1
         elif tags.hidden(text, rule):
             counts["under ground"] += 1
-        elif (sound := _sound(geometry, kind, frame, counts)) is not None:
-            half_width_m = 0.0 if kind == "polygon" else (tags.width_m(text) or 2 * (rule.half_width_m or 0)) / 2
-            name = (str(osm_type), int(osm_id))
-            found.append(_Named(name=name, rule=rule, geometry=sound, half_width_m=half_width_m))
+        elif (sound := _sound(geometry, kind, counts)) is None or not shapely.intersects(frame, sound):
+            counts["outside the grid"] += sound is not None
+        else:
+            is_area = kind == "polygon"
+            found.append(
+                _Named(
+                    name=(str(osm_type), int(osm_id)),
+                    rule=rule,
+                    # The size decides what lies on top: taken before the cut, it is the same for every grid.
+                    area_m2=float(sound.area),
+                    geometry=_within(frame, sound),
+                    half_width_m=0.0 if is_area else (tags.width_m(text) or 2 * (rule.half_width_m or 0)) / 2,
+                )
+            )
     return found
 
 
-def _sound(geometry: Any, kind: tags.Kind, frame: Any, counts: Counter[str]) -> Any:
-    """The geometry made valid, of one dimension, cut where it leaves the frame; None (counted) if none is left."""
+def _sound(geometry: Any, kind: tags.Kind, counts: Counter[str]) -> Any:
+    """The geometry made valid; None (counted) if it has no place or no extent."""
     import shapely
 
     dimension = 2 if kind == "polygon" else 1
@@ -158,16 +169,28 @@ def _sound(geometry: Any, kind: tags.Kind, frame: Any, counts: Counter[str]) -> 
     if dimension == 2 and not shapely.is_valid(geometry):
         counts["mended"] += 1
         geometry = shapely.make_valid(geometry)
-    if not shapely.covers(frame, geometry):
-        geometry = shapely.intersection(geometry, frame)
-        if shapely.is_empty(geometry):
-            counts["outside the grid"] += 1
-            return None
-    parts = shapely.get_parts(shapely.get_parts(geometry))
-    parts = parts[shapely.get_dimensions(parts) == dimension]
-    if not len(parts):
+    sound = _of_dimension(geometry, dimension)
+    if shapely.is_empty(sound):
         counts["lost: no extent"] += 1
         return None
+    return sound
+
+
+def _within(frame: Any, sound: Any) -> Any:
+    """The part of a multi-part geometry inside the (prepared) frame."""
+    import shapely
+
+    if shapely.covers(frame, sound):
+        return sound
+    return _of_dimension(shapely.intersection(sound, frame), int(shapely.get_dimensions(sound)))
+
+
+def _of_dimension(geometry: Any, dimension: int) -> Any:
+    """The parts of a geometry that are areas (2) or lines (1), as one multi-part geometry."""
+    import shapely
+
+    parts = shapely.get_parts(shapely.get_parts(geometry))
+    parts = parts[shapely.get_dimensions(parts) == dimension]
     return shapely.multipolygons(parts) if dimension == 2 else shapely.multilinestrings(parts)
 
 
@@ -185,7 +208,7 @@ def _widened(named: list[_Named], grid: Grid) -> list[_Named]:
             line = shapely.difference(line, shapely.union_all([water[i].geometry for i in near]))
         if item.is_line:
             line = shapely.buffer(line, max(item.half_width_m, grid.gsd_m / 2), quad_segs=2)
-        if not shapely.is_empty(line):
+        if not shapely.is_empty(line):  # a river line wholly within its area, or a shape that only touches the frame
             areas.append(replace(item, geometry=line))
     return areas
 

@@ -195,6 +195,8 @@ def _take_way(way: Any, scan: _Scan) -> None:
     closed = way.is_closed() and len(way.nodes) >= 4
     is_area = tags.match(scan.rules, "polygon", text, is_way=True)
     is_line = tags.match(scan.rules, "line", text, is_way=True)
+    if not is_area and not is_line:
+        return
     pieces = list(_pieces(way))
     places = [place for piece in pieces for place in piece]
     whole = len(places) == len(way.nodes)

@@ -122,6 +122,12 @@ def test_the_smaller_polygon_lies_on_top() -> None:
     assert (got[10, 10], got[25, 25], got[30, 30], got[2, 2]) == (URBAN, PARK, WATER, labels.UNMAPPED)
 
 
+def test_the_whole_size_counts_also_of_what_reaches_out_of_the_grid() -> None:
+    river = shapely.box(-5000, 30, 20, 34)  # larger than the park, but not within the grid
+    got, _, _ = painted((river, a("natural", "water")), (shapely.box(10, 0, 60, 60), a("leisure", "park")))
+    assert (got[31, 5], got[31, 15]) == (WATER, PARK)
+
+
 def test_by_priority_the_stronger_class_lies_on_top() -> None:
     items = ((MIDDLE, a("landuse", "forest")), (BIG, a("landuse", "industrial")), (SMALL, a("natural", "water")))
     by_area, _, _ = painted(*items)
