@@ -6,6 +6,7 @@ so workers and interruptions cannot change a byte. A finished shard is remembere
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -200,7 +201,7 @@ def _pack_shard(task: _Task) -> _Part:
                         tally.add(image)
                 except SourceError as error:
                     file = ref.members[0].name if ref.members else ""
-                    quarantine.append({"key": ref.key, "file": file, "reason": str(error)})
+                    quarantine.append({"key": ref.key, "file": file, "reason": " ".join(str(error).split())})
                 else:
                     stored = native if task.recipe.layout == "native" else sample
                     yield stored, shards.sample_hash(sample)
@@ -255,12 +256,11 @@ def _checked(sample: Sample, contract: Contract) -> Sample:
 
 
 def _remember(task: _Task, part: _Part) -> None:
-    """Journal a finished shard; the counts as (band, value, count) triples, most bins being empty."""
+    """Journal a finished shard, its counts as a Blosc chunk: most bins are empty."""
     packed = None
     if part.packed:
-        bands, values = np.nonzero(part.packed.counts)
-        triples = np.stack([bands, values, part.packed.counts[bands, values]], axis=1).tolist()
-        packed = {"shard": part.packed.shard, "split": part.packed.split, "rows": part.packed.rows, "counts": triples}
+        counts = base64.b85encode(shards.encode(part.packed.counts.astype(np.int32), "blosc")).decode()
+        packed = {"shard": part.packed.shard, "split": part.packed.split, "rows": part.packed.rows, "counts": counts}
     document = {"task": task.fingerprint, "quarantine": part.quarantine, "packed": packed}
     files.write(task.out / JOURNAL / f"{task.name}.json", files.canonical_json(document))
 
@@ -279,8 +279,7 @@ def _remembered(task: _Task) -> _Part | None:
         return _Part(packed=None, quarantine=tuple(document["quarantine"]))
     if not tar.is_file() or files.sha256_file(tar) != held["shard"]["sha256"]:
         return None
-    counts = statistics.empty(len(task.contract.bands))
-    bands, values, numbers = np.array(held["counts"]).T
-    counts[bands, values] = numbers
+    shape = (len(task.contract.bands), statistics.BINS)
+    counts = shards.decode(base64.b85decode(held["counts"]), shape, "int32", "blosc").astype(np.int64)
     packed = Packed(shard=Shard(**held["shard"]), split=held["split"], rows=tuple(held["rows"]), counts=counts)
     return _Part(packed=packed, quarantine=tuple(document["quarantine"]))

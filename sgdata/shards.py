@@ -188,6 +188,8 @@ def finish(out: Path, packed: Sequence[Packed], *, contract: Contract, quarantin
     `contract` says what the samples are; its shape, statistics, splits and fingerprint are filled in here:
     statistics of the split `train`, of all splits where there is none.
     """
+    listed = sorted(quarantine, key=lambda row: (row["key"], row["reason"]))
+    files.write(out / QUARANTINE, b"".join(files.canonical_json(row) for row in listed))
     rows = sorted((row for part in packed for row in part.rows), key=lambda row: (row["split"], row["key"]))
     if not rows:
         raise SourceError(f"{out}: not one sample to write, {len(quarantine)} in quarantine; see {QUARANTINE}")
@@ -205,8 +207,6 @@ def finish(out: Path, packed: Sequence[Packed], *, contract: Contract, quarantin
     )
     _write_index(out / INDEX, rows)
     contracts.write(out, complete)
-    listed = sorted(quarantine, key=lambda row: (row["key"], row["reason"]))
-    files.write(out / QUARANTINE, b"".join(files.canonical_json(row) for row in listed))
     files.write_sums(out)
     return complete
 

@@ -113,6 +113,7 @@ def test_a_truncated_file_and_a_pointer_go_to_quarantine(
     if len(keys) == 2:
         with pytest.raises(SourceError, match="not one sample"):
             pack(name, source, tmp_path / "after")
+        assert set(quarantine(tmp_path / "after")) == set(keys)
         return
     result = pack(name, source, tmp_path / "after")
     assert result.quarantined == 2

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ _PATCH = {
 }
 _METADATA = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
-_LABELS = "labels_metadata"
+_LABELS = "labels_metadata.json"
 _STORED_BYTES = 200_000
 
 
@@ -41,14 +41,14 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     edition = catalog.edition(card, recipe.edition)
     space = catalog.label_space(card, recipe.labels)
     listing = archives.listing(source)
+    wanted = {*(f"{band}.tif" for band in edition.bands), _LABELS}
     patches: dict[str, dict[str, Member]] = {}
     for member in listing.members:
-        path = PurePosixPath(member.name)
-        patch = path.parent.name
-        if path.stem.startswith(patch + "_") and _PATCH[edition.name].fullmatch(patch):
-            what = path.stem.removeprefix(patch + "_")
-            if what == _LABELS or (what in edition.bands and path.suffix == ".tif"):
-                patches.setdefault(patch, {})[what] = member
+        folder, _, file = member.name.rpartition("/")
+        patch = folder.rpartition("/")[2]
+        what = file.removeprefix(f"{patch}_")
+        if what in wanted and _PATCH[edition.name].fullmatch(patch):
+            patches.setdefault(patch, {})[what] = member
     if not patches:
         raise SourceError(
             f"{source}: no patch folder of BigEarthNet {edition.name}; try --release with the other edition"
@@ -103,22 +103,22 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample
 
 
 def _read(ref: Ref, content: archives.Content, contract: Contract, index: Mapping[str, int | None]) -> Sample:
-    held = {PurePosixPath(m.name).stem.removeprefix(ref.key + "_"): m for m in ref.members}
-    missing = [band.name for band in contract.bands if band.name not in held]
+    held = {member.name.rpartition(f"/{ref.key}_")[2]: member for member in ref.members}
+    missing = [band.name for band in contract.bands if f"{band.name}.tif" not in held]
     if missing:
         raise SourceError(f"band {', '.join(missing)} is missing")
     groups: dict[str, list[Array]] = {}
     places = set()
     meta: dict[str, Any] = {}
     for band in contract.bands:
-        picture = tiffs.read(content(held[band.name]))
+        picture = tiffs.read(content(held[f"{band.name}.tif"]))
         side = PATCH_M // band.gsd_m
         if picture.pixels.shape != (1, side, side) or picture.pixels.dtype != np.uint16:
             found = f"{picture.pixels.dtype} {picture.pixels.shape}"
             raise SourceError(f"{band.name} is {found}, expected uint16 (1, {side}, {side})")
         if picture.place:
             places.add((picture.place.epsg, picture.place.transform[2], picture.place.transform[5]))
-            meta = tiffs.located(picture)
+            meta = meta or tiffs.located(picture)
         groups.setdefault(f"image_{band.gsd_m}m", []).append(picture.pixels[0])
     if len(places) > 1:
         raise SourceError(f"bands have different corners {sorted(places)}: expected one upper left corner")
