@@ -358,7 +358,7 @@ def test_the_catalogue_reads_as_stac_and_agrees_with_the_files(city: Path) -> No
                 assert raster.crs.to_epsg() == 32632
                 covered = np.mean(raster.read(1) == 0)
         assert covered == pytest.approx(one.properties["s2:nodata_pixel_percentage"] / 100, abs=0.01)
-        box, footprint = shapely.box(*one.bbox), shapely.geometry.shape(one.geometry)
+        box, footprint = shapely.box(*map(float, one.bbox or [])), shapely.geometry.shape(one.geometry)
         assert box.buffer(1e-9).contains(footprint)
 
 
@@ -396,7 +396,7 @@ def test_openstreetmap_parses_with_osmium_and_osmnx(city: Path) -> None:
     import osmium
     import osmnx
 
-    class Count(osmium.SimpleHandler):  # type: ignore[misc]
+    class Count(osmium.SimpleHandler):
         def __init__(self) -> None:
             super().__init__()
             self.relations = self.areas = self.highways = 0

@@ -6,11 +6,11 @@ The work is cut by tile (ground, truth) and by scene (sky, noise, files), so tha
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import shapely
@@ -18,11 +18,11 @@ import shapely
 from sgdata import files, grid, pool, progress
 from sgdata.errors import OutputError, SettingError
 from sgdata.sentinel2 import BAND, L2A_BANDS
-from sgdata.simulate import cogs, ground, items, osm_xml, plan, sketch, sky, spectra, surface, truth
+from sgdata.simulate import cogs, ground, items, osm_xml, plan, sky, spectra, surface, truth
 from sgdata.simulate.plan import Plan, Scene
 from sgdata.simulate.spectra import Surface
 from sgdata.simulate.surface import Layer
-from sgdata.types import Array, Grid, Window
+from sgdata.types import Array, Window
 
 FORMAT = 1
 OFFSET_DN = 1000
@@ -67,20 +67,27 @@ def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
     _write_area(out, what)
 
     windows = list(grid.tiles(what.granule.shape, truth.TILE))
-    tasks = list(_tile_tasks(place, what, work, windows))
-    list(progress.track(pool.run(_paint, tasks, workers=workers), label="ground", total=len(tasks)))
-    _write_maps(out, work, what, windows)
+    every = surface.layers(place)
+    tree = shapely.STRtree([layer.outline for layer in every])
+    found = ((window, surface.near(tree, every, truth.grown(what.granule, window))) for window in windows)
+    work.mkdir(parents=True, exist_ok=True)
+    maps = pool.run(partial(_paint, what, work), found, workers=workers)
+    _write_maps(out, what, windows, progress.track(maps, label="ground", total=len(windows)))
 
-    passes = [SceneTask(plan=what, scene=one, out=out, work=work) for one in scenes]
-    counts = progress.track(pool.run(_photograph, passes, workers=workers), label="scenes", total=len(passes))
-    for one, seen in zip(scenes, counts, strict=True):
-        document = items.item(one, what.granule, _footprint(what, one), seen)
+    shots = pool.run(partial(_photograph, what, out, work), scenes, workers=workers)
+    for one, counts in zip(scenes, progress.track(shots, label="scenes", total=len(scenes)), strict=True):
+        document = items.item(one, what.granule, footprint(what, one), counts)
         files.write(out / items.COLLECTION / one.id / f"{one.id}.json", files.pretty_json(document))
     collection = items.collection(scenes, what.granule)
     files.write(out / items.COLLECTION / "collection.json", files.pretty_json(collection))
     files.write(out / "catalog.json", files.pretty_json(items.root()))
-    _write_medians(out, work, what, workers)
-    _write_traps(out, scenes)
+    days = [one.time.timetuple().tm_yday for one in scenes if one.epoch == 1]
+    medians = pool.run(partial(_median, work, days), windows, workers=workers)
+    _write_medians(out, what, windows, progress.track(medians, label="truth", total=len(windows)))
+    told = {one.id: {"weather": asdict(one.weather), "epoch": one.epoch, "orbit": one.orbit} for one in scenes}
+    for one in scenes:
+        told[one.id]["offset_in_pixels"] = one.offset_in_pixels
+    files.write(out / "truth" / "traps.json", files.pretty_json(told))
 
 
 def _write_area(out: Path, what: Plan) -> None:
@@ -91,169 +98,142 @@ def _write_area(out: Path, what: Plan) -> None:
     files.write(out / "aoi.geojson", files.pretty_json({"type": "FeatureCollection", "features": [feature]}))
 
 
-def _write_traps(out: Path, scenes: list[Scene]) -> None:
-    told = {
-        one.id: {
-            "offset_in_pixels": one.offset_in_pixels,
-            "epoch": one.epoch,
-            "weather": asdict(one.weather),
-            "partial": one.orbit == plan.PARTIAL_ORBIT,
-        }
-        for one in scenes
-    }
-    files.write(out / "truth" / "traps.json", files.pretty_json(told))
-
-
 # --- ground --------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True, kw_only=True)
-class TileTask:
-    """The layers that touch one tile of the granule and where its surfaces go."""
-
-    found: list[Layer]
-    around: Grid
-    seed: int
-    path: Path
+MAPS = {"land_cover": "label_1", "land_cover_2": "label_2", "osm_mapped": "tagged_1", "change": "change"}
 
 
-def _tile_path(work: Path, window: Window) -> Path:
+def _kept(work: Path, window: Window) -> Path:
     return work / f"{window.row}-{window.col}.npz"
 
 
-def _tile_tasks(place: sketch.Place, what: Plan, work: Path, windows: list[Window]) -> Iterator[TileTask]:
-    every = surface.layers(place)
-    tree = shapely.STRtree([layer.outline for layer in every])
-    work.mkdir(parents=True, exist_ok=True)
-    for window in windows:
-        around = truth.grown(what.granule, window)
-        found = surface.near(tree, every, around)
-        yield TileTask(found=found, around=around, seed=what.seed, path=_tile_path(work, window))
-
-
-def _paint(task: TileTask) -> None:
-    """Keep both epochs' surfaces of a tile for the scenes to come."""
-    arrays: dict[str, Array] = {"change": surface.changes(task.found, task.around)}
+def _paint(what: Plan, work: Path, item: tuple[Window, list[Layer]]) -> dict[str, Array]:
+    """Keep both epochs' surfaces of a tile for the scenes to come; returns its part of the truth maps."""
+    window, found = item
+    around = truth.grown(what.granule, window)
+    arrays = {"change": surface.changes(found, around)}
     for epoch in (1, 2):
-        below = surface.paint(task.found, task.around, seed=task.seed, epoch=epoch)
+        below = surface.paint(found, around, seed=what.seed, epoch=epoch)
         arrays |= {f"{name}_{epoch}": value for name, value in vars(below).items()}
-    np.savez(task.path, **arrays)  # type: ignore[arg-type]
+    np.savez(_kept(work, window), **arrays)  # type: ignore[arg-type]
+    return {name: truth.inside(arrays[key])[None] for name, key in MAPS.items()}
 
 
 def _surface(work: Path, window: Window, epoch: int) -> Surface:
-    with np.load(_tile_path(work, window)) as kept:
+    with np.load(_kept(work, window)) as kept:
         return Surface(**{name: kept[f"{name}_{epoch}"] for name in Surface.__dataclass_fields__})
 
 
-def _in_area(what: Plan, window: Window) -> tuple[Window, Window] | None:
-    """The part of a granule window inside the area: (as a window of that window, as a window of the area)."""
-    area = what.area_window
+def _put(sink: cogs.Sink, what: Plan, window: Window, pixels: Array) -> None:
+    """Write what of a granule window (C, h, w; at any resolution) lies inside the area."""
+    area, k = what.area_window, window.height // pixels.shape[-2]
     top, left = max(window.row, area.row), max(window.col, area.col)
     height = min(window.row + window.height, area.row + area.height) - top
     width = min(window.col + window.width, area.col + area.width) - left
-    if height <= 0 or width <= 0:
-        return None
-    inner = Window(row=top - window.row, col=left - window.col, height=height, width=width)
-    return inner, Window(row=top - area.row, col=left - area.col, height=height, width=width)
+    if height > 0 and width > 0:
+        part = Window(row=top - window.row, col=left - window.col, height=height, width=width)
+        rows, cols = truth.grid_slices(part, 10 * k)
+        place = Window(row=(top - area.row) // k, col=(left - area.col) // k, height=height // k, width=width // k)
+        sink(place, pixels[:, rows, cols])
 
 
-def _write_maps(out: Path, work: Path, what: Plan, windows: list[Window]) -> None:
+def _write_maps(out: Path, what: Plan, windows: Sequence[Window], tiles: Iterable[dict[str, Array]]) -> None:
     """Land cover of both epochs, what changed, and where OpenStreetMap has something."""
-    halo = truth.HALO
-    names = {"land_cover": "label_1", "land_cover_2": "label_2", "osm_mapped": "tagged_1", "change": "change"}
     with ExitStack() as stack:
-        sinks = {
-            name: stack.enter_context(cogs.writing(out / "truth" / f"{name}.tif", what.area, (name,), "uint8", None))
-            for name in names
+        files_of = {
+            name: cogs.writing(out / "truth" / f"{name}.tif", what.area, (name,), "uint8", None) for name in MAPS
         }
-        for window in windows:
-            part = _in_area(what, window)
-            if part is None:
-                continue
-            with np.load(_tile_path(work, window)) as kept:
-                for name, key in names.items():
-                    rows, cols = part[0].slices
-                    sinks[name](part[1], kept[key][halo:-halo, halo:-halo][rows, cols][None])
+        sinks = {name: stack.enter_context(file) for name, file in files_of.items()}
+        for window, maps in zip(windows, tiles, strict=True):
+            for name, pixels in maps.items():
+                _put(sinks[name], what, window, pixels)
+
+
+def _median(work: Path, days: Sequence[int], window: Window) -> dict[int, Array]:
+    """gsd -> (C, H, W) uint16 of a tile: the median over the days, halves rounded up; in strips to bound memory."""
+    whole, halo = _surface(work, window, 1), 2 * truth.HALO
+    step = int(np.clip(MEDIAN_BYTES // (24 * len(days) * window.width) // 6 * 6, 6, window.height))
+    strips: dict[int, list[Array]] = {gsd: [] for gsd in truth.ORDER}
+    for row in range(0, window.height, step):
+        below = Surface(**{name: value[row : row + step + halo] for name, value in vars(whole).items()})
+        by_day = [truth.native(truth.clear(below, day)) for day in days]
+        for gsd, done in strips.items():
+            done.append(truth.digital(np.median(np.stack([truth.digital(one[gsd]) for one in by_day]), axis=0)))
+    return {gsd: np.concatenate(done, axis=1) for gsd, done in strips.items()}
+
+
+def _write_medians(out: Path, what: Plan, windows: Sequence[Window], tiles: Iterable[dict[int, Array]]) -> None:
+    with ExitStack() as stack:
+        sinks = {}
+        for gsd, names in truth.ORDER.items():
+            path, lattice = out / "truth" / f"reflectance_{gsd}m.tif", grid.coarser(what.area, gsd // 10)
+            sinks[gsd] = stack.enter_context(cogs.writing(path, lattice, names, "uint16", 0))
+        for window, medians in zip(windows, tiles, strict=True):
+            for gsd, pixels in medians.items():
+                _put(sinks[gsd], what, window, pixels)
 
 
 # --- scenes --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class SceneTask:
-    """One scene to be made from the kept surfaces."""
-
-    plan: Plan
-    scene: Scene
-    out: Path
-    work: Path
+def sky_seed(what: Plan, scene: Scene) -> int:
+    """The seed of one scene's weather."""
+    return what.seed * 1_000_003 + scene.index * 1009
 
 
-def _photograph(task: SceneTask) -> Array:
+def _photograph(what: Plan, out: Path, work: Path, scene: Scene) -> Array:
     """Write the 13 files of a scene and its true cloud mask; returns the pixels of each SCL value (12,)."""
-    what, scene = task.plan, task.scene
-    folder = task.out / items.COLLECTION / scene.id
-    seed = sky_seed(what, scene)
-    level = sky.threshold(seed, scene.weather, what.granule.shape) if scene.weather.cloud > 0 else 0.0
+    folder, masks = out / items.COLLECTION / scene.id, out / "truth" / "clouds" / f"{scene.id}.tif"
+    level = sky.threshold(sky_seed(what, scene), scene.weather, what.granule.shape)
     counts = np.zeros(12, np.int64)
     with ExitStack() as stack:
         sinks = {}
-        for name in (*L2A_BANDS, "SCL"):
-            lattice = grid.coarser(what.granule, 2 if name == "SCL" else BAND[name].gsd_m // 10)
-            dtype = "uint8" if name == "SCL" else "uint16"
+        for name, gsd in (*((name, BAND[name].gsd_m) for name in L2A_BANDS), ("SCL", 20)):
+            lattice, dtype = grid.coarser(what.granule, gsd // 10), "uint8" if name == "SCL" else "uint16"
             sinks[name] = stack.enter_context(cogs.writing(folder / f"{name}.tif", lattice, (name,), dtype, 0))
-        masks = task.out / "truth" / "clouds" / f"{scene.id}.tif"
-        sinks["clouds"] = stack.enter_context(cogs.writing(masks, what.area, ("clouds",), "uint8", None))
+        clouds = stack.enter_context(cogs.writing(masks, what.area, ("clouds",), "uint8", None))
         for number, window in enumerate(grid.tiles(what.granule.shape, truth.TILE)):
-            made = _tile(task, window, number, seed, level)
+            rng = np.random.Generator(np.random.Philox(key=[what.seed, 10_000_000 + scene.index * 10_000 + number]))
+            made, bits = _tile(what, scene, window, _surface(work, window, scene.epoch), level, rng)
             counts += np.bincount(made["SCL"].ravel(), minlength=12)
+            _put(clouds, what, window, bits[None])
             for name, pixels in made.items():
-                if name == "clouds":
-                    part = _in_area(what, window)
-                    if part is not None:
-                        sinks[name](part[1], pixels[part[0].slices][None])
-                    continue
-                gsd = 20 if name == "SCL" else BAND[name].gsd_m
-                rows, cols = truth.grid_slices(window, gsd)
-                small = Window(row=rows.start, col=cols.start, height=pixels.shape[0], width=pixels.shape[1])
-                sinks[name](small, pixels[None])
+                rows, cols = truth.grid_slices(window, 10 * window.height // pixels.shape[0])
+                place = Window(row=rows.start, col=cols.start, height=pixels.shape[0], width=pixels.shape[1])
+                sinks[name](place, pixels[None])
     return counts
 
 
-def _tile(task: SceneTask, window: Window, number: int, seed: int, level: float) -> dict[str, Array]:
-    """One tile of a scene: DN per band at its own resolution, `SCL`, and the true `clouds` bits at 10 m."""
-    what, scene = task.plan, task.scene
-    below = _surface(task.work, window, scene.epoch)
-    rows = np.arange(window.row, window.row + window.height)
-    cols = np.arange(window.col, window.col + window.width)
-    inside = below.label[truth.HALO : -truth.HALO, truth.HALO : -truth.HALO]
-    above = sky.look(scene, inside, seed, level, rows, cols)
+def _tile(
+    what: Plan, scene: Scene, window: Window, below: Surface, level: float, rng: np.random.Generator
+) -> tuple[dict[str, Array], Array]:
+    """One tile of a scene: DN per band at its own resolution and `SCL`; true cloud bits at 10 m, 255 off the swath."""
+    rows, cols = (np.arange(part.start, part.stop) for part in window.slices)
+    label = truth.inside(below.label)
+    above = sky.look(scene, label, sky_seed(what, scene), level, rows, cols)
     image = sky.seen(truth.clear(below, scene.time.timetuple().tm_yday), above)
-    rng = np.random.Generator(np.random.Philox(key=[what.seed, 10_000_000 + scene.index * 10_000 + number]))
     made: dict[str, Array] = {}
     for gsd, bands in truth.native(image).items():
-        seen = covered(what, scene, window, gsd)
+        swath = covered(what, scene, window, gsd)
         for name, band in zip(truth.ORDER[gsd], bands, strict=True):
             noisy = band + rng.standard_normal(band.shape, np.float32) * (7 + 0.008 * band)
-            made[name] = np.where(seen, truth.digital(noisy), 0)
-    made["SCL"] = _scene_classes(task, window, made, above, inside)
+            made[name] = np.where(swath, truth.digital(noisy), 0).astype(np.uint16)
+    made["SCL"] = _scene_classes(what, scene, window, made, above, label)
     if scene.offset_in_pixels:
-        for name in L2A_BANDS:
-            made[name] = np.where(made[name] > 0, made[name] + OFFSET_DN, 0).astype(np.uint16)
-    made["clouds"] = np.where(covered(what, scene, window, 10), above.bits, 255).astype(np.uint8)
-    return made
+        made |= {name: np.where(made[name] > 0, made[name] + OFFSET_DN, 0).astype(np.uint16) for name in L2A_BANDS}
+    return made, np.where(covered(what, scene, window, 10), above.bits, 255).astype(np.uint8)
 
 
-def _scene_classes(task: SceneTask, window: Window, made: dict[str, Array], above: sky.Sky, label: Array) -> Array:
-    image = {name: made[name].astype(np.float32) for name in ("B8A", "B11")}
-    image |= {name: spectra.coarser(made[name], 2) for name in ("B02", "B03", "B04")}
-    image = {name: np.maximum(pixels, 1) for name, pixels in image.items()}
+def _scene_classes(
+    what: Plan, scene: Scene, window: Window, made: dict[str, Array], above: sky.Sky, label: Array
+) -> Array:
+    image = {name: np.maximum(made[name].astype(np.float32), 1) for name in ("B8A", "B11")}
+    image |= {name: np.maximum(spectra.coarser(made[name], 2), 1) for name in ("B02", "B03", "B04")}
     at_20m = sky.Sky(**{name: spectra.coarser(field, 2) for name, field in vars(above).items()})
     water = spectra.coarser((label == 5).astype(np.float32), 2)
-    rows, cols = truth.grid_slices(window, 20)
-    where = np.arange(rows.start, rows.stop), np.arange(cols.start, cols.stop)
-    scl = sky.scene_classes(image, at_20m, water, task.plan.seed * 31 + task.scene.index, where)
-    return np.where(covered(task.plan, task.scene, window, 20), scl, 0).astype(np.uint8)
+    rows, cols = (np.arange(part.start, part.stop) for part in truth.grid_slices(window, 20))
+    scl = sky.scene_classes(image, at_20m, water, what.seed * 31 + scene.index, (rows, cols))
+    return np.where(covered(what, scene, window, 20), scl, 0).astype(np.uint8)
 
 
 SLANT = 0.25
@@ -266,11 +246,6 @@ def _edge(what: Plan) -> float:
     return 0.6 * width + SLANT * height / 2
 
 
-def sky_seed(what: Plan, scene: Scene) -> int:
-    """The seed of one scene's weather."""
-    return what.seed * 1_000_003 + scene.index * 1009
-
-
 def covered(what: Plan, scene: Scene, window: Window, gsd: int) -> Array:
     """Where the scene's swath sees the ground, on the lattice of `gsd` inside a 10 m window."""
     k = gsd // 10
@@ -281,7 +256,8 @@ def covered(what: Plan, scene: Scene, window: Window, gsd: int) -> Array:
     return np.asarray(cols[None, :] + SLANT * rows[:, None] < _edge(what))
 
 
-def _footprint(what: Plan, scene: Scene) -> shapely.Polygon:
+def footprint(what: Plan, scene: Scene) -> shapely.Polygon:
+    """Where the granule has data in a scene."""
     west, south, east, north = what.granule.bounds
     whole = shapely.box(west, south, east, north)
     if scene.orbit != plan.PARTIAL_ORBIT:
@@ -290,65 +266,3 @@ def _footprint(what: Plan, scene: Scene) -> shapely.Polygon:
     bottom = top - SLANT * (north - south)
     side = shapely.Polygon([(west - 1, north), (top, north), (bottom, south), (west - 1, south)])
     return shapely.polygons(shapely.get_coordinates(whole.intersection(side).exterior))
-
-
-# --- the truth over time -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class MedianTask:
-    """One window of the area whose median over the first epoch's days is wanted."""
-
-    window: Window
-    tile: Window
-    inner: Window
-    days: tuple[int, ...]
-    work: Path
-
-
-def _median_tasks(what: Plan, work: Path) -> Iterator[MedianTask]:
-    days = tuple(one.time.timetuple().tm_yday for one in plan.scenes(what) if one.epoch == 1)
-    size = int(np.clip(np.sqrt(MEDIAN_BYTES / (24 * len(days))) // 6 * 6, 120, truth.TILE))
-    for tile in grid.tiles(what.granule.shape, truth.TILE):
-        part = _in_area(what, tile)
-        if part is None:
-            continue
-        inner, area = part
-        for piece in grid.tiles((inner.height, inner.width), size):
-            size_hw = {"height": piece.height, "width": piece.width}
-            yield MedianTask(
-                window=Window(row=area.row + piece.row, col=area.col + piece.col, **size_hw),
-                inner=Window(row=inner.row + piece.row, col=inner.col + piece.col, **size_hw),
-                tile=tile,
-                days=days,
-                work=work,
-            )
-
-
-def _median(task: MedianTask) -> dict[int, Array]:
-    """gsd -> (C, H, W) uint16: the median over the days, halves rounded up."""
-    halo = truth.HALO
-    rows = slice(task.inner.row, task.inner.row + task.inner.height + 2 * halo)
-    cols = slice(task.inner.col, task.inner.col + task.inner.width + 2 * halo)
-    whole = _surface(task.work, task.tile, 1)
-    below = Surface(**{name: value[rows, cols] for name, value in vars(whole).items()})
-    stacks: dict[int, list[Array]] = {gsd: [] for gsd in truth.ORDER}
-    for day in task.days:
-        for gsd, bands in truth.native(truth.clear(below, day)).items():
-            stacks[gsd].append(truth.digital(bands))
-    return {gsd: truth.digital(np.median(np.stack(stack), axis=0)) for gsd, stack in stacks.items()}
-
-
-def _write_medians(out: Path, work: Path, what: Plan, workers: int) -> None:
-    tasks = list(_median_tasks(what, work))
-    with ExitStack() as stack:
-        sinks: dict[int, Any] = {}
-        for gsd, names in truth.ORDER.items():
-            path, lattice = out / "truth" / f"reflectance_{gsd}m.tif", grid.coarser(what.area, gsd // 10)
-            sinks[gsd] = stack.enter_context(cogs.writing(path, lattice, names, "uint16", 0))
-        results = progress.track(pool.run(_median, tasks, workers=workers), label="truth", total=len(tasks))
-        for task, result in zip(tasks, results, strict=True):
-            for gsd, pixels in result.items():
-                rows, cols = truth.grid_slices(task.window, gsd)
-                small = Window(row=rows.start, col=cols.start, height=pixels.shape[1], width=pixels.shape[2])
-                sinks[gsd](small, pixels)

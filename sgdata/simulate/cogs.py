@@ -39,9 +39,10 @@ def writing(path: Path, grid: Grid, names: tuple[str, ...], dtype: str, nodata: 
                 yield sink
             # Four overviews of a 10 m file, as Earth Search has them, and what corresponds at 20 m and 60 m.
             levels = {10: 4, 20: 3, 60: 1}[int(grid.gsd_m)]
+            block = BLOCK if max(grid.shape) > BLOCK // 2 else BLOCK // 2
             averaged = "AVERAGE" if dtype == "uint16" else "NEAREST"
             rasterio.shutil.copy(
-                draft, temporary, driver="COG", compress="DEFLATE", level=6, predictor="STANDARD", blocksize=BLOCK if max(grid.shape) > BLOCK // 2 else BLOCK // 2,
+                draft, temporary, driver="COG", compress="DEFLATE", level=6, predictor="STANDARD", blocksize=block,
                 overview_count=levels, overview_resampling=averaged, num_threads=1,
             )  # fmt: skip
         finally:

@@ -124,10 +124,7 @@ def collection(scenes: list[Scene], granule: Grid) -> dict[str, Any]:
         "title": "Sentinel-2 Level 2A, simulated",
         "description": "Simulated surface reflectance of a made-up place, laid out as Earth Search v1 does.",
         "license": "Apache-2.0",
-        "extent": {
-            "spatial": {"bbox": [bbox(geometry)]},
-            "temporal": {"interval": [[times[0], times[-1]]]},
-        },
+        "extent": {"spatial": {"bbox": [bbox(geometry)]}, "temporal": {"interval": [[times[0], times[-1]]]}},
         "links": links,
     }
 

@@ -207,8 +207,7 @@ def _skies(chosen: list[Pass], rng: np.random.Generator) -> list[Weather]:
     ranks = (np.arange(count) + 0.5) / count
     drawn = list(kinds[np.searchsorted(shares.cumsum(), ranks, side="right").clip(0, 4)])
     order = sorted(
-        range(count),
-        key=lambda i: (chosen[i][2] == PARTIAL_ORBIT or _winter(chosen[i][0]), float(rng.random())),
+        range(count), key=lambda i: (chosen[i][2] == PARTIAL_ORBIT or _winter(chosen[i][0]), float(rng.random()))
     )
     clear = order[: drawn.count("clear")]
     rest = [i for i in range(count) if i not in clear]

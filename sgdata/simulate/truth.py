@@ -32,12 +32,8 @@ def planned(archive: Path) -> Plan:
 
 def grown(lattice: Grid, window: Window) -> Grid:
     """The grid of a window and its halo."""
-    halo = Window(
-        row=window.row - HALO,
-        col=window.col - HALO,
-        height=window.height + 2 * HALO,
-        width=window.width + 2 * HALO,
-    )
+    size = {"height": window.height + 2 * HALO, "width": window.width + 2 * HALO}
+    halo = Window(row=window.row - HALO, col=window.col - HALO, **size)
     return grid.windowed(lattice, halo)
 
 
@@ -50,9 +46,14 @@ def native(image: Array) -> dict[int, Array]:
     return by_gsd
 
 
+def inside(pixels: Array) -> Array:
+    """The last two axes without the halo."""
+    return pixels[..., HALO:-HALO, HALO:-HALO]
+
+
 def clear(below: spectra.Surface, day: int) -> Array:
     """(12, H, W) float DN of the clear ground inside the halo of a surface, on a day of the year."""
-    return spectra.reflectance(below, day)[:, HALO:-HALO, HALO:-HALO]
+    return inside(spectra.reflectance(below, day))
 
 
 def digital(image: Array) -> Array:
