@@ -110,6 +110,7 @@ def build(spec: ModelSpec) -> nn.Module:
 
 def save(folder: Path, model: nn.Module, card: Card) -> None:
     """Write weights and card; equal weights and cards give equal bytes. Raises OutputError."""
+    # Safetensors orders by type and name and stores no time, so the bytes depend on the weights alone.
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with files.replacing(folder / WEIGHTS) as temporary:
         save_file(state, temporary)
@@ -152,6 +153,7 @@ def read_card(folder: Path) -> Card:
 def commit() -> str | None:
     """The git commit of the checkout that this package runs from; None for an installed package."""
     root = Path(__file__).resolve().parents[1]
+    # Without this test git would climb further and name the commit of some other repository.
     if not (root / ".git").exists():
         return None
     try:
@@ -275,6 +277,7 @@ def fit(
     )
     if share < at_least:
         raise SourceError(f"{where}: {_refusal(report, own, state)}")
+    # Only now, so that a refusal leaves the model as it was.
     with torch.no_grad():
         for name, tensor in filled.items():
             own[name].copy_(tensor)
@@ -285,6 +288,7 @@ def resize_table(table_1RD: Tensor, *, rows: int, planes: int) -> Tensor:
     """A position table (1, planes x side^2, D) as one of `rows` rows, bicubic on its (row, column) grid."""
     width = table_1RD.shape[-1]
     side, side_to = isqrt(table_1RD.shape[1] // planes), isqrt(rows // planes)
+    # Each plane is a picture of `width` channels; in float32, since bicubic weights lose too much in half precision.
     grid = table_1RD.float().reshape(planes, side, side, width).permute(0, 3, 1, 2)
     grid = functional.interpolate(grid, size=(side_to, side_to), mode="bicubic", align_corners=False)
     return grid.permute(0, 2, 3, 1).reshape(1, -1, width).to(table_1RD.dtype)

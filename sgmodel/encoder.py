@@ -90,6 +90,7 @@ def patchify(images: Tensor, config: EncoderConfig) -> Tensor:
     _check_images(images, config)
     g, s, p = config.group_bands, config.side, config.patch_px
     x = images.reshape(-1, config.planes, g, s, p, s, p)
+    # (N, plane, band, row, r, column, c) -> (N, plane, row, column, band, r, c)
     return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, config.tokens, config.token_values)
 
 
@@ -124,6 +125,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        # Not one fused layer: the published weights and their initialisation keep them apart.
         self.q = nn.Linear(width, width)
         self.k = nn.Linear(width, width)
         self.v = nn.Linear(width, width)
@@ -182,6 +184,7 @@ def drop_path(x_NLD: Tensor, rate: float) -> Tensor:
     """Zero the whole branch of a sample with probability `rate`, scale the others so that the mean stays."""
     if rate == 0.0:
         return x_NLD
+    # Drawn in float32 whatever the stream's precision, so that bf16 and fp32 runs drop the same samples.
     kept = torch.rand(x_NLD.shape[0], 1, 1, device=x_NLD.device) >= rate
     return x_NLD * (kept / (1.0 - rate)).to(x_NLD.dtype)
 
@@ -209,7 +212,7 @@ class Encoder(nn.Module):
         for name, rows in position_rows(config).items():
             self.register_parameter(name, nn.Parameter(torch.zeros(1, rows, config.width)))
         self.patch_embed = PatchEmbed(config)
-        last = max(config.depth - 1, 1)
+        last = max(config.depth - 1, 1)  # drop path grows linearly: never in the first block, in full in the last
         self.blocks = nn.Sequential(
             *(
                 Block(config.width, config.heads, config.mlp_ratio, config.drop_path * i / last)
@@ -236,6 +239,7 @@ def tokens(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tens
     patches_NLP = patchify(images, parts.config)
     positions_NLD = positions(parts).expand(len(patches_NLP), -1, -1)
     if ids_keep is not None:
+        # The released code adds positions after masking; gathering both first is the same sum over fewer tokens.
         patches_NLP, positions_NLD = gather(patches_NLP, ids_keep), gather(positions_NLD, ids_keep)
     encoded: Tensor = parts.blocks(parts.patch_embed(patches_NLP) + positions_NLD)
     return encoded
@@ -302,6 +306,7 @@ def initialise(module: nn.Module) -> None:
             nn.init.xavier_uniform_(part.weight)
             nn.init.zeros_(part.bias)
         elif isinstance(part, PatchEmbed):
+            # Only the weight: the released code leaves this bias at the framework's default.
             nn.init.xavier_uniform_(part.proj.weight.data.flatten(1))
         elif isinstance(part, nn.LayerNorm):
             part.reset_parameters()

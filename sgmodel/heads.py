@@ -34,7 +34,7 @@ class SceneClassifier(nn.Module):
         self.classes = classes
         self.pooling: Pooling = pooling
         self.head = nn.Linear(self.config.width, classes)
-        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.normal_(self.head.weight, std=0.02)  # the rest keeps the framework's defaults, as released
 
     def features(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D), what the linear layer sees."""
@@ -65,6 +65,7 @@ class ChangeDetector(nn.Module):
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """Two (N, C, H, W) -> (N, 2, H, W) log-probabilities."""
+        # Signed: what appears and what vanishes are different changes.
         difference = self.merge(self.encoder.tokens(before)) - self.merge(self.encoder.tokens(after))
         scores: Tensor = self.head(difference)
         if scores.shape[-1] != before.shape[-1]:

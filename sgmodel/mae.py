@@ -74,6 +74,7 @@ def random_tokens(noise_NL: Tensor, planes: int, ratio: float) -> Tensor:
 def tubes(noise_NL: Tensor, planes: int, ratio: float) -> Tensor:
     """The same places of the ground kept in every plane -> ids kept (N, K)."""
     places = noise_NL.shape[1] // planes
+    # The noise of the first plane decides for all.
     place_ids = random_tokens(noise_NL[:, :places], 1, ratio)
     offsets = places * torch.arange(planes, device=noise_NL.device)
     return (place_ids.unsqueeze(1) + offsets[:, None]).flatten(1)
@@ -106,6 +107,7 @@ def unpatchify(tokens_NLP: Tensor, config: enc.EncoderConfig) -> Tensor:
 
 def normalised(target_NLP: Tensor) -> Tensor:
     """Each token at zero mean and unit (unbiased) variance."""
+    # The root's eps is the released one; a flat token becomes zeros instead of NaN.
     variance, mean = torch.var_mean(target_NLP, dim=-1, keepdim=True)
     return (target_NLP - mean) / (variance + 1e-6).sqrt()
 
@@ -120,6 +122,7 @@ def spectral_loss(pred_NLP: Tensor, target_NLP: Tensor, config: enc.EncoderConfi
 
     In band terms, for three-band groups of twelve: B[u] + B[u+3] + B[u+6] + B[u+9] for u in 0..2.
     """
+    # The difference of two sums is the sum of differences: one tensor of this size instead of two.
     error_NTGSP = (pred_NLP - target_NLP).reshape(*_planes(pred_NLP, config), config.token_values)
     return error_NTGSP.sum(2).square().mean()
 
@@ -180,6 +183,7 @@ class MaskedAutoencoder(nn.Module):
 
     def decode(self, latent_NKD: Tensor, ids_keep_NK: Tensor) -> Tensor:
         """Kept tokens to their places, the mask token everywhere else, then the decoder -> (N, L, P)."""
+        # Scattering into mask tokens equals the paper's append-and-unshuffle, without sorting the ids back.
         visible_NKM = self.decoder_embed(latent_NKD)
         everywhere_NLM = self.mask_token.to(visible_NKM.dtype).expand(len(latent_NKD), self.config.tokens, -1)
         x_NLM = everywhere_NLM.scatter(1, ids_keep_NK.unsqueeze(-1).expand_as(visible_NKM), visible_NKM)
@@ -194,6 +198,6 @@ class MaskedAutoencoder(nn.Module):
         token = token_loss(pred, token_target, mask_NL)
         spectral = spectral_loss(pred, target, self.config)
         loss = self.objective.weight_token * token + self.objective.weight_spectral * spectral
-        with torch.no_grad():
+        with torch.no_grad():  # a figure for logs, never a gradient
             bands = band_loss(pred, token_target, mask_NL, self.config)
         return Reconstruction(loss, token, spectral, pred, mask_NL, bands)

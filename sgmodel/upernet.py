@@ -45,6 +45,7 @@ class TokenMerge(nn.Module):
 
     def forward(self, tokens_NLD: Tensor) -> Tensor:
         """(N, L, D) -> (N, D, h, w)."""
+        # Planes go last, where the linear layer works: all channels and places share its few weights.
         n, _, width = tokens_NLD.shape
         x_NQSD = tokens_NLD.reshape(n, -1, self.side**2, width)
         merged_NDS1: Tensor = self.linear(x_NQSD.permute(0, 3, 2, 1))
@@ -98,6 +99,7 @@ class UperHead(nn.Module):
     def __init__(self, channels: int, classes: int, config: HeadConfig) -> None:
         super().__init__()
         w, groups, dropout = config.width, config.groups, config.dropout
+        # All four levels are made from the same map: the encoder gives one scale only.
         finer = zip(config.hidden, config.levels, SCALES, strict=False)
         self.levels = nn.ModuleList(level(channels, hidden, out, scale, config) for hidden, out, scale in finer)
         self.levels.append(unit(channels, config.levels[-1], config.groups_levels, config.dropout_levels))
@@ -119,9 +121,10 @@ class UperHead(nn.Module):
         coarse = [self.pooling(levels[3])]
         for i, finer in enumerate(reversed(levels[:3])):
             up = resize(coarse[-1], finer.shape[-2:])
-            if i == 0:
+            if i == 0:  # released so: only the pooled map passes another convolution on its way
                 up = self.bridge(up)
             coarse.append(self.smooth[i](up + self.lateral[i](finer)))
+        # Order x1, x2, x3, x4 (coarse to fine), as the published weights of the fusing layer expect.
         same_size = [resize(x, coarse[-1].shape[-2:]) for x in coarse[:-1]]
         fused: Tensor = self.fuse(torch.cat([*same_size, coarse[-1]], dim=1))
         return fused

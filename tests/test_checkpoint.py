@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from sgdata import catalog, files
 from sgdata.errors import SourceError
 from sgmodel import checkpoint, encoder, heads, mae, normalise, published, upernet
 
+ROOT = Path(__file__).resolve().parents[1]
 DECODER = mae.DecoderConfig(width=16, depth=1, heads=2)
 
 
@@ -344,3 +347,9 @@ def test_a_published_file_loads_as_a_model(tmp_path: Path) -> None:
 def test_weights_of_another_family_are_refused() -> None:
     with pytest.raises(SourceError, match="not the weights of a SpectralGPT model"):
         checkpoint.infer({"conv1.weight": torch.zeros(64, 3, 7, 7)}, where="resnet.pth")
+
+
+def test_the_package_itself_imports_no_torch_and_the_core_no_timm() -> None:
+    code = "import sys, sgmodel; assert 'torch' not in sys.modules; import sgmodel.checkpoint; print('timm' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "False\n"
