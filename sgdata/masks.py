@@ -29,7 +29,9 @@ class MaskSettings:
 
 
 def keep(layer: Array, settings: MaskSettings) -> Array:
-    """(H, W) of the method's asset -> (H, W) bool."""
+    """(H, W) uint8 of the method's asset -> (H, W) bool."""
     if settings.method == "probability":
         return layer < settings.threshold
-    return ~np.isin(layer, settings.drop)
+    kept = np.ones(256, bool)
+    kept[list(settings.drop)] = False
+    return kept[layer]

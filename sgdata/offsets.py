@@ -60,8 +60,9 @@ def _number(baseline: str) -> tuple[int, int]:
 
 def count(scene_classes: Array, bands: Array) -> tuple[int, int]:
     """(H, W) classes and (C, H, W) DN of the test bands -> eligible pixels, dark values among their C bands."""
-    clear = np.isin(scene_classes, (SceneClass.VEGETATION, SceneClass.WATER)) & (bands > 0).all(axis=0)
-    return int(clear.sum()), int((bands[:, clear] < DARK_DN).sum())
+    clear = (scene_classes == SceneClass.VEGETATION) | (scene_classes == SceneClass.WATER)
+    clear &= (bands > 0).all(axis=0)
+    return int(clear.sum()), int(((bands < DARK_DN) & clear).sum())
 
 
 def decide(scene: str, table: int | None, evidence: Evidence) -> int:

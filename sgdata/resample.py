@@ -28,10 +28,14 @@ def finer(coarse: Array, factor: int, *, kernel: Kernel, window: Window | None =
     window = window or Window(row=0, col=0, height=height * factor, width=width * factor)
     if factor == 1:
         return coarse[(..., *window.slices)]
-    rows = np.arange(window.row, window.row + window.height) // factor
-    cols = np.arange(window.col, window.col + window.width) // factor
     if kernel == "nearest":
-        return coarse[..., rows[:, None], cols[None, :]]
+        row, col = window.row // factor, window.col // factor
+        part = coarse[
+            ..., row : -(-(window.row + window.height) // factor), col : -(-(window.col + window.width) // factor)
+        ]
+        whole = part.repeat(factor, axis=-1).repeat(factor, axis=-2)
+        inner = Window(row=window.row % factor, col=window.col % factor, height=window.height, width=window.width)
+        return whole[(..., *inner.slices)]
     planes = np.ascontiguousarray(coarse).reshape(-1, height, width)
     out = np.empty((len(planes), window.height, window.width), coarse.dtype)
     for plane, target in zip(planes, out, strict=True):
