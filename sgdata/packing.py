@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from sgdata import catalog, files, pool, progress, resample, shards, statistics
+from sgdata import catalog, contracts, files, pool, progress, resample, shards, statistics
 from sgdata.datasets import READERS
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.shards import Packed, Row, ShardRecipe
@@ -58,14 +59,6 @@ class _Task:
         return files.sha256(files.canonical_json([shards.FORMAT, chosen, self.contract, self.refs]))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """What one task gives: a shard, or nothing where all its samples are in quarantine."""
-
-    packed: Packed | None
-    quarantine: tuple[Row, ...]
-
-
 def recipe_for(dataset: str, overrides: Sequence[str] = ()) -> ShardRecipe:
     """The shipped recipe of a dataset, with `key=value` overrides. Raises SettingError."""
     known = ", ".join(sorted(READERS))
@@ -93,21 +86,28 @@ def pack(
     recipe = recipe or recipe_for(dataset)
     source, out = source or Path(recipe.source), out or Path(recipe.out)
     found = _split(READERS[recipe.dataset].find(source, recipe), splits or {})
-    tasks = _tasks(found, recipe, source, out)
+    contract = found.contract or contracts.expected(
+        recipe.dataset,
+        found.edition,
+        found.labels,
+        resampling=found.edition.resampling or recipe.kernel,
+        resampling_version=resample.VERSION,
+    )
+    tasks = _tasks(_groups(found.refs, recipe.shard_mb), recipe, contract, (source, out))
     with files.only_writer(out):
         _prepare(out, recipe, {task.name for task in tasks}, fresh=fresh)
         done = pool.run(_pack_shard, tasks, workers=workers)
-        parts = list(progress.track(done, label=f"packing {recipe.dataset}", total=len(tasks)))
-        quarantine = [{"key": "", "file": name, "reason": reason} for name, reason in found.rejected]
-        quarantine += [row for part in parts for row in part.quarantine]
-        packed = [part.packed for part in parts if part.packed]
+        whole = shards.Whole(contract)
+        whole.quarantine += [{"key": "", "file": name, "reason": reason} for name, reason in found.rejected]
+        for part in progress.track(done, label=f"packing {recipe.dataset}", total=len(tasks)):
+            whole.add(part)
         files.write(out / RECIPE, files.toml(recipe))
-        contract = shards.finish(out, packed, contract=found.contract, quarantine=quarantine)
+        complete = shards.finish(out, whole)
     return Packing(
         folder=out,
-        contract=contract,
-        shards=len(packed),
-        quarantined=len(quarantine),
+        contract=complete,
+        shards=len(whole.shards),
+        quarantined=len(whole.quarantine),
         notes=found.notes,
     )
 
@@ -142,25 +142,31 @@ def _keys(path: Path) -> list[str]:
     return [line.split(",")[0].strip().removesuffix(".jpg").removesuffix(".tif") for line in lines if line.strip()]
 
 
-def _tasks(found: Found, recipe: ShardRecipe, source: Path, out: Path) -> list[_Task]:
-    """Samples sorted by split and key, cut where the expected bytes reach the recipe's size."""
+def _groups(refs: Iterable[Ref], shard_mb: int) -> list[tuple[Ref, ...]]:
+    """Samples sorted by split and key, cut where the expected bytes reach the size of a shard."""
     groups: list[list[Ref]] = []
     filled = 0
-    for ref in sorted(found.refs, key=lambda ref: (ref.split, ref.key)):
-        if not groups or groups[-1][0].split != ref.split or filled + ref.bytes > recipe.shard_mb * 2**20:
+    for ref in sorted(refs, key=lambda ref: (ref.split, ref.key)):
+        if not groups or groups[-1][0].split != ref.split or filled + ref.bytes > shard_mb * 2**20:
             groups.append([])
             filled = 0
         groups[-1].append(ref)
         filled += ref.bytes
-    numbers: dict[str, int] = {}
+    return [tuple(group) for group in groups]
+
+
+def _tasks(
+    groups: Iterable[tuple[Ref, ...]], recipe: ShardRecipe, contract: Contract, places: tuple[Path, Path]
+) -> list[_Task]:
+    """A task per group, numbered within its split."""
+    source, out = places
+    numbers: Counter[str] = Counter()
     tasks = []
-    for group in groups:
-        split = group[0].split
-        number = numbers[split] = numbers.get(split, -1) + 1
-        name = shards.shard_name(recipe.dataset, split, number)
-        tasks.append(
-            _Task(name=name, refs=tuple(group), source=source, out=out, recipe=recipe, contract=found.contract)
-        )
+    for refs in groups:
+        split = refs[0].split
+        name = shards.shard_name(recipe.dataset, split, numbers[split])
+        numbers[split] += 1
+        tasks.append(_Task(name=name, refs=refs, source=source, out=out, recipe=recipe, contract=contract))
     return tasks
 
 
@@ -179,7 +185,7 @@ def _prepare(out: Path, recipe: ShardRecipe, wanted: set[str], *, fresh: bool) -
 # --- one shard -----------------------------------------------------------------------------
 
 
-def _pack_shard(task: _Task) -> _Part:
+def _pack_shard(task: _Task) -> Packed:
     """Read, check and write the samples of one shard, or take it as an earlier run left it."""
     remembered = _remembered(task)
     if remembered:
@@ -207,12 +213,13 @@ def _pack_shard(task: _Task) -> _Part:
                     yield stored, shards.sample_hash(sample)
 
     shard, rows = shards.write_tar(task.out / task.name, ready(), codec=task.recipe.codec)
-    packed = Packed(shard=shard, split=task.refs[0].split, rows=tuple(rows), counts=tally.total())
+    packed = Packed(
+        shard=shard, split=task.refs[0].split, rows=tuple(rows), counts=tally.total(), quarantine=tuple(quarantine)
+    )
     if not rows:
         (task.out / task.name).unlink()
-    part = _Part(packed=packed if rows else None, quarantine=tuple(quarantine))
-    _remember(task, part)
-    return part
+    _remember(task, packed)
+    return packed
 
 
 def _on_one_grid(sample: Sample, contract: Contract, kernel: resample.Kernel) -> Sample:
@@ -255,31 +262,26 @@ def _checked(sample: Sample, contract: Contract) -> Sample:
     return sample
 
 
-def _remember(task: _Task, part: _Part) -> None:
+def _remember(task: _Task, packed: Packed) -> None:
     """Journal a finished shard, its counts as a Blosc chunk: most bins are empty."""
-    packed = None
-    if part.packed:
-        counts = base64.b85encode(shards.encode(part.packed.counts.astype(np.int32), "blosc")).decode()
-        packed = {"shard": part.packed.shard, "split": part.packed.split, "rows": part.packed.rows, "counts": counts}
-    document = {"task": task.fingerprint, "quarantine": part.quarantine, "packed": packed}
+    counts = base64.b85encode(shards.encode(packed.counts.astype(np.int32), "blosc")).decode()
+    document = {"task": task.fingerprint, **vars(packed), "counts": counts}
     files.write(task.out / JOURNAL / f"{task.name}.json", files.canonical_json(document))
 
 
-def _remembered(task: _Task) -> _Part | None:
-    """The part as an earlier run journalled it, if it is of this very task and its bytes are still the same."""
+def _remembered(task: _Task) -> Packed | None:
+    """The shard as an earlier run journalled it, if it is of this very task and its bytes are still the same."""
     journal, tar = task.out / JOURNAL / f"{task.name}.json", task.out / task.name
     try:
         document = json.loads(journal.read_bytes())
     except (OSError, ValueError):
         return None
-    if document.get("task") != task.fingerprint:
+    if document.pop("task", None) != task.fingerprint:
         return None
-    held = document["packed"]
-    if not held:
-        return _Part(packed=None, quarantine=tuple(document["quarantine"]))
-    if not tar.is_file() or files.sha256_file(tar) != held["shard"]["sha256"]:
+    shard = Shard(**document["shard"])
+    if shard.samples and (not tar.is_file() or files.sha256_file(tar) != shard.sha256):
         return None
     shape = (len(task.contract.bands), statistics.BINS)
-    counts = shards.decode(base64.b85decode(held["counts"]), shape, "int32", "blosc").astype(np.int64)
-    packed = Packed(shard=Shard(**held["shard"]), split=held["split"], rows=tuple(held["rows"]), counts=counts)
-    return _Part(packed=packed, quarantine=tuple(document["quarantine"]))
+    counts = shards.decode(base64.b85decode(document["counts"]), shape, "int32", "blosc").astype(np.int64)
+    rows, quarantine = tuple(document["rows"]), tuple(document["quarantine"])
+    return Packed(shard=shard, split=document["split"], rows=rows, counts=counts, quarantine=quarantine)

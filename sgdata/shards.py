@@ -132,12 +132,33 @@ def sample_hash(sample: Sample) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """What one written tar adds to the whole: its split, its index rows, and the counts of its images' values."""
+    """What one written tar (none where it has no sample) adds to the whole: index rows, and counts of image values."""
 
     shard: Shard
     split: str
     rows: tuple[Row, ...]
     counts: Array
+    quarantine: tuple[Row, ...] = ()
+
+
+class Whole:
+    """The sum of all tars of a folder; memory grows with the samples' rows, not with the histograms."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+        self.shards: list[Shard] = []
+        self.rows: list[Row] = []
+        self.quarantine: list[Row] = []
+        self.counts: dict[str, Array] = {}
+
+    def add(self, packed: Packed) -> None:
+        """Take one tar in."""
+        self.quarantine += packed.quarantine
+        if packed.rows:
+            self.shards.append(packed.shard)
+            self.rows += packed.rows
+            known = self.counts.get(packed.split)
+            self.counts[packed.split] = packed.counts if known is None else known + packed.counts
 
 
 def write_tar(path: Path, samples: Iterable[tuple[Sample, str]], *, codec: Codec) -> tuple[Shard, list[Row]]:
@@ -182,21 +203,21 @@ def _put(handle: IO[bytes], sample: Sample, codec: Codec) -> Row:
     return row
 
 
-def finish(out: Path, packed: Sequence[Packed], *, contract: Contract, quarantine: Sequence[Row]) -> Contract:
-    """Write index, contract, quarantine list and, last, SHA256SUMS beside the tars of `packed`.
+def finish(out: Path, whole: Whole) -> Contract:
+    """Write index, contract, quarantine list and, last, SHA256SUMS beside the tars; returns the contract.
 
-    `contract` says what the samples are; its shape, statistics, splits and fingerprint are filled in here:
-    statistics of the split `train`, of all splits where there is none.
+    Its shape, statistics, splits and fingerprint are filled in here: statistics of the split `train`, of all
+    splits where there is none. Raises SourceError where there is no sample.
     """
-    listed = sorted(quarantine, key=lambda row: (row["key"], row["reason"]))
+    listed = sorted(whole.quarantine, key=lambda row: (row["key"], row["file"], row["reason"]))
     files.write(out / QUARANTINE, b"".join(files.canonical_json(row) for row in listed))
-    rows = sorted((row for part in packed for row in part.rows), key=lambda row: (row["split"], row["key"]))
+    rows = sorted(whole.rows, key=lambda row: (row["split"], row["key"]))
     if not rows:
-        raise SourceError(f"{out}: not one sample to write, {len(quarantine)} in quarantine; see {QUARANTINE}")
-    splits = Counter(row["split"] for row in rows)
-    judged = "train" if "train" in splits else None
+        raise SourceError(f"{out}: not one sample to write, {len(listed)} in quarantine; see {QUARANTINE}")
+    contract, splits = whole.contract, Counter(row["split"] for row in rows)
     bands = [band.name for band in contract.bands]
-    counts = sum((p.counts for p in packed if judged in (None, p.split)), statistics.empty(len(bands)))
+    judged = ["train"] if "train" in splits else sorted(splits)
+    counts = sum((whole.counts[split] for split in judged), statistics.empty(len(bands)))
     shapes = {_lattice(row) for row in rows}
     complete = replace(
         contract,
@@ -223,20 +244,19 @@ def write(samples: Iterable[Sample], out: Path, *, contract: Contract, codec: Co
 
     `sgdata.packing` does the same from official files, in parallel and resumable.
     """
-    split: dict[str, list[Sample]] = {}
-    for sample in samples:
-        split.setdefault(sample.split, []).append(sample)
-    packed = []
+    parts: dict[str, list[Sample]] = {}
+    for sample in sorted(samples, key=lambda sample: sample.key):
+        parts.setdefault(sample.split, []).append(sample)
+    whole = Whole(contract)
     with files.only_writer(out):
-        for name, members in sorted(split.items()):
-            members.sort(key=lambda sample: sample.key)
+        for split, members in sorted(parts.items()):
             tally = statistics.Tally(len(contract.bands))
             for image in (image for sample in members for image in whole_images(sample)):
                 tally.add(image)
-            path = out / shard_name(contract.dataset, name, 0)
+            path = out / shard_name(contract.dataset, split, 0)
             shard, rows = write_tar(path, ((sample, sample_hash(sample)) for sample in members), codec=codec)
-            packed.append(Packed(shard=shard, split=name, rows=tuple(rows), counts=tally.total()))
-        return finish(out, packed, contract=contract, quarantine=())
+            whole.add(Packed(shard=shard, split=split, rows=tuple(rows), counts=tally.total()))
+        return finish(out, whole)
 
 
 def shard_name(dataset: str, split: str, number: int) -> str:

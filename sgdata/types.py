@@ -197,7 +197,10 @@ class LabelTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Edition:
-    """One published version of a dataset: what its files hold, band by band in file order."""
+    """One published version of a dataset: what its files hold, band by band in file order.
+
+    `resampling` is how its makers brought all bands to one grid; empty where each band has its native size.
+    """
 
     name: str
     published: str
@@ -206,6 +209,7 @@ class Edition:
     nodata: int | None = None
     scale: float = 1e-4
     offset: float = 0.0
+    resampling: str = ""
     samples: int | None = None
     shape: tuple[int, int, int] | None = None
     splits: tuple[SplitSet, ...] = ()
@@ -241,9 +245,14 @@ class DatasetCard:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a reader finds in a source: samples in order, what they are, rejected files with reasons, remarks."""
+    """What a reader finds in a source: samples in order, what they are, rejected files with reasons, remarks.
+
+    `contract` is given where the source brings its own (a build of ours).
+    """
 
     refs: tuple[Ref, ...]
-    contract: Contract
+    edition: Edition
+    labels: LabelSpace
+    contract: Contract | None = None
     rejected: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()

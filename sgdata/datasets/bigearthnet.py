@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import archives, catalog, contracts, resample, tiffs
+from sgdata import archives, catalog, tiffs
 from sgdata.errors import SourceError
 from sgdata.shards import ShardRecipe
 from sgdata.types import Array, Contract, Found, LabelSpace, Member, Ref, Sample
@@ -63,10 +63,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
         notes.append(f"{len(patches) - len(kept)} patches are not in {_METADATA[0]}: left out")
     index = _index_of(space)
     refs = tuple(_ref(name, held, known.get(name), index) for name, held in kept.items())
-    contract = contracts.expected(
-        "bigearthnet", edition, space, resampling=recipe.kernel, resampling_version=resample.VERSION
-    )
-    return Found(refs=refs, contract=contract, rejected=listing.rejected, notes=tuple(notes))
+    return Found(refs=refs, edition=edition, labels=space, rejected=listing.rejected, notes=tuple(notes))
 
 
 def _metadata(source: Path) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import archives, catalog, contracts, resample, tiffs
+from sgdata import archives, catalog, tiffs
 from sgdata.errors import SourceError
 from sgdata.shards import ShardRecipe
 from sgdata.types import Contract, Found, Ref, Sample
@@ -35,10 +35,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
             rejected.append((member.name, f"'{match[1]}' is not one of the {len(space.names)} classes"))
     if not refs:
         raise SourceError(f"{source}: no file like AnnualCrop/AnnualCrop_1.tif; expected EuroSAT_MS as distributed")
-    contract = contracts.expected(
-        "eurosat", edition, space, resampling="as released", resampling_version=resample.VERSION
-    )
-    return Found(refs=tuple(refs), contract=contract, rejected=tuple(rejected))
+    return Found(refs=tuple(refs), edition=edition, labels=space, rejected=tuple(rejected))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import archives, catalog, contracts, resample, tiffs
+from sgdata import archives, catalog, tiffs
 from sgdata.errors import SourceError
 from sgdata.shards import ShardRecipe
 from sgdata.types import Array, Contract, Found, LabelSpace, Member, Ref, Sample
@@ -50,8 +50,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
         wanted, notes = images, ["no train.csv, val.csv or test_gt.csv: images are taken as they lie"]
     refs = tuple(_ref(at, member, rows.get(at), space) for at, member in wanted.items())
     doubled = replace(edition, scale=edition.scale / DOUBLED)
-    contract = contracts.expected("fmow", doubled, space, resampling="as released", resampling_version=resample.VERSION)
-    return Found(refs=refs, contract=contract, rejected=listing.rejected, notes=tuple(notes))
+    return Found(refs=refs, edition=doubled, labels=space, rejected=listing.rejected, notes=tuple(notes))
 
 
 def _images(members: tuple[Member, ...], space: LabelSpace) -> dict[tuple[str, str], Member]:

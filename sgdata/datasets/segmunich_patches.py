@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import archives, catalog, contracts, files, resample, tiffs
+from sgdata import archives, catalog, contracts, files, tiffs
 from sgdata.errors import SourceError
 from sgdata.shards import ShardRecipe
 from sgdata.types import Array, Contract, Found, Member, Ref, Sample
@@ -74,7 +74,8 @@ def _find_in_build(source: Path) -> Found:
         )
         for key, split, row, col, height, width, box in rows
     ]
-    return Found(refs=tuple(refs), contract=contract)
+    edition = catalog.edition(catalog.card("segmunich"), "build")
+    return Found(refs=tuple(refs), edition=edition, labels=contract.label_space, contract=contract)
 
 
 def _held(source: Path) -> list[str]:
@@ -138,14 +139,8 @@ def _find_released(source: Path, recipe: ShardRecipe) -> Found:
         if (split, name) in labels
     ]
     alone = tuple((images[at].name, "image without label") for at in sorted(images.keys() - labels.keys()))
-    contract = contracts.expected(
-        "segmunich",
-        edition,
-        catalog.label_space(card, "segmunich-released"),
-        resampling="as released",
-        resampling_version=resample.VERSION,
-    )
-    return Found(refs=tuple(refs), contract=contract, rejected=listing.rejected + alone)
+    space = catalog.label_space(card, "segmunich-released")
+    return Found(refs=tuple(refs), edition=edition, labels=space, rejected=listing.rejected + alone)
 
 
 def _index_of_file_value() -> Array:
