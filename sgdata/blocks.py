@@ -115,6 +115,7 @@ class _Layout:
 
 def _by_blocks(boxes: Array, counts: Array, shares: tuple[float, ...], settings: SplitSettings) -> Array:
     layout = _laid_out(boxes, settings.block_px, settings.gap_px)
+    # The boxes themselves are one more class: their shares count like those of a class.
     mass = np.column_stack([counts, np.ones(len(boxes))])
     return _parts(layout, _assigned(layout, mass, shares, settings.seed), np.arange(len(boxes)))
 
@@ -122,6 +123,7 @@ def _by_blocks(boxes: Array, counts: Array, shares: tuple[float, ...], settings:
 def _laid_out(boxes: Array, size: int, gap: int) -> _Layout:
     """The area divided evenly into blocks of about `size`, without slivers at its end."""
     low, high = boxes[:, 0:2].min(axis=0), boxes[:, 2:4].max(axis=0)
+    # Rounded, so that an area of one and a half blocks is still divided.
     number = np.maximum(np.rint((high - low) / size), 1).astype(np.int64)
 
     def met(grown: int) -> list[list[tuple[int, int]]]:
@@ -161,6 +163,7 @@ def _parts(layout: _Layout, chosen: Array, which: Array) -> Array:
     So the gap is taken from the greater part: train keeps off val, val keeps off test.
     """
     inside, near = layout.inside[which], layout.near[which]
+    # The stand-in for "no further block" must never win the minimum or the maximum.
     low = np.append(chosen, len(PARTS))[inside].min(axis=1)
     high = np.append(chosen, -1)[near].max(axis=1)
     return np.where(np.maximum(high, np.append(chosen, -1)[inside].max(axis=1)) == low, low, -1)
@@ -197,6 +200,7 @@ def _assigned(layout: _Layout, mass: Array, shares: tuple[float, ...], seed: int
     for _ in range(SWEEPS):
         before = now
         for block in order:
+            # Only boxes near this block can change their part.
             which = layout.boxes_near[block]
             here = held_by(_parts(layout, chosen, which), which)
             for part in used:
@@ -262,6 +266,7 @@ def class_counts(labels: Array, cell_px: int, ids: Sequence[int]) -> Array:
 
 def patch_counts(cells: Array, cell_px: int, windows: Sequence[Window]) -> Array:
     """(N, K) int64: pixels of each class in each window, from the counts of its cells. Raises SettingError."""
+    # Summed-area table: any window is four look-ups, however its patches overlap.
     sums = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1, cells.shape[2]), np.int64)
     sums[1:, 1:] = cells.cumsum(axis=0).cumsum(axis=1)
     edges = window_boxes(windows)

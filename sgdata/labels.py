@@ -115,8 +115,7 @@ def prepare(features: Any, rules: tags.RuleTable, grid: Grid, settings: LabelSet
 
 def _by_area(item: _Named) -> tuple[Any, ...]:
     """Polygons, largest first, then lines by priority; the last one painted is seen."""
-    layer = -item.rule.priority if item.is_line else -1000
-    return (layer, -round(item.area_m2, 1), -item.rule.priority, *item.name)
+    return (item.is_line, -round(item.area_m2, 1), -item.rule.priority, *item.name)
 
 
 def _by_priority(item: _Named) -> tuple[Any, ...]:
@@ -207,6 +206,7 @@ def _widened(named: list[_Named], grid: Grid) -> list[_Named]:
             near = tree.query(line, predicate="intersects")
             line = shapely.difference(line, shapely.union_all([water[i].geometry for i in near]))
         if item.is_line:
+            # Round ends close the joints between the ways of one street; two segments a quarter are enough.
             line = shapely.buffer(line, max(item.half_width_m, grid.gsd_m / 2), quad_segs=2)
         if not shapely.is_empty(line):  # a river line wholly within its area, or a shape that only touches the frame
             areas.append(replace(item, geometry=line))
@@ -226,6 +226,7 @@ def _outlines(items: list[_Named], grid: Grid, supersample: int) -> Outlines:
         lines, polygon_of_ring = shapely.get_rings(polygons, return_index=True)
         shape_of_part = owner[polygon_of_ring]
     points, part_of_point = shapely.get_coordinates(lines, return_index=True)
+    # From here on integers only: a pixel centre is then inside or outside for every tile alike.
     step = grid.gsd_m / supersample / UNITS
     xy = np.rint((points - grid.origin) / (step, -step)).astype(np.int64)
     parts = np.searchsorted(part_of_point, np.arange(len(lines) + 1))
@@ -255,6 +256,7 @@ def paint(drawing: Drawing, window: Window) -> tuple[Array, Array]:
     n = drawing.supersample
     row, col, height, width = window.row * n, window.col * n, window.height * n, window.width * n
     filled, touched = drawing.filled, drawing.touched
+    # Ranks, not classes: the vote below needs to know which shape was painted last.
     fine = np.zeros((height, width), np.int32)
     _fill(fine, filled.xy, filled.parts, filled.shapes, _near(filled, row, col, fine.shape), row, col)
     labels, source = _vote(fine, filled.label, filled.source, n)
@@ -332,6 +334,7 @@ def _vote(fine: Array, label: Array, source: Array, n: int) -> tuple[Array, Arra
                 klass = label[rank - 1] if rank else UNMAPPED
                 count[klass] += 1
                 last[klass] = max(last[klass], rank)
+            # Walk the parts, not the 256 classes: few classes meet in one pixel.
             best = UNMAPPED
             for rank in block.flat:
                 klass = label[rank - 1] if rank else UNMAPPED
@@ -356,6 +359,7 @@ def _touch(ranks: Array, xy: Array, parts: Array, shapes: Array, near: Array, pl
                 x1, y1, x2, y2 = xy[i, 0], xy[i, 1], xy[i + 1, 0], xy[i + 1, 1]
                 if y1 > y2:
                     x1, y1, x2, y2 = x2, y2, x1, y1
+                # Along each row of pixels the line enters and leaves at two columns; all between are touched.
                 rise = max(y2 - y1, 1)
                 for r in range(max(y1 // unit, row), min(y2 // unit + 1, row + height)):
                     enter, leave = max(r * unit, y1), min((r + 1) * unit, y2)

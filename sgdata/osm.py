@@ -111,6 +111,7 @@ def read_files(paths: Sequence[Path], area: Any, rules: tags.RuleTable) -> Featu
     shapely.prepare(area)
     hashes, dates, scan = {}, [], _Scan(area=area, rules=rules)
     for path in paths:
+        # An answer is hashed unpacked: gzip bytes differ between zlib versions.
         is_json = path.name.endswith(JSON_FILES)
         hashes[path.name] = files.sha256(overpass.unpacked(path)) if is_json else files.sha256_file(path)
         dates.append(_scan_file(path, scan))
@@ -139,6 +140,7 @@ def _scan_file(path: Path, scan: _Scan) -> str | None:
         return stamp
     if not path.name.endswith(OSM_FILES):
         raise SourceError(f"{path}: unknown kind of OSM file; expected one of {', '.join(OSM_FILES + JSON_FILES)}")
+    # expat, inside pyosmium, would expand entities: look before it does.
     if not path.name.endswith(".pbf"):
         _refuse_document_type(path)
     return _collect(path, scan, str(path))
@@ -193,6 +195,7 @@ def _take_way(way: Any, scan: _Scan) -> None:
 
     name, text = ("way", way.id), dict(way.tags)
     closed = way.is_closed() and len(way.nodes) >= 4
+    # One closed way can be both: a roundabout (line) around a green (area).
     is_area = tags.match(scan.rules, "polygon", text, is_way=True)
     is_line = tags.match(scan.rules, "line", text, is_way=True)
     if not is_area and not is_line:
@@ -276,6 +279,7 @@ def _mend(path: Path, scan: _Scan) -> None:
             outer = _rings(ways[ref] for ref, role in members if role != "inner" and ref in ways)
             inner = _rings(ways[ref] for ref, role in members if role == "inner" and ref in ways)
             geometry = _polygons_in(outer.difference(inner))
+            # What is there is used: a forest cut by the extract keeps the rings that close.
             missing = sum(ref not in ways for ref, _ in members)
             reason = f"{missing} of {len(members)} members are not in the data" if missing else "its rings do not close"
         if geometry.is_empty:

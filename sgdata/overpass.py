@@ -83,6 +83,7 @@ def queries(area: Any, rules: tags.RuleTable, *, date: str, service: Service) ->
     moment = date if "T" in date else f"{date}T00:00:00Z"
     head = f'[out:json][timeout:{service.timeout_s}][maxsize:{service.maxsize}][date:"{moment}"]'
     areas, lines = set(tags.keys(rules, "polygon")), set(tags.keys(rules, "line"))
+    # Keys of a table of the user's own still come, together in one query.
     rest = tuple(sorted((areas | lines).difference(*KEY_GROUPS)))
     found = []
     for tile in tiles(area.bounds):
@@ -91,6 +92,7 @@ def queries(area: Any, rules: tags.RuleTable, *, date: str, service: Service) ->
         west, south, east, north = (f"{value:.6f}" for value in tile)
         for group in (*KEY_GROUPS, rest):
             wanted = [f'way["{key}"];' for key in group if key in areas | lines]
+            # Only these relations are areas; routes and sites would bring half the city with them.
             wanted += [f'relation["{key}"]["type"~"^(multipolygon|boundary)$"];' for key in group if key in areas]
             if wanted:
                 body = f"({''.join(wanted)});(._;>;)->.all;.all out count;.all out body;"
@@ -104,6 +106,7 @@ def tiles(bounds: Sequence[float]) -> list[tuple[float, float, float, float]]:
     middle = math.cos(math.radians((south + north) / 2))
     cols = max(1, math.ceil((east - west) * KM_PER_DEGREE * middle / TILE_KM))
     rows = max(1, math.ceil((north - south) * KM_PER_DEGREE / TILE_KM))
+    # Sums from the west, not steps: the last edge is exactly the area's.
     x = [west + (east - west) * i / cols for i in range(cols)] + [east]
     y = [south + (north - south) * i / rows for i in range(rows)] + [north]
     return [(x[i], y[j], x[i + 1], y[j + 1]) for j in range(rows) for i in range(cols)]
@@ -132,6 +135,7 @@ def _asked(query: str, service: Service, sleep: Callable[[float], None]) -> byte
                     return answer.content
                 except SourceError as error:
                     trouble = str(error).removeprefix(f"{service.url}: ")
+            # Busy is worth waiting for; any other refusal will be the same next time.
             elif answer.status_code in BUSY:
                 trouble = f"answers {answer.status_code} {answer.reason}"
                 after = answer.headers.get("Retry-After", "")
@@ -208,6 +212,7 @@ def _elements(elements: Iterable[dict[str, Any]]) -> tuple[dict[int, Any], dict[
         if element.get("type") in found:
             found[element["type"]].setdefault(element["id"], {}).update(element)
     nodes, ways = found["node"], found["way"]
+    # `out geom` puts the places beside the node numbers; None stands where the box cut them off.
     for way in ways.values():
         for ref, point in zip(way.get("nodes", ()), way.get("geometry", ()), strict=False):
             if point:

@@ -23,6 +23,7 @@ def table(
     import geopandas
     import shapely
 
+    # A patch that touches a gap is in no part and so not in the table.
     kept = [i for i, part in enumerate(parts) if part != blocks.LEFT_OUT]
     kept.sort(key=lambda i: (windows[i].row, windows[i].col))
     chosen = [windows[i] for i in kept]
@@ -32,6 +33,7 @@ def table(
     columns["split"] = [parts[i] for i in kept]
     shares = counts[kept] / np.array([[max(w.height * w.width, 1)] for w in chosen]).reshape(-1, 1)
     columns |= {f"share_{number}": shares[:, k].astype(np.float32) for k, number in enumerate(ids)}
+    # Rows run south, northings run north.
     west, north, east, south = blocks.window_boxes(chosen).T * grid.gsd_m
     x, y = grid.origin
     outlines = geopandas.GeoSeries(shapely.box(x + west, y - south, x + east, y - north), crs=grid.crs)

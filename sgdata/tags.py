@@ -83,6 +83,7 @@ def _rule(
         )
     if value != IGNORE and value not in codes:
         raise SettingError(f"{where}: label value {value} is not among {sorted(codes)}")
+    # Buffer distances: CTU Prague's are carriageways; OSM2LULC's (F16) are 6 or 12 m for every street.
     group, width = _found(r"group=(\w+)", note), _found(r"CTU=(\d+(?:\.\d+)?)", note)
     chosen = group in groups if group else tier in tiers
     return Rule(
@@ -121,10 +122,12 @@ def match(table: RuleTable, kind: Kind, tags: Mapping[str, str], *, is_way: bool
     linear = kind == "polygon" and is_way and tags.get("area") != "yes"
     best: tuple[tuple[bool, int, int, str], Rule] | None = None
     for key, text in tags.items():
+        # Mappers list values as "forest;meadow": the first that is known counts.
         for value in (*(part.strip() for part in text.split(";")), "*"):
             rule = table.get((kind, key, value))
             if rule is None or not rule.active or not _holds(rule, tags):
                 continue
+            # Table-driven: what has a row as a line is a line unless it says area=yes.
             if linear and ("line", key, value) in table:
                 continue
             rank = (value == "*", TIERS.index(rule.tier), rule.priority, key)
@@ -159,6 +162,7 @@ def hidden(tags: Mapping[str, str], rule: Rule) -> bool:
 
 def width_m(tags: Mapping[str, str]) -> float | None:
     """Carriageway width: `width` in metres or feet, else `lanes` x 3.25 m; None if neither says a believable one."""
+    # As found in the wild: "7", "7.5 m", "7,5", "20 ft", "20'"; typing errors such as 5000 are not believed.
     text = tags.get("width", "").replace(",", ".").strip().lower()
     number = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(m|ft|')?", text)
     if number:

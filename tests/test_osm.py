@@ -71,7 +71,7 @@ def test_areas_lines_and_holes_are_read(tmp_path: Path) -> None:
             2: ([3, 4, 1], {}),
             3: ([11, 12, 13, 14, 11], {"natural": "water"}),
             4: ([21, 22, 23, 24, 21], {"highway": "primary", "junction": "roundabout"}),
-            5: ([21, 22, 23, 24, 21], {"highway": "pedestrian", "area": "yes"}),
+            5: ([21, 22, 23, 24, 21], {"highway": "residential", "area": "yes"}),
             6: ([1, 3], {"building": "yes"}),
         },
         {1: ([(1, "outer"), (2, "outer"), (3, "inner")], FOREST)},
