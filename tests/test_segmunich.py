@@ -230,6 +230,15 @@ def test_plan_reads_no_pixel_and_counts_months(tmp_path: Path, recipe: BuildReci
     assert rows["2019-07"].bytes == round(raw)
 
 
+def test_a_plan_does_not_overwrite_the_lock_of_a_finished_build(tmp_path: Path, recipe: BuildRecipe) -> None:
+    wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
+    out = run(recipe, tmp_path / "a", tmp_path / "b")
+    with pytest.raises(OutputError, match="finished build"):
+        segmunich.plan(recipe, Places(out=out, stac=str(tmp_path / "a")))
+    before = (out / files.SUMS).read_text()
+    assert (run(recipe, tmp_path / "a", out) / files.SUMS).read_text() == before
+
+
 def test_the_folder_says_what_it_is(tmp_path: Path, recipe: BuildRecipe) -> None:
     wrap(tmp_path / "a", [scene("2019-06-01", ground(9))])
     out = run(recipe, tmp_path / "a", tmp_path / "b")

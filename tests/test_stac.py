@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pystac
@@ -141,6 +143,65 @@ def test_dates_that_are_none(dates: str) -> None:
 
 
 # --- a server ------------------------------------------------------------------------------
+
+
+class TwoPages(BaseHTTPRequestHandler):
+    """The least that a STAC API is: a landing page and a search that answers in two pages by POST."""
+
+    items: ClassVar[list[dict[str, Any]]] = []
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def do_GET(self) -> None:
+        here = f"http://127.0.0.1:{self.server.server_address[1]}"
+        core = "https://api.stacspec.org/v1.0.0"
+        links = [
+            {"rel": "self", "href": here},
+            {"rel": "root", "href": here},
+            {"rel": "search", "href": f"{here}/search", "method": "POST", "type": "application/geo+json"},
+        ]
+        landing = {"type": "Catalog", "stac_version": "1.0.0", "id": "two", "description": "two pages", "links": links}
+        self.answer(landing | {"conformsTo": [f"{core}/core", f"{core}/item-search"]})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(asked)
+        page = asked.get("page", 1)
+        there = f"http://127.0.0.1:{self.server.server_address[1]}/search"
+        following = {"rel": "next", "href": there, "method": "POST", "body": asked | {"page": 2}}
+        features = self.items[:1] if page == 1 else self.items[1:]
+        links = [following] if page == 1 and len(self.items) > 1 else []
+        self.answer({"type": "FeatureCollection", "features": features, "links": links})
+
+    def answer(self, document: dict[str, Any]) -> None:
+        content = json.dumps(document).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/geo+json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Silence."""
+
+
+def test_an_api_is_asked_page_by_page_and_year_by_year(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [("S2A_32UPU_20190705_0_L2A", "2019-07-05"), ("S2A_32UPU_20190301_0_L2A", "2019-03-01")]
+    folder = wrap(tmp_path / "c", [scene(name, f"{day}T10:00:00Z") for name, day in names])
+    items = [json.loads(path.read_text()) for path in sorted(folder.rglob("S2A*.json"))]
+    for item in items:
+        item["assets"]["blue"]["href"] = f"https://example.org/{item['id']}/B02.tif"
+    monkeypatch.setattr(TwoPages, "items", items)
+    monkeypatch.setattr(TwoPages, "asked", [])
+    with ThreadingHTTPServer(("127.0.0.1", 0), TwoPages) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        scenes, _ = stac.search(url, query(dates="2018-06-01/2019-12-31"))
+        server.shutdown()
+    assert [s.id for s in scenes] == sorted(name for name, _ in names)
+    assert scenes[0].assets["B02"].href == "https://example.org/S2A_32UPU_20190301_0_L2A/B02.tif"
+    assert [asked.get("page", 1) for asked in TwoPages.asked] == [1, 2, 1, 2]
+    assert TwoPages.asked[0]["datetime"].startswith("2018-06-01")
+    assert TwoPages.asked[2]["datetime"].startswith("2019-01-01")
 
 
 def test_an_unreachable_server_is_one_line_after_finite_retries(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from sgdata.annotate import PatchSettings
 from sgdata.areas import Area
 from sgdata.blocks import SplitSettings
 from sgdata.composite import DISTANCE_BANDS, Method
-from sgdata.errors import SettingError, SourceError
+from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.labels import LabelSettings
 from sgdata.lock import Item, Lock
 from sgdata.masks import MaskSettings
@@ -98,9 +98,12 @@ class Month:
 def plan(recipe: BuildRecipe, places: Places) -> Lock:
     """Search once and write the lock (state `planned`) into `places.out`; fetches no pixel.
 
-    Raises SettingError (area, dates, no scene), ServiceError (no answer), SourceError (an item lacks something).
+    Raises SettingError (area, dates, no scene), ServiceError (no answer), SourceError (an item lacks something),
+    OutputError (a finished build lies there).
     """
     check(recipe)
+    if (places.out / files.SUMS).exists():
+        raise OutputError(f"{places.out}: holds a finished build, whose lock would be lost; choose another --out")
     lattice = areas.resolve(recipe.area)
     where = places.stac or recipe.source.stac
     query = stac.Query(
@@ -218,6 +221,7 @@ def build(recipe: BuildRecipe, places: Places, *, locked: Lock | None = None) ->
     """
     check(recipe)
     with files.only_writer(places.out):
+        (places.out / files.SUMS).unlink(missing_ok=True)  # unfinished from here on
         planned = locked or plan(recipe, places)
         settled, staged = fetch(recipe, planned, places)
         render(recipe, settled, staged, places, places.out)
