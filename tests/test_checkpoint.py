@@ -350,6 +350,6 @@ def test_weights_of_another_family_are_refused() -> None:
 
 
 def test_the_package_itself_imports_no_torch_and_the_core_no_timm() -> None:
-    code = "import sys, sgmodel; assert 'torch' not in sys.modules; import sgmodel.checkpoint; print('timm' in sys.modules)"
+    code = "import sys, sgmodel; print('torch' in sys.modules); import sgmodel.checkpoint; print('timm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout == "False\n"
+    assert done.stdout == "False\nFalse\n"
