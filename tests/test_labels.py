@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import geopandas
 import numpy as np
 import pytest
+import rasterio
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.features import rasterize
 from rasterio.transform import Affine
+from scipy import ndimage
 
-from sgdata import catalog, grid, labels, tags
+from sgdata import catalog, grid, labels, osm, tags
 from sgdata.errors import SettingError
 from sgdata.types import Array, Grid, Window
 
@@ -243,3 +246,21 @@ def test_gaps_are_filled_from_another_map_and_marked() -> None:
 def test_a_lattice_too_fine_is_refused() -> None:
     with pytest.raises(SettingError, match=r"labels\.supersample is 99"):
         painted((BIG, a("landuse", "forest")), supersample=99)
+
+
+def test_the_simulated_city_is_labelled_as_it_truly_is(city: Path) -> None:
+    with rasterio.open(city / "truth" / "land_cover.tif") as file:
+        truth, origin, crs = file.read(1), (file.transform.c, file.transform.f), file.crs.to_string()
+    with rasterio.open(city / "truth" / "osm_mapped.tif") as file:
+        mapped = file.read(1) > 0
+    lattice = Grid(crs=crs, origin=origin, gsd_m=10, shape=truth.shape)
+    got = []
+    for name in ("city.osm", "overpass.json"):
+        found = osm.read(city / "osm" / name, shapely.box(-180, -90, 180, 90), rules=RULES)
+        drawing = labels.prepare(found.table, RULES, lattice, labels.LabelSettings())
+        got.append(labels.paint(drawing, Window(row=0, col=0, height=truth.shape[0], width=truth.shape[1]))[0])
+    assert (got[0] == got[1]).all()
+    inner = mapped & (ndimage.maximum_filter(truth, 3) == truth) & (ndimage.minimum_filter(truth, 3) == truth)
+    assert (got[0] == truth)[inner].mean() > 0.99
+    assert (got[0] == truth)[mapped].mean() > 0.97
+    assert (got[0] == labels.UNMAPPED)[~mapped].mean() > 0.95
