@@ -28,7 +28,7 @@ _PATCH = {
 _METADATA = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 _LABELS = "labels_metadata.json"
-_STORED_BYTES = 200_000
+_STORED_BYTES = 230_000
 
 
 def find(source: Path, recipe: ShardRecipe) -> Found:

@@ -21,7 +21,7 @@ from sgdata.types import Array, Contract, Found, Member, Ref, Sample
 PATCHES = "patches.parquet"
 IMAGE, LABELS = "image.tif", "labels.tif"
 _COLUMNS = ("key", "split", "row", "col", "height", "width")
-STORED_SHARE = 0.6
+STORED_SHARE = 0.7
 """Of the raw bytes, about what bitshuffle and lz4 leave."""
 
 
