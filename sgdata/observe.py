@@ -28,6 +28,16 @@ class Observed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Visit:
+    """One scene to be staged: its pass, its day (since 1970) and the files to fetch by band."""
+
+    id: str
+    overpass: str
+    day: int
+    pieces: dict[str, staging.Piece]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """All that decides a composite tile; `folder` keeps finished tiles."""
 
@@ -38,6 +48,13 @@ class Job:
     mask: masks.MaskSettings
     scenes: tuple[Observed, ...]
     folder: Path
+
+
+def visit(scene: Visit, *, lattice: Grid, tile: int) -> tuple[Observed, offsets.Evidence]:
+    """Stage all files of a scene and test its offset. Raises SourceError."""
+    files = {band: staging.stage(piece) for band, piece in scene.pieces.items()}
+    observed = Observed(id=scene.id, overpass=scene.overpass, day=scene.day, offset=0, files=files)
+    return observed, evidence(observed, lattice=lattice, tile=tile)
 
 
 def tile_size(dates: int, bands: int, most: int) -> int:

@@ -259,45 +259,37 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
 
     Raises SourceError: a file cannot be read or is not what its item or the lock says; an offset contradicts.
     """
-    where = places.stac or recipe.source.stac
-    pieces = [
-        _piece(item.scene, band, planned.grid, where, places.scratch_folder)
-        for item in planned.items
-        for band in assets(recipe)
-    ]
-    staging_runs = pool.run(staging.stage, pieces, workers=places.workers)
-    staged = list(progress.track(staging_runs, label="windows", total=len(pieces)))
-    names = assets(recipe)
-    scenes = []
-    for number, item in enumerate(planned.items):
-        held = dict(zip(names, staged[number * len(names) : (number + 1) * len(names)], strict=True))
-        _same_pixels(item, held)
-        scenes.append(_observed(item, held))
-    test = partial(observe.evidence, lattice=planned.grid, tile=places.tile_px)
-    evidence = list(pool.run(test, scenes, workers=places.workers))
+    visits = [_visit(item.scene, recipe, planned.grid, places) for item in planned.items]
+    task = partial(observe.visit, lattice=planned.grid, tile=places.tile_px)
+    runs = progress.track(pool.run(task, visits, workers=places.workers), label="scenes", total=len(visits))
     items, used, dropped = [], [], list(planned.dropped)
-    for item, scene, seen in zip(planned.items, scenes, evidence, strict=True):
+    for item, (scene, seen) in zip(planned.items, runs, strict=True):
+        _same_pixels(item, scene.files)
         if recipe.offset.untestable == "leave-out" and offsets.untestable(item.expected_offset, seen):
             dropped.append(stac.Dropped(id=scene.id, reason=f"offset untestable: {seen.eligible} clear pixels"))
         else:
             items.append(_decided(item, scene, seen))
             used.append(replace(scene, offset=items[-1].offset or 0))
     if not items:
-        raise SourceError(f"all {len(scenes)} scenes show too few clear pixels to test offsets; widen dates or area")
+        raise SourceError(f"all {len(visits)} scenes show too few clear pixels to test offsets; widen dates or area")
     return replace(planned, items=tuple(items), dropped=tuple(dropped)), tuple(used)
 
 
-def _piece(scene: stac.Scene, band: str, lattice: Grid, where: str, scratch: Path) -> staging.Piece:
-    asset = scene.assets[band]
-    # Named by what decides its bytes: another plan may share it, a changed one may not.
-    digest = lock.sha256({"asset": asset, "bounds": lattice.bounds, "crs": lattice.crs})[:16]
-    return staging.Piece(
-        name=f"{scene.id} {band}",
-        asset=stac.located(scene, where).assets[band],
-        crs=lattice.crs,
-        bounds=lattice.bounds,
-        target=scratch / "windows" / f"{scene.id}-{band}-{digest}",
-    )
+def _visit(scene: stac.Scene, recipe: BuildRecipe, lattice: Grid, places: Places) -> observe.Visit:
+    there = stac.located(scene, places.stac or recipe.source.stac)
+    pieces = {}
+    for band in assets(recipe):
+        # Named by what decides its bytes: another plan may share it, a changed one may not.
+        digest = lock.sha256({"asset": scene.assets[band], "bounds": lattice.bounds, "crs": lattice.crs})[:16]
+        pieces[band] = staging.Piece(
+            name=f"{scene.id} {band}",
+            asset=there.assets[band],
+            crs=lattice.crs,
+            bounds=lattice.bounds,
+            target=places.scratch_folder / "windows" / f"{scene.id}-{band}-{digest}",
+        )
+    day = date.fromisoformat(scene.time[:10]) - date(1970, 1, 1)
+    return observe.Visit(id=scene.id, overpass=scene.overpass, day=day.days, pieces=pieces)
 
 
 def _same_pixels(item: Item, staged: dict[str, staging.Staged]) -> None:
@@ -307,11 +299,6 @@ def _same_pixels(item: Item, staged: dict[str, staging.Staged]) -> None:
                 f"{item.scene.id} {band}: window pixels hash to {staged[band].sha256[:12]}, the lock has "
                 f"{promised[:12]}; the catalogue has changed: plan again"
             )
-
-
-def _observed(item: Item, staged: dict[str, staging.Staged]) -> observe.Observed:
-    day = date.fromisoformat(item.scene.time[:10]) - date(1970, 1, 1)
-    return observe.Observed(id=item.scene.id, overpass=item.scene.overpass, day=day.days, offset=0, files=staged)
 
 
 def _decided(item: Item, scene: observe.Observed, evidence: offsets.Evidence) -> Item:
