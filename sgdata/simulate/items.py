@@ -50,7 +50,7 @@ def bbox(geometry: dict[str, Any]) -> list[float]:
 def item(scene: Scene, granule: Grid, footprint: shapely.Polygon, counts: Array) -> dict[str, Any]:
     """The item of a scene; `counts` are the pixels of each SCL value, `footprint` where the granule has data."""
     geometry = polygon(footprint, granule.crs)
-    document = catalog.document("simulated_item")
+    document = _template("item")
     properties = document["properties"] | _properties(scene, counts) | {"proj:code": granule.crs}
     own = {"id": scene.id, "geometry": geometry, "bbox": bbox(geometry), "properties": properties}
     return document | own | {"assets": _assets(scene, granule)}
@@ -110,34 +110,20 @@ def _asset(name: str, gsd_m: int, granule: Grid) -> dict[str, Any]:
 
 def collection(scenes: list[Scene], granule: Grid) -> dict[str, Any]:
     """The collection of the archive, with a link to each item."""
-    geometry = polygon(shapely.box(*granule.bounds), granule.crs)
+    document = _template("collection")
+    box = bbox(polygon(shapely.box(*granule.bounds), granule.crs))
     times = sorted(f"{scene.time:%Y-%m-%dT%H:%M:%SZ}" for scene in scenes)
-    links = [
-        {"rel": "root", "href": "../catalog.json", "type": "application/json"},
-        {"rel": "parent", "href": "../catalog.json", "type": "application/json"},
-    ]
-    links += [{"rel": "item", "href": f"./{s.id}/{s.id}.json", "type": "application/geo+json"} for s in scenes]
-    return {
-        "type": "Collection",
-        "stac_version": "1.1.0",
-        "id": COLLECTION,
-        "title": "Sentinel-2 Level 2A, simulated",
-        "description": "Simulated surface reflectance of a made-up place, laid out as Earth Search v1 does.",
-        "license": "Apache-2.0",
-        "extent": {"spatial": {"bbox": [bbox(geometry)]}, "temporal": {"interval": [[times[0], times[-1]]]}},
-        "links": links,
-    }
+    extent = {"spatial": {"bbox": [box]}, "temporal": {"interval": [[times[0], times[-1]]]}}
+    links = [{"rel": "item", "href": f"./{s.id}/{s.id}.json", "type": "application/geo+json"} for s in scenes]
+    return document | {"extent": extent, "links": document["links"] + links}
 
 
 def root() -> dict[str, Any]:
-    """The root."""
-    return {
-        "type": "Catalog",
-        "stac_version": "1.1.0",
-        "id": "simulated-city",
-        "description": "A simulated city: no satellite and no mapper has seen it.",
-        "links": [
-            {"rel": "root", "href": "./catalog.json", "type": "application/json"},
-            {"rel": "child", "href": f"./{COLLECTION}/collection.json", "type": "application/json"},
-        ],
-    }
+    """The catalogue above the collection."""
+    return _template("catalog")
+
+
+def _template(name: str) -> dict[str, Any]:
+    """What every catalogue, collection or item of an archive says."""
+    found: dict[str, Any] = catalog.document("simulated_stac")[name]
+    return found
