@@ -49,6 +49,16 @@ class PatchSettings:
     stride: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class OsmSource:
+    """OpenStreetMap data as `osm.read` takes them: from where, as of which date, kept in which folder."""
+
+    where: str
+    date: str
+    store: Path
+    offline: bool = False
+
+
 def label_space() -> LabelSpace:
     """`segmunich-osm`: 13 classes, streets are 0, unmapped is 255."""
     rows = catalog.table(f"label_space_{SPACE}")
@@ -62,14 +72,16 @@ def label_space() -> LabelSpace:
     )
 
 
-def label(folder: Path, lattice: Grid, source: Path, settings: labels.LabelSettings) -> dict[str, str]:
-    """Write `labels.tif` and `label_source.tif` from an OSM file; the hash of each answer used, by name.
+def label(folder: Path, lattice: Grid, source: OsmSource, settings: labels.LabelSettings) -> dict[str, str]:
+    """Write `labels.tif` and `label_source.tif` from OpenStreetMap; the hash of each answer used, by name.
 
-    Raises SourceError (no such file, damaged), SettingError.
+    Raises SourceError (no such file, damaged), ServiceError (no whole answer), SettingError.
     """
     codes = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
     rules = tags.rules(catalog.table(TAG_TABLE), codes, tiers=settings.tiers, groups=settings.street_groups)
-    features = osm.read(source, _ground(lattice), rules=rules)
+    features = osm.read(
+        source.where, _ground(lattice), rules=rules, date=source.date, store=source.store, offline=source.offline
+    )
     drawing = labels.prepare(features.table, rules, lattice, settings)
     painted = np.empty(lattice.shape, np.uint8), np.empty(lattice.shape, np.uint8)
     for window in grid.tiles(lattice.shape, TILE_PX):
@@ -78,7 +90,7 @@ def label(folder: Path, lattice: Grid, source: Path, settings: labels.LabelSetti
     unmapped = float((painted[0] == labels.UNMAPPED).mean())
     log.info("labels: %s; read: %s; unmapped: %.1f %%", dict(drawing.counts), dict(features.counts), 100 * unmapped)
     if unmapped > MANY_UNMAPPED:
-        log.warning("labels: %.0f %% of the ground is unmapped in %s", 100 * unmapped, source.name)
+        log.warning("labels: %.0f %% of the ground is unmapped in %s", 100 * unmapped, source.where)
     builds.write_labels(folder, lattice, label_space(), painted)
     return dict(features.sha256)
 

@@ -82,7 +82,8 @@ Bbox = Annotated[
 Aoi = Annotated[Path | None, typer.Option("--aoi", help="Area as a GeoJSON file in WGS84.")]
 Place = Annotated[str | None, typer.Option("--place", help="Area by name.")]
 Stac = Annotated[str | None, typer.Option("--stac", help="STAC API, or a static catalogue on disk.")]
-Osm = Annotated[str | None, typer.Option("--osm", help="OpenStreetMap file (.osm .pbf .json), or none.")]
+Osm = Annotated[str, typer.Option("--osm", help="overpass, a URL, a file (.osm .pbf .json), or none.")]
+Offline = Annotated[bool, typer.Option("--offline", help="OpenStreetMap only from stored answers.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A build recipe instead of the shipped one.")]
 Dates = Annotated[str | None, typer.Option("--dates", metavar="A/B", help="First and last day.")]
 Composite = Annotated[str | None, typer.Option("--composite", help="medoid or median.")]
@@ -140,7 +141,8 @@ def build(
     aoi: Aoi = None,
     place: Place = None,
     stac: Stac = None,
-    osm: Osm = None,
+    osm: Osm = "overpass",
+    offline: Offline = False,
     dates: Dates = None,
     composite: Composite = None,
     recipe: RecipeFile = None,
@@ -160,7 +162,9 @@ def build(
     chosen = build_recipe(
         name, recipe, changes, {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "composite": composite}
     )
-    places = segmunich.Places(out=out or Path(chosen.out), stac=stac, osm=osm, workers=workers, scratch=scratch)
+    places = segmunich.Places(
+        out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, workers=workers, scratch=scratch
+    )
     locked = locks.read(lock) if lock else None
     if dry_run:
         show_plan(locked or segmunich.plan(chosen, places), places.out, as_json=False)

@@ -332,6 +332,16 @@ def test_a_lattice_between_pixels_is_refused(tmp_path: Path, recipe: BuildRecipe
         run(replace(recipe, area=Area(grid=shifted)), tmp_path / "a", tmp_path / "b")
 
 
+def test_missing_osm_is_told_before_any_pixel_is_read(tmp_path: Path, recipe: BuildRecipe) -> None:
+    wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
+    places = partial(Places, out=tmp_path / "b", stac=str(tmp_path / "a"))
+    with pytest.raises(SourceError, match=r"city\.osm: no such file"):
+        segmunich.build(recipe, places(osm=str(tmp_path / "city.osm")))
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(SourceError, match="no stored answer"):
+        segmunich.build(recipe, places(osm="overpass", offline=True))
+
+
 def test_a_second_builder_is_refused(tmp_path: Path, recipe: BuildRecipe) -> None:
     wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
     with files.only_writer(tmp_path / "b"), pytest.raises(OutputError, match="another process"):

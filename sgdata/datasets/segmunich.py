@@ -65,13 +65,15 @@ class BuildRecipe:
 class Places:
     """Where things are on this machine; nothing here may change a byte of the output.
 
-    `stac`: URL or path in place of the recipe's; `osm`: a file, or 'none' for a build without labels;
-    `scratch` is kept if given, else it lies in `out` until the build is complete.
+    `stac`: URL or path in place of the recipe's; `osm`: 'overpass', a URL of such a service, a file, or 'none' for
+    a build without labels; `offline`: only answers that an earlier build of `out` stored. `scratch` is kept if
+    given, else it lies in `out` until the build is complete.
     """
 
     out: Path
     stac: str | None = None
-    osm: str | None = None
+    osm: str = "overpass"
+    offline: bool = False
     workers: int = 1
     scratch: Path | None = None
     tile_px: int = 512
@@ -220,6 +222,8 @@ def build(recipe: BuildRecipe, places: Places, *, locked: Lock | None = None) ->
     A run that was killed goes on where it stopped. Raises SgdataError of all four kinds.
     """
     check(recipe)
+    if places.osm not in {"none", "overpass"} and "://" not in places.osm:
+        files.existing(Path(places.osm), "OpenStreetMap data")  # now, not after an hour of pixels
     with files.only_writer(places.out):
         (places.out / files.SUMS).unlink(missing_ok=True)  # unfinished from here on
         planned = locked or plan(recipe, places)
@@ -237,9 +241,10 @@ def mark(recipe: BuildRecipe, settled: Lock, places: Places) -> dict[str, str]:
     """Labels, patches and contract beside the composite; the hashes of the OpenStreetMap answers used."""
     answers = {}
     if places.osm != "none":
-        if places.osm is None or "://" in places.osm or places.osm == "overpass":
-            raise SettingError(f"osm: {places.osm!r} cannot be asked yet; give --osm FILE, or --osm none for no labels")
-        answers = annotate.label(places.out, settled.grid, Path(places.osm), recipe.labels)
+        source = annotate.OsmSource(
+            where=places.osm, date=recipe.osm_date, store=places.out / ".osm", offline=places.offline
+        )
+        answers = annotate.label(places.out, settled.grid, source, recipe.labels)
     annotate.cut(places.out, recipe.name, settled.grid, recipe.patches, recipe.split)
     annotate.agree(places.out, recipe.name, recipe.dates, recipe.source.level, recipe.resampling)
     return answers
