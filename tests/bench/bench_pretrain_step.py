@@ -44,7 +44,7 @@ def seconds(step: Callable[[], None]) -> float:
 
 
 def rows() -> list[tuple[str, str, str, str]]:
-    """The row of the speed table. Steps of both kinds take turns, and the quickest of each counts: least disturbed by other work."""
+    """The row of the speed table. Both kinds take turns; the quickest step of each counts, the least disturbed one."""
     ours, naive = stepper(dtype=torch.bfloat16), stepper(dtype=torch.float32)
     fast, slow = [], []
     for _ in range(STEPS + 1):  # the first of each warms up
