@@ -1,0 +1,54 @@
+"""Every training recipe is read strictly by its program and builds its model, without memory for the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sgdata import catalog, files
+from sgmodel import command, optim
+from sgmodel.recipes import pretrain, segment
+
+TRAIN = catalog.folder("recipes") / "train"
+PARAMETERS = {
+    "pretrain-fmow-base": 98_496_960,
+    "pretrain-bigearthnet-base": 98_640_320,
+    "segment-segmunich-base": 109_244_946,
+    "segment-demo-linear": 13 * 13,
+}
+
+
+def model(path: Path) -> tuple[nn.Module, pretrain.Recipe | segment.Recipe]:
+    with torch.device("meta"):
+        if path.stem.startswith("pretrain-"):
+            pretraining = files.read(pretrain.Recipe, path)
+            return pretrain.build(pretraining), pretraining
+        segmenting = files.read(segment.Recipe, path)
+        return segment.build(segmenting, bands=12, classes=13), segmenting
+
+
+@pytest.mark.parametrize("path", sorted(TRAIN.glob("*.toml")), ids=lambda path: path.stem)
+def test_recipe_loads_and_builds(path: Path) -> None:
+    built, recipe = model(path)
+    parameters = sum(p.numel() for p in built.parameters())
+    assert parameters == PARAMETERS.get(path.stem, parameters)
+    assert sum(len(group["params"]) for group in optim.groups(built, recipe.training.optimizer)) == len(
+        list(built.parameters())
+    )
+    assert files.parse(type(recipe), files.plain(recipe), "itself") == recipe
+
+
+def test_every_recipe_belongs_to_a_program() -> None:
+    listed = {path for program in ("pretrain", "segment") for path in command.recipes(program)}
+    assert listed == set(TRAIN.glob("*.toml"))
+
+
+def test_the_released_learning_rates() -> None:
+    """Base rate x batch / 256 (spec section 6)."""
+    for name, base in (("fmow", 2e-4), ("bigearthnet", 1e-4)):
+        training = files.read(pretrain.Recipe, TRAIN / f"pretrain-{name}-base.toml").training
+        assert training.optimizer.lr == pytest.approx(base * training.batch / 256)
+        assert training.batch % training.accumulate == 0
