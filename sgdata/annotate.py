@@ -91,7 +91,7 @@ def label(folder: Path, lattice: Grid, source: OsmSource, settings: labels.Label
     log.info("labels: %s; read: %s; unmapped: %.1f %%", dict(drawing.counts), dict(features.counts), 100 * unmapped)
     if unmapped > MANY_UNMAPPED:
         log.warning("labels: %.0f %% of the ground is unmapped in %s", 100 * unmapped, source.where)
-    builds.write_labels(folder, lattice, label_space(), painted)
+    builds.write_labels(folder, lattice, label_space(), labels.SOURCES, painted)
     return dict(features.sha256)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,6 @@ import numpy as np
 
 from sgdata import areas, files, rasters
 from sgdata.composite import NO_VALUE
-from sgdata.labels import SOURCES
-from sgdata.observe import PROVENANCE
 from sgdata.sentinel2 import BAND, NODATA, SCALE
 from sgdata.types import Array, Grid, LabelSpace, Window
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     import xarray
 
 IMAGE, PROVENANCE_FILE, LABELS, LABEL_SOURCE = "image.tif", "provenance.tif", "labels.tif", "label_source.tif"
+PROVENANCE_BANDS = ("item_index", "valid_count", "days_since_1970", "score_x10000")
 SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3")
 
 
@@ -27,7 +26,7 @@ def write_composite(folder: Path, grid: Grid, bands: tuple[str, ...], tiles: Ite
     """`image.tif` and `provenance.tif` from tiles of (C + 4, h, w)."""
     stored = list(tiles)
     image = rasters.Style(descriptions=bands, nodata=NODATA)
-    provenance = rasters.Style(descriptions=PROVENANCE, nodata=NO_VALUE)
+    provenance = rasters.Style(descriptions=PROVENANCE_BANDS, nodata=NO_VALUE)
     first, rest = slice(0, len(bands)), slice(len(bands), None)
     rasters.write_cog(folder / IMAGE, grid, _pieces(stored, first), style=image)
     rasters.write_cog(folder / PROVENANCE_FILE, grid, _pieces(stored, rest), style=provenance)
@@ -38,14 +37,16 @@ def _pieces(tiles: Iterable[tuple[Window, Path]], bands: slice) -> Iterator[tupl
         yield window, np.load(path, mmap_mode="r", allow_pickle=False)[bands]
 
 
-def write_labels(folder: Path, grid: Grid, space: LabelSpace, painted: tuple[Array, Array]) -> None:
+def write_labels(
+    folder: Path, grid: Grid, space: LabelSpace, sources: Mapping[int, str], painted: tuple[Array, Array]
+) -> None:
     """`labels.tif` and `label_source.tif`, each with palette and class names, from (H, W) uint8 arrays."""
     whole = Window(row=0, col=0, height=grid.shape[0], width=grid.shape[1])
     named = dict(zip(space.ids, zip(space.names, space.colours, strict=True), strict=True))
     if space.ignore is not None:
         named[space.ignore] = ("unmapped", "#ffffff")
-    sources = {value: (name, SOURCE_COLOURS[value]) for value, name in SOURCES.items()}
-    for name, classes, values in ((LABELS, named, painted[0]), (LABEL_SOURCE, sources, painted[1])):
+    origins = {value: (name, SOURCE_COLOURS[value]) for value, name in sources.items()}
+    for name, classes, values in ((LABELS, named, painted[0]), (LABEL_SOURCE, origins, painted[1])):
         style = rasters.Style(
             descriptions=(name.removesuffix(".tif"),), dtype="uint8", overviews="mode", classes=classes
         )

@@ -13,8 +13,6 @@ from sgdata.types import Array, Grid, Window
 OBSERVATION_BYTES = 96 << 20
 """A composite tile shrinks until its observations fit: memory is flat in the number of dates."""
 
-PROVENANCE = ("item_index", "valid_count", "days_since_1970", "score_x10000")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
@@ -91,7 +89,10 @@ def observations(job: Job, window: Window) -> tuple[Array, Array]:
 
 
 def composite_tile(job: Job, window: Window) -> Path:
-    """Compute one tile, or take it from an earlier run: a `.npy` of (C + 4, h, w) uint16, image then provenance."""
+    """Compute one tile, or take it from an earlier run: a `.npy` of (C + 4, h, w) uint16.
+
+    The image, then item index, valid count, days since 1970 and score as in `builds.PROVENANCE_BANDS`.
+    """
     path = job.folder / f"r{window.row:06d}-c{window.col:06d}-{window.height}x{window.width}.npy"
     if path.exists():
         return path

@@ -183,7 +183,9 @@ def test_a_killed_build_goes_on_where_it_stopped(
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run(recipe, tmp_path / "a", tmp_path / "b", tile_px=64)
+    (tmp_path / "b" / ".image.tif.partial-1").write_bytes(b"half")
     out = run(recipe, tmp_path / "a", tmp_path / "b", tile_px=64)
+    assert not list(out.glob(".*partial*"))
     sources = [href for href in opened if not href.startswith(str(out))]
     assert len(sources) == 2 * 13 + 1
     assert len(computed) == 9 + 1

@@ -226,6 +226,8 @@ def build(recipe: BuildRecipe, places: Places, *, locked: Lock | None = None) ->
         files.existing(Path(places.osm), "OpenStreetMap data")  # now, not after an hour of pixels
     with files.only_writer(places.out):
         (places.out / files.SUMS).unlink(missing_ok=True)  # unfinished from here on
+        for left in (*places.out.glob(".*.partial-*"), *places.out.glob(".*.plain.tif")):  # of a run that was killed
+            left.unlink()
         planned = locked or plan(recipe, places)
         settled, staged = fetch(recipe, planned, places)
         render(recipe, settled, staged, places, places.out)
