@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,9 +48,12 @@ def resolve(recipe: NormaliseRecipe, contract: Contract) -> Normalisation:
     return Normalisation(scheme=recipe.scheme, eps=recipe.eps, mean=mean, std=std)
 
 
-def apply(how: Normalisation, images: Tensor, extent: Tensor) -> Tensor:
-    """(N, C, H, W) of any number type -> float32. Only [:h, :w] of each image is real, `extent` (N, 2) = h, w."""
-    x = images.float()
+def apply(how: Normalisation, images: Tensor, extent: Tensor, bands: Sequence[int] | None = None) -> Tensor:
+    """(N, C, H, W) of any number type -> float32. Only [:h, :w] of each image is real, `extent` (N, 2) = h, w.
+
+    `bands` are the indices of the bands to keep (None: all); the constants of `how` are theirs.
+    """
+    x = images.float() if bands is None else images.float()[:, list(bands)]
     if how.scheme == "minmax":
         return _minmax(x, extent, how.eps)
     mean, std = (torch.tensor(v, device=x.device).float()[:, None, None] for v in (how.mean, how.std))

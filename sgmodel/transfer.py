@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,11 +30,31 @@ def card(model: nn.Module, contract: Contract, how: Normalisation, recipe: Any) 
     )
 
 
+def narrowed(contract: Contract, names: Sequence[str]) -> Contract:
+    """The contract of the bands `names` alone, in this order: what the model sees. Raises SettingError."""
+    known = {band.name: band for band in contract.bands}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise SettingError(f"bands: {' '.join(missing)} not in the shards, which have {' '.join(known)}")
+    return dataclasses.replace(
+        contract,
+        bands=tuple(known[name] for name in names),
+        statistics={name: contract.statistics[name] for name in names},
+        shape=contract.shape and (len(names), *contract.shape[1:]),
+    )
+
+
+def indices(contract: Contract, names: Sequence[str]) -> list[int] | None:
+    """Where the bands `names` lie in samples of `contract`; None where they are all, in order."""
+    known = [band.name for band in contract.bands]
+    return None if list(names) == known else [known.index(name) for name in names]
+
+
 def check_bands(config: encoder.EncoderConfig, contract: Contract) -> None:
-    """Raises SettingError where the samples have another number of bands than the model."""
+    """Raises SettingError where the model takes another number of bands than `contract` has."""
     bands = [band.name for band in contract.bands]
     if len(bands) != config.bands:
-        raise SettingError(f"bands is {config.bands}, the shards have {len(bands)}: {' '.join(bands)}")
+        raise SettingError(f"the model takes {config.bands} bands, the recipe names {len(bands)}: {' '.join(bands)}")
 
 
 def check_size(config: encoder.EncoderConfig, contract: Contract) -> None:

@@ -12,13 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from synthetic_shards import contract, sample, write
 
 from sgdata import catalog, files, shards
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgmodel import command, encoder, mae, session
+from sgmodel import checkpoint, command, encoder, mae, session
 from sgmodel.recipes import pretrain
 
 TINY = (
@@ -178,10 +179,24 @@ def test_starting_weights_and_their_contract(folder: Path, whole: Path, tmp_path
 
 
 def test_data_that_cannot_feed_the_model(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="bands is 9, the shards have 12: B01 B02"):
+    with pytest.raises(SettingError, match="the model takes 9 bands, the recipe names 12: B01 B02"):
         pretrain.main(recipe("model.bands=9"), places(folder, tmp_path))
     with pytest.raises(SettingError, match="image_px is 64, the samples are 32 x 32 px: change image_px or"):
         pretrain.main(recipe("model.image_px=64"), places(folder, tmp_path))
+
+
+def test_bands_are_chosen_by_name(folder: Path, tmp_path: Path) -> None:
+    names = ("B12", "B02", "B08")
+    made = dataclasses.replace(recipe("model.bands=3"), bands=names)
+    assert pretrain.main(made, places(folder, tmp_path, stop_after=1)) == session.STOPPED
+    card = checkpoint.read_card(tmp_path / "checkpoint-last")
+    assert card.contract is not None
+    assert card.normalisation is not None
+    assert tuple(band.name for band in card.contract.bands) == names
+    stored = np.stack([one.arrays["image"][[11, 1, 7]] for one in shards.samples(folder, "train")])
+    np.testing.assert_allclose(card.normalisation.mean, stored.mean(axis=(0, 2, 3)), rtol=1e-6)
+    with pytest.raises(SettingError, match="bands: B10 not in the shards, which have B01"):
+        pretrain.main(dataclasses.replace(made, bands=("B10",)), places(folder, tmp_path / "other"))
 
 
 def test_a_poisoned_sample_is_named(tmp_path: Path) -> None:

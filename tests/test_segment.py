@@ -23,6 +23,8 @@ TINY = (
     "training.batch=4",
     "training.epochs=3",
     "evaluate_every=1",
+    "head.dropout=0.1",
+    "head.dropout_levels=0.1",
 )
 
 
@@ -114,12 +116,13 @@ def test_fine_tuning_takes_the_encoder_of_a_pretraining_run(folder: Path, tmp_pa
     with pytest.raises(SourceError, match="linear model has no encoder to fill"):
         segment.main(recipe("linear"), start)
 
-    fewer = dataclasses.replace(contract(32), bands=tuple(reversed(contract(32).bands)))
+    toa = dataclasses.replace(contract(32), level="L1C")
     shards.write(
-        [sample(n, split, 32, 32) for n, split in enumerate(("train", "val"))], tmp_path / "other", contract=fewer
+        [sample(n, split, 32, 32) for n, split in enumerate(("train", "val"))], tmp_path / "other", contract=toa
     )
-    with pytest.raises(SettingError, match="cannot fine-tune on 'toy': bands is B12 B11 .* expected B01 B02"):
-        segment.main(recipe("tiny", *TINY), dataclasses.replace(start, shards=tmp_path / "other"))
+    other = dataclasses.replace(start, shards=tmp_path / "other")
+    with pytest.raises(SettingError, match="cannot fine-tune on 'toy': level is 'L1C', expected 'L2A'"):
+        segment.main(recipe("tiny", *TINY), other)
 
 
 def test_samples_without_masks_of_classes_are_refused(folder: Path, tmp_path: Path) -> None:

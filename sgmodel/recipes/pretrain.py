@@ -39,9 +39,12 @@ SHOWN = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that changes the numbers of a pretraining run. `accept` names contract fields of the starting
+    """Everything that changes the numbers of a pretraining run.
+
+    `bands` are those the model sees, in their order. `accept` names contract fields of the starting
     weights that may differ; pictures are made every `picture_every` steps."""
 
+    bands: tuple[str, ...]
     mask_ratio: float
     picture_every: int
     training: session.TrainingRecipe
@@ -55,10 +58,11 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a run has settled before its first step."""
+    """What a run has settled before its first step; `picks` are the indices of the recipe's bands (None: all)."""
 
     recipe: Recipe
     contract: Contract
+    picks: list[int] | None
     how: normalise.Normalisation
     where: launch.Launch
 
@@ -73,12 +77,14 @@ def main(recipe: Recipe, places: command.Places) -> int:
     """Train to the recipe's last step, or until stopped; 0 or `session.STOPPED`. Raises SgdataError."""
     where = launch.start(places.device, precision=recipe.training.precision, threads=places.threads)
     source = batches.Samples(places.shards, recipe.training.split, ("image",))
-    check(recipe, source.contract)
-    how = normalise.resolve(recipe.normalise, source.contract)
+    contract = transfer.narrowed(source.contract, recipe.bands)
+    check(recipe, contract)
+    how = normalise.resolve(recipe.normalise, contract)
     model = build(recipe)
     if places.weights is not None:
-        transfer.fill(model, places.weights, source.contract, how, accept=recipe.accept)
-    setting = Setting(recipe=recipe, contract=source.contract, how=how, where=where)
+        transfer.fill(model, places.weights, contract, how, accept=recipe.accept)
+    picks = transfer.indices(source.contract, recipe.bands)
+    setting = Setting(recipe=recipe, contract=contract, picks=picks, how=how, where=where)
     task = session.Task(
         training=recipe.training,
         model=model.to(where.device),
@@ -86,7 +92,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
         objective=partial(objective, setting, model),
         source=source,
         where=where,
-        card=transfer.card(model, source.contract, how, recipe),
+        card=transfer.card(model, contract, how, recipe),
     )
     if places.dry_run:
         print(session.outlook(task))
@@ -134,7 +140,7 @@ def objective(setting: Setting, model: mae.MaskedAutoencoder, batch: batches.Bat
 
 def _images(setting: Setting, batch: batches.Batch, geometry: augment.Geometry) -> Tensor:
     stored = batch.arrays["image"].to(setting.where.device)
-    whole = normalise.apply(setting.how, stored, batch.extent)
+    whole = normalise.apply(setting.how, stored, batch.extent, setting.picks)
     return augment.images(whole, geometry, setting.recipe.model.image_px)
 
 

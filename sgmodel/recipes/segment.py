@@ -47,12 +47,14 @@ SHOWN = 6
 class Recipe:
     """Everything that changes the numbers of a segmentation run.
 
-    `model` "linear" is the per-pixel rival, which has no `encoder` and no `head`. `evaluate_every` epochs the
+    `model` "linear" is the per-pixel rival, which has no `encoder` and no `head`. `bands`
+    are those the model sees, in their order. `evaluate_every` epochs the
     validation split is scored on the way (0: only at the end). `accept` names contract fields of the starting
     weights that may differ.
     """
 
     model: Literal["spectralgpt", "linear"]
+    bands: tuple[str, ...]
     val_split: str
     evaluate_every: int
     training: session.TrainingRecipe
@@ -65,10 +67,11 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a run has settled before its first step."""
+    """What a run has settled before its first step; `picks` are the indices of the recipe's bands (None: all)."""
 
     recipe: Recipe
     contract: Contract
+    picks: list[int] | None
     how: normalise.Normalisation
     where: launch.Launch
 
@@ -94,13 +97,14 @@ def main(recipe: Recipe, places: command.Places) -> int:
     where = launch.start(places.device, precision=recipe.training.precision, threads=places.threads)
     source = batches.Samples(places.shards, recipe.training.split, ("image", "mask"))
     held_out = batches.Samples(places.shards, recipe.val_split, ("image", "mask"))
-    contract = source.contract
+    contract = transfer.narrowed(source.contract, recipe.bands)
     check(recipe, contract)
     how = normalise.resolve(recipe.normalise, contract)
     model = build(recipe, bands=len(contract.bands), classes=len(contract.label_space.ids))
     if places.weights is not None:
         transfer.fill(model, places.weights, contract, how, accept=recipe.accept)
-    setting = Setting(recipe=recipe, contract=contract, how=how, where=where)
+    picks = transfer.indices(source.contract, recipe.bands)
+    setting = Setting(recipe=recipe, contract=contract, picks=picks, how=how, where=where)
     task = session.Task(
         training=recipe.training,
         model=model.to(where.device),
@@ -162,7 +166,7 @@ def objective(setting: Setting, model: nn.Module, batch: batches.Batch) -> dict[
 def _inputs(setting: Setting, batch: batches.Batch, geometry: augment.Geometry) -> tuple[Tensor, Tensor]:
     """Normalised images (N, C, S, S) and targets (N, S, S) int64, both moved by `geometry`."""
     device, size = setting.where.device, int(batch.extent.max())
-    images = normalise.apply(setting.how, batch.arrays["image"].to(device), batch.extent)
+    images = normalise.apply(setting.how, batch.arrays["image"].to(device), batch.extent, setting.picks)
     target = augment.masks(batch.arrays["mask"].to(device), geometry, size)
     return augment.images(images, geometry, size), target.long()
 
