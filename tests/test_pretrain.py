@@ -141,7 +141,7 @@ def test_two_samples_overfit(tmp_path: Path) -> None:
 
 
 def test_recipe_of_another_run_is_refused_by_name(folder: Path, whole: Path) -> None:
-    with pytest.raises(OutputError, match=r"training.optimizer.lr is 0.5, was 0.001.*--fresh"):
+    with pytest.raises(OutputError, match=r"training.optimizer.lr is 0.5, was 0.002.*--fresh"):
         pretrain.main(recipe("training.optimizer.lr=0.5"), places(folder, whole))
 
 
