@@ -1,4 +1,4 @@
-"""Where a program runs: device, number format, threads. Nothing here changes what is computed."""
+"""Where a program runs, and in what number format: device, precision, threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 
 from sgdata.errors import SettingError
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
+"""Of matrix products: single; single with 10-bit mantissas on GPUs that have it; bfloat16 where autocast says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,8 @@ def start(device: str, *, precision: Precision, threads: int) -> Launch:
     torch.use_deterministic_algorithms(chosen.type == "cpu")
     # Which also fills fresh memory, against reads of what was never written: a tenth of a step, for debugging.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if chosen.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return Launch(device=chosen, precision=precision)
 
 

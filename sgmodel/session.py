@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -119,6 +120,9 @@ def _watched(taken: Iterator[loop.Step], save: Callable[[int], None], places: co
 def told_to_stop() -> Iterator[Callable[[], bool]]:
     """Within it SIGTERM and SIGINT end nothing, but make the yielded function answer True."""
     told: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # Python hands signals to the main thread only
+        return
 
     def note(number: int, frame: FrameType | None) -> None:
         told.append(number)
