@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ class Story:
     pretrain: tuple[str, ...] = ()
     segment: tuple[str, ...] = ()
     linear: tuple[str, ...] = ()
-    build: tuple[str, ...] = field(default_factory=tuple)
+    # a small city needs small blocks, or a split would have none of the rare classes
+    build: tuple[str, ...] = ("split.block_px=200", "split.gap_px=32", "patches.stride=32")
 
 
 SCRATCH = ".scratch"
