@@ -50,6 +50,14 @@ def draw(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, extent: Tensor, 
     )
 
 
+def centre(extent: Tensor, size: int) -> Geometry:
+    """The middle size x size pixels of each image (all of a smaller one), untouched otherwise."""
+    length = extent.clamp(max=size)
+    still = torch.zeros(len(extent), dtype=torch.bool)
+    box = torch.cat([(extent - length) // 2, length], dim=1)
+    return Geometry(box=box, transpose=still, flip_rows=still, flip_cols=still)
+
+
 def _boxes(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, extent: Tensor, *, seed: int) -> Tensor:
     """Random resized crop: area and log-aspect uniform, first of ten attempts that fits, else the whole image."""
     whole = torch.cat([torch.zeros_like(extent), extent], dim=1)

@@ -57,14 +57,13 @@ def check_bands(config: encoder.EncoderConfig, contract: Contract) -> None:
         raise SettingError(f"the model takes {config.bands} bands, the recipe names {len(bands)}: {' '.join(bands)}")
 
 
-def check_size(config: encoder.EncoderConfig, contract: Contract) -> None:
-    """Raises SettingError where samples are not of the model's size."""
+def check_size(config: encoder.EncoderConfig, contract: Contract, *, cropped: bool) -> None:
+    """Raises SettingError where samples are neither of the model's size nor, `cropped`, a whole multiple of it."""
     px = config.image_px
-    if contract.shape is None or contract.shape[1:] != (px, px):
+    fits = contract.shape is not None and contract.shape[1] == contract.shape[2]
+    if not fits or contract.shape is None or (contract.shape[1] % px if cropped else contract.shape[1] != px):
         shape = "of many sizes" if contract.shape is None else f"{contract.shape[1]} x {contract.shape[2]} px"
-        raise SettingError(
-            f"image_px is {px}, the samples are {shape}: change image_px or, in pretraining, set augment.crop_area"
-        )
+        raise SettingError(f"image_px is {px}, the samples are {shape}: change image_px, or set augment.crop_area")
 
 
 def fill(

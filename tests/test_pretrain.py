@@ -19,7 +19,7 @@ from synthetic_shards import contract, sample, write
 
 from sgdata import catalog, files, shards
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgmodel import checkpoint, command, encoder, mae, session
+from sgmodel import augment, checkpoint, command, encoder, mae, session
 from sgmodel.recipes import pretrain
 
 TINY = (
@@ -36,7 +36,8 @@ TINY = (
 
 def recipe(*overrides: str) -> pretrain.Recipe:
     path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
-    return files.read(pretrain.Recipe, path, (*TINY, *overrides))
+    whole = ("augment.crop_area=[1.0, 1.0]",)  # of 32 px samples
+    return files.read(pretrain.Recipe, path, (*TINY, *whole, *overrides))
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +182,9 @@ def test_starting_weights_and_their_contract(folder: Path, whole: Path, tmp_path
 def test_data_that_cannot_feed_the_model(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="the model takes 9 bands, the recipe names 12: B01 B02"):
         pretrain.main(recipe("model.bands=9"), places(folder, tmp_path))
-    with pytest.raises(SettingError, match="image_px is 64, the samples are 32 x 32 px: change image_px or"):
-        pretrain.main(recipe("model.image_px=64"), places(folder, tmp_path))
+    whole = dataclasses.replace(recipe("model.image_px=64"), augment=augment.AugmentRecipe())
+    with pytest.raises(SettingError, match="image_px is 64, the samples are 32 x 32 px: change image_px, or"):
+        pretrain.main(whole, places(folder, tmp_path))
 
 
 def test_bands_are_chosen_by_name(folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from synthetic_shards import contract, sample, write
 
 from sgdata import catalog, files, shards
@@ -17,6 +18,7 @@ from sgmodel.recipes import pretrain, segment
 
 TINY = (
     "encoder.image_px=32",
+    "augment.crop_area=[1.0, 1.0]",
     "encoder.width=32",
     "encoder.depth=2",
     "encoder.heads=2",
@@ -131,7 +133,7 @@ def test_samples_without_masks_of_classes_are_refused(folder: Path, tmp_path: Pa
     shards.write(made, tmp_path / "shards", contract=dataclasses.replace(contract(32), label_space=space))
     with pytest.raises(SettingError, match=r"label space 'toy': task 'segmentation', ids \[1, 2, 3, 4\]; expected"):
         segment.main(recipe("tiny", *TINY), places(tmp_path / "shards", tmp_path / "run"))
-    with pytest.raises(SettingError, match="image_px is 128, the samples are 32 x 32 px"):
+    with pytest.raises(SettingError, match="image_px is 64, the samples are 32 x 32 px"):
         segment.main(recipe("tiny"), places(folder, tmp_path / "run"))
 
 
@@ -147,3 +149,18 @@ def test_a_batch_with_no_label_at_all_does_not_stop_training(tmp_path: Path) -> 
         one.arrays["mask"][:] = 255
     shards.write(made, tmp_path / "shards", contract=contract(32))
     assert segment.main(recipe("tiny", *TINY, "training.batch=1"), places(tmp_path / "shards", tmp_path / "run")) == 0
+
+
+def test_tiles_go_back_where_they_came_from() -> None:
+    maps = torch.arange(2 * 12 * 12).reshape(2, 12, 12)
+    tiles = segment.tiled(maps[:, None], 4)
+    assert torch.equal(tiles[4, 0], maps[0, 4:8, 4:8])
+    assert torch.equal(segment.untiled(tiles[:, 0], 12), maps)
+
+
+def test_a_model_of_smaller_images_learns_from_crops_and_scores_whole_samples(folder: Path, tmp_path: Path) -> None:
+    small = ("encoder.image_px=16", "augment.crop_area=[0.25, 0.25]", "augment.crop_aspect=[1.0, 1.0]")
+    assert segment.main(recipe("tiny", *TINY, *small), places(folder, tmp_path)) == 0
+    assert np.sum(results(tmp_path)["confusion"]) == 3 * (32 * 32 - 4)
+    with pytest.raises(SettingError, match="image_px is 24, the samples are 32 x 32 px"):
+        segment.main(recipe("tiny", *TINY, *small, "encoder.image_px=24"), places(folder, tmp_path / "other"))

@@ -105,7 +105,7 @@ def check(recipe: Recipe, contract: Contract) -> None:
     """Raises SettingError where the data cannot feed the model."""
     transfer.check_bands(recipe.model, contract)
     if recipe.augment.crop_area is None:
-        transfer.check_size(recipe.model, contract)
+        transfer.check_size(recipe.model, contract, cropped=False)
 
 
 def _train(setting: Setting, model: mae.MaskedAutoencoder, task: session.Task, places: command.Places) -> int:
@@ -155,7 +155,7 @@ def _noise(setting: Setting, batch: batches.Batch) -> Tensor:
 
 @torch.no_grad()
 def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Samples) -> dict[str, float]:
-    """Mean squared error of removed tokens over `source`, whole images, beside the answer "the mean of what is
+    """Mean squared error of removed tokens over the middle of each of `source`, beside the answer "the mean of what is
     visible of the band in this image"."""
     sums = {"loss_token": 0.0, "loss_token_visible_mean": 0.0}
     for images, result in _reconstructions(
@@ -180,10 +180,9 @@ def visible_mean(target: Tensor, mask: Tensor, config: encoder.EncoderConfig) ->
 def _reconstructions(
     setting: Setting, model: mae.MaskedAutoencoder, source: batches.Samples, plan: Iterator[batches.Places]
 ) -> Iterator[tuple[Tensor, mae.Reconstruction]]:
-    """Images of `plan`, not augmented, masked as in epoch 0, and what the model makes of them."""
+    """The middle of the images of `plan`, masked as in epoch 0, and what the model makes of them."""
     for batch in batches.load(source, plan, threads=1):
-        still = augment.draw(augment.AugmentRecipe(), batch.samples, batch.epoch, batch.extent, seed=0)
-        images = _images(setting, batch, still)
+        images = _images(setting, batch, augment.centre(batch.extent, setting.recipe.model.image_px))
         with setting.where.autocast():
             result = model(images, noise=_noise(setting, batch), ratio=setting.recipe.mask_ratio)
         yield images, result

@@ -4,7 +4,8 @@
         --weights RUN/checkpoint-last
 
 Without `--weights` the encoder starts from nothing. Scores are those of the last epoch, from one confusion matrix
-over all pixels of the validation split; no epoch is chosen by its score.
+over all pixels of the validation split; no epoch is chosen by its score. A model that takes smaller images than
+the samples is trained on crops and sees them tile by tile.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def check(recipe: Recipe, contract: Contract) -> None:
         raise SettingError(f"label space '{space.name}': {told}; expected task 'segmentation' and ids 0, 1, 2, ...")
     if recipe.encoder is not None:
         transfer.check_bands(recipe.encoder, contract)
-        transfer.check_size(recipe.encoder, contract)
+        transfer.check_size(recipe.encoder, contract, cropped=recipe.augment.crop_area is not None)
 
 
 def _train(setting: Setting, task: session.Task, held_out: batches.Samples, places: command.Places) -> int:
@@ -156,16 +157,22 @@ def objective(setting: Setting, model: nn.Module, batch: batches.Batch) -> dict[
     """Cross-entropy over the labelled pixels of a batch."""
     recipe = setting.recipe.augment
     geometry = augment.draw(recipe, batch.samples, batch.epoch, batch.extent, seed=setting.recipe.training.seed)
-    images, target = _inputs(setting, batch, geometry)
+    images, target = _inputs(setting, batch, geometry, _px(setting, batch))
     # A sum over a count that is at least 1: a batch without one labelled pixel is no fault.
     logits = model(images).float()
     total = functional.cross_entropy(logits, target, ignore_index=setting.ignore, reduction="sum")
     return {"loss": total / (target != setting.ignore).sum().clamp(min=1)}
 
 
-def _inputs(setting: Setting, batch: batches.Batch, geometry: augment.Geometry) -> tuple[Tensor, Tensor]:
-    """Normalised images (N, C, S, S) and targets (N, S, S) int64, both moved by `geometry`."""
-    device, size = setting.where.device, int(batch.extent.max())
+def _px(setting: Setting, batch: batches.Batch) -> int:
+    """Side of the images that the model takes; one that looks at single pixels takes any."""
+    config = setting.recipe.encoder
+    return int(batch.extent.max()) if config is None else config.image_px
+
+
+def _inputs(setting: Setting, batch: batches.Batch, geometry: augment.Geometry, size: int) -> tuple[Tensor, Tensor]:
+    """Normalised images (N, C, S, S) and targets (N, S, S) int64 for S = `size`, both moved by `geometry`."""
+    device = setting.where.device
     images = normalise.apply(setting.how, batch.arrays["image"].to(device), batch.extent, setting.picks)
     target = augment.masks(batch.arrays["mask"].to(device), geometry, size)
     return augment.images(images, geometry, size), target.long()
@@ -187,10 +194,24 @@ def evaluate(setting: Setting, model: nn.Module, source: batches.Samples) -> Ten
 
 def predict(setting: Setting, model: nn.Module, batch: batches.Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised images (N, C, S, S), targets and predicted classes (N, S, S) of a batch as it lies in the shards."""
-    still = augment.draw(augment.AugmentRecipe(), batch.samples, batch.epoch, batch.extent, seed=0)
-    images, target = _inputs(setting, batch, still)
+    size = int(batch.extent.max())
+    images, target = _inputs(setting, batch, augment.centre(batch.extent, size), size)
     with setting.where.autocast():
-        return images, target, model(images).argmax(dim=1)
+        return images, target, untiled(model(tiled(images, _px(setting, batch))).argmax(dim=1), size)
+
+
+def tiled(images: Tensor, px: int) -> Tensor:
+    """(N, C, S, S) -> (N x (S/px)^2, C, px, px), tiles of an image row by row; `px` divides S."""
+    n, c, s, _ = images.shape
+    cut = images.reshape(n, c, s // px, px, s // px, px).permute(0, 2, 4, 1, 3, 5)
+    return cut.reshape(-1, c, px, px)
+
+
+def untiled(maps: Tensor, size: int) -> Tensor:
+    """The reverse for maps without bands: (N x (S/px)^2, px, px) -> (N, S, S) for S = `size`."""
+    px = maps.shape[-1]
+    side = size // px
+    return maps.reshape(-1, side, side, px, px).permute(0, 1, 3, 2, 4).reshape(-1, size, size)
 
 
 def most_frequent(source: batches.Samples, ignore: int) -> int:
