@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from sgdata import files, sentinel2
+from sgdata import files
 from sgdata.errors import SettingError
 from sgdata.types import Contract, Edition, LabelSpace
 
@@ -42,7 +42,9 @@ def expected(
     dataset: str, edition: Edition, labels: LabelSpace, *, resampling: str, resampling_version: int
 ) -> Contract:
     """The contract of an edition before any sample is read: bands in wavelength order, no statistics, no splits."""
-    bands = tuple(band for band in sentinel2.BANDS if band.name in edition.bands)
+    from sgdata.sentinel2 import BANDS
+
+    bands = tuple(band for band in BANDS if band.name in edition.bands)
     return Contract(
         format=FORMAT,
         dataset=dataset,

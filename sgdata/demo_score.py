@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sgdata import files, grid, lock, observe
-from sgdata.datasets import segmunich
-from sgdata.simulate import score
-from sgdata.types import Array
+from sgdata.types import Array, Grid
+
+if TYPE_CHECKING:
+    from sgdata.composite import Method
+    from sgdata.datasets.segmunich import BuildRecipe
+    from sgdata.observe import Observed
 
 CLOUDY = 0.05
 """A scene counts as cloudy from this share of cloud and shadow on."""
@@ -19,6 +21,10 @@ CLOUDY = 0.05
 
 def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict[str, Any]:
     """The `composite`, `labels` and `offset` parts of `summary.json` (RMSE in reflectance, shares 0-1)."""
+    from sgdata import files, lock
+    from sgdata.datasets import segmunich
+    from sgdata.simulate import score
+
     recipe = files.read(segmunich.BuildRecipe, build / "recipe.toml")
     built = lock.read(build / lock.NAME)
     items = [item.scene.id for item in built.items]
@@ -31,17 +37,14 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
     index = score.read(build / "provenance.tif")[0]
     where = score.ever_clear(clouds) & (image > 0).all(axis=0)
 
-    def variant(method: str, mask: str) -> Array:
-        """The same scenes by another rule, or without the mask."""
-        changed = replace(
-            recipe, composite=replace(recipe.composite, method=method), mask=replace(recipe.mask, method=mask)
-        )
-        folder = scratch / f"{method}-{mask}"
-        segmunich.render(changed, settled, scenes, places, folder)
-        return score.read(folder / "image.tif")
+    def variant(changed: BuildRecipe, name: str) -> Array:
+        """The same scenes by a changed recipe; their pixels are staged already."""
+        segmunich.render(changed, settled, scenes, places, scratch / name)
+        return score.read(scratch / name / "image.tif")
 
-    unmasked = variant(recipe.composite.method, "none")
-    median = variant("median", recipe.mask.method)
+    by_median: Method = "median"
+    unmasked = variant(replace(recipe, mask=replace(recipe.mask, method="none")), "unmasked")
+    median = variant(replace(recipe, composite=replace(recipe.composite, method=by_median)), "median")
     chosen = score.chosen_truth(archive, items, index, recipe.bands)
     return {
         "composite": {
@@ -58,12 +61,15 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
     }
 
 
-def best_cloudy_scene(
-    recipe: segmunich.BuildRecipe, scenes: tuple[observe.Observed, ...], truth: Array, clouds: Array
-) -> float | None:
+def best_cloudy_scene(recipe: BuildRecipe, scenes: tuple[Observed, ...], truth: Array, clouds: Array) -> float | None:
     """The smallest RMSE of any single cloudy scene against the truth, where it has data; None without one."""
+    from sgdata import grid, observe
+    from sgdata.sentinel2 import SCALE
+    from sgdata.simulate import score
+
+    assert isinstance(recipe.area.grid, Grid)  # the recipe beside a build is resolved
     job = observe.Job(
-        grid=segmunich_grid(recipe),
+        grid=recipe.area.grid,
         bands=recipe.bands,
         kernel=recipe.resampling,
         method="median",
@@ -80,15 +86,12 @@ def best_cloudy_scene(
             squares[number] += ((planes[:, seen] - reference[:, seen]) ** 2).sum()
             pixels[number] += seen.sum() * len(planes)
     found = cloudy & (pixels > 0)
-    return float(np.sqrt(np.min(squares[found] / pixels[found])) * score.SCALE) if found.any() else None
-
-
-def segmunich_grid(recipe: segmunich.BuildRecipe) -> Any:
-    """The grid of a resolved recipe."""
-    return recipe.area.grid
+    return float(np.sqrt(np.min(squares[found] / pixels[found])) * SCALE) if found.any() else None
 
 
 def labels_agree(archive: Path, build: Path) -> float:
     """Share of labelled, mapped pixels whose class is true."""
+    from sgdata.simulate import score
+
     land_cover, mapped = (score.read(archive / "truth" / f"{name}.tif")[0] for name in ("land_cover", "osm_mapped"))
     return score.label_agreement(score.read(build / "labels.tif")[0], land_cover, mapped)

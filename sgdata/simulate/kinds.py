@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from sgdata import catalog
-
 Tags = dict[str, str]
 LEAST_HALF_WIDTH_M = 5.0
 """Half a pixel: a street is at least as wide as the pixels that it is burnt into."""
@@ -52,6 +50,8 @@ def _label(text: str) -> int | None:
 @cache
 def kinds() -> dict[str, Kind]:
     """Kinds of area by name."""
+    from sgdata import catalog
+
     return {
         row["kind"]: Kind(
             label=_label(row["label"]),
@@ -66,6 +66,8 @@ def kinds() -> dict[str, Kind]:
 @cache
 def roads() -> dict[str, Road]:
     """Kinds of line by name."""
+    from sgdata import catalog
+
     return {
         row["kind"]: Road(
             tags=_tags(row["tags"])[0],

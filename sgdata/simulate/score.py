@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from sgdata import files, resample
+from sgdata import resample
 from sgdata.sentinel2 import BAND, SCALE
-from sgdata.simulate import truth
 from sgdata.types import Array
 
 CLOUD, SHADOW, THIN = 1, 2, 4
@@ -73,6 +72,8 @@ def residual_cloud(chosen: Array, clouds: Array) -> float:
 
 def chosen_truth(archive: Path, items: list[str], chosen: Array, names: tuple[str, ...]) -> Array:
     """(C, H, W) the noise-free DN of the date that a rule chose at each pixel; 0 where it chose none."""
+    from sgdata.simulate import truth
+
     out = np.zeros((len(names), *chosen.shape), np.uint16)
     for index in np.unique(chosen[chosen < len(items)]):
         by_gsd, order = truth.scene(archive, items[index]), truth.ORDER
@@ -92,8 +93,3 @@ def offsets(decided: dict[str, bool], archive: Path) -> dict[str, int]:
     planted = json.loads((archive / "truth" / "traps.json").read_text())
     right = sum(planted[item]["offset_in_pixels"] == still_in for item, still_in in decided.items())
     return {"right": right, "total": len(decided)}
-
-
-def archive_of(folder: Path) -> Path:
-    """`folder` itself if a simulated archive lies there. Raises SourceError."""
-    return files.existing(folder / "simulation.json", "a folder made by `sgdata simulate`").parent
