@@ -17,24 +17,6 @@ from sgdata.errors import SourceError
 
 log = logging.getLogger("sgdata")
 
-UNSUMMED = ("summary.json", "timings.jsonl", "tensorboard")
-"""Files that hold times: they stand outside SHA256SUMS."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Story:
-    """How large a city, and what to change in the recipes that the demo runs (`--set` texts per program)."""
-
-    size_km: float = 8.0
-    dates: int = 12
-    seed: int = 1
-    pretrain: tuple[str, ...] = ()
-    segment: tuple[str, ...] = ()
-    linear: tuple[str, ...] = ()
-    # a small city needs small blocks, or a split would have none of the rare classes
-    build: tuple[str, ...] = ("split.block_px=200", "split.gap_px=32", "patches.stride=32")
-
-
 SCRATCH = ".scratch"
 """Staged pixels, kept from the build until it is scored; hidden files stand outside SHA256SUMS too."""
 
@@ -93,7 +75,7 @@ def run(out: Path, *, story: Story, workers: int) -> Path:
             out / "summary.json",
             files.pretty_json(figures | {"seconds": seconds, "page": page.relative_to(out).as_posix()}),
         )
-        files.write_sums(out, leave_out=UNSUMMED)
+        files.write_sums(out)
     return page
 
 
@@ -116,7 +98,7 @@ def learned(out: Path) -> dict[str, Any]:
     return {
         "patches": sum(contract["splits"].values()),
         "shards": len(list((out / "shards").glob("*.tar"))),
-        "pretrain": {"loss_first": losses[0], "loss_last": losses[-1], "steps": steps[-1]["step"]},
+        "pretrain": {"loss_first": losses[0], "loss_last": losses[-1], "steps": steps[-1]["step"] + 1},
         "segment": {
             "miou": tuned["miou"],
             "miou_majority": tuned["miou_majority"],

@@ -20,6 +20,8 @@ from sgdata.errors import OutputError, SettingError, SourceError
 T = TypeVar("T")
 
 SUMS = "SHA256SUMS"
+TIMED = ("summary.json", "timings.jsonl", "tensorboard")
+"""Names of files and folders that hold times: they stand outside SHA256SUMS, or no run could repeat another."""
 
 
 # --- strict documents ----------------------------------------------------------------------
@@ -186,23 +188,23 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def sums(folder: Path, leave_out: Sequence[str] = ()) -> bytes:
+def sums(folder: Path) -> bytes:
     """The SHA256SUMS text of `folder`: `<hash>  <relative path>` per file, sorted by path.
 
-    Left out: itself, hidden files and folders, and names (of a file or of a folder on the way) in `leave_out`.
+    Left out: itself, hidden files and folders, and what is TIMED.
     """
     lines = []
     for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
         parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") or part in leave_out for part in parts)
+        hidden = any(part.startswith(".") or part in TIMED for part in parts)
         if path.is_file() and not hidden and parts != (SUMS,):
             lines.append(f"{sha256_file(path)}  {'/'.join(parts)}\n")
     return "".join(lines).encode()
 
 
-def write_sums(folder: Path, leave_out: Sequence[str] = ()) -> None:
+def write_sums(folder: Path) -> None:
     """Write `folder/SHA256SUMS`, the last file of every output."""
-    write(folder / SUMS, sums(folder, leave_out))
+    write(folder / SUMS, sums(folder))
 
 
 @contextmanager

@@ -8,14 +8,13 @@ from pathlib import Path
 from sgdata import files
 from sgdata.errors import OutputError
 
-OUTSIDE = ("timings.jsonl", "tensorboard")
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 
 
 def verify(folder: Path) -> list[str]:
     """What differs: one line per file that is missing, changed or not listed; empty where all is as written.
 
-    Not judged: hidden files, and what stands outside SHA256SUMS on purpose (`timings.jsonl`, `tensorboard/`).
+    Not judged: hidden files, and what holds times (`files.TIMED`).
     Raises OutputError where there is no SHA256SUMS or it is not one.
     """
     path = folder / files.SUMS
@@ -48,7 +47,7 @@ def _present(folder: Path) -> set[str]:
     found = set()
     for path in folder.rglob("*"):
         parts = path.relative_to(folder).parts
-        outside = any(part.startswith(".") or part in OUTSIDE for part in parts)
+        outside = any(part.startswith(".") or part in files.TIMED for part in parts)
         if path.is_file() and not outside and parts != (files.SUMS,):
             found.add("/".join(parts))
     return found

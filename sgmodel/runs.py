@@ -30,7 +30,6 @@ TIMINGS = "timings.jsonl"
 BOARD = "tensorboard"
 RESULTS = "results.json"
 CARD = "card.md"
-NOT_SUMMED = (TIMINGS, BOARD)
 OWN = (LAST, f".{LAST}.old", f".{LAST}.new", RECIPE, contracts.NAME, METRICS, TIMINGS, BOARD, RESULTS, CARD, files.SUMS)
 
 
@@ -81,7 +80,7 @@ def conclude(out: Path, title: str, card: checkpoint.Card, results: dict[str, An
     ends = {"loss_first": losses[0], "loss_last": losses[-1]}
     files.write(out / RESULTS, files.pretty_json({**ends, **results}))
     files.write(out / CARD, _card(title, card, {**ends, **results}).encode())
-    files.write_sums(out, leave_out=NOT_SUMMED)
+    files.write_sums(out)
 
 
 def _card(title: str, card: checkpoint.Card, results: dict[str, Any]) -> str:

@@ -13,9 +13,10 @@ SMALL = demo.Story(
     size_km=3,
     dates=5,
     build=("split.block_px=150", "split.gap_px=0", "patches.size=64", "patches.stride=32", "split.val_share=0.25"),
-    pretrain=("steps=4", "batch=4", "image_px=64", "warmup_steps=1"),
-    segment=("epochs=1", "batch=4", "image_px=64"),
-    linear=("epochs=1",),
+    # samples of 64 px need no crop to fit the small models
+    pretrain=("training.epochs=1", "training.batch=8", "augment.crop_area=[1.0, 1.0]"),
+    segment=("training.epochs=1", "training.batch=8", "augment.crop_area=[1.0, 1.0]", "evaluate_every=0"),
+    linear=("training.epochs=1",),
 )
 
 pytestmark = pytest.mark.slow
@@ -51,7 +52,7 @@ def test_the_summary_has_every_key_and_sane_figures(twice: list[Path]) -> None:
     assert summary["offset"]["right"] == summary["offset"]["total"] > 0
     assert summary["patches"] > 0
     assert summary["shards"] >= 2
-    assert summary["pretrain"]["steps"] == 4
+    assert summary["pretrain"]["steps"] > 0
     assert 0 <= summary["segment"]["miou"] <= 1
     assert (twice[0] / summary["page"]).is_file()
 
