@@ -17,6 +17,21 @@ from sgdata.errors import SourceError
 
 log = logging.getLogger("sgdata")
 
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """How large a city, and what to change in the recipes that the demo runs (`--set` texts per program)."""
+
+    size_km: float = 8.0
+    dates: int = 12
+    seed: int = 1
+    pretrain: tuple[str, ...] = ()
+    segment: tuple[str, ...] = ()
+    linear: tuple[str, ...] = ()
+    # a small city needs small blocks, or a split would have none of the rare classes
+    build: tuple[str, ...] = ("split.block_px=200", "split.gap_px=32", "patches.stride=32")
+
+
 SCRATCH = ".scratch"
 """Staged pixels, kept from the build until it is scored; hidden files stand outside SHA256SUMS too."""
 
