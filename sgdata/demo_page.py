@@ -30,9 +30,19 @@ def write(out: Path, figures: dict[str, Any]) -> Path:
         *maps(out, folder, colours, named),
         split_map(out, folder),
         losses(out),
-        *copied(out / "runs" / "pretrain", folder, "reconstruction"),
+        *last_picture(
+            out / "runs" / "pretrain",
+            folder,
+            title="Reconstructions",
+            caption="Validation patches: as they are, what the encoder saw, what the decoder made of it.",
+        ),
         iou(out, space),
-        *copied(out / "runs" / "segment", folder, "prediction"),
+        *last_picture(
+            out / "runs" / "segment",
+            folder,
+            title="Predictions",
+            caption="Validation patches: image, label, prediction.",
+        ),
     ]
     return page.write(
         folder / "index.html",
@@ -156,19 +166,14 @@ def losses(out: Path) -> page.Lines:
 def iou(out: Path, space: dict[str, Any]) -> page.Bars:
     """IoU per class of the fine-tuned model on the validation blocks."""
     results = json.loads((out / "runs/segment/results.json").read_text())
-    colour = dict(zip(space["names"], space["colours"], strict=True))
-    bars = tuple((name, colour.get(name, "#888888"), value) for name, value in results["per_class_iou"].items())
+    per_class = results["per_class_iou"]
+    bars = tuple((name, colour, per_class[name]) for name, colour in zip(space["names"], space["colours"], strict=True))
     return page.Bars(title="IoU per class", bars=bars, caption="Fine-tuned model on the validation blocks.")
 
 
-def copied(run: Path, folder: Path, word: str) -> list[page.Picture]:
-    """The last picture of a run whose name holds `word`, copied beside the page."""
-    found = sorted(run.rglob(f"*{word}*.png"))[-1:]
+def last_picture(run: Path, folder: Path, *, title: str, caption: str) -> list[page.Picture]:
+    """The newest picture of a run, copied beside the page; nothing where the run made none."""
+    found = sorted((run / "pictures").glob("*.png"))[-1:]
     for path in found:
-        shutil.copyfile(path, folder / f"{run.name}-{path.name}")
-    return [
-        page.Picture(
-            file=f"{run.name}-{path.name}", title=f"{word.capitalize()}s", caption="From the run's own pictures."
-        )
-        for path in found
-    ]
+        shutil.copyfile(path, folder / f"{run.name}.png")
+    return [page.Picture(file=f"{run.name}.png", title=title, caption=caption) for _ in found]
