@@ -62,12 +62,20 @@ def parse(kind: type[T], document: dict[str, Any], where: str) -> T:
         model: Any = _model(kind)  # type: ignore[arg-type]  # a dataclass type is hashable
         value: T = model.model_validate_json(json.dumps({"it": document}, default=str)).it
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"][1:])
-        if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-            raise SettingError(f"{where}: '{key}' is not a setting{_nearest(kind, key)}") from None
-        raise SettingError(f"{where}: '{key}' is {first['input']!r:.80}: {first['msg']}") from None
+        raise SettingError(f"{where}: {_told(kind, error.errors(include_url=False))}") from None
     return value
+
+
+def _told(kind: type[Any], errors: Sequence[Any]) -> str:
+    """The first error as a sentence; an unknown key goes before a missing one, which it often misspells."""
+    unknown = [error for error in errors if error["type"] in {"extra_forbidden", "unexpected_keyword_argument"}]
+    first = (unknown or errors)[0]
+    key = ".".join(str(part) for part in first["loc"][1:])
+    if unknown:
+        return f"'{key}' is not a setting{_nearest(kind, key)}"
+    if first["type"] in {"missing", "missing_argument"}:
+        return f"'{key}' is missing; every setting of a recipe is written out"
+    return f"'{key}' is {first['input']!r:.80}: {first['msg']}"
 
 
 @cache

@@ -82,6 +82,16 @@ def test_a_broken_document_is_refused(tmp_path: Path, content: bytes) -> None:
         files.read(Recipe, path)
 
 
+def test_a_missing_setting_is_named_and_a_misspelt_one_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text("date = 2020-01-01\n")
+    with pytest.raises(SettingError, match="'bands' is missing"):
+        files.read(Recipe, path)
+    path.write_text('date = 2020-01-01\nband = ["B01"]\n')
+    with pytest.raises(SettingError, match="'band' is not a setting; did you mean 'bands'"):
+        files.read(Recipe, path)
+
+
 def test_a_missing_document_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="no such file"):
         files.read(Recipe, tmp_path / "absent.toml")
