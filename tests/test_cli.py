@@ -64,3 +64,78 @@ def test_simulate_refuses_a_size_out_of_range(tmp_path: Path) -> None:
 
 def test_verify_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert "nowhere" in refused("verify", str(tmp_path / "nowhere"))
+
+
+# --- builds: every mistake a newcomer makes is one line -----------------------------------------
+
+
+def test_a_wrong_recipe_key_is_named_with_the_nearest(tmp_path: Path) -> None:
+    line = refused("build", "segmunich", "--out", str(tmp_path / "b"), "--set", "composite.methd=median")
+    assert "composite.method" in line
+
+
+def test_a_wrong_key_in_a_recipe_file_is_named(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    text = (ROOT / "recipes" / "build" / "segmunich.toml").read_text()
+    recipe.write_text(text.replace("osm_date", "osm_dat"))
+    assert "did you mean 'osm_date'" in refused("plan", "--recipe", str(recipe), "--out", str(tmp_path / "b"))
+
+
+def test_a_build_recipe_that_is_not_there(tmp_path: Path) -> None:
+    assert "known: segmunich" in refused("build", "segmnich", "--out", str(tmp_path / "b"))
+
+
+def test_a_missing_area_file_and_catalogue(tmp_path: Path, city: Path) -> None:
+    out = ["--out", str(tmp_path / "b")]
+    assert "nowhere.geojson" in refused("plan", "segmunich", "--aoi", str(tmp_path / "nowhere.geojson"), *out)
+    assert "nowhere.json" in refused(
+        "plan", "segmunich", "--aoi", f"{city}/aoi.geojson", "--stac", str(tmp_path / "nowhere.json"), *out
+    )
+
+
+def test_an_area_outside_the_catalogue(tmp_path: Path, city: Path) -> None:
+    line = refused(
+        "plan", "segmunich", "--bbox", "2.0", "48.0", "2.1", "48.1", "--stac", f"{city}/catalog.json",
+        "--out", str(tmp_path / "b"),
+    )  # fmt: skip
+    assert "catalog.json" in line
+
+
+def test_a_server_that_cannot_be_reached(tmp_path: Path, city: Path) -> None:
+    # Port 9 (discard) on loopback: nobody listens, the connection is refused at once.
+    line = refused(
+        "plan", "segmunich", "--aoi", f"{city}/aoi.geojson", "--stac", "http://127.0.0.1:9/v1", "--out",
+        str(tmp_path / "b"),
+    )  # fmt: skip
+    assert "127.0.0.1:9" in line
+
+
+def test_shard_of_an_unknown_dataset_and_of_a_missing_source(tmp_path: Path) -> None:
+    assert "eurosat" in refused("shard", "eurosta", "--out", str(tmp_path / "s"))
+    assert "nowhere" in refused("shard", "eurosat", "--source", str(tmp_path / "nowhere"), "--out", str(tmp_path / "s"))
+
+
+def test_catalog_of_an_unknown_dataset_gives_the_nearest() -> None:
+    assert "did you mean 'eurosat'" in refused("catalog", "eurosta")
+
+
+def test_build_shard_and_verify_from_the_command_line(tmp_path: Path, city: Path) -> None:
+    build, shards = tmp_path / "build", tmp_path / "shards"
+    done = sgdata(
+        "build", "segmunich", "--aoi", f"{city}/aoi.geojson", "--stac", f"{city}/catalog.json", "--out", str(build),
+        "--osm", f"{city}/osm/city.osm", "--set", "patches.size=64", "--set", "split.block_px=100",
+        "--set", "split.gap_px=0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(build)
+    done = sgdata("shard", "segmunich", "--source", str(build), "--out", str(shards))
+    assert done.returncode == 0, done.stderr
+    for folder in (build, shards):
+        assert sgdata("verify", str(folder)).returncode == 0
+    image = build / "image.tif"
+    damaged = bytearray(image.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    image.write_bytes(damaged)
+    done = sgdata("verify", str(build))
+    assert done.returncode == 2
+    assert "image.tif" in done.stdout
