@@ -24,8 +24,8 @@ test: $(VENV)/.installed  ## the tests that take no longer than ten minutes on t
 	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/.installed  ## ruff and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check sgdata sgmodel tests
+	$(BIN)/ruff format --check sgdata sgmodel tests
 	$(BIN)/mypy
 
 bench: $(VENV)/.peers  ## speed against peers, measured here, as a table
