@@ -1,7 +1,8 @@
-"""Files of a dataset wherever they lie: in a folder, a zip or an uncompressed tar, listed and read alike.
+"""Files of a dataset wherever they lie: in a folder, a zip or a tar (plain, gzip, zstd, bzip2), listed and read alike.
 
 Nothing is unpacked, so nothing can be written outside a folder; hostile members (a name with `..`, an absolute
-name, a link, a device, a duplicate, an enormous file) are rejected by name and the rest is used.
+name, a link, a device, a duplicate, an enormous file) are rejected by name and the rest is used. A compressed tar
+cannot be entered in the middle: it is listed in one pass and its contents are taken in another (`contents`).
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sgdata import files
 from sgdata.errors import SourceError
@@ -21,6 +23,11 @@ from sgdata.types import Member
 Content = Callable[[Member], bytes]
 
 LARGEST_MEMBER = 2**30
+LARGEST_COUNT = 2**24
+_LARGEST_HEADER = 2**20
+_PIECE = 2**20
+# First bytes (RFC 1952; RFC 8878, 3.1.1; bzip2) and the name under which Arrow knows the codec.
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 _LFS = b"version https://git-lfs"
 
 
@@ -93,15 +100,105 @@ def _in_zip(source: Path) -> Iterator[tuple[Member, str]]:
 
 def _in_tar(source: Path) -> Iterator[tuple[Member, str]]:
     try:
-        with tarfile.open(source, "r:") as archive:
-            for info in archive:
+        with _front_to_back(source) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]
+            while (info := archive.next()) is not None:
+                archive.members.clear()  # tarfile would keep every header: gigabytes in BigEarthNet
+                stream.count += 1
+                if info.size > LARGEST_MEMBER and _codec(source):
+                    # Only reading through it would lead on: hours for the terabytes that a few kilobytes can claim.
+                    raise SourceError(f"{source}: member '{info.name}' claims {info.size} bytes; not a dataset's tar")
                 if not info.isdir():
                     reason = "" if info.isreg() and not info.issparse() else "not a plain file"
                     yield Member(name=info.name, size=info.size, offset=info.offset_data), reason
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-        raise SourceError(
-            f"{source}: not a folder, zip or uncompressed tar ({error}); unpack it, or download it again"
-        ) from None
+            # tarfile takes a header that it cannot read for the end; the true end is a block of zeros (POSIX pax).
+            if stream.last.strip(b"\0") or not stream.last:
+                raise tarfile.ReadError(f"no end mark, damaged or cut short at byte {stream.tell()}")
+    except SourceError:
+        raise
+    except Exception as error:  # tarfile and the decompressors raise whatever the damaged bytes lead them into
+        told = " ".join(str(error).split())[:120]
+        raise SourceError(f"{source}: not a folder, zip or tar ({told}); unpack it, or download it again") from None
+
+
+def is_stream(source: Path) -> bool:
+    """Whether contents can be had from the front to the back only: a compressed tar."""
+    return source.is_file() and not zipfile.is_zipfile(source) and _codec(source) is not None
+
+
+def _codec(source: Path) -> str | None:
+    with source.open("rb") as handle:
+        start = handle.read(4)
+    return next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), None)
+
+
+class _FrontToBack:
+    """A tar's bytes as `tarfile` asks for them, never going back and never taking what no honest header needs.
+
+    A pax header may claim any size and `tarfile` would read it whole; a negative size would make it go round for ever.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._at = 0
+        self.last = b""
+        self.count = 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, to: int) -> None:
+        if to < self._at or self.count > LARGEST_COUNT:
+            raise tarfile.ReadError(f"a member leads back to byte {to}, or is one of more than {LARGEST_COUNT}")
+        if self._stream.seekable():
+            self._at = self._stream.seek(to)
+        while self._at < to:
+            if not (piece := self._stream.read(min(_PIECE, to - self._at))):
+                raise tarfile.ReadError(f"ends at byte {self._at}, expected {to}")
+            self._at += len(piece)
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header claims {size} bytes, at most {_LARGEST_HEADER} are read")
+        self.last = bytes(self._stream.read(size))
+        self._at += len(self.last)
+        return self.last
+
+    def content(self, size: int) -> bytes:
+        """The next bytes, of a member whose size was checked."""
+        content = bytes(self._stream.read(size))
+        self._at += len(content)
+        return content
+
+
+@contextmanager
+def _front_to_back(source: Path) -> Iterator[_FrontToBack]:
+    codec = _codec(source)
+    with source.open("rb") as handle:
+        if codec is None:
+            yield _FrontToBack(handle)
+        else:
+            import pyarrow as pa
+
+            # Arrow decompresses outside the GIL, follows concatenated parts (pigz, zstd frames) and tells truncation.
+            with pa.CompressedInputStream(pa.PythonFile(handle, mode="r"), codec) as stream:
+                yield _FrontToBack(stream)
+
+
+def contents(source: Path, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """The bytes of members of a compressed tar, given as (offset, size) in rising order, in one pass over it.
+
+    Raises SourceError where the archive is not what was listed.
+    """
+    with _front_to_back(source) as stream:
+        for offset, size in spans:
+            try:
+                stream.seek(offset)
+                content = stream.content(size)
+                if len(content) != size:
+                    raise EOFError(f"{len(content)} of {size} bytes left")
+            except (OSError, ValueError, EOFError, tarfile.TarError) as error:
+                raise SourceError(f"{source}: cannot be read at byte {offset}: {error}; download it again") from None
+            yield content
 
 
 @contextmanager

@@ -222,6 +222,12 @@ def shard(
     split_list: Annotated[
         list[str] | None, typer.Option("--split-list", metavar="SPLIT=FILE", help="Repeatable.")
     ] = None,
+    leave_out: Annotated[
+        list[Path] | None, typer.Option("--leave-out", help="List of samples not to pack, such as snow; repeatable.")
+    ] = None,
+    splits: Annotated[str | None, typer.Option(help="Published splits by name, such as official or google.")] = None,
+    release: Annotated[str | None, typer.Option(help="Edition, such as v1 or v2 of bigearthnet.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Label space by name; 'sgdata catalog NAME' lists them.")] = None,
     layout: Annotated[str | None, typer.Option(help="resampled or native.")] = None,
     codec: Annotated[str | None, typer.Option(help="blosc or npy.")] = None,
     workers: Workers = 1,
@@ -232,15 +238,27 @@ def shard(
     from sgdata import packing
 
     listen(quiet)
-    extra = [f"{key}={value}" for key, value in (("layout", layout), ("codec", codec)) if value]
+    options = {"edition": release, "splits": splits, "labels": labels, "layout": layout, "codec": codec}
+    extra = [f'{key}="{value}"' for key, value in options.items() if value]
     recipe = packing.recipe_for(dataset, [*(changes or ()), *extra])
     lists = {split: Path(path) for split, _, path in (text.partition("=") for text in split_list or ())}
-    done = packing.pack(dataset, source=source, out=out, recipe=recipe, splits=lists, workers=workers, fresh=fresh)
+    done = packing.pack(
+        dataset,
+        source=source,
+        out=out,
+        recipe=recipe,
+        splits=lists,
+        leave_out=leave_out or (),
+        workers=workers,
+        fresh=fresh,
+    )
     for note in done.notes:
         print(note, file=sys.stderr)
     print(done.folder)
+    if not done.fits:
+        print("the pixels contradict the card; see the spectral fingerprints above", file=sys.stderr)
     if not done.complete:
-        print(f"{done.quarantined} samples in {done.folder / 'quarantine.jsonl'}", file=sys.stderr)
+        print(f"{done.quarantined} files or samples in {done.folder / 'quarantine.jsonl'}", file=sys.stderr)
         raise SystemExit(INCOMPLETE)
 
 

@@ -2,43 +2,60 @@
 
 What goes into which shard is settled from the listing alone, before a pixel is read: shards are independent,
 so workers and interruptions cannot change a byte. A finished shard is remembered in `.journal/` and reused.
+The contents of a compressed tar pass by once, in the archive's order: those of the shards under way wait in `.spool/`.
 """
 
 from __future__ import annotations
 
 import base64
+import gzip
 import json
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from sgdata import catalog, contracts, files, pool, progress, resample, shards, statistics
+from sgdata import (
+    archives,
+    catalog,
+    contracts,
+    files,
+    fingerprints,
+    pool,
+    progress,
+    resample,
+    shards,
+    statistics,
+)
 from sgdata.datasets import READERS
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.shards import Packed, Row, ShardRecipe
-from sgdata.types import Array, Contract, Found, Ref, Sample, Shard
+from sgdata.types import Array, Contract, Edition, Found, Ref, Sample, Shard
 
 JOURNAL = ".journal"
+SPOOL = ".spool"
 RECIPE = "recipe.toml"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """The outcome of `pack`: `complete` is False where something went to quarantine."""
+    """The outcome of `pack`: what was made, how much went to quarantine, whether the pixels are what the card says."""
 
     folder: Path
     contract: Contract
     shards: int
     quarantined: int
+    fits: bool
     notes: tuple[str, ...]
 
     @property
     def complete(self) -> bool:
-        """Whether every sample that was found is in the shards."""
-        return self.quarantined == 0
+        """Whether every sample that was found is in the shards, and looks like the bands and the level it is named."""
+        return self.quarantined == 0 and self.fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +68,8 @@ class _Task:
     out: Path
     recipe: ShardRecipe
     contract: Contract
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal where the same bytes would come out, short of a source file changed under the same size."""
-        chosen = (self.recipe.layout, self.recipe.codec, self.recipe.kernel)
-        return files.sha256(files.canonical_json([shards.FORMAT, chosen, self.contract, self.refs]))
+    fingerprint: str
+    spooled: bool = False
 
 
 def recipe_for(dataset: str, overrides: Sequence[str] = ()) -> ShardRecipe:
@@ -74,18 +87,21 @@ def pack(
     out: Path | None = None,
     recipe: ShardRecipe | None = None,
     splits: Mapping[str, Path] | None = None,
+    leave_out: Sequence[Path] = (),
     workers: int = 1,
     fresh: bool = False,
 ) -> Packing:
     """Pack a dataset by its shipped recipe, or the one given: from `source` into `out` (default: the recipe's).
 
     Resumes what an interrupted run left, unless `fresh`. `splits` maps a split to a list of its sample keys, one
-    per line; without it, a dataset that brings no splits of its own goes to the split `all`. Raises SettingError,
+    per line, `leave_out` are such lists of samples not to pack (snow, clouds). Without `splits`, a dataset whose
+    published lists are not in or beside the source goes to the split `all`. Raises SettingError,
     SourceError, OutputError.
     """
     recipe = recipe or recipe_for(dataset)
     source, out = source or Path(recipe.source), out or Path(recipe.out)
-    found = _split(READERS[recipe.dataset].find(source, recipe), splits or {})
+    found = _without(READERS[recipe.dataset].find(source, recipe), leave_out)
+    found = _split(found, splits or _published_lists(found.edition, recipe.splits, source))
     contract = found.contract or contracts.expected(
         recipe.dataset,
         found.edition,
@@ -93,26 +109,78 @@ def pack(
         resampling=found.edition.resampling or recipe.kernel,
         resampling_version=resample.VERSION,
     )
-    tasks = _tasks(_groups(found.refs, recipe.shard_mb), recipe, contract, (source, out))
+    stream = archives.is_stream(source)
+    tasks = _tasks(_groups(found.refs, recipe.shard_mb, stream=stream), recipe, contract, (source, out))
     with files.only_writer(out):
         _prepare(out, recipe, {task.name for task in tasks}, fresh=fresh)
-        done = pool.run(_pack_shard, tasks, workers=workers)
         whole = shards.Whole(contract)
         whole.quarantine += [{"key": "", "file": name, "reason": reason} for name, reason in found.rejected]
-        for part in progress.track(done, label=f"packing {recipe.dataset}", total=len(tasks)):
+        left = []
+        for task in tasks:
+            remembered = _remembered(task)
+            if remembered:
+                whole.add(remembered)
+            else:
+                left.append(task)
+        done = pool.run(_pack_shard, _spool(left, source, out) if stream else left, workers=workers)
+        for part in progress.track(done, label=f"packing {recipe.dataset}", total=len(left)):
             whole.add(part)
+        verdict = fingerprints.judge(whole.counts, whole.rows, contract)
+        files.write(out / fingerprints.NAME, files.pretty_json(verdict))
         files.write(out / RECIPE, files.toml(recipe))
         complete = shards.finish(out, whole)
+    unlabelled = sum(not row["labels"] for row in whole.rows) if contract.label_space.task == "multi-label" else 0
+    notes = [f"{unlabelled} samples have no label of '{contract.label_space.name}': kept"] * bool(unlabelled)
+    notes += _against_card(found.edition, recipe.splits, complete)
+    notes += [verdict.told] * (verdict.samples >= fingerprints.LEAST)
     return Packing(
         folder=out,
         contract=complete,
         shards=len(whole.shards),
         quarantined=len(whole.quarantine),
-        notes=found.notes,
+        fits=not verdict.contradictions,
+        notes=(*found.notes, *notes),
     )
 
 
 # --- before any pixel ----------------------------------------------------------------------
+
+
+def _without(found: Found, lists: Sequence[Path]) -> Found:
+    """What was found less the samples of the lists."""
+    unwanted = {key for path in lists for key in _keys(path)}
+    refs = tuple(ref for ref in found.refs if ref.key not in unwanted)
+    notes = [f"{len(found.refs) - len(refs)} samples left out by --leave-out"] * bool(lists)
+    return replace(found, refs=refs, notes=(*found.notes, *notes))
+
+
+def _published_lists(edition: Edition, name: str, source: Path) -> dict[str, Path]:
+    """The lists of the split set `name` of the card, in or beside `source`; empty where they are not all there."""
+    chosen = next((each for each in edition.splits if each.name == name), None)
+    if name and chosen is None:
+        known = ", ".join(each.name for each in edition.splits)
+        raise SettingError(f"splits = '{name}': edition {edition.name} has no such splits; known: {known}")
+    listed = chosen.files if chosen else {}
+    held: dict[str, Path] = {}
+    for split, file in listed.items():
+        names = (file, file.removesuffix(".gz"))
+        for path in (folder / name for folder in (source, source.parent) for name in names):
+            if path.is_file():
+                held.setdefault(split, path)
+    return held if len(held) == len(listed) else {}
+
+
+def _against_card(edition: Edition, name: str, contract: Contract) -> list[str]:
+    """A remark per split whose samples are not as many as the card says."""
+    counts = next((each.counts for each in edition.splits if each.name == name), {})
+    held = contract.splits
+    if not set(counts) & set(held):
+        return []
+    return [
+        f"split {split} holds {held.get(split, 0)} samples, the card says {count}"
+        for split, count in counts.items()
+        if held.get(split, 0) != count
+    ]
 
 
 def _split(found: Found, lists: Mapping[str, Path]) -> Found:
@@ -136,23 +204,32 @@ def _split(found: Found, lists: Mapping[str, Path]) -> Found:
 def _keys(path: Path) -> list[str]:
     """Sample keys of a split list: the first column of each line, without a file suffix."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+        lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode().splitlines()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise SettingError(f"{path}: cannot be read as a split list: {error}") from None
     return [line.split(",")[0].strip().removesuffix(".jpg").removesuffix(".tif") for line in lines if line.strip()]
 
 
-def _groups(refs: Iterable[Ref], shard_mb: int) -> list[tuple[Ref, ...]]:
-    """Samples sorted by split and key, cut where the expected bytes reach the size of a shard."""
+def _groups(refs: Iterable[Ref], shard_mb: int, *, stream: bool) -> list[tuple[Ref, ...]]:
+    """Samples sorted by split and key, cut where the expected bytes reach the size of a shard.
+
+    Of a `stream`, sorted by split and place in it, so that few shards are under way at a time; within a shard by key
+    all the same: an archive in the order of its names gives the bytes that its folder gives.
+    """
     groups: list[list[Ref]] = []
     filled = 0
-    for ref in sorted(refs, key=lambda ref: (ref.split, ref.key)):
+    place: dict[bool, Callable[[Ref], Any]] = {
+        False: lambda ref: (ref.split, ref.key),
+        True: lambda ref: (ref.split, min(member.offset or 0 for member in ref.members), ref.key),
+    }
+    for ref in sorted(refs, key=place[stream]):
         if not groups or groups[-1][0].split != ref.split or filled + ref.bytes > shard_mb * 2**20:
             groups.append([])
             filled = 0
         groups[-1].append(ref)
         filled += ref.bytes
-    return [tuple(group) for group in groups]
+    return [tuple(sorted(group, key=lambda ref: ref.key)) for group in groups]
 
 
 def _tasks(
@@ -161,13 +238,47 @@ def _tasks(
     """A task per group, numbered within its split."""
     source, out = places
     numbers: Counter[str] = Counter()
+    chosen = (recipe.layout, recipe.codec, recipe.kernel)
     tasks = []
     for refs in groups:
         split = refs[0].split
         name = shards.shard_name(recipe.dataset, split, numbers[split])
         numbers[split] += 1
-        tasks.append(_Task(name=name, refs=refs, source=source, out=out, recipe=recipe, contract=contract))
+        # Equal where the same bytes would come out, short of a source file changed under the same size.
+        told = files.sha256(files.canonical_json([shards.FORMAT, chosen, contract, refs]))
+        task = _Task(name=name, refs=refs, source=source, out=out, recipe=recipe, contract=contract, fingerprint=told)
+        tasks.append(task)
     return tasks
+
+
+def _spool(tasks: Sequence[_Task], source: Path, out: Path) -> Iterator[_Task]:
+    """The tasks of a compressed tar, each as soon as the contents of its members have come by.
+
+    They lie one behind the other in `.spool/<name>`, which the packing of the shard removes: memory holds one
+    member, disk the shards under way (one a split, three a worker).
+    """
+    spans = np.array(
+        [(m.offset or 0, m.size, at) for at, task in enumerate(tasks) for ref in task.refs for m in ref.members],
+        np.int64,
+    ).reshape(-1, 3)
+    spans = spans[spans[:, 0].argsort(kind="stable")]
+    left = np.bincount(spans[:, 2], minlength=len(tasks))
+    moved: dict[int, dict[int | None, int]] = {}
+    (out / SPOOL).mkdir(exist_ok=True)
+    contents = archives.contents(source, ((int(offset), int(size)) for offset, size, _ in spans))
+    for (offset, _, at), content in zip(spans.tolist(), contents, strict=True):
+        path = out / SPOOL / tasks[at].name
+        with path.open("ab") as handle:
+            moved.setdefault(at, {})[offset] = handle.tell()
+            handle.write(content)
+        left[at] -= 1
+        if not left[at]:
+            places = moved.pop(at)
+            refs = [
+                replace(ref, members=tuple(replace(m, offset=places[m.offset]) for m in ref.members))
+                for ref in tasks[at].refs
+            ]
+            yield replace(tasks[at], source=path, refs=tuple(refs), spooled=True)
 
 
 def _prepare(out: Path, recipe: ShardRecipe, wanted: set[str], *, fresh: bool) -> None:
@@ -178,7 +289,7 @@ def _prepare(out: Path, recipe: ShardRecipe, wanted: set[str], *, fresh: bool) -
     (out / files.SUMS).unlink(missing_ok=True)
     ours = [*out.glob(f"{recipe.dataset}-*.tar"), *(out / JOURNAL).glob("*.json")]
     stale = [path for path in ours if fresh or path.name.removesuffix(".json") not in wanted]
-    for path in [*stale, *out.glob(".*.partial-*"), *(out / JOURNAL).glob(".*.partial-*")]:
+    for path in [*stale, *out.glob(".*.partial-*"), *(out / JOURNAL).glob(".*.partial-*"), *(out / SPOOL).glob("*")]:
         path.unlink(missing_ok=True)
 
 
@@ -186,9 +297,9 @@ def _prepare(out: Path, recipe: ShardRecipe, wanted: set[str], *, fresh: bool) -
 
 
 def _pack_shard(task: _Task) -> Packed:
-    """Read, check and write the samples of one shard, or take it as an earlier run left it."""
-    remembered = _remembered(task)
-    if remembered:
+    """Read, check and write the samples of one shard."""
+    remembered = _remembered(task) if task.spooled and not task.source.exists() else None
+    if remembered:  # a cluster runs a task again whose worker died between the last file and the answer
         return remembered
     quarantine: list[Row] = []
     tally = statistics.Tally(len(task.contract.bands))
@@ -219,6 +330,8 @@ def _pack_shard(task: _Task) -> Packed:
     if not rows:
         (task.out / task.name).unlink()
     _remember(task, packed)
+    if task.spooled:
+        task.source.unlink()
     return packed
 
 

@@ -3,7 +3,8 @@
 A sample `KEY` is a run of tar members: `KEY.<array>.<codec>` for each array (`image`, `mask`, `image_before`,
 `image_10m`, ...), `KEY.label.json` where it has labels, `KEY.meta.json`. Codec `blosc` is one Blosc1 chunk
 (bitshuffle, lz4, fixed block size) of the little-endian C-ordered bytes, its shape and dtype in `meta.json`
-and in the index; codec `npy` is NumPy's format 1.0. Headers are ustar: members sorted, mode 0644, mtime 0,
+and in the index, and once more behind the chunk, which says itself where it ends: so a member can be decoded
+alone (`decode_member`). Codec `npy` is NumPy's format 1.0. Headers are ustar: members sorted, mode 0644, mtime 0,
 no user and no group, so equal samples give equal tars. The format lives here and only here.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import re
 import struct
 import tarfile
@@ -45,13 +47,15 @@ _STORED = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4", "int32": "<i4"}
 class ShardRecipe:
     """`recipes/shard/<dataset>.toml`: what is packed, and how. `source` and `out` are where the bare command looks.
 
-    `edition` names an edition and `labels` a label space of the dataset's card. Layout `resampled` stores every
-    band on the sample's finest lattice, `native` each resolution as it came; both decode to the same arrays.
+    `edition` names an edition, `labels` a label space and `splits` a split set (or none: "") of the dataset's card.
+    Layout `resampled` stores every band on the sample's finest lattice, `native` each resolution as it came; both
+    decode to the same arrays.
     """
 
     dataset: str
     edition: str
     labels: str
+    splits: str
     source: str
     out: str
     layout: Literal["resampled", "native"]
@@ -103,6 +107,31 @@ def decode(
     except (ValueError, KeyError, RuntimeError, EOFError) as error:
         raise SourceError(f"{codec} member expected to hold {dtype} {tuple(shape)}: {error}") from None
     return target
+
+
+def decode_member(key: str, data: bytes) -> Array | None:
+    """The array in a member named `*.blosc`, None for any other: a handler for WebDataset's `.decode(...)`.
+
+    Raises SourceError.
+    """
+    if not key.endswith(".blosc"):
+        return None
+    try:
+        (size,) = struct.unpack_from("<I", data, 12)  # cbytes of the Blosc1 header
+        axes = data[-1]
+        shape = struct.unpack_from(f"<{axes}I", data, size)
+        dtype = data[size + 4 * axes : -1].decode("ascii")
+        name = {stored: name for name, stored in _STORED.items()}[dtype]
+    except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
+        raise SourceError(f"member {key}: no shape behind its {len(data)} bytes: {error!r}") from None
+    if math.prod(shape) * np.dtype(dtype).itemsize != struct.unpack_from("<I", data, 4)[0]:
+        raise SourceError(f"member {key}: {dtype} {shape} is not what its chunk holds; run sgdata verify")
+    return decode(data[:size], shape, name, "blosc")
+
+
+def _shape_behind(array: Array) -> bytes:
+    """What `decode_member` reads: the sizes as uint32, the dtype in three letters, the number of sizes."""
+    return struct.pack(f"<{array.ndim}I3sB", *array.shape, _STORED[array.dtype.name].encode(), array.ndim)
 
 
 def _from_npy(buffer: bytes | memoryview, expected: Array) -> Array:
@@ -192,14 +221,15 @@ def _put(handle: IO[bytes], sample: Sample, codec: Codec) -> Row:
     row |= {"west": west, "south": south, "east": east, "north": north}
     row |= {"crs": sample.meta.get("crs"), "date": sample.meta.get("date")}
     for name, content in sorted(contents.items()):
-        header = tarfile.TarInfo(f"{sample.key}.{name}")
-        header.size = len(content)
-        handle.write(header.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
         member = name.partition(".")[0]
+        behind = _shape_behind(sample.arrays[member]) if name.endswith(".blosc") else b""
+        header = tarfile.TarInfo(f"{sample.key}.{name}")
+        header.size = len(content) + len(behind)
+        handle.write(header.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
         row |= {f"{member}_offset": handle.tell(), f"{member}_size": len(content)}
         row |= {f"{member}_{key}": value for key, value in shapes.get(member, {}).items()}
-        handle.write(content)
-        handle.write(b"\0" * (-len(content) % tarfile.BLOCKSIZE))
+        handle.write(content + behind)
+        handle.write(b"\0" * (-header.size % tarfile.BLOCKSIZE))
     return row
 
 

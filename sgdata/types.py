@@ -161,24 +161,29 @@ class Ref:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A file as its makers distribute it; size and digest where they are known."""
+    """A file as its makers distribute it; size and digest where they are known, other addresses of the same bytes."""
 
     file: str
     url: str = ""
     bytes: int | None = None
     algorithm: Literal["md5", "sha256"] | None = None
     digest: str = ""
-    part: str = ""
+    part: str = "images"
+    mirrors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSet:
-    """One published way to split a dataset: samples per split, where its lists come from, what is wrong with it."""
+    """One published way to split a dataset: samples per split, where its lists come from, what is wrong with it.
+
+    `files` are the lists by split, as `sgdata fetch` leaves them; empty where the dataset's own files tell the split.
+    """
 
     name: str
     counts: dict[str, int]
     source: str
     note: str = ""
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

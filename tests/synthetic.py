@@ -14,7 +14,7 @@ import rasterio
 import tifffile
 from rasterio.transform import from_origin
 
-from sgdata import contracts, sentinel2
+from sgdata import catalog, contracts, sentinel2
 from sgdata.types import Array, Contract, LabelSpace
 
 GROUPS = {10: ("B02", "B03", "B04", "B08"), 20: ("B05", "B06", "B07", "B8A", "B11", "B12"), 60: ("B01", "B09")}
@@ -93,7 +93,8 @@ def segmunich_released(folder: Path, splits: Iterable[tuple[str, int]] = (("trai
     """`TUM_128/{train,val}/{img,label}/<id>.tif`: images of 128 pages, labels of CORINE-like codes."""
     for split, count in splits:
         for number in range(count):
-            cube = np.moveaxis(reflectance((10, 128, 128), seed=number), 0, -1).astype(np.float32)
+            seed = number + 100 * (split == "val")
+            cube = np.moveaxis(reflectance((10, 128, 128), seed), 0, -1).astype(np.float32)
             codes = np.random.default_rng(number).choice(RELEASED_CODES, (128, 128)).astype(np.uint8)
             for kind, pixels in (("img", cube), ("label", codes)):
                 path = folder / "TUM_128" / split / kind / f"{number}.tif"
@@ -209,15 +210,20 @@ def fmow(folder: Path, *, third: str = "test_gt", surplus: bool = True) -> Path:
 # --- OSCD ----------------------------------------------------------------------------------
 
 
-def oscd(folder: Path, cities: Iterable[tuple[str, str]] = (("beirut", "train"), ("dubai", "test"))) -> Path:
-    """The three folders of the three zips: 13 rect bands a date, `dates.txt`, change map as PNG 0/255 and TIFF 1/2."""
+def oscd(folder: Path, cities: Iterable[str] = ("bercy", "norcia")) -> Path:
+    """The three folders of the three zips: 13 rect bands a date, `dates.txt`, change map as PNG 0/255 and TIFF 1/2.
+
+    Sizes and dates are the published ones; these two cities are the smallest of train and test.
+    """
     from PIL import Image
 
     top = "Onera Satellite Change Detection dataset - "
+    facts = {fact["name"]: fact for fact in catalog.document("oscd_cities")["cities"]}
     listed: dict[str, list[str]] = {"train": [], "test": []}
-    for number, (city, split) in enumerate(cities):
+    for number, city in enumerate(cities):
+        fact = facts[city]
+        split, shape = fact["split"], (fact["height"], fact["width"])
         listed[split].append(city)
-        shape = (30 + number, 40 - number)
         home = folder / f"{top}Images" / city
         for date in (1, 2):
             pixels = reflectance((13, *shape), seed=number + date)
@@ -225,7 +231,7 @@ def oscd(folder: Path, cities: Iterable[tuple[str, str]] = (("beirut", "train"),
                 path = home / f"imgs_{date}_rect" / f"{band.name}.tif"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 tifffile.imwrite(path, plane)
-        (home / "dates.txt").write_text("date_1: 20150820\ndate_2: 20180205\n")
+        (home / "dates.txt").write_text(f"date_1: {fact['date_1']}\ndate_2: {fact['date_2']}\n")
         change = np.zeros(shape, np.uint8)
         change[5:9, 6:12] = 1
         cm = folder / f"{top}{split.title()} Labels" / city / "cm"

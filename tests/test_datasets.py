@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import shutil
 import tarfile
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import rasterio
 import synthetic
@@ -18,7 +20,7 @@ import tifffile
 from rasterio.warp import transform
 
 from sgdata import files, packing, shards, verify
-from sgdata.errors import SourceError
+from sgdata.errors import SettingError, SourceError
 from sgdata.types import Array, Sample
 
 WAVELENGTH_ORDER = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"]
@@ -34,10 +36,10 @@ SAMPLES = {"eurosat": 6, "bigearthnet v1": 3, "bigearthnet v2": 3, "fmow": 6, "o
 every = pytest.mark.parametrize("name", MAKERS)
 
 
-def pack(name: str, source: Path, out: Path, **changes: object) -> packing.Packing:
+def pack(name: str, source: Path, out: Path, *, workers: int = 1, **changes: object) -> packing.Packing:
     dataset, _, always = MAKERS[name]
     recipe = dataclasses.replace(packing.recipe_for(dataset), **(always | changes))  # type: ignore[arg-type]
-    return packing.pack(dataset, source=source, out=out, recipe=recipe)
+    return packing.pack(dataset, source=source, out=out, recipe=recipe, workers=workers)
 
 
 def by_key(out: Path) -> dict[str, Sample]:
@@ -129,6 +131,52 @@ def _belongs(path: Path, key: str) -> bool:
     return stem_fits and (not split or f"/{split}" in path.as_posix())
 
 
+def _tar_of(source: Path, path: Path) -> Path:
+    """The folder as a tar in the order of its names, compressed as the suffix says."""
+    with tarfile.open(path.with_suffix(""), "w") as tar:
+        for file in sorted(p for p in source.rglob("*") if p.is_file()):
+            tar.add(file, file.relative_to(source))
+    plain = path.with_suffix("").read_bytes()
+    content = gzip.compress(plain, 1) if path.suffix == ".gz" else pa.compress(plain, codec="zstd", asbytes=True)
+    path.write_bytes(content)
+    for table in (*source.glob("*.csv"), *source.glob("*.parquet")):  # these lie beside the archives
+        shutil.copy(table, path.parent / table.name)
+    return path
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("fmow", "gz"), ("bigearthnet v1", "gz"), ("bigearthnet v2", "zst")])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_compressed_tar_gives_the_bytes_of_its_folder(
+    name: str, suffix: str, workers: int, made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Nothing is unpacked, each shard's contents wait in one file until it is packed; a lost shard is made again."""
+    source = _tar_of(made(name), tmp_path / f"it.tar.{suffix}")
+    for kind, at in {"folder": made(name), "tar": source}.items():
+        pack(name, at, tmp_path / kind, shard_mb=0, workers=workers if kind == "tar" else 1)
+    expected = (tmp_path / "folder" / files.SUMS).read_bytes()
+    assert (tmp_path / "tar" / files.SUMS).read_bytes() == expected
+    assert not list((tmp_path / "tar" / packing.SPOOL).iterdir())
+
+    tars = sorted((tmp_path / "tar").glob("*.tar"))
+    kept = {path: path.stat().st_mtime_ns for path in tars[1:]}
+    tars[0].unlink()
+    (tmp_path / "tar" / files.SUMS).unlink()
+    (tmp_path / "tar" / packing.SPOOL / tars[0].name).write_bytes(b"half of an earlier run")
+    pack(name, source, tmp_path / "tar", shard_mb=0)
+    assert (tmp_path / "tar" / files.SUMS).read_bytes() == expected
+    assert {path: path.stat().st_mtime_ns for path in tars[1:]} == kept
+
+
+def test_an_archive_in_another_order_holds_the_same_samples(made: Callable[[str], Path], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "it.tar.gz", "w:gz") as tar:
+        for file in sorted(made("fmow").rglob("*.tif"), reverse=True):
+            tar.add(file, file.relative_to(made("fmow")))
+    for table in made("fmow").glob("*.csv"):
+        shutil.copy(table, tmp_path / table.name)
+    there, here = (pack("fmow", at, tmp_path / n) for n, at in (("a", made("fmow")), ("b", tmp_path / "it.tar.gz")))
+    assert there.contract == here.contract
+
+
 # --- one by one ----------------------------------------------------------------------------
 
 
@@ -154,6 +202,57 @@ def test_bigearthnet_v1_takes_labels_date_and_scene_from_the_json(made: Callable
     space = result.contract.label_space
     sample = list(by_key(tmp_path / "43").values())[2]
     assert sorted(space.names[i] for i in sample.meta["labels"]) == ["Airports", "Pastures", "Vineyards"]
+
+
+def test_published_lists_beside_the_source_are_followed(made: Callable[[str], Path], tmp_path: Path) -> None:
+    """The official lists of v1 are pairs `S2,S1`, gzipped on Zenodo; the Google lists are one id a line."""
+    source = shutil.copytree(made("bigearthnet v1"), tmp_path / "source")
+    names = sorted(path.name for path in (source / "BigEarthNet-v1.0").iterdir())
+    for split, name in zip(("train", "val", "test"), names, strict=True):
+        (source / f"{split}.csv.gz").write_bytes(gzip.compress(f"{name},S1A_IW_{name}\n".encode()))
+        (source / f"bigearthnet-{split}.txt").write_text(f"elsewhere_{split}\n{name}\n")
+    result = pack("bigearthnet v1", source, tmp_path / "official")
+    assert result.contract.splits == {"train": 1, "val": 1, "test": 1}
+    assert "split train holds 1 samples, the card says 269695" in result.notes
+    assert pack("bigearthnet v1", source, tmp_path / "google", splits="google").contract.splits == {
+        "train": 1,
+        "val": 1,
+        "test": 1,
+    }
+    (source / "val.csv.gz").unlink()
+    result = pack("bigearthnet v1", source, tmp_path / "without")
+    assert (result.contract.splits, result.notes[0][:13]) == ({"all": 3}, "no split list")
+    with pytest.raises(SettingError, match=r"no such splits; known: official, google"):
+        pack("bigearthnet v1", source, tmp_path / "unknown", splits="gogle")
+
+    snow = tmp_path / "snow.csv"
+    snow.write_text(f"{names[0]}\n")
+    recipe = dataclasses.replace(packing.recipe_for("bigearthnet"), edition="v1")
+    result = packing.pack("bigearthnet", source=source, out=tmp_path / "clear", recipe=recipe, leave_out=[snow])
+    assert sum(result.contract.splits.values()) == 2
+
+
+def test_eurosat_follows_its_published_lists(made: Callable[[str], Path], tmp_path: Path) -> None:
+    source = shutil.copytree(made("eurosat"), tmp_path / "source")
+    for number, split in enumerate(("train", "val", "test"), 1):
+        (source / f"eurosat-{split}.txt").write_text(f"River_{number}.jpg\nAnnualCrop_{number}.jpg\n")
+    assert pack("eurosat", source, tmp_path / "out").contract.splits == {"train": 2, "val": 2, "test": 2}
+
+
+def test_a_patch_without_a_19_class_label_is_kept_and_told(made: Callable[[str], Path], tmp_path: Path) -> None:
+    source = shutil.copytree(made("bigearthnet v1"), tmp_path / "source")
+    path = sorted(source.rglob("*_labels_metadata.json"))[0]
+    path.write_text(path.read_text().replace("Vineyards", "Airports"))
+    result = pack("bigearthnet v1", source, tmp_path / "out")
+    assert "1 samples have no label of 'bigearthnet-19-official': kept" in result.notes
+    assert result.complete
+
+
+def test_the_snow_table_of_v2_is_a_split_set_of_its_own(made: Callable[[str], Path], tmp_path: Path) -> None:
+    source = shutil.copytree(made("bigearthnet v2"), tmp_path / "source")
+    (source / "metadata.parquet").rename(source / "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
+    result = pack("bigearthnet v2", source, tmp_path / "out", splits="snow and cloud")
+    assert result.contract.splits == {"train": 1, "val": 1, "test": 1}
 
 
 def test_bigearthnet_v2_takes_split_and_labels_from_the_table(made: Callable[[str], Path], tmp_path: Path) -> None:
@@ -216,10 +315,10 @@ def test_fmow_values_beyond_uint16_stay_exact_in_float32(tmp_path: Path) -> None
 def test_oscd_pairs_dates_and_change(made: Callable[[str], Path], tmp_path: Path) -> None:
     result = pack("oscd", made("oscd"), tmp_path)
     assert result.contract.splits == {"train": 1, "test": 1}
-    sample = by_key(tmp_path)["dubai"]
-    assert sample.arrays["image_before"].shape == sample.arrays["image_after"].shape == (13, 31, 39)
+    sample = by_key(tmp_path)["norcia"]
+    assert sample.arrays["image_before"].shape == sample.arrays["image_after"].shape == (13, 241, 385)
     assert (sample.arrays["mask"].sum(), sample.arrays["mask"].max()) == (24, 1)
-    assert (sample.meta["date"], sample.meta["date_after"]) == ("2015-08-20", "2018-02-05")
+    assert (sample.meta["date"], sample.meta["date_after"]) == ("2015-07-11", "2017-10-18")
 
 
 def test_released_segmunich_is_reordered_and_recoded(made: Callable[[str], Path], tmp_path: Path) -> None:
@@ -235,11 +334,56 @@ def test_released_segmunich_is_reordered_and_recoded(made: Callable[[str], Path]
     assert set(sample.arrays["mask"][codes == 11].tolist()) == {11}
 
 
+def test_no_copy_of_a_training_patch_is_left_in_validation(tmp_path: Path) -> None:
+    source = synthetic.segmunich_released(tmp_path / "source", splits=(("train", 2), ("val", 2)))
+    top = source / "TUM_128"
+    for kind in ("img", "label"):
+        cube = tifffile.imread(top / f"train/{kind}/1.tif")
+        for split, name, copy in (("val", "7", np.rot90(cube)), ("train", "8", cube[::-1])):
+            tifffile.imwrite(top / split / kind / f"{name}.tif", np.ascontiguousarray(copy), photometric="minisblack")
+    result = pack("segmunich", source, tmp_path / "out")
+    assert set(by_key(tmp_path / "out")) == {"train-0", "train-1", "train-8", "val-0", "val-1"}
+    assert result.complete
+    assert result.notes[:2] == (
+        "1 copies of training patches in val or test: left out",
+        "2 of 6 patches are copies of another, turned or mirrored",
+    )
+    groups = {key: sample.meta["group"] for key, sample in by_key(tmp_path / "out").items()}
+    assert groups["train-1"] == groups["train-8"]
+    assert len(set(groups.values())) == 4
+
+
+def test_bands_in_the_wrong_place_are_told_of_a_hundred_samples(tmp_path: Path) -> None:
+    """Files whose B8A lies where its number stands, not last: read as EuroSAT is, the names are wrong."""
+    spectrum = np.array([1354, 1118, 1043, 948, 1199, 2000, 2369, 2297, 732, 12, 1819, 1119, 2594])
+    rng = np.random.default_rng(1)
+    for folder, order in (("right", list(range(13))), ("wrong", [*range(8), 12, *range(8, 12)])):
+        for number in range(1, 101):
+            pixels = rng.normal(spectrum[order], spectrum[order] / 20, (64, 64, 13)).clip(1).astype(np.uint16)
+            path = tmp_path / folder / "River" / f"River_{number}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(path, pixels, photometric="minisblack")
+    right = pack("eurosat", tmp_path / "right", tmp_path / "a")
+    assert right.complete
+    assert right.notes[-1] == "spectral fingerprints of 100 samples: bands as named; level as named"
+    wrong = pack("eurosat", tmp_path / "wrong", tmp_path / "b")
+    assert (wrong.quarantined, wrong.complete) == (0, False)
+    assert "B10 is 731" in wrong.notes[-1]
+    (tmp_path / "wrong" / "River" / "River_100.tif").unlink()
+    assert pack("eurosat", tmp_path / "wrong", tmp_path / "c").complete, "undecided below a hundred"
+
+
 # --- faults, each told with its reason -----------------------------------------------------
 
 
 def _rewrite(path: Path, change: Callable[[Array], Array]) -> None:
     tifffile.imwrite(path, change(tifffile.imread(path)), photometric="minisblack")
+
+
+def _city(source: Path) -> list[Path]:
+    """The rasters of Bercy, without the PNG."""
+    next(source.rglob("bercy/cm/cm.png")).unlink()
+    return [*source.rglob("bercy/imgs_*_rect/*.tif"), *source.rglob("bercy-cm.tif")]
 
 
 PAGES = np.ones((4, 64, 60), np.uint16)
@@ -291,17 +435,27 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "an image without label": ("segmunich", lambda s: (s / "TUM_128/train/label/1.tif").unlink(), "without label"),
     "change maps that differ": (
         "oscd",
-        lambda s: _rewrite(next(s.rglob("beirut-cm.tif")), lambda a: 3 - a),
+        lambda s: _rewrite(next(s.rglob("bercy-cm.tif")), lambda a: 3 - a),
         "cm.png and cm.tif differ",
     ),
     "a change map of 0 and 1": (
         "oscd",
-        lambda s: _rewrite(next(s.rglob("beirut-cm.tif")), lambda a: a - 1),
+        lambda s: _rewrite(next(s.rglob("bercy-cm.tif")), lambda a: a - 1),
         "expected 1 and 2",
+    ),
+    "a city of another size": (
+        "oscd",
+        lambda s: [_rewrite(p, lambda a: a[..., :-1, :] if a.ndim == 2 else a[:-1]) for p in _city(s)],  # type: ignore[arg-type,return-value]
+        "the published one is (395, 360)",
+    ),
+    "dates of another day": (
+        "oscd",
+        lambda s: next(s.rglob("bercy/dates.txt")).write_text("date_1: 20161130\ndate_2: 20170830\n"),  # type: ignore[arg-type,return-value]
+        "dates.txt says date_after 2017-08-30, published is 20170829",
     ),
     "a pair of unequal size": (
         "oscd",
-        lambda s: [_rewrite(p, lambda a: a[1:]) for p in s.rglob("beirut/imgs_2_rect/*.tif")],  # type: ignore[arg-type,return-value]
+        lambda s: [_rewrite(p, lambda a: a[1:]) for p in s.rglob("bercy/imgs_2_rect/*.tif")],  # type: ignore[arg-type,return-value]
         "arrays of different sizes",
     ),
 }

@@ -156,19 +156,50 @@ def test_equal_samples_give_equal_bytes(tmp_path: Path, codec: shards.Codec) -> 
 # webdataset leaves the tar to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_webdataset_alone_reads_them(tmp_path: Path) -> None:
-    import imagecodecs
+    import torch
     import webdataset
 
-    made = [sample(number) for number in (1, 2)]
+    made = [sample(number, size=8 + number) for number in (1, 2)]
     shards.write(made, tmp_path, contract=CONTRACT)
     url = str(tmp_path / "toy-train-000000.tar")
-    decoder = webdataset.handle_extension("image.blosc", lambda b: np.frombuffer(imagecodecs.blosc_decode(b), "<u2"))
-    rows = list(webdataset.WebDataset(url, shardshuffle=False).decode(decoder))
+    plain = webdataset.WebDataset(url, shardshuffle=False).decode(shards.decode_member)
+    rows = list(torch.utils.data.DataLoader(plain, batch_size=None))
     assert [row["__key__"] for row in rows] == ["place_001", "place_002"]
     for row, original in zip(rows, made, strict=True):
-        image = row["image.blosc"].reshape(row["meta.json"]["arrays"]["image"]["shape"])
-        np.testing.assert_array_equal(image, original.arrays["image"])
+        np.testing.assert_array_equal(row["image.blosc"], original.arrays["image"])
+        np.testing.assert_array_equal(row["mask.blosc"], original.arrays["mask"])
         assert row["label.json"]["labels"] == original.meta["labels"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hugging_face_datasets_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    made = [sample(number) for number in (1, 2)]
+    shards.write(made, tmp_path / "s", contract=CONTRACT)
+    tars = [str(path) for path in sorted((tmp_path / "s").glob("*.tar"))]
+    rows = list(datasets.load_dataset("webdataset", data_files=tars, split="train", streaming=True))
+    assert [row["__key__"] for row in rows] == ["place_001", "place_002"]
+    for row, original in zip(rows, made, strict=True):
+        image = shards.decode_member("image.blosc", row["image.blosc"])
+        np.testing.assert_array_equal(image, original.arrays["image"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    hnp.arrays(st.sampled_from([np.uint8, np.uint16, np.float32, np.int32]), hnp.array_shapes(max_dims=4, max_side=6))
+)
+def test_a_member_is_decoded_alone(array: Array) -> None:
+    member = shards.encode(array, "blosc") + shards._shape_behind(array)
+    back = shards.decode_member(".image.blosc", member)
+    assert back is not None
+    np.testing.assert_array_equal(back, array)
+    assert back.dtype == array.dtype
+    assert shards.decode_member(".meta.json", b"{}") is None
+    for cut in (0, 5, 20, len(member) - 1):
+        with pytest.raises(SourceError):
+            shards.decode_member(".image.blosc", member[:cut])
 
 
 @pytest.mark.parametrize("key", ["a.b", "../a", "a/b", "", "ä", "x" * 81])

@@ -25,7 +25,10 @@ _PATCH = {
     "v1": re.compile(r"S2[AB]_MSIL2A_\d{8}T\d{5,6}_\d{1,2}_\d{1,2}"),
     "v2": re.compile(r"S2[AB]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\d{2}[A-Z]{3}_\d{2}_\d{2}"),
 }
-_METADATA = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
+_METADATA = {
+    "official": "metadata.parquet",
+    "snow and cloud": "metadata_for_patches_with_snow_cloud_or_shadow.parquet",
+}
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 _LABELS = "labels_metadata.json"
 _STORED_BYTES = 230_000
@@ -34,8 +37,8 @@ _STORED_BYTES = 230_000
 def find(source: Path, recipe: ShardRecipe) -> Found:
     """The patches of the edition `v1` or `v2` in `source`.
 
-    v2 takes the split of `metadata.parquet` where it lies in or beside the source and leaves out what it does not
-    list (snow and cloud); without it every patch goes to `all`, without labels.
+    v2 takes labels and split from the table of the recipe's `splits` where it lies in or beside the source, and leaves
+    out what that does not list; without it every patch goes to `all`, without labels.
     """
     card = catalog.card("bigearthnet")
     edition = catalog.edition(card, recipe.edition)
@@ -54,26 +57,27 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
             f"{source}: no patch folder of BigEarthNet {edition.name}; try --release with the other edition"
         )
     notes: list[str] = []
-    known = _metadata(source) if edition.name == "v2" else {}
+    table = _METADATA.get(recipe.splits, "")
+    known = _metadata(source, table) if edition.name == "v2" else {}
     if edition.name == "v2" and not known:
-        notes.append(f"no {_METADATA[0]} in or beside {source.name}: samples have no labels")
+        notes.append(f"no {table or 'table'} in or beside {source.name}: samples have no labels")
         space = catalog.label_space(card, "none")
     kept = {name: held for name, held in patches.items() if not known or name in known}
     if len(kept) < len(patches):
-        notes.append(f"{len(patches) - len(kept)} patches are not in {_METADATA[0]}: left out")
+        notes.append(f"{len(patches) - len(kept)} patches are not in {table}: left out")
     index = _index_of(space)
     refs = tuple(_ref(name, held, known.get(name), index) for name, held in kept.items())
     return Found(refs=refs, edition=edition, labels=space, rejected=listing.rejected, notes=tuple(notes))
 
 
-def _metadata(source: Path) -> dict[str, dict[str, Any]]:
-    """Patch name to its row of `metadata.parquet`; empty where the file is not there."""
+def _metadata(source: Path, name: str) -> dict[str, dict[str, Any]]:
+    """Patch name to its row of the table `name`; empty where the file is not there."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     for folder in (source, source.parent):
-        path = folder / _METADATA[0]
-        if path.is_file():
+        path = folder / name
+        if name and path.is_file():
             try:
                 rows = pq.read_table(path, columns=["patch_id", "labels", "split", "country"]).to_pylist()
             except (pa.ArrowException, OSError, ValueError) as error:

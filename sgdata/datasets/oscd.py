@@ -55,8 +55,21 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
 @contextmanager
 def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
     """A function from Ref to Sample: `image_before`, `image_after` (13, H, W) and `mask` (H, W); raises SourceError."""
+    facts = {city["name"]: city for city in catalog.document("oscd_cities")["cities"]}
     with archives.opened(source) as content:
-        yield lambda ref: _read(ref, content, contract)
+        yield lambda ref: _as_published(_read(ref, content, contract), facts[ref.key])
+
+
+def _as_published(sample: Sample, fact: Mapping[str, Any]) -> Sample:
+    """The sample itself. Raises SourceError where size or dates are not the city's: scores would not compare."""
+    expected = (fact["height"], fact["width"])
+    if sample.arrays["mask"].shape != expected:
+        raise SourceError(f"change map is {sample.arrays['mask'].shape}, the published one is {expected}")
+    for name, number in (("date", 1), ("date_after", 2)):
+        day = fact[f"date_{number}"]
+        if sample.meta.get(name) not in (None, f"{day[:4]}-{day[4:6]}-{day[6:]}"):
+            raise SourceError(f"dates.txt says {name} {sample.meta[name]}, published is {day}: pixels of another day?")
+    return sample
 
 
 def _read(ref: Ref, content: archives.Content, contract: Contract) -> Sample:

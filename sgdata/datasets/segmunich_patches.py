@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from sgdata import archives, catalog, contracts, files, tiffs
+from sgdata import archives, catalog, contracts, files, tiffs, twins
 from sgdata.errors import SourceError
 from sgdata.shards import ShardRecipe
 from sgdata.types import Array, Contract, Found, Member, Ref, Sample
@@ -114,7 +115,11 @@ def _read_patch(ref: Ref, images: dict[str, Any]) -> Sample:
 
 
 def _find_released(source: Path, recipe: ShardRecipe) -> Found:
-    """`[TUM_128/]{train,val,test}/{img,label}/<id>.tif`; an image without label is rejected."""
+    """`[TUM_128/]{train,val,test}/{img,label}/<id>.tif`; an image without label is rejected.
+
+    The released sets hold some ten turned and mirrored copies of each window, on both sides of the split. Copies
+    share the `group` of their meta, and of a window that train holds none is left in val or test.
+    """
     card = catalog.card("segmunich")
     edition = catalog.edition(card, "released")
     listing = archives.listing(source)
@@ -140,7 +145,27 @@ def _find_released(source: Path, recipe: ShardRecipe) -> Found:
     ]
     alone = tuple((images[at].name, "image without label") for at in sorted(images.keys() - labels.keys()))
     space = catalog.label_space(card, "segmunich-released")
-    return Found(refs=tuple(refs), edition=edition, labels=space, rejected=listing.rejected + alone)
+    grouped = _grouped(refs, source)
+    trained = {ref.meta["group"] for ref in grouped if ref.split == "train"}
+    kept = tuple(ref for ref in grouped if ref.split == "train" or ref.meta["group"] not in trained)
+    notes = [f"{len(grouped) - len(kept)} copies of training patches in val or test: left out"]
+    copies = len(grouped) - len({ref.meta["group"] for ref in grouped})
+    notes += [f"{copies} of {len(grouped)} patches are copies of another, turned or mirrored"]
+    told = tuple(notes) if copies else ()
+    return Found(refs=kept, edition=edition, labels=space, rejected=listing.rejected + alone, notes=told)
+
+
+def _grouped(refs: list[Ref], source: Path) -> list[Ref]:
+    """The refs with the pixel hash of their image, whichever way it is turned; an unreadable one is its own group."""
+    grouped = []
+    with archives.opened(source) as content:
+        for ref in refs:
+            try:
+                group = twins.d4_hash(tiffs.read(content(ref.members[0])).pixels)
+            except SourceError:  # told, and listed, when the sample is packed
+                group = ref.key
+            grouped.append(replace(ref, meta={"group": group}))
+    return grouped
 
 
 def _index_of_file_value() -> Array:
@@ -163,4 +188,4 @@ def _read_released(ref: Ref, content: archives.Content, order: list[int], index:
     if codes.min() < 0 or codes.max() > 255 or (index[codes] < 0).any():
         raise SourceError(f"label values {np.unique(codes).tolist()[:20]} are not all SegMunich codes")
     arrays = {"image": whole[order], "mask": index[codes[0]].astype(np.uint8)}
-    return Sample(key=ref.key, split=ref.split, arrays=arrays, meta={"source_id": ref.members[0].name})
+    return Sample(key=ref.key, split=ref.split, arrays=arrays, meta={**ref.meta, "source_id": ref.members[0].name})
