@@ -38,7 +38,7 @@ def resolve(area: Area) -> Grid:
         return _over(_edges(area.bbox), area)
     if area.aoi is not None:
         return _over(corners(Path(area.aoi)), area)
-    raise SettingError(f"area: place {area.place!r} cannot be looked up yet; give --bbox or --aoi")
+    raise SettingError(f"area: place {area.place!r} is only a name; expected its outline (osm.located)")
 
 
 def in_degrees(lattice: Grid) -> Bounds:

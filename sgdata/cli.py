@@ -16,7 +16,7 @@ import typer
 from sgdata.errors import SettingError, SgdataError
 
 if TYPE_CHECKING:
-    from sgdata.datasets.segmunich import BuildRecipe
+    from sgdata.datasets.segmunich import BuildRecipe, Places
     from sgdata.lock import Lock
 
 app = typer.Typer(
@@ -86,6 +86,9 @@ Osm = Annotated[str, typer.Option("--osm", help="overpass, a URL, a file (.osm .
 Offline = Annotated[bool, typer.Option("--offline", help="OpenStreetMap only from stored answers.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A build recipe instead of the shipped one.")]
 Dates = Annotated[str | None, typer.Option("--dates", metavar="A/B", help="First and last day.")]
+OsmDate = Annotated[str | None, typer.Option("--osm-date", help="OpenStreetMap as of this day (last of --dates).")]
+Believe = Annotated[str | None, typer.Option("--believe", help="pixels or metadata, where offsets contradict.")]
+Cluster = Annotated[str | None, typer.Option("--cluster", metavar="ADDRESS", help="A Dask scheduler.")]
 Composite = Annotated[str | None, typer.Option("--composite", help="medoid or median.")]
 
 
@@ -105,7 +108,12 @@ def build_recipe(name: str, recipe: Path | None, changes: list[str] | None, chos
     if area:
         document["area"] = json.loads(json.dumps(area, default=str))
     if chosen.get("dates"):
-        document["dates"] = chosen["dates"]
+        # Labels of a later day would show what the images cannot.
+        document |= {"dates": chosen["dates"], "osm_date": str(chosen["dates"]).rpartition("/")[2]}
+    if chosen.get("osm_date"):
+        document["osm_date"] = chosen["osm_date"]
+    if chosen.get("believe"):
+        document["offset"]["believe"] = chosen["believe"]
     if chosen.get("composite"):
         document["composite"]["method"] = chosen["composite"]
     for change in changes or ():
@@ -124,14 +132,18 @@ def plan(
     recipe: RecipeFile = None,
     changes: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the lock.")] = None,
+    allow_holes: Annotated[bool, typer.Option("--allow-holes", help="Months without enough passes are fine.")] = False,
+    workers: Workers = 1,
     as_json: AsJson = False,
 ) -> None:
     """Search the catalogue once: scenes per month and bytes, and the lock that a build follows. Fetches no pixel."""
     from sgdata.datasets import segmunich
 
     chosen = build_recipe(name, recipe, changes, {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates})
-    places = segmunich.Places(out=out or Path(chosen.out), stac=stac)
-    show_plan(segmunich.plan(chosen, places), places.out, as_json=as_json)
+    places = segmunich.Places(out=out or Path(chosen.out), stac=stac, workers=workers)
+    holes = show_plan(segmunich.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=as_json)
+    if holes and not allow_holes:
+        raise SettingError(f"{holes}; choose other dates or another catalogue, or give --allow-holes")
 
 
 @app.command(epilog=example("sgdata build segmunich --aoi area.geojson --stac archive/catalog.json --osm city.osm"))
@@ -144,10 +156,14 @@ def build(
     osm: Osm = "overpass",
     offline: Offline = False,
     dates: Dates = None,
+    osm_date: OsmDate = None,
+    believe: Believe = None,
     composite: Composite = None,
     recipe: RecipeFile = None,
     changes: Overrides = None,
     lock: Annotated[Path | None, typer.Option("--lock", help="Follow this lock instead of searching.")] = None,
+    exact: Annotated[bool, typer.Option("--locked", help="Refuse any deviation from the lock of a build.")] = False,
+    cluster: Cluster = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write into.")] = None,
     scratch: Annotated[Path | None, typer.Option("--scratch", help="Keep staged pixels here.")] = None,
     workers: Workers = 1,
@@ -159,42 +175,75 @@ def build(
     from sgdata.datasets import segmunich
 
     listen(quiet)
-    chosen = build_recipe(
-        name, recipe, changes, {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "composite": composite}
-    )
+    wanted: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "composite": composite}
+    chosen = build_recipe(name, recipe, changes, wanted | {"osm_date": osm_date, "believe": believe})
     places = segmunich.Places(
-        out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, workers=workers, scratch=scratch
+        out=out or Path(chosen.out),
+        stac=stac,
+        osm=osm,
+        offline=offline,
+        workers=workers,
+        cluster=cluster,
+        scratch=scratch,
     )
     locked = locks.read(lock) if lock else None
     if dry_run:
-        show_plan(locked or segmunich.plan(chosen, places), places.out, as_json=False)
+        show_plan(locked or segmunich.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=False)
         return
-    print(segmunich.build(chosen, places, locked=locked))
+    print(segmunich.build(chosen, places, locked=locked, exact=exact))
 
 
-def show_plan(planned: Lock, out: Path, *, as_json: bool) -> None:
-    """The month table of a plan, and where its lock lies."""
+@app.command(epilog=example("sgdata drift out/build/segmunich.lock.json"))
+def drift(
+    lock: Annotated[Path, typer.Argument(help="The lock of a plan or a build.")],
+    stac: Stac = None,
+) -> None:
+    """What the catalogue says today against a lock: changed, vanished and new items; exits 2 if there are any."""
+    from sgdata import lock as locks
+    from sgdata import passes
+
+    where = stac or build_recipe("segmunich", None, None, {}).source.stac
+    lines = passes.drift(locks.read(lock), where)
+    for line in lines:
+        print(line)
+    if lines:
+        raise SystemExit(2)
+    print(f"{lock}: {where} says the same today")
+
+
+def show_plan(planned: Lock, places: Places, *, where: str, as_json: bool) -> str:
+    """Print the month table of a plan, its cost, and where its lock lies; returns its holes in words."""
     from rich.console import Console
     from rich.table import Table
 
-    from sgdata import files
+    from sgdata import files, passes
     from sgdata import lock as locks
-    from sgdata.datasets import segmunich
 
-    months = segmunich.months(planned)
+    months = passes.months(planned)
+    cost = passes.cost(planned, where, workers=places.workers)
+    holes = passes.holes(months)
     if as_json:
-        print(files.pretty_json({"lock": out / locks.NAME, "months": months}).decode(), end="")
-        return
-    table = Table("month", "passes", "scenes", "MB raw")
+        about = {"lock": places.out / locks.NAME, "months": months, "cost": cost}
+        print(files.pretty_json(about | {"dropped": planned.dropped}).decode(), end="")
+        return holes
+    table = Table("month", "passes", "expected", "scenes", "MB raw")
     for month in months:
-        table.add_row(month.month, str(month.passes), str(month.scenes), f"{month.bytes / 1e6:,.0f}")
+        mark = " hole" if month.hole else ""
+        table.add_row(
+            month.month, f"{month.passes}{mark}", f"{month.expected:g}", str(month.scenes), f"{month.bytes / 1e6:,.0f}"
+        )
     total = sum(month.bytes for month in months)
-    table.add_row("all", str(sum(m.passes for m in months)), str(len(planned.items)), f"{total / 1e6:,.0f}")
+    table.add_row("all", str(sum(m.passes for m in months)), "", str(len(planned.items)), f"{total / 1e6:,.0f}")
     console = Console()
     console.print(table)
     for dropped in planned.dropped:
         console.print(f"left out: {dropped.id}: {dropped.reason}", highlight=False, markup=False)
-    print(out / locks.NAME)
+    print(
+        f"about {cost.read_bytes / 1e6:,.0f} MB to read, {cost.scratch_bytes / 1e6:,.0f} MB of scratch, "
+        f"{cost.minutes} minutes with {places.workers} workers"
+    )
+    print(places.out / locks.NAME)
+    return holes
 
 
 @app.command(epilog=example("sgdata catalog eurosat"))

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sgdata import files
-from sgdata.errors import SettingError
+from sgdata.errors import OutputError, SettingError
 from sgdata.stac import Dropped, Scene
 from sgdata.types import Grid
 
@@ -72,6 +72,26 @@ def write(path: Path, lock: Lock) -> None:
 def sha256(value: object) -> str:
     """The hash of any document of ours, over its canonical JSON."""
     return files.sha256(files.canonical_json(value))
+
+
+def hold(promised: Lock, found: Lock) -> None:
+    """Refuse the first thing in which a run deviates from its lock. Raises OutputError naming both values."""
+    difference = _difference(files.plain(promised), files.plain(found), "")
+    if difference:
+        raise OutputError(
+            f"--locked: {difference}; build without --locked, or with the recipe and the versions of that build"
+        )
+
+
+def _difference(promised: Any, found: Any, where: str) -> str:
+    """'a.b is X, the lock has Y' for the first leaf that differs, '' where none does."""
+    if isinstance(promised, dict) and isinstance(found, dict):
+        pairs = [(key, promised.get(key), found.get(key)) for key in sorted(promised.keys() | found.keys())]
+    elif isinstance(promised, list) and isinstance(found, list) and len(promised) == len(found):
+        pairs = [(str(index), *pair) for index, pair in enumerate(zip(promised, found, strict=True))]
+    else:
+        return "" if promised == found else f"{where} is {found!s:.60}, the lock has {promised!s:.60}"
+    return next((text for key, a, b in pairs if (text := _difference(a, b, f"{where}.{key}".lstrip(".")))), "")
 
 
 def choice(lock: Lock) -> str:

@@ -15,6 +15,8 @@ from sgdata.errors import SourceError
 from sgdata.sentinel2 import BASELINE_OFFSET, SceneClass
 from sgdata.types import Array, Level
 
+Believe = Literal["neither", "pixels", "metadata"]
+
 TEST_BANDS = ("B02", "B04", "B12")
 DARK_DN = 1000
 """Vegetation and water reflect less than 0.1 in the test bands: below 1000 unless the offset is still in."""
@@ -25,9 +27,13 @@ SHARE_PRESENT, SHARE_ABSENT = 0.05, 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class OffsetSettings:
-    """What becomes of a scene that metadata leave open and that shows too little clear ground to be tested."""
+    """What becomes of a scene that metadata leave open and that shows too little clear ground to be tested.
+
+    `believe`: whom, where the two contradict each other; the item's own flag settles only what nothing else does.
+    """
 
     untestable: Literal["stop", "leave-out"]
+    believe: Believe = "neither"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,24 +71,31 @@ def count(scene_classes: Array, bands: Array) -> tuple[int, int]:
     return int(clear.sum()), int(((bands < DARK_DN) & clear).sum())
 
 
-def decide(scene: str, table: int | None, evidence: Evidence) -> int:
-    """The offset to add to the DN of `scene`.
+def decide(
+    scene: str, table: int | None, evidence: Evidence, *, declared: int | None = None, believe: Believe = "neither"
+) -> int:
+    """The offset to add to the DN of `scene`; `declared` is what its item says of itself.
 
-    Raises SourceError where table and pixels contradict each other, or where neither can tell.
+    Raises SourceError where table and pixels contradict each other, or where neither can tell, unless `believe`
+    names one of them.
     """
     pixels = measured(evidence)
     what = f"{evidence.dark_share:.3f} of {evidence.eligible} clear pixels below DN {DARK_DN}"
     if table is None and pixels is None:
+        if believe == "metadata" and declared is not None:
+            return declared
         raise SourceError(
             f"scene {scene}: offset undecided, and the pixels cannot tell ({what}, expected at most {SHARE_PRESENT} "
-            f"or at least {SHARE_ABSENT} of {ENOUGH_PIXELS}); leave the scene out or choose another collection"
+            f"or at least {SHARE_ABSENT} of {ENOUGH_PIXELS}); leave the scene out or give --believe metadata"
         )
-    if table is not None and pixels is not None and table != pixels:
+    if table is not None and pixels is not None and table != pixels and believe == "neither":
         raise SourceError(
             f"scene {scene}: metadata promise offset {table}, the pixels say {pixels} ({what}); "
-            "leave the scene out or choose another collection"
+            "leave the scene out or give --believe pixels|metadata"
         )
-    return table if pixels is None else pixels  # type: ignore[return-value]
+    # Here they agree, or only one of them can tell, or the user has chosen.
+    first, second = (table, pixels) if believe == "metadata" else (pixels, table)
+    return second if first is None else first  # type: ignore[return-value]
 
 
 def untestable(table: int | None, evidence: Evidence) -> bool:

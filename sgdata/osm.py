@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sgdata import files, overpass, tags
-from sgdata.errors import SettingError, SourceError
+from sgdata.areas import Area
+from sgdata.errors import ServiceError, SettingError, SourceError
 
 OSM_FILES = (".osm", ".osm.gz", ".osm.bz2", ".xml", ".osm.pbf", ".pbf")
 JSON_FILES = (".json", ".json.gz")
@@ -42,6 +44,38 @@ class Features:
     as_of: str | None
     counts: Mapping[str, int]
     losses: Mapping[str, str]
+
+
+def located(area: Area, outline: Path, *, offline: bool = False) -> Area:
+    """The area with a place's name replaced by its polygon, asked for once and kept in the file `outline`.
+
+    Raises SettingError (no such place, or it has no polygon), ServiceError, SourceError (offline, nothing kept).
+    """
+    if area.place is None:
+        return area
+    kept = json.loads(outline.read_bytes()) if outline.is_file() else {}
+    if kept.get("name") != area.place:
+        if offline:
+            raise SourceError(f"{outline}: no stored outline of {area.place!r}; run without --offline, or give --aoi")
+        files.write(outline, files.pretty_json({"name": area.place, "type": "Feature", **_geocoded(area.place)}))
+    return replace(area, place=None, aoi=str(outline))
+
+
+def _geocoded(place: str) -> dict[str, Any]:
+    """Geometry and attribution of a place from Nominatim."""
+    import osmnx
+    import requests
+    import shapely
+
+    osmnx.settings.use_cache = False  # it would write ./cache, and answers there never grow old
+    try:
+        geometry = osmnx.geocode_to_gdf(place).geometry.iloc[0]
+    except requests.RequestException as error:
+        raise ServiceError(f"place {place!r}: no geocoder answers: {error!s:.120}; give --bbox or --aoi") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise SettingError(f"place {place!r}: {error!s:.160}; expected a name with an outline; give --aoi") from None
+    licence = "© OpenStreetMap contributors, ODbL 1.0"
+    return {"properties": {"licence": licence}, "geometry": json.loads(shapely.to_geojson(geometry))}
 
 
 @dataclass(kw_only=True)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from sgdata.errors import ServiceError, SettingError
+
+CONNECT_S = 10
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def run(task: Callable[[T], R], items: Iterable[T], *, workers: int) -> Iterator[R]:
-    """`task(item)` for each item, in the order of `items`.
+def run(task: Callable[[T], R], items: Iterable[T], *, workers: int, cluster: str | None = None) -> Iterator[R]:
+    """`task(item)` for each item, in the order of `items`; on the Dask scheduler at the address `cluster` if given.
 
     `task` and its items are picklable where `workers` > 1; at most three items per worker are under way, so
     that memory does not grow with their number. An exception of a task is raised here and ends the run.
     """
+    if cluster:
+        yield from _on_cluster(task, items, cluster)
+        return
     if workers <= 1:
         yield from map(task, items)
         return
@@ -36,3 +44,24 @@ def run(task: Callable[[T], R], items: Iterable[T], *, workers: int) -> Iterator
                 yield pending.popleft().result()
         finally:
             executor.shutdown(cancel_futures=True)
+
+
+def _on_cluster(task: Callable[[T], R], items: Iterable[T], address: str) -> Iterator[R]:
+    """The same tasks on other machines, which see the same folders. A task of a worker that dies runs again."""
+    try:
+        distributed: Any = importlib.import_module("distributed")
+    except ImportError:
+        raise SettingError(f"--cluster {address}: dask is not installed; pip install 'sgdata[cluster]'") from None
+    try:
+        client = distributed.Client(address, timeout=CONNECT_S)
+    except (OSError, ValueError) as error:
+        raise ServiceError(f"--cluster {address}: no Dask scheduler answers: {error!s:.100}; start one there") from None
+    with client:
+        pending: deque[Any] = deque()
+        for item in items:
+            # Not pure: a task writes files, and must run even if an equal one ran before.
+            pending.append(client.submit(task, item, pure=False))
+            if len(pending) >= 3 * max(len(client.nthreads()), 1):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

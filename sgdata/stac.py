@@ -1,24 +1,26 @@
 """The only network edge for scenes: one search -> the scenes of an area, parsed once, in a fixed order.
 
 Knows the asset keys and properties of Earth Search v1, Planetary Computer and the Copernicus Data Space, and
-reads an API, a static catalogue on disk or an ItemCollection file.
+reads an API, a static catalogue on disk or over HTTP, or an ItemCollection file.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgdata.errors import ServiceError, SettingError, SourceError
+from sgdata.sentinel2 import BAND, SCALE
 from sgdata.types import Bounds
 
 if TYPE_CHECKING:
     import pystac
+    from pystac_client import ItemSearch
 
 EARTH_SEARCH = {
     "B01": "coastal", "B02": "blue", "B03": "green", "B04": "red", "B05": "rededge1", "B06": "rededge2",
@@ -37,6 +39,9 @@ KEYS = {"earth-search": EARTH_SEARCH, "planetary-computer": PLANETARY_COMPUTER, 
 """Provider -> band -> asset key. Never by `eo:common_name`: three bands share "rededge", and B8A is "nir08"."""
 
 RETRIES, TIMEOUT_S = 4, 60.0
+PAGE, STALE_PAGES = 100, 3
+STRIP_OVERLAP = 0.1
+"""Twins that share less than this part of the smaller one are two stations' strips of one pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,8 @@ class Scene:
     bbox: Bounds
     cloud_cover: float | None
     assets: dict[str, Asset]
+    declared_offset: int | None = None
+    """What the item says must be added to its DN: often wrong, so it is compared and never simply followed."""
 
     @property
     def acquisition(self) -> tuple[str, str, str, int, str]:
@@ -117,7 +124,7 @@ def search(where: str, query: Query) -> tuple[tuple[Scene, ...], tuple[Dropped, 
             f"which {_extent(items)}; choose another area, dates or catalogue"
         )
     scenes = sorted((parse(item, query.bands, root) for item in wanted.values()), key=lambda s: (s.time, s.id))
-    return without_twins(scenes)
+    return without_twins(scenes, {item.id: item.geometry for item in wanted.values()})
 
 
 def is_url(where: str) -> bool:
@@ -141,6 +148,7 @@ def days(dates: str) -> tuple[date, date]:
 
 def _from_api(url: str, query: Query) -> Iterator[pystac.Item]:
     """All pages, asked for in slices of a year: long windows run into the servers' time limits."""
+    import pystac
     import requests
     from pystac_client import Client
     from pystac_client.exceptions import APIError
@@ -149,14 +157,33 @@ def _from_api(url: str, query: Query) -> Iterator[pystac.Item]:
     first, last = days(query.dates)
     try:
         client = Client.open(url, stac_io=StacApiIO(max_retries=RETRIES, timeout=TIMEOUT_S))
+        if not client.conforms_to("ITEM_SEARCH"):
+            yield from (item for item in client.get_items(recursive=True) if item.collection_id == query.collection)
+            return
         for year in range(first.year, last.year + 1):
             span = (max(first, date(year, 1, 1)).isoformat(), min(last, date(year, 12, 31)).isoformat())
-            yield from client.search(collections=[query.collection], bbox=query.bounds, datetime=span).items()
-    except (APIError, requests.RequestException) as error:
+            yield from _pages(
+                client.search(collections=[query.collection], bbox=query.bounds, datetime=span, limit=PAGE), url
+            )
+    except (APIError, requests.RequestException, pystac.STACError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ServiceError(
             f"{url}: no answer from the catalogue: {reason:.200}; try later or give --stac PATH"
         ) from None
+
+
+def _pages(search: ItemSearch, url: str) -> Iterator[pystac.Item]:
+    """The items of all pages, each once. Raises ServiceError where paging goes round in a circle."""
+    seen: set[str] = set()
+    stale = 0
+    for page in search.pages():
+        fresh = [item for item in page if item.id not in seen]
+        seen.update(item.id for item in fresh)
+        yield from fresh
+        # One page may repeat what a server re-sorted meanwhile; page after page of it has no end.
+        stale = 0 if fresh else stale + 1
+        if stale >= STALE_PAGES:
+            raise ServiceError(f"{url}: {stale} pages in a row repeat items after {len(seen)} of them; try later")
 
 
 def _root(path: Path) -> Path:
@@ -245,7 +272,17 @@ def parse(item: pystac.Item, bands: tuple[str, ...], root: str = "") -> Scene:
         bbox=(item.bbox[0], item.bbox[1], item.bbox[2], item.bbox[3]),
         cloud_cover=told.get("eo:cloud_cover"),
         assets={band: _asset(item, keys[band], root) for band in bands},
+        declared_offset=_declared(item, [item.assets[keys[band]] for band in bands if band in BAND]),
     )
+
+
+def _declared(item: pystac.Item, assets: list[pystac.Asset]) -> int | None:
+    """The offset in DN that an item claims: Earth Search's flag, else what stands beside its first band."""
+    if item.properties.get("earthsearch:boa_offset_applied"):
+        return 0  # its `offset` is then still -0.1 in some items: the flag is the later word
+    told = assets[0].extra_fields if assets else {}
+    value = told.get("raster:offset", (told.get("raster:bands") or [{}])[0].get("offset"))
+    return None if value is None else round(float(value) / SCALE)
 
 
 def _provider(item: pystac.Item, bands: tuple[str, ...]) -> tuple[str, dict[str, str]]:
@@ -289,19 +326,37 @@ def _zone(number: str, letters: str) -> str:
     return f"EPSG:{326 if letters[0] >= 'N' else 327}{int(number):02d}"
 
 
-def without_twins(scenes: Iterable[Scene]) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
-    """One scene per acquisition: the newest baseline, then the newest generation time, then the greatest id."""
-    kept: dict[tuple[str, str, str, int, str], Scene] = {}
+def without_twins(
+    scenes: Iterable[Scene], outlines: Mapping[str, Any] | None = None
+) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
+    """One scene per acquisition: the newest baseline, then the newest generation time, then the greatest id.
+
+    `outlines`: id -> GeoJSON of where a scene has data. Two strips of a pass that hardly overlap are both kept.
+    """
+    kept: dict[tuple[str, str, str, int, str], list[Scene]] = {}
     ranked = sorted(scenes, key=lambda s: (s.baseline, s.generated, s.id), reverse=True)
     dropped = []
     for scene in ranked:
-        winner = kept.setdefault(scene.acquisition, scene)
-        if winner is not scene:
+        winners = kept.setdefault(scene.acquisition, [])
+        winner = next((other for other in winners if not _strips(scene.id, other.id, outlines or {})), None)
+        if winner is None:
+            winners.append(scene)
+        else:
             dropped.append(
                 Dropped(id=scene.id, reason=f"twin of {winner.id} (baseline {scene.baseline} < {winner.baseline})")
             )
-    order = sorted(kept.values(), key=lambda s: (s.time, s.id))
+    order = sorted((scene for winners in kept.values() for scene in winners), key=lambda s: (s.time, s.id))
     return tuple(order), tuple(sorted(dropped, key=lambda d: d.id))
+
+
+def _strips(one: str, other: str, outlines: Mapping[str, Any]) -> bool:
+    """Whether two scenes of one acquisition see different ground."""
+    import shapely.geometry
+
+    if not (outlines.get(one) and outlines.get(other)):
+        return False
+    shapes = [shapely.make_valid(shapely.geometry.shape(outlines[name])) for name in (one, other)]
+    return bool(shapes[0].intersection(shapes[1]).area < STRIP_OVERLAP * min(shape.area for shape in shapes))
 
 
 def located(scene: Scene, where: str) -> Scene:

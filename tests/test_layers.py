@@ -36,7 +36,7 @@ LAYERS = (
         "areas",
     ),
     ("rasters", "stac", "osm", "overpass", "shards", "patches", "verify", "archives", "tiffs", "lock", "fetch"),
-    ("staging", "observe", "builds", "annotate"),
+    ("staging", "observe", "builds", "annotate", "passes"),
     ("datasets", "simulate"),
     ("packing", "page", "audit", "release", "show"),
     ("demo", "demo_score", "demo_page", "cli"),

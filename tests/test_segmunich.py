@@ -13,7 +13,7 @@ import pytest
 import rasterio
 from stac_wrap import Wrapped, wrap
 
-from sgdata import builds, catalog, contracts, files, lock, observe, rasters, staging
+from sgdata import builds, catalog, contracts, files, lock, observe, passes, rasters, staging
 from sgdata.areas import Area
 from sgdata.composite import NO_VALUE
 from sgdata.datasets import segmunich
@@ -125,7 +125,7 @@ def test_granules_of_one_pass_count_once(tmp_path: Path, recipe: BuildRecipe) ->
         values[: len(values) // 2] = 0
     twice = [
         scene("2019-06-01", half, id="S2A_32UPU_20190601_0_L2A"),
-        replace(scene("2019-06-01", truth, id="S2A_32UQU_20190601_0_L2A"), time="2019-06-01T10:00:04Z"),
+        replace(scene("2019-06-01", truth, id="S2A_32UPU_20190601_1_L2A"), time="2019-06-01T10:00:04Z"),
     ]
     wrap(tmp_path / "a", twice)
     provenance = pixels(run(recipe, tmp_path / "a", tmp_path / "b") / "provenance.tif")
@@ -225,7 +225,7 @@ def test_plan_reads_no_pixel_and_counts_months(tmp_path: Path, recipe: BuildReci
     planned = segmunich.plan(recipe, Places(out=tmp_path / "b", stac=str(tmp_path / "a")))
     assert planned.state == "planned"
     assert lock.read(tmp_path / "b" / lock.NAME) == planned
-    rows = {row.month: row for row in segmunich.months(planned)}
+    rows = {row.month: row for row in passes.months(planned)}
     assert len(rows) == 12
     assert (rows["2019-05"].passes, rows["2019-06"].scenes, rows["2019-07"].scenes) == (2, 0, 1)
     raw = 150 * 140 * (4 * 2 + 6 * 2 / 4 + 2 * 2 / 36 + 1 / 4)

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
 
-from sgdata import annotate, areas, builds, files, grid, lock, observe, offsets, pool, progress, stac, staging
+from sgdata import (
+    annotate,
+    areas,
+    builds,
+    files,
+    grid,
+    lock,
+    observe,
+    offsets,
+    osm,
+    passes,
+    pool,
+    progress,
+    stac,
+    staging,
+)
 from sgdata.annotate import PatchSettings
 from sgdata.areas import Area
 from sgdata.blocks import SplitSettings
@@ -23,6 +38,12 @@ from sgdata.resample import VERSION as RESAMPLING_VERSION
 from sgdata.resample import Kernel
 from sgdata.sentinel2 import BAND
 from sgdata.types import Grid, Level
+
+log = logging.getLogger("sgdata")
+
+
+PLACE = "place.geojson"
+"""The outline of a place asked for by name: kept beside the output, for a geocoder may answer otherwise tomorrow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +88,7 @@ class Places:
 
     `stac`: URL or path in place of the recipe's; `osm`: 'overpass', a URL of such a service, a file, or 'none' for
     a build without labels; `offline`: only answers that an earlier build of `out` stored. `scratch` is kept if
-    given, else it lies in `out` until the build is complete.
+    given, else it lies in `out` until the build is complete. `cluster`: a Dask scheduler in place of `workers`.
     """
 
     out: Path
@@ -75,6 +96,7 @@ class Places:
     osm: str = "overpass"
     offline: bool = False
     workers: int = 1
+    cluster: str | None = None
     scratch: Path | None = None
     tile_px: int = 512
 
@@ -82,16 +104,6 @@ class Places:
     def scratch_folder(self) -> Path:
         """Staged windows and finished tiles."""
         return self.scratch or self.out / ".scratch"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Month:
-    """One row of the plan: passes and scenes of a month and the raw bytes of their windows."""
-
-    month: str
-    passes: int
-    scenes: int
-    bytes: int
 
 
 # --- plan ----------------------------------------------------------------------------------
@@ -106,7 +118,7 @@ def plan(recipe: BuildRecipe, places: Places) -> Lock:
     check(recipe)
     if (places.out / files.SUMS).exists():
         raise OutputError(f"{places.out}: holds a finished build, whose lock would be lost; choose another --out")
-    lattice = areas.resolve(recipe.area)
+    lattice = areas.resolve(osm.located(recipe.area, places.out / PLACE, offline=places.offline))
     where = places.stac or recipe.source.stac
     query = stac.Query(
         collection=recipe.source.collection,
@@ -115,7 +127,7 @@ def plan(recipe: BuildRecipe, places: Places) -> Lock:
         bands=assets(recipe),
     )
     found, twins = stac.search(where, query)
-    scenes, elsewhere = _within(found, lattice)
+    scenes, elsewhere = passes.suited(found, lattice)
     if not scenes:
         reasons = "; ".join(f"{item.id}: {item.reason}" for item in elsewhere[:3])
         raise SettingError(f"area in {lattice.crs}: 0 of {len(found)} scenes in {where} can be used ({reasons})")
@@ -133,6 +145,8 @@ def plan(recipe: BuildRecipe, places: Places) -> Lock:
         versions=lock.versions(),
     )
     lock.write(places.out / lock.NAME, planned)
+    if missing := passes.holes(passes.months(planned)):
+        log.warning("%s: %s", where, missing)
     return planned
 
 
@@ -156,52 +170,6 @@ def assets(recipe: BuildRecipe) -> tuple[str, ...]:
     return (*recipe.bands, *sorted(layer for layer in layers if layer))
 
 
-def months(planned: Lock) -> tuple[Month, ...]:
-    """Passes, scenes and raw bytes per calendar month of the lock, months without any included."""
-    first, last = stac.days(planned.dates)
-    names = [
-        f"{n // 12:04d}-{n % 12 + 1:02d}" for n in range(first.year * 12 + first.month - 1, last.year * 12 + last.month)
-    ]
-    scenes = [item.scene for item in planned.items]
-    count = Counter(scene.time[:7] for scene in scenes)
-    passes = Counter(name for name, _ in {(scene.time[:7], scene.overpass) for scene in scenes})
-    size = window_bytes(planned)
-    return tuple(Month(month=m, passes=passes[m], scenes=count[m], bytes=count[m] * size) for m in names)
-
-
-def window_bytes(planned: Lock) -> int:
-    """Raw bytes that one scene brings: the area in each band at its own resolution, and the mask layer."""
-    height, width = planned.grid.shape
-    total = 0.0
-    for name in planned.items[0].scene.assets:
-        coarser = (BAND[name].gsd_m if name in BAND else 20) / 10
-        total += height * width / coarser**2 * (2 if name in BAND else 1)
-    return round(total)
-
-
-def _within(scenes: tuple[stac.Scene, ...], lattice: Grid) -> tuple[list[stac.Scene], list[stac.Dropped]]:
-    """Scenes on the area's CRS whose files reach the area, and the others with the reason."""
-    kept, dropped = [], []
-    for scene in scenes:
-        if scene.crs is not None and scene.crs != lattice.crs:
-            dropped.append(stac.Dropped(id=scene.id, reason=f"lies in {scene.crs}, the area in {lattice.crs}"))
-        elif not _reaches(scene, lattice):
-            dropped.append(stac.Dropped(id=scene.id, reason="its files end before the area"))
-        else:
-            kept.append(scene)
-    return kept, dropped
-
-
-def _reaches(scene: stac.Scene, lattice: Grid) -> bool:
-    west, south, east, north = lattice.bounds
-    for asset in scene.assets.values():
-        if asset.transform and asset.shape:
-            gsd, _, left, _, _, top = asset.transform
-            right, bottom = left + gsd * asset.shape[1], top - gsd * asset.shape[0]
-            return left < east and right > west and bottom < north and top > south
-    return True
-
-
 def _promised(scene: stac.Scene, recipe: BuildRecipe) -> int | None:
     return offsets.expected(scene.provider, scene.collection, scene.baseline, level=recipe.source.level)
 
@@ -216,27 +184,45 @@ def tag_table_sha256() -> str:
 # --- build ---------------------------------------------------------------------------------
 
 
-def build(recipe: BuildRecipe, places: Places, *, locked: Lock | None = None) -> Path:
+def build(recipe: BuildRecipe, places: Places, *, locked: Lock | None = None, exact: bool = False) -> Path:
     """Plan (unless `locked`), fetch, composite, label, cut: the finished folder `places.out`.
 
-    A run that was killed goes on where it stopped. Raises SgdataError of all four kinds.
+    A run that was killed goes on where it stopped. `exact` refuses whatever deviates from a lock that was built.
+    Raises SgdataError of all four kinds.
     """
     check(recipe)
+    if exact and (locked is None or locked.state != "built"):
+        raise SettingError(f"--locked: lock is {locked and locked.state}; give --lock the one inside a finished build")
     if places.osm not in {"none", "overpass"} and "://" not in places.osm:
         files.existing(Path(places.osm), "OpenStreetMap data")  # now, not after an hour of pixels
     with files.only_writer(places.out):
         (places.out / files.SUMS).unlink(missing_ok=True)  # unfinished from here on
         for left in (*places.out.glob(".*.partial-*"), *places.out.glob(".*.plain.tif")):  # of a run that was killed
             left.unlink()
-        planned = locked or plan(recipe, places)
+        planned = followed(recipe, locked) if locked else plan(recipe, places)
+        if locked and exact:
+            lock.hold(locked, replace(planned, answers=locked.answers))  # now, not after an hour of pixels
         settled, staged = fetch(recipe, planned, places)
         render(recipe, settled, staged, places, places.out)
         answers = mark(recipe, settled, places)
         finished = replace(settled, state="built", answers=answers, outputs=builds.outputs(places.out))
+        if locked and exact:
+            lock.hold(locked, finished)
         describe(recipe, finished, places)
         if places.scratch is None:
             shutil.rmtree(places.scratch_folder)
     return places.out
+
+
+def followed(recipe: BuildRecipe, locked: Lock) -> Lock:
+    """The lock with what this run brings of its own: recipe, tag table and versions."""
+    return replace(
+        locked,
+        recipe_sha256=lock.sha256(resolved(recipe, locked.grid)),
+        osm_date=recipe.osm_date,
+        tag_table_sha256=tag_table_sha256(),
+        versions=lock.versions(),
+    )
 
 
 def mark(recipe: BuildRecipe, settled: Lock, places: Places) -> dict[str, str]:
@@ -268,14 +254,15 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
     """
     visits = [_visit(item.scene, recipe, planned.grid, places) for item in planned.items]
     task = partial(observe.visit, lattice=planned.grid, tile=places.tile_px)
-    runs = progress.track(pool.run(task, visits, workers=places.workers), label="scenes", total=len(visits))
+    staged = pool.run(task, visits, workers=places.workers, cluster=places.cluster)
+    runs = progress.track(staged, label="scenes", total=len(visits))
     items, used, dropped = [], [], list(planned.dropped)
     for item, (scene, seen) in zip(planned.items, runs, strict=True):
         _same_pixels(item, scene.files)
         if recipe.offset.untestable == "leave-out" and offsets.untestable(item.expected_offset, seen):
             dropped.append(stac.Dropped(id=scene.id, reason=f"offset untestable: {seen.eligible} clear pixels"))
         else:
-            items.append(_decided(item, scene, seen))
+            items.append(_decided(item, scene, seen, recipe.offset))
             used.append(replace(scene, offset=items[-1].offset or 0))
     if not items:
         raise SourceError(f"all {len(visits)} scenes show too few clear pixels to test offsets; widen dates or area")
@@ -308,10 +295,14 @@ def _same_pixels(item: Item, staged: dict[str, staging.Staged]) -> None:
             )
 
 
-def _decided(item: Item, scene: observe.Observed, evidence: offsets.Evidence) -> Item:
+def _decided(item: Item, scene: observe.Observed, evidence: offsets.Evidence, settings: offsets.OffsetSettings) -> Item:
+    declared = item.scene.declared_offset
+    offset = offsets.decide(item.scene.id, item.expected_offset, evidence, declared=declared, believe=settings.believe)
+    if declared is not None and declared != offset:
+        log.warning("scene %s: its item declares offset %d, decided is %d", item.scene.id, declared, offset)
     return replace(
         item,
-        offset=offsets.decide(item.scene.id, item.expected_offset, evidence),
+        offset=offset,
         dark_share=evidence.dark_share,
         eligible=evidence.eligible,
         windows={band: staged.sha256 for band, staged in sorted(scene.files.items())},
@@ -333,7 +324,7 @@ def render(
     )
     side = observe.tile_size(len(scenes), len(recipe.bands), places.tile_px)
     windows = list(grid.tiles(settled.grid.shape, side))
-    runs = pool.run(partial(observe.composite_tile, job), windows, workers=places.workers)
+    runs = pool.run(partial(observe.composite_tile, job), windows, workers=places.workers, cluster=places.cluster)
     paths = progress.track(runs, label="composite", total=len(windows))
     builds.write_composite(folder, settled.grid, recipe.bands, zip(windows, paths, strict=True))
 

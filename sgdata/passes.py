@@ -1,0 +1,198 @@
+"""What a plan shows of the scenes it found: which tiles serve an area, passes per month, holes, costs, drift."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+from sgdata import areas, stac
+from sgdata.lock import Lock
+from sgdata.sentinel2 import BAND
+from sgdata.types import Grid
+
+REPEAT = timedelta(days=10)
+"""Each satellite flies the same relative orbit again after ten days."""
+IN_SERVICE = {
+    "sentinel-2a": date(2015, 7, 4),
+    "sentinel-2b": date(2017, 7, 1),
+    "sentinel-2c": date(2025, 1, 21),
+}
+WEB, DISK = 12e6, 150e6
+"""Bytes a second that a plan reckons with: a 100 Mbit/s line, a local disk."""
+COMPRESSED = 1 / 1.5  # deflate on reflectance
+STACKED = 30e6
+"""Raw bytes a second that one worker stages, masks and reduces (medoid of 12 bands, measured on two old cores)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Month:
+    """One row of the plan: passes found and expected, scenes, and the raw bytes of their windows.
+
+    Expected is what the orbits make, times the share of it that the catalogue holds in a usual (median) month.
+    """
+
+    month: str
+    passes: int
+    expected: float
+    scenes: int
+    bytes: int
+
+    @property
+    def hole(self) -> bool:
+        """Fewer than half of the passes that one may expect."""
+        return self.passes < self.expected / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Bytes to read over the line or from disk, bytes of scratch, and minutes with these workers; estimates."""
+
+    read_bytes: int
+    scratch_bytes: int
+    minutes: int
+
+
+def suited(scenes: Iterable[stac.Scene], lattice: Grid) -> tuple[tuple[stac.Scene, ...], tuple[stac.Dropped, ...]]:
+    """Scenes in the area's CRS, of the tiles that it needs, and the others with the reason."""
+    kept, dropped = [], []
+    for scene in scenes:
+        if scene.crs is not None and scene.crs != lattice.crs:
+            dropped.append(stac.Dropped(id=scene.id, reason=f"lies in {scene.crs}, the area in {lattice.crs}"))
+        elif not _reaches(scene, lattice):
+            dropped.append(stac.Dropped(id=scene.id, reason="its files end before the area"))
+        else:
+            kept.append(scene)
+    needed = needed_tiles(kept, lattice)
+    spare = f"the area lies whole in {', '.join(sorted(needed))}"
+    dropped += [stac.Dropped(id=s.id, reason=spare) for s in kept if s.tile not in needed]
+    return tuple(s for s in kept if s.tile in needed), tuple(dropped)
+
+
+def needed_tiles(scenes: Iterable[stac.Scene], lattice: Grid) -> set[str]:
+    """The tile that holds most of the area, then the one that holds most of the rest, until none adds to it.
+
+    Neighbours repeat 9.84 km of the same pixels: reading both would only cost. A tile of unknown extent is kept.
+    """
+    import shapely
+
+    boxes: dict[str, Any] = {}
+    for scene in scenes:
+        extent = _extent(scene)
+        if extent is not None or scene.tile not in boxes:
+            boxes[scene.tile] = shapely.box(*extent) if extent else None
+    needed = {tile for tile, box in boxes.items() if box is None}
+    rest = shapely.box(*lattice.bounds)
+    while known := {tile: rest.intersection(box).area for tile, box in boxes.items() if tile not in needed and box}:
+        best = max(sorted(known), key=known.__getitem__)
+        if known[best] <= 0:
+            break
+        needed.add(best)
+        rest = rest.difference(boxes[best])
+    return needed
+
+
+def _extent(scene: stac.Scene) -> tuple[float, float, float, float] | None:
+    """Bounds of the scene's files, where its item tells them."""
+    for asset in scene.assets.values():
+        if asset.transform and asset.shape:
+            gsd, _, left, _, _, top = asset.transform
+            return (left, top - gsd * asset.shape[0], left + gsd * asset.shape[1], top)
+    return None
+
+
+def _reaches(scene: stac.Scene, lattice: Grid) -> bool:
+    west, south, east, north = lattice.bounds
+    extent = _extent(scene)
+    return extent is None or (extent[0] < east and extent[2] > west and extent[1] < north and extent[3] > south)
+
+
+# --- months --------------------------------------------------------------------------------
+
+
+def months(planned: Lock) -> tuple[Month, ...]:
+    """Passes, scenes and raw bytes per calendar month of the lock, months without any included."""
+    first, last = stac.days(planned.dates)
+    names = [
+        f"{n // 12:04d}-{n % 12 + 1:02d}" for n in range(first.year * 12 + first.month - 1, last.year * 12 + last.month)
+    ]
+    scenes = [item.scene for item in planned.items]
+    count = Counter(scene.time[:7] for scene in scenes)
+    found = Counter(name for name, _ in {(scene.time[:7], scene.overpass) for scene in scenes})
+    possible = _possible(scenes, first, last)
+    # Of all that fly over, an archive may hold but a sample: its own usual month is the measure of its holes.
+    usual = statistics.median([found[m] / possible[m] for m in names if possible[m]] or [0.0]) or 1.0
+    size = window_bytes(planned)
+    return tuple(
+        Month(month=m, passes=found[m], expected=round(possible[m] * usual, 1), scenes=count[m], bytes=count[m] * size)
+        for m in names
+    )
+
+
+def holes(rows: Iterable[Month]) -> str:
+    """The months that are holes, in words; empty where none is."""
+    thin = [f"{m.month} ({m.passes} of {m.expected:g})" for m in rows if m.hole]
+    return f"months with fewer than half of the expected passes: {', '.join(thin)}" if thin else ""
+
+
+def _possible(scenes: Iterable[stac.Scene], first: date, last: date) -> Counter[str]:
+    """Passes per month that the satellites and orbits seen in the catalogue make between two days."""
+    tracks = {(scene.platform, scene.orbit): date.fromisoformat(scene.time[:10]) for scene in scenes}
+    passes: Counter[str] = Counter()
+    for (platform, _), anchor in tracks.items():
+        start = max(first, IN_SERVICE.get(platform, first))
+        day = start + (anchor - start) % REPEAT
+        while day <= last:
+            passes[f"{day:%Y-%m}"] += 1
+            day += REPEAT
+    return passes
+
+
+def window_bytes(planned: Lock) -> int:
+    """Raw bytes that one scene brings: the area in each band at its own resolution, and the mask layer."""
+    height, width = planned.grid.shape
+    total = 0.0
+    for name in planned.items[0].scene.assets:
+        coarser = (BAND[name].gsd_m if name in BAND else 20) / 10
+        total += height * width / coarser**2 * (2 if name in BAND else 1)
+    return round(total)
+
+
+def cost(planned: Lock, where: str, *, workers: int) -> Cost:
+    """What a build of this lock will take; `where` is the catalogue that it reads."""
+    raw = window_bytes(planned) * len(planned.items)
+    read = round(raw * COMPRESSED)
+    seconds = read / (WEB if stac.is_url(where) else DISK) + raw / (STACKED * workers)
+    height, width = planned.grid.shape
+    tiles = 2 * height * width * (len(planned.items[0].scene.assets) + 4)
+    return Cost(read_bytes=read, scratch_bytes=raw + tiles, minutes=round(seconds / 60) + 1)
+
+
+# --- drift ---------------------------------------------------------------------------------
+
+
+def drift(planned: Lock, where: str) -> list[str]:
+    """What the catalogue says today against the lock: one line per scene that vanished, changed or is new."""
+    query = stac.Query(
+        collection=planned.collection,
+        bounds=areas.in_degrees(planned.grid),
+        dates=planned.dates,
+        bands=tuple(planned.items[0].scene.assets),
+    )
+    found, twins = stac.search(where, query)
+    usable, elsewhere = suited(found, planned.grid)
+    today = {scene.id: scene for scene in usable}
+    known = {item.scene.id: item.scene for item in planned.items}
+    left_out = {dropped.id for dropped in planned.dropped}
+    lines = []
+    for name, scene in known.items():
+        if name not in today:
+            reason = next((d.reason for d in (*twins, *elsewhere) if d.id == name), "not in the catalogue any more")
+            lines.append(f"vanished: {name}: {reason}")
+        elif today[name] != scene:
+            told = [key for key, value in vars(scene).items() if getattr(today[name], key) != value]
+            lines.append(f"changed: {name}: {', '.join(told)}")
+    return lines + [f"new: {name}" for name in today if name not in known and name not in left_out]
