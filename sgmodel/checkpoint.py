@@ -17,7 +17,7 @@ from sgdata import files
 from sgdata.errors import SettingError, SourceError
 from sgdata.types import Contract
 from sgmodel import encoder as enc
-from sgmodel import heads, linear, mae, normalise, published, upernet
+from sgmodel import heads, linear, mae, normalise, published, ranks, upernet
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -110,10 +110,19 @@ def build(spec: ModelSpec) -> nn.Module:
 
 def save(folder: Path, model: nn.Module, card: Card) -> None:
     """Write weights and card; equal weights and cards give equal bytes. Raises OutputError."""
+    write(folder, state(model), card)
+
+
+def state(model: nn.Module) -> State:
+    """The model's weights, whole and on the CPU. All ranks call."""
+    return {name: ranks.whole(tensor.detach()).cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def write(folder: Path, weights: State, card: Card) -> None:
+    """As `save`, of weights already gathered."""
     # Safetensors orders by type and name and stores no time, so the bytes depend on the weights alone.
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with files.replacing(folder / WEIGHTS) as temporary:
-        save_file(state, temporary)
+        save_file(weights, temporary)
     files.write(folder / CARD, files.pretty_json(card))
 
 

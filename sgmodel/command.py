@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from sgdata import catalog, contracts, files
 from sgdata.errors import SettingError, SgdataError
@@ -27,6 +27,7 @@ class Places:
     out: Path
     weights: Path | None = None
     device: str = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     threads: int = 2
     workers: int = 2
     save_minutes: float = 10.0
@@ -68,6 +69,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     again.add_argument("--resume", action="store_true", help="go on where the run in --out stopped (the default)")
     again.add_argument("--fresh", action="store_true", help="remove the run in --out and begin anew")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--parallel", default="ddp", choices=("ddp", "fsdp"), help="under torchrun: whole models, or sharded ones")
     add("--threads", type=int, default=2, help="threads of the CPU's arithmetic; part of what makes a run repeatable")
     add("--workers", type=int, default=2, help="threads that decode samples; changes no result")
     add("--save-minutes", type=float, default=10.0, help="between two checkpoints")
@@ -89,6 +91,7 @@ def _places(options: argparse.Namespace) -> Places:
         out=options.out or Path("out/runs") / options.recipe.stem,
         weights=options.weights,
         device=options.device,
+        parallel=options.parallel,
         threads=options.threads,
         workers=options.workers,
         save_minutes=options.save_minutes,

@@ -42,6 +42,7 @@ class EncoderConfig:
     mlp_ratio: float = 4.0
     drop_path: float = 0.0
     positions: Literal["pair", "joint"] = "pair"
+    start: Literal["random", "waves"] = "random"
 
     @property
     def side(self) -> int:
@@ -281,6 +282,11 @@ def recompute_activations(module: nn.Module) -> None:
             block.recompute = True
 
 
+def block_flops(tokens: int, width: int, mlp_ratio: float) -> float:
+    """Multiplications and additions of one block's forward pass over one image, matrix products only."""
+    return 4 * tokens * width**2 * (2 + mlp_ratio) + 4 * tokens**2 * width
+
+
 def initialise(module: nn.Module) -> None:
     """Fresh weights as the paper's code draws them for pretraining.
 
@@ -301,6 +307,9 @@ def initialise(module: nn.Module) -> None:
             nn.init.trunc_normal_(parameter, std=0.02, a=-2.0, b=2.0)
         elif name.endswith("mask_token"):
             nn.init.normal_(parameter, std=0.02)
+    config = getattr(module, "config", None)
+    if isinstance(config, EncoderConfig) and config.start == "waves":
+        _start_with_waves(module, config)
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -310,6 +319,26 @@ def initialise(module: nn.Module) -> None:
             nn.init.xavier_uniform_(part.proj.weight.data.flatten(1))
         elif isinstance(part, nn.LayerNorm):
             part.reset_parameters()
+
+
+def _start_with_waves(module: nn.Module, config: EncoderConfig) -> None:
+    """Spatial tables as `waves`, spectral ones normal at about the same size (waves have mean square 1/2)."""
+    for name, table in module.named_parameters(recurse=False):
+        if name.endswith("pos_embed_spatial"):
+            table.data.copy_(waves(config.side, table.shape[-1]))
+        elif name.endswith("pos_embed_temporal"):
+            nn.init.normal_(table, std=0.7)
+
+
+def waves(side: int, width: int) -> Tensor:
+    """(side^2, width): sines and cosines of row and column, wavelengths from 2 pi to 20,000 pi tokens.
+
+    Vaswani et al., "Attention Is All You Need", 2017, section 3.5, in two dimensions as in MAE; width over 4 of each.
+    """
+    frequencies = 10_000.0 ** -(torch.arange(width // 4) / (width // 4))
+    rows, cols = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = torch.cat([place.reshape(-1, 1) * frequencies for place in (rows, cols)], dim=1)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 # --- refusals ------------------------------------------------------------------------------

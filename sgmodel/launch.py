@@ -9,9 +9,13 @@ from typing import Literal
 import torch
 
 from sgdata.errors import SettingError
+from sgmodel import ranks
 
-Precision = Literal["fp32", "tf32", "bf16"]
-"""Of matrix products: single; single with 10-bit mantissas on GPUs that have it; bfloat16 where autocast says so."""
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+"""Of matrix products: single; single with 10-bit mantissas on GPUs that have it; bfloat16 where autocast says so; or
+half precision there, with scaled gradients, as the paper's code has it."""
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +27,8 @@ class Launch:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which a forward pass runs."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        half = _HALF.get(self.precision)
+        return torch.autocast(self.device.type, dtype=half, enabled=half is not None)
 
 
 def start(device: str, *, precision: Precision, threads: int) -> Launch:
@@ -33,6 +38,10 @@ def start(device: str, *, precision: Precision, threads: int) -> Launch:
     not by the machine; kernels without a deterministic form are refused there.
     """
     chosen = torch.device(_available(device))
+    if chosen.type == "cuda" and ranks.world() > 1:
+        chosen = torch.device("cuda", ranks.local())
+        torch.cuda.set_device(chosen)
+    ranks.join(chosen)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(chosen.type == "cpu")
     # Which also fills fresh memory, against reads of what was never written: a tenth of a step, for debugging.
@@ -40,6 +49,27 @@ def start(device: str, *, precision: Precision, threads: int) -> Launch:
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return Launch(device=chosen, precision=precision)
+
+
+# Dense tensor-core peak of bf16 and fp16 in FLOP/s, from the makers' data sheets; the first name that fits counts.
+PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}
+
+
+def speed(where: Launch, flops: float, seconds: float) -> dict[str, float]:
+    """Figures of a step of `flops` on this rank: TFLOP/s, their share of the peak where that is known, memory."""
+    found = {"tflops": flops / seconds / 1e12}
+    if where.device.type == "cuda":
+        name = torch.cuda.get_device_name(where.device)
+        peaks = [peak for model, peak in PEAK.items() if model in name]
+        if peaks and where.precision in _HALF:
+            found["mfu"] = flops / seconds / peaks[0]
+        found["memory_gb"] = torch.cuda.max_memory_allocated(where.device) / 1e9
+    return found
+
+
+def scaler(where: Launch) -> torch.amp.GradScaler:
+    """Keeps the gradients of half precision in range; does nothing in any other."""
+    return torch.amp.GradScaler(where.device.type, enabled=where.precision == "fp16")
 
 
 def _available(device: str) -> str:

@@ -5,26 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from sgdata.errors import SourceError
-from sgmodel import batches, launch, optim
+from sgmodel import launch, optim, ranks
 
-Objective = Callable[[batches.Batch], dict[str, Tensor]]
+if TYPE_CHECKING:
+    from sgmodel.batches import Batch
+
+Objective = Callable[["Batch"], dict[str, Tensor]]
 """A batch on the host -> scalar terms on the device; `loss` is the one that is minimised."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One optimizer step: figures of its global batch, and where the time went (seconds)."""
+    """One optimizer step: figures of its global batch, and where the time went (seconds).
+
+    `grad_norm` is None where half precision overflowed and the weights were left as they were."""
 
     index: int
     terms: dict[str, float]
     lr: float
-    grad_norm: float
+    grad_norm: float | None
     images: int
     wait_s: float
     total_s: float
@@ -33,19 +39,24 @@ class Step:
 @dataclass(frozen=True, kw_only=True)
 class Updates:
     """What turns gradients into new weights: AdamW, its rate per step, micro-batches per step, norm limit; `seed`
-    and the step's index seed dropout, so that a resumed run draws what an uninterrupted one does."""
+    and the step's index seed dropout, so that a resumed run draws what an uninterrupted one does.
 
+    `forward` is the model as the objective calls it, which on several ranks must know when to exchange gradients;
+    `scaler` keeps the gradients of half precision in range (a disabled one does nothing)."""
+
+    forward: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: optim.Schedule
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
     accumulate: int = 1
     clip_norm: float = 0.0
     seed: int = 0
 
 
 def steps(
-    objective: Objective, source: Iterable[batches.Batch], updates: Updates, where: launch.Launch, *, first: int = 0
+    objective: Objective, source: Iterable[Batch], updates: Updates, where: launch.Launch, *, first: int = 0
 ) -> Iterator[Step]:
-    """One Step per batch of `source`, the first of which has index `first`.
+    """One Step per batch of `source` (this rank's part of a global batch), the first of which has index `first`.
 
     Raises SourceError where the loss or a gradient is not a finite number, naming the samples; the weights are
     then still those of the step before.
@@ -53,26 +64,26 @@ def steps(
     began = time.perf_counter()
     for index, batch in enumerate(source, first):
         loaded = time.perf_counter()
-        torch.manual_seed((updates.seed << 32) + index)
+        torch.manual_seed((updates.seed << 32) + index * ranks.world() + ranks.rank())
         lr = _set_rate(updates, index)
         updates.optimizer.zero_grad(set_to_none=True)
-        terms: dict[str, float] = {}
-        for part in batch.parts(updates.accumulate):
-            for name, value in _backward(objective, part, where, share=len(part.keys) / len(batch.keys)).items():
-                terms[name] = terms.get(name, 0.0) + value
+        terms = _gradients(objective, batch, updates, where)
         norm = _limit(updates)
-        if not all(map(_finite, (*terms.values(), norm))):
+        # Half precision overflows now and then: its scaler then leaves this step out and lowers the scale.
+        overflow = updates.scaler.is_enabled() and not _finite(norm)
+        if not all(map(_finite, terms.values())) or not (_finite(norm) or overflow):
             raise SourceError(
                 _blame(objective, batch, where, f"step {index}: loss {terms['loss']}, gradient norm {norm}")
             )
-        updates.optimizer.step()
+        updates.scaler.step(updates.optimizer)
+        updates.scaler.update()
         ended = time.perf_counter()
         yield Step(
             index=index,
             terms=terms,
             lr=lr,
-            grad_norm=norm,
-            images=len(batch.keys),
+            grad_norm=None if overflow else norm,
+            images=len(batch.keys) * ranks.world(),
             wait_s=loaded - began,
             total_s=ended - began,
         )
@@ -98,33 +109,52 @@ def _set_rate(updates: Updates, index: int) -> float:
     return lr
 
 
-def _backward(objective: Objective, part: batches.Batch, where: launch.Launch, share: float) -> dict[str, float]:
-    """Add the gradients of `share` x loss; the terms, each times `share`."""
-    with where.autocast():
-        terms = objective(part)
-    torch.autograd.backward(terms["loss"] * share)
-    return {name: value.item() * share for name, value in terms.items()}
+def _gradients(objective: Objective, batch: Batch, updates: Updates, where: launch.Launch) -> dict[str, float]:
+    """Gradients of the mean loss of the global batch, micro-batch by micro-batch; the terms' means over it.
+
+    A recipe's `accumulate` cuts the global batch, so on more ranks each has fewer parts, of the same size.
+    """
+    parts = list(batch.parts(-(-updates.accumulate // ranks.world())))
+    sums: Tensor | None = None
+    names: list[str] = []
+    for number, part in enumerate(parts, 1):
+        share = len(part.keys) / len(batch.keys)
+        with ranks.exchange(updates.forward, now=number == len(parts)), where.autocast():
+            terms = objective(part)
+            with torch.autocast(where.device.type, enabled=False):
+                torch.autograd.backward(updates.scaler.scale(terms["loss"] * share))
+        names = list(terms)
+        # Summed on the device: one figure fetched from it would wait for all that was asked of it before.
+        weighted = share * torch.stack([value.detach().float() for value in terms.values()])
+        sums = weighted if sums is None else sums + weighted
+    if sums is None:
+        raise SourceError("a batch without one sample; the split is empty")
+    return dict(zip(names, ranks.mean(sums).tolist(), strict=True))
 
 
 def _limit(updates: Updates) -> float:
     """The gradient's norm before it is limited to `clip_norm` (0: it is not)."""
+    updates.scaler.unscale_(updates.optimizer)
     parameters = [p for group in updates.optimizer.param_groups for p in group["params"]]
-    return torch.nn.utils.clip_grad_norm_(parameters, updates.clip_norm or float("inf")).item()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, updates.clip_norm or float("inf"))
+    return ranks.whole(norm).item()
 
 
 def _finite(value: float) -> bool:
     return abs(value) < float("inf")
 
 
-def _blame(objective: Objective, batch: batches.Batch, where: launch.Launch, what: str) -> str:
+def _blame(objective: Objective, batch: Batch, where: launch.Launch, what: str) -> str:
     """One line naming the samples whose own loss is not finite, or saying that there is none."""
     bad: list[str] = []
     with torch.no_grad(), where.autocast():
         for one in batch.parts(len(batch.keys)):
             if not _finite(objective(one)["loss"].item()):
                 bad.extend(one.keys)
+    bad = ranks.gathered(bad)
     if bad:
-        return f"{what}: not finite for {len(bad)} of {len(batch.keys)} samples: {', '.join(bad[:8])}; leave them out"
+        total = len(batch.keys) * ranks.world()
+        return f"{what}: not finite for {len(bad)} of {total} samples: {', '.join(bad[:8])}; leave them out"
     return (
         f"{what}: every sample alone is finite, so the weights diverged; lower optimizer.lr or set precision = 'fp32'"
     )

@@ -181,6 +181,13 @@ class MaskedAutoencoder(nn.Module):
         pred_NLP = self.decode(latent_NKD, ids_keep_NK)
         return self.compare(pred_NLP, enc.patchify(images, self.config), mask_NL)
 
+    def flops(self, ratio: float) -> float:
+        """Of one image through one training step; the backward pass is counted as twice the forward one."""
+        c, d, k = self.config, self.decoder, kept(self.config.tokens, ratio)
+        ends = 2 * (k * c.width + c.tokens * d.width) * c.token_values + 2 * k * c.width * d.width
+        blocks = c.depth * enc.block_flops(k, c.width, c.mlp_ratio)
+        return 3 * (ends + blocks + d.depth * enc.block_flops(c.tokens, d.width, d.mlp_ratio))
+
     def decode(self, latent_NKD: Tensor, ids_keep_NK: Tensor) -> Tensor:
         """Kept tokens to their places, the mask token everywhere else, then the decoder -> (N, L, P)."""
         # Scattering into mask tokens equals the paper's append-and-unshuffle, without sorting the ids back.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sgdata.errors import SourceError
+from sgmodel import ranks
 
 Schedule = Callable[[int], float]
 """Optimizer step (0-based) -> learning rate."""
@@ -82,10 +83,10 @@ def adamw(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
 
 
 def state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
-    """What the optimizer remembers, as `<quantity>/<parameter name>` -> tensor on the CPU."""
+    """What the optimizer remembers, as `<quantity>/<parameter name>` -> whole tensor on the CPU. All ranks call."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{quantity}/{names[parameter]}": value.detach().cpu().contiguous()
+        f"{quantity}/{names[parameter]}": ranks.whole(value.detach()).cpu().contiguous()
         for parameter, memory in optimizer.state.items()
         for quantity, value in memory.items()
     }
@@ -100,8 +101,11 @@ def restore(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str,
             raise SourceError(
                 f"optimizer state for '{name}': the model has no such parameter; start again with --fresh"
             )
-        target = torch.device("cpu") if quantity == "step" and not _fused(optimizer) else parameters[name].device
-        optimizer.state[parameters[name]][quantity] = value.to(target, copy=True)
+        parameter = parameters[name]
+        if quantity == "step":  # one number, which only the fused kernel wants on the device
+            optimizer.state[parameter][quantity] = value.to(parameter.device if _fused(optimizer) else "cpu", copy=True)
+        else:
+            optimizer.state[parameter][quantity] = ranks.like(value, parameter)
 
 
 def _fused(optimizer: torch.optim.Optimizer) -> bool:

@@ -8,36 +8,57 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from sgdata import contracts, files
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.types import Contract
-from sgmodel import checkpoint, loop, optim
+from sgmodel import checkpoint, loop, optim, ranks
+from sgmodel.published import State
 
 LAST = "checkpoint-last"
+BEST = "checkpoint-best"
+MEMORY = "training.safetensors"
+AVERAGE = "average.safetensors"
 RECIPE = "recipe.toml"
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 BOARD = "tensorboard"
 RESULTS = "results.json"
 CARD = "card.md"
-OWN = (LAST, f".{LAST}.old", f".{LAST}.new", RECIPE, contracts.NAME, METRICS, TIMINGS, BOARD, RESULTS, CARD, files.SUMS)
+OWN = (
+    LAST,
+    BEST,
+    f".{LAST}.old",
+    f".{LAST}.new",
+    RECIPE,
+    contracts.NAME,
+    METRICS,
+    TIMINGS,
+    BOARD,
+    RESULTS,
+    CARD,
+    files.SUMS,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a run stands: optimizer steps done. With the recipe this says which samples come next."""
+    """Where a run stands: optimizer steps done. With the recipe this says which samples come next.
+
+    `scaler` is the memory of half precision's gradient scaler; empty in other precisions."""
 
     steps: int
+    scaler: dict[str, float] = field(default_factory=dict)
 
 
 # --- beginning and ending ------------------------------------------------------------------
@@ -46,8 +67,16 @@ class Place:
 def prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool) -> int:
     """Ready `out` for `recipe` on data of `contract`; the steps already done there. `fresh` removes what it held.
 
-    Raises OutputError, SettingError where `out` holds a run with another recipe or other data.
+    The other ranks wait for the lead. Raises OutputError, SettingError where `out` holds a run with another recipe
+    or other data.
     """
+    if ranks.lead():
+        _prepare(out, recipe, contract, fresh=fresh)
+    ranks.wait()
+    return read_place(out).steps if (out / LAST).is_dir() else 0
+
+
+def _prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool) -> None:
     resolved = files.toml(recipe)
     if fresh:
         clear(out)
@@ -58,7 +87,6 @@ def prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool) -> int:
     contracts.write(out, contract)
     (out / files.SUMS).unlink(missing_ok=True)
     _repair(out)
-    return read_place(out).steps if (out / LAST).is_dir() else 0
 
 
 def clear(out: Path) -> None:
@@ -73,8 +101,10 @@ def clear(out: Path) -> None:
 def conclude(out: Path, title: str, card: checkpoint.Card, results: dict[str, Any]) -> None:
     """Write `results.json`, `card.md` and SHA256SUMS; times and TensorBoard files stand outside the sums.
 
-    `loss_first` and `loss_last` are taken from the log.
+    `loss_first` and `loss_last` are taken from the log. The other ranks write nothing.
     """
+    if not ranks.lead():
+        return
     lines = [json.loads(line) for line in (out / METRICS).read_text(encoding="utf-8").splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     ends = {"loss_first": losses[0], "loss_last": losses[-1]}
@@ -129,13 +159,25 @@ def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 # --- checkpoints ---------------------------------------------------------------------------
 
 
-def save(out: Path, model: nn.Module, card: checkpoint.Card, optimizer: Optimizer, place: Place) -> None:
-    """Replace `checkpoint-last/`. Raises OutputError."""
+def save(
+    out: Path, model: nn.Module, card: checkpoint.Card, optimizer: Optimizer, place: Place, average: State
+) -> None:
+    """Replace `checkpoint-last/`; `average` are weights averaged over the run, if any. All ranks call, the lead writes.
+
+    One plain file per kind of tensor, whole ones, so that a run goes on with another number of ranks or none.
+    Raises OutputError.
+    """
+    weights, memory = checkpoint.state(model), optim.state(optimizer, model)
+    average = {name: ranks.whole(tensor).cpu() for name, tensor in average.items()}
+    if not ranks.lead():
+        return
     new, old, last = out / f".{LAST}.new", out / f".{LAST}.old", out / LAST
     shutil.rmtree(new, ignore_errors=True)
-    checkpoint.save(new, model, card)
-    with files.replacing(new / "training.safetensors") as temporary:
-        save_file(optim.state(optimizer, model), temporary)
+    checkpoint.write(new, weights, card)
+    for name, tensors in ((MEMORY, memory), (AVERAGE, average)):
+        if tensors or name == MEMORY:
+            with files.replacing(new / name) as temporary:
+                save_file(tensors, temporary)
     files.write(new / "training.json", files.pretty_json(place))
     try:
         if last.exists():
@@ -146,10 +188,30 @@ def save(out: Path, model: nn.Module, card: checkpoint.Card, optimizer: Optimize
         raise OutputError(f"{last}: cannot be written: {error.strerror}") from error
 
 
-def restore(out: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Fill model and optimizer from `checkpoint-last/`. Raises SourceError."""
-    model.load_state_dict(_tensors(out / LAST / checkpoint.WEIGHTS))
-    optim.restore(optimizer, model, _tensors(out / LAST / "training.safetensors"))
+def keep_best(out: Path, model: nn.Module, card: checkpoint.Card, figures: dict[str, float], *, by: str) -> None:
+    """Replace `checkpoint-best/` where `figures[by]` (greater is better) beats the one kept. All ranks call."""
+    weights, folder = checkpoint.state(model), out / BEST
+    if not ranks.lead():
+        return
+    if (folder / "figures.json").exists() and files.read_plain(folder / "figures.json")[by] >= figures[by]:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    checkpoint.write(folder, weights, card)
+    files.write(folder / "figures.json", files.pretty_json(figures))  # last: without it the folder counts for nothing
+
+
+def restore(out: Path, model: nn.Module, optimizer: Optimizer) -> State:
+    """Fill model and optimizer, sharded or not, from `checkpoint-last/`; the averaged weights. Raises SourceError."""
+    saved, own = _tensors(out / LAST / checkpoint.WEIGHTS), model.state_dict()
+    if saved.keys() != own.keys():
+        differ = sorted(saved.keys() ^ own.keys())
+        raise SourceError(f"{out / LAST}: weights of another model (first, {differ[0]}); start again with --fresh")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(ranks.like(saved[name], tensor))
+    optim.restore(optimizer, model, _tensors(out / LAST / MEMORY))
+    average = out / LAST / AVERAGE
+    return _tensors(average) if average.exists() else {}
 
 
 def read_place(out: Path) -> Place:
@@ -164,7 +226,7 @@ def _repair(out: Path) -> None:
         old.rename(last)
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _tensors(path: Path) -> State:
     try:
         return load_file(files.existing(path, "part of a checkpoint"))
     except SafetensorError as error:
@@ -181,7 +243,10 @@ class Log:
     """
 
     def __init__(self, out: Path, first: int) -> None:
-        """Raises SettingError where TensorBoard is not installed."""
+        """Raises SettingError where TensorBoard is not installed. Only the lead of several ranks writes."""
+        self.lead = ranks.lead()
+        if not self.lead:
+            return
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -192,25 +257,28 @@ class Log:
         self.timings = (out / TIMINGS).open("a", encoding="utf-8")
         self.board = SummaryWriter(str(out / BOARD), purge_step=first)
 
-    def step(self, step: loop.Step, *, every: int, last: bool) -> None:
-        """One training step, if it is among every `every` or the last."""
+    def step(self, step: loop.Step, *, every: int, last: bool, speed: dict[str, float] | None = None) -> None:
+        """One training step, if it is among every `every` or the last; `speed` are figures beside images/s."""
         if step.index % every and not last:
             return
-        self.write(step.index, {**step.terms, "lr": step.lr, "grad_norm": step.grad_norm})
-        rate = step.images / step.total_s
-        self.write_times(step.index, {"wait_s": step.wait_s, "step_s": step.total_s, "images_per_s": rate})
+        norm = {} if step.grad_norm is None else {"grad_norm": step.grad_norm}
+        self.write(step.index, {**step.terms, "lr": step.lr, **norm})
+        times = {"wait_s": step.wait_s, "step_s": step.total_s, "images_per_s": step.images / step.total_s}
+        self.write_times(step.index, {**times, "wait_share": step.wait_s / step.total_s, **(speed or {})})
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """Figures that depend on nothing but recipe and data."""
-        self.metrics.write(_line(step, figures))
-        self.metrics.flush()
-        self._plot(step, figures)
+        if self.lead:
+            self.metrics.write(_line(step, figures))
+            self.metrics.flush()
+            self._plot(step, figures)
 
     def write_times(self, step: int, seconds: dict[str, float]) -> None:
         """Figures that depend on the machine."""
-        self.timings.write(_line(step, seconds))
-        self.timings.flush()
-        self._plot(step, seconds)
+        if self.lead:
+            self.timings.write(_line(step, seconds))
+            self.timings.flush()
+            self._plot(step, seconds)
 
     def _plot(self, step: int, figures: dict[str, float]) -> None:
         for name, value in figures.items():
@@ -222,9 +290,10 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.metrics.close()
-        self.timings.close()
-        self.board.close()
+        if self.lead:
+            self.metrics.close()
+            self.timings.close()
+            self.board.close()
 
 
 def _line(step: int, figures: dict[str, float]) -> str:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from sgdata import progress
-from sgmodel import batches, checkpoint, command, launch, loop, optim, runs
+from sgdata.errors import SettingError
+from sgmodel import batches, checkpoint, command, encoder, launch, loop, optim, ranks, runs
 
 STOPPED = 3
 """Exit code of a program that stopped before its end: the same command goes on."""
@@ -25,7 +26,11 @@ STOPPED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
-    """How long and in what portions to train. `batch` samples make one optimizer step, in `accumulate` parts."""
+    """How long and in what portions to train. `batch` samples make one optimizer step, in `accumulate` parts.
+
+    `compile` and `recompute` (activations, in the backward pass) trade start-up or time for speed or memory;
+    `average` is the decay of weights averaged over the run (0: none), kept as `average.safetensors`.
+    """
 
     seed: int
     split: str
@@ -35,19 +40,28 @@ class TrainingRecipe:
     precision: launch.Precision
     log_every: int
     optimizer: optim.OptimizerRecipe
+    compile: bool = False
+    recompute: bool = False
+    average: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One training: what is trained, on what, where, and what its checkpoints say of it."""
+    """One training: what is trained, on what, where, and what its checkpoints say of it.
+
+    `forward` is `model` as training calls it: compiled, spread over ranks, or itself.
+    """
 
     training: TrainingRecipe
     model: nn.Module
+    forward: nn.Module
     optimizer: torch.optim.Optimizer
     objective: loop.Objective
     source: batches.Samples
     where: launch.Launch
     card: checkpoint.Card
+    scaler: torch.amp.GradScaler
+    averaged: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -66,11 +80,29 @@ def outlook(task: Task) -> str:
     return f"{parameters:,} parameters; {samples} samples x {epochs:g} epochs = {task.total} steps of {batch}"
 
 
+def ready(model: nn.Module, training: TrainingRecipe, where: launch.Launch, parallel: ranks.Parallel) -> nn.Module:
+    """Move `model` to its device and give what training calls in its place. Make the optimizer afterwards."""
+    if training.recompute:
+        encoder.recompute_activations(model)
+    if training.precision == "fp16" and parallel == "fsdp" and ranks.world() > 1:
+        raise SettingError("precision is 'fp16', --parallel 'fsdp': the gradient scaler sees one shard; use 'bf16'")
+    forward = ranks.spread(model.to(where.device), parallel, where.device)
+    # Compiled in place: the wrapper of torch.compile would hide what tells DDP and FSDP when to exchange gradients.
+    if training.compile:
+        forward.compile()
+    return forward
+
+
 def begin(task: Task, recipe: Any, places: command.Places) -> int:
     """Ready the folder, fill model and optimizer from its checkpoint; the steps already done. Raises SgdataError."""
-    first = runs.prepare(places.out, recipe, task.source.contract, fresh=places.fresh)
-    if first:
-        runs.restore(places.out, task.model, task.optimizer)
+    with ranks.together():
+        first = runs.prepare(places.out, recipe, task.source.contract, fresh=places.fresh)
+        if first:
+            task.averaged.update(runs.restore(places.out, task.model, task.optimizer))
+            scaler = runs.read_place(places.out).scaler
+            if scaler:
+                task.scaler.load_state_dict(scaler)
+        ranks.wait()  # until all have read: the lead may be about to replace the folder
     return first
 
 
@@ -79,17 +111,36 @@ def steps(task: Task, first: int, places: command.Places) -> Iterator[loop.Step]
     reason: the last step, SIGTERM or SIGINT, or `places.stop_after` steps."""
     training, source = task.training, task.source
     updates = loop.Updates(
+        forward=task.forward,
         optimizer=task.optimizer,
         schedule=optim.schedule(training.optimizer, steps_per_epoch=len(source) / training.batch, total=task.total),
+        scaler=task.scaler,
         accumulate=training.accumulate,
         clip_norm=training.optimizer.clip_norm,
         seed=training.seed,
     )
     plan = batches.stream(len(source), training.batch, seed=training.seed, first=first, last=task.total)
-    loaded = batches.load(source, plan, threads=places.workers)
+    mine = (batches.share(whole, rank=ranks.rank(), world=ranks.world()) for whole in plan)
+    loaded = batches.load(source, mine, threads=places.workers)
     taken = loop.steps(task.objective, loaded, updates, task.where, first=first)
-    shown = progress.track(taken, label="training steps", total=task.total - first)
-    yield from _watched(shown, lambda done: _save(task, places.out, done), places)
+    if ranks.lead():
+        taken = progress.track(taken, label="training steps", total=task.total - first)
+    with ranks.together():
+        yield from _watched(_averaging(taken, task), lambda done: _save(task, places.out, done), task.where, places)
+
+
+def _averaging(taken: Iterator[loop.Step], task: Task) -> Iterator[loop.Step]:
+    """The steps, the running average of the weights kept up after each."""
+    decay, weights = task.training.average, dict(task.model.named_parameters())
+    if decay and not task.averaged:
+        task.averaged.update({name: weight.detach().clone() for name, weight in weights.items()})
+    for name, tensor in task.averaged.items():
+        task.averaged[name] = tensor if type(tensor) is type(weights[name].data) else ranks.like(tensor, weights[name])
+    for step in taken:
+        with torch.no_grad():
+            for name, tensor in task.averaged.items():
+                tensor.lerp_(weights[name].detach(), 1.0 - decay)
+        yield step
 
 
 def complete(task: Task, places: command.Places) -> bool:
@@ -98,22 +149,28 @@ def complete(task: Task, places: command.Places) -> bool:
 
 
 def _save(task: Task, out: Path, done: int) -> None:
-    runs.save(out, task.model, task.card, task.optimizer, runs.Place(steps=done))
+    place = runs.Place(steps=done, scaler=task.scaler.state_dict() if task.scaler.is_enabled() else {})
+    runs.save(out, task.model, task.card, task.optimizer, place, task.averaged)
 
 
-def _watched(taken: Iterator[loop.Step], save: Callable[[int], None], places: command.Places) -> Iterator[loop.Step]:
+def _watched(
+    taken: Iterator[loop.Step], save: Callable[[int], None], where: launch.Launch, places: command.Places
+) -> Iterator[loop.Step]:
     done, saved = 0, time.monotonic()
     with told_to_stop() as told:
         for count, step in enumerate(taken, 1):
             yield step
             done = step.index + 1
-            if told() or count == places.stop_after:
+            due = ranks.lead() and time.monotonic() - saved > 60 * places.save_minutes
+            stop, due = ranks.agreed([told(), due], where.device)
+            if stop or count == places.stop_after:
                 break
-            if time.monotonic() - saved > 60 * places.save_minutes:
+            if due:
                 save(done)
                 saved = time.monotonic()
         if done:
             save(done)
+            ranks.wait()  # so that whoever reads the folder next finds it there
 
 
 @contextmanager

@@ -59,8 +59,13 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_everything_in_its_folder(whole: Path) -> None:
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(9))
-    assert set(lines[0]) == {"step", "loss", "loss_token", "loss_spectral", "lr", "grad_norm"}
+    assert [line["step"] for line in lines] == [*range(9), 8]
+    bands = {f"loss_{name}" for name in recipe().bands}
+    assert set(lines[0]) == {"step", "loss", "loss_token", "loss_spectral", "lr", "grad_norm", *bands}
+    assert np.mean([lines[0][name] for name in bands]) == pytest.approx(lines[0]["loss_token"], rel=0.2)
+    assert set(lines[-1]) == {"step", "val_loss_token", "val_loss_token_visible_mean", "val_loss_token_nearest"}
+    times = json.loads((whole / "timings.jsonl").read_text().splitlines()[0])
+    assert set(times) == {"step", "wait_s", "step_s", "images_per_s", "wait_share", "tflops"}
     sums = (whole / "SHA256SUMS").read_text()
     assert sums == files.sums(whole).decode()
     named = {line.split("  ")[1] for line in sums.splitlines()}
@@ -68,6 +73,7 @@ def test_a_run_leaves_everything_in_its_folder(whole: Path) -> None:
         *("recipe.toml", "contract.json", "metrics.jsonl", "results.json", "card.md", "pictures/step-000009.png"),
         *(f"checkpoint-last/{name}" for name in ("card.json", "model.safetensors")),
         *(f"checkpoint-last/{name}" for name in ("training.json", "training.safetensors")),
+        *(f"checkpoint-best/{name}" for name in ("card.json", "model.safetensors", "figures.json")),
     }
     assert (whole / "tensorboard").is_dir()
     assert files.read(pretrain.Recipe, whole / "recipe.toml") == recipe()
@@ -128,11 +134,11 @@ def test_sigterm_saves_and_the_same_command_goes_on(folder: Path, tmp_path: Path
 def test_two_samples_overfit(tmp_path: Path) -> None:
     folder = write(tmp_path / "shards", train=2, val=1)
     more = (
-        "training.epochs=150",
+        "training.epochs=350",
         "training.batch=2",
         "training.accumulate=1",
         "training.optimizer.lr=3e-3",
-        "training.log_every=150",
+        "training.log_every=350",
         "mask_ratio=0.5",
     )
     still = ("augment.horizontal_flip=0", "augment.vertical_flip=0", "augment.quarter_turns=false")
@@ -165,7 +171,7 @@ def test_starting_weights_and_their_contract(folder: Path, whole: Path, tmp_path
     start = places(folder, tmp_path / "run", weights=whole / "checkpoint-last", stop_after=1)
     assert pretrain.main(recipe(), start) == session.STOPPED
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
-    last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
+    last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-2])
     assert first["loss"] < 1.2 * last["loss"]
 
     toa = tmp_path / "toa"

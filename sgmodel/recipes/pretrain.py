@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgdata import files
 from sgdata.types import Contract
@@ -29,6 +30,7 @@ from sgmodel import (
     normalise,
     optim,
     pictures,
+    ranks,
     runs,
     session,
     transfer,
@@ -85,11 +87,14 @@ def main(recipe: Recipe, places: command.Places) -> int:
         transfer.fill(model, places.weights, contract, how, accept=recipe.accept)
     picks = transfer.indices(source.contract, recipe.bands)
     setting = Setting(recipe=recipe, contract=contract, picks=picks, how=how, where=where)
+    forward = session.ready(model, recipe.training, where, places.parallel)
     task = session.Task(
         training=recipe.training,
-        model=model.to(where.device),
+        model=model,
+        forward=forward,
+        scaler=launch.scaler(where),
         optimizer=optim.adamw(model, recipe.training.optimizer),
-        objective=partial(objective, setting, model),
+        objective=partial(objective, setting, forward),
         source=source,
         where=where,
         card=transfer.card(model, contract, how, recipe),
@@ -97,7 +102,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     if places.dry_run:
         print(session.outlook(task))
         return 0
-    with files.only_writer(places.out):
+    with files.only_writer(places.out) if ranks.lead() else nullcontext():
         return _train(setting, model, task, places)
 
 
@@ -110,12 +115,17 @@ def check(recipe: Recipe, contract: Contract) -> None:
 
 def _train(setting: Setting, model: mae.MaskedAutoencoder, task: session.Task, places: command.Places) -> int:
     recipe, held_out = setting.recipe, _held_out(task.source)
+    flops = model.flops(recipe.mask_ratio)
     first = session.begin(task, recipe, places)
     with runs.Log(places.out, first) as log:
         for step in session.steps(task, first, places):
             done = step.index + 1
-            log.step(step, every=recipe.training.log_every, last=done == task.total)
+            speed = launch.speed(setting.where, flops * step.images / ranks.world(), step.total_s)
+            log.step(step, every=recipe.training.log_every, last=done == task.total, speed=speed)
             if done % recipe.picture_every == 0 or done == task.total:
+                figures = evaluate(setting, model, held_out)
+                log.write(step.index, {f"val_{name}": value for name, value in figures.items()})
+                runs.keep_best(places.out, model, task.card, {"score": -figures["loss_token"], **figures}, by="score")
                 _show(setting, model, held_out, places.out / "pictures" / f"step-{done:06d}.png")
     if not session.complete(task, places):
         return session.STOPPED
@@ -130,12 +140,17 @@ def _held_out(source: batches.Samples) -> batches.Samples:
     return source
 
 
-def objective(setting: Setting, model: mae.MaskedAutoencoder, batch: batches.Batch) -> dict[str, Tensor]:
-    """The loss of a batch and its two terms; crop, flips and mask are drawn per (seed, epoch, sample)."""
+def objective(setting: Setting, forward: nn.Module, batch: batches.Batch) -> dict[str, Tensor]:
+    """The loss of a batch, its two terms, and the error of each band; crop, flips and mask are drawn per (seed,
+    epoch, sample)."""
     recipe = setting.recipe
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=recipe.training.seed)
-    result = model(_images(setting, batch, geometry), noise=_noise(setting, batch), ratio=recipe.mask_ratio)
-    return {"loss": result.loss, "loss_token": result.loss_token, "loss_spectral": result.loss_spectral}
+    images, noise = _images(setting, batch, geometry), _noise(setting, batch)
+    result: mae.Reconstruction = forward(images, noise=noise, ratio=recipe.mask_ratio)
+    terms = {"loss": result.loss, "loss_token": result.loss_token, "loss_spectral": result.loss_spectral}
+    # Whole spectral groups can stay visible in every sample: their bands then have no error to speak of.
+    bands = result.loss_band.nan_to_num(0.0)
+    return terms | {f"loss_{name}": error for name, error in zip(recipe.bands, bands, strict=True)}
 
 
 def _images(setting: Setting, batch: batches.Batch, geometry: augment.Geometry) -> Tensor:
@@ -155,16 +170,17 @@ def _noise(setting: Setting, batch: batches.Batch) -> Tensor:
 
 @torch.no_grad()
 def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Samples) -> dict[str, float]:
-    """Mean squared error of removed tokens over the middle of each of `source`, beside the answer "the mean of what is
-    visible of the band in this image"."""
-    sums = {"loss_token": 0.0, "loss_token_visible_mean": 0.0}
+    """Mean squared error of removed tokens over the middle of each of `source`, beside two answers without a model:
+    the mean of what is visible of the band in this image, and the nearest visible token of the same group."""
+    sums = {"loss_token": 0.0, "loss_token_visible_mean": 0.0, "loss_token_nearest": 0.0}
     for images, result in _reconstructions(
         setting, model, source, batches.in_order(len(source), setting.recipe.training.batch)
     ):
         target = encoder.patchify(images, setting.recipe.model).float()
-        guess = visible_mean(target, result.mask, setting.recipe.model)
         sums["loss_token"] += float(result.loss_token) * len(images)
-        sums["loss_token_visible_mean"] += float(mae.token_loss(guess, target, result.mask)) * len(images)
+        for name, guess in (("visible_mean", visible_mean), ("nearest", nearest_visible)):
+            error = mae.token_loss(guess(target, result.mask, setting.recipe.model), target, result.mask)
+            sums[f"loss_token_{name}"] += float(error) * len(images)
     return {name: total / len(source) for name, total in sums.items()}
 
 
@@ -175,6 +191,17 @@ def visible_mean(target: Tensor, mask: Tensor, config: encoder.EncoderConfig) ->
     count = seen.sum(dim=2, keepdim=True) * shape[-1]
     mean = (bands * seen).sum(dim=(2, 4), keepdim=True) / count.clamp(min=1)
     return mean.expand(shape).reshape(target.shape)
+
+
+def nearest_visible(target: Tensor, mask: Tensor, config: encoder.EncoderConfig) -> Tensor:
+    """(N, L, P) where each token is the nearest visible one of its group, in tokens on the ground (ties: the first in
+    order); a group wholly removed takes a removed token, the first."""
+    rows, cols = torch.meshgrid(torch.arange(config.side), torch.arange(config.side), indexing="ij")
+    places = torch.stack([rows, cols], dim=-1).reshape(-1, 2).to(target)
+    planes = target.reshape(len(target), config.planes, config.side**2, -1)
+    removed = mask.reshape(len(target), config.planes, 1, -1)
+    nearest = (torch.cdist(places, places) + removed * 2 * config.side).argmin(-1)
+    return planes.gather(2, nearest[..., None].expand_as(planes)).flatten(1, 2)
 
 
 def _reconstructions(
@@ -197,6 +224,8 @@ def _show(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Sample
         predicted = mae.unpatchify(result.pred.float(), config)
         removed = mae.unpatchify(result.mask[..., None].expand_as(result.pred), config)
         rows = zip(images[:, bands], predicted[:, bands], removed[:, bands], strict=True)
+        if not ranks.lead():
+            continue
         pictures.write(path, [pictures.reconstruction(*row) for row in rows])
 
 

@@ -11,6 +11,7 @@ the samples is trained on crops and sees them tile by tile.
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from sgmodel import (
     normalise,
     optim,
     pictures,
+    ranks,
     runs,
     session,
     transfer,
@@ -106,11 +108,14 @@ def main(recipe: Recipe, places: command.Places) -> int:
         transfer.fill(model, places.weights, contract, how, accept=recipe.accept)
     picks = transfer.indices(source.contract, recipe.bands)
     setting = Setting(recipe=recipe, contract=contract, picks=picks, how=how, where=where)
+    forward = session.ready(model, recipe.training, where, places.parallel)
     task = session.Task(
         training=recipe.training,
-        model=model.to(where.device),
+        model=model,
+        forward=forward,
+        scaler=launch.scaler(where),
         optimizer=optim.adamw(model, recipe.training.optimizer),
-        objective=partial(objective, setting, model),
+        objective=partial(objective, setting, forward),
         source=source,
         where=where,
         card=transfer.card(model, contract, how, recipe),
@@ -118,7 +123,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     if places.dry_run:
         print(session.outlook(task))
         return 0
-    with files.only_writer(places.out):
+    with files.only_writer(places.out) if ranks.lead() else nullcontext():
         return _train(setting, task, held_out, places)
 
 
@@ -143,10 +148,14 @@ def _train(setting: Setting, task: session.Task, held_out: batches.Samples, plac
             epoch = task.epoch(done)
             if every and epoch // every > task.epoch(step.index) // every and done < task.total:
                 scores = metrics.scores(evaluate(setting, task.model, held_out))
-                log.write(step.index, {"epoch": epoch, "miou": scores.miou, "oa": scores.oa})
+                figures = {"miou": scores.miou, "oa": scores.oa}
+                log.write(step.index, {"epoch": epoch, **figures})
+                runs.keep_best(places.out, task.model, task.card, figures, by="miou")
     if not session.complete(task, places):
         return session.STOPPED
     counts = evaluate(setting, task.model, held_out)
+    scores = metrics.scores(counts)
+    runs.keep_best(places.out, task.model, task.card, {"miou": scores.miou, "oa": scores.oa}, by="miou")
     figures = results(counts, most_frequent(task.source, setting.ignore), setting.contract)
     _show(setting, task.model, held_out, places.out / "pictures" / f"step-{task.total:06d}.png")
     runs.conclude(places.out, "Segmentation", task.card, {"steps": task.total, **figures})
@@ -247,7 +256,8 @@ def _show(setting: Setting, model: nn.Module, source: batches.Samples, path: Pat
         for batch in batches.load(source, plan, threads=1):
             images, target, predicted = predict(setting, model, batch)
             rows.append(pictures.segmentation(images[0, bands], target[0], predicted[0], colours))
-    pictures.write(path, rows)
+    if ranks.lead():
+        pictures.write(path, rows)
 
 
 if __name__ == "__main__":
