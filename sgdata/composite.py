@@ -1,12 +1,16 @@
-"""One pixel from many dates: `medoid` picks a date, `median` mixes them. Pure, exact integer arithmetic.
+"""One pixel from many dates: rules that pick a date, and rules that mix them. Pure.
 
-Observations are (T, C, H, W) uint16 DN, 0 = no data, `usable` (T, H, W) says which may be looked at (clear, all
-bands valid). Each rule is a numba kernel beside a numpy `reference_*` that tests hold it equal to.
+`medoid`, `bap` and `maxndvi` look at a few bands and say which date is taken: only that date's other bands are ever
+needed. `median` and `geomedian` mix all dates band by band. Observations are (T, C, H, W) uint16 DN, 0 = no data,
+`usable` (T, H, W) says which may be looked at (clear, all bands valid). Sums are exact integers, ties go to the
+lowest date: nothing depends on tiles or threads. Each kernel has a numpy `reference_*` that tests hold it equal to.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from datetime import date, timedelta
 from typing import Literal
 
 import numba
@@ -14,42 +18,206 @@ import numpy as np
 
 from sgdata.types import Array
 
-Method = Literal["medoid", "median"]
+Method = Literal["medoid", "bap", "maxndvi", "median", "geomedian"]
 
 DISTANCE_BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
 """SEPAL's medoid measures in these (blue green red nir swir1 swir2), whatever else is carried along."""
 
+LOOKS_AT: dict[Method, tuple[str, ...]] = {
+    "medoid": DISTANCE_BANDS,
+    "bap": ("B02", "B04"),
+    "maxndvi": ("B04", "B08"),
+}
+"""Bands by which a rule picks its date; a rule that is not here mixes all."""
+
 NO_VALUE = 65535
 """Provenance: no date chosen, no score."""
 
+ROUNDS, NEAR_DN = 50, 0.01
+"""Weiszfeld's iteration stops after this many rounds, or when the point moved less than this in DN."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Composite:
-    """`image` (C, H, W) as the observations, 0 where no date was usable; the rest (H, W) uint16.
+class BapSettings:
+    """Best available pixel as FORCE scores it (Griffiths 2013, Frantz 2019): the weighted mean of four scores.
 
-    `index` is the date chosen (NO_VALUE where none, or where dates are mixed), `valid` how many dates were
-    usable, `score` the rule's own figure x 10000 (NO_VALUE where it has none).
+    Day of year: Gaussian round `day_of_year`, `sigma_days` wide. Year: `year_factor` for each year from `year`.
+    Cloud distance: 1 / (1 + exp(-10 / D (d - D / 2))), D = `cloud_m`. Haze: 1 / (1 + exp(10 / 200 (HOT - H))),
+    HOT = B02 - B04 / 2 in DN, H = `haze_dn`. `weights` in this order.
     """
 
-    image: Array
-    index: Array
-    valid: Array
-    score: Array
+    day_of_year: int
+    sigma_days: float
+    year: int
+    year_factor: float
+    cloud_m: float
+    haze_dn: float
+    weights: tuple[float, float, float, float]
+
+    def of_date(self, day: int) -> int:
+        """Score x 10000 that a day (since 1970) brings to every pixel."""
+        when = date(1970, 1, 1) + timedelta(days=day)
+        away = abs(when.timetuple().tm_yday - self.day_of_year)
+        away = min(away, 365 - away)  # the year is round
+        doy = math.exp(-0.5 * (away / self.sigma_days) ** 2)
+        year = self.year_factor ** abs(when.year - self.year)
+        return self._scaled(self.weights[0] * doy + self.weights[1] * year)
+
+    def of_sight(self, gsd_m: float) -> Array:
+        """(256,) int64: score x 10000 by sight (`masks`): its cloud distance, and none if doubtful."""
+        steep = 10 / self.cloud_m
+        away = [sight * gsd_m if sight < 128 else 0 for sight in range(256)]
+        return np.array(
+            [self._scaled(self.weights[2] / (1 + math.exp(-steep * (d - self.cloud_m / 2)))) for d in away], np.int64
+        )
+
+    def of_haze(self) -> Array:
+        """(4096,) int64: score x 10000 by 2 HOT + 2048, the ends for all beyond."""
+        hot = [(twice - 2048) / 2 for twice in range(4096)]
+        return np.array(
+            [self._scaled(self.weights[3] / (1 + math.exp(0.05 * (h - self.haze_dn)))) for h in hot], np.int64
+        )
+
+    def _scaled(self, score: float) -> int:
+        return round(score / sum(self.weights) * 10_000)
 
 
-def reduce(observations: Array, usable: Array, *, method: Method, distance: tuple[int, ...]) -> Composite:
-    """The composite by `method`; `distance` holds the positions of the medoid's distance bands."""
-    bands, height, width = observations.shape[1:]
-    image = np.zeros((bands, height, width), observations.dtype)
-    index = np.full((height, width), NO_VALUE, np.uint16)
-    score = np.full((height, width), NO_VALUE, np.uint16)
-    valid = usable.sum(axis=0, dtype=np.uint16)
-    pairs = network(len(observations))
-    if method == "medoid":
-        _medoid(observations, usable, pairs, valid, np.asarray(distance, np.int64), image, index, score)
-    else:
-        _median(observations, usable, pairs, valid, image)
-    return Composite(image=image, index=index, valid=valid, score=score)
+# --- rules that pick a date ----------------------------------------------------------------
+
+
+def medoid(looked: Array, usable: Array) -> tuple[Array, Array]:
+    """(H, W) uint16 date nearest (Euclid) to the per-band median, NO_VALUE where none, and that distance in DN."""
+    index, score = _unset(looked)
+    _medoid(looked, usable, network(len(looked)), usable.sum(axis=0, dtype=np.uint16), index, score)
+    return index, score
+
+
+def maxndvi(looked: Array, usable: Array) -> tuple[Array, Array]:
+    """(H, W) uint16 greenest date by (red, nir), and its (NDVI + 1) x 10000."""
+    index, score = _unset(looked)
+    _maxndvi(looked, usable, index, score)
+    return index, score
+
+
+def bap(
+    looked: Array, sights: Array, days: tuple[int, ...], settings: BapSettings, gsd_m: float
+) -> tuple[Array, Array]:
+    """(H, W) uint16 date of the best score by (blue, red) and sights (T, H, W) of `gsd_m`, and score x 10000."""
+    index, score = _unset(looked)
+    dated = np.array([settings.of_date(day) for day in days], np.int64)
+    _bap(looked, sights, dated, settings.of_sight(gsd_m), settings.of_haze(), index, score)
+    return index, score
+
+
+def _unset(looked: Array) -> tuple[Array, Array]:
+    shape = looked.shape[2:]
+    return np.full(shape, NO_VALUE, np.uint16), np.full(shape, NO_VALUE, np.uint16)
+
+
+@numba.njit(cache=True, nogil=True)
+def _bap(
+    looked: Array, sights: Array, dated: Array, by_sight: Array, by_haze: Array, index: Array, score: Array
+) -> None:
+    dates, _, height, width = looked.shape
+    for y in range(height):
+        for x in range(width):
+            best = -1
+            for t in range(dates):
+                if sights[t, y, x]:
+                    hot = 2 * np.int64(looked[t, 0, y, x]) - np.int64(looked[t, 1, y, x]) + 2048
+                    total = dated[t] + by_sight[sights[t, y, x]] + by_haze[min(max(hot, 0), 4095)]  # type: ignore[index]
+                    if total > best:
+                        best = total
+                        index[y, x] = t
+                        score[y, x] = min(total, 65534)
+
+
+@numba.njit(cache=True, nogil=True)
+def _maxndvi(looked: Array, usable: Array, index: Array, score: Array) -> None:
+    dates, _, height, width = looked.shape
+    for y in range(height):
+        for x in range(width):
+            best, over = np.int64(-2), np.int64(1)
+            for t in range(dates):
+                red, nir = np.int64(looked[t, 0, y, x]), np.int64(looked[t, 1, y, x])
+                # a / b > c / d as a d > c b: no rounding decides between near equals
+                if usable[t, y, x] and (nir - red) * over > best * (nir + red):
+                    best, over = nir - red, nir + red
+                    index[y, x] = t
+            if index[y, x] != NO_VALUE:
+                score[y, x] = (10_000 * (best + over)) // over
+
+
+def spread(clear: list[Array], count: int) -> list[int]:
+    """`count` of the (H, W) bool views: each next one is that which adds most where least was seen clear before.
+
+    A clear look counts half, a third ... of the first one; ties go to the lowest.
+    """
+    views = np.stack(clear).reshape(len(clear), -1)
+    looks = np.zeros(views.shape[1], np.int64)
+    chosen: list[int] = []
+    for _ in range(min(count, len(clear))):
+        gain = np.array([-1 if n in chosen else (720_720 // (1 + looks[view])).sum() for n, view in enumerate(views)])
+        best = int(gain.argmax())
+        chosen.append(best)
+        looks += views[best]
+    return chosen
+
+
+# --- rules that mix dates ------------------------------------------------------------------
+
+
+def median(observations: Array, usable: Array) -> Array:
+    """(C, H, W): per band the middle usable value, half up between two; 0 where no date is usable."""
+    image = np.zeros(observations.shape[1:], observations.dtype)
+    _median(observations, usable, network(len(observations)), usable.sum(axis=0, dtype=np.uint16), image)
+    return image
+
+
+def geomedian(observations: Array, usable: Array) -> Array:
+    """(C, H, W): the spectrum with the least summed distance to all usable ones (Roberts 2017), rounded half up."""
+    image = np.zeros(observations.shape[1:], observations.dtype)
+    _geomedian(observations, usable, image)
+    return image
+
+
+@numba.njit(cache=True, nogil=True)
+def _geomedian(observations: Array, usable: Array, image: Array) -> None:
+    dates, bands, height, width = observations.shape
+    values, point, moved = np.empty((dates, bands)), np.empty(bands), np.empty(bands)
+    for y in range(height):
+        for x in range(width):
+            n = 0
+            for t in range(dates):
+                if usable[t, y, x]:
+                    for b in range(bands):
+                        values[n, b] = observations[t, b, y, x]
+                    n += 1
+            if n == 0:
+                continue
+            for b in range(bands):
+                point[b] = values[:n, b].mean()
+            for _ in range(ROUNDS):
+                moved[:] = 0
+                total = 0.0
+                for t in range(n):
+                    squares = 0.0
+                    for b in range(bands):
+                        squares += (values[t, b] - point[b]) ** 2
+                    # An observation under the point would weigh infinitely: half a DN is near enough.
+                    weight = 1 / max(np.sqrt(squares), 0.5)
+                    total += weight
+                    for b in range(bands):
+                        moved[b] += weight * values[t, b]
+                step = 0.0
+                for b in range(bands):
+                    moved[b] /= total
+                    step = max(step, abs(moved[b] - point[b]))
+                    point[b] = moved[b]
+                if step < NEAR_DN:
+                    break
+            for b in range(bands):
+                image[b, y, x] = np.uint16(point[b] + 0.5)
 
 
 def network(count: int) -> Array:
@@ -101,16 +269,7 @@ def _median(observations: Array, usable: Array, pairs: Array, valid: Array, imag
 
 
 @numba.njit(cache=True, nogil=True)
-def _medoid(
-    observations: Array,
-    usable: Array,
-    pairs: Array,
-    valid: Array,
-    distance: Array,
-    image: Array,
-    index: Array,
-    score: Array,
-) -> None:
+def _medoid(observations: Array, usable: Array, pairs: Array, valid: Array, index: Array, score: Array) -> None:
     dates, bands, height, width = observations.shape
     line = np.empty((dates, width), np.uint16)
     # Twice the median is whole, so twice the distance is too: float64 holds these squares exactly.
@@ -118,7 +277,7 @@ def _medoid(
     away = np.empty((dates, width), np.float64)
     for y in range(height):
         away[:] = 0
-        for b in distance:
+        for b in range(bands):
             _sorted_line(observations, usable, pairs, b, y, line)
             for x in range(width):
                 n = max(int(valid[y, x]), 1)
@@ -135,20 +294,58 @@ def _medoid(
             if best >= 0:
                 index[y, x] = best
                 score[y, x] = min(np.sqrt(away[best, x]) / 2 + 0.5, 65534.0)
-                for b in range(bands):
-                    image[b, y, x] = observations[best, b, y, x]
+
+
+# --- the same in plain numpy ---------------------------------------------------------------
 
 
 def reference_median(observations: Array, usable: Array) -> Array:
-    """(C, H, W): per band the middle usable value, half up between two; 0 where no date is usable."""
+    """As `median`."""
     return np.floor(_middle(observations, usable) + 0.5).astype(observations.dtype)
 
 
-def reference_medoid(observations: Array, usable: Array, distance: tuple[int, ...]) -> Array:
-    """(H, W): the usable date nearest (Euclid) to the per-band median; ties go to the lowest, -1 where none."""
-    near = observations[:, distance]
-    away = ((near - _middle(near, usable)) ** 2).sum(axis=1)
-    return np.where(usable.any(axis=0), np.where(usable, away, np.inf).argmin(axis=0), -1)
+def reference_medoid(looked: Array, usable: Array) -> Array:
+    """As `medoid`, the date only."""
+    return _first_best(-((looked - _middle(looked, usable)) ** 2).sum(axis=1), usable)
+
+
+def reference_maxndvi(looked: Array, usable: Array) -> Array:
+    """As `maxndvi`, the date only."""
+    red, nir = looked[:, 0].astype(np.float64), looked[:, 1].astype(np.float64)
+    return _first_best((nir - red) / np.maximum(nir + red, 1), usable)
+
+
+def reference_bap(looked: Array, sights: Array, days: tuple[int, ...], settings: BapSettings, gsd_m: float) -> Array:
+    """As `bap`, the score only and in floating point: (T, H, W), 0-1."""
+    w_doy, w_year, w_cloud, w_haze = settings.weights
+    when = [date(1970, 1, 1) + timedelta(days=day) for day in days]
+    off = np.abs(np.array([d.timetuple().tm_yday for d in when]) - settings.day_of_year)
+    doy = np.exp(-0.5 * (np.minimum(off, 365 - off) / settings.sigma_days) ** 2)
+    year = settings.year_factor ** np.abs(np.array([d.year for d in when]) - settings.year)
+    away = np.where(sights < 128, sights, 0) * float(gsd_m)
+    cloud = 1 / (1 + np.exp(-10 / settings.cloud_m * (away - settings.cloud_m / 2)))
+    hot = np.clip(looked[:, 0] - looked[:, 1] / 2, -1024, 1023.5)
+    haze = 1 / (1 + np.exp(0.05 * (hot - settings.haze_dn)))
+    dated = (w_doy * doy + w_year * year)[:, None, None]
+    scores: Array = (dated + w_cloud * cloud + w_haze * haze) / sum(settings.weights)
+    return scores
+
+
+def reference_geomedian(observations: Array, usable: Array) -> Array:
+    """As `geomedian`, not rounded: (C, H, W) float64, all pixels through all rounds."""
+    values, weight = observations.astype(np.float64), usable[:, None].astype(np.float64)
+    point: Array = (values * weight).sum(axis=0) / np.maximum(weight.sum(axis=0), 1)
+    for _ in range(ROUNDS):
+        away = np.sqrt(((values - point) ** 2).sum(axis=1, keepdims=True))
+        pull = weight / np.maximum(away, 0.5)
+        point = (values * pull).sum(axis=0) / np.maximum(pull.sum(axis=0), 1e-12)
+    return point
+
+
+def _first_best(quality: Array, usable: Array) -> Array:
+    """(H, W) the usable date of the greatest quality (T, H, W), the first of equals, NO_VALUE where none is usable."""
+    best: Array = np.where(usable.any(axis=0), np.where(usable, quality, -np.inf).argmax(axis=0), NO_VALUE)
+    return best
 
 
 def _middle(values: Array, usable: Array) -> Array:

@@ -72,17 +72,16 @@ def best_cloudy_scene(recipe: BuildRecipe, scenes: tuple[Observed, ...], truth: 
         grid=recipe.area.grid,
         bands=recipe.bands,
         kernel=recipe.resampling,
-        method="median",
-        mask=replace(recipe.mask, method="none"),
+        settings=replace(recipe.composite, method="median"),
         scenes=scenes,
         folder=Path(),
     )
     cloudy = (clouds & (score.CLOUD | score.SHADOW)).astype(bool).mean(axis=(1, 2)) > CLOUDY
     squares, pixels = np.zeros(len(scenes)), np.zeros(len(scenes))
     for window in grid.tiles(truth.shape[1:], 256):
-        stack, usable = observe.observations(job, window)
+        stack, sights = observe.observations(job, window)
         reference = truth[(slice(None), *window.slices)].astype(np.float64)
-        for number, (planes, seen) in enumerate(zip(stack, usable, strict=True)):
+        for number, (planes, seen) in enumerate(zip(stack, sights > 0, strict=True)):
             squares[number] += ((planes[:, seen] - reference[:, seen]) ** 2).sum()
             pixels[number] += seen.sum() * len(planes)
     found = cloudy & (pixels > 0)

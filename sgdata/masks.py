@@ -1,13 +1,35 @@
-"""Which pixels of a scene may be looked at: scene classes or cloud probability -> keep or drop. Pure."""
+"""Which pixels of a scene may be looked at: its mask layer, and those of all dates -> one byte a pixel. Pure.
+
+Sen2Cor's scene classes (or another layer) are sorted into kinds; clouds over bright roofs are unmasked by a guard
+that looks at all dates; clouds and shadows are widened by a buffer. What is left is the pixel's *sight*: 0 may not
+be looked at, 1-127 clear (the distance to the next cloud in pixels of the layer), and DOUBTFUL more where the
+class is dark or unclassified, which counts only where nothing better is there.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+import numba
 import numpy as np
 
+from sgdata.sentinel2 import SceneClass
 from sgdata.types import Array
+
+NOTHING, CLEAR, DIM, CLOUD, SHADOW, OTHER = range(6)
+"""Kinds: no data; clear; kept but doubtful; cloud or cirrus; cloud shadow; dropped for another reason (snow)."""
+
+DOUBTFUL = 128
+FARTHEST = 127
+"""Bit of a doubtful sight; the largest distance that a sight can tell."""
+
+BLOCK_M, NEIGHBOURHOOD_M = 500, 10_000
+"""Cloud shares of the neighbourhood are taken on squares of BLOCK_M: they are smooth at that scale."""
+EXCESS, CALM = 0.4, 0.3
+"""Cloudier than the neighbourhood by EXCESS on days when that is below CALM: a roof, not a cloud (SEPAL's rule)."""
+CALM_DAYS, LOOKS = 3, 8
+"""Looks that the two halves of the guard need: with fewer, 'mostly' and 'never' say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,23 +37,145 @@ class MaskSettings:
     """How clouds are told from ground.
 
     `scl` drops the Sen2Cor classes in `drop`; `probability` drops where the asset `cloud` (0-100) reaches
-    `threshold`; `none` keeps everything.
+    `threshold`; `external` drops where a raster of the user's is not 0; `none` keeps everything. Buffers reach from
+    pixel centre to pixel centre; `guard` keeps bright roofs that look like clouds.
     """
 
-    method: Literal["scl", "probability", "none"]
+    method: Literal["scl", "probability", "external", "none"]
     drop: tuple[int, ...]
     threshold: int
+    cloud_buffer_m: float
+    shadow_buffer_m: float
+    guard: bool
 
     @property
     def asset(self) -> str | None:
-        """The asset that the method looks at."""
-        return {"scl": "SCL", "probability": "cloud", "none": None}[self.method]
+        """The layer that the method looks at."""
+        return {"scl": "SCL", "probability": "cloud", "external": "mask", "none": None}[self.method]
 
 
-def keep(layer: Array, settings: MaskSettings) -> Array:
-    """(H, W) uint8 of the method's asset -> (H, W) bool."""
+def kinds(layer: Array, settings: MaskSettings) -> Array:
+    """(H, W) uint8 of the method's layer -> (H, W) uint8 kinds."""
+    table = np.full(256, CLEAR, np.uint8)
     if settings.method == "probability":
-        return layer < settings.threshold
-    kept = np.ones(256, bool)
-    kept[list(settings.drop)] = False
-    return kept[layer]
+        table[settings.threshold :] = CLOUD
+    elif settings.method == "external":
+        table[1:] = CLOUD
+    else:
+        table[[SceneClass.DARK, SceneClass.UNCLASSIFIED]] = DIM
+        table[list(settings.drop)] = OTHER
+        clouds = (SceneClass.CLOUD_MEDIUM, SceneClass.CLOUD_HIGH, SceneClass.CIRRUS)
+        table[[value for value in clouds if value in settings.drop]] = CLOUD
+        if SceneClass.CLOUD_SHADOW in settings.drop:
+            table[SceneClass.CLOUD_SHADOW] = SHADOW
+        table[SceneClass.NO_DATA] = NOTHING
+    return table[layer]
+
+
+# --- the guard -----------------------------------------------------------------------------
+
+
+class Guard:
+    """Counts over all dates which pixels are called cloud more often than their surroundings are.
+
+    Spec 2.3, with one change: frequencies are taken over the days when the neighbourhood is below CALM, not on
+    average, since a place where most days are overcast would never qualify.
+    """
+
+    def __init__(self, shape: tuple[int, int], gsd_m: float) -> None:
+        self.gsd_m = gsd_m
+        self.calm, self.clouded = np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)
+        self.seen, self.clear = np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)
+        self.expected = np.zeros(shape, np.float32)
+
+    def add(self, found: Array) -> None:
+        """Count one date's (H, W) kinds."""
+        cloud, seen = found == CLOUD, found != NOTHING
+        share = surroundings(cloud, seen, self.gsd_m, NEIGHBOURHOOD_M)
+        calm = seen & (share < CALM)
+        self.calm += calm
+        self.clouded += calm & cloud
+        self.expected += np.where(calm, share, np.float32(0))
+        self.seen += seen
+        self.clear += (found == CLEAR) | (found == DIM)
+
+    def bright(self) -> Array:
+        """(H, W) bool: cloud classes say nothing here."""
+        often = (self.calm >= CALM_DAYS) & (self.clouded - self.expected > EXCESS * self.calm)
+        never: Array = (self.seen >= LOOKS) & (self.clear == 0)
+        return often | never
+
+
+def surroundings(what: Array, among: Array, gsd_m: float, side_m: float) -> Array:
+    """(H, W) float32: the share of `what` in `among` within a square of `side_m` round each block of BLOCK_M."""
+    height, width = what.shape
+    size = max(round(BLOCK_M / gsd_m), 1)
+    reach = round(side_m / BLOCK_M) // 2
+    sums = []
+    for mask in (what, among):
+        padded = np.pad(mask, ((0, -height % size), (0, -width % size)))
+        blocks = padded.reshape(padded.shape[0] // size, size, padded.shape[1] // size, size)
+        total = blocks.sum(axis=(1, 3), dtype=np.int64)
+        for axis in (0, 1):  # a box sum is the difference of two running sums
+            running = np.insert(total.cumsum(axis), 0, 0, axis)
+            at = np.arange(total.shape[axis])
+            total = running.take((at + reach + 1).clip(max=len(at)), axis) - running.take((at - reach).clip(0), axis)
+        sums.append(total)
+    share: Array = (sums[0] / np.maximum(sums[1], 1)).astype(np.float32)
+    return share.repeat(size, 0)[:height].repeat(size, 1)[:, :width]
+
+
+# --- sight ---------------------------------------------------------------------------------
+
+
+def sight(found: Array, bright: Array | None, settings: MaskSettings, *, gsd_m: float, reach_m: float) -> Array:
+    """(H, W) kinds of one date and the guard's mask -> (H, W) uint8 sight; distances are told up to `reach_m`."""
+    cloud = found == CLOUD
+    if bright is not None:
+        # On a truly cloudy day the ground round the roof is cloudy too, and the roof's class is believed.
+        near = surroundings(cloud & ~bright, (found != NOTHING) & ~bright, gsd_m, 3 * BLOCK_M)
+        roof = cloud & bright & (near < CALM)
+        cloud, found = cloud & ~roof, np.where(roof, CLEAR, found)
+    reach = min(int(max(reach_m, settings.cloud_buffer_m) // gsd_m) + 1, FARTHEST - 1)
+    away = distance(cloud, reach)
+    usable = ((found == CLEAR) | (found == DIM)) & (away > settings.cloud_buffer_m / gsd_m)
+    shadow_reach = int(settings.shadow_buffer_m // gsd_m) + 1
+    usable &= distance(found == SHADOW, shadow_reach) > settings.shadow_buffer_m / gsd_m
+    return np.where(usable, away + DOUBTFUL * (found == DIM), 0).astype(np.uint8)
+
+
+def distance(mask: Array, reach: int) -> Array:
+    """(H, W) uint8: pixels, rounded up, from each centre to the nearest of `mask`; `reach` + 1 from there on."""
+    out = np.empty(mask.shape, np.uint8)
+    _distance(np.ascontiguousarray(mask), reach, out)
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _distance(mask: Array, reach: int, out: Array) -> None:
+    """Exact Euclidean, separable (Felzenszwalb & Huttenlocher 2012): down the columns, then along the rows."""
+    height, width = mask.shape
+    far = reach + 1
+    column = np.empty((height, width), np.int32)
+    for y in range(height):
+        for x in range(width):
+            above = column[y - 1, x] + 1 if y else far
+            column[y, x] = 0 if mask[y, x] else min(above, far)
+    for y in range(height - 2, -1, -1):
+        for x in range(width):
+            column[y, x] = min(column[y, x], column[y + 1, x] + 1)
+    squares = np.empty(width, np.int32)
+    for y in range(height):
+        line = column[y]
+        if line.min() == far:
+            out[y] = far
+            continue
+        for x in range(width):
+            squares[x] = line[x] * line[x]
+        for dx in range(1, far):
+            for x in range(width - dx):
+                squares[x] = min(squares[x], line[x + dx] * line[x + dx] + dx * dx)
+            for x in range(dx, width):
+                squares[x] = min(squares[x], line[x - dx] * line[x - dx] + dx * dx)
+        for x in range(width):
+            out[y, x] = min(np.ceil(np.sqrt(squares[x])), far)

@@ -1,17 +1,37 @@
-"""One tile through all scenes: staged pixels -> observations and masks -> offset evidence or composite."""
+"""Scenes to composite: staged mask layers -> sights; one tile through all scenes -> its composite."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from sgdata import composite, grid, masks, offsets, resample, staging
+from sgdata import composite, files, grid, masks, offsets, pool, resample, staging
 from sgdata.types import Array, Grid, Window
 
 OBSERVATION_BYTES = 96 << 20
 """A composite tile shrinks until its observations fit: memory is flat in the number of dates."""
+
+SIGHT = "sight"
+THINNED = 8
+"""Coverage of a scene is counted on every eighth pixel of its sight."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositeSettings:
+    """How many dates become one. `max_obs` scenes at most are looked at, the clearest together; 0: all."""
+
+    method: composite.Method
+    max_obs: int
+    bap: composite.BapSettings
+
+    @property
+    def reach_m(self) -> float:
+        """How far the rule wants to know of clouds."""
+        return self.bap.cloud_m if self.method == "bap" else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,23 +56,119 @@ class Visit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What decides the sights of all scenes; `folder` keeps them."""
+
+    grid: Grid
+    mask: masks.MaskSettings
+    reach_m: float
+    folder: Path
+    workers: int
+    cluster: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """All that decides a composite tile; `folder` keeps finished tiles."""
 
     grid: Grid
     bands: tuple[str, ...]
     kernel: resample.Kernel
-    method: composite.Method
-    mask: masks.MaskSettings
+    settings: CompositeSettings
     scenes: tuple[Observed, ...]
     folder: Path
 
 
+# --- scenes --------------------------------------------------------------------------------
+
+
 def visit(scene: Visit, *, lattice: Grid, tile: int) -> tuple[Observed, offsets.Evidence]:
     """Stage all files of a scene and test its offset. Raises SourceError."""
-    files = {band: staging.stage(piece) for band, piece in scene.pieces.items()}
-    observed = Observed(id=scene.id, overpass=scene.overpass, day=scene.day, offset=0, files=files)
+    observed = scout(scene)
     return observed, evidence(observed, lattice=lattice, tile=tile)
+
+
+def scout(scene: Visit) -> Observed:
+    """Stage the files of a scene and ask no more of it."""
+    staged = {band: staging.stage(piece) for band, piece in scene.pieces.items()}
+    return Observed(id=scene.id, overpass=scene.overpass, day=scene.day, offset=0, files=staged)
+
+
+def sighted(scenes: tuple[Observed, ...], survey: Survey) -> tuple[Observed, ...]:
+    """The scenes, each with its sight (`masks`) among its staged files, on one lattice that reaches beyond the area.
+
+    Computed over the whole area at once, so that no tile's edge shows. Raises SourceError where layers do not nest.
+    """
+    layer = survey.mask.asset
+    if layer is None or not scenes:
+        return scenes
+    target = _lattice_over(survey.grid, scenes[0].files[layer].lattice, layer_reach_m(survey.mask, survey.reach_m))
+    decides = (survey.mask, survey.reach_m, target, [(scene.id, scene.files[layer].sha256) for scene in scenes])
+    folder = survey.folder / files.sha256(files.canonical_json(decides))[:16]
+    bright = folder / "bright.npy" if survey.mask.guard else None
+    if bright and not bright.exists():
+        guard = masks.Guard(target.shape, target.gsd_m)
+        for scene in scenes:
+            guard.add(masks.kinds(staging.on_grid(scene.files[layer], target, kernel="nearest"), survey.mask))
+        with staging.placed(bright) as temporary, temporary.open("wb") as handle:
+            np.save(handle, guard.bright())
+    task = partial(_sight, target=target, survey=survey, bright=bright, folder=folder)
+    found = pool.run(task, scenes, workers=survey.workers, cluster=survey.cluster)
+    return tuple(replace(scene, files=scene.files | {SIGHT: sight}) for scene, sight in zip(scenes, found, strict=True))
+
+
+def _sight(scene: Observed, *, target: Grid, survey: Survey, bright: Path | None, folder: Path) -> staging.Staged:
+    path = folder / f"{scene.id}.bin"
+    if not path.exists():
+        found = masks.kinds(
+            staging.on_grid(scene.files[survey.mask.asset or ""], target, kernel="nearest"), survey.mask
+        )
+        guard = np.load(bright, allow_pickle=False) if bright else None
+        content = masks.sight(found, guard, survey.mask, gsd_m=target.gsd_m, reach_m=survey.reach_m)
+        with staging.placed(path) as temporary:
+            content.tofile(temporary)
+    return staging.Staged(path=str(path), lattice=target, dtype="uint8", sha256="", holes=False)
+
+
+def layer_reach_m(mask: masks.MaskSettings, reach_m: float) -> float:
+    """How far beyond the area the mask layer is needed."""
+    return max(mask.cloud_buffer_m, mask.shadow_buffer_m, reach_m)
+
+
+def _lattice_over(area: Grid, layer: Grid, reach_m: float) -> Grid:
+    """The pixels of the layer's lattice, thought on without end, over the area and `reach_m` around it."""
+    gsd, (left, top), slack = layer.gsd_m, layer.origin, 1e-6
+    west, south, east, north = area.bounds
+    first_col, first_row = (math.floor((d - reach_m) / gsd + slack) for d in (west - left, top - north))
+    last_col, last_row = (math.ceil((d + reach_m) / gsd - slack) for d in (east - left, top - south))
+    origin = (left + first_col * gsd, top - first_row * gsd)
+    return Grid(crs=area.crs, origin=origin, gsd_m=gsd, shape=(last_row - first_row, last_col - first_col))
+
+
+def wanted(scenes: tuple[Observed, ...], settings: CompositeSettings) -> list[int]:
+    """Positions of the sighted scenes whose pixels can matter: the others need not be read.
+
+    `bap`: scenes that could win somewhere, if their haze were the least and that of all others the worst.
+    """
+    every = list(range(len(scenes)))
+    sights = [scene.files[SIGHT] for scene in scenes if SIGHT in scene.files]
+    if not sights:
+        return every[: settings.max_obs or None]
+    if settings.max_obs and settings.max_obs < len(scenes):
+        every = sorted(composite.spread([sight.pixels[::THINNED, ::THINNED] > 0 for sight in sights], settings.max_obs))
+    if settings.method != "bap":
+        return every
+    by_sight, haze = settings.bap.of_sight(sights[0].lattice.gsd_m), settings.bap.of_haze()
+    scores = {n: settings.bap.of_date(scenes[n].day) for n in every}
+    floor = np.full(sights[0].lattice.shape, -1, np.int64)
+    for n in every:
+        seen = sights[n].pixels
+        np.maximum(floor, np.where(seen > 0, scores[n] + by_sight[seen] + haze.min(), -1), out=floor)
+    can = ((n, (sights[n].pixels > 0) & (scores[n] + by_sight[sights[n].pixels] + haze.max() >= floor)) for n in every)
+    return [n for n, where in can if where.any()]
+
+
+# --- tiles ---------------------------------------------------------------------------------
 
 
 def tile_size(dates: int, bands: int, most: int) -> int:
@@ -63,29 +179,42 @@ def tile_size(dates: int, bands: int, most: int) -> int:
     return size
 
 
-def observations(job: Job, window: Window) -> tuple[Array, Array]:
-    """(T, C, H, W) uint16 DN with offsets settled, and (T, H, W) bool: clear, and valid in all bands.
+def looked_at(job: Job) -> tuple[str, ...]:
+    """Bands of which every date is needed; of the others only the chosen dates are."""
+    return tuple(b for b in composite.LOOKS_AT.get(job.settings.method, job.bands) if b in job.bands)
 
-    Where granules of one pass overlap they hold the same pixels twice: the first valid one in order counts.
+
+def observations(job: Job, window: Window) -> tuple[Array, Array]:
+    """(T, C, H, W) uint16 DN with offsets settled in the bands looked at, and (T, H, W) uint8 sight.
+
+    Sight is 0 where any band of the job has no data. Where granules of one pass overlap they hold the same pixels
+    twice: the first valid one in order counts.
     """
     target = grid.windowed(job.grid, window)
-    stack = np.empty((len(job.scenes), len(job.bands), *target.shape), np.uint16)
-    usable = np.empty((len(job.scenes), *target.shape), bool)
+    bands = looked_at(job)
+    stack = np.zeros((len(job.scenes), len(bands), *target.shape), np.uint16)
+    sights = np.zeros((len(job.scenes), *target.shape), np.uint8)
     seen: dict[str, Array] = {}
-    for scene, planes, use in zip(job.scenes, stack, usable, strict=True):
-        for band, plane in zip(job.bands, planes, strict=True):
+    for scene, planes, sight in zip(job.scenes, stack, sights, strict=True):
+        if not set(job.bands) <= scene.files.keys():
+            continue  # scouted, and cannot win
+        for band, plane in zip(bands, planes, strict=True):
             plane[:] = staging.on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
         valid = np.asarray((planes > 0).all(axis=0))
+        for band in job.bands:
+            if band not in bands and scene.files[band].holes:
+                valid &= staging.on_grid(scene.files[band], target, kernel="nearest") > 0
         before = seen.get(scene.overpass)
-        use[:] = valid
+        use = valid.copy()
         if before is not None:
             use &= ~before
             valid |= before
         seen[scene.overpass] = valid
-        if job.mask.asset:
-            layer = staging.on_grid(scene.files[job.mask.asset], target, kernel="nearest")
-            use &= masks.keep(layer, job.mask)
-    return stack, usable
+        if SIGHT in scene.files:
+            sight[:] = staging.on_grid(scene.files[SIGHT], target, kernel="nearest") * use
+        else:
+            sight[:] = use
+    return stack, sights
 
 
 def composite_tile(job: Job, window: Window) -> Path:
@@ -96,15 +225,53 @@ def composite_tile(job: Job, window: Window) -> Path:
     path = job.folder / f"r{window.row:06d}-c{window.col:06d}-{window.height}x{window.width}.npy"
     if path.exists():
         return path
-    stack, usable = observations(job, window)
-    distance = tuple(i for i, band in enumerate(job.bands) if band in composite.DISTANCE_BANDS)
-    result = composite.reduce(stack, usable, method=job.method, distance=distance)
-    days = np.array([*(scene.day for scene in job.scenes), composite.NO_VALUE], np.uint16)
-    day = days[np.minimum(result.index, len(job.scenes))]
-    content = np.concatenate([result.image, np.stack([result.index, result.valid, day, result.score])])
+    stack, sights = observations(job, window)
+    usable = best_sights(sights)
+    index = score = np.full(usable.shape[1:], composite.NO_VALUE, np.uint16)
+    match job.settings.method:
+        case "medoid":
+            index, score = composite.medoid(stack, usable)
+        case "maxndvi":
+            index, score = composite.maxndvi(stack, usable)
+        case "bap":
+            usable = sights > 0
+            gsd = next((s.files[SIGHT].lattice.gsd_m for s in job.scenes if SIGHT in s.files), 20.0)
+            days = tuple(scene.day for scene in job.scenes)
+            index, score = composite.bap(stack, sights, days, job.settings.bap, gsd)
+        case "median":
+            image = composite.median(stack, usable)
+        case "geomedian":
+            image = composite.geomedian(stack, usable)
+    if job.settings.method in composite.LOOKS_AT:
+        image = _picked(job, window, stack, index)
+    dates = np.array([*(scene.day for scene in job.scenes), composite.NO_VALUE], np.uint16)
+    day = dates[np.minimum(index, len(job.scenes))]
+    content = np.concatenate([image, np.stack([index, usable.sum(axis=0, dtype=np.uint16), day, score])])
     with staging.placed(path) as temporary, temporary.open("wb") as handle:
         np.save(handle, content)
     return path
+
+
+def best_sights(sights: Array) -> Array:
+    """(T, H, W) bool: the clear dates of each pixel, or its doubtful ones where it has no clear one."""
+    clear = (sights > 0) & (sights < masks.DOUBTFUL)
+    return clear | ((sights > 0) & ~clear.any(axis=0))
+
+
+def _picked(job: Job, window: Window, stack: Array, index: Array) -> Array:
+    """(C, H, W): all bands of the date chosen at each pixel."""
+    target = grid.windowed(job.grid, window)
+    image = np.zeros((len(job.bands), *target.shape), np.uint16)
+    bands = looked_at(job)
+    for n in np.unique(index[index != composite.NO_VALUE]):
+        scene, here = job.scenes[n], index == n
+        for band, out in zip(job.bands, image, strict=True):
+            if band in bands:
+                plane = stack[n, bands.index(band)]
+            else:
+                plane = staging.on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
+            np.copyto(out, plane, where=here)
+    return image
 
 
 def evidence(scene: Observed, *, lattice: Grid, tile: int) -> offsets.Evidence:

@@ -8,6 +8,7 @@ is complete is never fetched again.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,29 +22,37 @@ from sgdata.errors import SourceError
 from sgdata.stac import Asset
 from sgdata.types import Array, Bounds, Grid, Window
 
-MARGIN_PX = 1
-"""Bilinear looks one coarse pixel beyond the area, so that pixels at its edge do not depend on where it ends."""
+MARGIN_PX = 2
+"""Cubic looks two coarse pixels beyond the area, so that pixels at its edge do not depend on where it ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One file to stage: the pixels of `asset` over `bounds`, to `target` (`.bin`, and `.json` once complete)."""
+    """One file to stage: the pixels of `asset` over `bounds`, to `target` (`.bin`, and `.json` once complete).
+
+    `margin_m` beyond the bounds is read too, and no less than MARGIN_PX pixels.
+    """
 
     name: str
     asset: Asset
     crs: str
     bounds: Bounds
     target: Path
+    margin_m: float = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Staged:
-    """Staged pixels: C-order little-endian bytes of `lattice.shape` at `path`; `sha256` as pixel hashes go."""
+    """Staged pixels: C-order little-endian bytes of `lattice.shape` at `path`; `sha256` as pixel hashes go.
+
+    `holes`: some pixel of the area may have no data.
+    """
 
     path: str
     lattice: Grid
     dtype: str
     sha256: str
+    holes: bool
 
     @property
     def pixels(self) -> Array:
@@ -82,7 +91,8 @@ def stage(piece: Piece) -> Staged:
     ):
         header = rasters.header(dataset)
         check(piece, header)
-        window = rasters.window_over(header.lattice, piece.bounds, margin=MARGIN_PX)
+        margin = max(MARGIN_PX, math.ceil(piece.margin_m / header.lattice.gsd_m))
+        window = rasters.window_over(header.lattice, piece.bounds, margin=margin)
         left, top = header.lattice.origin
         gsd = header.lattice.gsd_m
         lattice = Grid(
@@ -92,11 +102,15 @@ def stage(piece: Piece) -> Staged:
             shape=(window.height, window.width),
         )
         digest = hashlib.sha256(rasters.digest_start(lattice, 1, header.dtype))
+        west, south, east, north = lattice.bounds
+        inside = west <= piece.bounds[0] and south <= piece.bounds[1] and east >= piece.bounds[2]
+        holes = not (inside and north >= piece.bounds[3])
         for values in rasters.strips(dataset, window):
+            holes = holes or not values.all()
             content = rasters.little_endian(values)
             digest.update(content)
             handle.write(content)
-    staged = Staged(path=str(data), lattice=lattice, dtype=header.dtype, sha256=digest.hexdigest())
+    staged = Staged(path=str(data), lattice=lattice, dtype=header.dtype, sha256=digest.hexdigest(), holes=bool(holes))
     with placed(done) as temporary:
         temporary.write_bytes(files.canonical_json(staged))
     return staged
@@ -134,9 +148,9 @@ def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: in
     bottom, right = min(row + target.shape[0], height), min(col + target.shape[1], width)
     if top >= bottom or left >= right:
         return out
-    # The coarse pixels under the window and one more on each side, then the window inside those.
-    first_row, first_col = max(top // factor - 1, 0), max(left // factor - 1, 0)
-    coarse = staged.pixels[first_row : -(-bottom // factor) + 1, first_col : -(-right // factor) + 1]
+    # The coarse pixels under the window and two more on each side, then the window inside those.
+    first_row, first_col = max(top // factor - MARGIN_PX, 0), max(left // factor - MARGIN_PX, 0)
+    coarse = staged.pixels[first_row : -(-bottom // factor) + MARGIN_PX, first_col : -(-right // factor) + MARGIN_PX]
     window = Window(
         row=top - first_row * factor, col=left - first_col * factor, height=bottom - top, width=right - left
     )

@@ -1,6 +1,10 @@
-"""Medoid and median: kernels equal their numpy references, ties and gaps follow the stated rule."""
+"""Rules of the composite: kernels equal their numpy references, ties and gaps follow the stated rule."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import pytest
@@ -9,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from sgdata import composite
-from sgdata.composite import NO_VALUE
+from sgdata.composite import NO_VALUE, BapSettings
 from sgdata.types import Array
 
-STACKS = st.tuples(st.integers(1, 9), st.integers(1, 3)).flatmap(
+STACKS = st.tuples(st.integers(1, 9), st.integers(2, 3)).flatmap(
     lambda size: st.tuples(
         arrays.arrays(np.uint16, (size[0], size[1], 3, 4), elements=st.integers(1, 40)),
         arrays.arrays(np.bool_, (size[0], 3, 4)),
@@ -20,60 +24,126 @@ STACKS = st.tuples(st.integers(1, 9), st.integers(1, 3)).flatmap(
 )
 """Few different values, so that ties are common."""
 
+BAP = BapSettings(
+    day_of_year=182,
+    sigma_days=30,
+    year=2019,
+    year_factor=0.75,
+    cloud_m=1500,
+    haze_dn=200,
+    weights=(1, 1, 0.4, 0.3),
+)
 
-@settings(max_examples=80, deadline=None)
+
+def day(text: str) -> int:
+    return (date.fromisoformat(text) - date(1970, 1, 1)).days
+
+
+@settings(max_examples=60, deadline=None)
 @given(STACKS)
 def test_median_equals_its_reference(stack: tuple[Array, Array]) -> None:
-    result = composite.reduce(*stack, method="median", distance=())
-    np.testing.assert_array_equal(result.image, composite.reference_median(*stack))
-    assert (result.index == NO_VALUE).all()
-    np.testing.assert_array_equal(result.valid, stack[1].sum(axis=0))
+    np.testing.assert_array_equal(composite.median(*stack), composite.reference_median(*stack))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(STACKS)
 def test_medoid_equals_its_reference(stack: tuple[Array, Array]) -> None:
-    observations, usable = stack
-    distance = tuple(range(observations.shape[1]))
-    result = composite.reduce(observations, usable, method="medoid", distance=distance)
-    expected = composite.reference_medoid(observations, usable, distance)
-    np.testing.assert_array_equal(np.where(result.index == NO_VALUE, -1, result.index.astype(int)), expected)
-    chosen = np.take_along_axis(observations, np.maximum(expected, 0)[None, None], axis=0)[0]
-    np.testing.assert_array_equal(result.image, np.where(expected < 0, 0, chosen))
+    np.testing.assert_array_equal(composite.medoid(*stack)[0], composite.reference_medoid(*stack))
+
+
+@settings(max_examples=60, deadline=None)
+@given(STACKS)
+def test_maxndvi_equals_its_reference(stack: tuple[Array, Array]) -> None:
+    looked, usable = stack[0][:, :2], stack[1]
+    index, score = composite.maxndvi(looked, usable)
+    np.testing.assert_array_equal(index, composite.reference_maxndvi(looked, usable))
+    assert ((score <= 20_000) | (index == NO_VALUE)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(STACKS)
+def test_geomedian_equals_its_reference(stack: tuple[Array, Array]) -> None:
+    expected = composite.reference_geomedian(*stack)
+    found = composite.geomedian(*stack).astype(float)
+    # The reference goes on for all rounds, the kernel stops when the point stands still.
+    assert np.abs(found - expected).max() <= 0.5 + 0.5
+    assert not found[:, ~stack[1].any(axis=0)].any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_bap_takes_the_best_of_its_reference(data: st.DataObject) -> None:
+    dates = data.draw(st.integers(1, 7))
+    looked = data.draw(arrays.arrays(np.uint16, (dates, 2, 3, 4), elements=st.integers(1, 4000)))
+    sights = data.draw(arrays.arrays(np.uint8, (dates, 3, 4), elements=st.sampled_from([0, 1, 5, 60, 127, 133])))
+    days = tuple(data.draw(st.lists(st.integers(17_000, 18_400), min_size=dates, max_size=dates)))
+    index, score = composite.bap(looked, sights, days, BAP, 20)
+    expected = np.where(sights > 0, composite.reference_bap(looked, sights, days, BAP, 20), -1)
+    np.testing.assert_array_equal(index == NO_VALUE, (sights == 0).all(axis=0))
+    where = index != NO_VALUE
+    # Each of the three table values is rounded to 1 / 10000.
+    assert np.abs(score[where] / 10_000 - expected.max(axis=0)[where]).max(initial=0) <= 2e-4
+    chosen = np.take_along_axis(expected, np.where(where, index, 0)[None].astype(int), axis=0)[0]
+    assert (expected.max(axis=0) - chosen)[where].max(initial=0) <= 4e-4
+
+
+def test_bap_scores_by_hand() -> None:
+    looked = np.array([[400, 400]], np.uint16).reshape(1, 2, 1, 1)  # HOT 200: half of the haze score
+    sights = np.full((1, 1, 1), 1 + 37, np.uint8)  # 760 m from the next cloud
+    _, score = composite.bap(looked, sights, (day("2018-07-31"),), BAP, 20)
+    cloud = 1 / (1 + math.exp(-10 / 1500 * (760 - 750)))
+    by_hand = (math.exp(-0.5) + 0.75 + 0.4 * cloud + 0.3 / 2) / 2.7
+    assert score.item() == pytest.approx(by_hand * 10_000, abs=2)
+    january = replace(BAP, day_of_year=5)
+    assert january.of_date(day("2019-12-30")) > january.of_date(day("2019-01-20"))  # six days away, not 359
 
 
 def test_many_dates_with_large_values() -> None:
     rng = np.random.Generator(np.random.Philox(key=3))
     observations = rng.integers(1, 65536, (61, 6, 8, 9)).astype(np.uint16)
     usable = rng.random((61, 8, 9)) < 0.7
-    median = composite.reduce(observations, usable, method="median", distance=())
-    np.testing.assert_array_equal(median.image, composite.reference_median(observations, usable))
-    medoid = composite.reduce(observations, usable, method="medoid", distance=(0, 2, 5))
-    np.testing.assert_array_equal(medoid.index, composite.reference_medoid(observations, usable, (0, 2, 5)))
+    np.testing.assert_array_equal(
+        composite.median(observations, usable), composite.reference_median(observations, usable)
+    )
+    index, _ = composite.medoid(observations, usable)
+    np.testing.assert_array_equal(index, composite.reference_medoid(observations, usable))
+    geomedian = composite.geomedian(observations, usable)
+    assert np.abs(geomedian - composite.reference_geomedian(observations, usable)).max() < 1
 
 
 @pytest.mark.parametrize(("values", "middle"), [([7], 7), ([3, 9], 6), ([3, 8], 6), ([9, 1, 5], 5), ([1, 2, 4, 9], 3)])
 def test_the_middle_of_an_even_count_rounds_half_up(values: list[int], middle: int) -> None:
     stack = np.array(values, np.uint16).reshape(-1, 1, 1, 1)
-    result = composite.reduce(stack, np.ones((len(values), 1, 1), bool), method="median", distance=())
-    assert result.image.item() == middle
+    assert composite.median(stack, np.ones((len(values), 1, 1), bool)).item() == middle
 
 
 def test_two_dates_are_equally_near_and_the_first_wins() -> None:
     stack = np.array([900, 100], np.uint16).reshape(2, 1, 1, 1)
-    result = composite.reduce(stack, np.ones((2, 1, 1), bool), method="medoid", distance=(0,))
-    assert (result.image.item(), result.index.item(), result.score.item()) == (900, 0, 400)
+    index, score = composite.medoid(stack, np.ones((2, 1, 1), bool))
+    assert (index.item(), score.item()) == (0, 400)
 
 
-def test_the_medoid_carries_all_bands_of_its_date() -> None:
-    stack = np.array([[10, 1], [20, 2], [30, 3]], np.uint16).reshape(3, 2, 1, 1)
-    result = composite.reduce(stack, np.ones((3, 1, 1), bool), method="medoid", distance=(0,))
-    assert result.image.ravel().tolist() == [20, 2]
+def test_the_geomedian_ignores_one_outlier() -> None:
+    stack = np.array([[500, 700], [510, 690], [505, 705], [9000, 9000]], np.uint16).reshape(4, 2, 1, 1)
+    found = composite.geomedian(stack, np.ones((4, 1, 1), bool)).ravel()
+    assert np.abs(found - np.array([505.0, 700.0])).max() < 12
 
 
 def test_never_clear_is_nodata() -> None:
-    stack = np.full((2, 2, 1, 1), 500, np.uint16)
-    for method in ("medoid", "median"):
-        result = composite.reduce(stack, np.zeros((2, 1, 1), bool), method=method, distance=(0,))  # type: ignore[arg-type]
-        assert not result.image.any()
-        assert (result.index.item(), result.valid.item(), result.score.item()) == (NO_VALUE, 0, NO_VALUE)
+    stack, never = np.full((2, 2, 1, 1), 500, np.uint16), np.zeros((2, 1, 1), bool)
+    for mix in (composite.median, composite.geomedian):
+        assert not mix(stack, never).any()
+    for index, score in (
+        composite.medoid(stack, never),
+        composite.maxndvi(stack, never),
+        composite.bap(stack, never.astype(np.uint8), (18_000, 18_001), BAP, 20),
+    ):
+        assert (index.item(), score.item()) == (NO_VALUE, NO_VALUE)
+
+
+def test_few_scenes_are_spread_over_the_ground() -> None:
+    left, right, both = np.zeros((4, 4), bool), np.zeros((4, 4), bool), np.ones((4, 4), bool)
+    left[:, :2], right[:, 2:], both[0] = True, True, False
+    assert composite.spread([left, left, both, right], 2) == [2, 0]
+    assert composite.spread([left, left, left, right], 2) == [0, 3]
+    assert composite.spread([left, right], 5) == [0, 1]

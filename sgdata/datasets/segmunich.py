@@ -28,11 +28,12 @@ from sgdata import (
 from sgdata.annotate import PatchSettings
 from sgdata.areas import Area
 from sgdata.blocks import SplitSettings
-from sgdata.composite import DISTANCE_BANDS, Method
+from sgdata.composite import LOOKS_AT
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.labels import LabelSettings
 from sgdata.lock import Item, Lock
 from sgdata.masks import MaskSettings
+from sgdata.observe import CompositeSettings, Observed
 from sgdata.offsets import OffsetSettings
 from sgdata.resample import VERSION as RESAMPLING_VERSION
 from sgdata.resample import Kernel
@@ -53,13 +54,6 @@ class Source:
     stac: str
     collection: str
     level: Level
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompositeSettings:
-    """How many dates become one."""
-
-    method: Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +149,13 @@ def check(recipe: BuildRecipe) -> None:
     unknown = [band for band in recipe.bands if band not in BAND]
     if unknown or not recipe.bands or len(set(recipe.bands)) != len(recipe.bands):
         raise SettingError(f"bands {list(recipe.bands)}: expected different Sentinel-2 bands such as B02, B8A")
-    if recipe.composite.method == "medoid" and not set(recipe.bands) & set(DISTANCE_BANDS):
-        raise SettingError(f"composite medoid measures in {', '.join(DISTANCE_BANDS)}; bands has none of them")
+    needed = set(LOOKS_AT.get(recipe.composite.method, ()))
+    if recipe.composite.method == "medoid":  # measures in those of its bands that there are
+        needed = needed if not needed & set(recipe.bands) else set()
+    if needed - set(recipe.bands):
+        raise SettingError(f"composite {recipe.composite.method}: looks at {', '.join(sorted(needed))}; add to bands")
+    if recipe.composite.method == "bap" and recipe.mask.method == "none":
+        raise SettingError("composite bap scores the distance to clouds; mask method none knows no clouds, choose scl")
 
 
 def resolved(recipe: BuildRecipe, lattice: Grid) -> BuildRecipe:
@@ -252,35 +251,76 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
 
     Raises SourceError: a file cannot be read or is not what its item or the lock says; an offset contradicts.
     """
+    run = partial(pool.run, workers=places.workers, cluster=places.cluster)
     visits = [_visit(item.scene, recipe, planned.grid, places) for item in planned.items]
+    if recipe.composite.method == "bap" or recipe.composite.max_obs:
+        peeks = [replace(v, pieces={b: p for b, p in v.pieces.items() if b == recipe.mask.asset}) for v in visits]
+        scenes = dict(enumerate(progress.track(run(observe.scout, peeks), label="mask layers", total=len(peeks))))
+    else:
+        scenes = {
+            n: Observed(id=v.id, overpass=v.overpass, day=v.day, offset=0, files={}) for n, v in enumerate(visits)
+        }
+    items, dropped = dict(enumerate(planned.items)), list(planned.dropped)
     task = partial(observe.visit, lattice=planned.grid, tile=places.tile_px)
-    staged = pool.run(task, visits, workers=places.workers, cluster=places.cluster)
-    runs = progress.track(staged, label="scenes", total=len(visits))
-    items, used, dropped = [], [], list(planned.dropped)
-    for item, (scene, seen) in zip(planned.items, runs, strict=True):
-        _same_pixels(item, scene.files)
-        if recipe.offset.untestable == "leave-out" and offsets.untestable(item.expected_offset, seen):
-            dropped.append(stac.Dropped(id=scene.id, reason=f"offset untestable: {seen.eligible} clear pixels"))
-        else:
-            items.append(_decided(item, scene, seen, recipe.offset))
-            used.append(replace(scene, offset=items[-1].offset or 0))
+    read: set[int] = set()
+    # Scenes that cannot matter are not read; one that is left out may make others matter.
+    while fresh := [n for n in _wanted(recipe, planned, scenes, places) if n not in read]:
+        read |= set(fresh)
+        runs = progress.track(run(task, [visits[n] for n in fresh]), label="scenes", total=len(fresh))
+        for n, (scene, seen) in zip(fresh, runs, strict=True):
+            _same_pixels(items[n], scene.files)
+            if recipe.offset.untestable == "leave-out" and offsets.untestable(items[n].expected_offset, seen):
+                dropped.append(stac.Dropped(id=scene.id, reason=f"offset untestable: {seen.eligible} clear pixels"))
+                del items[n], scenes[n]
+            else:
+                items[n] = _decided(items[n], scene, seen, recipe.offset)
+                scenes[n] = replace(scene, offset=items[n].offset or 0)
     if not items:
         raise SourceError(f"all {len(visits)} scenes show too few clear pixels to test offsets; widen dates or area")
-    return replace(planned, items=tuple(items), dropped=tuple(dropped)), tuple(used)
+    for n in items.keys() - read:
+        _same_pixels(items[n], scenes[n].files)
+        items[n] = replace(items[n], windows={band: staged.sha256 for band, staged in scenes[n].files.items()})
+    order = sorted(items)
+    settled = replace(planned, items=tuple(items[n] for n in order), dropped=tuple(dropped))
+    return settled, tuple(scenes[n] for n in order)
+
+
+def _wanted(recipe: BuildRecipe, planned: Lock, scenes: dict[int, Observed], places: Places) -> list[int]:
+    order = sorted(scenes)
+    if not any(scene.files for scene in scenes.values()) or recipe.mask.asset is None:
+        return order[: recipe.composite.max_obs or None]
+    if not (recipe.composite.method == "bap" or recipe.composite.max_obs):
+        return order
+    sighted = observe.sighted(tuple(scenes[n] for n in order), _survey(recipe, planned.grid, places))
+    return [order[n] for n in observe.wanted(sighted, recipe.composite)]
+
+
+def _survey(recipe: BuildRecipe, lattice: Grid, places: Places) -> observe.Survey:
+    return observe.Survey(
+        grid=lattice,
+        mask=recipe.mask,
+        reach_m=recipe.composite.reach_m,
+        folder=places.scratch_folder / "sights",
+        workers=places.workers,
+        cluster=places.cluster,
+    )
 
 
 def _visit(scene: stac.Scene, recipe: BuildRecipe, lattice: Grid, places: Places) -> observe.Visit:
     there = stac.located(scene, places.stac or recipe.source.stac)
     pieces = {}
     for band in assets(recipe):
+        reach = observe.layer_reach_m(recipe.mask, recipe.composite.reach_m) if band == recipe.mask.asset else 0
         # Named by what decides its bytes: another plan may share it, a changed one may not.
-        digest = lock.sha256({"asset": scene.assets[band], "bounds": lattice.bounds, "crs": lattice.crs})[:16]
+        decides = {"asset": scene.assets[band], "bounds": lattice.bounds, "crs": lattice.crs, "margin": reach}
+        digest = lock.sha256(decides)[:16]
         pieces[band] = staging.Piece(
             name=f"{scene.id} {band}",
             asset=there.assets[band],
             crs=lattice.crs,
             bounds=lattice.bounds,
             target=places.scratch_folder / "windows" / f"{scene.id}-{band}-{digest}",
+            margin_m=reach,
         )
     day = date.fromisoformat(scene.time[:10]) - date(1970, 1, 1)
     return observe.Visit(id=scene.id, overpass=scene.overpass, day=day.days, pieces=pieces)
@@ -317,12 +357,11 @@ def render(
         grid=settled.grid,
         bands=recipe.bands,
         kernel=recipe.resampling,
-        method=recipe.composite.method,
-        mask=recipe.mask,
-        scenes=scenes,
+        settings=recipe.composite,
+        scenes=observe.sighted(scenes, _survey(recipe, settled.grid, places)),
         folder=places.scratch_folder / "tiles" / _job_name(recipe, settled),
     )
-    side = observe.tile_size(len(scenes), len(recipe.bands), places.tile_px)
+    side = observe.tile_size(len(scenes), len(observe.looked_at(job)), places.tile_px)
     windows = list(grid.tiles(settled.grid.shape, side))
     runs = pool.run(partial(observe.composite_tile, job), windows, workers=places.workers, cluster=places.cluster)
     paths = progress.track(runs, label="composite", total=len(windows))

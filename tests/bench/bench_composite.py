@@ -57,7 +57,7 @@ def recipe(method: composite.Method) -> segmunich.BuildRecipe:
         dates="2019-01-01/2019-12-31",
         resampling="nearest",
         area=Area(grid=LATTICE),
-        composite=segmunich.CompositeSettings(method=method),
+        composite=replace(published.composite, method=method),
     )
 
 

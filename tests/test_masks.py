@@ -1,0 +1,108 @@
+"""Which pixels may be looked at: kinds, buffers, distances and the guard of bright roofs, by known cases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy import ndimage
+
+from sgdata import masks
+from sgdata.masks import CLEAR, CLOUD, DIM, NOTHING, OTHER, SHADOW, MaskSettings
+from sgdata.types import Array
+
+SCL = MaskSettings(
+    method="scl", drop=(0, 1, 3, 8, 9, 10, 11), threshold=40, cloud_buffer_m=60, shadow_buffer_m=60, guard=True
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays.arrays(np.bool_, st.tuples(st.integers(1, 14), st.integers(1, 14))), st.integers(0, 12))
+def test_distance_is_euclid_rounded_up(mask: Array, reach: int) -> None:
+    expected = ndimage.distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
+    capped = np.minimum(np.ceil(expected - 1e-9), reach + 1)
+    np.testing.assert_array_equal(masks.distance(mask, reach), capped)
+
+
+def test_kinds_of_every_method() -> None:
+    layer = np.arange(12, dtype=np.uint8)[None]
+    found = masks.kinds(layer, SCL)[0].tolist()
+    assert found == [NOTHING, OTHER, DIM, SHADOW, CLEAR, CLEAR, CLEAR, DIM, CLOUD, CLOUD, CLOUD, OTHER]
+    polar = masks.kinds(layer, replace(SCL, drop=(0, 1, 3, 8, 9)))[0].tolist()
+    assert polar[10:] == [CLEAR, CLEAR]
+    likely = masks.kinds(np.array([[0, 39, 40, 100]], np.uint8), replace(SCL, method="probability"))
+    assert likely.tolist() == [[CLEAR, CLEAR, CLOUD, CLOUD]]
+    drawn = masks.kinds(np.array([[0, 1, 255]], np.uint8), replace(SCL, method="external"))
+    assert drawn.tolist() == [[CLEAR, CLOUD, CLOUD]]
+
+
+def test_buffers_reach_from_centre_to_centre() -> None:
+    scl = np.full((21, 21), 4, np.uint8)
+    scl[10, 3], scl[10, 17] = 9, 3
+    seen = masks.sight(masks.kinds(scl, SCL), None, replace(SCL, shadow_buffer_m=20), gsd_m=20, reach_m=0) > 0
+    rows, cols = np.indices(seen.shape)
+    cloud = np.hypot(rows - 10, cols - 3) <= 3
+    shadow = np.hypot(rows - 10, cols - 17) <= 1
+    np.testing.assert_array_equal(seen, ~(cloud | shadow))
+
+
+def test_sight_tells_distance_and_doubt() -> None:
+    scl = np.full((1, 200), 4, np.uint8)
+    scl[0, 0], scl[0, 50], scl[0, 60] = 9, 7, 2
+    seen = masks.sight(masks.kinds(scl, SCL), None, SCL, gsd_m=20, reach_m=1500)[0]
+    assert seen[:5].tolist() == [0, 0, 0, 0, 4]
+    assert (seen[50], seen[60]) == (50 + masks.DOUBTFUL, 60 + masks.DOUBTFUL)
+    assert seen[76] == 76
+    assert (seen[77:] == 77).all()  # beyond 1500 m no more is told
+
+
+@pytest.mark.parametrize("gsd", [10.0, 20.0])
+def test_surroundings_are_a_box_mean(gsd: float) -> None:
+    rng = np.random.Generator(np.random.Philox(key=2))
+    what = rng.random((130, 170)) < 0.3
+    among = rng.random(what.shape) < 0.8
+    size, reach = round(500 / gsd), 1
+    found = masks.surroundings(what & among, among, gsd, 1500)
+    for row, col in ((0, 0), (64, 99), (129, 169), (51, 26)):
+        top, left = (row // size - reach) * size, (col // size - reach) * size
+        box = (slice(max(top, 0), top + 3 * size), slice(max(left, 0), left + 3 * size))
+        assert found[row, col] == pytest.approx((what & among)[box].sum() / among[box].sum(), abs=1e-6)
+
+
+def dates(overcast: int, days: int) -> list[Array]:
+    """SCL of `days`, the last `overcast` of them cloudy all over; a roof is called cloud on all but one."""
+    found = []
+    for n in range(days):
+        scl = np.full((60, 60), 9 if n >= days - overcast else 4, np.uint8)
+        if n:
+            scl[20:30, 20:30] = 8
+        found.append(masks.kinds(scl, SCL))
+    return found
+
+
+@pytest.mark.parametrize("overcast", [0, 4])
+def test_a_roof_called_cloud_on_clear_days_is_kept(overcast: int) -> None:
+    guard = masks.Guard((60, 60), 20)
+    series = dates(overcast, 10)
+    for found in series:
+        guard.add(found)
+    roof = np.zeros((60, 60), bool)
+    roof[20:30, 20:30] = True
+    np.testing.assert_array_equal(guard.bright(), roof)
+    clear_day = masks.sight(series[1], guard.bright(), SCL, gsd_m=20, reach_m=0)
+    assert (clear_day > 0).all()  # no buffer round the roof either
+    if overcast:
+        cloudy_day = masks.sight(series[-1], guard.bright(), SCL, gsd_m=20, reach_m=0)
+        assert not cloudy_day.any()
+
+
+def test_never_clear_needs_enough_looks() -> None:
+    for days, kept in ((7, False), (8, True)):
+        guard = masks.Guard((30, 30), 20)
+        for _ in range(days):
+            guard.add(np.full((30, 30), CLOUD, np.uint8))
+        assert guard.bright().all() == kept
