@@ -1,8 +1,8 @@
-"""Files of a dataset wherever they lie: in a folder, a zip or a tar (plain, gzip, zstd, bzip2), listed and read alike.
+"""Files of a dataset wherever they lie: in a folder (and zips in it), a zip or a tar, listed and read alike.
 
 Nothing is unpacked, so nothing can be written outside a folder; hostile members (a name with `..`, an absolute
 name, a link, a device, a duplicate, an enormous file) are rejected by name and the rest is used. A compressed tar
-cannot be entered in the middle: it is listed in one pass and its contents are taken in another (`contents`).
+(gzip, zstd, bzip2) cannot be entered in the middle: one pass lists it, another takes the contents (`contents`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,10 @@ def _in_folder(source: Path) -> Iterator[tuple[Member, str]]:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
+                elif entry.name.endswith(".zip") and entry.is_file():
+                    # As downloaded: OSCD comes as three zips side by side.
+                    for member, reason in _in_zip(Path(entry.path)):
+                        yield replace(member, name=f"{entry.path[start:]}/{member.name}"), reason
                 elif entry.is_file():
                     yield Member(name=entry.path[start:].replace(os.sep, "/"), size=entry.stat().st_size), ""
 
@@ -207,10 +211,17 @@ def opened(source: Path) -> Iterator[Content]:
     if source.is_dir():
 
         def from_folder(member: Member) -> bytes:
+            archive, inside, name = member.name.partition(".zip/")
+            if inside and (path := source / f"{archive}.zip").is_file():
+                zipped = opened_zips.get(path) or stack.enter_context(zipfile.ZipFile(path))
+                with opened_zips.setdefault(path, zipped).open(name) as handle:
+                    return handle.read(member.size + 1)
             with open(f"{source}/{member.name}", "rb") as handle:  # noqa: PTH123 - as above
                 return handle.read()
 
-        yield lambda member: _checked(member, lambda: from_folder(member))
+        opened_zips: dict[Path, zipfile.ZipFile] = {}
+        with ExitStack() as stack:
+            yield lambda member: _checked(member, lambda: from_folder(member))
     elif zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
 

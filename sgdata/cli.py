@@ -260,6 +260,31 @@ def catalog(name: Annotated[str | None, typer.Argument(help="A dataset; without 
     Console().print(table, highlight=False)
 
 
+@app.command(epilog=example("sgdata fetch bigearthnet --release v2 --part splits --out data/bigearthnet"))
+def fetch(
+    dataset: Annotated[str, typer.Argument(help="fmow, bigearthnet, eurosat, segmunich or oscd.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write into.")] = None,
+    release: Annotated[str | None, typer.Option(help="Edition, such as v1 or v2 of bigearthnet.")] = None,
+    part: Annotated[list[str] | None, typer.Option("--part", help="Part of the card's files; repeatable.")] = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Download the official files: resumed where they stopped, verified against the card."""
+    from sgdata import fetch as fetching
+    from sgdata import packing
+
+    listen(quiet)
+    recipe = packing.recipe_for(dataset)
+    folder = out or Path(recipe.source)
+    need = fetching.plan(dataset, release or recipe.edition, folder, part or ())
+    for source in need.sources:
+        print(f"{source.file}: {f'{source.bytes:,} bytes' if source.bytes else 'size not known'}, {source.url}")
+    print(f"{need.bytes:,} bytes and {need.unsized} files of unknown size to fetch, {need.free:,} bytes free in {folder}")
+    if not dry_run:
+        fetching.fetch(need, folder)
+        print(folder)
+
+
 @app.command(epilog=example("sgdata shard eurosat --source EuroSAT_MS.zip --out out/eurosat"))
 def shard(
     dataset: Annotated[str, typer.Argument(help="fmow, bigearthnet, eurosat, segmunich or oscd.")],

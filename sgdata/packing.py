@@ -99,7 +99,7 @@ def pack(
     SourceError, OutputError.
     """
     recipe = recipe or recipe_for(dataset)
-    source, out = source or Path(recipe.source), out or Path(recipe.out)
+    source, out = _archive_in(source or Path(recipe.source), recipe), out or Path(recipe.out)
     found = _without(READERS[recipe.dataset].find(source, recipe), leave_out)
     found = _split(found, splits or _published_lists(found.edition, recipe.splits, source))
     contract = found.contract or contracts.expected(
@@ -144,6 +144,13 @@ def pack(
 
 
 # --- before any pixel ----------------------------------------------------------------------
+
+
+def _archive_in(source: Path, recipe: ShardRecipe) -> Path:
+    """The compressed tar of the card in a folder that `sgdata fetch` filled; any other source is itself."""
+    edition = catalog.edition(catalog.card(recipe.dataset), recipe.edition)
+    held = [source / each.file for each in edition.sources if each.part == "images"]
+    return next((path for path in held if archives.is_stream(path)), source)
 
 
 def _without(found: Found, lists: Sequence[Path]) -> Found:

@@ -167,6 +167,23 @@ def test_a_compressed_tar_gives_the_bytes_of_its_folder(
     assert {path: path.stat().st_mtime_ns for path in tars[1:]} == kept
 
 
+def test_files_as_downloaded_are_found_in_their_folder(made: Callable[[str], Path], tmp_path: Path) -> None:
+    """`sgdata fetch` leaves one tar.gz beside its CSVs, or OSCD's three zips side by side."""
+    (tmp_path / "fmow").mkdir()
+    _tar_of(made("fmow"), tmp_path / "fmow" / "fmow-sentinel.tar.gz")
+    (tmp_path / "fmow" / "fmow-sentinel.tar").unlink()
+    told = pack("fmow", tmp_path / "fmow", tmp_path / "a")
+    assert told.contract == pack("fmow", made("fmow"), tmp_path / "b").contract
+
+    (tmp_path / "oscd").mkdir()
+    for folder in made("oscd").iterdir():
+        with zipfile.ZipFile(tmp_path / "oscd" / f"{folder.name}.zip", "w") as archive:
+            for file in sorted(folder.rglob("*.*")):
+                archive.write(file, file.relative_to(made("oscd")))
+    told = pack("oscd", tmp_path / "oscd", tmp_path / "c")
+    assert told.contract == pack("oscd", made("oscd"), tmp_path / "d").contract
+
+
 def test_an_archive_in_another_order_holds_the_same_samples(made: Callable[[str], Path], tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "it.tar.gz", "w:gz") as tar:
         for file in sorted(made("fmow").rglob("*.tif"), reverse=True):

@@ -1,0 +1,191 @@
+"""Downloads against a loopback server that truncates, stalls, lies and forgets."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from sgdata import catalog, fetch, files, verify
+from sgdata.errors import OutputError, ServiceError, SettingError
+from sgdata.types import Source
+
+CONTENT = random.Random(1).randbytes(300_000)
+QUICK = fetch.Patience(stall_s=0.5, tries=4, wait_s=0.01)
+
+
+class Server(ThreadingHTTPServer):
+    """`behaviour` maps a path to what is done to its first answers; afterwards it serves faithfully."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.behaviour: dict[str, list[str]] = {}
+        self.sent: Counter[str] = Counter()
+        self.ranges: list[str] = []
+        self.etag = '"one"'
+        self.content = CONTENT
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}{path}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        todo = self.server.behaviour.get(self.path, [])
+        act = todo.pop(0) if todo else ""
+        content, start = self.server.content, 0
+        asked = self.headers.get("Range")
+        self.server.ranges.append(asked or "")
+        fresh = self.headers.get("If-Range") in (None, self.server.etag)
+        if asked and act != "ignore range" and fresh:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+        if start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if act.isdigit():
+            self.send_response(int(act))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        body = content[start:]
+        if act == "lie":
+            body = bytes(len(body))
+        if act == "page":
+            body = b"<!DOCTYPE html><title>log in</title>"
+        if act == "too much":
+            body += b"more"
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", self.server.etag)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if act in ("truncate", "stall"):
+            self.wfile.write(body[: len(body) // 3])
+            self.wfile.flush()
+            if act == "stall":
+                time.sleep(1.0)
+            self.close_connection = True
+            return
+        self.wfile.write(body)
+        self.server.sent[self.path] += len(body)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def source(server: Server, **changes: object) -> Source:
+    known: dict[str, object] = {
+        "file": "it.zip",
+        "url": server.url("/it"),
+        "bytes": len(CONTENT),
+        "algorithm": "md5",
+        "digest": hashlib.md5(CONTENT, usedforsecurity=False).hexdigest(),
+    }
+    return Source(**(known | changes))  # type: ignore[arg-type]
+
+
+def get(wanted: Source, out: Path) -> None:
+    fetch.fetch(fetch.Need(sources=(wanted,), bytes=wanted.bytes or 0, unsized=0, free=10**12), out, QUICK)
+
+
+@pytest.mark.parametrize(
+    "acts",
+    [
+        [],
+        ["truncate", "truncate"],
+        ["stall"],
+        ["500", "503", "truncate"],
+        ["lie"],
+        ["truncate", "lie"],
+        ["truncate", "ignore range"],
+        ["page", "too much"],
+        ["429"],
+    ],
+    ids=" then ".join,
+)
+def test_a_bad_server_is_survived(acts: list[str], server: Server, tmp_path: Path) -> None:
+    server.behaviour["/it"] = list(acts)
+    get(source(server), tmp_path)
+    assert (tmp_path / "it.zip").read_bytes() == CONTENT
+    assert {path.name for path in tmp_path.iterdir()} == {"it.zip", ".lock", files.SUMS}
+    assert verify.verify(tmp_path) == []
+    if acts == ["truncate", "truncate"]:
+        assert server.ranges == ["", "bytes=65536-", "bytes=131072-"], "what had come is not asked for again"
+
+
+@pytest.mark.parametrize("act", ["lie", "404", "page", "stall", "too much"])
+def test_a_mirror_helps_and_without_one_every_attempt_is_told(act: str, server: Server, tmp_path: Path) -> None:
+    server.behaviour["/it"] = [act] * 99
+    with pytest.raises(ServiceError, match=r"it.zip: cannot be fetched: http://127.*/it: .*try again later") as error:
+        get(source(server), tmp_path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "it.zip").exists()
+    get(source(server, mirrors=(server.url("/mirror"),)), tmp_path)
+    assert (tmp_path / "it.zip").read_bytes() == CONTENT
+
+
+def test_without_size_and_digest_the_hash_is_recorded(server: Server, tmp_path: Path) -> None:
+    server.behaviour["/it"] = ["truncate"]
+    get(source(server, bytes=None, algorithm=None, digest=""), tmp_path)
+    assert (tmp_path / files.SUMS).read_text() == f"{hashlib.sha256(CONTENT).hexdigest()}  it.zip\n"
+
+
+def test_a_new_version_is_not_put_behind_the_start_of_the_old(server: Server, tmp_path: Path) -> None:
+    server.behaviour["/it"] = ["truncate"] * 4
+    loose = source(server, bytes=None, algorithm=None, digest="")
+    with pytest.raises(ServiceError):
+        get(loose, tmp_path)
+    server.etag, server.content = '"two"', CONTENT[::-1]
+    get(loose, tmp_path)
+    assert (tmp_path / "it.zip").read_bytes() == CONTENT[::-1]
+
+
+def test_the_plan_tells_what_is_left_and_touches_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need = fetch.plan("bigearthnet", "v2", tmp_path / "new" / "folder")
+    assert [each.file for each in need.sources][:2] == ["BigEarthNet-S2.tar.zst", "metadata.parquet"]
+    assert need.bytes == 63251710377 + 3616349 + 710162
+    assert not (tmp_path / "new").exists()
+    (tmp_path / ".BigEarthNet-S2.tar.zst.partial").write_bytes(bytes(1000))
+    (tmp_path / "metadata.parquet").write_bytes(b"x")
+    (tmp_path / files.SUMS).write_text(f"{'0' * 64}  metadata.parquet\n")
+    assert fetch.plan("bigearthnet", "v2", tmp_path).bytes == need.bytes - 1000 - 3616349
+    assert [each.file for each in fetch.plan("bigearthnet", "v2", tmp_path, ["maps"]).sources] == [
+        "Reference_Maps.tar.zst"
+    ]
+    with pytest.raises(SettingError, match=r"no part map; known: \['images', 'maps', 'splits'\]"):
+        fetch.plan("bigearthnet", "v2", tmp_path, ["map"])
+    with pytest.raises(OutputError, match="are free"):
+        fetch.fetch(fetch.Need(sources=need.sources, bytes=need.bytes, unsized=0, free=10**9), tmp_path / "o")
+
+
+def test_every_source_of_every_card_has_an_address_or_says_so() -> None:
+    for card in catalog.cards():
+        for edition in card.editions:
+            for each in edition.sources:
+                assert each.url.startswith("https://"), (card.name, each.file)
+                assert (each.algorithm is None) == (each.digest == "")
