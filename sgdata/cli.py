@@ -65,7 +65,8 @@ def simulate(
     seed: Annotated[int, typer.Option(help="Same seed, same city, same bytes.")] = 1,
     size: Annotated[float, typer.Option(help="Side of the area in km, 2 to 40.")] = 6.0,
     dates: Annotated[int, typer.Option(help="Acquisitions in the first epoch.")] = 12,
-    layout: Annotated[str, typer.Option(help="Which provider's catalogue to imitate.")] = "earth-search",
+    layout: Annotated[str, typer.Option(help="earth-search, planetary-computer or cdse.")] = "earth-search",
+    broken: Annotated[bool, typer.Option("--broken", help="Cut one file short: a build must stop at it.")] = False,
     workers: Workers = 1,
     quiet: Quiet = False,
 ) -> None:
@@ -73,7 +74,8 @@ def simulate(
     from sgdata.simulate import archive
 
     listen(quiet)
-    print(archive.simulate(out, seed=seed, size_km=size, dates=dates, layout=layout, workers=workers))
+    done = archive.simulate(out, seed=seed, size_km=size, dates=dates, layout=layout, broken=broken, workers=workers)
+    print(done)
 
 
 Bbox = Annotated[

@@ -21,6 +21,7 @@ IN_SERVICE = {
     "sentinel-2b": date(2017, 7, 1),
     "sentinel-2c": date(2025, 1, 21),
 }
+SHOWN = 6
 WEB, DISK = 12e6, 150e6
 """Bytes a second that a plan reckons with: a 100 Mbit/s line, a local disk."""
 COMPRESSED = 1 / 1.5  # deflate on reflectance
@@ -32,7 +33,8 @@ STACKED = 30e6
 class Month:
     """One row of the plan: passes found and expected, scenes, and the raw bytes of their windows.
 
-    Expected is what the orbits make, times the share of it that the catalogue holds in a usual (median) month.
+    Expected is what the orbits make, times the share of it that the catalogue holds in a usual month (the median
+    of the months that it has any in).
     """
 
     month: str
@@ -124,7 +126,7 @@ def months(planned: Lock) -> tuple[Month, ...]:
     found = Counter(name for name, _ in {(scene.time[:7], scene.overpass) for scene in scenes})
     possible = _possible(scenes, first, last)
     # Of all that fly over, an archive may hold but a sample: its own usual month is the measure of its holes.
-    usual = statistics.median([found[m] / possible[m] for m in names if possible[m]] or [0.0]) or 1.0
+    usual = statistics.median([found[m] / possible[m] for m in names if found[m] and possible[m]] or [1.0])
     size = window_bytes(planned)
     return tuple(
         Month(month=m, passes=found[m], expected=round(possible[m] * usual, 1), scenes=count[m], bytes=count[m] * size)
@@ -135,7 +137,8 @@ def months(planned: Lock) -> tuple[Month, ...]:
 def holes(rows: Iterable[Month]) -> str:
     """The months that are holes, in words; empty where none is."""
     thin = [f"{m.month} ({m.passes} of {m.expected:g})" for m in rows if m.hole]
-    return f"months with fewer than half of the expected passes: {', '.join(thin)}" if thin else ""
+    more = f" and {len(thin) - SHOWN} more" if len(thin) > SHOWN else ""
+    return f"months with fewer than half of the expected passes: {', '.join(thin[:SHOWN])}{more}" if thin else ""
 
 
 def _possible(scenes: Iterable[stac.Scene], first: date, last: date) -> Counter[str]:

@@ -5,20 +5,22 @@ The work is cut by tile (ground, truth) and by scene (sky, noise, files), so tha
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import shapely
 
-from sgdata import files, grid, pool, progress
+from sgdata import files, grid, overpass, pool, progress
 from sgdata.errors import OutputError, SettingError
 from sgdata.sentinel2 import BAND, L2A_BANDS
-from sgdata.simulate import cogs, ground, items, osm_xml, plan, sky, spectra, surface, truth
+from sgdata.simulate import cogs, ground, items, layouts, osm_xml, plan, sky, spectra, surface, traps, truth
 from sgdata.simulate.plan import Plan, Scene
 from sgdata.simulate.spectra import Surface
 from sgdata.simulate.surface import Layer
@@ -30,17 +32,24 @@ MEDIAN_BYTES = 200_000_000
 
 
 def simulate(
-    out: Path, *, seed: int = 1, size_km: float = 6.0, dates: int = 12, layout: str = "earth-search", workers: int = 1
+    out: Path,
+    *,
+    seed: int = 1,
+    size_km: float = 6.0,
+    dates: int = 12,
+    layout: str = "earth-search",
+    broken: bool = False,
+    workers: int = 1,
 ) -> Path:
     """Write an archive into `out` and return it. Same seed, size and dates: same bytes, whatever `workers`.
 
-    Raises SettingError: layout unknown, size outside 2 to 40 km, dates outside 3 to 400. Raises OutputError: `out`
-    holds another archive.
+    `broken` cuts one file short, at which every build must stop. Raises SettingError: layout unknown, size outside
+    2 to 40 km, dates outside 3 to 400. Raises OutputError: `out` holds another archive.
     """
-    if layout != "earth-search":
-        raise SettingError(f"--layout {layout}: only 'earth-search' is simulated so far")
-    what = plan.checked(seed, size_km, dates)
-    about = {"format": FORMAT, "seed": seed, "size_km": size_km, "dates": dates, "layout": layout}
+    if layout not in layouts.LAYOUTS:
+        raise SettingError(f"--layout {layout}: expected one of {', '.join(layouts.LAYOUTS)}")
+    what = plan.checked(seed, size_km, dates, layout)
+    about = {"format": FORMAT, "seed": seed, "size_km": size_km, "dates": dates, "layout": layout, "broken": broken}
     out = Path(out)
     with files.only_writer(out):
         told = out / "simulation.json"
@@ -52,6 +61,8 @@ def simulate(
         work = out / ".work"
         try:
             _everything(out, work, what, workers)
+            if broken:
+                _break(out, plan.scenes(what)[0].id)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         files.write_sums(out)
@@ -63,31 +74,74 @@ def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
     place = ground.build(what)
     held = osm_xml.elements(place)
     files.write(out / "osm" / "city.osm", osm_xml.xml(held))
-    files.write(out / "osm" / "overpass.json", osm_xml.overpass(held))
+    answer = osm_xml.overpass(held)
+    files.write(out / "osm" / "overpass.json", answer)
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "city.osm.pbf").unlink(missing_ok=True)
+    overpass.write_native(json.loads(answer), work / "city.osm.pbf", "simulated city")
+    (work / "city.osm.pbf").replace(out / "osm" / "city.osm.pbf")
     _write_area(out, what)
 
     windows = list(grid.tiles(what.granule.shape, truth.TILE))
     every = surface.layers(place)
     tree = shapely.STRtree([layer.outline for layer in every])
     found = ((window, surface.near(tree, every, truth.grown(what.granule, window))) for window in windows)
-    work.mkdir(parents=True, exist_ok=True)
     maps = pool.run(partial(_paint, what, work), found, workers=workers)
     _write_maps(out, what, windows, progress.track(maps, label="ground", total=len(windows)))
 
-    shots = pool.run(partial(_photograph, what, out, work), scenes, workers=workers)
-    for one, counts in zip(scenes, progress.track(shots, label="scenes", total=len(scenes)), strict=True):
-        document = items.item(one, what.granule, footprint(what, one), counts)
-        files.write(out / items.COLLECTION / one.id / f"{one.id}.json", files.pretty_json(document))
-    collection = items.collection(scenes, what.granule)
-    files.write(out / items.COLLECTION / "collection.json", files.pretty_json(collection))
-    files.write(out / "catalog.json", files.pretty_json(items.root()))
+    shots = progress.track(
+        pool.run(partial(_photograph, what, out, work), scenes, workers=workers), label="scenes", total=len(scenes)
+    )
+    _write_catalogue(out, what, scenes, {one.id: counts for one, counts in zip(scenes, shots, strict=True)})
     days = [one.time.timetuple().tm_yday for one in scenes if one.epoch == 1]
     medians = pool.run(partial(_median, work, days), windows, workers=workers)
     _write_medians(out, what, windows, progress.track(medians, label="truth", total=len(windows)))
-    told = {one.id: {"weather": asdict(one.weather), "epoch": one.epoch, "orbit": one.orbit} for one in scenes}
-    for one in scenes:
-        told[one.id]["offset_in_pixels"] = one.offset_in_pixels
+
+
+def _write_catalogue(out: Path, what: Plan, scenes: list[Scene], counts: dict[str, Array]) -> None:
+    """Items as the provider writes them, with their traps, and `truth/traps.json`, which lists each."""
+    documents = {s.id: items.item(s, what.granule, footprint(what, s), counts[s.id]) for s in scenes}
+    tricks = traps.planted(scenes, what.layout)
+    told: dict[str, Any] = {
+        s.id: {"weather": asdict(s.weather), "epoch": s.epoch, "orbit": s.orbit, "traps": tricks[s.id]}
+        | {"offset_in_pixels": s.offset_in_pixels}
+        for s in scenes
+    }
+    if what.dates >= traps.FEWEST:
+        clear = traps.clear_scene(scenes)
+        twin = traps.twin(clear, what.layout)
+        same = items.item(twin, what.granule, footprint(what, twin), counts[clear.id])
+        documents[twin.id] = traps.beside(same, clear.id)
+        stray = replace(clear, id=plan.named(clear, what.layout, sequence=0, tile=traps.NEIGHBOUR))
+        zone = traps.next_zone(what.granule)
+        moved = items.item(stray, zone, footprint(what, clear), counts[clear.id], crs=what.granule.crs)
+        documents[stray.id] = traps.in_next_zone(moved, stray)
+        for name in (*L2A_BANDS, "SCL"):
+            lattice = grid.coarser(zone, (BAND[name].gsd_m if name in BAND else 20) // 10)
+            home = out / items.COLLECTION
+            cogs.warp(home / clear.id / f"{name}.tif", home / stray.id / f"{name}.tif", lattice)
+        for item, trap in ((twin, "twin"), (stray, "neighbour-zone")):
+            about = {"traps": [trap], "of": clear.id, "epoch": clear.epoch, "orbit": clear.orbit}
+            told[item.id] = about | {"offset_in_pixels": clear.offset_in_pixels}
+    for name, document in documents.items():
+        provided = layouts.written(traps.altered(document, tricks.get(name, [])), what.layout)
+        files.write(out / items.COLLECTION / name / f"{name}.json", files.pretty_json(provided))
+    collection = items.collection(scenes, list(documents), what.granule)
+    files.write(out / items.COLLECTION / "collection.json", files.pretty_json(collection))
+    files.write(out / "catalog.json", files.pretty_json(items.root()))
+    if what.dates >= plan.HOLE_FROM:
+        told["catalogue"] = {"traps": [f"no-pass-in {plan.EMPTY_MONTH}"]}
     files.write(out / "truth" / "traps.json", files.pretty_json(told))
+
+
+def _break(out: Path, item: str) -> None:
+    """Cut the red band of an item to 60 % of its bytes, and say so."""
+    path = out / items.COLLECTION / item / "B04.tif"
+    content = path.read_bytes()
+    files.write(path, content[: len(content) * 6 // 10])
+    planted = json.loads((out / "truth" / "traps.json").read_bytes())
+    planted[item]["traps"].append("truncated-file B04")
+    files.write(out / "truth" / "traps.json", files.pretty_json(planted))
 
 
 def _write_area(out: Path, what: Plan) -> None:

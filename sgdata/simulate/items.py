@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from pyproj import Transformer
 
 from sgdata import catalog
 from sgdata.sentinel2 import BAND, L2A_BANDS, SceneClass
-from sgdata.simulate.plan import TILE, Scene
+from sgdata.simulate.plan import TILE, Scene, made
 from sgdata.types import Array, Grid
 
 COLLECTION = "sentinel-2-l2a"
@@ -47,9 +46,14 @@ def bbox(geometry: dict[str, Any]) -> list[float]:
     return [float(lon.min()), float(lat.min()), float(lon.max()), float(lat.max())]
 
 
-def item(scene: Scene, granule: Grid, footprint: shapely.Polygon, counts: Array) -> dict[str, Any]:
-    """The item of a scene; `counts` are the pixels of each SCL value, `footprint` where the granule has data."""
-    geometry = polygon(footprint, granule.crs)
+def item(
+    scene: Scene, granule: Grid, footprint: shapely.Polygon, counts: Array, *, crs: str | None = None
+) -> dict[str, Any]:
+    """The item of a scene; `counts` are the pixels of each SCL value, `footprint` where the granule has data.
+
+    `footprint` lies in the CRS of `granule`, or in `crs`.
+    """
+    geometry = polygon(footprint, crs or granule.crs)
     document = _template("item")
     properties = document["properties"] | _properties(scene, counts) | {"proj:code": granule.crs}
     own = {"id": scene.id, "geometry": geometry, "bbox": bbox(geometry), "properties": properties}
@@ -58,7 +62,7 @@ def item(scene: Scene, granule: Grid, footprint: shapely.Polygon, counts: Array)
 
 def _properties(scene: Scene, counts: Array) -> dict[str, Any]:
     time = scene.time
-    made = datetime(2023, 3, 1, 0, 24, 41) if scene.baseline == "05.00" else time.replace(hour=14)
+    done = made(scene)
     number = scene.baseline.replace(".", "")
     total = max(int(counts.sum()), 1)
     seen = max(total - int(counts[SceneClass.NO_DATA]), 1)
@@ -66,18 +70,18 @@ def _properties(scene: Scene, counts: Array) -> dict[str, Any]:
     stem = f"{scene.platform}_MSIL2A_{time:%Y%m%dT%H%M%S}_N{number}_R{scene.orbit:03d}_T{TILE}"
     return shares | {
         "datetime": f"{time:%Y-%m-%dT%H:%M:%S}.000000Z",
-        "created": f"{made:%Y-%m-%dT%H:%M:%S}.000Z",
-        "updated": f"{made:%Y-%m-%dT%H:%M:%S}.000Z",
+        "created": f"{done:%Y-%m-%dT%H:%M:%S}.000Z",
+        "updated": f"{done:%Y-%m-%dT%H:%M:%S}.000Z",
         "platform": f"sentinel-{scene.platform[1:].lower()}",
         "eo:cloud_cover": round(sum(shares[key] for key in CLOUDS), 6),
         "view:sun_azimuth": round(scene.sun_azimuth, 9),
         "view:sun_elevation": round(scene.sun_elevation, 9),
         "s2:nodata_pixel_percentage": round(100 * int(counts[SceneClass.NO_DATA]) / total, 6),
         "s2:processing_baseline": scene.baseline,
-        "s2:product_uri": f"{stem}_{made:%Y%m%dT%H%M%S}.SAFE",
-        "s2:generation_time": f"{made:%Y-%m-%dT%H:%M:%S}.000000Z",
+        "s2:product_uri": f"{stem}_{done:%Y%m%dT%H%M%S}.SAFE",
+        "s2:generation_time": f"{done:%Y-%m-%dT%H:%M:%S}.000000Z",
         "s2:datatake_id": f"G{scene.platform}_{time:%Y%m%dT%H%M%S}_{scene.index + 20000:06d}_N{scene.baseline}",
-        "s2:sequence": scene.id.split("_")[3],
+        "s2:sequence": "1" if scene.baseline == "05.00" else "0",
         "earthsearch:boa_offset_applied": scene.baseline >= "04.00" and not scene.offset_in_pixels,
     }
 
@@ -108,13 +112,13 @@ def _asset(name: str, gsd_m: int, granule: Grid) -> dict[str, Any]:
     }
 
 
-def collection(scenes: list[Scene], granule: Grid) -> dict[str, Any]:
-    """The collection of the archive, with a link to each item."""
+def collection(scenes: list[Scene], ids: list[str], granule: Grid) -> dict[str, Any]:
+    """The collection of the archive, with a link to each item of `ids`."""
     document = _template("collection")
     box = bbox(polygon(shapely.box(*granule.bounds), granule.crs))
     times = sorted(f"{scene.time:%Y-%m-%dT%H:%M:%SZ}" for scene in scenes)
     extent = {"spatial": {"bbox": [box]}, "temporal": {"interval": [[times[0], times[-1]]]}}
-    links = [{"rel": "item", "href": f"./{s.id}/{s.id}.json", "type": "application/geo+json"} for s in scenes]
+    links = [{"rel": "item", "href": f"./{name}/{name}.json", "type": "application/geo+json"} for name in ids]
     return document | {"extent": extent, "links": document["links"] + links}
 
 

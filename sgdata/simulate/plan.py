@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
@@ -57,6 +57,7 @@ class Plan:
     seed: int
     size_km: float
     dates: int
+    layout: str = "earth-search"
 
     @cached_property
     def area(self) -> Grid:
@@ -80,7 +81,7 @@ class Plan:
         return Window(row=MARGIN_PX[0], col=MARGIN_PX[1], height=self.area.shape[0], width=self.area.shape[1])
 
 
-def checked(seed: int, size_km: float, dates: int) -> Plan:
+def checked(seed: int, size_km: float, dates: int, layout: str = "earth-search") -> Plan:
     """The plan of these numbers. Raises SettingError outside the sizes and counts that are simulated."""
     if not 2 <= size_km <= 40:
         raise SettingError(f"--size {size_km}: expected 2 to 40 (km)")
@@ -88,7 +89,7 @@ def checked(seed: int, size_km: float, dates: int) -> Plan:
         raise SettingError(f"--dates {dates}: expected 3 to 400")
     if not 0 <= seed < 2**31:
         raise SettingError(f"--seed {seed}: expected 0 to 2147483647")
-    return Plan(seed=seed, size_km=size_km, dates=dates)
+    return Plan(seed=seed, size_km=size_km, dates=dates, layout=layout)
 
 
 # --- passes --------------------------------------------------------------------------------
@@ -101,6 +102,10 @@ ANCHORS = (
     ("S2B", 22, datetime(2021, 5, 28, 10, 17, 33, tzinfo=UTC)),
 )
 PARTIAL_ORBIT = 22
+EMPTY_MONTH, HOLE_FROM = "2019-11", 24
+"""From so many dates on an archive has a month without any pass, as catalogues do."""
+OLDEST = "02.06"
+"""Baseline of a twin: what was processed first, and should not be chosen."""
 Pass = tuple[datetime, str, int]
 
 
@@ -131,24 +136,25 @@ def scenes(plan: Plan) -> list[Scene]:
         first = passes(datetime(2019, 4, 1, tzinfo=UTC), datetime(2020, 4, 1, tzinfo=UTC), ("S2A",))
     else:
         first = passes(datetime(2017, 4, 1, tzinfo=UTC), datetime(2020, 4, 1, tzinfo=UTC), ("S2A", "S2B"))
+    if plan.dates >= HOLE_FROM:
+        first = [one for one in first if f"{one[0]:%Y-%m}" != EMPTY_MONTH]
     second = passes(datetime(2022, 4, 1, tzinfo=UTC), datetime(2022, 10, 1, tzinfo=UTC), ("S2A", "S2B"))
     before = _spread(first, plan.dates, rng)
     after = _spread(second, min(max(3, plan.dates // 4), len(second)), rng)
     skies = _skies(before, rng) + _skies(after, rng)
     return [
-        _scene(index, one, sky, 1 if index < len(before) else 2)
+        _scene(index, one, sky, 1 if index < len(before) else 2, plan.layout)
         for index, (one, sky) in enumerate(zip(before + after, skies, strict=True))
     ]
 
 
-def _scene(index: int, one: Pass, sky: Weather, epoch: int) -> Scene:
+def _scene(index: int, one: Pass, sky: Weather, epoch: int, layout: str) -> Scene:
     time, platform, orbit = one
     azimuth, elevation = sun(time)
-    baseline, with_offset = _processing(time, index, epoch)
-    sequence = 1 if baseline == "05.00" else 0
-    return Scene(
+    baseline, with_offset = _processing(time, index, epoch, layout)
+    scene = Scene(
         index=index,
-        id=f"{platform}_{TILE}_{time:%Y%m%d}_{sequence}_L2A",
+        id="",
         time=time,
         platform=platform,
         orbit=orbit,
@@ -159,10 +165,36 @@ def _scene(index: int, one: Pass, sky: Weather, epoch: int) -> Scene:
         sun_azimuth=azimuth,
         sun_elevation=elevation,
     )
+    return replace(scene, id=named(scene, layout, sequence=1 if baseline == "05.00" else 0))
 
 
-def _processing(time: datetime, index: int, epoch: int) -> tuple[str, bool]:
-    """(baseline, +1000 still in the pixels): as first produced, but every third scene reprocessed as 05.00."""
+def named(scene: Scene, layout: str, *, sequence: int, tile: str = TILE) -> str:
+    """The id that a provider gives: a short one with a sequence digit, or most of the product's name."""
+    if layout == "earth-search":
+        return f"{scene.platform}_{tile}_{scene.time:%Y%m%d}_{sequence}_L2A"
+    number = f"N{scene.baseline.replace('.', '')}_" if layout == "cdse" else ""
+    stem = f"{scene.platform}_MSIL2A_{scene.time:%Y%m%dT%H%M%S}_{number}R{scene.orbit:03d}_T{tile}"
+    return f"{stem}_{made(scene):%Y%m%dT%H%M%S}"
+
+
+def made(scene: Scene) -> datetime:
+    """When the product was processed: on the day itself, or years later."""
+    again = scene.baseline in {"04.00", "05.00"} and scene.epoch == 1
+    if again or scene.baseline == "05.00":
+        return datetime(2023, 3, 1, 0, 24, 41)
+    return scene.time.replace(hour=13 if scene.baseline == OLDEST else 14)
+
+
+def _processing(time: datetime, index: int, epoch: int, layout: str) -> tuple[str, bool]:
+    """(baseline, +1000 still in the pixels).
+
+    Earth Search: as first produced, but every third scene reprocessed as 05.00, shifted or not. Planetary Computer:
+    all of 2020 and before processed once more in 2020. Copernicus Data Space: Collection 1.
+    """
+    if layout == "cdse":
+        return "05.00", True
+    if layout == "planetary-computer":
+        return ("04.00", True) if epoch == 2 else ("02.12", False)
     if epoch == 2:
         return "04.00", index % 3 == 0
     if index % 3 == 1:

@@ -27,7 +27,7 @@ TILE = 1020
 def planned(archive: Path) -> Plan:
     """The plan in `archive/simulation.json`. Raises SettingError."""
     document = files.read_plain(archive / "simulation.json")
-    return plan.checked(document["seed"], document["size_km"], document["dates"])
+    return plan.checked(document["seed"], document["size_km"], document["dates"], document["layout"])
 
 
 def grown(lattice: Grid, window: Window) -> Grid:
