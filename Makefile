@@ -5,7 +5,7 @@ OUT     ?= out/demo
 WORKERS ?= 2
 BIN     := $(VENV)/bin
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench ledger
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
@@ -30,3 +30,12 @@ lint: $(VENV)/.installed  ## ruff and mypy
 
 bench: $(VENV)/.peers  ## speed against peers, measured here, as a table
 	$(BIN)/python tests/bench/table.py
+
+ledger: OUT = out/ledger
+ledger: $(VENV)/.installed  ## rivals, seeds and intervals on the simulated city: make ledger OUT=DIR
+	$(BIN)/sgdata simulate $(OUT)/archive --size 8 --workers $(WORKERS)
+	test -f $(OUT)/build/SHA256SUMS || $(BIN)/sgdata build segmunich --out $(OUT)/build --workers $(WORKERS) \
+		--aoi $(OUT)/archive/aoi.geojson --stac $(OUT)/archive/catalog.json --osm $(OUT)/archive/osm/city.osm \
+		--set split.block_px=200 --set split.gap_px=32 --set patches.stride=32
+	$(BIN)/sgdata shard segmunich --source $(OUT)/build --out $(OUT)/shards --workers $(WORKERS)
+	$(BIN)/python -m sgmodel.recipes.reproduce recipes/ledger/city.toml --shards $(OUT)/shards --out $(OUT)

@@ -69,7 +69,7 @@ EDGE_LIBRARIES = {
     "subprocess",
     "socket",
 }
-FROM_SGDATA = {"types", "errors", "sentinel2", "files", "catalog", "shards", "contracts", "progress", "rasters"}
+FROM_SGDATA = {"types", "errors", "sentinel2", "files", "catalog", "shards", "contracts", "progress", "rasters", "page"}
 
 
 def is_type_checking(node: ast.AST) -> bool:
