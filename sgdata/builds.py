@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import xarray
 
 IMAGE, PROVENANCE_FILE, LABELS, LABEL_SOURCE = "image.tif", "provenance.tif", "labels.tif", "label_source.tif"
+USAGE = "usage.json"
+BRIGHT = 2500
+"""DN in blue that little but cloud, snow and white roofs reaches."""
 PROVENANCE_BANDS = ("item_index", "valid_count", "days_since_1970", "score_x10000")
 SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3")
 
@@ -35,6 +38,48 @@ def write_composite(folder: Path, grid: Grid, bands: tuple[str, ...], tiles: Ite
 def _pieces(tiles: Iterable[tuple[Window, Path]], bands: slice) -> Iterator[tuple[Window, Array]]:
     for window, path in tiles:
         yield window, np.load(path, mmap_mode="r", allow_pickle=False)[bands]
+
+
+def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]]) -> None:
+    """`usage.json`: how much of each scene (id, clear share) the composite shows, and signs of what went wrong in it.
+
+    `bright_share`: valid pixels as bright as cloud in blue (DN >= BRIGHT). `seam`: mean step in red between
+    neighbours taken from two scenes, and between all others; near equal where no seam shows. From the rasters, row
+    by row, so that tiles leave no trace.
+    """
+    from rasterio.windows import Window as Part
+
+    taken, valid, bright = np.zeros(NO_VALUE + 1, np.int64), 0, 0
+    sums = np.zeros((2, 2), np.int64)  # (same scene or not) x (pairs, steps)
+    with rasters.opened(str(folder / IMAGE)) as image, rasters.opened(str(folder / PROVENANCE_FILE)) as provenance:
+        height, width = image.shape
+        names = list(image.descriptions)
+        blue, red = (names.index(name) + 1 if name in names else 1 for name in ("B02", "B04"))
+        for row in range(0, height, 512):
+            # One row more than is counted: the pairs across the strip's end.
+            part = Part(0, row, width, min(513, height - row))
+            step, index = image.read(red, window=part).astype(np.int32), provenance.read(1, window=part)
+            taken += np.bincount(index[:512].ravel(), minlength=len(taken))
+            values = image.read(blue, window=part)[:512]
+            valid, bright = valid + int((values > 0).sum()), bright + int((values >= BRIGHT).sum())
+            for a, b in ((np.s_[:512, :-1], np.s_[:512, 1:]), (np.s_[:-1], np.s_[1:])):
+                both = (step[a] > 0) & (step[b] > 0)
+                other = both & (index[a] != index[b])
+                for kind, where in enumerate((both & ~other, other)):
+                    sums[kind] += int(where.sum()), int(np.abs(step[a] - step[b])[where].sum())
+    mixed = taken[:NO_VALUE].sum() == 0
+    shares = [None if mixed else round(int(n) / max(valid, 1), 6) for n in taken[: len(scenes)]]
+    means = [round(int(steps) / int(pairs), 3) if pairs else None for pairs, steps in sums]
+    document = {
+        "scenes": [
+            {"id": name, "clear_share": clear, "shown_share": shown}
+            for (name, clear), shown in zip(scenes, shares, strict=True)
+        ],
+        "nodata_share": round(1 - valid / (height * width), 6),
+        "bright_share": round(bright / max(valid, 1), 6),
+        "seam": {"pairs": int(sums[1, 0]), "step_dn": means[1], "step_dn_elsewhere": means[0]},
+    }
+    files.write(folder / USAGE, files.pretty_json(document))
 
 
 def write_labels(

@@ -91,7 +91,9 @@ Dates = Annotated[str | None, typer.Option("--dates", metavar="A/B", help="First
 OsmDate = Annotated[str | None, typer.Option("--osm-date", help="OpenStreetMap as of this day (last of --dates).")]
 Believe = Annotated[str | None, typer.Option("--believe", help="pixels or metadata, where offsets contradict.")]
 Cluster = Annotated[str | None, typer.Option("--cluster", metavar="ADDRESS", help="A Dask scheduler.")]
-Composite = Annotated[str | None, typer.Option("--composite", help="medoid or median.")]
+Profile = Annotated[str | None, typer.Option("--profile", help="clean (the default) or paper: the recipe NAME-paper.")]
+MaxObs = Annotated[int | None, typer.Option("--max-obs", min=1, help="Look at this many scenes at most.")]
+Composite = Annotated[str | None, typer.Option("--composite", help="medoid, bap, maxndvi, median or geomedian.")]
 
 
 def build_recipe(name: str, recipe: Path | None, changes: list[str] | None, chosen: dict[str, object]) -> BuildRecipe:
@@ -101,6 +103,7 @@ def build_recipe(name: str, recipe: Path | None, changes: list[str] | None, chos
     from sgdata import catalog, files
     from sgdata.datasets.segmunich import BuildRecipe
 
+    name = name if chosen.get("profile") in {None, "clean"} else f"{name}-{chosen['profile']}"
     path = recipe or catalog.folder("recipes") / "build" / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in (catalog.folder("recipes") / "build").glob("*.toml")))
@@ -118,6 +121,8 @@ def build_recipe(name: str, recipe: Path | None, changes: list[str] | None, chos
         document["offset"]["believe"] = chosen["believe"]
     if chosen.get("composite"):
         document["composite"]["method"] = chosen["composite"]
+    if chosen.get("max_obs"):
+        document["composite"]["max_obs"] = chosen["max_obs"]
     for change in changes or ():
         files.override(document, change)
     return files.parse(BuildRecipe, document, str(path))
@@ -131,6 +136,7 @@ def plan(
     place: Place = None,
     stac: Stac = None,
     dates: Dates = None,
+    profile: Profile = None,
     recipe: RecipeFile = None,
     changes: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the lock.")] = None,
@@ -141,7 +147,8 @@ def plan(
     """Search the catalogue once: scenes per month and bytes, and the lock that a build follows. Fetches no pixel."""
     from sgdata.datasets import segmunich
 
-    chosen = build_recipe(name, recipe, changes, {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates})
+    wanted: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "profile": profile}
+    chosen = build_recipe(name, recipe, changes, wanted)
     places = segmunich.Places(out=out or Path(chosen.out), stac=stac, workers=workers)
     holes = show_plan(segmunich.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=as_json)
     if holes and not allow_holes:
@@ -161,6 +168,9 @@ def build(
     osm_date: OsmDate = None,
     believe: Believe = None,
     composite: Composite = None,
+    max_obs: MaxObs = None,
+    profile: Profile = None,
+    masks: Annotated[Path | None, typer.Option("--masks", help="Masks <item id>.tif (mask.method external).")] = None,
     recipe: RecipeFile = None,
     changes: Overrides = None,
     lock: Annotated[Path | None, typer.Option("--lock", help="Follow this lock instead of searching.")] = None,
@@ -178,7 +188,8 @@ def build(
 
     listen(quiet)
     wanted: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "composite": composite}
-    chosen = build_recipe(name, recipe, changes, wanted | {"osm_date": osm_date, "believe": believe})
+    wanted |= {"osm_date": osm_date, "believe": believe, "max_obs": max_obs, "profile": profile}
+    chosen = build_recipe(name, recipe, changes, wanted)
     places = segmunich.Places(
         out=out or Path(chosen.out),
         stac=stac,
@@ -187,6 +198,7 @@ def build(
         workers=workers,
         cluster=cluster,
         scratch=scratch,
+        masks=masks,
     )
     locked = locks.read(lock) if lock else None
     if dry_run:
@@ -281,7 +293,9 @@ def fetch(
     need = fetching.plan(dataset, release or recipe.edition, folder, part or ())
     for source in need.sources:
         print(f"{source.file}: {f'{source.bytes:,} bytes' if source.bytes else 'size not known'}, {source.url}")
-    print(f"{need.bytes:,} bytes and {need.unsized} files of unknown size to fetch, {need.free:,} bytes free in {folder}")
+    print(
+        f"{need.bytes:,} bytes and {need.unsized} files of unknown size to fetch, {need.free:,} bytes free in {folder}"
+    )
     if not dry_run:
         fetching.fetch(need, folder)
         print(folder)

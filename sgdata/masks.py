@@ -20,6 +20,9 @@ from sgdata.types import Array
 NOTHING, CLEAR, DIM, CLOUD, SHADOW, OTHER = range(6)
 """Kinds: no data; clear; kept but doubtful; cloud or cirrus; cloud shadow; dropped for another reason (snow)."""
 
+EXTERNAL = "external"
+"""Method, and layer, of masks that the user brings."""
+
 DOUBTFUL = 128
 FARTHEST = 127
 """Bit of a doubtful sight; the largest distance that a sight can tell."""
@@ -51,7 +54,7 @@ class MaskSettings:
     @property
     def asset(self) -> str | None:
         """The layer that the method looks at."""
-        return {"scl": "SCL", "probability": "cloud", "external": "mask", "none": None}[self.method]
+        return {"scl": "SCL", "probability": "cloud", "external": EXTERNAL, "none": None}[self.method]
 
 
 def kinds(layer: Array, settings: MaskSettings) -> Array:

@@ -44,6 +44,12 @@ class Observed:
     offset: int
     files: dict[str, staging.Staged]
 
+    @property
+    def clear_share(self) -> float | None:
+        """Share of the area (and the margin that buffers need) that may be looked at; None where nothing was masked."""
+        sight = self.files.get(SIGHT)
+        return None if sight is None else round(float(np.count_nonzero(sight.pixels) / sight.pixels.size), 6)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Visit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -132,6 +133,75 @@ def test_granules_of_one_pass_count_once(tmp_path: Path, recipe: BuildRecipe) ->
     assert (provenance[1] == 1).all()
     assert (provenance[0, :84] == 1).all()
     assert (provenance[0, 84:] == 0).all()
+
+
+def test_bap_reads_only_what_can_win(tmp_path: Path, recipe: BuildRecipe) -> None:
+    scl = np.full((90, 90), SceneClass.VEGETATION, np.uint8)
+    half = scl.copy()
+    half[:, :45] = SceneClass.CLOUD_HIGH
+    months = {"2019-07-01": half, "2019-08-01": scl, "2019-01-01": scl}
+    archive = wrap(tmp_path / "a", [scene(day, ground(n), scl=sky) for n, (day, sky) in enumerate(months.items())])
+    next(archive.rglob("*20190101*/B08.tif")).write_bytes(b"not even a TIFF")
+    recipe = replace(recipe, resampling="nearest", composite=replace(recipe.composite, method="bap"))
+    one, other = (run(recipe, archive, tmp_path / n, tile_px=px) for n, px in (("b", 512), ("c", 64)))
+    assert (one / files.SUMS).read_text() == (other / files.SUMS).read_text()
+    index = pixels(one / "provenance.tif")[0]
+    dates = [item.scene.time[:10] for item in lock.read(one / lock.NAME).items]
+    july, august = dates.index("2019-07-01"), dates.index("2019-08-01")
+    assert (index[:, :84] == august).all()  # clouds, and 60 m round them
+    assert (index[:, 110:] == july).mean() > 0.5  # near clouds and in haze August may be better
+    image = pixels(one / "image.tif")
+    np.testing.assert_array_equal(image, np.where(index == july, at_10_m(ground(0)), at_10_m(ground(1))))
+    assert [sorted(item.windows) == ["SCL"] for item in lock.read(one / lock.NAME).items] == [True, False, False]
+    again = lock.read(one / lock.NAME)
+    places = Places(out=tmp_path / "d", stac=str(archive), osm="none")
+    assert (segmunich.build(recipe, places, locked=again, exact=True) / files.SUMS).read_text() == (
+        one / files.SUMS
+    ).read_text()
+
+
+def test_the_clearest_few_scenes_are_enough(tmp_path: Path, recipe: BuildRecipe) -> None:
+    cloudy = np.full((90, 90), SceneClass.VEGETATION, np.uint8)
+    cloudy[:30] = SceneClass.CLOUD_HIGH
+    clear = np.full((90, 90), SceneClass.VEGETATION, np.uint8)
+    skies = [cloudy, clear, cloudy, clear]
+    archive = wrap(tmp_path / "a", [scene(f"2019-0{n + 5}-01", ground(n), scl=sky) for n, sky in enumerate(skies)])
+    recipe = replace(recipe, composite=replace(recipe.composite, max_obs=2))
+    provenance = pixels(run(recipe, archive, tmp_path / "b") / "provenance.tif")
+    assert (provenance[1] == 2).all()
+    assert set(np.unique(provenance[0])) <= {1, 3}
+
+
+def test_masks_of_the_user_decide(tmp_path: Path, recipe: BuildRecipe) -> None:
+    archive = wrap(tmp_path / "a", [scene("2019-05-01", ground(1)), scene("2019-06-01", ground(2))])
+    recipe = replace(recipe, mask=replace(recipe.mask, method="external", cloud_buffer_m=0, guard=False))
+    with pytest.raises(SettingError, match="--masks DIR"):
+        run(recipe, archive, tmp_path / "b")
+    drawn = np.zeros((SIDE, SIDE), np.uint8)
+    drawn[:, :90] = 7
+    names = [item.scene.id for item in lock.read(tmp_path / "b" / lock.NAME).items]
+    (tmp_path / "m").mkdir()
+    for name, mask in zip(names, (drawn, 1 - (drawn > 0)), strict=True):
+        profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "width": SIDE, "height": SIDE, "crs": "EPSG:32632"}
+        transform = rasterio.Affine(10, 0, 600000, 0, -10, 5400000)
+        with rasterio.open(tmp_path / "m" / f"{name}.tif", "w", transform=transform, **profile) as dataset:
+            dataset.write(mask.astype(np.uint8), 1)
+    index = pixels(run(recipe, archive, tmp_path / "b", masks=tmp_path / "m") / "provenance.tif")[0]
+    assert (index[:, :84] == 1).all()
+    assert (index[:, 84:] == 0).all()
+
+
+def test_the_use_of_each_scene_is_told(tmp_path: Path, recipe: BuildRecipe) -> None:
+    scl = np.full((90, 90), SceneClass.VEGETATION, np.uint8)
+    scl[:, 48:] = SceneClass.CLOUD_HIGH
+    archive = wrap(tmp_path / "a", [scene("2019-05-01", ground(1), scl=scl), scene("2019-06-01", ground(2))])
+    out = run(recipe, archive, tmp_path / "b", tile_px=64)
+    told, index = json.loads((out / builds.USAGE).read_text()), pixels(out / "provenance.tif")[0]
+    assert [s["shown_share"] for s in told["scenes"]] == [round(float((index == n).mean()), 6) for n in (0, 1)]
+    assert told["scenes"][1]["clear_share"] == 1
+    assert (told["nodata_share"], told["bright_share"]) == (0, 0)
+    across = (index[:, 1:] != index[:, :-1]).sum() + (index[1:] != index[:-1]).sum()
+    assert told["seam"]["pairs"] == across > 0
 
 
 # --- what must not matter ------------------------------------------------------------------

@@ -16,6 +16,7 @@ from sgdata import (
     files,
     grid,
     lock,
+    masks,
     observe,
     offsets,
     osm,
@@ -83,6 +84,7 @@ class Places:
     `stac`: URL or path in place of the recipe's; `osm`: 'overpass', a URL of such a service, a file, or 'none' for
     a build without labels; `offline`: only answers that an earlier build of `out` stored. `scratch` is kept if
     given, else it lies in `out` until the build is complete. `cluster`: a Dask scheduler in place of `workers`.
+    `masks`: for mask method external, a folder of `<item id>.tif` that is not 0 where a scene is not to be used.
     """
 
     out: Path
@@ -92,6 +94,7 @@ class Places:
     workers: int = 1
     cluster: str | None = None
     scratch: Path | None = None
+    masks: Path | None = None
     tile_px: int = 512
 
     @property
@@ -165,7 +168,7 @@ def resolved(recipe: BuildRecipe, lattice: Grid) -> BuildRecipe:
 
 def assets(recipe: BuildRecipe) -> tuple[str, ...]:
     """Bands and layers that a build reads: L2A always with SCL, which the offset test needs too."""
-    layers = {recipe.mask.asset, "SCL" if recipe.source.level == "L2A" else None} - {None}
+    layers = {recipe.mask.asset, "SCL" if recipe.source.level == "L2A" else None} - {None, masks.EXTERNAL}
     return (*recipe.bands, *sorted(layer for layer in layers if layer))
 
 
@@ -308,15 +311,22 @@ def _survey(recipe: BuildRecipe, lattice: Grid, places: Places) -> observe.Surve
 
 def _visit(scene: stac.Scene, recipe: BuildRecipe, lattice: Grid, places: Places) -> observe.Visit:
     there = stac.located(scene, places.stac or recipe.source.stac)
+    found, decide = dict(there.assets), dict(scene.assets)
+    if recipe.mask.method == masks.EXTERNAL:
+        if places.masks is None:
+            raise SettingError("mask method external needs a folder of rasters <item id>.tif; give --masks DIR")
+        path = files.existing(places.masks / f"{scene.id}.tif", "a mask of this scene")
+        found[masks.EXTERNAL] = stac.Asset(href=str(path))
+        decide[masks.EXTERNAL] = stac.Asset(href=files.sha256_file(path))
     pieces = {}
-    for band in assets(recipe):
+    for band in (*assets(recipe), *(found.keys() & {masks.EXTERNAL})):
         reach = observe.layer_reach_m(recipe.mask, recipe.composite.reach_m) if band == recipe.mask.asset else 0
         # Named by what decides its bytes: another plan may share it, a changed one may not.
-        decides = {"asset": scene.assets[band], "bounds": lattice.bounds, "crs": lattice.crs, "margin": reach}
+        decides = {"asset": decide[band], "bounds": lattice.bounds, "crs": lattice.crs, "margin": reach}
         digest = lock.sha256(decides)[:16]
         pieces[band] = staging.Piece(
             name=f"{scene.id} {band}",
-            asset=there.assets[band],
+            asset=found[band],
             crs=lattice.crs,
             bounds=lattice.bounds,
             target=places.scratch_folder / "windows" / f"{scene.id}-{band}-{digest}",
@@ -352,7 +362,7 @@ def _decided(item: Item, scene: observe.Observed, evidence: offsets.Evidence, se
 def render(
     recipe: BuildRecipe, settled: Lock, scenes: tuple[observe.Observed, ...], places: Places, folder: Path
 ) -> None:
-    """Composite all tiles and write `image.tif` and `provenance.tif` into `folder`."""
+    """Composite all tiles and write `image.tif`, `provenance.tif` and `usage.json` into `folder`."""
     job = observe.Job(
         grid=settled.grid,
         bands=recipe.bands,
@@ -366,6 +376,7 @@ def render(
     runs = pool.run(partial(observe.composite_tile, job), windows, workers=places.workers, cluster=places.cluster)
     paths = progress.track(runs, label="composite", total=len(windows))
     builds.write_composite(folder, settled.grid, recipe.bands, zip(windows, paths, strict=True))
+    builds.write_usage(folder, [(scene.id, scene.clear_share) for scene in job.scenes])
 
 
 def _job_name(recipe: BuildRecipe, settled: Lock) -> str:
