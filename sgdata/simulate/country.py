@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from sgdata.types import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Parcel:
-    """A piece of countryside before its use is known; `cell` is the group it was cut from."""
+    """A piece of countryside before its use is known, the number of the cell it was cut from and that cell's shape."""
 
     geometry: Polygon
     cell: int
@@ -28,19 +29,20 @@ def parcels_of(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> lis
     rng = sketch.rng(5)
     west, south, east, north = extent.bounds
     step = 850
+    # One lane junction per 850 m, jittered by less than half a step: Voronoi cells of such points are never slivers.
     grid = np.mgrid[west : east + step : step, south : north + step : step].reshape(2, -1).T
     points = grid + rng.uniform(-0.42, 0.42, grid.shape) * step
     parcels = []
     for number, cell in enumerate(shapes.cells(points, extent)):
+        # Farms of one valley have fields of a size: the grain changes from cell to cell, not from field to field.
         target = rng.choice([14_000, 24_000, 36_000, 55_000])
         for land in shapes.minus(cell, settled):
             pieces, cuts = shapes.subdivide(land, target, rng, jitter=0.2)
             parcels += [Parcel(geometry=piece, cell=number, bounds=cell) for piece in pieces]
             for depth, line in cuts:
                 if depth < 2 or rng.random() < 0.06:
-                    sketch.draw(
-                        "unclassified" if depth == 0 and rng.random() < 0.6 else "track", line, rng, hidden=0.05
-                    )
+                    kind = "unclassified" if depth == 0 and rng.random() < 0.6 else "track"
+                    sketch.draw(kind, line, rng, hidden=0.05)
     return parcels
 
 
@@ -50,6 +52,7 @@ def _affinities(
     """How much each parcel invites each use: (N,) scores, to be compared within a use only."""
     x, y = middles.T
     points = shapely.points(middles)
+    # Distances in what a walker would call near: 250 m to water, the city's radius, 400 m to a village.
     shore = shapely.distance(points, shapely.union_all(water)) / 250
     town = np.hypot(x - city.x, y - city.y) / city.radius
     homes = np.array([(v.x, v.y) for v in villages])
@@ -60,6 +63,7 @@ def _affinities(
         return noise.at(seed + number, x, y, cell_m)
 
     return {
+        # Rare and choosy uses come first: `countryside` fills quotas in this order from what is left.
         "wetland": 1.0 * wave(1, 700) - np.minimum(shore, 6),
         "golf": wave(2, 1500) - np.abs(town - 1.6) * 2,
         "sand": wave(3, 350) - 0.5 * np.minimum(shore, 6) + 0.5 * wave(33, 1500),
@@ -73,13 +77,12 @@ def _affinities(
     }
 
 
+# Share of the whole area that each use takes, in this order; the rest of the countryside is arable. No statistic of
+# a real place: every class must occur often enough in one small city to be learnt and tested.
 QUOTAS = {
     "wetland": 0.016, "golf": 0.012, "sand": 0.008, "orchard": 0.022, "quarry": 0.009, "works_site": 0.005,
     "housing": 0.035, "scrub": 0.035, "forest": 0.24, "pasture": 0.13,
 }  # fmt: skip
-"""Share of the whole area that each use takes, in this order; the rest of the countryside is arable."""
-
-
 NATURAL = ("forest", "wetland", "scrub", "sand")
 
 
@@ -91,13 +94,13 @@ def countryside(
     geometries = np.array([parcel.geometry for parcel in parcels], object)
     cell = np.array([parcel.cell for parcel in parcels])
     middles = shapely.get_coordinates(shapely.centroid(geometries))
-    west, south, east, north = sketch.plan.area.bounds
-    x, y = middles.T
-    inside = (x > west) & (x < east) & (y > south) & (y < north)
-    areas = shapely.area(geometries) * inside
-    whole = (east - west) * (north - south)
+    # Quotas count what lies in the area asked for; the margin gets its uses by the way.
+    asked = shapely.box(*sketch.plan.area.bounds)
+    areas = shapely.area(geometries) * shapely.contains_xy(asked, middles)
+    whole = asked.area
     use = np.full(len(parcels), "arable", dtype="<U12")
     for name, score in _affinities(sketch, middles, city, villages, water).items():
+        # Stable: equal scores keep the order of the parcels on every platform.
         order = np.argsort(-np.where(use == "arable", score, -np.inf), kind="stable")
         filled = np.cumsum(areas[order])
         use[order[: int(np.searchsorted(filled, QUOTAS[name] * whole)) + 1]] = name
@@ -106,6 +109,7 @@ def countryside(
     for number in np.unique(cell):
         for name in np.unique(use[cell == number]):
             pieces = list(geometries[(cell == number) & (use == name)])
+            # Woods and wetlands grow across field boundaries; what people lay out ends at them.
             if name in NATURAL:
                 _natural(sketch, str(name), pieces, alike[str(name)], bounds[int(number)], rng)
             else:
@@ -126,6 +130,7 @@ def copses(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> None:
     """Groves, thickets and ponds strewn over the fields; OpenStreetMap lacks a third of them."""
     rng = sketch.rng(8)
     west, south, east, north = extent.bounds
+    # Seven in a km2, most below a tenth of a hectare: the small things in which labels and pixels disagree.
     for _ in range(round(extent.area / 1e6 * 7)):
         x, y, r = rng.uniform(west, east), rng.uniform(south, north), 14 + rng.exponential(16)
         kind = str(rng.choice(["copse", "copse", "scrub", "lake"], p=[0.4, 0.3, 0.25, 0.05]))
@@ -137,8 +142,7 @@ def copses(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> None:
 def _use(sketch: Sketch, use: str, pieces: list[Polygon], rng: Rng) -> None:
     """Draw the parcels of one cell that share a use."""
     if use == "golf":
-        for part in shapes.polygons(shapely.union_all(pieces)):
-            sketch.add("golf", [part], rng)
+        sketch.add("golf", shapes.polygons(shapely.union_all(pieces)), rng)
     elif use == "housing":
         for piece in pieces:
             sketch.add("residential", [piece], rng, hidden=0.1)
@@ -146,6 +150,7 @@ def _use(sketch: Sketch, use: str, pieces: list[Polygon], rng: Rng) -> None:
             sketch.add(str(rng.choice(["suburb", "villas", "slabs"], p=[0.6, 0.2, 0.2])), blocks, rng)
             for _, line in cuts:
                 sketch.draw("residential", line, rng, hidden=0.05)
+    # Half of the fields are mapped as one farmland over several crops, as they mostly are.
     elif use == "arable" and rng.random() < 0.5:
         sketch.add("arable", shapes.polygons(shapely.union_all(pieces)), rng, hidden=0.1)
         sketch.add("crop", pieces, rng)
@@ -153,27 +158,27 @@ def _use(sketch: Sketch, use: str, pieces: list[Polygon], rng: Rng) -> None:
         sketch.add({"works_site": "building_site"}.get(use, use), pieces, rng, hidden=0.1)
 
 
+# (before, after, share of the area): more than happens anywhere in two years, or a small city would have none
+# to find.
+CHANGES = (
+    ("crop", "new_houses", 0.006), ("arable", "new_works", 0.004),
+    ("stand", "clearcut", 0.008), ("crop", "new_quarry", 0.004),
+)  # fmt: skip
+
+
 def changes(sketch: Sketch) -> None:
     """New buildings on fields near towns, felled forest, a dug quarry: areas that come with epoch 2."""
     rng = sketch.rng(7)
-    whole = sketch.plan.area.shape[0] ** 2 * 100
-    inside = shapely.box(*sketch.plan.area.bounds).buffer(-150)
+    area = shapely.box(*sketch.plan.area.bounds)
+    # Whole changes only: one that the edge cuts off would be scored by a part of it.
+    inside = area.buffer(-150)
     shapely.prepare(inside)
     built = shapely.STRtree([a.geometry for a in sketch.areas if a.kind == "residential"])
-    for old, new, share in (
-        ("crop", "new_houses", 0.006),
-        ("arable", "new_works", 0.004),
-        ("stand", "clearcut", 0.008),
-        ("crop", "new_quarry", 0.004),
-    ):
-        old_ones = (a for a in sketch.areas if a.kind == old and 4000 < a.geometry.area < 90_000)
-        found: list[Any] = [a for a in old_ones if inside.contains(a.geometry)]
+    for old, new, share in CHANGES:
+        found: list[Any] = [a.geometry for a in sketch.areas if a.kind == old and 4000 < a.geometry.area < 90_000]
+        found = [geometry for geometry in found if inside.contains(geometry)]
         rng.shuffle(found)
         if new in ("new_houses", "new_works"):
-            found = [a for a in found if len(built.query(a.geometry, "dwithin", 150))]
-        budget = share * whole
-        for area in found:
-            if budget <= 0:
-                break
-            sketch.add(new, [area.geometry], rng, epoch=2)
-            budget -= area.geometry.area
+            found = [geometry for geometry in found if len(built.query(geometry, "dwithin", 150))]
+        before = np.cumsum([0.0, *(geometry.area for geometry in found)])[:-1]
+        sketch.add(new, list(compress(found, before < share * area.area)), rng, epoch=2)

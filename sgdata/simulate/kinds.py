@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 
 Tags = dict[str, str]
+# Half a pixel: a narrower strip would miss the middle of most pixels on its way, and break up when it is burnt in.
 LEAST_HALF_WIDTH_M = 5.0
-"""Half a pixel: a street is at least as wide as the pixels that it is burnt into."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +40,19 @@ class Road:
 
 def _tags(text: str) -> tuple[Tags, ...]:
     """`key=value` joined by `&`, alternatives by `|`."""
+    # Alternatives repeated in the table are weights: two of three orchards are orchards, one is a vineyard.
     return tuple(dict(pair.split("=") for pair in one.split("&")) for one in text.split("|")) if text else ()
-
-
-def _label(text: str) -> int | None:
-    return int(text) if text else None
 
 
 @cache
 def kinds() -> dict[str, Kind]:
     """Kinds of area by name."""
+    # Imported here: the shapes of a place need no catalogue, and a cached table is read once per process anyway.
     from sgdata import catalog
 
     return {
         row["kind"]: Kind(
-            label=_label(row["label"]),
+            label=int(row["label"]) if row["label"] else None,
             tags=_tags(row["tags"]),
             covers=tuple(row["covers"].split()),
             change=int(row["change"] or 0),
@@ -73,7 +71,7 @@ def roads() -> dict[str, Road]:
             tags=_tags(row["tags"])[0],
             width_m=float(row["width_m"]),
             lanes=int(row["lanes"]),
-            label=_label(row["label"]),
+            label=int(row["label"]) if row["label"] else None,
             cover=row["cover"],
             rank=int(row["rank"]),
         )

@@ -22,7 +22,9 @@ from sgdata.simulate.plan import CRS
 from sgdata.simulate.sketch import Area, Place
 from sgdata.types import Array
 
+# The last second of the first epoch: labels of a later day would show what its images cannot.
 TIMESTAMP = "2020-03-31T23:59:59Z"
+# Far apart and of the size of real ones: a reader that mixes up the three kinds of ids is caught.
 FIRST_NODE, FIRST_WAY, FIRST_RELATION = 1_000_000_000, 100_000_000, 1_000_000
 Tags = dict[str, str]
 
@@ -37,8 +39,10 @@ class Elements:
 
     def way(self, lonlat: Array, tags: Tags) -> int:
         """The id of a new way through points (N, 2) in degrees."""
+        # OpenStreetMap stores 1e-7 degrees: integers make neighbours share a corner exactly, which floats would not.
         keys = [(x, y) for x, y in np.round(lonlat * 1e7).astype(np.int64).tolist()]
         refs = [self.nodes.setdefault(key, FIRST_NODE + len(self.nodes)) for key in keys]
+        # Rounding may let two corners fall together; a way must not name a node twice in a row.
         refs = [ref for i, ref in enumerate(refs) if i == 0 or ref != refs[i - 1]]
         self.ways.append((refs, tags))
         return FIRST_WAY + len(self.ways) - 1
@@ -65,11 +69,13 @@ def elements(place: Place) -> Elements:
 def _area(out: Elements, area: Area, degrees: Any) -> None:
     shape = _jittered(area)
     choices = kinds()[area.kind].tags
+    # Divided by 7, so that the choice of tags is independent of that of covers, which takes the same number modulo.
     tags = choices[area.variant // 7 % len(choices)]
     rings = [shapely.get_coordinates(ring) for ring in (shape.exterior, *shape.interiors)]
     if len(rings) == 1:
         out.way(degrees(rings[0]), tags)
         return
+    # In two ways, for a reader that takes a ring from a single way misses most large real forests and lakes.
     outer, half = rings[0], len(rings[0]) // 2
     members = [(out.way(degrees(part), {}), "outer") for part in (outer[: half + 1], outer[half:])]
     members += [(out.way(degrees(ring), {}), "inner") for ring in rings[1:]]
@@ -78,6 +84,7 @@ def _area(out: Elements, area: Area, degrees: Any) -> None:
 
 def _jittered(area: Area) -> Polygon:
     """A third of the shapes lie one to three metres off."""
+    # By the variant, not by a draw: the jitter of a shape must not depend on how many were exported before it.
     if area.variant % 3:
         return area.geometry
     turn, reach = (area.variant // 3) % 360, 1 + (area.variant // 1080) % 200 / 100
@@ -87,6 +94,7 @@ def _jittered(area: Area) -> Polygon:
 
 def overpass(held: Elements) -> bytes:
     """The answer of an Overpass server to a query for all of it, `out body`."""
+    # Overpass may answer in any order; nodes first, as its `out body` and the XML both do.
     found: list[dict[str, Any]] = [
         {"type": "node", "id": number, "lat": y / 1e7, "lon": x / 1e7} for (x, y), number in held.nodes.items()
     ]

@@ -16,6 +16,8 @@ from sgdata.types import Array
 Rng = np.random.Generator
 
 
+# Overlays of polygons that touch leave points, lines and slivers in a GeometryCollection: nobody maps 150 m2, and a
+# pixel holds 100.
 def polygons(geometry: BaseGeometry, least_m2: float = 150) -> list[Polygon]:
     """The polygons inside any geometry that are at least so large."""
     parts = shapely.get_parts(geometry)
@@ -31,13 +33,15 @@ def lines(geometry: BaseGeometry, least_m: float = 15) -> list[LineString]:
 def blob(x: float, y: float, radius: float, rng: Rng, *, rough: float = 0.2, stretch: float = 1.0) -> Polygon:
     """A closed shape about (x, y) whose radius wanders by `rough`; `stretch` draws it out in a random direction."""
     angles = np.linspace(0, 2 * np.pi, max(24, int(radius / 12)), endpoint=False)
-    radii = np.full(len(angles), 1.0)
+    radii = np.ones(len(angles))
+    # A Fourier series in the angle, falling like 1/order. Order 1 would only shift the middle.
     for order in range(2, 7):
         radii += rough * rng.normal() / order * np.cos(order * angles + rng.uniform(0, 2 * np.pi))
     tilt = rng.uniform(0, np.pi)
     east, north = np.cos(angles) * radii * stretch**0.5, np.sin(angles) * radii / stretch**0.5
     turned = (east * math.cos(tilt) - north * math.sin(tilt), east * math.sin(tilt) + north * math.cos(tilt))
     shape = Polygon(np.column_stack([x + radius * turned[0], y + radius * turned[1]]))
+    # Large amplitudes fold the outline over itself; buffer(0) mends that.
     return polygons(shape.buffer(0))[0]
 
 
@@ -46,10 +50,12 @@ def wander(start: tuple[float, float], end: tuple[float, float], rng: Rng, *, sw
     length = math.dist(start, end)
     along = np.linspace(0, 1, max(int(length / 50), 3))
     aside = np.zeros(len(along))
+    # Amplitude over wavelength as the sum of a coloured noise: large bends swing far, small ones little.
     for bend in (4000, 2000, 1000, 550):
         waves = max(length / bend, 0.5)
         phase = rng.uniform(0, 2 * np.pi)
         aside += sway * (bend / 4000) ** 0.7 * rng.normal() * np.sin(2 * np.pi * waves * along + phase)
+    # Calm over the last 300 m, so that the line truly starts and ends where others do.
     aside *= np.minimum(1, np.minimum(along, 1 - along) * length / 300)
     east, north = (end[0] - start[0]) / length, (end[1] - start[1]) / length
     x = start[0] + east * length * along - north * aside
@@ -62,28 +68,21 @@ def toward(x: float, y: float, bearing: float, distance: float) -> tuple[float, 
     return x + distance * math.sin(bearing), y + distance * math.cos(bearing)
 
 
-def _long_axis(shape: Polygon) -> tuple[float, float]:
-    """Direction (radians, mathematical) and length of the longer side of the smallest rectangle around."""
-    corners = shapely.get_coordinates(shapely.oriented_envelope(shape))
-    sides = [(math.dist(p, q), math.atan2(q[1] - p[1], q[0] - p[0])) for p, q in pairwise(corners[:3])]
-    length, angle = max(sides)
-    return angle, length
-
-
 def cut(shape: Polygon, rng: Rng, *, axis: float | None, jitter: float) -> tuple[list[Polygon], LineString]:
     """The shape cut across its long side near the middle; with `axis`, along or across that direction."""
-    angle, length = _long_axis(shape)
+    # The long side of the smallest rectangle around: cutting across it keeps pieces as square as may be.
+    corners = shapely.get_coordinates(shapely.oriented_envelope(shape))
+    length, angle = max((math.dist(p, q), math.atan2(q[1] - p[1], q[0] - p[0])) for p, q in pairwise(corners[:3]))
     if axis is not None:
         angle = axis + round((angle - axis) / (math.pi / 2)) * (math.pi / 2)
-    angle += rng.normal() * 0.03
-    middle = shape.centroid
+    angle += rng.normal() * 0.03  # no surveyor is exact, and exact right angles are easy to learn
     shift = rng.uniform(-jitter, jitter) * length
-    x, y = middle.x + shift * math.cos(angle), middle.y + shift * math.sin(angle)
+    x, y = shape.centroid.x + shift * math.cos(angle), shape.centroid.y + shift * math.sin(angle)
+    # Twice the long side reaches beyond the shape from wherever inside the cut is placed.
     reach = length * 2 + 50
-    side = (-math.sin(angle) * reach, math.cos(angle) * reach)
-    ahead = (math.cos(angle) * reach, math.sin(angle) * reach)
-    a, b = (x + side[0], y + side[1]), (x - side[0], y - side[1])
-    half = Polygon([a, b, (b[0] + ahead[0], b[1] + ahead[1]), (a[0] + ahead[0], a[1] + ahead[1])])
+    east, north = math.cos(angle) * reach, math.sin(angle) * reach
+    a, b = (x - north, y + east), (x + north, y - east)
+    half = Polygon([a, b, (b[0] + east, b[1] + north), (a[0] + east, a[1] + north)])
     parts = polygons(shape.intersection(half)) + polygons(shape.difference(half))
     return parts, LineString([a, b])
 
@@ -95,6 +94,7 @@ def subdivide(
     pieces, cuts, waiting = [], [], [(shape, 0)]
     while waiting:
         piece, depth = waiting.pop()
+        # The random factor spreads the sizes; the depth ends the halving of a sliver that never gets smaller.
         if piece.area < target_m2 * rng.uniform(1.0, 1.9) or depth > 12:
             pieces.append(piece)
             continue
@@ -106,6 +106,7 @@ def subdivide(
 
 def rounded(shape: BaseGeometry, radius_m: float) -> list[Polygon]:
     """The shape with its corners rounded off and thin necks and slits gone."""
+    # A closing, then an opening (dilate, erode twice, dilate): gaps fill before thin parts go.
     return polygons(shape.buffer(radius_m).buffer(-2 * radius_m).buffer(radius_m).simplify(2), 1000)
 
 
@@ -126,6 +127,7 @@ def minus(shape: BaseGeometry, tree: shapely.STRtree) -> list[Polygon]:
 def crossing(line: LineString, over: BaseGeometry) -> Iterator[tuple[bool, LineString]]:
     """The line in pieces, each with whether it lies inside `over` (a bridge, a tunnel)."""
     for inside, part in ((True, line.intersection(over)), (False, line.difference(over))):
+        # Merged, for an overlay cuts a line at every vertex that it shares.
         for piece in lines(shapely.line_merge(part), 5):
             yield inside, piece
 
@@ -135,6 +137,7 @@ def scattered(count: int, around: Polygon, apart_m: float, rng: Rng, avoid: Iter
     west, south, east, north = around.bounds
     taken: list[Point] = []
     closed = shapely.union_all(list(avoid))
+    # Rejection, with an end: a small area may have no room for all.
     for _ in range(count * 30):
         point = Point(rng.uniform(west, east), rng.uniform(south, north))
         if all(point.distance(other) > apart_m for other in taken) and not closed.intersects(point):

@@ -63,12 +63,15 @@ class Sketch:
         self.areas: list[Area] = []
         self.lines: list[Line] = []
 
+    # One stream per stage: more draws in one stage leave every later stage as it was. Philox is counter-based, so that
+    # the pair (seed, stage) is a key and needs no warm-up.
     def rng(self, stage: int) -> Rng:
         return np.random.Generator(np.random.Philox(key=[self.plan.seed, stage]))
 
     def add(self, kind: str, pieces: Sequence[Polygon], rng: Rng, *, hidden: float = 0.0, epoch: int = 1) -> None:
         """Areas of a kind; a share `hidden` of them is unknown to OpenStreetMap."""
         for piece in pieces:
+            # The order of draws is part of the format: `and` spares the draw where a kind has no tags.
             exported = bool(kinds()[kind].tags) and epoch == 1 and rng.random() >= hidden
             variant = int(rng.integers(2**31))
             self.areas.append(Area(geometry=piece, kind=kind, variant=variant, exported=exported, epoch=epoch))
@@ -77,9 +80,11 @@ class Sketch:
         """A line of a kind."""
         variant = int(rng.integers(2**31))
         road = roads()[kind]
+        # Mappers write a width or a lane count on some streets only; the painter must cope with either and with none.
         if road.width_m and rng.random() < 0.35:
             tags["width"] = f"{road.width_m:g}"
         elif road.lanes and rng.random() < 0.5:
             tags["lanes"] = str(road.lanes)
+        # Last, so that `hidden` alone never changes how a line looks.
         known = rng.random() >= hidden
         self.lines.append(Line(geometry=path, kind=kind, tags=tags, variant=variant, exported=known))

@@ -13,16 +13,23 @@ from sgdata.simulate.noise import Field
 from sgdata.simulate.plan import Scene, Weather
 from sgdata.types import Array
 
+# DN in the order of L2A_BANDS. Droplets scatter every visible wavelength alike; B09 sinks in the water vapour above
+# the cloud, B11 and B12 in the water of the drops, and more in the ice of cirrus.
 CLOUD = np.array([6800, 6900, 6700, 6700, 6800, 6900, 7000, 7000, 7000, 5200, 5000, 4000], np.float32)
 CIRRUS = np.array([3600, 3600, 3500, 3500, 3500, 3500, 3500, 3500, 3500, 3000, 2300, 1700], np.float32)
+# Aerosol and air scatter short waves most: what haze adds falls from the coastal band to nothing in B12.
 HAZE = np.array([900, 650, 420, 300, 260, 210, 180, 150, 130, 100, 40, 20], np.float32)
+# Bright to the eye, black at 1.6 um: the contrast that the snow index NDSI rests on (Dozier 1989).
 SNOW = np.array([7800, 8100, 8000, 7900, 7800, 7700, 7600, 7400, 7200, 7000, 800, 650], np.float32)
+# Share of the light that still reaches a shadowed place: it comes from the blue sky, hence more of it in blue.
 SKYLIGHT = np.array([0.55, 0.5, 0.42, 0.36, 0.34, 0.31, 0.3, 0.28, 0.27, 0.25, 0.2, 0.18], np.float32)
-"""Share of the light that still reaches a shadowed place."""
+# Share of the snow on open ground that each land cover class holds: none on water, little under trees and on streets.
+HOLD = np.array([0.35, 1, 0.8, 1, 0.3, 0, 0.7, 0.9, 0.8, 0.8, 0.85, 0.6, 0.45], np.float32)
 
+# Opacity from which cloud, and depth from which shadow, counts as such in the true masks; below it is thin.
 THICK, DEEP = 0.25, 0.35
-"""Opacity from which cloud, and depth from which shadow, counts as such in the true masks; below it is thin."""
 CLOUD_BIT, SHADOW_BIT, THIN_BIT, SNOW_BIT = 1, 2, 4, 8
+# Down to a thirtieth of the cloud: real outlines stay ragged at every scale, and a mask that dilates has to cope.
 OCTAVES = (1, 0.5, 0.25, 0.125, 0.0625, 0.03125)
 
 
@@ -55,6 +62,7 @@ def _field(seed: int, weather: Weather, rows: Array, cols: Array) -> Field:
 
 def threshold(seed: int, weather: Weather, shape: tuple[int, int]) -> float:
     """The field value above which `weather.cloud` of the granule lies, from a coarse look at all of it."""
+    # Every tile must use the same level, or clouds would break at its edge: so from the granule, before any tile.
     step = max(max(shape) // 256, 1)
     field = _field(seed, weather, np.arange(0, shape[0], step), np.arange(0, shape[1], step))
     return float(np.quantile(field, 1 - weather.cloud))
@@ -76,12 +84,14 @@ def look(scene: Scene, label: Array, seed: int, level: float, rows: Array, cols:
         field = _field(seed, weather, rows, cols)
         cloud = _opacity(field, level)
         glare = np.clip(0.74 + 0.14 * (field - np.float32(level)), 0.5, 1.12)
+        # A shadow falls height / tan(elevation) away from the sun; in December that would be out of the picture.
         reach = weather.height_m / 10 / math.tan(math.radians(max(scene.sun_elevation, 15)))
         east = round(reach * math.sin(math.radians(scene.sun_azimuth)))
         north = round(reach * math.cos(math.radians(scene.sun_azimuth)))
         # A place is dark when a cloud stands between it and the sun.
         dark = _opacity(_field(seed, weather, rows - north, cols + east), level)
-        shadow = dark * (1 - cloud)
+        shadow = dark * (1 - cloud)  # a cloud hides the shadow under it
+        # The exponential never reaches 0: without a floor, every pixel near a cloud would be "thin" in the truth.
         shadow[shadow < 0.02] = 0
         cloud[cloud < 0.01] = 0
     cirrus = zero
@@ -99,16 +109,12 @@ def look(scene: Scene, label: Array, seed: int, level: float, rows: Array, cols:
     return Sky(cloud=cloud, shadow=shadow, cirrus=cirrus, haze=haze, snow=snow, glare=glare)
 
 
-HOLD = np.array([0.35, 1, 0.8, 1, 0.3, 0, 0.7, 0.9, 0.8, 0.8, 0.85, 0.6, 0.45], np.float32)
-"""Share of the snow on open ground that each land cover class holds: little under trees and on streets."""
-
-
 def seen(ground: Field, sky: Sky) -> Field:
     """(12, H, W) DN of the ground as the satellite sees it through the sky."""
     result = np.empty_like(ground)
     for band in range(12):
-        image = ground[band]
-        image = image + (SNOW[band] - image) * sky.snow
+        # In the order in which the light meets them on its way up; what covers mixes, haze adds.
+        image = ground[band] + (SNOW[band] - ground[band]) * sky.snow
         image = image * (1 - sky.shadow * (1 - SKYLIGHT[band]))
         image = image + HAZE[band] * sky.haze
         image = image + (CIRRUS[band] - image) * sky.cirrus
@@ -128,6 +134,7 @@ def scene_classes(image: dict[str, Field], sky: Sky, water: Field, seed: int, wi
     ndvi = (nir - red) / (nir + red)
     patch = noise.lattice(seed + 31, rows, cols, 12)
     rim = noise.lattice(seed + 32, rows, cols, 3)
+    # Later lines overrule earlier ones, as in Sen2Cor: ground first, then dark things, snow, and cloud last.
     scl = np.where(ndvi > 0.36, SceneClass.VEGETATION, SceneClass.NOT_VEGETATED).astype(np.uint8)
     scl[(nir < 1650 + 100 * patch) & (red < 450) & (swir < 1000)] = SceneClass.DARK
     scl[(water > 0.6) | ((nir < 500) & (image["B03"] > nir))] = SceneClass.WATER
@@ -142,6 +149,8 @@ def scene_classes(image: dict[str, Field], sky: Sky, water: Field, seed: int, wi
     scl[thick > 0.16] = SceneClass.UNCLASSIFIED
     scl[thick > 0.22] = SceneClass.CLOUD_MEDIUM
     scl[thick > 0.62] = SceneClass.CLOUD_HIGH
+    # The known trap of a brightness test: greenhouses and white halls are "cloud" on nearly every date, and a composite
+    # that believes the mask never sees them.
     roofs = (blue > 2600) & (sky.snow < 0.3) & (sky.cloud < 0.2)
     scl[roofs & (patch > -0.9)] = SceneClass.CLOUD_MEDIUM
     scl[roofs & (patch > -0.9) & (blue > 3400)] = SceneClass.CLOUD_HIGH

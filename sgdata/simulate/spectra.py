@@ -34,7 +34,7 @@ def calendars() -> dict[str, tuple[tuple[int, str], ...]]:
     """
     years: dict[str, tuple[tuple[int, str], ...]] = {name: ((1, name),) for name in materials()}
     for row in catalog.table("simulated_calendars"):
-        days = [day.split(":") for day in row["days"].split()]
+        days = (day.split(":") for day in row["days"].split())
         years[row["calendar"]] = tuple((int(day), material) for day, material in days)
     return years
 
@@ -45,13 +45,16 @@ def cover_ids() -> dict[str, int]:
     return {row["cover"]: number for number, row in enumerate(catalog.table("simulated_covers"))}
 
 
+# Farmers sow within some four weeks of each other: parcels of one crop differ by up to 3.5 steps either way. Eight
+# fixed phases, so that a day's spectra are one small table and a pixel is a look-up in it.
 PHASES = 8
 PHASE_DAYS = 3.5
-"""Parcels of one crop differ by up to four such steps in either direction."""
 
+# Band loadings of the two fields of variation. All bands together: moisture and slope.
 BRIGHTNESS = np.array([1.0, 1.0, 1.0, 1.1, 1.0, 0.8, 0.8, 0.8, 0.8, 0.8, 0.9, 1.0], np.float32)
+# More against less living leaf, as leaf models have it (PROSPECT, Jacquemoud and Baret 1990): chlorophyll darkens
+# blue and red, green less; leaf tissue brightens the near infrared; leaf water darkens B11 and B12.
 VIGOUR = np.array([-0.5, -0.6, -0.3, -1.0, -0.4, 0.4, 0.6, 0.6, 0.6, 0.6, -0.5, -0.9], np.float32)
-"""Band loadings of the two fields of variation: all bands together, and more against less living leaf."""
 
 
 @cache
@@ -69,6 +72,7 @@ def mixtures() -> tuple[Array, Array, Array]:
 
 def table(day: int) -> Field:
     """(12, calendars x PHASES): DN of every calendar on a day of the year, for each parcel phase."""
+    # Centred, so that the mean over parcels keeps the calendar's own date.
     days = day + PHASE_DAYS * (np.arange(PHASES) - (PHASES - 1) / 2)
     rows = []
     for keys in calendars().values():
@@ -106,11 +110,13 @@ def reflectance(surface: Surface, day: int) -> Field:
         ground += (values[surface.b] - ground) * surface.mix
         ground *= 1 + BRIGHTNESS[band] * surface.bright + VIGOUR[band] * surface.vigour
         result[band] = blurred(ground)
-    return np.maximum(result, 1)
+    return np.maximum(result, 1)  # 0 would read as nodata
 
 
 def blurred(image: Field) -> Field:
     """The image under [1 2 1]/4 in both directions; edges repeat."""
+    # This response is 0 at the Nyquist frequency, where MSI's specification has 0.15 to 0.30: a little softer than
+    # the instrument, but without aliases, so that plain means may stand for its 20 m and 60 m detectors.
     padded = np.pad(image, 1, mode="edge")
     rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
     return np.asarray((rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) * np.float32(1 / 16))
