@@ -20,7 +20,7 @@ _PREDICTOR, _TILES, _FORMAT = 317, 322, 339
 _KINDS = {1: "B", 3: "H", 4: "I", 12: "d"}  # the types of the tags used here: BYTE, SHORT, LONG, DOUBLE
 _SCALE, _TIEPOINT, _MATRIX, _GEOKEYS = 33550, 33922, 34264, 34735
 _GEOGRAPHIC_CODE, _PROJECTED_CODE = 2048, 3072
-_LARGEST_PIXELS = 2**28
+_LARGEST_PIXELS = 2**25  # ten times the largest image of any of the datasets; 256 MB as float64
 
 
 @dataclass(frozen=True, kw_only=True)

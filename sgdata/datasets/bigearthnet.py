@@ -134,9 +134,9 @@ def _from_json(content: bytes, index: Mapping[str, int | None]) -> dict[str, Any
     """Labels, date and scene out of a v1 `_labels_metadata.json`."""
     try:
         document = json.loads(content)
-        names, date = list(document["labels"]), str(document["acquisition_date"])[:10]
+        names, date = list(map(str, document["labels"])), str(document["acquisition_date"])[:10]
         scene = str(document["tile_source"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(f"labels_metadata.json is damaged: {type(error).__name__}: {error}") from None
     return {**_labels(names, index), "date": date, "scene": scene}
 

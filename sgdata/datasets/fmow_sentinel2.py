@@ -87,7 +87,7 @@ def _ref(at: tuple[str, str], member: Member, row: dict[str, str] | None, space:
     category = match[1] if match else ""
     meta: dict[str, Any] = {"labels": [space.ids[space.names.index(category)]], "label_names": [category]}
     if row:
-        meta["date"] = row["timestamp"][:10]
+        meta["date"] = (row.get("timestamp") or "")[:10] or None
     # Deflated float64 holds about as many bytes as bitshuffled uint16.
     return Ref(key=f"{split}-{stem}", split=split, members=(member,), bytes=member.size, meta=meta)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -122,10 +123,12 @@ def _change(city: str, held: Mapping[str, Member], content: archives.Content) ->
 def _from_png(content: bytes) -> Array:
     from PIL import Image
 
+    # Before Pillow sees it: PNG 1.2, clause 11.2.2, width and height stand first in the first chunk.
+    width, height = struct.unpack(">II", content[16:24].ljust(8, b"\0"))
+    if width * height > _LARGEST_PNG:
+        raise SourceError(f"cm.png claims {width} x {height} pixels, at most {_LARGEST_PNG} are read")
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-            if picture.width * picture.height > _LARGEST_PNG:
-                raise SourceError(f"cm.png claims {picture.size} pixels")
             values = np.asarray(picture.convert("L"))
     except (OSError, ValueError, SyntaxError) as error:
         raise SourceError(f"cm.png cannot be read: {error}") from None

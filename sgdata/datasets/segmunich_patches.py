@@ -180,9 +180,10 @@ def _read_released(ref: Ref, content: archives.Content, order: list[int], index:
     image, codes = (tiffs.read(content(member)).pixels for member in ref.members)
     if image.shape != (len(order), 128, 128):
         raise SourceError(f"image is {image.shape}, expected ({len(order)}, 128, 128)")
-    whole = image.astype(np.uint16)
-    if image.dtype.kind == "f" and not np.array_equal(whole, image):
+    # Compared before the cast, which is undefined for what uint16 cannot hold, NaN among it.
+    if image.dtype.kind not in "uif" or not ((image >= 0) & (image <= 65_535) & (image == np.floor(image))).all():
         raise SourceError("image holds values that are not whole numbers in 0..65535")
+    whole = image.astype(np.uint16)
     if codes.shape != (1, 128, 128) or codes.dtype.kind not in "ui":
         raise SourceError(f"label is {codes.dtype} {codes.shape}, expected whole numbers (1, 128, 128)")
     if codes.min() < 0 or codes.max() > 255 or (index[codes] < 0).any():
