@@ -22,6 +22,7 @@ def writing(path: Path, grid: Grid, names: tuple[str, ...], dtype: str, nodata: 
     from rasterio.windows import Window as RasterWindow
 
     with files.replacing(path) as temporary:
+        # The COG driver of GDAL only copies: a plain tiled file takes the pieces first.
         draft = temporary.with_name(temporary.name + ".draft")
         try:
             profile = {
@@ -40,6 +41,7 @@ def writing(path: Path, grid: Grid, names: tuple[str, ...], dtype: str, nodata: 
             # Four overviews of a 10 m file, as Earth Search has them, and what corresponds at 20 m and 60 m.
             levels = {10: 4, 20: 3, 60: 1}[int(grid.gsd_m)]
             block = BLOCK if max(grid.shape) > BLOCK // 2 else BLOCK // 2
+            # Classes and bit masks have no mean.
             averaged = "AVERAGE" if dtype == "uint16" else "NEAREST"
             rasterio.shutil.copy(
                 draft, temporary, driver="COG", compress="DEFLATE", level=6, predictor="STANDARD", blocksize=block,

@@ -15,9 +15,10 @@ from sgdata.types import Grid, Window
 CRS = "EPSG:32632"
 TILE = "32UPU"
 CENTRE = (684_000, 5_336_400)
+# Rows above, columns left of, rows below and columns right of the area that a granule holds beyond it. Four different
+# numbers, none a multiple of a block: a reader that forgets the window, or swaps its sides, is seen at once.
 MARGIN_PX = (66, 42, 30, 36)
-"""Rows above, columns left of, rows below and columns right of the area that a granule holds beyond it."""
-SNAP_M = 60
+SNAP_M = 60  # the least common multiple of 10, 20 and 60 m: only then do the three lattices nest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ class Plan:
     def area(self) -> Grid:
         """The area asked for, snapped to 60 m, 10 m pixels."""
         pixels = round(self.size_km * 1000 / SNAP_M) * SNAP_M // 10
+        # Half of the side, snapped too: the origin must fall on the 60 m lattice, not only the size.
         half = round(pixels * 5 / SNAP_M) * SNAP_M
         return Grid(crs=CRS, origin=(CENTRE[0] - half, CENTRE[1] + half), gsd_m=10, shape=(pixels, pixels))
 
@@ -101,6 +103,7 @@ ANCHORS = (
     ("S2A", 22, datetime(2021, 5, 23, 10, 17, 33, tzinfo=UTC)),
     ("S2B", 22, datetime(2021, 5, 28, 10, 17, 33, tzinfo=UTC)),
 )
+# Its swath ends within the tile: half of such a scene is nodata, which a composite must not take for dark ground.
 PARTIAL_ORBIT = 22
 EMPTY_MONTH, HOLE_FROM = "2019-11", 24
 """From so many dates on an archive has a month without any pass, as catalogues do."""
@@ -115,6 +118,7 @@ def passes(start: datetime, end: datetime, partial_platforms: tuple[str, ...]) -
     for platform, orbit, anchor in ANCHORS:
         if orbit == PARTIAL_ORBIT and platform not in partial_platforms:
             continue
+        # The first pass of the ten-day repeat cycle that is not before `start`.
         time = anchor + timedelta(days=10) * math.ceil((start - anchor) / timedelta(days=10))
         while time < end:
             found.append((time, platform, orbit))
@@ -124,6 +128,7 @@ def passes(start: datetime, end: datetime, partial_platforms: tuple[str, ...]) -
 
 def _spread(candidates: list[Pass], count: int, rng: np.random.Generator) -> list[Pass]:
     """`count` passes spread over the candidates, one in each equal piece."""
+    # Stratified: a plain draw of a dozen days may leave a whole season out.
     ratio = len(candidates) / count
     picks = [int(i * ratio + rng.random() * (ratio - 1)) for i in range(count)]
     return [candidates[pick] for pick in picks]
@@ -132,10 +137,10 @@ def _spread(candidates: list[Pass], count: int, rng: np.random.Generator) -> lis
 def scenes(plan: Plan) -> list[Scene]:
     """Both epochs' scenes by time: `plan.dates` before April 2020, a quarter as many in summer 2022."""
     rng = np.random.Generator(np.random.Philox(key=plan.seed))
-    if plan.dates <= 100:
-        first = passes(datetime(2019, 4, 1, tzinfo=UTC), datetime(2020, 4, 1, tzinfo=UTC), ("S2A",))
-    else:
-        first = passes(datetime(2017, 4, 1, tzinfo=UTC), datetime(2020, 4, 1, tzinfo=UTC), ("S2A", "S2B"))
+    # The paper's composite draws on three years to April 2020. One year of that has 110 passes; a small archive stays
+    # in it, so that its seasons are covered evenly.
+    year, partial = (2019, ("S2A",)) if plan.dates <= 100 else (2017, ("S2A", "S2B"))
+    first = passes(datetime(year, 4, 1, tzinfo=UTC), datetime(2020, 4, 1, tzinfo=UTC), partial)
     if plan.dates >= HOLE_FROM:
         first = [one for one in first if f"{one[0]:%Y-%m}" != EMPTY_MONTH]
     second = passes(datetime(2022, 4, 1, tzinfo=UTC), datetime(2022, 10, 1, tzinfo=UTC), ("S2A", "S2B"))
@@ -195,10 +200,13 @@ def _processing(time: datetime, index: int, epoch: int, layout: str) -> tuple[st
         return "05.00", True
     if layout == "planetary-computer":
         return ("04.00", True) if epoch == 2 else ("02.12", False)
+    # From 04.00 (January 2022) on, DN are 1000 higher and BOA_ADD_OFFSET says -1000. Archives hold both states, and
+    # reprocessed old scenes with either: the trap of the whole business, so every combination occurs.
     if epoch == 2:
         return "04.00", index % 3 == 0
     if index % 3 == 1:
         return "05.00", index % 2 == 1
+    # The days on which ESA changed its processor from 02.11 to 02.12 and to 02.13.
     if time < datetime(2019, 5, 6, tzinfo=UTC):
         return "02.11", False
     return ("02.12" if time < datetime(2019, 11, 18, tzinfo=UTC) else "02.13"), False
@@ -207,11 +215,14 @@ def _processing(time: datetime, index: int, epoch: int, layout: str) -> tuple[st
 def sun(time: datetime) -> tuple[float, float]:
     """(azimuth, elevation) in degrees at the city; declination and equation of time after Spencer (1971)."""
     longitude, latitude = 11.5, math.radians(48.15)
+    # Fractional year in radians; the Fourier coefficients of Spencer, good to 0.0006 rad and half a minute.
     g = 2 * math.pi * (time.timetuple().tm_yday - 1) / 365
     declination = 0.006918 - 0.399912 * math.cos(g) + 0.070257 * math.sin(g) - 0.006758 * math.cos(2 * g)
     minutes = 0.000075 + 0.001868 * math.cos(g) - 0.032077 * math.sin(g)
+    # 229.18 = 1440 / 2 pi: radians of the earth's turn to minutes.
     minutes = 229.18 * (minutes - 0.014615 * math.cos(2 * g) - 0.040849 * math.sin(2 * g))
     hours = time.hour + time.minute / 60 + longitude / 15 + minutes / 60 - 12
+    # Hour angle: 15 degrees an hour, from true solar noon.
     angle = math.radians(15 * hours)
     sine = math.sin(latitude) * math.sin(declination)
     sine += math.cos(latitude) * math.cos(declination) * math.cos(angle)
@@ -232,35 +243,32 @@ def _skies(chosen: list[Pass], rng: np.random.Generator) -> list[Weather]:
     seen clear; the clearest winter day has snow.
     """
     count = len(chosen)
-    kinds = np.array(["clear", "scattered", "broken", "overcast", "cirrus"])
-    if count < 6:
-        kinds[3] = "broken"  # a small archive still sees most of the ground
+    # A small archive still sees most of the ground.
+    kinds = np.array(["clear", "scattered", "broken", "overcast" if count >= 6 else "broken", "cirrus"])
     shares = np.array([0.25, 0.32, 0.19, 0.16, 0.08])
+    # Quantiles, not draws: twelve independent draws might hold no clear day at all.
     ranks = (np.arange(count) + 0.5) / count
     drawn = list(kinds[np.searchsorted(shares.cumsum(), ranks, side="right").clip(0, 4)])
-    order = sorted(
-        range(count), key=lambda i: (chosen[i][2] == PARTIAL_ORBIT or _winter(chosen[i][0]), float(rng.random()))
-    )
+    in_winter = [time.month in (12, 1, 2) for time, _, _ in chosen]
+    order = sorted(range(count), key=lambda i: (chosen[i][2] == PARTIAL_ORBIT or in_winter[i], float(rng.random())))
     clear = order[: drawn.count("clear")]
     rest = [i for i in range(count) if i not in clear]
     rng.shuffle(rest)
     skies = [_weather("clear", rng)] * count
     for place, kind in zip(clear + rest, drawn, strict=True):
         skies[place] = _weather(kind, rng)
-    winter = [i for i in rest if _winter(chosen[i][0])]
+    winter = [i for i in rest if in_winter[i]]
     if winter and count >= 6:
+        # Snow under cloud would be seen by nobody.
         clearest = min(winter, key=lambda i: skies[i].cloud)
         skies[clearest] = Weather(name="snow", cloud=0.05, cell_px=90, snow=0.9)
     return skies
 
 
-def _winter(time: datetime) -> bool:
-    return time.month in (12, 1, 2)
-
-
 def _weather(kind: str, rng: np.random.Generator) -> Weather:
     low, high = {"clear": (0, 0.03), "scattered": (0.2, 0.5), "broken": (0.5, 0.8)}.get(kind, (0.05, 0.2))
     cloud, size, height = rng.uniform(low, high), rng.uniform(70, 200), rng.uniform(900, 2600)
+    # Broken decks are wide sheets, fair-weather cumulus is small.
     size = size if kind == "broken" else size * 0.45
     haze = float(rng.random() < 0.5) * rng.uniform(0.1, 0.6)
     if kind == "overcast":

@@ -12,12 +12,13 @@ from sgdata import resample
 from sgdata.sentinel2 import BAND, SCALE
 from sgdata.types import Array
 
+# Bits of `truth/clouds/<id>.tif`, written out again: who judges reads the archive's format, not the simulator's code.
 CLOUD, SHADOW, THIN = 1, 2, 4
-"""Bits of `truth/clouds/<id>.tif`."""
 
 
 def rmse(image: Array, reference: Array, where: Array) -> float:
     """Root mean square difference over all bands of two DN images (C, H, W) at the pixels `where`, in reflectance."""
+    # float64: squares of DN summed over millions of pixels exceed what float32 adds exactly.
     difference = image[:, where].astype(np.float64) - reference[:, where]
     return float(np.sqrt(np.mean(difference**2)) * SCALE)
 
@@ -64,14 +65,14 @@ def ever_clear(clouds: Array) -> Array:
 
 def residual_cloud(chosen: Array, clouds: Array) -> float:
     """Share of the pixels that were ever clear whose chosen item was cloudy or shaded there; (H, W) item index."""
-    where = ever_clear(clouds) & (chosen < len(clouds))
-    rows, cols = np.nonzero(where)
-    bits = clouds[chosen[rows, cols], rows, cols]
-    return float(np.mean((bits & (CLOUD | SHADOW)) != 0))
+    # Where every item was cloudy no rule can do better: those pixels would only blur the comparison.
+    rows, cols = np.nonzero(ever_clear(clouds) & (chosen < len(clouds)))
+    return float(np.mean((clouds[chosen[rows, cols], rows, cols] & (CLOUD | SHADOW)) != 0))
 
 
 def chosen_truth(archive: Path, items: list[str], chosen: Array, names: tuple[str, ...]) -> Array:
     """(C, H, W) the noise-free DN of the date that a rule chose at each pixel; 0 where it chose none."""
+    # The generator, with all that it imports, only for who asks this one question.
     from sgdata.simulate import truth
 
     out = np.zeros((len(names), *chosen.shape), np.uint16)
@@ -84,6 +85,7 @@ def chosen_truth(archive: Path, items: list[str], chosen: Array, names: tuple[st
 
 def label_agreement(labels: Array, land_cover: Array, mapped: Array) -> float:
     """Share of labelled pixels (H, W), where OSM mapped the ground, whose class is the true one."""
+    # What OpenStreetMap does not hold cannot be labelled right; it is the city's gap, not the painter's error.
     where = (mapped > 0) & (labels != 255)
     return float(np.mean(labels[where] == land_cover[where]))
 

@@ -15,12 +15,13 @@ from sgdata.simulate import ground, plan, spectra, surface
 from sgdata.simulate.plan import Plan
 from sgdata.types import Array, Grid, Window
 
+# The bands of each native resolution, in the order of every truth array.
 ORDER: dict[int, tuple[str, ...]] = {
     gsd: tuple(name for name in L2A_BANDS if BAND[name].gsd_m == gsd) for gsd in (10, 20, 60)
 }
-"""The bands of each native resolution, in the order of every truth array."""
+# Pixels around a window that the point spread may draw on. It needs one; six keep the 20 m and 60 m lattices whole.
 HALO = 6
-"""Pixels around a window that the point spread may draw on; six keep the 20 m and 60 m lattices whole."""
+# A multiple of 6 too, for the same reason, and near a COG block; some 60 fields of 4 MB live at once.
 TILE = 1020
 
 
@@ -32,18 +33,15 @@ def planned(archive: Path) -> Plan:
 
 def grown(lattice: Grid, window: Window) -> Grid:
     """The grid of a window and its halo."""
-    size = {"height": window.height + 2 * HALO, "width": window.width + 2 * HALO}
-    halo = Window(row=window.row - HALO, col=window.col - HALO, **size)
-    return grid.windowed(lattice, halo)
+    height, width = window.height + 2 * HALO, window.width + 2 * HALO
+    return grid.windowed(lattice, Window(row=window.row - HALO, col=window.col - HALO, height=height, width=width))
 
 
 def native(image: Array) -> dict[int, Array]:
     """(12, H, W) at 10 m -> per gsd (C, H', W') by area averages, bands in `ORDER`."""
-    by_gsd = {}
-    for gsd, names in ORDER.items():
-        bands = image[[L2A_BANDS.index(name) for name in names]]
-        by_gsd[gsd] = bands if gsd == 10 else spectra.coarser(bands, gsd // 10)
-    return by_gsd
+    # Means of the finished 10 m picture: so bands of one pass agree with each other, as those of one telescope do.
+    bands = {gsd: image[[L2A_BANDS.index(name) for name in names]] for gsd, names in ORDER.items()}
+    return {gsd: part if gsd == 10 else spectra.coarser(part, gsd // 10) for gsd, part in bands.items()}
 
 
 def inside(pixels: Array) -> Array:
@@ -58,6 +56,7 @@ def clear(below: spectra.Surface, day: int) -> Array:
 
 def digital(image: Array) -> Array:
     """Float DN -> uint16 DN, at least 1: 0 means no data."""
+    # Half up: numpy's round goes to even, which would leave a comb of DN in flat areas.
     return np.asarray(np.clip(np.floor(image + 0.5), 1, 65535), np.uint16)
 
 
@@ -73,6 +72,7 @@ def scene(archive: Path, item_id: str) -> dict[int, Array]:
     every = _layers(what)
     tree = shapely.STRtree([layer.outline for layer in every])
     day = found[0].time.timetuple().tm_yday
+    # The generator that made the archive runs again, tile by tile as then: a second copy of it would prove nothing.
     height, width = what.area.shape
     whole = {
         gsd: np.empty((len(names), height * 10 // gsd, width * 10 // gsd), np.uint16) for gsd, names in ORDER.items()
