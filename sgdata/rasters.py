@@ -31,6 +31,7 @@ READING = {
     "GDAL_HTTP_TIMEOUT": "60",
     "GDAL_HTTP_CONNECTTIMEOUT": "20",
     "VSI_CACHE": "TRUE",
+    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",  # else a second try meets the failure of the first
     "AWS_NO_SIGN_REQUEST": "YES",
     "GDAL_CACHEMAX": 64 << 20,  # every block is asked for once: a large cache only costs
     "GDAL_PAM_ENABLED": "NO",
@@ -73,8 +74,9 @@ def opened(href: str) -> Iterator[DatasetReader]:
         with rasterio.Env(**READING), rasterio.open(href) as dataset:
             yield dataset
     except RasterioError as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise SourceError(f"{href}: cannot be read: {reason:.200}; fetch it again or leave it out") from error
+        shown = href.partition("?")[0]  # a signature is nobody's business
+        reason = " ".join(str(error.__cause__ or error).split()).replace(href, shown)
+        raise SourceError(f"{shown}: cannot be read: {reason:.200}; fetch it again or leave it out") from error
 
 
 def header(dataset: DatasetReader) -> Header:

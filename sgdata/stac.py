@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -153,12 +154,18 @@ def _from_api(url: str, query: Query) -> Iterator[pystac.Item]:
     from pystac_client import Client
     from pystac_client.exceptions import APIError
     from pystac_client.stac_api_io import StacApiIO
+    from pystac_client.warnings import PystacClientWarning
 
     first, last = days(query.dates)
     try:
-        client = Client.open(url, stac_io=StacApiIO(max_retries=RETRIES, timeout=TIMEOUT_S))
-        if not client.conforms_to("ITEM_SEARCH"):
-            yield from (item for item in client.get_items(recursive=True) if item.collection_id == query.collection)
+        with warnings.catch_warnings():
+            # So says a static catalogue, which is none the worse for it.
+            warnings.simplefilter("ignore", PystacClientWarning)
+            client = Client.open(url, stac_io=StacApiIO(max_retries=RETRIES, timeout=TIMEOUT_S))
+            searchable = client.conforms_to("ITEM_SEARCH")
+            items = [] if searchable else list(client.get_items(recursive=True))
+        yield from (item for item in items if item.collection_id == query.collection)
+        if not searchable:
             return
         for year in range(first.year, last.year + 1):
             span = (max(first, date(year, 1, 1)).isoformat(), min(last, date(year, 12, 31)).isoformat())

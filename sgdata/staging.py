@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files, rasters, resample
+from sgdata import files, rasters, resample, signing
 from sgdata.errors import SourceError
 from sgdata.stac import Asset
 from sgdata.types import Array, Bounds, Grid, Window
 
+TRIES, PAUSE_S = 3, 2.0
 MARGIN_PX = 2
 """Cubic looks two coarse pixels beyond the area, so that pixels at its edge do not depend on where it ends."""
 
@@ -38,6 +40,8 @@ class Piece:
     crs: str
     bounds: Bounds
     target: Path
+    tokens: str = ""
+    """The service that signs this file's URL, as `signing.signed` takes it."""
     margin_m: float = 0
 
 
@@ -77,17 +81,32 @@ def placed(path: Path) -> Iterator[Path]:
 def stage(piece: Piece) -> Staged:
     """Copy a window to scratch, or take it from there if an earlier run did.
 
-    Raises SourceError: unreadable, or the file's header differs from what its item says.
+    What fails over the line is tried again from the start, with a new signature: GDAL itself asks again for busy
+    answers, but not for a connection dropped midway or a token that has expired. Raises SourceError: unreadable, or
+    the file's header differs from what its item says.
     """
     done = piece.target.with_suffix(".json")
     if done.exists():
         return replace(files.read(Staged, done), path=str(piece.target.with_suffix(".bin")))
+    for attempt in range(TRIES):
+        href = signing.signed(piece.asset.href, piece.tokens, renew=attempt > 0)
+        try:
+            return _copied(piece, href, done)
+        except SourceError as error:
+            # Only a failed read has a cause; a wrong header will be the same next time.
+            if error.__cause__ is None or "://" not in href or attempt + 1 == TRIES:
+                raise
+            time.sleep(PAUSE_S * 2**attempt)
+    raise AssertionError(piece.name)
+
+
+def _copied(piece: Piece, href: str, done: Path) -> Staged:
     data = piece.target.with_suffix(".bin")
     # The file is opened inside: a failed read must come out as what it is, not as a failed write.
     with (
         files.replacing(data) as temporary,
         temporary.open("wb") as handle,
-        rasters.opened(piece.asset.href) as dataset,
+        rasters.opened(href) as dataset,
     ):
         header = rasters.header(dataset)
         check(piece, header)

@@ -204,6 +204,45 @@ def test_an_api_is_asked_page_by_page_and_year_by_year(tmp_path: Path, monkeypat
     assert TwoPages.asked[2]["datetime"].startswith("2019-01-01")
 
 
+class Circle(TwoPages):
+    """Every page names itself as the next."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.asked.append({})
+        there = f"http://127.0.0.1:{self.server.server_address[1]}/search"
+        following = {"rel": "next", "href": there, "method": "POST", "body": {"page": len(self.asked)}}
+        self.answer({"type": "FeatureCollection", "features": self.items, "links": [following]})
+
+
+def test_paging_that_goes_in_a_circle_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = wrap(tmp_path / "c", [scene("S2A_32UPU_20190705_0_L2A", "2019-07-05T10:00:00Z")])
+    monkeypatch.setattr(Circle, "items", [json.loads(path.read_text()) for path in folder.rglob("S2A*.json")])
+    monkeypatch.setattr(Circle, "asked", [])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Circle) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ServiceError, match="3 pages in a row repeat items after 1 of them"):
+            stac.search(f"http://127.0.0.1:{server.server_address[1]}", query())
+        server.shutdown()
+    assert len(Circle.asked) == 4
+
+
+def test_strips_of_two_stations_are_both_kept(tmp_path: Path) -> None:
+    names = ["S2A_32UPU_20190705_0_L2A", "S2A_32UPU_20190705_1_L2A"]
+    folder = wrap(tmp_path / "c", [scene(name, "2019-07-05T10:00:00Z") for name in names])
+    assert len(stac.search(str(folder), query())[0]) == 1
+    for name, (south, north) in zip(names, ((48.70, 48.722), (48.72, 48.75)), strict=True):
+        path = next(folder.rglob(f"{name}.json"))
+        item = json.loads(path.read_text())
+        ring = [[10.3, south], [10.5, south], [10.5, north], [10.3, north], [10.3, south]]
+        item["geometry"] = {"type": "Polygon", "coordinates": [ring]}
+        path.write_text(json.dumps(item))
+    scenes, dropped = stac.search(str(folder), query())
+    assert [one.id for one in scenes] == names
+    assert not dropped
+    assert len({one.overpass for one in scenes}) == 1
+
+
 def test_an_unreachable_server_is_one_line_after_finite_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stac, "RETRIES", 1)
     with socket.socket() as free:

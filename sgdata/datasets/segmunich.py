@@ -23,6 +23,7 @@ from sgdata import (
     passes,
     pool,
     progress,
+    signing,
     stac,
     staging,
 )
@@ -50,11 +51,15 @@ PLACE = "place.geojson"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where scenes come from unless the command line says otherwise: one catalogue, one collection, one level."""
+    """Where scenes come from unless the command line says otherwise: one catalogue, one collection, one level.
+
+    `tokens`: a service that signs every file's URL; Planetary Computer's own is known.
+    """
 
     stac: str
     collection: str
     level: Level
+    tokens: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +336,7 @@ def _visit(scene: stac.Scene, recipe: BuildRecipe, lattice: Grid, places: Places
             bounds=lattice.bounds,
             target=places.scratch_folder / "windows" / f"{scene.id}-{band}-{digest}",
             margin_m=reach,
+            tokens=recipe.source.tokens or signing.service(scene.provider, there.assets[band].href),
         )
     day = date.fromisoformat(scene.time[:10]) - date(1970, 1, 1)
     return observe.Visit(id=scene.id, overpass=scene.overpass, day=day.days, pieces=pieces)

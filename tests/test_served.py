@@ -1,0 +1,258 @@
+"""Builds from real servers on loopback, healthy and sick: the same bytes, or one line; never nodata."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import served
+from served import Files
+from stac_wrap import Wrapped, wrap
+
+from sgdata import catalog, files, lock, rasters, signing, staging
+from sgdata.areas import Area
+from sgdata.datasets import segmunich
+from sgdata.datasets.segmunich import BuildRecipe, Places
+from sgdata.errors import ServiceError, SourceError
+from sgdata.types import Grid
+
+LATTICE = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(120, 120))
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two clear scenes of two bands."""
+    rng = np.random.Generator(np.random.Philox(key=5))
+    scenes = []
+    for month in (5, 6):
+        layers: dict[str, tuple[Any, float]] = {
+            "B04": (rng.integers(100, 900, (600, 600)).astype(np.uint16), 10.0),
+            "B11": (rng.integers(100, 900, (300, 300)).astype(np.uint16), 20.0),
+            "SCL": (np.full((300, 300), 4, np.uint8), 20.0),
+        }
+        scenes.append(Wrapped(id=f"S2A_32UPU_20190{month}01_0_L2A", time=f"2019-0{month}-01T10:00:00Z", layers=layers))
+    return wrap(tmp_path_factory.mktemp("served") / "a", scenes)
+
+
+@pytest.fixture(scope="module")
+def recipe() -> BuildRecipe:
+    published = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    return replace(
+        published,
+        dates="2019-01-01/2019-12-31",
+        area=Area(grid=LATTICE),
+        bands=("B04", "B11"),
+        patches=replace(published.patches, size=32, stride=32),
+        split=replace(published.split, block_px=32, gap_px=0),
+    )
+
+
+@pytest.fixture(scope="module")
+def outputs(archive: Path, recipe: BuildRecipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Pixel hashes of the build from disk: what every other must give."""
+    return hashes(build(recipe, str(archive), tmp_path_factory.mktemp("b") / "disk"))
+
+
+def build(recipe: BuildRecipe, where: str, out: Path) -> Path:
+    return segmunich.build(recipe, Places(out=out, stac=where, osm="none"))
+
+
+def hashes(out: Path) -> dict[str, str]:
+    return lock.read(out / lock.NAME).outputs
+
+
+# --- healthy -------------------------------------------------------------------------------
+
+
+def test_nginx_and_a_stac_api_give_the_build_from_disk(
+    archive: Path, recipe: BuildRecipe, outputs: dict[str, str], tmp_path: Path
+) -> None:
+    if not (shutil.which("nginx") or Path("/usr/sbin/nginx").exists()):
+        pytest.skip("nginx is not installed")
+    command, url = served.nginx(archive, tmp_path / "nginx")
+    with served.process(command, f"{url}catalog.json"):
+        # A static catalogue over HTTP, then an API over the same files.
+        assert hashes(build(recipe, f"{url}catalog.json", tmp_path / "static")) == outputs
+        pytest.importorskip("rustac", reason="rustac is not installed")
+        items = served.item_collection(archive, url, tmp_path / "items.json")
+        api, there = served.rustac(items)
+        with served.process(api, there):
+            out = build(recipe, there, tmp_path / "api")
+    assert hashes(out) == outputs
+    assert lock.read(out / lock.NAME).items[0].scene.assets["B04"].href.startswith(url)
+
+
+# --- sick ----------------------------------------------------------------------------------
+
+
+def first_times(count: int, act: Callable[[Files, bytes], None]) -> served.Fault:
+    """A fault that befalls the first `count` requests for each raster's pixels, and then no more."""
+    seen: Counter[str] = Counter()
+
+    def fault(handler: Files, content: bytes) -> bool:
+        if not handler.path.endswith(".tif") or handler.command != "GET":
+            return False
+        seen[handler.path] += 1
+        if seen[handler.path] > count:
+            return False
+        act(handler, content)
+        return True
+
+    return fault
+
+
+def busy(status: int) -> Callable[[Files, bytes], None]:
+    return lambda handler, content: handler.give(status, b"busy", {"Retry-After": "1"})
+
+
+def halfway(handler: Files, content: bytes) -> None:
+    """Promise all, send half, hang up."""
+    handler.send_response(206)
+    handler.send_header("Content-Length", str(len(content)))
+    handler.send_header("Content-Range", f"bytes 0-{len(content) - 1}/{len(content) * 2}")
+    handler.end_headers()
+    handler.wfile.write(content[: len(content) // 2])
+    handler.wfile.flush()
+    handler.drop()
+
+
+def hung_up(handler: Files, content: bytes) -> None:
+    handler.drop()
+
+
+def promising_more(handler: Files, content: bytes) -> None:
+    """A Content-Length ten bytes too long."""
+    handler.send_response(206)
+    handler.send_header("Content-Length", str(len(content) + 10))
+    handler.end_headers()
+    handler.wfile.write(content)
+    handler.wfile.flush()
+    handler.drop()
+
+
+def slow(handler: Files, content: bytes) -> None:
+    time.sleep(0.1)
+    asked = handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0]
+    size = (handler.server.folder / handler.path.lstrip("/")).stat().st_size
+    handler.give(206, content, {"Content-Range": f"bytes {asked}-{int(asked) + len(content) - 1}/{size}"})
+
+
+FAULTS = {
+    "429": busy(429),
+    "500": busy(500),
+    "503": busy(503),
+    "504": busy(504),
+    "halfway": halfway,
+    "hung up": hung_up,
+    "promising more": promising_more,
+    "slow": slow,
+}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "PAUSE_S", 0.05)
+    monkeypatch.setitem(rasters.READING, "GDAL_HTTP_RETRY_DELAY", "0.1")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in {"500", "504"} else []) for name in FAULTS]
+)
+def test_a_fault_that_passes_changes_no_pixel(
+    name: str, archive: Path, recipe: BuildRecipe, outputs: dict[str, str], tmp_path: Path
+) -> None:
+    with served.serving(archive, first_times(1, FAULTS[name])) as server:
+        out = build(recipe, f"{server.url}/catalog.json", tmp_path / "b")
+    assert hashes(out) == outputs
+
+
+@pytest.mark.parametrize("name", ["503", "halfway", "hung up"])
+def test_a_fault_that_stays_is_one_line_and_never_nodata(
+    name: str, archive: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(rasters.READING, "GDAL_HTTP_MAX_RETRY", "1")
+    with (
+        served.serving(archive, first_times(10**6, FAULTS[name])) as server,
+        pytest.raises(SourceError, match=r"\.tif: cannot be read") as caught,
+    ):
+        build(recipe, f"{server.url}/catalog.json", tmp_path / "b")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "b" / files.SUMS).exists()
+
+
+def test_a_file_that_ends_early_on_the_server_is_one_line(archive: Path, recipe: BuildRecipe, tmp_path: Path) -> None:
+    copy = shutil.copytree(archive, tmp_path / "a")
+    path = next(copy.rglob("B04.tif"))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    where = replace(recipe, area=Area(grid=replace(LATTICE, shape=(580, 580))))
+    with served.serving(copy) as server, pytest.raises(SourceError, match=r"B04\.tif: cannot be read") as caught:
+        build(where, f"{server.url}/catalog.json", tmp_path / "b")
+    assert "\n" not in str(caught.value)
+
+
+# --- signatures ----------------------------------------------------------------------------
+
+
+class Door:
+    """Lets in only the newest token, and only for so many requests: what an expired signature looks like."""
+
+    def __init__(self, good_for: int) -> None:
+        self.good_for, self.issued, self.used = good_for, 0, 0
+
+    def token(self, minutes: float) -> dict[str, str]:
+        self.issued, self.used = self.issued + 1, 0
+        until = datetime.now(UTC) + timedelta(minutes=minutes)
+        return {"token": f"sig=n{self.issued}", "msft:expiry": until.isoformat()}
+
+    def __call__(self, handler: Files, content: bytes) -> bool:
+        if handler.path.startswith("/token/"):
+            handler.give(200, json.dumps(self.token(45)).encode())
+            return True
+        if not handler.path.partition("?")[0].endswith(".tif"):
+            return False
+        self.used += 1
+        if handler.path.endswith(f"?sig=n{self.issued}") and self.used <= self.good_for:
+            return False
+        handler.give(403, b"expired")
+        return True
+
+
+def test_files_are_signed_when_opened_and_again_when_the_token_expires(
+    archive: Path, recipe: BuildRecipe, outputs: dict[str, str], tmp_path: Path
+) -> None:
+    store = shutil.copytree(archive, tmp_path / "a")
+    (store / "token" / "127").mkdir(parents=True)
+    (store / "token" / "127" / "sentinel-2-l2a").write_text("{}")
+    door = Door(good_for=12)
+    with served.serving(store, door) as server:
+        source = replace(recipe.source, tokens=f"{server.url}/token")
+        out = build(replace(recipe, source=source), f"{server.url}/catalog.json", tmp_path / "b")
+    assert hashes(out) == outputs
+    assert 2 <= door.issued <= 8
+    assert b"sig=" not in (out / lock.NAME).read_bytes()
+
+
+def test_a_token_near_its_end_is_replaced_and_a_silent_service_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [(time.time() + 60, "sig=a"), (time.time() + 3600, "sig=b")]
+    monkeypatch.setattr(signing, "_asked", lambda url: told.pop(0))
+    href = "https://store.blob.core.windows.net/box/x.tif"
+    for expected in ("sig=a", "sig=b", "sig=b"):
+        assert signing.signed(href, "https://tokens.example/v1") == f"{href}?{expected}"
+    assert signing.signed(href, "") == href
+    assert signing.signed("/disk/x.tif", "https://tokens.example/v1") == "/disk/x.tif"
+    assert signing.service("planetary-computer", href) == signing.PLANETARY_COMPUTER
+    assert signing.service("planetary-computer", "/disk/x.tif") == signing.service("cdse", href) == ""
+    monkeypatch.undo()
+    monkeypatch.setattr(signing, "PAUSE_S", 0)
+    nobody = f"http://127.0.0.1:{served.free_port()}/token"
+    with pytest.raises(ServiceError, match=f"{nobody}/store/other: gives no token"):
+        signing.signed(href.replace("box", "other"), nobody)
