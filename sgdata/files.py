@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tomllib
+import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -20,8 +21,8 @@ from sgdata.errors import OutputError, SettingError, SourceError
 T = TypeVar("T")
 
 SUMS = "SHA256SUMS"
+# Names of files and folders that hold times: they stand outside SHA256SUMS, or no run could repeat another.
 TIMED = ("summary.json", "timings.jsonl", "tensorboard")
-"""Names of files and folders that hold times: they stand outside SHA256SUMS, or no run could repeat another."""
 
 
 # --- strict documents ----------------------------------------------------------------------
@@ -68,11 +69,13 @@ def parse(kind: type[T], document: dict[str, Any], where: str) -> T:
 
 def _told(kind: type[Any], errors: Sequence[Any]) -> str:
     """The first error as a sentence; an unknown key goes before a missing one, which it often misspells."""
+    # pydantic names these two differently for models and for dataclasses.
     unknown = [error for error in errors if error["type"] in {"extra_forbidden", "unexpected_keyword_argument"}]
     first = (unknown or errors)[0]
     key = ".".join(str(part) for part in first["loc"][1:])
     if unknown:
-        return f"'{key}' is not a setting{_nearest(kind, key)}"
+        close = difflib.get_close_matches(key, list(_names(kind)), n=1, cutoff=0.5)
+        return f"'{key}' is not a setting" + (f"; did you mean '{close[0]}'?" if close else "")
     if first["type"] in {"missing", "missing_argument"}:
         return f"'{key}' is missing; every setting of a recipe is written out"
     return f"'{key}' is {first['input']!r:.80}: {first['msg']}"
@@ -86,15 +89,9 @@ def _model(kind: type[Any]) -> type[Any]:
     return create_model("Document", __config__=ConfigDict(extra="forbid", strict=True), it=(kind, ...))
 
 
-def _nearest(kind: type[Any], key: str) -> str:
-    """', did you mean ...' among every dotted name that `kind` knows."""
-    close = difflib.get_close_matches(key, list(_names(kind)), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
-
-
 def _names(kind: Any, prefix: str = "") -> Iterator[str]:
-    import typing
-
+    """Every dotted name that a dataclass and those inside it know."""
+    # `from __future__ import annotations` leaves the types as text; fields inside tuples and unions count too.
     hints = typing.get_type_hints(kind)
     for item in dataclasses.fields(kind):
         yield prefix + item.name
@@ -111,6 +108,7 @@ def override(document: dict[str, Any], text: str) -> None:
     try:
         value = tomllib.loads(f"v = {raw}")["v"]
     except tomllib.TOMLDecodeError:
+        # A bare word: `--set composite.method=median` needs no quotes within quotes of the shell.
         value = raw
     *tables, last = dotted.split(".")
     for table in tables:
@@ -133,11 +131,13 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
+    # numpy scalars, whose repr is no JSON.
     return value.item() if hasattr(value, "item") else value
 
 
 def canonical_json(value: Any) -> bytes:
     """Sorted keys, no NaN, no spaces, UTF-8, one final newline: equal values give equal bytes."""
+    # NaN is no JSON, and other readers refuse it: better an error here than a file that only Python can read.
     text = json.dumps(plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     return text.encode() + b"\n"
 
@@ -156,6 +156,7 @@ def toml(value: Any) -> bytes:
 
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
+        # TOML has no null.
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return [_without_none(item) for item in value] if isinstance(value, list) else value
 
@@ -164,14 +165,21 @@ def _without_none(value: Any) -> Any:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`, renamed over it on success and removed on failure."""
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yields a temporary name beside `path`, renamed over it on success and removed on failure.
+
+    Not `durable`: without waiting for the disk, for scratch need only survive the process, not the power.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, since a rename is atomic only within a file system; hidden, so that no glob of ours finds it; with
+    # the process id, for two processes may write the same cache entry.
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         yield temporary
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
+        if durable:
+            with temporary.open("rb+") as handle:
+                # Before the rename: else a power cut may leave the new name with no bytes behind it.
+                os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -202,6 +210,7 @@ def sums(folder: Path) -> bytes:
     Left out: itself, hidden files and folders, and what is TIMED.
     """
     lines = []
+    # By POSIX text, not by Path: the order must not depend on the platform.
     for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
         parts = path.relative_to(folder).parts
         hidden = any(part.startswith(".") or part in TIMED for part in parts)
@@ -225,6 +234,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from None
     with handle:
         try:
+            # The kernel drops this lock with the process: a killed run leaves nothing to clean up.
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise OutputError(

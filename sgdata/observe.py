@@ -116,7 +116,7 @@ def sighted(scenes: tuple[Observed, ...], survey: Survey) -> tuple[Observed, ...
         guard = masks.Guard(target.shape, target.gsd_m)
         for scene in scenes:
             guard.add(masks.kinds(staging.on_grid(scene.files[layer], target, kernel="nearest"), survey.mask))
-        with staging.placed(bright) as temporary, temporary.open("wb") as handle:
+        with files.replacing(bright, durable=False) as temporary, temporary.open("wb") as handle:
             np.save(handle, guard.bright())
     task = partial(_sight, target=target, survey=survey, bright=bright, folder=folder)
     found = pool.run(task, scenes, workers=survey.workers, cluster=survey.cluster)
@@ -131,7 +131,7 @@ def _sight(scene: Observed, *, target: Grid, survey: Survey, bright: Path | None
         )
         guard = np.load(bright, allow_pickle=False) if bright else None
         content = masks.sight(found, guard, survey.mask, gsd_m=target.gsd_m, reach_m=survey.reach_m)
-        with staging.placed(path) as temporary:
+        with files.replacing(path, durable=False) as temporary:
             content.tofile(temporary)
     return staging.Staged(path=str(path), lattice=target, dtype="uint8", sha256="", holes=False)
 
@@ -253,7 +253,7 @@ def composite_tile(job: Job, window: Window) -> Path:
     dates = np.array([*(scene.day for scene in job.scenes), composite.NO_VALUE], np.uint16)
     day = dates[np.minimum(index, len(job.scenes))]
     content = np.concatenate([image, np.stack([index, usable.sum(axis=0, dtype=np.uint16), day, score])])
-    with staging.placed(path) as temporary, temporary.open("wb") as handle:
+    with files.replacing(path, durable=False) as temporary, temporary.open("wb") as handle:
         np.save(handle, content)
     return path
 

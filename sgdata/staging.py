@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,18 +63,6 @@ class Staged:
         return np.memmap(self.path, np.dtype(self.dtype).newbyteorder("<"), "r", shape=self.lattice.shape)
 
 
-@contextmanager
-def placed(path: Path) -> Iterator[Path]:
-    """As `files.replacing`, but without waiting for the disk: scratch need only survive the process, not the power."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def stage(piece: Piece) -> Staged:
     """Copy a window to scratch, or take it from there if an earlier run did.
 
@@ -104,7 +89,7 @@ def _copied(piece: Piece, href: str, done: Path) -> Staged:
     data = piece.target.with_suffix(".bin")
     # The file is opened inside: a failed read must come out as what it is, not as a failed write.
     with (
-        files.replacing(data) as temporary,
+        files.replacing(data, durable=False) as temporary,
         temporary.open("wb") as handle,
         rasters.opened(href) as dataset,
     ):
@@ -130,7 +115,7 @@ def _copied(piece: Piece, href: str, done: Path) -> Staged:
             digest.update(content)
             handle.write(content)
     staged = Staged(path=str(data), lattice=lattice, dtype=header.dtype, sha256=digest.hexdigest(), holes=bool(holes))
-    with placed(done) as temporary:
+    with files.replacing(done, durable=False) as temporary:
         temporary.write_bytes(files.canonical_json(staged))
     return staged
 
