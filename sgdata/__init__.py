@@ -1,6 +1,7 @@
 """Build, shard, verify and release Sentinel-2 datasets: what the commands call, for use from Python.
 
-    sgdata.build(...)            scenes and labels of an area -> a build folder   (sgdata build segmunich)
+    sgdata.build_recipe(...)     a build recipe by name, with your area, dates and settings laid over it
+    sgdata.build(recipe, sgdata.Places(out=...))   scenes and labels -> a build folder   (sgdata build segmunich)
     sgdata.open_build(folder)    a build folder as an xarray.Dataset with its CRS
     sgdata.shard(...)            a dataset -> WebDataset shards                   (sgdata shard)
 
@@ -13,13 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgdata.builds import open_build as open_build
+    from sgdata.datasets.segmunich import Places as Places
     from sgdata.datasets.segmunich import build as build
+    from sgdata.datasets.segmunich import recipe_for as build_recipe
     from sgdata.packing import pack as shard
 
 __version__ = "0.1.0"
-__all__ = ["build", "open_build", "shard"]
+__all__ = ["Places", "build", "build_recipe", "open_build", "shard"]
 
-_HOME = {"build": ("datasets.segmunich", "build"), "open_build": ("builds", "open_build"), "shard": ("packing", "pack")}
+_HOME = {
+    "Places": ("datasets.segmunich", "Places"),
+    "build": ("datasets.segmunich", "build"),
+    "build_recipe": ("datasets.segmunich", "recipe_for"),
+    "open_build": ("builds", "open_build"),
+    "shard": ("packing", "pack"),
+}
 
 
 def __getattr__(name: str) -> Any:

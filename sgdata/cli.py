@@ -16,7 +16,7 @@ import typer
 from sgdata.errors import SettingError, SgdataError
 
 if TYPE_CHECKING:
-    from sgdata.datasets.segmunich import BuildRecipe, Places
+    from sgdata.datasets.segmunich import Places
     from sgdata.lock import Lock
 
 app = typer.Typer(
@@ -96,38 +96,6 @@ MaxObs = Annotated[int | None, typer.Option("--max-obs", min=1, help="Look at th
 Composite = Annotated[str | None, typer.Option("--composite", help="medoid, bap, maxndvi, median or geomedian.")]
 
 
-def build_recipe(name: str, recipe: Path | None, changes: list[str] | None, chosen: dict[str, object]) -> BuildRecipe:
-    """The build recipe `name` or `recipe`, with the options that the user gave laid over it."""
-    import json
-
-    from sgdata import catalog, files
-    from sgdata.datasets.segmunich import BuildRecipe
-
-    name = name if chosen.get("profile") in {None, "clean"} else f"{name}-{chosen['profile']}"
-    path = recipe or catalog.folder("recipes") / "build" / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in (catalog.folder("recipes") / "build").glob("*.toml")))
-        raise SettingError(f"build '{name}': no recipe {path}; known: {known}, or give --recipe FILE")
-    area = {key: value for key, value in chosen.items() if key in {"bbox", "aoi", "place"} and value is not None}
-    document = files.read_plain(path)
-    if area:
-        document["area"] = json.loads(json.dumps(area, default=str))
-    if chosen.get("dates"):
-        # Labels of a later day would show what the images cannot.
-        document |= {"dates": chosen["dates"], "osm_date": str(chosen["dates"]).rpartition("/")[2]}
-    if chosen.get("osm_date"):
-        document["osm_date"] = chosen["osm_date"]
-    if chosen.get("believe"):
-        document["offset"]["believe"] = chosen["believe"]
-    if chosen.get("composite"):
-        document["composite"]["method"] = chosen["composite"]
-    if chosen.get("max_obs"):
-        document["composite"]["max_obs"] = chosen["max_obs"]
-    for change in changes or ():
-        files.override(document, change)
-    return files.parse(BuildRecipe, document, str(path))
-
-
 @app.command(epilog=example("sgdata plan segmunich --bbox 11.5 48.1 11.6 48.2 --dates 2019-04-01/2019-09-30"))
 def plan(
     name: Annotated[str, typer.Argument(help="A shipped build recipe.")] = "segmunich",
@@ -148,7 +116,7 @@ def plan(
     from sgdata.datasets import segmunich
 
     wanted: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "profile": profile}
-    chosen = build_recipe(name, recipe, changes, wanted)
+    chosen = segmunich.recipe_for(recipe or name, wanted, changes or ())
     places = segmunich.Places(out=out or Path(chosen.out), stac=stac, workers=workers)
     holes = show_plan(segmunich.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=as_json)
     if holes and not allow_holes:
@@ -189,7 +157,7 @@ def build(
     listen(quiet)
     wanted: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "composite": composite}
     wanted |= {"osm_date": osm_date, "believe": believe, "max_obs": max_obs, "profile": profile}
-    chosen = build_recipe(name, recipe, changes, wanted)
+    chosen = segmunich.recipe_for(recipe or name, wanted, changes or ())
     places = segmunich.Places(
         out=out or Path(chosen.out),
         stac=stac,
@@ -215,8 +183,9 @@ def drift(
     """What the catalogue says today against a lock: changed, vanished and new items; exits 2 if there are any."""
     from sgdata import lock as locks
     from sgdata import passes
+    from sgdata.datasets import segmunich
 
-    where = stac or build_recipe("segmunich", None, None, {}).source.stac
+    where = stac or segmunich.recipe_for("segmunich").source.stac
     lines = passes.drift(locks.read(lock), where)
     for line in lines:
         print(line)
@@ -321,6 +290,7 @@ def shard(
     layout: Annotated[str | None, typer.Option(help="resampled or native.")] = None,
     codec: Annotated[str | None, typer.Option(help="blosc or npy.")] = None,
     workers: Workers = 1,
+    cluster: Cluster = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -340,6 +310,7 @@ def shard(
         splits=lists,
         leave_out=leave_out or (),
         workers=workers,
+        cluster=cluster,
         fresh=fresh,
     )
     for note in done.notes:

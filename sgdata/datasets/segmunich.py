@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from sgdata import (
     annotate,
     areas,
     builds,
+    catalog,
     files,
     grid,
     lock,
@@ -108,6 +111,45 @@ class Places:
         return self.scratch or self.out / ".scratch"
 
 
+def recipe_for(
+    recipe: str | Path, chosen: Mapping[str, object] = MappingProxyType({}), changes: Sequence[str] = ()
+) -> BuildRecipe:
+    """A shipped build recipe by name, or one in a file, with choices and then `a.b=value` changes laid over it.
+
+    `chosen` knows bbox, aoi or place; dates (which moves osm_date along), osm_date, believe, composite, max_obs and
+    profile; None is no choice. Raises SettingError.
+    """
+    wanted = {key: value for key, value in chosen.items() if value is not None}
+    path = recipe if isinstance(recipe, Path) else _shipped(recipe, str(wanted.get("profile", "clean")))
+    document = files.read_plain(path)
+    area = {key: files.plain(wanted[key]) for key in ("bbox", "aoi", "place") if key in wanted}
+    if area:
+        document["area"] = area
+    if "dates" in wanted:
+        # Labels of a later day would show what the images cannot.
+        document |= {"dates": wanted["dates"], "osm_date": str(wanted["dates"]).rpartition("/")[2]}
+    for key, table, name in (
+        ("osm_date", None, "osm_date"),
+        ("believe", "offset", "believe"),
+        ("composite", "composite", "method"),
+        ("max_obs", "composite", "max_obs"),
+    ):
+        if key in wanted:
+            (document[table] if table else document)[name] = wanted[key]
+    for change in changes:
+        files.override(document, change)
+    return files.parse(BuildRecipe, document, str(path))
+
+
+def _shipped(name: str, profile: str) -> Path:
+    folder = catalog.folder("recipes") / "build"
+    path = folder / (f"{name}.toml" if profile == "clean" else f"{name}-{profile}.toml")
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in folder.glob("*.toml")))
+        raise SettingError(f"no build recipe '{path.stem}'; known: {known}, or give a file of your own")
+    return path
+
+
 # --- plan ----------------------------------------------------------------------------------
 
 
@@ -183,8 +225,6 @@ def _promised(scene: stac.Scene, recipe: BuildRecipe) -> int | None:
 
 def tag_table_sha256() -> str:
     """The hash of the tag table that labels follow."""
-    from sgdata import catalog
-
     return files.sha256_file(catalog.folder("catalogs") / "tables" / "osm_lulc_tags.tsv")
 
 
@@ -369,7 +409,18 @@ def render(
     recipe: BuildRecipe, settled: Lock, scenes: tuple[observe.Observed, ...], places: Places, folder: Path
 ) -> None:
     """Composite all tiles and write `image.tif`, `provenance.tif` and `usage.json` into `folder`."""
-    job = observe.Job(
+    task = job(recipe, settled, scenes, places)
+    side = observe.tile_size(len(scenes), len(observe.looked_at(task)), places.tile_px)
+    windows = list(grid.tiles(settled.grid.shape, side))
+    runs = pool.run(partial(observe.composite_tile, task), windows, workers=places.workers, cluster=places.cluster)
+    paths = progress.track(runs, label="composite", total=len(windows))
+    builds.write_composite(folder, settled.grid, recipe.bands, zip(windows, paths, strict=True))
+    builds.write_usage(folder, [(scene.id, scene.clear_share) for scene in task.scenes])
+
+
+def job(recipe: BuildRecipe, settled: Lock, scenes: tuple[observe.Observed, ...], places: Places) -> observe.Job:
+    """What decides each tile of the composite, masks included."""
+    return observe.Job(
         grid=settled.grid,
         bands=recipe.bands,
         kernel=recipe.resampling,
@@ -377,12 +428,6 @@ def render(
         scenes=observe.sighted(scenes, _survey(recipe, settled.grid, places)),
         folder=places.scratch_folder / "tiles" / _job_name(recipe, settled),
     )
-    side = observe.tile_size(len(scenes), len(observe.looked_at(job)), places.tile_px)
-    windows = list(grid.tiles(settled.grid.shape, side))
-    runs = pool.run(partial(observe.composite_tile, job), windows, workers=places.workers, cluster=places.cluster)
-    paths = progress.track(runs, label="composite", total=len(windows))
-    builds.write_composite(folder, settled.grid, recipe.bands, zip(windows, paths, strict=True))
-    builds.write_usage(folder, [(scene.id, scene.clear_share) for scene in job.scenes])
 
 
 def _job_name(recipe: BuildRecipe, settled: Lock) -> str:
