@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 import numpy as np
@@ -19,7 +20,10 @@ from sgdata.types import Array, Window
 
 LEFT_OUT = ""
 PARTS = ("train", "val", "test")
-MISSING, LOSS = 4.0, 0.02  # a class that a part lacks outweighs any unevenness; losing 20 % equals 4 % of share
+# A class that a part lacks outweighs any unevenness (the squares of one class sum to 2 at most); losing 20 % of the
+# boxes weighs like two parts 4.5 % off their share (0.02 x 0.2 = 2 x 0.045^2).
+MISSING, LOSS = 4.0, 0.02
+# Each sweep betters the split or ends the search; the number bounds the time on large areas.
 SWEEPS = 20
 
 
@@ -79,10 +83,9 @@ def split(boxes: Array, counts: Array, settings: SplitSettings) -> tuple[tuple[s
         parts = _drawn(boxes, shares, settings.seed)
     else:
         parts = _by_blocks(boxes, counts, shares, settings)
-    names = [LEFT_OUT] * len(boxes)
-    for place, part in zip(order, parts, strict=True):
-        names[place] = PARTS[part] if part >= 0 else LEFT_OUT
-    return tuple(names), _report(boxes, counts, parts, shares)
+    # -1 indexes the last name: left out.
+    names = np.array([*PARTS, LEFT_OUT])[parts[np.argsort(order)]]
+    return tuple(names.tolist()), _report(boxes, counts, parts, shares)
 
 
 def _hash(seed: int, *place: float) -> str:
@@ -91,6 +94,7 @@ def _hash(seed: int, *place: float) -> str:
 
 def _drawn(boxes: Array, shares: tuple[float, ...], seed: int) -> Array:
     """Each box for itself, by the order of seeded hashes of its place."""
+    # Hashes of places, not a shuffled list: most patches keep their part when others come or go.
     order = np.array(sorted(range(len(boxes)), key=lambda i: _hash(seed, *boxes[i])), np.int64)
     test, val = round(shares[2] * len(boxes)), round(shares[1] * len(boxes))
     parts = np.zeros(len(boxes), np.int8)
@@ -128,6 +132,7 @@ def _laid_out(boxes: Array, size: int, gap: int) -> _Layout:
 
     def met(grown: int) -> list[list[tuple[int, int]]]:
         """The blocks (x, y) that each box meets when grown by less than `grown`."""
+        # Multiplied before it is divided: exact in pixels, so that an edge on the border of a block has one side only.
         first = np.floor_divide((boxes[:, 0:2] - grown - low) * number, high - low).astype(np.int64)
         last = (-np.floor_divide(-(boxes[:, 2:4] + grown - low) * number, high - low) - 1).astype(np.int64)
         first, last = np.maximum(first, 0), np.minimum(last, number - 1)
@@ -139,22 +144,16 @@ def _laid_out(boxes: Array, size: int, gap: int) -> _Layout:
     inside, near = met(0), met(gap)
     places = sorted({place for box in near for place in box})
     at = {place: i for i, place in enumerate(places)}
-    near_numbers = _padded([[at[place] for place in box] for box in near], len(places))
-    boxes_near: list[list[int]] = [[] for _ in places]
-    for i, box in enumerate(near):
-        for place in box:
-            boxes_near[at[place]].append(i)
-    return _Layout(
-        places=np.array(places, np.int64).reshape(-1, 2),
-        inside=_padded([[at[place] for place in box] for box in inside], len(places)),
-        near=near_numbers,
-        boxes_near=tuple(np.array(near, np.int64) for near in boxes_near),
-    )
 
+    def numbers(rows: list[list[tuple[int, int]]]) -> Array:
+        # Rectangular, so that the parts of all boxes are one look-up: the search asks for them at every step.
+        columns = zip_longest(*([at[place] for place in box] for box in rows), fillvalue=len(places))
+        return np.array(list(columns), np.int64).T
 
-def _padded(rows: list[list[int]], rest: int) -> Array:
-    longest = max(map(len, rows), default=0)
-    return np.array([row + [rest] * (longest - len(row)) for row in rows], np.int64).reshape(len(rows), longest)
+    near_numbers = numbers(near)
+    boxes_near = tuple(np.flatnonzero((near_numbers == block).any(axis=1)) for block in range(len(places)))
+    where = np.array(places, np.int64)
+    return _Layout(places=where, inside=numbers(inside), near=near_numbers, boxes_near=boxes_near)
 
 
 def _parts(layout: _Layout, chosen: Array, which: Array) -> Array:
@@ -179,6 +178,7 @@ def _assigned(layout: _Layout, mass: Array, shares: tuple[float, ...], seed: int
     blocks = len(layout.places)
     order = sorted(range(blocks), key=lambda i: _hash(seed, *layout.places[i]))
     chosen = np.zeros(blocks, np.int64)
+    # Test and val are dealt first and small; what remains is train.
     test, val = round(shares[2] * blocks), round(shares[1] * blocks)
     chosen[order[:test]], chosen[order[test : test + val]] = 2, 1
     used = [part for part in range(len(PARTS)) if shares[part] > 0]
@@ -207,6 +207,7 @@ def _assigned(layout: _Layout, mass: Array, shares: tuple[float, ...], seed: int
                 old, chosen[block] = chosen[block], part
                 held_then = held - here + (here_then := held_by(_parts(layout, chosen, which), which))
                 then = badness(held_then)
+                # By more than rounding: a tie would be taken on one machine and not on another.
                 if then < now - 1e-9:
                     held, here, now = held_then, here_then, then
                 else:
@@ -255,12 +256,12 @@ def class_counts(labels: Array, cell_px: int, ids: Sequence[int]) -> Array:
     Called per tile (whose size is a multiple of `cell_px`), the tiles' results lie side by side.
     """
     height, width = labels.shape
-    rows, cols = -(-height // cell_px), -(-width // cell_px)
-    counts = np.zeros((rows, cols, len(ids)), np.int64)
-    starts = np.arange(rows) * cell_px, np.arange(cols) * cell_px
+    rows, cols = np.arange(0, height, cell_px), np.arange(0, width, cell_px)
+    counts = np.zeros((len(rows), len(cols), len(ids)), np.int64)
+    # Class by class: one-hot at once would take 13 times the labels of a city in int64.
     for k, number in enumerate(ids):
-        hits = np.add.reduceat((labels == number).astype(np.int64), starts[0], axis=0)
-        counts[:, :, k] = np.add.reduceat(hits, starts[1], axis=1)
+        hits = np.add.reduceat((labels == number).astype(np.int64), rows, axis=0)
+        counts[:, :, k] = np.add.reduceat(hits, cols, axis=1)
     return counts
 
 

@@ -17,6 +17,7 @@ def covering(bounds: Bounds, crs: str, *, gsd_m: float = 10, snap_m: float = 60)
     west, south, east, north = bounds
     if not (west < east and south < north):
         raise SettingError(f"bounds {bounds}: expected west < east and south < north")
+    # Outwards, on the lattice of the UTM origin: two neighbouring areas get grids that fit each other.
     left, bottom = math.floor(west / snap_m) * snap_m, math.floor(south / snap_m) * snap_m
     right, top = math.ceil(east / snap_m) * snap_m, math.ceil(north / snap_m) * snap_m
     shape = (round((top - bottom) / gsd_m), round((right - left) / gsd_m))
@@ -26,6 +27,7 @@ def covering(bounds: Bounds, crs: str, *, gsd_m: float = 10, snap_m: float = 60)
 def coarser(grid: Grid, factor: int) -> Grid:
     """The grid of pixels `factor` times as large over the same ground; the shape must divide."""
     height, width = grid.shape
+    # A rest would shift the coarse pixels against the sensor's own, which lie on multiples of 20 m and 60 m.
     if height % factor or width % factor:
         raise SettingError(f"grid of {grid.shape} pixels does not divide by {factor}")
     shape = (height // factor, width // factor)
@@ -50,6 +52,7 @@ def tiles(shape: tuple[int, int], size: int) -> Iterator[Window]:
 def patches(shape: tuple[int, int], size: int, stride: int) -> Iterator[Window]:
     """Windows of exactly `size` x `size` at `stride`, row by row; a rest at the right or bottom is left out."""
     height, width = shape
+    # A patch padded at the edge would teach a model what nodata looks like; every patch has the full size instead.
     for row in range(0, height - size + 1, stride):
         for col in range(0, width - size + 1, stride):
             yield Window(row=row, col=col, height=size, width=size)

@@ -31,7 +31,7 @@ def table(
     for field in ("row", "col", "height", "width"):
         columns[field] = np.array([getattr(window, field) for window in chosen], np.int32)
     columns["split"] = [parts[i] for i in kept]
-    shares = counts[kept] / np.array([[max(w.height * w.width, 1)] for w in chosen]).reshape(-1, 1)
+    shares = counts[kept] / np.array([w.height * w.width for w in chosen], np.int64).reshape(-1, 1)
     columns |= {f"share_{number}": shares[:, k].astype(np.float32) for k, number in enumerate(ids)}
     # Rows run south, northings run north.
     west, north, east, south = blocks.window_boxes(chosen).T * grid.gsd_m
@@ -42,6 +42,7 @@ def table(
 
 def write(path: Path, rows: Any) -> None:
     """`rows` of `table` as GeoParquet. Raises OutputError."""
+    # WKB: the encoding that every reader of GeoParquet knows; the native ones came with 1.1.
     with files.replacing(path) as temporary:
         rows.to_parquet(temporary, index=False, compression="zstd", geometry_encoding="WKB")
 

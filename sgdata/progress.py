@@ -10,6 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 log = logging.getLogger("sgdata")
+# A log file of a night's run stays readable, and a watcher still sees life.
 LINE_EVERY_S = 10.0
 
 
@@ -17,6 +18,7 @@ def track(items: Iterable[T], *, label: str, total: int) -> Iterator[T]:
     """The items themselves, while telling on stderr how many of `total` have passed."""
     if not log.isEnabledFor(logging.INFO):
         yield from items
+    # A bar redraws itself: in a log file that is one endless line.
     elif sys.stderr.isatty():
         yield from _bar(items, label, total)
     else:
@@ -27,6 +29,7 @@ def _bar(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    # transient: the bar goes away, so that stdout and stderr together end with the path and nothing else.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield from progress.track(items, total=total, description=label)

@@ -10,6 +10,7 @@ from enum import IntEnum
 
 from sgdata.types import Band
 
+# Wavelength order, the order of every 12- or 13-band array of ours: B8A stands after B08, where no sort puts it.
 BANDS: tuple[Band, ...] = (
     Band(name="B01", gsd_m=60, wavelength_nm=442.7),
     Band(name="B02", gsd_m=10, wavelength_nm=492.4),
@@ -25,19 +26,19 @@ BANDS: tuple[Band, ...] = (
     Band(name="B11", gsd_m=20, wavelength_nm=1613.7),
     Band(name="B12", gsd_m=20, wavelength_nm=2202.4),
 )
-"""All 13 bands in wavelength order, the order of every 12- or 13-band array of ours."""
-
 BAND = {band.name: band for band in BANDS}
 
+# B10 looks at cirrus: water vapour swallows 1375 nm before it reaches the ground, so Sen2Cor writes no L2A of it.
 L2A_BANDS: tuple[str, ...] = tuple(band.name for band in BANDS if band.name != "B10")
-"""The 12 bands of surface reflectance: B10 (cirrus) holds no surface signal and is not in L2A."""
 
+# Reflectance per DN, both levels: QUANTIFICATION_VALUE is 10,000.
 SCALE = 1e-4
-"""Reflectance per DN, both levels."""
 
+# Added to DN from processing baseline 04.00 on (2022-01-25): BOA_ADD_OFFSET, RADIO_ADD_OFFSET. ESA shifted the pixels
+# so that noise over dark water, which may be negative, is no longer cut off at 0.
 BASELINE_OFFSET = -1000
-"""Added to DN from processing baseline 04.00 on (2022-01-25): BOA_ADD_OFFSET, RADIO_ADD_OFFSET."""
 
+# Also under the shift: 0 keeps its meaning, and is never shifted.
 NODATA = 0
 
 

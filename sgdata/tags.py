@@ -18,6 +18,7 @@ Tier = Literal["core", "ext", "opt"]
 
 IGNORE = 255
 WATER = ("natural", "water", "waterway")
+# Keys that name the ground itself; all others name something that stands on it or runs over it.
 GROUND = ("natural", "landuse", "landcover", "water", "waterway", "wetland")
 TIERS: tuple[Tier, ...] = get_args(Tier)
 
@@ -78,9 +79,7 @@ def _rule(
         raise SettingError(f"{where}: {error}; expected the columns of osm_lulc_tags.tsv") from None
     tier = _found(r"tier=(core|ext|opt)", note)
     if kind not in get_args(Kind) or not tier:
-        raise SettingError(
-            f"{where}: geometry {kind!r}, note {note!r}; expected polygon or line, and tier=core|ext|opt"
-        )
+        raise SettingError(f"{where}: geometry {kind!r}, note {note!r}; expected polygon or line, tier=core|ext|opt")
     if value != IGNORE and value not in codes:
         raise SettingError(f"{where}: label value {value} is not among {sorted(codes)}")
     # Buffer distances: CTU Prague's are carriageways; OSM2LULC's (F16) are 6 or 12 m for every street.
@@ -130,6 +129,7 @@ def match(table: RuleTable, kind: Kind, tags: Mapping[str, str], *, is_way: bool
             # Table-driven: what has a row as a line is a line unless it says area=yes.
             if linear and ("line", key, value) in table:
                 continue
+            # Smaller is better in each place; the key makes the choice independent of the order of the tags.
             rank = (value == "*", TIERS.index(rule.tier), rule.priority, key)
             if best is None or rank < best[0]:
                 best = (rank, rule)
@@ -169,5 +169,6 @@ def width_m(tags: Mapping[str, str]) -> float | None:
         width = float(number.group(1)) * (0.3048 if number.group(2) in ("ft", "'") else 1.0)
         if 0.5 <= width <= 100:
             return width
+    # 3.25 m is a common design width of a lane between 3.0 and 3.5 m.
     lanes = tags.get("lanes", "")
     return int(lanes) * 3.25 if lanes.isdecimal() and 1 <= int(lanes) <= 20 else None
