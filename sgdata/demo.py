@@ -29,12 +29,12 @@ class Story:
     pretrain: tuple[str, ...] = ()
     segment: tuple[str, ...] = ()
     linear: tuple[str, ...] = ()
-    # a small city needs small blocks, or a split would have none of the rare classes
+    # A small city needs small blocks, or a split would have none of the rare classes.
     build: tuple[str, ...] = ("split.block_px=200", "split.gap_px=32", "patches.stride=32")
 
 
+# Staged pixels, kept from the build until it is scored; hidden files stand outside SHA256SUMS too.
 SCRATCH = ".scratch"
-"""Staged pixels, kept from the build until it is scored; hidden files stand outside SHA256SUMS too."""
 
 
 def commands(story: Story, out: Path, workers: int) -> dict[str, list[str]]:
@@ -73,6 +73,7 @@ def run(out: Path, *, story: Story, workers: int) -> Path:
 
     with files.only_writer(out):
         seconds: dict[str, float] = {}
+        # Each stage in a process of its own: what one leaves in memory cannot help the next, as for a user.
         for stage, command in commands(story, out, workers).items():
             start = time.monotonic()
             perform(stage, command)
@@ -82,15 +83,14 @@ def run(out: Path, *, story: Story, workers: int) -> Path:
                 figures = demo_score.fidelity(out / "archive", out / "build", scratch=out / SCRATCH, workers=workers)
                 shutil.rmtree(out / SCRATCH)
                 seconds["score"] = round(time.monotonic() - start, 1)
-        start = time.monotonic()
         figures |= learned(out)
+        start = time.monotonic()
         page = demo_page.write(out, figures)
         seconds["page"] = round(time.monotonic() - start, 1)
+        # Twice: without times for SHA256SUMS, and with them for who watches.
         files.write(out / "figures.json", files.pretty_json(figures))
-        files.write(
-            out / "summary.json",
-            files.pretty_json(figures | {"seconds": seconds, "page": page.relative_to(out).as_posix()}),
-        )
+        summary = figures | {"seconds": seconds, "page": page.relative_to(out).as_posix()}
+        files.write(out / "summary.json", files.pretty_json(summary))
         files.write_sums(out)
     return page
 
@@ -98,6 +98,7 @@ def run(out: Path, *, story: Story, workers: int) -> Path:
 def perform(stage: str, command: list[str]) -> None:
     """Show a command as a user would type it, and run it with this Python. Raises SourceError if it fails."""
     log.info("\n[%s]\n$ %s", stage, " ".join(command))
+    # By module, for `sgdata` on the PATH may be another installation.
     modules = {"sgdata": ["-m", "sgdata.cli"], "python": []}
     # Threads of the arithmetic that spin while they wait stall each other as soon as anything else runs: measured on
     # two busy cores, a training step took 0.5 to 4.8 s with spinning and 0.18 s without. No result depends on it.
@@ -112,17 +113,11 @@ def learned(out: Path) -> dict[str, Any]:
     """Losses and segmentation figures of the runs, and how many patches and shards they had."""
     steps = [json.loads(line) for line in (out / "runs/pretrain/metrics.jsonl").read_text().splitlines()]
     losses = [step["loss"] for step in steps if "loss" in step]
-    tuned = json.loads((out / "runs/segment/results.json").read_text())
-    linear = json.loads((out / "runs/linear/results.json").read_text())
-    contract = json.loads((out / "shards/contract.json").read_text())
+    names = ("runs/segment/results.json", "runs/linear/results.json", "shards/contract.json")
+    tuned, linear, contract = (files.read_plain(out / name) for name in names)
     return {
         "patches": sum(contract["splits"].values()),
         "shards": len(list((out / "shards").glob("*.tar"))),
         "pretrain": {"loss_first": losses[0], "loss_last": losses[-1], "steps": steps[-1]["step"] + 1},
-        "segment": {
-            "miou": tuned["miou"],
-            "miou_majority": tuned["miou_majority"],
-            "miou_linear": linear["miou"],
-            "oa": tuned["oa"],
-        },
+        "segment": {key: tuned[key] for key in ("miou", "miou_majority", "oa")} | {"miou_linear": linear["miou"]},
     }

@@ -13,6 +13,7 @@ import rasterio
 from sgdata import page
 from sgdata.types import Array
 
+# As wide as a screen; the files themselves lie beside for who wants every pixel.
 MAP_PX = 1000
 SPLIT_COLOURS = {"train": "#1f6fb2", "val": "#c8501e", "test": "#3d8f3d"}
 
@@ -20,29 +21,27 @@ SPLIT_COLOURS = {"train": "#1f6fb2", "val": "#c8501e", "test": "#3d8f3d"}
 def write(out: Path, figures: dict[str, Any]) -> Path:
     """Write `out/page/index.html` and its pictures; returns the page."""
     folder = out / "page"
+    # A picture of an earlier run must not stay beside the new page.
     shutil.rmtree(folder, ignore_errors=True)
     contract = json.loads((out / "shards" / "contract.json").read_text())
     space = contract["label_space"]
     colours = dict(zip(space["ids"], space["colours"], strict=True))
     named = tuple(zip(space["colours"], space["names"], strict=True))
+    rows = tuple((name, value) for name, value, _ in lines(figures))
+    # In the order of the story, the figures before everything: most readers want no more.
     blocks: list[page.Block] = [
-        summary(figures),
+        page.Table(title="Figures", columns=("what", "measured"), rows=rows),
         *maps(out, folder, colours, named),
         split_map(out, folder),
         losses(out),
         *last_picture(
-            out / "runs" / "pretrain",
+            out / "runs/pretrain",
             folder,
-            title="Reconstructions",
-            caption="Validation patches: as they are, what the encoder saw, what the decoder made of it.",
+            "Reconstructions",
+            "as they are, what the encoder saw, what the decoder made of it",
         ),
         iou(out, space),
-        *last_picture(
-            out / "runs" / "segment",
-            folder,
-            title="Predictions",
-            caption="Validation patches: image, label, prediction.",
-        ),
+        *last_picture(out / "runs/segment", folder, "Predictions", "image, label, prediction"),
     ]
     return page.write(
         folder / "index.html",
@@ -53,15 +52,10 @@ def write(out: Path, figures: dict[str, Any]) -> Path:
     )
 
 
-def summary(figures: dict[str, Any]) -> page.Table:
-    """The figures a reader looks for first."""
-    rows = tuple((name, value) for name, value, _ in lines(figures))
-    return page.Table(title="Figures", columns=("what", "measured"), rows=rows)
-
-
 def lines(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(what, figure, remark) for the page and for the table at the end of the command."""
     composite, segment, pretrain = figures["composite"], figures["segment"], figures["pretrain"]
+    first, last = pretrain["loss_first"], pretrain["loss_last"]
 
     def number(value: float | None) -> str:
         return "none" if value is None else f"{value:.4f}"
@@ -76,11 +70,7 @@ def lines(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("label agreement", f"{100 * figures['labels']['agreement']:.2f} %", "where OpenStreetMap mapped the ground"),
         ("offset decisions right", f"{figures['offset']['right']} of {figures['offset']['total']}", ""),
         ("patches, shards", f"{figures['patches']}, {figures['shards']}", ""),
-        (
-            "pretraining loss",
-            f"{pretrain['loss_first']:.4f} -> {pretrain['loss_last']:.4f}",
-            f"{pretrain['steps']} steps",
-        ),
+        ("pretraining loss", f"{number(first)} -> {number(last)}", f"{pretrain['steps']} steps"),
         ("mIoU, fine-tuned", number(segment["miou"]), f"overall accuracy {number(segment['oa'])}"),
         ("mIoU, per-pixel linear", number(segment["miou_linear"]), ""),
         ("mIoU, majority class", number(segment["miou_majority"]), ""),
@@ -105,22 +95,24 @@ def maps(out: Path, folder: Path, colours: dict[int, str], named: tuple[tuple[st
     picture("false-colour", bands("B08", "B04", "B03"), "Composite, false colour", "B08 B04 B03: vegetation is red")
     picture("labels", page.paint(decimated(build / "labels.tif")[0][0], colours), "Labels", keys=named)
     picture("truth", page.paint(decimated(truth / "land_cover.tif")[0][0], colours), "True land cover", keys=named)
+    # Neighbouring pixels of many dates mean that scenes alternate: seams that the composite itself does not show.
     picture("provenance", dates_coloured(chosen[0]), "Which scene each pixel came from", "one colour per scene")
     return made
 
 
 def decimated(path: Path) -> tuple[Array, list[str]]:
     """Every k-th pixel of all bands of a raster, at most MAP_PX wide, and the band names."""
+    # Not an overview of the file, which may be averaged: means of class or item numbers are other classes and items.
     with rasterio.open(path) as raster:
         step = max(1, -(-max(raster.shape) // MAP_PX))
-        pixels = raster.read()[:, ::step, ::step]
-        return pixels, [name or str(number) for number, name in enumerate(raster.descriptions, 1)]
+        return raster.read()[:, ::step, ::step], list(raster.descriptions)
 
 
 def dates_coloured(index: Array) -> Array:
     """(H, W) item index -> uint8 RGB; neighbours in the list get hues far apart, none is black."""
     import colorsys
 
+    # Black from there on: provenance holds 65535 where no item was chosen, and no archive has 2000 items of one place.
     table = np.zeros((65536, 3), np.uint8)
     for number in range(2000):
         hue = number * 0.618034 % 1  # golden ratio: consecutive numbers land far apart
@@ -133,11 +125,11 @@ def split_map(out: Path, folder: Path) -> page.Picture:
     import pyarrow.parquet as pq
     from PIL import Image, ImageDraw
 
-    rows = pq.read_table(
-        out / "build" / "patches.parquet", columns=["row", "col", "height", "width", "split"]
-    ).to_pylist()
+    columns = ["row", "col", "height", "width", "split"]
+    rows = pq.read_table(out / "build" / "patches.parquet", columns=columns).to_pylist()
     with rasterio.open(out / "build" / "image.tif") as raster:
         step = max(1, -(-max(raster.shape) // MAP_PX))
+    # Through grey, so that only the outlines have colour.
     picture = Image.open(folder / "true-colour.png").convert("L").convert("RGB")
     draw = ImageDraw.Draw(picture)
     for row in rows:
@@ -167,13 +159,15 @@ def iou(out: Path, space: dict[str, Any]) -> page.Bars:
     """IoU per class of the fine-tuned model on the validation blocks."""
     results = json.loads((out / "runs/segment/results.json").read_text())
     per_class = results["per_class_iou"]
+    # By name: a results file of ours is sorted by key, not by class.
     bars = tuple((name, colour, per_class[name]) for name, colour in zip(space["names"], space["colours"], strict=True))
     return page.Bars(title="IoU per class", bars=bars, caption="Fine-tuned model on the validation blocks.")
 
 
-def last_picture(run: Path, folder: Path, *, title: str, caption: str) -> list[page.Picture]:
+def last_picture(run: Path, folder: Path, title: str, shown: str) -> list[page.Picture]:
     """The newest picture of a run, copied beside the page; nothing where the run made none."""
+    # Names carry the step with leading zeros: the last by name is the newest, whatever the clock of the files says.
     found = sorted((run / "pictures").glob("*.png"))[-1:]
     for path in found:
         shutil.copyfile(path, folder / f"{run.name}.png")
-    return [page.Picture(file=f"{run.name}.png", title=title, caption=caption) for _ in found]
+    return [page.Picture(file=f"{run.name}.png", title=title, caption=f"Validation patches: {shown}.") for _ in found]

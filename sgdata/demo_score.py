@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from sgdata.datasets.segmunich import BuildRecipe
     from sgdata.observe import Observed
 
+# A scene counts as cloudy from this share of cloud and shadow on: below it, picking one scene would be fair play.
 CLOUDY = 0.05
-"""A scene counts as cloudy from this share of cloud and shadow on."""
 
 
 def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict[str, Any]:
@@ -35,6 +35,7 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
     clouds = score.true_clouds(archive, items)
     image = score.read(build / "image.tif")
     index = score.read(build / "provenance.tif")[0]
+    # Every variant is scored on the same pixels, or the one that leaves more out would look better.
     where = score.ever_clear(clouds) & (image > 0).all(axis=0)
 
     def variant(changed: BuildRecipe, name: str) -> Array:
@@ -45,6 +46,7 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
     by_median: Method = "median"
     unmasked = variant(replace(recipe, mask=replace(recipe.mask, method="none")), "unmasked")
     median = variant(replace(recipe, composite=replace(recipe.composite, method=by_median)), "median")
+    # Two truths: the median of all dates asks how well the year is met; that of the chosen dates, only for pixels.
     chosen = score.chosen_truth(archive, items, index, recipe.bands)
     return {
         "composite": {
@@ -76,7 +78,9 @@ def best_cloudy_scene(recipe: BuildRecipe, scenes: tuple[Observed, ...], truth: 
         scenes=scenes,
         folder=Path(),
     )
+    # By the truth, not by the catalogue's cloud cover: that one is an estimate, and sometimes planted wrong.
     cloudy = (clouds & (score.CLOUD | score.SHADOW)).astype(bool).mean(axis=(1, 2)) > CLOUDY
+    # Sums over windows: the scenes of a large city do not fit in memory side by side.
     squares, pixels = np.zeros(len(scenes)), np.zeros(len(scenes))
     for window in grid.tiles(truth.shape[1:], 256):
         stack, sights = observe.observations(job, window)

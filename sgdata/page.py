@@ -53,32 +53,18 @@ class Table:
 
 
 Block = Picture | Lines | Bars | Table
+# Apart in lightness as well as hue: readable in grey and by the colour-blind, on a white page and on a black one.
 SERIES = ("#1f6fb2", "#c8501e", "#3d8f3d", "#8757b0")
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c2126; --soft: #5a646e; --paper: #fbfbf9; --line: #d5d8db; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaec; --soft: #a3abb3; --paper: #16191c; --line: #3a4047; } }
-body { margin: 0 auto; max-width: 76rem; padding: 1rem; background: var(--paper); color: var(--ink);
-       font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin: 0 0 .4rem; } p, figcaption { color: var(--soft); }
-main { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); }
-section { border-top: 1px solid var(--line); padding-top: .8rem; overflow-x: auto; }
-img { width: 100%; height: auto; image-rendering: pixelated; } figure { margin: 0; }
-table { border-collapse: collapse; } th, td { text-align: left; padding: .2rem .8rem .2rem 0;
-        border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
-.key { display: inline-block; margin-right: .8rem; } .key i { display: inline-block; width: .8em; height: .8em;
-       margin-right: .3em; border: 1px solid var(--line); }
-svg { width: 100%; height: auto; } svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
-svg .axis { stroke: var(--line); }
-"""
 
 
 def write(path: Path, *, title: str, intro: str, blocks: Sequence[Block]) -> Path:
     """Write the page at `path` and return it. Pictures are named relative to its folder."""
     body = "\n".join(f"<section>{_render(block)}</section>" for block in blocks)
+    # Written into the page, not linked: one file to send by mail, and nothing that a browser might not find.
+    style = Path(__file__).with_name("page.css").read_text("utf-8")
     text = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>\n{style}</style></head>\n'
         f"<body><h1>{escape(title)}</h1>\n<p>{escape(intro)}</p>\n<main>\n{body}\n</main></body></html>\n"
     )
     files.write(path, text.encode())
@@ -89,8 +75,10 @@ def write_png(path: Path, rgb: Array) -> None:
     """Write a uint8 (3, H, W) or (H, W, 3) array as PNG."""
     from PIL import Image
 
+    # A picture three pixels wide could be either; then the last axis is the channel, as in PIL.
     pixels = np.moveaxis(rgb, 0, -1) if rgb.shape[0] == 3 and rgb.shape[-1] != 3 else rgb
     with files.replacing(path) as temporary:
+        # Level 9 and no metadata: the same bytes from the same pixels.
         Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)).save(temporary, format="PNG", compress_level=9)
 
 
@@ -99,6 +87,7 @@ def stretch(bands: Array, *, low: float = 2, high: float = 98) -> Array:
     out = np.zeros(bands.shape, np.uint8)
     for index, band in enumerate(bands):
         valid = band[band > 0]
+        # Percentiles, for a single bright roof or cloud would leave the rest black; 0 is nodata, not dark ground.
         if valid.size:
             bottom, top = np.percentile(valid, (low, high))
             out[index] = np.clip((band - bottom) / max(top - bottom, 1e-9) * 255, 0, 255)
@@ -107,6 +96,7 @@ def stretch(bands: Array, *, low: float = 2, high: float = 98) -> Array:
 
 def paint(classes: Array, colours: dict[int, str]) -> Array:
     """(H, W) class ids -> uint8 (H, W, 3); ids without a colour are mid-grey."""
+    # Grey is what "not mapped" looks like next to every colour of a legend.
     table = np.full((256, 3), 128, np.uint8)
     for value, colour in colours.items():
         table[value] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
@@ -129,9 +119,8 @@ def _render(block: Block) -> str:
 
 def _picture(block: Picture) -> str:
     keys = "".join(f'<span class="key"><i style="background:{escape(c)}"></i>{escape(n)}</span>' for c, n in block.keys)
-    return (
-        f'<figure><img src="{escape(block.file)}" alt="{escape(block.title)}"><figcaption>{keys}</figcaption></figure>'
-    )
+    shown = f'<img src="{escape(block.file)}" alt="{escape(block.title)}">'
+    return f"<figure>{shown}<figcaption>{keys}</figcaption></figure>"
 
 
 def _table(block: Table) -> str:
@@ -146,11 +135,12 @@ def _lines(block: Lines) -> str:
     if not points:
         return "<p>no figures</p>"
     (x0, y0), (x1, y1) = np.min(points, axis=0), np.max(points, axis=0)
+    # A series of one point or of equal values spans nothing.
     spans = (max(x1 - x0, 1e-12), max(y1 - y0, 1e-12))
 
     def at(x: float, y: float) -> str:
         px = left + (x - x0) / spans[0] * (width - left - 12)
-        py = 12 + (1 - (y - y0) / spans[1]) * (height - bottom - 12)
+        py = 12 + (1 - (y - y0) / spans[1]) * (height - bottom - 12)  # SVG counts downwards
         return f"{px:.1f},{py:.1f}"
 
     drawn = "".join(
@@ -176,9 +166,11 @@ def _bars(block: Bars) -> str:
     drawn = []
     for index, (name, colour, value) in enumerate(block.bars):
         y = index * row
+        # No figure is not 0: a class that no validation patch holds has no IoU.
         size = 0 if value is None else value * (width - left - 60)
         figure = "none" if value is None else f"{value:.3f}"
         drawn.append(
+            # The outline keeps a white class visible on a white page.
             f'<text x="0" y="{y + 15}">{escape(name)}</text>'
             f'<rect x="{left}" y="{y + 3}" width="{size:.1f}" height="{row - 6}" fill="{colour}" stroke="#8888"/>'
             f'<text x="{left + size + 6:.1f}" y="{y + 15}">{figure}</text>'

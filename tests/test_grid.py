@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgdata import grid
@@ -31,6 +31,7 @@ def test_an_empty_area_is_refused() -> None:
         grid.covering((10, 0, 5, 5), "EPSG:32632")
 
 
+@settings(deadline=None)  # tiles of one pixel are 90,000 steps
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 128))
 def test_tiles_cover_every_pixel_once(height: int, width: int, size: int) -> None:
     seen = np.zeros((height, width), int)
