@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Level = Literal["L1C", "L2A"]
+Task = Literal["none", "single-label", "multi-label", "segmentation", "change"]
 Bounds = tuple[float, float, float, float]
+# All frozen: they go to other processes, serve as cache keys, and nothing downstream can change what a plan decided.
+# All by keyword: a west and a south are both numbers, and no type checker sees them swapped.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +33,10 @@ class Grid:
     """A north-up raster lattice: square pixels of `gsd_m` metres, `origin` = west and north edge."""
 
     crs: str
+    # The corner of the pixel, as GDAL counts, not its middle (as NetCDF does): half a pixel is the classic shift.
     origin: tuple[float, float]
     gsd_m: float
+    # (rows, columns), the order of numpy; x before y only where coordinates are meant.
     shape: tuple[int, int]
 
     @property
@@ -83,7 +88,8 @@ class LabelSpace:
     """What label values mean: parallel ids, names and #rrggbb colours; `ignore` is never a class."""
 
     name: str
-    task: Literal["none", "single-label", "multi-label", "segmentation", "change"]
+    task: Task
+    # Written out: file values of published datasets have gaps (SegMunich's are 0, 5, 11, ... 41), train indices none.
     ids: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
     colours: tuple[str, ...] = ()
@@ -99,20 +105,25 @@ class Contract:
     found by `sgdata.contracts.differences`.
     """
 
+    # Raised when old readers would misread new files; they refuse a number that they do not know.
     format: int
     dataset: str
     version: str
     bands: tuple[Band, ...]
     level: Level
     scale: float
+    # Added before scaling, as ESA's BOA_ADD_OFFSET is; STAC's raster:offset is added after it and 1e-4 as large.
     offset: float
     nodata: int | None
     resampling: str
+    # The kernel's name is not enough: a mended kernel gives other pixels under the same name.
     resampling_version: int
     shape: tuple[int, int, int] | None
     label_space: LabelSpace
+    # Of the train split only: means of held-out pixels would tell a model about them.
     statistics: dict[str, BandStatistics]
     splits: dict[str, int]
+    # Of samples, not of shards: the same samples in shards of another size are the same data.
     fingerprint: str
 
 
@@ -136,6 +147,7 @@ class Shard:
     bytes: int
 
 
+# Slots, here and in Ref: a dataset has millions of them, and a dict in each would cost gigabytes.
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
     """One file of a source: its relative POSIX name and size; `offset` where it lies inside an uncompressed tar."""
@@ -165,6 +177,7 @@ class Source:
 
     file: str
     url: str = ""
+    # None, not 0: "not known" must never compare equal to an empty file.
     bytes: int | None = None
     algorithm: Literal["md5", "sha256"] | None = None
     digest: str = ""
@@ -191,7 +204,7 @@ class LabelTable:
     """A label space as columns of a fact table, or as names written out in `classes` (their position is the id)."""
 
     name: str
-    task: Literal["none", "single-label", "multi-label", "segmentation", "change"]
+    task: Task
     table: str = ""
     id: str = ""
     label: str = ""
@@ -208,6 +221,7 @@ class Edition:
     """
 
     name: str
+    # The deposit, not a year: two editions of one year are other bytes.
     published: str
     level: Level
     bands: tuple[str, ...]
