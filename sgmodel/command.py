@@ -9,22 +9,26 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from sgdata import catalog, contracts, files
 from sgdata.errors import SettingError, SgdataError
+from sgmodel import hub
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where a program reads, writes and runs. Nothing here changes a number of the result, but for `threads`."""
+    """Where a program reads, writes and runs. Nothing here changes a number of the result, but for `threads`.
+
+    `shards` is the first folder given, `named` are all of them by the name of their data set."""
 
     shards: Path
     out: Path
+    named: dict[str, Path] = field(default_factory=dict)
     weights: Path | None = None
     device: str = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -62,9 +66,11 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m sgmodel.recipes.{program}", epilog=example)
     add = parser.add_argument
     add("recipe", nargs="?", type=Path, help="TOML file; without it, the recipes that come with the package")
-    add("--shards", metavar="[NAME=]DIR", help="folder of shards")
+    add(
+        "--shards", metavar="[NAME=]DIR", action="append", help="folder of shards; repeatable where stages name several"
+    )
     add("--out", type=Path, metavar="DIR", help="folder of the run (default: out/runs/<recipe>)")
-    add("--weights", type=Path, metavar="PATH", help="checkpoint to start from")
+    add("--weights", metavar="PATH|HUB", help="checkpoint folder, published file, or OWNER/NAME on the HuggingFace hub")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on where the run in --out stopped (the default)")
     again.add_argument("--fresh", action="store_true", help="remove the run in --out and begin anew")
@@ -86,10 +92,12 @@ def _places(options: argparse.Namespace) -> Places:
     for name in ("threads", "workers"):
         if getattr(options, name) < 1:
             raise SettingError(f"--{name} {getattr(options, name)}: expected 1 or more")
+    named = dict(map(_folder, options.shards))
     return Places(
-        shards=_folder(options.shards),
+        shards=next(iter(named.values())),
+        named=named,
         out=options.out or Path("out/runs") / options.recipe.stem,
-        weights=options.weights,
+        weights=options.weights and hub.found(options.weights),
         device=options.device,
         parallel=options.parallel,
         threads=options.threads,
@@ -101,11 +109,11 @@ def _places(options: argparse.Namespace) -> Places:
     )
 
 
-def _folder(text: str) -> Path:
+def _folder(text: str) -> tuple[str, Path]:
     """`DIR` or `NAME=DIR`, the name being that of the data set in its contract. Raises SettingError."""
     name, equals, path = text.rpartition("=")
     folder = Path(path)
     found = contracts.read(folder).dataset
     if equals and name != found:
         raise SettingError(f"--shards {text}: the folder holds '{found}', expected '{name}'")
-    return folder
+    return found, folder

@@ -58,7 +58,7 @@ class Place:
     `scaler` is the memory of half precision's gradient scaler; empty in other precisions."""
 
     steps: int
-    scaler: dict[str, float] = field(default_factory=dict)
+    scaler: dict[str, int | float] = field(default_factory=dict)
 
 
 # --- beginning and ending ------------------------------------------------------------------

@@ -19,7 +19,9 @@ from sgmodel import encoder as enc
 class HeadConfig:
     """Widths of the four levels (finest first), of their hidden layers and of the fusing units; as released.
 
-    `dropout_levels` is for the levels and the pooling, `dropout` for the fusing units.
+    `dropout_levels` is for the levels and the pooling, `dropout` for the fusing units. `skip` is the width of a small
+    convolution straight from the pixels, added to the scores (0, as released: none): it sees what is narrower than
+    a token, such as streets.
     """
 
     levels: tuple[int, int, int, int] = (256, 512, 1024, 2048)
@@ -29,6 +31,7 @@ class HeadConfig:
     groups: int = 16
     dropout_levels: float = 0.5
     dropout: float = 0.5
+    skip: int = 0
 
 
 SCALES = (8, 4, 2)  # of the three finer levels against the token grid
@@ -142,9 +145,13 @@ class Segmenter(nn.Module):
         self.merge = TokenMerge(encoder.config)
         self.head = UperHead(encoder.config.width, classes, self.head_config)
 
+        if self.head_config.skip:
+            hidden = nn.Conv2d(encoder.config.bands, self.head_config.skip, 3, padding=1)
+            self.skip = nn.Sequential(hidden, nn.GELU(), nn.Conv2d(self.head_config.skip, classes, 1))
+
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, classes, H, W) logits."""
         logits: Tensor = self.head(self.merge(self.encoder.tokens(images)))
-        if logits.shape[-1] == images.shape[-1]:
-            return logits
-        return resize(logits, images.shape[-2:])  # the head enlarges eightfold; other patch sizes need the rest
+        if logits.shape[-1] != images.shape[-1]:
+            logits = resize(logits, images.shape[-2:])  # the head enlarges eightfold; other patch sizes need the rest
+        return logits + self.skip(images) if self.head_config.skip else logits

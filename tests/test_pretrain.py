@@ -19,7 +19,7 @@ from synthetic_shards import contract, sample, write
 
 from sgdata import catalog, files, shards
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgmodel import augment, checkpoint, command, encoder, mae, session
+from sgmodel import augment, checkpoint, command, encoder, mae, published, session
 from sgmodel.recipes import pretrain
 
 TINY = (
@@ -238,3 +238,58 @@ def test_visible_mean_by_hand() -> None:
     guess = mae.unpatchify(pretrain.visible_mean(target, mask, config), config)
     assert torch.equal(guess[0, 0], torch.full((4, 4), (0 + 1 + 4 + 5) / 4))
     assert torch.equal(guess[0, 1], torch.zeros(4, 4))
+
+
+def test_a_progressive_run_goes_from_stage_to_stage(folder: Path, tmp_path: Path) -> None:
+    stages = tuple(pretrain.Stage(data="toy", image_px=px, epochs=2, lr=1e-3) for px in (16, 32))
+    made = dataclasses.replace(recipe("augment.crop_area=[0.2, 1.0]"), stages=stages)
+    start = places(folder, tmp_path / "run", named={"toy": folder})
+    assert pretrain.main(made, dataclasses.replace(start, stop_after=2)) == session.STOPPED
+    assert pretrain.main(made, start) == 0
+    first, second = (tmp_path / "run" / f"stage-{n}-toy" for n in (1, 2))
+    losses = [json.loads((one / "results.json").read_text()) for one in (first, second)]
+    assert losses[1]["loss_first"] < losses[0]["loss_first"]  # at 32 px it began from what it had learnt at 16 px
+    assert checkpoint.read_card(second / "checkpoint-last").model.encoder.image_px == 32  # type: ignore[union-attr]
+    before = (second / "SHA256SUMS").read_bytes()
+    assert pretrain.main(made, start) == 0
+    assert (second / "SHA256SUMS").read_bytes() == before
+    with pytest.raises(SettingError, match="stage 1 is on 'toy', --shards gives none; add --shards DIR"):
+        pretrain.main(made, dataclasses.replace(start, named={}))
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method")  # torch's compiler imports its own old parts
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["training.precision=fp16"],
+        ["training.precision=bf16", "training.recompute=true"],
+        pytest.param(["training.compile=true"], marks=pytest.mark.slow),
+    ],
+    ids=["fp16", "bf16, recomputed", "compiled"],
+)
+def test_other_ways_of_training_learn_alike(folder: Path, whole: Path, tmp_path: Path, more: list[str]) -> None:
+    made = recipe(*more, "training.average=0.5", "training.epochs=4")
+    assert pretrain.main(made, places(folder, tmp_path, stop_after=3)) == session.STOPPED
+    assert pretrain.main(made, places(folder, tmp_path)) == 0
+    ours, theirs = (
+        [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()[:2]]
+        for out in (tmp_path, whole)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-2)
+    last, mean = (files_of(tmp_path / "checkpoint-last", name) for name in ("model", "average"))
+    assert last.keys() == mean.keys()
+    assert not torch.equal(last["norm.weight"], mean["norm.weight"])
+    torch.testing.assert_close(last["norm.weight"], mean["norm.weight"], atol=0.05, rtol=0)
+
+
+def files_of(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return published.read_safetensors(folder / f"{name}.safetensors")
+
+
+def test_nearest_visible_by_hand() -> None:
+    config = encoder.EncoderConfig(bands=2, image_px=6, patch_px=2, group_bands=1, width=8, depth=1, heads=1)
+    target = torch.arange(18.0).reshape(1, 18, 1).expand(1, 18, 4)
+    mask = torch.ones(1, 18)
+    mask[0, [0, 8, 9 + 4]] = 0
+    guess = pretrain.nearest_visible(target, mask, config)[0, :, 0]
+    assert guess.tolist() == [0, 0, 0, 0, 0, 8, 0, 8, 8, *[13.0] * 9]

@@ -15,6 +15,11 @@ from sgmodel.recipes import pretrain, segment
 TRAIN = catalog.folder("recipes") / "train"
 PARAMETERS = {
     "pretrain-fmow-base": 98_496_960,
+    "pretrain-fmow-large": 315_970_752,
+    "pretrain-fmow-huge": 643_558_336,
+    "pretrain-progressive-base": 98_496_960,
+    "pretrain-bigearthnet-large": 316_142_784,
+    "pretrain-bigearthnet-huge": 643_759_040,
     "pretrain-bigearthnet-base": 98_640_320,
     "segment-segmunich-base": 109_244_946,
     "segment-demo-linear": 13 * 13,
@@ -48,7 +53,10 @@ def test_every_recipe_belongs_to_a_program() -> None:
 
 def test_the_released_learning_rates() -> None:
     """Base rate x batch / 256 (spec section 6)."""
+    progressive = files.read(pretrain.Recipe, TRAIN / "pretrain-progressive-base.toml")
     for name, base in (("fmow", 2e-4), ("bigearthnet", 1e-4)):
         training = files.read(pretrain.Recipe, TRAIN / f"pretrain-{name}-base.toml").training
+        (stage,) = (stage for stage in progressive.stages if stage.data == name)
+        assert (stage.lr, stage.epochs) == (training.optimizer.lr, training.epochs)
         assert training.optimizer.lr == pytest.approx(base * training.batch / 256)
         assert training.batch % training.accumulate == 0

@@ -2,7 +2,8 @@
 
     python -m sgmodel.recipes.pretrain recipes/train/pretrain-demo-tiny.toml --shards DIR --out DIR
 
-The paper's two stages are `pretrain-fmow-base.toml` and `pretrain-bigearthnet-base.toml`.
+The paper's two stages are `pretrain-fmow-base.toml` and `pretrain-bigearthnet-base.toml`;
+`pretrain-progressive-base.toml` is both in one run.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdata import files
+from sgdata.errors import SettingError
 from sgdata.types import Contract
 from sgmodel import (
     augment,
@@ -40,11 +42,22 @@ SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a progressive run: the data set, named as in its contract, and what else differs there."""
+
+    data: str
+    image_px: int
+    epochs: float
+    lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that changes the numbers of a pretraining run.
 
     `bands` are those the model sees, in their order. `accept` names contract fields of the starting
-    weights that may differ; pictures are made every `picture_every` steps."""
+    weights that may differ; held-out samples are scored and pictures made every `picture_every` steps.
+    With `stages` the run is that many runs, each from the weights of the one before."""
 
     bands: tuple[str, ...]
     mask_ratio: float
@@ -56,6 +69,7 @@ class Recipe:
     normalise: normalise.NormaliseRecipe
     augment: augment.AugmentRecipe
     accept: tuple[str, ...] = ()
+    stages: tuple[Stage, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +91,8 @@ def build(recipe: Recipe) -> mae.MaskedAutoencoder:
 
 def main(recipe: Recipe, places: command.Places) -> int:
     """Train to the recipe's last step, or until stopped; 0 or `session.STOPPED`. Raises SgdataError."""
+    if recipe.stages:
+        return progressive(recipe, places)
     where = launch.start(places.device, precision=recipe.training.precision, threads=places.threads)
     source = batches.Samples(places.shards, recipe.training.split, ("image",))
     contract = transfer.narrowed(source.contract, recipe.bands)
@@ -104,6 +120,28 @@ def main(recipe: Recipe, places: command.Places) -> int:
         return 0
     with files.only_writer(places.out) if ranks.lead() else nullcontext():
         return _train(setting, model, task, places)
+
+
+def progressive(recipe: Recipe, places: command.Places) -> int:
+    """Stage after stage in folders `stage-1-<data>`, ... of `places.out`; a stage that is done is not trained again."""
+    weights = places.weights
+    for number, stage in enumerate(recipe.stages, 1):
+        if stage.data not in places.named:
+            given = ", ".join(places.named) or "none"
+            raise SettingError(f"stage {number} is on '{stage.data}', --shards gives {given}; add --shards DIR")
+        optimizer = replace(recipe.training.optimizer, lr=stage.lr)
+        own = replace(
+            recipe,
+            stages=(),
+            training=replace(recipe.training, epochs=stage.epochs, optimizer=optimizer),
+            model=replace(recipe.model, image_px=stage.image_px),
+        )
+        out = places.out / f"stage-{number}-{stage.data}"
+        code = main(own, replace(places, shards=places.named[stage.data], out=out, weights=weights))
+        if code:
+            return code
+        weights = None if places.dry_run else out / runs.LAST
+    return 0
 
 
 def check(recipe: Recipe, contract: Contract) -> None:

@@ -1,0 +1,30 @@
+"""Weights by name: a path on this machine, or a repository on the HuggingFace hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sgdata.errors import SettingError, SourceError
+
+
+def found(name: str | Path) -> Path:
+    """The checkpoint folder or file `name`; OWNER/NAME[@REVISION] is fetched from the hub where no such path exists.
+
+    Raises SettingError, SourceError.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?", str(name))
+    if match is None:
+        raise SourceError(f"{name}: no such file or folder, and not a name on the hub (OWNER/NAME)")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise SettingError(f"{name}: no such file or folder; to look on the hub, pip install huggingface_hub") from None
+    try:
+        # Only what `checkpoint.load` reads: a repository may hold pickles, which nothing here would open.
+        return Path(snapshot_download(match[1], revision=match[2], allow_patterns=["*.safetensors", "*.json"]))
+    except Exception as error:  # the hub's client lets many libraries' exceptions through
+        raise SourceError(f"{name}: no such file or folder, and the hub gives none ({error!s:.120})") from None

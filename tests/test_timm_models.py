@@ -1,0 +1,82 @@
+"""Our models under timm's names, weights by path or hub, and the converter's report."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sgmodel
+from sgdata.errors import SettingError, SourceError
+from sgmodel import checkpoint, encoder, hub, mae
+from sgmodel.recipes import convert
+
+TINY = encoder.EncoderConfig(image_px=32, width=64, depth=2, heads=1)
+
+
+def test_timm_makes_and_runs_our_models() -> None:
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    from sgmodel import timm_models  # before timm: it lets timm's torchvision be imported
+
+    timm = importlib.import_module("timm")
+    assert len(timm.list_models("spectralgpt_*")) == 6
+    with torch.device("meta"):
+        model = timm.create_model("spectralgpt_base_patch8_128", num_classes=10)
+        x = torch.empty(2, 12, 128, 128)
+        assert sum(p.numel() for p in model.parameters()) == 85_403_904 + 7690
+        assert model(x).shape == (2, 10)
+        assert model.forward_features(x).shape == (2, 1024, 768)
+        final, layers = model.forward_intermediates(x, indices=[2, -1])
+        assert final.shape == (2, 1024, 768)
+        assert [layer.shape for layer in layers] == [(2, 768, 16, 16)] * 2
+        assert timm.create_model("spectralgpt_large_patch8_96")(torch.empty(1, 12, 96, 96)).shape == (1, 1024)
+    small = timm_models.SpectralGPT(TINY, 0).eval()
+    x = torch.rand(1, 12, 32, 32)
+    last = small.forward_intermediates(x, indices=1, norm=True, output_fmt="NLC", intermediates_only=True)[0]
+    assert torch.equal(last, small.forward_features(x))
+
+
+def test_weights_by_path_and_by_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = encoder.Encoder(TINY)
+    checkpoint.save(tmp_path / "mine", model, checkpoint.Card(model=checkpoint.describe(model)))
+    loaded = sgmodel.from_pretrained(tmp_path / "mine")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    with pytest.raises(SourceError, match="nowhere: no such file or folder, and not a name on the hub"):
+        hub.found("nowhere")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(SettingError, match="some/model: no such file .* pip install huggingface_hub"):
+        hub.found("some/model")
+
+
+def test_the_hub_client_is_asked_for_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+
+    class Client:
+        @staticmethod
+        def snapshot_download(name: str, **options: object) -> str:
+            asked.update(options, name=name)
+            return str(tmp_path)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Client)
+    assert hub.found("some/model@v1") == tmp_path
+    assert asked == {"name": "some/model", "revision": "v1", "allow_patterns": ["*.safetensors", "*.json"]}
+
+
+def test_converter_reports_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = mae.MaskedAutoencoder(encoder.Encoder(TINY), mae.DecoderConfig(width=64, depth=1, heads=2))
+    torch.save({"model": {f"module.{k}": v for k, v in made.state_dict().items()}}, tmp_path / "theirs.pth")
+    convert.main([str(tmp_path / "theirs.pth"), "--out", str(tmp_path / "ours")])
+    assert "encoder filled: 100.0%" in capsys.readouterr().out
+    state = sgmodel.from_pretrained(tmp_path / "ours").state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in made.state_dict().items())
+    half = {name: tensor for name, tensor in made.state_dict().items() if "blocks.1" not in name or "norm" in name}
+    torch.save(half, tmp_path / "half.pth")
+    with pytest.raises(SystemExit, match="2"):
+        convert.main([str(tmp_path / "half.pth"), "--out", str(tmp_path / "never")])
+    assert "of the encoder's parameters fit" in capsys.readouterr().err
+    assert not (tmp_path / "never").exists()
