@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sgdata.datasets.segmunich import Places
     from sgdata.lock import Lock
 
+# A bug keeps Python's own traceback: typer's prints local variables, among them what a URL was signed with.
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -27,15 +28,16 @@ app = typer.Typer(
     help="Build, shard, verify and release Sentinel-2 datasets.",
 )
 
+# Neither 0 nor 2: a script may go on with what was packed, but must be able to tell.
 INCOMPLETE = 3
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
-Workers = Annotated[
-    int, typer.Option("--workers", min=1, help="Processes on this machine; the bytes do not depend on it.")
-]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes on this machine; the bytes stay the same.")]
+# An option that several commands share is written once, so that it means the same in each of them.
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe; repeatable.")]
+Dataset = Annotated[str, typer.Argument(help="fmow, bigearthnet, eurosat, segmunich or oscd.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what it would cost, and stop.")]
 
 
@@ -49,12 +51,14 @@ def main() -> None:
     try:
         app()
     except SgdataError as error:
+        # `from None`: the cause is in the sentence; a second traceback would bury it.
         print(f"sgdata: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def listen(quiet: bool) -> None:
     """Send progress and log lines to stderr, or nothing below a warning."""
+    # stdout carries the result alone: OUT=$(sgdata build ...) must work. Other libraries speak up from a warning on.
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("sgdata").setLevel(logging.WARNING if quiet else logging.INFO)
 
@@ -78,12 +82,12 @@ def simulate(
     print(done)
 
 
-Bbox = Annotated[
-    tuple[float, float, float, float] | None, typer.Option("--bbox", metavar="W S E N", help="Area in degrees.")
-]
+Degrees = tuple[float, float, float, float]
+Bbox = Annotated[Degrees | None, typer.Option("--bbox", metavar="W S E N", help="Area in degrees.")]
 Aoi = Annotated[Path | None, typer.Option("--aoi", help="Area as a GeoJSON file in WGS84.")]
 Place = Annotated[str | None, typer.Option("--place", help="Area by name.")]
 Stac = Annotated[str | None, typer.Option("--stac", help="STAC API, or a static catalogue on disk.")]
+# One option for four sources: a path, an address and two words cannot be taken for each other.
 Osm = Annotated[str, typer.Option("--osm", help="overpass, a URL, a file (.osm .pbf .json), or none.")]
 Offline = Annotated[bool, typer.Option("--offline", help="OpenStreetMap only from stored answers.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A build recipe instead of the shipped one.")]
@@ -118,6 +122,7 @@ def plan(
     wanted: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "profile": profile}
     chosen = segmunich.recipe_for(recipe or name, wanted, changes or ())
     places = segmunich.Places(out=out or Path(chosen.out), stac=stac, workers=workers)
+    # Shown before it is refused: who sees the months knows which dates to choose.
     holes = show_plan(segmunich.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=as_json)
     if holes and not allow_holes:
         raise SettingError(f"{holes}; choose other dates or another catalogue, or give --allow-holes")
@@ -155,19 +160,15 @@ def build(
     from sgdata.datasets import segmunich
 
     listen(quiet)
+    # By the names of the settings, None where not given: what the user leaves out stays as the recipe has it.
     wanted: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "composite": composite}
     wanted |= {"osm_date": osm_date, "believe": believe, "max_obs": max_obs, "profile": profile}
     chosen = segmunich.recipe_for(recipe or name, wanted, changes or ())
     places = segmunich.Places(
-        out=out or Path(chosen.out),
-        stac=stac,
-        osm=osm,
-        offline=offline,
-        workers=workers,
-        cluster=cluster,
-        scratch=scratch,
-        masks=masks,
-    )
+        out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks,
+        workers=workers, cluster=cluster, scratch=scratch,
+    )  # fmt: skip
+    # Read before anything is fetched: a wrong path must not cost an hour.
     locked = locks.read(lock) if lock else None
     if dry_run:
         show_plan(locked or segmunich.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=False)
@@ -176,15 +177,13 @@ def build(
 
 
 @app.command(epilog=example("sgdata drift out/build/segmunich.lock.json"))
-def drift(
-    lock: Annotated[Path, typer.Argument(help="The lock of a plan or a build.")],
-    stac: Stac = None,
-) -> None:
+def drift(lock: Annotated[Path, typer.Argument(help="The lock of a plan or a build.")], stac: Stac = None) -> None:
     """What the catalogue says today against a lock: changed, vanished and new items; exits 2 if there are any."""
     from sgdata import lock as locks
     from sgdata import passes
     from sgdata.datasets import segmunich
 
+    # A lock does not say where it was searched: the same scenes may lie at several providers.
     where = stac or segmunich.recipe_for("segmunich").source.stac
     lines = passes.drift(locks.read(lock), where)
     for line in lines:
@@ -207,19 +206,19 @@ def show_plan(planned: Lock, places: Places, *, where: str, as_json: bool) -> st
     holes = passes.holes(months)
     if as_json:
         about = {"lock": places.out / locks.NAME, "months": months, "cost": cost}
+        # Only the document, for a program reads it; the holes are in it.
         print(files.pretty_json(about | {"dropped": planned.dropped}).decode(), end="")
         return holes
     table = Table("month", "passes", "expected", "scenes", "MB raw")
-    for month in months:
-        mark = " hole" if month.hole else ""
-        table.add_row(
-            month.month, f"{month.passes}{mark}", f"{month.expected:g}", str(month.scenes), f"{month.bytes / 1e6:,.0f}"
-        )
-    total = sum(month.bytes for month in months)
+    for m in months:
+        seen = f"{m.passes} hole" if m.hole else str(m.passes)
+        table.add_row(m.month, seen, f"{m.expected:g}", str(m.scenes), f"{m.bytes / 1e6:,.0f}")
+    total = sum(m.bytes for m in months)
     table.add_row("all", str(sum(m.passes for m in months)), "", str(len(planned.items)), f"{total / 1e6:,.0f}")
     console = Console()
     console.print(table)
     for dropped in planned.dropped:
+        # No markup: an id in square brackets would vanish as a style.
         console.print(f"left out: {dropped.id}: {dropped.reason}", highlight=False, markup=False)
     print(
         f"about {cost.read_bytes / 1e6:,.0f} MB to read, {cost.scratch_bytes / 1e6:,.0f} MB of scratch, "
@@ -245,7 +244,7 @@ def catalog(name: Annotated[str | None, typer.Argument(help="A dataset; without 
 
 @app.command(epilog=example("sgdata fetch bigearthnet --release v2 --part splits --out data/bigearthnet"))
 def fetch(
-    dataset: Annotated[str, typer.Argument(help="fmow, bigearthnet, eurosat, segmunich or oscd.")],
+    dataset: Dataset,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write into.")] = None,
     release: Annotated[str | None, typer.Option(help="Edition, such as v1 or v2 of bigearthnet.")] = None,
     part: Annotated[list[str] | None, typer.Option("--part", help="Part of the card's files; repeatable.")] = None,
@@ -262,9 +261,8 @@ def fetch(
     need = fetching.plan(dataset, release or recipe.edition, folder, part or ())
     for source in need.sources:
         print(f"{source.file}: {f'{source.bytes:,} bytes' if source.bytes else 'size not known'}, {source.url}")
-    print(
-        f"{need.bytes:,} bytes and {need.unsized} files of unknown size to fetch, {need.free:,} bytes free in {folder}"
-    )
+    unknown = f"{need.unsized} files of unknown size"
+    print(f"{need.bytes:,} bytes and {unknown} to fetch, {need.free:,} bytes free in {folder}")
     if not dry_run:
         fetching.fetch(need, folder)
         print(folder)
@@ -272,18 +270,12 @@ def fetch(
 
 @app.command(epilog=example("sgdata shard eurosat --source EuroSAT_MS.zip --out out/eurosat"))
 def shard(
-    dataset: Annotated[str, typer.Argument(help="fmow, bigearthnet, eurosat, segmunich or oscd.")],
-    source: Annotated[
-        Path | None, typer.Option("--source", help="Folder or archive as distributed, or a build.")
-    ] = None,
+    dataset: Dataset,
+    source: Annotated[Path | None, typer.Option("--source", help="As distributed, or a build of ours.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write into.")] = None,
     changes: Overrides = None,
-    split_list: Annotated[
-        list[str] | None, typer.Option("--split-list", metavar="SPLIT=FILE", help="Repeatable.")
-    ] = None,
-    leave_out: Annotated[
-        list[Path] | None, typer.Option("--leave-out", help="List of samples not to pack, such as snow; repeatable.")
-    ] = None,
+    split_list: Annotated[list[str] | None, typer.Option(metavar="SPLIT=FILE", help="Repeatable.")] = None,
+    leave_out: Annotated[list[Path] | None, typer.Option(help="A list not to pack, such as snow; repeatable.")] = None,
     splits: Annotated[str | None, typer.Option(help="Published splits by name, such as official or google.")] = None,
     release: Annotated[str | None, typer.Option(help="Edition, such as v1 or v2 of bigearthnet.")] = None,
     labels: Annotated[str | None, typer.Option(help="Label space by name; 'sgdata catalog NAME' lists them.")] = None,
@@ -299,20 +291,15 @@ def shard(
 
     listen(quiet)
     options = {"edition": release, "splits": splits, "labels": labels, "layout": layout, "codec": codec}
+    # After --set, so that the named option wins; quoted, or an edition such as 2 would be read as a number.
     extra = [f'{key}="{value}"' for key, value in options.items() if value]
     recipe = packing.recipe_for(dataset, [*(changes or ()), *extra])
     lists = {split: Path(path) for split, _, path in (text.partition("=") for text in split_list or ())}
     done = packing.pack(
-        dataset,
-        source=source,
-        out=out,
-        recipe=recipe,
-        splits=lists,
-        leave_out=leave_out or (),
-        workers=workers,
-        cluster=cluster,
-        fresh=fresh,
-    )
+        dataset, source=source, out=out, recipe=recipe, splits=lists, leave_out=leave_out or (),
+        workers=workers, cluster=cluster, fresh=fresh,
+    )  # fmt: skip
+    # To stderr, with the progress: the one line on stdout is the folder.
     for note in done.notes:
         print(note, file=sys.stderr)
     print(done.folder)
@@ -320,6 +307,7 @@ def shard(
         print("the pixels contradict the card; see the spectral fingerprints above", file=sys.stderr)
     if not done.complete:
         print(f"{done.quarantined} files or samples in {done.folder / 'quarantine.jsonl'}", file=sys.stderr)
+        # The path stands above all the same: what is whole can be used.
         raise SystemExit(INCOMPLETE)
 
 
@@ -354,15 +342,13 @@ def demo(
 
 def show_figures(page: Path) -> None:
     """The table at the end of the demo, and the path of its page."""
-    import json
-
     from rich.console import Console
     from rich.table import Table
 
-    from sgdata import demo_page
+    from sgdata import demo_page, files
 
     table = Table("what", "measured", "remark")
-    for line in demo_page.lines(json.loads((page.parent.parent / "summary.json").read_text())):
+    for line in demo_page.lines(files.read_plain(page.parent.parent / "summary.json")):
         table.add_row(*line)
     Console().print(table)
     print(page)
