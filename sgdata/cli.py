@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # A bug keeps Python's own traceback: typer's prints local variables, among them what a URL was signed with.
 app = typer.Typer(
     no_args_is_help=True,
+    # Installing completion would edit the user's shell files.
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -209,6 +210,7 @@ def show_plan(planned: Lock, places: Places, *, where: str, as_json: bool) -> st
         # Only the document, for a program reads it; the holes are in it.
         print(files.pretty_json(about | {"dropped": planned.dropped}).decode(), end="")
         return holes
+    # Decimal MB, as providers meter traffic.
     table = Table("month", "passes", "expected", "scenes", "MB raw")
     for m in months:
         seen = f"{m.passes} hole" if m.hole else str(m.passes)
@@ -236,6 +238,7 @@ def catalog(name: Annotated[str | None, typer.Argument(help="A dataset; without 
 
     from sgdata import catalog as cards
 
+    # No frame: the values are long texts, and people copy them.
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for what, value in cards.describe(cards.card(name)) if name else [(c.name, c.title) for c in cards.cards()]:
         table.add_row(what, value)
@@ -314,6 +317,7 @@ def shard(
 @app.command(epilog=example("sgdata verify out/build"))
 def verify(path: Annotated[Path, typer.Argument(help="Any output folder of ours.")]) -> None:
     """Recompute every hash of an output; list what differs."""
+    # Commands bear the names of the modules that they call, hence the aliases.
     from sgdata import verify as verification
 
     differences = verification.verify(path)
@@ -337,6 +341,7 @@ def demo(
     from sgdata import demo as tale
 
     listen(quiet)
+    # The table repeats the page, for who works where there is no browser.
     show_figures(tale.run(out, story=tale.Story(size_km=size, dates=dates, seed=seed), workers=workers))
 
 
