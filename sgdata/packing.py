@@ -34,7 +34,7 @@ from sgdata import (
 from sgdata.datasets import READERS
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.shards import Packed, Row, ShardRecipe
-from sgdata.types import Array, Contract, Edition, Found, Ref, Sample, Shard
+from sgdata.types import Contract, Edition, Found, Ref, Sample, Shard
 
 JOURNAL = ".journal"
 SPOOL = ".spool"
@@ -89,6 +89,7 @@ def pack(
     splits: Mapping[str, Path] | None = None,
     leave_out: Sequence[Path] = (),
     workers: int = 1,
+    cluster: str | None = None,
     fresh: bool = False,
 ) -> Packing:
     """Pack a dataset by its shipped recipe, or the one given: from `source` into `out` (default: the recipe's).
@@ -122,7 +123,7 @@ def pack(
                 whole.add(remembered)
             else:
                 left.append(task)
-        done = pool.run(_pack_shard, _spool(left, source, out) if stream else left, workers=workers)
+        done = pool.run(_pack_shard, _spool(left, source, out) if stream else left, workers=workers, cluster=cluster)
         for part in progress.track(done, label=f"packing {recipe.dataset}", total=len(left)):
             whole.add(part)
         verdict = fingerprints.judge(whole.counts, whole.rows, contract)
@@ -348,14 +349,19 @@ def _on_one_grid(sample: Sample, contract: Contract, kernel: resample.Kernel) ->
     if not groups:
         return sample
     finest = min(int(name[6:-1]) for name in groups)
-    planes: dict[str, Array] = {}
+    names = [band.name for band in contract.bands]
+    nodata = -1 if contract.nodata is None else contract.nodata
+    lattice = groups[f"image_{finest}m"]
+    image = np.zeros((len(names), *lattice.shape[1:]), lattice.dtype)
     for name, array in groups.items():
         gsd = int(name[6:-1])
-        nodata = -1 if contract.nodata is None else contract.nodata
         fine = resample.finer(array, gsd // finest, kernel=kernel, nodata=nodata)
-        held = [band.name for band in contract.bands if band.gsd_m == gsd]
-        planes |= dict(zip(held, fine, strict=True))
-    image = np.stack([planes[band.name] for band in contract.bands])
+        at = [names.index(band.name) for band in contract.bands if band.gsd_m == gsd]
+        if fine.shape != (len(at), *image.shape[1:]):
+            raise SourceError(
+                f"{name} covers {fine.shape} of the finest pixels, expected {(len(at), *image.shape[1:])}"
+            )
+        image[at] = fine
     rest = {name: array for name, array in sample.arrays.items() if name not in groups}
     return replace(sample, arrays={"image": image, **rest})
 

@@ -41,7 +41,8 @@ class Tally:
     def add(self, image: Array) -> None:
         """Count the values of a (C, H, W) image."""
         self._waiting.append(_bins(image).reshape(len(image), -1))
-        if sum(held.shape[1] for held in self._waiting) > BINS * 4:
+        # One pass over 65,536 bins per band costs as much as a million values: 25 MB may wait for it.
+        if sum(held.shape[1] for held in self._waiting) > BINS * 16:
             self.total()
 
     def total(self) -> Array:
@@ -66,15 +67,17 @@ def summarise(histogram: Array, bands: Sequence[str], nodata: int | None) -> dic
 
 
 def _band(row: Array, nodata: int | None) -> BandStatistics:
-    held = [(int(value), int(row[value])) for value in np.flatnonzero(row) if value != nodata]
-    # Python integers: the sum of squares of 10^12 pixels passes 64 bits.
-    count = sum(n for _, n in held)
+    values = np.flatnonzero(row)
+    values = values[values != (-1 if nodata is None else nodata)]
+    held = row[values]
+    count = int(held.sum())
     if not count:
         return BandStatistics(count=0, **dict.fromkeys(_FIGURES, 0.0))
-    total = sum(value * n for value, n in held)
-    squares = sum(value * value * n for value, n in held)
-    values = np.array([value for value, _ in held])
-    reached = np.cumsum([n for _, n in held])
+    total = int((values * held).sum())
+    # The squares of 10^12 pixels pass 64 bits: as (256 high + low)^2, each term stays below 2^57.
+    high, low = values >> 8, values & 255
+    squares = sum(int((term * held).sum()) << bits for term, bits in ((high**2, 16), (high * low, 9), (low**2, 0)))
+    reached = np.cumsum(held)
 
     def percentile(percent: int) -> float:
         # The smallest value with at least `percent` of the pixels at or under it (numpy's 'inverted_cdf').

@@ -7,7 +7,7 @@ import logging
 import math
 import struct
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ _PREDICTOR, _TILES, _FORMAT = 317, 322, 339
 _KINDS = {1: "B", 3: "H", 4: "I", 12: "d"}  # the types of the tags used here: BYTE, SHORT, LONG, DOUBLE
 _SCALE, _TIEPOINT, _MATRIX, _GEOKEYS = 33550, 33922, 34264, 34735
 _GEOGRAPHIC_CODE, _PROJECTED_CODE = 2048, 3072
+_USED = {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES, _COUNTS, _PLANAR, _PREDICTOR, _TILES, _FORMAT}
+_USED |= {_SCALE, _TIEPOINT, _MATRIX, _GEOKEYS}
 _LARGEST_PIXELS = 2**25  # ten times the largest image of any of the datasets; 256 MB as float64
 
 
@@ -100,16 +102,26 @@ def _tags(content: bytes, order: str) -> dict[int, tuple[Any, ...]] | None:
     """Tags of the first page of a classic TIFF (revision 6.0, section 2); None where there is a second page."""
     start = struct.unpack_from(f"{order}I", content, 4)[0]
     entries = struct.unpack_from(f"{order}H", content, start)[0]
-    if struct.unpack_from(f"{order}I", content, start + 2 + 12 * entries)[0]:
+    end = start + 2 + 12 * entries
+    if struct.unpack_from(f"{order}I", content, end)[0]:
         return None
-    tags = {}
-    for at in range(start + 2, start + 2 + 12 * entries, 12):
-        tag, kind, count = struct.unpack_from(f"{order}HHI", content, at)
-        if kind in _KINDS and count < 2**20:
-            form = f"{order}{count}{_KINDS[kind]}"
-            place = at + 8 if struct.calcsize(form) <= 4 else struct.unpack_from(f"{order}I", content, at + 8)[0]
-            tags[tag] = struct.unpack_from(form, content, place)
-    return tags
+    layout = _layout(content[start + 2 : end], order, start + 2)
+    return {tag: form.unpack_from(content, place) for tag, form, place in layout}
+
+
+# The files of a dataset are written by one program: their directories are equal, only what they point at differs.
+@lru_cache(maxsize=256)
+def _layout(directory: bytes, order: str, start: int) -> tuple[tuple[int, struct.Struct, int], ...]:
+    """(tag, form, place in the file) of the entries of a directory that this module uses."""
+    layout = []
+    for at in range(0, len(directory), 12):
+        tag, kind, count = struct.unpack_from(f"{order}HHI", directory, at)
+        if tag in _USED and kind in _KINDS and count < 2**20:
+            form = struct.Struct(f"{order}{count}{_KINDS[kind]}")
+            inline = form.size <= 4
+            place = start + at + 8 if inline else struct.unpack_from(f"{order}I", directory, at + 8)[0]
+            layout.append((tag, form, place))
+    return tuple(layout)
 
 
 def _bands_first(pixels: Array, axes: str, kind: str) -> Array:

