@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import compress
 from typing import Any
 
@@ -14,36 +13,32 @@ from sgdata.simulate import noise, shapes
 from sgdata.simulate.sketch import Rng, Settlement, Sketch
 from sgdata.types import Array
 
-
-@dataclass(frozen=True, kw_only=True)
-class Parcel:
-    """A piece of countryside before its use is known, the number of the cell it was cut from and that cell's shape."""
-
-    geometry: Polygon
-    cell: int
-    bounds: Polygon
+Cell = tuple[Polygon, list[Polygon]]
 
 
-def parcels_of(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> list[Parcel]:
-    """Land cut into cells by country lanes and each cell into parcels with a grain of its own."""
+def parcels_of(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> list[Cell]:
+    """Land cut into cells by country lanes and each cell, with a grain of its own, into parcels: (cell, parcels)."""
     rng = sketch.rng(5)
     west, south, east, north = extent.bounds
     step = 850
     # One lane junction per 850 m, jittered by less than half a step: Voronoi cells of such points are never slivers.
     grid = np.mgrid[west : east + step : step, south : north + step : step].reshape(2, -1).T
     points = grid + rng.uniform(-0.42, 0.42, grid.shape) * step
-    parcels = []
-    for number, cell in enumerate(shapes.cells(points, extent)):
+    diagram = shapely.get_parts(shapely.voronoi_polygons(shapely.MultiPoint(points), extend_to=extent))
+    cells = []
+    for cell in (part for one in diagram for part in shapes.polygons(one.intersection(extent))):
         # Farms of one valley have fields of a size: the grain changes from cell to cell, not from field to field.
         target = rng.choice([14_000, 24_000, 36_000, 55_000])
+        parcels = []
         for land in shapes.minus(cell, settled):
             pieces, cuts = shapes.subdivide(land, target, rng, jitter=0.2)
-            parcels += [Parcel(geometry=piece, cell=number, bounds=cell) for piece in pieces]
+            parcels += pieces
             for depth, line in cuts:
                 if depth < 2 or rng.random() < 0.06:
                     kind = "unclassified" if depth == 0 and rng.random() < 0.6 else "track"
                     sketch.draw(kind, line, rng, hidden=0.05)
-    return parcels
+        cells.append((cell, parcels))
+    return cells
 
 
 def _affinities(
@@ -87,31 +82,30 @@ NATURAL = ("forest", "wetland", "scrub", "sand")
 
 
 def countryside(
-    sketch: Sketch, parcels: list[Parcel], city: Settlement, villages: list[Settlement], water: list[Polygon]
+    sketch: Sketch, cells: list[Cell], city: Settlement, villages: list[Settlement], water: list[Polygon]
 ) -> None:
     """Give every parcel a use by its affinities until the quota is filled, and draw the uses."""
     rng = sketch.rng(6)
-    geometries = np.array([parcel.geometry for parcel in parcels], object)
-    cell = np.array([parcel.cell for parcel in parcels])
+    geometries = np.array([parcel for _, parcels in cells for parcel in parcels], object)
+    cell = np.repeat(np.arange(len(cells)), [len(parcels) for _, parcels in cells])
     middles = shapely.get_coordinates(shapely.centroid(geometries))
     # Quotas count what lies in the area asked for; the margin gets its uses by the way.
     asked = shapely.box(*sketch.plan.area.bounds)
     areas = shapely.area(geometries) * shapely.contains_xy(asked, middles)
     whole = asked.area
-    use = np.full(len(parcels), "arable", dtype="<U12")
+    use = np.full(len(geometries), "arable", dtype="<U12")
     for name, score in _affinities(sketch, middles, city, villages, water).items():
         # Stable: equal scores keep the order of the parcels on every platform.
         order = np.argsort(-np.where(use == "arable", score, -np.inf), kind="stable")
         filled = np.cumsum(areas[order])
         use[order[: int(np.searchsorted(filled, QUOTAS[name] * whole)) + 1]] = name
-    bounds = {parcel.cell: parcel.bounds for parcel in parcels}
     alike = {name: shapely.STRtree(geometries[use == name]) for name in NATURAL}
     for number in np.unique(cell):
         for name in np.unique(use[cell == number]):
             pieces = list(geometries[(cell == number) & (use == name)])
             # Woods and wetlands grow across field boundaries; what people lay out ends at them.
             if name in NATURAL:
-                _natural(sketch, str(name), pieces, alike[str(name)], bounds[int(number)], rng)
+                _natural(sketch, str(name), pieces, alike[str(name)], cells[number][0], rng)
             else:
                 _use(sketch, str(name), pieces, rng)
 
@@ -120,7 +114,9 @@ def _natural(sketch: Sketch, use: str, pieces: list[Polygon], alike: shapely.STR
     """One cell's share of a natural cover: what grows together has soft corners, across cells too."""
     near = np.unique(alike.query(pieces, "dwithin", 60)[1])
     together = shapely.union_all(alike.geometries[near])
-    kept = [part for whole in shapes.rounded(together, 30) for part in shapes.polygons(whole.intersection(cell))]
+    # A closing, then an opening: gaps of 60 m fill before thin necks and slits go, and every corner is round.
+    soft = together.buffer(30).buffer(-60).buffer(30).simplify(2)
+    kept = [part for one in shapes.polygons(soft, 1000) for part in shapes.polygons(one.intersection(cell))]
     sketch.add(use, kept, rng, hidden=0.08)
     if use == "forest":
         sketch.add("stand", pieces, rng)

@@ -44,6 +44,7 @@ def _tags(text: str) -> tuple[Tags, ...]:
     return tuple(dict(pair.split("=") for pair in one.split("&")) for one in text.split("|")) if text else ()
 
 
+# The table, not this file, is what a mapper would check: one line per kind, in the words of the OpenStreetMap wiki.
 @cache
 def kinds() -> dict[str, Kind]:
     """Kinds of area by name."""
@@ -52,13 +53,11 @@ def kinds() -> dict[str, Kind]:
 
     return {
         row["kind"]: Kind(
-            label=int(row["label"]) if row["label"] else None,
-            tags=_tags(row["tags"]),
-            covers=tuple(row["covers"].split()),
-            change=int(row["change"] or 0),
+            label=int(row["label"]) if row["label"] else None, tags=_tags(row["tags"]),
+            covers=tuple(row["covers"].split()), change=int(row["change"] or 0),
         )
         for row in catalog.table("simulated_kinds")
-    }
+    }  # fmt: skip
 
 
 @cache
@@ -68,12 +67,8 @@ def roads() -> dict[str, Road]:
 
     return {
         row["kind"]: Road(
-            tags=_tags(row["tags"])[0],
-            width_m=float(row["width_m"]),
-            lanes=int(row["lanes"]),
-            label=int(row["label"]) if row["label"] else None,
-            cover=row["cover"],
-            rank=int(row["rank"]),
+            tags=_tags(row["tags"])[0], label=int(row["label"]) if row["label"] else None, cover=row["cover"],
+            width_m=float(row["width_m"]), lanes=int(row["lanes"]), rank=int(row["rank"]),
         )
         for row in catalog.table("simulated_roads")
-    }
+    }  # fmt: skip

@@ -11,8 +11,6 @@ import shapely
 from shapely.geometry import LineString, Point, Polygon
 from shapely.geometry.base import BaseGeometry
 
-from sgdata.types import Array
-
 Rng = np.random.Generator
 
 
@@ -102,18 +100,6 @@ def subdivide(
         cuts += [(depth, part) for part in lines(line.intersection(piece))]
         waiting += [(part, depth + 1) for part in parts]
     return pieces, cuts
-
-
-def rounded(shape: BaseGeometry, radius_m: float) -> list[Polygon]:
-    """The shape with its corners rounded off and thin necks and slits gone."""
-    # A closing, then an opening (dilate, erode twice, dilate): gaps fill before thin parts go.
-    return polygons(shape.buffer(radius_m).buffer(-2 * radius_m).buffer(radius_m).simplify(2), 1000)
-
-
-def cells(points: Array, around: Polygon) -> list[Polygon]:
-    """The Voronoi cells of points (N, 2) inside a convex area."""
-    diagram = shapely.voronoi_polygons(shapely.MultiPoint(points), extend_to=around)
-    return [part for cell in shapely.get_parts(diagram) for part in polygons(cell.intersection(around))]
 
 
 def minus(shape: BaseGeometry, tree: shapely.STRtree) -> list[Polygon]:

@@ -96,7 +96,4 @@ def _layers(what: Plan) -> list[surface.Layer]:
 def grid_slices(window: Window, gsd: int) -> tuple[slice, slice]:
     """The rows and columns of a 10 m window on the lattice of `gsd`."""
     k = gsd // 10
-    return (
-        slice(window.row // k, (window.row + window.height) // k),
-        slice(window.col // k, (window.col + window.width) // k),
-    )
+    return Window(row=window.row // k, col=window.col // k, height=window.height // k, width=window.width // k).slices
