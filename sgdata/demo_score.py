@@ -43,6 +43,7 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
         segmunich.render(changed, settled, scenes, places, scratch / name)
         return score.read(scratch / name / "image.tif")
 
+    land_cover, mapped = (score.read(archive / "truth" / f"{name}.tif")[0] for name in ("land_cover", "osm_mapped"))
     by_median: Method = "median"
     unmasked = variant(replace(recipe, mask=replace(recipe.mask, method="none")), "unmasked")
     median = variant(replace(recipe, composite=replace(recipe.composite, method=by_median)), "median")
@@ -58,7 +59,8 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
             "rmse_best_cloudy_scene": best_cloudy_scene(recipe, scenes, truth, clouds),
             "residual_cloud": score.residual_cloud(index, clouds),
         },
-        "labels": {"agreement": labels_agree(archive, build)},
+        # Only where OpenStreetMap holds something: a gap of the map is no error of the labels.
+        "labels": {"agreement": score.label_agreement(score.read(build / "labels.tif")[0], land_cover, mapped)},
         "offset": score.offsets({i.scene.id: i.offset != 0 for i in built.items}, archive),
     }
 
@@ -71,13 +73,9 @@ def best_cloudy_scene(recipe: BuildRecipe, scenes: tuple[Observed, ...], truth: 
 
     assert isinstance(recipe.area.grid, Grid)  # the recipe beside a build is resolved
     job = observe.Job(
-        grid=recipe.area.grid,
-        bands=recipe.bands,
-        kernel=recipe.resampling,
+        grid=recipe.area.grid, bands=recipe.bands, kernel=recipe.resampling, scenes=scenes, folder=Path(),
         settings=replace(recipe.composite, method="median"),
-        scenes=scenes,
-        folder=Path(),
-    )
+    )  # fmt: skip
     # By the truth, not by the catalogue's cloud cover: that one is an estimate, and sometimes planted wrong.
     cloudy = (clouds & (score.CLOUD | score.SHADOW)).astype(bool).mean(axis=(1, 2)) > CLOUDY
     # Sums over windows: the scenes of a large city do not fit in memory side by side.
@@ -90,11 +88,3 @@ def best_cloudy_scene(recipe: BuildRecipe, scenes: tuple[Observed, ...], truth: 
             pixels[number] += seen.sum() * len(planes)
     found = cloudy & (pixels > 0)
     return float(np.sqrt(np.min(squares[found] / pixels[found])) * SCALE) if found.any() else None
-
-
-def labels_agree(archive: Path, build: Path) -> float:
-    """Share of labelled, mapped pixels whose class is true."""
-    from sgdata.simulate import score
-
-    land_cover, mapped = (score.read(archive / "truth" / f"{name}.tif")[0] for name in ("land_cover", "osm_mapped"))
-    return score.label_agreement(score.read(build / "labels.tif")[0], land_cover, mapped)

@@ -11,21 +11,15 @@ from enum import IntEnum
 from sgdata.types import Band
 
 # Wavelength order, the order of every 12- or 13-band array of ours: B8A stands after B08, where no sort puts it.
-BANDS: tuple[Band, ...] = (
-    Band(name="B01", gsd_m=60, wavelength_nm=442.7),
-    Band(name="B02", gsd_m=10, wavelength_nm=492.4),
-    Band(name="B03", gsd_m=10, wavelength_nm=559.8),
-    Band(name="B04", gsd_m=10, wavelength_nm=664.6),
-    Band(name="B05", gsd_m=20, wavelength_nm=704.1),
-    Band(name="B06", gsd_m=20, wavelength_nm=740.5),
-    Band(name="B07", gsd_m=20, wavelength_nm=782.8),
-    Band(name="B08", gsd_m=10, wavelength_nm=832.8),
-    Band(name="B8A", gsd_m=20, wavelength_nm=864.7),
-    Band(name="B09", gsd_m=60, wavelength_nm=945.1),
-    Band(name="B10", gsd_m=60, wavelength_nm=1373.5),
-    Band(name="B11", gsd_m=20, wavelength_nm=1613.7),
-    Band(name="B12", gsd_m=20, wavelength_nm=2202.4),
-)
+BANDS: tuple[Band, ...] = tuple(
+    Band(name=name, gsd_m=gsd_m, wavelength_nm=wavelength_nm)
+    for name, gsd_m, wavelength_nm in (
+        ("B01", 60, 442.7), ("B02", 10, 492.4), ("B03", 10, 559.8), ("B04", 10, 664.6), ("B05", 20, 704.1),
+        ("B06", 20, 740.5), ("B07", 20, 782.8), ("B08", 10, 832.8), ("B8A", 20, 864.7), ("B09", 60, 945.1),
+        ("B10", 60, 1373.5), ("B11", 20, 1613.7), ("B12", 20, 2202.4),
+    )
+)  # fmt: skip
+
 BAND = {band.name: band for band in BANDS}
 
 # B10 looks at cirrus: water vapour swallows 1375 nm before it reaches the ground, so Sen2Cor writes no L2A of it.

@@ -124,7 +124,9 @@ def match(table: RuleTable, kind: Kind, tags: Mapping[str, str], *, is_way: bool
         # Mappers list values as "forest;meadow": the first that is known counts.
         for value in (*(part.strip() for part in text.split(";")), "*"):
             rule = table.get((kind, key, value))
-            if rule is None or not rule.active or not _holds(rule, tags):
+            if rule is None or not rule.active or (rule.needs and not _has(tags, rule.needs)):
+                continue
+            if rule.unless and _has(tags, rule.unless):
                 continue
             # Table-driven: what has a row as a line is a line unless it says area=yes.
             if linear and ("line", key, value) in table:
@@ -135,11 +137,6 @@ def match(table: RuleTable, kind: Kind, tags: Mapping[str, str], *, is_way: bool
                 best = (rank, rule)
             break
     return best[1] if best else None
-
-
-def _holds(rule: Rule, tags: Mapping[str, str]) -> bool:
-    """Whether the conditions of a rule hold."""
-    return (not rule.needs or _has(tags, rule.needs)) and not (rule.unless and _has(tags, rule.unless))
 
 
 def _has(tags: Mapping[str, str], condition: str) -> bool:
