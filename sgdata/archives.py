@@ -48,6 +48,7 @@ def listing(source: Path) -> Listing:
         found = _in_zip(source)
     else:
         found = _in_tar(source)
+    # The first member of a name counts: tar would let the last overwrite it, and a reader take either.
     taken: dict[str, Member] = {}
     rejected = []
     for member, reason in found:
@@ -77,6 +78,7 @@ def _in_folder(source: Path) -> Iterator[tuple[Member, str]]:
     while pending:
         with os.scandir(pending.pop()) as entries:
             for entry in entries:
+                # Hidden files are of the system or of an interrupted download, such as `.it.zip.partial`.
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir(follow_symlinks=False):
@@ -85,6 +87,7 @@ def _in_folder(source: Path) -> Iterator[tuple[Member, str]]:
                     # As downloaded: OSCD comes as three zips side by side.
                     for member, reason in _in_zip(Path(entry.path)):
                         yield replace(member, name=f"{entry.path[start:]}/{member.name}"), reason
+                # Sizes now, contents later: a file that changes in between is told by its size.
                 elif entry.is_file():
                     yield Member(name=entry.path[start:].replace(os.sep, "/"), size=entry.stat().st_size), ""
 
@@ -249,6 +252,7 @@ def _checked(member: Member, read: Callable[[], bytes]) -> bytes:
         raise SourceError(f"cannot be decompressed: {type(error).__name__}: {error}") from None
     if len(content) != member.size:
         raise SourceError(f"{len(content)} bytes, expected {member.size}: truncated or changed while reading")
+    # Copies on git hosts hold a 130-byte text in place of the data.
     if content.startswith(_LFS):
         raise SourceError("is a Git LFS pointer, not the file itself; run 'git lfs pull' in the source")
     return content

@@ -16,6 +16,7 @@ from sgdata.types import DatasetCard, Edition, LabelSpace
 def folder(name: str) -> Path:
     """The folder `catalogs` or `recipes`: inside the installed package, or at the top of a checkout."""
     package = Path(__file__).resolve().parent
+    # Inside the wheel first: a checkout that happens to lie around must not decide for an installed package.
     for parent in (package, package.parent):
         if (parent / name).is_dir():
             return parent / name
@@ -29,6 +30,7 @@ def table(name: str) -> list[dict[str, str]]:
         known = sorted(p.stem for p in path.parent.glob("*.tsv"))
         raise SettingError(f"no fact table '{name}'; known: {', '.join(known)}")
     with path.open(encoding="utf-8", newline="") as handle:
+        # No quoting: a quotation mark in a name is a letter like any other.
         return list(csv.DictReader(handle, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
@@ -70,6 +72,7 @@ def label_space(of: DatasetCard, name: str) -> LabelSpace:
     for known in of.label_spaces:
         if known.name != name:
             continue
+        # Facts that came as tables stay tables; ids below 0 mark classes that a label space drops.
         if known.table:
             rows = sorted(
                 (row for row in table(known.table) if int(row[known.id]) >= 0), key=lambda r: int(r[known.id])
@@ -87,6 +90,7 @@ def describe(of: DatasetCard) -> list[tuple[str, str]]:
     """A card as (what, value) rows for people."""
     rows = [(name, getattr(of, name)) for name in ("title", "task", "sensor", "summary", "home")]
     for each in of.editions:
+        # fMoW and OSCD vary in size from sample to sample.
         size = "x".join(map(str, each.shape)) if each.shape else "varying size"
         rows += [
             (

@@ -16,6 +16,7 @@ FORMAT = 1
 
 Purpose = Literal["resume", "fine-tune", "predict"]
 
+# What the weights of a model have seen; splits, statistics and labels may differ when it is fine-tuned.
 _PIXELS = ("bands", "level", "scale", "offset")
 COMPARED: dict[Purpose, tuple[str, ...]] = {
     "resume": tuple(field.name for field in dataclasses.fields(Contract)),
@@ -44,6 +45,7 @@ def expected(
     """The contract of an edition before any sample is read: bands in wavelength order, no statistics, no splits."""
     from sgdata.sentinel2 import BANDS
 
+    # Wavelength order whatever the files hold: B8A stands ninth, not last (EuroSAT) nor after B12 (by name).
     bands = tuple(band for band in BANDS if band.name in edition.bands)
     return Contract(
         format=FORMAT,
@@ -72,6 +74,7 @@ def differences(ours: Contract, theirs: Contract, purpose: Purpose) -> list[str]
 def require(ours: Contract, theirs: Contract, purpose: Purpose, accept: Iterable[str] = ()) -> None:
     """Raise SettingError naming each difference (ours against theirs) that `accept` does not waive."""
     accepted = set(accept)
+    # A misspelt waiver must not pass for one that was not needed.
     unknown = sorted(accepted - set(COMPARED["resume"]))
     if unknown:
         raise SettingError(f"accept = {unknown}: not parts of a contract; known: {', '.join(COMPARED['resume'])}")
@@ -83,6 +86,7 @@ def require(ours: Contract, theirs: Contract, purpose: Purpose, accept: Iterable
 
 def _short(contract: Contract, name: str) -> str:
     """One field for a message: names in place of whole bands and label spaces."""
+    # A whole label space or band table in a message would hide the one thing that differs.
     value = getattr(contract, name)
     if name == "bands":
         return " ".join(band.name for band in value)

@@ -18,6 +18,7 @@ from sgdata import catalog, files, progress
 from sgdata.errors import OutputError, ServiceError, SettingError
 from sgdata.types import Source
 
+# Without the lists of the splits the images cannot be used as published.
 DEFAULT_PARTS = ("images", "splits")
 PIECE = 2**16  # what a dropped connection costs at most
 CONNECT_S = 10.0
@@ -53,6 +54,7 @@ def plan(dataset: str, release: str, out: Path, parts: Sequence[str] = ()) -> Ne
     if unknown or not known:
         raise SettingError(f"{dataset} {release} has no part {', '.join(unknown) or 'to fetch'}; known: {known}")
     chosen = [source for source in edition.sources if source.part in (parts or DEFAULT_PARTS)]
+    # What was verified once is not hashed again: 66 GB take minutes.
     held = _listed(out)
     left = [source for source in chosen if not (source.file in held and (out / source.file).is_file())]
     unaddressed = [source.file for source in left if not source.url]
@@ -70,6 +72,7 @@ def fetch(need: Need, out: Path, patience: Patience | None = None) -> None:
     if need.bytes > need.free:
         raise OutputError(f"{out}: needs {need.bytes:,} bytes, {need.free:,} are free; choose another --out or --part")
     with files.only_writer(out):
+        # One after the other: what is whole is listed at once, and an interruption costs one file at most.
         for source in need.sources:
             digest = _one(source, out, patience or Patience())
             listed = _listed(out) | {source.file: digest}
@@ -114,6 +117,7 @@ def _more(url: str, partial: Path, source: Source, patience: Patience) -> None:
 
     start = _size(partial)
     etag = _etag(partial)
+    # Ranges and sizes must be of the file, not of a compressed transfer of it.
     headers = {"Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -135,6 +139,7 @@ def _more(url: str, partial: Path, source: Source, patience: Patience) -> None:
 
 
 def _append(answer: Any, partial: Path, start: int, total: int | None, source: Source) -> None:
+    # A server without end must not fill the disk.
     most = source.bytes if source.bytes is not None else total
     pieces: Iterator[bytes] = answer.iter_content(PIECE)
     label = f"fetching {source.file}"
@@ -166,6 +171,7 @@ def _verified(partial: Path, source: Source) -> str:
 
 def _refused(error: Any) -> bool:
     status = error.response.status_code if error.response is not None else 0
+    # Timeout, Too Early, Too Many Requests: the three of the class that time cures.
     return 400 <= status < 500 and status not in (408, 425, 429)
 
 

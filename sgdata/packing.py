@@ -19,18 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import (
-    archives,
-    catalog,
-    contracts,
-    files,
-    fingerprints,
-    pool,
-    progress,
-    resample,
-    shards,
-    statistics,
-)
+from sgdata import archives, catalog, contracts, files, fingerprints, pool, progress, resample, shards, statistics
 from sgdata.datasets import READERS
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.shards import Packed, Row, ShardRecipe
@@ -110,12 +99,14 @@ def pack(
         resampling=found.edition.resampling or recipe.kernel,
         resampling_version=resample.VERSION,
     )
+    # What is written where is settled here; everything below may be interrupted anywhere.
     stream = archives.is_stream(source)
     tasks = _tasks(_groups(found.refs, recipe.shard_mb, stream=stream), recipe, contract, (source, out))
     with files.only_writer(out):
         _prepare(out, recipe, {task.name for task in tasks}, fresh=fresh)
         whole = shards.Whole(contract)
         whole.quarantine += [{"key": "", "file": name, "reason": reason} for name, reason in found.rejected]
+        # Taken over before any worker starts: hashing what is there is reading, not work.
         left = []
         for task in tasks:
             remembered = _remembered(task)
@@ -128,8 +119,10 @@ def pack(
             whole.add(part)
         verdict = fingerprints.judge(whole.counts, whole.rows, contract)
         files.write(out / fingerprints.NAME, files.pretty_json(verdict))
+        # After the shards: a folder without recipe is one that no run has finished.
         files.write(out / RECIPE, files.toml(recipe))
         complete = shards.finish(out, whole)
+    # Airports, dumps and nine more of the 43 CORINE classes are none of the 19: 57 patches of v1 lose every label.
     unlabelled = sum(not row["labels"] for row in whole.rows) if contract.label_space.task == "multi-label" else 0
     notes = [f"{unlabelled} samples have no label of '{contract.label_space.name}': kept"] * bool(unlabelled)
     notes += _against_card(found.edition, recipe.splits, complete)
@@ -168,6 +161,7 @@ def _published_lists(edition: Edition, name: str, source: Path) -> dict[str, Pat
     if name and chosen is None:
         known = ", ".join(each.name for each in edition.splits)
         raise SettingError(f"splits = '{name}': edition {edition.name} has no such splits; known: {known}")
+    # Only complete sets count: train without val would silently put val nowhere.
     listed = chosen.files if chosen else {}
     held: dict[str, Path] = {}
     for split, file in listed.items():
@@ -182,6 +176,7 @@ def _against_card(edition: Edition, name: str, contract: Contract) -> list[str]:
     """A remark per split whose samples are not as many as the card says."""
     counts = next((each.counts for each in edition.splits if each.name == name), {})
     held = contract.splits
+    # Splits under other names (all, or lists of the user) are not the published ones.
     if not set(counts) & set(held):
         return []
     return [
@@ -200,6 +195,7 @@ def _split(found: Found, lists: Mapping[str, Path]) -> Found:
     where: dict[str, str] = {}
     for split, path in lists.items():
         for key in _keys(path):
+            # A sample in two splits is a leak, and no order of the lists makes it right.
             if where.setdefault(key, split) != split:
                 raise SettingError(f"{path}: '{key}' is also in the list of split '{where[key]}'")
     refs = tuple(replace(ref, split=where[ref.key]) for ref in found.refs if ref.key in where)
@@ -216,6 +212,7 @@ def _keys(path: Path) -> list[str]:
         lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode().splitlines()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise SettingError(f"{path}: cannot be read as a split list: {error}") from None
+    # BigEarthNet lists pairs `S2,S1`; EuroSAT lists `River_1.jpg`, of the RGB edition, for the same stems.
     return [line.split(",")[0].strip().removesuffix(".jpg").removesuffix(".tif") for line in lines if line.strip()]
 
 
@@ -232,6 +229,7 @@ def _groups(refs: Iterable[Ref], shard_mb: int, *, stream: bool) -> list[tuple[R
         True: lambda ref: (ref.split, min(member.offset or 0 for member in ref.members), ref.key),
     }
     for ref in sorted(refs, key=place[stream]):
+        # By expected bytes, not by packed ones: the cut must not depend on what lies in quarantine.
         if not groups or groups[-1][0].split != ref.split or filled + ref.bytes > shard_mb * 2**20:
             groups.append([])
             filled = 0
@@ -294,7 +292,9 @@ def _prepare(out: Path, recipe: ShardRecipe, wanted: set[str], *, fresh: bool) -
     held = out / RECIPE
     if not fresh and held.exists() and held.read_bytes() != files.toml(recipe):
         raise OutputError(f"{out}: holds shards of another recipe; use --fresh to replace them, or another --out")
+    # Without SHA256SUMS a folder is unfinished: a run that dies from here on is not mistaken for a whole one.
     (out / files.SUMS).unlink(missing_ok=True)
+    # Journals of other groupings or editions would be counted again.
     ours = [*out.glob(f"{recipe.dataset}-*.tar"), *(out / JOURNAL).glob("*.json")]
     stale = [path for path in ours if fresh or path.name.removesuffix(".json") not in wanted]
     for path in [*stale, *out.glob(".*.partial-*"), *(out / JOURNAL).glob(".*.partial-*"), *(out / SPOOL).glob("*")]:
@@ -318,7 +318,7 @@ def _pack_shard(task: _Task) -> Packed:
             for ref in task.refs:
                 try:
                     if ref.key in seen:
-                        raise SourceError("second sample of this key")
+                        raise SourceError("second sample of this key")  # which is meant nobody can tell
                     seen.add(ref.key)
                     native = read(ref)
                     sample = _checked(_on_one_grid(native, task.contract, task.recipe.kernel), task.contract)
@@ -335,6 +335,7 @@ def _pack_shard(task: _Task) -> Packed:
     packed = Packed(
         shard=shard, split=task.refs[0].split, rows=tuple(rows), counts=tally.total(), quarantine=tuple(quarantine)
     )
+    # An empty tar is no shard; its journal still tells what went to quarantine.
     if not rows:
         (task.out / task.name).unlink()
     _remember(task, packed)
@@ -356,6 +357,7 @@ def _on_one_grid(sample: Sample, contract: Contract, kernel: resample.Kernel) ->
     for name, array in groups.items():
         gsd = int(name[6:-1])
         fine = resample.finer(array, gsd // finest, kernel=kernel, nodata=nodata)
+        # Groups hold their bands in the order of the contract, which is that of wavelengths.
         at = [names.index(band.name) for band in contract.bands if band.gsd_m == gsd]
         if fine.shape != (len(at), *image.shape[1:]):
             raise SourceError(
@@ -376,6 +378,7 @@ def _checked(sample: Sample, contract: Contract) -> Sample:
     for name, image in images.items():
         if len(image) != len(contract.bands) or 0 in image.shape:
             raise SourceError(f"{name} is {image.shape}, expected {len(contract.bands)} bands and at least 1 x 1")
+        # NaN survives a cast to uint16 as some number, and normalisation would spread it over the patch.
         if not np.isfinite(image).all():
             raise SourceError(f"{name} holds {np.count_nonzero(~np.isfinite(image))} NaN or infinite values")
         if not image.any():
@@ -404,6 +407,7 @@ def _remembered(task: _Task) -> Packed | None:
         return None
     if document.pop("task", None) != task.fingerprint:
         return None
+    # The tar is hashed again: a disk that filled up or a hand that edited is found before it is shipped.
     shard = Shard(**document["shard"])
     if shard.samples and (not tar.is_file() or files.sha256_file(tar) != shard.sha256):
         return None

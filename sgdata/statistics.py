@@ -16,6 +16,7 @@ import numpy as np
 from sgdata.errors import SourceError
 from sgdata.types import Array, BandStatistics
 
+# One bin per value of uint16: nothing is rounded, so nothing depends on the order of adding.
 BINS = 65_536
 _FIGURES = ("mean", "std", "min", "max", "p1", "p2", "p50", "p98", "p99")
 
@@ -58,6 +59,7 @@ def _bins(image: Array) -> Array:
         return image
     if not np.isfinite(image).all():
         raise SourceError(f"image holds {np.count_nonzero(~np.isfinite(image))} NaN or infinite values")
+    # Upwards at the half, not to even: the same rule as resampling uses.
     return np.clip(np.floor(image + 0.5), 0, BINS - 1).astype(np.uint16)
 
 

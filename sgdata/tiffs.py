@@ -17,6 +17,7 @@ from sgdata.types import Array, Bounds
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES, _COUNTS, _PLANAR = 256, 257, 258, 259, 273, 277, 279, 284
 _PREDICTOR, _TILES, _FORMAT = 317, 322, 339
+# Classic TIFF only, which all these datasets use; BigTIFF goes the general way.
 _KINDS = {1: "B", 3: "H", 4: "I", 12: "d"}  # the types of the tags used here: BYTE, SHORT, LONG, DOUBLE
 _SCALE, _TIEPOINT, _MATRIX, _GEOKEYS = 33550, 33922, 34264, 34735
 _GEOGRAPHIC_CODE, _PROJECTED_CODE = 2048, 3072
@@ -157,6 +158,7 @@ def bounds(place: Place, shape: tuple[int, int]) -> Bounds:
     """
     a, b, c, d, e, f = place.transform
     corners = [(a * x + b * y + c, d * x + e * y + f) for x in (0, shape[1]) for y in (0, shape[0])]
+    # All four corners: a UTM square is turned in degrees, and two corners would cut its sides.
     xs, ys = zip(*corners, strict=True)
     west, south, east, north = _to_wgs84(place.epsg).transform_bounds(min(xs), min(ys), max(xs), max(ys))
     if not all(map(math.isfinite, (west, south, east, north))):

@@ -23,6 +23,7 @@ def verify(folder: Path) -> list[str]:
     listed = _listed(path)
     differences = []
     for name, digest in listed.items():
+        # Missing and changed are told apart: the one is fetched again, the other is asked about.
         file = folder / name
         if not file.is_file():
             differences.append(f"{name}: missing")
@@ -36,6 +37,7 @@ def _listed(path: Path) -> dict[str, str]:
     listed = {}
     for number, line in enumerate(lines, 1):
         match = _LINE.fullmatch(line)
+        # A list of hashes is read from elsewhere like any archive: no name may lead out of the folder.
         if not match or Path(match[2]).is_absolute() or ".." in Path(match[2]).parts:
             raise OutputError(f"{path}: line {number} is {line!r:.90}, expected '<sha256>  <relative path>'")
         listed[match[2]] = match[1]
@@ -47,6 +49,7 @@ def _present(folder: Path) -> set[str]:
     found = set()
     for path in folder.rglob("*"):
         parts = path.relative_to(folder).parts
+        # Times and curves differ between equal runs; locks and journals are of the machine.
         outside = any(part.startswith(".") or part in files.TIMED for part in parts)
         if path.is_file() and not outside and parts != (files.SUMS,):
             found.add("/".join(parts))

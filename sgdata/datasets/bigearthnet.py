@@ -21,6 +21,7 @@ from sgdata.shards import ShardRecipe
 from sgdata.types import Array, Contract, Found, LabelSpace, Member, Ref, Sample
 
 PATCH_M = 1200
+# Tile and time are lost to defects in v1 names (five-digit times), so nothing but the pattern is taken from them.
 _PATCH = {
     "v1": re.compile(r"S2[AB]_MSIL2A_\d{8}T\d{5,6}_\d{1,2}_\d{1,2}"),
     "v2": re.compile(r"S2[AB]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\d{2}[A-Z]{3}_\d{2}_\d{2}"),
@@ -29,6 +30,7 @@ _METADATA = {
     "official": "metadata.parquet",
     "snow and cloud": "metadata_for_patches_with_snow_cloud_or_shadow.parquet",
 }
+# v2 says `validation`; a loader that asks for `val` finds nothing (torchgeo 2825).
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 _LABELS = "labels_metadata.json"
 _STORED_BYTES = 230_000
@@ -46,6 +48,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     listing = archives.listing(source)
     wanted = {*(f"{band}.tif" for band in edition.bands), _LABELS}
     patches: dict[str, dict[str, Member]] = {}
+    # Folders may be nested in any number of others: patches are known by their own name.
     for member in listing.members:
         folder, _, file = member.name.rpartition("/")
         patch = folder.rpartition("/")[2]
@@ -113,10 +116,12 @@ def _read(ref: Ref, content: archives.Content, contract: Contract, index: Mappin
     meta: dict[str, Any] = {}
     for band in contract.bands:
         picture = tiffs.read(content(held[f"{band.name}.tif"]))
+        # 120, 60 and 20 pixels over the same 1200 m.
         side = PATCH_M // band.gsd_m
         if picture.pixels.shape != (1, side, side) or picture.pixels.dtype != np.uint16:
             found = f"{picture.pixels.dtype} {picture.pixels.shape}"
             raise SourceError(f"{band.name} is {found}, expected uint16 (1, {side}, {side})")
+        # The upper left corner is all that bands of different sizes share.
         if picture.place:
             places.add((picture.place.epsg, picture.place.transform[2], picture.place.transform[5]))
             meta = meta or tiffs.located(picture)
@@ -144,6 +149,7 @@ def _from_json(content: bytes, index: Mapping[str, int | None]) -> dict[str, Any
 def _index_of(space: LabelSpace) -> dict[str, int | None]:
     """Class name, of the 43 or of the 19, to its id in `space`; None for a class of the 43 that the 19 drop."""
     own: dict[str, int | None] = dict(zip(space.names, space.ids, strict=True))
+    # v1 names its labels by the 43; the map is a table, as code it was once applied in the wrong order (torchgeo 1127).
     if len(space.ids) == 19:
         for row in catalog.table("bigearthnet_43_to_19"):
             own.setdefault(row["label43_as_in_v1_json"], own.get(row["label19"]))
@@ -152,6 +158,7 @@ def _index_of(space: LabelSpace) -> dict[str, int | None]:
 
 def _labels(names: list[str], index: Mapping[str, int | None]) -> dict[str, Any]:
     """`labels`, the sorted ids of names as shipped, and `label_names`, the names as they came."""
+    # Of v2 without its table: no labels is a fact, an empty list would be a label.
     if not index:  # the label space 'none'
         return {}
     unknown = [name for name in names if name not in index]

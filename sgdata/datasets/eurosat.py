@@ -14,6 +14,7 @@ from sgdata.errors import SourceError
 from sgdata.shards import ShardRecipe
 from sgdata.types import Contract, Found, Ref, Sample
 
+# The older archive nests the classes in ds/images/remote_sensing/otherDatasets/sentinel_2/tif.
 _FILE = re.compile(r"(?:.*/)?([A-Za-z]+)/(\1_\d+)\.tif")
 STORED_SHARE = 0.6
 
@@ -42,10 +43,12 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
 def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
     """A function from Ref to Sample: `image` (13, 64, 64) uint16 in wavelength order; it raises SourceError."""
     stored = catalog.edition(catalog.card("eurosat"), contract.version)
+    # By name: the files hold B8A last, and "drop index 10" removes B11 there.
     order = [stored.bands.index(band.name) for band in contract.bands]
     with archives.opened(source) as content:
 
         def read(ref: Ref) -> Sample:
+            # That B10 is the dark one is judged over all samples (`fingerprints`): one cloud would fail a patch.
             picture = tiffs.read(content(ref.members[0]))
             if picture.pixels.shape != stored.shape or picture.pixels.dtype != np.uint16:
                 found = f"{picture.pixels.dtype} {picture.pixels.shape}"

@@ -49,6 +49,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     else:
         wanted, notes = images, ["no train.csv, val.csv or test_gt.csv: images are taken as they lie"]
     refs = tuple(_ref(at, member, rows.get(at), space) for at, member in wanted.items())
+    # Halves of medians become whole numbers; the contract says so by its scale.
     doubled = replace(edition, scale=edition.scale / DOUBLED)
     return Found(refs=refs, edition=doubled, labels=space, rejected=listing.rejected, notes=tuple(notes))
 
@@ -59,6 +60,7 @@ def _images(members: tuple[Member, ...], space: LabelSpace) -> dict[tuple[str, s
     for member in members:
         path = PurePosixPath(member.name)
         match = _STEM.fullmatch(path.stem)
+        # Names are never split at `_` from the left: categories hold underscores and hyphens.
         if path.suffix == ".tif" and match and match[1] in space.names:
             split = next((FOLDERS[part] for part in reversed(path.parts[:-1]) if part in FOLDERS), "all")
             images[split, path.stem] = member
@@ -74,6 +76,7 @@ def _rows(source: Path, splits: set[str]) -> dict[tuple[str, str], dict[str, str
             continue
         try:
             table = list(csv.DictReader(io.StringIO(held[0].read_text(encoding="utf-8"))))
+            # No image_path in the official files: it is built from the three columns, whose order the README has wrong.
             for row in table:
                 rows[split, f"{row['category']}_{int(row['location_id'])}_{int(row['image_id'])}"] = row
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
@@ -108,6 +111,7 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample
 
 def doubled(pixels: Array) -> Array:
     """2 x DN, lossless: uint16 if every value is then whole and fits, else float32. Raises SourceError if neither."""
+    # Compared below value by value, which NaN never equals.
     if not np.isfinite(pixels).all():
         raise SourceError(f"image holds {np.count_nonzero(~np.isfinite(pixels))} NaN or infinite values")
     twice = pixels.astype(np.float64) * DOUBLED

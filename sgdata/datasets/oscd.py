@@ -36,6 +36,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     listing = archives.listing(source)
     cities: dict[str, dict[str, Member]] = {}
     splits = {name: split for split in ("train", "test") for name in facts[f"order_in_{split}_txt"]}
+    # Copies rename the top folders and merge labels into the cities: only the last parts of a name are trusted.
     for member in listing.members:
         parts = PurePosixPath(member.name).parts
         city = next((part for part in parts[:-1] if part in splits), None)
@@ -90,6 +91,7 @@ def _read(ref: Ref, content: archives.Content, contract: Contract) -> Sample:
 
 def _stack(folder: str, held: Mapping[str, Member], content: archives.Content, contract: Contract) -> Array:
     planes: list[Array] = []
+    # `imgs_*_rect` only: already registered and at 10 m; zooming them again shows a magnified corner.
     for band in contract.bands:
         member = held.get(f"{folder}/{band.name}.tif")
         if member is None:
@@ -107,14 +109,17 @@ def _change(city: str, held: Mapping[str, Member], content: archives.Content) ->
     maps: list[Array] = []
     if f"cm/{city}-cm.tif" in held:
         codes = tiffs.read(content(held[f"cm/{city}-cm.tif"])).pixels
+        # 1 and 2 in the TIFF: "greater than 0" marks everything as change, so the values are checked first.
         if len(codes) != 1 or not set(np.unique(codes).tolist()) <= {1, 2}:
             raise SourceError(f"{city}-cm.tif holds {np.unique(codes).tolist()[:8]}, expected 1 and 2")
         maps.append((codes[0] == 2).astype(np.uint8))
     if "cm/cm.png" in held:
+        # Its mode may be L, RGB or RGBA.
         maps.append(_from_png(content(held["cm/cm.png"])))
     if not maps:
         raise SourceError(f"no change map cm/cm.png or cm/{city}-cm.tif")
     first: Array = maps[0]
+    # Two files that say the same thing are there to be compared.
     if any(not np.array_equal(first, other) for other in maps[1:]):
         raise SourceError("change maps cm.png and cm.tif differ")
     return first

@@ -43,6 +43,7 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample
     else:
         card = catalog.card("segmunich")
         stored = catalog.edition(card, contract.version).bands
+        # Measured on the files: 10 m bands first. The paper, two cards and the authors give three other orders.
         order = [stored.index(band.name) for band in contract.bands]
         index = _index_of_file_value()
         with archives.opened(source) as content:
@@ -63,6 +64,7 @@ def _find_in_build(source: Path) -> Found:
         table = pq.read_table(source / PATCHES, columns=[*_COLUMNS, "geometry"])
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{source / PATCHES}: not the patches of a build: {error}; build it again") from None
+    # To 1e-7 degree, a centimetre, as `tiffs.bounds` gives them.
     boxes = shapely.bounds(shapely.from_wkb(table["geometry"].to_pylist())).round(7).tolist()
     rows = zip(*(table[name].to_pylist() for name in _COLUMNS), boxes, strict=True)
     refs = [
@@ -127,6 +129,7 @@ def _find_released(source: Path, recipe: ShardRecipe) -> Found:
     labels: dict[tuple[str, str], Member] = {}
     for member in listing.members:
         parts = PurePosixPath(member.name).parts
+        # The training script asks for test/, the archive holds val/.
         if len(parts) >= 3 and parts[-1].endswith(".tif") and parts[-3] in ("train", "val", "test"):
             kind = {"img": images, "label": labels}.get(parts[-2])
             if kind is not None:
@@ -146,6 +149,7 @@ def _find_released(source: Path, recipe: ShardRecipe) -> Found:
     alone = tuple((images[at].name, "image without label") for at in sorted(images.keys() - labels.keys()))
     space = catalog.label_space(card, "segmunich-released")
     grouped = _grouped(refs, source)
+    # Copies within train are kept: they are what was published; their group tells.
     trained = {ref.meta["group"] for ref in grouped if ref.split == "train"}
     kept = tuple(ref for ref in grouped if ref.split == "train" or ref.meta["group"] not in trained)
     notes = [f"{len(grouped) - len(kept)} copies of training patches in val or test: left out"]
@@ -170,6 +174,7 @@ def _grouped(refs: list[Ref], source: Path) -> list[Ref]:
 
 def _index_of_file_value() -> Array:
     """File value -> train index, (256,) int16, -1 where the released labels know no such value."""
+    # A table of all 256 values: an unknown one is refused, the original code passes it to the loss.
     index = np.full(256, -1, np.int16)
     for row in catalog.table("segmunich_labels"):
         index[int(row["file_value"])] = int(row["train_index"])
