@@ -338,20 +338,15 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """The whole story on a simulated city, offline: simulate, build, shard, pretrain, fine-tune, page."""
-    from sgdata import demo as tale
-
-    listen(quiet)
-    # The table repeats the page, for who works where there is no browser.
-    show_figures(tale.run(out, story=tale.Story(size_km=size, dates=dates, seed=seed), workers=workers))
-
-
-def show_figures(page: Path) -> None:
-    """The table at the end of the demo, and the path of its page."""
     from rich.console import Console
     from rich.table import Table
 
+    from sgdata import demo as tale
     from sgdata import demo_page, files
 
+    listen(quiet)
+    page = tale.run(out, story=tale.Story(size_km=size, dates=dates, seed=seed), workers=workers)
+    # The table repeats the page, for who works where there is no browser.
     table = Table("what", "measured", "remark")
     for line in demo_page.lines(files.read_plain(page.parent.parent / "summary.json")):
         table.add_row(*line)
