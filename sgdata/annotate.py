@@ -83,6 +83,7 @@ def label(folder: Path, lattice: Grid, source: OsmSource, settings: labels.Label
         source.where, _ground(lattice), rules=rules, date=source.date, store=source.store, offline=source.offline
     )
     drawing = labels.prepare(features.table, rules, lattice, settings)
+    # Labels of a whole area are small; it is the supersampled painting that must go by tiles.
     painted = np.empty(lattice.shape, np.uint8), np.empty(lattice.shape, np.uint8)
     for window in grid.tiles(lattice.shape, TILE_PX):
         for whole, part in zip(painted, labels.paint(drawing, window), strict=True):
@@ -99,6 +100,7 @@ def _ground(lattice: Grid) -> object:
     """The area in degrees, with room for what begins outside and reaches in."""
     import shapely
 
+    # A motorway outside the box still covers ground inside it.
     margin = labels.MARGIN_PX
     shape = (lattice.shape[0] + 2 * margin, lattice.shape[1] + 2 * margin)
     wider = grid.windowed(lattice, Window(row=-margin, col=-margin, height=shape[0], width=shape[1]))

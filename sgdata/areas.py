@@ -45,6 +45,7 @@ def in_degrees(lattice: Grid) -> Bounds:
     """Bounds of a lattice in EPSG:4326, edges densified."""
     from pyproj import Transformer
 
+    # always_xy: EPSG:4326 itself says latitude first.
     transformer = Transformer.from_crs(lattice.crs, "EPSG:4326", always_xy=True)
     west, south, east, north = transformer.transform_bounds(*lattice.bounds, densify_pts=51)
     return (west, south, east, north)
@@ -80,6 +81,7 @@ def _edges(bbox: Bounds) -> list[tuple[float, float]]:
     west, south, east, north = bbox
     if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
         raise SettingError(f"area: bbox {bbox}: expected WEST SOUTH EAST NORTH in degrees, west < east, south < north")
+    # 20 pieces a side: over a city the bulge between two points is far below a pixel.
     steps = [i / 20 for i in range(21)]
     along = [(west + (east - west) * s, y) for s in steps for y in (south, north)]
     return along + [(x, south + (north - south) * s) for s in steps for x in (west, east)]
@@ -95,6 +97,7 @@ def _over(points: list[tuple[float, float]], area: Area) -> Grid:
             f"area: centre {lat:.3f} N {lon:.3f} E, {max(lons) - min(lons):.1f} degrees wide; expected at most "
             "6 degrees of longitude below 80 degrees of latitude (one UTM zone)"
         )
+    # By the centre alone; Norway's and Svalbard's wider zones are not followed, as Sentinel-2's tiles do not either.
     zone = min(int((lon + 180) // 6) + 1, 60)
     crs = area.crs or f"EPSG:{326 if lat >= 0 else 327}{zone:02d}"
     # 10 cm: what degrees with seven decimals lose must not push an edge over the next multiple of 60 m.

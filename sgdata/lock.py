@@ -18,6 +18,7 @@ from sgdata.types import Grid
 
 FORMAT = 1
 NAME = "segmunich.lock.json"
+# Whatever may change a pixel, a geometry or a compressed byte.
 LIBRARIES = ("numpy", "numba", "rasterio", "pyproj", "shapely", "osmium", "osmnx", "pyarrow")
 
 
@@ -76,6 +77,7 @@ def sha256(value: object) -> str:
 
 def hold(promised: Lock, found: Lock) -> None:
     """Refuse the first thing in which a run deviates from its lock. Raises OutputError naming both values."""
+    # Both as plain JSON: what a lock says is what its file says.
     difference = _difference(files.plain(promised), files.plain(found), "")
     if difference:
         raise OutputError(
@@ -91,6 +93,7 @@ def _difference(promised: Any, found: Any, where: str) -> str:
         pairs = [(str(index), *pair) for index, pair in enumerate(zip(promised, found, strict=True))]
     else:
         return "" if promised == found else f"{where} is {found!s:.60}, the lock has {promised!s:.60}"
+    # The first will do: the next ones mostly follow from it.
     return next((text for key, a, b in pairs if (text := _difference(a, b, f"{where}.{key}".lstrip(".")))), "")
 
 
@@ -107,6 +110,7 @@ def versions() -> dict[str, str]:
     import rasterio
     import shapely
 
+    # GDAL, PROJ and GEOS come inside wheels and change without their names.
     ours = {name: version(name) for name in LIBRARIES}
     return ours | {
         "gdal": rasterio.__gdal_version__,

@@ -105,6 +105,7 @@ def untestable(table: int | None, evidence: Evidence) -> bool:
 
 def measured(evidence: Evidence) -> int | None:
     """The offset that the pixels tell, None where too few are eligible or the share is in between."""
+    # Between the two shares lies a mixture: better no answer than a wrong tenth of reflectance.
     if evidence.eligible < ENOUGH_PIXELS or SHARE_PRESENT < evidence.dark_share < SHARE_ABSENT:
         return None
     return BASELINE_OFFSET if evidence.dark_share <= SHARE_PRESENT else 0

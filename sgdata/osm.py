@@ -53,6 +53,7 @@ def located(area: Area, outline: Path, *, offline: bool = False) -> Area:
     """
     if area.place is None:
         return area
+    # Geocoding is not reproducible: the outline found first is the area from then on.
     kept = json.loads(outline.read_bytes()) if outline.is_file() else {}
     if kept.get("name") != area.place:
         if offline:
@@ -128,6 +129,7 @@ def read(
     if str(source) == "overpass" or str(source).startswith(("https://", "http://")):
         if not date or store is None:
             raise SettingError(f"OpenStreetMap from {source}: no date; give one such as 2020-04-01 (--osm-date)")
+        # Without a date, labels would silently be those of the day of the build.
         service = overpass.Service() if str(source) == "overpass" else overpass.Service(url=str(source))
         answers = overpass.fetch(area, rules, date=date, store=store, service=service, offline=offline)
         return read_files(answers, area, rules)

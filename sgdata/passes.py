@@ -16,6 +16,7 @@ from sgdata.types import Grid
 
 REPEAT = timedelta(days=10)
 """Each satellite flies the same relative orbit again after ten days."""
+# First days with products, so that no pass is expected of a satellite that was not up yet.
 IN_SERVICE = {
     "sentinel-2a": date(2015, 7, 4),
     "sentinel-2b": date(2017, 7, 1),
@@ -84,11 +85,14 @@ def needed_tiles(scenes: Iterable[stac.Scene], lattice: Grid) -> set[str]:
     boxes: dict[str, Any] = {}
     for scene in scenes:
         extent = _extent(scene)
+        # One item of the tile that tells its extent is enough: all of them share a lattice.
         if extent is not None or scene.tile not in boxes:
             boxes[scene.tile] = shapely.box(*extent) if extent else None
     needed = {tile for tile, box in boxes.items() if box is None}
+    # Greedy is not minimal in general, but tiles lie in rows and columns, where it is.
     rest = shapely.box(*lattice.bounds)
     while known := {tile: rest.intersection(box).area for tile, box in boxes.items() if tile not in needed and box}:
+        # Sorted first: of two tiles that serve as well, the choice must not depend on the catalogue's order.
         best = max(sorted(known), key=known.__getitem__)
         if known[best] <= 0:
             break
@@ -143,6 +147,7 @@ def holes(rows: Iterable[Month]) -> str:
 
 def _possible(scenes: Iterable[stac.Scene], first: date, last: date) -> Counter[str]:
     """Passes per month that the satellites and orbits seen in the catalogue make between two days."""
+    # Any pass of a track will do as anchor: they repeat to the day.
     tracks = {(scene.platform, scene.orbit): date.fromisoformat(scene.time[:10]) for scene in scenes}
     passes: Counter[str] = Counter()
     for (platform, _), anchor in tracks.items():
@@ -170,6 +175,7 @@ def cost(planned: Lock, where: str, *, workers: int) -> Cost:
     read = round(raw * COMPRESSED)
     seconds = read / (WEB if stac.is_url(where) else DISK) + raw / (STACKED * workers)
     height, width = planned.grid.shape
+    # Finished tiles keep the image and four planes of provenance until the COGs are written.
     tiles = 2 * height * width * (len(planned.items[0].scene.assets) + 4)
     return Cost(read_bytes=read, scratch_bytes=raw + tiles, minutes=round(seconds / 60) + 1)
 
@@ -186,6 +192,7 @@ def drift(planned: Lock, where: str) -> list[str]:
         bands=tuple(planned.items[0].scene.assets),
     )
     found, twins = stac.search(where, query)
+    # The same choice as the plan made: a neighbour that it left out is no news.
     usable, elsewhere = suited(found, planned.grid)
     today = {scene.id: scene for scene in usable}
     known = {item.scene.id: item.scene for item in planned.items}

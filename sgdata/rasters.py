@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ READING = {
     "GDAL_HTTP_CONNECTTIMEOUT": "20",
     "VSI_CACHE": "TRUE",
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",  # else a second try meets the failure of the first
-    "AWS_NO_SIGN_REQUEST": "YES",
+    "AWS_NO_SIGN_REQUEST": "NO" if "AWS_ACCESS_KEY_ID" in os.environ else "YES",  # CDSE wants keys
     "GDAL_CACHEMAX": 64 << 20,  # every block is asked for once: a large cache only costs
     "GDAL_PAM_ENABLED": "NO",
 }

@@ -30,8 +30,10 @@ def signed(href: str, tokens: str, *, renew: bool = False) -> str:
     parts = urlsplit(href)
     if not tokens or parts.scheme not in {"http", "https"} or "sig=" in parts.query:
         return href
+    # Azure's own order: the account is the host's first name, the container the first folder.
     account, container = (parts.hostname or "").split(".")[0], parts.path.split("/")[1]
     url = f"{tokens.rstrip('/')}/{account}/{container}"
+    # Many files, one container: ask once, then remember until shortly before the end.
     until, token = _held().get(url, (0.0, ""))
     if renew or until - time.time() < SPARE_S:
         until, token = _held()[url] = _asked(url)
@@ -50,6 +52,7 @@ def _asked(url: str) -> tuple[float, str]:
     trouble = ""
     for attempt in range(TRIES):
         try:
+            # A token costs one small request; its service is as busy as the store itself.
             answer = requests.get(url, timeout=TIMEOUT_S)
             answer.raise_for_status()
             told = answer.json()

@@ -118,6 +118,7 @@ def search(where: str, query: Query) -> tuple[tuple[Scene, ...], tuple[Dropped, 
     days(query.dates)
     items = list(_from_api(where, query) if is_url(where) else _from_files(Path(where), query.collection))
     root = "" if is_url(where) else str(_root(Path(where)).resolve())
+    # By id: a page may repeat what another had.
     wanted = {item.id: item for item in items if _meets(item, query)}
     if not wanted:
         raise SettingError(
@@ -167,6 +168,7 @@ def _from_api(url: str, query: Query) -> Iterator[pystac.Item]:
         yield from (item for item in items if item.collection_id == query.collection)
         if not searchable:
             return
+        # Years, for whole series run into time limits (504) at more than one provider.
         for year in range(first.year, last.year + 1):
             span = (max(first, date(year, 1, 1)).isoformat(), min(last, date(year, 12, 31)).isoformat())
             yield from _pages(
@@ -255,6 +257,7 @@ def _text(bounds: Iterable[float]) -> str:
 def parse(item: pystac.Item, bands: tuple[str, ...], root: str = "") -> Scene:
     """A STAC item of any known provider as a Scene with the assets of `bands`. Raises SourceError."""
     told = item.properties
+    # Names differ between providers and between years of one provider: each `or` is another of their words.
     provider, keys = _provider(item, bands)
     product = str(told.get("s2:product_uri") or item.id)
     tile = re.search(r"(\d{1,2})([C-X][A-Z]{2})", str(told.get("grid:code") or told.get("s2:mgrs_tile") or item.id))
@@ -270,6 +273,7 @@ def parse(item: pystac.Item, bands: tuple[str, ...], root: str = "") -> Scene:
         provider=provider,
         time=item.datetime.strftime("%Y-%m-%dT%H:%M:%SZ"),
         platform=str(told.get("platform") or product[:3]).lower(),
+        # Zones below 10 gained their zero in 2025; old and new items must meet.
         tile=tile[1].zfill(2) + tile[2],
         orbit=int(orbit),
         datatake=re.sub(r"_N\d\d\.\d\d$", "", datatake),
@@ -294,6 +298,7 @@ def _declared(item: pystac.Item, assets: list[pystac.Asset]) -> int | None:
 
 def _provider(item: pystac.Item, bands: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     """The provider whose asset keys fit best. Raises SourceError naming what is missing."""
+    # By keys, not by the catalogue's address: mirrors and local copies have other addresses.
     have = {name: [band for band in bands if keys.get(band) in item.assets] for name, keys in KEYS.items()}
     name = max(have, key=lambda provider: len(have[provider]))
     missing = [f"{band} ('{KEYS[name].get(band, '?')}')" for band in bands if band not in have[name]]
@@ -311,6 +316,7 @@ def _asset(item: pystac.Item, key: str, root: str) -> Asset:
     href = asset.get_absolute_href() or asset.href
     if root and "://" not in href:
         href = Path(os.path.relpath(href, root)).as_posix()
+    # STAC 1.0 has `raster:bands`, 1.1 `bands`, CDSE the bare `data_type`.
     band = (told.get("raster:bands") or told.get("bands") or [{}])[0]
     transform, shape = told.get("proj:transform"), told.get("proj:shape")
     return Asset(
@@ -341,6 +347,7 @@ def without_twins(
     `outlines`: id -> GeoJSON of where a scene has data. Two strips of a pass that hardly overlap are both kept.
     """
     kept: dict[tuple[str, str, str, int, str], list[Scene]] = {}
+    # Ranked before grouped, so that the first of a group is the one to keep, whatever order they came in.
     ranked = sorted(scenes, key=lambda s: (s.baseline, s.generated, s.id), reverse=True)
     dropped = []
     for scene in ranked:
@@ -362,6 +369,7 @@ def _strips(one: str, other: str, outlines: Mapping[str, Any]) -> bool:
 
     if not (outlines.get(one) and outlines.get(other)):
         return False
+    # Footprints cross themselves at swath edges often enough.
     shapes = [shapely.make_valid(shapely.geometry.shape(outlines[name])) for name in (one, other)]
     return bool(shapes[0].intersection(shapes[1]).area < STRIP_OVERLAP * min(shape.area for shape in shapes))
 

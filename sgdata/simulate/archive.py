@@ -57,6 +57,7 @@ def simulate(
             raise OutputError(f"{out}: holds another simulation ({told.read_text().strip()}); choose another --out")
         if told.exists() and (out / files.SUMS).exists():
             return out
+        # First of all: a half-made archive must say what it is to whoever resumes it.
         files.write(told, files.canonical_json(about))
         work = out / ".work"
         try:
@@ -108,6 +109,7 @@ def _write_catalogue(out: Path, what: Plan, scenes: list[Scene], counts: dict[st
         for s in scenes
     }
     if what.dates >= traps.FEWEST:
+        # The twin has no files of its own; the neighbour has, warped from the same scene.
         clear = traps.clear_scene(scenes)
         twin = traps.twin(clear, what.layout)
         same = items.item(twin, what.granule, footprint(what, twin), counts[clear.id])
@@ -137,6 +139,7 @@ def _write_catalogue(out: Path, what: Plan, scenes: list[Scene], counts: dict[st
 def _break(out: Path, item: str) -> None:
     """Cut the red band of an item to 60 % of its bytes, and say so."""
     path = out / items.COLLECTION / item / "B04.tif"
+    # The header of a COG stands first, so that the file opens and only its last blocks are missing.
     content = path.read_bytes()
     files.write(path, content[: len(content) * 6 // 10])
     planted = json.loads((out / "truth" / "traps.json").read_bytes())
@@ -238,6 +241,7 @@ def sky_seed(what: Plan, scene: Scene) -> int:
 def _photograph(what: Plan, out: Path, work: Path, scene: Scene) -> Array:
     """Write the 13 files of a scene and its true cloud mask; returns the pixels of each SCL value (12,)."""
     folder, masks = out / items.COLLECTION / scene.id, out / "truth" / "clouds" / f"{scene.id}.tif"
+    # Over the whole granule at once: a threshold per tile would show their edges in the clouds.
     level = sky.threshold(sky_seed(what, scene), scene.weather, what.granule.shape)
     counts = np.zeros(12, np.int64)
     with ExitStack() as stack:

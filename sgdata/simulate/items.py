@@ -63,8 +63,10 @@ def item(
 def _properties(scene: Scene, counts: Array) -> dict[str, Any]:
     time = scene.time
     done = made(scene)
+    # The product name is where readers find the orbit when no property tells it.
     number = scene.baseline.replace(".", "")
     total = max(int(counts.sum()), 1)
+    # Shares are of what the swath saw, as Sen2Cor reports them.
     seen = max(total - int(counts[SceneClass.NO_DATA]), 1)
     shares = {f"s2:{name}_percentage": round(100 * int(counts[value]) / seen, 6) for value, name in SHARES.items()}
     stem = f"{scene.platform}_MSIL2A_{time:%Y%m%dT%H%M%S}_N{number}_R{scene.orbit:03d}_T{TILE}"

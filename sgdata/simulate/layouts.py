@@ -30,7 +30,9 @@ def written(document: dict[str, Any], layout: str) -> dict[str, Any]:
 
 def _microsoft(document: dict[str, Any]) -> dict[str, Any]:
     told = document["properties"]
+    # No offset flag and no grid code: what is not here, Planetary Computer does not tell.
     kept = {key: value for key, value in told.items() if key.startswith(("s2:", "eo:")) or key == "datetime"}
+    # An item may have lost its projection to a trap.
     if "proj:code" in told:
         kept["proj:epsg"] = int(told["proj:code"].removeprefix("EPSG:"))
     return kept | {
@@ -64,6 +66,7 @@ def _bands(document: dict[str, Any], extra: dict[str, Any], unit: str) -> dict[s
     for key, asset in document["assets"].items():
         band = BAND_OF[key]
         gsd = BAND[band].gsd_m if band in BAND else 20
+        # Neither of the two has bands by common name as Earth Search does.
         kept = {k: v for k, v in asset.items() if k not in {"raster:bands", "eo:bands"}} | {"gsd": gsd}
         if unit:
             stored = asset["raster:bands"][0]

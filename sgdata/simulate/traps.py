@@ -27,6 +27,7 @@ def planted(scenes: list[Scene], layout: str) -> dict[str, list[str]]:
     first = [one for one in scenes if one.epoch == 1]
     if len(first) < FEWEST:
         return found
+    # Fixed places, not drawn ones: another draw here would change every sky after it.
     found[first[3].id].append("no-projection")
     if layout == "earth-search":
         for one in scenes:
@@ -38,6 +39,7 @@ def planted(scenes: list[Scene], layout: str) -> dict[str, list[str]]:
 
 def altered(document: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """An item with its traps in it."""
+    # Assets share dicts with their template.
     document = deepcopy(document)
     told, assets = document["properties"], document["assets"].values()
     if "old-projection" in names:
@@ -62,6 +64,7 @@ def clear_scene(scenes: list[Scene]) -> Scene:
 
 def twin(scene: Scene, layout: str) -> Scene:
     """The same acquisition, processed earlier; its greater sequence digit says nothing."""
+    # Older, though it comes later by name: who takes the greatest digit takes the wrong one.
     older = replace(scene, baseline="04.00" if scene.baseline > "04.00" else OLDEST)
     return replace(older, id=named(older, layout, sequence=2))
 
@@ -79,6 +82,7 @@ def next_zone(granule: Grid) -> Grid:
     """The lattice of the same ground in the UTM zone to the east, snapped to 60 m."""
     outline = shapely.segmentize(shapely.box(*granule.bounds), 5000)
     move = Transformer.from_crs(granule.crs, NEIGHBOUR_CRS, always_xy=True)
+    # Straight edges of one zone are bent in the next.
     x, y = move.transform(*shapely.get_coordinates(outline).T)
     return covering((x.min(), y.min(), x.max(), y.max()), NEIGHBOUR_CRS, gsd_m=10, snap_m=60)
 
