@@ -12,8 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from sgdata import catalog, fetch, files, verify
+from sgdata import catalog, cli, fetch, files, verify
 from sgdata.errors import OutputError, ServiceError, SettingError
 from sgdata.types import Source
 
@@ -189,3 +190,12 @@ def test_every_source_of_every_card_has_an_address_or_says_so() -> None:
             for each in edition.sources:
                 assert each.url.startswith("https://"), (card.name, each.file)
                 assert (each.algorithm is None) == (each.digest == "")
+
+
+def test_a_dry_run_tells_files_bytes_and_room(tmp_path: Path) -> None:
+    command = ["fetch", "bigearthnet", "--release", "v1", "--part", "splits", "--out", str(tmp_path), "--dry-run"]
+    told = CliRunner().invoke(cli.app, command)
+    assert told.exit_code == 0, told.output
+    assert "train.csv.gz: 1,639,745 bytes, https://zenodo.org/" in told.output
+    assert "3,247,984 bytes and 0 files of unknown size to fetch" in told.output
+    assert list(tmp_path.iterdir()) == []

@@ -3,14 +3,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 import synthetic
+from test_cluster import cluster  # noqa: F401 - a fixture
+from typer.testing import CliRunner
 
-from sgdata import contracts, files, packing, shards, verify
+from sgdata import cli, contracts, files, packing, shards, verify
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.types import LabelSpace
 
@@ -132,3 +135,31 @@ def test_a_damaged_block_of_a_build_is_quarantined(build: Path, tmp_path: Path) 
     assert not result.complete
     assert "labels [77] are not in the label space" in reasons(tmp_path / "s")["munich-r00000-c00000"]
     assert result.contract.splits == {"train": 2, "val": 3}
+
+
+def test_options_of_the_command_choose_edition_labels_and_splits(tmp_path: Path) -> None:
+    source = synthetic.bigearthnet_v1(tmp_path / "source")
+    command = ["shard", "bigearthnet", "--source", str(source), "--out", str(tmp_path / "out"), "-q"]
+    chosen = ["--release", "v1", "--labels", "bigearthnet-43-official", "--splits", "google", "--layout", "native"]
+    done = CliRunner().invoke(cli.app, [*command, *chosen])
+    assert done.exit_code == 0, done.output
+    contract = contracts.read(tmp_path / "out")
+    assert (contract.version, contract.label_space.name) == ("v1", "bigearthnet-43-official")
+    next(source.rglob("*_B8A.tif")).unlink()
+    (tmp_path / "out" / files.SUMS).unlink()
+    done = CliRunner().invoke(cli.app, [*command, *chosen])
+    assert done.exit_code == cli.INCOMPLETE
+    assert "1 files or samples in" in done.output
+    assert list(reasons(tmp_path / "out").values()) == ["band B8A is missing"]
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_bytes(tmp_path: Path, cluster: tuple[str, object]) -> None:  # noqa: F811
+    source, recipe = synthetic.bigearthnet_v1(tmp_path / "source"), small("bigearthnet", edition="v1", shard_mb=0)
+    with tarfile.open(tmp_path / "it.tar.gz", "w:gz") as tar:
+        for file in sorted(path for path in source.rglob("*") if path.is_file()):
+            tar.add(file, file.relative_to(source))
+    packing.pack("bigearthnet", source=source, out=tmp_path / "here", recipe=recipe)
+    for name, at in {"there": source, "streamed": tmp_path / "it.tar.gz"}.items():
+        packing.pack("bigearthnet", source=at, out=tmp_path / name, recipe=recipe, cluster=cluster[0])
+        assert (tmp_path / name / files.SUMS).read_bytes() == (tmp_path / "here" / files.SUMS).read_bytes()
