@@ -84,7 +84,9 @@ def _in_folder(source: Path) -> Iterator[tuple[Member, str]]:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
                 elif entry.name.endswith(".zip") and entry.is_file():
-                    # As downloaded: OSCD comes as three zips side by side.
+                    # As downloaded: OSCD comes as three zips side by side. One that was also unpacked counts once.
+                    if os.path.isdir(entry.path[:-4]):  # noqa: PTH112 - strings, as above
+                        continue
                     for member, reason in _in_zip(Path(entry.path)):
                         yield replace(member, name=f"{entry.path[start:]}/{member.name}"), reason
                 # Sizes now, contents later: a file that changes in between is told by its size.

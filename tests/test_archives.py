@@ -79,6 +79,13 @@ def test_folder_zip_and_tar_are_listed_and_read_alike(make: object, tmp_path: Pa
     assert [m.name for m in archives.listing(source).members] == sorted(GOOD)
 
 
+def test_zips_in_a_folder_are_part_of_it_unless_they_were_unpacked(tmp_path: Path) -> None:
+    source = as_folder(tmp_path / "it", {"here.txt": b"here", "b/x.txt": b"unpacked"})
+    as_zip(source / "a.zip", GOOD)
+    as_zip(source / "b.zip", {"b/x.txt": b"packed"})
+    assert held(source) == {"here.txt": b"here", "b/x.txt": b"unpacked"} | {f"a.zip/{n}": c for n, c in GOOD.items()}
+
+
 def test_hostile_members_are_rejected_by_name_and_the_rest_is_used(tmp_path: Path) -> None:
     link, device, hard = tarfile.TarInfo("link.tif"), tarfile.TarInfo("null"), tarfile.TarInfo("hard.tif")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"

@@ -59,7 +59,12 @@ def test_splits_add_up_to_what_is_published() -> None:
     assert total("bigearthnet", "v2", "official") + total("bigearthnet", "v2", "snow and cloud") == 549_488
     assert total("eurosat", "ms", "random") == 27_000
     assert total("fmow", "1", "official") == 882_779
-    assert total("oscd", "rect", "official") == len(catalog.document("oscd_cities")["cities"])
+    facts = catalog.document("oscd_cities")
+    assert total("oscd", "rect", "official") == len(facts["cities"])
+    for split in ("train", "test"):
+        held = facts["pixel_totals"][split]
+        sizes = [city["width"] * city["height"] for city in facts["cities"] if city["split"] == split]
+        assert sum(sizes) == held["all"] == held["change"] + held["no_change"]
 
 
 @pytest.mark.parametrize(
