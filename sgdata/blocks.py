@@ -82,7 +82,10 @@ def split(boxes: Array, counts: Array, settings: SplitSettings) -> tuple[tuple[s
     if settings.method == "random" or not len(boxes):
         parts = _drawn(boxes, shares, settings.seed)
     else:
-        parts = _by_blocks(boxes, counts, shares, settings)
+        layout = _laid_out(boxes, settings.block_px, settings.gap_px)
+        # The boxes themselves are one more class: their shares count like those of a class.
+        mass = np.column_stack([counts, np.ones(len(boxes))])
+        parts = _parts(layout, _assigned(layout, mass, shares, settings.seed), np.arange(len(boxes)))
     # -1 indexes the last name: left out.
     names = np.array([*PARTS, LEFT_OUT])[parts[np.argsort(order)]]
     return tuple(names.tolist()), _report(boxes, counts, parts, shares)
@@ -115,13 +118,6 @@ class _Layout:
     inside: Array
     near: Array
     boxes_near: tuple[Array, ...]
-
-
-def _by_blocks(boxes: Array, counts: Array, shares: tuple[float, ...], settings: SplitSettings) -> Array:
-    layout = _laid_out(boxes, settings.block_px, settings.gap_px)
-    # The boxes themselves are one more class: their shares count like those of a class.
-    mass = np.column_stack([counts, np.ones(len(boxes))])
-    return _parts(layout, _assigned(layout, mass, shares, settings.seed), np.arange(len(boxes)))
 
 
 def _laid_out(boxes: Array, size: int, gap: int) -> _Layout:

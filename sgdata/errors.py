@@ -10,6 +10,8 @@ Any other exception is a bug of ours: it keeps its traceback and exits 1.
 """
 
 
+# Four leaves, not forty: they tell who can mend it (the user's recipe, data, a server, the disk); the sentence tells
+# what broke.
 class SgdataError(Exception):
     """What happened, the value at fault, what was expected and what to do, in one line."""
 

@@ -7,6 +7,7 @@ Some shapes are drawn one to three metres off, as hand-drawn ones are.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,6 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 import shapely
 from pyproj import Transformer
-from shapely.geometry import Polygon
 
 from sgdata.simulate.kinds import kinds, roads
 from sgdata.simulate.plan import CRS
@@ -67,8 +67,12 @@ def elements(place: Place) -> Elements:
 
 
 def _area(out: Elements, area: Area, degrees: Any) -> None:
-    shape = _jittered(area)
-    choices = kinds()[area.kind].tags
+    shape, choices = area.geometry, kinds()[area.kind].tags
+    # A third of the shapes lie one to three metres off. By the variant, not by a draw: the jitter of one must not
+    # depend on how many were exported before it.
+    if area.variant % 3 == 0:
+        turn, reach = math.radians(area.variant // 3 % 360), 1 + area.variant // 1080 % 200 / 100
+        shape = shapely.affinity.translate(shape, reach * math.sin(turn), reach * math.cos(turn))
     # Divided by 7, so that the choice of tags is independent of that of covers, which takes the same number modulo.
     tags = choices[area.variant // 7 % len(choices)]
     rings = [shapely.get_coordinates(ring) for ring in (shape.exterior, *shape.interiors)]
@@ -80,16 +84,6 @@ def _area(out: Elements, area: Area, degrees: Any) -> None:
     members = [(out.way(degrees(part), {}), "outer") for part in (outer[: half + 1], outer[half:])]
     members += [(out.way(degrees(ring), {}), "inner") for ring in rings[1:]]
     out.relations.append((members, {"type": "multipolygon"} | tags))
-
-
-def _jittered(area: Area) -> Polygon:
-    """A third of the shapes lie one to three metres off."""
-    # By the variant, not by a draw: the jitter of a shape must not depend on how many were exported before it.
-    if area.variant % 3:
-        return area.geometry
-    turn, reach = (area.variant // 3) % 360, 1 + (area.variant // 1080) % 200 / 100
-    east, north = reach * np.sin(np.radians(turn)), reach * np.cos(np.radians(turn))
-    return shapely.affinity.translate(area.geometry, east, north)
 
 
 def overpass(held: Elements) -> bytes:
