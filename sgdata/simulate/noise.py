@@ -64,7 +64,7 @@ def fractal(seed: int, rows: Array, cols: Array, cells: Sequence[float], gain: f
     weights = np.array([gain**k for k in range(len(cells))])
     weights /= np.sqrt((weights**2).sum())
     parts = zip(weights.astype(np.float32), cells, strict=True)
-    # Seeds of a caller lie closer together than 101: no octave repeats another field.
+    # The fields of a caller have neighbouring seeds: steps of 101 keep the octaves of one from being another.
     total = sum(w * lattice(seed + 101 * k, rows, cols, cell) for k, (w, cell) in enumerate(parts))
     return np.asarray(total, np.float32)
 

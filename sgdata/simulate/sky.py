@@ -84,7 +84,7 @@ def look(scene: Scene, label: Array, seed: int, level: float, rows: Array, cols:
         field = _field(seed, weather, rows, cols)
         cloud = _opacity(field, level)
         glare = np.clip(0.74 + 0.14 * (field - np.float32(level)), 0.5, 1.12)
-        # A shadow falls height / tan(elevation) away from the sun; in December that would be out of the picture.
+        # A shadow falls height / tan(elevation) away from the sun; with a sun near the horizon, out of the picture.
         reach = weather.height_m / 10 / math.tan(math.radians(max(scene.sun_elevation, 15)))
         east = round(reach * math.sin(math.radians(scene.sun_azimuth)))
         north = round(reach * math.cos(math.radians(scene.sun_azimuth)))

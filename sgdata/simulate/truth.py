@@ -21,7 +21,7 @@ ORDER: dict[int, tuple[str, ...]] = {
 }
 # Pixels around a window that the point spread may draw on. It needs one; six keep the 20 m and 60 m lattices whole.
 HALO = 6
-# A multiple of 6 too, for the same reason, and near a COG block; some 60 fields of 4 MB live at once.
+# A multiple of 6 too, for the same reason; one field of a tile is 4 MB, and dozens of them live at once.
 TILE = 1020
 
 
