@@ -26,7 +26,7 @@ from sgdata import (
     statistics,
     tags,
 )
-from sgdata.errors import SettingError
+from sgdata.errors import SettingError, SourceError
 from sgdata.resample import VERSION as RESAMPLING_VERSION
 from sgdata.resample import Kernel
 from sgdata.sentinel2 import NODATA, SCALE, bands
@@ -51,12 +51,16 @@ class PatchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OsmSource:
-    """OpenStreetMap data as `osm.read` takes them: from where, as of which date, kept in which folder."""
+    """OpenStreetMap data as `osm.read` takes them: from where, as of which date, kept in which folder.
+
+    `gap`: a raster of CORINE level 2 codes (OSMlanduse's, say) for ground that nobody has mapped.
+    """
 
     where: str
     date: str
     store: Path
     offline: bool = False
+    gap: Path | None = None
 
 
 def label_space() -> LabelSpace:
@@ -88,12 +92,38 @@ def label(folder: Path, lattice: Grid, source: OsmSource, settings: labels.Label
     for window in grid.tiles(lattice.shape, TILE_PX):
         for whole, part in zip(painted, labels.paint(drawing, window), strict=True):
             whole[window.slices] = part
+    answers = dict(features.sha256)
+    if source.gap:
+        painted = labels.filled_gaps(*painted, _filling(source.gap, lattice, codes))
+        answers[source.gap.name] = files.sha256_file(source.gap)
     unmapped = float((painted[0] == labels.UNMAPPED).mean())
     log.info("labels: %s; read: %s; unmapped: %.1f %%", dict(drawing.counts), dict(features.counts), 100 * unmapped)
     if unmapped > MANY_UNMAPPED:
         log.warning("labels: %.0f %% of the ground is unmapped in %s", 100 * unmapped, source.where)
     builds.write_labels(folder, lattice, label_space(), labels.SOURCES, painted)
-    return dict(features.sha256)
+    return answers
+
+
+def _filling(path: Path, lattice: Grid, codes: dict[int, int]) -> Array:
+    """(H, W) uint8 classes from a raster of codes in any CRS, by nearest neighbour. Raises SourceError."""
+    from rasterio.transform import Affine
+    from rasterio.vrt import WarpedVRT
+
+    height, width = lattice.shape
+    place = {"crs": lattice.crs, "transform": Affine(*lattice.transform), "width": width, "height": height}
+    with rasters.opened(str(path)) as dataset, WarpedVRT(dataset, **place) as warped:
+        found = warped.read(1)
+    # 0 is no code of CORINE and the outside of most files; here it would mean streets.
+    known = {code: index for code, index in codes.items() if code}
+    if found.dtype.kind != "u":
+        raise SourceError(f"{path}: pixels are {found.dtype}, expected uint8 or uint16 codes of CORINE level 2")
+    strange = sorted(set(np.unique(found).tolist()) - set(known) - {0, dataset.nodata, labels.UNMAPPED})
+    if strange:
+        raise SourceError(f"{path}: holds codes {strange[:6]}; expected CORINE level 2 such as 11, 31 and 5 for water")
+    table = np.full(int(found.max()) + 1, labels.UNMAPPED, np.uint8)
+    for code in known.keys() & set(range(len(table))):
+        table[code] = known[code]
+    return np.asarray(table[found])
 
 
 def _ground(lattice: Grid) -> object:

@@ -151,6 +151,7 @@ def build(
     exact: Annotated[bool, typer.Option("--locked", help="Refuse any deviation from the lock of a build.")] = False,
     cluster: Cluster = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write into.")] = None,
+    gap: Annotated[Path | None, typer.Option("--gap", help="Raster of CORINE codes for unmapped ground.")] = None,
     scratch: Annotated[Path | None, typer.Option("--scratch", help="Keep staged pixels here.")] = None,
     workers: Workers = 1,
     dry_run: DryRun = False,
@@ -166,7 +167,7 @@ def build(
     wanted |= {"osm_date": osm_date, "believe": believe, "max_obs": max_obs, "profile": profile}
     chosen = segmunich.recipe_for(recipe or name, wanted, changes or ())
     places = segmunich.Places(
-        out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks,
+        out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap,
         workers=workers, cluster=cluster, scratch=scratch,
     )  # fmt: skip
     # Read before anything is fetched: a wrong path must not cost an hour.

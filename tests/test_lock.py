@@ -165,6 +165,33 @@ def test_a_build_asks_overpass_once_and_then_repeats_without_it(tmp_path: Path, 
         build(recipe, where, tmp_path / "c", follow=out / lock.NAME, osm=f"{web.url}/api")
 
 
+def test_unmapped_ground_is_filled_from_a_raster_and_marked(tmp_path: Path, recipe: BuildRecipe) -> None:
+    import rasterio
+    from rasterio.transform import Affine
+
+    where = archive(tmp_path / "a")
+    answer = forest()
+    for node in answer["elements"][1:3]:
+        node["lon"] = answer["elements"][0]["lon"] + 0.003  # the forest covers the west alone
+    (tmp_path / "osm.json").write_text(json.dumps(answer))
+
+    def filled(code: int, out: str) -> Path:
+        path = tmp_path / f"{code}.tif"
+        profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "height": 90, "width": 90, "crs": "EPSG:32632"}
+        with rasterio.open(path, "w", transform=Affine(10, 0, 600060, 0, -10, 5399940), nodata=0, **profile) as target:
+            target.write(np.full((1, 90, 90), code, np.uint8))
+        return build(recipe, where, tmp_path / out, osm=str(tmp_path / "osm.json"), gap=path)
+
+    out = filled(21, "b")
+    with rasterio.open(out / "labels.tif") as painted, rasterio.open(out / "label_source.tif") as source:
+        classes, origin = painted.read(1), source.read(1)
+    assert set(np.unique(classes)) == {1, 4}  # arable land where OpenStreetMap has no forest
+    np.testing.assert_array_equal(origin == 3, classes == 1)
+    assert {"osm.json", "21.tif"} == set(lock.read(out / lock.NAME).answers)
+    with pytest.raises(SourceError, match=r"99\.tif: holds codes \[99\]"):
+        filled(99, "c")
+
+
 def test_a_place_is_asked_for_once_and_its_outline_kept(
     tmp_path: Path, web: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ class Places:
     stac: str | None = None
     osm: str = "overpass"
     offline: bool = False
+    gap: Path | None = None
     workers: int = 1
     cluster: str | None = None
     scratch: Path | None = None
@@ -277,7 +278,7 @@ def mark(recipe: BuildRecipe, settled: Lock, places: Places) -> dict[str, str]:
     answers = {}
     if places.osm != "none":
         source = annotate.OsmSource(
-            where=places.osm, date=recipe.osm_date, store=places.out / ".osm", offline=places.offline
+            where=places.osm, date=recipe.osm_date, store=places.out / ".osm", offline=places.offline, gap=places.gap
         )
         answers = annotate.label(places.out, settled.grid, source, recipe.labels)
     annotate.cut(places.out, recipe.name, settled.grid, recipe.patches, recipe.split)
