@@ -176,6 +176,9 @@ def _distance(mask: Array, reach: int, out: Array) -> None:
         for x in range(width):
             squares[x] = line[x] * line[x]
         for dx in range(1, far):
+            # Columns further off than the farthest pixel's distance can no longer be nearer; looked up now and then.
+            if dx % 8 == 0 and dx * dx >= squares.max():
+                break
             for x in range(width - dx):
                 squares[x] = min(squares[x], line[x + dx] * line[x + dx] + dx * dx)
             for x in range(dx, width):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -66,18 +66,10 @@ def ours(folder: Path, method: composite.Method) -> Array:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         places = segmunich.Places(out=Path(scratch), stac=str(folder / "a"))
         settings = recipe(method)
-        _, scenes = segmunich.fetch(settings, segmunich.plan(settings, places), places)
-        job = observe.Job(
-            grid=LATTICE,
-            bands=BANDS,
-            kernel="nearest",
-            method=method,
-            mask=settings.mask,
-            scenes=scenes,
-            folder=Path(scratch),
-        )
+        settled, scenes = segmunich.fetch(settings, segmunich.plan(settings, places), places)
+        job = segmunich.job(settings, settled, scenes, places)
         image = np.empty((len(BANDS), SIDE, SIDE), np.uint16)
-        for window in grid.tiles(LATTICE.shape, observe.tile_size(DATES, len(BANDS), 512)):
+        for window in grid.tiles(LATTICE.shape, observe.tile_size(len(scenes), len(observe.looked_at(job)), 512)):
             image[(slice(None), *window.slices)] = np.load(observe.composite_tile(job, window))[: len(BANDS)]
     return image
 
@@ -87,12 +79,8 @@ def decoded(folder: Path) -> int:
     total = 0
     for path in sorted((folder / "a").rglob("*.tif")):
         with rasters.opened(str(path)) as dataset:
-            total += sum(
-                values.size
-                for values in rasters.strips(
-                    dataset, rasters.window_over(rasters.header(dataset).lattice, LATTICE.bounds, margin=0)
-                )
-            )
+            for _, window in dataset.block_windows(1):
+                total += dataset.read(1, window=window).size
     return total
 
 
@@ -126,47 +114,104 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def against(work: Callable[[], Any], other: Callable[[], Any], repeats: int = REPEATS) -> tuple[float, str]:
+    """Both take turns; the ratio of their median times, and both in words."""
+    pairs = [(timed(work), timed(other)) for _ in range(repeats)]
+    a, b = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return a / b, f"{a:.2f} s against {b:.2f} s"
+
+
 def rows() -> list[tuple[str, str, str, str]]:
     found = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         archive(folder / "a")
-        ours(folder, "median")  # compiles
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        pairs = [(timed(lambda: ours(folder, "median")), timed(lambda: decoded(folder))) for _ in range(REPEATS)]
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        median, bare = (statistics.median(column) for column in zip(*pairs, strict=True))
+        for method in ("median", "bap"):
+            ours(folder, method)  # compiles
         row = "composite, median, 12 dates"
-        found.append(
-            (row, "bare decode of the same blocks", "", f"{median / bare:.2f}x ({median:.2f} s against {bare:.2f} s)")
-        )
-        found.append((row, "peak memory", "", f"{max(memory, before) / 1024:.0f} MB (whole process)"))
+        ratio, words = against(lambda: ours(folder, "median"), lambda: decoded(folder))
+        found.append((row, "bare decode of the same blocks", "", f"{ratio:.2f}x ({words})"))
         try:
-            rival = timed(lambda: odc(folder))
-            found.append(
-                (row, "odc-stac + dask threads", "", f"{rival / median:.1f}x ({median:.2f} s against {rival:.2f} s)")
-            )
+            ratio, words = against(lambda: odc(folder), lambda: ours(folder, "median"), 1)
+            found.append((row, "odc-stac + dask threads", "", f"{ratio:.1f}x ({words})"))
         except ImportError as missing:
             found.append((row, "odc-stac + dask threads", "", f"not installed: {missing.name}"))
+        ratio, words = against(lambda: ours(folder, "bap"), lambda: ours(folder, "medoid"))
+        found.append(("composite, bap", "medoid, which decodes every date", "", f"{ratio:.2f}x ({words})"))
+        ratio, words = against(lambda: ours(folder, "bap"), lambda: decoded(folder))
+        found.append(("composite, bap", "decoding every date", "", f"{ratio:.2f}x ({words})"))
+        found += growth(folder)
     found.append(("medoid", "numpy reference", "", medoid_kernel()))
     return found
 
 
+def growth(folder: Path) -> list[tuple[str, str, str, str]]:
+    """Time and peak memory of builds in processes of their own: area x 1, 4, 16, then four times the dates."""
+    repeat(folder / "a", years=3)
+    parts = [(SIDE // 4, DATES), (SIDE // 2, DATES), (SIDE, DATES), (SIDE // 2, 4 * DATES)]
+    measured = []
+    for side, dates in parts:
+        command = [sys.executable, __file__, str(folder), str(side), "2019" if dates == DATES else "2016"]
+        answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-2:]
+        measured.append((float(answer[0]), float(answer[1])))
+    (t1, m1), (t4, m4), (t16, m16), (td, md) = measured
+    time_words = f"area 4x: {t4 / t1:.1f}x time, 16x: {t16 / t1:.1f}x; dates 4x: {td / t4:.1f}x"
+    memory = f"{m1:.0f}, {m4:.0f}, {m16:.0f} MB; dates 4x: {md:.0f} MB"
+    return [
+        ("growth", "1x, 4x, 16x area; 1x, 4x dates", "", f"{time_words}; {memory}"),
+        ("composite, median, 12 dates", "peak memory", "", f"{m16:.0f} MB (whole process, build without labels)"),
+    ]
+
+
+def repeat(archive: Path, *, years: int) -> None:
+    """The same scenes in earlier years too: other items, the same bytes."""
+    home = archive / "sentinel-2-l2a"
+    collection = files.read_plain(home / "collection.json")
+    for folder in sorted(home.glob("S2A*")):
+        for back in range(1, years + 1):
+            name = folder.name.replace("_2019", f"_{2019 - back}")
+            (home / name).mkdir()
+            for path in folder.glob("*.tif"):
+                (home / name / path.name).hardlink_to(path)
+            text = (folder / f"{folder.name}.json").read_text()
+            text = text.replace(folder.name, name).replace("2019-", f"{2019 - back}-")
+            (home / name / f"{name}.json").write_text(text)
+            collection["links"].append({"rel": "item", "href": f"./{name}/{name}.json"})
+    (home / "collection.json").write_bytes(files.pretty_json(collection))
+
+
+def alone(folder: Path, side: int, first_year: str) -> str:
+    """Seconds and peak MB of one build from catalogue to rasters in this process."""
+    settings = replace(
+        recipe("median"),
+        dates=f"{first_year}-01-01/2019-12-31",
+        area=Area(grid=replace(LATTICE, shape=(side, side))),
+    )
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        places = segmunich.Places(out=Path(scratch), stac=str(folder / "a"))
+
+        def build() -> None:
+            settled, scenes = segmunich.fetch(settings, segmunich.plan(settings, places), places)
+            segmunich.render(settings, settled, scenes, places, Path(scratch))
+
+        seconds = timed(build)
+    # Not ru_maxrss: that goes on from the process that started this one.
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return f"{seconds} {int(peak.split()[1]) / 1024}"
+
+
 def medoid_kernel() -> str:
     rng = np.random.Generator(np.random.Philox(key=1))
-    stack = rng.integers(1, 5000, (DATES, len(BANDS), 512, 512)).astype(np.uint16)
+    looked = rng.integers(1, 5000, (DATES, 6, 512, 512)).astype(np.uint16)
     usable = rng.random((DATES, 512, 512)) < 0.7
-    distance = (0, 1, 2, 6, 8, 9)
-
-    def kernel() -> Any:
-        return composite.reduce(stack, usable, method="medoid", distance=distance)
-
-    kernel()
-    fast = statistics.median(timed(kernel) for _ in range(REPEATS))
-    slow = timed(lambda: composite.reference_medoid(stack, usable, distance))
+    composite.medoid(looked, usable)  # compiles
+    fast = statistics.median(timed(lambda: composite.medoid(looked, usable)) for _ in range(REPEATS))
+    slow = timed(lambda: composite.reference_medoid(looked, usable))
     return f"{slow / fast:.0f}x ({fast:.2f} s against {slow:.2f} s, 512 px square)"
 
 
 if __name__ == "__main__":
-    for line in rows():
-        print(line)
+    if len(sys.argv) > 1:
+        print(alone(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+    else:
+        print(*rows(), sep="\n")
