@@ -27,7 +27,7 @@ import synthetic
 from sgdata import packing, shards
 from sgdata.types import Array
 
-PATCHES, OF_PEER, REPEATS = 1500, 100, 3
+PATCHES, OF_PEER, REPEATS = 1000, 100, 3
 WAVELENGTHS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 MEANS = {"B01": 341, "B02": 430, "B03": 614, "B04": 590, "B05": 951, "B06": 1792, "B07": 2075, "B08": 2219,
          "B8A": 2266, "B09": 2246, "B11": 1594, "B12": 1009}  # fmt: skip
@@ -46,18 +46,23 @@ def source(folder: Path, count: int, *, different: int = 50) -> Path:
     """v1 patch folders; `different` of them are made, the others are copies under other names."""
     top = folder / "BigEarthNet-v1.0"
     for number in range(count):
-        name = f"S2B_MSIL2A_20170924T93020_{number % 90}_{number // 90}"
+        name = _name(number)
         if number < different:
             synthetic.bigearthnet_patch(top / name, name, seed=number, nodata=None)
             _painted(top / name, number)
             labels = '{"labels": ["Pastures"], "acquisition_date": "2017-09-24 09:30:20", "tile_source": "S2B.SAFE"}'
             (top / name / f"{name}_labels_metadata.json").write_text(labels)
         else:
-            model = f"S2B_MSIL2A_20170924T93020_{number % different % 90}_{number % different // 90}"
+            model = _name(number % different)
             (top / name).mkdir(parents=True)
             for file in (top / model).iterdir():
                 shutil.copyfile(file, top / name / file.name.replace(model, name))
     return folder
+
+
+def _name(number: int) -> str:
+    """A v1 patch name: 90 x 90 steps of 1200 m a scene, a scene a day."""
+    return f"S2B_MSIL2A_201709{number // 8100 + 10}T93020_{number % 90}_{number // 90 % 90}"
 
 
 def _painted(patch: Path, seed: int) -> None:
