@@ -31,6 +31,7 @@ def write_composite(folder: Path, grid: Grid, bands: tuple[str, ...], tiles: Ite
     image = rasters.Style(descriptions=bands, nodata=NODATA)
     provenance = rasters.Style(descriptions=PROVENANCE_BANDS, nodata=NO_VALUE)
     first, rest = slice(0, len(bands)), slice(len(bands), None)
+    # Two passes over the tiles on disk: one open file at a time, and no image in memory.
     rasters.write_cog(folder / IMAGE, grid, _pieces(stored, first), style=image)
     rasters.write_cog(folder / PROVENANCE_FILE, grid, _pieces(stored, rest), style=provenance)
 
@@ -54,11 +55,13 @@ def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]]) -> Non
     with rasters.opened(str(folder / IMAGE)) as image, rasters.opened(str(folder / PROVENANCE_FILE)) as provenance:
         height, width = image.shape
         names = list(image.descriptions)
+        # Builds of few bands have the figures of their first one.
         blue, red = (names.index(name) + 1 if name in names else 1 for name in ("B02", "B04"))
         for row in range(0, height, 512):
             # One row more than is counted: the pairs across the strip's end.
             part = Part(0, row, width, min(513, height - row))
             step, index = image.read(red, window=part).astype(np.int32), provenance.read(1, window=part)
+            # The extra row belongs to the next strip: counted there.
             taken += np.bincount(index[:512].ravel(), minlength=len(taken))
             values = image.read(blue, window=part)[:512]
             valid, bright = valid + int((values > 0).sum()), bright + int((values >= BRIGHT).sum())
@@ -67,6 +70,7 @@ def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]]) -> Non
                 other = both & (index[a] != index[b])
                 for kind, where in enumerate((both & ~other, other)):
                     sums[kind] += int(where.sum()), int(np.abs(step[a] - step[b])[where].sum())
+    # median and geomedian choose no scene: there is nothing to count, and no seam.
     mixed = taken[:NO_VALUE].sum() == 0
     shares = [None if mixed else round(int(n) / max(valid, 1), 6) for n in taken[: len(scenes)]]
     means = [round(int(steps) / int(pairs), 3) if pairs else None for pairs, steps in sums]

@@ -104,6 +104,7 @@ def bap(
 ) -> tuple[Array, Array]:
     """(H, W) uint16 date of the best score by (blue, red) and sights (T, H, W) of `gsd_m`, and score x 10000."""
     index, score = _unset(looked)
+    # All three parts are tables of integers: no exp per pixel, and the same score on every machine.
     dated = np.array([settings.of_date(day) for day in days], np.int64)
     _bap(looked, sights, dated, settings.of_sight(gsd_m), settings.of_haze(), index, score)
     return index, score
@@ -123,7 +124,7 @@ def _bap(
         for x in range(width):
             best = -1
             for t in range(dates):
-                if sights[t, y, x]:
+                if sights[t, y, x]:  # doubtful looks compete too: their cloud score is the worst
                     hot = 2 * np.int64(looked[t, 0, y, x]) - np.int64(looked[t, 1, y, x]) + 2048
                     total = dated[t] + by_sight[sights[t, y, x]] + by_haze[min(max(hot, 0), 4095)]  # type: ignore[index]
                     if total > best:
@@ -137,7 +138,7 @@ def _maxndvi(looked: Array, usable: Array, index: Array, score: Array) -> None:
     dates, _, height, width = looked.shape
     for y in range(height):
         for x in range(width):
-            best, over = np.int64(-2), np.int64(1)
+            best, over = np.int64(-2), np.int64(1)  # NDVI is never below -1
             for t in range(dates):
                 red, nir = np.int64(looked[t, 0, y, x]), np.int64(looked[t, 1, y, x])
                 # a / b > c / d as a d > c b: no rounding decides between near equals
@@ -157,6 +158,7 @@ def spread(clear: list[Array], count: int) -> list[int]:
     looks = np.zeros(views.shape[1], np.int64)
     chosen: list[int] = []
     for _ in range(min(count, len(clear))):
+        # 720720 divides by 1 to 16: whole numbers, so that no order of summing decides between equals.
         gain = np.array([-1 if n in chosen else (720_720 // (1 + looks[view])).sum() for n, view in enumerate(views)])
         best = int(gain.argmax())
         chosen.append(best)
@@ -195,6 +197,7 @@ def _geomedian(observations: Array, usable: Array, image: Array) -> None:
                     n += 1
             if n == 0:
                 continue
+            # The mean is a good start: the sum of distances has one minimum only, unless all lie on a line.
             for b in range(bands):
                 point[b] = values[:n, b].mean()
             for _ in range(ROUNDS):

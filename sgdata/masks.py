@@ -71,7 +71,7 @@ def kinds(layer: Array, settings: MaskSettings) -> Array:
         table[[value for value in clouds if value in settings.drop]] = CLOUD
         if SceneClass.CLOUD_SHADOW in settings.drop:
             table[SceneClass.CLOUD_SHADOW] = SHADOW
-        table[SceneClass.NO_DATA] = NOTHING
+        table[SceneClass.NO_DATA] = NOTHING  # even where a recipe keeps it: there is nothing to see
     return table[layer]
 
 
@@ -99,6 +99,7 @@ class Guard:
         self.calm += calm
         self.clouded += calm & cloud
         self.expected += np.where(calm, share, np.float32(0))
+        # Half two of the rule: a place that is never clear tells nothing of clouds either.
         self.seen += seen
         self.clear += (found == CLEAR) | (found == DIM)
 
@@ -141,6 +142,7 @@ def sight(found: Array, bright: Array | None, settings: MaskSettings, *, gsd_m: 
         cloud, found = cloud & ~roof, np.where(roof, CLEAR, found)
     reach = min(int(max(reach_m, settings.cloud_buffer_m) // gsd_m) + 1, FARTHEST - 1)
     away = distance(cloud, reach)
+    # Distances are rounded up, so comparing them with a whole number of pixels is exact.
     usable = ((found == CLEAR) | (found == DIM)) & (away > settings.cloud_buffer_m / gsd_m)
     shadow_reach = int(settings.shadow_buffer_m // gsd_m) + 1
     usable &= distance(found == SHADOW, shadow_reach) > settings.shadow_buffer_m / gsd_m

@@ -112,6 +112,7 @@ def sighted(scenes: tuple[Observed, ...], survey: Survey) -> tuple[Observed, ...
     decides = (survey.mask, survey.reach_m, target, [(scene.id, scene.files[layer].sha256) for scene in scenes])
     folder = survey.folder / files.sha256(files.canonical_json(decides))[:16]
     bright = folder / "bright.npy" if survey.mask.guard else None
+    # One pass over all dates in their order and in this process: sums of floats depend on the order.
     if bright and not bright.exists():
         guard = masks.Guard(target.shape, target.gsd_m)
         for scene in scenes:
@@ -125,6 +126,7 @@ def sighted(scenes: tuple[Observed, ...], survey: Survey) -> tuple[Observed, ...
 
 def _sight(scene: Observed, *, target: Grid, survey: Survey, bright: Path | None, folder: Path) -> staging.Staged:
     path = folder / f"{scene.id}.bin"
+    # The folder's name holds all that decides the bytes: what an earlier run left here is this.
     if not path.exists():
         found = masks.kinds(
             staging.on_grid(scene.files[survey.mask.asset or ""], target, kernel="nearest"), survey.mask
@@ -166,6 +168,7 @@ def wanted(scenes: tuple[Observed, ...], settings: CompositeSettings) -> list[in
         return every
     by_sight, haze = settings.bap.of_sight(sights[0].lattice.gsd_m), settings.bap.of_haze()
     scores = {n: settings.bap.of_date(scenes[n].day) for n in every}
+    # What each pixel is sure to reach with the worst haze; who cannot reach that with the least is not read.
     floor = np.full(sights[0].lattice.shape, -1, np.int64)
     for n in every:
         seen = sights[n].pixels
@@ -207,6 +210,7 @@ def observations(job: Job, window: Window) -> tuple[Array, Array]:
         for band, plane in zip(bands, planes, strict=True):
             plane[:] = staging.on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
         valid = np.asarray((planes > 0).all(axis=0))
+        # A pixel needs all bands valid (SEPAL); bands without a hole need not be looked at to know that.
         for band in job.bands:
             if band not in bands and scene.files[band].holes:
                 valid &= staging.on_grid(scene.files[band], target, kernel="nearest") > 0
@@ -233,6 +237,7 @@ def composite_tile(job: Job, window: Window) -> Path:
         return path
     stack, sights = observations(job, window)
     usable = best_sights(sights)
+    # Rules that mix dates choose none: index and score stay without value.
     index = score = np.full(usable.shape[1:], composite.NO_VALUE, np.uint16)
     match job.settings.method:
         case "medoid":
@@ -242,6 +247,7 @@ def composite_tile(job: Job, window: Window) -> Path:
         case "bap":
             usable = sights > 0
             gsd = next((s.files[SIGHT].lattice.gsd_m for s in job.scenes if SIGHT in s.files), 20.0)
+            # Without a mask layer all sights are 1; `check` refuses bap then, any size will do.
             days = tuple(scene.day for scene in job.scenes)
             index, score = composite.bap(stack, sights, days, job.settings.bap, gsd)
         case "median":
@@ -269,6 +275,7 @@ def _picked(job: Job, window: Window, stack: Array, index: Array) -> Array:
     target = grid.windowed(job.grid, window)
     image = np.zeros((len(job.bands), *target.shape), np.uint16)
     bands = looked_at(job)
+    # Upsampling costs more than anything else here: only for the dates that won in this tile.
     for n in np.unique(index[index != composite.NO_VALUE]):
         scene, here = job.scenes[n], index == n
         for band, out in zip(job.bands, image, strict=True):

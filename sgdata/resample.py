@@ -28,6 +28,7 @@ def finer(coarse: Array, factor: int, *, kernel: Kernel, window: Window | None =
     window = window or Window(row=0, col=0, height=height * factor, width=width * factor)
     if factor == 1:
         return coarse[(..., *window.slices)]
+    # Only the coarse pixels under the window are repeated: tiles are small, files large.
     if kernel == "nearest":
         row, col = window.row // factor, window.col // factor
         part = coarse[
@@ -64,6 +65,7 @@ def _bilinear(coarse: Array, factor: int, row: int, col: int, nodata: int, out: 
         columns[2, j] = min(at // unit + 1, width - 1)
         shares[j] = at % unit
     first, last = columns[1, 0], columns[2, -1] + 1
+    # uint32 holds 65535 x 12 x 12 with room to spare, and its loops run in vector registers.
     blend = np.empty(width, np.uint32)
     for i in range(out.shape[0]):
         at = 2 * (row + i) + 1 - factor
@@ -84,7 +86,7 @@ def _bilinear(coarse: Array, factor: int, row: int, col: int, nodata: int, out: 
 def _row(blend: Array, left: Array, right: Array, shares: Array, factor: int, out: Array) -> None:
     """One fine row from the vertical blend of two coarse rows without a hole."""
     unit = np.uint32(2 * factor)
-    if factor == 2:
+    if factor == 2:  # a shift instead of a division: most bands are 20 m
         for j in range(out.shape[0]):
             total = blend[left[j]] * (unit - shares[j]) + blend[right[j]] * shares[j]
             out[j] = (total + np.uint32(8)) >> np.uint32(4)
@@ -126,13 +128,14 @@ def _cubic(coarse: Array, factor: int, row: int, col: int, nodata: int, out: Arr
     parts = 2 * unit**3
     lowest, highest = (1 if nodata == 0 else 0), (255 if coarse.itemsize == 1 else 65535)
     weights = np.empty((unit, 4), np.int64)
+    # Keys' polynomials at t = s / unit, times 2 unit^3; each row sums to `parts`.
     for s in range(unit):
         weights[s, 0] = -s * unit**2 + 2 * s**2 * unit - s**3
         weights[s, 1] = parts - 5 * s**2 * unit + 3 * s**3
         weights[s, 2] = s * unit**2 + 4 * s**2 * unit - 3 * s**3
         weights[s, 3] = s**3 - s**2 * unit
     for i in range(out.shape[0]):
-        y = 2 * (row + i) + 1 - factor
+        y = 2 * (row + i) + 1 - factor  # the fine centre in 1 / unit of coarse centres, as in `_bilinear`
         for j in range(out.shape[1]):
             x = 2 * (col + j) + 1 - factor
             mine = np.int64(coarse[(row + i) // factor, (col + j) // factor])

@@ -108,9 +108,11 @@ def _copied(piece: Piece, href: str, done: Path) -> Staged:
         digest = hashlib.sha256(rasters.digest_start(lattice, 1, header.dtype))
         west, south, east, north = lattice.bounds
         inside = west <= piece.bounds[0] and south <= piece.bounds[1] and east >= piece.bounds[2]
+        # What the file does not cover is a hole like any other.
         holes = not (inside and north >= piece.bounds[3])
         for values in rasters.strips(dataset, window):
             holes = holes or not values.all()
+            # Hashed as it is written: reading 50 GB again only for the lock would double the time.
             content = rasters.little_endian(values)
             digest.update(content)
             handle.write(content)
@@ -145,6 +147,7 @@ def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: in
     """
     from sgdata.offsets import corrected
 
+    # Pure integer placement: no resampling library, hence no half-pixel convention to get wrong.
     factor, row, col = _place(staged, target)
     out = np.zeros(target.shape, staged.dtype)
     height, width = (size * factor for size in staged.lattice.shape)
