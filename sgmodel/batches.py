@@ -25,7 +25,7 @@ from torch import Tensor
 from sgdata import contracts, shards
 from sgdata.errors import SettingError, SourceError
 from sgdata.types import Array, Contract
-from sgmodel import draws
+from sgmodel import draws, lattice
 
 AHEAD = 2
 """Batches decoded while one is in use."""
@@ -127,7 +127,11 @@ class Samples:
         rows = table.filter(np.array(table["split"].to_pylist()) == split)
         self.keys: list[str] = rows["key"].to_pylist()
         self.shard: list[str] = rows["shard"].to_pylist()
-        self.members = {name: _member(rows, name, folder) for name in members}
+        stored = {name.removesuffix("_offset") for name in rows.column_names if name.endswith("_offset")}
+        # A native image lies in groups of bands; the finest first, whose size is that of the sample.
+        groups = [name for name in lattice.GROUPS if name in stored and "image" not in stored]
+        wanted = [part for name in members for part in (groups if name == "image" and groups else [name])]
+        self.members = {name: _member(rows, name, folder) for name in wanted}
         self.tars = {name: _map(folder / name) for name in sorted(set(self.shard))}
         self.codec = self._codec(rows)
 

@@ -27,6 +27,7 @@ from sgmodel import (
     command,
     draws,
     encoder,
+    lattice,
     launch,
     mae,
     normalise,
@@ -74,9 +75,11 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a run has settled before its first step; `picks` are the indices of the recipe's bands (None: all)."""
+    """What a run has settled before its first step: the contract of the samples as stored, that of the bands the
+    model sees, and `picks`, the indices of the latter among the former (None: all)."""
 
     recipe: Recipe
+    stored: Contract
     contract: Contract
     picks: list[int] | None
     how: normalise.Normalisation
@@ -102,7 +105,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     if places.weights is not None:
         transfer.fill(model, places.weights, contract, how, accept=recipe.accept)
     picks = transfer.indices(source.contract, recipe.bands)
-    setting = Setting(recipe=recipe, contract=contract, picks=picks, how=how, where=where)
+    setting = Setting(recipe=recipe, stored=source.contract, contract=contract, picks=picks, how=how, where=where)
     forward = session.ready(model, recipe.training, where, places.parallel)
     task = session.Task(
         training=recipe.training,
@@ -192,7 +195,7 @@ def objective(setting: Setting, forward: nn.Module, batch: batches.Batch) -> dic
 
 
 def _images(setting: Setting, batch: batches.Batch, geometry: augment.Geometry) -> Tensor:
-    stored = batch.arrays["image"].to(setting.where.device)
+    stored = lattice.image(batch.arrays, batch.extent, setting.stored, setting.where.device)
     whole = normalise.apply(setting.how, stored, batch.extent, setting.picks)
     return augment.images(whole, geometry, setting.recipe.model.image_px)
 

@@ -28,6 +28,7 @@ from sgmodel import (
     augment,
     batches,
     command,
+    lattice,
     launch,
     linear,
     loop,
@@ -70,9 +71,11 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a run has settled before its first step; `picks` are the indices of the recipe's bands (None: all)."""
+    """What a run has settled before its first step: the contract of the samples as stored, that of the bands the
+    model sees, and `picks`, the indices of the latter among the former (None: all)."""
 
     recipe: Recipe
+    stored: Contract
     contract: Contract
     picks: list[int] | None
     how: normalise.Normalisation
@@ -107,7 +110,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     if places.weights is not None:
         transfer.fill(model, places.weights, contract, how, accept=recipe.accept)
     picks = transfer.indices(source.contract, recipe.bands)
-    setting = Setting(recipe=recipe, contract=contract, picks=picks, how=how, where=where)
+    setting = Setting(recipe=recipe, stored=source.contract, contract=contract, picks=picks, how=how, where=where)
     forward = session.ready(model, recipe.training, where, places.parallel)
     task = session.Task(
         training=recipe.training,
@@ -182,7 +185,8 @@ def _px(setting: Setting, batch: batches.Batch) -> int:
 def _inputs(setting: Setting, batch: batches.Batch, geometry: augment.Geometry, size: int) -> tuple[Tensor, Tensor]:
     """Normalised images (N, C, S, S) and targets (N, S, S) int64 for S = `size`, both moved by `geometry`."""
     device = setting.where.device
-    images = normalise.apply(setting.how, batch.arrays["image"].to(device), batch.extent, setting.picks)
+    stored = lattice.image(batch.arrays, batch.extent, setting.stored, device)
+    images = normalise.apply(setting.how, stored, batch.extent, setting.picks)
     target = augment.masks(batch.arrays["mask"].to(device), geometry, size)
     return augment.images(images, geometry, size), target.long()
 
