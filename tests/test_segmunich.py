@@ -22,6 +22,7 @@ from sgdata.datasets.segmunich import BuildRecipe, Places
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.offsets import OffsetSettings
 from sgdata.sentinel2 import BAND, L2A_BANDS, SceneClass
+from sgdata.simulate import score
 from sgdata.types import Array, Grid
 
 SIDE = 180  # pixels of 10 m that a fabricated file holds
@@ -448,5 +449,7 @@ def test_the_simulated_city_builds_with_labels(tmp_path: Path, city: Path, recip
     assert (labels == truth)[mapped].mean() > 0.95
     assert (out / "labels.tif.aux.xml").exists()
     built = lock.read(out / lock.NAME)
+    clouds = score.true_clouds(city, [item.scene.id for item in built.items])
+    assert score.residual_cloud(pixels(out / "provenance.tif")[0], clouds) < 0.003
     assert set(built.answers) == {"city.osm"}
     assert set(built.outputs) == {"image.tif", "provenance.tif", "labels.tif", "label_source.tif"}

@@ -377,7 +377,7 @@ def _visit(scene: stac.Scene, recipe: BuildRecipe, lattice: Grid, places: Places
             bounds=lattice.bounds,
             target=places.scratch_folder / "windows" / f"{scene.id}-{band}-{digest}",
             margin_m=reach,
-            tokens=recipe.source.tokens or signing.service(scene.provider, there.assets[band].href),
+            tokens=recipe.source.tokens or signing.service(scene.provider, found[band].href),
         )
     day = date.fromisoformat(scene.time[:10]) - date(1970, 1, 1)
     return observe.Visit(id=scene.id, overpass=scene.overpass, day=day.days, pieces=pieces)
