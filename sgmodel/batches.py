@@ -254,5 +254,6 @@ def _fill(source: Samples, batch: Batch, rows: list[int]) -> None:
             if shape == target.shape:
                 source.read(sample, name, out=target)
             else:
+                # The buffer still holds an earlier batch.
                 target[...] = 0
                 target[tuple(slice(n) for n in shape)] = source.read(sample, name)

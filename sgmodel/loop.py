@@ -146,6 +146,7 @@ def _finite(value: float) -> bool:
 
 def _blame(objective: Objective, batch: Batch, where: launch.Launch, what: str) -> str:
     """One line naming the samples whose own loss is not finite, or saying that there is none."""
+    # One sample at a time, as ranks have equally many: with FSDP each pass needs all of them.
     bad: list[str] = []
     with torch.no_grad(), where.autocast():
         for one in batch.parts(len(batch.keys)):

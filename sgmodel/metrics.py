@@ -34,6 +34,7 @@ def confusion(pred: Tensor, target: Tensor, *, classes: int, ignore: int = 255) 
     `pred` and `target` are integer tensors of one shape; targets are `ignore` or in 0..K-1.
     """
     kept = target != ignore
+    # One bincount over pairs, numbered row by row.
     cells = target[kept].long() * classes + pred[kept].long()
     return torch.bincount(cells.cpu(), minlength=classes * classes).reshape(classes, classes)
 

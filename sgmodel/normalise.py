@@ -53,6 +53,7 @@ def apply(how: Normalisation, images: Tensor, extent: Tensor, bands: Sequence[in
 
     `bands` are the indices of the bands to keep (None: all); the constants of `how` are theirs.
     """
+    # Float32 holds every uint16, so nothing is lost before the constants are taken off.
     x = images.float() if bands is None else images.float()[:, list(bands)]
     if how.scheme == "minmax":
         return _minmax(x, extent, how.eps)
@@ -63,6 +64,7 @@ def apply(how: Normalisation, images: Tensor, extent: Tensor, bands: Sequence[in
 def _minmax(x: Tensor, extent: Tensor, eps: float) -> Tensor:
     """(x - min) / (max - min + eps) per image and band (spec section 5)."""
     outside = outside_extent(x, extent)
+    # Padding must not be the minimum of an image smaller than its batch.
     low = x.masked_fill(outside, float("inf")).amin(dim=(2, 3), keepdim=True)
     high = x.masked_fill(outside, float("-inf")).amax(dim=(2, 3), keepdim=True)
     return (x - low) / (high - low + eps)

@@ -51,6 +51,7 @@ def poly(step: int, *, peak: float, warmup: float, total: float, power: float = 
 
 def schedule(recipe: OptimizerRecipe, *, steps_per_epoch: float, total: int) -> Schedule:
     """The recipe's learning rate at each of `total` steps."""
+    # A test run may be shorter than the warm-up; the schedule then still ends.
     warmup = min(recipe.warmup_epochs * steps_per_epoch, total - 1)
     if recipe.schedule == "poly":
         return lambda step: poly(step, peak=recipe.lr, warmup=warmup, total=total)

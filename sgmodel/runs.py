@@ -85,6 +85,7 @@ def _prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool) -> None
         contracts.require(contract, contracts.read(out), "resume")
     files.write(out / RECIPE, resolved)
     contracts.write(out, contract)
+    # A folder with sums is a finished run; this one is about to change.
     (out / files.SUMS).unlink(missing_ok=True)
     _repair(out)
 
@@ -167,6 +168,7 @@ def save(
     One plain file per kind of tensor, whole ones, so that a run goes on with another number of ranks or none.
     Raises OutputError.
     """
+    # Gathering is a conversation of all ranks, so it comes before the others leave.
     weights, memory = checkpoint.state(model), optim.state(optimizer, model)
     average = {name: ranks.whole(tensor).cpu() for name, tensor in average.items()}
     if not ranks.lead():

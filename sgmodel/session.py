@@ -82,6 +82,7 @@ def outlook(task: Task) -> str:
 
 def ready(model: nn.Module, training: TrainingRecipe, where: launch.Launch, parallel: ranks.Parallel) -> nn.Module:
     """Move `model` to its device and give what training calls in its place. Make the optimizer afterwards."""
+    # Before spreading: FSDP wraps the blocks as they then are.
     if training.recompute:
         encoder.recompute_activations(model)
     if training.precision == "fp16" and parallel == "fsdp" and ranks.world() > 1:
@@ -123,6 +124,7 @@ def steps(task: Task, first: int, places: command.Places) -> Iterator[loop.Step]
     mine = (batches.share(whole, rank=ranks.rank(), world=ranks.world()) for whole in plan)
     loaded = batches.load(source, mine, threads=places.workers)
     taken = loop.steps(task.objective, loaded, updates, task.where, first=first)
+    # One bar, not one per process.
     if ranks.lead():
         taken = progress.track(taken, label="training steps", total=task.total - first)
     with ranks.together():
@@ -161,6 +163,7 @@ def _watched(
         for count, step in enumerate(taken, 1):
             yield step
             done = step.index + 1
+            # The lead's clock alone counts, for saving is done by all or by none.
             due = ranks.lead() and time.monotonic() - saved > 60 * places.save_minutes
             stop, due = ranks.agreed([told(), due], where.device)
             if stop or count == places.stop_after:

@@ -91,6 +91,7 @@ def fill(
 def compare(card: checkpoint.Card, contract: Contract, how: Normalisation, *, accept: Sequence[str]) -> None:
     """Refuse data or a normalisation other than the weights were trained with. Raises SettingError."""
     if card.contract is not None:
+        # Contracts know nothing of the normalisation, which only a checkpoint has.
         known = [name for name in accept if name != "normalisation"]
         contracts.require(contract, card.contract, "fine-tune", known)
     if card.normalisation is None or card.normalisation == how or "normalisation" in accept:

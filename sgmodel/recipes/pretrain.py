@@ -156,6 +156,7 @@ def check(recipe: Recipe, contract: Contract) -> None:
 
 def _train(setting: Setting, model: mae.MaskedAutoencoder, task: session.Task, places: command.Places) -> int:
     recipe, held_out = setting.recipe, _held_out(task.source)
+    # Of one image; every rank computes its part of the batch.
     flops = model.flops(recipe.mask_ratio)
     first = session.begin(task, recipe, places)
     with runs.Log(places.out, first) as log:
