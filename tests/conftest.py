@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# On a busy machine any example may take long: a deadline would test the machine, not the code.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # Beside other processes the threads of one small tensor operation wait for each other: twenty times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
