@@ -1,4 +1,4 @@
-"""The commands as a user meets them: help that loads nothing heavy, an example in each, one clear line and exit 2 on bad input."""
+"""The commands as a user meets them: light help with an example, one clear line and exit 2 on bad input."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def test_a_multipolygon_whose_rings_cross_is_mended(tmp_path: Path) -> None:
 def test_every_packing_and_pbf_give_the_same(tmp_path: Path) -> None:
     text = document(NODES, {1: ([1, 2, 3, 4, 1], {"landuse": "forest"}), 2: ([1, 3], {"highway": "primary"})})
     expected = by_id(read_text(tmp_path, text))
-    (tmp_path / "map.osm.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "map.osm.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
     (tmp_path / "map.osm.bz2").write_bytes(bz2.compress(text.encode()))
     with osmium.SimpleWriter(str(tmp_path / "map.osm.pbf")) as writer:
         for item in osmium.FileProcessor(str(tmp_path / "map.osm")):
@@ -206,7 +206,7 @@ def test_inline_geometry_stands_in_for_nodes(tmp_path: Path) -> None:
         (answer([{"type": "node", "id": "x"}]), "an element is not as Overpass writes"),
         (answer([{"type": "node", "id": 4, "lon": 1}]), "an element is not as Overpass writes"),
         (answer([7]), "an element is not as Overpass writes"),  # type: ignore[list-item]
-        (gzip.compress(answer(ELEMENTS))[:100], "cannot be unpacked"),
+        (gzip.compress(answer(ELEMENTS), mtime=0)[:100], "cannot be unpacked"),
     ],
 )
 def test_a_damaged_or_partial_answer_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
@@ -242,7 +242,7 @@ def test_files_cut_off_are_refused(tmp_path: Path) -> None:
     text = document(NODES, {1: ([1, 2, 3, 4, 1], {"landuse": "forest"})})
     with pytest.raises(SourceError, match="cannot be read"):
         read_text(tmp_path, text[: len(text) // 2])
-    (tmp_path / "map.osm.gz").write_bytes(gzip.compress(text.encode())[:40])
+    (tmp_path / "map.osm.gz").write_bytes(gzip.compress(text.encode(), mtime=0)[:40])
     with pytest.raises(SourceError, match=r"map\.osm\.gz"):
         osm.read(tmp_path / "map.osm.gz", EVERYWHERE, rules=RULES)
     (tmp_path / "map.osm.pbf").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
