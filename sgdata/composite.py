@@ -20,26 +20,28 @@ from sgdata.types import Array
 
 Method = Literal["medoid", "bap", "maxndvi", "median", "geomedian"]
 
+# SEPAL's medoid measures in these (blue green red nir swir1 swir2), whatever else is carried along.
 DISTANCE_BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
-"""SEPAL's medoid measures in these (blue green red nir swir1 swir2), whatever else is carried along."""
 
+# Bands by which a rule picks its date; a rule that is not here mixes all.
 LOOKS_AT: dict[Method, tuple[str, ...]] = {
     "medoid": DISTANCE_BANDS,
     "bap": ("B02", "B04"),
     "maxndvi": ("B04", "B08"),
 }
-"""Bands by which a rule picks its date; a rule that is not here mixes all."""
 
+# Provenance: no date chosen, no score.
 NO_VALUE = 65535
-"""Provenance: no date chosen, no score."""
 
+# Weiszfeld's iteration stops after this many rounds, or when the point moved less than this in DN.
 ROUNDS, NEAR_DN = 50, 0.01
-"""Weiszfeld's iteration stops after this many rounds, or when the point moved less than this in DN."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BapSettings:
-    """Best available pixel as FORCE scores it (Griffiths 2013, Frantz 2019): the weighted mean of four scores.
+    """Best available pixel in FORCE's form (Griffiths 2013, Frantz 2019): the weighted mean of four scores.
+
+    `year_factor` and `haze_dn` of the recipes are our choice: FORCE's own constants could not be confirmed.
 
     Day of year: Gaussian round `day_of_year`, `sigma_days` wide. Year: `year_factor` for each year from `year`.
     Cloud distance: 1 / (1 + exp(-10 / D (d - D / 2))), D = `cloud_m`. Haze: 1 / (1 + exp(10 / 200 (HOT - H))),

@@ -17,22 +17,22 @@ import numpy as np
 from sgdata.sentinel2 import SceneClass
 from sgdata.types import Array
 
+# Kinds: no data; clear; kept but doubtful; cloud or cirrus; cloud shadow; dropped for another reason (snow).
 NOTHING, CLEAR, DIM, CLOUD, SHADOW, OTHER = range(6)
-"""Kinds: no data; clear; kept but doubtful; cloud or cirrus; cloud shadow; dropped for another reason (snow)."""
 
+# Method, and layer, of masks that the user brings.
 EXTERNAL = "external"
-"""Method, and layer, of masks that the user brings."""
 
+# Bit of a doubtful sight; the largest distance that a sight can tell.
 DOUBTFUL = 128
 FARTHEST = 127
-"""Bit of a doubtful sight; the largest distance that a sight can tell."""
 
+# Cloud shares of the neighbourhood are taken on squares of BLOCK_M: they are smooth at that scale.
 BLOCK_M, NEIGHBOURHOOD_M = 500, 10_000
-"""Cloud shares of the neighbourhood are taken on squares of BLOCK_M: they are smooth at that scale."""
+# Cloudier than the neighbourhood by EXCESS on days when that is below CALM: a roof, not a cloud (SEPAL's rule).
 EXCESS, CALM = 0.4, 0.3
-"""Cloudier than the neighbourhood by EXCESS on days when that is below CALM: a roof, not a cloud (SEPAL's rule)."""
+# Looks that the two halves of the guard need: with fewer, 'mostly' and 'never' say nothing.
 CALM_DAYS, LOOKS = 3, 8
-"""Looks that the two halves of the guard need: with fewer, 'mostly' and 'never' say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ WEB, DISK = 12e6, 150e6
 """Bytes a second that a plan reckons with: a 100 Mbit/s line, a local disk."""
 COMPRESSED = 1 / 1.5  # deflate on reflectance
 STACKED = 30e6
-"""Raw bytes a second that one worker stages, masks and reduces (medoid of 12 bands, measured on two old cores)."""
+"""Raw bytes a second that one worker stages, masks and reduces: a rough guess for a medoid of 12 bands."""
 
 
 @dataclass(frozen=True, kw_only=True)
