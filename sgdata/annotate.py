@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,12 +151,35 @@ def cut(folder: Path, name: str, lattice: Grid, settings: PatchSettings, split: 
             cells = blocks.class_counts(dataset.read(1), cell, ids)
         counts = blocks.patch_counts(cells, cell, windows)
     # Unmapped ground is no class to be balanced between the parts.
-    parts, report = blocks.split(blocks.window_boxes(windows), counts[:, :-1] if ids else counts, split)
+    parts, report = fitting_split(blocks.window_boxes(windows), counts[:, :-1] if ids else counts, split)
     log.info("patches: %s, %d left out, leakage %.3f", report.boxes, report.left_out, report.leakage)
     if report.empty:
         log.warning("patches: none for %s; choose a smaller split.block_px or split.gap_px", " and ".join(report.empty))
     rows = patches.table(name, lattice, windows, parts=parts, counts=counts, ids=ids)
     patches.write(folder / "patches.parquet", rows)
+
+
+def fitting_split(
+    boxes: Array, counts: Array, settings: blocks.SplitSettings
+) -> tuple[tuple[str, ...], blocks.SplitReport]:
+    """The split by `settings`; where the area is too small for it, by blocks and gap halved until no part is empty and
+    train not smaller than val.
+
+    Blocks stay as large as a patch; what cannot be mended so comes back as it is. Raises SettingError.
+    """
+    parts, report = blocks.split(boxes, counts, settings)
+    side = int((boxes[:, 2:4] - boxes[:, 0:2]).max(initial=0))
+    asked, more_to_train = settings, 1 - settings.test_share > 2 * settings.val_share
+    # Most of the patches in val, unless wanted so, is as useless as none there.
+    while report.empty or (more_to_train and report.boxes["train"] < report.boxes["val"]):
+        if settings.method != "blocks" or settings.block_px // 2 < side:
+            break
+        settings = replace(settings, block_px=settings.block_px // 2, gap_px=settings.gap_px // 2)
+        parts, report = blocks.split(boxes, counts, settings)
+    if settings != asked:
+        # Said aloud: the recipe beside the output still shows what was asked for.
+        log.warning("split: a small area: blocks of %d px, gap of %d px", settings.block_px, settings.gap_px)
+    return parts, report
 
 
 def agree(folder: Path, name: str, dates: str, level: Level, kernel: Kernel) -> None:

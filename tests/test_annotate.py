@@ -1,0 +1,41 @@
+"""A split that fits the area: the recipe's where it can be, smaller blocks where a part would stay empty."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+from sgdata import annotate, blocks, grid
+from sgdata.types import Array
+
+
+def boxes(side: int) -> tuple[Array, Array]:
+    windows = list(grid.patches((side, side), 128, 64))
+    return blocks.window_boxes(windows), np.ones((len(windows), 1))
+
+
+def test_a_large_area_is_split_as_the_recipe_says() -> None:
+    settings = blocks.SplitSettings()
+    where, counts = boxes(2400)
+    assert annotate.fitting_split(where, counts, settings) == blocks.split(where, counts, settings)
+
+
+@pytest.mark.parametrize("side", [400, 600, 700])
+def test_a_small_area_gets_smaller_blocks_and_says_so(side: int, caplog: pytest.LogCaptureFixture) -> None:
+    where, counts = boxes(side)
+    assert blocks.split(where, counts, blocks.SplitSettings())[1].empty
+    with caplog.at_level(logging.WARNING, logger="sgdata"):
+        parts, report = annotate.fitting_split(where, counts, blocks.SplitSettings())
+    assert report.empty == ()
+    assert report.leakage == 0
+    assert {"train", "val"} <= set(parts)
+    assert report.boxes["train"] >= report.boxes["val"]
+    assert "a small area" in caplog.text
+
+
+def test_an_area_of_one_patch_comes_back_as_it_is() -> None:
+    where, counts = boxes(128)
+    _, report = annotate.fitting_split(where, counts, blocks.SplitSettings())
+    assert report.empty
