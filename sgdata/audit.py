@@ -18,7 +18,7 @@ Kind = Literal["shards", "build", "raw"]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One question and its answer: `told` in words, `figures` as JSON-able numbers, `where` at most SHOWN sample keys."""
+    """One question and its answer: `told` in words, `figures` as JSON, `where` at most SHOWN sample keys."""
 
     name: str
     state: State
