@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from sgdata import (
     areas,
     blocks,
     builds,
-    catalog,
+    classes,
     contracts,
     files,
     grid,
@@ -24,7 +24,6 @@ from sgdata import (
     patches,
     rasters,
     statistics,
-    tags,
 )
 from sgdata.errors import SettingError, SourceError
 from sgdata.resample import VERSION as RESAMPLING_VERSION
@@ -34,8 +33,6 @@ from sgdata.types import Array, Contract, Grid, LabelSpace, Level, Window
 
 log = logging.getLogger("sgdata")
 
-SPACE = "segmunich-osm"
-TAG_TABLE = "osm_lulc_tags"
 TILE_PX = 1024
 MANY_UNMAPPED = 0.4
 """Above this share of unmapped ground, classes follow the habits of mappers more than the land."""
@@ -63,17 +60,9 @@ class OsmSource:
     gap: Path | None = None
 
 
-def label_space() -> LabelSpace:
-    """`segmunich-osm`: 13 classes, streets are 0, unmapped is 255."""
-    rows = catalog.table(f"label_space_{SPACE}")
-    return LabelSpace(
-        name=SPACE,
-        task="segmentation",
-        ids=tuple(int(row["id"]) for row in rows),
-        names=tuple(row["name"] for row in rows),
-        colours=tuple(row["colour"] for row in rows),
-        ignore=labels.UNMAPPED,
-    )
+def chosen(settings: labels.LabelSettings) -> classes.ClassTable:
+    """The classes that the labels have, with their rules. Raises SettingError."""
+    return classes.read(settings.classes, tiers=settings.tiers, groups=settings.street_groups)
 
 
 def label(folder: Path, lattice: Grid, source: OsmSource, settings: labels.LabelSettings) -> dict[str, str]:
@@ -81,12 +70,11 @@ def label(folder: Path, lattice: Grid, source: OsmSource, settings: labels.Label
 
     Raises SourceError (no such file, damaged), ServiceError (no whole answer), SettingError.
     """
-    codes = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
-    rules = tags.rules(catalog.table(TAG_TABLE), codes, tiers=settings.tiers, groups=settings.street_groups)
+    table = chosen(settings)
     features = osm.read(
-        source.where, _ground(lattice), rules=rules, date=source.date, store=source.store, offline=source.offline
+        source.where, _ground(lattice), rules=table.rules, date=source.date, store=source.store, offline=source.offline
     )
-    drawing = labels.prepare(features.table, rules, lattice, settings)
+    drawing = labels.prepare(features.table, table.rules, lattice, settings)
     # Labels of a whole area are small; it is the supersampled painting that must go by tiles.
     painted = np.empty(lattice.shape, np.uint8), np.empty(lattice.shape, np.uint8)
     for window in grid.tiles(lattice.shape, TILE_PX):
@@ -94,17 +82,17 @@ def label(folder: Path, lattice: Grid, source: OsmSource, settings: labels.Label
             whole[window.slices] = part
     answers = dict(features.sha256)
     if source.gap:
-        painted = labels.filled_gaps(*painted, _filling(source.gap, lattice, codes))
+        painted = labels.filled_gaps(*painted, _filling(source.gap, lattice, table.codes))
         answers[source.gap.name] = files.sha256_file(source.gap)
     unmapped = float((painted[0] == labels.UNMAPPED).mean())
     log.info("labels: %s; read: %s; unmapped: %.1f %%", dict(drawing.counts), dict(features.counts), 100 * unmapped)
     if unmapped > MANY_UNMAPPED:
         log.warning("labels: %.0f %% of the ground is unmapped in %s", 100 * unmapped, source.where)
-    builds.write_labels(folder, lattice, label_space(), labels.SOURCES, painted)
+    builds.write_labels(folder, lattice, table.space, labels.SOURCES, painted)
     return answers
 
 
-def _filling(path: Path, lattice: Grid, codes: dict[int, int]) -> Array:
+def _filling(path: Path, lattice: Grid, codes: Mapping[int, int]) -> Array:
     """(H, W) uint8 classes from a raster of codes in any CRS, by nearest neighbour. Raises SourceError."""
     from rasterio.transform import Affine
     from rasterio.vrt import WarpedVRT
@@ -113,16 +101,14 @@ def _filling(path: Path, lattice: Grid, codes: dict[int, int]) -> Array:
     place = {"crs": lattice.crs, "transform": Affine(*lattice.transform), "width": width, "height": height}
     with rasters.opened(str(path)) as dataset, WarpedVRT(dataset, **place) as warped:
         found = warped.read(1)
-    # 0 is no code of CORINE and the outside of most files; here it would mean streets.
-    known = {code: index for code, index in codes.items() if code}
     if found.dtype.kind != "u":
-        raise SourceError(f"{path}: pixels are {found.dtype}, expected uint8 or uint16 codes of CORINE level 2")
-    strange = sorted(set(np.unique(found).tolist()) - set(known) - {0, dataset.nodata, labels.UNMAPPED})
+        raise SourceError(f"{path}: pixels are {found.dtype}, expected uint8 or uint16 codes of the classes")
+    strange = sorted(set(np.unique(found).tolist()) - set(codes) - {0, dataset.nodata, labels.UNMAPPED})
     if strange:
-        raise SourceError(f"{path}: holds codes {strange[:6]}; expected CORINE level 2 such as 11, 31 and 5 for water")
+        raise SourceError(f"{path}: holds codes {strange[:6]}; expected the classes' codes {sorted(codes)}")
     table = np.full(int(found.max()) + 1, labels.UNMAPPED, np.uint8)
-    for code in known.keys() & set(range(len(table))):
-        table[code] = known[code]
+    for code in codes.keys() & set(range(len(table))):
+        table[code] = codes[code]
     return np.asarray(table[found])
 
 
@@ -137,15 +123,23 @@ def _ground(lattice: Grid) -> object:
     return shapely.box(*areas.in_degrees(wider))
 
 
-def cut(folder: Path, name: str, lattice: Grid, settings: PatchSettings, split: blocks.SplitSettings) -> None:
-    """Write `patches.parquet`: windows, parts and class shares (none where the build has no labels)."""
+def cut(
+    folder: Path,
+    name: str,
+    lattice: Grid,
+    settings: PatchSettings,
+    split: blocks.SplitSettings,
+    *,
+    space: LabelSpace,
+) -> None:
+    """Write `patches.parquet`: windows, parts and shares of `space`'s classes (none where the build has no labels)."""
     windows = list(grid.patches(lattice.shape, settings.size, settings.stride))
     if not windows:
         raise SettingError(f"area of {lattice.shape} pixels holds no patch of {settings.size}; choose a larger one")
     ids: tuple[int, ...] = ()
     counts = np.zeros((len(windows), 0), np.int64)
     if (folder / builds.LABELS).exists():
-        ids = (*label_space().ids, labels.UNMAPPED)
+        ids = (*space.ids, labels.UNMAPPED)
         cell = math.gcd(settings.size, settings.stride)
         with rasters.opened(str(folder / builds.LABELS)) as dataset:
             cells = blocks.class_counts(dataset.read(1), cell, ids)
@@ -182,7 +176,7 @@ def fitting_split(
     return parts, report
 
 
-def agree(folder: Path, name: str, dates: str, level: Level, kernel: Kernel) -> None:
+def agree(folder: Path, name: str, dates: str, level: Level, kernel: Kernel, *, space: LabelSpace) -> None:
     """Write `contract.json` for the finished rasters and patches.
 
     Statistics run over the ground of the train split, each pixel once, no-data pixels left out.
@@ -214,7 +208,7 @@ def agree(folder: Path, name: str, dates: str, level: Level, kernel: Kernel) -> 
             resampling=kernel,
             resampling_version=RESAMPLING_VERSION,
             shape=(len(names), side, side) if len(rows) else None,
-            label_space=label_space() if labelled else LabelSpace(name="none", task="none"),
+            label_space=space if labelled else LabelSpace(name="none", task="none"),
             statistics=statistics.summarise(counted, names, NODATA),
             splits={part: count for part, count in splits.items() if count},
             fingerprint=files.sha256(files.canonical_json(identity)),

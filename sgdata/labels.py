@@ -30,10 +30,12 @@ MARGIN_PX = 100  # what reaches further than this beyond the grid is cut off, wh
 class LabelSettings:
     """How labels are drawn (`labels` in a build recipe).
 
-    `supersample`: fine pixels along a pixel's side. `overlap`: the smaller polygon wins, or the stronger
-    priority of the tag table. `streets`: by carriageway width, or every pixel that the centre line touches.
+    `classes`: segmunich-osm, corine, or a file of the user's own (see `classes`). `supersample`: fine pixels along a
+    pixel's side. `overlap`: the smaller polygon wins, or the stronger priority of the tag table. `streets`: by
+    carriageway width, or every pixel that the centre line touches.
     """
 
+    classes: str = "segmunich-osm"
     supersample: int = 5
     overlap: Literal["area", "priority"] = "area"
     streets: Literal["width", "touched"] = "width"

@@ -49,7 +49,7 @@ LAYERS = (
         "lock",
         "fetch",
     ),
-    ("staging", "observe", "builds", "annotate", "passes"),
+    ("classes", "staging", "observe", "builds", "annotate", "passes"),
     ("datasets", "simulate"),
     ("packing", "page", "audit", "release", "show"),
     ("demo", "demo_score", "demo_page", "cli"),

@@ -16,6 +16,7 @@ from sgdata import (
     areas,
     builds,
     catalog,
+    classes,
     files,
     grid,
     lock,
@@ -186,7 +187,7 @@ def plan(recipe: BuildRecipe, places: Places) -> Lock:
         grid=lattice,
         items=tuple(Item(scene=scene, expected_offset=_promised(scene, recipe)) for scene in scenes),
         dropped=(*twins, *elsewhere),
-        tag_table_sha256=tag_table_sha256(),
+        tag_table_sha256=classes.sha256(recipe.labels.classes),
         versions=lock.versions(),
     )
     lock.write(places.out / lock.NAME, planned)
@@ -222,11 +223,6 @@ def assets(recipe: BuildRecipe) -> tuple[str, ...]:
 
 def _promised(scene: stac.Scene, recipe: BuildRecipe) -> int | None:
     return offsets.expected(scene.provider, scene.collection, scene.baseline, level=recipe.source.level)
-
-
-def tag_table_sha256() -> str:
-    """The hash of the tag table that labels follow."""
-    return files.sha256_file(catalog.folder("catalogs") / "tables" / "osm_lulc_tags.tsv")
 
 
 # --- build ---------------------------------------------------------------------------------
@@ -268,7 +264,7 @@ def followed(recipe: BuildRecipe, locked: Lock) -> Lock:
         locked,
         recipe_sha256=lock.sha256(resolved(recipe, locked.grid)),
         osm_date=recipe.osm_date,
-        tag_table_sha256=tag_table_sha256(),
+        tag_table_sha256=classes.sha256(recipe.labels.classes),
         versions=lock.versions(),
     )
 
@@ -281,8 +277,9 @@ def mark(recipe: BuildRecipe, settled: Lock, places: Places) -> dict[str, str]:
             where=places.osm, date=recipe.osm_date, store=places.out / ".osm", offline=places.offline, gap=places.gap
         )
         answers = annotate.label(places.out, settled.grid, source, recipe.labels)
-    annotate.cut(places.out, recipe.name, settled.grid, recipe.patches, recipe.split)
-    annotate.agree(places.out, recipe.name, recipe.dates, recipe.source.level, recipe.resampling)
+    space = annotate.chosen(recipe.labels).space
+    annotate.cut(places.out, recipe.name, settled.grid, recipe.patches, recipe.split, space=space)
+    annotate.agree(places.out, recipe.name, recipe.dates, recipe.source.level, recipe.resampling, space=space)
     return answers
 
 

@@ -1,0 +1,136 @@
+"""Class tables: the two that come with the package, and what users may bring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sgdata import annotate, catalog, classes, labels, rasters, tags
+from sgdata.errors import SettingError
+from sgdata.types import Grid
+
+TIERS, GROUPS = ("core", "ext"), ("drive",)
+HEAD = "\t".join((*classes.COLUMNS, "half_width_m"))
+OWN = f"""{HEAD}
+Forest\t31\t#4dff00\tlanduse=forest;natural=wood\tpolygon\t5\t
+River\t51\t#00ccf2\twaterway=river\tline\t3\t4
+Forest\t31\t#4dff00\tnatural=tree_row\tline\t6\t3
+"""
+
+
+def named(table: classes.ClassTable, kind: tags.Kind, **of: str) -> str:
+    rule = tags.match(table.rules, kind, of, is_way=False)
+    return "" if rule is None else table.space.names[rule.label]
+
+
+def test_segmunich_has_thirteen_classes_and_corine_level_two_fifteen() -> None:
+    ours = classes.read("segmunich-osm", tiers=TIERS, groups=GROUPS)
+    corine = classes.read("corine", tiers=TIERS, groups=GROUPS)
+    assert (len(ours.space.ids), len(corine.space.ids)) == (13, 15)
+    assert ours.space == catalog.label_space(catalog.card("segmunich"), "segmunich-osm")
+    assert corine.codes[51] == corine.space.names.index("Inland waters")
+
+
+def test_one_tag_means_what_each_table_says() -> None:
+    ours = classes.read("segmunich-osm", tiers=TIERS, groups=GROUPS)
+    corine = classes.read("corine", tiers=TIERS, groups=GROUPS)
+    assert named(ours, "line", highway="primary") == "Street network"
+    assert named(corine, "line", highway="primary") == "Industrial, commercial and transport units"
+    assert named(ours, "polygon", natural="water") == "Surface water"
+    assert named(corine, "polygon", natural="water") == "Inland waters"
+
+
+def test_every_active_rule_of_corine_has_the_second_level_of_its_code() -> None:
+    corine = classes.read("corine", tiers=tags.TIERS, groups=GROUPS)
+    codes = {at: code for code, at in corine.codes.items()}
+    rows = {(r["geometry"], r["osm_key"], r["osm_value"]): r["corine_code"] for r in catalog.table(classes.TAG_TABLE)}
+    active = {place: rule for place, rule in corine.rules.items() if rule.active}
+    assert len(active) > 150
+    for place, rule in active.items():
+        assert rows[place].startswith(str(codes[rule.label]))
+
+
+def test_the_released_labels_are_another_space_than_ours() -> None:
+    card = catalog.card("segmunich")
+    released, ours = (catalog.label_space(card, f"segmunich-{name}") for name in ("released", "osm"))
+    assert released != ours
+    assert "outside" in released.names[0]
+    assert ours.names[0] == "Street network"
+
+
+def test_a_table_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "woods.tsv"
+    path.write_text(OWN)
+    table = classes.read(str(path), tiers=TIERS, groups=GROUPS)
+    assert table.space.name == "woods"
+    assert table.space.names == ("Forest", "River")
+    assert table.space.colours == ("#4dff00", "#00ccf2")
+    assert table.codes == {31: 0, 51: 1}
+    assert named(table, "polygon", natural="wood") == "Forest"
+    assert named(table, "line", waterway="river") == "River"
+    assert named(table, "polygon", natural="water") == ""
+    rule = tags.match(table.rules, "line", {"waterway": "river"}, is_way=True)
+    assert rule is not None
+    assert rule.half_width_m == 4
+    assert annotate.chosen(labels.LabelSettings(classes=str(path))) == table
+    before = classes.sha256(str(path))
+    path.write_text(OWN.replace("natural=wood", "natural=*"))
+    assert classes.sha256(str(path)) != before
+    assert named(classes.read(str(path), tiers=TIERS, groups=GROUPS), "polygon", natural="heath") == "Forest"
+
+
+def test_labels_are_painted_in_the_classes_of_ones_own_table(tmp_path: Path) -> None:
+    import pyproj
+
+    lattice = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(20, 20))
+    there = pyproj.Transformer.from_crs(32632, 4326, always_xy=True)
+    # A wood over the western half of the area, and a river from north to south through the eastern one.
+    corners = [(600060, 5399940), (600160, 5399940), (600160, 5399740), (600060, 5399740)]
+    points = [*corners, (600215, 5399990), (600215, 5399690)]
+    places = [there.transform(*xy) for xy in points]
+    nodes = "".join(f'<node id="{n}" lon="{x:.9f}" lat="{y:.9f}"/>' for n, (x, y) in enumerate(places, 1))
+    wood, river = ("".join(f'<nd ref="{n}"/>' for n in refs) for refs in ((1, 2, 3, 4, 1), (5, 6)))
+    city = tmp_path / "city.osm"
+    city.write_text(
+        f'<osm version="0.6">{nodes}<way id="1">{wood}<tag k="natural" v="wood"/></way>'
+        f'<way id="2">{river}<tag k="waterway" v="river"/></way></osm>'
+    )
+    own = tmp_path / "woods.tsv"
+    own.write_text(OWN)
+    source = annotate.OsmSource(where=str(city), date="2020-04-01", store=tmp_path)
+    annotate.label(tmp_path, lattice, source, labels.LabelSettings(classes=str(own)))
+    with rasters.opened(str(tmp_path / "labels.tif")) as dataset:
+        painted = dataset.read(1)
+        told = dataset.tags()
+    assert (painted[:, :10] == 0).all()
+    # 4 m to each side of 600215 is less than a pixel of 10 m, which a line covers at least.
+    assert (painted[:, 15] == 1).all()
+    assert set(painted[:, 10:15].ravel()) == {tags.IGNORE}
+    assert (told["class_000"], told["class_001"]) == ("Forest", "River")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("\tcode", "\tnumber", "expected the tab-separated columns"),
+        ("#4dff00\tlanduse", "green\tlanduse", "colour='green'"),
+        ("Forest\t31\t#4dff00\tnatural", "Forest\t31\t#000000\tnatural", "keep one"),
+        ("River\t51", "River\t31", "code 31"),
+        ("landuse=forest;", "landuse;", "tag 'landuse'"),
+        ("polygon\t5", "area\t5", "geometry='area'"),
+        ("polygon\t5", "polygon\tfirst", "priority='first'"),
+        ("line\t3\t4", "line\t3\t", "half its width"),
+        ("natural=wood", "landuse=forest", "stands there twice"),
+    ],
+)
+def test_a_damaged_table_is_refused_with_its_line(tmp_path: Path, old: str, new: str, told: str) -> None:
+    path = tmp_path / "own.tsv"
+    path.write_text(OWN.replace(old, new, 1))
+    with pytest.raises(SettingError, match=told):
+        classes.sha256(str(path))
+
+
+def test_a_name_that_is_neither_table_nor_file_is_refused() -> None:
+    with pytest.raises(SettingError, match="'corinne': expected segmunich-osm, corine or a file"):
+        classes.read("corinne", tiers=TIERS, groups=GROUPS)
