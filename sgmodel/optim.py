@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,16 +24,18 @@ class OptimizerRecipe:
     """AdamW and its schedule; times in epochs, which need not be whole.
 
     The peak rate is `lr` as it stands: the papers' base rate x batch / 256 is multiplied out in the recipe.
-    `clip_norm` 0 leaves gradients alone, as the paper does.
+    `clip_norm` 0 leaves gradients alone, as the paper does. `layer_decay` (1: none) is the factor between the rates
+    of one block and the one below it.
     """
 
     lr: float
-    schedule: Literal["cosine", "poly"]
+    schedule: Literal["cosine", "poly", "per epoch"]
     warmup_epochs: float
     weight_decay: float
-    decay: Literal["matrices", "all"] = "matrices"
+    decay: Literal["matrices", "not tables", "all"] = "matrices"
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 0.0
+    layer_decay: float = 1.0
 
 
 def cosine(step: int, *, peak: float, warmup: float, total: float, floor: float = 0.0) -> float:
@@ -49,8 +53,15 @@ def poly(step: int, *, peak: float, warmup: float, total: float, power: float = 
     return peak * math.pow(left, power)
 
 
+def per_epoch(step: int, *, peak: float, steps_per_epoch: float, factor: float = 0.95) -> float:
+    """`peak` in the first epoch, `factor` times the rate of the one before in every other (OSCD)."""
+    return peak * math.pow(factor, step // steps_per_epoch)
+
+
 def schedule(recipe: OptimizerRecipe, *, steps_per_epoch: float, total: int) -> Schedule:
     """The recipe's learning rate at each of `total` steps."""
+    if recipe.schedule == "per epoch":
+        return lambda step: per_epoch(step, peak=recipe.lr, steps_per_epoch=steps_per_epoch)
     # A test run may be shorter than the warm-up; the schedule then still ends.
     warmup = min(recipe.warmup_epochs * steps_per_epoch, total - 1)
     if recipe.schedule == "poly":
@@ -59,19 +70,44 @@ def schedule(recipe: OptimizerRecipe, *, steps_per_epoch: float, total: int) -> 
 
 
 def groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
-    """Parameter groups: 1-D parameters and biases escape the decay unless `decay` is "all".
+    """Parameter groups of one rate and one decay each; parameters that are frozen are in none.
 
-    Position tables and the mask token are decayed, as released (spec section 6).
+    1-D parameters and biases escape the decay unless `decay` is "all". Position tables are decayed in pretraining,
+    as released (spec section 6), and not in classification: "not tables" (section 7).
     """
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    blocks = 1 + max((_block(name) for name, _ in model.named_parameters()), default=-1)
+    made: defaultdict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        spared = recipe.decay == "matrices" and (parameter.ndim <= 1 or name.endswith(".bias"))
-        (others if spared else matrices).append(parameter)
+        if not parameter.requires_grad:
+            continue
+        spared = parameter.ndim <= 1 or name.endswith(".bias") or (recipe.decay == "not tables" and _is_table(name))
+        decay = 0.0 if spared and recipe.decay != "all" else recipe.weight_decay
+        # From the top: the head and the final norm at the full rate, block i at factor^(blocks - i).
+        made[recipe.layer_decay ** (blocks + 1 - _layer(name, blocks)), decay].append(parameter)
     return [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale} for (scale, decay), parameters in made.items()
     ]
+
+
+def _layer(name: str, blocks: int) -> int:
+    """0 for what makes tokens, 1 + i for block i, the last number for all else; so also for models without blocks.
+
+    As released, a joint position table is at the bottom and a pair of tables at the full rate (spec section 7).
+    """
+    if _block(name) >= 0:
+        return _block(name) + 1
+    bottom = re.search(r"(?:^|\.)(patch_embed\.|pos_embed$|cls_token$)", name)
+    return 0 if blocks and bottom else blocks + 1
+
+
+def _block(name: str) -> int:
+    """The number of the transformer block that a parameter belongs to; -1 for none."""
+    found = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
+    return int(found[1]) if found else -1
+
+
+def _is_table(name: str) -> bool:
+    return "pos_embed" in name or name.endswith("cls_token")
 
 
 def adamw(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from torch import nn
 
-from sgmodel import optim
+from sgmodel import encoder, heads, optim
 
 PRETRAIN = optim.OptimizerRecipe(lr=3.2e-3, schedule="cosine", warmup_epochs=20, weight_decay=0.05, betas=(0.9, 0.95))
 
@@ -35,6 +36,12 @@ def test_poly_equals_the_released_one(parity: Path) -> None:
     np.testing.assert_allclose(make(1e-4, 15, 250, 10, "poly"), theirs, rtol=1e-6, atol=1e-5)
 
 
+def test_the_rate_of_change_detection_falls_once_an_epoch(parity: Path) -> None:
+    theirs = np.load(parity / "schedules.npz")["oscd/lr_per_epoch"]
+    ours = make(1e-4, 0, 300, 3, "per epoch")
+    np.testing.assert_allclose(ours, theirs.repeat(3), rtol=1e-5)
+
+
 def test_a_run_shorter_than_its_warm_up_still_has_a_schedule() -> None:
     rates = make(1e-3, 20, 2, 3)
     assert rates[0] == 0
@@ -52,5 +59,42 @@ def test_biases_and_norms_escape_the_decay_and_tables_do_not() -> None:
 
 def test_decay_all_leaves_nothing_out() -> None:
     recipe = optim.OptimizerRecipe(lr=1e-4, schedule="poly", warmup_epochs=15, weight_decay=1e-5, decay="all")
-    decayed, spared = optim.groups(nn.Linear(3, 2), recipe)
-    assert (len(decayed["params"]), len(spared["params"])) == (2, 0)
+    (decayed,) = optim.groups(nn.Linear(3, 2), recipe)
+    assert len(decayed["params"]) == 2
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    model = nn.Linear(3, 2)
+    model.weight.requires_grad_(False)
+    (spared,) = optim.groups(model, PRETRAIN)
+    assert spared["params"] == [model.bias]
+
+
+def test_layer_decay_equals_the_released_one_for_every_parameter(parity: Path) -> None:
+    theirs = np.load(parity / "classify_small_sep_pos.npz", allow_pickle=False)
+    model = heads.SceneClassifier(encoder.Encoder(encoder.EncoderConfig(image_px=32, width=96, depth=3, heads=4)), 19)
+    recipe = dataclasses.replace(PRETRAIN, decay="not tables", layer_decay=0.75)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    ours = {
+        names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
+        for group in optim.groups(model, recipe)
+        for parameter in group["params"]
+    }
+    columns = (theirs[name].tolist() for name in ("param_names", "lr_scale", "weight_decay"))
+    expected = {name: (pytest.approx(scale), pytest.approx(decay)) for name, scale, decay in zip(*columns, strict=True)}
+    assert ours == expected
+
+
+def test_layer_decay_by_name() -> None:
+    """A joint table is at the bottom, and a wrapped backbone's blocks count all the same."""
+    recipe = dataclasses.replace(PRETRAIN, layer_decay=0.5)
+    joint = heads.SceneClassifier(
+        encoder.Encoder(encoder.EncoderConfig(image_px=16, width=8, depth=2, heads=2, positions="joint")), 3
+    )
+    model = nn.ModuleDict({"backbone": joint, "plain": nn.Linear(2, 2)})
+    scale = {id(p): group["lr_scale"] for group in optim.groups(model, recipe) for p in group["params"]}
+    assert scale[id(joint.pos_embed)] == scale[id(joint.patch_embed.proj.weight)] == 0.125
+    assert scale[id(joint.blocks[0].mlp.fc1.weight)] == 0.25
+    assert scale[id(joint.head.weight)] == scale[id(model["plain"].weight)] == 1.0
+    (only,) = {group["lr_scale"] for group in optim.groups(nn.Linear(2, 2), recipe)}
+    assert only == 1.0
