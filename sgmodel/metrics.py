@@ -1,11 +1,20 @@
-"""Segmentation figures from one confusion matrix over all pixels (spec section 8)."""
+"""Figures of every task: from one confusion matrix (spec sections 8 and 9), and from scores (section 7).
+
+Each figure takes a weight per sample (None: every sample once), so that `interval` can draw samples again.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Weights = NDArray[np.int64]
+ROUNDS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +30,11 @@ class Scores:
     def miou(self) -> float:
         """Mean IoU over the classes that occur. (The released code gives NaN where one does not.)"""
         return mean(self.iou)
+
+    @property
+    def f1(self) -> tuple[float | None, ...]:
+        """Of each class, 2 hits / (2 hits + misses + false alarms), which is 2 IoU / (1 + IoU)."""
+        return tuple(None if value is None else 2 * value / (1 + value) for value in self.iou)
 
     @property
     def miou_without_first(self) -> float:
@@ -67,3 +81,86 @@ def mean(values: tuple[float | None, ...]) -> float:
 def _shares(part: Tensor, whole: Tensor) -> tuple[float | None, ...]:
     pairs = zip(part.tolist(), whole.tolist(), strict=True)
     return tuple(a / b if b else None for a, b in pairs)
+
+
+# --- figures of scores ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Samples from the highest score to the lowest, `hits` where one is of the class; `ends` of each run of ties."""
+
+    samples: NDArray[np.int64]
+    hits: NDArray[np.bool_]
+    ends: NDArray[np.int64]
+
+
+def ranking(scores_N: Tensor, targets_N: Tensor, samples: NDArray[np.int64] | None = None) -> Ranking:
+    """One class, or, with `samples` saying whose each score is, several classes ranked together."""
+    values = scores_N.double().numpy()
+    order = np.argsort(-values, kind="stable")
+    # Equal scores have no order: precision is taken where the score changes, as every library does.
+    ends = np.append(np.flatnonzero(np.diff(values[order])), len(order) - 1)
+    whose = order if samples is None else samples[order]
+    return Ranking(samples=whose, hits=targets_N.numpy().astype(bool)[order], ends=ends)
+
+
+def average_precision(ranked: Ranking, weights: Weights | None = None) -> float | None:
+    """Sum of precision x gain in recall over the thresholds, not interpolated; None without one positive."""
+    each = np.ones(len(ranked.hits), np.int64) if weights is None else weights[ranked.samples]
+    found = np.cumsum(each * ranked.hits)[ranked.ends]
+    if not found[-1]:
+        return None
+    precision = found / np.maximum(np.cumsum(each)[ranked.ends], 1)
+    return float(np.sum(np.diff(found, prepend=0) * precision) / found[-1])
+
+
+def macro(scores_NK: Tensor, targets_NK: Tensor) -> list[Ranking]:
+    """A ranking for each class; their mean average precision is the macro mAP."""
+    return [ranking(scores_NK[:, k], targets_NK[:, k]) for k in range(scores_NK.shape[1])]
+
+
+def micro(scores_NK: Tensor, targets_NK: Tensor) -> list[Ranking]:
+    """One ranking of all (sample, class) pairs; its average precision is the micro mAP."""
+    samples = np.arange(len(scores_NK)).repeat(scores_NK.shape[1])
+    return [ranking(scores_NK.flatten(), targets_NK.flatten(), samples)]
+
+
+def mean_average_precision(rankings: list[Ranking], weights: Weights | None = None) -> float:
+    """Over the whole set; classes without a positive do not enter the mean."""
+    return mean(tuple(average_precision(ranked, weights) for ranked in rankings))
+
+
+def micro_map_batch_averaged(scores_NK: Tensor, targets_NK: Tensor, batch: int = 16) -> float:
+    """What the released code calls mAP: the micro average precision of every 16 samples, averaged by their number."""
+    total = 0.0
+    for start in range(0, len(scores_NK), batch):
+        scores, targets = scores_NK[start : start + batch], targets_NK[start : start + batch]
+        total += len(scores) * mean_average_precision(micro(scores, targets))
+    return total / len(scores_NK)
+
+
+def top1(right_N: Tensor, weights: Weights | None = None) -> float:
+    """The share of samples whose highest score is their class."""
+    return float(np.average(right_N.numpy(), weights=weights))
+
+
+# --- how sure ------------------------------------------------------------------------------
+
+
+def weighted(counts_NKK: Tensor, weights: Weights | None = None) -> Tensor:
+    """One confusion matrix from those of each sample."""
+    if weights is None:
+        return counts_NKK.sum(dim=0)
+    return (torch.from_numpy(weights)[:, None, None] * counts_NKK).sum(dim=0)
+
+
+def interval(figure: Callable[[Weights], float], samples: int, *, seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile bootstrap of a figure: `samples` are drawn again with replacement, a thousand times.
+
+    It tells how the figure would move with other test samples, not with other seeds of the training.
+    """
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    drawn = (np.bincount(rng.integers(0, samples, samples), minlength=samples) for _ in range(ROUNDS))
+    low, high = np.quantile([figure(weights) for weights in drawn], (0.025, 0.975))
+    return float(low), float(high)

@@ -55,3 +55,92 @@ def test_iou_by_sets(seed: int, classes: int) -> None:
         both = np.sum((pred == label) & (target == label))
         either = np.sum(((pred == label) & kept) | (target == label))
         assert value == (pytest.approx(both / either) if either else None)
+
+
+def test_f1_of_change_equals_the_released_one(parity: Path) -> None:
+    theirs = np.load(parity / "metrics.npz")
+    pred, target = (torch.from_numpy(theirs[f"oscd/{name}"]).long() for name in ("pred", "target"))
+    counts = metrics.confusion(pred, target, classes=2)
+    hit, false, missed, rest = theirs["oscd/tp_fp_fn_tn"].tolist()
+    assert counts.tolist() == [[rest, false], [missed, hit]]
+    ours = metrics.scores(counts)
+    figures = [ours.precision[1], ours.recall[1], ours.f1[1]]
+    np.testing.assert_allclose(np.array(figures, float), theirs["oscd/precision_recall_f1"], rtol=1e-6)
+
+
+def test_mean_average_precision_equals_torchmetrics_and_sklearn(parity: Path) -> None:
+    theirs = np.load(parity / "metrics.npz")
+    scores, targets = (torch.from_numpy(theirs[f"ben/{name}"]) for name in ("scores", "targets"))
+    per_class = [metrics.average_precision(ranked) for ranked in metrics.macro(scores, targets)]
+    np.testing.assert_allclose(np.array(per_class, float), theirs["ben/ap_per_class"], rtol=1e-5)
+    for name in ("ben/macro_map_whole_set", "ben/sklearn_macro"):
+        ours = metrics.mean_average_precision(metrics.macro(scores, targets))
+        assert ours == pytest.approx(float(theirs[name]), rel=1e-6)
+    for name in ("ben/micro_map_whole_set", "ben/sklearn_micro"):
+        ours = metrics.mean_average_precision(metrics.micro(scores, targets))
+        assert ours == pytest.approx(float(theirs[name]), rel=1e-6)
+    batched = metrics.micro_map_batch_averaged(scores, targets, int(theirs["ben/batch"]))
+    assert batched == pytest.approx(float(theirs["ben/micro_map_batch_averaged_official"]), rel=1e-6)
+
+
+def area_by_hand(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Threshold by threshold, counting anew each time."""
+    total, before = 0.0, 0.0
+    for threshold in np.unique(scores)[::-1]:
+        chosen = scores >= threshold
+        recall = targets[chosen].sum() / targets.sum()
+        total += (recall - before) * targets[chosen].mean()
+        before = recall
+    return total
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), levels=st.integers(1, 30))
+def test_average_precision_with_ties_and_weights_by_hand(seed: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores, targets = rng.integers(0, levels, 25) / levels, rng.integers(0, 2, 25)
+    targets[0] = 1
+    weights = rng.integers(0, 4, 25)
+    ranked = metrics.ranking(torch.from_numpy(scores), torch.from_numpy(targets))
+    assert metrics.average_precision(ranked) == pytest.approx(area_by_hand(scores, targets))
+    weights[0] = 1
+    again = metrics.average_precision(ranked, weights)
+    assert again == pytest.approx(area_by_hand(scores.repeat(weights), targets.repeat(weights)))
+
+
+def test_figures_equal_torchmetrics(parity: Path) -> None:
+    from sgmodel import timm_models  # noqa: F401  (lets torchvision, which torchmetrics imports, be imported)
+
+    functional = pytest.importorskip("torchmetrics.functional")
+    theirs = np.load(parity / "metrics.npz")
+    scores, targets = (torch.from_numpy(theirs[f"ben/{name}"]) for name in ("scores", "targets"))
+    for average, rank in (("macro", metrics.macro), ("micro", metrics.micro)):
+        expected = functional.average_precision(scores, targets, task="multilabel", num_labels=19, average=average)
+        assert metrics.mean_average_precision(rank(scores, targets)) == pytest.approx(float(expected), rel=1e-5)
+    pred, target = (torch.from_numpy(theirs[f"seg/{name}"]).long() for name in ("pred", "target"))
+    ours = metrics.confusion(pred, target, classes=13)
+    expected = functional.confusion_matrix(pred, target, task="multiclass", num_classes=13, ignore_index=255)
+    assert torch.equal(ours, expected)
+    mean_iou = functional.jaccard_index(pred, target, task="multiclass", num_classes=13, ignore_index=255)
+    assert metrics.scores(ours).miou == pytest.approx(float(mean_iou), rel=1e-5)
+
+
+def test_a_class_without_positives_has_no_average_precision() -> None:
+    scores, targets = torch.rand(5, 2), torch.tensor([[1, 0]] * 5)
+    assert [metrics.average_precision(ranked) for ranked in metrics.macro(scores, targets)] == [1.0, None]
+    assert metrics.mean_average_precision(metrics.macro(scores, targets)) == 1.0
+
+
+def test_the_interval_is_that_of_the_binomial_and_repeats() -> None:
+    right = torch.from_numpy(np.random.default_rng(1).random(400) < 0.8)
+    low, high = metrics.interval(lambda weights: metrics.top1(right, weights), 400, seed=3)
+    share = metrics.top1(right)
+    half = 1.96 * (share * (1 - share) / 400) ** 0.5
+    assert (low, high) == pytest.approx((share - half, share + half), abs=0.006)
+    assert (low, high) == metrics.interval(lambda weights: metrics.top1(right, weights), 400, seed=3)
+
+
+def test_samples_of_one_kind_have_an_interval_of_no_width() -> None:
+    counts = torch.tensor([[[3, 1], [0, 4]]] * 5)
+    low, high = metrics.interval(lambda weights: metrics.scores(metrics.weighted(counts, weights)).miou, 5)
+    assert low == high == pytest.approx(metrics.scores(metrics.weighted(counts)).miou)
