@@ -1,7 +1,11 @@
-"""Crops, flips and quarter turns on the device, each drawn from (seed, epoch, sample).
+"""Crops, flips, quarter turns, erasing and mixing on the device, each drawn from (seed, epoch, sample).
 
 What to do is settled on the CPU from counter-based draws, as whole numbers; pixels then move by matrix
 products and flips, so that CPU and GPU run the same code on the same geometry.
+
+Mixing needs a second sample. It is the neighbour in the stream of samples: places 2k and 2k + 1 of an epoch's order
+are partners. How much each takes of the other is drawn per sample; so neither the number of ranks nor the batch, as
+long as its parts are even, changes what a sample is mixed with, how, or how much.
 """
 
 from __future__ import annotations
@@ -25,6 +29,39 @@ class AugmentRecipe:
     horizontal_flip: float = 0.0
     vertical_flip: float = 0.0
     quarter_turns: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixRecipe:
+    """`erase` is the chance of an erased box (share and aspect of it below), filled with 0 after normalisation.
+
+    `mixup` and `cutmix` are the parameters of their Beta(a, a), 0 turns one off; `cutmix_share` is how often it is
+    the latter where both are on, `chance` how often a sample is mixed at all.
+    """
+
+    erase: float = 0.0
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    erase_aspect: tuple[float, float] = (0.3, 10 / 3)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    cutmix_share: float = 0.5
+    chance: float = 1.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are mixed, and so need partners."""
+        return max(self.mixup, self.cutmix) > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Per sample: the row of its `partner`, the share `own` of its label that it keeps; its pixels are `blend` parts
+    of its own and the rest of the partner's, and the partner's alone in `box` (top, left, height, width)."""
+
+    partner: Tensor
+    own: Tensor
+    blend: Tensor
+    box: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +96,27 @@ def centre(extent: Tensor, size: int) -> Geometry:
 
 
 def _boxes(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, extent: Tensor, *, seed: int) -> Tensor:
-    """Random resized crop: area and log-aspect uniform, first of ten attempts that fits, else the whole image."""
+    """Random resized crop, the whole image where no attempt fits."""
     whole = torch.cat([torch.zeros_like(extent), extent], dim=1)
     if recipe.crop_area is None:
         return whole
     u = draws.uniform(samples, 2 * ATTEMPTS + 2, seed=seed, epoch=epoch, stream=draws.Stream.CROP).double()
-    low, high = recipe.crop_area
-    area = (low + u[:, :ATTEMPTS] * (high - low)) * extent.prod(dim=1, keepdim=True)
-    log_low, log_high = (torch.tensor(a).double().log() for a in recipe.crop_aspect)
-    aspect = (log_low + u[:, ATTEMPTS:-2] * (log_high - log_low)).exp()
-    size = torch.stack([(area / aspect).sqrt().round(), (area * aspect).sqrt().round()], dim=2).long()
+    boxes, fits = _within(extent, u, recipe.crop_area, recipe.crop_aspect)
+    return torch.where(fits, boxes, whole)
+
+
+def _within(extent: Tensor, u: Tensor, area: tuple[float, float], aspect: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Boxes (N, 4) of random area and log-aspect, both uniform: the first of ten attempts that fits into `extent`, and
+    (N, 1) whether one does."""
+    low, high = area
+    wanted = (low + u[:, :ATTEMPTS] * (high - low)) * extent.prod(dim=1, keepdim=True)
+    log_low, log_high = (torch.tensor(a).double().log() for a in aspect)
+    ratio = (log_low + u[:, ATTEMPTS : 2 * ATTEMPTS] * (log_high - log_low)).exp()
+    size = torch.stack([(wanted / ratio).sqrt().round(), (wanted * ratio).sqrt().round()], dim=2).long()
     fits = ((size > 0) & (size <= extent[:, None])).all(dim=2)
-    first = fits.long().argmax(dim=1)
-    chosen = size[torch.arange(len(samples)), first]
-    corner = (u[:, -2:] * (extent - chosen + 1)).long()
-    return torch.where(fits.any(dim=1, keepdim=True), torch.cat([corner, chosen], dim=1), whole)
+    chosen = size[torch.arange(len(u)), fits.long().argmax(dim=1)]
+    corner = (u[:, 2 * ATTEMPTS : 2 * ATTEMPTS + 2] * (extent - chosen + 1)).long()
+    return torch.cat([corner, chosen], dim=1), fits.any(dim=1, keepdim=True)
 
 
 def images(x: Tensor, how: Geometry, size: int) -> Tensor:
@@ -83,6 +126,17 @@ def images(x: Tensor, how: Geometry, size: int) -> Tensor:
         cols = _bicubic(how.box[:, 1].to(x.device), how.box[:, 3].to(x.device), x.shape[3], size)
         x = rows[:, None] @ x @ cols[:, None].transpose(2, 3)
     return _turn(x, how)
+
+
+def zoomed(x: Tensor, extent: Tensor, size: int, *, share: float) -> Tensor:
+    """(N, C, H, W) -> (N, C, size, size), the middle of the image enlarged to size / `share`: how scenes are scored.
+
+    With 0.875 and 128 an image becomes 146 px wide, of which the middle 128 are taken, as released (spec section 5).
+    """
+    large = int(size / share)
+    edge = (large - size) // 2
+    whole = images(x, centre(extent, int(extent.max())), large)
+    return whole[:, :, edge : edge + size, edge : edge + size]
 
 
 def masks(y: Tensor, how: Geometry, size: int) -> Tensor:
@@ -133,3 +187,64 @@ def _cubic(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     near = [((a + 2) * d - (a + 3)) * d * d + 1 for d in (t, 1 - t)]
     far = [((a * d - 5 * a) * d + 8 * a) * d - 4 * a for d in (t + 1, 2 - t)]
     return far[0], near[0], near[1], far[1]
+
+
+# --- erasing and mixing --------------------------------------------------------------------
+
+
+def erase(x: Tensor, recipe: MixRecipe, samples: Tensor, epoch: Tensor, *, seed: int) -> Tensor:
+    """(N, C, H, W) with a random box of some images set to 0 (Zhong et al., "Random Erasing", AAAI 2020)."""
+    if not recipe.erase:
+        return x
+    count = 2 * ATTEMPTS + 3
+    u = draws.uniform(samples, count, seed=seed, epoch=epoch, stream=draws.Stream.ERASE).double()
+    extent = torch.tensor(x.shape[-2:]).expand(len(x), 2)
+    boxes, fits = _within(extent, u, recipe.erase_area, recipe.erase_aspect)
+    chosen = fits & (u[:, -1:] < recipe.erase)
+    return x.masked_fill(_inside(torch.where(chosen, boxes, 0), x), 0.0)
+
+
+def mixing(recipe: MixRecipe, samples: Tensor, epoch: Tensor, size: int, *, seed: int) -> Mix:
+    """What becomes of each sample (N,) beside its partner (Zhang et al., "mixup", ICLR 2018; Yun et al., "CutMix",
+    ICCV 2019). On the CPU."""
+    # Heavy to import, and only mixing needs an inverse of the Beta distribution.
+    from scipy.special import betaincinv
+
+    u = draws.uniform(samples, 5, seed=seed, epoch=epoch, stream=draws.Stream.MIX).double()
+    mixed = (u[:, 0] < recipe.chance) & torch.tensor(recipe.mixes)
+    share = recipe.cutmix_share if recipe.mixup and recipe.cutmix else float(recipe.cutmix > 0)
+    cut = u[:, 1] < share
+    alpha = torch.where(cut, recipe.cutmix, recipe.mixup).clamp(min=1e-9)
+    blend = torch.from_numpy(betaincinv(alpha.numpy(), alpha.numpy(), u[:, 2].numpy()))
+    # The box of CutMix: its sides are sqrt(1 - lambda) of the image's, its centre anywhere, cut off at the edges.
+    half = ((1 - blend).sqrt() * size).long()[:, None] // 2
+    middle = (u[:, 3:] * size).long()
+    corner, end = (middle - half).clamp(min=0), (middle + half).clamp(max=size)
+    box = torch.where((mixed & cut)[:, None], torch.cat([corner, end - corner], dim=1), 0)
+    blend = torch.where(mixed & ~cut, blend, 1.0)
+    places = torch.arange(len(samples))
+    # The last of an odd number (one sample looked at alone) is its own partner, which leaves it as it is.
+    partner = torch.where(places ^ 1 < len(places), places ^ 1, places)
+    own = torch.where(cut, 1 - box[:, 2:].prod(dim=1) / size**2, blend)
+    return Mix(partner=partner, own=own.float(), blend=blend.float(), box=box)
+
+
+def mix(x: Tensor, how: Mix) -> Tensor:
+    """Images (N, C, H, W), mixed."""
+    other = x[how.partner.to(x.device)]
+    blend = how.blend.to(x.device)[:, None, None, None]
+    return torch.where(_inside(how.box, x), other, blend * x + (1 - blend) * other)
+
+
+def mix_targets(y: Tensor, how: Mix) -> Tensor:
+    """Targets (N, K), shares of classes, mixed as the pixels are."""
+    own = how.own.to(y.device)[:, None]
+    return own * y + (1 - own) * y[how.partner.to(y.device)]
+
+
+def _inside(box: Tensor, x: Tensor) -> Tensor:
+    """(N, 1, H, W) true within each box."""
+    top, left, height, width = box.to(x.device)[:, :, None].unbind(1)
+    rows, cols = (torch.arange(n, device=x.device) for n in x.shape[-2:])
+    inside = ((rows >= top) & (rows < top + height))[:, :, None] & ((cols >= left) & (cols < left + width))[:, None]
+    return inside[:, None]

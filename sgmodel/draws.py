@@ -24,6 +24,8 @@ class Stream(IntEnum):
     CROP = 1
     TURN = 2
     MASK = 3
+    ERASE = 4
+    MIX = 5
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:

@@ -117,3 +117,104 @@ def test_no_augmentation_changes_nothing() -> None:
     x = torch.rand(2, 3, 16, 16)
     still = augment.draw(augment.AugmentRecipe(), torch.arange(2), torch.zeros(2).long(), extent(x), seed=0)
     assert torch.equal(augment.images(x, still, 16), x)
+
+
+# --- scoring, erasing, mixing --------------------------------------------------------------
+
+
+def released(parity: Path, name: str) -> tuple[torch.Tensor, normalise.Normalisation, dict[str, np.ndarray]]:
+    """The image (C, H, W) as the released fine-tuning reads it, its normalisation, and what came out there."""
+    theirs = dict(np.load(parity / "preprocess.npz"))
+    raw = theirs["eurosat/raw" if name == "eurosat" else "ben_pretrain/raw"]
+    mean, std = (tuple(theirs[f"{name}/{part}"].tolist()) for part in ("mean", "std"))
+    scheme = "zscore" if name == "eurosat" else "clip"
+    how = normalise.Normalisation(scheme=scheme, eps=0.0, mean=mean, std=std)  # type: ignore[arg-type]
+    return torch.from_numpy(raw).permute(2, 0, 1)[None], how, theirs
+
+
+@pytest.mark.parametrize("name", ["eurosat", "ben_finetune"])
+def test_scoring_sees_what_the_released_transform_gives(parity: Path, name: str) -> None:
+    raw, how, theirs = released(parity, name)
+    x = normalise.apply(how, raw, extent(raw))
+    kept = [band for band in range(x.shape[1]) if name != "eurosat" or band != 10]
+    ours = augment.zoomed(x, extent(raw), 128, share=0.875)[0, kept]
+    np.testing.assert_allclose(ours.numpy(), theirs[f"{name}/eval_out"], atol=1e-5)
+
+
+def test_training_on_eurosat_sees_what_the_released_transform_gives(parity: Path) -> None:
+    raw, how, theirs = released(parity, "eurosat")
+    x = normalise.apply(how, raw, extent(raw))[:, [band for band in range(13) if band != 10]]
+    ours = augment.images(x, at(theirs["eurosat/crop_top_left_h_w"].tolist()), 128)
+    np.testing.assert_allclose(ours[0].numpy(), theirs["eurosat/train_out"], atol=1e-5)
+
+
+def test_erasing_takes_a_box_from_a_quarter_of_the_samples() -> None:
+    recipe = augment.MixRecipe(erase=0.25)
+    samples, epoch = torch.arange(800), torch.zeros(800).long()
+    x = torch.ones(800, 2, 20, 20)
+    out = augment.erase(x, recipe, samples, epoch, seed=1)
+    gone = (out == 0).float().mean(dim=(2, 3))
+    assert torch.equal(gone[:, 0], gone[:, 1])
+    erased = gone[:, 0] > 0
+    assert 0.2 < float(erased.float().mean()) < 0.3
+    assert float(gone[erased].min()) > 0.01 and float(gone.max()) < 0.36
+    hit = out[erased][0, 0] == 0
+    assert int(hit.sum()) == int(hit.any(0).sum() * hit.any(1).sum()), "a rectangle"
+    alone = augment.erase(x[5:6], recipe, samples[5:6], epoch[5:6], seed=1)
+    assert torch.equal(alone[0], out[5])
+
+
+BOTH = augment.MixRecipe(mixup=0.8, cutmix=1.0)
+
+
+def mixed(recipe: augment.MixRecipe, count: int = 600, size: int = 16) -> tuple[torch.Tensor, augment.Mix]:
+    """Sample i is an image of the value i; mixed."""
+    x = torch.arange(count).float()[:, None, None, None].expand(count, 1, size, size)
+    how = augment.mixing(recipe, torch.arange(count) + 7, torch.zeros(count).long(), size, seed=2)
+    return augment.mix(x, how), how
+
+
+def test_labels_are_mixed_as_the_pixels_are() -> None:
+    out, how = mixed(BOTH)
+    labels = augment.mix_targets(torch.eye(600), how)
+    torch.testing.assert_close(labels.sum(dim=1), torch.ones(600))
+    # An image of one value: its mean says how much of each of the two it holds, as the label must.
+    torch.testing.assert_close(out.mean(dim=(1, 2, 3)), labels @ torch.arange(600).float(), rtol=1e-5, atol=1e-3)
+    assert torch.equal(how.partner[:4], torch.tensor([1, 0, 3, 2]))
+
+
+def test_both_ways_of_mixing_occur_with_their_shares_and_distributions() -> None:
+    out, how = mixed(BOTH, 4000)
+    cut = how.box[:, 2:].prod(dim=1) > 0
+    assert 0.42 < float(cut.float().mean()) < 0.52, "half, less those with an empty box"
+    blend = how.blend[how.blend < 1]
+    assert float(blend.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(blend.var()) == pytest.approx(1 / (4 * (2 * 0.8 + 1)), rel=0.05), "of Beta(0.8, 0.8)"
+    inside = out[cut][:, 0].unique(dim=0)
+    assert inside.frac().abs().max() == 0, "CutMix blends no pixel"
+    only = mixed(augment.MixRecipe(mixup=0.8))[1]
+    assert not only.box.any()
+    assert bool((mixed(augment.MixRecipe(cutmix=1.0))[1].blend == 1).all())
+
+
+def test_mixing_depends_on_neither_batch_nor_rank() -> None:
+    samples, epoch = torch.tensor([9, 4, 0, 7, 30, 2, 5, 8]), torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
+    x = torch.rand(8, 3, 16, 16)
+    whole = augment.mixing(BOTH, samples, epoch, 16, seed=4)
+    for size in (2, 4):
+        for start in range(0, 8, size):
+            cut = slice(start, start + size)
+            part = augment.mixing(BOTH, samples[cut], epoch[cut], 16, seed=4)
+            assert torch.equal(augment.mix(x[cut], part), augment.mix(x, whole)[cut])
+            assert torch.equal(
+                augment.mix_targets(torch.eye(8)[cut], part), augment.mix_targets(torch.eye(8), whole)[cut]
+            )
+
+
+def test_a_sample_alone_and_a_recipe_without_mixing_change_nothing() -> None:
+    x = torch.rand(1, 3, 16, 16)
+    alone = augment.mixing(BOTH, torch.tensor([3]), torch.tensor([0]), 16, seed=4)
+    torch.testing.assert_close(augment.mix(x, alone), x)
+    none = augment.mixing(augment.MixRecipe(), torch.arange(1), torch.arange(1), 16, seed=0)
+    assert torch.equal(augment.mix(x, none), x)
+    assert augment.erase(x, augment.MixRecipe(), torch.arange(1), torch.arange(1), seed=0) is x
