@@ -89,16 +89,8 @@ def pack(
     SourceError, OutputError.
     """
     recipe = recipe or recipe_for(dataset)
-    source, out = _archive_in(source or Path(recipe.source), recipe), out or Path(recipe.out)
-    found = _without(READERS[recipe.dataset].find(source, recipe), leave_out)
-    found = _split(found, splits or _published_lists(found.edition, recipe.splits, source))
-    contract = found.contract or contracts.expected(
-        recipe.dataset,
-        found.edition,
-        found.labels,
-        resampling=found.edition.resampling or recipe.kernel,
-        resampling_version=resample.VERSION,
-    )
+    out = out or Path(recipe.out)
+    source, found, contract = listed(recipe, source or Path(recipe.source), splits=splits, leave_out=leave_out)
     # What is written where is settled here; everything below may be interrupted anywhere.
     stream = archives.is_stream(source)
     tasks = _tasks(_groups(found.refs, recipe.shard_mb, stream=stream), recipe, contract, (source, out))
@@ -138,6 +130,23 @@ def pack(
 
 
 # --- before any pixel ----------------------------------------------------------------------
+
+
+def listed(
+    recipe: ShardRecipe, source: Path, *, splits: Mapping[str, Path] | None = None, leave_out: Sequence[Path] = ()
+) -> tuple[Path, Found, Contract]:
+    """Where the files lie, what is in them under which splits, and what its pixels should be; reads no pixel."""
+    source = _archive_in(source, recipe)
+    found = _without(READERS[recipe.dataset].find(source, recipe), leave_out)
+    found = _split(found, splits or _published_lists(found.edition, recipe.splits, source))
+    contract = found.contract or contracts.expected(
+        recipe.dataset,
+        found.edition,
+        found.labels,
+        resampling=found.edition.resampling or recipe.kernel,
+        resampling_version=resample.VERSION,
+    )
+    return source, found, contract
 
 
 def _archive_in(source: Path, recipe: ShardRecipe) -> Path:
@@ -321,7 +330,7 @@ def _pack_shard(task: _Task) -> Packed:
                         raise SourceError("second sample of this key")  # which is meant nobody can tell
                     seen.add(ref.key)
                     native = read(ref)
-                    sample = _checked(_on_one_grid(native, task.contract, task.recipe.kernel), task.contract)
+                    sample = _checked(on_one_grid(native, task.contract, task.recipe.kernel), task.contract)
                     for image in shards.whole_images(sample):
                         tally.add(image)
                 except SourceError as error:
@@ -344,7 +353,7 @@ def _pack_shard(task: _Task) -> Packed:
     return packed
 
 
-def _on_one_grid(sample: Sample, contract: Contract, kernel: resample.Kernel) -> Sample:
+def on_one_grid(sample: Sample, contract: Contract, kernel: resample.Kernel) -> Sample:
     """The sample with its groups `image_10m`, `image_20m`, `image_60m` as one `image` on the finest lattice."""
     groups = {name: array for name, array in sample.arrays.items() if name.startswith("image_") and name[-1] == "m"}
     if not groups:

@@ -120,7 +120,8 @@ def _find_released(source: Path, recipe: ShardRecipe) -> Found:
     """`[TUM_128/]{train,val,test}/{img,label}/<id>.tif`; an image without label is rejected.
 
     The released sets hold some ten turned and mirrored copies of each window, on both sides of the split. Copies
-    share the `group` of their meta, and of a window that train holds none is left in val or test.
+    share the `group` of their meta, and of a window that train holds none is left in val or test, unless the recipe
+    asks for the splits `released`, leaks and all.
     """
     card = catalog.card("segmunich")
     edition = catalog.edition(card, "released")
@@ -151,8 +152,9 @@ def _find_released(source: Path, recipe: ShardRecipe) -> Found:
     grouped = _grouped(refs, source)
     # Copies within train are kept: they are what was published; their group tells.
     trained = {ref.meta["group"] for ref in grouped if ref.split == "train"}
-    kept = tuple(ref for ref in grouped if ref.split == "train" or ref.meta["group"] not in trained)
-    notes = [f"{len(grouped) - len(kept)} copies of training patches in val or test: left out"]
+    as_published = recipe.splits == "released"
+    kept = tuple(r for r in grouped if as_published or r.split == "train" or r.meta["group"] not in trained)
+    notes = [f"{len(grouped) - len(kept)} copies of training patches in val or test: left out"] * (not as_published)
     copies = len(grouped) - len({ref.meta["group"] for ref in grouped})
     notes += [f"{copies} of {len(grouped)} patches are copies of another, turned or mirrored"]
     told = tuple(notes) if copies else ()
