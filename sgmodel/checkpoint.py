@@ -17,20 +17,22 @@ from sgdata import files
 from sgdata.errors import SettingError, SourceError
 from sgdata.types import Contract
 from sgmodel import encoder as enc
-from sgmodel import heads, linear, mae, normalise, published, ranks, upernet
+from sgmodel import heads, mae, models, normalise, published, ranks, upernet
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
 State = published.State
+Kind = Literal["encoder", "autoencoder", "classifier", "segmenter", "change"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Enough to build a model: its kind, the encoder, and what that kind needs besides."""
+    """Enough to build a model: its kind, the encoder, and what that kind needs besides; of a rival, its `recipe`."""
 
-    kind: Literal["encoder", "autoencoder", "classifier", "segmenter", "change", "linear"]
+    kind: Kind
     encoder: enc.EncoderConfig | None = None
+    recipe: models.ModelRecipe | None = None
     bands: int = 0
     decoder: mae.DecoderConfig | None = None
     objective: mae.Objective | None = None
@@ -67,6 +69,12 @@ class Report:
 
 # --- models and their description ----------------------------------------------------------
 
+RIVALS: dict[Kind, type[models.RivalClassifier | models.RivalSegmenter | models.RivalDetector]] = {
+    "classifier": models.RivalClassifier,
+    "segmenter": models.RivalSegmenter,
+    "change": models.RivalDetector,
+}
+
 
 def describe(model: nn.Module) -> ModelSpec:
     """The spec from which `build` makes this model again."""
@@ -82,15 +90,17 @@ def describe(model: nn.Module) -> ModelSpec:
             return ModelSpec(kind="change", encoder=model.encoder.config, classes=2, head=model.head_config)
         case enc.Encoder():
             return ModelSpec(kind="encoder", encoder=model.config)
-        case linear.PixelClassifier():
-            return ModelSpec(kind="linear", bands=model.bands, classes=model.classes)
+        case models.Rival():
+            kind = next(kind for kind, made in RIVALS.items() if isinstance(model, made))
+            return ModelSpec(kind=kind, recipe=model.recipe, bands=model.bands, classes=model.classes)
     raise TypeError(f"{type(model).__name__} has no description; unwrap it before saving")
 
 
 def build(spec: ModelSpec) -> nn.Module:
     """A fresh model as `spec` says."""
-    if spec.encoder is None:
-        return linear.PixelClassifier(spec.bands, spec.classes)
+    if spec.recipe is not None:
+        return RIVALS[spec.kind](spec.recipe, spec.bands, spec.classes)
+    assert spec.encoder is not None
     encoder = enc.Encoder(spec.encoder)
     match spec.kind:
         case "autoencoder":

@@ -61,13 +61,13 @@ class ChangeDetector(nn.Module):
         self.encoder = encoder
         self.encoder.norm.requires_grad_(False)  # unused, as in the Segmenter
         self.merge = upernet.TokenMerge(encoder.config)
-        self.head = upernet.UperHead(encoder.config.width, 2, self.head_config)
+        self.head = upernet.UperHead([encoder.config.width] * 4, 2, self.head_config)
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """Two (N, C, H, W) -> (N, 2, H, W) log-probabilities."""
         # Signed: what appears and what vanishes are different changes.
         difference = self.merge(self.encoder.tokens(before)) - self.merge(self.encoder.tokens(after))
-        scores: Tensor = self.head(difference)
+        scores: Tensor = self.head([difference] * 4)
         if scores.shape[-1] != before.shape[-1]:
             scores = upernet.resize(scores, before.shape[-2:])
         return functional.log_softmax(scores, dim=1)

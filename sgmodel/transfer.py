@@ -57,9 +57,8 @@ def check_bands(config: encoder.EncoderConfig, contract: Contract) -> None:
         raise SettingError(f"the model takes {config.bands} bands, the recipe names {len(bands)}: {' '.join(bands)}")
 
 
-def check_size(config: encoder.EncoderConfig, contract: Contract, *, cropped: bool) -> None:
+def check_size(px: int, contract: Contract, *, cropped: bool) -> None:
     """Raises SettingError where samples are neither of the model's size nor, `cropped`, a whole multiple of it."""
-    px = config.image_px
     fits = contract.shape is not None and contract.shape[1] == contract.shape[2]
     if not fits or contract.shape is None or (contract.shape[1] % px if cropped else contract.shape[1] != px):
         shape = "of many sizes" if contract.shape is None else f"{contract.shape[1]} x {contract.shape[2]} px"

@@ -6,6 +6,7 @@ h x w is the token grid, Q the planes (times x spectral groups) above one place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,7 @@ class HeadConfig:
     skip: int = 0
 
 
-SCALES = (8, 4, 2)  # of the three finer levels against the token grid
+SCALES = (8, 4, 2, 1)  # of the four levels against a token grid that they are all made from
 POOLED = (1, 2, 3, 6)
 
 
@@ -62,8 +63,12 @@ def unit(channels_in: int, channels_out: int, groups: int, dropout: float) -> nn
     )
 
 
-def level(channels_in: int, hidden: int, channels_out: int, scale: int, config: HeadConfig) -> nn.Sequential:
-    """One finer level: convolution 1x1, GroupNorm, GELU, then each place spread over scale x scale."""
+def level(channels_in: int, number: int, scale: int, config: HeadConfig) -> nn.Sequential:
+    """One level: convolution 1x1, GroupNorm, GELU, then each place spread over scale x scale where that is not 1."""
+    channels_out = config.levels[number]
+    if scale == 1:
+        return unit(channels_in, channels_out, config.groups_levels, config.dropout_levels)
+    hidden = config.hidden[number]
     return nn.Sequential(
         nn.Conv2d(channels_in, hidden, 1),
         nn.GroupNorm(config.groups_levels, hidden),
@@ -97,15 +102,17 @@ class PyramidPooling(nn.Module):
 
 
 class UperHead(nn.Module):
-    """One map (N, D, h, w) -> class scores at eight times its size."""
+    """Four maps, finest first -> class scores at the size of the first level: its map enlarged by `scales[0]`.
 
-    def __init__(self, channels: int, classes: int, config: HeadConfig) -> None:
+    SpectralGPT gives one map four times, and `SCALES` make levels of it; a pyramid has scales of its own, all 1.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], classes: int, config: HeadConfig, scales: Sequence[int] = SCALES
+    ) -> None:
         super().__init__()
         w, groups, dropout = config.width, config.groups, config.dropout
-        # All four levels are made from the same map: the encoder gives one scale only.
-        finer = zip(config.hidden, config.levels, SCALES, strict=False)
-        self.levels = nn.ModuleList(level(channels, hidden, out, scale, config) for hidden, out, scale in finer)
-        self.levels.append(unit(channels, config.levels[-1], config.groups_levels, config.dropout_levels))
+        self.levels = nn.ModuleList(level(channels[i], i, scales[i], config) for i in range(len(SCALES)))
         self.pooling = PyramidPooling(config)
         self.bridge = nn.Conv2d(w, w, 1)
         # Top-down, coarse to fine: one unit takes a level's channels to the common width, one smooths the sum.
@@ -114,13 +121,13 @@ class UperHead(nn.Module):
         self.fuse = unit(4 * w, w, groups, dropout)
         self.classify = nn.Conv2d(w, classes, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, D, h, w) -> (N, classes, 8 h, 8 w)."""
-        scores: Tensor = self.classify(self.fused([make(x) for make in self.levels]))
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Four (N, D, h, w), each with its own D and size -> (N, classes, scale h, scale w) of the first."""
+        scores: Tensor = self.classify(self.fused([make(x) for make, x in zip(self.levels, maps, strict=True)]))
         return scores
 
     def fused(self, levels: list[Tensor]) -> Tensor:
-        """The four levels, finest first, from the coarsest down -> (N, width, 8 h, 8 w)."""
+        """The four levels, finest first, from the coarsest down -> (N, width, H, W) at the size of the finest."""
         coarse = [self.pooling(levels[3])]
         for i, finer in enumerate(reversed(levels[:3])):
             up = resize(coarse[-1], finer.shape[-2:])
@@ -133,6 +140,11 @@ class UperHead(nn.Module):
         return fused
 
 
+def shortcut(bands: int, classes: int, width: int) -> nn.Sequential:
+    """Class scores straight from the pixels, for what is narrower than a place of the coarse maps."""
+    return nn.Sequential(nn.Conv2d(bands, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, classes, 1))
+
+
 class Segmenter(nn.Module):
     """Class scores for every pixel. The encoder's final norm takes no part, as released."""
 
@@ -143,15 +155,13 @@ class Segmenter(nn.Module):
         self.encoder = encoder
         self.encoder.norm.requires_grad_(False)  # unused: ranks would wait for its gradient
         self.merge = TokenMerge(encoder.config)
-        self.head = UperHead(encoder.config.width, classes, self.head_config)
-
+        self.head = UperHead([encoder.config.width] * 4, classes, self.head_config)
         if self.head_config.skip:
-            hidden = nn.Conv2d(encoder.config.bands, self.head_config.skip, 3, padding=1)
-            self.skip = nn.Sequential(hidden, nn.GELU(), nn.Conv2d(self.head_config.skip, classes, 1))
+            self.skip = shortcut(encoder.config.bands, classes, self.head_config.skip)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, classes, H, W) logits."""
-        logits: Tensor = self.head(self.merge(self.encoder.tokens(images)))
+        logits: Tensor = self.head([self.merge(self.encoder.tokens(images))] * 4)
         if logits.shape[-1] != images.shape[-1]:
             logits = resize(logits, images.shape[-2:])  # the head enlarges eightfold; other patch sizes need the rest
         return logits + self.skip(images) if self.head_config.skip else logits

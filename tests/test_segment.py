@@ -17,16 +17,16 @@ from sgmodel import checkpoint, command, session
 from sgmodel.recipes import pretrain, segment
 
 TINY = (
-    "encoder.image_px=32",
+    "model.encoder.image_px=32",
     "augment.crop_area=[1.0, 1.0]",
-    "encoder.width=32",
-    "encoder.depth=2",
-    "encoder.heads=2",
+    "model.encoder.width=32",
+    "model.encoder.depth=2",
+    "model.encoder.heads=2",
     "training.batch=4",
     "training.epochs=3",
     "evaluate_every=1",
-    "head.dropout=0.1",
-    "head.dropout_levels=0.1",
+    "model.head.dropout=0.1",
+    "model.head.dropout_levels=0.1",
 )
 
 
@@ -67,8 +67,8 @@ def test_a_run_leaves_scores_and_pictures(whole: Path) -> None:
 
 def test_interrupted_equals_undisturbed_with_dropout_on(folder: Path, whole: Path, tmp_path: Path) -> None:
     made = recipe("tiny", *TINY)
-    assert made.head is not None
-    assert made.head.dropout > 0
+    assert made.model.head is not None
+    assert made.model.head.dropout > 0
     assert segment.main(made, places(folder, tmp_path, stop_after=2)) == session.STOPPED
     assert segment.main(made, places(folder, tmp_path, workers=3)) == 0
     assert (tmp_path / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
@@ -104,7 +104,7 @@ def test_majority_by_hand(folder: Path, whole: Path) -> None:
 
 def test_fine_tuning_takes_the_encoder_of_a_pretraining_run(folder: Path, tmp_path: Path) -> None:
     path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
-    tiny = [text.replace("encoder.", "model.") for text in TINY if not text.startswith(("evaluate", "head"))]
+    tiny = [text.replace(".encoder.", ".") for text in TINY if not text.startswith(("evaluate", "model.head"))]
     pretraining = files.read(pretrain.Recipe, path, (*tiny, "decoder.width=32"))
     pretrain.main(pretraining, places(folder, tmp_path / "pretrain"))
     weights = tmp_path / "pretrain" / "checkpoint-last"
@@ -114,8 +114,8 @@ def test_fine_tuning_takes_the_encoder_of_a_pretraining_run(folder: Path, tmp_pa
     with pytest.raises(SettingError, match="normalisation differs .* scheme is 'minmax', was 'zscore'"):
         segment.main(recipe("tiny", *TINY, "normalise.scheme=minmax"), start)
     with pytest.raises(SourceError, match="of the encoder's parameters fit"):
-        segment.main(recipe("tiny", *TINY, "encoder.width=64"), start)
-    with pytest.raises(SourceError, match="linear model has no encoder to fill"):
+        segment.main(recipe("tiny", *TINY, "model.encoder.width=64"), start)
+    with pytest.raises(SourceError, match="segmenter model has no encoder to fill"):
         segment.main(recipe("linear"), start)
 
     toa = dataclasses.replace(contract(32), level="L1C")
@@ -138,8 +138,9 @@ def test_samples_without_masks_of_classes_are_refused(folder: Path, tmp_path: Pa
 
 
 def test_a_model_without_its_table_is_refused(folder: Path, tmp_path: Path) -> None:
-    made = dataclasses.replace(recipe("tiny", *TINY), encoder=None)
-    with pytest.raises(SettingError, match=r"model is 'spectralgpt': expected a table \[encoder\]"):
+    made = recipe("tiny", *TINY)
+    made = dataclasses.replace(made, model=dataclasses.replace(made.model, encoder=None))
+    with pytest.raises(SettingError, match=r"model.backbone is 'spectralgpt': expected a table \[model.encoder\]"):
         segment.main(made, places(folder, tmp_path))
 
 
@@ -159,8 +160,8 @@ def test_tiles_go_back_where_they_came_from() -> None:
 
 
 def test_a_model_of_smaller_images_learns_from_crops_and_scores_whole_samples(folder: Path, tmp_path: Path) -> None:
-    small = ("encoder.image_px=16", "augment.crop_area=[0.25, 0.25]", "augment.crop_aspect=[1.0, 1.0]")
+    small = ("model.encoder.image_px=16", "augment.crop_area=[0.25, 0.25]", "augment.crop_aspect=[1.0, 1.0]")
     assert segment.main(recipe("tiny", *TINY, *small), places(folder, tmp_path)) == 0
     assert np.sum(results(tmp_path)["confusion"]) == 3 * (32 * 32 - 4)
     with pytest.raises(SettingError, match="image_px is 24, the samples are 32 x 32 px"):
-        segment.main(recipe("tiny", *TINY, *small, "encoder.image_px=24"), places(folder, tmp_path / "other"))
+        segment.main(recipe("tiny", *TINY, *small, "model.encoder.image_px=24"), places(folder, tmp_path / "other"))

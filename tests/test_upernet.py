@@ -78,7 +78,7 @@ def test_pooling_takes_the_maximum_of_each_part() -> None:
 def test_dropout_is_where_it_was_released() -> None:
     for config, in_levels in ((upernet.HeadConfig(), 0.5), (upernet.HeadConfig(dropout_levels=0.0), 0.0)):
         with torch.device("meta"):
-            head = upernet.UperHead(64, 2, config)
+            head = upernet.UperHead([64] * 4, 2, config)
         rates = {n: m.p for n, m in head.named_modules() if isinstance(m, nn.Dropout)}
         assert len(rates) == 12
         assert {rate for name, rate in rates.items() if name.startswith(("levels", "pooling"))} == {in_levels}

@@ -151,7 +151,7 @@ def check(recipe: Recipe, contract: Contract) -> None:
     """Raises SettingError where the data cannot feed the model."""
     transfer.check_bands(recipe.model, contract)
     if recipe.augment.crop_area is None:
-        transfer.check_size(recipe.model, contract, cropped=False)
+        transfer.check_size(recipe.model.image_px, contract, cropped=False)
 
 
 def _train(setting: Setting, model: mae.MaskedAutoencoder, task: session.Task, places: command.Places) -> int:

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +30,9 @@ from sgmodel import (
     command,
     lattice,
     launch,
-    linear,
     loop,
     metrics,
+    models,
     normalise,
     optim,
     pictures,
@@ -40,9 +40,7 @@ from sgmodel import (
     runs,
     session,
     transfer,
-    upernet,
 )
-from sgmodel import encoder as enc
 
 SHOWN = 6
 
@@ -51,21 +49,17 @@ SHOWN = 6
 class Recipe:
     """Everything that changes the numbers of a segmentation run.
 
-    `model` "linear" is the per-pixel rival, which has no `encoder` and no `head`. `bands`
-    are those the model sees, in their order. `evaluate_every` epochs the
-    validation split is scored on the way (0: only at the end). `accept` names contract fields of the starting
-    weights that may differ.
+    `bands` are those the model sees, in their order. `evaluate_every` epochs the validation split is scored on the way
+    (0: only at the end). `accept` names contract fields of the starting weights that may differ.
     """
 
-    model: Literal["spectralgpt", "linear"]
+    model: models.ModelRecipe
     bands: tuple[str, ...]
     val_split: str
     evaluate_every: int
     training: session.TrainingRecipe
     normalise: normalise.NormaliseRecipe
     augment: augment.AugmentRecipe
-    encoder: enc.EncoderConfig | None = None
-    head: upernet.HeadConfig | None = None
     accept: tuple[str, ...] = ()
 
 
@@ -91,11 +85,7 @@ class Setting:
 def build(recipe: Recipe, *, bands: int, classes: int) -> nn.Module:
     """The recipe's model with fresh weights drawn from its seed. Raises SettingError."""
     torch.manual_seed(recipe.training.seed)
-    if recipe.model == "linear":
-        return linear.PixelClassifier(bands, classes)
-    if recipe.encoder is None:
-        raise SettingError("model is 'spectralgpt': expected a table [encoder] in the recipe; add one")
-    return upernet.Segmenter(enc.Encoder(recipe.encoder), classes, recipe.head)
+    return models.segmenter(recipe.model, bands=bands, classes=classes)
 
 
 def main(recipe: Recipe, places: command.Places) -> int:
@@ -136,9 +126,8 @@ def check(recipe: Recipe, contract: Contract) -> None:
     if space.task != "segmentation" or space.ids != tuple(range(len(space.ids))):
         told = f"task '{space.task}', ids {list(space.ids)}"
         raise SettingError(f"label space '{space.name}': {told}; expected task 'segmentation' and ids 0, 1, 2, ...")
-    if recipe.encoder is not None:
-        transfer.check_bands(recipe.encoder, contract)
-        transfer.check_size(recipe.encoder, contract, cropped=recipe.augment.crop_area is not None)
+    if recipe.model.px:
+        transfer.check_size(recipe.model.px, contract, cropped=recipe.augment.crop_area is not None)
 
 
 def _train(setting: Setting, task: session.Task, held_out: batches.Samples, places: command.Places) -> int:
@@ -177,9 +166,8 @@ def objective(setting: Setting, model: nn.Module, batch: batches.Batch) -> dict[
 
 
 def _px(setting: Setting, batch: batches.Batch) -> int:
-    """Side of the images that the model takes; one that looks at single pixels takes any."""
-    config = setting.recipe.encoder
-    return int(batch.extent.max()) if config is None else config.image_px
+    """Side of the images that the model sees; one that takes any sees whole samples."""
+    return setting.recipe.model.px or int(batch.extent.max())
 
 
 def _inputs(setting: Setting, batch: batches.Batch, geometry: augment.Geometry, size: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,72 @@
+"""Any backbone of timm by name, as a rival: its own forward pass, maps from its intermediate layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sgdata.errors import SettingError
+from sgmodel import backbones
+from sgmodel.timm_models import mend_torchvision
+
+Option = int | float | bool | str | tuple[int, ...]
+
+
+class TimmBackbone(backbones.Backbone):
+    """`body` is timm's model without its classifier; pooling is timm's own (class token or mean, as the model has it).
+
+    A pyramid (ResNet, Swin, ConvNeXt) gives its last four stages; a model of one stride (ViT, BEiT) the output of four
+    blocks spread over its depth, which `UperHead` enlarges 8, 4, 2 and 1 times.
+    """
+
+    def __init__(self, name: str, bands: int, image_px: int, options: Mapping[str, Option]) -> None:
+        """Random weights. Raises SettingError: unknown name or option, no maps, no size where one is needed."""
+        super().__init__()
+        self.body: Any = _create(name, bands, image_px, options)
+        self.width = self.body.head_hidden_size
+        stages = [(stage["num_chs"], stage["reduction"]) for stage in self.body.feature_info]
+        flat = len({reduction for _, reduction in stages}) == 1
+        depth = len(stages)
+        # The last layer of each quarter of the depth; some of them twice where there are fewer than four.
+        self.taps = [max(depth * quarter // 4, 1) - 1 for quarter in (1, 2, 3, 4)]
+        if not flat:
+            self.taps = list(range(depth - 4, depth))
+        self.channels = tuple(stages[tap][0] for tap in self.taps)
+        self.scales = (8, 4, 2, 1) if flat else (1, 1, 1, 1)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """(N, C, H, W) -> four maps, finest first."""
+        wanted = sorted(set(self.taps))
+        found = self.body.forward_intermediates(images, indices=wanted, intermediates_only=True, output_fmt="NCHW")
+        return [found[wanted.index(tap)] for tap in self.taps]
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, width)."""
+        out: Tensor = self.body(images)
+        return out
+
+    def only_maps(self) -> None:
+        """Drop timm's final norm and head, which maps are taken before."""
+        self.body.prune_intermediate_layers(sorted(set(self.taps)), prune_norm=True, prune_head=True)
+
+
+def _create(name: str, bands: int, image_px: int, options: Mapping[str, Option]) -> Any:
+    mend_torchvision()
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        near = ", ".join(timm.list_models(f"*{name[:4]}*")[:4])
+        raise SettingError(f"model.backbone 'timm:{name}': not a model of timm {timm.__version__}; near it: {near}")
+    known: Any = timm.get_pretrained_cfg(name)
+    if known.fixed_input_size and not image_px:
+        raise SettingError(f"model.image_px {image_px}: '{name}' takes images of one size only; say which")
+    settings: dict[str, Any] = {**options, **({"img_size": image_px} if known.fixed_input_size else {})}
+    try:
+        body: Any = timm.create_model(name, pretrained=False, num_classes=0, in_chans=bands, **settings)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise SettingError(f"model.options {settings} of '{name}': {error!s:.200}") from None
+    if not hasattr(body, "forward_intermediates") or not body.feature_info:
+        raise SettingError(f"model.backbone 'timm:{name}': gives no maps of its layers; take a ResNet, ViT or Swin")
+    return body
