@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import mmap
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import Tensor
 from sgdata import contracts, shards
 from sgdata.errors import SettingError, SourceError
 from sgdata.types import Array, Contract
-from sgmodel import draws, lattice
+from sgmodel import draws, lattice, tars
 
 AHEAD = 2
 """Batches decoded while one is in use."""
@@ -105,16 +104,19 @@ def share(places: Places, *, rank: int, world: int) -> Places:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """Where one array of every sample lies, (N,) each, and what it is."""
+    """Where one array of every sample lies, `start` and `stop` (N,) in its tar, and what it is, `shape` (N, axes)."""
 
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
-    shape: list[tuple[int, ...]]
+    start: list[int]
+    stop: list[int]
+    shape: NDArray[np.int64]
     dtype: str
 
 
 class Samples:
-    """One split of a folder of shards, opened for random access by sample number (the index's order)."""
+    """One split of a folder of shards, opened for random access by sample number (the index's order).
+
+    As a map-style dataset of PyTorch it gives a dictionary of tensors, as stored: for those who bring their own loop.
+    """
 
     def __init__(self, folder: Path, split: str, members: Sequence[str]) -> None:
         """Raises SettingError, SourceError: no such split, arrays of mixed types, a shard missing or cut short."""
@@ -132,14 +134,15 @@ class Samples:
         groups = [name for name in lattice.GROUPS if name in stored and "image" not in stored]
         wanted = [part for name in members for part in (groups if name == "image" and groups else [name])]
         self.members = {name: _member(rows, name, folder) for name in wanted}
-        self.tars = {name: _map(folder / name) for name in sorted(set(self.shard))}
+        self.tars: tars.Tars = tars.Mapped(folder, sorted(set(self.shard)))
         self.codec = self._codec(rows)
 
     def _codec(self, rows: Any) -> shards.Codec:
         """All samples of a folder have the codec of its first."""
         start, size = rows["meta_offset"][0].as_py(), rows["meta_size"][0].as_py()
+        (content,) = self.tars.contents([tars.Span(self.shard[0], start, start + size)])
         try:
-            codec: shards.Codec = json.loads(self.tars[self.shard[0]][start : start + size])["codec"]
+            codec: shards.Codec = json.loads(bytes(content))["codec"]
         except (ValueError, KeyError) as error:
             where = f"{self.folder / self.shard[0]}: meta.json of sample '{self.keys[0]}'"
             raise SourceError(f"{where} is damaged: {error!r}; run sgdata verify {self.folder}") from None
@@ -148,17 +151,42 @@ class Samples:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def extent(self, sample: int) -> tuple[int, int]:
-        """Height and width of a sample's first array."""
-        return next(iter(self.members.values())).shape[sample][-2:]  # type: ignore[return-value]
+    def __getitem__(self, sample: int) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(self.read(range(len(self))[sample], name)) for name in self.members}
 
-    def read(self, sample: int, name: str, out: Array | None = None) -> Array:
-        """One array of a sample, into the C-contiguous `out` if given. Raises SourceError naming the sample."""
-        member, tar = self.members[name], self.tars[self.shard[sample]]
-        start, size = int(member.offset[sample]), int(member.size[sample])
-        with memoryview(tar) as view, view[start : start + size] as content:
+    def extent(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Height and width (N, 2) of the first array of samples (N,)."""
+        return next(iter(self.members.values())).shape[samples][:, -2:]
+
+    def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[Places]:
+        """The global batches of steps [first, last)."""
+        return stream(len(self), batch, seed=seed, first=first, last=last)
+
+    def read(self, sample: int, name: str) -> Array:
+        """One array of a sample. Raises SourceError naming the sample."""
+        member = self.members[name]
+        array = np.empty(member.shape[sample], member.dtype)
+        self.fill([sample], {name: [array]})
+        return array
+
+    def fill(self, samples: Sequence[int], targets: Mapping[str, Sequence[Array]]) -> None:
+        """Decode members `targets` of `samples`, each into a C-contiguous array of its own shape.
+
+        Given in the order of the files it reads them so. Raises SourceError naming the sample.
+        """
+        wanted = [(sample, name, i) for i, sample in enumerate(samples) for name in targets]
+        spans = [
+            tars.Span(self.shard[sample], self.members[name].start[sample], self.members[name].stop[sample])
+            for sample, name, _ in wanted
+        ]
+        for (sample, name, i), content in zip(wanted, self.tars.contents(spans), strict=True):
+            target = targets[name][i]
             try:
-                return shards.decode(content, member.shape[sample], member.dtype, self.codec, out=out)
+                # Nothing but the decoder's own work per sample: threads wait for each other while Python runs.
+                if self.codec == "blosc":
+                    shards.decode_into(content, target.data.cast("B"))
+                else:
+                    shards.decode(content, target.shape, self.members[name].dtype, self.codec, out=target)
             except SourceError as error:
                 where = f"{self.folder / self.shard[sample]}: sample '{self.keys[sample]}'"
                 raise SourceError(f"{where}: {error}; run sgdata verify {self.folder}") from None
@@ -173,20 +201,13 @@ def _member(rows: Any, name: str, folder: Path) -> Member:
     dtypes = sorted(set(column["dtype"].to_pylist()))
     if len(dtypes) != 1:
         raise SettingError(f"{folder}: '{name}' has types {dtypes}, expected one in all samples")
+    start = column["offset"].to_numpy()
     return Member(
-        offset=column["offset"].to_numpy(),
-        size=column["size"].to_numpy(),
-        shape=[tuple(shape) for shape in column["shape"].to_pylist()],
+        start=start.tolist(),
+        stop=(start + column["size"].to_numpy()).tolist(),
+        shape=np.array(column["shape"].to_pylist(), np.int64),
         dtype=dtypes[0],
     )
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as handle:
-            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path}: cannot be read ({error}), the index names it; run sgdata verify") from None
 
 
 # --- decoding ahead ------------------------------------------------------------------------
@@ -211,17 +232,18 @@ def load(source: Samples, plan: Iterator[Places], *, threads: int) -> Iterator[B
 def _begin(
     source: Samples, places: Places, buffers: dict[str, Tensor], executor: ThreadPoolExecutor, threads: int
 ) -> tuple[Batch, dict[str, Tensor], list[Future[None]]]:
-    samples = places.samples.tolist()
-    arrays = {name: _buffer(source, name, samples, buffers) for name in source.members}
+    arrays = {name: _buffer(member, places.samples, name, buffers) for name, member in source.members.items()}
     batch = Batch(
-        keys=tuple(source.keys[s] for s in samples),
+        keys=tuple(source.keys[sample] for sample in places.samples.tolist()),
         samples=torch.from_numpy(places.samples),
         epoch=torch.from_numpy(places.epoch),
-        extent=torch.tensor([source.extent(s) for s in samples]),
+        extent=torch.from_numpy(source.extent(places.samples)),
         arrays=arrays,
     )
-    # One task per thread, not per sample: the hand-over would cost as much as the decoding.
-    work = [executor.submit(_fill, source, batch, list(range(t, len(samples), threads))) for t in range(threads)]
+    # Samples are numbered in the order of the files: a task reads one way through them. And one task per thread,
+    # not per sample: the hand-over would cost as much as the decoding.
+    parts = np.array_split(np.argsort(places.samples, kind="stable"), threads)
+    work = [executor.submit(_fill, source, batch, part) for part in parts if len(part)]
     return batch, buffers, work
 
 
@@ -235,10 +257,9 @@ def _finish(
     free.append(buffers)
 
 
-def _buffer(source: Samples, name: str, samples: list[int], buffers: dict[str, Tensor]) -> Tensor:
+def _buffer(member: Member, samples: NDArray[np.int64], name: str, buffers: dict[str, Tensor]) -> Tensor:
     """A (N, ...) view large enough for every sample, of the reused buffer of `name`, which grows where it must."""
-    member = source.members[name]
-    largest = np.max([member.shape[s] for s in samples], axis=0).tolist()
+    largest = member.shape[samples].max(axis=0).tolist()
     needed = int(np.prod([len(samples), *largest]))
     if name not in buffers or buffers[name].numel() < needed:
         empty = torch.from_numpy(np.empty(needed, member.dtype))
@@ -246,14 +267,20 @@ def _buffer(source: Samples, name: str, samples: list[int], buffers: dict[str, T
     return buffers[name][:needed].view(len(samples), *largest)
 
 
-def _fill(source: Samples, batch: Batch, rows: list[int]) -> None:
-    for name, array in batch.arrays.items():
-        for row in rows:
-            sample, target = int(batch.samples[row]), array[row].numpy()
-            shape = source.members[name].shape[sample]
-            if shape == target.shape:
-                source.read(sample, name, out=target)
-            else:
-                # The buffer still holds an earlier batch.
-                target[...] = 0
-                target[tuple(slice(n) for n in shape)] = source.read(sample, name)
+def _fill(source: Samples, batch: Batch, rows: NDArray[np.int64]) -> None:
+    """Decode the `rows` of a batch, straight into it where a sample is as large as the largest."""
+    samples = batch.samples.numpy()[rows]
+    targets: dict[str, list[Array]] = {}
+    smaller: list[tuple[Array, Array]] = []
+    for name, tensor in batch.arrays.items():
+        whole = tensor.numpy()
+        targets[name] = [whole[row] for row in rows]
+        shapes = source.members[name].shape[samples]
+        for i in np.flatnonzero((shapes != whole.shape[1:]).any(axis=1)):
+            own = np.empty(shapes[i], whole.dtype)
+            smaller.append((targets[name][i], own))
+            targets[name][i] = own
+    source.fill(samples.tolist(), targets)
+    for target, own in smaller:
+        target[...] = 0  # the buffer still holds an earlier batch
+        target[tuple(slice(n) for n in own.shape)] = own

@@ -120,7 +120,7 @@ def steps(task: Task, first: int, places: command.Places) -> Iterator[loop.Step]
         clip_norm=training.optimizer.clip_norm,
         seed=training.seed,
     )
-    plan = batches.stream(len(source), training.batch, seed=training.seed, first=first, last=task.total)
+    plan = source.stream(training.batch, seed=training.seed, first=first, last=task.total)
     mine = (batches.share(whole, rank=ranks.rank(), world=ranks.world()) for whole in plan)
     loaded = batches.load(source, mine, threads=places.workers)
     taken = loop.steps(task.objective, loaded, updates, task.where, first=first)

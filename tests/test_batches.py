@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_unknown_split_and_member_are_named(folder: Path) -> None:
 def test_a_damaged_member_is_named(tmp_path: Path) -> None:
     write(tmp_path, train=3, val=1)
     source = batches.Samples(tmp_path, "train", ("image",))
-    start = int(source.members["image"].offset[1])
+    start = int(source.members["image"].start[1])
     with (tmp_path / source.shard[1]).open("r+b") as handle:
         handle.seek(start)
         handle.write(b"\xff" * 64)
@@ -136,3 +137,16 @@ def test_a_shard_cut_short_or_missing_is_named(tmp_path: Path) -> None:
     tar.unlink()
     with pytest.raises(SourceError, match=r"toy-train-000000.tar: cannot be read"):
         batches.Samples(tmp_path, "train", ("image",))
+
+
+def test_a_plain_torch_loader_takes_the_samples(folder: Path) -> None:
+    """Lightning's and everyone's: a map-style dataset, shuffled and collated by PyTorch."""
+    source = batches.Samples(folder, "train", ("image", "mask"))
+    stored = {one.arrays["mask"].tobytes() for one in shards.samples(folder, "train")}
+    data: Any = source
+    loader = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True, num_workers=0)
+    given = list(loader)
+    assert [tuple(batch["image"].shape) for batch in given] == [(4, 12, 32, 32), (4, 12, 32, 32), (3, 12, 32, 32)]
+    assert {mask.numpy().tobytes() for batch in given for mask in batch["mask"]} == stored
+    with pytest.raises(IndexError):
+        source[len(source)]
