@@ -123,6 +123,8 @@ def override(document: dict[str, Any], text: str) -> None:
 
 def plain(value: Any) -> Any:
     """Dataclasses, tuples, paths and numpy scalars as JSON-able dicts, lists and numbers."""
+    if value is None or type(value) in (str, int, float, bool):  # nearly all, of millions of samples
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):

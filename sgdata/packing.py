@@ -319,7 +319,7 @@ def _pack_shard(task: _Task) -> Packed:
     if remembered:  # a cluster runs a task again whose worker died between the last file and the answer
         return remembered
     quarantine: list[Row] = []
-    tally = statistics.Tally(len(task.contract.bands))
+    counts = statistics.empty(len(task.contract.bands))
 
     def ready() -> Iterator[tuple[Sample, str]]:
         seen: set[str] = set()
@@ -332,7 +332,7 @@ def _pack_shard(task: _Task) -> Packed:
                     native = read(ref)
                     sample = _checked(on_one_grid(native, task.contract, task.recipe.kernel), task.contract)
                     for image in shards.whole_images(sample):
-                        tally.add(image)
+                        statistics.add(image, counts)
                 except SourceError as error:
                     file = ref.members[0].name if ref.members else ""
                     quarantine.append({"key": ref.key, "file": file, "reason": " ".join(str(error).split())})
@@ -342,7 +342,7 @@ def _pack_shard(task: _Task) -> Packed:
 
     shard, rows = shards.write_tar(task.out / task.name, ready(), codec=task.recipe.codec)
     packed = Packed(
-        shard=shard, split=task.refs[0].split, rows=tuple(rows), counts=tally.total(), quarantine=tuple(quarantine)
+        shard=shard, split=task.refs[0].split, rows=tuple(rows), counts=counts, quarantine=tuple(quarantine)
     )
     # An empty tar is no shard; its journal still tells what went to quarantine.
     if not rows:
@@ -362,7 +362,8 @@ def on_one_grid(sample: Sample, contract: Contract, kernel: resample.Kernel) -> 
     names = [band.name for band in contract.bands]
     nodata = -1 if contract.nodata is None else contract.nodata
     lattice = groups[f"image_{finest}m"]
-    image = np.zeros((len(names), *lattice.shape[1:]), lattice.dtype)
+    image = np.empty((len(names), *lattice.shape[1:]), lattice.dtype)
+    filled: list[int] = []
     for name, array in groups.items():
         gsd = int(name[6:-1])
         fine = resample.finer(array, gsd // finest, kernel=kernel, nodata=nodata)
@@ -373,6 +374,10 @@ def on_one_grid(sample: Sample, contract: Contract, kernel: resample.Kernel) -> 
                 f"{name} covers {fine.shape} of the finest pixels, expected {(len(at), *image.shape[1:])}"
             )
         image[at] = fine
+        filled += at
+    # One group for each gsd of the contract, or a plane would hold whatever lay in memory.
+    if sorted(filled) != list(range(len(names))):
+        raise SourceError(f"groups {sorted(groups)} hold {len(filled)} of {len(names)} bands")
     rest = {name: array for name, array in sample.arrays.items() if name not in groups}
     return replace(sample, arrays={"image": image, **rest})
 

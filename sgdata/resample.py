@@ -56,63 +56,74 @@ def _bilinear(coarse: Array, factor: int, row: int, col: int, nodata: int, out: 
     """
     height, width = coarse.shape
     unit = 2 * factor
-    columns = np.empty((3, out.shape[1]), np.int64)  # own, left and right coarse column of each fine column
-    shares = np.empty(out.shape[1], np.uint32)
-    for j in range(out.shape[1]):
-        at = 2 * (col + j) + 1 - factor
-        columns[0, j] = (col + j) // factor
-        columns[1, j] = max(at // unit, 0)
-        columns[2, j] = min(at // unit + 1, width - 1)
-        shares[j] = at % unit
-    first, last = columns[1, 0], columns[2, -1] + 1
-    # uint32 holds 65535 x 12 x 12 with room to spare, and its loops run in vector registers.
-    blend = np.empty(width, np.uint32)
+    first = max((2 * col + 1 - factor) // unit, 0)
+    last = min((2 * (col + out.shape[1]) - 1 - factor) // unit + 1, width - 1) + 1
+    holes = np.zeros(height, np.bool_)
+    for r in range(height):
+        for value in coarse[r, first:last]:
+            holes[r] |= value == nodata
+    # uint32 holds 65535 x 12 x 12 with room to spare, and its loops run in vector registers. One more at either end:
+    # before the first centre and behind the last there is but one coarse pixel, which is then its own neighbour.
+    blend = np.empty(width + 2, np.uint32)
+    line = np.empty(out.shape[1] + 2 * factor, np.uint32)
     for i in range(out.shape[0]):
         at = 2 * (row + i) + 1 - factor
-        upper, lower = coarse[max(at // unit, 0)], coarse[min(at // unit + 1, height - 1)]
+        above, below = max(at // unit, 0), min(at // unit + 1, height - 1)
+        upper, lower = coarse[above], coarse[below]
         share = np.uint32(at % unit)
-        whole_row = True
-        for c in range(first, last):
-            blend[c] = upper[c] * (np.uint32(unit) - share) + lower[c] * share
-            whole_row &= (upper[c] != nodata) & (lower[c] != nodata)
-        if whole_row:
-            _row(blend, columns[1], columns[2], shares, factor, out[i])
+        if holes[above] or holes[below]:
+            _row_with_holes((coarse[(row + i) // factor], upper, lower), int(share), factor, col, nodata, out[i])
         else:
-            rows = (coarse[(row + i) // factor], upper, lower)
-            _row_with_holes(rows, int(share), columns, shares, factor, nodata, out[i])
+            upper, lower = upper[first:last], lower[first:last]
+            inner = blend[first + 1 : last + 1]
+            for c in range(last - first):
+                inner[c] = upper[c] * (np.uint32(unit) - share) + lower[c] * share
+            blend[0], blend[width + 1] = blend[1], blend[width]
+            _row(blend, factor, col, line, out[i])
 
 
 @numba.njit(cache=True, nogil=True)
-def _row(blend: Array, left: Array, right: Array, shares: Array, factor: int, out: Array) -> None:
-    """One fine row from the vertical blend of two coarse rows without a hole."""
+def _row(blend: Array, factor: int, col: int, line: Array, out: Array) -> None:
+    """One fine row from the vertical blend of two coarse rows without a hole; gap c lies before coarse column c.
+
+    Gap by gap with fixed weights, without a look-up per pixel: twice as quick.
+    """
     unit = np.uint32(2 * factor)
+    whole = unit * unit
+    first = (col + (factor + 1) // 2) // factor
+    start = (col + (factor + 1) // 2) % factor
+    gaps = (start + out.shape[0] - 1) // factor + 1
+    # Views that begin at 0: an index that might be negative would keep the loops out of vector registers.
+    left, right = blend[first : first + gaps], blend[first + 1 : first + 1 + gaps]
     if factor == 2:  # a shift instead of a division: most bands are 20 m
-        for j in range(out.shape[0]):
-            total = blend[left[j]] * (unit - shares[j]) + blend[right[j]] * shares[j]
-            out[j] = (total + np.uint32(8)) >> np.uint32(4)
+        for c in range(gaps):
+            line[2 * c] = (left[c] * np.uint32(3) + right[c] + np.uint32(8)) >> np.uint32(4)
+            line[2 * c + 1] = (left[c] + right[c] * np.uint32(3) + np.uint32(8)) >> np.uint32(4)
     else:
-        whole = unit * unit
-        for j in range(out.shape[0]):
-            total = blend[left[j]] * (unit - shares[j]) + blend[right[j]] * shares[j]
-            out[j] = (total + whole // np.uint32(2)) // whole
+        for k in range(factor):
+            share = np.uint32(2 * k + 1 - factor % 2)
+            for c in range(gaps):
+                line[c * factor + k] = (left[c] * (unit - share) + right[c] * share + whole // np.uint32(2)) // whole
+    out[:] = line[start : start + out.shape[0]]
 
 
 @numba.njit(cache=True, nogil=True)
 def _row_with_holes(
-    rows: tuple[Array, Array, Array], share: int, columns: Array, shares: Array, factor: int, nodata: int, out: Array
+    rows: tuple[Array, Array, Array], share: int, factor: int, col: int, nodata: int, out: Array
 ) -> None:
     """The same row where some coarse pixel is nodata: it takes the value of the pixel's own."""
     own, upper, lower = rows
-    unit = np.int64(2 * factor)
+    unit, width = 2 * factor, len(own)
     for j in range(out.shape[0]):
-        mine = np.int64(own[columns[0, j]])
+        at = 2 * (col + j) + 1 - factor
+        columns, right = (max(at // unit, 0), min(at // unit + 1, width - 1)), at % unit
+        mine = np.int64(own[(col + j) // factor])
         total = np.int64(0)
-        for side in range(1, 3):
-            above, below = np.int64(upper[columns[side, j]]), np.int64(lower[columns[side, j]])
+        for side in range(2):
+            above, below = np.int64(upper[columns[side]]), np.int64(lower[columns[side]])
             above = mine if above == nodata else above
             below = mine if below == nodata else below
-            weight = np.int64(shares[j]) if side == 2 else unit - np.int64(shares[j])
-            total += (above * (unit - np.int64(share)) + below * np.int64(share)) * weight
+            total += (above * (unit - share) + below * share) * (right if side else unit - right)
         out[j] = nodata if mine == nodata else (total + unit * unit // 2) // (unit * unit)
 
 

@@ -320,12 +320,12 @@ def write(samples: Iterable[Sample], out: Path, *, contract: Contract, codec: Co
     whole = Whole(contract)
     with files.only_writer(out):
         for split, members in sorted(parts.items()):
-            tally = statistics.Tally(len(contract.bands))
+            counts = statistics.empty(len(contract.bands))
             for image in (image for sample in members for image in whole_images(sample)):
-                tally.add(image)
+                statistics.add(image, counts)
             path = out / shard_name(contract.dataset, split, 0)
             shard, rows = write_tar(path, ((sample, sample_hash(sample)) for sample in members), codec=codec)
-            whole.add(Packed(shard=shard, split=split, rows=tuple(rows), counts=tally.total()))
+            whole.add(Packed(shard=shard, split=split, rows=tuple(rows), counts=counts))
         return finish(out, whole)
 
 

@@ -28,30 +28,16 @@ def empty(bands: int) -> Array:
 
 def counts(image: Array) -> Array:
     """The histogram of each band of a (C, H, W) image: (C, 65536) int64. Raises SourceError on NaN."""
-    flat = _bins(image).reshape(len(image), -1)
-    return np.stack([np.bincount(band, minlength=BINS) for band in flat]).astype(np.int64, copy=False)
+    total = empty(len(image))
+    add(image, total)
+    return total
 
 
-class Tally:
-    """Counts over many images: small ones are gathered, as one pass over the bins costs more than a patch."""
+def add(image: Array, total: Array) -> None:
+    """Count the values of a (C, H, W) image into a histogram (C, 65536). Raises SourceError on NaN."""
+    from sgdata import histogram  # compiled: not on the way of those who only read statistics
 
-    def __init__(self, bands: int) -> None:
-        self._counts = empty(bands)
-        self._waiting: list[Array] = []
-
-    def add(self, image: Array) -> None:
-        """Count the values of a (C, H, W) image."""
-        self._waiting.append(_bins(image).reshape(len(image), -1))
-        # One pass over 65,536 bins per band costs as much as a million values: 25 MB may wait for it.
-        if sum(held.shape[1] for held in self._waiting) > BINS * 16:
-            self.total()
-
-    def total(self) -> Array:
-        """The histogram of all images so far: (C, 65536) int64."""
-        if self._waiting:
-            self._counts += counts(np.concatenate(self._waiting, axis=1)[:, None])
-            self._waiting.clear()
-        return self._counts
+    histogram.add(np.ascontiguousarray(_bins(image)).reshape(len(image), -1), total)
 
 
 def _bins(image: Array) -> Array:

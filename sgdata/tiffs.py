@@ -95,7 +95,7 @@ def _plain(content: bytes) -> Picture | None:
     data = b"".join(content[offset : offset + count] for offset, count in strips)
     if not data or len(data) != math.prod(shape) * dtype.itemsize:
         return None
-    pixels = np.moveaxis(np.frombuffer(data, dtype).reshape(shape), -1, 0)
+    pixels = np.frombuffer(data, dtype).reshape(shape).transpose(2, 0, 1)
     return Picture(pixels=np.ascontiguousarray(pixels, dtype.newbyteorder("=")), place=place)
 
 
