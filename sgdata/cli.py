@@ -329,6 +329,40 @@ def verify(path: Annotated[Path, typer.Argument(help="Any output folder of ours.
     print(f"{path}: every file is as it was written")
 
 
+@app.command(epilog=example("sgdata audit out/shards --out out/audit"))
+def audit(
+    path: Annotated[Path, typer.Argument(help="Shards, a build, a release, or a dataset as distributed.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.json and its page.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Which of the five lies there; found out without it.")] = None,
+    release: Annotated[str | None, typer.Option(help="Edition, such as v1 or v2 of bigearthnet.")] = None,
+    build: Annotated[Path | None, typer.Option(help="The build that shards were cut from, for its days.")] = None,
+    workers: Workers = 1,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Leaks between splits, copies, missing classes, dead or swapped bands, wrong level or offset; exits 3 with any."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sgdata import auditor, checks, files
+
+    listen(quiet)
+    what = auditor.subject(path, dataset=dataset, edition=release, lock_of=build)
+    report = checks.judge(auditor.gather(what, workers=workers))
+    if out:
+        auditor.write(out, report)
+    if as_json:
+        print(files.pretty_json(report).decode(), end="")
+    else:
+        table = Table("state", "check", "what was found")
+        for check in report.checks:
+            table.add_row(check.state, check.name, check.told)
+        Console().print(table, markup=False)
+        print(out or f"{report.findings} findings in {report.samples} samples")
+    if report.findings:
+        raise SystemExit(INCOMPLETE)
+
+
 @app.command(epilog=example("make demo OUT=out/demo   (the same with the defaults)"))
 def demo(
     out: Out = Path("out/demo"),

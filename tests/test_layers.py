@@ -35,6 +35,9 @@ LAYERS = (
         "offsets",
         "masks",
         "areas",
+        "nearness",
+        "audit",
+        "checks",
     ),
     (
         "rasters",
@@ -52,7 +55,7 @@ LAYERS = (
     ),
     ("classes", "staging", "observe", "builds", "annotate", "passes"),
     ("datasets", "simulate"),
-    ("packing", "page", "audit", "release", "show"),
+    ("packing", "page", "auditor", "release", "show"),
     ("demo", "demo_score", "demo_page", "cli"),
 )
 PURE = (
@@ -72,6 +75,8 @@ PURE = (
     "offsets",
     "masks",
     "areas",
+    "nearness",
+    "checks",
 )
 EDGE_LIBRARIES = {
     "rasterio",

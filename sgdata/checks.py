@@ -1,0 +1,355 @@
+"""From facts about every sample to the findings of an audit. Pure: pixels were looked at before, in `auditor`.
+
+A finding is a defect that a user of the data would want to know of before training, and that no clean dataset of
+the kind shows; where the samples are too few or lack what a check needs, it says so in place of passing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from sgdata import fingerprints, nearness, twins
+from sgdata.audit import SHOWN, Check, Kind, Report, State
+from sgdata.nearness import Spot
+from sgdata.types import Array, Contract
+
+# A 60 m pixel spread over 10 m ones reaches 60 m to either side: nearer samples are made of the same measurements.
+REACH_M = 120.0
+# One class in a hundred is missing from a part by chance once in twenty times if three samples of it are expected.
+EXPECTED = 3.0
+# A sample or two may show calm water in one band; a band that is flat in one of twenty is broken.
+DEAD_SHARE = 0.05
+# Snow, cloud and desert have no dark pixel either, but are rarely a third of a dataset.
+RAISED, SUSPECT = 0.3, 0.1
+DARK_SHARE = 0.005
+CLIPPED_SHARE = 0.05
+SATURATED_SHARE = 0.01
+UNMAPPED_SHARE = 0.5
+LABEL_GAP_DAYS = 365
+ORDER_MARGIN = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What one sample comes to. `look` is empty where there is nothing to see, `classes` counts pixels (1 per label)
+    with the ignored ones among them, `dark` is the largest share, over bands, of values under reflectance 0.1.
+    """
+
+    key: str
+    split: str
+    pixels: str
+    turned: str
+    look: bytes
+    spot: Spot | None
+    date: str | None
+    classes: dict[int, int]
+    dark: float
+    dead: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Sums over all samples, each (B,) int64: valid values, their sum, how many are 1, saturated, equal to the right
+    neighbour, of how many pairs; and the least and the greatest value.
+    """
+
+    count: Array
+    total: Array
+    ones: Array
+    saturated: Array
+    equal: Array
+    pairs: Array
+    low: Array
+    high: Array
+
+    def __add__(self, other: Totals) -> Totals:
+        sums = {
+            n: getattr(self, n) + getattr(other, n) for n in ("count", "total", "ones", "saturated", "equal", "pairs")
+        }
+        return Totals(**sums, low=np.minimum(self.low, other.low), high=np.maximum(self.high, other.high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Days:
+    """ISO days: the first and last image, and the state of the labels."""
+
+    first: str
+    last: str
+    labels: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Everything that the checks look at. `unread`: (key or file, reason)."""
+
+    kind: Kind
+    contract: Contract
+    facts: tuple[Facts, ...]
+    totals: Totals
+    unread: tuple[tuple[str, str], ...] = ()
+    days: Days | None = None
+
+    @property
+    def splits(self) -> dict[str, list[Facts]]:
+        """The samples by split, train first."""
+        held: dict[str, list[Facts]] = defaultdict(list)
+        for each in self.facts:
+            held[each.split].append(each)
+        return dict(sorted(held.items(), key=lambda part: (part[0] != "train", part[0])))
+
+
+def judge(evidence: Evidence) -> Report:
+    """Every check, in a fixed order."""
+    checks = (
+        readable(evidence),
+        *ground(evidence),
+        *copies(evidence),
+        coverage(evidence),
+        unmapped(evidence),
+        dead(evidence),
+        order(evidence),
+        level(evidence),
+        offset(evidence),
+        saturation(evidence),
+        label_date(evidence),
+    )
+    found = sum(check.state == "finding" for check in checks)
+    subject = f"{evidence.contract.dataset} {evidence.contract.version}"
+    return Report(subject=subject, kind=evidence.kind, samples=len(evidence.facts), checks=checks, findings=found)
+
+
+def readable(evidence: Evidence) -> Check:
+    """Files that cannot be used."""
+    told = "; ".join(f"{name}: {reason}" for name, reason in evidence.unread[:3]) or "every sample can be read"
+    where = tuple(name for name, _ in evidence.unread[:SHOWN])
+    figures = {"unread": len(evidence.unread)}
+    return Check(name="readable", state=_state(bool(evidence.unread)), told=told, figures=figures, where=where)
+
+
+# --- leaks between splits ------------------------------------------------------------------
+
+
+def ground(evidence: Evidence) -> tuple[Check, Check, Check]:
+    """Shared pixels, the same place on another date, and the distance between splits."""
+    names = ("shared pixels", "same place, other date", "distance between splits")
+    placed = {split: _places(held) for split, held in evidence.splits.items()}
+    if len(placed) < 2 or not all(placed.values()):
+        state: State = "not applicable" if len(placed) < 2 else "undecided"
+        why = "there is one split only" if len(placed) < 2 else "not every split has coordinates"
+        first, second, third = (Check(name=name, state=state, told=why) for name in names)
+        return first, second, third
+    hit: dict[str, set[str]] = {name: set() for name in names}
+    figures: dict[str, dict[str, float]] = {}
+    for (one, a), (other, b) in combinations(placed.items(), 2):
+        met = nearness.meeting(*(nearness.columns([spot for spot, _ in places]) for places in (a, b)))
+        days, keys = ([day for _, day in a], [day for _, day in b]), list(b.values())
+        for i, j in met.shared.tolist():
+            # Unknown days are taken for the same: that the pixels differ would have to be shown.
+            same = days[0][i] == days[1][j] or None in (days[0][i], days[1][j])
+            hit[names[0 if same else 1]].update(keys[j])
+        for j in np.flatnonzero(met.nearest_m < REACH_M).tolist():
+            hit[names[2]].update(keys[j])
+        middle, least = float(np.median(met.nearest_m)), float(met.nearest_m.min())
+        figures[f"{one} to {other}"] = {"nearest_m": round(least, 1), "median_m": round(middle, 1)}
+    told = (
+        "samples share ground, of the same day or of unknown ones, with another split",
+        "samples show ground that another split shows on another day",
+        f"samples lie within {REACH_M:.0f} m of another split, as far as a resampled 60 m pixel reaches",
+    )
+    first, second, third = (
+        _found(name, sorted(hit[name]), words, {} if name != names[2] else figures)
+        for name, words in zip(names, told, strict=True)
+    )
+    return first, second, third
+
+
+def _places(held: Iterable[Facts]) -> dict[tuple[Spot, str | None], list[str]]:
+    """Keys of the samples at each place and day: a place with a hundred samples is compared once."""
+    places: dict[tuple[Spot, str | None], list[str]] = defaultdict(list)
+    for facts in held:
+        if facts.spot:
+            places[facts.spot, facts.date].append(facts.key)
+    return dict(places)
+
+
+def copies(evidence: Evidence) -> tuple[Check, Check, Check]:
+    """Samples of equal pixels, of equal pixels turned or mirrored, and of nearly equal ones."""
+    exact, turned = defaultdict(list), defaultdict(list)
+    for facts in evidence.facts:
+        exact[facts.pixels].append(facts)
+        turned[facts.turned].append(facts)
+    # One of each group stands for it: a thousand copies are one picture, not half a million pairs.
+    seen = [group[0] for group in turned.values() if group[0].look]
+    looks = np.array([np.frombuffer(facts.look, np.int8) for facts in seen])
+    pairs = twins.alike(looks.reshape(len(seen), -1, twins.CELLS, twins.CELLS)) if len(seen) > 1 else []
+    return (
+        _copied("exact duplicates", [group for group in exact.values() if len(group) > 1]),
+        # Copies that were not turned are told above.
+        _copied("turned copies", [group for group in turned.values() if len({f.pixels for f in group}) > 1]),
+        _copied("near duplicates", [[seen[i], seen[j]] for i, j in pairs]),
+    )
+
+
+def _copied(name: str, groups: Sequence[Sequence[Facts]]) -> Check:
+    across = [group for group in groups if len({facts.split for facts in group}) > 1]
+    # Those that leak first.
+    keys = dict.fromkeys(facts.key for group in (*across, *groups) for facts in group)
+    figures = {"groups": len(groups), "groups_across_splits": len(across)}
+    return _found(name, list(keys), f"samples in {len(groups)} groups, {len(across)} of them across splits", figures)
+
+
+# --- labels --------------------------------------------------------------------------------
+
+
+def coverage(evidence: Evidence) -> Check:
+    """Classes that one split has and another lacks, though so many samples should have held some."""
+    name, space = "class coverage", evidence.contract.label_space
+    splits = evidence.splits
+    counts = {part: Counter(c for f in held for c in f.classes if c != space.ignore) for part, held in splits.items()}
+    if len(splits) < 2 or not any(counts.values()):
+        return Check(name=name, state="not applicable", told="there is one split only, or there are no labels")
+    titles = dict(zip(space.ids, space.names, strict=True))
+    missing: list[str] = []
+    rare: list[str] = []
+    for number in space.ids:
+        share = sum(held[number] for held in counts.values()) / len(evidence.facts)
+        for part, held in splits.items():
+            if not counts[part][number] and share:
+                (missing if share * len(held) >= EXPECTED else rare).append(f"{titles[number]} from {part}")
+    told = f"missing: {', '.join(missing) or 'none'}" + f"; too rare to tell: {', '.join(rare)}" * bool(rare)
+    figures = {part: {titles[n]: held[n] for n in space.ids if n in titles} for part, held in counts.items()}
+    return Check(name=name, state=_state(bool(missing)), told=told, figures=figures)
+
+
+def unmapped(evidence: Evidence) -> Check:
+    """Labelled pixels that say nothing."""
+    name, ignore = "unmapped share", evidence.contract.label_space.ignore
+    if ignore is None or evidence.contract.label_space.task not in ("segmentation", "change"):
+        return Check(name=name, state="not applicable", told="labels of these samples are complete by their kind")
+    shares = {}
+    for part, held in evidence.splits.items():
+        total = sum(sum(f.classes.values()) for f in held)
+        shares[part] = round(sum(f.classes.get(ignore, 0) for f in held) / max(total, 1), 4)
+    worst = max(shares.values(), default=0.0)
+    empty = [f.key for f in evidence.facts if set(f.classes) == {ignore}]
+    told = f"up to {worst:.1%} of the pixels of a split are not mapped, {len(empty)} samples wholly"
+    state = _state(worst > UNMAPPED_SHARE)
+    return Check(
+        name=name, state=state, told=told, figures=shares | {"samples": len(empty)}, where=tuple(empty[:SHOWN])
+    )
+
+
+def label_date(evidence: Evidence) -> Check:
+    """Years between labels and images."""
+    name, days = "label date", evidence.days
+    if days is None:
+        return Check(name=name, state="not applicable", told="no lock tells the days of images and labels")
+    first, last, labels = (date.fromisoformat(text) for text in (days.first, days.last, days.labels))
+    gap = max((first - labels).days, (labels - last).days, 0)
+    told = f"labels of {labels}, images of {first} to {last}: {gap} days apart"
+    return Check(name=name, state=_state(gap > LABEL_GAP_DAYS), told=told, figures={"days": gap})
+
+
+# --- pixels --------------------------------------------------------------------------------
+
+
+def dead(evidence: Evidence) -> Check:
+    """Bands of one value, and bands that repeat another."""
+    totals, names = evidence.totals, [band.name for band in evidence.contract.bands]
+    flat = Counter(name for facts in evidence.facts for name in facts.dead)
+    broken = {name: n for name, n in flat.items() if n > DEAD_SHARE * len(evidence.facts)}
+    told = [f"{name} has one value in {n} samples" for name, n in sorted(broken.items())]
+    # Sums of a million values agree by no chance.
+    marks = np.stack([totals.count, totals.total, totals.equal, totals.low, totals.high])
+    equal = [(i, j) for i, j in combinations(range(len(names)), 2) if (marks[:, i] == marks[:, j]).all()]
+    told += [f"{names[i]} and {names[j]} are the same" for i, j in equal if totals.low[i] < totals.high[i]]
+    where = [facts.key for facts in evidence.facts if set(facts.dead) & set(broken)]
+    figures = {"samples_by_band": dict(sorted(flat.items()))}
+    told_all = "; ".join(told) or "every band varies"
+    return Check(
+        name="dead bands", state=_state(bool(told)), told=told_all, figures=figures, where=tuple(where[:SHOWN])
+    )
+
+
+def order(evidence: Evidence) -> Check:
+    """Bands under each other's names: by their means, and by how coarse the pixels are where 20 m were repeated."""
+    means, bands = _means(evidence), evidence.contract.bands
+    told = []
+    equal = evidence.totals.equal / np.maximum(evidence.totals.pairs, 1)
+    if "nearest" in evidence.contract.resampling and len({band.gsd_m for band in bands}) > 1:
+        fine = max(((equal[i], band.name) for i, band in enumerate(bands) if band.gsd_m == 10), default=(0.0, ""))
+        coarse = min(((equal[i], band.name) for i, band in enumerate(bands) if band.gsd_m > 10), default=(1.0, ""))
+        # Copied pixels are equal to their neighbours at least half the time, measured ones seldom.
+        if fine[0] > coarse[0] + ORDER_MARGIN:
+            told.append(f"{fine[1]} is coarser ({fine[0]:.2f} equal neighbours) than {coarse[1]} ({coarse[0]:.2f})")
+    verdict = fingerprints.bands(means) if len(evidence.facts) >= fingerprints.LEAST else "undecided"
+    told += [verdict] * (verdict not in ("as named", "undecided"))
+    state = "finding" if told else _few(evidence, verdict)
+    figures = {band.name: {"mean": round(means.get(band.name, 0.0), 1), "equal_neighbours": round(float(e), 4)}
+               for band, e in zip(bands, equal, strict=True)}  # fmt: skip
+    return Check(name="band order", state=state, told="; ".join(told) or f"bands are {verdict}", figures=figures)
+
+
+def level(evidence: Evidence) -> Check:
+    """Top of atmosphere or surface, by the water vapour in B09."""
+    verdict = fingerprints.level(_means(evidence), evidence.contract.level)
+    if len(evidence.facts) < fingerprints.LEAST:
+        verdict = "undecided"
+    state = "finding" if verdict not in ("as named", "undecided") else _few(evidence, verdict)
+    return Check(
+        name="product level", state=state, told=f"level is {verdict}", figures={"declared": evidence.contract.level}
+    )
+
+
+def offset(evidence: Evidence) -> Check:
+    """The +1000 of newer processing baselines left in, or taken away twice."""
+    raised = [facts.key for facts in evidence.facts if facts.dark < DARK_SHARE]
+    share = len(raised) / max(len(evidence.facts), 1)
+    ones = float((evidence.totals.ones / np.maximum(evidence.totals.count, 1)).max(initial=0))
+    told = f"{share:.1%} of the samples have no pixel under reflectance 0.1 in any band; {ones:.1%} of a band is 1"
+    state: State = _state(share > RAISED or ones > CLIPPED_SHARE)
+    if len(evidence.facts) < fingerprints.LEAST or (state == "pass" and share > SUSPECT):
+        state = "undecided"
+    figures = {"raised_share": round(share, 4), "clipped_share": round(ones, 4)}
+    where = tuple(raised[:SHOWN]) if state == "finding" else ()
+    return Check(name="offset", state=state, told=told, figures=figures, where=where)
+
+
+def saturation(evidence: Evidence) -> Check:
+    """Values at the end of the scale."""
+    shares = evidence.totals.saturated / np.maximum(evidence.totals.count, 1)
+    names = [band.name for band in evidence.contract.bands]
+    worst = int(shares.argmax())
+    told = f"{shares[worst]:.2%} of {names[worst]} is saturated, the most of any band"
+    figures = {name: round(float(share), 6) for name, share in zip(names, shares, strict=True)}
+    return Check(name="saturation", state=_state(shares[worst] > SATURATED_SHARE), told=told, figures=figures)
+
+
+def _means(evidence: Evidence) -> dict[str, float]:
+    """Band name to mean reflectance x 10000."""
+    contract, totals = evidence.contract, evidence.totals
+    held = zip(contract.bands, totals.count.tolist(), totals.total.tolist(), strict=True)
+    return {band.name: (s / n + contract.offset) * contract.scale / 1e-4 for band, n, s in held if n}
+
+
+def _few(evidence: Evidence, verdict: str) -> State:
+    return "undecided" if verdict == "undecided" or len(evidence.facts) < fingerprints.LEAST else "pass"
+
+
+def _state(found: bool) -> State:
+    return "finding" if found else "pass"
+
+
+def _found(name: str, keys: Sequence[str], told: str, figures: dict[str, Any]) -> Check:
+    """A check that counts samples: any is a finding."""
+    counted = {"samples": len(keys), **figures}
+    return Check(
+        name=name, state=_state(bool(keys)), told=f"{len(keys)} {told}", figures=counted, where=tuple(keys[:SHOWN])
+    )
