@@ -7,6 +7,7 @@ and a data set smaller than a batch needs no special case. Values stay as stored
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections import deque
@@ -90,6 +91,19 @@ def in_order(count: int, batch: int) -> Iterator[Places]:
         yield Places(samples=samples, epoch=np.zeros_like(samples))
 
 
+def subset(keys: Sequence[str], fraction: float, *, seed: int) -> list[int]:
+    """Where the keys of a fraction of a data set stand, in order: those whose SHA-256 of "<seed>:<key>" is lowest.
+
+    Anyone can recompute it, in any language; a smaller fraction is a part of every larger one; and it does not depend
+    on the order or the splitting of the files. The number is rounded half up, at least 1. Raises SettingError.
+    """
+    if not 0 < fraction <= 1:
+        raise SettingError(f"training.fraction is {fraction}: expected a share of the samples, above 0 and at most 1")
+    digests = [hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in keys]
+    count = max(1, int(fraction * len(keys) + 0.5))
+    return sorted(sorted(range(len(keys)), key=digests.__getitem__)[:count])
+
+
 def share(places: Places, *, rank: int, world: int) -> Places:
     """The part of a global batch that one of `world` equal ranks takes. Raises SettingError."""
     if len(places.samples) % world:
@@ -118,8 +132,13 @@ class Samples:
     As a map-style dataset of PyTorch it gives a dictionary of tensors, as stored: for those who bring their own loop.
     """
 
-    def __init__(self, folder: Path, split: str, members: Sequence[str]) -> None:
-        """Raises SettingError, SourceError: no such split, arrays of mixed types, a shard missing or cut short."""
+    def __init__(
+        self, folder: Path, split: str, members: Sequence[str], *, fraction: float = 1.0, seed: int = 0
+    ) -> None:
+        """`fraction` and `seed`: see `subset`.
+
+        Raises SettingError, SourceError: no such split, arrays of mixed types, a shard missing or cut short.
+        """
         self.folder, self.split = folder, split
         self.contract: Contract = contracts.read(folder)
         table = shards.read_index(folder)
@@ -127,6 +146,8 @@ class Samples:
         if split not in known:
             raise SettingError(f"{folder}: no split '{split}'; it has {', '.join(known)}")
         rows = table.filter(np.array(table["split"].to_pylist()) == split)
+        if fraction != 1.0:
+            rows = rows.take(subset(rows["key"].to_pylist(), fraction, seed=seed))
         self.keys: list[str] = rows["key"].to_pylist()
         self.shard: list[str] = rows["shard"].to_pylist()
         stored = {name.removesuffix("_offset") for name in rows.column_names if name.endswith("_offset")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +39,7 @@ class ModelSpec:
     head: upernet.HeadConfig | None = None
     classes: int = 0
     pooling: heads.Pooling = "mean"
+    probe: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,10 @@ RIVALS: dict[Kind, type[models.RivalClassifier | models.RivalSegmenter | models.
 
 def describe(model: nn.Module) -> ModelSpec:
     """The spec from which `build` makes this model again."""
+    return replace(_describe(model), probe=isinstance(getattr(model, "head", None), heads.Probe))
+
+
+def _describe(model: nn.Module) -> ModelSpec:
     match model:
         case mae.MaskedAutoencoder():
             return ModelSpec(kind="autoencoder", encoder=model.config, decoder=model.decoder, objective=model.objective)
@@ -98,6 +103,13 @@ def describe(model: nn.Module) -> ModelSpec:
 
 def build(spec: ModelSpec) -> nn.Module:
     """A fresh model as `spec` says."""
+    model = _build(spec)
+    if spec.probe:
+        heads.probe(model)
+    return model
+
+
+def _build(spec: ModelSpec) -> nn.Module:
     if spec.recipe is not None:
         return RIVALS[spec.kind](spec.recipe, spec.bands, spec.classes)
     assert spec.encoder is not None

@@ -1,4 +1,4 @@
-"""Heads beside segmentation: one label for a scene, and what changed between two dates.
+"""Heads beside segmentation: one label for a scene, what changed between two dates, and the linear probe.
 
 Shape suffixes as in `encoder`.
 """
@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sgdata.errors import SettingError
 from sgmodel import encoder as enc
 from sgmodel import upernet
 
@@ -57,6 +58,7 @@ class ChangeDetector(nn.Module):
 
     def __init__(self, encoder: enc.Encoder, head: upernet.HeadConfig | None = None) -> None:
         super().__init__()
+        self.classes = 2
         self.head_config = head or upernet.HeadConfig(dropout_levels=0.0)
         self.encoder = encoder
         self.encoder.norm.requires_grad_(False)  # unused, as in the Segmenter
@@ -71,3 +73,34 @@ class ChangeDetector(nn.Module):
         if scores.shape[-1] != before.shape[-1]:
             scores = upernet.resize(scores, before.shape[-2:])
         return functional.log_softmax(scores, dim=1)
+
+
+class Probe(nn.Module):
+    """What a linear probe trains: each feature at mean 0 and variance 1 over the batch, then one linear layer.
+
+    The normalisation has no weights of its own (He et al., "Masked Autoencoders", CVPR 2022, appendix A.1): without
+    it the best learning rate would depend on the scale of each model's features.
+    """
+
+    def __init__(self, width: int, classes: int, *, dense: bool) -> None:
+        super().__init__()
+        norm = nn.BatchNorm2d if dense else nn.BatchNorm1d
+        self.norm = norm(width, affine=False, eps=1e-6)
+        self.linear = nn.Conv2d(width, classes, 1) if dense else nn.Linear(width, classes)
+
+    def forward(self, features: Tensor | list[Tensor]) -> Tensor:
+        """(N, D), or maps (N, D, h, w) of which the coarsest counts -> scores of each class."""
+        x = features if isinstance(features, Tensor) else features[-1]
+        scores: Tensor = self.linear(self.norm(x))
+        return scores
+
+
+def probe(model: nn.Module) -> None:
+    """Put a `Probe` in the place of a model's head. Raises SettingError where something else would learn beside it."""
+    if getattr(model, "skip", None) is not None:
+        raise SettingError("mode is 'linear-probe', head.skip is not 0: pixels beside the features; set head.skip = 0")
+    head = model.get_submodule("head")
+    # The layer that the features come into says how long they are; of the dense head, that of the coarsest map.
+    inner = head.levels[-1] if isinstance(head, upernet.UperHead) else head
+    first = next(part for part in inner.modules() if isinstance(part, nn.Linear | nn.Conv2d))
+    model.head = Probe(first.weight.shape[1], int(model.classes), dense=isinstance(first, nn.Conv2d))  # type: ignore[arg-type]

@@ -93,13 +93,15 @@ def steps(
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Within it the model drops nothing out and keeps no gradients."""
-    training = model.training
+    # Part by part: a frozen backbone stays in evaluation while the head is trained.
+    training = [part for part in model.modules() if part.training]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        for part in training:
+            part.training = True
 
 
 def _set_rate(updates: Updates, index: int) -> float:

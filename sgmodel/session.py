@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,8 @@ class TrainingRecipe:
     """How long and in what portions to train. `batch` samples make one optimizer step, in `accumulate` parts.
 
     `compile` and `recompute` (activations, in the backward pass) trade start-up or time for speed or memory;
-    `average` is the decay of weights averaged over the run (0: none), kept as `average.safetensors`.
+    `average` is the decay of weights averaged over the run (0: none), kept as `average.safetensors`. Only a
+    `fraction` of the split is learned from, chosen by `fraction_seed` (see `batches.subset`).
     """
 
     seed: int
@@ -43,6 +44,8 @@ class TrainingRecipe:
     compile: bool = False
     recompute: bool = False
     average: float = 0.0
+    fraction: float = 1.0
+    fraction_seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,11 @@ def outlook(task: Task) -> str:
     parameters = sum(p.numel() for p in task.model.parameters())
     samples, epochs, batch = len(task.source), task.training.epochs, task.training.batch
     return f"{parameters:,} parameters; {samples} samples x {epochs:g} epochs = {task.total} steps of {batch}"
+
+
+def samples(folder: Path, training: TrainingRecipe, members: Sequence[str]) -> batches.Samples:
+    """What is learned from. Raises SettingError, SourceError."""
+    return batches.Samples(folder, training.split, members, fraction=training.fraction, seed=training.fraction_seed)
 
 
 def ready(model: nn.Module, training: TrainingRecipe, where: launch.Launch, parallel: ranks.Parallel) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import nn
 
 from sgdata import contracts, files
 from sgdata.errors import SettingError
-from sgdata.types import Contract
+from sgdata.types import Contract, LabelSpace
 from sgmodel import checkpoint, encoder
 from sgmodel.normalise import Normalisation
 
@@ -73,7 +73,11 @@ def fill(
     Published `.pth` files hold no contract, so nothing can be compared with them; that is logged.
     """
     if weights.is_dir():
-        compare(checkpoint.read_card(weights), contract, how, accept=accept)
+        card = checkpoint.read_card(weights)
+        compare(card, contract, how, accept=accept)
+        # Weights of the same kind bring their head, whose outputs mean classes.
+        if card.contract is not None and card.model.kind == checkpoint.describe(model).kind:
+            _compare_classes(contract.label_space, card.contract.label_space, accept)
     else:
         log.warning("%s: holds no contract; bands, level and normalisation are taken on trust", weights)
     report = checkpoint.fit(model, checkpoint.read_weights(weights), where=str(weights))
@@ -101,3 +105,11 @@ def compare(card: checkpoint.Card, contract: Contract, how: Normalisation, *, ac
         f"{name} is {getattr(how, name)!r:.60}, was {getattr(card.normalisation, name)!r:.60}" for name in differ
     )
     raise SettingError(f"normalisation differs from the weights': {told}; accept = ['normalisation'] waives this")
+
+
+def _compare_classes(ours: LabelSpace, theirs: LabelSpace, accept: Sequence[str]) -> None:
+    if (ours.ids, ours.names) != (theirs.ids, theirs.names) and "label_space" not in accept:
+        raise SettingError(
+            f"label_space is '{ours.name}' ({len(ours.ids)} classes), the weights were trained for '{theirs.name}' "
+            f"({len(theirs.ids)} classes); accept = ['label_space'] takes all but a head of another size"
+        )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from sgdata import sentinel2, shards
-from sgdata.types import Contract, LabelSpace, Sample
+from sgdata.types import Contract, LabelSpace, Sample, Task
 
 CLASSES = 4
 
@@ -61,4 +62,30 @@ def write(out: Path, *, train: int = 6, val: int = 2, px: int = 32) -> Path:
     """A folder of shards of `train` + `val` samples; returns it."""
     made = [sample(n, "train" if n < train else "val", px, px) for n in range(train + val)]
     shards.write(made, out, contract=contract(px))
+    return out
+
+
+def scene_contract(px: int, task: Task = "single-label") -> Contract:
+    """As `contract`, for scenes of four classes."""
+    space = dataclasses.replace(contract(px).label_space, task=task, ignore=None)
+    return dataclasses.replace(contract(px), label_space=space)
+
+
+def scene(number: int, split: str, px: int, task: Task = "single-label") -> Sample:
+    """One class all over, or two, side by side; labels in the metadata, as the readers write them."""
+    rng = np.random.Generator(np.random.Philox(key=[number, 3]))
+    labels = sorted({number % CLASSES, (number // CLASSES) % CLASSES} if task == "multi-label" else {number % CLASSES})
+    bands = np.arange(12)
+    spectra = np.stack([400 + 0 * bands, 3000 - 200 * bands, 800 + 200 * bands, 4000 + 0 * bands])
+    mask = np.full((px, px), labels[0])
+    mask[:, px // 2 :] = labels[-1]
+    image = spectra[mask].transpose(2, 0, 1) + rng.integers(-60, 60, (12, px, px))
+    meta = {"labels": labels, "bounds": None}
+    return Sample(key=f"scene-{number:05d}", split=split, arrays={"image": image.astype(np.uint16)}, meta=meta)
+
+
+def write_scenes(out: Path, *, train: int = 12, val: int = 8, px: int = 16, task: Task = "single-label") -> Path:
+    """A folder of shards of labelled scenes; returns it."""
+    made = [scene(n, "train" if n < train else "val", px, task) for n in range(train + val)]
+    shards.write(made, out, contract=scene_contract(px, task))
     return out

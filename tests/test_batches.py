@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,29 @@ def test_a_plain_torch_loader_takes_the_samples(folder: Path) -> None:
     assert {mask.numpy().tobytes() for batch in given for mask in batch["mask"]} == stored
     with pytest.raises(IndexError):
         source[len(source)]
+
+
+def test_a_fraction_is_what_anyone_can_recompute(folder: Path) -> None:
+    whole = batches.Samples(folder, "train", ("mask",))
+    part = batches.Samples(folder, "train", ("mask",), fraction=0.4, seed=7)
+    ranked = sorted(whole.keys, key=lambda key: hashlib.sha256(f"7:{key}".encode()).hexdigest())
+    assert part.keys == sorted(ranked[:4])
+    for row, key in enumerate(part.keys):
+        assert np.array_equal(part.read(row, "mask"), whole.read(whole.keys.index(key), "mask"))
+
+
+def test_fractions_are_nested_and_differ_by_seed() -> None:
+    keys = [f"key-{n}" for n in range(200)]
+    small, large = (set(batches.subset(keys, share, seed=1)) for share in (0.1, 0.5))
+    assert (len(small), len(large)) == (20, 100)
+    assert small < large
+    assert small != set(batches.subset(keys, 0.1, seed=2))
+    backwards = batches.subset(keys[::-1], 0.1, seed=1)
+    assert {keys[::-1][row] for row in backwards} == {keys[row] for row in small}
+    assert len(batches.subset(keys, 0.001, seed=1)) == 1
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
+def test_a_share_that_is_none_is_refused(folder: Path, share: float) -> None:
+    with pytest.raises(SettingError, match=f"training.fraction is {share}"):
+        batches.Samples(folder, "train", ("mask",), fraction=share)

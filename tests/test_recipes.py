@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sgdata import catalog, files
-from sgmodel import command, optim
-from sgmodel.recipes import pretrain, segment
+from sgmodel import command, models, optim
+from sgmodel.recipes import classify, pretrain, segment
 
 TRAIN = catalog.folder("recipes") / "train"
 PARAMETERS = {
@@ -26,13 +26,17 @@ PARAMETERS = {
 }
 
 
-def model(path: Path) -> tuple[nn.Module, pretrain.Recipe | segment.Recipe]:
+def model(path: Path) -> tuple[nn.Module, pretrain.Recipe | segment.Recipe | classify.Recipe]:
     with torch.device("meta"):
         if path.stem.startswith("pretrain-"):
             pretraining = files.read(pretrain.Recipe, path)
             return pretrain.build(pretraining), pretraining
+        if path.stem.startswith("classify-"):
+            classifying = files.read(classify.Recipe, path)
+            bands, classes = len(classifying.bands), 10 if "eurosat" in path.stem else 19
+            return models.classifier(classifying.model, bands=bands, classes=classes), classifying
         segmenting = files.read(segment.Recipe, path)
-        return segment.build(segmenting, bands=12, classes=13), segmenting
+        return segment.build(segmenting, bands=len(segmenting.bands), classes=13), segmenting
 
 
 @pytest.mark.parametrize("path", sorted(TRAIN.glob("*.toml")), ids=lambda path: path.stem)
@@ -46,7 +50,7 @@ def test_recipe_loads_and_builds(path: Path) -> None:
 
 
 def test_every_recipe_belongs_to_a_program() -> None:
-    listed = {path for program in ("pretrain", "segment") for path in command.recipes(program)}
+    listed = {path for program in ("pretrain", "segment", "classify") for path in command.recipes(program)}
     assert listed == set(TRAIN.glob("*.toml"))
 
 

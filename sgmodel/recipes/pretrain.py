@@ -97,7 +97,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     if recipe.stages:
         return progressive(recipe, places)
     where = launch.start(places.device, precision=recipe.training.precision, threads=places.threads)
-    source = batches.Samples(places.shards, recipe.training.split, ("image",))
+    source = session.samples(places.shards, recipe.training, ("image",))
     contract = transfer.narrowed(source.contract, recipe.bands)
     check(recipe, contract)
     how = normalise.resolve(recipe.normalise, contract)

@@ -91,7 +91,7 @@ def build(recipe: Recipe, *, bands: int, classes: int) -> nn.Module:
 def main(recipe: Recipe, places: command.Places) -> int:
     """Train to the recipe's last step, or until stopped, then score; 0 or `session.STOPPED`. Raises SgdataError."""
     where = launch.start(places.device, precision=recipe.training.precision, threads=places.threads)
-    source = batches.Samples(places.shards, recipe.training.split, ("image", "mask"))
+    source = session.samples(places.shards, recipe.training, ("image", "mask"))
     held_out = batches.Samples(places.shards, recipe.val_split, ("image", "mask"))
     contract = transfer.narrowed(source.contract, recipe.bands)
     check(recipe, contract)

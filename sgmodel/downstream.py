@@ -1,0 +1,208 @@
+"""What classification, segmentation and change detection do alike: settle, start a model, train, score, conclude."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sgdata import files
+from sgdata.types import Contract
+from sgmodel import (
+    augment,
+    batches,
+    command,
+    heads,
+    launch,
+    models,
+    normalise,
+    optim,
+    ranks,
+    runs,
+    session,
+    transfer,
+)
+
+Mode = Literal["finetune", "frozen", "linear-probe"]
+"""All weights are trained; the backbone is left as it came and the whole head is trained; or the head is but a
+normalisation without weights and one linear layer."""
+
+TRAINED = ("head", "merge", "skip")
+"""The parts of a model that do not belong to its backbone."""
+
+R = TypeVar("R", bound="Recipe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What every downstream recipe holds, and everything that changes the numbers of its run.
+
+    `bands` are those the model sees, in their order. `evaluate_every` epochs `val_split` is scored on the way (0: only
+    at the end). `accept` names contract fields of the starting weights that may differ.
+    """
+
+    model: models.ModelRecipe
+    bands: tuple[str, ...]
+    val_split: str
+    evaluate_every: int
+    training: session.TrainingRecipe
+    normalise: normalise.NormaliseRecipe
+    augment: augment.AugmentRecipe
+    mode: Mode = "finetune"
+    accept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting(Generic[R]):
+    """What a run has settled before its first step: the contract of the samples as stored, that of the bands the
+    model sees, and `picks`, the indices of the latter among the former (None: all)."""
+
+    recipe: R
+    stored: Contract
+    contract: Contract
+    picks: list[int] | None
+    how: normalise.Normalisation
+    where: launch.Launch
+
+    @property
+    def classes(self) -> int:
+        """How many the data have."""
+        return len(self.contract.label_space.ids)
+
+    @property
+    def ignore(self) -> int:
+        """The label value that is no class."""
+        declared = self.contract.label_space.ignore
+        return 255 if declared is None else declared
+
+    def px(self, batch: batches.Batch) -> int:
+        """Side of the images that the model sees; one that takes any sees whole samples."""
+        return self.recipe.model.px or int(batch.extent.max())
+
+
+def settle(recipe: R, stored: Contract, places: command.Places) -> Setting[R]:
+    """Raises SettingError where the recipe does not fit data of the contract `stored`, or this machine."""
+    contract = transfer.narrowed(stored, recipe.bands)
+    return Setting(
+        recipe=recipe,
+        stored=stored,
+        contract=contract,
+        picks=transfer.indices(stored, recipe.bands),
+        how=normalise.resolve(recipe.normalise, contract),
+        where=launch.start(places.device, precision=recipe.training.precision, threads=places.threads),
+    )
+
+
+def start(setting: Setting[R], make: Callable[[], nn.Module], weights: Path | None) -> nn.Module:
+    """A model with fresh weights drawn from the recipe's seed, filled from `weights`, frozen as the mode says.
+
+    Raises SettingError, SourceError.
+    """
+    torch.manual_seed(setting.recipe.training.seed)
+    model = make()
+    if weights is not None:
+        transfer.fill(model, weights, setting.contract, setting.how, accept=setting.recipe.accept)
+    freeze(model, setting.recipe.mode)
+    return model
+
+
+def freeze(model: nn.Module, mode: Mode) -> None:
+    """Leave to training what `mode` trains. Raises SettingError."""
+    if mode == "finetune":
+        return
+    for parameter in model.parameters(recurse=False):  # position tables of a classifier
+        parameter.requires_grad_(False)
+    for name, part in model.named_children():
+        if name not in TRAINED:
+            # In evaluation for good: neither drop path nor moving averages, or the features would not be the weights'.
+            part.requires_grad_(False).eval()
+    if mode == "linear-probe":
+        heads.probe(model)
+
+
+def task(
+    setting: Setting[R],
+    model: nn.Module,
+    source: batches.Samples,
+    objective: Callable[[nn.Module, batches.Batch], dict[str, Tensor]],
+    places: command.Places,
+) -> session.Task:
+    """The training of `model`; `objective` gets the model as training calls it."""
+    training = setting.recipe.training
+    forward = session.ready(model, training, setting.where, places.parallel)
+    return session.Task(
+        training=training,
+        model=model,
+        forward=forward,
+        scaler=launch.scaler(setting.where),
+        optimizer=optim.adamw(model, training.optimizer),
+        objective=partial(objective, forward),
+        source=source,
+        where=setting.where,
+        card=transfer.card(model, setting.contract, setting.how, setting.recipe),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How a program scores: `figures` of the held-out samples, with all that takes long where `final`; the name of the
+    one that tells `checkpoint-best` (greater is better)."""
+
+    title: str
+    by: str
+    held_out: batches.Samples
+    figures: Callable[[bool], dict[str, Any]]
+
+
+def train(setting: Setting[R], task: session.Task, scoring: Scoring, places: command.Places) -> int:
+    """Train to the recipe's last step, or until stopped, then score; 0 or `session.STOPPED`. Raises SgdataError."""
+    if places.dry_run:
+        print(session.outlook(task))
+        return 0
+    with files.only_writer(places.out) if ranks.lead() else nullcontext():
+        return _train(setting.recipe, task, scoring, places)
+
+
+def _train(recipe: Recipe, task: session.Task, scoring: Scoring, places: command.Places) -> int:
+    every, first = recipe.evaluate_every, session.begin(task, recipe, places)
+    with runs.Log(places.out, first) as log:
+        for step in session.steps(task, first, places):
+            done = step.index + 1
+            log.step(step, every=recipe.training.log_every, last=done == task.total)
+            epoch = task.epoch(done)
+            if every and epoch // every > task.epoch(step.index) // every and done < task.total:
+                figures = _numbers(scoring.figures(False))
+                log.write(step.index, {"epoch": epoch, **figures})
+                runs.keep_best(places.out, task.model, task.card, figures, by=scoring.by)
+    if not session.complete(task, places):
+        return session.STOPPED
+    figures = scoring.figures(True)
+    runs.keep_best(places.out, task.model, task.card, _numbers(figures), by=scoring.by)
+    told = {"steps": task.total, **subject(recipe, task, scoring.held_out), **figures}
+    if every and ranks.lead():
+        # What the paper reports; chosen by the scored samples themselves, so it is no estimate for others.
+        told["best_epoch"] = files.read_plain(places.out / runs.BEST / "figures.json")
+    runs.conclude(places.out, scoring.title, task.card, told)
+    return 0
+
+
+def subject(recipe: Recipe, task: session.Task, held_out: batches.Samples) -> dict[str, Any]:
+    """What figures are figures of: without it two numbers of one name cannot be compared."""
+    return {
+        "dataset": held_out.contract.dataset,
+        "split": held_out.split,
+        "samples": len(held_out),
+        "train_split": recipe.training.split,
+        "train_samples": len(task.source),
+        "mode": recipe.mode,
+    }
+
+
+def _numbers(figures: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if isinstance(value, float)}

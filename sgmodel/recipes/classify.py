@@ -1,0 +1,196 @@
+"""Train a model that gives a scene one class, or several, and score it: SpectralGPT, or a rival.
+
+    python -m sgmodel.recipes.classify recipes/train/classify-demo-tiny.toml --shards DIR --out DIR \\
+        --weights RUN/checkpoint-last
+
+What the contract calls "single-label" is trained with cross-entropy and scored by top-1; "multi-label" with the
+soft-margin loss and mean average precision. Scores are those of the last epoch over the whole validation split; the
+best epoch, which the paper reports, and the average over batches, which the released code calls mAP, stand beside
+them under names of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sgdata import shards
+from sgdata.errors import SettingError, SourceError
+from sgdata.types import Contract
+from sgmodel import augment, batches, command, downstream, lattice, loop, metrics, models, normalise, session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(downstream.Recipe):
+    """Everything that changes the numbers of a classification run.
+
+    `zoom` is the share of a scene's side that is scored (0.875 as released, 1.0: all of it). `smoothing` of labels
+    is for one class per scene. `head_std`, where not 0, redraws the head once the backbone is filled from weights.
+    With `labels_from` "mask" a scene has each class that covers at least `min_share` of it.
+    """
+
+    mix: augment.MixRecipe = field(default_factory=augment.MixRecipe)
+    smoothing: float = 0.0
+    zoom: float = 1.0
+    head_std: float = 0.0
+    labels_from: Literal["labels", "mask"] = "labels"
+    min_share: float = 0.05
+
+
+Setting = downstream.Setting[Recipe]
+
+
+def main(recipe: Recipe, places: command.Places) -> int:
+    """Train to the recipe's last step, or until stopped, then score; 0 or `session.STOPPED`. Raises SgdataError."""
+    training = recipe.training
+    source = session.samples(places.shards, training, ("image",))
+    held_out = batches.Samples(places.shards, recipe.val_split, ("image",))
+    for samples in (source, held_out):
+        samples.contract = labelled(samples.contract, recipe)
+    check(recipe, source.contract)
+    setting = downstream.settle(recipe, source.contract, places)
+    make = partial(models.classifier, recipe.model, bands=len(recipe.bands), classes=setting.classes)
+    model = downstream.start(setting, make, places.weights)
+    if recipe.head_std and places.weights is not None and isinstance(model.head, nn.Linear):
+        nn.init.trunc_normal_(model.head.weight, std=recipe.head_std)
+    learned, asked = (targets(samples, recipe) for samples in (source, held_out))
+    task = downstream.task(setting, model, source, partial(objective, setting, learned), places)
+    single = setting.contract.label_space.task == "single-label"
+    scoring = downstream.Scoring(
+        title="Classification",
+        by="top1" if single else "map_macro",
+        held_out=held_out,
+        figures=lambda final: figures(score(setting, model, held_out), asked, setting.contract, final=final),
+    )
+    return downstream.train(setting, task, scoring, places)
+
+
+def check(recipe: Recipe, contract: Contract) -> None:
+    """Raises SettingError where the samples have no labels of their own, or the recipe does not fit them."""
+    space, training = contract.label_space, recipe.training
+    if space.task not in {"single-label", "multi-label"}:
+        told = f"label space '{space.name}' is of the task '{space.task}', expected single-label or multi-label"
+        raise SettingError(f"{told}; masks give labels with labels_from = 'mask'")
+    if recipe.smoothing and space.task == "multi-label":
+        raise SettingError(f"smoothing is {recipe.smoothing}, '{space.name}' is multi-label: only 0.0 is known there")
+    if recipe.mix.mixes and training.batch % (2 * training.accumulate):
+        told = f"batch {training.batch} in {training.accumulate} parts"
+        raise SettingError(f"{told}: mixup and CutMix pair neighbours; choose parts of an even number of samples")
+
+
+def objective(setting: Setting, targets: Tensor, model: nn.Module, batch: batches.Batch) -> dict[str, Tensor]:
+    """The loss of a batch; `targets` (N, K) are those of all training samples."""
+    recipe, seed, px = setting.recipe, setting.recipe.training.seed, setting.px(batch)
+    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=seed)
+    x = augment.images(prepared(setting, batch), geometry, px)
+    x = augment.erase(x, recipe.mix, batch.samples, batch.epoch, seed=seed)
+    y = targets[batch.samples].to(x.device)
+    if recipe.mix.mixes:
+        how = augment.mixing(recipe.mix, batch.samples, batch.epoch, px, seed=seed)
+        x, y = augment.mix(x, how), augment.mix_targets(y, how)
+    logits = model(x).float()
+    if setting.contract.label_space.task == "single-label":
+        return {"loss": functional.cross_entropy(logits, y, label_smoothing=recipe.smoothing)}
+    return {"loss": functional.multilabel_soft_margin_loss(logits, y)}
+
+
+def prepared(setting: Setting, batch: batches.Batch) -> Tensor:
+    """Normalised images (N, C, H, W) of the bands that the model sees, on the device."""
+    stored = lattice.image(batch.arrays, batch.extent, setting.stored, setting.where.device)
+    return normalise.apply(setting.how, stored, batch.extent, setting.picks)
+
+
+# --- labels --------------------------------------------------------------------------------
+
+
+def labelled(contract: Contract, recipe: Recipe) -> Contract:
+    """The contract with the label space that the model is trained for."""
+    if recipe.labels_from == "labels":
+        return contract
+    # Another name: labels made from masks are not those that the dataset's makers gave.
+    name = f"{contract.label_space.name}, share >= {recipe.min_share:g}"
+    return replace(contract, label_space=replace(contract.label_space, name=name, task="multi-label", ignore=None))
+
+
+def targets(source: batches.Samples, recipe: Recipe) -> Tensor:
+    """(N, K) float32, 1 where a sample has a class. Raises SourceError on one that has not what its task asks for."""
+    space = source.contract.label_space
+    hot = torch.zeros(len(source), len(space.ids))
+    place = {label: number for number, label in enumerate(space.ids)}
+    for row, labels in enumerate(_labels(source, recipe)):
+        unknown = sorted(set(labels) - set(place))
+        if unknown or (space.task == "single-label" and len(labels) != 1):
+            expected = "exactly one" if space.task == "single-label" else "any number"
+            told = f"{source.folder}: sample '{source.keys[row]}' has labels {list(labels)}"
+            raise SourceError(f"{told}, expected {expected} of '{space.name}'; shard the dataset again")
+        hot[row, [place[label] for label in labels]] = 1.0
+    return hot
+
+
+def _labels(source: batches.Samples, recipe: Recipe) -> Iterable[list[int]]:
+    if recipe.labels_from == "labels":
+        index = shards.read_index(source.folder)
+        known = dict(zip(index["key"].to_pylist(), index["labels"].to_pylist(), strict=True))
+        return (known[key] for key in source.keys)
+    masks, chosen = batches.Samples(source.folder, source.split, ("mask",)), set(source.keys)
+    rows = (row for row, key in enumerate(masks.keys) if key in chosen)
+    return (covering(masks.read(row, "mask"), source.contract.label_space.ids, recipe.min_share) for row in rows)
+
+
+def covering(mask: np.ndarray[Any, Any], ids: Iterable[int], min_share: float) -> list[int]:
+    """The classes that cover at least `min_share` of a mask (H, W), unlabelled pixels counted in the whole."""
+    counts = np.bincount(mask.ravel(), minlength=256)
+    return [label for label in ids if counts[label] >= min_share * mask.size]
+
+
+# --- scoring -------------------------------------------------------------------------------
+
+
+def score(setting: Setting, model: nn.Module, source: batches.Samples) -> Tensor:
+    """(N, K) logits of every sample of `source`, on the CPU."""
+    found = []
+    plan = batches.in_order(len(source), setting.recipe.training.batch // setting.recipe.training.accumulate)
+    with loop.evaluating(model), setting.where.autocast():
+        for batch in batches.load(source, plan, threads=1):
+            x = augment.zoomed(prepared(setting, batch), batch.extent, setting.px(batch), share=setting.recipe.zoom)
+            found.append(model(x).float().cpu())
+    return torch.cat(found)
+
+
+def figures(scores: Tensor, targets: Tensor, contract: Contract, *, final: bool) -> dict[str, Any]:
+    """What `results.json` says of logits (N, K), shares 0-1; intervals and figures per class only where `final`."""
+    space = contract.label_space
+    if space.task == "multi-label":
+        return _of_many(scores, targets, space.names, final=final)
+    right = scores.argmax(dim=1) == targets.argmax(dim=1)
+    found: dict[str, Any] = {"top1": metrics.top1(right)}
+    if final:
+        counts = metrics.confusion(scores.argmax(dim=1), targets.argmax(dim=1), classes=len(space.ids), ignore=-1)
+        found["top1_interval"] = metrics.interval(lambda weights: metrics.top1(right, weights), len(right))
+        found["per_class_recall"] = dict(zip(space.names, metrics.scores(counts).recall, strict=True))
+        found["confusion"] = counts.tolist()
+    return found
+
+
+def _of_many(scores: Tensor, targets: Tensor, names: tuple[str, ...], *, final: bool) -> dict[str, Any]:
+    ways = {"macro": metrics.macro(scores, targets), "micro": metrics.micro(scores, targets)}
+    found: dict[str, Any] = {f"map_{name}": metrics.mean_average_precision(ranked) for name, ranked in ways.items()}
+    found["map_micro_batch_averaged"] = metrics.micro_map_batch_averaged(scores, targets)
+    if final:
+        for name, ranked in ways.items():
+            figure = partial(metrics.mean_average_precision, ranked)
+            found[f"map_{name}_interval"] = metrics.interval(figure, len(scores))
+        per_class = map(metrics.average_precision, ways["macro"])
+        found["per_class_ap"] = dict(zip(names, per_class, strict=True))
+    return found
+
+
+if __name__ == "__main__":
+    command.run("classify", Recipe, main)
