@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import lru_cache
 from typing import Literal
 
 import numba
@@ -23,11 +24,12 @@ Method = Literal["medoid", "bap", "maxndvi", "median", "geomedian"]
 # SEPAL's medoid measures in these (blue green red nir swir1 swir2), whatever else is carried along.
 DISTANCE_BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
 
-# Bands by which a rule picks its date; a rule that is not here mixes all.
+# Bands by which a rule picks its date, which the median does not: it goes band by band. Who is not here mixes all.
 LOOKS_AT: dict[Method, tuple[str, ...]] = {
     "medoid": DISTANCE_BANDS,
     "bap": ("B02", "B04"),
     "maxndvi": ("B04", "B08"),
+    "median": (),
 }
 
 # Provenance: no date chosen, no score.
@@ -73,6 +75,7 @@ class BapSettings:
             [self._scaled(self.weights[2] / (1 + math.exp(-steep * (d - self.cloud_m / 2)))) for d in away], np.int64
         )
 
+    @lru_cache(maxsize=4)  # noqa: B019 - settings are small, frozen and few
     def of_haze(self) -> Array:
         """(4096,) int64: score x 10000 by 2 HOT + 2048, the ends for all beyond."""
         hot = [(twice - 2048) / 2 for twice in range(4096)]

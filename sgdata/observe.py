@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,9 @@ from sgdata.types import Array, Grid, Window
 
 OBSERVATION_BYTES = 96 << 20
 """A composite tile shrinks until its observations fit: memory is flat in the number of dates."""
+
+READERS = 4
+"""Files of one scene that are read at a time."""
 
 SIGHT = "sight"
 THINNED = 8
@@ -96,7 +100,9 @@ def visit(scene: Visit, *, lattice: Grid, tile: int) -> tuple[Observed, offsets.
 
 def scout(scene: Visit) -> Observed:
     """Stage the files of a scene and ask no more of it."""
-    staged = {band: staging.stage(piece) for band, piece in scene.pieces.items()}
+    # Inflating, hashing and waiting for a server all let other threads run.
+    with ThreadPoolExecutor(READERS) as readers:
+        staged = dict(zip(scene.pieces, readers.map(staging.stage, scene.pieces.values()), strict=True))
     return Observed(id=scene.id, overpass=scene.overpass, day=scene.day, offset=0, files=staged)
 
 
@@ -166,15 +172,16 @@ def wanted(scenes: tuple[Observed, ...], settings: CompositeSettings) -> list[in
         every = sorted(composite.spread([sight.pixels[::THINNED, ::THINNED] > 0 for sight in sights], settings.max_obs))
     if settings.method != "bap":
         return every
-    by_sight, haze = settings.bap.of_sight(sights[0].lattice.gsd_m), settings.bap.of_haze()
-    scores = {n: settings.bap.of_date(scenes[n].day) for n in every}
+    by_sight, haze = settings.bap.of_sight(sights[0].lattice.gsd_m).astype(np.int32), settings.bap.of_haze()
+    # Not seen at all: far below whatever is, so that one table settles both.
+    by_sight[0] = np.iinfo(np.int32).min // 2
+    tables = {n: by_sight + np.int32(settings.bap.of_date(scenes[n].day) + haze.min()) for n in every}
     # What each pixel is sure to reach with the worst haze; who cannot reach that with the least is not read.
-    floor = np.full(sights[0].lattice.shape, -1, np.int64)
+    floor = np.zeros(sights[0].lattice.shape, np.int32)
     for n in every:
-        seen = sights[n].pixels
-        np.maximum(floor, np.where(seen > 0, scores[n] + by_sight[seen] + haze.min(), -1), out=floor)
-    can = ((n, (sights[n].pixels > 0) & (scores[n] + by_sight[sights[n].pixels] + haze.max() >= floor)) for n in every)
-    return [n for n, where in can if where.any()]
+        np.maximum(floor, tables[n][sights[n].pixels], out=floor)
+    floor -= np.int32(haze.max() - haze.min())
+    return [n for n in every if (tables[n][sights[n].pixels] >= np.maximum(floor, 0)).any()]
 
 
 # --- tiles ---------------------------------------------------------------------------------
@@ -189,7 +196,7 @@ def tile_size(dates: int, bands: int, most: int) -> int:
 
 
 def looked_at(job: Job) -> tuple[str, ...]:
-    """Bands of which every date is needed; of the others only the chosen dates are."""
+    """Bands of which every date is needed at once; of the others only the chosen dates are, or one band at a time."""
     return tuple(b for b in composite.LOOKS_AT.get(job.settings.method, job.bands) if b in job.bands)
 
 
@@ -209,11 +216,12 @@ def observations(job: Job, window: Window) -> tuple[Array, Array]:
             continue  # scouted, and cannot win
         for band, plane in zip(bands, planes, strict=True):
             plane[:] = staging.on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
-        valid = np.asarray((planes > 0).all(axis=0))
+        valid = np.ones(target.shape, np.bool_)
         # A pixel needs all bands valid (SEPAL); bands without a hole need not be looked at to know that.
         for band in job.bands:
-            if band not in bands and scene.files[band].holes:
-                valid &= staging.on_grid(scene.files[band], target, kernel="nearest") > 0
+            if scene.files[band].holes:
+                known = planes[bands.index(band)] if band in bands else None
+                valid &= (staging.on_grid(scene.files[band], target, kernel="nearest") if known is None else known) > 0
         before = seen.get(scene.overpass)
         use = valid.copy()
         if before is not None:
@@ -251,10 +259,10 @@ def composite_tile(job: Job, window: Window) -> Path:
             days = tuple(scene.day for scene in job.scenes)
             index, score = composite.bap(stack, sights, days, job.settings.bap, gsd)
         case "median":
-            image = composite.median(stack, usable)
+            image = np.stack([_middle(job, window, band, usable) for band in job.bands])
         case "geomedian":
             image = composite.geomedian(stack, usable)
-    if job.settings.method in composite.LOOKS_AT:
+    if job.settings.method in {"medoid", "maxndvi", "bap"}:
         image = _picked(job, window, stack, index)
     dates = np.array([*(scene.day for scene in job.scenes), composite.NO_VALUE], np.uint16)
     day = dates[np.minimum(index, len(job.scenes))]
@@ -268,6 +276,29 @@ def best_sights(sights: Array) -> Array:
     """(T, H, W) bool: the clear dates of each pixel, or its doubtful ones where it has no clear one."""
     clear = (sights > 0) & (sights < masks.DOUBTFUL)
     return clear | ((sights > 0) & ~clear.any(axis=0))
+
+
+def _middle(job: Job, window: Window, band: str, usable: Array) -> Array:
+    """(h, w): the median of one band over the usable dates."""
+    target = grid.windowed(job.grid, window)
+    staged = [(n, scene) for n, scene in enumerate(job.scenes) if band in scene.files]
+    lattices = {(lattice.gsd_m, *_phase(lattice, target)) for lattice in (s.files[band].lattice for _, s in staged)}
+    # Repeats of one coarse pixel have one median: taken there if dates are usable by whole coarse pixels.
+    if len(lattices) == 1 and job.kernel == "nearest":
+        gsd, *phase = lattices.pop()
+        factor = max(round(gsd / target.gsd_m), 1)
+        coarse = usable[:, ::factor, ::factor]
+        if not any(phase) and np.array_equal(resample.finer(coarse, factor, kernel="nearest"), usable):
+            target, usable = grid.coarser(target, factor), coarse
+    stack = np.zeros((len(job.scenes), 1, *target.shape), np.uint16)
+    for n, scene in staged:
+        stack[n, 0] = staging.on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
+    return resample.finer(composite.median(stack, usable)[0], window.height // target.shape[0], kernel="nearest")
+
+
+def _phase(lattice: Grid, target: Grid) -> tuple[float, ...]:
+    """By how much the corner of `target` lies inside a pixel of `lattice`, in metres: 0, 0 where they share an edge."""
+    return tuple((a - b) % lattice.gsd_m for a, b in zip(target.origin, lattice.origin, strict=True))
 
 
 def _picked(job: Job, window: Window, stack: Array, index: Array) -> Array:
@@ -293,12 +324,12 @@ def evidence(scene: Observed, *, lattice: Grid, tile: int) -> offsets.Evidence:
     if any(name not in scene.files for name in needed):
         return offsets.Evidence(eligible=0, dark_share=0.0)
     eligible = dark = 0
-    for window in grid.tiles(lattice.shape, tile):
+    # One of the grid's pixels for each of the classification's, which are coarser: repeats tell nothing new.
+    step = max(round(scene.files["SCL"].lattice.gsd_m / lattice.gsd_m), 1)
+    for window in grid.tiles(lattice.shape, tile * step):
         target = grid.windowed(lattice, window)
-        classes, *bands = (staging.on_grid(scene.files[name], target, kernel="nearest") for name in needed)
+        classes, *bands = (staging.sampled(scene.files[name], target, step) for name in needed)
         counted = offsets.count(classes, np.stack(bands))
         eligible, dark = eligible + counted[0], dark + counted[1]
-    # Count what SCL tells apart, not the repeats of its coarser pixels on the grid.
-    repeats = round(scene.files["SCL"].lattice.gsd_m / lattice.gsd_m) ** 2
     share = dark / (eligible * len(offsets.TEST_BANDS)) if eligible else 0.0
-    return offsets.Evidence(eligible=eligible // repeats, dark_share=round(share, 6))
+    return offsets.Evidence(eligible=eligible, dark_share=round(share, 6))

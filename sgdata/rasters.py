@@ -185,9 +185,9 @@ def digest_start(lattice: Grid, bands: int, dtype: str) -> bytes:
     return files.canonical_json({"shape": shape, "dtype": dtype, "crs": lattice.crs, "transform": lattice.transform})
 
 
-def little_endian(values: Array) -> bytes:
-    """The C-order bytes of an array, the same on every machine."""
-    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+def little_endian(values: Array) -> memoryview:
+    """The C-order bytes of an array, the same on every machine; not copied where they lie so already."""
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data.cast("B")
 
 
 def pixel_sha256(path: Path) -> str:

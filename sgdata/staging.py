@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +61,10 @@ class Staged:
         """(H, W), mapped read-only; empty where the file does not reach the area."""
         if 0 in self.lattice.shape:
             return np.zeros(self.lattice.shape, self.dtype)
-        return np.memmap(self.path, np.dtype(self.dtype).newbyteorder("<"), "r", shape=self.lattice.shape)
+        # Thousands of these are opened in a build: numpy's own memmap takes four times as long.
+        with Path(self.path).open("rb") as handle:
+            held = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(held, np.dtype(self.dtype).newbyteorder("<")).reshape(self.lattice.shape)
 
 
 def stage(piece: Piece) -> Staged:
@@ -164,6 +168,20 @@ def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: in
     fine = resample.finer(corrected(coarse, offset), factor, kernel=kernel, window=window)
     out[top - row : bottom - row, left - col : right - col] = fine
     return out
+
+
+def sampled(staged: Staged, target: Grid, step: int) -> Array:
+    """(h, w): the value under every `step`-th pixel of `target` in both directions; 0 where the file does not reach."""
+    factor, *first = _place(staged, target)
+    sizes = staged.lattice.shape
+    if 0 in sizes:
+        return np.zeros([-(-count // step) for count in target.shape], staged.dtype)
+    at = [(start + np.arange(0, count, step)) // factor for start, count in zip(first, target.shape, strict=True)]
+    there = [(index >= 0) & (index < size) for index, size in zip(at, sizes, strict=True)]
+    rows, cols = (index.clip(0, size - 1) for index, size in zip(at, sizes, strict=True))
+    # Rows, then columns: each is one plain copy, where both at once would be looked up value by value.
+    values: Array = staged.pixels[rows].take(cols, axis=1) * np.logical_and.outer(*there)
+    return values
 
 
 def _place(staged: Staged, target: Grid) -> tuple[int, int, int]:

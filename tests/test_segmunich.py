@@ -120,6 +120,19 @@ def test_median_mixes_what_medoid_chooses(tmp_path: Path, recipe: BuildRecipe) -
     assert (pixels(out / "provenance.tif")[0] == NO_VALUE).all()
 
 
+def test_a_median_on_coarse_pixels_is_that_on_fine_ones(tmp_path: Path, recipe: BuildRecipe) -> None:
+    rng = np.random.Generator(np.random.Philox(key=9))
+    scenes = [scene(f"2019-0{m}-01", ground(m), scl=rng.choice([4, 4, 9], (90, 90)).astype(np.uint8)) for m in (4, 5)]
+    holed = ground(6)
+    holed["B02"][40:60, 31:77] = 0  # of a 10 m band: here dates are not usable by whole coarse pixels
+    wrap(tmp_path / "a", [*scenes, scene("2019-06-01", holed)])
+    recipe = replace(recipe, resampling="nearest", composite=replace(recipe.composite, method="median"))
+    recipe = replace(recipe, mask=replace(recipe.mask, cloud_buffer_m=0, shadow_buffer_m=0))
+    # Tiles of 75 pixels begin in the midst of coarse ones: everything goes by fine pixels there.
+    whole, cut = (run(recipe, tmp_path / "a", tmp_path / str(px), tile_px=px) for px in (512, 75))
+    assert (whole / files.SUMS).read_text() == (cut / files.SUMS).read_text()
+
+
 def test_granules_of_one_pass_count_once(tmp_path: Path, recipe: BuildRecipe) -> None:
     truth = ground(3)
     half = {band: v.copy() for band, v in truth.items()}

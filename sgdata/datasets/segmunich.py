@@ -310,8 +310,9 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
     task = partial(observe.visit, lattice=planned.grid, tile=places.tile_px)
     read: set[int] = set()
     # Scenes that cannot matter are not read; one that is left out may make others matter.
-    while fresh := [n for n in _wanted(recipe, planned, scenes, places) if n not in read]:
-        read |= set(fresh)
+    known = -1
+    while known != len(scenes) and (fresh := [n for n in _wanted(recipe, planned, scenes, places) if n not in read]):
+        read, known = read | set(fresh), len(scenes)
         runs = progress.track(run(task, [visits[n] for n in fresh]), label="scenes", total=len(fresh))
         for n, (scene, seen) in zip(fresh, runs, strict=True):
             _same_pixels(items[n], scene.files)
