@@ -253,7 +253,7 @@ def _tasks(
     """A task per group, numbered within its split."""
     source, out = places
     numbers: Counter[str] = Counter()
-    chosen = (recipe.layout, recipe.codec, recipe.kernel)
+    chosen = (recipe.layout, recipe.codec, recipe.kernel, recipe.effort)
     tasks = []
     for refs in groups:
         split = refs[0].split
@@ -340,7 +340,7 @@ def _pack_shard(task: _Task) -> Packed:
                     stored = native if task.recipe.layout == "native" else sample
                     yield stored, shards.sample_hash(sample)
 
-    shard, rows = shards.write_tar(task.out / task.name, ready(), codec=task.recipe.codec)
+    shard, rows = shards.write_tar(task.out / task.name, ready(), codec=task.recipe.codec, effort=task.recipe.effort)
     packed = Packed(
         shard=shard, split=task.refs[0].split, rows=tuple(rows), counts=counts, quarantine=tuple(quarantine)
     )

@@ -50,10 +50,11 @@ def sample(number: int, split: str = "train", size: int = 8) -> Sample:
 @given(
     hnp.arrays(st.sampled_from([np.uint8, np.uint16, np.float32, np.int32]), st.tuples(*[st.integers(1, 9)] * 3)),
     st.sampled_from(["blosc", "npy"]),
+    st.sampled_from(["quick", "dense"]),
 )
-def test_decode_undoes_encode(array: Array, codec: shards.Codec) -> None:
-    content = shards.encode(array, codec)
-    assert shards.encode(np.asfortranarray(array), codec) == content
+def test_decode_undoes_encode(array: Array, codec: shards.Codec, effort: shards.Effort) -> None:
+    content = shards.encode(array, codec, effort)
+    assert shards.encode(np.asfortranarray(array), codec, effort) == content
     back = shards.decode(content, array.shape, array.dtype.name, codec)
     np.testing.assert_array_equal(back, array)
     assert back.dtype == array.dtype
@@ -144,6 +145,22 @@ def test_the_tar_is_plain_ustar_without_clock_or_user(tmp_path: Path) -> None:
             f"place_001.{e}" for e in ("image.blosc", "label.json", "mask.blosc", "meta.json")
         ]
         assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
+
+
+def test_effort_changes_bytes_and_nothing_else(tmp_path: Path) -> None:
+    """Smooth ground, as bilinear bands are: the dense shards are smaller, the data they hold is the same."""
+    rng = np.random.Generator(np.random.Philox(key=5))
+    ground = np.cumsum(np.cumsum(rng.integers(-3, 4, (2, 96, 96)), 1), 2) % 5000 + 1000
+    made = [Sample(key="a", split="train", arrays={"image": ground.astype(np.uint16)}, meta={})]
+    quick, dense = (
+        shards.write(made, tmp_path / effort, contract=CONTRACT, effort=effort)  # type: ignore[arg-type]
+        for effort in ("quick", "dense")
+    )
+    assert quick == dense
+    (one,) = shards.samples(tmp_path / "dense")
+    np.testing.assert_array_equal(one.arrays["image"], made[0].arrays["image"])
+    sizes = {effort: shards.read_index(tmp_path / effort)["image_size"][0].as_py() for effort in ("quick", "dense")}
+    assert sizes["dense"] < sizes["quick"]
 
 
 @pytest.mark.parametrize("codec", ["blosc", "npy"])
