@@ -19,6 +19,7 @@ from sgmodel import (
     batches,
     command,
     heads,
+    lattice,
     launch,
     models,
     normalise,
@@ -97,6 +98,13 @@ def settle(recipe: R, stored: Contract, places: command.Places) -> Setting[R]:
         how=normalise.resolve(recipe.normalise, contract),
         where=launch.start(places.device, precision=recipe.training.precision, threads=places.threads),
     )
+
+
+def pixels(setting: Setting[R], batch: batches.Batch, name: str = "image") -> Tensor:
+    """Normalised images (N, C, H, W) of the bands that the model sees, on the device."""
+    device = setting.where.device
+    whole = lattice.image(batch.arrays, batch.extent, setting.stored, device) if name == "image" else batch.arrays[name]
+    return normalise.apply(setting.how, whole.to(device), batch.extent, setting.picks)
 
 
 def start(setting: Setting[R], make: Callable[[], nn.Module], weights: Path | None) -> nn.Module:

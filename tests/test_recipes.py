@@ -36,7 +36,7 @@ def model(path: Path) -> tuple[nn.Module, pretrain.Recipe | segment.Recipe | cla
             bands, classes = len(classifying.bands), 10 if "eurosat" in path.stem else 19
             return models.classifier(classifying.model, bands=bands, classes=classes), classifying
         segmenting = files.read(segment.Recipe, path)
-        return segment.build(segmenting, bands=len(segmenting.bands), classes=13), segmenting
+        return models.segmenter(segmenting.model, bands=len(segmenting.bands), classes=13), segmenting
 
 
 @pytest.mark.parametrize("path", sorted(TRAIN.glob("*.toml")), ids=lambda path: path.stem)

@@ -24,7 +24,7 @@ from torch.nn import functional
 from sgdata import shards
 from sgdata.errors import SettingError, SourceError
 from sgdata.types import Contract
-from sgmodel import augment, batches, command, downstream, lattice, loop, metrics, models, normalise, session
+from sgmodel import augment, batches, command, downstream, loop, metrics, models, session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def objective(setting: Setting, targets: Tensor, model: nn.Module, batch: batche
     """The loss of a batch; `targets` (N, K) are those of all training samples."""
     recipe, seed, px = setting.recipe, setting.recipe.training.seed, setting.px(batch)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=seed)
-    x = augment.images(prepared(setting, batch), geometry, px)
+    x = augment.images(downstream.pixels(setting, batch), geometry, px)
     x = augment.erase(x, recipe.mix, batch.samples, batch.epoch, seed=seed)
     y = targets[batch.samples].to(x.device)
     if recipe.mix.mixes:
@@ -99,12 +99,6 @@ def objective(setting: Setting, targets: Tensor, model: nn.Module, batch: batche
     if setting.contract.label_space.task == "single-label":
         return {"loss": functional.cross_entropy(logits, y, label_smoothing=recipe.smoothing)}
     return {"loss": functional.multilabel_soft_margin_loss(logits, y)}
-
-
-def prepared(setting: Setting, batch: batches.Batch) -> Tensor:
-    """Normalised images (N, C, H, W) of the bands that the model sees, on the device."""
-    stored = lattice.image(batch.arrays, batch.extent, setting.stored, setting.where.device)
-    return normalise.apply(setting.how, stored, batch.extent, setting.picks)
 
 
 # --- labels --------------------------------------------------------------------------------
@@ -159,7 +153,9 @@ def score(setting: Setting, model: nn.Module, source: batches.Samples) -> Tensor
     plan = batches.in_order(len(source), setting.recipe.training.batch // setting.recipe.training.accumulate)
     with loop.evaluating(model), setting.where.autocast():
         for batch in batches.load(source, plan, threads=1):
-            x = augment.zoomed(prepared(setting, batch), batch.extent, setting.px(batch), share=setting.recipe.zoom)
+            x = augment.zoomed(
+                downstream.pixels(setting, batch), batch.extent, setting.px(batch), share=setting.recipe.zoom
+            )
             found.append(model(x).float().cpu())
     return torch.cat(found)
 
