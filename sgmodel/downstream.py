@@ -89,12 +89,13 @@ class Setting(Generic[R]):
 
 def settle(recipe: R, stored: Contract, places: command.Places) -> Setting[R]:
     """Raises SettingError where the recipe does not fit data of the contract `stored`, or this machine."""
-    contract = transfer.narrowed(stored, recipe.bands)
+    recipe = transfer.settled(recipe, stored)
+    contract = transfer.narrowed(stored, recipe.bands, recipe.normalise.missing)
     return Setting(
         recipe=recipe,
         stored=stored,
         contract=contract,
-        picks=transfer.indices(stored, recipe.bands),
+        picks=transfer.indices(stored, recipe.bands, recipe.normalise.missing),
         how=normalise.resolve(recipe.normalise, contract),
         where=launch.start(places.device, precision=recipe.training.precision, threads=places.threads),
     )

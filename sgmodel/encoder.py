@@ -11,6 +11,7 @@ Token order: time slowest, then spectral group, then row, then column.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isqrt
 from typing import Literal, Protocol
 
 import torch
@@ -29,6 +30,9 @@ class EncoderConfig:
 
     `positions`: "pair" is one spatial and one spectral table, added; "joint" is one table over all tokens, which
     the released classifier uses. `drop_path` is the rate of the last block; it grows linearly from 0.
+    `class_token` is one more token, with no place of its own, that heads may pool and that the decoder sees; the
+    released models have none. `dropped` are the spectral groups of which the data hold nothing: images come without
+    their bands and no token is made of them, while the tables keep their rows, so that weights fit as they are.
     """
 
     bands: int = 12
@@ -42,6 +46,8 @@ class EncoderConfig:
     mlp_ratio: float = 4.0
     drop_path: float = 0.0
     positions: Literal["pair", "joint"] = "pair"
+    class_token: bool = False
+    dropped: tuple[int, ...] = ()
     start: Literal["random", "waves"] = "random"
 
     @property
@@ -51,8 +57,18 @@ class EncoderConfig:
 
     @property
     def planes(self) -> int:
-        """Tokens above one place of the ground: times x spectral groups."""
-        return self.times * (self.bands // self.group_bands)
+        """Tokens above one place of the ground: times x spectral groups that images have."""
+        return self.times * (self.groups - len(self.dropped))
+
+    @property
+    def groups(self) -> int:
+        """Spectral groups of the model."""
+        return self.bands // self.group_bands
+
+    @property
+    def image_bands(self) -> int:
+        """Bands of one image: those of the groups that are not dropped."""
+        return (self.groups - len(self.dropped)) * self.group_bands
 
     @property
     def tokens(self) -> int:
@@ -212,6 +228,8 @@ class Encoder(nn.Module):
         self.config = config
         for name, rows in position_rows(config).items():
             self.register_parameter(name, nn.Parameter(torch.zeros(1, rows, config.width)))
+        if config.class_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.patch_embed = PatchEmbed(config)
         last = max(config.depth - 1, 1)  # drop path grows linearly: never in the first block, in full in the last
         self.blocks = nn.Sequential(
@@ -233,34 +251,54 @@ class Encoder(nn.Module):
 
 
 def tokens(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-    """Encoded tokens before the final norm: (N, L, D), or (N, K, D) in the order of `ids_keep` (N, K).
+    """Encoded tokens of places before the final norm: (N, L, D), or (N, K, D) in the order of `ids_keep` (N, K).
 
     Images are (N, C, H, W), or (N, T, C, H, W) where the encoder takes several times.
     """
+    return encoded(parts, images, ids_keep)[:, int(parts.config.class_token) :]
+
+
+def encoded(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+    """As `tokens`, behind the class token where the encoder has one: (N, 1 + L, D)."""
+    out: Tensor = parts.blocks(embedded(parts, images, ids_keep))
+    return out
+
+
+def embedded(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+    """What the first block sees: as `encoded`, before the blocks."""
     patches_NLP = patchify(images, parts.config)
     positions_NLD = positions(parts).expand(len(patches_NLP), -1, -1)
     if ids_keep is not None:
         # The released code adds positions after masking; gathering both first is the same sum over fewer tokens.
         patches_NLP, positions_NLD = gather(patches_NLP, ids_keep), gather(positions_NLD, ids_keep)
-    encoded: Tensor = parts.blocks(parts.patch_embed(patches_NLP) + positions_NLD)
-    return encoded
+    x_NLD: Tensor = parts.patch_embed(patches_NLP) + positions_NLD
+    if parts.config.class_token:
+        token_11D: Tensor = parts.cls_token  # type: ignore[attr-defined]  # only where it is switched on
+        x_NLD = torch.cat([token_11D.to(x_NLD.dtype).expand(len(x_NLD), -1, -1), x_NLD], dim=1)
+    return x_NLD
 
 
 def positions(parts: Parts, prefix: str = "") -> Tensor:
     """(1, L, D): the joint table, or spatial[row, column] + spectral[time, group] of every token."""
+    config = parts.config
+    present = [plane for plane in range(config.times * config.groups) if plane % config.groups not in config.dropped]
     if hasattr(parts, f"{prefix}pos_embed"):
         joint: Tensor = getattr(parts, f"{prefix}pos_embed")
-        return joint
+        return (
+            joint.reshape(1, -1, config.side**2, joint.shape[-1])[:, present].flatten(1, 2) if config.dropped else joint
+        )
     spatial_1SD: Tensor = getattr(parts, f"{prefix}pos_embed_spatial")
     spectral_1GD: Tensor = getattr(parts, f"{prefix}pos_embed_temporal")  # the published name of the spectral table
+    spectral_1GD = spectral_1GD[:, present] if config.dropped else spectral_1GD
     return (spectral_1GD.unsqueeze(2) + spatial_1SD.unsqueeze(1)).flatten(1, 2)
 
 
 def position_rows(config: EncoderConfig) -> dict[str, int]:
-    """Name -> rows of each position table, in the published names."""
+    """Name -> rows of each position table, in the published names; dropped groups have theirs."""
+    planes = config.times * config.groups
     if config.positions == "joint":
-        return {"pos_embed": config.tokens}
-    return {"pos_embed_spatial": config.side**2, "pos_embed_temporal": config.planes}
+        return {"pos_embed": planes * config.side**2}
+    return {"pos_embed_spatial": config.side**2, "pos_embed_temporal": planes}
 
 
 def adopt(module: nn.Module, encoder: Encoder) -> None:
@@ -293,7 +331,7 @@ def initialise(module: nn.Module) -> None:
     | part                          | values                                                          |
     | ----------------------------- | --------------------------------------------------------------- |
     | position tables               | normal, std 0.02, cut at +-2                                    |
-    | mask token                    | normal, std 0.02                                                |
+    | mask token, class token       | normal, std 0.02                                                |
     | patch convolution, weight     | Xavier uniform on its (D, P) view                               |
     | patch convolution, bias       | framework default, uniform +-1/sqrt(P)                          |
     | Linear (q, k, v each alone)   | Xavier uniform, bias 0                                          |
@@ -305,7 +343,7 @@ def initialise(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if "pos_embed" in name:
             nn.init.trunc_normal_(parameter, std=0.02, a=-2.0, b=2.0)
-        elif name.endswith("mask_token"):
+        elif name.endswith(("mask_token", "cls_token")):
             nn.init.normal_(parameter, std=0.02)
     config = getattr(module, "config", None)
     if isinstance(config, EncoderConfig) and config.start == "waves":
@@ -341,6 +379,16 @@ def waves(side: int, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def resize_table(table_1RD: Tensor, *, rows: int, planes: int) -> Tensor:
+    """A position table (1, planes x side^2, D) as one of `rows` rows, bicubic on its (row, column) grid."""
+    width = table_1RD.shape[-1]
+    side, side_to = isqrt(table_1RD.shape[1] // planes), isqrt(rows // planes)
+    # Each plane is a picture of `width` channels; in float32, since bicubic weights lose too much in half precision.
+    grid = table_1RD.float().reshape(planes, side, side, width).permute(0, 3, 1, 2)
+    grid = functional.interpolate(grid, size=(side_to, side_to), mode="bicubic", align_corners=False)
+    return grid.permute(0, 2, 3, 1).reshape(1, -1, width).to(table_1RD.dtype)
+
+
 # --- refusals ------------------------------------------------------------------------------
 
 
@@ -354,7 +402,7 @@ def _check_config(config: EncoderConfig) -> None:
 
 
 def _check_images(images: Tensor, config: EncoderConfig) -> None:
-    shape = (config.bands, config.image_px, config.image_px)
+    shape = (config.image_bands, config.image_px, config.image_px)
     expected = shape if images.ndim <= 4 and config.times == 1 else (config.times, *shape)
     if tuple(images.shape[1:]) != expected:
         raise SettingError(

@@ -101,7 +101,7 @@ def unpatchify(tokens_NLP: Tensor, config: enc.EncoderConfig) -> Tensor:
     """(N, L, P) -> (N, C, H, W), or (N, T, C, H, W) for several times: the inverse of `encoder.patchify`."""
     g, s, p = config.group_bands, config.side, config.patch_px
     x = tokens_NLP.reshape(-1, config.planes, s, s, g, p, p).permute(0, 1, 4, 2, 5, 3, 6)
-    shape = (config.bands, config.image_px, config.image_px)
+    shape = (config.image_bands, config.image_px, config.image_px)
     return x.reshape(-1, *(shape if config.times == 1 else (config.times, *shape)))
 
 
@@ -177,7 +177,7 @@ class MaskedAutoencoder(nn.Module):
         """
         ids_keep_NK = MASKINGS[self.objective.masking](noise, self.config.planes, ratio)
         mask_NL = torch.ones_like(noise, dtype=torch.float32).scatter(1, ids_keep_NK, 0.0)
-        latent_NKD = self.norm(enc.tokens(self, images, ids_keep_NK))
+        latent_NKD = self.norm(enc.encoded(self, images, ids_keep_NK))
         pred_NLP = self.decode(latent_NKD, ids_keep_NK)
         return self.compare(pred_NLP, enc.patchify(images, self.config), mask_NL)
 
@@ -189,13 +189,18 @@ class MaskedAutoencoder(nn.Module):
         return 3 * (ends + blocks + d.depth * enc.block_flops(c.tokens, d.width, d.mlp_ratio))
 
     def decode(self, latent_NKD: Tensor, ids_keep_NK: Tensor) -> Tensor:
-        """Kept tokens to their places, the mask token everywhere else, then the decoder -> (N, L, P)."""
+        """Kept tokens to their places, the mask token everywhere else, then the decoder -> (N, L, P).
+
+        A class token comes first in `latent_NKD`; the decoder sees it too, which is what it learns from.
+        """
         # Scattering into mask tokens equals the paper's append-and-unshuffle, without sorting the ids back.
-        visible_NKM = self.decoder_embed(latent_NKD)
+        first = int(self.config.class_token)
+        class_N1M, visible_NKM = self.decoder_embed(latent_NKD).tensor_split([first], dim=1)
         everywhere_NLM = self.mask_token.to(visible_NKM.dtype).expand(len(latent_NKD), self.config.tokens, -1)
         x_NLM = everywhere_NLM.scatter(1, ids_keep_NK.unsqueeze(-1).expand_as(visible_NKM), visible_NKM)
-        x_NLM = self.decoder_blocks(x_NLM + enc.positions(self, "decoder_"))
-        pred: Tensor = self.decoder_pred(self.decoder_norm(x_NLM))
+        x_NLM = x_NLM + enc.positions(self, "decoder_")
+        x_NLM = self.decoder_blocks(torch.cat([class_N1M, x_NLM], dim=1) if first else x_NLM)
+        pred: Tensor = self.decoder_pred(self.decoder_norm(x_NLM[:, first:]))
         return pred
 
     def compare(self, pred_NLP: Tensor, target_NLP: Tensor, mask_NL: Tensor) -> Reconstruction:

@@ -89,8 +89,10 @@ def backbone(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
 def _encoder(recipe: ModelRecipe, bands: int) -> enc.Encoder:
     if recipe.encoder is None:
         raise SettingError("model.backbone is 'spectralgpt': expected a table [model.encoder] in the recipe; add one")
-    if recipe.encoder.bands != bands:
-        raise SettingError(f"the model takes {recipe.encoder.bands} bands, the recipe names {bands}: change either")
+    if recipe.encoder.image_bands != bands:
+        raise SettingError(
+            f"the model takes {recipe.encoder.image_bands} bands, the recipe names {bands}: change either"
+        )
     return enc.Encoder(recipe.encoder)
 
 

@@ -3,58 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sgdata.errors import SettingError
-from sgdata.types import Contract
+from sgdata.types import BandStatistics, Contract
+from sgmodel.missing import Policy, stand_ins, taken  # a field is called as the module is
 
 Scheme = Literal["minmax", "zscore", "clip"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NormaliseRecipe:
-    """`mean` and `std` (stored units, one per band) stand in for the contract's statistics where given."""
+    """`mean` and `std` (stored units, one per band) stand in for the contract's statistics where given; `missing` says
+    what a model gets in place of bands that the data do not have (see the module `missing`)."""
 
     scheme: Scheme
     eps: float = 1e-10
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    missing: Policy = "refuse"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """A scheme with its constants. It is applied to whole images, before any crop."""
+    """A scheme with its constants. It is applied to whole images, before any crop.
+
+    `absent` are the bands of the model that the data did not have, filled in by the policy `missing`."""
 
     scheme: Scheme
     eps: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
     before_crop: bool = True
+    missing: Policy = "refuse"
+    absent: tuple[str, ...] = ()
 
 
 def resolve(recipe: NormaliseRecipe, contract: Contract) -> Normalisation:
-    """The recipe with the constants of the data; `minmax` has none. Raises SettingError."""
-    if recipe.scheme == "minmax":
-        return Normalisation(scheme="minmax", eps=recipe.eps, mean=(), std=())
+    """The recipe with the constants of the data; `minmax` has none. A band of `contract` without statistics is missing.
+
+    Raises SettingError.
+    """
     names = [band.name for band in contract.bands]
-    mean = recipe.mean or tuple(contract.statistics[name].mean for name in names)
-    std = recipe.std or tuple(contract.statistics[name].std for name in names)
+    absent = tuple(name for name in names if name not in contract.statistics and recipe.missing != "refuse")
+    how = Normalisation(scheme=recipe.scheme, eps=recipe.eps, mean=(), std=(), missing=recipe.missing, absent=absent)
+    if recipe.scheme == "minmax":
+        return how
+    of = [_statistics(name, recipe.missing, contract) for name in names]
+    mean = recipe.mean or tuple(fmean(band.mean for band in stored) for stored in of)
+    std = recipe.std or tuple(fmean(band.std for band in stored) for stored in of)
     if not len(mean) == len(std) == len(names):
         raise SettingError(f"normalise: {len(mean)} means, {len(std)} stds for {len(names)} bands ({' '.join(names)})")
-    return Normalisation(scheme=recipe.scheme, eps=recipe.eps, mean=mean, std=std)
+    return replace(how, mean=mean, std=std)
+
+
+def _statistics(name: str, policy: Policy, contract: Contract) -> list[BandStatistics]:
+    """Of a band, or of those in its place. The mean of their std is a little more than the std of their mean."""
+    if name in contract.statistics:
+        return [contract.statistics[name]]
+    present = [band for band in contract.bands if band.name in contract.statistics]
+    return [contract.statistics[band.name] for band in stand_ins(name, present, policy)]
 
 
 def apply(how: Normalisation, images: Tensor, extent: Tensor, bands: Sequence[int] | None = None) -> Tensor:
     """(N, C, H, W) of any number type -> float32. Only [:h, :w] of each image is real, `extent` (N, 2) = h, w.
 
-    `bands` are the indices of the bands to keep (None: all); the constants of `how` are theirs.
+    `bands` are the indices of the bands to take (None: all), as of `missing.taken`; the constants of `how` are theirs.
     """
     # Float32 holds every uint16, so nothing is lost before the constants are taken off.
-    x = images.float() if bands is None else images.float()[:, list(bands)]
+    x = images.float() if bands is None else taken(images.float(), bands)
     if how.scheme == "minmax":
         return _minmax(x, extent, how.eps)
     mean, std = (torch.tensor(v, device=x.device).float()[:, None, None] for v in (how.mean, how.std))

@@ -67,18 +67,18 @@ class SpectralGPT(heads.SceneClassifier):
         every = range(depth)
         wanted = set(every if indices is None else every[-indices:] if isinstance(indices, int) else indices)
         wanted = {index % depth for index in wanted}
-        tokens_NLD = self.patch_embed(enc.patchify(x, self.config)) + enc.positions(self)
+        tokens_NLD, first = enc.embedded(self, x), int(self.config.class_token)
         found: list[Tensor] = []
         for number, block in enumerate(self.blocks):
             tokens_NLD = block(tokens_NLD)
             if number in wanted:
-                found.append(self.norm(tokens_NLD) if norm else tokens_NLD)
+                found.append((self.norm(tokens_NLD) if norm else tokens_NLD)[:, first:])
         if output_fmt == "NCHW":
             side = self.config.side
             found = [
                 layer.reshape(len(x), self.config.planes, side, side, -1).mean(1).permute(0, 3, 1, 2) for layer in found
             ]
-        return found if intermediates_only else (self.norm(tokens_NLD), found)
+        return found if intermediates_only else (self.norm(tokens_NLD[:, first:]), found)
 
 
 def _entrypoint(size: str, px: int) -> Any:

@@ -56,6 +56,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
         samples.contract = labelled(samples.contract, recipe)
     check(recipe, source.contract)
     setting = downstream.settle(recipe, source.contract, places)
+    recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
     make = partial(models.classifier, recipe.model, bands=len(recipe.bands), classes=setting.classes)
     model = downstream.start(setting, make, places.weights)
     if recipe.head_std and places.weights is not None and isinstance(model.head, nn.Linear):

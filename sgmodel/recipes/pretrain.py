@@ -98,13 +98,14 @@ def main(recipe: Recipe, places: command.Places) -> int:
         return progressive(recipe, places)
     where = launch.start(places.device, precision=recipe.training.precision, threads=places.threads)
     source = session.samples(places.shards, recipe.training, ("image",))
-    contract = transfer.narrowed(source.contract, recipe.bands)
+    recipe = transfer.settled(recipe, source.contract)
+    contract = transfer.narrowed(source.contract, recipe.bands, recipe.normalise.missing)
     check(recipe, contract)
     how = normalise.resolve(recipe.normalise, contract)
     model = build(recipe)
     if places.weights is not None:
         transfer.fill(model, places.weights, contract, how, accept=recipe.accept)
-    picks = transfer.indices(source.contract, recipe.bands)
+    picks = transfer.indices(source.contract, recipe.bands, recipe.normalise.missing)
     setting = Setting(recipe=recipe, stored=source.contract, contract=contract, picks=picks, how=how, where=where)
     forward = session.ready(model, recipe.training, where, places.parallel)
     task = session.Task(
