@@ -80,7 +80,10 @@ def _edges(bbox: Bounds) -> list[tuple[float, float]]:
     """Points along the box: its parallels bulge in a projection."""
     west, south, east, north = bbox
     if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
-        raise SettingError(f"area: bbox {bbox}: expected WEST SOUTH EAST NORTH in degrees, west < east, south < north")
+        raise SettingError(
+            f"area: bbox {bbox}: expected WEST SOUTH EAST NORTH in degrees, west < east, south < north; "
+            "one across the date line has no single lattice: build its two sides"
+        )
     # 20 pieces a side: over a city the bulge between two points is far below a pixel.
     steps = [i / 20 for i in range(21)]
     along = [(west + (east - west) * s, y) for s in steps for y in (south, north)]
@@ -95,7 +98,7 @@ def _over(points: list[tuple[float, float]], area: Area) -> Grid:
     if abs(lat) > 80 or max(lons) - min(lons) > 6:
         raise SettingError(
             f"area: centre {lat:.3f} N {lon:.3f} E, {max(lons) - min(lons):.1f} degrees wide; expected at most "
-            "6 degrees of longitude below 80 degrees of latitude (one UTM zone)"
+            "6 degrees of longitude below 80 degrees of latitude (one UTM zone; none at the poles or the date line)"
         )
     # By the centre alone; Norway's and Svalbard's wider zones are not followed, as Sentinel-2's tiles do not either.
     zone = min(int((lon + 180) // 6) + 1, 60)

@@ -60,40 +60,52 @@ class Cost:
 
 
 def suited(scenes: Iterable[stac.Scene], lattice: Grid) -> tuple[tuple[stac.Scene, ...], tuple[stac.Dropped, ...]]:
-    """Scenes in the area's CRS, of the tiles that it needs, and the others with the reason."""
+    """Scenes of the tiles that the area needs, those of its own CRS first, and the others with the reason."""
+    import shapely
+
+    area = shapely.box(*lattice.bounds)
     kept, dropped = [], []
     for scene in scenes:
-        if scene.crs is not None and scene.crs != lattice.crs:
+        outline = _outline(scene, lattice.crs)
+        if outline is None and _foreign(scene, lattice.crs):
             dropped.append(stac.Dropped(id=scene.id, reason=f"lies in {scene.crs}, the area in {lattice.crs}"))
-        elif not _reaches(scene, lattice):
+        elif outline is not None and outline.intersection(area).area <= 0:
             dropped.append(stac.Dropped(id=scene.id, reason="its files end before the area"))
         else:
             kept.append(scene)
     needed = needed_tiles(kept, lattice)
-    spare = f"the area lies whole in {', '.join(sorted(needed))}"
-    dropped += [stac.Dropped(id=s.id, reason=spare) for s in kept if s.tile not in needed]
+    for scene in kept:
+        if scene.tile not in needed:
+            away = f"lies in {scene.crs}, the area in {lattice.crs}: " if _foreign(scene, lattice.crs) else ""
+            reason = f"{away}the area lies whole in {', '.join(sorted(needed))}"
+            dropped.append(stac.Dropped(id=scene.id, reason=reason))
+    # Where granules of one pass overlap the first counts: own pixels rather than warped ones.
+    kept.sort(key=lambda scene: _foreign(scene, lattice.crs))
     return tuple(s for s in kept if s.tile in needed), tuple(dropped)
 
 
 def needed_tiles(scenes: Iterable[stac.Scene], lattice: Grid) -> set[str]:
     """The tile that holds most of the area, then the one that holds most of the rest, until none adds to it.
 
-    Neighbours repeat 9.84 km of the same pixels: reading both would only cost. A tile of unknown extent is kept.
+    Neighbours repeat 9.84 km of the same pixels: reading both would only cost. A tile of unknown extent is kept; one
+    of the next zone, which must be warped, only has what no tile of the area's own zone holds.
     """
     import shapely
 
     boxes: dict[str, Any] = {}
+    own: dict[str, bool] = {}
     for scene in scenes:
-        extent = _extent(scene)
+        outline = _outline(scene, lattice.crs)
         # One item of the tile that tells its extent is enough: all of them share a lattice.
-        if extent is not None or scene.tile not in boxes:
-            boxes[scene.tile] = shapely.box(*extent) if extent else None
+        if outline is not None or scene.tile not in boxes:
+            boxes[scene.tile] = outline
+            own[scene.tile] = not _foreign(scene, lattice.crs)
     needed = {tile for tile, box in boxes.items() if box is None}
     # Greedy is not minimal in general, but tiles lie in rows and columns, where it is.
     rest = shapely.box(*lattice.bounds)
     while known := {tile: rest.intersection(box).area for tile, box in boxes.items() if tile not in needed and box}:
         # Sorted first: of two tiles that serve as well, the choice must not depend on the catalogue's order.
-        best = max(sorted(known), key=known.__getitem__)
+        best = max(sorted(known), key=lambda tile: (own[tile] and known[tile] > 0, known[tile]))
         if known[best] <= 0:
             break
         needed.add(best)
@@ -101,19 +113,25 @@ def needed_tiles(scenes: Iterable[stac.Scene], lattice: Grid) -> set[str]:
     return needed
 
 
-def _extent(scene: stac.Scene) -> tuple[float, float, float, float] | None:
-    """Bounds of the scene's files, where its item tells them."""
+def _outline(scene: stac.Scene, crs: str) -> Any | None:
+    """The polygon of the scene's files in `crs`, where its item tells it."""
+    import shapely
+    from pyproj import Transformer
+
     for asset in scene.assets.values():
         if asset.transform and asset.shape:
             gsd, _, left, _, _, top = asset.transform
-            return (left, top - gsd * asset.shape[0], left + gsd * asset.shape[1], top)
+            box = shapely.box(left, top - gsd * asset.shape[0], left + gsd * asset.shape[1], top)
+            if not _foreign(scene, crs):
+                return box
+            move = Transformer.from_crs(scene.crs, crs, always_xy=True)
+            # A point each 10 km: between two of them the edge's bend is metres.
+            return shapely.transform(shapely.segmentize(box, 10_000), move.transform, interleaved=False)
     return None
 
 
-def _reaches(scene: stac.Scene, lattice: Grid) -> bool:
-    west, south, east, north = lattice.bounds
-    extent = _extent(scene)
-    return extent is None or (extent[0] < east and extent[2] > west and extent[1] < north and extent[3] > south)
+def _foreign(scene: stac.Scene, crs: str) -> bool:
+    return scene.crs is not None and scene.crs != crs
 
 
 # --- months --------------------------------------------------------------------------------

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sgdata import files
+from sgdata import files, grid
 from sgdata.errors import OutputError, SourceError
 from sgdata.types import Array, Bounds, Grid, Window
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
+
+    from sgdata.resample import Kernel
 
 STRIP_BYTES = 1 << 25
 """Pixels pass through memory in strips of about this size, cut at the file's own blocks."""
@@ -128,6 +130,33 @@ def strips(dataset: DatasetReader, window: Window) -> Iterator[Array]:
             values[values == dataset.nodata] = 0
         yield values
         row = stop
+
+
+def warped(dataset: DatasetReader, lattice: Grid, kernel: Kernel) -> Iterator[Array]:
+    """Band 1 on a lattice of another CRS, in strips as `strips` gives them.
+
+    Exact transformer, kernels of one source pixel whatever part is read: no cut of the work shows (but that float32
+    may round the other way by 1 DN). A pixel is nodata where its nearest source is, as in `resample`.
+    """
+    import rasterio
+    from rasterio.enums import Resampling
+    from rasterio.transform import Affine
+    from rasterio.warp import reproject
+
+    height, width = lattice.shape
+    rows = max(STRIP_BYTES // (4 * width), 1)
+    for row in range(0, height, rows):
+        part = grid.windowed(lattice, Window(row=row, col=0, height=min(rows, height - row), width=width))
+        nearest, values = (np.zeros(part.shape, dataset.dtypes[0]) for _ in range(2))
+        for out, how in ((nearest, "nearest"), (values, kernel)):
+            # Without XSCALE the kernel widens with the turn between two zones, and by the size of the part. A
+            # WarpedVRT would do in one piece, but rasterio makes none with an exact transformer.
+            reproject(
+                rasterio.band(dataset, 1), out, resampling=Resampling[how], tolerance=0, XSCALE=1, YSCALE=1,
+                dst_crs=lattice.crs, dst_transform=Affine(*part.transform), dst_nodata=0,
+                src_nodata=dataset.nodata or 0,
+            )  # fmt: skip
+        yield np.where((nearest == 0) | (values == 0), nearest, values)
 
 
 def _is_plain(dataset: DatasetReader) -> bool:

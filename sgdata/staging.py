@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files, rasters, resample, signing
+from sgdata import files, grid, rasters, resample, signing
 from sgdata.errors import SourceError
 from sgdata.stac import Asset
 from sgdata.types import Array, Bounds, Grid, Window
@@ -41,6 +41,8 @@ class Piece:
     tokens: str = ""
     """The service that signs this file's URL, as `signing.signed` takes it."""
     margin_m: float = 0
+    kernel: resample.Kernel = "nearest"
+    """How pixels of another CRS are brought into this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,21 +102,19 @@ def _copied(piece: Piece, href: str, done: Path) -> Staged:
         header = rasters.header(dataset)
         check(piece, header)
         margin = max(MARGIN_PX, math.ceil(piece.margin_m / header.lattice.gsd_m))
-        window = rasters.window_over(header.lattice, piece.bounds, margin=margin)
-        left, top = header.lattice.origin
-        gsd = header.lattice.gsd_m
-        lattice = Grid(
-            crs=piece.crs,
-            origin=(left + window.col * gsd, top - window.row * gsd),
-            gsd_m=gsd,
-            shape=(window.height, window.width),
-        )
+        if header.lattice.crs == piece.crs:
+            window = rasters.window_over(header.lattice, piece.bounds, margin=margin)
+            lattice = grid.windowed(header.lattice, window)
+            found = rasters.strips(dataset, window)
+        else:
+            lattice = _beside(piece, header.lattice.gsd_m, margin)
+            found = rasters.warped(dataset, lattice, piece.kernel)
         digest = hashlib.sha256(rasters.digest_start(lattice, 1, header.dtype))
         west, south, east, north = lattice.bounds
         inside = west <= piece.bounds[0] and south <= piece.bounds[1] and east >= piece.bounds[2]
         # What the file does not cover is a hole like any other.
         holes = not (inside and north >= piece.bounds[3])
-        for values in rasters.strips(dataset, window):
+        for values in found:
             holes = holes or not values.all()
             # Hashed as it is written: reading 50 GB again only for the lock would double the time.
             content = rasters.little_endian(values)
@@ -140,8 +140,14 @@ def check(piece: Piece, header: rasters.Header) -> None:
             raise SourceError(f"{piece.name}: {what} of the file is {found}, its item says {promised}; leave it out")
     if header.dtype not in {"uint8", "uint16"}:
         raise SourceError(f"{piece.name}: pixels are {header.dtype}, expected uint8 or uint16")
-    if lattice.crs != piece.crs:
-        raise SourceError(f"{piece.name}: file lies in {lattice.crs}, the area in {piece.crs}; leave it out")
+
+
+def _beside(piece: Piece, gsd: float, margin: int) -> Grid:
+    """The lattice over the bounds that a scene of the area's own zone has: its edges are multiples of its pixels."""
+    west, south, east, north = piece.bounds
+    left, top = (math.floor(west / gsd) - margin) * gsd, (math.ceil(north / gsd) + margin) * gsd
+    shape = (math.ceil((top - south) / gsd) + margin, math.ceil((east - left) / gsd) + margin)
+    return Grid(crs=piece.crs, origin=(left, top), gsd_m=gsd, shape=shape)
 
 
 def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: int = 0) -> Array:

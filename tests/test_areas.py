@@ -59,6 +59,7 @@ def test_a_box_is_covered_in_its_zone(bbox: tuple[float, float, float, float], c
         (Area(), "nothing given"),
         (Area(grid=MUNICH, bbox=(1, 2, 3, 4)), "grid, bbox given"),
         (Area(bbox=(12.0, 48.0, 11.0, 49.0)), "west < east"),
+        (Area(bbox=(179.9, -17.0, -179.9, -16.9)), "across the date line"),
         (Area(bbox=(0.0, 84.0, 1.0, 85.0)), "below 80 degrees"),
         (Area(bbox=(0.0, 40.0, 20.0, 41.0)), "20.0 degrees wide"),
         (Area(place="Atlantis"), "'Atlantis'"),

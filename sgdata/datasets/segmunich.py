@@ -366,15 +366,21 @@ def _visit(scene: stac.Scene, recipe: BuildRecipe, lattice: Grid, places: Places
     for band in (*assets(recipe), *(found.keys() & {masks.EXTERNAL})):
         reach = observe.layer_reach_m(recipe.mask, recipe.composite.reach_m) if band == recipe.mask.asset else 0
         # Named by what decides its bytes: another plan may share it, a changed one may not.
-        decides = {"asset": decide[band], "bounds": lattice.bounds, "crs": lattice.crs, "margin": reach}
+        decides: dict[str, object] = {
+            "asset": decide[band], "bounds": lattice.bounds, "crs": lattice.crs, "margin": reach,
+        }  # fmt: skip
+        kernel = recipe.resampling if band in BAND else "nearest"
+        if scene.crs != lattice.crs:
+            decides["kernel"] = kernel
         digest = lock.sha256(decides)[:16]
         pieces[band] = staging.Piece(
             name=f"{scene.id} {band}",
-            asset=found[band],
+            asset=replace(found[band], crs=found[band].crs or (scene.crs if band != masks.EXTERNAL else None)),
             crs=lattice.crs,
             bounds=lattice.bounds,
             target=places.scratch_folder / "windows" / f"{scene.id}-{band}-{digest}",
             margin_m=reach,
+            kernel=kernel,
             tokens=recipe.source.tokens or signing.service(scene.provider, found[band].href),
         )
     day = date.fromisoformat(scene.time[:10]) - date(1970, 1, 1)
