@@ -25,6 +25,8 @@ PARTS = ("train", "val", "test")
 MISSING, LOSS = 4.0, 0.02
 # Each sweep betters the split or ends the search; the number bounds the time on large areas.
 SWEEPS = 20
+# Where blocks are this many, chance has already spread the classes: one sweep mends the rest.
+VISITS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,10 @@ def _laid_out(boxes: Array, size: int, gap: int) -> _Layout:
         return np.array(list(columns), np.int64).T
 
     near_numbers = numbers(near)
-    boxes_near = tuple(np.flatnonzero((near_numbers == block).any(axis=1)) for block in range(len(places)))
+    # Sorted once: looking through all boxes for every block would take hours for a continent.
+    at_block, box = near_numbers.T.ravel(), np.tile(np.arange(len(boxes)), near_numbers.shape[1])
+    order = np.lexsort([box, at_block])
+    boxes_near = tuple(np.split(box[order], np.searchsorted(at_block[order], range(1, len(places) + 1)))[:-1])
     where = np.array(places, np.int64)
     return _Layout(places=where, inside=numbers(inside), near=near_numbers, boxes_near=boxes_near)
 
@@ -193,7 +198,7 @@ def _assigned(layout: _Layout, mass: Array, shares: tuple[float, ...], seed: int
     everyone = np.arange(len(mass))
     held = held_by(_parts(layout, chosen, everyone), everyone)
     now = badness(held)
-    for _ in range(SWEEPS):
+    for _ in range(max(1, min(SWEEPS, VISITS // blocks))):
         before = now
         for block in order:
             # Only boxes near this block can change their part.

@@ -16,6 +16,7 @@ import typer
 from sgdata.errors import SettingError, SgdataError
 
 if TYPE_CHECKING:
+    from sgdata.audit import Report
     from sgdata.datasets.segmunich import Places
     from sgdata.lock import Lock
 
@@ -341,16 +342,23 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Leaks between splits, copies, missing classes, dead or swapped bands, wrong level or offset; exits 3 with any."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from sgdata import auditor, checks, files
+    from sgdata import auditor, checks
 
     listen(quiet)
     what = auditor.subject(path, dataset=dataset, edition=release, lock_of=build)
     report = checks.judge(auditor.gather(what, workers=workers))
     if out:
         auditor.write(out, report)
+    show_audit(report, where=out, as_json=as_json)
+
+
+def show_audit(report: Report, *, where: Path | None, as_json: bool) -> None:
+    """Print a report, and where it lies; exits 3 with findings."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sgdata import files
+
     if as_json:
         print(files.pretty_json(report).decode(), end="")
     else:
@@ -358,9 +366,37 @@ def audit(
         for check in report.checks:
             table.add_row(check.state, check.name, check.told)
         Console().print(table, markup=False)
-        print(out or f"{report.findings} findings in {report.samples} samples")
+        print(where or f"{report.findings} findings in {report.samples} samples")
     if report.findings:
         raise SystemExit(INCOMPLETE)
+
+
+@app.command(epilog=example("sgdata split data/eurosat --out out/split --test-share 0.2"))
+def split(
+    path: Annotated[Path, typer.Argument(help="Shards, a build, or a dataset as distributed.")],
+    out: Out,
+    dataset: Annotated[str | None, typer.Option(help="Which of the five lies there; found out without it.")] = None,
+    release: Annotated[str | None, typer.Option(help="Edition, such as v1 or v2 of bigearthnet.")] = None,
+    block: Annotated[int, typer.Option("--block", metavar="METRES", help="Side of a block; 0: four samples.")] = 0,
+    gap: Annotated[int, typer.Option("--gap", metavar="METRES", help="Between splits; 0: one sample.")] = 0,
+    val_share: Annotated[float, typer.Option(help="Share of the samples to validate with.")] = 0.2,
+    test_share: Annotated[float, typer.Option(help="Share of the samples to test with.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Another seed, another split.")] = 0,
+    workers: Workers = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Propose a split by blocks of ground: lists that `sgdata shard --split-list` takes, with their audit."""
+    from sgdata import auditor, splitting
+    from sgdata.blocks import SplitSettings
+
+    listen(quiet)
+    evidence = auditor.gather(auditor.subject(path, dataset=dataset, edition=release), workers=workers)
+    settings = SplitSettings(block_px=block, gap_px=gap, val_share=val_share, test_share=test_share, seed=seed)
+    proposed, report = splitting.propose(evidence, settings)
+    judged = splitting.write(out, proposed, report)
+    told = ", ".join(f"{part} {number}" for part, number in report.boxes.items())
+    print(f"{told}, left out {report.left_out}", file=sys.stderr)
+    show_audit(judged, where=out, as_json=False)
 
 
 @app.command(epilog=example("make demo OUT=out/demo   (the same with the defaults)"))

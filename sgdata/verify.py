@@ -9,12 +9,14 @@ from sgdata import files
 from sgdata.errors import OutputError
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
+RELEASED = "croissant.json"
+"""Only a release has one: nothing at all may be added to it."""
 
 
 def verify(folder: Path) -> list[str]:
     """What differs: one line per file that is missing, changed or not listed; empty where all is as written.
 
-    Not judged: hidden files, and what holds times (`files.TIMED`).
+    Not judged, but in a release: hidden files, and what holds times (`files.TIMED`).
     Raises OutputError where there is no SHA256SUMS or it is not one.
     """
     path = folder / files.SUMS
@@ -29,28 +31,32 @@ def verify(folder: Path) -> list[str]:
             differences.append(f"{name}: missing")
         elif (found := files.sha256_file(file)) != digest:
             differences.append(f"{name}: changed, SHA-256 is {found[:16]}..., expected {digest[:16]}...")
-    return differences + [f"{name}: not listed" for name in sorted(_present(folder) - set(listed))]
+    present = _present(folder, everything=RELEASED in listed)
+    return differences + [f"{name}: not listed" for name in sorted(present - set(listed))]
 
 
 def _listed(path: Path) -> dict[str, str]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    listed = {}
+    # At \n alone: read_text and splitlines take \r and \x0b too, which are a newline with a bit turned over.
+    *lines, rest = path.read_bytes().decode(errors="replace").split("\n")
+    if rest:
+        raise OutputError(f"{path}: ends with {rest!r:.90}, expected a whole line; it was cut short")
+    listed: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         match = _LINE.fullmatch(line)
         # A list of hashes is read from elsewhere like any archive: no name may lead out of the folder.
-        if not match or Path(match[2]).is_absolute() or ".." in Path(match[2]).parts:
-            raise OutputError(f"{path}: line {number} is {line!r:.90}, expected '<sha256>  <relative path>'")
+        if not match or Path(match[2]).is_absolute() or ".." in Path(match[2]).parts or match[2] in listed:
+            raise OutputError(f"{path}: line {number} is {line!r:.90}, expected '<sha256>  <relative path>', once")
         listed[match[2]] = match[1]
     return listed
 
 
-def _present(folder: Path) -> set[str]:
+def _present(folder: Path, *, everything: bool) -> set[str]:
     """Relative names of the files that a SHA256SUMS of this folder should list."""
     found = set()
     for path in folder.rglob("*"):
         parts = path.relative_to(folder).parts
         # Times and curves differ between equal runs; locks and journals are of the machine.
-        outside = any(part.startswith(".") or part in files.TIMED for part in parts)
-        if path.is_file() and not outside and parts != (files.SUMS,):
+        outside = not everything and any(part.startswith(".") or part in files.TIMED for part in parts)
+        if not path.is_dir() and not outside and parts != (files.SUMS,):
             found.add("/".join(parts))
     return found

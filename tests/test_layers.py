@@ -55,7 +55,7 @@ LAYERS = (
     ),
     ("classes", "staging", "observe", "builds", "annotate", "passes"),
     ("datasets", "simulate"),
-    ("packing", "page", "auditor", "release", "show"),
+    ("packing", "page", "auditor", "splitting", "croissant", "release", "show"),
     ("demo", "demo_score", "demo_page", "cli"),
 )
 PURE = (

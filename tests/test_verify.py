@@ -43,6 +43,27 @@ def test_a_damaged_list_is_refused(output: Path, line: str) -> None:
         verify.verify(output)
 
 
+@pytest.mark.parametrize("bit", range(8))
+def test_a_turned_bit_in_the_list_itself_is_told(output: Path, bit: int) -> None:
+    """Also in a newline: \\x0b and \\r end a line for Python, but not for sha256sum."""
+    path = output / files.SUMS
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+        try:
+            differences = verify.verify(output)
+        except OutputError:
+            continue
+        # `A` and `a` are both hexadecimal, but only one is what we write.
+        assert differences, (at, bit)
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        try:
+            assert verify.verify(output)
+        except OutputError:
+            continue
+
+
 def test_a_folder_that_is_no_output_is_told(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="holds no SHA256SUMS"):
         verify.verify(tmp_path)
