@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -126,6 +126,28 @@ class Member:
     dtype: str
 
 
+class Source(Protocol):
+    """What `load` loads from: one data set (`Samples`), or several (`mixture.Mixture`)."""
+
+    contract: Contract
+    keys: list[str]
+    members: dict[str, Member]
+
+    def __len__(self) -> int: ...
+
+    def extent(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Height and width (N, 2) of samples (N,)."""
+
+    def beside(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Further arrays of a batch, (N, ...) each, that are not stored as members."""
+
+    def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[Places]:
+        """The global batches of steps [first, last)."""
+
+    def fill(self, samples: Sequence[int], targets: Mapping[str, Sequence[Array]]) -> None:
+        """Decode members `targets` of `samples`, each into a C-contiguous array of its own shape."""
+
+
 class Samples:
     """One split of a folder of shards, opened for random access by sample number (the index's order).
 
@@ -178,6 +200,10 @@ class Samples:
     def extent(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Height and width (N, 2) of the first array of samples (N,)."""
         return next(iter(self.members.values())).shape[samples][:, -2:]
+
+    def beside(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Nothing: all that is to be known of one data set stands in its contract."""
+        return {}
 
     def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[Places]:
         """The global batches of steps [first, last)."""
@@ -234,7 +260,7 @@ def _member(rows: Any, name: str, folder: Path) -> Member:
 # --- decoding ahead ------------------------------------------------------------------------
 
 
-def load(source: Samples, plan: Iterator[Places], *, threads: int) -> Iterator[Batch]:
+def load(source: Source, plan: Iterator[Places], *, threads: int) -> Iterator[Batch]:
     """The batches of `plan`, decoded by `threads` threads while the one before is in use."""
     free: deque[dict[str, Tensor]] = deque({} for _ in range(AHEAD + 1))
     under_way: deque[tuple[Batch, dict[str, Tensor], list[Future[None]]]] = deque()
@@ -251,7 +277,7 @@ def load(source: Samples, plan: Iterator[Places], *, threads: int) -> Iterator[B
 
 
 def _begin(
-    source: Samples, places: Places, buffers: dict[str, Tensor], executor: ThreadPoolExecutor, threads: int
+    source: Source, places: Places, buffers: dict[str, Tensor], executor: ThreadPoolExecutor, threads: int
 ) -> tuple[Batch, dict[str, Tensor], list[Future[None]]]:
     arrays = {name: _buffer(member, places.samples, name, buffers) for name, member in source.members.items()}
     batch = Batch(
@@ -259,7 +285,7 @@ def _begin(
         samples=torch.from_numpy(places.samples),
         epoch=torch.from_numpy(places.epoch),
         extent=torch.from_numpy(source.extent(places.samples)),
-        arrays=arrays,
+        arrays=arrays | source.beside(places.samples),
     )
     # Samples are numbered in the order of the files: a task reads one way through them. And one task per thread,
     # not per sample: the hand-over would cost as much as the decoding.
@@ -288,15 +314,15 @@ def _buffer(member: Member, samples: NDArray[np.int64], name: str, buffers: dict
     return buffers[name][:needed].view(len(samples), *largest)
 
 
-def _fill(source: Samples, batch: Batch, rows: NDArray[np.int64]) -> None:
+def _fill(source: Source, batch: Batch, rows: NDArray[np.int64]) -> None:
     """Decode the `rows` of a batch, straight into it where a sample is as large as the largest."""
     samples = batch.samples.numpy()[rows]
     targets: dict[str, list[Array]] = {}
     smaller: list[tuple[Array, Array]] = []
-    for name, tensor in batch.arrays.items():
-        whole = tensor.numpy()
+    for name, member in source.members.items():
+        whole = batch.arrays[name].numpy()
         targets[name] = [whole[row] for row in rows]
-        shapes = source.members[name].shape[samples]
+        shapes = member.shape[samples]
         for i in np.flatnonzero((shapes != whole.shape[1:]).any(axis=1)):
             own = np.empty(shapes[i], whole.dtype)
             smaller.append((targets[name][i], own))

@@ -67,7 +67,10 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("recipe", nargs="?", type=Path, help="TOML file; without it, the recipes that come with the package")
     add(
-        "--shards", metavar="[NAME=]DIR", action="append", help="folder of shards; repeatable where stages name several"
+        "--shards",
+        metavar="[NAME=]DIR",
+        action="append",
+        help="folder of shards; repeatable where stages or a mixture name several",
     )
     add("--out", type=Path, metavar="DIR", help="folder of the run (default: out/runs/<recipe>)")
     add("--weights", metavar="PATH|HUB", help="checkpoint folder, published file, or OWNER/NAME on the HuggingFace hub")
@@ -92,7 +95,11 @@ def _places(options: argparse.Namespace) -> Places:
     for name in ("threads", "workers"):
         if getattr(options, name) < 1:
             raise SettingError(f"--{name} {getattr(options, name)}: expected 1 or more")
-    named = dict(map(_folder, options.shards))
+    folders = list(map(_folder, options.shards))
+    named = dict(folders)
+    if len(named) < len(folders):
+        told = ", ".join(f"{name} = {folder}" for name, folder in folders)
+        raise SettingError(f"--shards gives one data set twice ({told}); give each once")
     return Places(
         shards=next(iter(named.values())),
         named=named,

@@ -60,10 +60,10 @@ def uniform(samples: Tensor, count: int, *, seed: int, epoch: Tensor, stream: St
     return (words.reshape(len(samples), -1)[:, :count] >> 8).float() * 2.0**-24
 
 
-def order(count: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """A permutation of range(count): a pure function of (seed, epoch), on any machine and library version."""
+def order(count: int, *, seed: int, epoch: int, lane: int = 0) -> NDArray[np.int64]:
+    """A permutation of range(count): a pure function of (seed, epoch, lane), on any machine and library version."""
     blocks = torch.arange(count)
-    fixed = [torch.full((count,), value) for value in (0, epoch, int(Stream.ORDER))]
+    fixed = [torch.full((count,), value) for value in (lane, epoch, int(Stream.ORDER))]
     words = philox((blocks, *fixed), (seed & LOW, (seed >> 32) & LOW))
     # 62 random bits each: a tie among a million samples happens once in ten million epochs, and is stable.
     keys = (words[0] << 30) | (words[1] >> 2)

@@ -19,7 +19,8 @@ def image(arrays: dict[str, Tensor], extent: Tensor, contract: Contract, device:
     """The images (N, C, H, W) of a batch on `device`, bands in the contract's order: as stored, or put together from
     native groups. Raises SettingError."""
     if "image" in arrays:
-        return arrays["image"].to(device)
+        stored = arrays["image"].to(device)
+        return _unified(stored, arrays["picks"], arrays["factor"]) if "picks" in arrays else stored
     if bool((extent != extent[:1]).any()):
         raise SettingError(f"'{contract.dataset}': native shards of samples of many sizes; use --layout resampled")
     finest = min(int(name[6:-1]) for name in arrays if name in GROUPS)
@@ -30,6 +31,12 @@ def image(arrays: dict[str, Tensor], extent: Tensor, contract: Contract, device:
         fine = finer(arrays[name].to(device), gsd // finest, kernel=contract.resampling, nodata=nodata)
         bands |= zip((band.name for band in contract.bands if band.gsd_m == gsd), fine.unbind(1), strict=True)
     return torch.stack([bands[band.name] for band in contract.bands], dim=1)
+
+
+def _unified(stored: Tensor, picks: Tensor, factor: Tensor) -> Tensor:
+    """Images (N, B, H, W) of several data sets as float32 (N, C, H, W): bands `picks` (N, C) of each, by one scale."""
+    rows = torch.arange(len(stored), device=stored.device)[:, None]
+    return stored.float()[rows, picks.to(stored.device)] * factor.to(stored.device)[:, None, None, None]
 
 
 def finer(coarse: Tensor, factor: int, *, kernel: str, nodata: int) -> Tensor:

@@ -30,7 +30,8 @@ class TrainingRecipe:
 
     `compile` and `recompute` (activations, in the backward pass) trade start-up or time for speed or memory;
     `average` is the decay of weights averaged over the run (0: none), kept as `average.safetensors`. Only a
-    `fraction` of the split is learned from, chosen by `fraction_seed` (see `batches.subset`).
+    `fraction` of the split is learned from, chosen by `fraction_seed` (see `batches.subset`). `mixture` names several
+    data sets and the share of each in what is learned from (pretraining only).
     """
 
     seed: int
@@ -46,6 +47,7 @@ class TrainingRecipe:
     average: float = 0.0
     fraction: float = 1.0
     fraction_seed: int = 0
+    mixture: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ class Task:
     forward: nn.Module
     optimizer: torch.optim.Optimizer
     objective: loop.Objective
-    source: batches.Samples
+    source: batches.Source
     where: launch.Launch
     card: checkpoint.Card
     scaler: torch.amp.GradScaler
@@ -85,6 +87,8 @@ def outlook(task: Task) -> str:
 
 def samples(folder: Path, training: TrainingRecipe, members: Sequence[str]) -> batches.Samples:
     """What is learned from. Raises SettingError, SourceError."""
+    if training.mixture:
+        raise SettingError(f"training.mixture is {training.mixture}: only pretraining, which needs no labels, can mix")
     return batches.Samples(folder, training.split, members, fraction=training.fraction, seed=training.fraction_seed)
 
 

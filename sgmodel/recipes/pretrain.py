@@ -30,6 +30,7 @@ from sgmodel import (
     lattice,
     launch,
     mae,
+    mixture,
     normalise,
     optim,
     pictures,
@@ -97,7 +98,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     if recipe.stages:
         return progressive(recipe, places)
     where = launch.start(places.device, precision=recipe.training.precision, threads=places.threads)
-    source = session.samples(places.shards, recipe.training, ("image",))
+    source = _source(recipe, places)
     recipe = transfer.settled(recipe, source.contract)
     contract = transfer.narrowed(source.contract, recipe.bands, recipe.normalise.missing)
     check(recipe, contract)
@@ -141,11 +142,24 @@ def progressive(recipe: Recipe, places: command.Places) -> int:
             model=replace(recipe.model, image_px=stage.image_px),
         )
         out = places.out / f"stage-{number}-{stage.data}"
-        code = main(own, replace(places, shards=places.named[stage.data], out=out, weights=weights))
+        folder = places.named[stage.data]
+        code = main(own, replace(places, shards=folder, named={stage.data: folder}, out=out, weights=weights))
         if code:
             return code
         weights = None if places.dry_run else out / runs.LAST
     return 0
+
+
+def _source(recipe: Recipe, places: command.Places) -> batches.Source:
+    """One data set, or several mixed as `training.mixture` says. Raises SettingError, SourceError."""
+    own = replace(recipe.training, mixture={})
+    if recipe.training.mixture:
+        sources = {name: session.samples(folder, own, ("image",)) for name, folder in places.named.items()}
+        return mixture.Mixture(sources, recipe.training.mixture, recipe.bands, recipe.accept)
+    if len(places.named) > 1:
+        told = f"--shards gives {', '.join(places.named)}"
+        raise SettingError(f"{told}: give one folder, or name shares in [training.mixture] of the recipe")
+    return session.samples(places.shards, own, ("image",))
 
 
 def check(recipe: Recipe, contract: Contract) -> None:
@@ -156,7 +170,7 @@ def check(recipe: Recipe, contract: Contract) -> None:
 
 
 def _train(setting: Setting, model: mae.MaskedAutoencoder, task: session.Task, places: command.Places) -> int:
-    recipe, held_out = setting.recipe, _held_out(task.source)
+    recipe, held_out = setting.recipe, _held_out(task.source, setting.recipe)
     # Of one image; every rank computes its part of the batch.
     flops = model.flops(recipe.mask_ratio)
     first = session.begin(task, recipe, places)
@@ -176,11 +190,16 @@ def _train(setting: Setting, model: mae.MaskedAutoencoder, task: session.Task, p
     return 0
 
 
-def _held_out(source: batches.Samples) -> batches.Samples:
-    """The split `val` beside `source`, or `source` itself where there is none."""
-    if "val" in source.contract.splits:
-        return batches.Samples(source.folder, "val", ("image",))
-    return source
+def _held_out(source: batches.Source, recipe: Recipe) -> batches.Source:
+    """The split `val` beside `source`, or `source` itself where there is none; of a mixture that of each."""
+    if isinstance(source, mixture.Mixture):
+        each = {one.contract.dataset: _held_out_of(one) for one in source.sources}
+        return mixture.Mixture(each, recipe.training.mixture, recipe.bands, recipe.accept)
+    return _held_out_of(source) if isinstance(source, batches.Samples) else source
+
+
+def _held_out_of(source: batches.Samples) -> batches.Samples:
+    return batches.Samples(source.folder, "val", ("image",)) if "val" in source.contract.splits else source
 
 
 def objective(setting: Setting, forward: nn.Module, batch: batches.Batch) -> dict[str, Tensor]:
@@ -212,7 +231,7 @@ def _noise(setting: Setting, batch: batches.Batch) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Samples) -> dict[str, float]:
+def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Source) -> dict[str, float]:
     """Mean squared error of removed tokens over the middle of each of `source`, beside two answers without a model:
     the mean of what is visible of the band in this image, and the nearest visible token of the same group."""
     sums = {"loss_token": 0.0, "loss_token_visible_mean": 0.0, "loss_token_nearest": 0.0}
@@ -248,7 +267,7 @@ def nearest_visible(target: Tensor, mask: Tensor, config: encoder.EncoderConfig)
 
 
 def _reconstructions(
-    setting: Setting, model: mae.MaskedAutoencoder, source: batches.Samples, plan: Iterator[batches.Places]
+    setting: Setting, model: mae.MaskedAutoencoder, source: batches.Source, plan: Iterator[batches.Places]
 ) -> Iterator[tuple[Tensor, mae.Reconstruction]]:
     """The middle of the images of `plan`, masked as in epoch 0, and what the model makes of them."""
     for batch in batches.load(source, plan, threads=1):
@@ -259,7 +278,7 @@ def _reconstructions(
 
 
 @torch.no_grad()
-def _show(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Samples, path: Path) -> None:
+def _show(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Source, path: Path) -> None:
     """A picture of the first samples of `source`: true, masked, predicted."""
     config, bands = setting.recipe.model, pictures.true_colour(setting.contract)
     plan = itertools.islice(batches.in_order(len(source), SHOWN), 1)

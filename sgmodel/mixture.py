@@ -1,0 +1,169 @@
+"""Several data sets as one stream, each with its share of the places: a pure function of (seed, epoch).
+
+An epoch has as many places as all data sets have samples. Each gets its share of them, exactly, at places drawn anew
+in every epoch, and fills its places from its own endless stream: no sample comes a second time before all others of
+its data set have come once, however long that takes. Values are brought to the scale of the first by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sgdata import contracts, files
+from sgdata.errors import SettingError
+from sgdata.types import Array, BandStatistics, Contract, LabelSpace
+from sgmodel import batches, draws, transfer
+
+
+def quotas(counts: Sequence[int], shares: Sequence[float]) -> NDArray[np.int64]:
+    """Places of each data set in an epoch: `shares` of the sum of `counts`, by largest remainders (ties: the first)."""
+    exact = np.array(shares, float) / sum(shares) * sum(counts)
+    whole = np.floor(exact).astype(np.int64)
+    whole[np.argsort(whole - exact, kind="stable")[: sum(counts) - whole.sum()]] += 1
+    return whole
+
+
+def epoch(counts: Sequence[int], shares: Sequence[float], *, seed: int, number: int) -> batches.Places:
+    """All places of one epoch: samples numbered through the data sets, and how often each data set was through."""
+    which = np.repeat(np.arange(len(counts)), quotas(counts, shares))
+    which = which[draws.order(sum(counts), seed=seed, epoch=number)]
+    samples, own = np.empty_like(which), np.empty_like(which)
+    for at, (count, quota) in enumerate(zip(counts, quotas(counts, shares).tolist(), strict=True)):
+        # Where its own stream stands is known without walking through earlier epochs: that is what resumes exactly.
+        places = number * quota + np.arange(quota)
+        here = np.empty(quota, np.int64)
+        for turn in np.unique(places // count):
+            wanted = places // count == turn
+            here[wanted] = draws.order(count, seed=seed, epoch=int(turn), lane=at + 1)[places[wanted] % count]
+        samples[which == at], own[which == at] = sum(counts[:at]) + here, places // count
+    return batches.Places(samples=samples, epoch=own)
+
+
+class Mixture:
+    """Data sets by name with their shares, for `batches.load`; `bands` are picked from each by name."""
+
+    def __init__(
+        self,
+        sources: Mapping[str, batches.Samples],
+        shares: Mapping[str, float],
+        bands: Sequence[str],
+        accept: Sequence[str],
+    ) -> None:
+        """Raises SettingError naming what the data sets do not share; `accept` waives parts of the contract."""
+        if sources.keys() != shares.keys() or any(not share > 0 for share in shares.values()):
+            told = f"training.mixture is {dict(shares)}, --shards gives {', '.join(sources)}"
+            raise SettingError(f"{told}; expected a share above 0 for each of them")
+        self.sources = [source for _, source in sorted(sources.items())]
+        self.shares = [share for _, share in sorted(shares.items())]
+        parts = [transfer.narrowed(source.contract, bands) for source in self.sources]
+        first = parts[0]
+        for part in parts[1:]:
+            contracts.require(replace(part, scale=first.scale), first, "fine-tune", accept)
+        self.contract = _together(parts, self.shares, [source.split for source in self.sources])
+        self.keys = [key for source in self.sources for key in source.keys]
+        self.starts = np.cumsum([0, *map(len, self.sources)])
+        self.members = {"image": _member(self.sources)}
+        picks = [transfer.indices(source.contract, bands) or list(range(len(bands))) for source in self.sources]
+        self._picks, self._factors = np.array(picks), np.array([part.scale / first.scale for part in parts], np.float32)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def extent(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Height and width (N, 2) of samples (N,)."""
+        return self.members["image"].shape[samples][:, -2:]
+
+    def beside(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
+        """`picks` (N, C), where the bands lie in each image, and `factor` (N,), which brings it to the common scale."""
+        which = self._which(samples)
+        return {"picks": torch.from_numpy(self._picks[which]), "factor": torch.from_numpy(self._factors[which])}
+
+    def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[batches.Places]:
+        """The global batches of steps [first, last)."""
+        counts = [len(source) for source in self.sources]
+        held: dict[int, batches.Places] = {}
+        for step in range(first, last):
+            places = np.arange(step * batch, (step + 1) * batch)
+            turns = places // len(self)
+            held = {
+                int(turn): held.get(int(turn)) or epoch(counts, self.shares, seed=seed, number=int(turn))
+                for turn in np.unique(turns)
+            }
+            at = [
+                (held[turn], place) for turn, place in zip(turns.tolist(), (places % len(self)).tolist(), strict=True)
+            ]
+            yield batches.Places(
+                samples=np.array([part.samples[place] for part, place in at]),
+                epoch=np.array([part.epoch[place] for part, place in at]),
+            )
+
+    def fill(self, samples: Sequence[int], targets: Mapping[str, Sequence[Array]]) -> None:
+        """Decode the members of samples, as `batches.Samples.fill` does."""
+        which = self._which(np.array(samples))
+        for number, source in enumerate(self.sources):
+            rows = np.flatnonzero(which == number).tolist()
+            if rows:
+                own = [samples[row] - int(self.starts[number]) for row in rows]
+                source.fill(own, {name: [arrays[row] for row in rows] for name, arrays in targets.items()})
+
+    def _which(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self.starts, samples, side="right") - 1
+
+
+def _member(sources: Sequence[batches.Samples]) -> batches.Member:
+    """Shape and type of the image of every sample; where it lies only its own source knows."""
+    for source in sources:
+        member = source.members.get("image")
+        if member is None or member.dtype != sources[0].members["image"].dtype:
+            has = ", ".join(f"{name} {held.dtype}" for name, held in source.members.items())
+            told = f"'{source.contract.dataset}' has {has}"
+            raise SettingError(f"{told}: a mixture takes one 'image' of one type; pack with --layout resampled")
+    shape = np.concatenate([source.members["image"].shape for source in sources])
+    return batches.Member(start=[], stop=[], shape=shape, dtype=sources[0].members["image"].dtype)
+
+
+def _together(parts: Sequence[Contract], shares: Sequence[float], splits: Sequence[str]) -> Contract:
+    """The contract of all: statistics by share, in the unit of the first; no labels, for those of two sets clash."""
+    first = parts[0]
+    told = [[part.dataset, part.fingerprint, share] for part, share in zip(parts, shares, strict=True)]
+    shapes = {part.shape for part in parts}
+    return replace(
+        first,
+        dataset="+".join(part.dataset for part in parts),
+        version="+".join(part.version for part in parts),
+        shape=first.shape if len(shapes) == 1 else None,
+        label_space=LabelSpace(name="none", task=first.label_space.task),
+        statistics={
+            band.name: _pooled(
+                [part.statistics[band.name] for part in parts], [p.scale / first.scale for p in parts], shares
+            )
+            for band in first.bands
+        },
+        splits={splits[0]: sum(part.splits[split] for part, split in zip(parts, splits, strict=True))},
+        fingerprint=files.sha256(files.canonical_json(told)),
+    )
+
+
+def _pooled(held: Sequence[BandStatistics], factors: Sequence[float], shares: Sequence[float]) -> BandStatistics:
+    """Mean and deviation of the mixture, exact; its percentiles as the means of theirs, for want of the histograms."""
+    weight = np.array(shares) / sum(shares)
+
+    def mean(name: str) -> float:
+        return float(sum(w * f * getattr(one, name) for w, f, one in zip(weight, factors, held, strict=True)))
+
+    square = sum(w * f * f * (one.std**2 + one.mean**2) for w, f, one in zip(weight, factors, held, strict=True))
+    return BandStatistics(
+        count=sum(one.count for one in held),
+        mean=mean("mean"),
+        std=math.sqrt(max(float(square) - mean("mean") ** 2, 0.0)),
+        min=min(f * one.min for f, one in zip(factors, held, strict=True)),
+        max=max(f * one.max for f, one in zip(factors, held, strict=True)),
+        **{name: mean(name) for name in ("p1", "p2", "p50", "p98", "p99")},
+    )
