@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from sgmodel.batches import Batch
 
 Objective = Callable[["Batch"], dict[str, Tensor]]
-"""A batch on the host -> scalar terms on the device; `loss` is the one that is minimised."""
+"""A batch on the host -> scalar terms on the device; `loss` is the one that is minimised.
+
+Terms are means. Where not all samples count alike, a further term WEIGHT says how many samples' worth (a share of the
+labelled pixels, say) they are means over: the global batch's terms are then means over all that counts in it.
+"""
+
+WEIGHT = "weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,32 +120,47 @@ def _set_rate(updates: Updates, index: int) -> float:
 def _gradients(objective: Objective, batch: Batch, updates: Updates, where: launch.Launch) -> dict[str, float]:
     """Gradients of the mean loss of the global batch, micro-batch by micro-batch; the terms' means over it.
 
+    What a part weighs in the whole is known only when all ranks have seen theirs: gradients are gathered of sums, and
+    divided afterwards. So it is the same mean on any number of ranks and micro-batches.
+
     A recipe's `accumulate` cuts the global batch, so on more ranks each has fewer parts, of the same size.
     """
     parts = list(batch.parts(-(-updates.accumulate // ranks.world())))
     sums: Tensor | None = None
     names: list[str] = []
+    weighed = False
     for number, part in enumerate(parts, 1):
-        share = len(part.keys) / len(batch.keys)
         with ranks.exchange(updates.forward, now=number == len(parts)), where.autocast():
             terms = objective(part)
+            weighed = WEIGHT in terms
+            share = terms.pop(WEIGHT, len(part.keys)) / len(batch.keys)
             with torch.autocast(where.device.type, enabled=False):
-                torch.autograd.backward(updates.scaler.scale(terms["loss"] * share))
+                loss = terms["loss"] * share
+                torch.autograd.backward(updates.scaler.scale(loss))
         names = list(terms)
         # Summed on the device: one figure fetched from it would wait for all that was asked of it before.
-        weighted = share * torch.stack([value.detach().float() for value in terms.values()])
+        weighted = share * torch.stack([*(value.detach().float() for value in terms.values()), torch.ones_like(loss)])
         sums = weighted if sums is None else sums + weighted
     if sums is None:
         raise SourceError("a batch without one sample; the split is empty")
-    return dict(zip(names, ranks.mean(sums).tolist(), strict=True))
+    *means, weight = ranks.mean(sums).tolist()
+    if weighed and weight:
+        for parameter in _parameters(updates):
+            if parameter.grad is not None:
+                parameter.grad /= weight
+        means = [mean / weight for mean in means]
+    return dict(zip(names, means, strict=True))
 
 
 def _limit(updates: Updates) -> float:
     """The gradient's norm before it is limited to `clip_norm` (0: it is not)."""
     updates.scaler.unscale_(updates.optimizer)
-    parameters = [p for group in updates.optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, updates.clip_norm or float("inf"))
+    norm = torch.nn.utils.clip_grad_norm_(_parameters(updates), updates.clip_norm or float("inf"))
     return ranks.whole(norm).item()
+
+
+def _parameters(updates: Updates) -> list[nn.Parameter]:
+    return [p for group in updates.optimizer.param_groups for p in group["params"]]
 
 
 def _finite(value: float) -> bool:

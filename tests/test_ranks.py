@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_shards import write
+from synthetic_shards import contract, sample, write
 
-from sgdata import catalog
+from sgdata import catalog, shards
 
 RECIPES = catalog.folder("recipes")
 SETTINGS = (
@@ -36,19 +36,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("ranks") / "shards", train=6, val=2)
 
 
-def command(folder: Path, out: Path, *more: str, ranks: int) -> list[str]:
+SEGMENT = (
+    "model.encoder.image_px=32",
+    "model.encoder.width=32",
+    "model.encoder.depth=2",
+    "model.encoder.drop_path=0.0",
+    "model.head.dropout=0.0",
+    "model.head.dropout_levels=0.0",
+    "augment.crop_area=[0.5, 1.0]",
+    "training.batch=4",
+    "training.accumulate=2",
+    "training.epochs=6",
+    "training.log_every=1",
+)
+
+
+def command(
+    folder: Path, out: Path, *more: str, ranks: int, program: str = "pretrain", overrides: tuple[str, ...] = SETTINGS
+) -> list[str]:
     """The same words for any number of ranks, behind `python` or `torchrun`."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    program = ["-m", "sgmodel.recipes.pretrain", str(RECIPES / "train" / "pretrain-demo-tiny.toml")]
-    settings = [f"--set={text}" for text in SETTINGS]
+    settings = [f"--set={text}" for text in overrides]
     places = ["--shards", str(folder), "--out", str(out), "--device=cpu", "--threads=1", "-q"]
-    return [sys.executable, *torchrun, *program, *places, *settings, *more]
+    recipe = str(RECIPES / "train" / f"{program}-demo-tiny.toml")
+    return [sys.executable, *torchrun, "-m", f"sgmodel.recipes.{program}", recipe, *places, *settings, *more]
 
 
 def run(folder: Path, out: Path, *more: str, ranks: int, expected: int = 0) -> str:
-    done = subprocess.run(
-        command(folder, out, *more, ranks=ranks), cwd=RECIPES.parent, capture_output=True, text=True, check=False
-    )
+    return finished(command(folder, out, *more, ranks=ranks), expected)
+
+
+def finished(words: list[str], expected: int = 0) -> str:
+    done = subprocess.run(words, cwd=RECIPES.parent, capture_output=True, text=True, check=False)
     assert done.returncode == expected, done.stderr
     return done.stderr
 
@@ -75,6 +94,38 @@ def test_two_ranks_have_the_curve_of_one(folder: Path, alone: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_mean_over_labelled_pixels_does_not_see_the_ranks(tmp_path: Path, parallel: str) -> None:
+    made = [sample(number, "train" if number < 6 else "val", 32, 32) for number in range(8)]
+    for number, one in enumerate(made):  # from nearly all pixels labelled to nearly none
+        one.arrays["mask"][: 5 * number] = 255
+    folder = tmp_path / "shards"
+    shards.write(made, folder, contract=contract(32))
+    for ranks in (1, 2):
+        more = ("--parallel", parallel) if ranks == 2 else ()
+        finished(command(folder, tmp_path / str(ranks), *more, ranks=ranks, program="segment", overrides=SEGMENT))
+    one, two = (losses(tmp_path / str(ranks)) for ranks in (1, 2))
+    assert len(one) == 9
+    np.testing.assert_allclose(two, one, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
+    out, more = tmp_path / "run", ("--set=training.epochs=3000",)
+    child = subprocess.Popen(
+        command(folder, out, *more, ranks=2), cwd=RECIPES.parent, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_steps(out, 8)
+    os.kill(child.pid, signal.SIGTERM)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode != 0, said  # torchrun's own way of saying that it was told to stop
+    done = json.loads((out / "checkpoint-last" / "training.json").read_text())["steps"]
+    assert done == (out / "metrics.jsonl").read_text().count("\n") >= 8
+    run(folder, out, *more, "--stop-after=2", ranks=1, expected=3)
+    assert json.loads((out / "checkpoint-last" / "training.json").read_text())["steps"] == done + 2
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_ranks(folder: Path, alone: Path, tmp_path: Path) -> None:
     # A rank that stops before its end exits with 3, which torchrun reports as its own failure, 1.
     run(folder, tmp_path / "run", "--parallel=fsdp", "--stop-after=5", ranks=2, expected=1)
@@ -90,11 +141,7 @@ def test_a_killed_rank_ends_the_run_in_one_line_and_it_goes_on(folder: Path, tmp
     child = subprocess.Popen(
         command(folder, out, *more, ranks=2), cwd=RECIPES.parent, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (out / "metrics.jsonl").exists():
-        time.sleep(0.1)
-    while time.monotonic() < deadline and (out / "metrics.jsonl").read_text().count("\n") < 8:
-        time.sleep(0.1)
+    wait_for_steps(out, 8)
     os.kill(workers(child.pid)[1], signal.SIGKILL)
     _, said = child.communicate(timeout=120)
     assert child.returncode == 1
@@ -104,6 +151,12 @@ def test_a_killed_rank_ends_the_run_in_one_line_and_it_goes_on(folder: Path, tmp
     assert done > 3
     run(folder, out, *more, "--stop-after=2", ranks=1, expected=3)
     assert json.loads((out / "checkpoint-last" / "training.json").read_text())["steps"] == done + 2
+
+
+def wait_for_steps(out: Path, count: int) -> None:
+    deadline, lines = time.monotonic() + 120, out / "metrics.jsonl"
+    while time.monotonic() < deadline and not (lines.exists() and lines.read_text().count("\n") >= count):
+        time.sleep(0.1)
 
 
 def workers(launcher: int) -> list[int]:

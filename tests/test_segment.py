@@ -152,6 +152,24 @@ def test_a_batch_with_no_label_at_all_does_not_stop_training(tmp_path: Path) -> 
     assert segment.main(recipe("tiny", *TINY, "training.batch=1"), places(tmp_path / "shards", tmp_path / "run")) == 0
 
 
+def test_the_loss_is_the_mean_over_the_labelled_pixels_of_the_whole_batch(tmp_path: Path) -> None:
+    """However the batch is cut: a part with few labels counts little."""
+    made = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(5)]
+    for n, one in enumerate(made):
+        one.arrays["mask"][: 9 * n] = 255
+    shards.write(made, tmp_path / "shards", contract=contract(32))
+    still = ("model.head.dropout=0.0", "model.head.dropout_levels=0.0", "model.encoder.drop_path=0.0")
+    curves = []
+    for parts in (1, 4):
+        out = tmp_path / str(parts)
+        made_of = recipe("tiny", *TINY, *still, f"training.accumulate={parts}", "training.optimizer.warmup_epochs=0")
+        assert segment.main(made_of, places(tmp_path / "shards", out)) == 0
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        curves.append([(line["loss"], line["grad_norm"]) for line in lines if "loss" in line])
+        assert "weight" not in lines[0]
+    np.testing.assert_allclose(curves[1], curves[0], rtol=2e-6)
+
+
 def test_tiles_go_back_where_they_came_from() -> None:
     maps = torch.arange(2 * 12 * 12).reshape(2, 12, 12)
     tiles = segment.tiled(maps[:, None], 4)

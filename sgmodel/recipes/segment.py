@@ -78,7 +78,8 @@ def objective(setting: Setting, model: nn.Module, batch: batches.Batch) -> dict[
     total = functional.cross_entropy(
         logits, target, ignore_index=setting.ignore, reduction="sum", label_smoothing=setting.recipe.smoothing
     )
-    return {"loss": total / (target != setting.ignore).sum().clamp(min=1)}
+    labelled = (target != setting.ignore).sum()
+    return {"loss": total / labelled.clamp(min=1), loop.WEIGHT: labelled / target[0].numel()}
 
 
 def _inputs(setting: Setting, batch: batches.Batch, geometry: augment.Geometry, size: int) -> tuple[Tensor, Tensor]:
