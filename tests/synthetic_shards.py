@@ -89,3 +89,42 @@ def write_scenes(out: Path, *, train: int = 12, val: int = 8, px: int = 16, task
     made = [scene(n, "train" if n < train else "val", px, task) for n in range(train + val)]
     shards.write(made, out, contract=scene_contract(px, task))
     return out
+
+
+def pair_contract() -> Contract:
+    """As `contract`, for pairs of scenes of many sizes."""
+    space = LabelSpace(
+        name="pairs",
+        task="change",
+        ids=(0, 1),
+        names=("no change", "change"),
+        colours=("#000000", "#ffffff"),
+        ignore=255,
+    )
+    return dataclasses.replace(contract(32), shape=None, label_space=space)
+
+
+def pair(key: str, split: str, height: int, width: int, *, seed: int) -> Sample:
+    """Two dates of one ground of blocks; some blocks are bright on the second only, and those are the change."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, 4]))
+    blocks = (-(-height // 8), -(-width // 8))
+    ground, new = (
+        x.repeat(8, 0).repeat(8, 1)[:height, :width]
+        for x in (rng.integers(400, 1500, blocks), rng.random(blocks) < 0.2)
+    )
+    before, after = (ground + rng.integers(-40, 40, (12, height, width)) for _ in range(2))
+    after[:, new] += 2500
+    arrays = {
+        "image_before": before.astype(np.uint16),
+        "image_after": after.astype(np.uint16),
+        "mask": new.astype(np.uint8),
+    }
+    return Sample(key=key, split=split, arrays=arrays, meta={"bounds": None})
+
+
+def write_pairs(out: Path) -> Path:
+    """Three cities to train, two to score, each of its own size; returns the folder."""
+    sizes = {"anna": (48, 40), "berta": (32, 32), "carla": (40, 56), "dora": (43, 37), "emma": (32, 48)}
+    made = [pair(key, "train" if n < 3 else "test", *size, seed=n) for n, (key, size) in enumerate(sizes.items())]
+    shards.write(made, out, contract=pair_contract())
+    return out

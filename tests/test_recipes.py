@@ -10,7 +10,7 @@ from torch import nn
 
 from sgdata import catalog, files
 from sgmodel import command, models, optim
-from sgmodel.recipes import classify, pretrain, segment
+from sgmodel.recipes import classify, detect_change, pretrain, segment
 
 TRAIN = catalog.folder("recipes") / "train"
 PARAMETERS = {
@@ -22,11 +22,14 @@ PARAMETERS = {
     "pretrain-bigearthnet-huge": 643_759_040,
     "pretrain-bigearthnet-base": 98_640_320,
     "segment-segmunich-base": 109_244_946,
+    "classify-eurosat-base-released_code": 85_998_346,
+    "detect_change-oscd-base-released_code": 109_219_591,
+    "segment-segmunich-base-released_code": 109_244_946,
     "segment-demo-linear": 13 * 13,
 }
 
 
-def model(path: Path) -> tuple[nn.Module, pretrain.Recipe | segment.Recipe | classify.Recipe]:
+def model(path: Path) -> tuple[nn.Module, pretrain.Recipe | segment.Recipe | classify.Recipe | detect_change.Recipe]:
     with torch.device("meta"):
         if path.stem.startswith("pretrain-"):
             pretraining = files.read(pretrain.Recipe, path)
@@ -35,6 +38,9 @@ def model(path: Path) -> tuple[nn.Module, pretrain.Recipe | segment.Recipe | cla
             classifying = files.read(classify.Recipe, path)
             bands, classes = len(classifying.bands), 10 if "eurosat" in path.stem else 19
             return models.classifier(classifying.model, bands=bands, classes=classes), classifying
+        if path.stem.startswith("detect_change-"):
+            detecting = files.read(detect_change.Recipe, path)
+            return models.detector(detecting.model, bands=len(detecting.bands)), detecting
         segmenting = files.read(segment.Recipe, path)
         return models.segmenter(segmenting.model, bands=len(segmenting.bands), classes=13), segmenting
 
@@ -50,7 +56,9 @@ def test_recipe_loads_and_builds(path: Path) -> None:
 
 
 def test_every_recipe_belongs_to_a_program() -> None:
-    listed = {path for program in ("pretrain", "segment", "classify") for path in command.recipes(program)}
+    listed = {
+        path for program in ("pretrain", "segment", "classify", "detect_change") for path in command.recipes(program)
+    }
     assert listed == set(TRAIN.glob("*.toml"))
 
 

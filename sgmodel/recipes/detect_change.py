@@ -1,0 +1,150 @@
+"""Train a model that tells what changed between two dates, pixel by pixel, and score it: SpectralGPT, or a rival.
+
+    python -m sgmodel.recipes.detect_change recipes/train/detect_change-demo-tiny.toml --shards DIR --out DIR \\
+        --weights RUN/checkpoint-last
+
+Samples are pairs of scenes of any size: windows of them are learned from and scored. Precision, recall and F1 are
+those of the change class, from counts over all scored pixels; each city has its own beside the whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sgdata.errors import SettingError
+from sgdata.types import Contract
+from sgmodel import augment, batches, command, downstream, loop, metrics, models, session
+from sgmodel import windows as win
+
+CHANGE = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(downstream.Recipe):
+    """Everything that changes the numbers of a change-detection run.
+
+    `windows` are learned from, `scored` are scored. With `weighting` "share" the classes weigh
+    [2 q `unchanged_factor`, 2 (1 - q)], q being the share of changed pixels in the training scenes: a factor of 10 is
+    the released code's, 1 balances the two. `drop_incomplete` leaves the last windows out of the score where they do
+    not fill a batch, as released.
+    """
+
+    windows: win.WindowRecipe
+    scored: win.WindowRecipe
+    weighting: Literal["none", "share"]
+    unchanged_factor: float = 1.0
+    drop_incomplete: bool = False
+
+
+Setting = downstream.Setting[Recipe]
+
+
+def main(recipe: Recipe, places: command.Places) -> int:
+    """Train to the recipe's last step, or until stopped, then score; 0 or `session.STOPPED`. Raises SgdataError."""
+    members = ("image_before", "image_after", "mask")
+    pairs = session.samples(places.shards, recipe.training, members)
+    check(recipe, pairs.contract)
+    source = win.Windows(pairs, recipe.windows)
+    held_out = win.Windows(batches.Samples(places.shards, recipe.val_split, members), recipe.scored)
+    setting = downstream.settle(recipe, source.contract, places)
+    model = downstream.start(setting, partial(models.detector, recipe.model, bands=len(recipe.bands)), places.weights)
+    weights = None if recipe.weighting == "none" else class_weights(changed(source), recipe.unchanged_factor)
+    task = downstream.task(setting, model, source, partial(objective, setting, weights), places)
+    scoring = downstream.Scoring(
+        title="Change detection",
+        by="f1",
+        held_out=held_out,
+        figures=lambda final: figures(evaluate(setting, model, held_out), held_out.samples.keys, final=final),
+    )
+    return downstream.train(setting, task, scoring, places)
+
+
+def check(recipe: Recipe, contract: Contract) -> None:
+    """Raises SettingError where the samples are no pairs with a change map, or windows do not fit the model."""
+    space, px = contract.label_space, recipe.model.px
+    if space.task != "change" or space.ids != (0, CHANGE):
+        told = f"label space '{space.name}' is of the task '{space.task}', ids {list(space.ids)}"
+        raise SettingError(f"{told}: expected task 'change' and ids 0, 1")
+    if recipe.model.head is not None and recipe.model.head.skip:
+        raise SettingError(f"model.head.skip is {recipe.model.head.skip}: change detection has no such layer; set 0")
+    for name, cut in (("windows", recipe.windows), ("scored", recipe.scored)):
+        if px and cut.px != px:
+            raise SettingError(f"{name}.px is {cut.px}, the model takes images of {px}: make them equal")
+
+
+def changed(source: win.Windows) -> float:
+    """The share of changed pixels in whole scenes, unlabelled pixels left out."""
+    masks = [torch.from_numpy(source.whole(number, "mask")) for number in range(len(source.samples))]
+    counts = sum((torch.bincount(mask.flatten(), minlength=2)[:2] for mask in masks), torch.zeros(2))
+    return float(counts[CHANGE] / counts.sum().clamp(min=1))
+
+
+def class_weights(share: float, unchanged_factor: float) -> Tensor:
+    """[no change, change] for a `share` of changed pixels (spec section 9)."""
+    return torch.tensor([2 * share * unchanged_factor, 2 * (1 - share)])
+
+
+def objective(setting: Setting, weights: Tensor | None, model: nn.Module, batch: batches.Batch) -> dict[str, Tensor]:
+    """Negative log-likelihood of the labelled pixels of a batch; both dates and the map are moved alike."""
+    recipe, px = setting.recipe, setting.px(batch)
+    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=recipe.training.seed)
+    before, after = (augment.images(image, geometry, px) for image in dates(setting, batch))
+    target = augment.masks(batch.arrays["mask"].to(before.device), geometry, px).long()
+    each = torch.ones(2, device=before.device) if weights is None else weights.to(before.device)
+    log_p = model(before, after).float()
+    total = functional.nll_loss(log_p, target, weight=each, ignore_index=setting.ignore, reduction="sum")
+    # The mean over the weights of the global batch, as the framework takes it of one.
+    weight = each[target[target != setting.ignore]].sum()
+    return {"loss": total / weight.clamp(min=1e-6), loop.WEIGHT: weight / px**2}
+
+
+def dates(setting: Setting, batch: batches.Batch) -> tuple[Tensor, Tensor]:
+    """Both images (N, C, H, W), each normalised by itself."""
+    return downstream.pixels(setting, batch, "image_before"), downstream.pixels(setting, batch, "image_after")
+
+
+# --- scoring -------------------------------------------------------------------------------
+
+
+def evaluate(setting: Setting, model: nn.Module, source: win.Windows) -> Tensor:
+    """The confusion matrix (S, 2, 2) of each scene over its windows."""
+    size = setting.recipe.training.batch
+    count = len(source) // size * size if setting.recipe.drop_incomplete else len(source)
+    found = torch.zeros(len(source.samples), 2, 2, dtype=torch.int64)
+    with loop.evaluating(model), setting.where.autocast():
+        for batch in batches.load(source, batches.in_order(count, size), threads=1):
+            predicted = model(*dates(setting, batch)).argmax(dim=1).cpu()
+            for row, sample in enumerate(batch.samples.tolist()):
+                target = batch.arrays["mask"][row].long()
+                scene = int(source.rows[sample, 0])
+                found[scene] += metrics.confusion(predicted[row], target, classes=2, ignore=setting.ignore)
+    return found
+
+
+def of_change(counts: Tensor) -> dict[str, float]:
+    """Precision, recall and F1 of the change class from a confusion matrix (2, 2); 0 where nothing can be said."""
+    scores = metrics.scores(counts)
+    found = {"precision": scores.precision, "recall": scores.recall, "f1": scores.f1}
+    return {name: values[CHANGE] or 0.0 for name, values in found.items()}
+
+
+def figures(counts: Tensor, scenes: list[str], *, final: bool) -> dict[str, Any]:
+    """What `results.json` says of the matrices (S, 2, 2) of `scenes`; the interval is over scenes."""
+    whole = metrics.weighted(counts)
+    found: dict[str, Any] = {**of_change(whole), "oa": metrics.scores(whole).oa}
+    if final:
+        again = partial(metrics.weighted, counts)
+        found["f1_interval"] = metrics.interval(lambda weights: of_change(again(weights))["f1"], len(counts))
+        found["per_scene"] = {scene: of_change(each) for scene, each in zip(scenes, counts, strict=True)}
+        found["confusion"] = whole.tolist()
+    return found
+
+
+if __name__ == "__main__":
+    command.run("detect_change", Recipe, main)
