@@ -25,7 +25,7 @@ from torch import Tensor
 from sgdata import contracts, shards
 from sgdata.errors import SettingError, SourceError
 from sgdata.types import Array, Contract
-from sgmodel import draws, lattice, tars
+from sgmodel import draws, lattice, remote, tars
 
 AHEAD = 2
 """Batches decoded while one is in use."""
@@ -177,7 +177,8 @@ class Samples:
         groups = [name for name in lattice.GROUPS if name in stored and "image" not in stored]
         wanted = [part for name in members for part in (groups if name == "image" and groups else [name])]
         self.members = {name: _member(rows, name, folder) for name in wanted}
-        self.tars: tars.Tars = tars.Mapped(folder, sorted(set(self.shard)))
+        elsewhere = (folder / remote.MARK).is_file()
+        self.tars: tars.Tars = remote.Ranged(folder) if elsewhere else tars.Mapped(folder, sorted(set(self.shard)))
         self.codec = self._codec(rows)
 
     def _codec(self, rows: Any) -> shards.Codec:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Literal, TypeVar
 
 from sgdata import catalog, contracts, files
 from sgdata.errors import SettingError, SgdataError
-from sgmodel import hub
+from sgmodel import hub, remote
 
 R = TypeVar("R")
 
@@ -68,10 +69,12 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add("recipe", nargs="?", type=Path, help="TOML file; without it, the recipes that come with the package")
     add(
         "--shards",
-        metavar="[NAME=]DIR",
+        metavar="[NAME=]DIR|URL",
         action="append",
         help="folder of shards; repeatable where stages or a mixture name several",
     )
+    add("--cache", type=Path, default=Path("~/.cache/sgdata"), help="where what is read of shards at a URL is kept")
+    add("--cache-gb", type=float, default=20.0, help="of it at most, per process; an epoch that fits is fetched once")
     add("--out", type=Path, metavar="DIR", help="folder of the run (default: out/runs/<recipe>)")
     add("--weights", metavar="PATH|HUB", help="checkpoint folder, published file, or OWNER/NAME on the HuggingFace hub")
     again = parser.add_mutually_exclusive_group()
@@ -95,7 +98,7 @@ def _places(options: argparse.Namespace) -> Places:
     for name in ("threads", "workers"):
         if getattr(options, name) < 1:
             raise SettingError(f"--{name} {getattr(options, name)}: expected 1 or more")
-    folders = list(map(_folder, options.shards))
+    folders = [_folder(text, options.cache.expanduser(), options.cache_gb) for text in options.shards]
     named = dict(folders)
     if len(named) < len(folders):
         told = ", ".join(f"{name} = {folder}" for name, folder in folders)
@@ -116,11 +119,15 @@ def _places(options: argparse.Namespace) -> Places:
     )
 
 
-def _folder(text: str) -> tuple[str, Path]:
-    """`DIR` or `NAME=DIR`, the name being that of the data set in its contract. Raises SettingError."""
-    name, equals, path = text.rpartition("=")
-    folder = Path(path)
+def _folder(text: str, cache: Path, cache_gb: float) -> tuple[str, Path]:
+    """`DIR` or `NAME=DIR`, the name being that in its contract; of a URL, the folder that stands for it.
+
+    Raises SettingError, SourceError.
+    """
+    match = re.fullmatch(r"(?:([\w-]+)=)?(.*)", text)
+    name, path = match.groups() if match else (None, text)
+    folder = remote.mirror(path, cache, cache_gb=cache_gb) if "://" in path else Path(path)
     found = contracts.read(folder).dataset
-    if equals and name != found:
+    if name and name != found:
         raise SettingError(f"--shards {text}: the folder holds '{found}', expected '{name}'")
     return found, folder
