@@ -56,8 +56,8 @@ class Style:
     """How an output raster is stored and shown."""
 
     descriptions: tuple[str, ...]
-    nodata: int | None = None
-    dtype: Literal["uint8", "uint16"] = "uint16"
+    nodata: float | None = None
+    dtype: Literal["uint8", "uint16", "float32"] = "uint16"
     overviews: Literal["nearest", "mode"] = "nearest"
     tags: dict[str, str] = field(default_factory=dict)
     classes: dict[int, tuple[str, str]] = field(default_factory=dict)

@@ -1,0 +1,343 @@
+"""Predict with any checkpoint: maps of a whole scene without seams, or a row per patch.
+
+    python -m sgmodel.recipes.predict --input FILE.tif|BUILD|SHARDS [--after SECOND] --weights CHECKPOINT --out DIR
+
+What the checkpoint's card says is what is done. Segmentation and change detection give `classes.tif` with the palette
+and names of the label space; classification a row and a pixel per patch (`patches.parquet`, `classes.tif`; of several
+labels `probabilities.tif`); `--what embeddings` a vector per token (`embeddings.tif`); shards a row per sample, or
+`classes/KEY.png`. Tiles overlap and fade into each other. How many go through the model at once, and on how many
+threads, changes the last bits of a float: a pixel between two equally likely classes may fall to either side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sgdata import catalog, contracts, files, progress, rasters, shards
+from sgdata.errors import SettingError, SgdataError
+from sgdata.types import Array, Contract, Grid, LabelSpace, Level, Window
+from sgmodel import batches, checkpoint, hub, lattice, launch, mosaic, scenes
+from sgmodel.predictor import SCENES, Predictor, load
+
+ROWS, CLASSES, PROBABILITIES, EMBEDDINGS = "patches.parquet", "classes.tif", "probabilities.tif", "embeddings.tif"
+OWN = (ROWS, CLASSES, f"{CLASSES}.aux.xml", PROBABILITIES, EMBEDDINGS)
+PALETTE = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+STRIP_ROWS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that changes the numbers of a prediction but for the weights; see `recipes/predict/default.toml`."""
+
+    what: Literal["classes", "probabilities", "embeddings"]
+    overlap: float
+    batch: int
+    precision: launch.Precision
+    split: str
+    bands: tuple[str, ...]
+    level: Level | Literal[""]
+    accept: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """What is read (two dates of a change), where answers go, and what computes them."""
+
+    inputs: tuple[Path, ...]
+    weights: Path
+    out: Path
+    device: str = "auto"
+    threads: int = 2
+
+
+def main(recipe: Recipe, places: Places) -> int:
+    """Predict, with recipe and contract beside the answers; 0. Raises SgdataError."""
+    if not 0 <= recipe.overlap <= 0.75:
+        raise SettingError(f"overlap is {recipe.overlap}: expected 0 to 0.75 of a tile's side")
+    where = launch.start(places.device, precision=recipe.precision, threads=places.threads)
+    predictor = load(places.weights, where, embeddings=recipe.what == "embeddings")
+    packed = (places.inputs[0] / shards.INDEX).exists()
+    wanted = 1 if packed else predictor.dates
+    if len(places.inputs) != wanted:
+        expected = "--input and --after" if wanted == 2 else "--input alone"
+        raise SettingError(f"{len(places.inputs)} inputs for the task '{predictor.task}': expected {expected}")
+    with files.only_writer(places.out):
+        # First the sums, which say that a folder is finished; then what another model or setting may have left, for
+        # the sums of this run must not vouch for it.
+        pictures = sorted(places.out.glob("classes/*.png"))
+        for path in [places.out / name for name in (files.SUMS, *OWN)] + pictures:
+            path.unlink(missing_ok=True)
+        (of_shards if packed else of_scene)(recipe, predictor, places)
+        files.write(places.out / "recipe.toml", files.toml(recipe))
+        contracts.write(places.out, predictor.contract)
+        files.write_sums(places.out)
+    return 0
+
+
+# --- a scene -------------------------------------------------------------------------------
+
+
+def of_scene(recipe: Recipe, predictor: Predictor, places: Places) -> None:
+    """Predict on one raster, or on a pair of them. Raises SgdataError."""
+    stated = scenes.Stated(bands=recipe.bands, level=recipe.level or None, accept=recipe.accept)
+    with ExitStack() as stack:
+        dates = [
+            stack.enter_context(scenes.opened(path, predictor.contract, predictor.how, stated))
+            for path in places.inputs
+        ]
+        grid = dates[0].grid
+        if dates[-1].grid != grid:
+            told = " and ".join(f"{date.grid.shape} at {date.grid.origin}" for date in dates)
+            raise SettingError(f"--after covers other pixels than --input: {told}; warp one onto the other")
+        plan = mosaic.plan(grid.shape, px=predictor.ground_px, answer=predictor.answer, overlap=recipe.overlap)
+        rows = mosaic.blended(plan, partial(_read, dates), predictor.look, batch=recipe.batch)
+        answers: Iterable[mosaic.Row] = progress.track(rows, label="rows of tiles", total=len(plan.rows))
+        coarse = replace(grid, gsd_m=grid.gsd_m * plan.unit, shape=plan.cells)
+        if predictor.task in SCENES:
+            # An answer per patch is small: a whole Sentinel-2 tile has some thirty thousand of 64 px.
+            answers = [(row, answer.copy(), seen) for row, answer, seen in answers]
+            _write_rows(places.out, [row for each in answers for row in _patches(predictor, coarse, plan.px, each)])
+        write_maps(recipe, predictor, places, (coarse, plan.channels), answers)
+
+
+def _read(dates: Sequence[scenes.Scene], row: int, rows: int) -> tuple[Array, Array]:
+    return _together([date.read(row, rows) for date in dates])
+
+
+def _together(dates: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """The bands of all dates one behind the other, and what was seen in each of them."""
+    pixels, seen = zip(*dates, strict=True)
+    return np.concatenate(pixels), np.logical_and.reduce(seen)
+
+
+def write_maps(
+    recipe: Recipe, predictor: Predictor, places: Places, about: tuple[Grid, int], answers: Iterable[mosaic.Row]
+) -> None:
+    """The answers as they are, where asked for or where several classes can be right, and the likeliest class; `about`
+    is the grid of the map and how many answers each cell has."""
+    (grid, channels), space, scratch = about, predictor.contract.label_space, places.out / ".classes"
+    tags = {"weights_sha256": files.sha256_file(places.weights / checkpoint.WEIGHTS), "label_space": space.name}
+    try:
+        pieces = _pieces(predictor, answers, scratch)
+        if recipe.what != "classes" or predictor.task == "multi-label":
+            names = space.names or tuple(f"feature {number}" for number in range(channels))
+            style = rasters.Style(descriptions=names, nodata=float("nan"), dtype="float32", tags=tags)
+            name = EMBEDDINGS if predictor.task == "none" else PROBABILITIES
+            rasters.write_cog(places.out / name, grid, pieces, style=style)
+        for _ in pieces:  # what has not been taken yet: the classes are written on the way
+            pass
+        if predictor.task not in {"none", "multi-label"}:
+            # They waited on disk, so that one raster is written at a time and no map lies in memory.
+            labels = np.memmap(scratch, np.uint8, "r", shape=grid.shape)
+            style = rasters.Style(
+                descriptions=("classes",),
+                nodata=ignored(space),
+                dtype="uint8",
+                overviews="mode",
+                classes=legend(space),
+                tags=tags,
+            )
+            strips = (slice(row, row + STRIP_ROWS) for row in range(0, len(labels), STRIP_ROWS))
+            rasters.write_cog(
+                places.out / CLASSES, grid, (_piece(s.start, labels[None, s]) for s in strips), style=style
+            )
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _pieces(predictor: Predictor, answers: Iterable[mosaic.Row], scratch: Path) -> Iterator[tuple[Window, Array]]:
+    """The answers, NaN where nothing was seen; the likeliest classes go to the file `scratch` on the way."""
+    with scratch.open("wb") as handle:
+        for row, answer, seen in answers:
+            if predictor.task != "none":
+                handle.write(likeliest(predictor.contract.label_space, answer, seen).tobytes())
+                # Steps of a thousandth leave zeros behind, which take a quarter of the bytes of noise.
+                answer = np.rint(answer * 1024) / 1024
+            yield _piece(row, np.where(seen, answer, np.float32(np.nan)))
+
+
+def _piece(row: int, values: Array) -> tuple[Window, Array]:
+    return Window(row=row, col=0, height=values.shape[1], width=values.shape[2]), values
+
+
+def likeliest(space: LabelSpace, answer: Array, seen: Array) -> Array:
+    """(K, h, w) -> class values (h, w) uint8."""
+    labels: Array = np.where(seen, np.array(space.ids, np.uint8)[answer.argmax(axis=0)], np.uint8(ignored(space)))
+    return labels
+
+
+def ignored(space: LabelSpace) -> int:
+    """The value of a pixel without an answer."""
+    return 255 if space.ignore is None else space.ignore
+
+
+def legend(space: LabelSpace) -> dict[int, tuple[str, str]]:
+    """Value -> name and colour; label spaces without colours get some."""
+    colours = space.colours or tuple(itertools.islice(itertools.cycle(PALETTE), len(space.ids)))
+    named = dict(zip(space.ids, zip(space.names, colours, strict=True), strict=True))
+    return {**named, ignored(space): ("no data", "#ffffff")}
+
+
+# --- a row per patch -----------------------------------------------------------------------
+
+
+def _patches(predictor: Predictor, grid: Grid, px: int, rows: mosaic.Row) -> Iterator[dict[str, Any]]:
+    """A row per patch of a scene in which something was seen; bounds in the scene's own CRS."""
+    first, answer, seen = rows
+    for i, j in np.argwhere(seen).tolist():
+        west, north = grid.origin[0] + j * grid.gsd_m, grid.origin[1] - (first + i) * grid.gsd_m
+        bounds = {"west": west, "south": north - grid.gsd_m, "east": west + grid.gsd_m, "north": north}
+        key = f"r{(first + i) * px:05d}-c{j * px:05d}"
+        yield {"key": key, **bounds, "crs": grid.crs, **told(predictor, answer[:, i, j])}
+
+
+def told(predictor: Predictor, answer: Array) -> dict[str, Any]:
+    """The columns of one answer (K,): labels with their names, and the probability of each class; or an embedding."""
+    if predictor.task == "none":
+        return {"embedding": answer.tolist()}
+    space = predictor.contract.label_space
+    chosen = np.flatnonzero(answer >= 0.5) if predictor.task == "multi-label" else [int(answer.argmax())]
+    labels = {"labels": [space.ids[at] for at in chosen], "label_names": [space.names[at] for at in chosen]}
+    return {**labels, "probabilities": answer.tolist()}
+
+
+def _write_rows(out: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with files.replacing(out / ROWS) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
+
+
+# --- shards --------------------------------------------------------------------------------
+
+
+def of_shards(recipe: Recipe, predictor: Predictor, places: Places) -> None:
+    """Predict on samples: a picture of classes each, or a row each. Raises SgdataError."""
+    folder, space = places.inputs[0], predictor.contract.label_space
+    stored = contracts.read(folder)
+    fit = scenes.fit(stored, predictor.contract, predictor.how, recipe.accept)
+    bounds = shards.read_index(folder).select(["key", "split", "west", "south", "east", "north"]).to_pylist()
+    index, rows = {row["key"]: {**row, "crs": "EPSG:4326"} for row in bounds}, []
+    members = ("image_before", "image_after") if predictor.dates == 2 else ("image",)
+    for split in [recipe.split] if recipe.split else sorted(stored.splits):
+        source = batches.Samples(folder, split, members)
+        plan = batches.in_order(len(source), recipe.batch)
+        for batch in batches.load(source, plan, threads=1):
+            for key, answer, seen in _answers(recipe, predictor, batch, fit, stored):
+                if predictor.task in {"segmentation", "change"}:
+                    _write_picture(space, places.out / "classes" / f"{key}.png", likeliest(space, answer, seen))
+                else:
+                    rows.append({**index[key], **told(predictor, answer.mean(axis=(1, 2)))})
+    if rows:  # maps have none
+        _write_rows(places.out, rows)
+
+
+def _answers(
+    recipe: Recipe, predictor: Predictor, batch: batches.Batch, fit: scenes.Fit, stored: Contract
+) -> Iterator[tuple[str, Array, Array]]:
+    """(key, answer (K, h, w), seen (H, W)) of each sample of a batch."""
+    if predictor.dates == 2:
+        dates = [batch.arrays[name].numpy() for name in ("image_before", "image_after")]
+    else:
+        dates = [lattice.image(batch.arrays, batch.extent, stored, torch.device("cpu")).numpy()]
+    pixels, seen = [], []
+    for number, (height, width) in enumerate(batch.extent.tolist()):
+        parts = _together([fit.pixels(date[number, :, :height, :width]) for date in dates])
+        pixels.append(parts[0])
+        seen.append(parts[1])
+    sizes = {mask.shape for mask in seen}
+    # Samples of the model's own size, and scenes that get one answer, go through in one batch.
+    if len(sizes) == 1 and (predictor.task in SCENES or sizes == {(predictor.px, predictor.px)}):
+        answers = list(predictor.look(np.stack(pixels)))
+    elif predictor.task in SCENES:
+        answers = [predictor.look(values[None])[0] for values in pixels]
+    else:
+        answers = [_whole(recipe, predictor, *each) for each in zip(pixels, seen, strict=True)]
+    yield from zip(batch.keys, answers, seen, strict=True)
+
+
+def _whole(recipe: Recipe, predictor: Predictor, pixels: Array, seen: Array) -> Array:
+    """A sample larger or smaller than the model's images, as a scene of its own."""
+    shape = (seen.shape[0], seen.shape[1])
+    plan = mosaic.plan(shape, px=predictor.ground_px, answer=predictor.answer, overlap=recipe.overlap)
+    rows = mosaic.blended(
+        plan, lambda row, n: (pixels[:, row : row + n], seen[row : row + n]), predictor.look, batch=recipe.batch
+    )
+    return np.concatenate([answer.copy() for _, answer, _ in rows], axis=1)
+
+
+def _write_picture(space: LabelSpace, path: Path, labels: Array) -> None:
+    """Classes (H, W) as a PNG with their palette: a shard knows a sample's bounds, but not its lattice."""
+    from PIL import Image
+
+    # Values stay class values; the colours are beside them, as in the GeoTIFF.
+    picture, palette = Image.fromarray(labels), np.zeros((256, 3), np.uint8)
+    for label, (_, colour) in legend(space).items():
+        palette[label] = tuple(bytes.fromhex(colour[1:]))
+    picture.putpalette(palette.tobytes())
+    # Not one wait for the disk per sample: the sums, written last, say whether all are there.
+    with files.replacing(path, durable=False) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+# --- the program ---------------------------------------------------------------------------
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    example = "Example: python -m sgmodel.recipes.predict --input out/build --weights out/runs/segment/checkpoint-best"
+    parser = argparse.ArgumentParser(prog="python -m sgmodel.recipes.predict", epilog=example)
+    add = parser.add_argument
+    add("recipe", nargs="?", type=Path, help="TOML file (default: recipes/predict/default.toml of the package)")
+    add("--input", type=Path, required=True, metavar="PATH", help="GeoTIFF, build folder, or folder of shards")
+    add("--after", type=Path, metavar="PATH", help="the second date, for change detection")
+    add("--weights", required=True, metavar="DIR|HUB", help="checkpoint folder, or OWNER/NAME on the HuggingFace hub")
+    add("--out", type=Path, default=Path("out/predictions"), metavar="DIR", help="folder of the answers")
+    add("--what", choices=("classes", "probabilities", "embeddings"), help="over the recipe")
+    add("--bands", metavar="B02,B03,...", help="bands of a GeoTIFF that does not name them, in its order")
+    add("--level", choices=("L1C", "L2A"), help="level of a GeoTIFF without a contract.json beside it")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--threads", type=int, default=2, help="threads of the CPU's arithmetic")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="over the recipe; repeatable")
+    add("-q", "--quiet", action="store_true", help="no progress")
+    return parser.parse_args(argv)
+
+
+def program(argv: Sequence[str] | None = None) -> int:
+    """Parse, predict; 0, or 2 and one line."""
+    options = parsed(argv)
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.getLogger("sgdata").setLevel(logging.WARNING if options.quiet else logging.INFO)
+    over = {"what": options.what, "level": options.level, "bands": options.bands and options.bands.split(",")}
+    # Settings with a flag of their own, so that the recipe beside the answers holds what was said.
+    told = [f"{name}={json.dumps(value)}" for name, value in over.items() if value]
+    inputs = tuple(path for path in (options.input, options.after) if path)
+    try:
+        path = options.recipe or catalog.folder("recipes") / "predict" / "default.toml"
+        recipe = files.read(Recipe, path, [*options.set, *told])
+        weights = hub.found(options.weights)
+        return main(
+            recipe,
+            Places(inputs=inputs, weights=weights, out=options.out, device=options.device, threads=options.threads),
+        )
+    except SgdataError as error:
+        print(f"predict: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(program())
