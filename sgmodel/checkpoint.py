@@ -151,9 +151,10 @@ def write(folder: Path, weights: State, card: Card) -> None:
 def load(path: Path) -> nn.Module:
     """The model in a checkpoint folder of ours or in a published file, on the CPU, in evaluation mode.
 
+    A `.safetensors` beside a card of ours is that model with other weights: `checkpoint-last/average.safetensors`.
     Raises SourceError.
     """
-    if path.is_file():
+    if not has_card(path):
         state = published.read(path)
         model = build(infer(state, where=str(path)))
         fit(model, state, at_least=1.0, where=str(path))
@@ -162,15 +163,21 @@ def load(path: Path) -> nn.Module:
     with torch.device("meta"):  # no memory and no random draws for weights that are replaced at once
         model = build(card.model)
     try:
-        model.load_state_dict(published.read_safetensors(path / WEIGHTS), assign=True)
+        model.load_state_dict(published.read_safetensors(path / WEIGHTS if path.is_dir() else path), assign=True)
     except RuntimeError as error:
         why = " ".join(str(error).split())
         raise SourceError(f"{path}: weights do not fit the card ({why:.200}); save the model again") from None
     return model.eval()
 
 
-def read_card(folder: Path) -> Card:
-    """`card.json` of a checkpoint folder. Raises SourceError."""
+def has_card(path: Path) -> bool:
+    """True for a checkpoint folder of ours (or what is not there at all), and for weights that lie in one."""
+    return not path.is_file() or (path.suffix == ".safetensors" and (path.parent / CARD).is_file())
+
+
+def read_card(path: Path) -> Card:
+    """`card.json` of a checkpoint folder, or beside a file of weights. Raises SourceError."""
+    folder = path.parent if path.is_file() else path
     path = files.existing(folder / CARD, f"a checkpoint folder with {WEIGHTS} and {CARD}")
     try:
         card = files.read(Card, path)
@@ -204,10 +211,10 @@ def read_weights(path: Path) -> State:
 
     Raises SourceError.
     """
-    if not path.is_dir():
+    if not has_card(path) or not path.exists():
         return published.read(path)
     kind = read_card(path).model.kind
-    state = published.read_safetensors(path / WEIGHTS)
+    state = published.read_safetensors(path / WEIGHTS if path.is_dir() else path)
     return {published.name_of(name, kind): tensor for name, tensor in state.items()}
 
 

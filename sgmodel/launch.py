@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +17,7 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 """Of matrix products: single; single with 10-bit mantissas on GPUs that have it; bfloat16 where autocast says so; or
 half precision there, with scaled gradients, as the paper's code has it."""
 
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -64,6 +67,9 @@ def speed(where: Launch, flops: float, seconds: float) -> dict[str, float]:
         if peaks and where.precision in _HALF:
             found["mfu"] = flops / seconds / peaks[0]
         found["memory_gb"] = torch.cuda.max_memory_allocated(where.device) / 1e9
+    else:
+        # The process's largest so far; Linux counts in KiB, macOS in bytes.
+        found["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT / 1e9
     return found
 
 

@@ -31,11 +31,26 @@ def stretched(image: Array, like: Array) -> Array:
     return levels.transpose(1, 2, 0)
 
 
-def reconstruction(true: Tensor, predicted: Tensor, removed: Tensor) -> list[Array]:
-    """Three (3, H, W) float tensors, `removed` 1 where the model could not see -> true, masked, predicted."""
-    image, answer, hidden = (t.float().cpu().numpy() for t in (true, predicted, removed))
+def reconstruction(true: Tensor, predicted: Tensor, removed: Tensor, bands: Sequence[int]) -> list[Array]:
+    """Three (C, H, W) float tensors, `removed` 1 where the model could not see -> true, masked, predicted in the three
+    `bands`, and the errors of all."""
+    every, guess, hidden = (t.float().cpu().numpy() for t in (true, predicted, removed))
+    image, answer, hidden = every[bands], guess[bands], hidden[bands]
     seen = np.where(hidden.transpose(1, 2, 0) > 0, GREY, stretched(image, image)).astype(np.uint8)
-    return [stretched(image, image), seen, stretched(answer, image)]
+    return [stretched(image, image), seen, stretched(answer, image), errors(every, guess)]
+
+
+def errors(true: Array, predicted: Array) -> Array:
+    """(C, H, W) each -> (H, columns, 3) uint8: the absolute error of every band, in order, at half size in two rows."""
+    count, height, _ = true.shape
+    low, high = np.percentile(true, (2, 98), axis=(1, 2))
+    # White is an error as large as the band's own contrast: bands of small values would else look better than they are.
+    share = np.abs(predicted - true)[:, ::2, ::2] / np.maximum(high - low, 1e-6)[:, None, None]
+    columns = -(-count // 2)
+    grey = np.pad(share.clip(0, 1) * 255, ((0, 2 * columns - count), (0, 0), (0, 0))).round().astype(np.uint8)
+    grey[:, -1] = grey[:, :, -1] = 255  # lines between the bands
+    rows = grey.reshape(2, columns, *grey.shape[1:]).transpose(0, 2, 1, 3).reshape(-1, columns * grey.shape[2])[:height]
+    return rows[..., None].repeat(3, 2)
 
 
 def segmentation(image: Tensor, target: Tensor, predicted: Tensor, colours: Sequence[str]) -> list[Array]:

@@ -171,6 +171,8 @@ def save(
     # Gathering is a conversation of all ranks, so it comes before the others leave.
     weights, memory = checkpoint.state(model), optim.state(optimizer, model)
     average = {name: ranks.whole(tensor).cpu() for name, tensor in average.items()}
+    if average:  # what is no parameter (moving averages of a normalisation) is not averaged, but belongs to the model
+        average = weights | average
     if not ranks.lead():
         return
     new, old, last = out / f".{LAST}.new", out / f".{LAST}.old", out / LAST

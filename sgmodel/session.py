@@ -111,7 +111,9 @@ def begin(task: Task, recipe: Any, places: command.Places) -> int:
     with ranks.together():
         first = runs.prepare(places.out, recipe, task.source.contract, fresh=places.fresh)
         if first:
-            task.averaged.update(runs.restore(places.out, task.model, task.optimizer))
+            averaged = runs.restore(places.out, task.model, task.optimizer)
+            names = {name for name, _ in task.model.named_parameters()}
+            task.averaged.update({name: tensor for name, tensor in averaged.items() if name in names})
             scaler = runs.read_place(places.out).scaler
             if scaler:
                 task.scaler.load_state_dict(scaler)

@@ -96,7 +96,7 @@ def fill(
 
     Published `.pth` files hold no contract, so nothing can be compared with them; that is logged.
     """
-    if weights.is_dir():
+    if checkpoint.has_card(weights):
         card = checkpoint.read_card(weights)
         compare(card, contract, how, accept=accept)
         # Weights of the same kind bring their head, whose outputs mean classes.

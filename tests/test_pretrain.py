@@ -17,6 +17,7 @@ import pytest
 import torch
 from synthetic_shards import contract, sample, write
 
+import sgmodel
 from sgdata import catalog, files, shards
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgmodel import augment, checkpoint, command, encoder, mae, published, session
@@ -65,7 +66,7 @@ def test_a_run_leaves_everything_in_its_folder(whole: Path) -> None:
     assert np.mean([lines[0][name] for name in bands]) == pytest.approx(lines[0]["loss_token"], rel=0.2)
     assert set(lines[-1]) == {"step", "val_loss_token", "val_loss_token_visible_mean", "val_loss_token_nearest"}
     times = json.loads((whole / "timings.jsonl").read_text().splitlines()[0])
-    assert set(times) == {"step", "wait_s", "step_s", "images_per_s", "wait_share", "tflops"}
+    assert set(times) == {"step", "wait_s", "step_s", "images_per_s", "wait_share", "tflops", "memory_gb"}
     sums = (whole / "SHA256SUMS").read_text()
     assert sums == files.sums(whole).decode()
     named = {line.split("  ")[1] for line in sums.splitlines()}
@@ -271,6 +272,48 @@ def test_other_ways_of_training_learn_alike(folder: Path, whole: Path, tmp_path:
     assert last.keys() == mean.keys()
     assert not torch.equal(last["norm.weight"], mean["norm.weight"])
     torch.testing.assert_close(last["norm.weight"], mean["norm.weight"], atol=0.05, rtol=0)
+    loaded = sgmodel.load(tmp_path / "checkpoint-last" / "average.safetensors")
+    assert isinstance(loaded, mae.MaskedAutoencoder)
+    assert torch.equal(loaded.norm.weight, mean["norm.weight"])
+    weights = tmp_path / "checkpoint-last" / "average.safetensors"
+    other = recipe("normalise.scheme=minmax", "training.epochs=1")
+    with pytest.raises(SettingError, match="scheme is 'minmax', was 'zscore'"):  # its card is compared like any other
+        pretrain.main(other, places(folder, tmp_path / "next", weights=weights))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own, which differ from release to release
+def test_a_compiled_model_has_the_same_curve(folder: Path, whole: Path, tmp_path: Path) -> None:
+    made = recipe("training.compile=true", "training.epochs=4")
+    assert pretrain.main(made, places(folder, tmp_path)) == 0
+    assert len(losses(tmp_path)) == 6
+    # Another number of epochs has another schedule, so what is compared is the first batch.
+    np.testing.assert_allclose(losses(tmp_path)[0], losses(whole)[0], rtol=1e-5)
+    assert (
+        checkpoint.load(tmp_path / "checkpoint-last").state_dict().keys()
+        == files_of(whole / "checkpoint-last", "model").keys()
+    )
+
+
+def losses(out: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_weights_are_scored_at_other_ratios_without_training(
+    folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = places(folder, tmp_path / "run", weights=whole / "checkpoint-last")
+    told = []
+    for ratio in (recipe().mask_ratio, 0.5):
+        assert pretrain.main(recipe("training.epochs=0", f"mask_ratio={ratio}"), start) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    results = json.loads((whole / "results.json").read_text())
+    assert told[0]["loss_token"] == pytest.approx(results["loss_token"])
+    assert told[1]["mask_ratio"] == 0.5
+    assert told[1]["loss_token_nearest"] != told[0]["loss_token_nearest"]
+    assert not (tmp_path / "run").exists()
 
 
 def files_of(folder: Path, name: str) -> dict[str, torch.Tensor]:

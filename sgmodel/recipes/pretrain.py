@@ -2,13 +2,15 @@
 
     python -m sgmodel.recipes.pretrain recipes/train/pretrain-demo-tiny.toml --shards DIR --out DIR
 
-The paper's two stages are `pretrain-fmow-base.toml` and `pretrain-bigearthnet-base.toml`;
-`pretrain-progressive-base.toml` is both in one run.
+With `--weights RUN/checkpoint-last --set training.epochs=0` nothing is trained: the figures of the held-out samples
+are printed, at another `mask_ratio`, say. The paper's two stages are `pretrain-fmow-base.toml` and
+`pretrain-bigearthnet-base.toml`; `pretrain-progressive-base.toml` is both in one run.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -122,6 +124,11 @@ def main(recipe: Recipe, places: command.Places) -> int:
     )
     if places.dry_run:
         print(session.outlook(task))
+        return 0
+    if task.total == 0:
+        figures = evaluate(setting, model, _held_out(source, recipe))
+        if ranks.lead():
+            print(json.dumps({"mask_ratio": recipe.mask_ratio, **figures}))
         return 0
     with files.only_writer(places.out) if ranks.lead() else nullcontext():
         return _train(setting, model, task, places)
@@ -279,16 +286,16 @@ def _reconstructions(
 
 @torch.no_grad()
 def _show(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Source, path: Path) -> None:
-    """A picture of the first samples of `source`: true, masked, predicted."""
+    """A picture of the first samples of `source`: true, masked, predicted, and the error of every band."""
     config, bands = setting.recipe.model, pictures.true_colour(setting.contract)
     plan = itertools.islice(batches.in_order(len(source), SHOWN), 1)
     for images, result in _reconstructions(setting, model, source, plan):
         predicted = mae.unpatchify(result.pred.float(), config)
         removed = mae.unpatchify(result.mask[..., None].expand_as(result.pred), config)
-        rows = zip(images[:, bands], predicted[:, bands], removed[:, bands], strict=True)
+        rows = zip(images, predicted, removed, strict=True)
         if not ranks.lead():
             continue
-        pictures.write(path, [pictures.reconstruction(*row) for row in rows])
+        pictures.write(path, [pictures.reconstruction(*row, bands) for row in rows])
 
 
 if __name__ == "__main__":
