@@ -95,6 +95,8 @@ def fit(ours: Contract, theirs: Contract, how: Normalisation, accept: Sequence[s
 @contextmanager
 def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> Iterator[Scene]:
     """The build folder or GeoTIFF at `path` for a model trained on `theirs`. Raises SettingError, SourceError."""
+    import rasterio
+
     file = files.existing(path / IMAGE if path.is_dir() else path, "a GeoTIFF, a build, or a folder of shards")
     with rasters.opened(str(file)) as dataset:
         header = rasters.header(dataset)
@@ -107,7 +109,10 @@ def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> 
         found = fit(ours, theirs, how, stated.accept)
         if header.nodata is not None:
             found = replace(found, nodata=header.nodata)
-        yield Scene(grid=header.lattice, fit=found, dataset=dataset)
+        # Rows of tiles are lower than the file's blocks: with less cache each block would be decoded many times over.
+        block_row = dataset.block_shapes[0][0] * dataset.width * dataset.count * np.dtype(header.dtype).itemsize
+        with rasterio.Env(GDAL_CACHEMAX=max(64 << 20, 2 * block_row)):
+            yield Scene(grid=header.lattice, fit=found, dataset=dataset)
 
 
 def _contract(file: Path, dataset: DatasetReader, theirs: Contract, stated: Stated) -> Contract:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from sgdata import catalog, contracts, files, progress, rasters, shards
-from sgdata.errors import SettingError, SgdataError
+from sgdata.errors import OutputError, SettingError, SgdataError
 from sgdata.types import Array, Contract, Grid, LabelSpace, Level, Window
 from sgmodel import batches, checkpoint, hub, lattice, launch, mosaic, scenes
 from sgmodel.predictor import SCENES, Predictor, load
@@ -35,7 +35,7 @@ from sgmodel.predictor import SCENES, Predictor, load
 ROWS, CLASSES, PROBABILITIES, EMBEDDINGS = "patches.parquet", "classes.tif", "probabilities.tif", "embeddings.tif"
 OWN = (ROWS, CLASSES, f"{CLASSES}.aux.xml", PROBABILITIES, EMBEDDINGS)
 PALETTE = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
-STRIP_ROWS = 512
+BLOCK = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,49 +128,44 @@ def write_maps(
 ) -> None:
     """The answers as they are, where asked for or where several classes can be right, and the likeliest class; `about`
     is the grid of the map and how many answers each cell has."""
-    (grid, channels), space, scratch = about, predictor.contract.label_space, places.out / ".classes"
+    (grid, channels), space = about, predictor.contract.label_space
+    # Answers wait on disk: one raster is written at a time, and no map lies in memory.
+    scratch = (places.out / ".classes", places.out / ".values")
     tags = {"weights_sha256": files.sha256_file(places.weights / checkpoint.WEIGHTS), "label_space": space.name}
+    as_they_are = recipe.what != "classes" or predictor.task == "multi-label"
     try:
-        pieces = _pieces(predictor, answers, scratch)
-        if recipe.what != "classes" or predictor.task == "multi-label":
+        with scratch[0].open("wb") as classes, scratch[1].open("wb") as values:
+            for _, answer, seen in answers:
+                if space.ids:
+                    classes.write(likeliest(space, answer, seen).tobytes())
+                if as_they_are:
+                    # Steps of a thousandth leave zeros behind, which take a quarter of the bytes of noise.
+                    exact = np.rint(answer * 1024) / 1024 if space.ids else answer
+                    values.write(np.where(seen, exact, np.nan).transpose(1, 0, 2).astype(np.float32).tobytes())
+        if as_they_are:
             names = space.names or tuple(f"feature {number}" for number in range(channels))
             style = rasters.Style(descriptions=names, nodata=float("nan"), dtype="float32", tags=tags)
-            name = EMBEDDINGS if predictor.task == "none" else PROBABILITIES
-            rasters.write_cog(places.out / name, grid, pieces, style=style)
-        for _ in pieces:  # what has not been taken yet: the classes are written on the way
-            pass
-        if predictor.task not in {"none", "multi-label"}:
-            # They waited on disk, so that one raster is written at a time and no map lies in memory.
-            labels = np.memmap(scratch, np.uint8, "r", shape=grid.shape)
-            style = rasters.Style(
-                descriptions=("classes",),
-                nodata=ignored(space),
-                dtype="uint8",
-                overviews="mode",
-                classes=legend(space),
-                tags=tags,
-            )
-            strips = (slice(row, row + STRIP_ROWS) for row in range(0, len(labels), STRIP_ROWS))
-            rasters.write_cog(
-                places.out / CLASSES, grid, (_piece(s.start, labels[None, s]) for s in strips), style=style
-            )
+            name = PROBABILITIES if space.ids else EMBEDDINGS
+            rasters.write_cog(places.out / name, grid, _blocks(scratch[1], grid, style), style=style)
+        if space.ids and predictor.task != "multi-label":
+            style = rasters.Style(descriptions=("classes",), nodata=ignored(space), dtype="uint8", overviews="mode")
+            style = replace(style, classes=legend(space), tags=tags)
+            rasters.write_cog(places.out / CLASSES, grid, _blocks(scratch[0], grid, style), style=style)
+    except OSError as error:
+        raise OutputError(f"{places.out}: cannot be written: {error.strerror or error}; choose another --out") from None
     finally:
-        scratch.unlink(missing_ok=True)
+        for path in scratch:
+            path.unlink(missing_ok=True)
 
 
-def _pieces(predictor: Predictor, answers: Iterable[mosaic.Row], scratch: Path) -> Iterator[tuple[Window, Array]]:
-    """The answers, NaN where nothing was seen; the likeliest classes go to the file `scratch` on the way."""
-    with scratch.open("wb") as handle:
-        for row, answer, seen in answers:
-            if predictor.task != "none":
-                handle.write(likeliest(predictor.contract.label_space, answer, seen).tobytes())
-                # Steps of a thousandth leave zeros behind, which take a quarter of the bytes of noise.
-                answer = np.rint(answer * 1024) / 1024
-            yield _piece(row, np.where(seen, answer, np.float32(np.nan)))
-
-
-def _piece(row: int, values: Array) -> tuple[Window, Array]:
-    return Window(row=row, col=0, height=values.shape[1], width=values.shape[2]), values
+def _blocks(scratch: Path, grid: Grid, style: rasters.Style) -> Iterator[tuple[Window, Array]]:
+    """The map that lies in `scratch` row by row, in the blocks of its raster: each is written once, where rows of tiles
+    would cut through all of them."""
+    height, width = grid.shape
+    stored = np.memmap(scratch, style.dtype, "r", shape=(height, len(style.descriptions), width))
+    for row, col in itertools.product(range(0, height, BLOCK), range(0, width, BLOCK)):
+        values = stored[row : row + BLOCK, :, col : col + BLOCK].transpose(1, 0, 2)
+        yield Window(row=row, col=col, height=values.shape[1], width=values.shape[2]), values
 
 
 def likeliest(space: LabelSpace, answer: Array, seen: Array) -> Array:
