@@ -14,14 +14,15 @@ from sgdata.errors import SettingError
 from sgmodel import encoder as enc
 from sgmodel import upernet
 
-Pooling = Literal["mean", "released"]
+Pooling = Literal["mean", "released", "class"]
 
 
 class SceneClassifier(nn.Module):
     """Mean over tokens, then the encoder's final norm, then one linear layer.
 
     `pooling` "released" leaves the first token out of the mean, as the released code does although there is no
-    class token; "mean" takes all. State-dict keys are the published ones, so the encoder's parts hang here.
+    class token; "mean" takes all; "class" takes the class token alone. State-dict keys are the published ones, so the
+    encoder's parts hang here.
     """
 
     config: enc.EncoderConfig
@@ -31,6 +32,10 @@ class SceneClassifier(nn.Module):
 
     def __init__(self, encoder: enc.Encoder, classes: int, pooling: Pooling = "mean") -> None:
         super().__init__()
+        if pooling == "class" and not encoder.config.class_token:
+            raise SettingError(
+                "pooling is 'class', the encoder has no class token; set class_token, or another pooling"
+            )
         enc.adopt(self, encoder)
         self.classes = classes
         self.pooling: Pooling = pooling
@@ -39,6 +44,9 @@ class SceneClassifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D), what the linear layer sees."""
+        if self.pooling == "class":
+            of_class: Tensor = self.norm(enc.encoded(self, images)[:, 0])
+            return of_class
         first = 1 if self.pooling == "released" else 0
         out: Tensor = self.norm(enc.tokens(self, images)[:, first:].mean(dim=1))
         return out

@@ -20,7 +20,7 @@ from synthetic_shards import contract, sample, write
 import sgmodel
 from sgdata import catalog, files, shards
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgmodel import augment, checkpoint, command, encoder, mae, published, session
+from sgmodel import augment, checkpoint, command, encoder, heads, mae, published, session, upernet
 from sgmodel.recipes import pretrain
 
 TINY = (
@@ -314,6 +314,49 @@ def test_weights_are_scored_at_other_ratios_without_training(
     assert told[1]["mask_ratio"] == 0.5
     assert told[1]["loss_token_nearest"] != told[0]["loss_token_nearest"]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("masking", ["random", "tube", "spectral"])
+def test_what_a_masking_hides(folder: Path, tmp_path: Path, masking: str) -> None:
+    made = recipe(f"objective.masking={masking}", "training.epochs=2")
+    assert pretrain.main(made, places(folder, tmp_path)) == 0
+    model = checkpoint.load(tmp_path / "checkpoint-last")
+    noise = torch.rand(2, made.model.tokens, generator=torch.Generator().manual_seed(0))
+    mask = model(torch.rand(2, 12, 32, 32), noise=noise, ratio=0.75).mask.reshape(2, 4, 16)
+    assert mask.mean() == 0.75
+    assert bool((mask == mask[:, :1]).all()) == (masking == "tube")
+    assert bool((mask == mask[:, :, :1]).all()) == (masking == "spectral")
+
+
+TEN = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+SHAPES = {
+    "ten bands in pairs": (TEN, {"bands": 10, "group_bands": 2}),
+    "a token per band": (TEN[:3], {"bands": 3, "group_bands": 1}),
+    "one group of all": (TEN, {"bands": 10, "group_bands": 10}),
+    "patches of 4": ((), {"patch_px": 4, "image_px": 24}),
+    "patches of 16": ((), {"patch_px": 16}),
+    "a class token": ((), {"class_token": True}),
+    "one joint table": ((), {"positions": "joint"}),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_other_shapes_are_pretrained_and_classify_and_segment(folder: Path, tmp_path: Path, name: str) -> None:
+    bands, change = SHAPES[name]
+    made = recipe("training.epochs=2")
+    made = dataclasses.replace(made, bands=bands or made.bands, model=dataclasses.replace(made.model, **change))
+    assert pretrain.main(made, places(folder, tmp_path)) == 0
+    state, config = checkpoint.read_weights(tmp_path / "checkpoint-last"), made.model
+    images = torch.rand(2, config.bands, config.image_px, config.image_px)
+    pooling: heads.Pooling = "class" if config.class_token else "mean"
+    narrow = upernet.HeadConfig(levels=(16, 16, 16, 16), hidden=(16, 16, 16), width=16, groups_levels=4, groups=4)
+    scene = heads.SceneClassifier(encoder.Encoder(config), 3, pooling)
+    dense = upernet.Segmenter(encoder.Encoder(config), 5, narrow)
+    for model, shape in ((scene, (2, 3)), (dense, (2, 5, config.image_px, config.image_px))):
+        assert checkpoint.fit(model, state, at_least=1.0).encoder_share == 1.0
+        assert model(images).shape == shape
+    checkpoint.save(tmp_path / "scene", scene, checkpoint.Card(model=checkpoint.describe(scene)))
+    torch.testing.assert_close(sgmodel.load(tmp_path / "scene")(images), scene.eval()(images))
 
 
 def files_of(folder: Path, name: str) -> dict[str, torch.Tensor]:
