@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import composite, files, grid, masks, offsets, pool, resample, staging
+from sgdata import composite, files, grid, masks, offsets, pool, product, resample, staging
 from sgdata.types import Array, Grid, Window
 
 OBSERVATION_BYTES = 96 << 20
@@ -63,6 +63,9 @@ class Visit:
     overpass: str
     day: int
     pieces: dict[str, staging.Piece]
+    product: str | None = None
+    """Where the product metadata lie that tell the offset, and the service that signs that address."""
+    tokens: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,8 @@ class Job:
 def visit(scene: Visit, *, lattice: Grid, tile: int) -> tuple[Observed, offsets.Evidence]:
     """Stage all files of a scene and test its offset. Raises SourceError."""
     observed = scout(scene)
-    return observed, evidence(observed, lattice=lattice, tile=tile)
+    told = product.offset(scene.product, scene.tokens) if scene.product else None
+    return observed, replace(evidence(observed, lattice=lattice, tile=tile), product=told)
 
 
 def scout(scene: Visit) -> Observed:

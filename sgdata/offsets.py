@@ -45,15 +45,26 @@ class Evidence:
 
     eligible: int
     dark_share: float
+    product: int | None = None
+    """What the product's own XML says, where it could be read."""
 
 
-def expected(provider: str, collection: str, baseline: str, *, level: Level = "L2A") -> int | None:
-    """The offset in DN (0 or -1000) that metadata promise, None where only the pixels can tell."""
-    if _number(baseline) < (4, 0):
-        return 0
-    if provider == "earth-search" and level == "L2A" and "c1" not in collection.split("-"):
-        return None
-    return BASELINE_OFFSET
+def expected(
+    provider: str, collection: str, baseline: str, *, level: Level = "L2A", product: int | None = None
+) -> int | None:
+    """The offset in DN (0 or -1000) that metadata promise, None where only the pixels can tell.
+
+    `product`, what the product's XML says, rules over the baseline; but where a provider rewrites pixels, it still
+    tells of those that ESA delivered.
+    """
+    carried = product if product is not None else BASELINE_OFFSET if told_by_product(baseline) else 0
+    rewritten = provider == "earth-search" and level == "L2A" and "c1" not in collection.split("-")
+    return None if carried and rewritten else carried
+
+
+def told_by_product(baseline: str) -> bool:
+    """Whether products of a baseline say what offset they carry: those before 04.00 know of none."""
+    return _number(baseline) >= (4, 0)
 
 
 def _number(baseline: str) -> tuple[int, int]:

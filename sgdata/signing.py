@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import datetime
 from functools import cache
@@ -22,8 +23,8 @@ def service(provider: str, href: str) -> str:
     return PLANETARY_COMPUTER if needed else ""
 
 
-def signed(href: str, tokens: str, *, renew: bool = False) -> str:
-    """`href` with a valid token of the service `tokens` ('' leaves it as it is); `renew` asks for a new one.
+def signed(href: str, tokens: str, *, failed: str = "") -> str:
+    """`href` with a valid token of the service `tokens` ('' leaves it as it is); not the one of the URL that `failed`.
 
     Raises ServiceError where the service gives none.
     """
@@ -34,10 +35,18 @@ def signed(href: str, tokens: str, *, renew: bool = False) -> str:
     account, container = (parts.hostname or "").split(".")[0], parts.path.split("/")[1]
     url = f"{tokens.rstrip('/')}/{account}/{container}"
     # Many files, one container: ask once, then remember until shortly before the end.
-    until, token = _held().get(url, (0.0, ""))
-    if renew or until - time.time() < SPARE_S:
-        until, token = _held()[url] = _asked(url)
+    with _one_asks():
+        until, token = _held().get(url, (0.0, ""))
+        # Of many threads that a token failed, the first gets a new one for all.
+        if until - time.time() < SPARE_S or failed.endswith(token):
+            until, token = _held()[url] = _asked(url)
     return f"{href}{'&' if parts.query else '?'}{token}"
+
+
+@cache
+def _one_asks() -> threading.Lock:
+    """Per process."""
+    return threading.Lock()
 
 
 @cache

@@ -39,6 +39,8 @@ CDSE = {
 KEYS = {"earth-search": EARTH_SEARCH, "planetary-computer": PLANETARY_COMPUTER, "cdse": CDSE}
 """Provider -> band -> asset key. Never by `eo:common_name`: three bands share "rededge", and B8A is "nir08"."""
 
+PRODUCT = ("product_metadata", "product-metadata")
+
 RETRIES, TIMEOUT_S = 4, 60.0
 PAGE, STALE_PAGES = 100, 3
 STRIP_OVERLAP = 0.1
@@ -77,6 +79,8 @@ class Scene:
     bbox: Bounds
     cloud_cover: float | None
     assets: dict[str, Asset]
+    product: str | None = None
+    """Href of the product metadata (XML), where the item has them."""
     declared_offset: int | None = None
     """What the item says must be added to its DN: often wrong, so it is compared and never simply followed."""
 
@@ -283,6 +287,7 @@ def parse(item: pystac.Item, bands: tuple[str, ...], root: str = "") -> Scene:
         bbox=(item.bbox[0], item.bbox[1], item.bbox[2], item.bbox[3]),
         cloud_cover=told.get("eo:cloud_cover"),
         assets={band: _asset(item, keys[band], root) for band in bands},
+        product=next((_asset(item, key, root).href for key in PRODUCT if key in item.assets), None),
         declared_offset=_declared(item, [item.assets[keys[band]] for band in bands if band in BAND]),
     )
 
@@ -383,4 +388,5 @@ def located(scene: Scene, where: str) -> Scene:
         band: asset if "://" in asset.href else replace(asset, href=str(root / asset.href))
         for band, asset in scene.assets.items()
     }
-    return replace(scene, assets=assets)
+    product = scene.product if scene.product is None or "://" in scene.product else str(root / scene.product)
+    return replace(scene, assets=assets, product=product)

@@ -79,8 +79,9 @@ def stage(piece: Piece) -> Staged:
     done = piece.target.with_suffix(".json")
     if done.exists():
         return replace(files.read(Staged, done), path=str(piece.target.with_suffix(".bin")))
+    href = ""
     for attempt in range(TRIES):
-        href = signing.signed(piece.asset.href, piece.tokens, renew=attempt > 0)
+        href = signing.signed(piece.asset.href, piece.tokens, failed=href)
         try:
             return _copied(piece, href, done)
         except SourceError as error:

@@ -42,6 +42,7 @@ LAYERS = (
     (
         "rasters",
         "signing",
+        "product",
         "stac",
         "osm",
         "overpass",

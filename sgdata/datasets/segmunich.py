@@ -221,8 +221,9 @@ def assets(recipe: BuildRecipe) -> tuple[str, ...]:
     return (*recipe.bands, *sorted(layer for layer in layers if layer))
 
 
-def _promised(scene: stac.Scene, recipe: BuildRecipe) -> int | None:
-    return offsets.expected(scene.provider, scene.collection, scene.baseline, level=recipe.source.level)
+def _promised(scene: stac.Scene, recipe: BuildRecipe, product: int | None = None) -> int | None:
+    level = recipe.source.level
+    return offsets.expected(scene.provider, scene.collection, scene.baseline, level=level, product=product)
 
 
 # --- build ---------------------------------------------------------------------------------
@@ -316,6 +317,7 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
         runs = progress.track(run(task, [visits[n] for n in fresh]), label="scenes", total=len(fresh))
         for n, (scene, seen) in zip(fresh, runs, strict=True):
             _same_pixels(items[n], scene.files)
+            items[n] = replace(items[n], expected_offset=_promised(items[n].scene, recipe, seen.product))
             if recipe.offset.untestable == "leave-out" and offsets.untestable(items[n].expected_offset, seen):
                 dropped.append(stac.Dropped(id=scene.id, reason=f"offset untestable: {seen.eligible} clear pixels"))
                 del items[n], scenes[n]
@@ -366,12 +368,10 @@ def _visit(scene: stac.Scene, recipe: BuildRecipe, lattice: Grid, places: Places
     for band in (*assets(recipe), *(found.keys() & {masks.EXTERNAL})):
         reach = observe.layer_reach_m(recipe.mask, recipe.composite.reach_m) if band == recipe.mask.asset else 0
         # Named by what decides its bytes: another plan may share it, a changed one may not.
-        decides: dict[str, object] = {
-            "asset": decide[band], "bounds": lattice.bounds, "crs": lattice.crs, "margin": reach,
-        }  # fmt: skip
+        decides = {"asset": decide[band], "bounds": lattice.bounds, "crs": lattice.crs, "margin": reach}
         kernel = recipe.resampling if band in BAND else "nearest"
-        if scene.crs != lattice.crs:
-            decides["kernel"] = kernel
+        if scene.crs != lattice.crs:  # only where pixels are warped
+            decides |= {"kernel": kernel}
         digest = lock.sha256(decides)[:16]
         pieces[band] = staging.Piece(
             name=f"{scene.id} {band}",
@@ -384,7 +384,10 @@ def _visit(scene: stac.Scene, recipe: BuildRecipe, lattice: Grid, places: Places
             tokens=recipe.source.tokens or signing.service(scene.provider, found[band].href),
         )
     day = date.fromisoformat(scene.time[:10]) - date(1970, 1, 1)
-    return observe.Visit(id=scene.id, overpass=scene.overpass, day=day.days, pieces=pieces)
+    told = there.product if there.product and offsets.told_by_product(scene.baseline) else None
+    tokens = recipe.source.tokens or signing.service(scene.provider, told or "")
+    visit = observe.Visit(id=scene.id, overpass=scene.overpass, day=day.days, pieces=pieces)
+    return replace(visit, product=told, tokens=tokens)
 
 
 def _same_pixels(item: Item, staged: dict[str, staging.Staged]) -> None:

@@ -1,0 +1,101 @@
+"""Offsets out of product metadata: ESA's own, damaged and hostile ones, and what a build makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stac_wrap import wrap
+from test_segmunich import ground, recipe, run, scene
+
+from sgdata import files, lock, offsets, product
+from sgdata.datasets.segmunich import BuildRecipe
+from sgdata.errors import SourceError
+
+__all__ = ["recipe"]
+
+L2A = """<?xml version="1.0" encoding="UTF-8"?>
+<n1:Level-2A_User_Product xmlns:n1="https://psd-14.sentinel2.eo.esa.int/PSD/User_Product_Level-2A.xsd">
+<n1:General_Info><Product_Image_Characteristics><QUANTIFICATION_VALUES_LIST>
+<BOA_QUANTIFICATION_VALUE unit="none">10000</BOA_QUANTIFICATION_VALUE></QUANTIFICATION_VALUES_LIST>
+<BOA_ADD_OFFSET_VALUES_LIST>{}</BOA_ADD_OFFSET_VALUES_LIST>
+</Product_Image_Characteristics></n1:General_Info></n1:Level-2A_User_Product>"""
+
+
+def xml(*values: object) -> str:
+    return L2A.format(
+        "".join(f'<BOA_ADD_OFFSET band_id="{n}">{value}</BOA_ADD_OFFSET>' for n, value in enumerate(values))
+    )
+
+
+def test_the_offset_of_all_bands_is_read_and_none_is_zero() -> None:
+    assert product.parsed(xml(*[-1000] * 13).encode(), "x") == -1000
+    assert product.parsed(xml().encode(), "x") == 0
+    l1c = xml(-1000).replace("BOA_ADD", "RADIO_ADD").replace("Level-2A", "Level-1C")
+    assert product.parsed(l1c.replace("UTF-8", "UTF-16").encode("utf-16"), "x") == -1000
+
+
+BOMB = '<!DOCTYPE a [<!ENTITY b "bbbbbbbb"><!ENTITY c "&b;&b;&b;&b;&b;&b;">]>'
+FETCH = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]>'
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (xml(-1000, 0), r"offsets \[-1000, 0\]; expected a User_Product with one offset"),
+        (xml("-1000.5"), "is no product metadata: invalid literal"),
+        ("<html><body>Not here</body></html>", "root html"),
+        ("<html><br>", "is no product metadata: no element found"),
+        ("", "is no product metadata"),
+        (xml(-1000).replace("?>", "?>" + BOMB), "declares a document type"),
+        (xml("&b;").replace("?>", "?>" + FETCH), "declares a document type"),
+    ],
+)
+def test_what_is_no_metadata_is_refused(content: str, words: str) -> None:
+    with pytest.raises(SourceError, match=words):
+        product.parsed(content.encode(), "MTD_MSIL2A.xml")
+
+
+def test_too_much_is_refused_and_nothing_is_a_line_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "MTD.xml"
+    path.write_text(xml(-1000))
+    assert product.offset(str(path)) == -1000
+    monkeypatch.setattr(product, "LARGEST_BYTES", 100)
+    with pytest.raises(SourceError, match="more than 100 bytes"):
+        product.offset(str(path))
+    assert product.offset(str(tmp_path / "none.xml")) is None
+    assert product.offset("s3://bucket/MTD.xml") is None
+    assert [record.message.split(":")[0] for record in caplog.records] == [str(tmp_path / "none.xml"), "s3"]
+
+
+def test_it_rules_over_the_baseline_but_not_over_rewritten_pixels() -> None:
+    def told(provider: str, collection: str, xml: int | None) -> int | None:
+        return offsets.expected(provider, collection, "05.00", product=xml)
+
+    assert [told("cdse", "sentinel-2-l2a", xml) for xml in (None, -1000, 0)] == [-1000, -1000, 0]
+    assert [told("earth-search", "sentinel-2-c1-l2a", xml) for xml in (None, -1000, 0)] == [-1000, -1000, 0]
+    assert [told("earth-search", "sentinel-2-l2a", xml) for xml in (None, -1000, 0)] == [None, None, 0]
+
+
+@pytest.mark.parametrize(("inside", "shift", "expected"), [(0, 0, 0), (-1000, 1000, None), (0, 1000, "stops")])
+def test_a_build_holds_it_against_the_pixels(
+    tmp_path: Path, recipe: BuildRecipe, inside: int, shift: int, expected: Any
+) -> None:
+    folder = wrap(tmp_path / "a", [scene("2019-06-01", ground(1), shift=shift, baseline="05.00")])
+    path = next(folder.rglob("S2A*.json"))
+    item = files.read_plain(path)
+    item["assets"]["product_metadata"] = {"href": "./MTD_MSIL2A.xml", "type": "application/xml"}
+    path.write_bytes(files.pretty_json(item))
+    (path.parent / "MTD_MSIL2A.xml").write_text(xml(*[inside] * 12))
+    if expected == "stops":
+        with pytest.raises(SourceError, match="metadata promise offset 0, the pixels say -1000"):
+            run(recipe, folder, tmp_path / "b")
+        return
+    built = lock.read(run(recipe, folder, tmp_path / "b") / lock.NAME).items[0]
+    assert (built.expected_offset, built.offset) == (expected, -shift)
+    assert built.scene.product == f"sentinel-2-l2a/{path.stem}/MTD_MSIL2A.xml"
+    assert np.isclose(built.dark_share or 0, 0.0 if shift else 1.0)
