@@ -9,16 +9,12 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from sgdata import console
 from sgdata.errors import SettingError, SgdataError
-
-if TYPE_CHECKING:
-    from sgdata.audit import Report
-    from sgdata.datasets.segmunich import Places
-    from sgdata.lock import Lock
 
 # A bug keeps Python's own traceback: typer's prints local variables, among them what a URL was signed with.
 app = typer.Typer(
@@ -125,7 +121,7 @@ def plan(
     chosen = segmunich.recipe_for(recipe or name, wanted, changes or ())
     places = segmunich.Places(out=out or Path(chosen.out), stac=stac, workers=workers)
     # Shown before it is refused: who sees the months knows which dates to choose.
-    holes = show_plan(segmunich.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=as_json)
+    holes = console.show_plan(segmunich.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=as_json)
     if holes and not allow_holes:
         raise SettingError(f"{holes}; choose other dates or another catalogue, or give --allow-holes")
 
@@ -174,7 +170,9 @@ def build(
     # Read before anything is fetched: a wrong path must not cost an hour.
     locked = locks.read(lock) if lock else None
     if dry_run:
-        show_plan(locked or segmunich.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=False)
+        console.show_plan(
+            locked or segmunich.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=False
+        )
         return
     print(segmunich.build(chosen, places, locked=locked, exact=exact))
 
@@ -194,42 +192,6 @@ def drift(lock: Annotated[Path, typer.Argument(help="The lock of a plan or a bui
     if lines:
         raise SystemExit(2)
     print(f"{lock}: {where} says the same today")
-
-
-def show_plan(planned: Lock, places: Places, *, where: str, as_json: bool) -> str:
-    """Print the month table of a plan, its cost, and where its lock lies; returns its holes in words."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from sgdata import files, passes
-    from sgdata import lock as locks
-
-    months = passes.months(planned)
-    cost = passes.cost(planned, where, workers=places.workers)
-    holes = passes.holes(months)
-    if as_json:
-        about = {"lock": places.out / locks.NAME, "months": months, "cost": cost}
-        # Only the document, for a program reads it; the holes are in it.
-        print(files.pretty_json(about | {"dropped": planned.dropped}).decode(), end="")
-        return holes
-    # Decimal MB, as providers meter traffic.
-    table = Table("month", "passes", "expected", "scenes", "MB raw")
-    for m in months:
-        seen = f"{m.passes} hole" if m.hole else str(m.passes)
-        table.add_row(m.month, seen, f"{m.expected:g}", str(m.scenes), f"{m.bytes / 1e6:,.0f}")
-    total = sum(m.bytes for m in months)
-    table.add_row("all", str(sum(m.passes for m in months)), "", str(len(planned.items)), f"{total / 1e6:,.0f}")
-    console = Console()
-    console.print(table)
-    for dropped in planned.dropped:
-        # No markup: an id in square brackets would vanish as a style.
-        console.print(f"left out: {dropped.id}: {dropped.reason}", highlight=False, markup=False)
-    print(
-        f"about {cost.read_bytes / 1e6:,.0f} MB to read, {cost.scratch_bytes / 1e6:,.0f} MB of scratch, "
-        f"{cost.minutes} minutes with {places.workers} workers"
-    )
-    print(places.out / locks.NAME)
-    return holes
 
 
 @app.command(epilog=example("sgdata catalog eurosat"))
@@ -349,25 +311,7 @@ def audit(
     report = checks.judge(auditor.gather(what, workers=workers))
     if out:
         auditor.write(out, report)
-    show_audit(report, where=out, as_json=as_json)
-
-
-def show_audit(report: Report, *, where: Path | None, as_json: bool) -> None:
-    """Print a report, and where it lies; exits 3 with findings."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from sgdata import files
-
-    if as_json:
-        print(files.pretty_json(report).decode(), end="")
-    else:
-        table = Table("state", "check", "what was found")
-        for check in report.checks:
-            table.add_row(check.state, check.name, check.told)
-        Console().print(table, markup=False)
-        print(where or f"{report.findings} findings in {report.samples} samples")
-    if report.findings:
+    if console.show_audit(report, where=out, as_json=as_json):
         raise SystemExit(INCOMPLETE)
 
 
@@ -396,7 +340,20 @@ def split(
     judged = splitting.write(out, proposed, report)
     told = ", ".join(f"{part} {number}" for part, number in report.boxes.items())
     print(f"{told}, left out {report.left_out}", file=sys.stderr)
-    show_audit(judged, where=out, as_json=False)
+    if console.show_audit(judged, where=out, as_json=False):
+        raise SystemExit(INCOMPLETE)
+
+
+@app.command(epilog=example("sgdata show out/build"))
+def show(
+    path: Annotated[Path, typer.Argument(help="A build, shards, a release, a training run or a folder of runs.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the page (PATH-page).")] = None,
+) -> None:
+    """A page to look at an output: map, spectra, samples, splits, losses; opens from disk, without a server."""
+    from sgdata.show import folder
+
+    # Beside the folder, not in it: an output is never changed after its sums were written.
+    print(folder.write(path, out or path.resolve().with_name(f"{path.resolve().name}-page")))
 
 
 @app.command(epilog=example("make demo OUT=out/demo   (the same with the defaults)"))

@@ -1,0 +1,157 @@
+"""Bokeh figures as JSON with fixed ids. Their colours are CSS variables (`page.css`), so they follow light and dark."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgdata.types import BandStatistics, Bounds
+
+# Apart in lightness as well as hue: told apart in grey and by the colour-blind, on a white page and on a black one.
+SERIES = ("#2f7fc1", "#d9622b", "#3d9a4a", "#9a6bc9", "#b8860b")
+SPLITS = {"train": "#2f7fc1", "val": "#d9622b", "test": "#3d9a4a"}
+# A screen has no more columns; every 50th step of a long training tells the same.
+POINTS = 1500
+
+
+def colour(split: str) -> str:
+    """The colour of a split; one that has none of its own gets the last."""
+    return SPLITS.get(split, SERIES[-1])
+
+
+def script() -> bytes:
+    """Bokeh's JavaScript, as it lies in its wheel."""
+    import bokeh
+
+    return (Path(bokeh.__file__).parent / "server" / "static" / "js" / "bokeh.min.js").read_bytes()
+
+
+def embedded(model: Any) -> str:
+    """The figure as JSON for `Bokeh.embed.embed_item`, the same for the same figure."""
+    from bokeh.embed import json_item
+
+    # Bokeh counts its models over the life of the process: counted anew here, in the order of their appearance.
+    numbers: dict[str, str] = {}
+
+    def renumbered(match: re.Match[str]) -> str:
+        return f'{match[1]}{numbers.setdefault(match[2], f"p{len(numbers)}")}"'
+
+    return re.sub(r'("(?:root_)?id": ")(p\d+)"', renumbered, json.dumps(json_item(model)))
+
+
+def _figure(*, tools: str, **options: Any) -> Any:
+    from bokeh import plotting
+
+    make: Any = plotting.figure  # its stubs know neither `tools` nor arrays of whole numbers
+    made = make(sizing_mode="stretch_width", tools=tools, **options)
+    made.toolbar.autohide = True
+    made.toolbar.logo = None
+    return made
+
+
+def _with_legend(made: Any) -> str:
+    """The figure with its legend above, where it hides no line; without a ground of its own, that would stay white."""
+    made.legend.orientation = "horizontal"
+    made.legend.background_fill_alpha = made.legend.border_line_alpha = 0
+    made.legend.padding = made.legend.margin = 0
+    made.add_layout(made.legend[0], "above")
+    return embedded(made)
+
+
+def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str) -> str:
+    """A line chart of named (x, y) series."""
+    made = _figure(
+        tools="hover,box_zoom,reset,save", height=300, x_axis_label=x_label, tooltips=[("", "$name $x{0} : $y{0.0000}")]
+    )
+    for (name, points), shade in zip(series.items(), SERIES, strict=False):
+        step = -(-len(points) // POINTS)
+        shown = [*points[:-1:step], points[-1]]
+        x, y = (list(values) for values in zip(*shown, strict=True))
+        made.line(x, y, name=name, legend_label=name, color=shade, line_width=2)
+    return _with_legend(made)
+
+
+def layered(
+    shape: tuple[int, int], layers: Sequence[str], patches: Mapping[str, Sequence[tuple[int, int, int, int]]]
+) -> str:
+    """A map in pixels (x to the right, y down) with empty image layers for `page.js` to fill.
+
+    `patches` are (row, column, height, width) by split.
+    """
+    from bokeh.models import Range1d
+
+    height, width = shape
+    made = _figure(
+        tools="pan,wheel_zoom", aspect_ratio=width / height, toolbar_location=None, min_border=0,
+        x_range=Range1d(start=0, end=width), y_range=Range1d(start=height, end=0),
+    )  # fmt: skip
+    # Chosen by page.js while the map has the focus: else no one could scroll past it.
+    made.toolbar.active_scroll = None
+    made.axis.visible = made.grid.visible = False
+    for name in layers:
+        # A first image of one clear pixel: from it the script knows the type of those to come.
+        clear = np.zeros((1, 1), np.uint32)
+        made.image_rgba(image=[clear], x=[0], y=[0], dw=[width], dh=[height], name=name)
+    for split, boxes in patches.items():
+        row, col, high, wide = np.array(boxes).T
+        made.quad(
+            left=col.tolist(), right=(col + wide).tolist(), top=row.tolist(), bottom=(row + high).tolist(),
+            line_color=colour(split), line_width=1.5, fill_alpha=0.15,
+            fill_color=colour(split), name="patches", visible=False,
+        )  # fmt: skip
+    for shade, size in (("#000000", 17), ("#ffffff", 15)):
+        made.scatter(
+            x=[width / 2], y=[height / 2], marker="square", size=size, fill_alpha=0, line_color=shade, line_width=1.5,
+            name="cursor",
+        )  # fmt: skip
+    return embedded(made)
+
+
+def spectrum(
+    wavelengths: Mapping[str, float], statistics: Mapping[str, BandStatistics], *, scale: float, offset: float
+) -> str:
+    """Reflectance over wavelength: what lies between percentiles 2 and 98, the median, and the chosen pixel."""
+    made = _figure(
+        tools="", height=230, toolbar_location=None, x_axis_label="wavelength, nm", y_axis_label="reflectance"
+    )
+    known = [name for name in wavelengths if name in statistics]
+    if known:
+        x = [wavelengths[name] for name in known]
+        low, middle, high = (
+            [(getattr(statistics[name], key) + offset) * scale for name in known] for key in ("p2", "p50", "p98")
+        )
+        made.varea(x=x, y1=low, y2=high, fill_color=SERIES[0], fill_alpha=0.18, legend_label="2 to 98 %")
+        made.line(x, middle, color=SERIES[0], line_dash="dashed", legend_label="median")
+    from bokeh.models import ColumnDataSource
+
+    source = ColumnDataSource({"x": [], "y": []}, name="spectrum")
+    for draw in (made.line, made.scatter):
+        draw("x", "y", source=source, color=SERIES[1], line_width=2, legend_label="pixel")
+    return _with_legend(made)
+
+
+def extents(bounds: Mapping[str, Sequence[Bounds]]) -> str:
+    """Boxes in degrees by split, as large as on the ground, and a dot where a box would be too small to see."""
+    places = np.array([box for boxes in bounds.values() for box in boxes])
+    middle = np.radians((places[:, 1].min() + places[:, 3].max()) / 2)
+    made = _figure(
+        tools="pan,wheel_zoom,box_zoom,reset", height=420, match_aspect=True, active_scroll=None,
+        # A degree of longitude is shorter than one of latitude; the plate carree of the middle parallel.
+        aspect_scale=float(np.cos(middle)), x_axis_label="longitude", y_axis_label="latitude",
+    )  # fmt: skip
+    for split, boxes in bounds.items():
+        west, south, east, north = np.array(boxes).T
+        shade = colour(split)
+        made.scatter(
+            ((west + east) / 2).tolist(), ((south + north) / 2).tolist(), size=3, color=shade, legend_label=split
+        )
+        made.quad(
+            left=west.tolist(), right=east.tolist(), bottom=south.tolist(), top=north.tolist(), line_color=shade,
+            fill_color=shade, fill_alpha=0.2, legend_label=split,
+        )  # fmt: skip
+    return _with_legend(made)

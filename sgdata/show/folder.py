@@ -1,0 +1,62 @@
+"""`sgdata show`: the page of any output of ours, by what its folder holds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from sgdata import builds, contracts, files, page, shards
+from sgdata.errors import OutputError, SourceError
+from sgdata.show import build, facts, run, samples
+
+INDEX = "index.html"
+# Begun before anything else is written: a page that was cut off is ours to replace too.
+MARK = ".page"
+
+
+def write(path: Path, out: Path) -> Path:
+    """Write the page of `path` into the folder `out`; returns its `index.html`. Raises SourceError, OutputError.
+
+    `out` may hold an earlier page, which is replaced, and nothing else.
+    """
+    files.existing(path, "the folder of a build, of shards, of a release or of a run")
+    # Whatever else lies there is someone's work.
+    if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
+        raise OutputError(f"{out}: holds other things than an earlier page; choose another --out")
+    with files.only_writer(out):
+        (out / MARK).touch()
+        for old in out.iterdir():
+            if old.name in {MARK, ".lock"}:
+                continue
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        found = blocks(path, out)
+        contract = contracts.read(path) if (path / contracts.NAME).exists() else None
+        subject = f", {contract.dataset} {contract.version}" if contract else ""
+        made = page.write(
+            out / INDEX,
+            title=path.resolve().name,
+            intro=f"As `sgdata show` found it{subject}. Opens from disk; nothing is fetched from elsewhere.",
+            blocks=[*facts.audited(path), *found],
+        )
+        files.write_sums(out)
+    return made
+
+
+def blocks(path: Path, out: Path) -> list[page.Block]:
+    """What the page says of the folder `path`. Raises SourceError where it is no output of ours."""
+    if (path / builds.IMAGE).exists():
+        return build.blocks(path, out)
+    if (path / shards.INDEX).exists():
+        return samples.blocks(path, out)
+    found: list[page.Block] = [run.ledger(path / run.LEDGER)] if (path / run.LEDGER).exists() else []
+    if (path / run.METRICS).exists():
+        return found + run.blocks(path, out)
+    # A ledger keeps its runs one folder further down.
+    for metrics in sorted([*path.glob(f"*/{run.METRICS}"), *path.glob(f"runs/*/{run.METRICS}")]):
+        found += run.blocks(metrics.parent, out, f"{metrics.parent.name}: ")
+    if not found:
+        raise SourceError(
+            f"{path}: holds none of {builds.IMAGE} (a build), {shards.INDEX} (shards or a release), {run.METRICS} "
+            f"(a run) and {run.LEDGER}; expected the folder that a command wrote"
+        )
+    return found
