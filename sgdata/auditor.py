@@ -24,6 +24,7 @@ from sgdata import (
     page,
     pool,
     progress,
+    resample,
     shards,
     twins,
 )
@@ -138,7 +139,7 @@ def _examine(part: Subject) -> tuple[list[Facts], Totals, list[tuple[str, str]]]
         for each in part.samples:
             key = each["key"] if isinstance(each, dict) else each.key
             try:
-                sample = packing.on_one_grid(read(each), part.contract, _kernel(part.contract))
+                sample = whole(read(each), part.contract)
                 images = shards.whole_images(sample)
                 facts.append(_facts(sample, images, part.contract))
             except SourceError as error:
@@ -149,9 +150,10 @@ def _examine(part: Subject) -> tuple[list[Facts], Totals, list[tuple[str, str]]]
     return facts, totals, unread
 
 
-def _kernel(contract: Contract) -> Any:
-    # As the loader would put native groups on one grid; the makers' own resampling is done already.
-    return contract.resampling if contract.resampling in ("nearest", "bilinear", "cubic") else "bilinear"
+def whole(sample: Sample, contract: Contract) -> Sample:
+    """The sample with native groups on one grid, as the loader puts them; the makers' resampling is done already."""
+    ours: tuple[resample.Kernel, ...] = ("nearest", "bilinear", "cubic")
+    return packing.on_one_grid(sample, contract, next((k for k in ours if k == contract.resampling), "bilinear"))
 
 
 @contextmanager

@@ -356,6 +356,37 @@ def show(
     print(folder.write(path, out or path.resolve().with_name(f"{path.resolve().name}-page")))
 
 
+@app.command(epilog=example("sgdata release munich 1.0 --from out/shards --build out/build --out out/release"))
+def release(
+    name: Annotated[str, typer.Argument(help="Small letters, digits, - and _.")],
+    version: Annotated[str, typer.Argument(help="Such as 1.0; a released one is never changed.")],
+    source: Annotated[Path, typer.Option("--from", help="Folder of shards.")],
+    out: Out,
+    build: Annotated[Path | None, typer.Option("--build", help="The build that the shards were cut from.")] = None,
+    archive: Annotated[bool, typer.Option("--archive", help="Also one tar of it, the same bytes every time.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Also what may not be passed on.")] = False,
+    date: Annotated[str, typer.Option("--date", metavar="DAY", help="Day of publication, for the papers.")] = "",
+    register: Annotated[Path | None, typer.Option("--catalog", help="Folder for releases/NAME-VERSION.json.")] = None,
+    workers: Workers = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Shards with audit, card, licences, Croissant, STAC, previews and checksums, ready to publish; never edited."""
+    from sgdata.release import assemble
+
+    listen(quiet)
+    register = register or assemble.register_of_checkout()
+    order = assemble.Order(
+        name=name, version=version, source=source, out=out, build=build, private=private, published=date,
+        register=register,
+    )  # fmt: skip
+    folder, report = assemble.release(order, workers=workers, archive=archive)
+    print(folder)
+    if report.findings:
+        told = "; ".join(f"{check.name}: {check.told}" for check in report.checks if check.state == "finding")
+        print(f"released with {report.findings} findings, told in its card: {told}", file=sys.stderr)
+        raise SystemExit(INCOMPLETE)
+
+
 @app.command(epilog=example("make demo OUT=out/demo   (the same with the defaults)"))
 def demo(
     out: Out = Path("out/demo"),
