@@ -344,18 +344,6 @@ def split(
         raise SystemExit(INCOMPLETE)
 
 
-@app.command(epilog=example("sgdata show out/build"))
-def show(
-    path: Annotated[Path, typer.Argument(help="A build, shards, a release, a training run or a folder of runs.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the page (PATH-page).")] = None,
-) -> None:
-    """A page to look at an output: map, spectra, samples, splits, losses; opens from disk, without a server."""
-    from sgdata.show import folder
-
-    # Beside the folder, not in it: an output is never changed after its sums were written.
-    print(folder.write(path, out or path.resolve().with_name(f"{path.resolve().name}-page")))
-
-
 @app.command(epilog=example("sgdata release munich 1.0 --from out/shards --build out/build --out out/release"))
 def release(
     name: Annotated[str, typer.Argument(help="Small letters, digits, - and _.")],
@@ -385,6 +373,18 @@ def release(
         told = "; ".join(f"{check.name}: {check.told}" for check in report.checks if check.state == "finding")
         print(f"released with {report.findings} findings, told in its card: {told}", file=sys.stderr)
         raise SystemExit(INCOMPLETE)
+
+
+@app.command(epilog=example("sgdata show out/build"))
+def show(
+    path: Annotated[Path, typer.Argument(help="A build, shards, a release, a training run or a folder of runs.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the page (PATH-page).")] = None,
+) -> None:
+    """A page to look at an output: map, spectra, samples, splits, losses; opens from disk, without a server."""
+    from sgdata.show import folder
+
+    # Beside the folder, not in it: an output is never changed after its sums were written.
+    print(folder.write(path, out or path.resolve().with_name(f"{path.resolve().name}-page")))
 
 
 @app.command(epilog=example("make demo OUT=out/demo   (the same with the defaults)"))
