@@ -35,7 +35,7 @@ Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes on thi
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe; repeatable.")]
-Dataset = Annotated[str, typer.Argument(help="fmow, bigearthnet, eurosat, segmunich or oscd.")]
+Dataset = Annotated[str, typer.Argument(help="fmow, bigearthnet, eurosat, segmunich, oscd or pairs.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what it would cost, and stop.")]
 
 

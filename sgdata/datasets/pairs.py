@@ -1,0 +1,104 @@
+"""Pairs of dates with a change map: two builds of one area and a raster of what changed, named by a small TOML file.
+
+    before = "build-2020"
+    after = "build-2022"
+    change = "archive/truth/change.tif"
+
+Paths are relative to that file. The patches and their split are those of the first build; a change is any value of
+the map above 0. Pixels that either date does not show are unlabelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgdata import catalog, contracts, files
+from sgdata.errors import SourceError
+from sgdata.shards import ShardRecipe
+from sgdata.types import Contract, Found, Member, Ref, Sample
+
+PATCHES, IMAGE = "patches.parquet", "image.tif"
+_STORED_SHARE = 0.7
+_UNSEEN = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What the TOML file names."""
+
+    before: str
+    after: str
+    change: str
+
+
+def find(source: Path, recipe: ShardRecipe) -> Found:
+    """The patches of the first build. Raises SettingError, SourceError where the two builds do not agree."""
+    import pyarrow.parquet as pq
+    import shapely
+
+    before, after, _ = _places(source)
+    ours, theirs = contracts.read(before), contracts.read(after)
+    differ = contracts.differences(theirs, ours, "fine-tune")
+    if differ:
+        raise SourceError(f"{after}: {', '.join(differ)} is not what {before} has; build both alike")
+    card = catalog.card("pairs")
+    table = pq.read_table(files.existing(before / PATCHES, "the patches of a finished build"))
+    boxes = shapely.bounds(shapely.from_wkb(table["geometry"].to_pylist())).round(7).tolist()
+    columns = [table[name].to_pylist() for name in ("key", "split", "row", "col", "height", "width")]
+    members = tuple(
+        Member(name=name, size=path.stat().st_size)
+        for name, path in (("before", before / IMAGE), ("after", after / IMAGE))
+    )
+    refs = [
+        Ref(
+            key=key,
+            split=split,
+            members=members,
+            bytes=int(height * width * 4 * len(ours.bands) * _STORED_SHARE),
+            meta={"window": [row, col, height, width], "bounds": box},
+        )
+        for key, split, row, col, height, width, box in zip(*columns, boxes, strict=True)
+    ]
+    space = catalog.label_space(card, recipe.labels)
+    contract = replace(ours, dataset="pairs", label_space=space, statistics={}, splits={}, fingerprint="")
+    return Found(refs=tuple(refs), edition=catalog.edition(card, recipe.edition), labels=space, contract=contract)
+
+
+@contextmanager
+def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
+    """A function from Ref to Sample: `image_before`, `image_after` (C, H, W) and `mask` (H, W); raises SourceError."""
+    import rasterio
+
+    before, after, change = _places(source)
+    with ExitStack() as stack:
+        rasters = [stack.enter_context(rasterio.open(path)) for path in (before / IMAGE, after / IMAGE, change)]
+        lattices = [(raster.crs, raster.transform, raster.shape) for raster in rasters]
+        for raster, lattice in zip(rasters, lattices, strict=True):
+            if lattice != lattices[0]:
+                found = f"{raster.shape} at {raster.transform[2]:g}, {raster.transform[5]:g}"
+                raise SourceError(f"{raster.name}: {found} is another grid than that of {before / IMAGE}")
+        yield lambda ref: _read(ref, rasters)
+
+
+def _read(ref: Ref, rasters: list[Any]) -> Sample:
+    from rasterio.windows import Window
+
+    row, col, height, width = ref.meta["window"]
+    first, second, change = (raster.read(window=Window(col, row, width, height)) for raster in rasters)
+    mask = (change[0] > 0).astype(np.uint8)
+    # 0 is nodata in a build. What one date does not show nobody can call changed.
+    mask[(first == 0).any(axis=0) | (second == 0).any(axis=0)] = _UNSEEN
+    arrays = {"image_before": first, "image_after": second, "mask": mask}
+    return Sample(key=ref.key, split=ref.split, arrays=arrays, meta={**ref.meta, "crs": str(rasters[0].crs)})
+
+
+def _places(source: Path) -> tuple[Path, Path, Path]:
+    pair = files.read(Pair, source)
+    before, after, change = (source.parent / path for path in (pair.before, pair.after, pair.change))
+    return before, after, files.existing(change, "the change map that the pair names")

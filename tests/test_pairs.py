@@ -1,0 +1,79 @@
+"""Two builds and a change map as shards of pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+import shapely
+from synthetic_shards import contract
+
+from sgdata import contracts, packing, shards, verify
+from sgdata.errors import SourceError
+
+SIDE = 48
+
+
+def raster(path: Path, pixels: np.ndarray, west: float = 600_000) -> None:
+    profile = {"driver": "GTiff", "height": SIDE, "width": SIDE, "count": len(pixels), "dtype": pixels.dtype.name}
+    place = {"crs": "EPSG:32632", "transform": rasterio.transform.from_origin(west, 5_300_000, 10, 10)}
+    with rasterio.open(path, "w", **profile, **place) as target:
+        target.write(pixels)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    """`pair.toml` over two builds of four patches; the second date misses a pixel, a corner has changed."""
+    rng = np.random.default_rng(1)
+    for name in ("before", "after"):
+        pixels = rng.integers(100, 3000, (12, SIDE, SIDE)).astype(np.uint16)
+        if name == "after":
+            pixels[3, 5, 7] = 0
+        (tmp_path / name).mkdir()
+        raster(tmp_path / name / "image.tif", pixels)
+        contracts.write(tmp_path / name, dataclasses.replace(contract(24), statistics={}))
+    change = np.zeros((1, SIDE, SIDE), np.uint8)
+    change[0, :6, :9] = 3
+    raster(tmp_path / "change.tif", change)
+    rows = [(f"p-r{r:05d}-c{c:05d}", "val" if r else "train", r, c) for r in (0, 24) for c in (0, 24)]
+    columns = dict(zip(("key", "split", "row", "col"), zip(*rows, strict=True), strict=True))
+    box = shapely.to_wkb(shapely.box(11, 48, 11.1, 48.1))
+    table = pa.table({**columns, "height": [24] * 4, "width": [24] * 4, "geometry": [box] * 4})
+    pq.write_table(table, tmp_path / "before" / "patches.parquet")
+    (tmp_path / "pair.toml").write_text('before = "before"\nafter = "after"\nchange = "change.tif"\n')
+    return tmp_path / "pair.toml"
+
+
+def test_pairs_of_builds_become_shards(pair: Path) -> None:
+    out = pair.parent / "shards"
+    result = packing.pack("pairs", source=pair, out=out)
+    assert result.complete
+    assert result.contract.splits == {"train": 2, "val": 2}
+    assert result.contract.label_space.task == "change"
+    assert verify.verify(out) == []
+    held = {sample.key: sample for sample in shards.samples(out)}
+    first = held["p-r00000-c00000"]
+    assert first.arrays["image_before"].shape == first.arrays["image_after"].shape == (12, 24, 24)
+    expected = np.zeros((24, 24), np.uint8)
+    expected[:6, :9] = 1
+    expected[5, 7] = 255
+    assert np.array_equal(first.arrays["mask"], expected)
+    with rasterio.open(pair.parent / "after" / "image.tif") as image:
+        assert np.array_equal(held["p-r00024-c00024"].arrays["image_after"], image.read()[:, 24:, 24:])
+
+
+def test_builds_that_do_not_belong_together_are_refused(pair: Path) -> None:
+    raster(pair.parent / "change.tif", np.zeros((1, SIDE, SIDE), np.uint8), west=600_010)
+    with pytest.raises(SourceError, match=r"change\.tif: \(48, 48\) at 600010, 5\.3e\+06 is another grid than that of"):
+        packing.pack("pairs", source=pair, out=pair.parent / "shards")
+    contracts.write(pair.parent / "after", dataclasses.replace(contract(24), level="L1C", statistics={}))
+    with pytest.raises(SourceError, match="after: level is not what"):
+        packing.pack("pairs", source=pair, out=pair.parent / "shards")
+    (pair.parent / "change.tif").unlink()
+    with pytest.raises(SourceError, match="expected the change map that the pair names"):
+        packing.pack("pairs", source=pair, out=pair.parent / "shards")
