@@ -1,75 +1,120 @@
-"""Batches of stored patches (12 bands, 128 px) as uint16 tensors: our loader against webdataset on the same tars."""
+"""Batches of BigEarthNet-like native patches (12 bands, 10/20/60 m) as uint16 tensors: our loader against others.
+
+Each rate is the best of some passes, the least disturbed one; CPU use is per sample, of all threads.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench_shards
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from synthetic_shards import contract
-
 from sgdata import shards
-from sgdata.types import Sample
 from sgmodel import batches
 
-SAMPLES, BATCH, REPEATS = 512, 64, 3
+SAMPLES, BATCH, REPEATS = 1024, 64, 5
+MEMBERS = ("image_10m", "image_20m", "image_60m")
 
 
-def patches(count: int) -> Iterable[Sample]:
-    """Smooth ground with noise, so that the codec has something to do."""
-    for number in range(count):
-        rng = np.random.Generator(np.random.Philox(key=number))
-        coarse = rng.normal(1500, 400, (12, 16, 16)).repeat(8, 1).repeat(8, 2)
-        image = (coarse + rng.normal(0, 40, coarse.shape)).clip(1, 65535).astype(np.uint16)
-        yield Sample(key=f"p-{number:05d}", split="train", arrays={"image": image}, meta={"bounds": None})
+def opened(folder: Path) -> batches.Samples:
+    return batches.Samples(folder, "all", ("image",))
 
 
-def ours(folder: Path, threads: int) -> int:
-    source = batches.Samples(folder, "train", ("image",))
-    plan = batches.stream(len(source), BATCH, seed=1, first=0, last=SAMPLES // BATCH)
-    return sum(len(batch.arrays["image"]) for batch in batches.load(source, plan, threads=threads))
+def ours(source: batches.Samples, threads: int, rank: int = 0, world: int = 1) -> int:
+    plan = source.stream(BATCH * world, seed=1, first=0, last=SAMPLES // BATCH // world)
+    mine = (batches.share(places, rank=rank, world=world) for places in plan)
+    return sum(len(batch.arrays["image_10m"]) for batch in batches.load(source, mine, threads=threads))
 
 
-def rival(folder: Path) -> int:
-    """webdataset as its manual has it: tar stream, decoder, batches collated into a tensor; one process."""
+def one_of_two(job: tuple[Path, int]) -> float:
+    """The rate of one of two processes that read at the same time, each its share of every global batch."""
+    source = opened(job[0])
+    return rate(lambda: ours(source, 1, rank=job[1], world=2))[0]
+
+
+def webdataset(folder: Path) -> int:
+    """As its manual has it: tar stream, decoder, batches collated into tensors; one process."""
     import webdataset
 
     tars = [str(path) for path in sorted(folder.glob("*.tar"))]
     data: Any = webdataset.WebDataset(tars, shardshuffle=False).shuffle(256).decode(shards.decode_member)
-    data = data.map(lambda sample: sample["image.blosc"]).batched(BATCH, collation_fn=np.stack)
-    return sum(len(torch.from_numpy(batch)) for batch in data)
+    data = data.map(lambda sample: tuple(sample[f"{name}.blosc"] for name in MEMBERS))
+    data = data.batched(BATCH, collation_fn=lambda batch: [torch.from_numpy(np.stack(each)) for each in zip(*batch)])  # noqa: B905
+    return sum(len(batch[0]) for batch in data)
 
 
-def rate(work: Callable[[], int]) -> float:
-    """Samples a second, the best of some passes: the least disturbed one."""
-    best = 0.0
+def litdata(folder: Path, chunks: Path) -> Callable[[], int]:
+    """The same samples in its own chunks, uncompressed; shuffled, one process."""
+    from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming.writer import BinaryWriter
+
+    source = opened(folder)
+    writer = BinaryWriter(str(chunks), chunk_bytes="64MB")
+    for number in range(len(source)):
+        writer.add_item(number, source[number])
+    writer.done()
+    writer.merge()
+    data = StreamingDataset(str(chunks), shuffle=True)
+    return lambda: sum(len(batch[MEMBERS[0]]) for batch in StreamingDataLoader(data, batch_size=BATCH, num_workers=0))
+
+
+def rate(work: Callable[[], int]) -> tuple[float, float]:
+    """Samples a second, and microseconds of CPU per sample."""
+    best, least = 0.0, float("inf")
     for _ in range(REPEATS):
-        started = time.perf_counter()
-        best = max(best, work() / (time.perf_counter() - started))
-    return best
+        wall, cpu = time.perf_counter(), time.process_time()
+        count = work()
+        best = max(best, count / (time.perf_counter() - wall))
+        least = min(least, (time.process_time() - cpu) / count * 1e6)
+    return best, least
 
 
 def rows() -> list[tuple[str, str, str, str]]:
+    found = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        shards.write(patches(SAMPLES), folder, contract=contract(128))
-        one, two = (rate(lambda threads=threads: ours(folder, threads)) for threads in (1, 2))  # type: ignore[misc]
-        against = "webdataset on the same tars"
+        place = Path(name)
+        patches = bench_shards.source(place / "ben", SAMPLES)
+        for effort in ("quick", "dense"):
+            folder = place / effort
+            bench_shards.pack(patches, folder, "native", effort=effort)
+            source = opened(folder)
+            (one, cpu), (two, _) = rate(lambda s=source: ours(s, 1)), rate(lambda s=source: ours(s, 2))  # type: ignore[misc]
+            told = f"{one:,.0f}/s one thread, {two:,.0f}/s two, {cpu:.0f} us of CPU a sample"
+            label = "loader" if effort == "quick" else "loader, effort dense"
+            try:
+                theirs, their_cpu = rate(lambda f=folder: webdataset(f))  # type: ignore[misc]
+                figure = f"{max(one, two) / theirs:.1f}x, {one / theirs:.1f}x one thread "
+                figure += f"({told}; {theirs:,.0f}/s, {their_cpu:.0f} us)"
+            except ImportError as missing:
+                figure = f"not installed: {missing.name} ({told})"
+            found.append((label, "webdataset on the same tars", ">= 6x", figure))
+        quick = place / "quick"
+        source = opened(quick)
+        two = rate(lambda: ours(source, 2))[0]
         try:
-            theirs = rate(lambda: rival(folder))
+            theirs, _ = rate(litdata(quick, place / "chunks"))
+            figure = f"{two / theirs:.1f}x (against {theirs:,.0f}/s)"
         except ImportError as missing:
-            return [("loader", against, ">= 6x", f"not installed: {missing.name}")]
-    figure = f"{max(one, two) / theirs:.1f}x ({one:,.0f}/s one thread, {two:,.0f}/s two, against {theirs:,.0f}/s)"
-    return [("loader", against, ">= 6x", figure)]
+            figure = f"not installed: {missing.name}"
+        found.append(("loader", "litdata", ">= 2.5x", figure))
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            both = sum(pool.map(one_of_two, [(quick, rank) for rank in range(2)]))
+        one, _ = rate(lambda: ours(source, 1))
+        found.append(
+            ("loader, 2 ranks on one machine", "one rank of one thread", "", f"{both / one:.2f}x ({both:,.0f}/s)")
+        )
+    return found
 
 
 if __name__ == "__main__":
-    print(*rows()[0], sep=" | ")
+    for row in rows():
+        print(*row, sep=" | ")
+    sys.exit()
