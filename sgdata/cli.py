@@ -396,7 +396,7 @@ def demo(
     workers: Workers = 2,
     quiet: Quiet = False,
 ) -> None:
-    """The whole story on a simulated city, offline: simulate, build, shard, pretrain, fine-tune, page."""
+    """The whole story on a simulated city, offline: simulate, build, audit, shard, release, train, page."""
     from rich.console import Console
     from rich.table import Table
 

@@ -33,6 +33,8 @@ class Story:
     build: tuple[str, ...] = ("split.block_px=200", "split.gap_px=32", "patches.stride=32")
 
 
+# Exit 3: done, with findings told in the page and the card. A small city of the user's may have some.
+JUDGING, INCOMPLETE = ("audit", "release"), 3
 # Staged pixels, kept from the build until it is scored; hidden files stand outside SHA256SUMS too.
 SCRATCH = ".scratch"
 
@@ -54,10 +56,23 @@ def commands(story: Story, out: Path, workers: int) -> dict[str, list[str]]:
 
     weights = ["--weights", str(runs / "pretrain" / "checkpoint-last")]
     changed = [word for change in story.build for word in ("--set", change)]
+    # Its summary stays with it: a simulated city is nothing for the catalogue of a checkout.
+    released = [
+        "--from",
+        str(shards),
+        "--build",
+        str(build),
+        "--out",
+        str(out / "release"),
+        "--catalog",
+        str(out / "release"),
+    ]
     return {
         "simulate": ["sgdata", "simulate", str(archive), *simulated, *many],
         "build": ["sgdata", "build", "segmunich", *area, "--out", str(build), *scratch, *many, *changed],
+        "audit": ["sgdata", "audit", str(build), "--out", str(out / "audit"), *many],
         "shard": ["sgdata", "shard", "segmunich", "--source", str(build), "--out", str(shards), *many],
+        "release": ["sgdata", "release", "demo-city", "1.0", *released, *many],
         "pretrain": program("pretrain", "pretrain-demo-tiny.toml", changes=story.pretrain),
         "segment": program("segment", "segment-demo-tiny.toml", *weights, changes=story.segment),
         "linear": program("linear", "segment-demo-linear.toml", changes=story.linear),
@@ -105,7 +120,7 @@ def perform(stage: str, command: list[str]) -> None:
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
     words = [sys.executable, *modules[command[0]], *command[1:]]
     done = subprocess.run(words, stdout=subprocess.DEVNULL, env=environment, check=False)
-    if done.returncode:
+    if done.returncode and not (stage in JUDGING and done.returncode == INCOMPLETE):
         raise SourceError(f"demo: stage '{stage}' ended with exit code {done.returncode}; its message stands above")
 
 

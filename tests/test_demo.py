@@ -57,6 +57,13 @@ def test_the_summary_has_every_key_and_sane_figures(twice: list[Path]) -> None:
     assert (twice[0] / summary["page"]).is_file()
 
 
+def test_the_release_of_the_demo_verifies(twice: list[Path]) -> None:
+    first, second = (out / "release/demo-city-1.0" for out in twice)
+    assert verify.verify(first) == []
+    assert (first / "SHA256SUMS").read_bytes() == (second / "SHA256SUMS").read_bytes()
+    assert json.loads((twice[0] / "audit/audit.json").read_text())["kind"] == "build"
+
+
 def test_the_page_tells_the_whole_story(twice: list[Path]) -> None:
     text = (twice[0] / "page" / "index.html").read_text()
     titles = ("Figures", "Map", "Class shares", "Samples", "Pretraining: Loss", "Fine-tuning: Confusion matrix")
