@@ -79,11 +79,20 @@ def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]]) -> Non
             {"id": name, "clear_share": clear, "shown_share": shown}
             for (name, clear), shown in zip(scenes, shares, strict=True)
         ],
+        "nodata_pixels": height * width - valid,
         "nodata_share": round(1 - valid / (height * width), 6),
         "bright_share": round(bright / max(valid, 1), 6),
         "seam": {"pairs": int(sums[1, 0]), "step_dn": means[1], "step_dn_elsewhere": means[0]},
     }
     files.write(folder / USAGE, files.pretty_json(document))
+
+
+def holes(folder: Path) -> str:
+    """In words how many pixels no scene saw clear, '' where there is none."""
+    told = files.read_plain(folder / USAGE)
+    pixels = int(told["nodata_pixels"])
+    share = f"{pixels:,} pixels ({told['nodata_share']:.3%})"
+    return f"{share} were never seen clear and hold no data; widen --dates" if pixels else ""
 
 
 def write_labels(

@@ -154,7 +154,11 @@ def build(
     dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
-    """Scenes and labels of an area: plan, fetch, composite, label, cut into patches. A killed run goes on."""
+    """Scenes and labels of an area: plan, fetch, composite, label, cut into patches. A killed run goes on.
+
+    Exits 3 where pixels were never seen clear.
+    """
+    from sgdata import builds
     from sgdata import lock as locks
     from sgdata.datasets import segmunich
 
@@ -174,7 +178,11 @@ def build(
             locked or segmunich.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=False
         )
         return
-    print(segmunich.build(chosen, places, locked=locked, exact=exact))
+    done = segmunich.build(chosen, places, locked=locked, exact=exact)
+    print(done)
+    if holes := builds.holes(done):
+        print(f"{done}: {holes}", file=sys.stderr)
+        raise SystemExit(3)
 
 
 @app.command(epilog=example("sgdata drift out/build/segmunich.lock.json"))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import osmnx
 import pytest
+import rasterio
 import served
 from stac_wrap import Wrapped, wrap
 
@@ -102,6 +103,26 @@ def test_a_contradiction_is_settled_as_the_user_says(
         build(recipe, where, tmp_path / "b")
     out = build(replace(recipe, offset=replace(recipe.offset, believe=believe)), where, tmp_path / "c")
     assert lock.read(out / lock.NAME).items[0].offset == offset
+
+
+def test_pixels_never_clear_are_counted_and_the_command_exits_3(tmp_path: Path) -> None:
+    where = archive(tmp_path / "a")
+    scl = next(where.rglob("SCL.tif"))
+    with rasterio.open(scl, "r+") as dataset:
+        classes = dataset.read(1)
+        classes[: len(classes) // 2] = 9
+        dataset.write(classes, 1)
+    command = [sys.executable, "-m", "sgdata.cli", "build", "--stac", str(where), "--osm", "none", "--out"]
+    west, south, east, north = in_degrees(LATTICE)
+    area = ["--bbox", *(str(v) for v in (west + 0.002, south + 0.002, east - 0.002, north - 0.002))]
+    changes = ["mask.cloud_buffer_m=0", "mask.guard=false", 'bands=["B02", "B04", "B12"]', "patches.size=16"]
+    command += [f"{tmp_path}/b", *area, "--dates", "2019-06-01/2019-06-30", *(w for c in changes for w in ("--set", c))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    with rasterio.open(tmp_path / "b" / "image.tif") as dataset:
+        holes = int((dataset.read(1) == 0).sum())
+    assert f"{holes:,} pixels" in done.stderr.splitlines()[-1]
+    assert done.stdout.strip() == f"{tmp_path}/b"
 
 
 def test_the_command_refuses_a_second_writer_and_a_hole(tmp_path: Path) -> None:
