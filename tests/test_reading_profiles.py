@@ -1,0 +1,63 @@
+"""What the released readers gave their models, mistakes included, from shards whose bands are right by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from synthetic_shards import contract
+
+from sgdata import catalog, files, sentinel2, shards
+from sgdata.types import Array, Sample
+from sgmodel import batches, missing, normalise, transfer
+from sgmodel.recipes import classify, segment
+
+TRAIN = catalog.folder("recipes") / "train"
+
+
+def stored_and_file(place: Path, dataset: str, edition: str) -> tuple[batches.Samples, Array]:
+    """A shard of one sample, bands in wavelength order as `sgdata shard` has them; the array as its file has it."""
+    order = catalog.edition(catalog.card(dataset), edition).bands
+    bands = tuple(band for band in sentinel2.BANDS if band.name in order)
+    rng = np.random.Generator(np.random.Philox(key=len(order)))
+    image = rng.integers(200, 5000, (len(bands), 16, 16)).astype(np.uint16)
+    told = replace(contract(16), dataset=dataset, bands=bands, level="L1C")
+    shards.write([Sample(key="a", split="train", arrays={"image": image}, meta={})], place, contract=told)
+    at = [[band.name for band in bands].index(name) for name in order]
+    return batches.Samples(place, "train", ("image",)), image[at]
+
+
+def read(source: batches.Samples, recipe: classify.Recipe | segment.Recipe) -> Array:
+    """The sample as the model of `recipe` sees it, before any crop."""
+    policy = recipe.normalise.missing
+    how = normalise.resolve(recipe.normalise, transfer.narrowed(source.contract, recipe.bands, policy))
+    picks = transfer.indices(source.contract, recipe.bands, policy)
+    image = torch.from_numpy(source.read(0, "image"))[None]
+    return np.asarray(normalise.apply(how, image, torch.tensor([[16, 16]]), picks)[0])
+
+
+def test_eurosat_without_the_eleventh_of_the_file(tmp_path: Path) -> None:
+    """`--dropped_bands 10` on files that hold B8A last takes B11; constants by position are then of other bands."""
+    recipe = files.read(classify.Recipe, TRAIN / "classify-eurosat-base-released_code.toml")
+    edition = catalog.card("eurosat").editions[0].name
+    source, in_file = stored_and_file(tmp_path, "eurosat", edition)
+    kept = np.delete(in_file, 10, axis=0).astype(np.float32)
+    mean, std = (np.array(each, np.float32)[:, None, None] for each in (recipe.normalise.mean, recipe.normalise.std))
+    np.testing.assert_allclose(read(source, recipe), (kept - mean) / std, rtol=1e-5, atol=1e-6)
+    assert "B11" not in recipe.bands and "B10" in recipe.bands
+    clean = files.read(classify.Recipe, TRAIN / "classify-eurosat-base-clean.toml")
+    assert clean.bands == sentinel2.L2A_BANDS
+
+
+def test_segmunich_in_the_order_of_the_file_and_twice_its_mean(tmp_path: Path) -> None:
+    recipe = files.read(segment.Recipe, TRAIN / "segment-segmunich-base-released_code.toml")
+    assert recipe.normalise.missing == "mean"
+    edition = next(one.name for one in catalog.card("segmunich").editions if len(one.bands) == 10)
+    source, in_file = stored_and_file(tmp_path, "segmunich", edition)
+    ten = in_file.astype(np.float32)
+    twelve = np.concatenate([ten, ten.mean(0, keepdims=True), ten.mean(0, keepdims=True)])
+    low, high = twelve.min((1, 2), keepdims=True), twelve.max((1, 2), keepdims=True)
+    np.testing.assert_allclose(read(source, recipe), (twelve - low) / (high - low + 1e-9), atol=1e-5)
+    assert transfer.indices(source.contract, recipe.bands, "mean")[10:] == [missing.MEAN] * 2  # type: ignore[index]
