@@ -115,7 +115,7 @@ def test_build_shard_and_verify_from_the_command_line(tmp_path: Path, city: Path
         "--osm", f"{city}/osm/city.osm", "--set", "patches.size=64", "--set", "split.block_px=100",
         "--set", "split.gap_px=0",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (0, 3), done.stderr  # 3: ground that none of its few dates saw clear
     assert done.stdout.strip() == str(build)
     done = sgdata("shard", "segmunich", "--source", str(build), "--out", str(shards))
     assert done.returncode == 0, done.stderr
