@@ -162,10 +162,13 @@ def _blocks(scratch: Path, grid: Grid, style: rasters.Style) -> Iterator[tuple[W
     """The map that lies in `scratch` row by row, in the blocks of its raster: each is written once, where rows of tiles
     would cut through all of them."""
     height, width = grid.shape
-    stored = np.memmap(scratch, style.dtype, "r", shape=(height, len(style.descriptions), width))
-    for row, col in itertools.product(range(0, height, BLOCK), range(0, width, BLOCK)):
-        values = stored[row : row + BLOCK, :, col : col + BLOCK].transpose(1, 0, 2)
-        yield Window(row=row, col=col, height=values.shape[1], width=values.shape[2]), values
+    shape = (height, len(style.descriptions), width)
+    for row in range(0, height, BLOCK):
+        # Mapped anew, so that what has been written of the map leaves memory.
+        stored = np.memmap(scratch, style.dtype, "r", shape=shape)[row : row + BLOCK].transpose(1, 0, 2)
+        for col in range(0, width, BLOCK):
+            values = stored[:, :, col : col + BLOCK]
+            yield Window(row=row, col=col, height=values.shape[1], width=values.shape[2]), values
 
 
 def likeliest(space: LabelSpace, answer: Array, seen: Array) -> Array:
