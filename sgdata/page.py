@@ -38,6 +38,7 @@ class Chart:
     title: str
     figure: str
     label: str
+    keys: tuple[tuple[str, str], ...] = ()
     caption: str = ""
 
 
@@ -72,15 +73,6 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
-    """Plain text, as it stands in a file."""
-
-    title: str
-    text: str
-    caption: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Map:
     """Layers over one another, and every value under a pixel. `spec` is what `page.js` reads; `figure`, `spectrum`
     are charts; `presets` name three bands each; `keys` are (colour, name) pairs by layer."""
@@ -88,6 +80,7 @@ class Map:
     title: str
     figure: str
     spectrum: str
+    spectrum_keys: tuple[tuple[str, str], ...]
     spec: dict[str, Any]
     presets: dict[str, tuple[str, str, str]]
     keys: dict[str, tuple[tuple[str, str], ...]]
@@ -114,7 +107,7 @@ class Gallery:
     keys: tuple[tuple[str, str], ...] = field(default=())
 
 
-Block = Picture | Chart | Bars | Matrix | Table | Text | Map | Gallery
+Block = Picture | Chart | Bars | Matrix | Table | Map | Gallery
 
 
 def write(path: Path, *, title: str, intro: str, blocks: Sequence[Block]) -> Path:
@@ -186,15 +179,13 @@ def _section(number: int, block: Block) -> str:
         case Picture():
             inner = _image(block.file, block.alt or block.title) + _legend(block.keys)
         case Chart():
-            inner = _chart(f"c{number}", block.figure, block.label)
+            inner = _legend(block.keys) + _chart(f"c{number}", block.figure, block.label)
         case Bars():
             inner = _bars(block)
         case Matrix():
             inner = _matrix(block)
         case Table():
             inner = _table(block.columns, block.rows)
-        case Text():
-            inner = f'<pre class="scroll" tabindex="0">{escape(block.text)}</pre>'
         case Map():
             inner = _map(f"c{number}", block)
         case Gallery():
@@ -288,7 +279,7 @@ def _map(name: str, block: Map) -> str:
         f'<div class="map">{spec}'
         f'<div class="left">{view}<div class="zoom">{buttons}<p>{help_text}</p></div></div>'
         f'<div class="right"><fieldset><legend>Layers</legend>{rows}</fieldset>'
-        f'<h3>The chosen pixel</h3><dl class="told" role="status"></dl>{spectrum}'
+        f'<h3>The chosen pixel</h3><dl class="told" role="status"></dl>{_legend(block.spectrum_keys)}{spectrum}'
         f"<details><summary>Values</summary>{values}</details></div></div>"
     )
 

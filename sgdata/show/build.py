@@ -81,6 +81,7 @@ def _map(
         title="Map",
         figure=charts.layered(written.shape, [layer["name"] for layer in layers], boxes),
         spectrum=spectrum,
+        spectrum_keys=charts.SPECTRUM,
         spec=spec,
         presets={text: bands for text, bands in PRESETS.items() if set(names) >= set(bands)}
         # A build of other bands has no true colour.

@@ -13,8 +13,9 @@ import numpy as np
 from sgdata.types import BandStatistics, Bounds
 
 # Apart in lightness as well as hue: told apart in grey and by the colour-blind, on a white page and on a black one.
-SERIES = ("#2f7fc1", "#d9622b", "#3d9a4a", "#9a6bc9", "#b8860b")
+SERIES = ("#2f7fc1", "#d9622b", "#3d9a4a", "#9a6bc9", "#b8860b", "#c94f7c", "#1b9e9e", "#8c7a5f")
 SPLITS = {"train": "#2f7fc1", "val": "#d9622b", "test": "#3d9a4a"}
+SPECTRUM = ((SERIES[1], "this pixel"), (SERIES[0], "median, and percentiles 2 to 98"))
 # A screen has no more columns; every 50th step of a long training tells the same.
 POINTS = 1500
 
@@ -54,17 +55,8 @@ def _figure(*, tools: str, **options: Any) -> Any:
     return made
 
 
-def _with_legend(made: Any) -> str:
-    """The figure with its legend above, where it hides no line; without a ground of its own, that would stay white."""
-    made.legend.orientation = "horizontal"
-    made.legend.background_fill_alpha = made.legend.border_line_alpha = 0
-    made.legend.padding = made.legend.margin = 0
-    made.add_layout(made.legend[0], "above")
-    return embedded(made)
-
-
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str) -> str:
-    """A line chart of named (x, y) series."""
+    """A line chart of named (x, y) series, in the order of SERIES' colours."""
     made = _figure(
         tools="hover,box_zoom,reset,save", height=300, x_axis_label=x_label, tooltips=[("", "$name $x{0} : $y{0.0000}")]
     )
@@ -72,8 +64,8 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str) -> 
         step = -(-len(points) // POINTS)
         shown = [*points[:-1:step], points[-1]]
         x, y = (list(values) for values in zip(*shown, strict=True))
-        made.line(x, y, name=name, legend_label=name, color=shade, line_width=2)
-    return _with_legend(made)
+        made.line(x, y, name=name, color=shade, line_width=2)
+    return embedded(made)
 
 
 def layered(
@@ -101,7 +93,7 @@ def layered(
         row, col, high, wide = np.array(boxes).T
         made.quad(
             left=col.tolist(), right=(col + wide).tolist(), top=row.tolist(), bottom=(row + high).tolist(),
-            line_color=colour(split), line_width=1.5, fill_alpha=0.15,
+            line_color=colour(split), line_width=1, fill_alpha=0.04,
             fill_color=colour(split), name="patches", visible=False,
         )  # fmt: skip
     for shade, size in (("#000000", 17), ("#ffffff", 15)):
@@ -125,14 +117,14 @@ def spectrum(
         low, middle, high = (
             [(getattr(statistics[name], key) + offset) * scale for name in known] for key in ("p2", "p50", "p98")
         )
-        made.varea(x=x, y1=low, y2=high, fill_color=SERIES[0], fill_alpha=0.18, legend_label="2 to 98 %")
-        made.line(x, middle, color=SERIES[0], line_dash="dashed", legend_label="median")
+        made.varea(x=x, y1=low, y2=high, fill_color=SERIES[0], fill_alpha=0.18)
+        made.line(x, middle, color=SERIES[0], line_dash="dashed")
     from bokeh.models import ColumnDataSource
 
     source = ColumnDataSource({"x": [], "y": []}, name="spectrum")
     for draw in (made.line, made.scatter):
-        draw("x", "y", source=source, color=SERIES[1], line_width=2, legend_label="pixel")
-    return _with_legend(made)
+        draw("x", "y", source=source, color=SERIES[1], line_width=2)
+    return embedded(made)
 
 
 def extents(bounds: Mapping[str, Sequence[Bounds]]) -> str:
@@ -147,11 +139,9 @@ def extents(bounds: Mapping[str, Sequence[Bounds]]) -> str:
     for split, boxes in bounds.items():
         west, south, east, north = np.array(boxes).T
         shade = colour(split)
-        made.scatter(
-            ((west + east) / 2).tolist(), ((south + north) / 2).tolist(), size=3, color=shade, legend_label=split
-        )
+        made.scatter(((west + east) / 2).tolist(), ((south + north) / 2).tolist(), size=3, color=shade)
         made.quad(
             left=west.tolist(), right=east.tolist(), bottom=south.tolist(), top=north.tolist(), line_color=shade,
-            fill_color=shade, fill_alpha=0.2, legend_label=split,
+            fill_color=shade, fill_alpha=0.2,
         )  # fmt: skip
-    return _with_legend(made)
+    return embedded(made)

@@ -54,7 +54,7 @@ def contract(held: Contract, more: Mapping[str, str]) -> page.Table:
         "resampling": f"{held.resampling}, version {held.resampling_version}",
         "label space": f"{held.label_space.name}, {len(held.label_space.ids)} classes",
         "samples": ", ".join(f"{split} {count:,}" for split, count in held.splits.items()) or "none",
-        "fingerprint": held.fingerprint or "none",
+        "fingerprint": held.fingerprint[:16] or "none",
     }
     return page.Table(title="Contract", columns=("what", "value"), rows=tuple((told | dict(more)).items()))
 

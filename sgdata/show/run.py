@@ -32,7 +32,9 @@ def blocks(run: Path, folder: Path, prefix: str = "") -> list[page.Block]:
         # One point is no line; the last figures stand in the table below.
         series = {name: points for name, points in series.items() if len(points) > 1}
         if series:
-            found.append(page.Chart(title=title, figure=charts.lines(series, "step"), label=told(title, series)))
+            keys = tuple(zip(charts.SERIES, series, strict=False))
+            figure = charts.lines(series, "step")
+            found.append(page.Chart(title=title, figure=figure, label=told(title, series), keys=keys))
     bands = tuple(
         (name.removeprefix("loss_"), *(f"{points[at][1]:.4f}" for at in (0, -1)))
         for name in names

@@ -39,7 +39,6 @@ def blocks(source: Path, folder: Path) -> list[page.Block]:
         *_outlines(rows),
         facts.statistics(contract),
         facts.contract(contract, {"shards": str(len({row["shard"] for row in rows}))}),
-        *_release(source),
     ]
 
 
@@ -115,19 +114,6 @@ def _outlines(rows: Sequence[shards.Row]) -> list[page.Block]:
         return []
     edges = np.array([box for held in boxes.values() for box in held])
     (west, south), (east, north) = edges[:, :2].min(axis=0), edges[:, 2:].max(axis=0)
+    keys = tuple((charts.colour(split), split) for split in boxes)
     label = f"Outlines by split, {west:.3f} to {east:.3f} degrees east, {south:.3f} to {north:.3f} degrees north"
-    return [page.Chart(title="Where the samples lie", figure=charts.extents(boxes), label=label)]
-
-
-def _release(source: Path) -> list[page.Block]:
-    """Card and files, where the folder is a release."""
-    card = source / "CARD.md"
-    if not card.exists():
-        return []
-    sizes = [(path.relative_to(source).as_posix(), path.stat().st_size) for path in source.rglob("*") if path.is_file()]
-    # Hidden files are of the machine, not of the release.
-    rows = tuple((name, f"{size:,}") for name, size in sorted(sizes) if "/." not in f"/{name}")
-    return [
-        page.Text(title="Card", text=card.read_text("utf-8")),
-        page.Table(title="Files", columns=("file", "bytes"), rows=rows),
-    ]
+    return [page.Chart(title="Where the samples lie", figure=charts.extents(boxes), label=label, keys=keys)]
