@@ -60,7 +60,8 @@ class Subject:
 def subject(
     path: Path, *, dataset: str | None = None, edition: str | None = None, lock_of: Path | None = None
 ) -> Subject:
-    """What lies at `path`, without reading a pixel; `lock_of` is the build that shards were cut from.
+    """What lies at `path`, without reading a pixel; `lock_of` is the build that shards were cut from
+    (a release holds its lock itself).
 
     Raises SettingError where it is nothing that can be audited, SourceError where it is damaged.
     """
@@ -68,7 +69,12 @@ def subject(
     if (path / shards.INDEX).is_file():
         held = contracts.read(path)
         return Subject(
-            kind="shards", folder=path, recipe=None, contract=held, samples=shards.read_index(path), days=_days(lock_of)
+            kind="shards",
+            folder=path,
+            recipe=None,
+            contract=held,
+            samples=shards.read_index(path),
+            days=_days(lock_of or path),
         )
     kind: audit.Kind = "build" if (path / PATCHES).is_file() else "raw"
     if archives.is_stream(path):

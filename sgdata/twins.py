@@ -11,6 +11,7 @@ from sgdata.types import Array
 CELLS = 8
 # Of the standard deviation of the cells: noise and a new processing baseline stay below, another day does not.
 NEAR = 0.05
+TREE_AXES = 6
 # A look is stored in a byte per cell: four standard deviations to either side.
 _STEP = 127 / 4
 
@@ -72,8 +73,13 @@ def alike(looks: Array) -> list[tuple[int, int]]:
     fixed = np.stack(
         [flat[..., orbit == o].mean(-1) * np.sqrt(n / CELLS**2) for o, n in zip(orbits, sizes, strict=True)]
     )
-    tree = cKDTree(np.moveaxis(fixed, 0, -1).reshape(len(values), -1))
-    pairs = tree.query_pairs(NEAR * np.sqrt(values.shape[1]), output_type="ndarray")
+    points = np.moveaxis(fixed, 0, -1).reshape(len(values), -1)
+    reach = NEAR * np.sqrt(values.shape[1])
+    # A tree is quick in few dimensions: in those where the pictures differ most, whose distances are no greater.
+    centred = (points - points.mean(axis=0)).astype(float)
+    narrow = centred @ np.linalg.eigh(centred.T @ centred)[1][:, -TREE_AXES:]
+    pairs = cKDTree(narrow).query_pairs(reach * (1 + 1e-6), output_type="ndarray")
+    pairs = pairs[np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1) < reach * (1 + 1e-6)]
     return sorted((int(i), int(j)) for i, j in pairs if _distance(values[i], values[j]) < NEAR)
 
 

@@ -110,10 +110,12 @@ def _checked(order: Order) -> tuple[Any, lock.Lock | None]:
     return contract, lock.read(order.build / lock.NAME)
 
 
-def _assemble(order: Order, held: tuple[Any, lock.Lock | None], folder: Path, *, workers: int) -> audit.Report:
+def _assemble(order: Order, source: tuple[Any, lock.Lock | None], folder: Path, *, workers: int) -> audit.Report:
     from importlib.metadata import version
 
-    contract, planned = held
+    import pyarrow.compute as pc
+
+    contract, planned = source
     # As listed, not as found: a lock file or a journal is no part of the data.
     for line in (order.source / files.SUMS).read_text().splitlines():
         _copy(order.source / line[66:], folder / line[66:])
@@ -136,9 +138,9 @@ def _assemble(order: Order, held: tuple[Any, lock.Lock | None], folder: Path, *,
         files.write(folder / "stac" / name, files.pretty_json(document))
     shown = [f"previews/{split}.png" for split in contract.splits]
     for split, name in zip(contract.splits, shown, strict=True):
-        page.write_png(
-            folder / name, _preview(folder, [row for row in index.to_pylist() if row["split"] == split], contract)
-        )
+        held = index.filter(pc.equal(index["split"], split))
+        chosen = held.take(list(range(0, len(held), max(1, len(held) // PREVIEWS)))[:PREVIEWS]).to_pylist()
+        page.write_png(folder / name, _preview(folder, chosen, contract))
     text = card.text(shipped, previews=shown, software=software).encode()
     files.write(folder / "CARD.md", text)
     # Under the name that hubs and people look for.
@@ -158,11 +160,11 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _preview(folder: Path, rows: Sequence[shards.Row], contract: Any) -> Array:
-    """A sheet of 4 x 4 samples, evenly through the split, in true colour where there is such."""
+    """A sheet of up to 4 x 4 samples, in true colour where there is such."""
     names = [band.name for band in contract.bands]
     rgb = [names.index(name) for name in ("B04", "B03", "B02") if name in names]
     sheet = np.full((3, 4 * PREVIEW_PX, 4 * PREVIEW_PX), 255, np.uint8)
-    for at, row in enumerate(rows[:: max(1, len(rows) // PREVIEWS)][:PREVIEWS]):
+    for at, row in enumerate(rows):
         image = shards.whole_images(auditor.whole(shards.read_sample(folder, row), contract))[0]
         image = image[rgb if len(rgb) == 3 else [0, 0, 0]]
         # Nearest: a preview shows pixels, it does not invent any.
