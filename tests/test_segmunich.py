@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -274,6 +279,31 @@ def test_a_killed_build_goes_on_where_it_stopped(
     assert len(sources) == 2 * 13 + 1
     assert len(computed) == 9 + 1
     assert (out / files.SUMS).read_text() == (whole / files.SUMS).read_text()
+
+
+def test_bap_killed_with_two_workers_goes_on_with_one(tmp_path: Path, recipe: BuildRecipe) -> None:
+    rng = np.random.Generator(np.random.Philox(key=11))
+    skies = [rng.choice([4, 4, 5, 9, 3], (90, 90)).astype(np.uint8) for _ in range(5)]
+    archive = wrap(tmp_path / "a", [scene(f"2019-0{n + 5}-01", ground(n), scl=scl) for n, scl in enumerate(skies)])
+    recipe = replace(recipe, composite=replace(recipe.composite, method="bap"))
+    whole = run(recipe, archive, tmp_path / "whole", tile_px=64)
+    program = (
+        "import sys; from pathlib import Path; from sgdata import files; from sgdata.datasets import segmunich as s\n"
+        "if __name__ == '__main__':\n"
+        "    r = files.read(s.BuildRecipe, Path(sys.argv[1]))\n"
+        "    s.build(r, s.Places(out=Path(sys.argv[2]), stac=sys.argv[3], osm='none', workers=2, tile_px=64))\n"
+    )
+    (tmp_path / "build.py").write_text(program)
+    (tmp_path / "r.toml").write_bytes(files.toml(recipe))
+    out = tmp_path / "b"
+    command = [sys.executable, *(str(tmp_path / name) for name in ("build.py", "r.toml")), str(out), str(archive)]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as started:
+        while started.poll() is None and not list(out.glob(".scratch/tiles/*/*.npy")):
+            time.sleep(0.01)
+        os.killpg(started.pid, signal.SIGKILL)
+    assert not (out / files.SUMS).exists()
+    again = run(recipe, archive, out, tile_px=64)
+    assert (again / files.SUMS).read_text() == (whole / files.SUMS).read_text()
 
 
 # --- the lock ------------------------------------------------------------------------------
