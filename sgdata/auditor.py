@@ -84,7 +84,7 @@ def subject(
     for recipe in recipes:
         try:
             source, found, contract = packing.listed(recipe, path)
-        except SourceError as error:
+        except (SourceError, SettingError) as error:
             tried.append(f"{recipe.dataset} {recipe.edition}: {error!s:.80}")
             continue
         return Subject(
