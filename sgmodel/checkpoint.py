@@ -17,12 +17,14 @@ from sgdata import files
 from sgdata.errors import SettingError, SourceError
 from sgdata.types import Contract
 from sgmodel import encoder as enc
-from sgmodel import heads, mae, models, normalise, published, ranks, upernet
+from sgmodel import heads, mae, models, normalise, published, ranks, resizing, upernet
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
 State = published.State
+Tables = Literal["interpolate", "redraw"]
+"""Position tables of another image size: resized, or drawn anew, as the released code does."""
 Kind = Literal["encoder", "autoencoder", "classifier", "segmenter", "change"]
 
 
@@ -282,13 +284,14 @@ def fit(
     model: nn.Module,
     state: State,
     *,
-    tables: Literal["interpolate", "redraw"] = "interpolate",
+    tables: Tables = "interpolate",
     at_least: float = 0.9,
     where: str = "weights",
 ) -> Report:
     """Fill `model` with every weight of `state` (published names) that fits it, in place.
 
-    Position tables of another image size are resized bicubically; "redraw" leaves the model's fresh ones, as the
+    Position tables of another image size are resized bicubically, spectral tables and the patch kernel of other bands
+    made to fit (`resizing`); "redraw" leaves the model's fresh ones, as the
     released code does. Raises SourceError where less than `at_least` of the encoder's parameters would be filled.
     """
     spec = describe(model)
@@ -303,6 +306,8 @@ def fit(
             for name, tensor in own.items()
             if name not in matched and name in state and _resizable(name, state[name], tensor, spec.encoder)
         }
+    if tables == "interpolate" and spec.encoder is not None:
+        resized |= _of_other_bands(own, state, spec.encoder)
     filled = matched | resized
     encoder_names = [name for name in own if _of_encoder(name)]
     share = sum(own[n].numel() for n in encoder_names if n in filled) / sum(own[n].numel() for n in encoder_names)
@@ -347,6 +352,20 @@ def _resizable(name: str, found: Tensor, wanted: Tensor, config: enc.EncoderConf
     if planes == 0 or found.ndim != 3 or found.shape[-1] != wanted.shape[-1] or found.shape[1] % planes:
         return False
     return isqrt(found.shape[1] // planes) ** 2 == found.shape[1] // planes
+
+
+def _of_other_bands(own: State, state: State, config: enc.EncoderConfig) -> State:
+    """The spectral tables and the patch kernel of `state` that must be made to fit, and can be."""
+    adapted: State = {}
+    for name, tensor in own.items():
+        found = state.get(name)
+        if found is None or found.shape == tensor.shape or found.ndim != tensor.ndim:
+            continue
+        if name.endswith("pos_embed_temporal") and found.shape[2] == tensor.shape[2]:
+            adapted[name] = resizing.spectral_table(found, tensor.shape[1], config.times)
+        elif name == "patch_embed.proj.weight" and found.shape[:2] == tensor.shape[:2]:
+            adapted[name] = resizing.kernel(found, tensor.shape)
+    return adapted
 
 
 def _refusal(report: Report, own: State, state: State) -> str:

@@ -90,7 +90,13 @@ def check_size(px: int, contract: Contract, *, cropped: bool) -> None:
 
 
 def fill(
-    model: nn.Module, weights: Path, contract: Contract, how: Normalisation, *, accept: Sequence[str]
+    model: nn.Module,
+    weights: Path,
+    contract: Contract,
+    how: Normalisation,
+    *,
+    accept: Sequence[str],
+    tables: checkpoint.Tables = "interpolate",
 ) -> checkpoint.Report:
     """Fill `model` from `weights`. Raises SettingError naming each difference that `accept` does not waive.
 
@@ -104,7 +110,7 @@ def fill(
             _compare_classes(contract.label_space, card.contract.label_space, accept)
     else:
         log.warning("%s: holds no contract; bands, level and normalisation are taken on trust", weights)
-    report = checkpoint.fit(model, checkpoint.read_weights(weights), where=str(weights))
+    report = checkpoint.fit(model, checkpoint.read_weights(weights), tables=tables, where=str(weights))
     log.info(
         "%s: %d weights taken, %d resized, %d new",
         weights.name,
@@ -112,6 +118,8 @@ def fill(
         len(report.resized),
         len(report.missing),
     )
+    if report.resized:
+        log.info("%s: made to fit: %s", weights.name, ", ".join(report.resized))
     return report
 
 

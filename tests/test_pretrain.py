@@ -241,9 +241,10 @@ def test_visible_mean_by_hand() -> None:
     assert torch.equal(guess[0, 1], torch.zeros(4, 4))
 
 
-def test_a_progressive_run_goes_from_stage_to_stage(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tables", ["interpolate", "redraw"])
+def test_a_progressive_run_goes_from_stage_to_stage(folder: Path, tmp_path: Path, tables: str) -> None:
     stages = tuple(pretrain.Stage(data="toy", image_px=px, epochs=2, lr=1e-3) for px in (16, 32))
-    made = dataclasses.replace(recipe("augment.crop_area=[0.2, 1.0]"), stages=stages)
+    made = dataclasses.replace(recipe("augment.crop_area=[0.2, 1.0]", f"tables={tables}"), stages=stages)
     start = places(folder, tmp_path / "run", named={"toy": folder})
     assert pretrain.main(made, dataclasses.replace(start, stop_after=2)) == session.STOPPED
     assert pretrain.main(made, start) == 0
@@ -251,9 +252,22 @@ def test_a_progressive_run_goes_from_stage_to_stage(folder: Path, tmp_path: Path
     losses = [json.loads((one / "results.json").read_text()) for one in (first, second)]
     assert losses[1]["loss_first"] < losses[0]["loss_first"]  # at 32 px it began from what it had learnt at 16 px
     assert checkpoint.read_card(second / "checkpoint-last").model.encoder.image_px == 32  # type: ignore[union-attr]
-    before = (second / "SHA256SUMS").read_bytes()
+    # Untrained, the second stage has the tables of the first, resized, or those of a fresh model.
+    fresh = pretrain.build(dataclasses.replace(made, model=dataclasses.replace(made.model, image_px=32)))
+    before = fresh.pos_embed_spatial.clone()
+    checkpoint.fit(fresh, checkpoint.read_weights(first / "checkpoint-last"), tables=made.tables)
+    assert torch.equal(fresh.pos_embed_spatial, before) == (tables == "redraw")
+    optimizer = dataclasses.replace(made.training.optimizer, lr=0.0)
+    still = dataclasses.replace(
+        made, stages=(), training=dataclasses.replace(made.training, epochs=0.1, optimizer=optimizer)
+    )
+    begun = dataclasses.replace(start, out=tmp_path / "begun", weights=first / "checkpoint-last")
+    assert pretrain.main(still, begun) == 0
+    table = checkpoint.read_weights(tmp_path / "begun" / "checkpoint-last")["pos_embed_spatial"]
+    torch.testing.assert_close(table, fresh.pos_embed_spatial.detach())
+    finished = (second / "SHA256SUMS").read_bytes()
     assert pretrain.main(made, start) == 0
-    assert (second / "SHA256SUMS").read_bytes() == before
+    assert (second / "SHA256SUMS").read_bytes() == finished
     with pytest.raises(SettingError, match="stage 1 is on 'toy', --shards gives none; add --shards DIR"):
         pretrain.main(made, dataclasses.replace(start, named={}))
 

@@ -26,6 +26,7 @@ from sgdata.types import Contract
 from sgmodel import (
     augment,
     batches,
+    checkpoint,
     command,
     draws,
     encoder,
@@ -59,9 +60,10 @@ class Stage:
 class Recipe:
     """Everything that changes the numbers of a pretraining run.
 
-    `bands` are those the model sees, in their order. `accept` names contract fields of the starting
-    weights that may differ; held-out samples are scored and pictures made every `picture_every` steps.
-    With `stages` the run is that many runs, each from the weights of the one before."""
+    `bands` are those the model sees, in their order. `accept` names contract fields of the starting weights that may
+    differ, `tables` says what becomes of their position tables at another image size; held-out samples are scored and
+    pictures made every `picture_every` steps. With `stages` the run is that many runs, each from the weights of the one
+    before."""
 
     bands: tuple[str, ...]
     mask_ratio: float
@@ -73,6 +75,7 @@ class Recipe:
     normalise: normalise.NormaliseRecipe
     augment: augment.AugmentRecipe
     accept: tuple[str, ...] = ()
+    tables: checkpoint.Tables = "interpolate"
     stages: tuple[Stage, ...] = ()
 
 
@@ -107,7 +110,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     how = normalise.resolve(recipe.normalise, contract)
     model = build(recipe)
     if places.weights is not None:
-        transfer.fill(model, places.weights, contract, how, accept=recipe.accept)
+        transfer.fill(model, places.weights, contract, how, accept=recipe.accept, tables=recipe.tables)
     picks = transfer.indices(source.contract, recipe.bands, recipe.normalise.missing)
     setting = Setting(recipe=recipe, stored=source.contract, contract=contract, picks=picks, how=how, where=where)
     forward = session.ready(model, recipe.training, where, places.parallel)
