@@ -36,9 +36,18 @@ def _bar(items: Iterable[T], label: str, total: int) -> Iterator[T]:
 
 
 def _lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
-    said = time.monotonic()
+    began = said = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
         if done == total or time.monotonic() - said > LINE_EVERY_S:
             said = time.monotonic()
-            log.info("%s: %d of %d", label, done, total)
+            left = (said - began) / done * (total - done)
+            log.info("%s: %d of %d%s", label, done, total, f", {told(left)} left" if done < total else "")
+
+
+def told(seconds: float) -> str:
+    """A time as people say it: `40 s`, `12 min`, `3 h 20 min`."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -36,3 +36,16 @@ def test_quiet_progress_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="sgdata"):
         assert list(progress.track(range(3), label="tiles", total=3)) == [0, 1, 2]
     assert caplog.text == ""
+
+
+def test_lines_tell_the_time_that_is_left(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 11))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    with caplog.at_level("INFO", "sgdata"):
+        list(progress.track(range(3), label="steps", total=3))
+    assert [line.split(", ")[1] for line in caplog.messages[:-1]] == ["44 s left", "22 s left"]
+    assert caplog.messages[-1] == "steps: 3 of 3"
+
+
+def test_times_as_people_say_them() -> None:
+    assert [progress.told(seconds) for seconds in (0.4, 90, 600, 12_000)] == ["0 s", "2 min", "10 min", "3 h 20 min"]
