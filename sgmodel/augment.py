@@ -133,6 +133,7 @@ def zoomed(x: Tensor, extent: Tensor, size: int, *, share: float) -> Tensor:
 
     With 0.875 and 128 an image becomes 146 px wide, of which the middle 128 are taken, as released (spec section 5).
     """
+    # In two steps, as released: interpolation at the edge of the crop still sees what lies beyond it.
     large = int(size / share)
     edge = (large - size) // 2
     whole = images(x, centre(extent, int(extent.max())), large)
@@ -198,6 +199,7 @@ def erase(x: Tensor, recipe: MixRecipe, samples: Tensor, epoch: Tensor, *, seed:
         return x
     count = 2 * ATTEMPTS + 3
     u = draws.uniform(samples, count, seed=seed, epoch=epoch, stream=draws.Stream.ERASE).double()
+    # Of the picture that the model sees, whatever part of the scene it shows.
     extent = torch.tensor(x.shape[-2:]).expand(len(x), 2)
     boxes, fits = _within(extent, u, recipe.erase_area, recipe.erase_aspect)
     chosen = fits & (u[:, -1:] < recipe.erase)
@@ -214,6 +216,7 @@ def mixing(recipe: MixRecipe, samples: Tensor, epoch: Tensor, size: int, *, seed
     mixed = (u[:, 0] < recipe.chance) & torch.tensor(recipe.mixes)
     share = recipe.cutmix_share if recipe.mixup and recipe.cutmix else float(recipe.cutmix > 0)
     cut = u[:, 1] < share
+    # Alpha 0 is never used, but the inverse must not fail on it.
     alpha = torch.where(cut, recipe.cutmix, recipe.mixup).clamp(min=1e-9)
     blend = torch.from_numpy(betaincinv(alpha.numpy(), alpha.numpy(), u[:, 2].numpy()))
     # The box of CutMix: its sides are sqrt(1 - lambda) of the image's, its centre anywhere, cut off at the edges.
@@ -225,6 +228,7 @@ def mixing(recipe: MixRecipe, samples: Tensor, epoch: Tensor, size: int, *, seed
     places = torch.arange(len(samples))
     # The last of an odd number (one sample looked at alone) is its own partner, which leaves it as it is.
     partner = torch.where(places ^ 1 < len(places), places ^ 1, places)
+    # By the box as it was cut off at the edges: its area is what the partner shows.
     own = torch.where(cut, 1 - box[:, 2:].prod(dim=1) / size**2, blend)
     return Mix(partner=partner, own=own.float(), blend=blend.float(), box=box)
 

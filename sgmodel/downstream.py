@@ -89,6 +89,7 @@ class Setting(Generic[R]):
 
 def settle(recipe: R, stored: Contract, places: command.Places) -> Setting[R]:
     """Raises SettingError where the recipe does not fit data of the contract `stored`, or this machine."""
+    # Before anything is derived from it: without data a spectral group makes no tokens, and the model has fewer.
     recipe = transfer.settled(recipe, stored)
     contract = transfer.narrowed(stored, recipe.bands, recipe.normalise.missing)
     return Setting(
@@ -104,6 +105,7 @@ def settle(recipe: R, stored: Contract, places: command.Places) -> Setting[R]:
 def pixels(setting: Setting[R], batch: batches.Batch, name: str = "image") -> Tensor:
     """Normalised images (N, C, H, W) of the bands that the model sees, on the device."""
     device = setting.where.device
+    # Native groups exist for single images only: pairs are stored on one lattice.
     whole = lattice.image(batch.arrays, batch.extent, setting.stored, device) if name == "image" else batch.arrays[name]
     return normalise.apply(setting.how, whole.to(device), batch.extent, setting.picks)
 
@@ -114,6 +116,7 @@ def start(setting: Setting[R], make: Callable[[], nn.Module], weights: Path | No
     Raises SettingError, SourceError.
     """
     torch.manual_seed(setting.recipe.training.seed)
+    # On the CPU, so that the same seed draws the same weights whatever the device.
     model = make()
     if weights is not None:
         transfer.fill(model, weights, setting.contract, setting.how, accept=setting.recipe.accept)
@@ -131,6 +134,7 @@ def freeze(model: nn.Module, mode: Mode) -> None:
         if name not in TRAINED:
             # In evaluation for good: neither drop path nor moving averages, or the features would not be the weights'.
             part.requires_grad_(False).eval()
+    # After the weights: those of a head that is thrown away are welcome too.
     if mode == "linear-probe":
         heads.probe(model)
 
@@ -185,6 +189,7 @@ def _train(recipe: Recipe, task: session.Task, scoring: Scoring, places: command
             done = step.index + 1
             log.step(step, every=recipe.training.log_every, last=done == task.total)
             epoch = task.epoch(done)
+            # The last step is scored below, with everything that takes long.
             if every and epoch // every > task.epoch(step.index) // every and done < task.total:
                 figures = _numbers(scoring.figures(False))
                 log.write(step.index, {"epoch": epoch, **figures})
@@ -192,6 +197,7 @@ def _train(recipe: Recipe, task: session.Task, scoring: Scoring, places: command
     if not session.complete(task, places):
         return session.STOPPED
     figures = scoring.figures(True)
+    # Kept also where no epoch was scored on the way: who asks for the best then gets the last.
     runs.keep_best(places.out, task.model, task.card, _numbers(figures), by=scoring.by)
     told = {"steps": task.total, **subject(recipe, task, scoring.held_out), **figures}
     if every and ranks.lead():

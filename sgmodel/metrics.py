@@ -108,6 +108,7 @@ def ranking(scores_N: Tensor, targets_N: Tensor, samples: NDArray[np.int64] | No
 def average_precision(ranked: Ranking, weights: Weights | None = None) -> float | None:
     """Sum of precision x gain in recall over the thresholds, not interpolated; None without one positive."""
     each = np.ones(len(ranked.hits), np.int64) if weights is None else weights[ranked.samples]
+    # Both counts at the end of each run of ties, the only places where a threshold can stand.
     found = np.cumsum(each * ranked.hits)[ranked.ends]
     if not found[-1]:
         return None
@@ -161,6 +162,7 @@ def interval(figure: Callable[[Weights], float], samples: int, *, seed: int = 0)
     It tells how the figure would move with other test samples, not with other seeds of the training.
     """
     rng = np.random.Generator(np.random.Philox(key=seed))
+    # How often each sample is drawn, in place of copies of it: figures then weigh what they have sorted once.
     drawn = (np.bincount(rng.integers(0, samples, samples), minlength=samples) for _ in range(ROUNDS))
     low, high = np.quantile([figure(weights) for weights in drawn], (0.025, 0.975))
     return float(low), float(high)

@@ -54,9 +54,9 @@ def resolve(recipe: NormaliseRecipe, contract: Contract) -> Normalisation:
     how = Normalisation(scheme=recipe.scheme, eps=recipe.eps, mean=(), std=(), missing=recipe.missing, absent=absent)
     if recipe.scheme == "minmax":
         return how
-    of = [_statistics(name, recipe.missing, contract) for name in names]
-    mean = recipe.mean or tuple(fmean(band.mean for band in stored) for stored in of)
-    std = recipe.std or tuple(fmean(band.std for band in stored) for stored in of)
+    # Asked of the data only where the recipe does not say: shards without a train split have no statistics.
+    mean = recipe.mean or tuple(fmean(b.mean for b in _statistics(name, recipe.missing, contract)) for name in names)
+    std = recipe.std or tuple(fmean(b.std for b in _statistics(name, recipe.missing, contract)) for name in names)
     if not len(mean) == len(std) == len(names):
         raise SettingError(f"normalise: {len(mean)} means, {len(std)} stds for {len(names)} bands ({' '.join(names)})")
     return replace(how, mean=mean, std=std)
@@ -67,6 +67,9 @@ def _statistics(name: str, policy: Policy, contract: Contract) -> list[BandStati
     if name in contract.statistics:
         return [contract.statistics[name]]
     present = [band for band in contract.bands if band.name in contract.statistics]
+    if not present:
+        told = f"normalise: the shards of '{contract.dataset}', splits {contract.splits}, have no statistics"
+        raise SettingError(f"{told}; expected a split 'train', or mean and std in the recipe")
     return [contract.statistics[band.name] for band in stand_ins(name, present, policy)]
 
 

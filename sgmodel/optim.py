@@ -75,10 +75,11 @@ def groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
     1-D parameters and biases escape the decay unless `decay` is "all". Position tables are decayed in pretraining,
     as released (spec section 6), and not in classification: "not tables" (section 7).
     """
+    # By name, so that blocks count wherever a wrapper has put them; a model without blocks has one layer.
     blocks = 1 + max((_block(name) for name, _ in model.named_parameters()), default=-1)
     made: defaultdict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad:  # AdamW would decay them all the same
             continue
         spared = parameter.ndim <= 1 or name.endswith(".bias") or (recipe.decay == "not tables" and _is_table(name))
         decay = 0.0 if spared and recipe.decay != "all" else recipe.weight_decay

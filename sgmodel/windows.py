@@ -63,6 +63,7 @@ class Windows(batches.Samples):
                 ]
         self.rows: NDArray[np.int64] = np.array(rows, np.int64).reshape(-1, 5)
         self.keys = [f"{samples.keys[number]}-r{top:05d}-c{left:05d}" for number, top, left, _, _ in rows]
+        # Every window has the same sides, so a batch of them is never padded.
         square = np.full((len(rows), 2), recipe.px)
         self.members = {
             name: dataclasses.replace(member, shape=np.hstack([member.shape[self.rows[:, 0], :-2], square]))
@@ -82,6 +83,7 @@ class Windows(batches.Samples):
         for i, (number, top, left, shown_down, shown_across) in enumerate(self.rows[list(samples)].tolist()):
             for name, arrays in targets.items():
                 arrays[i][...] = self.whole(number, name)[..., top : top + px, left : left + px]
+                # In place of counting by hand later: a pixel without label enters neither loss nor score.
                 if name == "mask" and self.recipe.once:
                     hidden = 255 if space.ignore is None else space.ignore
                     arrays[i][:shown_down] = hidden

@@ -44,6 +44,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
 
     before, after, _ = _places(source)
     ours, theirs = contracts.read(before), contracts.read(after)
+    # What weights would have to agree on, two dates must too.
     differ = contracts.differences(theirs, ours, "fine-tune")
     if differ:
         raise SourceError(f"{after}: {', '.join(differ)} is not what {before} has; build both alike")
@@ -66,6 +67,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
         for key, split, row, col, height, width, box in zip(*columns, boxes, strict=True)
     ]
     space = catalog.label_space(card, recipe.labels)
+    # Statistics are those of both dates, made anew from the samples.
     contract = replace(ours, dataset="pairs", label_space=space, statistics={}, splits={}, fingerprint="")
     return Found(refs=tuple(refs), edition=catalog.edition(card, recipe.edition), labels=space, contract=contract)
 
@@ -78,6 +80,7 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample
     before, after, change = _places(source)
     with ExitStack() as stack:
         rasters = [stack.enter_context(rasterio.open(path)) for path in (before / IMAGE, after / IMAGE, change)]
+        # Windows are counted in pixels: a map shifted by one would be read without any sign of it.
         lattices = [(raster.crs, raster.transform, raster.shape) for raster in rasters]
         for raster, lattice in zip(rasters, lattices, strict=True):
             if lattice != lattices[0]:

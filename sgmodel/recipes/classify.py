@@ -52,6 +52,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     training = recipe.training
     source = session.samples(places.shards, training, ("image",))
     held_out = batches.Samples(places.shards, recipe.val_split, ("image",))
+    # The contract too: a checkpoint must say what its outputs mean.
     for samples in (source, held_out):
         samples.contract = labelled(samples.contract, recipe)
     check(recipe, source.contract)
@@ -59,6 +60,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
     make = partial(models.classifier, recipe.model, bands=len(recipe.bands), classes=setting.classes)
     model = downstream.start(setting, make, places.weights)
+    # A small head leaves the first steps to the pretrained features (spec section 4).
     if recipe.head_std and places.weights is not None and isinstance(model.head, nn.Linear):
         nn.init.trunc_normal_(model.head.weight, std=recipe.head_std)
     learned, asked = (targets(samples, recipe) for samples in (source, held_out))
@@ -90,12 +92,14 @@ def objective(setting: Setting, targets: Tensor, model: nn.Module, batch: batche
     """The loss of a batch; `targets` (N, K) are those of all training samples."""
     recipe, seed, px = setting.recipe, setting.recipe.training.seed, setting.px(batch)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=seed)
+    # Crop, erase, mix, in this order: a box is erased from one scene, not from two that share a picture.
     x = augment.images(downstream.pixels(setting, batch), geometry, px)
     x = augment.erase(x, recipe.mix, batch.samples, batch.epoch, seed=seed)
     y = targets[batch.samples].to(x.device)
     if recipe.mix.mixes:
         how = augment.mixing(recipe.mix, batch.samples, batch.epoch, px, seed=seed)
         x, y = augment.mix(x, how), augment.mix_targets(y, how)
+    # Of soft targets, which sum to 1: smoothing before or after mixing is the same.
     logits = model(x).float()
     if setting.contract.label_space.task == "single-label":
         return {"loss": functional.cross_entropy(logits, y, label_smoothing=recipe.smoothing)}
@@ -119,6 +123,7 @@ def targets(source: batches.Samples, recipe: Recipe) -> Tensor:
     space = source.contract.label_space
     hot = torch.zeros(len(source), len(space.ids))
     place = {label: number for number, label in enumerate(space.ids)}
+    # Samples without any class are kept where several are allowed: they are negatives of all.
     for row, labels in enumerate(_labels(source, recipe)):
         unknown = sorted(set(labels) - set(place))
         if unknown or (space.task == "single-label" and len(labels) != 1):
@@ -168,7 +173,7 @@ def figures(scores: Tensor, targets: Tensor, contract: Contract, *, final: bool)
         return _of_many(scores, targets, space.names, final=final)
     right = scores.argmax(dim=1) == targets.argmax(dim=1)
     found: dict[str, Any] = {"top1": metrics.top1(right)}
-    if final:
+    if final:  # a thousand draws take longer than the scoring of a small split
         counts = metrics.confusion(scores.argmax(dim=1), targets.argmax(dim=1), classes=len(space.ids), ignore=-1)
         found["top1_interval"] = metrics.interval(lambda weights: metrics.top1(right, weights), len(right))
         found["per_class_recall"] = dict(zip(space.names, metrics.scores(counts).recall, strict=True))

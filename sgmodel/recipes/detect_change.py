@@ -53,7 +53,9 @@ def main(recipe: Recipe, places: command.Places) -> int:
     source = win.Windows(pairs, recipe.windows)
     held_out = win.Windows(batches.Samples(places.shards, recipe.val_split, members), recipe.scored)
     setting = downstream.settle(recipe, source.contract, places)
+    recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
     model = downstream.start(setting, partial(models.detector, recipe.model, bands=len(recipe.bands)), places.weights)
+    # Of whole scenes, as released: windows overlap, so their share would be another.
     weights = None if recipe.weighting == "none" else class_weights(changed(source), recipe.unchanged_factor)
     task = downstream.task(setting, model, source, partial(objective, setting, weights), places)
     scoring = downstream.Scoring(
@@ -96,6 +98,7 @@ def objective(setting: Setting, weights: Tensor | None, model: nn.Module, batch:
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=recipe.training.seed)
     before, after = (augment.images(image, geometry, px) for image in dates(setting, batch))
     target = augment.masks(batch.arrays["mask"].to(before.device), geometry, px).long()
+    # A mask moves by the nearest pixel, images by bicubic interpolation: turns and flips are exact in both.
     each = torch.ones(2, device=before.device) if weights is None else weights.to(before.device)
     log_p = model(before, after).float()
     total = functional.nll_loss(log_p, target, weight=each, ignore_index=setting.ignore, reduction="sum")
@@ -115,10 +118,12 @@ def dates(setting: Setting, batch: batches.Batch) -> tuple[Tensor, Tensor]:
 def evaluate(setting: Setting, model: nn.Module, source: win.Windows) -> Tensor:
     """The confusion matrix (S, 2, 2) of each scene over its windows."""
     size = setting.recipe.training.batch
+    # The released code scores whole batches only, so its figures depend on the batch.
     count = len(source) // size * size if setting.recipe.drop_incomplete else len(source)
     found = torch.zeros(len(source.samples), 2, 2, dtype=torch.int64)
     with loop.evaluating(model), setting.where.autocast():
         for batch in batches.load(source, batches.in_order(count, size), threads=1):
+            # The higher of two outputs: no threshold is searched, for there is no split to search it on.
             predicted = model(*dates(setting, batch)).argmax(dim=1).cpu()
             for row, sample in enumerate(batch.samples.tolist()):
                 target = batch.arrays["mask"][row].long()

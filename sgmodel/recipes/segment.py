@@ -43,6 +43,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     held_out = batches.Samples(places.shards, recipe.val_split, ("image", "mask"))
     check(recipe, source.contract)
     setting = downstream.settle(recipe, source.contract, places)
+    recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
     make = partial(models.segmenter, recipe.model, bands=len(recipe.bands), classes=setting.classes)
     model = downstream.start(setting, make, places.weights)
     task = downstream.task(setting, model, source, partial(objective, setting), places)
@@ -51,6 +52,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
         counts = evaluate(setting, model, held_out)
         if not final:
             return scored(counts)
+        # Pictures before figures: a run whose map is all of one class is seen at once.
         _show(setting, model, held_out, places.out / "pictures" / f"step-{task.total:06d}.png")
         return results(counts, most_frequent(source, setting.ignore), setting.contract)
 
@@ -94,6 +96,7 @@ def _inputs(setting: Setting, batch: batches.Batch, geometry: augment.Geometry, 
 def evaluate(setting: Setting, model: nn.Module, source: batches.Samples) -> Tensor:
     """The confusion matrices (N, K, K) over every pixel of each sample of `source`."""
     count = partial(metrics.confusion, classes=setting.classes, ignore=setting.ignore)
+    # One matrix per sample: intervals draw samples again, not pixels, which are no independent witnesses.
     found = []
     with loop.evaluating(model):
         for batch in batches.load(source, batches.in_order(len(source), setting.recipe.training.batch), threads=1):
@@ -112,6 +115,7 @@ def predict(setting: Setting, model: nn.Module, batch: batches.Batch) -> tuple[T
 
 def tiled(images: Tensor, px: int) -> Tensor:
     """(N, C, S, S) -> (N x (S/px)^2, C, px, px), tiles of an image row by row; `px` divides S."""
+    # Tiles do not overlap: a score is of what the model sees of one tile (`predict` blends).
     n, c, s, _ = images.shape
     cut = images.reshape(n, c, s // px, px, s // px, px).permute(0, 2, 4, 1, 3, 5)
     return cut.reshape(-1, c, px, px)
@@ -129,7 +133,7 @@ def most_frequent(source: batches.Samples, ignore: int) -> int:
     counts = torch.zeros(256, dtype=torch.int64)
     for sample in range(len(source)):
         counts += torch.bincount(torch.from_numpy(source.read(sample, "mask")).flatten(), minlength=256)
-    counts[ignore] = 0
+    counts[ignore] = 0  # it may be the most frequent of all
     return int(counts.argmax())
 
 
