@@ -243,6 +243,7 @@ def _bars(block: Bars) -> str:
 
 
 def _matrix(block: Matrix) -> str:
+    # Of the row: what a class was taken for, whether it is rare or not.
     def cell(count: int, total: int) -> str:
         share = count / total if total else 0
         return f'<td style="--share:{100 * share:.0f}%" title="{count:,}">{100 * share:.0f}</td>'
@@ -263,6 +264,7 @@ def _map(name: str, block: Map) -> str:
         _select(f"band-{k}", dict(zip(bands, bands, strict=True)), first[k], colour)
         for k, colour in enumerate(("red", "green", "blue"))
     )
+    # The colours belong to the image: they stand under it, as keys stand under the others.
     rows = "".join(_layer(*layer, block.keys.get(layer[0], ()), choices) for layer in layers)
     help_text = "Map. Arrow keys move the pixel, with Shift by 32; plus and minus zoom, 0 shows all."
     view = _chart(f"{name}m", block.figure, help_text, "view", 'role="application" tabindex="0"')

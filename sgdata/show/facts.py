@@ -13,9 +13,11 @@ from sgdata.types import Array, Contract, LabelSpace
 def shares(space: LabelSpace, counts: Mapping[str, Array], *, caption: str = "") -> page.Bars:
     """Class shares: a line per class and one for unmapped, a column per (256,) array of counts."""
     colours = space.colours or (charts.SERIES[0],) * len(space.ids)
+    # Labels of one class in many have no colours: all bars alike.
     lines = list(zip(space.names, colours, space.ids, strict=True))
     if space.ignore is not None:
         lines.append(("unmapped", "#808080", space.ignore))
+    # A split without labels has shares of 0, not none: its column stays.
     totals = {column: max(int(held.sum()), 1) for column, held in counts.items()}
     bars = tuple(
         (name, colour, tuple(int(held[value]) / totals[column] for column, held in counts.items()))
@@ -46,6 +48,7 @@ def statistics(contract: Contract) -> page.Table:
 
 def contract(held: Contract, more: Mapping[str, str]) -> page.Table:
     """What a consumer must know of the data."""
+    # The first digits of the fingerprint tell two data sets apart, and fit a narrow page.
     told = {
         "dataset": f"{held.dataset} {held.version}",
         "bands": " ".join(band.name for band in held.bands),

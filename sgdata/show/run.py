@@ -24,6 +24,7 @@ Steps = Sequence[dict[str, Any]]
 def blocks(run: Path, folder: Path, prefix: str = "") -> list[page.Block]:
     """The blocks of one run, their titles after `prefix`; its newest picture is copied into `folder`."""
     steps = [json.loads(line) for line in (run / METRICS).read_text("utf-8").splitlines()]
+    # A dict, for the order of the log: a set has none.
     names = {name: None for step in steps for name in step}
     kinds = {name: _kind(name) for name in names}
     found: list[page.Block] = []
@@ -35,6 +36,7 @@ def blocks(run: Path, folder: Path, prefix: str = "") -> list[page.Block]:
             keys = tuple(zip(charts.SERIES, series, strict=False))
             figure = charts.lines(series, "step")
             found.append(page.Chart(title=title, figure=figure, label=told(title, series), keys=keys))
+    # Twelve lines in one chart are none: their ends do.
     bands = tuple(
         (name.removeprefix("loss_"), *(f"{points[at][1]:.4f}" for at in (0, -1)))
         for name in names
@@ -82,6 +84,7 @@ def _results(run: Path) -> list[page.Block]:
             bars = tuple((key, colours.get(key, charts.SERIES[0]), (held[key],)) for key in order)
             found.append(page.Bars(title=name.replace("_", " "), columns=("",), bars=bars))
     if "confusion" in results:
+        # Numbers where the model's classes are not those of the data, as after remapping.
         counts = tuple(tuple(row) for row in results["confusion"])
         names = space.names if len(space.names) == len(counts) else tuple(str(n) for n in range(len(counts)))
         caption = "A row per true class, a column per predicted one; percent of the row, counts on hovering."

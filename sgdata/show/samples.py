@@ -64,16 +64,17 @@ def _card(sample: Sample, row: shards.Row, contract: Contract, folder: Path) -> 
         file = f"samples/{sample.key}-{name}.png"
         page.write_png(folder / file, rgb)
         pictures.append((file, f"{name} of {sample.key}: {', '.join(classes) or 'no class'}"))
+    # A mask tells its classes itself, by colour.
     told = f"{sample.key}, {sample.split}" + (f": {', '.join(classes)}" if mask is None and classes else "")
     return page.Card(title=told, pictures=tuple(pictures), values={"split": (sample.split,), "class": classes})
 
 
 def _pictures(sample: Sample, mask: Array | None, contract: Contract) -> Iterator[tuple[str, Array]]:
-    for name, array in sample.arrays.items():
+    # In this order, before comes before after.
+    for name in (name for name in shards.IMAGES if name in sample.arrays):
         # Of a sample stored at its native sizes the 10 m group has all that true colour needs.
-        held = [band for band in contract.bands if name != "image_10m" or band.gsd_m == 10]
-        if name in shards.IMAGES:
-            yield name.replace("_", "-"), true_colour(array, [band.name for band in held], contract)
+        held = [band.name for band in contract.bands if name != "image_10m" or band.gsd_m == 10]
+        yield name.replace("_", "-"), true_colour(sample.arrays[name], held, contract)
     if mask is not None:
         space = contract.label_space
         colours = dict(zip(space.ids, space.colours, strict=False)) or CHANGE
@@ -85,6 +86,7 @@ def true_colour(array: Array, bands: Sequence[str], contract: Contract) -> Array
     chosen = ("B04", "B03", "B02") if {"B02", "B03", "B04"} <= set(bands) else [*bands, *bands, *bands][:3]
     out = np.zeros((3, *array.shape[1:]), np.uint8)
     for number, name in enumerate(chosen):
+        # Alike for all samples: stretched one by one, a dark sample and a cloud would look the same.
         held = contract.statistics[name]
         scaled = (array[bands.index(name)].astype(np.float32) - held.p1) / max(held.p99 - held.p1, 1e-9)
         out[number] = np.clip(scaled * 255, 0, 255)
