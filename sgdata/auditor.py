@@ -85,13 +85,15 @@ def subject(
         try:
             source, found, contract = packing.listed(recipe, path)
         except (SourceError, SettingError) as error:
-            tried.append(f"{recipe.dataset} {recipe.edition}: {error!s:.80}")
+            tried.append(f"{recipe.dataset} {recipe.edition}: {error!s:.120}")
             continue
         return Subject(
             kind=kind, folder=source, recipe=recipe, contract=contract, samples=found.refs, unread=found.rejected,
             days=_days(path if kind == "build" else None),
         )  # fmt: skip
-    raise SettingError(f"{path}: neither shards nor a build nor a known dataset ({'; '.join(tried)}); give --dataset")
+    # The answers of all readers would be a page; of the one that was asked for it is what helps.
+    why = "; ".join(tried) if dataset else f"asked the readers of {', '.join(READERS)}; give --dataset to hear one"
+    raise SettingError(f"{path}: neither shards nor a build nor a known dataset: {why}")
 
 
 def _recipes(dataset: str | None, edition: str | None) -> Iterator[ShardRecipe]:
