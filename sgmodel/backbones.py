@@ -10,16 +10,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sgmodel import upernet
+from sgmodel import foreign, upernet
+from sgmodel.foreign import State
 
 
 class Backbone(nn.Module):
     """What heads need of a backbone: `channels` of its maps, how far `UperHead` enlarges each (`scales`), and `width`,
-    the length of its vector."""
+    the length of its vector. Weights made elsewhere lack the prefix `root` of its own."""
 
     channels: tuple[int, ...]
     scales: tuple[int, ...] = (1, 1, 1, 1)
     width: int
+    root: str = ""
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """(N, C, H, W) -> one (N, D, H, W), or four of `channels`, finest first."""
@@ -31,6 +33,10 @@ class Backbone(nn.Module):
 
     def only_maps(self) -> None:
         """Leave out of training what `maps` does not use: ranks would wait for its gradient."""
+
+    def adapted(self, state: State, how: foreign.FirstLayer, wavelengths: Sequence[float]) -> State:
+        """Weights of another image size or number of bands as this backbone takes them, where that can be done."""
+        return state
 
 
 class Pixels(Backbone):

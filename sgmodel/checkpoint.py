@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
@@ -11,13 +12,12 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sgdata import files
 from sgdata.errors import SettingError, SourceError
 from sgdata.types import Contract
 from sgmodel import encoder as enc
-from sgmodel import heads, mae, models, normalise, published, ranks, resizing, upernet
+from sgmodel import foreign, heads, mae, models, normalise, published, ranks, resizing, upernet
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -162,7 +162,8 @@ def load(path: Path) -> nn.Module:
         fit(model, state, at_least=1.0, where=str(path))
         return model.eval()
     card = read_card(path)
-    with torch.device("meta"):  # no memory and no random draws for weights that are replaced at once
+    # No memory and no random draws for weights that are replaced at once; but timm's models also compute tables.
+    with torch.device("meta" if card.model.recipe is None else "cpu"):
         model = build(card.model)
     try:
         model.load_state_dict(published.read_safetensors(path / WEIGHTS if path.is_dir() else path), assign=True)
@@ -215,9 +216,15 @@ def read_weights(path: Path) -> State:
     """
     if not has_card(path) or not path.exists():
         return published.read(path)
-    kind = read_card(path).model.kind
     state = published.read_safetensors(path / WEIGHTS if path.is_dir() else path)
-    return {published.name_of(name, kind): tensor for name, tensor in state.items()}
+    return _by_published_name(state, read_card(path).model)
+
+
+def _by_published_name(state: State, spec: ModelSpec) -> State:
+    """Of SpectralGPT only: a rival's names are its own."""
+    if spec.recipe is not None:
+        return state
+    return {published.name_of(name, spec.kind): tensor for name, tensor in state.items()}
 
 
 def infer(state: State, *, where: str) -> ModelSpec:
@@ -226,6 +233,7 @@ def infer(state: State, *, where: str) -> ModelSpec:
     Two things leave no trace there: the width of a head, taken as 64 in the encoder and 32 in the decoder (80 in
     the huge model), and the number of groups behind a joint position table, taken as that of 12 bands.
     """
+    state = published.split_qkv(state)
     try:
         encoder = _infer_encoder(state)
         if "mask_token" in state:
@@ -286,26 +294,29 @@ def fit(
     *,
     tables: Tables = "interpolate",
     at_least: float = 0.9,
+    wavelengths: Sequence[float] = (),
     where: str = "weights",
 ) -> Report:
     """Fill `model` with every weight of `state` (published names) that fits it, in place.
 
     Position tables of another image size are resized bicubically, spectral tables and the patch kernel of other bands
     made to fit (`resizing`); "redraw" leaves the model's fresh ones, as the
-    released code does. Raises SourceError where less than `at_least` of the encoder's parameters would be filled.
+    released code does. The `wavelengths` (nm) of a rival's bands say where red, green and blue go. Raises SourceError
+    where less than `at_least` of the encoder's parameters would be filled.
     """
     spec = describe(model)
-    if spec.encoder is None:
+    own = _by_published_name(model.state_dict(), spec)
+    if not any(map(_of_encoder, own)):
         raise SourceError(f"{where}: a {spec.kind} model has no encoder to fill; leave the weights out")
-    own = {published.name_of(name, spec.kind): tensor for name, tensor in model.state_dict().items()}
+    if any(name.endswith(".attn.q.weight") for name in own):
+        state = published.split_qkv(state)
+    resized: State = {}
+    if isinstance(model, models.Rival):
+        state, resized = _of_rival(model, state, wavelengths)
+    elif tables == "interpolate" and spec.encoder is not None:
+        resized = _tables(own, state, spec.encoder)
     matched = {name: state[name] for name, tensor in own.items() if name in state and state[name].shape == tensor.shape}
-    resized = {}
-    if tables == "interpolate":
-        resized = {
-            name: resize_table(state[name], rows=tensor.shape[1], planes=_table_planes(name, spec.encoder))
-            for name, tensor in own.items()
-            if name not in matched and name in state and _resizable(name, state[name], tensor, spec.encoder)
-        }
+    resized = {name: tensor for name, tensor in resized.items() if name in own and own[name].shape == tensor.shape}
     if tables == "interpolate" and spec.encoder is not None:
         resized |= _of_other_bands(own, state, spec.encoder)
     filled = matched | resized
@@ -327,18 +338,29 @@ def fit(
     return report
 
 
-def resize_table(table_1RD: Tensor, *, rows: int, planes: int) -> Tensor:
-    """A position table (1, planes x side^2, D) as one of `rows` rows, bicubic on its (row, column) grid."""
-    width = table_1RD.shape[-1]
-    side, side_to = isqrt(table_1RD.shape[1] // planes), isqrt(rows // planes)
-    # Each plane is a picture of `width` channels; in float32, since bicubic weights lose too much in half precision.
-    grid = table_1RD.float().reshape(planes, side, side, width).permute(0, 3, 1, 2)
-    grid = functional.interpolate(grid, size=(side_to, side_to), mode="bicubic", align_corners=False)
-    return grid.permute(0, 2, 3, 1).reshape(1, -1, width).to(table_1RD.dtype)
+def _tables(own: State, state: State, config: enc.EncoderConfig) -> State:
+    """The position tables of `state` that must be resized, and can be."""
+    return {
+        name: foreign.resize_table(state[name], rows=tensor.shape[1], planes=_table_planes(name, config))
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape and _resizable(name, state[name], tensor, config)
+    }
+
+
+def _of_rival(model: models.Rival, state: State, wavelengths: Sequence[float]) -> tuple[State, State]:
+    """`state` under the names of the rival, and those weights that its backbone had to change to take."""
+    own, prefix = model.state_dict(), f"backbone.{model.backbone.root}"
+    wanted = {name.removeprefix(prefix) for name in own if name.startswith(prefix)}
+    plain = foreign.renamed(state, wanted)
+    adapted = model.backbone.adapted(plain, model.recipe.first_layer, wavelengths)
+    changed = {name: t for name, t in adapted.items() if name not in plain or plain[name].shape != t.shape}
+    # Weights of the same rival, trained here for the same task, bring their head too.
+    whole = {name: tensor for name, tensor in state.items() if name in own}
+    return whole | {prefix + n: t for n, t in plain.items()}, {prefix + n: t for n, t in changed.items()}
 
 
 def _of_encoder(published: str) -> bool:
-    return published.startswith(("pos_embed", "patch_embed.", "blocks.", "norm."))
+    return published.startswith(("pos_embed", "patch_embed.", "blocks.", "norm.", "backbone."))
 
 
 def _table_planes(name: str, config: enc.EncoderConfig) -> int:

@@ -7,18 +7,13 @@ the rivals, and the three functions that every program builds its model with.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sgdata.errors import SettingError
-from sgmodel import backbones, heads, upernet
+from sgmodel import backbones, foreign, group_vit, heads, upernet
 from sgmodel import encoder as enc
-
-FirstLayer = Literal["mean-scaled", "repeated", "new"]
-"""How a first layer trained on red, green and blue takes other bands: the mean of the three on every band; each on its
-own band by wavelength and over and over on the others; or drawn anew. The first two are scaled by 3 / bands."""
 
 Options = dict[str, int | float | bool | str | tuple[int, ...]]
 
@@ -27,25 +22,27 @@ Options = dict[str, int | float | bool | str | tuple[int, ...]]
 class ModelRecipe:
     """The table [model] of a downstream recipe.
 
-    `backbone` is "spectralgpt" (with [model.encoder]), "linear", "unet", or "timm:NAME" for any backbone of timm, whose
-    own settings are `options`. `image_px` is the side of the images that a rival takes (0: any); SpectralGPT's
-    stands in its encoder. `widths` are the U-Net's channels, finest first. `first_layer` counts only where weights of
-    another number of bands are loaded.
+    `backbone` is "spectralgpt" (with [model.encoder]), "satmae" (with [model.satmae]), "linear", "unet" (`widths` are
+    its channels, finest first), or "timm:NAME" for any backbone of timm, whose own settings are `options`. `image_px`
+    is the side of the images that the last three take (0: any). `first_layer` counts only where weights of another
+    number of bands are loaded.
     """
 
     backbone: str
     encoder: enc.EncoderConfig | None = None
+    satmae: group_vit.SatmaeConfig | None = None
     head: upernet.HeadConfig | None = None
     pooling: heads.Pooling = "mean"
     image_px: int = 0
     widths: tuple[int, ...] = (32, 64, 128, 256)
-    first_layer: FirstLayer = "mean-scaled"
+    first_layer: foreign.FirstLayer = "mean-scaled"
     options: Options = field(default_factory=dict)
 
     @property
     def px(self) -> int:
         """Side of the images that the model takes; 0: any."""
-        return self.image_px if self.encoder is None else self.encoder.image_px
+        own = self.encoder or self.satmae
+        return self.image_px if own is None else own.image_px
 
 
 def classifier(recipe: ModelRecipe, *, bands: int, classes: int) -> nn.Module:
@@ -77,12 +74,14 @@ def backbone(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
             return backbones.Pixels(bands)
         case "unet":
             return backbones.UNet(bands, recipe.widths)
+        case "satmae" if recipe.satmae is not None:
+            return group_vit.GroupVit(recipe.satmae, bands)
         case "timm":
             # Only here, for timm takes seconds to import and SpectralGPT does without it.
             from sgmodel.timm_backbone import TimmBackbone
 
             return TimmBackbone(name, bands, recipe.image_px, recipe.options)
-    known = "'spectralgpt', 'linear', 'unet' or 'timm:NAME'"
+    known = "'spectralgpt', 'satmae' with a table [model.satmae], 'linear', 'unet' or 'timm:NAME'"
     raise SettingError(f"model.backbone is {recipe.backbone!r}: expected {known}")
 
 

@@ -56,12 +56,15 @@ def name_of(ours: str, kind: str) -> str:
     return ours.removeprefix("encoder.")
 
 
-def plain_names(state: State) -> State:
-    """Without the prefixes of wrappers (DataParallel, compile), and with a fused qkv taken apart."""
-    # For some months of 2024 the public code had one `to_qkv`, which could not load the published files.
+def unwrapped(state: State) -> State:
+    """Without the prefixes of wrappers: DataParallel, compile."""
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in state.items()}
+
+
+def split_qkv(state: State) -> State:
+    """With every fused qkv taken apart: for some months of 2024 the public code had one, as other ViTs have."""
     plain: State = {}
-    for raw, tensor in state.items():
-        name = re.sub(r"^((module|_orig_mod)\.)+", "", raw)
+    for name, tensor in state.items():
         fused = re.fullmatch(r"(.*\.attn\.)(?:to_)?qkv\.(weight|bias)", name)
         if fused:
             parts = zip("qkv", tensor.chunk(3), strict=True)
@@ -72,8 +75,8 @@ def plain_names(state: State) -> State:
 
 
 def read(path: Path) -> State:
-    """Weights by published name, from a `.safetensors` or a torch file of any known layout. Raises SourceError."""
-    return plain_names(read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path))
+    """Weights from a `.safetensors` or a torch file of any known layout, by the names there. Raises SourceError."""
+    return unwrapped(read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path))
 
 
 def read_safetensors(path: Path) -> State:

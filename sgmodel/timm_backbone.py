@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from sgdata.errors import SettingError
-from sgmodel import backbones
+from sgmodel import backbones, foreign
+from sgmodel.foreign import State
 from sgmodel.timm_models import mend_torchvision
 
 Option = int | float | bool | str | tuple[int, ...]
@@ -20,6 +23,8 @@ class TimmBackbone(backbones.Backbone):
     A pyramid (ResNet, Swin, ConvNeXt) gives its last four stages; a model of one stride (ViT, BEiT) the output of four
     blocks spread over its depth, which `UperHead` enlarges 8, 4, 2 and 1 times.
     """
+
+    root = "body."
 
     def __init__(self, name: str, bands: int, image_px: int, options: Mapping[str, Option]) -> None:
         """Random weights. Raises SettingError: unknown name or option, no maps, no size where one is needed."""
@@ -50,6 +55,23 @@ class TimmBackbone(backbones.Backbone):
     def only_maps(self) -> None:
         """Drop timm's final norm and head, which maps are taken before."""
         self.body.prune_intermediate_layers(sorted(set(self.taps)), prune_norm=True, prune_head=True)
+
+    def adapted(self, state: State, how: foreign.FirstLayer, wavelengths: Sequence[float]) -> State:
+        """timm's own conversion of position tables, windows and patches; then the first layer onto the bands."""
+        convert = getattr(sys.modules[type(self.body).__module__], "checkpoint_filter_fn", None)
+        # The mask token of a pretraining file would pass for DINOv2's layout there.
+        state = {name: tensor for name, tensor in state.items() if name != "mask_token"}
+        with warnings.catch_warnings():
+            # On resizing window tables timm's own code meets torch's deprecations, about which a user can do nothing.
+            warnings.simplefilter("ignore", UserWarning)
+            state = dict(convert(state, self.body)) if convert else state
+        first: Any = self.body.default_cfg.get("first_conv") or ()
+        own = self.body.state_dict()
+        for name in (f"{layer}.weight" for layer in ((first,) if isinstance(first, str) else first)):
+            if name in state and state[name].shape[1:2] != own[name].shape[1:2]:
+                weight = foreign.first_layer(state.pop(name), own[name].shape[1], how, wavelengths)
+                state |= {} if weight is None else {name: weight}
+        return state
 
 
 def _create(name: str, bands: int, image_px: int, options: Mapping[str, Option]) -> Any:

@@ -110,7 +110,10 @@ def fill(
             _compare_classes(contract.label_space, card.contract.label_space, accept)
     else:
         log.warning("%s: holds no contract; bands, level and normalisation are taken on trust", weights)
-    report = checkpoint.fit(model, checkpoint.read_weights(weights), tables=tables, where=str(weights))
+    wavelengths = [band.wavelength_nm for band in contract.bands]
+    report = checkpoint.fit(
+        model, checkpoint.read_weights(weights), wavelengths=wavelengths, tables=tables, where=str(weights)
+    )
     log.info(
         "%s: %d weights taken, %d resized, %d new",
         weights.name,

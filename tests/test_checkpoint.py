@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import sgmodel
 from sgdata import catalog, files
 from sgdata.errors import SourceError
-from sgmodel import checkpoint, encoder, heads, mae, normalise, published, upernet
+from sgmodel import checkpoint, encoder, foreign, heads, mae, normalise, published, upernet
 
 ROOT = Path(__file__).resolve().parents[1]
 DECODER = mae.DecoderConfig(width=16, depth=1, heads=2)
@@ -273,15 +273,15 @@ def test_position_tables_are_interpolated_or_drawn_again() -> None:
 
 def test_joint_tables_are_resized_group_by_group() -> None:
     table = torch.arange(3.0).reshape(1, 3, 1, 1).expand(1, 3, 16, 5).reshape(1, 48, 5)
-    resized = checkpoint.resize_table(table, rows=3 * 36, planes=3)
+    resized = foreign.resize_table(table, rows=3 * 36, planes=3)
     torch.testing.assert_close(resized.reshape(3, 36, 5), torch.arange(3.0).reshape(3, 1, 1).expand(3, 36, 5))
 
 
 def test_resizing_there_and_back_keeps_a_smooth_table() -> None:
     row, col = torch.meshgrid(torch.linspace(0, 3, 12), torch.linspace(0, 3, 12), indexing="ij")
     table = torch.stack([row.sin(), col.cos(), (row * col).sin() / 3], dim=-1).reshape(1, 144, 3)
-    larger = checkpoint.resize_table(table, rows=256, planes=1)
-    torch.testing.assert_close(checkpoint.resize_table(larger, rows=144, planes=1), table, rtol=0, atol=0.02)
+    larger = foreign.resize_table(table, rows=256, planes=1)
+    torch.testing.assert_close(foreign.resize_table(larger, rows=144, planes=1), table, rtol=0, atol=0.02)
 
 
 def test_the_released_classifier_trains_its_joint_table_from_zero() -> None:

@@ -1,0 +1,72 @@
+"""Weights that were made elsewhere, for a rival's backbone: under whatever prefix, with however many bands.
+
+Known layouts, none of which needs its own reader: torchvision and timm; MoCo (`module.encoder_q.`), MoCo v3
+(`module.base_encoder.`), SimCLR (`backbone.`, `encoder.`), Lightning (`state_dict`), SatMAE and MAE (`model`), and
+SeCo, whose ResNet is a plain list of layers (`encoder_q.0.` is the first convolution).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from math import isqrt
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+State = dict[str, Tensor]
+
+FirstLayer = Literal["mean-scaled", "repeated", "new"]
+"""How a first layer trained on red, green and blue takes other bands: the mean of the three on every band; each on its
+own band by wavelength and over and over on the others; or drawn anew. The first two are scaled by 3 / bands, so that
+the layer's output keeps its size."""
+
+RGB_NM = (665.0, 560.0, 490.0)
+
+# Children of torchvision's ResNet in order; 2 and 3 (ReLU, pooling) have no weights.
+_LISTED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+def renamed(state: State, wanted: Collection[str]) -> State:
+    """The weights whose names are `wanted` behind one prefix, without it: the prefix that most of them have.
+
+    A file may hold several encoders (`encoder_q` and `encoder_k`): the first one counts.
+    """
+    plain = {
+        re.sub(r"(?<=encoder_q)\.(\d)\.", lambda m: f".{_LISTED.get(m[1], m[1])}.", n): t for n, t in state.items()
+    }
+    votes: Counter[str] = Counter()
+    for name in plain:
+        ends = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
+        votes.update(name[:end] for end in ends if name[end:] in wanted)
+    prefix = votes.most_common(1)[0][0] if votes else ""  # ties: the first that was seen
+    return {name.removeprefix(prefix): tensor for name, tensor in plain.items() if name.startswith(prefix)}
+
+
+def first_layer(weight: Tensor, bands: int, how: FirstLayer, wavelengths: Sequence[float]) -> Tensor | None:
+    """A convolution (D, 3, h, w) over red, green and blue as one over `bands`; None where it is to be drawn anew.
+
+    `wavelengths` (nm) of the bands say which of them are red, green and blue; "repeated" without them begins at band 0.
+    """
+    if how == "new" or weight.shape[1] != len(RGB_NM):
+        return None
+    if how == "mean-scaled":
+        return weight.mean(dim=1, keepdim=True).expand(-1, bands, -1, -1) * (3 / bands)
+    source = torch.arange(bands) % 3
+    if wavelengths:
+        distance = (torch.tensor(wavelengths)[None] - torch.tensor(RGB_NM)[:, None]).abs()
+        source[distance.argmin(dim=1)] = torch.arange(3)
+    return weight[:, source] * (3 / bands)
+
+
+def resize_table(table_1RD: Tensor, *, rows: int, planes: int) -> Tensor:
+    """A position table (1, planes x side^2, D) as one of `rows` rows, bicubic on its (row, column) grid."""
+    width = table_1RD.shape[-1]
+    side, side_to = isqrt(table_1RD.shape[1] // planes), isqrt(rows // planes)
+    # Each plane is a picture of `width` channels; in float32, since bicubic weights lose too much in half precision.
+    grid = table_1RD.float().reshape(planes, side, side, width).permute(0, 3, 1, 2)
+    grid = functional.interpolate(grid, size=(side_to, side_to), mode="bicubic", align_corners=False)
+    return grid.permute(0, 2, 3, 1).reshape(1, -1, width).to(table_1RD.dtype)
