@@ -305,6 +305,10 @@ def _provider(item: pystac.Item, bands: tuple[str, ...]) -> tuple[str, dict[str,
     """The provider whose asset keys fit best. Raises SourceError naming what is missing."""
     # By keys, not by the catalogue's address: mirrors and local copies have other addresses.
     have = {name: [band for band in bands if keys.get(band) in item.assets] for name, keys in KEYS.items()}
+    whole = [provider for provider, found in have.items() if len(found) == len(bands)]
+    if len(whole) > 1:
+        # Which one decides the offset to expect: no guess.
+        raise SourceError(f"item {item.id}: has assets named as {' and as '.join(whole)} do; keep one set of names")
     name = max(have, key=lambda provider: len(have[provider]))
     missing = [f"{band} ('{KEYS[name].get(band, '?')}')" for band in bands if band not in have[name]]
     if missing:

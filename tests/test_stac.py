@@ -109,6 +109,16 @@ def test_a_missing_asset_is_named_with_its_key(tmp_path: Path) -> None:
         stac.search(str(tmp_path), query(bands=("B02", "B03")))
 
 
+def test_an_item_in_the_words_of_two_providers_is_refused(tmp_path: Path) -> None:
+    wrap(tmp_path, [scene("S2A_32UPU_20190705_0_L2A", "2019-07-05T10:00:00Z")])
+    path = next(tmp_path.rglob("S2A*.json"))
+    item = json.loads(path.read_text())
+    item["assets"]["B02"] = item["assets"]["blue"]
+    path.write_text(json.dumps(item))
+    with pytest.raises(SourceError, match="named as earth-search and as planetary-computer do"):
+        stac.search(str(tmp_path), query(bands=("B02",)))
+
+
 def test_an_item_without_projection_gets_the_zone_of_its_tile(tmp_path: Path) -> None:
     folder = wrap(tmp_path, [scene("S2A_32UPU_20190705_0_L2A", "2019-07-05T10:00:00Z")])
     path = next(folder.rglob("S2A*.json"))
