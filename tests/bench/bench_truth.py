@@ -1,0 +1,94 @@
+"""How near every composite comes to the known ground, against the same rule given the true cloud masks.
+
+python tests/bench/bench_truth.py ARCHIVE     of an archive that is there (`sgdata simulate`)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import rasterio
+
+from sgdata import catalog, composite, files, lock
+from sgdata.areas import Area
+from sgdata.datasets import segmunich
+from sgdata.simulate import archive as archives
+from sgdata.simulate import score
+from sgdata.types import Array
+
+SIZE_KM, DATES, SEED = 4.0, 12, 7
+MASKS = {"cloud and shadow": score.CLOUD | score.SHADOW, "and thin cloud, haze, snow": 255}
+
+
+def recipe(archive: Path) -> segmunich.BuildRecipe:
+    published = files.read(segmunich.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    return replace(published, dates="2019-04-01/2020-03-31", area=Area(aoi=str(archive / "aoi.geojson")))
+
+
+def true_masks(archive: Path, folder: Path, bits: int) -> Path:
+    """Rasters for mask method external: not 0 where the sky of a scene is known to be in the way."""
+    folder.mkdir(parents=True)
+    for path in sorted((archive / "truth" / "clouds").glob("*.tif")):
+        with rasterio.open(path) as dataset:
+            profile, values = dataset.profile, dataset.read() & bits
+        with rasterio.open(folder / path.name, "w", **profile) as target:
+            target.write((values > 0).astype(np.uint8))
+    return folder
+
+
+def built(settings: segmunich.BuildRecipe, places: segmunich.Places, name: str) -> tuple[lock.Lock, Array, Array]:
+    """The settled lock, the image and the index of the chosen items; labels and patches are left out."""
+    settled, scenes = segmunich.fetch(settings, segmunich.plan(settings, places), places)
+    segmunich.render(settings, settled, scenes, places, places.out / name)
+    return settled, *(score.read(places.out / name / file) for file in ("image.tif", "provenance.tif"))
+
+
+def figures(archive: Path, scratch: Path) -> Iterator[tuple[str, str, str, str]]:
+    base, places = recipe(archive), segmunich.Places(out=scratch, stac=str(archive), osm="none")
+    truth = score.true_median(archive, base.bands)
+    settled = None
+    true = {words: true_masks(archive, scratch / f"masks-{bits}", bits) for words, bits in MASKS.items()}
+    for method in get_args(composite.Method):
+        ours = replace(base, composite=replace(base.composite, method=method))
+        settled, image, provenance = built(ours, places, method)
+        ids = [item.scene.id for item in settled.items]
+        clouds = score.true_clouds(archive, ids)
+        chooses = bool((provenance[0] < len(ids)).any())
+        told = []
+        for words, folder in true.items():
+            exact = replace(ours.mask, method="external", guard=False, cloud_buffer_m=0, shadow_buffer_m=0)
+            _, best, _ = built(replace(ours, mask=exact), replace(places, masks=folder), f"{method}-{words}")
+            where = score.ever_clear(clouds) & (image > 0).all(axis=0) & (best > 0).all(axis=0)
+            told.append(f"{words} {score.rmse(image, truth, where) / score.rmse(best, truth, where):.2f}")
+        rmse = score.rmse(image, truth, where)
+        residual = f", residual cloud {score.residual_cloud(provenance[0], clouds):.3%}" if chooses else ""
+        words = f"{'; '.join(told)} (RMSE {rmse:.4f}{residual})"
+        yield f"truth, {method}", "same rule, true masks", "<= 1.1x", words
+    assert settled is not None
+    still_in = {item.scene.id: item.offset != 0 for item in settled.items}
+    right = score.offsets(still_in, archive)
+    yield "truth, offsets", "planted", "all", f"{right['right']} of {right['total']}"
+    planted = json.loads((archive / "truth" / "traps.json").read_text())
+    seen = {item.scene.id for item in settled.items} | {dropped.id for dropped in settled.dropped}
+    traps = {f"{trap} {name[:18]}" for name, about in planted.items() for trap in about["traps"] if name in seen}
+    left_out = "; ".join(f"{dropped.id}: {dropped.reason}" for dropped in settled.dropped)
+    yield "truth, traps", "planted in the window", "all named", f"{len(traps)} planted; left out: {left_out}"
+
+
+def rows() -> list[tuple[str, str, str, str]]:
+    with tempfile.TemporaryDirectory() as name:
+        archive = archives.simulate(Path(name) / "a", seed=SEED, size_km=SIZE_KM, dates=DATES)
+        return list(figures(archive, Path(name) / "b"))
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        for row in figures(Path(sys.argv[1]).resolve(), Path(name)):
+            print(*row, sep=" | ", flush=True)
