@@ -33,6 +33,7 @@ def split(stored: Sequence[Band], names: Sequence[str], policy: Policy) -> tuple
     """Of the bands `names`: those that are stored, and the names of the others. Raises SettingError."""
     known = {band.name: band for band in stored}
     absent = [name for name in names if name not in known]
+    # No wavelength is known of such a band, so nothing can stand for it.
     strange = [name for name in absent if name not in sentinel2.BAND]
     if strange or len(absent) == len(names) or (absent and policy == "refuse"):
         cure = "" if strange else "; normalise.missing = 'mean', 'nearest' or 'drop-group' says what to do without them"
@@ -62,6 +63,7 @@ def empty_groups(stored: Sequence[Band], names: Sequence[str], group_bands: int)
 def taken(images: Tensor, picks: Sequence[int]) -> Tensor:
     """(N, C, H, W) float -> (N, len(picks), H, W): the bands of these indices, or the mean of all that are picked."""
     if MEAN in picks:
+        # Of the bands that the model looks at: shards may hold others, such as B10, that it never sees.
         stored = sorted(set(picks) - {MEAN})
         images = torch.cat([images, images[:, stored].mean(dim=1, keepdim=True)], dim=1)
     return images[:, list(picks)]
