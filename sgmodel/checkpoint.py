@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from sgdata import files
 from sgdata.errors import SettingError, SourceError
 from sgdata.types import Contract
+from sgmodel import contrastive, foreign, heads, mae, models, normalise, published, ranks, resizing, upernet
 from sgmodel import encoder as enc
-from sgmodel import foreign, heads, mae, models, normalise, published, ranks, resizing, upernet
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -25,7 +25,7 @@ CARD = "card.json"
 State = published.State
 Tables = Literal["interpolate", "redraw"]
 """Position tables of another image size: resized, or drawn anew, as the released code does."""
-Kind = Literal["encoder", "autoencoder", "classifier", "segmenter", "change"]
+Kind = Literal["encoder", "autoencoder", "classifier", "segmenter", "change", "contrast"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class ModelSpec:
     kind: Kind
     encoder: enc.EncoderConfig | None = None
     recipe: models.ModelRecipe | None = None
+    contrast: contrastive.Objective | None = None
     bands: int = 0
     decoder: mae.DecoderConfig | None = None
     objective: mae.Objective | None = None
@@ -97,6 +98,8 @@ def _describe(model: nn.Module) -> ModelSpec:
             return ModelSpec(kind="change", encoder=model.encoder.config, classes=2, head=model.head_config)
         case enc.Encoder():
             return ModelSpec(kind="encoder", encoder=model.config)
+        case contrastive.Contrast():
+            return ModelSpec(kind="contrast", recipe=model.recipe, bands=model.bands, contrast=model.objective)
         case models.Rival():
             kind = next(kind for kind, made in RIVALS.items() if isinstance(model, made))
             return ModelSpec(kind=kind, recipe=model.recipe, bands=model.bands, classes=model.classes)
@@ -112,6 +115,8 @@ def build(spec: ModelSpec) -> nn.Module:
 
 
 def _build(spec: ModelSpec) -> nn.Module:
+    if spec.recipe is not None and spec.contrast is not None:
+        return contrastive.Contrast(spec.recipe, spec.bands, spec.contrast)
     if spec.recipe is not None:
         return RIVALS[spec.kind](spec.recipe, spec.bands, spec.classes)
     assert spec.encoder is not None

@@ -63,7 +63,8 @@ def recipes(program: str) -> list[Path]:
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    example = f"Example: python -m sgmodel.recipes.{program} recipes/train/{program}-demo-tiny.toml --shards out/shards"
+    shown = next((path.name for path in recipes(program) if "demo" in path.stem), f"{program}.toml")
+    example = f"Example: python -m sgmodel.recipes.{program} recipes/train/{shown} --shards out/shards"
     parser = argparse.ArgumentParser(prog=f"python -m sgmodel.recipes.{program}", epilog=example)
     add = parser.add_argument
     add("recipe", nargs="?", type=Path, help="TOML file; without it, the recipes that come with the package")

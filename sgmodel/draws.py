@@ -26,6 +26,7 @@ class Stream(IntEnum):
     MASK = 3
     ERASE = 4
     MIX = 5
+    JITTER = 6
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:

@@ -26,6 +26,8 @@ the layer's output keeps its size."""
 
 RGB_NM = (665.0, 560.0, 490.0)
 
+_FOLLOWER = re.compile("encoder_k|momentum|slow|teacher")
+
 # Children of torchvision's ResNet in order; 2 and 3 (ReLU, pooling) have no weights.
 _LISTED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
@@ -33,7 +35,7 @@ _LISTED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3"
 def renamed(state: State, wanted: Collection[str]) -> State:
     """The weights whose names are `wanted` behind one prefix, without it: the prefix that most of them have.
 
-    A file may hold several encoders (`encoder_q` and `encoder_k`): the first one counts.
+    A file may hold several encoders: one that only follows another (MoCo's `encoder_k`) does not count.
     """
     plain = {
         re.sub(r"(?<=encoder_q)\.(\d)\.", lambda m: f".{_LISTED.get(m[1], m[1])}.", n): t for n, t in state.items()
@@ -42,7 +44,7 @@ def renamed(state: State, wanted: Collection[str]) -> State:
     for name in plain:
         ends = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
         votes.update(name[:end] for end in ends if name[end:] in wanted)
-    prefix = votes.most_common(1)[0][0] if votes else ""  # ties: the first that was seen
+    prefix = max(votes, key=lambda name: (votes[name], not _FOLLOWER.search(name)), default="")
     return {name.removeprefix(prefix): tensor for name, tensor in plain.items() if name.startswith(prefix)}
 
 

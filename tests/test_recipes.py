@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sgdata import catalog, files
-from sgmodel import command, models, optim
-from sgmodel.recipes import classify, detect_change, pretrain, segment
+from sgmodel import command, contrastive, models, optim
+from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
 
 TRAIN = catalog.folder("recipes") / "train"
 PARAMETERS = {
@@ -29,11 +29,18 @@ PARAMETERS = {
 }
 
 
-def model(path: Path) -> tuple[nn.Module, pretrain.Recipe | segment.Recipe | classify.Recipe | detect_change.Recipe]:
+AnyRecipe = pretrain.Recipe | segment.Recipe | classify.Recipe | detect_change.Recipe | contrast.Recipe
+
+
+def model(path: Path) -> tuple[nn.Module, AnyRecipe]:
     with torch.device("meta"):
         if path.stem.startswith("pretrain-"):
             pretraining = files.read(pretrain.Recipe, path)
             return pretrain.build(pretraining), pretraining
+        if path.stem.startswith("contrast-"):
+            contrasting = files.read(contrast.Recipe, path)
+            bands = len(contrasting.bands)
+            return contrastive.Contrast(contrasting.model, bands, contrasting.contrast), contrasting
         if path.stem.startswith("classify-"):
             classifying = files.read(classify.Recipe, path)
             bands, classes = len(classifying.bands), 10 if "eurosat" in path.stem else 19
@@ -57,7 +64,9 @@ def test_recipe_loads_and_builds(path: Path) -> None:
 
 def test_every_recipe_belongs_to_a_program() -> None:
     listed = {
-        path for program in ("pretrain", "segment", "classify", "detect_change") for path in command.recipes(program)
+        path
+        for program in ("pretrain", "segment", "classify", "detect_change", "contrast")
+        for path in command.recipes(program)
     }
     assert listed == set(TRAIN.glob("*.toml"))
 

@@ -60,8 +60,8 @@ def test_starting_weights_come_from_the_run_before(tmp_path: Path) -> None:
     made = reproduce.runs(ledger(), row(pretrain="train/pretrain-demo-tiny.toml"), tmp_path, tmp_path / "out")
     assert [run.folder.name for run in made] == [
         "pretrain-demo-tiny",
-        "segment-demo-linear-random-seed1",
-        "segment-demo-linear-random-seed2",
+        "segment-linear-random-seed1",
+        "segment-linear-random-seed2",
     ]
     assert str(made[0].folder / "checkpoint-last") in made[1].command
     assert made[1].command[:3] == (sys.executable, "-m", "sgmodel.recipes.segment")

@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,7 @@ class Row:
 
     name: str
     start: Literal["random", "pretrained here", "published"]
-    program: Literal["segment"]
+    program: Literal["segment", "classify"]
     recipe: str
     pretrain: str | None = None
     weights: str | None = None
@@ -71,13 +72,16 @@ def runs(recipe: Recipe, row: Row, shards: Path, out: Path) -> list[Run]:
     before, weights = [], row.weights
     if row.pretrain is not None:
         folder = out / "runs" / Path(row.pretrain).stem
-        before = [_run("pretrain", row.pretrain, shards, folder, ())]
+        # A recipe's name begins with its program's.
+        before = [_run(folder.name.partition("-")[0], row.pretrain, shards, folder, ())]
         weights = str(folder / "checkpoint-last")
     start = () if weights is None else ("--weights", weights)
     changes = tuple(word for text in row.set for word in ("--set", text))
     made = []
     for seed in recipe.seeds:
-        folder = out / "runs" / f"{Path(row.recipe).stem}-{row.start.replace(' ', '-')}-seed{seed}"
+        # By the row, for several rows may set different things over one recipe.
+        slug = re.sub(r"\W+", "-", f"{row.program} {row.name} {row.start}").lower()
+        folder = out / "runs" / f"{slug}-seed{seed}"
         seeded = (*start, *changes, "--set", f"training.seed={seed}")
         made.append(_run(row.program, row.recipe, shards, folder, seeded))
     return before + made

@@ -1,0 +1,109 @@
+"""Pretraining by telling images apart: two views of one image are alike, views of other images are not.
+
+MoCo v2 (He et al., CVPR 2020, and Chen et al., arXiv 2003.04297) compares with a queue of earlier answers of a slowly
+following copy of the model; SimCLR (Chen et al., ICML 2020) with the rest of the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_gather
+from torch.nn import functional
+
+from sgmodel import models, ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """`projection` values stand for an image in the comparison. Only MoCo has a `queue` and a `momentum`, the share of
+    its own weights that the copy keeps in a step."""
+
+    method: Literal["moco", "simclr"]
+    temperature: float
+    projection: int = 128
+    queue: int = 65536
+    momentum: float = 0.999
+
+
+class Projection(nn.Sequential):
+    """Two layers, which are thrown away after pretraining."""
+
+    def __init__(self, width: int, projection: int) -> None:
+        super().__init__(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection))
+
+
+class Contrast(models.Rival):
+    """A backbone that learns to tell images apart; a checkpoint holds copy and queue too, so a run resumes exactly.
+
+    Batch statistics are those of one rank, as without MoCo's shuffling: a ResNet may learn from them which images came
+    together. A backbone without BatchNorm cannot.
+    """
+
+    queue: Tensor
+
+    def __init__(self, recipe: models.ModelRecipe, bands: int, objective: Objective) -> None:
+        super().__init__(recipe, bands, 0)
+        self.objective = objective
+        self.head = Projection(self.backbone.width, objective.projection)
+        self.waiting: list[Tensor] = []
+        if objective.method == "moco":
+            # Copies, not fresh draws: the comparison starts between equals.
+            self.slow_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
+            self.slow_head = copy.deepcopy(self.head).requires_grad_(False)
+            start = functional.normalize(torch.randn(objective.queue, objective.projection), dim=1)
+            self.register_buffer("queue", start)
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Two views (N, C, H, W) of the same images -> the loss, and the share of images whose own view came first."""
+        query = functional.normalize(self.head(self.backbone.pooled(first)).float(), dim=1)
+        scores, answer = self._queued(query, second) if self.objective.method == "moco" else self._mutual(query, second)
+        loss = functional.cross_entropy(scores / self.objective.temperature, answer)
+        return loss, (scores.argmax(dim=1) == answer).float().mean()
+
+    def _queued(self, query: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            key = functional.normalize(self.slow_head(self.slow_backbone.pooled(second)).float(), dim=1)
+        if self.training:
+            self.waiting.append(key)
+        own, others = (query * key).sum(1, keepdim=True), query @ self.queue.T
+        return torch.cat([own, others], dim=1), torch.zeros(len(query), dtype=torch.long, device=query.device)
+
+    def _mutual(self, query: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        key = functional.normalize(self.head(self.backbone.pooled(second)).float(), dim=1)
+        mine = torch.arange(len(query), device=query.device)
+        if ranks.world() > 1 and distributed.is_initialized() and self.training:
+            query_all, key_all = (_everyones(views) for views in (query, key))
+            mine = mine + ranks.rank() * len(query)
+        else:
+            query_all, key_all = query, key
+        total, rows = len(query_all), torch.cat([mine, mine + len(query_all)])
+        scores = torch.cat([query, key]) @ torch.cat([query_all, key_all]).T
+        # Nobody is compared with themselves; the right answer is the other view of the same image.
+        scores = scores.masked_fill(functional.one_hot(rows, 2 * total).bool(), float("-inf"))
+        return scores, (rows + total) % (2 * total)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """After an optimizer step: the copy follows, the queue takes this step's answers of all ranks."""
+        if self.objective.method != "moco":
+            return
+        for slow, fast in ((self.slow_backbone, self.backbone), (self.slow_head, self.head)):
+            for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
+                old.lerp_(new, 1.0 - self.objective.momentum)
+        keys = torch.cat(self.waiting)
+        if ranks.world() > 1:
+            everyone = [torch.empty_like(keys) for _ in range(ranks.world())]
+            distributed.all_gather(everyone, keys)
+            keys = torch.cat(everyone)
+        self.waiting.clear()
+        self.queue = torch.cat([self.queue, keys])[-self.objective.queue :]
+
+
+def _everyones(views: Tensor) -> Tensor:
+    """Of all ranks in their order; gradients go back to the rank that a view came from."""
+    return torch.cat(all_gather(views))  # type: ignore[no-untyped-call]

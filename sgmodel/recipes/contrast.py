@@ -1,0 +1,91 @@
+"""Pretrain a rival's backbone by MoCo or SimCLR on shards.
+
+    python -m sgmodel.recipes.contrast recipes/train/contrast-demo-moco.toml --shards DIR --out DIR
+
+Both views of an image are drawn from (seed, epoch, sample, view). With `accumulate` SimCLR compares within the parts
+of a batch only. The backbone of the checkpoint is what `--weights` of the downstream programs takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from sgmodel import augment, batches, command, contrastive, downstream, draws, loop, session
+
+VIEW = 1 << 32
+"""Added to the seed for the second view: the upper half of the key, which no seed of a recipe reaches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(downstream.Recipe):
+    """Everything that changes the numbers of a run. `jitter` is how far gain and offset of each band may go in a view,
+    drawn for each by itself: what colour jitter is to photographs, on normalised values."""
+
+    contrast: contrastive.Objective
+    jitter: float = 0.0
+
+
+Setting = downstream.Setting[Recipe]
+
+
+def main(recipe: Recipe, places: command.Places) -> int:
+    """Train to the recipe's last step, or until stopped; 0 or `session.STOPPED`. Raises SgdataError."""
+    source = session.samples(places.shards, recipe.training, ("image",))
+    held_out = batches.Samples(places.shards, recipe.val_split, ("image",))
+    setting = downstream.settle(recipe, source.contract, places)
+
+    def make() -> contrastive.Contrast:
+        return contrastive.Contrast(recipe.model, len(setting.contract.bands), recipe.contrast)
+
+    model = downstream.start(setting, make, places.weights)
+    assert isinstance(model, contrastive.Contrast)
+    task = downstream.task(setting, model, source, partial(objective, setting), places)
+    # With the step, not in the forward pass: a micro-batch is no step, and a checkpoint must hold what followed.
+    task.optimizer.register_step_post_hook(lambda *_: model.follow())
+
+    def figures(final: bool) -> dict[str, float]:
+        return evaluate(setting, model, held_out)
+
+    scoring = downstream.Scoring(title="Contrastive pretraining", by="val_top1", held_out=held_out, figures=figures)
+    return downstream.train(setting, task, scoring, places)
+
+
+def objective(setting: Setting, forward: nn.Module, batch: batches.Batch) -> dict[str, Tensor]:
+    """The loss of a batch, and how often an image's other view was found among all that it was compared with."""
+    whole = downstream.pixels(setting, batch)
+    loss, found = forward(*(view(setting, batch, whole, number) for number in (0, 1)))
+    return {"loss": loss, "top1": found}
+
+
+def view(setting: Setting, batch: batches.Batch, whole: Tensor, number: int) -> Tensor:
+    """View 0 or 1 of each image: crop, flips and turns, then gain and offset of each band."""
+    recipe = setting.recipe
+    seed = recipe.training.seed + number * VIEW
+    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=seed)
+    images = augment.images(whole, geometry, setting.px(batch))
+    if not recipe.jitter:
+        return images
+    bands = images.shape[1]
+    u = draws.uniform(batch.samples, 2 * bands, seed=seed, epoch=batch.epoch, stream=draws.Stream.JITTER)
+    gain, offset = (recipe.jitter * (2 * u.to(images) - 1)).view(len(images), 2, bands, 1, 1).unbind(1)
+    return images * (1 + gain) + offset
+
+
+def evaluate(setting: Setting, model: nn.Module, source: batches.Samples) -> dict[str, float]:
+    """Mean loss and share of views found over `source`, with the views of epoch 0."""
+    sums, count = torch.zeros(2, dtype=torch.float64), 0
+    with loop.evaluating(model):
+        for batch in batches.load(source, batches.in_order(len(source), setting.recipe.training.batch), threads=1):
+            with setting.where.autocast():
+                terms = objective(setting, model, batch)
+            sums += len(batch.keys) * torch.stack([terms["loss"], terms["top1"]]).double().cpu()
+            count += len(batch.keys)
+    return {"val_loss": float(sums[0]) / count, "val_top1": float(sums[1]) / count}
+
+
+if __name__ == "__main__":
+    command.run("contrast", Recipe, main)

@@ -1,0 +1,156 @@
+"""MoCo and SimCLR: losses by hand, the queue, exact resume; every row of the rivals' ledgers through its program."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from rivals import RIVALS
+from synthetic_shards import write
+from torch.nn import functional
+
+from sgdata import catalog, files
+from sgmodel import batches, checkpoint, command, contrastive, downstream, models, session
+from sgmodel.recipes import classify, contrast, pretrain, reproduce, segment
+
+RECIPES = catalog.folder("recipes")
+QUICK = ("training.batch=4", "training.epochs=3", "model.image_px=32", "contrast.projection=8")
+ROWS = [
+    pytest.param(row, id=f"{row.program}-{row.name}-{row.start}".replace(" ", "-"))
+    for task in ("segment", "classify")
+    for row in files.read(reproduce.Recipe, RECIPES / "ledger" / f"rivals-{task}.toml").rows
+]
+
+
+def moco(**others: object) -> contrastive.Contrast:
+    torch.manual_seed(0)
+    objective = contrastive.Objective(method="moco", temperature=0.2, projection=8, queue=6, momentum=0.9)
+    return contrastive.Contrast(RIVALS["vit"], 12, dataclasses.replace(objective, **others))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("contrast") / "shards", train=6, val=4, px=64)
+
+
+def places(folder: Path, out: Path, **others: object) -> command.Places:
+    known = command.Places(shards=folder, named={"toy": folder}, out=out, device="cpu", threads=1)
+    return dataclasses.replace(known, **others)  # type: ignore[arg-type]
+
+
+def recipe(method: str, *changes: str) -> contrast.Recipe:
+    return files.read(contrast.Recipe, RECIPES / "train" / f"contrast-demo-{method}.toml", (*QUICK, *changes))
+
+
+def test_moco_compares_with_the_other_view_and_the_queue() -> None:
+    model, (first, second) = moco(), torch.rand(2, 3, 12, 32, 32)
+    queue = model.queue.clone()  # type: ignore[operator]
+    loss, _ = model(first, second)
+    query, key = (functional.normalize(model.head(model.backbone.pooled(x)), dim=1) for x in (first, second))
+    total = 0.0
+    for q, k in zip(query.tolist(), key.tolist(), strict=True):
+        scores = [sum(a * b for a, b in zip(q, other, strict=True)) / 0.2 for other in (k, *queue.tolist())]
+        total += math.log(sum(map(math.exp, scores))) - scores[0]
+    assert loss.item() == pytest.approx(total / 3, rel=1e-5)
+    model.follow()
+    # First in, first out: three old answers have left at the front.
+    torch.testing.assert_close(model.queue, torch.cat([queue[3:], key.detach()]))
+
+
+def test_the_copy_follows_slowly_and_learns_nothing_itself() -> None:
+    model = moco()
+    loss, _ = model(*torch.rand(2, 3, 12, 32, 32))
+    loss.backward()
+    assert all(p.grad is None for n, p in model.named_parameters() if n.startswith("slow"))
+    with torch.no_grad():
+        model.head[0].weight += 1.0  # type: ignore[operator]
+    before = model.slow_head[0].weight.clone()  # type: ignore[operator]
+    model.follow()
+    torch.testing.assert_close(model.slow_head[0].weight, before + 0.1)  # type: ignore[arg-type]
+    model.eval()
+    model(*torch.rand(2, 3, 12, 32, 32))
+    assert not model.waiting
+
+
+def test_simclr_compares_with_all_other_views() -> None:
+    model, views = moco(method="simclr"), torch.rand(2, 3, 12, 32, 32)
+    loss, _ = model(*views)
+    z = functional.normalize(model.head(model.backbone.pooled(views.flatten(0, 1))), dim=1)
+    scores = ((z @ z.T) / 0.2).exp()
+    by_hand = [-torch.log(scores[i, (i + 3) % 6] / (scores[i].sum() - scores[i, i])) for i in range(6)]
+    torch.testing.assert_close(loss, torch.stack(by_hand).mean())
+
+
+@pytest.mark.parametrize("method", ["moco", "simclr"])
+def test_interrupted_equals_undisturbed_and_the_backbone_goes_on(method: str, folder: Path, tmp_path: Path) -> None:
+    made = recipe(method, *(["contrast.queue=16"] if method == "moco" else []))
+    assert contrast.main(made, places(folder, tmp_path / "whole")) == 0
+    assert contrast.main(made, places(folder, tmp_path / "cut", stop_after=2)) == session.STOPPED
+    assert contrast.main(made, places(folder, tmp_path / "cut", workers=3)) == 0
+    sums = [(tmp_path / name / "SHA256SUMS").read_bytes() for name in ("whole", "cut")]
+    assert sums[0] == sums[1]
+    figures = json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert 0 <= figures["val_top1"] <= 1
+    weights = tmp_path / "whole" / "checkpoint-last"
+    again = checkpoint.load(weights)
+    assert isinstance(again, contrastive.Contrast)
+    report = checkpoint.fit(models.segmenter(made.model, bands=12, classes=4), checkpoint.read_weights(weights))
+    assert report.encoder_share == 1.0
+    assert all(name.startswith(("slow", "queue", "head")) or "slow" in name for name in report.unexpected)
+
+
+def test_the_follower_of_a_checkpoint_is_not_taken_for_the_model(tmp_path: Path) -> None:
+    source = moco()
+    with torch.no_grad():
+        for parameter in source.slow_backbone.parameters():  # type: ignore[union-attr]
+            parameter += 1.0
+    checkpoint.save(tmp_path, source, checkpoint.Card(model=checkpoint.describe(source)))
+    model = models.classifier(RIVALS["vit"], bands=12, classes=2)
+    checkpoint.fit(model, checkpoint.read_weights(tmp_path))
+    ours, theirs = model.state_dict(), source.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith("backbone."))
+
+
+def test_views_differ_and_repeat(folder: Path) -> None:
+    made = recipe("simclr")
+    other = dataclasses.replace(made, training=dataclasses.replace(made.training, seed=2))
+    seen = []
+    for one in (made, made, other):
+        source = session.samples(folder, one.training, ("image",))
+        setting = downstream.settle(one, source.contract, places(folder, Path("unused")))
+        (batch,) = batches.load(source, batches.in_order(6, 6), threads=1)
+        seen.append([contrast.view(setting, batch, downstream.pixels(setting, batch), n) for n in (0, 1)])
+    assert torch.equal(seen[0][0], seen[1][0])
+    assert not torch.equal(seen[0][0], seen[0][1])
+    assert not torch.equal(seen[0][1], seen[2][0])  # a neighbouring seed's first view is not this one's second
+
+
+def test_it_learns_to_tell_images_apart(folder: Path, tmp_path: Path) -> None:
+    easy = ("augment.crop_area=[1.0, 1.0]", "augment.quarter_turns=false", "training.log_every=39")
+    made = recipe("simclr", "training.batch=6", "training.epochs=40", *easy)
+    assert contrast.main(made, places(folder, tmp_path)) == 0
+    figures = json.loads((tmp_path / "results.json").read_text())
+    assert figures["loss_last"] < 0.75 * figures["loss_first"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_of_the_ledgers_takes_two_steps(row: reproduce.Row, folder: Path, tmp_path: Path) -> None:
+    program, kind = {"segment": (segment.main, segment.Recipe), "classify": (classify.main, classify.Recipe)}[
+        row.program
+    ]
+    made = files.read(kind, RECIPES / row.recipe, (*row.set, "training.batch=4"))
+    weights = None
+    if row.pretrain is not None:
+        first, named = (pretrain, "pretrain") if "pretrain" in row.pretrain else (contrast, "contrast")
+        quick = ["training.batch=4", "training.epochs=0.5"] + ([] if named == "pretrain" else ["training.log_every=1"])
+        assert first.main(files.read(first.Recipe, RECIPES / row.pretrain, quick), places(folder, tmp_path / "a")) == 0
+        weights = tmp_path / "a" / "checkpoint-last"
+    # Published weights are not here; their models are built all the same, and say what they are.
+    dry = row.weights is not None
+    code = program(made, places(folder, tmp_path / "b", weights=weights, stop_after=2, dry_run=dry))  # type: ignore[operator]
+    assert code == (0 if dry else session.STOPPED)
