@@ -34,6 +34,7 @@ from sgdata.types import Array, Contract, Grid, LabelSpace, Level, Window
 log = logging.getLogger("sgdata")
 
 TILE_PX = 1024
+LEAST_GAP_PX = 12
 MANY_UNMAPPED = 0.4
 """Above this share of unmapped ground, classes follow the habits of mappers more than the land."""
 
@@ -156,24 +157,42 @@ def cut(
 def fitting_split(
     boxes: Array, counts: Array, settings: blocks.SplitSettings
 ) -> tuple[tuple[str, ...], blocks.SplitReport]:
-    """The split by `settings`; where the area is too small for it, by blocks and gap halved until no part is empty and
-    train not smaller than val.
+    """The split by `settings`; where the area is too small for it (a part is empty, or train smaller than val), the
+    best by smaller blocks: the largest ones with which no part is empty, too small, or short of a class.
 
-    Blocks stay as large as a patch; what cannot be mended so comes back as it is. Raises SettingError.
+    What cannot be mended so comes back with the fewest faults. Raises SettingError.
     """
-    parts, report = blocks.split(boxes, counts, settings)
-    side = int((boxes[:, 2:4] - boxes[:, 0:2]).max(initial=0))
-    asked, more_to_train = settings, 1 - settings.test_share > 2 * settings.val_share
-    # Most of the patches in val, unless wanted so, is as useless as none there.
-    while report.empty or (more_to_train and report.boxes["train"] < report.boxes["val"]):
-        if settings.method != "blocks" or settings.block_px // 2 < side:
-            break
-        settings = replace(settings, block_px=settings.block_px // 2, gap_px=settings.gap_px // 2)
-        parts, report = blocks.split(boxes, counts, settings)
-    if settings != asked:
+    more_to_train = 1 - settings.test_share > 2 * settings.val_share
+
+    def faults(report: blocks.SplitReport) -> tuple[int, bool, int]:
+        # Most of the patches in val, unless wanted so, is nearly as useless as none there.
+        small = more_to_train and report.boxes["train"] < report.boxes["val"]
+        return len(report.empty), small, sum(map(len, report.lacking.values()))
+
+    tried = [(settings, *blocks.split(boxes, counts, settings))]
+    # A class that is lacking in a large area is rare: no reason to leave the recipe.
+    if settings.method == "blocks" and any(faults(tried[0][2])[:2]):
+        for smaller in _smaller(boxes, settings):
+            tried.append((smaller, *blocks.split(boxes, counts, smaller)))
+            if not any(faults(tried[-1][2])):
+                break
+    chosen, parts, report = min(tried, key=lambda one: faults(one[2]))
+    if chosen != settings:
         # Said aloud: the recipe beside the output still shows what was asked for.
-        log.warning("split: a small area: blocks of %d px, gap of %d px", settings.block_px, settings.gap_px)
+        log.warning("split: a small area: blocks of %d px, gap of %d px", chosen.block_px, chosen.gap_px)
     return parts, report
+
+
+def _smaller(boxes: Array, settings: blocks.SplitSettings) -> Iterator[blocks.SplitSettings]:
+    """Ever smaller blocks, not below a patch, that divide the area evenly: the gap first in proportion, then least."""
+    side = int((boxes[:, 2:4] - boxes[:, 0:2]).max(initial=0))
+    extent = int((boxes[:, 2:4].max(axis=0) - boxes[:, 0:2].min(axis=0)).max())
+    sizes = [size for n in range(2, extent // side + 1) if (size := extent // n) < settings.block_px]
+    # What lies nearer than 120 m shares ground: a 60 m pixel, resampled to 10 m, reaches that far.
+    least = min(settings.gap_px, LEAST_GAP_PX)
+    gaps = [max(settings.gap_px * size // settings.block_px, least) for size in sizes]
+    for size, gap in [*zip(sizes, gaps, strict=True), *((size, least) for size in sizes)]:
+        yield replace(settings, block_px=size, gap_px=gap)
 
 
 def agree(folder: Path, name: str, dates: str, level: Level, kernel: Kernel, *, space: LabelSpace) -> None:

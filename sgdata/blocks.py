@@ -126,7 +126,9 @@ def _laid_out(boxes: Array, size: int, gap: int) -> _Layout:
     """The area divided evenly into blocks of about `size`, without slivers at its end."""
     low, high = boxes[:, 0:2].min(axis=0), boxes[:, 2:4].max(axis=0)
     # Rounded, so that an area of one and a half blocks is still divided.
-    number = np.maximum(np.rint((high - low) / size), 1).astype(np.int64)
+    number = np.rint((high - low) / size)
+    # Never into blocks smaller than a box, which would hold none.
+    number = np.maximum(np.minimum(number, (high - low) // (boxes[:, 2:4] - boxes[:, 0:2]).max()), 1).astype(np.int64)
 
     def met(grown: int) -> list[list[tuple[int, int]]]:
         """The blocks (x, y) that each box meets when grown by less than `grown`."""

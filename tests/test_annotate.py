@@ -35,6 +35,27 @@ def test_a_small_area_gets_smaller_blocks_and_says_so(side: int, caplog: pytest.
     assert "a small area" in caplog.text
 
 
+def test_blocks_shrink_until_no_part_lacks_a_class() -> None:
+    windows = list(grid.patches((500, 500), 128, 32))
+    where = blocks.window_boxes(windows)
+    # One class lies in a corner only: with two by two blocks, one part would lack it.
+    counts = np.stack([np.ones(len(where)), (where[:, 0] < 100) & (where[:, 1] < 200)], axis=1).astype(float)
+    assert any(blocks.split(where, counts, blocks.SplitSettings(block_px=256, gap_px=64))[1].lacking.values())
+    _, report = annotate.fitting_split(where, counts, blocks.SplitSettings())
+    assert report.boxes["train"] > report.boxes["val"] > 0
+    assert set(report.lacking.values()) == {()}
+
+
+@pytest.mark.parametrize("side", [400, 450, 500, 640, 800, 1000])
+@pytest.mark.parametrize("stride", [32, 64, 128])
+def test_no_square_of_three_patches_is_left_without_a_part(side: int, stride: int) -> None:
+    windows = list(grid.patches((side, side), 128, stride))
+    where, counts = blocks.window_boxes(windows), np.ones((len(windows), 1))
+    _, report = annotate.fitting_split(where, counts, blocks.SplitSettings())
+    assert report.empty == ()
+    assert report.leakage == 0
+
+
 def test_an_area_of_one_patch_comes_back_as_it_is() -> None:
     where, counts = boxes(128)
     _, report = annotate.fitting_split(where, counts, blocks.SplitSettings())
