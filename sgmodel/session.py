@@ -204,6 +204,10 @@ def told_to_stop() -> Iterator[Callable[[], bool]]:
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(told)
+    except Exception:
+        if ranks.world() > 1:  # torchrun tells the others to end when one has gone: not before they have said why
+            before.pop(signal.SIGTERM)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
