@@ -203,8 +203,10 @@ def drift(lock: Annotated[Path, typer.Argument(help="The lock of a plan or a bui
 
 
 @app.command(epilog=example("sgdata catalog eurosat"))
-def catalog(name: Annotated[str | None, typer.Argument(help="A dataset; without it, all.")] = None) -> None:
-    """What is known of each dataset: bands, splits, labels, licence, files, defects."""
+def catalog(
+    name: Annotated[str | None, typer.Argument(help="A dataset, or 'weights'; without it, all datasets.")] = None,
+) -> None:
+    """What is known of each dataset: bands, splits, labels, licence, files, defects; and of published weights."""
     from rich.console import Console
     from rich.table import Table
 
@@ -212,7 +214,14 @@ def catalog(name: Annotated[str | None, typer.Argument(help="A dataset; without 
 
     # No frame: the values are long texts, and people copy them.
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for what, value in cards.describe(cards.card(name)) if name else [(c.name, c.title) for c in cards.cards()]:
+    if name == "weights":
+        lines = []
+        for row in cards.table("published_weights"):
+            told = [f"{key}: {text}" for key, text in row.items() if text and key != "name"]
+            lines.append((row["name"], "\n".join(told)))
+    else:
+        lines = cards.describe(cards.card(name)) if name else [(c.name, c.title) for c in cards.cards()]
+    for what, value in lines:
         table.add_row(what, value)
     Console().print(table, highlight=False)
 

@@ -162,7 +162,7 @@ def load(path: Path) -> nn.Module:
     Raises SourceError.
     """
     if not has_card(path):
-        state = published.read(path)
+        state = read_weights(path)
         model = build(infer(state, where=str(path)))
         fit(model, state, at_least=1.0, where=str(path))
         return model.eval()
@@ -180,6 +180,8 @@ def load(path: Path) -> nn.Module:
 
 def has_card(path: Path) -> bool:
     """True for a checkpoint folder of ours (or what is not there at all), and for weights that lie in one."""
+    if (path / "config.json").is_file():  # a model of timm from the hub: weights of the same name, no card of ours
+        return (path / CARD).is_file()
     return not path.is_file() or (path.suffix == ".safetensors" and (path.parent / CARD).is_file())
 
 
@@ -220,7 +222,7 @@ def read_weights(path: Path) -> State:
     Raises SourceError.
     """
     if not has_card(path) or not path.exists():
-        return published.read(path)
+        return published.read(path / WEIGHTS if path.is_dir() else path)
     state = published.read_safetensors(path / WEIGHTS if path.is_dir() else path)
     return _by_published_name(state, read_card(path).model)
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_gather
 from torch.nn import functional
 
 from sgmodel import models, ranks
@@ -77,7 +76,7 @@ class Contrast(models.Rival):
         key = functional.normalize(self.head(self.backbone.pooled(second)).float(), dim=1)
         mine = torch.arange(len(query), device=query.device)
         if ranks.world() > 1 and distributed.is_initialized() and self.training:
-            query_all, key_all = (_everyones(views) for views in (query, key))
+            query_all, key_all = (_Everyones.apply(views) for views in (query, key))  # type: ignore[no-untyped-call]
             mine = mine + ranks.rank() * len(query)
         else:
             query_all, key_all = query, key
@@ -104,6 +103,22 @@ class Contrast(models.Rival):
         self.queue = torch.cat([self.queue, keys])[-self.objective.queue :]
 
 
-def _everyones(views: Tensor) -> Tensor:
-    """Of all ranks in their order; gradients go back to the rank that a view came from."""
-    return torch.cat(all_gather(views))  # type: ignore[no-untyped-call]
+class _Everyones(torch.autograd.Function):
+    """Views of all ranks in their order; gradients go back to the rank that a view came from.
+
+    Written out, since torch's own way has another name in nearly every version.
+    """
+
+    @staticmethod
+    def forward(context: Any, views: Tensor) -> Tensor:
+        """(N, D) -> (world N, D)."""
+        parts = [torch.empty_like(views) for _ in range(ranks.world())]
+        distributed.all_gather(parts, views.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        """Every rank's loss has a part in the gradient of every view."""
+        whole = gradients[0].contiguous()
+        distributed.all_reduce(whole)
+        return whole.chunk(ranks.world())[ranks.rank()]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,3 +156,21 @@ def test_every_row_of_the_ledgers_takes_two_steps(row: reproduce.Row, folder: Pa
     dry = row.weights is not None
     code = program(made, places(folder, tmp_path / "b", weights=weights, stop_after=2, dry_run=dry))  # type: ignore[operator]
     assert code == (0 if dry else session.STOPPED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["moco", "simclr"])
+def test_two_ranks_give_the_curve_of_one(method: str, folder: Path, tmp_path: Path) -> None:
+    """Without BatchNorm, whose figures are those of a rank."""
+    vit = "model.options={ patch_size = 8, embed_dim = 16, depth = 2, num_heads = 2 }"
+    settings = [*QUICK, "model.backbone=timm:vit_base_patch16_224", vit, "training.epochs=6"]
+    curves = []
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if ranks == 2 else []
+        words = [str(RECIPES / "train" / f"contrast-demo-{method}.toml"), "--shards", str(folder), "--out", str(out)]
+        more = ["--device=cpu", "--threads=1", "-q", *(f"--set={text}" for text in settings)]
+        subprocess.run([sys.executable, *start, "-m", "sgmodel.recipes.contrast", *words, *more], check=True)
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+        curves.append([json.loads(line)["loss"] for line in lines])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-6)

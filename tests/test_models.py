@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import sgmodel
 from sgdata import catalog, files, sentinel2
 from sgdata.errors import SettingError, SourceError
-from sgmodel import backbones, checkpoint, foreign, models
+from sgmodel import backbones, checkpoint, foreign, models, timm_models
 
 TASKS = ("classify", "segment", "change")
 TIMM = ("resnet", "vit", "beit", "swin")
@@ -279,3 +280,23 @@ def test_one_map_gets_one_linear_layer() -> None:
     assert isinstance(model.backbone, backbones.Pixels)
     assert sum(p.numel() for p in model.parameters()) == 13 * 3
     assert ENCODER.bands == 1 + max(max(group) for group in GROUPS)
+
+
+def test_a_folder_from_the_hub_needs_no_card(tmp_path: Path) -> None:
+    source = body(trained("resnet"))
+    save_file(source, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    report = checkpoint.fit(made(RIVALS["resnet"], "segment"), checkpoint.read_weights(tmp_path))
+    assert report.encoder_share == 1.0
+    with pytest.raises(SourceError, match="not the weights of a SpectralGPT model"):
+        checkpoint.load(tmp_path)
+
+
+def test_the_catalogue_names_models_that_can_be_built() -> None:
+    timm_models.mend_torchvision()
+    timm = importlib.import_module("timm")
+    for row in catalog.table("published_weights"):
+        assert all(row[key] for key in ("name", "model", "bands", "where", "licence", "layout")), row
+        backbone = row["model"].partition(",")[0].partition(" ")[0]
+        known = backbone in {"spectralgpt", "satmae"}
+        assert known or timm.is_model(backbone.removeprefix("timm:")), row
