@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import UTC, date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,8 @@ def search(where: str, query: Query) -> tuple[tuple[Scene, ...], tuple[Dropped, 
     (unreachable after finite retries), SourceError (an item lacks what is needed), SettingError (no scene).
     """
     days(query.dates)
-    items = list(_from_api(where, query) if is_url(where) else _from_files(Path(where), query.collection))
+    told = _from_api(where, query) if is_url(where) else _from_files(Path(where), query.collection)
+    items = [_settled(item) for item in told]
     root = "" if is_url(where) else str(_root(Path(where)).resolve())
     # By id: a page may repeat what another had.
     wanted = {item.id: item for item in items if _meets(item, query)}
@@ -129,7 +130,7 @@ def search(where: str, query: Query) -> tuple[tuple[Scene, ...], tuple[Dropped, 
             f"area {_text(query.bounds)} in {query.dates}: 0 items of '{query.collection}' in {where}, "
             f"which {_extent(items)}; choose another area, dates or catalogue"
         )
-    scenes = sorted((parse(item, query.bands, root) for item in wanted.values()), key=lambda s: (s.time, s.id))
+    scenes = sorted((_understood(item, query.bands, root) for item in wanted.values()), key=lambda s: (s.time, s.id))
     return without_twins(scenes, {item.id: item.geometry for item in wanted.values()})
 
 
@@ -154,10 +155,7 @@ def days(dates: str) -> tuple[date, date]:
 
 def _from_api(url: str, query: Query) -> Iterator[pystac.Item]:
     """All pages, asked for in slices of a year: long windows run into the servers' time limits."""
-    import pystac
-    import requests
     from pystac_client import Client
-    from pystac_client.exceptions import APIError
     from pystac_client.stac_api_io import StacApiIO
     from pystac_client.warnings import PystacClientWarning
 
@@ -178,7 +176,7 @@ def _from_api(url: str, query: Query) -> Iterator[pystac.Item]:
             yield from _pages(
                 client.search(collections=[query.collection], bbox=query.bounds, datetime=span, limit=PAGE), url
             )
-    except (APIError, requests.RequestException, pystac.STACError, ValueError) as error:
+    except _malformed() as error:
         reason = " ".join(str(error).split())
         raise ServiceError(
             f"{url}: no answer from the catalogue: {reason:.200}; try later or give --stac PATH"
@@ -223,8 +221,30 @@ def _from_files(path: Path, collection: str) -> Iterator[pystac.Item]:
     except FileNotFoundError as error:
         missing = error.filename or path
         raise SettingError(f"{missing}: no such file; give --stac the URL or path of a STAC catalogue") from None
-    except (OSError, ValueError, KeyError, pystac.STACError) as error:
+    except _malformed() as error:
         raise SourceError(f"{path}: cannot be read as a STAC catalogue: {error!s:.200}") from None
+
+
+def _malformed() -> tuple[type[Exception], ...]:
+    """All that silence, and JSON that is no STAC, does to its readers: they trust it."""
+    from pystac.errors import STACError, STACTypeError
+    from pystac_client.exceptions import APIError
+
+    return (OSError, APIError, STACError, STACTypeError, ValueError, KeyError, TypeError, AttributeError)
+
+
+def _settled(item: pystac.Item) -> pystac.Item:
+    """The item with its time in UTC and a flat box, where catalogues tell a span, another clock, heights or no box."""
+    import shapely.geometry
+
+    when = item.datetime or item.common_metadata.start_datetime
+    if when is not None:
+        item.datetime = when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)
+    if not item.bbox and item.geometry:
+        item.bbox = [*map(float, shapely.geometry.shape(item.geometry).bounds)]
+    if item.bbox and len(item.bbox) == 6:
+        item.bbox = [*item.bbox[:2], *item.bbox[3:5]]
+    return item
 
 
 def _at_home(item: pystac.Item, path: Path) -> pystac.Item:
@@ -236,10 +256,17 @@ def _at_home(item: pystac.Item, path: Path) -> pystac.Item:
 
 def _meets(item: pystac.Item, query: Query) -> bool:
     first, last = days(query.dates)
-    if item.datetime is None or item.bbox is None or not first <= item.datetime.date() <= last:
+    # Servers ignore what they do not know: dates, boxes and collections are held against each item again.
+    if item.collection_id not in {query.collection, None} or not item.bbox:
         return False
-    west, south, east, north = item.bbox[:4]
-    return west < query.bounds[2] and east > query.bounds[0] and south < query.bounds[3] and north > query.bounds[1]
+    if item.datetime is None or not first <= item.datetime.date() <= last:
+        return False
+    west, south, east, north = item.bbox
+    # Across the date line a box ends west of where it begins, or beyond 180.
+    east += 360 * (west > east)
+    return (south < query.bounds[3] and north > query.bounds[1]) and any(
+        west < query.bounds[2] + turn and east > query.bounds[0] + turn for turn in (-360, 0, 360)
+    )
 
 
 def _extent(items: list[pystac.Item]) -> str:
@@ -247,7 +274,7 @@ def _extent(items: list[pystac.Item]) -> str:
     if not boxes:
         return "holds none there at all"
     bounds = (min(b[0] for b in boxes), min(b[1] for b in boxes), max(b[2] for b in boxes), max(b[3] for b in boxes))
-    times = sorted(item.datetime.date().isoformat() for item in items if item.datetime)
+    times = sorted(item.datetime.date().isoformat() for item in items if item.datetime) or ["no time"]
     return f"covers {_text(bounds)}, {times[0]}/{times[-1]}"
 
 
@@ -258,18 +285,27 @@ def _text(bounds: Iterable[float]) -> str:
 # --- parsing -------------------------------------------------------------------------------
 
 
+def _understood(item: pystac.Item, bands: tuple[str, ...], root: str) -> Scene:
+    try:
+        return parse(item, bands, root)
+    except _malformed() as error:
+        raise SourceError(f"item {item.id}: cannot be understood: {error!s:.120}; leave it out") from None
+
+
 def parse(item: pystac.Item, bands: tuple[str, ...], root: str = "") -> Scene:
     """A STAC item of any known provider as a Scene with the assets of `bands`. Raises SourceError."""
     told = item.properties
     # Names differ between providers and between years of one provider: each `or` is another of their words.
     provider, keys = _provider(item, bands)
     product = str(told.get("s2:product_uri") or item.id)
-    tile = re.search(r"(\d{1,2})([C-X][A-Z]{2})", str(told.get("grid:code") or told.get("s2:mgrs_tile") or item.id))
-    baseline = told.get("s2:processing_baseline") or told.get("processing:version")
+    named = str(told.get("grid:code") or told.get("s2:mgrs_tile") or item.id).upper()
+    tile = re.search(r"(\d{1,2})([C-X][A-Z]{2})", named)
+    baseline = told.get("s2:processing_baseline") or told.get("processing:version") or product
+    baseline = _numbered(str(baseline))
     if item.datetime is None or item.bbox is None or tile is None or baseline is None:
         lacks = {"datetime": item.datetime, "bbox": item.bbox, "tile": tile, "processing baseline": baseline}
         raise SourceError(f"item {item.id}: has no {', '.join(k for k, v in lacks.items() if v is None)}; leave it out")
-    orbit = told.get("sat:relative_orbit") or (re.findall(r"_R(\d{3})_", product) or [0])[0]
+    orbit = str(told.get("sat:relative_orbit") or (re.findall(r"_R(\d{3})_", product) or [0])[0]).lstrip("R")
     datatake = str(told.get("s2:datatake_id") or told.get("eopf:datatake_id") or "")
     return Scene(
         id=item.id,
@@ -281,15 +317,21 @@ def parse(item: pystac.Item, bands: tuple[str, ...], root: str = "") -> Scene:
         tile=tile[1].zfill(2) + tile[2],
         orbit=int(orbit),
         datatake=re.sub(r"_N\d\d\.\d\d$", "", datatake),
-        baseline=str(baseline),
+        baseline=baseline,
         generated=str(told.get("s2:generation_time") or told.get("processing:datetime") or ""),
         crs=_crs(told) or _zone(tile[1], tile[2]),
         bbox=(item.bbox[0], item.bbox[1], item.bbox[2], item.bbox[3]),
-        cloud_cover=told.get("eo:cloud_cover"),
+        cloud_cover=None if told.get("eo:cloud_cover") is None else float(told["eo:cloud_cover"]),
         assets={band: _asset(item, keys[band], root) for band in bands},
         product=next((_asset(item, key, root).href for key in PRODUCT if key in item.assets), None),
         declared_offset=_declared(item, [item.assets[keys[band]] for band in bands if band in BAND]),
     )
+
+
+def _numbered(told: str) -> str | None:
+    """The baseline as two numbers, also out of a product's name (`_N0211_`); what is neither is judged later."""
+    found = re.search(r"(?:^|_)N(\d\d)\.?(\d\d)(?:_|$)", told)
+    return f"{found[1]}.{found[2]}" if found else told if "_" not in told else None
 
 
 def _declared(item: pystac.Item, assets: list[pystac.Asset]) -> int | None:
@@ -297,14 +339,23 @@ def _declared(item: pystac.Item, assets: list[pystac.Asset]) -> int | None:
     if item.properties.get("earthsearch:boa_offset_applied"):
         return 0  # its `offset` is then still -0.1 in some items: the flag is the later word
     told = assets[0].extra_fields if assets else {}
-    value = told.get("raster:offset", (told.get("raster:bands") or [{}])[0].get("offset"))
+    # STAC 1.0 has `raster:bands` of bare words, 1.1 `bands` of prefixed ones, or the latter beside the asset.
+    told = (told.get("raster:bands") or told.get("bands") or [{}])[0] | told
+    value = told.get("raster:offset", told.get("offset"))
     return None if value is None else round(float(value) / SCALE)
 
 
 def _provider(item: pystac.Item, bands: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     """The provider whose asset keys fit best. Raises SourceError naming what is missing."""
     # By keys, not by the catalogue's address: mirrors and local copies have other addresses.
-    have = {name: [band for band in bands if keys.get(band) in item.assets] for name, keys in KEYS.items()}
+    # In whatever case: mirrors of Planetary Computer have b02, too.
+    names = {key.lower(): key for key in item.assets} | {key: key for key in item.assets}
+    have = {
+        name: {
+            band: found for band in bands if (found := names.get((key := keys.get(band, "")), names.get(key.lower())))
+        }
+        for name, keys in KEYS.items()
+    }
     whole = [provider for provider, found in have.items() if len(found) == len(bands)]
     if len(whole) > 1:
         # Which one decides the offset to expect: no guess.
@@ -316,7 +367,7 @@ def _provider(item: pystac.Item, bands: tuple[str, ...]) -> tuple[str, dict[str,
             f"item {item.id}: has no asset for {', '.join(missing)} as {name} names them; "
             f"it has {', '.join(sorted(item.assets))[:120]}"
         )
-    return name, KEYS[name]
+    return name, have[name]
 
 
 def _asset(item: pystac.Item, key: str, root: str) -> Asset:
@@ -340,7 +391,7 @@ def _asset(item: pystac.Item, key: str, root: str) -> Asset:
 def _crs(told: dict[str, Any]) -> str | None:
     """`proj:code` (new) or `proj:epsg` (old) as 'EPSG:n'."""
     code, number = told.get("proj:code"), told.get("proj:epsg")
-    return str(code) if code else f"EPSG:{number}" if number else None
+    return str(code).upper() if code else f"EPSG:{number}" if number else None
 
 
 def _zone(number: str, letters: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -262,3 +263,162 @@ def test_an_unreachable_server_is_one_line_after_finite_retries(monkeypatch: pyt
         stac.search(url, query())
     assert "\n" not in str(caught.value)
     assert url in str(caught.value)
+
+
+# --- items as other catalogues write them ---------------------------------------------------
+
+
+def told_otherwise(folder: Path, change: Callable[[dict[str, Any]], None]) -> stac.Scene:
+    """The one scene of a catalogue after a change to its item."""
+    wrap(folder, [scene("S2A_32UPU_20190705_0_L2A", "2019-07-05T10:00:00Z")])
+    path = next(folder.rglob("S2A*.json"))
+    item = json.loads(path.read_text())
+    change(item)
+    path.write_text(json.dumps(item))
+    ((only,), _) = stac.search(str(folder), query())
+    return only
+
+
+def properties(**told: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda item: item["properties"].update(told)
+
+
+def heights(item: dict[str, Any]) -> None:
+    west, south, east, north = item["bbox"]
+    item["bbox"] = [west, south, 0, east, north, 900]
+
+
+def boxless(item: dict[str, Any]) -> None:
+    del item["bbox"]
+
+
+def newer(item: dict[str, Any]) -> None:
+    """STAC 1.1: one `bands`, transforms of nine numbers."""
+    asset = item["assets"]["blue"]
+    asset |= {"bands": [{"data_type": "uint16", "raster:offset": -0.1}], "proj:transform": [*TRANSFORM, 0, 0, 1]}
+    del asset["raster:bands"]
+
+
+def lower(item: dict[str, Any]) -> None:
+    item["assets"] = {"b02": item["assets"]["blue"]}
+
+
+TRANSFORM = (100.0, 0.0, 600000.0, 0.0, -100.0, 5400000.0)
+SPAN = {"datetime": None, "start_datetime": "2019-07-05T10:00:00Z", "end_datetime": "2019-07-05T10:00:09Z"}
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "expected"),
+    [
+        (properties(datetime="2019-07-05T12:00:00+02:00"), "time", "2019-07-05T10:00:00Z"),
+        (properties(**SPAN), "time", "2019-07-05T10:00:00Z"),
+        (properties(**{"grid:code": "mgrs-32upu"}), "tile", "32UPU"),
+        (properties(**{"proj:code": "epsg:32632"}), "crs", "EPSG:32632"),
+        (properties(**{"s2:processing_baseline": "N0500"}), "baseline", "05.00"),
+        (
+            properties(**{"s2:processing_baseline": None, "s2:product_uri": "S2A_MSIL2A_2019_N0211_R022_T32UPU"}),
+            "baseline",
+            "02.11",
+        ),
+        (properties(**{"sat:relative_orbit": "R022"}), "orbit", 22),
+        (properties(**{"eo:cloud_cover": "12.5"}), "cloud_cover", 12.5),
+        (newer, "declared_offset", -1000),
+        (lower, "provider", "planetary-computer"),
+        (heights, "tile", "32UPU"),
+        (boxless, "tile", "32UPU"),
+    ],
+)
+def test_items_in_other_words_mean_the_same(
+    change: Callable[[dict[str, Any]], None], name: str, expected: object, tmp_path: Path
+) -> None:
+    found = told_otherwise(tmp_path, change)
+    assert getattr(found, name) == expected
+    assert found.assets["B02"].transform == TRANSFORM
+    assert len(found.bbox) == 4
+
+
+@pytest.mark.parametrize("box", [(179.1, -17.2, -179.9, -16.2), (179.1, -17.2, 180.1, -16.2)])
+@pytest.mark.parametrize("area", [(179.5, -17.0, 179.6, -16.9), (-179.95, -17.0, -179.94, -16.9)])
+def test_an_item_across_the_date_line_is_found_from_both_sides(
+    box: tuple[float, ...], area: tuple[float, float, float, float], tmp_path: Path
+) -> None:
+    wrap(tmp_path, [scene("S2A_60KYF_20190705_0_L2A", "2019-07-05T10:00:00Z")])
+    path = next(tmp_path.rglob("S2A*.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bbox": box}))
+    assert len(stac.search(str(tmp_path), query(bounds=area))[0]) == 1
+    with pytest.raises(SettingError, match="0 items"):
+        stac.search(str(tmp_path), query(bounds=(10.0, -17.0, 10.1, -16.9)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda item: item["assets"]["blue"].update({"proj:transform": ["a", "b"]}),
+        lambda item: item.update(properties=None),
+        lambda item: item.update(assets=None),
+        lambda item: item.update(type="Feature?"),
+        lambda item: item.update(assets={"blue": {}}),
+        lambda item: item["properties"].update(datetime="yesterday"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_an_item_that_is_none_is_one_line(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="cannot be (read|understood)") as caught:
+        told_otherwise(tmp_path, change)
+    assert "\n" not in str(caught.value)
+
+
+def test_items_of_no_time_at_all_have_an_extent(tmp_path: Path) -> None:
+    (tmp_path / "items.json").write_text(
+        '{"type": "FeatureCollection", "features": [{"type": "Feature", '
+        '"stac_version": "1.0.0", "id": "x", "geometry": null, "bbox": [0, 0, 1, 1], "links": [], "assets": {}, '
+        '"properties": {"datetime": "2019-07-05T10:00:00Z"}, "collection": "sentinel-2-l2a"}]}'
+    )
+    with pytest.raises(SettingError, match="covers"):
+        stac.search(str(tmp_path / "items.json"), query())
+
+
+class Careless(TwoPages):
+    """Ignores dates, box and collection, repeats items, and pages by `merge`: only the changed words of the body."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(asked)
+        page = asked.get("page", 1)
+        there = f"http://127.0.0.1:{self.server.server_address[1]}/search"
+        following = {"rel": "next", "href": there, "method": "POST", "merge": True, "body": {"page": page + 1}}
+        self.answer(
+            {"type": "FeatureCollection", "features": self.items[page - 1 :], "links": [following] * (page < 3)}
+        )
+
+
+def test_an_api_that_ignores_what_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [("S2A_32UPU_20190705_0_L2A", "2019-07-05"), ("S2A_32UPU_20160301_0_L2A", "2016-03-01")]
+    folder = wrap(tmp_path / "c", [scene(name, f"{day}T10:00:00Z") for name, day in names])
+    items = [json.loads(path.read_text()) for path in sorted(folder.rglob("S2A*.json"), reverse=True)]
+    monkeypatch.setattr(Careless, "items", [*items, items[0] | {"id": "other", "collection": "landsat"}])
+    monkeypatch.setattr(Careless, "asked", [])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Careless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        scenes, _ = stac.search(f"http://127.0.0.1:{server.server_address[1]}", query())
+        server.shutdown()
+    assert [s.id for s in scenes] == [names[0][0]]
+    assert [asked.get("page", 1) for asked in Careless.asked] == [1, 2, 3]
+    assert all(asked["collections"] == [COLLECTION] for asked in Careless.asked)
+
+
+class Nonsense(TwoPages):
+    """Pages that are JSON and no STAC."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer({"features": [None]})
+
+
+def test_an_answer_that_is_no_stac_is_one_line() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Nonsense) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ServiceError, match="no answer from the catalogue") as caught:
+            stac.search(f"http://127.0.0.1:{server.server_address[1]}", query())
+        server.shutdown()
+    assert "\n" not in str(caught.value)
