@@ -52,6 +52,9 @@ def listing(source: Path) -> Listing:
     taken: dict[str, Member] = {}
     rejected = []
     for member, reason in found:
+        # AppleDouble, which macOS packs beside each file: named like the file, but no picture.
+        if "/._" in member.name or member.name.startswith(("._", "__MACOSX/")):
+            continue
         reason = reason or _unsafe(member, taken)
         if reason:
             rejected.append((member.name, reason))
@@ -74,24 +77,36 @@ def _unsafe(member: Member, taken: dict[str, Member]) -> str:
 def _in_folder(source: Path) -> Iterator[tuple[Member, str]]:
     # Plain strings and scandir: a dataset may be millions of files, and path objects cost more than the disk.
     start = len(str(source)) + 1
-    pending = [str(source)]
+    pending, followed = [str(source)], {os.path.realpath(source)}
     while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                # Hidden files are of the system or of an interrupted download, such as `.it.zip.partial`.
-                if entry.name.startswith("."):
+        try:
+            entries = list(os.scandir(folder := pending.pop()))
+        except OSError as error:
+            yield Member(name=folder[start:] or ".", size=0), f"cannot be read: {error.strerror}"
+            continue
+        for entry in entries:
+            # Hidden files are of the system or of an interrupted download, such as `.it.zip.partial`.
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                # Datasets on clusters are farms of links; each target once, or two that lead to each other have no end.
+                target = os.path.realpath(entry.path) if entry.is_symlink() else ""
+                if target in followed:
+                    yield Member(name=entry.path[start:], size=0), "link to a folder that is listed already"
                     continue
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-                elif entry.name.endswith(".zip") and entry.is_file():
-                    # As downloaded: OSCD comes as three zips side by side. One that was also unpacked counts once.
-                    if os.path.isdir(entry.path[:-4]):  # noqa: PTH112 - strings, as above
-                        continue
-                    for member, reason in _in_zip(Path(entry.path)):
-                        yield replace(member, name=f"{entry.path[start:]}/{member.name}"), reason
-                # Sizes now, contents later: a file that changes in between is told by its size.
-                elif entry.is_file():
-                    yield Member(name=entry.path[start:].replace(os.sep, "/"), size=entry.stat().st_size), ""
+                followed |= {target} - {""}
+                pending.append(entry.path)
+            elif entry.name.endswith(".zip") and entry.is_file():
+                # As downloaded: OSCD comes as three zips side by side. One that was also unpacked counts once.
+                if os.path.isdir(entry.path[:-4]):  # noqa: PTH112 - strings, as above
+                    continue
+                for member, reason in _in_zip(Path(entry.path)):
+                    yield replace(member, name=f"{entry.path[start:]}/{member.name}"), reason
+            # Sizes now, contents later: a file that changes in between is told by its size.
+            elif entry.is_file():
+                yield Member(name=entry.path[start:].replace(os.sep, "/"), size=entry.stat().st_size), ""
+            else:
+                yield Member(name=entry.path[start:], size=0), "not a plain file, or a link that leads nowhere"
 
 
 def _in_zip(source: Path) -> Iterator[tuple[Member, str]]:

@@ -249,7 +249,7 @@ def write(out: Path, report: audit.Report) -> Path:
     rows = tuple((check.state, check.name, check.told, ", ".join(check.where[:3])) for check in report.checks)
     table = page.Table(title="Checks", columns=("state", "check", "what was found", "for instance"), rows=rows)
     intro = f"{report.kind}, {report.samples} samples, {report.findings} findings"
-    with files.only_writer(out):
+    with files.only_writer(out, audit.NAME):
         files.write(out / audit.NAME, files.pretty_json(report))
         shown = page.write(out / "index.html", title=f"Audit of {report.subject}", intro=intro, blocks=[table])
         files.write_sums(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from sgdata import areas, files, rasters
 from sgdata.composite import NO_VALUE
+from sgdata.errors import OutputError
 from sgdata.sentinel2 import BAND, NODATA, SCALE
 from sgdata.types import Array, Grid, LabelSpace, Window
 
@@ -23,6 +25,18 @@ BRIGHT = 2500
 """DN in blue that little but cloud, snow and white roofs reaches."""
 PROVENANCE_BANDS = ("item_index", "valid_count", "days_since_1970", "score_x10000")
 SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3")
+
+
+def unchanged(folder: Path, recipe: bytes) -> None:
+    """Refuse to overwrite a finished build of another recipe (TOML). Raises OutputError naming what differs."""
+    told = folder / "recipe.toml"
+    if (folder / files.SUMS).exists() and told.exists():
+        held, wanted = files.read_plain(told), tomllib.loads(recipe.decode())
+        # Where the shipped recipe would have written to says nothing of the data.
+        keys = [key for key in held | wanted if key != "out" and held.get(key) != wanted.get(key)]
+        if keys:
+            differs = f"{keys[0]} is {wanted.get(keys[0])}, was {held.get(keys[0])}"
+            raise OutputError(f"{folder}: holds a build of another recipe ({differs:.300}); choose another --out")
 
 
 def write_composite(folder: Path, grid: Grid, bands: tuple[str, ...], tiles: Iterable[tuple[Window, Path]]) -> None:

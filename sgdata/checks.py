@@ -294,7 +294,9 @@ def order(evidence: Evidence) -> Check:
     state = "finding" if told else _few(evidence, verdict)
     figures = {band.name: {"mean": round(means.get(band.name, 0.0), 1), "equal_neighbours": round(float(e), 4)}
                for band, e in zip(bands, equal, strict=True)}  # fmt: skip
-    return Check(name="band order", state=state, told="; ".join(told) or f"bands are {verdict}", figures=figures)
+    return Check(
+        name="band order", state=state, told="; ".join(told) or _pooled("bands", evidence, verdict), figures=figures
+    )
 
 
 def level(evidence: Evidence) -> Check:
@@ -304,7 +306,10 @@ def level(evidence: Evidence) -> Check:
         verdict = "undecided"
     state = "finding" if verdict not in ("as named", "undecided") else _few(evidence, verdict)
     return Check(
-        name="product level", state=state, told=f"level is {verdict}", figures={"declared": evidence.contract.level}
+        name="product level",
+        state=state,
+        told=_pooled("level", evidence, verdict),
+        figures={"declared": evidence.contract.level},
     )
 
 
@@ -337,6 +342,13 @@ def _means(evidence: Evidence) -> dict[str, float]:
     contract, totals = evidence.contract, evidence.totals
     held = zip(contract.bands, totals.count.tolist(), totals.total.tolist(), strict=True)
     return {band.name: (s / n + contract.offset) * contract.scale / 1e-4 for band, n, s in held if n}
+
+
+def _pooled(what: str, evidence: Evidence, verdict: str) -> str:
+    """A verdict on the means of all samples, or why there is none."""
+    count = len(evidence.facts)
+    few = f": {count} samples, fewer than the {fingerprints.LEAST} that a mean needs" * (count < fingerprints.LEAST)
+    return f"{what}: {verdict}{few}" if not few else f"{what}{few}"
 
 
 def _few(evidence: Evidence, verdict: str) -> State:

@@ -186,7 +186,9 @@ def build(
 
 
 @app.command(epilog=example("sgdata drift out/build/segmunich.lock.json"))
-def drift(lock: Annotated[Path, typer.Argument(help="The lock of a plan or a build.")], stac: Stac = None) -> None:
+def drift(
+    lock: Annotated[Path, typer.Argument(help="The lock of a plan, or a build folder.")], stac: Stac = None
+) -> None:
     """What the catalogue says today against a lock: changed, vanished and new items; exits 2 if there are any."""
     from sgdata import lock as locks
     from sgdata import passes
@@ -278,6 +280,9 @@ def shard(
     # After --set, so that the named option wins; quoted, or an edition such as 2 would be read as a number.
     extra = [f'{key}="{value}"' for key, value in options.items() if value]
     recipe = packing.recipe_for(dataset, [*(changes or ()), *extra])
+    for text in split_list or ():
+        if not all(text.partition("=")):
+            raise SettingError(f"--split-list {text!r}: expected SPLIT=FILE such as train=train.txt")
     lists = {split: Path(path) for split, _, path in (text.partition("=") for text in split_list or ())}
     done = packing.pack(
         dataset, source=source, out=out, recipe=recipe, splits=lists, leave_out=leave_out or (),
@@ -340,8 +345,8 @@ def split(
     release: Annotated[str | None, typer.Option(help="Edition, such as v1 or v2 of bigearthnet.")] = None,
     block: Annotated[int, typer.Option("--block", metavar="METRES", help="Side of a block; 0: four samples.")] = 0,
     gap: Annotated[int, typer.Option("--gap", metavar="METRES", help="Between splits; 0: one sample.")] = 0,
-    val_share: Annotated[float, typer.Option(help="Share of the samples to validate with.")] = 0.2,
-    test_share: Annotated[float, typer.Option(help="Share of the samples to test with.")] = 0.0,
+    val_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the samples to validate with.")] = 0.2,
+    test_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the samples to test with.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Another seed, another split.")] = 0,
     workers: Workers = 1,
     quiet: Quiet = False,
@@ -396,12 +401,13 @@ def release(
 def show(
     path: Annotated[Path, typer.Argument(help="A build, shards, a release, a training run or a folder of runs.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the page (PATH-page).")] = None,
+    layer: Annotated[list[Path] | None, typer.Option(help="A map to lay over a build; repeatable.")] = None,
 ) -> None:
     """A page to look at an output: map, spectra, samples, splits, losses; opens from disk, without a server."""
     from sgdata.show import folder
 
     # Beside the folder, not in it: an output is never changed after its sums were written.
-    print(folder.write(path, out or path.resolve().with_name(f"{path.resolve().name}-page")))
+    print(folder.write(path, out or path.resolve().with_name(f"{path.resolve().name}-page"), layer or ()))
 
 
 @app.command(epilog=example("make demo OUT=out/demo   (the same with the defaults)"))

@@ -41,7 +41,7 @@ def show_plan(planned: Lock, places: Places, *, where: str, as_json: bool) -> st
         console.print(f"left out: {dropped.id}: {dropped.reason}", highlight=False, markup=False)
     print(
         f"about {cost.read_bytes / 1e6:,.0f} MB to read, {cost.scratch_bytes / 1e6:,.0f} MB of scratch, "
-        f"{cost.minutes} minutes with {places.workers} workers"
+        f"about {cost.minutes} min with --workers {places.workers}"
     )
     print(places.out / locks.NAME)
     return holes

@@ -51,8 +51,10 @@ def plan(dataset: str, release: str, out: Path, parts: Sequence[str] = ()) -> Ne
     edition = catalog.edition(catalog.card(dataset), release)
     known = sorted({source.part for source in edition.sources})
     unknown = sorted(set(parts) - set(known))
-    if unknown or not known:
-        raise SettingError(f"{dataset} {release} has no part {', '.join(unknown) or 'to fetch'}; known: {known}")
+    if not known:
+        raise SettingError(f"{dataset} {release}: nothing to download; it is made with 'sgdata build'")
+    if unknown:
+        raise SettingError(f"{dataset} {release} has no part {', '.join(unknown)}; known: {', '.join(known)}")
     chosen = [source for source in edition.sources if source.part in (parts or DEFAULT_PARTS)]
     # What was verified once is not hashed again: 66 GB take minutes.
     held = _listed(out)
@@ -99,7 +101,7 @@ def _one(source: Source, out: Path, patience: Patience) -> str:
                 if _size(partial) != source.bytes:
                     _more(url, partial, source, patience)
                 digest = _verified(partial, source)
-            except (RequestException, ServiceError) as error:
+            except (RequestException, ServiceError, UnicodeError, ValueError) as error:  # some of a mad address
                 said.append(f"{url}: {' '.join(str(error).split())[:150]}")
                 if isinstance(error, RequestException) and _refused(error):
                     break  # asking again would not help
@@ -124,15 +126,21 @@ def _more(url: str, partial: Path, source: Source, patience: Patience) -> None:
         if etag.is_file():  # or the end of a new version would be put behind the start of the old
             headers["If-Range"] = etag.read_text()
     with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_S, patience.stall_s)) as answer:
+        told, _, whole = answer.headers.get("Content-Range", "").partition("/")
         if answer.status_code == 416:  # nothing behind what is there: the digest tells whether that is right
+            if source.bytes is None and not source.algorithm and whole != str(start):
+                partial.unlink()
+                raise ServiceError(f"holds {whole or 'fewer'} bytes, {start} are here; fetched anew")
             return
         answer.raise_for_status()
-        goes_on = answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
-        start = start if goes_on else 0
+        start = start if answer.status_code == 206 and told.startswith(f"bytes {start}-") else 0
         if answer.headers.get("ETag", "").startswith('"'):
             etag.write_text(answer.headers["ETag"])
         length = answer.headers.get("Content-Length", "")
-        total = start + int(length) if length.isdigit() else source.bytes
+        # Of a range, the whole is what counts: a server may give a part of what was asked for.
+        total = int(whole) if whole.isdigit() else start + int(length) if length.isdigit() else source.bytes
+        if total is None and not source.algorithm and "Transfer-Encoding" not in answer.headers:
+            raise ServiceError("tells no length: nobody could see that it was cut short")
         _append(answer, partial, start, total, source)
     if total is not None and _size(partial) != total:
         raise ServiceError(f"ended after {_size(partial)} of {total} bytes")
@@ -146,7 +154,8 @@ def _append(answer: Any, partial: Path, start: int, total: int | None, source: S
     with partial.open("r+b" if start else "wb") as handle:
         handle.seek(start)
         for number, piece in enumerate(progress.track(pieces, label=label, total=-(-((total or 0) - start) // PIECE))):
-            if not number and not start and piece.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+            # None of these files begins so: not a table, not a list, not an archive.
+            if not number and not start and piece.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
                 raise ServiceError("answers with a page, not with the file; a login or a notice?")
             if most is not None and handle.tell() + len(piece) > most:
                 raise ServiceError(f"sends more than {most} bytes")

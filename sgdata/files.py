@@ -23,6 +23,15 @@ T = TypeVar("T")
 SUMS = "SHA256SUMS"
 # Names of files and folders that hold times: they stand outside SHA256SUMS, or no run could repeat another.
 TIMED = ("summary.json", "timings.jsonl", "tensorboard")
+# By which file an output is known.
+KINDS = {
+    "simulation.json": "a simulated archive",
+    "image.tif": "a build",
+    "index.parquet": "shards",
+    "metrics.jsonl": "a training run",
+    "audit.json": "an audit",
+    "croissant.json": "a release",
+}
 
 
 # --- strict documents ----------------------------------------------------------------------
@@ -48,7 +57,8 @@ def read_plain(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise SettingError(f"{path}: no such file; give the path of an existing document") from None
     except (OSError, ValueError) as error:
-        raise SettingError(f"{path}: cannot be read as {path.suffix[1:] or 'TOML'}: {error}") from None
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise SettingError(f"{path}: cannot be read as {kind}: {error}") from None
     if not isinstance(document, dict):
         raise SettingError(f"{path}: holds a {type(document).__name__} at the top, expected a table")
     return document
@@ -149,12 +159,14 @@ def canonical_json(value: Any) -> bytes:
     """Sorted keys, no NaN, no spaces, UTF-8, one final newline: equal values give equal bytes."""
     # NaN is no JSON, and other readers refuse it: better an error here than a file that only Python can read.
     text = json.dumps(plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    return text.encode() + b"\n"
+    # A file name that is not UTF-8 comes from the disk as lone surrogates, which JSON can escape and UTF-8 cannot hold.
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 def pretty_json(value: Any) -> bytes:
     """As canonical_json, indented for people."""
-    return json.dumps(plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, indent=1).encode() + b"\n"
+    text = json.dumps(plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, indent=1)
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 def toml(value: Any) -> bytes:
@@ -235,8 +247,14 @@ def write_sums(folder: Path) -> None:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold `folder/.lock`: a second process on the same output is refused with OutputError."""
+def only_writer(folder: Path, mark: str | None = None) -> Iterator[None]:
+    """Hold `folder/.lock`: a second process on the same output is refused with OutputError.
+
+    `mark` is the file of KINDS that this kind of output has ("": none): a folder of another kind is refused as well.
+    """
+    # Both have a contract, a recipe and sums: the second would overwrite those of the first.
+    for other in [name for name in KINDS if mark is not None and name != mark and (folder / name).exists()]:
+        raise OutputError(f"{folder}: holds {KINDS[other]} ({other}); choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / ".lock").open("w")

@@ -58,8 +58,8 @@ class Lock:
 
 
 def read(path: Path) -> Lock:
-    """Raises SettingError where it is no lock of this format."""
-    lock = files.read(Lock, path)
+    """A lock, or that in a build folder. Raises SettingError where it is none of this format."""
+    lock = files.read(Lock, path / NAME if path.is_dir() else path)
     if lock.format != FORMAT:
         raise SettingError(f"{path}: lock format {lock.format}, expected {FORMAT}; plan again with this version")
     return lock

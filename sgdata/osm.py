@@ -164,6 +164,12 @@ def read_files(paths: Sequence[Path], area: Any, rules: tags.RuleTable) -> Featu
     )
 
 
+def known(path: Path) -> None:
+    """Raises SourceError where the name says no format that we read."""
+    if not path.name.endswith(OSM_FILES + JSON_FILES):
+        raise SourceError(f"{path}: unknown kind of OSM file; expected one of {', '.join(OSM_FILES + JSON_FILES)}")
+
+
 def _scan_file(path: Path, scan: _Scan) -> str | None:
     """Add the features of one file to `scan`; the date that the file gives, or None."""
     if path.name.endswith(JSON_FILES):
@@ -174,8 +180,7 @@ def _scan_file(path: Path, scan: _Scan) -> str | None:
             _collect(native, scan, str(path))
         stamp: str | None = answer.get("osm3s", {}).get("timestamp_osm_base")
         return stamp
-    if not path.name.endswith(OSM_FILES):
-        raise SourceError(f"{path}: unknown kind of OSM file; expected one of {', '.join(OSM_FILES + JSON_FILES)}")
+    known(path)
     # expat, inside pyosmium, would expand entities: look before it does.
     if not path.name.endswith(".pbf"):
         _refuse_document_type(path)

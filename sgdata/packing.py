@@ -94,7 +94,7 @@ def pack(
     # What is written where is settled here; everything below may be interrupted anywhere.
     stream = archives.is_stream(source)
     tasks = _tasks(_groups(found.refs, recipe.shard_mb, stream=stream), recipe, contract, (source, out))
-    with files.only_writer(out):
+    with files.only_writer(out, shards.INDEX):
         _prepare(out, recipe, {task.name for task in tasks}, fresh=fresh)
         whole = shards.Whole(contract)
         whole.quarantine += [{"key": "", "file": name, "reason": reason} for name, reason in found.rejected]
@@ -138,7 +138,7 @@ def listed(
     """Where the files lie, what is in them under which splits, and what its pixels should be; reads no pixel."""
     source = _archive_in(source, recipe)
     found = _without(READERS[recipe.dataset].find(source, recipe), leave_out)
-    found = _split(found, splits or _published_lists(found.edition, recipe.splits, source))
+    found = _once(_split(found, splits or _published_lists(found.edition, recipe.splits, source)))
     contract = found.contract or contracts.expected(
         recipe.dataset,
         found.edition,
@@ -212,6 +212,14 @@ def _split(found: Found, lists: Mapping[str, Path]) -> Found:
     notes = [f"{len(found.refs) - len(refs)} samples are in no split list: left out"] * (len(refs) < len(found.refs))
     notes += [f"{absent} keys of the split lists are not in the source"] * bool(absent)
     return replace(found, refs=refs, notes=(*found.notes, *notes))
+
+
+def _once(found: Found) -> Found:
+    """The first sample of each key, the others among what is rejected: their shards may differ, an index has one."""
+    first: dict[str, Ref] = {}
+    again = [ref for ref in found.refs if first.setdefault(ref.key, ref) is not ref]
+    rejected = tuple((ref.members[0].name, f"second sample of the key '{ref.key}'") for ref in again)
+    return replace(found, refs=tuple(first.values()), rejected=found.rejected + rejected)
 
 
 def _keys(path: Path) -> list[str]:
@@ -322,13 +330,9 @@ def _pack_shard(task: _Task) -> Packed:
     counts = statistics.empty(len(task.contract.bands))
 
     def ready() -> Iterator[tuple[Sample, str]]:
-        seen: set[str] = set()
         with READERS[task.recipe.dataset].reading(task.source, task.contract) as read:
             for ref in task.refs:
                 try:
-                    if ref.key in seen:
-                        raise SourceError("second sample of this key")  # which is meant nobody can tell
-                    seen.add(ref.key)
                     native = read(ref)
                     sample = _checked(on_one_grid(native, task.contract, task.recipe.kernel), task.contract)
                     for image in shards.whole_images(sample):
@@ -384,6 +388,8 @@ def on_one_grid(sample: Sample, contract: Contract, kernel: resample.Kernel) -> 
 
 def _checked(sample: Sample, contract: Contract) -> Sample:
     """The sample itself. Raises SourceError where it cannot be what the contract says."""
+    if not shards.KEY.fullmatch(sample.key):
+        raise SourceError(f"key {sample.key!r:.90} cannot be a name in a shard: {shards.KEY.pattern}")
     images = {name: array for name, array in sample.arrays.items() if name.startswith("image")}
     lattices = {array.shape[1:] for array in sample.arrays.values() if array.ndim == 3}
     lattices |= {array.shape for array in sample.arrays.values() if array.ndim == 2}

@@ -49,7 +49,7 @@ def propose(evidence: Evidence, settings: SplitSettings) -> tuple[Evidence, Spli
 def write(out: Path, proposed: Evidence, report: SplitReport) -> audit.Report:
     """`<split>.txt`, a list of keys each, with `audit.json` and `split.json`; returns the audit."""
     judged = checks.judge(proposed)
-    with files.only_writer(out):
+    with files.only_writer(out, audit.NAME):
         for part, held in proposed.splits.items():
             files.write(out / f"{part}.txt", "".join(f"{facts.key}\n" for facts in held).encode())
         files.write(out / "split.json", files.pretty_json(report))

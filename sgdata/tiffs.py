@@ -128,10 +128,10 @@ def _layout(directory: bytes, order: str, start: int) -> tuple[tuple[int, struct
 def _bands_first(pixels: Array, axes: str, kind: str) -> Array:
     if pixels.ndim == 2:
         return pixels[None]
+    if pixels.ndim == 3 and axes == "SYX":  # planes; tifffile's own files are 'shaped' all the same
+        return pixels
     if pixels.ndim == 3 and (axes == "YXS" or kind == "shaped"):
         return np.moveaxis(pixels, -1, 0)
-    if pixels.ndim == 3 and axes == "SYX":
-        return pixels
     raise SourceError(f"TIFF of axes {axes} {pixels.shape}: expected one image of one or more bands")
 
 

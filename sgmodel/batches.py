@@ -118,11 +118,15 @@ def share(places: Places, *, rank: int, world: int) -> Places:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """Where one array of every sample lies, `start` and `stop` (N,) in its tar, and what it is, `shape` (N, axes)."""
+    """Where one array of every sample lies, `start` and `stop` (N,) in its tar, and what it is, `shape` (N, axes).
+
+    `stored` (N,) are the types of the samples, `dtype` the one that holds the values of all.
+    """
 
     start: list[int]
     stop: list[int]
     shape: NDArray[np.int64]
+    stored: NDArray[np.str_]
     dtype: str
 
 
@@ -213,12 +217,12 @@ class Samples:
     def read(self, sample: int, name: str) -> Array:
         """One array of a sample. Raises SourceError naming the sample."""
         member = self.members[name]
-        array = np.empty(member.shape[sample], member.dtype)
+        array = np.empty(member.shape[sample], str(member.stored[sample]))
         self.fill([sample], {name: [array]})
-        return array
+        return array.astype(member.dtype, copy=False)
 
     def fill(self, samples: Sequence[int], targets: Mapping[str, Sequence[Array]]) -> None:
-        """Decode members `targets` of `samples`, each into a C-contiguous array of its own shape.
+        """Decode members `targets` of `samples`, each into a C-contiguous array of its own shape and type.
 
         Given in the order of the files it reads them so. Raises SourceError naming the sample.
         """
@@ -234,7 +238,7 @@ class Samples:
                 if self.codec == "blosc":
                     shards.decode_into(content, target.data.cast("B"))
                 else:
-                    shards.decode(content, target.shape, self.members[name].dtype, self.codec, out=target)
+                    shards.decode(content, target.shape, target.dtype.name, self.codec, out=target)
             except SourceError as error:
                 where = f"{self.folder / self.shard[sample]}: sample '{self.keys[sample]}'"
                 raise SourceError(f"{where}: {error}; run sgdata verify {self.folder}") from None
@@ -246,16 +250,26 @@ def _member(rows: Any, name: str, folder: Path) -> Member:
         has = sorted(c.removesuffix("_offset") for c in columns if c.endswith("_offset"))
         raise SettingError(f"{folder}: samples have no '{name}'; they have {', '.join(has)}")
     column = {part: rows[f"{name}_{part}"] for part in ("offset", "size", "shape", "dtype")}
-    dtypes = sorted(set(column["dtype"].to_pylist()))
-    if len(dtypes) != 1:
-        raise SettingError(f"{folder}: '{name}' has types {dtypes}, expected one in all samples")
+    stored = np.array(column["dtype"].to_pylist())
     start = column["offset"].to_numpy()
     return Member(
         start=start.tolist(),
         stop=(start + column["size"].to_numpy()).tolist(),
         shape=np.array(column["shape"].to_pylist(), np.int64),
-        dtype=dtypes[0],
+        stored=stored,
+        dtype=widest(stored, f"{folder}: '{name}'"),
     )
+
+
+def widest(stored: NDArray[np.str_], what: str) -> str:
+    """Of the types of samples the one that holds the values of all: a few of fMoW's images are float32, most uint16.
+
+    Raises SettingError where none of them does.
+    """
+    types = sorted(set(stored.tolist()))
+    if (held := np.result_type(*types).name) not in types:
+        raise SettingError(f"{what} has types {types}, expected one that holds the values of the others")
+    return held
 
 
 # --- decoding ahead ------------------------------------------------------------------------
@@ -323,9 +337,9 @@ def _fill(source: Source, batch: Batch, rows: NDArray[np.int64]) -> None:
     for name, member in source.members.items():
         whole = batch.arrays[name].numpy()
         targets[name] = [whole[row] for row in rows]
-        shapes = member.shape[samples]
-        for i in np.flatnonzero((shapes != whole.shape[1:]).any(axis=1)):
-            own = np.empty(shapes[i], whole.dtype)
+        shapes, types = member.shape[samples], member.stored[samples]
+        for i in np.flatnonzero((shapes != whole.shape[1:]).any(axis=1) | (types != member.dtype)):
+            own = np.empty(shapes[i], str(types[i]))
             smaller.append((targets[name][i], own))
             targets[name][i] = own
     source.fill(samples.tolist(), targets)

@@ -178,7 +178,7 @@ def train(setting: Setting[R], task: session.Task, scoring: Scoring, places: com
     if places.dry_run:
         print(session.outlook(task))
         return 0
-    with files.only_writer(places.out) if ranks.lead() else nullcontext():
+    with files.only_writer(places.out, runs.METRICS) if ranks.lead() else nullcontext():
         return _train(setting.recipe, task, scoring, places)
 
 

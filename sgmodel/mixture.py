@@ -120,13 +120,12 @@ class Mixture:
 def _member(sources: Sequence[batches.Samples]) -> batches.Member:
     """Shape and type of the image of every sample; where it lies only its own source knows."""
     for source in sources:
-        member = source.members.get("image")
-        if member is None or member.dtype != sources[0].members["image"].dtype:
-            has = ", ".join(f"{name} {held.dtype}" for name, held in source.members.items())
-            told = f"'{source.contract.dataset}' has {has}"
-            raise SettingError(f"{told}: a mixture takes one 'image' of one type; pack with --layout resampled")
+        if "image" not in source.members:
+            told = f"'{source.contract.dataset}' has {', '.join(source.members)}"
+            raise SettingError(f"{told}: a mixture takes one 'image'; pack with --layout resampled")
     shape = np.concatenate([source.members["image"].shape for source in sources])
-    return batches.Member(start=[], stop=[], shape=shape, dtype=sources[0].members["image"].dtype)
+    stored = np.concatenate([source.members["image"].stored for source in sources])
+    return batches.Member(start=[], stop=[], shape=shape, stored=stored, dtype=batches.widest(stored, "a mixture"))
 
 
 def _together(parts: Sequence[Contract], shares: Sequence[float], splits: Sequence[str]) -> Contract:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ TIMINGS = "timings.jsonl"
 BOARD = "tensorboard"
 RESULTS = "results.json"
 CARD = "card.md"
+HEADLINES = ("loss_first", "loss_last", "miou", "oa", "top1", "map_macro", "f1", "loss_token")
+log = logging.getLogger("sgdata")
 OWN = (
     LAST,
     BEST,
@@ -112,6 +115,10 @@ def conclude(out: Path, title: str, card: checkpoint.Card, results: dict[str, An
     files.write(out / RESULTS, files.pretty_json({**ends, **results}))
     files.write(out / CARD, _card(title, card, {**ends, **results}).encode())
     files.write_sums(out)
+    # The result in two lines; everything else stands in the card.
+    shown = {name: value for name, value in {**ends, **results}.items() if name in HEADLINES}
+    log.info(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+    print(out)
 
 
 def _card(title: str, card: checkpoint.Card, results: dict[str, Any]) -> str:

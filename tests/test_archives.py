@@ -3,6 +3,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import os
 import random
 import resource
 import subprocess
@@ -84,6 +85,43 @@ def test_zips_in_a_folder_are_part_of_it_unless_they_were_unpacked(tmp_path: Pat
     as_zip(source / "a.zip", GOOD)
     as_zip(source / "b.zip", {"b/x.txt": b"packed"})
     assert held(source) == {"here.txt": b"here", "b/x.txt": b"unpacked"} | {f"a.zip/{n}": c for n, c in GOOD.items()}
+
+
+def test_links_in_a_folder_are_followed_once_or_told(tmp_path: Path) -> None:
+    store = as_folder(tmp_path / "store", {"x.tif": b"x"})
+    source = as_folder(tmp_path / "it", {"a/b.tif": b"b", "a/._b.tif": b"mac"})
+    (source / "linked").symlink_to(store)
+    (source / "a" / "c.tif").symlink_to(store / "x.tif")
+    (source / "a" / "round").symlink_to(source)
+    (store / "back").symlink_to(store)
+    (source / "a" / "gone.tif").symlink_to(tmp_path / "nothing")
+    listing = archives.listing(source)
+    assert [m.name for m in listing.members] == ["a/b.tif", "a/c.tif", "linked/x.tif"]
+    assert [name for name, _ in listing.rejected] == ["a/gone.tif", "a/round", "linked/back"]
+    assert dict(listing.rejected)["a/gone.tif"] == "not a plain file, or a link that leads nowhere"
+
+
+def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = as_folder(tmp_path / "it", {"a/b.tif": b"b", "c/d.tif": b"d"})
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if path.endswith("/c"):
+            raise PermissionError(13, "Permission denied")  # as root nothing is
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    listing = archives.listing(source)
+    assert [m.name for m in listing.members] == ["a/b.tif"]
+    assert listing.rejected == (("c", "cannot be read: Permission denied"),)
+
+
+def test_what_a_mac_packs_beside_the_files_is_passed_over(tmp_path: Path) -> None:
+    beside = {"__MACOSX/a/._b.tif": b"\0\5\x16\7", "a/._b.tif": b"\0\5\x16\7"}
+    for make in (as_zip, as_tar):
+        listing = archives.listing(make(tmp_path / make.__name__, GOOD | beside))
+        assert [m.name for m in listing.members] == sorted(GOOD)
+        assert listing.rejected == ()
 
 
 def test_hostile_members_are_rejected_by_name_and_the_rest_is_used(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,24 @@ def test_sizes_may_vary(tmp_path: Path) -> None:
         image = batch.arrays["image"][row].numpy()
         assert np.array_equal(image[:, :height, :width], made[row].arrays["image"])
         assert image[:, height:].sum() == image[:, :, width:].sum() == 0
+
+
+@pytest.mark.parametrize("codec", ["blosc", "npy"])
+def test_a_few_float_samples_among_whole_ones_keep_every_value(codec: shards.Codec, tmp_path: Path) -> None:
+    made = [sample(number, "train", 16, 16) for number in range(5)]
+    odd = made[2].arrays["image"].astype(np.float32) + 0.5
+    made[2] = replace(made[2], arrays={**made[2].arrays, "image": odd})
+    shards.write(made, tmp_path, contract=contract(16), codec=codec)
+    source = batches.Samples(tmp_path, "train", ("image",))
+    (batch,) = batches.load(source, batches.in_order(5, 5), threads=2)
+    assert batch.arrays["image"].dtype == torch.float32
+    for row, each in enumerate(made):
+        assert np.array_equal(batch.arrays["image"][row], each.arrays["image"])
+        assert np.array_equal(source[row]["image"], each.arrays["image"])
+    made[1] = replace(made[1], arrays={**made[1].arrays, "image": made[1].arrays["image"].astype(np.int32)})
+    shards.write(made, tmp_path / "none", contract=contract(16), codec=codec)
+    with pytest.raises(SettingError, match="expected one that holds the values of the others"):
+        batches.Samples(tmp_path / "none", "train", ("image",))
 
 
 def test_parts_cover_a_batch(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from typer.main import get_command
 
 from sgdata.cli import app
+from tests import synthetic_build
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
@@ -108,6 +110,34 @@ def test_catalog_of_an_unknown_dataset_gives_the_nearest() -> None:
     assert "did you mean 'eurosat'" in refused("catalog", "eurosta")
 
 
+def test_an_output_of_another_kind_is_not_written_into(tmp_path: Path) -> None:
+    build = synthetic_build.write(tmp_path / "build", (256, 256))
+    before = (build / "contract.json").read_bytes()
+    assert "holds a build (image.tif)" in refused("simulate", str(build), "--size", "2")
+    assert "holds a build (image.tif)" in refused("audit", str(build), "--out", str(build), "-q")
+    assert "holds a build (image.tif)" in refused("shard", "segmunich", "--source", str(build), "--out", str(build))
+    assert (build / "contract.json").read_bytes() == before
+
+
+def test_a_list_of_a_split_without_its_file(tmp_path: Path) -> None:
+    assert "SPLIT=FILE" in refused("shard", "eurosat", "--source", str(tmp_path), "--split-list", "train")
+
+
+def test_drift_takes_the_folder_of_a_build(tmp_path: Path) -> None:
+    assert "segmunich.lock.json: no such file" in refused("drift", str(tmp_path))
+
+
+def test_a_map_is_laid_over_a_build(tmp_path: Path) -> None:
+    build = synthetic_build.write(tmp_path / "build", (256, 256))
+    shutil.copy(build / "labels.tif", tmp_path / "classes.tif")
+    done = sgdata("show", str(build), "--layer", str(tmp_path / "classes.tif"))
+    assert done.returncode == 0, done.stderr
+    assert "classes.tif" in (tmp_path / "build-page" / "index.html").read_text()
+    synthetic_build.write(tmp_path / "other", (128, 256))
+    assert "another grid" in refused("show", str(build), "--layer", str(tmp_path / "other" / "labels.tif"))
+    assert "rename the file" in refused("show", str(build), "--layer", str(build / "labels.tif"))
+
+
 def test_build_shard_and_verify_from_the_command_line(tmp_path: Path, city: Path) -> None:
     build, shards = tmp_path / "build", tmp_path / "shards"
     done = sgdata(
@@ -119,6 +149,12 @@ def test_build_shard_and_verify_from_the_command_line(tmp_path: Path, city: Path
     assert done.stdout.strip() == str(build)
     done = sgdata("shard", "segmunich", "--source", str(build), "--out", str(shards))
     assert done.returncode == 0, done.stderr
+    # The same command changes nothing; another recipe is refused, for it would replace what took hours.
+    assert "dates is 2019-04-01/2019-05-01" in refused(
+        "build", "segmunich", "--aoi", f"{city}/aoi.geojson", "--stac", f"{city}/catalog.json", "--out", str(build),
+        "--osm", "none", "--set", "patches.size=64", "--set", "split.block_px=100", "--set", "split.gap_px=0",
+        "--dates", "2019-04-01/2019-05-01",
+    )  # fmt: skip
     for folder in (build, shards):
         assert sgdata("verify", str(folder)).returncode == 0
     image = build / "image.tif"

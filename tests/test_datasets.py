@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -196,6 +197,56 @@ def test_an_archive_in_another_order_holds_the_same_samples(made: Callable[[str]
 
 
 # --- one by one ----------------------------------------------------------------------------
+
+
+def test_names_of_any_bytes_case_and_length_are_taken_or_told(made: Callable[[str], Path], tmp_path: Path) -> None:
+    river = sorted((made("eurosat") / "EuroSAT_MS" / "River").iterdir())
+    latin = Path(os.fsdecode(os.fsencode(tmp_path / "it") + b"/donn\xe9es"))
+    for name in ("River/River_1.TIF", "River/River_2.tiff", "Lake/Lake_1.tif"):
+        (latin / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(river[0], latin / name)
+    (latin / "River" / "River_3.tif").write_bytes(b"no picture")
+    shutil.copy(river[0], latin / "River" / f"River_{'1' * 80}.tif")
+    for workers in (1, 2):
+        done = pack("eurosat", tmp_path / "it", tmp_path / str(workers), workers=workers)
+        assert done.contract.splits == {"all": 2}
+        told = quarantine(done.folder)
+        assert set(told) == {"donn\udce9es/Lake/Lake_1.tif", "River_3", f"River_{'1' * 80}"}
+        assert "cannot be a name in a shard" in told[f"River_{'1' * 80}"]
+        assert not verify.verify(done.folder)
+    assert (tmp_path / "1" / files.SUMS).read_bytes() == (tmp_path / "2" / files.SUMS).read_bytes()
+
+
+def test_the_second_sample_of_a_key_is_told_wherever_its_shard(made: Callable[[str], Path], tmp_path: Path) -> None:
+    source = tmp_path / "it"
+    shutil.copytree(made("eurosat"), source)
+    shutil.copytree(source / "EuroSAT_MS" / "River", source / "old" / "River")
+    done = pack("eurosat", source, tmp_path / "out", shard_mb=0)
+    assert done.contract.splits == {"all": 6} and done.shards == 6
+    assert set(quarantine(done.folder)) == {f"old/River/River_{n}.tif" for n in (1, 2, 3)}
+
+
+def test_bands_of_a_patch_that_lies_there_twice_are_not_mixed(made: Callable[[str], Path], tmp_path: Path) -> None:
+    source = tmp_path / "it"
+    shutil.copytree(made("bigearthnet v1"), source)
+    patch = next(path for path in sorted(source.rglob("*_B02.tif"))).parent
+    shutil.copytree(patch, source / "zz" / patch.name)
+    _rewrite(source / "zz" / patch.name / f"{patch.name}_B02.tif", lambda pixels: pixels + 1)
+    (source / "zz" / patch.name / f"{patch.name}_B03.tif").unlink()
+    done = pack("bigearthnet", source, tmp_path / "out", edition="v1")
+    with rasterio.open(patch / f"{patch.name}_B02.tif") as raster:
+        assert np.array_equal(by_key(done.folder)[patch.name].arrays["image"][1], raster.read(1))
+    assert [f"zz/{patch.name}/" in name for name in quarantine(done.folder)] == [True]
+
+
+def test_ids_of_segmunich_may_hold_any_character(tmp_path: Path) -> None:
+    source = synthetic.segmunich_released(tmp_path / "it")
+    for folder in ("img", "label"):
+        (held,) = source.rglob(f"train/{folder}/1.tif")
+        held.rename(held.with_name("10 (turned.90).tif"))
+    done = pack("segmunich", source, tmp_path / "out")
+    assert "train-10--turned-90-" in by_key(done.folder)
+    assert done.complete
 
 
 def test_eurosat_bands_are_the_right_ones_by_name(made: Callable[[str], Path], tmp_path: Path) -> None:

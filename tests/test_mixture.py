@@ -128,8 +128,11 @@ def test_what_does_not_fit_is_named(folders: dict[str, Path], tmp_path: Path) ->
         tmp_path / "f",
         contract=replace(contract(32), dataset="f"),
     )
-    with pytest.raises(SettingError, match="'toy' has image uint16: a mixture takes one 'image' of one type"):
-        mixed({"f": tmp_path / "f", "toy": folders["toy"]}, {"f": 1, "toy": 1})
+    both = mixed({"f": tmp_path / "f", "toy": folders["toy"]}, {"f": 1, "toy": 1})
+    (batch,) = batches.load(both, batches.in_order(len(both), len(both)), threads=2)
+    assert batch.arrays["image"].dtype == torch.float32
+    assert np.array_equal(batch.arrays["image"][0], images["image"])
+    assert np.array_equal(batch.arrays["image"][1], both.sources[1].read(0, "image"))
 
 
 def recipe(*overrides: str) -> pretrain.Recipe:

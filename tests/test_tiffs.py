@@ -34,6 +34,12 @@ def geotiff(path: Path, crs: str, **options: object) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.parametrize("bands", [3, 13])
+def test_planes_of_tifffile_are_bands(bands: int) -> None:
+    planes = np.random.default_rng(2).integers(0, 5000, (bands, 20, 30)).astype(np.uint16)
+    assert np.array_equal(tiffs.read(written(planes, planarconfig="separate")).pixels, planes)
+
+
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
 @pytest.mark.parametrize("rowsperstrip", [None, 3])

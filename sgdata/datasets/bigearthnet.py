@@ -53,8 +53,9 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
         folder, _, file = member.name.rpartition("/")
         patch = folder.rpartition("/")[2]
         what = file.removeprefix(f"{patch}_")
+        # By folder: of a patch that lies here twice, bands of the one must not go with bands of the other.
         if what in wanted and _PATCH[edition.name].fullmatch(patch):
-            patches.setdefault(patch, {})[what] = member
+            patches.setdefault(folder, {})[what] = member
     if not patches:
         raise SourceError(
             f"{source}: no patch folder of BigEarthNet {edition.name}; try --release with the other edition"
@@ -65,11 +66,12 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     if edition.name == "v2" and not known:
         notes.append(f"no {table or 'table'} in or beside {source.name}: samples have no labels")
         space = catalog.label_space(card, "none")
-    kept = {name: held for name, held in patches.items() if not known or name in known}
+    named = [(folder.rpartition("/")[2], held) for folder, held in patches.items()]
+    kept = [(name, held) for name, held in named if not known or name in known]
     if len(kept) < len(patches):
         notes.append(f"{len(patches) - len(kept)} patches are not in {table}: left out")
     index = _index_of(space)
-    refs = tuple(_ref(name, held, known.get(name), index) for name, held in kept.items())
+    refs = tuple(_ref(name, held, known.get(name), index) for name, held in kept)
     return Found(refs=refs, edition=edition, labels=space, rejected=listing.rejected, notes=tuple(notes))
 
 

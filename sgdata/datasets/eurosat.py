@@ -15,7 +15,7 @@ from sgdata.shards import ShardRecipe
 from sgdata.types import Contract, Found, Ref, Sample
 
 # The older archive nests the classes in ds/images/remote_sensing/otherDatasets/sentinel_2/tif.
-_FILE = re.compile(r"(?:.*/)?([A-Za-z]+)/(\1_\d+)\.tif")
+_FILE = re.compile(r"(?:.*/)?([A-Za-z]+)/(\1_\d+)\.(?i:tiff?)")
 STORED_SHARE = 0.6
 
 

@@ -61,7 +61,7 @@ def _images(members: tuple[Member, ...], space: LabelSpace) -> dict[tuple[str, s
         path = PurePosixPath(member.name)
         match = _STEM.fullmatch(path.stem)
         # Names are never split at `_` from the left: categories hold underscores and hyphens.
-        if path.suffix == ".tif" and match and match[1] in space.names:
+        if path.suffix.lower() in (".tif", ".tiff") and match and match[1] in space.names:
             split = next((FOLDERS[part] for part in reversed(path.parts[:-1]) if part in FOLDERS), "all")
             images[split, path.stem] = member
     return images

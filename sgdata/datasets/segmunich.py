@@ -239,8 +239,14 @@ def build(recipe: BuildRecipe, places: Places, *, locked: Lock | None = None, ex
     if exact and (locked is None or locked.state != "built"):
         raise SettingError(f"--locked: lock is {locked and locked.state}; give --lock the one inside a finished build")
     if places.osm not in {"none", "overpass"} and "://" not in places.osm:
-        files.existing(Path(places.osm), "OpenStreetMap data")  # now, not after an hour of pixels
-    with files.only_writer(places.out):
+        osm.known(files.existing(Path(places.osm), "OpenStreetMap data"))  # now, not after an hour of pixels
+    with files.only_writer(places.out, builds.IMAGE):
+        lattice = (
+            locked.grid
+            if locked
+            else areas.resolve(osm.located(recipe.area, places.out / PLACE, offline=places.offline))
+        )
+        builds.unchanged(places.out, files.toml(resolved(recipe, lattice)))
         (places.out / files.SUMS).unlink(missing_ok=True)  # unfinished from here on
         for left in (*places.out.glob(".*.partial-*"), *places.out.glob(".*.plain.tif")):  # of a run that was killed
             left.unlink()

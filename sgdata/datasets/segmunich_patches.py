@@ -6,6 +6,7 @@ The released images are 128-page TIFFs of float32 whole numbers, B02 B03 B04 B08
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -139,7 +140,8 @@ def _find_released(source: Path, recipe: ShardRecipe) -> Found:
         raise SourceError(f"{source}: neither a build ({PATCHES}) nor the released tree train/img/<id>.tif")
     refs = [
         Ref(
-            key=f"{split}-{name}",
+            # Ids of the copies are not known beforehand; a dot or a blank would end the key of a tar member.
+            key=f"{split}-{re.sub(r'[^A-Za-z0-9_-]', '-', name)}",
             split=split,
             members=(member, labels[split, name]),
             bytes=int(128 * 128 * 2 * len(edition.bands) * STORED_SHARE),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sgdata import builds, contracts, files, page, shards
+from sgdata import builds, contracts, files, page, rasters, shards
 from sgdata.errors import OutputError, SourceError
 from sgdata.show import build, facts, run, samples
 
@@ -14,10 +15,11 @@ INDEX = "index.html"
 MARK = ".page"
 
 
-def write(path: Path, out: Path) -> Path:
+def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
     """Write the page of `path` into the folder `out`; returns its `index.html`. Raises SourceError, OutputError.
 
-    `out` may hold an earlier page, which is replaced, and nothing else.
+    `out` may hold an earlier page, which is replaced, and nothing else. `layers` are rasters of classes, or folders
+    of `sgmodel.recipes.predict`, to be laid over a build.
     """
     files.existing(path, "the folder of a build, of shards, of a release or of a run")
     # Whatever else lies there is someone's work.
@@ -29,7 +31,7 @@ def write(path: Path, out: Path) -> Path:
             if old.name in {MARK, ".lock"}:
                 continue
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-        found = blocks(path, out)
+        found = blocks(path, out, {str(layer): _raster(layer, path) for layer in layers})
         contract = contracts.read(path) if (path / contracts.NAME).exists() else None
         subject = f", {contract.dataset} {contract.version}" if contract else ""
         made = page.write(
@@ -42,10 +44,21 @@ def write(path: Path, out: Path) -> Path:
     return made
 
 
-def blocks(path: Path, out: Path) -> list[page.Block]:
+def _raster(layer: Path, path: Path) -> Path:
+    """The raster of a layer, if it lies on the grid of the build `path`. Raises SourceError."""
+    found = files.existing(layer / "classes.tif" if layer.is_dir() else layer, "a map on the grid of a build")
+    with rasters.opened(str(found)) as one, rasters.opened(str(files.existing(path / builds.IMAGE, "a build"))) as two:
+        if (one.crs, one.transform, one.shape) != (two.crs, two.transform, two.shape):
+            raise SourceError(f"{found}: {one.shape} in {one.crs} is another grid than that of {path}, {two.shape}")
+    if found.stem in {Path(name).stem for name in (builds.LABELS, builds.LABEL_SOURCE)}:
+        raise SourceError(f"{found}: the build has a layer of that name; rename the file")
+    return found
+
+
+def blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[page.Block]:
     """What the page says of the folder `path`. Raises SourceError where it is no output of ours."""
     if (path / builds.IMAGE).exists():
-        return build.blocks(path, out)
+        return build.blocks(path, out, layers)
     if (path / shards.INDEX).exists():
         return samples.blocks(path, out)
     found: list[page.Block] = [run.ledger(path / run.LEDGER)] if (path / run.LEDGER).exists() else []

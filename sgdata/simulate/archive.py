@@ -51,7 +51,7 @@ def simulate(
     what = plan.checked(seed, size_km, dates, layout)
     about = {"format": FORMAT, "seed": seed, "size_km": size_km, "dates": dates, "layout": layout, "broken": broken}
     out = Path(out)
-    with files.only_writer(out):
+    with files.only_writer(out, "simulation.json"):
         told = out / "simulation.json"
         if told.exists() and files.read_plain(told) != about:
             raise OutputError(f"{out}: holds another simulation ({told.read_text().strip()}); choose another --out")

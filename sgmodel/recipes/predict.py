@@ -74,7 +74,7 @@ def main(recipe: Recipe, places: Places) -> int:
     if len(places.inputs) != wanted:
         expected = "--input and --after" if wanted == 2 else "--input alone"
         raise SettingError(f"{len(places.inputs)} inputs for the task '{predictor.task}': expected {expected}")
-    with files.only_writer(places.out):
+    with files.only_writer(places.out, ""):
         # First the sums, which say that a folder is finished; then what another model or setting may have left, for
         # the sums of this run must not vouch for it.
         pictures = sorted(places.out.glob("classes/*.png"))
@@ -84,6 +84,7 @@ def main(recipe: Recipe, places: Places) -> int:
         files.write(places.out / "recipe.toml", files.toml(recipe))
         contracts.write(places.out, predictor.contract)
         files.write_sums(places.out)
+    print(places.out)
     return 0
 
 

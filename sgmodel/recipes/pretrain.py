@@ -133,7 +133,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
         if ranks.lead():
             print(json.dumps({"mask_ratio": recipe.mask_ratio, **figures}))
         return 0
-    with files.only_writer(places.out) if ranks.lead() else nullcontext():
+    with files.only_writer(places.out, runs.METRICS) if ranks.lead() else nullcontext():
         return _train(setting, model, task, places)
 
 
