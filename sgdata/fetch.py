@@ -76,7 +76,10 @@ def fetch(need: Need, out: Path, patience: Patience | None = None) -> None:
     with files.only_writer(out):
         # One after the other: what is whole is listed at once, and an interruption costs one file at most.
         for source in need.sources:
-            digest = _one(source, out, patience or Patience())
+            try:
+                digest = _one(source, out, patience or Patience())
+            except OSError as error:
+                raise OutputError(f"{out / source.file}: cannot be written: {error.strerror or error}") from None
             listed = _listed(out) | {source.file: digest}
             lines = "".join(f"{value}  {name}\n" for name, value in sorted(listed.items()))
             files.write(out / files.SUMS, lines.encode())
@@ -101,7 +104,7 @@ def _one(source: Source, out: Path, patience: Patience) -> str:
                 if _size(partial) != source.bytes:
                     _more(url, partial, source, patience)
                 digest = _verified(partial, source)
-            except (RequestException, ServiceError, UnicodeError, ValueError) as error:  # some of a mad address
+            except (RequestException, ServiceError, ValueError) as error:  # ValueError: led to no address
                 said.append(f"{url}: {' '.join(str(error).split())[:150]}")
                 if isinstance(error, RequestException) and _refused(error):
                     break  # asking again would not help
@@ -133,10 +136,13 @@ def _more(url: str, partial: Path, source: Source, patience: Patience) -> None:
                 raise ServiceError(f"holds {whole or 'fewer'} bytes, {start} are here; fetched anew")
             return
         answer.raise_for_status()
+        length = answer.headers.get("Content-Length", "")
         start = start if answer.status_code == 206 and told.startswith(f"bytes {start}-") else 0
+        # A page under 206: what is put behind the good start could never be told from it again.
+        if start and length.isdigit() and told != f"bytes {start}-{start + int(length) - 1}":
+            raise ServiceError(f"says it sends {told}, and {length} bytes")
         if answer.headers.get("ETag", "").startswith('"'):
             etag.write_text(answer.headers["ETag"])
-        length = answer.headers.get("Content-Length", "")
         # Of a range, the whole is what counts: a server may give a part of what was asked for.
         total = int(whole) if whole.isdigit() else start + int(length) if length.isdigit() else source.bytes
         if total is None and not source.algorithm and "Transfer-Encoding" not in answer.headers:

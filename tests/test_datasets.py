@@ -233,7 +233,7 @@ def test_bands_of_a_patch_that_lies_there_twice_are_not_mixed(made: Callable[[st
     shutil.copytree(patch, source / "zz" / patch.name)
     _rewrite(source / "zz" / patch.name / f"{patch.name}_B02.tif", lambda pixels: pixels + 1)
     (source / "zz" / patch.name / f"{patch.name}_B03.tif").unlink()
-    done = pack("bigearthnet", source, tmp_path / "out", edition="v1")
+    done = pack("bigearthnet v1", source, tmp_path / "out")
     with rasterio.open(patch / f"{patch.name}_B02.tif") as raster:
         assert np.array_equal(by_key(done.folder)[patch.name].arrays["image"][1], raster.read(1))
     assert [f"zz/{patch.name}/" in name for name in quarantine(done.folder)] == [True]

@@ -65,18 +65,31 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if act == "led astray":
+            self.send_response(302)
+            self.send_header("Location", "http://[nowhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         body = content[start:]
+        if act == "no length":
+            body = body[: len(body) // 2]
         if act == "lie":
             body = bytes(len(body))
         if act == "page":
-            body = b"<!DOCTYPE html><title>log in</title>"
+            body = b"\xef\xbb\xbf\n<!-- sorry --><html><title>log in</title>"
         if act == "too much":
             body += b"more"
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
+        if act == "no length":
+            self.close_connection = True
+        else:
+            self.send_header("Content-Length", str(1000 if act == "part" and start else len(body)))
         self.send_header("ETag", self.server.etag)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            last = start + 999 if act == "part" else len(content) - 1
+            body = body[:1000] if act == "part" else body
+            self.send_header("Content-Range", f"bytes {start}-{last}/{len(content)}")
         self.end_headers()
         if act in ("truncate", "stall"):
             self.wfile.write(body[: len(body) // 3])
@@ -154,6 +167,40 @@ def test_without_size_and_digest_the_hash_is_recorded(server: Server, tmp_path: 
     server.behaviour["/it"] = ["truncate"]
     get(source(server, bytes=None, algorithm=None, digest=""), tmp_path)
     assert (tmp_path / files.SUMS).read_text() == f"{hashlib.sha256(CONTENT).hexdigest()}  it.zip\n"
+
+
+@pytest.mark.parametrize("act", ["page", "no length", "part", "led astray"])
+def test_without_size_and_digest_half_a_file_is_none(act: str, server: Server, tmp_path: Path) -> None:
+    wanted = source(server, bytes=None, algorithm=None, digest="")
+    (tmp_path / ".it.zip.partial").write_bytes(CONTENT[:1000])
+    server.behaviour["/it"] = [act]
+    get(wanted, tmp_path)
+    assert (tmp_path / "it.zip").read_bytes() == CONTENT
+    server.behaviour["/it"] = [act] * 20
+    (tmp_path / "it.zip").unlink()
+    (tmp_path / ".it.zip.partial").write_bytes(CONTENT[:1000])
+    if act == "part":  # goes on by a thousand bytes a time
+        with pytest.raises(ServiceError, match="ended after 5000 of 300000 bytes"):
+            get(wanted, tmp_path)
+    else:
+        with pytest.raises(ServiceError, match="cannot be fetched"):
+            get(wanted, tmp_path)
+    assert not (tmp_path / "it.zip").exists()
+
+
+def test_what_is_longer_than_the_file_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+    (tmp_path / ".it.zip.partial").write_bytes(CONTENT + b"of an older version")
+    get(source(server, bytes=None, algorithm=None, digest=""), tmp_path)
+    assert (tmp_path / "it.zip").read_bytes() == CONTENT
+
+
+def test_a_disk_that_fills_is_told(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fetch, "_append", full)
+    with pytest.raises(OutputError, match="it.zip: cannot be written: No space left on device"):
+        get(source(server), tmp_path)
 
 
 def test_a_new_version_is_not_put_behind_the_start_of_the_old(server: Server, tmp_path: Path) -> None:
