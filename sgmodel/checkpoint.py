@@ -164,7 +164,12 @@ def load(path: Path) -> nn.Module:
     if not has_card(path):
         state = read_weights(path)
         model = build(infer(state, where=str(path)))
-        fit(model, state, at_least=1.0, where=str(path))
+        report = fit(model, state, at_least=1.0, where=str(path))
+        if report.missing:  # `fit` counts the encoder alone; here nobody would train the rest
+            told = (
+                f"{len(report.missing)} weights of the {describe(model).kind} are missing (first, {report.missing[0]})"
+            )
+            raise SourceError(f"{path}: {told}; fill a model of your own with checkpoint.fit")
         return model.eval()
     card = read_card(path)
     # No memory and no random draws for weights that are replaced at once; but timm's models also compute tables.
@@ -180,7 +185,8 @@ def load(path: Path) -> nn.Module:
 
 def has_card(path: Path) -> bool:
     """True for a checkpoint folder of ours (or what is not there at all), and for weights that lie in one."""
-    if (path / "config.json").is_file():  # a model of timm from the hub: weights of the same name, no card of ours
+    # A model of another maker from the hub: weights of the same name, or in parts, and no card of ours.
+    if (path / "config.json").is_file() or published.index_of(path / WEIGHTS).is_file():
         return (path / CARD).is_file()
     return not path.is_file() or (path.suffix == ".safetensors" and (path.parent / CARD).is_file())
 
@@ -247,7 +253,7 @@ def infer(state: State, *, where: str) -> ModelSpec:
             decoder = mae.DecoderConfig(
                 width=state["mask_token"].shape[-1],
                 depth=_depth(state, "decoder_blocks"),
-                heads=state["mask_token"].shape[-1] // 32,
+                heads=max(state["mask_token"].shape[-1] // 32, 1),
             )
             return ModelSpec(kind="autoencoder", encoder=encoder, decoder=decoder)
         if "cls_seg.0.weight" in state:
@@ -276,7 +282,7 @@ def _infer_encoder(state: State) -> enc.EncoderConfig:
         group_bands=group_bands,
         width=width,
         depth=_depth(state, "blocks"),
-        heads=width // 80 if width == 1280 else width // 64,
+        heads=width // 80 if width == 1280 else max(width // 64, 1),
         mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width,
         positions="joint" if joint else "pair",
     )
@@ -402,6 +408,6 @@ def _refusal(report: Report, own: State, state: State) -> str:
     name = next(name for name in report.missing if _of_encoder(name))
     found = f"{tuple(state[name].shape)}" if name in state else "absent"
     return (
-        f"only {report.encoder_share:.0%} of the encoder's parameters fit; first, {name} is {found}, the model has "
-        f"{tuple(own[name].shape)}: choose the model settings these weights were trained with"
+        f"only {int(100 * report.encoder_share)}% of the encoder's parameters fit; first, {name} is {found}, "
+        f"the model has {tuple(own[name].shape)}: choose the model settings these weights were trained with"
     )

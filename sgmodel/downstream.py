@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -177,6 +178,11 @@ def train(setting: Setting[R], task: session.Task, scoring: Scoring, places: com
     """Train to the recipe's last step, or until stopped, then score; 0 or `session.STOPPED`. Raises SgdataError."""
     if places.dry_run:
         print(session.outlook(task))
+        return 0
+    if task.total == 0:  # with `weights` and no epoch: how good are they?
+        figures = _numbers(scoring.figures(False))
+        if ranks.lead():
+            print(json.dumps(figures))
         return 0
     with files.only_writer(places.out, runs.METRICS) if ranks.lead() else nullcontext():
         return _train(setting.recipe, task, scoring, places)

@@ -27,4 +27,5 @@ def found(name: str | Path) -> Path:
         # Only what `checkpoint.load` reads: a repository may hold pickles, which nothing here would open.
         return Path(snapshot_download(match[1], revision=match[2], allow_patterns=["*.safetensors", "*.json"]))
     except Exception as error:  # the hub's client lets many libraries' exceptions through
-        raise SourceError(f"{name}: no such file or folder, and the hub gives none ({error!s:.120})") from None
+        why = " ".join(str(error).split())
+        raise SourceError(f"{name}: no such file or folder, and the hub gives none ({why:.120})") from None

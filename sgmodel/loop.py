@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from sgdata.errors import SourceError
+from sgdata.errors import SettingError, SourceError
 from sgmodel import launch, optim, ranks
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def steps(
 ) -> Iterator[Step]:
     """One Step per batch of `source` (this rank's part of a global batch), the first of which has index `first`.
 
-    Raises SourceError where the loss or a gradient is not a finite number, naming the samples; the weights are
-    then still those of the step before.
+    Raises SettingError where a part is too small for the model; SourceError where the loss or a gradient is not a
+    finite number, naming the samples: the weights are then still those of the step before.
     """
     began = time.perf_counter()
     for index, batch in enumerate(source, first):
@@ -131,7 +131,7 @@ def _gradients(objective: Objective, batch: Batch, updates: Updates, where: laun
     weighed = False
     for number, part in enumerate(parts, 1):
         with ranks.exchange(updates.forward, now=number == len(parts)), where.autocast():
-            terms = objective(part)
+            terms = _asked(objective, part)
             weighed = WEIGHT in terms
             share = terms.pop(WEIGHT, len(part.keys)) / len(batch.keys)
             with torch.autocast(where.device.type, enabled=False):
@@ -150,6 +150,16 @@ def _gradients(objective: Objective, batch: Batch, updates: Updates, where: laun
                 parameter.grad /= weight
         means = [mean / weight for mean in means]
     return dict(zip(names, means, strict=True))
+
+
+def _asked(objective: Objective, part: Batch) -> dict[str, Tensor]:
+    try:
+        return objective(part)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        told = f"{len(part.keys)} samples go through the model at once, and it normalises over them (BatchNorm)"
+        raise SettingError(f"{told}: expected 2 or more; raise training.batch, or lower training.accumulate") from None
 
 
 def _limit(updates: Updates) -> float:
@@ -173,12 +183,20 @@ def _blame(objective: Objective, batch: Batch, where: launch.Launch, what: str) 
     bad: list[str] = []
     with torch.no_grad(), where.autocast():
         for one in batch.parts(len(batch.keys)):
-            if not _finite(objective(one)["loss"].item()):
+            # Beside itself: a model that normalises over its batch can do nothing with a single sample.
+            if not _finite(objective(_twice(one))["loss"].item()):
                 bad.extend(one.keys)
-    bad = ranks.gathered(bad)
+    bad, total = ranks.gathered(bad), len(batch.keys) * ranks.world()
+    if len(bad) == total > 1:
+        told = f"{what}: not finite for all {total} samples ({', '.join(bad[:8])}), so the weights diverged"
+        return f"{told}; lower optimizer.lr or set precision = 'fp32'"
     if bad:
-        total = len(batch.keys) * ranks.world()
         return f"{what}: not finite for {len(bad)} of {total} samples: {', '.join(bad[:8])}; leave them out"
     return (
         f"{what}: every sample alone is finite, so the weights diverged; lower optimizer.lr or set precision = 'fp32'"
     )
+
+
+def _twice(one: Batch) -> Batch:
+    alike = {name: torch.cat([part, part]) for name in ("samples", "epoch", "extent") for part in (getattr(one, name),)}
+    return replace(one, keys=one.keys * 2, arrays={name: torch.cat([a, a]) for name, a in one.arrays.items()}, **alike)

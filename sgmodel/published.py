@@ -10,15 +10,18 @@ import argparse
 import pickle
 import re
 import zipfile
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sgdata import files
-from sgdata.errors import SourceError
+from sgdata.errors import SettingError, SourceError
 
 State = dict[str, Tensor]
 
@@ -57,8 +60,8 @@ def name_of(ours: str, kind: str) -> str:
 
 
 def unwrapped(state: State) -> State:
-    """Without the prefixes of wrappers: DataParallel, compile."""
-    return {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in state.items()}
+    """Without the prefixes of wrappers: DataParallel, compile, Lightning."""
+    return {re.sub(r"^((module|_orig_mod|model)\.)+", "", name): tensor for name, tensor in state.items()}
 
 
 def split_qkv(state: State) -> State:
@@ -80,12 +83,58 @@ def read(path: Path) -> State:
 
 
 def read_safetensors(path: Path) -> State:
-    """Every tensor of the file, by the name it has there. Raises SourceError."""
+    """Every tensor of the file, or of the parts that an index beside it names, by the name it has there.
+
+    Raises SourceError.
+    """
+    if not path.exists() and index_of(path).exists():
+        return _read_parts(index_of(path))
     try:
         return load_file(files.existing(path, "a safetensors file"))
     except SafetensorError as error:
         why = " ".join(str(error).split())
         raise SourceError(f"{path}: not a whole safetensors file ({why:.200}); fetch or save it again") from None
+
+
+def index_of(path: Path) -> Path:
+    """Where the index lies of weights that fill several files, as the hub's libraries save large models."""
+    return path.with_name(f"{path.name}.index.json")
+
+
+def _read_parts(index: Path) -> State:
+    try:
+        wanted: dict[str, str] = files.read_plain(index)["weight_map"]
+        names = sorted(set(wanted.values()))
+    except (SettingError, KeyError, TypeError, AttributeError):
+        raise SourceError(f"{index}: names no parts, expected 'weight_map'; fetch it again") from None
+    if any(Path(name).name != name for name in names):  # an index is foreign: it must not lead out of its folder
+        raise SourceError(f"{index}: names parts elsewhere ({', '.join(names)[:80]}); expected files beside it")
+    state = {name: tensor for part in names for name, tensor in read_safetensors(index.with_name(part)).items()}
+    lacking = sorted(wanted.keys() - state.keys())
+    if lacking:
+        raise SourceError(f"{index}: {len(lacking)} weights are in no part (first, {lacking[0]}); fetch it again")
+    return state
+
+
+def harmless() -> list[Any]:
+    """What torch may build besides tensors: data that stands beside the weights in released files and runs nothing."""
+
+    def called(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+        # torch knows a function by the name it carries, and a pickle says the name it had where it was written.
+        def build(*values: object) -> object:
+            return make(*values)
+
+        build.__module__, build.__qualname__ = name.rsplit(".", 1)
+        return build
+
+    scalar: Any = np.float64(0).__reduce__()[0]  # NumPy moved it: a value knows where it is
+    numbers = f"?{np.typecodes['AllInteger']}{np.typecodes['Float']}"
+    names = ("PosixPath", "WindowsPath", "PurePosixPath")
+    return [
+        *(argparse.Namespace, np.dtype, *{type(np.dtype(code)) for code in numbers}),
+        *(called(f"numpy.{core}.multiarray.scalar", scalar) for core in ("core", "_core")),
+        *(called(f"pathlib.{module}{name}", PurePosixPath) for module in ("", "_local.") for name in names),
+    ]
 
 
 def read_pickle(path: Path) -> State:
@@ -95,8 +144,8 @@ def read_pickle(path: Path) -> State:
     """
     files.existing(path, "a checkpoint folder, a .safetensors or a .pth file")
     try:
-        # The released files hold their `args`: a Namespace is data, so it may pass; nothing else may.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        # The released files hold their `args`, and many a training its best score; nothing that runs may pass.
+        with torch.serialization.safe_globals(harmless()):
             # Mapped, the optimizer state in a released file (twice its weights) is never read from disk.
             document = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle ends in any exception there is
@@ -114,4 +163,4 @@ def read_pickle(path: Path) -> State:
             document = document[key]
     if not isinstance(document, dict):
         raise SourceError(f"{path}: holds a {type(document).__name__}, expected a dict of weights")
-    return {name: tensor for name, tensor in document.items() if isinstance(tensor, Tensor)}
+    return {name: tensor for name, tensor in document.items() if isinstance(name, str) and isinstance(tensor, Tensor)}

@@ -49,6 +49,13 @@ class TrainingRecipe:
     fraction_seed: int = 0
     mixture: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises SettingError: of these nothing could be made, or something else than meant."""
+        ranges = {"seed": (0, 2**32 - 1), "epochs": (0, 1e9), "average": (0, 1 - 1e-9)}
+        for name, (low, high) in {**ranges, **dict.fromkeys(("batch", "accumulate", "log_every"), (1, 2**31))}.items():
+            if not low <= getattr(self, name) <= high:
+                raise SettingError(f"training.{name} is {getattr(self, name)}: expected {low} to {high:.10g}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -155,6 +156,79 @@ def test_published_layouts_load(layout: str, old_format: bool, tmp_path: Path) -
     assert set(report.matched) == set(target.state_dict())
     assert not (report.resized or report.missing or report.unexpected)
     same_weights(target.state_dict(), source.state_dict())
+
+
+def test_values_that_run_nothing_may_stand_beside_the_weights(tmp_path: Path) -> None:
+    source = autoencoder()
+    args = argparse.Namespace(lr=np.float64(1e-3), batch=np.int64(16), out=PurePosixPath("out"), flag=np.bool_(True))
+    document = {"model": source.state_dict(), "args": args, "best": np.float32(0.5), 3: torch.zeros(2)}
+    torch.save(document, tmp_path / "a.pth")
+    same_weights(checkpoint.read_weights(tmp_path / "a.pth"), source.state_dict())
+    # As numpy 1 and Python 3.13 write their names.
+    for old, new in ((b"numpy._core.multiarray", b"numpy.core.multiarray"), (b"PurePosixPath", b"_local.PosixPath")):
+        torch.save(document, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
+        content = (tmp_path / "b.pth").read_bytes()
+        assert old in content
+        (tmp_path / "b.pth").write_bytes(content.replace(old, new))
+        same_weights(checkpoint.read_weights(tmp_path / "b.pth"), source.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_precisions_fill_models_of_single_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    source, larger = autoencoder(), autoencoder(dataclasses.replace(TINY, image_px=32))
+    torch.save({name: tensor.to(dtype) for name, tensor in source.state_dict().items()}, tmp_path / "a.pth")
+    report = checkpoint.fit(larger, checkpoint.read_weights(tmp_path / "a.pth"))
+    assert set(report.resized) == {"pos_embed_spatial", "decoder_pos_embed_spatial"}
+    for name, tensor in larger.state_dict().items():
+        assert tensor.dtype == torch.float32
+        if name not in report.resized:
+            torch.testing.assert_close(tensor, source.state_dict()[name], rtol=1e-2, atol=1e-6)
+
+
+def in_parts(state: dict[str, Tensor], folder: Path) -> None:
+    """As the hub's libraries save a large model."""
+    folder.mkdir()
+    names, parts = list(state), [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for n, part in enumerate(parts):
+        save_file({name: state[name] for name in names[n::2]}, folder / part)
+    index = {"metadata": {}, "weight_map": {name: parts[n % 2] for n, name in enumerate(names)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_weights_in_parts_are_put_together_or_refused(tmp_path: Path) -> None:
+    source = autoencoder()
+    in_parts(source.state_dict(), tmp_path / "hub")
+    same_weights(checkpoint.read_weights(tmp_path / "hub"), source.state_dict())
+    index = tmp_path / "hub" / "model.safetensors.index.json"
+    whole = index.read_text()
+    for old, new, told in (
+        ("model-00002", "model-00003", "model-00003-of-00002.safetensors: no such file"),
+        ("model-00002", "../model-00002", r"names parts elsewhere \(\.\./model-00002"),
+        ('"pos_embed_spatial"', '"pos_embed_other"', r"1 weights are in no part \(first, pos_embed_other\)"),
+        ('"weight_map"', '"map"', "names no parts, expected 'weight_map'"),
+    ):
+        index.write_text(whole.replace(old, new))
+        with pytest.raises(SourceError, match=told) as refusal:
+            checkpoint.read_weights(tmp_path / "hub")
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_published_file_without_part_of_its_decoder_is_not_half_random(tmp_path: Path) -> None:
+    state = {name: t for name, t in autoencoder().state_dict().items() if not name.startswith("decoder_pred")}
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(SourceError, match=r"2 weights of the autoencoder are missing \(first, decoder_pred.weight\)"):
+        checkpoint.load(tmp_path / "a.pth")
+
+
+def test_what_the_hub_does_not_give_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+
+    def offline(*_: object, **__: object) -> str:
+        raise OSError("no route\nto the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(SourceError, match="owner/name: no such file or folder, and the hub gives none .no route to"):
+        sgmodel.from_pretrained("owner/name")
 
 
 class Bomb:

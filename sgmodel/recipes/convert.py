@@ -21,10 +21,13 @@ from sgmodel import checkpoint, hub
 def convert(source: Path, out: Path, *, at_least: float) -> checkpoint.Report:
     """Write `source` as a checkpoint folder `out`. Raises SgdataError."""
     state = checkpoint.read_weights(source)
-    spec = checkpoint.infer(state, where=str(source))
-    model = checkpoint.build(spec)
+    if checkpoint.has_card(source):  # averaged weights, say: whatever their card says stays true
+        card = checkpoint.read_card(source)
+    else:
+        card = checkpoint.Card(model=checkpoint.infer(state, where=str(source)))
+    model = checkpoint.build(card.model)
     report = checkpoint.fit(model, state, at_least=at_least, where=str(source))
-    checkpoint.save(out, model, checkpoint.Card(model=spec))
+    checkpoint.save(out, model, card)
     return report
 
 

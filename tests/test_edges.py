@@ -1,0 +1,139 @@
+"""What every training program says at the edge: no epoch, one sample, rates too high, samples that poison a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic_shards import (
+    contract,
+    pair,
+    pair_contract,
+    sample,
+    scene,
+    scene_contract,
+    write,
+    write_pairs,
+    write_scenes,
+)
+
+from sgdata import catalog, files, shards
+from sgdata.errors import SgdataError
+from sgmodel import command
+from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
+
+TRAIN = catalog.folder("recipes") / "train"
+SMALL = ("model.encoder.width=32", "model.encoder.depth=2", "training.batch=4", "training.epochs=1")
+RIVAL = ("training.batch=4", "training.epochs=1")
+CASES: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
+    "segment": (segment, "segment-demo-tiny", (*SMALL, "model.encoder.image_px=32")),
+    "segment-rival": (segment, "segment-demo-rival", (*RIVAL, "model.image_px=32")),
+    "classify": (classify, "classify-demo-tiny", (*SMALL, "model.encoder.image_px=16", "labels_from=labels")),
+    "classify-rival": (classify, "classify-demo-rival", (*RIVAL, "labels_from=labels")),
+    "detect_change": (
+        detect_change,
+        "detect_change-demo-tiny",
+        (*SMALL, "model.encoder.image_px=16", "windows.px=16", "scored.px=16", "val_split=test"),
+    ),
+    "pretrain": (
+        pretrain,
+        "pretrain-demo-tiny",
+        ("model.image_px=32", "model.width=32", "model.depth=2", *RIVAL, "augment.crop_area=[1.0, 1.0]"),
+    ),
+    "contrast": (contrast, "contrast-demo-simclr", RIVAL),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    top = tmp_path_factory.mktemp("edges")
+    maps, scenes, pairs = write(top / "maps"), write_scenes(top / "scenes"), write_pairs(top / "pairs")
+    kinds = {"classify": scenes, "classify-rival": scenes, "detect_change": pairs}
+    return {name: kinds.get(name, maps) for name in CASES}
+
+
+def run(name: str, folder: Path, out: Path, *overrides: str, **others: Any) -> int:
+    module, recipe, settings = CASES[name]
+    made = files.read(module.Recipe, TRAIN / f"{recipe}.toml", (*settings, *overrides))
+    places = command.Places(shards=folder, out=out, device="cpu", threads=1)
+    code: int = module.main(made, dataclasses.replace(places, **others))
+    return code
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_without_an_epoch_the_weights_are_scored(
+    name: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(name, folders[name], tmp_path / "run", "training.epochs=0") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures
+    assert all(np.isfinite(value) for value in figures.values())
+    assert not (tmp_path / "run" / "checkpoint-last").exists()
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_rate_too_high_is_told_with_the_samples(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    high = ("training.optimizer.lr=1e30", "training.optimizer.warmup_epochs=0", "training.epochs=3")
+    with pytest.raises(
+        SgdataError, match=r"step \d: .*(not finite for all 4 samples|every sample alone|not finite for)"
+    ):
+        run(name, folders[name], tmp_path, *high)
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("epochs=-1", "epochs is -1.0: expected 0 to"),
+        ("batch=0", "batch is 0: expected 1 to"),
+        ("accumulate=0", "accumulate is 0: expected 1 to"),
+        ("log_every=0", "log_every is 0: expected 1 to"),
+        ("average=1.0", "average is 1.0: expected 0 to"),
+        ("seed=99999999999", "seed is 99999999999: expected 0 to 4294967295"),
+    ],
+)
+def test_settings_of_which_nothing_can_be_made(
+    setting: str, told: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(SgdataError, match=told):
+        run("segment", folders["segment"], tmp_path, f"training.{setting}")
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("classify", ("mode=linear-probe",)), ("segment-rival", ()), ("classify", ())]
+)
+def test_a_batch_of_one_learns_or_says_why_not(
+    name: str, more: tuple[str, ...], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    alone = ("training.batch=1", "training.accumulate=1", "training.epochs=0.5", *more)
+    if name == "classify" and not more:
+        assert run(name, folders[name], tmp_path, *alone) == 0
+        return
+    with pytest.raises(SgdataError, match=r"1 samples go through the model at once, and it normalises over them"):
+        run(name, folders[name], tmp_path, *alone)
+
+
+@pytest.mark.parametrize("mode", ["finetune", "linear-probe"])
+@pytest.mark.parametrize("name", ["segment", "segment-rival", "classify", "classify-rival", "detect_change"])
+def test_a_sample_that_poisons_its_batch_is_named(name: str, mode: str, tmp_path: Path) -> None:
+    if name.startswith("classify"):
+        made, form = [scene(n, "train" if n < 4 else "val", 16) for n in range(5)], scene_contract(16)
+    elif name == "detect_change":
+        made, form = (
+            [pair(f"city-{n}", "train" if n < 4 else "test", 16, 16, seed=n) for n in range(5)],
+            pair_contract(),
+        )
+    else:
+        made, form = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(5)], contract(32)
+    member = "image_after" if name == "detect_change" else "image"
+    made[2].arrays[member][3] = 1000  # a constant band, which min-max without eps divides by zero
+    shards.write(made, tmp_path / "shards", contract=form)
+    told = rf"not finite for 1 of 4 samples: {made[2].key}"
+    poison = ("normalise.scheme=minmax", "normalise.eps=0", f"mode={mode}", "training.accumulate=1")
+    still = () if name.startswith("classify") or name == "detect_change" else ("model.head.skip=0",)
+    with pytest.raises(SgdataError, match=told):
+        run(name, tmp_path / "shards", tmp_path / "run", *poison, *still)
