@@ -66,7 +66,11 @@ class Windows(batches.Samples):
         # Every window has the same sides, so a batch of them is never padded.
         square = np.full((len(rows), 2), recipe.px)
         self.members = {
-            name: dataclasses.replace(member, shape=np.hstack([member.shape[self.rows[:, 0], :-2], square]))
+            name: dataclasses.replace(
+                member,
+                shape=np.hstack([member.shape[self.rows[:, 0], :-2], square]),
+                stored=member.stored[self.rows[:, 0]],
+            )
             for name, member in samples.members.items()
         }
         self._kept: dict[tuple[int, str], Array] = {}
