@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands, so that `sgdata --help` answer
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -46,6 +47,9 @@ def example(command: str) -> str:
 
 def main() -> None:
     """Entry point of the `sgdata` script."""
+    # The name of a file may hold what a terminal or its encoding cannot show.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except SgdataError as error:

@@ -291,9 +291,12 @@ def _spool(tasks: Sequence[_Task], source: Path, out: Path) -> Iterator[_Task]:
     contents = archives.contents(source, ((int(offset), int(size)) for offset, size, _ in spans))
     for (offset, _, at), content in zip(spans.tolist(), contents, strict=True):
         path = out / SPOOL / tasks[at].name
-        with path.open("ab") as handle:
-            moved.setdefault(at, {})[offset] = handle.tell()
-            handle.write(content)
+        try:
+            with path.open("ab") as handle:
+                moved.setdefault(at, {})[offset] = handle.tell()
+                handle.write(content)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror}; the shards under way wait here") from None
         left[at] -= 1
         if not left[at]:
             places = moved.pop(at)

@@ -7,6 +7,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from sgdata.errors import ServiceError, SettingError
@@ -21,7 +22,8 @@ def run(task: Callable[[T], R], items: Iterable[T], *, workers: int, cluster: st
     """`task(item)` for each item, in the order of `items`; on the Dask scheduler at the address `cluster` if given.
 
     `task` and its items are picklable where `workers` > 1; at most three items per worker are under way, so
-    that memory does not grow with their number. An exception of a task is raised here and ends the run.
+    that memory does not grow with their number. An exception of a task is raised here and ends the run, and
+    ServiceError where a worker is killed or no scheduler answers.
     """
     if cluster:
         yield from _on_cluster(task, items, cluster)
@@ -42,6 +44,9 @@ def run(task: Callable[[T], R], items: Iterable[T], *, workers: int, cluster: st
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+        except BrokenProcessPool:
+            # The kernel's way where memory runs out; what is finished is kept.
+            raise ServiceError(f"one of {workers} workers was killed, for its memory perhaps; give fewer") from None
         finally:
             executor.shutdown(cancel_futures=True)
 

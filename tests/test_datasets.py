@@ -21,7 +21,7 @@ import tifffile
 from rasterio.warp import transform
 
 from sgdata import files, packing, shards, verify
-from sgdata.errors import SettingError, SourceError
+from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.types import Array, Sample
 
 WAVELENGTH_ORDER = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"]
@@ -167,6 +167,21 @@ def test_a_compressed_tar_gives_the_bytes_of_its_folder(
     pack(name, source, tmp_path / "tar", shard_mb=0)
     assert (tmp_path / "tar" / files.SUMS).read_bytes() == expected
     assert {path: path.stat().st_mtime_ns for path in tars[1:]} == kept
+
+
+def test_a_disk_that_fills_while_contents_wait_is_told(
+    made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, opened = _tar_of(made("fmow"), tmp_path / "it.tar.gz"), Path.open
+
+    def full(path: Path, mode: str = "r", **options: object) -> object:
+        if mode == "ab":
+            raise OSError(28, "No space left on device")
+        return opened(path, mode, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OutputError, match=r"\.spool/fmow-.*cannot be written: No space left"):
+        pack("fmow", source, tmp_path / "out")
 
 
 def test_files_as_downloaded_are_found_in_their_folder(made: Callable[[str], Path], tmp_path: Path) -> None:

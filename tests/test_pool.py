@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
 
 from sgdata import pool, progress
+from sgdata.errors import ServiceError
 
 
 def square(number: int) -> int:
@@ -24,6 +26,11 @@ def test_results_keep_their_order(workers: int) -> None:
 def test_a_failing_task_ends_the_run(workers: int) -> None:
     with pytest.raises(ValueError, match="thirteen"):
         list(pool.run(square, range(20), workers=workers))
+
+
+def test_a_killed_worker_is_one_line() -> None:
+    with pytest.raises(ServiceError, match="one of 2 workers was killed"):
+        list(pool.run(os._exit, [1], workers=2))
 
 
 def test_progress_passes_items_on_and_tells(caplog: pytest.LogCaptureFixture) -> None:

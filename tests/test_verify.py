@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +71,32 @@ def test_a_turned_bit_in_the_list_itself_is_told(output: Path, bit: int) -> None
 def test_a_folder_that_is_no_output_is_told(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="holds no SHA256SUMS"):
         verify.verify(tmp_path)
+
+
+def test_a_linked_folder_is_told_and_a_linked_file_judged_by_its_content(output: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path.with_name("elsewhere")
+    elsewhere.mkdir()
+    (output / "a.tar").rename(elsewhere / "a.tar")
+    (output / "a.tar").symlink_to(elsewhere / "a.tar")
+    assert verify.verify(output) == []
+    (output / "more").symlink_to(elsewhere)
+    assert verify.verify(output) == ["more: not listed"]
+
+
+def test_what_cannot_be_read_is_told(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))  # as root nothing is
+
+    name = "x" * 300
+    with (output / files.SUMS).open("a") as handle:
+        handle.write(f"{'0' * 64}  {name}\n")
+    assert verify.verify(output) == [f"{name}: cannot be read: File name too long"]
+    monkeypatch.setattr(files, "sha256_file", refusing)
+    assert verify.verify(output)[0] == "a.tar: cannot be read: Permission denied"
+
+
+def test_a_name_that_is_no_text_is_printed_all_the_same(output: Path) -> None:
+    Path(os.fsdecode(os.fsencode(output) + b"/caf\xe9")).write_text("x")
+    command = [sys.executable, "-m", "sgdata.cli", "verify", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "caf\\udce9: not listed\n", "")
