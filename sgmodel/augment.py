@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgdata.errors import SettingError
 from sgmodel import draws
 
 ATTEMPTS = 10
@@ -29,6 +30,13 @@ class AugmentRecipe:
     horizontal_flip: float = 0.0
     vertical_flip: float = 0.0
     quarter_turns: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises SettingError where no crop could be drawn: every image would silently be left whole."""
+        low, high = self.crop_area or (1.0, 1.0)
+        if not (0 < low <= high <= 1 and 0 < self.crop_aspect[0] <= self.crop_aspect[1]):
+            told = f"augment.crop_area is {self.crop_area}, crop_aspect {self.crop_aspect}"
+            raise SettingError(f"{told}: expected low <= high, above 0, areas at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +130,16 @@ def _within(extent: Tensor, u: Tensor, area: tuple[float, float], aspect: tuple[
 def images(x: Tensor, how: Geometry, size: int) -> Tensor:
     """(N, C, H, W) float -> (N, C, size, size): box, bicubic (a = -0.75, no anti-aliasing), turn and flips."""
     if not _untouched(x, how, size):
-        rows = _bicubic(how.box[:, 0].to(x.device), how.box[:, 2].to(x.device), x.shape[2], size)
-        cols = _bicubic(how.box[:, 1].to(x.device), how.box[:, 3].to(x.device), x.shape[3], size)
-        x = rows[:, None] @ x @ cols[:, None].transpose(2, 3)
+        # Autocast would round pixels, and with them the targets of pretraining, to three digits.
+        with torch.autocast(x.device.type, enabled=False):
+            x = _cut(x, how, size)
     return _turn(x, how)
+
+
+def _cut(x: Tensor, how: Geometry, size: int) -> Tensor:
+    rows = _bicubic(how.box[:, 0].to(x.device), how.box[:, 2].to(x.device), x.shape[2], size)
+    cols = _bicubic(how.box[:, 1].to(x.device), how.box[:, 3].to(x.device), x.shape[3], size)
+    return rows[:, None] @ x @ cols[:, None].transpose(2, 3)
 
 
 def zoomed(x: Tensor, extent: Tensor, size: int, *, share: float) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdata import files
+from sgdata.errors import SettingError, SourceError
 from sgdata.types import Contract
 from sgmodel import (
     augment,
@@ -88,6 +89,13 @@ class Setting(Generic[R]):
         return self.recipe.model.px or int(batch.extent.max())
 
 
+def check_sizes(px: int, stored: Contract) -> None:
+    """Raises SettingError where the size of a batch, and so every figure, would depend on how samples are batched."""
+    if not px and stored.shape is None:
+        told = f"model.image_px is 0 (any), the samples of '{stored.dataset}' are of many sizes"
+        raise SettingError(f"{told}: pack them in one size, or set model.image_px (scenes only)")
+
+
 def settle(recipe: R, stored: Contract, places: command.Places) -> Setting[R]:
     """Raises SettingError where the recipe does not fit data of the contract `stored`, or this machine."""
     # Before anything is derived from it: without data a spectral group makes no tokens, and the model has fewer.
@@ -111,6 +119,18 @@ def pixels(setting: Setting[R], batch: batches.Batch, name: str = "image") -> Te
     return normalise.apply(setting.how, whole.to(device), batch.extent, setting.picks)
 
 
+def labels(setting: Setting[R], batch: batches.Batch) -> Tensor:
+    """The masks (N, H, W) of a batch as stored. Raises SourceError on a value that is no class, naming the samples."""
+    masks = batch.arrays["mask"]
+    # On the host: a device would find out much later, and say no more than that something is wrong.
+    strange = (masks >= setting.classes) & (masks != setting.ignore)
+    if strange.any():
+        keys = [batch.keys[row] for row in torch.nonzero(strange.flatten(1).any(dim=1)).flatten().tolist()]
+        told = f"masks of {', '.join(keys[:8])} hold {sorted(set(masks[strange].tolist()))[:8]}"
+        raise SourceError(f"{told}, expected classes 0 to {setting.classes - 1} or {setting.ignore}; shard them again")
+    return masks
+
+
 def start(setting: Setting[R], make: Callable[[], nn.Module], weights: Path | None) -> nn.Module:
     """A model with fresh weights drawn from the recipe's seed, filled from `weights`, frozen as the mode says.
 
@@ -118,7 +138,10 @@ def start(setting: Setting[R], make: Callable[[], nn.Module], weights: Path | No
     """
     torch.manual_seed(setting.recipe.training.seed)
     # On the CPU, so that the same seed draws the same weights whatever the device.
-    model = make()
+    try:
+        model = make()
+    except ValueError as error:  # widths that do not divide, say: torch's layers know best which they take
+        raise SettingError(f"model {setting.recipe.model.backbone!r} cannot be made: {error}; mend [model]") from None
     if weights is not None:
         transfer.fill(model, weights, setting.contract, setting.how, accept=setting.recipe.accept)
     freeze(model, setting.recipe.mode)
@@ -149,6 +172,9 @@ def task(
 ) -> session.Task:
     """The training of `model`; `objective` gets the model as training calls it."""
     training = setting.recipe.training
+    if setting.recipe.mode == "linear-probe" and ranks.world() > 1 and training.accumulate > 1:
+        told = f"training.accumulate is {training.accumulate}, mode 'linear-probe' on {ranks.world()} processes"
+        raise SettingError(f"{told}: features are normalised over the whole batch; set training.accumulate = 1")
     forward = session.ready(model, training, setting.where, places.parallel)
     return session.Task(
         training=training,

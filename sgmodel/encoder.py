@@ -393,6 +393,9 @@ def resize_table(table_1RD: Tensor, *, rows: int, planes: int) -> Tensor:
 
 
 def _check_config(config: EncoderConfig) -> None:
+    for name in ("bands", "times", "image_px", "patch_px", "group_bands", "width", "depth", "heads"):
+        if getattr(config, name) < 1:
+            raise SettingError(f"{name} is {getattr(config, name)}: expected 1 or more in the model settings")
     for whole, part in (("bands", "group_bands"), ("image_px", "patch_px"), ("width", "heads")):
         if getattr(config, whole) % getattr(config, part):
             raise SettingError(

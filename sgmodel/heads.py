@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sgdata.errors import SettingError
 from sgmodel import encoder as enc
-from sgmodel import upernet
+from sgmodel import ranks, upernet
 
 Pooling = Literal["mean", "released", "class"]
 
@@ -99,8 +100,26 @@ class Probe(nn.Module):
     def forward(self, features: Tensor | list[Tensor]) -> Tensor:
         """(N, D), or maps (N, D, h, w) of which the coarsest counts -> scores of each class."""
         x = features if isinstance(features, Tensor) else features[-1]
-        scores: Tensor = self.linear(self.norm(x))
+        normal = self._of_all_ranks(x) if self.training and ranks.world() > 1 else self.norm(x)
+        scores: Tensor = self.linear(normal)
         return scores
+
+    @torch.no_grad()
+    def _of_all_ranks(self, x: Tensor) -> Tensor:
+        """As `norm`, over the samples of all processes; the features come from frozen weights and need no gradient.
+
+        torch's own layer for this knows GPUs only.
+        """
+        dims, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
+        values = x.double()
+        mean, square = ranks.mean(torch.stack([values.mean(dims), values.square().mean(dims)]))
+        variance, count = square - mean.square(), x.numel() // x.shape[1] * ranks.world()
+        state = self.norm.state_dict()  # shares the memory of the buffers
+        for name, new in (("running_mean", mean), ("running_var", variance * count / (count - 1))):
+            state[name].lerp_(new.to(state[name]), self.norm.momentum or 0.1)
+        state["num_batches_tracked"] += 1
+        normal: Tensor = (values - mean.view(shape)) / (variance.view(shape) + self.norm.eps).sqrt()
+        return normal.to(x.dtype)
 
 
 def probe(model: nn.Module) -> None:

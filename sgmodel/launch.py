@@ -86,4 +86,6 @@ def _available(device: str) -> str:
         raise SettingError(f"--device {device!r}: expected auto, cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise SettingError(f"--device {device!r}: this torch ({torch.__version__}) sees no GPU; use --device cpu")
+    if kind == "cuda" and device.removeprefix("cuda:") not in {"cuda", *map(str, range(torch.cuda.device_count()))}:
+        raise SettingError(f"--device {device!r}: expected cuda, or cuda:0 to cuda:{torch.cuda.device_count() - 1}")
     return device

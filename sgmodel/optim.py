@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sgdata.errors import SourceError
+from sgdata.errors import SettingError, SourceError
 from sgmodel import ranks
 
 Schedule = Callable[[int], float]
@@ -112,9 +112,12 @@ def _is_table(name: str) -> bool:
 
 
 def adamw(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
-    """AdamW over `groups`; the loop sets the rate before each step."""
+    """AdamW over `groups`; the loop sets the rate before each step. Raises SettingError."""
     fused = next(model.parameters()).is_cuda
-    return torch.optim.AdamW(groups(model, recipe), lr=recipe.lr, betas=recipe.betas, fused=fused)
+    try:
+        return torch.optim.AdamW(groups(model, recipe), lr=recipe.lr, betas=recipe.betas, fused=fused)
+    except ValueError as error:
+        raise SettingError(f"training.optimizer {recipe}: {error}; change that") from None
 
 
 # --- the optimizer's memory ----------------------------------------------------------------

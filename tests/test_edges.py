@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from synthetic_shards import (
     contract,
     pair,
@@ -24,7 +25,7 @@ from synthetic_shards import (
 
 from sgdata import catalog, files, shards
 from sgdata.errors import SgdataError
-from sgmodel import command
+from sgmodel import augment, command, heads, ranks
 from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
 
 TRAIN = catalog.folder("recipes") / "train"
@@ -137,3 +138,91 @@ def test_a_sample_that_poisons_its_batch_is_named(name: str, mode: str, tmp_path
     still = () if name.startswith("classify") or name == "detect_change" else ("model.head.skip=0",)
     with pytest.raises(SgdataError, match=told):
         run(name, tmp_path / "shards", tmp_path / "run", *poison, *still)
+
+
+def test_labels_that_are_no_class_are_named(tmp_path: Path) -> None:
+    for split in (0, 4):
+        made = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(5)]
+        made[split].arrays["mask"][:] = 77
+        folder = tmp_path / f"shards-{split}"
+        shards.write(made, folder, contract=contract(32))
+        with pytest.raises(
+            SgdataError, match=rf"masks of {made[split].key} hold \[77\], expected classes 0 to 3 or 255"
+        ):
+            run("segment", folder, tmp_path / f"run-{split}")
+
+
+def test_scenes_without_any_change_cannot_balance_it(tmp_path: Path) -> None:
+    made = [pair(f"city-{n}", "train" if n < 2 else "test", 32, 32, seed=n) for n in range(3)]
+    for one in made:
+        one.arrays["mask"][:] = 0
+    shards.write(made, tmp_path / "shards", contract=pair_contract())
+    with pytest.raises(SgdataError, match=r"weighting is 'share', 0% of the training scenes' labelled pixels"):
+        run("detect_change", tmp_path / "shards", tmp_path / "run", "weighting=share")
+
+
+@pytest.mark.parametrize("name", ["segment-rival", "classify-rival"])
+def test_a_model_of_any_size_wants_samples_of_one(name: str, tmp_path: Path) -> None:
+    if name.startswith("classify"):
+        made, form = [scene(n, "train" if n < 4 else "val", 16 + 8 * (n % 2)) for n in range(6)], scene_contract(16)
+    else:
+        made, form = [sample(n, "train" if n < 4 else "val", 32, 24 + 8 * (n % 2)) for n in range(6)], contract(32)
+    shards.write(made, tmp_path / "shards", contract=dataclasses.replace(form, shape=None))
+    with pytest.raises(SgdataError, match=r"model.image_px is 0 \(any\), the samples of 'toy' are of many sizes"):
+        any_size = ("model.backbone=unet", "model.image_px=0", "model.options={}")
+        run(name, tmp_path / "shards", tmp_path / "run", *any_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "told"),
+    [
+        ("segment", "model.encoder.patch_px=0", "patch_px is 0: expected 1 or more"),
+        ("segment", "model.encoder.heads=0", "heads is 0: expected 1 or more"),
+        ("segment", "model.head.groups=7", "model 'spectralgpt' cannot be made: num_channels .* must be divisible"),
+        ("segment", "training.optimizer.betas=[2, 3]", "training.optimizer .*: Invalid beta parameter"),
+        ("segment", "augment.crop_area=[1.0, 0.1]", r"augment.crop_area is \(1.0, 0.1\), .*expected low <= high"),
+        ("pretrain", "picture_every=0", "picture_every is 0: expected 1 or more"),
+        ("pretrain", "model.image_px=36", "image_px 36 is not a multiple of patch_px 8"),
+    ],
+)
+def test_models_and_crops_that_cannot_be_made(
+    name: str, setting: str, told: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(SgdataError, match=told) as refusal:
+        run(name, folders[name], tmp_path, setting)
+    assert "\n" not in str(refusal.value)
+
+
+def test_autocast_leaves_pixels_alone() -> None:
+    x = torch.rand(2, 3, 16, 16)
+    crop = augment.centre(torch.tensor([[16, 16], [12, 12]]), 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halved = augment.images(x, crop, 10)
+    assert torch.equal(halved, augment.images(x, crop, 10))
+
+
+def test_partners_stay_together_on_any_number_of_processes(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    with pytest.raises(
+        SgdataError, match="batch 6 in 1 parts on each of 2 processes: mixup and CutMix pair neighbours"
+    ):
+        run("classify", folders["classify"], tmp_path, "training.batch=6", "mix.mixup=0.8")
+
+
+def test_the_probe_normalises_over_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = 3 + 2 * torch.randn(8, 5, 4, 4)
+    one, two = heads.Probe(5, 3, dense=True), heads.Probe(5, 3, dense=True)
+    two.load_state_dict(one.state_dict())
+    expected = one(whole)
+
+    def mean(figures: torch.Tensor) -> torch.Tensor:
+        halves = [half.double() for half in whole.chunk(2)]
+        return torch.stack([torch.stack([h.mean((0, 2, 3)), h.square().mean((0, 2, 3))]) for h in halves]).mean(0)
+
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(ranks, "mean", mean)
+    torch.testing.assert_close(torch.cat([two(half) for half in whole.chunk(2)[:1]]), expected[:4])
+    for name, buffer in two.norm.state_dict().items():
+        torch.testing.assert_close(buffer, one.norm.state_dict()[name])

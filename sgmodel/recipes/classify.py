@@ -24,7 +24,7 @@ from torch.nn import functional
 from sgdata import shards
 from sgdata.errors import SettingError, SourceError
 from sgdata.types import Contract
-from sgmodel import augment, batches, command, downstream, loop, metrics, models, session
+from sgmodel import augment, batches, command, downstream, loop, metrics, models, ranks, session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +78,15 @@ def main(recipe: Recipe, places: command.Places) -> int:
 def check(recipe: Recipe, contract: Contract) -> None:
     """Raises SettingError where the samples have no labels of their own, or the recipe does not fit them."""
     space, training = contract.label_space, recipe.training
+    downstream.check_sizes(recipe.model.px, contract)
     if space.task not in {"single-label", "multi-label"}:
         told = f"label space '{space.name}' is of the task '{space.task}', expected single-label or multi-label"
         raise SettingError(f"{told}; masks give labels with labels_from = 'mask'")
     if recipe.smoothing and space.task == "multi-label":
         raise SettingError(f"smoothing is {recipe.smoothing}, '{space.name}' is multi-label: only 0.0 is known there")
-    if recipe.mix.mixes and training.batch % (2 * training.accumulate):
-        told = f"batch {training.batch} in {training.accumulate} parts"
+    world, parts = ranks.world(), -(-training.accumulate // ranks.world())
+    if recipe.mix.mixes and (training.batch % world or training.batch // world % (2 * parts)):
+        told = f"batch {training.batch} in {parts} parts" + (f" on each of {world} processes" if world > 1 else "")
         raise SettingError(f"{told}: mixup and CutMix pair neighbours; choose parts of an even number of samples")
 
 

@@ -88,7 +88,10 @@ def changed(source: win.Windows) -> float:
 
 
 def class_weights(share: float, unchanged_factor: float) -> Tensor:
-    """[no change, change] for a `share` of changed pixels (spec section 9)."""
+    """[no change, change] for a `share` of changed pixels (spec section 9). Raises SettingError."""
+    if not 0 < share < 1:  # one class would weigh nothing, and the other be always right
+        told = f"weighting is 'share', {share:.0%} of the training scenes' labelled pixels are changed"
+        raise SettingError(f"{told}: expected some of both; train on other scenes, or set weighting = 'none'")
     return torch.tensor([2 * share * unchanged_factor, 2 * (1 - share)])
 
 
@@ -97,7 +100,7 @@ def objective(setting: Setting, weights: Tensor | None, model: nn.Module, batch:
     recipe, px = setting.recipe, setting.px(batch)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=recipe.training.seed)
     before, after = (augment.images(image, geometry, px) for image in dates(setting, batch))
-    target = augment.masks(batch.arrays["mask"].to(before.device), geometry, px).long()
+    target = augment.masks(downstream.labels(setting, batch).to(before.device), geometry, px).long()
     # A mask moves by the nearest pixel, images by bicubic interpolation: turns and flips are exact in both.
     each = torch.ones(2, device=before.device) if weights is None else weights.to(before.device)
     log_p = model(before, after).float()
@@ -124,9 +127,9 @@ def evaluate(setting: Setting, model: nn.Module, source: win.Windows) -> Tensor:
     with loop.evaluating(model), setting.where.autocast():
         for batch in batches.load(source, batches.in_order(count, size), threads=1):
             # The higher of two outputs: no threshold is searched, for there is no split to search it on.
-            predicted = model(*dates(setting, batch)).argmax(dim=1).cpu()
+            predicted, truth = model(*dates(setting, batch)).argmax(dim=1).cpu(), downstream.labels(setting, batch)
             for row, sample in enumerate(batch.samples.tolist()):
-                target = batch.arrays["mask"][row].long()
+                target = truth[row].long()
                 scene = int(source.rows[sample, 0])
                 found[scene] += metrics.confusion(predicted[row], target, classes=2, ignore=setting.ignore)
     return found

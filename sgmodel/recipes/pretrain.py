@@ -175,6 +175,8 @@ def _source(recipe: Recipe, places: command.Places) -> batches.Source:
 def check(recipe: Recipe, contract: Contract) -> None:
     """Raises SettingError where the data cannot feed the model."""
     transfer.check_bands(recipe.model, contract)
+    if recipe.picture_every < 1:
+        raise SettingError(f"picture_every is {recipe.picture_every}: expected 1 or more steps")
     if recipe.augment.crop_area is None:
         transfer.check_size(recipe.model.image_px, contract, cropped=False)
 

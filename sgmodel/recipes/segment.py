@@ -66,6 +66,7 @@ def check(recipe: Recipe, contract: Contract) -> None:
     if space.task != "segmentation" or space.ids != tuple(range(len(space.ids))):
         told = f"task '{space.task}', ids {list(space.ids)}"
         raise SettingError(f"label space '{space.name}': {told}; expected task 'segmentation' and ids 0, 1, 2, ...")
+    downstream.check_sizes(recipe.model.px, contract)
     if recipe.model.px:
         transfer.check_size(recipe.model.px, contract, cropped=recipe.augment.crop_area is not None)
 
@@ -86,7 +87,7 @@ def objective(setting: Setting, model: nn.Module, batch: batches.Batch) -> dict[
 
 def _inputs(setting: Setting, batch: batches.Batch, geometry: augment.Geometry, size: int) -> tuple[Tensor, Tensor]:
     """Normalised images (N, C, S, S) and targets (N, S, S) int64 for S = `size`, both moved by `geometry`."""
-    target = augment.masks(batch.arrays["mask"].to(setting.where.device), geometry, size)
+    target = augment.masks(downstream.labels(setting, batch).to(setting.where.device), geometry, size)
     return augment.images(downstream.pixels(setting, batch), geometry, size), target.long()
 
 
