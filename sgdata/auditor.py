@@ -232,7 +232,15 @@ def _totals(image: Array, contract: Contract) -> Totals:
         return sums
 
     values = np.rint(image).astype(np.int64)
+    names = [each.name for each in contract.bands]
+    leaves = np.zeros(2, np.int64)
+    if {"B03", "B04", "B08"} <= set(names):
+        green, red, near = (image[names.index(name)] + contract.offset for name in ("B03", "B04", "B08"))
+        # The same pixels whichever of the two is called red.
+        seen = (near > 2 * (green + red)) & valid[names.index("B08")]
+        leaves[:] = seen.sum(), (seen & (green > red)).sum()
     return Totals(
+        leaves=leaves,
         count=counted(valid),
         total=np.where(valid, values, 0).sum(axis=(1, 2)),
         ones=counted(values == 1),

@@ -34,6 +34,9 @@ SATURATED_SHARE = 0.01
 UNMAPPED_SHARE = 0.5
 LABEL_GAP_DAYS = 365
 ORDER_MARGIN = 0.1
+# Pixels of leaves that a verdict needs, and the least share of them that is green: of real patches 0.7 to 1, one of
+# December 0.35; with the two bands changed it is what is left of one.
+LEAVES, RED_LEAVES = 2_000, 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +60,8 @@ class Facts:
 @dataclass(frozen=True, kw_only=True)
 class Totals:
     """Sums over all samples, each (B,) int64: valid values, their sum, how many are 1, saturated, equal to the right
-    neighbour, of how many pairs; and the least and the greatest value.
+    neighbour, of how many pairs; and the least and the greatest value. `leaves` (2,): pixels with the near infrared of
+    leaves, and those of them that are greener than red.
     """
 
     count: Array
@@ -66,13 +70,13 @@ class Totals:
     saturated: Array
     equal: Array
     pairs: Array
+    leaves: Array
     low: Array
     high: Array
 
     def __add__(self, other: Totals) -> Totals:
-        sums = {
-            n: getattr(self, n) + getattr(other, n) for n in ("count", "total", "ones", "saturated", "equal", "pairs")
-        }
+        added = ("count", "total", "ones", "saturated", "equal", "pairs", "leaves")
+        sums = {n: getattr(self, n) + getattr(other, n) for n in added}
         return Totals(**sums, low=np.minimum(self.low, other.low), high=np.maximum(self.high, other.high))
 
 
@@ -289,6 +293,10 @@ def order(evidence: Evidence) -> Check:
         # Copied pixels are equal to their neighbours at least half the time, measured ones seldom.
         if fine[0] > coarse[0] + ORDER_MARGIN:
             told.append(f"{fine[1]} is coarser ({fine[0]:.2f} equal neighbours) than {coarse[1]} ({coarse[0]:.2f})")
+    leaves, green = evidence.totals.leaves.tolist()
+    # The means of green and red say nothing, haze and soil turn them about; chlorophyll takes red, everywhere.
+    if len(evidence.facts) >= fingerprints.LEAST and leaves >= LEAVES and green < RED_LEAVES * leaves:
+        told.append(f"leaves are redder (B04) than green (B03) in {1 - green / leaves:.0%} of their pixels")
     verdict = fingerprints.bands(means) if len(evidence.facts) >= fingerprints.LEAST else "undecided"
     told += [verdict] * (verdict not in ("as named", "undecided"))
     state = "finding" if told else _few(evidence, verdict)

@@ -60,6 +60,9 @@ def bands(means: Mapping[str, float]) -> str:
     # Both on the plateau, 833 and 865 nm. EuroSAT's files hold water vapour (B09, a third of B08) at B8A's place.
     if {"B08", "B8A"} <= means.keys() and not 0.8 < means["B8A"] / max(means["B08"], 1e-9) < 1.35:
         wrong.append(f"B8A is {means['B8A']:.0f}, beside {means['B08']:.0f} of B08")
+    # Water in leaves and soil takes more at 2190 nm than at 1610: 0.6 to 0.75 of it is left in every published set.
+    if {"B11", "B12"} <= means.keys() and means["B12"] > 1.05 * means["B11"]:
+        wrong.append("B12 is above B11")
     if means.get("B10", 0.0) > 100:
         wrong.append(f"B10 is {means['B10']:.0f}, the cirrus band sees no ground")
     return "; ".join(wrong) or ("as named" if means else "undecided")

@@ -185,6 +185,8 @@ PLANTED: dict[str, tuple[Plant, set[str]]] = {
     "a constant band": (set_to("B01", 500), {"dead bands"}),
     "a repeated band": (everywhere(lambda i: i[[*range(10), 11, 11]]), {"dead bands"}),
     "B8A and B09 changed places with B11": (swap("B8A", "B11"), {"band order"}),
+    "B03 and B04 changed places": (swap("B03", "B04"), {"band order"}),
+    "B11 and B12 changed places": (swap("B11", "B12"), {"band order"}),
     "B04 and B08 changed places": (swap("B04", "B08"), {"band order"}),
     "water vapour in an L2A set": (everywhere(lambda i: np.stack([
         b // 3 if n == band("B09") else b for n, b in enumerate(i)])), {"product level"}),
