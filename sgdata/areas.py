@@ -59,7 +59,7 @@ def corners(path: Path) -> list[tuple[float, float]]:
         raise SettingError(f"{path}: cannot be read as GeoJSON: {error}; expected a polygon in WGS84") from None
     found: list[tuple[float, float]] = []
     _collect(document, found)
-    if len(found) < 3 or any(abs(x) > 180 or abs(y) > 90 for x, y in found):
+    if len(found) < 3 or not all(abs(x) <= 180 and abs(y) <= 90 for x, y in found):
         raise SettingError(f"{path}: holds {len(found)} vertices in degrees; expected a polygon in WGS84")
     return found
 

@@ -23,6 +23,9 @@ NOTHING, CLEAR, DIM, CLOUD, SHADOW, OTHER = range(6)
 # Method, and layer, of masks that the user brings.
 EXTERNAL = "external"
 
+# Stands in mask layers where they end or have no data. Not 255, which many a user's mask has for cloud.
+BEYOND = 254
+
 # Bit of a doubtful sight; the largest distance that a sight can tell.
 DOUBTFUL = 128
 FARTHEST = 127
@@ -62,9 +65,11 @@ def kinds(layer: Array, settings: MaskSettings) -> Array:
     table = np.full(256, CLEAR, np.uint8)
     if settings.method == "probability":
         table[settings.threshold :] = CLOUD
+        table[101:] = NOTHING  # no per cent
     elif settings.method == "external":
         table[1:] = CLOUD
     else:
+        table[len(SceneClass) :] = NOTHING
         table[[SceneClass.DARK, SceneClass.UNCLASSIFIED]] = DIM
         table[list(settings.drop)] = OTHER
         clouds = (SceneClass.CLOUD_MEDIUM, SceneClass.CLOUD_HIGH, SceneClass.CIRRUS)
@@ -72,7 +77,9 @@ def kinds(layer: Array, settings: MaskSettings) -> Array:
         if SceneClass.CLOUD_SHADOW in settings.drop:
             table[SceneClass.CLOUD_SHADOW] = SHADOW
         table[SceneClass.NO_DATA] = NOTHING  # even where a recipe keeps it: there is nothing to see
-    return table[layer]
+    # Where a layer ends it says neither clear nor cloud.
+    table[BEYOND] = NOTHING
+    return table[np.minimum(layer, 255)]
 
 
 # --- the guard -----------------------------------------------------------------------------

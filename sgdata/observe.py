@@ -19,6 +19,8 @@ OBSERVATION_BYTES = 96 << 20
 READERS = 4
 """Files of one scene that are read at a time."""
 
+DARK_GROUND = 3
+
 SIGHT = "sight"
 THINNED = 8
 """Coverage of a scene is counted on every eighth pixel of its sight."""
@@ -126,7 +128,8 @@ def sighted(scenes: tuple[Observed, ...], survey: Survey) -> tuple[Observed, ...
     if bright and not bright.exists():
         guard = masks.Guard(target.shape, target.gsd_m)
         for scene in scenes:
-            guard.add(masks.kinds(staging.on_grid(scene.files[layer], target, kernel="nearest"), survey.mask))
+            seen = staging.on_grid(scene.files[layer], target, kernel="nearest", beyond=masks.BEYOND)
+            guard.add(masks.kinds(seen, survey.mask))
         with files.replacing(bright, durable=False) as temporary, temporary.open("wb") as handle:
             np.save(handle, guard.bright())
     task = partial(_sight, target=target, survey=survey, bright=bright, folder=folder)
@@ -139,7 +142,8 @@ def _sight(scene: Observed, *, target: Grid, survey: Survey, bright: Path | None
     # The folder's name holds all that decides the bytes: what an earlier run left here is this.
     if not path.exists():
         found = masks.kinds(
-            staging.on_grid(scene.files[survey.mask.asset or ""], target, kernel="nearest"), survey.mask
+            staging.on_grid(scene.files[survey.mask.asset or ""], target, kernel="nearest", beyond=masks.BEYOND),
+            survey.mask,
         )
         guard = np.load(bright, allow_pickle=False) if bright else None
         content = masks.sight(found, guard, survey.mask, gsd_m=target.gsd_m, reach_m=survey.reach_m)
@@ -277,9 +281,14 @@ def composite_tile(job: Job, window: Window) -> Path:
 
 
 def best_sights(sights: Array) -> Array:
-    """(T, H, W) bool: the clear dates of each pixel, or its doubtful ones where it has no clear one."""
+    """(T, H, W) bool: the clear dates of each pixel; its doubtful ones too, where they are DARK_GROUND times as many.
+
+    What is dark on nearly every date is dark ground, such as forest; its one 'clear' date is then the suspicious one.
+    """
     clear = (sights > 0) & (sights < masks.DOUBTFUL)
-    return clear | ((sights > 0) & ~clear.any(axis=0))
+    doubtful = sights >= masks.DOUBTFUL
+    ground: Array = doubtful.sum(axis=0) > DARK_GROUND * clear.sum(axis=0)
+    return clear | (doubtful & ground)
 
 
 def _middle(job: Job, window: Window, band: str, usable: Array) -> Array:

@@ -111,7 +111,7 @@ def window_over(lattice: Grid, bounds: Bounds, *, margin: int) -> Window:
 def strips(dataset: DatasetReader, window: Window) -> Iterator[Array]:
     """The window of band 1 from top to bottom in (h, W) strips that end where the file's blocks end.
 
-    So each block is decoded once and memory stays flat. Values at the file's nodata tag come out as 0.
+    So each block is decoded once and memory stays flat. DN at the file's nodata tag come out as 0.
     """
     import rasterio.windows
 
@@ -126,14 +126,14 @@ def strips(dataset: DatasetReader, window: Window) -> Iterator[Array]:
         values = _inflated(dataset, part) if plain else None
         if values is None:
             values = dataset.read(1, window=rasterio.windows.Window(part.col, part.row, part.width, part.height))
-        if dataset.nodata:
+        if dataset.nodata and values.dtype == np.uint16:  # in masks it stays what it is: 0 there says clear
             values[values == dataset.nodata] = 0
         yield values
         row = stop
 
 
-def warped(dataset: DatasetReader, lattice: Grid, kernel: Kernel) -> Iterator[Array]:
-    """Band 1 on a lattice of another CRS, in strips as `strips` gives them.
+def warped(dataset: DatasetReader, lattice: Grid, kernel: Kernel, *, beyond: int = 0) -> Iterator[Array]:
+    """Band 1 on a lattice of another CRS, in strips as `strips` gives them, `beyond` where there is no data.
 
     Exact transformer, kernels of one source pixel whatever part is read: no cut of the work shows (but that float32
     may round the other way by 1 DN). A pixel is nodata where its nearest source is, as in `resample`.
@@ -153,10 +153,10 @@ def warped(dataset: DatasetReader, lattice: Grid, kernel: Kernel) -> Iterator[Ar
             # WarpedVRT would do in one piece, but rasterio makes none with an exact transformer.
             reproject(
                 rasterio.band(dataset, 1), out, resampling=Resampling[how], tolerance=0, XSCALE=1, YSCALE=1,
-                dst_crs=lattice.crs, dst_transform=Affine(*part.transform), dst_nodata=0,
-                src_nodata=dataset.nodata or 0,
+                dst_crs=lattice.crs, dst_transform=Affine(*part.transform), dst_nodata=beyond,
+                src_nodata=dataset.nodata if beyond else dataset.nodata or 0,  # 0 says something in a mask
             )  # fmt: skip
-        yield np.where((nearest == 0) | (values == 0), nearest, values)
+        yield np.where((nearest == beyond) | (values == beyond), nearest, values)
 
 
 def _is_plain(dataset: DatasetReader) -> bool:

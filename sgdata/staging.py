@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files, grid, rasters, resample, signing
+from sgdata import files, grid, masks, rasters, resample, signing
 from sgdata.errors import SourceError
 from sgdata.stac import Asset
 from sgdata.types import Array, Bounds, Grid, Window
@@ -102,14 +102,17 @@ def _copied(piece: Piece, href: str, done: Path) -> Staged:
     ):
         header = rasters.header(dataset)
         check(piece, header)
-        margin = max(MARGIN_PX, math.ceil(piece.margin_m / header.lattice.gsd_m))
+        # A mask in degrees lands on the finest pixels there are.
+        gsd = 10.0 if dataset.crs.is_geographic else header.lattice.gsd_m
+        margin = max(MARGIN_PX, math.ceil(piece.margin_m / gsd))
         if header.lattice.crs == piece.crs:
             window = rasters.window_over(header.lattice, piece.bounds, margin=margin)
             lattice = grid.windowed(header.lattice, window)
             found = rasters.strips(dataset, window)
         else:
-            lattice = _beside(piece, header.lattice.gsd_m, margin)
-            found = rasters.warped(dataset, lattice, piece.kernel)
+            lattice = _beside(piece, gsd, margin)
+            mask = header.dtype == "uint8"
+            found = rasters.warped(dataset, lattice, piece.kernel, beyond=masks.BEYOND if mask else 0)
         digest = hashlib.sha256(rasters.digest_start(lattice, 1, header.dtype))
         west, south, east, north = lattice.bounds
         inside = west <= piece.bounds[0] and south <= piece.bounds[1] and east >= piece.bounds[2]
@@ -151,8 +154,8 @@ def _beside(piece: Piece, gsd: float, margin: int) -> Grid:
     return Grid(crs=piece.crs, origin=(left, top), gsd_m=gsd, shape=shape)
 
 
-def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: int = 0) -> Array:
-    """(H, W) of `target` from staged pixels, `offset` added to valid DN; 0 where the file does not reach.
+def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: int = 0, beyond: int = 0) -> Array:
+    """(H, W) of `target` from staged pixels, `offset` added to valid DN; `beyond` where the file does not reach.
 
     Raises SourceError where the lattices do not nest.
     """
@@ -160,7 +163,7 @@ def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: in
 
     # Pure integer placement: no resampling library, hence no half-pixel convention to get wrong.
     factor, row, col = _place(staged, target)
-    out = np.zeros(target.shape, staged.dtype)
+    out = np.full(target.shape, beyond, staged.dtype)
     height, width = (size * factor for size in staged.lattice.shape)
     top, left = max(row, 0), max(col, 0)
     bottom, right = min(row + target.shape[0], height), min(col + target.shape[1], width)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from sgdata import masks
+from sgdata import masks, observe
 from sgdata.masks import CLEAR, CLOUD, DIM, NOTHING, OTHER, SHADOW, MaskSettings
 from sgdata.types import Array
 
@@ -38,6 +38,24 @@ def test_kinds_of_every_method() -> None:
     assert likely.tolist() == [[CLEAR, CLEAR, CLOUD, CLOUD]]
     drawn = masks.kinds(np.array([[0, 1, 255]], np.uint8), replace(SCL, method="external"))
     assert drawn.tolist() == [[CLEAR, CLOUD, CLOUD]]
+
+
+def test_what_a_layer_cannot_mean_is_not_looked_at() -> None:
+    beyond = np.array([[masks.BEYOND]], np.uint8)
+    for method in ("scl", "probability", "external"):
+        assert masks.kinds(beyond, replace(SCL, method=method)).item() == NOTHING
+    assert masks.kinds(np.array([[12, 77, 255]], np.uint8), SCL).tolist() == [[NOTHING] * 3]
+    wide = np.array([[0, 100, 101, 60_000]], np.uint16)
+    assert masks.kinds(wide, replace(SCL, method="probability")).tolist() == [[CLEAR, CLOUD, NOTHING, NOTHING]]
+    assert masks.kinds(wide, replace(SCL, method="external")).tolist() == [[CLEAR, CLOUD, CLOUD, CLOUD]]
+
+
+def test_dark_ground_is_told_from_a_date_that_is_dark() -> None:
+    dim, clear = masks.DOUBTFUL + 1, 1
+    forest, shaded, never, only = ([dim] * 11 + [clear], [clear] * 3 + [dim] * 9, [0] * 12, [0] * 11 + [dim])
+    best = observe.best_sights(np.array([forest, shaded, never, only], np.uint8).T[:, None])[:, 0].T
+    assert best.sum(axis=1).tolist() == [12, 3, 0, 1]
+    assert best[1, :3].all()
 
 
 def test_buffers_reach_from_centre_to_centre() -> None:

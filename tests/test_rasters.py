@@ -173,7 +173,8 @@ def test_strips_past_gdal_equal_those_through_it(
     with rasters.opened(str(path)) as dataset:
         found = np.concatenate(list(rasters.strips(dataset, window)))
     expected = values[window.slices]
-    np.testing.assert_array_equal(found, np.where(expected == nodata, 0, expected) if nodata else expected)
+    blank = nodata and dtype == "uint16"  # in masks the tagged value stays: 0 there says clear
+    np.testing.assert_array_equal(found, np.where(expected == nodata, 0, expected) if blank else expected)
 
 
 def test_a_big_endian_file_and_an_absent_block_are_left_to_gdal(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""Mask layers of the user's own, on whatever lattice they come: nothing is clear for want of a pixel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+
+from sgdata import masks, staging
+from sgdata.stac import Asset
+from sgdata.types import Array, Grid
+
+AREA = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(120, 120))
+
+
+def staged(folder: Path, values: Array, crs: str, corner: tuple[float, float], gsd: float, nodata: int | None) -> Array:
+    """A mask as a composite sees it on the area's grid."""
+    path = folder / "mask.tif"
+    about = {"driver": "GTiff", "count": 1, "dtype": "uint8", "height": values.shape[0], "width": values.shape[1]}
+    with rasterio.open(path, "w", crs=crs, transform=from_origin(*corner, gsd, gsd), nodata=nodata, **about) as dataset:
+        dataset.write(values, 1)
+    piece = staging.Piece(
+        name="x external",
+        asset=Asset(href=str(path)),
+        crs=AREA.crs,
+        bounds=AREA.bounds,
+        target=folder / "w",
+        margin_m=60,
+    )
+    return staging.on_grid(staging.stage(piece), AREA, kernel="nearest", beyond=masks.BEYOND)
+
+
+@pytest.mark.parametrize(
+    ("crs", "corner", "gsd", "exact"),
+    [
+        ("EPSG:32632", (600000.0, 5400000.0), 10.0, True),
+        ("EPSG:32632", (600000.0, 5400000.0), 30.0, True),
+        ("EPSG:4326", (10.35, 48.75), 0.0002, False),
+        ("EPSG:32633", (158000.0, 5415000.0), 20.0, False),
+    ],
+)
+@pytest.mark.parametrize("nodata", [None, 255])
+def test_a_mask_on_any_lattice(
+    crs: str, corner: tuple[float, float], gsd: float, exact: bool, nodata: int | None, tmp_path: Path
+) -> None:
+    values = np.zeros((800, 800), np.uint8)
+    found = staged(tmp_path, values, crs, corner, gsd, nodata)
+    assert (found == 0).all()
+    (tmp_path / "2").mkdir()
+    found = staged(tmp_path / "2", values + 255, crs, corner, gsd, nodata)
+    # Drawn as cloud or as unknown, never as clear.
+    assert (found == 255).all() or (not exact and nodata == 255 and (found == masks.BEYOND).all())
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32632", "EPSG:32633"])
+def test_where_a_mask_ends_nothing_is_clear(crs: str, tmp_path: Path) -> None:
+    corner = {"EPSG:32632": (700000.0, 5500000.0), "EPSG:32633": (400000.0, 5500000.0)}[crs]
+    found = staged(tmp_path, np.zeros((50, 50), np.uint8), crs, corner, 10.0, None)
+    assert (found == masks.BEYOND).all()
