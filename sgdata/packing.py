@@ -19,10 +19,23 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import archives, catalog, contracts, files, fingerprints, pool, progress, resample, shards, statistics
+from sgdata import (
+    archives,
+    catalog,
+    contracts,
+    files,
+    fingerprints,
+    pool,
+    progress,
+    resample,
+    sealing,
+    shards,
+    statistics,
+)
 from sgdata.datasets import READERS
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgdata.shards import Packed, Row, ShardRecipe
+from sgdata.sealing import Packed
+from sgdata.shards import Row, ShardRecipe
 from sgdata.types import Contract, Edition, Found, Ref, Sample, Shard
 
 JOURNAL = ".journal"
@@ -96,7 +109,7 @@ def pack(
     tasks = _tasks(_groups(found.refs, recipe.shard_mb, stream=stream), recipe, contract, (source, out))
     with files.only_writer(out, shards.INDEX):
         _prepare(out, recipe, {task.name for task in tasks}, fresh=fresh)
-        whole = shards.Whole(contract)
+        whole = sealing.Whole(contract)
         whole.quarantine += [{"key": "", "file": name, "reason": reason} for name, reason in found.rejected]
         # Taken over before any worker starts: hashing what is there is reading, not work.
         left = []
@@ -113,7 +126,7 @@ def pack(
         files.write(out / fingerprints.NAME, files.pretty_json(verdict))
         # After the shards: a folder without recipe is one that no run has finished.
         files.write(out / RECIPE, files.toml(recipe))
-        complete = shards.finish(out, whole)
+        complete = sealing.finish(out, whole)
     # Airports, dumps and nine more of the 43 CORINE classes are none of the 19: 57 patches of v1 lose every label.
     unlabelled = sum(not row["labels"] for row in whole.rows) if contract.label_space.task == "multi-label" else 0
     notes = [f"{unlabelled} samples have no label of '{contract.label_space.name}': kept"] * bool(unlabelled)

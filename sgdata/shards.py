@@ -17,18 +17,17 @@ import math
 import re
 import struct
 import tarfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import imagecodecs
 import numpy as np
 
-from sgdata import contracts, files, statistics
+from sgdata import files
 from sgdata.errors import SourceError
-from sgdata.types import Array, Contract, Sample, Shard
+from sgdata.types import Array, Sample, Shard
 
 Codec = Literal["blosc", "npy"]
 Effort = Literal["quick", "dense"]
@@ -185,37 +184,6 @@ def sample_hash(sample: Sample) -> str:
 # --- writing -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Packed:
-    """What one written tar (none where it has no sample) adds to the whole: index rows, and counts of image values."""
-
-    shard: Shard
-    split: str
-    rows: tuple[Row, ...]
-    counts: Array
-    quarantine: tuple[Row, ...] = ()
-
-
-class Whole:
-    """The sum of all tars of a folder; memory grows with the samples' rows, not with the histograms."""
-
-    def __init__(self, contract: Contract) -> None:
-        self.contract = contract
-        self.shards: list[Shard] = []
-        self.rows: list[Row] = []
-        self.quarantine: list[Row] = []
-        self.counts: dict[str, Array] = {}
-
-    def add(self, packed: Packed) -> None:
-        """Take one tar in."""
-        self.quarantine += packed.quarantine
-        if packed.rows:
-            self.shards.append(packed.shard)
-            self.rows += packed.rows
-            known = self.counts.get(packed.split)
-            self.counts[packed.split] = packed.counts if known is None else known + packed.counts
-
-
 def write_tar(
     path: Path, samples: Iterable[tuple[Sample, str]], *, codec: Codec, effort: Effort = "quick"
 ) -> tuple[Shard, list[Row]]:
@@ -276,74 +244,6 @@ def _put(handle: _Hashing, sample: Sample, codec: Codec, effort: Effort) -> Row:
     return row
 
 
-def finish(out: Path, whole: Whole) -> Contract:
-    """Write index, contract, quarantine list and, last, SHA256SUMS beside the tars; returns the contract.
-
-    Its shape, statistics, splits and fingerprint are filled in here: statistics of the split `train`, of all
-    splits where there is none. Raises SourceError where there is no sample.
-    """
-    listed = sorted(whole.quarantine, key=lambda row: (row["key"], row["file"], row["reason"]))
-    files.write(out / QUARANTINE, b"".join(files.canonical_json(row) for row in listed))
-    rows = sorted(whole.rows, key=lambda row: (row["split"], row["key"]))
-    if not rows:
-        raise SourceError(f"{out}: not one sample to write, {len(listed)} in quarantine; see {QUARANTINE}")
-    contract, splits = whole.contract, Counter(row["split"] for row in rows)
-    bands = [band.name for band in contract.bands]
-    # Statistics of other splits would leak into the normalisation of what they are to judge.
-    judged = ["train"] if "train" in splits else sorted(splits)
-    counts = sum((whole.counts[split] for split in judged), statistics.empty(len(bands)))
-    shapes = {_lattice(row) for row in rows}
-    complete = replace(
-        contract,
-        shape=(len(bands), *shapes.pop()) if len(shapes) == 1 else None,
-        statistics=statistics.summarise(counts, bands, contract.nodata),
-        splits=dict(sorted(splits.items())),
-        # Sorted: the order of shards and workers is no part of the data.
-        fingerprint=files.sha256("\n".join(sorted(row["sha256"] for row in rows)).encode()),
-    )
-    _write_index(out / INDEX, rows)
-    contracts.write(out, complete)
-    # The tars were hashed as they were written, or when they were taken over: not once more.
-    known = {shard.name: shard.sha256 for shard in whole.shards}
-    names = sorted(
-        path.name for path in out.iterdir() if path.is_file() and path.name[0] != "." and path.name != files.SUMS
-    )
-    lines = "".join(f"{known.get(name) or files.sha256_file(out / name)}  {name}\n" for name in names)
-    files.write(out / files.SUMS, lines.encode())
-    return complete
-
-
-def _lattice(row: Row) -> tuple[int, int]:
-    """Height and width of the finest image member."""
-    shapes = [row[f"{name}_shape"] for name in IMAGES if row.get(f"{name}_shape")]
-    height, width = max(shape[1:] for shape in shapes)
-    return height, width
-
-
-def write(
-    samples: Iterable[Sample], out: Path, *, contract: Contract, codec: Codec = "blosc", effort: Effort = "quick"
-) -> Contract:
-    """A whole folder of shards from complete samples in memory, one tar per split: for small sets and tests.
-
-    `sgdata.packing` does the same from official files, in parallel and resumable.
-    """
-    parts: dict[str, list[Sample]] = {}
-    for sample in sorted(samples, key=lambda sample: sample.key):
-        parts.setdefault(sample.split, []).append(sample)
-    whole = Whole(contract)
-    with files.only_writer(out):
-        for split, members in sorted(parts.items()):
-            counts = statistics.empty(len(contract.bands))
-            for image in (image for sample in members for image in whole_images(sample)):
-                statistics.add(image, counts)
-            path = out / shard_name(contract.dataset, split, 0)
-            shard, rows = write_tar(
-                path, ((sample, sample_hash(sample)) for sample in members), codec=codec, effort=effort
-            )
-            whole.add(Packed(shard=shard, split=split, rows=tuple(rows), counts=counts))
-        return finish(out, whole)
-
-
 def shard_name(dataset: str, split: str, number: int) -> str:
     """`<dataset>-<split>-000000.tar`."""
     return f"{dataset}-{split}-{number:06d}.tar"
@@ -357,7 +257,8 @@ def whole_images(sample: Sample) -> list[Array]:
 # --- the index -----------------------------------------------------------------------------
 
 
-def _write_index(path: Path, rows: Sequence[Row]) -> None:
+def write_index(path: Path, rows: Sequence[Row]) -> None:
+    """One row a sample, its box a polygon for whoever reads GeoParquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

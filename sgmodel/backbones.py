@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from sgmodel import foreign, upernet
+from sgmodel import foreign
 from sgmodel.foreign import State
 
 
@@ -74,7 +75,8 @@ class UNet(Backbone):
         for layer in self.up:
             finer = seen.pop()
             # Enlarged to the finer map's own size: an odd side was rounded down on the way.
-            x = layer(torch.cat([upernet.resize(x, finer.shape[-2:]), finer], dim=1))
+            x = functional.interpolate(x, size=finer.shape[-2:], mode="bilinear", align_corners=True)
+            x = layer(torch.cat([x, finer], dim=1))
         return [x]
 
 
@@ -84,19 +86,3 @@ def _pair(channels_in: int, channels_out: int) -> nn.Sequential:
         norm = nn.GroupNorm(min(8, channels_out), channels_out)
         layers += [nn.Conv2d(channels, channels_out, 3, padding=1, bias=False), norm, nn.ReLU()]
     return nn.Sequential(*layers)
-
-
-# --- heads ---------------------------------------------------------------------------------
-
-
-def dense_head(backbone: Backbone, classes: int, config: upernet.HeadConfig) -> nn.Module:
-    """Class scores from the maps: `UperHead` on four of them, one linear layer per place on a single one."""
-    if len(backbone.channels) == 1:
-        return nn.Conv2d(backbone.channels[0], classes, 1)
-    return upernet.UperHead(backbone.channels, classes, config, backbone.scales)
-
-
-def dense_scores(head: nn.Module, maps: list[Tensor], size: torch.Size) -> Tensor:
-    """(N, classes, *size), enlarged where the finest map is coarser than the image."""
-    scores: Tensor = head(maps if len(maps) > 1 else maps[0])
-    return scores if scores.shape[-2:] == size else upernet.resize(scores, size)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from sgmodel import models, ranks
+from sgmodel import backbones, ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +36,19 @@ class Projection(nn.Sequential):
         super().__init__(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection))
 
 
-class Contrast(models.Rival):
+class Contrast(nn.Module):
     """A backbone that learns to tell images apart; a checkpoint holds copy and queue too, so a run resumes exactly.
 
     Batch statistics are those of one rank, as without MoCo's shuffling: a ResNet may learn from them which images came
-    together. A backbone without BatchNorm cannot.
+    together. A backbone without BatchNorm cannot. `recipe` and `bands` say what the backbone was made from, for the
+    checkpoint's card.
     """
 
     queue: Tensor
 
-    def __init__(self, recipe: models.ModelRecipe, bands: int, objective: Objective) -> None:
-        super().__init__(recipe, bands, 0)
-        self.objective = objective
+    def __init__(self, backbone: backbones.Backbone, objective: Objective, *, recipe: Any, bands: int) -> None:
+        super().__init__()
+        self.backbone, self.objective, self.recipe, self.bands = backbone, objective, recipe, bands
         self.head = Projection(self.backbone.width, objective.projection)
         self.waiting: list[Tensor] = []
         if objective.method == "moco":

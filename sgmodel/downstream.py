@@ -26,6 +26,7 @@ from sgmodel import (
     models,
     normalise,
     optim,
+    picking,
     ranks,
     runs,
     session,
@@ -99,13 +100,13 @@ def check_sizes(px: int, stored: Contract) -> None:
 def settle(recipe: R, stored: Contract, places: command.Places) -> Setting[R]:
     """Raises SettingError where the recipe does not fit data of the contract `stored`, or this machine."""
     # Before anything is derived from it: without data a spectral group makes no tokens, and the model has fewer.
-    recipe = transfer.settled(recipe, stored)
-    contract = transfer.narrowed(stored, recipe.bands, recipe.normalise.missing)
+    recipe = picking.settled(recipe, stored)
+    contract = picking.narrowed(stored, recipe.bands, recipe.normalise.missing)
     return Setting(
         recipe=recipe,
         stored=stored,
         contract=contract,
-        picks=transfer.indices(stored, recipe.bands, recipe.normalise.missing),
+        picks=picking.indices(stored, recipe.bands, recipe.normalise.missing),
         how=normalise.resolve(recipe.normalise, contract),
         where=launch.start(places.device, precision=recipe.training.precision, threads=places.threads),
     )

@@ -1,6 +1,6 @@
-"""Heads beside segmentation: one label for a scene, what changed between two dates, and the linear probe.
+"""SpectralGPT's own models for each task: one label for a scene, one for each pixel, what changed between two dates.
 
-Shape suffixes as in `encoder`.
+Shape suffixes as in `encoder`; h x w is the token grid, Q the planes (times x spectral groups) above one place.
 """
 
 from __future__ import annotations
@@ -58,6 +58,47 @@ class SceneClassifier(nn.Module):
         return logits
 
 
+class TokenMerge(nn.Module):
+    """One learned weight per plane, shared by all channels: the spectral groups of a place become one vector."""
+
+    def __init__(self, config: enc.EncoderConfig) -> None:
+        super().__init__()
+        self.side = config.side
+        self.linear = nn.Linear(config.planes, 1)
+
+    def forward(self, tokens_NLD: Tensor) -> Tensor:
+        """(N, L, D) -> (N, D, h, w)."""
+        # Planes go last, where the linear layer works: all channels and places share its few weights.
+        n, _, width = tokens_NLD.shape
+        x_NQSD = tokens_NLD.reshape(n, -1, self.side**2, width)
+        merged_NDS1: Tensor = self.linear(x_NQSD.permute(0, 3, 2, 1))
+        return merged_NDS1.reshape(n, width, self.side, self.side)
+
+
+class Segmenter(nn.Module):
+    """Class scores for every pixel. The encoder's final norm takes no part, as released."""
+
+    def __init__(self, encoder: enc.Encoder, classes: int = 13, head: upernet.HeadConfig | None = None) -> None:
+        super().__init__()
+        self.classes = classes
+        self.head_config = head or upernet.HeadConfig()
+        self.encoder = encoder
+        self.encoder.norm.requires_grad_(False)  # unused: ranks would wait for its gradient
+        self.merge = TokenMerge(encoder.config)
+        self.head = upernet.UperHead([encoder.config.width] * 4, classes, self.head_config)
+        if self.head_config.skip:
+            self.skip = upernet.shortcut(encoder.config.bands, classes, self.head_config.skip)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, classes, H, W) logits."""
+        logits: Tensor = self.head([self.merge(self.encoder.tokens(images))] * 4)
+        if logits.shape[-1] != images.shape[-1]:
+            logits = upernet.resize(
+                logits, images.shape[-2:]
+            )  # the head enlarges eightfold; other patch sizes need the rest
+        return logits + self.skip(images) if self.head_config.skip else logits
+
+
 class ChangeDetector(nn.Module):
     """Two dates through one encoder; the signed difference of their merged maps through the segmentation head.
 
@@ -71,7 +112,7 @@ class ChangeDetector(nn.Module):
         self.head_config = head or upernet.HeadConfig(dropout_levels=0.0)
         self.encoder = encoder
         self.encoder.norm.requires_grad_(False)  # unused, as in the Segmenter
-        self.merge = upernet.TokenMerge(encoder.config)
+        self.merge = TokenMerge(encoder.config)
         self.head = upernet.UperHead([encoder.config.width] * 4, 2, self.head_config)
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:

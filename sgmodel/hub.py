@@ -24,7 +24,7 @@ def found(name: str | Path) -> Path:
     except ImportError:
         raise SettingError(f"{name}: no such file or folder; to look on the hub, pip install huggingface_hub") from None
     try:
-        # Only what `checkpoint.load` reads: a repository may hold pickles, which nothing here would open.
+        # Only what `cards.load` reads: a repository may hold pickles, which nothing here would open.
         return Path(snapshot_download(match[1], revision=match[2], allow_patterns=["*.safetensors", "*.json"]))
     except Exception as error:  # the hub's client lets many libraries' exceptions through
         why = " ".join(str(error).split())

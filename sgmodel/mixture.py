@@ -19,7 +19,7 @@ from torch import Tensor
 from sgdata import contracts, files
 from sgdata.errors import SettingError
 from sgdata.types import Array, BandStatistics, Contract, LabelSpace
-from sgmodel import batches, draws, transfer
+from sgmodel import batches, draws, picking
 
 
 def quotas(counts: Sequence[int], shares: Sequence[float]) -> NDArray[np.int64]:
@@ -62,7 +62,7 @@ class Mixture:
             raise SettingError(f"{told}; expected a share above 0 for each of them")
         self.sources = [source for _, source in sorted(sources.items())]
         self.shares = [share for _, share in sorted(shares.items())]
-        parts = [transfer.narrowed(source.contract, bands) for source in self.sources]
+        parts = [picking.narrowed(source.contract, bands) for source in self.sources]
         first = parts[0]
         for part in parts[1:]:
             contracts.require(replace(part, scale=first.scale), first, "fine-tune", accept)
@@ -70,7 +70,7 @@ class Mixture:
         self.keys = [key for source in self.sources for key in source.keys]
         self.starts = np.cumsum([0, *map(len, self.sources)])
         self.members = {"image": _member(self.sources)}
-        picks = [transfer.indices(source.contract, bands) or list(range(len(bands))) for source in self.sources]
+        picks = [picking.indices(source.contract, bands) or list(range(len(bands))) for source in self.sources]
         self._picks, self._factors = np.array(picks), np.array([part.scale / first.scale for part in parts], np.float32)
 
     def __len__(self) -> int:

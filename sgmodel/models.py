@@ -1,18 +1,19 @@
 """From the table [model] of a recipe to a model: SpectralGPT, or a rival around any backbone, for each task.
 
-SpectralGPT's own models lie in `heads` and `upernet`, whose state-dict keys are the published ones; here are those of
-the rivals, and the three functions that every program builds its model with.
+SpectralGPT's own models lie in `heads`, whose state-dict keys are the published ones; here are those of
+the rivals, and the functions that every program builds its model with.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sgdata.errors import SettingError
-from sgmodel import backbones, foreign, group_vit, heads, upernet
+from sgmodel import backbones, contrastive, foreign, group_vit, heads, upernet
 from sgmodel import encoder as enc
 
 Options = dict[str, int | float | bool | str | tuple[int, ...]]
@@ -55,7 +56,7 @@ def classifier(recipe: ModelRecipe, *, bands: int, classes: int) -> nn.Module:
 def segmenter(recipe: ModelRecipe, *, bands: int, classes: int) -> nn.Module:
     """Images (N, C, H, W) -> logits (N, classes, H, W). Raises SettingError."""
     if recipe.backbone == "spectralgpt":
-        return upernet.Segmenter(_encoder(recipe, bands), classes, recipe.head)
+        return heads.Segmenter(_encoder(recipe, bands), classes, recipe.head)
     return RivalSegmenter(recipe, bands, classes)
 
 
@@ -64,6 +65,11 @@ def detector(recipe: ModelRecipe, *, bands: int) -> nn.Module:
     if recipe.backbone == "spectralgpt":
         return heads.ChangeDetector(_encoder(recipe, bands), recipe.head)
     return RivalDetector(recipe, bands, 2)
+
+
+def contrast(recipe: ModelRecipe, objective: contrastive.Objective, *, bands: int) -> contrastive.Contrast:
+    """Two views (N, C, H, W) each -> the loss. Raises SettingError."""
+    return contrastive.Contrast(backbone(recipe, bands), objective, recipe=recipe, bands=bands)
 
 
 def backbone(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
@@ -124,6 +130,19 @@ class RivalClassifier(Rival):
         return logits
 
 
+def dense_head(backbone: backbones.Backbone, classes: int, config: upernet.HeadConfig) -> nn.Module:
+    """Class scores from the maps: `UperHead` on four of them, one linear layer per place on a single one."""
+    if len(backbone.channels) == 1:
+        return nn.Conv2d(backbone.channels[0], classes, 1)
+    return upernet.UperHead(backbone.channels, classes, config, backbone.scales)
+
+
+def dense_scores(head: nn.Module, maps: list[Tensor], size: torch.Size) -> Tensor:
+    """(N, classes, *size), enlarged where the finest map is coarser than the image."""
+    scores: Tensor = head(maps if len(maps) > 1 else maps[0])
+    return scores if scores.shape[-2:] == size else upernet.resize(scores, size)
+
+
 class RivalSegmenter(Rival):
     """The backbone's maps through SpectralGPT's own dense head, or one linear layer where there is a single map."""
 
@@ -131,12 +150,12 @@ class RivalSegmenter(Rival):
         super().__init__(recipe, bands, classes)
         self.backbone.only_maps()
         config = recipe.head or upernet.HeadConfig()
-        self.head = backbones.dense_head(self.backbone, classes, config)
+        self.head = dense_head(self.backbone, classes, config)
         self.skip = upernet.shortcut(bands, classes, config.skip) if config.skip else None
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, classes, H, W) logits."""
-        logits = backbones.dense_scores(self.head, self.backbone.maps(images), images.shape[-2:])
+        logits = dense_scores(self.head, self.backbone.maps(images), images.shape[-2:])
         return logits if self.skip is None else logits + self.skip(images)
 
 
@@ -146,10 +165,10 @@ class RivalDetector(Rival):
     def __init__(self, recipe: ModelRecipe, bands: int, classes: int) -> None:
         super().__init__(recipe, bands, classes)
         self.backbone.only_maps()
-        self.head = backbones.dense_head(self.backbone, classes, recipe.head or upernet.HeadConfig(dropout_levels=0.0))
+        self.head = dense_head(self.backbone, classes, recipe.head or upernet.HeadConfig(dropout_levels=0.0))
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """Two (N, C, H, W) -> (N, 2, H, W) log-probabilities."""
         pairs = zip(self.backbone.maps(before), self.backbone.maps(after), strict=True)
-        scores = backbones.dense_scores(self.head, [old - new for old, new in pairs], before.shape[-2:])
+        scores = dense_scores(self.head, [old - new for old, new in pairs], before.shape[-2:])
         return functional.log_softmax(scores, dim=1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sgdata.errors import SettingError
 from sgdata.types import Array, Contract, LabelSpace
-from sgmodel import augment, checkpoint, launch, normalise
+from sgmodel import augment, cards, launch, normalise
 from sgmodel import encoder as enc
 
 SCENES = ("single-label", "multi-label")
@@ -93,7 +93,7 @@ def load(weights: Path, where: launch.Launch, *, embeddings: bool) -> Predictor:
     """The model of a checkpoint folder. Raises SettingError, SourceError."""
     if not weights.is_dir():
         raise SettingError(f"{weights}: holds no card; expected a checkpoint folder, which training writes")
-    card = checkpoint.read_card(weights)
+    card = cards.read(weights)
     contract, kind = card.contract, card.model.kind
     if contract is None or card.normalisation is None:
         raise SettingError(f"{weights}: its card tells neither bands nor normalisation; fine-tune it first")
@@ -107,7 +107,7 @@ def load(weights: Path, where: launch.Launch, *, embeddings: bool) -> Predictor:
     # A scene classifier has seen scenes enlarged to its size; any other model has seen pixels as they are.
     ground = (trained or fixed if whole else fixed or trained) or ANY_PX
     return Predictor(
-        model=checkpoint.load(weights).to(where.device),
+        model=cards.load(weights).to(where.device),
         contract=contract,
         how=card.normalisation,
         where=where,

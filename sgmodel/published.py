@@ -59,6 +59,13 @@ def name_of(ours: str, kind: str) -> str:
     return ours.removeprefix("encoder.")
 
 
+def named(state: State) -> State:
+    """The weights of one of our models by published name; those of a rival, whose names are its own, as they are."""
+    # Only the models with a dense head hold their encoder as a part.
+    kind = "segmenter" if any(name.startswith("encoder.") for name in state) else "encoder"
+    return {name_of(name, kind): tensor for name, tensor in state.items()}
+
+
 def unwrapped(state: State) -> State:
     """Without the prefixes of wrappers: DataParallel, compile, Lightning."""
     return {re.sub(r"^((module|_orig_mod|model)\.)+", "", name): tensor for name, tensor in state.items()}

@@ -20,7 +20,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from sgdata.errors import SourceError
-from sgmodel import encoder
 
 Parallel = Literal["ddp", "fsdp"]
 """A whole model per rank, gradients averaged; or every parameter, gradient and moment in shards."""
@@ -89,15 +88,16 @@ def wait() -> None:
 # --- the model -----------------------------------------------------------------------------
 
 
-def spread(model: nn.Module, parallel: Parallel, device: torch.device) -> nn.Module:
-    """What to call in place of `model` in training. "fsdp" shards its parameters in place: make the optimizer after."""
+def spread(model: nn.Module, parallel: Parallel, device: torch.device, *, block: type[nn.Module]) -> nn.Module:
+    """What to call in place of `model` in training. "fsdp" shards its parameters in place, those of each `block` by
+    themselves: make the optimizer after."""
     if world() == 1:
         return model
     if parallel == "ddp":
         return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     mesh = init_device_mesh(device.type, (world(),))
     for part in model.modules():  # block by block, so that one is gathered while the one before computes
-        if isinstance(part, encoder.Block):
+        if isinstance(part, block):
             fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model

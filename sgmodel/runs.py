@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +25,9 @@ from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.types import Contract
 from sgmodel import checkpoint, loop, optim, ranks
 from sgmodel.published import State
+
+if TYPE_CHECKING:
+    from sgmodel.cards import Card
 
 LAST = "checkpoint-last"
 BEST = "checkpoint-best"
@@ -102,7 +105,7 @@ def clear(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def conclude(out: Path, title: str, card: checkpoint.Card, results: dict[str, Any]) -> None:
+def conclude(out: Path, title: str, card: Card, results: dict[str, Any]) -> None:
     """Write `results.json`, `card.md` and SHA256SUMS; times and TensorBoard files stand outside the sums.
 
     `loss_first` and `loss_last` are taken from the log. The other ranks write nothing.
@@ -121,7 +124,7 @@ def conclude(out: Path, title: str, card: checkpoint.Card, results: dict[str, An
     print(out)
 
 
-def _card(title: str, card: checkpoint.Card, results: dict[str, Any]) -> str:
+def _card(title: str, card: Card, results: dict[str, Any]) -> str:
     """What a reader of the checkpoint needs to know, in Markdown."""
     contract = card.contract
     assert contract is not None
@@ -167,9 +170,7 @@ def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 # --- checkpoints ---------------------------------------------------------------------------
 
 
-def save(
-    out: Path, model: nn.Module, card: checkpoint.Card, optimizer: Optimizer, place: Place, average: State
-) -> None:
+def save(out: Path, model: nn.Module, card: Card, optimizer: Optimizer, place: Place, average: State) -> None:
     """Replace `checkpoint-last/`; `average` are weights averaged over the run, if any. All ranks call, the lead writes.
 
     One plain file per kind of tensor, whole ones, so that a run goes on with another number of ranks or none.
@@ -199,7 +200,7 @@ def save(
         raise OutputError(f"{last}: cannot be written: {error.strerror}") from error
 
 
-def keep_best(out: Path, model: nn.Module, card: checkpoint.Card, figures: dict[str, float], *, by: str) -> None:
+def keep_best(out: Path, model: nn.Module, card: Card, figures: dict[str, float], *, by: str) -> None:
     """Replace `checkpoint-best/` where `figures[by]` (greater is better) beats the one kept. All ranks call."""
     weights, folder = checkpoint.state(model), out / BEST
     if not ranks.lead():

@@ -14,7 +14,7 @@ import torch
 from sgdata import contracts, files, rasters, sentinel2
 from sgdata.errors import SettingError, SourceError
 from sgdata.types import Array, Contract, Grid, Level
-from sgmodel import missing, transfer
+from sgmodel import missing, picking
 from sgmodel.normalise import Normalisation
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def fit(ours: Contract, theirs: Contract, how: Normalisation, accept: Sequence[s
         labels = theirs.label_space  # labels of another kind of task say nothing about this model's
     like = replace(ours, bands=tuple(known.get(band.name, band) for band in theirs.bands), label_space=labels)
     contracts.require(like, theirs, "predict", [name for name in accept if name != "gsd"])
-    return Fit(picks=transfer.indices(replace(ours, bands=hidden), names, how.missing), nodata=ours.nodata)
+    return Fit(picks=picking.indices(replace(ours, bands=hidden), names, how.missing), nodata=ours.nodata)
 
 
 @contextmanager

@@ -11,14 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from sgdata import progress
 from sgdata.errors import SettingError
-from sgmodel import batches, checkpoint, command, encoder, launch, loop, optim, ranks, runs
+from sgmodel import batches, command, encoder, launch, loop, optim, ranks, runs
+
+if TYPE_CHECKING:
+    from sgmodel.cards import Card
 
 STOPPED = 3
 """Exit code of a program that stopped before its end: the same command goes on."""
@@ -71,7 +74,7 @@ class Task:
     objective: loop.Objective
     source: batches.Source
     where: launch.Launch
-    card: checkpoint.Card
+    card: Card
     scaler: torch.amp.GradScaler
     averaged: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -106,7 +109,7 @@ def ready(model: nn.Module, training: TrainingRecipe, where: launch.Launch, para
         encoder.recompute_activations(model)
     if training.precision == "fp16" and parallel == "fsdp" and ranks.world() > 1:
         raise SettingError("precision is 'fp16', --parallel 'fsdp': the gradient scaler sees one shard; use 'bf16'")
-    forward = ranks.spread(model.to(where.device), parallel, where.device)
+    forward = ranks.spread(model.to(where.device), parallel, where.device, block=encoder.Block)
     # Compiled in place: the wrapper of torch.compile would hide what tells DDP and FSDP when to exchange gradients.
     if training.compile:
         forward.compile()

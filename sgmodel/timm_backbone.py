@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from sgdata.errors import SettingError
-from sgmodel import backbones, foreign
+from sgmodel import backbones, foreign, torchvision_gate
 from sgmodel.foreign import State
-from sgmodel.timm_models import mend_torchvision
 
 Option = int | float | bool | str | tuple[int, ...]
 
@@ -75,7 +74,7 @@ class TimmBackbone(backbones.Backbone):
 
 
 def _create(name: str, bands: int, image_px: int, options: Mapping[str, Option]) -> Any:
-    mend_torchvision()
+    torchvision_gate.mend()
     import timm
 
     if not timm.is_model(name.partition(".")[0]):

@@ -5,16 +5,13 @@ The only file that imports timm; nothing else of sgmodel needs it.
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from sgmodel import checkpoint, heads, hub
 from sgmodel import encoder as enc
+from sgmodel import fitting, heads, hub, torchvision_gate
 
 SIZES = {"base": enc.base, "large": enc.large, "huge": enc.huge}
 
@@ -99,7 +96,7 @@ def _entrypoint(size: str, px: int) -> Any:
         model = SpectralGPT(config, num_classes)
         if pretrained:
             source = hub.found((pretrained_cfg_overlay or {}).get("file", f"spectralgpt_{size}_patch8_{px}"))
-            checkpoint.fit(model, checkpoint.read_weights(source), where=str(source))
+            fitting.fit(model, fitting.read_weights(source), where=str(source))
         return model
 
     create.__name__ = f"spectralgpt_{size}_patch8_{px}"
@@ -107,32 +104,9 @@ def _entrypoint(size: str, px: int) -> Any:
     return create
 
 
-def mend_torchvision() -> None:
-    """Let torchvision be imported beside a torch that it was not compiled for; does nothing where it can be.
-
-    timm imports torchvision, which at import registers Python parts of its operators `nms` and `qnms`. Beside a CPU
-    build of torch the compiled library that declares them may be left out, and the import then ends in "operator
-    torchvision::nms does not exist". Declaring the two (calling them still fails, and nobody here does) is enough.
-    """
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        for operator in ("nms", "qnms"):
-            _declared.define(  # type: ignore[no-untyped-call]
-                f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
-        for name in [name for name in sys.modules if name.startswith("torchvision")]:
-            del sys.modules[name]  # half imported
-
-
-_declared = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]  # what it declares lives as long as it does
-
-
 def register() -> None:
     """Tell timm of `spectralgpt_{base,large,huge}_patch8_{96,128}`."""
-    mend_torchvision()
+    torchvision_gate.mend()
     from timm.models import register_model
 
     for size in SIZES:

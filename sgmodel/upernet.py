@@ -1,7 +1,6 @@
-"""Segmentation: SpectralGPT tokens merged over the spectrum, four scales made from that one map, a UPerNet-like head.
+"""The dense head, UPerNet-like: four maps, or four scales made from one, become scores of every pixel.
 
-Max pooling where UPerNet pools by mean, and GroupNorm with GELU: as released. Shape suffixes as in `encoder`;
-h x w is the token grid, Q the planes (times x spectral groups) above one place.
+Max pooling where UPerNet pools by mean, and GroupNorm with GELU: as released.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-from sgmodel import encoder as enc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +34,6 @@ class HeadConfig:
 
 SCALES = (8, 4, 2, 1)  # of the four levels against a token grid that they are all made from
 POOLED = (1, 2, 3, 6)
-
-
-class TokenMerge(nn.Module):
-    """One learned weight per plane, shared by all channels: the spectral groups of a place become one vector."""
-
-    def __init__(self, config: enc.EncoderConfig) -> None:
-        super().__init__()
-        self.side = config.side
-        self.linear = nn.Linear(config.planes, 1)
-
-    def forward(self, tokens_NLD: Tensor) -> Tensor:
-        """(N, L, D) -> (N, D, h, w)."""
-        # Planes go last, where the linear layer works: all channels and places share its few weights.
-        n, _, width = tokens_NLD.shape
-        x_NQSD = tokens_NLD.reshape(n, -1, self.side**2, width)
-        merged_NDS1: Tensor = self.linear(x_NQSD.permute(0, 3, 2, 1))
-        return merged_NDS1.reshape(n, width, self.side, self.side)
 
 
 def unit(channels_in: int, channels_out: int, groups: int, dropout: float) -> nn.Sequential:
@@ -143,25 +123,3 @@ class UperHead(nn.Module):
 def shortcut(bands: int, classes: int, width: int) -> nn.Sequential:
     """Class scores straight from the pixels, for what is narrower than a place of the coarse maps."""
     return nn.Sequential(nn.Conv2d(bands, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, classes, 1))
-
-
-class Segmenter(nn.Module):
-    """Class scores for every pixel. The encoder's final norm takes no part, as released."""
-
-    def __init__(self, encoder: enc.Encoder, classes: int = 13, head: HeadConfig | None = None) -> None:
-        super().__init__()
-        self.classes = classes
-        self.head_config = head or HeadConfig()
-        self.encoder = encoder
-        self.encoder.norm.requires_grad_(False)  # unused: ranks would wait for its gradient
-        self.merge = TokenMerge(encoder.config)
-        self.head = UperHead([encoder.config.width] * 4, classes, self.head_config)
-        if self.head_config.skip:
-            self.skip = shortcut(encoder.config.bands, classes, self.head_config.skip)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, classes, H, W) logits."""
-        logits: Tensor = self.head([self.merge(self.encoder.tokens(images))] * 4)
-        if logits.shape[-1] != images.shape[-1]:
-            logits = resize(logits, images.shape[-2:])  # the head enlarges eightfold; other patch sizes need the rest
-        return logits + self.skip(images) if self.head_config.skip else logits

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from sgdata import audit, auditor, checks, nearness, sentinel2, shards, twins
+from sgdata import audit, auditor, checks, nearness, sealing, sentinel2, shards, twins
 from sgdata.cli import app
 from sgdata.errors import SettingError, SourceError
 from sgdata.nearness import Spot
@@ -215,7 +215,7 @@ def audited(path: Path, **options: object) -> audit.Report:
 @pytest.mark.parametrize("planted", PLANTED)
 def test_each_planted_defect_is_found_and_nothing_else(planted: str, tmp_path: Path) -> None:
     plant, expected = PLANTED[planted]
-    shards.write(plant(clean()), tmp_path, contract=contract())
+    sealing.write(plant(clean()), tmp_path, contract=contract())
     report = audited(tmp_path)
     assert findings(report) == expected, [check for check in report.checks if check.state == "finding"]
     assert report.findings == len(expected)
@@ -226,14 +226,14 @@ def test_each_planted_defect_is_found_and_nothing_else(planted: str, tmp_path: P
 
 def test_the_planted_samples_are_named(tmp_path: Path) -> None:
     plant, _ = PLANTED["a turned copy"]
-    shards.write(plant(clean()), tmp_path, contract=contract())
+    sealing.write(plant(clean()), tmp_path, contract=contract())
     found = {check.name: check for check in audited(tmp_path).checks}["turned copies"]
     assert found.where == ("train-005", "val-planted")
     assert found.figures == {"samples": 2, "groups": 1, "groups_across_splits": 1}
 
 
 def test_labels_years_after_the_images(tmp_path: Path) -> None:
-    shards.write(clean(), tmp_path, contract=contract())
+    sealing.write(clean(), tmp_path, contract=contract())
     what = auditor.subject(tmp_path)
     days = checks.Days(first="2017-04-01", last="2020-04-01", labels="2023-01-01")
     assert findings(checks.judge(auditor.gather(replace(what, days=days)))) == {"label date"}
@@ -242,7 +242,7 @@ def test_labels_years_after_the_images(tmp_path: Path) -> None:
 
 
 def test_damaged_samples_are_listed_not_fatal(tmp_path: Path) -> None:
-    shards.write(clean(), tmp_path, contract=contract())
+    sealing.write(clean(), tmp_path, contract=contract())
     row = shards.read_index(tmp_path).to_pylist()[3]
     tar = tmp_path / row["shard"]
     content = bytearray(tar.read_bytes())
@@ -254,7 +254,7 @@ def test_damaged_samples_are_listed_not_fatal(tmp_path: Path) -> None:
 
 
 def test_workers_and_repetition_change_no_byte(tmp_path: Path) -> None:
-    shards.write(PLANTED["overlapping windows"][0](clean()), tmp_path / "in", contract=contract())
+    sealing.write(PLANTED["overlapping windows"][0](clean()), tmp_path / "in", contract=contract())
     for name, workers in (("one", 1), ("two", 2)):
         auditor.write(tmp_path / name, audited(tmp_path / "in", workers=workers))
     assert (tmp_path / "one/audit.json").read_bytes() == (tmp_path / "two/audit.json").read_bytes()
@@ -360,7 +360,7 @@ def test_what_cannot_be_audited_says_why(tmp_path: Path) -> None:
 
 
 def test_the_command_exits_3_with_findings(tmp_path: Path) -> None:
-    shards.write(PLANTED["a dead band"][0](clean()), tmp_path / "in", contract=contract())
+    sealing.write(PLANTED["a dead band"][0](clean()), tmp_path / "in", contract=contract())
     done = CliRunner().invoke(app, ["audit", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--json"])
     assert done.exit_code == 3
     assert audit.read(tmp_path / "out/audit.json").findings == 1

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_shards import contract, sample, write
 
-from sgdata import shards
+from sgdata import sealing, shards
 from sgdata.errors import SettingError, SourceError
 from sgmodel import batches
 
@@ -84,7 +84,7 @@ def test_in_order_reads_every_sample_once(folder: Path) -> None:
 
 def test_sizes_may_vary(tmp_path: Path) -> None:
     made = [sample(0, "train", 20, 24), sample(1, "train", 32, 16)]
-    shards.write(made, tmp_path, contract=contract(32))
+    sealing.write(made, tmp_path, contract=contract(32))
     source = batches.Samples(tmp_path, "train", ("image", "mask"))
     (batch,) = batches.load(source, batches.in_order(2, 2), threads=2)
     assert batch.extent.tolist() == [[20, 24], [32, 16]]
@@ -100,7 +100,7 @@ def test_a_few_float_samples_among_whole_ones_keep_every_value(codec: shards.Cod
     made = [sample(number, "train", 16, 16) for number in range(5)]
     odd = made[2].arrays["image"].astype(np.float32) + 0.5
     made[2] = replace(made[2], arrays={**made[2].arrays, "image": odd})
-    shards.write(made, tmp_path, contract=contract(16), codec=codec)
+    sealing.write(made, tmp_path, contract=contract(16), codec=codec)
     source = batches.Samples(tmp_path, "train", ("image",))
     (batch,) = batches.load(source, batches.in_order(5, 5), threads=2)
     assert batch.arrays["image"].dtype == torch.float32
@@ -108,7 +108,7 @@ def test_a_few_float_samples_among_whole_ones_keep_every_value(codec: shards.Cod
         assert np.array_equal(batch.arrays["image"][row], each.arrays["image"])
         assert np.array_equal(source[row]["image"], each.arrays["image"])
     made[1] = replace(made[1], arrays={**made[1].arrays, "image": made[1].arrays["image"].astype(np.int32)})
-    shards.write(made, tmp_path / "none", contract=contract(16), codec=codec)
+    sealing.write(made, tmp_path / "none", contract=contract(16), codec=codec)
     with pytest.raises(SettingError, match="expected one that holds the values of the others"):
         batches.Samples(tmp_path / "none", "train", ("image",))
 
@@ -124,7 +124,7 @@ def test_parts_cover_a_batch(folder: Path) -> None:
 
 def test_codec_npy_reads_the_same(tmp_path: Path, folder: Path) -> None:
     made = list(shards.samples(folder, "val"))
-    shards.write(made, tmp_path, contract=contract(32), codec="npy")
+    sealing.write(made, tmp_path, contract=contract(32), codec="npy")
     source = batches.Samples(tmp_path, "val", ("image",))
     assert np.array_equal(source.read(1, "image"), made[1].arrays["image"])
 

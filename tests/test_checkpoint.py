@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import sgmodel
 from sgdata import catalog, files
 from sgdata.errors import SourceError
-from sgmodel import checkpoint, encoder, foreign, heads, mae, normalise, published, upernet
+from sgmodel import cards, checkpoint, encoder, fitting, foreign, heads, mae, normalise, published
 
 ROOT = Path(__file__).resolve().parents[1]
 DECODER = mae.DecoderConfig(width=16, depth=1, heads=2)
@@ -41,16 +41,14 @@ MODELS = {
     "encoder": lambda: fresh(TINY),
     "autoencoder": autoencoder,
     "classifier": lambda: heads.SceneClassifier(fresh(TINY), 7, "released"),
-    "segmenter": lambda: upernet.Segmenter(fresh(TINY), 5, NARROW),
+    "segmenter": lambda: heads.Segmenter(fresh(TINY), 5, NARROW),
     "change": lambda: heads.ChangeDetector(fresh(TINY), NARROW),
 }
 
 
-def card_of(model: nn.Module) -> checkpoint.Card:
+def card_of(model: nn.Module) -> cards.Card:
     how = normalise.Normalisation(scheme="minmax", eps=1e-10, mean=(), std=())
-    return checkpoint.Card(
-        model=checkpoint.describe(model), normalisation=how, recipe={"steps": 3, "lr": 1e-4}, commit="0" * 40
-    )
+    return cards.Card(model=cards.describe(model), normalisation=how, recipe={"steps": 3, "lr": 1e-4}, commit="0" * 40)
 
 
 def same_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -71,14 +69,14 @@ def test_what_is_saved_is_loaded(kind: str, tmp_path: Path) -> None:
     assert not loaded.training
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
     same_weights(loaded.state_dict(), model.state_dict())
-    assert checkpoint.read_card(tmp_path / "a") == card_of(model)
+    assert cards.read(tmp_path / "a") == card_of(model)
 
 
 def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
     model = autoencoder()
     for name in ("a", "b"):
         checkpoint.save(tmp_path / name, model, card_of(model))
-        model = checkpoint.load(tmp_path / name)
+        model = cards.load(tmp_path / name)
     assert files.sums(tmp_path / "a") == files.sums(tmp_path / "b")
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["card.json", "model.safetensors"]
 
@@ -100,7 +98,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(damage, message: str, tmp_p
     checkpoint.save(tmp_path, model, card_of(model))
     damage(tmp_path)
     with pytest.raises(SourceError, match=message) as refusal:
-        checkpoint.load(tmp_path)
+        cards.load(tmp_path)
     assert "\n" not in str(refusal.value)
 
 
@@ -152,7 +150,7 @@ def test_published_layouts_load(layout: str, old_format: bool, tmp_path: Path) -
     document = LAYOUTS[layout](source.state_dict())
     torch.save(document, tmp_path / "a.pth", _use_new_zipfile_serialization=not old_format)
     target = autoencoder()
-    report = checkpoint.fit(target, checkpoint.read_weights(tmp_path / "a.pth"))
+    report = fitting.fit(target, fitting.read_weights(tmp_path / "a.pth"))
     assert set(report.matched) == set(target.state_dict())
     assert not (report.resized or report.missing or report.unexpected)
     same_weights(target.state_dict(), source.state_dict())
@@ -163,21 +161,21 @@ def test_values_that_run_nothing_may_stand_beside_the_weights(tmp_path: Path) ->
     args = argparse.Namespace(lr=np.float64(1e-3), batch=np.int64(16), out=PurePosixPath("out"), flag=np.bool_(True))
     document = {"model": source.state_dict(), "args": args, "best": np.float32(0.5), 3: torch.zeros(2)}
     torch.save(document, tmp_path / "a.pth")
-    same_weights(checkpoint.read_weights(tmp_path / "a.pth"), source.state_dict())
+    same_weights(fitting.read_weights(tmp_path / "a.pth"), source.state_dict())
     # As numpy 1 and Python 3.13 write their names.
     for old, new in ((b"numpy._core.multiarray", b"numpy.core.multiarray"), (b"PurePosixPath", b"_local.PosixPath")):
         torch.save(document, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
         content = (tmp_path / "b.pth").read_bytes()
         assert old in content
         (tmp_path / "b.pth").write_bytes(content.replace(old, new))
-        same_weights(checkpoint.read_weights(tmp_path / "b.pth"), source.state_dict())
+        same_weights(fitting.read_weights(tmp_path / "b.pth"), source.state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_other_precisions_fill_models_of_single_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     source, larger = autoencoder(), autoencoder(dataclasses.replace(TINY, image_px=32))
     torch.save({name: tensor.to(dtype) for name, tensor in source.state_dict().items()}, tmp_path / "a.pth")
-    report = checkpoint.fit(larger, checkpoint.read_weights(tmp_path / "a.pth"))
+    report = fitting.fit(larger, fitting.read_weights(tmp_path / "a.pth"))
     assert set(report.resized) == {"pos_embed_spatial", "decoder_pos_embed_spatial"}
     for name, tensor in larger.state_dict().items():
         assert tensor.dtype == torch.float32
@@ -198,7 +196,7 @@ def in_parts(state: dict[str, Tensor], folder: Path) -> None:
 def test_weights_in_parts_are_put_together_or_refused(tmp_path: Path) -> None:
     source = autoencoder()
     in_parts(source.state_dict(), tmp_path / "hub")
-    same_weights(checkpoint.read_weights(tmp_path / "hub"), source.state_dict())
+    same_weights(fitting.read_weights(tmp_path / "hub"), source.state_dict())
     index = tmp_path / "hub" / "model.safetensors.index.json"
     whole = index.read_text()
     for old, new, told in (
@@ -209,7 +207,7 @@ def test_weights_in_parts_are_put_together_or_refused(tmp_path: Path) -> None:
     ):
         index.write_text(whole.replace(old, new))
         with pytest.raises(SourceError, match=told) as refusal:
-            checkpoint.read_weights(tmp_path / "hub")
+            fitting.read_weights(tmp_path / "hub")
         assert "\n" not in str(refusal.value)
 
 
@@ -217,7 +215,7 @@ def test_a_published_file_without_part_of_its_decoder_is_not_half_random(tmp_pat
     state = {name: t for name, t in autoencoder().state_dict().items() if not name.startswith("decoder_pred")}
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(SourceError, match=r"2 weights of the autoencoder are missing \(first, decoder_pred.weight\)"):
-        checkpoint.load(tmp_path / "a.pth")
+        cards.load(tmp_path / "a.pth")
 
 
 def test_what_the_hub_does_not_give_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +240,7 @@ class Bomb:
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"model": autoencoder().state_dict(), "args": Bomb(tmp_path / "ran")}, tmp_path / "a.pth")
     with pytest.raises(SourceError, match=r"holds \S*mkdir, which loading would run") as refusal:
-        checkpoint.read_weights(tmp_path / "a.pth")
+        fitting.read_weights(tmp_path / "a.pth")
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "ran").exists()
 
@@ -257,7 +255,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
 def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(SourceError, match=message):
-        checkpoint.read_weights(tmp_path / "a.pth")
+        fitting.read_weights(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("name", ["a.pth", "old.pth", "a.safetensors"])
@@ -288,9 +286,9 @@ def test_half_a_file_is_refused(tmp_path: Path) -> None:
     torch.save(autoencoder().state_dict(), tmp_path / "a.pth")
     os.truncate(tmp_path / "a.pth", 20_000)
     with pytest.raises(SourceError, match="bytes that are not a whole torch file"):
-        checkpoint.read_weights(tmp_path / "a.pth")
+        fitting.read_weights(tmp_path / "a.pth")
     with pytest.raises(SourceError, match="no such file or folder"):
-        checkpoint.read_weights(tmp_path / "b.pth")
+        fitting.read_weights(tmp_path / "b.pth")
 
 
 # --- fitting ---------------------------------------------------------------------------------
@@ -299,12 +297,12 @@ def test_half_a_file_is_refused(tmp_path: Path) -> None:
 def test_pretrained_weights_reach_every_downstream_model(tmp_path: Path) -> None:
     source = autoencoder()
     checkpoint.save(tmp_path, source, card_of(source))
-    state = checkpoint.read_weights(tmp_path)
+    state = fitting.read_weights(tmp_path)
     x = images(TINY)
     expected = encoder.tokens(source, x)
     for kind in ("encoder", "classifier", "segmenter", "change"):
         model = MODELS[kind]()
-        report = checkpoint.fit(model, state, at_least=1.0)
+        report = fitting.fit(model, state, at_least=1.0)
         part = model.encoder if hasattr(model, "encoder") else model
         torch.testing.assert_close(encoder.tokens(part, x), expected)
         assert all(name.startswith(("decoder", "mask_token")) for name in report.unexpected)
@@ -315,7 +313,7 @@ def test_a_published_segmentation_file_fills_a_segmenter(tmp_path: Path) -> None
     source, target = MODELS["segmenter"](), MODELS["segmenter"]()
     theirs = {published.name_of(n, "segmenter"): t for n, t in source.state_dict().items()}
     torch.save({"model": theirs, "lr_scheduler": {}, "epoch": 1}, tmp_path / "a.pth")
-    report = checkpoint.fit(target, checkpoint.read_weights(tmp_path / "a.pth"))
+    report = fitting.fit(target, fitting.read_weights(tmp_path / "a.pth"))
     assert not (report.missing or report.unexpected)
     same_weights(target.state_dict(), source.state_dict())
 
@@ -329,7 +327,7 @@ def test_position_tables_are_interpolated_or_drawn_again() -> None:
             (row + 10 * col).reshape(1, 4, 1).expand_as(source.decoder_pos_embed_spatial)
         )
     target = autoencoder(larger)
-    report = checkpoint.fit(target, source.state_dict())
+    report = fitting.fit(target, source.state_dict())
     assert set(report.resized) == {"pos_embed_spatial", "decoder_pos_embed_spatial"}
     torch.testing.assert_close(target.pos_embed_spatial, torch.ones(1, 16, 24))
     grid = target.decoder_pos_embed_spatial[0, :, 0].reshape(4, 4)
@@ -338,7 +336,7 @@ def test_position_tables_are_interpolated_or_drawn_again() -> None:
 
     target = autoencoder(larger)
     before = target.pos_embed_spatial.clone()
-    report = checkpoint.fit(target, source.state_dict(), tables="redraw")
+    report = fitting.fit(target, source.state_dict(), tables="redraw")
     assert not report.resized
     assert set(report.missing) == {"pos_embed_spatial", "decoder_pos_embed_spatial"}
     assert torch.equal(target.pos_embed_spatial, before)
@@ -361,7 +359,7 @@ def test_resizing_there_and_back_keeps_a_smooth_table() -> None:
 def test_the_released_classifier_trains_its_joint_table_from_zero() -> None:
     joint = encoder.Encoder(dataclasses.replace(TINY, positions="joint"))
     model = heads.SceneClassifier(joint, 7, "released")
-    report = checkpoint.fit(model, autoencoder().state_dict(), at_least=0.8)
+    report = fitting.fit(model, autoencoder().state_dict(), at_least=0.8)
     assert {"pos_embed", "head.weight", "head.bias"} == set(report.missing)
     assert {"pos_embed_spatial", "pos_embed_temporal"} <= set(report.unexpected)
     assert model.pos_embed.abs().max() == 0
@@ -370,7 +368,7 @@ def test_the_released_classifier_trains_its_joint_table_from_zero() -> None:
 def test_another_class_count_keeps_the_fresh_head() -> None:
     ten, seven = heads.SceneClassifier(fresh(TINY), 10), heads.SceneClassifier(fresh(TINY), 7)
     before = seven.head.weight.clone()
-    report = checkpoint.fit(seven, ten.state_dict())
+    report = fitting.fit(seven, ten.state_dict())
     assert set(report.missing) == set(report.unexpected) == {"head.weight", "head.bias"}
     assert torch.equal(seven.head.weight, before)
 
@@ -380,14 +378,14 @@ def test_too_little_is_refused_and_changes_nothing(change: dict[str, int]) -> No
     model = autoencoder(dataclasses.replace(TINY, **change))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(SourceError, match=r"a\.pth: only \d+% of the encoder's parameters fit; first, \w+"):
-        checkpoint.fit(model, autoencoder().state_dict(), where="a.pth", at_least=0.9)
+        fitting.fit(model, autoencoder().state_dict(), where="a.pth", at_least=0.9)
     same_weights(model.state_dict(), before)
 
 
 def test_missing_half_the_keys_is_refused() -> None:
     state = {name: t for name, t in autoencoder().state_dict().items() if ".mlp." not in name}
     with pytest.raises(SourceError, match=r"first, blocks\.0\.mlp\.fc1\.weight is absent"):
-        checkpoint.fit(autoencoder(), state)
+        fitting.fit(autoencoder(), state)
 
 
 # --- published files without a card ----------------------------------------------------------
@@ -398,8 +396,8 @@ def test_the_published_models_are_known_by_their_shapes(table: str) -> None:
     rows = catalog.table(f"spectralgpt_{table}_keys")
     with torch.device("meta"):
         state = {row["key"]: torch.empty([int(n) for n in row["shape"].split("x")]) for row in rows}
-        spec = checkpoint.infer(state, where="a.pth")
-        model = checkpoint.build(spec)
+        spec = cards.infer(state, where="a.pth")
+        model = cards.build(spec)
     own = {published.name_of(name, spec.kind): t.shape for name, t in model.state_dict().items()}
     assert own == {name: t.shape for name, t in state.items()}
     size = table.split("_")[0]
@@ -420,10 +418,10 @@ def test_a_published_file_loads_as_a_model(tmp_path: Path) -> None:
 
 def test_weights_of_another_family_are_refused() -> None:
     with pytest.raises(SourceError, match="not the weights of a SpectralGPT model"):
-        checkpoint.infer({"conv1.weight": torch.zeros(64, 3, 7, 7)}, where="resnet.pth")
+        cards.infer({"conv1.weight": torch.zeros(64, 3, 7, 7)}, where="resnet.pth")
 
 
 def test_the_package_itself_imports_no_torch_and_the_core_no_timm() -> None:
-    code = "import sys, sgmodel; print('torch' in sys.modules); import sgmodel.checkpoint; print('timm' in sys.modules)"
+    code = "import sys, sgmodel; print('torch' in sys.modules); import sgmodel.cards; print('timm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "False\nFalse\n"

@@ -13,9 +13,9 @@ import pytest
 import torch
 from synthetic_shards import scene, scene_contract, write, write_scenes
 
-from sgdata import catalog, files, shards
+from sgdata import catalog, files, sealing
 from sgdata.errors import SettingError, SourceError
-from sgmodel import checkpoint, command, heads, session
+from sgmodel import cards, command, fitting, heads, session
 from sgmodel.recipes import classify
 
 TRAIN = catalog.folder("recipes") / "train"
@@ -44,7 +44,7 @@ def results(out: Path) -> dict[str, object]:
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.read_weights(out / "checkpoint-last")
+    return fitting.read_weights(out / "checkpoint-last")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_masks_give_labels_by_share(tmp_path: Path) -> None:
     folder = write(tmp_path / "shards", train=4, val=3)
     made = recipe("labels_from=mask", "min_share=0.25", "training.epochs=1", "model.encoder.image_px=32")
     assert classify.main(made, places(folder, tmp_path / "run")) == 0
-    card = checkpoint.read_card(tmp_path / "run" / "checkpoint-last")
+    card = cards.read(tmp_path / "run" / "checkpoint-last")
     assert card.contract is not None
     assert card.contract.label_space.name == "toy, share >= 0.25"
     assert card.contract.label_space.task == "multi-label"
@@ -152,7 +152,7 @@ def test_a_frozen_backbone_stays_as_it_came(single: Path, whole: Path, tmp_path:
     trained = [name for name in after if name.startswith("head")]
     expected = {"head.linear.weight", "head.linear.bias"} if mode == "linear-probe" else {"head.weight", "head.bias"}
     assert expected <= set(trained)
-    model = checkpoint.load(tmp_path / "checkpoint-last")
+    model = cards.load(tmp_path / "checkpoint-last")
     assert isinstance(model.head, heads.Probe) == (mode == "linear-probe")
     memory = files.read_plain(tmp_path / "checkpoint-last" / "training.json")
     assert memory["steps"] == 12
@@ -177,7 +177,7 @@ def test_the_head_is_drawn_small_where_weights_are_given(single: Path, whole: Pa
 def test_labels_that_do_not_fit_their_task_are_named(tmp_path: Path) -> None:
     made = [scene(n, "train" if n else "val", 16) for n in range(4)]
     made[2].meta["labels"] = [1, 2]
-    shards.write(made, tmp_path / "shards", contract=scene_contract(16))
+    sealing.write(made, tmp_path / "shards", contract=scene_contract(16))
     with pytest.raises(SourceError, match=r"sample 'scene-00002' has labels \[1, 2\], expected exactly one of 'toy'"):
         classify.main(recipe(), places(tmp_path / "shards", tmp_path / "run"))
 
@@ -190,7 +190,7 @@ def test_settings_that_nothing_would_read_are_refused(several: Path, tmp_path: P
 def test_a_head_of_other_classes_is_refused(single: Path, several: Path, whole: Path, tmp_path: Path) -> None:
     space = dataclasses.replace(scene_contract(16).label_space, name="toy-3", ids=(0, 1, 2), names=("a", "b", "c"))
     made = [scene(4 * n + n % 3, "train" if n < 4 else "val", 16) for n in range(6)]
-    shards.write(made, tmp_path / "shards", contract=dataclasses.replace(scene_contract(16), label_space=space))
+    sealing.write(made, tmp_path / "shards", contract=dataclasses.replace(scene_contract(16), label_space=space))
     start = places(tmp_path / "shards", tmp_path / "run", weights=whole / "checkpoint-last")
     told = r"label_space is 'toy-3' \(3 classes\), the weights were trained for 'toy' \(4 classes\); accept ="
     with pytest.raises(SettingError, match=told):

@@ -16,7 +16,7 @@ from synthetic_shards import write
 from torch.nn import functional
 
 from sgdata import catalog, files
-from sgmodel import batches, checkpoint, command, contrastive, downstream, models, session
+from sgmodel import batches, cards, checkpoint, command, contrastive, downstream, fitting, models, session
 from sgmodel.recipes import classify, contrast, pretrain, reproduce, segment
 
 RECIPES = catalog.folder("recipes")
@@ -31,7 +31,8 @@ ROWS = [
 def moco(**others: object) -> contrastive.Contrast:
     torch.manual_seed(0)
     objective = contrastive.Objective(method="moco", temperature=0.2, projection=8, queue=6, momentum=0.9)
-    return contrastive.Contrast(RIVALS["vit"], 12, dataclasses.replace(objective, **others))  # type: ignore[arg-type]
+    changed = dataclasses.replace(objective, **others)  # type: ignore[arg-type]
+    return models.contrast(RIVALS["vit"], changed, bands=12)
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +99,9 @@ def test_interrupted_equals_undisturbed_and_the_backbone_goes_on(method: str, fo
     figures = json.loads((tmp_path / "whole" / "results.json").read_text())
     assert 0 <= figures["val_top1"] <= 1
     weights = tmp_path / "whole" / "checkpoint-last"
-    again = checkpoint.load(weights)
+    again = cards.load(weights)
     assert isinstance(again, contrastive.Contrast)
-    report = checkpoint.fit(models.segmenter(made.model, bands=12, classes=4), checkpoint.read_weights(weights))
+    report = fitting.fit(models.segmenter(made.model, bands=12, classes=4), fitting.read_weights(weights))
     assert report.encoder_share == 1.0
     assert all(name.startswith(("slow", "queue", "head")) or "slow" in name for name in report.unexpected)
 
@@ -110,9 +111,9 @@ def test_the_follower_of_a_checkpoint_is_not_taken_for_the_model(tmp_path: Path)
     with torch.no_grad():
         for parameter in source.slow_backbone.parameters():  # type: ignore[union-attr]
             parameter += 1.0
-    checkpoint.save(tmp_path, source, checkpoint.Card(model=checkpoint.describe(source)))
+    checkpoint.save(tmp_path, source, cards.Card(model=cards.describe(source)))
     model = models.classifier(RIVALS["vit"], bands=12, classes=2)
-    checkpoint.fit(model, checkpoint.read_weights(tmp_path))
+    fitting.fit(model, fitting.read_weights(tmp_path))
     ours, theirs = model.state_dict(), source.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith("backbone."))
 

@@ -18,10 +18,11 @@ from sgdata.errors import SettingError
 from sgmodel import (
     augment,
     batches,
-    checkpoint,
+    cards,
     command,
     downstream,
     encoder,
+    fitting,
     heads,
     models,
     normalise,
@@ -95,9 +96,9 @@ def test_interrupted_equals_undisturbed(folder: Path, whole: Path, tmp_path: Pat
 def test_modes(folder: Path, whole: Path, tmp_path: Path, mode: str) -> None:
     start = places(folder, tmp_path, weights=whole / "checkpoint-last")
     assert detect_change.main(recipe(f"mode={mode}", "training.epochs=1"), start) == 0
-    before, after = (checkpoint.read_weights(out / "checkpoint-last") for out in (whole, tmp_path))
+    before, after = (fitting.read_weights(out / "checkpoint-last") for out in (whole, tmp_path))
     assert all(torch.equal(before[name], after[name]) for name in after if name.startswith(("blocks.", "patch_embed.")))
-    model = checkpoint.load(tmp_path / "checkpoint-last")
+    model = cards.load(tmp_path / "checkpoint-last")
     assert isinstance(model.head, heads.Probe) == (mode == "linear-probe")
     assert model(torch.rand(1, 12, 16, 16), torch.rand(1, 12, 16, 16)).shape == (1, 2, 16, 16)
 

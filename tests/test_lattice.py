@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_shards import contract
 
-from sgdata import resample, shards
+from sgdata import resample, sealing, shards
 from sgdata.errors import SettingError
 from sgdata.types import Sample
 from sgmodel import batches, lattice
@@ -57,14 +57,14 @@ def test_native_shards_give_the_images_of_resampled_ones(tmp_path: Path) -> None
             at = [index for index, band in enumerate(contract(24).bands) if band.gsd_m == gsd]
             image[at] = resample.finer(one.arrays[f"image_{gsd}m"], gsd // 10, kernel="bilinear")
         whole.append(dataclasses.replace(one, arrays={"image": image, "mask": one.arrays["mask"]}))
-    shards.write(whole, tmp_path / "whole", contract=contract(24))
+    sealing.write(whole, tmp_path / "whole", contract=contract(24))
     (tmp_path / "native").mkdir()
     tar = "toy-train-000000.tar"
     _, rows = shards.write_tar(tmp_path / "native" / tar, ((one, "0" * 64) for one in made), codec="blosc")
-    packed = shards.Packed(shard=_, split="train", rows=tuple(rows), counts=np.ones((12, 65536), np.int64))
-    all_of_it = shards.Whole(contract(24))
+    packed = sealing.Packed(shard=_, split="train", rows=tuple(rows), counts=np.ones((12, 65536), np.int64))
+    all_of_it = sealing.Whole(contract(24))
     all_of_it.add(packed)
-    shards.finish(tmp_path / "native", all_of_it)
+    sealing.finish(tmp_path / "native", all_of_it)
     ours, theirs = (
         next(batches.load(source, batches.in_order(3, 3), threads=2))
         for source in (batches.Samples(tmp_path / name, "train", ("image", "mask")) for name in ("native", "whole"))

@@ -47,6 +47,7 @@ LAYERS = (
         "osm",
         "overpass",
         "shards",
+        "sealing",
         "patches",
         "verify",
         "archives",

@@ -12,10 +12,10 @@ import torch
 from synthetic_shards import contract, sample, write
 from test_pretrain import places, recipe
 
-from sgdata import catalog, files, sentinel2, shards
+from sgdata import catalog, files, sealing, sentinel2
 from sgdata.errors import SettingError
 from sgdata.types import BandStatistics, Contract
-from sgmodel import checkpoint, encoder, mae, missing, normalise, session, transfer
+from sgmodel import cards, encoder, mae, missing, normalise, picking, session
 from sgmodel.recipes import classify, pretrain
 
 TEN = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B8A", "B11", "B12")
@@ -31,7 +31,7 @@ def fewer(out: Path, names: tuple[str, ...]) -> Path:
         arrays = one.arrays | {"image": np.ascontiguousarray(one.arrays["image"][kept])}
         made.append(dataclasses.replace(one, arrays=arrays))
     narrow = dataclasses.replace(contract(32), bands=sentinel2.bands(names), shape=(len(names), 32, 32))
-    shards.write(made, out, contract=narrow)
+    sealing.write(made, out, contract=narrow)
     return out
 
 
@@ -48,14 +48,14 @@ def of_ten(px: int) -> Contract:
 
 def test_what_stands_in_the_places_of_missing_bands() -> None:
     ours = dataclasses.replace(contract(32), bands=sentinel2.bands(TEN))
-    assert transfer.indices(ours, TEN) is None
-    assert transfer.indices(ours, sentinel2.L2A_BANDS, "nearest") == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 8, 9]
-    picks = transfer.indices(ours, sentinel2.L2A_BANDS, "mean")
+    assert picking.indices(ours, TEN) is None
+    assert picking.indices(ours, sentinel2.L2A_BANDS, "nearest") == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 8, 9]
+    picks = picking.indices(ours, sentinel2.L2A_BANDS, "mean")
     assert picks == [0, 1, 2, 3, 4, 5, 6, missing.MEAN, 7, missing.MEAN, 8, 9]
     images = torch.rand(2, 10, 3, 3)
     assert torch.equal(missing.taken(images, picks)[:, 7], images.mean(dim=1))
     # Of the bands that the recipe names, not of all that are stored.
-    few = transfer.indices(ours, ("B02", "B08", "B04"), "mean")
+    few = picking.indices(ours, ("B02", "B08", "B04"), "mean")
     assert torch.equal(missing.taken(images, few)[:, 1], images[:, [1, 3]].mean(dim=1))
 
 
@@ -64,18 +64,18 @@ def test_bands_that_nothing_stands_for() -> None:
     with pytest.raises(
         SettingError, match="bands: B08 B09 not in the shards.*normalise.missing = 'mean', 'nearest' or"
     ):
-        transfer.narrowed(ours, sentinel2.L2A_BANDS)
+        picking.narrowed(ours, sentinel2.L2A_BANDS)
     with pytest.raises(SettingError, match="bands: B99 not in the shards, which have B01"):
-        transfer.narrowed(ours, (*TEN, "B99"), "mean")
+        picking.narrowed(ours, (*TEN, "B99"), "mean")
     with pytest.raises(SettingError, match="bands: B10 not in the shards"):
-        transfer.narrowed(ours, ("B10",), "nearest")
+        picking.narrowed(ours, ("B10",), "nearest")
 
 
 def test_constants_are_those_of_what_stands_there() -> None:
     ours = of_ten(32)
     for policy, mean, std in (("mean", 45.0, 5.5), ("nearest", 70.0, 8.0)):
         own = normalise.NormaliseRecipe(scheme="zscore", missing=policy)  # type: ignore[arg-type]
-        how = normalise.resolve(own, transfer.narrowed(ours, sentinel2.L2A_BANDS, own.missing))
+        how = normalise.resolve(own, picking.narrowed(ours, sentinel2.L2A_BANDS, own.missing))
         assert how.absent == ("B08", "B09")
         assert (how.mean[7], how.std[7]) == (mean, std)
         assert (how.mean[8], how.std[8]) == (70.0, 8.0)
@@ -88,10 +88,10 @@ def test_the_mean_is_the_released_one(parity: Path) -> None:
     raw, ours = raw.permute(2, 0, 1), of_ten(len(raw))
     names = (*TEN, "B08", "B09")
     how = normalise.resolve(
-        normalise.NormaliseRecipe(scheme="minmax", eps=1e-9, missing="mean"), transfer.narrowed(ours, names, "mean")
+        normalise.NormaliseRecipe(scheme="minmax", eps=1e-9, missing="mean"), picking.narrowed(ours, names, "mean")
     )
     extent = torch.tensor([raw.shape[-2:]])
-    out = normalise.apply(how, raw[None], extent, transfer.indices(ours, names, "mean"))
+    out = normalise.apply(how, raw[None], extent, picking.indices(ours, names, "mean"))
     torch.testing.assert_close(out[0], expected, rtol=0, atol=1e-6)
 
 
@@ -99,7 +99,7 @@ def test_the_mean_is_the_released_one(parity: Path) -> None:
 def test_a_model_of_twelve_trains_on_ten_and_its_card_says_how(ten: Path, tmp_path: Path, policy: str) -> None:
     made = recipe(f"normalise.missing={policy}", "training.epochs=2")
     assert pretrain.main(made, places(ten, tmp_path)) == 0
-    card = checkpoint.read_card(tmp_path / "checkpoint-last")
+    card = cards.read(tmp_path / "checkpoint-last")
     assert card.normalisation is not None
     assert (card.normalisation.missing, card.normalisation.absent) == (policy, ("B08", "B09"))
     assert card.model.encoder == made.model
@@ -129,7 +129,7 @@ def test_groups_without_data_have_no_tokens(tmp_path: Path) -> None:
     made = recipe(*same, "normalise.missing=drop-group", "training.average=0.9")
     assert pretrain.main(made, places(folder, tmp_path / "run", weights=weights, stop_after=1)) == session.STOPPED
     assert pretrain.main(made, places(folder, tmp_path / "run", weights=weights)) == 0
-    last = checkpoint.read_card(tmp_path / "run" / "checkpoint-last")
+    last = cards.read(tmp_path / "run" / "checkpoint-last")
     assert last.model.encoder is not None
     assert last.contract is not None
     assert last.normalisation is not None
@@ -138,8 +138,8 @@ def test_groups_without_data_have_no_tokens(tmp_path: Path) -> None:
     assert (last.normalisation.missing, last.normalisation.absent) == ("drop-group", ("B08",))
     logged = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert {name for name in logged if name.startswith("loss_B")} == {f"loss_{n}" for n in sentinel2.L2A_BANDS[:9]}
-    model = checkpoint.load(tmp_path / "run" / "checkpoint-last")
-    assert model.state_dict().keys() == checkpoint.load(weights).state_dict().keys()
+    model = cards.load(tmp_path / "run" / "checkpoint-last")
+    assert model.state_dict().keys() == cards.load(weights).state_dict().keys()
     assert model.pos_embed_temporal.shape[1] == 4
 
 
@@ -164,6 +164,6 @@ def test_a_classifier_trains_on_fewer_bands(tmp_path: Path, policy: str) -> None
     path = catalog.folder("recipes") / "train" / "classify-demo-tiny.toml"
     made = files.read(classify.Recipe, path, (*settings, "training.epochs=1", f"normalise.missing={policy}"))
     assert classify.main(made, places(folder, tmp_path / "run")) == 0
-    card = checkpoint.read_card(tmp_path / "run" / "checkpoint-last")
+    card = cards.read(tmp_path / "run" / "checkpoint-last")
     assert card.model.encoder is not None
     assert card.model.encoder.dropped == (() if policy == "mean" else (3,))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_shards import contract, sample, write
 
-from sgdata import catalog, files, sentinel2, shards
+from sgdata import catalog, files, sealing, sentinel2, shards
 from sgdata.errors import SettingError
 from sgdata.types import Sample
 from sgmodel import batches, command, lattice, mixture, session
@@ -32,7 +32,7 @@ def doubled(number: int, split: str = "train", px: int = 48) -> Sample:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("mixture")
     told = replace(contract(48), dataset="doubled", bands=sentinel2.BANDS, scale=5e-5)
-    shards.write([doubled(n, "train" if n < 5 else "val") for n in range(6)], place / "doubled", contract=told)
+    sealing.write([doubled(n, "train" if n < 5 else "val") for n in range(6)], place / "doubled", contract=told)
     return {"toy": write(place / "toy", train=7, val=2), "doubled": place / "doubled"}
 
 
@@ -117,13 +117,13 @@ def test_what_does_not_fit_is_named(folders: dict[str, Path], tmp_path: Path) ->
     with pytest.raises(SettingError, match="above 0"):
         mixed(folders, {"toy": 1.0, "doubled": 0.0})
     told = replace(contract(32), dataset="other", level="L1C")
-    shards.write([sample(1, "train", 32, 32)], tmp_path / "level", contract=told)
+    sealing.write([sample(1, "train", 32, 32)], tmp_path / "level", contract=told)
     both = {"other": tmp_path / "level", "toy": folders["toy"]}
     with pytest.raises(SettingError, match="level is 'L2A', expected 'L1C'; accept"):
         mixed(both, {"other": 1, "toy": 1})
     assert len(mixed(both, {"other": 1, "toy": 1}, ("level",))) == 8
     images = {"image": np.ones((12, 32, 32), np.float32)}
-    shards.write(
+    sealing.write(
         [Sample(key="f", split="train", arrays=images, meta={})],
         tmp_path / "f",
         contract=replace(contract(32), dataset="f"),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sgmodel
 from sgdata import catalog, files, sentinel2
 from sgdata.errors import SettingError, SourceError
-from sgmodel import backbones, checkpoint, foreign, models, timm_models
+from sgmodel import backbones, cards, checkpoint, fitting, foreign, models, torchvision_gate
 
 TASKS = ("classify", "segment", "change")
 TIMM = ("resnet", "vit", "beit", "swin")
@@ -47,7 +47,7 @@ def test_a_rival_answers_learns_and_comes_back_from_its_card(name: str, task: st
     # A parameter that never gets a gradient would make ranks wait for ever.
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not idle
-    checkpoint.save(tmp_path, model, checkpoint.Card(model=checkpoint.describe(model)))
+    checkpoint.save(tmp_path, model, cards.Card(model=cards.describe(model)))
     again = sgmodel.load(tmp_path)
     model.eval()
     # To the last bits only: other addresses, other vector loops.
@@ -126,7 +126,7 @@ def test_satmae_base_has_the_published_shapes() -> None:
         row["key"]: torch.zeros([int(n) for n in row["shape"].split("x")], device="meta")
         for row in catalog.table("satmae_base_keys")
     }
-    report = checkpoint.fit(model, state, at_least=1.0)
+    report = fitting.fit(model, state, at_least=1.0)
     assert not report.resized
     assert not report.unexpected or all(".qkv." in name for name in report.unexpected)
 
@@ -167,7 +167,7 @@ def test_prefixes_of_every_known_layout_are_found(layout: str, tmp_path: Path) -
     torch.save({"state_dict": state, "epoch": 200}, tmp_path / "a.pth")
     for task in TASKS:
         model = made(RIVALS["resnet"], task)
-        report = checkpoint.fit(model, checkpoint.read_weights(tmp_path / "a.pth"))
+        report = fitting.fit(model, fitting.read_weights(tmp_path / "a.pth"))
         assert report.encoder_share == 1.0
         assert all(torch.equal(tensor, source[name]) for name, tensor in body(model).items())
 
@@ -179,7 +179,7 @@ def test_seco_is_a_list_of_layers(tmp_path: Path) -> None:
     state = {f"encoder_{part}.{name}": tensor for part in "qk" for name, tensor in named.items()}
     torch.save({"state_dict": state | {"heads_q.0.0.weight": torch.rand(4, 4)}}, tmp_path / "seco.ckpt")
     model = made(dataclasses.replace(RIVALS["resnet"], first_layer="repeated"), "segment")
-    report = checkpoint.fit(model, checkpoint.read_weights(tmp_path / "seco.ckpt"), wavelengths=NM)
+    report = fitting.fit(model, fitting.read_weights(tmp_path / "seco.ckpt"), wavelengths=NM)
     assert report.encoder_share == 1.0
     assert report.resized == ("backbone.body.conv1.weight",)
     assert torch.equal(body(model)["layer4.0.conv3.weight"], source["layer4.0.conv3.weight"])
@@ -195,7 +195,7 @@ def test_weights_of_three_bands_and_another_size_fit_every_timm_rival(name: str,
     save_file({n: t.contiguous() for n, t in source.items()}, tmp_path / "model.safetensors")
     for task in TASKS:
         model = made(RIVALS[name], task)
-        report = checkpoint.fit(model, checkpoint.read_weights(tmp_path / "model.safetensors"), wavelengths=NM)
+        report = fitting.fit(model, fitting.read_weights(tmp_path / "model.safetensors"), wavelengths=NM)
         assert report.encoder_share == 1.0, report
         assert torch.isfinite(answered(model, task)).all()
 
@@ -214,7 +214,7 @@ def test_satmae_weights_with_fused_qkv_and_another_size(tmp_path: Path) -> None:
     fused |= {"mask_token": torch.zeros(1, 1, 8), "decoder_norm.bias": torch.zeros(8)}
     torch.save({"model": fused}, tmp_path / "a.pth")
     model = made(RIVALS["satmae"], "segment")
-    report = checkpoint.fit(model, checkpoint.read_weights(tmp_path / "a.pth"))
+    report = fitting.fit(model, fitting.read_weights(tmp_path / "a.pth"))
     assert report.resized == ("backbone.pos_embed",)
     assert "backbone.channel_cls_embed" in report.missing
     assert torch.equal(body(model)["blocks.1.attn.k.weight"], source["blocks.1.attn.k.weight"])
@@ -239,7 +239,7 @@ def test_a_new_first_layer_keeps_the_models_own() -> None:
     source = body(trained("resnet", bands=3))
     model = made(dataclasses.replace(RIVALS["resnet"], first_layer="new"), "classify")
     before = body(model)["conv1.weight"]
-    report = checkpoint.fit(model, source, at_least=0.2)
+    report = fitting.fit(model, source, at_least=0.2)
     assert torch.equal(body(model)["conv1.weight"], before)
     assert "backbone.body.conv1.weight" in report.missing
 
@@ -254,23 +254,23 @@ def test_half_the_keys_another_model_or_code_are_refused(tmp_path: Path) -> None
         (body(made(RIVALS["vit"], "classify")), r"only 0% .* backbone.body.conv1.weight is absent"),
     ):
         with pytest.raises(SourceError, match=told):
-            checkpoint.fit(model, state, where="a.pth")
+            fitting.fit(model, state, where="a.pth")
     assert all(torch.equal(tensor, before[name]) for name, tensor in body(model).items())
     torch.save({"state_dict": source, "callback": Path}, tmp_path / "bad.ckpt")
     with pytest.raises(SourceError, match="holds .*, which loading would run"):
-        checkpoint.read_weights(tmp_path / "bad.ckpt")
+        fitting.read_weights(tmp_path / "bad.ckpt")
     with pytest.raises(SourceError, match="no encoder to fill"):
-        checkpoint.fit(made(RIVALS["linear"], "classify"), source)
+        fitting.fit(made(RIVALS["linear"], "classify"), source)
 
 
 def test_weights_of_a_rival_trained_here_bring_their_head_only_to_the_same_task(tmp_path: Path) -> None:
     source = trained("resnet")
-    checkpoint.save(tmp_path, source, checkpoint.Card(model=checkpoint.describe(source)))
+    checkpoint.save(tmp_path, source, cards.Card(model=cards.describe(source)))
     same, other = made(RIVALS["resnet"], "classify"), made(RIVALS["resnet"], "segment")
     nn.init.zeros_(same.head.weight)  # type: ignore[union-attr, arg-type]
-    assert not checkpoint.fit(same, checkpoint.read_weights(tmp_path)).missing
+    assert not fitting.fit(same, fitting.read_weights(tmp_path)).missing
     assert torch.equal(same.head.weight, source.head.weight)  # type: ignore[union-attr, arg-type]
-    report = checkpoint.fit(other, checkpoint.read_weights(tmp_path))
+    report = fitting.fit(other, fitting.read_weights(tmp_path))
     assert report.encoder_share == 1.0
     assert {name.partition(".")[0] for name in report.missing} == {"head"}
 
@@ -286,14 +286,14 @@ def test_a_folder_from_the_hub_needs_no_card(tmp_path: Path) -> None:
     source = body(trained("resnet"))
     save_file(source, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
-    report = checkpoint.fit(made(RIVALS["resnet"], "segment"), checkpoint.read_weights(tmp_path))
+    report = fitting.fit(made(RIVALS["resnet"], "segment"), fitting.read_weights(tmp_path))
     assert report.encoder_share == 1.0
     with pytest.raises(SourceError, match="not the weights of a SpectralGPT model"):
-        checkpoint.load(tmp_path)
+        cards.load(tmp_path)
 
 
 def test_the_catalogue_names_models_that_can_be_built() -> None:
-    timm_models.mend_torchvision()
+    torchvision_gate.mend()
     timm = importlib.import_module("timm")
     for row in catalog.table("published_weights"):
         assert all(row[key] for key in ("name", "model", "bands", "where", "licence", "layout")), row

@@ -17,10 +17,10 @@ import pytest
 import torch
 from synthetic_shards import contract, pair, pair_contract, sample, scene, scene_contract, write_scenes
 
-from sgdata import catalog, files, shards
+from sgdata import catalog, files, sealing
 from sgdata.errors import SettingError, SgdataError
 from sgdata.types import Contract, Sample
-from sgmodel import checkpoint, command, models, normalise, session, transfer
+from sgmodel import cards, checkpoint, command, fitting, models, normalise, session, transfer
 from sgmodel.recipes import classify, detect_change, pretrain, segment
 
 TRAIN = catalog.folder("recipes") / "train"
@@ -45,7 +45,7 @@ class Program:
 
     def shards(self, out: Path, contract: Contract | None = None) -> Path:
         made = [self.make(number, "train" if number < 4 else "val") for number in range(6)]
-        shards.write(made, out, contract=contract or self.contract)
+        sealing.write(made, out, contract=contract or self.contract)
         return out
 
     def weights(self, out: Path, contract: Contract, how: normalise.Normalisation) -> Path:
@@ -194,7 +194,7 @@ def test_published_weights_start_a_run_on_ones_own_data(tmp_path: Path, name: st
     start = places(program.shards(tmp_path / "shards"), tmp_path / "run", weights=published)
     made = program.recipe("training.optimizer.lr=1e-12")
     assert program.main(made, start) == 0
-    ours, theirs = checkpoint.read_weights(tmp_path / "run" / "checkpoint-last"), checkpoint.read_weights(published)
+    ours, theirs = fitting.read_weights(tmp_path / "run" / "checkpoint-last"), fitting.read_weights(published)
     for tensor in ("blocks.1.attn.q.weight", "patch_embed.proj.weight", "pos_embed_temporal"):
         torch.testing.assert_close(ours[tensor], theirs[tensor])
 
@@ -211,7 +211,7 @@ def test_the_head_has_the_classes_of_the_data(tmp_path: Path) -> None:
     """The README's commands give no class count: EuroSAT would be trained with 62 outputs."""
     program = PROGRAMS["classify"]
     assert program.main(program.recipe(), places(program.shards(tmp_path / "shards"), tmp_path / "run")) == 0
-    assert checkpoint.read_card(tmp_path / "run" / "checkpoint-last").model.classes == 4
+    assert cards.read(tmp_path / "run" / "checkpoint-last").model.classes == 4
 
 
 # --- what a run says of itself -------------------------------------------------------------
@@ -227,7 +227,7 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_the_normalisation_travels_with_the_weights(done: Path) -> None:
     """Issue 2: unused constants in the file, an answer that is not what the code does."""
-    card = checkpoint.read_card(done / "checkpoint-last")
+    card = cards.read(done / "checkpoint-last")
     assert card.normalisation is not None
     assert card.normalisation.scheme == "zscore"
     assert len(card.normalisation.mean) == 12
@@ -244,8 +244,8 @@ def test_results_name_data_split_and_subset(done: Path) -> None:
 
 def test_the_best_epoch_is_kept_beside_the_last(done: Path) -> None:
     """`epoch % 10 == 10` is never true: the original keeps the last epoch only, and reports the best."""
-    assert checkpoint.load(done / "checkpoint-best")
-    assert checkpoint.load(done / "checkpoint-last")
+    assert cards.load(done / "checkpoint-best")
+    assert cards.load(done / "checkpoint-last")
     best = json.loads((done / "checkpoint-best" / "figures.json").read_text())
     assert json.loads((done / "results.json").read_text())["best_epoch"] == best
 
@@ -255,6 +255,6 @@ def test_a_constant_band_is_no_division_by_zero(tmp_path: Path) -> None:
     made = [pair(f"city-{n}", "train" if n < 4 else "val", 20, 24, seed=n) for n in range(6)]
     for one in made:
         one.arrays["image_before"][3] = 700
-    shards.write(made, tmp_path / "shards", contract=pair_contract())
+    sealing.write(made, tmp_path / "shards", contract=pair_contract())
     recipe = PROGRAMS["detect_change"].recipe("normalise.scheme=minmax")
     assert detect_change.main(recipe, places(tmp_path / "shards", tmp_path / "run")) == 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sgmodel import checkpoint, encoder, heads, mae, published, upernet
+from sgmodel import encoder, fitting, heads, mae, published, upernet
 
 ACTIVATIONS = {"rtol": 0.0, "atol": 1e-5}
 
@@ -157,12 +157,12 @@ def test_classification(parity: Path) -> None:
     torch.testing.assert_close(rates, arrays["drop_path"])
 
 
-def segmentation(arrays: dict[str, Tensor], dtype: torch.dtype) -> tuple[upernet.Segmenter, dict[str, Tensor]]:
+def segmentation(arrays: dict[str, Tensor], dtype: torch.dtype) -> tuple[heads.Segmenter, dict[str, Tensor]]:
     """The model after a backward pass, and what its layers and loss gave."""
     widths = upernet.HeadConfig(levels=(32, 64, 128, 256), hidden=(64, 64, 128), width=32)
     config = encoder.EncoderConfig(image_px=64, width=64, depth=12, heads=4, drop_path=0.5)
-    model = upernet.Segmenter(encoder.Encoder(config), 13, widths).eval()
-    report = checkpoint.fit(model, named(arrays, "sd/"), at_least=1.0)
+    model = heads.Segmenter(encoder.Encoder(config), 13, widths).eval()
+    report = fitting.fit(model, named(arrays, "sd/"), at_least=1.0)
     assert not (report.resized or report.missing or report.unexpected)
     levels = {f"head.levels.{i}": f"pyramid_conv{i}" for i in range(4)}
     taps = {"merge": "merged_map", "head.pooling": "ppm_out", "head.fuse": "fpn_out"}

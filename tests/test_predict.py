@@ -21,9 +21,9 @@ from test_encoder import TINY
 from test_upernet import NARROW
 from torch import nn
 
-from sgdata import contracts, sentinel2, shards, verify
+from sgdata import contracts, sealing, sentinel2, shards, verify
 from sgdata.types import Array, Contract, LabelSpace, Sample
-from sgmodel import checkpoint, encoder, heads, launch, mae, models, mosaic, normalise, predictor, upernet
+from sgmodel import cards, checkpoint, encoder, heads, launch, mae, models, mosaic, normalise, predictor
 from sgmodel.recipes import predict
 
 NAMES = sentinel2.L2A_BANDS
@@ -42,7 +42,7 @@ def restless() -> encoder.Encoder:
 
 
 def segmenter() -> nn.Module:
-    return upernet.Segmenter(restless(), CLASSES, dataclasses.replace(NARROW, skip=4))
+    return heads.Segmenter(restless(), CLASSES, dataclasses.replace(NARROW, skip=4))
 
 
 def classifier() -> nn.Module:
@@ -58,7 +58,7 @@ def saved(folder: Path, make: Callable[[], nn.Module], data: Contract, *, zoom: 
     torch.manual_seed(0)
     model = make()
     normal = normalise.Normalisation(scheme="zscore", eps=0.0, mean=(2000.0,) * 12, std=(1000.0,) * 12, **how)  # type: ignore[arg-type]
-    card = checkpoint.Card(model=checkpoint.describe(model), contract=data, normalisation=normal, recipe={"zoom": zoom})
+    card = cards.Card(model=cards.describe(model), contract=data, normalisation=normal, recipe={"zoom": zoom})
     checkpoint.save(folder, model, card)
     return folder
 
@@ -223,7 +223,7 @@ def test_a_scene_of_one_tile_gets_what_the_model_says(tmp_path: Path, weights: P
     values = pixels(PX, PX)
     folder = built(tmp_path / "build", values)
     assert run("--input", folder, "--weights", weights, "--out", tmp_path / "out") == 0
-    model = checkpoint.load(weights)
+    model = cards.load(weights)
     with torch.no_grad():
         expected = model((torch.from_numpy(values).float()[None] - 2000) / 1000).argmax(dim=1)[0]
     np.testing.assert_array_equal(raster(tmp_path / "out" / "classes.tif")[0], expected.numpy())
@@ -293,7 +293,7 @@ def test_scenes_get_a_row_and_a_pixel_each(tmp_path: Path) -> None:
         assert made.shape == (3, 4) and made.transform.a == 160 and made.bounds.top == scene.bounds.top
         classes = made.read(1)
     assert (classes[2] == 255).all() and len(rows) == 8
-    model = checkpoint.load(weights)
+    model = cards.load(weights)
     for row in rows:
         top, left = int(row["key"][1:6]), int(row["key"][8:])
         assert classes[top // PX, left // PX] == row["labels"][0]
@@ -336,7 +336,7 @@ def test_change_between_two_dates(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert len({made.colormap(1)[label] for label in (0, 1)}) == 2  # colours, though its label space has none
     with torch.no_grad():
         dates = [(torch.from_numpy(date[None]).float() - 2000) / 1000 for date in (old, new)]
-        expected = checkpoint.load(weights)(*dates).argmax(dim=1)[0].numpy()
+        expected = cards.load(weights)(*dates).argmax(dim=1)[0].numpy()
     np.testing.assert_array_equal(found, np.where((new == 0).all(axis=0), 255, expected))
     assert "--input and --after" in refused(capsys, *pair[:2], *pair[4:], "--out", tmp_path / "x")
     elsewhere = built(tmp_path / "c", pixels(PX, 20))
@@ -355,7 +355,7 @@ def test_embeddings_are_the_mean_of_the_tokens_of_a_place(tmp_path: Path, weight
         with rasterio.open(out / "embeddings.tif") as made:
             assert (made.count, made.shape, made.transform.a) == (TINY.width, (3, 4), 80.0)
             corner = made.read()[:, 0, 0]
-        model = checkpoint.load(checkpoint_folder)
+        model = cards.load(checkpoint_folder)
         with torch.no_grad():
             x = (torch.from_numpy(values[None, :, :PX, :PX]).float() - 2000) / 1000
             parts = getattr(model, "encoder", model)
@@ -406,7 +406,7 @@ def test_shards_of_maps_get_a_picture_per_sample(tmp_path: Path, weights: Path) 
 def test_shards_of_pairs(tmp_path: Path) -> None:
     arrays = {"image_before": pixels(PX, PX), "image_after": pixels(PX, PX, seed=2)}
     sample = Sample(key="town", split="test", arrays=arrays)
-    shards.write([sample], tmp_path / "shards", contract=change_contract())
+    sealing.write([sample], tmp_path / "shards", contract=change_contract())
     weights = saved(tmp_path / "w", detector, contracts.read(tmp_path / "shards"))
     assert run("--input", tmp_path / "shards", "--weights", weights, "--out", tmp_path / "out") == 0
     assert (tmp_path / "out" / "classes" / "town.png").exists()
@@ -466,8 +466,8 @@ def test_weights_that_cannot_predict(tmp_path: Path, weights: Path, capsys: pyte
     rest = ("--input", folder, "--out", tmp_path / "out")
     encoded = saved(tmp_path / "mae", lambda: mae.MaskedAutoencoder(restless()), contract(PX))
     assert "--what embeddings" in refused(capsys, *rest, "--weights", encoded)
-    bare = checkpoint.load(weights)
-    checkpoint.save(tmp_path / "bare", bare, checkpoint.Card(model=checkpoint.describe(bare)))
+    bare = cards.load(weights)
+    checkpoint.save(tmp_path / "bare", bare, cards.Card(model=cards.describe(bare)))
     assert "neither bands nor normalisation" in refused(capsys, *rest, "--weights", tmp_path / "bare")
     file = weights / "model.safetensors"
     assert "holds no card" in refused(capsys, *rest, "--weights", file)

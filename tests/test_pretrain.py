@@ -18,9 +18,9 @@ import torch
 from synthetic_shards import contract, sample, write
 
 import sgmodel
-from sgdata import catalog, files, shards
+from sgdata import catalog, files, sealing, shards
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgmodel import augment, checkpoint, command, encoder, heads, mae, published, session, upernet
+from sgmodel import augment, cards, checkpoint, command, encoder, fitting, heads, mae, published, session, upernet
 from sgmodel.recipes import pretrain
 
 TINY = (
@@ -177,7 +177,7 @@ def test_starting_weights_and_their_contract(folder: Path, whole: Path, tmp_path
 
     toa = tmp_path / "toa"
     made = [sample(n, "train", 32, 32) for n in range(4)]
-    shards.write(made, toa, contract=dataclasses.replace(contract(32), level="L1C"))
+    sealing.write(made, toa, contract=dataclasses.replace(contract(32), level="L1C"))
     waived = dataclasses.replace(start, shards=toa, out=tmp_path / "toa-run")
     with pytest.raises(SettingError, match="level is 'L1C', expected 'L2A'; accept = .'level'. in the recipe waives"):
         pretrain.main(recipe(), waived)
@@ -198,7 +198,7 @@ def test_bands_are_chosen_by_name(folder: Path, tmp_path: Path) -> None:
     names = ("B12", "B02", "B08")
     made = dataclasses.replace(recipe("model.bands=3"), bands=names)
     assert pretrain.main(made, places(folder, tmp_path, stop_after=1)) == session.STOPPED
-    card = checkpoint.read_card(tmp_path / "checkpoint-last")
+    card = cards.read(tmp_path / "checkpoint-last")
     assert card.contract is not None
     assert card.normalisation is not None
     assert tuple(band.name for band in card.contract.bands) == names
@@ -211,7 +211,7 @@ def test_bands_are_chosen_by_name(folder: Path, tmp_path: Path) -> None:
 def test_a_poisoned_sample_is_named(tmp_path: Path) -> None:
     made = [sample(n, "train", 32, 32) for n in range(4)]
     made[2].arrays["image"][3] = 1000  # a constant band, which min-max without eps divides by zero
-    shards.write(made, tmp_path / "shards", contract=contract(32))
+    sealing.write(made, tmp_path / "shards", contract=contract(32))
     with pytest.raises(SourceError, match="step 0: loss nan.*not finite for 1 of 4 samples: toy-00002"):
         pretrain.main(
             recipe("normalise.scheme=minmax", "normalise.eps=0"), places(tmp_path / "shards", tmp_path / "run")
@@ -251,11 +251,11 @@ def test_a_progressive_run_goes_from_stage_to_stage(folder: Path, tmp_path: Path
     first, second = (tmp_path / "run" / f"stage-{n}-toy" for n in (1, 2))
     losses = [json.loads((one / "results.json").read_text()) for one in (first, second)]
     assert losses[1]["loss_first"] < losses[0]["loss_first"]  # at 32 px it began from what it had learnt at 16 px
-    assert checkpoint.read_card(second / "checkpoint-last").model.encoder.image_px == 32  # type: ignore[union-attr]
+    assert cards.read(second / "checkpoint-last").model.encoder.image_px == 32  # type: ignore[union-attr]
     # Untrained, the second stage has the tables of the first, resized, or those of a fresh model.
     fresh = pretrain.build(dataclasses.replace(made, model=dataclasses.replace(made.model, image_px=32)))
     before = fresh.pos_embed_spatial.clone()
-    checkpoint.fit(fresh, checkpoint.read_weights(first / "checkpoint-last"), tables=made.tables)
+    fitting.fit(fresh, fitting.read_weights(first / "checkpoint-last"), tables=made.tables)
     assert torch.equal(fresh.pos_embed_spatial, before) == (tables == "redraw")
     optimizer = dataclasses.replace(made.training.optimizer, lr=0.0)
     still = dataclasses.replace(
@@ -263,7 +263,7 @@ def test_a_progressive_run_goes_from_stage_to_stage(folder: Path, tmp_path: Path
     )
     begun = dataclasses.replace(start, out=tmp_path / "begun", weights=first / "checkpoint-last")
     assert pretrain.main(still, begun) == 0
-    table = checkpoint.read_weights(tmp_path / "begun" / "checkpoint-last")["pos_embed_spatial"]
+    table = fitting.read_weights(tmp_path / "begun" / "checkpoint-last")["pos_embed_spatial"]
     torch.testing.assert_close(table, fresh.pos_embed_spatial.detach())
     finished = (second / "SHA256SUMS").read_bytes()
     assert pretrain.main(made, start) == 0
@@ -305,7 +305,7 @@ def test_a_compiled_model_has_the_same_curve(folder: Path, whole: Path, tmp_path
     # Another number of epochs has another schedule, so what is compared is the first batch.
     np.testing.assert_allclose(losses(tmp_path)[0], losses(whole)[0], rtol=1e-5)
     assert (
-        checkpoint.load(tmp_path / "checkpoint-last").state_dict().keys()
+        cards.load(tmp_path / "checkpoint-last").state_dict().keys()
         == files_of(whole / "checkpoint-last", "model").keys()
     )
 
@@ -334,7 +334,7 @@ def test_weights_are_scored_at_other_ratios_without_training(
 def test_what_a_masking_hides(folder: Path, tmp_path: Path, masking: str) -> None:
     made = recipe(f"objective.masking={masking}", "training.epochs=2")
     assert pretrain.main(made, places(folder, tmp_path)) == 0
-    model = checkpoint.load(tmp_path / "checkpoint-last")
+    model = cards.load(tmp_path / "checkpoint-last")
     noise = torch.rand(2, made.model.tokens, generator=torch.Generator().manual_seed(0))
     mask = model(torch.rand(2, 12, 32, 32), noise=noise, ratio=0.75).mask.reshape(2, 4, 16)
     assert mask.mean() == 0.75
@@ -360,16 +360,16 @@ def test_other_shapes_are_pretrained_and_classify_and_segment(folder: Path, tmp_
     made = recipe("training.epochs=2")
     made = dataclasses.replace(made, bands=bands or made.bands, model=dataclasses.replace(made.model, **change))
     assert pretrain.main(made, places(folder, tmp_path)) == 0
-    state, config = checkpoint.read_weights(tmp_path / "checkpoint-last"), made.model
+    state, config = fitting.read_weights(tmp_path / "checkpoint-last"), made.model
     images = torch.rand(2, config.bands, config.image_px, config.image_px)
     pooling: heads.Pooling = "class" if config.class_token else "mean"
     narrow = upernet.HeadConfig(levels=(16, 16, 16, 16), hidden=(16, 16, 16), width=16, groups_levels=4, groups=4)
     scene = heads.SceneClassifier(encoder.Encoder(config), 3, pooling)
-    dense = upernet.Segmenter(encoder.Encoder(config), 5, narrow)
+    dense = heads.Segmenter(encoder.Encoder(config), 5, narrow)
     for model, shape in ((scene, (2, 3)), (dense, (2, 5, config.image_px, config.image_px))):
-        assert checkpoint.fit(model, state, at_least=1.0).encoder_share == 1.0
+        assert fitting.fit(model, state, at_least=1.0).encoder_share == 1.0
         assert model(images).shape == shape
-    checkpoint.save(tmp_path / "scene", scene, checkpoint.Card(model=checkpoint.describe(scene)))
+    checkpoint.save(tmp_path / "scene", scene, cards.Card(model=cards.describe(scene)))
     torch.testing.assert_close(sgmodel.load(tmp_path / "scene")(images), scene.eval()(images))
 
 

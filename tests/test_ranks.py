@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from synthetic_shards import contract, sample, write
 
-from sgdata import catalog, shards
+from sgdata import catalog, sealing
 
 RECIPES = catalog.folder("recipes")
 SETTINGS = (
@@ -100,7 +100,7 @@ def test_a_mean_over_labelled_pixels_does_not_see_the_ranks(tmp_path: Path, para
     for number, one in enumerate(made):  # from nearly all pixels labelled to nearly none
         one.arrays["mask"][: 5 * number] = 255
     folder = tmp_path / "shards"
-    shards.write(made, folder, contract=contract(32))
+    sealing.write(made, folder, contract=contract(32))
     for ranks in (1, 2):
         more = ("--parallel", parallel) if ranks == 2 else ()
         finished(command(folder, tmp_path / str(ranks), *more, ranks=ranks, program="segment", overrides=SEGMENT))

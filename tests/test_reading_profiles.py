@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from synthetic_shards import contract
 
-from sgdata import catalog, files, sentinel2, shards
+from sgdata import catalog, files, sealing, sentinel2
 from sgdata.types import Array, Sample
-from sgmodel import batches, missing, normalise, transfer
+from sgmodel import batches, missing, normalise, picking
 from sgmodel.recipes import classify, segment
 
 TRAIN = catalog.folder("recipes") / "train"
@@ -24,7 +24,7 @@ def stored_and_file(place: Path, dataset: str, edition: str) -> tuple[batches.Sa
     rng = np.random.Generator(np.random.Philox(key=len(order)))
     image = rng.integers(200, 5000, (len(bands), 16, 16)).astype(np.uint16)
     told = replace(contract(16), dataset=dataset, bands=bands, level="L1C")
-    shards.write([Sample(key="a", split="train", arrays={"image": image}, meta={})], place, contract=told)
+    sealing.write([Sample(key="a", split="train", arrays={"image": image}, meta={})], place, contract=told)
     at = [[band.name for band in bands].index(name) for name in order]
     return batches.Samples(place, "train", ("image",)), image[at]
 
@@ -32,8 +32,8 @@ def stored_and_file(place: Path, dataset: str, edition: str) -> tuple[batches.Sa
 def read(source: batches.Samples, recipe: classify.Recipe | segment.Recipe) -> Array:
     """The sample as the model of `recipe` sees it, before any crop."""
     policy = recipe.normalise.missing
-    how = normalise.resolve(recipe.normalise, transfer.narrowed(source.contract, recipe.bands, policy))
-    picks = transfer.indices(source.contract, recipe.bands, policy)
+    how = normalise.resolve(recipe.normalise, picking.narrowed(source.contract, recipe.bands, policy))
+    picks = picking.indices(source.contract, recipe.bands, policy)
     image = torch.from_numpy(source.read(0, "image"))[None]
     return np.asarray(normalise.apply(how, image, torch.tensor([[16, 16]]), picks)[0])
 
@@ -60,4 +60,4 @@ def test_segmunich_in_the_order_of_the_file_and_twice_its_mean(tmp_path: Path) -
     twelve = np.concatenate([ten, ten.mean(0, keepdims=True), ten.mean(0, keepdims=True)])
     low, high = twelve.min((1, 2), keepdims=True), twelve.max((1, 2), keepdims=True)
     np.testing.assert_allclose(read(source, recipe), (twelve - low) / (high - low + 1e-9), atol=1e-5)
-    assert transfer.indices(source.contract, recipe.bands, "mean")[10:] == [missing.MEAN] * 2  # type: ignore[index]
+    assert picking.indices(source.contract, recipe.bands, "mean")[10:] == [missing.MEAN] * 2  # type: ignore[index]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sgdata import catalog, files
-from sgmodel import command, contrastive, models, optim
+from sgmodel import command, models, optim
 from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
 
 TRAIN = catalog.folder("recipes") / "train"
@@ -40,7 +40,7 @@ def model(path: Path) -> tuple[nn.Module, AnyRecipe]:
         if path.stem.startswith("contrast-"):
             contrasting = files.read(contrast.Recipe, path)
             bands = len(contrasting.bands)
-            return contrastive.Contrast(contrasting.model, bands, contrasting.contrast), contrasting
+            return models.contrast(contrasting.model, contrasting.contrast, bands=bands), contrasting
         if path.stem.startswith("classify-"):
             classifying = files.read(classify.Recipe, path)
             bands, classes = len(classifying.bands), 10 if "eurosat" in path.stem else 19

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_encoder import TINY
 
-from sgmodel import checkpoint, encoder, mae, resizing
+from sgmodel import encoder, fitting, mae, resizing
 
 
 def test_shares_by_hand() -> None:
@@ -53,7 +53,7 @@ def test_weights_of_other_bands_are_made_to_fit_and_named(change: dict[str, int]
     source = mae.MaskedAutoencoder(encoder.Encoder(TINY), mae.DecoderConfig(width=16, depth=1, heads=2))
     config = dataclasses.replace(TINY, **change)
     target = encoder.Encoder(config)
-    report = checkpoint.fit(target, source.state_dict(), at_least=1.0)
+    report = fitting.fit(target, source.state_dict(), at_least=1.0)
     assert set(report.resized) == resized
     assert not report.missing
 
@@ -63,4 +63,4 @@ def test_weights_of_other_bands_are_made_to_fit_and_named(change: dict[str, int]
 
     torch.testing.assert_close(token(target), token(source), rtol=1e-4, atol=1e-5)
     redrawn = encoder.Encoder(config)
-    assert set(checkpoint.fit(redrawn, source.state_dict(), at_least=0.0, tables="redraw").missing) == resized
+    assert set(fitting.fit(redrawn, source.state_dict(), at_least=0.0, tables="redraw").missing) == resized

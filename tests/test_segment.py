@@ -11,9 +11,9 @@ import pytest
 import torch
 from synthetic_shards import contract, sample, write
 
-from sgdata import catalog, files, shards
+from sgdata import catalog, files, sealing, shards
 from sgdata.errors import SettingError, SourceError
-from sgmodel import checkpoint, command, session
+from sgmodel import cards, command, session
 from sgmodel.recipes import pretrain, segment
 
 TINY = (
@@ -80,7 +80,7 @@ def test_the_linear_rival_learns_what_single_pixels_tell(folder: Path, tmp_path:
     figures = results(tmp_path)
     assert figures["miou"] > 0.95
     assert figures["miou"] > 3 * figures["miou_majority"]
-    model = checkpoint.load(tmp_path / "checkpoint-last")
+    model = cards.load(tmp_path / "checkpoint-last")
     assert sum(p.numel() for p in model.parameters()) == 13 * 4
 
 
@@ -115,11 +115,11 @@ def test_fine_tuning_takes_the_encoder_of_a_pretraining_run(folder: Path, tmp_pa
         segment.main(recipe("tiny", *TINY, "normalise.scheme=minmax"), start)
     with pytest.raises(SourceError, match="of the encoder's parameters fit"):
         segment.main(recipe("tiny", *TINY, "model.encoder.width=64"), start)
-    with pytest.raises(SourceError, match="segmenter model has no encoder to fill"):
+    with pytest.raises(SourceError, match="the model has no encoder to fill"):
         segment.main(recipe("linear"), start)
 
     toa = dataclasses.replace(contract(32), level="L1C")
-    shards.write(
+    sealing.write(
         [sample(n, split, 32, 32) for n, split in enumerate(("train", "val"))], tmp_path / "other", contract=toa
     )
     other = dataclasses.replace(start, shards=tmp_path / "other")
@@ -130,7 +130,7 @@ def test_fine_tuning_takes_the_encoder_of_a_pretraining_run(folder: Path, tmp_pa
 def test_samples_without_masks_of_classes_are_refused(folder: Path, tmp_path: Path) -> None:
     space = dataclasses.replace(contract(32).label_space, ids=(1, 2, 3, 4))
     made = [sample(n, split, 32, 32) for n, split in enumerate(("train", "val"))]
-    shards.write(made, tmp_path / "shards", contract=dataclasses.replace(contract(32), label_space=space))
+    sealing.write(made, tmp_path / "shards", contract=dataclasses.replace(contract(32), label_space=space))
     with pytest.raises(SettingError, match=r"label space 'toy': task 'segmentation', ids \[1, 2, 3, 4\]; expected"):
         segment.main(recipe("tiny", *TINY), places(tmp_path / "shards", tmp_path / "run"))
     with pytest.raises(SettingError, match="image_px is 64, the samples are 32 x 32 px"):
@@ -148,7 +148,7 @@ def test_a_batch_with_no_label_at_all_does_not_stop_training(tmp_path: Path) -> 
     made = [sample(n, "train" if n < 2 else "val", 32, 32) for n in range(3)]
     for one in made[:2]:
         one.arrays["mask"][:] = 255
-    shards.write(made, tmp_path / "shards", contract=contract(32))
+    sealing.write(made, tmp_path / "shards", contract=contract(32))
     assert segment.main(recipe("tiny", *TINY, "training.batch=1"), places(tmp_path / "shards", tmp_path / "run")) == 0
 
 
@@ -157,7 +157,7 @@ def test_the_loss_is_the_mean_over_the_labelled_pixels_of_the_whole_batch(tmp_pa
     made = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(5)]
     for n, one in enumerate(made):
         one.arrays["mask"][: 9 * n] = 255
-    shards.write(made, tmp_path / "shards", contract=contract(32))
+    sealing.write(made, tmp_path / "shards", contract=contract(32))
     still = ("model.head.dropout=0.0", "model.head.dropout_levels=0.0", "model.encoder.drop_path=0.0")
     curves = []
     for parts in (1, 4):

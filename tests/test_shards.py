@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sgdata import contracts, files, sentinel2, shards
+from sgdata import contracts, files, sealing, sentinel2, shards
 from sgdata.errors import SourceError
 from sgdata.types import Array, Contract, LabelSpace, Sample
 
@@ -107,7 +107,7 @@ def test_a_member_that_holds_something_else_is_refused() -> None:
 
 def test_what_is_written_is_read_and_indexed(tmp_path: Path) -> None:
     made = [sample(number, "val" if number == 2 else "train", 8 + number) for number in (3, 1, 2)]
-    complete = shards.write(made, tmp_path, contract=CONTRACT)
+    complete = sealing.write(made, tmp_path, contract=CONTRACT)
     assert complete == contracts.read(tmp_path)
     assert complete.splits == {"train": 2, "val": 1}
     assert complete.shape is None
@@ -128,7 +128,7 @@ def test_what_is_written_is_read_and_indexed(tmp_path: Path) -> None:
 def test_the_index_is_geoparquet(tmp_path: Path) -> None:
     import geopandas
 
-    shards.write([sample(1), sample(2)], tmp_path, contract=CONTRACT)
+    sealing.write([sample(1), sample(2)], tmp_path, contract=CONTRACT)
     frame = geopandas.read_parquet(tmp_path / shards.INDEX)
     assert frame.crs == "EPSG:4326"
     np.testing.assert_allclose(frame.total_bounds, [11.0, 48.0, 11.2, 48.1])
@@ -138,7 +138,7 @@ def test_the_index_is_geoparquet(tmp_path: Path) -> None:
 
 
 def test_the_tar_is_plain_ustar_without_clock_or_user(tmp_path: Path) -> None:
-    shards.write([sample(1)], tmp_path, contract=CONTRACT)
+    sealing.write([sample(1)], tmp_path, contract=CONTRACT)
     with tarfile.open(tmp_path / "toy-train-000000.tar") as tar:
         members = tar.getmembers()
         assert [m.name for m in members] == [
@@ -153,7 +153,7 @@ def test_effort_changes_bytes_and_nothing_else(tmp_path: Path) -> None:
     ground = rng.normal(1500, 300, (2, 16, 16)).repeat(6, 1).repeat(6, 2)
     made = [Sample(key="a", split="train", arrays={"image": ground.astype(np.uint16)}, meta={})]
     quick, dense = (
-        shards.write(made, tmp_path / effort, contract=CONTRACT, effort=effort)  # type: ignore[arg-type]
+        sealing.write(made, tmp_path / effort, contract=CONTRACT, effort=effort)  # type: ignore[arg-type]
         for effort in ("quick", "dense")
     )
     assert quick == dense
@@ -166,7 +166,7 @@ def test_effort_changes_bytes_and_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize("codec", ["blosc", "npy"])
 def test_equal_samples_give_equal_bytes(tmp_path: Path, codec: shards.Codec) -> None:
     for name, numbers in (("a", (1, 2, 3)), ("b", (3, 1, 2))):
-        shards.write([sample(number) for number in numbers], tmp_path / name, contract=CONTRACT, codec=codec)
+        sealing.write([sample(number) for number in numbers], tmp_path / name, contract=CONTRACT, codec=codec)
     assert (tmp_path / "a" / files.SUMS).read_bytes() == (tmp_path / "b" / files.SUMS).read_bytes()
 
 
@@ -177,7 +177,7 @@ def test_webdataset_alone_reads_them(tmp_path: Path) -> None:
     import webdataset
 
     made = [sample(number, size=8 + number) for number in (1, 2)]
-    shards.write(made, tmp_path, contract=CONTRACT)
+    sealing.write(made, tmp_path, contract=CONTRACT)
     url = str(tmp_path / "toy-train-000000.tar")
     plain = webdataset.WebDataset(url, shardshuffle=False).decode(shards.decode_member)
     rows = list(torch.utils.data.DataLoader(plain, batch_size=None))
@@ -194,7 +194,7 @@ def test_hugging_face_datasets_reads_them(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
     made = [sample(number) for number in (1, 2)]
-    shards.write(made, tmp_path / "s", contract=CONTRACT)
+    sealing.write(made, tmp_path / "s", contract=CONTRACT)
     tars = [str(path) for path in sorted((tmp_path / "s").glob("*.tar"))]
     rows = list(datasets.load_dataset("webdataset", data_files=tars, split="train", streaming=True))
     assert [row["__key__"] for row in rows] == ["place_001", "place_002"]
@@ -222,13 +222,13 @@ def test_a_member_is_decoded_alone(array: Array) -> None:
 @pytest.mark.parametrize("key", ["a.b", "../a", "a/b", "", "ä", "x" * 81])
 def test_a_key_that_a_tar_could_twist_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(SourceError, match="sample key"):
-        shards.write([dataclasses.replace(sample(1), key=key)], tmp_path, contract=CONTRACT)
+        sealing.write([dataclasses.replace(sample(1), key=key)], tmp_path, contract=CONTRACT)
     assert not list(tmp_path.glob("*.tar"))
 
 
 def test_no_sample_at_all_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not one sample"):
-        shards.write([], tmp_path, contract=CONTRACT)
+        sealing.write([], tmp_path, contract=CONTRACT)
 
 
 def test_a_missing_or_damaged_index_is_told(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 import sgmodel
 from sgdata.errors import SettingError, SourceError
-from sgmodel import checkpoint, encoder, hub, mae
+from sgmodel import cards, checkpoint, encoder, hub, mae
 from sgmodel.recipes import convert
 
 TINY = encoder.EncoderConfig(image_px=32, width=64, depth=2, heads=1)
@@ -43,7 +43,7 @@ def test_timm_makes_and_runs_our_models() -> None:
 
 def test_weights_by_path_and_by_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = encoder.Encoder(TINY)
-    checkpoint.save(tmp_path / "mine", model, checkpoint.Card(model=checkpoint.describe(model)))
+    checkpoint.save(tmp_path / "mine", model, cards.Card(model=cards.describe(model)))
     loaded = sgmodel.from_pretrained(tmp_path / "mine")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     with pytest.raises(SourceError, match="nowhere: no such file or folder, and not a name on the hub"):

@@ -29,7 +29,7 @@ def shapes(model: nn.Module, kind: str) -> list[tuple[str, str]]:
 def test_our_names_and_the_published_ones_map_one_to_one(kind: str, table: str, count: int) -> None:
     with torch.device("meta"):
         part = encoder.Encoder(encoder.base())
-        model = upernet.Segmenter(part) if kind == "segmenter" else heads.ChangeDetector(part)
+        model = heads.Segmenter(part) if kind == "segmenter" else heads.ChangeDetector(part)
     rows = catalog.table(f"spectralgpt_base_{table}_keys")
     assert shapes(model, kind) == sorted((row["key"], row["shape"]) for row in rows)
     assert sum(p.numel() for p in model.parameters()) == count
@@ -40,7 +40,7 @@ def test_our_names_and_the_published_ones_map_one_to_one(kind: str, table: str, 
 )
 def test_logits_have_the_size_of_the_image(change: dict[str, int]) -> None:
     config = dataclasses.replace(TINY, **change)
-    model = upernet.Segmenter(encoder.Encoder(config), 5, NARROW)
+    model = heads.Segmenter(encoder.Encoder(config), 5, NARROW)
     logits = model(images(config))
     assert logits.shape == (2, 5, config.image_px, config.image_px)
     logits.sum().backward()
@@ -49,7 +49,7 @@ def test_logits_have_the_size_of_the_image(change: dict[str, int]) -> None:
 
 
 def test_merge_weighs_the_groups_of_each_place() -> None:
-    merge = upernet.TokenMerge(TINY)
+    merge = heads.TokenMerge(TINY)
     tokens = torch.rand(2, TINY.tokens, TINY.width)
     merged = merge(tokens)
     assert merged.shape == (2, TINY.width, 2, 2)
@@ -62,8 +62,8 @@ def test_merge_weighs_the_groups_of_each_place() -> None:
 
 def test_merge_takes_several_times() -> None:
     config = dataclasses.replace(TINY, times=2)
-    assert upernet.TokenMerge(config).linear.weight.shape == (1, 8)
-    model = upernet.Segmenter(encoder.Encoder(config), 3, NARROW)
+    assert heads.TokenMerge(config).linear.weight.shape == (1, 8)
+    model = heads.Segmenter(encoder.Encoder(config), 3, NARROW)
     assert model(images(config)).shape == (2, 3, 16, 16)
 
 
@@ -90,7 +90,7 @@ def test_it_learns_a_picture() -> None:
     x = torch.rand(2, 12, 16, 16)
     target = (x[:, 0] > 0.5).long()
     x[:, :3] = target[:, None].float()
-    model = upernet.Segmenter(encoder.Encoder(TINY), 2, NARROW)
+    model = heads.Segmenter(encoder.Encoder(TINY), 2, NARROW)
     encoder.initialise(model.encoder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(120):

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sgmodel import augment, batches, command, contrastive, downstream, draws, loop, session
+from sgmodel import augment, batches, command, contrastive, downstream, draws, loop, models, session
 
 VIEW = 1 << 32
 """Added to the seed for the second view: the upper half of the key, which no seed of a recipe reaches."""
@@ -39,7 +39,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     setting = downstream.settle(recipe, source.contract, places)
 
     def make() -> contrastive.Contrast:
-        return contrastive.Contrast(recipe.model, len(setting.contract.bands), recipe.contrast)
+        return models.contrast(recipe.model, recipe.contrast, bands=len(setting.contract.bands))
 
     model = downstream.start(setting, make, places.weights)
     assert isinstance(model, contrastive.Contrast)

@@ -15,23 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgdata.errors import SgdataError
-from sgmodel import checkpoint, hub
+from sgmodel import cards, checkpoint, fitting, hub
 
 
-def convert(source: Path, out: Path, *, at_least: float) -> checkpoint.Report:
+def convert(source: Path, out: Path, *, at_least: float) -> fitting.Report:
     """Write `source` as a checkpoint folder `out`. Raises SgdataError."""
-    state = checkpoint.read_weights(source)
-    if checkpoint.has_card(source):  # averaged weights, say: whatever their card says stays true
-        card = checkpoint.read_card(source)
+    state = fitting.read_weights(source)
+    if fitting.has_card(source):  # averaged weights, say: whatever their card says stays true
+        card = cards.read(source)
     else:
-        card = checkpoint.Card(model=checkpoint.infer(state, where=str(source)))
-    model = checkpoint.build(card.model)
-    report = checkpoint.fit(model, state, at_least=at_least, where=str(source))
+        card = cards.Card(model=cards.infer(state, where=str(source)))
+    model = cards.build(card.model)
+    report = fitting.fit(model, state, at_least=at_least, where=str(source))
     checkpoint.save(out, model, card)
     return report
 
 
-def told(report: checkpoint.Report) -> str:
+def told(report: fitting.Report) -> str:
     """The report, a line per kind, and names where something is amiss."""
     lines = [f"encoder filled: {report.encoder_share:.1%} of its parameters"]
     for kind in ("matched", "resized", "missing", "unexpected"):

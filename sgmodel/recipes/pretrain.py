@@ -26,16 +26,17 @@ from sgdata.types import Contract
 from sgmodel import (
     augment,
     batches,
-    checkpoint,
     command,
     draws,
     encoder,
+    fitting,
     lattice,
     launch,
     mae,
     mixture,
     normalise,
     optim,
+    picking,
     pictures,
     ranks,
     runs,
@@ -75,7 +76,7 @@ class Recipe:
     normalise: normalise.NormaliseRecipe
     augment: augment.AugmentRecipe
     accept: tuple[str, ...] = ()
-    tables: checkpoint.Tables = "interpolate"
+    tables: fitting.Tables = "interpolate"
     stages: tuple[Stage, ...] = ()
 
 
@@ -104,14 +105,14 @@ def main(recipe: Recipe, places: command.Places) -> int:
         return progressive(recipe, places)
     where = launch.start(places.device, precision=recipe.training.precision, threads=places.threads)
     source = _source(recipe, places)
-    recipe = transfer.settled(recipe, source.contract)
-    contract = transfer.narrowed(source.contract, recipe.bands, recipe.normalise.missing)
+    recipe = picking.settled(recipe, source.contract)
+    contract = picking.narrowed(source.contract, recipe.bands, recipe.normalise.missing)
     check(recipe, contract)
     how = normalise.resolve(recipe.normalise, contract)
     model = build(recipe)
     if places.weights is not None:
         transfer.fill(model, places.weights, contract, how, accept=recipe.accept, tables=recipe.tables)
-    picks = transfer.indices(source.contract, recipe.bands, recipe.normalise.missing)
+    picks = picking.indices(source.contract, recipe.bands, recipe.normalise.missing)
     setting = Setting(recipe=recipe, stored=source.contract, contract=contract, picks=picks, how=how, where=where)
     forward = session.ready(model, recipe.training, where, places.parallel)
     task = session.Task(
@@ -174,11 +175,11 @@ def _source(recipe: Recipe, places: command.Places) -> batches.Source:
 
 def check(recipe: Recipe, contract: Contract) -> None:
     """Raises SettingError where the data cannot feed the model."""
-    transfer.check_bands(recipe.model, contract)
+    picking.check_bands(recipe.model, contract)
     if recipe.picture_every < 1:
         raise SettingError(f"picture_every is {recipe.picture_every}: expected 1 or more steps")
     if recipe.augment.crop_area is None:
-        transfer.check_size(recipe.model.image_px, contract, cropped=False)
+        picking.check_size(recipe.model.image_px, contract, cropped=False)
 
 
 def _train(setting: Setting, model: mae.MaskedAutoencoder, task: session.Task, places: command.Places) -> int:

@@ -22,7 +22,19 @@ from torch.nn import functional
 
 from sgdata.errors import SettingError
 from sgdata.types import Contract
-from sgmodel import augment, batches, command, downstream, loop, metrics, models, pictures, ranks, session, transfer
+from sgmodel import (
+    augment,
+    batches,
+    command,
+    downstream,
+    loop,
+    metrics,
+    models,
+    picking,
+    pictures,
+    ranks,
+    session,
+)
 
 SHOWN = 6
 
@@ -68,7 +80,7 @@ def check(recipe: Recipe, contract: Contract) -> None:
         raise SettingError(f"label space '{space.name}': {told}; expected task 'segmentation' and ids 0, 1, 2, ...")
     downstream.check_sizes(recipe.model.px, contract)
     if recipe.model.px:
-        transfer.check_size(recipe.model.px, contract, cropped=recipe.augment.crop_area is not None)
+        picking.check_size(recipe.model.px, contract, cropped=recipe.augment.crop_area is not None)
 
 
 def objective(setting: Setting, model: nn.Module, batch: batches.Batch) -> dict[str, Tensor]:

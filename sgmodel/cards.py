@@ -1,0 +1,220 @@
+"""The card of a checkpoint and the model that it describes: told of a model, read, and built again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import isqrt
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from sgdata import files
+from sgdata.errors import SettingError, SourceError
+from sgdata.types import Contract
+from sgmodel import contrastive, fitting, heads, mae, models, normalise, published, upernet
+from sgmodel import encoder as enc
+from sgmodel.checkpoint import CARD, WEIGHTS
+from sgmodel.published import State
+
+FORMAT = 1
+Kind = Literal["encoder", "autoencoder", "classifier", "segmenter", "change", "contrast"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Enough to build a model: its kind, the encoder, and what that kind needs besides; of a rival, its `recipe`."""
+
+    kind: Kind
+    encoder: enc.EncoderConfig | None = None
+    recipe: models.ModelRecipe | None = None
+    contrast: contrastive.Objective | None = None
+    bands: int = 0
+    decoder: mae.DecoderConfig | None = None
+    objective: mae.Objective | None = None
+    head: upernet.HeadConfig | None = None
+    classes: int = 0
+    pooling: heads.Pooling = "mean"
+    probe: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What travels with weights: how to build the model, what its inputs and outputs are, and how it was trained."""
+
+    format: int = FORMAT
+    model: ModelSpec
+    contract: Contract | None = None
+    normalisation: normalise.Normalisation | None = None
+    recipe: dict[str, Any] | None = None
+    commit: str | None = None
+
+
+RIVALS: dict[Kind, type[models.RivalClassifier | models.RivalSegmenter | models.RivalDetector]] = {
+    "classifier": models.RivalClassifier,
+    "segmenter": models.RivalSegmenter,
+    "change": models.RivalDetector,
+}
+
+
+def describe(model: nn.Module) -> ModelSpec:
+    """The spec from which `build` makes this model again."""
+    return replace(_describe(model), probe=isinstance(getattr(model, "head", None), heads.Probe))
+
+
+def _describe(model: nn.Module) -> ModelSpec:
+    match model:
+        case mae.MaskedAutoencoder():
+            return ModelSpec(kind="autoencoder", encoder=model.config, decoder=model.decoder, objective=model.objective)
+        case heads.SceneClassifier():
+            return ModelSpec(kind="classifier", encoder=model.config, classes=model.classes, pooling=model.pooling)
+        case heads.Segmenter():
+            config = model.encoder.config
+            return ModelSpec(kind="segmenter", encoder=config, classes=model.classes, head=model.head_config)
+        case heads.ChangeDetector():
+            return ModelSpec(kind="change", encoder=model.encoder.config, classes=2, head=model.head_config)
+        case enc.Encoder():
+            return ModelSpec(kind="encoder", encoder=model.config)
+        case contrastive.Contrast():
+            return ModelSpec(kind="contrast", recipe=model.recipe, bands=model.bands, contrast=model.objective)
+        case models.Rival():
+            kind = next(kind for kind, made in RIVALS.items() if isinstance(model, made))
+            return ModelSpec(kind=kind, recipe=model.recipe, bands=model.bands, classes=model.classes)
+    raise TypeError(f"{type(model).__name__} has no description; unwrap it before saving")
+
+
+def build(spec: ModelSpec) -> nn.Module:
+    """A fresh model as `spec` says."""
+    model = _build(spec)
+    if spec.probe:
+        heads.probe(model)
+    return model
+
+
+def _build(spec: ModelSpec) -> nn.Module:
+    if spec.recipe is not None and spec.contrast is not None:
+        return models.contrast(spec.recipe, spec.contrast, bands=spec.bands)
+    if spec.recipe is not None:
+        return RIVALS[spec.kind](spec.recipe, spec.bands, spec.classes)
+    assert spec.encoder is not None
+    encoder = enc.Encoder(spec.encoder)
+    match spec.kind:
+        case "autoencoder":
+            return mae.MaskedAutoencoder(encoder, spec.decoder, spec.objective)
+        case "classifier":
+            return heads.SceneClassifier(encoder, spec.classes, spec.pooling)
+        case "segmenter":
+            return heads.Segmenter(encoder, spec.classes, spec.head)
+        case "change":
+            return heads.ChangeDetector(encoder, spec.head)
+        case _:
+            return encoder
+
+
+# --- on disk -------------------------------------------------------------------------------
+
+
+def load(path: Path) -> nn.Module:
+    """The model in a checkpoint folder of ours or in a published file, on the CPU, in evaluation mode.
+
+    A `.safetensors` beside a card of ours is that model with other weights: `checkpoint-last/average.safetensors`.
+    Raises SourceError.
+    """
+    if not fitting.has_card(path):
+        state = fitting.read_weights(path)
+        model = build(infer(state, where=str(path)))
+        report = fitting.fit(model, state, at_least=1.0, where=str(path))
+        if report.missing:  # `fit` counts the encoder alone; here nobody would train the rest
+            told = (
+                f"{len(report.missing)} weights of the {describe(model).kind} are missing (first, {report.missing[0]})"
+            )
+            raise SourceError(f"{path}: {told}; fill a model of your own with fitting.fit")
+        return model.eval()
+    card = read(path)
+    # No memory and no random draws for weights that are replaced at once; but timm's models also compute tables.
+    with torch.device("meta" if card.model.recipe is None else "cpu"):
+        model = build(card.model)
+    try:
+        model.load_state_dict(published.read_safetensors(path / WEIGHTS if path.is_dir() else path), assign=True)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())
+        raise SourceError(f"{path}: weights do not fit the card ({why:.200}); save the model again") from None
+    return model.eval()
+
+
+def read(path: Path) -> Card:
+    """`card.json` of a checkpoint folder, or beside a file of weights. Raises SourceError."""
+    folder = path.parent if path.is_file() else path
+    path = files.existing(folder / CARD, f"a checkpoint folder with {WEIGHTS} and {CARD}")
+    try:
+        card = files.read(Card, path)
+    except SettingError as error:
+        raise SourceError(str(error)) from None
+    if card.format != FORMAT:
+        raise SourceError(f"{path}: format {card.format}, this version reads {FORMAT}; use the sgdata that wrote it")
+    return card
+
+
+# --- published weights ---------------------------------------------------------------------
+
+
+def infer(state: State, *, where: str) -> ModelSpec:
+    """The model that published weights belong to, from their names and shapes. Raises SourceError.
+
+    Two things leave no trace there: the width of a head, taken as 64 in the encoder and 32 in the decoder (80 in
+    the huge model), and the number of groups behind a joint position table, taken as that of 12 bands.
+    """
+    state = published.split_qkv(state)
+    try:
+        encoder = _infer_encoder(state)
+        if "mask_token" in state:
+            decoder = mae.DecoderConfig(
+                width=state["mask_token"].shape[-1],
+                depth=_depth(state, "decoder_blocks"),
+                heads=max(state["mask_token"].shape[-1] // 32, 1),
+            )
+            return ModelSpec(kind="autoencoder", encoder=encoder, decoder=decoder)
+        if "cls_seg.0.weight" in state:
+            classes = state["cls_seg.0.weight"].shape[0]
+            kind: Literal["change", "segmenter"] = "change" if classes == 2 else "segmenter"
+            return ModelSpec(kind=kind, encoder=encoder, classes=classes, head=_infer_head(state))
+        if "head.weight" in state:
+            classes = state["head.weight"].shape[0]
+            return ModelSpec(kind="classifier", encoder=encoder, classes=classes, pooling="released")
+    except (KeyError, ValueError) as error:
+        raise SourceError(
+            f"{where}: not the weights of a SpectralGPT model ({error} is missing or has an odd shape)"
+        ) from None
+    return ModelSpec(kind="encoder", encoder=encoder)
+
+
+def _infer_encoder(state: State) -> enc.EncoderConfig:
+    width, _, group_bands, patch_px, _ = state["patch_embed.proj.weight"].shape
+    joint = "pos_embed" in state
+    groups = 12 // group_bands if joint else state["pos_embed_temporal"].shape[1]
+    places = state["pos_embed"].shape[1] // groups if joint else state["pos_embed_spatial"].shape[1]
+    return enc.EncoderConfig(
+        bands=groups * group_bands,
+        image_px=isqrt(places) * patch_px,
+        patch_px=patch_px,
+        group_bands=group_bands,
+        width=width,
+        depth=_depth(state, "blocks"),
+        heads=width // 80 if width == 1280 else max(width // 64, 1),
+        mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        positions="joint" if joint else "pair",
+    )
+
+
+def _infer_head(state: State) -> upernet.HeadConfig:
+    spread = [state[f"conv{i}.3.weight"].shape for i in range(3)]  # transposed: (hidden, level, k, k)
+    return upernet.HeadConfig(
+        levels=(spread[0][1], spread[1][1], spread[2][1], state["conv3.0.weight"].shape[0]),
+        hidden=(spread[0][0], spread[1][0], spread[2][0]),
+        width=state["decoder.fuse_all.0.weight"].shape[0],
+    )
+
+
+def _depth(state: State, blocks: str) -> int:
+    return len({name.split(".")[1] for name in state if name.startswith(f"{blocks}.")})
