@@ -5,7 +5,7 @@ OUT     ?= out/demo
 WORKERS ?= 2
 BIN     := $(VENV)/bin
 
-.PHONY: demo test lint bench ledger
+.PHONY: demo test lint bench ledger city epoch
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
@@ -33,10 +33,22 @@ bench: $(VENV)/.peers  ## speed against peers, measured here, as a table
 
 ledger: OUT = out/ledger
 ledger: $(VENV)/.installed  ## rivals, seeds and intervals on the simulated city: make ledger OUT=DIR
+	test -f $(OUT)/shards/SHA256SUMS -a -f $(OUT)/pairs/SHA256SUMS || $(MAKE) --no-print-directory city OUT=$(OUT)
+	$(BIN)/python -m sgmodel.recipes.reproduce recipes/ledger/city.toml --workers $(WORKERS) \
+		--shards $(OUT)/shards --shards $(OUT)/pairs --out $(OUT)
+
+# Exit 3: pixels that no date saw clear, findings of an audit. Both are told, and no reason to stop.
+city: $(VENV)/.installed
 	$(BIN)/sgdata simulate $(OUT)/archive --size 8 --workers $(WORKERS)
-	test -f $(OUT)/build/SHA256SUMS || $(BIN)/sgdata build segmunich --out $(OUT)/build --workers $(WORKERS) \
-		--aoi $(OUT)/archive/aoi.geojson --stac $(OUT)/archive/catalog.json --osm $(OUT)/archive/osm/city.osm \
-		--set split.block_px=200 --set split.gap_px=32 --set patches.stride=32 \
-		|| test $$? = 3  # pixels that no date saw clear are told, and no reason to stop
+	$(MAKE) --no-print-directory epoch OUT=$(OUT) TO=build DATES=2017-04-01/2020-04-01
+	$(MAKE) --no-print-directory epoch OUT=$(OUT) TO=build-2 DATES=2022-05-01/2022-09-30
+	printf 'before = "build"\nafter = "build-2"\nchange = "archive/truth/change.tif"\n' > $(OUT)/pair.toml
 	$(BIN)/sgdata shard segmunich --source $(OUT)/build --out $(OUT)/shards --workers $(WORKERS)
-	$(BIN)/python -m sgmodel.recipes.reproduce recipes/ledger/city.toml --shards $(OUT)/shards --out $(OUT)
+	$(BIN)/sgdata shard pairs --source $(OUT)/pair.toml --out $(OUT)/pairs --workers $(WORKERS)
+	$(BIN)/sgdata audit $(OUT)/shards --build $(OUT)/build --out $(OUT)/shards-audit --workers $(WORKERS) || test $$? = 3
+	$(BIN)/sgdata audit $(OUT)/pairs --out $(OUT)/pairs-audit --workers $(WORKERS) || test $$? = 3
+
+epoch:
+	test -f $(OUT)/$(TO)/SHA256SUMS || $(BIN)/sgdata build segmunich --out $(OUT)/$(TO) --workers $(WORKERS) \
+		--aoi $(OUT)/archive/aoi.geojson --stac $(OUT)/archive/catalog.json --osm $(OUT)/archive/osm/city.osm \
+		--dates $(DATES) --set split.block_px=200 --set split.gap_px=32 --set patches.stride=32 || test $$? = 3

@@ -91,7 +91,10 @@ EDGE_LIBRARIES = {
     "subprocess",
     "socket",
 }
-FROM_SGDATA = {"types", "errors", "sentinel2", "files", "catalog", "shards", "contracts", "progress", "rasters", "page"}
+FROM_SGDATA = {
+    *("types", "errors", "sentinel2", "files", "catalog", "pool", "progress", "contracts", "audit"),
+    *("shards", "rasters", "page", "show"),
+}
 
 
 def is_type_checking(node: ast.AST) -> bool:

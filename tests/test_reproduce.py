@@ -1,18 +1,44 @@
-"""The ledger: runs what is missing, resumes, never invents a number."""
+"""The ledger: runs what is missing, resumes, makes anew what has changed, never invents a number."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from scipy import stats
 from synthetic_shards import write
+from test_cluster import cluster  # noqa: F401  # a fixture
 
+from sgdata import audit, catalog, contracts, files
 from sgdata.errors import SettingError
+from sgdata.show import ledger as shown
+from sgmodel import campaign, ledger
+from sgmodel.campaign import Before, Places, Recipe, Row, Table
 from sgmodel.recipes import reproduce
 
-LINEAR = ("bands=['B02', 'B03', 'B04']", "training.epochs=1", "training.batch=2", "augment.quarter_turns=false")
+SET = ("bands=['B02', 'B03', 'B04']", "training.epochs=1", "training.batch=2", "augment.quarter_turns=false")
+ALONE = reproduce.Crew()
+LEDGERS = sorted((catalog.folder("recipes") / "ledger").glob("*.toml"))
+# Stands for every program: a figure from the seed, or an end as the file `fail` beside it asks for.
+STUB = """
+import json, pathlib, sys
+words = sys.argv[2:]
+out = pathlib.Path(words[words.index("--out") + 1])
+seed = float([w for w in words if w.startswith("training.seed=")][-1][14:]) if "training.seed" in str(words) else 0.0
+fail = pathlib.Path(__file__).with_name("fail")
+if fail.exists() and fail.read_text() in sys.argv[1]:
+    sys.exit("no luck")
+out.mkdir(parents=True, exist_ok=True)
+results = {"miou": seed / 10, "miou_interval": [0.0, 1.0], "steps": 2}
+(out / "results.json").write_text(json.dumps(results))
+(out / "SHA256SUMS").write_text("")
+with (out / "calls").open("a") as calls:
+    calls.write("x")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -20,65 +46,254 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("reproduce") / "shards", train=4, val=2)
 
 
-def row(**others: object) -> reproduce.Row:
-    chosen = {"name": "linear", "start": "random", "program": "segment", "recipe": "train/segment-demo-linear.toml"}
-    return reproduce.Row(**{**chosen, "set": LINEAR, **others})  # type: ignore[arg-type]
+@pytest.fixture
+def places(shards: Path, tmp_path: Path) -> Places:
+    """With the stub in place of the programs."""
+    (tmp_path / "stub.py").write_text(STUB)
+    launcher = (sys.executable, str(tmp_path / "stub.py"))
+    return Places(data={"toy": shards}, out=tmp_path / "out", weights=tmp_path / "weights", launcher=launcher)
 
 
-def ledger(*rows: reproduce.Row) -> reproduce.Recipe:
-    return reproduce.Recipe(title="t", metric="miou", seeds=(1, 2), rows=rows)
+def recipe(*rows: Row, **others: Any) -> Recipe:
+    """One table of linear models over two seeds."""
+    made = {"name": "T", "program": "segment", "recipe": "train/segment-demo-linear.toml", "data": "toy"}
+    table = Table(
+        **{**made, "metrics": ("miou",), "set": SET, "rows": rows or (Row(name="a", start="random"),), **others}
+    )
+    return Recipe(title="t", seeds=(1, 2), flops_per_s=1e9, start_s=0.0, tables=(table,))
 
 
-def test_a_row_without_its_weights_has_no_number(shards: Path, tmp_path: Path) -> None:
-    absent = row(name="published", start="published", weights=str(tmp_path / "nowhere.pth"), published=0.51)
-    out = reproduce.main(ledger(absent), shards, tmp_path / "out", only_plan=False)
-    (found,) = json.loads(out.read_text())["rows"]
-    assert found["state"] == "not run: weights absent"
-    assert found["figures"] == []
-    assert found["mean"] is found["interval"] is None
-    assert "| 0.510 | not run: weights absent |" in (tmp_path / "out" / "ledger.md").read_text()
+def rows(places: Places) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((places.out / "ledger.json").read_text())["tables"][0]["rows"]
+    return found
 
 
-def test_missing_runs_are_made_once(shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    reproduce.main(ledger(row()), shards, out, only_plan=True)
-    assert not out.exists()
-    reproduce.main(ledger(row()), shards, out, only_plan=False)
-    first = (out / "ledger.json").read_bytes()
-    (found,) = json.loads(first)["rows"]
-    assert len(found["figures"]) == 2
-    assert found["interval"][0] <= found["mean"] <= found["interval"][1]
-    assert all((out / run / "results.json").exists() for run in found["runs"])
+def folders(places: Places) -> list[Path]:
+    return sorted(path for path in (places.out / "runs").iterdir() if path.is_dir())
+
+
+# --- runs ----------------------------------------------------------------------------------
+
+
+def test_a_stopped_run_goes_on_where_it_stood(shards: Path, tmp_path: Path) -> None:
+    """With the real program: the figures are those of a run that was never stopped."""
+    one = recipe(Row(name="a", start="random", seeds=(1,)))
+    quick = ("--threads", "1", "--device", "cpu")
+    places = Places(data={"toy": shards}, out=tmp_path / "out", options=(*quick, "--stop-after", "1"))
+    assert reproduce.main(one, places, ALONE) == 3
+    (found,) = rows(places)
+    assert (found["state"], found["figures"]["miou"]["mean"]) == ("not run: failed", None)
+    assert reproduce.main(one, dataclasses.replace(places, options=quick), ALONE) == 0
+    whole = dataclasses.replace(places, options=quick, out=tmp_path / "whole")
+    assert reproduce.main(one, whole, ALONE) == 0
+    (again,), (straight,) = folders(places), folders(whole)
+    assert (again / "results.json").read_bytes() == (straight / "results.json").read_bytes()
+    assert (places.out / "ledger.json").read_bytes() == (whole.out / "ledger.json").read_bytes()
+    (found,) = rows(places)
+    assert found["cost"] == {"parameters": 4 * 3 + 4, "steps": 2, "steps_before": 0, "flops": 3 * 2 * 12 * 32**2 * 4}
+    assert found["reasons"] == ["not published", "one seed"]
+    assert found["figures"]["miou"]["interval_over"] == "scored samples"
+
+
+def test_what_is_done_is_not_made_again(places: Places, capfd: pytest.CaptureFixture[str]) -> None:
+    assert reproduce.main(recipe(), places, reproduce.Crew(workers=2)) == 0
+    first = {path: path.read_bytes() for path in places.out.rglob("*") if path.is_file() and path.suffix != ".jsonl"}
     capfd.readouterr()
-    reproduce.main(ledger(row()), shards, out, only_plan=False)
+    assert reproduce.main(recipe(), places, ALONE) == 0
     assert "0 of 2 runs missing" in capfd.readouterr().err
-    assert (out / "ledger.json").read_bytes() == first
-    assert (out / "page" / "index.html").is_file()
+    assert {path: path.read_bytes() for path in first} == first
+    assert (places.out / "page" / "index.html").is_file()
 
 
-def test_starting_weights_come_from_the_run_before(tmp_path: Path) -> None:
-    made = reproduce.runs(ledger(), row(pretrain="train/pretrain-demo-tiny.toml"), tmp_path, tmp_path / "out")
-    assert [run.folder.name for run in made] == [
-        "pretrain-demo-tiny",
-        "segment-linear-random-seed1",
-        "segment-linear-random-seed2",
+def test_a_changed_recipe_or_other_data_are_runs_of_their_own(places: Places, tmp_path: Path) -> None:
+    reproduce.main(recipe(), places, ALONE)
+    before = folders(places)
+    reproduce.main(recipe(set=(*SET, "training.optimizer.lr=0.1")), places, ALONE)
+    changed = set(folders(places)) - set(before)
+    assert len(changed) == 2
+    assert {run["folder"] for run in rows(places)[0]["runs"]} == {f"runs/{path.name}" for path in changed}
+    other = dataclasses.replace(places, data={"toy": write(tmp_path / "other", train=5, val=2)})
+    reproduce.main(recipe(), other, ALONE)
+    assert len(folders(places)) == 6
+    assert all((path / "calls").read_text() == "x" for path in folders(places))
+
+
+def test_weights_come_from_runs_before_and_shared_runs_are_made_once(places: Places) -> None:
+    first = Before(recipe="train/pretrain-demo-tiny.toml")
+    two = recipe(
+        Row(name="a", start="pretrained here", before=(first,)), Row(name="b", start="random", before=(first,))
+    )
+    wanted = reproduce.wanted(two, places)
+    assert [run.program for run in wanted] == ["pretrain", "segment", "segment"]
+    assert str(wanted[0].folder / "checkpoint-last") in wanted[1].command
+    assert reproduce.main(two, places, ALONE) == 0
+
+
+def test_a_failure_stops_only_those_that_need_it(places: Places, tmp_path: Path) -> None:
+    (tmp_path / "fail").write_text("pretrain")
+    first = Before(recipe="train/pretrain-demo-tiny.toml")
+    both = recipe(Row(name="a", start="pretrained here", before=(first,)), Row(name="b", start="random"))
+    assert reproduce.main(both, places, ALONE) == 3
+    assert [(row["state"], row["reasons"][0]) for row in rows(places)] == [
+        ("not run: failed", "failed"),
+        ("run", "not published"),
     ]
-    assert str(made[0].folder / "checkpoint-last") in made[1].command
-    assert made[1].command[:3] == (sys.executable, "-m", "sgmodel.recipes.segment")
+    told = [json.loads(line) for line in (places.out / "timings.jsonl").read_text().splitlines()]
+    assert "exit 1: no luck" in {line["error"] for line in told}
+    (tmp_path / "fail").unlink()
+    assert reproduce.main(both, places, ALONE) == 0
 
 
-def test_the_interval_is_students(tmp_path: Path) -> None:
-    low, high = reproduce.interval([0.2, 0.3, 0.4]) or (0, 0)
-    assert low == pytest.approx(0.3 - 4.302653 * 0.1 / 3**0.5, abs=1e-5)
-    assert high == pytest.approx(0.6 - low)
-    assert reproduce.interval([0.2]) is None
+@pytest.mark.slow
+def test_runs_on_a_dask_cluster(places: Places, cluster: tuple[str, Any]) -> None:  # noqa: F811
+    assert reproduce.main(recipe(), places, reproduce.Crew(cluster=cluster[0])) == 0
+    assert rows(places)[0]["figures"]["miou"]["values"] == [0.1, 0.2]
 
 
-def test_without_data_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = Path(reproduce.catalog.folder("recipes")) / "ledger" / "city.toml"
-    assert reproduce.program([str(recipe)]) == 2
+# --- what is not there ---------------------------------------------------------------------
+
+
+def test_rows_without_weights_or_data_have_no_number(places: Places) -> None:
+    absent = Row(name="w", start="published", weights="SpectralGPT+.pth", published={"miou": 0.51})
+    elsewhere = Row(name="d", start="random", before=(Before(recipe="train/pretrain-fmow-base.toml", data="fmow"),))
+    assert reproduce.main(recipe(absent, elsewhere), places, ALONE) == 0
+    weights, data = rows(places)
+    assert [row["state"] for row in (weights, data)] == ["not run: weights absent", "not run: data absent"]
+    for row in (weights, data):
+        assert (row["figures"]["miou"]["mean"], row["figures"]["miou"]["values"]) == (None, [])
+        assert "cost" not in row
+    assert weights["weights"]["where"] == "zenodo.org/records/8412455"
+    text = (places.out / "ledger.md").read_text()
+    assert "| w | published | 0.5100 | not run: weights absent |  |  |  |  | weights absent |  |" in text
+    assert "| d | random |  | not run: data absent |  |  |  |  | data absent |  |" in text
+    assert "zenodo.org/records/8412455" in (places.out / "page" / "index.html").read_text()
+
+
+def test_weights_that_are_put_there_are_run(places: Places) -> None:
+    published = recipe(Row(name="w", start="published", weights="SpectralGPT.pth"))
+    places.weights.mkdir()
+    (places.weights / "SpectralGPT.pth").write_bytes(b"one")
+    reproduce.main(published, places, ALONE)
+    assert len(folders(places)) == 2
+    (places.weights / "SpectralGPT.pth").write_bytes(b"other")
+    reproduce.main(published, places, ALONE)
+    assert len(folders(places)) == 4
+    with pytest.raises(SettingError, match="'nothing' are not in the fact table"):
+        campaign.check(recipe(Row(name="w", start="published", weights="nothing")))
+
+
+# --- figures -------------------------------------------------------------------------------
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    values = [0.21, 0.3, 0.44]
+    expected = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
+    assert ledger.interval(values) == pytest.approx(expected)
+    assert ledger.interval([0.2]) is None
+    by_hand = ledger.interval([0.2, 0.3, 0.4]) or (0, 0)
+    assert by_hand[0] == pytest.approx(0.3 - 4.302653 * 0.1 / 3**0.5, abs=1e-5)
+
+
+def test_a_figure_of_one_seed_has_the_interval_of_its_run() -> None:
+    one = ledger.figure([{"miou": 0.5, "miou_interval": [0.4, 0.6]}], "miou", 0.6)
+    assert (one["interval"], one["interval_over"]) == ([0.4, 0.6], "scored samples")
+    assert one["gap"] == pytest.approx(-0.1)
+    nested = ledger.figure([{"best_epoch": {"top1": 0.9}}], "best_epoch.top1", None)
+    assert (nested["mean"], nested["interval"], nested["gap"]) == (0.9, None, None)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([0.5, 0.51], [0.3, 0.31], "a beats b on miou: 0.505 (0.441 to 0.569 over 2 seeds) against 0.305"),
+        ([0.3, 0.31], [0.5, 0.51], "a does not beat b on miou, because it is worse and the intervals do not overlap"),
+        ([0.5, 0.6], [0.4, 0.5], "a does not beat b on miou, because the intervals overlap"),
+        ([0.5], [0.4, 0.5], "undecided, because one run has no interval"),
+        ([], [0.4, 0.5], "undecided, because a was not run: failed."),
+    ],
+)
+def test_the_sentence_follows_from_the_intervals(ours: list[float], theirs: list[float], expected: str) -> None:
+    lines = [
+        {
+            "name": name,
+            "state": "run" if values else "not run: failed",
+            "figures": {"miou": ledger.figure([{"miou": value} for value in values], "miou", None)},
+        }
+        for name, values in (("a", ours), ("b", theirs))
+    ]
+    assert expected in ledger.verdict(lines, ("a", "b"), "miou")
+
+
+def test_findings_stand_beside_the_figures_they_affect(places: Places, tmp_path: Path) -> None:
+    checks = (
+        audit.Check(name="neighbours", state="finding", told="3 patches of val touch train"),
+        audit.Check(name="bands", state="pass", told="in order"),
+    )
+    report = audit.Report(subject="toy 1", kind="shards", samples=6, checks=checks, findings=1)
+    files.write(tmp_path / "audit.json", files.pretty_json(report))
+    reproduce.main(recipe(), places, ALONE)
+    assert "| not audited |" in (places.out / "ledger.md").read_text()
+    reproduce.main(recipe(), places, ALONE, [tmp_path / "audit.json"])
+    text = (places.out / "ledger.md").read_text()
+    assert "| not published | neighbours |" in text
+    assert "| neighbours | 3 patches of val touch train |" in text
+
+
+# --- plan, recipes and command line --------------------------------------------------------
+
+
+def test_the_plan_counts_steps_and_hours(places: Places) -> None:
+    lines = list(reproduce.plan(recipe(), places))
+    # Two runs of 4 samples x 1 epoch; 12 multiplications and additions a pixel, three times.
+    assert lines[1] == "  a (random): 2 runs, 4 steps, 0.00 h, up to 16 parameters"
+    assert not places.out.exists()
+    work = campaign.work(reproduce.wanted(recipe(), places)[0], recipe(), places)
+    assert work == campaign.Work(parameters=16, steps=2, flops=3 * 2 * 12 * 32**2 * 4)
+    nowhere = dataclasses.replace(places, data={})
+    with pytest.raises(SettingError, match="data set 'toy' is not here"):
+        list(reproduce.plan(recipe(), nowhere))
+    outlined = dataclasses.replace(recipe(), data={"toy": campaign.Outline(train=4000, classes=4)})
+    assert "2 runs, 4,000 steps" in list(reproduce.plan(outlined, nowhere))[1]
+    assert "not to be run: data absent" in list(reproduce.plan(outlined, nowhere))[1]
+
+
+@pytest.mark.parametrize("path", LEDGERS, ids=lambda path: path.stem)
+def test_every_ledger_names_recipes_that_can_be_read(path: Path, tmp_path: Path) -> None:
+    found = files.read(Recipe, path)
+    campaign.check(found)
+    nowhere = Places(data={}, out=tmp_path)
+    for table in found.tables:
+        for row in table.rows:
+            assert campaign.runs(found, table, row, nowhere)
+            assert set(row.published) <= set(table.metrics)
+            if path.stem == "paper":
+                assert {run.data for last in campaign.runs(found, table, row, nowhere) for run in last.chain} <= set(
+                    found.data
+                )
+
+
+def test_a_table_is_checked_before_the_first_run(places: Places) -> None:
+    twice = recipe(Row(name="a", start="random"), Row(name="a", start="random"))
+    with pytest.raises(SettingError, match="two rows"):
+        reproduce.main(twice, places, ALONE)
+    with pytest.raises(SettingError, match="compare names"):
+        campaign.check(recipe(compare=(("a", "z"),)))
+    with pytest.raises(SettingError, match="sead"):
+        reproduce.main(recipe(set=("training.sead=1",)), places, ALONE)
+
+
+def test_the_command_line(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = LEDGERS[0]
+    assert reproduce.program([str(path)]) == 2
     assert "--shards" in capsys.readouterr().err
     assert reproduce.program([]) == 0
     assert "city.toml" in capsys.readouterr().out
     with pytest.raises(SettingError):
-        reproduce.files.read(reproduce.Recipe, recipe, ["seds=[1]"])
+        files.read(Recipe, path, ["seds=[1]"])
+    (tmp_path / "l.toml").write_bytes(files.toml(recipe(Row(name="a", start="random"), data="elsewhere")))
+    out = tmp_path / "out"
+    assert reproduce.program([str(tmp_path / "l.toml"), "--shards", str(shards), "--out", str(out)]) == 0
+    document = json.loads((out / "ledger.json").read_text())
+    assert document["tables"][0]["rows"][0]["state"] == "not run: data absent"
+    assert contracts.read(shards).dataset == "toy"
+    assert [block.title for block in shown.blocks(document)] == ["T"]

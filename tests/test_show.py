@@ -183,16 +183,10 @@ def test_a_run_has_losses_scores_and_its_last_picture(trained: Path, tmp_path: P
 
 
 def test_a_folder_of_runs_with_its_ledger(trained: Path, tmp_path: Path) -> None:
-    row = {
-        "name": "base",
-        "start": "random",
-        "state": "run",
-        "published": None,
-        "figures": [0.5],
-        "mean": 0.5,
-        "interval": None,
-    }
-    ledger = {"title": "City", "metric": "miou", "rows": [row]}
+    figure = {"published": None, "values": [0.5], "mean": 0.5, "interval": None}
+    row = {"name": "base", "start": "random", "state": "run", "figures": {"miou": figure}, "reasons": [], "runs": []}
+    table = {"name": "City", "metrics": ["miou"], "note": "", "data": None, "rows": [row]}
+    ledger = {"title": "City", "tables": [{**table, "sentences": ["so be it"], "audit": [], "audited": False}]}
     (trained.parent / "ledger.json").write_text(json.dumps(ledger))
     (trained.parent / "shards" / shards.INDEX).unlink()
     text = folder.write(trained.parent, tmp_path / "page").read_text("utf-8")

@@ -145,3 +145,18 @@ def extents(bounds: Mapping[str, Sequence[Bounds]]) -> str:
             fill_color=shade, fill_alpha=0.2,
         )  # fmt: skip
     return embedded(made)
+
+
+def spans(rows: Sequence[tuple[str, float, Sequence[float] | None, float | None]]) -> str:
+    """A line per (name, figure, ends of its interval, published figure): a dot, a bar, a diamond."""
+    names = [row[0] for row in rows]
+    made = _figure(
+        tools="hover,save", height=60 + 24 * len(rows), y_range=names[::-1], tooltips=[("", "@y: @x{0.0000}")]
+    )
+    for name, middle, ends, published in rows:
+        if ends is not None:
+            made.line(list(ends), [name, name], color=SERIES[0], line_width=2)
+        made.scatter([middle], [name], size=8, color=SERIES[0])
+        if published is not None:
+            made.scatter([published], [name], size=10, marker="diamond", fill_alpha=0, line_color=SERIES[1])
+    return embedded(made)

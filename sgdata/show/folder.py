@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sgdata import builds, contracts, files, page, rasters, shards
 from sgdata.errors import OutputError, SourceError
-from sgdata.show import build, facts, run, samples
+from sgdata.show import build, facts, ledger, run, samples
 
 INDEX = "index.html"
 # Begun before anything else is written: a page that was cut off is ours to replace too.
@@ -61,7 +61,7 @@ def blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[page.Block
         return build.blocks(path, out, layers)
     if (path / shards.INDEX).exists():
         return samples.blocks(path, out)
-    found: list[page.Block] = [run.ledger(path / run.LEDGER)] if (path / run.LEDGER).exists() else []
+    found = ledger.blocks(files.read_plain(path / run.LEDGER)) if (path / run.LEDGER).exists() else []
     if (path / run.METRICS).exists():
         return found + run.blocks(path, out)
     # A ledger keeps its runs one folder further down.

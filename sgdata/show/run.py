@@ -1,4 +1,4 @@
-"""What the page says of a training run (losses, pictures, scores) and of a ledger of runs."""
+"""What the page says of a training run (losses, pictures, scores)."""
 
 from __future__ import annotations
 
@@ -110,16 +110,3 @@ def last_picture(run: Path, folder: Path, title: str, shown: str) -> list[page.P
         shutil.copyfile(path, folder / f"{run.name}.png")
     caption = f"Validation samples, one a row: {shown}."
     return [page.Picture(file=f"{run.name}.png", title=title, caption=caption, alt=caption) for _ in found]
-
-
-def ledger(path: Path) -> page.Table:
-    """The table of `ledger.json`: what was published, what was measured here, over how many seeds."""
-    document = files.read_plain(path)
-    rows = []
-    for row in document["rows"]:
-        measured = row["state"] if row["mean"] is None else _text(row["mean"])
-        published = "" if row["published"] is None else _text(row["published"])
-        span = _text(row["interval"]) if row["interval"] else ""
-        rows.append((row["name"], row["start"], published, measured, span, str(len(row["figures"]))))
-    columns = ("model", "weights", "published", "measured", "95 % interval", "seeds")
-    return page.Table(title=f"{document['title']}: {document['metric']}", columns=columns, rows=tuple(rows))

@@ -1,173 +1,118 @@
-"""A table of results as one command: run what is missing, then write the ledger.
+"""Tables of results as one command: run what is missing, then write the ledger.
 
-    python -m sgmodel.recipes.reproduce recipes/ledger/city.toml --shards DIR --out DIR [--plan]
+    python -m sgmodel.recipes.reproduce recipes/ledger/city.toml --shards DIR --shards DIR --out DIR [--plan]
 
-Each row combines a training recipe with seeds and starting weights; every run is a run folder of its own, made by
-the same programs a user calls, so an interrupted ledger goes on where it stopped. A row whose weights are not there
-is listed as not run, never with a number.
+Every run is a folder of its own, made by the program a user calls, so an interrupted ledger goes on where it stopped; a
+run whose recipe, data or weights have changed is made anew. A row whose data or weights are not here is listed as not
+run, never with a number.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
-import re
-import statistics
-import subprocess
+import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from sgdata import catalog, contracts, files, page
-from sgdata.errors import SettingError, SgdataError, SourceError
+from sgdata import catalog, contracts, files, page, pool
+from sgdata.errors import SettingError, SgdataError
+from sgdata.show import ledger as shown
+from sgmodel import campaign, ledger
+from sgmodel.campaign import Places, Recipe, Run
 
-ABSENT = "not run: weights absent"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of the ledger. `pretrain` is the recipe whose run gives the starting weights, `weights` a file that
-    must be there; `published` is the figure of the paper, left out where there is none."""
-
-    name: str
-    start: Literal["random", "pretrained here", "published"]
-    program: Literal["segment", "classify"]
-    recipe: str
-    pretrain: str | None = None
-    weights: str | None = None
-    published: float | None = None
-    set: tuple[str, ...] = ()
+INCOMPLETE = 3
+TIMINGS = "timings.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A ledger: its rows, the key of `results.json` that it compares, the seeds of each row."""
+class Crew:
+    """Who makes the runs, one at a time each: `workers` processes here, or those of the Dask scheduler `cluster`."""
 
-    title: str
-    metric: str
-    seeds: tuple[int, ...]
-    rows: tuple[Row, ...]
+    workers: int = 1
+    cluster: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training to be made: its folder, and the command that makes it."""
-
-    folder: Path
-    command: tuple[str, ...]
-
-    @property
-    def done(self) -> bool:
-        """A finished run closes with its sums."""
-        return (self.folder / files.SUMS).exists()
+def main(recipe: Recipe, places: Places, crew: Crew, audits: Sequence[Path] = ()) -> int:
+    """Make every missing run, then the ledger; 0, or 3 where a run failed. Raises SettingError, OutputError."""
+    campaign.check(recipe)
+    with files.only_writer(places.out):
+        failed = perform(wanted(recipe, places), places.out, crew)
+        write(recipe, places, audits)
+    return INCOMPLETE if failed else 0
 
 
-def runs(recipe: Recipe, row: Row, shards: Path, out: Path) -> list[Run]:
-    """The runs of a row in the order they must be made; none where its weights are not there."""
-    if row.weights is not None and not Path(row.weights).exists():
-        return []
-    before, weights = [], row.weights
-    if row.pretrain is not None:
-        folder = out / "runs" / Path(row.pretrain).stem
-        # A recipe's name begins with its program's.
-        before = [_run(folder.name.partition("-")[0], row.pretrain, shards, folder, ())]
-        weights = str(folder / "checkpoint-last")
-    start = () if weights is None else ("--weights", weights)
-    changes = tuple(word for text in row.set for word in ("--set", text))
-    made = []
-    for seed in recipe.seeds:
-        # By the row, for several rows may set different things over one recipe.
-        slug = re.sub(r"\W+", "-", f"{row.program} {row.name} {row.start}").lower()
-        folder = out / "runs" / f"{slug}-seed{seed}"
-        seeded = (*start, *changes, "--set", f"training.seed={seed}")
-        made.append(_run(row.program, row.recipe, shards, folder, seeded))
-    return before + made
+def wanted(recipe: Recipe, places: Places) -> list[Run]:
+    """The runs of all rows that have their data and weights, each once, those first whose weights others take."""
+    rows = [(table, row) for table in recipe.tables for row in table.rows]
+    made = [campaign.runs(recipe, *each, places) for each in rows if campaign.wanting(*each, places) is None]
+    return list({run.folder: run for runs in made for last in runs for run in last.chain}.values())
 
 
-def _run(program: str, recipe: str, shards: Path, folder: Path, more: tuple[str, ...]) -> Run:
-    path = catalog.folder("recipes") / recipe
-    words = (sys.executable, "-m", f"sgmodel.recipes.{program}", str(path), "--shards", str(shards))
-    return Run(folder=folder, command=(*words, "--out", str(folder), *more))
+def perform(runs: Sequence[Run], out: Path, crew: Crew) -> list[str]:
+    """Make what is not done, wave by wave as their weights come; what failed. A run that cannot start has none."""
+    missing = [run for run in runs if not run.done]
+    failed: list[str] = []
+    print(f"{len(missing)} of {len(runs)} runs missing", file=sys.stderr)
+    while wave := [run for run in missing if run.after is None or run.after.done]:
+        missing = [run for run in missing if run not in wave]
+        bare = [campaign.shortened(run) for run in wave]
+        made = pool.run(campaign.make, bare, workers=crew.workers, cluster=crew.cluster)
+        for run, (seconds, error) in zip(wave, made, strict=True):
+            print(f"{run.folder.name}: {error or f'{seconds:.0f} s'}", file=sys.stderr, flush=True)
+            failed += [run.folder.name] * bool(error)
+            with (out / TIMINGS).open("a", encoding="utf-8") as log:
+                log.write(json.dumps({"run": run.folder.name, "seconds": round(seconds, 1), "error": error}) + "\n")
+    return failed
 
 
-def line(recipe: Recipe, row: Row, made: list[Run], shards: Path) -> dict[str, Any]:
-    """The row as it stands in `ledger.json`; the 95 % interval is Student's, over seeds."""
-    figures = [
-        json.loads((run.folder / "results.json").read_text())[recipe.metric] for run in made[-len(recipe.seeds) :]
-    ]
-    return {
-        "name": row.name,
-        "start": row.start,
-        "state": "run" if figures else ABSENT,
-        "published": row.published,
-        "figures": figures,
-        "mean": statistics.fmean(figures) if figures else None,
-        "interval": interval(figures),
-        "recipe": row.recipe,
-        "recipe_sha256": files.sha256_file(catalog.folder("recipes") / row.recipe),
-        "data": contracts.read(shards).fingerprint,
-        "runs": [f"runs/{run.folder.name}" for run in made],
-    }
+def write(recipe: Recipe, places: Places, audits: Sequence[Path] = ()) -> Path:
+    """`ledger.json`, `ledger.md` and `page/index.html` in the folder of the ledger; returns the JSON."""
+    reports = ledger.audits(audits, list(places.data.values()))
+    tables = [ledger.table(recipe, table, places, reports) for table in recipe.tables]
+    document = files.plain({"title": recipe.title, "tables": tables})
+    files.write(places.out / "ledger.json", files.pretty_json(document))
+    files.write(places.out / "ledger.md", shown.markdown(document).encode())
+    intro = "Figures measured here beside those published, each from run folders that repeat. No run, no number."
+    page.write(places.out / "page" / "index.html", title=recipe.title, intro=intro, blocks=shown.blocks(document))
+    return places.out / "ledger.json"
 
 
-def interval(figures: list[float]) -> tuple[float, float] | None:
-    """The 95 % confidence interval of the mean of `figures` (Student's t); None from fewer than two."""
-    if len(figures) < 2:
-        return None
-    from scipy import stats
-
-    mean = statistics.fmean(figures)
-    half = float(stats.t.ppf(0.975, len(figures) - 1)) * statistics.stdev(figures) / math.sqrt(len(figures))
-    return (mean - half, mean + half)
+# --- the plan ------------------------------------------------------------------------------
 
 
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A ledger row as texts; what was not published or not run stays empty."""
-    span = row["interval"]
-    return (
-        row["name"],
-        row["start"],
-        "" if row["published"] is None else f"{row['published']:.3f}",
-        row["state"] if row["mean"] is None else f"{row['mean']:.3f}",
-        "" if span is None else f"{span[0]:.3f} to {span[1]:.3f}",
-        str(len(row["figures"])),
+def plan(recipe: Recipe, places: Places) -> Iterator[str]:
+    """A line per row: what is missing, how many steps, how long. Runs that several rows share count once."""
+    campaign.check(recipe)
+    counted: set[Path] = set()
+    total = here = 0.0
+    for table in recipe.tables:
+        yield f"{table.name}  ({table.program} on {table.data}; {', '.join(table.metrics)})"
+        for row in table.rows:
+            left = {
+                run.folder: run
+                for last in campaign.runs(recipe, table, row, places)
+                for run in last.chain
+                if not run.done and run.folder not in counted
+            }
+            works = [campaign.work(run, recipe, places) for run in left.values()]
+            hours = sum(recipe.start_s + work.flops / recipe.flops_per_s for work in works) / 3600
+            lacking = campaign.wanting(table, row, places)
+            told = f"{len(left)} runs, {sum(work.steps for work in works):,} steps, {hours:,.2f} h"
+            largest = f", up to {max(work.parameters for work in works):,} parameters" if works else ""
+            yield f"  {row.name} ({row.start}): {told}{largest}{f'; not to be run: {lacking}' if lacking else ''}"
+            counted |= set(left)
+            total, here = total + hours, here + (0 if lacking else hours)
+    yield (
+        f"{total:,.2f} hours, {here:,.2f} of them for what can be run here. A run: {recipe.start_s:g} s + operations / "
+        f"{recipe.flops_per_s:.3g} FLOP/s; operations = 3 x those of one forward pass, counted on the model "
+        "(about 2 x parameters x tokens) x steps x batch; 1 x under a frozen backbone"
     )
 
 
-COLUMNS = ("model", "weights", "published", "measured", "95 % interval", "seeds")
-
-
-def write(out: Path, recipe: Recipe, rows: list[dict[str, Any]]) -> Path:
-    """`ledger.json`, `ledger.md` and `page/index.html` in `out`; returns the JSON."""
-    table = tuple(cells(row) for row in rows)
-    files.write(out / "ledger.json", files.pretty_json({"title": recipe.title, "metric": recipe.metric, "rows": rows}))
-    ruled = [COLUMNS, ("---",) * len(COLUMNS), *table]
-    files.write(out / "ledger.md", "".join(f"| {' | '.join(line)} |\n" for line in ruled).encode())
-    block = page.Table(title=recipe.metric, columns=COLUMNS, rows=table, caption="Interval: Student's t over seeds.")
-    intro = "Figures measured here, each from run folders that repeat; what was not run has no number."
-    page.write(out / "page" / "index.html", title=recipe.title, intro=intro, blocks=[block])
-    return out / "ledger.json"
-
-
-def main(recipe: Recipe, shards: Path, out: Path, *, only_plan: bool) -> Path:
-    """Make every missing run, then the ledger; `only_plan` says what is missing. Raises SettingError, SourceError."""
-    planned = [(row, runs(recipe, row, shards, out)) for row in recipe.rows]
-    missing = {run.folder: run for _, made in planned for run in made if not run.done}
-    for row, made in planned:
-        left = sum(not run.done for run in made)
-        print(f"{row.name}, {row.start}: {f'{left} of {len(made)} runs missing' if made else ABSENT}", file=sys.stderr)
-    if only_plan:
-        return out
-    for number, run in enumerate(missing.values(), 1):
-        print(f"run {number} of {len(missing)}: {run.folder.name}", file=sys.stderr, flush=True)
-        # Spinning threads stall each other on a machine that does anything else; no result depends on it.
-        environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
-        if subprocess.run([*run.command, "-q"], env=environment, check=False).returncode:
-            raise SourceError(f"run {run.folder.name} failed; its message stands above, the same command goes on")
-    return write(out, recipe, [line(recipe, row, made, shards) for row, made in planned])
+# --- the command line ----------------------------------------------------------------------
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
@@ -176,11 +121,19 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m sgmodel.recipes.reproduce",
         epilog="Example: python -m sgmodel.recipes.reproduce recipes/ledger/city.toml --shards out/shards",
     )
-    parser.add_argument("recipe", nargs="?", type=Path, help="a ledger; without it, those that come with the package")
-    parser.add_argument("--shards", type=Path, help="folder of shards")
-    parser.add_argument("--out", type=Path, default=Path("out/ledger"), help="folder of the ledger")
-    parser.add_argument("--plan", action="store_true", help="say what is missing, and stop")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="over the ledger recipe")
+    add = parser.add_argument
+    add("recipe", nargs="?", type=Path, help="a ledger; without it, those that come with the package")
+    add("--shards", type=Path, action="append", default=[], help="folder of shards; repeatable")
+    add("--weights", type=Path, default=Path("weights"), help="folder of published weights")
+    add("--audit", type=Path, action="append", default=[], help="audit.json, where it is not beside the shards")
+    add("--out", type=Path, default=Path("out/ledger"), help="folder of the ledger")
+    add("--plan", action="store_true", help="say what is missing and what it costs, and stop")
+    add("--workers", type=int, default=1, help="runs at a time on this machine")
+    add("--cluster", metavar="ADDRESS", help="a Dask scheduler: one run per task")
+    add("--threads", type=int, default=1, help="of each run; part of what makes it repeatable")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--launcher", default="", help="in place of 'python -m', such as 'torchrun --nproc-per-node 8 -m'")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="over the ledger recipe")
     return parser.parse_args(argv)
 
 
@@ -191,14 +144,27 @@ def program(argv: list[str] | None = None) -> int:
         print("\n".join(str(path) for path in sorted((catalog.folder("recipes") / "ledger").glob("*.toml"))))
         return 0
     try:
-        if options.shards is None:
-            raise SettingError(f"{options.recipe}: no data given; add --shards DIR")
         recipe = files.read(Recipe, options.recipe, options.set)
-        print(main(recipe, options.shards, options.out, only_plan=options.plan))
+        if not options.shards and not options.plan:
+            raise SettingError(f"{options.recipe}: no data given; add --shards DIR")
+        # Absolute, for a worker elsewhere has another working folder.
+        data = {contracts.read(folder).dataset: folder.resolve() for folder in options.shards}
+        places = Places(
+            data=data,
+            out=options.out.resolve(),
+            weights=options.weights.resolve(),
+            launcher=tuple(shlex.split(options.launcher)),
+            options=("--threads", str(options.threads), "--device", options.device),
+        )
+        if options.plan:
+            print("\n".join(plan(recipe, places)))
+            return 0
+        code = main(recipe, places, Crew(workers=options.workers, cluster=options.cluster), options.audit)
+        print(options.out / "ledger.json")
     except SgdataError as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return 2
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -1,0 +1,123 @@
+"""A `ledger.json` as a page and as Markdown: figures beside what was published, never a number for what was not run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sgdata import page
+from sgdata.show import charts
+
+INTERVAL = "Interval: 95 %, Student's t over seeds; over scored samples (bootstrap) where there is one seed."
+
+
+def blocks(document: dict[str, Any]) -> list[page.Block]:
+    """For each table: what follows from it, its figures as chart and table, the audit of its data, its runs."""
+    found: list[page.Block] = []
+    for table in document["tables"]:
+        name = table["name"]
+        if table["sentences"]:
+            said = tuple((sentence,) for sentence in table["sentences"])
+            found.append(page.Table(title=f"{name}: what follows", columns=("computed from the figures",), rows=said))
+        found += [chart for metric in table["metrics"] if (chart := _chart(table, metric))]
+        found.append(page.Table(title=name, columns=columns(table), rows=lines(table), caption=_caption(table)))
+        if table["audit"]:
+            rows = tuple((each["check"], each["told"]) for each in table["audit"])
+            found.append(page.Table(title=f"{name}: audit of its data", columns=("check", "finding"), rows=rows))
+        runs = tuple(_runs(table))
+        if runs:
+            columns_of_runs = ("row", "program", "seed", "folder", "SHA-256 of the resolved recipe")
+            found.append(page.Table(title=f"{name}: runs", columns=columns_of_runs, rows=runs))
+    absent = tuple(_absent(document))
+    if absent:
+        heads = ("file or folder", "where it lives", "licence", "checksum")
+        caption = "Put them under this name into the folder of --weights, and the same command makes their rows."
+        found.append(page.Table(title="Weights that are not here", columns=heads, rows=absent, caption=caption))
+    return found
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The same tables for who reads text."""
+    parts = [f"# {document['title']}", INTERVAL]
+    for block in blocks(document):
+        if isinstance(block, page.Table):
+            ruled = [block.columns, ("---",) * len(block.columns), *block.rows]
+            told = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in ruled)
+            parts += [f"## {block.title}", *([block.caption] if block.caption else []), told]
+    return "\n\n".join(parts) + "\n"
+
+
+def columns(table: dict[str, Any]) -> tuple[str, ...]:
+    """Column heads: three for each metric."""
+    figures = [head for name in table["metrics"] for head in (f"{name} published", f"{name} here", "interval")]
+    return ("model", "weights", *figures, "seeds", "parameters", "steps", "why it differs", "audit")
+
+
+def lines(table: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """Rows as texts; what was not published or not run stays empty."""
+    return tuple(_line(table, row) for row in table["rows"])
+
+
+def _line(table: dict[str, Any], row: dict[str, Any]) -> tuple[str, ...]:
+    cells = []
+    for number, name in enumerate(table["metrics"]):
+        each = row["figures"][name]
+        state = "" if number or row["state"] == "run" else row["state"]
+        cells += [_number(each["published"]), _number(each["mean"]) or state, _span(each["interval"])]
+    cost = row.get("cost")
+    steps = f"{cost['steps_before']:,} + {cost['steps']:,}" if cost and cost["steps_before"] else ""
+    findings = ", ".join(each["check"] for each in table["audit"]) or ("none" if table["audited"] else "not audited")
+    return (
+        row["name"],
+        row["start"],
+        *cells,
+        str(len(row["figures"][table["metrics"][0]]["values"]) or ""),
+        f"{cost['parameters']:,}" if cost else "",
+        steps or (f"{cost['steps']:,}" if cost else ""),
+        ", ".join(row["reasons"]),
+        findings if row["state"] == "run" else "",
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _span(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
+
+
+def _caption(table: dict[str, Any]) -> str:
+    data = table["data"]
+    print_of = f"Data {data['dataset']} {data['version']}, fingerprint {data['fingerprint'][:16]}." if data else ""
+    return " ".join(text for text in (table["note"], print_of, INTERVAL) if text)
+
+
+def _chart(table: dict[str, Any], metric: str) -> page.Chart | None:
+    """Means with their intervals, one line a row; nothing where nothing was run."""
+    shown = [(row["name"], row["figures"][metric]) for row in table["rows"] if row["state"] == "run"]
+    if not shown:
+        return None
+    rows = [(name, each["mean"], each["interval"], each["published"]) for name, each in shown]
+    label = f"{metric}: " + "; ".join(f"{name} {_number(mean)}" for name, mean, _, _ in rows)
+    keys = ((charts.SERIES[0], "here, with its interval"), (charts.SERIES[1], "published"))
+    published = any(row[3] is not None for row in rows)
+    return page.Chart(
+        title=f"{table['name']}: {metric}", figure=charts.spans(rows), label=label, keys=keys if published else keys[:1]
+    )
+
+
+def _runs(table: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for row in table["rows"]:
+        for run in row["runs"]:
+            if run["folder"]:
+                yield row["name"], run["program"], str(run["seed"]), run["folder"], run["recipe_sha256"][:16]
+
+
+def _absent(document: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    seen = set()
+    for table in document["tables"]:
+        for row in table["rows"]:
+            if row["state"].endswith("weights absent") and row["weights"]["name"] not in seen:
+                seen.add(row["weights"]["name"])
+                yield tuple(row["weights"][key] for key in ("name", "where", "licence", "checksum"))
