@@ -5,7 +5,7 @@ Shape suffixes as in `encoder`; h x w is the token grid, Q the planes (times x s
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,18 @@ class ChangeDetector(nn.Module):
         return functional.log_softmax(scores, dim=1)
 
 
+class _MeanOfRanks(torch.autograd.Function):
+    """A mean over processes that passes gradients on: those of all, since what it gives is in the loss of each."""
+
+    @staticmethod
+    def forward(ctx: Any, figures: Tensor) -> Tensor:
+        return ranks.mean(figures.clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return ranks.mean(gradient.clone())
+
+
 class Probe(nn.Module):
     """What a linear probe trains: each feature at mean 0 and variance 1 over the batch, then one linear layer.
 
@@ -145,19 +157,16 @@ class Probe(nn.Module):
         scores: Tensor = self.linear(normal)
         return scores
 
-    @torch.no_grad()
     def _of_all_ranks(self, x: Tensor) -> Tensor:
-        """As `norm`, over the samples of all processes; the features come from frozen weights and need no gradient.
-
-        torch's own layer for this knows GPUs only.
-        """
+        """As `norm`, over the samples of all processes; torch's own layer for this knows GPUs only."""
         dims, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
         values = x.double()
-        mean, square = ranks.mean(torch.stack([values.mean(dims), values.square().mean(dims)]))
+        moments = torch.stack([values.mean(dims), values.square().mean(dims)])
+        mean, square = _MeanOfRanks.apply(moments)  # type: ignore[no-untyped-call]
         variance, count = square - mean.square(), x.numel() // x.shape[1] * ranks.world()
         state = self.norm.state_dict()  # shares the memory of the buffers
         for name, new in (("running_mean", mean), ("running_var", variance * count / (count - 1))):
-            state[name].lerp_(new.to(state[name]), self.norm.momentum or 0.1)
+            state[name].lerp_(new.detach().to(state[name]), self.norm.momentum or 0.1)
         state["num_batches_tracked"] += 1
         normal: Tensor = (values - mean.view(shape)) / (variance.view(shape) + self.norm.eps).sqrt()
         return normal.to(x.dtype)

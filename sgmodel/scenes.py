@@ -101,7 +101,12 @@ def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> 
     with rasters.opened(str(file)) as dataset:
         header = rasters.header(dataset)
         ours = _contract(file, dataset, theirs, stated)
-        gsd, trained = header.lattice.gsd_m, min(band.gsd_m for band in theirs.bands)
+        if dataset.crs.is_geographic:
+            told = f"{file}: {header.lattice.crs} has pixels of {header.lattice.gsd_m:g} degrees"
+            raise SettingError(f"{told}, expected metres; warp it first: gdalwarp -t_srs EPSG:326.. -tr 10 10")
+        # Feet too are a unit of maps.
+        gsd = header.lattice.gsd_m * dataset.crs.linear_units_factor[1]
+        trained = min(band.gsd_m for band in theirs.bands)
         if gsd != trained and "gsd" not in stated.accept:
             raise SettingError(
                 f"{file}: pixels of {gsd:g} m, the model was trained on {trained} m; resample it, or accept = ['gsd']"

@@ -474,3 +474,43 @@ def test_weights_that_cannot_predict(tmp_path: Path, weights: Path, capsys: pyte
     assert "overlap is 0.9" in refused(capsys, *rest, "--weights", weights, "--set", "overlap=0.9")
     assert "no such file" in refused(capsys, "--input", tmp_path / "none", "--weights", weights)
     assert "--input alone" in refused(capsys, *rest, "--weights", weights, "--after", folder)
+
+
+def test_degrees_and_feet_are_no_metres(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for crs, told in (("EPSG:4326", "EPSG:4326 has pixels of 10 degrees, expected metres"), ("EPSG:2263", "of 3.048")):
+        path = geotiff(tmp_path / "scene.tif", pixels(20, 20))
+        with rasterio.open(path, "r+") as dataset:
+            dataset.crs = crs
+        line = refused(capsys, "--input", path, "--weights", weights, "--out", tmp_path / "out", "--level", "L2A")
+        assert told in line
+
+
+def test_names_of_bands_may_have_spaces(tmp_path: Path, weights: Path) -> None:
+    path = geotiff(tmp_path / "scene.tif", pixels(20, 20), names=())
+    where = ("--weights", weights, "--out", tmp_path / "out", "--level", "L2A")
+    assert run("--input", path, *where, "--bands", ", ".join(NAMES)) == 0
+
+
+def test_settings_that_run_nothing(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = geotiff(tmp_path / "scene.tif", pixels(20, 20))
+    where = ("--input", path, "--weights", weights, "--out", tmp_path / "out", "--level", "L2A")
+    assert "batch is 0: expected 1 or more" in refused(capsys, *where, "--set", "batch=0")
+    assert "--threads is 0: expected 1 or more" in refused(capsys, *where, "--threads", "0")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (17, 33), (1, 40)])
+@pytest.mark.parametrize("what", ["probabilities", "embeddings"])
+def test_scenes_smaller_than_a_tile_and_odd_ones(
+    tmp_path: Path, weights: Path, shape: tuple[int, int], what: str
+) -> None:
+    values = pixels(*shape)
+    values[:, :1, :1] = 0
+    folder = built(tmp_path / "build", values)
+    assert run("--input", folder, "--weights", weights, "--out", tmp_path / "out", "--what", what) == 0
+    found = raster(tmp_path / "out" / f"{what}.tif")
+    if what == "embeddings":
+        assert found.shape[1:] == tuple(-(-side // TINY.patch_px) for side in shape)
+        return
+    assert found.shape[1:] == shape
+    assert np.isnan(found[:, 0, 0]).all()
+    np.testing.assert_allclose(found.sum(axis=0)[values[0] > 0], 1.0, atol=3e-3)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_shards import contract, sample, write
+from synthetic_shards import contract, sample, write, write_pairs
 
 from sgdata import catalog, sealing
 
@@ -106,6 +106,20 @@ def test_a_mean_over_labelled_pixels_does_not_see_the_ranks(tmp_path: Path, para
         finished(command(folder, tmp_path / str(ranks), *more, ranks=ranks, program="segment", overrides=SEGMENT))
     one, two = (losses(tmp_path / str(ranks)) for ranks in (1, 2))
     assert len(one) == 9
+    np.testing.assert_allclose(two, one, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["finetune", "linear-probe"])
+def test_weighted_change_and_a_probe_do_not_see_the_ranks(tmp_path: Path, mode: str) -> None:
+    folder, kept = write_pairs(tmp_path / "shards"), [text for text in SEGMENT[1:5] if "levels" not in text]
+    more = ("model.encoder.image_px=16", "windows.px=16", "windows.stride=8", "scored.px=16", "val_split=test")
+    size = ("training.batch=8", "training.epochs=1", "training.log_every=1", f"mode={mode}")
+    settings = (*kept, *more, *size)
+    for ranks in (1, 2):
+        finished(command(folder, tmp_path / str(ranks), ranks=ranks, program="detect_change", overrides=settings))
+    one, two = (losses(tmp_path / str(ranks)) for ranks in (1, 2))
+    assert len(one) > 5
     np.testing.assert_allclose(two, one, rtol=1e-6)
 
 

@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -67,6 +68,9 @@ def main(recipe: Recipe, places: Places) -> int:
     """Predict, with recipe and contract beside the answers; 0. Raises SgdataError."""
     if not 0 <= recipe.overlap <= 0.75:
         raise SettingError(f"overlap is {recipe.overlap}: expected 0 to 0.75 of a tile's side")
+    for name, value in (("batch", recipe.batch), ("--threads", places.threads)):
+        if value < 1:
+            raise SettingError(f"{name} is {value}: expected 1 or more")
     where = launch.start(places.device, precision=recipe.precision, threads=places.threads)
     predictor = load(places.weights, where, embeddings=recipe.what == "embeddings")
     packed = (places.inputs[0] / shards.INDEX).exists()
@@ -321,7 +325,7 @@ def program(argv: Sequence[str] | None = None) -> int:
     options = parsed(argv)
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("sgdata").setLevel(logging.WARNING if options.quiet else logging.INFO)
-    over = {"what": options.what, "level": options.level, "bands": options.bands and options.bands.split(",")}
+    over = {"what": options.what, "level": options.level, "bands": options.bands and re.split(r"[\s,]+", options.bands)}
     # Settings with a flag of their own, so that the recipe beside the answers holds what was said.
     told = [f"{name}={json.dumps(value)}" for name, value in over.items() if value]
     inputs = tuple(path for path in (options.input, options.after) if path)
