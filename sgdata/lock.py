@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from sgdata import files
 from sgdata.errors import OutputError, SettingError
-from sgdata.stac import Dropped, Scene
-from sgdata.types import Grid
+from sgdata.types import Dropped, Grid, Scene
 
 FORMAT = 1
 NAME = "segmunich.lock.json"

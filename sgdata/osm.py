@@ -15,11 +15,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sgdata import files, overpass, tags
-from sgdata.areas import Area
 from sgdata.errors import ServiceError, SettingError, SourceError
+
+if TYPE_CHECKING:
+    from sgdata.areas import Area
 
 OSM_FILES = (".osm", ".osm.gz", ".osm.bz2", ".xml", ".osm.pbf", ".pbf")
 JSON_FILES = (".json", ".json.gz")

@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sgdata import areas, stac
-from sgdata.lock import Lock
 from sgdata.sentinel2 import BAND
-from sgdata.types import Grid
+from sgdata.types import Dropped, Grid, Scene
+
+if TYPE_CHECKING:
+    from sgdata.lock import Lock
 
 REPEAT = timedelta(days=10)
 """Each satellite flies the same relative orbit again after ten days."""
@@ -62,7 +64,7 @@ class Cost:
     minutes: int
 
 
-def suited(scenes: Iterable[stac.Scene], lattice: Grid) -> tuple[tuple[stac.Scene, ...], tuple[stac.Dropped, ...]]:
+def suited(scenes: Iterable[Scene], lattice: Grid) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
     """Scenes of the tiles that the area needs, those of its own CRS first, and the others with the reason."""
     import shapely
 
@@ -71,9 +73,9 @@ def suited(scenes: Iterable[stac.Scene], lattice: Grid) -> tuple[tuple[stac.Scen
     for scene in scenes:
         outline = _outline(scene, lattice.crs)
         if outline is None and _foreign(scene, lattice.crs):
-            dropped.append(stac.Dropped(id=scene.id, reason=f"lies in {scene.crs}, the area in {lattice.crs}"))
+            dropped.append(Dropped(id=scene.id, reason=f"lies in {scene.crs}, the area in {lattice.crs}"))
         elif outline is not None and outline.intersection(area).area <= 0:
-            dropped.append(stac.Dropped(id=scene.id, reason="its files end before the area"))
+            dropped.append(Dropped(id=scene.id, reason="its files end before the area"))
         else:
             kept.append(scene)
     needed = needed_tiles(kept, lattice)
@@ -81,13 +83,13 @@ def suited(scenes: Iterable[stac.Scene], lattice: Grid) -> tuple[tuple[stac.Scen
         if scene.tile not in needed:
             away = f"lies in {scene.crs}, the area in {lattice.crs}: " if _foreign(scene, lattice.crs) else ""
             reason = f"{away}the area lies whole in {', '.join(sorted(needed))}"
-            dropped.append(stac.Dropped(id=scene.id, reason=reason))
+            dropped.append(Dropped(id=scene.id, reason=reason))
     # Where granules of one pass overlap the first counts: own pixels rather than warped ones.
     kept.sort(key=lambda scene: _foreign(scene, lattice.crs))
     return tuple(s for s in kept if s.tile in needed), tuple(dropped)
 
 
-def needed_tiles(scenes: Iterable[stac.Scene], lattice: Grid) -> set[str]:
+def needed_tiles(scenes: Iterable[Scene], lattice: Grid) -> set[str]:
     """The tile that holds most of the area, then the one that holds most of the rest, until none adds to it.
 
     Neighbours repeat 9.84 km of the same pixels: reading both would only cost. A tile of unknown extent is kept; one
@@ -116,7 +118,7 @@ def needed_tiles(scenes: Iterable[stac.Scene], lattice: Grid) -> set[str]:
     return needed
 
 
-def _outline(scene: stac.Scene, crs: str) -> Any | None:
+def _outline(scene: Scene, crs: str) -> Any | None:
     """The polygon of the scene's files in `crs`, where its item tells it."""
     import shapely
     from pyproj import Transformer
@@ -133,7 +135,7 @@ def _outline(scene: stac.Scene, crs: str) -> Any | None:
     return None
 
 
-def _foreign(scene: stac.Scene, crs: str) -> bool:
+def _foreign(scene: Scene, crs: str) -> bool:
     return scene.crs is not None and scene.crs != crs
 
 
@@ -166,7 +168,7 @@ def holes(rows: Iterable[Month]) -> str:
     return f"months with fewer than half of the expected passes: {', '.join(thin[:SHOWN])}{more}" if thin else ""
 
 
-def _possible(scenes: Iterable[stac.Scene], first: date, last: date) -> Counter[str]:
+def _possible(scenes: Iterable[Scene], first: date, last: date) -> Counter[str]:
     """Passes per month that the satellites and orbits seen in the catalogue make between two days."""
     # Any pass of a track will do as anchor: they repeat to the day.
     tracks = {(scene.platform, scene.orbit): date.fromisoformat(scene.time[:10]) for scene in scenes}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.sentinel2 import BAND, SCALE
-from sgdata.types import Bounds
+from sgdata.types import Asset, Bounds, Dropped, Scene
 
 if TYPE_CHECKING:
     import pystac
@@ -45,62 +45,6 @@ RETRIES, TIMEOUT_S = 4, 60.0
 PAGE, STALE_PAGES = 100, 3
 STRIP_OVERLAP = 0.1
 """Twins that share less than this part of the smaller one are two stations' strips of one pass."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asset:
-    """One file of a scene, and what its item says of it (None where it says nothing).
-
-    `href` is relative to the catalogue where that is a folder, so that a lock does not depend on the machine.
-    """
-
-    href: str
-    crs: str | None = None
-    transform: tuple[float, ...] | None = None
-    shape: tuple[int, int] | None = None
-    dtype: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """One granule of one acquisition; `time` is UTC to the second, `assets` go by band name, `SCL`, `cloud`."""
-
-    id: str
-    collection: str
-    provider: str
-    time: str
-    platform: str
-    tile: str
-    orbit: int
-    datatake: str
-    baseline: str
-    generated: str
-    crs: str | None
-    bbox: Bounds
-    cloud_cover: float | None
-    assets: dict[str, Asset]
-    product: str | None = None
-    """Href of the product metadata (XML), where the item has them."""
-    declared_offset: int | None = None
-    """What the item says must be added to its DN: often wrong, so it is compared and never simply followed."""
-
-    @property
-    def acquisition(self) -> tuple[str, str, str, int, str]:
-        """Equal for twins: the same ground in the same pass, processed twice."""
-        return (self.platform, self.time, self.tile, self.orbit, self.datatake)
-
-    @property
-    def overpass(self) -> str:
-        """Equal for all granules of one pass of one satellite."""
-        return f"{self.platform} {self.time[:10]} R{self.orbit:03d}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dropped:
-    """A scene that was found and left out, and why."""
-
-    id: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)

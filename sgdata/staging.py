@@ -18,8 +18,7 @@ import numpy as np
 
 from sgdata import files, grid, masks, rasters, resample, signing
 from sgdata.errors import SourceError
-from sgdata.stac import Asset
-from sgdata.types import Array, Bounds, Grid, Window
+from sgdata.types import Array, Asset, Bounds, Grid, Window
 
 TRIES, PAUSE_S = 3, 2.0
 MARGIN_PX = 2

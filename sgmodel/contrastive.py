@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from sgmodel import backbones, ranks
+from sgmodel import ranks
+
+if TYPE_CHECKING:
+    from sgmodel import backbones
 
 
 @dataclass(frozen=True, kw_only=True)

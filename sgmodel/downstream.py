@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from sgdata.types import Contract
 from sgmodel import (
     augment,
     batches,
-    command,
     heads,
     lattice,
     launch,
@@ -32,6 +31,9 @@ from sgmodel import (
     session,
     transfer,
 )
+
+if TYPE_CHECKING:
+    from sgmodel import command
 
 Mode = Literal["finetune", "frozen", "linear-probe"]
 """All weights are trained; the backbone is left as it came and the whole head is trained; or the head is but a

@@ -23,10 +23,11 @@ from torch.optim import Optimizer
 from sgdata import contracts, files
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.types import Contract
-from sgmodel import checkpoint, loop, optim, ranks
+from sgmodel import checkpoint, optim, ranks
 from sgmodel.published import State
 
 if TYPE_CHECKING:
+    from sgmodel import loop
     from sgmodel.cards import Card
 
 LAST = "checkpoint-last"

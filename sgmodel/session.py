@@ -18,9 +18,10 @@ from torch import nn
 
 from sgdata import progress
 from sgdata.errors import SettingError
-from sgmodel import batches, command, encoder, launch, loop, optim, ranks, runs
+from sgmodel import batches, encoder, launch, loop, optim, ranks, runs
 
 if TYPE_CHECKING:
+    from sgmodel import command
     from sgmodel.cards import Card
 
 STOPPED = 3

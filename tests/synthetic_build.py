@@ -10,8 +10,7 @@ import numpy as np
 
 from sgdata import audit, builds, contracts, files, lock, patches, rasters, sentinel2, statistics
 from sgdata.lock import Item, Lock
-from sgdata.stac import Scene
-from sgdata.types import Array, Grid, Window
+from sgdata.types import Array, Grid, Scene, Window
 from tests import synthetic_shards
 
 SCENES = ("S2A_32UPU_20190407_0_L2A", "S2B_32UPU_20190701_0_L2A", "S2A_32UPU_20190825_1_L2A")

@@ -12,26 +12,26 @@ import numpy as np
 import pytest
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files, lock, passes, stac
+from sgdata import catalog, files, lock, passes
 from sgdata.areas import Area
 from sgdata.datasets import segmunich
 from sgdata.datasets.segmunich import BuildRecipe, Places
 from sgdata.errors import OutputError
 from sgdata.lock import Item, Lock
-from sgdata.types import Grid
+from sgdata.types import Asset, Grid, Scene
 
 MUNICH = Grid(crs="EPSG:32632", origin=(671280.0, 5349540.0), gsd_m=10.0, shape=(2958, 3847))
 ORIGINS = {"32UPU": (600000.0, 5400000.0), "32UQU": (699960.0, 5400000.0), "32UPT": (600000.0, 5300040.0)}
 
 
-def scene(day: str, tile: str = "32UPU", **changes: Any) -> stac.Scene:
+def scene(day: str, tile: str = "32UPU", **changes: Any) -> Scene:
     origin = ORIGINS.get(tile)
-    asset = stac.Asset(
+    asset = Asset(
         href=f"{tile}.tif",
         transform=(10.0, 0.0, origin[0], 0.0, -10.0, origin[1]) if origin else None,
         shape=(10980, 10980) if origin else None,
     )
-    base = stac.Scene(
+    base = Scene(
         id=f"S2A_{tile}_{day}",
         collection="sentinel-2-l2a",
         provider="earth-search",
@@ -50,7 +50,7 @@ def scene(day: str, tile: str = "32UPU", **changes: Any) -> stac.Scene:
     return replace(base, **changes)
 
 
-def planned(scenes: list[stac.Scene], dates: str) -> Lock:
+def planned(scenes: list[Scene], dates: str) -> Lock:
     return Lock(
         format=lock.FORMAT,
         state="planned",
@@ -65,7 +65,7 @@ def planned(scenes: list[stac.Scene], dates: str) -> Lock:
     )
 
 
-def every_tenth_day(first: str, count: int) -> list[stac.Scene]:
+def every_tenth_day(first: str, count: int) -> list[Scene]:
     return [scene((date.fromisoformat(first) + timedelta(days=10 * n)).isoformat()) for n in range(count)]
 
 
@@ -120,8 +120,8 @@ def test_a_satellite_is_not_expected_before_it_flew() -> None:
 
 
 def test_the_cost_of_the_whole_series_is_that_of_the_paper() -> None:
-    bands = {band: stac.Asset(href="x") for band in ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11")}
-    bands |= {"B12": stac.Asset(href="x"), "SCL": stac.Asset(href="x")}
+    bands = {band: Asset(href="x") for band in ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11")}
+    bands |= {"B12": Asset(href="x"), "SCL": Asset(href="x")}
     lots = planned([scene("2019-06-01", assets=bands)] * 400, "2017-04-01/2020-04-01")
     assert passes.window_bytes(lots) * 400 == pytest.approx(51e9, rel=0.02)
     web = passes.cost(lots, "https://example.org/v1", workers=2)

@@ -24,8 +24,7 @@ from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.lock import Item, Lock
 from sgdata.release import assemble
 from sgdata.release.assemble import Order
-from sgdata.stac import Asset, Dropped, Scene
-from sgdata.types import Grid
+from sgdata.types import Asset, Dropped, Grid, Scene
 from tests import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]

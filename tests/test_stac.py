@@ -19,6 +19,7 @@ from stac_wrap import COLLECTION, Wrapped, wrap
 from sgdata import stac
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.sentinel2 import L2A_BANDS
+from sgdata.types import Scene
 
 BANDS = (*L2A_BANDS, "SCL")
 HERE = (10.36, 48.72, 10.37, 48.74)
@@ -35,7 +36,7 @@ def query(**changes: Any) -> stac.Query:
     return replace(base, **changes)
 
 
-def parsed(path: Path) -> list[stac.Scene]:
+def parsed(path: Path) -> list[Scene]:
     return [stac.parse(item, BANDS) for item in pystac.ItemCollection.from_file(str(path))]
 
 
@@ -268,7 +269,7 @@ def test_an_unreachable_server_is_one_line_after_finite_retries(monkeypatch: pyt
 # --- items as other catalogues write them ---------------------------------------------------
 
 
-def told_otherwise(folder: Path, change: Callable[[dict[str, Any]], None]) -> stac.Scene:
+def told_otherwise(folder: Path, change: Callable[[dict[str, Any]], None]) -> Scene:
     """The one scene of a catalogue after a change to its item."""
     wrap(folder, [scene("S2A_32UPU_20190705_0_L2A", "2019-07-05T10:00:00Z")])
     path = next(folder.rglob("S2A*.json"))

@@ -44,7 +44,7 @@ from sgdata.offsets import OffsetSettings
 from sgdata.resample import VERSION as RESAMPLING_VERSION
 from sgdata.resample import Kernel
 from sgdata.sentinel2 import BAND
-from sgdata.types import Grid, Level
+from sgdata.types import Asset, Dropped, Grid, Level, Scene
 
 log = logging.getLogger("sgdata")
 
@@ -221,7 +221,7 @@ def assets(recipe: BuildRecipe) -> tuple[str, ...]:
     return (*recipe.bands, *sorted(layer for layer in layers if layer))
 
 
-def _promised(scene: stac.Scene, recipe: BuildRecipe, product: int | None = None) -> int | None:
+def _promised(scene: Scene, recipe: BuildRecipe, product: int | None = None) -> int | None:
     level = recipe.source.level
     return offsets.expected(scene.provider, scene.collection, scene.baseline, level=level, product=product)
 
@@ -325,7 +325,7 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
             _same_pixels(items[n], scene.files)
             items[n] = replace(items[n], expected_offset=_promised(items[n].scene, recipe, seen.product))
             if recipe.offset.untestable == "leave-out" and offsets.untestable(items[n].expected_offset, seen):
-                dropped.append(stac.Dropped(id=scene.id, reason=f"offset untestable: {seen.eligible} clear pixels"))
+                dropped.append(Dropped(id=scene.id, reason=f"offset untestable: {seen.eligible} clear pixels"))
                 del items[n], scenes[n]
             else:
                 items[n] = _decided(items[n], scene, seen, recipe.offset)
@@ -361,15 +361,15 @@ def _survey(recipe: BuildRecipe, lattice: Grid, places: Places) -> observe.Surve
     )
 
 
-def _visit(scene: stac.Scene, recipe: BuildRecipe, lattice: Grid, places: Places) -> observe.Visit:
+def _visit(scene: Scene, recipe: BuildRecipe, lattice: Grid, places: Places) -> observe.Visit:
     there = stac.located(scene, places.stac or recipe.source.stac)
     found, decide = dict(there.assets), dict(scene.assets)
     if recipe.mask.method == masks.EXTERNAL:
         if places.masks is None:
             raise SettingError("mask method external needs a folder of rasters <item id>.tif; give --masks DIR")
         path = files.existing(places.masks / f"{scene.id}.tif", "a mask of this scene")
-        found[masks.EXTERNAL] = stac.Asset(href=str(path))
-        decide[masks.EXTERNAL] = stac.Asset(href=files.sha256_file(path))
+        found[masks.EXTERNAL] = Asset(href=str(path))
+        decide[masks.EXTERNAL] = Asset(href=files.sha256_file(path))
     pieces = {}
     for band in (*assets(recipe), *(found.keys() & {masks.EXTERNAL})):
         reach = observe.layer_reach_m(recipe.mask, recipe.composite.reach_m) if band == recipe.mask.asset else 0

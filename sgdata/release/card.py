@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from sgdata.release.shipment import Shipment
+if TYPE_CHECKING:
+    from sgdata.release.shipment import Shipment
+
 
 # Of the hub: its words for the tasks that we know, and its ids for the licences of a build.
 _TASKS = {

@@ -5,10 +5,12 @@ mlcroissant checks the first; of the second it knows nothing, `catalogs/schemas/
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sgdata import shards
-from sgdata.release.shipment import Shipment
+
+if TYPE_CHECKING:
+    from sgdata.release.shipment import Shipment
 
 CONFORMS = "http://mlcommons.org/croissant/1.1"
 CONFORMS_GEO = "http://mlcommons.org/croissant/geo/1.0"

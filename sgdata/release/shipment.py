@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sgdata.audit import Report
 from sgdata.errors import SettingError
-from sgdata.lock import Lock
 from sgdata.types import Bounds, Contract, DatasetCard
+
+if TYPE_CHECKING:
+    from sgdata.audit import Report
+    from sgdata.lock import Lock
 
 RELEASED_BY_OTHERS = "released"
 ODBL = "https://opendatacommons.org/licenses/odbl/1-0/"

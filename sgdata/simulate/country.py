@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from itertools import compress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 from shapely.geometry import Polygon
 
 from sgdata.simulate import noise, shapes
-from sgdata.simulate.sketch import Rng, Settlement, Sketch
 from sgdata.types import Array
+
+if TYPE_CHECKING:
+    from sgdata.simulate.sketch import Rng, Settlement, Sketch
 
 Cell = tuple[Polygon, list[Polygon]]
 

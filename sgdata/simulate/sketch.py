@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from shapely.geometry import LineString, Polygon
 
 from sgdata.simulate.kinds import kinds, roads
-from sgdata.simulate.plan import Plan
+
+if TYPE_CHECKING:
+    from sgdata.simulate.plan import Plan
 
 Rng = np.random.Generator
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sgdata.sentinel2 import SceneClass
 from sgdata.simulate import noise
 from sgdata.simulate.noise import Field
-from sgdata.simulate.plan import Scene, Weather
 from sgdata.types import Array
+
+if TYPE_CHECKING:
+    from sgdata.simulate.plan import Scene, Weather
 
 # DN in the order of L2A_BANDS. Droplets scatter every visible wavelength alike; B09 sinks in the water vapour above
 # the cloud, B11 and B12 in the water of the drops, and more in the ice of cirrus.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import shapely
 from shapely.geometry import LineString, Polygon
 
 from sgdata.simulate import shapes
-from sgdata.simulate.sketch import Rng, Settlement, Sketch
+
+if TYPE_CHECKING:
+    from sgdata.simulate.sketch import Rng, Settlement, Sketch
 
 
 def _faces(outline: Polygon, roads: list[LineString]) -> list[Polygon]:
