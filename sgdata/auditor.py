@@ -161,7 +161,7 @@ def _examine(part: Subject) -> tuple[list[Facts], Totals, list[tuple[str, str]]]
 def whole(sample: Sample, contract: Contract) -> Sample:
     """The sample with native groups on one grid, as the loader puts them; the makers' resampling is done already."""
     ours: tuple[resample.Kernel, ...] = ("nearest", "bilinear", "cubic")
-    return packing.on_one_grid(sample, contract, next((k for k in ours if k == contract.resampling), "bilinear"))
+    return resample.on_one_grid(sample, contract, next((k for k in ours if k == contract.resampling), "bilinear"))
 
 
 @contextmanager

@@ -350,7 +350,7 @@ def _pack_shard(task: _Task) -> Packed:
             for ref in task.refs:
                 try:
                     native = read(ref)
-                    sample = _checked(on_one_grid(native, task.contract, task.recipe.kernel), task.contract)
+                    sample = _checked(resample.on_one_grid(native, task.contract, task.recipe.kernel), task.contract)
                     for image in shards.whole_images(sample):
                         statistics.add(image, counts)
                 except SourceError as error:
@@ -371,35 +371,6 @@ def _pack_shard(task: _Task) -> Packed:
     if task.spooled:
         task.source.unlink()
     return packed
-
-
-def on_one_grid(sample: Sample, contract: Contract, kernel: resample.Kernel) -> Sample:
-    """The sample with its groups `image_10m`, `image_20m`, `image_60m` as one `image` on the finest lattice."""
-    groups = {name: array for name, array in sample.arrays.items() if name.startswith("image_") and name[-1] == "m"}
-    if not groups:
-        return sample
-    finest = min(int(name[6:-1]) for name in groups)
-    names = [band.name for band in contract.bands]
-    nodata = -1 if contract.nodata is None else contract.nodata
-    lattice = groups[f"image_{finest}m"]
-    image = np.empty((len(names), *lattice.shape[1:]), lattice.dtype)
-    filled: list[int] = []
-    for name, array in groups.items():
-        gsd = int(name[6:-1])
-        fine = resample.finer(array, gsd // finest, kernel=kernel, nodata=nodata)
-        # Groups hold their bands in the order of the contract, which is that of wavelengths.
-        at = [names.index(band.name) for band in contract.bands if band.gsd_m == gsd]
-        if fine.shape != (len(at), *image.shape[1:]):
-            raise SourceError(
-                f"{name} covers {fine.shape} of the finest pixels, expected {(len(at), *image.shape[1:])}"
-            )
-        image[at] = fine
-        filled += at
-    # One group for each gsd of the contract, or a plane would hold whatever lay in memory.
-    if sorted(filled) != list(range(len(names))):
-        raise SourceError(f"groups {sorted(groups)} hold {len(filled)} of {len(names)} bands")
-    rest = {name: array for name, array in sample.arrays.items() if name not in groups}
-    return replace(sample, arrays={"image": image, **rest})
 
 
 def _checked(sample: Sample, contract: Contract) -> Sample:

@@ -7,12 +7,14 @@ Interpolated integers are rounded half up. So the result at a pixel never depend
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numba
 import numpy as np
 
-from sgdata.types import Array, Window
+from sgdata.errors import SourceError
+from sgdata.types import Array, Contract, Sample, Window
 
 Kernel = Literal["nearest", "bilinear", "cubic"]
 VERSION = 1
@@ -45,6 +47,38 @@ def finer(coarse: Array, factor: int, *, kernel: Kernel, window: Window | None =
         else:
             _bilinear(plane, factor, window.row, window.col, nodata, target)
     return out.reshape(*lead, window.height, window.width)
+
+
+def on_one_grid(sample: Sample, contract: Contract, kernel: Kernel) -> Sample:
+    """The sample with its groups `image_10m`, `image_20m`, `image_60m` as one `image` on the finest lattice.
+
+    Raises SourceError where they do not cover it, or not all bands.
+    """
+    groups = {name: array for name, array in sample.arrays.items() if name.startswith("image_") and name[-1] == "m"}
+    if not groups:
+        return sample
+    finest = min(int(name[6:-1]) for name in groups)
+    names = [band.name for band in contract.bands]
+    nodata = -1 if contract.nodata is None else contract.nodata
+    lattice = groups[f"image_{finest}m"]
+    image = np.empty((len(names), *lattice.shape[1:]), lattice.dtype)
+    filled: list[int] = []
+    for name, array in groups.items():
+        gsd = int(name[6:-1])
+        fine = finer(array, gsd // finest, kernel=kernel, nodata=nodata)
+        # Groups hold their bands in the order of the contract, which is that of wavelengths.
+        at = [names.index(band.name) for band in contract.bands if band.gsd_m == gsd]
+        if fine.shape != (len(at), *image.shape[1:]):
+            raise SourceError(
+                f"{name} covers {fine.shape} of the finest pixels, expected {(len(at), *image.shape[1:])}"
+            )
+        image[at] = fine
+        filled += at
+    # One group for each gsd of the contract, or a plane would hold whatever lay in memory.
+    if sorted(filled) != list(range(len(names))):
+        raise SourceError(f"groups {sorted(groups)} hold {len(filled)} of {len(names)} bands")
+    rest = {name: array for name, array in sample.arrays.items() if name not in groups}
+    return replace(sample, arrays={"image": image, **rest})
 
 
 @numba.njit(cache=True, nogil=True)

@@ -11,7 +11,6 @@ Token order: time slowest, then spectral group, then row, then column.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
 from typing import Literal, Protocol
 
 import torch
@@ -377,16 +376,6 @@ def waves(side: int, width: int) -> Tensor:
     rows, cols = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     angles = torch.cat([place.reshape(-1, 1) * frequencies for place in (rows, cols)], dim=1)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def resize_table(table_1RD: Tensor, *, rows: int, planes: int) -> Tensor:
-    """A position table (1, planes x side^2, D) as one of `rows` rows, bicubic on its (row, column) grid."""
-    width = table_1RD.shape[-1]
-    side, side_to = isqrt(table_1RD.shape[1] // planes), isqrt(rows // planes)
-    # Each plane is a picture of `width` channels; in float32, since bicubic weights lose too much in half precision.
-    grid = table_1RD.float().reshape(planes, side, side, width).permute(0, 3, 1, 2)
-    grid = functional.interpolate(grid, size=(side_to, side_to), mode="bicubic", align_corners=False)
-    return grid.permute(0, 2, 3, 1).reshape(1, -1, width).to(table_1RD.dtype)
 
 
 # --- refusals ------------------------------------------------------------------------------
