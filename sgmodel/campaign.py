@@ -299,7 +299,7 @@ def _counted(program: Program, recipe: bytes, classes: int, side: int) -> tuple[
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from sgmodel import contrastive, models
+    from sgmodel import models
 
     module: Any = importlib.import_module(f"sgmodel.recipes.{program}")
     own: Any = files.parse(module.Recipe, tomllib.loads(recipe.decode()), program)
@@ -310,7 +310,7 @@ def _counted(program: Program, recipe: bytes, classes: int, side: int) -> tuple[
             case "pretrain":
                 model = module.build(own)
             case "contrast":
-                model = contrastive.Contrast(own.model, bands, own.contrast)
+                model = models.contrast(own.model, own.contrast, bands=bands)
             case "classify":
                 model = models.classifier(own.model, bands=bands, classes=classes)
             case "segment":

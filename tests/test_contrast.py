@@ -16,11 +16,7 @@ from synthetic_shards import write
 from torch.nn import functional
 
 from sgdata import catalog, files
-<<<<<<< ours
-from sgmodel import batches, cards, checkpoint, command, contrastive, downstream, fitting, models, session
-=======
-from sgmodel import batches, campaign, checkpoint, command, contrastive, downstream, models, session
->>>>>>> theirs
+from sgmodel import batches, campaign, cards, checkpoint, command, contrastive, downstream, fitting, models, session
 from sgmodel.recipes import classify, contrast, pretrain, reproduce, segment
 
 RECIPES = catalog.folder("recipes")

@@ -164,8 +164,8 @@ def test_rows_without_weights_or_data_have_no_number(places: Places) -> None:
         assert "cost" not in row
     assert weights["weights"]["where"] == "zenodo.org/records/8412455"
     text = (places.out / "ledger.md").read_text()
-    assert "| w | published | 0.5100 | not run: weights absent |  |  |  |  | weights absent |  |" in text
-    assert "| d | random |  | not run: data absent |  |  |  |  | data absent |  |" in text
+    assert "| w | published | 0.510 | not run: weights absent |  |  |  | weights absent |  |" in text
+    assert "| d | random |  | not run: data absent |  |  |  | data absent |  |" in text
     assert "zenodo.org/records/8412455" in (places.out / "page" / "index.html").read_text()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from sgdata import page
 from sgdata.show import charts
 
-INTERVAL = "Interval: 95 %, Student's t over seeds; over scored samples (bootstrap) where there is one seed."
+INTERVAL = "In brackets: 95 % interval, Student's t over seeds; of one seed, bootstrap over scored samples."
 
 
 def blocks(document: dict[str, Any]) -> list[page.Block]:
@@ -24,15 +24,15 @@ def blocks(document: dict[str, Any]) -> list[page.Block]:
         if table["audit"]:
             rows = tuple((each["check"], each["told"]) for each in table["audit"])
             found.append(page.Table(title=f"{name}: audit of its data", columns=("check", "finding"), rows=rows))
-        runs = tuple(_runs(table))
-        if runs:
-            columns_of_runs = ("row", "program", "seed", "folder", "SHA-256 of the resolved recipe")
-            found.append(page.Table(title=f"{name}: runs", columns=columns_of_runs, rows=runs))
     absent = tuple(_absent(document))
     if absent:
         heads = ("file or folder", "where it lives", "licence", "checksum")
         caption = "Put them under this name into the folder of --weights, and the same command makes their rows."
         found.append(page.Table(title="Weights that are not here", columns=heads, rows=absent, caption=caption))
+    runs = tuple(_runs(document))
+    if runs:
+        names = ("table", "row", "program", "seed", "folder", "SHA-256 of the resolved recipe")
+        found.append(page.Table(title="Runs", columns=names, rows=runs))
     return found
 
 
@@ -48,8 +48,8 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def columns(table: dict[str, Any]) -> tuple[str, ...]:
-    """Column heads: three for each metric."""
-    figures = [head for name in table["metrics"] for head in (f"{name} published", f"{name} here", "interval")]
+    """Column heads: two for each metric."""
+    figures = [head for name in table["metrics"] for head in (f"{name} published", f"{name} here")]
     return ("model", "weights", *figures, "seeds", "parameters", "steps", "why it differs", "audit")
 
 
@@ -63,7 +63,7 @@ def _line(table: dict[str, Any], row: dict[str, Any]) -> tuple[str, ...]:
     for number, name in enumerate(table["metrics"]):
         each = row["figures"][name]
         state = "" if number or row["state"] == "run" else row["state"]
-        cells += [_number(each["published"]), _number(each["mean"]) or state, _span(each["interval"])]
+        cells += [_number(each["published"]), _measured(each) or state]
     cost = row.get("cost")
     steps = f"{cost['steps_before']:,} + {cost['steps']:,}" if cost and cost["steps_before"] else ""
     findings = ", ".join(each["check"] for each in table["audit"]) or ("none" if table["audited"] else "not audited")
@@ -80,17 +80,20 @@ def _line(table: dict[str, Any], row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None else f"{value:.3f}"
 
 
-def _span(ends: Sequence[float] | None) -> str:
-    return "" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
+def _measured(each: dict[str, Any]) -> str:
+    ends: Sequence[float] | None = each["interval"]
+    # Held together: a column of half intervals cannot be read.
+    span = "" if ends is None else f"\N{NO-BREAK SPACE}({ends[0]:.3f}\N{EN DASH}\N{WORD JOINER}{ends[1]:.3f})"
+    return _number(each["mean"]) + span
 
 
 def _caption(table: dict[str, Any]) -> str:
     data = table["data"]
     print_of = f"Data {data['dataset']} {data['version']}, fingerprint {data['fingerprint'][:16]}." if data else ""
-    return " ".join(text for text in (table["note"], print_of, INTERVAL) if text)
+    return " ".join(text for text in (table["note"], print_of) if text)
 
 
 def _chart(table: dict[str, Any], metric: str) -> page.Chart | None:
@@ -107,11 +110,11 @@ def _chart(table: dict[str, Any], metric: str) -> page.Chart | None:
     )
 
 
-def _runs(table: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    for row in table["rows"]:
-        for run in row["runs"]:
-            if run["folder"]:
-                yield row["name"], run["program"], str(run["seed"]), run["folder"], run["recipe_sha256"][:16]
+def _runs(document: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    rows = ((table["name"], row) for table in document["tables"] for row in table["rows"])
+    for name, row in rows:
+        for run in (run for run in row["runs"] if run["folder"]):
+            yield name, row["name"], run["program"], str(run["seed"]), run["folder"], run["recipe_sha256"][:16]
 
 
 def _absent(document: dict[str, Any]) -> Iterator[tuple[str, ...]]:

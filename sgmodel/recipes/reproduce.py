@@ -75,7 +75,8 @@ def write(recipe: Recipe, places: Places, audits: Sequence[Path] = ()) -> Path:
     document = files.plain({"title": recipe.title, "tables": tables})
     files.write(places.out / "ledger.json", files.pretty_json(document))
     files.write(places.out / "ledger.md", shown.markdown(document).encode())
-    intro = "Figures measured here beside those published, each from run folders that repeat. No run, no number."
+    intro = "Figures measured here beside those published, each from run folders that repeat. No run, no number. "
+    intro += shown.INTERVAL
     page.write(places.out / "page" / "index.html", title=recipe.title, intro=intro, blocks=shown.blocks(document))
     return places.out / "ledger.json"
 
