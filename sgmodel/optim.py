@@ -76,7 +76,9 @@ def groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
     as released (spec section 6), and not in classification: "not tables" (section 7).
     """
     # By name, so that blocks count wherever a wrapper has put them; a model without blocks has one layer.
-    blocks = 1 + max((_block(name) for name, _ in model.named_parameters()), default=-1)
+    # In their order, for a pyramid (Swin, ConvNeXt) numbers its blocks anew in every stage.
+    found = dict.fromkeys(_block(name) for name, _ in model.named_parameters())
+    blocks = [name for name in found if name and "slow_" not in name]
     made: defaultdict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:  # AdamW would decay them all the same
@@ -84,27 +86,27 @@ def groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
         spared = parameter.ndim <= 1 or name.endswith(".bias") or (recipe.decay == "not tables" and _is_table(name))
         decay = 0.0 if spared and recipe.decay != "all" else recipe.weight_decay
         # From the top: the head and the final norm at the full rate, block i at factor^(blocks - i).
-        made[recipe.layer_decay ** (blocks + 1 - _layer(name, blocks)), decay].append(parameter)
+        made[recipe.layer_decay ** (len(blocks) + 1 - _layer(name, blocks)), decay].append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale} for (scale, decay), parameters in made.items()
     ]
 
 
-def _layer(name: str, blocks: int) -> int:
+def _layer(name: str, blocks: list[str]) -> int:
     """0 for what makes tokens, 1 + i for block i, the last number for all else; so also for models without blocks.
 
     As released, a joint position table is at the bottom and a pair of tables at the full rate (spec section 7).
     """
-    if _block(name) >= 0:
-        return _block(name) + 1
+    if _block(name) in blocks:
+        return blocks.index(_block(name)) + 1
     bottom = re.search(r"(?:^|\.)(patch_embed\.|pos_embed$|cls_token$)", name)
-    return 0 if blocks and bottom else blocks + 1
+    return 0 if blocks and bottom else len(blocks) + 1
 
 
-def _block(name: str) -> int:
-    """The number of the transformer block that a parameter belongs to; -1 for none."""
-    found = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
-    return int(found[1]) if found else -1
+def _block(name: str) -> str:
+    """The transformer block that a parameter belongs to, by its name; "" for none."""
+    found = re.match(r"((?:.*\.)?blocks\.\d+)\.", name)
+    return found[1] if found else ""
 
 
 def _is_table(name: str) -> bool:

@@ -98,3 +98,17 @@ def test_layer_decay_by_name() -> None:
     assert scale[id(joint.head.weight)] == scale[id(model["plain"].weight)] == 1.0
     (only,) = {group["lr_scale"] for group in optim.groups(nn.Linear(2, 2), recipe)}
     assert only == 1.0
+
+
+def test_layers_of_a_pyramid_count_through_its_stages() -> None:
+    model = nn.Module()
+    stages = nn.ModuleList(
+        nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(2, 2) for _ in range(2))}) for _ in range(2)
+    )
+    model.add_module("layers", stages)
+    model.add_module("head", nn.Linear(2, 2))
+    made = optim.groups(model, dataclasses.replace(PRETRAIN, layer_decay=0.5))
+    scale = {id(p): group["lr_scale"] for group in made for p in group["params"]}
+    rates = [scale[id(block.weight)] for stage in stages for block in stage["blocks"]]
+    assert rates == [0.5**4, 0.5**3, 0.5**2, 0.5]
+    assert scale[id(model.head.weight)] == 1.0
