@@ -46,6 +46,7 @@ def run(program: str, kind: type[R], main: Callable[[R, Places], int], argv: Seq
     options = _parser(program).parse_args(argv)
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("sgdata").setLevel(logging.WARNING if options.quiet else logging.INFO)
+    # Without a recipe there is nothing to guess: what can be asked for helps more than a refusal.
     if options.recipe is None:
         print("\n".join(["Recipes of this program:", *map(str, recipes(program))]))
         raise SystemExit(0)
@@ -63,6 +64,7 @@ def recipes(program: str) -> list[Path]:
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
+    # The demo recipe runs in minutes on shards that anybody can make.
     shown = next((path.name for path in recipes(program) if "demo" in path.stem), f"{program}.toml")
     example = f"Example: python -m sgmodel.recipes.{program} recipes/train/{shown} --shards out/shards"
     parser = argparse.ArgumentParser(prog=f"python -m sgmodel.recipes.{program}", epilog=example)
@@ -99,6 +101,7 @@ def _places(options: argparse.Namespace) -> Places:
     for name in ("threads", "workers"):
         if getattr(options, name) < 1:
             raise SettingError(f"--{name} {getattr(options, name)}: expected 1 or more")
+    # By the name in the contract: what a folder is called says nothing of what it holds.
     folders = [_folder(text, options.cache.expanduser(), options.cache_gb) for text in options.shards]
     named = dict(folders)
     if len(named) < len(folders):

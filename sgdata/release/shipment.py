@@ -61,6 +61,7 @@ class Shipment:
     @cached_property
     def days(self) -> tuple[str, str] | None:
         """First and last ISO day of the images, where they are known."""
+        # Of the scenes where there is a lock: a composite's rows have no day of their own.
         days = [item.scene.time[:10] for item in self.lock.items] if self.lock else []
         days = days or [row["date"] for row in self.rows if row["date"]]
         return (min(days), max(days)) if days else None
@@ -73,6 +74,7 @@ class Shipment:
     @property
     def crs(self) -> str:
         """The one CRS of all samples, or that of the index."""
+        # Samples of several zones have only degrees in common, which is what the index tells.
         codes = {row["crs"] for row in self.rows}
         return codes.pop() if len(codes) == 1 and None not in codes else "EPSG:4326"
 
@@ -100,6 +102,7 @@ class Shipment:
 
 def bounds(rows: Sequence[Mapping[str, Any]]) -> Bounds | None:
     """West, south, east, north of index rows; None unless each has them."""
+    # A box of some of the samples would pass for that of all.
     if any(row["west"] is None for row in rows):
         return None
     west, south = (min(row[side] for row in rows) for side in ("west", "south"))
