@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 STRIP_BYTES = 1 << 25
 """Pixels pass through memory in strips of about this size, cut at the file's own blocks."""
+
+WARPING = threading.Lock()
+"""Rasterio hushes a warning of its own while it warps, by a filter that threads take from each other."""
 
 READING = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # else one listing of a bucket per file
@@ -151,11 +155,12 @@ def warped(dataset: DatasetReader, lattice: Grid, kernel: Kernel, *, beyond: int
         for out, how in ((nearest, "nearest"), (values, kernel)):
             # Without XSCALE the kernel widens with the turn between two zones, and by the size of the part. A
             # WarpedVRT would do in one piece, but rasterio makes none with an exact transformer.
-            reproject(
-                rasterio.band(dataset, 1), out, resampling=Resampling[how], tolerance=0, XSCALE=1, YSCALE=1,
-                dst_crs=lattice.crs, dst_transform=Affine(*part.transform), dst_nodata=beyond,
-                src_nodata=dataset.nodata if beyond else dataset.nodata or 0,  # 0 says something in a mask
-            )  # fmt: skip
+            with WARPING:
+                reproject(
+                    rasterio.band(dataset, 1), out, resampling=Resampling[how], tolerance=0, XSCALE=1, YSCALE=1,
+                    dst_crs=lattice.crs, dst_transform=Affine(*part.transform), dst_nodata=beyond,
+                    src_nodata=dataset.nodata if beyond else dataset.nodata or 0,  # 0 says something in a mask
+                )  # fmt: skip
         yield np.where((nearest == beyond) | (values == beyond), nearest, values)
 
 
