@@ -165,6 +165,7 @@ def test_weights_and_normalised_targets() -> None:
 
 
 def test_without_its_weight_a_term_is_the_plain_one() -> None:
+    torch.manual_seed(0)  # of 16 tokens all of one group may stay visible: its bands then have no loss
     model, noise, x = small(), torch.rand(2, TINY.tokens), images(TINY)
     out = model(x, noise=noise, ratio=0.5)
     torch.testing.assert_close(out.loss, out.loss_token + out.loss_spectral)
