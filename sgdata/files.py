@@ -192,7 +192,10 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     Not `durable`: without waiting for the disk, for scratch need only survive the process, not the power.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path.parent}: cannot be made: {error.strerror}; choose another --out") from None
     # In the same folder, since a rename is atomic only within a file system; hidden, so that no glob of ours finds it;
     # with the process id, for two processes may write the same cache entry.
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")

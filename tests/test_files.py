@@ -173,3 +173,9 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
 def test_existing_names_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="expected a folder of patches"):
         files.existing(tmp_path / "absent", "a folder of patches")
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="cannot be made: .*choose another --out"):
+        files.write(tmp_path / "file" / "deeper" / "lock.json", b"{}")
