@@ -33,8 +33,8 @@ class Story:
     build: tuple[str, ...] = ("split.block_px=200", "split.gap_px=32", "patches.stride=32")
 
 
-# Exit 3: done, with findings told in the page and the card. A small city of the user's may have some.
-JUDGING, INCOMPLETE = ("audit", "release"), 3
+# Exit 3: done, what is amiss being told: pixels that no date saw clear, findings of an audit. Small cities have them.
+JUDGING, INCOMPLETE = ("build", "audit", "release"), 3
 # Staged pixels, kept from the build until it is scored; hidden files stand outside SHA256SUMS too.
 SCRATCH = ".scratch"
 
