@@ -74,7 +74,7 @@ def best_cloudy_scene(recipe: BuildRecipe, scenes: tuple[Observed, ...], truth: 
     assert isinstance(recipe.area.grid, Grid)  # the recipe beside a build is resolved
     job = observe.Job(
         grid=recipe.area.grid, bands=recipe.bands, kernel=recipe.resampling, scenes=scenes, folder=Path(),
-        settings=replace(recipe.composite, method="median"),
+        settings=replace(recipe.composite, method="geomedian"),  # which looks at every band
     )  # fmt: skip
     # By the truth, not by the catalogue's cloud cover: that one is an estimate, and sometimes planted wrong.
     cloudy = (clouds & (score.CLOUD | score.SHADOW)).astype(bool).mean(axis=(1, 2)) > CLOUDY
