@@ -37,7 +37,7 @@ def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
         made = page.write(
             out / INDEX,
             title=path.resolve().name,
-            intro=f"As `sgdata show` found it{subject}. Opens from disk; nothing is fetched from elsewhere.",
+            intro=f"As sgdata show found it{subject}. Opens from disk; nothing is fetched from elsewhere.",
             blocks=[*facts.audited(path), *found],
         )
         files.write_sums(out)
