@@ -7,18 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sgdata import shards
+from sgdata import catalog, shards
 
 if TYPE_CHECKING:
     from sgdata.release.shipment import Shipment
 
 CONFORMS = "http://mlcommons.org/croissant/1.1"
 CONFORMS_GEO = "http://mlcommons.org/croissant/geo/1.0"
-_TERMS = (
-    "arrayShape citeAs column containedIn equivalentProperty extract field fileObject fileProperty fileSet format "
-    "includes isArray isLiveDataset jsonPath key md5 parentField path recordSet references regex repeated replace "
-    "samplingRate separator source subField transform"
-)
 _COLUMNS = {"key": "sc:Text", "split": "sc:Text", "shard": "sc:Text", "sha256": "sc:Text"}
 _PLACES = {"west": "sc:Float", "south": "sc:Float", "east": "sc:Float", "north": "sc:Float"}
 
@@ -26,11 +21,13 @@ _PLACES = {"west": "sc:Float", "south": "sc:Float", "east": "sc:Float", "north":
 def document(shipment: Shipment) -> dict[str, Any]:
     """The whole JSON-LD document. A dataset that lies nowhere claims no GeoCroissant."""
     geo = _geo(shipment) if shipment.bounds else {}
-    names = {"train": "cr:TrainingSplit", "val": "cr:ValidationSplit", "test": "cr:TestSplit"}
-    used = [split for split in shipment.contract.splits if split in names]
+    # The context is that of the specification of Croissant 1.1, appendix 1, with `geocr` and `rai` added.
+    fixed = catalog.document("croissant")
+    kinds = fixed["names"]
+    splits = [{"splits/name": name, "splits/url": kinds[name]} for name in shipment.contract.splits if name in kinds]
     columns = _COLUMNS | (_PLACES if shipment.bounds else {})
     return {
-        "@context": _context(),
+        "@context": fixed["context"],
         "@type": "sc:Dataset",
         "conformsTo": [CONFORMS, *([CONFORMS_GEO] if geo else [])],
         "name": shipment.title,
@@ -50,36 +47,16 @@ def document(shipment: Shipment) -> dict[str, Any]:
             *(_file(name, "application/x-tar", sha256) for name, (sha256, _) in shipment.shards.items()),
         ],
         "recordSet": [
-            *([_splits({split: names[split] for split in used})] if used else []),
+            *([fixed["splits"] | {"data": splits}] if splits else []),
             {
                 "@type": "cr:RecordSet",
                 "@id": "samples",
                 "name": "samples",
                 "description": "One row per sample: where its members lie in the tars, and what they hold.",
                 "key": {"@id": "samples/key"},
-                "field": [_field(name, kind, linked=bool(used)) for name, kind in columns.items()],
+                "field": [_field(name, kind, linked=bool(splits)) for name, kind in columns.items()],
             },
         ],
-    }
-
-
-def _context() -> dict[str, Any]:
-    """The context of Croissant 1.1 (its specification, appendix 1), `geocr` and `rai` added."""
-    terms: dict[str, Any] = {term: f"cr:{term}" for term in _TERMS.split()}
-    return terms | {
-        "@language": "en",
-        "@vocab": "https://schema.org/",
-        "sc": "https://schema.org/",
-        "cr": "http://mlcommons.org/croissant/",
-        "rai": "http://mlcommons.org/croissant/RAI/",
-        "dct": "http://purl.org/dc/terms/",
-        "geocr": "http://mlcommons.org/croissant/geo/",
-        "conformsTo": "dct:conformsTo",
-        "data": {"@id": "cr:data", "@type": "@json"},
-        "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-        "examples": {"@id": "cr:examples", "@type": "@json"},
-        "description": {"@container": "@language"},
-        "name": {"@container": "@language"},
     }
 
 
@@ -130,20 +107,6 @@ def _file(name: str, kind: str, sha256: str) -> dict[str, Any]:
         "contentUrl": name,
         "encodingFormat": kind,
         "sha256": sha256,
-    }
-
-
-def _splits(kinds: dict[str, str]) -> dict[str, Any]:
-    data = [{"splits/name": split, "splits/url": kind} for split, kind in kinds.items()]
-    fields = {"name": "sc:Text", "url": "sc:URL"}
-    return {
-        "@type": "cr:RecordSet",
-        "@id": "splits",
-        "name": "splits",
-        "dataType": "cr:Split",
-        "key": {"@id": "splits/name"},
-        "field": [{"@type": "cr:Field", "@id": f"splits/{n}", "name": n, "dataType": k} for n, k in fields.items()],
-        "data": data,
     }
 
 
