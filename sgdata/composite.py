@@ -93,7 +93,7 @@ class BapSettings:
 def medoid(looked: Array, usable: Array) -> tuple[Array, Array]:
     """(H, W) uint16 date nearest (Euclid) to the per-band median, NO_VALUE where none, and that distance in DN."""
     index, score = _unset(looked)
-    _medoid(looked, usable, network(len(looked)), usable.sum(axis=0, dtype=np.uint16), index, score)
+    _medoid(looked, usable, network(len(looked)), index, score)
     return index, score
 
 
@@ -177,7 +177,7 @@ def spread(clear: list[Array], count: int) -> list[int]:
 def median(observations: Array, usable: Array) -> Array:
     """(C, H, W): per band the middle usable value, half up between two; 0 where no date is usable."""
     image = np.zeros(observations.shape[1:], observations.dtype)
-    _median(observations, usable, network(len(observations)), usable.sum(axis=0, dtype=np.uint16), image)
+    _median(observations, usable, network(len(observations)), image)
     return image
 
 
@@ -263,45 +263,76 @@ def _sorted_line(observations: Array, usable: Array, pairs: Array, b: int, y: in
 
 
 @numba.njit(cache=True, nogil=True)
-def _median(observations: Array, usable: Array, pairs: Array, valid: Array, image: Array) -> None:
-    dates, bands, height, width = observations.shape
-    line = np.empty((dates, width), np.uint16)
-    for y in range(height):
-        for b in range(bands):
-            _sorted_line(observations, usable, pairs, b, y, line)
-            for x in range(width):
-                n = int(valid[y, x])
-                if n:
-                    middle = np.uint32(line[(n - 1) // 2, x]) + np.uint32(line[n // 2, x])
-                    image[b, y, x] = (middle + 1) // 2
+def _places(usable: Array, y: int, places: Array) -> None:
+    """Fill `places` (2, W) with where in their order the two middle ones of each pixel's usable values stand."""
+    places[:] = 0
+    for t in range(usable.shape[0]):
+        for x in range(usable.shape[2]):
+            places[1, x] += usable[t, y, x]
+    for x in range(usable.shape[2]):
+        n = places[1, x]
+        # No value at all: a place that no date has.
+        places[0, x], places[1, x] = ((n - 1) // 2, n // 2) if n else (65535, 65535)
 
 
 @numba.njit(cache=True, nogil=True)
-def _medoid(observations: Array, usable: Array, pairs: Array, valid: Array, index: Array, score: Array) -> None:
+def _middles(line: Array, places: Array, twice: Array) -> None:
+    """Fill `twice` (W) with the sum of the two middle values of a sorted line, which is twice the median."""
+    twice[:] = 0
+    # Not looked up but selected: a pass over all dates in vector registers is quicker than a jump per pixel.
+    for t in range(line.shape[0]):
+        low, high = places[0], places[1]
+        for x in range(line.shape[1]):
+            value = np.uint32(line[t, x])
+            twice[x] += (value if low[x] == t else np.uint32(0)) + (value if high[x] == t else np.uint32(0))
+
+
+@numba.njit(cache=True, nogil=True)
+def _median(observations: Array, usable: Array, pairs: Array, image: Array) -> None:
     dates, bands, height, width = observations.shape
-    line = np.empty((dates, width), np.uint16)
-    # Twice the median is whole, so twice the distance is too: float64 holds these squares exactly.
-    middle = np.empty(width, np.float64)
-    away = np.empty((dates, width), np.float64)
+    line, places, twice = (
+        np.empty((dates, width), np.uint16),
+        np.empty((2, width), np.uint16),
+        np.empty(width, np.uint32),
+    )
     for y in range(height):
-        away[:] = 0
+        _places(usable, y, places)
         for b in range(bands):
             _sorted_line(observations, usable, pairs, b, y, line)
+            _middles(line, places, twice)
             for x in range(width):
-                n = max(int(valid[y, x]), 1)
-                middle[x] = np.float64(line[(n - 1) // 2, x]) + np.float64(line[n // 2, x])
+                image[b, y, x] = (twice[x] + np.uint32(1)) >> np.uint32(1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _medoid(observations: Array, usable: Array, pairs: Array, index: Array, score: Array) -> None:
+    dates, bands, height, width = observations.shape
+    line, places, twice = (
+        np.empty((dates, width), np.uint16),
+        np.empty((2, width), np.uint16),
+        np.empty(width, np.uint32),
+    )
+    # Twice the median is whole, so twice the distance is too: float64 holds these squares exactly.
+    away, nearest = np.empty((dates, width), np.float64), np.empty(width, np.float64)
+    for y in range(height):
+        away[:] = 0
+        _places(usable, y, places)
+        for b in range(bands):
+            _sorted_line(observations, usable, pairs, b, y, line)
+            _middles(line, places, twice)
             for t in range(dates):
                 for x in range(width):
-                    step = 2.0 * observations[t, b, y, x] - middle[x]
+                    step = np.float64(np.int32(2 * np.int32(observations[t, b, y, x]) - np.int32(twice[x])))
                     away[t, x] += step * step
+        nearest[:] = np.inf
+        for t in range(dates):
+            for x in range(width):
+                nearer = usable[t, y, x] and away[t, x] < nearest[x]
+                nearest[x] = away[t, x] if nearer else nearest[x]
+                index[y, x] = t if nearer else index[y, x]
         for x in range(width):
-            best = -1
-            for t in range(dates):
-                if usable[t, y, x] and (best < 0 or away[t, x] < away[best, x]):
-                    best = t
-            if best >= 0:
-                index[y, x] = best
-                score[y, x] = min(np.sqrt(away[best, x]) / 2 + 0.5, 65534.0)
+            if nearest[x] < np.inf:
+                score[y, x] = min(np.sqrt(nearest[x]) / 2 + 0.5, 65534.0)
 
 
 # --- the same in plain numpy ---------------------------------------------------------------

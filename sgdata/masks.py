@@ -29,6 +29,8 @@ BEYOND = 254
 # Bit of a doubtful sight; the largest distance that a sight can tell.
 DOUBTFUL = 128
 FARTHEST = 127
+# Doubtful looks count where they are this many times as many as clear ones.
+DARK_GROUND = 3
 
 # Cloud shares of the neighbourhood are taken on squares of BLOCK_M: they are smooth at that scale.
 BLOCK_M, NEIGHBOURHOOD_M = 500, 10_000
@@ -154,6 +156,32 @@ def sight(found: Array, bright: Array | None, settings: MaskSettings, *, gsd_m: 
     shadow_reach = int(settings.shadow_buffer_m // gsd_m) + 1
     usable &= distance(found == SHADOW, shadow_reach) > settings.shadow_buffer_m / gsd_m
     return np.where(usable, away + DOUBTFUL * (found == DIM), 0).astype(np.uint8)
+
+
+def best_sights(sights: Array) -> Array:
+    """(T, H, W) bool: the clear dates of each pixel; its doubtful ones too, where they are DARK_GROUND times as many.
+
+    What is dark on nearly every date is dark ground, such as forest; its one 'clear' date is then the suspicious one.
+    """
+    usable = np.empty(sights.shape, np.bool_)
+    _best_sights(sights, usable)
+    return usable
+
+
+@numba.njit(cache=True, nogil=True)
+def _best_sights(sights: Array, usable: Array) -> None:
+    dates, height, width = sights.shape
+    balance = np.empty(width, np.int32)
+    for y in range(height):
+        balance[:] = 0
+        for t in range(dates):
+            for x in range(width):
+                sight = sights[t, y, x]
+                balance[x] += np.int32(1) if sight >= DOUBTFUL else np.int32(-DARK_GROUND if sight else 0)
+        for t in range(dates):
+            for x in range(width):
+                sight = sights[t, y, x]
+                usable[t, y, x] = balance[x] > 0 if sight >= DOUBTFUL else sight > 0
 
 
 def distance(mask: Array, reach: int) -> Array:

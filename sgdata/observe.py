@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,13 @@ from sgdata.types import Array, Grid, Window
 OBSERVATION_BYTES = 96 << 20
 """A composite tile shrinks until its observations fit: memory is flat in the number of dates."""
 
-READERS = 4
-"""Files of one scene that are read at a time."""
-
-DARK_GROUND = 3
+THREADS, READERS = 2, 4
+"""Scenes or tiles at work at a time in one process, and files read for them: inflating, hashing, reducing and waiting
+for a server all let other threads run."""
 
 SIGHT = "sight"
+VERSION = 2
+"""Counts changes of masks or composites that change a pixel: what an older version left in scratch is not used."""
 THINNED = 8
 """Coverage of a scene is counted on every eighth pixel of its sight."""
 
@@ -106,10 +107,14 @@ def visit(scene: Visit, *, lattice: Grid, tile: int) -> tuple[Observed, offsets.
 
 def scout(scene: Visit) -> Observed:
     """Stage the files of a scene and ask no more of it."""
-    # Inflating, hashing and waiting for a server all let other threads run.
-    with ThreadPoolExecutor(READERS) as readers:
-        staged = dict(zip(scene.pieces, readers.map(staging.stage, scene.pieces.values()), strict=True))
+    staged = dict(zip(scene.pieces, _readers().map(staging.stage, scene.pieces.values()), strict=True))
     return Observed(id=scene.id, overpass=scene.overpass, day=scene.day, offset=0, files=staged)
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    """Per process."""
+    return ThreadPoolExecutor(READERS)
 
 
 def sighted(scenes: tuple[Observed, ...], survey: Survey) -> tuple[Observed, ...]:
@@ -121,7 +126,13 @@ def sighted(scenes: tuple[Observed, ...], survey: Survey) -> tuple[Observed, ...
     if layer is None or not scenes:
         return scenes
     target = _lattice_over(survey.grid, scenes[0].files[layer].lattice, layer_reach_m(survey.mask, survey.reach_m))
-    decides = (survey.mask, survey.reach_m, target, [(scene.id, scene.files[layer].sha256) for scene in scenes])
+    decides = (
+        VERSION,
+        survey.mask,
+        survey.reach_m,
+        target,
+        [(scene.id, scene.files[layer].sha256) for scene in scenes],
+    )
     folder = survey.folder / files.sha256(files.canonical_json(decides))[:16]
     bright = folder / "bright.npy" if survey.mask.guard else None
     # One pass over all dates in their order and in this process: sums of floats depend on the order.
@@ -133,7 +144,7 @@ def sighted(scenes: tuple[Observed, ...], survey: Survey) -> tuple[Observed, ...
         with files.replacing(bright, durable=False) as temporary, temporary.open("wb") as handle:
             np.save(handle, guard.bright())
     task = partial(_sight, target=target, survey=survey, bright=bright, folder=folder)
-    found = pool.run(task, scenes, workers=survey.workers, cluster=survey.cluster)
+    found = pool.run(task, scenes, workers=survey.workers, cluster=survey.cluster, threads=THREADS)
     return tuple(replace(scene, files=scene.files | {SIGHT: sight}) for scene, sight in zip(scenes, found, strict=True))
 
 
@@ -196,9 +207,10 @@ def wanted(scenes: tuple[Observed, ...], settings: CompositeSettings) -> list[in
 
 
 def tile_size(dates: int, bands: int, most: int) -> int:
-    """The side of a tile in pixels: `most` halved until (T, C, H, W) uint16 observations fit in OBSERVATION_BYTES."""
+    """The side of a tile in pixels: `most` halved until its (T, C, H, W) DN and sights fit in OBSERVATION_BYTES."""
     size = most
-    while size > 64 and 2 * dates * bands * size * size > OBSERVATION_BYTES:
+    # Rules that go band by band hold one at a time; of each date there is a sight, and whether it is usable.
+    while size > 64 and dates * (2 * max(bands, 1) + 2) * size * size > OBSERVATION_BYTES:
         size //= 2
     return size
 
@@ -252,7 +264,7 @@ def composite_tile(job: Job, window: Window) -> Path:
     if path.exists():
         return path
     stack, sights = observations(job, window)
-    usable = best_sights(sights)
+    usable = masks.best_sights(sights)
     # Rules that mix dates choose none: index and score stay without value.
     index = score = np.full(usable.shape[1:], composite.NO_VALUE, np.uint16)
     match job.settings.method:
@@ -267,7 +279,7 @@ def composite_tile(job: Job, window: Window) -> Path:
             days = tuple(scene.day for scene in job.scenes)
             index, score = composite.bap(stack, sights, days, job.settings.bap, gsd)
         case "median":
-            image = np.stack([_middle(job, window, band, usable) for band in job.bands])
+            image = _middle(job, window, usable)
         case "geomedian":
             image = composite.geomedian(stack, usable)
     if job.settings.method in {"medoid", "maxndvi", "bap"}:
@@ -280,33 +292,32 @@ def composite_tile(job: Job, window: Window) -> Path:
     return path
 
 
-def best_sights(sights: Array) -> Array:
-    """(T, H, W) bool: the clear dates of each pixel; its doubtful ones too, where they are DARK_GROUND times as many.
+def _middle(job: Job, window: Window, usable: Array) -> Array:
+    """(C, h, w): the median of each band over the usable dates."""
+    image = np.empty((len(job.bands), window.height, window.width), np.uint16)
+    staged = [(n, scene) for n, scene in enumerate(job.scenes) if set(job.bands) <= scene.files.keys()]
+    stack = np.zeros((len(job.scenes), 1, 0, 0), np.uint16)
 
-    What is dark on nearly every date is dark ground, such as forest; its one 'clear' date is then the suspicious one.
-    """
-    clear = (sights > 0) & (sights < masks.DOUBTFUL)
-    doubtful = sights >= masks.DOUBTFUL
-    ground: Array = doubtful.sum(axis=0) > DARK_GROUND * clear.sum(axis=0)
-    return clear | (doubtful & ground)
-
-
-def _middle(job: Job, window: Window, band: str, usable: Array) -> Array:
-    """(h, w): the median of one band over the usable dates."""
-    target = grid.windowed(job.grid, window)
-    staged = [(n, scene) for n, scene in enumerate(job.scenes) if band in scene.files]
-    lattices = {(lattice.gsd_m, *_phase(lattice, target)) for lattice in (s.files[band].lattice for _, s in staged)}
-    # Repeats of one coarse pixel have one median: taken there if dates are usable by whole coarse pixels.
-    if len(lattices) == 1 and job.kernel == "nearest":
-        gsd, *phase = lattices.pop()
-        factor = max(round(gsd / target.gsd_m), 1)
+    @cache
+    def by_blocks(factor: int) -> Array | None:
         coarse = usable[:, ::factor, ::factor]
-        if not any(phase) and np.array_equal(resample.finer(coarse, factor, kernel="nearest"), usable):
-            target, usable = grid.coarser(target, factor), coarse
-    stack = np.zeros((len(job.scenes), 1, *target.shape), np.uint16)
-    for n, scene in staged:
-        stack[n, 0] = staging.on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
-    return resample.finer(composite.median(stack, usable)[0], window.height // target.shape[0], kernel="nearest")
+        return coarse if np.array_equal(resample.finer(coarse, factor, kernel="nearest"), usable) else None
+
+    for band, out in zip(job.bands, image, strict=True):
+        target, looks = grid.windowed(job.grid, window), usable
+        lattices = {(lattice.gsd_m, *_phase(lattice, target)) for lattice in (s.files[band].lattice for _, s in staged)}
+        # Repeats of one coarse pixel have one median: taken there if dates are usable by whole coarse pixels.
+        if len(lattices) == 1 and job.kernel == "nearest":
+            gsd, *phase = lattices.pop()
+            factor = max(round(gsd / target.gsd_m), 1)
+            if factor > 1 and not any(phase) and (coarse := by_blocks(factor)) is not None:
+                target, looks = grid.coarser(target, factor), coarse
+        if stack.shape[2:] != target.shape:  # bands of one size share the memory, whose first touch costs most
+            stack = np.zeros((len(job.scenes), 1, *target.shape), np.uint16)
+        for n, scene in staged:
+            stack[n, 0] = staging.on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
+        out[:] = resample.finer(composite.median(stack, looks)[0], window.height // target.shape[0], kernel="nearest")
+    return image
 
 
 def _phase(lattice: Grid, target: Grid) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ import importlib
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -18,29 +18,28 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def run(task: Callable[[T], R], items: Iterable[T], *, workers: int, cluster: str | None = None) -> Iterator[R]:
+def run(
+    task: Callable[[T], R], items: Iterable[T], *, workers: int, cluster: str | None = None, threads: int = 1
+) -> Iterator[R]:
     """`task(item)` for each item, in the order of `items`; on the Dask scheduler at the address `cluster` if given.
 
     `task` and its items are picklable where `workers` > 1; at most three items per worker are under way, so
-    that memory does not grow with their number. An exception of a task is raised here and ends the run, and
-    ServiceError where a worker is killed or no scheduler answers.
+    that memory does not grow with their number. `threads`: how many tasks may run at once in this process, where it
+    is the only worker. An exception of a task is raised here and ends the run, and ServiceError where a worker is
+    killed or no scheduler answers.
     """
     if cluster:
         yield from _on_cluster(task, items, cluster)
         return
-    if workers <= 1:
+    if max(workers, threads) <= 1:
         yield from map(task, items)
         return
-    # forkserver: the parent holds threads (GDAL, numba), and a plain fork of those can lock up.
-    context = multiprocessing.get_context("forkserver")
-    # The server imports the task's module once (1.5 s with numba); each worker is then a quick fork of it.
-    context.set_forkserver_preload([getattr(task, "func", task).__module__])
-    with ProcessPoolExecutor(workers, mp_context=context) as executor:
+    with _executor(task, workers, threads) as executor:
         pending: deque[Future[R]] = deque()
         try:
             for item in items:
                 pending.append(executor.submit(task, item))
-                if len(pending) >= 3 * workers:
+                if len(pending) >= 3 * max(workers, threads):
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -49,6 +48,16 @@ def run(task: Callable[[T], R], items: Iterable[T], *, workers: int, cluster: st
             raise ServiceError(f"one of {workers} workers was killed, for its memory perhaps; give fewer") from None
         finally:
             executor.shutdown(cancel_futures=True)
+
+
+def _executor(task: Callable[[T], R], workers: int, threads: int) -> Executor:
+    if workers <= 1:
+        return ThreadPoolExecutor(threads)
+    # forkserver: the parent holds threads (GDAL, numba), and a plain fork of those can lock up.
+    context = multiprocessing.get_context("forkserver")
+    # The server imports the task's module once (1.5 s with numba); each worker is then a quick fork of it.
+    context.set_forkserver_preload([getattr(task, "func", task).__module__])
+    return ProcessPoolExecutor(workers, mp_context=context)
 
 
 def _on_cluster(task: Callable[[T], R], items: Iterable[T], address: str) -> Iterator[R]:

@@ -162,12 +162,11 @@ def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: in
 
     # Pure integer placement: no resampling library, hence no half-pixel convention to get wrong.
     factor, row, col = _place(staged, target)
-    out = np.full(target.shape, beyond, staged.dtype)
     height, width = (size * factor for size in staged.lattice.shape)
     top, left = max(row, 0), max(col, 0)
     bottom, right = min(row + target.shape[0], height), min(col + target.shape[1], width)
     if top >= bottom or left >= right:
-        return out
+        return np.full(target.shape, beyond, staged.dtype)
     # The coarse pixels under the window and two more on each side, then the window inside those.
     first_row, first_col = max(top // factor - MARGIN_PX, 0), max(left // factor - MARGIN_PX, 0)
     coarse = staged.pixels[first_row : -(-bottom // factor) + MARGIN_PX, first_col : -(-right // factor) + MARGIN_PX]
@@ -175,6 +174,9 @@ def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: in
         row=top - first_row * factor, col=left - first_col * factor, height=bottom - top, width=right - left
     )
     fine = resample.finer(corrected(coarse, offset), factor, kernel=kernel, window=window)
+    if fine.shape == target.shape:
+        return fine
+    out = np.full(target.shape, beyond, staged.dtype)
     out[top - row : bottom - row, left - col : right - col] = fine
     return out
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from sgdata import masks, observe
+from sgdata import masks
 from sgdata.masks import CLEAR, CLOUD, DIM, NOTHING, OTHER, SHADOW, MaskSettings
 from sgdata.types import Array
 
@@ -53,7 +53,7 @@ def test_what_a_layer_cannot_mean_is_not_looked_at() -> None:
 def test_dark_ground_is_told_from_a_date_that_is_dark() -> None:
     dim, clear = masks.DOUBTFUL + 1, 1
     forest, shaded, never, only = ([dim] * 11 + [clear], [clear] * 3 + [dim] * 9, [0] * 12, [0] * 11 + [dim])
-    best = observe.best_sights(np.array([forest, shaded, never, only], np.uint8).T[:, None])[:, 0].T
+    best = masks.best_sights(np.array([forest, shaded, never, only], np.uint8).T[:, None])[:, 0].T
     assert best.sum(axis=1).tolist() == [12, 3, 0, 1]
     assert best[1, :3].all()
 

@@ -304,7 +304,7 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
 
     Raises SourceError: a file cannot be read or is not what its item or the lock says; an offset contradicts.
     """
-    run = partial(pool.run, workers=places.workers, cluster=places.cluster)
+    run = partial(pool.run, workers=places.workers, cluster=places.cluster, threads=observe.THREADS)
     visits = [_visit(item.scene, recipe, planned.grid, places) for item in planned.items]
     if recipe.composite.method == "bap" or recipe.composite.max_obs:
         peeks = [replace(v, pieces={b: p for b, p in v.pieces.items() if b == recipe.mask.asset}) for v in visits]
@@ -426,7 +426,13 @@ def render(
     task = job(recipe, settled, scenes, places)
     side = observe.tile_size(len(scenes), len(observe.looked_at(task)), places.tile_px)
     windows = list(grid.tiles(settled.grid.shape, side))
-    runs = pool.run(partial(observe.composite_tile, task), windows, workers=places.workers, cluster=places.cluster)
+    runs = pool.run(
+        partial(observe.composite_tile, task),
+        windows,
+        workers=places.workers,
+        cluster=places.cluster,
+        threads=observe.THREADS,
+    )
     paths = progress.track(runs, label="composite", total=len(windows))
     builds.write_composite(folder, settled.grid, recipe.bands, zip(windows, paths, strict=True))
     builds.write_usage(folder, [(scene.id, scene.clear_share) for scene in task.scenes])
@@ -446,5 +452,8 @@ def job(recipe: BuildRecipe, settled: Lock, scenes: tuple[observe.Observed, ...]
 
 def _job_name(recipe: BuildRecipe, settled: Lock) -> str:
     """Equal only where every tile would have the same pixels."""
-    chosen = (recipe.bands, recipe.resampling, RESAMPLING_VERSION, recipe.composite, recipe.mask, settled.grid)
-    return lock.sha256([chosen, [(i.scene.id, i.scene.overpass, i.offset, i.windows) for i in settled.items]])[:16]
+    versions = (observe.VERSION, RESAMPLING_VERSION)
+    chosen = (recipe.bands, recipe.resampling, recipe.composite, recipe.mask, settled.grid)
+    return lock.sha256(
+        [versions, chosen, [(i.scene.id, i.scene.overpass, i.offset, i.windows) for i in settled.items]]
+    )[:16]

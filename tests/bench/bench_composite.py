@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, composite, files, grid, observe, rasters, stac
+from sgdata import catalog, composite, files, grid, observe, pool, rasters, stac
 from sgdata.areas import Area
 from sgdata.datasets import segmunich
 from sgdata.sentinel2 import BAND
@@ -69,8 +70,11 @@ def ours(folder: Path, method: composite.Method) -> Array:
         settled, scenes = segmunich.fetch(settings, segmunich.plan(settings, places), places)
         job = segmunich.job(settings, settled, scenes, places)
         image = np.empty((len(BANDS), SIDE, SIDE), np.uint16)
-        for window in grid.tiles(LATTICE.shape, observe.tile_size(len(scenes), len(observe.looked_at(job)), 512)):
-            image[(slice(None), *window.slices)] = np.load(observe.composite_tile(job, window))[: len(BANDS)]
+        size = observe.tile_size(len(scenes), len(observe.looked_at(job)), places.tile_px)
+        windows = list(grid.tiles(LATTICE.shape, size))
+        tiles = pool.run(partial(observe.composite_tile, job), windows, workers=1, threads=observe.THREADS)
+        for window, tile in zip(windows, tiles, strict=True):
+            image[(slice(None), *window.slices)] = np.load(tile, mmap_mode="r")[: len(BANDS)]
     return image
 
 
