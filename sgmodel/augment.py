@@ -137,8 +137,8 @@ def images(x: Tensor, how: Geometry, size: int) -> Tensor:
 
 
 def _cut(x: Tensor, how: Geometry, size: int) -> Tensor:
-    rows = _bicubic(how.box[:, 0].to(x.device), how.box[:, 2].to(x.device), x.shape[2], size)
-    cols = _bicubic(how.box[:, 1].to(x.device), how.box[:, 3].to(x.device), x.shape[3], size)
+    box = how.box.to(x.device, non_blocking=True)
+    rows, cols = (_bicubic(box[:, axis], box[:, axis + 2], x.shape[axis + 2], size) for axis in (0, 1))
     return rows[:, None] @ x @ cols[:, None].transpose(2, 3)
 
 
@@ -157,7 +157,8 @@ def zoomed(x: Tensor, extent: Tensor, size: int, *, share: float) -> Tensor:
 def masks(y: Tensor, how: Geometry, size: int) -> Tensor:
     """(N, H, W) integer -> (N, size, size) of the same type: box, nearest pixel, turn and flips."""
     if not _untouched(y, how, size):
-        rows, cols = (_nearest(how.box[:, axis], how.box[:, axis + 2], size).to(y.device) for axis in (0, 1))
+        box = how.box.to(y.device, non_blocking=True)
+        rows, cols = (_nearest(box[:, axis], box[:, axis + 2], size) for axis in (0, 1))
         y = y[torch.arange(len(y), device=y.device)[:, None, None], rows[:, :, None], cols[:, None, :]]
     return _turn(y[:, None], how)[:, 0]
 
@@ -174,12 +175,12 @@ def _turn(x: Tensor, how: Geometry) -> Tensor:
 
 
 def _each(chosen: Tensor, x: Tensor) -> Tensor:
-    return chosen.to(x.device)[:, None, None, None]
+    return chosen.to(x.device, non_blocking=True)[:, None, None, None]
 
 
 def _nearest(start: Tensor, length: Tensor, size: int) -> Tensor:
     """(N, size) source index of each output pixel centre."""
-    return start[:, None] + (2 * torch.arange(size) + 1) * length[:, None] // (2 * size)
+    return start[:, None] + (2 * torch.arange(size, device=start.device) + 1) * length[:, None] // (2 * size)
 
 
 def _bicubic(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
@@ -249,20 +250,20 @@ def mixing(recipe: MixRecipe, samples: Tensor, epoch: Tensor, size: int, *, seed
 
 def mix(x: Tensor, how: Mix) -> Tensor:
     """Images (N, C, H, W), mixed."""
-    other = x[how.partner.to(x.device)]
-    blend = how.blend.to(x.device)[:, None, None, None]
+    other = x[how.partner.to(x.device, non_blocking=True)]
+    blend = how.blend.to(x.device, non_blocking=True)[:, None, None, None]
     return torch.where(_inside(how.box, x), other, blend * x + (1 - blend) * other)
 
 
 def mix_targets(y: Tensor, how: Mix) -> Tensor:
     """Targets (N, K), shares of classes, mixed as the pixels are."""
-    own = how.own.to(y.device)[:, None]
-    return own * y + (1 - own) * y[how.partner.to(y.device)]
+    own = how.own.to(y.device, non_blocking=True)[:, None]
+    return own * y + (1 - own) * y[how.partner.to(y.device, non_blocking=True)]
 
 
 def _inside(box: Tensor, x: Tensor) -> Tensor:
     """(N, 1, H, W) true within each box."""
-    top, left, height, width = box.to(x.device)[:, :, None].unbind(1)
+    top, left, height, width = box.to(x.device, non_blocking=True)[:, :, None].unbind(1)
     rows, cols = (torch.arange(n, device=x.device) for n in x.shape[-2:])
     inside = ((rows >= top) & (rows < top + height))[:, :, None] & ((cols >= left) & (cols < left + width))[:, None]
     return inside[:, None]

@@ -275,14 +275,17 @@ def widest(stored: NDArray[np.str_], what: str) -> str:
 # --- decoding ahead ------------------------------------------------------------------------
 
 
-def load(source: Source, plan: Iterator[Places], *, threads: int) -> Iterator[Batch]:
-    """The batches of `plan`, decoded by `threads` threads while the one before is in use."""
+def load(source: Source, plan: Iterator[Places], *, threads: int, pinned: bool = False) -> Iterator[Batch]:
+    """The batches of `plan`, decoded by `threads` threads while the one before is in use.
+
+    `pinned` memory goes to a GPU while the host goes on; have it arrive before the next batch is asked for.
+    """
     free: deque[dict[str, Tensor]] = deque({} for _ in range(AHEAD + 1))
     under_way: deque[tuple[Batch, dict[str, Tensor], list[Future[None]]]] = deque()
     with ThreadPoolExecutor(threads) as executor:
         try:
             for places in plan:
-                under_way.append(_begin(source, places, free.popleft(), executor, threads))
+                under_way.append(_begin(source, places, free.popleft(), executor, threads, pinned))
                 if not free:
                     yield from _finish(under_way, free)
             while under_way:
@@ -292,9 +295,9 @@ def load(source: Source, plan: Iterator[Places], *, threads: int) -> Iterator[Ba
 
 
 def _begin(
-    source: Source, places: Places, buffers: dict[str, Tensor], executor: ThreadPoolExecutor, threads: int
+    source: Source, places: Places, buffers: dict[str, Tensor], executor: ThreadPoolExecutor, threads: int, pinned: bool
 ) -> tuple[Batch, dict[str, Tensor], list[Future[None]]]:
-    arrays = {name: _buffer(member, places.samples, name, buffers) for name, member in source.members.items()}
+    arrays = {name: _buffer(member, places.samples, name, buffers, pinned) for name, member in source.members.items()}
     batch = Batch(
         keys=tuple(source.keys[sample] for sample in places.samples.tolist()),
         samples=torch.from_numpy(places.samples),
@@ -319,13 +322,13 @@ def _finish(
     free.append(buffers)
 
 
-def _buffer(member: Member, samples: NDArray[np.int64], name: str, buffers: dict[str, Tensor]) -> Tensor:
+def _buffer(member: Member, samples: NDArray[np.int64], name: str, buffers: dict[str, Tensor], pinned: bool) -> Tensor:
     """A (N, ...) view large enough for every sample, of the reused buffer of `name`, which grows where it must."""
     largest = member.shape[samples].max(axis=0).tolist()
     needed = int(np.prod([len(samples), *largest]))
     if name not in buffers or buffers[name].numel() < needed:
         empty = torch.from_numpy(np.empty(needed, member.dtype))
-        buffers[name] = empty.pin_memory() if torch.cuda.is_available() else empty
+        buffers[name] = empty.pin_memory() if pinned else empty
     return buffers[name][:needed].view(len(samples), *largest)
 
 

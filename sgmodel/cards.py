@@ -1,7 +1,9 @@
-"""The card of a checkpoint and the model that it describes: told of a model, read, and built again."""
+"""The card of a checkpoint and the model that it describes: told of a model, read, built again, and filled from it."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
@@ -10,15 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sgdata import files
+from sgdata import contracts, files
 from sgdata.errors import SettingError, SourceError
-from sgdata.types import Contract
-from sgmodel import contrastive, fitting, heads, mae, models, normalise, published, upernet
+from sgdata.types import Contract, LabelSpace
+from sgmodel import checkpoint, contrastive, fitting, heads, mae, models, normalise, published, upernet
 from sgmodel import encoder as enc
 from sgmodel.checkpoint import CARD, WEIGHTS
 from sgmodel.published import State
 
 FORMAT = 1
+log = logging.getLogger("sgdata.model")
 Kind = Literal["encoder", "autoencoder", "classifier", "segmenter", "change", "contrast"]
 
 
@@ -156,16 +159,102 @@ def read(path: Path) -> Card:
     return card
 
 
+# --- from run to run -----------------------------------------------------------------------
+
+
+def of_run(model: nn.Module, contract: Contract, how: normalise.Normalisation, recipe: Any) -> Card:
+    """What a checkpoint of a training says of itself."""
+    return Card(
+        model=describe(model),
+        contract=contract,
+        normalisation=how,
+        recipe=files.plain(recipe),
+        commit=checkpoint.commit(),
+    )
+
+
+def fill(
+    model: nn.Module,
+    weights: Path,
+    contract: Contract,
+    how: normalise.Normalisation,
+    *,
+    accept: Sequence[str],
+    tables: fitting.Tables = "interpolate",
+) -> fitting.Report:
+    """Fill `model` from `weights`. Raises SettingError naming each difference that `accept` does not waive.
+
+    Published `.pth` files hold no contract, so nothing can be compared with them; that is logged.
+    """
+    if fitting.has_card(weights):
+        card = read(weights)
+        compare(card, contract, how, accept=accept)
+        # Weights of the same kind bring their head, whose outputs mean classes.
+        if card.contract is not None and card.model.kind == describe(model).kind:
+            _compare_classes(contract.label_space, card.contract.label_space, accept)
+    else:
+        log.warning("%s: holds no contract; bands, level and normalisation are taken on trust", weights)
+    wavelengths = [band.wavelength_nm for band in contract.bands]
+    report = fitting.fit(
+        model, fitting.read_weights(weights), wavelengths=wavelengths, tables=tables, where=str(weights)
+    )
+    log.info(
+        "%s: %d weights taken, %d resized, %d new",
+        weights.name,
+        len(report.matched),
+        len(report.resized),
+        len(report.missing),
+    )
+    if report.resized:
+        log.info("%s: made to fit: %s", weights.name, ", ".join(report.resized))
+    return report
+
+
+def compare(card: Card, contract: Contract, how: normalise.Normalisation, *, accept: Sequence[str]) -> None:
+    """Refuse data or a normalisation other than the weights were trained with. Raises SettingError.
+
+    Weights that saw every band go to data that lack some: what stands in their places is the recipe's to say. Those
+    that saw a stand-in go to data with the same one.
+    """
+    if card.contract is not None:
+        # Contracts know nothing of the normalisation, which only a checkpoint has.
+        known = [name for name in accept if name != "normalisation"]
+        # Without its empty groups a model looks at fewer bands than the weights did, and at each as they did.
+        names = {band.name for band in (contract if how.missing == "drop-group" else card.contract).bands}
+        theirs = replace(card.contract, bands=tuple(band for band in card.contract.bands if band.name in names))
+        contracts.require(contract, theirs, "fine-tune", known)
+    if card.normalisation is None or "normalisation" in accept:
+        return
+    filled = ("missing", "absent") if card.normalisation.absent else ()
+    fields = ("scheme", "eps", "mean", "std", "before_crop", *filled)
+    differ = [name for name in fields if getattr(card.normalisation, name) != getattr(how, name)]
+    if not differ:
+        return
+    told = "; ".join(
+        f"{name} is {getattr(how, name)!r:.60}, was {getattr(card.normalisation, name)!r:.60}" for name in differ
+    )
+    raise SettingError(f"normalisation differs from the weights': {told}; accept = ['normalisation'] waives this")
+
+
+def _compare_classes(ours: LabelSpace, theirs: LabelSpace, accept: Sequence[str]) -> None:
+    if (ours.ids, ours.names) != (theirs.ids, theirs.names) and "label_space" not in accept:
+        raise SettingError(
+            f"label_space is '{ours.name}' ({len(ours.ids)} classes), the weights were trained for '{theirs.name}' "
+            f"({len(theirs.ids)} classes); accept = ['label_space'] takes all but a head of another size"
+        )
+
+
 # --- published weights ---------------------------------------------------------------------
 
 
 def infer(state: State, *, where: str) -> ModelSpec:
     """The model that published weights belong to, from their names and shapes. Raises SourceError.
 
-    Two things leave no trace there: the width of a head, taken as 64 in the encoder and 32 in the decoder (80 in
-    the huge model), and the number of groups behind a joint position table, taken as that of 12 bands.
+    Three things leave no trace there: the width of a head, taken as 64 in the encoder and 32 in the decoder (80 in the
+    huge model); the number of groups behind a joint position table, taken as that of 12 bands if that can be; and
+    several times, which are taken as so many times the bands.
     """
-    state = published.split_qkv(state)
+    state = published.plain(state)
     try:
         encoder = _infer_encoder(state)
         if "mask_token" in state:
@@ -192,8 +281,12 @@ def infer(state: State, *, where: str) -> ModelSpec:
 def _infer_encoder(state: State) -> enc.EncoderConfig:
     width, _, group_bands, patch_px, _ = state["patch_embed.proj.weight"].shape
     joint = "pos_embed" in state
-    groups = 12 // group_bands if joint else state["pos_embed_temporal"].shape[1]
-    places = state["pos_embed"].shape[1] // groups if joint else state["pos_embed_spatial"].shape[1]
+    if joint:
+        rows = state["pos_embed"].shape[1]
+        groups = next(n for n in (max(12 // group_bands, 1), *range(1, rows + 1)) if n * isqrt(rows // n) ** 2 == rows)
+        places = rows // groups
+    else:
+        groups, places = state["pos_embed_temporal"].shape[1], state["pos_embed_spatial"].shape[1]
     return enc.EncoderConfig(
         bands=groups * group_bands,
         image_px=isqrt(places) * patch_px,
@@ -204,6 +297,7 @@ def _infer_encoder(state: State) -> enc.EncoderConfig:
         heads=width // 80 if width == 1280 else max(width // 64, 1),
         mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width,
         positions="joint" if joint else "pair",
+        class_token="cls_token" in state,
     )
 
 

@@ -25,12 +25,7 @@ CARD = "card.json"
 
 def save(folder: Path, model: nn.Module, card: Card) -> None:
     """Write weights and card; equal weights and cards give equal bytes. Raises OutputError."""
-    write(folder, state(model), card)
-
-
-def state(model: nn.Module) -> State:
-    """The model's weights, whole and on the CPU. All ranks call."""
-    return {name: ranks.whole(tensor.detach()).cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write(folder, ranks.collected(model.state_dict()), card)
 
 
 def write(folder: Path, weights: State, card: Card) -> None:

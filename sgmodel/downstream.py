@@ -19,6 +19,7 @@ from sgdata.types import Contract
 from sgmodel import (
     augment,
     batches,
+    cards,
     heads,
     lattice,
     launch,
@@ -29,7 +30,6 @@ from sgmodel import (
     ranks,
     runs,
     session,
-    transfer,
 )
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def pixels(setting: Setting[R], batch: batches.Batch, name: str = "image") -> Te
     device = setting.where.device
     # Native groups exist for single images only: pairs are stored on one lattice.
     whole = lattice.image(batch.arrays, batch.extent, setting.stored, device) if name == "image" else batch.arrays[name]
-    return normalise.apply(setting.how, whole.to(device), batch.extent, setting.picks)
+    return normalise.apply(setting.how, whole.to(device, non_blocking=True), batch.extent, setting.picks)
 
 
 def labels(setting: Setting[R], batch: batches.Batch) -> Tensor:
@@ -146,7 +146,7 @@ def start(setting: Setting[R], make: Callable[[], nn.Module], weights: Path | No
     except ValueError as error:  # widths that do not divide, say: torch's layers know best which they take
         raise SettingError(f"model {setting.recipe.model.backbone!r} cannot be made: {error}; mend [model]") from None
     if weights is not None:
-        transfer.fill(model, weights, setting.contract, setting.how, accept=setting.recipe.accept)
+        cards.fill(model, weights, setting.contract, setting.how, accept=setting.recipe.accept)
     freeze(model, setting.recipe.mode)
     return model
 
@@ -188,7 +188,7 @@ def task(
         objective=partial(objective, forward),
         source=source,
         where=setting.where,
-        card=transfer.card(model, setting.contract, setting.how, setting.recipe),
+        card=cards.of_run(model, setting.contract, setting.how, setting.recipe),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -73,16 +73,14 @@ def fit(
     if not any(map(_of_encoder, own)):
         raise SourceError(f"{where}: the model has no encoder to fill; leave the weights out")
     if any(name.endswith(".attn.q.weight") for name in own):
-        state = published.split_qkv(state)
+        state = published.plain(state)
     resized: State = {}
     if config is None:
         state, resized = _of_rival(model, state, wavelengths)
     elif tables == "interpolate":
-        resized = _tables(own, state, config)
+        resized = dict(_adapted(own, state, config))
     matched = {name: state[name] for name, tensor in own.items() if name in state and state[name].shape == tensor.shape}
     resized = {name: tensor for name, tensor in resized.items() if name in own and own[name].shape == tensor.shape}
-    if config is not None and tables == "interpolate":
-        resized |= _of_other_bands(own, state, config)
     filled = matched | resized
     encoder_names = [name for name in own if _of_encoder(name)]
     share = sum(own[n].numel() for n in encoder_names if n in filled) / sum(own[n].numel() for n in encoder_names)
@@ -108,13 +106,25 @@ def _config(model: Any) -> enc.EncoderConfig | None:
     return found
 
 
-def _tables(own: State, state: State, config: enc.EncoderConfig) -> State:
-    """The position tables of `state` that must be resized, and can be."""
-    return {
-        name: foreign.resize_table(state[name], rows=tensor.shape[1], planes=_table_planes(name, config))
-        for name, tensor in own.items()
-        if name in state and state[name].shape != tensor.shape and _resizable(name, state[name], tensor, config)
-    }
+def _adapted(own: State, state: State, config: enc.EncoderConfig) -> Iterator[tuple[str, Tensor]]:
+    """The position tables and the patch kernel of `state` that must be made to fit, and can be."""
+    planes = {"pos_embed_spatial": 1, "pos_embed": config.times * config.groups}
+    for name, wanted in own.items():
+        found = state.get(name, wanted)
+        if found.shape == wanted.shape or found.ndim != wanted.ndim:
+            continue
+        kind = name.removeprefix("decoder_")
+        if name == "patch_embed.proj.weight" and found.shape[:2] == wanted.shape[:2]:
+            yield name, resizing.kernel(found, wanted.shape)
+        elif kind == "pos_embed_temporal" and found.shape[2] == wanted.shape[2]:
+            yield name, resizing.spectral_table(found, wanted.shape[1], config.times)
+        elif kind in planes and found.shape[2] == wanted.shape[2] and _square(found.shape[1], planes[kind]):
+            yield name, foreign.resize_table(found, rows=wanted.shape[1], planes=planes[kind])
+
+
+def _square(rows: int, planes: int) -> bool:
+    """Whether so many rows are those of several planes of as many rows as columns."""
+    return planes * isqrt(rows // planes) ** 2 == rows
 
 
 def _of_rival(model: Any, state: State, wavelengths: Sequence[float]) -> tuple[State, State]:
@@ -131,33 +141,6 @@ def _of_rival(model: Any, state: State, wavelengths: Sequence[float]) -> tuple[S
 
 def _of_encoder(published: str) -> bool:
     return published.startswith(("pos_embed", "patch_embed.", "blocks.", "norm.", "backbone."))
-
-
-def _table_planes(name: str, config: enc.EncoderConfig) -> int:
-    """Planes that a spatial or joint position table holds; 0 for anything else, which cannot be resized."""
-    planes = {"pos_embed_spatial": 1, "decoder_pos_embed_spatial": 1}
-    return planes.get(name, config.planes if name in {"pos_embed", "decoder_pos_embed"} else 0)
-
-
-def _resizable(name: str, found: Tensor, wanted: Tensor, config: enc.EncoderConfig) -> bool:
-    planes = _table_planes(name, config)
-    if planes == 0 or found.ndim != 3 or found.shape[-1] != wanted.shape[-1] or found.shape[1] % planes:
-        return False
-    return isqrt(found.shape[1] // planes) ** 2 == found.shape[1] // planes
-
-
-def _of_other_bands(own: State, state: State, config: enc.EncoderConfig) -> State:
-    """The spectral tables and the patch kernel of `state` that must be made to fit, and can be."""
-    adapted: State = {}
-    for name, tensor in own.items():
-        found = state.get(name)
-        if found is None or found.shape == tensor.shape or found.ndim != tensor.ndim:
-            continue
-        if name.endswith("pos_embed_temporal") and found.shape[2] == tensor.shape[2]:
-            adapted[name] = resizing.spectral_table(found, tensor.shape[1], config.times)
-        elif name == "patch_embed.proj.weight" and found.shape[:2] == tensor.shape[:2]:
-            adapted[name] = resizing.kernel(found, tensor.shape)
-    return adapted
 
 
 def _refusal(report: Report, own: State, state: State) -> str:

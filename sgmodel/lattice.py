@@ -19,7 +19,7 @@ def image(arrays: dict[str, Tensor], extent: Tensor, contract: Contract, device:
     """The images (N, C, H, W) of a batch on `device`, bands in the contract's order: as stored, or put together from
     native groups. Raises SettingError."""
     if "image" in arrays:
-        stored = arrays["image"].to(device)
+        stored = arrays["image"].to(device, non_blocking=True)
         return _unified(stored, arrays["picks"], arrays["factor"]) if "picks" in arrays else stored
     if bool((extent != extent[:1]).any()):
         raise SettingError(f"'{contract.dataset}': native shards of samples of many sizes; use --layout resampled")
@@ -28,7 +28,8 @@ def image(arrays: dict[str, Tensor], extent: Tensor, contract: Contract, device:
     bands: dict[str, Tensor] = {}
     for name in (name for name in GROUPS if name in arrays):
         gsd = int(name[6:-1])
-        fine = finer(arrays[name].to(device), gsd // finest, kernel=contract.resampling, nodata=nodata)
+        coarse = arrays[name].to(device, non_blocking=True)
+        fine = finer(coarse, gsd // finest, kernel=contract.resampling, nodata=nodata)
         bands |= zip((band.name for band in contract.bands if band.gsd_m == gsd), fine.unbind(1), strict=True)
     return torch.stack([bands[band.name] for band in contract.bands], dim=1)
 
@@ -36,7 +37,8 @@ def image(arrays: dict[str, Tensor], extent: Tensor, contract: Contract, device:
 def _unified(stored: Tensor, picks: Tensor, factor: Tensor) -> Tensor:
     """Images (N, B, H, W) of several data sets as float32 (N, C, H, W): bands `picks` (N, C) of each, by one scale."""
     rows = torch.arange(len(stored), device=stored.device)[:, None]
-    return stored.float()[rows, picks.to(stored.device)] * factor.to(stored.device)[:, None, None, None]
+    picks, factor = (each.to(stored.device, non_blocking=True) for each in (picks, factor))
+    return stored.float()[rows, picks] * factor[:, None, None, None]
 
 
 def finer(coarse: Tensor, factor: int, *, kernel: str, nodata: int) -> Tensor:

@@ -28,10 +28,14 @@ class Launch:
     device: torch.device
     precision: Precision
 
+    @property
+    def half(self) -> torch.dtype | None:
+        """The 16-bit format of matrix products, if they have one."""
+        return _HALF.get(self.precision)
+
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which a forward pass runs."""
-        half = _HALF.get(self.precision)
-        return torch.autocast(self.device.type, dtype=half, enabled=half is not None)
+        return torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None)
 
 
 def start(device: str, *, precision: Precision, threads: int) -> Launch:
@@ -40,10 +44,9 @@ def start(device: str, *, precision: Precision, threads: int) -> Launch:
     On the CPU the bits of a sum depend on how many threads share it, so `threads` is fixed by the command and
     not by the machine; kernels without a deterministic form are refused there.
     """
-    chosen = torch.device(_available(device))
-    if chosen.type == "cuda" and ranks.world() > 1:
-        chosen = torch.device("cuda", ranks.local())
-        torch.cuda.set_device(chosen)
+    chosen = _device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # where memory is pinned for, and what collectives of objects use
     ranks.join(chosen)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(chosen.type == "cpu")
@@ -54,8 +57,9 @@ def start(device: str, *, precision: Precision, threads: int) -> Launch:
     return Launch(device=chosen, precision=precision)
 
 
-# Dense tensor-core peak of bf16 and fp16 in FLOP/s, from the makers' data sheets; the first name that fits counts.
-PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}
+# Dense tensor-core peak of bf16 and fp16 in TFLOP/s, from the maker's data sheets; the first name that fits counts, so
+# that the slower cards of a kind stand before it.
+PEAK = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362}
 
 
 def speed(where: Launch, flops: float, seconds: float) -> dict[str, float]:
@@ -64,8 +68,8 @@ def speed(where: Launch, flops: float, seconds: float) -> dict[str, float]:
     if where.device.type == "cuda":
         name = torch.cuda.get_device_name(where.device)
         peaks = [peak for model, peak in PEAK.items() if model in name]
-        if peaks and where.precision in _HALF:
-            found["mfu"] = flops / seconds / peaks[0]
+        if peaks and where.half:
+            found["mfu"] = found["tflops"] / peaks[0]
         found["memory_gb"] = torch.cuda.max_memory_allocated(where.device) / 1e9
     else:
         # The process's largest so far; Linux counts in KiB, macOS in bytes.
@@ -78,14 +82,18 @@ def scaler(where: Launch) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(where.device.type, enabled=where.precision == "fp16")
 
 
-def _available(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = device.partition(":")[0]
-    if kind not in {"cpu", "cuda"}:
-        raise SettingError(f"--device {device!r}: expected auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise SettingError(f"--device {device!r}: this torch ({torch.__version__}) sees no GPU; use --device cpu")
-    if kind == "cuda" and device.removeprefix("cuda:") not in {"cuda", *map(str, range(torch.cuda.device_count()))}:
-        raise SettingError(f"--device {device!r}: expected cuda, or cuda:0 to cuda:{torch.cuda.device_count() - 1}")
-    return device
+def _device(text: str) -> torch.device:
+    """As the command says; of several processes on one machine each has a GPU of its own."""
+    kind, _, number = text.partition(":")
+    count = torch.cuda.device_count()
+    if kind not in {"auto", "cpu", "cuda"} or (number and kind != "cuda"):
+        raise SettingError(f"--device {text!r}: expected auto, cpu, cuda or cuda:N")
+    if kind == "cpu" or (kind == "auto" and not count):
+        return torch.device("cpu")
+    if not count:
+        raise SettingError(f"--device {text!r}: this torch ({torch.__version__}) sees no GPU; use --device cpu")
+    wanted = str(ranks.local()) if ranks.world() > 1 else number or "0"
+    if wanted not in map(str, range(count)):
+        told = f"GPU {wanted} is wanted, this machine has {count}"
+        raise SettingError(f"--device {text!r}: {told}; expected cuda:N for N below {count}, as many processes at most")
+    return torch.device("cuda", int(wanted))

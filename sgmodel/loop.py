@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -73,11 +74,10 @@ def steps(
         torch.manual_seed((updates.seed << 32) + index * ranks.world() + ranks.rank())
         lr = _set_rate(updates, index)
         updates.optimizer.zero_grad(set_to_none=True)
-        terms = _gradients(objective, batch, updates, where)
-        norm = _limit(updates)
+        terms, norm = _gradients(objective, batch, updates, where)
         # Half precision overflows now and then: its scaler then leaves this step out and lowers the scale.
-        overflow = updates.scaler.is_enabled() and not _finite(norm)
-        if not all(map(_finite, terms.values())) or not (_finite(norm) or overflow):
+        overflow = updates.scaler.is_enabled() and not math.isfinite(norm)
+        if not all(map(math.isfinite, terms.values())) or not (math.isfinite(norm) or overflow):
             raise SourceError(
                 _blame(objective, batch, where, f"step {index}: loss {terms['loss']}, gradient norm {norm}")
             )
@@ -117,8 +117,11 @@ def _set_rate(updates: Updates, index: int) -> float:
     return lr
 
 
-def _gradients(objective: Objective, batch: Batch, updates: Updates, where: launch.Launch) -> dict[str, float]:
-    """Gradients of the mean loss of the global batch, micro-batch by micro-batch; the terms' means over it.
+def _gradients(
+    objective: Objective, batch: Batch, updates: Updates, where: launch.Launch
+) -> tuple[dict[str, float], float]:
+    """Gradients of the mean loss of the global batch, micro-batch by micro-batch; the terms' means over it, and the
+    gradients' norm before it was limited.
 
     What a part weighs in the whole is known only when all ranks have seen theirs: gradients are gathered of sums, and
     divided afterwards. So it is the same mean on any number of ranks and micro-batches.
@@ -126,7 +129,7 @@ def _gradients(objective: Objective, batch: Batch, updates: Updates, where: laun
     A recipe's `accumulate` cuts the global batch, so on more ranks each has fewer parts, of the same size.
     """
     parts = list(batch.parts(-(-updates.accumulate // ranks.world())))
-    sums: Tensor | None = None
+    sums: list[Tensor] = []
     names: list[str] = []
     weighed = False
     for number, part in enumerate(parts, 1):
@@ -135,21 +138,26 @@ def _gradients(objective: Objective, batch: Batch, updates: Updates, where: laun
             weighed = WEIGHT in terms
             share = terms.pop(WEIGHT, len(part.keys)) / len(batch.keys)
             with torch.autocast(where.device.type, enabled=False):
-                loss = terms["loss"] * share
-                torch.autograd.backward(updates.scaler.scale(loss))
+                torch.autograd.backward(updates.scaler.scale(terms["loss"] * share))
         names = list(terms)
-        # Summed on the device: one figure fetched from it would wait for all that was asked of it before.
-        weighted = share * torch.stack([*(value.detach().float() for value in terms.values()), torch.ones_like(loss)])
-        sums = weighted if sums is None else sums + weighted
-    if sums is None:
+        weighted = [*(value.detach().float() for value in terms.values()), torch.ones_like(terms["loss"])]
+        sums.append(share * torch.stack(weighted))
+    if not sums:
         raise SourceError("a batch without one sample; the split is empty")
-    *means, weight = ranks.mean(sums).tolist()
+    total = ranks.mean(sum(sums[1:], sums[0]))
+    parameters = [p for group in updates.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if weighed:
+        for parameter in parameters:  # with nothing labelled the gradients are zero, whatever they are divided by
+            parameter.grad /= total[-1].clamp(min=1e-12)
+    updates.scaler.unscale_(updates.optimizer)
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if updates.clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, updates.clip_norm, norm)
+    # Fetching a figure waits for all that was asked of the device before: once per step, for all of them.
+    *means, weight, length = torch.cat([total, ranks.whole(norm).double()[None]]).tolist()
     if weighed and weight:
-        for parameter in _parameters(updates):
-            if parameter.grad is not None:
-                parameter.grad /= weight
         means = [mean / weight for mean in means]
-    return dict(zip(names, means, strict=True))
+    return dict(zip(names, means, strict=True)), length
 
 
 def _asked(objective: Objective, part: Batch) -> dict[str, Tensor]:
@@ -162,21 +170,6 @@ def _asked(objective: Objective, part: Batch) -> dict[str, Tensor]:
         raise SettingError(f"{told}: expected 2 or more; raise training.batch, or lower training.accumulate") from None
 
 
-def _limit(updates: Updates) -> float:
-    """The gradient's norm before it is limited to `clip_norm` (0: it is not)."""
-    updates.scaler.unscale_(updates.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(_parameters(updates), updates.clip_norm or float("inf"))
-    return ranks.whole(norm).item()
-
-
-def _parameters(updates: Updates) -> list[nn.Parameter]:
-    return [p for group in updates.optimizer.param_groups for p in group["params"]]
-
-
-def _finite(value: float) -> bool:
-    return abs(value) < float("inf")
-
-
 def _blame(objective: Objective, batch: Batch, where: launch.Launch, what: str) -> str:
     """One line naming the samples whose own loss is not finite, or saying that there is none."""
     # One sample at a time, as ranks have equally many: with FSDP each pass needs all of them.
@@ -184,7 +177,7 @@ def _blame(objective: Objective, batch: Batch, where: launch.Launch, what: str) 
     with torch.no_grad(), where.autocast():
         for one in batch.parts(len(batch.keys)):
             # Beside itself: a model that normalises over its batch can do nothing with a single sample.
-            if not _finite(objective(_twice(one))["loss"].item()):
+            if not math.isfinite(objective(_twice(one))["loss"].item()):
                 bad.extend(one.keys)
     bad, total = ranks.gathered(bad), len(batch.keys) * ranks.world()
     if len(bad) == total > 1:
@@ -198,5 +191,5 @@ def _blame(objective: Objective, batch: Batch, where: launch.Launch, what: str) 
 
 
 def _twice(one: Batch) -> Batch:
-    alike = {name: torch.cat([part, part]) for name in ("samples", "epoch", "extent") for part in (getattr(one, name),)}
+    alike = {name: torch.cat([getattr(one, name)] * 2) for name in ("samples", "epoch", "extent")}
     return replace(one, keys=one.keys * 2, arrays={name: torch.cat([a, a]) for name, a in one.arrays.items()}, **alike)

@@ -66,4 +66,5 @@ def taken(images: Tensor, picks: Sequence[int]) -> Tensor:
         # Of the bands that the model looks at: shards may hold others, such as B10, that it never sees.
         stored = sorted(set(picks) - {MEAN})
         images = torch.cat([images, images[:, stored].mean(dim=1, keepdim=True)], dim=1)
-    return images[:, list(picks)]
+    # One by one: a list as an index would make the host wait for the device.
+    return torch.stack([images[:, pick] for pick in picks], dim=1)

@@ -65,7 +65,9 @@ class Mixture:
         parts = [picking.narrowed(source.contract, bands) for source in self.sources]
         first = parts[0]
         for part in parts[1:]:
-            contracts.require(replace(part, scale=first.scale), first, "fine-tune", accept)
+            # Contracts know nothing of the normalisation, which `accept` may waive of starting weights.
+            waived = [name for name in accept if name != "normalisation"]
+            contracts.require(replace(part, scale=first.scale), first, "fine-tune", waived)
         self.contract = _together(parts, self.shares, [source.split for source in self.sources])
         self.keys = [key for source in self.sources for key in source.keys]
         self.starts = np.cumsum([0, *map(len, self.sources)])

@@ -82,7 +82,9 @@ def apply(how: Normalisation, images: Tensor, extent: Tensor, bands: Sequence[in
     x = images.float() if bands is None else taken(images.float(), bands)
     if how.scheme == "minmax":
         return _minmax(x, extent, how.eps)
-    mean, std = (torch.tensor(v, device=x.device).float()[:, None, None] for v in (how.mean, how.std))
+    # Made on the host and sent, never made there: that would wait for all that the device still has to do.
+    constants = torch.tensor([how.mean, how.std], dtype=torch.float32).to(x.device, non_blocking=True)
+    mean, std = constants[..., None, None]
     return (x - mean) / (std + how.eps) if how.scheme == "zscore" else _clip(x, mean, std)
 
 
@@ -103,6 +105,7 @@ def _clip(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 def outside_extent(x: Tensor, extent: Tensor) -> Tensor:
     """(N, 1, H, W) true on the padding of images smaller than the batch's buffer."""
-    rows = torch.arange(x.shape[2], device=x.device)[:, None] >= extent[:, 0, None, None].to(x.device)
-    cols = torch.arange(x.shape[3], device=x.device)[None, :] >= extent[:, 1, None, None].to(x.device)
+    height, width = extent.to(x.device, non_blocking=True)[:, :, None, None].unbind(1)
+    rows = torch.arange(x.shape[2], device=x.device)[:, None] >= height
+    cols = torch.arange(x.shape[3], device=x.device)[None, :] >= width
     return (rows | cols)[:, None]

@@ -115,9 +115,8 @@ def _is_table(name: str) -> bool:
 
 def adamw(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
     """AdamW over `groups`; the loop sets the rate before each step. Raises SettingError."""
-    fused = next(model.parameters()).is_cuda
     try:
-        return torch.optim.AdamW(groups(model, recipe), lr=recipe.lr, betas=recipe.betas, fused=fused)
+        return torch.optim.AdamW(groups(model, recipe), lr=recipe.lr, betas=recipe.betas, fused=True)
     except ValueError as error:
         raise SettingError(f"training.optimizer {recipe}: {error}; change that") from None
 
@@ -126,10 +125,10 @@ def adamw(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
 
 
 def state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
-    """What the optimizer remembers, as `<quantity>/<parameter name>` -> whole tensor on the CPU. All ranks call."""
+    """What the optimizer remembers, as `<quantity>/<parameter name>` -> tensor, in shards where the model is."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{quantity}/{names[parameter]}": ranks.whole(value.detach()).cpu().contiguous()
+        f"{quantity}/{names[parameter]}": value
         for parameter, memory in optimizer.state.items()
         for quantity, value in memory.items()
     }
@@ -145,11 +144,7 @@ def restore(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str,
                 f"optimizer state for '{name}': the model has no such parameter; start again with --fresh"
             )
         parameter = parameters[name]
-        if quantity == "step":  # one number, which only the fused kernel wants on the device
-            optimizer.state[parameter][quantity] = value.to(parameter.device if _fused(optimizer) else "cpu", copy=True)
-        else:
-            optimizer.state[parameter][quantity] = ranks.like(value, parameter)
-
-
-def _fused(optimizer: torch.optim.Optimizer) -> bool:
-    return bool(optimizer.defaults.get("fused"))
+        # The number of steps is one for the whole parameter, in shards or not.
+        one = quantity == "step"
+        own = value.to(parameter.device, copy=True) if one else ranks.like(value, parameter)
+        optimizer.state[parameter][quantity] = own

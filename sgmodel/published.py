@@ -1,7 +1,7 @@
 """Weights made elsewhere: their names, their layouts, and reading them without running the code a pickle may hold.
 
 A *published* name is one of the tables `catalogs/tables/spectralgpt_*_keys.tsv`. Pretraining model and classifier use
-published names as they are; for segmentation and change detection `DENSE` maps them.
+published names as they are; for segmentation and change detection `spectralgpt_dense_names.tsv` maps them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import argparse
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,43 +21,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sgdata import files
+from sgdata import catalog, files
 from sgdata.errors import SettingError, SourceError
 
 State = dict[str, Tensor]
-
-# Our names for segmentation and change detection -> the published ones; all other weights belong to the encoder.
-DENSE = {
-    "merge.linear": "fc.0",
-    "head.levels.0": "conv0",
-    "head.levels.1": "conv1",
-    "head.levels.2": "conv2",
-    "head.levels.3": "conv3",
-    "head.pooling.branches.0": "decoder.PPMHead.psp_modules.0",
-    "head.pooling.branches.1": "decoder.PPMHead.psp_modules.1",
-    "head.pooling.branches.2": "decoder.PPMHead.psp_modules.2",
-    "head.pooling.branches.3": "decoder.PPMHead.psp_modules.3",
-    "head.pooling.fuse": "decoder.PPMHead.final",
-    "head.bridge": "decoder.conv_x1",
-    "head.lateral.0": "decoder.Conv_fuse1",
-    "head.lateral.1": "decoder.Conv_fuse2",
-    "head.lateral.2": "decoder.Conv_fuse3",
-    "head.smooth.0": "decoder.Conv_fuse1_",
-    "head.smooth.1": "decoder.Conv_fuse2_",
-    "head.smooth.2": "decoder.Conv_fuse3_",
-    "head.fuse": "decoder.fuse_all",
-    "head.classify": "cls_seg.0",
-}
 
 
 def name_of(ours: str, kind: str) -> str:
     """The published name of one of our weights."""
     if kind not in {"segmenter", "change"}:
         return ours
-    for prefix, published in DENSE.items():
+    for prefix, published in _dense().items():
         if ours.startswith(f"{prefix}."):
             return published + ours.removeprefix(prefix)
-    return ours.removeprefix("encoder.")
+    return ours.removeprefix("encoder.")  # what no row names belongs to the encoder
+
+
+@cache
+def _dense() -> dict[str, str]:
+    return {row["ours"]: row["published"] for row in catalog.table("spectralgpt_dense_names")}
 
 
 def named(state: State) -> State:
@@ -71,17 +54,20 @@ def unwrapped(state: State) -> State:
     return {re.sub(r"^((module|_orig_mod|model)\.)+", "", name): tensor for name, tensor in state.items()}
 
 
-def split_qkv(state: State) -> State:
-    """With every fused qkv taken apart: for some months of 2024 the public code had one, as other ViTs have."""
-    plain: State = {}
-    for name, tensor in state.items():
+def plain(state: State) -> State:
+    """As published: without the prefix of a model that holds the encoder as a part, and every fused qkv taken apart.
+
+    For some months of 2024 the public code had one, as other ViTs have.
+    """
+    mark = "patch_embed.proj.weight"
+    prefix = min((name.removesuffix(mark) for name in state if name.endswith(mark)), key=len, default="")
+    found: State = {}
+    for name, tensor in named(state).items():
+        name = name.removeprefix(prefix)
         fused = re.fullmatch(r"(.*\.attn\.)(?:to_)?qkv\.(weight|bias)", name)
-        if fused:
-            parts = zip("qkv", tensor.chunk(3), strict=True)
-            plain.update({f"{fused[1]}{part}.{fused[2]}": piece for part, piece in parts})
-        else:
-            plain[name] = tensor
-    return plain
+        parts = zip("qkv", tensor.chunk(3), strict=True) if fused else ()
+        found |= {f"{fused[1]}{part}.{fused[2]}": piece for part, piece in parts} if fused else {name: tensor}
+    return found
 
 
 def read(path: Path) -> State:
@@ -145,7 +131,7 @@ def harmless() -> list[Any]:
 
 
 def read_pickle(path: Path) -> State:
-    """The state dict in a torch file: at the top, or under `model` or `state_dict`.
+    """The state dict in a torch file: at the top, or under `model`, `state_dict` or whatever name.
 
     Raises SourceError, also where the pickle holds anything but tensors, plain values and an argparse Namespace.
     """
@@ -165,9 +151,16 @@ def read_pickle(path: Path) -> State:
         raise SourceError(
             f"{path}: {path.stat().st_size} bytes that are not a whole torch file; fetch it again"
         ) from None
-    for key in ("model", "state_dict"):
-        if isinstance(document, dict) and isinstance(document.get(key), dict):
-            document = document[key]
     if not isinstance(document, dict):
         raise SourceError(f"{path}: holds a {type(document).__name__}, expected a dict of weights")
-    return {name: tensor for name, tensor in document.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
+    # The most weights in one place; of equally many (averaged ones beside them) those that were trained.
+    _, found = max(_states(document), key=lambda one: (len(one[1]), one[0] in {"model", "state_dict"}))
+    return found
+
+
+def _states(document: dict[Any, Any], name: str = "") -> Iterator[tuple[str, State]]:
+    """The weights in a document by the name that it has for them: at the top, under `model`, `state_dict`, ..."""
+    yield name, {key: value for key, value in document.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            yield from _states(value, str(key))

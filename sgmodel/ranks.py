@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -48,7 +48,9 @@ def lead() -> bool:
 def join(device: torch.device) -> None:
     """Meet the other ranks; nothing to do for a process that is alone."""
     if world() > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # With its device named, NCCL connects now and not at the first barrier, which would have to guess it.
+        on_gpu = device.type == "cuda"
+        distributed.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
         atexit.register(distributed.destroy_process_group)
 
 
@@ -88,18 +90,23 @@ def wait() -> None:
 # --- the model -----------------------------------------------------------------------------
 
 
-def spread(model: nn.Module, parallel: Parallel, device: torch.device, *, block: type[nn.Module]) -> nn.Module:
+def spread(
+    model: nn.Module, parallel: Parallel, device: torch.device, *, block: type[nn.Module], half: torch.dtype | None
+) -> nn.Module:
     """What to call in place of `model` in training. "fsdp" shards its parameters in place, those of each `block` by
-    themselves: make the optimizer after."""
+    themselves: make the optimizer after. They are gathered in the format `half`, if any, and kept in single precision.
+    """
     if world() == 1:
         return model
     if parallel == "ddp":
         return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     mesh = init_device_mesh(device.type, (world(),))
+    # Inputs stay as they come: the stream between the blocks is in single precision, as without shards.
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in model.modules():  # block by block, so that one is gathered while the one before computes
         if isinstance(part, block):
-            fully_shard(part, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+            fully_shard(part, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
     return model
 
 
@@ -118,6 +125,12 @@ def exchange(model: nn.Module, *, now: bool) -> Iterator[None]:
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor put together (all ranks must call), any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def collected(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All of them whole and on the CPU of the lead, for its files; the other ranks take part and get none."""
+    found = ((name, whole(tensor.detach())) for name, tensor in tensors.items())
+    return {name: tensor.cpu().contiguous() for name, tensor in found if lead()}
 
 
 def like(value: Tensor, target: Tensor) -> Tensor:

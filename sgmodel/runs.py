@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,8 +91,8 @@ def _prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool) -> None
     if (out / RECIPE).exists():
         _same_recipe(out, resolved)
         contracts.require(contract, contracts.read(out), "resume")
-    files.write(out / RECIPE, resolved)
     contracts.write(out, contract)
+    files.write(out / RECIPE, resolved)  # last of the two: it says that both are there to compare with
     # A folder with sums is a finished run; this one is about to change.
     (out / files.SUMS).unlink(missing_ok=True)
     _repair(out)
@@ -178,14 +179,15 @@ def save(out: Path, model: nn.Module, card: Card, optimizer: Optimizer, place: P
     Raises OutputError.
     """
     # Gathering is a conversation of all ranks, so it comes before the others leave.
-    weights, memory = checkpoint.state(model), optim.state(optimizer, model)
-    average = {name: ranks.whole(tensor).cpu() for name, tensor in average.items()}
+    states = (model.state_dict(), optim.state(optimizer, model), average)
+    weights, memory, average = (ranks.collected(tensors) for tensors in states)
     if average:  # what is no parameter (moving averages of a normalisation) is not averaged, but belongs to the model
         average = weights | average
     if not ranks.lead():
         return
     new, old, last = out / f".{LAST}.new", out / f".{LAST}.old", out / LAST
-    shutil.rmtree(new, ignore_errors=True)
+    for left in (new, old):  # by a run that was killed right here
+        shutil.rmtree(left, ignore_errors=True)
     checkpoint.write(new, weights, card)
     for name, tensors in ((MEMORY, memory), (AVERAGE, average)):
         if tensors or name == MEMORY:
@@ -203,7 +205,7 @@ def save(out: Path, model: nn.Module, card: Card, optimizer: Optimizer, place: P
 
 def keep_best(out: Path, model: nn.Module, card: Card, figures: dict[str, float], *, by: str) -> None:
     """Replace `checkpoint-best/` where `figures[by]` (greater is better) beats the one kept. All ranks call."""
-    weights, folder = checkpoint.state(model), out / BEST
+    weights, folder = ranks.collected(model.state_dict()), out / BEST
     if not ranks.lead():
         return
     if (folder / "figures.json").exists() and files.read_plain(folder / "figures.json")[by] >= figures[by]:
@@ -280,7 +282,10 @@ class Log:
         self.write_times(step.index, {**times, "wait_share": step.wait_s / step.total_s, **(speed or {})})
 
     def write(self, step: int, figures: dict[str, float]) -> None:
-        """Figures that depend on nothing but recipe and data."""
+        """Figures that depend on nothing but recipe and data. Raises SourceError where one is no finite number."""
+        strange = {name: value for name, value in figures.items() if not math.isfinite(value)}
+        if strange:
+            raise SourceError(f"step {step}: {strange} not finite; look for damaged samples with sgdata audit SHARDS")
         if self.lead:
             self.metrics.write(_line(step, figures))
             self.metrics.flush()

@@ -110,7 +110,7 @@ def ready(model: nn.Module, training: TrainingRecipe, where: launch.Launch, para
         encoder.recompute_activations(model)
     if training.precision == "fp16" and parallel == "fsdp" and ranks.world() > 1:
         raise SettingError("precision is 'fp16', --parallel 'fsdp': the gradient scaler sees one shard; use 'bf16'")
-    forward = ranks.spread(model.to(where.device), parallel, where.device, block=encoder.Block)
+    forward = ranks.spread(model.to(where.device), parallel, where.device, block=encoder.Block, half=where.half)
     # Compiled in place: the wrapper of torch.compile would hide what tells DDP and FSDP when to exchange gradients.
     if training.compile:
         forward.compile()
@@ -147,7 +147,7 @@ def steps(task: Task, first: int, places: command.Places) -> Iterator[loop.Step]
     )
     plan = source.stream(training.batch, seed=training.seed, first=first, last=task.total)
     mine = (batches.share(whole, rank=ranks.rank(), world=ranks.world()) for whole in plan)
-    loaded = batches.load(source, mine, threads=places.workers)
+    loaded = batches.load(source, mine, threads=places.workers, pinned=task.where.device.type == "cuda")
     taken = loop.steps(task.objective, loaded, updates, task.where, first=first)
     # One bar, not one per process.
     if ranks.lead():

@@ -140,6 +140,9 @@ LAYOUTS = {
     "from DataParallel": lambda s: {f"module.{name}": tensor for name, tensor in s.items()},
     "compiled": lambda s: {"state_dict": {f"_orig_mod.{name}": tensor for name, tensor in s.items()}},
     "fused qkv": lambda s: {"model": fused(s)},
+    "under a name of its own": lambda s: {"epoch": 3, "run": {"model_state_dict": s}, "optimizer": {"state": {0: s}}},
+    "averaged ones beside it": lambda s: {"model_ema": {n: t + 1 for n, t in s.items()}, "model": s},
+    "as a part": lambda s: {"state_dict": {f"model.backbone.{name}": tensor for name, tensor in s.items()}},
 }
 
 

@@ -20,7 +20,7 @@ from synthetic_shards import contract, pair, pair_contract, sample, scene, scene
 from sgdata import catalog, files, sealing
 from sgdata.errors import SettingError, SgdataError
 from sgdata.types import Contract, Sample
-from sgmodel import cards, checkpoint, command, fitting, models, normalise, session, transfer
+from sgmodel import cards, checkpoint, command, fitting, models, normalise, session
 from sgmodel.recipes import classify, detect_change, pretrain, segment
 
 TRAIN = catalog.folder("recipes") / "train"
@@ -58,7 +58,7 @@ class Program:
             "segment": lambda: models.segmenter(made, bands=12, classes=classes),
             "detect_change": lambda: models.detector(made, bands=12),
         }[self.name]()
-        checkpoint.save(out, model, transfer.card(model, contract, how, {}))
+        checkpoint.save(out, model, cards.of_run(model, contract, how, {}))
         return out
 
 

@@ -94,6 +94,8 @@ def test_stopped_twice_and_resumed_equals_undisturbed(folder: Path, whole: Path,
     out = tmp_path / "run"
     assert pretrain.main(recipe(), places(folder, out, stop_after=4)) == session.STOPPED
     assert not (out / "SHA256SUMS").exists()
+    # Killed before the checkpoint that was replaced had gone.
+    shutil.copytree(out / "checkpoint-last", out / ".checkpoint-last.old")
     assert pretrain.main(recipe(), places(folder, out, stop_after=1)) == session.STOPPED
     # Killed after a step that no checkpoint holds: its line is written again.
     with (out / "metrics.jsonl").open("a") as handle:
@@ -222,6 +224,16 @@ def test_a_diverged_run_says_so(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="each sample alone is finite|not finite for"):
         pretrain.main(
             recipe("training.optimizer.lr=1e30", "training.optimizer.warmup_epochs=0"), places(folder, tmp_path)
+        )
+
+
+def test_a_damaged_held_out_sample_is_one_line(tmp_path: Path) -> None:
+    made = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(6)]
+    made[5].arrays["image"][3] = 1000
+    sealing.write(made, tmp_path / "shards", contract=contract(32))
+    with pytest.raises(SourceError, match="step 5: {'val_loss_token': nan.*not finite; look for damaged samples"):
+        pretrain.main(
+            recipe("normalise.scheme=minmax", "normalise.eps=0"), places(tmp_path / "shards", tmp_path / "run")
         )
 
 

@@ -97,7 +97,7 @@ def objective(setting: Setting, targets: Tensor, model: nn.Module, batch: batche
     # Crop, erase, mix, in this order: a box is erased from one scene, not from two that share a picture.
     x = augment.images(downstream.pixels(setting, batch), geometry, px)
     x = augment.erase(x, recipe.mix, batch.samples, batch.epoch, seed=seed)
-    y = targets[batch.samples].to(x.device)
+    y = targets[batch.samples].to(x.device, non_blocking=True)
     if recipe.mix.mixes:
         how = augment.mixing(recipe.mix, batch.samples, batch.epoch, px, seed=seed)
         x, y = augment.mix(x, how), augment.mix_targets(y, how)

@@ -100,9 +100,9 @@ def objective(setting: Setting, weights: Tensor | None, model: nn.Module, batch:
     recipe, px = setting.recipe, setting.px(batch)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=recipe.training.seed)
     before, after = (augment.images(image, geometry, px) for image in dates(setting, batch))
-    target = augment.masks(downstream.labels(setting, batch).to(before.device), geometry, px).long()
+    target = augment.masks(downstream.labels(setting, batch).to(before.device, non_blocking=True), geometry, px).long()
     # A mask moves by the nearest pixel, images by bicubic interpolation: turns and flips are exact in both.
-    each = torch.ones(2, device=before.device) if weights is None else weights.to(before.device)
+    each = torch.ones(2, device=before.device) if weights is None else weights.to(before.device, non_blocking=True)
     log_p = model(before, after).float()
     total = functional.nll_loss(log_p, target, weight=each, ignore_index=setting.ignore, reduction="sum")
     # The mean over the weights of the global batch, as the framework takes it of one.

@@ -26,12 +26,14 @@ from sgdata.types import Contract
 from sgmodel import (
     augment,
     batches,
+    cards,
     command,
     draws,
     encoder,
     fitting,
     lattice,
     launch,
+    loop,
     mae,
     mixture,
     normalise,
@@ -41,7 +43,6 @@ from sgmodel import (
     ranks,
     runs,
     session,
-    transfer,
 )
 
 SHOWN = 4
@@ -111,7 +112,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     how = normalise.resolve(recipe.normalise, contract)
     model = build(recipe)
     if places.weights is not None:
-        transfer.fill(model, places.weights, contract, how, accept=recipe.accept, tables=recipe.tables)
+        cards.fill(model, places.weights, contract, how, accept=recipe.accept, tables=recipe.tables)
     picks = picking.indices(source.contract, recipe.bands, recipe.normalise.missing)
     setting = Setting(recipe=recipe, stored=source.contract, contract=contract, picks=picks, how=how, where=where)
     forward = session.ready(model, recipe.training, where, places.parallel)
@@ -124,7 +125,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
         objective=partial(objective, setting, forward),
         source=source,
         where=where,
-        card=transfer.card(model, contract, how, recipe),
+        card=cards.of_run(model, contract, how, recipe),
     )
     if places.dry_run:
         print(session.outlook(task))
@@ -236,27 +237,30 @@ def _images(setting: Setting, batch: batches.Batch, geometry: augment.Geometry) 
 
 def _noise(setting: Setting, batch: batches.Batch) -> Tensor:
     device, tokens = setting.where.device, setting.recipe.model.tokens
-    samples, epoch = batch.samples.to(device), batch.epoch.to(device)
+    samples, epoch = (each.to(device, non_blocking=True) for each in (batch.samples, batch.epoch))
     return draws.uniform(samples, tokens, seed=setting.recipe.training.seed, epoch=epoch, stream=draws.Stream.MASK)
 
 
 # --- held-out samples ----------------------------------------------------------------------
 
 
-@torch.no_grad()
 def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Source) -> dict[str, float]:
     """Mean squared error of removed tokens over the middle of each of `source`, beside two answers without a model:
     the mean of what is visible of the band in this image, and the nearest visible token of the same group."""
-    sums = {"loss_token": 0.0, "loss_token_visible_mean": 0.0, "loss_token_nearest": 0.0}
-    for images, result in _reconstructions(
-        setting, model, source, batches.in_order(len(source), setting.recipe.training.batch)
-    ):
-        target = encoder.patchify(images, setting.recipe.model).float()
-        sums["loss_token"] += float(result.loss_token) * len(images)
-        for name, guess in (("visible_mean", visible_mean), ("nearest", nearest_visible)):
-            error = mae.token_loss(guess(target, result.mask, setting.recipe.model), target, result.mask)
-            sums[f"loss_token_{name}"] += float(error) * len(images)
-    return {name: total / len(source) for name, total in sums.items()}
+    config, training = setting.recipe.model, setting.recipe.training
+    # In portions that a device has room for, which the ranks share; with FSDP each pass needs all of them, so that
+    # some portions come a second time, and do not count.
+    plan = list(batches.in_order(len(source), -(-training.batch // training.accumulate)))
+    turns = range(ranks.rank(), -(-len(plan) // ranks.world()) * ranks.world(), ranks.world())
+    sums = torch.zeros(3, dtype=torch.float64, device=setting.where.device)
+    found = _reconstructions(setting, model, source, (plan[turn % len(plan)] for turn in turns))
+    for turn, (images, result) in zip(turns, found, strict=True):
+        target = encoder.patchify(images, config).float()
+        guesses = (guess(target, result.mask, config) for guess in (visible_mean, nearest_visible))
+        errors = [result.loss_token, *(mae.token_loss(guess, target, result.mask) for guess in guesses)]
+        sums += (turn < len(plan)) * len(images) * torch.stack(errors).double()
+    names = ("loss_token", "loss_token_visible_mean", "loss_token_nearest")
+    return dict(zip(names, (ranks.mean(sums) * ranks.world() / len(source)).tolist(), strict=True))
 
 
 def visible_mean(target: Tensor, mask: Tensor, config: encoder.EncoderConfig) -> Tensor:
@@ -283,14 +287,14 @@ def _reconstructions(
     setting: Setting, model: mae.MaskedAutoencoder, source: batches.Source, plan: Iterator[batches.Places]
 ) -> Iterator[tuple[Tensor, mae.Reconstruction]]:
     """The middle of the images of `plan`, masked as in epoch 0, and what the model makes of them."""
-    for batch in batches.load(source, plan, threads=1):
-        images = _images(setting, batch, augment.centre(batch.extent, setting.recipe.model.image_px))
-        with setting.where.autocast():
-            result = model(images, noise=_noise(setting, batch), ratio=setting.recipe.mask_ratio)
-        yield images, result
+    with loop.evaluating(model):
+        for batch in batches.load(source, plan, threads=1):
+            images = _images(setting, batch, augment.centre(batch.extent, setting.recipe.model.image_px))
+            with setting.where.autocast():
+                result = model(images, noise=_noise(setting, batch), ratio=setting.recipe.mask_ratio)
+            yield images, result
 
 
-@torch.no_grad()
 def _show(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Source, path: Path) -> None:
     """A picture of the first samples of `source`: true, masked, predicted, and the error of every band."""
     config, bands = setting.recipe.model, pictures.true_colour(setting.contract)

@@ -99,8 +99,9 @@ def objective(setting: Setting, model: nn.Module, batch: batches.Batch) -> dict[
 
 def _inputs(setting: Setting, batch: batches.Batch, geometry: augment.Geometry, size: int) -> tuple[Tensor, Tensor]:
     """Normalised images (N, C, S, S) and targets (N, S, S) int64 for S = `size`, both moved by `geometry`."""
-    target = augment.masks(downstream.labels(setting, batch).to(setting.where.device), geometry, size)
-    return augment.images(downstream.pixels(setting, batch), geometry, size), target.long()
+    target = downstream.labels(setting, batch).to(setting.where.device, non_blocking=True)
+    images = augment.images(downstream.pixels(setting, batch), geometry, size)
+    return images, augment.masks(target, geometry, size).long()
 
 
 # --- scoring -------------------------------------------------------------------------------
