@@ -28,7 +28,7 @@ from sgdata import (
     shards,
     twins,
 )
-from sgdata.checks import Days, Evidence, Facts, Totals
+from sgdata.checks import NEARER, Days, Evidence, Facts, Totals
 from sgdata.datasets import READERS
 from sgdata.errors import SettingError, SourceError
 from sgdata.nearness import Spot
@@ -42,6 +42,8 @@ LOOKED_AT = ("B03", "B08", "B11")
 GSD_M = 10.0
 # Nothing on the ground reflects twice what falls on it.
 BRIGHTEST = 2.0
+# A smaller difference of two correlations may be noise.
+SLIGHT = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +186,7 @@ def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts
     shares = under.sum(axis=(1, 2)) / np.maximum(valid.sum(axis=(1, 2)), 1)
     flat = [image.reshape(len(image), -1).min(axis=1) == image.reshape(len(image), -1).max(axis=1) for image in images]
     still = np.any(flat, axis=0)
+    thirds = ([images[0][names.index(name)] for name in three if name in names] for three in NEARER)
     return Facts(
         key=sample.key,
         split=sample.split,
@@ -196,7 +199,18 @@ def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts
         dark=float(shares.max()),
         # A sample that is flat in every band is odd, not a dead band.
         dead=() if still.all() else tuple(name for name, dead in zip(names, still, strict=True) if dead),
+        marks=twins.marks(images[0][chosen]),
+        nearer=tuple(_nearer(planes, valid.all(axis=0)) for planes in thirds),
     )
+
+
+def _nearer(planes: Sequence[Array], valid: Array) -> bool | None:
+    """Whether the first of three (H, W) planes is correlated with the third more than the second is."""
+    held = np.array([plane[valid] for plane in planes], float)
+    if len(held) < 3 or held.shape[1] < 2 or not np.ptp(held, axis=1).all():
+        return None
+    first, second, _ = np.corrcoef(held)[2]
+    return None if abs(first - second) < SLIGHT else bool(first > second)
 
 
 def _classes(sample: Sample) -> dict[int, int]:
@@ -254,11 +268,11 @@ def _totals(image: Array, contract: Contract) -> Totals:
 
 def write(out: Path, report: audit.Report) -> Path:
     """`audit.json` and a page of it; returns the page. Raises OutputError."""
-    rows = tuple((check.state, check.name, check.told, ", ".join(check.where[:3])) for check in report.checks)
-    table = page.Table(title="Checks", columns=("state", "check", "what was found", "for instance"), rows=rows)
-    intro = f"{report.kind}, {report.samples} samples, {report.findings} findings"
+    from sgdata.show import facts
+
     with files.only_writer(out, audit.NAME):
         files.write(out / audit.NAME, files.pretty_json(report))
-        shown = page.write(out / "index.html", title=f"Audit of {report.subject}", intro=intro, blocks=[table])
+        title = f"Audit of {report.subject}, {report.kind}"
+        shown = page.write(out / "index.html", title=title, intro="", blocks=[facts.audited(report)])
         files.write_sums(out)
     return shown

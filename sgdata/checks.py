@@ -7,7 +7,7 @@ the kind shows; where the samples are too few or lack what a check needs, it say
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import combinations
@@ -29,11 +29,16 @@ DEAD_SHARE = 0.05
 # Snow, cloud and desert have no dark pixel either, but are rarely a third of a dataset.
 RAISED, SUSPECT = 0.3, 0.1
 DARK_SHARE = 0.005
+SHARED_MARKS = 2
 CLIPPED_SHARE = 0.05
 SATURATED_SHARE = 0.01
 UNMAPPED_SHARE = 0.5
 LABEL_GAP_DAYS = 365
 ORDER_MARGIN = 0.1
+# Of the first two the first goes with the third from pixel to pixel: B8A has the pixels of B07, B04 is next to B05. In
+# tiles of eight real scenes so many samples say so: 0.94 to 1 (of one 0.73), and 0.56 to 1 (of a hazy coast 0.16).
+NEARER = (("B8A", "B08", "B07"), ("B04", "B02", "B05"))
+VOTES, RARE_VOTES = 0.25, 0.05
 # Pixels of leaves that a verdict needs, and the least share of them that is green: of real patches 0.7 to 1, one of
 # December 0.35; with the two bands changed it is what is left of one.
 LEAVES, RED_LEAVES = 2_000, 0.2
@@ -42,7 +47,8 @@ LEAVES, RED_LEAVES = 2_000, 0.2
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
     """What one sample comes to. `look` is empty where there is nothing to see, `classes` counts pixels (1 per label)
-    with the ignored ones among them, `dark` is the largest share, over bands, of values under reflectance 0.1.
+    with the ignored ones among them, `dark` is the largest share, over bands, of values under reflectance 0.1; `marks`
+    are its `twins.marks`, `nearer` its votes on the pairs of NEARER (None: undecided).
     """
 
     key: str
@@ -55,6 +61,8 @@ class Facts:
     classes: dict[int, int]
     dark: float
     dead: tuple[str, ...]
+    marks: bytes
+    nearer: tuple[bool | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +123,7 @@ def judge(evidence: Evidence) -> Report:
         readable(evidence),
         *ground(evidence),
         *copies(evidence),
+        cropped(evidence),
         coverage(evidence),
         unmapped(evidence),
         dead(evidence),
@@ -132,23 +141,21 @@ def judge(evidence: Evidence) -> Report:
 def readable(evidence: Evidence) -> Check:
     """Files that cannot be used."""
     told = "; ".join(f"{name}: {reason}" for name, reason in evidence.unread[:3]) or "every sample can be read"
-    where = tuple(name for name, _ in evidence.unread[:SHOWN])
-    figures = {"unread": len(evidence.unread)}
-    return Check(name="readable", state=_state(bool(evidence.unread)), told=told, figures=figures, where=where)
+    names = [name for name, _ in evidence.unread]
+    return _check("readable", bool(names), told, {"unread": len(names)}, names)
 
 
 # --- leaks between splits ------------------------------------------------------------------
 
 
-def ground(evidence: Evidence) -> tuple[Check, Check, Check]:
+def ground(evidence: Evidence) -> tuple[Check, ...]:
     """Shared pixels, the same place on another date, and the distance between splits."""
     names = ("shared pixels", "same place, other date", "distance between splits")
     placed = {split: _places(held) for split, held in evidence.splits.items()}
     if len(placed) < 2 or not all(placed.values()):
         state: State = "not applicable" if len(placed) < 2 else "undecided"
         why = "there is one split only" if len(placed) < 2 else "not every split has coordinates"
-        first, second, third = (Check(name=name, state=state, told=why) for name in names)
-        return first, second, third
+        return tuple(_check(name, state, why) for name in names)
     hit: dict[str, set[str]] = {name: set() for name in names}
     figures: dict[str, dict[str, float]] = {}
     for (one, a), (other, b) in combinations(placed.items(), 2):
@@ -167,11 +174,10 @@ def ground(evidence: Evidence) -> tuple[Check, Check, Check]:
         "samples show ground that another split shows on another day",
         f"samples lie within {REACH_M:.0f} m of another split, as far as a resampled 60 m pixel reaches",
     )
-    first, second, third = (
+    return tuple(
         _found(name, sorted(hit[name]), words, {} if name != names[2] else figures)
         for name, words in zip(names, told, strict=True)
     )
-    return first, second, third
 
 
 def _places(held: Iterable[Facts]) -> dict[tuple[Spot, str | None], list[str]]:
@@ -183,7 +189,7 @@ def _places(held: Iterable[Facts]) -> dict[tuple[Spot, str | None], list[str]]:
     return dict(places)
 
 
-def copies(evidence: Evidence) -> tuple[Check, Check, Check]:
+def copies(evidence: Evidence) -> tuple[Check, ...]:
     """Samples of equal pixels, of equal pixels turned or mirrored, and of nearly equal ones."""
     exact, turned = defaultdict(list), defaultdict(list)
     for facts in evidence.facts:
@@ -198,6 +204,23 @@ def copies(evidence: Evidence) -> tuple[Check, Check, Check]:
         # Copies that were not turned are told above.
         _copied("turned copies", [group for group in turned.values() if len({f.pixels for f in group}) > 1]),
         _copied("near duplicates", [[seen[i], seen[j]] for i, j in pairs]),
+    )
+
+
+def cropped(evidence: Evidence) -> Check:
+    """Samples of two splits with the same pixels in them, at other places of the picture or turned."""
+    facts, shared = evidence.facts, Counter[tuple[int, int]]()
+    owners = np.repeat(np.arange(len(facts)), [len(each.marks) // 8 for each in facts])
+    values = np.frombuffer(b"".join(each.marks for each in facts), np.uint64)
+    _, mark, count = np.unique(values, return_inverse=True, return_counts=True)
+    again = np.flatnonzero(count[mark] > 1)
+    again = again[np.argsort(mark[again], kind="stable")]
+    for group in np.split(owners[again], np.flatnonzero(np.diff(mark[again])) + 1):
+        for i, j in combinations(group.tolist(), 2):
+            # Overlaps are wanted within a split, and whole copies are told above.
+            shared[i, j] += facts[i].split != facts[j].split and facts[i].turned != facts[j].turned
+    return _copied(
+        "cropped copies", [[facts[i], facts[j]] for (i, j), n in sorted(shared.items()) if n >= SHARED_MARKS]
     )
 
 
@@ -218,7 +241,7 @@ def coverage(evidence: Evidence) -> Check:
     splits = evidence.splits
     counts = {part: Counter(c for f in held for c in f.classes if c != space.ignore) for part, held in splits.items()}
     if len(splits) < 2 or not any(counts.values()):
-        return Check(name=name, state="not applicable", told="there is one split only, or there are no labels")
+        return _check(name, "not applicable", "there is one split only, or there are no labels")
     titles = dict(zip(space.ids, space.names, strict=True))
     missing: list[str] = []
     rare: list[str] = []
@@ -229,14 +252,14 @@ def coverage(evidence: Evidence) -> Check:
                 (missing if share * len(held) >= EXPECTED else rare).append(f"{titles[number]} from {part}")
     told = f"missing: {', '.join(missing) or 'none'}" + f"; too rare to tell: {', '.join(rare)}" * bool(rare)
     figures = {part: {titles[n]: held[n] for n in space.ids if n in titles} for part, held in counts.items()}
-    return Check(name=name, state=_state(bool(missing)), told=told, figures=figures)
+    return _check(name, bool(missing), told, figures)
 
 
 def unmapped(evidence: Evidence) -> Check:
     """Labelled pixels that say nothing."""
     name, ignore = "unmapped share", evidence.contract.label_space.ignore
     if ignore is None or evidence.contract.label_space.task not in ("segmentation", "change"):
-        return Check(name=name, state="not applicable", told="labels of these samples are complete by their kind")
+        return _check(name, "not applicable", "labels of these samples are complete by their kind")
     shares = {}
     for part, held in evidence.splits.items():
         total = sum(sum(f.classes.values()) for f in held)
@@ -244,21 +267,18 @@ def unmapped(evidence: Evidence) -> Check:
     worst = max(shares.values(), default=0.0)
     empty = [f.key for f in evidence.facts if set(f.classes) == {ignore}]
     told = f"up to {worst:.1%} of the pixels of a split are not mapped, {len(empty)} samples wholly"
-    state = _state(worst > UNMAPPED_SHARE)
-    return Check(
-        name=name, state=state, told=told, figures=shares | {"samples": len(empty)}, where=tuple(empty[:SHOWN])
-    )
+    return _check(name, worst > UNMAPPED_SHARE, told, shares | {"samples": len(empty)}, empty)
 
 
 def label_date(evidence: Evidence) -> Check:
     """Years between labels and images."""
     name, days = "label date", evidence.days
     if days is None:
-        return Check(name=name, state="not applicable", told="no lock tells the days of images and labels")
+        return _check(name, "not applicable", "no lock tells the days of images and labels")
     first, last, labels = (date.fromisoformat(text) for text in (days.first, days.last, days.labels))
     gap = max((first - labels).days, (labels - last).days, 0)
     told = f"labels of {labels}, images of {first} to {last}: {gap} days apart"
-    return Check(name=name, state=_state(gap > LABEL_GAP_DAYS), told=told, figures={"days": gap})
+    return _check(name, gap > LABEL_GAP_DAYS, told, {"days": gap})
 
 
 # --- pixels --------------------------------------------------------------------------------
@@ -276,14 +296,12 @@ def dead(evidence: Evidence) -> Check:
     told += [f"{names[i]} and {names[j]} are the same" for i, j in equal if totals.low[i] < totals.high[i]]
     where = [facts.key for facts in evidence.facts if set(facts.dead) & set(broken)]
     figures = {"samples_by_band": dict(sorted(flat.items()))}
-    told_all = "; ".join(told) or "every band varies"
-    return Check(
-        name="dead bands", state=_state(bool(told)), told=told_all, figures=figures, where=tuple(where[:SHOWN])
-    )
+    return _check("dead bands", bool(told), "; ".join(told) or "every band varies", figures, where)
 
 
 def order(evidence: Evidence) -> Check:
-    """Bands under each other's names: by their means, and by how coarse the pixels are where 20 m were repeated."""
+    """Bands under each other's names: by their means, by how coarse the pixels are where 20 m were repeated, by the
+    colour of leaves, and by which bands go together from pixel to pixel."""
     means, bands = _means(evidence), evidence.contract.bands
     told = []
     equal = evidence.totals.equal / np.maximum(evidence.totals.pairs, 1)
@@ -297,28 +315,28 @@ def order(evidence: Evidence) -> Check:
     # The means of green and red say nothing, haze and soil turn them about; chlorophyll takes red, everywhere.
     if len(evidence.facts) >= fingerprints.LEAST and leaves >= LEAVES and green < RED_LEAVES * leaves:
         told.append(f"leaves are redder (B04) than green (B03) in {1 - green / leaves:.0%} of their pixels")
-    verdict = fingerprints.bands(means) if len(evidence.facts) >= fingerprints.LEAST else "undecided"
-    told += [verdict] * (verdict not in ("as named", "undecided"))
-    state = "finding" if told else _few(evidence, verdict)
+    told += _strangers(evidence, bluer=means.get("B02", 0.0) > means.get("B04", 0.0))
     figures = {band.name: {"mean": round(means.get(band.name, 0.0), 1), "equal_neighbours": round(float(e), 4)}
                for band, e in zip(bands, equal, strict=True)}  # fmt: skip
-    return Check(
-        name="band order", state=state, told="; ".join(told) or _pooled("bands", evidence, verdict), figures=figures
-    )
+    return _pooled("band order", "bands", evidence, fingerprints.bands(means), figures, told)
+
+
+def _strangers(evidence: Evidence, *, bluer: bool) -> Iterator[str]:
+    """The pairs of NEARER of which the wrong one goes with the third band."""
+    for at, (band, rival, third) in enumerate(NEARER):
+        votes = [facts.nearer[at] for facts in evidence.facts if facts.nearer[at] is not None]
+        share = votes.count(True) / max(len(votes), 1)
+        # Pasture under haze votes for blue too; then the ground is not brighter in blue than in red, but for L1C's sky.
+        least = VOTES if band == "B8A" or (bluer and evidence.contract.level == "L2A") else RARE_VOTES
+        if len(votes) >= fingerprints.LEAST and share < least:
+            yield f"{rival} goes with {third} closer than {band} in {1 - share:.0%} of the samples"
 
 
 def level(evidence: Evidence) -> Check:
     """Top of atmosphere or surface, by the water vapour in B09."""
-    verdict = fingerprints.level(_means(evidence), evidence.contract.level)
-    if len(evidence.facts) < fingerprints.LEAST:
-        verdict = "undecided"
-    state = "finding" if verdict not in ("as named", "undecided") else _few(evidence, verdict)
-    return Check(
-        name="product level",
-        state=state,
-        told=_pooled("level", evidence, verdict),
-        figures={"declared": evidence.contract.level},
-    )
+    declared = evidence.contract.level
+    verdict = fingerprints.level(_means(evidence), declared)
+    return _pooled("product level", "level", evidence, verdict, {"declared": declared})
 
 
 def offset(evidence: Evidence) -> Check:
@@ -327,12 +345,11 @@ def offset(evidence: Evidence) -> Check:
     share = len(raised) / max(len(evidence.facts), 1)
     ones = float((evidence.totals.ones / np.maximum(evidence.totals.count, 1)).max(initial=0))
     told = f"{share:.1%} of the samples have no pixel under reflectance 0.1 in any band; {ones:.1%} of a band is 1"
-    state: State = _state(share > RAISED or ones > CLIPPED_SHARE)
-    if len(evidence.facts) < fingerprints.LEAST or (state == "pass" and share > SUSPECT):
+    state: State | bool = share > RAISED or ones > CLIPPED_SHARE
+    if len(evidence.facts) < fingerprints.LEAST or (not state and share > SUSPECT):
         state = "undecided"
     figures = {"raised_share": round(share, 4), "clipped_share": round(ones, 4)}
-    where = tuple(raised[:SHOWN]) if state == "finding" else ()
-    return Check(name="offset", state=state, told=told, figures=figures, where=where)
+    return _check("offset", state, told, figures, raised if state is True else ())
 
 
 def saturation(evidence: Evidence) -> Check:
@@ -342,7 +359,7 @@ def saturation(evidence: Evidence) -> Check:
     worst = int(shares.argmax())
     told = f"{shares[worst]:.2%} of {names[worst]} is saturated, the most of any band"
     figures = {name: round(float(share), 6) for name, share in zip(names, shares, strict=True)}
-    return Check(name="saturation", state=_state(shares[worst] > SATURATED_SHARE), told=told, figures=figures)
+    return _check("saturation", bool(shares[worst] > SATURATED_SHARE), told, figures)
 
 
 def _means(evidence: Evidence) -> dict[str, float]:
@@ -352,24 +369,25 @@ def _means(evidence: Evidence) -> dict[str, float]:
     return {band.name: (s / n + contract.offset) * contract.scale / 1e-4 for band, n, s in held if n}
 
 
-def _pooled(what: str, evidence: Evidence, verdict: str) -> str:
-    """A verdict on the means of all samples, or why there is none."""
-    count = len(evidence.facts)
-    few = f": {count} samples, fewer than the {fingerprints.LEAST} that a mean needs" * (count < fingerprints.LEAST)
-    return f"{what}: {verdict}{few}" if not few else f"{what}{few}"
-
-
-def _few(evidence: Evidence, verdict: str) -> State:
-    return "undecided" if verdict == "undecided" or len(evidence.facts) < fingerprints.LEAST else "pass"
-
-
-def _state(found: bool) -> State:
-    return "finding" if found else "pass"
+def _pooled(
+    name: str, what: str, evidence: Evidence, verdict: str, figures: dict[str, Any], told: Sequence[str] = ()
+) -> Check:
+    """What was `told` and the verdict on the means of all samples, where they are enough for one."""
+    few = len(evidence.facts) < fingerprints.LEAST
+    found = [*told, *([] if few or verdict in ("as named", "undecided") else [verdict])]
+    why = f"{len(evidence.facts)} samples, fewer than the {fingerprints.LEAST} that a mean needs" if few else verdict
+    state: State | bool = bool(found) or ("undecided" if few or verdict == "undecided" else False)
+    return _check(name, state, f"{what}: {'; '.join(found) or why}", figures)
 
 
 def _found(name: str, keys: Sequence[str], told: str, figures: dict[str, Any]) -> Check:
     """A check that counts samples: any is a finding."""
-    counted = {"samples": len(keys), **figures}
-    return Check(
-        name=name, state=_state(bool(keys)), told=f"{len(keys)} {told}", figures=counted, where=tuple(keys[:SHOWN])
-    )
+    return _check(name, bool(keys), f"{len(keys)} {told}", {"samples": len(keys), **figures}, keys)
+
+
+def _check(
+    name: str, state: State | bool, told: str, figures: dict[str, Any] | None = None, where: Sequence[str] = ()
+) -> Check:
+    """A state in words, or whether there is a finding."""
+    words: State = state if isinstance(state, str) else "finding" if state else "pass"
+    return Check(name=name, state=words, told=told, figures=figures or {}, where=tuple(where[:SHOWN]))

@@ -54,7 +54,12 @@ def clean() -> list[Sample]:
         for n in range(count):
             rng = np.random.default_rng([part, n])
             shape = np.kron(rng.uniform(0.4, 1.6, (8, 8)), np.ones((SIDE // 8, SIDE // 8)))
-            planes = [mean * (0.6 + 0.4 * shape) + rng.normal(0, 8, shape.shape) for mean in MEANS.values()]
+            soil, within = rng.uniform(-0.3, 0.3, shape.shape), rng.normal(0, 0.05, shape.shape)
+            # Soil shows from red on; between 10 m pixels there is more than 20 m ones can hold.
+            bare = np.array([0, 0, 0.3, 1, 1, 0.3, 0.2, 0.2, 0.2, 0.2, 0.8, 1])[:, None, None] * soil
+            fine = np.array([band.gsd_m == 10 for band in sentinel2.bands(sentinel2.L2A_BANDS)])[:, None, None] * within
+            means = np.array(list(MEANS.values()))[:, None, None]
+            planes = means * (0.6 + 0.4 * shape + bare + fine) + rng.normal(0, 8, (12, SIDE, SIDE))
             west, south = 690_000 + 2 * SIDE * 10 * n, 5_340_000 + 2000 * part
             corners = there.transform([west, west + SIDE * 10] * 2, [south] * 2 + [south + SIDE * 10] * 2)
             meta = {
@@ -63,7 +68,7 @@ def clean() -> list[Sample]:
                 "date": ("2019-05-01", "2020-06-01")[n % 2],
             }
             mask = rng.choice([0, 1, 2, 255], (SIDE, SIDE), p=[0.1, 0.5, 0.3, 0.1]).astype(np.uint8)
-            image = np.stack(planes).clip(1).astype(np.uint16)
+            image = planes.clip(1).astype(np.uint16)
             samples.append(Sample(key=f"{split}-{n:03}", split=split, arrays={"image": image, "mask": mask}, meta=meta))
     return samples
 
@@ -157,6 +162,15 @@ def noisy(sample: Sample) -> Sample:
     return altered(sample, lambda i: (i * 1.02 + np.random.default_rng(1).normal(40, 3, i.shape)).astype(np.uint16))
 
 
+def grainy(image: np.ndarray) -> np.ndarray:
+    return (image + np.random.default_rng(1).normal(0, 8, image.shape)).astype(np.uint16)
+
+
+def cropped(sample: Sample, step: int) -> Sample:
+    cut = {name: np.ascontiguousarray(held[..., 2:14, 1:13][..., ::step]) for name, held in sample.arrays.items()}
+    return replace(sample, arrays=cut, meta={})
+
+
 PLANTED: dict[str, tuple[Plant, set[str]]] = {
     "nothing": (lambda samples: samples, set()),
     "overlapping windows": (moved(80), {"shared pixels", "distance between splits"}),
@@ -179,6 +193,9 @@ PLANTED: dict[str, tuple[Plant, set[str]]] = {
         one_more(lambda s: altered(noisy(s), lambda i: np.rot90(i[:, ::-1], 3, axes=(1, 2)), meta={})),
         {"near duplicates"},
     ),
+    "a noisy copy": (one_more(lambda s: altered(s, grainy, meta={})), {"near duplicates"}),
+    "a crop": (one_more(lambda s: cropped(s, 1)), {"cropped copies"}),
+    "a turned crop": (one_more(lambda s: cropped(s, -1)), {"cropped copies"}),
     "a class missing from val": (without_class_in_val, {"class coverage"}),
     "unmapped ground": (unmapped, {"unmapped share"}),
     "a dead band": (set_to("B11", 0), {"dead bands"}),
@@ -187,6 +204,8 @@ PLANTED: dict[str, tuple[Plant, set[str]]] = {
     "B8A and B09 changed places with B11": (swap("B8A", "B11"), {"band order"}),
     "B03 and B04 changed places": (swap("B03", "B04"), {"band order"}),
     "B11 and B12 changed places": (swap("B11", "B12"), {"band order"}),
+    "B02 and B04 changed places": (swap("B02", "B04"), {"band order"}),
+    "B8A and B08 changed places": (swap("B8A", "B08"), {"band order"}),
     "B04 and B08 changed places": (swap("B04", "B08"), {"band order"}),
     "water vapour in an L2A set": (everywhere(lambda i: np.stack([
         b // 3 if n == band("B09") else b for n, b in enumerate(i)])), {"product level"}),
@@ -448,3 +467,22 @@ def test_rasterio_reads_what_a_spot_says(tmp_path: Path) -> None:
     assert spot.size_m[1] == 2000
     assert spot.size_m[0] == pytest.approx(0.01 * 111_320 * np.cos(np.radians(48)) * 2000 / (0.02 * 111_200), rel=0.01)
     assert rasterio.__version__
+
+
+def test_gradients_are_no_copies_of_each_other() -> None:
+    """Hazy water: the same slope in every band, and grain of its own."""
+    rng = np.random.default_rng(0)
+    slope = np.add.outer(np.arange(64), np.arange(64)) * 3.0
+    seen = [twins.look(1000 + slope + rng.normal(0, 15, (3, 64, 64))) for _ in range(20)]
+    assert twins.alike(np.array(seen)) == []
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 7))
+def test_marks_are_those_of_the_ground(seed: int, turn: int) -> None:
+    image = np.random.default_rng(seed).integers(1, 4000, (3, 40, 40)).astype(np.uint16)
+    moved = np.rot90(image[:, 4:, :-3], turn % 4, axes=(1, 2))[:, :: 1 if turn < 4 else -1]
+    one, other = (set(np.frombuffer(twins.marks(each), np.uint64).tolist()) for each in (image, moved))
+    assert len(one) == twins.MARKS
+    assert len(one & other) >= checks.SHARED_MARKS
+    assert twins.marks(np.full((3, 40, 40), 7, np.uint16)) == b""
+    assert twins.marks(image[:, :4]) == b""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from sgdata import audit, page
 from sgdata.show import charts
@@ -62,15 +61,11 @@ def contract(held: Contract, more: Mapping[str, str]) -> page.Table:
     return page.Table(title="Contract", columns=("what", "value"), rows=tuple((told | dict(more)).items()))
 
 
-def audited(folder: Path) -> list[page.Block]:
-    """The checks of `audit.json`, if the folder holds one."""
-    path = folder / audit.NAME
-    if not path.exists():
-        return []
-    report = audit.read(path)
+def audited(report: audit.Report) -> page.Table:
+    """The checks of an audit."""
     rows = tuple((check.name, check.state, check.told, ", ".join(check.where)) for check in report.checks)
     caption = f"{report.subject}: {report.samples:,} samples, {report.findings} findings."
-    return [page.Table(title="Audit", columns=("check", "state", "what", "where"), rows=rows, caption=caption)]
+    return page.Table(title="Audit", columns=("check", "state", "what", "where"), rows=rows, caption=caption)
 
 
 def percent(share: float | None) -> str:

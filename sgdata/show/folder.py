@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sgdata import builds, contracts, files, page, rasters, shards
+from sgdata import audit, builds, contracts, files, page, rasters, shards
 from sgdata.errors import OutputError, SourceError
 from sgdata.show import build, facts, ledger, run, samples
 
@@ -33,12 +33,13 @@ def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         found = blocks(path, out, {str(layer): _raster(layer, path) for layer in layers})
         contract = contracts.read(path) if (path / contracts.NAME).exists() else None
+        told = [facts.audited(audit.read(path / audit.NAME))] if (path / audit.NAME).exists() else []
         subject = f", {contract.dataset} {contract.version}" if contract else ""
         made = page.write(
             out / INDEX,
             title=path.resolve().name,
             intro=f"As sgdata show found it{subject}. Opens from disk; nothing is fetched from elsewhere.",
-            blocks=[*facts.audited(path), *found],
+            blocks=[*told, *found],
         )
         files.write_sums(out)
     return made
