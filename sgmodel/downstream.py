@@ -178,6 +178,10 @@ def task(
     if setting.recipe.mode == "linear-probe" and ranks.world() > 1 and training.accumulate > 1:
         told = f"training.accumulate is {training.accumulate}, mode 'linear-probe' on {ranks.world()} processes"
         raise SettingError(f"{told}: features are normalised over the whole batch; set training.accumulate = 1")
+    if ranks.world() > 1 and setting.recipe.model.backbone.startswith("timm:"):
+        from sgmodel import timm_backbone  # takes seconds
+
+        timm_backbone.share_statistics(model, setting.where.device)
     forward = session.ready(model, training, setting.where, places.parallel)
     return session.Task(
         training=training,

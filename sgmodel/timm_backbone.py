@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from sgdata.errors import SettingError
 from sgmodel import backbones, foreign, torchvision_gate
 from sgmodel.foreign import State
 
+log = logging.getLogger("sgdata")
 Option = int | float | bool | str | tuple[int, ...]
 
 
@@ -71,6 +75,17 @@ class TimmBackbone(backbones.Backbone):
                 weight = foreign.first_layer(state.pop(name), own[name].shape[1], how, wavelengths)
                 state |= {} if weight is None else {name: weight}
         return state
+
+
+def share_statistics(model: nn.Module, device: torch.device) -> None:
+    """Let BatchNorm, under torchrun, count over the samples of all processes as it would in one; on GPUs, in place."""
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    if norms and device.type == "cuda":
+        # timm's own: torch's would drop the activation that some of timm's layers hold.
+        importlib.import_module("timm.layers").convert_sync_batchnorm(model)
+    elif norms:
+        told = "%d layers of BatchNorm count over the samples of one of the processes; torch can join them on GPUs only"
+        log.warning(told, len(norms))
 
 
 def _create(name: str, bands: int, image_px: int, options: Mapping[str, Option]) -> Any:

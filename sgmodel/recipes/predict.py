@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -109,6 +109,7 @@ def of_scene(recipe: Recipe, predictor: Predictor, places: Places) -> None:
             raise SettingError(f"--after covers other pixels than --input: {told}; warp one onto the other")
         plan = mosaic.plan(grid.shape, px=predictor.ground_px, answer=predictor.answer, overlap=recipe.overlap)
         rows = mosaic.blended(plan, partial(_read, dates), predictor.look, batch=recipe.batch)
+        rows = itertools.chain(rows, _closed(stack))
         answers: Iterable[mosaic.Row] = progress.track(rows, label="rows of tiles", total=len(plan.rows))
         coarse = replace(grid, gsd_m=grid.gsd_m * plan.unit, shape=plan.cells)
         if predictor.task in SCENES:
@@ -116,6 +117,12 @@ def of_scene(recipe: Recipe, predictor: Predictor, places: Places) -> None:
             answers = [(row, answer.copy(), seen) for row, answer, seen in answers]
             _write_rows(places.out, [row for each in answers for row in _patches(predictor, coarse, plan.px, each)])
         write_maps(recipe, predictor, places, (coarse, plan.channels), answers)
+
+
+def _closed(stack: ExitStack) -> Iterator[mosaic.Row]:
+    """No row: the rasters close once they are read, so that their cache and that of the map never lie side by side."""
+    stack.close()
+    yield from ()
 
 
 def _read(dates: Sequence[scenes.Scene], row: int, rows: int) -> tuple[Array, Array]:
@@ -142,11 +149,16 @@ def write_maps(
         with scratch[0].open("wb") as classes, scratch[1].open("wb") as values:
             for _, answer, seen in answers:
                 if space.ids:
-                    classes.write(likeliest(space, answer, seen).tobytes())
+                    _put(likeliest(space, answer, seen)[None], classes)
                 if as_they_are:
-                    # Steps of a thousandth leave zeros behind, which take a quarter of the bytes of noise.
-                    exact = np.rint(answer * 1024) / 1024 if space.ids else answer
-                    values.write(np.where(seen, exact, np.nan).transpose(1, 0, 2).astype(np.float32).tobytes())
+                    # In place: of a wide scene a row of tiles alone may take a hundred megabytes.
+                    if (
+                        space.ids
+                    ):  # steps of a thousandth leave zeros behind, which take a quarter of the bytes of noise
+                        np.rint(answer * np.float32(1024), out=answer)
+                        answer /= 1024
+                    answer[:, ~seen] = np.nan
+                    _put(answer, values)
         if as_they_are:
             names = space.names or tuple(f"feature {number}" for number in range(channels))
             style = rasters.Style(descriptions=names, nodata=float("nan"), dtype="float32", tags=tags)
@@ -163,17 +175,24 @@ def write_maps(
             path.unlink(missing_ok=True)
 
 
+def _put(rows: Array, scratch: BinaryIO) -> None:
+    """Add rows (K, h, W) of a map: line by line, and of each line what a block of the raster takes in one piece."""
+    for line, col in itertools.product(range(rows.shape[1]), range(0, rows.shape[2], BLOCK)):
+        scratch.write(rows[:, line, col : col + BLOCK].tobytes())
+
+
 def _blocks(scratch: Path, grid: Grid, style: rasters.Style) -> Iterator[tuple[Window, Array]]:
-    """The map that lies in `scratch` row by row, in the blocks of its raster: each is written once, where rows of tiles
-    would cut through all of them."""
-    height, width = grid.shape
-    shape = (height, len(style.descriptions), width)
-    for row in range(0, height, BLOCK):
-        # Mapped anew, so that what has been written of the map leaves memory.
-        stored = np.memmap(scratch, style.dtype, "r", shape=shape)[row : row + BLOCK].transpose(1, 0, 2)
-        for col in range(0, width, BLOCK):
-            values = stored[:, :, col : col + BLOCK]
-            yield Window(row=row, col=col, height=values.shape[1], width=values.shape[2]), values
+    """The map that lies in `scratch`, in the blocks of its raster: each is written once, where rows of tiles would cut
+    through all of them."""
+    (height, width), bands, size = grid.shape, len(style.descriptions), np.dtype(style.dtype).itemsize
+    for row, col in itertools.product(range(0, height, BLOCK), range(0, width, BLOCK)):
+        shape = (min(BLOCK, height - row), bands, min(BLOCK, width - col))
+        # Mapped anew for each, so that what has been written of the map leaves memory.
+        values: Array = np.ndarray(
+            shape, style.dtype, np.memmap(scratch, np.uint8, "r"), bands * size * (row * width + col),
+            strides=(bands * size * width, size * shape[2], size),
+        )  # fmt: skip
+        yield Window(row=row, col=col, height=shape[0], width=shape[2]), values.transpose(1, 0, 2)
 
 
 def likeliest(space: LabelSpace, answer: Array, seen: Array) -> Array:
