@@ -10,7 +10,7 @@ BIN     := $(VENV)/bin
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[model,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[model,clouds,dev]'
 	touch $@
 
 $(VENV)/.peers: $(VENV)/.installed

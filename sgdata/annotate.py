@@ -25,7 +25,7 @@ from sgdata import (
     rasters,
     statistics,
 )
-from sgdata.errors import SettingError, SourceError
+from sgdata.errors import SourceError
 from sgdata.resample import VERSION as RESAMPLING_VERSION
 from sgdata.resample import Kernel
 from sgdata.sentinel2 import NODATA, SCALE, bands
@@ -135,8 +135,6 @@ def cut(
 ) -> None:
     """Write `patches.parquet`: windows, parts and shares of `space`'s classes (none where the build has no labels)."""
     windows = list(grid.patches(lattice.shape, settings.size, settings.stride))
-    if not windows:
-        raise SettingError(f"area of {lattice.shape} pixels holds no patch of {settings.size}; choose a larger one")
     ids: tuple[int, ...] = ()
     counts = np.zeros((len(windows), 0), np.int64)
     if (folder / builds.LABELS).exists():

@@ -40,11 +40,6 @@ Dataset = Annotated[str, typer.Argument(help="fmow, bigearthnet, eurosat, segmun
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what it would cost, and stop.")]
 
 
-def example(command: str) -> str:
-    """The epilog of a command's help."""
-    return f"Example: {command}"
-
-
 def main() -> None:
     """Entry point of the `sgdata` script."""
     # The name of a file may hold what a terminal or its encoding cannot show.
@@ -65,7 +60,7 @@ def listen(quiet: bool) -> None:
     logging.getLogger("sgdata").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-@app.command(epilog=example("sgdata simulate out/archive --size 6 --dates 12 --seed 1"))
+@app.command(epilog="Example: sgdata simulate out/archive --size 6 --dates 12 --seed 1")
 def simulate(
     out: Annotated[Path, typer.Argument(help="Folder of the archive.")],
     seed: Annotated[int, typer.Option(help="Same seed, same city, same bytes.")] = 1,
@@ -102,7 +97,7 @@ MaxObs = Annotated[int | None, typer.Option("--max-obs", min=1, help="Look at th
 Composite = Annotated[str | None, typer.Option("--composite", help="medoid, bap, maxndvi, median or geomedian.")]
 
 
-@app.command(epilog=example("sgdata plan segmunich --bbox 11.5 48.1 11.6 48.2 --dates 2019-04-01/2019-09-30"))
+@app.command(epilog="Example: sgdata plan segmunich --bbox 11.5 48.1 11.6 48.2 --dates 2019-04-01/2019-09-30")
 def plan(
     name: Annotated[str, typer.Argument(help="A shipped build recipe.")] = "segmunich",
     bbox: Bbox = None,
@@ -130,7 +125,7 @@ def plan(
         raise SettingError(f"{holes}; choose other dates or another catalogue, or give --allow-holes")
 
 
-@app.command(epilog=example("sgdata build segmunich --aoi area.geojson --stac archive/catalog.json --osm city.osm"))
+@app.command(epilog="Example: sgdata build segmunich --aoi area.geojson --stac archive/catalog.json --osm city.osm")
 def build(
     name: Annotated[str, typer.Argument(help="A shipped build recipe.")] = "segmunich",
     bbox: Bbox = None,
@@ -145,7 +140,7 @@ def build(
     composite: Composite = None,
     max_obs: MaxObs = None,
     profile: Profile = None,
-    masks: Annotated[Path | None, typer.Option("--masks", help="Masks <item id>.tif (mask.method external).")] = None,
+    masks: Annotated[Path | None, typer.Option("--masks", help="Folder of <item id>.tif, not 0 where cloudy.")] = None,
     recipe: RecipeFile = None,
     changes: Overrides = None,
     lock: Annotated[Path | None, typer.Option("--lock", help="Follow this lock instead of searching.")] = None,
@@ -170,6 +165,7 @@ def build(
     # By the names of the settings, None where not given: what the user leaves out stays as the recipe has it.
     wanted: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "composite": composite}
     wanted |= {"osm_date": osm_date, "believe": believe, "max_obs": max_obs, "profile": profile}
+    wanted["mask"] = "external" if masks else None
     chosen = segmunich.recipe_for(recipe or name, wanted, changes or ())
     places = segmunich.Places(
         out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap,
@@ -178,9 +174,8 @@ def build(
     # Read before anything is fetched: a wrong path must not cost an hour.
     locked = locks.read(lock) if lock else None
     if dry_run:
-        console.show_plan(
-            locked or segmunich.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=False
-        )
+        planned = locked or segmunich.plan(chosen, places)
+        console.show_plan(planned, places, where=stac or chosen.source.stac, as_json=False)
         return
     done = segmunich.build(chosen, places, locked=locked, exact=exact)
     print(done)
@@ -189,7 +184,25 @@ def build(
         raise SystemExit(3)
 
 
-@app.command(epilog=example("sgdata drift out/build/segmunich.lock.json"))
+@app.command(epilog="Example: sgdata clouds out/build --out out/masks")
+def clouds(
+    lock: Annotated[Path, typer.Argument(help="The lock of a plan, or its folder.")],
+    out: Out,
+    stac: Stac = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder of OmniCloudMask's files, in place of its hub.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Cloud masks by OmniCloudMask (extra 'clouds') for the scenes of a lock, as 'build --lock --masks' takes them."""
+    from sgdata import clouds as masking
+    from sgdata import lock as locks
+    from sgdata.datasets import segmunich
+
+    listen(quiet)
+    planned, engine = locks.read(lock), masking.engine(weights)
+    print(masking.write(planned, segmunich.Places(out=out, stac=stac), engine))
+
+
+@app.command(epilog="Example: sgdata drift out/build/segmunich.lock.json")
 def drift(
     lock: Annotated[Path, typer.Argument(help="The lock of a plan, or a build folder.")], stac: Stac = None
 ) -> None:
@@ -208,31 +221,22 @@ def drift(
     print(f"{lock}: {where} says the same today")
 
 
-@app.command(epilog=example("sgdata catalog eurosat"))
+@app.command(epilog="Example: sgdata catalog eurosat")
 def catalog(
     name: Annotated[str | None, typer.Argument(help="A dataset, or 'weights'; without it, all datasets.")] = None,
 ) -> None:
     """What is known of each dataset: bands, splits, labels, licence, files, defects; and of published weights."""
-    from rich.console import Console
-    from rich.table import Table
-
     from sgdata import catalog as cards
 
-    # No frame: the values are long texts, and people copy them.
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     if name == "weights":
-        lines = []
-        for row in cards.table("published_weights"):
-            told = [f"{key}: {text}" for key, text in row.items() if text and key != "name"]
-            lines.append((row["name"], "\n".join(told)))
+        rows = cards.table("published_weights")
+        lines = [(r["name"], "\n".join(f"{k}: {text}" for k, text in r.items() if text and k != "name")) for r in rows]
     else:
         lines = cards.describe(cards.card(name)) if name else [(c.name, c.title) for c in cards.cards()]
-    for what, value in lines:
-        table.add_row(what, value)
-    Console().print(table, highlight=False)
+    console.show_table((), lines)
 
 
-@app.command(epilog=example("sgdata fetch bigearthnet --release v2 --part splits --out data/bigearthnet"))
+@app.command(epilog="Example: sgdata fetch bigearthnet --release v2 --part splits --out data/bigearthnet")
 def fetch(
     dataset: Dataset,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write into.")] = None,
@@ -258,7 +262,7 @@ def fetch(
         print(folder)
 
 
-@app.command(epilog=example("sgdata shard eurosat --source EuroSAT_MS.zip --out out/eurosat"))
+@app.command(epilog="Example: sgdata shard eurosat --source EuroSAT_MS.zip --out out/eurosat")
 def shard(
     dataset: Dataset,
     source: Annotated[Path | None, typer.Option("--source", help="As distributed, or a build of ours.")] = None,
@@ -274,10 +278,12 @@ def shard(
     workers: Workers = 1,
     cluster: Cluster = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Pack a dataset into WebDataset shards: every band on one 10 m grid, an index, a contract with statistics."""
-    from sgdata import packing
+    from sgdata import files, packing
 
     listen(quiet)
     options = {"edition": release, "splits": splits, "labels": labels, "layout": layout, "codec": codec}
@@ -288,6 +294,10 @@ def shard(
         if not all(text.partition("=")):
             raise SettingError(f"--split-list {text!r}: expected SPLIT=FILE such as train=train.txt")
     lists = {split: Path(path) for split, _, path in (text.partition("=") for text in split_list or ())}
+    if dry_run:
+        cost = packing.cost(dataset, source=source, recipe=recipe, splits=lists, leave_out=leave_out or ())
+        print(files.pretty_json(cost).decode() if as_json else "\n".join((*cost.notes, cost.told)))
+        return
     done = packing.pack(
         dataset, source=source, out=out, recipe=recipe, splits=lists, leave_out=leave_out or (),
         workers=workers, cluster=cluster, fresh=fresh,
@@ -295,7 +305,7 @@ def shard(
     # To stderr, with the progress: the one line on stdout is the folder.
     for note in done.notes:
         print(note, file=sys.stderr)
-    print(done.folder)
+    print(files.pretty_json(done).decode() if as_json else done.folder)
     if not done.fits:
         print("the pixels contradict the card; see the spectral fingerprints above", file=sys.stderr)
     if not done.complete:
@@ -304,7 +314,7 @@ def shard(
         raise SystemExit(INCOMPLETE)
 
 
-@app.command(epilog=example("sgdata verify out/build"))
+@app.command(epilog="Example: sgdata verify out/build")
 def verify(path: Annotated[Path, typer.Argument(help="Any output folder of ours.")]) -> None:
     """Recompute every hash of an output; list what differs."""
     # Commands bear the names of the modules that they call, hence the aliases.
@@ -318,7 +328,7 @@ def verify(path: Annotated[Path, typer.Argument(help="Any output folder of ours.
     print(f"{path}: every file is as it was written")
 
 
-@app.command(epilog=example("sgdata audit out/shards --out out/audit"))
+@app.command(epilog="Example: sgdata audit out/shards --out out/audit")
 def audit(
     path: Annotated[Path, typer.Argument(help="Shards, a build, a release, or a dataset as distributed.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.json and its page.")] = None,
@@ -341,7 +351,7 @@ def audit(
         raise SystemExit(INCOMPLETE)
 
 
-@app.command(epilog=example("sgdata split data/eurosat --out out/split --test-share 0.2"))
+@app.command(epilog="Example: sgdata split data/eurosat --out out/split --test-share 0.2")
 def split(
     path: Annotated[Path, typer.Argument(help="Shards, a build, or a dataset as distributed.")],
     out: Out,
@@ -370,7 +380,7 @@ def split(
         raise SystemExit(INCOMPLETE)
 
 
-@app.command(epilog=example("sgdata release munich 1.0 --from out/shards --build out/build --out out/release"))
+@app.command(epilog="Example: sgdata release munich 1.0 --from out/shards --build out/build --out out/release")
 def release(
     name: Annotated[str, typer.Argument(help="Small letters, digits, - and _.")],
     version: Annotated[str, typer.Argument(help="Such as 1.0; a released one is never changed.")],
@@ -401,7 +411,7 @@ def release(
         raise SystemExit(INCOMPLETE)
 
 
-@app.command(epilog=example("sgdata show out/build"))
+@app.command(epilog="Example: sgdata show out/build")
 def show(
     path: Annotated[Path, typer.Argument(help="A build, shards, a release, a training run or a folder of runs.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the page (PATH-page).")] = None,
@@ -414,7 +424,7 @@ def show(
     print(folder.write(path, out or path.resolve().with_name(f"{path.resolve().name}-page"), layer or ()))
 
 
-@app.command(epilog=example("make demo OUT=out/demo   (the same with the defaults)"))
+@app.command(epilog="Example: make demo OUT=out/demo   (the same with the defaults)")
 def demo(
     out: Out = Path("out/demo"),
     size: Annotated[float, typer.Option(help="Side of the city in km.")] = 8.0,
@@ -424,19 +434,14 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """The whole story on a simulated city, offline: simulate, build, audit, shard, release, train, page."""
-    from rich.console import Console
-    from rich.table import Table
-
     from sgdata import demo as tale
     from sgdata import demo_page, files
 
     listen(quiet)
     page = tale.run(out, story=tale.Story(size_km=size, dates=dates, seed=seed), workers=workers)
     # The table repeats the page, for who works where there is no browser.
-    table = Table("what", "measured", "remark")
-    for line in demo_page.lines(files.read_plain(page.parent.parent / "summary.json")):
-        table.add_row(*line)
-    Console().print(table)
+    lines = demo_page.lines(files.read_plain(page.parent.parent / "summary.json"))
+    console.show_table(("what", "measured", "remark"), lines)
     print(page)
 
 

@@ -227,6 +227,7 @@ def drift(planned: Lock, where: str) -> list[str]:
         bounds=areas.in_degrees(planned.grid),
         dates=planned.dates,
         bands=tuple(planned.items[0].scene.assets),
+        leave_out=tuple(dropped.id for dropped in planned.dropped if dropped.reason == stac.LEFT_OUT),
     )
     found, twins = stac.search(where, query)
     # The same choice as the plan made: a neighbour that it left out is no news.

@@ -41,6 +41,7 @@ KEYS = {"earth-search": EARTH_SEARCH, "planetary-computer": PLANETARY_COMPUTER, 
 
 PRODUCT = ("product_metadata", "product-metadata")
 
+LEFT_OUT = "left out by the recipe"
 RETRIES, TIMEOUT_S = 4, 60.0
 PAGE, STALE_PAGES = 100, 3
 STRIP_OVERLAP = 0.1
@@ -49,19 +50,22 @@ STRIP_OVERLAP = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What to look for: `bounds` in degrees, `dates` as first/last day (both included), `bands` the assets needed."""
+    """What to look for: `bounds` in degrees, `dates` as first/last day (both included), `bands` the assets needed;
+    not the items with an id in `leave_out`."""
 
     collection: str
     bounds: Bounds
     dates: str
     bands: tuple[str, ...]
+    leave_out: tuple[str, ...] = ()
 
 
 def search(where: str, query: Query) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
-    """Scenes in order of (time, id) and what was dropped as a twin.
+    """Scenes in order of (time, id) and what was dropped: twins, and what was to be left out.
 
     `where` is an API's URL, a catalogue file or its folder, or an ItemCollection file. Raises ServiceError
-    (unreachable after finite retries), SourceError (an item lacks what is needed), SettingError (no scene).
+    (unreachable after finite retries), SourceError (an item lacks what is needed), SettingError (no scene, or not
+    one that was to be left out).
     """
     days(query.dates)
     told = _from_api(where, query) if is_url(where) else _from_files(Path(where), query.collection)
@@ -74,8 +78,13 @@ def search(where: str, query: Query) -> tuple[tuple[Scene, ...], tuple[Dropped, 
             f"area {_text(query.bounds)} in {query.dates}: 0 items of '{query.collection}' in {where}, "
             f"which {_extent(items)}; choose another area, dates or catalogue"
         )
+    if strange := [name for name in query.leave_out if name not in wanted]:
+        raise SettingError(f"leave_out: {strange[0]} is none of the {len(wanted)} items found in {where}; mend its id")
+    # Before twins are: of two, the other one is then taken. Whatever is wrong with these items is nobody's business.
+    left = tuple(Dropped(id=name, reason=LEFT_OUT) for name in query.leave_out if wanted.pop(name))
     scenes = sorted((_understood(item, query.bands, root) for item in wanted.values()), key=lambda s: (s.time, s.id))
-    return without_twins(scenes, {item.id: item.geometry for item in wanted.values()})
+    kept, twins = without_twins(scenes, {item.id: item.geometry for item in wanted.values()})
+    return kept, (*twins, *left)
 
 
 def is_url(where: str) -> bool:

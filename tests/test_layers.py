@@ -58,7 +58,7 @@ LAYERS = (
     ),
     ("classes", "staging", "observe", "builds", "annotate", "passes"),
     ("datasets", "simulate"),
-    ("packing", "page", "auditor", "splitting", "croissant", "release", "show"),
+    ("packing", "clouds", "page", "auditor", "splitting", "croissant", "release", "show"),
     ("demo", "demo_score", "demo_page", "console", "cli"),
 )
 PURE = (

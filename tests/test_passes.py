@@ -147,6 +147,7 @@ def test_drift_tells_what_vanished_changed_and_is_new(tmp_path: Path) -> None:
     area = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(60, 60))
     recipe = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
     recipe = replace(recipe, dates="2019-01-01/2019-12-31", area=Area(grid=area), bands=("B02",))
+    recipe = replace(recipe, patches=replace(recipe.patches, size=32))
     layers: dict[str, tuple[Any, float]] = {
         "B02": (np.full((90, 90), 300, np.uint16), 10.0),
         "SCL": (np.full((45, 45), 4, np.uint8), 20.0),

@@ -115,6 +115,32 @@ def test_an_offset_is_found_and_taken_out(tmp_path: Path, recipe: BuildRecipe, k
     assert decided["old"].dark_share == 1.0
 
 
+def test_items_are_left_out_by_id_and_named_in_the_lock(tmp_path: Path, recipe: BuildRecipe) -> None:
+    scenes = [scene(day, ground(n)) for n, day in enumerate(("2019-05-01", "2019-06-01"))]
+    twin = scene("2019-06-01", ground(5), id="S2A_32UPU_20190601_1_L2A")
+    home = wrap(tmp_path / "a", [*scenes, twin])
+    less = replace(recipe, leave_out=(twin.id,))
+    places = Places(out=tmp_path / "p", stac=str(home), osm="none")
+    planned = segmunich.plan(less, places)
+    assert [item.scene.id for item in planned.items] == [one.id for one in scenes]  # the other twin takes its place
+    assert {d.id: d.reason for d in planned.dropped} == {twin.id: "left out by the recipe"}
+    assert passes.drift(planned, str(home)) == []
+    # Another one of a lock that is there, as after a build that stopped at it.
+    out = segmunich.build(replace(less, leave_out=(scenes[0].id,)), replace(places, out=tmp_path / "b"), locked=planned)
+    held = lock.read(out)
+    assert [item.scene.id for item in held.items] == [scenes[1].id]
+    assert {d.id for d in held.dropped} == {twin.id, scenes[0].id}
+    with pytest.raises(SettingError, match="leave_out: nobody is none of the 3 items found"):
+        segmunich.plan(replace(recipe, leave_out=("nobody",)), places)
+
+
+def test_a_patch_larger_than_the_area_is_refused_by_the_plan(tmp_path: Path, recipe: BuildRecipe) -> None:
+    home = wrap(tmp_path / "a", [scene("2019-05-01", ground(1))])
+    large = replace(recipe, patches=replace(recipe.patches, size=160))
+    with pytest.raises(SettingError, match=r"area of \(150, 140\) pixels holds no patch of 160"):
+        segmunich.plan(large, Places(out=tmp_path / "p", stac=str(home)))
+
+
 def test_median_mixes_what_medoid_chooses(tmp_path: Path, recipe: BuildRecipe) -> None:
     dates = [scene(f"2019-0{m}-01", ground(m)) for m in (4, 5, 6)]
     wrap(tmp_path / "a", dates)

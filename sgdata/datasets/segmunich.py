@@ -27,30 +27,33 @@ from sgdata import (
     passes,
     pool,
     progress,
+    resample,
     signing,
     stac,
     staging,
 )
-from sgdata.annotate import PatchSettings
-from sgdata.areas import Area
 from sgdata.blocks import SplitSettings
 from sgdata.composite import LOOKS_AT
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.labels import LabelSettings
 from sgdata.lock import Item, Lock
-from sgdata.masks import MaskSettings
-from sgdata.observe import CompositeSettings, Observed
-from sgdata.offsets import OffsetSettings
-from sgdata.resample import VERSION as RESAMPLING_VERSION
-from sgdata.resample import Kernel
 from sgdata.sentinel2 import BAND
 from sgdata.types import Asset, Dropped, Grid, Level, Scene
 
 log = logging.getLogger("sgdata")
 
-
 PLACE = "place.geojson"
 """The outline of a place asked for by name: kept beside the output, for a geocoder may answer otherwise tomorrow."""
+
+
+SETTINGS = {
+    "osm_date": "osm_date",
+    "believe": "offset.believe",
+    "composite": "composite.method",
+    "max_obs": "composite.max_obs",
+    "mask": "mask.method",
+}
+"""Choices that have a name of their own, and the setting that each is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +77,18 @@ class BuildRecipe:
     dates: str
     osm_date: str
     bands: tuple[str, ...]
-    resampling: Kernel
-    composite: CompositeSettings
-    area: Area
+    resampling: resample.Kernel
+    composite: observe.CompositeSettings
+    area: areas.Area
     source: Source
-    mask: MaskSettings
-    offset: OffsetSettings
+    mask: masks.MaskSettings
+    offset: offsets.OffsetSettings
     labels: LabelSettings
-    patches: PatchSettings
+    patches: annotate.PatchSettings
     split: SplitSettings
     out: str
+    leave_out: tuple[str, ...] = ()
+    """Ids of items not to use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +123,8 @@ def recipe_for(
 ) -> BuildRecipe:
     """A shipped build recipe by name, or one in a file, with choices and then `a.b=value` changes laid over it.
 
-    `chosen` knows bbox, aoi or place; dates (which moves osm_date along), osm_date, believe, composite, max_obs and
-    profile; None is no choice. Raises SettingError.
+    `chosen` knows bbox, aoi or place; dates (which moves osm_date along), osm_date, believe, composite, max_obs, mask
+    and profile; None is no choice. Raises SettingError.
     """
     wanted = {key: value for key, value in chosen.items() if value is not None}
     path = recipe if isinstance(recipe, Path) else _shipped(recipe, str(wanted.get("profile", "clean")))
@@ -130,15 +135,7 @@ def recipe_for(
     if "dates" in wanted:
         # Labels of a later day would show what the images cannot.
         document |= {"dates": wanted["dates"], "osm_date": str(wanted["dates"]).rpartition("/")[2]}
-    for key, table, name in (
-        ("osm_date", None, "osm_date"),
-        ("believe", "offset", "believe"),
-        ("composite", "composite", "method"),
-        ("max_obs", "composite", "max_obs"),
-    ):
-        if key in wanted:
-            (document[table] if table else document)[name] = wanted[key]
-    for change in changes:
+    for change in (*(f"{SETTINGS[key]}={wanted[key]}" for key in SETTINGS if key in wanted), *changes):
         files.override(document, change)
     return files.parse(BuildRecipe, document, str(path))
 
@@ -164,13 +161,14 @@ def plan(recipe: BuildRecipe, places: Places) -> Lock:
     check(recipe)
     if (places.out / files.SUMS).exists():
         raise OutputError(f"{places.out}: holds a finished build, whose lock would be lost; choose another --out")
-    lattice = areas.resolve(osm.located(recipe.area, places.out / PLACE, offline=places.offline))
+    lattice = ground(recipe, places)
     where = places.stac or recipe.source.stac
     query = stac.Query(
         collection=recipe.source.collection,
         bounds=areas.in_degrees(lattice),
         dates=recipe.dates,
         bands=assets(recipe),
+        leave_out=recipe.leave_out,
     )
     found, twins = stac.search(where, query)
     scenes, elsewhere = passes.suited(found, lattice)
@@ -210,9 +208,18 @@ def check(recipe: BuildRecipe) -> None:
         raise SettingError("composite bap scores the distance to clouds; mask method none knows no clouds, choose scl")
 
 
+def ground(recipe: BuildRecipe, places: Places, locked: Lock | None = None) -> Grid:
+    """The lattice of the lock or of the recipe's area. Raises SettingError where no patch fits into it."""
+    outline = places.out / PLACE
+    lattice = locked.grid if locked else areas.resolve(osm.located(recipe.area, outline, offline=places.offline))
+    if recipe.patches.size > min(lattice.shape):  # now, not after an hour of pixels
+        raise SettingError(f"area of {lattice.shape} pixels holds no patch of {recipe.patches.size}; take a larger one")
+    return lattice
+
+
 def resolved(recipe: BuildRecipe, lattice: Grid) -> BuildRecipe:
     """The recipe with its area as data: what is written beside the output and hashed."""
-    return replace(recipe, area=Area(grid=lattice, gsd_m=lattice.gsd_m))
+    return replace(recipe, area=areas.Area(grid=lattice, gsd_m=lattice.gsd_m))
 
 
 def assets(recipe: BuildRecipe) -> tuple[str, ...]:
@@ -241,12 +248,7 @@ def build(recipe: BuildRecipe, places: Places, *, locked: Lock | None = None, ex
     if places.osm not in {"none", "overpass"} and "://" not in places.osm:
         osm.known(files.existing(Path(places.osm), "OpenStreetMap data"))  # now, not after an hour of pixels
     with files.only_writer(places.out, builds.IMAGE):
-        lattice = (
-            locked.grid
-            if locked
-            else areas.resolve(osm.located(recipe.area, places.out / PLACE, offline=places.offline))
-        )
-        builds.unchanged(places.out, files.toml(resolved(recipe, lattice)))
+        builds.unchanged(places.out, files.toml(resolved(recipe, ground(recipe, places, locked))))
         (places.out / files.SUMS).unlink(missing_ok=True)  # unfinished from here on
         for left in (*places.out.glob(".*.partial-*"), *places.out.glob(".*.plain.tif")):  # of a run that was killed
             left.unlink()
@@ -259,16 +261,23 @@ def build(recipe: BuildRecipe, places: Places, *, locked: Lock | None = None, ex
         finished = replace(settled, state="built", answers=answers, outputs=builds.outputs(places.out))
         if locked and exact:
             lock.hold(locked, finished)
-        describe(recipe, finished, places)
+        lock.write(places.out / lock.NAME, finished)
+        files.write(places.out / "recipe.toml", files.toml(resolved(recipe, finished.grid)))
+        ids = [item.scene.id for item in finished.items]
+        builds.write_stac(places.out, recipe.name, finished.grid, finished.dates, ids)
+        files.write_sums(places.out)
         if places.scratch is None:
             shutil.rmtree(places.scratch_folder)
     return places.out
 
 
 def followed(recipe: BuildRecipe, locked: Lock) -> Lock:
-    """The lock with what this run brings of its own: recipe, tag table and versions."""
+    """The lock with what this run brings of its own: recipe, tag table and versions, further items left out."""
+    left = [item.scene.id for item in locked.items if item.scene.id in recipe.leave_out]
     return replace(
         locked,
+        items=tuple(item for item in locked.items if item.scene.id not in left),
+        dropped=(*locked.dropped, *(Dropped(id=name, reason=stac.LEFT_OUT) for name in left)),
         recipe_sha256=lock.sha256(resolved(recipe, locked.grid)),
         osm_date=recipe.osm_date,
         tag_table_sha256=classes.sha256(recipe.labels.classes),
@@ -290,29 +299,18 @@ def mark(recipe: BuildRecipe, settled: Lock, places: Places) -> dict[str, str]:
     return answers
 
 
-def describe(recipe: BuildRecipe, finished: Lock, places: Places) -> None:
-    """Lock, resolved recipe, STAC item and sums: the last files of a build."""
-    lock.write(places.out / lock.NAME, finished)
-    files.write(places.out / "recipe.toml", files.toml(resolved(recipe, finished.grid)))
-    ids = [item.scene.id for item in finished.items]
-    builds.write_stac(places.out, recipe.name, finished.grid, finished.dates, ids)
-    files.write_sums(places.out)
-
-
 def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tuple[observe.Observed, ...]]:
     """Stage every window, hold it against the lock, test offsets: the lock with both, and the staged scenes.
 
     Raises SourceError: a file cannot be read or is not what its item or the lock says; an offset contradicts.
     """
     run = partial(pool.run, workers=places.workers, cluster=places.cluster, threads=observe.THREADS)
-    visits = [_visit(item.scene, recipe, planned.grid, places) for item in planned.items]
+    visits = [visit(item.scene, recipe, planned.grid, places) for item in planned.items]
+    peeks = [replace(v, pieces={b: p for b, p in v.pieces.items() if b == recipe.mask.asset}) for v in visits]
     if recipe.composite.method == "bap" or recipe.composite.max_obs:
-        peeks = [replace(v, pieces={b: p for b, p in v.pieces.items() if b == recipe.mask.asset}) for v in visits]
         scenes = dict(enumerate(progress.track(run(observe.scout, peeks), label="mask layers", total=len(peeks))))
     else:
-        scenes = {
-            n: Observed(id=v.id, overpass=v.overpass, day=v.day, offset=0, files={}) for n, v in enumerate(visits)
-        }
+        scenes = dict(enumerate(observe.scout(replace(v, pieces={})) for v in visits))
     items, dropped = dict(enumerate(planned.items)), list(planned.dropped)
     task = partial(observe.visit, lattice=planned.grid, tile=places.tile_px)
     read: set[int] = set()
@@ -340,7 +338,7 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
     return settled, tuple(scenes[n] for n in order)
 
 
-def _wanted(recipe: BuildRecipe, planned: Lock, scenes: dict[int, Observed], places: Places) -> list[int]:
+def _wanted(recipe: BuildRecipe, planned: Lock, scenes: dict[int, observe.Observed], places: Places) -> list[int]:
     order = sorted(scenes)
     if not any(scene.files for scene in scenes.values()) or recipe.mask.asset is None:
         return order[: recipe.composite.max_obs or None]
@@ -361,7 +359,7 @@ def _survey(recipe: BuildRecipe, lattice: Grid, places: Places) -> observe.Surve
     )
 
 
-def _visit(scene: Scene, recipe: BuildRecipe, lattice: Grid, places: Places) -> observe.Visit:
+def visit(scene: Scene, recipe: BuildRecipe, lattice: Grid, places: Places) -> observe.Visit:
     there = stac.located(scene, places.stac or recipe.source.stac)
     found, decide = dict(there.assets), dict(scene.assets)
     if recipe.mask.method == masks.EXTERNAL:
@@ -389,11 +387,15 @@ def _visit(scene: Scene, recipe: BuildRecipe, lattice: Grid, places: Places) -> 
             kernel=kernel,
             tokens=recipe.source.tokens or signing.service(scene.provider, found[band].href),
         )
-    day = date.fromisoformat(scene.time[:10]) - date(1970, 1, 1)
-    told = there.product if there.product and offsets.told_by_product(scene.baseline) else None
-    tokens = recipe.source.tokens or signing.service(scene.provider, told or "")
-    visit = observe.Visit(id=scene.id, overpass=scene.overpass, day=day.days, pieces=pieces)
-    return replace(visit, product=told, tokens=tokens)
+    told = there.product if offsets.told_by_product(scene.baseline) else None
+    return observe.Visit(
+        id=scene.id,
+        overpass=scene.overpass,
+        day=(date.fromisoformat(scene.time[:10]) - date(1970, 1, 1)).days,
+        pieces=pieces,
+        product=told,
+        tokens=recipe.source.tokens or signing.service(scene.provider, told or ""),
+    )
 
 
 def _same_pixels(item: Item, staged: dict[str, staging.Staged]) -> None:
@@ -426,34 +428,23 @@ def render(
     task = job(recipe, settled, scenes, places)
     side = observe.tile_size(len(scenes), len(observe.looked_at(task)), places.tile_px)
     windows = list(grid.tiles(settled.grid.shape, side))
-    runs = pool.run(
-        partial(observe.composite_tile, task),
-        windows,
-        workers=places.workers,
-        cluster=places.cluster,
-        threads=observe.THREADS,
-    )
+    run = partial(pool.run, workers=places.workers, cluster=places.cluster, threads=observe.THREADS)
+    runs = run(partial(observe.composite_tile, task), windows)
     paths = progress.track(runs, label="composite", total=len(windows))
     builds.write_composite(folder, settled.grid, recipe.bands, zip(windows, paths, strict=True))
     builds.write_usage(folder, [(scene.id, scene.clear_share) for scene in task.scenes])
 
 
 def job(recipe: BuildRecipe, settled: Lock, scenes: tuple[observe.Observed, ...], places: Places) -> observe.Job:
-    """What decides each tile of the composite, masks included."""
+    """What decides each tile of the composite, masks included; its folder is that of no job with other pixels."""
+    decides = (recipe.bands, recipe.resampling, recipe.composite, recipe.mask, settled.grid)
+    items = [(item.scene.id, item.scene.overpass, item.offset, item.windows) for item in settled.items]
+    name = lock.sha256([observe.VERSION, resample.VERSION, decides, items])[:16]
     return observe.Job(
         grid=settled.grid,
         bands=recipe.bands,
         kernel=recipe.resampling,
         settings=recipe.composite,
         scenes=observe.sighted(scenes, _survey(recipe, settled.grid, places)),
-        folder=places.scratch_folder / "tiles" / _job_name(recipe, settled),
+        folder=places.scratch_folder / "tiles" / name,
     )
-
-
-def _job_name(recipe: BuildRecipe, settled: Lock) -> str:
-    """Equal only where every tile would have the same pixels."""
-    versions = (observe.VERSION, RESAMPLING_VERSION)
-    chosen = (recipe.bands, recipe.resampling, recipe.composite, recipe.mask, settled.grid)
-    return lock.sha256(
-        [versions, chosen, [(i.scene.id, i.scene.overpass, i.offset, i.windows) for i in settled.items]]
-    )[:16]

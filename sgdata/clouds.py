@@ -1,0 +1,73 @@
+"""Cloud masks by OmniCloudMask (extra `clouds`): a raster per scene of a lock, as `sgdata build --masks` takes them.
+
+Wright et al. 2025, doi:10.1016/j.rse.2025.114694: red, green and near infrared of 10 to 50 m, each normalised by
+itself, so that an offset in the DN does not matter. Classes: 0 clear, 1 thick cloud, 2 thin cloud, 3 shadow.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sgdata import files, observe, progress, rasters, staging
+from sgdata.datasets import segmunich
+from sgdata.errors import SettingError
+from sgdata.lock import Lock
+from sgdata.types import Array, Window
+
+BANDS = ("B04", "B03", "B8A")
+CLASSES = {
+    0: ("clear", "#000000"),
+    1: ("thick cloud", "#ff800d"),
+    2: ("thin cloud", "#2ca02c"),
+    3: ("shadow", "#d62728"),
+}
+
+
+def engine(weights: Path | None) -> Callable[[Array], Array]:
+    """(3, H, W) DN of BANDS -> (H, W) uint8 classes; `weights`: a folder with OmniCloudMask's files.
+
+    Without one they are fetched from its hub at the first scene. Raises SettingError where package or weights lack.
+    """
+    try:
+        import omnicloudmask
+    except (ImportError, RuntimeError) as error:  # torchvision beside another build of torch raises the second
+        raise SettingError(f"omnicloudmask cannot be loaded ({error!s:.120}); pip install 'sgdata[clouds]'") from None
+
+    def predict(image: Array) -> Array:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of patches that it fits to small areas
+                found: Array = omnicloudmask.predict_from_array(image, destination_model_dir=weights)[0]
+        except Exception as error:  # a download, a file of weights and a network: each has errors of its own
+            where = weights or "the hub"
+            raise SettingError(
+                f"omnicloudmask, weights of {where}: {type(error).__name__}: {error!s:.120}; give --weights FOLDER"
+            ) from None
+        return found
+
+    return predict
+
+
+def write(planned: Lock, places: segmunich.Places, predict: Callable[[Array], Array]) -> Path:
+    """`<item id>.tif` in `places.out` for each item of the lock; those that are there stay. Raises SourceError."""
+    recipe = segmunich.recipe_for("segmunich")
+    looked = replace(recipe, bands=BANDS, resampling="bilinear", mask=replace(recipe.mask, method="none"))
+    if missing := set(BANDS) - set(planned.items[0].scene.assets):
+        raise SettingError(f"clouds: the lock has no {', '.join(sorted(missing))}; plan with {', '.join(BANDS)}")
+    style = rasters.Style(descriptions=("omnicloudmask",), dtype="uint8", overviews="mode", classes=CLASSES)
+    whole = Window(row=0, col=0, height=planned.grid.shape[0], width=planned.grid.shape[1])
+    with files.only_writer(places.out, ""):
+        for item in progress.track(planned.items, label="clouds", total=len(planned.items)):
+            path = places.out / f"{item.scene.id}.tif"
+            if not path.exists():
+                visit = segmunich.visit(item.scene, looked, planned.grid, places)
+                staged = observe.scout(replace(visit, pieces={band: visit.pieces[band] for band in BANDS})).files
+                image = [staging.on_grid(staged[band], planned.grid, kernel="bilinear") for band in BANDS]
+                rasters.write_cog(path, planned.grid, [(whole, predict(np.stack(image))[None])], style=style)
+                shutil.rmtree(places.scratch_folder)
+    return places.out
