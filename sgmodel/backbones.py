@@ -60,7 +60,8 @@ class UNet(Backbone):
 
     def __init__(self, bands: int, widths: Sequence[int]) -> None:
         super().__init__()
-        self.channels, self.width = (widths[0],), widths[0]
+        self.width, *_ = widths
+        self.channels = (self.width,)
         self.down = nn.ModuleList(_pair(a, b) for a, b in zip((bands, *widths), widths, strict=False))
         steps = list(zip(widths[1:], widths[:-1], strict=True))[::-1]
         self.up = nn.ModuleList(_pair(coarse + fine, fine) for coarse, fine in steps)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from sgdata.errors import SettingError
 from sgmodel import ranks
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ class Objective:
     projection: int = 128
     queue: int = 65536
     momentum: float = 0.999
+
+    def __post_init__(self) -> None:
+        """Raises SettingError: nothing could be told apart."""
+        if self.temperature <= 0 or self.queue < 1 or not 0 <= self.momentum <= 1:
+            told = f"temperature {self.temperature}, queue {self.queue}, momentum {self.momentum}"
+            raise SettingError(f"contrast: {told}; expected a temperature above 0, 1 or more in the queue, a share")
 
 
 class Projection(nn.Sequential):

@@ -45,6 +45,13 @@ TRAINED = ("head", "merge", "skip")
 R = TypeVar("R", bound="Recipe")
 
 
+def within(low: float, high: float, **settings: float) -> None:
+    """Raises SettingError on a setting outside `low` to `high`."""
+    for name, value in settings.items():
+        if not low <= value <= high:
+            raise SettingError(f"{name} is {value}: expected {low:.10g} to {high:.10g}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What every downstream recipe holds, and everything that changes the numbers of its run.
@@ -62,6 +69,12 @@ class Recipe:
     augment: augment.AugmentRecipe
     mode: Mode = "finetune"
     accept: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises SettingError on what would run, and mean something else than was meant."""
+        within(0, 1e9, evaluate_every=self.evaluate_every)
+        if twice := sorted({name for name in self.bands if self.bands.count(name) > 1}):
+            raise SettingError(f"bands has {' '.join(twice)} more than once; name each band once")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,9 @@ def backbone(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
             from sgmodel.timm_backbone import TimmBackbone
 
             return TimmBackbone(name, bands, recipe.image_px, recipe.options)
-    known = "'spectralgpt', 'satmae' with a table [model.satmae], 'linear', 'unet' or 'timm:NAME'"
+    known = "'satmae' with a table [model.satmae], 'linear', 'unet' or 'timm:NAME'"
+    if kind != "spectralgpt":  # which has a program of its own for pretraining
+        known = f"'spectralgpt', {known}"
     raise SettingError(f"model.backbone is {recipe.backbone!r}: expected {known}")
 
 

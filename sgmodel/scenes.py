@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -127,6 +128,7 @@ def _contract(file: Path, dataset: DatasetReader, theirs: Contract, stated: Stat
         if len(beside.bands) == dataset.count:
             return beside
     names = stated.bands or tuple(name or "" for name in dataset.descriptions)
+    names = tuple(re.sub(r"^B(\d)$", r"B0\1", name) for name in names)  # as Earth Engine writes them
     if not stated.bands and "bands" in stated.accept and dataset.count == len(theirs.bands):
         names = tuple(band.name for band in theirs.bands)
     if len(names) != dataset.count or not set(names) <= set(sentinel2.BAND):
@@ -143,6 +145,10 @@ def _contract(file: Path, dataset: DatasetReader, theirs: Contract, stated: Stat
     # What 16 bits hold is DN unless the header says otherwise; floats and bytes are something else.
     declared = dataset.scales[0]
     scale = sentinel2.SCALE if declared == 1 and np.dtype(dataset.dtypes[0]).itemsize == 2 else declared
+    if scale != theirs.scale and "scale" not in stated.accept:
+        told = f"{file}: {dataset.dtypes[0]} of scale {scale:g}, the model takes DN of scale {theirs.scale:g}"
+        rescale = f"gdal_translate -ot UInt16 -scale 0 {1 / scale:g} 0 {1 / theirs.scale:g}"
+        raise SettingError(f"{told}; bring it there ({rescale}), or accept = ['scale'] where it holds such DN already")
     return replace(
         theirs,
         dataset=file.name,

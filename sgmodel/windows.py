@@ -29,6 +29,11 @@ class WindowRecipe:
     remainder: Literal["dropped", "covered"]
     once: bool
 
+    def __post_init__(self) -> None:
+        """Raises SettingError."""
+        if min(self.px, self.stride) < 1:
+            raise SettingError(f"windows of {self.px} px every {self.stride}: expected 1 or more of both")
+
 
 def starts(side: int, recipe: WindowRecipe) -> list[int]:
     """Where windows begin along one side of a sample."""

@@ -16,6 +16,7 @@ from synthetic_shards import write
 from torch.nn import functional
 
 from sgdata import catalog, files
+from sgdata.errors import SettingError
 from sgmodel import batches, campaign, cards, checkpoint, command, contrastive, downstream, fitting, models, session
 from sgmodel.recipes import classify, contrast, pretrain, reproduce, segment
 
@@ -63,6 +64,12 @@ def test_moco_compares_with_the_other_view_and_the_queue() -> None:
     model.follow()
     # First in, first out: three old answers have left at the front.
     torch.testing.assert_close(model.queue, torch.cat([queue[3:], key.detach()]))
+
+
+def test_an_objective_that_tells_nothing_apart_is_refused() -> None:
+    for wrong in ("temperature=0.0", "queue=0", "momentum=2.0"):
+        with pytest.raises(SettingError, match="expected a temperature above 0"):
+            recipe("moco", f"contrast.{wrong}")
 
 
 def test_the_copy_follows_slowly_and_learns_nothing_itself() -> None:

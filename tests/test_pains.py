@@ -161,6 +161,22 @@ def test_a_misspelt_setting_is_refused_with_the_nearest_name(name: str) -> None:
         PROGRAMS[name].recipe("evaluate_evry=1")
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("segment", "evaluate_every=-1", "evaluate_every is -1: expected 0 to"),
+        ("segment", "smoothing=2.0", "smoothing is 2.0: expected 0 to 1"),
+        ("segment", f"bands={['B01', 'B01', *(f'B{n:02d}' for n in range(3, 13))]}", "bands has B01 more than once"),
+        ("classify", "min_share=2.0", "min_share is 2.0: expected"),
+        ("classify", "zoom=0.0", "zoom is 0.0: expected"),
+        ("detect_change", "windows.stride=0", "windows of 16 px every 0: expected 1 or more"),
+    ],
+)
+def test_what_would_run_and_mean_something_else_is_refused(name: str, change: str, told: str) -> None:
+    with pytest.raises(SettingError, match=told):
+        PROGRAMS[name].recipe(change)
+
+
 def test_random_erasing_is_applied_or_cannot_be_asked_for(tmp_path: Path) -> None:
     """The original accepts it on the command line and never applies it."""
     folder = write_scenes(tmp_path / "shards")

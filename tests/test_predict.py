@@ -456,7 +456,10 @@ def test_a_geotiff_tells_what_it_lacks(tmp_path: Path, weights: Path, capsys: py
     assert "pixels of 20 m, the model was trained on 10 m" in refused(
         capsys, "--input", coarse, *rest, "--level", "L2A"
     )
-    assert "scale is 1.0, expected 0.0001" in refused(capsys, "--input", floats, *rest, "--level", "L2A")
+    line = refused(capsys, "--input", floats, *rest, "--level", "L2A")
+    assert "float32 of scale 1, the model takes DN of scale 0.0001; bring it there (gdal_translate" in line
+    spelt = geotiff(tmp_path / "spelt.tif", values, tuple(name.replace("B0", "B") for name in NAMES))
+    assert run("--input", spelt, *rest, "--level", "L2A") == 0
     assert run("--input", nameless, *rest, "--set", 'accept=["bands", "level"]') == 0
     assert run("--input", coarse, *rest, "--level", "L2A", "--set", 'accept=["gsd"]') == 0
 
