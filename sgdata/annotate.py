@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -139,10 +137,8 @@ def cut(
     counts = np.zeros((len(windows), 0), np.int64)
     if (folder / builds.LABELS).exists():
         ids = (*space.ids, labels.UNMAPPED)
-        cell = math.gcd(settings.size, settings.stride)
         with rasters.opened(str(folder / builds.LABELS)) as dataset:
-            cells = blocks.class_counts(dataset.read(1), cell, ids)
-        counts = blocks.patch_counts(cells, cell, windows)
+            counts = blocks.class_counts(dataset.read(1), windows, ids)
     # Unmapped ground is no class to be balanced between the parts.
     parts, report = fitting_split(blocks.window_boxes(windows), counts[:, :-1] if ids else counts, split)
     log.info("patches: %s, %d left out, leakage %.3f", report.boxes, report.left_out, report.leakage)
@@ -205,7 +201,7 @@ def agree(folder: Path, name: str, dates: str, level: Level, kernel: Kernel, *, 
         for row in rows[rows["split"] == "train"].itertuples():
             train[row.row : row.row + row.height, row.col : row.col + row.width] = True
         counted = statistics.empty(len(names))
-        for window, image in _row_tiles(dataset):
+        for window, image in rasters.row_strips(dataset):
             counted += statistics.counts(image[:, train[window.slices]][:, None])
     labelled = (folder / builds.LABELS).exists()
     splits = {part: int((rows["split"] == part).sum()) for part in blocks.PARTS}
@@ -231,15 +227,3 @@ def agree(folder: Path, name: str, dates: str, level: Level, kernel: Kernel, *, 
             fingerprint=files.sha256(files.canonical_json(identity)),
         ),
     )
-
-
-def _row_tiles(dataset: Any) -> Iterator[tuple[Window, Array]]:
-    import rasterio.windows
-
-    height, width = dataset.shape
-    for row in range(0, height, 512):
-        rows = min(512, height - row)
-        yield (
-            Window(row=row, col=0, height=rows, width=width),
-            dataset.read(window=rasterio.windows.Window(0, row, width, rows)),
-        )

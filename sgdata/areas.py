@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,27 +52,15 @@ def in_degrees(lattice: Grid) -> Bounds:
 
 def corners(path: Path) -> list[tuple[float, float]]:
     """The (longitude, latitude) of all vertices in a GeoJSON file. Raises SettingError."""
+    import shapely
+
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        found = [(float(x), float(y)) for x, y in shapely.get_coordinates(shapely.from_geojson(path.read_bytes()))]
+    except (OSError, ValueError, shapely.GEOSException) as error:
         raise SettingError(f"{path}: cannot be read as GeoJSON: {error}; expected a polygon in WGS84") from None
-    found: list[tuple[float, float]] = []
-    _collect(document, found)
     if len(found) < 3 or not all(abs(x) <= 180 and abs(y) <= 90 for x, y in found):
         raise SettingError(f"{path}: holds {len(found)} vertices in degrees; expected a polygon in WGS84")
     return found
-
-
-def _collect(node: object, found: list[tuple[float, float]]) -> None:
-    """Vertices under any mix of FeatureCollection, Feature, GeometryCollection and nested coordinates."""
-    if isinstance(node, dict):
-        for key in ("features", "geometry", "geometries", "coordinates"):
-            _collect(node.get(key), found)
-    elif isinstance(node, list) and len(node) >= 2 and all(isinstance(n, (int, float)) for n in node):
-        found.append((float(node[0]), float(node[1])))
-    elif isinstance(node, list):
-        for child in node:
-            _collect(child, found)
 
 
 def _edges(bbox: Bounds) -> list[tuple[float, float]]:

@@ -253,32 +253,10 @@ def window_boxes(windows: Sequence[Window]) -> Array:
     return np.array(rows, np.int64).reshape(-1, 4)
 
 
-def class_counts(labels: Array, cell_px: int, ids: Sequence[int]) -> Array:
-    """(rows, cols, len(ids)) int64: pixels of each id in square cells of `labels` (H, W), cut at the far edges.
-
-    Called per tile (whose size is a multiple of `cell_px`), the tiles' results lie side by side.
-    """
-    height, width = labels.shape
-    rows, cols = np.arange(0, height, cell_px), np.arange(0, width, cell_px)
-    counts = np.zeros((len(rows), len(cols), len(ids)), np.int64)
-    # Class by class: one-hot at once would take 13 times the labels of a city in int64.
-    for k, number in enumerate(ids):
-        hits = np.add.reduceat((labels == number).astype(np.int64), rows, axis=0)
-        counts[:, :, k] = np.add.reduceat(hits, cols, axis=1)
-    return counts
-
-
-def patch_counts(cells: Array, cell_px: int, windows: Sequence[Window]) -> Array:
-    """(N, K) int64: pixels of each class in each window, from the counts of its cells. Raises SettingError."""
-    # Summed-area table: any window is four look-ups, however its patches overlap.
-    sums = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1, cells.shape[2]), np.int64)
-    sums[1:, 1:] = cells.cumsum(axis=0).cumsum(axis=1)
-    edges = window_boxes(windows)
-    if (edges % cell_px).any():
-        raise SettingError(f"patches at {windows[0]} do not fall on cells of {cell_px} px; use a divisor of both")
-    west, north, east, south = (edges // cell_px).T
-    total: Array = sums[south, east] - sums[north, east] - sums[south, west] + sums[north, west]
-    return total
+def class_counts(labels: Array, windows: Sequence[Window], ids: Sequence[int]) -> Array:
+    """(N, len(ids)) int64: pixels of each id in each window of `labels` (H, W) uint8."""
+    counted = [np.bincount(labels[window.slices].ravel(), minlength=256)[list(ids)] for window in windows]
+    return np.array(counted, np.int64).reshape(len(windows), len(ids))
 
 
 def patch_key(name: str, window: Window) -> str:

@@ -81,18 +81,14 @@ def _space(name: str, names: Iterable[str], colours: Iterable[str]) -> LabelSpac
     )
 
 
-def _there(path: Path) -> Path:
-    if not path.is_file():
-        raise SettingError(f"labels.classes is '{path}': expected segmunich-osm, corine or a file of your own classes")
-    return path
-
-
 def _own(path: Path) -> ClassTable:
     """A table of the user's. Raises SettingError naming file, line and value."""
     colours: dict[str, str] = {}
     codes: dict[int, int] = {}
     rules = []
-    with _there(path).open(encoding="utf-8-sig", newline="") as lines:
+    if not path.is_file():
+        raise SettingError(f"labels.classes is '{path}': expected segmunich-osm, corine or a file of your own classes")
+    with path.open(encoding="utf-8-sig", newline="") as lines:
         rows = list(csv.DictReader(lines, delimiter="\t"))
     if not rows or not set(COLUMNS) <= set(rows[0]):
         held = "no rows" if not rows else f"columns {', '.join(map(str, rows[0]))}"

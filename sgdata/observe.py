@@ -305,12 +305,12 @@ def _middle(job: Job, window: Window, usable: Array) -> Array:
 
     for band, out in zip(job.bands, image, strict=True):
         target, looks = grid.windowed(job.grid, window), usable
-        lattices = {(lattice.gsd_m, *_phase(lattice, target)) for lattice in (s.files[band].lattice for _, s in staged)}
+        places = (staging.place(scene.files[band], target) for _, scene in staged)
+        (factor, *shift), *others = {(factor, row % factor, col % factor) for factor, row, col in places} or {(1, 0, 0)}
         # Repeats of one coarse pixel have one median: taken there if dates are usable by whole coarse pixels.
-        if len(lattices) == 1 and job.kernel == "nearest":
-            gsd, *phase = lattices.pop()
-            factor = max(round(gsd / target.gsd_m), 1)
-            if factor > 1 and not any(phase) and (coarse := by_blocks(factor)) is not None:
+        if factor > 1 and not any(shift) and not others and job.kernel == "nearest":
+            coarse = by_blocks(factor)
+            if coarse is not None:
                 target, looks = grid.coarser(target, factor), coarse
         if stack.shape[2:] != target.shape:  # bands of one size share the memory, whose first touch costs most
             stack = np.zeros((len(job.scenes), 1, *target.shape), np.uint16)
@@ -318,11 +318,6 @@ def _middle(job: Job, window: Window, usable: Array) -> Array:
             stack[n, 0] = staging.on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
         out[:] = resample.finer(composite.median(stack, looks)[0], window.height // target.shape[0], kernel="nearest")
     return image
-
-
-def _phase(lattice: Grid, target: Grid) -> tuple[float, ...]:
-    """By how much the corner of `target` lies inside a pixel of `lattice`, in metres: 0, 0 where they share an edge."""
-    return tuple((a - b) % lattice.gsd_m for a, b in zip(target.origin, lattice.origin, strict=True))
 
 
 def _picked(job: Job, window: Window, stack: Array, index: Array) -> Array:

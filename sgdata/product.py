@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import xml.etree.ElementTree as ET
 from pathlib import Path
-from xml.parsers import expat
 
 from sgdata import signing
 from sgdata.errors import SourceError
@@ -28,42 +28,30 @@ def offset(href: str, tokens: str = "") -> int | None:
 
 def parsed(content: bytes, name: str) -> int:
     """The one offset in a product's XML, 0 where it has none, as before baseline 04.00. Raises SourceError."""
-    found: set[str] = set()
-    roots: list[str] = []
-    inside = ""
-
-    def start(tag: str, _: object) -> None:
-        nonlocal inside
-        inside = tag
-        if not roots:
-            roots.append(tag)
-
-    def text(words: str) -> None:
-        if inside in OFFSETS and words.strip():
-            found.add(words.strip())
-
-    def end(_: str) -> None:
-        nonlocal inside
-        inside = ""
-
-    def refuse(*_: object) -> None:
-        raise SourceError(f"{name}: its XML declares a document type, which none of ESA's does; leave the scene out")
-
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
-    # No document type, no entities: nothing can be expanded and nothing fetched.
-    parser.StartDoctypeDeclHandler = refuse
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
     try:
-        parser.Parse(content, True)
-        offsets = {int(value) for value in found}
-    except (expat.ExpatError, ValueError) as error:
-        raise SourceError(f"{name}: is no product metadata: {error!s:.80}; leave the scene out") from None
-    if not roots[0].endswith("User_Product") or len(offsets) > 1:
+        # No document type, no entities: nothing can be expanded and nothing fetched.
+        root = ET.fromstring(content, ET.XMLParser(target=_Plain()))
+        offsets = {int(node.text or "") for node in root.iter() if node.tag in OFFSETS}
+    except _TypedError:
         raise SourceError(
-            f"{name}: root {roots[0]}, offsets {sorted(offsets)}; expected a User_Product with one offset for all bands"
+            f"{name}: its XML declares a document type, which none of ESA's does; leave the scene out"
+        ) from None
+    except (ET.ParseError, ValueError) as error:
+        raise SourceError(f"{name}: is no product metadata: {error!s:.80}; leave the scene out") from None
+    if not root.tag.endswith("User_Product") or len(offsets) > 1:
+        raise SourceError(
+            f"{name}: root {root.tag}, offsets {sorted(offsets)}; expected a User_Product with one offset for all bands"
         )
     return offsets.pop() if offsets else 0
+
+
+class _TypedError(Exception):
+    """A document type stands in the XML."""
+
+
+class _Plain(ET.TreeBuilder):
+    def doctype(self, *_: object) -> None:
+        raise _TypedError
 
 
 def _content(href: str, tokens: str) -> bytes | None:

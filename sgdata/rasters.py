@@ -225,20 +225,24 @@ def little_endian(values: Array) -> memoryview:
     return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data.cast("B")
 
 
+def row_strips(dataset: DatasetReader) -> Iterator[tuple[Window, Array]]:
+    """An output of ours from top to bottom: windows of its full width, and their (C, h, W) pixels."""
+    height, width = dataset.shape
+    for row in range(0, height, 512):  # a row of the blocks that we write
+        window = Window(row=row, col=0, height=min(512, height - row), width=width)
+        yield window, dataset.read(window=window.slices)
+
+
 def pixel_sha256(path: Path) -> str:
     """The hash that an output is promised by: over the header and one SHA-256 per band of its C-order bytes.
 
     It does not depend on compression, blocks or library versions, as the hash of the file does.
     """
-    import rasterio.windows
-
     with opened(str(path)) as dataset:
         about = header(dataset)
         hashes = [hashlib.sha256() for _ in range(about.bands)]
-        height, width = about.lattice.shape
-        for row in range(0, height, 512):
-            window = rasterio.windows.Window(0, row, width, min(512, height - row))
-            for digest, values in zip(hashes, dataset.read(window=window), strict=True):
+        for _, image in row_strips(dataset):
+            for digest, values in zip(hashes, image, strict=True):
                 digest.update(little_endian(values))
         start = digest_start(about.lattice, about.bands, about.dtype)
         return files.sha256(start + b"".join(digest.digest() for digest in hashes))

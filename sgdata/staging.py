@@ -161,7 +161,7 @@ def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: in
     from sgdata.offsets import corrected
 
     # Pure integer placement: no resampling library, hence no half-pixel convention to get wrong.
-    factor, row, col = _place(staged, target)
+    factor, row, col = place(staged, target)
     height, width = (size * factor for size in staged.lattice.shape)
     top, left = max(row, 0), max(col, 0)
     bottom, right = min(row + target.shape[0], height), min(col + target.shape[1], width)
@@ -183,7 +183,7 @@ def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: in
 
 def sampled(staged: Staged, target: Grid, step: int) -> Array:
     """(h, w): the value under every `step`-th pixel of `target` in both directions; 0 where the file does not reach."""
-    factor, *first = _place(staged, target)
+    factor, *first = place(staged, target)
     sizes = staged.lattice.shape
     if 0 in sizes:
         return np.zeros([-(-count // step) for count in target.shape], staged.dtype)
@@ -195,7 +195,7 @@ def sampled(staged: Staged, target: Grid, step: int) -> Array:
     return values
 
 
-def _place(staged: Staged, target: Grid) -> tuple[int, int, int]:
+def place(staged: Staged, target: Grid) -> tuple[int, int, int]:
     """(factor, row, col): fine pixels per staged pixel, and where `target` begins counted in fine pixels."""
     lattice = staged.lattice
     factor = lattice.gsd_m / target.gsd_m

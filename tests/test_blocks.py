@@ -143,26 +143,12 @@ def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
         blocks.split(np.array([[0, 0, 1, 1]]), np.ones((1, 1)), blocks.SplitSettings(**wrong))  # type: ignore[arg-type]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(20, 90), st.integers(20, 90), st.sampled_from([4, 5, 8]), st.integers(1, 3), st.integers(1, 3))
-def test_counts_of_cells_add_up_to_counts_of_patches(h: int, w: int, cell: int, tile: int, stride: int) -> None:
-    labels = np.random.default_rng(h * w).choice(np.array([0, 1, 2, 255], np.uint8), (h, w))
-    ids = (0, 1, 2, 255)
-    whole = blocks.class_counts(labels, cell, ids)
-    assert whole.sum() == labels.size
-    for window in grid.tiles(labels.shape, tile * cell):
-        rows, cols = window.slices
-        part = whole[rows.start // cell : -(-rows.stop // cell), cols.start // cell : -(-cols.stop // cell)]
-        assert (blocks.class_counts(labels[window.slices], cell, ids) == part).all()
-    windows = some_windows(h, w, 2 * cell, stride * cell)
-    counted = blocks.patch_counts(whole, cell, windows)
-    for window, counts in zip(windows, counted, strict=True):
+def test_classes_are_counted_by_window() -> None:
+    labels = np.random.default_rng(7).choice(np.array([0, 1, 2, 255], np.uint8), (70, 50))
+    ids, windows = (0, 1, 2, 255), some_windows(70, 50, 16, 8)
+    for window, counts in zip(windows, blocks.class_counts(labels, windows, ids), strict=True):
         assert counts.tolist() == [int((labels[window.slices] == k).sum()) for k in ids]
-
-
-def test_patches_off_the_cells_are_refused() -> None:
-    with pytest.raises(SettingError, match="5 px"):
-        blocks.patch_counts(np.zeros((4, 4, 1), np.int64), 5, [Window(row=3, col=0, height=5, width=5)])
+    assert blocks.class_counts(labels, [], ids).shape == (0, 4)
 
 
 def test_the_table_of_patches_comes_back_from_its_file(tmp_path: Path) -> None:
