@@ -19,8 +19,8 @@ from sgdata import (
     catalog,
     contracts,
     files,
+    listing,
     lock,
-    packing,
     page,
     pool,
     progress,
@@ -82,10 +82,10 @@ def subject(
     if archives.is_stream(path):
         raise SettingError(f"{path}: a compressed tar is read from front to back only; shard it and audit the shards")
     tried = []
-    recipes = [packing.recipe_for("segmunich")] if kind == "build" else _recipes(dataset, edition)
+    recipes = [listing.recipe_for("segmunich")] if kind == "build" else _recipes(dataset, edition)
     for recipe in recipes:
         try:
-            source, found, contract = packing.listed(recipe, path)
+            source, found, contract = listing.listed(recipe, path)
         except (SourceError, SettingError) as error:
             tried.append(f"{recipe.dataset} {recipe.edition}: {error!s:.120}")
             continue
@@ -101,7 +101,7 @@ def subject(
 def _recipes(dataset: str | None, edition: str | None) -> Iterator[ShardRecipe]:
     """The shipped recipe of each dataset that may lie there, for each edition, under the splits as published."""
     for name in [dataset] if dataset else READERS:
-        recipe = packing.recipe_for(name)
+        recipe = listing.recipe_for(name)
         for each in catalog.card(name).editions:
             if edition in (None, each.name):
                 published = [split.name for split in each.splits]

@@ -247,10 +247,10 @@ def fetch(
 ) -> None:
     """Download the official files: resumed where they stopped, verified against the card."""
     from sgdata import fetch as fetching
-    from sgdata import packing
+    from sgdata import listing
 
     listen(quiet)
-    recipe = packing.recipe_for(dataset)
+    recipe = listing.recipe_for(dataset)
     folder = out or Path(recipe.source)
     need = fetching.plan(dataset, release or recipe.edition, folder, part or ())
     for source in need.sources:
@@ -283,13 +283,13 @@ def shard(
     quiet: Quiet = False,
 ) -> None:
     """Pack a dataset into WebDataset shards: every band on one 10 m grid, an index, a contract with statistics."""
-    from sgdata import files, packing
+    from sgdata import files, listing, packing
 
     listen(quiet)
     options = {"edition": release, "splits": splits, "labels": labels, "layout": layout, "codec": codec}
     # After --set, so that the named option wins; quoted, or an edition such as 2 would be read as a number.
     extra = [f'{key}="{value}"' for key, value in options.items() if value]
-    recipe = packing.recipe_for(dataset, [*(changes or ()), *extra])
+    recipe = listing.recipe_for(dataset, [*(changes or ()), *extra])
     for text in split_list or ():
         if not all(text.partition("=")):
             raise SettingError(f"--split-list {text!r}: expected SPLIT=FILE such as train=train.txt")

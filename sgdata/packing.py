@@ -8,9 +8,9 @@ The contents of a compressed tar pass by once, in the archive's order: those of 
 from __future__ import annotations
 
 import base64
-import gzip
 import json
-import zlib
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +21,9 @@ import numpy as np
 
 from sgdata import (
     archives,
-    catalog,
-    contracts,
     files,
     fingerprints,
+    listing,
     pool,
     progress,
     resample,
@@ -33,7 +32,7 @@ from sgdata import (
     statistics,
 )
 from sgdata.datasets import READERS
-from sgdata.errors import OutputError, SettingError, SourceError
+from sgdata.errors import OutputError, SourceError
 from sgdata.sealing import Packed
 from sgdata.shards import Row, ShardRecipe
 from sgdata.types import Contract, Edition, Found, Ref, Sample, Shard
@@ -41,6 +40,7 @@ from sgdata.types import Contract, Edition, Found, Ref, Sample, Shard
 JOURNAL = ".journal"
 SPOOL = ".spool"
 RECIPE = "recipe.toml"
+TRIED_BYTES = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +74,24 @@ class _Task:
     spooled: bool = False
 
 
-def recipe_for(dataset: str, overrides: Sequence[str] = ()) -> ShardRecipe:
-    """The shipped recipe of a dataset, with `key=value` overrides. Raises SettingError."""
-    known = ", ".join(sorted(READERS))
-    if dataset not in READERS:
-        raise SettingError(f"no reader for dataset '{dataset}'; known: {known}")
-    return files.read(ShardRecipe, catalog.folder("recipes") / "shard" / f"{dataset}.toml", overrides)
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What packing takes; bytes to write are expected, `seconds` those of one process, None where not tried."""
+
+    samples: dict[str, int]
+    shards: int
+    bytes_in: int
+    bytes_out: int
+    seconds: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def told(self) -> str:
+        """The cost in a line."""
+        splits = ", ".join(f"{split} {count:,}" for split, count in sorted(self.samples.items()))
+        sizes = f"{self.bytes_in / 1e9:,.2f} GB to read, about {self.bytes_out / 1e9:,.2f} GB to write"
+        time_s = "" if self.seconds is None else f", about {progress.told(self.seconds)} of one process"
+        return f"{splits} samples in {self.shards} shards; {sizes}{time_s}"
 
 
 def pack(
@@ -101,12 +113,14 @@ def pack(
     published lists are not in or beside the source goes to the split `all`. Raises SettingError,
     SourceError, OutputError.
     """
-    recipe = recipe or recipe_for(dataset)
+    recipe = recipe or listing.recipe_for(dataset)
     out = out or Path(recipe.out)
-    source, found, contract = listed(recipe, source or Path(recipe.source), splits=splits, leave_out=leave_out)
+    source, found, contract = listing.listed(recipe, source or Path(recipe.source), splits=splits, leave_out=leave_out)
     # What is written where is settled here; everything below may be interrupted anywhere.
     stream = archives.is_stream(source)
-    tasks = _tasks(_groups(found.refs, recipe.shard_mb, stream=stream), recipe, contract, (source, out))
+    groups = _groups(found.refs, recipe.shard_mb, stream=stream)
+    tasks = _tasks(groups, recipe, contract, (source, out))
+    progress.log.info("packing %s: %s", recipe.dataset, _cost(found, groups, source).told)
     with files.only_writer(out, shards.INDEX):
         _prepare(out, recipe, {task.name for task in tasks}, fresh=fresh)
         whole = sealing.Whole(contract)
@@ -142,56 +156,52 @@ def pack(
     )
 
 
-# --- before any pixel ----------------------------------------------------------------------
+def cost(
+    dataset: str,
+    *,
+    source: Path | None = None,
+    recipe: ShardRecipe | None = None,
+    splits: Mapping[str, Path] | None = None,
+    leave_out: Sequence[Path] = (),
+) -> Cost:
+    """What `pack` would take; writes nothing that stays. Raises SettingError, SourceError."""
+    recipe = recipe or listing.recipe_for(dataset)
+    began = time.perf_counter()
+    source, found, contract = listing.listed(recipe, source or Path(recipe.source), splits=splits, leave_out=leave_out)
+    stream = archives.is_stream(source)
+    groups = _groups(found.refs, recipe.shard_mb, stream=stream)
+    taken = time.perf_counter() - began
+    # The second pass over a compressed tar takes as long as the first; of other sources a few samples are packed.
+    seconds = taken if stream else _tried(found.refs, recipe, contract, source)
+    return replace(_cost(found, groups, source), seconds=seconds)
 
 
-def listed(
-    recipe: ShardRecipe, source: Path, *, splits: Mapping[str, Path] | None = None, leave_out: Sequence[Path] = ()
-) -> tuple[Path, Found, Contract]:
-    """Where the files lie, what is in them under which splits, and what its pixels should be; reads no pixel."""
-    source = _archive_in(source, recipe)
-    found = _without(READERS[recipe.dataset].find(source, recipe), leave_out)
-    found = _once(_split(found, splits or _published_lists(found.edition, recipe.splits, source)))
-    contract = found.contract or contracts.expected(
-        recipe.dataset,
-        found.edition,
-        found.labels,
-        resampling=found.edition.resampling or recipe.kernel,
-        resampling_version=resample.VERSION,
+def _cost(found: Found, groups: Sequence[Sequence[Ref]], source: Path) -> Cost:
+    # By the tuple: patches of a build share the rasters that they are cut from.
+    sizes = {id(ref.members): sum(member.size for member in ref.members) for ref in found.refs}
+    return Cost(
+        samples=dict(Counter(ref.split for ref in found.refs)),
+        shards=len(groups),
+        bytes_in=source.stat().st_size if archives.is_stream(source) else sum(sizes.values()),
+        bytes_out=sum(ref.bytes for ref in found.refs),
+        seconds=None,
+        notes=found.notes,
     )
-    return source, found, contract
 
 
-def _archive_in(source: Path, recipe: ShardRecipe) -> Path:
-    """The compressed tar of the card in a folder that `sgdata fetch` filled; any other source is itself."""
-    edition = catalog.edition(catalog.card(recipe.dataset), recipe.edition)
-    held = [source / each.file for each in edition.sources if each.part == "images"]
-    return next((path for path in held if archives.is_stream(path)), source)
+def _tried(refs: Sequence[Ref], recipe: ShardRecipe, contract: Contract, source: Path) -> float:
+    """Seconds to pack them all, by those of a few, spread over all."""
+    count = min(len(refs), 1 + TRIED_BYTES * len(refs) // (1 + sum(ref.bytes for ref in refs)))
+    some = tuple(refs[i] for i in np.linspace(0, len(refs) - 1, count).astype(int))
+    with tempfile.TemporaryDirectory() as place:
+        (trial,) = _tasks([some], recipe, contract, (source, Path(place)))
+        _pack_shard(trial)  # compiles what is compiled
+        began = time.perf_counter()
+        _pack_shard(trial)
+        return (time.perf_counter() - began) / count * len(refs)
 
 
-def _without(found: Found, lists: Sequence[Path]) -> Found:
-    """What was found less the samples of the lists."""
-    unwanted = {key for path in lists for key in _keys(path)}
-    refs = tuple(ref for ref in found.refs if ref.key not in unwanted)
-    notes = [f"{len(found.refs) - len(refs)} samples left out by --leave-out"] * bool(lists)
-    return replace(found, refs=refs, notes=(*found.notes, *notes))
-
-
-def _published_lists(edition: Edition, name: str, source: Path) -> dict[str, Path]:
-    """The lists of the split set `name` of the card, in or beside `source`; empty where they are not all there."""
-    chosen = next((each for each in edition.splits if each.name == name), None)
-    if name and chosen is None:
-        known = ", ".join(each.name for each in edition.splits)
-        raise SettingError(f"splits = '{name}': edition {edition.name} has no such splits; known: {known}")
-    # Only complete sets count: train without val would silently put val nowhere.
-    listed = chosen.files if chosen else {}
-    held: dict[str, Path] = {}
-    for split, file in listed.items():
-        names = (file, file.removesuffix(".gz"))
-        for path in (folder / name for folder in (source, source.parent) for name in names):
-            if path.is_file():
-                held.setdefault(split, path)
-    return held if len(held) == len(listed) else {}
+# --- before any pixel ----------------------------------------------------------------------
 
 
 def _against_card(edition: Edition, name: str, contract: Contract) -> list[str]:
@@ -206,44 +216,6 @@ def _against_card(edition: Edition, name: str, contract: Contract) -> list[str]:
         for split, count in counts.items()
         if held.get(split, 0) != count
     ]
-
-
-def _split(found: Found, lists: Mapping[str, Path]) -> Found:
-    """Samples under the splits of the lists; a sample in no list is left out, and told."""
-    if not lists:
-        only_all = {ref.split for ref in found.refs} == {"all"}
-        told = ("no split list: every sample went to the split 'all'",) if only_all else ()
-        return replace(found, notes=found.notes + told)
-    where: dict[str, str] = {}
-    for split, path in lists.items():
-        for key in _keys(path):
-            # A sample in two splits is a leak, and no order of the lists makes it right.
-            if where.setdefault(key, split) != split:
-                raise SettingError(f"{path}: '{key}' is also in the list of split '{where[key]}'")
-    refs = tuple(replace(ref, split=where[ref.key]) for ref in found.refs if ref.key in where)
-    absent = len(where.keys() - {ref.key for ref in refs})
-    notes = [f"{len(found.refs) - len(refs)} samples are in no split list: left out"] * (len(refs) < len(found.refs))
-    notes += [f"{absent} keys of the split lists are not in the source"] * bool(absent)
-    return replace(found, refs=refs, notes=(*found.notes, *notes))
-
-
-def _once(found: Found) -> Found:
-    """The first sample of each key, the others among what is rejected: their shards may differ, an index has one."""
-    first: dict[str, Ref] = {}
-    again = [ref for ref in found.refs if first.setdefault(ref.key, ref) is not ref]
-    rejected = tuple((ref.members[0].name, f"second sample of the key '{ref.key}'") for ref in again)
-    return replace(found, refs=tuple(first.values()), rejected=found.rejected + rejected)
-
-
-def _keys(path: Path) -> list[str]:
-    """Sample keys of a split list: the first column of each line, without a file suffix."""
-    try:
-        content = path.read_bytes()
-        lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode().splitlines()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise SettingError(f"{path}: cannot be read as a split list: {error}") from None
-    # BigEarthNet lists pairs `S2,S1`; EuroSAT lists `River_1.jpg`, of the RGB edition, for the same stems.
-    return [line.split(",")[0].strip().removesuffix(".jpg").removesuffix(".tif") for line in lines if line.strip()]
 
 
 def _groups(refs: Iterable[Ref], shard_mb: int, *, stream: bool) -> list[tuple[Ref, ...]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import catalog, files, packing, sentinel2
+from sgdata import catalog, files, listing, sentinel2
 from sgdata.datasets import READERS
 from sgdata.errors import SettingError
 from sgdata.types import DatasetCard
@@ -15,7 +15,7 @@ CARDS = {card.name: card for card in catalog.cards()}
 def test_there_is_one_card_per_reader_and_recipe() -> None:
     assert set(CARDS) == set(READERS) == {"bigearthnet", "eurosat", "fmow", "oscd", "pairs", "segmunich"}
     for name in READERS:
-        recipe = packing.recipe_for(name)
+        recipe = listing.recipe_for(name)
         assert recipe.dataset == name
         assert catalog.edition(CARDS[name], recipe.edition)
         assert catalog.label_space(CARDS[name], recipe.labels).names

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import synthetic
 
-from sgdata import files, packing, shards, verify
+from sgdata import files, listing, packing, shards, verify
 from sgdata.errors import SourceError
 
 SOURCES: dict[str, tuple[str, Callable[[Path], Path], str, float]] = {
@@ -93,7 +93,7 @@ def test_damaged_samples_are_listed_or_whole(name: str, total: int, tmp_path: Pa
     dataset, _, edition, share = SOURCES[name]
     rng = random.Random(f"{name} {total}")
     _copies(name, tmp_path, max(1, int(total * share)), rng)
-    recipe = replace(packing.recipe_for(dataset), edition=edition, shard_mb=4)
+    recipe = replace(listing.recipe_for(dataset), edition=edition, shard_mb=4)
     found = packing.READERS[dataset].find(tmp_path / "source", recipe)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
@@ -116,9 +116,9 @@ PACK = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from sgdata import packing
+from sgdata import listing, packing
 if __name__ == "__main__":
-    recipe = replace(packing.recipe_for("bigearthnet"), edition="v1", shard_mb=1)
+    recipe = replace(listing.recipe_for("bigearthnet"), edition="v1", shard_mb=1)
     packing.pack("bigearthnet", source=Path(sys.argv[1]), out=Path(sys.argv[2]), recipe=recipe, workers=2)
 """
 

@@ -58,6 +58,7 @@ LAYERS = (
     ),
     ("classes", "staging", "observe", "builds", "annotate", "passes"),
     ("datasets", "simulate"),
+    ("listing",),
     ("packing", "clouds", "page", "auditor", "splitting", "croissant", "release", "show"),
     ("demo", "demo_score", "demo_page", "console", "cli"),
 )

@@ -13,14 +13,14 @@ import synthetic
 from test_cluster import cluster  # noqa: F401 - a fixture
 from typer.testing import CliRunner
 
-from sgdata import cli, contracts, files, packing, shards, verify
+from sgdata import cli, contracts, files, listing, packing, shards, verify
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.types import LabelSpace
 
 
 def small(dataset: str, **changes: object) -> shards.ShardRecipe:
     """The shipped recipe with shards small enough that a few samples fill several."""
-    return dataclasses.replace(packing.recipe_for(dataset), **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(listing.recipe_for(dataset), **changes)  # type: ignore[arg-type]
 
 
 def reasons(out: Path) -> dict[str, str]:
@@ -163,3 +163,16 @@ def test_a_cluster_gives_the_same_bytes(tmp_path: Path, cluster: tuple[str, obje
     for name, at in {"there": source, "streamed": tmp_path / "it.tar.gz"}.items():
         packing.pack("bigearthnet", source=at, out=tmp_path / name, recipe=recipe, cluster=cluster[0])
         assert (tmp_path / name / files.SUMS).read_bytes() == (tmp_path / "here" / files.SUMS).read_bytes()
+
+
+def test_the_cost_is_told_first_and_the_result_as_json(build: Path, tmp_path: Path) -> None:
+    command = ["shard", "segmunich", "--source", str(build), "--out", str(tmp_path / "s"), "-q"]
+    told = CliRunner().invoke(cli.app, [*command, "--dry-run"]).stdout
+    assert "train 3, val 3 samples in 2 shards; 0.00 GB to read, about 0.00 GB to write, about 0 s" in told
+    cost = json.loads(CliRunner().invoke(cli.app, [*command, "--dry-run", "--json"]).stdout)
+    assert cost["samples"] == {"train": 3, "val": 3}
+    assert cost["bytes_in"] == sum((build / name).stat().st_size for name in ("image.tif", "labels.tif"))
+    assert cost["bytes_out"] > 0 < cost["seconds"] < 10
+    assert not (tmp_path / "s").exists()
+    done = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
+    assert (done["shards"], done["quarantined"], done["contract"]["splits"]) == (2, 0, {"train": 3, "val": 3})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,39 @@ def test_memory_and_local_urls(folder: Path, tmp_path: Path) -> None:
     for url in ("memory://toy", f"file://{folder}"):
         again = epoch(opened(url, tmp_path))
         assert all(np.array_equal(again[key], local[key]) for key in local)
+
+
+S3 = "from moto.server import main as run; run(['-H', '127.0.0.1', '-p', '{port}'])"
+GS = "from gcp_storage_emulator.server import create_server; create_server('127.0.0.1', {port}, True).run()"
+
+
+@pytest.mark.filterwarnings("ignore")  # of the servers' makers
+@pytest.mark.parametrize(("protocol", "client", "server"), [("s3", "s3fs", S3), ("gs", "gcsfs", GS)])
+def test_buckets(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, client: str, server: str
+) -> None:
+    """The clients that users have, against local servers that speak the protocols of the two stores."""
+    import fsspec
+
+    # Or gcsfs asks by gRPC what kind of bucket it is, which no local server answers; it reads this once.
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    for name in (client, server.split()[1].partition(".")[0]):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    url = f"http://127.0.0.1:{(port := served.free_port())}"
+    # As any user of S3 names a store of another maker: in the environment or in ~/.aws/config.
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "ENDPOINT_URL"):
+        monkeypatch.setenv(f"AWS_{name}", url)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+    local = epoch(batches.Samples(folder, "train", ("image",)))
+    with served.process([sys.executable, "-c", server.format(port=port)], url):
+        store = fsspec.filesystem(protocol)
+        store.mkdir("shop")
+        store.put(str(folder), "shop/sets/toy", recursive=True)
+        again = epoch(opened(f"{protocol}://shop/sets/toy", tmp_path / "cache"))
+        assert all(np.array_equal(again[key], local[key]) for key in local)
+        with pytest.raises(SourceError, match=r"shop/nowhere/SHA256SUMS.*asked 4 times"):
+            remote.mirror(f"{protocol}://shop/nowhere", tmp_path / "cache", cache_gb=1)
 
 
 def test_command_line_takes_urls(folder: Path, tmp_path: Path) -> None:

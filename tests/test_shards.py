@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sgdata import contracts, files, sealing, sentinel2, shards
+from sgdata import contracts, files, sealing, sentinel2, shards, verify
 from sgdata.errors import SourceError
 from sgdata.types import Array, Contract, LabelSpace, Sample
 
@@ -201,6 +201,43 @@ def test_hugging_face_datasets_reads_them(tmp_path: Path, monkeypatch: pytest.Mo
     for row, original in zip(rows, made, strict=True):
         image = shards.decode_member("image.blosc", row["image.blosc"])
         np.testing.assert_array_equal(image, original.arrays["image"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_energon_reads_them(tmp_path: Path) -> None:
+    """Its own `prepare` indexes the tars as they are; added are `.nv-meta` and an `.idx` a tar."""
+    energon = pytest.importorskip("megatron.energon", reason="megatron-energon is not installed")
+    from megatron.energon.flavors.webdataset.prepare import WebdatasetPreparator
+
+    made = [sample(number, split="train" if number < 4 else "val") for number in range(1, 6)]
+    sealing.write(made, tmp_path, contract=CONTRACT)
+    found = WebdatasetPreparator.prepare_dataset(
+        tmp_path,
+        sorted(path.name for path in tmp_path.glob("*.tar")),
+        split_parts_patterns=[("train", ".*-train-.*"), ("val", ".*-val-.*")],
+        workers=1,
+    )
+    assert found == {"image.blosc", "mask.blosc", "label.json", "meta.json"}
+    told = "__module__: megatron.energon\n__class__: CrudeWebdataset\n"
+    (tmp_path / ".nv-meta" / "dataset.yaml").write_text(told)
+
+    @energon.stateless
+    def cooked(row: dict[str, object]) -> dict[str, object]:
+        return {**energon.basic_sample_keys(row), "bytes": row["image.blosc"]}
+
+    class Reading(energon.DefaultTaskEncoder):  # type: ignore[misc, name-defined]
+        decoder = None
+        cookers = (energon.Cooker(cooked),)
+
+    data = energon.get_train_dataset(
+        tmp_path, worker_config=energon.WorkerConfig(rank=0, world_size=1, num_workers=0), batch_size=None,
+        shuffle_buffer_size=None, max_samples_per_sequence=None, task_encoder=Reading(), repeat=False,
+    )  # fmt: skip
+    rows = {row["__key__"].rpartition("/")[2]: row["bytes"] for row in energon.get_loader(data)}
+    assert rows.keys() == {each.key for each in made if each.split == "train"}
+    for each in made[:3]:
+        np.testing.assert_array_equal(shards.decode_member("image.blosc", rows[each.key]), each.arrays["image"])
+    assert all(told.endswith(".tar.idx: not listed") for told in verify.verify(tmp_path))
 
 
 @settings(max_examples=40, deadline=None)

@@ -25,6 +25,7 @@ from sgdata.types import Array, Contract, Found, LabelSpace, Member, Ref, Sample
 CSVS = {"train.csv": "train", "val.csv": "val", "test_gt.csv": "test"}
 FOLDERS = {"train": "train", "val": "val", "test": "test", "test_gt": "test"}
 DOUBLED = 2
+TIFF = (".tif", ".tiff")
 _STEM = re.compile(r"(.+)_(\d+)_(\d+)")  # greedy: category names hold underscores
 
 
@@ -43,7 +44,10 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     rows = _rows(source, {split for split, _ in images})
     if rows:
         wanted = {at: member for at, member in images.items() if at in rows}
-        notes = [f"{len(images) - len(wanted)} images are in no CSV: left out"] * (len(wanted) < len(images))
+        # All TIFFs, whatever their names: what the archive holds too much is to be accounted for.
+        images_there = {member.name for member in listing.members if member.name.lower().endswith(TIFF)}
+        surplus = sorted(images_there - {member.name for member in wanted.values()})
+        notes = [f"{len(surplus)} images are in no CSV: left out, such as {surplus[0]}"] if surplus else []
         absent = len(rows.keys() - images.keys())
         notes += [f"{absent} rows of the CSVs have no image here"] * bool(absent)
     else:
@@ -61,7 +65,7 @@ def _images(members: tuple[Member, ...], space: LabelSpace) -> dict[tuple[str, s
         path = PurePosixPath(member.name)
         match = _STEM.fullmatch(path.stem)
         # Names are never split at `_` from the left: categories hold underscores and hyphens.
-        if path.suffix.lower() in (".tif", ".tiff") and match and match[1] in space.names:
+        if path.suffix.lower() in TIFF and match and match[1] in space.names:
             split = next((FOLDERS[part] for part in reversed(path.parts[:-1]) if part in FOLDERS), "all")
             images[split, path.stem] = member
     return images

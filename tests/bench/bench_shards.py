@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import synthetic
 
-from sgdata import packing, shards
+from sgdata import listing, packing, shards
 from sgdata.types import Array
 
 PATCHES, OF_PEER, REPEATS = 1000, 100, 3
@@ -97,7 +97,7 @@ def peer(folder: Path, out: Path) -> int:
 
 
 def pack(folder: Path, out: Path, layout: str, workers: int = 1, effort: str = "quick") -> int:
-    recipe = replace(packing.recipe_for("bigearthnet"), edition="v1", layout=layout, effort=effort)  # type: ignore[arg-type]
+    recipe = replace(listing.recipe_for("bigearthnet"), edition="v1", layout=layout, effort=effort)  # type: ignore[arg-type]
     packing.pack("bigearthnet", source=folder, out=out, recipe=recipe, workers=workers)
     return sum(path.stat().st_size for path in out.glob("*.tar"))
 
