@@ -1,7 +1,8 @@
-"""What the commands print at length: the months of a plan, the checks of an audit."""
+"""What the commands print at length: tables, the months of a plan, the checks of an audit."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,20 @@ if TYPE_CHECKING:
     from sgdata.lock import Lock
 
 
-def show_plan(planned: Lock, places: Places, *, where: str, as_json: bool) -> str:
-    """Print the month table of a plan, its cost, and where its lock lies; returns its holes in words."""
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under their heads; without heads as plain lines, for people to copy."""
     from rich.console import Console
     from rich.table import Table
 
+    table = Table(*columns) if columns else Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    # No markup: what stands in square brackets, an id or an option, would vanish as a style.
+    Console(markup=False, highlight=False).print(table)
+
+
+def show_plan(planned: Lock, places: Places, *, where: str, as_json: bool) -> str:
+    """Print the month table of a plan, its cost, and where its lock lies; returns its holes in words."""
     from sgdata import files, passes
     from sgdata import lock as locks
 
@@ -28,17 +38,21 @@ def show_plan(planned: Lock, places: Places, *, where: str, as_json: bool) -> st
         print(files.pretty_json(about | {"dropped": planned.dropped}).decode(), end="")
         return holes
     # Decimal MB, as providers meter traffic.
-    table = Table("month", "passes", "expected", "scenes", "MB raw")
-    for m in months:
-        seen = f"{m.passes} hole" if m.hole else str(m.passes)
-        table.add_row(m.month, seen, f"{m.expected:g}", str(m.scenes), f"{m.bytes / 1e6:,.0f}")
-    total = sum(m.bytes for m in months)
-    table.add_row("all", str(sum(m.passes for m in months)), "", str(len(planned.items)), f"{total / 1e6:,.0f}")
-    console = Console()
-    console.print(table)
+    rows = [
+        (
+            m.month,
+            f"{m.passes} hole" if m.hole else f"{m.passes}",
+            f"{m.expected:g}",
+            f"{m.scenes}",
+            f"{m.bytes / 1e6:,.0f}",
+        )
+        for m in months
+    ]
+    passed, total = sum(m.passes for m in months), sum(m.bytes for m in months)
+    rows.append(("all", f"{passed}", "", f"{len(planned.items)}", f"{total / 1e6:,.0f}"))
+    show_table(("month", "passes", "expected", "scenes", "MB raw"), rows)
     for dropped in planned.dropped:
-        # No markup: an id in square brackets would vanish as a style.
-        console.print(f"left out: {dropped.id}: {dropped.reason}", highlight=False, markup=False)
+        print(f"left out: {dropped.id}: {dropped.reason}")
     print(
         f"about {cost.read_bytes / 1e6:,.0f} MB to read, {cost.scratch_bytes / 1e6:,.0f} MB of scratch, "
         f"about {cost.minutes} min with --workers {places.workers}"
@@ -49,17 +63,12 @@ def show_plan(planned: Lock, places: Places, *, where: str, as_json: bool) -> st
 
 def show_audit(report: Report, *, where: Path | None, as_json: bool) -> bool:
     """Print a report, and where it lies; whether it has findings."""
-    from rich.console import Console
-    from rich.table import Table
-
     from sgdata import files
 
     if as_json:
         print(files.pretty_json(report).decode(), end="")
     else:
-        table = Table("state", "check", "what was found")
-        for check in report.checks:
-            table.add_row(check.state, check.name, check.told)
-        Console().print(table, markup=False)
+        rows = ((check.state, check.name, check.told) for check in report.checks)
+        show_table(("state", "check", "what was found"), rows)
         print(where or f"{report.findings} findings in {report.samples} samples")
     return report.findings > 0

@@ -14,6 +14,10 @@ def found(name: str | Path) -> Path:
     Raises SettingError, SourceError.
     """
     path = Path(name)
+    # Both may be of use; which of them is meant, a run's folder does not tell.
+    for held in (path / "checkpoint-best", path / "checkpoint-last"):
+        if held.is_dir():
+            raise SettingError(f"{name}: is the folder of a run; give the checkpoint in it, such as {held}")
     if path.exists():
         return path
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?", str(name))

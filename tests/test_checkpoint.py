@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import sgmodel
 from sgdata import catalog, files
-from sgdata.errors import SourceError
-from sgmodel import cards, checkpoint, encoder, fitting, foreign, heads, mae, normalise, published
+from sgdata.errors import SettingError, SourceError
+from sgmodel import cards, checkpoint, encoder, fitting, foreign, heads, hub, mae, normalise, published
 
 ROOT = Path(__file__).resolve().parents[1]
 DECODER = mae.DecoderConfig(width=16, depth=1, heads=2)
@@ -219,6 +219,13 @@ def test_a_published_file_without_part_of_its_decoder_is_not_half_random(tmp_pat
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(SourceError, match=r"2 weights of the autoencoder are missing \(first, decoder_pred.weight\)"):
         cards.load(tmp_path / "a.pth")
+
+
+def test_the_folder_of_a_run_names_its_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-best").mkdir()
+    with pytest.raises(SettingError, match=f"is the folder of a run; give .*{tmp_path.name}/checkpoint-best"):
+        hub.found(tmp_path)
+    assert hub.found(tmp_path / "checkpoint-best") == tmp_path / "checkpoint-best"
 
 
 def test_what_the_hub_does_not_give_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

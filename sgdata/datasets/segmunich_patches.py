@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import archives, catalog, contracts, files, tiffs, twins
-from sgdata.errors import SourceError
+from sgdata.errors import SettingError, SourceError
 from sgdata.shards import ShardRecipe
 from sgdata.types import Array, Contract, Found, Member, Ref, Sample
 
@@ -30,7 +30,7 @@ STORED_SHARE = 0.7
 def find(source: Path, recipe: ShardRecipe) -> Found:
     """The samples of a build folder (it holds `patches.parquet`) or of the released archive."""
     if (source / PATCHES).is_file():
-        return _find_in_build(source)
+        return _find_in_build(source, recipe.labels)
     return _find_released(source, recipe)
 
 
@@ -54,13 +54,17 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample
 # --- a build of ours -----------------------------------------------------------------------
 
 
-def _find_in_build(source: Path) -> Found:
+def _find_in_build(source: Path, labels: str) -> Found:
     import pyarrow as pa
     import pyarrow.parquet as pq
     import shapely
 
     members = tuple(Member(name=name, size=(source / name).stat().st_size) for name in _held(source))
     contract = contracts.read(source)
+    # The shipped recipe names those of the released patches; whatever else it names was asked for.
+    painted = contract.label_space.name
+    if labels not in {painted, "segmunich-released"}:
+        raise SettingError(f"{source}: labels '{labels}': this build was painted with '{painted}', and keeps them")
     try:
         table = pq.read_table(source / PATCHES, columns=[*_COLUMNS, "geometry"])
     except (pa.ArrowException, OSError) as error:
