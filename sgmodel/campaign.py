@@ -13,7 +13,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from os import environ
 from pathlib import Path
@@ -265,21 +265,15 @@ def work(run: Run, recipe: Recipe, places: Places) -> Work:
     # All seeds of a row cost the same: they are counted once.
     document = tomllib.loads(run.recipe.decode())
     document["training"]["seed"] = 0
-    parameters, flops, share = _counted(run.program, files.toml(document), _classes(contract, outline), _side(contract))
+    classes = len(contract.label_space.ids) if contract else outline.classes if outline else 0
+    # Of images of a model that takes any; where samples differ, or nobody knows, what most data sets have.
+    side = contract.shape[-1] if contract and contract.shape else 128
+    parameters, flops, share = _counted(run.program, files.toml(document), classes, side)
     kind: Any = files.parse(_kind(run.program), document, str(run.folder))
     training = kind.training
     samples = _samples(run, kind, places, contract, outline) * training.fraction
     steps = math.ceil(training.epochs * round(samples) / training.batch)
     return Work(parameters=parameters, steps=steps, flops=share * flops * steps * training.batch)
-
-
-def _classes(contract: Contract | None, outline: Outline | None) -> int:
-    return len(contract.label_space.ids) if contract else outline.classes if outline else 0
-
-
-def _side(contract: Contract | None) -> int:
-    """Of the images of a model that takes any; where samples differ, or nobody knows, what most data sets have."""
-    return contract.shape[-1] if contract and contract.shape else 128
 
 
 def _samples(run: Run, recipe: Any, places: Places, contract: Contract | None, outline: Outline | None) -> int:
@@ -349,8 +343,3 @@ def make(run: Run) -> tuple[float, str]:
             raise
     last = log.read_text("utf-8", errors="replace").splitlines()[-1:]
     return time.monotonic() - begun, "" if code == 0 else f"exit {code}: {''.join(last):.300}"
-
-
-def shortened(run: Run) -> Run:
-    """What a worker needs of it: without the runs before, which it does not make."""
-    return replace(run, after=None)

@@ -42,14 +42,9 @@ normalisation without weights and one linear layer."""
 TRAINED = ("head", "merge", "skip")
 """The parts of a model that do not belong to its backbone."""
 
+RANGES = {"evaluate_every": (0, 1e9), "smoothing": (0, 1), "zoom": (0.01, 1), "min_share": (1e-4, 1)}
+
 R = TypeVar("R", bound="Recipe")
-
-
-def within(low: float, high: float, **settings: float) -> None:
-    """Raises SettingError on a setting outside `low` to `high`."""
-    for name, value in settings.items():
-        if not low <= value <= high:
-            raise SettingError(f"{name} is {value}: expected {low:.10g} to {high:.10g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +67,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raises SettingError on what would run, and mean something else than was meant."""
-        within(0, 1e9, evaluate_every=self.evaluate_every)
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name, low)  # of the last three, not every program has each
+            if not low <= value <= high:
+                raise SettingError(f"{name} is {value}: expected {low:.10g} to {high:.10g}")
         if twice := sorted({name for name in self.bands if self.bands.count(name) > 1}):
             raise SettingError(f"bands has {' '.join(twice)} more than once; name each band once")
 

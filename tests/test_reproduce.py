@@ -245,7 +245,7 @@ def test_findings_stand_beside_the_figures_they_affect(places: Places, tmp_path:
 def test_the_plan_counts_steps_and_hours(places: Places) -> None:
     lines = list(reproduce.plan(recipe(), places))
     # Two runs of 4 samples x 1 epoch; 12 multiplications and additions a pixel, three times.
-    assert lines[1] == "  a (random): 2 runs, 4 steps, 0.00 h, up to 16 parameters"
+    assert lines[1] == "  a (random): 2 runs, 4 steps, 0.0 min, up to 16 parameters"
     assert not places.out.exists()
     work = campaign.work(reproduce.wanted(recipe(), places)[0], recipe(), places)
     assert work == campaign.Work(parameters=16, steps=2, flops=3 * 2 * 12 * 32**2 * 4)

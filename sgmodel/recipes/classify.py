@@ -43,13 +43,6 @@ class Recipe(downstream.Recipe):
     labels_from: Literal["labels", "mask"] = "labels"
     min_share: float = 0.05
 
-    def __post_init__(self) -> None:
-        """Raises SettingError."""
-        super().__post_init__()
-        downstream.within(0, 1, smoothing=self.smoothing)
-        downstream.within(0.01, 1, zoom=self.zoom)
-        downstream.within(0.0001, 1, min_share=self.min_share)
-
 
 Setting = downstream.Setting[Recipe]
 

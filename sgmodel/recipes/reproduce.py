@@ -14,7 +14,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sgdata import catalog, contracts, files, page, pool
@@ -58,7 +58,8 @@ def perform(runs: Sequence[Run], out: Path, crew: Crew) -> list[str]:
     print(f"{len(missing)} of {len(runs)} runs missing", file=sys.stderr)
     while wave := [run for run in missing if run.after is None or run.after.done]:
         missing = [run for run in missing if run not in wave]
-        bare = [campaign.shortened(run) for run in wave]
+        # A worker needs nothing of the runs before, which it does not make.
+        bare = [replace(run, after=None) for run in wave]
         made = pool.run(campaign.make, bare, workers=crew.workers, cluster=crew.cluster)
         for run, (seconds, error) in zip(wave, made, strict=True):
             print(f"{run.folder.name}: {error or f'{seconds:.0f} s'}", file=sys.stderr, flush=True)
@@ -84,7 +85,7 @@ def write(recipe: Recipe, places: Places, audits: Sequence[Path] = ()) -> Path:
 # --- the plan ------------------------------------------------------------------------------
 
 
-def plan(recipe: Recipe, places: Places) -> Iterator[str]:
+def plan(recipe: Recipe, places: Places, workers: int = 1) -> Iterator[str]:
     """A line per row: what is missing, how many steps, how long. Runs that several rows share count once."""
     campaign.check(recipe)
     counted: set[Path] = set()
@@ -101,16 +102,21 @@ def plan(recipe: Recipe, places: Places) -> Iterator[str]:
             works = [campaign.work(run, recipe, places) for run in left.values()]
             hours = sum(recipe.start_s + work.flops / recipe.flops_per_s for work in works) / 3600
             lacking = campaign.wanting(table, row, places)
-            told = f"{len(left)} runs, {sum(work.steps for work in works):,} steps, {hours:,.2f} h"
+            told = f"{len(left)} runs, {sum(work.steps for work in works):,} steps, {_spoken(hours)}"
             largest = f", up to {max(work.parameters for work in works):,} parameters" if works else ""
             yield f"  {row.name} ({row.start}): {told}{largest}{f'; not to be run: {lacking}' if lacking else ''}"
             counted |= set(left)
             total, here = total + hours, here + (0 if lacking else hours)
     yield (
-        f"{total:,.2f} hours, {here:,.2f} of them for what can be run here. A run: {recipe.start_s:g} s + operations / "
+        f"{_spoken(total)}, {_spoken(here)} of them for what can be run here ({_spoken(here / workers)} with --workers "
+        f"{workers}, where nobody else works). A run: {recipe.start_s:g} s + operations / "
         f"{recipe.flops_per_s:.3g} FLOP/s; operations = 3 x those of one forward pass, counted on the model "
         "(about 2 x parameters x tokens) x steps x batch; 1 x under a frozen backbone"
     )
+
+
+def _spoken(hours: float) -> str:
+    return f"{60 * hours:.1f} min" if hours < 2 else f"{hours:,.1f} h"
 
 
 # --- the command line ----------------------------------------------------------------------
@@ -158,7 +164,7 @@ def program(argv: list[str] | None = None) -> int:
             options=("--threads", str(options.threads), "--device", options.device),
         )
         if options.plan:
-            print("\n".join(plan(recipe, places)))
+            print("\n".join(plan(recipe, places, options.workers)))
             return 0
         code = main(recipe, places, Crew(workers=options.workers, cluster=options.cluster), options.audit)
         print(options.out / "ledger.json")

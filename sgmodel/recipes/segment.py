@@ -45,11 +45,6 @@ class Recipe(downstream.Recipe):
 
     smoothing: float = 0.0
 
-    def __post_init__(self) -> None:
-        """Raises SettingError."""
-        super().__post_init__()
-        downstream.within(0, 1, smoothing=self.smoothing)
-
 
 Setting = downstream.Setting[Recipe]
 
