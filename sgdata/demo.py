@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,44 +40,34 @@ JUDGING, INCOMPLETE = ("build", "audit", "release"), 3
 SCRATCH = ".scratch"
 
 
+# As a user would type it. The release's summary stays with it: a simulated city is nothing for a checkout's catalogue.
+STAGES = """
+simulate: sgdata simulate {out}/archive --size {size_km} --dates {dates} --seed {seed} --workers {workers}
+build: sgdata build segmunich --aoi {out}/archive/aoi.geojson --stac {out}/archive/catalog.json
+  --osm {out}/archive/osm/city.osm --out {out}/build --scratch {out}/{scratch} --workers {workers} {build}
+audit: sgdata audit {out}/build --out {out}/audit --workers {workers}
+shard: sgdata shard segmunich --source {out}/build --out {out}/shards --workers {workers}
+release: sgdata release demo-city 1.0 --from {out}/shards --build {out}/build --out {out}/release
+  --catalog {out}/release --workers {workers}
+pretrain: python -m sgmodel.recipes.pretrain {train}/pretrain-demo-tiny.toml --shards {out}/shards
+  --out {out}/runs/pretrain {pretrain}
+segment: python -m sgmodel.recipes.segment {train}/segment-demo-tiny.toml --shards {out}/shards
+  --out {out}/runs/segment --weights {out}/runs/pretrain/checkpoint-last {segment}
+linear: python -m sgmodel.recipes.segment {train}/segment-demo-linear.toml --shards {out}/shards
+  --out {out}/runs/linear {linear}
+"""
+
+
 def commands(story: Story, out: Path, workers: int) -> dict[str, list[str]]:
-    """Stage name -> the command a user would type for it, in the order of the story."""
-    archive, build, shards, runs = (out / name for name in ("archive", "build", "shards", "runs"))
-    train = catalog.folder("recipes") / "train"
-    simulated = ["--size", str(story.size_km), "--dates", str(story.dates), "--seed", str(story.seed)]
-    area = ["--aoi", f"{archive}/aoi.geojson", "--stac", f"{archive}/catalog.json", "--osm", f"{archive}/osm/city.osm"]
-    many = ["--workers", str(workers)]
-    scratch = ["--scratch", str(out / SCRATCH)]
-
-    def program(name: str, recipe: str, *more: str, changes: tuple[str, ...]) -> list[str]:
-        changed = [word for change in changes for word in ("--set", change)]
-        places = ["--shards", str(shards), "--out", str(runs / name)]
-        module = "pretrain" if name == "pretrain" else "segment"
-        return ["python", "-m", f"sgmodel.recipes.{module}", str(train / recipe), *places, *more, *changed]
-
-    weights = ["--weights", str(runs / "pretrain" / "checkpoint-last")]
-    changed = [word for change in story.build for word in ("--set", change)]
-    # Its summary stays with it: a simulated city is nothing for the catalogue of a checkout.
-    released = [
-        "--from",
-        str(shards),
-        "--build",
-        str(build),
-        "--out",
-        str(out / "release"),
-        "--catalog",
-        str(out / "release"),
-    ]
-    return {
-        "simulate": ["sgdata", "simulate", str(archive), *simulated, *many],
-        "build": ["sgdata", "build", "segmunich", *area, "--out", str(build), *scratch, *many, *changed],
-        "audit": ["sgdata", "audit", str(build), "--out", str(out / "audit"), *many],
-        "shard": ["sgdata", "shard", "segmunich", "--source", str(build), "--out", str(shards), *many],
-        "release": ["sgdata", "release", "demo-city", "1.0", *released, *many],
-        "pretrain": program("pretrain", "pretrain-demo-tiny.toml", changes=story.pretrain),
-        "segment": program("segment", "segment-demo-tiny.toml", *weights, changes=story.segment),
-        "linear": program("linear", "segment-demo-linear.toml", changes=story.linear),
+    """Stage name -> the words of the command that a user would type for it, in the order of the story."""
+    changed = {
+        name: " ".join(f"--set {shlex.quote(change)}" for change in getattr(story, name))
+        for name in ("build", "pretrain", "segment", "linear")
     }
+    places = {"out": shlex.quote(str(out)), "train": shlex.quote(str(catalog.folder("recipes") / "train"))}
+    text = STAGES.format(**vars(story) | changed | places, scratch=SCRATCH, workers=workers)
+    stages = (line.split(": ", 1) for line in text.replace("\n  ", " ").strip().splitlines())
+    return {name: shlex.split(command) for name, command in stages}
 
 
 def run(out: Path, *, story: Story, workers: int) -> Path:
@@ -112,7 +103,7 @@ def run(out: Path, *, story: Story, workers: int) -> Path:
 
 def perform(stage: str, command: list[str]) -> None:
     """Show a command as a user would type it, and run it with this Python. Raises SourceError if it fails."""
-    log.info("\n[%s]\n$ %s", stage, " ".join(command))
+    log.info("\n[%s]\n$ %s", stage, shlex.join(command))
     # By module, for `sgdata` on the PATH may be another installation.
     modules = {"sgdata": ["-m", "sgdata.cli"], "python": []}
     # Threads of the arithmetic that spin while they wait stall each other as soon as anything else runs: measured on
