@@ -10,7 +10,7 @@ import json
 import os
 import tomllib
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -229,10 +229,10 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def sums(folder: Path) -> bytes:
+def sums(folder: Path, known: Mapping[str, str] | None = None) -> bytes:
     """The SHA256SUMS text of `folder`: `<hash>  <relative path>` per file, sorted by path.
 
-    Left out: itself, hidden files and folders, and what is TIMED.
+    Left out: itself, hidden files and folders, and what is TIMED. Files whose hash is `known` are not read.
     """
     lines = []
     # By POSIX text, not by Path: the order must not depend on the platform.
@@ -240,13 +240,14 @@ def sums(folder: Path) -> bytes:
         parts = path.relative_to(folder).parts
         hidden = any(part.startswith(".") or part in TIMED for part in parts)
         if path.is_file() and not hidden and parts != (SUMS,):
-            lines.append(f"{sha256_file(path)}  {'/'.join(parts)}\n")
+            name = "/".join(parts)
+            lines.append(f"{(known or {}).get(name) or sha256_file(path)}  {name}\n")
     return "".join(lines).encode()
 
 
-def write_sums(folder: Path) -> None:
+def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     """Write `folder/SHA256SUMS`, the last file of every output."""
-    write(folder / SUMS, sums(folder))
+    write(folder / SUMS, sums(folder, known))
 
 
 @contextmanager

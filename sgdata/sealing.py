@@ -71,12 +71,7 @@ def finish(out: Path, whole: Whole) -> Contract:
     shards.write_index(out / shards.INDEX, rows)
     contracts.write(out, complete)
     # The tars were hashed as they were written, or when they were taken over: not once more.
-    known = {shard.name: shard.sha256 for shard in whole.shards}
-    names = sorted(
-        path.name for path in out.iterdir() if path.is_file() and path.name[0] != "." and path.name != files.SUMS
-    )
-    lines = "".join(f"{known.get(name) or files.sha256_file(out / name)}  {name}\n" for name in names)
-    files.write(out / files.SUMS, lines.encode())
+    files.write_sums(out, {shard.name: shard.sha256 for shard in whole.shards})
     return complete
 
 

@@ -165,19 +165,14 @@ def _usage(build: Path, planned: Lock) -> list[page.Block]:
         return []
     told, offsets = files.read_plain(path), {item.scene.id: item.offset for item in planned.items}
     scenes = tuple(
-        (
-            scene["id"],
-            f"{offsets.get(scene['id']) or 0:+d}",
-            facts.percent(scene["clear_share"]),
-            facts.percent(scene["shown_share"]),
-        )
-        for scene in told["scenes"]
+        (s["id"], f"{offsets.get(s['id']) or 0:+d}", facts.percent(s["clear_share"]), facts.percent(s["shown_share"]))
+        for s in told["scenes"]
     )
     seam = told["seam"]
     signs = (
         ("pixels without data", facts.percent(told["nodata_share"])),
         (
-            f"residual cloud: pixels as bright as cloud in blue (DN {builds.BRIGHT} or more)",
+            f"as bright in blue as cloud (DN {builds.BRIGHT} or more)",
             facts.percent(told["bright_share"]),
         ),
         ("neighbours taken from two scenes", f"{seam['pairs']:,}"),
@@ -187,9 +182,7 @@ def _usage(build: Path, planned: Lock) -> list[page.Block]:
     columns = ("scene", "offset", "clear", "shown")
     dropped = tuple((scene.id, scene.reason) for scene in planned.dropped)
     return [
-        page.Table(
-            title="Scenes", columns=columns, rows=scenes, caption="Shares of the area seen clear, and of the composite."
-        ),
+        page.Table(title="Scenes", columns=columns, rows=scenes, caption="Shares of the area, clear and shown."),
         page.Table(title="Seams and residual cloud", columns=("sign", "figure"), rows=signs),
         *([page.Table(title="Scenes left out", columns=("scene", "reason"), rows=dropped)] if dropped else []),
     ]
