@@ -135,6 +135,18 @@ class PatchEmbed(nn.Module):
 # --- the transformer -----------------------------------------------------------------------
 
 
+def attend(q_NALE: Tensor, k_NALE: Tensor, v_NALE: Tensor) -> Tensor:
+    """softmax(q k^T E^-0.5) v of each head."""
+    if q_NALE.device.type != "cpu" or q_NALE.dtype != torch.bfloat16:
+        return functional.scaled_dot_product_attention(q_NALE, k_NALE, v_NALE)  # its default scale is E ** -0.5
+    # On a CPU torch's own kernel takes twice as long in bf16. So many heads at a time, that their scores (2 MB) stay in
+    # its cache.
+    at_once = max(1, 2**20 // q_NALE.shape[2] ** 2)
+    parts = zip(*(x.flatten(0, 1).split(at_once) for x in (q_NALE, k_NALE, v_NALE)), strict=True)
+    heads = [(q * q.shape[-1] ** -0.5 @ k.transpose(1, 2)).softmax(-1) @ v for q, k, v in parts]
+    return torch.cat(heads).unflatten(0, q_NALE.shape[:2])
+
+
 class Attention(nn.Module):
     """Full attention over all given tokens, spatial and spectral alike; q, k and v are layers of their own."""
 
@@ -152,8 +164,7 @@ class Attention(nn.Module):
         q_NALE, k_NALE, v_NALE = (
             layer(x_NLD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v)
         )
-        out_NALE = functional.scaled_dot_product_attention(q_NALE, k_NALE, v_NALE)  # its default scale is E ** -0.5
-        out: Tensor = self.proj(out_NALE.transpose(1, 2).flatten(2))
+        out: Tensor = self.proj(attend(q_NALE, k_NALE, v_NALE).transpose(1, 2).flatten(2))
         return out
 
 

@@ -168,7 +168,7 @@ def test_values_that_run_nothing_may_stand_beside_the_weights(tmp_path: Path) ->
     # As numpy 1 and Python 3.13 write their names.
     for old, new in ((b"numpy._core.multiarray", b"numpy.core.multiarray"), (b"PurePosixPath", b"_local.PosixPath")):
         torch.save(document, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
-        content = (tmp_path / "b.pth").read_bytes()
+        content = (tmp_path / "b.pth").read_bytes().replace(b"cpathlib._local\n", b"cpathlib\n")  # where this is 3.13
         assert old in content
         (tmp_path / "b.pth").write_bytes(content.replace(old, new))
         same_weights(fitting.read_weights(tmp_path / "b.pth"), source.state_dict())

@@ -79,6 +79,7 @@ def test_the_host_never_waits_within_a_step(
     assert waits.copies == []
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # Python 3.13.0 alone
 @pytest.mark.parametrize("size", ["base", "large", "huge"])
 def test_compile_takes_the_forward_pass_as_one_graph(size: str) -> None:
     with META:

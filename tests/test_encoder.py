@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sgdata.errors import SettingError
 from sgmodel import encoder
@@ -168,6 +169,23 @@ def test_drop_path_is_a_ramp_and_keeps_the_mean() -> None:
     assert dropped.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.02)
     assert (dropped.flatten(1).std(dim=1) == 0).all(), "a sample's branch falls out as a whole"
+
+
+@pytest.mark.parametrize("tokens", [3, 102, 700, 1100])
+def test_attention_in_bf16_on_a_cpu_is_that_of_the_kernel(tokens: int) -> None:
+    torch.manual_seed(0)
+    single = [torch.randn(2, 3, tokens, 16, requires_grad=True) for _ in range(3)]
+    half = [x.detach().bfloat16().requires_grad_() for x in single]
+    expected = functional.scaled_dot_product_attention(*single)
+    found = encoder.attend(*half)
+    for out in (expected, found):
+        out.float().square().sum().backward()  # type: ignore[no-untyped-call]
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+    for ours, theirs in zip(half, single, strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours.grad.float(), theirs.grad, rtol=0.1, atol=0.02 * float(theirs.grad.abs().max()))
 
 
 def test_fresh_weights_are_the_papers() -> None:
