@@ -358,7 +358,7 @@ def _checked(sample: Sample, contract: Contract) -> Sample:
         if len(image) != len(contract.bands) or 0 in image.shape:
             raise SourceError(f"{name} is {image.shape}, expected {len(contract.bands)} bands and at least 1 x 1")
         # NaN survives a cast to uint16 as some number, and normalisation would spread it over the patch.
-        if not np.isfinite(image).all():
+        if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise SourceError(f"{name} holds {np.count_nonzero(~np.isfinite(image))} NaN or infinite values")
         if not image.any():
             raise SourceError(f"{name} is zero everywhere")
