@@ -146,9 +146,12 @@ def figures(counts: Tensor, scenes: list[str], *, final: bool) -> dict[str, Any]
     """What `results.json` says of the matrices (S, 2, 2) of `scenes`; the interval is over scenes."""
     whole = metrics.weighted(counts)
     found: dict[str, Any] = {**of_change(whole), "oa": metrics.scores(whole).oa}
+
+    def interval(name: str) -> tuple[float, float]:
+        return metrics.interval(lambda weights: of_change(metrics.weighted(counts, weights))[name], len(counts))
+
     if final:
-        again = partial(metrics.weighted, counts)
-        found["f1_interval"] = metrics.interval(lambda weights: of_change(again(weights))["f1"], len(counts))
+        found |= {f"{name}_interval": interval(name) for name in ("f1", "precision", "recall")}
         found["per_scene"] = {scene: of_change(each) for scene, each in zip(scenes, counts, strict=True)}
         found["confusion"] = whole.tolist()
     return found
