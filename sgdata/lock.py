@@ -54,6 +54,8 @@ class Lock:
     answers: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    # Of a place that never was: then no notice may name a satellite or a mapper.
+    simulated: bool = False
 
 
 def read(path: Path) -> Lock:

@@ -150,6 +150,11 @@ def _pages(search: ItemSearch, url: str) -> Iterator[pystac.Item]:
             raise ServiceError(f"{url}: {stale} pages in a row repeat items after {len(seen)} of them; try later")
 
 
+def simulated(where: str) -> bool:
+    """Whether a catalogue on disk is that of `sgdata simulate`, by what lies beside it."""
+    return not is_url(where) and (_root(Path(where)) / "simulation.json").is_file()
+
+
 def _root(path: Path) -> Path:
     """The folder that local hrefs are told relative to."""
     return path if path.is_dir() else path.parent

@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 from typer.testing import CliRunner
 
-from sgdata import catalog, contracts, files, lock, packing, shards, verify
+from sgdata import catalog, contracts, files, lock, packing, shards, stac, verify
 from sgdata.cli import app
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.lock import Item, Lock
@@ -110,6 +110,22 @@ def test_every_file_has_a_licence_and_a_notice(released: Path) -> None:
     assert tar["mask.*, label.json"][0].startswith("ODbL-1.0")
     assert "© OpenStreetMap contributors" in tar["mask.*, label.json"][1]
     assert "2020-01-01" in tar["mask.*, label.json"][1]
+
+
+def test_a_simulated_place_names_no_satellite_and_no_mapper(made: Path, city: Path, tmp_path: Path) -> None:
+    assert stac.simulated(str(city / "catalog.json"))
+    assert not stac.simulated(str(made))
+    shutil.copytree(made / "build", tmp_path / "build")
+    planned = lock.read(tmp_path / "build")
+    lock.write(tmp_path / "build" / lock.NAME, replace(planned, simulated=True))
+    files.write_sums(tmp_path / "build")
+    folder, _ = assemble.release(order(made, tmp_path, build=tmp_path / "build"))
+    notices = [line.split("\t")[3] for line in (folder / "LICENSES/files.tsv").read_text().splitlines()[1:]]
+    assert set(notices) == {"Simulated by sgdata: no satellite and no mapper has seen this place."}
+    text = (folder / "CARD.md").read_text()
+    assert text.startswith("---\nlicense: cc-by-4.0\n")
+    assert "Simulated by sgdata" in text
+    assert "Contains modified Copernicus" not in text + (folder / "croissant.json").read_text()
 
 
 def test_the_card_is_made_from_lock_and_audit(released: Path) -> None:

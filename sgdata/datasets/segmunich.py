@@ -155,8 +155,7 @@ def _shipped(name: str, profile: str) -> Path:
 def plan(recipe: BuildRecipe, places: Places) -> Lock:
     """Search once and write the lock (state `planned`) into `places.out`; fetches no pixel.
 
-    Raises SettingError (area, dates, no scene), ServiceError (no answer), SourceError (an item lacks something),
-    OutputError (a finished build lies there).
+    Raises SettingError (area, dates, no scene), ServiceError, SourceError (of an item), OutputError (a build is there).
     """
     check(recipe)
     if (places.out / files.SUMS).exists():
@@ -187,6 +186,7 @@ def plan(recipe: BuildRecipe, places: Places) -> Lock:
         dropped=(*twins, *elsewhere),
         tag_table_sha256=classes.sha256(recipe.labels.classes),
         versions=lock.versions(),
+        simulated=stac.simulated(where),
     )
     lock.write(places.out / lock.NAME, planned)
     if missing := passes.holes(passes.months(planned)):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 RELEASED_BY_OTHERS = "released"
 ODBL = "https://opendatacommons.org/licenses/odbl/1-0/"
+SIMULATED = "Simulated by sgdata: no satellite and no mapper has seen this place. "
 CC_BY = "https://creativecommons.org/licenses/by/4.0/"
 
 
@@ -48,12 +49,17 @@ class Shipment:
         return self.contract.dataset == "segmunich" and self.contract.version != RELEASED_BY_OTHERS
 
     @property
+    def simulated(self) -> bool:
+        """Whether the scenes are those of `sgdata simulate`: no notice may then name a satellite or a mapper."""
+        return self.lock is not None and self.lock.simulated
+
+    @property
     def summary(self) -> str:
         """What it is, in a sentence: the makers' own, or of what was built."""
         if not self.ours or not self.bounds:
             return self.card.summary
         west, south, east, north = self.bounds
-        return (
+        return SIMULATED * self.simulated + (
             f"A best-pixel composite of Sentinel-2 {self.contract.level} between {south:.2f} and {north:.2f} N, "
             f"{west:.2f} and {east:.2f} E, with {len(self.contract.label_space.ids)} classes from OpenStreetMap."
         )
@@ -81,6 +87,8 @@ class Shipment:
     @property
     def notice(self) -> str:
         """The words that Copernicus asks for (Sentinel data legal notice: years for what was modified)."""
+        if self.simulated:
+            return SIMULATED.strip()
         years = f" {self.days[0][:4]}" if self.days else " (years as the makers of the dataset took them)"
         if self.days and self.days[1][:4] != self.days[0][:4]:
             years += f"-{self.days[1][:4]}"
@@ -93,6 +101,8 @@ class Shipment:
             held = self.card.licence
             cited = f"{'; '.join(self.card.citation)}. {held.note}".strip()
             return {"pixels": (held.pixels, self.notice), "labels": (held.labels, cited)}
+        if self.simulated:
+            return dict.fromkeys(("pixels", "labels"), (f"CC-BY-4.0, {CC_BY}", self.notice))
         osm = (
             f"© OpenStreetMap contributors, https://www.openstreetmap.org/copyright, as of {self.lock.osm_date}. "
             f"Derived by painting its features with the tag table {self.lock.tag_table_sha256[:16]} of sgdata."
