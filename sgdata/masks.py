@@ -144,7 +144,7 @@ def surroundings(what: Array, among: Array, gsd_m: float, side_m: float) -> Arra
 def sight(found: Array, bright: Array | None, settings: MaskSettings, *, gsd_m: float, reach_m: float) -> Array:
     """(H, W) kinds of one date and the guard's mask -> (H, W) uint8 sight; distances are told up to `reach_m`."""
     cloud = found == CLOUD
-    if bright is not None:
+    if bright is not None and bright.any():
         # On a truly cloudy day the ground round the roof is cloudy too, and the roof's class is believed.
         near = surroundings(cloud & ~bright, (found != NOTHING) & ~bright, gsd_m, 3 * BLOCK_M)
         roof = cloud & bright & (near < CALM)
@@ -186,8 +186,9 @@ def _best_sights(sights: Array, usable: Array) -> None:
 
 def distance(mask: Array, reach: int) -> Array:
     """(H, W) uint8: pixels, rounded up, from each centre to the nearest of `mask`; `reach` + 1 from there on."""
-    out = np.empty(mask.shape, np.uint8)
-    _distance(np.ascontiguousarray(mask), reach, out)
+    out = np.full(mask.shape, reach + 1, np.uint8)
+    if mask.any():
+        _distance(np.ascontiguousarray(mask), reach, out)
     return out
 
 

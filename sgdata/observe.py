@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import composite, files, grid, masks, offsets, pool, product, resample, staging
+from sgdata import composite, files, grid, masks, offsets, product, resample, staging
 from sgdata.types import Array, Grid, Window
 
 OBSERVATION_BYTES = 96 << 20
@@ -72,18 +73,6 @@ class Visit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
-    """What decides the sights of all scenes; `folder` keeps them."""
-
-    grid: Grid
-    mask: masks.MaskSettings
-    reach_m: float
-    folder: Path
-    workers: int
-    cluster: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Job:
     """All that decides a composite tile; `folder` keeps finished tiles."""
 
@@ -117,47 +106,49 @@ def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(READERS)
 
 
-def sighted(scenes: tuple[Observed, ...], survey: Survey) -> tuple[Observed, ...]:
+def sighted(
+    scenes: tuple[Observed, ...],
+    settings: masks.MaskSettings,
+    *,
+    area: Grid,
+    reach_m: float,
+    folder: Path,
+    run: Callable[..., Iterable[staging.Staged]],
+) -> tuple[Observed, ...]:
     """The scenes, each with its sight (`masks`) among its staged files, on one lattice that reaches beyond the area.
 
-    Computed over the whole area at once, so that no tile's edge shows. Raises SourceError where layers do not nest.
+    `run(task, items)` does the work, `folder` keeps it. Computed over the whole area at once, so that no tile's edge
+    shows. Raises SourceError where layers do not nest.
     """
-    layer = survey.mask.asset
+    layer = settings.asset
     if layer is None or not scenes:
         return scenes
-    target = _lattice_over(survey.grid, scenes[0].files[layer].lattice, layer_reach_m(survey.mask, survey.reach_m))
-    decides = (
-        VERSION,
-        survey.mask,
-        survey.reach_m,
-        target,
-        [(scene.id, scene.files[layer].sha256) for scene in scenes],
-    )
-    folder = survey.folder / files.sha256(files.canonical_json(decides))[:16]
-    bright = folder / "bright.npy" if survey.mask.guard else None
+    target = _lattice_over(area, scenes[0].files[layer].lattice, layer_reach_m(settings, reach_m))
+    decides = (VERSION, settings, reach_m, target, [(scene.id, scene.files[layer].sha256) for scene in scenes])
+    folder = folder / files.sha256(files.canonical_json(decides))[:16]
+    bright = folder / "bright.npy" if settings.guard else None
     # One pass over all dates in their order and in this process: sums of floats depend on the order.
     if bright and not bright.exists():
         guard = masks.Guard(target.shape, target.gsd_m)
         for scene in scenes:
             seen = staging.on_grid(scene.files[layer], target, kernel="nearest", beyond=masks.BEYOND)
-            guard.add(masks.kinds(seen, survey.mask))
+            guard.add(masks.kinds(seen, settings))
         with files.replacing(bright, durable=False) as temporary, temporary.open("wb") as handle:
             np.save(handle, guard.bright())
-    task = partial(_sight, target=target, survey=survey, bright=bright, folder=folder)
-    found = pool.run(task, scenes, workers=survey.workers, cluster=survey.cluster, threads=THREADS)
+    task = partial(_sight, target=target, settings=settings, reach_m=reach_m, bright=bright, folder=folder)
+    found = run(task, scenes)
     return tuple(replace(scene, files=scene.files | {SIGHT: sight}) for scene, sight in zip(scenes, found, strict=True))
 
 
-def _sight(scene: Observed, *, target: Grid, survey: Survey, bright: Path | None, folder: Path) -> staging.Staged:
+def _sight(
+    scene: Observed, *, target: Grid, settings: masks.MaskSettings, reach_m: float, bright: Path | None, folder: Path
+) -> staging.Staged:
     path = folder / f"{scene.id}.bin"
     # The folder's name holds all that decides the bytes: what an earlier run left here is this.
     if not path.exists():
-        found = masks.kinds(
-            staging.on_grid(scene.files[survey.mask.asset or ""], target, kernel="nearest", beyond=masks.BEYOND),
-            survey.mask,
-        )
+        seen = staging.on_grid(scene.files[settings.asset or ""], target, kernel="nearest", beyond=masks.BEYOND)
         guard = np.load(bright, allow_pickle=False) if bright else None
-        content = masks.sight(found, guard, survey.mask, gsd_m=target.gsd_m, reach_m=survey.reach_m)
+        content = masks.sight(masks.kinds(seen, settings), guard, settings, gsd_m=target.gsd_m, reach_m=reach_m)
         with files.replacing(path, durable=False) as temporary:
             content.tofile(temporary)
     return staging.Staged(path=str(path), lattice=target, dtype="uint8", sha256="", holes=False)
@@ -347,7 +338,8 @@ def evidence(scene: Observed, *, lattice: Grid, tile: int) -> offsets.Evidence:
     step = max(round(scene.files["SCL"].lattice.gsd_m / lattice.gsd_m), 1)
     for window in grid.tiles(lattice.shape, tile * step):
         target = grid.windowed(lattice, window)
-        classes, *bands = (staging.sampled(scene.files[name], target, step) for name in needed)
+        found = (staging.on_grid(scene.files[name], target, kernel="nearest") for name in needed)
+        classes, *bands = (values[::step, ::step] for values in found)
         counted = offsets.count(classes, np.stack(bands))
         eligible, dark = eligible + counted[0], dark + counted[1]
     share = dark / (eligible * len(offsets.TEST_BANDS)) if eligible else 0.0

@@ -30,15 +30,12 @@ def finer(coarse: Array, factor: int, *, kernel: Kernel, window: Window | None =
     window = window or Window(row=0, col=0, height=height * factor, width=width * factor)
     if factor == 1:
         return coarse[(..., *window.slices)]
-    # Only the coarse pixels under the window are repeated: tiles are small, files large.
     if kernel == "nearest":
-        row, col = window.row // factor, window.col // factor
-        part = coarse[
-            ..., row : -(-(window.row + window.height) // factor), col : -(-(window.col + window.width) // factor)
-        ]
-        whole = part.repeat(factor, axis=-1).repeat(factor, axis=-2)
-        inner = Window(row=window.row % factor, col=window.col % factor, height=window.height, width=window.width)
-        return whole[(..., *inner.slices)]
+        rows, cols = (np.arange(part.start, part.stop) // factor for part in window.slices)
+        # Only the coarse pixels under the window: tiles are small, files large. Columns first, while rows are few.
+        under = coarse[..., rows[0] : rows[-1] + 1, :] if len(rows) else coarse[..., :0, :]
+        fine: Array = under.take(cols, axis=-1).take(rows - rows[:1], axis=-2)
+        return fine
     planes = np.ascontiguousarray(coarse).reshape(-1, height, width)
     out = np.empty((len(planes), window.height, window.width), coarse.dtype)
     for plane, target in zip(planes, out, strict=True):

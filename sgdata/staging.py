@@ -181,20 +181,6 @@ def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: in
     return out
 
 
-def sampled(staged: Staged, target: Grid, step: int) -> Array:
-    """(h, w): the value under every `step`-th pixel of `target` in both directions; 0 where the file does not reach."""
-    factor, *first = place(staged, target)
-    sizes = staged.lattice.shape
-    if 0 in sizes:
-        return np.zeros([-(-count // step) for count in target.shape], staged.dtype)
-    at = [(start + np.arange(0, count, step)) // factor for start, count in zip(first, target.shape, strict=True)]
-    there = [(index >= 0) & (index < size) for index, size in zip(at, sizes, strict=True)]
-    rows, cols = (index.clip(0, size - 1) for index, size in zip(at, sizes, strict=True))
-    # Rows, then columns: each is one plain copy, where both at once would be looked up value by value.
-    values: Array = staged.pixels[rows].take(cols, axis=1) * np.logical_and.outer(*there)
-    return values
-
-
 def place(staged: Staged, target: Grid) -> tuple[int, int, int]:
     """(factor, row, col): fine pixels per staged pixel, and where `target` begins counted in fine pixels."""
     lattice = staged.lattice

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from sgdata import (
     annotate,
@@ -116,6 +117,11 @@ class Places:
     def scratch_folder(self) -> Path:
         """Staged windows and finished tiles."""
         return self.scratch or self.out / ".scratch"
+
+    @property
+    def run(self) -> partial[Iterator[Any]]:
+        """`pool.run` on this machine."""
+        return partial(pool.run, workers=self.workers, cluster=self.cluster, threads=observe.THREADS)
 
 
 def recipe_for(
@@ -304,11 +310,12 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
 
     Raises SourceError: a file cannot be read or is not what its item or the lock says; an offset contradicts.
     """
-    run = partial(pool.run, workers=places.workers, cluster=places.cluster, threads=observe.THREADS)
     visits = [visit(item.scene, recipe, planned.grid, places) for item in planned.items]
     peeks = [replace(v, pieces={b: p for b, p in v.pieces.items() if b == recipe.mask.asset}) for v in visits]
     if recipe.composite.method == "bap" or recipe.composite.max_obs:
-        scenes = dict(enumerate(progress.track(run(observe.scout, peeks), label="mask layers", total=len(peeks))))
+        scenes = dict(
+            enumerate(progress.track(places.run(observe.scout, peeks), label="mask layers", total=len(peeks)))
+        )
     else:
         scenes = dict(enumerate(observe.scout(replace(v, pieces={})) for v in visits))
     items, dropped = dict(enumerate(planned.items)), list(planned.dropped)
@@ -318,7 +325,7 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
     known = -1
     while known != len(scenes) and (fresh := [n for n in _wanted(recipe, planned, scenes, places) if n not in read]):
         read, known = read | set(fresh), len(scenes)
-        runs = progress.track(run(task, [visits[n] for n in fresh]), label="scenes", total=len(fresh))
+        runs = progress.track(places.run(task, [visits[n] for n in fresh]), label="scenes", total=len(fresh))
         for n, (scene, seen) in zip(fresh, runs, strict=True):
             _same_pixels(items[n], scene.files)
             items[n] = replace(items[n], expected_offset=_promised(items[n].scene, recipe, seen.product))
@@ -326,12 +333,13 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
                 dropped.append(Dropped(id=scene.id, reason=f"offset untestable: {seen.eligible} clear pixels"))
                 del items[n], scenes[n]
             else:
-                items[n] = _decided(items[n], scene, seen, recipe.offset)
+                items[n] = _decided(items[n], seen, recipe.offset)
                 scenes[n] = replace(scene, offset=items[n].offset or 0)
     if not items:
         raise SourceError(f"all {len(visits)} scenes show too few clear pixels to test offsets; widen dates or area")
-    for n in items.keys() - read:
-        _same_pixels(items[n], scenes[n].files)
+    for n in items:
+        if n not in read:
+            _same_pixels(items[n], scenes[n].files)
         items[n] = replace(items[n], windows={band: staged.sha256 for band, staged in scenes[n].files.items()})
     order = sorted(items)
     settled = replace(planned, items=tuple(items[n] for n in order), dropped=tuple(dropped))
@@ -344,19 +352,15 @@ def _wanted(recipe: BuildRecipe, planned: Lock, scenes: dict[int, observe.Observ
         return order[: recipe.composite.max_obs or None]
     if not (recipe.composite.method == "bap" or recipe.composite.max_obs):
         return order
-    sighted = observe.sighted(tuple(scenes[n] for n in order), _survey(recipe, planned.grid, places))
+    sighted = _sighted(recipe, tuple(scenes[n] for n in order), planned.grid, places)
     return [order[n] for n in observe.wanted(sighted, recipe.composite)]
 
 
-def _survey(recipe: BuildRecipe, lattice: Grid, places: Places) -> observe.Survey:
-    return observe.Survey(
-        grid=lattice,
-        mask=recipe.mask,
-        reach_m=recipe.composite.reach_m,
-        folder=places.scratch_folder / "sights",
-        workers=places.workers,
-        cluster=places.cluster,
-    )
+def _sighted(
+    recipe: BuildRecipe, scenes: tuple[observe.Observed, ...], lattice: Grid, places: Places
+) -> tuple[observe.Observed, ...]:
+    reach, folder = recipe.composite.reach_m, places.scratch_folder / "sights"
+    return observe.sighted(scenes, recipe.mask, area=lattice, reach_m=reach, folder=folder, run=places.run)
 
 
 def visit(scene: Scene, recipe: BuildRecipe, lattice: Grid, places: Places) -> observe.Visit:
@@ -407,18 +411,12 @@ def _same_pixels(item: Item, staged: dict[str, staging.Staged]) -> None:
             )
 
 
-def _decided(item: Item, scene: observe.Observed, evidence: offsets.Evidence, settings: offsets.OffsetSettings) -> Item:
+def _decided(item: Item, evidence: offsets.Evidence, settings: offsets.OffsetSettings) -> Item:
     declared = item.scene.declared_offset
     offset = offsets.decide(item.scene.id, item.expected_offset, evidence, declared=declared, believe=settings.believe)
     if declared is not None and declared != offset:
         log.warning("scene %s: its item declares offset %d, decided is %d", item.scene.id, declared, offset)
-    return replace(
-        item,
-        offset=offset,
-        dark_share=evidence.dark_share,
-        eligible=evidence.eligible,
-        windows={band: staged.sha256 for band, staged in sorted(scene.files.items())},
-    )
+    return replace(item, offset=offset, dark_share=evidence.dark_share, eligible=evidence.eligible)
 
 
 def render(
@@ -428,8 +426,7 @@ def render(
     task = job(recipe, settled, scenes, places)
     side = observe.tile_size(len(scenes), len(observe.looked_at(task)), places.tile_px)
     windows = list(grid.tiles(settled.grid.shape, side))
-    run = partial(pool.run, workers=places.workers, cluster=places.cluster, threads=observe.THREADS)
-    runs = run(partial(observe.composite_tile, task), windows)
+    runs = places.run(partial(observe.composite_tile, task), windows)
     paths = progress.track(runs, label="composite", total=len(windows))
     builds.write_composite(folder, settled.grid, recipe.bands, zip(windows, paths, strict=True))
     builds.write_usage(folder, [(scene.id, scene.clear_share) for scene in task.scenes])
@@ -445,6 +442,6 @@ def job(recipe: BuildRecipe, settled: Lock, scenes: tuple[observe.Observed, ...]
         bands=recipe.bands,
         kernel=recipe.resampling,
         settings=recipe.composite,
-        scenes=observe.sighted(scenes, _survey(recipe, settled.grid, places)),
+        scenes=_sighted(recipe, scenes, settled.grid, places),
         folder=places.scratch_folder / "tiles" / name,
     )
