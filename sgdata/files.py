@@ -229,20 +229,24 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def sums(folder: Path, known: Mapping[str, str] | None = None) -> bytes:
-    """The SHA256SUMS text of `folder`: `<hash>  <relative path>` per file, sorted by path.
-
-    Left out: itself, hidden files and folders, and what is TIMED. Files whose hash is `known` are not read.
-    """
-    lines = []
-    # By POSIX text, not by Path: the order must not depend on the platform.
-    for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
+def covered(folder: Path, *, everything: bool = False) -> list[str]:
+    """Relative POSIX names, sorted, of what a SHA256SUMS of `folder` should list: not itself, and, but for
+    `everything`, no hidden files and folders (locks and journals are of the machine) and nothing TIMED."""
+    found = []
+    for path in folder.rglob("*"):
         parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") or part in TIMED for part in parts)
-        if path.is_file() and not hidden and parts != (SUMS,):
-            name = "/".join(parts)
-            lines.append(f"{(known or {}).get(name) or sha256_file(path)}  {name}\n")
-    return "".join(lines).encode()
+        outside = not everything and any(part.startswith(".") or part in TIMED for part in parts)
+        # What a link to a folder adds is nowhere listed; a link to a file is judged by its content, as hubs keep files.
+        if (path.is_symlink() or not path.is_dir()) and not outside and parts != (SUMS,):
+            found.append("/".join(parts))
+    # As texts, not as paths: the order must not depend on the platform.
+    return sorted(found)
+
+
+def sums(folder: Path, known: Mapping[str, str] | None = None) -> bytes:
+    """The SHA256SUMS text of `folder`: `<hash>  <relative path>` per file; those whose hash is `known` are not read."""
+    names = [name for name in covered(folder) if (folder / name).is_file()]
+    return "".join(f"{(known or {}).get(name) or sha256_file(folder / name)}  {name}\n" for name in names).encode()
 
 
 def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:

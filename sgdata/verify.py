@@ -34,8 +34,8 @@ def verify(folder: Path) -> list[str]:
                 differences.append(f"{name}: changed, SHA-256 is {found[:16]}..., expected {digest[:16]}...")
         except OSError as error:  # no right to read it, a bad sector, a name too long for any file
             differences.append(f"{name}: cannot be read: {error.strerror}")
-    present = _present(folder, everything=RELEASED in listed)
-    return differences + [f"{name}: not listed" for name in sorted(present - set(listed))]
+    present = files.covered(folder, everything=RELEASED in listed)
+    return differences + [f"{name}: not listed" for name in present if name not in listed]
 
 
 def _listed(path: Path) -> dict[str, str]:
@@ -51,16 +51,3 @@ def _listed(path: Path) -> dict[str, str]:
             raise OutputError(f"{path}: line {number} is {line!r:.90}, expected '<sha256>  <relative path>', once")
         listed[match[2]] = match[1]
     return listed
-
-
-def _present(folder: Path, *, everything: bool) -> set[str]:
-    """Relative names of the files that a SHA256SUMS of this folder should list."""
-    found = set()
-    for path in folder.rglob("*"):
-        parts = path.relative_to(folder).parts
-        # Times and curves differ between equal runs; locks and journals are of the machine.
-        outside = not everything and any(part.startswith(".") or part in files.TIMED for part in parts)
-        # What a link to a folder adds is nowhere listed; a link to a file is judged by its content, as hubs keep files.
-        if (path.is_symlink() or not path.is_dir()) and not outside and parts != (files.SUMS,):
-            found.add("/".join(parts))
-    return found

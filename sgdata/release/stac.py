@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sgdata import shards
+from sgdata import catalog
 from sgdata.release.shipment import Shipment, bounds
 from sgdata.sentinel2 import BAND
 
-_EXTENSIONS = {
-    "file": "v2.1.0",
-    "projection": "v2.0.0",
-    "processing": "v1.2.0",
-    "classification": "v2.0.0",
-    "eo": "v2.0.0",
-    "scientific": "v1.0.0",
-}
 # Sentinel-2A was launched on this day: what is not dated is not older.
 FIRST_DAY = "2015-06-23"
 
@@ -28,14 +20,12 @@ def documents(shipment: Shipment, software: str) -> dict[str, dict[str, Any]]:
         items = {f"{split}.json": _item(shipment, split, software) for split in shipment.contract.splits}
     first, last = shipment.days or (FIRST_DAY, None)
     interval = [f"{first}T00:00:00Z", f"{last}T23:59:59Z" if last else None]
-    collection = {
-        "type": "Collection",
-        "stac_version": "1.1.0",
-        "stac_extensions": _schemas("file", "processing", "eo", "scientific"),
+    fixed = catalog.document("release_stac")["collection"]
+    links = [{"rel": "item", "href": f"./{name}", "type": "application/geo+json"} for name in items]
+    collection = fixed | {
         "id": shipment.title,
         "title": shipment.title,
         "description": shipment.summary,
-        "license": "other",
         "keywords": ["sentinel-2", shipment.card.task],
         "providers": [{"name": "sgdata", "roles": ["processor"], "processing:software": {"sgdata": software}}],
         "extent": {
@@ -45,14 +35,7 @@ def documents(shipment: Shipment, software: str) -> dict[str, dict[str, Any]]:
         },
         "summaries": {"bands": _bands(shipment)},
         "sci:citation": "; ".join(shipment.card.citation),
-        "links": [
-            {"rel": "root", "href": "./collection.json", "type": "application/json"},
-            {"rel": "license", "href": "../LICENSES/files.tsv", "type": "text/tab-separated-values"},
-            *({"rel": "item", "href": f"./{name}", "type": "application/geo+json"} for name in items),
-        ],
-        "assets": {
-            "index": {"href": f"../{shards.INDEX}", "type": "application/vnd.apache.parquet", "roles": ["index"]}
-        },
+        "links": fixed["links"] + links,
     }
     return {"collection.json": collection, **items}
 
@@ -70,11 +53,9 @@ def _item(shipment: Shipment, split: str, software: str) -> dict[str, Any]:
         lattice = shipment.lock.grid
         # Windows of the samples count from this lattice's corner.
         grid = {"proj:transform": list(lattice.transform), "proj:shape": list(lattice.shape)}
-    level = {"processing:level": shipment.contract.level} | {"processing:software": {"sgdata": software}}
-    return {
-        "type": "Feature",
-        "stac_version": "1.1.0",
-        "stac_extensions": _schemas(*(name for name in _EXTENSIONS if name != "scientific")),
+    level = {"processing:level": shipment.contract.level, "processing:software": {"sgdata": software}}
+    fixed = catalog.document("release_stac")["item"]
+    document: dict[str, Any] = fixed | {
         "id": f"{shipment.title}-{split}",
         "collection": shipment.title,
         "geometry": {"type": "Polygon", "coordinates": [ring]},
@@ -89,11 +70,7 @@ def _item(shipment: Shipment, split: str, software: str) -> dict[str, Any]:
             **level,
             "processing:lineage": f"{len(held)} samples; {shipment.contract.resampling} onto one grid of 10 m",
         },
-        "links": [
-            {"rel": "root", "href": "./collection.json", "type": "application/json"},
-            {"rel": "collection", "href": "./collection.json", "type": "application/json"},
-            *_sources(shipment),
-        ],
+        "links": [*fixed["links"], *_sources(shipment)],
         "assets": {
             name.removesuffix(".tar"): {
                 "href": f"../{name}",
@@ -109,10 +86,7 @@ def _item(shipment: Shipment, split: str, software: str) -> dict[str, Any]:
             if any(row["shard"] == name for row in held)
         },
     }
-
-
-def _schemas(*names: str) -> list[str]:
-    return [f"https://stac-extensions.github.io/{name}/{_EXTENSIONS[name]}/schema.json" for name in names]
+    return document
 
 
 def _sources(shipment: Shipment) -> Sequence[dict[str, str]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sgdata.errors import SettingError
 from sgdata.sentinel2 import BAND
 from sgdata.simulate.items import KEYS
 
@@ -17,15 +16,13 @@ BAND_OF = {key: band for band, key in KEYS.items()} | {"scl": "SCL"}
 
 
 def written(document: dict[str, Any], layout: str) -> dict[str, Any]:
-    """An Earth Search item in another provider's words. Raises SettingError where `layout` is unknown."""
+    """An Earth Search item in the words of another provider, one of LAYOUTS."""
     if layout == "earth-search":
         return document
     if layout == "planetary-computer":
         return document | {"properties": _microsoft(document), "assets": _bands(document, {}, "")}
-    if layout == "cdse":
-        code = {key: value for key, value in document["properties"].items() if key == "proj:code"}
-        return document | {"properties": _copernicus(document), "assets": _bands(document, code, "m")}
-    raise SettingError(f"--layout {layout}: expected one of {', '.join(LAYOUTS)}")
+    code = {key: value for key, value in document["properties"].items() if key == "proj:code"}
+    return document | {"properties": _copernicus(document), "assets": _bands(document, code, "m")}
 
 
 def _microsoft(document: dict[str, Any]) -> dict[str, Any]:

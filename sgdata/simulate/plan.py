@@ -85,12 +85,9 @@ class Plan:
 
 def checked(seed: int, size_km: float, dates: int, layout: str = "earth-search") -> Plan:
     """The plan of these numbers. Raises SettingError outside the sizes and counts that are simulated."""
-    if not 2 <= size_km <= 40:
-        raise SettingError(f"--size {size_km}: expected 2 to 40 (km)")
-    if not 3 <= dates <= 400:
-        raise SettingError(f"--dates {dates}: expected 3 to 400")
-    if not 0 <= seed < 2**31:
-        raise SettingError(f"--seed {seed}: expected 0 to 2147483647")
+    for name, value, low, high in (("size", size_km, 2, 40), ("dates", dates, 3, 400), ("seed", seed, 0, 2**31 - 1)):
+        if not low <= value <= high:
+            raise SettingError(f"--{name} {value}: expected {low} to {high}" + " (km)" * (name == "size"))
     return Plan(seed=seed, size_km=size_km, dates=dates, layout=layout)
 
 
