@@ -39,13 +39,6 @@ class Objective:
             raise SettingError(f"contrast: {told}; expected a temperature above 0, 1 or more in the queue, a share")
 
 
-class Projection(nn.Sequential):
-    """Two layers, which are thrown away after pretraining."""
-
-    def __init__(self, width: int, projection: int) -> None:
-        super().__init__(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection))
-
-
 class Contrast(nn.Module):
     """A backbone that learns to tell images apart; a checkpoint holds copy and queue too, so a run resumes exactly.
 
@@ -59,7 +52,9 @@ class Contrast(nn.Module):
     def __init__(self, backbone: backbones.Backbone, objective: Objective, *, recipe: Any, bands: int) -> None:
         super().__init__()
         self.backbone, self.objective, self.recipe, self.bands = backbone, objective, recipe, bands
-        self.head = Projection(self.backbone.width, objective.projection)
+        width = self.backbone.width
+        # Thrown away after pretraining.
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, objective.projection))
         self.waiting: list[Tensor] = []
         if objective.method == "moco":
             # Copies, not fresh draws: the comparison starts between equals.

@@ -18,11 +18,10 @@ from sgmodel.campaign import Reason, Recipe, Row, Run, Table
 Figure = dict[str, Any]
 
 
-def table(recipe: Recipe, which: Table, places: campaign.Places, audits: Sequence[audit.Report]) -> dict[str, Any]:
+def table(recipe: Recipe, which: Table, places: campaign.Places) -> dict[str, Any]:
     """A table as it stands in `ledger.json`. Raises SettingError, SourceError."""
     contract = contracts.read(places.data[which.data]) if which.data in places.data else None
-    subject = contract and f"{contract.dataset} {contract.version}"
-    report = next((report for report in audits if report.subject == subject), None)
+    report = contract and audited(places.data[which.data], f"{contract.dataset} {contract.version}")
     lines = [line(recipe, which, row, places) for row in which.rows]
     return {
         "name": which.name,
@@ -152,8 +151,12 @@ def _spoken(each: Figure) -> str:
     return f"{each['mean']:.3f}{inside}"
 
 
-def audits(paths: Sequence[Path], data: Sequence[Path]) -> list[audit.Report]:
-    """The reports given, and those that lie in or beside the folders of `data`. Raises SettingError."""
-    places = ("{0}", "{0}-audit", "{0}/../audit")
-    beside = [Path(place.format(folder), audit.NAME) for folder in data for place in places]
-    return [audit.read(path) for path in (*paths, *(path for path in dict.fromkeys(beside) if path.exists()))]
+def audited(folder: Path, subject: str) -> audit.Report | None:
+    """The audit of a folder of shards, which lies in it or beside it; None where nobody has looked.
+
+    Raises SettingError.
+    """
+    places = (Path(place, audit.NAME) for place in (folder, f"{folder}-audit", folder.parent / "audit"))
+    reports = (audit.read(path) for path in places if path.exists())
+    # What lies beside may be of another folder there.
+    return next((report for report in reports if report.subject == subject), None)

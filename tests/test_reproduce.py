@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -230,10 +231,15 @@ def test_findings_stand_beside_the_figures_they_affect(places: Places, tmp_path:
         audit.Check(name="bands", state="pass", told="in order"),
     )
     report = audit.Report(subject="toy 1", kind="shards", samples=6, checks=checks, findings=1)
-    files.write(tmp_path / "audit.json", files.pretty_json(report))
+    shutil.copytree(places.data["toy"], tmp_path / "toy")
+    places = dataclasses.replace(places, data={"toy": tmp_path / "toy"})
     reproduce.main(recipe(), places, ALONE)
     assert "| not audited |" in (places.out / "ledger.md").read_text()
-    reproduce.main(recipe(), places, ALONE, [tmp_path / "audit.json"])
+    files.write(tmp_path / "audit" / "audit.json", files.pretty_json(dataclasses.replace(report, subject="pairs 1")))
+    reproduce.main(recipe(), places, ALONE)
+    assert "| not audited |" in (places.out / "ledger.md").read_text()
+    files.write(tmp_path / "toy-audit" / "audit.json", files.pretty_json(report))
+    reproduce.main(recipe(), places, ALONE)
     text = (places.out / "ledger.md").read_text()
     assert "| not published | neighbours |" in text
     assert "| neighbours | 3 patches of val touch train |" in text

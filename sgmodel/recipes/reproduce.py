@@ -35,12 +35,12 @@ class Crew:
     cluster: str | None = None
 
 
-def main(recipe: Recipe, places: Places, crew: Crew, audits: Sequence[Path] = ()) -> int:
+def main(recipe: Recipe, places: Places, crew: Crew) -> int:
     """Make every missing run, then the ledger; 0, or 3 where a run failed. Raises SettingError, OutputError."""
     campaign.check(recipe)
     with files.only_writer(places.out):
         failed = perform(wanted(recipe, places), places.out, crew)
-        write(recipe, places, audits)
+        write(recipe, places)
     return INCOMPLETE if failed else 0
 
 
@@ -69,10 +69,9 @@ def perform(runs: Sequence[Run], out: Path, crew: Crew) -> list[str]:
     return failed
 
 
-def write(recipe: Recipe, places: Places, audits: Sequence[Path] = ()) -> Path:
+def write(recipe: Recipe, places: Places) -> Path:
     """`ledger.json`, `ledger.md` and `page/index.html` in the folder of the ledger; returns the JSON."""
-    reports = ledger.audits(audits, list(places.data.values()))
-    tables = [ledger.table(recipe, table, places, reports) for table in recipe.tables]
+    tables = [ledger.table(recipe, table, places) for table in recipe.tables]
     document = files.plain({"title": recipe.title, "tables": tables})
     files.write(places.out / "ledger.json", files.pretty_json(document))
     files.write(places.out / "ledger.md", shown.markdown(document).encode())
@@ -132,7 +131,6 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     add("recipe", nargs="?", type=Path, help="a ledger; without it, those that come with the package")
     add("--shards", type=Path, action="append", default=[], help="folder of shards; repeatable")
     add("--weights", type=Path, default=Path("weights"), help="folder of published weights")
-    add("--audit", type=Path, action="append", default=[], help="audit.json, where it is not beside the shards")
     add("--out", type=Path, default=Path("out/ledger"), help="folder of the ledger")
     add("--plan", action="store_true", help="say what is missing and what it costs, and stop")
     add("--workers", type=int, default=1, help="runs at a time on this machine")
@@ -166,7 +164,7 @@ def program(argv: list[str] | None = None) -> int:
         if options.plan:
             print("\n".join(plan(recipe, places, options.workers)))
             return 0
-        code = main(recipe, places, Crew(workers=options.workers, cluster=options.cluster), options.audit)
+        code = main(recipe, places, Crew(workers=options.workers, cluster=options.cluster))
         print(options.out / "ledger.json")
     except SgdataError as error:
         print(f"reproduce: {error}", file=sys.stderr)
