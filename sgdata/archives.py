@@ -8,6 +8,7 @@ name, a link, a device, a duplicate, an enormous file) are rejected by name and 
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,7 @@ _LARGEST_HEADER = 2**20
 _PIECE = 2**20
 # First bytes (RFC 1952; RFC 8878, 3.1.1; bzip2) and the name under which Arrow knows the codec.
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+_PACKED = re.compile(r"\.(tar|tgz|gz|zst|bz2|7z|rar|zip)[a-z0-9.]*$")
 _LFS = b"version https://git-lfs"
 
 
@@ -62,6 +64,16 @@ def listing(source: Path) -> Listing:
             taken[member.name] = member
     members = tuple(member for _, member in sorted(taken.items()))
     return Listing(members=members, rejected=tuple(sorted(rejected)))
+
+
+def nothing(source: Path, held: Listing, what: str) -> SourceError:
+    """The error of a reader that finds nothing of its dataset: what it expected, and what is there instead."""
+    names = [member.name for member in held.members]
+    # Downloads under a name that no card knows, or in parts.
+    packed = [name for name in names if _PACKED.search(name)]
+    there = f"; it holds {len(names)} files, such as {(packed or names)[0]}" if names else "; it is empty"
+    cure = "; join the parts of an archive, and give it as --source" if packed else ""
+    return SourceError(f"{source}: {what}{there}{cure}")
 
 
 def _unsafe(member: Member, taken: dict[str, Member]) -> str:

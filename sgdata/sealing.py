@@ -53,7 +53,8 @@ def finish(out: Path, whole: Whole) -> Contract:
     files.write(out / shards.QUARANTINE, b"".join(files.canonical_json(row) for row in listed))
     rows = sorted(whole.rows, key=lambda row: (row["split"], row["key"]))
     if not rows:
-        raise SourceError(f"{out}: not one sample to write, {len(listed)} in quarantine; see {shards.QUARANTINE}")
+        why = f"; the first: {listed[0]['reason']}" if listed else ""
+        raise SourceError(f"{out}: not one sample to write, {len(listed)} in {shards.QUARANTINE}{why}")
     contract, splits = whole.contract, Counter(row["split"] for row in rows)
     bands = [band.name for band in contract.bands]
     # Statistics of other splits would leak into the normalisation of what they are to judge.

@@ -634,3 +634,27 @@ def test_real_segmunich(real: Path, tmp_path: Path) -> None:
     assert (means["B02"], means["B04"], means["B08"], means["B12"]) == (472, 635, 2853, 1100)
     np.testing.assert_array_equal(sample.arrays["image"][names.index("B8A")], cube[..., 7])
     assert (sample.arrays["mask"] == 4).all()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "files_held", "told"),
+    [
+        ("eurosat", ["EuroSAT_RGB/River/River_1.jpg"], "it holds 1 files, such as EuroSAT_RGB/River/River_1.jpg"),
+        ("eurosat", [], "it is empty"),
+        ("bigearthnet", ["a.txt", "x.tar.gzaa", "x.tar.gzab"], "such as x.tar.gzaa; join the parts of an archive"),
+        ("fmow", ["train/River/River_1.tif"], "no train/airport/airport_0/airport_0_6.tif"),
+        ("oscd", ["paris/imgs_1/x_B01.tif", "Images.7z"], r"the three zips, packed or not; it holds 2.*Images.7z"),
+        ("segmunich", ["img/1.tif"], "neither a build .* such as img/1.tif"),
+    ],
+)
+def test_a_source_of_something_else_is_named(tmp_path: Path, dataset: str, files_held: list[str], told: str) -> None:
+    for name in files_held:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(SourceError, match=told):
+        packing.pack(dataset, source=tmp_path, out=tmp_path / "out")
+
+
+def test_csvs_of_fmow_may_lie_deeper(made: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(made("fmow"), tmp_path / "data" / "again" / "nested")
+    assert pack("fmow", tmp_path / "data", tmp_path / "out").contract.splits == {"train": 3, "val": 2, "test": 1}

@@ -35,7 +35,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
         elif match:
             rejected.append((member.name, f"'{match[1]}' is not one of the {len(space.names)} classes"))
     if not refs:
-        raise SourceError(f"{source}: no file like AnnualCrop/AnnualCrop_1.tif; expected EuroSAT_MS as distributed")
+        raise archives.nothing(source, listing, "no AnnualCrop/AnnualCrop_1.tif; expected EuroSAT_MS as distributed")
     return Found(refs=tuple(refs), edition=edition, labels=space, rejected=tuple(rejected))
 
 

@@ -40,8 +40,8 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     listing = archives.listing(source)
     images = _images(listing.members, space)
     if not images:
-        raise SourceError(f"{source}: no image like train/airport/airport_0/airport_0_6.tif; expected fMoW-Sentinel")
-    rows = _rows(source, {split for split, _ in images})
+        raise archives.nothing(source, listing, "no train/airport/airport_0/airport_0_6.tif; expected fMoW-Sentinel")
+    rows = _rows(source, listing.members, {split for split, _ in images})
     if rows:
         wanted = {at: member for at, member in images.items() if at in rows}
         # All TIFFs, whatever their names: what the archive holds too much is to be accounted for.
@@ -71,11 +71,13 @@ def _images(members: tuple[Member, ...], space: LabelSpace) -> dict[tuple[str, s
     return images
 
 
-def _rows(source: Path, splits: set[str]) -> dict[tuple[str, str], dict[str, str]]:
+def _rows(source: Path, members: tuple[Member, ...], splits: set[str]) -> dict[tuple[str, str], dict[str, str]]:
     """(split, stem) to CSV row, for the splits that have images here."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for name, split in CSVS.items():
-        held = [folder / name for folder in (source, source.parent) if (folder / name).is_file()]
+        # Beside an archive, or anywhere in a folder: who unpacks into a folder of the same name nests them.
+        places = [source.parent / name, *(source / m.name for m in members if m.name.rpartition("/")[2] == name)]
+        held = [path for path in places if path.is_file()]
         if not held or split not in splits:
             continue
         try:

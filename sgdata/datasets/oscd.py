@@ -48,7 +48,8 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
         size = int(sum(member.size for member in held.values()) * _STORED_SHARE)
         refs.append(Ref(key=city, split=splits[city], members=tuple(held.values()), bytes=size))
     if not refs:
-        raise SourceError(f"{source}: no city of OSCD (such as abudhabi/imgs_1_rect); expected the unpacked zips")
+        expected = "no city of OSCD, such as abudhabi/imgs_1_rect; expected the three zips, packed or not"
+        raise archives.nothing(source, listing, expected)
     return Found(
         refs=tuple(refs), edition=edition, labels=catalog.label_space(card, recipe.labels), rejected=listing.rejected
     )

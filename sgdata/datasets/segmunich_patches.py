@@ -141,7 +141,7 @@ def _find_released(source: Path, recipe: ShardRecipe) -> Found:
             if kind is not None:
                 kind[parts[-3], parts[-1].removesuffix(".tif")] = member
     if not images:
-        raise SourceError(f"{source}: neither a build ({PATCHES}) nor the released tree train/img/<id>.tif")
+        raise archives.nothing(source, listing, f"neither a build ({PATCHES}) nor the released train/img/<id>.tif")
     refs = [
         Ref(
             # Ids of the copies are not known beforehand; a dot or a blank would end the key of a tar member.
