@@ -99,8 +99,8 @@ def load(weights: Path, where: launch.Launch, *, embeddings: bool) -> Predictor:
         raise SettingError(f"{weights}: its card tells neither bands nor normalisation; fine-tune it first")
     if embeddings:  # labels play no part then, neither the model's nor the data's
         contract = replace(contract, label_space=LabelSpace(name="embeddings", task="none"))
-    elif kind in {"encoder", "autoencoder"}:
-        raise SettingError(f"{weights}: an {kind} knows no classes; fine-tune it, or take --what embeddings")
+    elif kind in {"encoder", "autoencoder", "contrast"}:
+        raise SettingError(f"{weights}: pretrained ({kind}), it knows no classes; fine-tune it, or --what embeddings")
     whole = contract.label_space.task in SCENES
     trained = contract.shape[1] if contract.shape else 0
     fixed = card.model.recipe.px if card.model.recipe else card.model.encoder.image_px if card.model.encoder else 0

@@ -23,7 +23,7 @@ from torch import nn
 
 from sgdata import contracts, sealing, sentinel2, shards, verify
 from sgdata.types import Array, Contract, LabelSpace, Sample
-from sgmodel import cards, checkpoint, encoder, heads, launch, mae, models, mosaic, normalise, predictor
+from sgmodel import cards, checkpoint, contrastive, encoder, heads, launch, mae, models, mosaic, normalise, predictor
 from sgmodel.recipes import predict
 
 NAMES = sentinel2.L2A_BANDS
@@ -468,7 +468,11 @@ def test_weights_that_cannot_predict(tmp_path: Path, weights: Path, capsys: pyte
     folder = built(tmp_path / "build", pixels(PX, PX))
     rest = ("--input", folder, "--out", tmp_path / "out")
     encoded = saved(tmp_path / "mae", lambda: mae.MaskedAutoencoder(restless()), contract(PX))
-    assert "--what embeddings" in refused(capsys, *rest, "--weights", encoded)
+    unlike = contrastive.Objective(method="simclr", temperature=0.1, projection=4)
+    recipe = models.ModelRecipe(backbone="unet", widths=(8, 16))
+    told_apart = saved(tmp_path / "simclr", lambda: models.contrast(recipe, unlike, bands=12), contract(PX))
+    for pretrained in (encoded, told_apart):
+        assert "--what embeddings" in refused(capsys, *rest, "--weights", pretrained)
     bare = cards.load(weights)
     checkpoint.save(tmp_path / "bare", bare, cards.Card(model=cards.describe(bare)))
     assert "neither bands nor normalisation" in refused(capsys, *rest, "--weights", tmp_path / "bare")
