@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sgdata import grid
 from sgdata.errors import SettingError
 from sgdata.types import Bounds, Grid
@@ -72,9 +74,8 @@ def _edges(bbox: Bounds) -> list[tuple[float, float]]:
             "one across the date line has no single lattice: build its two sides"
         )
     # 20 pieces a side: over a city the bulge between two points is far below a pixel.
-    steps = [i / 20 for i in range(21)]
-    along = [(west + (east - west) * s, y) for s in steps for y in (south, north)]
-    return along + [(x, south + (north - south) * s) for s in steps for x in (west, east)]
+    sides = np.linspace(west, east, 21), np.linspace(south, north, 21)
+    return [(float(x), float(y)) for x in sides[0] for y in sides[1] if x in {west, east} or y in {south, north}]
 
 
 def _over(points: list[tuple[float, float]], area: Area) -> Grid:

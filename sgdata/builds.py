@@ -171,12 +171,12 @@ def _asset(path: Path) -> dict[str, Any]:
         "file:size": path.stat().st_size,
         # multihash: 0x12 = sha2-256, 0x20 = 32 bytes
         "file:checksum": "1220" + files.sha256_file(path),
-        "bands": [{"name": name, "data_type": kind} | _wavelength(name) for name in names],
+        "bands": [
+            {"name": name, "data_type": kind}
+            | ({"eo:center_wavelength": round(BAND[name].wavelength_nm / 1000, 4)} if name in BAND else {})
+            for name in names
+        ],
     }
-
-
-def _wavelength(name: str) -> dict[str, float]:
-    return {"eo:center_wavelength": round(BAND[name].wavelength_nm / 1000, 4)} if name in BAND else {}
 
 
 def open_build(folder: Path) -> xarray.Dataset:

@@ -41,6 +41,15 @@ def windowed(grid: Grid, window: Window) -> Grid:
     return Grid(crs=grid.crs, origin=origin, gsd_m=grid.gsd_m, shape=(window.height, window.width))
 
 
+def over(lattice: Grid, bounds: Bounds, *, margin: int = 0) -> Window:
+    """The pixels of `lattice`, thought on without end, that meet `bounds`, and `margin` more on each side."""
+    west, south, east, north = bounds
+    (left, top), gsd, slack = lattice.origin, lattice.gsd_m, 1e-6
+    row, last_row = math.floor((top - north) / gsd + slack) - margin, math.ceil((top - south) / gsd - slack) + margin
+    col, last_col = math.floor((west - left) / gsd + slack) - margin, math.ceil((east - left) / gsd - slack) + margin
+    return Window(row=row, col=col, height=last_row - row, width=last_col - col)
+
+
 def tiles(shape: tuple[int, int], size: int) -> Iterator[Window]:
     """Windows of at most `size` x `size` that cover `shape` once, row by row."""
     height, width = shape

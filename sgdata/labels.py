@@ -104,8 +104,7 @@ def prepare(features: Any, rules: tags.RuleTable, grid: Grid, settings: LabelSet
     touched = [item for item, yes in zip(named, is_touched, strict=True) if yes]
     areas = _widened([item for item, yes in zip(named, is_touched, strict=True) if not yes], grid)
     areas.sort(key=_by_priority if settings.overlap == "priority" else _by_area)
-    for item in (*areas, *touched):
-        counts["lines" if item.is_line else "polygons"] += 1
+    counts.update("lines" if item.is_line else "polygons" for item in (*areas, *touched))
     return Drawing(
         grid=grid,
         supersample=settings.supersample,

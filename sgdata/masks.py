@@ -121,6 +121,8 @@ class Guard:
 
 def surroundings(what: Array, among: Array, gsd_m: float, side_m: float) -> Array:
     """(H, W) float32: the share of `what` in `among` within a square of `side_m` round each block of BLOCK_M."""
+    from scipy import ndimage
+
     height, width = what.shape
     size = max(round(BLOCK_M / gsd_m), 1)
     reach = round(side_m / BLOCK_M) // 2
@@ -129,10 +131,8 @@ def surroundings(what: Array, among: Array, gsd_m: float, side_m: float) -> Arra
         padded = np.pad(mask, ((0, -height % size), (0, -width % size)))
         blocks = padded.reshape(padded.shape[0] // size, size, padded.shape[1] // size, size)
         total = blocks.sum(axis=(1, 3), dtype=np.int64)
-        for axis in (0, 1):  # a box sum is the difference of two running sums
-            running = np.insert(total.cumsum(axis), 0, 0, axis)
-            at = np.arange(total.shape[axis])
-            total = running.take((at + reach + 1).clip(max=len(at)), axis) - running.take((at - reach).clip(0), axis)
+        for axis in (0, 1):
+            total = ndimage.correlate1d(total, np.ones(2 * reach + 1), axis, mode="constant")
         sums.append(total)
     share: Array = (sums[0] / np.maximum(sums[1], 1)).astype(np.float32)
     return share.repeat(size, 0)[:height].repeat(size, 1)[:, :width]

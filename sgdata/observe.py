@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -123,7 +122,10 @@ def sighted(
     layer = settings.asset
     if layer is None or not scenes:
         return scenes
-    target = _lattice_over(area, scenes[0].files[layer].lattice, layer_reach_m(settings, reach_m))
+    west, south, east, north = area.bounds
+    reach = layer_reach_m(settings, reach_m)
+    theirs = replace(scenes[0].files[layer].lattice, crs=area.crs)
+    target = grid.windowed(theirs, grid.over(theirs, (west - reach, south - reach, east + reach, north + reach)))
     decides = (VERSION, settings, reach_m, target, [(scene.id, scene.files[layer].sha256) for scene in scenes])
     folder = folder / files.sha256(files.canonical_json(decides))[:16]
     bright = folder / "bright.npy" if settings.guard else None
@@ -157,16 +159,6 @@ def _sight(
 def layer_reach_m(mask: masks.MaskSettings, reach_m: float) -> float:
     """How far beyond the area the mask layer is needed."""
     return max(mask.cloud_buffer_m, mask.shadow_buffer_m, reach_m)
-
-
-def _lattice_over(area: Grid, layer: Grid, reach_m: float) -> Grid:
-    """The pixels of the layer's lattice, thought on without end, over the area and `reach_m` around it."""
-    gsd, (left, top), slack = layer.gsd_m, layer.origin, 1e-6
-    west, south, east, north = area.bounds
-    first_col, first_row = (math.floor((d - reach_m) / gsd + slack) for d in (west - left, top - north))
-    last_col, last_row = (math.ceil((d + reach_m) / gsd - slack) for d in (east - left, top - south))
-    origin = (left + first_col * gsd, top - first_row * gsd)
-    return Grid(crs=area.crs, origin=origin, gsd_m=gsd, shape=(last_row - first_row, last_col - first_col))
 
 
 def wanted(scenes: tuple[Observed, ...], settings: CompositeSettings) -> list[int]:

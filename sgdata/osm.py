@@ -369,12 +369,5 @@ def _table(scan: _Scan) -> Any:
     """The rows as a GeoDataFrame, sorted."""
     import geopandas
 
-    rows = sorted(scan.rows)
-    data = {
-        "osm_type": [row[0] for row in rows],
-        "osm_id": [row[1] for row in rows],
-        "kind": [row[2] for row in rows],
-        "tags": [scan.rows[row][0] for row in rows],
-        "geometry": [scan.rows[row][1] for row in rows],
-    }
-    return geopandas.GeoDataFrame(data, geometry="geometry", crs="EPSG:4326")
+    rows = [(*name, *scan.rows[name]) for name in sorted(scan.rows)]
+    return geopandas.GeoDataFrame(rows, columns=["osm_type", "osm_id", "kind", "tags", "geometry"], crs="EPSG:4326")

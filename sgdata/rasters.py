@@ -102,13 +102,9 @@ def header(dataset: DatasetReader) -> Header:
 
 def window_over(lattice: Grid, bounds: Bounds, *, margin: int) -> Window:
     """The pixels of `lattice` that meet `bounds`, and `margin` more on each side, as far as there are any."""
-    west, south, east, north = bounds
-    left, top = lattice.origin
-    gsd, slack = lattice.gsd_m, 1e-6
-    rows = (math.floor((top - north) / gsd + slack) - margin, math.ceil((top - south) / gsd - slack) + margin)
-    cols = (math.floor((west - left) / gsd + slack) - margin, math.ceil((east - left) / gsd - slack) + margin)
-    row, last_row = (min(max(r, 0), lattice.shape[0]) for r in rows)
-    col, last_col = (min(max(c, 0), lattice.shape[1]) for c in cols)
+    endless = grid.over(lattice, bounds, margin=margin)
+    row, last_row = (min(max(r, 0), lattice.shape[0]) for r in (endless.row, endless.row + endless.height))
+    col, last_col = (min(max(c, 0), lattice.shape[1]) for c in (endless.col, endless.col + endless.width))
     return Window(row=row, col=col, height=last_row - row, width=last_col - col)
 
 
@@ -297,7 +293,8 @@ def _describe(dataset: Any, style: Style) -> None:
     names = {f"class_{value:03d}": name for value, (name, _) in style.classes.items()}
     dataset.update_tags(**dict(sorted((style.tags | names).items())))
     if style.classes:
-        dataset.write_colormap(1, {value: _rgb(colour) for value, (_, colour) in sorted(style.classes.items())})
+        palette = {value: tuple(bytes.fromhex(colour[1:])) for value, (_, colour) in sorted(style.classes.items())}
+        dataset.write_colormap(1, palette)
 
 
 def _cog_options(style: Style) -> dict[str, str]:
@@ -306,10 +303,6 @@ def _cog_options(style: Style) -> dict[str, str]:
         "COMPRESS": "DEFLATE", "LEVEL": "6", "PREDICTOR": predictor, "BLOCKSIZE": "512", "BIGTIFF": "IF_SAFER",
         "OVERVIEW_RESAMPLING": style.overviews.upper(), "NUM_THREADS": "1",
     }  # fmt: skip
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
 def _category_sidecar(classes: dict[int, tuple[str, str]]) -> bytes:

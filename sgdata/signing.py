@@ -35,24 +35,19 @@ def signed(href: str, tokens: str, *, failed: str = "") -> str:
     account, container = (parts.hostname or "").split(".")[0], parts.path.split("/")[1]
     url = f"{tokens.rstrip('/')}/{account}/{container}"
     # Many files, one container: ask once, then remember until shortly before the end.
-    with _one_asks():
-        until, token = _held().get(url, (0.0, ""))
+    one_asks, held = _memory()
+    with one_asks:
+        until, token = held.get(url, (0.0, ""))
         # Of many threads that a token failed, the first gets a new one for all.
         if until - time.time() < SPARE_S or failed.endswith(token):
-            until, token = _held()[url] = _asked(url)
+            until, token = held[url] = _asked(url)
     return f"{href}{'&' if parts.query else '?'}{token}"
 
 
 @cache
-def _one_asks() -> threading.Lock:
-    """Per process."""
-    return threading.Lock()
-
-
-@cache
-def _held() -> dict[str, tuple[float, str]]:
-    """Per process: URL -> end of validity (seconds since 1970) and token."""
-    return {}
+def _memory() -> tuple[threading.Lock, dict[str, tuple[float, str]]]:
+    """Per process: URL -> end of validity (seconds since 1970) and token; and who may ask for one."""
+    return threading.Lock(), {}
 
 
 def _asked(url: str) -> tuple[float, str]:

@@ -109,7 +109,9 @@ def _copied(piece: Piece, href: str, done: Path) -> Staged:
             lattice = grid.windowed(header.lattice, window)
             found = rasters.strips(dataset, window)
         else:
-            lattice = _beside(piece, gsd, margin)
+            # As scenes of the area's own zone lie: edges are multiples of their pixels.
+            endless = Grid(crs=piece.crs, origin=(0.0, 0.0), gsd_m=gsd, shape=(0, 0))
+            lattice = grid.windowed(endless, grid.over(endless, piece.bounds, margin=margin))
             mask = header.dtype == "uint8"
             found = rasters.warped(dataset, lattice, piece.kernel, beyond=masks.BEYOND if mask else 0)
         digest = hashlib.sha256(rasters.digest_start(lattice, 1, header.dtype))
@@ -143,14 +145,6 @@ def check(piece: Piece, header: rasters.Header) -> None:
             raise SourceError(f"{piece.name}: {what} of the file is {found}, its item says {promised}; leave it out")
     if header.dtype not in {"uint8", "uint16"}:
         raise SourceError(f"{piece.name}: pixels are {header.dtype}, expected uint8 or uint16")
-
-
-def _beside(piece: Piece, gsd: float, margin: int) -> Grid:
-    """The lattice over the bounds that a scene of the area's own zone has: its edges are multiples of its pixels."""
-    west, south, east, north = piece.bounds
-    left, top = (math.floor(west / gsd) - margin) * gsd, (math.ceil(north / gsd) + margin) * gsd
-    shape = (math.ceil((top - south) / gsd) + margin, math.ceil((east - left) / gsd) + margin)
-    return Grid(crs=piece.crs, origin=(left, top), gsd_m=gsd, shape=shape)
 
 
 def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: int = 0, beyond: int = 0) -> Array:
