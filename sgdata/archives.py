@@ -240,14 +240,18 @@ def contents(source: Path, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
 @contextmanager
 def opened(source: Path) -> Iterator[Content]:
     """A function that returns the bytes of a member; it raises SourceError where they cannot be had whole."""
-    if source.is_dir():
+    with ExitStack() as stack:
+        zips: dict[Path, zipfile.ZipFile] = {}
+
+        def from_zip(path: Path, name: str, size: int) -> bytes:
+            archive = zips.get(path) or stack.enter_context(zipfile.ZipFile(path))
+            with zips.setdefault(path, archive).open(name) as handle:
+                return handle.read(size + 1)
 
         def from_folder(member: Member) -> bytes:
             archive, inside, name = member.name.partition(".zip/")
             if inside and (path := source / f"{archive}.zip").is_file():
-                zipped = opened_zips.get(path) or stack.enter_context(zipfile.ZipFile(path))
-                with opened_zips.setdefault(path, zipped).open(name) as handle:
-                    return handle.read(member.size + 1)
+                return from_zip(path, name, member.size)
             # Without Python's file object, which takes longer than the reading: a patch is 13 files.
             handle = os.open(f"{source}/{member.name}", os.O_RDONLY)
             try:
@@ -255,25 +259,13 @@ def opened(source: Path) -> Iterator[Content]:
             finally:
                 os.close(handle)
 
-        opened_zips: dict[Path, zipfile.ZipFile] = {}
-        with ExitStack() as stack:
+        if source.is_dir():
             yield lambda member: _checked(member, lambda: from_folder(member))
-    elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-
-            def from_zip(member: Member) -> bytes:
-                with archive.open(member.name) as handle:
-                    return handle.read(member.size + 1)
-
-            yield lambda member: _checked(member, lambda: from_zip(member))
-    else:
-        with source.open("rb") as handle:
-
-            def from_tar(member: Member) -> bytes:
-                handle.seek(member.offset or 0)
-                return handle.read(member.size)
-
-            yield lambda member: _checked(member, lambda: from_tar(member))
+        elif zipfile.is_zipfile(source):
+            yield lambda member: _checked(member, lambda: from_zip(source, member.name, member.size))
+        else:
+            tar = stack.enter_context(source.open("rb")).fileno()
+            yield lambda member: _checked(member, lambda: os.pread(tar, member.size, member.offset or 0))
 
 
 def _checked(member: Member, read: Callable[[], bytes]) -> bytes:

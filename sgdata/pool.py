@@ -6,7 +6,7 @@ import importlib
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -35,14 +35,8 @@ def run(
         yield from map(task, items)
         return
     with _executor(task, workers, threads) as executor:
-        pending: deque[Future[R]] = deque()
         try:
-            for item in items:
-                pending.append(executor.submit(task, item))
-                if len(pending) >= 3 * max(workers, threads):
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            yield from _in_order(lambda item: executor.submit(task, item), items, 3 * max(workers, threads))
         except BrokenProcessPool:
             # The kernel's way where memory runs out; what is finished is kept.
             raise ServiceError(f"one of {workers} workers was killed, for its memory perhaps; give fewer") from None
@@ -71,11 +65,17 @@ def _on_cluster(task: Callable[[T], R], items: Iterable[T], address: str) -> Ite
     except (OSError, ValueError) as error:
         raise ServiceError(f"--cluster {address}: no Dask scheduler answers: {error!s:.100}; start one there") from None
     with client:
-        pending: deque[Any] = deque()
-        for item in items:
-            # Not pure: a task writes files, and must run even if an equal one ran before.
-            pending.append(client.submit(task, item, pure=False))
-            if len(pending) >= 3 * max(len(client.nthreads()), 1):
-                yield pending.popleft().result()
-        while pending:
+        # Not pure: a task writes files, and must run even if an equal one ran before.
+        most = 3 * max(len(client.nthreads()), 1)
+        yield from _in_order(lambda item: client.submit(task, item, pure=False), items, most)
+
+
+def _in_order(submit: Callable[[T], Any], items: Iterable[T], most: int) -> Iterator[Any]:
+    """What becomes of `items`, in their order, at most `most` of them under way."""
+    pending: deque[Any] = deque()
+    for item in items:
+        pending.append(submit(item))
+        if len(pending) >= most:
             yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

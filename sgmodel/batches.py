@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor
 from sgdata import contracts, shards
 from sgdata.errors import SettingError, SourceError
 from sgdata.types import Array, Contract
-from sgmodel import draws, lattice, remote, tars
+from sgmodel import draws, lattice, tars
 
 AHEAD = 2
 """Batches decoded while one is in use."""
@@ -72,16 +72,24 @@ class Places:
 
 def stream(count: int, batch: int, *, seed: int, first: int, last: int) -> Iterator[Places]:
     """The global batches of steps [first, last) over `count` samples: a pure function of the arguments."""
-    epoch, order = -1, np.empty(0, np.int64)
+
+    def epoch(number: int) -> Places:
+        samples = draws.order(count, seed=seed, epoch=number)
+        return Places(samples=samples, epoch=np.full_like(samples, number))
+
+    return steps(count, batch, epoch, first=first, last=last)
+
+
+def steps(length: int, batch: int, epoch: Callable[[int], Places], *, first: int, last: int) -> Iterator[Places]:
+    """Steps [first, last) of the stream of all epochs, which have `length` places each."""
+    held: dict[int, Places] = {}
     for step in range(first, last):
-        places = np.arange(step * batch, (step + 1) * batch)
-        samples = np.empty(batch, np.int64)
-        for wanted in np.unique(places // count):
-            if wanted != epoch:
-                epoch, order = int(wanted), draws.order(count, seed=seed, epoch=int(wanted))
-            here = places // count == wanted
-            samples[here] = order[places[here] % count]
-        yield Places(samples=samples, epoch=places // count)
+        turns, at = np.divmod(np.arange(step * batch, (step + 1) * batch), length)
+        held = {turn: held.get(turn) or epoch(turn) for turn in np.unique(turns).tolist()}
+        yield Places(
+            samples=np.concatenate([part.samples[at[turns == turn]] for turn, part in held.items()]),
+            epoch=np.concatenate([part.epoch[at[turns == turn]] for turn, part in held.items()]),
+        )
 
 
 def in_order(count: int, batch: int) -> Iterator[Places]:
@@ -181,8 +189,8 @@ class Samples:
         groups = [name for name in lattice.GROUPS if name in stored and "image" not in stored]
         wanted = [part for name in members for part in (groups if name == "image" and groups else [name])]
         self.members = {name: _member(rows, name, folder) for name in wanted}
-        elsewhere = (folder / remote.MARK).is_file()
-        self.tars: tars.Tars = remote.Ranged(folder) if elsewhere else tars.Mapped(folder, sorted(set(self.shard)))
+        elsewhere = (folder / tars.MARK).is_file()
+        self.tars: tars.Tars = tars.Ranged(folder) if elsewhere else tars.Mapped(folder, sorted(set(self.shard)))
         self.codec = self._codec(rows)
 
     def _codec(self, rows: Any) -> shards.Codec:

@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 
 from sgdata import catalog, contracts, files
 from sgdata.errors import SettingError, SgdataError
-from sgmodel import hub, remote
+from sgmodel import hub, tars
 
 R = TypeVar("R")
 
@@ -130,7 +130,7 @@ def _folder(text: str, cache: Path, cache_gb: float) -> tuple[str, Path]:
     """
     match = re.fullmatch(r"(?:([\w-]+)=)?(.*)", text)
     name, path = match.groups() if match else (None, text)
-    folder = remote.mirror(path, cache, cache_gb=cache_gb) if "://" in path else Path(path)
+    folder = tars.mirror(path, cache, cache_gb=cache_gb) if "://" in path else Path(path)
     found = contracts.read(folder).dataset
     if name and name != found:
         raise SettingError(f"--shards {text}: the folder holds '{found}', expected '{name}'")

@@ -90,21 +90,11 @@ class Mixture:
     def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[batches.Places]:
         """The global batches of steps [first, last)."""
         counts = [len(source) for source in self.sources]
-        held: dict[int, batches.Places] = {}
-        for step in range(first, last):
-            places = np.arange(step * batch, (step + 1) * batch)
-            turns = places // len(self)
-            held = {
-                int(turn): held.get(int(turn)) or epoch(counts, self.shares, seed=seed, number=int(turn))
-                for turn in np.unique(turns)
-            }
-            at = [
-                (held[turn], place) for turn, place in zip(turns.tolist(), (places % len(self)).tolist(), strict=True)
-            ]
-            yield batches.Places(
-                samples=np.array([part.samples[place] for part, place in at]),
-                epoch=np.array([part.epoch[place] for part, place in at]),
-            )
+
+        def turn(number: int) -> batches.Places:
+            return epoch(counts, self.shares, seed=seed, number=number)
+
+        return batches.steps(len(self), batch, turn, first=first, last=last)
 
     def fill(self, samples: Sequence[int], targets: Mapping[str, Sequence[Array]]) -> None:
         """Decode the members of samples, as `batches.Samples.fill` does."""

@@ -18,8 +18,7 @@ from synthetic_shards import write
 
 from sgdata import shards
 from sgdata.errors import SourceError
-from sgmodel import batches, command, remote
-from sgmodel.tars import Span
+from sgmodel import batches, command, tars
 
 TAR = "toy-train-000000.tar"
 
@@ -31,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(tars.time, "sleep", lambda seconds: None)
 
 
 def epoch(source: batches.Samples, threads: int = 2) -> dict[str, np.ndarray[Any, Any]]:
@@ -43,7 +42,7 @@ def epoch(source: batches.Samples, threads: int = 2) -> dict[str, np.ndarray[Any
 
 
 def opened(url: str, place: Path, *, cache_gb: float = 0.01, stall_s: float = 20.0) -> batches.Samples:
-    return batches.Samples(remote.mirror(url, place, cache_gb=cache_gb, stall_s=stall_s), "train", ("image", "mask"))
+    return batches.Samples(tars.mirror(url, place, cache_gb=cache_gb, stall_s=stall_s), "train", ("image", "mask"))
 
 
 @pytest.mark.parametrize("cache_gb", [0.01, 0.00006])
@@ -106,13 +105,13 @@ def test_buckets(
         again = epoch(opened(f"{protocol}://shop/sets/toy", tmp_path / "cache"))
         assert all(np.array_equal(again[key], local[key]) for key in local)
         with pytest.raises(SourceError, match=r"shop/nowhere/SHA256SUMS.*asked 4 times"):
-            remote.mirror(f"{protocol}://shop/nowhere", tmp_path / "cache", cache_gb=1)
+            tars.mirror(f"{protocol}://shop/nowhere", tmp_path / "cache", cache_gb=1)
 
 
 def test_command_line_takes_urls(folder: Path, tmp_path: Path) -> None:
     named = ["recipe.toml", "--cache", str(tmp_path)]
     places = command._places(command._parser("pretrain").parse_args([*named, "--shards", f"toy=file://{folder}"]))
-    assert (places.shards / remote.MARK).is_file()
+    assert (places.shards / tars.MARK).is_file()
     assert places.named == {"toy": places.shards}
 
 
@@ -177,11 +176,11 @@ def test_an_index_that_is_not_listed_is_refused(folder: Path, tmp_path: Path) ->
         served.serving(copy) as server,
         pytest.raises(SourceError, match=r"index.parquet: \d+ bytes that are not those"),
     ):
-        remote.mirror(server.url, tmp_path / "cache", cache_gb=1)
+        tars.mirror(server.url, tmp_path / "cache", cache_gb=1)
     with pytest.raises(SourceError, match="asked 4 times"):
-        remote.mirror(f"file://{tmp_path}/nothing", tmp_path / "cache", cache_gb=1)
+        tars.mirror(f"file://{tmp_path}/nothing", tmp_path / "cache", cache_gb=1)
     with pytest.raises(SourceError, match=r"nonsense://x: cannot be opened"):
-        remote.mirror("nonsense://x", tmp_path / "cache", cache_gb=1)
+        tars.mirror("nonsense://x", tmp_path / "cache", cache_gb=1)
 
 
 @settings(max_examples=80, deadline=None)
@@ -189,10 +188,10 @@ def test_an_index_that_is_not_listed_is_refused(folder: Path, tmp_path: Path) ->
 def test_the_ring_gives_what_was_put_or_nothing(
     tmp_path_factory: pytest.TempPathFactory, size: int, sizes: list[int]
 ) -> None:
-    ring = remote._Ring(tmp_path_factory.getbasetemp(), size)
-    put: dict[Span, bytes] = {}
+    ring = tars._Ring(tmp_path_factory.getbasetemp(), size)
+    put: dict[tars.Span, bytes] = {}
     for number, length in enumerate(sizes):
-        span = Span("t", number * 100, number * 100 + length)
+        span = tars.Span("t", number * 100, number * 100 + length)
         put[span] = os.urandom(length)
         ring.put(span, put[span])
         assert (ring.get(span) == put[span]) == (length <= size)
@@ -201,7 +200,17 @@ def test_the_ring_gives_what_was_put_or_nothing(
 
 
 def test_neighbours_come_together() -> None:
-    spans = [Span("a", 600, 700), Span("a", 2000, 9000), Span("a", 10**6, 10**6 + 5), Span("b", 600, 700)]
-    runs = remote.together(spans[::-1])
-    assert [run for run, _ in runs] == [Span("a", 88, 9000), Span("a", 10**6 - 512, 10**6 + 5), Span("b", 88, 700)]
+    span = tars.Span
+    spans = [
+        span("a", 600, 700),
+        span("a", 2000, 9000),
+        span("a", 10**6, 10**6 + 5),
+        span("b", 600, 700),
+    ]
+    runs = tars.together(spans[::-1])
+    assert [run for run, _ in runs] == [
+        span("a", 88, 9000),
+        span("a", 10**6 - 512, 10**6 + 5),
+        span("b", 88, 700),
+    ]
     assert [members for _, members in runs] == [spans[:2], [spans[2]], [spans[3]]]
