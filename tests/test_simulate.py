@@ -19,7 +19,7 @@ from sgdata import catalog, files, grid
 from sgdata.errors import OutputError, SettingError
 from sgdata.sentinel2 import L2A_BANDS, SceneClass
 from sgdata.simulate import archive, ground, items, noise, plan, sky, spectra, surface, truth
-from sgdata.simulate.kinds import kinds
+from sgdata.simulate.sketch import kinds
 from sgdata.types import Array, Grid, Window
 
 

@@ -20,7 +20,7 @@ import shapely
 from sgdata import files, grid, overpass, pool, progress
 from sgdata.errors import OutputError, SettingError
 from sgdata.sentinel2 import BAND, L2A_BANDS
-from sgdata.simulate import cogs, ground, items, layouts, osm_xml, plan, sky, spectra, surface, traps, truth
+from sgdata.simulate import cogs, ground, items, osm_xml, plan, sky, spectra, surface, traps, truth
 from sgdata.simulate.plan import Plan, Scene
 from sgdata.simulate.spectra import Surface
 from sgdata.simulate.surface import Layer
@@ -46,8 +46,8 @@ def simulate(
     `broken` cuts one file short, at which every build must stop. Raises SettingError: layout unknown, size outside
     2 to 40 km, dates outside 3 to 400. Raises OutputError: `out` holds another archive.
     """
-    if layout not in layouts.LAYOUTS:
-        raise SettingError(f"--layout {layout}: expected one of {', '.join(layouts.LAYOUTS)}")
+    if layout not in items.LAYOUTS:
+        raise SettingError(f"--layout {layout}: expected one of {', '.join(items.LAYOUTS)}")
     what = plan.checked(seed, size_km, dates, layout)
     about = {"format": FORMAT, "seed": seed, "size_km": size_km, "dates": dates, "layout": layout, "broken": broken}
     out = Path(out)
@@ -126,7 +126,7 @@ def _write_catalogue(out: Path, what: Plan, scenes: list[Scene], counts: dict[st
             about = {"traps": [trap], "of": clear.id, "epoch": clear.epoch, "orbit": clear.orbit}
             told[item.id] = about | {"offset_in_pixels": clear.offset_in_pixels}
     for name, document in documents.items():
-        provided = layouts.written(traps.altered(document, tricks.get(name, [])), what.layout)
+        provided = items.written(traps.altered(document, tricks.get(name, [])), what.layout)
         files.write(out / items.COLLECTION / name / f"{name}.json", files.pretty_json(provided))
     collection = items.collection(scenes, list(documents), what.granule)
     files.write(out / items.COLLECTION / "collection.json", files.pretty_json(collection))

@@ -17,16 +17,14 @@ import numpy as np
 import shapely
 from pyproj import Transformer
 
-from sgdata.simulate.kinds import kinds, roads
 from sgdata.simulate.plan import CRS
-from sgdata.simulate.sketch import Area, Place
+from sgdata.simulate.sketch import Area, Place, Tags, kinds, roads
 from sgdata.types import Array
 
 # The last second of the first epoch: labels of a later day would show what its images cannot.
 TIMESTAMP = "2020-03-31T23:59:59Z"
 # Far apart and of the size of real ones: a reader that mixes up the three kinds of ids is caught.
 FIRST_NODE, FIRST_WAY, FIRST_RELATION = 1_000_000_000, 100_000_000, 1_000_000
-Tags = dict[str, str]
 
 
 @dataclass

@@ -10,8 +10,7 @@ import numpy as np
 import shapely
 
 from sgdata.simulate import noise, spectra
-from sgdata.simulate.kinds import LEAST_HALF_WIDTH_M, kinds, roads
-from sgdata.simulate.sketch import Area, Line, Place
+from sgdata.simulate.sketch import LEAST_HALF_WIDTH_M, Area, Line, Place, kinds, roads
 from sgdata.simulate.spectra import Surface
 from sgdata.types import Array, Grid
 
