@@ -12,9 +12,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sgdata import catalog
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.sentinel2 import BAND, SCALE
 from sgdata.types import Asset, Bounds, Dropped, Scene
@@ -22,22 +24,6 @@ from sgdata.types import Asset, Bounds, Dropped, Scene
 if TYPE_CHECKING:
     import pystac
     from pystac_client import ItemSearch
-
-EARTH_SEARCH = {
-    "B01": "coastal", "B02": "blue", "B03": "green", "B04": "red", "B05": "rededge1", "B06": "rededge2",
-    "B07": "rededge3", "B08": "nir", "B8A": "nir08", "B09": "nir09", "B10": "cirrus", "B11": "swir16",
-    "B12": "swir22", "SCL": "scl", "cloud": "cloud",
-}  # fmt: skip
-PLANETARY_COMPUTER = {
-    name: name for name in ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12", "SCL")
-}
-CDSE = {
-    "B01": "B01_60m", "B02": "B02_10m", "B03": "B03_10m", "B04": "B04_10m", "B05": "B05_20m", "B06": "B06_20m",
-    "B07": "B07_20m", "B08": "B08_10m", "B8A": "B8A_20m", "B09": "B09_60m", "B11": "B11_20m", "B12": "B12_20m",
-    "SCL": "SCL_20m",
-}  # fmt: skip
-KEYS = {"earth-search": EARTH_SEARCH, "planetary-computer": PLANETARY_COMPUTER, "cdse": CDSE}
-"""Provider -> band -> asset key. Never by `eo:common_name`: three bands share "rededge", and B8A is "nir08"."""
 
 PRODUCT = ("product_metadata", "product-metadata")
 
@@ -303,6 +289,13 @@ def _declared(item: pystac.Item, assets: list[pystac.Asset]) -> int | None:
     return None if value is None else round(float(value) / SCALE)
 
 
+@cache
+def asset_keys() -> dict[str, dict[str, str]]:
+    """Provider -> band -> asset key. Never by `eo:common_name`: three bands share "rededge", and B8A is "nir08"."""
+    rows = catalog.table("stac_assets")
+    return {name: {row["band"]: row[name] for row in rows if row[name]} for name in list(rows[0])[1:]}
+
+
 def _provider(item: pystac.Item, bands: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     """The provider whose asset keys fit best. Raises SourceError naming what is missing."""
     # By keys, not by the catalogue's address: mirrors and local copies have other addresses.
@@ -312,14 +305,14 @@ def _provider(item: pystac.Item, bands: tuple[str, ...]) -> tuple[str, dict[str,
         name: {
             band: found for band in bands if (found := names.get((key := keys.get(band, "")), names.get(key.lower())))
         }
-        for name, keys in KEYS.items()
+        for name, keys in asset_keys().items()
     }
     whole = [provider for provider, found in have.items() if len(found) == len(bands)]
     if len(whole) > 1:
         # Which one decides the offset to expect: no guess.
         raise SourceError(f"item {item.id}: has assets named as {' and as '.join(whole)} do; keep one set of names")
     name = max(have, key=lambda provider: len(have[provider]))
-    missing = [f"{band} ('{KEYS[name].get(band, '?')}')" for band in bands if band not in have[name]]
+    missing = [f"{band} ('{asset_keys()[name].get(band, '?')}')" for band in bands if band not in have[name]]
     if missing:
         raise SourceError(
             f"item {item.id}: has no asset for {', '.join(missing)} as {name} names them; "

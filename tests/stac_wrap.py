@@ -12,7 +12,7 @@ import rasterio
 from rasterio.transform import Affine
 from rasterio.warp import transform_bounds
 
-from sgdata.stac import EARTH_SEARCH
+from sgdata.stac import asset_keys
 
 COLLECTION = "sentinel-2-l2a"
 
@@ -78,7 +78,7 @@ def _item(folder: Path, scene: Wrapped) -> str:
             **scene.properties,
         },
         "links": [],
-        "assets": {EARTH_SEARCH[name]: asset for name, asset in assets.items()},
+        "assets": {asset_keys()["earth-search"][name]: asset for name, asset in assets.items()},
     }
     (folder / f"{scene.id}.json").write_text(json.dumps(item))
     return scene.id
@@ -116,7 +116,7 @@ def decimated_scene(real: Path, folder: Path) -> Path:
     home = real / "s2_scene_29RKH_stac" / "S2A_29RKH_20200219_0_L2A"
     item = json.loads((home / f"{home.name}.json").read_text())
     kept = {}
-    for band, key in EARTH_SEARCH.items():
+    for band, key in asset_keys()["earth-search"].items():
         path = home / f"{band}.tif"
         if key in item["assets"] and path.exists():
             with rasterio.open(path) as dataset:

@@ -15,7 +15,7 @@ from test_segmunich import LATTICE, ground, pixels, recipe, run, scene
 
 from sgdata.datasets.segmunich import BuildRecipe
 from sgdata.sentinel2 import L2A_BANDS
-from sgdata.stac import EARTH_SEARCH
+from sgdata.stac import asset_keys
 
 __all__ = ["recipe"]
 
@@ -30,7 +30,7 @@ def test_odc_stac_has_the_same_median_of_the_same_pixels(tmp_path: Path, recipe:
     recipe = replace(recipe, resampling=kernel, mask=mask, composite=replace(recipe.composite, method="median"))
     image = pixels(run(recipe, archive, tmp_path / "b") / "image.tif")
 
-    keys = [EARTH_SEARCH[band] for band in L2A_BANDS]
+    keys = [asset_keys()["earth-search"][band] for band in L2A_BANDS]
     west, south, east, north = LATTICE.bounds
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own making

@@ -95,7 +95,7 @@ def odc(folder: Path) -> Array:
     import pystac
 
     items = list(pystac.Catalog.from_file(str(folder / "a" / "catalog.json")).get_items(recursive=True))
-    keys = [stac.EARTH_SEARCH[band] for band in BANDS]
+    keys = [stac.asset_keys()["earth-search"][band] for band in BANDS]
     west, south, east, north = LATTICE.bounds
     data = odc.stac.load(
         items,
