@@ -33,12 +33,14 @@ def document(shipment: Shipment) -> dict[str, Any]:
         "name": shipment.title,
         "version": shipment.version,
         "description": shipment.summary,
+        # The address alone, which readers of JSON-LD follow; its short name stands in LICENSES.
         "license": [licence.rpartition(", ")[2] for licence, _ in shipment.terms.values()],
         "citeAs": "; ".join(shipment.card.citation),
         "url": shipment.card.home,
         "creator": {"@type": "sc:Organization", "name": f"made with sgdata from {shipment.card.title}"},
         **({"datePublished": shipment.published} if shipment.published else {}),
         **({"temporalCoverage": "/".join(shipment.days)} if shipment.days else {}),
+        # What the audit found is known of the data: it belongs where a user looks before training.
         "rai:dataBiases": " ".join(_biases(shipment)),
         "rai:dataCollection": shipment.notice,
         **geo,
@@ -104,6 +106,7 @@ def _file(name: str, kind: str, sha256: str) -> dict[str, Any]:
         "@type": "cr:FileObject",
         "@id": name,
         "name": name,
+        # Relative: the document lies beside its files, wherever both are copied to.
         "contentUrl": name,
         "encodingFormat": kind,
         "sha256": sha256,

@@ -94,6 +94,7 @@ def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
         pool.run(partial(_photograph, what, out, work), scenes, workers=workers), label="scenes", total=len(scenes)
     )
     _write_catalogue(out, what, scenes, {one.id: counts for one, counts in zip(scenes, shots, strict=True)})
+    # The second epoch is no part of the truth that a composite of the first is held against.
     days = [one.time.timetuple().tm_yday for one in scenes if one.epoch == 1]
     medians = pool.run(partial(_median, work, days), windows, workers=workers)
     _write_medians(out, what, windows, progress.track(medians, label="truth", total=len(windows)))
@@ -183,6 +184,7 @@ def _surface(work: Path, window: Window, epoch: int) -> Surface:
 
 def _put(sink: cogs.Sink, what: Plan, window: Window, pixels: Array) -> None:
     """Write what of a granule window (C, h, w; at any resolution) lies inside the area."""
+    # Tiles follow the granule, the truth follows the area: only here are the two laid on each other.
     area, k = what.area_window, window.height // pixels.shape[-2]
     top, left = max(window.row, area.row), max(window.col, area.col)
     height = min(window.row + window.height, area.row + area.height) - top
@@ -251,6 +253,7 @@ def _photograph(what: Plan, out: Path, work: Path, scene: Scene) -> Array:
             sinks[name] = stack.enter_context(cogs.writing(folder / f"{name}.tif", lattice, (name,), dtype, 0))
         clouds = stack.enter_context(cogs.writing(masks, what.area, ("clouds",), "uint8", None))
         for number, window in enumerate(grid.tiles(what.granule.shape, truth.TILE)):
+            # A stream for each tile of each scene: whoever draws it, and after what, the noise is the same.
             rng = np.random.Generator(np.random.Philox(key=[what.seed, 10_000_000 + scene.index * 10_000 + number]))
             made, bits = _tile(what, scene, window, _surface(work, window, scene.epoch), level, rng)
             counts += np.bincount(made["SCL"].ravel(), minlength=12)
@@ -277,6 +280,7 @@ def _tile(
             noisy = band + rng.standard_normal(band.shape, np.float32) * (7 + 0.008 * band)
             made[name] = np.where(swath, truth.digital(noisy), 0).astype(np.uint16)
     made["SCL"] = _scene_classes(what, scene, window, made, above, label)
+    # After the classes: Sen2Cor sees reflectance, the offset is a matter of how it is written down.
     if scene.offset_in_pixels:
         made |= {name: np.where(made[name] > 0, made[name] + OFFSET_DN, 0).astype(np.uint16) for name in L2A_BANDS}
     return made, np.where(covered(what, scene, window, 10), above.bits, 255).astype(np.uint8)
