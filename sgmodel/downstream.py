@@ -6,9 +6,8 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +20,8 @@ from sgmodel import (
     batches,
     cards,
     heads,
-    lattice,
-    launch,
     models,
     normalise,
-    optim,
-    picking,
     ranks,
     runs,
     session,
@@ -75,32 +70,9 @@ class Recipe:
             raise SettingError(f"bands has {' '.join(twice)} more than once; name each band once")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting(Generic[R]):
-    """What a run has settled before its first step: the contract of the samples as stored, that of the bands the
-    model sees, and `picks`, the indices of the latter among the former (None: all)."""
-
-    recipe: R
-    stored: Contract
-    contract: Contract
-    picks: list[int] | None
-    how: normalise.Normalisation
-    where: launch.Launch
-
-    @property
-    def classes(self) -> int:
-        """How many the data have."""
-        return len(self.contract.label_space.ids)
-
-    @property
-    def ignore(self) -> int:
-        """The label value that is no class."""
-        declared = self.contract.label_space.ignore
-        return 255 if declared is None else declared
-
-    def px(self, batch: batches.Batch) -> int:
-        """Side of the images that the model sees; one that takes any sees whole samples."""
-        return self.recipe.model.px or int(batch.extent.max())
+def px(setting: session.Setting[R], batch: batches.Batch) -> int:
+    """Side of the images that the model sees; one that takes any sees whole samples."""
+    return setting.recipe.model.px or int(batch.extent.max())
 
 
 def check_sizes(px: int, stored: Contract) -> None:
@@ -110,30 +82,7 @@ def check_sizes(px: int, stored: Contract) -> None:
         raise SettingError(f"{told}: pack them in one size, or set model.image_px (scenes only)")
 
 
-def settle(recipe: R, stored: Contract, places: command.Places) -> Setting[R]:
-    """Raises SettingError where the recipe does not fit data of the contract `stored`, or this machine."""
-    # Before anything is derived from it: without data a spectral group makes no tokens, and the model has fewer.
-    recipe = picking.settled(recipe, stored)
-    contract = picking.narrowed(stored, recipe.bands, recipe.normalise.missing)
-    return Setting(
-        recipe=recipe,
-        stored=stored,
-        contract=contract,
-        picks=picking.indices(stored, recipe.bands, recipe.normalise.missing),
-        how=normalise.resolve(recipe.normalise, contract),
-        where=launch.start(places.device, precision=recipe.training.precision, threads=places.threads),
-    )
-
-
-def pixels(setting: Setting[R], batch: batches.Batch, name: str = "image") -> Tensor:
-    """Normalised images (N, C, H, W) of the bands that the model sees, on the device."""
-    device = setting.where.device
-    # Native groups exist for single images only: pairs are stored on one lattice.
-    whole = lattice.image(batch.arrays, batch.extent, setting.stored, device) if name == "image" else batch.arrays[name]
-    return normalise.apply(setting.how, whole.to(device, non_blocking=True), batch.extent, setting.picks)
-
-
-def labels(setting: Setting[R], batch: batches.Batch) -> Tensor:
+def labels(setting: session.Setting[R], batch: batches.Batch) -> Tensor:
     """The masks (N, H, W) of a batch as stored. Raises SourceError on a value that is no class, naming the samples."""
     masks = batch.arrays["mask"]
     # On the host: a device would find out much later, and say no more than that something is wrong.
@@ -145,7 +94,7 @@ def labels(setting: Setting[R], batch: batches.Batch) -> Tensor:
     return masks
 
 
-def start(setting: Setting[R], make: Callable[[], nn.Module], weights: Path | None) -> nn.Module:
+def start(setting: session.Setting[R], make: Callable[[], nn.Module], weights: Path | None) -> nn.Module:
     """A model with fresh weights drawn from the recipe's seed, filled from `weights`, frozen as the mode says.
 
     Raises SettingError, SourceError.
@@ -178,7 +127,7 @@ def freeze(model: nn.Module, mode: Mode) -> None:
 
 
 def task(
-    setting: Setting[R],
+    setting: session.Setting[R],
     model: nn.Module,
     source: batches.Samples,
     objective: Callable[[nn.Module, batches.Batch], dict[str, Tensor]],
@@ -193,18 +142,8 @@ def task(
         from sgmodel import timm_backbone  # takes seconds
 
         timm_backbone.share_statistics(model, setting.where.device)
-    forward = session.ready(model, training, setting.where, places.parallel)
-    return session.Task(
-        training=training,
-        model=model,
-        forward=forward,
-        scaler=launch.scaler(setting.where),
-        optimizer=optim.adamw(model, training.optimizer),
-        objective=partial(objective, forward),
-        source=source,
-        where=setting.where,
-        card=cards.of_run(model, setting.contract, setting.how, setting.recipe),
-    )
+    card = cards.of_run(model, setting.contract, setting.how, setting.recipe)
+    return session.task(setting, model, source, objective, places, card=card)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +157,7 @@ class Scoring:
     figures: Callable[[bool], dict[str, Any]]
 
 
-def train(setting: Setting[R], task: session.Task, scoring: Scoring, places: command.Places) -> int:
+def train(setting: session.Setting[R], task: session.Task, scoring: Scoring, places: command.Places) -> int:
     """Train to the recipe's last step, or until stopped, then score; 0 or `session.STOPPED`. Raises SgdataError."""
     if places.dry_run:
         print(session.outlook(task))

@@ -49,6 +49,18 @@ class EncoderConfig:
     dropped: tuple[int, ...] = ()
     start: Literal["random", "waves"] = "random"
 
+    def __post_init__(self) -> None:
+        """Raises SettingError where bands, pixels or width do not divide."""
+        for name in ("bands", "times", "image_px", "patch_px", "group_bands", "width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name} is {getattr(self, name)}: expected 1 or more in the model settings")
+        for whole, part in (("bands", "group_bands"), ("image_px", "patch_px"), ("width", "heads")):
+            if getattr(self, whole) % getattr(self, part):
+                raise SettingError(
+                    f"{whole} {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}: "
+                    f"change one of the two in the model settings"
+                )
+
     @property
     def side(self) -> int:
         """Tokens along one side of the image."""
@@ -142,9 +154,9 @@ def attend(q_NALE: Tensor, k_NALE: Tensor, v_NALE: Tensor) -> Tensor:
     # On a CPU torch's own kernel takes twice as long in bf16. So many heads at a time, that their scores (2 MB) stay in
     # its cache.
     at_once = max(1, 2**20 // q_NALE.shape[2] ** 2)
-    parts = zip(*(x.flatten(0, 1).split(at_once) for x in (q_NALE, k_NALE, v_NALE)), strict=True)
+    parts = zip(*(torch.split(x.flatten(0, 1), at_once) for x in (q_NALE, k_NALE, v_NALE)), strict=True)
     heads = [(q * q.shape[-1] ** -0.5 @ k.transpose(1, 2)).softmax(-1) @ v for q, k, v in parts]
-    return torch.cat(heads).unflatten(0, q_NALE.shape[:2])
+    return torch.cat(heads).reshape(q_NALE.shape)
 
 
 class Attention(nn.Module):
@@ -232,9 +244,7 @@ class Encoder(nn.Module):
     """Patch embedding, positions, blocks, final norm. Made with zero position tables (see `initialise`)."""
 
     def __init__(self, config: EncoderConfig) -> None:
-        """Raises SettingError where bands, pixels or width do not divide."""
         super().__init__()
-        _check_config(config)
         self.config = config
         for name, rows in position_rows(config).items():
             self.register_parameter(name, nn.Parameter(torch.zeros(1, rows, config.width)))
@@ -383,6 +393,10 @@ def waves(side: int, width: int) -> Tensor:
 
     Vaswani et al., "Attention Is All You Need", 2017, section 3.5, in two dimensions as in MAE; width over 4 of each.
     """
+    if width % 4:
+        raise SettingError(
+            f"model.start is 'waves', a width is {width}: expected a multiple of 4; change one of the two"
+        )
     frequencies = 10_000.0 ** -(torch.arange(width // 4) / (width // 4))
     rows, cols = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     angles = torch.cat([place.reshape(-1, 1) * frequencies for place in (rows, cols)], dim=1)
@@ -390,18 +404,6 @@ def waves(side: int, width: int) -> Tensor:
 
 
 # --- refusals ------------------------------------------------------------------------------
-
-
-def _check_config(config: EncoderConfig) -> None:
-    for name in ("bands", "times", "image_px", "patch_px", "group_bands", "width", "depth", "heads"):
-        if getattr(config, name) < 1:
-            raise SettingError(f"{name} is {getattr(config, name)}: expected 1 or more in the model settings")
-    for whole, part in (("bands", "group_bands"), ("image_px", "patch_px"), ("width", "heads")):
-        if getattr(config, whole) % getattr(config, part):
-            raise SettingError(
-                f"{whole} {getattr(config, whole)} is not a multiple of {part} {getattr(config, part)}: "
-                f"change one of the two in the model settings"
-            )
 
 
 def _check_images(images: Tensor, config: EncoderConfig) -> None:

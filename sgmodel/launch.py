@@ -77,11 +77,6 @@ def speed(where: Launch, flops: float, seconds: float) -> dict[str, float]:
     return found
 
 
-def scaler(where: Launch) -> torch.amp.GradScaler:
-    """Keeps the gradients of half precision in range; does nothing in any other."""
-    return torch.amp.GradScaler(where.device.type, enabled=where.precision == "fp16")
-
-
 def _device(text: str) -> torch.device:
     """As the command says; of several processes on one machine each has a GPU of its own."""
     kind, _, number = text.partition(":")

@@ -10,7 +10,7 @@ import argparse
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -111,22 +111,14 @@ def _read_parts(index: Path) -> State:
 
 def harmless() -> list[Any]:
     """What torch may build besides tensors: data that stands beside the weights in released files and runs nothing."""
-
-    def called(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
-        # torch knows a function by the name it carries, and a pickle says the name it had where it was written.
-        def build(*values: object) -> object:
-            return make(*values)
-
-        build.__module__, build.__qualname__ = name.rsplit(".", 1)
-        return build
-
     scalar: Any = np.float64(0).__reduce__()[0]  # NumPy moved it: a value knows where it is
     numbers = f"?{np.typecodes['AllInteger']}{np.typecodes['Float']}"
     names = ("PosixPath", "WindowsPath", "PurePosixPath")
     return [
         *(argparse.Namespace, np.dtype, *{type(np.dtype(code)) for code in numbers}),
-        *(called(f"numpy.{core}.multiarray.scalar", scalar) for core in ("core", "_core")),
-        *(called(f"pathlib.{module}{name}", PurePosixPath) for module in ("", "_local.") for name in names),
+        # By the name that it had where the file was written.
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+        *((PurePosixPath, f"pathlib.{module}{name}") for module in ("", "_local.") for name in names),
     ]
 
 

@@ -9,20 +9,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sgdata import progress
 from sgdata.errors import SettingError
-from sgmodel import batches, encoder, launch, loop, optim, ranks, runs
+from sgdata.types import Contract
+from sgmodel import batches, encoder, lattice, launch, loop, normalise, optim, picking, ranks, runs
 
 if TYPE_CHECKING:
     from sgmodel import command
     from sgmodel.cards import Card
+
+R = TypeVar("R")
 
 STOPPED = 3
 """Exit code of a program that stopped before its end: the same command goes on."""
@@ -62,31 +66,105 @@ class TrainingRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """One training: what is trained, on what, where, and what its checkpoints say of it.
+class Setting(Generic[R]):
+    """What a run has settled before its first step: the contract of the samples as stored, that of the bands the
+    model sees, and `picks`, the indices of the latter among the former (None: all)."""
 
-    `forward` is `model` as training calls it: compiled, spread over ranks, or itself.
-    """
+    recipe: R
+    stored: Contract
+    contract: Contract
+    picks: list[int] | None
+    how: normalise.Normalisation
+    where: launch.Launch
+
+    @property
+    def classes(self) -> int:
+        """How many the data have."""
+        return len(self.contract.label_space.ids)
+
+    @property
+    def ignore(self) -> int:
+        """The label value that is no class."""
+        declared = self.contract.label_space.ignore
+        return 255 if declared is None else declared
+
+
+def settle(recipe: R, stored: Contract, places: command.Places) -> Setting[R]:
+    """Raises SettingError where the recipe does not fit data of the contract `stored`, or this machine. Recipes have
+    `bands`, `normalise`, `training`, and an encoder under `model`."""
+    # Before anything is derived from it: without data a spectral group makes no tokens, and the model has fewer.
+    own: Any = picking.settled(recipe, stored)
+    contract = picking.narrowed(stored, own.bands, own.normalise.missing)
+    return Setting(
+        recipe=own,
+        stored=stored,
+        contract=contract,
+        picks=picking.indices(stored, own.bands, own.normalise.missing),
+        how=normalise.resolve(own.normalise, contract),
+        where=launch.start(places.device, precision=own.training.precision, threads=places.threads),
+    )
+
+
+def pixels(setting: Setting[R], batch: batches.Batch, name: str = "image") -> Tensor:
+    """Normalised images (N, C, H, W) of the bands that the model sees, on the device."""
+    device = setting.where.device
+    # Native groups exist for single images only: pairs are stored on one lattice.
+    whole = lattice.image(batch.arrays, batch.extent, setting.stored, device) if name == "image" else batch.arrays[name]
+    return normalise.apply(setting.how, whole.to(device, non_blocking=True), batch.extent, setting.picks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One training: what is trained, on what, where, how, in how many steps, and what its checkpoints say of it."""
 
     training: TrainingRecipe
     model: nn.Module
-    forward: nn.Module
-    optimizer: torch.optim.Optimizer
     objective: loop.Objective
     source: batches.Source
     where: launch.Launch
+    updates: loop.Updates
+    total: int
     card: Card
-    scaler: torch.amp.GradScaler
     averaged: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    @property
-    def total(self) -> int:
-        """Optimizer steps of the whole run."""
-        return math.ceil(self.training.epochs * len(self.source) / self.training.batch)
 
     def epoch(self, step: int) -> int:
         """Epochs completed once `step` steps are done."""
         return step * self.training.batch // len(self.source)
+
+
+def task(
+    setting: Setting[Any],
+    model: nn.Module,
+    source: batches.Source,
+    objective: Callable[[nn.Module, batches.Batch], dict[str, Tensor]],
+    places: command.Places,
+    *,
+    card: Card,
+) -> Task:
+    """The training of `model`, which is moved to its device; `objective` gets it as training calls it."""
+    training: TrainingRecipe = setting.recipe.training
+    where, epoch = setting.where, len(source) / training.batch
+    total = math.ceil(training.epochs * len(source) / training.batch)
+    forward = _ready(model, training, where, places.parallel)
+    updates = loop.Updates(
+        forward=forward,
+        optimizer=optim.adamw(model, training.optimizer),
+        schedule=optim.schedule(training.optimizer, steps_per_epoch=epoch, total=total),
+        scaler=torch.amp.GradScaler(where.device.type, enabled=training.precision == "fp16"),
+        accumulate=training.accumulate,
+        clip_norm=training.optimizer.clip_norm,
+        seed=training.seed,
+    )
+    return Task(
+        training=training,
+        model=model,
+        objective=partial(objective, forward),
+        source=source,
+        where=where,
+        updates=updates,
+        total=total,
+        card=card,
+    )
 
 
 def outlook(task: Task) -> str:
@@ -103,7 +181,7 @@ def samples(folder: Path, training: TrainingRecipe, members: Sequence[str]) -> b
     return batches.Samples(folder, training.split, members, fraction=training.fraction, seed=training.fraction_seed)
 
 
-def ready(model: nn.Module, training: TrainingRecipe, where: launch.Launch, parallel: ranks.Parallel) -> nn.Module:
+def _ready(model: nn.Module, training: TrainingRecipe, where: launch.Launch, parallel: ranks.Parallel) -> nn.Module:
     """Move `model` to its device and give what training calls in its place. Make the optimizer afterwards."""
     # Before spreading: FSDP wraps the blocks as they then are.
     if training.recompute:
@@ -122,12 +200,12 @@ def begin(task: Task, recipe: Any, places: command.Places) -> int:
     with ranks.together():
         first = runs.prepare(places.out, recipe, task.source.contract, fresh=places.fresh)
         if first:
-            averaged = runs.restore(places.out, task.model, task.optimizer)
+            averaged = runs.restore(places.out, task.model, task.updates.optimizer)
             names = {name for name, _ in task.model.named_parameters()}
             task.averaged.update({name: tensor for name, tensor in averaged.items() if name in names})
             scaler = runs.read_place(places.out).scaler
             if scaler:
-                task.scaler.load_state_dict(scaler)
+                task.updates.scaler.load_state_dict(scaler)
         ranks.wait()  # until all have read: the lead may be about to replace the folder
     return first
 
@@ -136,19 +214,10 @@ def steps(task: Task, first: int, places: command.Places) -> Iterator[loop.Step]
     """The steps from `first` on, saved every `places.save_minutes` and before the iteration ends, for whatever
     reason: the last step, SIGTERM or SIGINT, or `places.stop_after` steps."""
     training, source = task.training, task.source
-    updates = loop.Updates(
-        forward=task.forward,
-        optimizer=task.optimizer,
-        schedule=optim.schedule(training.optimizer, steps_per_epoch=len(source) / training.batch, total=task.total),
-        scaler=task.scaler,
-        accumulate=training.accumulate,
-        clip_norm=training.optimizer.clip_norm,
-        seed=training.seed,
-    )
     plan = source.stream(training.batch, seed=training.seed, first=first, last=task.total)
     mine = (batches.share(whole, rank=ranks.rank(), world=ranks.world()) for whole in plan)
     loaded = batches.load(source, mine, threads=places.workers, pinned=task.where.device.type == "cuda")
-    taken = loop.steps(task.objective, loaded, updates, task.where, first=first)
+    taken = loop.steps(task.objective, loaded, task.updates, task.where, first=first)
     # One bar, not one per process.
     if ranks.lead():
         taken = progress.track(taken, label="training steps", total=task.total - first)
@@ -176,8 +245,8 @@ def complete(task: Task, places: command.Places) -> bool:
 
 
 def _save(task: Task, out: Path, done: int) -> None:
-    place = runs.Place(steps=done, scaler=task.scaler.state_dict() if task.scaler.is_enabled() else {})
-    runs.save(out, task.model, task.card, task.optimizer, place, task.averaged)
+    place = runs.Place(steps=done, scaler=task.updates.scaler.state_dict())  # empty for one that does nothing
+    runs.save(out, task.model, task.card, task.updates.optimizer, place, task.averaged)
 
 
 def _watched(

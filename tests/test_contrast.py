@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from sgdata import catalog, files
 from sgdata.errors import SettingError
-from sgmodel import batches, campaign, cards, checkpoint, command, contrastive, downstream, fitting, models, session
+from sgmodel import batches, campaign, cards, checkpoint, command, contrastive, fitting, models, session
 from sgmodel.recipes import classify, contrast, pretrain, reproduce, segment
 
 RECIPES = catalog.folder("recipes")
@@ -132,9 +132,9 @@ def test_views_differ_and_repeat(folder: Path) -> None:
     seen = []
     for one in (made, made, other):
         source = session.samples(folder, one.training, ("image",))
-        setting = downstream.settle(one, source.contract, places(folder, Path("unused")))
+        setting = session.settle(one, source.contract, places(folder, Path("unused")))
         (batch,) = batches.load(source, batches.in_order(6, 6), threads=1)
-        seen.append([contrast.view(setting, batch, downstream.pixels(setting, batch), n) for n in (0, 1)])
+        seen.append([contrast.view(setting, batch, session.pixels(setting, batch), n) for n in (0, 1)])
     assert torch.equal(seen[0][0], seen[1][0])
     assert not torch.equal(seen[0][0], seen[0][1])
     assert not torch.equal(seen[0][1], seen[2][0])  # a neighbouring seed's first view is not this one's second

@@ -20,7 +20,6 @@ from sgmodel import (
     batches,
     cards,
     command,
-    downstream,
     encoder,
     fitting,
     heads,
@@ -194,7 +193,7 @@ class Pixel(torch.nn.Module):
 def setting(folder: Path, *overrides: str) -> detect_change.Setting:
     made = recipe("normalise.scheme=zscore", *overrides)
     contract = files.read(type(pair_contract()), folder / "contract.json")
-    return downstream.settle(made, contract, places(folder, folder))
+    return session.settle(made, contract, places(folder, folder))
 
 
 def test_both_dates_and_the_map_are_moved_alike(folder: Path) -> None:

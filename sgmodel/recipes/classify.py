@@ -44,7 +44,7 @@ class Recipe(downstream.Recipe):
     min_share: float = 0.05
 
 
-Setting = downstream.Setting[Recipe]
+Setting = session.Setting[Recipe]
 
 
 def main(recipe: Recipe, places: command.Places) -> int:
@@ -56,7 +56,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     for samples in (source, held_out):
         samples.contract = labelled(samples.contract, recipe)
     check(recipe, source.contract)
-    setting = downstream.settle(recipe, source.contract, places)
+    setting = session.settle(recipe, source.contract, places)
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
     make = partial(models.classifier, recipe.model, bands=len(recipe.bands), classes=setting.classes)
     model = downstream.start(setting, make, places.weights)
@@ -92,10 +92,10 @@ def check(recipe: Recipe, contract: Contract) -> None:
 
 def objective(setting: Setting, targets: Tensor, model: nn.Module, batch: batches.Batch) -> dict[str, Tensor]:
     """The loss of a batch; `targets` (N, K) are those of all training samples."""
-    recipe, seed, px = setting.recipe, setting.recipe.training.seed, setting.px(batch)
+    recipe, seed, px = setting.recipe, setting.recipe.training.seed, downstream.px(setting, batch)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=seed)
     # Crop, erase, mix, in this order: a box is erased from one scene, not from two that share a picture.
-    x = augment.images(downstream.pixels(setting, batch), geometry, px)
+    x = augment.images(session.pixels(setting, batch), geometry, px)
     x = augment.erase(x, recipe.mix, batch.samples, batch.epoch, seed=seed)
     y = targets[batch.samples].to(x.device, non_blocking=True)
     if recipe.mix.mixes:
@@ -162,7 +162,7 @@ def score(setting: Setting, model: nn.Module, source: batches.Samples) -> Tensor
     with loop.evaluating(model), setting.where.autocast():
         for batch in batches.load(source, plan, threads=1):
             x = augment.zoomed(
-                downstream.pixels(setting, batch), batch.extent, setting.px(batch), share=setting.recipe.zoom
+                session.pixels(setting, batch), batch.extent, downstream.px(setting, batch), share=setting.recipe.zoom
             )
             found.append(model(x).float().cpu())
     return torch.cat(found)

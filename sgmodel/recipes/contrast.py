@@ -29,14 +29,14 @@ class Recipe(downstream.Recipe):
     jitter: float = 0.0
 
 
-Setting = downstream.Setting[Recipe]
+Setting = session.Setting[Recipe]
 
 
 def main(recipe: Recipe, places: command.Places) -> int:
     """Train to the recipe's last step, or until stopped; 0 or `session.STOPPED`. Raises SgdataError."""
     source = session.samples(places.shards, recipe.training, ("image",))
     held_out = batches.Samples(places.shards, recipe.val_split, ("image",))
-    setting = downstream.settle(recipe, source.contract, places)
+    setting = session.settle(recipe, source.contract, places)
 
     def make() -> contrastive.Contrast:
         return models.contrast(recipe.model, recipe.contrast, bands=len(setting.contract.bands))
@@ -45,7 +45,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     assert isinstance(model, contrastive.Contrast)
     task = downstream.task(setting, model, source, partial(objective, setting), places)
     # With the step, not in the forward pass: a micro-batch is no step, and a checkpoint must hold what followed.
-    task.optimizer.register_step_post_hook(lambda *_: model.follow())
+    task.updates.optimizer.register_step_post_hook(lambda *_: model.follow())
 
     def figures(final: bool) -> dict[str, float]:
         return evaluate(setting, model, held_out)
@@ -56,7 +56,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
 
 def objective(setting: Setting, forward: nn.Module, batch: batches.Batch) -> dict[str, Tensor]:
     """The loss of a batch, and how often an image's other view was found among all that it was compared with."""
-    whole = downstream.pixels(setting, batch)
+    whole = session.pixels(setting, batch)
     loss, found = forward(*(view(setting, batch, whole, number) for number in (0, 1)))
     return {"loss": loss, "top1": found}
 
@@ -66,7 +66,7 @@ def view(setting: Setting, batch: batches.Batch, whole: Tensor, number: int) -> 
     recipe = setting.recipe
     seed = recipe.training.seed + number * VIEW
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=seed)
-    images = augment.images(whole, geometry, setting.px(batch))
+    images = augment.images(whole, geometry, downstream.px(setting, batch))
     if not recipe.jitter:
         return images
     bands = images.shape[1]

@@ -42,7 +42,7 @@ class Recipe(downstream.Recipe):
     drop_incomplete: bool = False
 
 
-Setting = downstream.Setting[Recipe]
+Setting = session.Setting[Recipe]
 
 
 def main(recipe: Recipe, places: command.Places) -> int:
@@ -52,7 +52,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     check(recipe, pairs.contract)
     source = win.Windows(pairs, recipe.windows)
     held_out = win.Windows(batches.Samples(places.shards, recipe.val_split, members), recipe.scored)
-    setting = downstream.settle(recipe, source.contract, places)
+    setting = session.settle(recipe, source.contract, places)
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
     model = downstream.start(setting, partial(models.detector, recipe.model, bands=len(recipe.bands)), places.weights)
     # Of whole scenes, as released: windows overlap, so their share would be another.
@@ -97,7 +97,7 @@ def class_weights(share: float, unchanged_factor: float) -> Tensor:
 
 def objective(setting: Setting, weights: Tensor | None, model: nn.Module, batch: batches.Batch) -> dict[str, Tensor]:
     """Negative log-likelihood of the labelled pixels of a batch; both dates and the map are moved alike."""
-    recipe, px = setting.recipe, setting.px(batch)
+    recipe, px = setting.recipe, downstream.px(setting, batch)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=recipe.training.seed)
     before, after = (augment.images(image, geometry, px) for image in dates(setting, batch))
     target = augment.masks(downstream.labels(setting, batch).to(before.device, non_blocking=True), geometry, px).long()
@@ -112,7 +112,7 @@ def objective(setting: Setting, weights: Tensor | None, model: nn.Module, batch:
 
 def dates(setting: Setting, batch: batches.Batch) -> tuple[Tensor, Tensor]:
     """Both images (N, C, H, W), each normalised by itself."""
-    return downstream.pixels(setting, batch, "image_before"), downstream.pixels(setting, batch, "image_after")
+    return session.pixels(setting, batch, "image_before"), session.pixels(setting, batch, "image_after")
 
 
 # --- scoring -------------------------------------------------------------------------------

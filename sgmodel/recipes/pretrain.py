@@ -31,13 +31,11 @@ from sgmodel import (
     draws,
     encoder,
     fitting,
-    lattice,
     launch,
     loop,
     mae,
     mixture,
     normalise,
-    optim,
     picking,
     pictures,
     ranks,
@@ -81,17 +79,7 @@ class Recipe:
     stages: tuple[Stage, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What a run has settled before its first step: the contract of the samples as stored, that of the bands the
-    model sees, and `picks`, the indices of the latter among the former (None: all)."""
-
-    recipe: Recipe
-    stored: Contract
-    contract: Contract
-    picks: list[int] | None
-    how: normalise.Normalisation
-    where: launch.Launch
+Setting = session.Setting[Recipe]
 
 
 def build(recipe: Recipe) -> mae.MaskedAutoencoder:
@@ -104,29 +92,15 @@ def main(recipe: Recipe, places: command.Places) -> int:
     """Train to the recipe's last step, or until stopped; 0 or `session.STOPPED`. Raises SgdataError."""
     if recipe.stages:
         return progressive(recipe, places)
-    where = launch.start(places.device, precision=recipe.training.precision, threads=places.threads)
     source = _source(recipe, places)
-    recipe = picking.settled(recipe, source.contract)
-    contract = picking.narrowed(source.contract, recipe.bands, recipe.normalise.missing)
+    setting = session.settle(recipe, source.contract, places)
+    recipe, contract = setting.recipe, setting.contract
     check(recipe, contract)
-    how = normalise.resolve(recipe.normalise, contract)
     model = build(recipe)
     if places.weights is not None:
-        cards.fill(model, places.weights, contract, how, accept=recipe.accept, tables=recipe.tables)
-    picks = picking.indices(source.contract, recipe.bands, recipe.normalise.missing)
-    setting = Setting(recipe=recipe, stored=source.contract, contract=contract, picks=picks, how=how, where=where)
-    forward = session.ready(model, recipe.training, where, places.parallel)
-    task = session.Task(
-        training=recipe.training,
-        model=model,
-        forward=forward,
-        scaler=launch.scaler(where),
-        optimizer=optim.adamw(model, recipe.training.optimizer),
-        objective=partial(objective, setting, forward),
-        source=source,
-        where=where,
-        card=cards.of_run(model, contract, how, recipe),
-    )
+        cards.fill(model, places.weights, contract, setting.how, accept=recipe.accept, tables=recipe.tables)
+    card = cards.of_run(model, contract, setting.how, recipe)
+    task = session.task(setting, model, source, partial(objective, setting), places, card=card)
     if places.dry_run:
         print(session.outlook(task))
         return 0
@@ -221,18 +195,13 @@ def objective(setting: Setting, forward: nn.Module, batch: batches.Batch) -> dic
     epoch, sample)."""
     recipe = setting.recipe
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=recipe.training.seed)
-    images, noise = _images(setting, batch, geometry), _noise(setting, batch)
+    images = augment.images(session.pixels(setting, batch), geometry, recipe.model.image_px)
+    noise = _noise(setting, batch)
     result: mae.Reconstruction = forward(images, noise=noise, ratio=recipe.mask_ratio)
     terms = {"loss": result.loss, "loss_token": result.loss_token, "loss_spectral": result.loss_spectral}
     # Whole spectral groups can stay visible in every sample: their bands then have no error to speak of.
     bands = result.loss_band.nan_to_num(0.0)
     return terms | {f"loss_{name}": error for name, error in zip(recipe.bands, bands, strict=True)}
-
-
-def _images(setting: Setting, batch: batches.Batch, geometry: augment.Geometry) -> Tensor:
-    stored = lattice.image(batch.arrays, batch.extent, setting.stored, setting.where.device)
-    whole = normalise.apply(setting.how, stored, batch.extent, setting.picks)
-    return augment.images(whole, geometry, setting.recipe.model.image_px)
 
 
 def _noise(setting: Setting, batch: batches.Batch) -> Tensor:
@@ -289,7 +258,8 @@ def _reconstructions(
     """The middle of the images of `plan`, masked as in epoch 0, and what the model makes of them."""
     with loop.evaluating(model):
         for batch in batches.load(source, plan, threads=1):
-            images = _images(setting, batch, augment.centre(batch.extent, setting.recipe.model.image_px))
+            middle = augment.centre(batch.extent, setting.recipe.model.image_px)
+            images = augment.images(session.pixels(setting, batch), middle, setting.recipe.model.image_px)
             with setting.where.autocast():
                 result = model(images, noise=_noise(setting, batch), ratio=setting.recipe.mask_ratio)
             yield images, result

@@ -46,7 +46,7 @@ class Recipe(downstream.Recipe):
     smoothing: float = 0.0
 
 
-Setting = downstream.Setting[Recipe]
+Setting = session.Setting[Recipe]
 
 
 def main(recipe: Recipe, places: command.Places) -> int:
@@ -54,7 +54,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     source = session.samples(places.shards, recipe.training, ("image", "mask"))
     held_out = batches.Samples(places.shards, recipe.val_split, ("image", "mask"))
     check(recipe, source.contract)
-    setting = downstream.settle(recipe, source.contract, places)
+    setting = session.settle(recipe, source.contract, places)
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
     make = partial(models.segmenter, recipe.model, bands=len(recipe.bands), classes=setting.classes)
     model = downstream.start(setting, make, places.weights)
@@ -87,7 +87,7 @@ def objective(setting: Setting, model: nn.Module, batch: batches.Batch) -> dict[
     """Cross-entropy over the labelled pixels of a batch."""
     recipe = setting.recipe.augment
     geometry = augment.draw(recipe, batch.samples, batch.epoch, batch.extent, seed=setting.recipe.training.seed)
-    images, target = _inputs(setting, batch, geometry, setting.px(batch))
+    images, target = _inputs(setting, batch, geometry, downstream.px(setting, batch))
     # A sum over a count that is at least 1: a batch without one labelled pixel is no fault.
     logits = model(images).float()
     total = functional.cross_entropy(
@@ -100,7 +100,7 @@ def objective(setting: Setting, model: nn.Module, batch: batches.Batch) -> dict[
 def _inputs(setting: Setting, batch: batches.Batch, geometry: augment.Geometry, size: int) -> tuple[Tensor, Tensor]:
     """Normalised images (N, C, S, S) and targets (N, S, S) int64 for S = `size`, both moved by `geometry`."""
     target = downstream.labels(setting, batch).to(setting.where.device, non_blocking=True)
-    images = augment.images(downstream.pixels(setting, batch), geometry, size)
+    images = augment.images(session.pixels(setting, batch), geometry, size)
     return images, augment.masks(target, geometry, size).long()
 
 
@@ -124,7 +124,7 @@ def predict(setting: Setting, model: nn.Module, batch: batches.Batch) -> tuple[T
     size = int(batch.extent.max())
     images, target = _inputs(setting, batch, augment.centre(batch.extent, size), size)
     with setting.where.autocast():
-        return images, target, untiled(model(tiled(images, setting.px(batch))).argmax(dim=1), size)
+        return images, target, untiled(model(tiled(images, downstream.px(setting, batch))).argmax(dim=1), size)
 
 
 def tiled(images: Tensor, px: int) -> Tensor:
