@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from sgdata import blocks, files
-from sgdata.types import Array, Grid, Window
+from sgdata.errors import SourceError
+from sgdata.types import Array, Grid, Member, Ref, Window
 
 
 def table(
@@ -50,6 +51,32 @@ def write(path: Path, rows: Any) -> None:
 def read(path: Path) -> Any:
     """The GeoDataFrame of a `patches.parquet`. Raises SourceError."""
     import geopandas
+    import pyarrow as pa
 
     files.existing(path, "the patches.parquet of a build")
-    return geopandas.read_parquet(path)
+    try:
+        return geopandas.read_parquet(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise SourceError(f"{path}: not the patches of a build: {told}; build it again") from None
+
+
+def refs(path: Path, members: tuple[Member, ...], pixel_bytes: float) -> tuple[Ref, ...]:
+    """The patches at `path` as samples, to be cut from the rasters `members`; each pixel is stored in `pixel_bytes`.
+
+    Raises SourceError.
+    """
+    rows = read(path)
+    windows = rows[["row", "col", "height", "width"]].to_numpy().tolist()
+    # To 1e-7 degree, a centimetre, as `tiffs.bounds` gives them.
+    boxes = rows.bounds.round(7).to_numpy().tolist()
+    return tuple(
+        Ref(
+            key=key,
+            split=split,
+            members=members,
+            bytes=int(window[2] * window[3] * pixel_bytes),
+            meta={"window": window, "bounds": box},
+        )
+        for key, split, window, box in zip(rows["key"], rows["split"], windows, boxes, strict=True)
+    )

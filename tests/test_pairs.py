@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import geopandas
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import rasterio
 import shapely
 from synthetic_shards import contract
 
-from sgdata import contracts, packing, shards, verify
+from sgdata import contracts, packing, patches, shards, verify
 from sgdata.errors import SourceError
 
 SIDE = 48
@@ -42,9 +41,9 @@ def pair(tmp_path: Path) -> Path:
     raster(tmp_path / "change.tif", change)
     rows = [(f"p-r{r:05d}-c{c:05d}", "val" if r else "train", r, c) for r in (0, 24) for c in (0, 24)]
     columns = dict(zip(("key", "split", "row", "col"), zip(*rows, strict=True), strict=True))
-    box = shapely.to_wkb(shapely.box(11, 48, 11.1, 48.1))
-    table = pa.table({**columns, "height": [24] * 4, "width": [24] * 4, "geometry": [box] * 4})
-    pq.write_table(table, tmp_path / "before" / "patches.parquet")
+    boxes = [shapely.box(11, 48, 11.1, 48.1)] * 4
+    rows = geopandas.GeoDataFrame({**columns, "height": [24] * 4, "width": [24] * 4}, geometry=boxes, crs="EPSG:4326")
+    patches.write(tmp_path / "before" / "patches.parquet", rows)
     (tmp_path / "pair.toml").write_text('before = "before"\nafter = "after"\nchange = "change.tif"\n')
     return tmp_path / "pair.toml"
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog, contracts, files
+from sgdata import catalog, contracts, files, patches
 from sgdata.errors import SourceError
 from sgdata.shards import ShardRecipe
 from sgdata.types import Contract, Found, Member, Ref, Sample
@@ -39,9 +39,6 @@ class Pair:
 
 def find(source: Path, recipe: ShardRecipe) -> Found:
     """The patches of the first build. Raises SettingError, SourceError where the two builds do not agree."""
-    import pyarrow.parquet as pq
-    import shapely
-
     before, after, _ = _places(source)
     ours, theirs = contracts.read(before), contracts.read(after)
     # What weights would have to agree on, two dates must too.
@@ -49,27 +46,15 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     if differ:
         raise SourceError(f"{after}: {', '.join(differ)} is not what {before} has; build both alike")
     card = catalog.card("pairs")
-    table = pq.read_table(files.existing(before / PATCHES, "the patches of a finished build"))
-    boxes = shapely.bounds(shapely.from_wkb(table["geometry"].to_pylist())).round(7).tolist()
-    columns = [table[name].to_pylist() for name in ("key", "split", "row", "col", "height", "width")]
     members = tuple(
         Member(name=name, size=path.stat().st_size)
         for name, path in (("before", before / IMAGE), ("after", after / IMAGE))
     )
-    refs = [
-        Ref(
-            key=key,
-            split=split,
-            members=members,
-            bytes=int(height * width * 4 * len(ours.bands) * _STORED_SHARE),
-            meta={"window": [row, col, height, width], "bounds": box},
-        )
-        for key, split, row, col, height, width, box in zip(*columns, boxes, strict=True)
-    ]
+    refs = patches.refs(before / PATCHES, members, 4 * len(ours.bands) * _STORED_SHARE)
     space = catalog.label_space(card, recipe.labels)
     # Statistics are those of both dates, made anew from the samples.
     contract = replace(ours, dataset="pairs", label_space=space, statistics={}, splits={}, fingerprint="")
-    return Found(refs=tuple(refs), edition=catalog.edition(card, recipe.edition), labels=space, contract=contract)
+    return Found(refs=refs, edition=catalog.edition(card, recipe.edition), labels=space, contract=contract)
 
 
 @contextmanager

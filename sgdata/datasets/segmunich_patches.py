@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import archives, catalog, contracts, files, tiffs, twins
+from sgdata import archives, catalog, contracts, files, patches, tiffs, twins
 from sgdata.errors import SettingError, SourceError
 from sgdata.shards import ShardRecipe
 from sgdata.types import Array, Contract, Found, Member, Ref, Sample
 
 PATCHES = "patches.parquet"
 IMAGE, LABELS = "image.tif", "labels.tif"
-_COLUMNS = ("key", "split", "row", "col", "height", "width")
 STORED_SHARE = 0.7
 """Of the raw bytes, about what bitshuffle and lz4 leave."""
 
@@ -55,35 +54,15 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample
 
 
 def _find_in_build(source: Path, labels: str) -> Found:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    import shapely
-
     members = tuple(Member(name=name, size=(source / name).stat().st_size) for name in _held(source))
     contract = contracts.read(source)
     # The shipped recipe names those of the released patches; whatever else it names was asked for.
     painted = contract.label_space.name
     if labels not in {painted, "segmunich-released"}:
         raise SettingError(f"{source}: labels '{labels}': this build was painted with '{painted}', and keeps them")
-    try:
-        table = pq.read_table(source / PATCHES, columns=[*_COLUMNS, "geometry"])
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{source / PATCHES}: not the patches of a build: {error}; build it again") from None
-    # To 1e-7 degree, a centimetre, as `tiffs.bounds` gives them.
-    boxes = shapely.bounds(shapely.from_wkb(table["geometry"].to_pylist())).round(7).tolist()
-    rows = zip(*(table[name].to_pylist() for name in _COLUMNS), boxes, strict=True)
-    refs = [
-        Ref(
-            key=key,
-            split=split,
-            members=members,
-            bytes=int(height * width * 2 * len(contract.bands) * STORED_SHARE),
-            meta={"window": [row, col, height, width], "bounds": box},
-        )
-        for key, split, row, col, height, width, box in rows
-    ]
+    refs = patches.refs(source / PATCHES, members, 2 * len(contract.bands) * STORED_SHARE)
     edition = catalog.edition(catalog.card("segmunich"), "build")
-    return Found(refs=tuple(refs), edition=edition, labels=contract.label_space, contract=contract)
+    return Found(refs=refs, edition=edition, labels=contract.label_space, contract=contract)
 
 
 def _held(source: Path) -> list[str]:
