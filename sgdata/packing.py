@@ -171,8 +171,8 @@ def cost(
     stream = archives.is_stream(source)
     groups = _groups(found.refs, recipe.shard_mb, stream=stream)
     taken = time.perf_counter() - began
-    # The second pass over a compressed tar takes as long as the first; of other sources a few samples are packed.
-    seconds = taken if stream else _tried(found.refs, recipe, contract, source)
+    # The second pass over a compressed tar takes as long as the first.
+    seconds = _tried([ref for group in groups for ref in group], recipe, contract, source) + taken * stream
     return replace(_cost(found, groups, source), seconds=seconds)
 
 
@@ -190,11 +190,14 @@ def _cost(found: Found, groups: Sequence[Sequence[Ref]], source: Path) -> Cost:
 
 
 def _tried(refs: Sequence[Ref], recipe: ShardRecipe, contract: Contract, source: Path) -> float:
-    """Seconds to pack them all, by those of a few, spread over all."""
+    """Seconds to pack them all, by those of a few: spread over all, of a compressed tar the first that come by."""
     count = min(len(refs), 1 + TRIED_BYTES * len(refs) // (1 + sum(ref.bytes for ref in refs)))
-    some = tuple(refs[i] for i in np.linspace(0, len(refs) - 1, count).astype(int))
+    stream = archives.is_stream(source)
+    some = refs[:count] if stream else [refs[i] for i in np.linspace(0, len(refs) - 1, count).astype(int)]
     with tempfile.TemporaryDirectory() as place:
-        (trial,) = _tasks([some], recipe, contract, (source, Path(place)))
+        (trial,) = _tasks([tuple(some)], recipe, contract, (source, Path(place)))
+        if stream:  # kept for the second time
+            trial = replace(next(_spool([trial], source, Path(place))), spooled=False)
         _pack_shard(trial)  # compiles what is compiled
         began = time.perf_counter()
         _pack_shard(trial)

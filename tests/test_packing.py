@@ -176,3 +176,14 @@ def test_the_cost_is_told_first_and_the_result_as_json(build: Path, tmp_path: Pa
     assert not (tmp_path / "s").exists()
     done = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
     assert (done["shards"], done["quarantined"], done["contract"]["splits"]) == (2, 0, {"train": 3, "val": 3})
+
+
+def test_the_cost_of_a_compressed_tar_is_found_at_its_start(tmp_path: Path) -> None:
+    source = synthetic.bigearthnet_v1(tmp_path / "source")
+    with tarfile.open(tmp_path / "it.tar.gz", "w:gz") as tar:
+        tar.add(source, ".")
+    cost = packing.cost("bigearthnet", source=tmp_path / "it.tar.gz", recipe=small("bigearthnet", edition="v1"))
+    assert cost.bytes_in == (tmp_path / "it.tar.gz").stat().st_size
+    assert cost.seconds is not None
+    assert 0 < cost.seconds < 20
+    assert sum(cost.samples.values()) == len(list(source.rglob("*_B01.tif")))
