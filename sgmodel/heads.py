@@ -92,10 +92,7 @@ class Segmenter(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, classes, H, W) logits."""
         logits: Tensor = self.head([self.merge(self.encoder.tokens(images))] * 4)
-        if logits.shape[-1] != images.shape[-1]:
-            logits = upernet.resize(
-                logits, images.shape[-2:]
-            )  # the head enlarges eightfold; other patch sizes need the rest
+        logits = upernet.resize(logits, images.shape[-2:])  # the head enlarges eightfold, patches may be of other sizes
         return logits + self.skip(images) if self.head_config.skip else logits
 
 
@@ -120,9 +117,7 @@ class ChangeDetector(nn.Module):
         # Signed: what appears and what vanishes are different changes.
         difference = self.merge(self.encoder.tokens(before)) - self.merge(self.encoder.tokens(after))
         scores: Tensor = self.head([difference] * 4)
-        if scores.shape[-1] != before.shape[-1]:
-            scores = upernet.resize(scores, before.shape[-2:])
-        return functional.log_softmax(scores, dim=1)
+        return functional.log_softmax(upernet.resize(scores, before.shape[-2:]), dim=1)
 
 
 class _MeanOfRanks(torch.autograd.Function):

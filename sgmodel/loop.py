@@ -72,7 +72,9 @@ def steps(
     for index, batch in enumerate(source, first):
         loaded = time.perf_counter()
         torch.manual_seed((updates.seed << 32) + index * ranks.world() + ranks.rank())
-        lr = _set_rate(updates, index)
+        lr = updates.schedule(index)
+        for group in updates.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         updates.optimizer.zero_grad(set_to_none=True)
         terms, norm = _gradients(objective, batch, updates, where)
         # Half precision overflows now and then: its scaler then leaves this step out and lowers the scale.
@@ -108,13 +110,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def _set_rate(updates: Updates, index: int) -> float:
-    lr = updates.schedule(index)
-    for group in updates.optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
-    return lr
 
 
 def _gradients(

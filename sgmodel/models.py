@@ -142,7 +142,7 @@ def dense_head(backbone: backbones.Backbone, classes: int, config: upernet.HeadC
 def dense_scores(head: nn.Module, maps: list[Tensor], size: torch.Size) -> Tensor:
     """(N, classes, *size), enlarged where the finest map is coarser than the image."""
     scores: Tensor = head(maps if len(maps) > 1 else maps[0])
-    return scores if scores.shape[-2:] == size else upernet.resize(scores, size)
+    return upernet.resize(scores, size)
 
 
 class RivalSegmenter(Rival):

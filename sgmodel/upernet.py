@@ -45,21 +45,20 @@ def unit(channels_in: int, channels_out: int, groups: int, dropout: float) -> nn
 
 def level(channels_in: int, number: int, scale: int, config: HeadConfig) -> nn.Sequential:
     """One level: convolution 1x1, GroupNorm, GELU, then each place spread over scale x scale where that is not 1."""
-    channels_out = config.levels[number]
     if scale == 1:
-        return unit(channels_in, channels_out, config.groups_levels, config.dropout_levels)
+        return unit(channels_in, config.levels[number], config.groups_levels, config.dropout_levels)
     hidden = config.hidden[number]
     return nn.Sequential(
-        nn.Conv2d(channels_in, hidden, 1),
-        nn.GroupNorm(config.groups_levels, hidden),
-        nn.GELU(),
-        nn.ConvTranspose2d(hidden, channels_out, scale, stride=scale),
+        *list(unit(channels_in, hidden, config.groups_levels, 0.0))[:3],
+        nn.ConvTranspose2d(hidden, config.levels[number], scale, stride=scale),
         nn.Dropout(config.dropout_levels),
     )
 
 
 def resize(x: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
-    """Bilinear, corners aligned, as everywhere in the released head."""
+    """Bilinear, corners aligned, as everywhere in the released head; as it is where it has that size."""
+    if x.shape[-2:] == tuple(size):
+        return x
     return functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
