@@ -66,7 +66,8 @@ def _line(table: dict[str, Any], row: dict[str, Any]) -> tuple[str, ...]:
         cells += [_number(each["published"]), _measured(each) or state]
     cost = row.get("cost")
     steps = f"{cost['steps_before']:,} + {cost['steps']:,}" if cost and cost["steps_before"] else ""
-    findings = ", ".join(each["check"] for each in table["audit"]) or ("no finding" if table["audited"] else "not audited")
+    none = "no finding" if table["audited"] else "not audited"
+    findings = ", ".join(each["check"] for each in table["audit"]) or none
     return (
         row["name"],
         row["start"],
