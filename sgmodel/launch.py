@@ -59,7 +59,17 @@ def start(device: str, *, precision: Precision, threads: int) -> Launch:
 
 # Dense tensor-core peak of bf16 and fp16 in TFLOP/s, from the maker's data sheets; the first name that fits counts, so
 # that the slower cards of a kind stand before it.
-PEAK = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362}
+PEAK = {
+    "B200": 2250,
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L40": 181,
+    "RTX 4090": 165,
+}
 
 
 def speed(where: Launch, flops: float, seconds: float) -> dict[str, float]:
