@@ -80,6 +80,7 @@ def test_an_area_that_is_no_number_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_in_metres_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.geojson"
-    path.write_text(json.dumps({"type": "Polygon", "coordinates": [[[6e5, 5e6], [6.1e5, 5e6], [6e5, 5.1e6], [6e5, 5e6]]]}))
+    ring = [[6e5, 5e6], [6.1e5, 5e6], [6e5, 5.1e6], [6e5, 5e6]]
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
     with pytest.raises(SettingError, match="4 vertices in degrees"):
         areas.resolve(Area(aoi=str(path)))

@@ -129,7 +129,16 @@ def test_the_command_refuses_a_second_writer_and_a_hole(tmp_path: Path) -> None:
     where = archive(tmp_path / "a")
     west, south, east, north = in_degrees(LATTICE)
     shrunk = [str(v) for v in (west + 0.002, south + 0.002, east - 0.002, north - 0.002)]
-    common = ["--stac", str(where), "--bbox", *shrunk, "--set", 'bands=["B02", "B04", "B12"]', "--set", "patches.size=32"]
+    common = [
+        "--stac",
+        str(where),
+        "--bbox",
+        *shrunk,
+        "--set",
+        'bands=["B02", "B04", "B12"]',
+        "--set",
+        "patches.size=32",
+    ]
 
     def sgdata(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "sgdata.cli", *words]
