@@ -13,7 +13,7 @@ import numpy as np
 from sgdata import composite, files, grid, masks, offsets, product, resample, staging
 from sgdata.types import Array, Grid, Window
 
-OBSERVATION_BYTES = 96 << 20
+OBSERVATION_BYTES = 32 << 20
 """A composite tile shrinks until its observations fit: memory is flat in the number of dates."""
 
 THREADS, READERS = 2, 4
