@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sgdata import areas, files, rasters
+from sgdata import areas, files, grid, rasters
 from sgdata.composite import NO_VALUE
 from sgdata.errors import OutputError
 from sgdata.sentinel2 import BAND, NODATA, SCALE
@@ -59,11 +59,9 @@ def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]]) -> Non
     """`usage.json`: how much of each scene (id, clear share) the composite shows, and signs of what went wrong in it.
 
     `bright_share`: valid pixels as bright as cloud in blue (DN >= BRIGHT). `seam`: mean step in red between
-    neighbours taken from two scenes, and between all others; near equal where no seam shows. From the rasters, row
-    by row, so that tiles leave no trace.
+    neighbours taken from two scenes, and between all others; near equal where no seam shows. From the rasters, block
+    by block, so that tiles leave no trace.
     """
-    from rasterio.windows import Window as Part
-
     taken, valid, bright = np.zeros(NO_VALUE + 1, np.int64), 0, 0
     sums = np.zeros((2, 2), np.int64)  # (same scene or not) x (pairs, steps)
     with rasters.opened(str(folder / IMAGE)) as image, rasters.opened(str(folder / PROVENANCE_FILE)) as provenance:
@@ -71,19 +69,23 @@ def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]]) -> Non
         names = list(image.descriptions)
         # Builds of few bands have the figures of their first one.
         blue, red = (names.index(name) + 1 if name in names else 1 for name in ("B02", "B04"))
-        for row in range(0, height, 512):
-            # One row more than is counted: the pairs across the strip's end.
-            part = Part(0, row, width, min(513, height - row))
-            step, index = image.read(red, window=part).astype(np.int32), provenance.read(1, window=part)
-            # The extra row belongs to the next strip: counted there.
-            taken += np.bincount(index[:512].ravel(), minlength=len(taken))
-            values = image.read(blue, window=part)[:512]
-            valid, bright = valid + int((values > 0).sum()), bright + int((values >= BRIGHT).sum())
-            for a, b in ((np.s_[:512, :-1], np.s_[:512, 1:]), (np.s_[:-1], np.s_[1:])):
-                both = (step[a] > 0) & (step[b] > 0)
-                other = both & (index[a] != index[b])
-                for kind, where in enumerate((both & ~other, other)):
-                    sums[kind] += int(where.sum()), int(np.abs(step[a] - step[b])[where].sum())
+        # The last row of the blocks above and the last column of the block before: 0, no data, makes no pair.
+        above, before = np.zeros((2, 1, width), np.uint16), np.zeros((2, 0, 0), np.uint16)
+        for window in grid.tiles(image.shape, 512):
+            cols = window.slices[1]
+            # At one go: a block holds all bands, and is decoded anew for each that is asked for alone.
+            both = image.read([red, blue], window=window.slices)
+            valid, bright = valid + int((both[1] > 0).sum()), bright + int((both[1] >= BRIGHT).sum())
+            both[1] = provenance.read(1, window=window.slices)
+            taken += np.bincount(both[1].ravel(), minlength=len(taken))
+            beside = before if window.col else np.zeros_like(both[:, :, :1])
+            for axis, edge in ((2, beside), (1, above[:, :, cols])):
+                step, index = np.moveaxis(np.concatenate([edge, both], axis), axis, 1)
+                higher, lower = np.maximum(step[:-1], step[1:]), np.minimum(step[:-1], step[1:])
+                other = index[:-1] != index[1:]
+                for kind, where in enumerate(((lower > 0) & ~other, (lower > 0) & other)):
+                    sums[kind] += int(where.sum()), int((higher - lower).sum(where=where, dtype=np.int64))
+            before, above[:, :, cols] = both[:, :, -1:].copy(), both[:, -1:]
     # median and geomedian choose no scene: there is nothing to count, and no seam.
     mixed = taken[:NO_VALUE].sum() == 0
     shares = [None if mixed else round(int(n) / max(valid, 1), 6) for n in taken[: len(scenes)]]

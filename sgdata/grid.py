@@ -58,6 +58,14 @@ def tiles(shape: tuple[int, int], size: int) -> Iterator[Window]:
             yield Window(row=row, col=col, height=min(size, height - row), width=min(size, width - col))
 
 
+def strips(shape: tuple[int, int], pixels: int, *, multiple: int = 1) -> Iterator[Window]:
+    """Windows of the full width and of about `pixels` that cover `shape` from top to bottom, in `multiple`s of rows."""
+    height, width = shape
+    rows = max(pixels // max(width, 1) // multiple, 1) * multiple
+    for row in range(0, height, rows):
+        yield Window(row=row, col=0, height=min(rows, height - row), width=width)
+
+
 def patches(shape: tuple[int, int], size: int, stride: int) -> Iterator[Window]:
     """Windows of exactly `size` x `size` at `stride`, row by row; a rest at the right or bottom is left out."""
     height, width = shape

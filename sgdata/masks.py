@@ -8,6 +8,7 @@ class is dark or unclassified, which counts only where nothing better is there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +35,8 @@ DARK_GROUND = 3
 
 # Cloud shares of the neighbourhood are taken on squares of BLOCK_M: they are smooth at that scale.
 BLOCK_M, NEIGHBOURHOOD_M = 500, 10_000
+# Blocks on each side that say whether the ground round a roof is cloudy.
+NEAR_BLOCKS = 1
 # Cloudier than the neighbourhood by EXCESS on days when that is below CALM: a roof, not a cloud (SEPAL's rule).
 EXCESS, CALM = 0.4, 0.3
 # Looks that the two halves of the guard need: with fewer, 'mostly' and 'never' say nothing.
@@ -100,14 +103,13 @@ class Guard:
         self.seen, self.clear = np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)
         self.expected = np.zeros(shape, np.float32)
 
-    def add(self, found: Array) -> None:
-        """Count one date's (H, W) kinds."""
+    def add(self, found: Array, share: Array) -> None:
+        """Count one date's (H, W) kinds, by the `cloudiness` of the blocks they lie in."""
         cloud, seen = found == CLOUD, found != NOTHING
-        share = surroundings(cloud, seen, self.gsd_m, NEIGHBOURHOOD_M)
-        calm = seen & (share < CALM)
+        calm = seen & _spread(share < CALM, found.shape, self.gsd_m)
         self.calm += calm
         self.clouded += calm & cloud
-        self.expected += np.where(calm, share, np.float32(0))
+        self.expected += np.where(calm, _spread(share, found.shape, self.gsd_m), np.float32(0))
         # Half two of the rule: a place that is never clear tells nothing of clouds either.
         self.seen += seen
         self.clear += (found == CLEAR) | (found == DIM)
@@ -119,23 +121,47 @@ class Guard:
         return often | never
 
 
+def block_px(gsd_m: float) -> int:
+    """The side of a block in pixels: parts that begin at multiples of it count the same blocks as the whole."""
+    return max(round(BLOCK_M / gsd_m), 1)
+
+
+def cloudiness(strips: Iterable[Array], gsd_m: float) -> Array:
+    """(h, w) float32 of one date: the share of cloud in what is seen, in the neighbourhood of each block.
+
+    `strips`: its kinds from top to bottom, each (but the last) a whole number of blocks high.
+    """
+    counted = [(_counted(part == CLOUD, gsd_m), _counted(part != NOTHING, gsd_m)) for part in strips]
+    cloud, seen = (np.concatenate(column) for column in zip(*counted, strict=True))
+    return _share(cloud, seen, NEIGHBOURHOOD_M)
+
+
 def surroundings(what: Array, among: Array, gsd_m: float, side_m: float) -> Array:
     """(H, W) float32: the share of `what` in `among` within a square of `side_m` round each block of BLOCK_M."""
+    return _spread(_share(_counted(what, gsd_m), _counted(among, gsd_m), side_m), what.shape, gsd_m)
+
+
+def _counted(mask: Array, gsd_m: float) -> Array:
+    """(h, w) int64: true pixels of each block."""
+    size = block_px(gsd_m)
+    padded = np.pad(mask, ((0, -mask.shape[0] % size), (0, -mask.shape[1] % size)))
+    blocks = padded.reshape(padded.shape[0] // size, size, padded.shape[1] // size, size)
+    return np.asarray(blocks.sum(axis=(1, 3), dtype=np.int64))
+
+
+def _share(what: Array, among: Array, side_m: float) -> Array:
     from scipy import ndimage
 
-    height, width = what.shape
-    size = max(round(BLOCK_M / gsd_m), 1)
     reach = round(side_m / BLOCK_M) // 2
-    sums = []
-    for mask in (what, among):
-        padded = np.pad(mask, ((0, -height % size), (0, -width % size)))
-        blocks = padded.reshape(padded.shape[0] // size, size, padded.shape[1] // size, size)
-        total = blocks.sum(axis=(1, 3), dtype=np.int64)
-        for axis in (0, 1):
-            total = ndimage.correlate1d(total, np.ones(2 * reach + 1), axis, mode="constant")
-        sums.append(total)
-    share: Array = (sums[0] / np.maximum(sums[1], 1)).astype(np.float32)
-    return share.repeat(size, 0)[:height].repeat(size, 1)[:, :width]
+    sums = [what, among]
+    for axis in (0, 1):
+        sums = [ndimage.correlate1d(total, np.ones(2 * reach + 1), axis, mode="constant") for total in sums]
+    return (sums[0] / np.maximum(sums[1], 1)).astype(np.float32)
+
+
+def _spread(blocks: Array, shape: tuple[int, ...], gsd_m: float) -> Array:
+    size = block_px(gsd_m)
+    return blocks.repeat(size, 0)[: shape[0]].repeat(size, 1)[:, : shape[1]]
 
 
 # --- sight ---------------------------------------------------------------------------------
@@ -146,16 +172,27 @@ def sight(found: Array, bright: Array | None, settings: MaskSettings, *, gsd_m: 
     cloud = found == CLOUD
     if bright is not None and bright.any():
         # On a truly cloudy day the ground round the roof is cloudy too, and the roof's class is believed.
-        near = surroundings(cloud & ~bright, (found != NOTHING) & ~bright, gsd_m, 3 * BLOCK_M)
+        near = surroundings(cloud & ~bright, (found != NOTHING) & ~bright, gsd_m, (2 * NEAR_BLOCKS + 1) * BLOCK_M)
         roof = cloud & bright & (near < CALM)
         cloud, found = cloud & ~roof, np.where(roof, CLEAR, found)
-    reach = min(int(max(reach_m, settings.cloud_buffer_m) // gsd_m) + 1, FARTHEST - 1)
+    reach, shadow_reach = _reaches(settings, gsd_m, reach_m)
     away = distance(cloud, reach)
     # Distances are rounded up, so comparing them with a whole number of pixels is exact.
     usable = ((found == CLEAR) | (found == DIM)) & (away > settings.cloud_buffer_m / gsd_m)
-    shadow_reach = int(settings.shadow_buffer_m // gsd_m) + 1
     usable &= distance(found == SHADOW, shadow_reach) > settings.shadow_buffer_m / gsd_m
-    return np.where(usable, away + DOUBTFUL * (found == DIM), 0).astype(np.uint8)
+    return np.where(usable, away | ((found == DIM) * np.uint8(DOUBTFUL)), np.uint8(0))
+
+
+def halo_px(settings: MaskSettings, gsd_m: float, reach_m: float) -> int:
+    """How many rows beyond a part of whole blocks its `sight` depends on, in whole blocks."""
+    size = block_px(gsd_m)
+    return (-(-max(_reaches(settings, gsd_m, reach_m)) // size) + NEAR_BLOCKS) * size
+
+
+def _reaches(settings: MaskSettings, gsd_m: float, reach_m: float) -> tuple[int, int]:
+    """How many pixels away clouds and shadows are looked for."""
+    clouds = int(max(reach_m, settings.cloud_buffer_m) // gsd_m) + 1
+    return min(clouds, FARTHEST - 1), int(settings.shadow_buffer_m // gsd_m) + 1
 
 
 def best_sights(sights: Array) -> Array:

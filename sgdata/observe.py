@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,9 @@ for a server all let other threads run."""
 SIGHT = "sight"
 VERSION = 2
 """Counts changes of masks or composites that change a pixel: what an older version left in scratch is not used."""
+STRIP_PIXELS = 1 << 19
+"""Masks are worked on in strips of about this size: memory is flat in the area."""
+
 THINNED = 8
 """Coverage of a scene is counted on every eighth pixel of its sight."""
 
@@ -83,6 +87,26 @@ class Job:
     folder: Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """All that decides the sights of an area, on their own lattice; `folder` keeps them."""
+
+    grid: Grid
+    settings: masks.MaskSettings
+    reach_m: float
+    folder: Path
+
+    @property
+    def bright(self) -> Path:
+        """What the guard found, one byte a pixel."""
+        return self.folder / "bright.bin"
+
+    @property
+    def strips(self) -> list[Window]:
+        """Parts of whole blocks, which the neighbourhood of clouds is counted on."""
+        return list(grid.strips(self.grid.shape, STRIP_PIXELS, multiple=masks.block_px(self.grid.gsd_m)))
+
+
 # --- scenes --------------------------------------------------------------------------------
 
 
@@ -112,12 +136,12 @@ def sighted(
     area: Grid,
     reach_m: float,
     folder: Path,
-    run: Callable[..., Iterable[staging.Staged]],
+    run: Callable[..., Iterable[Any]],
 ) -> tuple[Observed, ...]:
     """The scenes, each with its sight (`masks`) among its staged files, on one lattice that reaches beyond the area.
 
-    `run(task, items)` does the work, `folder` keeps it. Computed over the whole area at once, so that no tile's edge
-    shows. Raises SourceError where layers do not nest.
+    `run(task, items)` does the work, `folder` keeps it. What a strip cannot know of its neighbours it is told, so that
+    no edge shows. Raises SourceError where layers do not nest.
     """
     layer = settings.asset
     if layer is None or not scenes:
@@ -128,32 +152,55 @@ def sighted(
     target = grid.windowed(theirs, grid.over(theirs, (west - reach, south - reach, east + reach, north + reach)))
     decides = (VERSION, settings, reach_m, target, [(scene.id, scene.files[layer].sha256) for scene in scenes])
     folder = folder / files.sha256(files.canonical_json(decides))[:16]
-    bright = folder / "bright.npy" if settings.guard else None
-    # One pass over all dates in their order and in this process: sums of floats depend on the order.
-    if bright and not bright.exists():
-        guard = masks.Guard(target.shape, target.gsd_m)
-        for scene in scenes:
-            seen = staging.on_grid(scene.files[layer], target, kernel="nearest", beyond=masks.BEYOND)
-            guard.add(masks.kinds(seen, settings))
-        with files.replacing(bright, durable=False) as temporary, temporary.open("wb") as handle:
-            np.save(handle, guard.bright())
-    task = partial(_sight, target=target, settings=settings, reach_m=reach_m, bright=bright, folder=folder)
-    found = run(task, scenes)
+    masking = Masking(grid=target, settings=settings, reach_m=reach_m, folder=folder)
+    if settings.guard and not masking.bright.exists():
+        shares = tuple(run(partial(_cloudiness, masking), scenes))
+        strips = run(partial(_bright, masking, scenes, shares), masking.strips)
+        with files.replacing(masking.bright, durable=False) as temporary, temporary.open("wb") as handle:
+            for strip in strips:
+                strip.tofile(handle)
+    found = run(partial(_sight, masking), scenes)
     return tuple(replace(scene, files=scene.files | {SIGHT: sight}) for scene, sight in zip(scenes, found, strict=True))
 
 
-def _sight(
-    scene: Observed, *, target: Grid, settings: masks.MaskSettings, reach_m: float, bright: Path | None, folder: Path
-) -> staging.Staged:
-    path = folder / f"{scene.id}.bin"
+def _kinds(masking: Masking, scene: Observed, strip: Window) -> Array:
+    part = grid.windowed(masking.grid, strip)
+    layer = scene.files[masking.settings.asset or ""]
+    return masks.kinds(staging.on_grid(layer, part, kernel="nearest", beyond=masks.BEYOND), masking.settings)
+
+
+def _cloudiness(masking: Masking, scene: Observed) -> Array:
+    return masks.cloudiness((_kinds(masking, scene, strip) for strip in masking.strips), masking.grid.gsd_m)
+
+
+def _bright(masking: Masking, scenes: tuple[Observed, ...], shares: tuple[Array, ...], strip: Window) -> Array:
+    """One strip through all dates in their order: sums of floats depend on it."""
+    guard = masks.Guard((strip.height, strip.width), masking.grid.gsd_m)
+    size = masks.block_px(masking.grid.gsd_m)
+    for scene, share in zip(scenes, shares, strict=True):
+        guard.add(_kinds(masking, scene, strip), share[strip.row // size :])
+    return guard.bright()
+
+
+def _sight(masking: Masking, scene: Observed) -> staging.Staged:
+    path = masking.folder / f"{scene.id}.bin"
     # The folder's name holds all that decides the bytes: what an earlier run left here is this.
     if not path.exists():
-        seen = staging.on_grid(scene.files[settings.asset or ""], target, kernel="nearest", beyond=masks.BEYOND)
-        guard = np.load(bright, allow_pickle=False) if bright else None
-        content = masks.sight(masks.kinds(seen, settings), guard, settings, gsd_m=target.gsd_m, reach_m=reach_m)
-        with files.replacing(path, durable=False) as temporary:
-            content.tofile(temporary)
-    return staging.Staged(path=str(path), lattice=target, dtype="uint8", sha256="", holes=False)
+        lattice, settings = masking.grid, masking.settings
+        halo = masks.halo_px(settings, lattice.gsd_m, masking.reach_m)
+        guard = replace(_staged(masking.bright, lattice), dtype="bool").pixels if settings.guard else None
+        with files.replacing(path, durable=False) as temporary, temporary.open("wb") as handle:
+            for strip in masking.strips:
+                first, last = max(strip.row - halo, 0), min(strip.row + strip.height + halo, lattice.shape[0])
+                seen = _kinds(masking, scene, replace(strip, row=first, height=last - first))
+                roofs = None if guard is None else guard[first:last]
+                sight = masks.sight(seen, roofs, settings, gsd_m=lattice.gsd_m, reach_m=masking.reach_m)
+                sight[strip.row - first :][: strip.height].tofile(handle)
+    return _staged(path, masking.grid)
+
+
+def _staged(path: Path, lattice: Grid) -> staging.Staged:
+    return staging.Staged(path=str(path), lattice=lattice, dtype="uint8", sha256="", holes=False)
 
 
 def layer_reach_m(mask: masks.MaskSettings, reach_m: float) -> float:
@@ -178,12 +225,15 @@ def wanted(scenes: tuple[Observed, ...], settings: CompositeSettings) -> list[in
     # Not seen at all: far below whatever is, so that one table settles both.
     by_sight[0] = np.iinfo(np.int32).min // 2
     tables = {n: by_sight + np.int32(settings.bap.of_date(scenes[n].day) + haze.min()) for n in every}
-    # What each pixel is sure to reach with the worst haze; who cannot reach that with the least is not read.
-    floor = np.zeros(sights[0].lattice.shape, np.int32)
-    for n in every:
-        np.maximum(floor, tables[n][sights[n].pixels], out=floor)
-    floor -= np.int32(haze.max() - haze.min())
-    return [n for n in every if (tables[n][sights[n].pixels] >= np.maximum(floor, 0)).any()]
+    needed: set[int] = set()
+    for strip in grid.strips(sights[0].lattice.shape, STRIP_PIXELS):
+        # What each pixel is sure to reach with the worst haze; who cannot reach that with the least is not read.
+        floor = np.zeros((strip.height, strip.width), np.int32)
+        for n in every:
+            np.maximum(floor, tables[n][sights[n].pixels[strip.slices]], out=floor)
+        floor = np.maximum(floor - np.int32(haze.max() - haze.min()), 0)
+        needed |= {n for n in every if n not in needed and (tables[n][sights[n].pixels[strip.slices]] >= floor).any()}
+    return [n for n in every if n in needed]
 
 
 # --- tiles ---------------------------------------------------------------------------------
@@ -269,7 +319,8 @@ def composite_tile(job: Job, window: Window) -> Path:
         image = _picked(job, window, stack, index)
     dates = np.array([*(scene.day for scene in job.scenes), composite.NO_VALUE], np.uint16)
     day = dates[np.minimum(index, len(job.scenes))]
-    content = np.concatenate([image, np.stack([index, usable.sum(axis=0, dtype=np.uint16), day, score])])
+    count = usable.sum(axis=0, dtype=np.uint16)
+    content = np.concatenate([image, index[None], count[None], day[None], score[None]])
     with files.replacing(path, durable=False) as temporary, temporary.open("wb") as handle:
         np.save(handle, content)
     return path
@@ -330,9 +381,15 @@ def evidence(scene: Observed, *, lattice: Grid, tile: int) -> offsets.Evidence:
     step = max(round(scene.files["SCL"].lattice.gsd_m / lattice.gsd_m), 1)
     for window in grid.tiles(lattice.shape, tile * step):
         target = grid.windowed(lattice, window)
-        found = (staging.on_grid(scene.files[name], target, kernel="nearest") for name in needed)
-        classes, *bands = (values[::step, ::step] for values in found)
+        classes, *bands = (_thinned(scene.files[name], target, step) for name in needed)
         counted = offsets.count(classes, np.stack(bands))
         eligible, dark = eligible + counted[0], dark + counted[1]
     share = dark / (eligible * len(offsets.TEST_BANDS)) if eligible else 0.0
     return offsets.Evidence(eligible=eligible, dark_share=round(share, 6))
+
+
+def _thinned(staged: staging.Staged, target: Grid, step: int) -> Array:
+    """Every `step`th pixel of the target, down and across."""
+    if any(size % step for size in (*staging.place(staged, target), *target.shape)):
+        return staging.on_grid(staged, target, kernel="nearest")[::step, ::step]
+    return staging.on_grid(staged, grid.coarser(target, step), kernel="nearest")  # no repeats to be skipped

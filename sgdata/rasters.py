@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sgdata.resample import Kernel
 
-STRIP_BYTES = 1 << 23
+STRIP_BYTES = 1 << 22
 """Pixels pass through memory in strips of about this size, cut at the file's own blocks."""
 
 WARPING = threading.Lock()
@@ -40,7 +40,7 @@ READING = {
     "VSI_CACHE": "TRUE",
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",  # else a second try meets the failure of the first
     "AWS_NO_SIGN_REQUEST": "NO" if "AWS_ACCESS_KEY_ID" in os.environ else "YES",  # CDSE wants keys
-    "GDAL_CACHEMAX": 64 << 20,  # every block is asked for once: a large cache only costs
+    "GDAL_CACHEMAX": 16 << 20,  # every block is asked for once: a large cache only costs
     "GDAL_PAM_ENABLED": "NO",
 }
 
@@ -255,18 +255,22 @@ def write_cog(path: Path, grid: Grid, pieces: Iterable[tuple[Window, Array]], *,
     """
     import rasterio
     import rasterio.shutil
+    from rasterio.enums import Resampling
     from rasterio.errors import RasterioError
 
     plain = path.with_name(f".{path.name}.plain.tif")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=64 << 20):
+        with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=16 << 20, GDAL_TIFF_OVR_BLOCKSIZE=512):
             with rasterio.open(plain, "w", **_profile(grid, style)) as dataset:
                 _describe(dataset, style)
                 for window, values in pieces:
                     dataset.write(
                         values, window=rasterio.windows.Window(window.col, window.row, window.width, window.height)
                     )
+            # Not in the copy, which holds all bands at once for it, takes twice as long and grows with the area.
+            with rasterio.open(plain, "r+") as dataset:
+                dataset.build_overviews(_halves(grid.shape), Resampling[style.overviews])
             with files.replacing(path) as temporary:
                 rasterio.shutil.copy(plain, temporary, driver="COG", **_cog_options(style))
     except RasterioError as error:
@@ -287,6 +291,11 @@ def _profile(grid: Grid, style: Style) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _halves(shape: tuple[int, int]) -> list[int]:
+    """How many times coarser each overview is, until one block holds it."""
+    return [2**n for n in range(1, max(max(shape) - 1, 1).bit_length() - 8)]
+
+
 def _describe(dataset: Any, style: Style) -> None:
     for number, text in enumerate(style.descriptions, 1):
         dataset.set_band_description(number, text)
@@ -301,7 +310,7 @@ def _cog_options(style: Style) -> dict[str, str]:
     predictor = "NO" if style.classes or style.dtype == "uint8" else "STANDARD"
     return {
         "COMPRESS": "DEFLATE", "LEVEL": "6", "PREDICTOR": predictor, "BLOCKSIZE": "512", "BIGTIFF": "IF_SAFER",
-        "OVERVIEW_RESAMPLING": style.overviews.upper(), "NUM_THREADS": "1",
+        "OVERVIEWS": "FORCE_USE_EXISTING", "NUM_THREADS": "1",
     }  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -61,3 +63,12 @@ def test_a_window_of_a_grid_lies_where_it_should() -> None:
     assert grid.coarser(whole, 6).bounds == whole.bounds
     with pytest.raises(SettingError, match="does not divide"):
         grid.coarser(part, 4)
+
+
+@given(st.tuples(st.integers(0, 90), st.integers(1, 40)), st.integers(1, 2000), st.integers(1, 9))
+def test_strips_cover_once_in_whole_multiples(shape: tuple[int, int], pixels: int, multiple: int) -> None:
+    found = list(grid.strips(shape, pixels, multiple=multiple))
+    assert sum(strip.height for strip in found) == shape[0]
+    for strip, following in pairwise(found):
+        assert (strip.height % multiple, strip.row + strip.height) == (0, following.row)
+        assert strip.width * strip.height <= max(pixels, multiple * shape[1])

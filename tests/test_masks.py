@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from sgdata import masks
+from sgdata import masks, observe, staging
 from sgdata.masks import CLEAR, CLOUD, DIM, NOTHING, OTHER, SHADOW, MaskSettings
-from sgdata.types import Array
+from sgdata.types import Array, Grid
 
 SCL = MaskSettings(
     method="scl", drop=(0, 1, 3, 8, 9, 10, 11), threshold=40, cloud_buffer_m=60, shadow_buffer_m=60, guard=True
@@ -107,7 +108,7 @@ def test_a_roof_called_cloud_on_clear_days_is_kept(overcast: int) -> None:
     guard = masks.Guard((60, 60), 20)
     series = dates(overcast, 10)
     for found in series:
-        guard.add(found)
+        guard.add(found, masks.cloudiness([found], 20))
     roof = np.zeros((60, 60), bool)
     roof[20:30, 20:30] = True
     np.testing.assert_array_equal(guard.bright(), roof)
@@ -122,5 +123,37 @@ def test_never_clear_needs_enough_looks() -> None:
     for days, kept in ((7, False), (8, True)):
         guard = masks.Guard((30, 30), 20)
         for _ in range(days):
-            guard.add(np.full((30, 30), CLOUD, np.uint8))
+            overcast = np.full((30, 30), CLOUD, np.uint8)
+            guard.add(overcast, masks.cloudiness([overcast], 20))
         assert guard.bright().all() == kept
+
+
+@pytest.mark.parametrize("reach_m", [0, 1500])
+def test_strips_of_a_mask_have_the_sights_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reach_m: float
+) -> None:
+    """Clouds, shadows and roofs, ten dates of them, in strips of one block and in one piece."""
+    lattice = Grid(crs="EPSG:32632", origin=(600000.0, 5400000.0), gsd_m=20, shape=(331, 117))
+    rng = np.random.Generator(np.random.Philox(key=3))
+    scenes = []
+    for n in range(10):
+        scl = np.full(lattice.shape, 4, np.uint8)
+        for value in (8, 9, 3, 2, 11, 10, 8, 3):
+            row, col = rng.integers(0, lattice.shape)
+            scl[row : row + 9, col : col + 7] = value
+        scl[148:152, 40:60] = 8 if n else 4  # a roof across the end of a strip
+        path = tmp_path / f"{n}.bin"
+        scl.tofile(path)
+        layer = staging.Staged(path=str(path), lattice=lattice, dtype="uint8", sha256=str(n), holes=False)
+        scenes.append(observe.Observed(id=f"s{n}", overpass=str(n), day=n, offset=0, files={"SCL": layer}))
+    found = []
+    for pixels in (1, 1 << 20):
+        monkeypatch.setattr(observe, "STRIP_PIXELS", pixels)
+        seen = observe.sighted(
+            tuple(scenes), SCL, area=lattice, reach_m=reach_m, folder=tmp_path / str(pixels), run=map
+        )
+        sights = [staging.on_grid(scene.files[observe.SIGHT], lattice, kernel="nearest") for scene in seen]
+        found.append(np.stack(sights))
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0][1:, 148:152, 40:60] > 0).mean() > 0.7  # the roof was told from clouds
+    assert (found[0] == 0).any()
