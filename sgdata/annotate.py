@@ -31,7 +31,7 @@ from sgdata.types import Array, Contract, Grid, LabelSpace, Level, Window
 
 log = logging.getLogger("sgdata")
 
-TILE_PX = 1024
+TILE_PX = 512
 LEAST_GAP_PX = 12
 MANY_UNMAPPED = 0.4
 """Above this share of unmapped ground, classes follow the habits of mappers more than the land."""
@@ -73,18 +73,19 @@ def label(folder: Path, lattice: Grid, source: OsmSource, settings: labels.Label
     features = osm.read(
         source.where, _ground(lattice), rules=table.rules, date=source.date, store=source.store, offline=source.offline
     )
+    answers, read = dict(features.sha256), dict(features.counts)
     drawing = labels.prepare(features.table, table.rules, lattice, settings)
+    del features  # as large as the drawing
     # Labels of a whole area are small; it is the supersampled painting that must go by tiles.
     painted = np.empty(lattice.shape, np.uint8), np.empty(lattice.shape, np.uint8)
     for window in grid.tiles(lattice.shape, TILE_PX):
         for whole, part in zip(painted, labels.paint(drawing, window), strict=True):
             whole[window.slices] = part
-    answers = dict(features.sha256)
     if source.gap:
         painted = labels.filled_gaps(*painted, _filling(source.gap, lattice, table.codes))
         answers[source.gap.name] = files.sha256_file(source.gap)
     unmapped = float((painted[0] == labels.UNMAPPED).mean())
-    log.info("labels: %s; read: %s; unmapped: %.1f %%", dict(drawing.counts), dict(features.counts), 100 * unmapped)
+    log.info("labels: %s; read: %s; unmapped: %.1f %%", dict(drawing.counts), read, 100 * unmapped)
     if unmapped > MANY_UNMAPPED:
         log.warning("labels: %.0f %% of the ground is unmapped in %s", 100 * unmapped, source.where)
     builds.write_labels(folder, lattice, table.space, labels.SOURCES, painted)
@@ -189,8 +190,10 @@ def _smaller(boxes: Array, settings: blocks.SplitSettings) -> Iterator[blocks.Sp
         yield replace(settings, block_px=size, gap_px=gap)
 
 
-def agree(folder: Path, name: str, dates: str, level: Level, kernel: Kernel, *, space: LabelSpace) -> None:
-    """Write `contract.json` for the finished rasters and patches.
+def agree(
+    folder: Path, name: str, dates: str, level: Level, kernel: Kernel, *, space: LabelSpace, outputs: dict[str, str]
+) -> None:
+    """Write `contract.json` for the finished rasters, whose hashes are `outputs`, and patches.
 
     Statistics run over the ground of the train split, each pixel once, no-data pixels left out.
     """
@@ -201,12 +204,12 @@ def agree(folder: Path, name: str, dates: str, level: Level, kernel: Kernel, *, 
         for row in rows[rows["split"] == "train"].itertuples():
             train[row.row : row.row + row.height, row.col : row.col + row.width] = True
         counted = statistics.empty(len(names))
-        for window, image in rasters.row_strips(dataset):
-            counted += statistics.counts(image[:, train[window.slices]][:, None])
+        for window in grid.tiles(dataset.shape, TILE_PX):
+            counted += statistics.counts(dataset.read(window=window.slices)[:, train[window.slices]][:, None])
     labelled = (folder / builds.LABELS).exists()
     splits = {part: int((rows["split"] == part).sum()) for part in blocks.PARTS}
     side = int(rows["height"].iloc[0]) if len(rows) else 0
-    identity = [builds.outputs(folder), rows["key"].tolist(), rows["split"].tolist()]
+    identity = [outputs, rows["key"].tolist(), rows["split"].tolist()]
     contracts.write(
         folder,
         Contract(

@@ -50,20 +50,18 @@ def over(lattice: Grid, bounds: Bounds, *, margin: int = 0) -> Window:
     return Window(row=row, col=col, height=last_row - row, width=last_col - col)
 
 
-def tiles(shape: tuple[int, int], size: int) -> Iterator[Window]:
-    """Windows of at most `size` x `size` that cover `shape` once, row by row."""
-    height, width = shape
-    for row in range(0, height, size):
-        for col in range(0, width, size):
-            yield Window(row=row, col=col, height=min(size, height - row), width=min(size, width - col))
+def tiles(shape: tuple[int, int], rows: int, cols: int | None = None) -> Iterator[Window]:
+    """Windows of at most `rows` x `cols` (as many as rows, unless given) that cover `shape` once, row by row."""
+    (height, width), across = shape, cols or rows
+    for row in range(0, height, rows):
+        for col in range(0, width, across):
+            yield Window(row=row, col=col, height=min(rows, height - row), width=min(across, width - col))
 
 
 def strips(shape: tuple[int, int], pixels: int, *, multiple: int = 1) -> Iterator[Window]:
     """Windows of the full width and of about `pixels` that cover `shape` from top to bottom, in `multiple`s of rows."""
-    height, width = shape
-    rows = max(pixels // max(width, 1) // multiple, 1) * multiple
-    for row in range(0, height, rows):
-        yield Window(row=row, col=0, height=min(rows, height - row), width=width)
+    width = max(shape[1], 1)
+    return tiles(shape, max(pixels // width // multiple, 1) * multiple, width)
 
 
 def patches(shape: tuple[int, int], size: int, stride: int) -> Iterator[Window]:

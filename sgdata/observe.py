@@ -14,7 +14,7 @@ import numpy as np
 from sgdata import composite, files, grid, masks, offsets, product, resample, staging
 from sgdata.types import Array, Grid, Window
 
-OBSERVATION_BYTES = 32 << 20
+TILE_BYTES = 40 << 20
 """A composite tile shrinks until its observations fit: memory is flat in the number of dates."""
 
 THREADS, READERS = 2, 4
@@ -24,6 +24,9 @@ for a server all let other threads run."""
 SIGHT = "sight"
 VERSION = 2
 """Counts changes of masks or composites that change a pixel: what an older version left in scratch is not used."""
+NEST = 12
+"""Sides of tiles, unless the area or the caller ends them: whole pixels of 20 m and 60 m, in pairs."""
+
 STRIP_PIXELS = 1 << 19
 """Masks are worked on in strips of about this size: memory is flat in the area."""
 
@@ -110,11 +113,11 @@ class Masking:
 # --- scenes --------------------------------------------------------------------------------
 
 
-def visit(scene: Visit, *, lattice: Grid, tile: int) -> tuple[Observed, offsets.Evidence]:
+def visit(scene: Visit, *, lattice: Grid) -> tuple[Observed, offsets.Evidence]:
     """Stage all files of a scene and test its offset. Raises SourceError."""
     observed = scout(scene)
     told = product.offset(scene.product, scene.tokens) if scene.product else None
-    return observed, replace(evidence(observed, lattice=lattice, tile=tile), product=told)
+    return observed, replace(evidence(observed, lattice), product=told)
 
 
 def scout(scene: Visit) -> Observed:
@@ -188,12 +191,12 @@ def _sight(masking: Masking, scene: Observed) -> staging.Staged:
     if not path.exists():
         lattice, settings = masking.grid, masking.settings
         halo = masks.halo_px(settings, lattice.gsd_m, masking.reach_m)
-        guard = replace(_staged(masking.bright, lattice), dtype="bool").pixels if settings.guard else None
+        guard = replace(_staged(masking.bright, lattice), dtype="bool") if settings.guard else None
         with files.replacing(path, durable=False) as temporary, temporary.open("wb") as handle:
             for strip in masking.strips:
                 first, last = max(strip.row - halo, 0), min(strip.row + strip.height + halo, lattice.shape[0])
                 seen = _kinds(masking, scene, replace(strip, row=first, height=last - first))
-                roofs = None if guard is None else guard[first:last]
+                roofs = None if guard is None else guard.rows(first, last)
                 sight = masks.sight(seen, roofs, settings, gsd_m=lattice.gsd_m, reach_m=masking.reach_m)
                 sight[strip.row - first :][: strip.height].tofile(handle)
     return _staged(path, masking.grid)
@@ -230,22 +233,27 @@ def wanted(scenes: tuple[Observed, ...], settings: CompositeSettings) -> list[in
         # What each pixel is sure to reach with the worst haze; who cannot reach that with the least is not read.
         floor = np.zeros((strip.height, strip.width), np.int32)
         for n in every:
-            np.maximum(floor, tables[n][sights[n].pixels[strip.slices]], out=floor)
+            np.maximum(floor, tables[n][sights[n].rows(strip.row, strip.row + strip.height)], out=floor)
         floor = np.maximum(floor - np.int32(haze.max() - haze.min()), 0)
-        needed |= {n for n in every if n not in needed and (tables[n][sights[n].pixels[strip.slices]] >= floor).any()}
+        for n in set(every) - needed:
+            if (tables[n][sights[n].rows(strip.row, strip.row + strip.height)] >= floor).any():
+                needed.add(n)
     return [n for n in every if n in needed]
 
 
 # --- tiles ---------------------------------------------------------------------------------
 
 
-def tile_size(dates: int, bands: int, most: int) -> int:
-    """The side of a tile in pixels: `most` halved until its (T, C, H, W) DN and sights fit in OBSERVATION_BYTES."""
-    size = most
+def tile_shape(job: Job, most: int) -> tuple[int, int]:
+    """Height and width, `most` at the most, of tiles whose (T, C, H, W) DN, sights and result fit in TILE_BYTES.
+
+    As wide as can be, for rows lie together in the staged files.
+    """
     # Rules that go band by band hold one at a time; of each date there is a sight, and whether it is usable.
-    while size > 64 and dates * (2 * max(bands, 1) + 2) * size * size > OBSERVATION_BYTES:
-        size //= 2
-    return size
+    each = len(job.scenes) * (2 * max(len(looked_at(job)), 1) + 2) + 2 * (len(job.bands) + 4)
+    pixels = TILE_BYTES // each
+    width = min(job.grid.shape[1], most, max(pixels // NEST**2, 1) * NEST)
+    return min(most, max(pixels // width // NEST, 1) * NEST), width
 
 
 def looked_at(job: Job) -> tuple[str, ...]:
@@ -298,6 +306,8 @@ def composite_tile(job: Job, window: Window) -> Path:
         return path
     stack, sights = observations(job, window)
     usable = masks.best_sights(sights)
+    content = np.zeros((len(job.bands) + 4, window.height, window.width), np.uint16)
+    image = content[: len(job.bands)]
     # Rules that mix dates choose none: index and score stay without value.
     index = score = np.full(usable.shape[1:], composite.NO_VALUE, np.uint16)
     match job.settings.method:
@@ -312,23 +322,22 @@ def composite_tile(job: Job, window: Window) -> Path:
             days = tuple(scene.day for scene in job.scenes)
             index, score = composite.bap(stack, sights, days, job.settings.bap, gsd)
         case "median":
-            image = _middle(job, window, usable)
+            _middle(job, window, usable, image)
         case "geomedian":
-            image = composite.geomedian(stack, usable)
+            image[:] = composite.geomedian(stack, usable)
     if job.settings.method in {"medoid", "maxndvi", "bap"}:
-        image = _picked(job, window, stack, index)
+        _picked(job, window, stack, index, image)
     dates = np.array([*(scene.day for scene in job.scenes), composite.NO_VALUE], np.uint16)
     day = dates[np.minimum(index, len(job.scenes))]
-    count = usable.sum(axis=0, dtype=np.uint16)
-    content = np.concatenate([image, index[None], count[None], day[None], score[None]])
+    for plane, values in zip(content[-4:], (index, usable.sum(axis=0, dtype=np.uint16), day, score), strict=True):
+        plane[:] = values
     with files.replacing(path, durable=False) as temporary, temporary.open("wb") as handle:
         np.save(handle, content)
     return path
 
 
-def _middle(job: Job, window: Window, usable: Array) -> Array:
-    """(C, h, w): the median of each band over the usable dates."""
-    image = np.empty((len(job.bands), window.height, window.width), np.uint16)
+def _middle(job: Job, window: Window, usable: Array, image: Array) -> None:
+    """Fill `image` (C, h, w) with the median of each band over the usable dates."""
     staged = [(n, scene) for n, scene in enumerate(job.scenes) if set(job.bands) <= scene.files.keys()]
     stack = np.zeros((len(job.scenes), 1, 0, 0), np.uint16)
 
@@ -351,14 +360,11 @@ def _middle(job: Job, window: Window, usable: Array) -> Array:
         for n, scene in staged:
             stack[n, 0] = staging.on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
         out[:] = resample.finer(composite.median(stack, looks)[0], window.height // target.shape[0], kernel="nearest")
-    return image
 
 
-def _picked(job: Job, window: Window, stack: Array, index: Array) -> Array:
-    """(C, H, W): all bands of the date chosen at each pixel."""
-    target = grid.windowed(job.grid, window)
-    image = np.zeros((len(job.bands), *target.shape), np.uint16)
-    bands = looked_at(job)
+def _picked(job: Job, window: Window, stack: Array, index: Array, image: Array) -> None:
+    """Fill `image` (C, h, w) of zeros with all bands of the date chosen at each pixel."""
+    target, bands = grid.windowed(job.grid, window), looked_at(job)
     # Upsampling costs more than anything else here: only for the dates that won in this tile.
     for n in np.unique(index[index != composite.NO_VALUE]):
         scene, here = job.scenes[n], index == n
@@ -368,19 +374,18 @@ def _picked(job: Job, window: Window, stack: Array, index: Array) -> Array:
             else:
                 plane = staging.on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
             np.copyto(out, plane, where=here)
-    return image
 
 
-def evidence(scene: Observed, *, lattice: Grid, tile: int) -> offsets.Evidence:
-    """The offset test over the whole area, tile by tile, on DN as they are stored."""
+def evidence(scene: Observed, lattice: Grid) -> offsets.Evidence:
+    """The offset test over the whole area, strip by strip, on DN as they are stored."""
     needed = ("SCL", *offsets.TEST_BANDS)
     if any(name not in scene.files for name in needed):
         return offsets.Evidence(eligible=0, dark_share=0.0)
     eligible = dark = 0
     # One of the grid's pixels for each of the classification's, which are coarser: repeats tell nothing new.
     step = max(round(scene.files["SCL"].lattice.gsd_m / lattice.gsd_m), 1)
-    for window in grid.tiles(lattice.shape, tile * step):
-        target = grid.windowed(lattice, window)
+    for strip in grid.strips(lattice.shape, 4 * STRIP_PIXELS, multiple=step):
+        target = grid.windowed(lattice, strip)
         classes, *bands = (_thinned(scene.files[name], target, step) for name in needed)
         counted = offsets.count(classes, np.stack(bands))
         eligible, dark = eligible + counted[0], dark + counted[1]

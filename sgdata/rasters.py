@@ -221,14 +221,6 @@ def little_endian(values: Array) -> memoryview:
     return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data.cast("B")
 
 
-def row_strips(dataset: DatasetReader) -> Iterator[tuple[Window, Array]]:
-    """An output of ours from top to bottom: windows of its full width, and their (C, h, W) pixels."""
-    height, width = dataset.shape
-    for row in range(0, height, 512):  # a row of the blocks that we write
-        window = Window(row=row, col=0, height=min(512, height - row), width=width)
-        yield window, dataset.read(window=window.slices)
-
-
 def pixel_sha256(path: Path) -> str:
     """The hash that an output is promised by: over the header and one SHA-256 per band of its C-order bytes.
 
@@ -237,11 +229,16 @@ def pixel_sha256(path: Path) -> str:
     with opened(str(path)) as dataset:
         about = header(dataset)
         hashes = [hashlib.sha256() for _ in range(about.bands)]
-        for _, image in row_strips(dataset):
-            for digest, values in zip(hashes, image, strict=True):
-                digest.update(little_endian(values))
+        for strip in grid.tiles(about.lattice.shape, 512, about.lattice.shape[1]):  # a row of the blocks that we write
+            _add(hashes, dataset.read(window=strip.slices))
         start = digest_start(about.lattice, about.bands, about.dtype)
         return files.sha256(start + b"".join(digest.digest() for digest in hashes))
+
+
+def _add(hashes: list[Any], image: Array) -> None:
+    """A function, lest a name in a loop holds one strip while the next is read."""
+    for digest, values in zip(hashes, image, strict=True):
+        digest.update(little_endian(values))
 
 
 # --- writing -------------------------------------------------------------------------------
@@ -287,7 +284,8 @@ def _profile(grid: Grid, style: Style) -> dict[str, Any]:
     return {
         "driver": "GTiff", "dtype": style.dtype, "count": len(style.descriptions), "nodata": style.nodata,
         "height": grid.shape[0], "width": grid.shape[1], "crs": grid.crs, "transform": Affine(*grid.transform),
-        "tiled": True, "blockxsize": 512, "blockysize": 512, "BIGTIFF": "IF_SAFER",
+        # Rows of one band lie together: written in whatever pieces, read back in blocks, all in little memory.
+        "interleave": "band", "blockysize": 64, "BIGTIFF": "IF_SAFER",
     }  # fmt: skip
 
 

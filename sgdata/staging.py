@@ -1,7 +1,7 @@
 """Windows of scene files, copied once to scratch on their own lattice, and read back on the build's grid.
 
 Stacked composites look at every date of a pixel at once. So each file is decoded once, block by block, into
-plain bytes on disk; tiles then map the few rows they need. Memory is flat in area and dates, and a piece that
+plain bytes on disk; tiles then read the few rows they need. Memory is flat in area and dates, and a piece that
 is complete is never fetched again.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import mmap
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,15 +56,23 @@ class Staged:
     sha256: str
     holes: bool
 
+    def rows(self, first: int, last: int) -> Array:
+        """(last - first, W) from the file; empty where that does not reach the area.
+
+        Read, not mapped: what threads map and give up again, thousands of times in a build, each makes the others wait.
+        """
+        width, dtype = self.lattice.shape[1], np.dtype(self.dtype).newbyteorder("<")
+        values = np.empty((last - first, width), dtype)
+        with Path(self.path).open("rb", buffering=0) as handle:
+            handle.seek(first * width * dtype.itemsize)
+            if handle.readinto(values.data) != values.nbytes:
+                raise SourceError(f"{self.path}: ends before row {last} of {self.lattice.shape[0]}; remove it")
+        return values
+
     @property
     def pixels(self) -> Array:
-        """(H, W), mapped read-only; empty where the file does not reach the area."""
-        if 0 in self.lattice.shape:
-            return np.zeros(self.lattice.shape, self.dtype)
-        # Thousands of these are opened in a build: numpy's own memmap takes four times as long.
-        with Path(self.path).open("rb") as handle:
-            held = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(held, np.dtype(self.dtype).newbyteorder("<")).reshape(self.lattice.shape)
+        """(H, W): the whole window."""
+        return self.rows(0, self.lattice.shape[0])
 
 
 def stage(piece: Piece) -> Staged:
@@ -163,7 +170,8 @@ def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: in
         return np.full(target.shape, beyond, staged.dtype)
     # The coarse pixels under the window and two more on each side, then the window inside those.
     first_row, first_col = max(top // factor - MARGIN_PX, 0), max(left // factor - MARGIN_PX, 0)
-    coarse = staged.pixels[first_row : -(-bottom // factor) + MARGIN_PX, first_col : -(-right // factor) + MARGIN_PX]
+    last_row = min(-(-bottom // factor) + MARGIN_PX, staged.lattice.shape[0])
+    coarse = staged.rows(first_row, last_row)[:, first_col : -(-right // factor) + MARGIN_PX]
     window = Window(
         row=top - first_row * factor, col=left - first_col * factor, height=bottom - top, width=right - left
     )

@@ -111,7 +111,7 @@ class Places:
     cluster: str | None = None
     scratch: Path | None = None
     masks: Path | None = None
-    tile_px: int = 512
+    tile_px: int = 4096
 
     @property
     def scratch_folder(self) -> Path:
@@ -263,8 +263,8 @@ def build(recipe: BuildRecipe, places: Places, *, locked: Lock | None = None, ex
             lock.hold(locked, replace(planned, answers=locked.answers))  # now, not after an hour of pixels
         settled, staged = fetch(recipe, planned, places)
         render(recipe, settled, staged, places, places.out)
-        answers = mark(recipe, settled, places)
-        finished = replace(settled, state="built", answers=answers, outputs=builds.outputs(places.out))
+        answers, outputs = mark(recipe, settled, places)
+        finished = replace(settled, state="built", answers=answers, outputs=outputs)
         if locked and exact:
             lock.hold(locked, finished)
         lock.write(places.out / lock.NAME, finished)
@@ -291,8 +291,8 @@ def followed(recipe: BuildRecipe, locked: Lock) -> Lock:
     )
 
 
-def mark(recipe: BuildRecipe, settled: Lock, places: Places) -> dict[str, str]:
-    """Labels, patches and contract beside the composite; the hashes of the OpenStreetMap answers used."""
+def mark(recipe: BuildRecipe, settled: Lock, places: Places) -> tuple[dict[str, str], dict[str, str]]:
+    """Labels, patches and contract beside the composite; the hashes of OpenStreetMap answers, and of all rasters."""
     answers = {}
     if places.osm != "none":
         source = annotate.OsmSource(
@@ -301,8 +301,10 @@ def mark(recipe: BuildRecipe, settled: Lock, places: Places) -> dict[str, str]:
         answers = annotate.label(places.out, settled.grid, source, recipe.labels)
     space = annotate.chosen(recipe.labels).space
     annotate.cut(places.out, recipe.name, settled.grid, recipe.patches, recipe.split, space=space)
-    annotate.agree(places.out, recipe.name, recipe.dates, recipe.source.level, recipe.resampling, space=space)
-    return answers
+    outputs = builds.outputs(places.out)
+    level, kernel = recipe.source.level, recipe.resampling
+    annotate.agree(places.out, recipe.name, recipe.dates, level, kernel, space=space, outputs=outputs)
+    return answers, outputs
 
 
 def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tuple[observe.Observed, ...]]:
@@ -319,7 +321,7 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
     else:
         scenes = dict(enumerate(observe.scout(replace(v, pieces={})) for v in visits))
     items, dropped = dict(enumerate(planned.items)), list(planned.dropped)
-    task = partial(observe.visit, lattice=planned.grid, tile=places.tile_px)
+    task = partial(observe.visit, lattice=planned.grid)
     read: set[int] = set()
     # Scenes that cannot matter are not read; one that is left out may make others matter.
     known = -1
@@ -424,8 +426,7 @@ def render(
 ) -> None:
     """Composite all tiles and write `image.tif`, `provenance.tif` and `usage.json` into `folder`."""
     task = job(recipe, settled, scenes, places)
-    side = observe.tile_size(len(scenes), len(observe.looked_at(task)), places.tile_px)
-    windows = list(grid.tiles(settled.grid.shape, side))
+    windows = list(grid.tiles(settled.grid.shape, *observe.tile_shape(task, places.tile_px)))
     runs = places.run(partial(observe.composite_tile, task), windows)
     paths = progress.track(runs, label="composite", total=len(windows))
     builds.write_composite(folder, settled.grid, recipe.bands, zip(windows, paths, strict=True))

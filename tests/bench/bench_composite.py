@@ -71,8 +71,7 @@ def ours(folder: Path, method: composite.Method) -> Array:
         settled, scenes = segmunich.fetch(settings, segmunich.plan(settings, places), places)
         job = segmunich.job(settings, settled, scenes, places)
         image = np.empty((len(BANDS), SIDE, SIDE), np.uint16)
-        size = observe.tile_size(len(scenes), len(observe.looked_at(job)), places.tile_px)
-        windows = list(grid.tiles(LATTICE.shape, size))
+        windows = list(grid.tiles(LATTICE.shape, *observe.tile_shape(job, places.tile_px)))
         tiles = pool.run(partial(observe.composite_tile, job), windows, workers=1, threads=observe.THREADS)
         for window, tile in zip(windows, tiles, strict=True):
             image[(slice(None), *window.slices)] = np.load(tile, mmap_mode="r")[: len(BANDS)]
