@@ -82,13 +82,13 @@ def figures(archive: Path, scratch: Path) -> Iterator[tuple[str, str, str, str]]
     yield "truth, traps", "planted in the window", "all named", f"{len(traps)} planted; left out: {left_out}"
 
 
-def rows() -> list[tuple[str, str, str, str]]:
+def rows(archive: Path | None = None) -> Iterator[tuple[str, str, str, str]]:
     with tempfile.TemporaryDirectory() as name:
-        archive = archives.simulate(Path(name) / "a", seed=SEED, size_km=SIZE_KM, dates=DATES)
-        return list(figures(archive, Path(name) / "b"))
+        folder = Path(name)
+        archive = archive or archives.simulate(folder / "a", seed=SEED, size_km=SIZE_KM, dates=DATES)
+        yield from figures(archive, folder / "b")
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as name:
-        for row in figures(Path(sys.argv[1]).resolve(), Path(name)):
-            print(*row, sep=" | ", flush=True)
+    for row in rows(*(Path(word).resolve() for word in sys.argv[1:])):
+        print(*row, sep=" | ", flush=True)
