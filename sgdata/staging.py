@@ -66,7 +66,9 @@ class Staged:
         with Path(self.path).open("rb", buffering=0) as handle:
             handle.seek(first * width * dtype.itemsize)
             if handle.readinto(values.data) != values.nbytes:
-                raise SourceError(f"{self.path}: ends before row {last} of {self.lattice.shape[0]}; remove it")
+                raise SourceError(
+                    f"{self.path}: ends before row {last} of {self.lattice.shape[0]}; remove the scratch folder"
+                )
         return values
 
     @property

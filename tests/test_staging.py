@@ -9,9 +9,10 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from sgdata import masks, staging
+from sgdata import grid, masks, staging
+from sgdata.errors import SourceError
 from sgdata.stac import Asset
-from sgdata.types import Array, Grid
+from sgdata.types import Array, Grid, Window
 
 AREA = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(120, 120))
 
@@ -60,3 +61,11 @@ def test_where_a_mask_ends_nothing_is_clear(crs: str, tmp_path: Path) -> None:
     corner = {"EPSG:32632": (700000.0, 5500000.0), "EPSG:32633": (400000.0, 5500000.0)}[crs]
     found = staged(tmp_path, np.zeros((50, 50), np.uint8), crs, corner, 10.0, None)
     assert (found == masks.BEYOND).all()
+
+
+def test_scratch_that_was_cut_short_is_an_error_and_not_nodata(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(120 * 119))
+    cut = staging.Staged(path=str(tmp_path / "w.bin"), lattice=AREA, dtype="uint8", sha256="", holes=False)
+    assert staging.on_grid(cut, grid.windowed(AREA, Window(row=0, col=0, height=9, width=120)), kernel="nearest").size
+    with pytest.raises(SourceError, match="ends before row 120 of 120; remove"):
+        staging.on_grid(cut, AREA, kernel="nearest")
