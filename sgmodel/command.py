@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 
 from sgdata import catalog, contracts, files
 from sgdata.errors import SettingError, SgdataError
-from sgmodel import hub, tars
+from sgmodel import hub, ranks, tars
 
 R = TypeVar("R")
 
@@ -52,10 +52,12 @@ def run(program: str, kind: type[R], main: Callable[[R, Places], int], argv: Seq
         raise SystemExit(0)
     try:
         recipe = files.read(kind, options.recipe, options.set)
-        raise SystemExit(main(recipe, _places(options)))
+        code = main(recipe, _places(options))
     except SgdataError as error:
         print(f"{program}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    ranks.leave()
+    raise SystemExit(code)
 
 
 def recipes(program: str) -> list[Path]:

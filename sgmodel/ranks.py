@@ -87,6 +87,16 @@ def wait() -> None:
         distributed.barrier()
 
 
+def leave() -> None:
+    """Go when all others go too, the work of all collectives done.
+
+    A thread of the transport that lets go of a tensor while Python is ending aborts the process, and torchrun then ends
+    the others, the lead in the middle of a file perhaps (pytorch/pytorch#179291).
+    """
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
 # --- the model -----------------------------------------------------------------------------
 
 
