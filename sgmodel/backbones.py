@@ -6,13 +6,14 @@ A backbone that has no notion of scales gives one map; one that has gives four, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sgmodel import foreign
-from sgmodel.foreign import State
+if TYPE_CHECKING:
+    from sgmodel.foreign import FirstLayer, State
 
 
 class Backbone(nn.Module):
@@ -35,7 +36,7 @@ class Backbone(nn.Module):
     def only_maps(self) -> None:
         """Leave out of training what `maps` does not use: ranks would wait for its gradient."""
 
-    def adapted(self, state: State, how: foreign.FirstLayer, wavelengths: Sequence[float]) -> State:
+    def adapted(self, state: State, how: FirstLayer, wavelengths: Sequence[float]) -> State:
         """Weights of another image size or number of bands as this backbone takes them, where that can be done."""
         return state
 

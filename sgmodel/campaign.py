@@ -142,6 +142,11 @@ class Run:
         return (self.folder / files.SUMS).exists()
 
     @property
+    def results(self) -> dict[str, Any]:
+        """The figures of a finished run. Raises SettingError."""
+        return files.read_plain(self.folder / "results.json")
+
+    @property
     def chain(self) -> tuple[Run, ...]:
         """This run after those that it needs."""
         return (*(self.after.chain if self.after else ()), self)

@@ -14,10 +14,10 @@ from torch import nn
 
 from sgdata import files
 from sgmodel import ranks
-from sgmodel.foreign import State
 
 if TYPE_CHECKING:
     from sgmodel.cards import Card
+    from sgmodel.foreign import State
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sgdata.errors import SourceError
 from sgmodel import encoder as enc
-from sgmodel import foreign, published, resizing
+from sgmodel import foreign, published
 from sgmodel.checkpoint import CARD, WEIGHTS
 from sgmodel.published import State
 
@@ -65,7 +65,7 @@ def fit(
     """Fill `model` with every weight of `state` (published names) that fits it, in place.
 
     Position tables of another image size are resized bicubically, spectral tables and the patch kernel of other bands
-    made to fit (`resizing`); "redraw" leaves the model's fresh ones, as the released code does. The `wavelengths` (nm)
+    made to fit (`foreign`); "redraw" leaves the model's fresh ones, as the released code does. The `wavelengths` (nm)
     of a rival's bands say where red, green and blue go. Raises SourceError where less than `at_least` of the encoder's
     parameters would be filled.
     """
@@ -115,9 +115,9 @@ def _adapted(own: State, state: State, config: enc.EncoderConfig) -> Iterator[tu
             continue
         kind = name.removeprefix("decoder_")
         if name == "patch_embed.proj.weight" and found.shape[:2] == wanted.shape[:2]:
-            yield name, resizing.kernel(found, wanted.shape)
+            yield name, foreign.kernel(found, wanted.shape)
         elif kind == "pos_embed_temporal" and found.shape[2] == wanted.shape[2]:
-            yield name, resizing.spectral_table(found, wanted.shape[1], config.times)
+            yield name, foreign.spectral_table(found, wanted.shape[1], config.times)
         elif kind in planes and found.shape[2] == wanted.shape[2] and _square(found.shape[1], planes[kind]):
             yield name, foreign.resize_table(found, rows=wanted.shape[1], planes=planes[kind])
 

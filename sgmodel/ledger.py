@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sgdata import audit, contracts, files
-from sgmodel import campaign, runs
+from sgmodel import campaign
 from sgmodel.campaign import Reason, Recipe, Row, Run, Table
 
 Figure = dict[str, Any]
@@ -47,7 +47,7 @@ def line(recipe: Recipe, which: Table, row: Row, places: campaign.Places) -> dic
     absent = campaign.wanting(which, row, places)
     made = campaign.runs(recipe, which, row, places)
     done = absent is None and all(run.done for run in made)
-    results = [files.read_plain(run.folder / runs.RESULTS) for run in made] if done else []
+    results = [run.results for run in made] if done else []
     figures = {name: figure(results, name, row.published.get(name)) for name in which.metrics}
     return {
         "name": row.name,

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sgdata.errors import SettingError, SourceError
-from sgmodel import launch, optim, ranks
+from sgmodel import ranks
 
 if TYPE_CHECKING:
+    from sgmodel import launch, optim
     from sgmodel.batches import Batch
 
 Objective = Callable[["Batch"], dict[str, Tensor]]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgdata.errors import SettingError
 from sgdata.types import BandStatistics, Contract
-from sgmodel.missing import Policy, stand_ins, taken  # a field is called as the module is
+from sgmodel import picking
 
 Scheme = Literal["minmax", "zscore", "clip"]
 
@@ -20,13 +20,13 @@ Scheme = Literal["minmax", "zscore", "clip"]
 @dataclass(frozen=True, kw_only=True)
 class NormaliseRecipe:
     """`mean` and `std` (stored units, one per band) stand in for the contract's statistics where given; `missing` says
-    what a model gets in place of bands that the data do not have (see the module `missing`)."""
+    what a model gets in place of bands that the data do not have (see `picking`)."""
 
     scheme: Scheme
     eps: float = 1e-10
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    missing: Policy = "refuse"
+    missing: picking.Policy = "refuse"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Normalisation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     before_crop: bool = True
-    missing: Policy = "refuse"
+    missing: picking.Policy = "refuse"
     absent: tuple[str, ...] = ()
 
 
@@ -62,7 +62,7 @@ def resolve(recipe: NormaliseRecipe, contract: Contract) -> Normalisation:
     return replace(how, mean=mean, std=std)
 
 
-def _statistics(name: str, policy: Policy, contract: Contract) -> list[BandStatistics]:
+def _statistics(name: str, policy: picking.Policy, contract: Contract) -> list[BandStatistics]:
     """Of a band, or of those in its place. The mean of their std is a little more than the std of their mean."""
     if name in contract.statistics:
         return [contract.statistics[name]]
@@ -70,16 +70,16 @@ def _statistics(name: str, policy: Policy, contract: Contract) -> list[BandStati
     if not present:
         told = f"normalise: the shards of '{contract.dataset}', splits {contract.splits}, have no statistics"
         raise SettingError(f"{told}; expected a split 'train', or mean and std in the recipe")
-    return [contract.statistics[band.name] for band in stand_ins(name, present, policy)]
+    return [contract.statistics[band.name] for band in picking.stand_ins(name, present, policy)]
 
 
 def apply(how: Normalisation, images: Tensor, extent: Tensor, bands: Sequence[int] | None = None) -> Tensor:
     """(N, C, H, W) of any number type -> float32. Only [:h, :w] of each image is real, `extent` (N, 2) = h, w.
 
-    `bands` are the indices of the bands to take (None: all), as of `missing.taken`; the constants of `how` are theirs.
+    `bands` are the indices of the bands to take (None: all), as of `picking.taken`; the constants of `how` are theirs.
     """
     # Float32 holds every uint16, so nothing is lost before the constants are taken off.
-    x = images.float() if bands is None else taken(images.float(), bands)
+    x = images.float() if bands is None else picking.taken(images.float(), bands)
     if how.scheme == "minmax":
         return _minmax(x, extent, how.eps)
     # Made on the host and sent, never made there: that would wait for all that the device still has to do.

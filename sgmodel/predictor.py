@@ -1,31 +1,29 @@
-"""A checkpoint as a function from stored pixels to probabilities or embeddings, by what its card says alone."""
+"""A trained model as a function from stored pixels to probabilities or embeddings."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sgdata.errors import SettingError
-from sgdata.types import Array, Contract, LabelSpace
-from sgmodel import augment, cards, launch, normalise
+from sgdata.types import Array, Contract
+from sgmodel import augment, normalise
 from sgmodel import encoder as enc
+
+if TYPE_CHECKING:
+    from sgmodel.launch import Launch
 
 SCENES = ("single-label", "multi-label")
 """Tasks in which a whole scene gets one answer."""
 
-ANY_PX = 128
-"""Side of the tiles of a model that takes any, where its training samples had many."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """A model and its card. The label space of `contract` is that of the answers, of task "none" for embeddings.
+    """A model and what is known of it. The label space of `contract` is that of the answers, "none" for embeddings.
 
     `ground_px` is the side of the tiles cut from a scene, `px` that of the images that the model takes: they differ
     where it was trained on enlarged scenes, of which it looks at the share `zoom`.
@@ -34,7 +32,7 @@ class Predictor:
     model: nn.Module
     contract: Contract
     how: normalise.Normalisation
-    where: launch.Launch
+    where: Launch
     ground_px: int
     px: int
     zoom: float
@@ -87,31 +85,3 @@ def embedding(model: nn.Module, images: Tensor) -> Tensor:
     tokens: Tensor = parts.norm(enc.tokens(parts, images))
     above = tokens.reshape(len(tokens), config.planes, config.side, config.side, config.width)
     return above.mean(dim=1).permute(0, 3, 1, 2)
-
-
-def load(weights: Path, where: launch.Launch, *, embeddings: bool) -> Predictor:
-    """The model of a checkpoint folder. Raises SettingError, SourceError."""
-    if not weights.is_dir():
-        raise SettingError(f"{weights}: holds no card; expected a checkpoint folder, which training writes")
-    card = cards.read(weights)
-    contract, kind = card.contract, card.model.kind
-    if contract is None or card.normalisation is None:
-        raise SettingError(f"{weights}: its card tells neither bands nor normalisation; fine-tune it first")
-    if embeddings:  # labels play no part then, neither the model's nor the data's
-        contract = replace(contract, label_space=LabelSpace(name="embeddings", task="none"))
-    elif kind in {"encoder", "autoencoder", "contrast"}:
-        raise SettingError(f"{weights}: pretrained ({kind}), it knows no classes; fine-tune it, or --what embeddings")
-    whole = contract.label_space.task in SCENES
-    trained = contract.shape[1] if contract.shape else 0
-    fixed = card.model.recipe.px if card.model.recipe else card.model.encoder.image_px if card.model.encoder else 0
-    # A scene classifier has seen scenes enlarged to its size; any other model has seen pixels as they are.
-    ground = (trained or fixed if whole else fixed or trained) or ANY_PX
-    return Predictor(
-        model=cards.load(weights).to(where.device),
-        contract=contract,
-        how=card.normalisation,
-        where=where,
-        ground_px=ground,
-        px=fixed or ground,
-        zoom=float((card.recipe or {}).get("zoom", 1.0)) if whole else 1.0,
-    )

@@ -25,11 +25,11 @@ from sgdata import contracts, files
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.types import Contract
 from sgmodel import checkpoint, optim, ranks
-from sgmodel.published import State
 
 if TYPE_CHECKING:
     from sgmodel import loop
     from sgmodel.cards import Card
+    from sgmodel.foreign import State
 
 LAST = "checkpoint-last"
 BEST = "checkpoint-best"

@@ -15,7 +15,7 @@ import torch
 from sgdata import contracts, files, rasters, sentinel2
 from sgdata.errors import SettingError, SourceError
 from sgdata.types import Array, Contract, Grid, Level
-from sgmodel import missing, picking
+from sgmodel import picking
 from sgmodel.normalise import Normalisation
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Stated:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Where the model's bands lie among those at hand (None: all, in order), as `missing.taken` has it."""
+    """Where the model's bands lie among those at hand (None: all, in order), as `picking.taken` has it."""
 
     picks: list[int] | None
     nodata: float | None
@@ -44,7 +44,7 @@ class Fit:
     def pixels(self, values: Array) -> tuple[Array, Array]:
         """Bands (B, H, W) as the data have them -> the model's (C, H, W), and where any of them was seen (H, W)."""
         if self.picks is not None:
-            values = missing.taken(torch.from_numpy(values).float()[None], self.picks)[0].numpy()
+            values = picking.taken(torch.from_numpy(values).float()[None], self.picks)[0].numpy()
         # One band alone may well be 0 over dark water; a pixel without data has none.
         there = np.isfinite(values) if self.nodata is None or np.isnan(self.nodata) else values != self.nodata
         seen: Array = there.max(axis=0)

@@ -23,7 +23,7 @@ from torch import nn
 
 from sgdata import contracts, sealing, sentinel2, shards, verify
 from sgdata.types import Array, Contract, LabelSpace, Sample
-from sgmodel import cards, checkpoint, contrastive, encoder, heads, launch, mae, models, mosaic, normalise, predictor
+from sgmodel import cards, checkpoint, contrastive, encoder, heads, launch, mae, models, mosaic, normalise
 from sgmodel.recipes import predict
 
 NAMES = sentinel2.L2A_BANDS
@@ -174,7 +174,7 @@ def test_memory_is_that_of_a_row_of_tiles() -> None:
 
 def test_no_seams(weights: Path) -> None:
     where = launch.start("cpu", precision="fp32", threads=1)
-    model = predictor.load(weights, where, embeddings=False)
+    model = predict.load(weights, where, embeddings=False)
     scene, seen = pixels(160, 160), np.ones((160, 160), bool)
 
     def step_at_borders(overlap: float) -> float:

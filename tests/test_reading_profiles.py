@@ -11,7 +11,7 @@ from synthetic_shards import contract
 
 from sgdata import catalog, files, sealing, sentinel2
 from sgdata.types import Array, Sample
-from sgmodel import batches, missing, normalise, picking
+from sgmodel import batches, normalise, picking
 from sgmodel.recipes import classify, segment
 
 TRAIN = catalog.folder("recipes") / "train"
@@ -60,4 +60,4 @@ def test_segmunich_in_the_order_of_the_file_and_twice_its_mean(tmp_path: Path) -
     twelve = np.concatenate([ten, ten.mean(0, keepdims=True), ten.mean(0, keepdims=True)])
     low, high = twelve.min((1, 2), keepdims=True), twelve.max((1, 2), keepdims=True)
     np.testing.assert_allclose(read(source, recipe), (twelve - low) / (high - low + 1e-9), atol=1e-5)
-    assert picking.indices(source.contract, recipe.bands, "mean")[10:] == [missing.MEAN] * 2  # type: ignore[index]
+    assert picking.indices(source.contract, recipe.bands, "mean")[10:] == [picking.MEAN] * 2  # type: ignore[index]

@@ -30,13 +30,15 @@ import torch
 from sgdata import catalog, contracts, files, progress, rasters, shards
 from sgdata.errors import OutputError, SettingError, SgdataError
 from sgdata.types import Array, Contract, Grid, LabelSpace, Level, Window
-from sgmodel import batches, checkpoint, hub, lattice, launch, mosaic, scenes
-from sgmodel.predictor import SCENES, Predictor, load
+from sgmodel import batches, cards, checkpoint, hub, lattice, launch, mosaic, scenes
+from sgmodel.predictor import SCENES, Predictor
 
 ROWS, CLASSES, PROBABILITIES, EMBEDDINGS = "patches.parquet", "classes.tif", "probabilities.tif", "embeddings.tif"
 OWN = (ROWS, CLASSES, f"{CLASSES}.aux.xml", PROBABILITIES, EMBEDDINGS)
 PALETTE = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 BLOCK = 512
+ANY_PX = 128
+"""Side of the tiles of a model that takes any, where its training samples had many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,34 @@ def main(recipe: Recipe, places: Places) -> int:
         files.write_sums(places.out)
     print(places.out)
     return 0
+
+
+def load(weights: Path, where: launch.Launch, *, embeddings: bool) -> Predictor:
+    """The model of a checkpoint folder. Raises SettingError, SourceError."""
+    if not weights.is_dir():
+        raise SettingError(f"{weights}: holds no card; expected a checkpoint folder, which training writes")
+    card = cards.read(weights)
+    contract, kind = card.contract, card.model.kind
+    if contract is None or card.normalisation is None:
+        raise SettingError(f"{weights}: its card tells neither bands nor normalisation; fine-tune it first")
+    if embeddings:  # labels play no part then, neither the model's nor the data's
+        contract = replace(contract, label_space=LabelSpace(name="embeddings", task="none"))
+    elif kind in {"encoder", "autoencoder", "contrast"}:
+        raise SettingError(f"{weights}: pretrained ({kind}), it knows no classes; fine-tune it, or --what embeddings")
+    whole = contract.label_space.task in SCENES
+    trained = contract.shape[1] if contract.shape else 0
+    fixed = card.model.recipe.px if card.model.recipe else card.model.encoder.image_px if card.model.encoder else 0
+    # A scene classifier has seen scenes enlarged to its size; any other model has seen pixels as they are.
+    ground = (trained or fixed if whole else fixed or trained) or ANY_PX
+    return Predictor(
+        model=cards.load(weights).to(where.device),
+        contract=contract,
+        how=card.normalisation,
+        where=where,
+        ground_px=ground,
+        px=fixed or ground,
+        zoom=float((card.recipe or {}).get("zoom", 1.0)) if whole else 1.0,
+    )
 
 
 # --- a scene -------------------------------------------------------------------------------

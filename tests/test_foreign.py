@@ -8,19 +8,19 @@ import pytest
 import torch
 from test_encoder import TINY
 
-from sgmodel import encoder, fitting, mae, resizing
+from sgmodel import encoder, fitting, foreign, mae
 
 
 def test_shares_by_hand() -> None:
-    assert resizing.shares(3, 2).tolist() == [[1.0, 0.5, 0.0], [0.0, 0.5, 1.0]]
-    assert resizing.shares(2, 4).tolist() == [[0.5, 0.0], [0.5, 0.0], [0.0, 0.5], [0.0, 0.5]]
-    assert torch.equal(resizing.shares(5, 5), torch.eye(5))
+    assert foreign.shares(3, 2).tolist() == [[1.0, 0.5, 0.0], [0.0, 0.5, 1.0]]
+    assert foreign.shares(2, 4).tolist() == [[0.5, 0.0], [0.5, 0.0], [0.0, 0.5], [0.0, 0.5]]
+    assert torch.equal(foreign.shares(5, 5), torch.eye(5))
 
 
 @pytest.mark.parametrize("size", [(3, 8, 8), (2, 8, 8), (1, 8, 8), (6, 16, 16), (4, 4, 4)])
 def test_a_patch_of_one_value_gives_the_same_token(size: tuple[int, int, int]) -> None:
     weight = torch.randn(5, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    adapted = resizing.kernel(weight, torch.Size((5, 1, *size)))
+    adapted = foreign.kernel(weight, torch.Size((5, 1, *size)))
     assert adapted.shape == (5, 1, *size)
     torch.testing.assert_close(adapted.flatten(1).sum(1), weight.flatten(1).sum(1), rtol=1e-5, atol=1e-5)
 
@@ -28,15 +28,15 @@ def test_a_patch_of_one_value_gives_the_same_token(size: tuple[int, int, int]) -
 def test_an_enlarged_patch_gives_the_same_token() -> None:
     weight, patch = torch.randn(5, 1, 3, 4, 4), torch.rand(3, 4, 4)
     large = patch.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
-    adapted = resizing.kernel(weight, torch.Size((5, 1, 6, 8, 8)))
+    adapted = foreign.kernel(weight, torch.Size((5, 1, 6, 8, 8)))
     torch.testing.assert_close(adapted.flatten(1) @ large.flatten(), weight.flatten(1) @ patch.flatten())
 
 
 def test_spectral_tables_by_hand() -> None:
     table = torch.tensor([[[0.0], [1.0], [2.0], [3.0]]])
-    assert resizing.spectral_table(table, 2, 1).flatten().tolist() == [0.5, 2.5]
-    assert resizing.spectral_table(table, 8, 2).flatten().tolist() == [0.0, 1.0, 2.0, 3.0] * 2
-    finer = resizing.spectral_table(table, 6, 1).flatten()
+    assert foreign.spectral_table(table, 2, 1).flatten().tolist() == [0.5, 2.5]
+    assert foreign.spectral_table(table, 8, 2).flatten().tolist() == [0.0, 1.0, 2.0, 3.0] * 2
+    finer = foreign.spectral_table(table, 6, 1).flatten()
     assert (finer.diff() > 0).all()
 
 

@@ -15,7 +15,7 @@ from test_pretrain import places, recipe
 from sgdata import catalog, files, sealing, sentinel2
 from sgdata.errors import SettingError
 from sgdata.types import BandStatistics, Contract
-from sgmodel import cards, encoder, mae, missing, normalise, picking, session
+from sgmodel import cards, encoder, mae, normalise, picking, session
 from sgmodel.recipes import classify, pretrain
 
 TEN = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B8A", "B11", "B12")
@@ -51,12 +51,12 @@ def test_what_stands_in_the_places_of_missing_bands() -> None:
     assert picking.indices(ours, TEN) is None
     assert picking.indices(ours, sentinel2.L2A_BANDS, "nearest") == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 8, 9]
     picks = picking.indices(ours, sentinel2.L2A_BANDS, "mean")
-    assert picks == [0, 1, 2, 3, 4, 5, 6, missing.MEAN, 7, missing.MEAN, 8, 9]
+    assert picks == [0, 1, 2, 3, 4, 5, 6, picking.MEAN, 7, picking.MEAN, 8, 9]
     images = torch.rand(2, 10, 3, 3)
-    assert torch.equal(missing.taken(images, picks)[:, 7], images.mean(dim=1))
+    assert torch.equal(picking.taken(images, picks)[:, 7], images.mean(dim=1))
     # Of the bands that the recipe names, not of all that are stored.
     few = picking.indices(ours, ("B02", "B08", "B04"), "mean")
-    assert torch.equal(missing.taken(images, few)[:, 1], images[:, [1, 3]].mean(dim=1))
+    assert torch.equal(picking.taken(images, few)[:, 1], images[:, [1, 3]].mean(dim=1))
 
 
 def test_bands_that_nothing_stands_for() -> None:
