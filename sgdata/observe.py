@@ -157,11 +157,12 @@ def sighted(
     folder = folder / files.sha256(files.canonical_json(decides))[:16]
     masking = Masking(grid=target, settings=settings, reach_m=reach_m, folder=folder)
     if settings.guard and not masking.bright.exists():
-        shares = tuple(run(partial(_cloudiness, masking), scenes))
-        strips = run(partial(_bright, masking, scenes, shares), masking.strips)
+        shares, size = np.stack(list(run(partial(_cloudiness, masking), scenes))), masks.block_px(target.gsd_m)
+        # Each strip with the blocks it lies in, and no more, for it may go to another machine.
+        parts = ((part, shares[:, part.row // size : -(-(part.row + part.height) // size)]) for part in masking.strips)
         with files.replacing(masking.bright, durable=False) as temporary, temporary.open("wb") as handle:
-            for strip in strips:
-                strip.tofile(handle)
+            for roofs in run(partial(_bright, masking, scenes), parts):
+                roofs.tofile(handle)
     found = run(partial(_sight, masking), scenes)
     return tuple(replace(scene, files=scene.files | {SIGHT: sight}) for scene, sight in zip(scenes, found, strict=True))
 
@@ -176,12 +177,12 @@ def _cloudiness(masking: Masking, scene: Observed) -> Array:
     return masks.cloudiness((_kinds(masking, scene, strip) for strip in masking.strips), masking.grid.gsd_m)
 
 
-def _bright(masking: Masking, scenes: tuple[Observed, ...], shares: tuple[Array, ...], strip: Window) -> Array:
-    """One strip through all dates in their order: sums of floats depend on it."""
+def _bright(masking: Masking, scenes: tuple[Observed, ...], part: tuple[Window, Array]) -> Array:
+    """One strip and the (T, h, w) cloudiness of its blocks, through all dates in order: float sums depend on it."""
+    strip, shares = part
     guard = masks.Guard((strip.height, strip.width), masking.grid.gsd_m)
-    size = masks.block_px(masking.grid.gsd_m)
     for scene, share in zip(scenes, shares, strict=True):
-        guard.add(_kinds(masking, scene, strip), share[strip.row // size :])
+        guard.add(_kinds(masking, scene, strip), share)
     return guard.bright()
 
 
