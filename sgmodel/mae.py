@@ -212,4 +212,5 @@ class MaskedAutoencoder(nn.Module):
         loss = self.objective.weight_token * token + self.objective.weight_spectral * spectral
         with torch.no_grad():  # a figure for logs, never a gradient
             bands = band_loss(pred, token_target, mask_NL, self.config)
-        return Reconstruction(loss, token, spectral, pred, mask_NL, bands)
+        # The prediction is for pictures: with a gradient, FSDP would warn of a view that somebody might write to.
+        return Reconstruction(loss, token, spectral, pred.detach(), mask_NL, bands)
