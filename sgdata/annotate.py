@@ -139,9 +139,9 @@ def cut(
     if (folder / builds.LABELS).exists():
         ids = (*space.ids, labels.UNMAPPED)
         with rasters.opened(str(folder / builds.LABELS)) as dataset:
-            counts = blocks.class_counts(dataset.read(1), windows, ids)
+            counts = patches.class_counts(dataset.read(1), windows, ids)
     # Unmapped ground is no class to be balanced between the parts.
-    parts, report = fitting_split(blocks.window_boxes(windows), counts[:, :-1] if ids else counts, split)
+    parts, report = fitting_split(patches.window_boxes(windows), counts[:, :-1] if ids else counts, split)
     log.info("patches: %s, %d left out, leakage %.3f", report.boxes, report.left_out, report.leakage)
     if report.empty:
         log.warning("patches: none for %s; choose a smaller split.block_px or split.gap_px", " and ".join(report.empty))

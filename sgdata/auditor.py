@@ -85,7 +85,7 @@ def subject(
     recipes = [listing.recipe_for("segmunich")] if kind == "build" else _recipes(dataset, edition)
     for recipe in recipes:
         try:
-            source, found, contract = listing.listed(recipe, path)
+            source, found, contract = listing.listed(recipe, path, READERS[recipe.dataset].find)
         except (SourceError, SettingError) as error:
             tried.append(f"{recipe.dataset} {recipe.edition}: {error!s:.120}")
             continue
@@ -149,7 +149,7 @@ def _examine(part: Subject) -> tuple[list[Facts], Totals, list[tuple[str, str]]]
         for each in part.samples:
             key = each["key"] if isinstance(each, dict) else each.key
             try:
-                sample = whole(read(each), part.contract)
+                sample = resample.whole(read(each), part.contract)
                 images = shards.whole_images(sample)
                 facts.append(_facts(sample, images, part.contract))
             except SourceError as error:
@@ -158,12 +158,6 @@ def _examine(part: Subject) -> tuple[list[Facts], Totals, list[tuple[str, str]]]
             for image in images:
                 totals += _totals(image, part.contract)
     return facts, totals, unread
-
-
-def whole(sample: Sample, contract: Contract) -> Sample:
-    """The sample with native groups on one grid, as the loader puts them; the makers' resampling is done already."""
-    ours: tuple[resample.Kernel, ...] = ("nearest", "bilinear", "cubic")
-    return resample.on_one_grid(sample, contract, next((k for k in ours if k == contract.resampling), "bilinear"))
 
 
 @contextmanager

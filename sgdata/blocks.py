@@ -8,7 +8,6 @@ every other. Works for any boxes on a plane: pixels of one raster, or metres of 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal
@@ -16,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from sgdata.errors import SettingError
-from sgdata.types import Array, Window
+from sgdata.types import Array
 
 LEFT_OUT = ""
 PARTS = ("train", "val", "test")
@@ -242,23 +241,3 @@ def leakage(held_out: Array, train: Array) -> float:
     # Boxes that only touch share no ground: shrink by less than any pixel.
     inner = held_out.astype(float) + np.array([1e-6, 1e-6, -1e-6, -1e-6])
     return len(np.unique(tree.query(shapely.box(*inner.T), predicate="intersects")[0])) / len(held_out)
-
-
-# --- windows and class counts --------------------------------------------------------------
-
-
-def window_boxes(windows: Sequence[Window]) -> Array:
-    """(N, 4) int64 col, row, col + width, row + height."""
-    rows = [(w.col, w.row, w.col + w.width, w.row + w.height) for w in windows]
-    return np.array(rows, np.int64).reshape(-1, 4)
-
-
-def class_counts(labels: Array, windows: Sequence[Window], ids: Sequence[int]) -> Array:
-    """(N, len(ids)) int64: pixels of each id in each window of `labels` (H, W) uint8."""
-    counted = [np.bincount(labels[window.slices].ravel(), minlength=256)[list(ids)] for window in windows]
-    return np.array(counted, np.int64).reshape(len(windows), len(ids))
-
-
-def patch_key(name: str, window: Window) -> str:
-    """`<name>-r00064-c00128`: the patch's upper left pixel."""
-    return f"{name}-r{window.row:05d}-c{window.col:05d}"

@@ -181,7 +181,7 @@ def build(
     print(done)
     if holes := builds.holes(done):
         print(f"{done}: {holes}", file=sys.stderr)
-        raise SystemExit(3)
+        raise SystemExit(INCOMPLETE)
 
 
 @app.command(epilog="Example: sgdata clouds out/build --out out/masks")
@@ -395,15 +395,17 @@ def release(
     quiet: Quiet = False,
 ) -> None:
     """Shards with audit, card, licences, Croissant, STAC, previews and checksums, ready to publish; never edited."""
+    from sgdata import auditor, checks
     from sgdata.release import assemble
 
     listen(quiet)
-    register = register or assemble.register_of_checkout()
     order = assemble.Order(
         name=name, version=version, source=source, out=out, build=build, private=private, published=date,
-        register=register,
+        register=register or assemble.register_of_checkout(), archive=archive,
     )  # fmt: skip
-    folder, report = assemble.release(order, workers=workers, archive=archive)
+    folder, report = assemble.release(
+        order, lambda shards: checks.judge(auditor.gather(auditor.subject(shards, lock_of=build), workers=workers))
+    )
     print(folder)
     if report.findings:
         told = "; ".join(f"{check.name}: {check.told}" for check in report.checks if check.state == "finding")
@@ -440,8 +442,7 @@ def demo(
     listen(quiet)
     page = tale.run(out, story=tale.Story(size_km=size, dates=dates, seed=seed), workers=workers)
     # The table repeats the page, for who works where there is no browser.
-    lines = demo_page.lines(files.read_plain(page.parent.parent / "summary.json"))
-    console.show_table(("what", "measured", "remark"), lines)
+    console.show_table(("what", "measured", "remark"), demo_page.lines(files.read_plain(out / "summary.json")))
     print(page)
 
 

@@ -7,11 +7,10 @@ fMoW-Sentinel, BigEarthNet v1 and v2, EuroSAT, OSCD and SegMunich (table `normal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sgdata import statistics
-from sgdata.types import Array, Contract
+from sgdata.types import BandStatistics, Contract
 
 NAME = "fingerprints.json"
 LEAST = 100
@@ -36,16 +35,13 @@ class Verdict:
         return f"spectral fingerprints of {self.samples} samples: bands {self.bands}; level {self.level}"
 
 
-def judge(counts: Mapping[str, Array], rows: Sequence[object], contract: Contract) -> Verdict:
-    """The verdict on all samples of all splits, from their histograms (bands, 65536) by split."""
-    names = [band.name for band in contract.bands]
-    if len(rows) < LEAST:
-        return Verdict(samples=len(rows), bands="undecided", level="undecided")
-    pooled = sum(counts.values(), statistics.empty(len(names)))
-    held = statistics.summarise(pooled, names, contract.nodata)
+def judge(pooled: Mapping[str, BandStatistics], samples: int, contract: Contract) -> Verdict:
+    """The verdict on so many samples, from the statistics of each band over all of them, of every split."""
+    if samples < LEAST:
+        return Verdict(samples=samples, bands="undecided", level="undecided")
     # In DN of 1e-4, the unit of the bounds; fMoW stores twice that.
-    means = {name: (band.mean + contract.offset) * contract.scale / 1e-4 for name, band in held.items() if band.count}
-    return Verdict(samples=len(rows), bands=bands(means), level=level(means, contract.level))
+    means = {name: (band.mean + contract.offset) * contract.scale / 1e-4 for name, band in pooled.items() if band.count}
+    return Verdict(samples=samples, bands=bands(means), level=level(means, contract.level))
 
 
 def bands(means: Mapping[str, float]) -> str:

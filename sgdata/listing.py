@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from sgdata import archives, catalog, contracts, files, resample
-from sgdata.datasets import READERS
 from sgdata.errors import SettingError
 from sgdata.shards import ShardRecipe
 from sgdata.types import Contract, Edition, Found, Ref
@@ -17,18 +16,26 @@ from sgdata.types import Contract, Edition, Found, Ref
 
 def recipe_for(dataset: str, overrides: Sequence[str] = ()) -> ShardRecipe:
     """The shipped recipe of a dataset, with `key=value` overrides. Raises SettingError."""
-    known = ", ".join(sorted(READERS))
-    if dataset not in READERS:
-        raise SettingError(f"no reader for dataset '{dataset}'; known: {known}")
-    return files.read(ShardRecipe, catalog.folder("recipes") / "shard" / f"{dataset}.toml", overrides)
+    shipped = {path.stem: path for path in (catalog.folder("recipes") / "shard").glob("*.toml")}
+    if dataset not in shipped:
+        raise SettingError(f"no reader for dataset '{dataset}'; known: {', '.join(sorted(shipped))}")
+    return files.read(ShardRecipe, shipped[dataset], overrides)
 
 
 def listed(
-    recipe: ShardRecipe, source: Path, *, splits: Mapping[str, Path] | None = None, leave_out: Sequence[Path] = ()
+    recipe: ShardRecipe,
+    source: Path,
+    find: Callable[[Path, ShardRecipe], Found],
+    *,
+    splits: Mapping[str, Path] | None = None,
+    leave_out: Sequence[Path] = (),
 ) -> tuple[Path, Found, Contract]:
-    """Where the files lie, what is in them under which splits, and what its pixels should be; reads no pixel."""
+    """Where the files lie, what is in them under which splits, and what its pixels should be; reads no pixel.
+
+    `find` is that of the dataset's reader.
+    """
     source = _archive_in(source, recipe)
-    found = _without(READERS[recipe.dataset].find(source, recipe), leave_out)
+    found = _without(find(source, recipe), leave_out)
     found = _once(_split(found, splits or _published_lists(found.edition, recipe.splits, source)))
     contract = found.contract or contracts.expected(
         recipe.dataset,

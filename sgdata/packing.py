@@ -115,7 +115,8 @@ def pack(
     """
     recipe = recipe or listing.recipe_for(dataset)
     out = out or Path(recipe.out)
-    source, found, contract = listing.listed(recipe, source or Path(recipe.source), splits=splits, leave_out=leave_out)
+    find, source = READERS[recipe.dataset].find, source or Path(recipe.source)
+    source, found, contract = listing.listed(recipe, source, find, splits=splits, leave_out=leave_out)
     # What is written where is settled here; everything below may be interrupted anywhere.
     stream = archives.is_stream(source)
     groups = _groups(found.refs, recipe.shard_mb, stream=stream)
@@ -136,7 +137,7 @@ def pack(
         done = pool.run(_pack_shard, _spool(left, source, out) if stream else left, workers=workers, cluster=cluster)
         for part in progress.track(done, label=f"packing {recipe.dataset}", total=len(left)):
             whole.add(part)
-        verdict = fingerprints.judge(whole.counts, whole.rows, contract)
+        verdict = fingerprints.judge(whole.statistics(whole.counts), len(whole.rows), contract)
         files.write(out / fingerprints.NAME, files.pretty_json(verdict))
         # After the shards: a folder without recipe is one that no run has finished.
         files.write(out / RECIPE, files.toml(recipe))
@@ -167,7 +168,8 @@ def cost(
     """What `pack` would take; writes nothing that stays. Raises SettingError, SourceError."""
     recipe = recipe or listing.recipe_for(dataset)
     began = time.perf_counter()
-    source, found, contract = listing.listed(recipe, source or Path(recipe.source), splits=splits, leave_out=leave_out)
+    find, source = READERS[recipe.dataset].find, source or Path(recipe.source)
+    source, found, contract = listing.listed(recipe, source, find, splits=splits, leave_out=leave_out)
     stream = archives.is_stream(source)
     groups = _groups(found.refs, recipe.shard_mb, stream=stream)
     taken = time.perf_counter() - began

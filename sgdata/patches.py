@@ -8,34 +8,46 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import blocks, files
+from sgdata import files
 from sgdata.errors import SourceError
 from sgdata.types import Array, Grid, Member, Ref, Window
+
+
+def window_boxes(windows: Sequence[Window]) -> Array:
+    """(N, 4) int64 col, row, col + width, row + height."""
+    rows = [(w.col, w.row, w.col + w.width, w.row + w.height) for w in windows]
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
+def class_counts(labels: Array, windows: Sequence[Window], ids: Sequence[int]) -> Array:
+    """(N, len(ids)) int64: pixels of each id in each window of `labels` (H, W) uint8."""
+    counted = [np.bincount(labels[window.slices].ravel(), minlength=256)[list(ids)] for window in windows]
+    return np.array(counted, np.int64).reshape(len(windows), len(ids))
 
 
 def table(
     name: str, grid: Grid, windows: Sequence[Window], *, parts: Sequence[str], counts: Array, ids: Sequence[int]
 ) -> Any:
-    """A GeoDataFrame in EPSG:4326 of the patches that belong to a part, sorted by row and column.
+    """A GeoDataFrame in EPSG:4326 of the patches that belong to a part (not ""), sorted by row and column.
 
-    Columns: key, row, col, height, width (int32), split, share_<id> (float32) for each of `ids`, geometry.
-    `counts` is (N, len(ids)) pixels of each id in each window.
+    Columns: key (`<name>-r00064-c00128`, its upper left pixel), row, col, height, width (int32), split, share_<id>
+    (float32) for each of `ids`, geometry. `counts` is (N, len(ids)) pixels of each id in each window.
     """
     import geopandas
     import shapely
 
     # A patch that touches a gap is in no part and so not in the table.
-    kept = [i for i, part in enumerate(parts) if part != blocks.LEFT_OUT]
+    kept = [i for i, part in enumerate(parts) if part]
     kept.sort(key=lambda i: (windows[i].row, windows[i].col))
     chosen = [windows[i] for i in kept]
-    columns: dict[str, Any] = {"key": [blocks.patch_key(name, window) for window in chosen]}
+    columns: dict[str, Any] = {"key": [f"{name}-r{window.row:05d}-c{window.col:05d}" for window in chosen]}
     for field in ("row", "col", "height", "width"):
         columns[field] = np.array([getattr(window, field) for window in chosen], np.int32)
     columns["split"] = [parts[i] for i in kept]
     shares = counts[kept] / np.array([w.height * w.width for w in chosen], np.int64).reshape(-1, 1)
     columns |= {f"share_{number}": shares[:, k].astype(np.float32) for k, number in enumerate(ids)}
     # Rows run south, northings run north.
-    west, north, east, south = blocks.window_boxes(chosen).T * grid.gsd_m
+    west, north, east, south = window_boxes(chosen).T * grid.gsd_m
     x, y = grid.origin
     outlines = geopandas.GeoSeries(shapely.box(x + west, y - south, x + east, y - north), crs=grid.crs)
     return geopandas.GeoDataFrame(columns, geometry=outlines.to_crs("EPSG:4326"))

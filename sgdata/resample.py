@@ -46,6 +46,12 @@ def finer(coarse: Array, factor: int, *, kernel: Kernel, window: Window | None =
     return out.reshape(*lead, window.height, window.width)
 
 
+def whole(sample: Sample, contract: Contract) -> Sample:
+    """The sample with native groups on one grid, as the loader puts them; the makers' resampling is done already."""
+    ours: tuple[Kernel, ...] = ("nearest", "bilinear", "cubic")
+    return on_one_grid(sample, contract, next((k for k in ours if k == contract.resampling), "bilinear"))
+
+
 def on_one_grid(sample: Sample, contract: Contract, kernel: Kernel) -> Sample:
     """The sample with its groups `image_10m`, `image_20m`, `image_60m` as one `image` on the finest lattice.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sgdata import contracts, files, shards, statistics
 from sgdata.errors import SourceError
-from sgdata.types import Array, Contract, Sample, Shard
+from sgdata.types import Array, BandStatistics, Contract, Sample, Shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,12 @@ class Whole:
             known = self.counts.get(packed.split)
             self.counts[packed.split] = packed.counts if known is None else known + packed.counts
 
+    def statistics(self, splits: Iterable[str]) -> dict[str, BandStatistics]:
+        """Band name to the statistics of these splits together."""
+        bands = [band.name for band in self.contract.bands]
+        counts = sum((self.counts[split] for split in splits), statistics.empty(len(bands)))
+        return statistics.summarise(counts, bands, self.contract.nodata)
+
 
 def finish(out: Path, whole: Whole) -> Contract:
     """Write index, contract, quarantine list and, last, SHA256SUMS beside the tars; returns the contract.
@@ -56,15 +62,13 @@ def finish(out: Path, whole: Whole) -> Contract:
         why = f"; the first: {listed[0]['reason']}" if listed else ""
         raise SourceError(f"{out}: not one sample to write, {len(listed)} in {shards.QUARANTINE}{why}")
     contract, splits = whole.contract, Counter(row["split"] for row in rows)
-    bands = [band.name for band in contract.bands]
     # Statistics of other splits would leak into the normalisation of what they are to judge.
     judged = ["train"] if "train" in splits else sorted(splits)
-    counts = sum((whole.counts[split] for split in judged), statistics.empty(len(bands)))
     shapes = {_lattice(row) for row in rows}
     complete = replace(
         contract,
-        shape=(len(bands), *shapes.pop()) if len(shapes) == 1 else None,
-        statistics=statistics.summarise(counts, bands, contract.nodata),
+        shape=(len(contract.bands), *shapes.pop()) if len(shapes) == 1 else None,
+        statistics=whole.statistics(judged),
         splits=dict(sorted(splits.items())),
         # Sorted: the order of shards and workers is no part of the data.
         fingerprint=files.sha256("\n".join(sorted(row["sha256"] for row in rows)).encode()),

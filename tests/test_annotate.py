@@ -7,13 +7,13 @@ import logging
 import numpy as np
 import pytest
 
-from sgdata import annotate, blocks, grid
+from sgdata import annotate, blocks, grid, patches
 from sgdata.types import Array
 
 
 def boxes(side: int) -> tuple[Array, Array]:
     windows = list(grid.patches((side, side), 128, 64))
-    return blocks.window_boxes(windows), np.ones((len(windows), 1))
+    return patches.window_boxes(windows), np.ones((len(windows), 1))
 
 
 def test_a_large_area_is_split_as_the_recipe_says() -> None:
@@ -37,7 +37,7 @@ def test_a_small_area_gets_smaller_blocks_and_says_so(side: int, caplog: pytest.
 
 def test_blocks_shrink_until_no_part_lacks_a_class() -> None:
     windows = list(grid.patches((500, 500), 128, 32))
-    where = blocks.window_boxes(windows)
+    where = patches.window_boxes(windows)
     # One class lies in a corner only: with two by two blocks, one part would lack it.
     counts = np.stack([np.ones(len(where)), (where[:, 0] < 100) & (where[:, 1] < 200)], axis=1).astype(float)
     assert any(blocks.split(where, counts, blocks.SplitSettings(block_px=256, gap_px=64))[1].lacking.values())
@@ -50,7 +50,7 @@ def test_blocks_shrink_until_no_part_lacks_a_class() -> None:
 @pytest.mark.parametrize("stride", [32, 64, 128])
 def test_no_square_of_three_patches_is_left_without_a_part(side: int, stride: int) -> None:
     windows = list(grid.patches((side, side), 128, stride))
-    where, counts = blocks.window_boxes(windows), np.ones((len(windows), 1))
+    where, counts = patches.window_boxes(windows), np.ones((len(windows), 1))
     _, report = annotate.fitting_split(where, counts, blocks.SplitSettings())
     assert report.empty == ()
     assert report.leakage == 0

@@ -85,9 +85,13 @@ def test_lakes_do_not_fail_a_dataset_and_few_samples_decide_nothing() -> None:
     )
     lake = dict.fromkeys(MEANS["L2A"], 90.0)
     counts = {"train": _counts(MEANS["L2A"], 80), "val": _counts(lake, 20)}
-    rows = [None] * 100
-    assert fingerprints.judge(counts, rows, contract).contradictions == ()
-    assert fingerprints.judge({"train": _counts(lake, 99)}, rows[:99], contract).bands == "undecided"
-    assert fingerprints.judge({"train": _counts(lake, 100)}, rows, contract).contradictions
+
+    def judged(samples: int, *counts: Array) -> fingerprints.Verdict:
+        pooled = statistics.summarise(np.sum(counts, axis=0), list(MEANS["L2A"]), contract.nodata)
+        return fingerprints.judge(pooled, samples, contract)
+
+    assert judged(100, *counts.values()).contradictions == ()
+    assert judged(99, _counts(lake, 99)).bands == "undecided"
+    assert judged(100, _counts(lake, 100)).contradictions
     nothing = np.zeros_like(counts["train"])
-    assert fingerprints.judge({"train": nothing}, rows, contract).bands == "undecided"
+    assert judged(100, nothing).bands == "undecided"

@@ -18,7 +18,8 @@ import jsonschema
 import pytest
 from typer.testing import CliRunner
 
-from sgdata import catalog, contracts, files, lock, packing, shards, stac, verify
+from sgdata import auditor, catalog, checks, contracts, files, lock, packing, shards, stac, verify
+from sgdata.audit import Report
 from sgdata.cli import app
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.lock import Item, Lock
@@ -72,9 +73,15 @@ def order(made: Path, out: Path, **changes: Any) -> Order:
     return replace(known, **changes)
 
 
+def release(wanted: Order) -> tuple[Path, Report]:
+    return assemble.release(
+        wanted, lambda shards: checks.judge(auditor.gather(auditor.subject(shards, lock_of=wanted.build)))
+    )
+
+
 @pytest.fixture(scope="module")
 def released(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return assemble.release(order(made, tmp_path_factory.mktemp("released")))[0]
+    return release(order(made, tmp_path_factory.mktemp("released")))[0]
 
 
 # --- what is in it -------------------------------------------------------------------------
@@ -119,7 +126,7 @@ def test_a_simulated_place_names_no_satellite_and_no_mapper(made: Path, city: Pa
     planned = lock.read(tmp_path / "build")
     lock.write(tmp_path / "build" / lock.NAME, replace(planned, simulated=True))
     files.write_sums(tmp_path / "build")
-    folder, _ = assemble.release(order(made, tmp_path, build=tmp_path / "build"))
+    folder, _ = release(order(made, tmp_path, build=tmp_path / "build"))
     notices = [line.split("\t")[3] for line in (folder / "LICENSES/files.tsv").read_text().splitlines()[1:]]
     assert set(notices) == {"Simulated by sgdata: no satellite and no mapper has seen this place."}
     text = (folder / "CARD.md").read_text()
@@ -234,7 +241,7 @@ def test_a_summary_goes_to_the_catalogue(released: Path) -> None:
 def test_a_dataset_without_places_claims_none(tmp_path: Path) -> None:
     packing.pack("oscd", source=synthetic.oscd(tmp_path / "in"), out=tmp_path / "shards")
     wanted = order(tmp_path, tmp_path / "out", build=None, private=True, published="")
-    folder, _ = assemble.release(wanted)
+    folder, _ = release(wanted)
     document = json.loads((folder / "croissant.json").read_bytes())
     assert document["conformsTo"] == ["http://mlcommons.org/croissant/1.1"]
     assert not [key for key in document if key.startswith("geocr")]
@@ -290,18 +297,18 @@ def test_another_day_folder_user_locale_zone_and_worker_count(made: Path, releas
 
 
 def test_the_same_again_is_fine_other_bytes_are_refused(made: Path, tmp_path: Path) -> None:
-    first, _ = assemble.release(order(made, tmp_path), archive=True)
+    first, _ = release(order(made, tmp_path, archive=True))
     whole = (tmp_path / "tiny-town-1.0.tar").read_bytes()
     stamp = (first / "index.parquet").stat().st_mtime_ns
-    again, _ = assemble.release(order(made, tmp_path), archive=True)
+    again, _ = release(order(made, tmp_path, archive=True))
     assert (again, (first / "index.parquet").stat().st_mtime_ns) == (first, stamp)
     assert (tmp_path / "tiny-town-1.0.tar").read_bytes() == whole
     with pytest.raises(OutputError, match="is released with other bytes, and stays so; choose another version"):
-        assemble.release(order(made, tmp_path, published="2026-11-22"))
+        release(order(made, tmp_path, published="2026-11-22"))
     assert verify.verify(first) == []
     elsewhere = order(made, tmp_path / "b", published="2026-11-22", register=tmp_path / "catalogs")
     with pytest.raises(OutputError, match="tells of a release with other bytes"):
-        assemble.release(elsewhere)
+        release(elsewhere)
 
 
 KILLED = """
@@ -332,7 +339,7 @@ def test_a_killed_release_is_completed_by_running_it_again(
     done = command(made, out, program=KILLED.format(calls=calls))
     assert done.returncode == -9
     assert not (out / "tiny-town-1.0").exists()
-    folder, _ = assemble.release(order(made, out))
+    folder, _ = release(order(made, out))
     assert (folder / files.SUMS).read_bytes() == (released / files.SUMS).read_bytes()
     assert sorted(path.name for path in out.iterdir()) == [".lock", "catalogs", "tiny-town-1.0"]
 
@@ -347,7 +354,7 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(made: Path, tmp_path: P
     assert len(done.stderr.splitlines()) == 1
     assert not list((tmp_path / "out").glob("*tiny*"))
     with pytest.raises(OutputError, match="cannot be written"):
-        assemble.release(order(made, Path("/proc/release")))
+        release(order(made, Path("/proc/release")))
 
 
 # --- refused -------------------------------------------------------------------------------
@@ -359,40 +366,40 @@ def test_an_input_that_does_not_verify_is_refused(made: Path, tmp_path: Path) ->
         spoilt = tmp_path / name / name / "contract.json"
         spoilt.write_bytes(spoilt.read_bytes().replace(b"1e-04", b"1e-03").replace(b"0.0001", b"0.0010"))
         with pytest.raises(OutputError, match=r"1 files are not as written \(contract.json: changed"):
-            assemble.release(order(tmp_path / name, tmp_path / "out"))
+            release(order(tmp_path / name, tmp_path / "out"))
     (tmp_path / "shards/shards" / files.SUMS).unlink()
     with pytest.raises(OutputError, match="holds no SHA256SUMS"):
-        assemble.release(order(tmp_path / "shards", tmp_path / "out"))
+        release(order(tmp_path / "shards", tmp_path / "out"))
 
 
 def test_what_may_not_be_passed_on_is_refused(tmp_path: Path) -> None:
     source = synthetic.segmunich_released(tmp_path / "in")
     packing.pack("segmunich", source=source, out=tmp_path / "shards")
     with pytest.raises(SettingError, match="redistribution is 'unclear'.*give --private"):
-        assemble.release(order(tmp_path, tmp_path / "out", build=None))
+        release(order(tmp_path, tmp_path / "out", build=None))
     packing.pack("oscd", source=synthetic.oscd(tmp_path / "oscd"), out=tmp_path / "other/shards")
     with pytest.raises(SettingError, match="redistribution is 'no'.*CC BY-NC-SA"):
-        assemble.release(order(tmp_path / "other", tmp_path / "out", build=None))
-    folder, _ = assemble.release(order(tmp_path, tmp_path / "out", build=None, private=True))
+        release(order(tmp_path / "other", tmp_path / "out", build=None))
+    folder, _ = release(order(tmp_path, tmp_path / "out", build=None, private=True))
     assert "license: other" in (folder / "CARD.md").read_text()
 
 
 def test_shards_of_a_build_come_with_that_build(made: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="give --build DIR"):
-        assemble.release(order(made, tmp_path, build=None))
+        release(order(made, tmp_path, build=None))
     other = finished_build(tmp_path / "other")
     contracts.write(other, replace(contracts.read(other), version="2001"))
     files.write_sums(other)
     with pytest.raises(SourceError, match="not the build of these shards"):
-        assemble.release(order(made, tmp_path, build=other))
+        release(order(made, tmp_path, build=other))
     with pytest.raises(SourceError, match="expected a folder written by 'sgdata shard'"):
-        assemble.release(order(made, tmp_path, source=made / "build"))
+        release(order(made, tmp_path, source=made / "build"))
 
 
 @pytest.mark.parametrize("wrong", [{"name": "../x"}, {"name": "Ä"}, {"version": "one"}, {"published": "today"}])
 def test_names_that_would_not_travel(wrong: dict[str, str], made: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="is no such name, version or day"):
-        assemble.release(order(made, tmp_path, **wrong))
+        release(order(made, tmp_path, **wrong))
 
 
 # --- tampering -----------------------------------------------------------------------------

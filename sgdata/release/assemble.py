@@ -9,14 +9,14 @@ import logging
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sgdata import audit, auditor, catalog, checks, contracts, files, lock, page, patches, shards, verify
+from sgdata import audit, catalog, contracts, files, lock, page, patches, resample, shards, verify
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.release import card, croissant, shipment, stac
 from sgdata.release.shipment import Shipment
@@ -34,7 +34,7 @@ _COLUMNS = ("key", "split", "shard", "west", "south", "east", "north", "crs", "d
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """What to release and where; `build` is where the shards were cut from, `published` an ISO day for the papers,
-    `register` the folder of `releases/`, or None where there is none.
+    `register` the folder of `releases/`, or None where there is none; `archive` asks for one tar of it, too.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Order:
     private: bool = False
     published: str = ""
     register: Path | None = None
+    archive: bool = False
 
     @property
     def title(self) -> str:
@@ -52,8 +53,8 @@ class Order:
         return f"{self.name}-{self.version}"
 
 
-def release(order: Order, *, workers: int = 1, archive: bool = False) -> tuple[Path, audit.Report]:
-    """The folder `out/NAME-VERSION`, and the audit that is in it.
+def release(order: Order, audited: Callable[[Path], audit.Report]) -> tuple[Path, audit.Report]:
+    """The folder `out/NAME-VERSION`, and the audit that is in it: what `audited` finds in a folder of its shards.
 
     Raises SettingError (names, terms), OutputError (an input that does not verify, other bytes under this version, a
     disk that is full), SourceError (no shards).
@@ -67,9 +68,9 @@ def release(order: Order, *, workers: int = 1, archive: bool = False) -> tuple[P
         try:
             for stale in (*order.out.glob(f".{order.title}*.partial*"), *order.out.glob(f"{order.title}.new")):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-            report = _assemble(order, held, staging, workers=workers)
+            report = _assemble(order, held, staging, audited)
             _settle(staging, final)
-            if archive:
+            if order.archive:
                 _packed(final, order.out / f"{order.title}.tar")
         except OSError as error:
             raise OutputError(f"{staging}: {error.strerror or error}; nothing was released, run it again") from error
@@ -110,7 +111,9 @@ def _checked(order: Order) -> tuple[Any, lock.Lock | None]:
     return contract, lock.read(order.build / lock.NAME)
 
 
-def _assemble(order: Order, source: tuple[Any, lock.Lock | None], folder: Path, *, workers: int) -> audit.Report:
+def _assemble(
+    order: Order, source: tuple[Any, lock.Lock | None], folder: Path, audited: Callable[[Path], audit.Report]
+) -> audit.Report:
     from importlib.metadata import version
 
     import pyarrow.compute as pc
@@ -122,8 +125,7 @@ def _assemble(order: Order, source: tuple[Any, lock.Lock | None], folder: Path, 
     if order.build and planned:
         _copy(order.build / lock.NAME, folder / lock.NAME)
         _copy(order.build / "recipe.toml", folder / RECIPE_OF_BUILD)
-    what = auditor.subject(folder, lock_of=order.build)
-    report = checks.judge(auditor.gather(what, workers=workers))
+    report = audited(folder)
     files.write(folder / audit.NAME, files.pretty_json(report))
     index = shards.read_index(folder)
     shipped = Shipment(
@@ -165,7 +167,7 @@ def _preview(folder: Path, rows: Sequence[shards.Row], contract: Any) -> Array:
     rgb = [names.index(name) for name in ("B04", "B03", "B02") if name in names]
     sheet = np.full((3, 4 * PREVIEW_PX, 4 * PREVIEW_PX), 255, np.uint8)
     for at, row in enumerate(rows):
-        image = shards.whole_images(auditor.whole(shards.read_sample(folder, row), contract))[0]
+        image = shards.whole_images(resample.whole(shards.read_sample(folder, row), contract))[0]
         image = image[rgb if len(rgb) == 3 else [0, 0, 0]]
         # Nearest: a preview shows pixels, it does not invent any.
         rows_, cols = (np.arange(PREVIEW_PX) * side // PREVIEW_PX for side in image.shape[1:])
