@@ -198,8 +198,8 @@ def clouds(
     from sgdata.datasets import segmunich
 
     listen(quiet)
-    planned, engine = locks.read(lock), masking.engine(weights)
-    print(masking.write(planned, segmunich.Places(out=out, stac=stac), engine))
+    where = stac or segmunich.recipe_for("segmunich").source.stac
+    print(masking.write(locks.read(lock), out, where, masking.engine(weights)))
 
 
 @app.command(epilog="Example: sgdata drift out/build/segmunich.lock.json")

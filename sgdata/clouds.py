@@ -9,16 +9,16 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from sgdata import files, observe, progress, rasters, staging
-from sgdata.datasets import segmunich
+from sgdata import files, progress, rasters, signing, stac, staging
 from sgdata.errors import SettingError
 from sgdata.lock import Lock
-from sgdata.types import Array, Window
+from sgdata.types import Array, Grid, Scene, Window
 
 BANDS = ("B04", "B03", "B8A")
 CLASSES = {
@@ -53,21 +53,38 @@ def engine(weights: Path | None) -> Callable[[Array], Array]:
     return predict
 
 
-def write(planned: Lock, places: segmunich.Places, predict: Callable[[Array], Array]) -> Path:
-    """`<item id>.tif` in `places.out` for each item of the lock; those that are there stay. Raises SourceError."""
-    recipe = segmunich.recipe_for("segmunich")
-    looked = replace(recipe, bands=BANDS, resampling="bilinear", mask=replace(recipe.mask, method="none"))
+def write(planned: Lock, out: Path, where: str, predict: Callable[[Array], Array]) -> Path:
+    """`<item id>.tif` in `out` for each item of the lock, read from the catalogue `where`; those that are there stay.
+
+    Raises SettingError, SourceError.
+    """
     if missing := set(BANDS) - set(planned.items[0].scene.assets):
         raise SettingError(f"clouds: the lock has no {', '.join(sorted(missing))}; plan with {', '.join(BANDS)}")
     style = rasters.Style(descriptions=("omnicloudmask",), dtype="uint8", overviews="mode", classes=CLASSES)
     whole = Window(row=0, col=0, height=planned.grid.shape[0], width=planned.grid.shape[1])
-    with files.only_writer(places.out, ""):
+    scratch = out / ".scratch"
+    with files.only_writer(out, ""):
         for item in progress.track(planned.items, label="clouds", total=len(planned.items)):
-            path = places.out / f"{item.scene.id}.tif"
+            path = out / f"{item.scene.id}.tif"
             if not path.exists():
-                visit = segmunich.visit(item.scene, looked, planned.grid, places)
-                staged = observe.scout(replace(visit, pieces={band: visit.pieces[band] for band in BANDS})).files
-                image = [staging.on_grid(staged[band], planned.grid, kernel="bilinear") for band in BANDS]
-                rasters.write_cog(path, planned.grid, [(whole, predict(np.stack(image))[None])], style=style)
-                shutil.rmtree(places.scratch_folder)
-    return places.out
+                # What a killed run left may be of another area.
+                shutil.rmtree(scratch, ignore_errors=True)
+                image = _image(stac.located(item.scene, where), planned.grid, scratch)
+                rasters.write_cog(path, planned.grid, [(whole, predict(image)[None])], style=style)
+                shutil.rmtree(scratch)
+    return out
+
+
+def _image(scene: Scene, lattice: Grid, scratch: Path) -> Array:
+    """(3, H, W) DN of BANDS on the lattice."""
+
+    def read(band: str) -> Array:
+        asset = replace(scene.assets[band], crs=scene.assets[band].crs or scene.crs)
+        piece = staging.Piece(
+            name=f"{scene.id} {band}", asset=asset, crs=lattice.crs, bounds=lattice.bounds, target=scratch / band,
+            kernel="bilinear", tokens=signing.service(scene.provider, asset.href),
+        )  # fmt: skip
+        return staging.on_grid(staging.stage(piece), lattice, kernel="bilinear")
+
+    with ThreadPoolExecutor() as readers:
+        return np.stack(list(readers.map(read, BANDS)))

@@ -60,10 +60,10 @@ def test_masks_of_a_lock_are_those_that_a_build_takes(tmp_path: Path) -> None:
         seen.append(image)
         return (image[0] > 5000).astype(np.uint8)
 
-    made = clouds.write(planned, Places(out=tmp_path / "m", stac=home), bright)
+    made = clouds.write(planned, tmp_path / "m", home, bright)
     assert {path.name for path in made.glob("*.tif")} == {f"{item.scene.id}.tif" for item in planned.items}
     assert [tuple(image[:, -1, -1]) for image in seen] == [(500, 600, 3000)] * 2
-    clouds.write(planned, Places(out=tmp_path / "m", stac=home), bright)
+    clouds.write(planned, tmp_path / "m", home, bright)
     assert len(seen) == 2  # what is there stays
     out = segmunich.build(
         settings("external"), Places(out=tmp_path / "b", stac=home, masks=made, osm="none"), locked=planned
@@ -76,9 +76,10 @@ def test_masks_of_a_lock_are_those_that_a_build_takes(tmp_path: Path) -> None:
 
 def test_a_lock_without_the_bands_is_refused(tmp_path: Path) -> None:
     recipe = replace(settings(), bands=("B02", "B03", "B04", "B08", "B11", "B12"))
-    places = Places(out=tmp_path / "b", stac=str(archive(tmp_path / "a")))
+    home = str(archive(tmp_path / "a"))
+    planned = segmunich.plan(recipe, Places(out=tmp_path / "b", stac=home))
     with pytest.raises(SettingError, match="has no B8A"):
-        clouds.write(segmunich.plan(recipe, places), replace(places, out=tmp_path / "m"), lambda image: image[0])
+        clouds.write(planned, tmp_path / "m", home, lambda image: image[0])
 
 
 def test_without_the_package_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
