@@ -129,9 +129,8 @@ def load(path: Path) -> nn.Module:
         model = build(infer(state, where=str(path)))
         report = fitting.fit(model, state, at_least=1.0, where=str(path))
         if report.missing:  # `fit` counts the encoder alone; here nobody would train the rest
-            told = (
-                f"{len(report.missing)} weights of the {describe(model).kind} are missing (first, {report.missing[0]})"
-            )
+            lacking = report.missing
+            told = f"{len(lacking)} weights of the {describe(model).kind} are missing (first, {lacking[0]})"
             raise SourceError(f"{path}: {told}; fill a model of your own with fitting.fit")
         return model.eval()
     card = read(path)
@@ -195,16 +194,10 @@ def fill(
     else:
         log.warning("%s: holds no contract; bands, level and normalisation are taken on trust", weights)
     wavelengths = [band.wavelength_nm for band in contract.bands]
-    report = fitting.fit(
-        model, fitting.read_weights(weights), wavelengths=wavelengths, tables=tables, where=str(weights)
-    )
-    log.info(
-        "%s: %d weights taken, %d resized, %d new",
-        weights.name,
-        len(report.matched),
-        len(report.resized),
-        len(report.missing),
-    )
+    state = fitting.read_weights(weights)
+    report = fitting.fit(model, state, wavelengths=wavelengths, tables=tables, where=str(weights))
+    counts = map(len, (report.matched, report.resized, report.missing))
+    log.info("%s: %d weights taken, %d resized, %d new", weights.name, *counts)
     if report.resized:
         log.info("%s: made to fit: %s", weights.name, ", ".join(report.resized))
     return report

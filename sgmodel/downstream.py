@@ -15,17 +15,7 @@ from torch import Tensor, nn
 from sgdata import files
 from sgdata.errors import SettingError, SourceError
 from sgdata.types import Contract
-from sgmodel import (
-    augment,
-    batches,
-    cards,
-    heads,
-    models,
-    normalise,
-    ranks,
-    runs,
-    session,
-)
+from sgmodel import augment, batches, cards, heads, models, normalise, ranks, runs, session
 
 if TYPE_CHECKING:
     from sgmodel import command

@@ -69,7 +69,9 @@ def fit(
     of a rival's bands say where red, green and blue go. Raises SourceError where less than `at_least` of the encoder's
     parameters would be filled.
     """
-    own, config = published.named(model.state_dict()), _config(model)
+    own = published.named(model.state_dict())
+    # Of SpectralGPT, whose parts hang in the model itself or in its `encoder`; a rival has none.
+    config: enc.EncoderConfig | None = getattr(getattr(model, "encoder", model), "config", None)
     if not any(map(_of_encoder, own)):
         raise SourceError(f"{where}: the model has no encoder to fill; leave the weights out")
     if any(name.endswith(".attn.q.weight") for name in own):
@@ -98,12 +100,6 @@ def fit(
         for name, tensor in filled.items():
             own[name].copy_(tensor)
     return report
-
-
-def _config(model: Any) -> enc.EncoderConfig | None:
-    """Of SpectralGPT, whose parts hang in the model itself or in its `encoder`; None for a rival."""
-    found: enc.EncoderConfig | None = getattr(getattr(model, "encoder", model), "config", None)
-    return found
 
 
 def _adapted(own: State, state: State, config: enc.EncoderConfig) -> Iterator[tuple[str, Tensor]]:

@@ -38,11 +38,11 @@ class OptimizerRecipe:
     layer_decay: float = 1.0
 
 
-def cosine(step: int, *, peak: float, warmup: float, total: float, floor: float = 0.0) -> float:
-    """Linear from 0 over `warmup` steps, then half a cosine to `floor` at `total` (pretraining, classification)."""
+def cosine(step: int, *, peak: float, warmup: float, total: float) -> float:
+    """Linear from 0 over `warmup` steps, then half a cosine to 0 at `total` (pretraining, classification)."""
     if step < warmup:
         return peak * step / warmup
-    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
 def poly(step: int, *, peak: float, warmup: float, total: float, power: float = 0.9) -> float:

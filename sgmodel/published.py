@@ -49,11 +49,6 @@ def named(state: State) -> State:
     return {name_of(name, kind): tensor for name, tensor in state.items()}
 
 
-def unwrapped(state: State) -> State:
-    """Without the prefixes of wrappers: DataParallel, compile, Lightning."""
-    return {re.sub(r"^((module|_orig_mod|model)\.)+", "", name): tensor for name, tensor in state.items()}
-
-
 def plain(state: State) -> State:
     """As published: without the prefix of a model that holds the encoder as a part, and every fused qkv taken apart.
 
@@ -72,7 +67,9 @@ def plain(state: State) -> State:
 
 def read(path: Path) -> State:
     """Weights from a `.safetensors` or a torch file of any known layout, by the names there. Raises SourceError."""
-    return unwrapped(read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path))
+    state = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    # Without the prefixes of wrappers: DataParallel, compile, Lightning.
+    return {re.sub(r"^((module|_orig_mod|model)\.)+", "", name): tensor for name, tensor in state.items()}
 
 
 def read_safetensors(path: Path) -> State:

@@ -13,18 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from synthetic_shards import contract, sample, write
-from test_ranks import RECIPES, command, finished, losses, workers
+from test_ranks import RECIPES, SMALL, command, finished, losses, workers
 
 from sgdata import sealing
 
 SETTINGS = (
-    "model.image_px=32",
-    "model.width=32",
-    "model.depth=2",
-    "decoder.width=32",
-    "augment.crop_area=[0.5, 1.0]",
-    "training.batch=4",
-    "training.accumulate=2",
+    *SMALL,
     "training.epochs=12",
     "training.average=0.5",
     'accept=["normalisation"]',

@@ -17,7 +17,7 @@ from synthetic_shards import contract, sample, write, write_pairs
 from sgdata import catalog, sealing
 
 RECIPES = catalog.folder("recipes")
-SETTINGS = (
+SMALL = (
     "model.image_px=32",
     "model.width=32",
     "model.depth=2",
@@ -25,10 +25,8 @@ SETTINGS = (
     "augment.crop_area=[0.5, 1.0]",
     "training.batch=4",
     "training.accumulate=2",
-    "training.epochs=9",
-    "training.log_every=1",
-    "picture_every=1000",
 )
+SETTINGS = (*SMALL, "training.epochs=9", "training.log_every=1", "picture_every=1000")
 
 
 @pytest.fixture(scope="module")

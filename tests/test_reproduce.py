@@ -22,7 +22,6 @@ from sgmodel.campaign import Before, Places, Recipe, Row, Table
 from sgmodel.recipes import reproduce
 
 SET = ("bands=['B02', 'B03', 'B04']", "training.epochs=1", "training.batch=2", "augment.quarter_turns=false")
-ALONE = reproduce.Crew()
 LEDGERS = sorted((catalog.folder("recipes") / "ledger").glob("*.toml"))
 # Stands for every program: a figure from the seed, or an end as the file `fail` beside it asks for.
 STUB = """
@@ -81,12 +80,12 @@ def test_a_stopped_run_goes_on_where_it_stood(shards: Path, tmp_path: Path) -> N
     one = recipe(Row(name="a", start="random", seeds=(1,)))
     quick = ("--threads", "1", "--device", "cpu")
     places = Places(data={"toy": shards}, out=tmp_path / "out", options=(*quick, "--stop-after", "1"))
-    assert reproduce.main(one, places, ALONE) == 3
+    assert reproduce.main(one, places) == 3
     (found,) = rows(places)
     assert (found["state"], found["figures"]["miou"]["mean"]) == ("not run: failed", None)
-    assert reproduce.main(one, dataclasses.replace(places, options=quick), ALONE) == 0
+    assert reproduce.main(one, dataclasses.replace(places, options=quick)) == 0
     whole = dataclasses.replace(places, options=quick, out=tmp_path / "whole")
-    assert reproduce.main(one, whole, ALONE) == 0
+    assert reproduce.main(one, whole) == 0
     (again,), (straight,) = folders(places), folders(whole)
     assert (again / "results.json").read_bytes() == (straight / "results.json").read_bytes()
     assert (places.out / "ledger.json").read_bytes() == (whole.out / "ledger.json").read_bytes()
@@ -97,24 +96,24 @@ def test_a_stopped_run_goes_on_where_it_stood(shards: Path, tmp_path: Path) -> N
 
 
 def test_what_is_done_is_not_made_again(places: Places, capfd: pytest.CaptureFixture[str]) -> None:
-    assert reproduce.main(recipe(), places, reproduce.Crew(workers=2)) == 0
+    assert reproduce.main(recipe(), places, workers=2) == 0
     first = {path: path.read_bytes() for path in places.out.rglob("*") if path.is_file() and path.suffix != ".jsonl"}
     capfd.readouterr()
-    assert reproduce.main(recipe(), places, ALONE) == 0
+    assert reproduce.main(recipe(), places) == 0
     assert "0 of 2 runs missing" in capfd.readouterr().err
     assert {path: path.read_bytes() for path in first} == first
     assert (places.out / "page" / "index.html").is_file()
 
 
 def test_a_changed_recipe_or_other_data_are_runs_of_their_own(places: Places, tmp_path: Path) -> None:
-    reproduce.main(recipe(), places, ALONE)
+    reproduce.main(recipe(), places)
     before = folders(places)
-    reproduce.main(recipe(set=(*SET, "training.optimizer.lr=0.1")), places, ALONE)
+    reproduce.main(recipe(set=(*SET, "training.optimizer.lr=0.1")), places)
     changed = set(folders(places)) - set(before)
     assert len(changed) == 2
     assert {run["folder"] for run in rows(places)[0]["runs"]} == {f"runs/{path.name}" for path in changed}
     other = dataclasses.replace(places, data={"toy": write(tmp_path / "other", train=5, val=2)})
-    reproduce.main(recipe(), other, ALONE)
+    reproduce.main(recipe(), other)
     assert len(folders(places)) == 6
     assert all((path / "calls").read_text() == "x" for path in folders(places))
 
@@ -127,14 +126,14 @@ def test_weights_come_from_runs_before_and_shared_runs_are_made_once(places: Pla
     wanted = reproduce.wanted(two, places)
     assert [run.program for run in wanted] == ["pretrain", "segment", "segment"]
     assert str(wanted[0].folder / "checkpoint-last") in wanted[1].command
-    assert reproduce.main(two, places, ALONE) == 0
+    assert reproduce.main(two, places) == 0
 
 
 def test_a_failure_stops_only_those_that_need_it(places: Places, tmp_path: Path) -> None:
     (tmp_path / "fail").write_text("pretrain")
     first = Before(recipe="train/pretrain-demo-tiny.toml")
     both = recipe(Row(name="a", start="pretrained here", before=(first,)), Row(name="b", start="random"))
-    assert reproduce.main(both, places, ALONE) == 3
+    assert reproduce.main(both, places) == 3
     assert [(row["state"], row["reasons"][0]) for row in rows(places)] == [
         ("not run: failed", "failed"),
         ("run", "not published"),
@@ -142,12 +141,12 @@ def test_a_failure_stops_only_those_that_need_it(places: Places, tmp_path: Path)
     told = [json.loads(line) for line in (places.out / "timings.jsonl").read_text().splitlines()]
     assert "exit 1: no luck" in {line["error"] for line in told}
     (tmp_path / "fail").unlink()
-    assert reproduce.main(both, places, ALONE) == 0
+    assert reproduce.main(both, places) == 0
 
 
 @pytest.mark.slow
 def test_runs_on_a_dask_cluster(places: Places, cluster: tuple[str, Any]) -> None:  # noqa: F811
-    assert reproduce.main(recipe(), places, reproduce.Crew(cluster=cluster[0])) == 0
+    assert reproduce.main(recipe(), places, cluster=cluster[0]) == 0
     assert rows(places)[0]["figures"]["miou"]["values"] == [0.1, 0.2]
 
 
@@ -157,7 +156,7 @@ def test_runs_on_a_dask_cluster(places: Places, cluster: tuple[str, Any]) -> Non
 def test_rows_without_weights_or_data_have_no_number(places: Places) -> None:
     absent = Row(name="w", start="published", weights="SpectralGPT+.pth", published={"miou": 0.51})
     elsewhere = Row(name="d", start="random", before=(Before(recipe="train/pretrain-fmow-base.toml", data="fmow"),))
-    assert reproduce.main(recipe(absent, elsewhere), places, ALONE) == 0
+    assert reproduce.main(recipe(absent, elsewhere), places) == 0
     weights, data = rows(places)
     assert [row["state"] for row in (weights, data)] == ["not run: weights absent", "not run: data absent"]
     for row in (weights, data):
@@ -174,10 +173,10 @@ def test_weights_that_are_put_there_are_run(places: Places) -> None:
     published = recipe(Row(name="w", start="published", weights="SpectralGPT.pth"))
     places.weights.mkdir()
     (places.weights / "SpectralGPT.pth").write_bytes(b"one")
-    reproduce.main(published, places, ALONE)
+    reproduce.main(published, places)
     assert len(folders(places)) == 2
     (places.weights / "SpectralGPT.pth").write_bytes(b"other")
-    reproduce.main(published, places, ALONE)
+    reproduce.main(published, places)
     assert len(folders(places)) == 4
     with pytest.raises(SettingError, match="'nothing' are not in the fact table"):
         campaign.check(recipe(Row(name="w", start="published", weights="nothing")))
@@ -233,13 +232,13 @@ def test_findings_stand_beside_the_figures_they_affect(places: Places, tmp_path:
     report = audit.Report(subject="toy 1", kind="shards", samples=6, checks=checks, findings=1)
     shutil.copytree(places.data["toy"], tmp_path / "toy")
     places = dataclasses.replace(places, data={"toy": tmp_path / "toy"})
-    reproduce.main(recipe(), places, ALONE)
+    reproduce.main(recipe(), places)
     assert "| not audited |" in (places.out / "ledger.md").read_text()
     files.write(tmp_path / "audit" / "audit.json", files.pretty_json(dataclasses.replace(report, subject="pairs 1")))
-    reproduce.main(recipe(), places, ALONE)
+    reproduce.main(recipe(), places)
     assert "| not audited |" in (places.out / "ledger.md").read_text()
     files.write(tmp_path / "toy-audit" / "audit.json", files.pretty_json(report))
-    reproduce.main(recipe(), places, ALONE)
+    reproduce.main(recipe(), places)
     text = (places.out / "ledger.md").read_text()
     assert "| not published | neighbours |" in text
     assert "| neighbours | 3 patches of val touch train |" in text
@@ -281,11 +280,11 @@ def test_every_ledger_names_recipes_that_can_be_read(path: Path, tmp_path: Path)
 def test_a_table_is_checked_before_the_first_run(places: Places) -> None:
     twice = recipe(Row(name="a", start="random"), Row(name="a", start="random"))
     with pytest.raises(SettingError, match="two rows"):
-        reproduce.main(twice, places, ALONE)
+        reproduce.main(twice, places)
     with pytest.raises(SettingError, match="compare names"):
         campaign.check(recipe(compare=(("a", "z"),)))
     with pytest.raises(SettingError, match="sead"):
-        reproduce.main(recipe(set=("training.sead=1",)), places, ALONE)
+        reproduce.main(recipe(set=("training.sead=1",)), places)
 
 
 def test_the_command_line(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

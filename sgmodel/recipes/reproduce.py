@@ -14,7 +14,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from sgdata import catalog, contracts, files, page, pool
@@ -27,19 +27,14 @@ INCOMPLETE = 3
 TIMINGS = "timings.jsonl"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Crew:
-    """Who makes the runs, one at a time each: `workers` processes here, or those of the Dask scheduler `cluster`."""
+def main(recipe: Recipe, places: Places, *, workers: int = 1, cluster: str | None = None) -> int:
+    """Make every missing run, then the ledger; 0, or 3 where a run failed. Raises SettingError, OutputError.
 
-    workers: int = 1
-    cluster: str | None = None
-
-
-def main(recipe: Recipe, places: Places, crew: Crew) -> int:
-    """Make every missing run, then the ledger; 0, or 3 where a run failed. Raises SettingError, OutputError."""
+    The runs are made by `workers` processes here, or by those of the Dask scheduler `cluster`, one at a time each.
+    """
     campaign.check(recipe)
     with files.only_writer(places.out):
-        failed = perform(wanted(recipe, places), places.out, crew)
+        failed = perform(wanted(recipe, places), places.out, workers, cluster)
         write(recipe, places)
     return INCOMPLETE if failed else 0
 
@@ -51,7 +46,7 @@ def wanted(recipe: Recipe, places: Places) -> list[Run]:
     return list({run.folder: run for runs in made for last in runs for run in last.chain}.values())
 
 
-def perform(runs: Sequence[Run], out: Path, crew: Crew) -> list[str]:
+def perform(runs: Sequence[Run], out: Path, workers: int, cluster: str | None) -> list[str]:
     """Make what is not done, wave by wave as their weights come; what failed. A run that cannot start has none."""
     missing = [run for run in runs if not run.done]
     failed: list[str] = []
@@ -60,7 +55,7 @@ def perform(runs: Sequence[Run], out: Path, crew: Crew) -> list[str]:
         missing = [run for run in missing if run not in wave]
         # A worker needs nothing of the runs before, which it does not make.
         bare = [replace(run, after=None) for run in wave]
-        made = pool.run(campaign.make, bare, workers=crew.workers, cluster=crew.cluster)
+        made = pool.run(campaign.make, bare, workers=workers, cluster=cluster)
         for run, (seconds, error) in zip(wave, made, strict=True):
             print(f"{run.folder.name}: {error or f'{seconds:.0f} s'}", file=sys.stderr, flush=True)
             failed += [run.folder.name] * bool(error)
@@ -164,7 +159,7 @@ def program(argv: list[str] | None = None) -> int:
         if options.plan:
             print("\n".join(plan(recipe, places, options.workers)))
             return 0
-        code = main(recipe, places, Crew(workers=options.workers, cluster=options.cluster))
+        code = main(recipe, places, workers=options.workers, cluster=options.cluster)
         print(options.out / "ledger.json")
     except SgdataError as error:
         print(f"reproduce: {error}", file=sys.stderr)

@@ -22,19 +22,7 @@ from torch.nn import functional
 
 from sgdata.errors import SettingError
 from sgdata.types import Contract
-from sgmodel import (
-    augment,
-    batches,
-    command,
-    downstream,
-    loop,
-    metrics,
-    models,
-    picking,
-    pictures,
-    ranks,
-    session,
-)
+from sgmodel import augment, batches, command, downstream, loop, metrics, models, picking, pictures, ranks, session
 
 SHOWN = 6
 
