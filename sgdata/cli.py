@@ -437,12 +437,12 @@ def demo(
 ) -> None:
     """The whole story on a simulated city, offline: simulate, build, audit, shard, release, train, page."""
     from sgdata import demo as tale
-    from sgdata import demo_page, files
+    from sgdata import files
 
     listen(quiet)
     page = tale.run(out, story=tale.Story(size_km=size, dates=dates, seed=seed), workers=workers)
     # The table repeats the page, for who works where there is no browser.
-    console.show_table(("what", "measured", "remark"), demo_page.lines(files.read_plain(out / "summary.json")))
+    console.show_table(("what", "measured", "remark"), tale.lines(files.read_plain(out / "summary.json")))
     print(page)
 
 

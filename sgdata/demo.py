@@ -75,7 +75,8 @@ def run(out: Path, *, story: Story, workers: int) -> Path:
 
     Returns the path of the page. Raises SourceError where a stage fails.
     """
-    from sgdata import demo_page, demo_score
+    from sgdata import demo_score
+    from sgdata.show import folder
 
     with files.only_writer(out):
         seconds: dict[str, float] = {}
@@ -91,7 +92,7 @@ def run(out: Path, *, story: Story, workers: int) -> Path:
                 seconds["score"] = round(time.monotonic() - start, 1)
         figures |= learned(out)
         start = time.monotonic()
-        page = demo_page.write(out, figures)
+        page = folder.write_demo(out, out / "page", lines(figures))
         seconds["page"] = round(time.monotonic() - start, 1)
         # Twice: without times for SHA256SUMS, and with them for who watches.
         files.write(out / "figures.json", files.pretty_json(figures))
@@ -127,3 +128,28 @@ def learned(out: Path) -> dict[str, Any]:
         "pretrain": {"loss_first": losses[0], "loss_last": losses[-1], "steps": steps[-1]["step"] + 1},
         "segment": {key: tuned[key] for key in ("miou", "miou_majority", "oa")} | {"miou_linear": linear["miou"]},
     }
+
+
+def lines(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, figure, remark) for the page and for the table at the end of the command."""
+    composite, segment, pretrain = figures["composite"], figures["segment"], figures["pretrain"]
+    first, last = pretrain["loss_first"], pretrain["loss_last"]
+
+    def number(value: float | None) -> str:
+        return "none" if value is None else f"{value:.4f}"
+
+    return [
+        (f"composite error, {composite['method']}", number(composite["rmse"]), "reflectance RMSE against the truth"),
+        ("against the truth of its own dates", number(composite["rmse_chosen_date"]), ""),
+        ("same rule, clouds not masked", number(composite["rmse_same_rule_unmasked"]), ""),
+        ("median", number(composite["rmse_median"]), ""),
+        ("best cloudy scene", number(composite["rmse_best_cloudy_scene"]), ""),
+        ("residual cloud", f"{100 * composite['residual_cloud']:.3f} %", "of pixels ever clear"),
+        ("label agreement", f"{100 * figures['labels']['agreement']:.2f} %", "where OpenStreetMap mapped the ground"),
+        ("offset decisions right", f"{figures['offset']['right']} of {figures['offset']['total']}", ""),
+        ("patches, shards", f"{figures['patches']}, {figures['shards']}", ""),
+        ("pretraining loss", f"{number(first)} -> {number(last)}", f"{pretrain['steps']} steps"),
+        ("mIoU, fine-tuned", number(segment["miou"]), f"overall accuracy {number(segment['oa'])}"),
+        ("mIoU, per-pixel linear", number(segment["miou_linear"]), ""),
+        ("mIoU, majority class", number(segment["miou_majority"]), ""),
+    ]

@@ -60,7 +60,7 @@ LAYERS = (
     ("datasets", "simulate"),
     ("listing",),
     ("packing", "clouds", "page", "auditor", "splitting", "croissant", "release", "show"),
-    ("demo", "demo_score", "demo_page", "console", "cli"),
+    ("demo", "demo_score", "console", "cli"),
 )
 PURE = (
     "types",

@@ -45,6 +45,28 @@ def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
     return made
 
 
+def write_demo(path: Path, out: Path, figures: Sequence[tuple[str, str, str]]) -> Path:
+    """The page of what `sgdata demo` left in `path`, with its `figures` (what, measured, remark); its `index.html`."""
+    # A picture of an earlier run must not stay beside the new page.
+    shutil.rmtree(out, ignore_errors=True)
+    truth = {"True land cover": path / "archive" / "truth" / "land_cover.tif"}
+    return page.write(
+        out / INDEX,
+        title="A simulated city, from scenes to a segmentation model",
+        intro="Sentinel-2 scenes and OpenStreetMap of a city that never was, so that every figure has a truth beside "
+        "it: composite, labels, patches, shards, SpectralGPT pretraining, UperNet fine-tuning.",
+        # In the order of the story, the figures before everything: most readers want no more.
+        blocks=[
+            page.Table(title="Figures", columns=("what", "measured", "remark"), rows=tuple(figures)),
+            *build.blocks(path / "build", out, truth),
+            # Bands, classes and contract of the shards are those of the build: once is enough.
+            *(block for block in samples.blocks(path / "shards", out) if isinstance(block, page.Gallery)),
+            *run.blocks(path / "runs/pretrain", out, "Pretraining: "),
+            *run.blocks(path / "runs/segment", out, "Fine-tuning: "),
+        ],
+    )
+
+
 def _raster(layer: Path, path: Path) -> Path:
     """The raster of a layer, if it lies on the grid of the build `path`. Raises SourceError."""
     found = files.existing(layer / "classes.tif" if layer.is_dir() else layer, "a map on the grid of a build")
