@@ -396,10 +396,10 @@ def release(
 ) -> None:
     """Shards with audit, card, licences, Croissant, STAC, previews and checksums, ready to publish; never edited."""
     from sgdata import auditor, checks
-    from sgdata.release import assemble
+    from sgdata.release import assemble, shipment
 
     listen(quiet)
-    order = assemble.Order(
+    order = shipment.Order(
         name=name, version=version, source=source, out=out, build=build, private=private, published=date,
         register=register or assemble.register_of_checkout(), archive=archive,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from sgdata.cli import app
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.lock import Item, Lock
 from sgdata.release import assemble
-from sgdata.release.assemble import Order
+from sgdata.release.shipment import Order
 from sgdata.types import Asset, Dropped, Grid, Scene
 from tests import synthetic
 

@@ -10,7 +10,6 @@ import re
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from sgdata import audit, catalog, contracts, files, lock, page, patches, resample, shards, verify
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.release import card, croissant, shipment, stac
-from sgdata.release.shipment import Shipment
+from sgdata.release.shipment import Order, Shipment
 from sgdata.types import Array
 
 log = logging.getLogger("sgdata")
@@ -29,28 +28,6 @@ DAY = re.compile(r"\d{4}-\d\d-\d\d")
 PREVIEWS, PREVIEW_PX = 16, 96
 RECIPE_OF_BUILD = "build-recipe.toml"
 _COLUMNS = ("key", "split", "shard", "west", "south", "east", "north", "crs", "date", "labels")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """What to release and where; `build` is where the shards were cut from, `published` an ISO day for the papers,
-    `register` the folder of `releases/`, or None where there is none; `archive` asks for one tar of it, too.
-    """
-
-    name: str
-    version: str
-    source: Path
-    out: Path
-    build: Path | None = None
-    private: bool = False
-    published: str = ""
-    register: Path | None = None
-    archive: bool = False
-
-    @property
-    def title(self) -> str:
-        """`NAME-VERSION`."""
-        return f"{self.name}-{self.version}"
 
 
 def release(order: Order, audited: Callable[[Path], audit.Report]) -> tuple[Path, audit.Report]:
@@ -129,10 +106,9 @@ def _assemble(
     files.write(folder / audit.NAME, files.pretty_json(report))
     index = shards.read_index(folder)
     shipped = Shipment(
-        name=order.name, version=order.version, contract=contract, card=catalog.card(contract.dataset),
-        rows=index.select(_COLUMNS).to_pylist(), report=report, lock=planned,
+        order=order, contract=contract, card=catalog.card(contract.dataset), lock=planned, report=report,
+        rows=index.select(_COLUMNS).to_pylist(), index_sha256=files.sha256_file(folder / shards.INDEX),
         shards={p.name: (files.sha256_file(p), p.stat().st_size) for p in sorted(folder.glob("*.tar"))},
-        index_sha256=files.sha256_file(folder / shards.INDEX), private=order.private, published=order.published,
     )  # fmt: skip
     software = version("sgdata")
     files.write(folder / verify.RELEASED, files.pretty_json(croissant.document(shipped)))

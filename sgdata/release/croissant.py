@@ -30,15 +30,15 @@ def document(shipment: Shipment) -> dict[str, Any]:
         "@context": fixed["context"],
         "@type": "sc:Dataset",
         "conformsTo": [CONFORMS, *([CONFORMS_GEO] if geo else [])],
-        "name": shipment.title,
-        "version": shipment.version,
+        "name": shipment.order.title,
+        "version": shipment.order.version,
         "description": shipment.summary,
         # The address alone, which readers of JSON-LD follow; its short name stands in LICENSES.
         "license": [licence.rpartition(", ")[2] for licence, _ in shipment.terms.values()],
         "citeAs": "; ".join(shipment.card.citation),
         "url": shipment.card.home,
         "creator": {"@type": "sc:Organization", "name": f"made with sgdata from {shipment.card.title}"},
-        **({"datePublished": shipment.published} if shipment.published else {}),
+        **({"datePublished": shipment.order.published} if shipment.order.published else {}),
         **({"temporalCoverage": "/".join(shipment.days)} if shipment.days else {}),
         # What the audit found is known of the data: it belongs where a user looks before training.
         "rai:dataBiases": " ".join(_biases(shipment)),

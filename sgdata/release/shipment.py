@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgdata.errors import SettingError
@@ -21,32 +22,41 @@ CC_BY = "https://creativecommons.org/licenses/by/4.0/"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shipment:
-    """`rows` are those of the index (key, split, shard, bounds, crs, date, labels); `lock` is that of a build of ours,
-    `shards` the SHA-256 and size of each tar; `published` an ISO day or nothing.
+class Order:
+    """What to release and where; `build` is where the shards were cut from, `published` an ISO day for the papers,
+    `register` the folder of `releases/`, or None where there is none; `archive` asks for one tar of it, too.
     """
 
     name: str
     version: str
+    source: Path
+    out: Path
+    build: Path | None = None
+    private: bool = False
+    published: str = ""
+    register: Path | None = None
+    archive: bool = False
+
+    @property
+    def title(self) -> str:
+        """`NAME-VERSION`, which files and citations bear."""
+        return f"{self.name}-{self.version}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipment:
+    """`rows` are those of the index (key, split, shard, bounds, crs, date, labels); `lock` is that of a build of ours,
+    None for what was taken from the dataset's makers; `shards` the SHA-256 and size of each tar.
+    """
+
+    order: Order
     contract: Contract
     card: DatasetCard
     rows: Sequence[Mapping[str, Any]]
     report: Report
     shards: Mapping[str, tuple[str, int]]
     index_sha256: str
-    lock: Lock | None = None
-    private: bool = False
-    published: str = ""
-
-    @property
-    def title(self) -> str:
-        """The name that files and citations bear."""
-        return f"{self.name}-{self.version}"
-
-    @property
-    def ours(self) -> bool:
-        """Whether it was built from scenes and OpenStreetMap, not taken from the dataset's makers."""
-        return self.contract.dataset == "segmunich" and self.contract.version != RELEASED_BY_OTHERS
+    lock: Lock | None
 
     @property
     def simulated(self) -> bool:
@@ -56,7 +66,7 @@ class Shipment:
     @property
     def summary(self) -> str:
         """What it is, in a sentence: the makers' own, or of what was built."""
-        if not self.ours or not self.bounds:
+        if self.lock is None or not self.bounds:
             return self.card.summary
         west, south, east, north = self.bounds
         return SIMULATED * self.simulated + (
@@ -97,7 +107,7 @@ class Shipment:
     @property
     def terms(self) -> dict[str, tuple[str, str]]:
         """Licence and notice of `pixels` and of `labels`."""
-        if not self.ours or self.lock is None:
+        if self.lock is None:
             held = self.card.licence
             cited = f"{'; '.join(self.card.citation)}. {held.note}".strip()
             return {"pixels": (held.pixels, self.notice), "labels": (held.labels, cited)}

@@ -23,8 +23,8 @@ def documents(shipment: Shipment, software: str) -> dict[str, dict[str, Any]]:
     fixed = catalog.document("release_stac")["collection"]
     links = [{"rel": "item", "href": f"./{name}", "type": "application/geo+json"} for name in items]
     collection = fixed | {
-        "id": shipment.title,
-        "title": shipment.title,
+        "id": shipment.order.title,
+        "title": shipment.order.title,
         "description": shipment.summary,
         "keywords": ["sentinel-2", shipment.card.task],
         "providers": [{"name": "sgdata", "roles": ["processor"], "processing:software": {"sgdata": software}}],
@@ -56,8 +56,8 @@ def _item(shipment: Shipment, split: str, software: str) -> dict[str, Any]:
     level = {"processing:level": shipment.contract.level, "processing:software": {"sgdata": software}}
     fixed = catalog.document("release_stac")["item"]
     document: dict[str, Any] = fixed | {
-        "id": f"{shipment.title}-{split}",
-        "collection": shipment.title,
+        "id": f"{shipment.order.title}-{split}",
+        "collection": shipment.order.title,
         "geometry": {"type": "Polygon", "coordinates": [ring]},
         "bbox": list(box),
         "properties": {
