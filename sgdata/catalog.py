@@ -59,17 +59,19 @@ def cards() -> list[DatasetCard]:
     return [card(name) for name in names()]
 
 
-def edition(of: DatasetCard, name: str) -> Edition:
+def edition(dataset: str, name: str) -> Edition:
     """The edition of this name. Raises SettingError naming those there are."""
-    for known in of.editions:
+    every = card(dataset).editions
+    for known in every:
         if known.name == name:
             return known
-    raise SettingError(f"{of.name} has no edition '{name}'; known: {', '.join(e.name for e in of.editions)}")
+    raise SettingError(f"{dataset} has no edition '{name}'; known: {', '.join(e.name for e in every)}")
 
 
-def label_space(of: DatasetCard, name: str) -> LabelSpace:
+def label_space(dataset: str, name: str) -> LabelSpace:
     """The label space of this name, its ids and names out of the fact table that the card points at."""
-    for known in of.label_spaces:
+    every = card(dataset).label_spaces
+    for known in every:
         if known.name != name:
             continue
         # Facts that came as tables stay tables; ids below 0 mark classes that a label space drops.
@@ -83,7 +85,7 @@ def label_space(of: DatasetCard, name: str) -> LabelSpace:
         else:
             ids, labels, colours = tuple(range(len(known.classes))), known.classes, ()
         return LabelSpace(name=name, task=known.task, ids=ids, names=labels, colours=colours, ignore=known.ignore)
-    raise SettingError(f"{of.name} has no labels '{name}'; known: {', '.join(s.name for s in of.label_spaces)}")
+    raise SettingError(f"{dataset} has no labels '{name}'; known: {', '.join(s.name for s in every)}")
 
 
 def describe(of: DatasetCard) -> list[tuple[str, str]]:
@@ -108,7 +110,7 @@ def describe(of: DatasetCard) -> list[tuple[str, str]]:
                 (f"  file {file.file}", f"{known}, {file.algorithm or 'no digest'} {file.digest} {file.url}".rstrip())
             )
     for space in of.label_spaces:
-        held = label_space(of, space.name)
+        held = label_space(of.name, space.name)
         rows.append((f"labels {space.name}", f"{space.task}, {len(held.ids)}: {', '.join(held.names)}"))
     licence = of.licence
     rows.append(

@@ -48,7 +48,7 @@ def plan(dataset: str, release: str, out: Path, parts: Sequence[str] = ()) -> Ne
 
     Raises SettingError on an unknown part and on a file that the card has no address for.
     """
-    edition = catalog.edition(catalog.card(dataset), release)
+    edition = catalog.edition(dataset, release)
     known = sorted({source.part for source in edition.sources})
     unknown = sorted(set(parts) - set(known))
     if not known:

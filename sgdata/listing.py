@@ -24,7 +24,7 @@ def recipe_for(dataset: str, overrides: Sequence[str] = ()) -> ShardRecipe:
 
 def listed(
     recipe: ShardRecipe,
-    source: Path,
+    source: Path | None,
     find: Callable[[Path, ShardRecipe], Found],
     *,
     splits: Mapping[str, Path] | None = None,
@@ -32,9 +32,9 @@ def listed(
 ) -> tuple[Path, Found, Contract]:
     """Where the files lie, what is in them under which splits, and what its pixels should be; reads no pixel.
 
-    `find` is that of the dataset's reader.
+    Without a `source`, that of the recipe. `find` is that of the dataset's reader.
     """
-    source = _archive_in(source, recipe)
+    source = _archive_in(source or Path(recipe.source), recipe)
     found = _without(find(source, recipe), leave_out)
     found = _once(_split(found, splits or _published_lists(found.edition, recipe.splits, source)))
     contract = found.contract or contracts.expected(
@@ -49,7 +49,7 @@ def listed(
 
 def _archive_in(source: Path, recipe: ShardRecipe) -> Path:
     """The compressed tar of the card in a folder that `sgdata fetch` filled; any other source is itself."""
-    edition = catalog.edition(catalog.card(recipe.dataset), recipe.edition)
+    edition = catalog.edition(recipe.dataset, recipe.edition)
     held = [source / each.file for each in edition.sources if each.part == "images"]
     return next((path for path in held if archives.is_stream(path)), source)
 

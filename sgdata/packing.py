@@ -115,7 +115,7 @@ def pack(
     """
     recipe = recipe or listing.recipe_for(dataset)
     out = out or Path(recipe.out)
-    find, source = READERS[recipe.dataset].find, source or Path(recipe.source)
+    find = READERS[recipe.dataset].find
     source, found, contract = listing.listed(recipe, source, find, splits=splits, leave_out=leave_out)
     # What is written where is settled here; everything below may be interrupted anywhere.
     stream = archives.is_stream(source)
@@ -168,7 +168,7 @@ def cost(
     """What `pack` would take; writes nothing that stays. Raises SettingError, SourceError."""
     recipe = recipe or listing.recipe_for(dataset)
     began = time.perf_counter()
-    find, source = READERS[recipe.dataset].find, source or Path(recipe.source)
+    find = READERS[recipe.dataset].find
     source, found, contract = listing.listed(recipe, source, find, splits=splits, leave_out=leave_out)
     stream = archives.is_stream(source)
     groups = _groups(found.refs, recipe.shard_mb, stream=stream)

@@ -21,13 +21,12 @@ SCRIPT = "bokeh.min.js"
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An image file beside the page, what it shows (`alt`, in words), and optional (colour, name) keys."""
+    """An image file beside the page, and what it shows (`alt`, in words)."""
 
     file: str
     title: str
     caption: str = ""
     alt: str = ""
-    keys: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

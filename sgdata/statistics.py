@@ -77,9 +77,5 @@ def _band(row: Array, nodata: int | None) -> BandStatistics:
         std=math.sqrt(count * squares - total * total) / count,
         min=float(values[0]),
         max=float(values[-1]),
-        p1=percentile(1),
-        p2=percentile(2),
-        p50=percentile(50),
-        p98=percentile(98),
-        p99=percentile(99),
+        **{f"p{percent}": percentile(percent) for percent in (1, 2, 50, 98, 99)},
     )

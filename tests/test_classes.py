@@ -28,7 +28,7 @@ def test_segmunich_has_thirteen_classes_and_corine_level_two_fifteen() -> None:
     ours = classes.read("segmunich-osm", tiers=TIERS, groups=GROUPS)
     corine = classes.read("corine", tiers=TIERS, groups=GROUPS)
     assert (len(ours.space.ids), len(corine.space.ids)) == (13, 15)
-    assert ours.space == catalog.label_space(catalog.card("segmunich"), "segmunich-osm")
+    assert ours.space == catalog.label_space("segmunich", "segmunich-osm")
     assert corine.codes[51] == corine.space.names.index("Inland waters")
 
 
@@ -52,8 +52,7 @@ def test_every_active_rule_of_corine_has_the_second_level_of_its_code() -> None:
 
 
 def test_the_released_labels_are_another_space_than_ours() -> None:
-    card = catalog.card("segmunich")
-    released, ours = (catalog.label_space(card, f"segmunich-{name}") for name in ("released", "osm"))
+    released, ours = (catalog.label_space("segmunich", f"segmunich-{name}") for name in ("released", "osm"))
     assert released != ours
     assert "outside" in released.names[0]
     assert ours.names[0] == "Street network"

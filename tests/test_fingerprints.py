@@ -75,11 +75,10 @@ def _counts(means: dict[str, float], pixels: int) -> Array:
 
 
 def test_lakes_do_not_fail_a_dataset_and_few_samples_decide_nothing() -> None:
-    card = catalog.card("bigearthnet")
     contract = contracts.expected(
         "bigearthnet",
-        catalog.edition(card, "v2"),
-        catalog.label_space(card, "none"),
+        catalog.edition("bigearthnet", "v2"),
+        catalog.label_space("bigearthnet", "none"),
         resampling="bilinear",
         resampling_version=1,
     )

@@ -19,7 +19,7 @@ TRAIN = catalog.folder("recipes") / "train"
 
 def stored_and_file(place: Path, dataset: str, edition: str) -> tuple[batches.Samples, Array]:
     """A shard of one sample, bands in wavelength order as `sgdata shard` has them; the array as its file has it."""
-    order = catalog.edition(catalog.card(dataset), edition).bands
+    order = catalog.edition(dataset, edition).bands
     bands = tuple(band for band in sentinel2.BANDS if band.name in order)
     rng = np.random.Generator(np.random.Philox(key=len(order)))
     image = rng.integers(200, 5000, (len(bands), 16, 16)).astype(np.uint16)

@@ -42,9 +42,8 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     v2 takes labels and split from the table of the recipe's `splits` where it lies in or beside the source, and leaves
     out what that does not list; without it every patch goes to `all`, without labels.
     """
-    card = catalog.card("bigearthnet")
-    edition = catalog.edition(card, recipe.edition)
-    space = catalog.label_space(card, recipe.labels)
+    edition = catalog.edition("bigearthnet", recipe.edition)
+    space = catalog.label_space("bigearthnet", recipe.labels)
     listing = archives.listing(source)
     wanted = {*(f"{band}.tif" for band in edition.bands), _LABELS}
     patches: dict[str, dict[str, Member]] = {}
@@ -64,7 +63,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     known = _metadata(source, table) if edition.name == "v2" else {}
     if edition.name == "v2" and not known:
         notes.append(f"no {table or 'table'} in or beside {source.name}: samples have no labels")
-        space = catalog.label_space(card, "none")
+        space = catalog.label_space("bigearthnet", "none")
     named = [(folder.rpartition("/")[2], held) for folder, held in patches.items()]
     kept = [(name, held) for name, held in named if not known or name in known]
     if len(kept) < len(patches):

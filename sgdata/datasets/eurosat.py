@@ -21,9 +21,8 @@ STORED_SHARE = 0.6
 
 def find(source: Path, recipe: ShardRecipe) -> Found:
     """Every `<Class>/<Class>_<n>.tif` wherever the class folders lie in `source`; the split is `all`."""
-    card = catalog.card("eurosat")
-    edition = catalog.edition(card, recipe.edition)
-    space = catalog.label_space(card, recipe.labels)
+    edition = catalog.edition("eurosat", recipe.edition)
+    space = catalog.label_space("eurosat", recipe.labels)
     listing = archives.listing(source)
     refs, rejected = [], list(listing.rejected)
     for member in listing.members:
@@ -42,7 +41,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
 @contextmanager
 def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
     """A function from Ref to Sample: `image` (13, 64, 64) uint16 in wavelength order; it raises SourceError."""
-    stored = catalog.edition(catalog.card("eurosat"), contract.version)
+    stored = catalog.edition("eurosat", contract.version)
     # By name: the files hold B8A last, and "drop index 10" removes B11 there.
     order = [stored.bands.index(band.name) for band in contract.bands]
     with archives.opened(source) as content:

@@ -34,9 +34,8 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
 
     Without any CSV, every image there is: the split from its folder (`train`, `val`, `test` or `test_gt`), else `all`.
     """
-    card = catalog.card("fmow")
-    edition = catalog.edition(card, recipe.edition)
-    space = catalog.label_space(card, recipe.labels)
+    edition = catalog.edition("fmow", recipe.edition)
+    space = catalog.label_space("fmow", recipe.labels)
     listing = archives.listing(source)
     images = _images(listing.members, space)
     if not images:

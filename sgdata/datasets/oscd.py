@@ -30,8 +30,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
 
     The three zips unpacked side by side, or merged into one folder per city: files are found by city and name.
     """
-    card = catalog.card("oscd")
-    edition = catalog.edition(card, recipe.edition)
+    edition = catalog.edition("oscd", recipe.edition)
     facts = catalog.document("oscd_cities")
     listing = archives.listing(source)
     cities: dict[str, dict[str, Member]] = {}
@@ -51,7 +50,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
         expected = "no city of OSCD, such as abudhabi/imgs_1_rect; expected the three zips, packed or not"
         raise archives.nothing(source, listing, expected)
     return Found(
-        refs=tuple(refs), edition=edition, labels=catalog.label_space(card, recipe.labels), rejected=listing.rejected
+        refs=tuple(refs), edition=edition, labels=catalog.label_space("oscd", recipe.labels), rejected=listing.rejected
     )
 
 

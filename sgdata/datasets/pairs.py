@@ -45,16 +45,15 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     differ = contracts.differences(theirs, ours, "fine-tune")
     if differ:
         raise SourceError(f"{after}: {', '.join(differ)} is not what {before} has; build both alike")
-    card = catalog.card("pairs")
     members = tuple(
         Member(name=name, size=path.stat().st_size)
         for name, path in (("before", before / IMAGE), ("after", after / IMAGE))
     )
     refs = patches.refs(before / PATCHES, members, 4 * len(ours.bands) * _STORED_SHARE)
-    space = catalog.label_space(card, recipe.labels)
+    space = catalog.label_space("pairs", recipe.labels)
     # Statistics are those of both dates, made anew from the samples.
     contract = replace(ours, dataset="pairs", label_space=space, statistics={}, splits={}, fingerprint="")
-    return Found(refs=refs, edition=catalog.edition(card, recipe.edition), labels=space, contract=contract)
+    return Found(refs=refs, edition=catalog.edition("pairs", recipe.edition), labels=space, contract=contract)
 
 
 @contextmanager

@@ -41,8 +41,7 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample
             images = {name: stack.enter_context(_opened(source / name)) for name in _held(source)}
             yield lambda ref: _read_patch(ref, images)
     else:
-        card = catalog.card("segmunich")
-        stored = catalog.edition(card, contract.version).bands
+        stored = catalog.edition("segmunich", contract.version).bands
         # Measured on the files: 10 m bands first. The paper, two cards and the authors give three other orders.
         order = [stored.index(band.name) for band in contract.bands]
         index = _index_of_file_value()
@@ -61,7 +60,7 @@ def _find_in_build(source: Path, labels: str) -> Found:
     if labels not in {painted, "segmunich-released"}:
         raise SettingError(f"{source}: labels '{labels}': this build was painted with '{painted}', and keeps them")
     refs = patches.refs(source / PATCHES, members, 2 * len(contract.bands) * STORED_SHARE)
-    edition = catalog.edition(catalog.card("segmunich"), "build")
+    edition = catalog.edition("segmunich", "build")
     return Found(refs=refs, edition=edition, labels=contract.label_space, contract=contract)
 
 
@@ -107,8 +106,7 @@ def _find_released(source: Path, recipe: ShardRecipe) -> Found:
     share the `group` of their meta, and of a window that train holds none is left in val or test, unless the recipe
     asks for the splits `released`, leaks and all.
     """
-    card = catalog.card("segmunich")
-    edition = catalog.edition(card, "released")
+    edition = catalog.edition("segmunich", "released")
     listing = archives.listing(source)
     images: dict[tuple[str, str], Member] = {}
     labels: dict[tuple[str, str], Member] = {}
@@ -133,7 +131,7 @@ def _find_released(source: Path, recipe: ShardRecipe) -> Found:
         if (split, name) in labels
     ]
     alone = tuple((images[at].name, "image without label") for at in sorted(images.keys() - labels.keys()))
-    space = catalog.label_space(card, "segmunich-released")
+    space = catalog.label_space("segmunich", "segmunich-released")
     grouped = _grouped(refs, source)
     # Copies within train are kept: they are what was published; their group tells.
     trained = {ref.meta["group"] for ref in grouped if ref.split == "train"}
