@@ -98,11 +98,6 @@ def _difference(promised: Any, found: Any, where: str) -> str:
     return next((text for key, a, b in pairs if (text := _difference(a, b, f"{where}.{key}".lstrip(".")))), "")
 
 
-def choice(lock: Lock) -> str:
-    """The hash of what was chosen (grid and scenes): equal for the planned lock and the built one."""
-    return sha256({"grid": lock.grid, "scenes": [item.scene for item in lock.items]})
-
-
 def versions() -> dict[str, str]:
     """Versions of everything that may change a byte."""
     from importlib.metadata import version

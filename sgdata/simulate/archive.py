@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -88,7 +88,8 @@ def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
     tree = shapely.STRtree([layer.outline for layer in every])
     found = ((window, surface.near(tree, every, truth.grown(what.granule, window))) for window in windows)
     maps = pool.run(partial(_paint, what, work), found, workers=workers)
-    _write_maps(out, what, windows, progress.track(maps, label="ground", total=len(windows)))
+    drawn = {name: cogs.writing(out / "truth" / f"{name}.tif", what.area, (name,), "uint8", None) for name in MAPS}
+    _write_truth(drawn, what, windows, progress.track(maps, label="ground", total=len(windows)))
 
     shots = progress.track(
         pool.run(partial(_photograph, what, out, work), scenes, workers=workers), label="scenes", total=len(scenes)
@@ -97,7 +98,13 @@ def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
     # The second epoch is no part of the truth that a composite of the first is held against.
     days = [one.time.timetuple().tm_yday for one in scenes if one.epoch == 1]
     medians = pool.run(partial(_median, work, days), windows, workers=workers)
-    _write_medians(out, what, windows, progress.track(medians, label="truth", total=len(windows)))
+    kept = {
+        gsd: cogs.writing(
+            out / "truth" / f"reflectance_{gsd}m.tif", grid.coarser(what.area, gsd // 10), names, "uint16", 0
+        )
+        for gsd, names in truth.ORDER.items()
+    }
+    _write_truth(kept, what, windows, progress.track(medians, label="truth", total=len(windows)))
 
 
 def _write_catalogue(out: Path, what: Plan, scenes: list[Scene], counts: dict[str, Array]) -> None:
@@ -196,15 +203,17 @@ def _put(sink: cogs.Sink, what: Plan, window: Window, pixels: Array) -> None:
         sink(place, pixels[:, rows, cols])
 
 
-def _write_maps(out: Path, what: Plan, windows: Sequence[Window], tiles: Iterable[dict[str, Array]]) -> None:
-    """Land cover of both epochs, what changed, and where OpenStreetMap has something."""
+def _write_truth(
+    into: Mapping[Any, AbstractContextManager[cogs.Sink]],
+    what: Plan,
+    windows: Sequence[Window],
+    tiles: Iterable[Mapping[Any, Array]],
+) -> None:
+    """The arrays of each tile, by name, into the files of these names."""
     with ExitStack() as stack:
-        files_of = {
-            name: cogs.writing(out / "truth" / f"{name}.tif", what.area, (name,), "uint8", None) for name in MAPS
-        }
-        sinks = {name: stack.enter_context(file) for name, file in files_of.items()}
-        for window, maps in zip(windows, tiles, strict=True):
-            for name, pixels in maps.items():
+        sinks = {name: stack.enter_context(file) for name, file in into.items()}
+        for window, arrays in zip(windows, tiles, strict=True):
+            for name, pixels in arrays.items():
                 _put(sinks[name], what, window, pixels)
 
 
@@ -219,17 +228,6 @@ def _median(work: Path, days: Sequence[int], window: Window) -> dict[int, Array]
         for gsd, done in strips.items():
             done.append(truth.digital(np.median(np.stack([truth.digital(one[gsd]) for one in by_day]), axis=0)))
     return {gsd: np.concatenate(done, axis=1) for gsd, done in strips.items()}
-
-
-def _write_medians(out: Path, what: Plan, windows: Sequence[Window], tiles: Iterable[dict[int, Array]]) -> None:
-    with ExitStack() as stack:
-        sinks = {}
-        for gsd, names in truth.ORDER.items():
-            path, lattice = out / "truth" / f"reflectance_{gsd}m.tif", grid.coarser(what.area, gsd // 10)
-            sinks[gsd] = stack.enter_context(cogs.writing(path, lattice, names, "uint16", 0))
-        for window, medians in zip(windows, tiles, strict=True):
-            for gsd, pixels in medians.items():
-                _put(sinks[gsd], what, window, pixels)
 
 
 # --- scenes --------------------------------------------------------------------------------
