@@ -95,6 +95,11 @@ class LabelSpace:
     colours: tuple[str, ...] = ()
     ignore: int | None = None
 
+    @property
+    def nothing(self) -> int:
+        """The value that is no class: `ignore`, or 255 where the data name none."""
+        return 255 if self.ignore is None else self.ignore
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:

@@ -85,8 +85,7 @@ class Setting(Generic[R]):
     @property
     def ignore(self) -> int:
         """The label value that is no class."""
-        declared = self.contract.label_space.ignore
-        return 255 if declared is None else declared
+        return self.contract.label_space.nothing
 
 
 def settle(recipe: R, stored: Contract, places: command.Places) -> Setting[R]:

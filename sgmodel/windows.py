@@ -94,9 +94,8 @@ class Windows(batches.Samples):
                 arrays[i][...] = self.whole(number, name)[..., top : top + px, left : left + px]
                 # In place of counting by hand later: a pixel without label enters neither loss nor score.
                 if name == "mask" and self.recipe.once:
-                    hidden = 255 if space.ignore is None else space.ignore
-                    arrays[i][:shown_down] = hidden
-                    arrays[i][:, :shown_across] = hidden
+                    arrays[i][:shown_down] = space.nothing
+                    arrays[i][:, :shown_across] = space.nothing
 
 
 def _shown(begins: Sequence[int], recipe: WindowRecipe) -> list[int]:

@@ -195,7 +195,7 @@ def write_maps(
             name = PROBABILITIES if space.ids else EMBEDDINGS
             rasters.write_cog(places.out / name, grid, _blocks(scratch[1], grid, style), style=style)
         if space.ids and predictor.task != "multi-label":
-            style = rasters.Style(descriptions=("classes",), nodata=ignored(space), dtype="uint8", overviews="mode")
+            style = rasters.Style(descriptions=("classes",), nodata=space.nothing, dtype="uint8", overviews="mode")
             style = replace(style, classes=legend(space), tags=tags)
             rasters.write_cog(places.out / CLASSES, grid, _blocks(scratch[0], grid, style), style=style)
     except OSError as error:
@@ -227,20 +227,15 @@ def _blocks(scratch: Path, grid: Grid, style: rasters.Style) -> Iterator[tuple[W
 
 def likeliest(space: LabelSpace, answer: Array, seen: Array) -> Array:
     """(K, h, w) -> class values (h, w) uint8."""
-    labels: Array = np.where(seen, np.array(space.ids, np.uint8)[answer.argmax(axis=0)], np.uint8(ignored(space)))
+    labels: Array = np.where(seen, np.array(space.ids, np.uint8)[answer.argmax(axis=0)], np.uint8(space.nothing))
     return labels
-
-
-def ignored(space: LabelSpace) -> int:
-    """The value of a pixel without an answer."""
-    return 255 if space.ignore is None else space.ignore
 
 
 def legend(space: LabelSpace) -> dict[int, tuple[str, str]]:
     """Value -> name and colour; label spaces without colours get some."""
     colours = space.colours or tuple(itertools.islice(itertools.cycle(PALETTE), len(space.ids)))
     named = dict(zip(space.ids, zip(space.names, colours, strict=True), strict=True))
-    return {**named, ignored(space): ("no data", "#ffffff")}
+    return {**named, space.nothing: ("no data", "#ffffff")}
 
 
 # --- a row per patch -----------------------------------------------------------------------
