@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from sgdata import audit, page
+from sgdata import page
 from sgdata.show import charts
 from sgdata.types import Array, Contract, LabelSpace
+
+if TYPE_CHECKING:
+    from sgdata.audit import Report
 
 
 def shares(space: LabelSpace, counts: Mapping[str, Array], *, caption: str = "") -> page.Bars:
@@ -61,7 +65,7 @@ def contract(held: Contract, more: Mapping[str, str]) -> page.Table:
     return page.Table(title="Contract", columns=("what", "value"), rows=tuple((told | dict(more)).items()))
 
 
-def audited(report: audit.Report) -> page.Table:
+def audited(report: Report) -> page.Table:
     """The checks of an audit."""
     rows = tuple((check.name, check.state, check.told, ", ".join(check.where)) for check in report.checks)
     caption = f"{report.subject}: {report.samples:,} samples, {report.findings} findings."
