@@ -83,9 +83,8 @@ class Totals:
     high: Array
 
     def __add__(self, other: Totals) -> Totals:
-        added = ("count", "total", "ones", "saturated", "equal", "pairs", "leaves")
-        sums = {n: getattr(self, n) + getattr(other, n) for n in added}
-        return Totals(**sums, low=np.minimum(self.low, other.low), high=np.maximum(self.high, other.high))
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        return Totals(**sums | {"low": np.minimum(self.low, other.low), "high": np.maximum(self.high, other.high)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,8 +97,8 @@ def _assemble(
 
     contract, planned = source
     # As listed, not as found: a lock file or a journal is no part of the data.
-    for line in (order.source / files.SUMS).read_text().splitlines():
-        _copy(order.source / line[66:], folder / line[66:])
+    for name in verify.listed(order.source / files.SUMS):
+        _copy(order.source / name, folder / name)
     if order.build and planned:
         _copy(order.build / lock.NAME, folder / lock.NAME)
         _copy(order.build / "recipe.toml", folder / RECIPE_OF_BUILD)
@@ -207,7 +207,7 @@ def summary(order: Order, folder: Path) -> dict[str, Any]:
     from importlib.metadata import version
 
     contract, report = contracts.read(folder), audit.read(folder / audit.NAME)
-    listed = (folder / files.SUMS).read_text().splitlines()
+    listed = verify.listed(folder / files.SUMS)
     return {
         "name": order.name,
         "version": order.version,
@@ -216,8 +216,8 @@ def summary(order: Order, folder: Path) -> dict[str, Any]:
         "fingerprint": contract.fingerprint,
         "splits": contract.splits,
         "sha256": files.sha256_file(folder / files.SUMS),
-        "bytes": sum((folder / line[66:]).stat().st_size for line in listed),
-        "files": {line[66:]: line[:64] for line in listed},
+        "bytes": sum((folder / name).stat().st_size for name in listed),
+        "files": listed,
         "findings": {check.name: check.told for check in report.checks if check.state == "finding"},
         "software": {"sgdata": version("sgdata")},
     }
