@@ -204,7 +204,7 @@ def _inflated(dataset: DatasetReader, window: Window, out: Array) -> Array | Non
                 low, far = min((i + 1) * height, bottom), min((j + 1) * width, right)
                 values = block[top - i * height : low - i * height, : far - j * width]
                 if predicted:  # TIFF predictor 2: differences along the row, modulo the type
-                    np.cumsum(values, axis=1, dtype=block.dtype, out=values)
+                    imagecodecs.delta_decode(values, axis=1, out=values)
                 there = np.s_[top - window.row : low - window.row, left - window.col : far - window.col]
                 out[there] = values[:, left - j * width :]
     return out
