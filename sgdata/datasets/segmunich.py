@@ -100,6 +100,7 @@ class Places:
     a build without labels; `offline`: only answers that an earlier build of `out` stored. `scratch` is kept if
     given, else it lies in `out` until the build is complete. `cluster`: a Dask scheduler in place of `workers`.
     `masks`: for mask method external, a folder of `<item id>.tif` that is not 0 where a scene is not to be used.
+    `tile_px`: the longest side of a tile of the composite.
     """
 
     out: Path
