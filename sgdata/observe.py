@@ -14,8 +14,8 @@ import numpy as np
 from sgdata import composite, files, grid, masks, offsets, product, resample, staging
 from sgdata.types import Array, Grid, Window
 
+# A composite tile shrinks until its observations fit: memory is flat in the number of dates.
 TILE_BYTES = 40 << 20
-"""A composite tile shrinks until its observations fit: memory is flat in the number of dates."""
 
 THREADS, READERS = 2, 4
 """Scenes or tiles at work at a time in one process, and files read for them: inflating, hashing, reducing and waiting
@@ -24,14 +24,15 @@ for a server all let other threads run."""
 SIGHT = "sight"
 VERSION = 2
 """Counts changes of masks or composites that change a pixel: what an older version left in scratch is not used."""
+
+# Sides of tiles, unless the area or the caller ends them: whole pixels of 20 m and 60 m, in pairs.
 NEST = 12
-"""Sides of tiles, unless the area or the caller ends them: whole pixels of 20 m and 60 m, in pairs."""
 
+# Masks are worked on in strips of about this size: memory is flat in the area.
 STRIP_PIXELS = 1 << 19
-"""Masks are worked on in strips of about this size: memory is flat in the area."""
 
+# Coverage of a scene is counted on every eighth pixel of its sight.
 THINNED = 8
-"""Coverage of a scene is counted on every eighth pixel of its sight."""
 
 
 @dataclass(frozen=True, kw_only=True)

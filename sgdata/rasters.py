@@ -291,7 +291,7 @@ def _profile(grid: Grid, style: Style) -> dict[str, Any]:
 
 def _halves(shape: tuple[int, int]) -> list[int]:
     """How many times coarser each overview is, until one block holds it."""
-    return [2**n for n in range(1, max(max(shape) - 1, 1).bit_length() - 8)]
+    return [2**n for n in range(1, 24) if max(shape) > 512 * 2 ** (n - 1)]
 
 
 def _describe(dataset: Any, style: Style) -> None:

@@ -56,7 +56,9 @@ def run(program: str, kind: type[R], main: Callable[[R, Places], int], argv: Seq
     except SgdataError as error:
         print(f"{program}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    ranks.leave()
+    # Together: a thread of the transport that lets go of a tensor while Python is ending aborts the process, and
+    # torchrun then ends the others, the lead in the middle of a file perhaps (pytorch/pytorch#179291).
+    ranks.wait()
     raise SystemExit(code)
 
 

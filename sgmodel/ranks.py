@@ -82,17 +82,7 @@ def gathered(names: Sequence[str]) -> list[str]:
 
 
 def wait() -> None:
-    """Go on when every rank has come here."""
-    if world() > 1:
-        distributed.barrier()
-
-
-def leave() -> None:
-    """Go when all others go too, the work of all collectives done.
-
-    A thread of the transport that lets go of a tensor while Python is ending aborts the process, and torchrun then ends
-    the others, the lead in the middle of a file perhaps (pytorch/pytorch#179291).
-    """
+    """Go on when every rank has come here, the work of all collectives done; alone, or before `join`, at once."""
     if distributed.is_initialized():
         distributed.barrier()
 
