@@ -1,0 +1,519 @@
+"""Reports about other libraries and models, tried here: one test per report, marked where the fault is ours too."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import safetensors
+import torch
+from rasterio.transform import from_origin
+from synthetic_shards import contract, sample, scene, scene_contract, write
+from test_encoder import TINY
+from test_predict import (
+    NAMES,
+    PX,
+    change_contract,
+    classifier,
+    detector,
+    geotiff,
+    pixels,
+    raster,
+    refused,
+    restless,
+    run,
+    saved,
+    segmenter,
+)
+from test_pretrain import places
+from test_pretrain import recipe as pretraining
+from test_segment import TINY as SMALL
+from test_segment import recipe as segmentation
+from test_segment import results
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+import sgmodel
+from sgdata import catalog, contracts, sealing
+from sgdata.errors import OutputError, SettingError, SourceError
+from sgdata.types import Array, Sample
+from sgmodel import batches, cards, command, encoder, fitting, heads, mae, normalise, published, session
+from sgmodel.recipes import pretrain, segment
+
+Change = Callable[[Sample], None]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("weights") / "segmenter", segmenter, contract(PX))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("cases") / "shards", train=6, val=3)
+
+
+def sealed(out: Path, change: Change, **other: object) -> Path:
+    """Shards like those of `folder`, each sample passed through `change`, with `other` fields of the contract."""
+    samples = [sample(n, "train" if n < 6 else "val", 32, 32) for n in range(9)]
+    for one in samples:
+        change(one)
+    sealing.write(samples, out, contract=dataclasses.replace(contract(32), **other))  # type: ignore[arg-type]
+    return out
+
+
+def retyped(member: str, dtype: str) -> Change:
+    """Give one array of a sample another type."""
+
+    def change(one: Sample) -> None:
+        one.arrays[member] = one.arrays[member].astype(dtype)
+
+    return change
+
+
+def holed(number: int, dtype: str = "uint16") -> Change:
+    """Put `number` for no data into a sixteenth of a sample."""
+
+    def change(one: Sample) -> None:
+        one.arrays["image"] = one.arrays["image"].astype(dtype)
+        one.arrays["image"][:, :8, :8] = number
+
+    return change
+
+
+def segmented(shards: Path, out: Path, *settings: str) -> dict[str, Any]:
+    """Train a tiny segmenter; its results."""
+    assert segment.main(segmentation("tiny", *SMALL, *settings), places(shards, out)) == 0
+    return results(out)
+
+
+def losses(out: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def classes(path: Path, weights: Path, out: Path) -> Array:
+    """The class map of a GeoTIFF."""
+    assert run("--input", path, "--weights", weights, "--level", "L2A", "--out", out) == 0
+    return raster(out / "classes.tif")[0]
+
+
+@contextmanager
+def looked(kind: type[nn.Module], note: Callable[[nn.Module, int], None]) -> Iterator[None]:
+    """Within it `note` is called with each model of `kind` before it looks at a batch, and with the batch's size."""
+
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(module, kind):
+            note(module, len(inputs[0]))
+
+    hook = register_module_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+# --- no data -------------------------------------------------------------------------------
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="Clay-foundation/model#328: the number reaches the model")
+@pytest.mark.parametrize(("number", "dtype"), [(65535, "uint16"), (-9999, "int16")])
+def test_the_number_that_says_no_data_changes_no_class_beside_it(
+    tmp_path: Path, weights: Path, number: int, dtype: str
+) -> None:
+    hole = np.zeros((64, 64), bool)
+    hole[:, 40:] = True
+    found = []
+    for told, kind in ((0, "uint16"), (number, dtype)):
+        values = pixels(64, 64).astype(kind)
+        values[:, hole] = told
+        path = geotiff(tmp_path / f"{told}.tif", values)
+        with rasterio.open(path, "r+") as dataset:
+            dataset.nodata = told
+        found.append(classes(path, weights, tmp_path / f"out{told}"))
+    assert (found[1][hole] == 255).all()
+    np.testing.assert_array_equal(found[1], found[0])
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="Clay-foundation/model#328: the number is learned from")
+@pytest.mark.parametrize("scheme", ["zscore", "minmax"])
+def test_the_number_that_says_no_data_changes_no_loss(tmp_path: Path, scheme: str) -> None:
+    curves = []
+    for number in (0, 65535):
+        shards = sealed(tmp_path / f"shards{number}", holed(number), nodata=number)
+        segmented(shards, tmp_path / f"run{number}", f"normalise.scheme={scheme}")
+        curves.append(losses(tmp_path / f"run{number}"))
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="Clay-foundation/model#328: -9999 is counted as 0")
+def test_statistics_leave_out_negative_no_data(tmp_path: Path) -> None:
+    shards = sealed(tmp_path / "shards", holed(-9999, "int32"), nodata=-9999)
+    found = contracts.read(shards).statistics["B04"]
+    band = np.stack([sample(n, "train", 32, 32).arrays["image"][NAMES.index("B04")] for n in range(6)]).astype(float)
+    band[:, :8, :8] = np.nan
+    assert found.count == np.isfinite(band).sum()
+    assert (found.min, found.max) == (np.nanmin(band), np.nanmax(band))
+    assert (found.mean, found.std) == pytest.approx((np.nanmean(band), np.nanstd(band)))
+
+
+# --- scenes --------------------------------------------------------------------------------
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="linz/elevation#696: 10.000000000000002 m is not 10 m")
+def test_pixels_of_ten_metres_but_for_the_last_bit(tmp_path: Path, weights: Path) -> None:
+    values = pixels(32, 32)
+    plain = geotiff(tmp_path / "plain.tif", values)
+    noisy = geotiff(tmp_path / "noisy.tif", values, gsd=10.000000000000002)
+    found = [classes(path, weights, tmp_path / path.stem) for path in (plain, noisy)]
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="linz/elevation#696: lattices compared to the last bit")
+def test_two_dates_on_one_lattice_but_for_the_last_bit(tmp_path: Path) -> None:
+    weights = saved(tmp_path / "w", detector, change_contract())
+    before = geotiff(tmp_path / "before.tif", pixels(PX, PX))
+    after = geotiff(tmp_path / "after.tif", pixels(PX, PX, seed=2))
+    with rasterio.open(after, "r+") as dataset:
+        dataset.transform = from_origin(690_120.0, np.nextafter(5_340_060.0, np.inf), 10.0, 10.0)
+    pair = ("--input", before, "--after", after, "--weights", weights, "--level", "L2A")
+    assert run(*pair, "--out", tmp_path / "out") == 0
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="Web Mercator: units of the map taken for metres")
+def test_ten_units_of_web_mercator_are_fewer_metres_on_the_ground(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = geotiff(tmp_path / "scene.tif", pixels(20, 20))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.crs = "EPSG:3857"
+        dataset.transform = from_origin(1_280_000.0, 6_130_000.0, 10.0, 10.0)  # 48.1 degrees north
+    line = refused(capsys, "--input", path, "--weights", weights, "--out", tmp_path / "out", "--level", "L2A")
+    assert "6.7" in line
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="gee-community/qgis-earthengine-plugin#366: QA60 refused")
+def test_a_band_of_flags_beside_all_that_are_needed(tmp_path: Path, weights: Path) -> None:
+    values = pixels(32, 32)
+    plain = geotiff(tmp_path / "plain.tif", values)
+    more = geotiff(tmp_path / "more.tif", np.concatenate([values[:1] % 4, values]), names=("QA60", *NAMES))
+    found = [classes(path, weights, tmp_path / path.stem) for path in (plain, more)]
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="microsoft/PlanetaryComputer#134: known, not applied")
+def test_the_offset_that_a_header_tells_is_applied(tmp_path: Path, weights: Path) -> None:
+    values = pixels(32, 32)
+    values[:, :5, :5] = 0
+    plain = geotiff(tmp_path / "plain.tif", values)
+    moved = geotiff(tmp_path / "moved.tif", np.where(values, values + 1000, 0).astype(np.uint16))
+    with rasterio.open(moved, "r+") as dataset:
+        dataset.scales, dataset.offsets = [1e-4] * 12, [-0.1] * 12
+    found = [classes(path, weights, tmp_path / path.stem) for path in (plain, moved)]
+    np.testing.assert_array_equal(*found)
+
+
+# --- samples -------------------------------------------------------------------------------
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="torchgeo/torchgeo#886: no copy for workers started by spawn")
+def test_samples_go_to_another_process(folder: Path) -> None:
+    samples = batches.Samples(folder, "train", ("image", "mask"))
+    again = pickle.loads(pickle.dumps(samples))
+    assert len(again) == len(samples)
+    for number in range(len(samples)):
+        for name, array in samples[number].items():
+            assert torch.equal(again[number][name], array)
+
+
+@pytest.mark.xfail(strict=True, raises=NotImplementedError, reason="masks of uint16 are stored, but not trained on")
+def test_masks_of_16_bits_train_like_those_of_8(folder: Path, tmp_path: Path) -> None:
+    wide = sealed(tmp_path / "shards", retyped("mask", "uint16"))
+    assert segmented(wide, tmp_path / "wide") == segmented(folder, tmp_path / "run")
+    assert losses(tmp_path / "wide") == losses(tmp_path / "run")
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="a type that shards do not know ends in a traceback")
+@pytest.mark.parametrize(("member", "dtype"), [("image", "int16"), ("image", "float64"), ("mask", "int64")])
+def test_other_types_are_stored_or_refused_by_name(tmp_path: Path, member: str, dtype: str) -> None:
+    try:
+        shards = sealed(tmp_path / "shards", retyped(member, dtype))
+    except SourceError as error:
+        assert dtype in str(error)  # noqa: PT017
+        return
+    found = batches.Samples(shards, "train", (member,))
+    for number in range(6):
+        np.testing.assert_array_equal(found.read(number, member), sample(number, "train", 32, 32).arrays[member])
+
+
+@pytest.mark.xfail(strict=True, raises=SettingError, reason="MIC-DKFZ/nnUNet#309: class values with gaps are refused")
+def test_class_values_with_gaps_train_like_those_without(folder: Path, tmp_path: Path) -> None:
+    def worldcover(one: Sample) -> None:
+        mask = one.arrays["mask"]
+        one.arrays["mask"] = np.where(mask == 255, 0, (mask + 1) * 10).astype(np.uint8)
+
+    space = dataclasses.replace(contract(32).label_space, ids=(10, 20, 30, 40), ignore=0)
+    coded = sealed(tmp_path / "shards", worldcover, label_space=space)
+    assert segmented(coded, tmp_path / "coded") == segmented(folder, tmp_path / "plain")
+    path = geotiff(tmp_path / "scene.tif", sample(9, "val", 32, 32).arrays["image"])
+    plain, found = (
+        classes(path, tmp_path / name / "checkpoint-last", tmp_path / f"map-{name}") for name in ("plain", "coded")
+    )
+    np.testing.assert_array_equal(found, (plain + 1) * 10)
+
+
+# --- runs ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """Within it no file can grow beyond `room` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=safetensors.SafetensorError, reason="hiyouga/LlamaFactory#5155: a full disk ends in a traceback"
+)
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
+    settings = ("model.image_px=32", "augment.crop_area=[1.0, 1.0]", "training.epochs=1", "picture_every=100")
+    line = [path, "--shards", folder, "--out", tmp_path / "run", "--device", "cpu", "--threads", 1, "-q"]
+    argv = [*map(str, line), *(f"--set={text}" for text in settings)]
+    with full_disk(200_000), pytest.raises(SystemExit) as ended:
+        command.run("pretrain", pretrain.Recipe, pretrain.main, argv)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "cannot be written" in said and said.count("\n") == 1
+    with pytest.raises(SystemExit) as ended:
+        command.run("pretrain", pretrain.Recipe, pretrain.main, argv)
+    assert ended.value.code == 0
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="safetensors/safetensors#782: weights are for their owner"
+)
+def test_all_files_of_a_checkpoint_have_the_rights_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        made = saved(tmp_path / "checkpoint", segmenter, contract(PX))
+    finally:
+        os.umask(before)
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in made.iterdir()} == {
+        "card.json": 0o640,
+        "model.safetensors": 0o640,
+    }
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="Lightning-AI/pytorch-lightning#4265: SIGUSR1 is no end")
+def test_the_warning_of_slurm_saves_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
+    seen = []
+
+    def warn(model: nn.Module, size: int) -> None:
+        seen.append(size)
+        if len(seen) == 3:  # in the second step: two parts make one
+            signal.raise_signal(signal.SIGUSR1)
+
+    # Where the program does not listen, the signal would end this process.
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    try:
+        with looked(mae.MaskedAutoencoder, warn):
+            code = pretrain.main(pretraining(), places(folder, tmp_path))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert code == session.STOPPED
+    assert json.loads((tmp_path / "checkpoint-last" / "training.json").read_text())["steps"] == 2
+    assert pretrain.main(pretraining(), places(folder, tmp_path)) == 0
+
+
+@pytest.fixture(scope="module")
+def stopped(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of which two steps are done."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    assert pretrain.main(pretraining(), places(folder, out, stop_after=2)) == session.STOPPED
+    return out
+
+
+@pytest.mark.xfail(strict=True, raises=OutputError, reason="mlfoundations/open_clip#413: another recipe for no figure")
+@pytest.mark.parametrize("setting", ["training.log_every=5", "training.accumulate=4", "training.recompute=true"])
+def test_a_run_goes_on_with_settings_that_change_no_figure(
+    folder: Path, stopped: Path, tmp_path: Path, setting: str
+) -> None:
+    states = []
+    for name, settings in (("same", ()), ("other", (setting,))):
+        shutil.copytree(stopped, tmp_path / name)
+        made = pretraining(*settings)
+        assert pretrain.main(made, places(folder, tmp_path / name, stop_after=1)) == session.STOPPED
+        states.append(published.read_safetensors(tmp_path / name / "checkpoint-last" / "model.safetensors"))
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.xfail(strict=True, raises=OutputError, reason="ultralytics/ultralytics#19467: more epochs are refused")
+def test_a_run_goes_on_to_more_epochs(folder: Path, stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "run")
+    assert pretrain.main(pretraining("training.epochs=8"), places(folder, tmp_path / "run")) == 0
+    assert len(losses(tmp_path / "run")) == 12
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="unslothai/unsloth#5168: scored a whole batch at once")
+def test_no_more_samples_are_scored_at_once_than_trained(folder: Path, tmp_path: Path) -> None:
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    with looked(heads.Segmenter, lambda model, size: sizes[model.training].append(size)):
+        segmented(folder, tmp_path, "training.accumulate=4", "training.epochs=1")
+    assert max(sizes[True]) == 1
+    assert max(sizes[False]) == 1
+
+
+# --- other people's tools ------------------------------------------------------------------
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="roboflow/rf-detr#949: the batch is fixed")
+@pytest.mark.parametrize("make", [classifier, segmenter], ids=lambda make: make.__name__)
+def test_an_exported_model_takes_batches_of_any_size(make: Callable[[], nn.Module]) -> None:
+    model, images = make().eval(), torch.rand(5, 12, PX, PX)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    program = torch.export.export(model, (images[:2],), dynamic_shapes=shapes).module()
+    for size in (1, 5):
+        torch.testing.assert_close(program(images[:size]), model(images[:size]), rtol=1e-4, atol=1e-5)
+
+
+def timm_model(**options: object) -> Any:
+    """A model of ours made by timm, without memory for its weights."""
+    from sgmodel import timm_models  # noqa: F401  # before timm: it lets timm's torchvision be imported
+
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        return timm.create_model("spectralgpt_base_patch8_96", **options)
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="huggingface/pytorch-image-models#2131: no features_only")
+def test_timm_gives_maps_of_features_to_decoders() -> None:
+    model = timm_model(features_only=True, out_indices=(3, 11))
+    assert model.feature_info.channels() == [768, 768]
+    assert model.feature_info.reduction() == [8, 8]
+    with torch.device("meta"):
+        assert [layer.shape for layer in model(torch.empty(2, 12, 96, 96))] == [(2, 768, 12, 12)] * 2
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="huggingface/pytorch-image-models#397: no drop_rate")
+def test_timm_sets_the_dropout_before_the_head() -> None:
+    model = timm_model(num_classes=10, drop_rate=0.1)
+    assert 0.1 in [part.p for part in model.modules() if isinstance(part, nn.Dropout)]
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="huggingface/pytorch-image-models#1957: that of RGB")
+def test_timm_knows_the_images_that_a_model_takes() -> None:
+    model = timm_model()
+    data = importlib.import_module("timm.data")
+    found = data.resolve_model_data_config(model)
+    assert found["input_size"] == (12, 96, 96)
+    assert len(found["mean"]) == len(found["std"]) == 12
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="huggingface/pytorch-image-models#2131: no layer decay")
+def test_timm_decays_learning_rates_by_layer() -> None:
+    model = timm_model(num_classes=10)
+    optim = importlib.import_module("timm.optim")
+    groups = optim.param_groups_layer_decay(model, layer_decay=0.75)
+    # The embedding, twelve blocks, and the head, whose rate stays as it is.
+    scales = sorted({group["lr_scale"] for group in groups})
+    assert scales == pytest.approx([0.75**depth for depth in range(13, -1, -1)])
+    assert sum(len(group["params"]) for group in groups) == len([p for p in model.parameters() if p.requires_grad])
+
+
+@pytest.mark.xfail(strict=True, raises=SourceError, reason="pytorch/pytorch#74810: names of wrappers within names")
+@pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"])
+def test_names_of_wrappers_are_taken_out_wherever_they_stand(tmp_path: Path, wrapper: str) -> None:
+    torch.manual_seed(1)
+    state = restless().state_dict()
+    names = {name: name.split(".") for name in state}
+    within = {name: [*p[:2], wrapper, *p[2:]] if p[0] == "blocks" else p for name, p in names.items()}
+    torch.save({".".join([wrapper, *within[name]]): tensor for name, tensor in state.items()}, tmp_path / "w.pth")
+    model = encoder.Encoder(TINY)
+    assert fitting.fit(model, fitting.read_weights(tmp_path / "w.pth"), at_least=1.0).encoder_share == 1.0
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+BESIDE = {"array": np.arange(3.0), "random state": np.random.RandomState(0).get_state(), "str_": np.str_("x")}
+
+
+@pytest.mark.xfail(strict=True, raises=SourceError, reason="huggingface/accelerate#3036: NumPy values are refused")
+@pytest.mark.parametrize("kind", BESIDE)
+def test_values_of_numpy_beside_the_weights_do_no_harm(tmp_path: Path, kind: str) -> None:
+    state = restless().state_dict()
+    torch.save({"state_dict": state, "beside": BESIDE[kind]}, tmp_path / "w.pth")
+    found = fitting.read_weights(tmp_path / "w.pth")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="Clay-foundation/model#73: no GIS opens patches.parquet")
+def test_patches_of_a_scene_are_places_to_a_gis(tmp_path: Path) -> None:
+    weights = saved(tmp_path / "w", classifier, scene_contract(PX))
+    path = geotiff(tmp_path / "scene.tif", pixels(2 * PX, 2 * PX))
+    classes(path, weights, tmp_path / "out")
+    rows = geopandas.read_parquet(tmp_path / "out" / "patches.parquet")
+    assert rows.crs.to_epsg() == 32632
+    side = 10 * PX
+    found = {tuple(bounds) for bounds in rows.bounds.itertuples(index=False)}
+    corners = [(690_120 + j * side, 5_340_060 - i * side) for i in range(2) for j in range(2)]
+    assert found == {(west, north - side, west + side, north) for west, north in corners}
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="Clay-foundation/model#73: no GIS opens the embeddings")
+def test_embeddings_of_samples_are_places_to_a_gis(tmp_path: Path) -> None:
+    samples = [scene(n, "val", PX) for n in range(3)]
+    for number, one in enumerate(samples):
+        one.meta["bounds"] = (11.0 + number, 48.0, 11.5 + number, 48.5)
+    sealing.write(samples, tmp_path / "shards", contract=scene_contract(PX))
+    weights = saved(tmp_path / "w", classifier, scene_contract(PX))
+    same = ("--input", tmp_path / "shards", "--weights", weights, "--out", tmp_path / "out")
+    assert run(*same, "--what", "embeddings") == 0
+    rows = geopandas.read_parquet(tmp_path / "out" / "patches.parquet")
+    assert rows.crs.to_epsg() == 4326
+    assert [tuple(one) for one in rows.bounds.to_numpy()] == [one.meta["bounds"] for one in samples]
+    assert {len(embedding) for embedding in rows["embedding"]} == {TINY.width}
+
+
+def normalised(card: cards.Card, stored: torch.Tensor) -> torch.Tensor:
+    assert card.normalisation is not None
+    extent = torch.tensor(stored.shape[-2:]).expand(len(stored), 2)
+    return normalise.apply(card.normalisation, stored, extent)
+
+
+@pytest.mark.xfail(strict=True, raises=AttributeError, reason="nasaharvest/galileo#27: no way from pixels to a vector")
+@pytest.mark.parametrize(
+    "make", [lambda: mae.MaskedAutoencoder(restless()), segmenter], ids=["pretrained", "fine-tuned"]
+)
+def test_a_loaded_model_gives_a_vector_of_stored_pixels(tmp_path: Path, make: Callable[[], nn.Module]) -> None:
+    saved(tmp_path, make, contract(PX))
+    stored = torch.from_numpy(pixels(PX, PX).astype(np.int32))[None]
+    model: Any = sgmodel.load(tmp_path)
+    with torch.no_grad():
+        found = model.embed(stored)
+        parts = getattr(model, "encoder", model)
+        expected = parts.norm(encoder.tokens(parts, normalised(cards.read(tmp_path), stored))).mean(dim=1)
+    torch.testing.assert_close(found, expected)
