@@ -262,11 +262,11 @@ def _totals(image: Array, contract: Contract) -> Totals:
 
 def write(out: Path, report: audit.Report) -> Path:
     """`audit.json` and a page of it; returns the page. Raises OutputError."""
-    from sgdata.show import facts
+    from sgdata.show.facts import audited
 
     with files.only_writer(out, audit.NAME):
         files.write(out / audit.NAME, files.pretty_json(report))
         title = f"Audit of {report.subject}, {report.kind}"
-        shown = page.write(out / "index.html", title=title, intro="", blocks=[facts.audited(report)])
+        shown = page.write(out / "index.html", title=title, intro="", blocks=[audited(report)])
         files.write_sums(out)
     return shown

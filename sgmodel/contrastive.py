@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional
 
 from sgdata.errors import SettingError
@@ -81,7 +82,7 @@ class Contrast(nn.Module):
     def _mutual(self, query: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         key = functional.normalize(self.head(self.backbone.pooled(second)).float(), dim=1)
         mine = torch.arange(len(query), device=query.device)
-        if ranks.world() > 1 and distributed.is_initialized() and self.training:
+        if ranks.world() > 1 and dist.is_initialized() and self.training:
             query_all, key_all = (_Everyones.apply(views) for views in (query, key))  # type: ignore[no-untyped-call]
             mine = mine + ranks.rank() * len(query)
         else:
@@ -103,7 +104,7 @@ class Contrast(nn.Module):
         keys = torch.cat(self.waiting)
         if ranks.world() > 1:
             everyone = [torch.empty_like(keys) for _ in range(ranks.world())]
-            distributed.all_gather(everyone, keys)
+            dist.all_gather(everyone, keys)
             keys = torch.cat(everyone)
         self.waiting.clear()
         self.queue = torch.cat([self.queue, keys])[-self.objective.queue :]
@@ -119,12 +120,12 @@ class _Everyones(torch.autograd.Function):
     def forward(context: Any, views: Tensor) -> Tensor:
         """(N, D) -> (world N, D)."""
         parts = [torch.empty_like(views) for _ in range(ranks.world())]
-        distributed.all_gather(parts, views.contiguous())
+        dist.all_gather(parts, views.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
         """Every rank's loss has a part in the gradient of every view."""
         whole = gradients[0].contiguous()
-        distributed.all_reduce(whole)
+        dist.all_reduce(whole)
         return whole.chunk(ranks.world())[ranks.rank()]

@@ -124,9 +124,9 @@ def task(
     places: command.Places,
 ) -> session.Task:
     """The training of `model`; `objective` gets the model as training calls it."""
-    training = setting.recipe.training
-    if setting.recipe.mode == "linear-probe" and ranks.world() > 1 and training.accumulate > 1:
-        told = f"training.accumulate is {training.accumulate}, mode 'linear-probe' on {ranks.world()} processes"
+    settings = setting.recipe.training
+    if setting.recipe.mode == "linear-probe" and ranks.world() > 1 and settings.accumulate > 1:
+        told = f"training.accumulate is {settings.accumulate}, mode 'linear-probe' on {ranks.world()} processes"
         raise SettingError(f"{told}: features are normalised over the whole batch; set training.accumulate = 1")
     if ranks.world() > 1 and setting.recipe.model.backbone.startswith("timm:"):
         from sgmodel import timm_backbone  # takes seconds

@@ -135,8 +135,8 @@ def _of_rival(model: Any, state: State, wavelengths: Sequence[float]) -> tuple[S
     return whole | {prefix + n: t for n, t in plain.items()}, {prefix + n: t for n, t in changed.items()}
 
 
-def _of_encoder(published: str) -> bool:
-    return published.startswith(("pos_embed", "patch_embed.", "blocks.", "norm.", "backbone."))
+def _of_encoder(name: str) -> bool:
+    return name.startswith(("pos_embed", "patch_embed.", "blocks.", "norm.", "backbone."))
 
 
 def _refusal(report: Report, own: State, state: State) -> str:

@@ -75,7 +75,7 @@ def order(made: Path, out: Path, **changes: Any) -> Order:
 
 def release(wanted: Order) -> tuple[Path, Report]:
     return assemble.release(
-        wanted, lambda shards: checks.judge(auditor.gather(auditor.subject(shards, lock_of=wanted.build)))
+        wanted, lambda path: checks.judge(auditor.gather(auditor.subject(path, lock_of=wanted.build)))
     )
 
 

@@ -49,8 +49,8 @@ Setting = session.Setting[Recipe]
 
 def main(recipe: Recipe, places: command.Places) -> int:
     """Train to the recipe's last step, or until stopped, then score; 0 or `session.STOPPED`. Raises SgdataError."""
-    training = recipe.training
-    source = session.samples(places.shards, training, ("image",))
+    settings = recipe.training
+    source = session.samples(places.shards, settings, ("image",))
     held_out = batches.Samples(places.shards, recipe.val_split, ("image",))
     # The contract too: a checkpoint must say what its outputs mean.
     for samples in (source, held_out):
@@ -77,16 +77,16 @@ def main(recipe: Recipe, places: command.Places) -> int:
 
 def check(recipe: Recipe, contract: Contract) -> None:
     """Raises SettingError where the samples have no labels of their own, or the recipe does not fit them."""
-    space, training = contract.label_space, recipe.training
+    space, settings = contract.label_space, recipe.training
     downstream.check_sizes(recipe.model.px, contract)
     if space.task not in {"single-label", "multi-label"}:
         told = f"label space '{space.name}' is of the task '{space.task}', expected single-label or multi-label"
         raise SettingError(f"{told}; masks give labels with labels_from = 'mask'")
     if recipe.smoothing and space.task == "multi-label":
         raise SettingError(f"smoothing is {recipe.smoothing}, '{space.name}' is multi-label: only 0.0 is known there")
-    world, parts = ranks.world(), -(-training.accumulate // ranks.world())
-    if recipe.mix.mixes and (training.batch % world or training.batch // world % (2 * parts)):
-        told = f"batch {training.batch} in {parts} parts" + (f" on each of {world} processes" if world > 1 else "")
+    world, parts = ranks.world(), -(-settings.accumulate // ranks.world())
+    if recipe.mix.mixes and (settings.batch % world or settings.batch // world % (2 * parts)):
+        told = f"batch {settings.batch} in {parts} parts" + (f" on each of {world} processes" if world > 1 else "")
         raise SettingError(f"{told}: mixup and CutMix pair neighbours; choose parts of an even number of samples")
 
 

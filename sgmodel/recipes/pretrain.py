@@ -105,9 +105,9 @@ def main(recipe: Recipe, places: command.Places) -> int:
         print(session.outlook(task))
         return 0
     if task.total == 0:
-        figures = evaluate(setting, model, _held_out(source, recipe))
+        scores = evaluate(setting, model, _held_out(source, recipe))
         if ranks.lead():
-            print(json.dumps({"mask_ratio": recipe.mask_ratio, **figures}))
+            print(json.dumps({"mask_ratio": recipe.mask_ratio, **scores}))
         return 0
     with files.only_writer(places.out, runs.METRICS) if ranks.lead() else nullcontext():
         return _train(setting, model, task, places)
@@ -168,9 +168,9 @@ def _train(setting: Setting, model: mae.MaskedAutoencoder, task: session.Task, p
             speed = launch.speed(setting.where, flops * step.images / ranks.world(), step.total_s)
             log.step(step, every=recipe.training.log_every, last=done == task.total, speed=speed)
             if done % recipe.picture_every == 0 or done == task.total:
-                figures = evaluate(setting, model, held_out)
-                log.write(step.index, {f"val_{name}": value for name, value in figures.items()})
-                runs.keep_best(places.out, model, task.card, {"score": -figures["loss_token"], **figures}, by="score")
+                scores = evaluate(setting, model, held_out)
+                log.write(step.index, {f"val_{name}": value for name, value in scores.items()})
+                runs.keep_best(places.out, model, task.card, {"score": -scores["loss_token"], **scores}, by="score")
                 _show(setting, model, held_out, places.out / "pictures" / f"step-{done:06d}.png")
     if not session.complete(task, places):
         return session.STOPPED
@@ -216,10 +216,10 @@ def _noise(setting: Setting, batch: batches.Batch) -> Tensor:
 def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Source) -> dict[str, float]:
     """Mean squared error of removed tokens over the middle of each of `source`, beside two answers without a model:
     the mean of what is visible of the band in this image, and the nearest visible token of the same group."""
-    config, training = setting.recipe.model, setting.recipe.training
+    config, settings = setting.recipe.model, setting.recipe.training
     # In portions that a device has room for, which the ranks share; with FSDP each pass needs all of them, so that
     # some portions come a second time, and do not count.
-    plan = list(batches.in_order(len(source), -(-training.batch // training.accumulate)))
+    plan = list(batches.in_order(len(source), -(-settings.batch // settings.accumulate)))
     turns = range(ranks.rank(), -(-len(plan) // ranks.world()) * ranks.world(), ranks.world())
     sums = torch.zeros(3, dtype=torch.float64, device=setting.where.device)
     found = _reconstructions(setting, model, source, (plan[turn % len(plan)] for turn in turns))

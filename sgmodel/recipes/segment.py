@@ -48,7 +48,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
     model = downstream.start(setting, make, places.weights)
     task = downstream.task(setting, model, source, partial(objective, setting), places)
 
-    def figures(final: bool) -> dict[str, Any]:
+    def scores(final: bool) -> dict[str, Any]:
         counts = evaluate(setting, model, held_out)
         if not final:
             return scored(counts)
@@ -56,7 +56,7 @@ def main(recipe: Recipe, places: command.Places) -> int:
         _show(setting, model, held_out, places.out / "pictures" / f"step-{task.total:06d}.png")
         return results(counts, most_frequent(source, setting.ignore), setting.contract)
 
-    scoring = downstream.Scoring(title="Segmentation", by="miou", held_out=held_out, figures=figures)
+    scoring = downstream.Scoring(title="Segmentation", by="miou", held_out=held_out, figures=scores)
     return downstream.train(setting, task, scoring, places)
 
 
