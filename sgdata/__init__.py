@@ -13,21 +13,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sgdata.builds import open_build as open_build
-    from sgdata.datasets.segmunich import Places as Places
-    from sgdata.datasets.segmunich import build as build
-    from sgdata.datasets.segmunich import recipe_for as build_recipe
-    from sgdata.packing import pack as shard
+    from sgdata.builds.build_folder import open_build as open_build
+    from sgdata.builds.pipeline import Places as Places
+    from sgdata.builds.pipeline import build as build
+    from sgdata.builds.pipeline import recipe_for as build_recipe
+    from sgdata.packing.pack import pack as shard
 
 __version__ = "0.1.0"
 __all__ = ["Places", "build", "build_recipe", "open_build", "shard"]
 
 _HOME = {
-    "Places": ("datasets.segmunich", "Places"),
-    "build": ("datasets.segmunich", "build"),
-    "build_recipe": ("datasets.segmunich", "recipe_for"),
-    "open_build": ("builds", "open_build"),
-    "shard": ("packing", "pack"),
+    "Places": ("builds.pipeline", "Places"),
+    "build": ("builds.pipeline", "build"),
+    "build_recipe": ("builds.pipeline", "recipe_for"),
+    "open_build": ("builds.build_folder", "open_build"),
+    "shard": ("packing.pack", "pack"),
 }
 
 

@@ -72,7 +72,7 @@ def simulate(
     quiet: Quiet = False,
 ) -> None:
     """Make a city that never was: Sentinel-2 scenes as STAC and COG, OpenStreetMap, and the truth about both."""
-    from sgdata.simulate import archive
+    from sgdata.simulation import archive
 
     listen(quiet)
     done = archive.simulate(out, seed=seed, size_km=size, dates=dates, layout=layout, broken=broken, workers=workers)
@@ -114,13 +114,13 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Search the catalogue once: scenes per month and bytes, and the lock that a build follows. Fetches no pixel."""
-    from sgdata.datasets import segmunich
+    from sgdata.builds import pipeline
 
     wanted: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "profile": profile}
-    chosen = segmunich.recipe_for(recipe or name, wanted, changes or ())
-    places = segmunich.Places(out=out or Path(chosen.out), stac=stac, workers=workers)
+    chosen = pipeline.recipe_for(recipe or name, wanted, changes or ())
+    places = pipeline.Places(out=out or Path(chosen.out), stac=stac, workers=workers)
     # Shown before it is refused: who sees the months knows which dates to choose.
-    holes = console.show_plan(segmunich.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=as_json)
+    holes = console.show_plan(pipeline.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=as_json)
     if holes and not allow_holes:
         raise SettingError(f"{holes}; choose other dates or another catalogue, or give --allow-holes")
 
@@ -157,29 +157,28 @@ def build(
 
     Exits 3 where pixels were never seen clear.
     """
-    from sgdata import builds
-    from sgdata import lock as locks
-    from sgdata.datasets import segmunich
+    from sgdata.builds import build_folder, pipeline
+    from sgdata.scenes import lock as locks
 
     listen(quiet)
     # By the names of the settings, None where not given: what the user leaves out stays as the recipe has it.
     wanted: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "composite": composite}
     wanted |= {"osm_date": osm_date, "believe": believe, "max_obs": max_obs, "profile": profile}
     wanted["mask"] = "external" if masks else None
-    chosen = segmunich.recipe_for(recipe or name, wanted, changes or ())
-    places = segmunich.Places(
+    chosen = pipeline.recipe_for(recipe or name, wanted, changes or ())
+    places = pipeline.Places(
         out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap,
         workers=workers, cluster=cluster, scratch=scratch,
     )  # fmt: skip
     # Read before anything is fetched: a wrong path must not cost an hour.
     locked = locks.read(lock) if lock else None
     if dry_run:
-        planned = locked or segmunich.plan(chosen, places)
+        planned = locked or pipeline.plan(chosen, places)
         console.show_plan(planned, places, where=stac or chosen.source.stac, as_json=False)
         return
-    done = segmunich.build(chosen, places, locked=locked, exact=exact)
+    done = pipeline.build(chosen, places, locked=locked, exact=exact)
     print(done)
-    if holes := builds.holes(done):
+    if holes := build_folder.holes(done):
         print(f"{done}: {holes}", file=sys.stderr)
         raise SystemExit(INCOMPLETE)
 
@@ -193,12 +192,12 @@ def clouds(
     quiet: Quiet = False,
 ) -> None:
     """Cloud masks by OmniCloudMask (extra 'clouds') for the scenes of a lock, as 'build --lock --masks' takes them."""
-    from sgdata import clouds as masking
-    from sgdata import lock as locks
-    from sgdata.datasets import segmunich
+    from sgdata.builds import pipeline
+    from sgdata.composite import omnicloudmask as masking
+    from sgdata.scenes import lock as locks
 
     listen(quiet)
-    where = stac or segmunich.recipe_for("segmunich").source.stac
+    where = stac or pipeline.recipe_for("segmunich").source.stac
     print(masking.write(locks.read(lock), out, where, masking.engine(weights)))
 
 
@@ -207,13 +206,13 @@ def drift(
     lock: Annotated[Path, typer.Argument(help="The lock of a plan, or a build folder.")], stac: Stac = None
 ) -> None:
     """What the catalogue says today against a lock: changed, vanished and new items; exits 2 if there are any."""
-    from sgdata import lock as locks
-    from sgdata import passes
-    from sgdata.datasets import segmunich
+    from sgdata.builds import pipeline
+    from sgdata.scenes import coverage
+    from sgdata.scenes import lock as locks
 
     # A lock does not say where it was searched: the same scenes may lie at several providers.
-    where = stac or segmunich.recipe_for("segmunich").source.stac
-    lines = passes.drift(locks.read(lock), where)
+    where = stac or pipeline.recipe_for("segmunich").source.stac
+    lines = coverage.drift(locks.read(lock), where)
     for line in lines:
         print(line)
     if lines:
@@ -246,11 +245,11 @@ def fetch(
     quiet: Quiet = False,
 ) -> None:
     """Download the official files: resumed where they stopped, verified against the card."""
-    from sgdata import fetch as fetching
-    from sgdata import listing
+    from sgdata.datasets import download as fetching
+    from sgdata.packing import select
 
     listen(quiet)
-    recipe = listing.recipe_for(dataset)
+    recipe = select.recipe_for(dataset)
     folder = out or Path(recipe.source)
     need = fetching.plan(dataset, release or recipe.edition, folder, part or ())
     for source in need.sources:
@@ -283,22 +282,23 @@ def shard(
     quiet: Quiet = False,
 ) -> None:
     """Pack a dataset into WebDataset shards: every band on one 10 m grid, an index, a contract with statistics."""
-    from sgdata import files, listing, packing
+    from sgdata import files
+    from sgdata.packing import pack, select
 
     listen(quiet)
     options = {"edition": release, "splits": splits, "labels": labels, "layout": layout, "codec": codec}
     # After --set, so that the named option wins; quoted, or an edition such as 2 would be read as a number.
     extra = [f'{key}="{value}"' for key, value in options.items() if value]
-    recipe = listing.recipe_for(dataset, [*(changes or ()), *extra])
+    recipe = select.recipe_for(dataset, [*(changes or ()), *extra])
     for text in split_list or ():
         if not all(text.partition("=")):
             raise SettingError(f"--split-list {text!r}: expected SPLIT=FILE such as train=train.txt")
     lists = {split: Path(path) for split, _, path in (text.partition("=") for text in split_list or ())}
     if dry_run:
-        cost = packing.cost(dataset, source=source, recipe=recipe, splits=lists, leave_out=leave_out or ())
+        cost = pack.cost(dataset, source=source, recipe=recipe, splits=lists, leave_out=leave_out or ())
         print(files.pretty_json(cost).decode() if as_json else "\n".join((*cost.notes, cost.told)))
         return
-    done = packing.pack(
+    done = pack.pack(
         dataset, source=source, out=out, recipe=recipe, splits=lists, leave_out=leave_out or (),
         workers=workers, cluster=cluster, fresh=fresh,
     )  # fmt: skip
@@ -318,7 +318,7 @@ def shard(
 def verify(path: Annotated[Path, typer.Argument(help="Any output folder of ours.")]) -> None:
     """Recompute every hash of an output; list what differs."""
     # Commands bear the names of the modules that they call, hence the aliases.
-    from sgdata import verify as verification
+    from sgdata import verification
 
     differences = verification.verify(path)
     for difference in differences:
@@ -340,13 +340,13 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Leaks between splits, copies, missing classes, dead or swapped bands, wrong level or offset; exits 3 with any."""
-    from sgdata import auditor, checks
+    from sgdata.audits import checks, gather
 
     listen(quiet)
-    what = auditor.subject(path, dataset=dataset, edition=release, lock_of=build)
-    report = checks.judge(auditor.gather(what, workers=workers))
+    what = gather.subject(path, dataset=dataset, edition=release, lock_of=build)
+    report = checks.judge(gather.gather(what, workers=workers))
     if out:
-        auditor.write(out, report)
+        gather.write(out, report)
     if console.show_audit(report, where=out, as_json=as_json):
         raise SystemExit(INCOMPLETE)
 
@@ -366,14 +366,15 @@ def split(
     quiet: Quiet = False,
 ) -> None:
     """Propose a split by blocks of ground: lists that `sgdata shard --split-list` takes, with their audit."""
-    from sgdata import auditor, splitting
-    from sgdata.blocks import SplitSettings
+    from sgdata.audits import gather
+    from sgdata.splits import propose
+    from sgdata.splits.blocks import SplitSettings
 
     listen(quiet)
-    evidence = auditor.gather(auditor.subject(path, dataset=dataset, edition=release), workers=workers)
+    evidence = gather.gather(gather.subject(path, dataset=dataset, edition=release), workers=workers)
     settings = SplitSettings(block_px=block, gap_px=gap, val_share=val_share, test_share=test_share, seed=seed)
-    proposed, report = splitting.propose(evidence, settings)
-    judged = splitting.write(out, proposed, report)
+    proposed, report = propose.propose(evidence, settings)
+    judged = propose.write(out, proposed, report)
     told = ", ".join(f"{part} {number}" for part, number in report.boxes.items())
     print(f"{told}, left out {report.left_out}", file=sys.stderr)
     if console.show_audit(judged, where=out, as_json=False):
@@ -395,8 +396,8 @@ def release(
     quiet: Quiet = False,
 ) -> None:
     """Shards with audit, card, licences, Croissant, STAC, previews and checksums, ready to publish; never edited."""
-    from sgdata import auditor, checks
-    from sgdata.release import assemble, shipment
+    from sgdata.audits import checks, gather
+    from sgdata.releases import assemble, shipment
 
     listen(quiet)
     order = shipment.Order(
@@ -404,7 +405,7 @@ def release(
         register=register or assemble.register_of_checkout(), archive=archive,
     )  # fmt: skip
     folder, report = assemble.release(
-        order, lambda shards: checks.judge(auditor.gather(auditor.subject(shards, lock_of=build), workers=workers))
+        order, lambda shards: checks.judge(gather.gather(gather.subject(shards, lock_of=build), workers=workers))
     )
     print(folder)
     if report.findings:
@@ -420,7 +421,7 @@ def show(
     layer: Annotated[list[Path] | None, typer.Option(help="A map to lay over a build; repeatable.")] = None,
 ) -> None:
     """A page to look at an output: map, spectra, samples, splits, losses; opens from disk, without a server."""
-    from sgdata.show import folder
+    from sgdata.pages import folder
 
     # Beside the folder, not in it: an output is never changed after its sums were written.
     print(folder.write(path, out or path.resolve().with_name(f"{path.resolve().name}-page"), layer or ()))
@@ -436,8 +437,8 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """The whole story on a simulated city, offline: simulate, build, audit, shard, release, train, page."""
-    from sgdata import demo as tale
     from sgdata import files
+    from sgdata.demo import story as tale
 
     listen(quiet)
     page = tale.run(out, story=tale.Story(size_km=size, dates=dates, seed=seed), workers=workers)

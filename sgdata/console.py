@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sgdata.audit import Report
-    from sgdata.datasets.segmunich import Places
-    from sgdata.lock import Lock
+    from sgdata.audits.findings import Report
+    from sgdata.builds.pipeline import Places
+    from sgdata.scenes.lock import Lock
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -26,12 +26,13 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def show_plan(planned: Lock, places: Places, *, where: str, as_json: bool) -> str:
     """Print the month table of a plan, its cost, and where its lock lies; returns its holes in words."""
-    from sgdata import files, passes
-    from sgdata import lock as locks
+    from sgdata import files
+    from sgdata.scenes import coverage
+    from sgdata.scenes import lock as locks
 
-    months = passes.months(planned)
-    cost = passes.cost(planned, where, workers=places.workers)
-    holes = passes.holes(months)
+    months = coverage.months(planned)
+    cost = coverage.cost(planned, where, workers=places.workers)
+    holes = coverage.holes(months)
     if as_json:
         about = {"lock": places.out / locks.NAME, "months": months, "cost": cost}
         # Only the document, for a program reads it; the holes are in it.

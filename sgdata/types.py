@@ -107,7 +107,7 @@ class Contract:
 
     A reflectance is `(DN + offset) * scale`. `shape` is (C, H, W), or None where samples differ in size.
     `fingerprint` is the SHA-256 over the sorted sample hashes. A difference between two contracts is
-    found by `sgdata.contracts.differences`.
+    found by `sgdata.shards.contracts.differences`.
     """
 
     # Raised when old readers would misread new files; they refuse a number that they do not know.

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from sgmodel import encoder as enc
-from sgmodel import fitting, heads, hub, torchvision_gate
+from sgmodel.checkpoints import hub, transfer
+from sgmodel.models import encoder as enc
+from sgmodel.models import heads, torchvision_compat
 
 SIZES = {"base": enc.base, "large": enc.large, "huge": enc.huge}
 
@@ -96,7 +97,7 @@ def _entrypoint(size: str, px: int) -> Any:
         model = SpectralGPT(config, num_classes)
         if pretrained:
             source = hub.found((pretrained_cfg_overlay or {}).get("file", f"spectralgpt_{size}_patch8_{px}"))
-            fitting.fit(model, fitting.read_weights(source), where=str(source))
+            transfer.fit(model, transfer.read_weights(source), where=str(source))
         return model
 
     create.__name__ = f"spectralgpt_{size}_patch8_{px}"
@@ -106,7 +107,7 @@ def _entrypoint(size: str, px: int) -> Any:
 
 def register() -> None:
     """Tell timm of `spectralgpt_{base,large,huge}_patch8_{96,128}`."""
-    torchvision_gate.mend()
+    torchvision_compat.mend()
     from timm.models import register_model
 
     for size in SIZES:

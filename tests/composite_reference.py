@@ -6,28 +6,28 @@ from datetime import date, timedelta
 
 import numpy as np
 
-from sgdata import composite
+from sgdata.composite import rules
 from sgdata.types import Array
 
 
 def median(observations: Array, usable: Array) -> Array:
-    """As `composite.median`."""
+    """As `rules.median`."""
     return np.floor(_middle(observations, usable) + 0.5).astype(observations.dtype)
 
 
 def medoid(looked: Array, usable: Array) -> Array:
-    """As `composite.medoid`, the date only."""
+    """As `rules.medoid`, the date only."""
     return _first_best(-((looked - _middle(looked, usable)) ** 2).sum(axis=1), usable)
 
 
 def maxndvi(looked: Array, usable: Array) -> Array:
-    """As `composite.maxndvi`, the date only."""
+    """As `rules.maxndvi`, the date only."""
     red, nir = looked[:, 0].astype(np.float64), looked[:, 1].astype(np.float64)
     return _first_best((nir - red) / np.maximum(nir + red, 1), usable)
 
 
-def bap(looked: Array, sights: Array, days: tuple[int, ...], settings: composite.BapSettings, gsd_m: float) -> Array:
-    """As `composite.bap`, the score only and in floating point: (T, H, W), 0-1."""
+def bap(looked: Array, sights: Array, days: tuple[int, ...], settings: rules.BapSettings, gsd_m: float) -> Array:
+    """As `rules.bap`, the score only and in floating point: (T, H, W), 0-1."""
     w_doy, w_year, w_cloud, w_haze = settings.weights
     when = [date(1970, 1, 1) + timedelta(days=day) for day in days]
     off = np.abs(np.array([d.timetuple().tm_yday for d in when]) - settings.day_of_year)
@@ -43,10 +43,10 @@ def bap(looked: Array, sights: Array, days: tuple[int, ...], settings: composite
 
 
 def geomedian(observations: Array, usable: Array) -> Array:
-    """As `composite.geomedian`, not rounded: (C, H, W) float64, all pixels through all rounds."""
+    """As `rules.geomedian`, not rounded: (C, H, W) float64, all pixels through all rounds."""
     values, weight = observations.astype(np.float64), usable[:, None].astype(np.float64)
     point: Array = (values * weight).sum(axis=0) / np.maximum(weight.sum(axis=0), 1)
-    for _ in range(composite.ROUNDS):
+    for _ in range(rules.ROUNDS):
         away = np.sqrt(((values - point) ** 2).sum(axis=1, keepdims=True))
         pull = weight / np.maximum(away, 0.5)
         point = (values * pull).sum(axis=0) / np.maximum(pull.sum(axis=0), 1e-12)
@@ -55,7 +55,7 @@ def geomedian(observations: Array, usable: Array) -> Array:
 
 def _first_best(quality: Array, usable: Array) -> Array:
     """(H, W) the usable date of the greatest quality (T, H, W), the first of equals, NO_VALUE where none is."""
-    best: Array = np.where(usable.any(axis=0), np.where(usable, quality, -np.inf).argmax(axis=0), composite.NO_VALUE)
+    best: Array = np.where(usable.any(axis=0), np.where(usable, quality, -np.inf).argmax(axis=0), rules.NO_VALUE)
     return best
 
 

@@ -40,6 +40,6 @@ def parity() -> Path:
 @pytest.fixture(scope="session")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A simulated archive: 2 km, 4 dates of the first epoch."""
-    from sgdata.simulate.archive import simulate
+    from sgdata.simulation.archive import simulate
 
     return simulate(tmp_path_factory.mktemp("city") / "archive", seed=1, size_km=2, dates=4)

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from sgmodel import encoder, group_vit, models, upernet
+from sgmodel.models import encoder, factory, satmae, upernet
 
 HEAD = upernet.HeadConfig(
     levels=(8, 8, 8, 8), hidden=(8, 8, 8), width=8, groups_levels=4, groups=4, dropout_levels=0.0, dropout=0.0
 )
-VIT: models.Options = {"patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
-SWIN: models.Options = {"window_size": 2, "embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
-RESNET: models.Options = {"base_width": 8, "layers": (1, 1, 1, 1), "channels": (16, 16, 16, 16)}
+VIT: factory.Options = {"patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
+SWIN: factory.Options = {"window_size": 2, "embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
+RESNET: factory.Options = {"base_width": 8, "layers": (1, 1, 1, 1), "channels": (16, 16, 16, 16)}
 GROUPS = ((1, 2, 3, 7), (4, 5, 6, 8), (10, 11))
 ENCODER = encoder.EncoderConfig(image_px=32, width=16, depth=2, heads=2)
 
 RIVALS = {
-    "spectralgpt": models.ModelRecipe(backbone="spectralgpt", encoder=ENCODER, head=HEAD),
-    "mae": models.ModelRecipe(
+    "spectralgpt": factory.ModelRecipe(backbone="spectralgpt", encoder=ENCODER, head=HEAD),
+    "mae": factory.ModelRecipe(
         backbone="spectralgpt",
         head=HEAD,
         encoder=encoder.EncoderConfig(image_px=32, group_bands=12, width=16, depth=2, heads=2),
     ),
-    "linear": models.ModelRecipe(backbone="linear"),
-    "unet": models.ModelRecipe(backbone="unet", widths=(8, 16)),
-    "satmae": models.ModelRecipe(
+    "linear": factory.ModelRecipe(backbone="linear"),
+    "unet": factory.ModelRecipe(backbone="unet", widths=(8, 16)),
+    "satmae": factory.ModelRecipe(
         backbone="satmae",
         head=HEAD,
-        satmae=group_vit.SatmaeConfig(groups=GROUPS, image_px=32, width=24, group_width=8, depth=2, heads=2),
+        satmae=satmae.SatmaeConfig(groups=GROUPS, image_px=32, width=24, group_width=8, depth=2, heads=2),
     ),
-    "resnet": models.ModelRecipe(backbone="timm:resnet50", image_px=32, head=HEAD, options=RESNET),
-    "vit": models.ModelRecipe(backbone="timm:vit_base_patch16_224", image_px=32, head=HEAD, options=VIT),
-    "beit": models.ModelRecipe(backbone="timm:beit_base_patch16_224", image_px=32, head=HEAD, options=VIT),
-    "swin": models.ModelRecipe(backbone="timm:swin_tiny_patch4_window7_224", image_px=32, head=HEAD, options=SWIN),
+    "resnet": factory.ModelRecipe(backbone="timm:resnet50", image_px=32, head=HEAD, options=RESNET),
+    "vit": factory.ModelRecipe(backbone="timm:vit_base_patch16_224", image_px=32, head=HEAD, options=VIT),
+    "beit": factory.ModelRecipe(backbone="timm:beit_base_patch16_224", image_px=32, head=HEAD, options=VIT),
+    "swin": factory.ModelRecipe(backbone="timm:swin_tiny_patch4_window7_224", image_px=32, head=HEAD, options=SWIN),
 }

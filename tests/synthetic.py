@@ -14,7 +14,8 @@ import rasterio
 import tifffile
 from rasterio.transform import from_origin
 
-from sgdata import catalog, contracts, sentinel2
+from sgdata import catalog, sentinel2
+from sgdata.shards import contracts
 from sgdata.types import Array, Contract, LabelSpace
 
 GROUPS = {10: ("B02", "B03", "B04", "B08"), 20: ("B05", "B06", "B07", "B8A", "B11", "B12"), 60: ("B01", "B09")}

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import audit, builds, contracts, files, lock, patches, rasters, sentinel2, statistics
-from sgdata.lock import Item, Lock
+from sgdata import files, sentinel2
+from sgdata.audits import findings
+from sgdata.builds import build_folder, patch_table
+from sgdata.rasters import geotiff
+from sgdata.scenes import lock
+from sgdata.scenes.lock import Item, Lock
+from sgdata.shards import contracts, statistics
 from sgdata.types import Array, Grid, Scene, Window
 from tests import synthetic_shards
 
@@ -21,17 +26,19 @@ def write(out: Path, shape: tuple[int, int], *, patch: int = 128) -> Path:
     """Everything that `sgdata build` leaves and the page reads; four classes, three scenes, a corner without data."""
     grid = Grid(crs="EPSG:32632", origin=(680040.0, 5340360.0), gsd_m=10.0, shape=shape)
     bands = sentinel2.L2A_BANDS
-    image = rasters.Style(descriptions=bands, nodata=0)
-    rasters.write_cog(out / builds.IMAGE, grid, ((w, dn(w)) for w in strips(shape)), style=image)
-    provenance = rasters.Style(descriptions=builds.PROVENANCE_BANDS, nodata=65535)
-    rasters.write_cog(out / builds.PROVENANCE_FILE, grid, ((w, chosen(w)) for w in strips(shape)), style=provenance)
+    image = geotiff.Style(descriptions=bands, nodata=0)
+    geotiff.write_cog(out / build_folder.IMAGE, grid, ((w, dn(w)) for w in strips(shape)), style=image)
+    provenance = geotiff.Style(descriptions=build_folder.PROVENANCE_BANDS, nodata=65535)
+    geotiff.write_cog(
+        out / build_folder.PROVENANCE_FILE, grid, ((w, chosen(w)) for w in strips(shape)), style=provenance
+    )
     whole = Window(row=0, col=0, height=shape[0], width=shape[1])
     labels = classes(whole)
     labels[:8] = 255
     space = synthetic_shards.contract(patch).label_space
     sources = {0: "none", 1: "OpenStreetMap polygon"}
-    builds.write_labels(out, grid, space, sources, (labels, (labels < 255).astype(np.uint8)))
-    builds.write_usage(out, [(name, 0.5) for name in SCENES])
+    build_folder.write_labels(out, grid, space, sources, (labels, (labels < 255).astype(np.uint8)))
+    build_folder.write_usage(out, [(name, 0.5) for name in SCENES])
     counts = statistics.counts(dn(Window(row=0, col=0, height=min(512, shape[0]), width=shape[1])))
     contract = dataclasses.replace(
         synthetic_shards.contract(patch),
@@ -43,13 +50,15 @@ def write(out: Path, shape: tuple[int, int], *, patch: int = 128) -> Path:
     windows = [Window(row=r, col=c, height=patch, width=patch) for r, c in corners]
     parts = ["val" if window.row < patch else "train" for window in windows]
     held = np.ones((len(windows), 4), np.int64)
-    patches.write(out / "patches.parquet", patches.table("toy", grid, windows, parts=parts, counts=held, ids=range(4)))
+    patch_table.write(
+        out / "patches.parquet", patch_table.table("toy", grid, windows, parts=parts, counts=held, ids=range(4))
+    )
     lock.write(out / lock.NAME, locked(grid))
-    report = audit.Report(
+    report = findings.Report(
         subject="segmunich 1", kind="build", samples=len(windows), findings=1,
-        checks=(audit.Check(name="dead bands", state="finding", told="B09 is <constant>", where=("toy-r00000",)),),
+        checks=(findings.Check(name="dead bands", state="finding", told="B09 is <constant>", where=("toy-r00000",)),),
     )  # fmt: skip
-    files.write(out / audit.NAME, files.pretty_json(report))
+    files.write(out / findings.NAME, files.pretty_json(report))
     return out
 
 

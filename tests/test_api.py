@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import sgdata
-from sgdata import verify
+from sgdata import verification
 from sgdata.errors import SettingError
 
 SMALL = ("patches.size=64", "split.block_px=100", "split.gap_px=0", "composite.method=median")
@@ -25,7 +25,7 @@ def test_from_an_area_to_shards(city: Path, tmp_path: Path) -> None:
     assert build.labels.shape == build.image.shape[1:]
     packed = sgdata.shard("segmunich", source=out, out=tmp_path / "shards")
     assert packed.complete
-    assert verify.verify(packed.folder) == []
+    assert verification.verify(packed.folder) == []
 
 
 def test_dates_move_the_day_of_the_labels() -> None:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sgdata import archives
+from sgdata.datasets import archives
 from sgdata.errors import SourceError
 from sgdata.types import Member
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import areas
-from sgdata.areas import Area
 from sgdata.errors import SettingError
+from sgdata.scenes import aoi
+from sgdata.scenes.aoi import Area
 from sgdata.types import Grid
 
 MUNICH = Grid(crs="EPSG:32632", origin=(671280.0, 5349540.0), gsd_m=10.0, shape=(2958, 3847))
@@ -28,13 +28,13 @@ def polygon(path: Path, lattice: Grid, decimals: int) -> Path:
 
 
 def test_a_grid_is_taken_as_it_is() -> None:
-    assert areas.resolve(Area(grid=MUNICH)) is MUNICH
+    assert aoi.resolve(Area(grid=MUNICH)) is MUNICH
 
 
 @pytest.mark.parametrize("decimals", [7, 15])
 def test_a_polygon_of_60_m_corners_gives_its_own_grid_back(tmp_path: Path, decimals: int) -> None:
     lattice = Grid(crs="EPSG:32632", origin=(680040.0, 5340360.0), gsd_m=10.0, shape=(1200, 600))
-    assert areas.resolve(Area(aoi=str(polygon(tmp_path / "a.geojson", lattice, decimals)))) == lattice
+    assert aoi.resolve(Area(aoi=str(polygon(tmp_path / "a.geojson", lattice, decimals)))) == lattice
 
 
 @pytest.mark.parametrize(
@@ -46,10 +46,10 @@ def test_a_polygon_of_60_m_corners_gives_its_own_grid_back(tmp_path: Path, decim
     ],
 )
 def test_a_box_is_covered_in_its_zone(bbox: tuple[float, float, float, float], crs: str) -> None:
-    lattice = areas.resolve(Area(bbox=bbox))
+    lattice = aoi.resolve(Area(bbox=bbox))
     assert lattice.crs == crs
     assert all(edge % 60 == 0 for edge in lattice.bounds)
-    west, south, east, north = areas.in_degrees(lattice)
+    west, south, east, north = aoi.in_degrees(lattice)
     assert west <= bbox[0] and south <= bbox[1] and east >= bbox[2] and north >= bbox[3]
 
 
@@ -68,14 +68,14 @@ def test_a_box_is_covered_in_its_zone(bbox: tuple[float, float, float, float], c
 )
 def test_an_area_that_cannot_be_is_refused_by_value(area: Area, words: str) -> None:
     with pytest.raises(SettingError, match=words):
-        areas.resolve(area)
+        aoi.resolve(area)
 
 
 def test_an_area_that_is_no_number_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     path.write_text('{"type": "Polygon", "coordinates": [[[NaN, 48.7], [10.4, 48.0], [10.5, 48.7], [10.3, 48.7]]]}')
     with pytest.raises(SettingError, match="cannot be read as GeoJSON"):
-        areas.resolve(Area(aoi=str(path)))
+        aoi.resolve(Area(aoi=str(path)))
 
 
 def test_a_file_in_metres_is_refused(tmp_path: Path) -> None:
@@ -83,4 +83,4 @@ def test_a_file_in_metres_is_refused(tmp_path: Path) -> None:
     ring = [[6e5, 5e6], [6.1e5, 5e6], [6e5, 5.1e6], [6e5, 5e6]]
     path.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
     with pytest.raises(SettingError, match="4 vertices in degrees"):
-        areas.resolve(Area(aoi=str(path)))
+        aoi.resolve(Area(aoi=str(path)))

@@ -15,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from sgdata import audit, auditor, checks, nearness, sealing, sentinel2, shards, twins
+from sgdata import sentinel2
+from sgdata.audits import checks, duplicates, gather, proximity
+from sgdata.audits import findings as audit_findings
+from sgdata.audits.proximity import Spot
 from sgdata.cli import app
 from sgdata.errors import SettingError, SourceError
-from sgdata.nearness import Spot
+from sgdata.shards import finish, tar_format
 from sgdata.types import Contract, LabelSpace, Sample
 from tests import synthetic
 
@@ -222,19 +225,19 @@ everywhere(glint),
 }  # fmt: skip
 
 
-def findings(report: audit.Report) -> set[str]:
+def findings(report: audit_findings.Report) -> set[str]:
     return {check.name for check in report.checks if check.state == "finding"}
 
 
-def audited(path: Path, **options: object) -> audit.Report:
+def audited(path: Path, **options: object) -> audit_findings.Report:
     workers = options.pop("workers", 1)
-    return checks.judge(auditor.gather(auditor.subject(path, **options), workers=workers))  # type: ignore[arg-type]
+    return checks.judge(gather.gather(gather.subject(path, **options), workers=workers))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("planted", PLANTED)
 def test_each_planted_defect_is_found_and_nothing_else(planted: str, tmp_path: Path) -> None:
     plant, expected = PLANTED[planted]
-    sealing.write(plant(clean()), tmp_path, contract=contract())
+    finish.write(plant(clean()), tmp_path, contract=contract())
     report = audited(tmp_path)
     assert findings(report) == expected, [check for check in report.checks if check.state == "finding"]
     assert report.findings == len(expected)
@@ -245,24 +248,24 @@ def test_each_planted_defect_is_found_and_nothing_else(planted: str, tmp_path: P
 
 def test_the_planted_samples_are_named(tmp_path: Path) -> None:
     plant, _ = PLANTED["a turned copy"]
-    sealing.write(plant(clean()), tmp_path, contract=contract())
+    finish.write(plant(clean()), tmp_path, contract=contract())
     found = {check.name: check for check in audited(tmp_path).checks}["turned copies"]
     assert found.where == ("train-005", "val-planted")
     assert found.figures == {"samples": 2, "groups": 1, "groups_across_splits": 1}
 
 
 def test_labels_years_after_the_images(tmp_path: Path) -> None:
-    sealing.write(clean(), tmp_path, contract=contract())
-    what = auditor.subject(tmp_path)
+    finish.write(clean(), tmp_path, contract=contract())
+    what = gather.subject(tmp_path)
     days = checks.Days(first="2017-04-01", last="2020-04-01", labels="2023-01-01")
-    assert findings(checks.judge(auditor.gather(replace(what, days=days)))) == {"label date"}
+    assert findings(checks.judge(gather.gather(replace(what, days=days)))) == {"label date"}
     near = replace(days, labels="2020-06-01")
-    assert not findings(checks.judge(auditor.gather(replace(what, days=near))))
+    assert not findings(checks.judge(gather.gather(replace(what, days=near))))
 
 
 def test_damaged_samples_are_listed_not_fatal(tmp_path: Path) -> None:
-    sealing.write(clean(), tmp_path, contract=contract())
-    row = shards.read_index(tmp_path).to_pylist()[3]
+    finish.write(clean(), tmp_path, contract=contract())
+    row = tar_format.read_index(tmp_path).to_pylist()[3]
     tar = tmp_path / row["shard"]
     content = bytearray(tar.read_bytes())
     content[row["image_offset"] + 2] ^= 255
@@ -273,12 +276,12 @@ def test_damaged_samples_are_listed_not_fatal(tmp_path: Path) -> None:
 
 
 def test_workers_and_repetition_change_no_byte(tmp_path: Path) -> None:
-    sealing.write(PLANTED["overlapping windows"][0](clean()), tmp_path / "in", contract=contract())
+    finish.write(PLANTED["overlapping windows"][0](clean()), tmp_path / "in", contract=contract())
     for name, workers in (("one", 1), ("two", 2)):
-        auditor.write(tmp_path / name, audited(tmp_path / "in", workers=workers))
+        gather.write(tmp_path / name, audited(tmp_path / "in", workers=workers))
     assert (tmp_path / "one/audit.json").read_bytes() == (tmp_path / "two/audit.json").read_bytes()
     assert (tmp_path / "one/index.html").read_bytes() == (tmp_path / "two/index.html").read_bytes()
-    assert audit.read(tmp_path / "one/audit.json").findings == 2
+    assert audit_findings.read(tmp_path / "one/audit.json").findings == 2
 
 
 # --- builds and datasets as distributed ----------------------------------------------------
@@ -379,10 +382,10 @@ def test_what_cannot_be_audited_says_why(tmp_path: Path) -> None:
 
 
 def test_the_command_exits_3_with_findings(tmp_path: Path) -> None:
-    sealing.write(PLANTED["a dead band"][0](clean()), tmp_path / "in", contract=contract())
+    finish.write(PLANTED["a dead band"][0](clean()), tmp_path / "in", contract=contract())
     done = CliRunner().invoke(app, ["audit", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--json"])
     assert done.exit_code == 3
-    assert audit.read(tmp_path / "out/audit.json").findings == 1
+    assert audit_findings.read(tmp_path / "out/audit.json").findings == 1
     assert '"dead bands"' in done.stdout
     assert "B11 has one value" in (tmp_path / "out/index.html").read_text()
 
@@ -394,11 +397,11 @@ def test_the_command_exits_3_with_findings(tmp_path: Path) -> None:
 def test_a_look_turns_with_the_picture(seed: int, shape: tuple[int, ...], way: int) -> None:
     image = np.random.default_rng(seed).integers(1, 4000, shape).astype(np.uint16)
     turned = np.rot90(image[:, :, ::-1] if way > 3 else image, way % 4, axes=(1, 2))
-    one, other = twins.look(image), twins.look(turned)
+    one, other = duplicates.look(image), duplicates.look(turned)
     assert one is not None
     assert other is not None
-    assert twins.alike(np.stack([one, other])) == [(0, 1)]
-    assert twins.d4_hash(image) == twins.d4_hash(turned)
+    assert duplicates.alike(np.stack([one, other])) == [(0, 1)]
+    assert duplicates.d4_hash(image) == duplicates.d4_hash(turned)
 
 
 @given(st.integers(0, 2**32))
@@ -406,7 +409,7 @@ def test_alike_is_what_comparing_all_pairs_finds(seed: int) -> None:
     rng = np.random.default_rng(seed)
     images = [rng.integers(1, 4000, (3, 16, 16)) for _ in range(6)]
     images += [np.rot90(images[n], n, axes=(1, 2)) + rng.normal(0, 60 * n, (3, 16, 16)) for n in range(6)]
-    looks = np.stack([seen for seen in map(twins.look, images) if seen is not None])
+    looks = np.stack([seen for seen in map(duplicates.look, images) if seen is not None])
     slow = [
         (i, j)
         for i in range(len(looks))
@@ -416,14 +419,14 @@ def test_alike_is_what_comparing_all_pairs_finds(seed: int) -> None:
             for m in (looks[i].astype(float), looks[i].astype(float)[:, :, ::-1])
             for k in range(4)
         )
-        < twins.NEAR * 127 / 4
+        < duplicates.NEAR * 127 / 4
     ]
-    assert twins.alike(looks) == slow
+    assert duplicates.alike(looks) == slow
 
 
 def test_a_flat_picture_looks_like_nothing() -> None:
-    assert twins.look(np.full((3, 16, 16), 7)) is None
-    assert twins.look(np.ones((3, 5, 16))) is None
+    assert duplicates.look(np.full((3, 16, 16), 7)) is None
+    assert duplicates.look(np.ones((3, 5, 16))) is None
 
 
 def square(crs: str, x: float, y: float, side: float) -> Spot:
@@ -438,7 +441,7 @@ def square(crs: str, x: float, y: float, side: float) -> Spot:
 def test_metres_between_squares_of_one_zone(shift: float, easting: float) -> None:
     """Boxes in degrees of neighbours overlap at the edge of a zone, where north is 2 degrees askew; squares do not."""
     one, other = square("EPSG:32632", easting, 5.3e6, 1200), square("EPSG:32632", easting + shift, 5.3e6, 1200)
-    met = nearness.meeting(nearness.columns([one]), nearness.columns([other]))
+    met = proximity.meeting(proximity.columns([one]), proximity.columns([other]))
     assert (len(met.shared) == 1) == (abs(shift) < 1185)
     assert met.nearest_m[0] == pytest.approx(max(abs(shift) - 1200, 0), abs=12)
 
@@ -455,14 +458,14 @@ def test_ground_is_shared_across_zones_and_in_degrees() -> None:
     ]
     lon, lat = spots[0].box[:2]
     degrees = Spot(crs="EPSG:4326", box=(lon + 0.01, lat, lon + 0.02, lat + 0.01), size_m=(740, 1106))
-    met = nearness.meeting(nearness.columns(spots[:1]), nearness.columns([*spots[1:], degrees]))
+    met = proximity.meeting(proximity.columns(spots[:1]), proximity.columns([*spots[1:], degrees]))
     assert met.shared.tolist() == [[0, 0], [0, 2]]
     assert met.nearest_m[1] == pytest.approx(3800, rel=0.1)
 
 
 def test_rasterio_reads_what_a_spot_says(tmp_path: Path) -> None:
     """The size of a sample in degrees, against the ground that rasterio's transform covers."""
-    spot = auditor._spot({"crs": "EPSG:4326", "bounds": [11.0, 48.0, 11.01, 48.02]}, (200, 67))
+    spot = gather._spot({"crs": "EPSG:4326", "bounds": [11.0, 48.0, 11.01, 48.02]}, (200, 67))
     assert spot is not None
     assert spot.size_m[1] == 2000
     assert spot.size_m[0] == pytest.approx(0.01 * 111_320 * np.cos(np.radians(48)) * 2000 / (0.02 * 111_200), rel=0.01)
@@ -473,16 +476,16 @@ def test_gradients_are_no_copies_of_each_other() -> None:
     """Hazy water: the same slope in every band, and grain of its own."""
     rng = np.random.default_rng(0)
     slope = np.add.outer(np.arange(64), np.arange(64)) * 3.0
-    seen = [twins.look(1000 + slope + rng.normal(0, 15, (3, 64, 64))) for _ in range(20)]
-    assert twins.alike(np.array(seen)) == []
+    seen = [duplicates.look(1000 + slope + rng.normal(0, 15, (3, 64, 64))) for _ in range(20)]
+    assert duplicates.alike(np.array(seen)) == []
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 7))
 def test_marks_are_those_of_the_ground(seed: int, turn: int) -> None:
     image = np.random.default_rng(seed).integers(1, 4000, (3, 40, 40)).astype(np.uint16)
     moved = np.rot90(image[:, 4:, :-3], turn % 4, axes=(1, 2))[:, :: 1 if turn < 4 else -1]
-    one, other = (set(np.frombuffer(twins.marks(each), np.uint64).tolist()) for each in (image, moved))
-    assert len(one) == twins.MARKS
+    one, other = (set(np.frombuffer(duplicates.marks(each), np.uint64).tolist()) for each in (image, moved))
+    assert len(one) == duplicates.MARKS
     assert len(one & other) >= checks.SHARED_MARKS
-    assert twins.marks(np.full((3, 40, 40), 7, np.uint16)) == b""
-    assert twins.marks(image[:, :4]) == b""
+    assert duplicates.marks(np.full((3, 40, 40), 7, np.uint16)) == b""
+    assert duplicates.marks(image[:, :4]) == b""

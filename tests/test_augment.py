@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sgdata.errors import SettingError
-from sgmodel import augment, normalise
+from sgmodel.data import augment, normalise
 
 MINMAX = normalise.Normalisation(scheme="minmax", eps=1e-10, mean=(), std=())
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_shards import contract, sample, write
 
-from sgdata import sealing, shards
 from sgdata.errors import SettingError, SourceError
-from sgmodel import batches
+from sgdata.shards import finish, tar_format
+from sgmodel.data import loader as data_loader
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_order_on_any_ranks_with_any_interruption(count: int, world: int, batch: int, cut: int, seed: int) -> None:
     """Three epochs and more: the ranks' shares, resumed at `cut`, join into the sequence of one rank."""
     last = max(12, 3 * count // batch + 1)
-    whole = [places.samples for places in batches.stream(count, batch, seed=seed, first=0, last=last)]
-    resumed = [*batches.stream(count, batch, seed=seed, first=0, last=cut)]
-    resumed += batches.stream(count, batch, seed=seed, first=cut, last=last)
+    whole = [places.samples for places in data_loader.stream(count, batch, seed=seed, first=0, last=last)]
+    resumed = [*data_loader.stream(count, batch, seed=seed, first=0, last=cut)]
+    resumed += data_loader.stream(count, batch, seed=seed, first=cut, last=last)
     for expected, places in zip(whole, resumed, strict=True):
-        parts = [batches.share(places, rank=rank, world=world).samples for rank in range(world)]
+        parts = [data_loader.share(places, rank=rank, world=world).samples for rank in range(world)]
         assert np.array_equal(np.concatenate(parts), expected)
     flat = np.concatenate(whole)
     for epoch in range(len(flat) // count):
@@ -47,25 +47,25 @@ def test_order_on_any_ranks_with_any_interruption(count: int, world: int, batch:
 
 
 def test_epochs_differ_and_are_marked() -> None:
-    first, second, third = batches.stream(8, 8, seed=1, first=0, last=3)
+    first, second, third = data_loader.stream(8, 8, seed=1, first=0, last=3)
     assert not np.array_equal(first.samples, second.samples)
     assert [set(places.epoch) for places in (first, second, third)] == [{0}, {1}, {2}]
-    (across,) = batches.stream(6, 8, seed=1, first=0, last=1)
+    (across,) = data_loader.stream(6, 8, seed=1, first=0, last=1)
     assert across.epoch.tolist() == [0] * 6 + [1] * 2
 
 
 def test_ranks_must_divide_the_batch() -> None:
-    (places,) = batches.stream(9, 6, seed=0, first=0, last=1)
+    (places,) = data_loader.stream(9, 6, seed=0, first=0, last=1)
     with pytest.raises(SettingError, match="batch 6 does not divide among 4"):
-        batches.share(places, rank=0, world=4)
+        data_loader.share(places, rank=0, world=4)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_batches_hold_the_samples_of_their_keys(folder: Path, threads: int) -> None:
-    source = batches.Samples(folder, "train", ("image", "mask"))
-    stored = {one.key: one for one in shards.samples(folder, "train")}
+    source = data_loader.Samples(folder, "train", ("image", "mask"))
+    stored = {one.key: one for one in tar_format.samples(folder, "train")}
     seen = 0
-    for batch in batches.load(source, batches.stream(11, 4, seed=2, first=0, last=9), threads=threads):
+    for batch in data_loader.load(source, data_loader.stream(11, 4, seed=2, first=0, last=9), threads=threads):
         assert batch.arrays["image"].dtype == torch.uint16
         for row, key in enumerate(batch.keys):
             assert source.keys[int(batch.samples[row])] == key
@@ -76,17 +76,19 @@ def test_batches_hold_the_samples_of_their_keys(folder: Path, threads: int) -> N
 
 
 def test_in_order_reads_every_sample_once(folder: Path) -> None:
-    source = batches.Samples(folder, "train", ("mask",))
-    keys = [key for batch in batches.load(source, batches.in_order(len(source), 4), threads=2) for key in batch.keys]
+    source = data_loader.Samples(folder, "train", ("mask",))
+    keys = [
+        key for batch in data_loader.load(source, data_loader.in_order(len(source), 4), threads=2) for key in batch.keys
+    ]
     assert keys == source.keys
     assert len(keys) == 11
 
 
 def test_sizes_may_vary(tmp_path: Path) -> None:
     made = [sample(0, "train", 20, 24), sample(1, "train", 32, 16)]
-    sealing.write(made, tmp_path, contract=contract(32))
-    source = batches.Samples(tmp_path, "train", ("image", "mask"))
-    (batch,) = batches.load(source, batches.in_order(2, 2), threads=2)
+    finish.write(made, tmp_path, contract=contract(32))
+    source = data_loader.Samples(tmp_path, "train", ("image", "mask"))
+    (batch,) = data_loader.load(source, data_loader.in_order(2, 2), threads=2)
     assert batch.extent.tolist() == [[20, 24], [32, 16]]
     assert tuple(batch.arrays["image"].shape) == (2, 12, 32, 24)
     for row, (height, width) in enumerate(batch.extent.tolist()):
@@ -96,26 +98,26 @@ def test_sizes_may_vary(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", ["blosc", "npy"])
-def test_a_few_float_samples_among_whole_ones_keep_every_value(codec: shards.Codec, tmp_path: Path) -> None:
+def test_a_few_float_samples_among_whole_ones_keep_every_value(codec: tar_format.Codec, tmp_path: Path) -> None:
     made = [sample(number, "train", 16, 16) for number in range(5)]
     odd = made[2].arrays["image"].astype(np.float32) + 0.5
     made[2] = replace(made[2], arrays={**made[2].arrays, "image": odd})
-    sealing.write(made, tmp_path, contract=contract(16), codec=codec)
-    source = batches.Samples(tmp_path, "train", ("image",))
-    (batch,) = batches.load(source, batches.in_order(5, 5), threads=2)
+    finish.write(made, tmp_path, contract=contract(16), codec=codec)
+    source = data_loader.Samples(tmp_path, "train", ("image",))
+    (batch,) = data_loader.load(source, data_loader.in_order(5, 5), threads=2)
     assert batch.arrays["image"].dtype == torch.float32
     for row, each in enumerate(made):
         assert np.array_equal(batch.arrays["image"][row], each.arrays["image"])
         assert np.array_equal(source[row]["image"], each.arrays["image"])
     made[1] = replace(made[1], arrays={**made[1].arrays, "image": made[1].arrays["image"].astype(np.int32)})
-    sealing.write(made, tmp_path / "none", contract=contract(16), codec=codec)
+    finish.write(made, tmp_path / "none", contract=contract(16), codec=codec)
     with pytest.raises(SettingError, match="expected one that holds the values of the others"):
-        batches.Samples(tmp_path / "none", "train", ("image",))
+        data_loader.Samples(tmp_path / "none", "train", ("image",))
 
 
 def test_parts_cover_a_batch(folder: Path) -> None:
-    source = batches.Samples(folder, "train", ("image",))
-    (batch,) = batches.load(source, batches.in_order(11, 11), threads=1)
+    source = data_loader.Samples(folder, "train", ("image",))
+    (batch,) = data_loader.load(source, data_loader.in_order(11, 11), threads=1)
     parts = list(batch.parts(4))
     assert [len(part.keys) for part in parts] == [2, 3, 3, 3]
     assert torch.equal(torch.cat([part.arrays["image"] for part in parts]), batch.arrays["image"])
@@ -123,46 +125,46 @@ def test_parts_cover_a_batch(folder: Path) -> None:
 
 
 def test_codec_npy_reads_the_same(tmp_path: Path, folder: Path) -> None:
-    made = list(shards.samples(folder, "val"))
-    sealing.write(made, tmp_path, contract=contract(32), codec="npy")
-    source = batches.Samples(tmp_path, "val", ("image",))
+    made = list(tar_format.samples(folder, "val"))
+    finish.write(made, tmp_path, contract=contract(32), codec="npy")
+    source = data_loader.Samples(tmp_path, "val", ("image",))
     assert np.array_equal(source.read(1, "image"), made[1].arrays["image"])
 
 
 def test_unknown_split_and_member_are_named(folder: Path) -> None:
     with pytest.raises(SettingError, match="no split 'dev'; it has train, val"):
-        batches.Samples(folder, "dev", ("image",))
+        data_loader.Samples(folder, "dev", ("image",))
     with pytest.raises(SettingError, match="samples have no 'image_10m'; they have image, mask, meta"):
-        batches.Samples(folder, "train", ("image_10m",))
+        data_loader.Samples(folder, "train", ("image_10m",))
 
 
 def test_a_damaged_member_is_named(tmp_path: Path) -> None:
     write(tmp_path, train=3, val=1)
-    source = batches.Samples(tmp_path, "train", ("image",))
+    source = data_loader.Samples(tmp_path, "train", ("image",))
     start = int(source.members["image"].start[1])
     with (tmp_path / source.shard[1]).open("r+b") as handle:
         handle.seek(start)
         handle.write(b"\xff" * 64)
     with pytest.raises(SourceError, match="sample 'toy-00001'.*sgdata verify"):
-        list(batches.load(source, batches.in_order(3, 3), threads=2))
+        list(data_loader.load(source, data_loader.in_order(3, 3), threads=2))
 
 
 def test_a_shard_cut_short_or_missing_is_named(tmp_path: Path) -> None:
     write(tmp_path, train=3, val=1)
     tar = tmp_path / "toy-train-000000.tar"
     tar.write_bytes(tar.read_bytes()[:40_000])
-    source = batches.Samples(tmp_path, "train", ("image",))
+    source = data_loader.Samples(tmp_path, "train", ("image",))
     with pytest.raises(SourceError, match="sample 'toy-0000"):
-        list(batches.load(source, batches.in_order(3, 1), threads=1))
+        list(data_loader.load(source, data_loader.in_order(3, 1), threads=1))
     tar.unlink()
     with pytest.raises(SourceError, match=r"toy-train-000000.tar: cannot be read"):
-        batches.Samples(tmp_path, "train", ("image",))
+        data_loader.Samples(tmp_path, "train", ("image",))
 
 
 def test_a_plain_torch_loader_takes_the_samples(folder: Path) -> None:
     """Lightning's and everyone's: a map-style dataset, shuffled and collated by PyTorch."""
-    source = batches.Samples(folder, "train", ("image", "mask"))
-    stored = {one.arrays["mask"].tobytes() for one in shards.samples(folder, "train")}
+    source = data_loader.Samples(folder, "train", ("image", "mask"))
+    stored = {one.arrays["mask"].tobytes() for one in tar_format.samples(folder, "train")}
     data: Any = source
     loader = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True, num_workers=0)
     given = list(loader)
@@ -173,8 +175,8 @@ def test_a_plain_torch_loader_takes_the_samples(folder: Path) -> None:
 
 
 def test_a_fraction_is_what_anyone_can_recompute(folder: Path) -> None:
-    whole = batches.Samples(folder, "train", ("mask",))
-    part = batches.Samples(folder, "train", ("mask",), fraction=0.4, seed=7)
+    whole = data_loader.Samples(folder, "train", ("mask",))
+    part = data_loader.Samples(folder, "train", ("mask",), fraction=0.4, seed=7)
     ranked = sorted(whole.keys, key=lambda key: hashlib.sha256(f"7:{key}".encode()).hexdigest())
     assert part.keys == sorted(ranked[:4])
     for row, key in enumerate(part.keys):
@@ -183,16 +185,16 @@ def test_a_fraction_is_what_anyone_can_recompute(folder: Path) -> None:
 
 def test_fractions_are_nested_and_differ_by_seed() -> None:
     keys = [f"key-{n}" for n in range(200)]
-    small, large = (set(batches.subset(keys, share, seed=1)) for share in (0.1, 0.5))
+    small, large = (set(data_loader.subset(keys, share, seed=1)) for share in (0.1, 0.5))
     assert (len(small), len(large)) == (20, 100)
     assert small < large
-    assert small != set(batches.subset(keys, 0.1, seed=2))
-    backwards = batches.subset(keys[::-1], 0.1, seed=1)
+    assert small != set(data_loader.subset(keys, 0.1, seed=2))
+    backwards = data_loader.subset(keys[::-1], 0.1, seed=1)
     assert {keys[::-1][row] for row in backwards} == {keys[row] for row in small}
-    assert len(batches.subset(keys, 0.001, seed=1)) == 1
+    assert len(data_loader.subset(keys, 0.001, seed=1)) == 1
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
 def test_a_share_that_is_none_is_refused(folder: Path, share: float) -> None:
     with pytest.raises(SettingError, match=f"training.fraction is {share}"):
-        batches.Samples(folder, "train", ("mask",), fraction=share)
+        data_loader.Samples(folder, "train", ("mask",), fraction=share)

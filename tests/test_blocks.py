@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgdata import blocks, grid, patches
+from sgdata.builds import patch_table
 from sgdata.errors import SettingError
+from sgdata.rasters import grid
+from sgdata.splits import blocks
 from sgdata.types import Grid, Window
 
 
@@ -42,7 +44,7 @@ def test_no_two_parts_come_closer_than_the_gap(
 ) -> None:
     windows = some_windows(height, width, size, stride)
     counts = np.random.default_rng(1).integers(0, 5, (len(windows), 3))
-    parts, report = blocks.split(patches.window_boxes(windows), counts, chosen)
+    parts, report = blocks.split(patch_table.window_boxes(windows), counts, chosen)
 
     by_part = {part: [w for w, p in zip(windows, parts, strict=True) if p == part] for part in blocks.PARTS}
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
@@ -53,7 +55,7 @@ def test_no_two_parts_come_closer_than_the_gap(
 
     order = data.draw(st.permutations(range(len(windows))))
     shuffled = [windows[i] for i in order]
-    again, _ = blocks.split(patches.window_boxes(shuffled), counts[list(order)], chosen)
+    again, _ = blocks.split(patch_table.window_boxes(shuffled), counts[list(order)], chosen)
     assert [parts[i] for i in order] == list(again)
 
 
@@ -65,7 +67,7 @@ def test_blocks_of_a_rare_class_go_to_both_parts() -> None:
             counts[i] = (0, 64 * 64)
     for seed in range(8):
         chosen = blocks.SplitSettings(block_px=128, gap_px=0, val_share=0.2, seed=seed)
-        parts, report = blocks.split(patches.window_boxes(windows), counts, chosen)
+        parts, report = blocks.split(patch_table.window_boxes(windows), counts, chosen)
         assert report.lacking == {"train": (), "val": ()}
         assert parts.count("val") / len(parts) == pytest.approx(0.2, abs=0.03)
 
@@ -74,7 +76,9 @@ def test_another_seed_is_another_split_of_the_same_shares() -> None:
     windows = some_windows(1000, 1000, 50, 50)
     counts = np.random.default_rng(0).integers(0, 9, (len(windows), 5))
     first, second = (
-        blocks.split(patches.window_boxes(windows), counts, blocks.SplitSettings(block_px=100, gap_px=0, seed=seed))[0]
+        blocks.split(
+            patch_table.window_boxes(windows), counts, blocks.SplitSettings(block_px=100, gap_px=0, seed=seed)
+        )[0]
         for seed in (0, 1)
     )
     assert first != second
@@ -85,25 +89,25 @@ def test_another_seed_is_another_split_of_the_same_shares() -> None:
 def test_the_random_split_has_exact_shares_and_owns_its_leakage() -> None:
     chosen = blocks.SplitSettings(method="random", val_share=0.2)
     overlapping = some_windows(1280, 1280, 128, 64)
-    parts, report = blocks.split(patches.window_boxes(overlapping), np.ones((len(overlapping), 1)), chosen)
+    parts, report = blocks.split(patch_table.window_boxes(overlapping), np.ones((len(overlapping), 1)), chosen)
     assert parts.count("val") == round(0.2 * len(overlapping))
     assert blocks.LEFT_OUT not in parts
     assert report.leakage > 0.9
     apart = some_windows(1280, 1280, 128, 128)
-    assert blocks.split(patches.window_boxes(apart), np.ones((len(apart), 1)), chosen)[1].leakage == 0
+    assert blocks.split(patch_table.window_boxes(apart), np.ones((len(apart), 1)), chosen)[1].leakage == 0
 
 
 def test_a_class_that_one_part_lacks_is_reported() -> None:
     windows = some_windows(200, 200, 50, 50)
     counts = np.ones((len(windows), 2))
     counts[1:, 1] = 0
-    _, report = blocks.split(patches.window_boxes(windows), counts, blocks.SplitSettings(block_px=100, gap_px=0))
+    _, report = blocks.split(patch_table.window_boxes(windows), counts, blocks.SplitSettings(block_px=100, gap_px=0))
     assert sorted(report.lacking.values()) == [(), (1,)]
 
 
 def test_small_areas_are_divided_evenly_and_an_empty_part_is_named() -> None:
     windows = some_windows(800, 800, 128, 64)
-    boxes, counts = patches.window_boxes(windows), np.ones((len(windows), 1))
+    boxes, counts = patch_table.window_boxes(windows), np.ones((len(windows), 1))
     _, report = blocks.split(boxes, counts, blocks.SplitSettings())  # four blocks of 400 px
     assert report.boxes == {"train": 57, "val": 25}
     assert report.empty == ()
@@ -116,7 +120,7 @@ def test_small_areas_are_divided_evenly_and_an_empty_part_is_named() -> None:
 
 def test_boxes_may_lie_anywhere_and_be_measured_in_metres() -> None:
     windows = some_windows(1000, 1000, 128, 64)
-    boxes, counts = patches.window_boxes(windows), np.random.default_rng(2).integers(0, 9, (len(windows), 4))
+    boxes, counts = patch_table.window_boxes(windows), np.random.default_rng(2).integers(0, 9, (len(windows), 4))
     here, _ = blocks.split(boxes, counts, blocks.SplitSettings(block_px=250, gap_px=64))
     metres = boxes * 10.0 + (671280, 5349540, 671280, 5349540)
     there, _ = blocks.split(metres, counts, blocks.SplitSettings(block_px=2500, gap_px=640))
@@ -126,7 +130,7 @@ def test_boxes_may_lie_anywhere_and_be_measured_in_metres() -> None:
 def test_few_patches_are_lost_to_the_gap() -> None:
     windows = some_windows(2958, 3847, 128, 64)  # the paper's area
     counts = np.random.default_rng(0).integers(0, 9, (len(windows), 13))
-    parts, report = blocks.split(patches.window_boxes(windows), counts, blocks.SplitSettings())
+    parts, report = blocks.split(patch_table.window_boxes(windows), counts, blocks.SplitSettings())
     assert report.left_out < 0.3 * len(windows)
     assert report.boxes["val"] / (len(windows) - report.left_out) == pytest.approx(0.2, abs=0.03)
     assert parts.count("train") > 1500
@@ -146,9 +150,9 @@ def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
 def test_classes_are_counted_by_window() -> None:
     labels = np.random.default_rng(7).choice(np.array([0, 1, 2, 255], np.uint8), (70, 50))
     ids, windows = (0, 1, 2, 255), some_windows(70, 50, 16, 8)
-    for window, counts in zip(windows, patches.class_counts(labels, windows, ids), strict=True):
+    for window, counts in zip(windows, patch_table.class_counts(labels, windows, ids), strict=True):
         assert counts.tolist() == [int((labels[window.slices] == k).sum()) for k in ids]
-    assert patches.class_counts(labels, [], ids).shape == (0, 4)
+    assert patch_table.class_counts(labels, [], ids).shape == (0, 4)
 
 
 def test_the_table_of_patches_comes_back_from_its_file(tmp_path: Path) -> None:
@@ -156,12 +160,12 @@ def test_the_table_of_patches_comes_back_from_its_file(tmp_path: Path) -> None:
     windows = some_windows(256, 256, 128, 64)
     counts = np.tile([128 * 32, 128 * 96], (len(windows), 1))
     parts = ["train" if w.col < 64 else "" for w in windows]
-    rows = patches.table("munich", lattice, windows, parts=parts, counts=counts, ids=(3, 255))
-    patches.write(tmp_path / "patches.parquet", rows)
-    patches.write(tmp_path / "again.parquet", rows)
+    rows = patch_table.table("munich", lattice, windows, parts=parts, counts=counts, ids=(3, 255))
+    patch_table.write(tmp_path / "patches.parquet", rows)
+    patch_table.write(tmp_path / "again.parquet", rows)
     assert (tmp_path / "patches.parquet").read_bytes() == (tmp_path / "again.parquet").read_bytes()
 
-    back = patches.read(tmp_path / "patches.parquet")
+    back = patch_table.read(tmp_path / "patches.parquet")
     assert list(back.columns) == ["key", "row", "col", "height", "width", "split", "share_3", "share_255", "geometry"]
     assert back.key.tolist() == ["munich-r00000-c00000", "munich-r00064-c00000", "munich-r00128-c00000"]
     assert back.share_255.tolist() == [0.75] * 3

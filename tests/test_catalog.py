@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import catalog, files, listing, sentinel2
+from sgdata import catalog, files, sentinel2
 from sgdata.datasets import READERS
 from sgdata.errors import SettingError
+from sgdata.packing import select
 from sgdata.types import DatasetCard
 
 CARDS = {card.name: card for card in catalog.cards()}
@@ -15,7 +16,7 @@ CARDS = {card.name: card for card in catalog.cards()}
 def test_there_is_one_card_per_reader_and_recipe() -> None:
     assert set(CARDS) == set(READERS) == {"bigearthnet", "eurosat", "fmow", "oscd", "pairs", "segmunich"}
     for name in READERS:
-        recipe = listing.recipe_for(name)
+        recipe = select.recipe_for(name)
         assert recipe.dataset == name
         assert catalog.edition(name, recipe.edition)
         assert catalog.label_space(name, recipe.labels).names

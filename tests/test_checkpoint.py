@@ -21,7 +21,9 @@ from torch import Tensor, nn
 import sgmodel
 from sgdata import catalog, files
 from sgdata.errors import SettingError, SourceError
-from sgmodel import cards, checkpoint, encoder, fitting, foreign, heads, hub, mae, normalise, published
+from sgmodel.checkpoints import cards, checkpoint_folder, hub, transfer, weight_files
+from sgmodel.data import normalise
+from sgmodel.models import adapt, encoder, heads, mae
 
 ROOT = Path(__file__).resolve().parents[1]
 DECODER = mae.DecoderConfig(width=16, depth=1, heads=2)
@@ -63,7 +65,7 @@ def same_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_what_is_saved_is_loaded(kind: str, tmp_path: Path) -> None:
     model = MODELS[kind]()
-    checkpoint.save(tmp_path / "a", model, card_of(model))
+    checkpoint_folder.save(tmp_path / "a", model, card_of(model))
     loaded = sgmodel.load(tmp_path / "a")
     assert type(loaded) is type(model)
     assert not loaded.training
@@ -75,7 +77,7 @@ def test_what_is_saved_is_loaded(kind: str, tmp_path: Path) -> None:
 def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
     model = autoencoder()
     for name in ("a", "b"):
-        checkpoint.save(tmp_path / name, model, card_of(model))
+        checkpoint_folder.save(tmp_path / name, model, card_of(model))
         model = cards.load(tmp_path / name)
     assert files.sums(tmp_path / "a") == files.sums(tmp_path / "b")
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["card.json", "model.safetensors"]
@@ -95,7 +97,7 @@ def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
 )
 def test_a_damaged_checkpoint_is_refused_in_one_line(damage, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     model = MODELS["segmenter"]()
-    checkpoint.save(tmp_path, model, card_of(model))
+    checkpoint_folder.save(tmp_path, model, card_of(model))
     damage(tmp_path)
     with pytest.raises(SourceError, match=message) as refusal:
         cards.load(tmp_path)
@@ -109,7 +111,7 @@ def _edit(folder: Path, old: str, new: str) -> None:
 
 
 def test_the_commit_is_this_checkouts_or_nothing() -> None:
-    commit = checkpoint.commit()
+    commit = checkpoint_folder.commit()
     assert commit is None or (len(commit) == 40 and int(commit, 16))
 
 
@@ -153,7 +155,7 @@ def test_published_layouts_load(layout: str, old_format: bool, tmp_path: Path) -
     document = LAYOUTS[layout](source.state_dict())
     torch.save(document, tmp_path / "a.pth", _use_new_zipfile_serialization=not old_format)
     target = autoencoder()
-    report = fitting.fit(target, fitting.read_weights(tmp_path / "a.pth"))
+    report = transfer.fit(target, transfer.read_weights(tmp_path / "a.pth"))
     assert set(report.matched) == set(target.state_dict())
     assert not (report.resized or report.missing or report.unexpected)
     same_weights(target.state_dict(), source.state_dict())
@@ -164,21 +166,21 @@ def test_values_that_run_nothing_may_stand_beside_the_weights(tmp_path: Path) ->
     args = argparse.Namespace(lr=np.float64(1e-3), batch=np.int64(16), out=PurePosixPath("out"), flag=np.bool_(True))
     document = {"model": source.state_dict(), "args": args, "best": np.float32(0.5), 3: torch.zeros(2)}
     torch.save(document, tmp_path / "a.pth")
-    same_weights(fitting.read_weights(tmp_path / "a.pth"), source.state_dict())
+    same_weights(transfer.read_weights(tmp_path / "a.pth"), source.state_dict())
     # As numpy 1 and Python 3.13 write their names.
     for old, new in ((b"numpy._core.multiarray", b"numpy.core.multiarray"), (b"PurePosixPath", b"_local.PosixPath")):
         torch.save(document, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
         content = (tmp_path / "b.pth").read_bytes().replace(b"cpathlib._local\n", b"cpathlib\n")  # where this is 3.13
         assert old in content
         (tmp_path / "b.pth").write_bytes(content.replace(old, new))
-        same_weights(fitting.read_weights(tmp_path / "b.pth"), source.state_dict())
+        same_weights(transfer.read_weights(tmp_path / "b.pth"), source.state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_other_precisions_fill_models_of_single_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     source, larger = autoencoder(), autoencoder(dataclasses.replace(TINY, image_px=32))
     torch.save({name: tensor.to(dtype) for name, tensor in source.state_dict().items()}, tmp_path / "a.pth")
-    report = fitting.fit(larger, fitting.read_weights(tmp_path / "a.pth"))
+    report = transfer.fit(larger, transfer.read_weights(tmp_path / "a.pth"))
     assert set(report.resized) == {"pos_embed_spatial", "decoder_pos_embed_spatial"}
     for name, tensor in larger.state_dict().items():
         assert tensor.dtype == torch.float32
@@ -199,7 +201,7 @@ def in_parts(state: dict[str, Tensor], folder: Path) -> None:
 def test_weights_in_parts_are_put_together_or_refused(tmp_path: Path) -> None:
     source = autoencoder()
     in_parts(source.state_dict(), tmp_path / "hub")
-    same_weights(fitting.read_weights(tmp_path / "hub"), source.state_dict())
+    same_weights(transfer.read_weights(tmp_path / "hub"), source.state_dict())
     index = tmp_path / "hub" / "model.safetensors.index.json"
     whole = index.read_text()
     for old, new, told in (
@@ -210,7 +212,7 @@ def test_weights_in_parts_are_put_together_or_refused(tmp_path: Path) -> None:
     ):
         index.write_text(whole.replace(old, new))
         with pytest.raises(SourceError, match=told) as refusal:
-            fitting.read_weights(tmp_path / "hub")
+            transfer.read_weights(tmp_path / "hub")
         assert "\n" not in str(refusal.value)
 
 
@@ -250,7 +252,7 @@ class Bomb:
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"model": autoencoder().state_dict(), "args": Bomb(tmp_path / "ran")}, tmp_path / "a.pth")
     with pytest.raises(SourceError, match=r"holds \S*mkdir, which loading would run") as refusal:
-        fitting.read_weights(tmp_path / "a.pth")
+        transfer.read_weights(tmp_path / "a.pth")
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "ran").exists()
 
@@ -265,7 +267,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
 def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(SourceError, match=message):
-        fitting.read_weights(tmp_path / "a.pth")
+        transfer.read_weights(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("name", ["a.pth", "old.pth", "a.safetensors"])
@@ -285,7 +287,7 @@ def test_damaged_files_are_read_or_refused_in_one_line(name: str, tmp_path: Path
             content[at] = int(random.integers(256))
         path.write_bytes(content)
         try:
-            published.read(path)
+            weight_files.read(path)
         except SourceError as refusal:
             refusals.append(str(refusal))
     assert len(refusals) > 50
@@ -296,9 +298,9 @@ def test_half_a_file_is_refused(tmp_path: Path) -> None:
     torch.save(autoencoder().state_dict(), tmp_path / "a.pth")
     os.truncate(tmp_path / "a.pth", 20_000)
     with pytest.raises(SourceError, match="bytes that are not a whole torch file"):
-        fitting.read_weights(tmp_path / "a.pth")
+        transfer.read_weights(tmp_path / "a.pth")
     with pytest.raises(SourceError, match="no such file or folder"):
-        fitting.read_weights(tmp_path / "b.pth")
+        transfer.read_weights(tmp_path / "b.pth")
 
 
 # --- fitting ---------------------------------------------------------------------------------
@@ -306,13 +308,13 @@ def test_half_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_pretrained_weights_reach_every_downstream_model(tmp_path: Path) -> None:
     source = autoencoder()
-    checkpoint.save(tmp_path, source, card_of(source))
-    state = fitting.read_weights(tmp_path)
+    checkpoint_folder.save(tmp_path, source, card_of(source))
+    state = transfer.read_weights(tmp_path)
     x = images(TINY)
     expected = encoder.tokens(source, x)
     for kind in ("encoder", "classifier", "segmenter", "change"):
         model = MODELS[kind]()
-        report = fitting.fit(model, state, at_least=1.0)
+        report = transfer.fit(model, state, at_least=1.0)
         part = model.encoder if hasattr(model, "encoder") else model
         torch.testing.assert_close(encoder.tokens(part, x), expected)
         assert all(name.startswith(("decoder", "mask_token")) for name in report.unexpected)
@@ -321,9 +323,9 @@ def test_pretrained_weights_reach_every_downstream_model(tmp_path: Path) -> None
 
 def test_a_published_segmentation_file_fills_a_segmenter(tmp_path: Path) -> None:
     source, target = MODELS["segmenter"](), MODELS["segmenter"]()
-    theirs = {published.name_of(n, "segmenter"): t for n, t in source.state_dict().items()}
+    theirs = {weight_files.name_of(n, "segmenter"): t for n, t in source.state_dict().items()}
     torch.save({"model": theirs, "lr_scheduler": {}, "epoch": 1}, tmp_path / "a.pth")
-    report = fitting.fit(target, fitting.read_weights(tmp_path / "a.pth"))
+    report = transfer.fit(target, transfer.read_weights(tmp_path / "a.pth"))
     assert not (report.missing or report.unexpected)
     same_weights(target.state_dict(), source.state_dict())
 
@@ -337,7 +339,7 @@ def test_position_tables_are_interpolated_or_drawn_again() -> None:
             (row + 10 * col).reshape(1, 4, 1).expand_as(source.decoder_pos_embed_spatial)
         )
     target = autoencoder(larger)
-    report = fitting.fit(target, source.state_dict())
+    report = transfer.fit(target, source.state_dict())
     assert set(report.resized) == {"pos_embed_spatial", "decoder_pos_embed_spatial"}
     torch.testing.assert_close(target.pos_embed_spatial, torch.ones(1, 16, 24))
     grid = target.decoder_pos_embed_spatial[0, :, 0].reshape(4, 4)
@@ -346,7 +348,7 @@ def test_position_tables_are_interpolated_or_drawn_again() -> None:
 
     target = autoencoder(larger)
     before = target.pos_embed_spatial.clone()
-    report = fitting.fit(target, source.state_dict(), tables="redraw")
+    report = transfer.fit(target, source.state_dict(), tables="redraw")
     assert not report.resized
     assert set(report.missing) == {"pos_embed_spatial", "decoder_pos_embed_spatial"}
     assert torch.equal(target.pos_embed_spatial, before)
@@ -355,21 +357,21 @@ def test_position_tables_are_interpolated_or_drawn_again() -> None:
 
 def test_joint_tables_are_resized_group_by_group() -> None:
     table = torch.arange(3.0).reshape(1, 3, 1, 1).expand(1, 3, 16, 5).reshape(1, 48, 5)
-    resized = foreign.resize_table(table, rows=3 * 36, planes=3)
+    resized = adapt.resize_table(table, rows=3 * 36, planes=3)
     torch.testing.assert_close(resized.reshape(3, 36, 5), torch.arange(3.0).reshape(3, 1, 1).expand(3, 36, 5))
 
 
 def test_resizing_there_and_back_keeps_a_smooth_table() -> None:
     row, col = torch.meshgrid(torch.linspace(0, 3, 12), torch.linspace(0, 3, 12), indexing="ij")
     table = torch.stack([row.sin(), col.cos(), (row * col).sin() / 3], dim=-1).reshape(1, 144, 3)
-    larger = foreign.resize_table(table, rows=256, planes=1)
-    torch.testing.assert_close(foreign.resize_table(larger, rows=144, planes=1), table, rtol=0, atol=0.02)
+    larger = adapt.resize_table(table, rows=256, planes=1)
+    torch.testing.assert_close(adapt.resize_table(larger, rows=144, planes=1), table, rtol=0, atol=0.02)
 
 
 def test_the_released_classifier_trains_its_joint_table_from_zero() -> None:
     joint = encoder.Encoder(dataclasses.replace(TINY, positions="joint"))
     model = heads.SceneClassifier(joint, 7, "released")
-    report = fitting.fit(model, autoencoder().state_dict(), at_least=0.8)
+    report = transfer.fit(model, autoencoder().state_dict(), at_least=0.8)
     assert {"pos_embed", "head.weight", "head.bias"} == set(report.missing)
     assert {"pos_embed_spatial", "pos_embed_temporal"} <= set(report.unexpected)
     assert model.pos_embed.abs().max() == 0
@@ -378,7 +380,7 @@ def test_the_released_classifier_trains_its_joint_table_from_zero() -> None:
 def test_another_class_count_keeps_the_fresh_head() -> None:
     ten, seven = heads.SceneClassifier(fresh(TINY), 10), heads.SceneClassifier(fresh(TINY), 7)
     before = seven.head.weight.clone()
-    report = fitting.fit(seven, ten.state_dict())
+    report = transfer.fit(seven, ten.state_dict())
     assert set(report.missing) == set(report.unexpected) == {"head.weight", "head.bias"}
     assert torch.equal(seven.head.weight, before)
 
@@ -388,14 +390,14 @@ def test_too_little_is_refused_and_changes_nothing(change: dict[str, int]) -> No
     model = autoencoder(dataclasses.replace(TINY, **change))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(SourceError, match=r"a\.pth: only \d+% of the encoder's parameters fit; first, \w+"):
-        fitting.fit(model, autoencoder().state_dict(), where="a.pth", at_least=0.9)
+        transfer.fit(model, autoencoder().state_dict(), where="a.pth", at_least=0.9)
     same_weights(model.state_dict(), before)
 
 
 def test_missing_half_the_keys_is_refused() -> None:
     state = {name: t for name, t in autoencoder().state_dict().items() if ".mlp." not in name}
     with pytest.raises(SourceError, match=r"first, blocks\.0\.mlp\.fc1\.weight is absent"):
-        fitting.fit(autoencoder(), state)
+        transfer.fit(autoencoder(), state)
 
 
 # --- published files without a card ----------------------------------------------------------
@@ -408,7 +410,7 @@ def test_the_published_models_are_known_by_their_shapes(table: str) -> None:
         state = {row["key"]: torch.empty([int(n) for n in row["shape"].split("x")]) for row in rows}
         spec = cards.infer(state, where="a.pth")
         model = cards.build(spec)
-    own = {published.name_of(name, spec.kind): t.shape for name, t in model.state_dict().items()}
+    own = {weight_files.name_of(name, spec.kind): t.shape for name, t in model.state_dict().items()}
     assert own == {name: t.shape for name, t in state.items()}
     size = table.split("_")[0]
     sizes = {"base": encoder.base(), "large": encoder.large(), "huge": encoder.huge()}

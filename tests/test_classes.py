@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import annotate, catalog, classes, labels, rasters, tags
+from sgdata import catalog
+from sgdata.builds import finish
 from sgdata.errors import SettingError
+from sgdata.labels import class_tables, rasterize, tag_rules
+from sgdata.rasters import geotiff
 from sgdata.types import Grid
 
 TIERS, GROUPS = ("core", "ext"), ("drive",)
-HEAD = "\t".join((*classes.COLUMNS, "half_width_m"))
+HEAD = "\t".join((*class_tables.COLUMNS, "half_width_m"))
 OWN = f"""{HEAD}
 Forest\t31\t#4dff00\tlanduse=forest;natural=wood\tpolygon\t5\t
 River\t51\t#00ccf2\twaterway=river\tline\t3\t4
@@ -19,22 +22,22 @@ Forest\t31\t#4dff00\tnatural=tree_row\tline\t6\t3
 """
 
 
-def named(table: classes.ClassTable, kind: tags.Kind, **of: str) -> str:
-    rule = tags.match(table.rules, kind, of, is_way=False)
+def named(table: class_tables.ClassTable, kind: tag_rules.Kind, **of: str) -> str:
+    rule = tag_rules.match(table.rules, kind, of, is_way=False)
     return "" if rule is None else table.space.names[rule.label]
 
 
 def test_segmunich_has_thirteen_classes_and_corine_level_two_fifteen() -> None:
-    ours = classes.read("segmunich-osm", tiers=TIERS, groups=GROUPS)
-    corine = classes.read("corine", tiers=TIERS, groups=GROUPS)
+    ours = class_tables.read("segmunich-osm", tiers=TIERS, groups=GROUPS)
+    corine = class_tables.read("corine", tiers=TIERS, groups=GROUPS)
     assert (len(ours.space.ids), len(corine.space.ids)) == (13, 15)
     assert ours.space == catalog.label_space("segmunich", "segmunich-osm")
     assert corine.codes[51] == corine.space.names.index("Inland waters")
 
 
 def test_one_tag_means_what_each_table_says() -> None:
-    ours = classes.read("segmunich-osm", tiers=TIERS, groups=GROUPS)
-    corine = classes.read("corine", tiers=TIERS, groups=GROUPS)
+    ours = class_tables.read("segmunich-osm", tiers=TIERS, groups=GROUPS)
+    corine = class_tables.read("corine", tiers=TIERS, groups=GROUPS)
     assert named(ours, "line", highway="primary") == "Street network"
     assert named(corine, "line", highway="primary") == "Industrial, commercial and transport units"
     assert named(ours, "polygon", natural="water") == "Surface water"
@@ -42,9 +45,11 @@ def test_one_tag_means_what_each_table_says() -> None:
 
 
 def test_every_active_rule_of_corine_has_the_second_level_of_its_code() -> None:
-    corine = classes.read("corine", tiers=tags.TIERS, groups=GROUPS)
+    corine = class_tables.read("corine", tiers=tag_rules.TIERS, groups=GROUPS)
     codes = {at: code for code, at in corine.codes.items()}
-    rows = {(r["geometry"], r["osm_key"], r["osm_value"]): r["corine_code"] for r in catalog.table(classes.TAG_TABLE)}
+    rows = {
+        (r["geometry"], r["osm_key"], r["osm_value"]): r["corine_code"] for r in catalog.table(class_tables.TAG_TABLE)
+    }
     active = {place: rule for place, rule in corine.rules.items() if rule.active}
     assert len(active) > 150
     for place, rule in active.items():
@@ -61,7 +66,7 @@ def test_the_released_labels_are_another_space_than_ours() -> None:
 def test_a_table_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "woods.tsv"
     path.write_text(OWN)
-    table = classes.read(str(path), tiers=TIERS, groups=GROUPS)
+    table = class_tables.read(str(path), tiers=TIERS, groups=GROUPS)
     assert table.space.name == "woods"
     assert table.space.names == ("Forest", "River")
     assert table.space.colours == ("#4dff00", "#00ccf2")
@@ -69,14 +74,14 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
     assert named(table, "polygon", natural="wood") == "Forest"
     assert named(table, "line", waterway="river") == "River"
     assert named(table, "polygon", natural="water") == ""
-    rule = tags.match(table.rules, "line", {"waterway": "river"}, is_way=True)
+    rule = tag_rules.match(table.rules, "line", {"waterway": "river"}, is_way=True)
     assert rule is not None
     assert rule.half_width_m == 4
-    assert annotate.chosen(labels.LabelSettings(classes=str(path))) == table
-    before = classes.sha256(str(path))
+    assert finish.chosen(rasterize.LabelSettings(classes=str(path))) == table
+    before = class_tables.sha256(str(path))
     path.write_text(OWN.replace("natural=wood", "natural=*"))
-    assert classes.sha256(str(path)) != before
-    assert named(classes.read(str(path), tiers=TIERS, groups=GROUPS), "polygon", natural="heath") == "Forest"
+    assert class_tables.sha256(str(path)) != before
+    assert named(class_tables.read(str(path), tiers=TIERS, groups=GROUPS), "polygon", natural="heath") == "Forest"
 
 
 def test_labels_are_painted_in_the_classes_of_ones_own_table(tmp_path: Path) -> None:
@@ -97,15 +102,15 @@ def test_labels_are_painted_in_the_classes_of_ones_own_table(tmp_path: Path) -> 
     )
     own = tmp_path / "woods.tsv"
     own.write_text(OWN)
-    source = annotate.OsmSource(where=str(city), date="2020-04-01", store=tmp_path)
-    annotate.label(tmp_path, lattice, source, labels.LabelSettings(classes=str(own)))
-    with rasters.opened(str(tmp_path / "labels.tif")) as dataset:
+    source = finish.OsmSource(where=str(city), date="2020-04-01", store=tmp_path)
+    finish.label(tmp_path, lattice, source, rasterize.LabelSettings(classes=str(own)))
+    with geotiff.opened(str(tmp_path / "labels.tif")) as dataset:
         painted = dataset.read(1)
         told = dataset.tags()
     assert (painted[:, :10] == 0).all()
     # 4 m to each side of 600215 is less than a pixel of 10 m, which a line covers at least.
     assert (painted[:, 15] == 1).all()
-    assert set(painted[:, 10:15].ravel()) == {tags.IGNORE}
+    assert set(painted[:, 10:15].ravel()) == {tag_rules.IGNORE}
     assert (told["class_000"], told["class_001"]) == ("Forest", "River")
 
 
@@ -127,9 +132,9 @@ def test_a_damaged_table_is_refused_with_its_line(tmp_path: Path, old: str, new:
     path = tmp_path / "own.tsv"
     path.write_text(OWN.replace(old, new, 1))
     with pytest.raises(SettingError, match=told):
-        classes.sha256(str(path))
+        class_tables.sha256(str(path))
 
 
 def test_a_name_that_is_neither_table_nor_file_is_refused() -> None:
     with pytest.raises(SettingError, match="'corinne': expected segmunich-osm, corine or a file"):
-        classes.read("corinne", tiers=TIERS, groups=GROUPS)
+        class_tables.read("corinne", tiers=TIERS, groups=GROUPS)

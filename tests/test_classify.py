@@ -13,10 +13,13 @@ import pytest
 import torch
 from synthetic_shards import scene, scene_contract, write, write_scenes
 
-from sgdata import catalog, files, sealing
+from sgdata import catalog, files
 from sgdata.errors import SettingError, SourceError
-from sgmodel import cards, command, fitting, heads, session
+from sgdata.shards import finish
+from sgmodel.checkpoints import cards, transfer
+from sgmodel.models import heads
 from sgmodel.recipes import classify
+from sgmodel.train import cli, training
 
 TRAIN = catalog.folder("recipes") / "train"
 TINY = (
@@ -34,8 +37,8 @@ def recipe(*overrides: str) -> classify.Recipe:
     return files.read(classify.Recipe, TRAIN / "classify-demo-tiny.toml", (*TINY, *overrides))
 
 
-def places(folder: Path, out: Path, **others: object) -> command.Places:
-    return dataclasses.replace(command.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+def places(folder: Path, out: Path, **others: object) -> cli.Places:
+    return dataclasses.replace(cli.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
 
 
 def results(out: Path) -> dict[str, object]:
@@ -44,7 +47,7 @@ def results(out: Path) -> dict[str, object]:
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return fitting.read_weights(out / "checkpoint-last")
+    return transfer.read_weights(out / "checkpoint-last")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,7 @@ def test_figures_say_of_what(whole: Path) -> None:
 
 def test_interrupted_equals_undisturbed_with_mixing_on(single: Path, whole: Path, tmp_path: Path) -> None:
     made = recipe(*MIXED, "evaluate_every=10")
-    assert classify.main(made, places(single, tmp_path, stop_after=7)) == session.STOPPED
+    assert classify.main(made, places(single, tmp_path, stop_after=7)) == training.STOPPED
     assert classify.main(made, places(single, tmp_path, workers=3)) == 0
     assert (tmp_path / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
 
@@ -167,7 +170,7 @@ def test_fewer_labels_are_the_same_ones_for_every_run(single: Path, tmp_path: Pa
 def test_the_head_is_drawn_small_where_weights_are_given(single: Path, whole: Path, tmp_path: Path) -> None:
     start = places(single, tmp_path, weights=whole / "checkpoint-last", stop_after=1)
     made = recipe("head_std=2e-5", "training.optimizer.lr=1e-12")
-    assert classify.main(made, start) == session.STOPPED
+    assert classify.main(made, start) == training.STOPPED
     assert float(weights(tmp_path)["head.weight"].std()) == pytest.approx(2e-5, rel=0.2)
 
 
@@ -177,7 +180,7 @@ def test_the_head_is_drawn_small_where_weights_are_given(single: Path, whole: Pa
 def test_labels_that_do_not_fit_their_task_are_named(tmp_path: Path) -> None:
     made = [scene(n, "train" if n else "val", 16) for n in range(4)]
     made[2].meta["labels"] = [1, 2]
-    sealing.write(made, tmp_path / "shards", contract=scene_contract(16))
+    finish.write(made, tmp_path / "shards", contract=scene_contract(16))
     with pytest.raises(SourceError, match=r"sample 'scene-00002' has labels \[1, 2\], expected exactly one of 'toy'"):
         classify.main(recipe(), places(tmp_path / "shards", tmp_path / "run"))
 
@@ -190,7 +193,7 @@ def test_settings_that_nothing_would_read_are_refused(several: Path, tmp_path: P
 def test_a_head_of_other_classes_is_refused(single: Path, several: Path, whole: Path, tmp_path: Path) -> None:
     space = dataclasses.replace(scene_contract(16).label_space, name="toy-3", ids=(0, 1, 2), names=("a", "b", "c"))
     made = [scene(4 * n + n % 3, "train" if n < 4 else "val", 16) for n in range(6)]
-    sealing.write(made, tmp_path / "shards", contract=dataclasses.replace(scene_contract(16), label_space=space))
+    finish.write(made, tmp_path / "shards", contract=dataclasses.replace(scene_contract(16), label_space=space))
     start = places(tmp_path / "shards", tmp_path / "run", weights=whole / "checkpoint-last")
     told = r"label_space is 'toy-3' \(3 classes\), the weights were trained for 'toy' \(4 classes\); accept ="
     with pytest.raises(SettingError, match=told):

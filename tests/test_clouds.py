@@ -12,11 +12,12 @@ import pytest
 import rasterio
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, clouds, files
-from sgdata.areas import Area
-from sgdata.datasets import segmunich
-from sgdata.datasets.segmunich import Places
+from sgdata import catalog, files
+from sgdata.builds import pipeline
+from sgdata.builds.pipeline import Places
+from sgdata.composite import omnicloudmask
 from sgdata.errors import SettingError
+from sgdata.scenes.aoi import Area
 from sgdata.types import Array, Grid
 
 SIDE, CORNER = 192, (600000.0, 5400000.0)
@@ -38,8 +39,8 @@ def archive(folder: Path) -> Path:
     return wrap(folder, scenes)
 
 
-def settings(method: str = "scl") -> segmunich.BuildRecipe:
-    recipe = files.read(segmunich.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+def settings(method: str = "scl") -> pipeline.BuildRecipe:
+    recipe = files.read(pipeline.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
     return replace(
         recipe,
         dates="2019-01-01/2019-12-31",
@@ -53,19 +54,19 @@ def settings(method: str = "scl") -> segmunich.BuildRecipe:
 
 def test_masks_of_a_lock_are_those_that_a_build_takes(tmp_path: Path) -> None:
     home = str(archive(tmp_path / "a"))
-    planned = segmunich.plan(settings(), Places(out=tmp_path / "b", stac=home))
+    planned = pipeline.plan(settings(), Places(out=tmp_path / "b", stac=home))
     seen = []
 
     def bright(image: Array) -> Array:
         seen.append(image)
         return (image[0] > 5000).astype(np.uint8)
 
-    made = clouds.write(planned, tmp_path / "m", home, bright)
+    made = omnicloudmask.write(planned, tmp_path / "m", home, bright)
     assert {path.name for path in made.glob("*.tif")} == {f"{item.scene.id}.tif" for item in planned.items}
     assert [tuple(image[:, -1, -1]) for image in seen] == [(500, 600, 3000)] * 2
-    clouds.write(planned, tmp_path / "m", home, bright)
+    omnicloudmask.write(planned, tmp_path / "m", home, bright)
     assert len(seen) == 2  # what is there stays
-    out = segmunich.build(
+    out = pipeline.build(
         settings("external"), Places(out=tmp_path / "b", stac=home, masks=made, osm="none"), locked=planned
     )
     with rasterio.open(out / "provenance.tif") as dataset:
@@ -77,29 +78,29 @@ def test_masks_of_a_lock_are_those_that_a_build_takes(tmp_path: Path) -> None:
 def test_a_lock_without_the_bands_is_refused(tmp_path: Path) -> None:
     recipe = replace(settings(), bands=("B02", "B03", "B04", "B08", "B11", "B12"))
     home = str(archive(tmp_path / "a"))
-    planned = segmunich.plan(recipe, Places(out=tmp_path / "b", stac=home))
+    planned = pipeline.plan(recipe, Places(out=tmp_path / "b", stac=home))
     with pytest.raises(SettingError, match="has no B8A"):
-        clouds.write(planned, tmp_path / "m", home, lambda image: image[0])
+        omnicloudmask.write(planned, tmp_path / "m", home, lambda image: image[0])
 
 
 def test_without_the_package_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "omnicloudmask", None)
     with pytest.raises(SettingError, match=r"pip install 'sgdata\[clouds\]'"):
-        clouds.engine(None)
+        omnicloudmask.engine(None)
 
 
 @pytest.fixture
 def package() -> object:
-    from sgmodel import torchvision_gate
+    from sgmodel.models import torchvision_compat
 
-    torchvision_gate.mend()
+    torchvision_compat.mend()
     return pytest.importorskip("omnicloudmask")
 
 
 @pytest.mark.usefixtures("package")
 def test_without_weights_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"omnicloudmask, weights of .*; give --weights FOLDER"):
-        clouds.engine(tmp_path / "w")(np.ones((3, 64, 64), np.uint16))
+        omnicloudmask.engine(tmp_path / "w")(np.ones((3, 64, 64), np.uint16))
 
 
 @pytest.mark.usefixtures("package")
@@ -120,7 +121,7 @@ def test_its_own_networks_with_weights_from_a_folder(tmp_path: Path) -> None:
         save_file(model.state_dict(), tmp_path / row["file_name"])
     image = np.random.default_rng(0).integers(1, 4000, (3, 96, 96)).astype(np.uint16)
     image[:, :10] = 0
-    found = clouds.engine(tmp_path)(image)
+    found = omnicloudmask.engine(tmp_path)(image)
     assert found.shape == (96, 96)
     assert (found[10:] == 2).all()
     assert (found[:10] == 0).all()

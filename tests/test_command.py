@@ -8,15 +8,15 @@ import pytest
 from synthetic_shards import write
 
 from sgdata import catalog
-from sgmodel import command
 from sgmodel.recipes import pretrain
+from sgmodel.train import cli
 
 DEMO = str(catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml")
 
 
 def call(*argv: str) -> int:
     with pytest.raises(SystemExit) as ended:
-        command.run("pretrain", pretrain.Recipe, pretrain.main, argv)
+        cli.run("pretrain", pretrain.Recipe, pretrain.main, argv)
     assert isinstance(ended.value.code, int)
     return ended.value.code
 

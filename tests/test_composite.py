@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from sgdata import composite
-from sgdata.composite import NO_VALUE, BapSettings
+from sgdata.composite import rules
+from sgdata.composite.rules import NO_VALUE, BapSettings
 from sgdata.types import Array
 
 STACKS = st.tuples(st.integers(1, 9), st.integers(2, 3)).flatmap(
@@ -43,20 +43,20 @@ def day(text: str) -> int:
 @settings(max_examples=60, deadline=None)
 @given(STACKS)
 def test_median_equals_its_reference(stack: tuple[Array, Array]) -> None:
-    np.testing.assert_array_equal(composite.median(*stack), composite_reference.median(*stack))
+    np.testing.assert_array_equal(rules.median(*stack), composite_reference.median(*stack))
 
 
 @settings(max_examples=60, deadline=None)
 @given(STACKS)
 def test_medoid_equals_its_reference(stack: tuple[Array, Array]) -> None:
-    np.testing.assert_array_equal(composite.medoid(*stack)[0], composite_reference.medoid(*stack))
+    np.testing.assert_array_equal(rules.medoid(*stack)[0], composite_reference.medoid(*stack))
 
 
 @settings(max_examples=60, deadline=None)
 @given(STACKS)
 def test_maxndvi_equals_its_reference(stack: tuple[Array, Array]) -> None:
     looked, usable = stack[0][:, :2], stack[1]
-    index, score = composite.maxndvi(looked, usable)
+    index, score = rules.maxndvi(looked, usable)
     np.testing.assert_array_equal(index, composite_reference.maxndvi(looked, usable))
     assert ((score <= 20_000) | (index == NO_VALUE)).all()
 
@@ -65,7 +65,7 @@ def test_maxndvi_equals_its_reference(stack: tuple[Array, Array]) -> None:
 @given(STACKS)
 def test_geomedian_equals_its_reference(stack: tuple[Array, Array]) -> None:
     expected = composite_reference.geomedian(*stack)
-    found = composite.geomedian(*stack).astype(float)
+    found = rules.geomedian(*stack).astype(float)
     # The reference goes on for all rounds, the kernel stops when the point stands still.
     assert np.abs(found - expected).max() <= 0.5 + 0.5
     assert not found[:, ~stack[1].any(axis=0)].any()
@@ -78,7 +78,7 @@ def test_bap_takes_the_best_of_its_reference(data: st.DataObject) -> None:
     looked = data.draw(arrays.arrays(np.uint16, (dates, 2, 3, 4), elements=st.integers(1, 4000)))
     sights = data.draw(arrays.arrays(np.uint8, (dates, 3, 4), elements=st.sampled_from([0, 1, 5, 60, 127, 133])))
     days = tuple(data.draw(st.lists(st.integers(17_000, 18_400), min_size=dates, max_size=dates)))
-    index, score = composite.bap(looked, sights, days, BAP, 20)
+    index, score = rules.bap(looked, sights, days, BAP, 20)
     expected = np.where(sights > 0, composite_reference.bap(looked, sights, days, BAP, 20), -1)
     np.testing.assert_array_equal(index == NO_VALUE, (sights == 0).all(axis=0))
     where = index != NO_VALUE
@@ -91,7 +91,7 @@ def test_bap_takes_the_best_of_its_reference(data: st.DataObject) -> None:
 def test_bap_scores_by_hand() -> None:
     looked = np.array([[400, 400]], np.uint16).reshape(1, 2, 1, 1)  # HOT 200: half of the haze score
     sights = np.full((1, 1, 1), 1 + 37, np.uint8)  # 760 m from the next cloud
-    _, score = composite.bap(looked, sights, (day("2018-07-31"),), BAP, 20)
+    _, score = rules.bap(looked, sights, (day("2018-07-31"),), BAP, 20)
     cloud = 1 / (1 + math.exp(-10 / 1500 * (760 - 750)))
     by_hand = (math.exp(-0.5) + 0.75 + 0.4 * cloud + 0.3 / 2) / 2.7
     assert score.item() == pytest.approx(by_hand * 10_000, abs=2)
@@ -103,41 +103,39 @@ def test_many_dates_with_large_values() -> None:
     rng = np.random.Generator(np.random.Philox(key=3))
     observations = rng.integers(1, 65536, (61, 6, 8, 9)).astype(np.uint16)
     usable = rng.random((61, 8, 9)) < 0.7
-    np.testing.assert_array_equal(
-        composite.median(observations, usable), composite_reference.median(observations, usable)
-    )
-    index, _ = composite.medoid(observations, usable)
+    np.testing.assert_array_equal(rules.median(observations, usable), composite_reference.median(observations, usable))
+    index, _ = rules.medoid(observations, usable)
     np.testing.assert_array_equal(index, composite_reference.medoid(observations, usable))
-    geomedian = composite.geomedian(observations, usable)
+    geomedian = rules.geomedian(observations, usable)
     assert np.abs(geomedian - composite_reference.geomedian(observations, usable)).max() < 1
 
 
 @pytest.mark.parametrize(("values", "middle"), [([7], 7), ([3, 9], 6), ([3, 8], 6), ([9, 1, 5], 5), ([1, 2, 4, 9], 3)])
 def test_the_middle_of_an_even_count_rounds_half_up(values: list[int], middle: int) -> None:
     stack = np.array(values, np.uint16).reshape(-1, 1, 1, 1)
-    assert composite.median(stack, np.ones((len(values), 1, 1), bool)).item() == middle
+    assert rules.median(stack, np.ones((len(values), 1, 1), bool)).item() == middle
 
 
 def test_two_dates_are_equally_near_and_the_first_wins() -> None:
     stack = np.array([900, 100], np.uint16).reshape(2, 1, 1, 1)
-    index, score = composite.medoid(stack, np.ones((2, 1, 1), bool))
+    index, score = rules.medoid(stack, np.ones((2, 1, 1), bool))
     assert (index.item(), score.item()) == (0, 400)
 
 
 def test_the_geomedian_ignores_one_outlier() -> None:
     stack = np.array([[500, 700], [510, 690], [505, 705], [9000, 9000]], np.uint16).reshape(4, 2, 1, 1)
-    found = composite.geomedian(stack, np.ones((4, 1, 1), bool)).ravel()
+    found = rules.geomedian(stack, np.ones((4, 1, 1), bool)).ravel()
     assert np.abs(found - np.array([505.0, 700.0])).max() < 12
 
 
 def test_never_clear_is_nodata() -> None:
     stack, never = np.full((2, 2, 1, 1), 500, np.uint16), np.zeros((2, 1, 1), bool)
-    for mix in (composite.median, composite.geomedian):
+    for mix in (rules.median, rules.geomedian):
         assert not mix(stack, never).any()
     for index, score in (
-        composite.medoid(stack, never),
-        composite.maxndvi(stack, never),
-        composite.bap(stack, never.astype(np.uint8), (18_000, 18_001), BAP, 20),
+        rules.medoid(stack, never),
+        rules.maxndvi(stack, never),
+        rules.bap(stack, never.astype(np.uint8), (18_000, 18_001), BAP, 20),
     ):
         assert (index.item(), score.item()) == (NO_VALUE, NO_VALUE)
 
@@ -145,6 +143,6 @@ def test_never_clear_is_nodata() -> None:
 def test_few_scenes_are_spread_over_the_ground() -> None:
     left, right, both = np.zeros((4, 4), bool), np.zeros((4, 4), bool), np.ones((4, 4), bool)
     left[:, :2], right[:, 2:], both[0] = True, True, False
-    assert composite.spread([left, left, both, right], 2) == [2, 0]
-    assert composite.spread([left, left, left, right], 2) == [0, 3]
-    assert composite.spread([left, right], 5) == [0, 1]
+    assert rules.spread([left, left, both, right], 2) == [2, 0]
+    assert rules.spread([left, left, left, right], 2) == [0, 3]
+    assert rules.spread([left, right], 5) == [0, 1]

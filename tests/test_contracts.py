@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import contracts, sentinel2
+from sgdata import sentinel2
 from sgdata.errors import SettingError
+from sgdata.shards import contracts
 from sgdata.types import BandStatistics, Contract, LabelSpace
 
 ONE = BandStatistics(count=1, mean=5, std=0, min=5, max=5, p1=5, p2=5, p50=5, p98=5, p99=5)

@@ -17,8 +17,12 @@ from torch.nn import functional
 
 from sgdata import catalog, files
 from sgdata.errors import SettingError
-from sgmodel import batches, campaign, cards, checkpoint, command, contrastive, fitting, models, session
+from sgmodel.checkpoints import cards, checkpoint_folder, transfer
+from sgmodel.data import loader
+from sgmodel.ledger import experiments
+from sgmodel.models import contrastive, factory
 from sgmodel.recipes import classify, contrast, pretrain, reproduce, segment
+from sgmodel.train import cli, training
 
 RECIPES = catalog.folder("recipes")
 QUICK = ("training.batch=4", "training.epochs=3", "model.image_px=32", "contrast.projection=8")
@@ -34,7 +38,7 @@ def moco(**others: object) -> contrastive.Contrast:
     torch.manual_seed(0)
     objective = contrastive.Objective(method="moco", temperature=0.2, projection=8, queue=6, momentum=0.9)
     changed = dataclasses.replace(objective, **others)  # type: ignore[arg-type]
-    return models.contrast(RIVALS["vit"], changed, bands=12)
+    return factory.contrast(RIVALS["vit"], changed, bands=12)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("contrast") / "shards", train=6, val=4, px=64)
 
 
-def places(folder: Path, out: Path, **others: object) -> command.Places:
-    known = command.Places(shards=folder, named={"toy": folder}, out=out, device="cpu", threads=1)
+def places(folder: Path, out: Path, **others: object) -> cli.Places:
+    known = cli.Places(shards=folder, named={"toy": folder}, out=out, device="cpu", threads=1)
     return dataclasses.replace(known, **others)  # type: ignore[arg-type]
 
 
@@ -100,7 +104,7 @@ def test_simclr_compares_with_all_other_views() -> None:
 def test_interrupted_equals_undisturbed_and_the_backbone_goes_on(method: str, folder: Path, tmp_path: Path) -> None:
     made = recipe(method, *(["contrast.queue=16"] if method == "moco" else []))
     assert contrast.main(made, places(folder, tmp_path / "whole")) == 0
-    assert contrast.main(made, places(folder, tmp_path / "cut", stop_after=2)) == session.STOPPED
+    assert contrast.main(made, places(folder, tmp_path / "cut", stop_after=2)) == training.STOPPED
     assert contrast.main(made, places(folder, tmp_path / "cut", workers=3)) == 0
     sums = [(tmp_path / name / "SHA256SUMS").read_bytes() for name in ("whole", "cut")]
     assert sums[0] == sums[1]
@@ -109,7 +113,7 @@ def test_interrupted_equals_undisturbed_and_the_backbone_goes_on(method: str, fo
     weights = tmp_path / "whole" / "checkpoint-last"
     again = cards.load(weights)
     assert isinstance(again, contrastive.Contrast)
-    report = fitting.fit(models.segmenter(made.model, bands=12, classes=4), fitting.read_weights(weights))
+    report = transfer.fit(factory.segmenter(made.model, bands=12, classes=4), transfer.read_weights(weights))
     assert report.encoder_share == 1.0
     assert all(name.startswith(("slow", "queue", "head")) or "slow" in name for name in report.unexpected)
 
@@ -119,9 +123,9 @@ def test_the_follower_of_a_checkpoint_is_not_taken_for_the_model(tmp_path: Path)
     with torch.no_grad():
         for parameter in source.slow_backbone.parameters():  # type: ignore[union-attr]
             parameter += 1.0
-    checkpoint.save(tmp_path, source, cards.Card(model=cards.describe(source)))
-    model = models.classifier(RIVALS["vit"], bands=12, classes=2)
-    fitting.fit(model, fitting.read_weights(tmp_path))
+    checkpoint_folder.save(tmp_path, source, cards.Card(model=cards.describe(source)))
+    model = factory.classifier(RIVALS["vit"], bands=12, classes=2)
+    transfer.fit(model, transfer.read_weights(tmp_path))
     ours, theirs = model.state_dict(), source.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith("backbone."))
 
@@ -131,10 +135,10 @@ def test_views_differ_and_repeat(folder: Path) -> None:
     other = dataclasses.replace(made, training=dataclasses.replace(made.training, seed=2))
     seen = []
     for one in (made, made, other):
-        source = session.samples(folder, one.training, ("image",))
-        setting = session.settle(one, source.contract, places(folder, Path("unused")))
-        (batch,) = batches.load(source, batches.in_order(6, 6), threads=1)
-        seen.append([contrast.view(setting, batch, session.pixels(setting, batch), n) for n in (0, 1)])
+        source = training.samples(folder, one.training, ("image",))
+        setting = training.settle(one, source.contract, places(folder, Path("unused")))
+        (batch,) = loader.load(source, loader.in_order(6, 6), threads=1)
+        seen.append([contrast.view(setting, batch, training.pixels(setting, batch), n) for n in (0, 1)])
     assert torch.equal(seen[0][0], seen[1][0])
     assert not torch.equal(seen[0][0], seen[0][1])
     assert not torch.equal(seen[0][1], seen[2][0])  # a neighbouring seed's first view is not this one's second
@@ -151,7 +155,7 @@ def test_it_learns_to_tell_images_apart(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("table", "row"), ROWS)
 def test_every_row_of_the_ledger_takes_two_steps(
-    table: campaign.Table, row: campaign.Row, folder: Path, tmp_path: Path
+    table: experiments.Table, row: experiments.Row, folder: Path, tmp_path: Path
 ) -> None:
     program, kind = {"segment": (segment.main, segment.Recipe), "classify": (classify.main, classify.Recipe)}[
         table.program
@@ -171,7 +175,7 @@ def test_every_row_of_the_ledger_takes_two_steps(
         encoder = dataclasses.replace(made.model.encoder, image_px=64)
         made = dataclasses.replace(made, model=dataclasses.replace(made.model, encoder=encoder))
     code = program(made, places(folder, tmp_path / "b", weights=weights, stop_after=2, dry_run=dry))  # type: ignore[operator]
-    assert code == (0 if dry else session.STOPPED)
+    assert code == (0 if dry else training.STOPPED)
 
 
 @pytest.mark.slow

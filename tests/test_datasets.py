@@ -20,8 +20,11 @@ import synthetic
 import tifffile
 from rasterio.warp import transform
 
-from sgdata import files, listing, packing, shards, verify
+from sgdata import files, verification
 from sgdata.errors import OutputError, SettingError, SourceError
+from sgdata.packing import pack as packing
+from sgdata.packing import select
+from sgdata.shards import tar_format
 from sgdata.types import Array, Sample
 
 WAVELENGTH_ORDER = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"]
@@ -39,16 +42,16 @@ every = pytest.mark.parametrize("name", MAKERS)
 
 def pack(name: str, source: Path, out: Path, *, workers: int = 1, **changes: object) -> packing.Packing:
     dataset, _, always = MAKERS[name]
-    recipe = dataclasses.replace(listing.recipe_for(dataset), **(always | changes))  # type: ignore[arg-type]
+    recipe = dataclasses.replace(select.recipe_for(dataset), **(always | changes))  # type: ignore[arg-type]
     return packing.pack(dataset, source=source, out=out, recipe=recipe, workers=workers)
 
 
 def by_key(out: Path) -> dict[str, Sample]:
-    return {sample.key: sample for sample in shards.samples(out)}
+    return {sample.key: sample for sample in tar_format.samples(out)}
 
 
 def quarantine(out: Path) -> dict[str, str]:
-    rows = [json.loads(line) for line in (out / shards.QUARANTINE).read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / tar_format.QUARANTINE).read_text().splitlines()]
     return {row["key"] or row["file"]: row["reason"] for row in rows}
 
 
@@ -70,11 +73,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def test_a_clean_source_packs_completely_and_verifies(name: str, made: Callable[[str], Path], tmp_path: Path) -> None:
     result = pack(name, made(name), tmp_path / "a")
     assert result.complete, quarantine(tmp_path / "a")
-    assert sum(result.contract.splits.values()) == shards.read_index(tmp_path / "a").num_rows == SAMPLES[name]
+    assert sum(result.contract.splits.values()) == tar_format.read_index(tmp_path / "a").num_rows == SAMPLES[name]
     assert [band.name for band in result.contract.bands] == [
         band for band in WAVELENGTH_ORDER if band in {b.name for b in result.contract.bands}
     ]
-    assert verify.verify(tmp_path / "a") == []
+    assert verification.verify(tmp_path / "a") == []
     pack(name, made(name), tmp_path / "b")
     assert (tmp_path / "a" / files.SUMS).read_bytes() == (tmp_path / "b" / files.SUMS).read_bytes()
 
@@ -228,7 +231,7 @@ def test_names_of_any_bytes_case_and_length_are_taken_or_told(made: Callable[[st
         told = quarantine(done.folder)
         assert set(told) == {"donn\udce9es/Lake/Lake_1.tif", "River_3", f"River_{'1' * 80}"}
         assert "cannot be a name in a shard" in told[f"River_{'1' * 80}"]
-        assert not verify.verify(done.folder)
+        assert not verification.verify(done.folder)
     assert (tmp_path / "1" / files.SUMS).read_bytes() == (tmp_path / "2" / files.SUMS).read_bytes()
 
 
@@ -311,7 +314,7 @@ def test_published_lists_beside_the_source_are_followed(made: Callable[[str], Pa
 
     snow = tmp_path / "snow.csv"
     snow.write_text(f"{names[0]}\n")
-    recipe = dataclasses.replace(listing.recipe_for("bigearthnet"), edition="v1")
+    recipe = dataclasses.replace(select.recipe_for("bigearthnet"), edition="v1")
     result = packing.pack("bigearthnet", source=source, out=tmp_path / "clear", recipe=recipe, leave_out=[snow])
     assert sum(result.contract.splits.values()) == 2
 
@@ -357,7 +360,7 @@ def test_native_and_resampled_layout_are_the_same_data(made: Callable[[str], Pat
     fine = pack("bigearthnet v1", made("bigearthnet v1"), tmp_path / "resampled")
     native = pack("bigearthnet v1", made("bigearthnet v1"), tmp_path / "native", layout="native")
     assert native.contract == fine.contract
-    sample = next(shards.samples(tmp_path / "native"))
+    sample = next(tar_format.samples(tmp_path / "native"))
     assert {name: a.shape for name, a in sample.arrays.items()} == {
         "image_10m": (4, 120, 120),
         "image_20m": (6, 60, 60),
@@ -385,7 +388,7 @@ def test_fmow_finds_the_third_split_under_either_name(tmp_path: Path) -> None:
 
 
 def test_fmow_values_beyond_uint16_stay_exact_in_float32(tmp_path: Path) -> None:
-    from sgdata.datasets.fmow_sentinel2 import doubled
+    from sgdata.datasets.fmow import doubled
 
     assert doubled(np.array([[[0.5, 32767.5]]])).dtype == np.uint16
     for values in ([0.25, 1.0], [40_000.0, 1.0], [-1.0, 1.0]):
@@ -557,7 +560,7 @@ def test_a_broken_sample_is_listed_and_the_rest_is_packed(
     assert result.quarantined == len(told) == 1
     assert reason in next(iter(told.values()))
     assert sum(result.contract.splits.values()) == SAMPLES[name] - 1
-    assert str(tmp_path) not in (tmp_path / "out" / shards.QUARANTINE).read_text()
+    assert str(tmp_path) not in (tmp_path / "out" / tar_format.QUARANTINE).read_text()
 
 
 # --- real files ----------------------------------------------------------------------------

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import demo, verify
+from sgdata import verification
+from sgdata.demo import story
 
-SMALL = demo.Story(
+SMALL = story.Story(
     size_km=3,
     dates=5,
     build=("split.block_px=150", "split.gap_px=0", "patches.size=64", "patches.stride=32", "split.val_share=0.25"),
@@ -27,7 +28,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     made = []
     for workers in (1, 2):
         out = tmp_path_factory.mktemp(f"demo{workers}") / "out"
-        page = demo.run(out, story=SMALL, workers=workers)
+        page = story.run(out, story=SMALL, workers=workers)
         assert page.is_file()
         made.append(out)
     return made
@@ -36,7 +37,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_one_worker_or_two_give_the_same_sums(twice: list[Path]) -> None:
     first, second = ((out / "SHA256SUMS").read_text() for out in twice)
     assert first == second
-    assert verify.verify(twice[0]) == []
+    assert verification.verify(twice[0]) == []
 
 
 def test_the_summary_has_every_key_and_sane_figures(twice: list[Path]) -> None:
@@ -59,7 +60,7 @@ def test_the_summary_has_every_key_and_sane_figures(twice: list[Path]) -> None:
 
 def test_the_release_of_the_demo_verifies(twice: list[Path]) -> None:
     first, second = (out / "release/demo-city-1.0" for out in twice)
-    assert verify.verify(first) == []
+    assert verification.verify(first) == []
     assert (first / "SHA256SUMS").read_bytes() == (second / "SHA256SUMS").read_bytes()
     assert json.loads((twice[0] / "audit/audit.json").read_text())["kind"] == "build"
 

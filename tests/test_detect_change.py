@@ -15,22 +15,11 @@ from test_encoder import images
 
 from sgdata import catalog, files
 from sgdata.errors import SettingError
-from sgmodel import (
-    augment,
-    batches,
-    cards,
-    command,
-    encoder,
-    fitting,
-    heads,
-    models,
-    normalise,
-    published,
-    session,
-    upernet,
-    windows,
-)
+from sgmodel.checkpoints import cards, transfer, weight_files
+from sgmodel.data import augment, loader, normalise, windows
+from sgmodel.models import encoder, factory, heads, upernet
 from sgmodel.recipes import detect_change
+from sgmodel.train import cli, training
 
 TRAIN = catalog.folder("recipes") / "train"
 TINY = (
@@ -51,8 +40,8 @@ def recipe(*overrides: str) -> detect_change.Recipe:
     return files.read(detect_change.Recipe, TRAIN / "detect_change-demo-tiny.toml", (*TINY, *overrides))
 
 
-def places(folder: Path, out: Path, **others: object) -> command.Places:
-    return dataclasses.replace(command.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+def places(folder: Path, out: Path, **others: object) -> cli.Places:
+    return dataclasses.replace(cli.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
 
 
 def results(out: Path) -> dict[str, object]:
@@ -86,7 +75,7 @@ def test_change_is_learned_and_scored_per_city(whole: Path) -> None:
 
 def test_interrupted_equals_undisturbed(folder: Path, whole: Path, tmp_path: Path) -> None:
     made = recipe("training.epochs=12", "evaluate_every=6")
-    assert detect_change.main(made, places(folder, tmp_path, stop_after=3)) == session.STOPPED
+    assert detect_change.main(made, places(folder, tmp_path, stop_after=3)) == training.STOPPED
     assert detect_change.main(made, places(folder, tmp_path, workers=3)) == 0
     assert (tmp_path / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
 
@@ -95,7 +84,7 @@ def test_interrupted_equals_undisturbed(folder: Path, whole: Path, tmp_path: Pat
 def test_modes(folder: Path, whole: Path, tmp_path: Path, mode: str) -> None:
     start = places(folder, tmp_path, weights=whole / "checkpoint-last")
     assert detect_change.main(recipe(f"mode={mode}", "training.epochs=1"), start) == 0
-    before, after = (fitting.read_weights(out / "checkpoint-last") for out in (whole, tmp_path))
+    before, after = (transfer.read_weights(out / "checkpoint-last") for out in (whole, tmp_path))
     assert all(torch.equal(before[name], after[name]) for name in after if name.startswith(("blocks.", "patch_embed.")))
     model = cards.load(tmp_path / "checkpoint-last")
     assert isinstance(model.head, heads.Probe) == (mode == "linear-probe")
@@ -118,14 +107,14 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
 def released() -> heads.ChangeDetector:
     path = TRAIN / "detect_change-oscd-base-released_code.toml"
     with torch.device("meta"):
-        model = models.detector(files.read(detect_change.Recipe, path).model, bands=12)
+        model = factory.detector(files.read(detect_change.Recipe, path).model, bands=12)
     assert isinstance(model, heads.ChangeDetector)
     return model
 
 
 def test_keys_shapes_and_size_are_the_published_ones() -> None:
     model = released()
-    ours = {published.name_of(name, "change"): tuple(value.shape) for name, value in model.state_dict().items()}
+    ours = {weight_files.name_of(name, "change"): tuple(value.shape) for name, value in model.state_dict().items()}
     rows = catalog.table("spectralgpt_base_change_keys")
     assert {name: "x".join(map(str, shape)) for name, shape in ours.items()} == {
         row["key"]: row["shape"] for row in rows
@@ -165,7 +154,7 @@ def test_class_weights_are_the_released_ones(parity: Path) -> None:
 
 
 def test_the_share_is_that_of_whole_scenes(folder: Path) -> None:
-    samples = batches.Samples(folder, "train", ("image_before", "image_after", "mask"))
+    samples = loader.Samples(folder, "train", ("image_before", "image_after", "mask"))
     source = windows.Windows(samples, recipe().windows)
     masks = [samples.read(number, "mask").ravel() for number in range(3)]
     assert detect_change.changed(source) == pytest.approx(np.concatenate(masks).mean())
@@ -193,7 +182,7 @@ class Pixel(torch.nn.Module):
 def setting(folder: Path, *overrides: str) -> detect_change.Setting:
     made = recipe("normalise.scheme=zscore", *overrides)
     contract = files.read(type(pair_contract()), folder / "contract.json")
-    return session.settle(made, contract, places(folder, folder))
+    return training.settle(made, contract, places(folder, folder))
 
 
 def test_both_dates_and_the_map_are_moved_alike(folder: Path) -> None:
@@ -205,17 +194,17 @@ def test_both_dates_and_the_map_are_moved_alike(folder: Path) -> None:
             moved.recipe, augment=dataclasses.replace(moved.recipe.augment, quarter_turns=chance == "1.0")
         )
         moved = dataclasses.replace(moved, recipe=still)
-        samples = batches.Samples(folder, "train", ("image_before", "image_after", "mask"))
+        samples = loader.Samples(folder, "train", ("image_before", "image_after", "mask"))
         source = windows.Windows(samples, moved.recipe.windows)
-        (batch,) = batches.load(source, batches.in_order(len(source), 999), threads=1)
+        (batch,) = loader.load(source, loader.in_order(len(source), 999), threads=1)
         losses.append(float(detect_change.objective(moved, None, Pixel(), batch)["loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_the_loss_is_the_weighted_mean_of_the_framework(folder: Path) -> None:
     made = setting(folder)
-    samples = batches.Samples(folder, "train", ("image_before", "image_after", "mask"))
-    (batch,) = batches.load(windows.Windows(samples, made.recipe.windows), batches.in_order(5, 5), threads=1)
+    samples = loader.Samples(folder, "train", ("image_before", "image_after", "mask"))
+    (batch,) = loader.load(windows.Windows(samples, made.recipe.windows), loader.in_order(5, 5), threads=1)
     batch.arrays["mask"][0, :3] = 255
     weights = detect_change.class_weights(0.2, 5.0)
     plain = dataclasses.replace(made, recipe=dataclasses.replace(made.recipe, augment=augment.AugmentRecipe()))
@@ -236,7 +225,7 @@ def test_the_released_score_counts_overlaps_and_drops_the_last_batch(folder: Pat
         "training.batch=4",
     )
     made = setting(folder, *old)
-    samples = batches.Samples(folder, "test", ("image_before", "image_after", "mask"))
+    samples = loader.Samples(folder, "test", ("image_before", "image_after", "mask"))
     source = windows.Windows(samples, made.recipe.scored)
     counts = detect_change.evaluate(made, Pixel(), source)
     assert len(source) % 4

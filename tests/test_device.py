@@ -13,8 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sgdata import catalog, files
 from sgdata.errors import SettingError
-from sgmodel import batches, encoder, launch, mae, normalise, optim
+from sgmodel import devices
+from sgmodel.data import loader, normalise
+from sgmodel.models import encoder, mae
 from sgmodel.recipes import pretrain
+from sgmodel.train import optim
 
 META = torch.device("meta")
 
@@ -37,7 +40,7 @@ class Waits(TorchDispatchMode):
 def setting(*overrides: str) -> pretrain.Setting:
     path = catalog.folder("recipes") / "train" / "pretrain-fmow-base.toml"
     recipe = files.read(pretrain.Recipe, path, ("model.depth=1", "decoder.depth=1", *overrides))
-    where = launch.Launch(device=META, precision="fp32")
+    where = devices.Launch(device=META, precision="fp32")
     if recipe.normalise.scheme == "zscore":
         ones = (1.0,) * 12
         recipe = dataclasses.replace(recipe, normalise=dataclasses.replace(recipe.normalise, mean=ones, std=ones))
@@ -64,7 +67,7 @@ def test_the_host_never_waits_within_a_step(
     )
     made = dataclasses.replace(made, how=dataclasses.replace(made.how, scheme=scheme))
     sides = {"image_10m": (4, 120), "image_20m": (6, 60), "image_60m": (2, 20)} if native else {"image": (12, 120)}
-    batch = batches.Batch(
+    batch = loader.Batch(
         keys=("a", "b"),
         samples=torch.arange(2),
         epoch=torch.zeros(2, dtype=torch.int64),
@@ -96,9 +99,9 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     taken: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    monkeypatch.setattr(launch.ranks, "join", lambda device: None)
+    monkeypatch.setattr(devices.ranks, "join", lambda device: None)
     for text in ("auto", "cuda", "cuda:1", "cpu"):
-        launch.start(text, precision="fp32", threads=1)
+        devices.start(text, precision="fp32", threads=1)
     assert taken == [torch.device("cuda", number) for number in (0, 0, 1)]
     for text, told in (
         ("cuda:2", "GPU 2 is wanted, this machine has 2"),
@@ -106,13 +109,13 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         ("cuda:x", "GPU x"),
     ):
         with pytest.raises(SettingError, match=told):
-            launch.start(text, precision="fp32", threads=1)
+            devices.start(text, precision="fp32", threads=1)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert launch.start("auto", precision="fp32", threads=1).device == torch.device("cuda", 1)
+    assert devices.start("auto", precision="fp32", threads=1).device == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_RANK", "3")
     with pytest.raises(SettingError, match="GPU 3 is wanted, this machine has 2"):
-        launch.start("auto", precision="fp32", threads=1)
+        devices.start("auto", precision="fp32", threads=1)
 
 
 @pytest.mark.parametrize(
@@ -122,9 +125,9 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_peak_is_that_of_the_card(monkeypatch: pytest.MonkeyPatch, name: str, peak: float) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2e9)
-    where = launch.Launch(device=torch.device("cuda", 0), precision="bf16")
-    assert launch.speed(where, peak * 1e12, 2.0) == {"tflops": peak / 2, "mfu": 0.5, "memory_gb": 2.0}
-    assert "mfu" not in launch.speed(dataclasses.replace(where, precision="tf32"), 1e12, 1.0)
+    where = devices.Launch(device=torch.device("cuda", 0), precision="bf16")
+    assert devices.speed(where, peak * 1e12, 2.0) == {"tflops": peak / 2, "mfu": 0.5, "memory_gb": 2.0}
+    assert "mfu" not in devices.speed(dataclasses.replace(where, precision="tf32"), 1e12, 1.0)
 
 
 def test_adamw_is_one_kernel() -> None:

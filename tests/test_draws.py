@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgmodel import draws
+from sgmodel.data import seeded_random
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,16 @@ from sgmodel import draws
     ],
 )
 def test_philox_known_answers_of_random123(counter: tuple[int, ...], key: tuple[int, int], words: str) -> None:
-    got = draws.philox([torch.tensor([word]) for word in counter], key)
+    got = seeded_random.philox([torch.tensor([word]) for word in counter], key)
     assert " ".join(f"{int(word):08x}" for word in got) == words
 
 
-def draw(samples: list[int], count: int, epoch: int = 0, stream: draws.Stream = draws.Stream.MASK) -> torch.Tensor:
-    return draws.uniform(torch.tensor(samples), count, seed=7, epoch=torch.full((len(samples),), epoch), stream=stream)
+def draw(
+    samples: list[int], count: int, epoch: int = 0, stream: seeded_random.Stream = seeded_random.Stream.MASK
+) -> torch.Tensor:
+    return seeded_random.uniform(
+        torch.tensor(samples), count, seed=7, epoch=torch.full((len(samples),), epoch), stream=stream
+    )
 
 
 def test_a_sample_draws_the_same_alone_and_in_any_batch() -> None:
@@ -42,9 +46,11 @@ def test_seed_epoch_and_stream_each_change_the_draws() -> None:
     base = draw([5], 16)
     others = [
         draw([5], 16, epoch=1),
-        draw([5], 16, stream=draws.Stream.CROP),
+        draw([5], 16, stream=seeded_random.Stream.CROP),
         draw([6], 16),
-        draws.uniform(torch.tensor([5]), 16, seed=7 + 2**32, epoch=torch.tensor([0]), stream=draws.Stream.MASK),
+        seeded_random.uniform(
+            torch.tensor([5]), 16, seed=7 + 2**32, epoch=torch.tensor([0]), stream=seeded_random.Stream.MASK
+        ),
     ]
     assert not any(torch.equal(base, other) for other in others)
 
@@ -60,14 +66,14 @@ def test_uniform_numbers_are_uniform() -> None:
 @settings(max_examples=40, deadline=None)
 @given(count=st.integers(1, 500), seed=st.integers(0, 2**40), epoch=st.integers(0, 1000))
 def test_order_is_a_permutation_and_a_pure_function(count: int, seed: int, epoch: int) -> None:
-    order = draws.order(count, seed=seed, epoch=epoch)
+    order = seeded_random.order(count, seed=seed, epoch=epoch)
     assert np.array_equal(np.sort(order), np.arange(count))
-    assert np.array_equal(order, draws.order(count, seed=seed, epoch=epoch))
+    assert np.array_equal(order, seeded_random.order(count, seed=seed, epoch=epoch))
 
 
 def test_order_is_pinned() -> None:
     """A change here changes every published run."""
-    assert draws.order(8, seed=0, epoch=0).tolist() == ORDER
+    assert seeded_random.order(8, seed=0, epoch=0).tolist() == ORDER
 
 
 ORDER = [2, 0, 5, 7, 6, 3, 4, 1]

@@ -23,10 +23,14 @@ from synthetic_shards import (
     write_scenes,
 )
 
-from sgdata import catalog, files, sealing
+from sgdata import catalog, files
 from sgdata.errors import SgdataError
-from sgmodel import augment, command, heads, ranks
+from sgdata.shards import finish
+from sgmodel import distributed
+from sgmodel.data import augment
+from sgmodel.models import heads
 from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
+from sgmodel.train import cli
 
 TRAIN = catalog.folder("recipes") / "train"
 SMALL = ("model.encoder.width=32", "model.encoder.depth=2", "training.batch=4", "training.epochs=1")
@@ -61,7 +65,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def run(name: str, folder: Path, out: Path, *overrides: str, **others: Any) -> int:
     module, recipe, settings = CASES[name]
     made = files.read(module.Recipe, TRAIN / f"{recipe}.toml", (*settings, *overrides))
-    places = command.Places(shards=folder, out=out, device="cpu", threads=1)
+    places = cli.Places(shards=folder, out=out, device="cpu", threads=1)
     code: int = module.main(made, dataclasses.replace(places, **others))
     return code
 
@@ -132,7 +136,7 @@ def test_a_sample_that_poisons_its_batch_is_named(name: str, mode: str, tmp_path
         made, form = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(5)], contract(32)
     member = "image_after" if name == "detect_change" else "image"
     made[2].arrays[member][3] = 1000  # a constant band, which min-max without eps divides by zero
-    sealing.write(made, tmp_path / "shards", contract=form)
+    finish.write(made, tmp_path / "shards", contract=form)
     told = rf"not finite for 1 of 4 samples: {made[2].key}"
     poison = ("normalise.scheme=minmax", "normalise.eps=0", f"mode={mode}", "training.accumulate=1")
     still = () if name.startswith("classify") or name == "detect_change" else ("model.head.skip=0",)
@@ -145,7 +149,7 @@ def test_labels_that_are_no_class_are_named(tmp_path: Path) -> None:
         made = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(5)]
         made[split].arrays["mask"][:] = 77
         folder = tmp_path / f"shards-{split}"
-        sealing.write(made, folder, contract=contract(32))
+        finish.write(made, folder, contract=contract(32))
         with pytest.raises(
             SgdataError, match=rf"masks of {made[split].key} hold \[77\], expected classes 0 to 3 or 255"
         ):
@@ -156,7 +160,7 @@ def test_scenes_without_any_change_cannot_balance_it(tmp_path: Path) -> None:
     made = [pair(f"city-{n}", "train" if n < 2 else "test", 32, 32, seed=n) for n in range(3)]
     for one in made:
         one.arrays["mask"][:] = 0
-    sealing.write(made, tmp_path / "shards", contract=pair_contract())
+    finish.write(made, tmp_path / "shards", contract=pair_contract())
     with pytest.raises(SgdataError, match=r"weighting is 'share', 0% of the training scenes' labelled pixels"):
         run("detect_change", tmp_path / "shards", tmp_path / "run", "weighting=share")
 
@@ -167,7 +171,7 @@ def test_a_model_of_any_size_wants_samples_of_one(name: str, tmp_path: Path) -> 
         made, form = [scene(n, "train" if n < 4 else "val", 16 + 8 * (n % 2)) for n in range(6)], scene_contract(16)
     else:
         made, form = [sample(n, "train" if n < 4 else "val", 32, 24 + 8 * (n % 2)) for n in range(6)], contract(32)
-    sealing.write(made, tmp_path / "shards", contract=dataclasses.replace(form, shape=None))
+    finish.write(made, tmp_path / "shards", contract=dataclasses.replace(form, shape=None))
     with pytest.raises(SgdataError, match=r"model.image_px is 0 \(any\), the samples of 'toy' are of many sizes"):
         any_size = ("model.backbone=unet", "model.image_px=0", "model.options={}")
         run(name, tmp_path / "shards", tmp_path / "run", *any_size)
@@ -204,7 +208,7 @@ def test_autocast_leaves_pixels_alone() -> None:
 def test_partners_stay_together_on_any_number_of_processes(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
     with pytest.raises(
         SgdataError, match="batch 6 in 1 parts on each of 2 processes: mixup and CutMix pair neighbours"
     ):
@@ -221,8 +225,8 @@ def test_the_probe_normalises_over_all_processes(monkeypatch: pytest.MonkeyPatch
         halves = [half.double() for half in whole.chunk(2)]
         return torch.stack([torch.stack([h.mean((0, 2, 3)), h.square().mean((0, 2, 3))]) for h in halves]).mean(0)
 
-    monkeypatch.setattr(ranks, "world", lambda: 2)
-    monkeypatch.setattr(ranks, "mean", mean)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "mean", mean)
     torch.testing.assert_close(torch.cat([two(half) for half in whole.chunk(2)[:1]]), expected[:4])
     for name, buffer in two.norm.state_dict().items():
         torch.testing.assert_close(buffer, one.norm.state_dict()[name])

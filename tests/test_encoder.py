@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sgdata.errors import SettingError
-from sgmodel import encoder
+from sgmodel.models import encoder
 
 TINY = encoder.EncoderConfig(image_px=16, width=24, depth=2, heads=3)
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sgdata import catalog, cli, fetch, files, verify
+from sgdata import catalog, cli, files, verification
+from sgdata.datasets import download
 from sgdata.errors import OutputError, ServiceError, SettingError
 from sgdata.types import Source
 
 CONTENT = random.Random(1).randbytes(300_000)
-QUICK = fetch.Patience(stall_s=0.5, tries=4, wait_s=0.01)
+QUICK = download.Patience(stall_s=0.5, tries=4, wait_s=0.01)
 
 
 class Server(ThreadingHTTPServer):
@@ -124,7 +125,7 @@ def source(server: Server, **changes: object) -> Source:
 
 
 def get(wanted: Source, out: Path) -> None:
-    fetch.fetch(fetch.Need(sources=(wanted,), bytes=wanted.bytes or 0, unsized=0, free=10**12), out, QUICK)
+    download.fetch(download.Need(sources=(wanted,), bytes=wanted.bytes or 0, unsized=0, free=10**12), out, QUICK)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_a_bad_server_is_survived(acts: list[str], server: Server, tmp_path: Pat
     get(source(server), tmp_path)
     assert (tmp_path / "it.zip").read_bytes() == CONTENT
     assert {path.name for path in tmp_path.iterdir()} == {"it.zip", ".lock", files.SUMS}
-    assert verify.verify(tmp_path) == []
+    assert verification.verify(tmp_path) == []
     if acts == ["truncate", "truncate"]:
         assert server.ranges == ["", "bytes=65536-", "bytes=131072-"], "what had come is not asked for again"
 
@@ -198,7 +199,7 @@ def test_a_disk_that_fills_is_told(server: Server, tmp_path: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fetch, "_append", full)
+    monkeypatch.setattr(download, "_append", full)
     with pytest.raises(OutputError, match="it.zip: cannot be written: No space left on device"):
         get(source(server), tmp_path)
 
@@ -214,21 +215,21 @@ def test_a_new_version_is_not_put_behind_the_start_of_the_old(server: Server, tm
 
 
 def test_the_plan_tells_what_is_left_and_touches_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    need = fetch.plan("bigearthnet", "v2", tmp_path / "new" / "folder")
+    need = download.plan("bigearthnet", "v2", tmp_path / "new" / "folder")
     assert [each.file for each in need.sources][:2] == ["BigEarthNet-S2.tar.zst", "metadata.parquet"]
     assert need.bytes == 63251710377 + 3616349 + 710162
     assert not (tmp_path / "new").exists()
     (tmp_path / ".BigEarthNet-S2.tar.zst.partial").write_bytes(bytes(1000))
     (tmp_path / "metadata.parquet").write_bytes(b"x")
     (tmp_path / files.SUMS).write_text(f"{'0' * 64}  metadata.parquet\n")
-    assert fetch.plan("bigearthnet", "v2", tmp_path).bytes == need.bytes - 1000 - 3616349
-    assert [each.file for each in fetch.plan("bigearthnet", "v2", tmp_path, ["maps"]).sources] == [
+    assert download.plan("bigearthnet", "v2", tmp_path).bytes == need.bytes - 1000 - 3616349
+    assert [each.file for each in download.plan("bigearthnet", "v2", tmp_path, ["maps"]).sources] == [
         "Reference_Maps.tar.zst"
     ]
     with pytest.raises(SettingError, match=r"no part map; known: images, maps, splits"):
-        fetch.plan("bigearthnet", "v2", tmp_path, ["map"])
+        download.plan("bigearthnet", "v2", tmp_path, ["map"])
     with pytest.raises(OutputError, match="are free"):
-        fetch.fetch(fetch.Need(sources=need.sources, bytes=need.bytes, unsized=0, free=10**9), tmp_path / "o")
+        download.fetch(download.Need(sources=need.sources, bytes=need.bytes, unsized=0, free=10**9), tmp_path / "o")
 
 
 def test_every_source_of_every_card_has_an_address_or_says_so() -> None:

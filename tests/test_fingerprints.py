@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sgdata import catalog, contracts, fingerprints, statistics
+from sgdata import catalog
+from sgdata.shards import band_check, contracts, statistics
 from sgdata.types import Array
 
 SETS = catalog.document("normalisation_stats")
@@ -40,15 +41,15 @@ MEANS = {
 
 @pytest.mark.parametrize("level", MEANS)
 def test_published_means_fit_their_names_and_level(level: str) -> None:
-    assert fingerprints.bands(MEANS[level]) == "as named"
-    assert fingerprints.level(MEANS[level], level) == "as named"
+    assert band_check.bands(MEANS[level]) == "as named"
+    assert band_check.level(MEANS[level], level) == "as named"
     other = {"L1C": "L2A", "L2A": "L1C"}[level]
-    assert fingerprints.level(MEANS[level], other) == f"{level}, named {other}"
+    assert band_check.level(MEANS[level], other) == f"{level}, named {other}"
 
 
 def test_every_published_set_fits() -> None:
     sets = {name: means for name, means in published().items() if means["B04"] > 10}
-    verdicts = {name: fingerprints.bands(means) for name, means in sets.items()}
+    verdicts = {name: band_check.bands(means) for name, means in sets.items()}
     # SpectralGPT's numbers for EuroSAT are of another dataset, with that of B09 at the place of B10.
     assert {name for name, told in verdicts.items() if told != "as named"} == {".eurosat/spectralgpt.mean"}
     assert len(verdicts) > 4
@@ -60,7 +61,7 @@ def test_every_published_set_fits() -> None:
 )
 def test_swapped_bands_are_told(level: str, one: str, other: str) -> None:
     swapped = MEANS[level] | {one: MEANS[level][other], other: MEANS[level][one]}
-    verdict = fingerprints.bands(swapped) + fingerprints.level(swapped, level)
+    verdict = band_check.bands(swapped) + band_check.level(swapped, level)
     if level == "L2A" and (one, other) == ("B8A", "B09"):
         assert verdict == "as namedas named", "the two are alike once the water vapour is taken away"
     else:
@@ -85,9 +86,9 @@ def test_lakes_do_not_fail_a_dataset_and_few_samples_decide_nothing() -> None:
     lake = dict.fromkeys(MEANS["L2A"], 90.0)
     counts = {"train": _counts(MEANS["L2A"], 80), "val": _counts(lake, 20)}
 
-    def judged(samples: int, *counts: Array) -> fingerprints.Verdict:
+    def judged(samples: int, *counts: Array) -> band_check.Verdict:
         pooled = statistics.summarise(np.sum(counts, axis=0), list(MEANS["L2A"]), contract.nodata)
-        return fingerprints.judge(pooled, samples, contract)
+        return band_check.judge(pooled, samples, contract)
 
     assert judged(100, *counts.values()).contradictions == ()
     assert judged(99, _counts(lake, 99)).bands == "undecided"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgdata import grid
 from sgdata.errors import SettingError
+from sgdata.rasters import grid
 from sgdata.types import Grid, Window
 
 coordinates = st.integers(-10_000_000, 10_000_000).map(lambda tenth: tenth / 10)

@@ -9,7 +9,7 @@ from test_encoder import TINY, images
 from test_upernet import NARROW
 
 from sgdata import catalog
-from sgmodel import encoder, heads
+from sgmodel.models import encoder, heads
 
 
 def test_the_released_classifier_has_the_published_keys() -> None:

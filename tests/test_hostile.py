@@ -18,8 +18,10 @@ from pathlib import Path
 import pytest
 import synthetic
 
-from sgdata import files, listing, packing, shards, verify
+from sgdata import files, verification
 from sgdata.errors import SourceError
+from sgdata.packing import pack, select
+from sgdata.shards import tar_format
 
 SOURCES: dict[str, tuple[str, Callable[[Path], Path], str, float]] = {
     "eurosat": ("eurosat", lambda to: synthetic.eurosat(to, each=1), "ms", 0.55),
@@ -93,17 +95,17 @@ def test_damaged_samples_are_listed_or_whole(name: str, total: int, tmp_path: Pa
     dataset, _, edition, share = SOURCES[name]
     rng = random.Random(f"{name} {total}")
     _copies(name, tmp_path, max(1, int(total * share)), rng)
-    recipe = replace(listing.recipe_for(dataset), edition=edition, shard_mb=4)
-    found = packing.READERS[dataset].find(tmp_path / "source", recipe)
+    recipe = replace(select.recipe_for(dataset), edition=edition, shard_mb=4)
+    found = pack.READERS[dataset].find(tmp_path / "source", recipe)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        result = packing.pack(dataset, source=tmp_path / "source", out=tmp_path / "out", recipe=recipe)
-        packed = set(shards.read_index(tmp_path / "out")["key"].to_pylist())
-        assert verify.verify(result.folder) == []
-        assert len(list(shards.samples(result.folder))) == len(packed)
+        result = pack.pack(dataset, source=tmp_path / "source", out=tmp_path / "out", recipe=recipe)
+        packed = set(tar_format.read_index(tmp_path / "out")["key"].to_pylist())
+        assert verification.verify(result.folder) == []
+        assert len(list(tar_format.samples(result.folder))) == len(packed)
     except SourceError:  # not one sample was left
         packed = set()
-    rows = [json.loads(line) for line in (tmp_path / "out" / shards.QUARANTINE).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "out" / tar_format.QUARANTINE).read_text().splitlines()]
     assert all(row["reason"] and "\n" not in row["reason"] for row in rows)
     assert packed.isdisjoint(row["key"] for row in rows)
     assert packed | {row["key"] for row in rows if row["key"]} == {ref.key for ref in found.refs}
@@ -144,7 +146,7 @@ def test_ten_kills_change_no_byte(kind: str, tmp_path: Path) -> None:
         return subprocess.Popen([sys.executable, script, source, out], start_new_session=True)
 
     def tars(out: Path) -> int:
-        return len(list((out / packing.JOURNAL).glob("*.json")))
+        return len(list((out / pack.JOURNAL).glob("*.json")))
 
     assert start(tmp_path / "calm").wait() == 0
     assert tars(tmp_path / "calm") > 30
@@ -162,7 +164,7 @@ def test_ten_kills_change_no_byte(kind: str, tmp_path: Path) -> None:
         killed += 1
     assert start(disturbed).wait() == 0
     assert (disturbed / files.SUMS).read_bytes() == (tmp_path / "calm" / files.SUMS).read_bytes()
-    assert verify.verify(disturbed) == []
+    assert verification.verify(disturbed) == []
     left = [path.name for path in disturbed.rglob("*") if "partial" in path.name]
     assert not left
-    assert not list((disturbed / packing.SPOOL).glob("*"))
+    assert not list((disturbed / pack.SPOOL).glob("*"))

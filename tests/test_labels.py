@@ -16,13 +16,16 @@ from rasterio.features import rasterize
 from rasterio.transform import Affine
 from scipy import ndimage
 
-from sgdata import catalog, grid, labels, osm, tags
+from sgdata import catalog
 from sgdata.errors import SettingError
+from sgdata.labels import osm_features, tag_rules
+from sgdata.labels import rasterize as label_raster
+from sgdata.rasters import grid
 from sgdata.types import Array, Grid, Window
 
 CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
-RULES = tags.rules(
-    catalog.table("osm_lulc_tags"), CODES, tiers=("core", "ext"), groups=labels.LabelSettings().street_groups
+RULES = tag_rules.rules(
+    catalog.table("osm_lulc_tags"), CODES, tiers=("core", "ext"), groups=label_raster.LabelSettings().street_groups
 )
 LATTICE = Grid(crs="EPSG:32632", origin=(671280, 5349540), gsd_m=10, shape=(64, 80))
 FOREST, WATER, PARK, URBAN, INDUSTRY, STREET = 4, 5, 10, 11, 12, 0
@@ -31,7 +34,7 @@ Item = tuple[Any, dict[str, str]]
 
 
 def features(*items: Item) -> Any:
-    """A table as `osm.read` gives it, of geometries in pixels (x east, y south) of LATTICE."""
+    """A table as `osm_features.read` gives it, of geometries in pixels (x east, y south) of LATTICE."""
     x, y = LATTICE.origin
     placed = shapely.transform(
         [geometry for geometry, _ in items], lambda xy: xy * (LATTICE.gsd_m, -LATTICE.gsd_m) + (x, y)
@@ -45,9 +48,9 @@ def features(*items: Item) -> Any:
     return geopandas.GeoDataFrame(columns, geometry=list(placed), crs=LATTICE.crs).to_crs("EPSG:4326")
 
 
-def painted(*items: Item, **chosen: Any) -> tuple[Array, Array, labels.Drawing]:
-    drawing = labels.prepare(features(*items), RULES, LATTICE, labels.LabelSettings(**chosen))
-    return *labels.paint(drawing, Window(row=0, col=0, height=64, width=80)), drawing
+def painted(*items: Item, **chosen: Any) -> tuple[Array, Array, label_raster.Drawing]:
+    drawing = label_raster.prepare(features(*items), RULES, LATTICE, label_raster.LabelSettings(**chosen))
+    return *label_raster.paint(drawing, Window(row=0, col=0, height=64, width=80)), drawing
 
 
 def a(key: str, value: str, **more: str) -> dict[str, str]:
@@ -71,7 +74,7 @@ def test_a_polygon_is_filled_as_gdal_fills_it(seed: int) -> None:
     there = features((shape, {})).to_crs(LATTICE.crs).geometry
     expected = rasterize(there, LATTICE.shape, transform=Affine(*LATTICE.transform)).astype(bool)
     assert ((got == FOREST) == expected).all()
-    assert ((source == labels.POLYGON) == expected).all()
+    assert ((source == label_raster.POLYGON) == expected).all()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -85,7 +88,7 @@ def test_a_touched_line_meets_the_pixels_gdal_says(seed: int) -> None:
     there = features((line, {})).to_crs(LATTICE.crs).geometry
     gdal = rasterize(there, LATTICE.shape, transform=Affine(*LATTICE.transform), all_touched=True).astype(bool)
     assert ((got == STREET) == gdal).mean() > 0.995
-    assert ((source == labels.LINE) == (got == STREET)).all()
+    assert ((source == label_raster.LINE) == (got == STREET)).all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -101,7 +104,7 @@ def test_the_tiling_does_not_matter(seed: int, size: int, supersample: int, stre
     items.append((shapely.LineString([(3, 3), (60, 60)]), a("railway", "rail")))
     whole, source, drawing = painted(*items, supersample=supersample, streets=streets)
     for window in grid.tiles(LATTICE.shape, size):
-        part, part_source = labels.paint(drawing, window)
+        part, part_source = label_raster.paint(drawing, window)
         assert (part == whole[window.slices]).all()
         assert (part_source == source[window.slices]).all()
 
@@ -109,10 +112,10 @@ def test_the_tiling_does_not_matter(seed: int, size: int, supersample: int, stre
 def test_the_order_of_the_features_does_not_matter() -> None:
     items = [(star(i), a("landuse", ("forest", "meadow", "residential")[i % 3])) for i in range(9)]
     table = features(*items)
-    one = labels.prepare(table, RULES, LATTICE, labels.LabelSettings())
-    two = labels.prepare(table.iloc[::-1], RULES, LATTICE, labels.LabelSettings())
+    one = label_raster.prepare(table, RULES, LATTICE, label_raster.LabelSettings())
+    two = label_raster.prepare(table.iloc[::-1], RULES, LATTICE, label_raster.LabelSettings())
     window = Window(row=0, col=0, height=64, width=80)
-    assert (labels.paint(one, window)[0] == labels.paint(two, window)[0]).all()
+    assert (label_raster.paint(one, window)[0] == label_raster.paint(two, window)[0]).all()
 
 
 BIG, MIDDLE, SMALL = shapely.box(5, 5, 60, 60), shapely.box(20, 20, 40, 40), shapely.box(28, 28, 32, 32)
@@ -122,7 +125,7 @@ def test_the_smaller_polygon_lies_on_top() -> None:
     got, _, _ = painted(
         (SMALL, a("natural", "water")), (BIG, a("landuse", "residential")), (MIDDLE, a("leisure", "park"))
     )
-    assert (got[10, 10], got[25, 25], got[30, 30], got[2, 2]) == (URBAN, PARK, WATER, labels.UNMAPPED)
+    assert (got[10, 10], got[25, 25], got[30, 30], got[2, 2]) == (URBAN, PARK, WATER, label_raster.UNMAPPED)
 
 
 def test_the_whole_size_counts_also_of_what_reaches_out_of_the_grid() -> None:
@@ -164,7 +167,7 @@ def test_streets_lie_on_rail_on_water_lines_on_polygons() -> None:
     ):
         got, source, _ = painted(*items, (down, crossing))
         assert tuple(got[[10, 20, 30], 30]) == expected
-        assert set(source[[10, 20, 30], 30]) == {labels.LINE}
+        assert set(source[[10, 20, 30], 30]) == {label_raster.LINE}
     hidden = (down, a("highway", "primary", tunnel="yes"))
     got, _, drawing = painted(*items, hidden)
     assert got[50, 30] == FOREST
@@ -189,9 +192,9 @@ def test_a_river_line_is_drawn_only_where_no_river_area_is() -> None:
     line = shapely.LineString([(0, 30.5), (80, 30.5)])
     got, source, _ = painted((island, a("natural", "water")), (line, a("waterway", "river", width="60")))
     assert (got[30] == WATER).all()
-    assert set(source[30, 24:36]) == {labels.POLYGON}
-    assert set(source[30, :18]) == {labels.LINE}
-    assert source[28, 30] == labels.POLYGON
+    assert set(source[30, 24:36]) == {label_raster.POLYGON}
+    assert set(source[30, :18]) == {label_raster.LINE}
+    assert source[28, 30] == label_raster.POLYGON
 
 
 def test_most_of_a_pixel_decides_and_a_tie_goes_to_the_smaller_polygon() -> None:
@@ -224,12 +227,12 @@ def test_broken_geometry_is_mended_and_nothing_vanishes_silently() -> None:
         "polygons": 2,
         "without a rule": 1,
     }
-    assert (got[20, 11], got[20, 28], got[11, 20], got[41, 70]) == (FOREST, FOREST, labels.UNMAPPED, WATER)
+    assert (got[20, 11], got[20, 28], got[11, 20], got[41, 70]) == (FOREST, FOREST, label_raster.UNMAPPED, WATER)
 
 
 def test_an_empty_place_is_unmapped() -> None:
     got, source, drawing = painted((shapely.box(500, 500, 501, 501), a("landuse", "forest")))
-    assert (got == labels.UNMAPPED).all()
+    assert (got == label_raster.UNMAPPED).all()
     assert (source == 0).all()
     assert drawing.counts == {"outside the grid": 1}
 
@@ -237,10 +240,10 @@ def test_an_empty_place_is_unmapped() -> None:
 def test_gaps_are_filled_from_another_map_and_marked() -> None:
     got, source, _ = painted((BIG, a("landuse", "forest")))
     other = np.full(got.shape, WATER, np.uint8)
-    other[:3] = labels.UNMAPPED
-    full, marked = labels.filled_gaps(got, source, other)
-    assert (full[30, 30], full[30, 70], full[0, 0]) == (FOREST, WATER, labels.UNMAPPED)
-    assert (marked[30, 30], marked[30, 70], marked[0, 0]) == (labels.POLYGON, labels.GAP_FILL, 0)
+    other[:3] = label_raster.UNMAPPED
+    full, marked = label_raster.filled_gaps(got, source, other)
+    assert (full[30, 30], full[30, 70], full[0, 0]) == (FOREST, WATER, label_raster.UNMAPPED)
+    assert (marked[30, 30], marked[30, 70], marked[0, 0]) == (label_raster.POLYGON, label_raster.GAP_FILL, 0)
 
 
 def test_a_lattice_too_fine_is_refused() -> None:
@@ -256,11 +259,11 @@ def test_the_simulated_city_is_labelled_as_it_truly_is(city: Path) -> None:
     lattice = Grid(crs=crs, origin=origin, gsd_m=10, shape=truth.shape)
     got = []
     for name in ("city.osm", "overpass.json"):
-        found = osm.read(city / "osm" / name, shapely.box(-180, -90, 180, 90), rules=RULES)
-        drawing = labels.prepare(found.table, RULES, lattice, labels.LabelSettings())
-        got.append(labels.paint(drawing, Window(row=0, col=0, height=truth.shape[0], width=truth.shape[1]))[0])
+        found = osm_features.read(city / "osm" / name, shapely.box(-180, -90, 180, 90), rules=RULES)
+        drawing = label_raster.prepare(found.table, RULES, lattice, label_raster.LabelSettings())
+        got.append(label_raster.paint(drawing, Window(row=0, col=0, height=truth.shape[0], width=truth.shape[1]))[0])
     assert (got[0] == got[1]).all()
     inner = mapped & (ndimage.maximum_filter(truth, 3) == truth) & (ndimage.minimum_filter(truth, 3) == truth)
     assert (got[0] == truth)[inner].mean() > 0.99
     assert (got[0] == truth)[mapped].mean() > 0.97
-    assert (got[0] == labels.UNMAPPED)[~mapped].mean() > 0.95
+    assert (got[0] == label_raster.UNMAPPED)[~mapped].mean() > 0.95

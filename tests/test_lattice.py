@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_shards import contract
 
-from sgdata import resample, sealing, shards
 from sgdata.errors import SettingError
+from sgdata.rasters import resample
+from sgdata.shards import finish, tar_format
 from sgdata.types import Sample
-from sgmodel import batches, lattice
+from sgmodel.data import loader, upsample
 
 
 @settings(max_examples=60, deadline=None)
@@ -33,7 +34,7 @@ def test_the_device_resamples_as_sgdata(
     coarse = rng.integers(1, 65536, shape).astype(np.uint16)
     coarse[rng.random(shape) < holes] = 0
     expected = resample.finer(coarse, factor, kernel=kernel, nodata=0)
-    ours = lattice.finer(torch.from_numpy(coarse)[None], factor, kernel=kernel, nodata=0)[0]
+    ours = upsample.finer(torch.from_numpy(coarse)[None], factor, kernel=kernel, nodata=0)[0]
     assert np.array_equal(ours.numpy(), expected)
 
 
@@ -57,22 +58,22 @@ def test_native_shards_give_the_images_of_resampled_ones(tmp_path: Path) -> None
             at = [index for index, band in enumerate(contract(24).bands) if band.gsd_m == gsd]
             image[at] = resample.finer(one.arrays[f"image_{gsd}m"], gsd // 10, kernel="bilinear")
         whole.append(dataclasses.replace(one, arrays={"image": image, "mask": one.arrays["mask"]}))
-    sealing.write(whole, tmp_path / "whole", contract=contract(24))
+    finish.write(whole, tmp_path / "whole", contract=contract(24))
     (tmp_path / "native").mkdir()
     tar = "toy-train-000000.tar"
-    _, rows = shards.write_tar(tmp_path / "native" / tar, ((one, "0" * 64) for one in made), codec="blosc")
-    packed = sealing.Packed(shard=_, split="train", rows=tuple(rows), counts=np.ones((12, 65536), np.int64))
-    all_of_it = sealing.Whole(contract(24))
+    _, rows = tar_format.write_tar(tmp_path / "native" / tar, ((one, "0" * 64) for one in made), codec="blosc")
+    packed = finish.Packed(shard=_, split="train", rows=tuple(rows), counts=np.ones((12, 65536), np.int64))
+    all_of_it = finish.Whole(contract(24))
     all_of_it.add(packed)
-    sealing.finish(tmp_path / "native", all_of_it)
+    finish.finish(tmp_path / "native", all_of_it)
     ours, theirs = (
-        next(batches.load(source, batches.in_order(3, 3), threads=2))
-        for source in (batches.Samples(tmp_path / name, "train", ("image", "mask")) for name in ("native", "whole"))
+        next(loader.load(source, loader.in_order(3, 3), threads=2))
+        for source in (loader.Samples(tmp_path / name, "train", ("image", "mask")) for name in ("native", "whole"))
     )
-    assert set(ours.arrays) == {*lattice.GROUPS, "mask"}
+    assert set(ours.arrays) == {*upsample.GROUPS, "mask"}
     assert ours.extent.tolist() == [[24, 24]] * 3
     device = torch.device("cpu")
-    a, b = (lattice.image(one.arrays, one.extent, contract(24), device).int() for one in (ours, theirs))
+    a, b = (upsample.image(one.arrays, one.extent, contract(24), device).int() for one in (ours, theirs))
     assert torch.equal(a, b)
     with pytest.raises(SettingError, match="native shards of samples of many sizes"):
-        lattice.image(ours.arrays, torch.tensor([[24, 24], [20, 24], [24, 24]]), contract(24), device)
+        upsample.image(ours.arrays, torch.tensor([[24, 24], [20, 24], [24, 24]]), contract(24), device)

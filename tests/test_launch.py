@@ -8,38 +8,39 @@ import pytest
 import torch
 
 from sgdata.errors import SettingError
-from sgmodel import launch, session
+from sgmodel import devices
+from sgmodel.train import training
 
 
 def test_bf16_holds_inside_autocast_only() -> None:
-    where = launch.start("cpu", precision="bf16", threads=1)
+    where = devices.start("cpu", precision="bf16", threads=1)
     x = torch.ones(2, 2)
     with where.autocast():
         assert (x @ x).dtype == torch.bfloat16
     assert (x @ x).dtype == torch.float32
-    with launch.start("cpu", precision="fp32", threads=1).autocast():
+    with devices.start("cpu", precision="fp32", threads=1).autocast():
         assert (x @ x).dtype == torch.float32
 
 
 def test_threads_are_as_told() -> None:
-    launch.start("cpu", precision="fp32", threads=3)
+    devices.start("cpu", precision="fp32", threads=3)
     assert torch.get_num_threads() == 3
-    launch.start("cpu", precision="fp32", threads=1)
+    devices.start("cpu", precision="fp32", threads=1)
     assert torch.get_num_threads() == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_no_gpu_is_said_in_one_line() -> None:
     with pytest.raises(SettingError, match="--device 'cuda:0': this torch .* sees no GPU; use --device cpu"):
-        launch.start("cuda:0", precision="fp32", threads=1)
-    assert launch.start("auto", precision="fp32", threads=1).device.type == "cpu"
+        devices.start("cuda:0", precision="fp32", threads=1)
+    assert devices.start("auto", precision="fp32", threads=1).device.type == "cpu"
 
 
 def test_outside_the_main_thread_nothing_can_be_told() -> None:
     answers: list[bool] = []
 
     def ask() -> None:
-        with session.told_to_stop() as told:
+        with training.told_to_stop() as told:
             answers.append(told())
 
     thread = threading.Thread(target=ask)

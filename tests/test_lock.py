@@ -17,11 +17,13 @@ import rasterio
 import served
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files, lock, osm
-from sgdata.areas import Area, in_degrees, resolve
-from sgdata.datasets import segmunich
-from sgdata.datasets.segmunich import BuildRecipe, Places
+from sgdata import catalog, files
+from sgdata.builds import pipeline
+from sgdata.builds.pipeline import BuildRecipe, Places
 from sgdata.errors import OutputError, ServiceError, SettingError, SourceError
+from sgdata.labels import osm_features
+from sgdata.scenes import lock
+from sgdata.scenes.aoi import Area, in_degrees, resolve
 from sgdata.types import Grid
 
 LATTICE = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(80, 80))
@@ -52,7 +54,7 @@ def recipe() -> BuildRecipe:
 
 def build(recipe: BuildRecipe, where: Path, out: Path, *, follow: Path | None = None, **places: Any) -> Path:
     settled = Places(out=out, stac=str(where), **{"osm": "none"} | places)
-    return segmunich.build(recipe, settled, locked=lock.read(follow) if follow else None, exact=follow is not None)
+    return pipeline.build(recipe, settled, locked=lock.read(follow) if follow else None, exact=follow is not None)
 
 
 # --- locks ---------------------------------------------------------------------------------
@@ -89,7 +91,7 @@ def test_a_locked_build_is_the_build_and_refuses_another(
 
 def test_a_planned_lock_cannot_be_held_to_the_letter(tmp_path: Path, recipe: BuildRecipe) -> None:
     where = archive(tmp_path / "a")
-    segmunich.plan(recipe, Places(out=tmp_path / "p", stac=str(where)))
+    pipeline.plan(recipe, Places(out=tmp_path / "p", stac=str(where)))
     with pytest.raises(SettingError, match="lock is planned"):
         build(recipe, where, tmp_path / "b", follow=tmp_path / "p" / lock.NAME)
 
@@ -236,11 +238,11 @@ def test_a_place_is_asked_for_once_and_its_outline_kept(
     monkeypatch.setattr(osmnx.settings, "nominatim_url", f"{web.url}/")
     kept = tmp_path / "place.geojson"
     with pytest.raises(SourceError, match="no stored outline of 'Somewhere'"):
-        osm.located(Area(place="Somewhere"), kept, offline=True)
-    area = osm.located(Area(place="Somewhere"), kept)
+        osm_features.located(Area(place="Somewhere"), kept, offline=True)
+    area = osm_features.located(Area(place="Somewhere"), kept)
     assert resolve(area) == resolve(Area(bbox=(11.5, 48.1, 11.6, 48.2)))
     asked = len(web.asked)
-    assert osm.located(Area(place="Somewhere"), kept, offline=True) == area
+    assert osm_features.located(Area(place="Somewhere"), kept, offline=True) == area
     assert len(web.asked) == asked
     assert "OpenStreetMap contributors" in kept.read_text()
     assert not list(tmp_path.rglob("cache"))
@@ -250,8 +252,8 @@ def test_places_that_are_none(tmp_path: Path, web: Any, monkeypatch: pytest.Monk
     (web.folder / "search").write_text("[]")
     monkeypatch.setattr(osmnx.settings, "nominatim_url", f"{web.url}/")
     with pytest.raises(SettingError, match="place 'Atlantis'"):
-        osm.located(Area(place="Atlantis"), tmp_path / "place.geojson")
+        osm_features.located(Area(place="Atlantis"), tmp_path / "place.geojson")
     monkeypatch.setattr(osmnx.settings, "nominatim_url", f"http://127.0.0.1:{served.free_port()}/")
     with pytest.raises(ServiceError, match="no geocoder answers"):
-        osm.located(Area(place="Atlantis"), tmp_path / "place.geojson")
+        osm_features.located(Area(place="Atlantis"), tmp_path / "place.geojson")
     assert not (tmp_path / "place.geojson").exists()

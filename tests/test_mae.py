@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from sgdata import catalog
 from sgdata.errors import SettingError
-from sgmodel import encoder, mae
+from sgmodel.models import encoder, mae
 
 SMALL_DECODER = mae.DecoderConfig(width=16, depth=1, heads=2)
 

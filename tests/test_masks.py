@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from sgdata import masks, observe, staging
-from sgdata.masks import CLEAR, CLOUD, DIM, NOTHING, OTHER, SHADOW, MaskSettings
+from sgdata.composite import cloud_masks, staging, tiles
+from sgdata.composite.cloud_masks import CLEAR, CLOUD, DIM, NOTHING, OTHER, SHADOW, MaskSettings
 from sgdata.types import Array, Grid
 
 SCL = MaskSettings(
@@ -26,35 +26,35 @@ SCL = MaskSettings(
 def test_distance_is_euclid_rounded_up(mask: Array, reach: int) -> None:
     expected = ndimage.distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
     capped = np.minimum(np.ceil(expected - 1e-9), reach + 1)
-    np.testing.assert_array_equal(masks.distance(mask, reach), capped)
+    np.testing.assert_array_equal(cloud_masks.distance(mask, reach), capped)
 
 
 def test_kinds_of_every_method() -> None:
     layer = np.arange(12, dtype=np.uint8)[None]
-    found = masks.kinds(layer, SCL)[0].tolist()
+    found = cloud_masks.kinds(layer, SCL)[0].tolist()
     assert found == [NOTHING, OTHER, DIM, SHADOW, CLEAR, CLEAR, CLEAR, DIM, CLOUD, CLOUD, CLOUD, OTHER]
-    polar = masks.kinds(layer, replace(SCL, drop=(0, 1, 3, 8, 9)))[0].tolist()
+    polar = cloud_masks.kinds(layer, replace(SCL, drop=(0, 1, 3, 8, 9)))[0].tolist()
     assert polar[10:] == [CLEAR, CLEAR]
-    likely = masks.kinds(np.array([[0, 39, 40, 100]], np.uint8), replace(SCL, method="probability"))
+    likely = cloud_masks.kinds(np.array([[0, 39, 40, 100]], np.uint8), replace(SCL, method="probability"))
     assert likely.tolist() == [[CLEAR, CLEAR, CLOUD, CLOUD]]
-    drawn = masks.kinds(np.array([[0, 1, 255]], np.uint8), replace(SCL, method="external"))
+    drawn = cloud_masks.kinds(np.array([[0, 1, 255]], np.uint8), replace(SCL, method="external"))
     assert drawn.tolist() == [[CLEAR, CLOUD, CLOUD]]
 
 
 def test_what_a_layer_cannot_mean_is_not_looked_at() -> None:
-    beyond = np.array([[masks.BEYOND]], np.uint8)
+    beyond = np.array([[cloud_masks.BEYOND]], np.uint8)
     for method in ("scl", "probability", "external"):
-        assert masks.kinds(beyond, replace(SCL, method=method)).item() == NOTHING
-    assert masks.kinds(np.array([[12, 77, 255]], np.uint8), SCL).tolist() == [[NOTHING] * 3]
+        assert cloud_masks.kinds(beyond, replace(SCL, method=method)).item() == NOTHING
+    assert cloud_masks.kinds(np.array([[12, 77, 255]], np.uint8), SCL).tolist() == [[NOTHING] * 3]
     wide = np.array([[0, 100, 101, 60_000]], np.uint16)
-    assert masks.kinds(wide, replace(SCL, method="probability")).tolist() == [[CLEAR, CLOUD, NOTHING, NOTHING]]
-    assert masks.kinds(wide, replace(SCL, method="external")).tolist() == [[CLEAR, CLOUD, CLOUD, CLOUD]]
+    assert cloud_masks.kinds(wide, replace(SCL, method="probability")).tolist() == [[CLEAR, CLOUD, NOTHING, NOTHING]]
+    assert cloud_masks.kinds(wide, replace(SCL, method="external")).tolist() == [[CLEAR, CLOUD, CLOUD, CLOUD]]
 
 
 def test_dark_ground_is_told_from_a_date_that_is_dark() -> None:
-    dim, clear = masks.DOUBTFUL + 1, 1
+    dim, clear = cloud_masks.DOUBTFUL + 1, 1
     forest, shaded, never, only = ([dim] * 11 + [clear], [clear] * 3 + [dim] * 9, [0] * 12, [0] * 11 + [dim])
-    best = masks.best_sights(np.array([forest, shaded, never, only], np.uint8).T[:, None])[:, 0].T
+    best = cloud_masks.best_sights(np.array([forest, shaded, never, only], np.uint8).T[:, None])[:, 0].T
     assert best.sum(axis=1).tolist() == [12, 3, 0, 1]
     assert best[1, :3].all()
 
@@ -62,7 +62,9 @@ def test_dark_ground_is_told_from_a_date_that_is_dark() -> None:
 def test_buffers_reach_from_centre_to_centre() -> None:
     scl = np.full((21, 21), 4, np.uint8)
     scl[10, 3], scl[10, 17] = 9, 3
-    seen = masks.sight(masks.kinds(scl, SCL), None, replace(SCL, shadow_buffer_m=20), gsd_m=20, reach_m=0) > 0
+    seen = (
+        cloud_masks.sight(cloud_masks.kinds(scl, SCL), None, replace(SCL, shadow_buffer_m=20), gsd_m=20, reach_m=0) > 0
+    )
     rows, cols = np.indices(seen.shape)
     cloud = np.hypot(rows - 10, cols - 3) <= 3
     shadow = np.hypot(rows - 10, cols - 17) <= 1
@@ -72,9 +74,9 @@ def test_buffers_reach_from_centre_to_centre() -> None:
 def test_sight_tells_distance_and_doubt() -> None:
     scl = np.full((1, 200), 4, np.uint8)
     scl[0, 0], scl[0, 50], scl[0, 60] = 9, 7, 2
-    seen = masks.sight(masks.kinds(scl, SCL), None, SCL, gsd_m=20, reach_m=1500)[0]
+    seen = cloud_masks.sight(cloud_masks.kinds(scl, SCL), None, SCL, gsd_m=20, reach_m=1500)[0]
     assert seen[:5].tolist() == [0, 0, 0, 0, 4]
-    assert (seen[50], seen[60]) == (50 + masks.DOUBTFUL, 60 + masks.DOUBTFUL)
+    assert (seen[50], seen[60]) == (50 + cloud_masks.DOUBTFUL, 60 + cloud_masks.DOUBTFUL)
     assert seen[76] == 76
     assert (seen[77:] == 77).all()  # beyond 1500 m no more is told
 
@@ -85,7 +87,7 @@ def test_surroundings_are_a_box_mean(gsd: float) -> None:
     what = rng.random((130, 170)) < 0.3
     among = rng.random(what.shape) < 0.8
     size, reach = round(500 / gsd), 1
-    found = masks.surroundings(what & among, among, gsd, 1500)
+    found = cloud_masks.surroundings(what & among, among, gsd, 1500)
     for row, col in ((0, 0), (64, 99), (129, 169), (51, 26)):
         top, left = (row // size - reach) * size, (col // size - reach) * size
         box = (slice(max(top, 0), top + 3 * size), slice(max(left, 0), left + 3 * size))
@@ -99,32 +101,32 @@ def dates(overcast: int, days: int) -> list[Array]:
         scl = np.full((60, 60), 9 if n >= days - overcast else 4, np.uint8)
         if n:
             scl[20:30, 20:30] = 8
-        found.append(masks.kinds(scl, SCL))
+        found.append(cloud_masks.kinds(scl, SCL))
     return found
 
 
 @pytest.mark.parametrize("overcast", [0, 4])
 def test_a_roof_called_cloud_on_clear_days_is_kept(overcast: int) -> None:
-    guard = masks.Guard((60, 60), 20)
+    guard = cloud_masks.Guard((60, 60), 20)
     series = dates(overcast, 10)
     for found in series:
-        guard.add(found, masks.cloudiness([found], 20))
+        guard.add(found, cloud_masks.cloudiness([found], 20))
     roof = np.zeros((60, 60), bool)
     roof[20:30, 20:30] = True
     np.testing.assert_array_equal(guard.bright(), roof)
-    clear_day = masks.sight(series[1], guard.bright(), SCL, gsd_m=20, reach_m=0)
+    clear_day = cloud_masks.sight(series[1], guard.bright(), SCL, gsd_m=20, reach_m=0)
     assert (clear_day > 0).all()  # no buffer round the roof either
     if overcast:
-        cloudy_day = masks.sight(series[-1], guard.bright(), SCL, gsd_m=20, reach_m=0)
+        cloudy_day = cloud_masks.sight(series[-1], guard.bright(), SCL, gsd_m=20, reach_m=0)
         assert not cloudy_day.any()
 
 
 def test_never_clear_needs_enough_looks() -> None:
     for days, kept in ((7, False), (8, True)):
-        guard = masks.Guard((30, 30), 20)
+        guard = cloud_masks.Guard((30, 30), 20)
         for _ in range(days):
             overcast = np.full((30, 30), CLOUD, np.uint8)
-            guard.add(overcast, masks.cloudiness([overcast], 20))
+            guard.add(overcast, cloud_masks.cloudiness([overcast], 20))
         assert guard.bright().all() == kept
 
 
@@ -145,14 +147,12 @@ def test_strips_of_a_mask_have_the_sights_of_the_whole(
         path = tmp_path / f"{n}.bin"
         scl.tofile(path)
         layer = staging.Staged(path=str(path), lattice=lattice, dtype="uint8", sha256=str(n), holes=False)
-        scenes.append(observe.Observed(id=f"s{n}", overpass=str(n), day=n, offset=0, files={"SCL": layer}))
+        scenes.append(tiles.Observed(id=f"s{n}", overpass=str(n), day=n, offset=0, files={"SCL": layer}))
     found = []
     for pixels in (1, 1 << 20):
-        monkeypatch.setattr(observe, "STRIP_PIXELS", pixels)
-        seen = observe.sighted(
-            tuple(scenes), SCL, area=lattice, reach_m=reach_m, folder=tmp_path / str(pixels), run=map
-        )
-        sights = [staging.on_grid(scene.files[observe.SIGHT], lattice, kernel="nearest") for scene in seen]
+        monkeypatch.setattr(tiles, "STRIP_PIXELS", pixels)
+        seen = tiles.sighted(tuple(scenes), SCL, area=lattice, reach_m=reach_m, folder=tmp_path / str(pixels), run=map)
+        sights = [staging.on_grid(scene.files[tiles.SIGHT], lattice, kernel="nearest") for scene in seen]
         found.append(np.stack(sights))
     np.testing.assert_array_equal(found[0], found[1])
     assert (found[0][1:, 148:152, 40:60] > 0).mean() > 0.7  # the roof was told from clouds

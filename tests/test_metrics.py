@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgmodel import metrics
+from sgmodel.train import metrics
 
 
 def test_all_figures_equal_the_released_ones(parity: Path) -> None:
@@ -109,7 +109,7 @@ def test_average_precision_with_ties_and_weights_by_hand(seed: int, levels: int)
 
 
 def test_figures_equal_torchmetrics(parity: Path) -> None:
-    from sgmodel import timm_models  # noqa: F401  (lets torchvision, which torchmetrics imports, be imported)
+    from sgmodel.models import timm_models  # noqa: F401  (lets torchvision, which torchmetrics imports, be imported)
 
     functional = pytest.importorskip("torchmetrics.functional")
     theirs = np.load(parity / "metrics.npz")

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_shards import contract, sample, write
 
-from sgdata import catalog, files, sealing, sentinel2, shards
+from sgdata import catalog, files, sentinel2
 from sgdata.errors import SettingError
+from sgdata.shards import finish, tar_format
 from sgdata.types import Sample
-from sgmodel import batches, command, lattice, mixture, session
+from sgmodel.data import loader, mixture, upsample
 from sgmodel.recipes import pretrain
+from sgmodel.train import cli, training
 
 BANDS = sentinel2.L2A_BANDS
 SHARES = {"doubled": 1.0, "toy": 3.0}
@@ -32,12 +34,12 @@ def doubled(number: int, split: str = "train", px: int = 48) -> Sample:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("mixture")
     told = replace(contract(48), dataset="doubled", bands=sentinel2.BANDS, scale=5e-5)
-    sealing.write([doubled(n, "train" if n < 5 else "val") for n in range(6)], place / "doubled", contract=told)
+    finish.write([doubled(n, "train" if n < 5 else "val") for n in range(6)], place / "doubled", contract=told)
     return {"toy": write(place / "toy", train=7, val=2), "doubled": place / "doubled"}
 
 
 def mixed(folders: dict[str, Path], shares: dict[str, float] = SHARES, accept: tuple[str, ...] = ()) -> mixture.Mixture:
-    sources = {name: batches.Samples(folder, "train", ("image",)) for name, folder in folders.items()}
+    sources = {name: loader.Samples(folder, "train", ("image",)) for name, folder in folders.items()}
     return mixture.Mixture(sources, shares, BANDS, accept)
 
 
@@ -71,7 +73,7 @@ def test_order_on_any_ranks_with_any_interruption(folders: dict[str, Path], worl
     whole = list(source.stream(8, seed=3, first=0, last=9))
     again = [*source.stream(8, seed=3, first=0, last=4), *source.stream(8, seed=3, first=4, last=9)]
     for expected, places in zip(whole, again, strict=True):
-        parts = [batches.share(places, rank=rank, world=world) for rank in range(world)]
+        parts = [loader.share(places, rank=rank, world=world) for rank in range(world)]
         assert np.array_equal(np.concatenate([part.samples for part in parts]), expected.samples)
         assert np.array_equal(np.concatenate([part.epoch for part in parts]), expected.epoch)
     flat = np.concatenate([places.samples for places in whole])
@@ -83,10 +85,10 @@ def test_order_on_any_ranks_with_any_interruption(folders: dict[str, Path], worl
 def test_batches_hold_bands_by_name_in_one_scale(folders: dict[str, Path]) -> None:
     source = mixed(folders)
     assert (source.contract.dataset, source.contract.scale, source.contract.shape) == ("doubled+toy", 5e-5, None)
-    stored = {one.key: one.arrays["image"] for one in shards.samples(folders["toy"], "train")}
+    stored = {one.key: one.arrays["image"] for one in tar_format.samples(folders["toy"], "train")}
     seen = 0
-    for batch in batches.load(source, source.stream(6, seed=1, first=0, last=6), threads=2):
-        images = lattice.image(batch.arrays, batch.extent, source.contract, torch.device("cpu"))
+    for batch in loader.load(source, source.stream(6, seed=1, first=0, last=6), threads=2):
+        images = upsample.image(batch.arrays, batch.extent, source.contract, torch.device("cpu"))
         assert images.shape[1] == 12
         for key, image, (height, width) in zip(batch.keys, images.numpy(), batch.extent.tolist(), strict=True):
             if key in stored:
@@ -101,7 +103,8 @@ def test_batches_hold_bands_by_name_in_one_scale(folders: dict[str, Path]) -> No
 def test_statistics_are_those_of_the_mixture(folders: dict[str, Path]) -> None:
     band = mixed(folders).contract.statistics["B04"]
     both = [
-        np.concatenate([one.arrays["image"][3].ravel() for one in shards.samples(folders[n], "train")]) for n in SHARES
+        np.concatenate([one.arrays["image"][3].ravel() for one in tar_format.samples(folders[n], "train")])
+        for n in SHARES
     ]
     values = np.concatenate([both[0].astype(float), 2.0 * both[1]])
     weights = np.concatenate([np.full(len(part), w / 4 / len(part)) for part, w in zip(both, (1, 3), strict=True)])
@@ -117,19 +120,19 @@ def test_what_does_not_fit_is_named(folders: dict[str, Path], tmp_path: Path) ->
     with pytest.raises(SettingError, match="above 0"):
         mixed(folders, {"toy": 1.0, "doubled": 0.0})
     told = replace(contract(32), dataset="other", level="L1C")
-    sealing.write([sample(1, "train", 32, 32)], tmp_path / "level", contract=told)
+    finish.write([sample(1, "train", 32, 32)], tmp_path / "level", contract=told)
     both = {"other": tmp_path / "level", "toy": folders["toy"]}
     with pytest.raises(SettingError, match="level is 'L2A', expected 'L1C'; accept"):
         mixed(both, {"other": 1, "toy": 1})
     assert len(mixed(both, {"other": 1, "toy": 1}, ("level",))) == 8
     images = {"image": np.ones((12, 32, 32), np.float32)}
-    sealing.write(
+    finish.write(
         [Sample(key="f", split="train", arrays=images, meta={})],
         tmp_path / "f",
         contract=replace(contract(32), dataset="f"),
     )
     both = mixed({"f": tmp_path / "f", "toy": folders["toy"]}, {"f": 1, "toy": 1})
-    (batch,) = batches.load(both, batches.in_order(len(both), len(both)), threads=2)
+    (batch,) = loader.load(both, loader.in_order(len(both), len(both)), threads=2)
     assert batch.arrays["image"].dtype == torch.float32
     assert np.array_equal(batch.arrays["image"][0], images["image"])
     assert np.array_equal(batch.arrays["image"][1], both.sources[1].read(0, "image"))
@@ -152,13 +155,13 @@ def recipe(*overrides: str) -> pretrain.Recipe:
 
 
 def test_pretraining_on_a_mixture_stops_and_goes_on(folders: dict[str, Path], tmp_path: Path) -> None:
-    def places(out: str, stop: int | None = None) -> command.Places:
-        return command.Places(
+    def places(out: str, stop: int | None = None) -> cli.Places:
+        return cli.Places(
             shards=folders["toy"], named=folders, out=tmp_path / out, device="cpu", threads=1, stop_after=stop
         )
 
     assert pretrain.main(recipe(), places("whole")) == 0
-    assert pretrain.main(recipe(), places("cut", stop=4)) == session.STOPPED
+    assert pretrain.main(recipe(), places("cut", stop=4)) == training.STOPPED
     assert pretrain.main(recipe(), places("cut")) == 0
     assert (tmp_path / "cut" / "SHA256SUMS").read_bytes() == (tmp_path / "whole" / "SHA256SUMS").read_bytes()
     alone = replace(recipe(), training=replace(recipe().training, mixture={}))

@@ -15,20 +15,21 @@ from torch import Tensor, nn
 import sgmodel
 from sgdata import catalog, files, sentinel2
 from sgdata.errors import SettingError, SourceError
-from sgmodel import backbones, cards, checkpoint, fitting, foreign, models, torchvision_gate
+from sgmodel.checkpoints import cards, checkpoint_folder, transfer
+from sgmodel.models import adapt, backbones, factory, torchvision_compat
 
 TASKS = ("classify", "segment", "change")
 TIMM = ("resnet", "vit", "beit", "swin")
 NM = [band.wavelength_nm for band in sentinel2.bands(sentinel2.L2A_BANDS)]
 
 
-def made(recipe: models.ModelRecipe, task: str, bands: int = 12) -> nn.Module:
+def made(recipe: factory.ModelRecipe, task: str, bands: int = 12) -> nn.Module:
     torch.manual_seed(0)
     if task == "classify":
-        return models.classifier(recipe, bands=bands, classes=3)
+        return factory.classifier(recipe, bands=bands, classes=3)
     if task == "segment":
-        return models.segmenter(recipe, bands=bands, classes=3)
-    return models.detector(recipe, bands=bands)
+        return factory.segmenter(recipe, bands=bands, classes=3)
+    return factory.detector(recipe, bands=bands)
 
 
 def answered(model: nn.Module, task: str, bands: int = 12) -> Tensor:
@@ -47,7 +48,7 @@ def test_a_rival_answers_learns_and_comes_back_from_its_card(name: str, task: st
     # A parameter that never gets a gradient would make ranks wait for ever.
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not idle
-    checkpoint.save(tmp_path, model, cards.Card(model=cards.describe(model)))
+    checkpoint_folder.save(tmp_path, model, cards.Card(model=cards.describe(model)))
     again = sgmodel.load(tmp_path)
     model.eval()
     # To the last bits only: other addresses, other vector loops.
@@ -64,7 +65,7 @@ def test_change_is_antisymmetric_where_nothing_changed() -> None:
 
 def test_a_recipe_goes_through_toml_and_back() -> None:
     for recipe in RIVALS.values():
-        assert files.parse(models.ModelRecipe, files.plain(recipe), "itself") == recipe
+        assert files.parse(factory.ModelRecipe, files.plain(recipe), "itself") == recipe
 
 
 @pytest.mark.parametrize("side", [33, 47])
@@ -118,7 +119,7 @@ def test_satmae_tells_groups_and_places_apart_and_never_reads_other_bands() -> N
 
 def test_satmae_base_has_the_published_shapes() -> None:
     config = dataclasses.replace(
-        RIVALS["satmae"], satmae=models.group_vit.SatmaeConfig(groups=((0, 1, 2, 6), (3, 4, 5, 7), (8, 9)))
+        RIVALS["satmae"], satmae=factory.group_vit.SatmaeConfig(groups=((0, 1, 2, 6), (3, 4, 5, 7), (8, 9)))
     )
     with torch.device("meta"):
         model = made(config, "classify", bands=10)
@@ -126,7 +127,7 @@ def test_satmae_base_has_the_published_shapes() -> None:
         row["key"]: torch.zeros([int(n) for n in row["shape"].split("x")], device="meta")
         for row in catalog.table("satmae_base_keys")
     }
-    report = fitting.fit(model, state, at_least=1.0)
+    report = transfer.fit(model, state, at_least=1.0)
     assert not report.resized
     assert not report.unexpected or all(".qkv." in name for name in report.unexpected)
 
@@ -167,7 +168,7 @@ def test_prefixes_of_every_known_layout_are_found(layout: str, tmp_path: Path) -
     torch.save({"state_dict": state, "epoch": 200}, tmp_path / "a.pth")
     for task in TASKS:
         model = made(RIVALS["resnet"], task)
-        report = fitting.fit(model, fitting.read_weights(tmp_path / "a.pth"))
+        report = transfer.fit(model, transfer.read_weights(tmp_path / "a.pth"))
         assert report.encoder_share == 1.0
         assert all(torch.equal(tensor, source[name]) for name, tensor in body(model).items())
 
@@ -179,7 +180,7 @@ def test_seco_is_a_list_of_layers(tmp_path: Path) -> None:
     state = {f"encoder_{part}.{name}": tensor for part in "qk" for name, tensor in named.items()}
     torch.save({"state_dict": state | {"heads_q.0.0.weight": torch.rand(4, 4)}}, tmp_path / "seco.ckpt")
     model = made(dataclasses.replace(RIVALS["resnet"], first_layer="repeated"), "segment")
-    report = fitting.fit(model, fitting.read_weights(tmp_path / "seco.ckpt"), wavelengths=NM)
+    report = transfer.fit(model, transfer.read_weights(tmp_path / "seco.ckpt"), wavelengths=NM)
     assert report.encoder_share == 1.0
     assert report.resized == ("backbone.body.conv1.weight",)
     assert torch.equal(body(model)["layer4.0.conv3.weight"], source["layer4.0.conv3.weight"])
@@ -191,11 +192,11 @@ def test_weights_of_three_bands_and_another_size_fit_every_timm_rival(name: str,
     if name == "swin":
         other = dataclasses.replace(other, options={**other.options, "window_size": 4})
     torch.manual_seed(3)
-    source = body(models.classifier(other, bands=3, classes=5))
+    source = body(factory.classifier(other, bands=3, classes=5))
     save_file({n: t.contiguous() for n, t in source.items()}, tmp_path / "model.safetensors")
     for task in TASKS:
         model = made(RIVALS[name], task)
-        report = fitting.fit(model, fitting.read_weights(tmp_path / "model.safetensors"), wavelengths=NM)
+        report = transfer.fit(model, transfer.read_weights(tmp_path / "model.safetensors"), wavelengths=NM)
         assert report.encoder_share == 1.0, report
         assert torch.isfinite(answered(model, task)).all()
 
@@ -214,7 +215,7 @@ def test_satmae_weights_with_fused_qkv_and_another_size(tmp_path: Path) -> None:
     fused |= {"mask_token": torch.zeros(1, 1, 8), "decoder_norm.bias": torch.zeros(8)}
     torch.save({"model": fused}, tmp_path / "a.pth")
     model = made(RIVALS["satmae"], "segment")
-    report = fitting.fit(model, fitting.read_weights(tmp_path / "a.pth"))
+    report = transfer.fit(model, transfer.read_weights(tmp_path / "a.pth"))
     assert report.resized == ("backbone.pos_embed",)
     assert "backbone.channel_cls_embed" in report.missing
     assert torch.equal(body(model)["blocks.1.attn.k.weight"], source["blocks.1.attn.k.weight"])
@@ -222,24 +223,24 @@ def test_satmae_weights_with_fused_qkv_and_another_size(tmp_path: Path) -> None:
 
 def test_the_first_layer_is_adapted_as_stated() -> None:
     weight = torch.rand(4, 3, 1, 1)
-    mean = foreign.first_layer(weight, 12, "mean-scaled", ())
+    mean = adapt.first_layer(weight, 12, "mean-scaled", ())
     assert mean is not None
     # A grey image, the same in all bands, is answered as before.
     torch.testing.assert_close(mean.sum(1), weight.sum(1))
-    repeated = foreign.first_layer(weight, 12, "repeated", NM)
+    repeated = adapt.first_layer(weight, 12, "repeated", NM)
     assert repeated is not None
     red, green, blue = (list(sentinel2.L2A_BANDS).index(name) for name in ("B04", "B03", "B02"))
     torch.testing.assert_close(repeated[:, [red, green, blue]], weight / 4)
     torch.testing.assert_close(repeated[:, 10], weight[:, 1] / 4)  # the eleventh band: 10 mod 3
-    assert foreign.first_layer(weight, 12, "new", NM) is None
-    assert foreign.first_layer(torch.rand(4, 13, 1, 1), 12, "repeated", NM) is None
+    assert adapt.first_layer(weight, 12, "new", NM) is None
+    assert adapt.first_layer(torch.rand(4, 13, 1, 1), 12, "repeated", NM) is None
 
 
 def test_a_new_first_layer_keeps_the_models_own() -> None:
     source = body(trained("resnet", bands=3))
     model = made(dataclasses.replace(RIVALS["resnet"], first_layer="new"), "classify")
     before = body(model)["conv1.weight"]
-    report = fitting.fit(model, source, at_least=0.2)
+    report = transfer.fit(model, source, at_least=0.2)
     assert torch.equal(body(model)["conv1.weight"], before)
     assert "backbone.body.conv1.weight" in report.missing
 
@@ -254,23 +255,23 @@ def test_half_the_keys_another_model_or_code_are_refused(tmp_path: Path) -> None
         (body(made(RIVALS["vit"], "classify")), r"only 0% .* backbone.body.conv1.weight is absent"),
     ):
         with pytest.raises(SourceError, match=told):
-            fitting.fit(model, state, where="a.pth")
+            transfer.fit(model, state, where="a.pth")
     assert all(torch.equal(tensor, before[name]) for name, tensor in body(model).items())
     torch.save({"state_dict": source, "callback": Path}, tmp_path / "bad.ckpt")
     with pytest.raises(SourceError, match="holds .*, which loading would run"):
-        fitting.read_weights(tmp_path / "bad.ckpt")
+        transfer.read_weights(tmp_path / "bad.ckpt")
     with pytest.raises(SourceError, match="no encoder to fill"):
-        fitting.fit(made(RIVALS["linear"], "classify"), source)
+        transfer.fit(made(RIVALS["linear"], "classify"), source)
 
 
 def test_weights_of_a_rival_trained_here_bring_their_head_only_to_the_same_task(tmp_path: Path) -> None:
     source = trained("resnet")
-    checkpoint.save(tmp_path, source, cards.Card(model=cards.describe(source)))
+    checkpoint_folder.save(tmp_path, source, cards.Card(model=cards.describe(source)))
     same, other = made(RIVALS["resnet"], "classify"), made(RIVALS["resnet"], "segment")
     nn.init.zeros_(same.head.weight)  # type: ignore[union-attr, arg-type]
-    assert not fitting.fit(same, fitting.read_weights(tmp_path)).missing
+    assert not transfer.fit(same, transfer.read_weights(tmp_path)).missing
     assert torch.equal(same.head.weight, source.head.weight)  # type: ignore[union-attr, arg-type]
-    report = fitting.fit(other, fitting.read_weights(tmp_path))
+    report = transfer.fit(other, transfer.read_weights(tmp_path))
     assert report.encoder_share == 1.0
     assert {name.partition(".")[0] for name in report.missing} == {"head"}
 
@@ -286,14 +287,14 @@ def test_a_folder_from_the_hub_needs_no_card(tmp_path: Path) -> None:
     source = body(trained("resnet"))
     save_file(source, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
-    report = fitting.fit(made(RIVALS["resnet"], "segment"), fitting.read_weights(tmp_path))
+    report = transfer.fit(made(RIVALS["resnet"], "segment"), transfer.read_weights(tmp_path))
     assert report.encoder_share == 1.0
     with pytest.raises(SourceError, match="not the weights of a SpectralGPT model"):
         cards.load(tmp_path)
 
 
 def test_the_catalogue_names_models_that_can_be_built() -> None:
-    torchvision_gate.mend()
+    torchvision_compat.mend()
     timm = importlib.import_module("timm")
     for row in catalog.table("published_weights"):
         assert all(row[key] for key in ("name", "model", "bands", "where", "licence", "layout")), row

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgdata import offsets
 from sgdata.errors import SourceError
-from sgdata.offsets import Evidence
+from sgdata.scenes import offsets
+from sgdata.scenes.offsets import Evidence
 
 PLENTY_DARK = Evidence(eligible=5000, dark_share=0.9)
 PLENTY_BRIGHT = Evidence(eligible=5000, dark_share=0.01)

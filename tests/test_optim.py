@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from sgmodel import encoder, heads, optim
+from sgmodel.models import encoder, heads
+from sgmodel.train import optim
 
 PRETRAIN = optim.OptimizerRecipe(lr=3.2e-3, schedule="cosine", warmup_epochs=20, weight_decay=0.05, betas=(0.9, 0.95))
 

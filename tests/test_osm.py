@@ -12,11 +12,12 @@ import osmium
 import pytest
 import shapely
 
-from sgdata import catalog, files, osm, tags
+from sgdata import catalog, files
 from sgdata.errors import SettingError, SourceError
+from sgdata.labels import osm_features, tag_rules
 
 CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
-RULES = tags.rules(catalog.table("osm_lulc_tags"), CODES, tiers=("core", "ext"), groups=("drive",))
+RULES = tag_rules.rules(catalog.table("osm_lulc_tags"), CODES, tiers=("core", "ext"), groups=("drive",))
 EVERYWHERE = shapely.box(-180, -90, 180, 90)
 
 Place = tuple[float, float]
@@ -48,13 +49,13 @@ def square(first: int, x: float, y: float, side: float) -> dict[int, Place]:
     return {first + i: corner for i, corner in enumerate(corners)}
 
 
-def read_text(folder: Path, text: str, area: Any = EVERYWHERE) -> osm.Features:
+def read_text(folder: Path, text: str, area: Any = EVERYWHERE) -> osm_features.Features:
     path = folder / "map.osm"
     path.write_text(text)
-    return osm.read(path, area, rules=RULES)
+    return osm_features.read(path, area, rules=RULES)
 
 
-def by_id(features: osm.Features) -> dict[tuple[str, int, str], Any]:
+def by_id(features: osm_features.Features) -> dict[tuple[str, int, str], Any]:
     rows = features.table
     return dict(zip(zip(rows.osm_type, rows.osm_id, rows.kind, strict=True), rows.geometry, strict=True))
 
@@ -162,7 +163,7 @@ def test_every_packing_and_pbf_give_the_same(tmp_path: Path) -> None:
         for item in osmium.FileProcessor(str(tmp_path / "map.osm")):
             writer.add(item)
     for name in ("map.osm.gz", "map.osm.bz2", "map.osm.pbf"):
-        found = by_id(osm.read(tmp_path / name, EVERYWHERE, rules=RULES))
+        found = by_id(osm_features.read(tmp_path / name, EVERYWHERE, rules=RULES))
         assert {key: shape.wkb for key, shape in found.items()} == {key: s.wkb for key, s in expected.items()}
 
 
@@ -182,7 +183,7 @@ ELEMENTS: list[dict[str, Any]] = [
 def test_answers_of_overpass_are_joined(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(answer(ELEMENTS))
     (tmp_path / "b.json.gz").write_bytes(gzip.compress(answer(ELEMENTS[:-1]), mtime=0))
-    found = osm.read(tmp_path, EVERYWHERE, rules=RULES)
+    found = osm_features.read(tmp_path, EVERYWHERE, rules=RULES)
     assert sorted(by_id(found)) == [("way", 1, "polygon"), ("way", 2, "line")]
     assert found.as_of == "2020-04-01T00:00:00Z"
     assert found.sha256["b.json.gz"] == files.sha256(answer(ELEMENTS[:-1]))
@@ -193,7 +194,9 @@ def test_inline_geometry_stands_in_for_nodes(tmp_path: Path) -> None:
     points = [{"lon": x, "lat": y} for x, y in square(1, 11.0, 48.0, 0.01).values()]
     way = {"type": "way", "id": 5, "nodes": [1, 2, 3, 4, 1], "geometry": [*points, points[0]]}
     (tmp_path / "map.json").write_bytes(answer([{**way, "tags": {"landuse": "forest"}}]))
-    assert osm.read(tmp_path / "map.json", EVERYWHERE, rules=RULES).table.geometry.iloc[0].area == pytest.approx(1e-4)
+    assert osm_features.read(tmp_path / "map.json", EVERYWHERE, rules=RULES).table.geometry.iloc[
+        0
+    ].area == pytest.approx(1e-4)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +215,7 @@ def test_inline_geometry_stands_in_for_nodes(tmp_path: Path) -> None:
 def test_a_damaged_or_partial_answer_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
     (tmp_path / "map.json").write_bytes(content)
     with pytest.raises(SourceError, match=complaint):
-        osm.read(tmp_path / "map.json", EVERYWHERE, rules=RULES)
+        osm_features.read(tmp_path / "map.json", EVERYWHERE, rules=RULES)
 
 
 BOMB = '<!DOCTYPE osm [<!ENTITY a "{}">{}]>'.format(
@@ -235,7 +238,7 @@ def test_a_document_type_and_other_documents_are_refused(tmp_path: Path, text: s
         read_text(tmp_path, text)
     (tmp_path / "wide.osm").write_text(text, encoding="utf-16")
     with pytest.raises(SourceError, match="without a DOCTYPE"):
-        osm.read(tmp_path / "wide.osm", EVERYWHERE, rules=RULES)
+        osm_features.read(tmp_path / "wide.osm", EVERYWHERE, rules=RULES)
 
 
 def test_files_cut_off_are_refused(tmp_path: Path) -> None:
@@ -244,19 +247,19 @@ def test_files_cut_off_are_refused(tmp_path: Path) -> None:
         read_text(tmp_path, text[: len(text) // 2])
     (tmp_path / "map.osm.gz").write_bytes(gzip.compress(text.encode(), mtime=0)[:40])
     with pytest.raises(SourceError, match=r"map\.osm\.gz"):
-        osm.read(tmp_path / "map.osm.gz", EVERYWHERE, rules=RULES)
+        osm_features.read(tmp_path / "map.osm.gz", EVERYWHERE, rules=RULES)
     (tmp_path / "map.osm.pbf").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(SourceError, match="cannot be read"):
-        osm.read(tmp_path / "map.osm.pbf", EVERYWHERE, rules=RULES)
+        osm_features.read(tmp_path / "map.osm.pbf", EVERYWHERE, rules=RULES)
 
 
 def test_a_wrong_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file"):
-        osm.read(tmp_path / "none.osm", EVERYWHERE, rules=RULES)
+        osm_features.read(tmp_path / "none.osm", EVERYWHERE, rules=RULES)
     with pytest.raises(SourceError, match="holds no Overpass answer"):
-        osm.read(tmp_path, EVERYWHERE, rules=RULES)
+        osm_features.read(tmp_path, EVERYWHERE, rules=RULES)
     (tmp_path / "map.shp").write_bytes(b"")
     with pytest.raises(SourceError, match="unknown kind"):
-        osm.read(tmp_path / "map.shp", EVERYWHERE, rules=RULES)
+        osm_features.read(tmp_path / "map.shp", EVERYWHERE, rules=RULES)
     with pytest.raises(SettingError, match="no date"):
-        osm.read("overpass", EVERYWHERE, rules=RULES)
+        osm_features.read("overpass", EVERYWHERE, rules=RULES)

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import shapely
 
-from sgdata import catalog, osm, overpass, tags
+from sgdata import catalog
 from sgdata.errors import ServiceError, SettingError, SourceError
+from sgdata.labels import osm_features, overpass, tag_rules
 
 CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
 ROWS = catalog.table("osm_lulc_tags")
-RULES = tags.rules([row for row in ROWS if row["osm_key"] == "landuse"], CODES, tiers=("core",), groups=())
+RULES = tag_rules.rules([row for row in ROWS if row["osm_key"] == "landuse"], CODES, tiers=("core",), groups=())
 AREA = shapely.box(11.5, 48.1, 11.6, 48.2)
 ELEMENTS: list[dict[str, Any]] = [
     {"type": "count", "id": 0, "tags": {"total": "5"}},
@@ -158,21 +159,21 @@ def test_nobody_there_is_one_line(tmp_path: Path) -> None:
 
 
 def test_reading_asks_the_server_and_says_the_date(server: Server, tmp_path: Path) -> None:
-    found = osm.read(server.url, AREA, rules=RULES, date="2020-04-01", store=tmp_path)
+    found = osm_features.read(server.url, AREA, rules=RULES, date="2020-04-01", store=tmp_path)
     assert found.counts == {"outside": 0, "polygons": 1}
     assert found.as_of == "2020-04-01T00:00:00Z"
     (name,) = found.sha256
-    again = osm.read(server.url, AREA, rules=RULES, date="2020-04-01", store=tmp_path, offline=True)
+    again = osm_features.read(server.url, AREA, rules=RULES, date="2020-04-01", store=tmp_path, offline=True)
     assert again.sha256 == found.sha256
     assert name in {path.name for path in tmp_path.iterdir()}
 
 
 def test_large_areas_are_asked_for_in_tiles_and_by_groups_of_keys() -> None:
-    rules = tags.rules(ROWS, CODES, tiers=("core", "ext"), groups=("drive",))
+    rules = tag_rules.rules(ROWS, CODES, tiers=("core", "ext"), groups=("drive",))
     small = overpass.queries(AREA, rules, date="2020-04-01", service=overpass.Service())
     asked = " ".join(small)
     for kind in ("polygon", "line"):
-        for key in tags.keys(rules, kind):  # type: ignore[arg-type]
+        for key in tag_rules.keys(rules, kind):  # type: ignore[arg-type]
             assert asked.count(f'way["{key}"]') == 1
     assert 'relation["railway"]' in asked
     wide = shapely.box(11.0, 48.0, 12.0, 48.5)

@@ -13,18 +13,20 @@ import synthetic
 from test_cluster import cluster  # noqa: F401 - a fixture
 from typer.testing import CliRunner
 
-from sgdata import cli, contracts, files, listing, packing, shards, verify
+from sgdata import cli, files, verification
 from sgdata.errors import OutputError, SettingError, SourceError
+from sgdata.packing import pack, select
+from sgdata.shards import contracts, tar_format
 from sgdata.types import LabelSpace
 
 
-def small(dataset: str, **changes: object) -> shards.ShardRecipe:
+def small(dataset: str, **changes: object) -> tar_format.ShardRecipe:
     """The shipped recipe with shards small enough that a few samples fill several."""
-    return dataclasses.replace(listing.recipe_for(dataset), **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(select.recipe_for(dataset), **changes)  # type: ignore[arg-type]
 
 
 def reasons(out: Path) -> dict[str, str]:
-    rows = [json.loads(line) for line in (out / shards.QUARANTINE).read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / tar_format.QUARANTINE).read_text().splitlines()]
     return {row["key"] or row["file"]: row["reason"] for row in rows}
 
 
@@ -34,13 +36,13 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_patches_of_a_build_are_its_windows(build: Path, tmp_path: Path) -> None:
-    result = packing.pack("segmunich", source=build, out=tmp_path / "s")
+    result = pack.pack("segmunich", source=build, out=tmp_path / "s")
     assert result.complete
     assert result.contract.splits == {"train": 3, "val": 3}
     assert result.contract.shape == (12, 16, 16)
     with rasterio.open(build / "image.tif") as image, rasterio.open(build / "labels.tif") as labels:
         whole, classes = image.read(), labels.read(1)
-    for sample in shards.samples(tmp_path / "s"):
+    for sample in tar_format.samples(tmp_path / "s"):
         row, col, height, width = sample.meta["window"]
         at = np.s_[..., row : row + height, col : col + width]
         np.testing.assert_array_equal(sample.arrays["image"], whole[at])
@@ -49,7 +51,7 @@ def test_the_patches_of_a_build_are_its_windows(build: Path, tmp_path: Path) -> 
     band = result.contract.statistics["B02"]
     assert band.mean == pytest.approx(train[1].mean())
     assert band.count == train[1].size
-    assert verify.verify(tmp_path / "s") == []
+    assert verification.verify(tmp_path / "s") == []
 
 
 def test_a_build_without_labels_gives_images_only(build: Path, tmp_path: Path) -> None:
@@ -57,81 +59,81 @@ def test_a_build_without_labels_gives_images_only(build: Path, tmp_path: Path) -
     (bare / "labels.tif").unlink()
     unlabelled = dataclasses.replace(contracts.read(bare), label_space=LabelSpace(name="none", task="none"))
     contracts.write(bare, unlabelled)
-    assert packing.pack("segmunich", source=bare, out=tmp_path / "s").complete
-    assert {tuple(sample.arrays) for sample in shards.samples(tmp_path / "s")} == {("image",)}
+    assert pack.pack("segmunich", source=bare, out=tmp_path / "s").complete
+    assert {tuple(sample.arrays) for sample in tar_format.samples(tmp_path / "s")} == {("image",)}
 
 
 def test_workers_places_and_interruptions_change_no_byte(build: Path, tmp_path: Path) -> None:
     recipe = small("segmunich", shard_mb=0)
-    one = packing.pack("segmunich", source=build, out=tmp_path / "one", recipe=recipe)
+    one = pack.pack("segmunich", source=build, out=tmp_path / "one", recipe=recipe)
     assert one.shards == 6
     copy = shutil.copytree(build, tmp_path / "elsewhere" / "build")
-    packing.pack("segmunich", source=copy, out=tmp_path / "two", recipe=recipe, workers=2)
+    pack.pack("segmunich", source=copy, out=tmp_path / "two", recipe=recipe, workers=2)
     expected = (tmp_path / "one" / files.SUMS).read_bytes()
     assert (tmp_path / "two" / files.SUMS).read_bytes() == expected
 
     out = tmp_path / "two"
     (out / files.SUMS).unlink()
-    (out / shards.INDEX).unlink()
+    (out / tar_format.INDEX).unlink()
     (out / "segmunich-train-000001.tar").unlink()
     (out / "segmunich-val-000000.tar").write_bytes(b"cut")
-    (out / packing.JOURNAL / "segmunich-val-000001.tar.json").write_bytes(b'{"task": "')
+    (out / pack.JOURNAL / "segmunich-val-000001.tar.json").write_bytes(b'{"task": "')
     (out / ".segmunich-val-000002.tar.partial-77").write_bytes(b"half")
     (out / "segmunich-val-000099.tar").write_bytes(b"of an older cut")
-    packing.pack("segmunich", source=build, out=out, recipe=recipe)
+    pack.pack("segmunich", source=build, out=out, recipe=recipe)
     assert (out / files.SUMS).read_bytes() == expected
-    assert verify.verify(out) == []
+    assert verification.verify(out) == []
     assert not list(out.glob(".*partial*"))
 
 
 def test_a_finished_shard_is_not_made_again(build: Path, tmp_path: Path) -> None:
     recipe = small("segmunich", shard_mb=0)
-    packing.pack("segmunich", source=build, out=tmp_path, recipe=recipe)
+    pack.pack("segmunich", source=build, out=tmp_path, recipe=recipe)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")}
-    packing.pack("segmunich", source=build, out=tmp_path, recipe=recipe)
+    pack.pack("segmunich", source=build, out=tmp_path, recipe=recipe)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")} == before
-    packing.pack("segmunich", source=build, out=tmp_path, recipe=recipe, fresh=True)
+    pack.pack("segmunich", source=build, out=tmp_path, recipe=recipe, fresh=True)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")} != before
 
 
 def test_an_output_of_another_recipe_is_not_mixed(build: Path, tmp_path: Path) -> None:
-    packing.pack("segmunich", source=build, out=tmp_path)
+    pack.pack("segmunich", source=build, out=tmp_path)
     with pytest.raises(OutputError, match="another recipe"):
-        packing.pack("segmunich", source=build, out=tmp_path, recipe=small("segmunich", codec="npy"))
-    packing.pack("segmunich", source=build, out=tmp_path, recipe=small("segmunich", codec="npy"), fresh=True)
-    assert verify.verify(tmp_path) == []
+        pack.pack("segmunich", source=build, out=tmp_path, recipe=small("segmunich", codec="npy"))
+    pack.pack("segmunich", source=build, out=tmp_path, recipe=small("segmunich", codec="npy"), fresh=True)
+    assert verification.verify(tmp_path) == []
 
 
 def test_codecs_and_readers_agree(build: Path, tmp_path: Path) -> None:
     for codec in ("blosc", "npy"):
-        packing.pack("segmunich", source=build, out=tmp_path / codec, recipe=small("segmunich", codec=codec))
+        pack.pack("segmunich", source=build, out=tmp_path / codec, recipe=small("segmunich", codec=codec))
     assert contracts.read(tmp_path / "blosc") == contracts.read(tmp_path / "npy")
 
 
 def test_split_lists_choose_and_are_checked(build: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("munich-r00000-c00000.tif\nmunich-r00016-c00016,other\nnowhere\n")
-    result = packing.pack("segmunich", source=build, out=tmp_path / "s", splits={"test": tmp_path / "mine.txt"})
+    result = pack.pack("segmunich", source=build, out=tmp_path / "s", splits={"test": tmp_path / "mine.txt"})
     assert result.contract.splits == {"test": 2}
     assert [note.split()[0] for note in result.notes] == ["4", "1"]
     with pytest.raises(SettingError, match="also in the list"):
         both = {"train": tmp_path / "mine.txt", "val": tmp_path / "mine.txt"}
-        packing.pack("segmunich", source=build, out=tmp_path / "t", splits=both)
+        pack.pack("segmunich", source=build, out=tmp_path / "t", splits=both)
 
 
 def test_a_wrong_source_or_dataset_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="no reader for dataset 'eurosta'"):
-        packing.pack("eurosta", source=tmp_path, out=tmp_path / "o")
+        pack.pack("eurosta", source=tmp_path, out=tmp_path / "o")
     with pytest.raises(SourceError, match="no such file or folder"):
-        packing.pack("segmunich", source=tmp_path / "missing", out=tmp_path / "o")
+        pack.pack("segmunich", source=tmp_path / "missing", out=tmp_path / "o")
     with pytest.raises(SourceError, match="neither a build"):
-        packing.pack("segmunich", source=tmp_path, out=tmp_path / "o")
+        pack.pack("segmunich", source=tmp_path, out=tmp_path / "o")
 
 
 def test_a_damaged_block_of_a_build_is_quarantined(build: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(build, tmp_path / "build")
     with rasterio.open(broken / "labels.tif", "r+") as labels:
         labels.write(np.full((1, 16, 16), 77, np.uint8), window=rasterio.windows.Window(0, 0, 16, 16))
-    result = packing.pack("segmunich", source=broken, out=tmp_path / "s")
+    result = pack.pack("segmunich", source=broken, out=tmp_path / "s")
     assert not result.complete
     assert "labels [77] are not in the label space" in reasons(tmp_path / "s")["munich-r00000-c00000"]
     assert result.contract.splits == {"train": 2, "val": 3}
@@ -159,9 +161,9 @@ def test_a_cluster_gives_the_same_bytes(tmp_path: Path, cluster: tuple[str, obje
     with tarfile.open(tmp_path / "it.tar.gz", "w:gz") as tar:
         for file in sorted(path for path in source.rglob("*") if path.is_file()):
             tar.add(file, file.relative_to(source))
-    packing.pack("bigearthnet", source=source, out=tmp_path / "here", recipe=recipe)
+    pack.pack("bigearthnet", source=source, out=tmp_path / "here", recipe=recipe)
     for name, at in {"there": source, "streamed": tmp_path / "it.tar.gz"}.items():
-        packing.pack("bigearthnet", source=at, out=tmp_path / name, recipe=recipe, cluster=cluster[0])
+        pack.pack("bigearthnet", source=at, out=tmp_path / name, recipe=recipe, cluster=cluster[0])
         assert (tmp_path / name / files.SUMS).read_bytes() == (tmp_path / "here" / files.SUMS).read_bytes()
 
 
@@ -182,7 +184,7 @@ def test_the_cost_of_a_compressed_tar_is_found_at_its_start(tmp_path: Path) -> N
     source = synthetic.bigearthnet_v1(tmp_path / "source")
     with tarfile.open(tmp_path / "it.tar.gz", "w:gz") as tar:
         tar.add(source, ".")
-    cost = packing.cost("bigearthnet", source=tmp_path / "it.tar.gz", recipe=small("bigearthnet", edition="v1"))
+    cost = pack.cost("bigearthnet", source=tmp_path / "it.tar.gz", recipe=small("bigearthnet", edition="v1"))
     assert cost.bytes_in == (tmp_path / "it.tar.gz").stat().st_size
     assert cost.seconds is not None
     assert 0 < cost.seconds < 20

@@ -17,11 +17,15 @@ import pytest
 import torch
 from synthetic_shards import contract, pair, pair_contract, sample, scene, scene_contract, write_scenes
 
-from sgdata import catalog, files, sealing
+from sgdata import catalog, files
 from sgdata.errors import SettingError, SgdataError
+from sgdata.shards import finish
 from sgdata.types import Contract, Sample
-from sgmodel import cards, checkpoint, command, fitting, models, normalise, session
+from sgmodel.checkpoints import cards, checkpoint_folder, transfer
+from sgmodel.data import normalise
+from sgmodel.models import factory
 from sgmodel.recipes import classify, detect_change, pretrain, segment
+from sgmodel.train import cli, training
 
 TRAIN = catalog.folder("recipes") / "train"
 SIZES = ("model.encoder.image_px=16", "model.encoder.width=32", "model.encoder.depth=2", "training.batch=4")
@@ -32,7 +36,7 @@ WINDOWS = ("windows.px=16", "scored.px=16", "accept=[]")
 class Program:
     """A program with samples that it takes: its recipe with changes, its `main`, its data."""
 
-    main: Callable[[Any, command.Places], int]
+    main: Callable[[Any, cli.Places], int]
     kind: type[Any]
     name: str
     settings: tuple[str, ...]
@@ -45,7 +49,7 @@ class Program:
 
     def shards(self, out: Path, contract: Contract | None = None) -> Path:
         made = [self.make(number, "train" if number < 4 else "val") for number in range(6)]
-        sealing.write(made, out, contract=contract or self.contract)
+        finish.write(made, out, contract=contract or self.contract)
         return out
 
     def weights(self, out: Path, contract: Contract, how: normalise.Normalisation) -> Path:
@@ -54,11 +58,11 @@ class Program:
         made = self.recipe().model
         classes = len(contract.label_space.ids)
         model = {
-            "classify": lambda: models.classifier(made, bands=12, classes=classes),
-            "segment": lambda: models.segmenter(made, bands=12, classes=classes),
-            "detect_change": lambda: models.detector(made, bands=12),
+            "classify": lambda: factory.classifier(made, bands=12, classes=classes),
+            "segment": lambda: factory.segmenter(made, bands=12, classes=classes),
+            "detect_change": lambda: factory.detector(made, bands=12),
         }[self.name]()
-        checkpoint.save(out, model, cards.of_run(model, contract, how, {}))
+        checkpoint_folder.save(out, model, cards.of_run(model, contract, how, {}))
         return out
 
 
@@ -79,8 +83,8 @@ PROGRAMS = {
 }  # fmt: skip
 
 
-def places(folder: Path, out: Path, **others: object) -> command.Places:
-    return dataclasses.replace(command.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+def places(folder: Path, out: Path, **others: object) -> cli.Places:
+    return dataclasses.replace(cli.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
 
 
 def settled(program: Program, folder: Path) -> tuple[Contract, normalise.Normalisation]:
@@ -128,7 +132,7 @@ def test_weights_of_other_data_are_refused_by_name_and_taken_on_demand(tmp_path:
     start = places(folder, tmp_path / "run", weights=weights, stop_after=1)
     with pytest.raises(SettingError, match=told):
         program.main(program.recipe(), start)
-    assert program.main(program.recipe(f"accept=['{what}']"), start) in {0, session.STOPPED}
+    assert program.main(program.recipe(f"accept=['{what}']"), start) in {0, training.STOPPED}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -210,7 +214,7 @@ def test_published_weights_start_a_run_on_ones_own_data(tmp_path: Path, name: st
     start = places(program.shards(tmp_path / "shards"), tmp_path / "run", weights=published)
     made = program.recipe("training.optimizer.lr=1e-12")
     assert program.main(made, start) == 0
-    ours, theirs = fitting.read_weights(tmp_path / "run" / "checkpoint-last"), fitting.read_weights(published)
+    ours, theirs = transfer.read_weights(tmp_path / "run" / "checkpoint-last"), transfer.read_weights(published)
     for tensor in ("blocks.1.attn.q.weight", "patch_embed.proj.weight", "pos_embed_temporal"):
         torch.testing.assert_close(ours[tensor], theirs[tensor])
 
@@ -271,6 +275,6 @@ def test_a_constant_band_is_no_division_by_zero(tmp_path: Path) -> None:
     made = [pair(f"city-{n}", "train" if n < 4 else "val", 20, 24, seed=n) for n in range(6)]
     for one in made:
         one.arrays["image_before"][3] = 700
-    sealing.write(made, tmp_path / "shards", contract=pair_contract())
+    finish.write(made, tmp_path / "shards", contract=pair_contract())
     recipe = PROGRAMS["detect_change"].recipe("normalise.scheme=minmax")
     assert detect_change.main(recipe, places(tmp_path / "shards", tmp_path / "run")) == 0

@@ -12,8 +12,11 @@ import rasterio
 import shapely
 from synthetic_shards import contract
 
-from sgdata import contracts, packing, patches, shards, verify
+from sgdata import verification
+from sgdata.builds import patch_table
 from sgdata.errors import SourceError
+from sgdata.packing import pack
+from sgdata.shards import contracts, tar_format
 
 SIDE = 48
 
@@ -43,19 +46,19 @@ def pair(tmp_path: Path) -> Path:
     columns = dict(zip(("key", "split", "row", "col"), zip(*rows, strict=True), strict=True))
     boxes = [shapely.box(11, 48, 11.1, 48.1)] * 4
     rows = geopandas.GeoDataFrame({**columns, "height": [24] * 4, "width": [24] * 4}, geometry=boxes, crs="EPSG:4326")
-    patches.write(tmp_path / "before" / "patches.parquet", rows)
+    patch_table.write(tmp_path / "before" / "patches.parquet", rows)
     (tmp_path / "pair.toml").write_text('before = "before"\nafter = "after"\nchange = "change.tif"\n')
     return tmp_path / "pair.toml"
 
 
 def test_pairs_of_builds_become_shards(pair: Path) -> None:
     out = pair.parent / "shards"
-    result = packing.pack("pairs", source=pair, out=out)
+    result = pack.pack("pairs", source=pair, out=out)
     assert result.complete
     assert result.contract.splits == {"train": 2, "val": 2}
     assert result.contract.label_space.task == "change"
-    assert verify.verify(out) == []
-    held = {sample.key: sample for sample in shards.samples(out)}
+    assert verification.verify(out) == []
+    held = {sample.key: sample for sample in tar_format.samples(out)}
     first = held["p-r00000-c00000"]
     assert first.arrays["image_before"].shape == first.arrays["image_after"].shape == (12, 24, 24)
     expected = np.zeros((24, 24), np.uint8)
@@ -69,10 +72,10 @@ def test_pairs_of_builds_become_shards(pair: Path) -> None:
 def test_builds_that_do_not_belong_together_are_refused(pair: Path) -> None:
     raster(pair.parent / "change.tif", np.zeros((1, SIDE, SIDE), np.uint8), west=600_010)
     with pytest.raises(SourceError, match=r"change\.tif: \(48, 48\) at 600010, 5\.3e\+06 is another grid than that of"):
-        packing.pack("pairs", source=pair, out=pair.parent / "shards")
+        pack.pack("pairs", source=pair, out=pair.parent / "shards")
     contracts.write(pair.parent / "after", dataclasses.replace(contract(24), level="L1C", statistics={}))
     with pytest.raises(SourceError, match="after: level is not what"):
-        packing.pack("pairs", source=pair, out=pair.parent / "shards")
+        pack.pack("pairs", source=pair, out=pair.parent / "shards")
     (pair.parent / "change.tif").unlink()
     with pytest.raises(SourceError, match="expected the change map that the pair names"):
-        packing.pack("pairs", source=pair, out=pair.parent / "shards")
+        pack.pack("pairs", source=pair, out=pair.parent / "shards")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sgmodel import encoder, fitting, heads, mae, published, upernet
+from sgmodel.checkpoints import transfer, weight_files
+from sgmodel.models import encoder, heads, mae, upernet
 
 ACTIVATIONS = {"rtol": 0.0, "atol": 1e-5}
 
@@ -162,7 +163,7 @@ def segmentation(arrays: dict[str, Tensor], dtype: torch.dtype) -> tuple[heads.S
     widths = upernet.HeadConfig(levels=(32, 64, 128, 256), hidden=(64, 64, 128), width=32)
     config = encoder.EncoderConfig(image_px=64, width=64, depth=12, heads=4, drop_path=0.5)
     model = heads.Segmenter(encoder.Encoder(config), 13, widths).eval()
-    report = fitting.fit(model, named(arrays, "sd/"), at_least=1.0)
+    report = transfer.fit(model, named(arrays, "sd/"), at_least=1.0)
     assert not (report.resized or report.missing or report.unexpected)
     levels = {f"head.levels.{i}": f"pyramid_conv{i}" for i in range(4)}
     taps = {"merge": "merged_map", "head.pooling": "ppm_out", "head.fuse": "fpn_out"}
@@ -183,7 +184,7 @@ def test_segmentation(parity: Path) -> None:
         rounding = (arrays[name] - exact[name]).abs().max().item()
         assert rounding < 2e-5, name
         assert (value - arrays[name]).abs().max().item() < max(1e-5, 2 * rounding), name
-    names = {published.name_of(ours, "segmenter"): ours for ours in model.state_dict()}
+    names = {weight_files.name_of(ours, "segmenter"): ours for ours in model.state_dict()}
     same_gradients(model, named(arrays, "grad/"), names)
     unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert unused == {"encoder.norm.weight", "encoder.norm.bias"}

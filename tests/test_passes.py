@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files, lock, passes
-from sgdata.areas import Area
-from sgdata.datasets import segmunich
-from sgdata.datasets.segmunich import BuildRecipe, Places
+from sgdata import catalog, files
+from sgdata.builds import pipeline
+from sgdata.builds.pipeline import BuildRecipe, Places
 from sgdata.errors import OutputError
-from sgdata.lock import Item, Lock
+from sgdata.scenes import coverage, lock
+from sgdata.scenes.aoi import Area
+from sgdata.scenes.lock import Item, Lock
 from sgdata.types import Asset, Grid, Scene
 
 MUNICH = Grid(crs="EPSG:32632", origin=(671280.0, 5349540.0), gsd_m=10.0, shape=(2958, 3847))
@@ -74,7 +75,7 @@ def every_tenth_day(first: str, count: int) -> list[Scene]:
 
 def test_one_tile_serves_the_area_of_the_paper_and_its_neighbours_are_named() -> None:
     tiles = ["32UQU", "32UPU", "32UPT"]
-    kept, dropped = passes.suited([scene("2019-06-01", tile) for tile in tiles], MUNICH)
+    kept, dropped = coverage.suited([scene("2019-06-01", tile) for tile in tiles], MUNICH)
     assert [one.tile for one in kept] == ["32UPU"]
     reasons = {one.id: one.reason for one in dropped}
     assert reasons["S2A_32UQU_2019-06-01"] == "the area lies whole in 32UPU"
@@ -83,13 +84,13 @@ def test_one_tile_serves_the_area_of_the_paper_and_its_neighbours_are_named() ->
 
 def test_an_area_over_the_edge_takes_both_tiles() -> None:
     wider = replace(MUNICH, shape=(2958, 4200))  # to E 713.28 km, beyond 32UPU
-    kept, _ = passes.suited([scene("2019-06-01", tile) for tile in ("32UQU", "32UPU")], wider)
+    kept, _ = coverage.suited([scene("2019-06-01", tile) for tile in ("32UQU", "32UPU")], wider)
     assert {one.tile for one in kept} == {"32UPU", "32UQU"}
 
 
 def test_a_tile_of_unknown_extent_is_kept_and_another_zone_is_not() -> None:
     strange = [scene("2019-06-01", "32UXX"), scene("2019-06-01", "33UTP", crs="EPSG:32633")]
-    kept, dropped = passes.suited([*strange, scene("2019-06-01")], MUNICH)
+    kept, dropped = coverage.suited([*strange, scene("2019-06-01")], MUNICH)
     assert [one.tile for one in kept] == ["32UXX", "32UPU"]
     assert [one.reason for one in dropped] == ["lies in EPSG:32633, the area in EPSG:32632"]
 
@@ -99,33 +100,33 @@ def test_a_tile_of_unknown_extent_is_kept_and_another_zone_is_not() -> None:
 
 def test_a_month_that_a_full_catalogue_lacks_is_a_hole() -> None:
     scenes = [one for one in every_tenth_day("2019-01-03", 36) if not one.time.startswith("2019-07")]
-    rows = passes.months(planned(scenes, "2019-01-01/2019-12-31"))
+    rows = coverage.months(planned(scenes, "2019-01-01/2019-12-31"))
     assert [row.month for row in rows if row.hole] == ["2019-07"]
     assert {row.month: row.expected for row in rows}["2019-07"] == 3.0
-    assert passes.holes(rows) == "months with fewer than half of the expected passes: 2019-07 (0 of 3)"
+    assert coverage.holes(rows) == "months with fewer than half of the expected passes: 2019-07 (0 of 3)"
 
 
 def test_a_thin_catalogue_is_measured_by_its_usual_month() -> None:
     scenes = every_tenth_day("2019-01-03", 36)[::3]  # one of three passes
-    rows = passes.months(planned(scenes, "2019-01-01/2019-11-30"))
+    rows = coverage.months(planned(scenes, "2019-01-01/2019-11-30"))
     assert {row.expected for row in rows} <= {1.0, 1.2, 1.3}
-    assert not passes.holes(rows)
+    assert not coverage.holes(rows)
 
 
 def test_a_satellite_is_not_expected_before_it_flew() -> None:
     later = [replace(one, platform="sentinel-2b") for one in every_tenth_day("2017-07-04", 12)]
-    rows = passes.months(planned(later, "2017-04-01/2017-10-31"))
+    rows = coverage.months(planned(later, "2017-04-01/2017-10-31"))
     assert [row.expected for row in rows[:3]] == [0, 0, 0]
-    assert not passes.holes(rows)
+    assert not coverage.holes(rows)
 
 
 def test_the_cost_of_the_whole_series_is_that_of_the_paper() -> None:
     bands = {band: Asset(href="x") for band in ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11")}
     bands |= {"B12": Asset(href="x"), "SCL": Asset(href="x")}
     lots = planned([scene("2019-06-01", assets=bands)] * 400, "2017-04-01/2020-04-01")
-    assert passes.window_bytes(lots) * 400 == pytest.approx(51e9, rel=0.02)
-    web = passes.cost(lots, "https://example.org/v1", workers=2)
-    disk = passes.cost(lots, "/data", workers=2)
+    assert coverage.window_bytes(lots) * 400 == pytest.approx(51e9, rel=0.02)
+    web = coverage.cost(lots, "https://example.org/v1", workers=2)
+    disk = coverage.cost(lots, "/data", workers=2)
     assert web.read_bytes == disk.read_bytes
     assert web.minutes > disk.minutes > 5
     assert web.scratch_bytes > 51e9
@@ -155,13 +156,13 @@ def test_drift_tells_what_vanished_changed_and_is_new(tmp_path: Path) -> None:
     names = [f"S2A_32UPU_20190{month}01_0_L2A" for month in range(4, 8)]
     wrapped = [Wrapped(id=name, time=f"2019-0{n + 4}-01T10:00:00Z", layers=layers) for n, name in enumerate(names)]
     before, after = wrap(tmp_path / "a", wrapped[:3]), wrap(tmp_path / "b", wrapped[1:])
-    then = segmunich.plan(recipe, Places(out=tmp_path / "o", stac=str(before)))
-    assert passes.drift(then, str(before)) == []
+    then = pipeline.plan(recipe, Places(out=tmp_path / "o", stac=str(before)))
+    assert coverage.drift(then, str(before)) == []
     path = next(after.rglob(f"{names[2]}.json"))
     item = json.loads(path.read_text())
     item["properties"]["s2:processing_baseline"] = "05.00"
     path.write_text(json.dumps(item))
-    assert passes.drift(then, str(after)) == [
+    assert coverage.drift(then, str(after)) == [
         f"vanished: {names[0]}: not in the catalogue any more",
         f"changed: {names[2]}: baseline",
         f"new: {names[3]}",

@@ -13,9 +13,9 @@ import pytest
 from stac_wrap import wrap
 from test_segmunich import LATTICE, ground, pixels, recipe, run, scene
 
-from sgdata.datasets.segmunich import BuildRecipe
+from sgdata.builds.pipeline import BuildRecipe
+from sgdata.scenes.search import asset_keys
 from sgdata.sentinel2 import L2A_BANDS
-from sgdata.stac import asset_keys
 
 __all__ = ["recipe"]
 

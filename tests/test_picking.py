@@ -12,11 +12,15 @@ import torch
 from synthetic_shards import contract, sample, write
 from test_pretrain import places, recipe
 
-from sgdata import catalog, files, sealing, sentinel2
+from sgdata import catalog, files, sentinel2
 from sgdata.errors import SettingError
+from sgdata.shards import finish
 from sgdata.types import BandStatistics, Contract
-from sgmodel import cards, encoder, mae, normalise, picking, session
+from sgmodel.checkpoints import cards
+from sgmodel.data import band_selection, normalise
+from sgmodel.models import encoder, mae
 from sgmodel.recipes import classify, pretrain
+from sgmodel.train import training
 
 TEN = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B8A", "B11", "B12")
 NO_LAST_GROUP = tuple(name for name in sentinel2.L2A_BANDS if name not in {"B08", "B09", "B11", "B12"})
@@ -31,7 +35,7 @@ def fewer(out: Path, names: tuple[str, ...]) -> Path:
         arrays = one.arrays | {"image": np.ascontiguousarray(one.arrays["image"][kept])}
         made.append(dataclasses.replace(one, arrays=arrays))
     narrow = dataclasses.replace(contract(32), bands=sentinel2.bands(names), shape=(len(names), 32, 32))
-    sealing.write(made, out, contract=narrow)
+    finish.write(made, out, contract=narrow)
     return out
 
 
@@ -48,15 +52,15 @@ def of_ten(px: int) -> Contract:
 
 def test_what_stands_in_the_places_of_missing_bands() -> None:
     ours = dataclasses.replace(contract(32), bands=sentinel2.bands(TEN))
-    assert picking.indices(ours, TEN) is None
-    assert picking.indices(ours, sentinel2.L2A_BANDS, "nearest") == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 8, 9]
-    picks = picking.indices(ours, sentinel2.L2A_BANDS, "mean")
-    assert picks == [0, 1, 2, 3, 4, 5, 6, picking.MEAN, 7, picking.MEAN, 8, 9]
+    assert band_selection.indices(ours, TEN) is None
+    assert band_selection.indices(ours, sentinel2.L2A_BANDS, "nearest") == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 8, 9]
+    picks = band_selection.indices(ours, sentinel2.L2A_BANDS, "mean")
+    assert picks == [0, 1, 2, 3, 4, 5, 6, band_selection.MEAN, 7, band_selection.MEAN, 8, 9]
     images = torch.rand(2, 10, 3, 3)
-    assert torch.equal(picking.taken(images, picks)[:, 7], images.mean(dim=1))
+    assert torch.equal(band_selection.taken(images, picks)[:, 7], images.mean(dim=1))
     # Of the bands that the recipe names, not of all that are stored.
-    few = picking.indices(ours, ("B02", "B08", "B04"), "mean")
-    assert torch.equal(picking.taken(images, few)[:, 1], images[:, [1, 3]].mean(dim=1))
+    few = band_selection.indices(ours, ("B02", "B08", "B04"), "mean")
+    assert torch.equal(band_selection.taken(images, few)[:, 1], images[:, [1, 3]].mean(dim=1))
 
 
 def test_bands_that_nothing_stands_for() -> None:
@@ -64,18 +68,18 @@ def test_bands_that_nothing_stands_for() -> None:
     with pytest.raises(
         SettingError, match="bands: B08 B09 not in the shards.*normalise.missing = 'mean', 'nearest' or"
     ):
-        picking.narrowed(ours, sentinel2.L2A_BANDS)
+        band_selection.narrowed(ours, sentinel2.L2A_BANDS)
     with pytest.raises(SettingError, match="bands: B99 not in the shards, which have B01"):
-        picking.narrowed(ours, (*TEN, "B99"), "mean")
+        band_selection.narrowed(ours, (*TEN, "B99"), "mean")
     with pytest.raises(SettingError, match="bands: B10 not in the shards"):
-        picking.narrowed(ours, ("B10",), "nearest")
+        band_selection.narrowed(ours, ("B10",), "nearest")
 
 
 def test_constants_are_those_of_what_stands_there() -> None:
     ours = of_ten(32)
     for policy, mean, std in (("mean", 45.0, 5.5), ("nearest", 70.0, 8.0)):
         own = normalise.NormaliseRecipe(scheme="zscore", missing=policy)  # type: ignore[arg-type]
-        how = normalise.resolve(own, picking.narrowed(ours, sentinel2.L2A_BANDS, own.missing))
+        how = normalise.resolve(own, band_selection.narrowed(ours, sentinel2.L2A_BANDS, own.missing))
         assert how.absent == ("B08", "B09")
         assert (how.mean[7], how.std[7]) == (mean, std)
         assert (how.mean[8], how.std[8]) == (70.0, 8.0)
@@ -88,10 +92,11 @@ def test_the_mean_is_the_released_one(parity: Path) -> None:
     raw, ours = raw.permute(2, 0, 1), of_ten(len(raw))
     names = (*TEN, "B08", "B09")
     how = normalise.resolve(
-        normalise.NormaliseRecipe(scheme="minmax", eps=1e-9, missing="mean"), picking.narrowed(ours, names, "mean")
+        normalise.NormaliseRecipe(scheme="minmax", eps=1e-9, missing="mean"),
+        band_selection.narrowed(ours, names, "mean"),
     )
     extent = torch.tensor([raw.shape[-2:]])
-    out = normalise.apply(how, raw[None], extent, picking.indices(ours, names, "mean"))
+    out = normalise.apply(how, raw[None], extent, band_selection.indices(ours, names, "mean"))
     torch.testing.assert_close(out[0], expected, rtol=0, atol=1e-6)
 
 
@@ -104,7 +109,7 @@ def test_a_model_of_twelve_trains_on_ten_and_its_card_says_how(ten: Path, tmp_pa
     assert (card.normalisation.missing, card.normalisation.absent) == (policy, ("B08", "B09"))
     assert card.model.encoder == made.model
     start = places(ten, tmp_path / "next", weights=tmp_path / "checkpoint-last", stop_after=1)
-    assert pretrain.main(made, start) == session.STOPPED
+    assert pretrain.main(made, start) == training.STOPPED
     other = "nearest" if policy == "mean" else "mean"
     with pytest.raises(SettingError, match=f"missing is '{other}', was '{policy}'"):
         pretrain.main(recipe(f"normalise.missing={other}"), dataclasses.replace(start, out=tmp_path / "other"))
@@ -117,7 +122,7 @@ def test_weights_that_saw_all_bands_go_to_data_with_fewer(ten: Path, tmp_path: P
     start = places(ten, tmp_path / "run", weights=tmp_path / "first" / "checkpoint-last", stop_after=1)
     with pytest.raises(SettingError, match="bands: B08 B09 not in the shards"):
         pretrain.main(recipe(*same), start)
-    assert pretrain.main(recipe(*same, "normalise.missing=mean"), start) == session.STOPPED
+    assert pretrain.main(recipe(*same, "normalise.missing=mean"), start) == training.STOPPED
 
 
 def test_groups_without_data_have_no_tokens(tmp_path: Path) -> None:
@@ -127,7 +132,7 @@ def test_groups_without_data_have_no_tokens(tmp_path: Path) -> None:
     pretrain.main(recipe(*same), places(every, tmp_path / "first"))
     weights = tmp_path / "first" / "checkpoint-last"
     made = recipe(*same, "normalise.missing=drop-group", "training.average=0.9")
-    assert pretrain.main(made, places(folder, tmp_path / "run", weights=weights, stop_after=1)) == session.STOPPED
+    assert pretrain.main(made, places(folder, tmp_path / "run", weights=weights, stop_after=1)) == training.STOPPED
     assert pretrain.main(made, places(folder, tmp_path / "run", weights=weights)) == 0
     last = cards.read(tmp_path / "run" / "checkpoint-last")
     assert last.model.encoder is not None

@@ -21,9 +21,15 @@ from test_encoder import TINY
 from test_upernet import NARROW
 from torch import nn
 
-from sgdata import contracts, sealing, sentinel2, shards, verify
+from sgdata import sentinel2, verification
+from sgdata.shards import contracts, finish, tar_format
 from sgdata.types import Array, Contract, LabelSpace, Sample
-from sgmodel import cards, checkpoint, contrastive, encoder, heads, launch, mae, models, mosaic, normalise
+from sgmodel import devices
+from sgmodel.checkpoints import cards
+from sgmodel.checkpoints import checkpoint_folder as folders
+from sgmodel.data import normalise
+from sgmodel.inference import tiling
+from sgmodel.models import contrastive, encoder, factory, heads, mae
 from sgmodel.recipes import predict
 
 NAMES = sentinel2.L2A_BANDS
@@ -59,7 +65,7 @@ def saved(folder: Path, make: Callable[[], nn.Module], data: Contract, *, zoom: 
     model = make()
     normal = normalise.Normalisation(scheme="zscore", eps=0.0, mean=(2000.0,) * 12, std=(1000.0,) * 12, **how)  # type: ignore[arg-type]
     card = cards.Card(model=cards.describe(model), contract=data, normalisation=normal, recipe={"zoom": zoom})
-    checkpoint.save(folder, model, card)
+    folders.save(folder, model, card)
     return folder
 
 
@@ -114,9 +120,9 @@ def raster(path: Path) -> Array:
 @given(st.integers(1, 90), st.integers(1, 8), st.floats(0, 0.75))
 def test_shares_sum_to_one_everywhere(size: int, side: int, overlap: float) -> None:
     shared = int(side * overlap)
-    first = mosaic.starts(size, side, side - shared)
+    first = tiling.starts(size, side, side - shared)
     total = np.zeros(max(size, side))
-    for start, share in zip(first, mosaic.shares(first, side, shared), strict=True):
+    for start, share in zip(first, tiling.shares(first, side, shared), strict=True):
         total[start : start + side] += share
     np.testing.assert_allclose(total, 1, atol=1e-6)
     assert first[-1] + side == max(size, side)
@@ -133,11 +139,11 @@ def test_what_looks_at_its_tile_and_says_what_is_there_gives_the_scene(
         side = 8 // unit
         return tiles.reshape(len(tiles), 2, side, unit, side, unit).mean(axis=(3, 5), dtype=np.float32)
 
-    plan = mosaic.plan((height, width), px=8, answer=(2, 8 // unit), overlap=overlap)
+    plan = tiling.plan((height, width), px=8, answer=(2, 8 // unit), overlap=overlap)
     seen = np.ones((height, width), bool)
     rows = [
         (row, answer.copy(), there)
-        for row, answer, there in mosaic.blended(
+        for row, answer, there in tiling.blended(
             plan, lambda row, n: (scene[:, row : row + n], seen[row : row + n]), look, batch=3
         )
     ]
@@ -153,9 +159,9 @@ def test_what_looks_at_its_tile_and_says_what_is_there_gives_the_scene(
 
 def test_memory_is_that_of_a_row_of_tiles() -> None:
     def peak(height: int) -> int:
-        plan = mosaic.plan((height, 4096), px=32, answer=(4, 32), overlap=0.5)
+        plan = tiling.plan((height, 4096), px=32, answer=(4, 32), overlap=0.5)
         tracemalloc.start()
-        rows = mosaic.blended(
+        rows = tiling.blended(
             plan,
             lambda row, n: (np.ones((4, n, 4096), np.uint16), np.ones((n, 4096), bool)),
             lambda tiles: tiles.astype(np.float32),
@@ -173,13 +179,13 @@ def test_memory_is_that_of_a_row_of_tiles() -> None:
 
 
 def test_no_seams(weights: Path) -> None:
-    where = launch.start("cpu", precision="fp32", threads=1)
+    where = devices.start("cpu", precision="fp32", threads=1)
     model = predict.load(weights, where, embeddings=False)
     scene, seen = pixels(160, 160), np.ones((160, 160), bool)
 
     def step_at_borders(overlap: float) -> float:
-        plan = mosaic.plan((160, 160), px=PX, answer=model.answer, overlap=overlap)
-        rows = mosaic.blended(plan, lambda r, n: (scene[:, r : r + n], seen[r : r + n]), model.look, batch=16)
+        plan = tiling.plan((160, 160), px=PX, answer=model.answer, overlap=overlap)
+        rows = tiling.blended(plan, lambda r, n: (scene[:, r : r + n], seen[r : r + n]), model.look, batch=16)
         steps = np.abs(np.diff(np.concatenate([a.copy() for _, a, _ in rows], axis=1), axis=2)).mean(axis=(0, 1))
         at = sorted({col - 1 for col in plan.cols if col} | {col + PX - 1 for col in plan.cols if col + PX < 160})
         return float(steps[at].mean() / np.delete(steps, at).mean())
@@ -215,7 +221,7 @@ def test_a_map_lies_where_the_scene_lies_with_names_and_colours(tmp_path: Path, 
     np.testing.assert_allclose(shares[:, seen].sum(axis=0), 1, atol=0.003)
     best = np.take_along_axis(shares, np.where(seen, classes, 0)[None], axis=0)[0]
     np.testing.assert_allclose(best[seen], shares[:, seen].max(axis=0), atol=0.001)
-    assert verify.verify(tmp_path / "out") == []
+    assert verification.verify(tmp_path / "out") == []
     assert not list((tmp_path / "out").glob(".*tif")) and not (tmp_path / "out" / ".classes").exists()
 
 
@@ -364,15 +370,15 @@ def test_embeddings_are_the_mean_of_the_tokens_of_a_place(tmp_path: Path, weight
 
 
 def test_a_rival_predicts_by_its_card(tmp_path: Path) -> None:
-    recipe = models.ModelRecipe(backbone="unet", widths=(8, 16), head=NARROW)
-    weights = saved(tmp_path / "w", lambda: models.segmenter(recipe, bands=12, classes=CLASSES), contract(24))
+    recipe = factory.ModelRecipe(backbone="unet", widths=(8, 16), head=NARROW)
+    weights = saved(tmp_path / "w", lambda: factory.segmenter(recipe, bands=12, classes=CLASSES), contract(24))
     folder = built(tmp_path / "build", pixels(30, 50))
     assert run("--input", folder, "--weights", weights, "--out", tmp_path / "out") == 0
     assert raster(tmp_path / "out" / "classes.tif").shape == (1, 30, 50)
     assert run("--input", folder, "--weights", weights, "--out", tmp_path / "out", "--what", "embeddings") == 0
     # Another answer in the same folder leaves none of the first behind.
     assert (tmp_path / "out" / "embeddings.tif").exists() and not (tmp_path / "out" / "classes.tif").exists()
-    assert verify.verify(tmp_path / "out") == []
+    assert verification.verify(tmp_path / "out") == []
 
 
 # --- shards --------------------------------------------------------------------------------
@@ -398,7 +404,7 @@ def test_shards_of_maps_get_a_picture_per_sample(tmp_path: Path, weights: Path) 
     assert run("--input", folder, "--weights", weights, "--out", tmp_path / "out", "--set", "split=val") == 0
     found = sorted((tmp_path / "out" / "classes").iterdir())
     assert [path.stem for path in found] == ["toy-00001", "toy-00002"]
-    scene = built(tmp_path / "build", next(shards.samples(folder, "val")).arrays["image"])
+    scene = built(tmp_path / "build", next(tar_format.samples(folder, "val")).arrays["image"])
     assert run("--input", scene, "--weights", weights, "--out", tmp_path / "map") == 0
     np.testing.assert_array_equal(np.asarray(Image.open(found[0])), raster(tmp_path / "map" / "classes.tif")[0])
 
@@ -406,7 +412,7 @@ def test_shards_of_maps_get_a_picture_per_sample(tmp_path: Path, weights: Path) 
 def test_shards_of_pairs(tmp_path: Path) -> None:
     arrays = {"image_before": pixels(PX, PX), "image_after": pixels(PX, PX, seed=2)}
     sample = Sample(key="town", split="test", arrays=arrays)
-    sealing.write([sample], tmp_path / "shards", contract=change_contract())
+    finish.write([sample], tmp_path / "shards", contract=change_contract())
     weights = saved(tmp_path / "w", detector, contracts.read(tmp_path / "shards"))
     assert run("--input", tmp_path / "shards", "--weights", weights, "--out", tmp_path / "out") == 0
     assert (tmp_path / "out" / "classes" / "town.png").exists()
@@ -469,12 +475,12 @@ def test_weights_that_cannot_predict(tmp_path: Path, weights: Path, capsys: pyte
     rest = ("--input", folder, "--out", tmp_path / "out")
     encoded = saved(tmp_path / "mae", lambda: mae.MaskedAutoencoder(restless()), contract(PX))
     unlike = contrastive.Objective(method="simclr", temperature=0.1, projection=4)
-    recipe = models.ModelRecipe(backbone="unet", widths=(8, 16))
-    told_apart = saved(tmp_path / "simclr", lambda: models.contrast(recipe, unlike, bands=12), contract(PX))
+    recipe = factory.ModelRecipe(backbone="unet", widths=(8, 16))
+    told_apart = saved(tmp_path / "simclr", lambda: factory.contrast(recipe, unlike, bands=12), contract(PX))
     for pretrained in (encoded, told_apart):
         assert "--what embeddings" in refused(capsys, *rest, "--weights", pretrained)
     bare = cards.load(weights)
-    checkpoint.save(tmp_path / "bare", bare, cards.Card(model=cards.describe(bare)))
+    folders.save(tmp_path / "bare", bare, cards.Card(model=cards.describe(bare)))
     assert "neither bands nor normalisation" in refused(capsys, *rest, "--weights", tmp_path / "bare")
     file = weights / "model.safetensors"
     assert "holds no card" in refused(capsys, *rest, "--weights", file)

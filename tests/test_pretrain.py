@@ -18,10 +18,14 @@ import torch
 from synthetic_shards import contract, sample, write
 
 import sgmodel
-from sgdata import catalog, files, sealing, shards
+from sgdata import catalog, files
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgmodel import augment, cards, checkpoint, command, encoder, fitting, heads, mae, published, session, upernet
+from sgdata.shards import finish, tar_format
+from sgmodel.checkpoints import cards, checkpoint_folder, transfer, weight_files
+from sgmodel.data import augment
+from sgmodel.models import encoder, heads, mae, upernet
 from sgmodel.recipes import pretrain
+from sgmodel.train import cli, training
 
 TINY = (
     "model.image_px=32",
@@ -46,8 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("pretrain") / "shards", train=6, val=2)
 
 
-def places(folder: Path, out: Path, **others: object) -> command.Places:
-    return dataclasses.replace(command.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+def places(folder: Path, out: Path, **others: object) -> cli.Places:
+    return dataclasses.replace(cli.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +96,11 @@ def test_another_seed_another_curve(folder: Path, whole: Path, tmp_path: Path) -
 
 def test_stopped_twice_and_resumed_equals_undisturbed(folder: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert pretrain.main(recipe(), places(folder, out, stop_after=4)) == session.STOPPED
+    assert pretrain.main(recipe(), places(folder, out, stop_after=4)) == training.STOPPED
     assert not (out / "SHA256SUMS").exists()
     # Killed before the checkpoint that was replaced had gone.
     shutil.copytree(out / "checkpoint-last", out / ".checkpoint-last.old")
-    assert pretrain.main(recipe(), places(folder, out, stop_after=1)) == session.STOPPED
+    assert pretrain.main(recipe(), places(folder, out, stop_after=1)) == training.STOPPED
     # Killed after a step that no checkpoint holds: its line is written again.
     with (out / "metrics.jsonl").open("a") as handle:
         handle.write('{"step": 5, "loss": 0.0}\n{"step": 6, "lo')
@@ -129,7 +133,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(folder: Path, tmp_path: Path
         time.sleep(0.05)
     os.kill(child.pid, signal.SIGTERM)
     _, said = child.communicate(timeout=60)
-    assert child.returncode == session.STOPPED, said
+    assert child.returncode == training.STOPPED, said
     done = json.loads((tmp_path / "checkpoint-last" / "training.json").read_text())["steps"]
     assert done == metrics.read_text().count("\n") > 3
 
@@ -159,7 +163,7 @@ def test_fresh_begins_anew(folder: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     (out / "notes.txt").write_text("mine")
-    assert pretrain.main(recipe("training.seed=5"), places(folder, out, fresh=True, stop_after=1)) == session.STOPPED
+    assert pretrain.main(recipe("training.seed=5"), places(folder, out, fresh=True, stop_after=1)) == training.STOPPED
     assert (out / "metrics.jsonl").read_text().count("\n") == 1
     assert (out / "notes.txt").read_text() == "mine"
 
@@ -172,20 +176,20 @@ def test_other_data_is_refused_by_name(whole: Path, tmp_path: Path) -> None:
 
 def test_starting_weights_and_their_contract(folder: Path, whole: Path, tmp_path: Path) -> None:
     start = places(folder, tmp_path / "run", weights=whole / "checkpoint-last", stop_after=1)
-    assert pretrain.main(recipe(), start) == session.STOPPED
+    assert pretrain.main(recipe(), start) == training.STOPPED
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-2])
     assert first["loss"] < 1.2 * last["loss"]
 
     toa = tmp_path / "toa"
     made = [sample(n, "train", 32, 32) for n in range(4)]
-    sealing.write(made, toa, contract=dataclasses.replace(contract(32), level="L1C"))
+    finish.write(made, toa, contract=dataclasses.replace(contract(32), level="L1C"))
     waived = dataclasses.replace(start, shards=toa, out=tmp_path / "toa-run")
     with pytest.raises(SettingError, match="level is 'L1C', expected 'L2A'; accept = .'level'. in the recipe waives"):
         pretrain.main(recipe(), waived)
     with pytest.raises(SettingError, match="normalisation differs .* mean is"):
         pretrain.main(recipe('accept=["level"]'), waived)
-    assert pretrain.main(recipe('accept=["level", "normalisation"]'), waived) == session.STOPPED
+    assert pretrain.main(recipe('accept=["level", "normalisation"]'), waived) == training.STOPPED
 
 
 def test_data_that_cannot_feed_the_model(folder: Path, tmp_path: Path) -> None:
@@ -199,12 +203,12 @@ def test_data_that_cannot_feed_the_model(folder: Path, tmp_path: Path) -> None:
 def test_bands_are_chosen_by_name(folder: Path, tmp_path: Path) -> None:
     names = ("B12", "B02", "B08")
     made = dataclasses.replace(recipe("model.bands=3"), bands=names)
-    assert pretrain.main(made, places(folder, tmp_path, stop_after=1)) == session.STOPPED
+    assert pretrain.main(made, places(folder, tmp_path, stop_after=1)) == training.STOPPED
     card = cards.read(tmp_path / "checkpoint-last")
     assert card.contract is not None
     assert card.normalisation is not None
     assert tuple(band.name for band in card.contract.bands) == names
-    stored = np.stack([one.arrays["image"][[11, 1, 7]] for one in shards.samples(folder, "train")])
+    stored = np.stack([one.arrays["image"][[11, 1, 7]] for one in tar_format.samples(folder, "train")])
     np.testing.assert_allclose(card.normalisation.mean, stored.mean(axis=(0, 2, 3)), rtol=1e-6)
     with pytest.raises(SettingError, match="bands: B10 not in the shards, which have B01"):
         pretrain.main(dataclasses.replace(made, bands=("B10",)), places(folder, tmp_path / "other"))
@@ -213,7 +217,7 @@ def test_bands_are_chosen_by_name(folder: Path, tmp_path: Path) -> None:
 def test_a_poisoned_sample_is_named(tmp_path: Path) -> None:
     made = [sample(n, "train", 32, 32) for n in range(4)]
     made[2].arrays["image"][3] = 1000  # a constant band, which min-max without eps divides by zero
-    sealing.write(made, tmp_path / "shards", contract=contract(32))
+    finish.write(made, tmp_path / "shards", contract=contract(32))
     with pytest.raises(SourceError, match="step 0: loss nan.*not finite for 1 of 4 samples: toy-00002"):
         pretrain.main(
             recipe("normalise.scheme=minmax", "normalise.eps=0"), places(tmp_path / "shards", tmp_path / "run")
@@ -230,7 +234,7 @@ def test_a_diverged_run_says_so(folder: Path, tmp_path: Path) -> None:
 def test_a_damaged_held_out_sample_is_one_line(tmp_path: Path) -> None:
     made = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(6)]
     made[5].arrays["image"][3] = 1000
-    sealing.write(made, tmp_path / "shards", contract=contract(32))
+    finish.write(made, tmp_path / "shards", contract=contract(32))
     with pytest.raises(SourceError, match="step 5: {'val_loss_token': nan.*not finite; look for damaged samples"):
         pretrain.main(
             recipe("normalise.scheme=minmax", "normalise.eps=0"), places(tmp_path / "shards", tmp_path / "run")
@@ -258,7 +262,7 @@ def test_a_progressive_run_goes_from_stage_to_stage(folder: Path, tmp_path: Path
     stages = tuple(pretrain.Stage(data="toy", image_px=px, epochs=2, lr=1e-3) for px in (16, 32))
     made = dataclasses.replace(recipe("augment.crop_area=[0.2, 1.0]", f"tables={tables}"), stages=stages)
     start = places(folder, tmp_path / "run", named={"toy": folder})
-    assert pretrain.main(made, dataclasses.replace(start, stop_after=2)) == session.STOPPED
+    assert pretrain.main(made, dataclasses.replace(start, stop_after=2)) == training.STOPPED
     assert pretrain.main(made, start) == 0
     first, second = (tmp_path / "run" / f"stage-{n}-toy" for n in (1, 2))
     losses = [json.loads((one / "results.json").read_text()) for one in (first, second)]
@@ -267,7 +271,7 @@ def test_a_progressive_run_goes_from_stage_to_stage(folder: Path, tmp_path: Path
     # Untrained, the second stage has the tables of the first, resized, or those of a fresh model.
     fresh = pretrain.build(dataclasses.replace(made, model=dataclasses.replace(made.model, image_px=32)))
     before = fresh.pos_embed_spatial.clone()
-    fitting.fit(fresh, fitting.read_weights(first / "checkpoint-last"), tables=made.tables)
+    transfer.fit(fresh, transfer.read_weights(first / "checkpoint-last"), tables=made.tables)
     assert torch.equal(fresh.pos_embed_spatial, before) == (tables == "redraw")
     optimizer = dataclasses.replace(made.training.optimizer, lr=0.0)
     still = dataclasses.replace(
@@ -275,7 +279,7 @@ def test_a_progressive_run_goes_from_stage_to_stage(folder: Path, tmp_path: Path
     )
     begun = dataclasses.replace(start, out=tmp_path / "begun", weights=first / "checkpoint-last")
     assert pretrain.main(still, begun) == 0
-    table = fitting.read_weights(tmp_path / "begun" / "checkpoint-last")["pos_embed_spatial"]
+    table = transfer.read_weights(tmp_path / "begun" / "checkpoint-last")["pos_embed_spatial"]
     torch.testing.assert_close(table, fresh.pos_embed_spatial.detach())
     finished = (second / "SHA256SUMS").read_bytes()
     assert pretrain.main(made, start) == 0
@@ -287,7 +291,7 @@ def test_a_progressive_run_goes_from_stage_to_stage(folder: Path, tmp_path: Path
 @pytest.mark.parametrize("more", [["training.precision=fp16"], ["training.precision=bf16", "training.recompute=true"]])
 def test_other_ways_of_training_learn_alike(folder: Path, whole: Path, tmp_path: Path, more: list[str]) -> None:
     made = recipe(*more, "training.average=0.5", "training.epochs=4")
-    assert pretrain.main(made, places(folder, tmp_path, stop_after=3)) == session.STOPPED
+    assert pretrain.main(made, places(folder, tmp_path, stop_after=3)) == training.STOPPED
     assert pretrain.main(made, places(folder, tmp_path)) == 0
     ours, theirs = (
         [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()[:2]]
@@ -372,21 +376,21 @@ def test_other_shapes_are_pretrained_and_classify_and_segment(folder: Path, tmp_
     made = recipe("training.epochs=2")
     made = dataclasses.replace(made, bands=bands or made.bands, model=dataclasses.replace(made.model, **change))
     assert pretrain.main(made, places(folder, tmp_path)) == 0
-    state, config = fitting.read_weights(tmp_path / "checkpoint-last"), made.model
+    state, config = transfer.read_weights(tmp_path / "checkpoint-last"), made.model
     images = torch.rand(2, config.bands, config.image_px, config.image_px)
     pooling: heads.Pooling = "class" if config.class_token else "mean"
     narrow = upernet.HeadConfig(levels=(16, 16, 16, 16), hidden=(16, 16, 16), width=16, groups_levels=4, groups=4)
     scene = heads.SceneClassifier(encoder.Encoder(config), 3, pooling)
     dense = heads.Segmenter(encoder.Encoder(config), 5, narrow)
     for model, shape in ((scene, (2, 3)), (dense, (2, 5, config.image_px, config.image_px))):
-        assert fitting.fit(model, state, at_least=1.0).encoder_share == 1.0
+        assert transfer.fit(model, state, at_least=1.0).encoder_share == 1.0
         assert model(images).shape == shape
-    checkpoint.save(tmp_path / "scene", scene, cards.Card(model=cards.describe(scene)))
+    checkpoint_folder.save(tmp_path / "scene", scene, cards.Card(model=cards.describe(scene)))
     torch.testing.assert_close(sgmodel.load(tmp_path / "scene")(images), scene.eval()(images))
 
 
 def files_of(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    return published.read_safetensors(folder / f"{name}.safetensors")
+    return weight_files.read_safetensors(folder / f"{name}.safetensors")
 
 
 def test_nearest_visible_by_hand() -> None:

@@ -10,9 +10,10 @@ import pytest
 from stac_wrap import wrap
 from test_segmunich import ground, recipe, run, scene
 
-from sgdata import files, lock, offsets, product
-from sgdata.datasets.segmunich import BuildRecipe
+from sgdata import files
+from sgdata.builds.pipeline import BuildRecipe
 from sgdata.errors import SourceError
+from sgdata.scenes import lock, offsets, product_metadata
 
 __all__ = ["recipe"]
 
@@ -31,10 +32,10 @@ def xml(*values: object) -> str:
 
 
 def test_the_offset_of_all_bands_is_read_and_none_is_zero() -> None:
-    assert product.parsed(xml(*[-1000] * 13).encode(), "x") == -1000
-    assert product.parsed(xml().encode(), "x") == 0
+    assert product_metadata.parsed(xml(*[-1000] * 13).encode(), "x") == -1000
+    assert product_metadata.parsed(xml().encode(), "x") == 0
     l1c = xml(-1000).replace("BOA_ADD", "RADIO_ADD").replace("Level-2A", "Level-1C")
-    assert product.parsed(l1c.replace("UTF-8", "UTF-16").encode("utf-16"), "x") == -1000
+    assert product_metadata.parsed(l1c.replace("UTF-8", "UTF-16").encode("utf-16"), "x") == -1000
 
 
 BOMB = '<!DOCTYPE a [<!ENTITY b "bbbbbbbb"><!ENTITY c "&b;&b;&b;&b;&b;&b;">]>'
@@ -55,7 +56,7 @@ FETCH = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]>'
 )
 def test_what_is_no_metadata_is_refused(content: str, words: str) -> None:
     with pytest.raises(SourceError, match=words):
-        product.parsed(content.encode(), "MTD_MSIL2A.xml")
+        product_metadata.parsed(content.encode(), "MTD_MSIL2A.xml")
 
 
 def test_too_much_is_refused_and_nothing_is_a_line_in_the_log(
@@ -63,12 +64,12 @@ def test_too_much_is_refused_and_nothing_is_a_line_in_the_log(
 ) -> None:
     path = tmp_path / "MTD.xml"
     path.write_text(xml(-1000))
-    assert product.offset(str(path)) == -1000
-    monkeypatch.setattr(product, "LARGEST_BYTES", 100)
+    assert product_metadata.offset(str(path)) == -1000
+    monkeypatch.setattr(product_metadata, "LARGEST_BYTES", 100)
     with pytest.raises(SourceError, match="more than 100 bytes"):
-        product.offset(str(path))
-    assert product.offset(str(tmp_path / "none.xml")) is None
-    assert product.offset("s3://bucket/MTD.xml") is None
+        product_metadata.offset(str(path))
+    assert product_metadata.offset(str(tmp_path / "none.xml")) is None
+    assert product_metadata.offset("s3://bucket/MTD.xml") is None
     assert [record.message.split(":")[0] for record in caplog.records] == [str(tmp_path / "none.xml"), "s3"]
 
 

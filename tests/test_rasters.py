@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasterio.transform import Affine
 
-from sgdata import files, grid, rasters
+from sgdata import files
 from sgdata.errors import OutputError, SourceError
+from sgdata.rasters import geotiff, grid
 from sgdata.types import Array, Grid, Window
 
 GRID = Grid(crs="EPSG:32632", origin=(600000.0, 5400000.0), gsd_m=10.0, shape=(700, 530))
@@ -41,8 +42,8 @@ def write_plain(path: Path, values: Array, **changes: Any) -> Path:
 
 def test_a_cog_holds_what_was_written(tmp_path: Path) -> None:
     values = pixels(3)
-    style = rasters.Style(descriptions=("B02", "B03", "B04"), nodata=0)
-    rasters.write_cog(tmp_path / "a.tif", GRID, pieces(values, 256), style=style)
+    style = geotiff.Style(descriptions=("B02", "B03", "B04"), nodata=0)
+    geotiff.write_cog(tmp_path / "a.tif", GRID, pieces(values, 256), style=style)
     with rasterio.open(tmp_path / "a.tif") as dataset:
         np.testing.assert_array_equal(dataset.read(), values)
         assert dataset.descriptions == ("B02", "B03", "B04")
@@ -54,29 +55,29 @@ def test_a_cog_holds_what_was_written(tmp_path: Path) -> None:
 
 
 def test_equal_pixels_give_equal_bytes_however_they_come(tmp_path: Path) -> None:
-    values, style = pixels(2), rasters.Style(descriptions=("B02", "B03"), nodata=0)
-    rasters.write_cog(tmp_path / "one.tif", GRID, pieces(values, 256), style=style)
-    rasters.write_cog(tmp_path / "other.tif", GRID, pieces(values, 100)[::-1], style=style)
+    values, style = pixels(2), geotiff.Style(descriptions=("B02", "B03"), nodata=0)
+    geotiff.write_cog(tmp_path / "one.tif", GRID, pieces(values, 256), style=style)
+    geotiff.write_cog(tmp_path / "other.tif", GRID, pieces(values, 100)[::-1], style=style)
     assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "other.tif").read_bytes()
 
 
 def test_the_pixel_hash_sees_pixels_and_place_only(tmp_path: Path) -> None:
-    values, style = pixels(1), rasters.Style(descriptions=("B02",))
-    rasters.write_cog(tmp_path / "cog.tif", GRID, pieces(values, 512), style=style)
+    values, style = pixels(1), geotiff.Style(descriptions=("B02",))
+    geotiff.write_cog(tmp_path / "cog.tif", GRID, pieces(values, 512), style=style)
     plain = write_plain(tmp_path / "plain.tif", values[0], compress="lzw")
-    promised = rasters.pixel_sha256(plain)
-    assert rasters.pixel_sha256(tmp_path / "cog.tif") == promised
+    promised = geotiff.pixel_sha256(plain)
+    assert geotiff.pixel_sha256(tmp_path / "cog.tif") == promised
     values[0, 699, 529] ^= 1
-    assert rasters.pixel_sha256(write_plain(tmp_path / "b.tif", values[0])) != promised
+    assert geotiff.pixel_sha256(write_plain(tmp_path / "b.tif", values[0])) != promised
     values[0, 699, 529] ^= 1
     moved = write_plain(tmp_path / "c.tif", values[0], transform=Affine(10, 0, 600010, 0, -10, 5400000))
-    assert rasters.pixel_sha256(moved) != promised
+    assert geotiff.pixel_sha256(moved) != promised
 
 
 def test_classes_get_palette_tags_and_sidecar(tmp_path: Path) -> None:
     classes = {0: ("Street network", "#cc0000"), 255: ("unmapped", "#ffffff")}
-    style = rasters.Style(descriptions=("labels",), dtype="uint8", overviews="mode", classes=classes)
-    rasters.write_cog(tmp_path / "l.tif", GRID, pieces(pixels(1, dtype=np.uint8), 512), style=style)
+    style = geotiff.Style(descriptions=("labels",), dtype="uint8", overviews="mode", classes=classes)
+    geotiff.write_cog(tmp_path / "l.tif", GRID, pieces(pixels(1, dtype=np.uint8), 512), style=style)
     with rasterio.open(tmp_path / "l.tif") as dataset:
         assert dataset.colormap(1)[0] == (204, 0, 0, 255)
         assert dataset.tags()["class_000"] == "Street network"
@@ -91,15 +92,15 @@ def test_classes_get_palette_tags_and_sidecar(tmp_path: Path) -> None:
 def test_strips_put_the_window_together(
     tmp_path: Path, data: st.DataObject, strip: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rasters, "STRIP_BYTES", strip)
+    monkeypatch.setattr(geotiff, "STRIP_BYTES", strip)
     path, values = tmp_path / "s.tif", pixels(1)[0]
     if not path.exists():
         write_plain(path, values)
     row, col = data.draw(st.integers(0, 699)), data.draw(st.integers(0, 529))
     size = (data.draw(st.integers(1, 700 - row)), data.draw(st.integers(1, 530 - col)))
     window = Window(row=row, col=col, height=size[0], width=size[1])
-    with rasters.opened(str(path)) as dataset:
-        found = np.concatenate([strip.copy() for strip in rasters.strips(dataset, window)])
+    with geotiff.opened(str(path)) as dataset:
+        found = np.concatenate([strip.copy() for strip in geotiff.strips(dataset, window)])
     np.testing.assert_array_equal(found, values[window.slices])
 
 
@@ -107,8 +108,8 @@ def test_a_foreign_nodata_tag_becomes_zero(tmp_path: Path) -> None:
     values = pixels(1)[0]
     values[5, 6] = 65535
     path = write_plain(tmp_path / "n.tif", values, nodata=65535)
-    with rasters.opened(str(path)) as dataset:
-        (found,) = rasters.strips(dataset, Window(row=0, col=0, height=700, width=530))
+    with geotiff.opened(str(path)) as dataset:
+        (found,) = geotiff.strips(dataset, Window(row=0, col=0, height=700, width=530))
     assert (found[5, 6], found[6, 6]) == (0, values[6, 6])
 
 
@@ -122,12 +123,12 @@ def test_a_foreign_nodata_tag_becomes_zero(tmp_path: Path) -> None:
     ],
 )
 def test_the_window_over_bounds(bounds: tuple[float, ...], expected: tuple[int, ...]) -> None:
-    window = rasters.window_over(GRID, bounds, margin=0)  # type: ignore[arg-type]
+    window = geotiff.window_over(GRID, bounds, margin=0)  # type: ignore[arg-type]
     assert (window.row, window.col, window.height, window.width) == expected
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="nothing.tif"), rasters.opened(str(tmp_path / "nothing.tif")):
+    with pytest.raises(SourceError, match="nothing.tif"), geotiff.opened(str(tmp_path / "nothing.tif")):
         pass
 
 
@@ -135,20 +136,20 @@ def test_a_truncated_file_is_an_error_and_never_nodata(tmp_path: Path) -> None:
     path = write_plain(tmp_path / "t.tif", pixels(1)[0])
     path.write_bytes(path.read_bytes()[:-20_000])
     window = Window(row=0, col=0, height=700, width=530)
-    with pytest.raises(SourceError, match=r"t\.tif: cannot be read"), rasters.opened(str(path)) as dataset:
-        list(rasters.strips(dataset, window))
+    with pytest.raises(SourceError, match=r"t\.tif: cannot be read"), geotiff.opened(str(path)) as dataset:
+        list(geotiff.strips(dataset, window))
 
 
 def test_rotated_pixels_are_refused(tmp_path: Path) -> None:
     path = write_plain(tmp_path / "r.tif", pixels(1)[0], transform=Affine(10, 1, 600000, 0, -10, 5400000))
-    with pytest.raises(SourceError, match="north-up"), rasters.opened(str(path)) as dataset:
-        rasters.header(dataset)
+    with pytest.raises(SourceError, match="north-up"), geotiff.opened(str(path)) as dataset:
+        geotiff.header(dataset)
 
 
 def test_an_output_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises((OutputError, OSError)):
-        rasters.write_cog(tmp_path / "file" / "a.tif", GRID, [], style=rasters.Style(descriptions=("B02",)))
+        geotiff.write_cog(tmp_path / "file" / "a.tif", GRID, [], style=geotiff.Style(descriptions=("B02",)))
     assert files.sha256((tmp_path / "file").read_bytes()) == files.sha256(b"")
 
 
@@ -170,8 +171,8 @@ def test_strips_past_gdal_equal_those_through_it(
     window = Window(
         row=row, col=col, height=data.draw(st.integers(1, 150 - row)), width=data.draw(st.integers(1, 170 - col))
     )
-    with rasters.opened(str(path)) as dataset:
-        found = np.concatenate([strip.copy() for strip in rasters.strips(dataset, window)])
+    with geotiff.opened(str(path)) as dataset:
+        found = np.concatenate([strip.copy() for strip in geotiff.strips(dataset, window)])
     expected = values[window.slices]
     blank = nodata and dtype == "uint16"  # in masks the tagged value stays: 0 there says clear
     np.testing.assert_array_equal(found, np.where(expected == nodata, 0, expected) if blank else expected)
@@ -184,8 +185,8 @@ def test_a_big_endian_file_and_an_absent_block_are_left_to_gdal(tmp_path: Path) 
     big = write_plain(tmp_path / "big.tif", values, ENDIANNESS="BIG", predictor=2)
     sparse = write_plain(tmp_path / "sparse.tif", values, SPARSE_OK=True)
     for path in (big, sparse):
-        with rasters.opened(str(path)) as dataset:
-            found = np.concatenate([strip.copy() for strip in rasters.strips(dataset, whole)])
+        with geotiff.opened(str(path)) as dataset:
+            found = np.concatenate([strip.copy() for strip in geotiff.strips(dataset, whole)])
             np.testing.assert_array_equal(found, values)
 
 
@@ -196,5 +197,5 @@ def test_a_damaged_block_is_an_error(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[at : at + 40] = b"\xff" * 40
     path.write_bytes(content)
-    with pytest.raises(SourceError, match="cannot be read"), rasters.opened(str(path)) as dataset:
-        list(rasters.strips(dataset, Window(row=0, col=0, height=128, width=128)))
+    with pytest.raises(SourceError, match="cannot be read"), geotiff.opened(str(path)) as dataset:
+        list(geotiff.strips(dataset, Window(row=0, col=0, height=128, width=128)))

@@ -9,31 +9,32 @@ import numpy as np
 import torch
 from synthetic_shards import contract
 
-from sgdata import catalog, files, sealing, sentinel2
+from sgdata import catalog, files, sentinel2
+from sgdata.shards import finish
 from sgdata.types import Array, Sample
-from sgmodel import batches, normalise, picking
+from sgmodel.data import band_selection, loader, normalise
 from sgmodel.recipes import classify, segment
 
 TRAIN = catalog.folder("recipes") / "train"
 
 
-def stored_and_file(place: Path, dataset: str, edition: str) -> tuple[batches.Samples, Array]:
+def stored_and_file(place: Path, dataset: str, edition: str) -> tuple[loader.Samples, Array]:
     """A shard of one sample, bands in wavelength order as `sgdata shard` has them; the array as its file has it."""
     order = catalog.edition(dataset, edition).bands
     bands = tuple(band for band in sentinel2.BANDS if band.name in order)
     rng = np.random.Generator(np.random.Philox(key=len(order)))
     image = rng.integers(200, 5000, (len(bands), 16, 16)).astype(np.uint16)
     told = replace(contract(16), dataset=dataset, bands=bands, level="L1C")
-    sealing.write([Sample(key="a", split="train", arrays={"image": image}, meta={})], place, contract=told)
+    finish.write([Sample(key="a", split="train", arrays={"image": image}, meta={})], place, contract=told)
     at = [[band.name for band in bands].index(name) for name in order]
-    return batches.Samples(place, "train", ("image",)), image[at]
+    return loader.Samples(place, "train", ("image",)), image[at]
 
 
-def read(source: batches.Samples, recipe: classify.Recipe | segment.Recipe) -> Array:
+def read(source: loader.Samples, recipe: classify.Recipe | segment.Recipe) -> Array:
     """The sample as the model of `recipe` sees it, before any crop."""
     policy = recipe.normalise.missing
-    how = normalise.resolve(recipe.normalise, picking.narrowed(source.contract, recipe.bands, policy))
-    picks = picking.indices(source.contract, recipe.bands, policy)
+    how = normalise.resolve(recipe.normalise, band_selection.narrowed(source.contract, recipe.bands, policy))
+    picks = band_selection.indices(source.contract, recipe.bands, policy)
     image = torch.from_numpy(source.read(0, "image"))[None]
     return np.asarray(normalise.apply(how, image, torch.tensor([[16, 16]]), picks)[0])
 
@@ -60,4 +61,4 @@ def test_segmunich_in_the_order_of_the_file_and_twice_its_mean(tmp_path: Path) -
     twelve = np.concatenate([ten, ten.mean(0, keepdims=True), ten.mean(0, keepdims=True)])
     low, high = twelve.min((1, 2), keepdims=True), twelve.max((1, 2), keepdims=True)
     np.testing.assert_allclose(read(source, recipe), (twelve - low) / (high - low + 1e-9), atol=1e-5)
-    assert picking.indices(source.contract, recipe.bands, "mean")[10:] == [picking.MEAN] * 2  # type: ignore[index]
+    assert band_selection.indices(source.contract, recipe.bands, "mean")[10:] == [band_selection.MEAN] * 2  # type: ignore[index]

@@ -11,12 +11,14 @@ import pytest
 import rasterio
 import stac_wrap
 
-from sgdata import catalog, contracts, files, lock
-from sgdata.areas import Area
-from sgdata.datasets import segmunich
-from sgdata.datasets.segmunich import BuildRecipe, Places
+from sgdata import catalog, files
+from sgdata.builds import pipeline
+from sgdata.builds.pipeline import BuildRecipe, Places
 from sgdata.errors import SourceError
+from sgdata.scenes import lock
+from sgdata.scenes.aoi import Area
 from sgdata.sentinel2 import BANDS, L2A_BANDS
+from sgdata.shards import contracts
 from sgdata.types import Array, Grid
 
 ALPS = Grid(crs="EPSG:32632", origin=(580560.0, 5102120.0), gsd_m=10.0, shape=(42, 24))
@@ -33,7 +35,7 @@ def published(area: Grid, dates: str, size: int) -> BuildRecipe:
 
 def build(recipe: BuildRecipe, archive: Path, out: Path) -> tuple[Array, Array]:
     """(C, H, W) image and provenance."""
-    segmunich.build(recipe, Places(out=out, stac=str(archive), osm="none"))
+    pipeline.build(recipe, Places(out=out, stac=str(archive), osm="none"))
     return pixels(out / "image.tif"), pixels(out / "provenance.tif")
 
 

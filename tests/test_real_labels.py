@@ -13,12 +13,15 @@ from pyproj import Transformer
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 
-from sgdata import catalog, grid, labels, osm, tags
+from sgdata import catalog
+from sgdata.labels import osm_features, tag_rules
+from sgdata.labels import rasterize as label_raster
+from sgdata.rasters import grid
 from sgdata.types import Array, Grid, Window
 
 CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
-RULES = tags.rules(
-    catalog.table("osm_lulc_tags"), CODES, tiers=("core", "ext"), groups=labels.LabelSettings().street_groups
+RULES = tag_rules.rules(
+    catalog.table("osm_lulc_tags"), CODES, tiers=("core", "ext"), groups=label_raster.LabelSettings().street_groups
 )
 # The boxes that the files themselves give: name, west, south, east, north.
 EXTRACTS = {
@@ -29,25 +32,25 @@ EXTRACTS = {
 STREET, FOREST, WATER, URBAN, INDUSTRY = 0, 4, 5, 11, 12
 
 
-def drawn(real: Path, place: str, **chosen: Any) -> tuple[osm.Features, labels.Drawing, Grid]:
+def drawn(real: Path, place: str, **chosen: Any) -> tuple[osm_features.Features, label_raster.Drawing, Grid]:
     name, *bounds = EXTRACTS[place]
-    found = osm.read(real / "osm" / name, shapely.box(*bounds), rules=RULES)
+    found = osm_features.read(real / "osm" / name, shapely.box(*bounds), rules=RULES)
     project = Transformer.from_crs("EPSG:4326", "EPSG:32632", always_xy=True)
     lattice = grid.covering(project.transform_bounds(*bounds), "EPSG:32632")
-    return found, labels.prepare(found.table, RULES, lattice, labels.LabelSettings(**chosen)), lattice
+    return found, label_raster.prepare(found.table, RULES, lattice, label_raster.LabelSettings(**chosen)), lattice
 
 
-def whole(drawing: labels.Drawing) -> tuple[Array, Array]:
+def whole(drawing: label_raster.Drawing) -> tuple[Array, Array]:
     height, width = drawing.grid.shape
-    return labels.paint(drawing, Window(row=0, col=0, height=height, width=width))
+    return label_raster.paint(drawing, Window(row=0, col=0, height=height, width=width))
 
 
 @pytest.mark.parametrize(
     ("place", "shares"),
     [
-        ("munich", {STREET: 0.20, INDUSTRY: 0.43, URBAN: 0.14, labels.UNMAPPED: 0.02}),
-        ("dreieich", {STREET: 0.10, URBAN: 0.34, FOREST: 0.14, WATER: 0.006, labels.UNMAPPED: 0.03}),
-        ("monaco", {STREET: 0.06, labels.UNMAPPED: 0.78}),  # two thirds of the box are France or sea
+        ("munich", {STREET: 0.20, INDUSTRY: 0.43, URBAN: 0.14, label_raster.UNMAPPED: 0.02}),
+        ("dreieich", {STREET: 0.10, URBAN: 0.34, FOREST: 0.14, WATER: 0.006, label_raster.UNMAPPED: 0.03}),
+        ("monaco", {STREET: 0.06, label_raster.UNMAPPED: 0.78}),  # two thirds of the box are France or sea
     ],
 )
 def test_the_extracts_look_like_the_places(real: Path, place: str, shares: dict[int, float]) -> None:
@@ -55,12 +58,12 @@ def test_the_extracts_look_like_the_places(real: Path, place: str, shares: dict[
     mask, source = whole(drawing)
     for number, share in shares.items():
         assert (mask == number).mean() == pytest.approx(share, abs=0.01)
-    assert ((mask == labels.UNMAPPED) == (source == 0)).all()
-    assert (source[mask == STREET] == labels.LINE).mean() > 0.9
+    assert ((mask == label_raster.UNMAPPED) == (source == 0)).all()
+    assert (source[mask == STREET] == label_raster.LINE).mean() > 0.9
     # Nothing vanishes: each feature read is drawn or counted.
     assert sum(drawing.counts.values()) - drawing.counts.get("mended", 0) == len(found.table)
     for window in grid.tiles(lattice.shape, 50):
-        assert (labels.paint(drawing, window)[0] == mask[window.slices]).all()
+        assert (label_raster.paint(drawing, window)[0] == mask[window.slices]).all()
 
 
 @pytest.mark.parametrize("place", ["munich", "dreieich"])
@@ -70,19 +73,19 @@ def test_gdal_paints_the_same_map(real: Path, place: str) -> None:
     mask, _ = whole(drawing)
     shapes = []
     for row in found.table.to_crs(lattice.crs).itertuples():
-        rule = tags.match(RULES, row.kind, row.tags, is_way=row.osm_type == "way")
-        if rule is None or tags.hidden(row.tags, rule):
+        rule = tag_rules.match(RULES, row.kind, row.tags, is_way=row.osm_type == "way")
+        if rule is None or tag_rules.hidden(row.tags, rule):
             continue
         shape, order = shapely.make_valid(row.geometry), 0
         if row.kind == "line":
-            half = max((tags.width_m(row.tags) or 2 * (rule.half_width_m or 0)) / 2, 5)
+            half = max((tag_rules.width_m(row.tags) or 2 * (rule.half_width_m or 0)) / 2, 5)
             shape, order = shape.buffer(half, quad_segs=2), {WATER: 1, INDUSTRY: 2, STREET: 3}[rule.label]
         shapes.append(((order, -shape.area, -rule.priority), shape, rule.label))
     shapes.sort(key=lambda item: item[0])
     expected = rasterize(
         [(shape, label) for _, shape, label in shapes],
         lattice.shape,
-        fill=labels.UNMAPPED,
+        fill=label_raster.UNMAPPED,
         transform=Affine(*lattice.transform),
         dtype="uint8",
     )
@@ -106,8 +109,8 @@ def test_touched_streets_are_wider_than_their_carriageways(real: Path) -> None:
 
 def test_one_map_in_three_formats(real: Path) -> None:
     folder, everywhere = real / "osm" / "one_map_three_formats", shapely.box(-180, -90, 180, 90)
-    xml = osm.read(folder / "map.osm", everywhere, rules=RULES)
-    answer = osm.read(folder / "map.json", everywhere, rules=RULES)
+    xml = osm_features.read(folder / "map.osm", everywhere, rules=RULES)
+    answer = osm_features.read(folder / "map.json", everywhere, rules=RULES)
     assert xml.table.drop(columns="geometry").equals(answer.table.drop(columns="geometry"))
     assert xml.table.geometry.geom_equals(answer.table.geometry).all()
     # A third opinion: what osm2geojson made of the same map.
@@ -124,7 +127,7 @@ def test_one_map_in_three_formats(real: Path) -> None:
 
 
 def test_an_old_answer_of_overpass_is_read(real: Path) -> None:
-    found = osm.read(real / "osm" / "overpass_london_2014.json", shapely.box(-1, 51, 1, 52), rules=RULES)
+    found = osm_features.read(real / "osm" / "overpass_london_2014.json", shapely.box(-1, 51, 1, 52), rules=RULES)
     assert found.as_of == "2014-10-14T15:30:01Z"
     assert found.counts["lines"] == 74
     assert found.counts["polygons"] == 8

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from sgdata import catalog, files
-from sgmodel import command, models, optim
+from sgmodel.models import factory
 from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
+from sgmodel.train import cli, optim
 
 TRAIN = catalog.folder("recipes") / "train"
 PARAMETERS = {
@@ -40,16 +41,16 @@ def model(path: Path) -> tuple[nn.Module, AnyRecipe]:
         if path.stem.startswith("contrast-"):
             contrasting = files.read(contrast.Recipe, path)
             bands = len(contrasting.bands)
-            return models.contrast(contrasting.model, contrasting.contrast, bands=bands), contrasting
+            return factory.contrast(contrasting.model, contrasting.contrast, bands=bands), contrasting
         if path.stem.startswith("classify-"):
             classifying = files.read(classify.Recipe, path)
             bands, classes = len(classifying.bands), 10 if "eurosat" in path.stem else 19
-            return models.classifier(classifying.model, bands=bands, classes=classes), classifying
+            return factory.classifier(classifying.model, bands=bands, classes=classes), classifying
         if path.stem.startswith("detect_change-"):
             detecting = files.read(detect_change.Recipe, path)
-            return models.detector(detecting.model, bands=len(detecting.bands)), detecting
+            return factory.detector(detecting.model, bands=len(detecting.bands)), detecting
         segmenting = files.read(segment.Recipe, path)
-        return models.segmenter(segmenting.model, bands=len(segmenting.bands), classes=13), segmenting
+        return factory.segmenter(segmenting.model, bands=len(segmenting.bands), classes=13), segmenting
 
 
 @pytest.mark.parametrize("path", sorted(TRAIN.glob("*.toml")), ids=lambda path: path.stem)
@@ -66,7 +67,7 @@ def test_every_recipe_belongs_to_a_program() -> None:
     listed = {
         path
         for program in ("pretrain", "segment", "classify", "detect_change", "contrast")
-        for path in command.recipes(program)
+        for path in cli.recipes(program)
     }
     assert listed == set(TRAIN.glob("*.toml"))
 

@@ -18,13 +18,17 @@ import jsonschema
 import pytest
 from typer.testing import CliRunner
 
-from sgdata import auditor, catalog, checks, contracts, files, lock, packing, shards, stac, verify
-from sgdata.audit import Report
+from sgdata import catalog, files, verification
+from sgdata.audits import checks, gather
+from sgdata.audits.findings import Report
 from sgdata.cli import app
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgdata.lock import Item, Lock
-from sgdata.release import assemble
-from sgdata.release.shipment import Order
+from sgdata.packing import pack
+from sgdata.releases import assemble
+from sgdata.releases.shipment import Order
+from sgdata.scenes import lock, search
+from sgdata.scenes.lock import Item, Lock
+from sgdata.shards import contracts, tar_format
 from sgdata.types import Asset, Dropped, Grid, Scene
 from tests import synthetic
 
@@ -61,7 +65,7 @@ def finished_build(folder: Path) -> Path:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`build/` and `shards/`."""
     home = tmp_path_factory.mktemp("made")
-    packing.pack("segmunich", source=finished_build(home / "build"), out=home / "shards")
+    pack.pack("segmunich", source=finished_build(home / "build"), out=home / "shards")
     return home
 
 
@@ -75,7 +79,7 @@ def order(made: Path, out: Path, **changes: Any) -> Order:
 
 def release(wanted: Order) -> tuple[Path, Report]:
     return assemble.release(
-        wanted, lambda path: checks.judge(auditor.gather(auditor.subject(path, lock_of=wanted.build)))
+        wanted, lambda path: checks.judge(gather.gather(gather.subject(path, lock_of=wanted.build)))
     )
 
 
@@ -97,7 +101,7 @@ def test_everything_that_a_stranger_needs_is_there(released: Path, made: Path) -
         "segmunich-train-000000.tar", "segmunich-val-000000.tar", "stac/collection.json", "stac/train.json",
         "stac/val.json",
     }  # fmt: skip
-    assert verify.verify(released) == []
+    assert verification.verify(released) == []
     for path in held & {path.name for path in (made / "shards").iterdir()} - {"SHA256SUMS"}:
         assert (released / path).read_bytes() == (made / "shards" / path).read_bytes()
 
@@ -120,8 +124,8 @@ def test_every_file_has_a_licence_and_a_notice(released: Path) -> None:
 
 
 def test_a_simulated_place_names_no_satellite_and_no_mapper(made: Path, city: Path, tmp_path: Path) -> None:
-    assert stac.simulated(str(city / "catalog.json"))
-    assert not stac.simulated(str(made))
+    assert search.simulated(str(city / "catalog.json"))
+    assert not search.simulated(str(made))
     shutil.copytree(made / "build", tmp_path / "build")
     planned = lock.read(tmp_path / "build")
     lock.write(tmp_path / "build" / lock.NAME, replace(planned, simulated=True))
@@ -156,7 +160,7 @@ def test_croissant_is_valid_and_reads_the_index(released: Path) -> None:
     assert (issues.errors, issues.warnings) == (set(), set())
     rows = list(dataset.records("samples"))
     told = sorted((row["samples/key"].decode(), row["samples/west"]) for row in rows)
-    index = shards.read_index(released).to_pylist()
+    index = tar_format.read_index(released).to_pylist()
     assert told == sorted((row["key"], row["west"]) for row in index)
 
 
@@ -239,7 +243,7 @@ def test_a_summary_goes_to_the_catalogue(released: Path) -> None:
 
 
 def test_a_dataset_without_places_claims_none(tmp_path: Path) -> None:
-    packing.pack("oscd", source=synthetic.oscd(tmp_path / "in"), out=tmp_path / "shards")
+    pack.pack("oscd", source=synthetic.oscd(tmp_path / "in"), out=tmp_path / "shards")
     wanted = order(tmp_path, tmp_path / "out", build=None, private=True, published="")
     folder, _ = release(wanted)
     document = json.loads((folder / "croissant.json").read_bytes())
@@ -247,7 +251,7 @@ def test_a_dataset_without_places_claims_none(tmp_path: Path) -> None:
     assert not [key for key in document if key.startswith("geocr")]
     assert "Private copy" in (folder / "CARD.md").read_text()
     assert not list((folder / "stac").glob("t*.json"))
-    assert verify.verify(folder) == []
+    assert verification.verify(folder) == []
 
 
 # --- the same bytes ------------------------------------------------------------------------
@@ -293,7 +297,7 @@ def test_another_day_folder_user_locale_zone_and_worker_count(made: Path, releas
         assert [m.name for m in members] == sorted(m.name for m in members)
         assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
         tar.extractall(tmp_path / "unpacked", filter="data")
-    assert verify.verify(tmp_path / "unpacked/tiny-town-1.0") == []
+    assert verification.verify(tmp_path / "unpacked/tiny-town-1.0") == []
 
 
 def test_the_same_again_is_fine_other_bytes_are_refused(made: Path, tmp_path: Path) -> None:
@@ -305,7 +309,7 @@ def test_the_same_again_is_fine_other_bytes_are_refused(made: Path, tmp_path: Pa
     assert (tmp_path / "tiny-town-1.0.tar").read_bytes() == whole
     with pytest.raises(OutputError, match="is released with other bytes, and stays so; choose another version"):
         release(order(made, tmp_path, published="2026-11-22"))
-    assert verify.verify(first) == []
+    assert verification.verify(first) == []
     elsewhere = order(made, tmp_path / "b", published="2026-11-22", register=tmp_path / "catalogs")
     with pytest.raises(OutputError, match="tells of a release with other bytes"):
         release(elsewhere)
@@ -374,10 +378,10 @@ def test_an_input_that_does_not_verify_is_refused(made: Path, tmp_path: Path) ->
 
 def test_what_may_not_be_passed_on_is_refused(tmp_path: Path) -> None:
     source = synthetic.segmunich_released(tmp_path / "in")
-    packing.pack("segmunich", source=source, out=tmp_path / "shards")
+    pack.pack("segmunich", source=source, out=tmp_path / "shards")
     with pytest.raises(SettingError, match="redistribution is 'unclear'.*give --private"):
         release(order(tmp_path, tmp_path / "out", build=None))
-    packing.pack("oscd", source=synthetic.oscd(tmp_path / "oscd"), out=tmp_path / "other/shards")
+    pack.pack("oscd", source=synthetic.oscd(tmp_path / "oscd"), out=tmp_path / "other/shards")
     with pytest.raises(SettingError, match="redistribution is 'no'.*CC BY-NC-SA"):
         release(order(tmp_path / "other", tmp_path / "out", build=None))
     folder, _ = release(order(tmp_path, tmp_path / "out", build=None, private=True))
@@ -436,7 +440,7 @@ def test_a_hundred_random_tamperings_are_each_named(released: Path, tmp_path: Pa
         shutil.copytree(released, folder)
         name = tamper(folder, random.Random(seed))
         try:
-            told = verify.verify(folder)
+            told = verification.verify(folder)
         except OutputError as error:
             told = [str(error)]
         # A list that lost lines tells of the files that they named.

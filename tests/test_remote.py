@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_shards import write
 
-from sgdata import shards
 from sgdata.errors import SourceError
-from sgmodel import batches, command, tars
+from sgdata.shards import tar_format
+from sgmodel.data import loader, tar_source
+from sgmodel.train import cli
 
 TAR = "toy-train-000000.tar"
 
@@ -30,25 +31,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tars.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(tar_source.time, "sleep", lambda seconds: None)
 
 
-def epoch(source: batches.Samples, threads: int = 2) -> dict[str, np.ndarray[Any, Any]]:
+def epoch(source: loader.Samples, threads: int = 2) -> dict[str, np.ndarray[Any, Any]]:
     return {
         key: image.numpy().copy()
-        for batch in batches.load(source, source.stream(3, seed=1, first=0, last=3), threads=threads)
+        for batch in loader.load(source, source.stream(3, seed=1, first=0, last=3), threads=threads)
         for key, image in zip(batch.keys, batch.arrays["image"], strict=True)
     }
 
 
-def opened(url: str, place: Path, *, cache_gb: float = 0.01, stall_s: float = 20.0) -> batches.Samples:
-    return batches.Samples(tars.mirror(url, place, cache_gb=cache_gb, stall_s=stall_s), "train", ("image", "mask"))
+def opened(url: str, place: Path, *, cache_gb: float = 0.01, stall_s: float = 20.0) -> loader.Samples:
+    return loader.Samples(tar_source.mirror(url, place, cache_gb=cache_gb, stall_s=stall_s), "train", ("image", "mask"))
 
 
 @pytest.mark.parametrize("cache_gb", [0.01, 0.00006])
 def test_samples_by_http_are_those_on_disk(folder: Path, tmp_path: Path, cache_gb: float) -> None:
     """Also where the cache holds two samples at most: what was pushed out is fetched again."""
-    local = epoch(batches.Samples(folder, "train", ("image",)))
+    local = epoch(loader.Samples(folder, "train", ("image",)))
     with served.serving(folder) as server:
         source = opened(server.url, tmp_path, cache_gb=cache_gb)
         for _ in range(3):
@@ -69,7 +70,7 @@ def test_memory_and_local_urls(folder: Path, tmp_path: Path) -> None:
 
     memory = fsspec.filesystem("memory")
     memory.put(str(folder), "/toy", recursive=True)
-    local = epoch(batches.Samples(folder, "train", ("image",)))
+    local = epoch(loader.Samples(folder, "train", ("image",)))
     for url in ("memory://toy", f"file://{folder}"):
         again = epoch(opened(url, tmp_path))
         assert all(np.array_equal(again[key], local[key]) for key in local)
@@ -97,7 +98,7 @@ def test_buckets(
         monkeypatch.setenv(f"AWS_{name}", url)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
     monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-    local = epoch(batches.Samples(folder, "train", ("image",)))
+    local = epoch(loader.Samples(folder, "train", ("image",)))
     with served.process([sys.executable, "-c", server.format(port=port)], url):
         store = fsspec.filesystem(protocol)
         store.mkdir("shop")
@@ -105,13 +106,13 @@ def test_buckets(
         again = epoch(opened(f"{protocol}://shop/sets/toy", tmp_path / "cache"))
         assert all(np.array_equal(again[key], local[key]) for key in local)
         with pytest.raises(SourceError, match=r"shop/nowhere/SHA256SUMS.*asked 4 times"):
-            tars.mirror(f"{protocol}://shop/nowhere", tmp_path / "cache", cache_gb=1)
+            tar_source.mirror(f"{protocol}://shop/nowhere", tmp_path / "cache", cache_gb=1)
 
 
 def test_command_line_takes_urls(folder: Path, tmp_path: Path) -> None:
     named = ["recipe.toml", "--cache", str(tmp_path)]
-    places = command._places(command._parser("pretrain").parse_args([*named, "--shards", f"toy=file://{folder}"]))
-    assert (places.shards / tars.MARK).is_file()
+    places = cli._places(cli._parser("pretrain").parse_args([*named, "--shards", f"toy=file://{folder}"]))
+    assert (places.shards / tar_source.MARK).is_file()
     assert places.named == {"toy": places.shards}
 
 
@@ -161,7 +162,7 @@ def test_a_fault_is_healed_or_told_and_never_pixels(folder: Path, tmp_path: Path
         with pytest.raises(SourceError, match=r"http://127.0.0.1.*toy-train-000000.tar"):
             source.read(1, "image")
         faults = itertools.repeat(False)
-        assert np.array_equal(source.read(1, "image"), batches.Samples(folder, "train", ("image",)).read(1, "image"))
+        assert np.array_equal(source.read(1, "image"), loader.Samples(folder, "train", ("image",)).read(1, "image"))
         if fault not in (zeros, elsewhere):
             faults = itertools.chain([True], itertools.repeat(False))
             source.read(2, "image")  # asked again, and got
@@ -170,17 +171,17 @@ def test_a_fault_is_healed_or_told_and_never_pixels(folder: Path, tmp_path: Path
 
 def test_an_index_that_is_not_listed_is_refused(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    with (copy / shards.INDEX).open("ab") as handle:
+    with (copy / tar_format.INDEX).open("ab") as handle:
         handle.write(b"x")
     with (
         served.serving(copy) as server,
         pytest.raises(SourceError, match=r"index.parquet: \d+ bytes that are not those"),
     ):
-        tars.mirror(server.url, tmp_path / "cache", cache_gb=1)
+        tar_source.mirror(server.url, tmp_path / "cache", cache_gb=1)
     with pytest.raises(SourceError, match="asked 4 times"):
-        tars.mirror(f"file://{tmp_path}/nothing", tmp_path / "cache", cache_gb=1)
+        tar_source.mirror(f"file://{tmp_path}/nothing", tmp_path / "cache", cache_gb=1)
     with pytest.raises(SourceError, match=r"nonsense://x: cannot be opened"):
-        tars.mirror("nonsense://x", tmp_path / "cache", cache_gb=1)
+        tar_source.mirror("nonsense://x", tmp_path / "cache", cache_gb=1)
 
 
 @settings(max_examples=80, deadline=None)
@@ -188,10 +189,10 @@ def test_an_index_that_is_not_listed_is_refused(folder: Path, tmp_path: Path) ->
 def test_the_ring_gives_what_was_put_or_nothing(
     tmp_path_factory: pytest.TempPathFactory, size: int, sizes: list[int]
 ) -> None:
-    ring = tars._Ring(tmp_path_factory.getbasetemp(), size)
-    put: dict[tars.Span, bytes] = {}
+    ring = tar_source._Ring(tmp_path_factory.getbasetemp(), size)
+    put: dict[tar_source.Span, bytes] = {}
     for number, length in enumerate(sizes):
-        span = tars.Span("t", number * 100, number * 100 + length)
+        span = tar_source.Span("t", number * 100, number * 100 + length)
         put[span] = os.urandom(length)
         ring.put(span, put[span])
         assert (ring.get(span) == put[span]) == (length <= size)
@@ -200,14 +201,14 @@ def test_the_ring_gives_what_was_put_or_nothing(
 
 
 def test_neighbours_come_together() -> None:
-    span = tars.Span
+    span = tar_source.Span
     spans = [
         span("a", 600, 700),
         span("a", 2000, 9000),
         span("a", 10**6, 10**6 + 5),
         span("b", 600, 700),
     ]
-    runs = tars.together(spans[::-1])
+    runs = tar_source.together(spans[::-1])
     assert [run for run, _ in runs] == [
         span("a", 88, 9000),
         span("a", 10**6 - 512, 10**6 + 5),

@@ -14,11 +14,14 @@ from scipy import stats
 from synthetic_shards import write
 from test_cluster import cluster  # noqa: F401  # a fixture
 
-from sgdata import audit, catalog, contracts, files
+from sgdata import catalog, files
+from sgdata.audits import findings
 from sgdata.errors import SettingError
-from sgdata.show import ledger as shown
-from sgmodel import campaign, ledger
-from sgmodel.campaign import Before, Places, Recipe, Row, Table
+from sgdata.pages import ledger as shown
+from sgdata.shards import contracts
+from sgmodel.ledger import experiments
+from sgmodel.ledger import report as ledger_report
+from sgmodel.ledger.experiments import Before, Places, Recipe, Row, Table
 from sgmodel.recipes import reproduce
 
 SET = ("bands=['B02', 'B03', 'B04']", "training.epochs=1", "training.batch=2", "augment.quarter_turns=false")
@@ -179,7 +182,7 @@ def test_weights_that_are_put_there_are_run(places: Places) -> None:
     reproduce.main(published, places)
     assert len(folders(places)) == 4
     with pytest.raises(SettingError, match="'nothing' are not in the fact table"):
-        campaign.check(recipe(Row(name="w", start="published", weights="nothing")))
+        experiments.check(recipe(Row(name="w", start="published", weights="nothing")))
 
 
 # --- figures -------------------------------------------------------------------------------
@@ -188,17 +191,17 @@ def test_weights_that_are_put_there_are_run(places: Places) -> None:
 def test_the_interval_over_seeds_is_students() -> None:
     values = [0.21, 0.3, 0.44]
     expected = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
-    assert ledger.interval(values) == pytest.approx(expected)
-    assert ledger.interval([0.2]) is None
-    by_hand = ledger.interval([0.2, 0.3, 0.4]) or (0, 0)
+    assert ledger_report.interval(values) == pytest.approx(expected)
+    assert ledger_report.interval([0.2]) is None
+    by_hand = ledger_report.interval([0.2, 0.3, 0.4]) or (0, 0)
     assert by_hand[0] == pytest.approx(0.3 - 4.302653 * 0.1 / 3**0.5, abs=1e-5)
 
 
 def test_a_figure_of_one_seed_has_the_interval_of_its_run() -> None:
-    one = ledger.figure([{"miou": 0.5, "miou_interval": [0.4, 0.6]}], "miou", 0.6)
+    one = ledger_report.figure([{"miou": 0.5, "miou_interval": [0.4, 0.6]}], "miou", 0.6)
     assert (one["interval"], one["interval_over"]) == ([0.4, 0.6], "scored samples")
     assert one["gap"] == pytest.approx(-0.1)
-    nested = ledger.figure([{"best_epoch": {"top1": 0.9}}], "best_epoch.top1", None)
+    nested = ledger_report.figure([{"best_epoch": {"top1": 0.9}}], "best_epoch.top1", None)
     assert (nested["mean"], nested["interval"], nested["gap"]) == (0.9, None, None)
 
 
@@ -217,19 +220,19 @@ def test_the_sentence_follows_from_the_intervals(ours: list[float], theirs: list
         {
             "name": name,
             "state": "run" if values else "not run: failed",
-            "figures": {"miou": ledger.figure([{"miou": value} for value in values], "miou", None)},
+            "figures": {"miou": ledger_report.figure([{"miou": value} for value in values], "miou", None)},
         }
         for name, values in (("a", ours), ("b", theirs))
     ]
-    assert expected in ledger.verdict(lines, ("a", "b"), "miou")
+    assert expected in ledger_report.verdict(lines, ("a", "b"), "miou")
 
 
 def test_findings_stand_beside_the_figures_they_affect(places: Places, tmp_path: Path) -> None:
     checks = (
-        audit.Check(name="neighbours", state="finding", told="3 patches of val touch train"),
-        audit.Check(name="bands", state="pass", told="in order"),
+        findings.Check(name="neighbours", state="finding", told="3 patches of val touch train"),
+        findings.Check(name="bands", state="pass", told="in order"),
     )
-    report = audit.Report(subject="toy 1", kind="shards", samples=6, checks=checks, findings=1)
+    report = findings.Report(subject="toy 1", kind="shards", samples=6, checks=checks, findings=1)
     shutil.copytree(places.data["toy"], tmp_path / "toy")
     places = dataclasses.replace(places, data={"toy": tmp_path / "toy"})
     reproduce.main(recipe(), places)
@@ -252,12 +255,12 @@ def test_the_plan_counts_steps_and_hours(places: Places) -> None:
     # Two runs of 4 samples x 1 epoch; 12 multiplications and additions a pixel, three times.
     assert lines[1] == "  a (random): 2 runs, 4 steps, 0.0 min, up to 16 parameters"
     assert not places.out.exists()
-    work = campaign.work(reproduce.wanted(recipe(), places)[0], recipe(), places)
-    assert work == campaign.Work(parameters=16, steps=2, flops=3 * 2 * 12 * 32**2 * 4)
+    work = experiments.work(reproduce.wanted(recipe(), places)[0], recipe(), places)
+    assert work == experiments.Work(parameters=16, steps=2, flops=3 * 2 * 12 * 32**2 * 4)
     nowhere = dataclasses.replace(places, data={})
     with pytest.raises(SettingError, match="data set 'toy' is not here"):
         list(reproduce.plan(recipe(), nowhere))
-    outlined = dataclasses.replace(recipe(), data={"toy": campaign.Outline(train=4000, classes=4)})
+    outlined = dataclasses.replace(recipe(), data={"toy": experiments.Outline(train=4000, classes=4)})
     assert "2 runs, 4,000 steps" in list(reproduce.plan(outlined, nowhere))[1]
     assert "not to be run: data absent" in list(reproduce.plan(outlined, nowhere))[1]
 
@@ -265,14 +268,14 @@ def test_the_plan_counts_steps_and_hours(places: Places) -> None:
 @pytest.mark.parametrize("path", LEDGERS, ids=lambda path: path.stem)
 def test_every_ledger_names_recipes_that_can_be_read(path: Path, tmp_path: Path) -> None:
     found = files.read(Recipe, path)
-    campaign.check(found)
+    experiments.check(found)
     nowhere = Places(data={}, out=tmp_path)
     for table in found.tables:
         for row in table.rows:
-            assert campaign.runs(found, table, row, nowhere)
+            assert experiments.runs(found, table, row, nowhere)
             assert set(row.published) <= set(table.metrics)
             if path.stem == "paper":
-                assert {run.data for last in campaign.runs(found, table, row, nowhere) for run in last.chain} <= set(
+                assert {run.data for last in experiments.runs(found, table, row, nowhere) for run in last.chain} <= set(
                     found.data
                 )
 
@@ -282,7 +285,7 @@ def test_a_table_is_checked_before_the_first_run(places: Places) -> None:
     with pytest.raises(SettingError, match="two rows"):
         reproduce.main(twice, places)
     with pytest.raises(SettingError, match="compare names"):
-        campaign.check(recipe(compare=(("a", "z"),)))
+        experiments.check(recipe(compare=(("a", "z"),)))
     with pytest.raises(SettingError, match="sead"):
         reproduce.main(recipe(set=("training.sead=1",)), places)
 

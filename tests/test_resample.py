@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rasterio.transform import Affine
 from rasterio.warp import Resampling, reproject
 
-from sgdata import resample
+from sgdata.rasters import resample
 from sgdata.types import Array, Window
 
 

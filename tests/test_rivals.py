@@ -15,9 +15,11 @@ from synthetic_shards import write, write_pairs, write_scenes
 from test_predict import built, pixels
 from torch import nn
 
-from sgdata import catalog, contracts, files
-from sgmodel import command, models, timm_backbone
+from sgdata import catalog, files
+from sgdata.shards import contracts
+from sgmodel.models import factory, timm_backbone
 from sgmodel.recipes import classify, detect_change, predict, segment
+from sgmodel.train import cli
 
 TRAIN = catalog.folder("recipes") / "train"
 QUICK = ("training.batch=4", "training.epochs=1", "training.optimizer.warmup_epochs=0", "evaluate_every=0")
@@ -40,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_batch_norm_knows_all_processes_on_gpus_and_says_where_it_cannot(caplog: pytest.LogCaptureFixture) -> None:
-    model = models.segmenter(RIVALS["resnet"], bands=12, classes=3)
+    model = factory.segmenter(RIVALS["resnet"], bands=12, classes=3)
     before = model.state_dict()
     timm_backbone.share_statistics(model, torch.device("cpu"))
     assert "BatchNorm count over the samples of one" in caplog.text
@@ -56,7 +58,7 @@ def test_a_rival_is_trained_scored_and_predicts(name: str, task: str, data: dict
     program, out = MAINS[task], tmp_path / "run"
     recipe = files.read(program.Recipe, TRAIN / f"{task}-demo-tiny.toml", (*QUICK, *SETTINGS[task]))
     recipe = dataclasses.replace(recipe, model=RIVALS[name])
-    assert program.main(recipe, command.Places(shards=data[task], out=out, device="cpu", threads=1)) == 0
+    assert program.main(recipe, cli.Places(shards=data[task], out=out, device="cpu", threads=1)) == 0
     same: dict[str, Any] = {"level": "L2A"}
     if task != "detect_change":
         same["label_space"] = contracts.read(data[task]).label_space

@@ -11,10 +11,12 @@ import pytest
 import torch
 from synthetic_shards import contract, sample, write
 
-from sgdata import catalog, files, sealing, shards
+from sgdata import catalog, files
 from sgdata.errors import SettingError, SourceError
-from sgmodel import cards, command, session
+from sgdata.shards import finish, tar_format
+from sgmodel.checkpoints import cards
 from sgmodel.recipes import pretrain, segment
+from sgmodel.train import cli, training
 
 TINY = (
     "model.encoder.image_px=32",
@@ -40,8 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("segment") / "shards", train=6, val=3)
 
 
-def places(folder: Path, out: Path, **others: object) -> command.Places:
-    return dataclasses.replace(command.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+def places(folder: Path, out: Path, **others: object) -> cli.Places:
+    return dataclasses.replace(cli.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
 
 
 def results(out: Path) -> dict[str, object]:
@@ -69,7 +71,7 @@ def test_interrupted_equals_undisturbed_with_dropout_on(folder: Path, whole: Pat
     made = recipe("tiny", *TINY)
     assert made.model.head is not None
     assert made.model.head.dropout > 0
-    assert segment.main(made, places(folder, tmp_path, stop_after=2)) == session.STOPPED
+    assert segment.main(made, places(folder, tmp_path, stop_after=2)) == training.STOPPED
     assert segment.main(made, places(folder, tmp_path, workers=3)) == 0
     assert (tmp_path / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
 
@@ -92,7 +94,7 @@ def test_the_model_learns(folder: Path, tmp_path: Path) -> None:
 
 def test_majority_by_hand(folder: Path, whole: Path) -> None:
     train, val = (
-        np.concatenate([one.arrays["mask"].ravel() for one in shards.samples(folder, split)])
+        np.concatenate([one.arrays["mask"].ravel() for one in tar_format.samples(folder, split)])
         for split in ("train", "val")
     )
     label = np.bincount(train[train != 255]).argmax()
@@ -109,7 +111,7 @@ def test_fine_tuning_takes_the_encoder_of_a_pretraining_run(folder: Path, tmp_pa
     pretrain.main(pretraining, places(folder, tmp_path / "pretrain"))
     weights = tmp_path / "pretrain" / "checkpoint-last"
     start = places(folder, tmp_path / "segment", weights=weights, stop_after=1)
-    assert segment.main(recipe("tiny", *TINY), start) == session.STOPPED
+    assert segment.main(recipe("tiny", *TINY), start) == training.STOPPED
 
     with pytest.raises(SettingError, match="normalisation differs .* scheme is 'minmax', was 'zscore'"):
         segment.main(recipe("tiny", *TINY, "normalise.scheme=minmax"), start)
@@ -119,7 +121,7 @@ def test_fine_tuning_takes_the_encoder_of_a_pretraining_run(folder: Path, tmp_pa
         segment.main(recipe("linear"), start)
 
     toa = dataclasses.replace(contract(32), level="L1C")
-    sealing.write(
+    finish.write(
         [sample(n, split, 32, 32) for n, split in enumerate(("train", "val"))], tmp_path / "other", contract=toa
     )
     other = dataclasses.replace(start, shards=tmp_path / "other")
@@ -130,7 +132,7 @@ def test_fine_tuning_takes_the_encoder_of_a_pretraining_run(folder: Path, tmp_pa
 def test_samples_without_masks_of_classes_are_refused(folder: Path, tmp_path: Path) -> None:
     space = dataclasses.replace(contract(32).label_space, ids=(1, 2, 3, 4))
     made = [sample(n, split, 32, 32) for n, split in enumerate(("train", "val"))]
-    sealing.write(made, tmp_path / "shards", contract=dataclasses.replace(contract(32), label_space=space))
+    finish.write(made, tmp_path / "shards", contract=dataclasses.replace(contract(32), label_space=space))
     with pytest.raises(SettingError, match=r"label space 'toy': task 'segmentation', ids \[1, 2, 3, 4\]; expected"):
         segment.main(recipe("tiny", *TINY), places(tmp_path / "shards", tmp_path / "run"))
     with pytest.raises(SettingError, match="image_px is 64, the samples are 32 x 32 px"):
@@ -148,7 +150,7 @@ def test_a_batch_with_no_label_at_all_does_not_stop_training(tmp_path: Path) -> 
     made = [sample(n, "train" if n < 2 else "val", 32, 32) for n in range(3)]
     for one in made[:2]:
         one.arrays["mask"][:] = 255
-    sealing.write(made, tmp_path / "shards", contract=contract(32))
+    finish.write(made, tmp_path / "shards", contract=contract(32))
     assert segment.main(recipe("tiny", *TINY, "training.batch=1"), places(tmp_path / "shards", tmp_path / "run")) == 0
 
 
@@ -157,7 +159,7 @@ def test_the_loss_is_the_mean_over_the_labelled_pixels_of_the_whole_batch(tmp_pa
     made = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(5)]
     for n, one in enumerate(made):
         one.arrays["mask"][: 9 * n] = 255
-    sealing.write(made, tmp_path / "shards", contract=contract(32))
+    finish.write(made, tmp_path / "shards", contract=contract(32))
     still = ("model.head.dropout=0.0", "model.head.dropout_levels=0.0", "model.encoder.drop_path=0.0")
     curves = []
     for parts in (1, 4):

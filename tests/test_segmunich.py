@@ -19,15 +19,19 @@ import pytest
 import rasterio
 from stac_wrap import Wrapped, wrap
 
-from sgdata import builds, catalog, contracts, files, lock, observe, passes, rasters, staging
-from sgdata.areas import Area
-from sgdata.composite import NO_VALUE
-from sgdata.datasets import segmunich
-from sgdata.datasets.segmunich import BuildRecipe, Places
+from sgdata import catalog, files
+from sgdata.builds import build_folder, pipeline
+from sgdata.builds.pipeline import BuildRecipe, Places
+from sgdata.composite import staging, tiles
+from sgdata.composite.rules import NO_VALUE
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgdata.offsets import OffsetSettings
+from sgdata.rasters import geotiff
+from sgdata.scenes import coverage, lock
+from sgdata.scenes.aoi import Area
+from sgdata.scenes.offsets import OffsetSettings
 from sgdata.sentinel2 import BAND, L2A_BANDS, SceneClass
-from sgdata.simulate import score
+from sgdata.shards import contracts
+from sgdata.simulation import score
 from sgdata.types import Array, Grid
 
 SIDE = 180  # pixels of 10 m that a fabricated file holds
@@ -64,7 +68,7 @@ def recipe() -> BuildRecipe:
 
 
 def run(recipe: BuildRecipe, archive: Path, out: Path, **places: Any) -> Path:
-    return segmunich.build(recipe, Places(out=out, stac=str(archive), osm="none", **places))
+    return pipeline.build(recipe, Places(out=out, stac=str(archive), osm="none", **places))
 
 
 def pixels(path: Path) -> Array:
@@ -121,24 +125,24 @@ def test_items_are_left_out_by_id_and_named_in_the_lock(tmp_path: Path, recipe: 
     home = wrap(tmp_path / "a", [*scenes, twin])
     less = replace(recipe, leave_out=(twin.id,))
     places = Places(out=tmp_path / "p", stac=str(home), osm="none")
-    planned = segmunich.plan(less, places)
+    planned = pipeline.plan(less, places)
     assert [item.scene.id for item in planned.items] == [one.id for one in scenes]  # the other twin takes its place
     assert {d.id: d.reason for d in planned.dropped} == {twin.id: "left out by the recipe"}
-    assert passes.drift(planned, str(home)) == []
+    assert coverage.drift(planned, str(home)) == []
     # Another one of a lock that is there, as after a build that stopped at it.
-    out = segmunich.build(replace(less, leave_out=(scenes[0].id,)), replace(places, out=tmp_path / "b"), locked=planned)
+    out = pipeline.build(replace(less, leave_out=(scenes[0].id,)), replace(places, out=tmp_path / "b"), locked=planned)
     held = lock.read(out)
     assert [item.scene.id for item in held.items] == [scenes[1].id]
     assert {d.id for d in held.dropped} == {twin.id, scenes[0].id}
     with pytest.raises(SettingError, match="leave_out: nobody is none of the 3 items found"):
-        segmunich.plan(replace(recipe, leave_out=("nobody",)), places)
+        pipeline.plan(replace(recipe, leave_out=("nobody",)), places)
 
 
 def test_a_patch_larger_than_the_area_is_refused_by_the_plan(tmp_path: Path, recipe: BuildRecipe) -> None:
     home = wrap(tmp_path / "a", [scene("2019-05-01", ground(1))])
     large = replace(recipe, patches=replace(recipe.patches, size=160))
     with pytest.raises(SettingError, match=r"area of \(150, 140\) pixels holds no patch of 160"):
-        segmunich.plan(large, Places(out=tmp_path / "p", stac=str(home)))
+        pipeline.plan(large, Places(out=tmp_path / "p", stac=str(home)))
 
 
 def test_median_mixes_what_medoid_chooses(tmp_path: Path, recipe: BuildRecipe) -> None:
@@ -200,7 +204,7 @@ def test_bap_reads_only_what_can_win(tmp_path: Path, recipe: BuildRecipe) -> Non
     assert [sorted(item.windows) == ["SCL"] for item in lock.read(one / lock.NAME).items] == [True, False, False]
     again = lock.read(one / lock.NAME)
     places = Places(out=tmp_path / "d", stac=str(archive), osm="none")
-    assert (segmunich.build(recipe, places, locked=again, exact=True) / files.SUMS).read_text() == (
+    assert (pipeline.build(recipe, places, locked=again, exact=True) / files.SUMS).read_text() == (
         one / files.SUMS
     ).read_text()
 
@@ -241,7 +245,7 @@ def test_the_use_of_each_scene_is_told(tmp_path: Path, recipe: BuildRecipe) -> N
     scl[:, 48:] = SceneClass.CLOUD_HIGH
     archive = wrap(tmp_path / "a", [scene("2019-05-01", ground(1), scl=scl), scene("2019-06-01", ground(2))])
     out = run(recipe, archive, tmp_path / "b", tile_px=64)
-    told, index = json.loads((out / builds.USAGE).read_text()), pixels(out / "provenance.tif")[0]
+    told, index = json.loads((out / build_folder.USAGE).read_text()), pixels(out / "provenance.tif")[0]
     assert [s["shown_share"] for s in told["scenes"]] == [round(float((index == n).mean()), 6) for n in (0, 1)]
     assert told["scenes"][1]["clear_share"] == 1
     assert (told["nodata_share"], told["bright_share"]) == (0, 0)
@@ -278,8 +282,8 @@ def test_a_killed_build_goes_on_where_it_stopped(
 ) -> None:
     wrap(tmp_path / "a", [scene("2019-05-01", ground(5)), scene("2019-06-01", ground(6))])
     whole = run(recipe, tmp_path / "a", tmp_path / "whole", tile_px=64)
-    opened, real_open = [], rasters.opened
-    computed, real_tile = [], observe.observations
+    opened, real_open = [], geotiff.opened
+    computed, real_tile = [], tiles.observations
 
     def dying(href: str) -> Any:
         opened.append(href)
@@ -294,7 +298,7 @@ def test_a_killed_build_goes_on_where_it_stopped(
         return real_tile(*arguments)
 
     monkeypatch.setattr(staging.rasters, "opened", dying)
-    monkeypatch.setattr(observe, "observations", dying_too)
+    monkeypatch.setattr(tiles, "observations", dying_too)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run(recipe, tmp_path / "a", tmp_path / "b", tile_px=64)
@@ -341,7 +345,7 @@ def test_a_build_from_its_own_lock_is_the_same_build(tmp_path: Path, recipe: Bui
     built = lock.read(out / lock.NAME)
     assert built.state == "built"
     assert set(built.outputs) == {"image.tif", "provenance.tif"}
-    again = segmunich.build(recipe, Places(out=tmp_path / "c", stac=str(tmp_path / "a"), osm="none"), locked=built)
+    again = pipeline.build(recipe, Places(out=tmp_path / "c", stac=str(tmp_path / "a"), osm="none"), locked=built)
     assert (again / files.SUMS).read_text() == (out / files.SUMS).read_text()
 
 
@@ -353,7 +357,7 @@ def test_a_catalogue_that_moved_under_the_lock_is_noticed(tmp_path: Path, recipe
     changed["B05"][40, 40] += 1
     wrap(tmp_path / "a", [scene("2019-06-01", changed)])
     with pytest.raises(SourceError, match=r"20190601_0_L2A B05: window pixels hash to"):
-        segmunich.build(recipe, Places(out=tmp_path / "c", stac=str(tmp_path / "a"), osm="none"), locked=built)
+        pipeline.build(recipe, Places(out=tmp_path / "c", stac=str(tmp_path / "a"), osm="none"), locked=built)
 
 
 def test_plan_reads_no_pixel_and_counts_months(tmp_path: Path, recipe: BuildRecipe) -> None:
@@ -362,10 +366,10 @@ def test_plan_reads_no_pixel_and_counts_months(tmp_path: Path, recipe: BuildReci
     )
     for path in (tmp_path / "a").rglob("*.tif"):
         path.unlink()
-    planned = segmunich.plan(recipe, Places(out=tmp_path / "b", stac=str(tmp_path / "a")))
+    planned = pipeline.plan(recipe, Places(out=tmp_path / "b", stac=str(tmp_path / "a")))
     assert planned.state == "planned"
     assert lock.read(tmp_path / "b" / lock.NAME) == planned
-    rows = {row.month: row for row in passes.months(planned)}
+    rows = {row.month: row for row in coverage.months(planned)}
     assert len(rows) == 12
     assert (rows["2019-05"].passes, rows["2019-06"].scenes, rows["2019-07"].scenes) == (2, 0, 1)
     raw = 150 * 140 * (4 * 2 + 6 * 2 / 4 + 2 * 2 / 36 + 1 / 4)
@@ -376,7 +380,7 @@ def test_a_plan_does_not_overwrite_the_lock_of_a_finished_build(tmp_path: Path, 
     wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
     out = run(recipe, tmp_path / "a", tmp_path / "b")
     with pytest.raises(OutputError, match="finished build"):
-        segmunich.plan(recipe, Places(out=out, stac=str(tmp_path / "a")))
+        pipeline.plan(recipe, Places(out=out, stac=str(tmp_path / "a")))
     before = (out / files.SUMS).read_text()
     assert (run(recipe, tmp_path / "a", out) / files.SUMS).read_text() == before
 
@@ -384,7 +388,7 @@ def test_a_plan_does_not_overwrite_the_lock_of_a_finished_build(tmp_path: Path, 
 def test_the_folder_says_what_it_is(tmp_path: Path, recipe: BuildRecipe) -> None:
     wrap(tmp_path / "a", [scene("2019-06-01", ground(9))])
     out = run(recipe, tmp_path / "a", tmp_path / "b")
-    dataset = builds.open_build(out)
+    dataset = build_folder.open_build(out)
     assert dataset.rio.crs.to_epsg() == 32632
     assert list(dataset.band.values) == list(L2A_BANDS)
     assert dataset.attrs["items"] == ["S2A_32UPU_20190601_0_L2A"]
@@ -392,7 +396,7 @@ def test_the_folder_says_what_it_is(tmp_path: Path, recipe: BuildRecipe) -> None
     contract = contracts.read(out)
     assert contract.shape == (12, 32, 32)
     assert contract.statistics["B04"].count > 0
-    assert files.read(BuildRecipe, out / "recipe.toml") == segmunich.resolved(recipe, LATTICE)
+    assert files.read(BuildRecipe, out / "recipe.toml") == pipeline.resolved(recipe, LATTICE)
 
 
 def test_the_stac_item_is_one(tmp_path: Path, recipe: BuildRecipe) -> None:
@@ -433,7 +437,7 @@ def test_another_zone_is_left_out_by_name(tmp_path: Path, recipe: BuildRecipe) -
         "2019-06-02", ground(2), id="S2A_33UTP_20190602_0_L2A", crs="EPSG:32633", origin=(158400.0, 5410000.0)
     )
     wrap(tmp_path / "a", [scene("2019-06-01", ground(1)), stray])
-    planned = segmunich.plan(recipe, Places(out=tmp_path / "b", stac=str(tmp_path / "a")))
+    planned = pipeline.plan(recipe, Places(out=tmp_path / "b", stac=str(tmp_path / "a")))
     assert len(planned.items) + len(planned.dropped) in (1, 2)
     assert [item.scene.id for item in planned.items] == ["S2A_32UPU_20190601_0_L2A"]
 
@@ -478,10 +482,10 @@ def test_missing_osm_is_told_before_any_pixel_is_read(tmp_path: Path, recipe: Bu
     wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
     places = partial(Places, out=tmp_path / "b", stac=str(tmp_path / "a"))
     with pytest.raises(SourceError, match=r"city\.osm: no such file"):
-        segmunich.build(recipe, places(osm=str(tmp_path / "city.osm")))
+        pipeline.build(recipe, places(osm=str(tmp_path / "city.osm")))
     assert not (tmp_path / "b").exists()
     with pytest.raises(SourceError, match="no stored answer"):
-        segmunich.build(recipe, places(osm="overpass", offline=True))
+        pipeline.build(recipe, places(osm="overpass", offline=True))
 
 
 def test_a_second_builder_is_refused(tmp_path: Path, recipe: BuildRecipe) -> None:
@@ -511,7 +515,7 @@ def test_the_simulated_city_builds_with_labels(tmp_path: Path, city: Path, recip
     area = Area(aoi=str(city / "aoi.geojson"))
     places = partial(Places, stac=str(city), osm=str(city / "osm" / "city.osm"))
     recipe = replace(recipe, area=area, dates="2017-04-01/2020-04-01")
-    out = segmunich.build(recipe, places(out=tmp_path / "b"))
+    out = pipeline.build(recipe, places(out=tmp_path / "b"))
     assert contracts.read(out).label_space.name == "segmunich-osm"
     labels, truth = pixels(out / "labels.tif")[0], pixels(city / "truth" / "land_cover.tif")[0]
     mapped = (pixels(city / "truth" / "osm_mapped.tif")[0] > 0) & (labels != 255)

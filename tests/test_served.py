@@ -18,12 +18,15 @@ import served
 from served import Files
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files, lock, rasters, signing, staging
-from sgdata.areas import Area
-from sgdata.datasets import segmunich
-from sgdata.datasets.segmunich import BuildRecipe, Places
+from sgdata import catalog, files
+from sgdata.builds import pipeline
+from sgdata.builds.pipeline import BuildRecipe, Places
+from sgdata.composite import staging
 from sgdata.errors import ServiceError, SourceError
-from sgdata.simulate.archive import simulate
+from sgdata.rasters import geotiff
+from sgdata.scenes import lock, signing
+from sgdata.scenes.aoi import Area
+from sgdata.simulation.archive import simulate
 from sgdata.types import Grid
 
 LATTICE = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(120, 120))
@@ -64,7 +67,7 @@ def outputs(archive: Path, recipe: BuildRecipe, tmp_path_factory: pytest.TempPat
 
 
 def build(recipe: BuildRecipe, where: str, out: Path) -> Path:
-    return segmunich.build(recipe, Places(out=out, stac=where, osm="none"))
+    return pipeline.build(recipe, Places(out=out, stac=where, osm="none"))
 
 
 def hashes(out: Path) -> dict[str, str]:
@@ -100,15 +103,15 @@ def test_three_providers_give_one_build_from_disk_and_over_http(tmp_path: Path) 
         folder = simulate(tmp_path / layout, size_km=2, dates=6, layout=layout)
         # Later lies a scene that only Earth Search leaves in doubt, and that shows too little ground to test it.
         chosen = {"dates": "2019-04-01/2020-01-01", "aoi": folder / "aoi.geojson"}
-        recipe = segmunich.recipe_for("segmunich", chosen, ["patches.size=64", "patches.stride=64"])
+        recipe = pipeline.recipe_for("segmunich", chosen, ["patches.size=64", "patches.stride=64"])
         osm = str(folder / "osm" / "city.osm")
-        built = segmunich.build(recipe, Places(out=tmp_path / f"{layout}-disk", stac=str(folder), osm=osm))
+        built = pipeline.build(recipe, Places(out=tmp_path / f"{layout}-disk", stac=str(folder), osm=osm))
         found[layout, "disk"] = hashes(built)
         if shutil.which("nginx") or Path("/usr/sbin/nginx").exists():
             command, url = served.nginx(folder, tmp_path / f"{layout}-nginx")
             with served.process(command, f"{url}catalog.json"):
                 places = Places(out=tmp_path / f"{layout}-http", stac=f"{url}catalog.json", osm=osm)
-                found[layout, "http"] = hashes(segmunich.build(recipe, places))
+                found[layout, "http"] = hashes(pipeline.build(recipe, places))
     same = {(outputs["image.tif"], outputs["labels.tif"]) for outputs in found.values()}
     assert len(same) == 1, found
 
@@ -183,7 +186,7 @@ FAULTS = {
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "PAUSE_S", 0.05)
-    monkeypatch.setitem(rasters.READING, "GDAL_HTTP_RETRY_DELAY", "0.1")
+    monkeypatch.setitem(geotiff.READING, "GDAL_HTTP_RETRY_DELAY", "0.1")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +204,7 @@ def test_a_fault_that_passes_changes_no_pixel(
 def test_a_fault_that_stays_is_one_line_and_never_nodata(
     name: str, archive: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(rasters.READING, "GDAL_HTTP_MAX_RETRY", "1")
+    monkeypatch.setitem(geotiff.READING, "GDAL_HTTP_MAX_RETRY", "1")
     with (
         served.serving(archive, first_times(10**6, FAULTS[name])) as server,
         pytest.raises(SourceError, match=r"\.tif: cannot be read") as caught,

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sgdata import contracts, files, sealing, sentinel2, shards, verify
+from sgdata import files, sentinel2, verification
 from sgdata.errors import SourceError
+from sgdata.shards import contracts, finish, tar_format
 from sgdata.types import Array, Contract, LabelSpace, Sample
 
 CONTRACT = Contract(
@@ -52,36 +53,36 @@ def sample(number: int, split: str = "train", size: int = 8) -> Sample:
     st.sampled_from(["blosc", "npy"]),
     st.sampled_from(["quick", "dense"]),
 )
-def test_decode_undoes_encode(array: Array, codec: shards.Codec, effort: shards.Effort) -> None:
-    content = shards.encode(array, codec, effort)
-    assert shards.encode(np.asfortranarray(array), codec, effort) == content
-    back = shards.decode(content, array.shape, array.dtype.name, codec)
+def test_decode_undoes_encode(array: Array, codec: tar_format.Codec, effort: tar_format.Effort) -> None:
+    content = tar_format.encode(array, codec, effort)
+    assert tar_format.encode(np.asfortranarray(array), codec, effort) == content
+    back = tar_format.decode(content, array.shape, array.dtype.name, codec)
     np.testing.assert_array_equal(back, array)
     assert back.dtype == array.dtype
     out = np.zeros_like(array)
-    assert shards.decode(memoryview(content), array.shape, array.dtype.name, codec, out=out) is out
+    assert tar_format.decode(memoryview(content), array.shape, array.dtype.name, codec, out=out) is out
     np.testing.assert_array_equal(out, array)
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.data(), st.sampled_from(["blosc", "npy"]))
 def test_damaged_members_are_source_errors_or_other_pixels_but_never_more(
-    data: st.DataObject, codec: shards.Codec
+    data: st.DataObject, codec: tar_format.Codec
 ) -> None:
     array = np.arange(3 * 40 * 40, dtype=np.uint16).reshape(3, 40, 40)
-    content = bytearray(shards.encode(array, codec))
+    content = bytearray(tar_format.encode(array, codec))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     del content[data.draw(st.integers(1, len(content))) :]
     with contextlib.suppress(SourceError):
-        assert shards.decode(bytes(content), array.shape, "uint16", codec).shape == array.shape
+        assert tar_format.decode(bytes(content), array.shape, "uint16", codec).shape == array.shape
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_bitshuffle_knows_the_item_size(dtype: type) -> None:
     rows, cols = np.mgrid[:120, :120]
     smooth = (100 + 20 * np.sin(rows / 9) + 20 * np.cos(cols / 11)).astype(dtype)
-    chunk = shards.encode(smooth, "blosc")
+    chunk = tar_format.encode(smooth, "blosc")
     flags, itemsize = chunk[2], chunk[3]
     assert itemsize == smooth.itemsize
     assert flags & 0b100, "Blosc1 header: bit 2 says bitshuffle"
@@ -90,55 +91,56 @@ def test_bitshuffle_knows_the_item_size(dtype: type) -> None:
 
 def test_a_member_that_holds_something_else_is_refused() -> None:
     for codec in ("blosc", "npy"):
-        content = shards.encode(np.zeros((2, 4, 4), np.uint16), codec)
+        content = tar_format.encode(np.zeros((2, 4, 4), np.uint16), codec)
         with pytest.raises(SourceError, match=r"uint16 \(2, 4, 5\)"):
-            shards.decode(content, (2, 4, 5), "uint16", codec)
+            tar_format.decode(content, (2, 4, 5), "uint16", codec)
     with pytest.raises(TypeError):
-        shards.decode(
-            shards.encode(np.zeros((4, 4), np.uint8), "blosc"),
+        tar_format.decode(
+            tar_format.encode(np.zeros((4, 4), np.uint8), "blosc"),
             (4, 4),
             "uint8",
             "blosc",
             np.zeros((8, 8), np.uint8)[::2, ::2],
         )
     with pytest.raises(SourceError, match="float64"):
-        shards.encode(np.zeros(3), "blosc")
+        tar_format.encode(np.zeros(3), "blosc")
 
 
 def test_what_is_written_is_read_and_indexed(tmp_path: Path) -> None:
     made = [sample(number, "val" if number == 2 else "train", 8 + number) for number in (3, 1, 2)]
-    complete = sealing.write(made, tmp_path, contract=CONTRACT)
+    complete = finish.write(made, tmp_path, contract=CONTRACT)
     assert complete == contracts.read(tmp_path)
     assert complete.splits == {"train": 2, "val": 1}
     assert complete.shape is None
     assert complete.statistics["B02"].count == sum(np.count_nonzero(s.arrays["image"][0]) for s in (made[0], made[1]))
 
-    table = shards.read_index(tmp_path)
+    table = tar_format.read_index(tmp_path)
     assert table["key"].to_pylist() == ["place_001", "place_003", "place_002"]
-    for row, back in zip(table.to_pylist(), shards.samples(tmp_path), strict=True):
+    for row, back in zip(table.to_pylist(), tar_format.samples(tmp_path), strict=True):
         original = next(s for s in made if s.key == row["key"])
         assert back.meta == original.meta
         for name, array in original.arrays.items():
             np.testing.assert_array_equal(back.arrays[name], array)
             assert (row[f"{name}_dtype"], row[f"{name}_shape"]) == (array.dtype.name, list(array.shape))
         assert row["labels"] == original.meta["labels"]
-        assert row["sha256"] == shards.sample_hash(back)
+        assert row["sha256"] == tar_format.sample_hash(back)
 
 
 def test_the_index_is_geoparquet(tmp_path: Path) -> None:
     import geopandas
 
-    sealing.write([sample(1), sample(2)], tmp_path, contract=CONTRACT)
-    frame = geopandas.read_parquet(tmp_path / shards.INDEX)
+    finish.write([sample(1), sample(2)], tmp_path, contract=CONTRACT)
+    frame = geopandas.read_parquet(tmp_path / tar_format.INDEX)
     assert frame.crs == "EPSG:4326"
     np.testing.assert_allclose(frame.total_bounds, [11.0, 48.0, 11.2, 48.1])
     assert (
-        json.loads(pq.read_schema(tmp_path / shards.INDEX).metadata[b"geo"])["columns"]["geometry"]["encoding"] == "WKB"
+        json.loads(pq.read_schema(tmp_path / tar_format.INDEX).metadata[b"geo"])["columns"]["geometry"]["encoding"]
+        == "WKB"
     )
 
 
 def test_the_tar_is_plain_ustar_without_clock_or_user(tmp_path: Path) -> None:
-    sealing.write([sample(1)], tmp_path, contract=CONTRACT)
+    finish.write([sample(1)], tmp_path, contract=CONTRACT)
     with tarfile.open(tmp_path / "toy-train-000000.tar") as tar:
         members = tar.getmembers()
         assert [m.name for m in members] == [
@@ -153,20 +155,20 @@ def test_effort_changes_bytes_and_nothing_else(tmp_path: Path) -> None:
     ground = rng.normal(1500, 300, (2, 16, 16)).repeat(6, 1).repeat(6, 2)
     made = [Sample(key="a", split="train", arrays={"image": ground.astype(np.uint16)}, meta={})]
     quick, dense = (
-        sealing.write(made, tmp_path / effort, contract=CONTRACT, effort=effort)  # type: ignore[arg-type]
+        finish.write(made, tmp_path / effort, contract=CONTRACT, effort=effort)  # type: ignore[arg-type]
         for effort in ("quick", "dense")
     )
     assert quick == dense
-    (one,) = shards.samples(tmp_path / "dense")
+    (one,) = tar_format.samples(tmp_path / "dense")
     np.testing.assert_array_equal(one.arrays["image"], made[0].arrays["image"])
-    sizes = {effort: shards.read_index(tmp_path / effort)["image_size"][0].as_py() for effort in ("quick", "dense")}
+    sizes = {effort: tar_format.read_index(tmp_path / effort)["image_size"][0].as_py() for effort in ("quick", "dense")}
     assert sizes["dense"] < sizes["quick"]
 
 
 @pytest.mark.parametrize("codec", ["blosc", "npy"])
-def test_equal_samples_give_equal_bytes(tmp_path: Path, codec: shards.Codec) -> None:
+def test_equal_samples_give_equal_bytes(tmp_path: Path, codec: tar_format.Codec) -> None:
     for name, numbers in (("a", (1, 2, 3)), ("b", (3, 1, 2))):
-        sealing.write([sample(number) for number in numbers], tmp_path / name, contract=CONTRACT, codec=codec)
+        finish.write([sample(number) for number in numbers], tmp_path / name, contract=CONTRACT, codec=codec)
     assert (tmp_path / "a" / files.SUMS).read_bytes() == (tmp_path / "b" / files.SUMS).read_bytes()
 
 
@@ -177,9 +179,9 @@ def test_webdataset_alone_reads_them(tmp_path: Path) -> None:
     import webdataset
 
     made = [sample(number, size=8 + number) for number in (1, 2)]
-    sealing.write(made, tmp_path, contract=CONTRACT)
+    finish.write(made, tmp_path, contract=CONTRACT)
     url = str(tmp_path / "toy-train-000000.tar")
-    plain = webdataset.WebDataset(url, shardshuffle=False).decode(shards.decode_member)
+    plain = webdataset.WebDataset(url, shardshuffle=False).decode(tar_format.decode_member)
     rows = list(torch.utils.data.DataLoader(plain, batch_size=None))
     assert [row["__key__"] for row in rows] == ["place_001", "place_002"]
     for row, original in zip(rows, made, strict=True):
@@ -194,12 +196,12 @@ def test_hugging_face_datasets_reads_them(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
     made = [sample(number) for number in (1, 2)]
-    sealing.write(made, tmp_path / "s", contract=CONTRACT)
+    finish.write(made, tmp_path / "s", contract=CONTRACT)
     tars = [str(path) for path in sorted((tmp_path / "s").glob("*.tar"))]
     rows = list(datasets.load_dataset("webdataset", data_files=tars, split="train", streaming=True))
     assert [row["__key__"] for row in rows] == ["place_001", "place_002"]
     for row, original in zip(rows, made, strict=True):
-        image = shards.decode_member("image.blosc", row["image.blosc"])
+        image = tar_format.decode_member("image.blosc", row["image.blosc"])
         np.testing.assert_array_equal(image, original.arrays["image"])
 
 
@@ -210,7 +212,7 @@ def test_energon_reads_them(tmp_path: Path) -> None:
     from megatron.energon.flavors.webdataset.prepare import WebdatasetPreparator
 
     made = [sample(number, split="train" if number < 4 else "val") for number in range(1, 6)]
-    sealing.write(made, tmp_path, contract=CONTRACT)
+    finish.write(made, tmp_path, contract=CONTRACT)
     found = WebdatasetPreparator.prepare_dataset(
         tmp_path,
         sorted(path.name for path in tmp_path.glob("*.tar")),
@@ -236,8 +238,8 @@ def test_energon_reads_them(tmp_path: Path) -> None:
     rows = {row["__key__"].rpartition("/")[2]: row["bytes"] for row in energon.get_loader(data)}
     assert rows.keys() == {each.key for each in made if each.split == "train"}
     for each in made[:3]:
-        np.testing.assert_array_equal(shards.decode_member("image.blosc", rows[each.key]), each.arrays["image"])
-    assert all(told.endswith(".tar.idx: not listed") for told in verify.verify(tmp_path))
+        np.testing.assert_array_equal(tar_format.decode_member("image.blosc", rows[each.key]), each.arrays["image"])
+    assert all(told.endswith(".tar.idx: not listed") for told in verification.verify(tmp_path))
 
 
 @settings(max_examples=40, deadline=None)
@@ -245,32 +247,32 @@ def test_energon_reads_them(tmp_path: Path) -> None:
     hnp.arrays(st.sampled_from([np.uint8, np.uint16, np.float32, np.int32]), hnp.array_shapes(max_dims=4, max_side=6))
 )
 def test_a_member_is_decoded_alone(array: Array) -> None:
-    member = shards.encode(array, "blosc") + shards._shape_behind(array)
-    back = shards.decode_member(".image.blosc", member)
+    member = tar_format.encode(array, "blosc") + tar_format._shape_behind(array)
+    back = tar_format.decode_member(".image.blosc", member)
     assert back is not None
     np.testing.assert_array_equal(back, array)
     assert back.dtype == array.dtype
-    assert shards.decode_member(".meta.json", b"{}") is None
+    assert tar_format.decode_member(".meta.json", b"{}") is None
     for cut in (0, 5, 20, len(member) - 1):
         with pytest.raises(SourceError):
-            shards.decode_member(".image.blosc", member[:cut])
+            tar_format.decode_member(".image.blosc", member[:cut])
 
 
 @pytest.mark.parametrize("key", ["a.b", "../a", "a/b", "", "ä", "x" * 81])
 def test_a_key_that_a_tar_could_twist_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(SourceError, match="sample key"):
-        sealing.write([dataclasses.replace(sample(1), key=key)], tmp_path, contract=CONTRACT)
+        finish.write([dataclasses.replace(sample(1), key=key)], tmp_path, contract=CONTRACT)
     assert not list(tmp_path.glob("*.tar"))
 
 
 def test_no_sample_at_all_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not one sample"):
-        sealing.write([], tmp_path, contract=CONTRACT)
+        finish.write([], tmp_path, contract=CONTRACT)
 
 
 def test_a_missing_or_damaged_index_is_told(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file"):
-        shards.read_index(tmp_path)
-    (tmp_path / shards.INDEX).write_bytes(b"PAR1 no")
+        tar_format.read_index(tmp_path)
+    (tmp_path / tar_format.INDEX).write_bytes(b"PAR1 no")
     with pytest.raises(SourceError, match="not a readable Parquet"):
-        shards.read_index(tmp_path)
+        tar_format.read_index(tmp_path)

@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sgdata import files, page, shards, verify
+from sgdata import files, verification
 from sgdata.errors import OutputError, SourceError
-from sgdata.show import charts, folder, pieces, run, samples
+from sgdata.pages import charts, folder, html, raster_tiles, run, samples
+from sgdata.shards import tar_format
 from sgdata.types import Array
 from tests import synthetic_build, synthetic_shards
 
@@ -59,7 +60,7 @@ def trained(tmp_path: Path) -> Path:
     results = {"miou": 0.58, "interval": [0.5, 0.6], "per_class_iou": scores, "confusion": confusion, "word": "dark"}
     (out / "results.json").write_text(json.dumps(results))
     for step in (1, 8):
-        page.write_png(out / "pictures" / f"step-{step:06d}.png", np.full((4, 4, 3), step, np.uint8))
+        html.write_png(out / "pictures" / f"step-{step:06d}.png", np.full((4, 4, 3), step, np.uint8))
     return out
 
 
@@ -91,7 +92,7 @@ def undone(text: bytes) -> tuple[str, Array]:
 @given(hnp.arrays(np.uint16, hnp.array_shapes(min_dims=3, max_dims=3, max_side=7), elements=st.integers(0, 65535)))
 def test_a_piece_holds_its_values(tmp_path_factory: pytest.TempPathFactory, values: Array) -> None:
     place = tmp_path_factory.mktemp("pieces") / "values"
-    pieces.write_piece(place, "t-0-1", values)
+    raster_tiles.write_piece(place, "t-0-1", values)
     name, back = undone((place / "t-0-1.js").read_bytes())
     assert name == "values/t-0-1"
     np.testing.assert_array_equal(back, values)
@@ -100,12 +101,12 @@ def test_a_piece_holds_its_values(tmp_path_factory: pytest.TempPathFactory, valu
 def test_tiles_and_overview_hold_what_rasterio_reads(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "OVERVIEW_PX", 100)  # 420 columns: every fifth
+    monkeypatch.setattr(raster_tiles, "OVERVIEW_PX", 100)  # 420 columns: every fifth
     planes = [
-        pieces.Plane(name="B04", path=built / "image.tif", band=4),
-        pieces.Plane(name="l", path=built / "labels.tif"),
+        raster_tiles.Plane(name="B04", path=built / "image.tif", band=4),
+        raster_tiles.Plane(name="l", path=built / "labels.tif"),
     ]
-    written = pieces.write(tmp_path / "values", planes)
+    written = raster_tiles.write(tmp_path / "values", planes)
     with rasterio.open(built / "image.tif") as raster:
         values = raster.read(4)
     assert (written.shape, written.step) == (SHAPE, 5)
@@ -121,11 +122,11 @@ def test_tiles_and_overview_hold_what_rasterio_reads(
 def test_the_same_input_gives_the_same_bytes(built: Path, shown: Path, tmp_path: Path) -> None:
     again = folder.write(built, tmp_path / "elsewhere" / "page")
     assert (again.parent / files.SUMS).read_bytes() == (shown.parent / files.SUMS).read_bytes()
-    assert verify.verify(shown.parent) == []
+    assert verification.verify(shown.parent) == []
     # A second page over the first leaves nothing of it.
     (again.parent / "values" / "old.js").write_text("old")
     folder.write(built, again.parent)
-    assert verify.verify(again.parent) == []
+    assert verification.verify(again.parent) == []
 
 
 def test_what_is_not_ours_is_neither_shown_nor_replaced(built: Path, tmp_path: Path) -> None:
@@ -151,8 +152,8 @@ def test_texts_are_escaped_and_findings_shown(shown: Path) -> None:
 
 
 def test_a_name_cannot_end_its_element(tmp_path: Path) -> None:
-    block = page.Chart(title="x", figure='{"a": "</script><b>"}', label='"<')
-    text = page.write(tmp_path / "index.html", title="<i>", intro="&", blocks=[block]).read_text("utf-8")
+    block = html.Chart(title="x", figure='{"a": "</script><b>"}', label='"<')
+    text = html.write(tmp_path / "index.html", title="<i>", intro="&", blocks=[block]).read_text("utf-8")
     assert '{"a": "\\u003c/script>\\u003cb>"}' in text
     assert "<i>" not in text
 
@@ -175,9 +176,9 @@ def test_a_run_has_losses_scores_and_its_last_picture(trained: Path, tmp_path: P
         "Predictions",
     ]
     rows = (("miou", "0.5800"), ("interval", "0.5000 to 0.6000"), ("word", "dark"))
-    assert blocks["Figures"] == page.Table(title="Figures", columns=("figure", "value"), rows=rows)
+    assert blocks["Figures"] == html.Table(title="Figures", columns=("figure", "value"), rows=rows)
     bars = blocks["per class iou"]
-    assert isinstance(bars, page.Bars)
+    assert isinstance(bars, html.Bars)
     assert bars.bars[1] == ("left", "#3050a0", (None,))
     assert (tmp_path / "run.png").read_bytes() == (trained / "pictures" / "step-000008.png").read_bytes()
 
@@ -188,7 +189,7 @@ def test_a_folder_of_runs_with_its_ledger(trained: Path, tmp_path: Path) -> None
     table = {"name": "City", "metrics": ["miou"], "note": "", "data": None, "rows": [row]}
     ledger = {"title": "City", "tables": [{**table, "sentences": ["so be it"], "audit": [], "audited": False}]}
     (trained.parent / "ledger.json").write_text(json.dumps(ledger))
-    (trained.parent / "shards" / shards.INDEX).unlink()
+    (trained.parent / "shards" / tar_format.INDEX).unlink()
     text = folder.write(trained.parent, tmp_path / "page").read_text("utf-8")
     assert "City: miou" in text
     assert "run: Confusion matrix" in text
@@ -206,10 +207,10 @@ def test_samples_are_spread_over_splits() -> None:
 def test_labelled_scenes_have_their_classes_in_words(task: Any, tmp_path: Path) -> None:
     source = synthetic_shards.write_scenes(tmp_path / "shards", task=task)
     gallery, bars, *_ = samples.blocks(source, tmp_path / "page")
-    assert isinstance(gallery, page.Gallery)
+    assert isinstance(gallery, html.Gallery)
     assert len(gallery.cards) == 20
     assert gallery.cards[0].values["class"] == ("dark",)
-    assert isinstance(bars, page.Bars)
+    assert isinstance(bars, html.Bars)
     assert sum(values[0] or 0 for _, _, values in bars.bars) == pytest.approx(1)
 
 
@@ -393,7 +394,7 @@ def test_samples_are_filtered(browser: Any, tmp_path: Path) -> None:
     assert tab.locator(".card:visible").count() == 3
     tab.select_option('.gallery [name="split"]', "")
     tab.select_option('.gallery [name="class"]', "left")
-    held = [row for row in shards.samples(source) if 1 in row.arrays["mask"]]
+    held = [row for row in tar_format.samples(source) if 1 in row.arrays["mask"]]
     assert tab.locator(".card:visible").count() == len(held)
     assert tab.faults == []
     tab.close()

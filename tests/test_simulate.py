@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
 
-from sgdata import catalog, files, grid
+from sgdata import catalog, files
 from sgdata.errors import OutputError, SettingError
+from sgdata.rasters import grid
 from sgdata.sentinel2 import L2A_BANDS, SceneClass
-from sgdata.simulate import archive, ground, items, noise, plan, sky, spectra, surface, truth
-from sgdata.simulate.sketch import kinds
+from sgdata.simulation import archive, ground, items, noise, plan, sky, spectra, surface, truth
+from sgdata.simulation.sketch import kinds
 from sgdata.types import Array, Grid, Window
 
 
@@ -363,7 +364,7 @@ def test_the_catalogue_reads_as_stac_and_agrees_with_the_files(city: Path) -> No
 
 
 def test_files_are_cloud_optimized_like_the_providers(city: Path) -> None:
-    from sgdata.simulate import cogs
+    from sgdata.simulation import cogs
 
     item = sorted((city / "sentinel-2-l2a").glob("S2*"))[0]
     large = Grid(crs=plan.CRS, origin=(600_000, 5_400_000), gsd_m=10, shape=(1100, 600))
@@ -466,8 +467,8 @@ def trapped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_plan_reports_every_trap_and_reads_each_provider(trapped: tuple[str, Path], tmp_path: Path) -> None:
-    from sgdata.datasets import segmunich
-    from sgdata.datasets.segmunich import BuildRecipe, Places
+    from sgdata.builds import pipeline
+    from sgdata.builds.pipeline import BuildRecipe, Places
 
     layout, folder = trapped
     told = planted(folder)
@@ -479,7 +480,7 @@ def test_a_plan_reports_every_trap_and_reads_each_provider(trapped: tuple[str, P
         catalog.folder("recipes") / "build" / "segmunich.toml",
         ["dates=2019-04-01/2020-04-01", f"area={{aoi='{folder}/aoi.geojson'}}"],
     )
-    planned = segmunich.plan(recipe, Places(out=tmp_path, stac=str(folder)))
+    planned = pipeline.plan(recipe, Places(out=tmp_path, stac=str(folder)))
     dropped = {one.id: one.reason for one in planned.dropped}
     assert set(dropped) == {named["twin"], named["neighbour-zone"]}
     assert dropped[named["twin"]].startswith(f"twin of {told[named['twin']]['of']} ")

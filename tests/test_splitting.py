@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sgdata import audit, auditor, shards, splitting
-from sgdata.blocks import SplitSettings
+from sgdata.audits import findings, gather
 from sgdata.cli import app
 from sgdata.errors import SettingError
+from sgdata.shards import tar_format
+from sgdata.splits import propose
+from sgdata.splits.blocks import SplitSettings
 from tests import synthetic
 
 METRES = SplitSettings(block_px=0, gap_px=0)
@@ -29,11 +31,11 @@ def test_the_lists_make_shards_that_do_not_leak(tmp_path: Path) -> None:
     for part, path in lists.items():
         words += ["--split-list", f"{part}={path}"]
     assert CliRunner().invoke(app, words).exit_code == 0
-    held = {row["key"]: row["split"] for row in shards.read_index(made).to_pylist()}
+    held = {row["key"]: row["split"] for row in tar_format.read_index(made).to_pylist()}
     assert held == {key: part for part, path in lists.items() for key in path.read_text().split()}
     report = json.loads((out / "split.json").read_text())
     assert sum(report["boxes"].values()) + report["left_out"] == 60
-    told = {check.name: check for check in audit.read(out / "audit.json").checks}
+    told = {check.name: check for check in findings.read(out / "audit.json").checks}
     assert told["shared pixels"].state == told["distance between splits"].state == "pass"
     # The gap was to be one sample, 160 m.
     assert (
@@ -45,26 +47,26 @@ def test_the_lists_make_shards_that_do_not_leak(tmp_path: Path) -> None:
 def test_the_same_samples_get_the_same_split(tmp_path: Path) -> None:
     build = synthetic.segmunich_build(tmp_path / "build", patches=40)
     for name, workers in (("one", 1), ("two", 2)):
-        evidence = auditor.gather(auditor.subject(build), workers=workers)
-        splitting.write(tmp_path / name, *splitting.propose(evidence, METRES))
+        evidence = gather.gather(gather.subject(build), workers=workers)
+        propose.write(tmp_path / name, *propose.propose(evidence, METRES))
     assert (tmp_path / "one/SHA256SUMS").read_bytes() == (tmp_path / "two/SHA256SUMS").read_bytes()
 
 
 def test_patches_with_coordinates_of_a_published_dataset(tmp_path: Path) -> None:
     source = synthetic.bigearthnet_v1(tmp_path, count=9)
-    evidence = auditor.gather(auditor.subject(source))
-    proposed, report = splitting.propose(evidence, SplitSettings(block_px=1400, gap_px=50, val_share=0.3))
+    evidence = gather.gather(gather.subject(source))
+    proposed, report = propose.propose(evidence, SplitSettings(block_px=1400, gap_px=50, val_share=0.3))
     assert report.leakage == 0
     assert {facts.split for facts in proposed.facts} == {"train", "val"}
 
 
 def test_no_places_no_split(tmp_path: Path) -> None:
-    evidence = auditor.gather(auditor.subject(synthetic.oscd(tmp_path)))
+    evidence = gather.gather(gather.subject(synthetic.oscd(tmp_path)))
     with pytest.raises(SettingError, match="2 of 2 samples have no coordinates"):
-        splitting.propose(evidence, METRES)
+        propose.propose(evidence, METRES)
 
 
 def test_one_place_no_split(tmp_path: Path) -> None:
-    evidence = auditor.gather(auditor.subject(synthetic.eurosat(tmp_path)))
+    evidence = gather.gather(gather.subject(synthetic.eurosat(tmp_path)))
     with pytest.raises(SettingError, match="leave val empty over 0 m by 0 m; choose smaller blocks"):
-        splitting.propose(evidence, METRES)
+        propose.propose(evidence, METRES)

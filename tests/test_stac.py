@@ -16,8 +16,8 @@ import pystac
 import pytest
 from stac_wrap import COLLECTION, Wrapped, wrap
 
-from sgdata import stac
 from sgdata.errors import ServiceError, SettingError, SourceError
+from sgdata.scenes import search
 from sgdata.sentinel2 import L2A_BANDS
 from sgdata.types import Scene
 
@@ -31,13 +31,13 @@ def scene(name: str, time: str, **changes: Any) -> Wrapped:
     return Wrapped(id=name, time=time, layers=layers, **changes)
 
 
-def query(**changes: Any) -> stac.Query:
-    base = stac.Query(collection=COLLECTION, bounds=HERE, dates="2019-01-01/2019-12-31", bands=("B02",))
+def query(**changes: Any) -> search.Query:
+    base = search.Query(collection=COLLECTION, bounds=HERE, dates="2019-01-01/2019-12-31", bands=("B02",))
     return replace(base, **changes)
 
 
 def parsed(path: Path) -> list[Scene]:
-    return [stac.parse(item, BANDS) for item in pystac.ItemCollection.from_file(str(path))]
+    return [search.parse(item, BANDS) for item in pystac.ItemCollection.from_file(str(path))]
 
 
 # --- real answers --------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def test_copernicus_data_space(real: Path) -> None:
 
 def test_twins_of_one_acquisition(real: Path) -> None:
     path = real / "stac" / "earth_search_v1" / "munich_tile_32UPU" / "two_items_of_one_acquisition.json"
-    kept, dropped = stac.without_twins(parsed(path))
+    kept, dropped = search.without_twins(parsed(path))
     assert [(s.id, s.baseline, s.orbit) for s in kept] == [("S2B_32UPU_20210531_1_L2A", "05.00", 65)]
     assert [d.id for d in dropped] == ["S2B_32UPU_20210531_0_L2A"]
     assert "S2B_32UPU_20210531_1_L2A" in dropped[0].reason
@@ -75,13 +75,13 @@ def test_twins_of_one_acquisition(real: Path) -> None:
 def test_scenes_come_in_order_with_hrefs_that_do_not_name_the_machine(tmp_path: Path) -> None:
     names = [("S2A_32UPU_20190705_0_L2A", "2019-07-05"), ("S2A_32UPU_20190301_0_L2A", "2019-03-01")]
     wrap(tmp_path / "c", [scene(name, f"{day}T10:00:00Z") for name, day in names])
-    scenes, dropped = stac.search(str(tmp_path / "c"), query())
+    scenes, dropped = search.search(str(tmp_path / "c"), query())
     assert [s.id for s in scenes] == [names[1][0], names[0][0]]
     assert not dropped
     href = scenes[0].assets["B02"].href
     assert href == f"{COLLECTION}/{names[1][0]}/B02.tif"
-    assert Path(stac.located(scenes[0], str(tmp_path / "c" / "catalog.json")).assets["B02"].href).exists()
-    assert stac.search(str(tmp_path / "c" / "catalog.json"), query()) == (scenes, ())
+    assert Path(search.located(scenes[0], str(tmp_path / "c" / "catalog.json")).assets["B02"].href).exists()
+    assert search.search(str(tmp_path / "c" / "catalog.json"), query()) == (scenes, ())
 
 
 def test_twins_and_dates_are_told_apart(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_twins_and_dates_are_told_apart(tmp_path: Path) -> None:
             scene("S2A_32UPU_20200705_0_L2A", "2020-07-05T10:00:00Z"),
         ],
     )
-    scenes, dropped = stac.search(str(tmp_path), query())
+    scenes, dropped = search.search(str(tmp_path), query())
     assert [s.id for s in scenes] == ["S2A_32UPU_20190705_1_L2A"]
     assert [d.id for d in dropped] == ["S2A_32UPU_20190705_0_L2A"]
 
@@ -102,13 +102,13 @@ def test_twins_and_dates_are_told_apart(tmp_path: Path) -> None:
 def test_an_area_outside_names_area_and_extent(tmp_path: Path) -> None:
     wrap(tmp_path, [scene("S2A_32UPU_20190705_0_L2A", "2019-07-05T10:00:00Z")])
     with pytest.raises(SettingError, match=r"\(20\.0000, .* 0 items .* covers \(10\.3.*2019-07-05"):
-        stac.search(str(tmp_path), query(bounds=(20.0, 48.0, 21.0, 49.0)))
+        search.search(str(tmp_path), query(bounds=(20.0, 48.0, 21.0, 49.0)))
 
 
 def test_a_missing_asset_is_named_with_its_key(tmp_path: Path) -> None:
     wrap(tmp_path, [scene("S2A_32UPU_20190705_0_L2A", "2019-07-05T10:00:00Z")])
     with pytest.raises(SourceError, match=r"S2A_32UPU_20190705_0_L2A: has no asset for B03 \('green'\)"):
-        stac.search(str(tmp_path), query(bands=("B02", "B03")))
+        search.search(str(tmp_path), query(bands=("B02", "B03")))
 
 
 def test_an_item_in_the_words_of_two_providers_is_refused(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_an_item_in_the_words_of_two_providers_is_refused(tmp_path: Path) -> Non
     item["assets"]["B02"] = item["assets"]["blue"]
     path.write_text(json.dumps(item))
     with pytest.raises(SourceError, match="named as earth-search and as planetary-computer do"):
-        stac.search(str(tmp_path), query(bands=("B02",)))
+        search.search(str(tmp_path), query(bands=("B02",)))
 
 
 def test_an_item_without_projection_gets_the_zone_of_its_tile(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_an_item_without_projection_gets_the_zone_of_its_tile(tmp_path: Path) ->
     for key in ("proj:shape", "proj:transform"):
         del item["assets"]["blue"][key]
     path.write_text(json.dumps(item))
-    ((only,), _) = stac.search(str(folder), query())
+    ((only,), _) = search.search(str(folder), query())
     assert (only.crs, only.assets["B02"].transform) == ("EPSG:32632", None)
 
 
@@ -140,18 +140,18 @@ def test_an_item_without_projection_gets_the_zone_of_its_tile(tmp_path: Path) ->
 def test_what_is_no_catalogue_is_refused(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "catalog.json").write_text(content)
     with pytest.raises((SettingError, SourceError), match=words):
-        stac.search(str(tmp_path), query())
+        search.search(str(tmp_path), query())
 
 
 def test_no_catalogue_there(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="no such file"):
-        stac.search(str(tmp_path / "nowhere"), query())
+        search.search(str(tmp_path / "nowhere"), query())
 
 
 @pytest.mark.parametrize("dates", ["2019", "2019-01-01", "2019-01-01/", "2020-01-01/2019-01-01"])
 def test_dates_that_are_none(dates: str) -> None:
     with pytest.raises(SettingError, match=dates):
-        stac.days(dates)
+        search.days(dates)
 
 
 # --- a server ------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_an_api_is_asked_page_by_page_and_year_by_year(tmp_path: Path, monkeypat
     with ThreadingHTTPServer(("127.0.0.1", 0), TwoPages) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        scenes, _ = stac.search(url, query(dates="2018-06-01/2019-12-31"))
+        scenes, _ = search.search(url, query(dates="2018-06-01/2019-12-31"))
         server.shutdown()
     assert [s.id for s in scenes] == sorted(name for name, _ in names)
     assert scenes[0].assets["B02"].href == "https://example.org/S2A_32UPU_20190301_0_L2A/B02.tif"
@@ -234,7 +234,7 @@ def test_paging_that_goes_in_a_circle_stops(tmp_path: Path, monkeypatch: pytest.
     with ThreadingHTTPServer(("127.0.0.1", 0), Circle) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(ServiceError, match="3 pages in a row repeat items after 1 of them"):
-            stac.search(f"http://127.0.0.1:{server.server_address[1]}", query())
+            search.search(f"http://127.0.0.1:{server.server_address[1]}", query())
         server.shutdown()
     assert len(Circle.asked) == 4
 
@@ -242,26 +242,26 @@ def test_paging_that_goes_in_a_circle_stops(tmp_path: Path, monkeypatch: pytest.
 def test_strips_of_two_stations_are_both_kept(tmp_path: Path) -> None:
     names = ["S2A_32UPU_20190705_0_L2A", "S2A_32UPU_20190705_1_L2A"]
     folder = wrap(tmp_path / "c", [scene(name, "2019-07-05T10:00:00Z") for name in names])
-    assert len(stac.search(str(folder), query())[0]) == 1
+    assert len(search.search(str(folder), query())[0]) == 1
     for name, (south, north) in zip(names, ((48.70, 48.722), (48.72, 48.75)), strict=True):
         path = next(folder.rglob(f"{name}.json"))
         item = json.loads(path.read_text())
         ring = [[10.3, south], [10.5, south], [10.5, north], [10.3, north], [10.3, south]]
         item["geometry"] = {"type": "Polygon", "coordinates": [ring]}
         path.write_text(json.dumps(item))
-    scenes, dropped = stac.search(str(folder), query())
+    scenes, dropped = search.search(str(folder), query())
     assert [one.id for one in scenes] == names
     assert not dropped
     assert len({one.overpass for one in scenes}) == 1
 
 
 def test_an_unreachable_server_is_one_line_after_finite_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stac, "RETRIES", 1)
+    monkeypatch.setattr(search, "RETRIES", 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(ServiceError, match="no answer") as caught:
-        stac.search(url, query())
+        search.search(url, query())
     assert "\n" not in str(caught.value)
     assert url in str(caught.value)
 
@@ -276,7 +276,7 @@ def told_otherwise(folder: Path, change: Callable[[dict[str, Any]], None]) -> Sc
     item = json.loads(path.read_text())
     change(item)
     path.write_text(json.dumps(item))
-    ((only,), _) = stac.search(str(folder), query())
+    ((only,), _) = search.search(str(folder), query())
     return only
 
 
@@ -346,9 +346,9 @@ def test_an_item_across_the_date_line_is_found_from_both_sides(
     wrap(tmp_path, [scene("S2A_60KYF_20190705_0_L2A", "2019-07-05T10:00:00Z")])
     path = next(tmp_path.rglob("S2A*.json"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"bbox": box}))
-    assert len(stac.search(str(tmp_path), query(bounds=area))[0]) == 1
+    assert len(search.search(str(tmp_path), query(bounds=area))[0]) == 1
     with pytest.raises(SettingError, match="0 items"):
-        stac.search(str(tmp_path), query(bounds=(10.0, -17.0, 10.1, -16.9)))
+        search.search(str(tmp_path), query(bounds=(10.0, -17.0, 10.1, -16.9)))
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_items_of_no_time_at_all_have_an_extent(tmp_path: Path) -> None:
         '"properties": {"datetime": "2019-07-05T10:00:00Z"}, "collection": "sentinel-2-l2a"}]}'
     )
     with pytest.raises(SettingError, match="covers"):
-        stac.search(str(tmp_path / "items.json"), query())
+        search.search(str(tmp_path / "items.json"), query())
 
 
 class Careless(TwoPages):
@@ -401,7 +401,7 @@ def test_an_api_that_ignores_what_it_is_asked(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Careless, "asked", [])
     with ThreadingHTTPServer(("127.0.0.1", 0), Careless) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        scenes, _ = stac.search(f"http://127.0.0.1:{server.server_address[1]}", query())
+        scenes, _ = search.search(f"http://127.0.0.1:{server.server_address[1]}", query())
         server.shutdown()
     assert [s.id for s in scenes] == [names[0][0]]
     assert [asked.get("page", 1) for asked in Careless.asked] == [1, 2, 3]
@@ -420,6 +420,6 @@ def test_an_answer_that_is_no_stac_is_one_line() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Nonsense) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(ServiceError, match="no answer from the catalogue") as caught:
-            stac.search(f"http://127.0.0.1:{server.server_address[1]}", query())
+            search.search(f"http://127.0.0.1:{server.server_address[1]}", query())
         server.shutdown()
     assert "\n" not in str(caught.value)

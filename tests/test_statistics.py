@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sgdata import files, statistics
+from sgdata import files
 from sgdata.errors import SourceError
+from sgdata.shards import statistics
 
 images = hnp.arrays(np.uint16, (2, 5, 7), elements=st.integers(0, 65_535))
 

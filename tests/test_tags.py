@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import pytest
 
-from sgdata import catalog, tags
+from sgdata import catalog
 from sgdata.errors import SettingError
+from sgdata.labels import tag_rules
 
 CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
 ROWS = catalog.table("osm_lulc_tags")
 GROUPS = ("drive", "drive_service", "walk")
-RULES = tags.rules(ROWS, CODES, tiers=("core", "ext"), groups=GROUPS)
+RULES = tag_rules.rules(ROWS, CODES, tiers=("core", "ext"), groups=GROUPS)
 
 FOREST, WATER, SHRUB, WETLAND, VEGETATION, URBAN, INDUSTRY, STREET = 4, 5, 6, 8, 10, 11, 12, 0
 
 
-def label(kind: tags.Kind, *, is_way: bool = True, **text: str) -> int | None:
-    rule = tags.match(RULES, kind, text, is_way=is_way)
+def label(kind: tag_rules.Kind, *, is_way: bool = True, **text: str) -> int | None:
+    rule = tag_rules.match(RULES, kind, text, is_way=is_way)
     return rule.label if rule else None
 
 
 def test_every_row_of_the_table_is_used_or_turned_off_on_purpose() -> None:
     raster = [row for row in ROWS if row["geometry"] == "raster"]
     assert len(RULES) == len(ROWS) - len(raster)
-    off = {(r.key, r.value) for r in RULES.values() if not r.active and r.label != tags.IGNORE and r.tier != "opt"}
+    off = {(r.key, r.value) for r in RULES.values() if not r.active and r.label != tag_rules.IGNORE and r.tier != "opt"}
     assert off == {("natural", "coastline")}
     assert {rule.label for rule in RULES.values() if rule.active} == set(range(13))
 
@@ -69,15 +70,15 @@ def test_a_closed_street_is_an_area_only_if_it_says_so() -> None:
 def test_soft_ways_and_buildings_come_with_their_group_and_tier() -> None:
     assert label("line", highway="track") is None
     assert label("line", highway="proposed") is None
-    more = tags.rules(ROWS, CODES, tiers=tags.TIERS, groups=(*GROUPS, "soft"))
+    more = tag_rules.rules(ROWS, CODES, tiers=tag_rules.TIERS, groups=(*GROUPS, "soft"))
     track, house = (
-        tags.match(more, "line", {"highway": "track"}, is_way=True),
-        tags.match(more, "polygon", {"building": "house"}, is_way=True),
+        tag_rules.match(more, "line", {"highway": "track"}, is_way=True),
+        tag_rules.match(more, "polygon", {"building": "house"}, is_way=True),
     )
     assert track is not None and track.half_width_m == 2
     assert house is not None and house.label == URBAN
-    assert "building" in tags.keys(more, "polygon")
-    assert "building" not in tags.keys(RULES, "polygon")
+    assert "building" in tag_rules.keys(more, "polygon")
+    assert "building" not in tag_rules.keys(RULES, "polygon")
 
 
 @pytest.mark.parametrize(
@@ -92,9 +93,9 @@ def test_soft_ways_and_buildings_come_with_their_group_and_tier() -> None:
     ],
 )
 def test_tunnels_are_hidden_and_bridges_are_not(text: dict[str, str], expected: bool) -> None:
-    rule = tags.match(RULES, "line", text, is_way=True)
+    rule = tag_rules.match(RULES, "line", text, is_way=True)
     assert rule is not None
-    assert tags.hidden(text, rule) is expected
+    assert tag_rules.hidden(text, rule) is expected
 
 
 def test_a_river_below_bridges_is_seen_and_an_underground_car_park_is_not() -> None:
@@ -103,9 +104,9 @@ def test_a_river_below_bridges_is_seen_and_an_underground_car_park_is_not() -> N
         ({"amenity": "parking", "parking": "underground"}, True),
         ({"amenity": "parking", "layer": "-2"}, True),
     ):
-        rule = tags.match(RULES, "polygon", text, is_way=True)
+        rule = tag_rules.match(RULES, "polygon", text, is_way=True)
         assert rule is not None
-        assert tags.hidden(text, rule) is expected
+        assert tag_rules.hidden(text, rule) is expected
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_a_river_below_bridges_is_seen_and_an_underground_car_park_is_not() -> N
     ],
 )
 def test_widths_are_read_as_mappers_write_them(text: dict[str, str], metres: float | None) -> None:
-    assert tags.width_m(text) == pytest.approx(metres)
+    assert tag_rules.width_m(text) == pytest.approx(metres)
 
 
 @pytest.mark.parametrize(
@@ -139,8 +140,8 @@ def test_widths_are_read_as_mappers_write_them(text: dict[str, str], metres: flo
 )
 def test_a_wrong_row_is_named_by_its_line(change: dict[str, str], complaint: str) -> None:
     with pytest.raises(SettingError, match=rf"line 3.*{complaint}"):
-        tags.rules([ROWS[0], {**ROWS[1], **change}], CODES, tiers=("core",), groups=())
+        tag_rules.rules([ROWS[0], {**ROWS[1], **change}], CODES, tiers=("core",), groups=())
     with pytest.raises(SettingError, match="line 3.*twice"):
-        tags.rules([ROWS[0], ROWS[0]], CODES, tiers=("core",), groups=())
+        tag_rules.rules([ROWS[0], ROWS[0]], CODES, tiers=("core",), groups=())
     with pytest.raises(SettingError, match="osm_key"):
-        tags.rules([{k: v for k, v in ROWS[0].items() if k != "osm_key"}], CODES, tiers=("core",), groups=())
+        tag_rules.rules([{k: v for k, v in ROWS[0].items() if k != "osm_key"}], CODES, tiers=("core",), groups=())

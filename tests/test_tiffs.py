@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
 
-from sgdata import tiffs
 from sgdata.errors import SourceError
+from sgdata.rasters import small_tiff
 from sgdata.types import Array
 
 PIXELS = np.random.default_rng(1).integers(0, 5000, (3, 20, 30)).astype(np.uint16)
@@ -37,7 +37,7 @@ def geotiff(path: Path, crs: str, **options: object) -> bytes:
 @pytest.mark.parametrize("bands", [3, 13])
 def test_planes_of_tifffile_are_bands(bands: int) -> None:
     planes = np.random.default_rng(2).integers(0, 5000, (bands, 20, 30)).astype(np.uint16)
-    assert np.array_equal(tiffs.read(written(planes, planarconfig="separate")).pixels, planes)
+    assert np.array_equal(small_tiff.read(written(planes, planarconfig="separate")).pixels, planes)
 
 
 @pytest.mark.parametrize("byteorder", ["<", ">"])
@@ -46,10 +46,10 @@ def test_planes_of_tifffile_are_bands(bands: int) -> None:
 def test_the_quick_way_reads_what_tifffile_reads(byteorder: str, dtype: str, rowsperstrip: int | None) -> None:
     cube = np.moveaxis(PIXELS, 0, -1).astype(dtype)
     content = written(cube, byteorder=byteorder, rowsperstrip=rowsperstrip, planarconfig="contig", metadata=None)
-    assert tiffs._plain(content) is not None
-    np.testing.assert_array_equal(tiffs.read(content).pixels, np.moveaxis(cube, -1, 0))
+    assert small_tiff._plain(content) is not None
+    np.testing.assert_array_equal(small_tiff.read(content).pixels, np.moveaxis(cube, -1, 0))
     plane = written(cube[..., 0], byteorder=byteorder, metadata=None)
-    np.testing.assert_array_equal(tiffs.read(plane).pixels, cube[None, ..., 0])
+    np.testing.assert_array_equal(small_tiff.read(plane).pixels, cube[None, ..., 0])
 
 
 @pytest.mark.parametrize(
@@ -64,30 +64,30 @@ def test_the_quick_way_reads_what_tifffile_reads(byteorder: str, dtype: str, row
 def test_other_layouts_go_the_general_way(options: dict[str, object]) -> None:
     cube = PIXELS if options.get("planarconfig") else np.moveaxis(PIXELS, 0, -1)
     content = written(cube, **({"planarconfig": "contig"} | options), metadata=None)
-    assert tiffs._plain(content) is None
-    np.testing.assert_array_equal(tiffs.read(content).pixels, PIXELS)
+    assert small_tiff._plain(content) is None
+    np.testing.assert_array_equal(small_tiff.read(content).pixels, PIXELS)
 
 
 def test_a_shaped_series_of_pages_is_one_image() -> None:
     cube = np.moveaxis(PIXELS, 0, -1).astype(np.float32)
     content = written(cube)
     assert len(tifffile.TiffFile(io.BytesIO(content)).pages) == 20
-    np.testing.assert_array_equal(tiffs.read(content).pixels, PIXELS)
+    np.testing.assert_array_equal(small_tiff.read(content).pixels, PIXELS)
 
 
 @pytest.mark.parametrize("options", [{}, {"compress": "deflate"}, {"interleave": "pixel"}])
 def test_the_place_is_the_one_rasterio_tells(tmp_path: Path, options: dict[str, object]) -> None:
-    picture = tiffs.read(geotiff(tmp_path / "it.tif", "EPSG:32632", **options))
+    picture = small_tiff.read(geotiff(tmp_path / "it.tif", "EPSG:32632", **options))
     np.testing.assert_array_equal(picture.pixels, PIXELS)
-    assert picture.place == tiffs.Place(epsg=32632, transform=(10, 0, 690000, 0, -9.5, 5340000))
+    assert picture.place == small_tiff.Place(epsg=32632, transform=(10, 0, 690000, 0, -9.5, 5340000))
     with rasterio.open(tmp_path / "it.tif") as held:
         expected = transform_bounds(held.crs, "EPSG:4326", *held.bounds)
-    np.testing.assert_allclose(tiffs.bounds(picture.place, (20, 30)), expected, atol=1e-6)
-    assert tiffs.located(picture)["crs"] == "EPSG:32632"
+    np.testing.assert_allclose(small_tiff.bounds(picture.place, (20, 30)), expected, atol=1e-6)
+    assert small_tiff.located(picture)["crs"] == "EPSG:32632"
 
 
 def test_an_image_without_georeference_has_no_place() -> None:
-    assert tiffs.located(tiffs.read(written(PIXELS[0]))) == {}
+    assert small_tiff.located(small_tiff.read(written(PIXELS[0]))) == {}
 
 
 def test_every_real_file_reads_as_rasterio_reads_it(real: Path) -> None:
@@ -100,8 +100,8 @@ def test_every_real_file_reads_as_rasterio_reads_it(real: Path) -> None:
     quick = 0
     for path in paths:
         content = path.read_bytes()
-        picture = tiffs.read(content)
-        quick += tiffs._plain(content) is not None
+        picture = small_tiff.read(content)
+        quick += small_tiff._plain(content) is not None
         with rasterio.open(path) as held:
             np.testing.assert_array_equal(picture.pixels, held.read())
             assert picture.place is not None
@@ -120,7 +120,7 @@ def test_damage_is_a_source_error_or_other_pixels(compressed: bool, data: st.Dat
     tags = [(*tag, True) for tag in (*place, keys)]
     deflated = "deflate" if compressed else None
     content = bytearray(written(cube, planarconfig="contig", compression=deflated, metadata=None, extratags=tags))
-    assert tiffs.located(tiffs.read(bytes(content)))["crs"] == "EPSG:32632"
+    assert small_tiff.located(small_tiff.read(bytes(content)))["crs"] == "EPSG:32632"
     for _ in range(data.draw(st.integers(0, 5))):
         # Half of the damage in the header and the tags, where it leads astray.
         limit = data.draw(st.sampled_from([450, len(content)]))
@@ -128,8 +128,8 @@ def test_damage_is_a_source_error_or_other_pixels(compressed: bool, data: st.Dat
     cut = bytes(content[: data.draw(st.integers(0, len(content)))])
     for candidate in (cut, bytes(content)):
         try:
-            picture = tiffs.read(candidate)
+            picture = small_tiff.read(candidate)
             assert picture.pixels.ndim == 3
-            tiffs.located(picture)
+            small_tiff.located(picture)
         except SourceError:
             continue

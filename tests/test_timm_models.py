@@ -12,7 +12,8 @@ import torch
 
 import sgmodel
 from sgdata.errors import SettingError, SourceError
-from sgmodel import cards, checkpoint, encoder, hub, mae
+from sgmodel.checkpoints import cards, checkpoint_folder, hub
+from sgmodel.models import encoder, mae
 from sgmodel.recipes import convert
 
 TINY = encoder.EncoderConfig(image_px=32, width=64, depth=2, heads=1)
@@ -21,7 +22,7 @@ TINY = encoder.EncoderConfig(image_px=32, width=64, depth=2, heads=1)
 def test_timm_makes_and_runs_our_models() -> None:
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")
-    from sgmodel import timm_models  # before timm: it lets timm's torchvision be imported
+    from sgmodel.models import timm_models  # before timm: it lets timm's torchvision be imported
 
     timm = importlib.import_module("timm")
     assert len(timm.list_models("spectralgpt_*")) == 6
@@ -43,7 +44,7 @@ def test_timm_makes_and_runs_our_models() -> None:
 
 def test_weights_by_path_and_by_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = encoder.Encoder(TINY)
-    checkpoint.save(tmp_path / "mine", model, cards.Card(model=cards.describe(model)))
+    checkpoint_folder.save(tmp_path / "mine", model, cards.Card(model=cards.describe(model)))
     loaded = sgmodel.from_pretrained(tmp_path / "mine")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     with pytest.raises(SourceError, match="nowhere: no such file or folder, and not a name on the hub"):

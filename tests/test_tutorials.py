@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from sgdata import files, shards
+from sgdata import files
 from sgdata.cli import app
+from sgdata.shards import tar_format
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "recipes" / "tutorials"
@@ -59,7 +60,7 @@ def test_own_samples_become_shards(tmp_path: Path, environment: dict[str, str]) 
         check=True,
         timeout=300,
     )
-    index = shards.read_index(tmp_path / "ponds")
+    index = tar_format.read_index(tmp_path / "ponds")
     assert index.num_rows == 24
     assert files.read_plain(tmp_path / "ponds" / "contract.json")["splits"] == {"train": 16, "val": 8}
 

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from sgdata import catalog
-from sgmodel import encoder, heads, published, upernet
+from sgmodel.checkpoints import weight_files
+from sgmodel.models import encoder, heads, upernet
 
 NARROW = upernet.HeadConfig(
     levels=(8, 16, 16, 32), hidden=(16, 16, 16), width=8, groups_levels=8, groups=4, dropout_levels=0.0, dropout=0.0
@@ -19,7 +20,7 @@ NARROW = upernet.HeadConfig(
 
 
 def shapes(model: nn.Module, kind: str) -> list[tuple[str, str]]:
-    named = ((published.name_of(k, kind), v) for k, v in model.state_dict().items())
+    named = ((weight_files.name_of(k, kind), v) for k, v in model.state_dict().items())
     return sorted((name, "x".join(map(str, v.shape))) for name, v in named)
 
 

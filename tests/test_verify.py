@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import files, verify
+from sgdata import files, verification
 from sgdata.errors import OutputError
 
 
@@ -24,7 +24,7 @@ def test_an_output_as_written_has_no_difference(output: Path) -> None:
     (output / "timings.jsonl").write_text("{}")
     (output / "tensorboard").mkdir()
     (output / "tensorboard/events").write_text("x")
-    assert verify.verify(output) == []
+    assert verification.verify(output) == []
 
 
 def test_missing_flipped_and_extra_files_are_told_each(output: Path) -> None:
@@ -33,7 +33,7 @@ def test_missing_flipped_and_extra_files_are_told_each(output: Path) -> None:
     content[17] ^= 1
     (output / "deep/b.bin").write_bytes(content)
     (output / "deep/new").write_text("x")
-    missing, changed, extra = verify.verify(output)
+    missing, changed, extra = verification.verify(output)
     assert missing == "a.tar: missing"
     assert changed.startswith("deep/b.bin: changed, SHA-256 is ")
     assert extra == "deep/new: not listed"
@@ -43,7 +43,7 @@ def test_missing_flipped_and_extra_files_are_told_each(output: Path) -> None:
 def test_a_damaged_list_is_refused(output: Path, line: str) -> None:
     (output / files.SUMS).write_text(line + "\n")
     with pytest.raises(OutputError, match="line 1"):
-        verify.verify(output)
+        verification.verify(output)
 
 
 @pytest.mark.parametrize("bit", range(8))
@@ -55,7 +55,7 @@ def test_a_turned_bit_in_the_list_itself_is_told(output: Path, bit: int) -> None
     for at in sorted({*newlines, *range(0, len(whole), 9)}):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
         try:
-            differences = verify.verify(output)
+            differences = verification.verify(output)
         except OutputError:
             continue
         # `A` and `a` are both hexadecimal, but only one is what we write.
@@ -63,14 +63,14 @@ def test_a_turned_bit_in_the_list_itself_is_told(output: Path, bit: int) -> None
     for size in range(bit, len(whole), 8):
         path.write_bytes(whole[:size])
         try:
-            assert verify.verify(output)
+            assert verification.verify(output)
         except OutputError:
             continue
 
 
 def test_a_folder_that_is_no_output_is_told(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="holds no SHA256SUMS"):
-        verify.verify(tmp_path)
+        verification.verify(tmp_path)
 
 
 def test_a_linked_folder_is_told_and_a_linked_file_judged_by_its_content(output: Path, tmp_path: Path) -> None:
@@ -78,9 +78,9 @@ def test_a_linked_folder_is_told_and_a_linked_file_judged_by_its_content(output:
     elsewhere.mkdir()
     (output / "a.tar").rename(elsewhere / "a.tar")
     (output / "a.tar").symlink_to(elsewhere / "a.tar")
-    assert verify.verify(output) == []
+    assert verification.verify(output) == []
     (output / "more").symlink_to(elsewhere)
-    assert verify.verify(output) == ["more: not listed"]
+    assert verification.verify(output) == ["more: not listed"]
 
 
 def test_what_cannot_be_read_is_told(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,9 +90,9 @@ def test_what_cannot_be_read_is_told(output: Path, monkeypatch: pytest.MonkeyPat
     name = "x" * 300
     with (output / files.SUMS).open("a") as handle:
         handle.write(f"{'0' * 64}  {name}\n")
-    assert verify.verify(output) == [f"{name}: cannot be read: File name too long"]
+    assert verification.verify(output) == [f"{name}: cannot be read: File name too long"]
     monkeypatch.setattr(files, "sha256_file", refusing)
-    assert verify.verify(output)[0] == "a.tar: cannot be read: Permission denied"
+    assert verification.verify(output)[0] == "a.tar: cannot be read: Permission denied"
 
 
 def test_a_name_that_is_no_text_is_printed_all_the_same(output: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from synthetic_shards import write_pairs
 
 from sgdata.errors import SettingError
-from sgmodel import batches, windows
+from sgmodel.data import loader, windows
 
 MEMBERS = ("image_before", "image_after", "mask")
 RELEASED = windows.WindowRecipe(px=128, stride=63, remainder="dropped", once=False)
@@ -20,8 +20,8 @@ ONCE = windows.WindowRecipe(px=16, stride=16, remainder="covered", once=True)
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> batches.Samples:
-    return batches.Samples(write_pairs(tmp_path_factory.mktemp("pairs") / "shards"), "test", MEMBERS)
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> loader.Samples:
+    return loader.Samples(write_pairs(tmp_path_factory.mktemp("pairs") / "shards"), "test", MEMBERS)
 
 
 def test_the_released_grid(parity: Path) -> None:
@@ -45,7 +45,7 @@ def test_covered_leaves_nothing_out(side: int, stride: int) -> None:
     assert seen == set(range(side))
 
 
-def test_every_pixel_counts_once(pairs: batches.Samples) -> None:
+def test_every_pixel_counts_once(pairs: loader.Samples) -> None:
     for stride in (16, 11):
         cut = windows.Windows(pairs, dataclasses.replace(ONCE, stride=stride))
         found = {key: np.zeros(shape) for key, shape in zip(pairs.keys, pairs.extent(np.arange(2)), strict=True)}
@@ -55,10 +55,10 @@ def test_every_pixel_counts_once(pairs: batches.Samples) -> None:
         assert all((counts == 1).all() for counts in found.values())
 
 
-def test_windows_hold_the_pixels_of_their_places(pairs: batches.Samples) -> None:
+def test_windows_hold_the_pixels_of_their_places(pairs: loader.Samples) -> None:
     cut = windows.Windows(pairs, dataclasses.replace(ONCE, once=False))
     assert len(set(cut.keys)) == len(cut) == 3 * 3 + 2 * 3
-    (batch,) = batches.load(cut, batches.in_order(len(cut), 99), threads=2)
+    (batch,) = loader.load(cut, loader.in_order(len(cut), 99), threads=2)
     for number, (scene, top, left, *_) in enumerate(cut.rows.tolist()):
         for name in MEMBERS:
             expected = pairs.read(scene, name)[..., top : top + 16, left : left + 16]
@@ -67,6 +67,6 @@ def test_windows_hold_the_pixels_of_their_places(pairs: batches.Samples) -> None
     assert cut.keys[1] == "dora-r00000-c00016"
 
 
-def test_a_scene_smaller_than_a_window_is_named(pairs: batches.Samples) -> None:
+def test_a_scene_smaller_than_a_window_is_named(pairs: loader.Samples) -> None:
     with pytest.raises(SettingError, match="sample 'dora' is 43 x 37 px, a window 40"):
         windows.Windows(pairs, dataclasses.replace(ONCE, px=40))

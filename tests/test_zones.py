@@ -15,10 +15,12 @@ from rasterio.transform import from_origin
 from rasterio.warp import Resampling, reproject
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files, lock, rasters
-from sgdata.areas import Area
-from sgdata.datasets import segmunich
-from sgdata.datasets.segmunich import BuildRecipe, Places
+from sgdata import catalog, files
+from sgdata.builds import pipeline
+from sgdata.builds.pipeline import BuildRecipe, Places
+from sgdata.rasters import geotiff
+from sgdata.scenes import lock
+from sgdata.scenes.aoi import Area
 from sgdata.sentinel2 import BAND, L2A_BANDS
 from sgdata.types import Array, Grid
 
@@ -64,7 +66,7 @@ def run(folder: Path, scenes: Sequence[Wrapped], **changes: Any) -> tuple[Path, 
     recipe = replace(published, dates="2019-01-01/2019-12-31", area=Area(grid=AREA), patches=small[0], split=small[1])
     archive = wrap(folder / "a", list(scenes))
     places = Places(out=folder / "b", stac=str(archive), osm="none", **changes)
-    out = segmunich.build(recipe, places)
+    out = pipeline.build(recipe, places)
     with rasterio.open(out / "image.tif") as dataset:
         return out, dataset.read()
 
@@ -111,9 +113,9 @@ def test_no_part_that_is_read_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     lattice = replace(AREA, shape=(300, 138))
     found = []
     for size in (1 << 25, 1):
-        monkeypatch.setattr(rasters, "STRIP_BYTES", size)
-        with rasters.opened(str(path)) as dataset:
-            found.append(np.concatenate(list(rasters.warped(dataset, lattice, "cubic"))))
+        monkeypatch.setattr(geotiff, "STRIP_BYTES", size)
+        with geotiff.opened(str(path)) as dataset:
+            found.append(np.concatenate(list(geotiff.warped(dataset, lattice, "cubic"))))
     # float32 counts from the corner of the part: on noise, one value in thousands is rounded the other way.
     assert np.abs(found[0].astype(int) - found[1]).max() <= 1
     np.testing.assert_array_equal(found[0] == 0, found[1] == 0)

@@ -1,4 +1,4 @@
-"""Your own dataset as shards: a contract, samples one after the other, `sealing.write`. Usage: own_dataset.py DIR
+"""Your own dataset as shards: a contract, samples one after the other, `finish.write`. Usage: own_dataset.py DIR
 
 Replace `samples` by a loop over your files. Arrays are named `image` (C, H, W) and, if there are labels, `mask` (H, W).
 """
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import sealing, sentinel2
+from sgdata.shards import finish
+from sgdata import sentinel2
 from sgdata.types import Contract, LabelSpace, Sample
 
 BANDS = ("B02", "B03", "B04", "B08")
@@ -52,4 +53,4 @@ def samples() -> Iterator[Sample]:
 
 
 if __name__ == "__main__":
-    sealing.write(samples(), Path(sys.argv[1]), contract=contract())
+    finish.write(samples(), Path(sys.argv[1]), contract=contract())

@@ -4,12 +4,12 @@ find(source, recipe) -> Found             lists the samples, in a fixed order, w
 reading(source, contract)                 a context that gives a function from Ref to Sample (native groups)
 """
 
-from sgdata.datasets import bigearthnet, eurosat, fmow_sentinel2, oscd, pairs, segmunich_patches
+from sgdata.datasets import bigearthnet, eurosat, fmow, oscd, pairs, segmunich_patches
 
 READERS = {
     "bigearthnet": bigearthnet,
     "eurosat": eurosat,
-    "fmow": fmow_sentinel2,
+    "fmow": fmow,
     "oscd": oscd,
     "pairs": pairs,
     "segmunich": segmunich_patches,

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import archives, catalog, tiffs
+from sgdata import catalog
+from sgdata.datasets import archives
 from sgdata.errors import SourceError
-from sgdata.shards import ShardRecipe
+from sgdata.rasters import small_tiff
+from sgdata.shards.tar_format import ShardRecipe
 from sgdata.types import Array, Contract, Found, LabelSpace, Member, Ref, Sample
 
 PATCH_M = 1200
@@ -115,7 +117,7 @@ def _read(ref: Ref, content: archives.Content, contract: Contract, index: Mappin
     places = set()
     meta: dict[str, Any] = {}
     for band in contract.bands:
-        picture = tiffs.read(content(held[f"{band.name}.tif"]))
+        picture = small_tiff.read(content(held[f"{band.name}.tif"]))
         # 120, 60 and 20 pixels over the same 1200 m.
         side = PATCH_M // band.gsd_m
         if picture.pixels.shape != (1, side, side) or picture.pixels.dtype != np.uint16:
@@ -124,7 +126,7 @@ def _read(ref: Ref, content: archives.Content, contract: Contract, index: Mappin
         # The upper left corner is all that bands of different sizes share.
         if picture.place:
             places.add((picture.place.epsg, picture.place.transform[2], picture.place.transform[5]))
-            meta = meta or tiffs.located(picture)
+            meta = meta or small_tiff.located(picture)
         groups.setdefault(f"image_{band.gsd_m}m", []).append(picture.pixels[0])
     if len(places) > 1:
         raise SourceError(f"bands have different corners {sorted(places)}: expected one upper left corner")

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import archives, catalog, tiffs
+from sgdata import catalog
+from sgdata.datasets import archives
 from sgdata.errors import SourceError
-from sgdata.shards import ShardRecipe
+from sgdata.rasters import small_tiff
+from sgdata.shards.tar_format import ShardRecipe
 from sgdata.types import Contract, Found, Ref, Sample
 
 # The older archive nests the classes in ds/images/remote_sensing/otherDatasets/sentinel_2/tif.
@@ -48,11 +50,11 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample
 
         def read(ref: Ref) -> Sample:
             # That B10 is the dark one is judged over all samples (`fingerprints`): one cloud would fail a patch.
-            picture = tiffs.read(content(ref.members[0]))
+            picture = small_tiff.read(content(ref.members[0]))
             if picture.pixels.shape != stored.shape or picture.pixels.dtype != np.uint16:
                 found = f"{picture.pixels.dtype} {picture.pixels.shape}"
                 raise SourceError(f"image is {found}, expected uint16 {stored.shape}")
-            meta = {**ref.meta, **tiffs.located(picture), "source_id": ref.members[0].name}
+            meta = {**ref.meta, **small_tiff.located(picture), "source_id": ref.members[0].name}
             return Sample(key=ref.key, split=ref.split, arrays={"image": picture.pixels[order]}, meta=meta)
 
         yield read

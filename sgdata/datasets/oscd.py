@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import archives, catalog, tiffs
+from sgdata import catalog
+from sgdata.datasets import archives
 from sgdata.errors import SourceError
-from sgdata.shards import ShardRecipe
+from sgdata.rasters import small_tiff
+from sgdata.shards.tar_format import ShardRecipe
 from sgdata.types import Array, Contract, Found, Member, Ref, Sample
 
 _DATES = re.compile(r"date_([12]):\s*(\d{4})(\d{2})(\d{2})")
@@ -96,7 +98,7 @@ def _stack(folder: str, held: Mapping[str, Member], content: archives.Content, c
         member = held.get(f"{folder}/{band.name}.tif")
         if member is None:
             raise SourceError(f"{folder}/{band.name}.tif is missing")
-        pixels = tiffs.read(content(member)).pixels
+        pixels = small_tiff.read(content(member)).pixels
         if len(pixels) != 1 or pixels.dtype != np.uint16 or (planes and pixels[0].shape != planes[0].shape):
             expected = planes[0].shape if planes else "(1, H, W)"
             raise SourceError(f"{folder}/{band.name}.tif is {pixels.dtype} {pixels.shape}, expected uint16 {expected}")
@@ -108,7 +110,7 @@ def _change(city: str, held: Mapping[str, Member], content: archives.Content) ->
     """The change map (H, W) uint8 of 0 and 1, from whichever of PNG and TIFF is there."""
     maps: list[Array] = []
     if f"cm/{city}-cm.tif" in held:
-        codes = tiffs.read(content(held[f"cm/{city}-cm.tif"])).pixels
+        codes = small_tiff.read(content(held[f"cm/{city}-cm.tif"])).pixels
         # 1 and 2 in the TIFF: "greater than 0" marks everything as change, so the values are checked first.
         if len(codes) != 1 or not set(np.unique(codes).tolist()) <= {1, 2}:
             raise SourceError(f"{city}-cm.tif holds {np.unique(codes).tolist()[:8]}, expected 1 and 2")

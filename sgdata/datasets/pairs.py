@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog, contracts, files, patches
+from sgdata import catalog, files
+from sgdata.builds import patch_table
 from sgdata.errors import SourceError
-from sgdata.shards import ShardRecipe
+from sgdata.shards import contracts
+from sgdata.shards.tar_format import ShardRecipe
 from sgdata.types import Contract, Found, Member, Ref, Sample
 
 PATCHES, IMAGE = "patches.parquet", "image.tif"
@@ -49,7 +51,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
         Member(name=name, size=path.stat().st_size)
         for name, path in (("before", before / IMAGE), ("after", after / IMAGE))
     )
-    refs = patches.refs(before / PATCHES, members, 4 * len(ours.bands) * _STORED_SHARE)
+    refs = patch_table.refs(before / PATCHES, members, 4 * len(ours.bands) * _STORED_SHARE)
     space = catalog.label_space("pairs", recipe.labels)
     # Statistics are those of both dates, made anew from the samples.
     contract = replace(ours, dataset="pairs", label_space=space, statistics={}, splits={}, fingerprint="")

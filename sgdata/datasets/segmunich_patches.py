@@ -15,9 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import archives, catalog, contracts, files, patches, tiffs, twins
+from sgdata import catalog, files
+from sgdata.audits import duplicates
+from sgdata.builds import patch_table
+from sgdata.datasets import archives
 from sgdata.errors import SettingError, SourceError
-from sgdata.shards import ShardRecipe
+from sgdata.rasters import small_tiff
+from sgdata.shards import contracts
+from sgdata.shards.tar_format import ShardRecipe
 from sgdata.types import Array, Contract, Found, Member, Ref, Sample
 
 PATCHES = "patches.parquet"
@@ -59,7 +64,7 @@ def _find_in_build(source: Path, labels: str) -> Found:
     painted = contract.label_space.name
     if labels not in {painted, "segmunich-released"}:
         raise SettingError(f"{source}: labels '{labels}': this build was painted with '{painted}', and keeps them")
-    refs = patches.refs(source / PATCHES, members, 2 * len(contract.bands) * STORED_SHARE)
+    refs = patch_table.refs(source / PATCHES, members, 2 * len(contract.bands) * STORED_SHARE)
     edition = catalog.edition("segmunich", "build")
     return Found(refs=refs, edition=edition, labels=contract.label_space, contract=contract)
 
@@ -150,7 +155,7 @@ def _grouped(refs: list[Ref], source: Path) -> list[Ref]:
     with archives.opened(source) as content:
         for ref in refs:
             try:
-                group = twins.d4_hash(tiffs.read(content(ref.members[0])).pixels)
+                group = duplicates.d4_hash(small_tiff.read(content(ref.members[0])).pixels)
             except SourceError:  # told, and listed, when the sample is packed
                 group = ref.key
             grouped.append(replace(ref, meta={"group": group}))
@@ -167,7 +172,7 @@ def _index_of_file_value() -> Array:
 
 
 def _read_released(ref: Ref, content: archives.Content, order: list[int], index: Array) -> Sample:
-    image, codes = (tiffs.read(content(member)).pixels for member in ref.members)
+    image, codes = (small_tiff.read(content(member)).pixels for member in ref.members)
     if image.shape != (len(order), 128, 128):
         raise SourceError(f"image is {image.shape}, expected ({len(order)}, 128, 128)")
     # Compared before the cast, which is undefined for what uint16 cannot hold, NaN among it.

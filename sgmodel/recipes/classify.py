@@ -21,14 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sgdata import shards
 from sgdata.errors import SettingError, SourceError
+from sgdata.shards import tar_format
 from sgdata.types import Contract
-from sgmodel import augment, batches, command, downstream, loop, metrics, models, ranks, session
+from sgmodel import distributed
+from sgmodel.data import augment, loader
+from sgmodel.models import factory
+from sgmodel.train import cli, finetune, loop, metrics, training
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(downstream.Recipe):
+class Recipe(finetune.Recipe):
     """Everything that changes the numbers of a classification run.
 
     `zoom` is the share of a scene's side that is scored (0.875 as released, 1.0: all of it). `smoothing` of labels
@@ -44,58 +47,58 @@ class Recipe(downstream.Recipe):
     min_share: float = 0.05
 
 
-Setting = session.Setting[Recipe]
+Setting = training.Setting[Recipe]
 
 
-def main(recipe: Recipe, places: command.Places) -> int:
-    """Train to the recipe's last step, or until stopped, then score; 0 or `session.STOPPED`. Raises SgdataError."""
+def main(recipe: Recipe, places: cli.Places) -> int:
+    """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
     settings = recipe.training
-    source = session.samples(places.shards, settings, ("image",))
-    held_out = batches.Samples(places.shards, recipe.val_split, ("image",))
+    source = training.samples(places.shards, settings, ("image",))
+    held_out = loader.Samples(places.shards, recipe.val_split, ("image",))
     # The contract too: a checkpoint must say what its outputs mean.
     for samples in (source, held_out):
         samples.contract = labelled(samples.contract, recipe)
     check(recipe, source.contract)
-    setting = session.settle(recipe, source.contract, places)
+    setting = training.settle(recipe, source.contract, places)
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
-    make = partial(models.classifier, recipe.model, bands=len(recipe.bands), classes=setting.classes)
-    model = downstream.start(setting, make, places.weights)
+    make = partial(factory.classifier, recipe.model, bands=len(recipe.bands), classes=setting.classes)
+    model = finetune.start(setting, make, places.weights)
     # A small head leaves the first steps to the pretrained features (spec section 4).
     if recipe.head_std and places.weights is not None and isinstance(model.head, nn.Linear):
         nn.init.trunc_normal_(model.head.weight, std=recipe.head_std)
     learned, asked = (targets(samples, recipe) for samples in (source, held_out))
-    task = downstream.task(setting, model, source, partial(objective, setting, learned), places)
+    task = finetune.task(setting, model, source, partial(objective, setting, learned), places)
     single = setting.contract.label_space.task == "single-label"
-    scoring = downstream.Scoring(
+    scoring = finetune.Scoring(
         title="Classification",
         by="top1" if single else "map_macro",
         held_out=held_out,
         figures=lambda final: figures(score(setting, model, held_out), asked, setting.contract, final=final),
     )
-    return downstream.train(setting, task, scoring, places)
+    return finetune.train(setting, task, scoring, places)
 
 
 def check(recipe: Recipe, contract: Contract) -> None:
     """Raises SettingError where the samples have no labels of their own, or the recipe does not fit them."""
     space, settings = contract.label_space, recipe.training
-    downstream.check_sizes(recipe.model.px, contract)
+    finetune.check_sizes(recipe.model.px, contract)
     if space.task not in {"single-label", "multi-label"}:
         told = f"label space '{space.name}' is of the task '{space.task}', expected single-label or multi-label"
         raise SettingError(f"{told}; masks give labels with labels_from = 'mask'")
     if recipe.smoothing and space.task == "multi-label":
         raise SettingError(f"smoothing is {recipe.smoothing}, '{space.name}' is multi-label: only 0.0 is known there")
-    world, parts = ranks.world(), -(-settings.accumulate // ranks.world())
+    world, parts = distributed.world(), -(-settings.accumulate // distributed.world())
     if recipe.mix.mixes and (settings.batch % world or settings.batch // world % (2 * parts)):
         told = f"batch {settings.batch} in {parts} parts" + (f" on each of {world} processes" if world > 1 else "")
         raise SettingError(f"{told}: mixup and CutMix pair neighbours; choose parts of an even number of samples")
 
 
-def objective(setting: Setting, targets: Tensor, model: nn.Module, batch: batches.Batch) -> dict[str, Tensor]:
+def objective(setting: Setting, targets: Tensor, model: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """The loss of a batch; `targets` (N, K) are those of all training samples."""
-    recipe, seed, px = setting.recipe, setting.recipe.training.seed, downstream.px(setting, batch)
+    recipe, seed, px = setting.recipe, setting.recipe.training.seed, finetune.px(setting, batch)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=seed)
     # Crop, erase, mix, in this order: a box is erased from one scene, not from two that share a picture.
-    x = augment.images(session.pixels(setting, batch), geometry, px)
+    x = augment.images(training.pixels(setting, batch), geometry, px)
     x = augment.erase(x, recipe.mix, batch.samples, batch.epoch, seed=seed)
     y = targets[batch.samples].to(x.device, non_blocking=True)
     if recipe.mix.mixes:
@@ -120,7 +123,7 @@ def labelled(contract: Contract, recipe: Recipe) -> Contract:
     return replace(contract, label_space=replace(contract.label_space, name=name, task="multi-label", ignore=None))
 
 
-def targets(source: batches.Samples, recipe: Recipe) -> Tensor:
+def targets(source: loader.Samples, recipe: Recipe) -> Tensor:
     """(N, K) float32, 1 where a sample has a class. Raises SourceError on one that has not what its task asks for."""
     space = source.contract.label_space
     hot = torch.zeros(len(source), len(space.ids))
@@ -136,12 +139,12 @@ def targets(source: batches.Samples, recipe: Recipe) -> Tensor:
     return hot
 
 
-def _labels(source: batches.Samples, recipe: Recipe) -> Iterable[list[int]]:
+def _labels(source: loader.Samples, recipe: Recipe) -> Iterable[list[int]]:
     if recipe.labels_from == "labels":
-        index = shards.read_index(source.folder)
+        index = tar_format.read_index(source.folder)
         known = dict(zip(index["key"].to_pylist(), index["labels"].to_pylist(), strict=True))
         return (known[key] for key in source.keys)
-    masks, chosen = batches.Samples(source.folder, source.split, ("mask",)), set(source.keys)
+    masks, chosen = loader.Samples(source.folder, source.split, ("mask",)), set(source.keys)
     rows = (row for row, key in enumerate(masks.keys) if key in chosen)
     return (covering(masks.read(row, "mask"), source.contract.label_space.ids, recipe.min_share) for row in rows)
 
@@ -155,14 +158,14 @@ def covering(mask: np.ndarray[Any, Any], ids: Iterable[int], min_share: float) -
 # --- scoring -------------------------------------------------------------------------------
 
 
-def score(setting: Setting, model: nn.Module, source: batches.Samples) -> Tensor:
+def score(setting: Setting, model: nn.Module, source: loader.Samples) -> Tensor:
     """(N, K) logits of every sample of `source`, on the CPU."""
     found = []
-    plan = batches.in_order(len(source), setting.recipe.training.batch // setting.recipe.training.accumulate)
+    plan = loader.in_order(len(source), setting.recipe.training.batch // setting.recipe.training.accumulate)
     with loop.evaluating(model), setting.where.autocast():
-        for batch in batches.load(source, plan, threads=1):
+        for batch in loader.load(source, plan, threads=1):
             x = augment.zoomed(
-                session.pixels(setting, batch), batch.extent, downstream.px(setting, batch), share=setting.recipe.zoom
+                training.pixels(setting, batch), batch.extent, finetune.px(setting, batch), share=setting.recipe.zoom
             )
             found.append(model(x).float().cpu())
     return torch.cat(found)
@@ -197,4 +200,4 @@ def _of_many(scores: Tensor, targets: Tensor, names: tuple[str, ...], *, final: 
 
 
 if __name__ == "__main__":
-    command.run("classify", Recipe, main)
+    cli.run("classify", Recipe, main)

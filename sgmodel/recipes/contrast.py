@@ -14,14 +14,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sgmodel import augment, batches, command, contrastive, downstream, draws, loop, models, session
+from sgmodel.data import augment, loader, seeded_random
+from sgmodel.models import contrastive, factory
+from sgmodel.train import cli, finetune, loop, training
 
 VIEW = 1 << 32
 """Added to the seed for the second view: the upper half of the key, which no seed of a recipe reaches."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(downstream.Recipe):
+class Recipe(finetune.Recipe):
     """Everything that changes the numbers of a run. `jitter` is how far gain and offset of each band may go in a view,
     drawn for each by itself: what colour jitter is to photographs, on normalised values."""
 
@@ -29,57 +31,59 @@ class Recipe(downstream.Recipe):
     jitter: float = 0.0
 
 
-Setting = session.Setting[Recipe]
+Setting = training.Setting[Recipe]
 
 
-def main(recipe: Recipe, places: command.Places) -> int:
-    """Train to the recipe's last step, or until stopped; 0 or `session.STOPPED`. Raises SgdataError."""
-    source = session.samples(places.shards, recipe.training, ("image",))
-    held_out = batches.Samples(places.shards, recipe.val_split, ("image",))
-    setting = session.settle(recipe, source.contract, places)
+def main(recipe: Recipe, places: cli.Places) -> int:
+    """Train to the recipe's last step, or until stopped; 0 or `training.STOPPED`. Raises SgdataError."""
+    source = training.samples(places.shards, recipe.training, ("image",))
+    held_out = loader.Samples(places.shards, recipe.val_split, ("image",))
+    setting = training.settle(recipe, source.contract, places)
 
     def make() -> contrastive.Contrast:
-        return models.contrast(recipe.model, recipe.contrast, bands=len(setting.contract.bands))
+        return factory.contrast(recipe.model, recipe.contrast, bands=len(setting.contract.bands))
 
-    model = downstream.start(setting, make, places.weights)
+    model = finetune.start(setting, make, places.weights)
     assert isinstance(model, contrastive.Contrast)
-    task = downstream.task(setting, model, source, partial(objective, setting), places)
+    task = finetune.task(setting, model, source, partial(objective, setting), places)
     # With the step, not in the forward pass: a micro-batch is no step, and a checkpoint must hold what followed.
     task.updates.optimizer.register_step_post_hook(lambda *_: model.follow())
 
     def figures(final: bool) -> dict[str, float]:
         return evaluate(setting, model, held_out)
 
-    scoring = downstream.Scoring(title="Contrastive pretraining", by="val_top1", held_out=held_out, figures=figures)
-    return downstream.train(setting, task, scoring, places)
+    scoring = finetune.Scoring(title="Contrastive pretraining", by="val_top1", held_out=held_out, figures=figures)
+    return finetune.train(setting, task, scoring, places)
 
 
-def objective(setting: Setting, forward: nn.Module, batch: batches.Batch) -> dict[str, Tensor]:
+def objective(setting: Setting, forward: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """The loss of a batch, and how often an image's other view was found among all that it was compared with."""
-    whole = session.pixels(setting, batch)
+    whole = training.pixels(setting, batch)
     loss, found = forward(*(view(setting, batch, whole, number) for number in (0, 1)))
     return {"loss": loss, "top1": found}
 
 
-def view(setting: Setting, batch: batches.Batch, whole: Tensor, number: int) -> Tensor:
+def view(setting: Setting, batch: loader.Batch, whole: Tensor, number: int) -> Tensor:
     """View 0 or 1 of each image: crop, flips and turns, then gain and offset of each band."""
     recipe = setting.recipe
     seed = recipe.training.seed + number * VIEW
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=seed)
-    images = augment.images(whole, geometry, downstream.px(setting, batch))
+    images = augment.images(whole, geometry, finetune.px(setting, batch))
     if not recipe.jitter:
         return images
     bands = images.shape[1]
-    u = draws.uniform(batch.samples, 2 * bands, seed=seed, epoch=batch.epoch, stream=draws.Stream.JITTER)
+    u = seeded_random.uniform(
+        batch.samples, 2 * bands, seed=seed, epoch=batch.epoch, stream=seeded_random.Stream.JITTER
+    )
     gain, offset = (recipe.jitter * (2 * u.to(images) - 1)).view(len(images), 2, bands, 1, 1).unbind(1)
     return images * (1 + gain) + offset
 
 
-def evaluate(setting: Setting, model: nn.Module, source: batches.Samples) -> dict[str, float]:
+def evaluate(setting: Setting, model: nn.Module, source: loader.Samples) -> dict[str, float]:
     """Mean loss and share of views found over `source`, with the views of epoch 0."""
     sums, count = torch.zeros(2, dtype=torch.float64), 0
     with loop.evaluating(model):
-        for batch in batches.load(source, batches.in_order(len(source), setting.recipe.training.batch), threads=1):
+        for batch in loader.load(source, loader.in_order(len(source), setting.recipe.training.batch), threads=1):
             with setting.where.autocast():
                 terms = objective(setting, model, batch)
             sums += len(batch.keys) * torch.stack([terms["loss"], terms["top1"]]).double().cpu()
@@ -88,4 +92,4 @@ def evaluate(setting: Setting, model: nn.Module, source: batches.Samples) -> dic
 
 
 if __name__ == "__main__":
-    command.run("contrast", Recipe, main)
+    cli.run("contrast", Recipe, main)

@@ -15,23 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgdata.errors import SgdataError
-from sgmodel import cards, checkpoint, fitting, hub
+from sgmodel.checkpoints import cards, checkpoint_folder, hub, transfer
 
 
-def convert(source: Path, out: Path, *, at_least: float) -> fitting.Report:
+def convert(source: Path, out: Path, *, at_least: float) -> transfer.Report:
     """Write `source` as a checkpoint folder `out`. Raises SgdataError."""
-    state = fitting.read_weights(source)
-    if fitting.has_card(source):  # averaged weights, say: whatever their card says stays true
+    state = transfer.read_weights(source)
+    if transfer.has_card(source):  # averaged weights, say: whatever their card says stays true
         card = cards.read(source)
     else:
         card = cards.Card(model=cards.infer(state, where=str(source)))
     model = cards.build(card.model)
-    report = fitting.fit(model, state, at_least=at_least, where=str(source))
-    checkpoint.save(out, model, card)
+    report = transfer.fit(model, state, at_least=at_least, where=str(source))
+    checkpoint_folder.save(out, model, card)
     return report
 
 
-def told(report: fitting.Report) -> str:
+def told(report: transfer.Report) -> str:
     """The report, a line per kind, and names where something is amiss."""
     lines = [f"encoder filled: {report.encoder_share:.1%} of its parameters"]
     for kind in ("matched", "resized", "missing", "unexpected"):

@@ -19,14 +19,16 @@ from torch.nn import functional
 
 from sgdata.errors import SettingError
 from sgdata.types import Contract
-from sgmodel import augment, batches, command, downstream, loop, metrics, models, session
-from sgmodel import windows as win
+from sgmodel.data import augment, loader
+from sgmodel.data import windows as win
+from sgmodel.models import factory
+from sgmodel.train import cli, finetune, loop, metrics, training
 
 CHANGE = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(downstream.Recipe):
+class Recipe(finetune.Recipe):
     """Everything that changes the numbers of a change-detection run.
 
     `windows` are learned from, `scored` are scored. With `weighting` "share" the classes weigh
@@ -42,29 +44,29 @@ class Recipe(downstream.Recipe):
     drop_incomplete: bool = False
 
 
-Setting = session.Setting[Recipe]
+Setting = training.Setting[Recipe]
 
 
-def main(recipe: Recipe, places: command.Places) -> int:
-    """Train to the recipe's last step, or until stopped, then score; 0 or `session.STOPPED`. Raises SgdataError."""
+def main(recipe: Recipe, places: cli.Places) -> int:
+    """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
     members = ("image_before", "image_after", "mask")
-    pairs = session.samples(places.shards, recipe.training, members)
+    pairs = training.samples(places.shards, recipe.training, members)
     check(recipe, pairs.contract)
     source = win.Windows(pairs, recipe.windows)
-    held_out = win.Windows(batches.Samples(places.shards, recipe.val_split, members), recipe.scored)
-    setting = session.settle(recipe, source.contract, places)
+    held_out = win.Windows(loader.Samples(places.shards, recipe.val_split, members), recipe.scored)
+    setting = training.settle(recipe, source.contract, places)
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
-    model = downstream.start(setting, partial(models.detector, recipe.model, bands=len(recipe.bands)), places.weights)
+    model = finetune.start(setting, partial(factory.detector, recipe.model, bands=len(recipe.bands)), places.weights)
     # Of whole scenes, as released: windows overlap, so their share would be another.
     weights = None if recipe.weighting == "none" else class_weights(changed(source), recipe.unchanged_factor)
-    task = downstream.task(setting, model, source, partial(objective, setting, weights), places)
-    scoring = downstream.Scoring(
+    task = finetune.task(setting, model, source, partial(objective, setting, weights), places)
+    scoring = finetune.Scoring(
         title="Change detection",
         by="f1",
         held_out=held_out,
         figures=lambda final: figures(evaluate(setting, model, held_out), held_out.samples.keys, final=final),
     )
-    return downstream.train(setting, task, scoring, places)
+    return finetune.train(setting, task, scoring, places)
 
 
 def check(recipe: Recipe, contract: Contract) -> None:
@@ -95,12 +97,12 @@ def class_weights(share: float, unchanged_factor: float) -> Tensor:
     return torch.tensor([2 * share * unchanged_factor, 2 * (1 - share)])
 
 
-def objective(setting: Setting, weights: Tensor | None, model: nn.Module, batch: batches.Batch) -> dict[str, Tensor]:
+def objective(setting: Setting, weights: Tensor | None, model: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """Negative log-likelihood of the labelled pixels of a batch; both dates and the map are moved alike."""
-    recipe, px = setting.recipe, downstream.px(setting, batch)
+    recipe, px = setting.recipe, finetune.px(setting, batch)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=recipe.training.seed)
     before, after = (augment.images(image, geometry, px) for image in dates(setting, batch))
-    target = augment.masks(downstream.labels(setting, batch).to(before.device, non_blocking=True), geometry, px).long()
+    target = augment.masks(finetune.labels(setting, batch).to(before.device, non_blocking=True), geometry, px).long()
     # A mask moves by the nearest pixel, images by bicubic interpolation: turns and flips are exact in both.
     each = torch.ones(2, device=before.device) if weights is None else weights.to(before.device, non_blocking=True)
     log_p = model(before, after).float()
@@ -110,9 +112,9 @@ def objective(setting: Setting, weights: Tensor | None, model: nn.Module, batch:
     return {"loss": total / weight.clamp(min=1e-6), loop.WEIGHT: weight / px**2}
 
 
-def dates(setting: Setting, batch: batches.Batch) -> tuple[Tensor, Tensor]:
+def dates(setting: Setting, batch: loader.Batch) -> tuple[Tensor, Tensor]:
     """Both images (N, C, H, W), each normalised by itself."""
-    return session.pixels(setting, batch, "image_before"), session.pixels(setting, batch, "image_after")
+    return training.pixels(setting, batch, "image_before"), training.pixels(setting, batch, "image_after")
 
 
 # --- scoring -------------------------------------------------------------------------------
@@ -125,9 +127,9 @@ def evaluate(setting: Setting, model: nn.Module, source: win.Windows) -> Tensor:
     count = len(source) // size * size if setting.recipe.drop_incomplete else len(source)
     found = torch.zeros(len(source.samples), 2, 2, dtype=torch.int64)
     with loop.evaluating(model), setting.where.autocast():
-        for batch in batches.load(source, batches.in_order(count, size), threads=1):
+        for batch in loader.load(source, loader.in_order(count, size), threads=1):
             # The higher of two outputs: no threshold is searched, for there is no split to search it on.
-            predicted, truth = model(*dates(setting, batch)).argmax(dim=1).cpu(), downstream.labels(setting, batch)
+            predicted, truth = model(*dates(setting, batch)).argmax(dim=1).cpu(), finetune.labels(setting, batch)
             for row, sample in enumerate(batch.samples.tolist()):
                 target = truth[row].long()
                 scene = int(source.rows[sample, 0])
@@ -158,4 +160,4 @@ def figures(counts: Tensor, scenes: list[str], *, final: bool) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    command.run("detect_change", Recipe, main)
+    cli.run("detect_change", Recipe, main)

@@ -27,11 +27,16 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import torch
 
-from sgdata import catalog, contracts, files, progress, rasters, shards
+from sgdata import catalog, files, progress
 from sgdata.errors import OutputError, SettingError, SgdataError
+from sgdata.rasters import geotiff
+from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Contract, Grid, LabelSpace, Level, Window
-from sgmodel import batches, cards, checkpoint, hub, lattice, launch, mosaic, scenes
-from sgmodel.predictor import SCENES, Predictor
+from sgmodel import devices
+from sgmodel.checkpoints import cards, checkpoint_folder, hub
+from sgmodel.data import loader, upsample
+from sgmodel.inference import raster_input, tiling
+from sgmodel.inference.predictor import SCENES, Predictor
 
 ROWS, CLASSES, PROBABILITIES, EMBEDDINGS = "patches.parquet", "classes.tif", "probabilities.tif", "embeddings.tif"
 OWN = (ROWS, CLASSES, f"{CLASSES}.aux.xml", PROBABILITIES, EMBEDDINGS)
@@ -48,7 +53,7 @@ class Recipe:
     what: Literal["classes", "probabilities", "embeddings"]
     overlap: float
     batch: int
-    precision: launch.Precision
+    precision: devices.Precision
     split: str
     bands: tuple[str, ...]
     level: Level | Literal[""]
@@ -73,9 +78,9 @@ def main(recipe: Recipe, places: Places) -> int:
     for name, value in (("batch", recipe.batch), ("--threads", places.threads)):
         if value < 1:
             raise SettingError(f"{name} is {value}: expected 1 or more")
-    where = launch.start(places.device, precision=recipe.precision, threads=places.threads)
+    where = devices.start(places.device, precision=recipe.precision, threads=places.threads)
     predictor = load(places.weights, where, embeddings=recipe.what == "embeddings")
-    packed = (places.inputs[0] / shards.INDEX).exists()
+    packed = (places.inputs[0] / tar_format.INDEX).exists()
     wanted = 1 if packed else predictor.dates
     if len(places.inputs) != wanted:
         expected = "--input and --after" if wanted == 2 else "--input alone"
@@ -94,7 +99,7 @@ def main(recipe: Recipe, places: Places) -> int:
     return 0
 
 
-def load(weights: Path, where: launch.Launch, *, embeddings: bool) -> Predictor:
+def load(weights: Path, where: devices.Launch, *, embeddings: bool) -> Predictor:
     """The model of a checkpoint folder. Raises SettingError, SourceError."""
     if not weights.is_dir():
         raise SettingError(f"{weights}: holds no card; expected a checkpoint folder, which training writes")
@@ -127,20 +132,20 @@ def load(weights: Path, where: launch.Launch, *, embeddings: bool) -> Predictor:
 
 def of_scene(recipe: Recipe, predictor: Predictor, places: Places) -> None:
     """Predict on one raster, or on a pair of them. Raises SgdataError."""
-    stated = scenes.Stated(bands=recipe.bands, level=recipe.level or None, accept=recipe.accept)
+    stated = raster_input.Stated(bands=recipe.bands, level=recipe.level or None, accept=recipe.accept)
     with ExitStack() as stack:
         dates = [
-            stack.enter_context(scenes.opened(path, predictor.contract, predictor.how, stated))
+            stack.enter_context(raster_input.opened(path, predictor.contract, predictor.how, stated))
             for path in places.inputs
         ]
         grid = dates[0].grid
         if dates[-1].grid != grid:
             told = " and ".join(f"{date.grid.shape} at {date.grid.origin}" for date in dates)
             raise SettingError(f"--after covers other pixels than --input: {told}; warp one onto the other")
-        plan = mosaic.plan(grid.shape, px=predictor.ground_px, answer=predictor.answer, overlap=recipe.overlap)
-        rows = mosaic.blended(plan, partial(_read, dates), predictor.look, batch=recipe.batch)
+        plan = tiling.plan(grid.shape, px=predictor.ground_px, answer=predictor.answer, overlap=recipe.overlap)
+        rows = tiling.blended(plan, partial(_read, dates), predictor.look, batch=recipe.batch)
         rows = itertools.chain(rows, _closed(stack))
-        answers: Iterable[mosaic.Row] = progress.track(rows, label="rows of tiles", total=len(plan.rows))
+        answers: Iterable[tiling.Row] = progress.track(rows, label="rows of tiles", total=len(plan.rows))
         coarse = replace(grid, gsd_m=grid.gsd_m * plan.unit, shape=plan.cells)
         if predictor.task in SCENES:
             # An answer per patch is small: a whole Sentinel-2 tile has some thirty thousand of 64 px.
@@ -149,13 +154,13 @@ def of_scene(recipe: Recipe, predictor: Predictor, places: Places) -> None:
         write_maps(recipe, predictor, places, (coarse, plan.channels), answers)
 
 
-def _closed(stack: ExitStack) -> Iterator[mosaic.Row]:
+def _closed(stack: ExitStack) -> Iterator[tiling.Row]:
     """No row: the rasters close once they are read, so that their cache and that of the map never lie side by side."""
     stack.close()
     yield from ()
 
 
-def _read(dates: Sequence[scenes.Scene], row: int, rows: int) -> tuple[Array, Array]:
+def _read(dates: Sequence[raster_input.Scene], row: int, rows: int) -> tuple[Array, Array]:
     return _together([date.read(row, rows) for date in dates])
 
 
@@ -166,14 +171,14 @@ def _together(dates: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
 
 
 def write_maps(
-    recipe: Recipe, predictor: Predictor, places: Places, about: tuple[Grid, int], answers: Iterable[mosaic.Row]
+    recipe: Recipe, predictor: Predictor, places: Places, about: tuple[Grid, int], answers: Iterable[tiling.Row]
 ) -> None:
     """The answers as they are, where asked for or where several classes can be right, and the likeliest class; `about`
     is the grid of the map and how many answers each cell has."""
     (grid, channels), space = about, predictor.contract.label_space
     # Answers wait on disk: one raster is written at a time, and no map lies in memory.
     scratch = (places.out / ".classes", places.out / ".values")
-    tags = {"weights_sha256": files.sha256_file(places.weights / checkpoint.WEIGHTS), "label_space": space.name}
+    tags = {"weights_sha256": files.sha256_file(places.weights / checkpoint_folder.WEIGHTS), "label_space": space.name}
     as_they_are = recipe.what != "classes" or predictor.task == "multi-label"
     try:
         with scratch[0].open("wb") as classes, scratch[1].open("wb") as values:
@@ -191,13 +196,13 @@ def write_maps(
                     _put(answer, values)
         if as_they_are:
             names = space.names or tuple(f"feature {number}" for number in range(channels))
-            style = rasters.Style(descriptions=names, nodata=float("nan"), dtype="float32", tags=tags)
+            style = geotiff.Style(descriptions=names, nodata=float("nan"), dtype="float32", tags=tags)
             name = PROBABILITIES if space.ids else EMBEDDINGS
-            rasters.write_cog(places.out / name, grid, _blocks(scratch[1], grid, style), style=style)
+            geotiff.write_cog(places.out / name, grid, _blocks(scratch[1], grid, style), style=style)
         if space.ids and predictor.task != "multi-label":
-            style = rasters.Style(descriptions=("classes",), nodata=space.nothing, dtype="uint8", overviews="mode")
+            style = geotiff.Style(descriptions=("classes",), nodata=space.nothing, dtype="uint8", overviews="mode")
             style = replace(style, classes=legend(space), tags=tags)
-            rasters.write_cog(places.out / CLASSES, grid, _blocks(scratch[0], grid, style), style=style)
+            geotiff.write_cog(places.out / CLASSES, grid, _blocks(scratch[0], grid, style), style=style)
     except OSError as error:
         raise OutputError(f"{places.out}: cannot be written: {error.strerror or error}; choose another --out") from None
     finally:
@@ -211,7 +216,7 @@ def _put(rows: Array, scratch: BinaryIO) -> None:
         scratch.write(rows[:, line, col : col + BLOCK].tobytes())
 
 
-def _blocks(scratch: Path, grid: Grid, style: rasters.Style) -> Iterator[tuple[Window, Array]]:
+def _blocks(scratch: Path, grid: Grid, style: geotiff.Style) -> Iterator[tuple[Window, Array]]:
     """The map that lies in `scratch`, in the blocks of its raster: each is written once, where rows of tiles would cut
     through all of them."""
     (height, width), bands, size = grid.shape, len(style.descriptions), np.dtype(style.dtype).itemsize
@@ -241,7 +246,7 @@ def legend(space: LabelSpace) -> dict[int, tuple[str, str]]:
 # --- a row per patch -----------------------------------------------------------------------
 
 
-def _patches(predictor: Predictor, grid: Grid, px: int, rows: mosaic.Row) -> Iterator[dict[str, Any]]:
+def _patches(predictor: Predictor, grid: Grid, px: int, rows: tiling.Row) -> Iterator[dict[str, Any]]:
     """A row per patch of a scene in which something was seen; bounds in the scene's own CRS."""
     first, answer, seen = rows
     for i, j in np.argwhere(seen).tolist():
@@ -276,14 +281,14 @@ def of_shards(recipe: Recipe, predictor: Predictor, places: Places) -> None:
     """Predict on samples: a picture of classes each, or a row each. Raises SgdataError."""
     folder, space = places.inputs[0], predictor.contract.label_space
     stored = contracts.read(folder)
-    fit = scenes.fit(stored, predictor.contract, predictor.how, recipe.accept)
-    bounds = shards.read_index(folder).select(["key", "split", "west", "south", "east", "north"]).to_pylist()
+    fit = raster_input.fit(stored, predictor.contract, predictor.how, recipe.accept)
+    bounds = tar_format.read_index(folder).select(["key", "split", "west", "south", "east", "north"]).to_pylist()
     index, rows = {row["key"]: {**row, "crs": "EPSG:4326"} for row in bounds}, []
     members = ("image_before", "image_after") if predictor.dates == 2 else ("image",)
     for split in [recipe.split] if recipe.split else sorted(stored.splits):
-        source = batches.Samples(folder, split, members)
-        plan = batches.in_order(len(source), recipe.batch)
-        for batch in batches.load(source, plan, threads=1):
+        source = loader.Samples(folder, split, members)
+        plan = loader.in_order(len(source), recipe.batch)
+        for batch in loader.load(source, plan, threads=1):
             for key, answer, seen in _answers(recipe, predictor, batch, fit, stored):
                 if predictor.task in {"segmentation", "change"}:
                     _write_picture(space, places.out / "classes" / f"{key}.png", likeliest(space, answer, seen))
@@ -294,13 +299,13 @@ def of_shards(recipe: Recipe, predictor: Predictor, places: Places) -> None:
 
 
 def _answers(
-    recipe: Recipe, predictor: Predictor, batch: batches.Batch, fit: scenes.Fit, stored: Contract
+    recipe: Recipe, predictor: Predictor, batch: loader.Batch, fit: raster_input.Fit, stored: Contract
 ) -> Iterator[tuple[str, Array, Array]]:
     """(key, answer (K, h, w), seen (H, W)) of each sample of a batch."""
     if predictor.dates == 2:
         dates = [batch.arrays[name].numpy() for name in ("image_before", "image_after")]
     else:
-        dates = [lattice.image(batch.arrays, batch.extent, stored, torch.device("cpu")).numpy()]
+        dates = [upsample.image(batch.arrays, batch.extent, stored, torch.device("cpu")).numpy()]
     pixels, seen = [], []
     for number, (height, width) in enumerate(batch.extent.tolist()):
         parts = _together([fit.pixels(date[number, :, :height, :width]) for date in dates])
@@ -320,8 +325,8 @@ def _answers(
 def _whole(recipe: Recipe, predictor: Predictor, pixels: Array, seen: Array) -> Array:
     """A sample larger or smaller than the model's images, as a scene of its own."""
     shape = (seen.shape[0], seen.shape[1])
-    plan = mosaic.plan(shape, px=predictor.ground_px, answer=predictor.answer, overlap=recipe.overlap)
-    rows = mosaic.blended(
+    plan = tiling.plan(shape, px=predictor.ground_px, answer=predictor.answer, overlap=recipe.overlap)
+    rows = tiling.blended(
         plan, lambda row, n: (pixels[:, row : row + n], seen[row : row + n]), predictor.look, batch=recipe.batch
     )
     return np.concatenate([answer.copy() for _, answer, _ in rows], axis=1)

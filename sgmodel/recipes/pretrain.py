@@ -23,25 +23,11 @@ from torch import Tensor, nn
 from sgdata import files
 from sgdata.errors import SettingError
 from sgdata.types import Contract
-from sgmodel import (
-    augment,
-    batches,
-    cards,
-    command,
-    draws,
-    encoder,
-    fitting,
-    launch,
-    loop,
-    mae,
-    mixture,
-    normalise,
-    picking,
-    pictures,
-    ranks,
-    runs,
-    session,
-)
+from sgmodel import devices, distributed
+from sgmodel.checkpoints import cards, transfer
+from sgmodel.data import augment, band_selection, loader, mixture, normalise, seeded_random
+from sgmodel.models import encoder, mae
+from sgmodel.train import cli, figures, loop, run_folder, training
 
 SHOWN = 4
 
@@ -68,18 +54,18 @@ class Recipe:
     bands: tuple[str, ...]
     mask_ratio: float
     picture_every: int
-    training: session.TrainingRecipe
+    training: training.TrainingRecipe
     model: encoder.EncoderConfig
     decoder: mae.DecoderConfig
     objective: mae.Objective
     normalise: normalise.NormaliseRecipe
     augment: augment.AugmentRecipe
     accept: tuple[str, ...] = ()
-    tables: fitting.Tables = "interpolate"
+    tables: transfer.Tables = "interpolate"
     stages: tuple[Stage, ...] = ()
 
 
-Setting = session.Setting[Recipe]
+Setting = training.Setting[Recipe]
 
 
 def build(recipe: Recipe) -> mae.MaskedAutoencoder:
@@ -88,32 +74,32 @@ def build(recipe: Recipe) -> mae.MaskedAutoencoder:
     return mae.MaskedAutoencoder(encoder.Encoder(recipe.model), recipe.decoder, recipe.objective)
 
 
-def main(recipe: Recipe, places: command.Places) -> int:
-    """Train to the recipe's last step, or until stopped; 0 or `session.STOPPED`. Raises SgdataError."""
+def main(recipe: Recipe, places: cli.Places) -> int:
+    """Train to the recipe's last step, or until stopped; 0 or `training.STOPPED`. Raises SgdataError."""
     if recipe.stages:
         return progressive(recipe, places)
     source = _source(recipe, places)
-    setting = session.settle(recipe, source.contract, places)
+    setting = training.settle(recipe, source.contract, places)
     recipe, contract = setting.recipe, setting.contract
     check(recipe, contract)
     model = build(recipe)
     if places.weights is not None:
         cards.fill(model, places.weights, contract, setting.how, accept=recipe.accept, tables=recipe.tables)
     card = cards.of_run(model, contract, setting.how, recipe)
-    task = session.task(setting, model, source, partial(objective, setting), places, card=card)
+    task = training.task(setting, model, source, partial(objective, setting), places, card=card)
     if places.dry_run:
-        print(session.outlook(task))
+        print(training.outlook(task))
         return 0
     if task.total == 0:
         scores = evaluate(setting, model, _held_out(source, recipe))
-        if ranks.lead():
+        if distributed.lead():
             print(json.dumps({"mask_ratio": recipe.mask_ratio, **scores}))
         return 0
-    with files.only_writer(places.out, runs.METRICS) if ranks.lead() else nullcontext():
+    with files.only_writer(places.out, run_folder.METRICS) if distributed.lead() else nullcontext():
         return _train(setting, model, task, places)
 
 
-def progressive(recipe: Recipe, places: command.Places) -> int:
+def progressive(recipe: Recipe, places: cli.Places) -> int:
     """Stage after stage in folders `stage-1-<data>`, ... of `places.out`; a stage that is done is not trained again."""
     weights = places.weights
     for number, stage in enumerate(recipe.stages, 1):
@@ -132,70 +118,74 @@ def progressive(recipe: Recipe, places: command.Places) -> int:
         code = main(own, replace(places, shards=folder, named={stage.data: folder}, out=out, weights=weights))
         if code:
             return code
-        weights = None if places.dry_run else out / runs.LAST
+        weights = None if places.dry_run else out / run_folder.LAST
     return 0
 
 
-def _source(recipe: Recipe, places: command.Places) -> batches.Source:
+def _source(recipe: Recipe, places: cli.Places) -> loader.Source:
     """One data set, or several mixed as `training.mixture` says. Raises SettingError, SourceError."""
     own = replace(recipe.training, mixture={})
     if recipe.training.mixture:
-        sources = {name: session.samples(folder, own, ("image",)) for name, folder in places.named.items()}
+        sources = {name: training.samples(folder, own, ("image",)) for name, folder in places.named.items()}
         return mixture.Mixture(sources, recipe.training.mixture, recipe.bands, recipe.accept)
     if len(places.named) > 1:
         told = f"--shards gives {', '.join(places.named)}"
         raise SettingError(f"{told}: give one folder, or name shares in [training.mixture] of the recipe")
-    return session.samples(places.shards, own, ("image",))
+    return training.samples(places.shards, own, ("image",))
 
 
 def check(recipe: Recipe, contract: Contract) -> None:
     """Raises SettingError where the data cannot feed the model."""
-    picking.check_bands(recipe.model, contract)
+    band_selection.check_bands(recipe.model, contract)
     if recipe.picture_every < 1:
         raise SettingError(f"picture_every is {recipe.picture_every}: expected 1 or more steps")
     if recipe.augment.crop_area is None:
-        picking.check_size(recipe.model.image_px, contract, cropped=False)
+        band_selection.check_size(recipe.model.image_px, contract, cropped=False)
 
 
-def _train(setting: Setting, model: mae.MaskedAutoencoder, task: session.Task, places: command.Places) -> int:
+def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, places: cli.Places) -> int:
     recipe, held_out = setting.recipe, _held_out(task.source, setting.recipe)
     # Of one image; every rank computes its part of the batch.
     flops = model.flops(recipe.mask_ratio)
-    first = session.begin(task, recipe, places)
-    with runs.Log(places.out, first) as log:
-        for step in session.steps(task, first, places):
+    first = training.begin(task, recipe, places)
+    with run_folder.Log(places.out, first) as log:
+        for step in training.steps(task, first, places):
             done = step.index + 1
-            speed = launch.speed(setting.where, flops * step.images / ranks.world(), step.total_s)
+            speed = devices.speed(setting.where, flops * step.images / distributed.world(), step.total_s)
             log.step(step, every=recipe.training.log_every, last=done == task.total, speed=speed)
             if done % recipe.picture_every == 0 or done == task.total:
                 scores = evaluate(setting, model, held_out)
                 log.write(step.index, {f"val_{name}": value for name, value in scores.items()})
-                runs.keep_best(places.out, model, task.card, {"score": -scores["loss_token"], **scores}, by="score")
+                run_folder.keep_best(
+                    places.out, model, task.card, {"score": -scores["loss_token"], **scores}, by="score"
+                )
                 _show(setting, model, held_out, places.out / "pictures" / f"step-{done:06d}.png")
-    if not session.complete(task, places):
-        return session.STOPPED
-    runs.conclude(places.out, "Pretraining", task.card, {"steps": task.total, **evaluate(setting, model, held_out)})
+    if not training.complete(task, places):
+        return training.STOPPED
+    run_folder.conclude(
+        places.out, "Pretraining", task.card, {"steps": task.total, **evaluate(setting, model, held_out)}
+    )
     return 0
 
 
-def _held_out(source: batches.Source, recipe: Recipe) -> batches.Source:
+def _held_out(source: loader.Source, recipe: Recipe) -> loader.Source:
     """The split `val` beside `source`, or `source` itself where there is none; of a mixture that of each."""
     if isinstance(source, mixture.Mixture):
         each = {one.contract.dataset: _held_out_of(one) for one in source.sources}
         return mixture.Mixture(each, recipe.training.mixture, recipe.bands, recipe.accept)
-    return _held_out_of(source) if isinstance(source, batches.Samples) else source
+    return _held_out_of(source) if isinstance(source, loader.Samples) else source
 
 
-def _held_out_of(source: batches.Samples) -> batches.Samples:
-    return batches.Samples(source.folder, "val", ("image",)) if "val" in source.contract.splits else source
+def _held_out_of(source: loader.Samples) -> loader.Samples:
+    return loader.Samples(source.folder, "val", ("image",)) if "val" in source.contract.splits else source
 
 
-def objective(setting: Setting, forward: nn.Module, batch: batches.Batch) -> dict[str, Tensor]:
+def objective(setting: Setting, forward: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """The loss of a batch, its two terms, and the error of each band; crop, flips and mask are drawn per (seed,
     epoch, sample)."""
     recipe = setting.recipe
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=recipe.training.seed)
-    images = augment.images(session.pixels(setting, batch), geometry, recipe.model.image_px)
+    images = augment.images(training.pixels(setting, batch), geometry, recipe.model.image_px)
     noise = _noise(setting, batch)
     result: mae.Reconstruction = forward(images, noise=noise, ratio=recipe.mask_ratio)
     terms = {"loss": result.loss, "loss_token": result.loss_token, "loss_spectral": result.loss_spectral}
@@ -204,23 +194,25 @@ def objective(setting: Setting, forward: nn.Module, batch: batches.Batch) -> dic
     return terms | {f"loss_{name}": error for name, error in zip(recipe.bands, bands, strict=True)}
 
 
-def _noise(setting: Setting, batch: batches.Batch) -> Tensor:
+def _noise(setting: Setting, batch: loader.Batch) -> Tensor:
     device, tokens = setting.where.device, setting.recipe.model.tokens
     samples, epoch = (each.to(device, non_blocking=True) for each in (batch.samples, batch.epoch))
-    return draws.uniform(samples, tokens, seed=setting.recipe.training.seed, epoch=epoch, stream=draws.Stream.MASK)
+    return seeded_random.uniform(
+        samples, tokens, seed=setting.recipe.training.seed, epoch=epoch, stream=seeded_random.Stream.MASK
+    )
 
 
 # --- held-out samples ----------------------------------------------------------------------
 
 
-def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Source) -> dict[str, float]:
+def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source) -> dict[str, float]:
     """Mean squared error of removed tokens over the middle of each of `source`, beside two answers without a model:
     the mean of what is visible of the band in this image, and the nearest visible token of the same group."""
     config, settings = setting.recipe.model, setting.recipe.training
     # In portions that a device has room for, which the ranks share; with FSDP each pass needs all of them, so that
     # some portions come a second time, and do not count.
-    plan = list(batches.in_order(len(source), -(-settings.batch // settings.accumulate)))
-    turns = range(ranks.rank(), -(-len(plan) // ranks.world()) * ranks.world(), ranks.world())
+    plan = list(loader.in_order(len(source), -(-settings.batch // settings.accumulate)))
+    turns = range(distributed.rank(), -(-len(plan) // distributed.world()) * distributed.world(), distributed.world())
     sums = torch.zeros(3, dtype=torch.float64, device=setting.where.device)
     found = _reconstructions(setting, model, source, (plan[turn % len(plan)] for turn in turns))
     for turn, (images, result) in zip(turns, found, strict=True):
@@ -229,7 +221,7 @@ def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Sou
         errors = [result.loss_token, *(mae.token_loss(guess, target, result.mask) for guess in guesses)]
         sums += (turn < len(plan)) * len(images) * torch.stack(errors).double()
     names = ("loss_token", "loss_token_visible_mean", "loss_token_nearest")
-    return dict(zip(names, (ranks.mean(sums) * ranks.world() / len(source)).tolist(), strict=True))
+    return dict(zip(names, (distributed.mean(sums) * distributed.world() / len(source)).tolist(), strict=True))
 
 
 def visible_mean(target: Tensor, mask: Tensor, config: encoder.EncoderConfig) -> Tensor:
@@ -253,30 +245,30 @@ def nearest_visible(target: Tensor, mask: Tensor, config: encoder.EncoderConfig)
 
 
 def _reconstructions(
-    setting: Setting, model: mae.MaskedAutoencoder, source: batches.Source, plan: Iterator[batches.Places]
+    setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source, plan: Iterator[loader.Places]
 ) -> Iterator[tuple[Tensor, mae.Reconstruction]]:
     """The middle of the images of `plan`, masked as in epoch 0, and what the model makes of them."""
     with loop.evaluating(model):
-        for batch in batches.load(source, plan, threads=1):
+        for batch in loader.load(source, plan, threads=1):
             middle = augment.centre(batch.extent, setting.recipe.model.image_px)
-            images = augment.images(session.pixels(setting, batch), middle, setting.recipe.model.image_px)
+            images = augment.images(training.pixels(setting, batch), middle, setting.recipe.model.image_px)
             with setting.where.autocast():
                 result = model(images, noise=_noise(setting, batch), ratio=setting.recipe.mask_ratio)
             yield images, result
 
 
-def _show(setting: Setting, model: mae.MaskedAutoencoder, source: batches.Source, path: Path) -> None:
+def _show(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source, path: Path) -> None:
     """A picture of the first samples of `source`: true, masked, predicted, and the error of every band."""
-    config, bands = setting.recipe.model, pictures.true_colour(setting.contract)
-    plan = itertools.islice(batches.in_order(len(source), SHOWN), 1)
+    config, bands = setting.recipe.model, figures.true_colour(setting.contract)
+    plan = itertools.islice(loader.in_order(len(source), SHOWN), 1)
     for images, result in _reconstructions(setting, model, source, plan):
         predicted = mae.unpatchify(result.pred.float(), config)
         removed = mae.unpatchify(result.mask[..., None].expand_as(result.pred), config)
         rows = zip(images, predicted, removed, strict=True)
-        if not ranks.lead():
+        if not distributed.lead():
             continue
-        pictures.write(path, [pictures.reconstruction(*row, bands) for row in rows])
+        figures.write(path, [figures.reconstruction(*row, bands) for row in rows])
 
 
 if __name__ == "__main__":
-    command.run("pretrain", Recipe, main)
+    cli.run("pretrain", Recipe, main)

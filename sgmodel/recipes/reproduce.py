@@ -17,11 +17,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sgdata import catalog, contracts, files, page, pool
+from sgdata import catalog, files, pool
 from sgdata.errors import SettingError, SgdataError
-from sgdata.show import ledger as shown
-from sgmodel import campaign, ledger
-from sgmodel.campaign import Places, Recipe, Run
+from sgdata.pages import html
+from sgdata.pages import ledger as shown
+from sgdata.shards import contracts
+from sgmodel.ledger import experiments, report
+from sgmodel.ledger.experiments import Places, Recipe, Run
 
 INCOMPLETE = 3
 TIMINGS = "timings.jsonl"
@@ -32,7 +34,7 @@ def main(recipe: Recipe, places: Places, *, workers: int = 1, cluster: str | Non
 
     The runs are made by `workers` processes here, or by those of the Dask scheduler `cluster`, one at a time each.
     """
-    campaign.check(recipe)
+    experiments.check(recipe)
     with files.only_writer(places.out):
         failed = perform(wanted(recipe, places), places.out, workers, cluster)
         write(recipe, places)
@@ -42,7 +44,7 @@ def main(recipe: Recipe, places: Places, *, workers: int = 1, cluster: str | Non
 def wanted(recipe: Recipe, places: Places) -> list[Run]:
     """The runs of all rows that have their data and weights, each once, those first whose weights others take."""
     rows = [(table, row) for table in recipe.tables for row in table.rows]
-    made = [campaign.runs(recipe, *each, places) for each in rows if campaign.wanting(*each, places) is None]
+    made = [experiments.runs(recipe, *each, places) for each in rows if experiments.wanting(*each, places) is None]
     return list({run.folder: run for runs in made for last in runs for run in last.chain}.values())
 
 
@@ -55,7 +57,7 @@ def perform(runs: Sequence[Run], out: Path, workers: int, cluster: str | None) -
         missing = [run for run in missing if run not in wave]
         # A worker needs nothing of the runs before, which it does not make.
         bare = [replace(run, after=None) for run in wave]
-        made = pool.run(campaign.make, bare, workers=workers, cluster=cluster)
+        made = pool.run(experiments.make, bare, workers=workers, cluster=cluster)
         for run, (seconds, error) in zip(wave, made, strict=True):
             print(f"{run.folder.name}: {error or f'{seconds:.0f} s'}", file=sys.stderr, flush=True)
             failed += [run.folder.name] * bool(error)
@@ -66,13 +68,13 @@ def perform(runs: Sequence[Run], out: Path, workers: int, cluster: str | None) -
 
 def write(recipe: Recipe, places: Places) -> Path:
     """`ledger.json`, `ledger.md` and `page/index.html` in the folder of the ledger; returns the JSON."""
-    tables = [ledger.table(recipe, table, places) for table in recipe.tables]
+    tables = [report.table(recipe, table, places) for table in recipe.tables]
     document = files.plain({"title": recipe.title, "tables": tables})
     files.write(places.out / "ledger.json", files.pretty_json(document))
     files.write(places.out / "ledger.md", shown.markdown(document).encode())
     intro = "Figures measured here beside those published, each from run folders that repeat. No run, no number. "
     intro += shown.INTERVAL
-    page.write(places.out / "page" / "index.html", title=recipe.title, intro=intro, blocks=shown.blocks(document))
+    html.write(places.out / "page" / "index.html", title=recipe.title, intro=intro, blocks=shown.blocks(document))
     return places.out / "ledger.json"
 
 
@@ -81,7 +83,7 @@ def write(recipe: Recipe, places: Places) -> Path:
 
 def plan(recipe: Recipe, places: Places, workers: int = 1) -> Iterator[str]:
     """A line per row: what is missing, how many steps, how long. Runs that several rows share count once."""
-    campaign.check(recipe)
+    experiments.check(recipe)
     counted: set[Path] = set()
     total = here = 0.0
     for table in recipe.tables:
@@ -89,13 +91,13 @@ def plan(recipe: Recipe, places: Places, workers: int = 1) -> Iterator[str]:
         for row in table.rows:
             left = {
                 run.folder: run
-                for last in campaign.runs(recipe, table, row, places)
+                for last in experiments.runs(recipe, table, row, places)
                 for run in last.chain
                 if not run.done and run.folder not in counted
             }
-            works = [campaign.work(run, recipe, places) for run in left.values()]
+            works = [experiments.work(run, recipe, places) for run in left.values()]
             hours = sum(recipe.start_s + work.flops / recipe.flops_per_s for work in works) / 3600
-            lacking = campaign.wanting(table, row, places)
+            lacking = experiments.wanting(table, row, places)
             told = f"{len(left)} runs, {sum(work.steps for work in works):,} steps, {_spoken(hours)}"
             largest = f", up to {max(work.parameters for work in works):,} parameters" if works else ""
             yield f"  {row.name} ({row.start}): {told}{largest}{f'; not to be run: {lacking}' if lacking else ''}"

@@ -22,31 +22,34 @@ from torch.nn import functional
 
 from sgdata.errors import SettingError
 from sgdata.types import Contract
-from sgmodel import augment, batches, command, downstream, loop, metrics, models, picking, pictures, ranks, session
+from sgmodel import distributed
+from sgmodel.data import augment, band_selection, loader
+from sgmodel.models import factory
+from sgmodel.train import cli, figures, finetune, loop, metrics, training
 
 SHOWN = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(downstream.Recipe):
+class Recipe(finetune.Recipe):
     """Everything that changes the numbers of a segmentation run; `smoothing` is that of the labels."""
 
     smoothing: float = 0.0
 
 
-Setting = session.Setting[Recipe]
+Setting = training.Setting[Recipe]
 
 
-def main(recipe: Recipe, places: command.Places) -> int:
-    """Train to the recipe's last step, or until stopped, then score; 0 or `session.STOPPED`. Raises SgdataError."""
-    source = session.samples(places.shards, recipe.training, ("image", "mask"))
-    held_out = batches.Samples(places.shards, recipe.val_split, ("image", "mask"))
+def main(recipe: Recipe, places: cli.Places) -> int:
+    """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
+    source = training.samples(places.shards, recipe.training, ("image", "mask"))
+    held_out = loader.Samples(places.shards, recipe.val_split, ("image", "mask"))
     check(recipe, source.contract)
-    setting = session.settle(recipe, source.contract, places)
+    setting = training.settle(recipe, source.contract, places)
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
-    make = partial(models.segmenter, recipe.model, bands=len(recipe.bands), classes=setting.classes)
-    model = downstream.start(setting, make, places.weights)
-    task = downstream.task(setting, model, source, partial(objective, setting), places)
+    make = partial(factory.segmenter, recipe.model, bands=len(recipe.bands), classes=setting.classes)
+    model = finetune.start(setting, make, places.weights)
+    task = finetune.task(setting, model, source, partial(objective, setting), places)
 
     def scores(final: bool) -> dict[str, Any]:
         counts = evaluate(setting, model, held_out)
@@ -56,8 +59,8 @@ def main(recipe: Recipe, places: command.Places) -> int:
         _show(setting, model, held_out, places.out / "pictures" / f"step-{task.total:06d}.png")
         return results(counts, most_frequent(source, setting.ignore), setting.contract)
 
-    scoring = downstream.Scoring(title="Segmentation", by="miou", held_out=held_out, figures=scores)
-    return downstream.train(setting, task, scoring, places)
+    scoring = finetune.Scoring(title="Segmentation", by="miou", held_out=held_out, figures=scores)
+    return finetune.train(setting, task, scoring, places)
 
 
 def check(recipe: Recipe, contract: Contract) -> None:
@@ -66,16 +69,16 @@ def check(recipe: Recipe, contract: Contract) -> None:
     if space.task != "segmentation" or space.ids != tuple(range(len(space.ids))):
         told = f"task '{space.task}', ids {list(space.ids)}"
         raise SettingError(f"label space '{space.name}': {told}; expected task 'segmentation' and ids 0, 1, 2, ...")
-    downstream.check_sizes(recipe.model.px, contract)
+    finetune.check_sizes(recipe.model.px, contract)
     if recipe.model.px:
-        picking.check_size(recipe.model.px, contract, cropped=recipe.augment.crop_area is not None)
+        band_selection.check_size(recipe.model.px, contract, cropped=recipe.augment.crop_area is not None)
 
 
-def objective(setting: Setting, model: nn.Module, batch: batches.Batch) -> dict[str, Tensor]:
+def objective(setting: Setting, model: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """Cross-entropy over the labelled pixels of a batch."""
     recipe = setting.recipe.augment
     geometry = augment.draw(recipe, batch.samples, batch.epoch, batch.extent, seed=setting.recipe.training.seed)
-    images, target = _inputs(setting, batch, geometry, downstream.px(setting, batch))
+    images, target = _inputs(setting, batch, geometry, finetune.px(setting, batch))
     # A sum over a count that is at least 1: a batch without one labelled pixel is no fault.
     logits = model(images).float()
     total = functional.cross_entropy(
@@ -85,34 +88,34 @@ def objective(setting: Setting, model: nn.Module, batch: batches.Batch) -> dict[
     return {"loss": total / labelled.clamp(min=1), loop.WEIGHT: labelled / target[0].numel()}
 
 
-def _inputs(setting: Setting, batch: batches.Batch, geometry: augment.Geometry, size: int) -> tuple[Tensor, Tensor]:
+def _inputs(setting: Setting, batch: loader.Batch, geometry: augment.Geometry, size: int) -> tuple[Tensor, Tensor]:
     """Normalised images (N, C, S, S) and targets (N, S, S) int64 for S = `size`, both moved by `geometry`."""
-    target = downstream.labels(setting, batch).to(setting.where.device, non_blocking=True)
-    images = augment.images(session.pixels(setting, batch), geometry, size)
+    target = finetune.labels(setting, batch).to(setting.where.device, non_blocking=True)
+    images = augment.images(training.pixels(setting, batch), geometry, size)
     return images, augment.masks(target, geometry, size).long()
 
 
 # --- scoring -------------------------------------------------------------------------------
 
 
-def evaluate(setting: Setting, model: nn.Module, source: batches.Samples) -> Tensor:
+def evaluate(setting: Setting, model: nn.Module, source: loader.Samples) -> Tensor:
     """The confusion matrices (N, K, K) over every pixel of each sample of `source`."""
     count = partial(metrics.confusion, classes=setting.classes, ignore=setting.ignore)
     # One matrix per sample: intervals draw samples again, not pixels, which are no independent witnesses.
     found = []
     with loop.evaluating(model):
-        for batch in batches.load(source, batches.in_order(len(source), setting.recipe.training.batch), threads=1):
+        for batch in loader.load(source, loader.in_order(len(source), setting.recipe.training.batch), threads=1):
             _, target, predicted = predict(setting, model, batch)
             found += [count(guess, truth) for guess, truth in zip(predicted, target, strict=True)]
     return torch.stack(found)
 
 
-def predict(setting: Setting, model: nn.Module, batch: batches.Batch) -> tuple[Tensor, Tensor, Tensor]:
+def predict(setting: Setting, model: nn.Module, batch: loader.Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised images (N, C, S, S), targets and predicted classes (N, S, S) of a batch as it lies in the shards."""
     size = int(batch.extent.max())
     images, target = _inputs(setting, batch, augment.centre(batch.extent, size), size)
     with setting.where.autocast():
-        return images, target, untiled(model(tiled(images, downstream.px(setting, batch))).argmax(dim=1), size)
+        return images, target, untiled(model(tiled(images, finetune.px(setting, batch))).argmax(dim=1), size)
 
 
 def tiled(images: Tensor, px: int) -> Tensor:
@@ -130,7 +133,7 @@ def untiled(maps: Tensor, size: int) -> Tensor:
     return maps.reshape(-1, side, side, px, px).permute(0, 1, 3, 2, 4).reshape(-1, size, size)
 
 
-def most_frequent(source: batches.Samples, ignore: int) -> int:
+def most_frequent(source: loader.Samples, ignore: int) -> int:
     """The class with the most pixels in `source`."""
     counts = torch.zeros(256, dtype=torch.int64)
     for sample in range(len(source)):
@@ -164,19 +167,19 @@ def results(counts: Tensor, majority: int, contract: Contract) -> dict[str, Any]
     }
 
 
-def _show(setting: Setting, model: nn.Module, source: batches.Samples, path: Path) -> None:
+def _show(setting: Setting, model: nn.Module, source: loader.Samples, path: Path) -> None:
     """A picture of samples spread over `source`: true colour, labels, prediction."""
-    bands, colours = pictures.true_colour(setting.contract), setting.contract.label_space.colours
+    bands, colours = figures.true_colour(setting.contract), setting.contract.label_space.colours
     step = max(1, len(source) // SHOWN)
-    plan = itertools.islice(batches.in_order(len(source), 1), 0, SHOWN * step, step)
+    plan = itertools.islice(loader.in_order(len(source), 1), 0, SHOWN * step, step)
     rows = []
     with loop.evaluating(model):
-        for batch in batches.load(source, plan, threads=1):
+        for batch in loader.load(source, plan, threads=1):
             images, target, predicted = predict(setting, model, batch)
-            rows.append(pictures.segmentation(images[0, bands], target[0], predicted[0], colours))
-    if ranks.lead():
-        pictures.write(path, rows)
+            rows.append(figures.segmentation(images[0, bands], target[0], predicted[0], colours))
+    if distributed.lead():
+        figures.write(path, rows)
 
 
 if __name__ == "__main__":
-    command.run("segment", Recipe, main)
+    cli.run("segment", Recipe, main)

@@ -21,9 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import composite_reference
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, composite, files, grid, observe, pool, rasters, stac
-from sgdata.areas import Area
-from sgdata.datasets import segmunich
+from sgdata import catalog, files, pool
+from sgdata.builds import pipeline
+from sgdata.composite import rules
+from sgdata.composite import tiles as composite_tiles
+from sgdata.rasters import geotiff, grid
+from sgdata.scenes import search
+from sgdata.scenes.aoi import Area
 from sgdata.sentinel2 import BAND
 from sgdata.types import Array, Grid
 
@@ -51,8 +55,8 @@ def archive(folder: Path) -> Path:
     return wrap(folder, scenes)
 
 
-def recipe(method: composite.Method) -> segmunich.BuildRecipe:
-    published = files.read(segmunich.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+def recipe(method: rules.Method) -> pipeline.BuildRecipe:
+    published = files.read(pipeline.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
     return replace(
         published,
         bands=BANDS,
@@ -63,16 +67,18 @@ def recipe(method: composite.Method) -> segmunich.BuildRecipe:
     )
 
 
-def ours(folder: Path, method: composite.Method) -> Array:
+def ours(folder: Path, method: rules.Method) -> Array:
     """From the catalogue to the composite in memory, in one process."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        places = segmunich.Places(out=Path(scratch), stac=str(folder / "a"))
+        places = pipeline.Places(out=Path(scratch), stac=str(folder / "a"))
         settings = recipe(method)
-        settled, scenes = segmunich.fetch(settings, segmunich.plan(settings, places), places)
-        job = segmunich.job(settings, settled, scenes, places)
+        settled, scenes = pipeline.fetch(settings, pipeline.plan(settings, places), places)
+        job = pipeline.job(settings, settled, scenes, places)
         image = np.empty((len(BANDS), SIDE, SIDE), np.uint16)
-        windows = list(grid.tiles(LATTICE.shape, *observe.tile_shape(job, places.tile_px)))
-        tiles = pool.run(partial(observe.composite_tile, job), windows, workers=1, threads=observe.THREADS)
+        windows = list(grid.tiles(LATTICE.shape, *composite_tiles.tile_shape(job, places.tile_px)))
+        tiles = pool.run(
+            partial(composite_tiles.composite_tile, job), windows, workers=1, threads=composite_tiles.THREADS
+        )
         for window, tile in zip(windows, tiles, strict=True):
             image[(slice(None), *window.slices)] = np.load(tile, mmap_mode="r")[: len(BANDS)]
     return image
@@ -82,7 +88,7 @@ def decoded(folder: Path) -> int:
     """Every block of every file through GDAL, nothing kept."""
     total = 0
     for path in sorted((folder / "a").rglob("*.tif")):
-        with rasters.opened(str(path)) as dataset:
+        with geotiff.opened(str(path)) as dataset:
             for _, window in dataset.block_windows(1):
                 total += dataset.read(1, window=window).size
     return total
@@ -94,7 +100,7 @@ def odc(folder: Path) -> Array:
     import pystac
 
     items = list(pystac.Catalog.from_file(str(folder / "a" / "catalog.json")).get_items(recursive=True))
-    keys = [stac.asset_keys()["earth-search"][band] for band in BANDS]
+    keys = [search.asset_keys()["earth-search"][band] for band in BANDS]
     west, south, east, north = LATTICE.bounds
     data = odc.stac.load(
         items,
@@ -196,11 +202,11 @@ def alone(folder: Path, side: int, first_year: str) -> str:
         area=Area(grid=replace(LATTICE, shape=(side, side))),
     )
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        places = segmunich.Places(out=Path(scratch), stac=str(folder / "a"))
+        places = pipeline.Places(out=Path(scratch), stac=str(folder / "a"))
 
         def build() -> None:
-            settled, scenes = segmunich.fetch(settings, segmunich.plan(settings, places), places)
-            segmunich.render(settings, settled, scenes, places, Path(scratch))
+            settled, scenes = pipeline.fetch(settings, pipeline.plan(settings, places), places)
+            pipeline.render(settings, settled, scenes, places, Path(scratch))
 
         seconds = timed(build)
     # Not ru_maxrss: that goes on from the process that started this one.
@@ -212,8 +218,8 @@ def medoid_kernel() -> str:
     rng = np.random.Generator(np.random.Philox(key=1))
     looked = rng.integers(1, 5000, (DATES, 6, 512, 512)).astype(np.uint16)
     usable = rng.random((DATES, 512, 512)) < 0.7
-    composite.medoid(looked, usable)  # compiles
-    fast = statistics.median(timed(lambda: composite.medoid(looked, usable)) for _ in range(REPEATS))
+    rules.medoid(looked, usable)  # compiles
+    fast = statistics.median(timed(lambda: rules.medoid(looked, usable)) for _ in range(REPEATS))
     slow = timed(lambda: composite_reference.medoid(looked, usable))
     return f"{slow / fast:.0f}x ({fast:.2f} s against {slow:.2f} s, 512 px square)"
 

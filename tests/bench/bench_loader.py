@@ -17,22 +17,22 @@ import bench_shards
 import numpy as np
 import torch
 
-from sgdata import shards
-from sgmodel import batches
+from sgdata.shards import tar_format
+from sgmodel.data import loader
 
 SAMPLES, BATCH, REPEATS = 1024, 64, 5
 EPOCHS = 4  # of ours in a pass: its buffers are made once a run, which is not once in a thousand samples
 MEMBERS = ("image_10m", "image_20m", "image_60m")
 
 
-def opened(folder: Path) -> batches.Samples:
-    return batches.Samples(folder, "all", ("image",))
+def opened(folder: Path) -> loader.Samples:
+    return loader.Samples(folder, "all", ("image",))
 
 
-def ours(source: batches.Samples, threads: int, rank: int = 0, world: int = 1) -> int:
+def ours(source: loader.Samples, threads: int, rank: int = 0, world: int = 1) -> int:
     plan = source.stream(BATCH * world, seed=1, first=0, last=EPOCHS * SAMPLES // BATCH // world)
-    mine = (batches.share(places, rank=rank, world=world) for places in plan)
-    return sum(len(batch.arrays["image_10m"]) for batch in batches.load(source, mine, threads=threads))
+    mine = (loader.share(places, rank=rank, world=world) for places in plan)
+    return sum(len(batch.arrays["image_10m"]) for batch in loader.load(source, mine, threads=threads))
 
 
 def one_of_two(job: tuple[Path, int]) -> float:
@@ -46,7 +46,7 @@ def webdataset(folder: Path) -> int:
     import webdataset
 
     tars = [str(path) for path in sorted(folder.glob("*.tar"))]
-    data: Any = webdataset.WebDataset(tars, shardshuffle=False).shuffle(256).decode(shards.decode_member)
+    data: Any = webdataset.WebDataset(tars, shardshuffle=False).shuffle(256).decode(tar_format.decode_member)
     data = data.map(lambda sample: tuple(sample[f"{name}.blosc"] for name in MEMBERS))
     data = data.batched(BATCH, collation_fn=lambda batch: [torch.from_numpy(np.stack(each)) for each in zip(*batch)])  # noqa: B905
     return sum(len(batch[0]) for batch in data)

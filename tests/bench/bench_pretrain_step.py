@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sgmodel import encoder, mae
+from sgmodel.models import encoder, mae
 
 BATCH, RATIO, STEPS = 8, 0.9, 2
 

@@ -24,7 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import synthetic
 
-from sgdata import listing, packing, shards
+from sgdata.packing import pack as packing
+from sgdata.packing import select
+from sgdata.shards import tar_format
 from sgdata.types import Array
 
 PATCHES, OF_PEER, REPEATS = 1000, 100, 3
@@ -97,7 +99,7 @@ def peer(folder: Path, out: Path) -> int:
 
 
 def pack(folder: Path, out: Path, layout: str, workers: int = 1, effort: str = "quick") -> int:
-    recipe = replace(listing.recipe_for("bigearthnet"), edition="v1", layout=layout, effort=effort)  # type: ignore[arg-type]
+    recipe = replace(select.recipe_for("bigearthnet"), edition="v1", layout=layout, effort=effort)  # type: ignore[arg-type]
     packing.pack("bigearthnet", source=folder, out=out, recipe=recipe, workers=workers)
     return sum(path.stat().st_size for path in out.glob("*.tar"))
 
@@ -153,7 +155,7 @@ def archive(count: int) -> None:
         size = pack(path, Path(place) / "out", "resampled", workers=2)
         told.append(f"packed in {time.perf_counter() - start:.0f} s, {size / 1e6:,.0f} MB")
         start = time.perf_counter()
-        read = sum(1 for _ in shards.samples(Path(place) / "out"))
+        read = sum(1 for _ in tar_format.samples(Path(place) / "out"))
         told.append(f"{read} read in {time.perf_counter() - start:.0f} s")
         print("; ".join(told))
 

@@ -16,19 +16,21 @@ from typing import get_args
 import numpy as np
 import rasterio
 
-from sgdata import catalog, composite, files, lock
-from sgdata.areas import Area
-from sgdata.datasets import segmunich
-from sgdata.simulate import archive as archives
-from sgdata.simulate import score
+from sgdata import catalog, files
+from sgdata.builds import pipeline
+from sgdata.composite import rules
+from sgdata.scenes import lock
+from sgdata.scenes.aoi import Area
+from sgdata.simulation import archive as archives
+from sgdata.simulation import score
 from sgdata.types import Array
 
 SIZE_KM, DATES, SEED = 4.0, 12, 7
 MASKS = {"cloud and shadow": score.CLOUD | score.SHADOW, "and thin cloud, haze, snow": 255}
 
 
-def recipe(archive: Path) -> segmunich.BuildRecipe:
-    published = files.read(segmunich.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+def recipe(archive: Path) -> pipeline.BuildRecipe:
+    published = files.read(pipeline.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
     return replace(published, dates="2019-04-01/2020-03-31", area=Area(aoi=str(archive / "aoi.geojson")))
 
 
@@ -43,19 +45,19 @@ def true_masks(archive: Path, folder: Path, bits: int) -> Path:
     return folder
 
 
-def built(settings: segmunich.BuildRecipe, places: segmunich.Places, name: str) -> tuple[lock.Lock, Array, Array]:
+def built(settings: pipeline.BuildRecipe, places: pipeline.Places, name: str) -> tuple[lock.Lock, Array, Array]:
     """The settled lock, the image and the index of the chosen items; labels and patches are left out."""
-    settled, scenes = segmunich.fetch(settings, segmunich.plan(settings, places), places)
-    segmunich.render(settings, settled, scenes, places, places.out / name)
+    settled, scenes = pipeline.fetch(settings, pipeline.plan(settings, places), places)
+    pipeline.render(settings, settled, scenes, places, places.out / name)
     return settled, *(score.read(places.out / name / file) for file in ("image.tif", "provenance.tif"))
 
 
 def figures(archive: Path, scratch: Path) -> Iterator[tuple[str, str, str, str]]:
-    base, places = recipe(archive), segmunich.Places(out=scratch, stac=str(archive), osm="none")
+    base, places = recipe(archive), pipeline.Places(out=scratch, stac=str(archive), osm="none")
     truth = score.true_median(archive, base.bands)
     settled = None
     true = {words: true_masks(archive, scratch / f"masks-{bits}", bits) for words, bits in MASKS.items()}
-    for method in get_args(composite.Method):
+    for method in get_args(rules.Method):
         ours = replace(base, composite=replace(base.composite, method=method))
         settled, image, provenance = built(ours, places, method)
         ids = [item.scene.id for item in settled.items]

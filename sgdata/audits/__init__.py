@@ -1,0 +1,1 @@
+"""Audit a dataset: leaks between splits, duplicates, broken bands, missing classes."""

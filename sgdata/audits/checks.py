@@ -1,0 +1,393 @@
+"""From facts about every sample to the findings of an audit. Pure: pixels were looked at before, in `auditor`.
+
+A finding is a defect that a user of the data would want to know of before training, and that no clean dataset of
+the kind shows; where the samples are too few or lack what a check needs, it says so in place of passing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from sgdata.audits import duplicates, proximity
+from sgdata.audits.findings import SHOWN, Check, Kind, Report, State
+from sgdata.audits.proximity import Spot
+from sgdata.shards import band_check
+from sgdata.types import Array, Contract
+
+# A 60 m pixel spread over 10 m ones reaches 60 m to either side: nearer samples are made of the same measurements.
+REACH_M = 120.0
+# One class in a hundred is missing from a part by chance once in twenty times if three samples of it are expected.
+EXPECTED = 3.0
+# A sample or two may show calm water in one band; a band that is flat in one of twenty is broken.
+DEAD_SHARE = 0.05
+# Snow, cloud and desert have no dark pixel either, but are rarely a third of a dataset.
+RAISED, SUSPECT = 0.3, 0.1
+DARK_SHARE = 0.005
+SHARED_MARKS = 2
+CLIPPED_SHARE = 0.05
+SATURATED_SHARE = 0.01
+UNMAPPED_SHARE = 0.5
+LABEL_GAP_DAYS = 365
+ORDER_MARGIN = 0.1
+# Of the first two the first goes with the third from pixel to pixel: B8A has the pixels of B07, B04 is next to B05. In
+# tiles of eight real scenes so many samples say so: 0.94 to 1 (of one 0.73), and 0.56 to 1 (of a hazy coast 0.16).
+NEARER = (("B8A", "B08", "B07"), ("B04", "B02", "B05"))
+VOTES, RARE_VOTES = 0.25, 0.05
+# Pixels of leaves that a verdict needs, and the least share of them that is green: of real patches 0.7 to 1, one of
+# December 0.35; with the two bands changed it is what is left of one.
+LEAVES, RED_LEAVES = 2_000, 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What one sample comes to. `look` is empty where there is nothing to see, `classes` counts pixels (1 per label)
+    with the ignored ones among them, `dark` is the largest share, over bands, of values under reflectance 0.1; `marks`
+    are its `duplicates.marks`, `nearer` its votes on the pairs of NEARER (None: undecided).
+    """
+
+    key: str
+    split: str
+    pixels: str
+    turned: str
+    look: bytes
+    spot: Spot | None
+    date: str | None
+    classes: dict[int, int]
+    dark: float
+    dead: tuple[str, ...]
+    marks: bytes
+    nearer: tuple[bool | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Sums over all samples, each (B,) int64: valid values, their sum, how many are 1, saturated, equal to the right
+    neighbour, of how many pairs; and the least and the greatest value. `leaves` (2,): pixels with the near infrared of
+    leaves, and those of them that are greener than red.
+    """
+
+    count: Array
+    total: Array
+    ones: Array
+    saturated: Array
+    equal: Array
+    pairs: Array
+    leaves: Array
+    low: Array
+    high: Array
+
+    def __add__(self, other: Totals) -> Totals:
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        return Totals(**sums | {"low": np.minimum(self.low, other.low), "high": np.maximum(self.high, other.high)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Days:
+    """ISO days: the first and last image, and the state of the labels."""
+
+    first: str
+    last: str
+    labels: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Everything that the checks look at. `unread`: (key or file, reason)."""
+
+    kind: Kind
+    contract: Contract
+    facts: tuple[Facts, ...]
+    totals: Totals
+    unread: tuple[tuple[str, str], ...] = ()
+    days: Days | None = None
+
+    @property
+    def splits(self) -> dict[str, list[Facts]]:
+        """The samples by split, train first."""
+        held: dict[str, list[Facts]] = defaultdict(list)
+        for each in self.facts:
+            held[each.split].append(each)
+        return dict(sorted(held.items(), key=lambda part: (part[0] != "train", part[0])))
+
+
+def judge(evidence: Evidence) -> Report:
+    """Every check, in a fixed order."""
+    checks = (
+        readable(evidence),
+        *ground(evidence),
+        *copies(evidence),
+        cropped(evidence),
+        coverage(evidence),
+        unmapped(evidence),
+        dead(evidence),
+        order(evidence),
+        level(evidence),
+        offset(evidence),
+        saturation(evidence),
+        label_date(evidence),
+    )
+    found = sum(check.state == "finding" for check in checks)
+    subject = f"{evidence.contract.dataset} {evidence.contract.version}"
+    return Report(subject=subject, kind=evidence.kind, samples=len(evidence.facts), checks=checks, findings=found)
+
+
+def readable(evidence: Evidence) -> Check:
+    """Files that cannot be used."""
+    told = "; ".join(f"{name}: {reason}" for name, reason in evidence.unread[:3]) or "every sample can be read"
+    names = [name for name, _ in evidence.unread]
+    return _check("readable", bool(names), told, {"unread": len(names)}, names)
+
+
+# --- leaks between splits ------------------------------------------------------------------
+
+
+def ground(evidence: Evidence) -> tuple[Check, ...]:
+    """Shared pixels, the same place on another date, and the distance between splits."""
+    names = ("shared pixels", "same place, other date", "distance between splits")
+    placed = {split: _places(held) for split, held in evidence.splits.items()}
+    if len(placed) < 2 or not all(placed.values()):
+        state: State = "not applicable" if len(placed) < 2 else "undecided"
+        why = "there is one split only" if len(placed) < 2 else "not every split has coordinates"
+        return tuple(_check(name, state, why) for name in names)
+    hit: dict[str, set[str]] = {name: set() for name in names}
+    figures: dict[str, dict[str, float]] = {}
+    for (one, a), (other, b) in combinations(placed.items(), 2):
+        met = proximity.meeting(*(proximity.columns([spot for spot, _ in places]) for places in (a, b)))
+        days, keys = ([day for _, day in a], [day for _, day in b]), list(b.values())
+        for i, j in met.shared.tolist():
+            # Unknown days are taken for the same: that the pixels differ would have to be shown.
+            same = days[0][i] == days[1][j] or None in (days[0][i], days[1][j])
+            hit[names[0 if same else 1]].update(keys[j])
+        for j in np.flatnonzero(met.nearest_m < REACH_M).tolist():
+            hit[names[2]].update(keys[j])
+        middle, least = float(np.median(met.nearest_m)), float(met.nearest_m.min())
+        figures[f"{one} to {other}"] = {"nearest_m": round(least, 1), "median_m": round(middle, 1)}
+    told = (
+        "samples share ground, of the same day or of unknown ones, with another split",
+        "samples show ground that another split shows on another day",
+        f"samples lie within {REACH_M:.0f} m of another split, as far as a resampled 60 m pixel reaches",
+    )
+    return tuple(
+        _found(name, sorted(hit[name]), words, {} if name != names[2] else figures)
+        for name, words in zip(names, told, strict=True)
+    )
+
+
+def _places(held: Iterable[Facts]) -> dict[tuple[Spot, str | None], list[str]]:
+    """Keys of the samples at each place and day: a place with a hundred samples is compared once."""
+    places: dict[tuple[Spot, str | None], list[str]] = defaultdict(list)
+    for facts in held:
+        if facts.spot:
+            places[facts.spot, facts.date].append(facts.key)
+    return dict(places)
+
+
+def copies(evidence: Evidence) -> tuple[Check, ...]:
+    """Samples of equal pixels, of equal pixels turned or mirrored, and of nearly equal ones."""
+    exact, turned = defaultdict(list), defaultdict(list)
+    for facts in evidence.facts:
+        exact[facts.pixels].append(facts)
+        turned[facts.turned].append(facts)
+    # One of each group stands for it: a thousand copies are one picture, not half a million pairs.
+    seen = [group[0] for group in turned.values() if group[0].look]
+    looks = np.array([np.frombuffer(facts.look, np.int8) for facts in seen])
+    pairs = duplicates.alike(looks.reshape(len(seen), -1, duplicates.CELLS, duplicates.CELLS)) if len(seen) > 1 else []
+    return (
+        _copied("exact duplicates", [group for group in exact.values() if len(group) > 1]),
+        # Copies that were not turned are told above.
+        _copied("turned copies", [group for group in turned.values() if len({f.pixels for f in group}) > 1]),
+        _copied("near duplicates", [[seen[i], seen[j]] for i, j in pairs]),
+    )
+
+
+def cropped(evidence: Evidence) -> Check:
+    """Samples of two splits with the same pixels in them, at other places of the picture or turned."""
+    facts, shared = evidence.facts, Counter[tuple[int, int]]()
+    owners = np.repeat(np.arange(len(facts)), [len(each.marks) // 8 for each in facts])
+    values = np.frombuffer(b"".join(each.marks for each in facts), np.uint64)
+    _, mark, count = np.unique(values, return_inverse=True, return_counts=True)
+    again = np.flatnonzero(count[mark] > 1)
+    again = again[np.argsort(mark[again], kind="stable")]
+    for group in np.split(owners[again], np.flatnonzero(np.diff(mark[again])) + 1):
+        for i, j in combinations(group.tolist(), 2):
+            # Overlaps are wanted within a split, and whole copies are told above.
+            shared[i, j] += facts[i].split != facts[j].split and facts[i].turned != facts[j].turned
+    return _copied(
+        "cropped copies", [[facts[i], facts[j]] for (i, j), n in sorted(shared.items()) if n >= SHARED_MARKS]
+    )
+
+
+def _copied(name: str, groups: Sequence[Sequence[Facts]]) -> Check:
+    across = [group for group in groups if len({facts.split for facts in group}) > 1]
+    # Those that leak first.
+    keys = dict.fromkeys(facts.key for group in (*across, *groups) for facts in group)
+    figures = {"groups": len(groups), "groups_across_splits": len(across)}
+    return _found(name, list(keys), f"samples in {len(groups)} groups, {len(across)} of them across splits", figures)
+
+
+# --- labels --------------------------------------------------------------------------------
+
+
+def coverage(evidence: Evidence) -> Check:
+    """Classes that one split has and another lacks, though so many samples should have held some."""
+    name, space = "class coverage", evidence.contract.label_space
+    splits = evidence.splits
+    counts = {part: Counter(c for f in held for c in f.classes if c != space.ignore) for part, held in splits.items()}
+    if len(splits) < 2 or not any(counts.values()):
+        return _check(name, "not applicable", "there is one split only, or there are no labels")
+    titles = dict(zip(space.ids, space.names, strict=True))
+    missing: list[str] = []
+    rare: list[str] = []
+    for number in space.ids:
+        share = sum(held[number] for held in counts.values()) / len(evidence.facts)
+        for part, held in splits.items():
+            if not counts[part][number] and share:
+                (missing if share * len(held) >= EXPECTED else rare).append(f"{titles[number]} from {part}")
+    told = f"missing: {', '.join(missing) or 'none'}" + f"; too rare to tell: {', '.join(rare)}" * bool(rare)
+    figures = {part: {titles[n]: held[n] for n in space.ids if n in titles} for part, held in counts.items()}
+    return _check(name, bool(missing), told, figures)
+
+
+def unmapped(evidence: Evidence) -> Check:
+    """Labelled pixels that say nothing."""
+    name, ignore = "unmapped share", evidence.contract.label_space.ignore
+    if ignore is None or evidence.contract.label_space.task not in ("segmentation", "change"):
+        return _check(name, "not applicable", "labels of these samples are complete by their kind")
+    shares = {}
+    for part, held in evidence.splits.items():
+        total = sum(sum(f.classes.values()) for f in held)
+        shares[part] = round(sum(f.classes.get(ignore, 0) for f in held) / max(total, 1), 4)
+    worst = max(shares.values(), default=0.0)
+    empty = [f.key for f in evidence.facts if set(f.classes) == {ignore}]
+    told = f"up to {worst:.1%} of the pixels of a split are not mapped, {len(empty)} samples wholly"
+    return _check(name, worst > UNMAPPED_SHARE, told, shares | {"samples": len(empty)}, empty)
+
+
+def label_date(evidence: Evidence) -> Check:
+    """Years between labels and images."""
+    name, days = "label date", evidence.days
+    if days is None:
+        return _check(name, "not applicable", "no lock tells the days of images and labels")
+    first, last, labels = (date.fromisoformat(text) for text in (days.first, days.last, days.labels))
+    gap = max((first - labels).days, (labels - last).days, 0)
+    told = f"labels of {labels}, images of {first} to {last}: {gap} days apart"
+    return _check(name, gap > LABEL_GAP_DAYS, told, {"days": gap})
+
+
+# --- pixels --------------------------------------------------------------------------------
+
+
+def dead(evidence: Evidence) -> Check:
+    """Bands of one value, and bands that repeat another."""
+    totals, names = evidence.totals, [band.name for band in evidence.contract.bands]
+    flat = Counter(name for facts in evidence.facts for name in facts.dead)
+    broken = {name: n for name, n in flat.items() if n > DEAD_SHARE * len(evidence.facts)}
+    told = [f"{name} has one value in {n} samples" for name, n in sorted(broken.items())]
+    # Sums of a million values agree by no chance.
+    marks = np.stack([totals.count, totals.total, totals.equal, totals.low, totals.high])
+    equal = [(i, j) for i, j in combinations(range(len(names)), 2) if (marks[:, i] == marks[:, j]).all()]
+    told += [f"{names[i]} and {names[j]} are the same" for i, j in equal if totals.low[i] < totals.high[i]]
+    where = [facts.key for facts in evidence.facts if set(facts.dead) & set(broken)]
+    figures = {"samples_by_band": dict(sorted(flat.items()))}
+    return _check("dead bands", bool(told), "; ".join(told) or "every band varies", figures, where)
+
+
+def order(evidence: Evidence) -> Check:
+    """Bands under each other's names: by their means, by how coarse the pixels are where 20 m were repeated, by the
+    colour of leaves, and by which bands go together from pixel to pixel."""
+    means, bands = _means(evidence), evidence.contract.bands
+    told = []
+    equal = evidence.totals.equal / np.maximum(evidence.totals.pairs, 1)
+    if "nearest" in evidence.contract.resampling and len({band.gsd_m for band in bands}) > 1:
+        fine = max(((equal[i], band.name) for i, band in enumerate(bands) if band.gsd_m == 10), default=(0.0, ""))
+        coarse = min(((equal[i], band.name) for i, band in enumerate(bands) if band.gsd_m > 10), default=(1.0, ""))
+        # Copied pixels are equal to their neighbours at least half the time, measured ones seldom.
+        if fine[0] > coarse[0] + ORDER_MARGIN:
+            told.append(f"{fine[1]} is coarser ({fine[0]:.2f} equal neighbours) than {coarse[1]} ({coarse[0]:.2f})")
+    leaves, green = evidence.totals.leaves.tolist()
+    # The means of green and red say nothing, haze and soil turn them about; chlorophyll takes red, everywhere.
+    if len(evidence.facts) >= band_check.LEAST and leaves >= LEAVES and green < RED_LEAVES * leaves:
+        told.append(f"leaves are redder (B04) than green (B03) in {1 - green / leaves:.0%} of their pixels")
+    told += _strangers(evidence, bluer=means.get("B02", 0.0) > means.get("B04", 0.0))
+    figures = {band.name: {"mean": round(means.get(band.name, 0.0), 1), "equal_neighbours": round(float(e), 4)}
+               for band, e in zip(bands, equal, strict=True)}  # fmt: skip
+    return _pooled("band order", "bands", evidence, band_check.bands(means), figures, told)
+
+
+def _strangers(evidence: Evidence, *, bluer: bool) -> Iterator[str]:
+    """The pairs of NEARER of which the wrong one goes with the third band."""
+    for at, (band, rival, third) in enumerate(NEARER):
+        votes = [facts.nearer[at] for facts in evidence.facts if facts.nearer[at] is not None]
+        share = votes.count(True) / max(len(votes), 1)
+        # Pasture under haze votes for blue too; then the ground is not brighter in blue than in red, but for L1C's sky.
+        least = VOTES if band == "B8A" or (bluer and evidence.contract.level == "L2A") else RARE_VOTES
+        if len(votes) >= band_check.LEAST and share < least:
+            yield f"{rival} goes with {third} closer than {band} in {1 - share:.0%} of the samples"
+
+
+def level(evidence: Evidence) -> Check:
+    """Top of atmosphere or surface, by the water vapour in B09."""
+    declared = evidence.contract.level
+    verdict = band_check.level(_means(evidence), declared)
+    return _pooled("product level", "level", evidence, verdict, {"declared": declared})
+
+
+def offset(evidence: Evidence) -> Check:
+    """The +1000 of newer processing baselines left in, or taken away twice."""
+    raised = [facts.key for facts in evidence.facts if facts.dark < DARK_SHARE]
+    share = len(raised) / max(len(evidence.facts), 1)
+    ones = float((evidence.totals.ones / np.maximum(evidence.totals.count, 1)).max(initial=0))
+    told = f"{share:.1%} of the samples have no pixel under reflectance 0.1 in any band; {ones:.1%} of a band is 1"
+    state: State | bool = share > RAISED or ones > CLIPPED_SHARE
+    if len(evidence.facts) < band_check.LEAST or (not state and share > SUSPECT):
+        state = "undecided"
+    figures = {"raised_share": round(share, 4), "clipped_share": round(ones, 4)}
+    return _check("offset", state, told, figures, raised if state is True else ())
+
+
+def saturation(evidence: Evidence) -> Check:
+    """Values at the end of the scale."""
+    shares = evidence.totals.saturated / np.maximum(evidence.totals.count, 1)
+    names = [band.name for band in evidence.contract.bands]
+    worst = int(shares.argmax())
+    told = f"{shares[worst]:.2%} of {names[worst]} is saturated, the most of any band"
+    figures = {name: round(float(share), 6) for name, share in zip(names, shares, strict=True)}
+    return _check("saturation", bool(shares[worst] > SATURATED_SHARE), told, figures)
+
+
+def _means(evidence: Evidence) -> dict[str, float]:
+    """Band name to mean reflectance x 10000."""
+    contract, totals = evidence.contract, evidence.totals
+    held = zip(contract.bands, totals.count.tolist(), totals.total.tolist(), strict=True)
+    return {band.name: (s / n + contract.offset) * contract.scale / 1e-4 for band, n, s in held if n}
+
+
+def _pooled(
+    name: str, what: str, evidence: Evidence, verdict: str, figures: dict[str, Any], told: Sequence[str] = ()
+) -> Check:
+    """What was `told` and the verdict on the means of all samples, where they are enough for one."""
+    few = len(evidence.facts) < band_check.LEAST
+    found = [*told, *([] if few or verdict in ("as named", "undecided") else [verdict])]
+    why = f"{len(evidence.facts)} samples, fewer than the {band_check.LEAST} that a mean needs" if few else verdict
+    state: State | bool = bool(found) or ("undecided" if few or verdict == "undecided" else False)
+    return _check(name, state, f"{what}: {'; '.join(found) or why}", figures)
+
+
+def _found(name: str, keys: Sequence[str], told: str, figures: dict[str, Any]) -> Check:
+    """A check that counts samples: any is a finding."""
+    return _check(name, bool(keys), f"{len(keys)} {told}", {"samples": len(keys), **figures}, keys)
+
+
+def _check(
+    name: str, state: State | bool, told: str, figures: dict[str, Any] | None = None, where: Sequence[str] = ()
+) -> Check:
+    """A state in words, or whether there is a finding."""
+    words: State = state if isinstance(state, str) else "finding" if state else "pass"
+    return Check(name=name, state=words, told=told, figures=figures or {}, where=tuple(where[:SHOWN]))

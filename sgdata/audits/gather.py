@@ -1,0 +1,264 @@
+"""Looks at every sample of shards, of a build or of a dataset as distributed, and writes what the checks make of it.
+
+Samples stream by in chunks: what stays of each is a few hundred bytes of facts, whatever its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgdata import catalog, files, pool, progress
+from sgdata.audits import duplicates, findings
+from sgdata.audits.checks import NEARER, Days, Evidence, Facts, Totals
+from sgdata.audits.proximity import Spot
+from sgdata.datasets import READERS, archives
+from sgdata.errors import SettingError, SourceError
+from sgdata.packing import select
+from sgdata.pages import html
+from sgdata.rasters import resample
+from sgdata.scenes import lock
+from sgdata.shards import contracts, tar_format
+from sgdata.shards.tar_format import Row, ShardRecipe
+from sgdata.types import Array, Contract, Ref, Sample
+
+CHUNK = 64
+PATCHES = "patches.parquet"
+# Green, near and short-wave infrared differ most from each other.
+LOOKED_AT = ("B03", "B08", "B11")
+GSD_M = 10.0
+# Nothing on the ground reflects twice what falls on it.
+BRIGHTEST = 2.0
+# A smaller difference of two correlations may be noise.
+SLIGHT = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is audited: samples as the index of shards, or as refs of the dataset reader of `recipe`."""
+
+    kind: findings.Kind
+    folder: Path
+    recipe: ShardRecipe | None
+    contract: Contract
+    samples: Any
+    unread: tuple[tuple[str, str], ...] = ()
+    days: Days | None = None
+
+
+def subject(
+    path: Path, *, dataset: str | None = None, edition: str | None = None, lock_of: Path | None = None
+) -> Subject:
+    """What lies at `path`, without reading a pixel; `lock_of` is the build that shards were cut from
+    (a release holds its lock itself).
+
+    Raises SettingError where it is nothing that can be audited, SourceError where it is damaged.
+    """
+    files.existing(path, "shards, a build, or a dataset as distributed")
+    if (path / tar_format.INDEX).is_file():
+        held = contracts.read(path)
+        return Subject(
+            kind="shards",
+            folder=path,
+            recipe=None,
+            contract=held,
+            samples=tar_format.read_index(path),
+            days=_days(lock_of or path),
+        )
+    kind: findings.Kind = "build" if (path / PATCHES).is_file() else "raw"
+    if archives.is_stream(path):
+        raise SettingError(f"{path}: a compressed tar is read from front to back only; shard it and audit the shards")
+    tried = []
+    recipes = [select.recipe_for("segmunich")] if kind == "build" else _recipes(dataset, edition)
+    for recipe in recipes:
+        try:
+            source, found, contract = select.listed(recipe, path, READERS[recipe.dataset].find)
+        except (SourceError, SettingError) as error:
+            tried.append(f"{recipe.dataset} {recipe.edition}: {error!s:.120}")
+            continue
+        return Subject(
+            kind=kind, folder=source, recipe=recipe, contract=contract, samples=found.refs, unread=found.rejected,
+            days=_days(path if kind == "build" else None),
+        )  # fmt: skip
+    # The answers of all readers would be a page; of the one that was asked for it is what helps.
+    why = "; ".join(tried) if dataset else f"asked the readers of {', '.join(READERS)}; give --dataset to hear one"
+    raise SettingError(f"{path}: neither shards nor a build nor a known dataset: {why}")
+
+
+def _recipes(dataset: str | None, edition: str | None) -> Iterator[ShardRecipe]:
+    """The shipped recipe of each dataset that may lie there, for each edition, under the splits as published."""
+    for name in [dataset] if dataset else READERS:
+        recipe = select.recipe_for(name)
+        for each in catalog.card(name).editions:
+            if edition in (None, each.name):
+                published = [split.name for split in each.splits]
+                splits = recipe.splits if recipe.splits in published else next(iter(published), "")
+                yield replace(recipe, edition=each.name, splits=splits)
+
+
+def _days(build: Path | None) -> Days | None:
+    if build is None or not (build / lock.NAME).is_file():
+        return None
+    held = lock.read(build / lock.NAME)
+    # The scenes that were used, not the window that was asked for.
+    days = sorted(item.scene.time[:10] for item in held.items)
+    return Days(first=days[0], last=days[-1], labels=held.osm_date[:10])
+
+
+def gather(what: Subject, *, workers: int = 1) -> Evidence:
+    """Read every sample once. One that cannot be read is listed, not fatal. Raises SourceError where none can be."""
+    total = -(-len(what.samples) // CHUNK)
+    tasks = (replace(what, samples=part, unread=()) for part in _chunks(what.samples))
+    facts: list[Facts] = []
+    unread = list(what.unread)
+    totals = None
+    for seen, sums, failed in progress.track(pool.run(_examine, tasks, workers=workers), label="audit", total=total):
+        facts += seen
+        unread += failed
+        totals = sums if totals is None else totals + sums
+    if totals is None or not facts:
+        raise SourceError(f"{what.folder}: not one of {len(what.samples)} samples can be read: {unread[:1]}")
+    return Evidence(
+        kind=what.kind, contract=what.contract, facts=tuple(facts), totals=totals, unread=tuple(unread), days=what.days
+    )
+
+
+def _chunks(samples: Any) -> Iterator[Sequence[Ref | Row]]:
+    """Index rows become dicts chunk by chunk: those of a million samples would fill the memory."""
+    for at in range(0, len(samples), CHUNK):
+        yield samples[at : at + CHUNK] if isinstance(samples, tuple) else samples.slice(at, CHUNK).to_pylist()
+
+
+def _examine(part: Subject) -> tuple[list[Facts], Totals, list[tuple[str, str]]]:
+    facts, unread = [], []
+    totals = _totals(np.zeros((len(part.contract.bands), 1, 0), np.uint16), part.contract)
+    with _reading(part) as read:
+        for each in part.samples:
+            key = each["key"] if isinstance(each, dict) else each.key
+            try:
+                sample = resample.whole(read(each), part.contract)
+                images = tar_format.whole_images(sample)
+                facts.append(_facts(sample, images, part.contract))
+            except SourceError as error:
+                unread.append((key, " ".join(str(error).split())))
+                continue
+            for image in images:
+                totals += _totals(image, part.contract)
+    return facts, totals, unread
+
+
+@contextmanager
+def _reading(part: Subject) -> Iterator[Callable[[Any], Sample]]:
+    if part.recipe is None:
+        yield lambda row: tar_format.read_sample(part.folder, row)
+    else:
+        with READERS[part.recipe.dataset].reading(part.folder, part.contract) as read:
+            yield read
+
+
+def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts:
+    names = [band.name for band in contract.bands]
+    both = np.concatenate(images)
+    pixels, turned = duplicates.hashes(both)
+    chosen = [names.index(name) for name in LOOKED_AT if name in names] or [0]
+    seen = duplicates.look(images[0][chosen])
+    valid = images[0] != (-1 if contract.nodata is None else contract.nodata)
+    under = ((images[0] + contract.offset) * contract.scale < 0.1) & valid
+    shares = under.sum(axis=(1, 2)) / np.maximum(valid.sum(axis=(1, 2)), 1)
+    flat = [image.reshape(len(image), -1).min(axis=1) == image.reshape(len(image), -1).max(axis=1) for image in images]
+    still = np.any(flat, axis=0)
+    thirds = ([images[0][names.index(name)] for name in three if name in names] for three in NEARER)
+    return Facts(
+        key=sample.key,
+        split=sample.split,
+        pixels=pixels,
+        turned=turned,
+        look=b"" if seen is None else seen.tobytes(),
+        spot=_spot(sample.meta, images[0].shape[1:]),
+        date=sample.meta.get("date"),
+        classes=_classes(sample),
+        dark=float(shares.max()),
+        # A sample that is flat in every band is odd, not a dead band.
+        dead=() if still.all() else tuple(name for name, dead in zip(names, still, strict=True) if dead),
+        marks=duplicates.marks(images[0][chosen]),
+        nearer=tuple(_nearer(planes, valid.all(axis=0)) for planes in thirds),
+    )
+
+
+def _nearer(planes: Sequence[Array], valid: Array) -> bool | None:
+    """Whether the first of three (H, W) planes is correlated with the third more than the second is."""
+    held = np.array([plane[valid] for plane in planes], float)
+    if len(held) < 3 or held.shape[1] < 2 or not np.ptp(held, axis=1).all():
+        return None
+    first, second, _ = np.corrcoef(held)[2]
+    return None if abs(first - second) < SLIGHT else bool(first > second)
+
+
+def _classes(sample: Sample) -> dict[int, int]:
+    if "mask" in sample.arrays:
+        values, counts = np.unique(sample.arrays["mask"], return_counts=True)
+        return dict(zip(values.tolist(), counts.tolist(), strict=True))
+    return dict.fromkeys(sample.meta.get("labels", ()), 1)
+
+
+def _spot(meta: dict[str, Any], shape: Sequence[int]) -> Spot | None:
+    height, width = shape
+    if "window" in meta:
+        row, col = meta["window"][:2]
+        box = (col * GSD_M, row * GSD_M, (col + width) * GSD_M, (row + height) * GSD_M)
+        return Spot(crs="", box=box, size_m=(width * GSD_M, height * GSD_M))
+    if not meta.get("bounds") or not meta.get("crs"):
+        return None
+    west, south, east, north = meta["bounds"]
+    size = (width * GSD_M, height * GSD_M)
+    if meta["crs"] == "EPSG:4326":
+        # Pixels in degrees are not square on the ground.
+        size = (size[1] * (east - west) / max(north - south, 1e-9) * float(np.cos(np.radians(south))), size[1])
+    return Spot(crs=meta["crs"], box=(west, south, east, north), size_m=size)
+
+
+def _totals(image: Array, contract: Contract) -> Totals:
+    """Of one (C, H, W) image; an empty one gives the neutral element."""
+    valid = image != (-1 if contract.nodata is None else contract.nodata)
+    both = valid[:, :, 1:] & valid[:, :, :-1]
+
+    def counted(where: Array) -> Array:
+        sums: Array = where.sum(axis=(1, 2), dtype=np.int64)
+        return sums
+
+    values = np.rint(image).astype(np.int64)
+    names = [each.name for each in contract.bands]
+    leaves = np.zeros(2, np.int64)
+    if {"B03", "B04", "B08"} <= set(names):
+        green, red, near = (image[names.index(name)] + contract.offset for name in ("B03", "B04", "B08"))
+        # The same pixels whichever of the two is called red.
+        seen = (near > 2 * (green + red)) & valid[names.index("B08")]
+        leaves[:] = seen.sum(), (seen & (green > red)).sum()
+    return Totals(
+        leaves=leaves,
+        count=counted(valid),
+        total=np.where(valid, values, 0).sum(axis=(1, 2)),
+        ones=counted(values == 1),
+        saturated=counted(valid & ((image + contract.offset) * contract.scale >= BRIGHTEST)),
+        equal=counted(both & (image[:, :, 1:] == image[:, :, :-1])),
+        pairs=counted(both),
+        low=np.where(valid, values, 2**40).min(axis=(1, 2), initial=2**40),
+        high=np.where(valid, values, -1).max(axis=(1, 2), initial=-1),
+    )
+
+
+def write(out: Path, report: findings.Report) -> Path:
+    """`audit.json` and a page of it; returns the page. Raises OutputError."""
+    from sgdata.pages.tables import audited
+
+    with files.only_writer(out, findings.NAME):
+        files.write(out / findings.NAME, files.pretty_json(report))
+        title = f"Audit of {report.subject}, {report.kind}"
+        shown = html.write(out / "index.html", title=title, intro="", blocks=[audited(report)])
+        files.write_sums(out)
+    return shown

@@ -1,0 +1,1 @@
+"""Build a dataset of one place: recipe, pipeline, folder format, patches."""

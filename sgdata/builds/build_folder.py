@@ -1,0 +1,210 @@
+"""The build folder as a format: names and styles of its rasters, its STAC item, and opening one with xarray."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sgdata import files
+from sgdata.composite.rules import NO_VALUE
+from sgdata.errors import OutputError
+from sgdata.rasters import geotiff, grid
+from sgdata.scenes import aoi
+from sgdata.sentinel2 import BAND, NODATA, SCALE
+from sgdata.types import Array, Grid, LabelSpace, Window
+
+if TYPE_CHECKING:
+    import xarray
+
+IMAGE, PROVENANCE_FILE, LABELS, LABEL_SOURCE = "image.tif", "provenance.tif", "labels.tif", "label_source.tif"
+USAGE = "usage.json"
+BRIGHT = 2500
+"""DN in blue that little but cloud, snow and white roofs reaches."""
+PROVENANCE_BANDS = ("item_index", "valid_count", "days_since_1970", "score_x10000")
+SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3")
+
+
+def unchanged(folder: Path, recipe: bytes) -> None:
+    """Refuse to overwrite a finished build of another recipe (TOML). Raises OutputError naming what differs."""
+    told = folder / "recipe.toml"
+    if (folder / files.SUMS).exists() and told.exists():
+        held, wanted = files.read_plain(told), tomllib.loads(recipe.decode())
+        # Where the shipped recipe would have written to says nothing of the data.
+        keys = [key for key in held | wanted if key != "out" and held.get(key) != wanted.get(key)]
+        if keys:
+            differs = f"{keys[0]} is {wanted.get(keys[0])}, was {held.get(keys[0])}"
+            raise OutputError(f"{folder}: holds a build of another recipe ({differs:.300}); choose another --out")
+
+
+def write_composite(folder: Path, grid: Grid, bands: tuple[str, ...], tiles: Iterable[tuple[Window, Path]]) -> None:
+    """`image.tif` and `provenance.tif` from tiles of (C + 4, h, w)."""
+    stored = list(tiles)
+    image = geotiff.Style(descriptions=bands, nodata=NODATA)
+    provenance = geotiff.Style(descriptions=PROVENANCE_BANDS, nodata=NO_VALUE)
+    first, rest = slice(0, len(bands)), slice(len(bands), None)
+    # Two passes over the tiles on disk: one open file at a time, and no image in memory.
+    geotiff.write_cog(folder / IMAGE, grid, _pieces(stored, first), style=image)
+    geotiff.write_cog(folder / PROVENANCE_FILE, grid, _pieces(stored, rest), style=provenance)
+
+
+def _pieces(tiles: Iterable[tuple[Window, Path]], bands: slice) -> Iterator[tuple[Window, Array]]:
+    for window, path in tiles:
+        yield window, np.load(path, mmap_mode="r", allow_pickle=False)[bands]
+
+
+def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]]) -> None:
+    """`usage.json`: how much of each scene (id, clear share) the composite shows, and signs of what went wrong in it.
+
+    `bright_share`: valid pixels as bright as cloud in blue (DN >= BRIGHT). `seam`: mean step in red between
+    neighbours taken from two scenes, and between all others; near equal where no seam shows. From the rasters, block
+    by block, so that tiles leave no trace.
+    """
+    taken, valid, bright = np.zeros(NO_VALUE + 1, np.int64), 0, 0
+    sums = np.zeros((2, 2), np.int64)  # (same scene or not) x (pairs, steps)
+    with geotiff.opened(str(folder / IMAGE)) as image, geotiff.opened(str(folder / PROVENANCE_FILE)) as provenance:
+        height, width = image.shape
+        names = list(image.descriptions)
+        # Builds of few bands have the figures of their first one.
+        blue, red = (names.index(name) + 1 if name in names else 1 for name in ("B02", "B04"))
+        # The last row of the blocks above and the last column of the block before: 0, no data, makes no pair.
+        above, before = np.zeros((2, 1, width), np.uint16), np.zeros((2, 0, 0), np.uint16)
+        for window in grid.tiles(image.shape, 512):
+            cols = window.slices[1]
+            # At one go: a block holds all bands, and is decoded anew for each that is asked for alone.
+            both = image.read([red, blue], window=window.slices)
+            valid, bright = valid + int((both[1] > 0).sum()), bright + int((both[1] >= BRIGHT).sum())
+            both[1] = provenance.read(1, window=window.slices)
+            taken += np.bincount(both[1].ravel(), minlength=len(taken))
+            beside = before if window.col else np.zeros_like(both[:, :, :1])
+            for axis, edge in ((2, beside), (1, above[:, :, cols])):
+                step, index = np.moveaxis(np.concatenate([edge, both], axis), axis, 1)
+                higher, lower = np.maximum(step[:-1], step[1:]), np.minimum(step[:-1], step[1:])
+                other = index[:-1] != index[1:]
+                for kind, where in enumerate(((lower > 0) & ~other, (lower > 0) & other)):
+                    sums[kind] += int(where.sum()), int((higher - lower).sum(where=where, dtype=np.int64))
+            before, above[:, :, cols] = both[:, :, -1:].copy(), both[:, -1:]
+    # median and geomedian choose no scene: there is nothing to count, and no seam.
+    mixed = taken[:NO_VALUE].sum() == 0
+    shares = [None if mixed else round(int(n) / max(valid, 1), 6) for n in taken[: len(scenes)]]
+    means = [round(int(steps) / int(pairs), 3) if pairs else None for pairs, steps in sums]
+    document = {
+        "scenes": [
+            {"id": name, "clear_share": clear, "shown_share": shown}
+            for (name, clear), shown in zip(scenes, shares, strict=True)
+        ],
+        "nodata_pixels": height * width - valid,
+        "nodata_share": round(1 - valid / (height * width), 6),
+        "bright_share": round(bright / max(valid, 1), 6),
+        "seam": {"pairs": int(sums[1, 0]), "step_dn": means[1], "step_dn_elsewhere": means[0]},
+    }
+    files.write(folder / USAGE, files.pretty_json(document))
+
+
+def holes(folder: Path) -> str:
+    """In words how many pixels no scene saw clear, '' where there is none."""
+    told = files.read_plain(folder / USAGE)
+    pixels = int(told["nodata_pixels"])
+    share = f"{pixels:,} pixels ({told['nodata_share']:.3%})"
+    return f"{share} were never seen clear and hold no data; widen --dates" if pixels else ""
+
+
+def write_labels(
+    folder: Path, grid: Grid, space: LabelSpace, sources: Mapping[int, str], painted: tuple[Array, Array]
+) -> None:
+    """`labels.tif` and `label_source.tif`, each with palette and class names, from (H, W) uint8 arrays."""
+    whole = Window(row=0, col=0, height=grid.shape[0], width=grid.shape[1])
+    named = dict(zip(space.ids, zip(space.names, space.colours, strict=True), strict=True))
+    if space.ignore is not None:
+        named[space.ignore] = ("unmapped", "#ffffff")
+    origins = {value: (name, SOURCE_COLOURS[value]) for value, name in sources.items()}
+    for name, classes, values in ((LABELS, named, painted[0]), (LABEL_SOURCE, origins, painted[1])):
+        style = geotiff.Style(
+            descriptions=(name.removesuffix(".tif"),), dtype="uint8", overviews="mode", classes=classes
+        )
+        geotiff.write_cog(folder / name, grid, [(whole, values[None])], style=style)
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """File name -> pixel hash of the rasters in a build folder."""
+    return {path.name: geotiff.pixel_sha256(path) for path in sorted(folder.glob("*.tif"))}
+
+
+def write_stac(folder: Path, name: str, grid: Grid, dates: str, derived_from: Iterable[str]) -> None:
+    """A minimal valid STAC 1.1 item over the rasters of the folder, in `folder/stac/`."""
+    west, south, east, north = aoi.in_degrees(grid)
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    first, last = dates.split("/")
+    item = {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": [
+            "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+            "https://stac-extensions.github.io/file/v2.1.0/schema.json",
+        ],
+        "id": name,
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "bbox": [west, south, east, north],
+        "properties": {
+            "datetime": None,
+            "start_datetime": f"{first}T00:00:00Z",
+            "end_datetime": f"{last}T23:59:59Z",
+            "gsd": grid.gsd_m,
+            "proj:code": grid.crs,
+            "proj:transform": list(grid.transform),
+            "proj:shape": list(grid.shape),
+            "sgdata:derived_from": list(derived_from),
+        },
+        "links": [],
+        "assets": {path.stem: _asset(path) for path in sorted(folder.glob("*.tif"))},
+    }
+    files.write(folder / "stac" / f"{name}.json", files.pretty_json(item))
+
+
+def _asset(path: Path) -> dict[str, Any]:
+    with geotiff.opened(str(path)) as dataset:
+        names, kind = dataset.descriptions, dataset.dtypes[0]
+    return {
+        "href": f"../{path.name}",
+        "type": "image/tiff; application=geotiff; profile=cloud-optimized",
+        "roles": ["data"],
+        "file:size": path.stat().st_size,
+        # multihash: 0x12 = sha2-256, 0x20 = 32 bytes
+        "file:checksum": "1220" + files.sha256_file(path),
+        "bands": [
+            {"name": name, "data_type": kind}
+            | ({"eo:center_wavelength": round(BAND[name].wavelength_nm / 1000, 4)} if name in BAND else {})
+            for name in names
+        ],
+    }
+
+
+def open_build(folder: Path) -> xarray.Dataset:
+    """A build as an xarray.Dataset: `image` (band, y, x) uint16 DN, `labels`, `label_source` (y, x) uint8,
+    `provenance` (band_provenance, y, x), with the CRS through rioxarray; read lazily. Raises SourceError.
+    """
+    import rioxarray
+    import xarray
+
+    folder = Path(folder)
+    files.existing(folder / IMAGE, "a folder made by `sgdata build`")
+    arrays = {}
+    for name in (IMAGE, LABELS, LABEL_SOURCE, PROVENANCE_FILE):
+        if not (folder / name).exists():
+            continue
+        key = name.removesuffix(".tif")
+        array = rioxarray.open_rasterio(folder / name)
+        assert isinstance(array, xarray.DataArray)
+        names = array.attrs.pop("long_name")
+        if name in {LABELS, LABEL_SOURCE}:
+            arrays[key] = array.squeeze("band", drop=True)
+        else:
+            array = array.assign_coords(band=list(names))
+            arrays[key] = array if name == IMAGE else array.rename(band="band_provenance")
+    lock = json.loads((folder / "segmunich.lock.json").read_bytes())
+    items = [item["scene"]["id"] for item in lock["items"]]
+    return xarray.Dataset(arrays, attrs={"scale": SCALE, "items": items})

@@ -1,0 +1,1 @@
+"""Reduce scenes to one image: staging, cloud masks, composite rules, tiles."""

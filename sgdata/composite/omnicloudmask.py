@@ -1,0 +1,93 @@
+"""Cloud masks by OmniCloudMask (extra `clouds`): a raster per scene of a lock, as `sgdata build --masks` takes them.
+
+Wright et al. 2025, doi:10.1016/j.rse.2025.114694: red, green and near infrared of 10 to 50 m, each normalised by
+itself, so that an offset in the DN does not matter. Classes: 0 clear, 1 thick cloud, 2 thin cloud, 3 shadow.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sgdata import files, progress
+from sgdata.composite import staging
+from sgdata.errors import SettingError
+from sgdata.rasters import geotiff
+from sgdata.scenes import search, signing
+from sgdata.scenes.lock import Lock
+from sgdata.types import Array, Grid, Scene, Window
+
+BANDS = ("B04", "B03", "B8A")
+CLASSES = {
+    0: ("clear", "#000000"),
+    1: ("thick cloud", "#ff800d"),
+    2: ("thin cloud", "#2ca02c"),
+    3: ("shadow", "#d62728"),
+}
+
+
+def engine(weights: Path | None) -> Callable[[Array], Array]:
+    """(3, H, W) DN of BANDS -> (H, W) uint8 classes; `weights`: a folder with OmniCloudMask's files.
+
+    Without one they are fetched from its hub at the first scene. Raises SettingError where package or weights lack.
+    """
+    try:
+        import omnicloudmask
+    except (ImportError, RuntimeError) as error:  # torchvision beside another build of torch raises the second
+        raise SettingError(f"omnicloudmask cannot be loaded ({error!s:.120}); pip install 'sgdata[clouds]'") from None
+
+    def predict(image: Array) -> Array:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of patches that it fits to small areas
+                found: Array = omnicloudmask.predict_from_array(image, destination_model_dir=weights)[0]
+        except Exception as error:  # a download, a file of weights and a network: each has errors of its own
+            where = weights or "the hub"
+            raise SettingError(
+                f"omnicloudmask, weights of {where}: {type(error).__name__}: {error!s:.120}; give --weights FOLDER"
+            ) from None
+        return found
+
+    return predict
+
+
+def write(planned: Lock, out: Path, where: str, predict: Callable[[Array], Array]) -> Path:
+    """`<item id>.tif` in `out` for each item of the lock, read from the catalogue `where`; those that are there stay.
+
+    Raises SettingError, SourceError.
+    """
+    if missing := set(BANDS) - set(planned.items[0].scene.assets):
+        raise SettingError(f"clouds: the lock has no {', '.join(sorted(missing))}; plan with {', '.join(BANDS)}")
+    style = geotiff.Style(descriptions=("omnicloudmask",), dtype="uint8", overviews="mode", classes=CLASSES)
+    whole = Window(row=0, col=0, height=planned.grid.shape[0], width=planned.grid.shape[1])
+    scratch = out / ".scratch"
+    with files.only_writer(out, ""):
+        for item in progress.track(planned.items, label="clouds", total=len(planned.items)):
+            path = out / f"{item.scene.id}.tif"
+            if not path.exists():
+                # What a killed run left may be of another area.
+                shutil.rmtree(scratch, ignore_errors=True)
+                image = _image(search.located(item.scene, where), planned.grid, scratch)
+                geotiff.write_cog(path, planned.grid, [(whole, predict(image)[None])], style=style)
+                shutil.rmtree(scratch)
+    return out
+
+
+def _image(scene: Scene, lattice: Grid, scratch: Path) -> Array:
+    """(3, H, W) DN of BANDS on the lattice."""
+
+    def read(band: str) -> Array:
+        asset = replace(scene.assets[band], crs=scene.assets[band].crs or scene.crs)
+        piece = staging.Piece(
+            name=f"{scene.id} {band}", asset=asset, crs=lattice.crs, bounds=lattice.bounds, target=scratch / band,
+            kernel="bilinear", tokens=signing.service(scene.provider, asset.href),
+        )  # fmt: skip
+        return staging.on_grid(staging.stage(piece), lattice, kernel="bilinear")
+
+    with ThreadPoolExecutor() as readers:
+        return np.stack(list(readers.map(read, BANDS)))

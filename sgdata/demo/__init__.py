@@ -1,0 +1,1 @@
+"""Run the whole chain on a simulated city and score it."""

@@ -1,0 +1,92 @@
+"""What the demo measures of a build: its composite, labels and offsets against the truth of the simulated city."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sgdata.types import Array, Grid
+
+if TYPE_CHECKING:
+    from sgdata.builds.pipeline import BuildRecipe
+    from sgdata.composite.rules import Method
+    from sgdata.composite.tiles import Observed
+
+# A scene counts as cloudy from this share of cloud and shadow on: below it, picking one scene would be fair play.
+CLOUDY = 0.05
+
+
+def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict[str, Any]:
+    """The `composite`, `labels` and `offset` parts of `summary.json` (RMSE in reflectance, shares 0-1)."""
+    from sgdata import files
+    from sgdata.builds import pipeline
+    from sgdata.scenes import lock
+    from sgdata.simulation import score
+
+    recipe = files.read(pipeline.BuildRecipe, build / "recipe.toml")
+    built = lock.read(build / lock.NAME)
+    items = [item.scene.id for item in built.items]
+    places = pipeline.Places(out=build, stac=str(archive / "catalog.json"), workers=workers, scratch=scratch)
+    settled, scenes = pipeline.fetch(recipe, built, places)
+
+    truth = score.true_median(archive, recipe.bands)
+    clouds = score.true_clouds(archive, items)
+    image = score.read(build / "image.tif")
+    index = score.read(build / "provenance.tif")[0]
+    # Every variant is scored on the same pixels, or the one that leaves more out would look better.
+    where = score.ever_clear(clouds) & (image > 0).all(axis=0)
+
+    def variant(changed: BuildRecipe, name: str) -> Array:
+        """The same scenes by a changed recipe; their pixels are staged already."""
+        pipeline.render(changed, settled, scenes, places, scratch / name)
+        return score.read(scratch / name / "image.tif")
+
+    land_cover, mapped = (score.read(archive / "truth" / f"{name}.tif")[0] for name in ("land_cover", "osm_mapped"))
+    by_median: Method = "median"
+    unmasked = variant(replace(recipe, mask=replace(recipe.mask, method="none")), "unmasked")
+    median = variant(replace(recipe, composite=replace(recipe.composite, method=by_median)), "median")
+    # Two truths: the median of all dates asks how well the year is met; that of the chosen dates, only for pixels.
+    chosen = score.chosen_truth(archive, items, index, recipe.bands)
+    return {
+        "composite": {
+            "method": recipe.composite.method,
+            "rmse": score.rmse(image, truth, where),
+            "rmse_chosen_date": score.rmse(image, chosen, where & (index < len(items))),
+            "rmse_same_rule_unmasked": score.rmse(unmasked, truth, where),
+            "rmse_median": score.rmse(median, truth, where),
+            "rmse_best_cloudy_scene": best_cloudy_scene(recipe, scenes, truth, clouds),
+            "residual_cloud": score.residual_cloud(index, clouds),
+        },
+        # Only where OpenStreetMap holds something: a gap of the map is no error of the labels.
+        "labels": {"agreement": score.label_agreement(score.read(build / "labels.tif")[0], land_cover, mapped)},
+        "offset": score.offsets({i.scene.id: i.offset != 0 for i in built.items}, archive),
+    }
+
+
+def best_cloudy_scene(recipe: BuildRecipe, scenes: tuple[Observed, ...], truth: Array, clouds: Array) -> float | None:
+    """The smallest RMSE of any single cloudy scene against the truth, where it has data; None without one."""
+    from sgdata.composite import tiles
+    from sgdata.rasters import grid
+    from sgdata.sentinel2 import SCALE
+    from sgdata.simulation import score
+
+    assert isinstance(recipe.area.grid, Grid)  # the recipe beside a build is resolved
+    job = tiles.Job(
+        grid=recipe.area.grid, bands=recipe.bands, kernel=recipe.resampling, scenes=scenes, folder=Path(),
+        settings=replace(recipe.composite, method="geomedian"),  # which looks at every band
+    )  # fmt: skip
+    # By the truth, not by the catalogue's cloud cover: that one is an estimate, and sometimes planted wrong.
+    cloudy = (clouds & (score.CLOUD | score.SHADOW)).astype(bool).mean(axis=(1, 2)) > CLOUDY
+    # Sums over windows: the scenes of a large city do not fit in memory side by side.
+    squares, pixels = np.zeros(len(scenes)), np.zeros(len(scenes))
+    for window in grid.tiles(truth.shape[1:], 256):
+        stack, sights = tiles.observations(job, window)
+        reference = truth[(slice(None), *window.slices)].astype(np.float64)
+        for number, (planes, seen) in enumerate(zip(stack, sights > 0, strict=True)):
+            squares[number] += ((planes[:, seen] - reference[:, seen]) ** 2).sum()
+            pixels[number] += seen.sum() * len(planes)
+    found = cloudy & (pixels > 0)
+    return float(np.sqrt(np.min(squares[found] / pixels[found])) * SCALE) if found.any() else None

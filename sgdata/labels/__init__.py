@@ -1,0 +1,1 @@
+"""Make label rasters from OpenStreetMap: Overpass, features, tag rules, class tables, rasterisation."""

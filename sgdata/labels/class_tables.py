@@ -1,0 +1,134 @@
+"""Class tables: which classes a build's labels have, and which OpenStreetMap tags mean which of them.
+
+Two come with the package: `segmunich-osm` (13 classes, streets are 0) and `corine` (the 15 of CORINE level 2, streets
+among transport). Any other name is a file of tab-separated values of the user's, one row per class and geometry:
+
+    name    code    colour     tags                                geometry    priority    half_width_m
+    Forest  31      #4dff00    landuse=forest;natural=wood         polygon     5
+    River   51      #00ccf2    waterway=river                      line        3           4
+
+Ids follow the order in which names first appear. `tags` are joined by `;`, `*` stands for any value; `code`, what a
+raster for the gaps calls the class, `colour` and `half_width_m` (lines: half of the width drawn) may stay empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sgdata import catalog, files
+from sgdata.errors import SettingError
+from sgdata.labels import tag_rules
+from sgdata.types import LabelSpace
+
+TAG_TABLE = "osm_lulc_tags"
+COLUMNS = ("name", "code", "colour", "tags", "geometry", "priority")
+MANY = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTable:
+    """The label space, the rules that lead to it, and `codes`: what other maps call each class -> its id."""
+
+    space: LabelSpace
+    rules: tag_rules.RuleTable
+    codes: Mapping[int, int]
+
+
+def read(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> ClassTable:
+    """The class table `name`; `tiers` and `groups` choose among the rows that come with the package.
+
+    Raises SettingError: no such table, or the row and what is wrong in it.
+    """
+    rows = catalog.table(TAG_TABLE)
+    if name == "segmunich-osm":
+        codes = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
+        rules = tag_rules.rules(rows, codes, tiers=tiers, groups=groups)
+        # 0 is no code of CORINE and the outside of most files; for the released labels it may mean streets.
+        return ClassTable(space=_known(name), rules=rules, codes={code: at for code, at in codes.items() if code})
+    if name == "corine":
+        codes = {int(row["corine"]): int(row["id"]) for row in catalog.table(f"label_space_{name}")}
+        # Level 3 is level 2 with one more digit, and tags name either.
+        second = [{**row, "segmunich_label_value": row["corine_code"][:2] or str(tag_rules.IGNORE)} for row in rows]
+        return ClassTable(
+            space=_known(name), rules=tag_rules.rules(second, codes, tiers=tiers, groups=groups), codes=codes
+        )
+    return _own(Path(name))
+
+
+def sha256(name: str) -> str:
+    """The hash of the table that labels follow. Raises SettingError."""
+    if name in ("segmunich-osm", "corine"):
+        return files.sha256_file(catalog.folder("catalogs") / "tables" / f"{TAG_TABLE}.tsv")
+    _own(Path(name))  # said before hours of compositing, not after
+    return files.sha256_file(Path(name))
+
+
+def _known(name: str) -> LabelSpace:
+    rows = catalog.table(f"label_space_{name}")
+    return _space(name, [row["name"] for row in rows], [row["colour"] for row in rows])
+
+
+def _space(name: str, names: Iterable[str], colours: Iterable[str]) -> LabelSpace:
+    names, colours = tuple(names), tuple(colours)
+    return LabelSpace(
+        name=name,
+        task="segmentation",
+        ids=tuple(range(len(names))),
+        names=names,
+        colours=colours if all(colours) else (),
+        ignore=tag_rules.IGNORE,
+    )
+
+
+def _own(path: Path) -> ClassTable:
+    """A table of the user's. Raises SettingError naming file, line and value."""
+    colours: dict[str, str] = {}
+    codes: dict[int, int] = {}
+    rules = []
+    if not path.is_file():
+        raise SettingError(f"labels.classes is '{path}': expected segmunich-osm, corine or a file of your own classes")
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        rows = list(csv.DictReader(lines, delimiter="\t"))
+    if not rows or not set(COLUMNS) <= set(rows[0]):
+        held = "no rows" if not rows else f"columns {', '.join(map(str, rows[0]))}"
+        raise SettingError(f"{path}: {held}; expected the tab-separated columns {', '.join(COLUMNS)}")
+    for number, row in enumerate(rows, start=2):
+        where, name = f"{path} line {number}", (row["name"] or "").strip()
+        colour, code = (row["colour"] or "").strip(), (row["code"] or "").strip()
+        if not name or not re.fullmatch(r"(#[0-9a-fA-F]{6})?", colour) or not re.fullmatch(r"\d*", code):
+            raise SettingError(f"{where}: {name=}, {colour=}, {code=}; expected a name, #rrggbb or nothing, a number")
+        if colours.setdefault(name, colour) != colour:
+            raise SettingError(f"{where}: '{name}' is {colour or 'without colour'}, was {colours[name]}; keep one")
+        at = list(colours).index(name)
+        if code and codes.setdefault(int(code), at) != at:
+            raise SettingError(f"{where}: code {code} stands for another class already; give each class its own")
+        rules += [_rule(tag, row, at, where) for tag in (row["tags"] or "").split(";")]
+    if len(colours) > MANY:
+        raise SettingError(f"{path}: {len(colours)} classes; labels are bytes: expected {MANY} at most")
+    table = tag_rules.rules(rules, {at: at for at in range(len(colours))}, tiers=("core",), groups=())
+    return ClassTable(space=_space(path.stem, colours, colours.values()), rules=table, codes=codes)
+
+
+def _rule(tag: str, row: Mapping[str, str], at: int, where: str) -> dict[str, str]:
+    """One tag of a row as a row of the tag table."""
+    key, equals, value = tag.strip().partition("=")
+    geometry, priority = row["geometry"] or "", row["priority"] or ""
+    width = (row.get("half_width_m") or "").strip()
+    if not key or not equals or not value:
+        raise SettingError(f"{where}: tag '{tag.strip()}'; expected key=value, or key=* for any value")
+    if geometry not in ("polygon", "line") or not priority.isdecimal():
+        raise SettingError(f"{where}: {geometry=}, {priority=}; expected polygon or line, and 1 (strongest) or more")
+    if not re.fullmatch(r"(\d+(\.\d+)?)?", width) or (geometry == "line" and not width):
+        raise SettingError(f"{where}: half_width_m '{width}'; a line needs half its width in metres, such as 4")
+    return {
+        "osm_key": key,
+        "osm_value": value,
+        "geometry": geometry,
+        "segmunich_label_value": str(at),
+        "priority": priority,
+        "note": f"tier=core CTU={width}" if width else "tier=core",
+    }

@@ -1,0 +1,374 @@
+"""OpenStreetMap features of an area, from an XML, PBF or Overpass JSON file (edge).
+
+pyosmium reads them and assembles multipolygons. Extracts cut ways and relations at their border, and mappers
+cross rings: what pyosmium gives up is assembled again from the rings that do close, and counted either way.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgdata import files
+from sgdata.errors import ServiceError, SettingError, SourceError
+from sgdata.labels import overpass, tag_rules
+
+if TYPE_CHECKING:
+    from sgdata.scenes.aoi import Area
+
+OSM_FILES = (".osm", ".osm.gz", ".osm.bz2", ".xml", ".osm.pbf", ".pbf")
+JSON_FILES = (".json", ".json.gz")
+AREA_RELATIONS = ("multipolygon", "boundary")
+PROLOG_BYTES = 1 << 16
+
+Place = tuple[float, float]  # longitude, latitude
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """The features of an area, whole (not clipped).
+
+    `table`: a GeoDataFrame in EPSG:4326 with `osm_type` (way, relation), `osm_id`, `kind` (polygon, line),
+    `tags` (dict) and `geometry`, sorted by the first three. `sha256` has one hash per raw answer or file, by
+    name. `as_of` is the date the data say of themselves, or None. `counts` says how many were read, mended and
+    lost; `losses` names each object that was mended or lost, and why ("lost: ...").
+    """
+
+    table: Any
+    sha256: Mapping[str, str]
+    as_of: str | None
+    counts: Mapping[str, int]
+    losses: Mapping[str, str]
+
+
+def located(area: Area, outline: Path, *, offline: bool = False) -> Area:
+    """The area with a place's name replaced by its polygon, asked for once and kept in the file `outline`.
+
+    Raises SettingError (no such place, or it has no polygon), ServiceError, SourceError (offline, nothing kept).
+    """
+    if area.place is None:
+        return area
+    # Geocoding is not reproducible: the outline found first is the area from then on.
+    kept = json.loads(outline.read_bytes()) if outline.is_file() else {}
+    if kept.get("name") != area.place:
+        if offline:
+            raise SourceError(f"{outline}: no stored outline of {area.place!r}; run without --offline, or give --aoi")
+        files.write(outline, files.pretty_json({"name": area.place, "type": "Feature", **_geocoded(area.place)}))
+    return replace(area, place=None, aoi=str(outline))
+
+
+def _geocoded(place: str) -> dict[str, Any]:
+    """Geometry and attribution of a place from Nominatim."""
+    import osmnx
+    import requests
+    import shapely
+
+    osmnx.settings.use_cache = False  # it would write ./cache, and answers there never grow old
+    try:
+        geometry = osmnx.geocode_to_gdf(place).geometry.iloc[0]
+    except requests.RequestException as error:
+        raise ServiceError(f"place {place!r}: no geocoder answers: {error!s:.120}; give --bbox or --aoi") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise SettingError(f"place {place!r}: {error!s:.160}; expected a name with an outline; give --aoi") from None
+    licence = "© OpenStreetMap contributors, ODbL 1.0"
+    return {"properties": {"licence": licence}, "geometry": json.loads(shapely.to_geojson(geometry))}
+
+
+@dataclass(kw_only=True)
+class _Scan:
+    """What the passes over the files find in `area`. Candidates wait until the assembler gives their area."""
+
+    area: Any
+    rules: tag_rules.RuleTable
+    rows: dict[tuple[str, int, str], tuple[dict[str, str], Any]] = field(default_factory=dict)
+    outside: int = 0
+    losses: dict[str, str] = field(default_factory=dict)
+    candidates: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)
+    rings: dict[int, list[Place]] = field(default_factory=dict)
+    members: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
+    assembled: set[tuple[str, int]] = field(default_factory=set)
+
+    def add(self, name: tuple[str, int], kind: tag_rules.Kind, text: dict[str, str], geometry: Any) -> bool:
+        """Keep a feature, once; False where it lies outside the area, so that a region's file fits in memory."""
+        import shapely
+
+        if not shapely.intersects(self.area, geometry):
+            self.outside += 1
+            return False
+        self.rows.setdefault((*name, kind), (text, geometry))
+        return True
+
+    def lose(self, name: tuple[str, int], fate: str, places: Sequence[Place] = ()) -> None:
+        """Note what became of an object, unless all we know of its place lies outside the area."""
+        west, south, east, north = self.area.bounds
+        if not places or any(west <= x <= east and south <= y <= north for x, y in places):
+            self.losses[f"{name[0]}/{name[1]}"] = fate
+
+
+def read(
+    source: str | Path,
+    area: Any,
+    *,
+    rules: tag_rules.RuleTable,
+    date: str | None = None,
+    store: Path | None = None,
+    offline: bool = False,
+) -> Features:
+    """The features that intersect `area` (a shapely polygon in WGS84) and that `rules` can name.
+
+    `source`: an .osm, .osm.pbf or Overpass .json file; a folder of Overpass answers; or `overpass` or a URL,
+    asked for the state of `date`, the answers kept in `store` (required), where `offline` takes them from.
+    Raises SettingError, ServiceError; SourceError: no such file, not an OSM document, an XML document type
+    (entity bombs), cut-off or damaged data.
+    """
+    if str(source) == "overpass" or str(source).startswith(("https://", "http://")):
+        if not date or store is None:
+            raise SettingError(f"OpenStreetMap from {source}: no date; give one such as 2020-04-01 (--osm-date)")
+        # Without a date, labels would silently be those of the day of the build.
+        service = overpass.Service() if str(source) == "overpass" else overpass.Service(url=str(source))
+        answers = overpass.fetch(area, rules, date=date, store=store, service=service, offline=offline)
+        return read_files(answers, area, rules)
+    path = files.existing(Path(source), "an .osm, .osm.pbf or Overpass .json file, or a folder of answers")
+    answers = sorted(item for item in path.iterdir() if item.name.endswith(JSON_FILES)) if path.is_dir() else [path]
+    if not answers:
+        raise SourceError(f"{path}: holds no Overpass answer; expected files ending in {' or '.join(JSON_FILES)}")
+    return read_files(answers, area, rules)
+
+
+def read_files(paths: Sequence[Path], area: Any, rules: tag_rules.RuleTable) -> Features:
+    """The features of several files, as `read`; an object that stands in several counts once."""
+    import shapely
+
+    shapely.prepare(area)
+    hashes, dates, scan = {}, [], _Scan(area=area, rules=rules)
+    for path in paths:
+        # An answer is hashed unpacked: gzip bytes differ between zlib versions.
+        is_json = path.name.endswith(JSON_FILES)
+        hashes[path.name] = files.sha256(overpass.unpacked(path)) if is_json else files.sha256_file(path)
+        dates.append(_scan_file(path, scan))
+    table = _table(scan)
+    counts = Counter(f"{kind}s" for kind in table["kind"])
+    counts.update(text.partition(":")[0] for text in scan.losses.values())
+    counts["outside"] = scan.outside
+    return Features(
+        table=table,
+        sha256=hashes,
+        as_of=min((date for date in dates if date), default=None),
+        counts=dict(sorted(counts.items())),
+        losses=dict(sorted(scan.losses.items())),
+    )
+
+
+def known(path: Path) -> None:
+    """Raises SourceError where the name says no format that we read."""
+    if not path.name.endswith(OSM_FILES + JSON_FILES):
+        raise SourceError(f"{path}: unknown kind of OSM file; expected one of {', '.join(OSM_FILES + JSON_FILES)}")
+
+
+def _scan_file(path: Path, scan: _Scan) -> str | None:
+    """Add the features of one file to `scan`; the date that the file gives, or None."""
+    if path.name.endswith(JSON_FILES):
+        answer = overpass.answer_of(overpass.unpacked(path), str(path))
+        with tempfile.TemporaryDirectory() as folder:
+            native = Path(folder) / "answer.osm.pbf"
+            overpass.write_native(answer, native, str(path))
+            _collect(native, scan, str(path))
+        stamp: str | None = answer.get("osm3s", {}).get("timestamp_osm_base")
+        return stamp
+    known(path)
+    # expat, inside pyosmium, would expand entities: look before it does.
+    if not path.name.endswith(".pbf"):
+        _refuse_document_type(path)
+    return _collect(path, scan, str(path))
+
+
+def _refuse_document_type(path: Path) -> None:
+    """An OSM document has only comments before `<osm`: anything else may declare entities that explode."""
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
+    try:
+        with opener(path, "rb") as handle:
+            start = handle.read(PROLOG_BYTES)
+    except (OSError, EOFError) as error:
+        raise SourceError(f"{path}: cannot be unpacked: {error}; fetch it again") from None
+    if not re.match(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*\?>)?(?:\s|<!--(?:(?!-->).)*-->)*<osm[\s>]", start, re.DOTALL):
+        raise SourceError(f"{path}: begins with {start[:60]!r}; expected an <osm> document without a DOCTYPE")
+
+
+# --- one pass with pyosmium ----------------------------------------------------------------
+
+
+def _collect(path: Path, scan: _Scan, where: str) -> str | None:
+    """Add what one OSM file holds; the date in its header, or None."""
+    import osmium
+
+    areas = tag_rules.keys(scan.rules, "polygon")
+    keys = sorted({*areas, *tag_rules.keys(scan.rules, "line")})
+    kinds = osmium.osm.WAY | osmium.osm.RELATION | osmium.osm.AREA
+    try:
+        processor: Any = (
+            osmium.FileProcessor(str(path))
+            # Without a filter pyosmium would assemble every boundary of the country.
+            .with_areas(osmium.filter.KeyFilter(*(areas or keys)))
+            .with_filter(osmium.filter.EntityFilter(kinds))
+            .with_filter(osmium.filter.KeyFilter(*keys))
+        )
+        for item in processor:
+            if item.is_way():
+                _take_way(item, scan)
+            elif item.is_relation():
+                _take_relation(item, scan)
+            else:
+                _take_area(item, scan)
+        stamp: str | None = processor.header.get("osmosis_replication_timestamp") or None
+    except (RuntimeError, ValueError) as error:
+        raise SourceError(f"{where}: cannot be read as OpenStreetMap data: {error}; fetch it again") from None
+    _mend(path, scan)
+    return stamp
+
+
+def _take_way(way: Any, scan: _Scan) -> None:
+    import shapely
+
+    name, text = ("way", way.id), dict(way.tags)
+    closed = way.is_closed() and len(way.nodes) >= 4
+    # One closed way can be both: a roundabout (line) around a green (area).
+    is_area = tag_rules.match(scan.rules, "polygon", text, is_way=True)
+    is_line = tag_rules.match(scan.rules, "line", text, is_way=True)
+    if not is_area and not is_line:
+        return
+    pieces = list(_pieces(way))
+    places = [place for piece in pieces for place in piece]
+    whole = len(places) == len(way.nodes)
+    if is_area and closed and text.get("area") != "no":
+        scan.candidates[name] = text
+        scan.rings[way.id] = places if whole else []
+    elif is_area and not is_line:
+        scan.lose(name, "lost: an area tagged area=no" if closed else "lost: an area whose ring is open", places)
+    if is_line and not (closed and text.get("area") == "yes"):
+        pieces = [piece for piece in pieces if len(piece) > 1]
+        if not whole:
+            scan.lose(name, f"{'mended' if pieces else 'lost'}: nodes of the line are not in the data", places)
+        if pieces:
+            scan.add(name, "line", text, shapely.MultiLineString(pieces))
+
+
+def _pieces(way: Any) -> Iterator[list[Place]]:
+    """Runs of nodes (lon, lat) between those whose place is not in the data."""
+    run: list[Place] = []
+    for node in way.nodes:
+        if node.location.valid():
+            run.append((node.lon, node.lat))
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _take_relation(relation: Any, scan: _Scan) -> None:
+    name, text = ("relation", relation.id), dict(relation.tags)
+    if not tag_rules.match(scan.rules, "polygon", text, is_way=False):
+        return
+    if name in scan.assembled:
+        return
+    if text.get("type") in AREA_RELATIONS:
+        scan.candidates[name] = text
+        scan.members[relation.id] = [(m.ref, m.role) for m in relation.members if m.type == "w"]
+    else:
+        scan.lose(name, f"lost: a relation of type {text.get('type', '')!r} is no area")
+
+
+def _take_area(area: Any, scan: _Scan) -> None:
+    """Keep what the assembler made; what no rule names is left alone, what has no ring is left to `_mend`."""
+    import osmium
+    import shapely
+
+    is_way, number = area.from_way(), area.orig_id()
+    name, text = ("way" if is_way else "relation", number), dict(area.tags)
+    if area.num_rings()[0] and tag_rules.match(scan.rules, "polygon", text, is_way=is_way):
+        geometry = shapely.from_wkb(osmium.geom.WKBFactory().create_multipolygon(area))
+        scan.add(name, "polygon", text, geometry)
+        # A relation may come before its area or after: the area is complete with the last of its members.
+        scan.candidates.pop(name, None)
+        scan.rings.pop(number if is_way else -1, None)
+        if not is_way:
+            scan.assembled.add(name)
+
+
+# --- what the assembler gave up ------------------------------------------------------------
+
+
+def _mend(path: Path, scan: _Scan) -> None:
+    """Build the polygons that pyosmium could not, from the rings that close; count what stays lost."""
+    import shapely
+
+    wanted = {ref for kind, i in scan.candidates if kind == "relation" for ref, _ in scan.members[i]}
+    ways = _way_lines(path, wanted)
+    for name, text in sorted(scan.candidates.items()):
+        kind, number = name
+        if kind == "way":
+            ring = scan.rings[number]
+            geometry = _polygons_in(shapely.Polygon(ring))
+            reason = "its ring crosses itself" if ring else "nodes of the ring are not in the data"
+        else:
+            members = scan.members[number]
+            outer = _rings(ways[ref] for ref, role in members if role != "inner" and ref in ways)
+            inner = _rings(ways[ref] for ref, role in members if role == "inner" and ref in ways)
+            geometry = _polygons_in(outer.difference(inner))
+            # What is there is used: a forest cut by the extract keeps the rings that close.
+            missing = sum(ref not in ways for ref, _ in members)
+            reason = f"{missing} of {len(members)} members are not in the data" if missing else "its rings do not close"
+        if geometry.is_empty:
+            scan.lose(name, f"lost: {reason}")
+        elif scan.add(name, "polygon", text, geometry):
+            scan.lose(name, f"mended: {reason}")
+    scan.candidates.clear()
+    scan.rings.clear()
+    scan.members.clear()
+
+
+def _way_lines(path: Path, wanted: set[int]) -> dict[int, Any]:
+    """The lines (shapely) of these ways, as far as all their nodes are there."""
+    import osmium
+    import shapely
+
+    if not wanted:
+        return {}
+    found = {}
+    processor: Any = osmium.FileProcessor(str(path), osmium.osm.NODE | osmium.osm.WAY).with_locations()
+    for way in processor.with_filter(osmium.filter.EntityFilter(osmium.osm.WAY)):
+        if way.id in wanted and len(way.nodes) > 1 and all(node.location.valid() for node in way.nodes):
+            found[way.id] = shapely.LineString([(node.lon, node.lat) for node in way.nodes])
+    return found
+
+
+def _rings(lines: Iterable[Any]) -> Any:
+    """The ground inside the rings that these lines close, crossings noded."""
+    import shapely
+
+    return shapely.union_all(shapely.get_parts(shapely.polygonize([shapely.union_all(list(lines))])))
+
+
+def _polygons_in(geometry: Any) -> Any:
+    """The polygonal part of a geometry made valid."""
+    import shapely
+
+    parts = shapely.get_parts(shapely.make_valid(geometry))
+    areas = [part for part in parts if part.geom_type in ("Polygon", "MultiPolygon")]
+    return shapely.union_all(areas)
+
+
+def _table(scan: _Scan) -> Any:
+    """The rows as a GeoDataFrame, sorted."""
+    import geopandas
+
+    rows = [(*name, *scan.rows[name]) for name in sorted(scan.rows)]
+    return geopandas.GeoDataFrame(rows, columns=["osm_type", "osm_id", "kind", "tags", "geometry"], crs="EPSG:4326")

@@ -1,0 +1,221 @@
+"""Overpass: ask for the features of an area as of a date, keep each raw answer, prove it whole (edge).
+
+A server that runs out of time answers with status 200 and a part of the data; a busy one answers with an HTML
+page. Neither is ever taken for the whole: each query first asks for the count of what it then asks for.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgdata import files
+from sgdata.errors import ServiceError, SettingError, SourceError
+from sgdata.labels import tag_rules
+
+# Keys asked for together, so that no answer grows too large; keys of a table that are not here share one more query.
+KEY_GROUPS = (
+    ("landuse", "landcover"),
+    ("natural", "water", "waterway", "wetland"),
+    ("leisure", "tourism", "sport"),
+    ("highway", "area:highway", "railway", "aeroway"),
+    ("amenity", "shop", "office"),
+    ("building",),
+)
+TILE_KM = 20  # at most 400 km2 a query
+KM_PER_DEGREE = 111.32
+BUSY = (429, 502, 503, 504)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """A server and how patient we are with it; pauses grow twofold from `pause_s`."""
+
+    url: str = "https://overpass-api.de/api/interpreter"
+    timeout_s: int = 180
+    maxsize: int = 1 << 29
+    tries: int = 5
+    pause_s: float = 5
+    longest_pause_s: float = 300
+    user_agent: str = "sgdata (builds Sentinel-2 datasets)"
+
+
+def fetch(
+    area: Any,
+    rules: tag_rules.RuleTable,
+    *,
+    date: str,
+    store: Path,
+    service: Service,
+    offline: bool = False,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[Path]:
+    """Paths of the raw answers (`overpass-<hash of query>.json.gz` in `store`) that cover `area`; those there stay.
+
+    `date` is YYYY-MM-DD or an ISO time in UTC. Raises SettingError (no such date), ServiceError (refused,
+    unreachable, or only part of an answer after all tries), SourceError (offline and not stored).
+    """
+    paths = []
+    for query in queries(area, rules, date=date, service=service):
+        path = store / f"overpass-{files.sha256(query.encode())[:16]}.json.gz"
+        if not path.is_file():
+            if offline:
+                raise SourceError(f"{path}: no stored answer for this area, date and tag table; run without --offline")
+            content = _asked(query, service, sleep)
+            files.write(path.with_name(path.name.replace(".json.gz", ".overpassql")), query.encode())
+            files.write(path, gzip.compress(content, mtime=0))
+        paths.append(path)
+    return paths
+
+
+def queries(area: Any, rules: tag_rules.RuleTable, *, date: str, service: Service) -> list[str]:
+    """One query per tile of the area's box that meets the area, and per group of keys. Raises SettingError."""
+    import shapely
+
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ)?", date):
+        raise SettingError(f"OpenStreetMap date {date!r}: expected YYYY-MM-DD")
+    moment = date if "T" in date else f"{date}T00:00:00Z"
+    head = f'[out:json][timeout:{service.timeout_s}][maxsize:{service.maxsize}][date:"{moment}"]'
+    areas, lines = set(tag_rules.keys(rules, "polygon")), set(tag_rules.keys(rules, "line"))
+    # Keys of a table of the user's own still come, together in one query.
+    rest = tuple(sorted((areas | lines).difference(*KEY_GROUPS)))
+    found = []
+    for tile in tiles(area.bounds):
+        if not shapely.intersects(area, shapely.box(*tile)):
+            continue
+        west, south, east, north = (f"{value:.6f}" for value in tile)
+        for group in (*KEY_GROUPS, rest):
+            wanted = [f'way["{key}"];' for key in group if key in areas | lines]
+            # Only these relations are areas; routes and sites would bring half the city with them.
+            wanted += [f'relation["{key}"]["type"~"^(multipolygon|boundary)$"];' for key in group if key in areas]
+            if wanted:
+                body = f"({''.join(wanted)});(._;>;)->.all;.all out count;.all out body;"
+                found.append(f"{head}[bbox:{south},{west},{north},{east}];{body}")
+    return found
+
+
+def tiles(bounds: Sequence[float]) -> list[tuple[float, float, float, float]]:
+    """Boxes (west, south, east, north) of at most TILE_KM x TILE_KM that cover `bounds` in degrees."""
+    west, south, east, north = bounds
+    middle = math.cos(math.radians((south + north) / 2))
+    cols = max(1, math.ceil((east - west) * KM_PER_DEGREE * middle / TILE_KM))
+    rows = max(1, math.ceil((north - south) * KM_PER_DEGREE / TILE_KM))
+    # Sums from the west, not steps: the last edge is exactly the area's.
+    x = [west + (east - west) * i / cols for i in range(cols)] + [east]
+    y = [south + (north - south) * i / rows for i in range(rows)] + [north]
+    return [(x[i], y[j], x[i + 1], y[j + 1]) for j in range(rows) for i in range(cols)]
+
+
+def _asked(query: str, service: Service, sleep: Callable[[float], None]) -> bytes:
+    """The whole raw answer to one query. Raises ServiceError."""
+    import requests
+
+    trouble = ""
+    for attempt in range(service.tries):
+        pause = service.pause_s * 2**attempt
+        try:
+            answer = requests.post(
+                service.url,
+                data={"data": query},
+                headers={"User-Agent": service.user_agent},
+                timeout=(30, service.timeout_s + 30),
+            )
+        except requests.RequestException as error:
+            trouble = f"cannot be reached: {error}"
+        else:
+            if answer.status_code == 200:
+                try:
+                    answer_of(answer.content, service.url)
+                    return answer.content
+                except SourceError as error:
+                    trouble = str(error).removeprefix(f"{service.url}: ")
+            # Busy is worth waiting for; any other refusal will be the same next time.
+            elif answer.status_code in BUSY:
+                trouble = f"answers {answer.status_code} {answer.reason}"
+                after = answer.headers.get("Retry-After", "")
+                pause = max(pause, float(after)) if after.isdecimal() else pause
+            else:
+                said = re.sub(r"<[^>]*>|\s+", " ", answer.text).strip()[-200:]
+                raise ServiceError(f"{service.url}: answers {answer.status_code} {answer.reason}: {said}")
+        if attempt + 1 < service.tries:
+            sleep(min(pause, service.longest_pause_s))
+    raise ServiceError(f"{service.url}: {trouble:.300} ({service.tries} tries); try later, or another --osm source")
+
+
+# --- answers -------------------------------------------------------------------------------
+
+
+def unpacked(path: Path) -> bytes:
+    """The bytes of an answer, gzipped on disk or not. Raises SourceError."""
+    content = path.read_bytes()
+    try:
+        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (OSError, EOFError) as error:
+        raise SourceError(f"{path}: cannot be unpacked: {error}; delete it and fetch it again") from None
+
+
+def answer_of(content: bytes, where: str) -> dict[str, Any]:
+    """A raw Overpass answer, proved whole.
+
+    Raises SourceError: not JSON (an HTML error page), no elements, a `remark`, which Overpass adds with status
+    200 when it ran out of time or memory and the elements are only a part, or not as many as it counted.
+    """
+    try:
+        answer = json.loads(content)
+    except (ValueError, RecursionError):
+        raise SourceError(f"{where}: begins with {content[:60]!r}; expected an Overpass answer in JSON") from None
+    if not isinstance(answer, dict) or not isinstance(answer.get("elements"), list):
+        raise SourceError(f"{where}: has no list 'elements'; expected an Overpass answer in JSON")
+    if answer.get("remark"):
+        raise SourceError(f"{where}: a part only, the server remarks {answer['remark']!r}; ask for less or again")
+    counted = [item for item in answer["elements"] if isinstance(item, dict) and item.get("type") == "count"]
+    if counted and int(counted[0]["tags"]["total"]) != len(answer["elements"]) - len(counted):
+        raise SourceError(
+            f"{where}: a part only, {len(answer['elements']) - 1} of {counted[0]['tags']['total']} elements"
+        )
+    return answer
+
+
+def write_native(answer: Mapping[str, Any], path: Path, where: str) -> None:
+    """Write the elements as PBF, in the order and with the nodes that pyosmium wants. Raises SourceError."""
+    try:
+        _write(*_elements(answer["elements"]), path)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise SourceError(f"{where}: an element is not as Overpass writes it: {error!r:.80}; fetch again") from None
+
+
+def _write(nodes: dict[int, Any], ways: dict[int, Any], relations: dict[int, Any], path: Path) -> None:
+    import osmium
+    from osmium.osm import mutable
+
+    with osmium.SimpleWriter(str(path)) as writer:
+        for number, node in sorted(nodes.items()):
+            place = (node["lon"], node["lat"])
+            writer.add_node(mutable.Node(id=number, location=place, tags=node.get("tags", {})))
+        for number, way in sorted(ways.items()):
+            writer.add_way(mutable.Way(id=number, nodes=way.get("nodes", []), tags=way.get("tags", {})))
+        for number, relation in sorted(relations.items()):
+            members = [(m["type"][0], m["ref"], m.get("role", "")) for m in relation.get("members", [])]
+            writer.add_relation(mutable.Relation(id=number, members=members, tags=relation.get("tags", {})))
+
+
+def _elements(elements: Iterable[dict[str, Any]]) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]:
+    """Elements by id; one that comes twice (with and without tags) is merged; inline geometry becomes nodes."""
+    found: dict[str, dict[int, dict[str, Any]]] = {"node": {}, "way": {}, "relation": {}}
+    for element in elements:
+        if element.get("type") in found:
+            found[element["type"]].setdefault(element["id"], {}).update(element)
+    nodes, ways = found["node"], found["way"]
+    # `out geom` puts the places beside the node numbers; None stands where the box cut them off.
+    for way in ways.values():
+        for ref, point in zip(way.get("nodes", ()), way.get("geometry", ()), strict=False):
+            if point:
+                nodes.setdefault(ref, point)
+    return nodes, ways, found["relation"]

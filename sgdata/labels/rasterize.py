@@ -1,0 +1,370 @@
+"""Named features drawn onto a grid: one label per pixel and where it comes from. Pure.
+
+`prepare` names, orders and repairs the features once, in exact integer coordinates of the whole grid; `paint`
+then draws any window of it. Both work on a lattice `supersample` times as fine, and each pixel takes the class
+of most of its parts. As all tests are integer tests, the result does not depend on the tiling.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numba
+import numpy as np
+
+from sgdata.errors import SettingError
+from sgdata.labels import tag_rules
+from sgdata.types import Array, Grid, Window
+
+UNMAPPED = tag_rules.IGNORE
+SOURCES = {0: "none", 1: "OpenStreetMap polygon", 2: "OpenStreetMap line", 3: "gap fill"}
+POLYGON, LINE, GAP_FILL = 1, 2, 3
+UNITS = 1024  # integer steps per fine pixel: 2 mm where fine pixels are 2 m
+MARGIN_PX = 100  # what reaches further than this beyond the grid is cut off, which bounds the integers
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSettings:
+    """How labels are drawn (`labels` in a build recipe).
+
+    `classes`: segmunich-osm, corine, or a file of the user's own (see `classes`). `supersample`: fine pixels along a
+    pixel's side. `overlap`: the smaller polygon wins, or the stronger priority of the tag table. `streets`: by
+    carriageway width, or every pixel that the centre line touches.
+    """
+
+    classes: str = "segmunich-osm"
+    supersample: int = 5
+    overlap: Literal["area", "priority"] = "area"
+    streets: Literal["width", "touched"] = "width"
+    tiers: tuple[tag_rules.Tier, ...] = ("core", "ext")
+    street_groups: tuple[str, ...] = ("drive", "drive_service", "walk")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlines:
+    """Shapes in painting order, flat: `xy` (N, 2) int64 in 1/UNITS of a fine pixel, x east, y south.
+
+    `parts` (P + 1) and `shapes` (S + 1) are offsets into `xy` and into `parts`; `bounds` is (S, 4) west,
+    north, east, south. `label` and `source` are (S,) uint8.
+    """
+
+    xy: Array
+    parts: Array
+    shapes: Array
+    bounds: Array
+    label: Array
+    source: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """All that is to be painted on `grid`: filled outlines, then lines whose every touched pixel counts.
+
+    `counts` says how many features were drawn, had no rule, lie under ground, were mended or lost.
+    """
+
+    grid: Grid
+    supersample: int
+    filled: Outlines
+    touched: Outlines
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Named:
+    """One feature with its rule and its geometry in the grid's CRS."""
+
+    name: tuple[str, int]
+    rule: tag_rules.Rule
+    geometry: Any
+    area_m2: float
+    half_width_m: float
+
+    @property
+    def is_line(self) -> bool:
+        return self.rule.kind == "line"
+
+
+# --- from features to outlines -------------------------------------------------------------
+
+
+def prepare(features: Any, rules: tag_rules.RuleTable, grid: Grid, settings: LabelSettings) -> Drawing:
+    """Name, repair, widen and order the `features` (GeoDataFrame of `osm.read`) for painting on `grid`.
+
+    Polygons lie below lines; lines stack by priority (water, rail, streets on top). Raises SettingError.
+    """
+    if not 1 <= settings.supersample <= 15:
+        raise SettingError(f"labels.supersample is {settings.supersample}; expected 1 to 15")
+    counts: Counter[str] = Counter()
+    named = _named(features, rules, grid, counts)
+    is_touched = [item.is_line and item.rule.group != "" and settings.streets == "touched" for item in named]
+    touched = [item for item, yes in zip(named, is_touched, strict=True) if yes]
+    areas = _widened([item for item, yes in zip(named, is_touched, strict=True) if not yes], grid)
+    areas.sort(key=_by_priority if settings.overlap == "priority" else _by_area)
+    counts.update("lines" if item.is_line else "polygons" for item in (*areas, *touched))
+    return Drawing(
+        grid=grid,
+        supersample=settings.supersample,
+        filled=_outlines(areas, grid, settings.supersample),
+        touched=_outlines(touched, grid, settings.supersample),
+        counts=dict(sorted(counts.items())),
+    )
+
+
+def _by_area(item: _Named) -> tuple[Any, ...]:
+    """Polygons, largest first, then lines by priority; the last one painted is seen."""
+    return (item.is_line, -round(item.area_m2, 1), -item.rule.priority, *item.name)
+
+
+def _by_priority(item: _Named) -> tuple[Any, ...]:
+    """Weakest priority first; within one priority polygons below lines, larger below smaller."""
+    return (-item.rule.priority, item.is_line, -round(item.area_m2, 1), *item.name)
+
+
+def _named(features: Any, rules: tag_rules.RuleTable, grid: Grid, counts: Counter[str]) -> list[_Named]:
+    """The features that have a rule and lie in the open, in the grid's CRS, valid and near the grid."""
+    import shapely
+
+    west, south, east, north = grid.bounds
+    margin = MARGIN_PX * grid.gsd_m
+    frame = shapely.box(west - margin, south - margin, east + margin, north + margin)
+    shapely.prepare(frame)
+    projected = features.geometry.to_crs(grid.crs).to_numpy()
+    found = []
+    columns = (features[name] for name in ("osm_type", "osm_id", "kind", "tags"))
+    for osm_type, osm_id, kind, text, geometry in zip(*columns, projected, strict=True):
+        rule = tag_rules.match(rules, kind, text, is_way=osm_type == "way")
+        if rule is None:
+            counts["without a rule"] += 1
+        elif tag_rules.hidden(text, rule):
+            counts["under ground"] += 1
+        elif (sound := _sound(geometry, kind, counts)) is None or not shapely.intersects(frame, sound):
+            counts["outside the grid"] += sound is not None
+        else:
+            is_area = kind == "polygon"
+            found.append(
+                _Named(
+                    name=(str(osm_type), int(osm_id)),
+                    rule=rule,
+                    # The size decides what lies on top: taken before the cut, it is the same for every grid.
+                    area_m2=float(sound.area),
+                    geometry=_within(frame, sound),
+                    half_width_m=0.0 if is_area else (tag_rules.width_m(text) or 2 * (rule.half_width_m or 0)) / 2,
+                )
+            )
+    return found
+
+
+def _sound(geometry: Any, kind: tag_rules.Kind, counts: Counter[str]) -> Any:
+    """The geometry made valid; None (counted) if it has no place or no extent."""
+    import shapely
+
+    dimension = 2 if kind == "polygon" else 1
+    if not np.isfinite(shapely.bounds(geometry)).all():
+        counts["lost: no place in the grid's CRS"] += 1
+        return None
+    if dimension == 2 and not shapely.is_valid(geometry):
+        counts["mended"] += 1
+        geometry = shapely.make_valid(geometry)
+    sound = _of_dimension(geometry, dimension)
+    if shapely.is_empty(sound):
+        counts["lost: no extent"] += 1
+        return None
+    return sound
+
+
+def _within(frame: Any, sound: Any) -> Any:
+    """The part of a multi-part geometry inside the (prepared) frame."""
+    import shapely
+
+    if shapely.covers(frame, sound):
+        return sound
+    return _of_dimension(shapely.intersection(sound, frame), int(shapely.get_dimensions(sound)))
+
+
+def _of_dimension(geometry: Any, dimension: int) -> Any:
+    """The parts of a geometry that are areas (2) or lines (1), as one multi-part geometry."""
+    import shapely
+
+    parts = shapely.get_parts(shapely.get_parts(geometry))
+    parts = parts[shapely.get_dimensions(parts) == dimension]
+    return shapely.multipolygons(parts) if dimension == 2 else shapely.multilinestrings(parts)
+
+
+def _widened(named: list[_Named], grid: Grid) -> list[_Named]:
+    """Lines as areas of their width, at least one pixel; a river line only where no river is drawn as an area."""
+    import shapely
+
+    water = [item for item in named if not item.is_line and item.rule.key in tag_rules.WATER]
+    tree = shapely.STRtree([item.geometry for item in water])
+    areas = []
+    for item in named:
+        line = item.geometry
+        if item.is_line and item.rule.key in tag_rules.WATER:
+            near = tree.query(line, predicate="intersects")
+            line = shapely.difference(line, shapely.union_all([water[i].geometry for i in near]))
+        if item.is_line:
+            # Round ends close the joints between the ways of one street; two segments a quarter are enough.
+            line = shapely.buffer(line, max(item.half_width_m, grid.gsd_m / 2), quad_segs=2)
+        if not shapely.is_empty(line):  # a river line wholly within its area, or a shape that only touches the frame
+            areas.append(replace(item, geometry=line))
+    return areas
+
+
+def _outlines(items: list[_Named], grid: Grid, supersample: int) -> Outlines:
+    """The shapes of `items` in integer coordinates, in this order."""
+    import shapely
+
+    geometries = np.array([item.geometry for item in items], dtype=object)
+    shape_of_part = np.empty(0, np.int64)
+    if len(items) and items[0].geometry.geom_type.endswith("String"):
+        lines, shape_of_part = shapely.get_parts(geometries, return_index=True)
+    else:
+        polygons, owner = shapely.get_parts(geometries, return_index=True)
+        lines, polygon_of_ring = shapely.get_rings(polygons, return_index=True)
+        shape_of_part = owner[polygon_of_ring]
+    points, part_of_point = shapely.get_coordinates(lines, return_index=True)
+    # From here on integers only: a pixel centre is then inside or outside for every tile alike.
+    step = grid.gsd_m / supersample / UNITS
+    xy = np.rint((points - grid.origin) / (step, -step)).astype(np.int64)
+    parts = np.searchsorted(part_of_point, np.arange(len(lines) + 1))
+    shapes = np.searchsorted(shape_of_part, np.arange(len(items) + 1))
+    first = parts[shapes[:-1]]
+    low = np.minimum.reduceat(xy, first) if len(items) else np.empty((0, 2), np.int64)
+    high = np.maximum.reduceat(xy, first) if len(items) else np.empty((0, 2), np.int64)
+    return Outlines(
+        xy=xy,
+        parts=parts.astype(np.int64),
+        shapes=shapes.astype(np.int64),
+        bounds=np.hstack([low, high]),
+        label=np.array([item.rule.label for item in items], np.uint8),
+        source=np.array([LINE if item.is_line else POLYGON for item in items], np.uint8),
+    )
+
+
+# --- from outlines to pixels ---------------------------------------------------------------
+
+
+def paint(drawing: Drawing, window: Window) -> tuple[Array, Array]:
+    """(labels, source) of one window of the drawing's grid: (H, W) uint8 each; 255 and 0 where nothing is mapped.
+
+    A tie between classes goes to the one that holds the last painted shape of the pixel, so to the smaller
+    polygon; a tie with unmapped ground goes to the class.
+    """
+    n = drawing.supersample
+    row, col, height, width = window.row * n, window.col * n, window.height * n, window.width * n
+    filled, touched = drawing.filled, drawing.touched
+    # Ranks, not classes: the vote below needs to know which shape was painted last.
+    fine = np.zeros((height, width), np.int32)
+    _fill(fine, filled.xy, filled.parts, filled.shapes, _near(filled, row, col, fine.shape), row, col)
+    labels, source = _vote(fine, filled.label, filled.source, n)
+    ranks = np.zeros(labels.shape, np.int32)
+    near = _near(touched, row, col, fine.shape)
+    _touch(ranks, touched.xy, touched.parts, touched.shapes, near, (window.row, window.col, n * UNITS))
+    seen = ranks > 0
+    labels[seen] = touched.label[ranks[seen] - 1]
+    source[seen] = touched.source[ranks[seen] - 1]
+    return labels, source
+
+
+def filled_gaps(labels: Array, source: Array, other: Array) -> tuple[Array, Array]:
+    """(labels, source) with unmapped pixels taken from `other` (H, W) uint8 of the same label space."""
+    gaps = (labels == UNMAPPED) & (other != UNMAPPED)
+    return np.where(gaps, other, labels), np.where(gaps, np.uint8(GAP_FILL), source)
+
+
+def _near(outlines: Outlines, row: int, col: int, shape: tuple[int, int]) -> Array:
+    """Indices, in order, of the shapes whose bounds meet a window of fine pixels."""
+    west, north, east, south = outlines.bounds.T
+    meets = (west <= (col + shape[1]) * UNITS) & (east >= col * UNITS)
+    return np.flatnonzero(meets & (north <= (row + shape[0]) * UNITS) & (south >= row * UNITS))
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(fine: Array, xy: Array, parts: Array, shapes: Array, near: Array, row: int, col: int) -> None:
+    """Write index + 1 of each shape into the fine pixels whose centre is inside it (even-odd), in order."""
+    half, unit = UNITS // 2, UNITS
+    height, width = fine.shape
+    for s in near:
+        low, high = parts[shapes[s]], parts[shapes[s + 1]]
+        west, east = xy[low:high, 0].min(), xy[low:high, 0].max()
+        north, south = xy[low:high, 1].min(), xy[low:high, 1].max()
+        top, bottom = max(north // unit - row, 0), min(south // unit + 1 - row, height)
+        left, right = max(west // unit - col, 0), min(east // unit + 1 - col, width)
+        if top >= bottom or left >= right:
+            continue
+        # An edge flips every pixel centre to the right of it: mark where, then sum up along each row.
+        flips = np.zeros((bottom - top, right - left), np.bool_)
+        for part in range(shapes[s], shapes[s + 1]):
+            for i in range(parts[part], parts[part + 1] - 1):
+                x1, y1, x2, y2 = xy[i, 0], xy[i, 1], xy[i + 1, 0], xy[i + 1, 1]
+                if y1 > y2:
+                    x1, y1, x2, y2 = x2, y2, x1, y1
+                rise = y2 - y1
+                first = max(-((half - y1) // unit), row + top)
+                last = min(-((half - y2) // unit), row + bottom)
+                for r in range(first, last):
+                    # First column whose centre is not left of the edge: a ceiling division, exact.
+                    above = (half - x1) * rise - (r * unit + half - y1) * (x2 - x1)
+                    c = -(above // (rise * unit)) - col - left
+                    if c < right - left:
+                        c = max(c, 0)
+                        flips[r - row - top, c] = not flips[r - row - top, c]
+        for r in range(bottom - top):
+            inside = False
+            for c in range(right - left):
+                inside ^= flips[r, c]
+                if inside:
+                    fine[top + r, left + c] = s + 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _vote(fine: Array, label: Array, source: Array, n: int) -> tuple[Array, Array]:
+    """The class of most of the n x n parts of each pixel, ties to the last painted; and its source."""
+    height, width = fine.shape[0] // n, fine.shape[1] // n
+    labels = np.full((height, width), np.uint8(UNMAPPED))
+    sources = np.zeros((height, width), np.uint8)
+    count, last = np.zeros(256, np.int32), np.zeros(256, np.int32)
+    for row in range(height):
+        for col in range(width):
+            block = fine[row * n : row * n + n, col * n : col * n + n]
+            for rank in block.flat:
+                klass = label[rank - 1] if rank else UNMAPPED
+                count[klass] += 1
+                last[klass] = max(last[klass], rank)
+            # Walk the parts, not the 256 classes: few classes meet in one pixel.
+            best = UNMAPPED
+            for rank in block.flat:
+                klass = label[rank - 1] if rank else UNMAPPED
+                if count[klass] > count[best] or (count[klass] == count[best] and last[klass] > last[best]):
+                    best = klass
+            if best != UNMAPPED:
+                labels[row, col], sources[row, col] = best, source[last[best] - 1]
+            for rank in block.flat:
+                klass = label[rank - 1] if rank else UNMAPPED
+                count[klass], last[klass] = 0, 0
+    return labels, sources
+
+
+@numba.njit(cache=True, nogil=True)
+def _touch(ranks: Array, xy: Array, parts: Array, shapes: Array, near: Array, place: tuple[int, int, int]) -> None:
+    """Write index + 1 of each line into every pixel it passes through; `place` is row, col, units per pixel."""
+    row, col, unit = place
+    height, width = ranks.shape
+    for s in near:
+        for part in range(shapes[s], shapes[s + 1]):
+            for i in range(parts[part], parts[part + 1] - 1):
+                x1, y1, x2, y2 = xy[i, 0], xy[i, 1], xy[i + 1, 0], xy[i + 1, 1]
+                if y1 > y2:
+                    x1, y1, x2, y2 = x2, y2, x1, y1
+                # Along each row of pixels the line enters and leaves at two columns; all between are touched.
+                rise = max(y2 - y1, 1)
+                for r in range(max(y1 // unit, row), min(y2 // unit + 1, row + height)):
+                    enter, leave = max(r * unit, y1), min((r + 1) * unit, y2)
+                    a = (x1 * rise + (enter - y1) * (x2 - x1)) // (rise * unit)
+                    b = (x1 * rise + (leave - y1) * (x2 - x1)) // (rise * unit) if y2 > y1 else x2 // unit
+                    for c in range(max(min(a, b), col), min(max(a, b) + 1, col + width)):
+                        ranks[r - row, c - col] = s + 1

@@ -1,0 +1,1 @@
+"""Pack the samples of a dataset into shards."""

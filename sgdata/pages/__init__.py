@@ -1,0 +1,1 @@
+"""Render static HTML pages of builds, shards, releases, training runs and audits."""

@@ -1,0 +1,200 @@
+"""What the page says of a build: the map with every value, classes, bands, scenes, seams."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgdata import files
+from sgdata.builds import build_folder
+from sgdata.composite.rules import NO_VALUE
+from sgdata.pages import charts, html, raster_tiles, tables
+from sgdata.rasters import geotiff
+from sgdata.scenes import lock
+from sgdata.scenes.lock import Lock
+from sgdata.shards import contracts
+from sgdata.types import Array, Contract, LabelSpace
+
+VALUES = "values"
+# Dark to bright in even steps of lightness, after matplotlib's viridis.
+RAMP = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
+PRESETS = {
+    "true colour": ("B04", "B03", "B02"),
+    "false colour": ("B08", "B04", "B03"),
+    "short-wave infrared": ("B12", "B8A", "B04"),
+}
+Layer = dict[str, Any]
+Patch = tuple[int, int, int, int, str]
+
+
+def blocks(build: Path, folder: Path, more: Mapping[str, Path] | None = None) -> list[html.Block]:
+    """The blocks of a build; the values that its map needs are written into `folder`.
+
+    `more` are further label rasters on its grid, by title (the demo's truth).
+    """
+    contract, planned = contracts.read(build), lock.read(build / lock.NAME)
+    found = {"Labels": build / build_folder.LABELS, "Source of the label": build / build_folder.LABEL_SOURCE} | dict(
+        more or {}
+    )
+    rasters_of_classes = {title: path for title, path in found.items() if path.exists()}
+    planes = [
+        raster_tiles.Plane(name=b.name, path=build / build_folder.IMAGE, band=n)
+        for n, b in enumerate(contract.bands, 1)
+    ]
+    planes += [raster_tiles.Plane(name=path.stem, path=path) for path in rasters_of_classes.values()]
+    chosen = build / build_folder.PROVENANCE_FILE
+    planes += [
+        raster_tiles.Plane(name=name, path=chosen, band=n) for n, name in enumerate(build_folder.PROVENANCE_BANDS, 1)
+    ]
+    written = raster_tiles.write(folder / VALUES, planes)
+    layers: list[Layer] = [{"name": "image", "title": "Image"}]
+    layers += [_classes(title, path, contract.label_space) for title, path in rasters_of_classes.items()]
+    layers += _provenance(planned, written.overview)
+    rows = _patches(build)
+    height, width = written.shape
+    area = f"{width} x {height} pixels of {planned.grid.gsd_m:g} m in {planned.grid.crs}"
+    return [
+        _map(contract, planned, written, layers, rows),
+        *_shares(build, contract.label_space, rows),
+        tables.statistics(contract),
+        *_usage(build, planned),
+        tables.contract(contract, {"area": area, "dates": planned.dates, "OpenStreetMap as of": planned.osm_date}),
+    ]
+
+
+def _map(
+    contract: Contract, planned: Lock, written: raster_tiles.Written, layers: list[Layer], rows: Sequence[Patch]
+) -> html.Map:
+    names = [band.name for band in contract.bands]
+    boxes: dict[str, list[tuple[int, int, int, int]]] = {}
+    for *box, split in rows:
+        boxes.setdefault(split, []).append((box[0], box[1], box[2], box[3]))
+    keys = {layer["name"]: layer.pop("keys") for layer in layers[1:]}
+    keys["patches"] = tuple((charts.colour(split), f"{split} ({len(found)})") for split, found in boxes.items())
+    spec = {
+        "values": VALUES, "shape": written.shape, "step": written.step, "tile": raster_tiles.TILE,
+        "crs": planned.grid.crs, "origin": planned.grid.origin, "gsd": planned.grid.gsd_m,
+        "planes": list(written.overview), "layers": layers,
+        "nodata": contract.nodata, "scale": contract.scale, "offset": contract.offset, "patches": rows,
+        "bands": [
+            {"name": band.name, "wavelength": band.wavelength_nm, **_limits(written.overview[band.name])}
+            for band in contract.bands
+        ],
+    }  # fmt: skip
+    spectrum = charts.spectrum(
+        {band.name: band.wavelength_nm for band in contract.bands}, contract.statistics,
+        scale=contract.scale, offset=contract.offset,
+    )  # fmt: skip
+    return html.Map(
+        title="Map",
+        figure=charts.layered(written.shape, [layer["name"] for layer in layers], boxes),
+        spectrum=spectrum,
+        spectrum_keys=charts.SPECTRUM,
+        spec=spec,
+        presets={text: bands for text, bands in PRESETS.items() if set(names) >= set(bands)}
+        # A build of other bands has no true colour.
+        or {"first, middle and last band": (names[0], names[len(names) // 2], names[-1])},
+        keys=keys,
+        caption="Click a pixel, or move it with the arrow keys, for what the composite holds there, exactly.",
+    )
+
+
+def _limits(values: Array) -> dict[str, int]:
+    valid = values[values > 0]
+    low, high = np.percentile(valid, (1, 99)) if valid.size else (0, 1)
+    return {"low": int(low), "high": int(high)}
+
+
+def _classes(title: str, path: Path, space: LabelSpace) -> Layer:
+    """A layer of a class raster: names and colours are its own, or those of `space` where it has none."""
+    with geotiff.opened(str(path)) as raster:
+        names = {int(key[6:]): name for key, name in raster.tags().items() if key.startswith("class_")}
+        colours = {value: "#{:02x}{:02x}{:02x}".format(*raster.colormap(1)[value]) for value in sorted(names)}
+    if not names:
+        names, colours = (dict(zip(space.ids, held, strict=True)) for held in (space.names, space.colours))
+    keys = tuple((colours[value], names[value]) for value in colours)
+    return {"name": path.stem, "plane": path.stem, "title": title, "colours": colours, "names": names, "keys": keys}
+
+
+def _provenance(planned: Lock, overview: Mapping[str, Array]) -> list[Layer]:
+    """Layers of the four provenance bands: which scene, how many were valid, of which day, how well it scored."""
+    scenes = [item.scene.id for item in planned.items]
+    # By the golden ratio, neighbours in the list get hues far apart: seams between them show.
+    hues = [colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55, 0.9) for number in range(len(scenes))]
+    colours = {number: "#" + "".join(f"{round(255 * part):02x}" for part in hue) for number, hue in enumerate(hues)}
+    name = build_folder.PROVENANCE_BANDS[0]
+    keys = tuple((colours[number], scene) for number, scene in enumerate(scenes))
+    chosen = {"colours": colours, "names": dict(enumerate(scenes)), "missing": NO_VALUE, "keys": keys}
+    layers: list[Layer] = [{"name": name, "plane": name, "title": "Scene", **chosen}]
+    titles = ("Valid observations", "Date", "Score")
+    for name, title in zip(build_folder.PROVENANCE_BANDS[1:], titles, strict=True):
+        held = overview[name][overview[name] != NO_VALUE]
+        low, high = (int(held.min()), int(held.max())) if held.size else (0, 1)
+        layer: Layer = {"name": name, "plane": name, "title": title, "ramp": [low, high, *RAMP], "missing": NO_VALUE}
+        ends = (str(low), str(high))
+        if title == "Date":
+            layer["day"] = True
+            ends = (str(np.datetime64(low, "D")), str(np.datetime64(high, "D")))
+        if title == "Score":
+            layer["scale"] = 1e-4
+            ends = (f"{low / 10000:.4f}", f"{high / 10000:.4f}")
+        layers.append(layer | {"keys": tuple(zip((RAMP[0], RAMP[-1]), ends, strict=True))})
+    return layers
+
+
+def _patches(build: Path) -> list[Patch]:
+    """Where each patch lies and its split, by row and column; none where the build was not cut."""
+    import pyarrow.parquet as pq
+
+    path, columns = build / "patches.parquet", ["row", "col", "height", "width", "split"]
+    rows = pq.read_table(path, columns=columns).to_pylist() if path.exists() else []
+    return [(row["row"], row["col"], row["height"], row["width"], row["split"]) for row in rows]
+
+
+def _shares(build: Path, space: LabelSpace, rows: Sequence[Patch]) -> list[html.Block]:
+    """The share of each class in the area and in the patches of each split."""
+    path = build / build_folder.LABELS
+    if not path.exists():
+        return []
+    with geotiff.opened(str(path)) as raster:
+        labels = raster.read(1)
+    counts = {"area": np.bincount(labels.ravel(), minlength=256)}
+    for row, col, height, width, split in rows:
+        # Overlapping patches hold a pixel several times, as a model will see it.
+        inside = np.bincount(labels[row : row + height, col : col + width].ravel(), minlength=256)
+        counts[split] = counts.get(split, 0) + inside
+    return [tables.shares(space, counts)]
+
+
+def _usage(build: Path, planned: Lock) -> list[html.Block]:
+    """How much of each scene the composite shows, and signs of what went wrong in it, from `usage.json`."""
+    path = build / build_folder.USAGE
+    if not path.exists():
+        return []
+    told, offsets = files.read_plain(path), {item.scene.id: item.offset for item in planned.items}
+    scenes = tuple(
+        (s["id"], f"{offsets.get(s['id']) or 0:+d}", tables.percent(s["clear_share"]), tables.percent(s["shown_share"]))
+        for s in told["scenes"]
+    )
+    seam = told["seam"]
+    signs = (
+        ("pixels without data", tables.percent(told["nodata_share"])),
+        (
+            f"as bright in blue as cloud (DN {build_folder.BRIGHT} or more)",
+            tables.percent(told["bright_share"]),
+        ),
+        ("neighbours taken from two scenes", f"{seam['pairs']:,}"),
+        ("mean step in red between them, DN", str(seam["step_dn"])),
+        ("mean step between all others, DN", str(seam["step_dn_elsewhere"])),
+    )
+    columns = ("scene", "offset", "clear", "shown")
+    dropped = tuple((scene.id, scene.reason) for scene in planned.dropped)
+    return [
+        html.Table(title="Scenes", columns=columns, rows=scenes, caption="Shares of the area, clear and shown."),
+        html.Table(title="Seams and residual cloud", columns=("sign", "figure"), rows=signs),
+        *([html.Table(title="Scenes left out", columns=("scene", "reason"), rows=dropped)] if dropped else []),
+    ]

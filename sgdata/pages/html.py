@@ -1,0 +1,167 @@
+"""One static page from blocks: tables, bars, charts, pictures, a map, samples; opens from disk, fetches nothing.
+
+`page.html` is its template, `page.css` its look, `page.js` its behaviour; charts are drawn by Bokeh's own script, laid
+beside the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgdata import files
+from sgdata.types import Array
+
+SCRIPT = "bokeh.min.js"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image file beside the page, and what it shows (`alt`, in words)."""
+
+    file: str
+    title: str
+    caption: str = ""
+    alt: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A figure as `show.charts` gives it; `label` says in words what it shows."""
+
+    title: str
+    figure: str
+    label: str
+    keys: tuple[tuple[str, str], ...] = ()
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """Shares between 0 and 1 as bars: a line is (name, colour, one value per column), None where there is no figure."""
+
+    title: str
+    columns: tuple[str, ...]
+    bars: tuple[tuple[str, str, tuple[float | None, ...]], ...]
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A confusion matrix: counts with a row per true class and a column per predicted one."""
+
+    title: str
+    names: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table: column heads and rows of texts."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Map:
+    """Layers over one another, and every value under a pixel. `spec` is what `page.js` reads; `figure`, `spectrum`
+    are charts; `presets` name three bands each; `keys` are (colour, name) pairs by layer."""
+
+    title: str
+    figure: str
+    spectrum: str
+    spectrum_keys: tuple[tuple[str, str], ...]
+    spec: dict[str, Any]
+    presets: dict[str, tuple[str, str, str]]
+    keys: dict[str, tuple[tuple[str, str], ...]]
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One sample: pictures as (file, alt), and its values by filter."""
+
+    title: str
+    pictures: tuple[tuple[str, str], ...]
+    values: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Cards that can be filtered by their values."""
+
+    title: str
+    cards: tuple[Card, ...]
+    filters: tuple[str, ...]
+    caption: str = ""
+    keys: tuple[tuple[str, str], ...] = field(default=())
+
+
+Block = Picture | Chart | Bars | Matrix | Table | Map | Gallery
+
+
+def write(path: Path, *, title: str, intro: str, blocks: Sequence[Block]) -> Path:
+    """Write the page at `path` and return it. Pictures are named relative to its folder."""
+    import jinja2
+
+    shown = [(type(block).__name__, block) for block in blocks if not isinstance(block, Gallery) or block.cards]
+    kinds = {kind for kind, _ in shown}
+    drawn = bool(kinds & {"Chart", "Map"})
+    if drawn:
+        from sgdata.pages import charts
+
+        files.write(path.with_name(SCRIPT), charts.script())
+    here = Path(__file__).parent
+    engine = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    engine.filters["zip"] = zip
+    # Written into the page, not linked, but for Bokeh's megabyte: less that a browser might not find.
+    style, own = (here.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    text = engine.get_template("page.html").render(
+        title=title, intro=intro, blocks=shown, style=style,
+        charts=SCRIPT if drawn else "", own=own if drawn or "Gallery" in kinds else "",
+    )  # fmt: skip
+    files.write(path, text.encode())
+    return path
+
+
+def write_png(path: Path, rgb: Array) -> None:
+    """Write a uint8 (3, H, W) or (H, W, 3) array as PNG."""
+    from PIL import Image
+
+    # A picture three pixels wide could be either; then the last axis is the channel, as in PIL.
+    pixels = np.moveaxis(rgb, 0, -1) if rgb.shape[0] == 3 and rgb.shape[-1] != 3 else rgb
+    with files.replacing(path, durable=False) as temporary:
+        # Level 9 and no metadata: the same bytes from the same pixels.
+        Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)).save(temporary, format="PNG", compress_level=9)
+
+
+def stretch(bands: Array, *, low: float = 2, high: float = 98) -> Array:
+    """(3, H, W) of any number type -> uint8, from percentile `low` to `high` of its positive pixels per band."""
+    out = np.zeros(bands.shape, np.uint8)
+    for index, band in enumerate(bands):
+        valid = band[band > 0]
+        # Percentiles, for a single bright roof or cloud would leave the rest black; 0 is nodata, not dark ground.
+        if valid.size:
+            bottom, top = np.percentile(valid, (low, high))
+            out[index] = np.clip((band - bottom) / max(top - bottom, 1e-9) * 255, 0, 255)
+    return out
+
+
+def paint(classes: Array, colours: Mapping[int, str]) -> Array:
+    """(H, W) class ids -> uint8 (H, W, 3); ids without a colour are mid-grey."""
+    # Grey is what "not mapped" looks like next to every colour of a legend.
+    table = np.full((256, 3), 128, np.uint8)
+    for value, colour in colours.items():
+        table[value] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return table[classes]

@@ -1,0 +1,126 @@
+"""A `ledger.json` as a page and as Markdown: figures beside what was published, never a number for what was not run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sgdata.pages import charts, html
+
+INTERVAL = "In brackets: 95 % interval, Student's t over seeds; of one seed, bootstrap over scored samples."
+
+
+def blocks(document: dict[str, Any]) -> list[html.Block]:
+    """For each table: what follows from it, its figures as chart and table, the audit of its data, its runs."""
+    found: list[html.Block] = []
+    for table in document["tables"]:
+        name = table["name"]
+        if table["sentences"]:
+            said = tuple((sentence,) for sentence in table["sentences"])
+            found.append(html.Table(title=f"{name}: what follows", columns=("computed from the figures",), rows=said))
+        found += [chart for metric in table["metrics"] if (chart := _chart(table, metric))]
+        found.append(html.Table(title=name, columns=columns(table), rows=lines(table), caption=_caption(table)))
+        if table["audit"]:
+            rows = tuple((each["check"], each["told"]) for each in table["audit"])
+            found.append(html.Table(title=f"{name}: audit of its data", columns=("check", "finding"), rows=rows))
+    absent = tuple(_absent(document))
+    if absent:
+        heads = ("file or folder", "where it lives", "licence", "checksum")
+        caption = "Put them under this name into the folder of --weights, and the same command makes their rows."
+        found.append(html.Table(title="Weights that are not here", columns=heads, rows=absent, caption=caption))
+    runs = tuple(_runs(document))
+    if runs:
+        names = ("table", "row", "program", "seed", "folder", "SHA-256 of the resolved recipe")
+        found.append(html.Table(title="Runs", columns=names, rows=runs))
+    return found
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The same tables for who reads text."""
+    parts = [f"# {document['title']}", INTERVAL]
+    for block in blocks(document):
+        if isinstance(block, html.Table):
+            ruled = [block.columns, ("---",) * len(block.columns), *block.rows]
+            told = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in ruled)
+            parts += [f"## {block.title}", *([block.caption] if block.caption else []), told]
+    return "\n\n".join(parts) + "\n"
+
+
+def columns(table: dict[str, Any]) -> tuple[str, ...]:
+    """Column heads: two for each metric."""
+    figures = [head for name in table["metrics"] for head in (f"{name} published", f"{name} here")]
+    return ("model", "weights", *figures, "seeds", "parameters", "steps", "why it differs", "audit")
+
+
+def lines(table: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """Rows as texts; what was not published or not run stays empty."""
+    return tuple(_line(table, row) for row in table["rows"])
+
+
+def _line(table: dict[str, Any], row: dict[str, Any]) -> tuple[str, ...]:
+    cells = []
+    for number, name in enumerate(table["metrics"]):
+        each = row["figures"][name]
+        state = "" if number or row["state"] == "run" else row["state"]
+        cells += [_number(each["published"]), _measured(each) or state]
+    cost = row.get("cost")
+    steps = f"{cost['steps_before']:,} + {cost['steps']:,}" if cost and cost["steps_before"] else ""
+    none = "no finding" if table["audited"] else "not audited"
+    findings = ", ".join(each["check"] for each in table["audit"]) or none
+    return (
+        row["name"],
+        row["start"],
+        *cells,
+        str(len(row["figures"][table["metrics"][0]]["values"]) or ""),
+        f"{cost['parameters']:,}" if cost else "",
+        steps or (f"{cost['steps']:,}" if cost else ""),
+        ", ".join(row["reasons"]),
+        findings if row["state"] == "run" else "",
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _measured(each: dict[str, Any]) -> str:
+    ends: Sequence[float] | None = each["interval"]
+    # Held together: a column of half intervals cannot be read.
+    span = "" if ends is None else f"\N{NO-BREAK SPACE}({ends[0]:.3f}\N{EN DASH}\N{WORD JOINER}{ends[1]:.3f})"
+    return _number(each["mean"]) + span
+
+
+def _caption(table: dict[str, Any]) -> str:
+    data = table["data"]
+    print_of = f"Data {data['dataset']} {data['version']}, fingerprint {data['fingerprint'][:16]}." if data else ""
+    return " ".join(text for text in (table["note"], print_of) if text)
+
+
+def _chart(table: dict[str, Any], metric: str) -> html.Chart | None:
+    """Means with their intervals, one line a row; nothing where nothing was run."""
+    shown = [(row["name"], row["figures"][metric]) for row in table["rows"] if row["state"] == "run"]
+    if not shown:
+        return None
+    rows = [(name, each["mean"], each["interval"], each["published"]) for name, each in shown]
+    label = f"{metric}: " + "; ".join(f"{name} {_number(mean)}" for name, mean, _, _ in rows)
+    keys = ((charts.SERIES[0], "here, with its interval"), (charts.SERIES[1], "published"))
+    published = any(row[3] is not None for row in rows)
+    return html.Chart(
+        title=f"{table['name']}: {metric}", figure=charts.spans(rows), label=label, keys=keys if published else keys[:1]
+    )
+
+
+def _runs(document: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    rows = ((table["name"], row) for table in document["tables"] for row in table["rows"])
+    for name, row in rows:
+        for run in (run for run in row["runs"] if run["folder"]):
+            yield name, row["name"], run["program"], str(run["seed"]), run["folder"], run["recipe_sha256"][:16]
+
+
+def _absent(document: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    seen = set()
+    for table in document["tables"]:
+        for row in table["rows"]:
+            if row["state"].endswith("weights absent") and row["weights"]["name"] not in seen:
+                seen.add(row["weights"]["name"])
+                yield tuple(row["weights"][key] for key in ("name", "where", "licence", "checksum"))

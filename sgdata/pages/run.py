@@ -1,0 +1,113 @@
+"""What the page says of a training run (losses, pictures, scores)."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sgdata import files
+from sgdata.pages import charts, html
+from sgdata.shards import contracts
+
+METRICS, RESULTS, LEDGER = "metrics.jsonl", "results.json", "ledger.json"
+PICTURES = {
+    "pretrain": ("Reconstructions", "as it is, what the encoder saw, what the decoder made of it"),
+    "segment": ("Predictions", "image, label, prediction"),
+}
+Steps = Sequence[dict[str, Any]]
+
+
+def blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
+    """The blocks of one run, their titles after `prefix`; its newest picture is copied into `folder`."""
+    steps = [json.loads(line) for line in (run / METRICS).read_text("utf-8").splitlines()]
+    # A dict, for the order of the log: a set has none.
+    names = {name: None for step in steps for name in step}
+    kinds = {name: _kind(name) for name in names}
+    found: list[html.Block] = []
+    for kind, title in (("loss", "Loss"), ("validation", "Validation"), ("lr", "Learning rate")):
+        series = {name: _series(steps, name) for name in names if kinds[name] == kind}
+        # One point is no line; the last figures stand in the table below.
+        series = {name: points for name, points in series.items() if len(points) > 1}
+        if series:
+            keys = tuple(zip(charts.SERIES, series, strict=False))
+            figure = charts.lines(series, "step")
+            found.append(html.Chart(title=title, figure=figure, label=told(title, series), keys=keys))
+    # Twelve lines in one chart are none: their ends do.
+    bands = tuple(
+        (name.removeprefix("loss_"), *(f"{points[at][1]:.4f}" for at in (0, -1)))
+        for name in names
+        if kinds[name] == "band" and (points := _series(steps, name))
+    )
+    if bands:
+        found.append(html.Table(title="Loss per band", columns=("band", "first", "last"), rows=bands))
+    kind = "pretrain" if "loss_token" in names else "segment"
+    found += [*_results(run), *last_picture(run, folder, *PICTURES[kind])]
+    return [replace(block, title=prefix + block.title) for block in found]
+
+
+def _kind(name: str) -> str:
+    if re.fullmatch(r"loss_B\w\w", name):
+        return "band"
+    if name in {"step", "epoch", "grad_norm"}:
+        return "none"
+    return name if name == "lr" else "loss" if name.startswith("loss") else "validation"
+
+
+def _series(steps: Steps, name: str) -> list[tuple[float, float]]:
+    return [(step["step"], step[name]) for step in steps if step.get(name) is not None]
+
+
+def told(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """A chart in words, for those who do not see it."""
+    ends = "; ".join(f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}" for name, points in series.items())
+    last = max(points[-1][0] for points in series.values())
+    return f"{title} over {last:g} steps: {ends}"
+
+
+def _results(run: Path) -> list[html.Block]:
+    """Scores of `results.json`: single figures, figures per class, the confusion matrix."""
+    if not (run / RESULTS).exists():
+        return []
+    results, space = files.read_plain(run / RESULTS), contracts.read(run).label_space
+    colours = dict(zip(space.names, space.colours, strict=False))
+    plain = {name: _text(value) for name, value in results.items() if name != "confusion"}
+    rows = tuple((name, text) for name, text in plain.items() if text)
+    found: list[html.Block] = [html.Table(title="Figures", columns=("figure", "value"), rows=rows)]
+    for name, held in results.items():
+        if isinstance(held, dict) and all(isinstance(value, int | float | None) for value in held.values()):
+            # In the order of the label space: a document of ours is sorted by name.
+            order = [*(key for key in space.names if key in held), *(key for key in held if key not in colours)]
+            bars = tuple((key, colours.get(key, charts.SERIES[0]), (held[key],)) for key in order)
+            found.append(html.Bars(title=name.replace("_", " "), columns=("",), bars=bars))
+    if "confusion" in results:
+        # Numbers where the model's classes are not those of the data, as after remapping.
+        counts = tuple(tuple(row) for row in results["confusion"])
+        names = space.names if len(space.names) == len(counts) else tuple(str(n) for n in range(len(counts)))
+        caption = "A row per true class, a column per predicted one; percent of the row, counts on hovering."
+        found.append(html.Matrix(title="Confusion matrix", names=names, counts=counts, caption=caption))
+    return found
+
+
+def _text(value: Any) -> str:
+    """A figure, an interval or a word as text; '' for what has a block of its own."""
+    if isinstance(value, list) and len(value) == 2:
+        return " to ".join(_text(end) for end in value)
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "" if isinstance(value, dict | list) else str(value)
+
+
+def last_picture(run: Path, folder: Path, title: str, shown: str) -> list[html.Picture]:
+    """The newest picture of a run, copied beside the page; nothing where the run made none."""
+    # Names carry the step with leading zeros: the last by name is the newest, whatever the clock of the files says.
+    found = sorted((run / "pictures").glob("*.png"))[-1:]
+    for path in found:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / f"{run.name}.png")
+    caption = f"Validation samples, one a row: {shown}."
+    return [html.Picture(file=f"{run.name}.png", title=title, caption=caption, alt=caption) for _ in found]

@@ -1,0 +1,121 @@
+"""What the page says of shards and releases: samples to look at, class shares, where they lie, bands, contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgdata.pages import charts, html, tables
+from sgdata.shards import contracts, tar_format
+from sgdata.types import Array, Bounds, Contract, Sample
+
+# Enough to see what a set is like; a page of a million pictures would open for no one.
+CARDS = 240
+# Counted for the class shares: a thousand masks tell a share of 5 % to half a percent.
+MASKS = 1000
+BOXES = 4000
+# Change masks have no colours of their own.
+CHANGE = {0: "#303030", 1: "#f5d442"}
+
+
+def blocks(source: Path, folder: Path) -> list[html.Block]:
+    """The blocks of a folder of shards; the pictures of its samples are written into `folder`."""
+    contract, rows = contracts.read(source), tar_format.read_index(source).to_pylist()
+    cards = tuple(_card(tar_format.read_sample(source, row), row, contract, folder) for row in spread(rows, CARDS))
+    space = contract.label_space
+    shown = html.Gallery(
+        title=f"Samples: {len(cards):,} of {len(rows):,}",
+        cards=cards,
+        filters=("split", "class"),
+        keys=tuple(zip(space.colours, space.names, strict=False)) if "mask_offset" in rows[0] else (),
+        caption="Evenly from each split. True colour, all stretched alike: percentile 1 to 99 of the train split.",
+    )
+    return [
+        shown,
+        *_shares(source, rows, contract),
+        *_outlines(rows),
+        tables.statistics(contract),
+        tables.contract(contract, {"shards": str(len({row["shard"] for row in rows}))}),
+    ]
+
+
+def spread(rows: Sequence[tar_format.Row], limit: int) -> list[tar_format.Row]:
+    """At most about `limit` rows, evenly from the whole, and a few of each split however small."""
+    by_split: dict[str, list[tar_format.Row]] = {}
+    for row in rows:
+        by_split.setdefault(row["split"], []).append(row)
+    chosen = []
+    for held in by_split.values():
+        wanted = min(len(held), max(limit // 10, limit * len(held) // len(rows)))
+        chosen += [held[at] for at in np.linspace(0, len(held) - 1, wanted).round().astype(int)]
+    return chosen
+
+
+def _card(sample: Sample, row: tar_format.Row, contract: Contract, folder: Path) -> html.Card:
+    names = dict(zip(contract.label_space.ids, contract.label_space.names, strict=True))
+    mask = sample.arrays.get("mask")
+    present = row["labels"] if mask is None else np.unique(mask).tolist()
+    classes = tuple(names[value] for value in present if value in names)
+    pictures = []
+    for name, rgb in _pictures(sample, mask, contract):
+        file = f"samples/{sample.key}-{name}.png"
+        html.write_png(folder / file, rgb)
+        pictures.append((file, f"{name} of {sample.key}: {', '.join(classes) or 'no class'}"))
+    # A mask tells its classes itself, by colour.
+    told = f"{sample.key}, {sample.split}" + (f": {', '.join(classes)}" if mask is None and classes else "")
+    return html.Card(title=told, pictures=tuple(pictures), values={"split": (sample.split,), "class": classes})
+
+
+def _pictures(sample: Sample, mask: Array | None, contract: Contract) -> Iterator[tuple[str, Array]]:
+    # In this order, before comes before after.
+    for name in (name for name in tar_format.IMAGES if name in sample.arrays):
+        # Of a sample stored at its native sizes the 10 m group has all that true colour needs.
+        held = [band.name for band in contract.bands if name != "image_10m" or band.gsd_m == 10]
+        yield name.replace("_", "-"), true_colour(sample.arrays[name], held, contract)
+    if mask is not None:
+        space = contract.label_space
+        colours = dict(zip(space.ids, space.colours, strict=False)) or CHANGE
+        yield "mask", html.paint(mask.astype(np.uint8), colours)
+
+
+def true_colour(array: Array, bands: Sequence[str], contract: Contract) -> Array:
+    """(C, H, W) in stored units -> uint8 (3, H, W); where a set lacks red, green or blue, its first bands."""
+    chosen = ("B04", "B03", "B02") if {"B02", "B03", "B04"} <= set(bands) else [*bands, *bands, *bands][:3]
+    out = np.zeros((3, *array.shape[1:]), np.uint8)
+    for number, name in enumerate(chosen):
+        # Alike for all samples: stretched one by one, a dark sample and a cloud would look the same.
+        held = contract.statistics[name]
+        scaled = (array[bands.index(name)].astype(np.float32) - held.p1) / max(held.p99 - held.p1, 1e-9)
+        out[number] = np.clip(scaled * 255, 0, 255)
+    return out
+
+
+def _shares(source: Path, rows: Sequence[tar_format.Row], contract: Contract) -> list[html.Block]:
+    """Class shares per split: of the samples where they are labelled, of the pixels where they have masks."""
+    counts: dict[str, Any] = {}
+    masked = "mask_offset" in rows[0]
+    for row in spread(rows, MASKS) if masked else rows:
+        values = tar_format.read_sample(source, row).arrays["mask"] if masked else np.array(row["labels"], int)
+        found = np.bincount(values.ravel().astype(int), minlength=256)
+        counts[row["split"]] = counts.get(row["split"], 0) + found
+    if not any(held.sum() for held in counts.values()):
+        return []
+    of = f"Of the pixels of {min(len(rows), MASKS):,} samples." if masked else "Of the labels given."
+    return [tables.shares(contract.label_space, counts, caption=of)]
+
+
+def _outlines(rows: Sequence[tar_format.Row]) -> list[html.Block]:
+    """Where the samples lie, as far as the dataset tells."""
+    boxes: dict[str, list[Bounds]] = {}
+    for row in spread([row for row in rows if row["west"] is not None], BOXES):
+        boxes.setdefault(row["split"], []).append((row["west"], row["south"], row["east"], row["north"]))
+    if not boxes:
+        return []
+    edges = np.array([box for held in boxes.values() for box in held])
+    (west, south), (east, north) = edges[:, :2].min(axis=0), edges[:, 2:].max(axis=0)
+    keys = tuple((charts.colour(split), split) for split in boxes)
+    label = f"Outlines by split, {west:.3f} to {east:.3f} degrees east, {south:.3f} to {north:.3f} degrees north"
+    return [html.Chart(title="Where the samples lie", figure=charts.extents(boxes), label=label, keys=keys)]

@@ -1,0 +1,76 @@
+"""What builds and shards have in common: class shares, bands, the contract, and what an audit found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from sgdata.pages import charts, html
+from sgdata.types import Array, Contract, LabelSpace
+
+if TYPE_CHECKING:
+    from sgdata.audits.findings import Report
+
+
+def shares(space: LabelSpace, counts: Mapping[str, Array], *, caption: str = "") -> html.Bars:
+    """Class shares: a line per class and one for unmapped, a column per (256,) array of counts."""
+    colours = space.colours or (charts.SERIES[0],) * len(space.ids)
+    # Labels of one class in many have no colours: all bars alike.
+    lines = list(zip(space.names, colours, space.ids, strict=True))
+    if space.ignore is not None:
+        lines.append(("unmapped", "#808080", space.ignore))
+    # A split without labels has shares of 0, not none: its column stays.
+    totals = {column: max(int(held.sum()), 1) for column, held in counts.items()}
+    bars = tuple(
+        (name, colour, tuple(int(held[value]) / totals[column] for column, held in counts.items()))
+        for name, colour, value in lines
+    )
+    return html.Bars(title="Class shares", columns=tuple(counts), bars=bars, caption=caption)
+
+
+def statistics(contract: Contract) -> html.Table:
+    """Per band: where it lies in the spectrum, and its values in stored units."""
+    columns = ("mean", "std", "min", "p1", "p50", "p99", "max")
+    rows = tuple(
+        (
+            band.name,
+            f"{band.wavelength_nm:g}",
+            str(band.gsd_m),
+            *(f"{getattr(contract.statistics[band.name], key):,.6g}" for key in columns),
+            f"{contract.statistics[band.name].count:,}",
+        )
+        for band in contract.bands
+        if band.name in contract.statistics
+    )
+    caption = (
+        f"In stored units; reflectance = (value + {contract.offset:g}) x {contract.scale:g}. Of the train split alone."
+    )
+    return html.Table(title="Bands", columns=("band", "nm", "native m", *columns, "pixels"), rows=rows, caption=caption)
+
+
+def contract(held: Contract, more: Mapping[str, str]) -> html.Table:
+    """What a consumer must know of the data."""
+    # The first digits of the fingerprint tell two data sets apart, and fit a narrow page.
+    told = {
+        "dataset": f"{held.dataset} {held.version}",
+        "bands": " ".join(band.name for band in held.bands),
+        "level, no data": f"{held.level}, {held.nodata}",
+        "shape": "varies" if held.shape is None else " x ".join(str(size) for size in held.shape),
+        "resampling": f"{held.resampling}, version {held.resampling_version}",
+        "label space": f"{held.label_space.name}, {len(held.label_space.ids)} classes",
+        "samples": ", ".join(f"{split} {count:,}" for split, count in held.splits.items()) or "none",
+        "fingerprint": held.fingerprint[:16] or "none",
+    }
+    return html.Table(title="Contract", columns=("what", "value"), rows=tuple((told | dict(more)).items()))
+
+
+def audited(report: Report) -> html.Table:
+    """The checks of an audit."""
+    rows = tuple((check.name, check.state, check.told, ", ".join(check.where)) for check in report.checks)
+    caption = f"{report.subject}: {report.samples:,} samples, {report.findings} findings."
+    return html.Table(title="Audit", columns=("check", "state", "what", "where"), rows=rows, caption=caption)
+
+
+def percent(share: float | None) -> str:
+    """A share as text; a composite of several scenes per pixel shows none."""
+    return "none" if share is None else f"{100 * share:.2f} %"

@@ -1,0 +1,1 @@
+"""Read, write and resample rasters: grids, GeoTIFF and COG, small TIFFs."""

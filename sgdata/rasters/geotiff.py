@@ -1,0 +1,323 @@
+"""Where bytes become pixels and pixels bytes: windows out of GeoTIFF or JP2, COGs that repeat to the byte."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import threading
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sgdata import files
+from sgdata.errors import OutputError, SourceError
+from sgdata.rasters import grid
+from sgdata.types import Array, Bounds, Grid, Window
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+    from sgdata.rasters.resample import Kernel
+
+STRIP_BYTES = 1 << 22
+"""Pixels pass through memory in strips of about this size, cut at the file's own blocks."""
+
+WARPING = threading.Lock()
+"""Rasterio hushes a warning of its own while it warps, by a filter that threads take from each other."""
+
+READING = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # else one listing of a bucket per file
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif,.tiff,.jp2,.TIF",
+    "GDAL_HTTP_MAX_RETRY": "5",  # 429, 502, 503, 504 and dropped connections; finite
+    "GDAL_HTTP_RETRY_DELAY": "1",
+    "GDAL_HTTP_TIMEOUT": "60",
+    "GDAL_HTTP_CONNECTTIMEOUT": "20",
+    "VSI_CACHE": "TRUE",
+    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",  # else a second try meets the failure of the first
+    "AWS_NO_SIGN_REQUEST": "NO" if "AWS_ACCESS_KEY_ID" in os.environ else "YES",  # CDSE wants keys
+    "GDAL_CACHEMAX": 16 << 20,  # every block is asked for once: a large cache only costs
+    "GDAL_PAM_ENABLED": "NO",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a raster file says of itself; `lattice` covers the whole file."""
+
+    lattice: Grid
+    dtype: str
+    nodata: float | None
+    bands: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """How an output raster is stored and shown."""
+
+    descriptions: tuple[str, ...]
+    nodata: float | None = None
+    dtype: Literal["uint8", "uint16", "float32"] = "uint16"
+    overviews: Literal["nearest", "mode"] = "nearest"
+    tags: dict[str, str] = field(default_factory=dict)
+    classes: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Value -> (name, #rrggbb): stored as palette, as tags `class_<value>` and in a sidecar that QGIS reads."""
+
+
+# --- reading -------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(href: str) -> Iterator[DatasetReader]:
+    """The raster at a path or URL; every failure inside is a SourceError that names it, never nodata."""
+    import rasterio
+    from rasterio.errors import RasterioError
+
+    try:
+        with rasterio.Env(**READING), rasterio.open(href) as dataset:
+            yield dataset
+    except RasterioError as error:
+        shown = href.partition("?")[0]  # a signature is nobody's business
+        reason = " ".join(str(error.__cause__ or error).split()).replace(href, shown)
+        raise SourceError(f"{shown}: cannot be read: {reason:.200}; fetch it again or leave it out") from error
+
+
+def header(dataset: DatasetReader) -> Header:
+    """Raises SourceError where the pixels are not square, not north-up, or their CRS has no EPSG code."""
+    a, b, _, d, e, _ = tuple(dataset.transform)[:6]
+    code = dataset.crs and dataset.crs.to_epsg()
+    if not code or b or d or not math.isclose(a, -e):
+        raise SourceError(
+            f"{dataset.name}: CRS {dataset.crs} with transform {tuple(dataset.transform)[:6]}; "
+            "expected an EPSG code and square north-up pixels"
+        )
+    origin = (float(dataset.transform.c), float(dataset.transform.f))
+    lattice = Grid(crs=f"EPSG:{code}", origin=origin, gsd_m=float(a), shape=dataset.shape)
+    return Header(lattice=lattice, dtype=dataset.dtypes[0], nodata=dataset.nodata, bands=dataset.count)
+
+
+def window_over(lattice: Grid, bounds: Bounds, *, margin: int) -> Window:
+    """The pixels of `lattice` that meet `bounds`, and `margin` more on each side, as far as there are any."""
+    endless = grid.over(lattice, bounds, margin=margin)
+    row, last_row = (min(max(r, 0), lattice.shape[0]) for r in (endless.row, endless.row + endless.height))
+    col, last_col = (min(max(c, 0), lattice.shape[1]) for c in (endless.col, endless.col + endless.width))
+    return Window(row=row, col=col, height=last_row - row, width=last_col - col)
+
+
+def strips(dataset: DatasetReader, window: Window) -> Iterator[Array]:
+    """The window of band 1 from top to bottom in (h, W) strips that end where the file's blocks end.
+
+    So each block is decoded once and memory stays flat. DN at the file's nodata tag come out as 0. A strip may lie
+    where the one before lay: copy what you keep.
+    """
+    import rasterio.windows
+
+    block = dataset.block_shapes[0][0]
+    row_bytes = max(window.width, 1) * np.dtype(dataset.dtypes[0]).itemsize
+    rows = max(STRIP_BYTES // (row_bytes * block), 1) * block
+    row, end = window.row, window.row + window.height
+    # Fresh memory costs as much as inflating into it: one strip and one block for the whole file.
+    room = np.empty((min(rows, window.height), window.width), dataset.dtypes[0]) if _is_plain(dataset) else None
+    while row < end:
+        stop = min((row // rows + 1) * rows, end)
+        part = Window(row=row, col=window.col, height=stop - row, width=window.width)
+        values = None if room is None else _inflated(dataset, part, room[: stop - row])
+        if values is None:
+            values = dataset.read(1, window=rasterio.windows.Window(part.col, part.row, part.width, part.height))
+        if dataset.nodata and values.dtype == np.uint16:  # in masks it stays what it is: 0 there says clear
+            values[values == dataset.nodata] = 0
+        yield values
+        row = stop
+
+
+def warped(dataset: DatasetReader, lattice: Grid, kernel: Kernel, *, beyond: int = 0) -> Iterator[Array]:
+    """Band 1 on a lattice of another CRS, in strips as `strips` gives them, `beyond` where there is no data.
+
+    Exact transformer, kernels of one source pixel whatever part is read: no cut of the work shows (but that float32
+    may round the other way by 1 DN). A pixel is nodata where its nearest source is, as in `resample`.
+    """
+    import rasterio
+    from rasterio.enums import Resampling
+    from rasterio.transform import Affine
+    from rasterio.warp import reproject
+
+    height, width = lattice.shape
+    rows = max(STRIP_BYTES // width, 1)
+    for row in range(0, height, rows):
+        part = grid.windowed(lattice, Window(row=row, col=0, height=min(rows, height - row), width=width))
+        nearest, values = (np.zeros(part.shape, dataset.dtypes[0]) for _ in range(2))
+        for out, how in ((nearest, "nearest"), (values, kernel)):
+            # Without XSCALE the kernel widens with the turn between two zones, and by the size of the part. A
+            # WarpedVRT would do in one piece, but rasterio makes none with an exact transformer.
+            with WARPING:
+                reproject(
+                    rasterio.band(dataset, 1), out, resampling=Resampling[how], tolerance=0, XSCALE=1, YSCALE=1,
+                    dst_crs=lattice.crs, dst_transform=Affine(*part.transform), dst_nodata=beyond,
+                    src_nodata=dataset.nodata if beyond else dataset.nodata or 0,  # 0 says something in a mask
+                )  # fmt: skip
+        yield np.where((nearest == beyond) | (values == beyond), nearest, values)
+
+
+def _is_plain(dataset: DatasetReader) -> bool:
+    """Whether blocks of band 1 can be decoded without GDAL: a local little-endian TIFF, deflated."""
+    path, about = Path(dataset.name), dataset.tags(ns="IMAGE_STRUCTURE")
+    if dataset.driver != "GTiff" or dataset.count != 1 or not path.is_file():
+        return False
+    if about.get("COMPRESSION") != "DEFLATE" or about.get("PREDICTOR", "1") not in {"1", "2"}:
+        return False
+    with path.open("rb") as handle:
+        little = handle.read(2) == b"II"
+    return little and dataset.dtypes[0] in {"uint8", "uint16"} and "NBITS" not in dataset.tags(1, ns="IMAGE_STRUCTURE")
+
+
+def _inflated(dataset: DatasetReader, window: Window, out: Array) -> Array | None:
+    """Fill `out` from the window of a plain dataset, three times as fast as GDAL; None if a block is absent or damaged.
+
+    GDAL then decides what that means.
+    """
+    import imagecodecs
+
+    height, width = dataset.block_shapes[0]
+    block = np.empty((height, width), out.dtype)
+    bottom, right = window.row + window.height, window.col + window.width
+    predicted = dataset.tags(ns="IMAGE_STRUCTURE").get("PREDICTOR") == "2"
+    with Path(dataset.name).open("rb") as handle:
+        for i in range(window.row // height, -(-bottom // height)):
+            for j in range(window.col // width, -(-right // width)):
+                at, size = (
+                    dataset.get_tag_item(f"BLOCK_{what}_{j}_{i}", "TIFF", bidx=1) for what in ("OFFSET", "SIZE")
+                )
+                if not at or not size:
+                    return None
+                handle.seek(int(at))
+                try:
+                    decoded = imagecodecs.deflate_decode(handle.read(int(size)), out=block.data.cast("B"))
+                except imagecodecs.DeflateError:
+                    return None
+                if len(decoded) != block.nbytes:
+                    return None
+                top, left = max(i * height, window.row), max(j * width, window.col)
+                low, far = min((i + 1) * height, bottom), min((j + 1) * width, right)
+                values = block[top - i * height : low - i * height, : far - j * width]
+                if predicted:  # TIFF predictor 2: differences along the row, modulo the type
+                    imagecodecs.delta_decode(values, axis=1, out=values)
+                there = np.s_[top - window.row : low - window.row, left - window.col : far - window.col]
+                out[there] = values[:, left - j * width :]
+    return out
+
+
+def digest_start(lattice: Grid, bands: int, dtype: str) -> bytes:
+    """What a pixel hash begins with: shape, dtype, CRS code and transform of the pixels that follow."""
+    shape = (bands, *lattice.shape)
+    return files.canonical_json({"shape": shape, "dtype": dtype, "crs": lattice.crs, "transform": lattice.transform})
+
+
+def little_endian(values: Array) -> memoryview:
+    """The C-order bytes of an array, the same on every machine; not copied where they lie so already."""
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data.cast("B")
+
+
+def pixel_sha256(path: Path) -> str:
+    """The hash that an output is promised by: over the header and one SHA-256 per band of its C-order bytes.
+
+    It does not depend on compression, blocks or library versions, as the hash of the file does.
+    """
+    with opened(str(path)) as dataset:
+        about = header(dataset)
+        hashes = [hashlib.sha256() for _ in range(about.bands)]
+        for strip in grid.tiles(about.lattice.shape, 512, about.lattice.shape[1]):  # a row of the blocks that we write
+            _add(hashes, dataset.read(window=strip.slices))
+        start = digest_start(about.lattice, about.bands, about.dtype)
+        return files.sha256(start + b"".join(digest.digest() for digest in hashes))
+
+
+def _add(hashes: list[Any], image: Array) -> None:
+    """A function, lest a name in a loop holds one strip while the next is read."""
+    for digest, values in zip(hashes, image, strict=True):
+        digest.update(little_endian(values))
+
+
+# --- writing -------------------------------------------------------------------------------
+
+
+def write_cog(path: Path, grid: Grid, pieces: Iterable[tuple[Window, Array]], *, style: Style) -> None:
+    """Write (window, (C, h, w) pixels) pieces that cover `grid` as a Cloud Optimized GeoTIFF.
+
+    DEFLATE level 6, horizontal predictor (none for classes), blocks of 512; equal pixels and style give equal
+    bytes under one GDAL. Raises OutputError.
+    """
+    import rasterio
+    import rasterio.shutil
+    from rasterio.enums import Resampling
+    from rasterio.errors import RasterioError
+
+    plain = path.with_name(f".{path.name}.plain.tif")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=16 << 20, GDAL_TIFF_OVR_BLOCKSIZE=512):
+            with rasterio.open(plain, "w", **_profile(grid, style)) as dataset:
+                _describe(dataset, style)
+                for window, values in pieces:
+                    dataset.write(
+                        values, window=rasterio.windows.Window(window.col, window.row, window.width, window.height)
+                    )
+            # Not in the copy, which holds all bands at once for it, takes twice as long and grows with the area.
+            with rasterio.open(plain, "r+") as dataset:
+                dataset.build_overviews(_halves(grid.shape), Resampling[style.overviews])
+            with files.replacing(path) as temporary:
+                rasterio.shutil.copy(plain, temporary, driver="COG", **_cog_options(style))
+    except RasterioError as error:
+        raise OutputError(f"{path}: cannot be written: {error.__cause__ or error!s:.200}") from error
+    finally:
+        plain.unlink(missing_ok=True)
+    if style.classes:
+        files.write(path.with_name(path.name + ".aux.xml"), _category_sidecar(style.classes))
+
+
+def _profile(grid: Grid, style: Style) -> dict[str, Any]:
+    from rasterio.transform import Affine
+
+    return {
+        "driver": "GTiff", "dtype": style.dtype, "count": len(style.descriptions), "nodata": style.nodata,
+        "height": grid.shape[0], "width": grid.shape[1], "crs": grid.crs, "transform": Affine(*grid.transform),
+        # Rows of one band lie together: written in whatever pieces, read back in blocks, all in little memory.
+        "interleave": "band", "blockysize": 64, "BIGTIFF": "IF_SAFER",
+    }  # fmt: skip
+
+
+def _halves(shape: tuple[int, int]) -> list[int]:
+    """How many times coarser each overview is, until one block holds it."""
+    return [2**n for n in range(1, 24) if max(shape) > 512 * 2 ** (n - 1)]
+
+
+def _describe(dataset: Any, style: Style) -> None:
+    for number, text in enumerate(style.descriptions, 1):
+        dataset.set_band_description(number, text)
+    names = {f"class_{value:03d}": name for value, (name, _) in style.classes.items()}
+    dataset.update_tags(**dict(sorted((style.tags | names).items())))
+    if style.classes:
+        palette = {value: tuple(bytes.fromhex(colour[1:])) for value, (_, colour) in sorted(style.classes.items())}
+        dataset.write_colormap(1, palette)
+
+
+def _cog_options(style: Style) -> dict[str, str]:
+    predictor = "NO" if style.classes or style.dtype == "uint8" else "STANDARD"
+    return {
+        "COMPRESS": "DEFLATE", "LEVEL": "6", "PREDICTOR": predictor, "BLOCKSIZE": "512", "BIGTIFF": "IF_SAFER",
+        "OVERVIEWS": "FORCE_USE_EXISTING", "NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+def _category_sidecar(classes: dict[int, tuple[str, str]]) -> bytes:
+    """GDAL's PAM document with category names: TIFF has no place for them, and QGIS looks for them here."""
+    root = ET.Element("PAMDataset")
+    names = ET.SubElement(ET.SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
+    for value in range(max(classes) + 1):
+        ET.SubElement(names, "Category").text = classes.get(value, ("", ""))[0]
+    ET.indent(root)
+    return ET.tostring(root) + b"\n"

@@ -1,0 +1,1 @@
+"""Publish shards: card, Croissant, STAC, licences, checksums."""

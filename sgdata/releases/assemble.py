@@ -1,0 +1,229 @@
+"""Put a release together beside its final name, compare, rename: a killed run leaves nothing that looks whole.
+
+Nothing of the machine gets in: no clock, no path, no user, no umask. The same inputs give the same folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgdata import catalog, files, verification
+from sgdata.audits import findings
+from sgdata.builds import patch_table
+from sgdata.errors import OutputError, SettingError, SourceError
+from sgdata.pages import html
+from sgdata.rasters import resample
+from sgdata.releases import card, croissant, shipment, stac
+from sgdata.releases.shipment import Order, Shipment
+from sgdata.scenes import lock
+from sgdata.shards import contracts, tar_format
+from sgdata.types import Array
+
+log = logging.getLogger("sgdata")
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
+VERSION = re.compile(r"[0-9]+(\.[0-9]+){0,2}([a-z0-9.-]{1,20})?")
+DAY = re.compile(r"\d{4}-\d\d-\d\d")
+PREVIEWS, PREVIEW_PX = 16, 96
+RECIPE_OF_BUILD = "build-recipe.toml"
+_COLUMNS = ("key", "split", "shard", "west", "south", "east", "north", "crs", "date", "labels")
+
+
+def release(order: Order, audited: Callable[[Path], findings.Report]) -> tuple[Path, findings.Report]:
+    """The folder `out/NAME-VERSION`, and the audit that is in it: what `audited` finds in a folder of its shards.
+
+    Raises SettingError (names, terms), OutputError (an input that does not verify, other bytes under this version, a
+    disk that is full), SourceError (no shards).
+    """
+    for text, form in ((order.name, NAME), (order.version, VERSION), (order.published or "2000-01-01", DAY)):
+        if not form.fullmatch(text):
+            raise SettingError(f"release: {text!r} is no such name, version or day; expected {form.pattern}")
+    held = _checked(order)
+    final, staging = order.out / order.title, order.out / f".{order.title}.partial"
+    with files.only_writer(order.out):
+        try:
+            for stale in (*order.out.glob(f".{order.title}*.partial*"), *order.out.glob(f"{order.title}.new")):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            report = _assemble(order, held, staging, audited)
+            _settle(staging, final)
+            if order.archive:
+                _packed(final, order.out / f"{order.title}.tar")
+        except OSError as error:
+            raise OutputError(f"{staging}: {error.strerror or error}; nothing was released, run it again") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    if order.register:
+        _write_once(order.register / "releases" / f"{order.title}.json", files.pretty_json(summary(order, final)))
+    return final, report
+
+
+def register_of_checkout() -> Path | None:
+    """`catalogs/` of the checkout that this module is run from; None for an installed package, which is nobody's."""
+    folder = catalog.folder("catalogs")
+    return folder if (folder.parent / "pyproject.toml").is_file() else None
+
+
+def _checked(order: Order) -> tuple[Any, lock.Lock | None]:
+    """Contract and lock, of inputs that are as they were written and may be passed on."""
+    files.existing(order.source / tar_format.INDEX, "a folder written by 'sgdata shard'")
+    for folder in (order.source, *([order.build] if order.build else [])):
+        # Never released before: what a stranger cannot verify, we must have.
+        if differences := verification.verify(folder):
+            raise OutputError(
+                f"{folder}: {len(differences)} files are not as written ({differences[0]}); make it again"
+            )
+    contract = contracts.read(order.source)
+    ours = contract.dataset == "segmunich" and contract.version != shipment.RELEASED_BY_OTHERS
+    shipment.permitted(catalog.card(contract.dataset), ours=ours, private=order.private)
+    if not ours:
+        return contract, None
+    if order.build is None:
+        raise SettingError(f"{order.source}: shards of a build; give --build DIR, whose lock names scenes and map")
+    built = contracts.read(order.build)
+    known = set(patch_table.read(order.build / "patches.parquet")["key"])
+    strange = set(tar_format.read_index(order.source)["key"].to_pylist()) - known
+    if strange or contracts.differences(contract, built, "predict") or contract.version != built.version:
+        raise SourceError(f"{order.build}: not the build of these shards ({len(strange)} samples are not its patches)")
+    return contract, lock.read(order.build / lock.NAME)
+
+
+def _assemble(
+    order: Order, source: tuple[Any, lock.Lock | None], folder: Path, audited: Callable[[Path], findings.Report]
+) -> findings.Report:
+    from importlib.metadata import version
+
+    import pyarrow.compute as pc
+
+    contract, planned = source
+    # As listed, not as found: a lock file or a journal is no part of the data.
+    for name in verification.listed(order.source / files.SUMS):
+        _copy(order.source / name, folder / name)
+    if order.build and planned:
+        _copy(order.build / lock.NAME, folder / lock.NAME)
+        _copy(order.build / "recipe.toml", folder / RECIPE_OF_BUILD)
+    report = audited(folder)
+    files.write(folder / findings.NAME, files.pretty_json(report))
+    index = tar_format.read_index(folder)
+    shipped = Shipment(
+        order=order, contract=contract, card=catalog.card(contract.dataset), lock=planned, report=report,
+        rows=index.select(_COLUMNS).to_pylist(), index_sha256=files.sha256_file(folder / tar_format.INDEX),
+        shards={p.name: (files.sha256_file(p), p.stat().st_size) for p in sorted(folder.glob("*.tar"))},
+    )  # fmt: skip
+    software = version("sgdata")
+    files.write(folder / verification.RELEASED, files.pretty_json(croissant.document(shipped)))
+    for name, document in stac.documents(shipped, software).items():
+        files.write(folder / "stac" / name, files.pretty_json(document))
+    shown = [f"previews/{split}.png" for split in contract.splits]
+    for split, name in zip(contract.splits, shown, strict=True):
+        held = index.filter(pc.equal(index["split"], split))
+        chosen = held.take(list(range(0, len(held), max(1, len(held) // PREVIEWS)))[:PREVIEWS]).to_pylist()
+        html.write_png(folder / name, _preview(folder, chosen, contract))
+    text = card.text(shipped, previews=shown, software=software).encode()
+    files.write(folder / "CARD.md", text)
+    # Under the name that hubs and people look for.
+    files.write(folder / "README.md", text)
+    for part, (licence, notice) in shipped.terms.items():
+        files.write(folder / "LICENSES" / f"{part}.txt", f"{licence}\n\n{notice}\n".encode())
+    files.write(folder / "LICENSES" / "files.tsv", "".join(_licences(folder, shipped)).encode())
+    files.write_sums(folder)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return report
+
+
+def _copy(source: Path, target: Path) -> None:
+    with files.replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _preview(folder: Path, rows: Sequence[tar_format.Row], contract: Any) -> Array:
+    """A sheet of up to 4 x 4 samples, in true colour where there is such."""
+    names = [band.name for band in contract.bands]
+    rgb = [names.index(name) for name in ("B04", "B03", "B02") if name in names]
+    sheet = np.full((3, 4 * PREVIEW_PX, 4 * PREVIEW_PX), 255, np.uint8)
+    for at, row in enumerate(rows):
+        image = tar_format.whole_images(resample.whole(tar_format.read_sample(folder, row), contract))[0]
+        image = image[rgb if len(rgb) == 3 else [0, 0, 0]]
+        # Nearest: a preview shows pixels, it does not invent any.
+        rows_, cols = (np.arange(PREVIEW_PX) * side // PREVIEW_PX for side in image.shape[1:])
+        top, left = PREVIEW_PX * (at // 4), PREVIEW_PX * (at % 4)
+        sheet[:, top : top + PREVIEW_PX, left : left + PREVIEW_PX] = html.stretch(image[:, rows_][:, :, cols])
+    return sheet
+
+
+def _licences(folder: Path, shipped: Shipment) -> Iterator[str]:
+    """A line per file, per kind of member in a tar: path, member, licence, notice."""
+    terms = shipped.terms
+    yield "path\tmember\tlicence\tnotice\n"
+    for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
+        if path.is_file():
+            name = path.relative_to(folder).as_posix()
+            members = {"": "pixels"}
+            if path.suffix == ".tar":
+                members = {"image*": "pixels", "mask.*, label.json": "labels", "meta.json": "pixels"}
+            elif name in (tar_format.INDEX, findings.NAME, contracts.NAME):
+                members = {"": "labels"}
+            yield from ("\t".join((name, member, *terms[part])) + "\n" for member, part in members.items())
+
+
+def _settle(staging: Path, final: Path) -> None:
+    """Give the folder its name, unless other bytes bear it: a release is never edited."""
+    if not final.exists():
+        staging.rename(final)
+    elif (final / files.SUMS).read_bytes() != (staging / files.SUMS).read_bytes() or verification.verify(final):
+        raise OutputError(f"{final}: is released with other bytes, and stays so; choose another version")
+    else:
+        log.info("%s: is there already, with the same bytes", final)
+
+
+def _packed(folder: Path, path: Path) -> None:
+    """One tar of the folder: ustar, names sorted, no time, no user. The same bytes are left as they are."""
+    with (
+        files.replacing(path.with_suffix(".new")) as temporary,
+        tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for each in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
+            if each.is_file():
+                member = tarfile.TarInfo(f"{folder.name}/{each.relative_to(folder).as_posix()}")
+                member.size = each.stat().st_size
+                with each.open("rb") as handle:
+                    tar.addfile(member, handle)
+    new = path.with_suffix(".new")
+    if path.exists() and files.sha256_file(path) != files.sha256_file(new):
+        new.unlink()
+        raise OutputError(f"{path}: is there with other bytes, and stays so; choose another version")
+    new.replace(path)
+
+
+def _write_once(path: Path, content: bytes) -> None:
+    if path.exists() and path.read_bytes() != content:
+        raise OutputError(f"{path}: tells of a release with other bytes; choose another version")
+    files.write(path, content)
+
+
+def summary(order: Order, folder: Path) -> dict[str, Any]:
+    """What `catalogs/releases/NAME-VERSION.json` keeps of a release; `sha256` is that of its SHA256SUMS."""
+    from importlib.metadata import version
+
+    contract, report = contracts.read(folder), findings.read(folder / findings.NAME)
+    listed = verification.listed(folder / files.SUMS)
+    return {
+        "name": order.name,
+        "version": order.version,
+        "dataset": contract.dataset,
+        "edition": contract.version,
+        "fingerprint": contract.fingerprint,
+        "splits": contract.splits,
+        "sha256": files.sha256_file(folder / files.SUMS),
+        "bytes": sum((folder / name).stat().st_size for name in listed),
+        "files": listed,
+        "findings": {check.name: check.told for check in report.checks if check.state == "finding"},
+        "software": {"sgdata": version("sgdata")},
+    }

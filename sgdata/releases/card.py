@@ -1,0 +1,60 @@
+"""`CARD.md`: what a person reads first, made from the index, the contract, the lock and the audit; nothing is typed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sgdata.releases.shipment import Shipment
+
+# Of the hub: its words for the tasks that we know, and its classes of size.
+_TASKS = {
+    "segmentation": "image-segmentation",
+    "change": "image-segmentation",
+    "single-label": "image-classification",
+    "multi-label": "image-classification",
+}
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+Table = tuple[Sequence[str], Sequence[Sequence[object]]]
+
+
+def text(shipment: Shipment, *, previews: Sequence[str], software: str) -> str:
+    """The card as Markdown, with the front matter that a hub reads; `card.md` is its template."""
+    import jinja2
+
+    contract = shipment.contract
+    keys = ("mean", "std", "p1", "p99")
+    figures = {name: [f"{getattr(held, key):.1f}" for key in keys] for name, held in contract.statistics.items()}
+    # Markdown has nothing to escape but the bar of a table, which its macro does.
+    engine = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return engine.from_string(Path(__file__).with_name("card.md").read_text("utf-8")).render(
+        shipment=shipment,
+        previews=previews,
+        software=software,
+        size=next((name for bound, name in _SIZES if len(shipment.rows) < bound), "n>1M"),
+        task=_TASKS.get(contract.label_space.task),
+        bands=[(b.name, f"{b.wavelength_nm:g}", b.gsd_m, *figures[b.name]) for b in contract.bands],
+        labels=_labels(shipment),
+        checks=[(check.name, check.state, check.told) for check in shipment.report.checks],
+        terms=[(part, *terms) for part, terms in shipment.terms.items()],
+    )
+
+
+def _labels(shipment: Shipment) -> Table | None:
+    """Heads and rows of the classes: per split as the audit counted them, else over all rows of the index."""
+    space = shipment.contract.label_space
+    if not space.ids:
+        return None
+    shown = next((c.figures for c in shipment.report.checks if c.name == "class coverage"), {})
+    held = Counter(label for row in shipment.rows for label in row["labels"])
+    splits = [split for split in shipment.contract.splits if split in shown]
+    rows = [
+        (number, name, *([shown[split].get(name, 0) for split in splits] or [held[number] or ""]))
+        for number, name in zip(space.ids, space.names, strict=True)
+    ]
+    return ("id", "class", *([f"samples in {split}" for split in splits] or ["samples"])), rows

@@ -1,0 +1,121 @@
+"""`croissant.json`: MLCommons Croissant 1.1 with the core of GeoCroissant 1.0.
+
+mlcroissant checks the first; of the second it knows nothing, `catalogs/schemas/geocroissant.schema.json` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sgdata import catalog
+from sgdata.shards import tar_format
+
+if TYPE_CHECKING:
+    from sgdata.releases.shipment import Shipment
+
+CONFORMS = "http://mlcommons.org/croissant/1.1"
+CONFORMS_GEO = "http://mlcommons.org/croissant/geo/1.0"
+_COLUMNS = {"key": "sc:Text", "split": "sc:Text", "shard": "sc:Text", "sha256": "sc:Text"}
+_PLACES = {"west": "sc:Float", "south": "sc:Float", "east": "sc:Float", "north": "sc:Float"}
+
+
+def document(shipment: Shipment) -> dict[str, Any]:
+    """The whole JSON-LD document. A dataset that lies nowhere claims no GeoCroissant."""
+    geo = _geo(shipment) if shipment.bounds else {}
+    # The context is that of the specification of Croissant 1.1, appendix 1, with `geocr` and `rai` added.
+    fixed = catalog.document("croissant")
+    kinds = fixed["names"]
+    splits = [{"splits/name": name, "splits/url": kinds[name]} for name in shipment.contract.splits if name in kinds]
+    columns = _COLUMNS | (_PLACES if shipment.bounds else {})
+    return {
+        "@context": fixed["context"],
+        "@type": "sc:Dataset",
+        "conformsTo": [CONFORMS, *([CONFORMS_GEO] if geo else [])],
+        "name": shipment.order.title,
+        "version": shipment.order.version,
+        "description": shipment.summary,
+        # The address alone, which readers of JSON-LD follow; its short name stands in LICENSES.
+        "license": [licence.rpartition(", ")[2] for licence, _ in shipment.terms.values()],
+        "citeAs": "; ".join(shipment.card.citation),
+        "url": shipment.card.home,
+        "creator": {"@type": "sc:Organization", "name": f"made with sgdata from {shipment.card.title}"},
+        **({"datePublished": shipment.order.published} if shipment.order.published else {}),
+        **({"temporalCoverage": "/".join(shipment.days)} if shipment.days else {}),
+        # What the audit found is known of the data: it belongs where a user looks before training.
+        "rai:dataBiases": " ".join(_biases(shipment)),
+        "rai:dataCollection": shipment.notice,
+        **geo,
+        "distribution": [
+            _file(tar_format.INDEX, "application/x-parquet", shipment.index_sha256),
+            *(_file(name, "application/x-tar", sha256) for name, (sha256, _) in shipment.shards.items()),
+        ],
+        "recordSet": [
+            *([fixed["splits"] | {"data": splits}] if splits else []),
+            {
+                "@type": "cr:RecordSet",
+                "@id": "samples",
+                "name": "samples",
+                "description": "One row per sample: where its members lie in the tars, and what they hold.",
+                "key": {"@id": "samples/key"},
+                "field": [_field(name, kind, linked=bool(splits)) for name, kind in columns.items()],
+            },
+        ],
+    }
+
+
+def _geo(shipment: Shipment) -> dict[str, Any]:
+    assert shipment.bounds
+    west, south, east, north = shipment.bounds
+    bands = shipment.contract.bands
+    return {
+        # schema.org writes latitude first.
+        "spatialCoverage": {
+            "@type": "sc:Place",
+            "geo": {"@type": "sc:GeoShape", "box": f"{south} {west} {north} {east}"},
+        },
+        "geocr:coordinateReferenceSystem": shipment.crs,
+        "geocr:spatialResolution": _quantity(min(band.gsd_m for band in bands), "m"),
+        "geocr:bandConfiguration": {
+            "@type": "geocr:BandConfiguration",
+            "geocr:totalBands": len(bands),
+            "geocr:bandNameList": [band.name for band in bands],
+        },
+        "geocr:spectralBandMetadata": [
+            {
+                "@type": "geocr:SpectralBand",
+                "name": band.name,
+                "geocr:centerWavelength": _quantity(band.wavelength_nm, "nm"),
+            }
+            for band in bands
+        ],
+        "geocr:spatialBias": f"Samples between {south} and {north} N, {west} and {east} E only.",
+        "geocr:samplingStrategy": f"Samples of {shipment.contract.shape or 'varying size'}, split as the card tells.",
+    }
+
+
+def _quantity(value: float, unit: str) -> dict[str, Any]:
+    return {"@type": "sc:QuantitativeValue", "value": value, "unitText": unit}
+
+
+def _biases(shipment: Shipment) -> list[str]:
+    told = [check.told for check in shipment.report.checks if check.state == "finding"]
+    return [*shipment.card.defects, *told] or ["None known."]
+
+
+def _file(name: str, kind: str, sha256: str) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileObject",
+        "@id": name,
+        "name": name,
+        # Relative: the document lies beside its files, wherever both are copied to.
+        "contentUrl": name,
+        "encodingFormat": kind,
+        "sha256": sha256,
+    }
+
+
+def _field(name: str, kind: str, *, linked: bool) -> dict[str, Any]:
+    source = {"fileObject": {"@id": tar_format.INDEX}, "extract": {"column": name}}
+    field = {"@type": "cr:Field", "@id": f"samples/{name}", "name": name, "dataType": kind, "source": source}
+    # A column of split names refers to what those names mean.
+    return field | ({"references": {"field": {"@id": "splits/name"}}} if name == "split" and linked else {})

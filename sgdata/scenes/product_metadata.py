@@ -1,0 +1,75 @@
+"""The product metadata that ESA ships with a scene: the offset that its DN carry, from XML that nobody vouches for."""
+
+from __future__ import annotations
+
+import logging
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from sgdata.errors import SourceError
+from sgdata.scenes import signing
+
+log = logging.getLogger("sgdata")
+
+OFFSETS = ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")  # L2A, L1C
+LARGEST_BYTES = 8 << 20
+"""Ten times the size of a real one."""
+TIMEOUT_S = 30
+
+
+def offset(href: str, tokens: str = "") -> int | None:
+    """The offset in DN that the product's own metadata tell; None where they cannot be reached, which is logged.
+
+    Raises SourceError where they can be, and are damaged or contradict themselves.
+    """
+    content = _content(href, tokens)
+    return None if content is None else parsed(content, href)
+
+
+def parsed(content: bytes, name: str) -> int:
+    """The one offset in a product's XML, 0 where it has none, as before baseline 04.00. Raises SourceError."""
+    try:
+        # No document type, no entities: nothing can be expanded and nothing fetched.
+        root = ET.fromstring(content, ET.XMLParser(target=_Plain()))
+        offsets = {int(node.text or "") for node in root.iter() if node.tag in OFFSETS}
+    except _TypedError:
+        raise SourceError(
+            f"{name}: its XML declares a document type, which none of ESA's does; leave the scene out"
+        ) from None
+    except (ET.ParseError, ValueError) as error:
+        raise SourceError(f"{name}: is no product metadata: {error!s:.80}; leave the scene out") from None
+    if not root.tag.endswith("User_Product") or len(offsets) > 1:
+        raise SourceError(
+            f"{name}: root {root.tag}, offsets {sorted(offsets)}; expected a User_Product with one offset for all bands"
+        )
+    return offsets.pop() if offsets else 0
+
+
+class _TypedError(Exception):
+    """A document type stands in the XML."""
+
+
+class _Plain(ET.TreeBuilder):
+    def doctype(self, *_: object) -> None:
+        raise _TypedError
+
+
+def _content(href: str, tokens: str) -> bytes | None:
+    """The file's bytes; None, with a line in the log, where there is no way to them."""
+    import requests
+
+    try:
+        if "://" not in href:
+            with Path(href).open("rb") as handle:
+                content = handle.read(LARGEST_BYTES + 1)
+        else:
+            # Buckets that want keys (s3://) end here too: the pixels are tested all the same.
+            with requests.get(signing.signed(href, tokens), timeout=TIMEOUT_S, stream=True) as answer:
+                answer.raise_for_status()
+                content = answer.raw.read(LARGEST_BYTES + 1, decode_content=True)
+    except (OSError, requests.RequestException) as error:
+        log.warning("%s: product metadata cannot be read (%.80s): baseline and pixels decide", href, error)
+        return None
+    if len(content) > LARGEST_BYTES:
+        raise SourceError(f"{href}: more than {LARGEST_BYTES} bytes, expected product metadata; leave the scene out")
+    return content

@@ -1,0 +1,330 @@
+"""`sgdata simulate`: an archive as a STAC provider and OpenStreetMap would give it, with the truth beside it.
+
+The work is cut by tile (ground, truth) and by scene (sky, noise, files), so that memory follows the tile.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+
+from sgdata import files, pool, progress
+from sgdata.errors import OutputError, SettingError
+from sgdata.labels import overpass
+from sgdata.rasters import grid
+from sgdata.sentinel2 import BAND, L2A_BANDS
+from sgdata.simulation import cogs, ground, items, osm_xml, plan, sky, spectra, surface, traps, truth
+from sgdata.simulation.plan import Plan, Scene
+from sgdata.simulation.spectra import Surface
+from sgdata.simulation.surface import Layer
+from sgdata.types import Array, Window
+
+FORMAT = 1
+OFFSET_DN = 1000
+MEDIAN_BYTES = 200_000_000
+
+
+def simulate(
+    out: Path,
+    *,
+    seed: int = 1,
+    size_km: float = 6.0,
+    dates: int = 12,
+    layout: str = "earth-search",
+    broken: bool = False,
+    workers: int = 1,
+) -> Path:
+    """Write an archive into `out` and return it. Same seed, size and dates: same bytes, whatever `workers`.
+
+    `broken` cuts one file short, at which every build must stop. Raises SettingError: layout unknown, size outside
+    2 to 40 km, dates outside 3 to 400. Raises OutputError: `out` holds another archive.
+    """
+    if layout not in items.LAYOUTS:
+        raise SettingError(f"--layout {layout}: expected one of {', '.join(items.LAYOUTS)}")
+    what = plan.checked(seed, size_km, dates, layout)
+    about = {"format": FORMAT, "seed": seed, "size_km": size_km, "dates": dates, "layout": layout, "broken": broken}
+    out = Path(out)
+    with files.only_writer(out, "simulation.json"):
+        told = out / "simulation.json"
+        if told.exists() and files.read_plain(told) != about:
+            raise OutputError(f"{out}: holds another simulation ({told.read_text().strip()}); choose another --out")
+        if told.exists() and (out / files.SUMS).exists():
+            return out
+        # First of all: a half-made archive must say what it is to whoever resumes it.
+        files.write(told, files.canonical_json(about))
+        work = out / ".work"
+        try:
+            _everything(out, work, what, workers)
+            if broken:
+                _break(out, plan.scenes(what)[0].id)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        files.write_sums(out)
+    return out
+
+
+def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
+    scenes = plan.scenes(what)
+    place = ground.build(what)
+    held = osm_xml.elements(place)
+    files.write(out / "osm" / "city.osm", osm_xml.xml(held))
+    answer = osm_xml.overpass(held)
+    files.write(out / "osm" / "overpass.json", answer)
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "city.osm.pbf").unlink(missing_ok=True)
+    overpass.write_native(json.loads(answer), work / "city.osm.pbf", "simulated city")
+    (work / "city.osm.pbf").replace(out / "osm" / "city.osm.pbf")
+    _write_area(out, what)
+
+    windows = list(grid.tiles(what.granule.shape, truth.TILE))
+    every = surface.layers(place)
+    tree = shapely.STRtree([layer.outline for layer in every])
+    found = ((window, surface.near(tree, every, truth.grown(what.granule, window))) for window in windows)
+    maps = pool.run(partial(_paint, what, work), found, workers=workers)
+    drawn = {name: cogs.writing(out / "truth" / f"{name}.tif", what.area, (name,), "uint8", None) for name in MAPS}
+    _write_truth(drawn, what, windows, progress.track(maps, label="ground", total=len(windows)))
+
+    shots = progress.track(
+        pool.run(partial(_photograph, what, out, work), scenes, workers=workers), label="scenes", total=len(scenes)
+    )
+    _write_catalogue(out, what, scenes, {one.id: counts for one, counts in zip(scenes, shots, strict=True)})
+    # The second epoch is no part of the truth that a composite of the first is held against.
+    days = [one.time.timetuple().tm_yday for one in scenes if one.epoch == 1]
+    medians = pool.run(partial(_median, work, days), windows, workers=workers)
+    kept = {
+        gsd: cogs.writing(
+            out / "truth" / f"reflectance_{gsd}m.tif", grid.coarser(what.area, gsd // 10), names, "uint16", 0
+        )
+        for gsd, names in truth.ORDER.items()
+    }
+    _write_truth(kept, what, windows, progress.track(medians, label="truth", total=len(windows)))
+
+
+def _write_catalogue(out: Path, what: Plan, scenes: list[Scene], counts: dict[str, Array]) -> None:
+    """Items as the provider writes them, with their traps, and `truth/traps.json`, which lists each."""
+    documents = {s.id: items.item(s, what.granule, footprint(what, s), counts[s.id]) for s in scenes}
+    tricks = traps.planted(scenes, what.layout)
+    told: dict[str, Any] = {
+        s.id: {"weather": asdict(s.weather), "epoch": s.epoch, "orbit": s.orbit, "traps": tricks[s.id]}
+        | {"offset_in_pixels": s.offset_in_pixels}
+        for s in scenes
+    }
+    if what.dates >= traps.FEWEST:
+        # The twin has no files of its own; the neighbour has, warped from the same scene.
+        clear = traps.clear_scene(scenes)
+        twin = traps.twin(clear, what.layout)
+        same = items.item(twin, what.granule, footprint(what, twin), counts[clear.id])
+        documents[twin.id] = traps.beside(same, clear.id)
+        stray = replace(clear, id=plan.named(clear, what.layout, sequence=0, tile=traps.NEIGHBOUR))
+        zone = traps.next_zone(what.granule)
+        moved = items.item(stray, zone, footprint(what, clear), counts[clear.id], crs=what.granule.crs)
+        documents[stray.id] = traps.in_next_zone(moved, stray)
+        for name in (*L2A_BANDS, "SCL"):
+            lattice = grid.coarser(zone, (BAND[name].gsd_m if name in BAND else 20) // 10)
+            home = out / items.COLLECTION
+            cogs.warp(home / clear.id / f"{name}.tif", home / stray.id / f"{name}.tif", lattice)
+        for item, trap in ((twin, "twin"), (stray, "neighbour-zone")):
+            about = {"traps": [trap], "of": clear.id, "epoch": clear.epoch, "orbit": clear.orbit}
+            told[item.id] = about | {"offset_in_pixels": clear.offset_in_pixels}
+    for name, document in documents.items():
+        provided = items.written(traps.altered(document, tricks.get(name, [])), what.layout)
+        files.write(out / items.COLLECTION / name / f"{name}.json", files.pretty_json(provided))
+    collection = items.collection(scenes, list(documents), what.granule)
+    files.write(out / items.COLLECTION / "collection.json", files.pretty_json(collection))
+    files.write(out / "catalog.json", files.pretty_json(items.root()))
+    if what.dates >= plan.HOLE_FROM:
+        told["catalogue"] = {"traps": [f"no-pass-in {plan.EMPTY_MONTH}"]}
+    files.write(out / "truth" / "traps.json", files.pretty_json(told))
+
+
+def _break(out: Path, item: str) -> None:
+    """Cut the red band of an item to 60 % of its bytes, and say so."""
+    path = out / items.COLLECTION / item / "B04.tif"
+    # The header of a COG stands first, so that the file opens and only its last blocks are missing.
+    content = path.read_bytes()
+    files.write(path, content[: len(content) * 6 // 10])
+    planted = json.loads((out / "truth" / "traps.json").read_bytes())
+    planted[item]["traps"].append("truncated-file B04")
+    files.write(out / "truth" / "traps.json", files.pretty_json(planted))
+
+
+def _write_area(out: Path, what: Plan) -> None:
+    """`aoi.geojson`: a little inside the grid, so that snapping outwards to 60 m gives the grid and no more."""
+    west, south, east, north = what.area.bounds
+    shape = shapely.segmentize(shapely.box(west + 10, south + 10, east - 10, north - 10), 2000)
+    feature = {"type": "Feature", "properties": {}, "geometry": items.polygon(shape, what.area.crs)}
+    files.write(out / "aoi.geojson", files.pretty_json({"type": "FeatureCollection", "features": [feature]}))
+
+
+# --- ground --------------------------------------------------------------------------------
+
+MAPS = {"land_cover": "label_1", "land_cover_2": "label_2", "osm_mapped": "tagged_1", "change": "change"}
+
+
+def _kept(work: Path, window: Window) -> Path:
+    return work / f"{window.row}-{window.col}.npz"
+
+
+def _paint(what: Plan, work: Path, item: tuple[Window, list[Layer]]) -> dict[str, Array]:
+    """Keep both epochs' surfaces of a tile for the scenes to come; returns its part of the truth maps."""
+    window, found = item
+    around = truth.grown(what.granule, window)
+    arrays = {"change": surface.changes(found, around)}
+    for epoch in (1, 2):
+        below = surface.paint(found, around, seed=what.seed, epoch=epoch)
+        arrays |= {f"{name}_{epoch}": value for name, value in vars(below).items()}
+    np.savez(_kept(work, window), **arrays)  # type: ignore[arg-type]
+    return {name: truth.inside(arrays[key])[None] for name, key in MAPS.items()}
+
+
+def _surface(work: Path, window: Window, epoch: int) -> Surface:
+    with np.load(_kept(work, window)) as kept:
+        return Surface(**{name: kept[f"{name}_{epoch}"] for name in Surface.__dataclass_fields__})
+
+
+def _put(sink: cogs.Sink, what: Plan, window: Window, pixels: Array) -> None:
+    """Write what of a granule window (C, h, w; at any resolution) lies inside the area."""
+    # Tiles follow the granule, the truth follows the area: only here are the two laid on each other.
+    area, k = what.area_window, window.height // pixels.shape[-2]
+    top, left = max(window.row, area.row), max(window.col, area.col)
+    height = min(window.row + window.height, area.row + area.height) - top
+    width = min(window.col + window.width, area.col + area.width) - left
+    if height > 0 and width > 0:
+        part = Window(row=top - window.row, col=left - window.col, height=height, width=width)
+        rows, cols = truth.grid_slices(part, 10 * k)
+        place = Window(row=(top - area.row) // k, col=(left - area.col) // k, height=height // k, width=width // k)
+        sink(place, pixels[:, rows, cols])
+
+
+def _write_truth(
+    into: Mapping[Any, AbstractContextManager[cogs.Sink]],
+    what: Plan,
+    windows: Sequence[Window],
+    tiles: Iterable[Mapping[Any, Array]],
+) -> None:
+    """The arrays of each tile, by name, into the files of these names."""
+    with ExitStack() as stack:
+        sinks = {name: stack.enter_context(file) for name, file in into.items()}
+        for window, arrays in zip(windows, tiles, strict=True):
+            for name, pixels in arrays.items():
+                _put(sinks[name], what, window, pixels)
+
+
+def _median(work: Path, days: Sequence[int], window: Window) -> dict[int, Array]:
+    """gsd -> (C, H, W) uint16 of a tile: the median over the days, halves rounded up; in strips to bound memory."""
+    whole, halo = _surface(work, window, 1), 2 * truth.HALO
+    step = int(np.clip(MEDIAN_BYTES // (24 * len(days) * window.width) // 6 * 6, 6, window.height))
+    strips: dict[int, list[Array]] = {gsd: [] for gsd in truth.ORDER}
+    for row in range(0, window.height, step):
+        below = Surface(**{name: value[row : row + step + halo] for name, value in vars(whole).items()})
+        by_day = [truth.native(truth.clear(below, day)) for day in days]
+        for gsd, done in strips.items():
+            done.append(truth.digital(np.median(np.stack([truth.digital(one[gsd]) for one in by_day]), axis=0)))
+    return {gsd: np.concatenate(done, axis=1) for gsd, done in strips.items()}
+
+
+# --- scenes --------------------------------------------------------------------------------
+
+
+def sky_seed(what: Plan, scene: Scene) -> int:
+    """The seed of one scene's weather."""
+    return what.seed * 1_000_003 + scene.index * 1009
+
+
+def _photograph(what: Plan, out: Path, work: Path, scene: Scene) -> Array:
+    """Write the 13 files of a scene and its true cloud mask; returns the pixels of each SCL value (12,)."""
+    folder, masks = out / items.COLLECTION / scene.id, out / "truth" / "clouds" / f"{scene.id}.tif"
+    # Over the whole granule at once: a threshold per tile would show their edges in the clouds.
+    level = sky.threshold(sky_seed(what, scene), scene.weather, what.granule.shape)
+    counts = np.zeros(12, np.int64)
+    with ExitStack() as stack:
+        sinks = {}
+        for name, gsd in (*((name, BAND[name].gsd_m) for name in L2A_BANDS), ("SCL", 20)):
+            lattice, dtype = grid.coarser(what.granule, gsd // 10), "uint8" if name == "SCL" else "uint16"
+            sinks[name] = stack.enter_context(cogs.writing(folder / f"{name}.tif", lattice, (name,), dtype, 0))
+        clouds = stack.enter_context(cogs.writing(masks, what.area, ("clouds",), "uint8", None))
+        for number, window in enumerate(grid.tiles(what.granule.shape, truth.TILE)):
+            # A stream for each tile of each scene: whoever draws it, and after what, the noise is the same.
+            rng = np.random.Generator(np.random.Philox(key=[what.seed, 10_000_000 + scene.index * 10_000 + number]))
+            made, bits = _tile(what, scene, window, _surface(work, window, scene.epoch), level, rng)
+            counts += np.bincount(made["SCL"].ravel(), minlength=12)
+            _put(clouds, what, window, bits[None])
+            for name, pixels in made.items():
+                rows, cols = truth.grid_slices(window, 10 * window.height // pixels.shape[0])
+                place = Window(row=rows.start, col=cols.start, height=pixels.shape[0], width=pixels.shape[1])
+                sinks[name](place, pixels[None])
+    return counts
+
+
+def _tile(
+    what: Plan, scene: Scene, window: Window, below: Surface, level: float, rng: np.random.Generator
+) -> tuple[dict[str, Array], Array]:
+    """One tile of a scene: DN per band at its own resolution and `SCL`; true cloud bits at 10 m, 255 off the swath."""
+    rows, cols = (np.arange(part.start, part.stop) for part in window.slices)
+    label = truth.inside(below.label)
+    above = sky.look(scene, label, sky_seed(what, scene), level, rows, cols)
+    image = sky.seen(truth.clear(below, scene.time.timetuple().tm_yday), above)
+    made: dict[str, Array] = {}
+    for gsd, bands in truth.native(image).items():
+        swath = covered(what, scene, window, gsd)
+        for name, band in zip(truth.ORDER[gsd], bands, strict=True):
+            noisy = band + rng.standard_normal(band.shape, np.float32) * (7 + 0.008 * band)
+            made[name] = np.where(swath, truth.digital(noisy), 0).astype(np.uint16)
+    made["SCL"] = _scene_classes(what, scene, window, made, above, label)
+    # After the classes: Sen2Cor sees reflectance, the offset is a matter of how it is written down.
+    if scene.offset_in_pixels:
+        made |= {name: np.where(made[name] > 0, made[name] + OFFSET_DN, 0).astype(np.uint16) for name in L2A_BANDS}
+    return made, np.where(covered(what, scene, window, 10), above.bits, 255).astype(np.uint8)
+
+
+def _scene_classes(
+    what: Plan, scene: Scene, window: Window, made: dict[str, Array], above: sky.Sky, label: Array
+) -> Array:
+    image = {name: np.maximum(made[name].astype(np.float32), 1) for name in ("B8A", "B11")}
+    image |= {name: np.maximum(spectra.coarser(made[name], 2), 1) for name in ("B02", "B03", "B04")}
+    at_20m = sky.Sky(**{name: spectra.coarser(field, 2) for name, field in vars(above).items()})
+    water = spectra.coarser((label == 5).astype(np.float32), 2)
+    rows, cols = (np.arange(part.start, part.stop) for part in truth.grid_slices(window, 20))
+    scl = sky.scene_classes(image, at_20m, water, what.seed * 31 + scene.index, (rows, cols))
+    return np.where(covered(what, scene, window, 20), scl, 0).astype(np.uint8)
+
+
+SLANT = 0.25
+"""Columns per row by which the edge of a swath moves west on its way south."""
+
+
+def _edge(what: Plan) -> float:
+    """The column of the partial orbit's edge in the first row of the granule: it covers some 60 %."""
+    height, width = what.granule.shape
+    return 0.6 * width + SLANT * height / 2
+
+
+def covered(what: Plan, scene: Scene, window: Window, gsd: int) -> Array:
+    """Where the scene's swath sees the ground, on the lattice of `gsd` inside a 10 m window."""
+    k = gsd // 10
+    rows = window.row + (np.arange(window.height // k) + 0.5) * k
+    cols = window.col + (np.arange(window.width // k) + 0.5) * k
+    if scene.orbit != plan.PARTIAL_ORBIT:
+        return np.ones((len(rows), len(cols)), bool)
+    return np.asarray(cols[None, :] + SLANT * rows[:, None] < _edge(what))
+
+
+def footprint(what: Plan, scene: Scene) -> shapely.Polygon:
+    """Where the granule has data in a scene."""
+    west, south, east, north = what.granule.bounds
+    whole = shapely.box(west, south, east, north)
+    if scene.orbit != plan.PARTIAL_ORBIT:
+        return whole
+    top = west + _edge(what) * 10
+    bottom = top - SLANT * (north - south)
+    side = shapely.Polygon([(west - 1, north), (top, north), (bottom, south), (west - 1, south)])
+    return shapely.polygons(shapely.get_coordinates(whole.intersection(side).exterior))

@@ -1,0 +1,182 @@
+"""The countryside: parcels, what they are used for, and what becomes of them in the second epoch. Pure."""
+
+from __future__ import annotations
+
+from itertools import compress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+from shapely.geometry import Polygon
+
+from sgdata.simulation import noise, shapes
+from sgdata.types import Array
+
+if TYPE_CHECKING:
+    from sgdata.simulation.sketch import Rng, Settlement, Sketch
+
+Cell = tuple[Polygon, list[Polygon]]
+
+
+def parcels_of(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> list[Cell]:
+    """Land cut into cells by country lanes and each cell, with a grain of its own, into parcels: (cell, parcels)."""
+    rng = sketch.rng(5)
+    west, south, east, north = extent.bounds
+    step = 850
+    # One lane junction per 850 m, jittered by less than half a step: Voronoi cells of such points are never slivers.
+    grid = np.mgrid[west : east + step : step, south : north + step : step].reshape(2, -1).T
+    points = grid + rng.uniform(-0.42, 0.42, grid.shape) * step
+    diagram = shapely.get_parts(shapely.voronoi_polygons(shapely.MultiPoint(points), extend_to=extent))
+    cells = []
+    for cell in (part for one in diagram for part in shapes.polygons(one.intersection(extent))):
+        # Farms of one valley have fields of a size: the grain changes from cell to cell, not from field to field.
+        target = rng.choice([14_000, 24_000, 36_000, 55_000])
+        parcels = []
+        for land in shapes.minus(cell, settled):
+            pieces, cuts = shapes.subdivide(land, target, rng, jitter=0.2)
+            parcels += pieces
+            for depth, line in cuts:
+                if depth < 2 or rng.random() < 0.06:
+                    kind = "unclassified" if depth == 0 and rng.random() < 0.6 else "track"
+                    sketch.draw(kind, line, rng, hidden=0.05)
+        cells.append((cell, parcels))
+    return cells
+
+
+def _affinities(
+    sketch: Sketch, middles: Array, city: Settlement, villages: list[Settlement], water: list[Polygon]
+) -> dict[str, Array]:
+    """How much each parcel invites each use: (N,) scores, to be compared within a use only."""
+    x, y = middles.T
+    points = shapely.points(middles)
+    # Distances in what a walker would call near: 250 m to water, the city's radius, 400 m to a village.
+    shore = shapely.distance(points, shapely.union_all(water)) / 250
+    town = np.hypot(x - city.x, y - city.y) / city.radius
+    homes = np.array([(v.x, v.y) for v in villages])
+    village = np.min(np.hypot(x[:, None] - homes[:, 0], y[:, None] - homes[:, 1]), axis=1) / 400
+    seed = sketch.plan.seed * 7919
+
+    def wave(number: int, cell_m: float) -> Array:
+        return noise.at(seed + number, x, y, cell_m)
+
+    return {
+        # Rare and choosy uses come first: `countryside` fills quotas in this order from what is left.
+        "wetland": 1.0 * wave(1, 700) - np.minimum(shore, 6),
+        "golf": wave(2, 1500) - np.abs(town - 1.6) * 2,
+        "sand": wave(3, 350) - 0.5 * np.minimum(shore, 6) + 0.5 * wave(33, 1500),
+        "orchard": wave(4, 500) - village,
+        "quarry": wave(5, 600) - 0.3 * np.minimum(shore, 4),
+        "works_site": wave(6, 400) - np.abs(town - 1.15) * 3,
+        "housing": 0.9 * wave(12, 260) - np.minimum(4 * np.abs(town - 1.0), 1.1 * np.maximum(village - 0.6, 0) + 0.3),
+        "scrub": 1.0 * wave(7, 300) + 0.5 * wave(9, 1500),
+        "forest": 0.9 * wave(8, 1900) + 0.7 * wave(9, 620) + 0.35 * wave(13, 180) + 0.3 * np.minimum(village, 3),
+        "pasture": 0.8 * wave(10, 800) + 0.5 * wave(14, 230) - 0.35 * np.minimum(shore, 4),
+    }
+
+
+# Share of the whole area that each use takes, in this order; the rest of the countryside is arable. No statistic of
+# a real place: every class must occur often enough in one small city to be learnt and tested.
+QUOTAS = {
+    "wetland": 0.016, "golf": 0.012, "sand": 0.008, "orchard": 0.022, "quarry": 0.009, "works_site": 0.005,
+    "housing": 0.035, "scrub": 0.035, "forest": 0.24, "pasture": 0.13,
+}  # fmt: skip
+NATURAL = ("forest", "wetland", "scrub", "sand")
+
+
+def countryside(
+    sketch: Sketch, cells: list[Cell], city: Settlement, villages: list[Settlement], water: list[Polygon]
+) -> None:
+    """Give every parcel a use by its affinities until the quota is filled, and draw the uses."""
+    rng = sketch.rng(6)
+    geometries = np.array([parcel for _, parcels in cells for parcel in parcels], object)
+    cell = np.repeat(np.arange(len(cells)), [len(parcels) for _, parcels in cells])
+    middles = shapely.get_coordinates(shapely.centroid(geometries))
+    # Quotas count what lies in the area asked for; the margin gets its uses by the way.
+    asked = shapely.box(*sketch.plan.area.bounds)
+    areas = shapely.area(geometries) * shapely.contains_xy(asked, middles)
+    whole = asked.area
+    use = np.full(len(geometries), "arable", dtype="<U12")
+    for name, score in _affinities(sketch, middles, city, villages, water).items():
+        # Stable: equal scores keep the order of the parcels on every platform.
+        order = np.argsort(-np.where(use == "arable", score, -np.inf), kind="stable")
+        filled = np.cumsum(areas[order])
+        use[order[: int(np.searchsorted(filled, QUOTAS[name] * whole)) + 1]] = name
+    alike = {name: shapely.STRtree(geometries[use == name]) for name in NATURAL}
+    for number in np.unique(cell):
+        for name in np.unique(use[cell == number]):
+            pieces = list(geometries[(cell == number) & (use == name)])
+            # Woods and wetlands grow across field boundaries; what people lay out ends at them.
+            if name in NATURAL:
+                _natural(sketch, str(name), pieces, alike[str(name)], cells[number][0], rng)
+            else:
+                _use(sketch, str(name), pieces, rng)
+
+
+def _natural(sketch: Sketch, use: str, pieces: list[Polygon], alike: shapely.STRtree, cell: Polygon, rng: Rng) -> None:
+    """One cell's share of a natural cover: what grows together has soft corners, across cells too."""
+    near = np.unique(alike.query(pieces, "dwithin", 60)[1])
+    together = shapely.union_all(alike.geometries[near])
+    # A closing, then an opening: gaps of 60 m fill before thin necks and slits go, and every corner is round.
+    soft = together.buffer(30).buffer(-60).buffer(30).simplify(2)
+    kept = [part for one in shapes.polygons(soft, 1000) for part in shapes.polygons(one.intersection(cell))]
+    sketch.add(use, kept, rng, hidden=0.08)
+    if use == "forest":
+        sketch.add("stand", pieces, rng)
+
+
+def copses(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> None:
+    """Groves, thickets and ponds strewn over the fields; OpenStreetMap lacks a third of them."""
+    rng = sketch.rng(8)
+    west, south, east, north = extent.bounds
+    # Seven in a km2, most below a tenth of a hectare: the small things in which labels and pixels disagree.
+    for _ in range(round(extent.area / 1e6 * 7)):
+        x, y, r = rng.uniform(west, east), rng.uniform(south, north), 14 + rng.exponential(16)
+        kind = str(rng.choice(["copse", "copse", "scrub", "lake"], p=[0.4, 0.3, 0.25, 0.05]))
+        shape = shapes.blob(x, y, r, rng, rough=0.3, stretch=rng.uniform(1, 4))
+        if not len(settled.query(shape, "intersects")):
+            sketch.add(kind, [shape], rng, hidden=0.35)
+
+
+def _use(sketch: Sketch, use: str, pieces: list[Polygon], rng: Rng) -> None:
+    """Draw the parcels of one cell that share a use."""
+    if use == "golf":
+        sketch.add("golf", shapes.polygons(shapely.union_all(pieces)), rng)
+    elif use == "housing":
+        for piece in pieces:
+            sketch.add("residential", [piece], rng, hidden=0.1)
+            blocks, cuts = shapes.subdivide(piece, 8000, rng)
+            sketch.add(str(rng.choice(["suburb", "villas", "slabs"], p=[0.6, 0.2, 0.2])), blocks, rng)
+            for _, line in cuts:
+                sketch.draw("residential", line, rng, hidden=0.05)
+    # Half of the fields are mapped as one farmland over several crops, as they mostly are.
+    elif use == "arable" and rng.random() < 0.5:
+        sketch.add("arable", shapes.polygons(shapely.union_all(pieces)), rng, hidden=0.1)
+        sketch.add("crop", pieces, rng)
+    else:
+        sketch.add({"works_site": "building_site"}.get(use, use), pieces, rng, hidden=0.1)
+
+
+# (before, after, share of the area): more than happens anywhere in two years, or a small city would have none
+# to find.
+CHANGES = (
+    ("crop", "new_houses", 0.006), ("arable", "new_works", 0.004),
+    ("stand", "clearcut", 0.008), ("crop", "new_quarry", 0.004),
+)  # fmt: skip
+
+
+def changes(sketch: Sketch) -> None:
+    """New buildings on fields near towns, felled forest, a dug quarry: areas that come with epoch 2."""
+    rng = sketch.rng(7)
+    area = shapely.box(*sketch.plan.area.bounds)
+    # Whole changes only: one that the edge cuts off would be scored by a part of it.
+    inside = area.buffer(-150)
+    shapely.prepare(inside)
+    built = shapely.STRtree([a.geometry for a in sketch.areas if a.kind == "residential"])
+    for old, new, share in CHANGES:
+        found: list[Any] = [a.geometry for a in sketch.areas if a.kind == old and 4000 < a.geometry.area < 90_000]
+        found = [geometry for geometry in found if inside.contains(geometry)]
+        rng.shuffle(found)
+        if new in ("new_houses", "new_works"):
+            found = [geometry for geometry in found if len(built.query(geometry, "dwithin", 150))]
+        before = np.cumsum([0.0, *(geometry.area for geometry in found)])[:-1]
+        sketch.add(new, list(compress(found, before < share * area.area)), rng, epoch=2)

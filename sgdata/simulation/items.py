@@ -1,0 +1,204 @@
+"""The static STAC catalogue of an archive, item by item as Earth Search v1 and other providers write them. Pure.
+
+Learnt from recorded answers: Planetary Computer tells no offset at all and old `proj:epsg`; the Copernicus Data Space
+puts the CRS, scale and offset on each asset and names assets by resolution.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import shapely
+from pyproj import Transformer
+
+from sgdata import catalog
+from sgdata.sentinel2 import BAND, L2A_BANDS, SceneClass
+from sgdata.simulation.plan import TILE, Scene, made
+from sgdata.types import Array, Grid
+
+COLLECTION = "sentinel-2-l2a"
+TIFF = "image/tiff; application=geotiff; profile=cloud-optimized"
+KEYS = {
+    "B01": "coastal", "B02": "blue", "B03": "green", "B04": "red", "B05": "rededge1", "B06": "rededge2",
+    "B07": "rededge3", "B08": "nir", "B8A": "nir08", "B09": "nir09", "B11": "swir16", "B12": "swir22",
+}  # fmt: skip
+SHARES = {
+    SceneClass.DARK: "dark_features", SceneClass.CLOUD_SHADOW: "cloud_shadow", SceneClass.VEGETATION: "vegetation",
+    SceneClass.NOT_VEGETATED: "not_vegetated", SceneClass.WATER: "water", SceneClass.UNCLASSIFIED: "unclassified",
+    SceneClass.CLOUD_MEDIUM: "medium_proba_clouds", SceneClass.CLOUD_HIGH: "high_proba_clouds",
+    SceneClass.CIRRUS: "thin_cirrus", SceneClass.SNOW: "snow_ice",
+}  # fmt: skip
+CLOUDS = ("s2:medium_proba_clouds_percentage", "s2:high_proba_clouds_percentage", "s2:thin_cirrus_percentage")
+
+
+def ring(shape: shapely.Polygon, crs: str) -> list[list[float]]:
+    """The outer ring of a shape in `crs` as [longitude, latitude] corners, rounded to 1e-8 degrees."""
+    x, y = shapely.get_coordinates(shape.exterior).T
+    lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y)
+    return np.round(np.column_stack([lon, lat]), 8).tolist()  # type: ignore[no-any-return]
+
+
+def polygon(shape: shapely.Polygon, crs: str) -> dict[str, Any]:
+    """GeoJSON geometry in degrees."""
+    return {"type": "Polygon", "coordinates": [ring(shape, crs)]}
+
+
+def bbox(geometry: dict[str, Any]) -> list[float]:
+    """[west, south, east, north] of a GeoJSON polygon."""
+    lon, lat = np.array(geometry["coordinates"][0]).T
+    return [float(lon.min()), float(lat.min()), float(lon.max()), float(lat.max())]
+
+
+def item(
+    scene: Scene, granule: Grid, footprint: shapely.Polygon, counts: Array, *, crs: str | None = None
+) -> dict[str, Any]:
+    """The item of a scene; `counts` are the pixels of each SCL value, `footprint` where the granule has data.
+
+    `footprint` lies in the CRS of `granule`, or in `crs`.
+    """
+    geometry = polygon(footprint, crs or granule.crs)
+    document = _template("item")
+    properties = document["properties"] | _properties(scene, counts) | {"proj:code": granule.crs}
+    own = {"id": scene.id, "geometry": geometry, "bbox": bbox(geometry), "properties": properties}
+    return document | own | {"assets": _assets(scene, granule)}
+
+
+def _properties(scene: Scene, counts: Array) -> dict[str, Any]:
+    time = scene.time
+    done = made(scene)
+    # The product name is where readers find the orbit when no property tells it.
+    number = scene.baseline.replace(".", "")
+    total = max(int(counts.sum()), 1)
+    # Shares are of what the swath saw, as Sen2Cor reports them.
+    seen = max(total - int(counts[SceneClass.NO_DATA]), 1)
+    shares = {f"s2:{name}_percentage": round(100 * int(counts[value]) / seen, 6) for value, name in SHARES.items()}
+    stem = f"{scene.platform}_MSIL2A_{time:%Y%m%dT%H%M%S}_N{number}_R{scene.orbit:03d}_T{TILE}"
+    return shares | {
+        "datetime": f"{time:%Y-%m-%dT%H:%M:%S}.000000Z",
+        "created": f"{done:%Y-%m-%dT%H:%M:%S}.000Z",
+        "updated": f"{done:%Y-%m-%dT%H:%M:%S}.000Z",
+        "platform": f"sentinel-{scene.platform[1:].lower()}",
+        "eo:cloud_cover": round(sum(shares[key] for key in CLOUDS), 6),
+        "view:sun_azimuth": round(scene.sun_azimuth, 9),
+        "view:sun_elevation": round(scene.sun_elevation, 9),
+        "s2:nodata_pixel_percentage": round(100 * int(counts[SceneClass.NO_DATA]) / total, 6),
+        "s2:processing_baseline": scene.baseline,
+        "s2:product_uri": f"{stem}_{done:%Y%m%dT%H%M%S}.SAFE",
+        "s2:generation_time": f"{done:%Y-%m-%dT%H:%M:%S}.000000Z",
+        "s2:datatake_id": f"G{scene.platform}_{time:%Y%m%dT%H%M%S}_{scene.index + 20000:06d}_N{scene.baseline}",
+        "s2:sequence": "1" if scene.baseline == "05.00" else "0",
+        "earthsearch:boa_offset_applied": scene.baseline >= "04.00" and not scene.offset_in_pixels,
+    }
+
+
+def _assets(scene: Scene, granule: Grid) -> dict[str, Any]:
+    assets: dict[str, Any] = {}
+    for name in L2A_BANDS:
+        band, stored = BAND[name], {"nodata": 0, "data_type": "uint16", "bits_per_sample": 15, "scale": 0.0001}
+        stored |= {"spatial_resolution": band.gsd_m, "offset": -0.1 if scene.offset_in_pixels else 0}
+        colours = [{"name": KEYS[name], "center_wavelength": band.wavelength_nm / 1000}]
+        about = {"gsd": band.gsd_m, "eo:bands": colours, "raster:bands": [stored]}
+        assets[KEYS[name]] = _asset(f"{name}.tif", band.gsd_m, granule) | about
+    stored = {"nodata": 0, "data_type": "uint8", "spatial_resolution": 20}
+    assets["scl"] = _asset("SCL.tif", 20, granule) | {"raster:bands": [stored]}
+    return assets
+
+
+def _asset(name: str, gsd_m: int, granule: Grid) -> dict[str, Any]:
+    factor = gsd_m // 10
+    west, north = granule.origin
+    return {
+        "href": f"./{name}",
+        "type": TIFF,
+        "title": f"{name[:-4]} at {gsd_m} m",
+        "roles": ["data", "reflectance"],
+        "proj:shape": [granule.shape[0] // factor, granule.shape[1] // factor],
+        "proj:transform": [gsd_m, 0, west, 0, -gsd_m, north],
+    }
+
+
+def collection(scenes: list[Scene], ids: list[str], granule: Grid) -> dict[str, Any]:
+    """The collection of the archive, with a link to each item of `ids`."""
+    document = _template("collection")
+    box = bbox(polygon(shapely.box(*granule.bounds), granule.crs))
+    times = sorted(f"{scene.time:%Y-%m-%dT%H:%M:%SZ}" for scene in scenes)
+    extent = {"spatial": {"bbox": [box]}, "temporal": {"interval": [[times[0], times[-1]]]}}
+    links = [{"rel": "item", "href": f"./{name}/{name}.json", "type": "application/geo+json"} for name in ids]
+    return document | {"extent": extent, "links": document["links"] + links}
+
+
+def root() -> dict[str, Any]:
+    """The catalogue above the collection."""
+    return _template("catalog")
+
+
+def _template(name: str) -> dict[str, Any]:
+    """What every catalogue, collection or item of an archive says."""
+    found: dict[str, Any] = catalog.document("simulated_stac")[name]
+    return found
+
+
+# --- the same items as other providers write them ------------------------------------------
+
+LAYOUTS = ("earth-search", "planetary-computer", "cdse")
+BAND_OF = {key: band for band, key in KEYS.items()} | {"scl": "SCL"}
+
+
+def written(document: dict[str, Any], layout: str) -> dict[str, Any]:
+    """An Earth Search item in the words of another provider, one of LAYOUTS."""
+    if layout == "earth-search":
+        return document
+    if layout == "planetary-computer":
+        return document | {"properties": _microsoft(document), "assets": _bands(document, {}, "")}
+    code = {key: value for key, value in document["properties"].items() if key == "proj:code"}
+    return document | {"properties": _copernicus(document), "assets": _bands(document, code, "m")}
+
+
+def _microsoft(document: dict[str, Any]) -> dict[str, Any]:
+    told = document["properties"]
+    # No offset flag and no grid code: what is not here, Planetary Computer does not tell.
+    kept = {key: value for key, value in told.items() if key.startswith(("s2:", "eo:")) or key == "datetime"}
+    # An item may have lost its projection to a trap.
+    if "proj:code" in told:
+        kept["proj:epsg"] = int(told["proj:code"].removeprefix("EPSG:"))
+    return kept | {
+        "platform": f"Sentinel-{told['platform'][-2:].upper()}",
+        "constellation": "Sentinel 2",
+        "s2:mgrs_tile": told["grid:code"].removeprefix("MGRS-"),
+        "sat:relative_orbit": _orbit(told),
+    }
+
+
+def _copernicus(document: dict[str, Any]) -> dict[str, Any]:
+    told = document["properties"]
+    kept = {key: told[key] for key in ("datetime", "created", "updated", "platform", "eo:cloud_cover", "grid:code")}
+    return kept | {
+        "constellation": "sentinel-2",
+        "processing:version": told["s2:processing_baseline"],
+        "processing:datetime": told["s2:generation_time"],
+        "eopf:datatake_id": told["s2:datatake_id"],
+        "statistics": {"nodata": told["s2:nodata_pixel_percentage"]},
+        "sat:relative_orbit": _orbit(told),
+    }
+
+
+def _orbit(told: dict[str, Any]) -> int:
+    return int(told["s2:product_uri"].split("_R")[1][:3])
+
+
+def _bands(document: dict[str, Any], extra: dict[str, Any], unit: str) -> dict[str, Any]:
+    """The assets under the other provider's keys: with a `unit` they carry resolution, scale and offset."""
+    assets = {}
+    for key, asset in document["assets"].items():
+        band = BAND_OF[key]
+        gsd = BAND[band].gsd_m if band in BAND else 20
+        # Neither of the two has bands by common name as Earth Search does.
+        kept = {k: v for k, v in asset.items() if k not in {"raster:bands", "eo:bands"}} | {"gsd": gsd}
+        if unit:
+            stored = asset["raster:bands"][0]
+            kept |= extra | {"data_type": stored["data_type"], "nodata": 0}
+            if band in BAND:
+                kept |= {"raster:scale": 0.0001, "raster:offset": stored["offset"]}
+        assets[f"{band}_{gsd}{unit}" if unit else band] = kept
+    return assets

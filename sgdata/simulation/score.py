@@ -1,0 +1,97 @@
+"""How near a build comes to the truth that the simulator kept: composite, clouds, labels, offsets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+from sgdata.rasters import resample
+from sgdata.sentinel2 import BAND, SCALE
+from sgdata.types import Array
+
+# Bits of `truth/clouds/<id>.tif`, written out again: who judges reads the archive's format, not the simulator's code.
+CLOUD, SHADOW, THIN = 1, 2, 4
+
+
+def rmse(image: Array, reference: Array, where: Array) -> float:
+    """Root mean square difference over all bands of two DN images (C, H, W) at the pixels `where`, in reflectance."""
+    # float64: squares of DN summed over millions of pixels exceed what float32 adds exactly.
+    difference = image[:, where].astype(np.float64) - reference[:, where]
+    return float(np.sqrt(np.mean(difference**2)) * SCALE)
+
+
+def read(path: Path) -> Array:
+    """All bands of a raster, (C, H, W)."""
+    with rasterio.open(path) as raster:
+        pixels: Array = raster.read()
+    return pixels
+
+
+def to_finest(by_gsd: dict[int, Array], names: tuple[str, ...], order: dict[int, tuple[str, ...]]) -> Array:
+    """Truth at 10, 20 and 60 m -> (C, H, W) at 10 m in the order of `names`, by the builder's own kernel.
+
+    So a difference to the composite is an error of the composite, not of the resampling.
+    """
+    planes = []
+    for name in names:
+        gsd = BAND[name].gsd_m
+        coarse = by_gsd[gsd][order[gsd].index(name)]
+        planes.append(resample.finer(coarse, gsd // 10, kernel="bilinear"))
+    return np.stack(planes)
+
+
+def true_median(archive: Path, names: tuple[str, ...]) -> Array:
+    """(C, H, W) DN: the per-pixel median over the window's dates, noise-free and cloud-free."""
+    by_gsd, order = {}, {}
+    for gsd in (10, 20, 60):
+        with rasterio.open(archive / "truth" / f"reflectance_{gsd}m.tif") as raster:
+            by_gsd[gsd], order[gsd] = raster.read(), tuple(raster.descriptions)
+    return to_finest(by_gsd, names, order)
+
+
+def true_clouds(archive: Path, items: list[str]) -> Array:
+    """(T, H, W) the cloud bits of each item."""
+    return np.stack([read(archive / "truth" / "clouds" / f"{item}.tif")[0] for item in items])
+
+
+def ever_clear(clouds: Array) -> Array:
+    """(H, W) True where at least one item saw the ground free of cloud and shadow."""
+    clear: Array = ((clouds & (CLOUD | SHADOW | THIN)) == 0).any(axis=0)
+    return clear
+
+
+def residual_cloud(chosen: Array, clouds: Array) -> float:
+    """Share of the pixels that were ever clear whose chosen item was cloudy or shaded there; (H, W) item index."""
+    # Where every item was cloudy no rule can do better: those pixels would only blur the comparison.
+    rows, cols = np.nonzero(ever_clear(clouds) & (chosen < len(clouds)))
+    return float(np.mean((clouds[chosen[rows, cols], rows, cols] & (CLOUD | SHADOW)) != 0))
+
+
+def chosen_truth(archive: Path, items: list[str], chosen: Array, names: tuple[str, ...]) -> Array:
+    """(C, H, W) the noise-free DN of the date that a rule chose at each pixel; 0 where it chose none."""
+    # The generator, with all that it imports, only for who asks this one question.
+    from sgdata.simulation import truth
+
+    out = np.zeros((len(names), *chosen.shape), np.uint16)
+    for index in np.unique(chosen[chosen < len(items)]):
+        by_gsd, order = truth.scene(archive, items[index]), truth.ORDER
+        here = chosen == index
+        out[:, here] = to_finest(by_gsd, names, order)[:, here]
+    return out
+
+
+def label_agreement(labels: Array, land_cover: Array, mapped: Array) -> float:
+    """Share of labelled pixels (H, W), where OSM mapped the ground, whose class is the true one."""
+    # What OpenStreetMap does not hold cannot be labelled right; it is the city's gap, not the painter's error.
+    where = (mapped > 0) & (labels != 255)
+    return float(np.mean(labels[where] == land_cover[where]))
+
+
+def offsets(decided: dict[str, bool], archive: Path) -> dict[str, int]:
+    """Items whose `offset still in the pixels` was decided as it truly is, of all decided."""
+    planted = json.loads((archive / "truth" / "traps.json").read_text())
+    right = sum(planted[item]["offset_in_pixels"] == still_in for item, still_in in decided.items())
+    return {"right": right, "total": len(decided)}

@@ -1,0 +1,156 @@
+"""The nouns of the simulated place, what kinds of them there are, and the lists they are gathered in while it is drawn.
+
+Classes are the ids of the label space `segmunich-osm`; tags are those of the tag table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from shapely.geometry import LineString, Polygon
+
+from sgdata import catalog
+
+if TYPE_CHECKING:
+    from sgdata.simulation.plan import Plan
+
+Rng = np.random.Generator
+Tags = dict[str, str]
+# Half a pixel: a narrower strip would miss the middle of most pixels on its way, and break up when it is burnt in.
+LEAST_HALF_WIDTH_M = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """Label (None: a detail that keeps the class below it), tag sets and covers to draw from.
+
+    `change` is the value in `truth/change.tif`: 1 new buildings, 2 cleared forest, 3 dug quarry, 0 was there before.
+    """
+
+    label: int | None
+    tags: tuple[Tags, ...]
+    covers: tuple[str, ...]
+    change: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Road:
+    """A kind of line: tags, real width, lanes, label (None: too soft to count), cover, rank on top."""
+
+    tags: Tags
+    width_m: float
+    lanes: int
+    label: int | None
+    cover: str
+    rank: int
+
+
+def _tags(text: str) -> tuple[Tags, ...]:
+    """`key=value` joined by `&`, alternatives by `|`."""
+    # Alternatives repeated in the table are weights: two of three orchards are orchards, one is a vineyard.
+    return tuple(dict(pair.split("=") for pair in one.split("&")) for one in text.split("|")) if text else ()
+
+
+# The table, not this file, is what a mapper would check: one line per kind, in the words of the OpenStreetMap wiki.
+@cache
+def kinds() -> dict[str, Kind]:
+    """Kinds of area by name."""
+    return {
+        row["kind"]: Kind(
+            label=int(row["label"]) if row["label"] else None, tags=_tags(row["tags"]),
+            covers=tuple(row["covers"].split()), change=int(row["change"] or 0),
+        )
+        for row in catalog.table("simulated_kinds")
+    }  # fmt: skip
+
+
+@cache
+def roads() -> dict[str, Road]:
+    """Kinds of line by name."""
+    return {
+        row["kind"]: Road(
+            tags=_tags(row["tags"])[0], label=int(row["label"]) if row["label"] else None, cover=row["cover"],
+            width_m=float(row["width_m"]), lanes=int(row["lanes"]), rank=int(row["rank"]),
+        )
+        for row in catalog.table("simulated_roads")
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Area:
+    """A polygon of ground. `variant` draws its look; `epoch` 2 means that it came after the first epoch."""
+
+    geometry: Polygon
+    kind: str
+    variant: int
+    exported: bool = True
+    epoch: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A street, railway or watercourse. Tunnels are exported but not seen."""
+
+    geometry: LineString
+    kind: str
+    tags: dict[str, str]
+    variant: int
+    exported: bool = True
+    seen: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settlement:
+    """A town or village: middle, radius and outline."""
+
+    x: float
+    y: float
+    radius: float
+    outline: Polygon
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The whole of it, in EPSG:32632 metres."""
+
+    areas: tuple[Area, ...]
+    lines: tuple[Line, ...]
+
+
+class Sketch:
+    """The growing lists while a place is drawn, with one random stream per stage."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.areas: list[Area] = []
+        self.lines: list[Line] = []
+
+    # One stream per stage: more draws in one stage leave every later stage as it was. Philox is counter-based, so that
+    # the pair (seed, stage) is a key and needs no warm-up.
+    def rng(self, stage: int) -> Rng:
+        return np.random.Generator(np.random.Philox(key=[self.plan.seed, stage]))
+
+    def add(self, kind: str, pieces: Sequence[Polygon], rng: Rng, *, hidden: float = 0.0, epoch: int = 1) -> None:
+        """Areas of a kind; a share `hidden` of them is unknown to OpenStreetMap."""
+        for piece in pieces:
+            # The order of draws is part of the format: `and` spares the draw where a kind has no tags.
+            exported = bool(kinds()[kind].tags) and epoch == 1 and rng.random() >= hidden
+            variant = int(rng.integers(2**31))
+            self.areas.append(Area(geometry=piece, kind=kind, variant=variant, exported=exported, epoch=epoch))
+
+    def draw(self, kind: str, path: LineString, rng: Rng, *, hidden: float = 0.0, **tags: str) -> None:
+        """A line of a kind."""
+        variant = int(rng.integers(2**31))
+        road = roads()[kind]
+        # Mappers write a width or a lane count on some streets only; the painter must cope with either and with none.
+        if road.width_m and rng.random() < 0.35:
+            tags["width"] = f"{road.width_m:g}"
+        elif road.lanes and rng.random() < 0.5:
+            tags["lanes"] = str(road.lanes)
+        # Last, so that `hidden` alone never changes how a line looks.
+        known = rng.random() >= hidden
+        self.lines.append(Line(geometry=path, kind=kind, tags=tags, variant=variant, exported=known))

@@ -1,0 +1,127 @@
+"""Vectors of the place -> what lies in each 10 m pixel of a window. Pure; the same wherever the window is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import shapely
+
+from sgdata.simulation import noise, spectra
+from sgdata.simulation.sketch import LEAST_HALF_WIDTH_M, Area, Line, Place, kinds, roads
+from sgdata.simulation.spectra import Surface
+from sgdata.types import Array, Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One thing to paint: its outline, class (None keeps the class below), look, and whether OSM has it."""
+
+    outline: Any
+    label: int | None
+    cover: int
+    variant: int
+    tagged: bool
+    epoch: int
+    change: int
+
+
+def layers(place: Place) -> list[Layer]:
+    """Everything seen from above, in painting order: large areas first, changes, then lines by rank."""
+    # Large first, so that details lie on top; `variant` breaks ties, for the order of equal keys must not be chance.
+    areas = sorted(place.areas, key=lambda a: (a.epoch, -a.geometry.area, a.variant))
+    lines = sorted((one for one in place.lines if one.seen), key=lambda one: (roads()[one.kind].rank, one.variant))
+    return [*map(_of_area, areas), *map(_of_line, lines)]
+
+
+def _of_area(area: Area) -> Layer:
+    kind = kinds()[area.kind]
+    return Layer(
+        outline=area.geometry,
+        label=kind.label,
+        cover=spectra.cover_ids()[kind.covers[area.variant % len(kind.covers)]],
+        variant=area.variant,
+        tagged=area.exported and kind.label is not None,
+        epoch=area.epoch,
+        change=kind.change,
+    )
+
+
+def _of_line(line: Line) -> Layer:
+    road = roads()[line.kind]
+    half = LEAST_HALF_WIDTH_M if road.label is not None else LEAST_HALF_WIDTH_M / 2
+    # Flat ends: pieces of one street (bridges) would otherwise overlap in half discs.
+    outline = line.geometry.buffer(max(road.width_m / 2, half), cap_style="flat")
+    tagged = line.exported and road.label is not None
+    cover = spectra.cover_ids()[road.cover]
+    return Layer(outline=outline, label=road.label, cover=cover, variant=line.variant, tagged=tagged, epoch=1, change=0)
+
+
+def near(tree: shapely.STRtree, every: Sequence[Layer], grid: Grid) -> list[Layer]:
+    """The layers that touch a grid, in painting order."""
+    # The tree answers in any order; sorted indices are the painting order again.
+    return [every[i] for i in np.sort(tree.query(shapely.box(*grid.bounds)))]
+
+
+def _burned(values: list[tuple[Any, int]], grid: Grid, dtype: str) -> Array:
+    from rasterio.features import rasterize
+    from rasterio.transform import Affine
+
+    # rasterize refuses an empty list.
+    if not values:
+        return np.zeros(grid.shape, dtype)
+    burned: Array = rasterize(values, out_shape=grid.shape, transform=Affine(*grid.transform), dtype=dtype)
+    return burned
+
+
+def paint(found: Sequence[Layer], grid: Grid, *, seed: int, epoch: int) -> Surface:
+    """The surface of `grid` in an epoch; class 0 paints as every other, an unpainted pixel cannot be."""
+    seen = [layer for layer in found if layer.epoch <= epoch]
+    labelled = [layer for layer in seen if layer.label is not None]
+    # Burnt once as numbers of layers: cover and variant are look-ups, and both are sure to come from the same layer.
+    index = _burned([(layer.outline, i) for i, layer in enumerate(seen)], grid, "int32")
+    label = _burned([(layer.outline, layer.label or 0) for layer in labelled], grid, "uint8")
+    tagged = _burned([(layer.outline, 1) for layer in seen if layer.tagged], grid, "uint8")
+    cover = np.array([layer.cover for layer in seen], np.uint8)[index]
+    variant = np.array([layer.variant for layer in seen], np.int64)[index]
+    return _textured(grid, seed, cover, variant, label, tagged)
+
+
+def changes(found: Sequence[Layer], grid: Grid) -> Array:
+    """(H, W) uint8: what changed between the epochs (`kinds.Kind.change`), where no street lies on top."""
+    changed = _burned([(one.outline, one.change) for one in found if one.change], grid, "uint8")
+    # What is new under an old street cannot be seen.
+    streets = _burned([(one.outline, 1) for one in found if one.label == 0], grid, "uint8")
+    return np.where(streets == 1, 0, changed).astype(np.uint8)
+
+
+def _textured(grid: Grid, seed: int, cover: Array, variant: Array, label: Array, tagged: Array) -> Surface:
+    """Mixture, brightness and vigour fields: parcel by parcel, in patches of 60 to 400 m, and pixel by pixel."""
+    # Rows and columns count from the corner of the MGRS tile 32UPU, so that a pixel has one address in every window.
+    rows = np.arange(grid.shape[0]) + round((5_400_000 - grid.origin[1]) / 10)
+    cols = np.arange(grid.shape[1]) + round((grid.origin[0] - 600_000) / 10)
+    first, second, numbers = spectra.mixtures()
+    share, spread, grain, texture = np.moveaxis(numbers[cover], -1, 0)
+    # Each field has a seed of its own: mixture, brightness and vigour must not rise and fall together.
+    fine = noise.lattice(seed + 1, rows, cols, 1.3)
+    patch = noise.fractal(seed + 2, rows, cols, (24, 9, 4))
+    wide = noise.fractal(seed + 3, rows, cols, (40, 14))
+    of_parcel = noise.uniform(seed + 4, variant) - np.float32(0.5)
+    mix = share + spread * (grain * fine + (1 - grain) * patch + 1.2 * of_parcel)
+    speckle = noise.lattice(seed + 5, rows, cols, 1.1)
+    bright = texture * (0.65 * speckle + 0.5 * patch) + 0.22 * (noise.uniform(seed + 6, variant) - np.float32(0.5))
+    vigour = texture * (0.4 * fine + 0.6 * wide) + 0.26 * (noise.uniform(seed + 7, variant) - np.float32(0.5))
+    # By parcel: one farmer sows one field in one day.
+    phase = noise.hashed(seed + 8, variant.ravel()).reshape(variant.shape) % np.uint32(spectra.PHASES)
+    return Surface(
+        a=(first[cover] * spectra.PHASES + phase).astype(np.uint16),
+        b=(second[cover] * spectra.PHASES + phase).astype(np.uint16),
+        mix=np.clip(mix, 0, 1).astype(np.float32),
+        bright=bright.astype(np.float32),
+        vigour=vigour.astype(np.float32),
+        label=label,
+        tagged=tagged,
+        cover=cover,
+    )

@@ -1,0 +1,97 @@
+"""What catalogues are known to get wrong, planted on purpose and listed in `truth/traps.json`. Pure.
+
+Nothing here changes a pixel that a build may use, so that fidelity is measured on the same ground truth.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import shapely
+from pyproj import Transformer
+
+from sgdata.rasters.grid import covering
+from sgdata.simulation.plan import OLDEST, Scene, named
+from sgdata.types import Grid
+
+NEIGHBOUR, NEIGHBOUR_CRS = "33UTP", "EPSG:32633"
+FEWEST = 6
+"""Archives of fewer dates are too small to lose any of them to a trap."""
+
+
+def planted(scenes: list[Scene], layout: str) -> dict[str, list[str]]:
+    """Item id -> names of the traps in its metadata."""
+    found: dict[str, list[str]] = {one.id: [] for one in scenes}
+    first = [one for one in scenes if one.epoch == 1]
+    if len(first) < FEWEST:
+        return found
+    # Fixed places, not drawn ones: another draw here would change every sky after it.
+    found[first[3].id].append("no-projection")
+    if layout == "earth-search":
+        for one in scenes:
+            if one.index % 2 and not found[one.id]:
+                found[one.id].append("old-projection")
+        # The clearest, or the pixels could not tell and the lie would never come out.
+        shifted = [one for one in first if one.baseline >= "04.00"]
+        found[min(shifted, key=lambda one: one.weather.cloud + one.weather.cirrus).id].append("wrong-offset-flag")
+    return found
+
+
+def altered(document: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """An item with its traps in it."""
+    # Assets share dicts with their template.
+    document = deepcopy(document)
+    told, assets = document["properties"], document["assets"].values()
+    if "old-projection" in names:
+        told["proj:epsg"] = int(told.pop("proj:code").removeprefix("EPSG:"))
+    if "no-projection" in names:
+        for holder in (told, *assets):
+            for key in [key for key in holder if key.startswith("proj:")]:
+                del holder[key]
+    if "wrong-offset-flag" in names:
+        told["earthsearch:boa_offset_applied"] = not told["earthsearch:boa_offset_applied"]
+        for asset in assets:
+            for band in asset["raster:bands"]:
+                if "offset" in band:
+                    band["offset"] = 0 if told["earthsearch:boa_offset_applied"] else -0.1
+    return document
+
+
+def clear_scene(scenes: list[Scene]) -> Scene:
+    """The clearest scene of the first epoch whose pixels carry no offset, if there is one: it gets company."""
+    return min(scenes, key=lambda one: (one.epoch, one.offset_in_pixels, one.weather.cloud + one.weather.cirrus))
+
+
+def twin(scene: Scene, layout: str) -> Scene:
+    """The same acquisition, processed earlier; its greater sequence digit says nothing."""
+    # Older, though it comes later by name: who takes the greatest digit takes the wrong one.
+    older = replace(scene, baseline="04.00" if scene.baseline > "04.00" else OLDEST)
+    return replace(older, id=named(older, layout, sequence=2))
+
+
+def beside(document: dict[str, Any], original: str) -> dict[str, Any]:
+    """An item whose files are those of its neighbour folder: twins need no pixels of their own."""
+    assets = {
+        key: asset | {"href": f"../{original}/{asset['href'].removeprefix('./')}"}
+        for key, asset in document["assets"].items()
+    }
+    return document | {"assets": assets}
+
+
+def next_zone(granule: Grid) -> Grid:
+    """The lattice of the same ground in the UTM zone to the east, snapped to 60 m."""
+    outline = shapely.segmentize(shapely.box(*granule.bounds), 5000)
+    move = Transformer.from_crs(granule.crs, NEIGHBOUR_CRS, always_xy=True)
+    # Straight edges of one zone are bent in the next.
+    x, y = move.transform(*shapely.get_coordinates(outline).T)
+    return covering((x.min(), y.min(), x.max(), y.max()), NEIGHBOUR_CRS, gsd_m=10, snap_m=60)
+
+
+def in_next_zone(document: dict[str, Any], scene: Scene) -> dict[str, Any]:
+    """The item of that tile."""
+    told = document["properties"] | {"proj:code": NEIGHBOUR_CRS, "grid:code": f"MGRS-{NEIGHBOUR}"}
+    told |= {"mgrs:utm_zone": 33, "mgrs:grid_square": NEIGHBOUR[3:]}
+    told["s2:product_uri"] = told["s2:product_uri"].replace("T32UPU", f"T{NEIGHBOUR}")
+    return document | {"id": scene.id, "properties": told}

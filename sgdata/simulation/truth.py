@@ -1,0 +1,100 @@
+"""What a simulated archive would show with no sky and no noise, made again from its `simulation.json`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import shapely
+
+from sgdata import files
+from sgdata.errors import SettingError
+from sgdata.rasters import grid
+from sgdata.sentinel2 import BAND, L2A_BANDS
+from sgdata.simulation import ground, plan, spectra, surface
+from sgdata.simulation.plan import Plan
+from sgdata.types import Array, Grid, Window
+
+# The bands of each native resolution, in the order of every truth array.
+ORDER: dict[int, tuple[str, ...]] = {
+    gsd: tuple(name for name in L2A_BANDS if BAND[name].gsd_m == gsd) for gsd in (10, 20, 60)
+}
+# Pixels around a window that the point spread may draw on. It needs one; six keep the 20 m and 60 m lattices whole.
+HALO = 6
+# A multiple of 6 too, for the same reason; one field of a tile is 4 MB, and dozens of them live at once.
+TILE = 1020
+
+
+def planned(archive: Path) -> Plan:
+    """The plan in `archive/simulation.json`. Raises SettingError."""
+    document = files.read_plain(archive / "simulation.json")
+    return plan.checked(document["seed"], document["size_km"], document["dates"], document["layout"])
+
+
+def grown(lattice: Grid, window: Window) -> Grid:
+    """The grid of a window and its halo."""
+    height, width = window.height + 2 * HALO, window.width + 2 * HALO
+    return grid.windowed(lattice, Window(row=window.row - HALO, col=window.col - HALO, height=height, width=width))
+
+
+def native(image: Array) -> dict[int, Array]:
+    """(12, H, W) at 10 m -> per gsd (C, H', W') by area averages, bands in `ORDER`."""
+    # Means of the finished 10 m picture: so bands of one pass agree with each other, as those of one telescope do.
+    bands = {gsd: image[[L2A_BANDS.index(name) for name in names]] for gsd, names in ORDER.items()}
+    return {gsd: part if gsd == 10 else spectra.coarser(part, gsd // 10) for gsd, part in bands.items()}
+
+
+def inside(pixels: Array) -> Array:
+    """The last two axes without the halo."""
+    return pixels[..., HALO:-HALO, HALO:-HALO]
+
+
+def clear(below: spectra.Surface, day: int) -> Array:
+    """(12, H, W) float DN of the clear ground inside the halo of a surface, on a day of the year."""
+    return inside(spectra.reflectance(below, day))
+
+
+def digital(image: Array) -> Array:
+    """Float DN -> uint16 DN, at least 1: 0 means no data."""
+    # Half up: numpy's round goes to even, which would leave a comb of DN in flat areas.
+    return np.asarray(np.clip(np.floor(image + 0.5), 1, 65535), np.uint16)
+
+
+def scene(archive: Path, item_id: str) -> dict[int, Array]:
+    """gsd -> (C, H, W) uint16 noise-free, cloud-free DN (offset 0) of one date on the area's grid; bands as `ORDER`.
+
+    Raises SettingError where the archive has no such item.
+    """
+    what = planned(archive)
+    found = [one for one in plan.scenes(what) if one.id == item_id]
+    if not found:
+        raise SettingError(f"item '{item_id}' is not in {archive}; see its sentinel-2-l2a folder for the ids")
+    every = _layers(what)
+    tree = shapely.STRtree([layer.outline for layer in every])
+    day = found[0].time.timetuple().tm_yday
+    # The generator that made the archive runs again, tile by tile as then: a second copy of it would prove nothing.
+    height, width = what.area.shape
+    whole = {
+        gsd: np.empty((len(names), height * 10 // gsd, width * 10 // gsd), np.uint16) for gsd, names in ORDER.items()
+    }
+    for window in grid.tiles(what.area.shape, TILE):
+        around = grown(what.area, window)
+        near = surface.near(tree, every, around)
+        below = surface.paint(near, around, seed=what.seed, epoch=found[0].epoch)
+        for gsd, bands in native(clear(below, day)).items():
+            rows, cols = grid_slices(window, gsd)
+            whole[gsd][:, rows, cols] = digital(bands)
+    return whole
+
+
+@lru_cache(maxsize=1)
+def _layers(what: Plan) -> list[surface.Layer]:
+    """Kept, for who asks for one date asks for the next."""
+    return surface.layers(ground.build(what))
+
+
+def grid_slices(window: Window, gsd: int) -> tuple[slice, slice]:
+    """The rows and columns of a 10 m window on the lattice of `gsd`."""
+    k = gsd // 10
+    return Window(row=window.row // k, col=window.col // k, height=window.height // k, width=window.width // k).slices

@@ -1,0 +1,1 @@
+"""Split samples by blocks of ground."""

@@ -1,0 +1,51 @@
+"""A checkpoint folder: `model.safetensors` beside `card.json`; what lies in it is for `cards` to say.
+
+Nothing here knows a model, so that whoever only saves need not import them all.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save_file
+from torch import nn
+
+from sgdata import files
+from sgmodel import distributed
+
+if TYPE_CHECKING:
+    from sgmodel.checkpoints.cards import Card
+    from sgmodel.models.adapt import State
+
+WEIGHTS = "model.safetensors"
+CARD = "card.json"
+
+
+def save(folder: Path, model: nn.Module, card: Card) -> None:
+    """Write weights and card; equal weights and cards give equal bytes. Raises OutputError."""
+    write(folder, distributed.collected(model.state_dict()), card)
+
+
+def write(folder: Path, weights: State, card: Card) -> None:
+    """As `save`, of weights already gathered."""
+    # Safetensors orders by type and name and stores no time, so the bytes depend on the weights alone.
+    with files.replacing(folder / WEIGHTS) as temporary:
+        save_file(weights, temporary)
+    files.write(folder / CARD, files.pretty_json(card))
+
+
+def commit() -> str | None:
+    """The git commit of the checkout that this package runs from; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    # Without this test git would climb further and name the commit of some other repository.
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

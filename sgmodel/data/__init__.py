@@ -1,0 +1,1 @@
+"""Feed models: loading, normalisation, band selection, augmentation."""

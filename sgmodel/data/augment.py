@@ -1,0 +1,271 @@
+"""Crops, flips, quarter turns, erasing and mixing on the device, each drawn from (seed, epoch, sample).
+
+What to do is settled on the CPU from counter-based draws, as whole numbers; pixels then move by matrix
+products and flips, so that CPU and GPU run the same code on the same geometry.
+
+Mixing needs a second sample. It is the neighbour in the stream of samples: places 2k and 2k + 1 of an epoch's order
+are partners. How much each takes of the other is drawn per sample; so neither the number of ranks nor the batch, as
+long as its parts are even, changes what a sample is mixed with, how, or how much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgdata.errors import SettingError
+from sgmodel.data import seeded_random
+
+ATTEMPTS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentRecipe:
+    """`crop_area` (share of the image, low and high) turns the random resized crop on; chances are 0-1."""
+
+    crop_area: tuple[float, float] | None = None
+    crop_aspect: tuple[float, float] = (0.75, 4 / 3)
+    horizontal_flip: float = 0.0
+    vertical_flip: float = 0.0
+    quarter_turns: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises SettingError where no crop could be drawn: every image would silently be left whole."""
+        low, high = self.crop_area or (1.0, 1.0)
+        if not (0 < low <= high <= 1 and 0 < self.crop_aspect[0] <= self.crop_aspect[1]):
+            told = f"augment.crop_area is {self.crop_area}, crop_aspect {self.crop_aspect}"
+            raise SettingError(f"{told}: expected low <= high, above 0, areas at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixRecipe:
+    """`erase` is the chance of an erased box (share and aspect of it below), filled with 0 after normalisation.
+
+    `mixup` and `cutmix` are the parameters of their Beta(a, a), 0 turns one off; `cutmix_share` is how often it is
+    the latter where both are on, `chance` how often a sample is mixed at all.
+    """
+
+    erase: float = 0.0
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    erase_aspect: tuple[float, float] = (0.3, 10 / 3)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    cutmix_share: float = 0.5
+    chance: float = 1.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are mixed, and so need partners."""
+        return max(self.mixup, self.cutmix) > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Per sample: the row of its `partner`, the share `own` of its label that it keeps; its pixels are `blend` parts
+    of its own and the rest of the partner's, and the partner's alone in `box` (top, left, height, width)."""
+
+    partner: Tensor
+    own: Tensor
+    blend: Tensor
+    box: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Per sample: `box` (N, 4) = top, left, height, width; then transpose, then flips, (N,) bool each."""
+
+    box: Tensor
+    transpose: Tensor
+    flip_rows: Tensor
+    flip_cols: Tensor
+
+
+def draw(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, extent: Tensor, *, seed: int) -> Geometry:
+    """The geometry of each sample (N,) in its epoch (N,); `extent` (N, 2) is its height and width. On the CPU."""
+    chance = seeded_random.uniform(samples, 3, seed=seed, epoch=epoch, stream=seeded_random.Stream.TURN)
+    turns = (chance[:, 2] * 4).long() if recipe.quarter_turns else torch.zeros_like(samples)
+    # A turn by k x 90 degrees counter-clockwise = transpose where k is odd, then these flips.
+    return Geometry(
+        box=_boxes(recipe, samples, epoch, extent, seed=seed),
+        transpose=turns % 2 == 1,
+        flip_rows=(chance[:, 1] < recipe.vertical_flip) ^ ((turns == 1) | (turns == 2)),
+        flip_cols=(chance[:, 0] < recipe.horizontal_flip) ^ ((turns == 2) | (turns == 3)),
+    )
+
+
+def centre(extent: Tensor, size: int) -> Geometry:
+    """The middle size x size pixels of each image (all of a smaller one), untouched otherwise."""
+    length = extent.clamp(max=size)
+    still = torch.zeros(len(extent), dtype=torch.bool)
+    box = torch.cat([(extent - length) // 2, length], dim=1)
+    return Geometry(box=box, transpose=still, flip_rows=still, flip_cols=still)
+
+
+def _boxes(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, extent: Tensor, *, seed: int) -> Tensor:
+    """Random resized crop, the whole image where no attempt fits."""
+    whole = torch.cat([torch.zeros_like(extent), extent], dim=1)
+    if recipe.crop_area is None:
+        return whole
+    u = seeded_random.uniform(
+        samples, 2 * ATTEMPTS + 2, seed=seed, epoch=epoch, stream=seeded_random.Stream.CROP
+    ).double()
+    boxes, fits = _within(extent, u, recipe.crop_area, recipe.crop_aspect)
+    return torch.where(fits, boxes, whole)
+
+
+def _within(extent: Tensor, u: Tensor, area: tuple[float, float], aspect: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Boxes (N, 4) of random area and log-aspect, both uniform: the first of ten attempts that fits into `extent`, and
+    (N, 1) whether one does."""
+    low, high = area
+    wanted = (low + u[:, :ATTEMPTS] * (high - low)) * extent.prod(dim=1, keepdim=True)
+    log_low, log_high = (torch.tensor(a).double().log() for a in aspect)
+    ratio = (log_low + u[:, ATTEMPTS : 2 * ATTEMPTS] * (log_high - log_low)).exp()
+    size = torch.stack([(wanted / ratio).sqrt().round(), (wanted * ratio).sqrt().round()], dim=2).long()
+    fits = ((size > 0) & (size <= extent[:, None])).all(dim=2)
+    chosen = size[torch.arange(len(u)), fits.long().argmax(dim=1)]
+    corner = (u[:, 2 * ATTEMPTS : 2 * ATTEMPTS + 2] * (extent - chosen + 1)).long()
+    return torch.cat([corner, chosen], dim=1), fits.any(dim=1, keepdim=True)
+
+
+def images(x: Tensor, how: Geometry, size: int) -> Tensor:
+    """(N, C, H, W) float -> (N, C, size, size): box, bicubic (a = -0.75, no anti-aliasing), turn and flips."""
+    if not _untouched(x, how, size):
+        # Autocast would round pixels, and with them the targets of pretraining, to three digits.
+        with torch.autocast(x.device.type, enabled=False):
+            x = _cut(x, how, size)
+    return _turn(x, how)
+
+
+def _cut(x: Tensor, how: Geometry, size: int) -> Tensor:
+    box = how.box.to(x.device, non_blocking=True)
+    rows, cols = (_bicubic(box[:, axis], box[:, axis + 2], x.shape[axis + 2], size) for axis in (0, 1))
+    return rows[:, None] @ x @ cols[:, None].transpose(2, 3)
+
+
+def zoomed(x: Tensor, extent: Tensor, size: int, *, share: float) -> Tensor:
+    """(N, C, H, W) -> (N, C, size, size), the middle of the image enlarged to size / `share`: how scenes are scored.
+
+    With 0.875 and 128 an image becomes 146 px wide, of which the middle 128 are taken, as released (spec section 5).
+    """
+    # In two steps, as released: interpolation at the edge of the crop still sees what lies beyond it.
+    large = int(size / share)
+    edge = (large - size) // 2
+    whole = images(x, centre(extent, int(extent.max())), large)
+    return whole[:, :, edge : edge + size, edge : edge + size]
+
+
+def masks(y: Tensor, how: Geometry, size: int) -> Tensor:
+    """(N, H, W) integer -> (N, size, size) of the same type: box, nearest pixel, turn and flips."""
+    if not _untouched(y, how, size):
+        box = how.box.to(y.device, non_blocking=True)
+        rows, cols = (_nearest(box[:, axis], box[:, axis + 2], size) for axis in (0, 1))
+        y = y[torch.arange(len(y), device=y.device)[:, None, None], rows[:, :, None], cols[:, None, :]]
+    return _turn(y[:, None], how)[:, 0]
+
+
+def _untouched(x: Tensor, how: Geometry, size: int) -> bool:
+    """True where every box is the whole image and no pixel has to be interpolated."""
+    return tuple(x.shape[-2:]) == (size, size) and bool((how.box == torch.tensor([0, 0, size, size])).all())
+
+
+def _turn(x: Tensor, how: Geometry) -> Tensor:
+    x = torch.where(_each(how.transpose, x), x.transpose(2, 3), x)
+    x = torch.where(_each(how.flip_rows, x), x.flip(2), x)
+    return torch.where(_each(how.flip_cols, x), x.flip(3), x)
+
+
+def _each(chosen: Tensor, x: Tensor) -> Tensor:
+    return chosen.to(x.device, non_blocking=True)[:, None, None, None]
+
+
+def _nearest(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """(N, size) source index of each output pixel centre."""
+    return start[:, None] + (2 * torch.arange(size, device=start.device) + 1) * length[:, None] // (2 * size)
+
+
+def _bicubic(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
+    """(N, size, source) interpolation weights, pixel centres aligned, taps clamped to the box."""
+    scale = (length.float() / size)[:, None]
+    at = (torch.arange(size, device=start.device).float() + 0.5) * scale - 0.5
+    base = at.floor()
+    t = at - base
+    columns = torch.arange(source, device=start.device)
+    weights = torch.zeros(len(start), size, source, device=start.device)
+    for tap, weight in enumerate(_cubic(t), -1):
+        inside = torch.minimum((base.long() + tap).clamp(min=0), length[:, None] - 1) + start[:, None]
+        weights += weight[..., None] * (inside[..., None] == columns)
+    return weights
+
+
+def _cubic(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys' kernel with a = -0.75 at distances t + 1, t, 1 - t, 2 - t."""
+    a = -0.75
+    near = [((a + 2) * d - (a + 3)) * d * d + 1 for d in (t, 1 - t)]
+    far = [((a * d - 5 * a) * d + 8 * a) * d - 4 * a for d in (t + 1, 2 - t)]
+    return far[0], near[0], near[1], far[1]
+
+
+# --- erasing and mixing --------------------------------------------------------------------
+
+
+def erase(x: Tensor, recipe: MixRecipe, samples: Tensor, epoch: Tensor, *, seed: int) -> Tensor:
+    """(N, C, H, W) with a random box of some images set to 0 (Zhong et al., "Random Erasing", AAAI 2020)."""
+    if not recipe.erase:
+        return x
+    count = 2 * ATTEMPTS + 3
+    u = seeded_random.uniform(samples, count, seed=seed, epoch=epoch, stream=seeded_random.Stream.ERASE).double()
+    # Of the picture that the model sees, whatever part of the scene it shows.
+    extent = torch.tensor(x.shape[-2:]).expand(len(x), 2)
+    boxes, fits = _within(extent, u, recipe.erase_area, recipe.erase_aspect)
+    chosen = fits & (u[:, -1:] < recipe.erase)
+    return x.masked_fill(_inside(torch.where(chosen, boxes, 0), x), 0.0)
+
+
+def mixing(recipe: MixRecipe, samples: Tensor, epoch: Tensor, size: int, *, seed: int) -> Mix:
+    """What becomes of each sample (N,) beside its partner (Zhang et al., "mixup", ICLR 2018; Yun et al., "CutMix",
+    ICCV 2019). On the CPU."""
+    # Heavy to import, and only mixing needs an inverse of the Beta distribution.
+    from scipy.special import betaincinv
+
+    u = seeded_random.uniform(samples, 5, seed=seed, epoch=epoch, stream=seeded_random.Stream.MIX).double()
+    mixed = (u[:, 0] < recipe.chance) & torch.tensor(recipe.mixes)
+    share = recipe.cutmix_share if recipe.mixup and recipe.cutmix else float(recipe.cutmix > 0)
+    cut = u[:, 1] < share
+    # Alpha 0 is never used, but the inverse must not fail on it.
+    alpha = torch.where(cut, recipe.cutmix, recipe.mixup).clamp(min=1e-9)
+    blend = torch.from_numpy(betaincinv(alpha.numpy(), alpha.numpy(), u[:, 2].numpy()))
+    # The box of CutMix: its sides are sqrt(1 - lambda) of the image's, its centre anywhere, cut off at the edges.
+    half = ((1 - blend).sqrt() * size).long()[:, None] // 2
+    middle = (u[:, 3:] * size).long()
+    corner, end = (middle - half).clamp(min=0), (middle + half).clamp(max=size)
+    box = torch.where((mixed & cut)[:, None], torch.cat([corner, end - corner], dim=1), 0)
+    blend = torch.where(mixed & ~cut, blend, 1.0)
+    places = torch.arange(len(samples))
+    # The last of an odd number (one sample looked at alone) is its own partner, which leaves it as it is.
+    partner = torch.where(places ^ 1 < len(places), places ^ 1, places)
+    # By the box as it was cut off at the edges: its area is what the partner shows.
+    own = torch.where(cut, 1 - box[:, 2:].prod(dim=1) / size**2, blend)
+    return Mix(partner=partner, own=own.float(), blend=blend.float(), box=box)
+
+
+def mix(x: Tensor, how: Mix) -> Tensor:
+    """Images (N, C, H, W), mixed."""
+    other = x[how.partner.to(x.device, non_blocking=True)]
+    blend = how.blend.to(x.device, non_blocking=True)[:, None, None, None]
+    return torch.where(_inside(how.box, x), other, blend * x + (1 - blend) * other)
+
+
+def mix_targets(y: Tensor, how: Mix) -> Tensor:
+    """Targets (N, K), shares of classes, mixed as the pixels are."""
+    own = how.own.to(y.device, non_blocking=True)[:, None]
+    return own * y + (1 - own) * y[how.partner.to(y.device, non_blocking=True)]
+
+
+def _inside(box: Tensor, x: Tensor) -> Tensor:
+    """(N, 1, H, W) true within each box."""
+    top, left, height, width = box.to(x.device, non_blocking=True)[:, :, None].unbind(1)
+    rows, cols = (torch.arange(n, device=x.device) for n in x.shape[-2:])
+    inside = ((rows >= top) & (rows < top + height))[:, :, None] & ((cols >= left) & (cols < left + width))[:, None]
+    return inside[:, None]

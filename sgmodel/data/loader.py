@@ -1,0 +1,361 @@
+"""Shards to batches: memory-mapped tars, the index for random access, threads decoding into reused buffers.
+
+Samples flow as one endless stream: epoch 0 in its order, then epoch 1 in its own, and so on. Step s of a run
+takes places [s B, (s + 1) B) of the stream, so the step alone says where a run stands, no sample is dropped,
+and a data set smaller than a batch needs no special case. Values stay as stored until the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sgdata.errors import SettingError, SourceError
+from sgdata.shards import contracts, tar_format
+from sgdata.types import Array, Contract
+from sgmodel.data import seeded_random, tar_source, upsample
+
+AHEAD = 2
+"""Batches decoded while one is in use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples on the host. `arrays` are (N, ...) as stored, padded at the end to the largest of the batch;
+    `extent` (N, 2) is the real height and width; `samples` and `epoch` (N,) int64 seed every draw.
+
+    The arrays are views of a buffer that is filled anew once the next batch has been asked for.
+    """
+
+    keys: tuple[str, ...]
+    samples: Tensor
+    epoch: Tensor
+    extent: Tensor
+    arrays: dict[str, Tensor]
+
+    def parts(self, count: int) -> Iterator[Batch]:
+        """The batch in `count` nearly equal parts (fewer where it has fewer samples)."""
+        bounds = np.linspace(0, len(self.keys), min(count, len(self.keys)) + 1).astype(int)
+        for start, stop in itertools.pairwise(bounds):
+            cut = slice(int(start), int(stop))
+            yield Batch(
+                keys=self.keys[cut],
+                samples=self.samples[cut],
+                epoch=self.epoch[cut],
+                extent=self.extent[cut],
+                arrays={name: array[cut] for name, array in self.arrays.items()},
+            )
+
+
+# --- which samples: pure -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """One batch of the stream: sample numbers and the epoch of each, (N,) int64."""
+
+    samples: NDArray[np.int64]
+    epoch: NDArray[np.int64]
+
+
+def stream(count: int, batch: int, *, seed: int, first: int, last: int) -> Iterator[Places]:
+    """The global batches of steps [first, last) over `count` samples: a pure function of the arguments."""
+
+    def epoch(number: int) -> Places:
+        samples = seeded_random.order(count, seed=seed, epoch=number)
+        return Places(samples=samples, epoch=np.full_like(samples, number))
+
+    return steps(count, batch, epoch, first=first, last=last)
+
+
+def steps(length: int, batch: int, epoch: Callable[[int], Places], *, first: int, last: int) -> Iterator[Places]:
+    """Steps [first, last) of the stream of all epochs, which have `length` places each."""
+    held: dict[int, Places] = {}
+    for step in range(first, last):
+        turns, at = np.divmod(np.arange(step * batch, (step + 1) * batch), length)
+        held = {turn: held.get(turn) or epoch(turn) for turn in np.unique(turns).tolist()}
+        yield Places(
+            samples=np.concatenate([part.samples[at[turns == turn]] for turn, part in held.items()]),
+            epoch=np.concatenate([part.epoch[at[turns == turn]] for turn, part in held.items()]),
+        )
+
+
+def in_order(count: int, batch: int) -> Iterator[Places]:
+    """Every sample once, in the index's order; the last batch may be smaller."""
+    for start in range(0, count, batch):
+        samples = np.arange(start, min(start + batch, count))
+        yield Places(samples=samples, epoch=np.zeros_like(samples))
+
+
+def subset(keys: Sequence[str], fraction: float, *, seed: int) -> list[int]:
+    """Where the keys of a fraction of a data set stand, in order: those whose SHA-256 of "<seed>:<key>" is lowest.
+
+    Anyone can recompute it, in any language; a smaller fraction is a part of every larger one; and it does not depend
+    on the order or the splitting of the files. The number is rounded half up, at least 1. Raises SettingError.
+    """
+    if not 0 < fraction <= 1:
+        raise SettingError(f"training.fraction is {fraction}: expected a share of the samples, above 0 and at most 1")
+    digests = [hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in keys]
+    count = max(1, int(fraction * len(keys) + 0.5))
+    return sorted(sorted(range(len(keys)), key=digests.__getitem__)[:count])
+
+
+def share(places: Places, *, rank: int, world: int) -> Places:
+    """The part of a global batch that one of `world` equal ranks takes. Raises SettingError."""
+    if len(places.samples) % world:
+        raise SettingError(f"batch {len(places.samples)} does not divide among {world} processes; change batch")
+    size = len(places.samples) // world
+    cut = slice(rank * size, (rank + 1) * size)
+    return Places(samples=places.samples[cut], epoch=places.epoch[cut])
+
+
+# --- reading -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """Where one array of every sample lies, `start` and `stop` (N,) in its tar, and what it is, `shape` (N, axes).
+
+    `stored` (N,) are the types of the samples, `dtype` the one that holds the values of all.
+    """
+
+    start: list[int]
+    stop: list[int]
+    shape: NDArray[np.int64]
+    stored: NDArray[np.str_]
+    dtype: str
+
+
+class Source(Protocol):
+    """What `load` loads from: one data set (`Samples`), or several (`mixture.Mixture`)."""
+
+    contract: Contract
+    keys: list[str]
+    members: dict[str, Member]
+
+    def __len__(self) -> int: ...
+
+    def extent(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Height and width (N, 2) of samples (N,)."""
+
+    def beside(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Further arrays of a batch, (N, ...) each, that are not stored as members."""
+
+    def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[Places]:
+        """The global batches of steps [first, last)."""
+
+    def fill(self, samples: Sequence[int], targets: Mapping[str, Sequence[Array]]) -> None:
+        """Decode members `targets` of `samples`, each into a C-contiguous array of its own shape."""
+
+
+class Samples:
+    """One split of a folder of shards, opened for random access by sample number (the index's order).
+
+    As a map-style dataset of PyTorch it gives a dictionary of tensors, as stored: for those who bring their own loop.
+    """
+
+    def __init__(
+        self, folder: Path, split: str, members: Sequence[str], *, fraction: float = 1.0, seed: int = 0
+    ) -> None:
+        """`fraction` and `seed`: see `subset`.
+
+        Raises SettingError, SourceError: no such split, arrays of mixed types, a shard missing or cut short.
+        """
+        self.folder, self.split = folder, split
+        self.contract: Contract = contracts.read(folder)
+        table = tar_format.read_index(folder)
+        known = sorted(set(table["split"].to_pylist()))
+        if split not in known:
+            raise SettingError(f"{folder}: no split '{split}'; it has {', '.join(known)}")
+        rows = table.filter(np.array(table["split"].to_pylist()) == split)
+        if fraction != 1.0:
+            rows = rows.take(subset(rows["key"].to_pylist(), fraction, seed=seed))
+        self.keys: list[str] = rows["key"].to_pylist()
+        self.shard: list[str] = rows["shard"].to_pylist()
+        stored = {name.removesuffix("_offset") for name in rows.column_names if name.endswith("_offset")}
+        # A native image lies in groups of bands; the finest first, whose size is that of the sample.
+        groups = [name for name in upsample.GROUPS if name in stored and "image" not in stored]
+        wanted = [part for name in members for part in (groups if name == "image" and groups else [name])]
+        self.members = {name: _member(rows, name, folder) for name in wanted}
+        elsewhere = (folder / tar_source.MARK).is_file()
+        self.tars: tar_source.Tars = (
+            tar_source.Ranged(folder) if elsewhere else tar_source.Mapped(folder, sorted(set(self.shard)))
+        )
+        self.codec = self._codec(rows)
+
+    def _codec(self, rows: Any) -> tar_format.Codec:
+        """All samples of a folder have the codec of its first."""
+        start, size = rows["meta_offset"][0].as_py(), rows["meta_size"][0].as_py()
+        (content,) = self.tars.contents([tar_source.Span(self.shard[0], start, start + size)])
+        try:
+            codec: tar_format.Codec = json.loads(bytes(content))["codec"]
+        except (ValueError, KeyError) as error:
+            where = f"{self.folder / self.shard[0]}: meta.json of sample '{self.keys[0]}'"
+            raise SourceError(f"{where} is damaged: {error!r}; run sgdata verify {self.folder}") from None
+        return codec
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, sample: int) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(self.read(range(len(self))[sample], name)) for name in self.members}
+
+    def extent(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Height and width (N, 2) of the first array of samples (N,)."""
+        return next(iter(self.members.values())).shape[samples][:, -2:]
+
+    def beside(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Nothing: all that is to be known of one data set stands in its contract."""
+        return {}
+
+    def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[Places]:
+        """The global batches of steps [first, last)."""
+        return stream(len(self), batch, seed=seed, first=first, last=last)
+
+    def read(self, sample: int, name: str) -> Array:
+        """One array of a sample. Raises SourceError naming the sample."""
+        member = self.members[name]
+        array = np.empty(member.shape[sample], str(member.stored[sample]))
+        self.fill([sample], {name: [array]})
+        return array.astype(member.dtype, copy=False)
+
+    def fill(self, samples: Sequence[int], targets: Mapping[str, Sequence[Array]]) -> None:
+        """Decode members `targets` of `samples`, each into a C-contiguous array of its own shape and type.
+
+        Given in the order of the files it reads them so. Raises SourceError naming the sample.
+        """
+        wanted = [(sample, name, i) for i, sample in enumerate(samples) for name in targets]
+        spans = [
+            tar_source.Span(self.shard[sample], self.members[name].start[sample], self.members[name].stop[sample])
+            for sample, name, _ in wanted
+        ]
+        for (sample, name, i), content in zip(wanted, self.tars.contents(spans), strict=True):
+            target = targets[name][i]
+            try:
+                # Nothing but the decoder's own work per sample: threads wait for each other while Python runs.
+                if self.codec == "blosc":
+                    tar_format.decode_into(content, target.data.cast("B"))
+                else:
+                    tar_format.decode(content, target.shape, target.dtype.name, self.codec, out=target)
+            except SourceError as error:
+                where = f"{self.folder / self.shard[sample]}: sample '{self.keys[sample]}'"
+                raise SourceError(f"{where}: {error}; run sgdata verify {self.folder}") from None
+
+
+def _member(rows: Any, name: str, folder: Path) -> Member:
+    columns = set(rows.column_names)
+    if f"{name}_offset" not in columns:
+        has = sorted(c.removesuffix("_offset") for c in columns if c.endswith("_offset"))
+        raise SettingError(f"{folder}: samples have no '{name}'; they have {', '.join(has)}")
+    column = {part: rows[f"{name}_{part}"] for part in ("offset", "size", "shape", "dtype")}
+    stored = np.array(column["dtype"].to_pylist())
+    start = column["offset"].to_numpy()
+    return Member(
+        start=start.tolist(),
+        stop=(start + column["size"].to_numpy()).tolist(),
+        shape=np.array(column["shape"].to_pylist(), np.int64),
+        stored=stored,
+        dtype=widest(stored, f"{folder}: '{name}'"),
+    )
+
+
+def widest(stored: NDArray[np.str_], what: str) -> str:
+    """Of the types of samples the one that holds the values of all: a few of fMoW's images are float32, most uint16.
+
+    Raises SettingError where none of them does.
+    """
+    types = sorted(set(stored.tolist()))
+    if (held := np.result_type(*types).name) not in types:
+        raise SettingError(f"{what} has types {types}, expected one that holds the values of the others")
+    return held
+
+
+# --- decoding ahead ------------------------------------------------------------------------
+
+
+def load(source: Source, plan: Iterator[Places], *, threads: int, pinned: bool = False) -> Iterator[Batch]:
+    """The batches of `plan`, decoded by `threads` threads while the one before is in use.
+
+    `pinned` memory goes to a GPU while the host goes on; have it arrive before the next batch is asked for.
+    """
+    free: deque[dict[str, Tensor]] = deque({} for _ in range(AHEAD + 1))
+    under_way: deque[tuple[Batch, dict[str, Tensor], list[Future[None]]]] = deque()
+    with ThreadPoolExecutor(threads) as executor:
+        try:
+            for places in plan:
+                under_way.append(_begin(source, places, free.popleft(), executor, threads, pinned))
+                if not free:
+                    yield from _finish(under_way, free)
+            while under_way:
+                yield from _finish(under_way, free)
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def _begin(
+    source: Source, places: Places, buffers: dict[str, Tensor], executor: ThreadPoolExecutor, threads: int, pinned: bool
+) -> tuple[Batch, dict[str, Tensor], list[Future[None]]]:
+    arrays = {name: _buffer(member, places.samples, name, buffers, pinned) for name, member in source.members.items()}
+    batch = Batch(
+        keys=tuple(source.keys[sample] for sample in places.samples.tolist()),
+        samples=torch.from_numpy(places.samples),
+        epoch=torch.from_numpy(places.epoch),
+        extent=torch.from_numpy(source.extent(places.samples)),
+        arrays=arrays | source.beside(places.samples),
+    )
+    # Samples are numbered in the order of the files: a task reads one way through them. And one task per thread,
+    # not per sample: the hand-over would cost as much as the decoding.
+    parts = np.array_split(np.argsort(places.samples, kind="stable"), threads)
+    work = [executor.submit(_fill, source, batch, part) for part in parts if len(part)]
+    return batch, buffers, work
+
+
+def _finish(
+    under_way: deque[tuple[Batch, dict[str, Tensor], list[Future[None]]]], free: deque[dict[str, Tensor]]
+) -> Iterator[Batch]:
+    batch, buffers, work = under_way.popleft()
+    for task in work:
+        task.result()
+    yield batch
+    free.append(buffers)
+
+
+def _buffer(member: Member, samples: NDArray[np.int64], name: str, buffers: dict[str, Tensor], pinned: bool) -> Tensor:
+    """A (N, ...) view large enough for every sample, of the reused buffer of `name`, which grows where it must."""
+    largest = member.shape[samples].max(axis=0).tolist()
+    needed = int(np.prod([len(samples), *largest]))
+    if name not in buffers or buffers[name].numel() < needed:
+        empty = torch.from_numpy(np.empty(needed, member.dtype))
+        buffers[name] = empty.pin_memory() if pinned else empty
+    return buffers[name][:needed].view(len(samples), *largest)
+
+
+def _fill(source: Source, batch: Batch, rows: NDArray[np.int64]) -> None:
+    """Decode the `rows` of a batch, straight into it where a sample is as large as the largest."""
+    samples = batch.samples.numpy()[rows]
+    targets: dict[str, list[Array]] = {}
+    smaller: list[tuple[Array, Array]] = []
+    for name, member in source.members.items():
+        whole = batch.arrays[name].numpy()
+        targets[name] = [whole[row] for row in rows]
+        shapes, types = member.shape[samples], member.stored[samples]
+        for i in np.flatnonzero((shapes != whole.shape[1:]).any(axis=1) | (types != member.dtype)):
+            own = np.empty(shapes[i], str(types[i]))
+            smaller.append((targets[name][i], own))
+            targets[name][i] = own
+    source.fill(samples.tolist(), targets)
+    for target, own in smaller:
+        target[...] = 0  # the buffer still holds an earlier batch
+        target[tuple(slice(n) for n in own.shape)] = own

@@ -1,0 +1,75 @@
+"""Native shards on the device: bands of 20 and 60 m onto the sample's finest lattice, bit for bit as `sgdata` would.
+
+Only the stored integers cross to the device, a third of the resampled bytes. The rule is that of
+`sgdata.rasters.resample`
+(version 1), which this package does not import, for it compiles; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sgdata.errors import SettingError
+from sgdata.types import Contract
+
+GROUPS = ("image_10m", "image_20m", "image_60m")
+
+
+def image(arrays: dict[str, Tensor], extent: Tensor, contract: Contract, device: torch.device) -> Tensor:
+    """The images (N, C, H, W) of a batch on `device`, bands in the contract's order: as stored, or put together from
+    native groups. Raises SettingError."""
+    if "image" in arrays:
+        stored = arrays["image"].to(device, non_blocking=True)
+        return _unified(stored, arrays["picks"], arrays["factor"]) if "picks" in arrays else stored
+    if bool((extent != extent[:1]).any()):
+        raise SettingError(f"'{contract.dataset}': native shards of samples of many sizes; use --layout resampled")
+    finest = min(int(name[6:-1]) for name in arrays if name in GROUPS)
+    nodata = -1 if contract.nodata is None else contract.nodata
+    bands: dict[str, Tensor] = {}
+    for name in (name for name in GROUPS if name in arrays):
+        gsd = int(name[6:-1])
+        coarse = arrays[name].to(device, non_blocking=True)
+        fine = finer(coarse, gsd // finest, kernel=contract.resampling, nodata=nodata)
+        bands |= zip((band.name for band in contract.bands if band.gsd_m == gsd), fine.unbind(1), strict=True)
+    return torch.stack([bands[band.name] for band in contract.bands], dim=1)
+
+
+def _unified(stored: Tensor, picks: Tensor, factor: Tensor) -> Tensor:
+    """Images (N, B, H, W) of several data sets as float32 (N, C, H, W): bands `picks` (N, C) of each, by one scale."""
+    rows = torch.arange(len(stored), device=stored.device)[:, None]
+    picks, factor = (each.to(stored.device, non_blocking=True) for each in (picks, factor))
+    return stored.float()[rows, picks] * factor[:, None, None, None]
+
+
+def finer(coarse: Tensor, factor: int, *, kernel: str, nodata: int) -> Tensor:
+    """(N, C, h, w) unsigned integers of at most 16 bits -> (N, C, h factor, w factor) int32. Raises SettingError."""
+    x = coarse.to(torch.int32)
+    if factor == 1:
+        return x
+    rows, cols = (_taps(size, factor, x.device) for size in x.shape[2:])
+    own = _at(x, rows[0], cols[0])
+    if kernel == "nearest":
+        return own
+    if kernel != "bilinear":
+        raise SettingError(f"native shards resampled by '{kernel}': the device knows nearest and bilinear")
+    unit = 2 * factor
+    total = torch.zeros_like(own)
+    for row, row_share in ((rows[1], unit - rows[3]), (rows[2], rows[3])):
+        for col, col_share in ((cols[1], unit - cols[3]), (cols[2], cols[3])):
+            value = _at(x, row, col)
+            # A neighbour that is nodata takes the value of the pixel's own coarse pixel.
+            total += torch.where(value == nodata, own, value) * (row_share[:, None] * col_share).to(torch.int32)
+    return torch.where(own == nodata, own, (total + unit * unit // 2) // (unit * unit))
+
+
+def _taps(size: int, factor: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each fine pixel: its own coarse one, the two round its centre, the share of the second in 1 / (2 factor)."""
+    fine = torch.arange(size * factor, device=device)
+    at = 2 * fine + 1 - factor  # centre of the fine pixel in units of 1 / (2 factor) coarse pixels
+    first = at // (2 * factor)  # floor division: -1 before the first centre
+    return fine // factor, first.clamp(min=0), (first + 1).clamp(max=size - 1), at % (2 * factor)
+
+
+def _at(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    return x[..., rows[:, None], cols]

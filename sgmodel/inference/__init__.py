@@ -1,0 +1,1 @@
+"""Predict maps from rasters."""

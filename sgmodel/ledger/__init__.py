@@ -1,0 +1,1 @@
+"""Run and report tables of experiments."""

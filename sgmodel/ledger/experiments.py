@@ -1,0 +1,351 @@
+"""A ledger's recipe, and the runs that it asks for: with which settings, from which weights, on which data.
+
+A run is known by a hash over its resolved recipe, the contract of its data and the weights that it starts from, and its
+folder is named by it: what has changed is made anew in a folder of its own, and what two tables share is made once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from os import environ
+from pathlib import Path
+from typing import Any, Literal
+
+from sgdata import catalog, files
+from sgdata.errors import SettingError
+from sgdata.shards import contracts
+from sgdata.types import Contract
+
+Start = Literal["random", "pretrained here", "published"]
+Program = Literal["pretrain", "contrast", "classify", "segment", "detect_change"]
+Reason = Literal[
+    "smaller model",
+    "smaller images",
+    "other data",
+    "other initial weights",
+    "fewer labels",
+    "fewer epochs",
+    "one seed",
+    "not published",
+    "weights absent",
+    "data absent",
+    "failed",
+]
+"""Why a figure is not the published one, or why there is none. The last five are found out, not declared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """A run whose weights the next one starts from; `data` where it is not the table's."""
+
+    recipe: str
+    program: Program = "pretrain"
+    data: str = ""
+    set: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a table: its settings `set` lie over the table's, which lie over the task recipe.
+
+    `before` are runs made first, each from the weights of the one before; `weights` is a file or folder in that of
+    --weights, named as in the fact table `published_weights`.
+    `published` are figures of the paper by metric, and `reasons` why ours are others; both are left out where unknown.
+    """
+
+    name: str
+    start: Start
+    recipe: str = ""
+    before: tuple[Before, ...] = ()
+    weights: str = ""
+    set: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    published: dict[str, float] = field(default_factory=dict)
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows that can be compared: one program, one data set, the figures `metrics` of its `results.json`.
+
+    `compare` are pairs of rows, about each of which the ledger says whether the first beats the second.
+    """
+
+    name: str
+    program: Program
+    recipe: str
+    data: str
+    metrics: tuple[str, ...]
+    rows: tuple[Row, ...]
+    set: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    compare: tuple[tuple[str, str], ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What the plan counts with while a data set is not here: samples of the training split (of change detection:
+    windows), classes."""
+
+    train: int
+    classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A ledger. `flops_per_s` is what the machine does while it trains, `start_s` what a run takes beside training:
+    both count in the plan alone."""
+
+    title: str
+    seeds: tuple[int, ...]
+    flops_per_s: float
+    start_s: float
+    tables: tuple[Table, ...]
+    data: dict[str, Outline] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where runs read and write, and the command that starts a program: nothing here changes a number."""
+
+    data: Mapping[str, Path]
+    out: Path
+    weights: Path = Path("weights")
+    launcher: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training: its folder, the command that makes it, the resolved recipe as TOML, and the run whose weights it
+    starts from."""
+
+    folder: Path
+    command: tuple[str, ...]
+    program: Program
+    recipe: bytes
+    data: str
+    seed: int
+    after: Run | None = None
+
+    @property
+    def done(self) -> bool:
+        """A finished run closes with its sums."""
+        return (self.folder / files.SUMS).exists()
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The figures of a finished run. Raises SettingError."""
+        return files.read_plain(self.folder / "results.json")
+
+    @property
+    def chain(self) -> tuple[Run, ...]:
+        """This run after those that it needs."""
+        return (*(self.after.chain if self.after else ()), self)
+
+
+# --- which runs ----------------------------------------------------------------------------
+
+
+def check(recipe: Recipe) -> None:
+    """Raises SettingError where a table has two rows of one name, or compares one that it does not have."""
+    for table in recipe.tables:
+        names = [row.name for row in table.rows]
+        twice = {name for name in names if names.count(name) > 1}
+        missing = {name for pair in table.compare for name in pair} - set(names)
+        if twice or missing:
+            told = f"two rows {sorted(twice)}" if twice else f"compare names {sorted(missing)}, not a row"
+            raise SettingError(f"table '{table.name}': {told}; give each row a name of its own")
+        for row in table.rows:
+            _ = source(row.weights) if row.weights else None
+
+
+def source(name: str) -> dict[str, str]:
+    """Where published weights of this name live, under what licence. Raises SettingError."""
+    for row in catalog.table("published_weights"):
+        if row["name"] == name:
+            return {key: row[key] for key in ("name", "where", "licence", "checksum")}
+    raise SettingError(f"weights '{name}' are not in the fact table; 'sgdata catalog weights' lists those that are")
+
+
+def wanting(table: Table, row: Row, places: Places) -> Reason | None:
+    """What a row lacks to be run."""
+    if row.weights and not (places.weights / row.weights).exists():
+        return "weights absent"
+    needed = {table.data, *(before.data or table.data for before in row.before)}
+    return None if needed <= set(places.data) else "data absent"
+
+
+def runs(recipe: Recipe, table: Table, row: Row, places: Places) -> tuple[Run, ...]:
+    """The runs of a row, one a seed. Raises SettingError where a recipe cannot be read."""
+    after: Run | None = None
+    file = places.weights / row.weights if row.weights else None
+    for before in row.before:
+        after = _run(before.program, before.recipe, before.set, before.data or table.data, file, after, places)
+    made = []
+    for seed in row.seeds or table.seeds or recipe.seeds:
+        changes = (*table.set, *row.set, f"training.seed={seed}")
+        made.append(_run(table.program, row.recipe or table.recipe, changes, table.data, file, after, places))
+    return tuple(made)
+
+
+def _run(
+    program: Program,
+    name: str,
+    changes: tuple[str, ...],
+    data: str,
+    file: Path | None,
+    after: Run | None,
+    places: Places,
+) -> Run:
+    path = catalog.folder("recipes") / name
+    # The program's own reader: what it would refuse is refused before the first run.
+    recipe: Any = files.read(_kind(program), path, changes)
+    weights = str(after.folder / "checkpoint-last") if after else str(file) if file else None
+    shards = places.data.get(data, Path(data))
+    known = {
+        "program": program,
+        "recipe": recipe,
+        "data": contracts.read(shards) if data in places.data else data,
+        "weights": after.folder.name if after else file and _digest(file),
+    }
+    identity = files.sha256(files.canonical_json(known))[:12]
+    model = files.plain(recipe.model).get("backbone", "spectralgpt").replace(":", "-")
+    folder = places.out / "runs" / f"{program}-{model}-seed{recipe.training.seed}-{identity}"
+    start = places.launcher or (sys.executable, "-m")
+    words = [*start, f"sgmodel.recipes.{program}", str(path), "--shards", str(shards), "--out", str(folder)]
+    words += ["--weights", weights] if weights else []
+    words += [word for text in changes for word in ("--set", text)]
+    return Run(
+        folder=folder,
+        command=(*words, *places.options),
+        program=program,
+        recipe=files.toml(recipe),
+        data=data,
+        seed=recipe.training.seed,
+        after=after,
+    )
+
+
+def _kind(program: Program) -> type[Any]:
+    kind: type[Any] = importlib.import_module(f"sgmodel.recipes.{program}").Recipe
+    return kind
+
+
+def _digest(path: Path) -> str:
+    """Of the weights' bytes; their name where there are none yet."""
+    if path.is_dir():
+        return files.sha256(files.sums(path))
+    return files.sha256_file(path) if path.exists() else path.name
+
+
+# --- what they cost ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Of one run: parameters of the whole model, optimizer steps, floating-point operations."""
+
+    parameters: int
+    steps: int
+    flops: float
+
+
+def work(run: Run, recipe: Recipe, places: Places) -> Work:
+    """Counted on the model itself, built without memory. Raises SettingError where nobody knows how large the data
+    set is."""
+    outline, contract = recipe.data.get(run.data), None
+    if run.data in places.data:
+        contract = contracts.read(places.data[run.data])
+    elif outline is None:
+        raise SettingError(f"data set '{run.data}' is not here, and not under [data] of the ledger: add either")
+    # All seeds of a row cost the same: they are counted once.
+    document = tomllib.loads(run.recipe.decode())
+    document["training"]["seed"] = 0
+    classes = len(contract.label_space.ids) if contract else outline.classes if outline else 0
+    # Of images of a model that takes any; where samples differ, or nobody knows, what most data sets have.
+    side = contract.shape[-1] if contract and contract.shape else 128
+    parameters, flops, share = _counted(run.program, files.toml(document), classes, side)
+    kind: Any = files.parse(_kind(run.program), document, str(run.folder))
+    training = kind.training
+    samples = _samples(run, kind, places, contract, outline) * training.fraction
+    steps = math.ceil(training.epochs * round(samples) / training.batch)
+    return Work(parameters=parameters, steps=steps, flops=share * flops * steps * training.batch)
+
+
+def _samples(run: Run, recipe: Any, places: Places, contract: Contract | None, outline: Outline | None) -> int:
+    if contract is None:
+        return outline.train if outline else 0
+    if run.program == "detect_change":
+        from sgmodel.data import loader, windows
+
+        pairs = loader.Samples(places.data[run.data], recipe.training.split, ("image_before", "mask"))
+        return len(windows.Windows(pairs, recipe.windows))
+    return sum(contract.splits.values()) if recipe.training.split == "all" else contract.splits[recipe.training.split]
+
+
+@cache
+def _counted(program: Program, recipe: bytes, classes: int, side: int) -> tuple[int, float, int]:
+    """Parameters, operations of one image in the forward pass, and how many times that a training step is."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from sgmodel.models import factory
+
+    module: Any = importlib.import_module(f"sgmodel.recipes.{program}")
+    own: Any = files.parse(module.Recipe, tomllib.loads(recipe.decode()), program)
+    bands = len(own.bands)
+    model: Any
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        match program:
+            case "pretrain":
+                model = module.build(own)
+            case "contrast":
+                model = factory.contrast(own.model, own.contrast, bands=bands)
+            case "classify":
+                model = factory.classifier(own.model, bands=bands, classes=classes)
+            case "segment":
+                model = factory.segmenter(own.model, bands=bands, classes=classes)
+            case "detect_change":
+                model = factory.detector(own.model, bands=bands)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        if program == "pretrain":
+            return parameters, model.flops(own.mask_ratio), 1
+        px = own.model.px or side
+        pair = 2 if program in {"contrast", "detect_change"} else 1
+        model.eval()(*[torch.zeros(1, bands, px, px)] * pair)
+    # Backwards is twice forwards; a frozen backbone is only passed through.
+    return parameters, float(counter.get_total_flops()), 3 if own.mode == "finetune" else 1
+
+
+# --- making them ---------------------------------------------------------------------------
+
+
+def make(run: Run) -> tuple[float, str]:
+    """Make or resume a run in a process of its own: seconds, and '' or what it died of. Its log lies beside it."""
+    begun = time.monotonic()
+    # Spinning threads stall each other on a machine that does anything else; no result depends on it.
+    environment = {"OMP_WAIT_POLICY": "passive", **environ}
+    log = run.folder.parent / f"{run.folder.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        log.open("ab") as told,
+        subprocess.Popen([*run.command, "-q"], env=environment, stdout=told, stderr=told) as it,
+    ):
+        try:
+            code = it.wait()
+        except BaseException:
+            # Asked, not killed: it saves where it stands.
+            it.terminate()
+            raise
+    last = log.read_text("utf-8", errors="replace").splitlines()[-1:]
+    return time.monotonic() - begun, "" if code == 0 else f"exit {code}: {''.join(last):.300}"

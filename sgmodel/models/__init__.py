@@ -1,0 +1,1 @@
+"""SpectralGPT, its heads, and the baselines it is compared with."""

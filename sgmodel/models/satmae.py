@@ -1,0 +1,136 @@
+"""SatMAE's encoder: groups of bands are cut into patches of their own, and all patches of all groups attend together.
+
+Cong et al., "SatMAE: Pre-training Transformers for Temporal and Multi-Spectral Satellite Imagery", NeurIPS 2022,
+section 4.2. Written from the paper; the names of the weights are those that users list of the published files
+(`catalogs/tables/satmae_base_keys.tsv`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sgdata.errors import SettingError
+from sgmodel.models import adapt, backbones
+from sgmodel.models import encoder as enc
+from sgmodel.models.adapt import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class SatmaeConfig:
+    """Size of the encoder; the defaults are SatMAE base. `groups` are indices of the recipe's bands, group by group.
+
+    `group_width` of the width encode the group of a token, the rest its place: side by side, not added.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    image_px: int = 96
+    patch_px: int = 8
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    group_width: int = 256
+    drop_path: float = 0.0
+
+    @property
+    def side(self) -> int:
+        """Tokens along one side of the image."""
+        return self.image_px // self.patch_px
+
+
+class PatchEmbed(nn.Module):
+    """One group's patches."""
+
+    def __init__(self, bands: int, config: SatmaeConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(bands, config.width, config.patch_px, stride=config.patch_px)
+
+
+class GroupVit(backbones.Backbone):
+    """Patches of each group, their encodings, a class token, a plain pre-norm transformer. No band is read twice."""
+
+    def __init__(self, config: SatmaeConfig, bands: int) -> None:
+        """Random weights, sines and cosines for encodings. Raises SettingError."""
+        super().__init__()
+        c = self.config = config
+        _check(c, bands)
+        self.channels, self.scales, self.width = (c.width,) * 4, (8, 4, 2, 1), c.width
+        self.taps = [max(c.depth * quarter // 4, 1) - 1 for quarter in (1, 2, 3, 4)]
+        self.patch_embed = nn.ModuleList(PatchEmbed(len(group), c) for group in c.groups)
+        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, c.width))
+        # Row 0 is the class token's; it has no place, hence zeros.
+        places = torch.cat([torch.zeros(1, c.width - c.group_width), enc.waves(c.side, c.width - c.group_width)])
+        self.pos_embed = nn.Parameter(places[None])
+        self.channel_embed = nn.Parameter(_waves(len(c.groups), c.group_width)[None])
+        self.channel_cls_embed = nn.Parameter(torch.zeros(1, 1, c.group_width))
+        last = max(c.depth - 1, 1)
+        rates = (c.drop_path * i / last for i in range(c.depth))
+        self.blocks = nn.Sequential(*(enc.Block(c.width, c.heads, c.mlp_ratio, rate) for rate in rates))
+        self.norm = nn.LayerNorm(c.width, eps=enc.LAYER_NORM_EPS)
+
+    def embedded(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, 1 + G S, D): class token, then group by group, places row by row."""
+        size = (self.config.image_px, self.config.image_px)
+        if tuple(images.shape[2:]) != size:
+            raise SettingError(
+                f"images are {tuple(images.shape[2:])}, the model takes {size}: set model.satmae.image_px"
+            )
+        tokens = torch.cat(
+            [self._group(images[:, list(group)], number) for number, group in enumerate(self.config.groups)], dim=1
+        )
+        first = self.cls_token + torch.cat([self.pos_embed[:, :1], self.channel_cls_embed], dim=-1)
+        return torch.cat([first.expand(len(images), -1, -1), tokens], dim=1)
+
+    def _group(self, images: Tensor, number: int) -> Tensor:
+        patches: Tensor = self.patch_embed[number].proj(images).flatten(2).transpose(1, 2)  # type: ignore[operator]
+        group = self.channel_embed[:, number : number + 1].expand(-1, patches.shape[1], -1)
+        return patches + torch.cat([self.pos_embed[:, 1:], group], dim=-1)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """(N, C, H, W) -> four (N, D, h, w), the mean over the groups of each place after four of the blocks."""
+        x, side, found = self.embedded(images), self.config.side, []
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            mean = x[:, 1:].unflatten(1, (-1, side * side)).mean(1) if number in self.taps else None
+            if mean is not None:
+                found += [mean.transpose(1, 2).unflatten(2, (side, side))] * self.taps.count(number)
+        return found
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, D): the mean over all tokens but the class token's, then the norm."""
+        out: Tensor = self.norm(self.blocks(self.embedded(images))[:, 1:].mean(dim=1))
+        return out
+
+    def only_maps(self) -> None:
+        """The final norm takes no part."""
+        self.norm.requires_grad_(False)
+
+    def adapted(self, state: State, how: adapt.FirstLayer, wavelengths: Sequence[float]) -> State:
+        """The table of places of another image size, resized without the class token's row."""
+        table = state.get("pos_embed")
+        if table is None or table.shape[1] == self.pos_embed.shape[1]:
+            return state
+        places = adapt.resize_table(table[:, 1:], rows=self.config.side**2, planes=1)
+        return state | {"pos_embed": torch.cat([table[:, :1], places], dim=1)}
+
+
+def _waves(count: int, width: int) -> Tensor:
+    """(count, width) sines and cosines of 0, 1, ..., as `encoder.waves` in one dimension."""
+    angles = torch.arange(count)[:, None] * 10_000.0 ** -(torch.arange(width // 2) / (width // 2))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _check(config: SatmaeConfig, bands: int) -> None:
+    used = [band for group in config.groups for band in group]
+    if len(set(used)) != len(used) or not set(used) <= set(range(bands)):
+        raise SettingError(f"model.satmae.groups {config.groups}: expected each of bands 0 to {bands - 1} at most once")
+    for whole, part in ((config.image_px, config.patch_px), (config.width, config.heads)):
+        if whole % part:
+            raise SettingError(f"model.satmae: {whole} is not a multiple of {part}; change image_px or width")
+    if config.group_width % 2 or (config.width - config.group_width) % 4 or config.group_width >= config.width:
+        told = f"group_width {config.group_width} of width {config.width}"
+        raise SettingError(f"model.satmae: {told}: expected an even part that leaves a multiple of 4")

@@ -1,0 +1,1 @@
+"""Train models: training runs, the loop, optimizers, metrics."""

@@ -1,0 +1,206 @@
+"""What classification, segmentation and change detection do alike: settle, start a model, train, score, conclude."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sgdata import files
+from sgdata.errors import SettingError, SourceError
+from sgdata.types import Contract
+from sgmodel import distributed
+from sgmodel.checkpoints import cards
+from sgmodel.data import augment, loader, normalise
+from sgmodel.models import factory, heads
+from sgmodel.train import run_folder, training
+
+if TYPE_CHECKING:
+    from sgmodel.train import cli
+
+Mode = Literal["finetune", "frozen", "linear-probe"]
+"""All weights are trained; the backbone is left as it came and the whole head is trained; or the head is but a
+normalisation without weights and one linear layer."""
+
+TRAINED = ("head", "merge", "skip")
+"""The parts of a model that do not belong to its backbone."""
+
+RANGES = {"evaluate_every": (0, 1e9), "smoothing": (0, 1), "zoom": (0.01, 1), "min_share": (1e-4, 1)}
+
+R = TypeVar("R", bound="Recipe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What every downstream recipe holds, and everything that changes the numbers of its run.
+
+    `bands` are those the model sees, in their order. `evaluate_every` epochs `val_split` is scored on the way (0: only
+    at the end). `accept` names contract fields of the starting weights that may differ.
+    """
+
+    model: factory.ModelRecipe
+    bands: tuple[str, ...]
+    val_split: str
+    evaluate_every: int
+    training: training.TrainingRecipe
+    normalise: normalise.NormaliseRecipe
+    augment: augment.AugmentRecipe
+    mode: Mode = "finetune"
+    accept: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises SettingError on what would run, and mean something else than was meant."""
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name, low)  # of the last three, not every program has each
+            if not low <= value <= high:
+                raise SettingError(f"{name} is {value}: expected {low:.10g} to {high:.10g}")
+        if twice := sorted({name for name in self.bands if self.bands.count(name) > 1}):
+            raise SettingError(f"bands has {' '.join(twice)} more than once; name each band once")
+
+
+def px(setting: training.Setting[R], batch: loader.Batch) -> int:
+    """Side of the images that the model sees; one that takes any sees whole samples."""
+    return setting.recipe.model.px or int(batch.extent.max())
+
+
+def check_sizes(px: int, stored: Contract) -> None:
+    """Raises SettingError where the size of a batch, and so every figure, would depend on how samples are batched."""
+    if not px and stored.shape is None:
+        told = f"model.image_px is 0 (any), the samples of '{stored.dataset}' are of many sizes"
+        raise SettingError(f"{told}: pack them in one size, or set model.image_px (scenes only)")
+
+
+def labels(setting: training.Setting[R], batch: loader.Batch) -> Tensor:
+    """The masks (N, H, W) of a batch as stored. Raises SourceError on a value that is no class, naming the samples."""
+    masks = batch.arrays["mask"]
+    # On the host: a device would find out much later, and say no more than that something is wrong.
+    strange = (masks >= setting.classes) & (masks != setting.ignore)
+    if strange.any():
+        keys = [batch.keys[row] for row in torch.nonzero(strange.flatten(1).any(dim=1)).flatten().tolist()]
+        told = f"masks of {', '.join(keys[:8])} hold {sorted(set(masks[strange].tolist()))[:8]}"
+        raise SourceError(f"{told}, expected classes 0 to {setting.classes - 1} or {setting.ignore}; shard them again")
+    return masks
+
+
+def start(setting: training.Setting[R], make: Callable[[], nn.Module], weights: Path | None) -> nn.Module:
+    """A model with fresh weights drawn from the recipe's seed, filled from `weights`, frozen as the mode says.
+
+    Raises SettingError, SourceError.
+    """
+    torch.manual_seed(setting.recipe.training.seed)
+    # On the CPU, so that the same seed draws the same weights whatever the device.
+    try:
+        model = make()
+    except ValueError as error:  # widths that do not divide, say: torch's layers know best which they take
+        raise SettingError(f"model {setting.recipe.model.backbone!r} cannot be made: {error}; mend [model]") from None
+    if weights is not None:
+        cards.fill(model, weights, setting.contract, setting.how, accept=setting.recipe.accept)
+    freeze(model, setting.recipe.mode)
+    return model
+
+
+def freeze(model: nn.Module, mode: Mode) -> None:
+    """Leave to training what `mode` trains. Raises SettingError."""
+    if mode == "finetune":
+        return
+    for parameter in model.parameters(recurse=False):  # position tables of a classifier
+        parameter.requires_grad_(False)
+    for name, part in model.named_children():
+        if name not in TRAINED:
+            # In evaluation for good: neither drop path nor moving averages, or the features would not be the weights'.
+            part.requires_grad_(False).eval()
+    # After the weights: those of a head that is thrown away are welcome too.
+    if mode == "linear-probe":
+        heads.probe(model)
+
+
+def task(
+    setting: training.Setting[R],
+    model: nn.Module,
+    source: loader.Samples,
+    objective: Callable[[nn.Module, loader.Batch], dict[str, Tensor]],
+    places: cli.Places,
+) -> training.Task:
+    """The training of `model`; `objective` gets the model as training calls it."""
+    settings = setting.recipe.training
+    if setting.recipe.mode == "linear-probe" and distributed.world() > 1 and settings.accumulate > 1:
+        told = f"training.accumulate is {settings.accumulate}, mode 'linear-probe' on {distributed.world()} processes"
+        raise SettingError(f"{told}: features are normalised over the whole batch; set training.accumulate = 1")
+    if distributed.world() > 1 and setting.recipe.model.backbone.startswith("timm:"):
+        from sgmodel.models import timm_backbone  # takes seconds
+
+        timm_backbone.share_statistics(model, setting.where.device)
+    card = cards.of_run(model, setting.contract, setting.how, setting.recipe)
+    return training.task(setting, model, source, objective, places, card=card)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How a program scores: `figures` of the held-out samples, with all that takes long where `final`; the name of the
+    one that tells `checkpoint-best` (greater is better)."""
+
+    title: str
+    by: str
+    held_out: loader.Samples
+    figures: Callable[[bool], dict[str, Any]]
+
+
+def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, places: cli.Places) -> int:
+    """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
+    if places.dry_run:
+        print(training.outlook(task))
+        return 0
+    if task.total == 0:  # with `weights` and no epoch: how good are they?
+        figures = _numbers(scoring.figures(False))
+        if distributed.lead():
+            print(json.dumps(figures))
+        return 0
+    with files.only_writer(places.out, run_folder.METRICS) if distributed.lead() else nullcontext():
+        return _train(setting.recipe, task, scoring, places)
+
+
+def _train(recipe: Recipe, task: training.Task, scoring: Scoring, places: cli.Places) -> int:
+    every, first = recipe.evaluate_every, training.begin(task, recipe, places)
+    with run_folder.Log(places.out, first) as log:
+        for step in training.steps(task, first, places):
+            done = step.index + 1
+            log.step(step, every=recipe.training.log_every, last=done == task.total)
+            epoch = task.epoch(done)
+            # The last step is scored below, with everything that takes long.
+            if every and epoch // every > task.epoch(step.index) // every and done < task.total:
+                figures = _numbers(scoring.figures(False))
+                log.write(step.index, {"epoch": epoch, **figures})
+                run_folder.keep_best(places.out, task.model, task.card, figures, by=scoring.by)
+    if not training.complete(task, places):
+        return training.STOPPED
+    figures = scoring.figures(True)
+    # Kept also where no epoch was scored on the way: who asks for the best then gets the last.
+    run_folder.keep_best(places.out, task.model, task.card, _numbers(figures), by=scoring.by)
+    told = {"steps": task.total, **subject(recipe, task, scoring.held_out), **figures}
+    if every and distributed.lead():
+        # What the paper reports; chosen by the scored samples themselves, so it is no estimate for others.
+        told["best_epoch"] = files.read_plain(places.out / run_folder.BEST / "figures.json")
+    run_folder.conclude(places.out, scoring.title, task.card, told)
+    return 0
+
+
+def subject(recipe: Recipe, task: training.Task, held_out: loader.Samples) -> dict[str, Any]:
+    """What figures are figures of: without it two numbers of one name cannot be compared."""
+    return {
+        "dataset": held_out.contract.dataset,
+        "split": held_out.split,
+        "samples": len(held_out),
+        "train_split": recipe.training.split,
+        "train_samples": len(task.source),
+        "mode": recipe.mode,
+    }
+
+
+def _numbers(figures: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if isinstance(value, float)}
