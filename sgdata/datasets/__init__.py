@@ -4,7 +4,7 @@ find(source, recipe) -> Found             lists the samples, in a fixed order, w
 reading(source, contract)                 a context that gives a function from Ref to Sample (native groups)
 """
 
-from sgdata.datasets import bigearthnet, eurosat, fmow, oscd, pairs, segmunich_patches
+from sgdata.datasets import bigearthnet, eurosat, fmow, oscd, pairs, segmunich
 
 READERS = {
     "bigearthnet": bigearthnet,
@@ -12,5 +12,5 @@ READERS = {
     "fmow": fmow,
     "oscd": oscd,
     "pairs": pairs,
-    "segmunich": segmunich_patches,
+    "segmunich": segmunich,
 }
