@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sgdata import files
+from sgdata.datasets.types import DatasetCard, Edition
 from sgdata.errors import SettingError
-from sgdata.types import DatasetCard, Edition, LabelSpace
+from sgdata.types import LabelSpace
 
 
 def folder(name: str) -> Path:

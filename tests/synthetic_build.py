@@ -14,8 +14,9 @@ from sgdata.builds import build_folder, patch_table
 from sgdata.rasters import geotiff
 from sgdata.scenes import lock
 from sgdata.scenes.lock import Item, Lock
+from sgdata.scenes.types import Scene
 from sgdata.shards import contracts, statistics
-from sgdata.types import Array, Grid, Scene, Window
+from sgdata.types import Array, Grid, Window
 from tests import synthetic_shards
 
 SCENES = ("S2A_32UPU_20190407_0_L2A", "S2B_32UPU_20190701_0_L2A", "S2A_32UPU_20190825_1_L2A")

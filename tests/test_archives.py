@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgdata.datasets import archives
+from sgdata.datasets.types import Member
 from sgdata.errors import SourceError
-from sgdata.types import Member
 
 GOOD = {"a/b.tif": b"one", "a/ü.tif": b"two" * 500, "c.txt": b""}
 

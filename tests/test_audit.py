@@ -21,6 +21,7 @@ from sgdata.audits import findings as audit_findings
 from sgdata.audits.proximity import Spot
 from sgdata.cli import app
 from sgdata.errors import SettingError, SourceError
+from sgdata.rasters import dihedral
 from sgdata.shards import finish, tar_format
 from sgdata.types import Contract, LabelSpace, Sample
 from tests import synthetic
@@ -401,7 +402,7 @@ def test_a_look_turns_with_the_picture(seed: int, shape: tuple[int, ...], way: i
     assert one is not None
     assert other is not None
     assert duplicates.alike(np.stack([one, other])) == [(0, 1)]
-    assert duplicates.d4_hash(image) == duplicates.d4_hash(turned)
+    assert dihedral.d4_hash(image) == dihedral.d4_hash(turned)
 
 
 @given(st.integers(0, 2**32))

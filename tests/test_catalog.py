@@ -6,9 +6,9 @@ import pytest
 
 from sgdata import catalog, files, sentinel2
 from sgdata.datasets import READERS
+from sgdata.datasets.types import DatasetCard
 from sgdata.errors import SettingError
 from sgdata.packing import select
-from sgdata.types import DatasetCard
 
 CARDS = {card.name: card for card in catalog.cards()}
 

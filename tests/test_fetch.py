@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from sgdata import catalog, cli, files, verification
 from sgdata.datasets import download
+from sgdata.datasets.types import Source
 from sgdata.errors import OutputError, ServiceError, SettingError
-from sgdata.types import Source
 
 CONTENT = random.Random(1).randbytes(300_000)
 QUICK = download.Patience(stall_s=0.5, tries=4, wait_s=0.01)

@@ -14,13 +14,14 @@ from test_cluster import cluster  # noqa: F401 - a fixture
 from typer.testing import CliRunner
 
 from sgdata import cli, files, verification
+from sgdata.datasets import types
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.packing import pack, select
 from sgdata.shards import contracts, tar_format
 from sgdata.types import LabelSpace
 
 
-def small(dataset: str, **changes: object) -> tar_format.ShardRecipe:
+def small(dataset: str, **changes: object) -> types.ShardRecipe:
     """The shipped recipe with shards small enough that a few samples fill several."""
     return dataclasses.replace(select.recipe_for(dataset), **changes)  # type: ignore[arg-type]
 

@@ -19,7 +19,8 @@ from sgdata.errors import OutputError
 from sgdata.scenes import coverage, lock
 from sgdata.scenes.aoi import Area
 from sgdata.scenes.lock import Item, Lock
-from sgdata.types import Asset, Grid, Scene
+from sgdata.scenes.types import Asset, Scene
+from sgdata.types import Grid
 
 MUNICH = Grid(crs="EPSG:32632", origin=(671280.0, 5349540.0), gsd_m=10.0, shape=(2958, 3847))
 ORIGINS = {"32UPU": (600000.0, 5400000.0), "32UQU": (699960.0, 5400000.0), "32UPT": (600000.0, 5300040.0)}

@@ -28,8 +28,9 @@ from sgdata.releases import assemble
 from sgdata.releases.shipment import Order
 from sgdata.scenes import lock, search
 from sgdata.scenes.lock import Item, Lock
+from sgdata.scenes.types import Asset, Dropped, Scene
 from sgdata.shards import contracts, tar_format
-from sgdata.types import Asset, Dropped, Grid, Scene
+from sgdata.types import Grid
 from tests import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]

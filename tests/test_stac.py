@@ -18,8 +18,8 @@ from stac_wrap import COLLECTION, Wrapped, wrap
 
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.scenes import search
+from sgdata.scenes.types import Scene
 from sgdata.sentinel2 import L2A_BANDS
-from sgdata.types import Scene
 
 BANDS = (*L2A_BANDS, "SCL")
 HERE = (10.36, 48.72, 10.37, 48.74)

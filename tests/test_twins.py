@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sgdata.audits.duplicates import d4_hash
+from sgdata.rasters.dihedral import d4_hash
 
 IMAGES = hnp.arrays(
     st.sampled_from([np.uint8, np.uint16, np.float32]),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
+from sgdata.rasters.dihedral import _turned
 from sgdata.types import Array
 
 CELLS = 8
@@ -19,27 +18,6 @@ MARKS = 16
 _GOLDEN = 0x9E3779B97F4A7C15
 # A look is stored in a byte per cell: four standard deviations to either side.
 _STEP = 127 / 4
-
-
-def hashes(image: Array) -> tuple[str, str]:
-    """32 hexadecimal digits of a (C, H, W) image, and the least such hash under the eight symmetries of the square.
-
-    The least of eight: no canonical corner has to be found, which ties (a lake, a roof) would leave open.
-    """
-    each = [_hash(way) for way in _turned(image)]
-    return each[0], min(each)
-
-
-def d4_hash(image: Array) -> str:
-    """The same for an image and its copies under the eight symmetries of the square."""
-    return hashes(image)[1]
-
-
-def _hash(image: Array) -> str:
-    stored = np.ascontiguousarray(image, image.dtype.newbyteorder("<"))
-    digest = hashlib.blake2b(f"{stored.dtype.str} {stored.shape}".encode(), digest_size=16)
-    digest.update(stored.data)
-    return digest.hexdigest()
 
 
 def look(image: Array) -> Array | None:
@@ -86,11 +64,6 @@ def alike(looks: Array) -> list[tuple[int, int]]:
     pairs = cKDTree(narrow).query_pairs(reach * (1 + 1e-6), output_type="ndarray")
     pairs = pairs[np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1) < reach * (1 + 1e-6)]
     return sorted((int(i), int(j)) for i, j in pairs if _same(values[i], values[j]))
-
-
-def _turned(image: Array) -> list[Array]:
-    """The eight ways to lay a (C, H, W) image, itself first."""
-    return [np.rot90(way, k, axes=(1, 2)) for way in (image, image[:, :, ::-1]) for k in range(4)]
 
 
 def _same(one: Array, other: Array) -> bool:

@@ -18,14 +18,15 @@ from sgdata.audits import duplicates, findings
 from sgdata.audits.checks import NEARER, Days, Evidence, Facts, Totals
 from sgdata.audits.proximity import Spot
 from sgdata.datasets import READERS, archives
+from sgdata.datasets.types import Ref, ShardRecipe
 from sgdata.errors import SettingError, SourceError
 from sgdata.packing import select
 from sgdata.pages import html
-from sgdata.rasters import resample
+from sgdata.rasters import dihedral, resample
 from sgdata.scenes import lock
 from sgdata.shards import contracts, tar_format
-from sgdata.shards.tar_format import Row, ShardRecipe
-from sgdata.types import Array, Contract, Ref, Sample
+from sgdata.shards.tar_format import Row
+from sgdata.types import Array, Contract, Sample
 
 CHUNK = 64
 PATCHES = "patches.parquet"
@@ -164,7 +165,7 @@ def _reading(part: Subject) -> Iterator[Callable[[Any], Sample]]:
 def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts:
     names = [band.name for band in contract.bands]
     both = np.concatenate(images)
-    pixels, turned = duplicates.hashes(both)
+    pixels, turned = dihedral.hashes(both)
     chosen = [names.index(name) for name in LOOKED_AT if name in names] or [0]
     seen = duplicates.look(images[0][chosen])
     valid = images[0] != (-1 if contract.nodata is None else contract.nodata)

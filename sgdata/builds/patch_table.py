@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from sgdata import files
+from sgdata.datasets.types import Member, Ref
 from sgdata.errors import SourceError
-from sgdata.types import Array, Grid, Member, Ref, Window
+from sgdata.types import Array, Grid, Window
 
 
 def window_boxes(windows: Sequence[Window]) -> Array:

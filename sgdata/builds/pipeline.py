@@ -22,9 +22,10 @@ from sgdata.labels.rasterize import LabelSettings
 from sgdata.rasters import grid, resample
 from sgdata.scenes import aoi, coverage, lock, offsets, search, signing
 from sgdata.scenes.lock import Item, Lock
+from sgdata.scenes.types import Asset, Dropped, Scene
 from sgdata.sentinel2 import BAND
 from sgdata.splits.blocks import SplitSettings
-from sgdata.types import Asset, Dropped, Grid, Level, Scene
+from sgdata.types import Grid, Level
 
 log = logging.getLogger("sgdata")
 

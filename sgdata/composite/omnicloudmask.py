@@ -21,7 +21,8 @@ from sgdata.errors import SettingError
 from sgdata.rasters import geotiff
 from sgdata.scenes import search, signing
 from sgdata.scenes.lock import Lock
-from sgdata.types import Array, Grid, Scene, Window
+from sgdata.scenes.types import Scene
+from sgdata.types import Array, Grid, Window
 
 BANDS = ("B04", "B03", "B8A")
 CLASSES = {

@@ -20,7 +20,8 @@ from sgdata.composite import cloud_masks
 from sgdata.errors import SourceError
 from sgdata.rasters import geotiff, grid, resample
 from sgdata.scenes import signing
-from sgdata.types import Array, Asset, Bounds, Grid, Window
+from sgdata.scenes.types import Asset
+from sgdata.types import Array, Bounds, Grid, Window
 
 TRIES, PAUSE_S = 3, 2.0
 MARGIN_PX = 2

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sgdata import files
+from sgdata.datasets.types import Member
 from sgdata.errors import SourceError
-from sgdata.types import Member
 
 Content = Callable[[Member], bytes]
 

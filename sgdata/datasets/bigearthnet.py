@@ -17,10 +17,10 @@ import numpy as np
 
 from sgdata import catalog
 from sgdata.datasets import archives
+from sgdata.datasets.types import Found, Member, Ref, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.rasters import small_tiff
-from sgdata.shards.tar_format import ShardRecipe
-from sgdata.types import Array, Contract, Found, LabelSpace, Member, Ref, Sample
+from sgdata.types import Array, Contract, LabelSpace, Sample
 
 PATCH_M = 1200
 # Tile and time are lost to defects in v1 names (five-digit times), so nothing but the pattern is taken from them.

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sgdata import catalog, files, progress
+from sgdata.datasets.types import Source
 from sgdata.errors import OutputError, ServiceError, SettingError
-from sgdata.types import Source
 
 # Without the lists of the splits the images cannot be used as published.
 DEFAULT_PARTS = ("images", "splits")

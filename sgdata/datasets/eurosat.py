@@ -11,10 +11,10 @@ import numpy as np
 
 from sgdata import catalog
 from sgdata.datasets import archives
+from sgdata.datasets.types import Found, Ref, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.rasters import small_tiff
-from sgdata.shards.tar_format import ShardRecipe
-from sgdata.types import Contract, Found, Ref, Sample
+from sgdata.types import Contract, Sample
 
 # The older archive nests the classes in ds/images/remote_sensing/otherDatasets/sentinel_2/tif.
 _FILE = re.compile(r"(?:.*/)?([A-Za-z]+)/(\1_\d+)\.(?i:tiff?)")

@@ -19,10 +19,10 @@ import numpy as np
 
 from sgdata import catalog
 from sgdata.datasets import archives
+from sgdata.datasets.types import Found, Member, Ref, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.rasters import small_tiff
-from sgdata.shards.tar_format import ShardRecipe
-from sgdata.types import Array, Contract, Found, LabelSpace, Member, Ref, Sample
+from sgdata.types import Array, Contract, LabelSpace, Sample
 
 CSVS = {"train.csv": "train", "val.csv": "val", "test_gt.csv": "test"}
 FOLDERS = {"train": "train", "val": "val", "test": "test", "test_gt": "test"}

@@ -17,10 +17,10 @@ import numpy as np
 
 from sgdata import catalog
 from sgdata.datasets import archives
+from sgdata.datasets.types import Found, Member, Ref, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.rasters import small_tiff
-from sgdata.shards.tar_format import ShardRecipe
-from sgdata.types import Array, Contract, Found, Member, Ref, Sample
+from sgdata.types import Array, Contract, Sample
 
 _DATES = re.compile(r"date_([12]):\s*(\d{4})(\d{2})(\d{2})")
 _STORED_SHARE = 0.6

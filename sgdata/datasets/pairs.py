@@ -20,10 +20,10 @@ import numpy as np
 
 from sgdata import catalog, files
 from sgdata.builds import patch_table
+from sgdata.datasets.types import Found, Member, Ref, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.shards import contracts
-from sgdata.shards.tar_format import ShardRecipe
-from sgdata.types import Contract, Found, Member, Ref, Sample
+from sgdata.types import Contract, Sample
 
 PATCHES, IMAGE = "patches.parquet", "image.tif"
 _STORED_SHARE = 0.7

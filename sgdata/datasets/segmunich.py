@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from sgdata import catalog, files
-from sgdata.audits import duplicates
 from sgdata.builds import patch_table
 from sgdata.datasets import archives
+from sgdata.datasets.types import Found, Member, Ref, ShardRecipe
 from sgdata.errors import SettingError, SourceError
-from sgdata.rasters import small_tiff
+from sgdata.rasters import dihedral, small_tiff
 from sgdata.shards import contracts
-from sgdata.shards.tar_format import ShardRecipe
-from sgdata.types import Array, Contract, Found, Member, Ref, Sample
+from sgdata.types import Array, Contract, Sample
 
 PATCHES = "patches.parquet"
 IMAGE, LABELS = "image.tif", "labels.tif"
@@ -155,7 +154,7 @@ def _grouped(refs: list[Ref], source: Path) -> list[Ref]:
     with archives.opened(source) as content:
         for ref in refs:
             try:
-                group = duplicates.d4_hash(small_tiff.read(content(ref.members[0])).pixels)
+                group = dihedral.d4_hash(small_tiff.read(content(ref.members[0])).pixels)
             except SourceError:  # told, and listed, when the sample is packed
                 group = ref.key
             grouped.append(replace(ref, meta={"group": group}))

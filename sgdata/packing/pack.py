@@ -21,13 +21,14 @@ import numpy as np
 
 from sgdata import files, pool, progress
 from sgdata.datasets import READERS, archives
+from sgdata.datasets.types import Edition, Found, Ref, ShardRecipe
 from sgdata.errors import OutputError, SourceError
 from sgdata.packing import select
 from sgdata.rasters import resample
 from sgdata.shards import band_check, finish, statistics, tar_format
 from sgdata.shards.finish import Packed
-from sgdata.shards.tar_format import Row, ShardRecipe
-from sgdata.types import Contract, Edition, Found, Ref, Sample, Shard
+from sgdata.shards.tar_format import Row
+from sgdata.types import Contract, Sample, Shard
 
 JOURNAL = ".journal"
 SPOOL = ".spool"

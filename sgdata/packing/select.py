@@ -10,11 +10,11 @@ from pathlib import Path
 
 from sgdata import catalog, files
 from sgdata.datasets import archives
+from sgdata.datasets.types import Edition, Found, Ref, ShardRecipe
 from sgdata.errors import SettingError
 from sgdata.rasters import resample
 from sgdata.shards import contracts
-from sgdata.shards.tar_format import ShardRecipe
-from sgdata.types import Contract, Edition, Found, Ref
+from sgdata.types import Contract
 
 
 def recipe_for(dataset: str, overrides: Sequence[str] = ()) -> ShardRecipe:

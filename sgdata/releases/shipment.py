@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sgdata.datasets.types import DatasetCard
 from sgdata.errors import SettingError
-from sgdata.types import Bounds, Contract, DatasetCard
+from sgdata.types import Bounds, Contract
 
 if TYPE_CHECKING:
     from sgdata.audits.findings import Report

@@ -11,8 +11,9 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from sgdata.scenes import aoi, search
+from sgdata.scenes.types import Dropped, Scene
 from sgdata.sentinel2 import BAND
-from sgdata.types import Dropped, Grid, Scene
+from sgdata.types import Grid
 
 if TYPE_CHECKING:
     from sgdata.scenes.lock import Lock

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from sgdata import files
 from sgdata.errors import OutputError, SettingError
-from sgdata.types import Dropped, Grid, Scene
+from sgdata.scenes.types import Dropped, Scene
+from sgdata.types import Grid
 
 FORMAT = 1
 NAME = "segmunich.lock.json"

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from sgdata import catalog
 from sgdata.errors import ServiceError, SettingError, SourceError
+from sgdata.scenes.types import Asset, Dropped, Scene
 from sgdata.sentinel2 import BAND, SCALE
-from sgdata.types import Asset, Bounds, Dropped, Scene
+from sgdata.types import Bounds
 
 if TYPE_CHECKING:
     import pystac

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from sgdata import files
+from sgdata.datasets.types import Edition
 from sgdata.errors import SettingError
-from sgdata.types import Contract, Edition, LabelSpace
+from sgdata.types import Contract, LabelSpace
 
 NAME = "contract.json"
 FORMAT = 1

@@ -18,7 +18,6 @@ import re
 import struct
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -44,30 +43,6 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _BLOCK_BYTES = 32_768
 _BLOSC = struct.Struct("<4xI4xI")  # nbytes and cbytes of a Blosc1 header
 _STORED = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4", "int32": "<i4"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardRecipe:
-    """`recipes/shard/<dataset>.toml`: what is packed, and how. `source` and `out` are where the bare command looks.
-
-    `edition` names an edition, `labels` a label space and `splits` a split set (or none: "") of the dataset's card.
-    Layout `resampled` stores every band on the sample's finest lattice, `native` each resolution as it came; both
-    decode to the same arrays. `effort` "dense" is for shards that are written once and read for months: measured on
-    BigEarthNet-like patches, 3 % smaller than "quick" native and 6 % resampled, decoded at twice the speed, and 15
-    times as long to compress.
-    """
-
-    dataset: str
-    edition: str
-    labels: str
-    splits: str
-    source: str
-    out: str
-    layout: Literal["resampled", "native"]
-    codec: Codec
-    kernel: Literal["nearest", "bilinear"]
-    shard_mb: int
-    effort: Effort = "quick"
 
 
 # --- arrays <-> bytes ----------------------------------------------------------------------
