@@ -49,11 +49,15 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import sgmodel
-from sgdata import catalog, contracts, sealing
+from sgdata import catalog
 from sgdata.errors import OutputError, SettingError, SourceError
+from sgdata.shards import contracts, finish
 from sgdata.types import Array, Sample
-from sgmodel import batches, cards, command, encoder, fitting, heads, mae, normalise, published, session
+from sgmodel.checkpoints import cards, transfer, weight_files
+from sgmodel.data import loader, normalise
+from sgmodel.models import encoder, heads, mae
 from sgmodel.recipes import pretrain, segment
+from sgmodel.train import cli, training
 
 Change = Callable[[Sample], None]
 
@@ -73,7 +77,7 @@ def sealed(out: Path, change: Change, **other: object) -> Path:
     samples = [sample(n, "train" if n < 6 else "val", 32, 32) for n in range(9)]
     for one in samples:
         change(one)
-    sealing.write(samples, out, contract=dataclasses.replace(contract(32), **other))  # type: ignore[arg-type]
+    finish.write(samples, out, contract=dataclasses.replace(contract(32), **other))  # type: ignore[arg-type]
     return out
 
 
@@ -233,7 +237,7 @@ def test_the_offset_that_a_header_tells_is_applied(tmp_path: Path, weights: Path
 
 @pytest.mark.xfail(strict=True, raises=TypeError, reason="torchgeo/torchgeo#886: no copy for workers started by spawn")
 def test_samples_go_to_another_process(folder: Path) -> None:
-    samples = batches.Samples(folder, "train", ("image", "mask"))
+    samples = loader.Samples(folder, "train", ("image", "mask"))
     again = pickle.loads(pickle.dumps(samples))
     assert len(again) == len(samples)
     for number in range(len(samples)):
@@ -256,7 +260,7 @@ def test_other_types_are_stored_or_refused_by_name(tmp_path: Path, member: str, 
     except SourceError as error:
         assert dtype in str(error)  # noqa: PT017
         return
-    found = batches.Samples(shards, "train", (member,))
+    found = loader.Samples(shards, "train", (member,))
     for number in range(6):
         np.testing.assert_array_equal(found.read(number, member), sample(number, "train", 32, 32).arrays[member])
 
@@ -304,12 +308,12 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     line = [path, "--shards", folder, "--out", tmp_path / "run", "--device", "cpu", "--threads", 1, "-q"]
     argv = [*map(str, line), *(f"--set={text}" for text in settings)]
     with full_disk(200_000), pytest.raises(SystemExit) as ended:
-        command.run("pretrain", pretrain.Recipe, pretrain.main, argv)
+        cli.run("pretrain", pretrain.Recipe, pretrain.main, argv)
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert "cannot be written" in said and said.count("\n") == 1
     with pytest.raises(SystemExit) as ended:
-        command.run("pretrain", pretrain.Recipe, pretrain.main, argv)
+        cli.run("pretrain", pretrain.Recipe, pretrain.main, argv)
     assert ended.value.code == 0
 
 
@@ -344,7 +348,7 @@ def test_the_warning_of_slurm_saves_and_the_same_command_goes_on(folder: Path, t
             code = pretrain.main(pretraining(), places(folder, tmp_path))
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert code == session.STOPPED
+    assert code == training.STOPPED
     assert json.loads((tmp_path / "checkpoint-last" / "training.json").read_text())["steps"] == 2
     assert pretrain.main(pretraining(), places(folder, tmp_path)) == 0
 
@@ -353,7 +357,7 @@ def test_the_warning_of_slurm_saves_and_the_same_command_goes_on(folder: Path, t
 def stopped(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of which two steps are done."""
     out = tmp_path_factory.mktemp("stopped") / "run"
-    assert pretrain.main(pretraining(), places(folder, out, stop_after=2)) == session.STOPPED
+    assert pretrain.main(pretraining(), places(folder, out, stop_after=2)) == training.STOPPED
     return out
 
 
@@ -366,8 +370,8 @@ def test_a_run_goes_on_with_settings_that_change_no_figure(
     for name, settings in (("same", ()), ("other", (setting,))):
         shutil.copytree(stopped, tmp_path / name)
         made = pretraining(*settings)
-        assert pretrain.main(made, places(folder, tmp_path / name, stop_after=1)) == session.STOPPED
-        states.append(published.read_safetensors(tmp_path / name / "checkpoint-last" / "model.safetensors"))
+        assert pretrain.main(made, places(folder, tmp_path / name, stop_after=1)) == training.STOPPED
+        states.append(weight_files.read_safetensors(tmp_path / name / "checkpoint-last" / "model.safetensors"))
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=1e-4)
 
 
@@ -453,7 +457,7 @@ def test_names_of_wrappers_are_taken_out_wherever_they_stand(tmp_path: Path, wra
     within = {name: [*p[:2], wrapper, *p[2:]] if p[0] == "blocks" else p for name, p in names.items()}
     torch.save({".".join([wrapper, *within[name]]): tensor for name, tensor in state.items()}, tmp_path / "w.pth")
     model = encoder.Encoder(TINY)
-    assert fitting.fit(model, fitting.read_weights(tmp_path / "w.pth"), at_least=1.0).encoder_share == 1.0
+    assert transfer.fit(model, transfer.read_weights(tmp_path / "w.pth"), at_least=1.0).encoder_share == 1.0
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
@@ -465,7 +469,7 @@ BESIDE = {"array": np.arange(3.0), "random state": np.random.RandomState(0).get_
 def test_values_of_numpy_beside_the_weights_do_no_harm(tmp_path: Path, kind: str) -> None:
     state = restless().state_dict()
     torch.save({"state_dict": state, "beside": BESIDE[kind]}, tmp_path / "w.pth")
-    found = fitting.read_weights(tmp_path / "w.pth")
+    found = transfer.read_weights(tmp_path / "w.pth")
     assert found.keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())
 
@@ -488,7 +492,7 @@ def test_embeddings_of_samples_are_places_to_a_gis(tmp_path: Path) -> None:
     samples = [scene(n, "val", PX) for n in range(3)]
     for number, one in enumerate(samples):
         one.meta["bounds"] = (11.0 + number, 48.0, 11.5 + number, 48.5)
-    sealing.write(samples, tmp_path / "shards", contract=scene_contract(PX))
+    finish.write(samples, tmp_path / "shards", contract=scene_contract(PX))
     weights = saved(tmp_path / "w", classifier, scene_contract(PX))
     same = ("--input", tmp_path / "shards", "--weights", weights, "--out", tmp_path / "out")
     assert run(*same, "--what", "embeddings") == 0
