@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgdata.builds.build_folder import open_build as open_build
-    from sgdata.builds.pipeline import Places as Places
+    from sgdata.builds.build_recipe import Places as Places
+    from sgdata.builds.build_recipe import recipe_for as build_recipe
     from sgdata.builds.pipeline import build as build
-    from sgdata.builds.pipeline import recipe_for as build_recipe
     from sgdata.packing.pack import pack as shard
 
 __version__ = "0.1.0"
 __all__ = ["Places", "build", "build_recipe", "open_build", "shard"]
 
 _HOME = {
-    "Places": ("builds.pipeline", "Places"),
+    "Places": ("builds.build_recipe", "Places"),
     "build": ("builds.pipeline", "build"),
-    "build_recipe": ("builds.pipeline", "recipe_for"),
+    "build_recipe": ("builds.build_recipe", "recipe_for"),
     "open_build": ("builds.build_folder", "open_build"),
     "shard": ("packing.pack", "pack"),
 }

@@ -1,7 +1,6 @@
 """The `sgdata` command: parse, call one function, print one path.
 
-Exit codes: 0 done; 2 the user can mend it (one line); 3 done, but something was left out and is listed; 1 our bug.
-Heavy libraries are imported inside the commands, so that `sgdata --help` answers at once.
+Exit codes: 0 done; 2 bad input or refused; 3 done, with something left out and listed; 1 a bug. Heavy imports are lazy.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from sgdata.errors import SettingError, SgdataError
 # A bug keeps Python's own traceback: typer's prints local variables, among them what a URL was signed with.
 app = typer.Typer(
     no_args_is_help=True,
-    # Installing completion would edit the user's shell files.
-    add_completion=False,
+    add_completion=False,  # installing it would edit the user's shell files
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Build, shard, verify and release Sentinel-2 datasets.",
@@ -114,11 +112,11 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Search the catalogue once: scenes per month and bytes, and the lock that a build follows. Fetches no pixel."""
-    from sgdata.builds import pipeline
+    from sgdata.builds import build_recipe, pipeline
 
     wanted: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "profile": profile}
-    chosen = pipeline.recipe_for(recipe or name, wanted, changes or ())
-    places = pipeline.Places(out=out or Path(chosen.out), stac=stac, workers=workers)
+    chosen = build_recipe.recipe_for(recipe or name, wanted, changes or ())
+    places = build_recipe.Places(out=out or Path(chosen.out), stac=stac, workers=workers)
     # Shown before it is refused: who sees the months knows which dates to choose.
     holes = console.show_plan(pipeline.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=as_json)
     if holes and not allow_holes:
@@ -157,7 +155,7 @@ def build(
 
     Exits 3 where pixels were never seen clear.
     """
-    from sgdata.builds import build_folder, pipeline
+    from sgdata.builds import build_folder, build_recipe, pipeline
     from sgdata.scenes import lock as locks
 
     listen(quiet)
@@ -165,8 +163,8 @@ def build(
     wanted: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "composite": composite}
     wanted |= {"osm_date": osm_date, "believe": believe, "max_obs": max_obs, "profile": profile}
     wanted["mask"] = "external" if masks else None
-    chosen = pipeline.recipe_for(recipe or name, wanted, changes or ())
-    places = pipeline.Places(
+    chosen = build_recipe.recipe_for(recipe or name, wanted, changes or ())
+    places = build_recipe.Places(
         out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap,
         workers=workers, cluster=cluster, scratch=scratch,
     )  # fmt: skip
@@ -192,12 +190,12 @@ def clouds(
     quiet: Quiet = False,
 ) -> None:
     """Cloud masks by OmniCloudMask (extra 'clouds') for the scenes of a lock, as 'build --lock --masks' takes them."""
-    from sgdata.builds import pipeline
+    from sgdata.builds import build_recipe
     from sgdata.composite import omnicloudmask as masking
     from sgdata.scenes import lock as locks
 
     listen(quiet)
-    where = stac or pipeline.recipe_for("segmunich").source.stac
+    where = stac or build_recipe.recipe_for("segmunich").source.stac
     print(masking.write(locks.read(lock), out, where, masking.engine(weights)))
 
 
@@ -206,12 +204,12 @@ def drift(
     lock: Annotated[Path, typer.Argument(help="The lock of a plan, or a build folder.")], stac: Stac = None
 ) -> None:
     """What the catalogue says today against a lock: changed, vanished and new items; exits 2 if there are any."""
-    from sgdata.builds import pipeline
+    from sgdata.builds import build_recipe
     from sgdata.scenes import coverage
     from sgdata.scenes import lock as locks
 
     # A lock does not say where it was searched: the same scenes may lie at several providers.
-    where = stac or pipeline.recipe_for("segmunich").source.stac
+    where = stac or build_recipe.recipe_for("segmunich").source.stac
     lines = coverage.drift(locks.read(lock), where)
     for line in lines:
         print(line)
@@ -225,10 +223,11 @@ def catalog(
     name: Annotated[str | None, typer.Argument(help="A dataset, or 'weights'; without it, all datasets.")] = None,
 ) -> None:
     """What is known of each dataset: bands, splits, labels, licence, files, defects; and of published weights."""
-    from sgdata import catalog as cards
+    from sgdata import catalog as facts
+    from sgdata.datasets import cards
 
     if name == "weights":
-        rows = cards.table("published_weights")
+        rows = facts.table("published_weights")
         lines = [(r["name"], "\n".join(f"{k}: {text}" for k, text in r.items() if text and k != "name")) for r in rows]
     else:
         lines = cards.describe(cards.card(name)) if name else [(c.name, c.title) for c in cards.cards()]
@@ -341,12 +340,13 @@ def audit(
 ) -> None:
     """Leaks between splits, copies, missing classes, dead or swapped bands, wrong level or offset; exits 3 with any."""
     from sgdata.audits import checks, gather
+    from sgdata.pages import audit_page
 
     listen(quiet)
     what = gather.subject(path, dataset=dataset, edition=release, lock_of=build)
     report = checks.judge(gather.gather(what, workers=workers))
     if out:
-        gather.write(out, report)
+        audit_page.write(out, report)
     if console.show_audit(report, where=out, as_json=as_json):
         raise SystemExit(INCOMPLETE)
 
@@ -366,15 +366,14 @@ def split(
     quiet: Quiet = False,
 ) -> None:
     """Propose a split by blocks of ground: lists that `sgdata shard --split-list` takes, with their audit."""
-    from sgdata.audits import gather
-    from sgdata.splits import propose
+    from sgdata.audits import gather, propose_split
     from sgdata.splits.blocks import SplitSettings
 
     listen(quiet)
     evidence = gather.gather(gather.subject(path, dataset=dataset, edition=release), workers=workers)
     settings = SplitSettings(block_px=block, gap_px=gap, val_share=val_share, test_share=test_share, seed=seed)
-    proposed, report = propose.propose(evidence, settings)
-    judged = propose.write(out, proposed, report)
+    proposed, report = propose_split.propose(evidence, settings)
+    judged = propose_split.write(out, proposed, report)
     told = ", ".join(f"{part} {number}" for part, number in report.boxes.items())
     print(f"{told}, left out {report.left_out}", file=sys.stderr)
     if console.show_audit(judged, where=out, as_json=False):

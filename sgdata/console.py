@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sgdata.audits.findings import Report
-    from sgdata.builds.pipeline import Places
+    from sgdata.builds.build_recipe import Places
     from sgdata.scenes.lock import Lock
 
 

@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sgdata import sentinel2
-from sgdata.audits import checks, duplicates, gather, proximity
+from sgdata.audits import checks, duplicates, gather
 from sgdata.audits import findings as audit_findings
-from sgdata.audits.proximity import Spot
 from sgdata.cli import app
 from sgdata.errors import SettingError, SourceError
+from sgdata.pages import audit_page
 from sgdata.rasters import dihedral
 from sgdata.shards import finish, tar_format
+from sgdata.splits import proximity
+from sgdata.splits.proximity import Spot
 from sgdata.types import Contract, LabelSpace, Sample
 from tests import synthetic
 
@@ -279,7 +281,7 @@ def test_damaged_samples_are_listed_not_fatal(tmp_path: Path) -> None:
 def test_workers_and_repetition_change_no_byte(tmp_path: Path) -> None:
     finish.write(PLANTED["overlapping windows"][0](clean()), tmp_path / "in", contract=contract())
     for name, workers in (("one", 1), ("two", 2)):
-        gather.write(tmp_path / name, audited(tmp_path / "in", workers=workers))
+        audit_page.write(tmp_path / name, audited(tmp_path / "in", workers=workers))
     assert (tmp_path / "one/audit.json").read_bytes() == (tmp_path / "two/audit.json").read_bytes()
     assert (tmp_path / "one/index.html").read_bytes() == (tmp_path / "two/index.html").read_bytes()
     assert audit_findings.read(tmp_path / "one/audit.json").findings == 2

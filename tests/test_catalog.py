@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from sgdata import catalog, files, sentinel2
-from sgdata.datasets import READERS
+from sgdata.datasets import cards
+from sgdata.datasets.readers import READERS
 from sgdata.datasets.types import DatasetCard
 from sgdata.errors import SettingError
 from sgdata.packing import select
 
-CARDS = {card.name: card for card in catalog.cards()}
+CARDS = {card.name: card for card in cards.cards()}
 
 
 def test_there_is_one_card_per_reader_and_recipe() -> None:
@@ -18,8 +19,8 @@ def test_there_is_one_card_per_reader_and_recipe() -> None:
     for name in READERS:
         recipe = select.recipe_for(name)
         assert recipe.dataset == name
-        assert catalog.edition(name, recipe.edition)
-        assert catalog.label_space(name, recipe.labels).names
+        assert cards.edition(name, recipe.edition)
+        assert cards.label_space(name, recipe.labels).names
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -36,7 +37,7 @@ def test_a_card_is_consistent(name: str) -> None:
             assert bool(file.digest) == bool(file.algorithm)
             assert len(file.digest) in {0, 32, 64}
     for space in card.label_spaces:
-        held = catalog.label_space(name, space.name)
+        held = cards.label_space(name, space.name)
         assert len(set(held.names)) == len(held.names) == len(held.ids)
         assert held.ids == tuple(range(len(held.ids)))
         assert not held.colours or len(held.colours) == len(held.ids)
@@ -52,11 +53,11 @@ def test_digests_and_sizes_agree_with_the_table_of_checksums() -> None:
 
 def test_splits_add_up_to_what_is_published() -> None:
     def total(name: str, edition: str, split: str) -> int:
-        held = catalog.edition(name, edition)
+        held = cards.edition(name, edition)
         return sum(next(s for s in held.splits if s.name == split).counts.values())
 
     assert total("bigearthnet", "v1", "official") == 519_284
-    assert total("bigearthnet", "v1", "google") == catalog.edition("bigearthnet", "v1").samples
+    assert total("bigearthnet", "v1", "google") == cards.edition("bigearthnet", "v1").samples
     assert total("bigearthnet", "v2", "official") + total("bigearthnet", "v2", "snow and cloud") == 549_488
     assert total("eurosat", "ms", "random") == 27_000
     assert total("fmow", "1", "official") == 882_779
@@ -82,18 +83,18 @@ def test_splits_add_up_to_what_is_published() -> None:
     ],
 )
 def test_label_spaces_name_their_ids(dataset: str, space: str, index: int, label: str) -> None:
-    assert catalog.label_space(dataset, space).names[index] == label
+    assert cards.label_space(dataset, space).names[index] == label
 
 
 def test_names_not_known_are_told_with_those_that_are() -> None:
     with pytest.raises(SettingError, match="did you mean 'eurosat'"):
-        catalog.card("eurosta")
+        cards.card("eurosta")
     with pytest.raises(SettingError, match="known: bigearthnet, eurosat"):
-        catalog.card("xyz")
+        cards.card("xyz")
     with pytest.raises(SettingError, match="known: v1, v2"):
-        catalog.edition("bigearthnet", "v3")
+        cards.edition("bigearthnet", "v3")
     with pytest.raises(SettingError, match="known: oscd"):
-        catalog.label_space("oscd", "x")
+        cards.label_space("oscd", "x")
     with pytest.raises(SettingError, match="no fact table"):
         catalog.table("nothing")
 
@@ -107,7 +108,7 @@ def test_a_misspelt_key_of_a_card_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", CARDS)
 def test_a_card_can_be_told_to_people(name: str) -> None:
-    rows = catalog.describe(CARDS[name])
+    rows = cards.describe(CARDS[name])
     assert len(rows) > 10
     assert all(isinstance(value, str) and value for what, value in rows if not what.startswith("labels"))
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from sgdata import catalog
-from sgdata.builds import finish
+from sgdata.builds import build_folder
+from sgdata.datasets import cards
 from sgdata.errors import SettingError
-from sgdata.labels import class_tables, rasterize, tag_rules
+from sgdata.labels import class_tables, paint, rasterize, tag_rules
 from sgdata.rasters import geotiff
 from sgdata.types import Grid
 
@@ -31,7 +32,7 @@ def test_segmunich_has_thirteen_classes_and_corine_level_two_fifteen() -> None:
     ours = class_tables.read("segmunich-osm", tiers=TIERS, groups=GROUPS)
     corine = class_tables.read("corine", tiers=TIERS, groups=GROUPS)
     assert (len(ours.space.ids), len(corine.space.ids)) == (13, 15)
-    assert ours.space == catalog.label_space("segmunich", "segmunich-osm")
+    assert ours.space == cards.label_space("segmunich", "segmunich-osm")
     assert corine.codes[51] == corine.space.names.index("Inland waters")
 
 
@@ -57,7 +58,7 @@ def test_every_active_rule_of_corine_has_the_second_level_of_its_code() -> None:
 
 
 def test_the_released_labels_are_another_space_than_ours() -> None:
-    released, ours = (catalog.label_space("segmunich", f"segmunich-{name}") for name in ("released", "osm"))
+    released, ours = (cards.label_space("segmunich", f"segmunich-{name}") for name in ("released", "osm"))
     assert released != ours
     assert "outside" in released.names[0]
     assert ours.names[0] == "Street network"
@@ -77,7 +78,7 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
     rule = tag_rules.match(table.rules, "line", {"waterway": "river"}, is_way=True)
     assert rule is not None
     assert rule.half_width_m == 4
-    assert finish.chosen(rasterize.LabelSettings(classes=str(path))) == table
+    assert paint.chosen(rasterize.LabelSettings(classes=str(path))) == table
     before = class_tables.sha256(str(path))
     path.write_text(OWN.replace("natural=wood", "natural=*"))
     assert class_tables.sha256(str(path)) != before
@@ -102,15 +103,17 @@ def test_labels_are_painted_in_the_classes_of_ones_own_table(tmp_path: Path) -> 
     )
     own = tmp_path / "woods.tsv"
     own.write_text(OWN)
-    source = finish.OsmSource(where=str(city), date="2020-04-01", store=tmp_path)
-    finish.label(tmp_path, lattice, source, rasterize.LabelSettings(classes=str(own)))
+    source = paint.OsmSource(where=str(city), date="2020-04-01", store=tmp_path)
+    settings = rasterize.LabelSettings(classes=str(own))
+    painted, _ = paint.label(lattice, source, settings)
+    build_folder.write_labels(tmp_path, lattice, paint.chosen(settings).space, rasterize.SOURCES, painted)
     with geotiff.opened(str(tmp_path / "labels.tif")) as dataset:
-        painted = dataset.read(1)
+        stored = dataset.read(1)
         told = dataset.tags()
-    assert (painted[:, :10] == 0).all()
+    assert (stored[:, :10] == 0).all()
     # 4 m to each side of 600215 is less than a pixel of 10 m, which a line covers at least.
-    assert (painted[:, 15] == 1).all()
-    assert set(painted[:, 10:15].ravel()) == {tag_rules.IGNORE}
+    assert (stored[:, 15] == 1).all()
+    assert set(stored[:, 10:15].ravel()) == {tag_rules.IGNORE}
     assert (told["class_000"], told["class_001"]) == ("Forest", "River")
 
 

@@ -13,8 +13,8 @@ import rasterio
 from stac_wrap import Wrapped, wrap
 
 from sgdata import catalog, files
-from sgdata.builds import pipeline
-from sgdata.builds.pipeline import Places
+from sgdata.builds import build_recipe, pipeline
+from sgdata.builds.build_recipe import Places
 from sgdata.composite import omnicloudmask
 from sgdata.errors import SettingError
 from sgdata.scenes.aoi import Area
@@ -39,8 +39,8 @@ def archive(folder: Path) -> Path:
     return wrap(folder, scenes)
 
 
-def settings(method: str = "scl") -> pipeline.BuildRecipe:
-    recipe = files.read(pipeline.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+def settings(method: str = "scl") -> build_recipe.BuildRecipe:
+    recipe = files.read(build_recipe.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
     return replace(
         recipe,
         dates="2019-01-01/2019-12-31",

@@ -20,7 +20,7 @@ from stac_wrap import Wrapped, wrap
 
 from sgdata import catalog, files, pool
 from sgdata.builds import pipeline
-from sgdata.builds.pipeline import BuildRecipe, Places
+from sgdata.builds.build_recipe import BuildRecipe, Places
 from sgdata.errors import ServiceError
 from sgdata.scenes.aoi import Area
 from sgdata.types import Grid

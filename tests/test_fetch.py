@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sgdata import catalog, cli, files, verification
-from sgdata.datasets import download
+from sgdata import cli, files, verification
+from sgdata.datasets import cards, download
 from sgdata.datasets.types import Source
 from sgdata.errors import OutputError, ServiceError, SettingError
 
@@ -233,7 +233,7 @@ def test_the_plan_tells_what_is_left_and_touches_no_server(tmp_path: Path, monke
 
 
 def test_every_source_of_every_card_has_an_address_or_says_so() -> None:
-    for card in catalog.cards():
+    for card in cards.cards():
         for edition in card.editions:
             for each in edition.sources:
                 assert each.url.startswith("https://"), (card.name, each.file)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sgdata import catalog
-from sgdata.shards import band_check, contracts, statistics
+from sgdata.datasets import cards
+from sgdata.shards import band_check, statistics
 from sgdata.types import Array
 
 SETS = catalog.document("normalisation_stats")
@@ -76,10 +77,10 @@ def _counts(means: dict[str, float], pixels: int) -> Array:
 
 
 def test_lakes_do_not_fail_a_dataset_and_few_samples_decide_nothing() -> None:
-    contract = contracts.expected(
+    contract = cards.expected(
         "bigearthnet",
-        catalog.edition("bigearthnet", "v2"),
-        catalog.label_space("bigearthnet", "none"),
+        cards.edition("bigearthnet", "v2"),
+        cards.label_space("bigearthnet", "none"),
         resampling="bilinear",
         resampling_version=1,
     )

@@ -19,7 +19,7 @@ from stac_wrap import Wrapped, wrap
 
 from sgdata import catalog, files
 from sgdata.builds import pipeline
-from sgdata.builds.pipeline import BuildRecipe, Places
+from sgdata.builds.build_recipe import BuildRecipe, Places
 from sgdata.errors import OutputError, ServiceError, SettingError, SourceError
 from sgdata.labels import osm_features
 from sgdata.scenes import lock

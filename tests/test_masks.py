@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from sgdata.composite import cloud_masks, staging, tiles
+from sgdata.composite import clear_masks, cloud_masks, staging, visits
 from sgdata.composite.cloud_masks import CLEAR, CLOUD, DIM, NOTHING, OTHER, SHADOW, MaskSettings
 from sgdata.types import Array, Grid
 
@@ -147,12 +147,14 @@ def test_strips_of_a_mask_have_the_sights_of_the_whole(
         path = tmp_path / f"{n}.bin"
         scl.tofile(path)
         layer = staging.Staged(path=str(path), lattice=lattice, dtype="uint8", sha256=str(n), holes=False)
-        scenes.append(tiles.Observed(id=f"s{n}", overpass=str(n), day=n, offset=0, files={"SCL": layer}))
+        scenes.append(visits.Observed(id=f"s{n}", overpass=str(n), day=n, offset=0, files={"SCL": layer}))
     found = []
     for pixels in (1, 1 << 20):
-        monkeypatch.setattr(tiles, "STRIP_PIXELS", pixels)
-        seen = tiles.sighted(tuple(scenes), SCL, area=lattice, reach_m=reach_m, folder=tmp_path / str(pixels), run=map)
-        sights = [staging.on_grid(scene.files[tiles.SIGHT], lattice, kernel="nearest") for scene in seen]
+        monkeypatch.setattr(clear_masks, "STRIP_PIXELS", pixels)
+        seen = clear_masks.sighted(
+            tuple(scenes), SCL, area=lattice, reach_m=reach_m, folder=tmp_path / str(pixels), run=map
+        )
+        sights = [staging.on_grid(scene.files[visits.SIGHT], lattice, kernel="nearest") for scene in seen]
         found.append(np.stack(sights))
     np.testing.assert_array_equal(found[0], found[1])
     assert (found[0][1:, 148:152, 40:60] > 0).mean() > 0.7  # the roof was told from clouds

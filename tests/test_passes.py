@@ -14,7 +14,7 @@ from stac_wrap import Wrapped, wrap
 
 from sgdata import catalog, files
 from sgdata.builds import pipeline
-from sgdata.builds.pipeline import BuildRecipe, Places
+from sgdata.builds.build_recipe import BuildRecipe, Places
 from sgdata.errors import OutputError
 from sgdata.scenes import coverage, lock
 from sgdata.scenes.aoi import Area

@@ -11,7 +11,7 @@ from stac_wrap import wrap
 from test_segmunich import ground, recipe, run, scene
 
 from sgdata import files
-from sgdata.builds.pipeline import BuildRecipe
+from sgdata.builds.build_recipe import BuildRecipe
 from sgdata.errors import SourceError
 from sgdata.scenes import lock, offsets, product_metadata
 

@@ -10,6 +10,7 @@ import torch
 from synthetic_shards import contract
 
 from sgdata import catalog, files, sentinel2
+from sgdata.datasets import cards
 from sgdata.shards import finish
 from sgdata.types import Array, Sample
 from sgmodel.data import band_selection, loader, normalise
@@ -20,7 +21,7 @@ TRAIN = catalog.folder("recipes") / "train"
 
 def stored_and_file(place: Path, dataset: str, edition: str) -> tuple[loader.Samples, Array]:
     """A shard of one sample, bands in wavelength order as `sgdata shard` has them; the array as its file has it."""
-    order = catalog.edition(dataset, edition).bands
+    order = cards.edition(dataset, edition).bands
     bands = tuple(band for band in sentinel2.BANDS if band.name in order)
     rng = np.random.Generator(np.random.Philox(key=len(order)))
     image = rng.integers(200, 5000, (len(bands), 16, 16)).astype(np.uint16)
@@ -42,7 +43,7 @@ def read(source: loader.Samples, recipe: classify.Recipe | segment.Recipe) -> Ar
 def test_eurosat_without_the_eleventh_of_the_file(tmp_path: Path) -> None:
     """`--dropped_bands 10` on files that hold B8A last takes B11; constants by position are then of other bands."""
     recipe = files.read(classify.Recipe, TRAIN / "classify-eurosat-base-released_code.toml")
-    edition = catalog.card("eurosat").editions[0].name
+    edition = cards.card("eurosat").editions[0].name
     source, in_file = stored_and_file(tmp_path, "eurosat", edition)
     kept = np.delete(in_file, 10, axis=0).astype(np.float32)
     mean, std = (np.array(each, np.float32)[:, None, None] for each in (recipe.normalise.mean, recipe.normalise.std))
@@ -55,7 +56,7 @@ def test_eurosat_without_the_eleventh_of_the_file(tmp_path: Path) -> None:
 def test_segmunich_in_the_order_of_the_file_and_twice_its_mean(tmp_path: Path) -> None:
     recipe = files.read(segment.Recipe, TRAIN / "segment-segmunich-base-released_code.toml")
     assert recipe.normalise.missing == "mean"
-    edition = next(one.name for one in catalog.card("segmunich").editions if len(one.bands) == 10)
+    edition = next(one.name for one in cards.card("segmunich").editions if len(one.bands) == 10)
     source, in_file = stored_and_file(tmp_path, "segmunich", edition)
     ten = in_file.astype(np.float32)
     twelve = np.concatenate([ten, ten.mean(0, keepdims=True), ten.mean(0, keepdims=True)])

@@ -13,7 +13,7 @@ import stac_wrap
 
 from sgdata import catalog, files
 from sgdata.builds import pipeline
-from sgdata.builds.pipeline import BuildRecipe, Places
+from sgdata.builds.build_recipe import BuildRecipe, Places
 from sgdata.errors import SourceError
 from sgdata.scenes import lock
 from sgdata.scenes.aoi import Area

@@ -20,8 +20,8 @@ import rasterio
 from stac_wrap import Wrapped, wrap
 
 from sgdata import catalog, files
-from sgdata.builds import build_folder, pipeline
-from sgdata.builds.pipeline import BuildRecipe, Places
+from sgdata.builds import build_folder, build_recipe, pipeline
+from sgdata.builds.build_recipe import BuildRecipe, Places
 from sgdata.composite import staging, tiles
 from sgdata.composite.rules import NO_VALUE
 from sgdata.errors import OutputError, SettingError, SourceError
@@ -396,7 +396,7 @@ def test_the_folder_says_what_it_is(tmp_path: Path, recipe: BuildRecipe) -> None
     contract = contracts.read(out)
     assert contract.shape == (12, 32, 32)
     assert contract.statistics["B04"].count > 0
-    assert files.read(BuildRecipe, out / "recipe.toml") == pipeline.resolved(recipe, LATTICE)
+    assert files.read(BuildRecipe, out / "recipe.toml") == build_recipe.resolved(recipe, LATTICE)
 
 
 def test_the_stac_item_is_one(tmp_path: Path, recipe: BuildRecipe) -> None:

@@ -19,8 +19,8 @@ from served import Files
 from stac_wrap import Wrapped, wrap
 
 from sgdata import catalog, files
-from sgdata.builds import pipeline
-from sgdata.builds.pipeline import BuildRecipe, Places
+from sgdata.builds import build_recipe, pipeline
+from sgdata.builds.build_recipe import BuildRecipe, Places
 from sgdata.composite import staging
 from sgdata.errors import ServiceError, SourceError
 from sgdata.rasters import geotiff
@@ -103,7 +103,7 @@ def test_three_providers_give_one_build_from_disk_and_over_http(tmp_path: Path) 
         folder = simulate(tmp_path / layout, size_km=2, dates=6, layout=layout)
         # Later lies a scene that only Earth Search leaves in doubt, and that shows too little ground to test it.
         chosen = {"dates": "2019-04-01/2020-01-01", "aoi": folder / "aoi.geojson"}
-        recipe = pipeline.recipe_for("segmunich", chosen, ["patches.size=64", "patches.stride=64"])
+        recipe = build_recipe.recipe_for("segmunich", chosen, ["patches.size=64", "patches.stride=64"])
         osm = str(folder / "osm" / "city.osm")
         built = pipeline.build(recipe, Places(out=tmp_path / f"{layout}-disk", stac=str(folder), osm=osm))
         found[layout, "disk"] = hashes(built)

@@ -468,7 +468,7 @@ def trapped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_a_plan_reports_every_trap_and_reads_each_provider(trapped: tuple[str, Path], tmp_path: Path) -> None:
     from sgdata.builds import pipeline
-    from sgdata.builds.pipeline import BuildRecipe, Places
+    from sgdata.builds.build_recipe import BuildRecipe, Places
 
     layout, folder = trapped
     told = planted(folder)

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sgdata.audits import findings, gather
+from sgdata.audits import findings, gather, propose_split
 from sgdata.cli import app
 from sgdata.errors import SettingError
 from sgdata.shards import tar_format
-from sgdata.splits import propose
 from sgdata.splits.blocks import SplitSettings
 from tests import synthetic
 
@@ -48,14 +47,14 @@ def test_the_same_samples_get_the_same_split(tmp_path: Path) -> None:
     build = synthetic.segmunich_build(tmp_path / "build", patches=40)
     for name, workers in (("one", 1), ("two", 2)):
         evidence = gather.gather(gather.subject(build), workers=workers)
-        propose.write(tmp_path / name, *propose.propose(evidence, METRES))
+        propose_split.write(tmp_path / name, *propose_split.propose(evidence, METRES))
     assert (tmp_path / "one/SHA256SUMS").read_bytes() == (tmp_path / "two/SHA256SUMS").read_bytes()
 
 
 def test_patches_with_coordinates_of_a_published_dataset(tmp_path: Path) -> None:
     source = synthetic.bigearthnet_v1(tmp_path, count=9)
     evidence = gather.gather(gather.subject(source))
-    proposed, report = propose.propose(evidence, SplitSettings(block_px=1400, gap_px=50, val_share=0.3))
+    proposed, report = propose_split.propose(evidence, SplitSettings(block_px=1400, gap_px=50, val_share=0.3))
     assert report.leakage == 0
     assert {facts.split for facts in proposed.facts} == {"train", "val"}
 
@@ -63,10 +62,10 @@ def test_patches_with_coordinates_of_a_published_dataset(tmp_path: Path) -> None
 def test_no_places_no_split(tmp_path: Path) -> None:
     evidence = gather.gather(gather.subject(synthetic.oscd(tmp_path)))
     with pytest.raises(SettingError, match="2 of 2 samples have no coordinates"):
-        propose.propose(evidence, METRES)
+        propose_split.propose(evidence, METRES)
 
 
 def test_one_place_no_split(tmp_path: Path) -> None:
     evidence = gather.gather(gather.subject(synthetic.eurosat(tmp_path)))
     with pytest.raises(SettingError, match="leave val empty over 0 m by 0 m; choose smaller blocks"):
-        propose.propose(evidence, METRES)
+        propose_split.propose(evidence, METRES)

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from sgdata.audits import duplicates, proximity
+from sgdata.audits import duplicates
 from sgdata.audits.findings import SHOWN, Check, Kind, Report, State
-from sgdata.audits.proximity import Spot
 from sgdata.shards import band_check
+from sgdata.splits import proximity
+from sgdata.splits.proximity import Spot
 from sgdata.types import Array, Contract
 
 # A 60 m pixel spread over 10 m ones reaches 60 m to either side: nearer samples are made of the same measurements.

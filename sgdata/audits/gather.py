@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog, files, pool, progress
+from sgdata import files, pool, progress
 from sgdata.audits import duplicates, findings
 from sgdata.audits.checks import NEARER, Days, Evidence, Facts, Totals
-from sgdata.audits.proximity import Spot
-from sgdata.datasets import READERS, archives
+from sgdata.datasets import archives, cards
+from sgdata.datasets.readers import READERS
 from sgdata.datasets.types import Ref, ShardRecipe
 from sgdata.errors import SettingError, SourceError
 from sgdata.packing import select
-from sgdata.pages import html
 from sgdata.rasters import dihedral, resample
 from sgdata.scenes import lock
 from sgdata.shards import contracts, tar_format
 from sgdata.shards.tar_format import Row
+from sgdata.splits.proximity import Spot
 from sgdata.types import Array, Contract, Sample
 
 CHUNK = 64
@@ -95,7 +95,7 @@ def _recipes(dataset: str | None, edition: str | None) -> Iterator[ShardRecipe]:
     """The shipped recipe of each dataset that may lie there, for each edition, under the splits as published."""
     for name in [dataset] if dataset else READERS:
         recipe = select.recipe_for(name)
-        for each in catalog.card(name).editions:
+        for each in cards.card(name).editions:
             if edition in (None, each.name):
                 published = [split.name for split in each.splits]
                 splits = recipe.splits if recipe.splits in published else next(iter(published), "")
@@ -251,15 +251,3 @@ def _totals(image: Array, contract: Contract) -> Totals:
         low=np.where(valid, values, 2**40).min(axis=(1, 2), initial=2**40),
         high=np.where(valid, values, -1).max(axis=(1, 2), initial=-1),
     )
-
-
-def write(out: Path, report: findings.Report) -> Path:
-    """`audit.json` and a page of it; returns the page. Raises OutputError."""
-    from sgdata.pages.tables import audited
-
-    with files.only_writer(out, findings.NAME):
-        files.write(out / findings.NAME, files.pretty_json(report))
-        title = f"Audit of {report.subject}, {report.kind}"
-        shown = html.write(out / "index.html", title=title, intro="", blocks=[audited(report)])
-        files.write_sums(out)
-    return shown

@@ -4,142 +4,28 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
-from sgdata import catalog, files, pool, progress
-from sgdata.builds import build_folder, finish
-from sgdata.composite import cloud_masks, staging, tiles
-from sgdata.composite.rules import LOOKS_AT
+from sgdata import files, progress
+from sgdata.builds import build_folder, cut, finish
+from sgdata.builds.build_recipe import BuildRecipe, Places, assets, check, resolved
+from sgdata.composite import clear_masks, cloud_masks, rules, staging, tiles, visits
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgdata.labels import class_tables, osm_features
-from sgdata.labels.rasterize import LabelSettings
+from sgdata.labels import class_tables, osm_features, paint, rasterize
 from sgdata.rasters import grid, resample
 from sgdata.scenes import aoi, coverage, lock, offsets, search, signing
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Asset, Dropped, Scene
 from sgdata.sentinel2 import BAND
-from sgdata.splits.blocks import SplitSettings
-from sgdata.types import Grid, Level
+from sgdata.types import Grid
 
 log = logging.getLogger("sgdata")
 
 PLACE = "place.geojson"
 """The outline of a place asked for by name: kept beside the output, for a geocoder may answer otherwise tomorrow."""
-
-
-SETTINGS = {
-    "osm_date": "osm_date",
-    "believe": "offset.believe",
-    "composite": "composite.method",
-    "max_obs": "composite.max_obs",
-    "mask": "mask.method",
-}
-"""Choices that have a name of their own, and the setting that each is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where scenes come from unless the command line says otherwise: one catalogue, one collection, one level.
-
-    `tokens`: a service that signs every file's URL; Planetary Computer's own is known.
-    """
-
-    stac: str
-    collection: str
-    level: Level
-    tokens: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildRecipe:
-    """Everything that changes the pixels and labels of a build (`recipes/build/*.toml`)."""
-
-    name: str
-    dates: str
-    osm_date: str
-    bands: tuple[str, ...]
-    resampling: resample.Kernel
-    composite: tiles.CompositeSettings
-    area: aoi.Area
-    source: Source
-    mask: cloud_masks.MaskSettings
-    offset: offsets.OffsetSettings
-    labels: LabelSettings
-    patches: finish.PatchSettings
-    split: SplitSettings
-    out: str
-    leave_out: tuple[str, ...] = ()
-    """Ids of items not to use."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where things are on this machine; nothing here may change a byte of the output.
-
-    `stac`: URL or path in place of the recipe's; `osm`: 'overpass', a URL of such a service, a file, or 'none' for
-    a build without labels; `offline`: only answers that an earlier build of `out` stored. `scratch` is kept if
-    given, else it lies in `out` until the build is complete. `cluster`: a Dask scheduler in place of `workers`.
-    `masks`: for mask method external, a folder of `<item id>.tif` that is not 0 where a scene is not to be used.
-    `tile_px`: the longest side of a tile of the composite.
-    """
-
-    out: Path
-    stac: str | None = None
-    osm: str = "overpass"
-    offline: bool = False
-    gap: Path | None = None
-    workers: int = 1
-    cluster: str | None = None
-    scratch: Path | None = None
-    masks: Path | None = None
-    tile_px: int = 4096
-
-    @property
-    def scratch_folder(self) -> Path:
-        """Staged windows and finished tiles."""
-        return self.scratch or self.out / ".scratch"
-
-    @property
-    def run(self) -> partial[Iterator[Any]]:
-        """`pool.run` on this machine."""
-        return partial(pool.run, workers=self.workers, cluster=self.cluster, threads=tiles.THREADS)
-
-
-def recipe_for(
-    recipe: str | Path, chosen: Mapping[str, object] = MappingProxyType({}), changes: Sequence[str] = ()
-) -> BuildRecipe:
-    """A shipped build recipe by name, or one in a file, with choices and then `a.b=value` changes laid over it.
-
-    `chosen` knows bbox, aoi or place; dates (which moves osm_date along), osm_date, believe, composite, max_obs, mask
-    and profile; None is no choice. Raises SettingError.
-    """
-    wanted = {key: value for key, value in chosen.items() if value is not None}
-    path = recipe if isinstance(recipe, Path) else _shipped(recipe, str(wanted.get("profile", "clean")))
-    document = files.read_plain(path)
-    area = {key: files.plain(wanted[key]) for key in ("bbox", "aoi", "place") if key in wanted}
-    if area:
-        document["area"] = area
-    if "dates" in wanted:
-        # Labels of a later day would show what the images cannot.
-        document |= {"dates": wanted["dates"], "osm_date": str(wanted["dates"]).rpartition("/")[2]}
-    for change in (*(f"{SETTINGS[key]}={wanted[key]}" for key in SETTINGS if key in wanted), *changes):
-        files.override(document, change)
-    return files.parse(BuildRecipe, document, str(path))
-
-
-def _shipped(name: str, profile: str) -> Path:
-    folder = catalog.folder("recipes") / "build"
-    path = folder / (f"{name}.toml" if profile == "clean" else f"{name}-{profile}.toml")
-    if not path.is_file():
-        known = ", ".join(sorted(found.stem for found in folder.glob("*.toml")))
-        raise SettingError(f"no build recipe '{path.stem}'; known: {known}, or give a file of your own")
-    return path
 
 
 # --- plan ----------------------------------------------------------------------------------
@@ -187,20 +73,6 @@ def plan(recipe: BuildRecipe, places: Places) -> Lock:
     return planned
 
 
-def check(recipe: BuildRecipe) -> None:
-    """Raise SettingError on values that only this dataset forbids."""
-    unknown = [band for band in recipe.bands if band not in BAND]
-    if unknown or not recipe.bands or len(set(recipe.bands)) != len(recipe.bands):
-        raise SettingError(f"bands {list(recipe.bands)}: expected different Sentinel-2 bands such as B02, B8A")
-    needed = set(LOOKS_AT.get(recipe.composite.method, ()))
-    if recipe.composite.method == "medoid":  # measures in those of its bands that there are
-        needed = needed if not needed & set(recipe.bands) else set()
-    if needed - set(recipe.bands):
-        raise SettingError(f"composite {recipe.composite.method}: looks at {', '.join(sorted(needed))}; add to bands")
-    if recipe.composite.method == "bap" and recipe.mask.method == "none":
-        raise SettingError("composite bap scores the distance to clouds; mask method none knows no clouds, choose scl")
-
-
 def ground(recipe: BuildRecipe, places: Places, locked: Lock | None = None) -> Grid:
     """The lattice of the lock or of the recipe's area. Raises SettingError where no patch fits into it."""
     outline = places.out / PLACE
@@ -208,17 +80,6 @@ def ground(recipe: BuildRecipe, places: Places, locked: Lock | None = None) -> G
     if recipe.patches.size > min(lattice.shape):  # now, not after an hour of pixels
         raise SettingError(f"area of {lattice.shape} pixels holds no patch of {recipe.patches.size}; take a larger one")
     return lattice
-
-
-def resolved(recipe: BuildRecipe, lattice: Grid) -> BuildRecipe:
-    """The recipe with its area as data: what is written beside the output and hashed."""
-    return replace(recipe, area=aoi.Area(grid=lattice, gsd_m=lattice.gsd_m))
-
-
-def assets(recipe: BuildRecipe) -> tuple[str, ...]:
-    """Bands and layers that a build reads: L2A always with SCL, which the offset test needs too."""
-    layers = {recipe.mask.asset, "SCL" if recipe.source.level == "L2A" else None} - {None, cloud_masks.EXTERNAL}
-    return (*recipe.bands, *sorted(layer for layer in layers if layer))
 
 
 def _promised(scene: Scene, recipe: BuildRecipe, product: int | None = None) -> int | None:
@@ -280,39 +141,40 @@ def followed(recipe: BuildRecipe, locked: Lock) -> Lock:
 
 def mark(recipe: BuildRecipe, settled: Lock, places: Places) -> tuple[dict[str, str], dict[str, str]]:
     """Labels, patches and contract beside the composite; the hashes of OpenStreetMap answers, and of all rasters."""
-    answers = {}
+    answers: dict[str, str] = {}
+    space = paint.chosen(recipe.labels).space
     if places.osm != "none":
-        source = finish.OsmSource(
+        source = paint.OsmSource(
             where=places.osm, date=recipe.osm_date, store=places.out / ".osm", offline=places.offline, gap=places.gap
         )
-        answers = finish.label(places.out, settled.grid, source, recipe.labels)
-    space = finish.chosen(recipe.labels).space
-    finish.cut(places.out, recipe.name, settled.grid, recipe.patches, recipe.split, space=space)
+        painted, answers = paint.label(settled.grid, source, recipe.labels)
+        build_folder.write_labels(places.out, settled.grid, space, rasterize.SOURCES, painted)
+    cut.cut(places.out, recipe.name, settled.grid, recipe.patches, recipe.split, space=space)
     outputs = build_folder.outputs(places.out)
     level, kernel = recipe.source.level, recipe.resampling
     finish.agree(places.out, recipe.name, recipe.dates, level, kernel, space=space, outputs=outputs)
     return answers, outputs
 
 
-def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tuple[tiles.Observed, ...]]:
+def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tuple[visits.Observed, ...]]:
     """Stage every window, hold it against the lock, test offsets: the lock with both, and the staged scenes.
 
     Raises SourceError: a file cannot be read or is not what its item or the lock says; an offset contradicts.
     """
-    visits = [visit(item.scene, recipe, planned.grid, places) for item in planned.items]
-    peeks = [replace(v, pieces={b: p for b, p in v.pieces.items() if b == recipe.mask.asset}) for v in visits]
+    to_stage = [visit(item.scene, recipe, planned.grid, places) for item in planned.items]
+    peeks = [replace(v, pieces={b: p for b, p in v.pieces.items() if b == recipe.mask.asset}) for v in to_stage]
     if recipe.composite.method == "bap" or recipe.composite.max_obs:
-        scenes = dict(enumerate(progress.track(places.run(tiles.scout, peeks), label="mask layers", total=len(peeks))))
+        scenes = dict(enumerate(progress.track(places.run(visits.scout, peeks), label="mask layers", total=len(peeks))))
     else:
-        scenes = dict(enumerate(tiles.scout(replace(v, pieces={})) for v in visits))
+        scenes = dict(enumerate(visits.scout(replace(v, pieces={})) for v in to_stage))
     items, dropped = dict(enumerate(planned.items)), list(planned.dropped)
-    task = partial(tiles.visit, lattice=planned.grid)
+    task = partial(visits.visit, lattice=planned.grid)
     read: set[int] = set()
     # Scenes that cannot matter are not read; one that is left out may make others matter.
     known = -1
     while known != len(scenes) and (fresh := [n for n in _wanted(recipe, planned, scenes, places) if n not in read]):
         read, known = read | set(fresh), len(scenes)
-        runs = progress.track(places.run(task, [visits[n] for n in fresh]), label="scenes", total=len(fresh))
+        runs = progress.track(places.run(task, [to_stage[n] for n in fresh]), label="scenes", total=len(fresh))
         for n, (scene, seen) in zip(fresh, runs, strict=True):
             _same_pixels(items[n], scene.files)
             items[n] = replace(items[n], expected_offset=_promised(items[n].scene, recipe, seen.product))
@@ -323,7 +185,7 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
                 items[n] = _decided(items[n], seen, recipe.offset)
                 scenes[n] = replace(scene, offset=items[n].offset or 0)
     if not items:
-        raise SourceError(f"all {len(visits)} scenes show too few clear pixels to test offsets; widen dates or area")
+        raise SourceError(f"all {len(to_stage)} scenes show too few clear pixels to test offsets; widen dates or area")
     for n in items:
         if n not in read:
             _same_pixels(items[n], scenes[n].files)
@@ -333,24 +195,24 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
     return settled, tuple(scenes[n] for n in order)
 
 
-def _wanted(recipe: BuildRecipe, planned: Lock, scenes: dict[int, tiles.Observed], places: Places) -> list[int]:
+def _wanted(recipe: BuildRecipe, planned: Lock, scenes: dict[int, visits.Observed], places: Places) -> list[int]:
     order = sorted(scenes)
     if not any(scene.files for scene in scenes.values()) or recipe.mask.asset is None:
         return order[: recipe.composite.max_obs or None]
     if not (recipe.composite.method == "bap" or recipe.composite.max_obs):
         return order
     sighted = _sighted(recipe, tuple(scenes[n] for n in order), planned.grid, places)
-    return [order[n] for n in tiles.wanted(sighted, recipe.composite)]
+    return [order[n] for n in clear_masks.wanted(sighted, recipe.composite)]
 
 
 def _sighted(
-    recipe: BuildRecipe, scenes: tuple[tiles.Observed, ...], lattice: Grid, places: Places
-) -> tuple[tiles.Observed, ...]:
+    recipe: BuildRecipe, scenes: tuple[visits.Observed, ...], lattice: Grid, places: Places
+) -> tuple[visits.Observed, ...]:
     reach, folder = recipe.composite.reach_m, places.scratch_folder / "sights"
-    return tiles.sighted(scenes, recipe.mask, area=lattice, reach_m=reach, folder=folder, run=places.run)
+    return clear_masks.sighted(scenes, recipe.mask, area=lattice, reach_m=reach, folder=folder, run=places.run)
 
 
-def visit(scene: Scene, recipe: BuildRecipe, lattice: Grid, places: Places) -> tiles.Visit:
+def visit(scene: Scene, recipe: BuildRecipe, lattice: Grid, places: Places) -> visits.Visit:
     there = search.located(scene, places.stac or recipe.source.stac)
     found, decide = dict(there.assets), dict(scene.assets)
     if recipe.mask.method == cloud_masks.EXTERNAL:
@@ -361,7 +223,7 @@ def visit(scene: Scene, recipe: BuildRecipe, lattice: Grid, places: Places) -> t
         decide[cloud_masks.EXTERNAL] = Asset(href=files.sha256_file(path))
     pieces = {}
     for band in (*assets(recipe), *(found.keys() & {cloud_masks.EXTERNAL})):
-        reach = tiles.layer_reach_m(recipe.mask, recipe.composite.reach_m) if band == recipe.mask.asset else 0
+        reach = clear_masks.layer_reach_m(recipe.mask, recipe.composite.reach_m) if band == recipe.mask.asset else 0
         # Named by what decides its bytes: another plan may share it, a changed one may not.
         decides = {"asset": decide[band], "bounds": lattice.bounds, "crs": lattice.crs, "margin": reach}
         kernel = recipe.resampling if band in BAND else "nearest"
@@ -379,7 +241,7 @@ def visit(scene: Scene, recipe: BuildRecipe, lattice: Grid, places: Places) -> t
             tokens=recipe.source.tokens or signing.service(scene.provider, found[band].href),
         )
     told = there.product if offsets.told_by_product(scene.baseline) else None
-    return tiles.Visit(
+    return visits.Visit(
         id=scene.id,
         overpass=scene.overpass,
         day=(date.fromisoformat(scene.time[:10]) - date(1970, 1, 1)).days,
@@ -407,7 +269,7 @@ def _decided(item: Item, evidence: offsets.Evidence, settings: offsets.OffsetSet
 
 
 def render(
-    recipe: BuildRecipe, settled: Lock, scenes: tuple[tiles.Observed, ...], places: Places, folder: Path
+    recipe: BuildRecipe, settled: Lock, scenes: tuple[visits.Observed, ...], places: Places, folder: Path
 ) -> None:
     """Composite all tiles and write `image.tif`, `provenance.tif` and `usage.json` into `folder`."""
     task = job(recipe, settled, scenes, places)
@@ -418,11 +280,11 @@ def render(
     build_folder.write_usage(folder, [(scene.id, scene.clear_share) for scene in task.scenes])
 
 
-def job(recipe: BuildRecipe, settled: Lock, scenes: tuple[tiles.Observed, ...], places: Places) -> tiles.Job:
+def job(recipe: BuildRecipe, settled: Lock, scenes: tuple[visits.Observed, ...], places: Places) -> tiles.Job:
     """What decides each tile of the composite, masks included; its folder is that of no job with other pixels."""
     decides = (recipe.bands, recipe.resampling, recipe.composite, recipe.mask, settled.grid)
     items = [(item.scene.id, item.scene.overpass, item.offset, item.windows) for item in settled.items]
-    name = lock.sha256([tiles.VERSION, resample.VERSION, decides, items])[:16]
+    name = lock.sha256([rules.VERSION, resample.VERSION, decides, items])[:16]
     return tiles.Job(
         grid=settled.grid,
         bands=recipe.bands,

@@ -18,6 +18,7 @@ from typing import Literal
 import numba
 import numpy as np
 
+from sgdata.composite import rules
 from sgdata.types import Array
 
 Method = Literal["medoid", "bap", "maxndvi", "median", "geomedian"]
@@ -334,3 +335,21 @@ def _medoid(observations: Array, usable: Array, pairs: Array, index: Array, scor
         for x in range(width):
             if nearest[x] < np.inf:
                 score[y, x] = min(np.sqrt(nearest[x]) / 2 + 0.5, 65534.0)
+
+
+VERSION = 2
+"""Counts changes of masks or composites that change a pixel: what an older version left in scratch is not used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositeSettings:
+    """How many dates become one. `max_obs` scenes at most are looked at, the clearest together; 0: all."""
+
+    method: rules.Method
+    max_obs: int
+    bap: rules.BapSettings
+
+    @property
+    def reach_m(self) -> float:
+        """How far the rule wants to know of clouds."""
+        return self.bap.cloud_m if self.method == "bap" else 0

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import catalog
-from sgdata.datasets import archives
+from sgdata.datasets import archives, cards
 from sgdata.datasets.types import Found, Member, Ref, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.rasters import small_tiff
@@ -44,8 +44,8 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     v2 takes labels and split from the table of the recipe's `splits` where it lies in or beside the source, and leaves
     out what that does not list; without it every patch goes to `all`, without labels.
     """
-    edition = catalog.edition("bigearthnet", recipe.edition)
-    space = catalog.label_space("bigearthnet", recipe.labels)
+    edition = cards.edition("bigearthnet", recipe.edition)
+    space = cards.label_space("bigearthnet", recipe.labels)
     listing = archives.listing(source)
     wanted = {*(f"{band}.tif" for band in edition.bands), _LABELS}
     patches: dict[str, dict[str, Member]] = {}
@@ -65,7 +65,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     known = _metadata(source, table) if edition.name == "v2" else {}
     if edition.name == "v2" and not known:
         notes.append(f"no {table or 'table'} in or beside {source.name}: samples have no labels")
-        space = catalog.label_space("bigearthnet", "none")
+        space = cards.label_space("bigearthnet", "none")
     named = [(folder.rpartition("/")[2], held) for folder, held in patches.items()]
     kept = [(name, held) for name, held in named if not known or name in known]
     if len(kept) < len(patches):

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgdata import catalog, files, progress
+from sgdata import files, progress
+from sgdata.datasets import cards
 from sgdata.datasets.types import Source
 from sgdata.errors import OutputError, ServiceError, SettingError
 
@@ -48,7 +49,7 @@ def plan(dataset: str, release: str, out: Path, parts: Sequence[str] = ()) -> Ne
 
     Raises SettingError on an unknown part and on a file that the card has no address for.
     """
-    edition = catalog.edition(dataset, release)
+    edition = cards.edition(dataset, release)
     known = sorted({source.part for source in edition.sources})
     unknown = sorted(set(parts) - set(known))
     if not known:
@@ -61,7 +62,7 @@ def plan(dataset: str, release: str, out: Path, parts: Sequence[str] = ()) -> Ne
     left = [source for source in chosen if not (source.file in held and (out / source.file).is_file())]
     unaddressed = [source.file for source in left if not source.url]
     if unaddressed:
-        home = catalog.card(dataset).home
+        home = cards.card(dataset).home
         raise SettingError(f"{dataset}: no address is known of {', '.join(unaddressed)}; see {home}")
     need = sum((source.bytes or 0) - _size(_partial(out, source)) * bool(source.bytes) for source in left)
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())

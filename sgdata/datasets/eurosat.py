@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import catalog
-from sgdata.datasets import archives
+from sgdata.datasets import archives, cards
 from sgdata.datasets.types import Found, Ref, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.rasters import small_tiff
@@ -23,8 +22,8 @@ STORED_SHARE = 0.6
 
 def find(source: Path, recipe: ShardRecipe) -> Found:
     """Every `<Class>/<Class>_<n>.tif` wherever the class folders lie in `source`; the split is `all`."""
-    edition = catalog.edition("eurosat", recipe.edition)
-    space = catalog.label_space("eurosat", recipe.labels)
+    edition = cards.edition("eurosat", recipe.edition)
+    space = cards.label_space("eurosat", recipe.labels)
     listing = archives.listing(source)
     refs, rejected = [], list(listing.rejected)
     for member in listing.members:
@@ -43,7 +42,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
 @contextmanager
 def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
     """A function from Ref to Sample: `image` (13, 64, 64) uint16 in wavelength order; it raises SourceError."""
-    stored = catalog.edition("eurosat", contract.version)
+    stored = cards.edition("eurosat", contract.version)
     # By name: the files hold B8A last, and "drop index 10" removes B11 there.
     order = [stored.bands.index(band.name) for band in contract.bands]
     with archives.opened(source) as content:

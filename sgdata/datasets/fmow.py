@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog
-from sgdata.datasets import archives
+from sgdata.datasets import archives, cards
 from sgdata.datasets.types import Found, Member, Ref, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.rasters import small_tiff
@@ -36,8 +35,8 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
 
     Without any CSV, every image there is: the split from its folder (`train`, `val`, `test` or `test_gt`), else `all`.
     """
-    edition = catalog.edition("fmow", recipe.edition)
-    space = catalog.label_space("fmow", recipe.labels)
+    edition = cards.edition("fmow", recipe.edition)
+    space = cards.label_space("fmow", recipe.labels)
     listing = archives.listing(source)
     images = _images(listing.members, space)
     if not images:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import catalog
-from sgdata.datasets import archives
+from sgdata.datasets import archives, cards
 from sgdata.datasets.types import Found, Member, Ref, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.rasters import small_tiff
@@ -32,7 +32,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
 
     The three zips unpacked side by side, or merged into one folder per city: files are found by city and name.
     """
-    edition = catalog.edition("oscd", recipe.edition)
+    edition = cards.edition("oscd", recipe.edition)
     facts = catalog.document("oscd_cities")
     listing = archives.listing(source)
     cities: dict[str, dict[str, Member]] = {}
@@ -52,7 +52,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
         expected = "no city of OSCD, such as abudhabi/imgs_1_rect; expected the three zips, packed or not"
         raise archives.nothing(source, listing, expected)
     return Found(
-        refs=tuple(refs), edition=edition, labels=catalog.label_space("oscd", recipe.labels), rejected=listing.rejected
+        refs=tuple(refs), edition=edition, labels=cards.label_space("oscd", recipe.labels), rejected=listing.rejected
     )
 
 

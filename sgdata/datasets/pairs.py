@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog, files
-from sgdata.builds import patch_table
+from sgdata import files
+from sgdata.datasets import build_patches, cards
 from sgdata.datasets.types import Found, Member, Ref, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.shards import contracts
@@ -51,11 +51,11 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
         Member(name=name, size=path.stat().st_size)
         for name, path in (("before", before / IMAGE), ("after", after / IMAGE))
     )
-    refs = patch_table.refs(before / PATCHES, members, 4 * len(ours.bands) * _STORED_SHARE)
-    space = catalog.label_space("pairs", recipe.labels)
+    refs = build_patches.refs(before / PATCHES, members, 4 * len(ours.bands) * _STORED_SHARE)
+    space = cards.label_space("pairs", recipe.labels)
     # Statistics are those of both dates, made anew from the samples.
     contract = replace(ours, dataset="pairs", label_space=space, statistics={}, splits={}, fingerprint="")
-    return Found(refs=refs, edition=catalog.edition("pairs", recipe.edition), labels=space, contract=contract)
+    return Found(refs=refs, edition=cards.edition("pairs", recipe.edition), labels=space, contract=contract)
 
 
 @contextmanager

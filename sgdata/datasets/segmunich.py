@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import catalog, files
-from sgdata.builds import patch_table
-from sgdata.datasets import archives
+from sgdata.datasets import archives, build_patches, cards
 from sgdata.datasets.types import Found, Member, Ref, ShardRecipe
 from sgdata.errors import SettingError, SourceError
 from sgdata.rasters import dihedral, small_tiff
@@ -45,7 +44,7 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample
             images = {name: stack.enter_context(_opened(source / name)) for name in _held(source)}
             yield lambda ref: _read_patch(ref, images)
     else:
-        stored = catalog.edition("segmunich", contract.version).bands
+        stored = cards.edition("segmunich", contract.version).bands
         # Measured on the files: 10 m bands first. The paper, two cards and the authors give three other orders.
         order = [stored.index(band.name) for band in contract.bands]
         index = _index_of_file_value()
@@ -63,8 +62,8 @@ def _find_in_build(source: Path, labels: str) -> Found:
     painted = contract.label_space.name
     if labels not in {painted, "segmunich-released"}:
         raise SettingError(f"{source}: labels '{labels}': this build was painted with '{painted}', and keeps them")
-    refs = patch_table.refs(source / PATCHES, members, 2 * len(contract.bands) * STORED_SHARE)
-    edition = catalog.edition("segmunich", "build")
+    refs = build_patches.refs(source / PATCHES, members, 2 * len(contract.bands) * STORED_SHARE)
+    edition = cards.edition("segmunich", "build")
     return Found(refs=refs, edition=edition, labels=contract.label_space, contract=contract)
 
 
@@ -110,7 +109,7 @@ def _find_released(source: Path, recipe: ShardRecipe) -> Found:
     share the `group` of their meta, and of a window that train holds none is left in val or test, unless the recipe
     asks for the splits `released`, leaks and all.
     """
-    edition = catalog.edition("segmunich", "released")
+    edition = cards.edition("segmunich", "released")
     listing = archives.listing(source)
     images: dict[tuple[str, str], Member] = {}
     labels: dict[tuple[str, str], Member] = {}
@@ -135,7 +134,7 @@ def _find_released(source: Path, recipe: ShardRecipe) -> Found:
         if (split, name) in labels
     ]
     alone = tuple((images[at].name, "image without label") for at in sorted(images.keys() - labels.keys()))
-    space = catalog.label_space("segmunich", "segmunich-released")
+    space = cards.label_space("segmunich", "segmunich-released")
     grouped = _grouped(refs, source)
     # Copies within train are kept: they are what was published; their group tells.
     trained = {ref.meta["group"] for ref in grouped if ref.split == "train"}

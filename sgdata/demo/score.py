@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sgdata.builds import build_recipe
 from sgdata.types import Array, Grid
 
 if TYPE_CHECKING:
-    from sgdata.builds.pipeline import BuildRecipe
+    from sgdata.builds.build_recipe import BuildRecipe
     from sgdata.composite.rules import Method
-    from sgdata.composite.tiles import Observed
+    from sgdata.composite.visits import Observed
 
 # A scene counts as cloudy from this share of cloud and shadow on: below it, picking one scene would be fair play.
 CLOUDY = 0.05
@@ -26,10 +27,10 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
     from sgdata.scenes import lock
     from sgdata.simulation import score
 
-    recipe = files.read(pipeline.BuildRecipe, build / "recipe.toml")
+    recipe = files.read(build_recipe.BuildRecipe, build / "recipe.toml")
     built = lock.read(build / lock.NAME)
     items = [item.scene.id for item in built.items]
-    places = pipeline.Places(out=build, stac=str(archive / "catalog.json"), workers=workers, scratch=scratch)
+    places = build_recipe.Places(out=build, stac=str(archive / "catalog.json"), workers=workers, scratch=scratch)
     settled, scenes = pipeline.fetch(recipe, built, places)
 
     truth = score.true_median(archive, recipe.bands)

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from sgdata import files, pool, progress
-from sgdata.datasets import READERS, archives
+from sgdata.datasets import archives
+from sgdata.datasets.readers import READERS
 from sgdata.datasets.types import Edition, Found, Ref, ShardRecipe
 from sgdata.errors import OutputError, SourceError
 from sgdata.packing import select

@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sgdata import catalog, files
-from sgdata.datasets import archives
+from sgdata.datasets import archives, cards
 from sgdata.datasets.types import Edition, Found, Ref, ShardRecipe
 from sgdata.errors import SettingError
 from sgdata.rasters import resample
-from sgdata.shards import contracts
 from sgdata.types import Contract
 
 
@@ -40,7 +39,7 @@ def listed(
     source = _archive_in(source or Path(recipe.source), recipe)
     found = _without(find(source, recipe), leave_out)
     found = _once(_split(found, splits or _published_lists(found.edition, recipe.splits, source)))
-    contract = found.contract or contracts.expected(
+    contract = found.contract or cards.expected(
         recipe.dataset,
         found.edition,
         found.labels,
@@ -52,7 +51,7 @@ def listed(
 
 def _archive_in(source: Path, recipe: ShardRecipe) -> Path:
     """The compressed tar of the card in a folder that `sgdata fetch` filled; any other source is itself."""
-    edition = catalog.edition(recipe.dataset, recipe.edition)
+    edition = cards.edition(recipe.dataset, recipe.edition)
     held = [source / each.file for each in edition.sources if each.part == "images"]
     return next((path for path in held if archives.is_stream(path)), source)
 

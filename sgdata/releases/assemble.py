@@ -18,6 +18,7 @@ import numpy as np
 from sgdata import catalog, files, verification
 from sgdata.audits import findings
 from sgdata.builds import patch_table
+from sgdata.datasets import cards
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.pages import html
 from sgdata.rasters import resample
@@ -81,7 +82,7 @@ def _checked(order: Order) -> tuple[Any, lock.Lock | None]:
             )
     contract = contracts.read(order.source)
     ours = contract.dataset == "segmunich" and contract.version != shipment.RELEASED_BY_OTHERS
-    shipment.permitted(catalog.card(contract.dataset), ours=ours, private=order.private)
+    shipment.permitted(cards.card(contract.dataset), ours=ours, private=order.private)
     if not ours:
         return contract, None
     if order.build is None:
@@ -112,7 +113,7 @@ def _assemble(
     files.write(folder / findings.NAME, files.pretty_json(report))
     index = tar_format.read_index(folder)
     shipped = Shipment(
-        order=order, contract=contract, card=catalog.card(contract.dataset), lock=planned, report=report,
+        order=order, contract=contract, card=cards.card(contract.dataset), lock=planned, report=report,
         rows=index.select(_COLUMNS).to_pylist(), index_sha256=files.sha256_file(folder / tar_format.INDEX),
         shards={p.name: (files.sha256_file(p), p.stat().st_size) for p in sorted(folder.glob("*.tar"))},
     )  # fmt: skip

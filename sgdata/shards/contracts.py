@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from sgdata import files
-from sgdata.datasets.types import Edition
 from sgdata.errors import SettingError
-from sgdata.types import Contract, LabelSpace
+from sgdata.types import Contract
 
 NAME = "contract.json"
 FORMAT = 1
@@ -38,33 +37,6 @@ def read(folder: Path) -> Contract:
 def write(folder: Path, contract: Contract) -> None:
     """Write `folder/contract.json`, indented, the same bytes for the same contract."""
     files.write(folder / NAME, files.pretty_json(contract))
-
-
-def expected(
-    dataset: str, edition: Edition, labels: LabelSpace, *, resampling: str, resampling_version: int
-) -> Contract:
-    """The contract of an edition before any sample is read: bands in wavelength order, no statistics, no splits."""
-    from sgdata.sentinel2 import BANDS
-
-    # Wavelength order whatever the files hold: B8A stands ninth, not last (EuroSAT) nor after B12 (by name).
-    bands = tuple(band for band in BANDS if band.name in edition.bands)
-    return Contract(
-        format=FORMAT,
-        dataset=dataset,
-        version=edition.name,
-        bands=bands,
-        level=edition.level,
-        scale=edition.scale,
-        offset=edition.offset,
-        nodata=edition.nodata,
-        resampling=resampling,
-        resampling_version=resampling_version,
-        shape=None,
-        label_space=labels,
-        statistics={},
-        splits={},
-        fingerprint="",
-    )
 
 
 def differences(ours: Contract, theirs: Contract, purpose: Purpose) -> list[str]:

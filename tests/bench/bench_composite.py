@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from sgdata.builds import build_recipe
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import composite_reference
@@ -55,8 +57,8 @@ def archive(folder: Path) -> Path:
     return wrap(folder, scenes)
 
 
-def recipe(method: rules.Method) -> pipeline.BuildRecipe:
-    published = files.read(pipeline.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+def recipe(method: rules.Method) -> build_recipe.BuildRecipe:
+    published = files.read(build_recipe.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
     return replace(
         published,
         bands=BANDS,
@@ -70,7 +72,7 @@ def recipe(method: rules.Method) -> pipeline.BuildRecipe:
 def ours(folder: Path, method: rules.Method) -> Array:
     """From the catalogue to the composite in memory, in one process."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        places = pipeline.Places(out=Path(scratch), stac=str(folder / "a"))
+        places = build_recipe.Places(out=Path(scratch), stac=str(folder / "a"))
         settings = recipe(method)
         settled, scenes = pipeline.fetch(settings, pipeline.plan(settings, places), places)
         job = pipeline.job(settings, settled, scenes, places)
@@ -202,7 +204,7 @@ def alone(folder: Path, side: int, first_year: str) -> str:
         area=Area(grid=replace(LATTICE, shape=(side, side))),
     )
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        places = pipeline.Places(out=Path(scratch), stac=str(folder / "a"))
+        places = build_recipe.Places(out=Path(scratch), stac=str(folder / "a"))
 
         def build() -> None:
             settled, scenes = pipeline.fetch(settings, pipeline.plan(settings, places), places)

@@ -17,7 +17,7 @@ import numpy as np
 import rasterio
 
 from sgdata import catalog, files
-from sgdata.builds import pipeline
+from sgdata.builds import build_recipe, pipeline
 from sgdata.composite import rules
 from sgdata.scenes import lock
 from sgdata.scenes.aoi import Area
@@ -29,8 +29,8 @@ SIZE_KM, DATES, SEED = 4.0, 12, 7
 MASKS = {"cloud and shadow": score.CLOUD | score.SHADOW, "and thin cloud, haze, snow": 255}
 
 
-def recipe(archive: Path) -> pipeline.BuildRecipe:
-    published = files.read(pipeline.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+def recipe(archive: Path) -> build_recipe.BuildRecipe:
+    published = files.read(build_recipe.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
     return replace(published, dates="2019-04-01/2020-03-31", area=Area(aoi=str(archive / "aoi.geojson")))
 
 
@@ -45,7 +45,7 @@ def true_masks(archive: Path, folder: Path, bits: int) -> Path:
     return folder
 
 
-def built(settings: pipeline.BuildRecipe, places: pipeline.Places, name: str) -> tuple[lock.Lock, Array, Array]:
+def built(settings: build_recipe.BuildRecipe, places: build_recipe.Places, name: str) -> tuple[lock.Lock, Array, Array]:
     """The settled lock, the image and the index of the chosen items; labels and patches are left out."""
     settled, scenes = pipeline.fetch(settings, pipeline.plan(settings, places), places)
     pipeline.render(settings, settled, scenes, places, places.out / name)
@@ -53,7 +53,7 @@ def built(settings: pipeline.BuildRecipe, places: pipeline.Places, name: str) ->
 
 
 def figures(archive: Path, scratch: Path) -> Iterator[tuple[str, str, str, str]]:
-    base, places = recipe(archive), pipeline.Places(out=scratch, stac=str(archive), osm="none")
+    base, places = recipe(archive), build_recipe.Places(out=scratch, stac=str(archive), osm="none")
     truth = score.true_median(archive, base.bands)
     settled = None
     true = {words: true_masks(archive, scratch / f"masks-{bits}", bits) for words, bits in MASKS.items()}

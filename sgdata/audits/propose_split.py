@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from sgdata import files
-from sgdata.audits import checks, findings, proximity
+from sgdata.audits import checks, findings
 from sgdata.audits.checks import Evidence
 from sgdata.errors import SettingError
-from sgdata.splits import blocks
+from sgdata.splits import blocks, proximity
 from sgdata.splits.blocks import LEFT_OUT, SplitReport, SplitSettings
 
 # Neighbours at less than a block look alike: four patches across, as the recipe of a build has it.

@@ -1,0 +1,96 @@
+"""Cut the area of a build into patches and split them by blocks of ground."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sgdata.builds import build_folder, patch_table
+from sgdata.labels import rasterize
+from sgdata.rasters import geotiff, grid
+from sgdata.splits import blocks
+from sgdata.types import Array, Grid, LabelSpace
+
+log = logging.getLogger("sgdata")
+
+
+LEAST_GAP_PX = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSettings:
+    """Patches cut from the composite: side and step in pixels."""
+
+    size: int
+    stride: int
+
+
+def cut(
+    folder: Path,
+    name: str,
+    lattice: Grid,
+    settings: PatchSettings,
+    split: blocks.SplitSettings,
+    *,
+    space: LabelSpace,
+) -> None:
+    """Write `patches.parquet`: windows, parts and shares of `space`'s classes (none where the build has no labels)."""
+    windows = list(grid.patches(lattice.shape, settings.size, settings.stride))
+    ids: tuple[int, ...] = ()
+    counts = np.zeros((len(windows), 0), np.int64)
+    if (folder / build_folder.LABELS).exists():
+        ids = (*space.ids, rasterize.UNMAPPED)
+        with geotiff.opened(str(folder / build_folder.LABELS)) as dataset:
+            counts = patch_table.class_counts(dataset.read(1), windows, ids)
+    # Unmapped ground is no class to be balanced between the parts.
+    parts, report = fitting_split(patch_table.window_boxes(windows), counts[:, :-1] if ids else counts, split)
+    log.info("patches: %s, %d left out, leakage %.3f", report.boxes, report.left_out, report.leakage)
+    if report.empty:
+        log.warning("patches: none for %s; choose a smaller split.block_px or split.gap_px", " and ".join(report.empty))
+    rows = patch_table.table(name, lattice, windows, parts=parts, counts=counts, ids=ids)
+    patch_table.write(folder / "patches.parquet", rows)
+
+
+def fitting_split(
+    boxes: Array, counts: Array, settings: blocks.SplitSettings
+) -> tuple[tuple[str, ...], blocks.SplitReport]:
+    """The split by `settings`; where the area is too small for it (a part is empty, or train smaller than val), the
+    best by smaller blocks: the largest ones with which no part is empty, too small, or short of a class.
+
+    What cannot be mended so comes back with the fewest faults. Raises SettingError.
+    """
+    more_to_train = 1 - settings.test_share > 2 * settings.val_share
+
+    def faults(report: blocks.SplitReport) -> tuple[int, bool, int]:
+        # Most of the patches in val, unless wanted so, is nearly as useless as none there.
+        small = more_to_train and report.boxes["train"] < report.boxes["val"]
+        return len(report.empty), small, sum(map(len, report.lacking.values()))
+
+    tried = [(settings, *blocks.split(boxes, counts, settings))]
+    # A class that is lacking in a large area is rare: no reason to leave the recipe.
+    if settings.method == "blocks" and any(faults(tried[0][2])[:2]):
+        for smaller in _smaller(boxes, settings):
+            tried.append((smaller, *blocks.split(boxes, counts, smaller)))
+            if not any(faults(tried[-1][2])):
+                break
+    chosen, parts, report = min(tried, key=lambda one: faults(one[2]))
+    if chosen != settings:
+        # Said aloud: the recipe beside the output still shows what was asked for.
+        log.warning("split: a small area: blocks of %d px, gap of %d px", chosen.block_px, chosen.gap_px)
+    return parts, report
+
+
+def _smaller(boxes: Array, settings: blocks.SplitSettings) -> Iterator[blocks.SplitSettings]:
+    """Ever smaller blocks, not below a patch, that divide the area evenly: the gap first in proportion, then least."""
+    side = int((boxes[:, 2:4] - boxes[:, 0:2]).max(initial=0))
+    extent = int((boxes[:, 2:4].max(axis=0) - boxes[:, 0:2].min(axis=0)).max())
+    sizes = [size for n in range(2, extent // side + 1) if (size := extent // n) < settings.block_px]
+    # What lies nearer than 120 m shares ground: a 60 m pixel, resampled to 10 m, reaches that far.
+    least = min(settings.gap_px, LEAST_GAP_PX)
+    gaps = [max(settings.gap_px * size // settings.block_px, least) for size in sizes]
+    for size, gap in [*zip(sizes, gaps, strict=True), *((size, least) for size in sizes)]:
+        yield replace(settings, block_px=size, gap_px=gap)

@@ -1,0 +1,21 @@
+"""Write the report of an audit and a page of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sgdata import files
+from sgdata.audits import findings
+from sgdata.pages import html
+
+
+def write(out: Path, report: findings.Report) -> Path:
+    """`audit.json` and a page of it; returns the page. Raises OutputError."""
+    from sgdata.pages.tables import audited
+
+    with files.only_writer(out, findings.NAME):
+        files.write(out / findings.NAME, files.pretty_json(report))
+        title = f"Audit of {report.subject}, {report.kind}"
+        shown = html.write(out / "index.html", title=title, intro="", blocks=[audited(report)])
+        files.write_sums(out)
+    return shown
