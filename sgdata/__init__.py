@@ -1,7 +1,7 @@
 """Build, shard, verify and release Sentinel-2 datasets: what the commands call, for use from Python.
 
     sgdata.build_recipe(...)     a build recipe by name, with your area, dates and settings laid over it
-    sgdata.build(recipe, sgdata.Places(out=...))   scenes and labels -> a build folder   (sgdata build segmunich)
+    sgdata.build(recipe, sgdata.BuildPaths(out=...))   scenes and labels -> a build folder   (sgdata build segmunich)
     sgdata.open_build(folder)    a build folder as an xarray.Dataset with its CRS
     sgdata.shard(...)            a dataset -> WebDataset shards                   (sgdata shard)
 
@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgdata.builds.build_folder import open_build as open_build
-    from sgdata.builds.build_recipe import Places as Places
+    from sgdata.builds.build_recipe import BuildPaths as BuildPaths
     from sgdata.builds.build_recipe import recipe_for as build_recipe
     from sgdata.builds.pipeline import build as build
     from sgdata.packing.pack import pack as shard
 
 __version__ = "0.1.0"
-__all__ = ["Places", "build", "build_recipe", "open_build", "shard"]
+__all__ = ["BuildPaths", "build", "build_recipe", "open_build", "shard"]
 
 _HOME = {
-    "Places": ("builds.build_recipe", "Places"),
+    "BuildPaths": ("builds.build_recipe", "BuildPaths"),
     "build": ("builds.pipeline", "build"),
     "build_recipe": ("builds.build_recipe", "recipe_for"),
     "open_build": ("builds.build_folder", "open_build"),

@@ -116,7 +116,7 @@ def plan(
 
     wanted: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "profile": profile}
     chosen = build_recipe.recipe_for(recipe or name, wanted, changes or ())
-    places = build_recipe.Places(out=out or Path(chosen.out), stac=stac, workers=workers)
+    places = build_recipe.BuildPaths(out=out or Path(chosen.out), stac=stac, workers=workers)
     # Shown before it is refused: who sees the months knows which dates to choose.
     holes = console.show_plan(pipeline.plan(chosen, places), places, where=stac or chosen.source.stac, as_json=as_json)
     if holes and not allow_holes:
@@ -164,7 +164,7 @@ def build(
     wanted |= {"osm_date": osm_date, "believe": believe, "max_obs": max_obs, "profile": profile}
     wanted["mask"] = "external" if masks else None
     chosen = build_recipe.recipe_for(recipe or name, wanted, changes or ())
-    places = build_recipe.Places(
+    places = build_recipe.BuildPaths(
         out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap,
         workers=workers, cluster=cluster, scratch=scratch,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sgdata.audits.findings import Report
-    from sgdata.builds.build_recipe import Places
+    from sgdata.builds.build_recipe import BuildPaths
     from sgdata.scenes.lock import Lock
 
 
@@ -24,7 +24,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console(markup=False, highlight=False).print(table)
 
 
-def show_plan(planned: Lock, places: Places, *, where: str, as_json: bool) -> str:
+def show_plan(planned: Lock, places: BuildPaths, *, where: str, as_json: bool) -> str:
     """Print the month table of a plan, its cost, and where its lock lies; returns its holes in words."""
     from sgdata import files
     from sgdata.scenes import coverage

@@ -96,8 +96,8 @@ class LabelSpace:
     ignore: int | None = None
 
     @property
-    def nothing(self) -> int:
-        """The value that is no class: `ignore`, or 255 where the data name none."""
+    def ignore_index(self) -> int:
+        """Label value to ignore: `ignore` if set, else 255."""
         return 255 if self.ignore is None else self.ignore
 
 

@@ -16,7 +16,7 @@ SMALL = ("patches.size=64", "split.block_px=100", "split.gap_px=0", "composite.m
 def test_from_an_area_to_shards(city: Path, tmp_path: Path) -> None:
     recipe = sgdata.build_recipe("segmunich", {"aoi": city / "aoi.geojson", "composite": "median"}, SMALL)
     out = sgdata.build(
-        recipe, sgdata.Places(out=tmp_path / "build", stac=f"{city}/catalog.json", osm=f"{city}/osm/city.osm")
+        recipe, sgdata.BuildPaths(out=tmp_path / "build", stac=f"{city}/catalog.json", osm=f"{city}/osm/city.osm")
     )
     build = sgdata.open_build(out)
     assert build.rio.crs.to_epsg() == 32632

@@ -37,8 +37,8 @@ def recipe(*overrides: str) -> classify.Recipe:
     return files.read(classify.Recipe, TRAIN / "classify-demo-tiny.toml", (*TINY, *overrides))
 
 
-def places(folder: Path, out: Path, **others: object) -> cli.Places:
-    return dataclasses.replace(cli.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+def places(folder: Path, out: Path, **others: object) -> cli.RunPaths:
+    return dataclasses.replace(cli.RunPaths(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
 
 
 def results(out: Path) -> dict[str, object]:

@@ -14,7 +14,7 @@ from stac_wrap import Wrapped, wrap
 
 from sgdata import catalog, files
 from sgdata.builds import build_recipe, pipeline
-from sgdata.builds.build_recipe import Places
+from sgdata.builds.build_recipe import BuildPaths
 from sgdata.composite import omnicloudmask
 from sgdata.errors import SettingError
 from sgdata.scenes.aoi import Area
@@ -54,7 +54,7 @@ def settings(method: str = "scl") -> build_recipe.BuildRecipe:
 
 def test_masks_of_a_lock_are_those_that_a_build_takes(tmp_path: Path) -> None:
     home = str(archive(tmp_path / "a"))
-    planned = pipeline.plan(settings(), Places(out=tmp_path / "b", stac=home))
+    planned = pipeline.plan(settings(), BuildPaths(out=tmp_path / "b", stac=home))
     seen = []
 
     def bright(image: Array) -> Array:
@@ -67,7 +67,7 @@ def test_masks_of_a_lock_are_those_that_a_build_takes(tmp_path: Path) -> None:
     omnicloudmask.write(planned, tmp_path / "m", home, bright)
     assert len(seen) == 2  # what is there stays
     out = pipeline.build(
-        settings("external"), Places(out=tmp_path / "b", stac=home, masks=made, osm="none"), locked=planned
+        settings("external"), BuildPaths(out=tmp_path / "b", stac=home, masks=made, osm="none"), locked=planned
     )
     with rasterio.open(out / "provenance.tif") as dataset:
         count = dataset.read(2)
@@ -78,7 +78,7 @@ def test_masks_of_a_lock_are_those_that_a_build_takes(tmp_path: Path) -> None:
 def test_a_lock_without_the_bands_is_refused(tmp_path: Path) -> None:
     recipe = replace(settings(), bands=("B02", "B03", "B04", "B08", "B11", "B12"))
     home = str(archive(tmp_path / "a"))
-    planned = pipeline.plan(recipe, Places(out=tmp_path / "b", stac=home))
+    planned = pipeline.plan(recipe, BuildPaths(out=tmp_path / "b", stac=home))
     with pytest.raises(SettingError, match="has no B8A"):
         omnicloudmask.write(planned, tmp_path / "m", home, lambda image: image[0])
 

@@ -20,7 +20,7 @@ from stac_wrap import Wrapped, wrap
 
 from sgdata import catalog, files, pool
 from sgdata.builds import pipeline
-from sgdata.builds.build_recipe import BuildRecipe, Places
+from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.errors import ServiceError
 from sgdata.scenes.aoi import Area
 from sgdata.types import Grid
@@ -62,7 +62,7 @@ def build(out: Path, archive: Path, **places: Any) -> Path:
         patches=replace(published.patches, size=32, stride=32),
         split=replace(published.split, block_px=32, gap_px=0),
     )
-    return pipeline.build(recipe, Places(out=out, stac=str(archive), osm="none", tile_px=64, **places))
+    return pipeline.build(recipe, BuildPaths(out=out, stac=str(archive), osm="none", tile_px=64, **places))
 
 
 @pytest.mark.slow

@@ -46,8 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("contrast") / "shards", train=6, val=4, px=64)
 
 
-def places(folder: Path, out: Path, **others: object) -> cli.Places:
-    known = cli.Places(shards=folder, named={"toy": folder}, out=out, device="cpu", threads=1)
+def places(folder: Path, out: Path, **others: object) -> cli.RunPaths:
+    known = cli.RunPaths(shards=folder, named={"toy": folder}, out=out, device="cpu", threads=1)
     return dataclasses.replace(known, **others)  # type: ignore[arg-type]
 
 

@@ -40,8 +40,8 @@ def recipe(*overrides: str) -> detect_change.Recipe:
     return files.read(detect_change.Recipe, TRAIN / "detect_change-demo-tiny.toml", (*TINY, *overrides))
 
 
-def places(folder: Path, out: Path, **others: object) -> cli.Places:
-    return dataclasses.replace(cli.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+def places(folder: Path, out: Path, **others: object) -> cli.RunPaths:
+    return dataclasses.replace(cli.RunPaths(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
 
 
 def results(out: Path) -> dict[str, object]:

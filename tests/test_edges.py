@@ -65,7 +65,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def run(name: str, folder: Path, out: Path, *overrides: str, **others: Any) -> int:
     module, recipe, settings = CASES[name]
     made = files.read(module.Recipe, TRAIN / f"{recipe}.toml", (*settings, *overrides))
-    places = cli.Places(shards=folder, out=out, device="cpu", threads=1)
+    places = cli.RunPaths(shards=folder, out=out, device="cpu", threads=1)
     code: int = module.main(made, dataclasses.replace(places, **others))
     return code
 

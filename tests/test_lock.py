@@ -19,7 +19,7 @@ from stac_wrap import Wrapped, wrap
 
 from sgdata import catalog, files
 from sgdata.builds import pipeline
-from sgdata.builds.build_recipe import BuildRecipe, Places
+from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.errors import OutputError, ServiceError, SettingError, SourceError
 from sgdata.labels import osm_features
 from sgdata.scenes import lock
@@ -53,7 +53,7 @@ def recipe() -> BuildRecipe:
 
 
 def build(recipe: BuildRecipe, where: Path, out: Path, *, follow: Path | None = None, **places: Any) -> Path:
-    settled = Places(out=out, stac=str(where), **{"osm": "none"} | places)
+    settled = BuildPaths(out=out, stac=str(where), **{"osm": "none"} | places)
     return pipeline.build(recipe, settled, locked=lock.read(follow) if follow else None, exact=follow is not None)
 
 
@@ -91,7 +91,7 @@ def test_a_locked_build_is_the_build_and_refuses_another(
 
 def test_a_planned_lock_cannot_be_held_to_the_letter(tmp_path: Path, recipe: BuildRecipe) -> None:
     where = archive(tmp_path / "a")
-    pipeline.plan(recipe, Places(out=tmp_path / "p", stac=str(where)))
+    pipeline.plan(recipe, BuildPaths(out=tmp_path / "p", stac=str(where)))
     with pytest.raises(SettingError, match="lock is planned"):
         build(recipe, where, tmp_path / "b", follow=tmp_path / "p" / lock.NAME)
 

@@ -155,8 +155,8 @@ def recipe(*overrides: str) -> pretrain.Recipe:
 
 
 def test_pretraining_on_a_mixture_stops_and_goes_on(folders: dict[str, Path], tmp_path: Path) -> None:
-    def places(out: str, stop: int | None = None) -> cli.Places:
-        return cli.Places(
+    def places(out: str, stop: int | None = None) -> cli.RunPaths:
+        return cli.RunPaths(
             shards=folders["toy"], named=folders, out=tmp_path / out, device="cpu", threads=1, stop_after=stop
         )
 

@@ -36,7 +36,7 @@ WINDOWS = ("windows.px=16", "scored.px=16", "accept=[]")
 class Program:
     """A program with samples that it takes: its recipe with changes, its `main`, its data."""
 
-    main: Callable[[Any, cli.Places], int]
+    main: Callable[[Any, cli.RunPaths], int]
     kind: type[Any]
     name: str
     settings: tuple[str, ...]
@@ -83,8 +83,8 @@ PROGRAMS = {
 }  # fmt: skip
 
 
-def places(folder: Path, out: Path, **others: object) -> cli.Places:
-    return dataclasses.replace(cli.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+def places(folder: Path, out: Path, **others: object) -> cli.RunPaths:
+    return dataclasses.replace(cli.RunPaths(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
 
 
 def settled(program: Program, folder: Path) -> tuple[Contract, normalise.Normalisation]:

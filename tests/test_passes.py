@@ -14,7 +14,7 @@ from stac_wrap import Wrapped, wrap
 
 from sgdata import catalog, files
 from sgdata.builds import pipeline
-from sgdata.builds.build_recipe import BuildRecipe, Places
+from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.errors import OutputError
 from sgdata.scenes import coverage, lock
 from sgdata.scenes.aoi import Area
@@ -157,7 +157,7 @@ def test_drift_tells_what_vanished_changed_and_is_new(tmp_path: Path) -> None:
     names = [f"S2A_32UPU_20190{month}01_0_L2A" for month in range(4, 8)]
     wrapped = [Wrapped(id=name, time=f"2019-0{n + 4}-01T10:00:00Z", layers=layers) for n, name in enumerate(names)]
     before, after = wrap(tmp_path / "a", wrapped[:3]), wrap(tmp_path / "b", wrapped[1:])
-    then = pipeline.plan(recipe, Places(out=tmp_path / "o", stac=str(before)))
+    then = pipeline.plan(recipe, BuildPaths(out=tmp_path / "o", stac=str(before)))
     assert coverage.drift(then, str(before)) == []
     path = next(after.rglob(f"{names[2]}.json"))
     item = json.loads(path.read_text())

@@ -50,8 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("pretrain") / "shards", train=6, val=2)
 
 
-def places(folder: Path, out: Path, **others: object) -> cli.Places:
-    return dataclasses.replace(cli.Places(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+def places(folder: Path, out: Path, **others: object) -> cli.RunPaths:
+    return dataclasses.replace(cli.RunPaths(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

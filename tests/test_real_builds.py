@@ -13,7 +13,7 @@ import stac_wrap
 
 from sgdata import catalog, files
 from sgdata.builds import pipeline
-from sgdata.builds.build_recipe import BuildRecipe, Places
+from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.errors import SourceError
 from sgdata.scenes import lock
 from sgdata.scenes.aoi import Area
@@ -35,7 +35,7 @@ def published(area: Grid, dates: str, size: int) -> BuildRecipe:
 
 def build(recipe: BuildRecipe, archive: Path, out: Path) -> tuple[Array, Array]:
     """(C, H, W) image and provenance."""
-    pipeline.build(recipe, Places(out=out, stac=str(archive), osm="none"))
+    pipeline.build(recipe, BuildPaths(out=out, stac=str(archive), osm="none"))
     return pixels(out / "image.tif"), pixels(out / "provenance.tif")
 
 

@@ -21,7 +21,7 @@ from sgdata.pages import ledger as shown
 from sgdata.shards import contracts
 from sgmodel.ledger import experiments
 from sgmodel.ledger import report as ledger_report
-from sgmodel.ledger.experiments import Before, Places, Recipe, Row, Table
+from sgmodel.ledger.experiments import Before, LedgerPaths, Recipe, Row, Table
 from sgmodel.recipes import reproduce
 
 SET = ("bands=['B02', 'B03', 'B04']", "training.epochs=1", "training.batch=2", "augment.quarter_turns=false")
@@ -50,11 +50,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def places(shards: Path, tmp_path: Path) -> Places:
+def places(shards: Path, tmp_path: Path) -> LedgerPaths:
     """With the stub in place of the programs."""
     (tmp_path / "stub.py").write_text(STUB)
     launcher = (sys.executable, str(tmp_path / "stub.py"))
-    return Places(data={"toy": shards}, out=tmp_path / "out", weights=tmp_path / "weights", launcher=launcher)
+    return LedgerPaths(data={"toy": shards}, out=tmp_path / "out", weights=tmp_path / "weights", launcher=launcher)
 
 
 def recipe(*rows: Row, **others: Any) -> Recipe:
@@ -66,12 +66,12 @@ def recipe(*rows: Row, **others: Any) -> Recipe:
     return Recipe(title="t", seeds=(1, 2), flops_per_s=1e9, start_s=0.0, tables=(table,))
 
 
-def rows(places: Places) -> list[dict[str, Any]]:
+def rows(places: LedgerPaths) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads((places.out / "ledger.json").read_text())["tables"][0]["rows"]
     return found
 
 
-def folders(places: Places) -> list[Path]:
+def folders(places: LedgerPaths) -> list[Path]:
     return sorted(path for path in (places.out / "runs").iterdir() if path.is_dir())
 
 
@@ -82,7 +82,7 @@ def test_a_stopped_run_goes_on_where_it_stood(shards: Path, tmp_path: Path) -> N
     """With the real program: the figures are those of a run that was never stopped."""
     one = recipe(Row(name="a", start="random", seeds=(1,)))
     quick = ("--threads", "1", "--device", "cpu")
-    places = Places(data={"toy": shards}, out=tmp_path / "out", options=(*quick, "--stop-after", "1"))
+    places = LedgerPaths(data={"toy": shards}, out=tmp_path / "out", options=(*quick, "--stop-after", "1"))
     assert reproduce.main(one, places) == 3
     (found,) = rows(places)
     assert (found["state"], found["figures"]["miou"]["mean"]) == ("not run: failed", None)
@@ -98,7 +98,7 @@ def test_a_stopped_run_goes_on_where_it_stood(shards: Path, tmp_path: Path) -> N
     assert found["figures"]["miou"]["interval_over"] == "scored samples"
 
 
-def test_what_is_done_is_not_made_again(places: Places, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_done_is_not_made_again(places: LedgerPaths, capfd: pytest.CaptureFixture[str]) -> None:
     assert reproduce.main(recipe(), places, workers=2) == 0
     first = {path: path.read_bytes() for path in places.out.rglob("*") if path.is_file() and path.suffix != ".jsonl"}
     capfd.readouterr()
@@ -108,7 +108,7 @@ def test_what_is_done_is_not_made_again(places: Places, capfd: pytest.CaptureFix
     assert (places.out / "page" / "index.html").is_file()
 
 
-def test_a_changed_recipe_or_other_data_are_runs_of_their_own(places: Places, tmp_path: Path) -> None:
+def test_a_changed_recipe_or_other_data_are_runs_of_their_own(places: LedgerPaths, tmp_path: Path) -> None:
     reproduce.main(recipe(), places)
     before = folders(places)
     reproduce.main(recipe(set=(*SET, "training.optimizer.lr=0.1")), places)
@@ -121,7 +121,7 @@ def test_a_changed_recipe_or_other_data_are_runs_of_their_own(places: Places, tm
     assert all((path / "calls").read_text() == "x" for path in folders(places))
 
 
-def test_weights_come_from_runs_before_and_shared_runs_are_made_once(places: Places) -> None:
+def test_weights_come_from_runs_before_and_shared_runs_are_made_once(places: LedgerPaths) -> None:
     first = Before(recipe="train/pretrain-demo-tiny.toml")
     two = recipe(
         Row(name="a", start="pretrained here", before=(first,)), Row(name="b", start="random", before=(first,))
@@ -132,7 +132,7 @@ def test_weights_come_from_runs_before_and_shared_runs_are_made_once(places: Pla
     assert reproduce.main(two, places) == 0
 
 
-def test_a_failure_stops_only_those_that_need_it(places: Places, tmp_path: Path) -> None:
+def test_a_failure_stops_only_those_that_need_it(places: LedgerPaths, tmp_path: Path) -> None:
     (tmp_path / "fail").write_text("pretrain")
     first = Before(recipe="train/pretrain-demo-tiny.toml")
     both = recipe(Row(name="a", start="pretrained here", before=(first,)), Row(name="b", start="random"))
@@ -148,7 +148,7 @@ def test_a_failure_stops_only_those_that_need_it(places: Places, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_runs_on_a_dask_cluster(places: Places, cluster: tuple[str, Any]) -> None:  # noqa: F811
+def test_runs_on_a_dask_cluster(places: LedgerPaths, cluster: tuple[str, Any]) -> None:  # noqa: F811
     assert reproduce.main(recipe(), places, cluster=cluster[0]) == 0
     assert rows(places)[0]["figures"]["miou"]["values"] == [0.1, 0.2]
 
@@ -156,7 +156,7 @@ def test_runs_on_a_dask_cluster(places: Places, cluster: tuple[str, Any]) -> Non
 # --- what is not there ---------------------------------------------------------------------
 
 
-def test_rows_without_weights_or_data_have_no_number(places: Places) -> None:
+def test_rows_without_weights_or_data_have_no_number(places: LedgerPaths) -> None:
     absent = Row(name="w", start="published", weights="SpectralGPT+.pth", published={"miou": 0.51})
     elsewhere = Row(name="d", start="random", before=(Before(recipe="train/pretrain-fmow-base.toml", data="fmow"),))
     assert reproduce.main(recipe(absent, elsewhere), places) == 0
@@ -172,7 +172,7 @@ def test_rows_without_weights_or_data_have_no_number(places: Places) -> None:
     assert "zenodo.org/records/8412455" in (places.out / "page" / "index.html").read_text()
 
 
-def test_weights_that_are_put_there_are_run(places: Places) -> None:
+def test_weights_that_are_put_there_are_run(places: LedgerPaths) -> None:
     published = recipe(Row(name="w", start="published", weights="SpectralGPT.pth"))
     places.weights.mkdir()
     (places.weights / "SpectralGPT.pth").write_bytes(b"one")
@@ -227,7 +227,7 @@ def test_the_sentence_follows_from_the_intervals(ours: list[float], theirs: list
     assert expected in ledger_report.verdict(lines, ("a", "b"), "miou")
 
 
-def test_findings_stand_beside_the_figures_they_affect(places: Places, tmp_path: Path) -> None:
+def test_findings_stand_beside_the_figures_they_affect(places: LedgerPaths, tmp_path: Path) -> None:
     checks = (
         findings.Check(name="neighbours", state="finding", told="3 patches of val touch train"),
         findings.Check(name="bands", state="pass", told="in order"),
@@ -250,7 +250,7 @@ def test_findings_stand_beside_the_figures_they_affect(places: Places, tmp_path:
 # --- plan, recipes and command line --------------------------------------------------------
 
 
-def test_the_plan_counts_steps_and_hours(places: Places) -> None:
+def test_the_plan_counts_steps_and_hours(places: LedgerPaths) -> None:
     lines = list(reproduce.plan(recipe(), places))
     # Two runs of 4 samples x 1 epoch; 12 multiplications and additions a pixel, three times.
     assert lines[1] == "  a (random): 2 runs, 4 steps, 0.0 min, up to 16 parameters"
@@ -269,7 +269,7 @@ def test_the_plan_counts_steps_and_hours(places: Places) -> None:
 def test_every_ledger_names_recipes_that_can_be_read(path: Path, tmp_path: Path) -> None:
     found = files.read(Recipe, path)
     experiments.check(found)
-    nowhere = Places(data={}, out=tmp_path)
+    nowhere = LedgerPaths(data={}, out=tmp_path)
     for table in found.tables:
         for row in table.rows:
             assert experiments.runs(found, table, row, nowhere)
@@ -280,7 +280,7 @@ def test_every_ledger_names_recipes_that_can_be_read(path: Path, tmp_path: Path)
                 )
 
 
-def test_a_table_is_checked_before_the_first_run(places: Places) -> None:
+def test_a_table_is_checked_before_the_first_run(places: LedgerPaths) -> None:
     twice = recipe(Row(name="a", start="random"), Row(name="a", start="random"))
     with pytest.raises(SettingError, match="two rows"):
         reproduce.main(twice, places)

@@ -58,7 +58,7 @@ def test_a_rival_is_trained_scored_and_predicts(name: str, task: str, data: dict
     program, out = MAINS[task], tmp_path / "run"
     recipe = files.read(program.Recipe, TRAIN / f"{task}-demo-tiny.toml", (*QUICK, *SETTINGS[task]))
     recipe = dataclasses.replace(recipe, model=RIVALS[name])
-    assert program.main(recipe, cli.Places(shards=data[task], out=out, device="cpu", threads=1)) == 0
+    assert program.main(recipe, cli.RunPaths(shards=data[task], out=out, device="cpu", threads=1)) == 0
     same: dict[str, Any] = {"level": "L2A"}
     if task != "detect_change":
         same["label_space"] = contracts.read(data[task]).label_space

@@ -21,7 +21,7 @@ from stac_wrap import Wrapped, wrap
 
 from sgdata import catalog, files
 from sgdata.builds import build_folder, build_recipe, pipeline
-from sgdata.builds.build_recipe import BuildRecipe, Places
+from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.composite import staging, tiles
 from sgdata.composite.rules import NO_VALUE
 from sgdata.errors import OutputError, SettingError, SourceError
@@ -68,7 +68,7 @@ def recipe() -> BuildRecipe:
 
 
 def run(recipe: BuildRecipe, archive: Path, out: Path, **places: Any) -> Path:
-    return pipeline.build(recipe, Places(out=out, stac=str(archive), osm="none", **places))
+    return pipeline.build(recipe, BuildPaths(out=out, stac=str(archive), osm="none", **places))
 
 
 def pixels(path: Path) -> Array:
@@ -124,7 +124,7 @@ def test_items_are_left_out_by_id_and_named_in_the_lock(tmp_path: Path, recipe: 
     twin = scene("2019-06-01", ground(5), id="S2A_32UPU_20190601_1_L2A")
     home = wrap(tmp_path / "a", [*scenes, twin])
     less = replace(recipe, leave_out=(twin.id,))
-    places = Places(out=tmp_path / "p", stac=str(home), osm="none")
+    places = BuildPaths(out=tmp_path / "p", stac=str(home), osm="none")
     planned = pipeline.plan(less, places)
     assert [item.scene.id for item in planned.items] == [one.id for one in scenes]  # the other twin takes its place
     assert {d.id: d.reason for d in planned.dropped} == {twin.id: "left out by the recipe"}
@@ -142,7 +142,7 @@ def test_a_patch_larger_than_the_area_is_refused_by_the_plan(tmp_path: Path, rec
     home = wrap(tmp_path / "a", [scene("2019-05-01", ground(1))])
     large = replace(recipe, patches=replace(recipe.patches, size=160))
     with pytest.raises(SettingError, match=r"area of \(150, 140\) pixels holds no patch of 160"):
-        pipeline.plan(large, Places(out=tmp_path / "p", stac=str(home)))
+        pipeline.plan(large, BuildPaths(out=tmp_path / "p", stac=str(home)))
 
 
 def test_median_mixes_what_medoid_chooses(tmp_path: Path, recipe: BuildRecipe) -> None:
@@ -203,7 +203,7 @@ def test_bap_reads_only_what_can_win(tmp_path: Path, recipe: BuildRecipe) -> Non
     np.testing.assert_array_equal(image, np.where(index == july, at_10_m(ground(0)), at_10_m(ground(1))))
     assert [sorted(item.windows) == ["SCL"] for item in lock.read(one / lock.NAME).items] == [True, False, False]
     again = lock.read(one / lock.NAME)
-    places = Places(out=tmp_path / "d", stac=str(archive), osm="none")
+    places = BuildPaths(out=tmp_path / "d", stac=str(archive), osm="none")
     assert (pipeline.build(recipe, places, locked=again, exact=True) / files.SUMS).read_text() == (
         one / files.SUMS
     ).read_text()
@@ -321,7 +321,7 @@ def test_bap_killed_with_two_workers_goes_on_with_one(tmp_path: Path, recipe: Bu
         "import sys; from pathlib import Path; from sgdata import files; from sgdata.datasets import segmunich as s\n"
         "if __name__ == '__main__':\n"
         "    r = files.read(s.BuildRecipe, Path(sys.argv[1]))\n"
-        "    s.build(r, s.Places(out=Path(sys.argv[2]), stac=sys.argv[3], osm='none', workers=2, tile_px=64))\n"
+        "    s.build(r, s.BuildPaths(out=Path(sys.argv[2]), stac=sys.argv[3], osm='none', workers=2, tile_px=64))\n"
     )
     (tmp_path / "build.py").write_text(program)
     (tmp_path / "r.toml").write_bytes(files.toml(recipe))
@@ -345,7 +345,7 @@ def test_a_build_from_its_own_lock_is_the_same_build(tmp_path: Path, recipe: Bui
     built = lock.read(out / lock.NAME)
     assert built.state == "built"
     assert set(built.outputs) == {"image.tif", "provenance.tif"}
-    again = pipeline.build(recipe, Places(out=tmp_path / "c", stac=str(tmp_path / "a"), osm="none"), locked=built)
+    again = pipeline.build(recipe, BuildPaths(out=tmp_path / "c", stac=str(tmp_path / "a"), osm="none"), locked=built)
     assert (again / files.SUMS).read_text() == (out / files.SUMS).read_text()
 
 
@@ -357,7 +357,7 @@ def test_a_catalogue_that_moved_under_the_lock_is_noticed(tmp_path: Path, recipe
     changed["B05"][40, 40] += 1
     wrap(tmp_path / "a", [scene("2019-06-01", changed)])
     with pytest.raises(SourceError, match=r"20190601_0_L2A B05: window pixels hash to"):
-        pipeline.build(recipe, Places(out=tmp_path / "c", stac=str(tmp_path / "a"), osm="none"), locked=built)
+        pipeline.build(recipe, BuildPaths(out=tmp_path / "c", stac=str(tmp_path / "a"), osm="none"), locked=built)
 
 
 def test_plan_reads_no_pixel_and_counts_months(tmp_path: Path, recipe: BuildRecipe) -> None:
@@ -366,7 +366,7 @@ def test_plan_reads_no_pixel_and_counts_months(tmp_path: Path, recipe: BuildReci
     )
     for path in (tmp_path / "a").rglob("*.tif"):
         path.unlink()
-    planned = pipeline.plan(recipe, Places(out=tmp_path / "b", stac=str(tmp_path / "a")))
+    planned = pipeline.plan(recipe, BuildPaths(out=tmp_path / "b", stac=str(tmp_path / "a")))
     assert planned.state == "planned"
     assert lock.read(tmp_path / "b" / lock.NAME) == planned
     rows = {row.month: row for row in coverage.months(planned)}
@@ -380,7 +380,7 @@ def test_a_plan_does_not_overwrite_the_lock_of_a_finished_build(tmp_path: Path, 
     wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
     out = run(recipe, tmp_path / "a", tmp_path / "b")
     with pytest.raises(OutputError, match="finished build"):
-        pipeline.plan(recipe, Places(out=out, stac=str(tmp_path / "a")))
+        pipeline.plan(recipe, BuildPaths(out=out, stac=str(tmp_path / "a")))
     before = (out / files.SUMS).read_text()
     assert (run(recipe, tmp_path / "a", out) / files.SUMS).read_text() == before
 
@@ -437,7 +437,7 @@ def test_another_zone_is_left_out_by_name(tmp_path: Path, recipe: BuildRecipe) -
         "2019-06-02", ground(2), id="S2A_33UTP_20190602_0_L2A", crs="EPSG:32633", origin=(158400.0, 5410000.0)
     )
     wrap(tmp_path / "a", [scene("2019-06-01", ground(1)), stray])
-    planned = pipeline.plan(recipe, Places(out=tmp_path / "b", stac=str(tmp_path / "a")))
+    planned = pipeline.plan(recipe, BuildPaths(out=tmp_path / "b", stac=str(tmp_path / "a")))
     assert len(planned.items) + len(planned.dropped) in (1, 2)
     assert [item.scene.id for item in planned.items] == ["S2A_32UPU_20190601_0_L2A"]
 
@@ -480,7 +480,7 @@ def test_a_lattice_between_pixels_is_refused(tmp_path: Path, recipe: BuildRecipe
 
 def test_missing_osm_is_told_before_any_pixel_is_read(tmp_path: Path, recipe: BuildRecipe) -> None:
     wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
-    places = partial(Places, out=tmp_path / "b", stac=str(tmp_path / "a"))
+    places = partial(BuildPaths, out=tmp_path / "b", stac=str(tmp_path / "a"))
     with pytest.raises(SourceError, match=r"city\.osm: no such file"):
         pipeline.build(recipe, places(osm=str(tmp_path / "city.osm")))
     assert not (tmp_path / "b").exists()
@@ -513,7 +513,7 @@ def test_settings_that_cannot_be(tmp_path: Path, recipe: BuildRecipe, change: di
 
 def test_the_simulated_city_builds_with_labels(tmp_path: Path, city: Path, recipe: BuildRecipe) -> None:
     area = Area(aoi=str(city / "aoi.geojson"))
-    places = partial(Places, stac=str(city), osm=str(city / "osm" / "city.osm"))
+    places = partial(BuildPaths, stac=str(city), osm=str(city / "osm" / "city.osm"))
     recipe = replace(recipe, area=area, dates="2017-04-01/2020-04-01")
     out = pipeline.build(recipe, places(out=tmp_path / "b"))
     assert contracts.read(out).label_space.name == "segmunich-osm"

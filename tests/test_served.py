@@ -20,7 +20,7 @@ from stac_wrap import Wrapped, wrap
 
 from sgdata import catalog, files
 from sgdata.builds import build_recipe, pipeline
-from sgdata.builds.build_recipe import BuildRecipe, Places
+from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.composite import staging
 from sgdata.errors import ServiceError, SourceError
 from sgdata.rasters import geotiff
@@ -67,7 +67,7 @@ def outputs(archive: Path, recipe: BuildRecipe, tmp_path_factory: pytest.TempPat
 
 
 def build(recipe: BuildRecipe, where: str, out: Path) -> Path:
-    return pipeline.build(recipe, Places(out=out, stac=where, osm="none"))
+    return pipeline.build(recipe, BuildPaths(out=out, stac=where, osm="none"))
 
 
 def hashes(out: Path) -> dict[str, str]:
@@ -105,12 +105,12 @@ def test_three_providers_give_one_build_from_disk_and_over_http(tmp_path: Path) 
         chosen = {"dates": "2019-04-01/2020-01-01", "aoi": folder / "aoi.geojson"}
         recipe = build_recipe.recipe_for("segmunich", chosen, ["patches.size=64", "patches.stride=64"])
         osm = str(folder / "osm" / "city.osm")
-        built = pipeline.build(recipe, Places(out=tmp_path / f"{layout}-disk", stac=str(folder), osm=osm))
+        built = pipeline.build(recipe, BuildPaths(out=tmp_path / f"{layout}-disk", stac=str(folder), osm=osm))
         found[layout, "disk"] = hashes(built)
         if shutil.which("nginx") or Path("/usr/sbin/nginx").exists():
             command, url = served.nginx(folder, tmp_path / f"{layout}-nginx")
             with served.process(command, f"{url}catalog.json"):
-                places = Places(out=tmp_path / f"{layout}-http", stac=f"{url}catalog.json", osm=osm)
+                places = BuildPaths(out=tmp_path / f"{layout}-http", stac=f"{url}catalog.json", osm=osm)
                 found[layout, "http"] = hashes(pipeline.build(recipe, places))
     same = {(outputs["image.tif"], outputs["labels.tif"]) for outputs in found.values()}
     assert len(same) == 1, found

@@ -468,7 +468,7 @@ def trapped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_a_plan_reports_every_trap_and_reads_each_provider(trapped: tuple[str, Path], tmp_path: Path) -> None:
     from sgdata.builds import pipeline
-    from sgdata.builds.build_recipe import BuildRecipe, Places
+    from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 
     layout, folder = trapped
     told = planted(folder)
@@ -480,7 +480,7 @@ def test_a_plan_reports_every_trap_and_reads_each_provider(trapped: tuple[str, P
         catalog.folder("recipes") / "build" / "segmunich.toml",
         ["dates=2019-04-01/2020-04-01", f"area={{aoi='{folder}/aoi.geojson'}}"],
     )
-    planned = pipeline.plan(recipe, Places(out=tmp_path, stac=str(folder)))
+    planned = pipeline.plan(recipe, BuildPaths(out=tmp_path, stac=str(folder)))
     dropped = {one.id: one.reason for one in planned.dropped}
     assert set(dropped) == {named["twin"], named["neighbour-zone"]}
     assert dropped[named["twin"]].startswith(f"twin of {told[named['twin']]['of']} ")

@@ -79,7 +79,7 @@ def test_a_shaped_series_of_pages_is_one_image() -> None:
 def test_the_place_is_the_one_rasterio_tells(tmp_path: Path, options: dict[str, object]) -> None:
     picture = small_tiff.read(geotiff(tmp_path / "it.tif", "EPSG:32632", **options))
     np.testing.assert_array_equal(picture.pixels, PIXELS)
-    assert picture.place == small_tiff.Place(epsg=32632, transform=(10, 0, 690000, 0, -9.5, 5340000))
+    assert picture.place == small_tiff.Georeference(epsg=32632, transform=(10, 0, 690000, 0, -9.5, 5340000))
     with rasterio.open(tmp_path / "it.tif") as held:
         expected = transform_bounds(held.crs, "EPSG:4326", *held.bounds)
     np.testing.assert_allclose(small_tiff.bounds(picture.place, (20, 30)), expected, atol=1e-6)

@@ -17,7 +17,7 @@ from stac_wrap import Wrapped, wrap
 
 from sgdata import catalog, files
 from sgdata.builds import pipeline
-from sgdata.builds.build_recipe import BuildRecipe, Places
+from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.rasters import geotiff
 from sgdata.scenes import lock
 from sgdata.scenes.aoi import Area
@@ -65,7 +65,7 @@ def run(folder: Path, scenes: Sequence[Wrapped], **changes: Any) -> tuple[Path, 
     small = replace(published.patches, size=32, stride=16), replace(published.split, block_px=48, gap_px=16)
     recipe = replace(published, dates="2019-01-01/2019-12-31", area=Area(grid=AREA), patches=small[0], split=small[1])
     archive = wrap(folder / "a", list(scenes))
-    places = Places(out=folder / "b", stac=str(archive), osm="none", **changes)
+    places = BuildPaths(out=folder / "b", stac=str(archive), osm="none", **changes)
     out = pipeline.build(recipe, places)
     with rasterio.open(out / "image.tif") as dataset:
         return out, dataset.read()

@@ -67,7 +67,7 @@ class BuildRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class BuildPaths:
     """Where things are on this machine; nothing here may change a byte of the output.
 
     `stac`: URL or path in place of the recipe's; `osm`: 'overpass', a URL of such a service, a file, or 'none' for

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sgdata import files, progress
 from sgdata.builds import build_folder, cut, finish
-from sgdata.builds.build_recipe import BuildRecipe, Places, assets, check, resolved
+from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets, check, resolved
 from sgdata.composite import clear_masks, cloud_masks, rules, staging, tiles, visits
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.labels import class_tables, osm_features, paint, rasterize
@@ -31,7 +31,7 @@ PLACE = "place.geojson"
 # --- plan ----------------------------------------------------------------------------------
 
 
-def plan(recipe: BuildRecipe, places: Places) -> Lock:
+def plan(recipe: BuildRecipe, places: BuildPaths) -> Lock:
     """Search once and write the lock (state `planned`) into `places.out`; fetches no pixel.
 
     Raises SettingError (area, dates, no scene), ServiceError, SourceError (of an item), OutputError (a build is there).
@@ -73,7 +73,7 @@ def plan(recipe: BuildRecipe, places: Places) -> Lock:
     return planned
 
 
-def ground(recipe: BuildRecipe, places: Places, locked: Lock | None = None) -> Grid:
+def ground(recipe: BuildRecipe, places: BuildPaths, locked: Lock | None = None) -> Grid:
     """The lattice of the lock or of the recipe's area. Raises SettingError where no patch fits into it."""
     outline = places.out / PLACE
     lattice = locked.grid if locked else aoi.resolve(osm_features.located(recipe.area, outline, offline=places.offline))
@@ -90,7 +90,7 @@ def _promised(scene: Scene, recipe: BuildRecipe, product: int | None = None) -> 
 # --- build ---------------------------------------------------------------------------------
 
 
-def build(recipe: BuildRecipe, places: Places, *, locked: Lock | None = None, exact: bool = False) -> Path:
+def build(recipe: BuildRecipe, places: BuildPaths, *, locked: Lock | None = None, exact: bool = False) -> Path:
     """Plan (unless `locked`), fetch, composite, label, cut: the finished folder `places.out`.
 
     A run that was killed goes on where it stopped. `exact` refuses whatever deviates from a lock that was built.
@@ -139,7 +139,7 @@ def followed(recipe: BuildRecipe, locked: Lock) -> Lock:
     )
 
 
-def mark(recipe: BuildRecipe, settled: Lock, places: Places) -> tuple[dict[str, str], dict[str, str]]:
+def mark(recipe: BuildRecipe, settled: Lock, places: BuildPaths) -> tuple[dict[str, str], dict[str, str]]:
     """Labels, patches and contract beside the composite; the hashes of OpenStreetMap answers, and of all rasters."""
     answers: dict[str, str] = {}
     space = paint.chosen(recipe.labels).space
@@ -156,7 +156,7 @@ def mark(recipe: BuildRecipe, settled: Lock, places: Places) -> tuple[dict[str, 
     return answers, outputs
 
 
-def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tuple[visits.Observed, ...]]:
+def fetch(recipe: BuildRecipe, planned: Lock, places: BuildPaths) -> tuple[Lock, tuple[visits.Observed, ...]]:
     """Stage every window, hold it against the lock, test offsets: the lock with both, and the staged scenes.
 
     Raises SourceError: a file cannot be read or is not what its item or the lock says; an offset contradicts.
@@ -195,7 +195,7 @@ def fetch(recipe: BuildRecipe, planned: Lock, places: Places) -> tuple[Lock, tup
     return settled, tuple(scenes[n] for n in order)
 
 
-def _wanted(recipe: BuildRecipe, planned: Lock, scenes: dict[int, visits.Observed], places: Places) -> list[int]:
+def _wanted(recipe: BuildRecipe, planned: Lock, scenes: dict[int, visits.Observed], places: BuildPaths) -> list[int]:
     order = sorted(scenes)
     if not any(scene.files for scene in scenes.values()) or recipe.mask.asset is None:
         return order[: recipe.composite.max_obs or None]
@@ -206,13 +206,13 @@ def _wanted(recipe: BuildRecipe, planned: Lock, scenes: dict[int, visits.Observe
 
 
 def _sighted(
-    recipe: BuildRecipe, scenes: tuple[visits.Observed, ...], lattice: Grid, places: Places
+    recipe: BuildRecipe, scenes: tuple[visits.Observed, ...], lattice: Grid, places: BuildPaths
 ) -> tuple[visits.Observed, ...]:
     reach, folder = recipe.composite.reach_m, places.scratch_folder / "sights"
     return clear_masks.sighted(scenes, recipe.mask, area=lattice, reach_m=reach, folder=folder, run=places.run)
 
 
-def visit(scene: Scene, recipe: BuildRecipe, lattice: Grid, places: Places) -> visits.Visit:
+def visit(scene: Scene, recipe: BuildRecipe, lattice: Grid, places: BuildPaths) -> visits.Visit:
     there = search.located(scene, places.stac or recipe.source.stac)
     found, decide = dict(there.assets), dict(scene.assets)
     if recipe.mask.method == cloud_masks.EXTERNAL:
@@ -269,7 +269,7 @@ def _decided(item: Item, evidence: offsets.Evidence, settings: offsets.OffsetSet
 
 
 def render(
-    recipe: BuildRecipe, settled: Lock, scenes: tuple[visits.Observed, ...], places: Places, folder: Path
+    recipe: BuildRecipe, settled: Lock, scenes: tuple[visits.Observed, ...], places: BuildPaths, folder: Path
 ) -> None:
     """Composite all tiles and write `image.tif`, `provenance.tif` and `usage.json` into `folder`."""
     task = job(recipe, settled, scenes, places)
@@ -280,7 +280,7 @@ def render(
     build_folder.write_usage(folder, [(scene.id, scene.clear_share) for scene in task.scenes])
 
 
-def job(recipe: BuildRecipe, settled: Lock, scenes: tuple[visits.Observed, ...], places: Places) -> tiles.Job:
+def job(recipe: BuildRecipe, settled: Lock, scenes: tuple[visits.Observed, ...], places: BuildPaths) -> tiles.Job:
     """What decides each tile of the composite, masks included; its folder is that of no job with other pixels."""
     decides = (recipe.bands, recipe.resampling, recipe.composite, recipe.mask, settled.grid)
     items = [(item.scene.id, item.scene.overpass, item.offset, item.windows) for item in settled.items]

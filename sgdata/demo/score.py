@@ -30,7 +30,7 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
     recipe = files.read(build_recipe.BuildRecipe, build / "recipe.toml")
     built = lock.read(build / lock.NAME)
     items = [item.scene.id for item in built.items]
-    places = build_recipe.Places(out=build, stac=str(archive / "catalog.json"), workers=workers, scratch=scratch)
+    places = build_recipe.BuildPaths(out=build, stac=str(archive / "catalog.json"), workers=workers, scratch=scratch)
     settled, scenes = pipeline.fetch(recipe, built, places)
 
     truth = score.true_median(archive, recipe.bands)

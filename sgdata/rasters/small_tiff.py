@@ -27,7 +27,7 @@ _LARGEST_PIXELS = 2**25  # ten times the largest image of any of the datasets; 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Georeference:
     """Where an image lies: EPSG code and the affine coefficients a, b, c, d, e, f."""
 
     epsg: int
@@ -39,7 +39,7 @@ class Picture:
     """Pixels (C, H, W) in the file's own dtype, native byte order; `place` is None where the file tells none."""
 
     pixels: Array
-    place: Place | None
+    place: Georeference | None
 
 
 def read(content: bytes) -> Picture:
@@ -135,7 +135,7 @@ def _bands_first(pixels: Array, axes: str, kind: str) -> Array:
     raise SourceError(f"TIFF of axes {axes} {pixels.shape}: expected one image of one or more bands")
 
 
-def _place(tags: dict[int, Any]) -> Place | None:
+def _place(tags: dict[int, Any]) -> Georeference | None:
     """GeoTIFF 1.1, clauses 7.1 and 7.2: the code of a known CRS, and a matrix or a tie point with a pixel scale."""
     keys = tags.get(_GEOKEYS, ())
     codes = {keys[i]: keys[i + 3] for i in range(4, len(keys) - 3, 4) if keys[i + 1] == 0}
@@ -144,14 +144,14 @@ def _place(tags: dict[int, Any]) -> Place | None:
         return None
     if _MATRIX in tags:
         m = tags[_MATRIX]
-        return Place(epsg=epsg, transform=(m[0], m[1], m[3], m[4], m[5], m[7]))
+        return Georeference(epsg=epsg, transform=(m[0], m[1], m[3], m[4], m[5], m[7]))
     if _SCALE in tags and _TIEPOINT in tags:
         (across, down, _), (i, j, _, x, y, _) = tags[_SCALE], tags[_TIEPOINT][:6]
-        return Place(epsg=epsg, transform=(across, 0.0, x - i * across, 0.0, -down, y + j * down))
+        return Georeference(epsg=epsg, transform=(across, 0.0, x - i * across, 0.0, -down, y + j * down))
     return None
 
 
-def bounds(place: Place, shape: tuple[int, int]) -> Bounds:
+def bounds(place: Georeference, shape: tuple[int, int]) -> Bounds:
     """West, south, east, north in EPSG:4326, to 1e-7 degree, of an image of `shape` (H, W) at `place`.
 
     Raises SourceError where that is nowhere on Earth.

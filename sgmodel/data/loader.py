@@ -63,40 +63,42 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class BatchIndices:
     """One batch of the stream: sample numbers and the epoch of each, (N,) int64."""
 
     samples: NDArray[np.int64]
     epoch: NDArray[np.int64]
 
 
-def stream(count: int, batch: int, *, seed: int, first: int, last: int) -> Iterator[Places]:
+def stream(count: int, batch: int, *, seed: int, first: int, last: int) -> Iterator[BatchIndices]:
     """The global batches of steps [first, last) over `count` samples: a pure function of the arguments."""
 
-    def epoch(number: int) -> Places:
+    def epoch(number: int) -> BatchIndices:
         samples = seeded_random.order(count, seed=seed, epoch=number)
-        return Places(samples=samples, epoch=np.full_like(samples, number))
+        return BatchIndices(samples=samples, epoch=np.full_like(samples, number))
 
     return steps(count, batch, epoch, first=first, last=last)
 
 
-def steps(length: int, batch: int, epoch: Callable[[int], Places], *, first: int, last: int) -> Iterator[Places]:
+def steps(
+    length: int, batch: int, epoch: Callable[[int], BatchIndices], *, first: int, last: int
+) -> Iterator[BatchIndices]:
     """Steps [first, last) of the stream of all epochs, which have `length` places each."""
-    held: dict[int, Places] = {}
+    held: dict[int, BatchIndices] = {}
     for step in range(first, last):
         turns, at = np.divmod(np.arange(step * batch, (step + 1) * batch), length)
         held = {turn: held.get(turn) or epoch(turn) for turn in np.unique(turns).tolist()}
-        yield Places(
+        yield BatchIndices(
             samples=np.concatenate([part.samples[at[turns == turn]] for turn, part in held.items()]),
             epoch=np.concatenate([part.epoch[at[turns == turn]] for turn, part in held.items()]),
         )
 
 
-def in_order(count: int, batch: int) -> Iterator[Places]:
+def in_order(count: int, batch: int) -> Iterator[BatchIndices]:
     """Every sample once, in the index's order; the last batch may be smaller."""
     for start in range(0, count, batch):
         samples = np.arange(start, min(start + batch, count))
-        yield Places(samples=samples, epoch=np.zeros_like(samples))
+        yield BatchIndices(samples=samples, epoch=np.zeros_like(samples))
 
 
 def subset(keys: Sequence[str], fraction: float, *, seed: int) -> list[int]:
@@ -112,13 +114,13 @@ def subset(keys: Sequence[str], fraction: float, *, seed: int) -> list[int]:
     return sorted(sorted(range(len(keys)), key=digests.__getitem__)[:count])
 
 
-def share(places: Places, *, rank: int, world: int) -> Places:
+def share(places: BatchIndices, *, rank: int, world: int) -> BatchIndices:
     """The part of a global batch that one of `world` equal ranks takes. Raises SettingError."""
     if len(places.samples) % world:
         raise SettingError(f"batch {len(places.samples)} does not divide among {world} processes; change batch")
     size = len(places.samples) // world
     cut = slice(rank * size, (rank + 1) * size)
-    return Places(samples=places.samples[cut], epoch=places.epoch[cut])
+    return BatchIndices(samples=places.samples[cut], epoch=places.epoch[cut])
 
 
 # --- reading -------------------------------------------------------------------------------
@@ -153,7 +155,7 @@ class Source(Protocol):
     def beside(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
         """Further arrays of a batch, (N, ...) each, that are not stored as members."""
 
-    def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[Places]:
+    def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[BatchIndices]:
         """The global batches of steps [first, last)."""
 
     def fill(self, samples: Sequence[int], targets: Mapping[str, Sequence[Array]]) -> None:
@@ -220,7 +222,7 @@ class Samples:
         """Nothing: all that is to be known of one data set stands in its contract."""
         return {}
 
-    def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[Places]:
+    def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[BatchIndices]:
         """The global batches of steps [first, last)."""
         return stream(len(self), batch, seed=seed, first=first, last=last)
 
@@ -285,7 +287,7 @@ def widest(stored: NDArray[np.str_], what: str) -> str:
 # --- decoding ahead ------------------------------------------------------------------------
 
 
-def load(source: Source, plan: Iterator[Places], *, threads: int, pinned: bool = False) -> Iterator[Batch]:
+def load(source: Source, plan: Iterator[BatchIndices], *, threads: int, pinned: bool = False) -> Iterator[Batch]:
     """The batches of `plan`, decoded by `threads` threads while the one before is in use.
 
     `pinned` memory goes to a GPU while the host goes on; have it arrive before the next batch is asked for.
@@ -305,7 +307,12 @@ def load(source: Source, plan: Iterator[Places], *, threads: int, pinned: bool =
 
 
 def _begin(
-    source: Source, places: Places, buffers: dict[str, Tensor], executor: ThreadPoolExecutor, threads: int, pinned: bool
+    source: Source,
+    places: BatchIndices,
+    buffers: dict[str, Tensor],
+    executor: ThreadPoolExecutor,
+    threads: int,
+    pinned: bool,
 ) -> tuple[Batch, dict[str, Tensor], list[Future[None]]]:
     arrays = {name: _buffer(member, places.samples, name, buffers, pinned) for name, member in source.members.items()}
     batch = Batch(

@@ -31,7 +31,7 @@ def quotas(counts: Sequence[int], shares: Sequence[float]) -> NDArray[np.int64]:
     return whole
 
 
-def epoch(counts: Sequence[int], shares: Sequence[float], *, seed: int, number: int) -> loader.Places:
+def epoch(counts: Sequence[int], shares: Sequence[float], *, seed: int, number: int) -> loader.BatchIndices:
     """All places of one epoch: samples numbered through the data sets, and how often each data set was through."""
     which = np.repeat(np.arange(len(counts)), quotas(counts, shares))
     which = which[seeded_random.order(sum(counts), seed=seed, epoch=number)]
@@ -44,7 +44,7 @@ def epoch(counts: Sequence[int], shares: Sequence[float], *, seed: int, number: 
             wanted = places // count == turn
             here[wanted] = seeded_random.order(count, seed=seed, epoch=int(turn), lane=at + 1)[places[wanted] % count]
         samples[which == at], own[which == at] = sum(counts[:at]) + here, places // count
-    return loader.Places(samples=samples, epoch=own)
+    return loader.BatchIndices(samples=samples, epoch=own)
 
 
 class Mixture:
@@ -88,11 +88,11 @@ class Mixture:
         which = self._which(samples)
         return {"picks": torch.from_numpy(self._picks[which]), "factor": torch.from_numpy(self._factors[which])}
 
-    def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[loader.Places]:
+    def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[loader.BatchIndices]:
         """The global batches of steps [first, last)."""
         counts = [len(source) for source in self.sources]
 
-        def turn(number: int) -> loader.Places:
+        def turn(number: int) -> loader.BatchIndices:
             return epoch(counts, self.shares, seed=seed, number=number)
 
         return loader.steps(len(self), batch, turn, first=first, last=last)

@@ -94,8 +94,8 @@ class Windows(loader.Samples):
                 arrays[i][...] = self.whole(number, name)[..., top : top + px, left : left + px]
                 # In place of counting by hand later: a pixel without label enters neither loss nor score.
                 if name == "mask" and self.recipe.once:
-                    arrays[i][:shown_down] = space.nothing
-                    arrays[i][:, :shown_across] = space.nothing
+                    arrays[i][:shown_down] = space.ignore_index
+                    arrays[i][:, :shown_across] = space.ignore_index
 
 
 def _shown(begins: Sequence[int], recipe: WindowRecipe) -> list[int]:

@@ -114,7 +114,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class LedgerPaths:
     """Where runs read and write, and the command that starts a program: nothing here changes a number."""
 
     data: Mapping[str, Path]
@@ -177,7 +177,7 @@ def source(name: str) -> dict[str, str]:
     raise SettingError(f"weights '{name}' are not in the fact table; 'sgdata catalog weights' lists those that are")
 
 
-def wanting(table: Table, row: Row, places: Places) -> Reason | None:
+def wanting(table: Table, row: Row, places: LedgerPaths) -> Reason | None:
     """What a row lacks to be run."""
     if row.weights and not (places.weights / row.weights).exists():
         return "weights absent"
@@ -185,7 +185,7 @@ def wanting(table: Table, row: Row, places: Places) -> Reason | None:
     return None if needed <= set(places.data) else "data absent"
 
 
-def runs(recipe: Recipe, table: Table, row: Row, places: Places) -> tuple[Run, ...]:
+def runs(recipe: Recipe, table: Table, row: Row, places: LedgerPaths) -> tuple[Run, ...]:
     """The runs of a row, one a seed. Raises SettingError where a recipe cannot be read."""
     after: Run | None = None
     file = places.weights / row.weights if row.weights else None
@@ -205,7 +205,7 @@ def _run(
     data: str,
     file: Path | None,
     after: Run | None,
-    places: Places,
+    places: LedgerPaths,
 ) -> Run:
     path = catalog.folder("recipes") / name
     # The program's own reader: what it would refuse is refused before the first run.
@@ -260,7 +260,7 @@ class Work:
     flops: float
 
 
-def work(run: Run, recipe: Recipe, places: Places) -> Work:
+def work(run: Run, recipe: Recipe, places: LedgerPaths) -> Work:
     """Counted on the model itself, built without memory. Raises SettingError where nobody knows how large the data
     set is."""
     outline, contract = recipe.data.get(run.data), None
@@ -282,7 +282,7 @@ def work(run: Run, recipe: Recipe, places: Places) -> Work:
     return Work(parameters=parameters, steps=steps, flops=share * flops * steps * training.batch)
 
 
-def _samples(run: Run, recipe: Any, places: Places, contract: Contract | None, outline: Outline | None) -> int:
+def _samples(run: Run, recipe: Any, places: LedgerPaths, contract: Contract | None, outline: Outline | None) -> int:
     if contract is None:
         return outline.train if outline else 0
     if run.program == "detect_change":

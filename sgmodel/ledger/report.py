@@ -20,7 +20,7 @@ from sgmodel.ledger.experiments import Reason, Recipe, Row, Run, Table
 Figure = dict[str, Any]
 
 
-def table(recipe: Recipe, which: Table, places: experiments.Places) -> dict[str, Any]:
+def table(recipe: Recipe, which: Table, places: experiments.LedgerPaths) -> dict[str, Any]:
     """A table as it stands in `ledger.json`. Raises SettingError, SourceError."""
     contract = contracts.read(places.data[which.data]) if which.data in places.data else None
     report = contract and audited(places.data[which.data], f"{contract.dataset} {contract.version}")
@@ -44,7 +44,7 @@ def table(recipe: Recipe, which: Table, places: experiments.Places) -> dict[str,
     }
 
 
-def line(recipe: Recipe, which: Table, row: Row, places: experiments.Places) -> dict[str, Any]:
+def line(recipe: Recipe, which: Table, row: Row, places: experiments.LedgerPaths) -> dict[str, Any]:
     """A row as it stands in `ledger.json`: no figure but of runs that are done, all seeds of them."""
     absent = experiments.wanting(which, row, places)
     made = experiments.runs(recipe, which, row, places)
@@ -113,7 +113,7 @@ def reasons(row: Row, figures: dict[str, Figure]) -> list[Reason]:
 
 
 def cost(
-    recipe: Recipe, made: Sequence[Run], results: Sequence[dict[str, Any]], places: experiments.Places
+    recipe: Recipe, made: Sequence[Run], results: Sequence[dict[str, Any]], places: experiments.LedgerPaths
 ) -> dict[str, Any]:
     """Of one seed: parameters, steps, and those of the runs whose weights it started from."""
     own = experiments.work(made[0], recipe, places)

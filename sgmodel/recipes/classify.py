@@ -50,7 +50,7 @@ class Recipe(finetune.Recipe):
 Setting = training.Setting[Recipe]
 
 
-def main(recipe: Recipe, places: cli.Places) -> int:
+def main(recipe: Recipe, places: cli.RunPaths) -> int:
     """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
     settings = recipe.training
     source = training.samples(places.shards, settings, ("image",))

@@ -34,7 +34,7 @@ class Recipe(finetune.Recipe):
 Setting = training.Setting[Recipe]
 
 
-def main(recipe: Recipe, places: cli.Places) -> int:
+def main(recipe: Recipe, places: cli.RunPaths) -> int:
     """Train to the recipe's last step, or until stopped; 0 or `training.STOPPED`. Raises SgdataError."""
     source = training.samples(places.shards, recipe.training, ("image",))
     held_out = loader.Samples(places.shards, recipe.val_split, ("image",))

@@ -47,7 +47,7 @@ class Recipe(finetune.Recipe):
 Setting = training.Setting[Recipe]
 
 
-def main(recipe: Recipe, places: cli.Places) -> int:
+def main(recipe: Recipe, places: cli.RunPaths) -> int:
     """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
     members = ("image_before", "image_after", "mask")
     pairs = training.samples(places.shards, recipe.training, members)

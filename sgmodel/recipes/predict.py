@@ -200,7 +200,7 @@ def write_maps(
             name = PROBABILITIES if space.ids else EMBEDDINGS
             geotiff.write_cog(places.out / name, grid, _blocks(scratch[1], grid, style), style=style)
         if space.ids and predictor.task != "multi-label":
-            style = geotiff.Style(descriptions=("classes",), nodata=space.nothing, dtype="uint8", overviews="mode")
+            style = geotiff.Style(descriptions=("classes",), nodata=space.ignore_index, dtype="uint8", overviews="mode")
             style = replace(style, classes=legend(space), tags=tags)
             geotiff.write_cog(places.out / CLASSES, grid, _blocks(scratch[0], grid, style), style=style)
     except OSError as error:
@@ -232,7 +232,7 @@ def _blocks(scratch: Path, grid: Grid, style: geotiff.Style) -> Iterator[tuple[W
 
 def likeliest(space: LabelSpace, answer: Array, seen: Array) -> Array:
     """(K, h, w) -> class values (h, w) uint8."""
-    labels: Array = np.where(seen, np.array(space.ids, np.uint8)[answer.argmax(axis=0)], np.uint8(space.nothing))
+    labels: Array = np.where(seen, np.array(space.ids, np.uint8)[answer.argmax(axis=0)], np.uint8(space.ignore_index))
     return labels
 
 
@@ -240,7 +240,7 @@ def legend(space: LabelSpace) -> dict[int, tuple[str, str]]:
     """Value -> name and colour; label spaces without colours get some."""
     colours = space.colours or tuple(itertools.islice(itertools.cycle(PALETTE), len(space.ids)))
     named = dict(zip(space.ids, zip(space.names, colours, strict=True), strict=True))
-    return {**named, space.nothing: ("no data", "#ffffff")}
+    return {**named, space.ignore_index: ("no data", "#ffffff")}
 
 
 # --- a row per patch -----------------------------------------------------------------------

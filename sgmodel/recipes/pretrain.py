@@ -74,7 +74,7 @@ def build(recipe: Recipe) -> mae.MaskedAutoencoder:
     return mae.MaskedAutoencoder(encoder.Encoder(recipe.model), recipe.decoder, recipe.objective)
 
 
-def main(recipe: Recipe, places: cli.Places) -> int:
+def main(recipe: Recipe, places: cli.RunPaths) -> int:
     """Train to the recipe's last step, or until stopped; 0 or `training.STOPPED`. Raises SgdataError."""
     if recipe.stages:
         return progressive(recipe, places)
@@ -99,7 +99,7 @@ def main(recipe: Recipe, places: cli.Places) -> int:
         return _train(setting, model, task, places)
 
 
-def progressive(recipe: Recipe, places: cli.Places) -> int:
+def progressive(recipe: Recipe, places: cli.RunPaths) -> int:
     """Stage after stage in folders `stage-1-<data>`, ... of `places.out`; a stage that is done is not trained again."""
     weights = places.weights
     for number, stage in enumerate(recipe.stages, 1):
@@ -122,7 +122,7 @@ def progressive(recipe: Recipe, places: cli.Places) -> int:
     return 0
 
 
-def _source(recipe: Recipe, places: cli.Places) -> loader.Source:
+def _source(recipe: Recipe, places: cli.RunPaths) -> loader.Source:
     """One data set, or several mixed as `training.mixture` says. Raises SettingError, SourceError."""
     own = replace(recipe.training, mixture={})
     if recipe.training.mixture:
@@ -143,7 +143,7 @@ def check(recipe: Recipe, contract: Contract) -> None:
         band_selection.check_size(recipe.model.image_px, contract, cropped=False)
 
 
-def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, places: cli.Places) -> int:
+def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, places: cli.RunPaths) -> int:
     recipe, held_out = setting.recipe, _held_out(task.source, setting.recipe)
     # Of one image; every rank computes its part of the batch.
     flops = model.flops(recipe.mask_ratio)
@@ -245,7 +245,7 @@ def nearest_visible(target: Tensor, mask: Tensor, config: encoder.EncoderConfig)
 
 
 def _reconstructions(
-    setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source, plan: Iterator[loader.Places]
+    setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source, plan: Iterator[loader.BatchIndices]
 ) -> Iterator[tuple[Tensor, mae.Reconstruction]]:
     """The middle of the images of `plan`, masked as in epoch 0, and what the model makes of them."""
     with loop.evaluating(model):

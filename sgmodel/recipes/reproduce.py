@@ -23,13 +23,13 @@ from sgdata.pages import html
 from sgdata.pages import ledger as shown
 from sgdata.shards import contracts
 from sgmodel.ledger import experiments, report
-from sgmodel.ledger.experiments import Places, Recipe, Run
+from sgmodel.ledger.experiments import LedgerPaths, Recipe, Run
 
 INCOMPLETE = 3
 TIMINGS = "timings.jsonl"
 
 
-def main(recipe: Recipe, places: Places, *, workers: int = 1, cluster: str | None = None) -> int:
+def main(recipe: Recipe, places: LedgerPaths, *, workers: int = 1, cluster: str | None = None) -> int:
     """Make every missing run, then the ledger; 0, or 3 where a run failed. Raises SettingError, OutputError.
 
     The runs are made by `workers` processes here, or by those of the Dask scheduler `cluster`, one at a time each.
@@ -41,7 +41,7 @@ def main(recipe: Recipe, places: Places, *, workers: int = 1, cluster: str | Non
     return INCOMPLETE if failed else 0
 
 
-def wanted(recipe: Recipe, places: Places) -> list[Run]:
+def wanted(recipe: Recipe, places: LedgerPaths) -> list[Run]:
     """The runs of all rows that have their data and weights, each once, those first whose weights others take."""
     rows = [(table, row) for table in recipe.tables for row in table.rows]
     made = [experiments.runs(recipe, *each, places) for each in rows if experiments.wanting(*each, places) is None]
@@ -66,7 +66,7 @@ def perform(runs: Sequence[Run], out: Path, workers: int, cluster: str | None) -
     return failed
 
 
-def write(recipe: Recipe, places: Places) -> Path:
+def write(recipe: Recipe, places: LedgerPaths) -> Path:
     """`ledger.json`, `ledger.md` and `page/index.html` in the folder of the ledger; returns the JSON."""
     tables = [report.table(recipe, table, places) for table in recipe.tables]
     document = files.plain({"title": recipe.title, "tables": tables})
@@ -81,7 +81,7 @@ def write(recipe: Recipe, places: Places) -> Path:
 # --- the plan ------------------------------------------------------------------------------
 
 
-def plan(recipe: Recipe, places: Places, workers: int = 1) -> Iterator[str]:
+def plan(recipe: Recipe, places: LedgerPaths, workers: int = 1) -> Iterator[str]:
     """A line per row: what is missing, how many steps, how long. Runs that several rows share count once."""
     experiments.check(recipe)
     counted: set[Path] = set()
@@ -151,7 +151,7 @@ def program(argv: list[str] | None = None) -> int:
             raise SettingError(f"{options.recipe}: no data given; add --shards DIR")
         # Absolute, for a worker elsewhere has another working folder.
         data = {contracts.read(folder).dataset: folder.resolve() for folder in options.shards}
-        places = Places(
+        places = LedgerPaths(
             data=data,
             out=options.out.resolve(),
             weights=options.weights.resolve(),

@@ -40,7 +40,7 @@ class Recipe(finetune.Recipe):
 Setting = training.Setting[Recipe]
 
 
-def main(recipe: Recipe, places: cli.Places) -> int:
+def main(recipe: Recipe, places: cli.RunPaths) -> int:
     """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
     source = training.samples(places.shards, recipe.training, ("image", "mask"))
     held_out = loader.Samples(places.shards, recipe.val_split, ("image", "mask"))

@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class RunPaths:
     """Where a program reads, writes and runs. Nothing here changes a number of the result, but for `threads`.
 
     `shards` is the first folder given, `named` are all of them by the name of their data set."""
@@ -44,7 +44,7 @@ class Places:
     dry_run: bool = False
 
 
-def run(program: str, kind: type[R], main: Callable[[R, Places], int], argv: Sequence[str] | None = None) -> None:
+def run(program: str, kind: type[R], main: Callable[[R, RunPaths], int], argv: Sequence[str] | None = None) -> None:
     """Parse, read the recipe as a `kind`, call `main`, exit with its code."""
     options = _parser(program).parse_args(argv)
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
@@ -102,7 +102,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _places(options: argparse.Namespace) -> Places:
+def _places(options: argparse.Namespace) -> RunPaths:
     if options.shards is None:
         raise SettingError("--shards is missing: give the folder that 'sgdata shard' wrote")
     for name in ("threads", "workers"):
@@ -114,7 +114,7 @@ def _places(options: argparse.Namespace) -> Places:
     if len(named) < len(folders):
         told = ", ".join(f"{name} = {folder}" for name, folder in folders)
         raise SettingError(f"--shards gives one data set twice ({told}); give each once")
-    return Places(
+    return RunPaths(
         shards=next(iter(named.values())),
         named=named,
         out=options.out or Path("out/runs") / options.recipe.stem,

@@ -125,7 +125,7 @@ def task(
     model: nn.Module,
     source: loader.Samples,
     objective: Callable[[nn.Module, loader.Batch], dict[str, Tensor]],
-    places: cli.Places,
+    places: cli.RunPaths,
 ) -> training.Task:
     """The training of `model`; `objective` gets the model as training calls it."""
     settings = setting.recipe.training
@@ -151,7 +151,7 @@ class Scoring:
     figures: Callable[[bool], dict[str, Any]]
 
 
-def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, places: cli.Places) -> int:
+def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, places: cli.RunPaths) -> int:
     """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
     if places.dry_run:
         print(training.outlook(task))
@@ -165,7 +165,7 @@ def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, p
         return _train(setting.recipe, task, scoring, places)
 
 
-def _train(recipe: Recipe, task: training.Task, scoring: Scoring, places: cli.Places) -> int:
+def _train(recipe: Recipe, task: training.Task, scoring: Scoring, places: cli.RunPaths) -> int:
     every, first = recipe.evaluate_every, training.begin(task, recipe, places)
     with run_folder.Log(places.out, first) as log:
         for step in training.steps(task, first, places):

@@ -88,10 +88,10 @@ class Setting(Generic[R]):
     @property
     def ignore(self) -> int:
         """The label value that is no class."""
-        return self.contract.label_space.nothing
+        return self.contract.label_space.ignore_index
 
 
-def settle(recipe: R, stored: Contract, places: cli.Places) -> Setting[R]:
+def settle(recipe: R, stored: Contract, places: cli.RunPaths) -> Setting[R]:
     """Raises SettingError where the recipe does not fit data of the contract `stored`, or this machine. Recipes have
     `bands`, `normalise`, `training`, and an encoder under `model`."""
     # Before anything is derived from it: without data a spectral group makes no tokens, and the model has fewer.
@@ -141,7 +141,7 @@ def task(
     model: nn.Module,
     source: loader.Source,
     objective: Callable[[nn.Module, loader.Batch], dict[str, Tensor]],
-    places: cli.Places,
+    places: cli.RunPaths,
     *,
     card: Card,
 ) -> Task:
@@ -201,7 +201,7 @@ def _ready(
     return forward
 
 
-def begin(task: Task, recipe: Any, places: cli.Places) -> int:
+def begin(task: Task, recipe: Any, places: cli.RunPaths) -> int:
     """Ready the folder, fill model and optimizer from its checkpoint; the steps already done. Raises SgdataError."""
     with distributed.together():
         first = run_folder.prepare(places.out, recipe, task.source.contract, fresh=places.fresh)
@@ -216,7 +216,7 @@ def begin(task: Task, recipe: Any, places: cli.Places) -> int:
     return first
 
 
-def steps(task: Task, first: int, places: cli.Places) -> Iterator[loop.Step]:
+def steps(task: Task, first: int, places: cli.RunPaths) -> Iterator[loop.Step]:
     """The steps from `first` on, saved every `places.save_minutes` and before the iteration ends, for whatever
     reason: the last step, SIGTERM or SIGINT, or `places.stop_after` steps."""
     training, source = task.training, task.source
@@ -247,7 +247,7 @@ def _averaging(taken: Iterator[loop.Step], task: Task) -> Iterator[loop.Step]:
         yield step
 
 
-def complete(task: Task, places: cli.Places) -> bool:
+def complete(task: Task, places: cli.RunPaths) -> bool:
     """True where the run in the folder has reached its last step."""
     return run_folder.read_place(places.out).steps == task.total
 
@@ -258,7 +258,7 @@ def _save(task: Task, out: Path, done: int) -> None:
 
 
 def _watched(
-    taken: Iterator[loop.Step], save: Callable[[int], None], where: devices.Launch, places: cli.Places
+    taken: Iterator[loop.Step], save: Callable[[int], None], where: devices.Launch, places: cli.RunPaths
 ) -> Iterator[loop.Step]:
     done, saved = 0, time.monotonic()
     with told_to_stop() as told:

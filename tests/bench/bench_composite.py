@@ -72,7 +72,7 @@ def recipe(method: rules.Method) -> build_recipe.BuildRecipe:
 def ours(folder: Path, method: rules.Method) -> Array:
     """From the catalogue to the composite in memory, in one process."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        places = build_recipe.Places(out=Path(scratch), stac=str(folder / "a"))
+        places = build_recipe.BuildPaths(out=Path(scratch), stac=str(folder / "a"))
         settings = recipe(method)
         settled, scenes = pipeline.fetch(settings, pipeline.plan(settings, places), places)
         job = pipeline.job(settings, settled, scenes, places)
@@ -204,7 +204,7 @@ def alone(folder: Path, side: int, first_year: str) -> str:
         area=Area(grid=replace(LATTICE, shape=(side, side))),
     )
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        places = build_recipe.Places(out=Path(scratch), stac=str(folder / "a"))
+        places = build_recipe.BuildPaths(out=Path(scratch), stac=str(folder / "a"))
 
         def build() -> None:
             settled, scenes = pipeline.fetch(settings, pipeline.plan(settings, places), places)

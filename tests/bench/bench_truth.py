@@ -45,7 +45,9 @@ def true_masks(archive: Path, folder: Path, bits: int) -> Path:
     return folder
 
 
-def built(settings: build_recipe.BuildRecipe, places: build_recipe.Places, name: str) -> tuple[lock.Lock, Array, Array]:
+def built(
+    settings: build_recipe.BuildRecipe, places: build_recipe.BuildPaths, name: str
+) -> tuple[lock.Lock, Array, Array]:
     """The settled lock, the image and the index of the chosen items; labels and patches are left out."""
     settled, scenes = pipeline.fetch(settings, pipeline.plan(settings, places), places)
     pipeline.render(settings, settled, scenes, places, places.out / name)
@@ -53,7 +55,7 @@ def built(settings: build_recipe.BuildRecipe, places: build_recipe.Places, name:
 
 
 def figures(archive: Path, scratch: Path) -> Iterator[tuple[str, str, str, str]]:
-    base, places = recipe(archive), build_recipe.Places(out=scratch, stac=str(archive), osm="none")
+    base, places = recipe(archive), build_recipe.BuildPaths(out=scratch, stac=str(archive), osm="none")
     truth = score.true_median(archive, base.bands)
     settled = None
     true = {words: true_masks(archive, scratch / f"masks-{bits}", bits) for words, bits in MASKS.items()}
