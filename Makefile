@@ -5,7 +5,7 @@ OUT     ?= out/demo
 WORKERS ?= 2
 BIN     := $(VENV)/bin
 
-.PHONY: demo test lint bench ledger city epoch
+.PHONY: demo test test-kernels lint bench ledger city epoch
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
@@ -22,6 +22,12 @@ demo: $(VENV)/.installed  ## the whole story on a simulated city: make demo OUT=
 
 test: $(VENV)/.installed  ## the tests that take no longer than ten minutes on two cores
 	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term:skip-covered
+
+# Three libraries choose kernels by the processor, each by a variable of its own.
+test-kernels: $(VENV)/.installed  ## the tests of the models on the kernels of an old processor, without AVX
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
+		$(BIN)/python -m pytest -n 2 -m "not slow" tests/test_parity.py tests/test_encoder.py tests/test_mae.py \
+		tests/test_heads.py tests/test_upernet.py tests/test_models.py
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check sgdata sgmodel tests
