@@ -17,6 +17,7 @@ from sgdata import catalog, files, sentinel2
 from sgdata.errors import SettingError, SourceError
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer
 from sgmodel.models import adapt, backbones, factory, torchvision_compat
+from sgmodel.models.satmae import SatmaeConfig
 
 TASKS = ("classify", "segment", "change")
 TIMM = ("resnet", "vit", "beit", "swin")
@@ -118,9 +119,7 @@ def test_satmae_tells_groups_and_places_apart_and_never_reads_other_bands() -> N
 
 
 def test_satmae_base_has_the_published_shapes() -> None:
-    config = dataclasses.replace(
-        RIVALS["satmae"], satmae=factory.group_vit.SatmaeConfig(groups=((0, 1, 2, 6), (3, 4, 5, 7), (8, 9)))
-    )
+    config = dataclasses.replace(RIVALS["satmae"], satmae=SatmaeConfig(groups=((0, 1, 2, 6), (3, 4, 5, 7), (8, 9))))
     with torch.device("meta"):
         model = made(config, "classify", bands=10)
     state = {

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sgdata.errors import SettingError
-from sgmodel.models import adapt, backbones, contrastive, heads, satmae, upernet
+from sgmodel.models import adapt, backbones, contrastive, heads, upernet
 from sgmodel.models import encoder as enc
+from sgmodel.models.satmae import GroupVit, SatmaeConfig
 
 Options = dict[str, int | float | bool | str | tuple[int, ...]]
 
@@ -31,7 +32,7 @@ class ModelRecipe:
 
     backbone: str
     encoder: enc.EncoderConfig | None = None
-    satmae: satmae.SatmaeConfig | None = None
+    satmae: SatmaeConfig | None = None
     head: upernet.HeadConfig | None = None
     pooling: heads.Pooling = "mean"
     image_px: int = 0
@@ -81,7 +82,7 @@ def backbone(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
         case "unet":
             return backbones.UNet(bands, recipe.widths)
         case "satmae" if recipe.satmae is not None:
-            return satmae.GroupVit(recipe.satmae, bands)
+            return GroupVit(recipe.satmae, bands)
         case "timm":
             # Only here, for timm takes seconds to import and SpectralGPT does without it.
             from sgmodel.models.timm_backbone import TimmBackbone
