@@ -1,6 +1,6 @@
 """The `sgdata` command: parse, call one function, print one path.
 
-Exit codes: 0 done; 2 bad input or refused; 3 done, with something left out and listed; 1 a bug. Heavy imports are lazy.
+Exit codes are those of `sgdata.errors.ExitCode`. Heavy imports are inside the commands.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from sgdata import console
-from sgdata.errors import SettingError, SgdataError
+from sgdata.errors import ExitCode, SettingError, SgdataError
 
 # A bug keeps Python's own traceback: typer's prints local variables, among them what a URL was signed with.
 app = typer.Typer(
@@ -24,9 +24,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Build, shard, verify and release Sentinel-2 datasets.",
 )
-
-# Neither 0 nor 2: a script may go on with what was packed, but must be able to tell.
-INCOMPLETE = 3
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes on this machine; the bytes stay the same.")]
@@ -48,7 +45,7 @@ def main() -> None:
     except SgdataError as error:
         # `from None`: the cause is in the sentence; a second traceback would bury it.
         print(f"sgdata: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(ExitCode.REFUSED) from None
 
 
 def listen(quiet: bool) -> None:
@@ -178,7 +175,7 @@ def build(
     print(done)
     if holes := build_folder.holes(done):
         print(f"{done}: {holes}", file=sys.stderr)
-        raise SystemExit(INCOMPLETE)
+        raise SystemExit(ExitCode.FINDINGS)
 
 
 @app.command(epilog="Example: sgdata clouds out/build --out out/masks")
@@ -203,7 +200,7 @@ def clouds(
 def drift(
     lock: Annotated[Path, typer.Argument(help="The lock of a plan, or a build folder.")], stac: Stac = None
 ) -> None:
-    """What the catalogue says today against a lock: changed, vanished and new items; exits 2 if there are any."""
+    """What the catalogue says today against a lock: changed, vanished and new items; exits 3 if there are any."""
     from sgdata.builds import build_recipe
     from sgdata.scenes import coverage
     from sgdata.scenes import lock as locks
@@ -214,7 +211,7 @@ def drift(
     for line in lines:
         print(line)
     if lines:
-        raise SystemExit(2)
+        raise SystemExit(ExitCode.FINDINGS)
     print(f"{lock}: {where} says the same today")
 
 
@@ -310,7 +307,7 @@ def shard(
     if not done.complete:
         print(f"{done.quarantined} files or samples in {done.folder / 'quarantine.jsonl'}", file=sys.stderr)
         # The path stands above all the same: what is whole can be used.
-        raise SystemExit(INCOMPLETE)
+        raise SystemExit(ExitCode.FINDINGS)
 
 
 @app.command(epilog="Example: sgdata verify out/build")
@@ -323,7 +320,7 @@ def verify(path: Annotated[Path, typer.Argument(help="Any output folder of ours.
     for difference in differences:
         print(difference)
     if differences:
-        raise SystemExit(2)
+        raise SystemExit(ExitCode.FINDINGS)
     print(f"{path}: every file is as it was written")
 
 
@@ -348,7 +345,7 @@ def audit(
     if out:
         audit_page.write(out, report)
     if console.show_audit(report, where=out, as_json=as_json):
-        raise SystemExit(INCOMPLETE)
+        raise SystemExit(ExitCode.FINDINGS)
 
 
 @app.command(epilog="Example: sgdata split data/eurosat --out out/split --test-share 0.2")
@@ -377,7 +374,7 @@ def split(
     told = ", ".join(f"{part} {number}" for part, number in report.boxes.items())
     print(f"{told}, left out {report.left_out}", file=sys.stderr)
     if console.show_audit(judged, where=out, as_json=False):
-        raise SystemExit(INCOMPLETE)
+        raise SystemExit(ExitCode.FINDINGS)
 
 
 @app.command(epilog="Example: sgdata release munich 1.0 --from out/shards --build out/build --out out/release")
@@ -410,7 +407,7 @@ def release(
     if report.findings:
         told = "; ".join(f"{check.name}: {check.told}" for check in report.checks if check.state == "finding")
         print(f"released with {report.findings} findings, told in its card: {told}", file=sys.stderr)
-        raise SystemExit(INCOMPLETE)
+        raise SystemExit(ExitCode.FINDINGS)
 
 
 @app.command(epilog="Example: sgdata show out/build")

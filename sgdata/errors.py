@@ -1,19 +1,37 @@
-"""Everything that can go wrong and that the user can mend.
+"""Exit codes, and the exceptions that report what the user can correct.
 
     SgdataError            printed as one line, exit code 2
     ├── SettingError       a recipe, option or argument is wrong
-    ├── SourceError        a file, archive, sample or answer is not what it should be
-    ├── ServiceError       a server cannot be reached, refuses or answers in part
+    ├── SourceError        a file, archive, sample or server response is not as expected
+    ├── ServiceError       a server is unreachable, refuses, or answers in part
     └── OutputError        an output cannot be written, is in use, or does not verify
 
-Any other exception is a bug of ours: it keeps its traceback and exits 1.
+Any other exception is a bug in this project: Python prints its traceback and exits with code 1.
 """
 
+from enum import IntEnum
 
-# Four leaves, not forty: they tell who can mend it (the user's recipe, data, a server, the disk); the sentence tells
-# what broke.
+
+class ExitCode(IntEnum):
+    """Exit codes of every command of `sgdata` and every program of `sgmodel`."""
+
+    DONE = 0
+    """The command did what it was asked to do, and has nothing to report."""
+    BUG = 1
+    """An unexpected exception; Python itself exits with this code."""
+    REFUSED = 2
+    """Invalid input, or an operation that was refused. One line on stderr says why."""
+    FINDINGS = 3
+    """The command ended without an error, but its result differs from what was expected, has findings or is incomplete.
+
+    Examples: `verify`, `drift` and `audit` list what they found; a build has pixels without a clear observation;
+    samples were quarantined; a training run was stopped early. Scripts may continue with the result.
+    """
+
+
+# Four kinds, by what the user must correct (settings, data, connection, disk); the message says what is wrong.
 class SgdataError(Exception):
-    """What happened, the value at fault, what was expected and what to do, in one line."""
+    """Base class: a one-line message with what is wrong, the value, what was expected and what to do."""
 
 
 class SettingError(SgdataError):
@@ -21,11 +39,11 @@ class SettingError(SgdataError):
 
 
 class SourceError(SgdataError):
-    """A file, archive, sample or answer is not what it should be."""
+    """A file, archive, sample or server response is not as expected."""
 
 
 class ServiceError(SgdataError):
-    """A server cannot be reached, refuses, or gave only part of an answer."""
+    """A server is unreachable, refuses, or gave only part of a response."""
 
 
 class OutputError(SgdataError):

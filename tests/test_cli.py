@@ -168,5 +168,5 @@ def test_build_shard_and_verify_from_the_command_line(tmp_path: Path, city: Path
     damaged[len(damaged) // 2] ^= 1
     image.write_bytes(damaged)
     done = sgdata("verify", str(build))
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "image.tif" in done.stdout

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from sgdata import cli, files, verification
 from sgdata.datasets import types
-from sgdata.errors import OutputError, SettingError, SourceError
+from sgdata.errors import ExitCode, OutputError, SettingError, SourceError
 from sgdata.packing import pack, select
 from sgdata.shards import contracts, tar_format
 from sgdata.types import LabelSpace
@@ -151,7 +151,7 @@ def test_options_of_the_command_choose_edition_labels_and_splits(tmp_path: Path)
     next(source.rglob("*_B8A.tif")).unlink()
     (tmp_path / "out" / files.SUMS).unlink()
     done = CliRunner().invoke(cli.app, [*command, *chosen])
-    assert done.exit_code == cli.INCOMPLETE
+    assert done.exit_code == ExitCode.FINDINGS
     assert "1 files or samples in" in done.output
     assert list(reasons(tmp_path / "out").values()) == ["band B8A is missing"]
 

@@ -454,4 +454,4 @@ def test_the_command_needs_nothing_but_the_folder(released: Path, tmp_path: Path
     assert CliRunner().invoke(app, ["verify", str(tmp_path / "copy")]).exit_code == 0
     (tmp_path / "copy/.extra").write_text("")
     done = CliRunner().invoke(app, ["verify", str(tmp_path / "copy")])
-    assert (done.exit_code, done.stdout) == (2, ".extra: not listed\n")
+    assert (done.exit_code, done.stdout) == (3, ".extra: not listed\n")

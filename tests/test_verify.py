@@ -99,4 +99,4 @@ def test_a_name_that_is_no_text_is_printed_all_the_same(output: Path) -> None:
     Path(os.fsdecode(os.fsencode(output) + b"/caf\xe9")).write_text("x")
     command = [sys.executable, "-m", "sgdata.cli", "verify", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "caf\\udce9: not listed\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "caf\\udce9: not listed\n", "")

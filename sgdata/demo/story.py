@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sgdata import catalog, files
-from sgdata.errors import SourceError
+from sgdata.errors import ExitCode, SourceError
 
 log = logging.getLogger("sgdata")
 
@@ -35,7 +35,7 @@ class Story:
 
 
 # Exit 3: done, what is amiss being told: pixels that no date saw clear, findings of an audit. Small cities have them.
-JUDGING, INCOMPLETE = ("build", "audit", "release"), 3
+JUDGING = ("build", "audit", "release")
 # Staged pixels, kept from the build until it is scored; hidden files stand outside SHA256SUMS too.
 SCRATCH = ".scratch"
 
@@ -112,7 +112,7 @@ def perform(stage: str, command: list[str]) -> None:
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
     words = [sys.executable, *modules[command[0]], *command[1:]]
     done = subprocess.run(words, stdout=subprocess.DEVNULL, env=environment, check=False)
-    if done.returncode and not (stage in JUDGING and done.returncode == INCOMPLETE):
+    if done.returncode and not (stage in JUDGING and done.returncode == ExitCode.FINDINGS):
         raise SourceError(f"demo: stage '{stage}' ended with exit code {done.returncode}; its message stands above")
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sgdata.errors import SgdataError
+from sgdata.errors import ExitCode, SgdataError
 from sgmodel.checkpoints import cards, checkpoint_folder, hub, transfer
 
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(told(convert(hub.found(options.source), options.out, at_least=options.at_least)))
     except SgdataError as error:
         print(f"convert: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(ExitCode.REFUSED) from None
 
 
 if __name__ == "__main__":

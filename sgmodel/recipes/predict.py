@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from sgdata import catalog, files, progress
-from sgdata.errors import OutputError, SettingError, SgdataError
+from sgdata.errors import ExitCode, OutputError, SettingError, SgdataError
 from sgdata.rasters import geotiff
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Contract, Grid, LabelSpace, Level, Window
@@ -96,7 +96,7 @@ def main(recipe: Recipe, places: Places) -> int:
         contracts.write(places.out, predictor.contract)
         files.write_sums(places.out)
     print(places.out)
-    return 0
+    return ExitCode.DONE
 
 
 def load(weights: Path, where: devices.Launch, *, embeddings: bool) -> Predictor:
@@ -388,7 +388,7 @@ def program(argv: Sequence[str] | None = None) -> int:
         )
     except SgdataError as error:
         print(f"predict: {error}", file=sys.stderr)
-        return 2
+        return ExitCode.REFUSED
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdata import files
-from sgdata.errors import SettingError
+from sgdata.errors import ExitCode, SettingError
 from sgdata.types import Contract
 from sgmodel import devices, distributed
 from sgmodel.checkpoints import cards, transfer
@@ -89,12 +89,12 @@ def main(recipe: Recipe, places: cli.RunPaths) -> int:
     task = training.task(setting, model, source, partial(objective, setting), places, card=card)
     if places.dry_run:
         print(training.outlook(task))
-        return 0
+        return ExitCode.DONE
     if task.total == 0:
         scores = evaluate(setting, model, _held_out(source, recipe))
         if distributed.lead():
             print(json.dumps({"mask_ratio": recipe.mask_ratio, **scores}))
-        return 0
+        return ExitCode.DONE
     with files.only_writer(places.out, run_folder.METRICS) if distributed.lead() else nullcontext():
         return _train(setting, model, task, places)
 
@@ -119,7 +119,7 @@ def progressive(recipe: Recipe, places: cli.RunPaths) -> int:
         if code:
             return code
         weights = None if places.dry_run else out / run_folder.LAST
-    return 0
+    return ExitCode.DONE
 
 
 def _source(recipe: Recipe, places: cli.RunPaths) -> loader.Source:
@@ -165,7 +165,7 @@ def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, 
     run_folder.conclude(
         places.out, "Pretraining", task.card, {"steps": task.total, **evaluate(setting, model, held_out)}
     )
-    return 0
+    return ExitCode.DONE
 
 
 def _held_out(source: loader.Source, recipe: Recipe) -> loader.Source:

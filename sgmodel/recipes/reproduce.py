@@ -18,14 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from sgdata import catalog, files, pool
-from sgdata.errors import SettingError, SgdataError
+from sgdata.errors import ExitCode, SettingError, SgdataError
 from sgdata.pages import html
 from sgdata.pages import ledger as shown
 from sgdata.shards import contracts
 from sgmodel.ledger import experiments, report
 from sgmodel.ledger.experiments import LedgerPaths, Recipe, Run
 
-INCOMPLETE = 3
 TIMINGS = "timings.jsonl"
 
 
@@ -38,7 +37,7 @@ def main(recipe: Recipe, places: LedgerPaths, *, workers: int = 1, cluster: str 
     with files.only_writer(places.out):
         failed = perform(wanted(recipe, places), places.out, workers, cluster)
         write(recipe, places)
-    return INCOMPLETE if failed else 0
+    return ExitCode.FINDINGS if failed else ExitCode.DONE
 
 
 def wanted(recipe: Recipe, places: LedgerPaths) -> list[Run]:
@@ -144,7 +143,7 @@ def program(argv: list[str] | None = None) -> int:
     options = parsed(argv)
     if options.recipe is None:
         print("\n".join(str(path) for path in sorted((catalog.folder("recipes") / "ledger").glob("*.toml"))))
-        return 0
+        return ExitCode.DONE
     try:
         recipe = files.read(Recipe, options.recipe, options.set)
         if not options.shards and not options.plan:
@@ -160,12 +159,12 @@ def program(argv: list[str] | None = None) -> int:
         )
         if options.plan:
             print("\n".join(plan(recipe, places, options.workers)))
-            return 0
+            return ExitCode.DONE
         code = main(recipe, places, workers=options.workers, cluster=options.cluster)
         print(options.out / "ledger.json")
     except SgdataError as error:
         print(f"reproduce: {error}", file=sys.stderr)
-        return 2
+        return ExitCode.REFUSED
     return code
 
 

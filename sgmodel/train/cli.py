@@ -1,6 +1,6 @@
 """The command line that all training programs share: a recipe says what, flags say where.
 
-Exit codes: 0 done; 2 the user can mend it (one line); 3 stopped early, the same command goes on; 1 our bug.
+Exit codes are those of `sgdata.errors.ExitCode`; 3: stopped early, the same command continues the run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from sgdata import catalog, files
-from sgdata.errors import SettingError, SgdataError
+from sgdata.errors import ExitCode, SettingError, SgdataError
 from sgdata.shards import contracts
 from sgmodel import distributed
 from sgmodel.checkpoints import hub
@@ -52,13 +52,13 @@ def run(program: str, kind: type[R], main: Callable[[R, RunPaths], int], argv: S
     # Without a recipe there is nothing to guess: what can be asked for helps more than a refusal.
     if options.recipe is None:
         print("\n".join(["Recipes of this program:", *map(str, recipes(program))]))
-        raise SystemExit(0)
+        raise SystemExit(ExitCode.DONE)
     try:
         recipe = files.read(kind, options.recipe, options.set)
         code = main(recipe, _places(options))
     except SgdataError as error:
         print(f"{program}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(ExitCode.REFUSED) from None
     # Together: a thread of the transport that lets go of a tensor while Python is ending aborts the process, and
     # torchrun then ends the others, the lead in the middle of a file perhaps (pytorch/pytorch#179291).
     distributed.wait()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdata import files
-from sgdata.errors import SettingError, SourceError
+from sgdata.errors import ExitCode, SettingError, SourceError
 from sgdata.types import Contract
 from sgmodel import distributed
 from sgmodel.checkpoints import cards
@@ -155,12 +155,12 @@ def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, p
     """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
     if places.dry_run:
         print(training.outlook(task))
-        return 0
+        return ExitCode.DONE
     if task.total == 0:  # with `weights` and no epoch: how good are they?
         figures = _numbers(scoring.figures(False))
         if distributed.lead():
             print(json.dumps(figures))
-        return 0
+        return ExitCode.DONE
     with files.only_writer(places.out, run_folder.METRICS) if distributed.lead() else nullcontext():
         return _train(setting.recipe, task, scoring, places)
 
@@ -187,7 +187,7 @@ def _train(recipe: Recipe, task: training.Task, scoring: Scoring, places: cli.Ru
         # What the paper reports; chosen by the scored samples themselves, so it is no estimate for others.
         told["best_epoch"] = files.read_plain(places.out / run_folder.BEST / "figures.json")
     run_folder.conclude(places.out, scoring.title, task.card, told)
-    return 0
+    return ExitCode.DONE
 
 
 def subject(recipe: Recipe, task: training.Task, held_out: loader.Samples) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdata import progress
-from sgdata.errors import SettingError
+from sgdata.errors import ExitCode, SettingError
 from sgdata.types import Contract
 from sgmodel import devices, distributed
 from sgmodel.data import band_selection, loader, normalise, upsample
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-STOPPED = 3
-"""Exit code of a program that stopped before its end: the same command goes on."""
+STOPPED = ExitCode.FINDINGS
+"""Exit code of a training program that was stopped early; the same command continues the run."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,73 @@
+"""Exit codes come from one table, and mean the same in every command."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sgdata import files
+from sgdata.audits.findings import Check, Report
+from sgdata.cli import app
+from sgdata.errors import ExitCode
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted(path for package in ("sgdata", "sgmodel") for path in (ROOT / package).rglob("*.py"))
+# Functions whose return value becomes the exit code of the process.
+PROGRAMS = {"program", "main"}
+
+
+def literal_codes(tree: ast.Module) -> Iterator[int]:
+    """Yield the line of every exit code that is written as a number."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"SystemExit", "sys.exit", "typer.Exit", "exit"}:
+            yield from (node.lineno for value in node.args if isinstance(value, ast.Constant))
+        if isinstance(node, ast.FunctionDef) and node.name in PROGRAMS:
+            returns = [each for each in ast.walk(node) if isinstance(each, ast.Return)]
+            yield from (each.lineno for each in returns if isinstance(each.value, ast.Constant))
+
+
+def test_the_table() -> None:
+    assert {code.name: code.value for code in ExitCode} == {"DONE": 0, "BUG": 1, "REFUSED": 2, "FINDINGS": 3}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_exit_code_is_written_as_a_number(path: Path) -> None:
+    assert not list(literal_codes(ast.parse(path.read_text())))
+
+
+def run(*arguments: str) -> int:
+    return CliRunner().invoke(app, arguments).exit_code
+
+
+@pytest.mark.parametrize(("findings", "code"), [(0, ExitCode.DONE), (1, ExitCode.FINDINGS)])
+def test_verify_drift_and_audit_report_differences_alike(
+    findings: int, code: ExitCode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write(tmp_path / "a", b"a")
+    files.write_sums(tmp_path)
+    if findings:
+        files.write(tmp_path / "b", b"b")
+    assert run("verify", str(tmp_path)) == code
+
+    monkeypatch.setattr("sgdata.scenes.lock.read", lambda path: path)
+    monkeypatch.setattr("sgdata.scenes.coverage.drift", lambda lock, where: ["S2A: vanished"] * findings)
+    assert run("drift", str(tmp_path)) == code
+
+    check = Check(name="readable", state="finding" if findings else "pass", told="", figures={}, where=())
+    report = Report(subject="toy 1", kind="shards", samples=1, checks=(check,), findings=findings)
+    monkeypatch.setattr("sgdata.audits.gather.subject", lambda path, **options: path)
+    monkeypatch.setattr("sgdata.audits.gather.gather", lambda subject, **options: subject)
+    monkeypatch.setattr("sgdata.audits.checks.judge", lambda evidence: report)
+    assert run("audit", str(tmp_path)) == code
+
+
+@pytest.mark.parametrize("command", [["verify", "nowhere"], ["drift", "nowhere"], ["audit", "nowhere"], ["nonsense"]])
+def test_invalid_input_is_refused(command: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "sgdata.cli", *command], capture_output=True, check=False)
+    assert done.returncode == ExitCode.REFUSED
