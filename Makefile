@@ -38,7 +38,7 @@ bench: $(VENV)/.peers  ## speed against peers, measured here, as a table
 	$(BIN)/python tests/bench/table.py
 
 ledger: OUT = out/ledger
-ledger: $(VENV)/.installed  ## rivals, seeds and intervals on the simulated city: make ledger OUT=DIR
+ledger: $(VENV)/.installed  ## baselines, seeds and intervals on the simulated city: make ledger OUT=DIR
 	test -f $(OUT)/shards/SHA256SUMS -a -f $(OUT)/pairs/SHA256SUMS || $(MAKE) --no-print-directory city OUT=$(OUT)
 	$(BIN)/python -m sgmodel.recipes.reproduce recipes/ledger/city.toml --workers $(WORKERS) \
 		--shards $(OUT)/shards --shards $(OUT)/pairs --out $(OUT)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rivals import RIVALS
+from baselines import BASELINES
 from synthetic_shards import write
 from torch.nn import functional
 
@@ -38,7 +38,7 @@ def moco(**others: object) -> contrastive.Contrast:
     torch.manual_seed(0)
     objective = contrastive.Objective(method="moco", temperature=0.2, projection=8, queue=6, momentum=0.9)
     changed = dataclasses.replace(objective, **others)  # type: ignore[arg-type]
-    return factory.contrast(RIVALS["vit"], changed, bands=12)
+    return factory.contrast(BASELINES["vit"], changed, bands=12)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_the_follower_of_a_checkpoint_is_not_taken_for_the_model(tmp_path: Path)
         for parameter in source.slow_backbone.parameters():  # type: ignore[union-attr]
             parameter += 1.0
     checkpoint_folder.save(tmp_path, source, cards.Card(model=cards.describe(source)))
-    model = factory.classifier(RIVALS["vit"], bands=12, classes=2)
+    model = factory.classifier(BASELINES["vit"], bands=12, classes=2)
     transfer.fit(model, transfer.read_weights(tmp_path))
     ours, theirs = model.state_dict(), source.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith("backbone."))

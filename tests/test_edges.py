@@ -34,12 +34,12 @@ from sgmodel.train import cli
 
 TRAIN = catalog.folder("recipes") / "train"
 SMALL = ("model.encoder.width=32", "model.encoder.depth=2", "training.batch=4", "training.epochs=1")
-RIVAL = ("training.batch=4", "training.epochs=1")
+BASELINE = ("training.batch=4", "training.epochs=1")
 CASES: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
     "segment": (segment, "segment-demo-tiny", (*SMALL, "model.encoder.image_px=32")),
-    "segment-rival": (segment, "segment-demo-rival", (*RIVAL, "model.image_px=32")),
+    "segment-baseline": (segment, "segment-demo-baseline", (*BASELINE, "model.image_px=32")),
     "classify": (classify, "classify-demo-tiny", (*SMALL, "model.encoder.image_px=16", "labels_from=labels")),
-    "classify-rival": (classify, "classify-demo-rival", (*RIVAL, "labels_from=labels")),
+    "classify-baseline": (classify, "classify-demo-baseline", (*BASELINE, "labels_from=labels")),
     "detect_change": (
         detect_change,
         "detect_change-demo-tiny",
@@ -48,9 +48,9 @@ CASES: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
     "pretrain": (
         pretrain,
         "pretrain-demo-tiny",
-        ("model.image_px=32", "model.width=32", "model.depth=2", *RIVAL, "augment.crop_area=[1.0, 1.0]"),
+        ("model.image_px=32", "model.width=32", "model.depth=2", *BASELINE, "augment.crop_area=[1.0, 1.0]"),
     ),
-    "contrast": (contrast, "contrast-demo-simclr", RIVAL),
+    "contrast": (contrast, "contrast-demo-simclr", BASELINE),
 }
 
 
@@ -58,7 +58,7 @@ CASES: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("edges")
     maps, scenes, pairs = write(top / "maps"), write_scenes(top / "scenes"), write_pairs(top / "pairs")
-    kinds = {"classify": scenes, "classify-rival": scenes, "detect_change": pairs}
+    kinds = {"classify": scenes, "classify-baseline": scenes, "detect_change": pairs}
     return {name: kinds.get(name, maps) for name in CASES}
 
 
@@ -109,7 +109,7 @@ def test_settings_of_which_nothing_can_be_made(
 
 
 @pytest.mark.parametrize(
-    ("name", "more"), [("classify", ("mode=linear-probe",)), ("segment-rival", ()), ("classify", ())]
+    ("name", "more"), [("classify", ("mode=linear-probe",)), ("segment-baseline", ()), ("classify", ())]
 )
 def test_a_batch_of_one_learns_or_says_why_not(
     name: str, more: tuple[str, ...], folders: dict[str, Path], tmp_path: Path
@@ -123,7 +123,7 @@ def test_a_batch_of_one_learns_or_says_why_not(
 
 
 @pytest.mark.parametrize("mode", ["finetune", "linear-probe"])
-@pytest.mark.parametrize("name", ["segment", "segment-rival", "classify", "classify-rival", "detect_change"])
+@pytest.mark.parametrize("name", ["segment", "segment-baseline", "classify", "classify-baseline", "detect_change"])
 def test_a_sample_that_poisons_its_batch_is_named(name: str, mode: str, tmp_path: Path) -> None:
     if name.startswith("classify"):
         made, form = [scene(n, "train" if n < 4 else "val", 16) for n in range(5)], scene_contract(16)
@@ -165,7 +165,7 @@ def test_scenes_without_any_change_cannot_balance_it(tmp_path: Path) -> None:
         run("detect_change", tmp_path / "shards", tmp_path / "run", "weighting=share")
 
 
-@pytest.mark.parametrize("name", ["segment-rival", "classify-rival"])
+@pytest.mark.parametrize("name", ["segment-baseline", "classify-baseline"])
 def test_a_model_of_any_size_wants_samples_of_one(name: str, tmp_path: Path) -> None:
     if name.startswith("classify"):
         made, form = [scene(n, "train" if n < 4 else "val", 16 + 8 * (n % 2)) for n in range(6)], scene_contract(16)

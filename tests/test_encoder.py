@@ -209,8 +209,8 @@ def test_what_does_not_divide_is_refused() -> None:
         encoder.Encoder(dataclasses.replace(TINY, bands=10))
     with pytest.raises(SettingError, match="image_px 100 is not a multiple of patch_px 8"):
         encoder.Encoder(dataclasses.replace(TINY, image_px=100))
-    with pytest.raises(SettingError, match="start is 'waves', a width is 18: expected a multiple of 4"):
-        encoder.initialise(encoder.Encoder(dataclasses.replace(TINY, width=18, start="waves")))
+    with pytest.raises(SettingError, match="start is 'sincos', a width is 18: expected a multiple of 4"):
+        encoder.initialise(encoder.Encoder(dataclasses.replace(TINY, width=18, start="sincos")))
 
 
 @pytest.mark.parametrize("shape", [(2, 10, 16, 16), (2, 12, 32, 32), (12, 16, 16)])

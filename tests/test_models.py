@@ -1,4 +1,4 @@
-"""Every rival for every task: shapes, gradients, a checkpoint and back, weights made elsewhere in and bad ones out."""
+"""Test every baseline on every task: shapes, gradients, checkpoints, and weights made elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rivals import ENCODER, GROUPS, RIVALS
+from baselines import BASELINES, ENCODER, GROUPS
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -40,9 +40,9 @@ def answered(model: nn.Module, task: str, bands: int = 12) -> Tensor:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("name", sorted(RIVALS))
-def test_a_rival_answers_learns_and_comes_back_from_its_card(name: str, task: str, tmp_path: Path) -> None:
-    model = made(RIVALS[name], task)
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_a_baseline_answers_learns_and_comes_back_from_its_card(name: str, task: str, tmp_path: Path) -> None:
+    model = made(BASELINES[name], task)
     out = answered(model, task)
     assert out.shape == {"classify": (2, 3), "segment": (2, 3, 32, 32), "change": (2, 2, 32, 32)}[task]
     out.square().sum().backward()  # type: ignore[no-untyped-call]
@@ -58,21 +58,21 @@ def test_a_rival_answers_learns_and_comes_back_from_its_card(name: str, task: st
 
 def test_change_is_antisymmetric_where_nothing_changed() -> None:
     for name in ("unet", "resnet", "satmae"):
-        model = made(RIVALS[name], "change").eval()
+        model = made(BASELINES[name], "change").eval()
         image = torch.rand(2, 12, 32, 32)
         one, other = model(image, image), model(2 * image, 2 * image)
         assert torch.equal(one, other), name
 
 
 def test_a_recipe_goes_through_toml_and_back() -> None:
-    for recipe in RIVALS.values():
+    for recipe in BASELINES.values():
         assert files.parse(factory.ModelRecipe, files.plain(recipe), "itself") == recipe
 
 
 @pytest.mark.parametrize("side", [33, 47])
 def test_unet_and_resnet_take_any_size(side: int) -> None:
     for name in ("unet", "resnet"):
-        assert made(RIVALS[name], "segment")(torch.rand(2, 12, side, side)).shape == (2, 3, side, side)
+        assert made(BASELINES[name], "segment")(torch.rand(2, 12, side, side)).shape == (2, 3, side, side)
 
 
 def test_what_cannot_be_built_is_refused() -> None:
@@ -87,26 +87,26 @@ def test_what_cannot_be_built_is_refused() -> None:
         ({"backbone": "satmae"}, "'satmae' with a table"),
     ):
         with pytest.raises(SettingError, match=told):
-            made(dataclasses.replace(RIVALS["resnet"], **change), "classify")  # type: ignore[arg-type]
+            made(dataclasses.replace(BASELINES["resnet"], **change), "classify")  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="the model takes 12 bands, the recipe names 10"):
-        made(RIVALS["spectralgpt"], "segment", bands=10)
+        made(BASELINES["spectralgpt"], "segment", bands=10)
     for change, told in (
         ({"groups": ((0, 1), (1, 2))}, "at most once"),
         ({"image_px": 30}, "30 is not a multiple of 8"),
         ({"group_width": 24}, "group_width 24 of width 24"),
     ):
-        config = RIVALS["satmae"].satmae
+        config = BASELINES["satmae"].satmae
         assert config is not None
         with pytest.raises(SettingError, match=told):
             wrong = dataclasses.replace(config, **change)  # type: ignore[arg-type]
-            made(dataclasses.replace(RIVALS["satmae"], satmae=wrong), "classify")
+            made(dataclasses.replace(BASELINES["satmae"], satmae=wrong), "classify")
 
 
 # --- SatMAE against the paper ----------------------------------------------------------------
 
 
 def test_satmae_tells_groups_and_places_apart_and_never_reads_other_bands() -> None:
-    model = made(RIVALS["satmae"], "classify").backbone
+    model = made(BASELINES["satmae"], "classify").backbone
     images = torch.rand(1, 12, 32, 32)
     tokens = model.embedded(images)
     assert tokens.shape == (1, 1 + 3 * 16, 24)
@@ -119,7 +119,7 @@ def test_satmae_tells_groups_and_places_apart_and_never_reads_other_bands() -> N
 
 
 def test_satmae_base_has_the_published_shapes() -> None:
-    config = dataclasses.replace(RIVALS["satmae"], satmae=SatmaeConfig(groups=((0, 1, 2, 6), (3, 4, 5, 7), (8, 9))))
+    config = dataclasses.replace(BASELINES["satmae"], satmae=SatmaeConfig(groups=((0, 1, 2, 6), (3, 4, 5, 7), (8, 9))))
     with torch.device("meta"):
         model = made(config, "classify", bands=10)
     state = {
@@ -150,7 +150,7 @@ def body(model: nn.Module) -> dict[str, Tensor]:
 
 
 def trained(name: str, bands: int = 12) -> nn.Module:
-    model = made(RIVALS[name], "classify", bands)
+    model = made(BASELINES[name], "classify", bands)
     for part in model.modules():  # fresh running figures are all alike
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean.normal_()  # type: ignore[union-attr]
@@ -166,7 +166,7 @@ def test_prefixes_of_every_known_layout_are_found(layout: str, tmp_path: Path) -
         state["module.queue"] = torch.rand(8, 4)
     torch.save({"state_dict": state, "epoch": 200}, tmp_path / "a.pth")
     for task in TASKS:
-        model = made(RIVALS["resnet"], task)
+        model = made(BASELINES["resnet"], task)
         report = transfer.fit(model, transfer.read_weights(tmp_path / "a.pth"))
         assert report.encoder_share == 1.0
         assert all(torch.equal(tensor, source[name]) for name, tensor in body(model).items())
@@ -178,7 +178,7 @@ def test_seco_is_a_list_of_layers(tmp_path: Path) -> None:
     named = {f"{number[n.partition('.')[0]]}.{n.partition('.')[2]}": t for n, t in source.items()}
     state = {f"encoder_{part}.{name}": tensor for part in "qk" for name, tensor in named.items()}
     torch.save({"state_dict": state | {"heads_q.0.0.weight": torch.rand(4, 4)}}, tmp_path / "seco.ckpt")
-    model = made(dataclasses.replace(RIVALS["resnet"], first_layer="repeated"), "segment")
+    model = made(dataclasses.replace(BASELINES["resnet"], first_layer="repeated"), "segment")
     report = transfer.fit(model, transfer.read_weights(tmp_path / "seco.ckpt"), wavelengths=NM)
     assert report.encoder_share == 1.0
     assert report.resized == ("backbone.body.conv1.weight",)
@@ -186,24 +186,24 @@ def test_seco_is_a_list_of_layers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TIMM)
-def test_weights_of_three_bands_and_another_size_fit_every_timm_rival(name: str, tmp_path: Path) -> None:
-    other = dataclasses.replace(RIVALS[name], image_px=64)
+def test_weights_of_three_bands_and_another_size_fit_every_timm_baseline(name: str, tmp_path: Path) -> None:
+    other = dataclasses.replace(BASELINES[name], image_px=64)
     if name == "swin":
         other = dataclasses.replace(other, options={**other.options, "window_size": 4})
     torch.manual_seed(3)
     source = body(factory.classifier(other, bands=3, classes=5))
     save_file({n: t.contiguous() for n, t in source.items()}, tmp_path / "model.safetensors")
     for task in TASKS:
-        model = made(RIVALS[name], task)
+        model = made(BASELINES[name], task)
         report = transfer.fit(model, transfer.read_weights(tmp_path / "model.safetensors"), wavelengths=NM)
         assert report.encoder_share == 1.0, report
         assert torch.isfinite(answered(model, task)).all()
 
 
 def test_satmae_weights_with_fused_qkv_and_another_size(tmp_path: Path) -> None:
-    config = RIVALS["satmae"].satmae
+    config = BASELINES["satmae"].satmae
     assert config is not None
-    larger = dataclasses.replace(RIVALS["satmae"], satmae=dataclasses.replace(config, image_px=64))
+    larger = dataclasses.replace(BASELINES["satmae"], satmae=dataclasses.replace(config, image_px=64))
     source = body(made(larger, "classify"))
     fused = {n: t for n, t in source.items() if ".attn.proj" in n or ".attn." not in n}
     for block in range(2):
@@ -213,7 +213,7 @@ def test_satmae_weights_with_fused_qkv_and_another_size(tmp_path: Path) -> None:
     del fused["channel_cls_embed"]  # pretraining has none
     fused |= {"mask_token": torch.zeros(1, 1, 8), "decoder_norm.bias": torch.zeros(8)}
     torch.save({"model": fused}, tmp_path / "a.pth")
-    model = made(RIVALS["satmae"], "segment")
+    model = made(BASELINES["satmae"], "segment")
     report = transfer.fit(model, transfer.read_weights(tmp_path / "a.pth"))
     assert report.resized == ("backbone.pos_embed",)
     assert "backbone.channel_cls_embed" in report.missing
@@ -237,7 +237,7 @@ def test_the_first_layer_is_adapted_as_stated() -> None:
 
 def test_a_new_first_layer_keeps_the_models_own() -> None:
     source = body(trained("resnet", bands=3))
-    model = made(dataclasses.replace(RIVALS["resnet"], first_layer="new"), "classify")
+    model = made(dataclasses.replace(BASELINES["resnet"], first_layer="new"), "classify")
     before = body(model)["conv1.weight"]
     report = transfer.fit(model, source, at_least=0.2)
     assert torch.equal(body(model)["conv1.weight"], before)
@@ -247,11 +247,11 @@ def test_a_new_first_layer_keeps_the_models_own() -> None:
 def test_half_the_keys_another_model_or_code_are_refused(tmp_path: Path) -> None:
     source = body(trained("resnet"))
     half = dict(list(source.items())[: len(source) // 2])
-    model = made(RIVALS["resnet"], "classify")
+    model = made(BASELINES["resnet"], "classify")
     before = body(model)
     for state, told in (
         (half, r"only \d+% of the encoder's parameters fit; first, backbone.body.layer\d"),
-        (body(made(RIVALS["vit"], "classify")), r"only 0% .* backbone.body.conv1.weight is absent"),
+        (body(made(BASELINES["vit"], "classify")), r"only 0% .* backbone.body.conv1.weight is absent"),
     ):
         with pytest.raises(SourceError, match=told):
             transfer.fit(model, state, where="a.pth")
@@ -260,13 +260,13 @@ def test_half_the_keys_another_model_or_code_are_refused(tmp_path: Path) -> None
     with pytest.raises(SourceError, match="holds .*, which loading would run"):
         transfer.read_weights(tmp_path / "bad.ckpt")
     with pytest.raises(SourceError, match="no encoder to fill"):
-        transfer.fit(made(RIVALS["linear"], "classify"), source)
+        transfer.fit(made(BASELINES["linear"], "classify"), source)
 
 
-def test_weights_of_a_rival_trained_here_bring_their_head_only_to_the_same_task(tmp_path: Path) -> None:
+def test_weights_of_a_baseline_trained_here_bring_their_head_only_to_the_same_task(tmp_path: Path) -> None:
     source = trained("resnet")
     checkpoint_folder.save(tmp_path, source, cards.Card(model=cards.describe(source)))
-    same, other = made(RIVALS["resnet"], "classify"), made(RIVALS["resnet"], "segment")
+    same, other = made(BASELINES["resnet"], "classify"), made(BASELINES["resnet"], "segment")
     nn.init.zeros_(same.head.weight)  # type: ignore[union-attr, arg-type]
     assert not transfer.fit(same, transfer.read_weights(tmp_path)).missing
     assert torch.equal(same.head.weight, source.head.weight)  # type: ignore[union-attr, arg-type]
@@ -276,7 +276,7 @@ def test_weights_of_a_rival_trained_here_bring_their_head_only_to_the_same_task(
 
 
 def test_one_map_gets_one_linear_layer() -> None:
-    model = made(RIVALS["linear"], "segment")
+    model = made(BASELINES["linear"], "segment")
     assert isinstance(model.backbone, backbones.Pixels)
     assert sum(p.numel() for p in model.parameters()) == 13 * 3
     assert ENCODER.bands == 1 + max(max(group) for group in GROUPS)
@@ -286,7 +286,7 @@ def test_a_folder_from_the_hub_needs_no_card(tmp_path: Path) -> None:
     source = body(trained("resnet"))
     save_file(source, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
-    report = transfer.fit(made(RIVALS["resnet"], "segment"), transfer.read_weights(tmp_path))
+    report = transfer.fit(made(BASELINES["resnet"], "segment"), transfer.read_weights(tmp_path))
     assert report.encoder_share == 1.0
     with pytest.raises(SourceError, match="not the weights of a SpectralGPT model"):
         cards.load(tmp_path)

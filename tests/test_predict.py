@@ -369,7 +369,7 @@ def test_embeddings_are_the_mean_of_the_tokens_of_a_place(tmp_path: Path, weight
         np.testing.assert_allclose(corner, tokens[0, 0], atol=1e-4)
 
 
-def test_a_rival_predicts_by_its_card(tmp_path: Path) -> None:
+def test_a_baseline_predicts_by_its_card(tmp_path: Path) -> None:
     recipe = factory.ModelRecipe(backbone="unet", widths=(8, 16), head=NARROW)
     weights = saved(tmp_path / "w", lambda: factory.segmenter(recipe, bands=12, classes=CLASSES), contract(24))
     folder = built(tmp_path / "build", pixels(30, 50))

@@ -30,7 +30,7 @@ Kind = Literal["encoder", "autoencoder", "classifier", "segmenter", "change", "c
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Enough to build a model: its kind, the encoder, and what that kind needs besides; of a rival, its `recipe`."""
+    """Enough to build a model: its kind, the encoder, and what that kind needs besides; of a baseline, its `recipe`."""
 
     kind: Kind
     encoder: enc.EncoderConfig | None = None
@@ -57,10 +57,10 @@ class Card:
     commit: str | None = None
 
 
-RIVALS: dict[Kind, type[factory.RivalClassifier | factory.RivalSegmenter | factory.RivalDetector]] = {
-    "classifier": factory.RivalClassifier,
-    "segmenter": factory.RivalSegmenter,
-    "change": factory.RivalDetector,
+BASELINES: dict[Kind, type[factory.BaselineClassifier | factory.BaselineSegmenter | factory.BaselineDetector]] = {
+    "classifier": factory.BaselineClassifier,
+    "segmenter": factory.BaselineSegmenter,
+    "change": factory.BaselineDetector,
 }
 
 
@@ -84,8 +84,8 @@ def _describe(model: nn.Module) -> ModelSpec:
             return ModelSpec(kind="encoder", encoder=model.config)
         case contrastive.Contrast():
             return ModelSpec(kind="contrast", recipe=model.recipe, bands=model.bands, contrast=model.objective)
-        case factory.Rival():
-            kind = next(kind for kind, made in RIVALS.items() if isinstance(model, made))
+        case factory.Baseline():
+            kind = next(kind for kind, made in BASELINES.items() if isinstance(model, made))
             return ModelSpec(kind=kind, recipe=model.recipe, bands=model.bands, classes=model.classes)
     raise TypeError(f"{type(model).__name__} has no description; unwrap it before saving")
 
@@ -102,7 +102,7 @@ def _build(spec: ModelSpec) -> nn.Module:
     if spec.recipe is not None and spec.contrast is not None:
         return factory.contrast(spec.recipe, spec.contrast, bands=spec.bands)
     if spec.recipe is not None:
-        return RIVALS[spec.kind](spec.recipe, spec.bands, spec.classes)
+        return BASELINES[spec.kind](spec.recipe, spec.bands, spec.classes)
     assert spec.encoder is not None
     encoder = enc.Encoder(spec.encoder)
     match spec.kind:

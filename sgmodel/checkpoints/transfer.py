@@ -66,12 +66,12 @@ def fit(
     """Fill `model` with every weight of `state` (published names) that fits it, in place.
 
     Position tables of another image size are resized bicubically, spectral tables and the patch kernel of other bands
-    made to fit (`foreign`); "redraw" leaves the model's fresh ones, as the released code does. The `wavelengths` (nm)
-    of a rival's bands say where red, green and blue go. Raises SourceError where less than `at_least` of the encoder's
+    adapted (see `adapt`); "redraw" keeps the model's fresh ones, as the released code does. The `wavelengths` (nm) of
+    a baseline's bands say where red, green and blue go. Raises SourceError where less than `at_least` of the encoder's
     parameters would be filled.
     """
     own = weight_files.named(model.state_dict())
-    # Of SpectralGPT, whose parts hang in the model itself or in its `encoder`; a rival has none.
+    # Of SpectralGPT, whose parts hang in the model itself or in its `encoder`; a baseline has none.
     config: enc.EncoderConfig | None = getattr(getattr(model, "encoder", model), "config", None)
     if not any(map(_of_encoder, own)):
         raise SourceError(f"{where}: the model has no encoder to fill; leave the weights out")
@@ -79,7 +79,7 @@ def fit(
         state = weight_files.plain(state)
     resized: State = {}
     if config is None:
-        state, resized = _of_rival(model, state, wavelengths)
+        state, resized = _of_baseline(model, state, wavelengths)
     elif tables == "interpolate":
         resized = dict(_adapted(own, state, config))
     matched = {name: state[name] for name, tensor in own.items() if name in state and state[name].shape == tensor.shape}
@@ -124,14 +124,14 @@ def _square(rows: int, planes: int) -> bool:
     return planes * isqrt(rows // planes) ** 2 == rows
 
 
-def _of_rival(model: Any, state: State, wavelengths: Sequence[float]) -> tuple[State, State]:
-    """`state` under the names of the rival, and those weights that its backbone had to change to take."""
+def _of_baseline(model: Any, state: State, wavelengths: Sequence[float]) -> tuple[State, State]:
+    """`state` under the names of the baseline, and those weights that its backbone had to change to take."""
     own, prefix = model.state_dict(), f"backbone.{model.backbone.root}"
     wanted = {name.removeprefix(prefix) for name in own if name.startswith(prefix)}
     plain = adapt.renamed(state, wanted)
     adapted = model.backbone.adapted(plain, model.recipe.first_layer, wavelengths)
     changed = {name: t for name, t in adapted.items() if name not in plain or plain[name].shape != t.shape}
-    # Weights of the same rival, trained here for the same task, bring their head too.
+    # Weights of the same baseline, trained here for the same task, bring their head too.
     whole = {name: tensor for name, tensor in state.items() if name in own}
     return whole | {prefix + n: t for n, t in plain.items()}, {prefix + n: t for n, t in changed.items()}
 

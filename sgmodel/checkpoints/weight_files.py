@@ -43,7 +43,7 @@ def _dense() -> dict[str, str]:
 
 
 def named(state: State) -> State:
-    """The weights of one of our models by published name; those of a rival, whose names are its own, as they are."""
+    """The weights of one of our models by published name; those of a baseline, whose names are its own, as they are."""
     # Only the models with a dense head hold their encoder as a part.
     kind = "segmenter" if any(name.startswith("encoder.") for name in state) else "encoder"
     return {name_of(name, kind): tensor for name, tensor in state.items()}

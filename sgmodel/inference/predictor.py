@@ -68,13 +68,13 @@ class Predictor:
     @cached_property
     def answer(self) -> tuple[int, int]:
         """(K, s) of what `look` gives for one tile."""
-        # What the model says of nothing tells how much it says of anything; no card knows that of every rival.
+        # What the model says of nothing tells how much it says of anything; no card knows that of every baseline.
         blank = np.zeros((1, self.dates * len(self.contract.bands), self.ground_px, self.ground_px), np.uint16)
         return self.look(blank).shape[1:3]
 
 
 def embedding(model: nn.Module, images: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, D, h, w): the mean of the tokens above each place, after the final norm; of a rival, its
+    """(N, C, H, W) -> (N, D, h, w): the mean of the tokens above each place, after the final norm; of a baseline, its
     coarsest map."""
     parts: Any = model
     if hasattr(model, "backbone"):

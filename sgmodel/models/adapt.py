@@ -6,7 +6,7 @@ SeCo, whose ResNet is a plain list of layers (`encoder_q.0.` is the first convol
 
 | weight | rule |
 | --- | --- |
-| first layer of a rival | by the recipe's `FirstLayer` |
+| first layer of a baseline | by the recipe's `FirstLayer` |
 | position table | bicubic on its (row, column) grid |
 | patch kernel | each value is shared out over the new values that cover it, along bands, rows and columns alike |
 | spectral table | linear between the groups, which lie evenly over the spectrum; repeated for several times |

@@ -42,7 +42,7 @@ class Backbone(nn.Module):
 
 
 class Pixels(Backbone):
-    """The plainest rival: nothing at all, so that the head is a linear model of single pixels."""
+    """The plainest baseline: nothing at all, so that the head is a linear model of single pixels."""
 
     def __init__(self, bands: int) -> None:
         super().__init__()

@@ -47,7 +47,7 @@ class EncoderConfig:
     positions: Literal["pair", "joint"] = "pair"
     class_token: bool = False
     dropped: tuple[int, ...] = ()
-    start: Literal["random", "waves"] = "random"
+    start: Literal["random", "sincos"] = "random"
 
     def __post_init__(self) -> None:
         """Raises SettingError where bands, pixels or width do not divide."""
@@ -366,8 +366,8 @@ def initialise(module: nn.Module) -> None:
         elif name.endswith(("mask_token", "cls_token")):
             nn.init.normal_(parameter, std=0.02)
     config = getattr(module, "config", None)
-    if isinstance(config, EncoderConfig) and config.start == "waves":
-        _start_with_waves(module, config)
+    if isinstance(config, EncoderConfig) and config.start == "sincos":
+        _start_with_sincos(module, config)
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -379,23 +379,23 @@ def initialise(module: nn.Module) -> None:
             part.reset_parameters()
 
 
-def _start_with_waves(module: nn.Module, config: EncoderConfig) -> None:
-    """Spatial tables as `waves`, spectral ones normal at about the same size (waves have mean square 1/2)."""
+def _start_with_sincos(module: nn.Module, config: EncoderConfig) -> None:
+    """Spatial tables as `sincos`, spectral ones normal at about the same size (sines have mean square 1/2)."""
     for name, table in module.named_parameters(recurse=False):
         if name.endswith("pos_embed_spatial"):
-            table.data.copy_(waves(config.side, table.shape[-1]))
+            table.data.copy_(sincos(config.side, table.shape[-1]))
         elif name.endswith("pos_embed_temporal"):
             nn.init.normal_(table, std=0.7)
 
 
-def waves(side: int, width: int) -> Tensor:
+def sincos(side: int, width: int) -> Tensor:
     """(side^2, width): sines and cosines of row and column, wavelengths from 2 pi to 20,000 pi tokens.
 
     Vaswani et al., "Attention Is All You Need", 2017, section 3.5, in two dimensions as in MAE; width over 4 of each.
     """
     if width % 4:
         raise SettingError(
-            f"model.start is 'waves', a width is {width}: expected a multiple of 4; change one of the two"
+            f"model.start is 'sincos', a width is {width}: expected a multiple of 4; change one of the two"
         )
     frequencies = 10_000.0 ** -(torch.arange(width // 4) / (width // 4))
     rows, cols = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")

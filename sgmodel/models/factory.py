@@ -1,7 +1,7 @@
-"""From the table [model] of a recipe to a model: SpectralGPT, or a rival around any backbone, for each task.
+"""From the table [model] of a recipe to a model: SpectralGPT, or a baseline around any backbone, for each task.
 
 SpectralGPT's own models lie in `heads`, whose state-dict keys are the published ones; here are those of
-the rivals, and the functions that every program builds its model with.
+the baselines, and the functions that every program builds its model with.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ def classifier(recipe: ModelRecipe, *, bands: int, classes: int) -> nn.Module:
     """Images (N, C, H, W) -> logits (N, classes). Raises SettingError."""
     if recipe.backbone == "spectralgpt":
         return heads.SceneClassifier(_encoder(recipe, bands), classes, recipe.pooling)
-    return RivalClassifier(recipe, bands, classes)
+    return BaselineClassifier(recipe, bands, classes)
 
 
 def segmenter(recipe: ModelRecipe, *, bands: int, classes: int) -> nn.Module:
     """Images (N, C, H, W) -> logits (N, classes, H, W). Raises SettingError."""
     if recipe.backbone == "spectralgpt":
         return heads.Segmenter(_encoder(recipe, bands), classes, recipe.head)
-    return RivalSegmenter(recipe, bands, classes)
+    return BaselineSegmenter(recipe, bands, classes)
 
 
 def detector(recipe: ModelRecipe, *, bands: int) -> nn.Module:
     """Two dates (N, C, H, W) each -> log-probabilities (N, 2, H, W) of no change and change. Raises SettingError."""
     if recipe.backbone == "spectralgpt":
         return heads.ChangeDetector(_encoder(recipe, bands), recipe.head)
-    return RivalDetector(recipe, bands, 2)
+    return BaselineDetector(recipe, bands, 2)
 
 
 def contrast(recipe: ModelRecipe, objective: contrastive.Objective, *, bands: int) -> contrastive.Contrast:
@@ -74,7 +74,7 @@ def contrast(recipe: ModelRecipe, objective: contrastive.Objective, *, bands: in
 
 
 def backbone(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
-    """The recipe's rival with fresh weights. Raises SettingError."""
+    """The recipe's baseline with fresh weights. Raises SettingError."""
     kind, _, name = recipe.backbone.partition(":")
     match kind:
         case "linear":
@@ -104,10 +104,10 @@ def _encoder(recipe: ModelRecipe, bands: int) -> enc.Encoder:
     return enc.Encoder(recipe.encoder)
 
 
-# --- rivals --------------------------------------------------------------------------------
+# --- baselines --------------------------------------------------------------------------------
 
 
-class Rival(nn.Module):
+class Baseline(nn.Module):
     """A backbone and the recipe that it was made from, which a checkpoint's card repeats."""
 
     def __init__(self, recipe: ModelRecipe, bands: int, classes: int) -> None:
@@ -116,7 +116,7 @@ class Rival(nn.Module):
         self.backbone = backbone(recipe, bands)
 
 
-class RivalClassifier(Rival):
+class BaselineClassifier(Baseline):
     """The backbone's vector, then one linear layer."""
 
     def __init__(self, recipe: ModelRecipe, bands: int, classes: int) -> None:
@@ -146,7 +146,7 @@ def dense_scores(head: nn.Module, maps: list[Tensor], size: torch.Size) -> Tenso
     return upernet.resize(scores, size)
 
 
-class RivalSegmenter(Rival):
+class BaselineSegmenter(Baseline):
     """The backbone's maps through SpectralGPT's own dense head, or one linear layer where there is a single map."""
 
     def __init__(self, recipe: ModelRecipe, bands: int, classes: int) -> None:
@@ -162,7 +162,7 @@ class RivalSegmenter(Rival):
         return logits if self.skip is None else logits + self.skip(images)
 
 
-class RivalDetector(Rival):
+class BaselineDetector(Baseline):
     """Both dates through one backbone; the signed differences of their maps through the dense head."""
 
     def __init__(self, recipe: ModelRecipe, bands: int, classes: int) -> None:

@@ -63,9 +63,9 @@ class GroupVit(backbones.Backbone):
         self.patch_embed = nn.ModuleList(PatchEmbed(len(group), c) for group in c.groups)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, c.width))
         # Row 0 is the class token's; it has no place, hence zeros.
-        places = torch.cat([torch.zeros(1, c.width - c.group_width), enc.waves(c.side, c.width - c.group_width)])
+        places = torch.cat([torch.zeros(1, c.width - c.group_width), enc.sincos(c.side, c.width - c.group_width)])
         self.pos_embed = nn.Parameter(places[None])
-        self.channel_embed = nn.Parameter(_waves(len(c.groups), c.group_width)[None])
+        self.channel_embed = nn.Parameter(_sincos(len(c.groups), c.group_width)[None])
         self.channel_cls_embed = nn.Parameter(torch.zeros(1, 1, c.group_width))
         last = max(c.depth - 1, 1)
         rates = (c.drop_path * i / last for i in range(c.depth))
@@ -118,8 +118,8 @@ class GroupVit(backbones.Backbone):
         return state | {"pos_embed": torch.cat([table[:, :1], places], dim=1)}
 
 
-def _waves(count: int, width: int) -> Tensor:
-    """(count, width) sines and cosines of 0, 1, ..., as `encoder.waves` in one dimension."""
+def _sincos(count: int, width: int) -> Tensor:
+    """(count, width) sines and cosines of 0, 1, ..., as `encoder.sincos` in one dimension."""
     angles = torch.arange(count)[:, None] * 10_000.0 ** -(torch.arange(width // 2) / (width // 2))
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 

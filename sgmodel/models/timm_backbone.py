@@ -1,4 +1,4 @@
-"""Any backbone of timm by name, as a rival: its own forward pass, maps from its intermediate layers."""
+"""Any backbone of timm by name, as a baseline: its own forward pass, maps from its intermediate layers."""
 
 from __future__ import annotations
 

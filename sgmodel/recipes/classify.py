@@ -1,4 +1,4 @@
-"""Train a model that gives a scene one class, or several, and score it: SpectralGPT, or a rival.
+"""Train a model that gives a scene one class, or several, and score it: SpectralGPT, or a baseline.
 
     python -m sgmodel.recipes.classify recipes/train/classify-demo-tiny.toml --shards DIR --out DIR \\
         --weights RUN/checkpoint-last

@@ -1,4 +1,4 @@
-"""Train a model that tells what changed between two dates, pixel by pixel, and score it: SpectralGPT, or a rival.
+"""Train a model that tells what changed between two dates, pixel by pixel, and score it: SpectralGPT, or a baseline.
 
     python -m sgmodel.recipes.detect_change recipes/train/detect_change-demo-tiny.toml --shards DIR --out DIR \\
         --weights RUN/checkpoint-last

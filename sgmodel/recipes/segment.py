@@ -1,4 +1,4 @@
-"""Train a model that gives every pixel a class, and score it: SpectralGPT with its UperNet head, or a rival.
+"""Train a model that gives every pixel a class, and score it: SpectralGPT with its UperNet head, or a baseline.
 
     python -m sgmodel.recipes.segment recipes/train/segment-demo-tiny.toml --shards DIR --out DIR \\
         --weights RUN/checkpoint-last

@@ -1,4 +1,4 @@
-"""Every rival through the programs: trained on a task, and its checkpoint through `predict`, by what its card says."""
+"""Train each baseline with the programs and predict from its checkpoint by its card."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from rivals import RIVALS
+from baselines import BASELINES
 from synthetic_shards import write, write_pairs, write_scenes
 from test_predict import built, pixels
 from torch import nn
@@ -33,7 +33,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("rivals")
+    root = tmp_path_factory.mktemp("baselines")
     return {
         "classify": write_scenes(root / "scenes", train=4, val=2, px=32),
         "segment": write(root / "masks", train=4, val=2, px=32),
@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_batch_norm_knows_all_processes_on_gpus_and_says_where_it_cannot(caplog: pytest.LogCaptureFixture) -> None:
-    model = factory.segmenter(RIVALS["resnet"], bands=12, classes=3)
+    model = factory.segmenter(BASELINES["resnet"], bands=12, classes=3)
     before = model.state_dict()
     timm_backbone.share_statistics(model, torch.device("cpu"))
     assert "BatchNorm count over the samples of one" in caplog.text
@@ -53,11 +53,11 @@ def test_batch_norm_knows_all_processes_on_gpus_and_says_where_it_cannot(caplog:
 
 
 @pytest.mark.parametrize("task", MAINS)
-@pytest.mark.parametrize("name", sorted(RIVALS))
-def test_a_rival_is_trained_scored_and_predicts(name: str, task: str, data: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_a_baseline_is_trained_scored_and_predicts(name: str, task: str, data: dict[str, Path], tmp_path: Path) -> None:
     program, out = MAINS[task], tmp_path / "run"
     recipe = files.read(program.Recipe, TRAIN / f"{task}-demo-tiny.toml", (*QUICK, *SETTINGS[task]))
-    recipe = dataclasses.replace(recipe, model=RIVALS[name])
+    recipe = dataclasses.replace(recipe, model=BASELINES[name])
     assert program.main(recipe, cli.RunPaths(shards=data[task], out=out, device="cpu", threads=1)) == 0
     same: dict[str, Any] = {"level": "L2A"}
     if task != "detect_change":

@@ -1,4 +1,4 @@
-"""Every rival at the smallest size that still is one: for images of 32 px."""
+"""Settings of every baseline at the smallest size, for images of 32 px."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RESNET: factory.Options = {"base_width": 8, "layers": (1, 1, 1, 1), "channels": 
 GROUPS = ((1, 2, 3, 7), (4, 5, 6, 8), (10, 11))
 ENCODER = encoder.EncoderConfig(image_px=32, width=16, depth=2, heads=2)
 
-RIVALS = {
+BASELINES = {
     "spectralgpt": factory.ModelRecipe(backbone="spectralgpt", encoder=ENCODER, head=HEAD),
     "mae": factory.ModelRecipe(
         backbone="spectralgpt",
