@@ -242,7 +242,7 @@ def test_what_only_claims_is_refused_before_it_is_read(name: str, tmp_path: Path
     """A sparse file of 20 GB stands for the 100: reading through it would take the test's patience and memory."""
     script = (
         "import sys, resource, pyarrow; from pathlib import Path\n"
-        "from sgdata import archives; from sgdata.errors import SourceError\n"
+        "from sgdata.datasets import archives; from sgdata.errors import SourceError\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32)); resource.setrlimit(resource.RLIMIT_CPU, (20, 20))\n"
         "try: archives.listing(Path(sys.argv[1])); print('taken')\n"
         "except SourceError as error: print('refused', error)"

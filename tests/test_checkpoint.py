@@ -434,6 +434,9 @@ def test_weights_of_another_family_are_refused() -> None:
 
 
 def test_the_package_itself_imports_no_torch_and_the_core_no_timm() -> None:
-    code = "import sys, sgmodel; print('torch' in sys.modules); import sgmodel.cards; print('timm' in sys.modules)"
+    code = (
+        "import sys, sgmodel; print('torch' in sys.modules); "
+        "import sgmodel.checkpoints.cards; print('timm' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "False\nFalse\n"

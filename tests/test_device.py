@@ -99,7 +99,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     taken: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    monkeypatch.setattr(devices.ranks, "join", lambda device: None)
+    monkeypatch.setattr(devices.distributed, "join", lambda device: None)
     for text in ("auto", "cuda", "cuda:1", "cpu"):
         devices.start(text, precision="fp32", threads=1)
     assert taken == [torch.device("cuda", number) for number in (0, 0, 1)]

@@ -109,7 +109,7 @@ def test_average_precision_with_ties_and_weights_by_hand(seed: int, levels: int)
 
 
 def test_figures_equal_torchmetrics(parity: Path) -> None:
-    from sgmodel.models import timm_models  # noqa: F401  (lets torchvision, which torchmetrics imports, be imported)
+    from sgmodel import timm_models  # noqa: F401  (lets torchvision, which torchmetrics imports, be imported)
 
     functional = pytest.importorskip("torchmetrics.functional")
     theirs = np.load(parity / "metrics.npz")

@@ -297,7 +297,7 @@ def test_a_killed_build_goes_on_where_it_stopped(
             raise KeyboardInterrupt
         return real_tile(*arguments)
 
-    monkeypatch.setattr(staging.rasters, "opened", dying)
+    monkeypatch.setattr(staging.geotiff, "opened", dying)
     monkeypatch.setattr(tiles, "observations", dying_too)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -318,10 +318,12 @@ def test_bap_killed_with_two_workers_goes_on_with_one(tmp_path: Path, recipe: Bu
     recipe = replace(recipe, composite=replace(recipe.composite, method="bap"))
     whole = run(recipe, archive, tmp_path / "whole", tile_px=64)
     program = (
-        "import sys; from pathlib import Path; from sgdata import files; from sgdata.datasets import segmunich as s\n"
+        "import sys; from pathlib import Path; from sgdata import files\n"
+        "from sgdata.builds import build_recipe as r, pipeline\n"
         "if __name__ == '__main__':\n"
-        "    r = files.read(s.BuildRecipe, Path(sys.argv[1]))\n"
-        "    s.build(r, s.BuildPaths(out=Path(sys.argv[2]), stac=sys.argv[3], osm='none', workers=2, tile_px=64))\n"
+        "    recipe = files.read(r.BuildRecipe, Path(sys.argv[1]))\n"
+        "    paths = r.BuildPaths(out=Path(sys.argv[2]), stac=sys.argv[3], osm='none', workers=2, tile_px=64)\n"
+        "    pipeline.build(recipe, paths)\n"
     )
     (tmp_path / "build.py").write_text(program)
     (tmp_path / "r.toml").write_bytes(files.toml(recipe))

@@ -22,7 +22,7 @@ TINY = encoder.EncoderConfig(image_px=32, width=64, depth=2, heads=1)
 def test_timm_makes_and_runs_our_models() -> None:
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")
-    from sgmodel.models import timm_models  # before timm: it lets timm's torchvision be imported
+    from sgmodel import timm_models  # before timm: it lets timm's torchvision be imported
 
     timm = importlib.import_module("timm")
     assert len(timm.list_models("spectralgpt_*")) == 6
