@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     done = sgdata(command, "--help")
     assert done.returncode == 0
     assert "Example: " in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_argument_and_option_has_a_help_text(command: str) -> None:
+    parameters = get_command(app).commands[command].params  # type: ignore[attr-defined]
+    assert parameters
+    for parameter in parameters:
+        assert parameter.help and parameter.help.endswith("."), f"{command}: {parameter.name}"
+
+
+def test_version() -> None:
+    done = sgdata("--version")
+    assert (done.returncode, done.stdout) == (0, f"sgdata {version('sgdata')}\n")
 
 
 def test_simulate_refuses_a_size_out_of_range(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def test_every_source_of_every_card_has_an_address_or_says_so() -> None:
 
 
 def test_a_dry_run_tells_files_bytes_and_room(tmp_path: Path) -> None:
-    command = ["fetch", "bigearthnet", "--release", "v1", "--part", "splits", "--out", str(tmp_path), "--dry-run"]
+    command = ["fetch", "bigearthnet", "--edition", "v1", "--part", "splits", "--out", str(tmp_path), "--dry-run"]
     told = CliRunner().invoke(cli.app, command)
     assert told.exit_code == 0, told.output
     assert "train.csv.gz: 1,639,745 bytes, https://zenodo.org/" in told.output

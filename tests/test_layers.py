@@ -32,7 +32,7 @@ LAYERS = {
         ("pages",),
         ("releases",),
         ("demo",),
-        ("console", "cli"),
+        ("console", "commands", "cli"),
     ),
     "sgmodel": (
         ("",),
@@ -200,7 +200,9 @@ def test_sizes_stay_inside_the_budget(module: str) -> None:
             every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno <= 80, f"{module}.{node.name} is too long"
-            assert len(every) <= 9 or module == "sgdata.cli", f"{module}.{node.name} takes {len(every)} parameters"
+            assert len(every) <= 9 or module.startswith("sgdata.commands."), (
+                f"{module}.{node.name} takes {len(every)} parameters"
+            )
 
 
 def test_no_grab_bags() -> None:

@@ -143,7 +143,7 @@ def test_a_damaged_block_of_a_build_is_quarantined(build: Path, tmp_path: Path) 
 def test_options_of_the_command_choose_edition_labels_and_splits(tmp_path: Path) -> None:
     source = synthetic.bigearthnet_v1(tmp_path / "source")
     command = ["shard", "bigearthnet", "--source", str(source), "--out", str(tmp_path / "out"), "-q"]
-    chosen = ["--release", "v1", "--labels", "bigearthnet-43-official", "--splits", "google", "--layout", "native"]
+    chosen = ["--edition", "v1", "--labels", "bigearthnet-43-official", "--splits", "google", "--layout", "native"]
     done = CliRunner().invoke(cli.app, [*command, *chosen])
     assert done.exit_code == 0, done.output
     contract = contracts.read(tmp_path / "out")

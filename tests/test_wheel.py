@@ -15,9 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PROBE = """
 import sgdata
 from sgdata import catalog
+from sgdata.datasets import cards
 print(sgdata.__file__)
 print(catalog.folder("catalogs"))
-print(*catalog.names())
+print(*cards.names())
 print(*sorted(p.name for p in (catalog.folder("recipes") / "train").glob("*.toml")))
 print(catalog.table("segmunich_labels")[0]["file_value"])
 """

@@ -58,7 +58,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
         if what in wanted and _PATCH[edition.name].fullmatch(patch):
             patches.setdefault(folder, {})[what] = member
     if not patches:
-        expected = f"no patch folder of BigEarthNet {edition.name}; try --release with the other edition"
+        expected = f"no patch folder of BigEarthNet {edition.name}; try --edition with the other edition"
         raise archives.nothing(source, listing, expected)
     notes: list[str] = []
     table = _METADATA.get(recipe.splits, "")

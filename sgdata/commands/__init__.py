@@ -1,0 +1,1 @@
+"""The commands of `sgdata`, one file per group."""

@@ -1,0 +1,175 @@
+"""Commands that search scenes and build datasets: `plan`, `build`, `clouds`, `drift`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgdata import console
+from sgdata.commands.options import (
+    AsJson,
+    Cluster,
+    DryRun,
+    Out,
+    OutOrRecipe,
+    Overrides,
+    Quiet,
+    Workers,
+    configure_logging,
+)
+from sgdata.errors import ExitCode, SettingError
+
+app = typer.Typer()
+
+Name = Annotated[str, typer.Argument(help="Build recipe that comes with the package.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of a build recipe, in place of NAME.")]
+Profile = Annotated[str | None, typer.Option("--profile", help="clean (default), or paper: the recipe NAME-paper.")]
+Bbox = Annotated[
+    tuple[float, float, float, float] | None,
+    typer.Option("--bbox", metavar="W S E N", help="Area as west, south, east and north in degrees."),
+]
+Aoi = Annotated[Path | None, typer.Option("--aoi", help="Area as a GeoJSON file in WGS84.")]
+Place = Annotated[str | None, typer.Option("--place", help="Area as a place name, resolved by Nominatim.")]
+Dates = Annotated[str | None, typer.Option("--dates", metavar="A/B", help="First and last day, as ISO dates.")]
+Stac = Annotated[
+    str | None, typer.Option("--stac", help="URL of a STAC API, or path of a static catalogue (default: the recipe's).")
+]
+# One option for four kinds of source: a path, a URL and the two words cannot be confused.
+Osm = Annotated[str, typer.Option("--osm", help="overpass, a URL, a file (.osm, .pbf, .json), or none.")]
+
+
+@app.command(epilog="Example: sgdata plan segmunich --bbox 11.5 48.1 11.6 48.2 --dates 2019-04-01/2019-09-30")
+def plan(
+    name: Name = "segmunich",
+    bbox: Bbox = None,
+    aoi: Aoi = None,
+    place: Place = None,
+    stac: Stac = None,
+    dates: Dates = None,
+    profile: Profile = None,
+    recipe: RecipeFile = None,
+    changes: Overrides = None,
+    out: OutOrRecipe = None,
+    allow_holes: Annotated[bool, typer.Option("--allow-holes", help="Accept months without enough scenes.")] = False,
+    workers: Workers = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Search the catalogue and write a lock: the scenes to use, with scenes per month and bytes. Reads no pixels."""
+    from sgdata.builds import build_recipe, pipeline
+
+    overrides: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "profile": profile}
+    chosen = build_recipe.recipe_for(recipe or name, overrides, changes or ())
+    paths = build_recipe.BuildPaths(out=out or Path(chosen.out), stac=stac, workers=workers)
+    # Print the table before failing, so that the user can pick other dates.
+    holes = console.show_plan(pipeline.plan(chosen, paths), paths, where=stac or chosen.source.stac, as_json=as_json)
+    if holes and not allow_holes:
+        raise SettingError(f"{holes}; choose other dates or another catalogue, or give --allow-holes")
+
+
+@app.command(epilog="Example: sgdata build segmunich --aoi area.geojson --stac archive/catalog.json --osm city.osm")
+def build(
+    name: Name = "segmunich",
+    bbox: Bbox = None,
+    aoi: Aoi = None,
+    place: Place = None,
+    stac: Stac = None,
+    osm: Osm = "overpass",
+    offline: Annotated[bool, typer.Option("--offline", help="Use cached OpenStreetMap responses only.")] = False,
+    dates: Dates = None,
+    osm_date: Annotated[
+        str | None, typer.Option("--osm-date", help="Day of the OpenStreetMap data (default: the last of --dates).")
+    ] = None,
+    believe: Annotated[
+        str | None, typer.Option("--believe", help="Offset source if they disagree: pixels or metadata.")
+    ] = None,
+    composite: Annotated[
+        str | None, typer.Option("--composite", help="Composite rule: medoid, bap, maxndvi, median or geomedian.")
+    ] = None,
+    max_obs: Annotated[int | None, typer.Option("--max-obs", min=1, help="Use at most this many scenes.")] = None,
+    profile: Profile = None,
+    masks: Annotated[
+        Path | None, typer.Option("--masks", help="Folder of cloud masks, <item id>.tif, nonzero where cloudy.")
+    ] = None,
+    recipe: RecipeFile = None,
+    changes: Overrides = None,
+    lock: Annotated[Path | None, typer.Option("--lock", help="Use the scenes of this lock; do not search.")] = None,
+    exact: Annotated[bool, typer.Option("--locked", help="Fail if the build differs from the lock.")] = False,
+    cluster: Cluster = None,
+    out: OutOrRecipe = None,
+    gap: Annotated[
+        Path | None, typer.Option("--gap", help="Raster of CORINE codes that labels ground without OpenStreetMap data.")
+    ] = None,
+    scratch: Annotated[Path | None, typer.Option("--scratch", help="Keep staged pixels in this folder.")] = None,
+    workers: Workers = 1,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build a dataset of an area: plan, fetch, composite, label, cut into patches. Resumes an interrupted build.
+
+    Exits with 3 if some pixels have no clear observation.
+    """
+    from sgdata.builds import build_folder, build_recipe, pipeline
+    from sgdata.scenes import lock as locks
+
+    configure_logging(quiet)
+    # None: not given; the recipe's value is used.
+    overrides: dict[str, object] = {
+        "bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "composite": composite, "osm_date": osm_date,
+        "believe": believe, "max_obs": max_obs, "profile": profile, "mask": "external" if masks else None,
+    }  # fmt: skip
+    chosen = build_recipe.recipe_for(recipe or name, overrides, changes or ())
+    paths = build_recipe.BuildPaths(
+        out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap,
+        workers=workers, cluster=cluster, scratch=scratch,
+    )  # fmt: skip
+    # Read before anything is fetched, so that a wrong path fails at once.
+    locked = locks.read(lock) if lock else None
+    if dry_run:
+        planned = locked or pipeline.plan(chosen, paths)
+        console.show_plan(planned, paths, where=stac or chosen.source.stac, as_json=False)
+        return
+    folder = pipeline.build(chosen, paths, locked=locked, exact=exact)
+    print(folder)
+    if holes := build_folder.holes(folder):
+        print(f"{folder}: {holes}", file=sys.stderr)
+        raise SystemExit(ExitCode.FINDINGS)
+
+
+@app.command(epilog="Example: sgdata clouds out/build --out out/masks")
+def clouds(
+    lock: Annotated[Path, typer.Argument(help="Lock of a plan, or the folder that contains it.")],
+    out: Out,
+    stac: Stac = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Folder of OmniCloudMask weights (default: downloaded).")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write cloud masks by OmniCloudMask (extra 'clouds') for the scenes of a lock, for 'build --lock --masks'."""
+    from sgdata.builds import build_recipe
+    from sgdata.composite import omnicloudmask
+    from sgdata.scenes import lock as locks
+
+    configure_logging(quiet)
+    where = stac or build_recipe.recipe_for("segmunich").source.stac
+    print(omnicloudmask.write(locks.read(lock), out, where, omnicloudmask.engine(weights)))
+
+
+@app.command(epilog="Example: sgdata drift out/build/segmunich.lock.json")
+def drift(lock: Annotated[Path, typer.Argument(help="Lock of a plan, or a build folder.")], stac: Stac = None) -> None:
+    """Compare a lock with the catalogue of today: list vanished, changed and new items. Exits with 3 if any differ."""
+    from sgdata.builds import build_recipe
+    from sgdata.scenes import coverage
+    from sgdata.scenes import lock as locks
+
+    # A lock does not record the catalogue, since several providers host the same scenes.
+    where = stac or build_recipe.recipe_for("segmunich").source.stac
+    differences = coverage.drift(locks.read(lock), where)
+    for line in differences:
+        print(line)
+    if differences:
+        raise SystemExit(ExitCode.FINDINGS)
+    print(f"{lock}: no differences from {where}")

@@ -1,0 +1,95 @@
+"""Commands that check datasets and split them: `verify`, `audit`, `split`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgdata import console
+from sgdata.commands.options import AsJson, DatasetOfPath, Edition, Out, Quiet, Workers, configure_logging
+from sgdata.errors import ExitCode
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: sgdata verify out/build")
+def verify(
+    path: Annotated[Path, typer.Argument(help="An output folder of sgdata or sgmodel, with its SHA256SUMS.")],
+) -> None:
+    """Compare every file of an output with its SHA256SUMS and list the differences. Exits with 3 if there are any."""
+    from sgdata import verification
+
+    differences = verification.verify(path)
+    for difference in differences:
+        print(difference)
+    if differences:
+        raise SystemExit(ExitCode.FINDINGS)
+    print(f"{path}: every file is as it was written")
+
+
+@app.command(epilog="Example: sgdata audit out/shards --out out/audit")
+def audit(
+    path: Annotated[Path, typer.Argument(help="Shards, a build, a release, or a dataset as distributed.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.json and its page.")] = None,
+    dataset: DatasetOfPath = None,
+    edition: Edition = None,
+    build: Annotated[
+        Path | None, typer.Option("--build", help="Build that the shards were packed from; it has the dates.")
+    ] = None,
+    workers: Workers = 1,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check a dataset for leaks between splits, duplicates, missing classes, and dead, swapped or offset bands.
+
+    Exits with 3 if there are findings.
+    """
+    from sgdata.audits import checks, gather
+    from sgdata.pages import audit_page
+
+    configure_logging(quiet)
+    subject = gather.subject(path, dataset=dataset, edition=edition, lock_of=build)
+    report = checks.judge(gather.gather(subject, workers=workers))
+    if out:
+        audit_page.write(out, report)
+    if console.show_audit(report, where=out, as_json=as_json):
+        raise SystemExit(ExitCode.FINDINGS)
+
+
+@app.command(epilog="Example: sgdata split data/eurosat --out out/split --test-share 0.2")
+def split(
+    path: Annotated[Path, typer.Argument(help="Shards, a build, or a dataset as distributed.")],
+    out: Out,
+    dataset: DatasetOfPath = None,
+    edition: Edition = None,
+    block: Annotated[
+        int, typer.Option("--block", metavar="METRES", help="Side of a block; 0: four times that of a sample.")
+    ] = 0,
+    gap: Annotated[
+        int, typer.Option("--gap", metavar="METRES", help="Distance between splits; 0: the side of a sample.")
+    ] = 0,
+    val_share: Annotated[float, typer.Option("--val-share", min=0, max=1, help="Validation share of samples.")] = 0.2,
+    test_share: Annotated[float, typer.Option("--test-share", min=0, max=1, help="Test share of samples.")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the block assignment.")] = 0,
+    workers: Workers = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Propose a spatial split by blocks: write lists for `sgdata shard --split-list`, and audit them.
+
+    Exits with 3 if the audit has findings.
+    """
+    from sgdata.audits import gather, propose_split
+    from sgdata.splits.blocks import SplitSettings
+
+    configure_logging(quiet)
+    evidence = gather.gather(gather.subject(path, dataset=dataset, edition=edition), workers=workers)
+    settings = SplitSettings(block_px=block, gap_px=gap, val_share=val_share, test_share=test_share, seed=seed)
+    proposed, report = propose_split.propose(evidence, settings)
+    audited = propose_split.write(out, proposed, report)
+    counts = ", ".join(f"{part} {number}" for part, number in report.boxes.items())
+    print(f"{counts}, left out {report.left_out}", file=sys.stderr)
+    if console.show_audit(audited, where=out, as_json=False):
+        raise SystemExit(ExitCode.FINDINGS)

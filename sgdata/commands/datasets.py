@@ -1,0 +1,155 @@
+"""Commands that find, download and pack datasets: `catalog`, `fetch`, `shard`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgdata import console
+from sgdata.commands.options import (
+    AsJson,
+    Cluster,
+    Dataset,
+    DryRun,
+    Edition,
+    OutOrRecipe,
+    Overrides,
+    Quiet,
+    Workers,
+    configure_logging,
+)
+from sgdata.errors import ExitCode, SettingError
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: sgdata catalog eurosat")
+def catalog(
+    name: Annotated[str | None, typer.Argument(help="A dataset, or 'weights' (default: list all datasets).")] = None,
+) -> None:
+    """Describe a dataset (bands, splits, labels, licence, files, known defects) or list published weights."""
+    from sgdata import catalog as facts
+    from sgdata.datasets import cards
+
+    if name == "weights":
+        rows = [(row["name"], _describe_weights(row)) for row in facts.table("published_weights")]
+    elif name:
+        rows = cards.describe(cards.card(name))
+    else:
+        rows = [(card.name, card.title) for card in cards.cards()]
+    console.show_table((), rows)
+
+
+def _describe_weights(row: dict[str, str]) -> str:
+    return "\n".join(f"{key}: {text}" for key, text in row.items() if text and key != "name")
+
+
+@app.command(epilog="Example: sgdata fetch bigearthnet --edition v2 --part splits --out data/bigearthnet")
+def fetch(
+    dataset: Dataset,
+    out: OutOrRecipe = None,
+    edition: Edition = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option("--part", help="Part of the dataset to download (default: images and splits); repeatable."),
+    ] = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Download the official files of a dataset. Resumes interrupted downloads and verifies published checksums."""
+    from sgdata.datasets import download
+    from sgdata.packing import select
+
+    configure_logging(quiet)
+    recipe = select.recipe_for(dataset)
+    folder = out or Path(recipe.source)
+    need = download.plan(dataset, edition or recipe.edition, folder, part or ())
+    for source in need.sources:
+        size = f"{source.bytes:,} bytes" if source.bytes else "size not known"
+        print(f"{source.file}: {size}, {source.url}")
+    unknown = f"{need.unsized} files of unknown size"
+    print(f"{need.bytes:,} bytes and {unknown} to fetch, {need.free:,} bytes free in {folder}")
+    if not dry_run:
+        download.fetch(need, folder)
+        print(folder)
+
+
+@app.command(epilog="Example: sgdata shard eurosat --source EuroSAT_MS.zip --out out/eurosat")
+def shard(
+    dataset: Dataset,
+    source: Annotated[
+        Path | None, typer.Option("--source", help="The dataset as distributed, or a build (default: from the recipe).")
+    ] = None,
+    out: OutOrRecipe = None,
+    changes: Overrides = None,
+    split_list: Annotated[
+        list[str] | None,
+        typer.Option("--split-list", metavar="SPLIT=FILE", help="File with the samples of a split; repeatable."),
+    ] = None,
+    leave_out: Annotated[
+        list[Path] | None,
+        typer.Option("--leave-out", help="File with samples to exclude, such as snow patches; repeatable."),
+    ] = None,
+    splits: Annotated[
+        str | None, typer.Option("--splits", help="Published splits by name, such as official or google.")
+    ] = None,
+    edition: Edition = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", help="Label space by name; 'sgdata catalog NAME' lists them.")
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option("--layout", help="resampled: all bands on one 10 m grid; native: their own grids.")
+    ] = None,
+    codec: Annotated[str | None, typer.Option("--codec", help="Array encoding: blosc or npy.")] = None,
+    workers: Workers = 1,
+    cluster: Cluster = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pack a dataset into WebDataset shards with an index, and a contract with band statistics.
+
+    Exits with 3 if samples were quarantined.
+    """
+    from sgdata import files
+    from sgdata.packing import pack, select
+
+    configure_logging(quiet)
+    options = {"edition": edition, "splits": splits, "labels": labels, "layout": layout, "codec": codec}
+    # After --set, so that the named option wins; quoted, or an edition such as 2 would be read as a number.
+    extra = [f'{key}="{value}"' for key, value in options.items() if value]
+    recipe = select.recipe_for(dataset, [*(changes or ()), *extra])
+    lists = _split_lists(split_list or ())
+    if dry_run:
+        cost = pack.cost(dataset, source=source, recipe=recipe, splits=lists, leave_out=leave_out or ())
+        print(files.pretty_json(cost).decode() if as_json else "\n".join((*cost.notes, cost.told)))
+        return
+    packed = pack.pack(
+        dataset, source=source, out=out, recipe=recipe, splits=lists, leave_out=leave_out or (),
+        workers=workers, cluster=cluster, fresh=fresh,
+    )  # fmt: skip
+    # To stderr, so that stdout has only the folder.
+    for note in packed.notes:
+        print(note, file=sys.stderr)
+    print(files.pretty_json(packed).decode() if as_json else packed.folder)
+    if not packed.fits:
+        print("the pixels contradict the card; see the spectral fingerprints above", file=sys.stderr)
+    if not packed.complete:
+        print(f"{packed.quarantined} files or samples in {packed.folder / 'quarantine.jsonl'}", file=sys.stderr)
+        raise SystemExit(ExitCode.FINDINGS)
+
+
+def _split_lists(texts: Sequence[str]) -> dict[str, Path]:
+    """Parse `SPLIT=FILE` texts. Raises SettingError."""
+    lists = {}
+    for text in texts:
+        split, _, path = text.partition("=")
+        if not split or not path:
+            raise SettingError(f"--split-list {text!r}: expected SPLIT=FILE such as train=train.txt")
+        lists[split] = Path(path)
+    return lists

@@ -1,0 +1,50 @@
+"""Options shared by several commands, each defined once so that it means the same everywhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# --- places --------------------------------------------------------------------------------
+
+Out = Annotated[Path, typer.Option("--out", help="Output folder.")]
+OutOrRecipe = Annotated[Path | None, typer.Option("--out", help="Output folder (default: from the recipe).")]
+
+# --- how to run ----------------------------------------------------------------------------
+
+Workers = Annotated[
+    int, typer.Option("--workers", min=1, help="Number of processes; the output does not depend on it.")
+]
+Cluster = Annotated[
+    str | None, typer.Option("--cluster", metavar="ADDRESS", help="Run on the Dask scheduler at this address.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the cost estimate and exit.")]
+
+# --- what to print -------------------------------------------------------------------------
+
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print warnings and results only, no progress.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+# --- datasets and recipes ------------------------------------------------------------------
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the recipe; repeatable.")
+]
+Dataset = Annotated[str, typer.Argument(help="fmow, bigearthnet, eurosat, segmunich, oscd or pairs.")]
+DatasetOfPath = Annotated[
+    str | None, typer.Option("--dataset", help="Dataset in PATH (default: detected from its files).")
+]
+Edition = Annotated[
+    str | None, typer.Option("--edition", help="Edition of the dataset, such as v1 or v2 of bigearthnet.")
+]
+
+
+def configure_logging(quiet: bool) -> None:
+    """Send progress and log messages to stderr; if `quiet`, warnings only."""
+    # stdout carries the result alone, so that OUT=$(sgdata build ...) works. Other libraries log from warnings up.
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.getLogger("sgdata").setLevel(logging.WARNING if quiet else logging.INFO)

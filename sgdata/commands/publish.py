@@ -1,0 +1,75 @@
+"""Commands that publish and show outputs: `release`, `show`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgdata.commands.options import Out, Quiet, Workers, configure_logging
+from sgdata.errors import ExitCode
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: sgdata release munich 1.0 --from out/shards --build out/build --out out/release")
+def release(
+    name: Annotated[str, typer.Argument(help="Name of the release: lower case letters, digits, - and _.")],
+    version: Annotated[str, typer.Argument(help="Version such as 1.0; a released version never changes.")],
+    source: Annotated[Path, typer.Option("--from", help="Folder of shards.")],
+    out: Out,
+    build: Annotated[
+        Path | None, typer.Option("--build", help="Build that the shards were packed from; required for such shards.")
+    ] = None,
+    archive: Annotated[
+        bool, typer.Option("--archive", help="Also write the release as one tar file, reproducible byte for byte.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Allow data whose licence forbids passing it on.")] = False,
+    date: Annotated[
+        str, typer.Option("--date", metavar="DAY", help="Day of publication for the metadata, as an ISO date.")
+    ] = "",
+    register: Annotated[
+        Path | None, typer.Option("--catalog", help="Folder to add releases/NAME-VERSION.json to.")
+    ] = None,
+    workers: Workers = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Prepare shards for publication: with audit, card, licences, Croissant, STAC, previews and checksums.
+
+    Exits with 3 if the audit has findings; the card then lists them.
+    """
+    from sgdata.audits import checks, gather
+    from sgdata.audits.findings import Report
+    from sgdata.releases import assemble, shipment
+
+    def audited(shards: Path) -> Report:
+        return checks.judge(gather.gather(gather.subject(shards, lock_of=build), workers=workers))
+
+    configure_logging(quiet)
+    order = shipment.Order(
+        name=name, version=version, source=source, out=out, build=build, private=private, published=date,
+        register=register or assemble.register_of_checkout(), archive=archive,
+    )  # fmt: skip
+    folder, report = assemble.release(order, audited)
+    print(folder)
+    if report.findings:
+        listed = "; ".join(f"{check.name}: {check.told}" for check in report.checks if check.state == "finding")
+        print(f"released with {report.findings} findings, listed in its card: {listed}", file=sys.stderr)
+        raise SystemExit(ExitCode.FINDINGS)
+
+
+@app.command(epilog="Example: sgdata show out/build")
+def show(
+    path: Annotated[Path, typer.Argument(help="A build, shards, a release, a training run or a folder of runs.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder (default: PATH-page).")] = None,
+    layer: Annotated[
+        list[Path] | None, typer.Option("--layer", help="Raster to add to the map of a build; repeatable.")
+    ] = None,
+) -> None:
+    """Write an HTML page of an output: map, spectra, samples, splits, losses. It opens from disk without a server."""
+    from sgdata.pages import folder
+
+    # Next to the folder, not inside: an output does not change after its SHA256SUMS was written.
+    print(folder.write(path, out or path.resolve().with_name(f"{path.resolve().name}-page"), layer or ()))

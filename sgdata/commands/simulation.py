@@ -1,0 +1,53 @@
+"""Commands that need no data: `simulate`, `demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgdata import console
+from sgdata.commands.options import Out, Quiet, Workers, configure_logging
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: sgdata simulate out/archive --size 6 --dates 12 --seed 1")
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Output folder.")],
+    seed: Annotated[int, typer.Option("--seed", help="Seed; equal seeds and sizes give equal files.")] = 1,
+    size: Annotated[float, typer.Option("--size", help="Side of the area in km, 2 to 40.")] = 6.0,
+    dates: Annotated[int, typer.Option("--dates", help="Number of acquisitions in the first epoch.")] = 12,
+    layout: Annotated[
+        str, typer.Option("--layout", help="Provider to imitate: earth-search, planetary-computer or cdse.")
+    ] = "earth-search",
+    broken: Annotated[bool, typer.Option("--broken", help="Truncate one file, to test that builds fail.")] = False,
+    workers: Workers = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Simulate a city: Sentinel-2 scenes as STAC items and COGs, OpenStreetMap data, and ground truth for both."""
+    from sgdata.simulation import archive
+
+    configure_logging(quiet)
+    print(archive.simulate(out, seed=seed, size_km=size, dates=dates, layout=layout, broken=broken, workers=workers))
+
+
+@app.command(epilog="Example: make demo OUT=out/demo   (the same with the defaults)")
+def demo(
+    out: Out = Path("out/demo"),
+    size: Annotated[float, typer.Option("--size", help="Side of the city in km.")] = 8.0,
+    dates: Annotated[int, typer.Option("--dates", help="Number of acquisitions.")] = 12,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the simulated city.")] = 1,
+    workers: Workers = 2,
+    quiet: Quiet = False,
+) -> None:
+    """Run every stage on a simulated city, offline: simulate, build, audit, shard, release, train, show."""
+    from sgdata import files
+    from sgdata.demo import story
+
+    configure_logging(quiet)
+    page = story.run(out, story=story.Story(size_km=size, dates=dates, seed=seed), workers=workers)
+    # The same table as on the page, for machines without a browser.
+    console.show_table(("what", "measured", "remark"), story.lines(files.read_plain(out / "summary.json")))
+    print(page)
