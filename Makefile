@@ -5,7 +5,7 @@ OUT     ?= out/demo
 WORKERS ?= 2
 BIN     := $(VENV)/bin
 
-.PHONY: demo test test-kernels lint bench ledger city epoch
+.PHONY: demo test test-kernels lint docs bench ledger city epoch
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
@@ -15,6 +15,10 @@ $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 
 $(VENV)/.peers: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[peers]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[docs]'
 	touch $@
 
 demo: $(VENV)/.installed  ## the whole story on a simulated city: make demo OUT=DIR WORKERS=N
@@ -33,6 +37,9 @@ lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check sgdata sgmodel tests
 	$(BIN)/ruff format --check sgdata sgmodel tests
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs  ## the documentation, into out/site; broken links and references fail
+	$(BIN)/python -m mkdocs build --quiet --strict -f .mkdocs.yml
 
 bench: $(VENV)/.peers  ## speed against peers, measured here, as a table
 	$(BIN)/python tests/bench/table.py

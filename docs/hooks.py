@@ -1,0 +1,125 @@
+"""Generate the pages that repeat facts of the code: commands, file tree, contributing guide, changelog."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import typer
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+# Pages of the site that are files at the top of the repository.
+ADOPTED = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the generated pages."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    for name, entry in scripts.items():
+        app = importlib.import_module(entry.partition(":")[0]).app
+        page = "\n".join(command_page(name, typer.main.get_command(app)))
+        files.append(File.generated(config, f"reference/{name}.md", content=page))
+    for page, source in ADOPTED.items():
+        text = (ROOT / source).read_text(encoding="utf-8")
+        # Links of these files start at the top of the repository, those of the site in docs/.
+        files.append(File.generated(config, page, content=text.replace("](docs/", "](")))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Put the file tree and the drawing in the places that pages mark with a comment."""
+    markdown = re.sub(r"<!-- tree: (\w+) -->", lambda match: "\n".join(tree(ROOT / match[1])), markdown)
+    # Inline, for only then does a drawing follow the colours that the reader has chosen.
+    return re.sub(
+        r"<!-- drawing: (\S+) -->", lambda match: (ROOT / "docs" / match[1]).read_text(encoding="utf-8"), markdown
+    )
+
+
+# --- commands ------------------------------------------------------------------------------
+
+
+def command_page(name: str, group: click.Command) -> Iterator[str]:
+    """Yield the lines of the page of one program: a section per command."""
+    assert isinstance(group, click.Group)
+    yield f"# The `{name}` command\n"
+    yield f"{plain(group.help)}\n"
+    yield "Generated from the program itself; `--help` prints the same. Exit codes: [one table](errors.md).\n"
+    for command_name, command in group.commands.items():
+        if not command.hidden:
+            yield from command_section(f"{name} {command_name}", command)
+
+
+def command_section(name: str, command: click.Command) -> Iterator[str]:
+    """Yield the lines of one command: help, usage, arguments and options, example."""
+    arguments = [each for each in command.params if isinstance(each, click.Argument)]
+    options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
+    words = [each.make_metavar(click.Context(command)) for each in arguments]
+    yield f"## `{name}`\n"
+    yield f"{plain(command.help)}\n"
+    yield f"```text\n{' '.join([name, *words, '[OPTIONS]'])}\n```\n"
+    if arguments or options:
+        yield "| | | default |\n|---|---|---|"
+        for argument in arguments:
+            yield row(argument.make_metavar(click.Context(command)).strip("[]"), argument)
+        for option in options:
+            yield row(spelling(option), option)
+        yield ""
+    if command.epilog:
+        yield f"{plain(command.epilog).replace('Example: ', 'Example: `', 1)}`\n" if "`" not in command.epilog else ""
+
+
+def spelling(option: click.Option) -> str:
+    """Return the names of an option and what follows it."""
+    value = "" if option.is_flag else f" {option.metavar or option.type.name.upper()}"
+    return ", ".join(option.opts) + value
+
+
+def row(name: str, parameter: Any) -> str:
+    """Return one row of a table of parameters."""
+    default = parameter.default
+    empty = default is None or default is False or callable(default) or default in ("", ()) or "Sentinel" in repr(default)
+    if parameter.required:
+        shown = "required"
+    elif empty:
+        shown = ""
+    else:
+        shown = f"`{default}`"
+    return f"| `{name}` | {plain(getattr(parameter, 'help', ''))} | {shown} |"
+
+
+def plain(text: str | None) -> str:
+    """Return help text as one paragraph of Markdown, on one line."""
+    return " ".join((text or "").split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+# --- the file tree -------------------------------------------------------------------------
+
+
+def tree(package: Path) -> Iterator[str]:
+    """Yield a table per folder of a package: each file with the first line of its docstring."""
+    folders = [package, *sorted(path for path in package.iterdir() if (path / "__init__.py").is_file())]
+    for folder in folders:
+        name = folder.relative_to(ROOT).as_posix()
+        about = summary(folder / "__init__.py") if folder != package else "modules that several stages share"
+        yield f"\n**`{name}/`** {about}\n"
+        yield "| file | |\n|---|---|"
+        for path in sorted(folder.glob("*.py")):
+            if path.name != "__init__.py":
+                yield f"| `{path.name}` | {plain(summary(path))} |"
+    yield ""
+
+
+def summary(path: Path) -> str:
+    """Return the first sentence of a module's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split())
