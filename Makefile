@@ -39,7 +39,7 @@ lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/mypy
 
 docs: $(VENV)/.docs  ## the documentation, into out/site; broken links and references fail
-	$(BIN)/python -m mkdocs build --quiet --strict -f .mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict -f .mkdocs.yml
 
 bench: $(VENV)/.peers  ## speed against peers, measured here, as a table
 	$(BIN)/python tests/bench/table.py

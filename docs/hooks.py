@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 from mkdocs.structure.files import File, Files
 
@@ -29,6 +28,8 @@ def on_files(files: Files, config: Any) -> Files:
         app = importlib.import_module(entry.partition(":")[0]).app
         page = "\n".join(command_page(name, typer.main.get_command(app)))
         files.append(File.generated(config, f"reference/{name}.md", content=page))
+    if "sgmodel" not in scripts:
+        files.append(File.generated(config, "reference/sgmodel.md", content="# The `sgmodel` command\n"))
     for page, source in ADOPTED.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         # Links of these files start at the top of the repository, those of the site in docs/.
@@ -48,9 +49,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 # --- commands ------------------------------------------------------------------------------
 
 
-def command_page(name: str, group: click.Command) -> Iterator[str]:
+def command_page(name: str, group: Any) -> Iterator[str]:
     """Yield the lines of the page of one program: a section per command."""
-    assert isinstance(group, click.Group)
     yield f"# The `{name}` command\n"
     yield f"{plain(group.help)}\n"
     yield "Generated from the program itself; `--help` prints the same. Exit codes: [one table](errors.md).\n"
@@ -59,42 +59,37 @@ def command_page(name: str, group: click.Command) -> Iterator[str]:
             yield from command_section(f"{name} {command_name}", command)
 
 
-def command_section(name: str, command: click.Command) -> Iterator[str]:
+def command_section(name: str, command: Any) -> Iterator[str]:
     """Yield the lines of one command: help, usage, arguments and options, example."""
-    arguments = [each for each in command.params if isinstance(each, click.Argument)]
-    options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
-    words = [each.make_metavar(click.Context(command)) for each in arguments]
+    parameters = [each for each in command.params if not getattr(each, "hidden", False)]
+    arguments = [each for each in parameters if each.param_type_name == "argument"]
+    words = [value(each) if each.required else f"[{value(each)}]" for each in arguments]
     yield f"## `{name}`\n"
     yield f"{plain(command.help)}\n"
     yield f"```text\n{' '.join([name, *words, '[OPTIONS]'])}\n```\n"
-    if arguments or options:
-        yield "| | | default |\n|---|---|---|"
-        for argument in arguments:
-            yield row(argument.make_metavar(click.Context(command)).strip("[]"), argument)
-        for option in options:
-            yield row(spelling(option), option)
-        yield ""
-    if command.epilog:
-        yield f"{plain(command.epilog).replace('Example: ', 'Example: `', 1)}`\n" if "`" not in command.epilog else ""
+    yield "| | | default |\n|---|---|---|"
+    for parameter in [*arguments, *(each for each in parameters if each not in arguments)]:
+        yield row(parameter)
+    yield ""
+    example = plain(command.epilog).removeprefix("Example: ")
+    if example:
+        yield f"Example: `{example}`\n"
 
 
-def spelling(option: click.Option) -> str:
-    """Return the names of an option and what follows it."""
-    value = "" if option.is_flag else f" {option.metavar or option.type.name.upper()}"
-    return ", ".join(option.opts) + value
-
-
-def row(name: str, parameter: Any) -> str:
+def row(parameter: Any) -> str:
     """Return one row of a table of parameters."""
-    default = parameter.default
-    empty = default is None or default is False or callable(default) or default in ("", ()) or "Sentinel" in repr(default)
-    if parameter.required:
-        shown = "required"
-    elif empty:
-        shown = ""
-    else:
-        shown = f"`{default}`"
-    return f"| `{name}` | {plain(getattr(parameter, 'help', ''))} | {shown} |"
+    name = value(parameter)
+    if parameter.param_type_name == "option":
+        name = ", ".join(parameter.opts) + ("" if parameter.is_flag else f" {name}")
+    default = "required" if parameter.required else ""
+    if not parameter.required and isinstance(parameter.default, str | int | float | Path) and parameter.default:
+        default = f"`{parameter.default}`"
+    return f"| `{name}` | {plain(parameter.help)} | {default} |"
+
+
+def value(parameter: Any) -> str:
+    """Return the placeholder of a parameter's value."""
+    return str(parameter.metavar or parameter.name.upper())
 
 
 def plain(text: str | None) -> str:
