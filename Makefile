@@ -34,8 +34,8 @@ test-kernels: $(VENV)/.installed  ## the tests of the models on the kernels of a
 		tests/test_heads.py tests/test_upernet.py tests/test_models.py
 
 lint: $(VENV)/.installed  ## ruff and mypy
-	$(BIN)/ruff check sgdata sgmodel tests
-	$(BIN)/ruff format --check sgdata sgmodel tests
+	$(BIN)/ruff check sgdata sgmodel tests docs
+	$(BIN)/ruff format --check sgdata sgmodel tests docs
 	$(BIN)/mypy
 
 docs: $(VENV)/.docs  ## the documentation, into out/site; broken links and references fail

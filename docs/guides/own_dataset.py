@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata.shards import finish
 from sgdata import sentinel2
+from sgdata.shards import finish
 from sgdata.types import Contract, LabelSpace, Sample
 
 BANDS = ("B02", "B03", "B04", "B08")

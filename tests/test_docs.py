@@ -1,0 +1,310 @@
+"""The documentation is true: its code runs, its commands parse, its links lead somewhere, its API has docstrings.
+
+A comment before a fenced block says how it is tested:
+
+    <!-- run -->          run with the other such blocks of the page, in order, in a folder of their own
+    <!-- run: story -->   run with all such blocks of all pages, in the order of STORY, on one simulated city (slow)
+
+Blocks without a mark are parsed only: they need the network, a GPU or data that cannot be bundled.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+import sgdata
+from sgdata import files
+from sgdata.cli import app
+from sgdata.shards import tar_format
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+# Each page continues what those before it made.
+STORY = (
+    "quickstart.md",
+    *(f"guides/{name}.md" for name in ("classes", "dataset", "pretrain", "finetune", "predict", "publish", "python")),
+)
+BLOCK = re.compile(r"(?:<!-- run(: story)? -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its mark ("", "run" or "story") and its code."""
+
+    language: str
+    mark: str
+    code: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    marks = (("story" if each[1] else "run" if each[0].startswith("<!--") else "", each) for each in found)
+    return [Block(language=each[2], mark=mark, code=each[3]) for mark, each in marks]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(DOCS if page.is_relative_to(DOCS) else ROOT).as_posix()
+
+
+def commands(code: str) -> list[str]:
+    """The commands of a shell block, one per line, without comments."""
+    lines = (line.partition("  #")[0].strip() for line in code.replace("\\\n", " ").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+LINES = [(name(page), line) for page in PAGES for block in blocks(page) if block.language == "sh" for line in commands(block.code)]  # fmt: skip # noqa: E501
+
+
+# --- commands parse ------------------------------------------------------------------------
+
+
+def test_every_command_is_of_a_kind_that_is_checked() -> None:
+    known = ("sgdata ", "sgmodel ", "make ", "python ", "python3 -m venv", ". .venv", "pip ", "torchrun ", "dask ", "printf ")  # fmt: skip # noqa: E501
+    assert [line for _, line in LINES if not line.startswith(known)] == []
+
+
+@cache
+def program(script: str) -> Any:
+    return get_command(importlib.import_module(f"{script}.cli").app) if script != "sgdata" else get_command(app)
+
+
+@pytest.mark.parametrize(("page", "line"), [each for each in LINES if each[1].startswith(("sgdata ", "sgmodel "))])
+def test_commands_have_the_options_shown(page: str, line: str) -> None:
+    script, command, *words = shlex.split(line.partition("||")[0])
+    if script == "sgmodel" and importlib.util.find_spec("sgmodel.cli") is None:
+        pytest.skip("the command sgmodel is not here yet")
+    if command == "--help":
+        return
+    parameters = program(script).commands[command].params
+    known = {option for parameter in parameters for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known, f"{page}: {line}"
+    if script == "sgmodel" and words and re.fullmatch(r"[a-z_]+-[\w-]+|paper|city", words[0]):
+        assert list((ROOT / "recipes").glob(f"*/{words[0]}.toml")), f"{page}: {line}"
+
+
+@pytest.mark.parametrize(("page", "line"), [each for each in LINES if each[1].startswith("make ")])
+def test_make_targets_exist(page: str, line: str) -> None:
+    target = shlex.split(line)[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"{page}: {line}"
+
+
+def test_modules_and_files_of_commands_exist() -> None:
+    for page, line in LINES:
+        for module in re.findall(r"-m (sgmodel\.[\w.]+)", line):
+            assert importlib.util.find_spec(module), f"{page}: {line}"
+        for path in re.findall(r"(?<!\S)(?:recipes|tests|docs)/[\w./-]+", line):
+            assert (ROOT / path).exists(), f"{page}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_python_and_toml_blocks_parse(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "python" and "--8<--" not in block.code:
+            compile(block.code, name(page), "exec")
+        if block.language == "toml":
+            tomllib.loads(block.code)
+
+
+def test_names_of_modules_in_the_text_exist() -> None:
+    for page in (page for page in PAGES if page.name != "CHANGELOG.md"):
+        for dotted in set(re.findall(r"`(sg(?:data|model)(?:\.\w+)+)`", page.read_text(encoding="utf-8"))):
+            assert located(dotted) is not None, f"{name(page)}: {dotted}"
+
+
+# --- code runs -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """An environment in which `sgdata`, `sgmodel` and `python` are this checkout under this Python."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for script, start in (("sgdata", "-m sgdata.cli "), ("sgmodel", "-m sgmodel.cli "), ("python", "")):
+        path = programs / script
+        path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {start}"$@"\n')
+        path.chmod(0o755)
+    path_variable = f"{programs}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path_variable, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+
+
+def perform(words: list[str], folder: Path, environment: dict[str, str], codes: tuple[int, ...], where: str) -> str:
+    done = subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )  # fmt: skip
+    assert done.returncode in codes, f"{where}: {words[-1]}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    assert not re.search(r"Traceback|Warning", done.stderr), f"{where}: {words[-1]}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(b.mark == "run" for b in blocks(page))], ids=name)
+def test_code_of_a_page_runs(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    code = "\n".join(block.code for block in blocks(page) if block.mark == "run")
+    perform([sys.executable, "-c", code], tmp_path, environment, (0,), name(page))
+
+
+def test_every_page_of_the_story_is_in_it() -> None:
+    assert {name(page) for page in PAGES if any(block.mark == "story" for block in blocks(page))} == set(STORY)
+
+
+@pytest.mark.slow
+def test_the_story_runs_as_it_stands(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "docs").symlink_to(DOCS)
+    for page in STORY:
+        # Nothing is amiss in the quick start; elsewhere exit code 3 reports what the text speaks of.
+        codes = (0,) if page == "quickstart.md" else (0, 3)
+        for block in (block for block in blocks(DOCS / page) if block.mark == "story"):
+            if block.language == "python":
+                perform([sys.executable, "-c", block.code], tmp_path, environment, codes, page)
+                continue
+            for line in commands(block.code):
+                # As it stands but for the length of training.
+                short = line.replace("-demo-tiny ", "-demo-tiny --set training.epochs=1 ")
+                perform(["sh", "-c", short], tmp_path, environment, codes, page)
+    for made in ("build-page", "ponds-page", "build-own-page", "release/my-city-1.1-page"):
+        assert (tmp_path / "out" / made / "index.html").is_file(), made
+    assert (tmp_path / "out" / "map" / "classes.tif").is_file()
+
+
+def test_the_example_of_an_own_dataset_makes_shards(tmp_path: Path, environment: dict[str, str]) -> None:
+    words = [sys.executable, str(DOCS / "guides" / "own_dataset.py"), str(tmp_path / "ponds")]
+    perform(words, tmp_path, environment, (0,), "own_dataset.py")
+    assert tar_format.read_index(tmp_path / "ponds").num_rows == 24
+    assert files.read_plain(tmp_path / "ponds" / "contract.json")["splits"] == {"train": 16, "val": 8}
+
+
+# --- the API pages -------------------------------------------------------------------------
+
+
+def identifiers() -> list[str]:
+    pages = sorted((DOCS / "reference" / "api").glob("*.md"))
+    return [each for page in pages for each in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)]
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def located(dotted: str) -> ast.AST | None:
+    """The module, class or function of a dotted name, without importing it; of re-exported names, the module."""
+    parts = dotted.split(".")
+    for cut in range(len(parts), 0, -1):
+        base = ROOT.joinpath(*parts[:cut])
+        path = base.with_suffix(".py") if base.with_suffix(".py").is_file() else base / "__init__.py"
+        if not path.is_file():
+            continue
+        node: Any = parsed(path)
+        for part in parts[cut:]:
+            kinds = ast.FunctionDef | ast.ClassDef
+            inside = [each for each in ast.walk(node) if isinstance(each, kinds) and each.name == part]
+            assigned = re.search(rf"^{part}\b|[\"']{part}[\"']", path.read_text(), re.MULTILINE)
+            node = inside[0] if inside else node if assigned else None
+            if node is None:
+                return None
+        return node  # type: ignore[no-any-return]
+    return None
+
+
+def functions(node: ast.AST) -> Iterator[ast.FunctionDef]:
+    """The function itself, or the public methods of a class."""
+    if isinstance(node, ast.FunctionDef):
+        yield node
+    elif isinstance(node, ast.ClassDef):
+        yield from (
+            each for each in node.body if isinstance(each, ast.FunctionDef) and not each.name.startswith("_")
+        )  # fmt: skip
+
+
+def lacking(node: ast.FunctionDef) -> list[str]:
+    """The sections that the docstring of a function should have and has not."""
+    text = ast.get_docstring(node) or ""
+    every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    takes = [each for each in every if each.arg not in ("self", "cls")]
+    is_property = any("property" in ast.unparse(each) for each in node.decorator_list)
+    returns = node.returns is not None and ast.unparse(node.returns) not in ("None", "Iterator[None]", "bool")
+    raises = any(isinstance(each, ast.Raise) and each.exc is not None for each in ast.walk(node))
+    # A first line "Return ..." says all of a function without parameters, such as a property.
+    wanted = {"Args": bool(takes), "Returns": returns and bool(takes) and not is_property, "Raises": raises}
+    sections = {"Returns": ("Returns:", "Yields:")}
+    return [
+        section
+        for section, needed in wanted.items()
+        if needed and not any(f"{header}\n" in text for header in sections.get(section, (f"{section}:",)))
+    ] + ([] if text else ["docstring"])
+
+
+def test_everything_on_the_api_pages_exists_and_is_documented() -> None:
+    assert len(identifiers()) > 80
+    missing = [each for each in identifiers() if located(each) is None]
+    assert not missing
+    bare = [each for each in identifiers() if isinstance(node := located(each), ast.ClassDef | ast.FunctionDef) and not ast.get_docstring(node)]  # fmt: skip # noqa: E501
+    assert not bare
+
+
+@pytest.mark.xfail(reason="docstrings are being rewritten, package by package", strict=False)
+def test_functions_of_the_api_pages_have_args_returns_and_raises() -> None:
+    found = {
+        f"{dotted}.{function.name}" if isinstance(node, ast.ClassDef) else dotted: sections
+        for dotted in identifiers()
+        if (node := located(dotted)) is not None
+        for function in functions(node)
+        if (sections := lacking(function))
+    }
+    listed = "\n".join(f"{dotted}: {', '.join(sections)}" for dotted, sections in found.items())
+    assert not found, f"{len(found)} docstrings lack sections:\n{listed}"
+
+
+# --- pages ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    # Pages that the build generates: docs/hooks.py.
+    generated = {"contributing.md", "changelog.md", "reference/sgdata.md", "reference/sgmodel.md"}
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        target = (page.parent / link).resolve()
+        in_docs = target.relative_to(DOCS).as_posix() if target.is_relative_to(DOCS) else ""
+        assert target.exists() or in_docs in generated, f"{name(page)}: {link}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / ".mkdocs.yml").read_text(encoding="utf-8")
+    assert [page for page in map(name, sorted(DOCS.rglob("*.md"))) if f": {page}\n" not in text] == []
+
+
+def test_the_readme_stays_one_page() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_pictures_are_small() -> None:
+    assert all(path.stat().st_size < 200_000 for path in DOCS.rglob("*") if path.suffix in {".png", ".svg"})
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert [name(page) for page in PAGES if re.search(r"\b(TODO|TBD|FIXME)\b", page.read_text(encoding="utf-8"))] == []
+
+
+def test_the_citation_has_what_the_format_requires() -> None:
+    """Citation File Format 1.2.0: its required keys, and the version of the package."""
+    text = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^cff-version: 1\.2\.0$", text, re.MULTILINE)
+    for key in ("message", "title", "authors", "license", "version"):
+        assert re.search(rf"^{key}:", text, re.MULTILINE), key
+    assert f"version: {sgdata.__version__}" in text
+    assert re.search(r"^  - (name|family-names): ", text, re.MULTILINE)
