@@ -8,19 +8,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from sgdata import cli, files, verification
+from sgdata import cli, files, retry, verification
 from sgdata.datasets import cards, download
 from sgdata.datasets.types import Source
 from sgdata.errors import OutputError, ServiceError, SettingError
 
 CONTENT = random.Random(1).randbytes(300_000)
-QUICK = download.Patience(stall_s=0.5, tries=4, wait_s=0.01)
+QUICK = retry.RetryPolicy(tries=4, wait_s=0.01)
 
 
 class Server(ThreadingHTTPServer):
@@ -125,7 +126,8 @@ def source(server: Server, **changes: object) -> Source:
 
 
 def get(wanted: Source, out: Path) -> None:
-    download.fetch(download.Need(sources=(wanted,), bytes=wanted.bytes or 0, unsized=0, free=10**12), out, QUICK)
+    plan = download.DownloadPlan(sources=(wanted,), bytes=wanted.bytes or 0, unsized=0, free=10**12)
+    download.fetch(plan, out, policy=QUICK, stall_s=0.5)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_a_disk_that_fills_is_told(server: Server, tmp_path: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(download, "_append", full)
+    monkeypatch.setattr(download, "_append_body", full)
     with pytest.raises(OutputError, match="it.zip: cannot be written: No space left on device"):
         get(source(server), tmp_path)
 
@@ -229,7 +231,7 @@ def test_the_plan_tells_what_is_left_and_touches_no_server(tmp_path: Path, monke
     with pytest.raises(SettingError, match=r"no part map; known: images, maps, splits"):
         download.plan("bigearthnet", "v2", tmp_path, ["map"])
     with pytest.raises(OutputError, match="are free"):
-        download.fetch(download.Need(sources=need.sources, bytes=need.bytes, unsized=0, free=10**9), tmp_path / "o")
+        download.fetch(replace(need, free=10**9), tmp_path / "o")
 
 
 def test_every_source_of_every_card_has_an_address_or_says_so() -> None:

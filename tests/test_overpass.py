@@ -18,6 +18,7 @@ import shapely
 from sgdata import catalog
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.labels import osm_features, overpass, tag_rules
+from sgdata.retry import RetryPolicy
 
 CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
 ROWS = catalog.table("osm_lulc_tags")
@@ -77,7 +78,7 @@ def server() -> Iterator[Server]:
 
 
 def fetch(server: Server, store: Path, pauses: list[float] | None = None, **more: Any) -> list[Path]:
-    service = overpass.Service(url=server.url, tries=3, pause_s=5)
+    service = overpass.Service(url=server.url, policy=RetryPolicy(tries=3, wait_s=5))
     sleep = (pauses if pauses is not None else []).append
     return overpass.fetch(AREA, RULES, date="2020-04-01", store=store, service=service, sleep=sleep, **more)
 
@@ -152,7 +153,7 @@ def test_a_refused_query_is_not_repeated(server: Server, tmp_path: Path) -> None
 
 
 def test_nobody_there_is_one_line(tmp_path: Path) -> None:
-    service = overpass.Service(url="http://127.0.0.1:9/", tries=2)
+    service = overpass.Service(url="http://127.0.0.1:9/", policy=RetryPolicy(tries=2))
     with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9.*2 tries") as caught:
         overpass.fetch(AREA, RULES, date="2020-04-01", store=tmp_path, service=service, sleep=lambda _: None)
     assert "\n" not in str(caught.value)

@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_source.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(tar_source, "RETRY", replace(tar_source.RETRY, wait_s=0))
 
 
 def epoch(source: loader.Samples, threads: int = 2) -> dict[str, np.ndarray[Any, Any]]:

@@ -185,7 +185,7 @@ FAULTS = {
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "PAUSE_S", 0.05)
+    monkeypatch.setattr(staging, "RETRY", replace(staging.RETRY, wait_s=0.05))
     monkeypatch.setitem(geotiff.READING, "GDAL_HTTP_RETRY_DELAY", "0.1")
 
 
@@ -277,7 +277,7 @@ def test_a_token_near_its_end_is_replaced_and_a_silent_service_is_named(monkeypa
     assert signing.service("planetary-computer", href) == signing.PLANETARY_COMPUTER
     assert signing.service("planetary-computer", "/disk/x.tif") == signing.service("cdse", href) == ""
     monkeypatch.undo()
-    monkeypatch.setattr(signing, "PAUSE_S", 0)
+    monkeypatch.setattr(signing, "RETRY", replace(signing.RETRY, wait_s=0))
     nobody = f"http://127.0.0.1:{served.free_port()}/token"
     with pytest.raises(ServiceError, match=f"{nobody}/store/other: gives no token"):
         signing.signed(href.replace("box", "other"), nobody)

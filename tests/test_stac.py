@@ -17,6 +17,7 @@ import pytest
 from stac_wrap import COLLECTION, Wrapped, wrap
 
 from sgdata.errors import ServiceError, SettingError, SourceError
+from sgdata.retry import RetryPolicy
 from sgdata.scenes import search
 from sgdata.scenes.types import Scene
 from sgdata.sentinel2 import L2A_BANDS
@@ -256,7 +257,7 @@ def test_strips_of_two_stations_are_both_kept(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_server_is_one_line_after_finite_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "RETRIES", 1)
+    monkeypatch.setattr(search, "RETRY", RetryPolicy(tries=2, wait_s=0))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from sgdata import files
+from sgdata import files, retry
 from sgdata.composite import cloud_masks
 from sgdata.errors import SourceError
 from sgdata.rasters import geotiff, grid, resample
@@ -23,7 +22,7 @@ from sgdata.scenes import signing
 from sgdata.scenes.types import Asset
 from sgdata.types import Array, Bounds, Grid, Window
 
-TRIES, PAUSE_S = 3, 2.0
+RETRY = retry.RetryPolicy(tries=3, wait_s=2.0)
 MARGIN_PX = 2
 """Cubic looks two coarse pixels beyond the area, so that pixels at its edge do not depend on where it ends."""
 
@@ -92,16 +91,17 @@ def stage(piece: Piece) -> Staged:
     if done.exists():
         return replace(files.read(Staged, done), path=str(piece.target.with_suffix(".bin")))
     href = ""
-    for attempt in range(TRIES):
+
+    def attempt() -> Staged:
+        nonlocal href
         href = signing.signed(piece.asset.href, piece.tokens, failed=href)
-        try:
-            return _copied(piece, href, done)
-        except SourceError as error:
-            # Only a failed read has a cause; a wrong header will be the same next time.
-            if error.__cause__ is None or "://" not in href or attempt + 1 == TRIES:
-                raise
-            time.sleep(PAUSE_S * 2**attempt)
-    raise AssertionError(piece.name)
+        return _copied(piece, href, done)
+
+    def is_transient(error: BaseException) -> bool:
+        # Only a failed read has a cause; a header that differs from its item will not change.
+        return isinstance(error, SourceError) and error.__cause__ is not None and "://" in href
+
+    return retry.call(attempt, RETRY, retry_on=is_transient)
 
 
 def _copied(piece: Piece, href: str, done: Path) -> Staged:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgdata import files
+from sgdata import files, retry
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.labels import tag_rules
 
@@ -31,19 +31,17 @@ KEY_GROUPS = (
 )
 TILE_KM = 20  # at most 400 km2 a query
 KM_PER_DEGREE = 111.32
-BUSY = (429, 502, 503, 504)
+RETRY = retry.RetryPolicy(tries=5, wait_s=5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """A server and how patient we are with it; pauses grow twofold from `pause_s`."""
+    """An Overpass server, its limits per query (seconds, bytes) and how often to retry."""
 
     url: str = "https://overpass-api.de/api/interpreter"
     timeout_s: int = 180
     maxsize: int = 1 << 29
-    tries: int = 5
-    pause_s: float = 5
-    longest_pause_s: float = 300
+    policy: retry.RetryPolicy = RETRY
     user_agent: str = "sgdata (builds Sentinel-2 datasets)"
 
 
@@ -68,7 +66,7 @@ def fetch(
         if not path.is_file():
             if offline:
                 raise SourceError(f"{path}: no stored answer for this area, date and tag table; run without --offline")
-            content = _asked(query, service, sleep)
+            content = _download(query, service, sleep)
             files.write(path.with_name(path.name.replace(".json.gz", ".overpassql")), query.encode())
             files.write(path, gzip.compress(content, mtime=0))
         paths.append(path)
@@ -113,40 +111,40 @@ def tiles(bounds: Sequence[float]) -> list[tuple[float, float, float, float]]:
     return [(x[i], y[j], x[i + 1], y[j + 1]) for j in range(rows) for i in range(cols)]
 
 
-def _asked(query: str, service: Service, sleep: Callable[[float], None]) -> bytes:
-    """The whole raw answer to one query. Raises ServiceError."""
+def _download(query: str, service: Service, sleep: Callable[[float], None]) -> bytes:
+    """Return the raw, complete answer to one query. Raises ServiceError."""
+    try:
+        return retry.call(lambda: _request(query, service), service.policy, sleep=sleep)
+    except retry.TransientError as error:
+        tries = service.policy.tries
+        raise ServiceError(
+            f"{service.url}: {error!s:.300} ({tries} tries); try later, or another --osm source"
+        ) from None
+
+
+def _request(query: str, service: Service) -> bytes:
+    """Send a query once. Raises TransientError where another try may help, else ServiceError."""
     import requests
 
-    trouble = ""
-    for attempt in range(service.tries):
-        pause = service.pause_s * 2**attempt
-        try:
-            answer = requests.post(
-                service.url,
-                data={"data": query},
-                headers={"User-Agent": service.user_agent},
-                timeout=(30, service.timeout_s + 30),
-            )
-        except requests.RequestException as error:
-            trouble = f"cannot be reached: {error}"
-        else:
-            if answer.status_code == 200:
-                try:
-                    answer_of(answer.content, service.url)
-                    return answer.content
-                except SourceError as error:
-                    trouble = str(error).removeprefix(f"{service.url}: ")
-            # Busy is worth waiting for; any other refusal will be the same next time.
-            elif answer.status_code in BUSY:
-                trouble = f"answers {answer.status_code} {answer.reason}"
-                after = answer.headers.get("Retry-After", "")
-                pause = max(pause, float(after)) if after.isdecimal() else pause
-            else:
-                said = re.sub(r"<[^>]*>|\s+", " ", answer.text).strip()[-200:]
-                raise ServiceError(f"{service.url}: answers {answer.status_code} {answer.reason}: {said}")
-        if attempt + 1 < service.tries:
-            sleep(min(pause, service.longest_pause_s))
-    raise ServiceError(f"{service.url}: {trouble:.300} ({service.tries} tries); try later, or another --osm source")
+    try:
+        answer = requests.post(
+            service.url,
+            data={"data": query},
+            headers={"User-Agent": service.user_agent},
+            timeout=(30, service.timeout_s + 30),
+        )
+    except requests.RequestException as error:
+        raise retry.TransientError(f"cannot be reached: {error}") from None
+    if answer.status_code in retry.TRANSIENT_STATUS:
+        raise retry.BusyError(answer)
+    if answer.status_code != 200:
+        text = re.sub(r"<[^>]*>|\s+", " ", answer.text).strip()[-200:]
+        raise ServiceError(f"{service.url}: answers {answer.status_code} {answer.reason}: {text}")
+    try:
+        answer_of(answer.content, service.url)
+    except SourceError as error:
+        raise retry.TransientError(str(error).removeprefix(f"{service.url}: ")) from None
+    return answer.content
 
 
 # --- answers -------------------------------------------------------------------------------

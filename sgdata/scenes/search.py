@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdata import catalog
+from sgdata import catalog, retry
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.scenes.types import Asset, Dropped, Scene
 from sgdata.sentinel2 import BAND, SCALE
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 PRODUCT = ("product_metadata", "product-metadata")
 
 LEFT_OUT = "left out by the recipe"
-RETRIES, TIMEOUT_S = 4, 60.0
+RETRY = retry.RetryPolicy(tries=5, wait_s=0.5)
+TIMEOUT_S = 60.0
 PAGE, STALE_PAGES = 100, 3
 STRIP_OVERLAP = 0.1
 """Twins that share less than this part of the smaller one are two stations' strips of one pass."""
@@ -104,7 +105,9 @@ def _from_api(url: str, query: Query) -> Iterator[pystac.Item]:
         with warnings.catch_warnings():
             # So says a static catalogue, which is none the worse for it.
             warnings.simplefilter("ignore", PystacClientWarning)
-            client = Client.open(url, stac_io=StacApiIO(max_retries=RETRIES, timeout=TIMEOUT_S))
+            stac_io = StacApiIO(max_retries=None, timeout=TIMEOUT_S)
+            retry.retry_session(stac_io.session, RETRY)
+            client = Client.open(url, stac_io=stac_io)
             searchable = client.conforms_to("ITEM_SEARCH")
             items = [] if searchable else list(client.get_items(recursive=True))
         yield from (item for item in items if item.collection_id == query.collection)

@@ -8,11 +8,13 @@ from datetime import datetime
 from functools import cache
 from urllib.parse import urlsplit
 
+from sgdata import retry
 from sgdata.errors import ServiceError
 
 PLANETARY_COMPUTER = "https://planetarycomputer.microsoft.com/api/sas/v1/token"
 STORE = ".blob.core.windows.net"
-TRIES, PAUSE_S, TIMEOUT_S = 4, 2.0, 30
+RETRY = retry.RetryPolicy(tries=4, wait_s=2.0)
+TIMEOUT_S = 30
 SPARE_S = 120
 """A token this near its end is not used any more: reading one file takes a while, too."""
 
@@ -51,18 +53,20 @@ def _memory() -> tuple[threading.Lock, dict[str, tuple[float, str]]]:
 
 
 def _asked(url: str) -> tuple[float, str]:
+    """Request a token: its end of validity (seconds since 1970) and its text. Raises ServiceError."""
     import requests
 
-    trouble = ""
-    for attempt in range(TRIES):
-        try:
-            # A token costs one small request; its service is as busy as the store itself.
-            answer = requests.get(url, timeout=TIMEOUT_S)
-            answer.raise_for_status()
-            told = answer.json()
-            return datetime.fromisoformat(told["msft:expiry"]).timestamp(), str(told["token"])
-        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
-            trouble = " ".join(str(error).split())
-            if attempt + 1 < TRIES:
-                time.sleep(PAUSE_S * 2**attempt)
-    raise ServiceError(f"{url}: gives no token: {trouble:.160} ({TRIES} tries); try later or choose another --stac")
+    def attempt() -> tuple[float, str]:
+        answer = requests.get(url, timeout=TIMEOUT_S)
+        answer.raise_for_status()
+        document = answer.json()
+        return datetime.fromisoformat(document["msft:expiry"]).timestamp(), str(document["token"])
+
+    malformed_or_failed = (requests.RequestException, ValueError, KeyError, TypeError)
+    try:
+        return retry.call(attempt, RETRY, retry_on=malformed_or_failed)
+    except malformed_or_failed as error:
+        reason = " ".join(str(error).split())
+        raise ServiceError(
+            f"{url}: gives no token: {reason:.160} ({RETRY.tries} tries); try later or choose another --stac"
+        ) from None

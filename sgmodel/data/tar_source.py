@@ -13,7 +13,6 @@ import mmap
 import os
 import tempfile
 import threading
-import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -21,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sgdata import files
+from sgdata import files, retry
 from sgdata.errors import SourceError
 from sgdata.shards import contracts, tar_format
 
 MARK = "remote.json"
 GAP = 2**16  # bytes that cost less to fetch along than a request of their own
 LONGEST = 2**24
-TRIES = 4
+RETRY = retry.RetryPolicy(tries=4, wait_s=0.2, factor=4.0)
 _HEADER = 512  # of a tar member, before its content
 
 
@@ -111,20 +110,26 @@ class _Place:
         """The bytes of each span, all of them; of one that ends at 0 the whole file. Raises SourceError."""
         if not spans:
             return []
-        got: dict[int, bytes] = {}
-        said: Any = ""
-        for attempt in range(TRIES):
-            left = [i for i in range(len(spans)) if i not in got]
-            for i, content in zip(left, self._ask([spans[i] for i in left]), strict=True):
+        complete: dict[int, bytes] = {}
+
+        def attempt() -> None:
+            """Request the spans that are not complete yet."""
+            missing = [i for i in range(len(spans)) if i not in complete]
+            reason = ""
+            for i, content in zip(missing, self._ask([spans[i] for i in missing]), strict=True):
                 if isinstance(content, bytes) and len(content) == (spans[i].stop - spans[i].start or len(content)):
-                    got[i] = content
+                    complete[i] = content
                 else:
-                    told = f"{len(content)} bytes came" if isinstance(content, bytes) else repr(content)
-                    said = f"{self._url}/{spans[i].tar}: bytes {spans[i].start} to {spans[i].stop}: {told:.200}"
-            if len(got) == len(spans):
-                return [got[i] for i in range(len(spans))]
-            time.sleep(0.2 * 4**attempt * (attempt + 1 < TRIES))
-        raise SourceError(f"{said}; asked {TRIES} times, try again later")
+                    problem = f"{len(content)} bytes came" if isinstance(content, bytes) else repr(content)
+                    reason = f"{self._url}/{spans[i].tar}: bytes {spans[i].start} to {spans[i].stop}: {problem:.200}"
+            if reason:
+                raise retry.TransientError(reason)
+
+        try:
+            retry.call(attempt, RETRY)
+        except retry.TransientError as error:
+            raise SourceError(f"{error}; asked {RETRY.tries} times, try again later") from None
+        return [complete[i] for i in range(len(spans))]
 
     def _ask(self, spans: Sequence[Span]) -> list[Any]:
         """Bytes or the exception of each span; many are under way at a time where the file system can."""
