@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Level = Literal["L1C", "L2A"]
+Codec = Literal["blosc", "npy"]
+Effort = Literal["quick", "dense"]
 Task = Literal["none", "single-label", "multi-label", "segmentation", "change"]
 Bounds = tuple[float, float, float, float]
 # All frozen: they go to other processes, serve as cache keys, and nothing downstream can change what a plan decided.

@@ -16,6 +16,7 @@ from synthetic_shards import contract, sample, write
 
 from sgdata.errors import SettingError, SourceError
 from sgdata.shards import finish, tar_format
+from sgdata.types import Codec
 from sgmodel.data import loader as data_loader
 
 
@@ -98,7 +99,7 @@ def test_sizes_may_vary(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", ["blosc", "npy"])
-def test_a_few_float_samples_among_whole_ones_keep_every_value(codec: tar_format.Codec, tmp_path: Path) -> None:
+def test_a_few_float_samples_among_whole_ones_keep_every_value(codec: Codec, tmp_path: Path) -> None:
     made = [sample(number, "train", 16, 16) for number in range(5)]
     odd = made[2].arrays["image"].astype(np.float32) + 0.5
     made[2] = replace(made[2], arrays={**made[2].arrays, "image": odd})

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import catalog, files, sentinel2
+from sgdata import catalog, datasets, files, sentinel2
 from sgdata.datasets import cards
-from sgdata.datasets.readers import READERS
+from sgdata.datasets.readers import reader
 from sgdata.datasets.types import DatasetCard
 from sgdata.errors import SettingError
 from sgdata.packing import select
@@ -14,13 +14,26 @@ from sgdata.packing import select
 CARDS = {card.name: card for card in cards.cards()}
 
 
-def test_there_is_one_card_per_reader_and_recipe() -> None:
-    assert set(CARDS) == set(READERS) == {"bigearthnet", "eurosat", "fmow", "oscd", "pairs", "segmunich"}
-    for name in READERS:
-        recipe = select.recipe_for(name)
-        assert recipe.dataset == name
-        assert cards.edition(name, recipe.edition)
-        assert cards.label_space(name, recipe.labels).names
+def test_every_dataset_has_a_reader_a_card_and_a_recipe() -> None:
+    package = Path(datasets.__file__).parent
+    defining_find = {path.stem for path in package.glob("*.py") if "\ndef find(" in path.read_text()}
+    recipes = {path.stem for path in (catalog.folder("recipes") / "shard").glob("*.toml")}
+    assert set(CARDS) == defining_find == recipes
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_parts_of_a_dataset_fit_together(name: str) -> None:
+    for function in ("find", "reading"):
+        assert callable(getattr(reader(name), function))
+    recipe = select.recipe_for(name)
+    assert recipe.dataset == name
+    assert cards.edition(name, recipe.edition)
+    assert cards.label_space(name, recipe.labels).names
+
+
+def test_a_dataset_without_a_card_has_no_reader() -> None:
+    with pytest.raises(SettingError, match="did you mean 'eurosat'"):
+        reader("eurosatt")
 
 
 @pytest.mark.parametrize("name", CARDS)

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from sgdata import files, sentinel2, verification
 from sgdata.errors import SourceError
 from sgdata.shards import contracts, finish, tar_format
-from sgdata.types import Array, Contract, LabelSpace, Sample
+from sgdata.types import Array, Codec, Contract, Effort, LabelSpace, Sample
 
 CONTRACT = Contract(
     format=contracts.FORMAT,
@@ -53,7 +53,7 @@ def sample(number: int, split: str = "train", size: int = 8) -> Sample:
     st.sampled_from(["blosc", "npy"]),
     st.sampled_from(["quick", "dense"]),
 )
-def test_decode_undoes_encode(array: Array, codec: tar_format.Codec, effort: tar_format.Effort) -> None:
+def test_decode_undoes_encode(array: Array, codec: Codec, effort: Effort) -> None:
     content = tar_format.encode(array, codec, effort)
     assert tar_format.encode(np.asfortranarray(array), codec, effort) == content
     back = tar_format.decode(content, array.shape, array.dtype.name, codec)
@@ -66,9 +66,7 @@ def test_decode_undoes_encode(array: Array, codec: tar_format.Codec, effort: tar
 
 @settings(max_examples=80, deadline=None)
 @given(st.data(), st.sampled_from(["blosc", "npy"]))
-def test_damaged_members_are_source_errors_or_other_pixels_but_never_more(
-    data: st.DataObject, codec: tar_format.Codec
-) -> None:
+def test_damaged_members_are_source_errors_or_other_pixels_but_never_more(data: st.DataObject, codec: Codec) -> None:
     array = np.arange(3 * 40 * 40, dtype=np.uint16).reshape(3, 40, 40)
     content = bytearray(tar_format.encode(array, codec))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -166,7 +164,7 @@ def test_effort_changes_bytes_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", ["blosc", "npy"])
-def test_equal_samples_give_equal_bytes(tmp_path: Path, codec: tar_format.Codec) -> None:
+def test_equal_samples_give_equal_bytes(tmp_path: Path, codec: Codec) -> None:
     for name, numbers in (("a", (1, 2, 3)), ("b", (3, 1, 2))):
         finish.write([sample(number) for number in numbers], tmp_path / name, contract=CONTRACT, codec=codec)
     assert (tmp_path / "a" / files.SUMS).read_bytes() == (tmp_path / "b" / files.SUMS).read_bytes()

@@ -17,7 +17,7 @@ from sgdata import files, pool, progress
 from sgdata.audits import duplicates, findings
 from sgdata.audits.checks import NEARER, Days, Evidence, Facts, Totals
 from sgdata.datasets import archives, cards
-from sgdata.datasets.readers import READERS
+from sgdata.datasets.readers import reader
 from sgdata.datasets.types import Ref, ShardRecipe
 from sgdata.errors import SettingError, SourceError
 from sgdata.packing import select
@@ -78,7 +78,7 @@ def subject(
     recipes = [select.recipe_for("segmunich")] if kind == "build" else _recipes(dataset, edition)
     for recipe in recipes:
         try:
-            source, found, contract = select.listed(recipe, path, READERS[recipe.dataset].find)
+            source, found, contract = select.listed(recipe, path, reader(recipe.dataset).find)
         except (SourceError, SettingError) as error:
             tried.append(f"{recipe.dataset} {recipe.edition}: {error!s:.120}")
             continue
@@ -87,13 +87,15 @@ def subject(
             days=_days(path if kind == "build" else None),
         )  # fmt: skip
     # The answers of all readers would be a page; of the one that was asked for it is what helps.
-    why = "; ".join(tried) if dataset else f"asked the readers of {', '.join(READERS)}; give --dataset to hear one"
+    why = (
+        "; ".join(tried) if dataset else f"asked the readers of {', '.join(cards.names())}; give --dataset to hear one"
+    )
     raise SettingError(f"{path}: neither shards nor a build nor a known dataset: {why}")
 
 
 def _recipes(dataset: str | None, edition: str | None) -> Iterator[ShardRecipe]:
     """The shipped recipe of each dataset that may lie there, for each edition, under the splits as published."""
-    for name in [dataset] if dataset else READERS:
+    for name in [dataset] if dataset else cards.names():
         recipe = select.recipe_for(name)
         for each in cards.card(name).editions:
             if edition in (None, each.name):
@@ -158,7 +160,7 @@ def _reading(part: Subject) -> Iterator[Callable[[Any], Sample]]:
     if part.recipe is None:
         yield lambda row: tar_format.read_sample(part.folder, row)
     else:
-        with READERS[part.recipe.dataset].reading(part.folder, part.contract) as read:
+        with reader(part.recipe.dataset).reading(part.folder, part.contract) as read:
             yield read
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sgdata.shards.tar_format import Codec, Effort
-from sgdata.types import Contract, LabelSpace, Level, Task
+from sgdata.types import Codec, Contract, Effort, LabelSpace, Level, Task
 
 
 # Slots, here and in Ref: BigEarthNet has seven million files, and a dict in each would cost some 100 bytes.

@@ -21,7 +21,7 @@ import numpy as np
 
 from sgdata import files, pool, progress
 from sgdata.datasets import archives
-from sgdata.datasets.readers import READERS
+from sgdata.datasets.readers import reader
 from sgdata.datasets.types import Edition, Found, Ref, ShardRecipe
 from sgdata.errors import OutputError, SourceError
 from sgdata.packing import select
@@ -109,7 +109,7 @@ def pack(
     """
     recipe = recipe or select.recipe_for(dataset)
     out = out or Path(recipe.out)
-    find = READERS[recipe.dataset].find
+    find = reader(recipe.dataset).find
     source, found, contract = select.listed(recipe, source, find, splits=splits, leave_out=leave_out)
     # What is written where is settled here; everything below may be interrupted anywhere.
     stream = archives.is_stream(source)
@@ -162,7 +162,7 @@ def cost(
     """What `pack` would take; writes nothing that stays. Raises SettingError, SourceError."""
     recipe = recipe or select.recipe_for(dataset)
     began = time.perf_counter()
-    find = READERS[recipe.dataset].find
+    find = reader(recipe.dataset).find
     source, found, contract = select.listed(recipe, source, find, splits=splits, leave_out=leave_out)
     stream = archives.is_stream(source)
     groups = _groups(found.refs, recipe.shard_mb, stream=stream)
@@ -317,7 +317,7 @@ def _pack_shard(task: _Task) -> Packed:
     counts = statistics.empty(len(task.contract.bands))
 
     def ready() -> Iterator[tuple[Sample, str]]:
-        with READERS[task.recipe.dataset].reading(task.source, task.contract) as read:
+        with reader(task.recipe.dataset).reading(task.source, task.contract) as read:
             for ref in task.refs:
                 try:
                     native = read(ref)

@@ -10,7 +10,7 @@ from pathlib import Path
 from sgdata import files
 from sgdata.errors import SourceError
 from sgdata.shards import contracts, statistics, tar_format
-from sgdata.types import Array, BandStatistics, Contract, Sample, Shard
+from sgdata.types import Array, BandStatistics, Codec, Contract, Effort, Sample, Shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,8 @@ def write(
     out: Path,
     *,
     contract: Contract,
-    codec: tar_format.Codec = "blosc",
-    effort: tar_format.Effort = "quick",
+    codec: Codec = "blosc",
+    effort: Effort = "quick",
 ) -> Contract:
     """A whole folder of shards from complete samples in memory, one tar per split: for small sets and tests.
 

@@ -19,17 +19,15 @@ import struct
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import imagecodecs
 import numpy as np
 
 from sgdata import files
 from sgdata.errors import SourceError
-from sgdata.types import Array, Sample, Shard
+from sgdata.types import Array, Codec, Effort, Sample, Shard
 
-Codec = Literal["blosc", "npy"]
-Effort = Literal["quick", "dense"]
 Row = dict[str, Any]
 
 INDEX = "index.parquet"

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sgdata.errors import SettingError, SourceError
 from sgdata.shards import contracts, tar_format
-from sgdata.types import Array, Contract
+from sgdata.types import Array, Codec, Contract
 from sgmodel.data import seeded_random, tar_source, upsample
 
 AHEAD = 2
@@ -197,12 +197,12 @@ class Samples:
         )
         self.codec = self._codec(rows)
 
-    def _codec(self, rows: Any) -> tar_format.Codec:
+    def _codec(self, rows: Any) -> Codec:
         """All samples of a folder have the codec of its first."""
         start, size = rows["meta_offset"][0].as_py(), rows["meta_size"][0].as_py()
         (content,) = self.tars.contents([tar_source.Span(self.shard[0], start, start + size)])
         try:
-            codec: tar_format.Codec = json.loads(bytes(content))["codec"]
+            codec: Codec = json.loads(bytes(content))["codec"]
         except (ValueError, KeyError) as error:
             where = f"{self.folder / self.shard[0]}: meta.json of sample '{self.keys[0]}'"
             raise SourceError(f"{where} is damaged: {error!r}; run sgdata verify {self.folder}") from None
