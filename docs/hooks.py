@@ -38,12 +38,18 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Put the file tree and the drawing in the places that pages mark with a comment."""
-    markdown = re.sub(r"<!-- tree: (\w+) -->", lambda match: "\n".join(tree(ROOT / match[1])), markdown)
-    # Inline, for only then does a drawing follow the colours that the reader has chosen.
-    return re.sub(
-        r"<!-- drawing: (\S+) -->", lambda match: (ROOT / "docs" / match[1]).read_text(encoding="utf-8"), markdown
-    )
+    """Put the file tree where a page marks its place with a comment."""
+    return re.sub(r"<!-- tree: (\w+) -->", lambda match: "\n".join(tree(ROOT / match[1])), markdown)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Put drawings into the page: only inline do they follow the colours that the reader has chosen."""
+
+    def inline(match: re.Match[str]) -> str:
+        source = Path(config["docs_dir"]) / Path(page.file.src_uri).parent / match[1]
+        return source.read_text(encoding="utf-8")
+
+    return re.sub(r'<p><img [^>]*src="([^"]+\.svg)"[^>]*></p>', inline, html)
 
 
 # --- commands ------------------------------------------------------------------------------
