@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import re
 import sys
 import tomllib
@@ -38,7 +39,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Put the file tree where a page marks its place with a comment."""
+    """Put the file tree and the rows of folders where a page marks their places with a comment."""
+    markdown = markdown.replace("<!-- rows -->", "\n".join(rows()))
     return re.sub(r"<!-- tree: (\w+) -->", lambda match: "\n".join(tree(ROOT / match[1])), markdown)
 
 
@@ -118,6 +120,20 @@ def tree(package: Path) -> Iterator[str]:
             if path.name != "__init__.py":
                 yield f"| `{path.name}` | {plain(summary(path))} |"
     yield ""
+
+
+def rows() -> Iterator[str]:
+    """Yield a table of the rows of folders that tests/test_layers.py holds the imports to."""
+    statements = ast.parse((ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8")).body
+    layers = next(
+        ast.literal_eval(each.value)
+        for each in statements
+        if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "LAYERS"
+    )
+    yield "| row | `sgdata` | `sgmodel` |\n|---|---|---|"
+    for number, cells in enumerate(itertools.zip_longest(*layers.values(), fillvalue=()), 1):
+        names = (", ".join(f"`{name}`" if name else "modules at the root" for name in cell) for cell in cells)
+        yield f"| {number} | {' | '.join(names)} |"
 
 
 def summary(path: Path) -> str:
