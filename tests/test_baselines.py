@@ -11,6 +11,7 @@ import pytest
 import rasterio
 import torch
 from baselines import BASELINES
+from model_commands import sgmodel
 from synthetic_shards import write, write_pairs, write_scenes
 from test_predict import built, pixels
 from torch import nn
@@ -18,8 +19,8 @@ from torch import nn
 from sgdata import catalog, files
 from sgdata.shards import contracts
 from sgmodel.models import factory, timm_backbone
-from sgmodel.recipes import classify, detect_change, predict, segment
-from sgmodel.train import cli
+from sgmodel.recipes import classify, detect_change, segment
+from sgmodel.train import run_paths
 
 TRAIN = catalog.folder("recipes") / "train"
 QUICK = ("training.batch=4", "training.epochs=1", "training.optimizer.warmup_epochs=0", "evaluate_every=0")
@@ -56,9 +57,9 @@ def test_batch_norm_knows_all_processes_on_gpus_and_says_where_it_cannot(caplog:
 @pytest.mark.parametrize("name", sorted(BASELINES))
 def test_a_baseline_is_trained_scored_and_predicts(name: str, task: str, data: dict[str, Path], tmp_path: Path) -> None:
     program, out = MAINS[task], tmp_path / "run"
-    recipe = files.read(program.Recipe, TRAIN / f"{task}-demo-tiny.toml", (*QUICK, *SETTINGS[task]))
+    recipe = files.read(program.PROGRAM.recipe, TRAIN / f"{task}-demo-tiny.toml", (*QUICK, *SETTINGS[task]))
     recipe = dataclasses.replace(recipe, model=BASELINES[name])
-    assert program.main(recipe, cli.RunPaths(shards=data[task], out=out, device="cpu", threads=1)) == 0
+    assert program.main(recipe, run_paths.RunPaths(shards=data[task], out=out, device="cpu", threads=1)) == 0
     same: dict[str, Any] = {"level": "L2A"}
     if task != "detect_change":
         same["label_space"] = contracts.read(data[task]).label_space
@@ -73,7 +74,7 @@ def test_a_baseline_is_trained_scored_and_predicts(name: str, task: str, data: d
         "--out",
         str(tmp_path / "map"),
     ]
-    assert predict.program([*words, "--threads", "1", "-q"]) == 0
+    assert sgmodel("predict", *words, "--threads", 1, "-q") == 0
     with rasterio.open(tmp_path / "map" / "classes.tif") as made:
         classes = made.read(1)
     assert classes.shape == ((2, 3) if task == "classify" else (40, 70))

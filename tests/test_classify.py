@@ -19,7 +19,7 @@ from sgdata.shards import finish
 from sgmodel.checkpoints import cards, transfer
 from sgmodel.models import heads
 from sgmodel.recipes import classify
-from sgmodel.train import cli, training
+from sgmodel.train import run_paths, training
 
 TRAIN = catalog.folder("recipes") / "train"
 TINY = (
@@ -33,12 +33,12 @@ TINY = (
 )
 
 
-def recipe(*overrides: str) -> classify.Recipe:
-    return files.read(classify.Recipe, TRAIN / "classify-demo-tiny.toml", (*TINY, *overrides))
+def recipe(*overrides: str) -> classify.ClassifyRecipe:
+    return files.read(classify.ClassifyRecipe, TRAIN / "classify-demo-tiny.toml", (*TINY, *overrides))
 
 
-def places(folder: Path, out: Path, **others: object) -> cli.RunPaths:
-    return dataclasses.replace(cli.RunPaths(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+def run_paths_for(folder: Path, out: Path, **others: object) -> run_paths.RunPaths:
+    return dataclasses.replace(run_paths.RunPaths(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
 
 
 def results(out: Path) -> dict[str, object]:
@@ -66,7 +66,7 @@ MIXED = ("mix.mixup=0.8", "mix.cutmix=1.0", "smoothing=0.1")
 @pytest.fixture(scope="module")
 def whole(single: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    assert classify.main(recipe(*MIXED, "evaluate_every=10"), places(single, out)) == 0
+    assert classify.main(recipe(*MIXED, "evaluate_every=10"), run_paths_for(single, out)) == 0
     return out
 
 
@@ -86,8 +86,8 @@ def test_figures_say_of_what(whole: Path) -> None:
 
 def test_interrupted_equals_undisturbed_with_mixing_on(single: Path, whole: Path, tmp_path: Path) -> None:
     made = recipe(*MIXED, "evaluate_every=10")
-    assert classify.main(made, places(single, tmp_path, stop_after=7)) == training.STOPPED
-    assert classify.main(made, places(single, tmp_path, workers=3)) == 0
+    assert classify.main(made, run_paths_for(single, tmp_path, stop_after=7)) == training.STOPPED
+    assert classify.main(made, run_paths_for(single, tmp_path, workers=3)) == 0
     assert (tmp_path / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
 
 
@@ -96,15 +96,15 @@ def test_parts_of_a_batch_are_mixed_as_the_whole(single: Path, tmp_path: Path) -
     found = []
     for parts in (1, 2):
         out = tmp_path / str(parts)
-        assert classify.main(recipe(*still, f"training.accumulate={parts}"), places(single, out)) == 0
+        assert classify.main(recipe(*still, f"training.accumulate={parts}"), run_paths_for(single, out)) == 0
         found.append([json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()])
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
     with pytest.raises(SettingError, match="batch 6 in 2 parts: mixup and CutMix pair neighbours"):
-        classify.main(recipe(*MIXED, "training.batch=6", "training.accumulate=2"), places(single, tmp_path))
+        classify.main(recipe(*MIXED, "training.batch=6", "training.accumulate=2"), run_paths_for(single, tmp_path))
 
 
 def test_several_labels_are_learned_and_scored(several: Path, tmp_path: Path) -> None:
-    assert classify.main(recipe("training.epochs=40"), places(several, tmp_path)) == 0
+    assert classify.main(recipe("training.epochs=40"), run_paths_for(several, tmp_path)) == 0
     figures = results(tmp_path)
     assert figures["map_macro"] > 0.9  # type: ignore[operator]
     low, high = figures["map_macro_interval"]  # type: ignore[misc]
@@ -131,13 +131,13 @@ def test_masks_give_labels_by_share(tmp_path: Path) -> None:
     assert classify.covering(mask, range(4), 0.051) == [0, 1]
     folder = write(tmp_path / "shards", train=4, val=3)
     made = recipe("labels_from=mask", "min_share=0.25", "training.epochs=1", "model.encoder.image_px=32")
-    assert classify.main(made, places(folder, tmp_path / "run")) == 0
+    assert classify.main(made, run_paths_for(folder, tmp_path / "run")) == 0
     card = cards.read(tmp_path / "run" / "checkpoint-last")
     assert card.contract is not None
     assert card.contract.label_space.name == "toy, share >= 0.25"
     assert card.contract.label_space.task == "multi-label"
     with pytest.raises(SettingError, match="task 'segmentation', expected single-label or multi-label; masks give"):
-        classify.main(recipe(), places(folder, tmp_path / "other"))
+        classify.main(recipe(), run_paths_for(folder, tmp_path / "other"))
 
 
 # --- what is trained -----------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_masks_give_labels_by_share(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["frozen", "linear-probe"])
 def test_a_frozen_backbone_stays_as_it_came(single: Path, whole: Path, tmp_path: Path, mode: str) -> None:
-    start = places(single, tmp_path, weights=whole / "checkpoint-last")
+    start = run_paths_for(single, tmp_path, weights=whole / "checkpoint-last")
     made = recipe(f"mode={mode}", "evaluate_every=1", "training.epochs=4", "training.optimizer.lr=0.05")
     assert classify.main(made, start) == 0
     before, after = weights(whole), weights(tmp_path)
@@ -163,12 +163,12 @@ def test_a_frozen_backbone_stays_as_it_came(single: Path, whole: Path, tmp_path:
 
 
 def test_fewer_labels_are_the_same_ones_for_every_run(single: Path, tmp_path: Path) -> None:
-    assert classify.main(recipe("training.fraction=0.5", "training.epochs=1"), places(single, tmp_path)) == 0
+    assert classify.main(recipe("training.fraction=0.5", "training.epochs=1"), run_paths_for(single, tmp_path)) == 0
     assert results(tmp_path)["train_samples"] == 6
 
 
 def test_the_head_is_drawn_small_where_weights_are_given(single: Path, whole: Path, tmp_path: Path) -> None:
-    start = places(single, tmp_path, weights=whole / "checkpoint-last", stop_after=1)
+    start = run_paths_for(single, tmp_path, weights=whole / "checkpoint-last", stop_after=1)
     made = recipe("head_std=2e-5", "training.optimizer.lr=1e-12")
     assert classify.main(made, start) == training.STOPPED
     assert float(weights(tmp_path)["head.weight"].std()) == pytest.approx(2e-5, rel=0.2)
@@ -182,19 +182,19 @@ def test_labels_that_do_not_fit_their_task_are_named(tmp_path: Path) -> None:
     made[2].meta["labels"] = [1, 2]
     finish.write(made, tmp_path / "shards", contract=scene_contract(16))
     with pytest.raises(SourceError, match=r"sample 'scene-00002' has labels \[1, 2\], expected exactly one of 'toy'"):
-        classify.main(recipe(), places(tmp_path / "shards", tmp_path / "run"))
+        classify.main(recipe(), run_paths_for(tmp_path / "shards", tmp_path / "run"))
 
 
 def test_settings_that_nothing_would_read_are_refused(several: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"smoothing is 0\.1, 'toy' is multi-label"):
-        classify.main(recipe("smoothing=0.1"), places(several, tmp_path))
+        classify.main(recipe("smoothing=0.1"), run_paths_for(several, tmp_path))
 
 
 def test_a_head_of_other_classes_is_refused(single: Path, several: Path, whole: Path, tmp_path: Path) -> None:
     space = dataclasses.replace(scene_contract(16).label_space, name="toy-3", ids=(0, 1, 2), names=("a", "b", "c"))
     made = [scene(4 * n + n % 3, "train" if n < 4 else "val", 16) for n in range(6)]
     finish.write(made, tmp_path / "shards", contract=dataclasses.replace(scene_contract(16), label_space=space))
-    start = places(tmp_path / "shards", tmp_path / "run", weights=whole / "checkpoint-last")
+    start = run_paths_for(tmp_path / "shards", tmp_path / "run", weights=whole / "checkpoint-last")
     told = r"label_space is 'toy-3' \(3 classes\), the weights were trained for 'toy' \(4 classes\); accept ="
     with pytest.raises(SettingError, match=told):
         classify.main(recipe("training.epochs=1", "accept=['normalisation']"), start)

@@ -8,22 +8,22 @@ import pytest
 from synthetic_shards import write
 
 from sgdata import catalog
+from sgmodel import commands
 from sgmodel.recipes import pretrain
-from sgmodel.train import cli
 
 DEMO = str(catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml")
 
 
 def call(*argv: str) -> int:
     with pytest.raises(SystemExit) as ended:
-        cli.run("pretrain", pretrain.Recipe, pretrain.main, argv)
+        commands.run_training(pretrain.PROGRAM, argv)
     assert isinstance(ended.value.code, int)
     return ended.value.code
 
 
 def test_without_a_recipe_it_lists_those_it_accepts(capsys: pytest.CaptureFixture[str]) -> None:
     assert call() == 0
-    assert "pretrain-demo-tiny.toml" in capsys.readouterr().out
+    assert "pretrain-demo-tiny: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

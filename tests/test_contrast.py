@@ -21,14 +21,15 @@ from sgmodel.checkpoints import cards, checkpoint_folder, transfer
 from sgmodel.data import loader
 from sgmodel.ledger import experiments
 from sgmodel.models import contrastive, factory
-from sgmodel.recipes import classify, contrast, pretrain, reproduce, segment
-from sgmodel.train import cli, training
+from sgmodel.recipes import contrast
+from sgmodel.recipes.programs import PROGRAMS
+from sgmodel.train import run_paths, training
 
 RECIPES = catalog.folder("recipes")
 QUICK = ("training.batch=4", "training.epochs=3", "model.image_px=32", "contrast.projection=8")
 ROWS = [
     pytest.param(table, row, id=f"{table.program}-{row.name}".replace(" ", "-"))
-    for table in files.read(reproduce.Recipe, RECIPES / "ledger" / "city.toml").tables
+    for table in files.read(experiments.LedgerRecipe, RECIPES / "ledger" / "city.toml").tables
     if table.program in {"segment", "classify"}
     for row in table.rows
 ]
@@ -46,13 +47,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("contrast") / "shards", train=6, val=4, px=64)
 
 
-def places(folder: Path, out: Path, **others: object) -> cli.RunPaths:
-    known = cli.RunPaths(shards=folder, named={"toy": folder}, out=out, device="cpu", threads=1)
+def run_paths_for(folder: Path, out: Path, **others: object) -> run_paths.RunPaths:
+    known = run_paths.RunPaths(shards=folder, named={"toy": folder}, out=out, device="cpu", threads=1)
     return dataclasses.replace(known, **others)  # type: ignore[arg-type]
 
 
-def recipe(method: str, *changes: str) -> contrast.Recipe:
-    return files.read(contrast.Recipe, RECIPES / "train" / f"contrast-demo-{method}.toml", (*QUICK, *changes))
+def recipe(method: str, *changes: str) -> contrast.ContrastRecipe:
+    return files.read(contrast.ContrastRecipe, RECIPES / "train" / f"contrast-demo-{method}.toml", (*QUICK, *changes))
 
 
 def test_moco_compares_with_the_other_view_and_the_queue() -> None:
@@ -103,9 +104,9 @@ def test_simclr_compares_with_all_other_views() -> None:
 @pytest.mark.parametrize("method", ["moco", "simclr"])
 def test_interrupted_equals_undisturbed_and_the_backbone_goes_on(method: str, folder: Path, tmp_path: Path) -> None:
     made = recipe(method, *(["contrast.queue=16"] if method == "moco" else []))
-    assert contrast.main(made, places(folder, tmp_path / "whole")) == 0
-    assert contrast.main(made, places(folder, tmp_path / "cut", stop_after=2)) == training.STOPPED
-    assert contrast.main(made, places(folder, tmp_path / "cut", workers=3)) == 0
+    assert contrast.main(made, run_paths_for(folder, tmp_path / "whole")) == 0
+    assert contrast.main(made, run_paths_for(folder, tmp_path / "cut", stop_after=2)) == training.STOPPED
+    assert contrast.main(made, run_paths_for(folder, tmp_path / "cut", workers=3)) == 0
     sums = [(tmp_path / name / "SHA256SUMS").read_bytes() for name in ("whole", "cut")]
     assert sums[0] == sums[1]
     figures = json.loads((tmp_path / "whole" / "results.json").read_text())
@@ -136,7 +137,7 @@ def test_views_differ_and_repeat(folder: Path) -> None:
     seen = []
     for one in (made, made, other):
         source = training.samples(folder, one.training, ("image",))
-        setting = training.settle(one, source.contract, places(folder, Path("unused")))
+        setting = training.settle(one, source.contract, run_paths_for(folder, Path("unused")))
         (batch,) = loader.load(source, loader.in_order(6, 6), threads=1)
         seen.append([contrast.view(setting, batch, training.pixels(setting, batch), n) for n in (0, 1)])
     assert torch.equal(seen[0][0], seen[1][0])
@@ -147,7 +148,7 @@ def test_views_differ_and_repeat(folder: Path) -> None:
 def test_it_learns_to_tell_images_apart(folder: Path, tmp_path: Path) -> None:
     easy = ("augment.crop_area=[1.0, 1.0]", "augment.quarter_turns=false", "training.log_every=39")
     made = recipe("simclr", "training.batch=6", "training.epochs=40", *easy)
-    assert contrast.main(made, places(folder, tmp_path)) == 0
+    assert contrast.main(made, run_paths_for(folder, tmp_path)) == 0
     figures = json.loads((tmp_path / "results.json").read_text())
     assert figures["loss_last"] < 0.75 * figures["loss_first"]
 
@@ -157,16 +158,17 @@ def test_it_learns_to_tell_images_apart(folder: Path, tmp_path: Path) -> None:
 def test_every_row_of_the_ledger_takes_two_steps(
     table: experiments.Table, row: experiments.Row, folder: Path, tmp_path: Path
 ) -> None:
-    program, kind = {"segment": (segment.main, segment.Recipe), "classify": (classify.main, classify.Recipe)}[
-        table.program
-    ]
+    program = PROGRAMS[table.program]()
     changes = (*table.set, *row.set, "training.fraction=1.0", "training.batch=4", "training.epochs=2")
-    made = files.read(kind, RECIPES / (row.recipe or table.recipe), changes)
+    made = files.read(program.recipe, RECIPES / (row.recipe or table.recipe), changes)
     weights = None
     for before in row.before:
-        first = pretrain if before.program == "pretrain" else contrast
+        first = PROGRAMS[before.program]()
         quick = [*before.set, "training.batch=4", "training.epochs=0.5", "training.log_every=1"]
-        assert first.main(files.read(first.Recipe, RECIPES / before.recipe, quick), places(folder, tmp_path / "a")) == 0
+        assert (
+            first.main(files.read(first.recipe, RECIPES / before.recipe, quick), run_paths_for(folder, tmp_path / "a"))
+            == 0
+        )
         weights = tmp_path / "a" / "checkpoint-last"
     # Published weights are not here; their models are built all the same, and say what they are.
     dry = bool(row.weights)
@@ -174,7 +176,7 @@ def test_every_row_of_the_ledger_takes_two_steps(
         # SpectralGPT base as published; the city's patches have 128 px, these shards 64.
         encoder = dataclasses.replace(made.model.encoder, image_px=64)
         made = dataclasses.replace(made, model=dataclasses.replace(made.model, encoder=encoder))
-    code = program(made, places(folder, tmp_path / "b", weights=weights, stop_after=2, dry_run=dry))  # type: ignore[operator]
+    code = program.main(made, run_paths_for(folder, tmp_path / "b", weights=weights, stop_after=2, dry_run=dry))
     assert code == (0 if dry else training.STOPPED)
 
 

@@ -19,7 +19,7 @@ from sgmodel.checkpoints import cards, transfer, weight_files
 from sgmodel.data import augment, loader, normalise, windows
 from sgmodel.models import encoder, factory, heads, upernet
 from sgmodel.recipes import detect_change
-from sgmodel.train import cli, training
+from sgmodel.train import run_paths, training
 
 TRAIN = catalog.folder("recipes") / "train"
 TINY = (
@@ -36,12 +36,12 @@ TINY = (
 )
 
 
-def recipe(*overrides: str) -> detect_change.Recipe:
-    return files.read(detect_change.Recipe, TRAIN / "detect_change-demo-tiny.toml", (*TINY, *overrides))
+def recipe(*overrides: str) -> detect_change.ChangeRecipe:
+    return files.read(detect_change.ChangeRecipe, TRAIN / "detect_change-demo-tiny.toml", (*TINY, *overrides))
 
 
-def places(folder: Path, out: Path, **others: object) -> cli.RunPaths:
-    return dataclasses.replace(cli.RunPaths(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+def run_paths_for(folder: Path, out: Path, **others: object) -> run_paths.RunPaths:
+    return dataclasses.replace(run_paths.RunPaths(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
 
 
 def results(out: Path) -> dict[str, object]:
@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    assert detect_change.main(recipe("training.epochs=12", "evaluate_every=6"), places(folder, out)) == 0
+    assert detect_change.main(recipe("training.epochs=12", "evaluate_every=6"), run_paths_for(folder, out)) == 0
     return out
 
 
@@ -75,14 +75,14 @@ def test_change_is_learned_and_scored_per_city(whole: Path) -> None:
 
 def test_interrupted_equals_undisturbed(folder: Path, whole: Path, tmp_path: Path) -> None:
     made = recipe("training.epochs=12", "evaluate_every=6")
-    assert detect_change.main(made, places(folder, tmp_path, stop_after=3)) == training.STOPPED
-    assert detect_change.main(made, places(folder, tmp_path, workers=3)) == 0
+    assert detect_change.main(made, run_paths_for(folder, tmp_path, stop_after=3)) == training.STOPPED
+    assert detect_change.main(made, run_paths_for(folder, tmp_path, workers=3)) == 0
     assert (tmp_path / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
 
 
 @pytest.mark.parametrize("mode", ["frozen", "linear-probe"])
 def test_modes(folder: Path, whole: Path, tmp_path: Path, mode: str) -> None:
-    start = places(folder, tmp_path, weights=whole / "checkpoint-last")
+    start = run_paths_for(folder, tmp_path, weights=whole / "checkpoint-last")
     assert detect_change.main(recipe(f"mode={mode}", "training.epochs=1"), start) == 0
     before, after = (transfer.read_weights(out / "checkpoint-last") for out in (whole, tmp_path))
     assert all(torch.equal(before[name], after[name]) for name in after if name.startswith(("blocks.", "patch_embed.")))
@@ -93,12 +93,12 @@ def test_modes(folder: Path, whole: Path, tmp_path: Path, mode: str) -> None:
 
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"scored\.px is 8, the model takes images of 16"):
-        detect_change.main(recipe("scored.px=8"), places(folder, tmp_path))
+        detect_change.main(recipe("scored.px=8"), run_paths_for(folder, tmp_path))
     with pytest.raises(SettingError, match=r"model\.head\.skip is 64: change detection has no such layer"):
-        detect_change.main(recipe("model.head.skip=64"), places(folder, tmp_path))
+        detect_change.main(recipe("model.head.skip=64"), run_paths_for(folder, tmp_path))
     masks = write(tmp_path / "masks", train=2, val=1)
     with pytest.raises(SettingError, match="samples have no 'image_before'; they have image, mask"):
-        detect_change.main(recipe(), places(masks, tmp_path))
+        detect_change.main(recipe(), run_paths_for(masks, tmp_path))
 
 
 # --- the released model, point by point (spec section 9) -----------------------------------
@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
 def released() -> heads.ChangeDetector:
     path = TRAIN / "detect_change-oscd-base-released_code.toml"
     with torch.device("meta"):
-        model = factory.detector(files.read(detect_change.Recipe, path).model, bands=12)
+        model = factory.detector(files.read(detect_change.ChangeRecipe, path).model, bands=12)
     assert isinstance(model, heads.ChangeDetector)
     return model
 
@@ -182,7 +182,7 @@ class Pixel(torch.nn.Module):
 def setting(folder: Path, *overrides: str) -> detect_change.Setting:
     made = recipe("normalise.scheme=zscore", *overrides)
     contract = files.read(type(pair_contract()), folder / "contract.json")
-    return training.settle(made, contract, places(folder, folder))
+    return training.settle(made, contract, run_paths_for(folder, folder))
 
 
 def test_both_dates_and_the_map_are_moved_alike(folder: Path) -> None:

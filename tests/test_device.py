@@ -39,7 +39,7 @@ class Waits(TorchDispatchMode):
 
 def setting(*overrides: str) -> pretrain.Setting:
     path = catalog.folder("recipes") / "train" / "pretrain-fmow-base.toml"
-    recipe = files.read(pretrain.Recipe, path, ("model.depth=1", "decoder.depth=1", *overrides))
+    recipe = files.read(pretrain.PretrainRecipe, path, ("model.depth=1", "decoder.depth=1", *overrides))
     where = devices.Launch(device=META, precision="fp32")
     if recipe.normalise.scheme == "zscore":
         ones = (1.0,) * 12

@@ -30,7 +30,7 @@ from sgmodel import distributed
 from sgmodel.data import augment
 from sgmodel.models import heads
 from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
-from sgmodel.train import cli
+from sgmodel.train import run_paths
 
 TRAIN = catalog.folder("recipes") / "train"
 SMALL = ("model.encoder.width=32", "model.encoder.depth=2", "training.batch=4", "training.epochs=1")
@@ -64,9 +64,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def run(name: str, folder: Path, out: Path, *overrides: str, **others: Any) -> int:
     module, recipe, settings = CASES[name]
-    made = files.read(module.Recipe, TRAIN / f"{recipe}.toml", (*settings, *overrides))
-    places = cli.RunPaths(shards=folder, out=out, device="cpu", threads=1)
-    code: int = module.main(made, dataclasses.replace(places, **others))
+    made = files.read(module.PROGRAM.recipe, TRAIN / f"{recipe}.toml", (*settings, *overrides))
+    paths = run_paths.RunPaths(shards=folder, out=out, device="cpu", threads=1)
+    code: int = module.main(made, dataclasses.replace(paths, **others))
     return code
 
 

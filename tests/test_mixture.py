@@ -18,7 +18,7 @@ from sgdata.shards import finish, tar_format
 from sgdata.types import Sample
 from sgmodel.data import loader, mixture, upsample
 from sgmodel.recipes import pretrain
-from sgmodel.train import cli, training
+from sgmodel.train import run_paths, training
 
 BANDS = sentinel2.L2A_BANDS
 SHARES = {"doubled": 1.0, "toy": 3.0}
@@ -72,12 +72,12 @@ def test_order_on_any_ranks_with_any_interruption(folders: dict[str, Path], worl
     source = mixed(folders)
     whole = list(source.stream(8, seed=3, first=0, last=9))
     again = [*source.stream(8, seed=3, first=0, last=4), *source.stream(8, seed=3, first=4, last=9)]
-    for expected, places in zip(whole, again, strict=True):
-        parts = [loader.share(places, rank=rank, world=world) for rank in range(world)]
+    for expected, paths in zip(whole, again, strict=True):
+        parts = [loader.share(paths, rank=rank, world=world) for rank in range(world)]
         assert np.array_equal(np.concatenate([part.samples for part in parts]), expected.samples)
         assert np.array_equal(np.concatenate([part.epoch for part in parts]), expected.epoch)
-    flat = np.concatenate([places.samples for places in whole])
-    # Of every 12 places (5 + 7 samples) one quarter is of 'doubled', whose samples are the first five numbers.
+    flat = np.concatenate([paths.samples for paths in whole])
+    # Of every 12 paths (5 + 7 samples) one quarter is of 'doubled', whose samples are the first five numbers.
     assert [(flat[start : start + 12] < 5).sum() for start in range(0, 72, 12)] == [3] * 6
     assert len({tuple(flat[start : start + 12]) for start in range(0, 72, 12)}) == 6
 
@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_named(folders: dict[str, Path], tmp_path: Path) ->
     assert np.array_equal(batch.arrays["image"][1], both.sources[1].read(0, "image"))
 
 
-def recipe(*overrides: str) -> pretrain.Recipe:
+def recipe(*overrides: str) -> pretrain.PretrainRecipe:
     tiny = (
         "model.image_px=16",
         "model.width=32",
@@ -150,20 +150,22 @@ def recipe(*overrides: str) -> pretrain.Recipe:
     path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
     shares = ("training.mixture.toy=3", "training.mixture.doubled=1", "training.epochs=2", "picture_every=100")
     return files.read(
-        pretrain.Recipe, path, (*tiny, *shares, "training.accumulate=1", "augment.crop_area=[0.5, 1.0]", *overrides)
+        pretrain.PretrainRecipe,
+        path,
+        (*tiny, *shares, "training.accumulate=1", "augment.crop_area=[0.5, 1.0]", *overrides),
     )
 
 
 def test_pretraining_on_a_mixture_stops_and_goes_on(folders: dict[str, Path], tmp_path: Path) -> None:
-    def places(out: str, stop: int | None = None) -> cli.RunPaths:
-        return cli.RunPaths(
+    def run_paths_for(out: str, stop: int | None = None) -> run_paths.RunPaths:
+        return run_paths.RunPaths(
             shards=folders["toy"], named=folders, out=tmp_path / out, device="cpu", threads=1, stop_after=stop
         )
 
-    assert pretrain.main(recipe(), places("whole")) == 0
-    assert pretrain.main(recipe(), places("cut", stop=4)) == training.STOPPED
-    assert pretrain.main(recipe(), places("cut")) == 0
+    assert pretrain.main(recipe(), run_paths_for("whole")) == 0
+    assert pretrain.main(recipe(), run_paths_for("cut", stop=4)) == training.STOPPED
+    assert pretrain.main(recipe(), run_paths_for("cut")) == 0
     assert (tmp_path / "cut" / "SHA256SUMS").read_bytes() == (tmp_path / "whole" / "SHA256SUMS").read_bytes()
     alone = replace(recipe(), training=replace(recipe().training, mixture={}))
     with pytest.raises(SettingError, match="--shards gives toy, doubled: give one folder"):
-        pretrain.main(alone, places("alone"))
+        pretrain.main(alone, run_paths_for("alone"))

@@ -40,8 +40,8 @@ from test_predict import (
     saved,
     segmenter,
 )
-from test_pretrain import places
 from test_pretrain import recipe as pretraining
+from test_pretrain import run_paths_for
 from test_segment import TINY as SMALL
 from test_segment import recipe as segmentation
 from test_segment import results
@@ -53,11 +53,12 @@ from sgdata import catalog
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.shards import contracts, finish
 from sgdata.types import Array, Sample
+from sgmodel import commands
 from sgmodel.checkpoints import cards, transfer, weight_files
 from sgmodel.data import loader, normalise
 from sgmodel.models import encoder, heads, mae
 from sgmodel.recipes import pretrain, segment
-from sgmodel.train import cli, training
+from sgmodel.train import training
 
 Change = Callable[[Sample], None]
 
@@ -102,7 +103,7 @@ def holed(number: int, dtype: str = "uint16") -> Change:
 
 def segmented(shards: Path, out: Path, *settings: str) -> dict[str, Any]:
     """Train a tiny segmenter; its results."""
-    assert segment.main(segmentation("tiny", *SMALL, *settings), places(shards, out)) == 0
+    assert segment.main(segmentation("tiny", *SMALL, *settings), run_paths_for(shards, out)) == 0
     return results(out)
 
 
@@ -308,12 +309,12 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     line = [path, "--shards", folder, "--out", tmp_path / "run", "--device", "cpu", "--threads", 1, "-q"]
     argv = [*map(str, line), *(f"--set={text}" for text in settings)]
     with full_disk(200_000), pytest.raises(SystemExit) as ended:
-        cli.run("pretrain", pretrain.Recipe, pretrain.main, argv)
+        commands.run_training(pretrain.PROGRAM, argv)
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert "cannot be written" in said and said.count("\n") == 1
     with pytest.raises(SystemExit) as ended:
-        cli.run("pretrain", pretrain.Recipe, pretrain.main, argv)
+        commands.run_training(pretrain.PROGRAM, argv)
     assert ended.value.code == 0
 
 
@@ -345,19 +346,19 @@ def test_the_warning_of_slurm_saves_and_the_same_command_goes_on(folder: Path, t
     before = signal.signal(signal.SIGUSR1, lambda number, frame: None)
     try:
         with looked(mae.MaskedAutoencoder, warn):
-            code = pretrain.main(pretraining(), places(folder, tmp_path))
+            code = pretrain.main(pretraining(), run_paths_for(folder, tmp_path))
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert code == training.STOPPED
     assert json.loads((tmp_path / "checkpoint-last" / "training.json").read_text())["steps"] == 2
-    assert pretrain.main(pretraining(), places(folder, tmp_path)) == 0
+    assert pretrain.main(pretraining(), run_paths_for(folder, tmp_path)) == 0
 
 
 @pytest.fixture(scope="module")
 def stopped(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of which two steps are done."""
     out = tmp_path_factory.mktemp("stopped") / "run"
-    assert pretrain.main(pretraining(), places(folder, out, stop_after=2)) == training.STOPPED
+    assert pretrain.main(pretraining(), run_paths_for(folder, out, stop_after=2)) == training.STOPPED
     return out
 
 
@@ -370,7 +371,7 @@ def test_a_run_goes_on_with_settings_that_change_no_figure(
     for name, settings in (("same", ()), ("other", (setting,))):
         shutil.copytree(stopped, tmp_path / name)
         made = pretraining(*settings)
-        assert pretrain.main(made, places(folder, tmp_path / name, stop_after=1)) == training.STOPPED
+        assert pretrain.main(made, run_paths_for(folder, tmp_path / name, stop_after=1)) == training.STOPPED
         states.append(weight_files.read_safetensors(tmp_path / name / "checkpoint-last" / "model.safetensors"))
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=1e-4)
 
@@ -378,7 +379,7 @@ def test_a_run_goes_on_with_settings_that_change_no_figure(
 @pytest.mark.xfail(strict=True, raises=OutputError, reason="ultralytics/ultralytics#19467: more epochs are refused")
 def test_a_run_goes_on_to_more_epochs(folder: Path, stopped: Path, tmp_path: Path) -> None:
     shutil.copytree(stopped, tmp_path / "run")
-    assert pretrain.main(pretraining("training.epochs=8"), places(folder, tmp_path / "run")) == 0
+    assert pretrain.main(pretraining("training.epochs=8"), run_paths_for(folder, tmp_path / "run")) == 0
     assert len(losses(tmp_path / "run")) == 12
 
 

@@ -25,7 +25,7 @@ from sgmodel.checkpoints import cards, checkpoint_folder, transfer
 from sgmodel.data import normalise
 from sgmodel.models import factory
 from sgmodel.recipes import classify, detect_change, pretrain, segment
-from sgmodel.train import cli, training
+from sgmodel.train import run_paths, training
 
 TRAIN = catalog.folder("recipes") / "train"
 SIZES = ("model.encoder.image_px=16", "model.encoder.width=32", "model.encoder.depth=2", "training.batch=4")
@@ -36,7 +36,7 @@ WINDOWS = ("windows.px=16", "scored.px=16", "accept=[]")
 class Program:
     """A program with samples that it takes: its recipe with changes, its `main`, its data."""
 
-    main: Callable[[Any, cli.RunPaths], int]
+    main: Callable[[Any, run_paths.RunPaths], int]
     kind: type[Any]
     name: str
     settings: tuple[str, ...]
@@ -68,23 +68,23 @@ class Program:
 
 PROGRAMS = {
     "classify": Program(
-        classify.main, classify.Recipe, "classify", ("labels_from=labels",), scene_contract(16),
+        classify.main, classify.ClassifyRecipe, "classify", ("labels_from=labels",), scene_contract(16),
         lambda number, split: scene(number, split, 16),
     ),
     "segment": Program(
-        segment.main, segment.Recipe, "segment",
+        segment.main, segment.SegmentRecipe, "segment",
         ("model.head.skip=0", "evaluate_every=0", "augment.crop_area=[1.0, 1.0]"), contract(16),
         lambda number, split: sample(number, split, 16, 16),
     ),
     "detect_change": Program(
-        detect_change.main, detect_change.Recipe, "detect_change", WINDOWS, pair_contract(),
+        detect_change.main, detect_change.ChangeRecipe, "detect_change", WINDOWS, pair_contract(),
         lambda number, split: pair(f"city-{number}", split, 20, 24, seed=number),
     ),
 }  # fmt: skip
 
 
-def places(folder: Path, out: Path, **others: object) -> cli.RunPaths:
-    return dataclasses.replace(cli.RunPaths(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+def run_paths_for(folder: Path, out: Path, **others: object) -> run_paths.RunPaths:
+    return dataclasses.replace(run_paths.RunPaths(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
 
 
 def settled(program: Program, folder: Path) -> tuple[Contract, normalise.Normalisation]:
@@ -129,7 +129,7 @@ def test_weights_of_other_data_are_refused_by_name_and_taken_on_demand(tmp_path:
     if what == "label_space" and name == "detect_change":
         pytest.skip("change has two classes whatever the data")
     weights = program.weights(tmp_path / "weights", change(held), how)
-    start = places(folder, tmp_path / "run", weights=weights, stop_after=1)
+    start = run_paths_for(folder, tmp_path / "run", weights=weights, stop_after=1)
     with pytest.raises(SettingError, match=told):
         program.main(program.recipe(), start)
     assert program.main(program.recipe(f"accept=['{what}']"), start) in {0, training.STOPPED}
@@ -137,14 +137,14 @@ def test_weights_of_other_data_are_refused_by_name_and_taken_on_demand(tmp_path:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_data_that_lack_a_band_of_the_model_are_refused(tmp_path: Path, name: str) -> None:
-    """Issue 37 of the original: 13 or 12 bands of OSCD, and which is dropped? Bands have names here, not places."""
+    """Issue 37 of the original: 13 or 12 bands of OSCD, and which is dropped? Bands have names here, not paths."""
     program = PROGRAMS[name]
     folder = program.shards(tmp_path / "shards")
     with pytest.raises(SettingError, match="bands: B10 not in the shards, which have B01 B02"):
         names = [*(band.name for band in program.contract.bands[:-1]), "B10"]
-        program.main(program.recipe(f"bands={names}"), places(folder, tmp_path / "run"))
+        program.main(program.recipe(f"bands={names}"), run_paths_for(folder, tmp_path / "run"))
     with pytest.raises(SettingError, match="the model takes 12 bands, the recipe names 3: change either"):
-        program.main(program.recipe("bands=['B04', 'B03', 'B02']"), places(folder, tmp_path / "run"))
+        program.main(program.recipe("bands=['B04', 'B03', 'B02']"), run_paths_for(folder, tmp_path / "run"))
 
 
 # --- names, weights, classes ---------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_a_model_name_that_does_not_exist_is_told_with_those_that_do(tmp_path: P
     program = PROGRAMS["classify"]
     folder = program.shards(tmp_path / "shards")
     with pytest.raises(SettingError, match="model.backbone is 'mae_vit_base': expected .*'spectralgpt'"):
-        program.main(program.recipe("model.backbone=mae_vit_base"), places(folder, tmp_path / "run"))
+        program.main(program.recipe("model.backbone=mae_vit_base"), run_paths_for(folder, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -188,7 +188,7 @@ def test_random_erasing_is_applied_or_cannot_be_asked_for(tmp_path: Path) -> Non
     for erase in (0.0, 1.0):
         out = tmp_path / f"{erase}"
         made = PROGRAMS["classify"].recipe(f"mix.erase={erase}", "training.log_every=1")
-        assert classify.main(made, places(folder, out)) == 0
+        assert classify.main(made, run_paths_for(folder, out)) == 0
         curves.append((out / "metrics.jsonl").read_text())
     assert curves[0] != curves[1]
     with pytest.raises(SgdataError, match="mix"):
@@ -200,7 +200,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file as the original's pretraining saves it: model, epoch, and its arguments as a Namespace."""
     path = TRAIN / "pretrain-demo-tiny.toml"
     sizes = ("model.image_px=16", "model.width=32", "model.depth=2", "decoder.width=32")
-    model = pretrain.build(files.read(pretrain.Recipe, path, sizes))
+    model = pretrain.build(files.read(pretrain.PretrainRecipe, path, sizes))
     out = tmp_path_factory.mktemp("published") / "SpectralGPT+.pth"
     arguments = argparse.Namespace(model="mae_vit", lr=2e-4)
     torch.save({"model": model.state_dict(), "epoch": 99, "args": arguments}, out)
@@ -211,7 +211,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_published_weights_start_a_run_on_ones_own_data(tmp_path: Path, name: str, published: Path) -> None:
     """Issue 32: missing head, unexpected decoder, a Namespace that a weights-only load refuses."""
     program = PROGRAMS[name]
-    start = places(program.shards(tmp_path / "shards"), tmp_path / "run", weights=published)
+    start = run_paths_for(program.shards(tmp_path / "shards"), tmp_path / "run", weights=published)
     made = program.recipe("training.optimizer.lr=1e-12")
     assert program.main(made, start) == 0
     ours, theirs = transfer.read_weights(tmp_path / "run" / "checkpoint-last"), transfer.read_weights(published)
@@ -222,7 +222,7 @@ def test_published_weights_start_a_run_on_ones_own_data(tmp_path: Path, name: st
 def test_weights_of_another_size_say_which_tensor_does_not_fit(tmp_path: Path, published: Path) -> None:
     """Issues 1 and 32: shapes differ after a change of the settings; the original prints and goes on."""
     program = PROGRAMS["classify"]
-    start = places(program.shards(tmp_path / "shards"), tmp_path / "run", weights=published)
+    start = run_paths_for(program.shards(tmp_path / "shards"), tmp_path / "run", weights=published)
     with pytest.raises(SgdataError, match=r"only 0% of the encoder's parameters fit; first, .* the model has"):
         program.main(program.recipe("model.encoder.width=64"), start)
 
@@ -230,7 +230,7 @@ def test_weights_of_another_size_say_which_tensor_does_not_fit(tmp_path: Path, p
 def test_the_head_has_the_classes_of_the_data(tmp_path: Path) -> None:
     """The README's commands give no class count: EuroSAT would be trained with 62 outputs."""
     program = PROGRAMS["classify"]
-    assert program.main(program.recipe(), places(program.shards(tmp_path / "shards"), tmp_path / "run")) == 0
+    assert program.main(program.recipe(), run_paths_for(program.shards(tmp_path / "shards"), tmp_path / "run")) == 0
     assert cards.read(tmp_path / "run" / "checkpoint-last").model.classes == 4
 
 
@@ -241,7 +241,7 @@ def test_the_head_has_the_classes_of_the_data(tmp_path: Path) -> None:
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     program, root = PROGRAMS[request.param], tmp_path_factory.mktemp(request.param)
     made = program.recipe("evaluate_every=1", "training.epochs=2")
-    assert program.main(made, places(program.shards(root / "shards"), root / "run")) == 0
+    assert program.main(made, run_paths_for(program.shards(root / "shards"), root / "run")) == 0
     return root / "run"
 
 
@@ -277,4 +277,4 @@ def test_a_constant_band_is_no_division_by_zero(tmp_path: Path) -> None:
         one.arrays["image_before"][3] = 700
     finish.write(made, tmp_path / "shards", contract=pair_contract())
     recipe = PROGRAMS["detect_change"].recipe("normalise.scheme=minmax")
-    assert detect_change.main(recipe, places(tmp_path / "shards", tmp_path / "run")) == 0
+    assert detect_change.main(recipe, run_paths_for(tmp_path / "shards", tmp_path / "run")) == 0

@@ -167,7 +167,7 @@ def test_a_classifier_trains_on_fewer_bands(tmp_path: Path, policy: str) -> None
     tiny = ("bands=12", "image_px=32", "patch_px=8", "group_bands=3", "width=16", "depth=1", "heads=1", "mlp_ratio=2.0")
     settings = [f"model.encoder.{text}" for text in tiny]
     path = catalog.folder("recipes") / "train" / "classify-demo-tiny.toml"
-    made = files.read(classify.Recipe, path, (*settings, "training.epochs=1", f"normalise.missing={policy}"))
+    made = files.read(classify.ClassifyRecipe, path, (*settings, "training.epochs=1", f"normalise.missing={policy}"))
     assert classify.main(made, places(folder, tmp_path / "run")) == 0
     card = cards.read(tmp_path / "run" / "checkpoint-last")
     assert card.model.encoder is not None

@@ -15,6 +15,7 @@ import rasterio
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_commands import sgmodel
 from rasterio.transform import from_origin
 from synthetic_shards import CLASSES, contract, scene_contract, write, write_scenes
 from test_encoder import TINY
@@ -28,9 +29,8 @@ from sgmodel import devices
 from sgmodel.checkpoints import cards
 from sgmodel.checkpoints import checkpoint_folder as folders
 from sgmodel.data import normalise
-from sgmodel.inference import tiling
+from sgmodel.inference import predict, tiling
 from sgmodel.models import contrastive, encoder, factory, heads, mae
-from sgmodel.recipes import predict
 
 NAMES = sentinel2.L2A_BANDS
 PX = TINY.image_px
@@ -98,7 +98,7 @@ def built(folder: Path, values: Array, **other: object) -> Path:
 
 
 def run(*arguments: object) -> int:
-    return predict.program(["--threads", "1", "-q", *map(str, arguments)])
+    return sgmodel("predict", "--threads", 1, "-q", *arguments)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

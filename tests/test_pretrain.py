@@ -25,7 +25,7 @@ from sgmodel.checkpoints import cards, checkpoint_folder, transfer, weight_files
 from sgmodel.data import augment
 from sgmodel.models import encoder, heads, mae, upernet
 from sgmodel.recipes import pretrain
-from sgmodel.train import cli, training
+from sgmodel.train import run_paths, training
 
 TINY = (
     "model.image_px=32",
@@ -39,10 +39,10 @@ TINY = (
 )
 
 
-def recipe(*overrides: str) -> pretrain.Recipe:
+def recipe(*overrides: str) -> pretrain.PretrainRecipe:
     path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
     whole = ("augment.crop_area=[1.0, 1.0]",)  # of 32 px samples
-    return files.read(pretrain.Recipe, path, (*TINY, *whole, *overrides))
+    return files.read(pretrain.PretrainRecipe, path, (*TINY, *whole, *overrides))
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +50,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("pretrain") / "shards", train=6, val=2)
 
 
-def places(folder: Path, out: Path, **others: object) -> cli.RunPaths:
-    return dataclasses.replace(cli.RunPaths(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+def run_paths_for(folder: Path, out: Path, **others: object) -> run_paths.RunPaths:
+    return dataclasses.replace(run_paths.RunPaths(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run of nine steps."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    assert pretrain.main(recipe(), places(folder, out)) == 0
+    assert pretrain.main(recipe(), run_paths_for(folder, out)) == 0
     return out
 
 
@@ -81,34 +81,34 @@ def test_a_run_leaves_everything_in_its_folder(whole: Path) -> None:
         *(f"checkpoint-best/{name}" for name in ("card.json", "model.safetensors", "figures.json")),
     }
     assert (whole / "tensorboard").is_dir()
-    assert files.read(pretrain.Recipe, whole / "recipe.toml") == recipe()
+    assert files.read(pretrain.PretrainRecipe, whole / "recipe.toml") == recipe()
 
 
 def test_one_seed_one_result_however_samples_are_decoded(folder: Path, whole: Path, tmp_path: Path) -> None:
-    pretrain.main(recipe(), places(folder, tmp_path / "again", workers=5))
+    pretrain.main(recipe(), run_paths_for(folder, tmp_path / "again", workers=5))
     assert (tmp_path / "again" / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
 
 
 def test_another_seed_another_curve(folder: Path, whole: Path, tmp_path: Path) -> None:
-    pretrain.main(recipe("training.seed=2"), places(folder, tmp_path / "run"))
+    pretrain.main(recipe("training.seed=2"), run_paths_for(folder, tmp_path / "run"))
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() != (whole / "metrics.jsonl").read_bytes()
 
 
 def test_stopped_twice_and_resumed_equals_undisturbed(folder: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert pretrain.main(recipe(), places(folder, out, stop_after=4)) == training.STOPPED
+    assert pretrain.main(recipe(), run_paths_for(folder, out, stop_after=4)) == training.STOPPED
     assert not (out / "SHA256SUMS").exists()
     # Killed before the checkpoint that was replaced had gone.
     shutil.copytree(out / "checkpoint-last", out / ".checkpoint-last.old")
-    assert pretrain.main(recipe(), places(folder, out, stop_after=1)) == training.STOPPED
+    assert pretrain.main(recipe(), run_paths_for(folder, out, stop_after=1)) == training.STOPPED
     # Killed after a step that no checkpoint holds: its line is written again.
     with (out / "metrics.jsonl").open("a") as handle:
         handle.write('{"step": 5, "loss": 0.0}\n{"step": 6, "lo')
     # Killed between the two renames of a checkpoint.
     (out / "checkpoint-last").rename(out / ".checkpoint-last.old")
-    assert pretrain.main(recipe(), places(folder, out)) == 0
+    assert pretrain.main(recipe(), run_paths_for(folder, out)) == 0
     assert (out / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
-    assert pretrain.main(recipe(), places(folder, out)) == 0
+    assert pretrain.main(recipe(), run_paths_for(folder, out)) == 0
     assert (out / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
 
 
@@ -149,21 +149,24 @@ def test_two_samples_overfit(tmp_path: Path) -> None:
         "mask_ratio=0.5",
     )
     still = ("augment.horizontal_flip=0", "augment.vertical_flip=0", "augment.quarter_turns=false")
-    pretrain.main(recipe(*more, *still), places(folder, tmp_path / "run"))
+    pretrain.main(recipe(*more, *still), run_paths_for(folder, tmp_path / "run"))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["loss_last"] < 0.1 * results["loss_first"]
 
 
 def test_recipe_of_another_run_is_refused_by_name(folder: Path, whole: Path) -> None:
     with pytest.raises(OutputError, match=r"training.optimizer.lr is 0.5, was 0.002.*--fresh"):
-        pretrain.main(recipe("training.optimizer.lr=0.5"), places(folder, whole))
+        pretrain.main(recipe("training.optimizer.lr=0.5"), run_paths_for(folder, whole))
 
 
 def test_fresh_begins_anew(folder: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     (out / "notes.txt").write_text("mine")
-    assert pretrain.main(recipe("training.seed=5"), places(folder, out, fresh=True, stop_after=1)) == training.STOPPED
+    assert (
+        pretrain.main(recipe("training.seed=5"), run_paths_for(folder, out, fresh=True, stop_after=1))
+        == training.STOPPED
+    )
     assert (out / "metrics.jsonl").read_text().count("\n") == 1
     assert (out / "notes.txt").read_text() == "mine"
 
@@ -171,11 +174,11 @@ def test_fresh_begins_anew(folder: Path, whole: Path, tmp_path: Path) -> None:
 def test_other_data_is_refused_by_name(whole: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "other", train=5, val=2)
     with pytest.raises(SettingError, match="cannot resume on 'toy': .*fingerprint"):
-        pretrain.main(recipe(), places(other, whole))
+        pretrain.main(recipe(), run_paths_for(other, whole))
 
 
 def test_starting_weights_and_their_contract(folder: Path, whole: Path, tmp_path: Path) -> None:
-    start = places(folder, tmp_path / "run", weights=whole / "checkpoint-last", stop_after=1)
+    start = run_paths_for(folder, tmp_path / "run", weights=whole / "checkpoint-last", stop_after=1)
     assert pretrain.main(recipe(), start) == training.STOPPED
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-2])
@@ -194,16 +197,16 @@ def test_starting_weights_and_their_contract(folder: Path, whole: Path, tmp_path
 
 def test_data_that_cannot_feed_the_model(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="the model takes 9 bands, the recipe names 12: B01 B02"):
-        pretrain.main(recipe("model.bands=9"), places(folder, tmp_path))
+        pretrain.main(recipe("model.bands=9"), run_paths_for(folder, tmp_path))
     whole = dataclasses.replace(recipe("model.image_px=64"), augment=augment.AugmentRecipe())
     with pytest.raises(SettingError, match="image_px is 64, the samples are 32 x 32 px: change image_px, or"):
-        pretrain.main(whole, places(folder, tmp_path))
+        pretrain.main(whole, run_paths_for(folder, tmp_path))
 
 
 def test_bands_are_chosen_by_name(folder: Path, tmp_path: Path) -> None:
     names = ("B12", "B02", "B08")
     made = dataclasses.replace(recipe("model.bands=3"), bands=names)
-    assert pretrain.main(made, places(folder, tmp_path, stop_after=1)) == training.STOPPED
+    assert pretrain.main(made, run_paths_for(folder, tmp_path, stop_after=1)) == training.STOPPED
     card = cards.read(tmp_path / "checkpoint-last")
     assert card.contract is not None
     assert card.normalisation is not None
@@ -211,7 +214,7 @@ def test_bands_are_chosen_by_name(folder: Path, tmp_path: Path) -> None:
     stored = np.stack([one.arrays["image"][[11, 1, 7]] for one in tar_format.samples(folder, "train")])
     np.testing.assert_allclose(card.normalisation.mean, stored.mean(axis=(0, 2, 3)), rtol=1e-6)
     with pytest.raises(SettingError, match="bands: B10 not in the shards, which have B01"):
-        pretrain.main(dataclasses.replace(made, bands=("B10",)), places(folder, tmp_path / "other"))
+        pretrain.main(dataclasses.replace(made, bands=("B10",)), run_paths_for(folder, tmp_path / "other"))
 
 
 def test_a_poisoned_sample_is_named(tmp_path: Path) -> None:
@@ -220,14 +223,14 @@ def test_a_poisoned_sample_is_named(tmp_path: Path) -> None:
     finish.write(made, tmp_path / "shards", contract=contract(32))
     with pytest.raises(SourceError, match="step 0: loss nan.*not finite for 1 of 4 samples: toy-00002"):
         pretrain.main(
-            recipe("normalise.scheme=minmax", "normalise.eps=0"), places(tmp_path / "shards", tmp_path / "run")
+            recipe("normalise.scheme=minmax", "normalise.eps=0"), run_paths_for(tmp_path / "shards", tmp_path / "run")
         )
 
 
 def test_a_diverged_run_says_so(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="each sample alone is finite|not finite for"):
         pretrain.main(
-            recipe("training.optimizer.lr=1e30", "training.optimizer.warmup_epochs=0"), places(folder, tmp_path)
+            recipe("training.optimizer.lr=1e30", "training.optimizer.warmup_epochs=0"), run_paths_for(folder, tmp_path)
         )
 
 
@@ -237,12 +240,12 @@ def test_a_damaged_held_out_sample_is_one_line(tmp_path: Path) -> None:
     finish.write(made, tmp_path / "shards", contract=contract(32))
     with pytest.raises(SourceError, match="step 5: {'val_loss_token': nan.*not finite; look for damaged samples"):
         pretrain.main(
-            recipe("normalise.scheme=minmax", "normalise.eps=0"), places(tmp_path / "shards", tmp_path / "run")
+            recipe("normalise.scheme=minmax", "normalise.eps=0"), run_paths_for(tmp_path / "shards", tmp_path / "run")
         )
 
 
 def test_dry_run_writes_nothing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert pretrain.main(recipe(), places(folder, tmp_path / "run", dry_run=True)) == 0
+    assert pretrain.main(recipe(), run_paths_for(folder, tmp_path / "run", dry_run=True)) == 0
     assert "6 samples x 6 epochs = 9 steps of 4" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
@@ -261,7 +264,7 @@ def test_visible_mean_by_hand() -> None:
 def test_a_progressive_run_goes_from_stage_to_stage(folder: Path, tmp_path: Path, tables: str) -> None:
     stages = tuple(pretrain.Stage(data="toy", image_px=px, epochs=2, lr=1e-3) for px in (16, 32))
     made = dataclasses.replace(recipe("augment.crop_area=[0.2, 1.0]", f"tables={tables}"), stages=stages)
-    start = places(folder, tmp_path / "run", named={"toy": folder})
+    start = run_paths_for(folder, tmp_path / "run", named={"toy": folder})
     assert pretrain.main(made, dataclasses.replace(start, stop_after=2)) == training.STOPPED
     assert pretrain.main(made, start) == 0
     first, second = (tmp_path / "run" / f"stage-{n}-toy" for n in (1, 2))
@@ -291,8 +294,8 @@ def test_a_progressive_run_goes_from_stage_to_stage(folder: Path, tmp_path: Path
 @pytest.mark.parametrize("more", [["training.precision=fp16"], ["training.precision=bf16", "training.recompute=true"]])
 def test_other_ways_of_training_learn_alike(folder: Path, whole: Path, tmp_path: Path, more: list[str]) -> None:
     made = recipe(*more, "training.average=0.5", "training.epochs=4")
-    assert pretrain.main(made, places(folder, tmp_path, stop_after=3)) == training.STOPPED
-    assert pretrain.main(made, places(folder, tmp_path)) == 0
+    assert pretrain.main(made, run_paths_for(folder, tmp_path, stop_after=3)) == training.STOPPED
+    assert pretrain.main(made, run_paths_for(folder, tmp_path)) == 0
     ours, theirs = (
         [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()[:2]]
         for out in (tmp_path, whole)
@@ -308,7 +311,7 @@ def test_other_ways_of_training_learn_alike(folder: Path, whole: Path, tmp_path:
     weights = tmp_path / "checkpoint-last" / "average.safetensors"
     other = recipe("normalise.scheme=minmax", "training.epochs=1")
     with pytest.raises(SettingError, match="scheme is 'minmax', was 'zscore'"):  # its card is compared like any other
-        pretrain.main(other, places(folder, tmp_path / "next", weights=weights))
+        pretrain.main(other, run_paths_for(folder, tmp_path / "next", weights=weights))
 
 
 @pytest.mark.slow
@@ -316,7 +319,7 @@ def test_other_ways_of_training_learn_alike(folder: Path, whole: Path, tmp_path:
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own, which differ from release to release
 def test_a_compiled_model_has_the_same_curve(folder: Path, whole: Path, tmp_path: Path) -> None:
     made = recipe("training.compile=true", "training.epochs=4")
-    assert pretrain.main(made, places(folder, tmp_path)) == 0
+    assert pretrain.main(made, run_paths_for(folder, tmp_path)) == 0
     assert len(losses(tmp_path)) == 6
     # Another number of epochs has another schedule, so what is compared is the first batch.
     np.testing.assert_allclose(losses(tmp_path)[0], losses(whole)[0], rtol=1e-5)
@@ -334,7 +337,7 @@ def losses(out: Path) -> list[float]:
 def test_weights_are_scored_at_other_ratios_without_training(
     folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = places(folder, tmp_path / "run", weights=whole / "checkpoint-last")
+    start = run_paths_for(folder, tmp_path / "run", weights=whole / "checkpoint-last")
     told = []
     for ratio in (recipe().mask_ratio, 0.5):
         assert pretrain.main(recipe("training.epochs=0", f"mask_ratio={ratio}"), start) == 0
@@ -349,7 +352,7 @@ def test_weights_are_scored_at_other_ratios_without_training(
 @pytest.mark.parametrize("masking", ["random", "tube", "spectral"])
 def test_what_a_masking_hides(folder: Path, tmp_path: Path, masking: str) -> None:
     made = recipe(f"objective.masking={masking}", "training.epochs=2")
-    assert pretrain.main(made, places(folder, tmp_path)) == 0
+    assert pretrain.main(made, run_paths_for(folder, tmp_path)) == 0
     model = cards.load(tmp_path / "checkpoint-last")
     noise = torch.rand(2, made.model.tokens, generator=torch.Generator().manual_seed(0))
     mask = model(torch.rand(2, 12, 32, 32), noise=noise, ratio=0.75).mask.reshape(2, 4, 16)
@@ -375,7 +378,7 @@ def test_other_shapes_are_pretrained_and_classify_and_segment(folder: Path, tmp_
     bands, change = SHAPES[name]
     made = recipe("training.epochs=2")
     made = dataclasses.replace(made, bands=bands or made.bands, model=dataclasses.replace(made.model, **change))
-    assert pretrain.main(made, places(folder, tmp_path)) == 0
+    assert pretrain.main(made, run_paths_for(folder, tmp_path)) == 0
     state, config = transfer.read_weights(tmp_path / "checkpoint-last"), made.model
     images = torch.rand(2, config.bands, config.image_px, config.image_px)
     pooling: heads.Pooling = "class" if config.class_token else "mean"

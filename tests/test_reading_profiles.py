@@ -31,7 +31,7 @@ def stored_and_file(place: Path, dataset: str, edition: str) -> tuple[loader.Sam
     return loader.Samples(place, "train", ("image",)), image[at]
 
 
-def read(source: loader.Samples, recipe: classify.Recipe | segment.Recipe) -> Array:
+def read(source: loader.Samples, recipe: classify.ClassifyRecipe | segment.SegmentRecipe) -> Array:
     """The sample as the model of `recipe` sees it, before any crop."""
     policy = recipe.normalise.missing
     how = normalise.resolve(recipe.normalise, band_selection.narrowed(source.contract, recipe.bands, policy))
@@ -42,19 +42,19 @@ def read(source: loader.Samples, recipe: classify.Recipe | segment.Recipe) -> Ar
 
 def test_eurosat_without_the_eleventh_of_the_file(tmp_path: Path) -> None:
     """`--dropped_bands 10` on files that hold B8A last takes B11; constants by position are then of other bands."""
-    recipe = files.read(classify.Recipe, TRAIN / "classify-eurosat-base-released_code.toml")
+    recipe = files.read(classify.ClassifyRecipe, TRAIN / "classify-eurosat-base-released_code.toml")
     edition = cards.card("eurosat").editions[0].name
     source, in_file = stored_and_file(tmp_path, "eurosat", edition)
     kept = np.delete(in_file, 10, axis=0).astype(np.float32)
     mean, std = (np.array(each, np.float32)[:, None, None] for each in (recipe.normalise.mean, recipe.normalise.std))
     np.testing.assert_allclose(read(source, recipe), (kept - mean) / std, rtol=1e-5, atol=1e-6)
     assert "B11" not in recipe.bands and "B10" in recipe.bands
-    clean = files.read(classify.Recipe, TRAIN / "classify-eurosat-base-clean.toml")
+    clean = files.read(classify.ClassifyRecipe, TRAIN / "classify-eurosat-base-clean.toml")
     assert clean.bands == sentinel2.L2A_BANDS
 
 
 def test_segmunich_in_the_order_of_the_file_and_twice_its_mean(tmp_path: Path) -> None:
-    recipe = files.read(segment.Recipe, TRAIN / "segment-segmunich-base-released_code.toml")
+    recipe = files.read(segment.SegmentRecipe, TRAIN / "segment-segmunich-base-released_code.toml")
     assert recipe.normalise.missing == "mean"
     edition = next(one.name for one in cards.card("segmunich").editions if len(one.bands) == 10)
     source, in_file = stored_and_file(tmp_path, "segmunich", edition)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 
 from sgdata import catalog, files
-from sgmodel.models import factory
-from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
-from sgmodel.train import cli, optim
+from sgdata.errors import SettingError
+from sgmodel import recipe_files
+from sgmodel.recipes import pretrain
+from sgmodel.recipes.programs import PROGRAMS
+from sgmodel.train import optim
+from sgmodel.train.program import ProgramName
 
 TRAIN = catalog.folder("recipes") / "train"
 PARAMETERS = {
@@ -30,27 +34,12 @@ PARAMETERS = {
 }
 
 
-AnyRecipe = pretrain.Recipe | segment.Recipe | classify.Recipe | detect_change.Recipe | contrast.Recipe
-
-
-def model(path: Path) -> tuple[nn.Module, AnyRecipe]:
+def model(path: Path) -> tuple[nn.Module, Any]:
+    program = PROGRAMS[cast("ProgramName", path.stem.partition("-")[0])]()
+    recipe = files.read(program.recipe, path)
+    classes = 13 if program.name == "segment" else 10 if "eurosat" in path.stem else 19
     with torch.device("meta"):
-        if path.stem.startswith("pretrain-"):
-            pretraining = files.read(pretrain.Recipe, path)
-            return pretrain.build(pretraining), pretraining
-        if path.stem.startswith("contrast-"):
-            contrasting = files.read(contrast.Recipe, path)
-            bands = len(contrasting.bands)
-            return factory.contrast(contrasting.model, contrasting.contrast, bands=bands), contrasting
-        if path.stem.startswith("classify-"):
-            classifying = files.read(classify.Recipe, path)
-            bands, classes = len(classifying.bands), 10 if "eurosat" in path.stem else 19
-            return factory.classifier(classifying.model, bands=bands, classes=classes), classifying
-        if path.stem.startswith("detect_change-"):
-            detecting = files.read(detect_change.Recipe, path)
-            return factory.detector(detecting.model, bands=len(detecting.bands)), detecting
-        segmenting = files.read(segment.Recipe, path)
-        return factory.segmenter(segmenting.model, bands=len(segmenting.bands), classes=13), segmenting
+        return program.model(recipe, classes), recipe
 
 
 @pytest.mark.parametrize("path", sorted(TRAIN.glob("*.toml")), ids=lambda path: path.stem)
@@ -63,20 +52,27 @@ def test_recipe_loads_and_builds(path: Path) -> None:
     assert files.parse(type(recipe), files.plain(recipe), "itself") == recipe
 
 
-def test_every_recipe_belongs_to_a_program() -> None:
-    listed = {
-        path
-        for program in ("pretrain", "segment", "classify", "detect_change", "contrast")
-        for path in cli.recipes(program)
-    }
-    assert listed == set(TRAIN.glob("*.toml"))
+def test_every_recipe_belongs_to_a_program_and_says_what_it_needs() -> None:
+    listed = recipe_files.recipe_files()
+    assert {file.program for file in listed} == {*PROGRAMS, "predict", "reproduce"}
+    assert {file.path for file in listed} >= set(TRAIN.glob("*.toml"))
+    assert not [file.path.name for file in listed if not (file.what and file.needs and file.cost)]
+    assert len({file.path.stem for file in listed}) == len(listed)
+
+
+def test_recipes_are_found_by_name_and_by_path() -> None:
+    path = TRAIN / "segment-demo-tiny.toml"
+    assert recipe_files.find("segment-demo-tiny") == recipe_files.find("segment-demo-tiny.toml") == path
+    assert recipe_files.find(str(path)) == path
+    with pytest.raises(SettingError, match="did you mean 'segment-demo-tiny'"):
+        recipe_files.find("segment-demo-tny")
 
 
 def test_the_released_learning_rates() -> None:
     """Base rate x batch / 256 (spec section 6)."""
-    progressive = files.read(pretrain.Recipe, TRAIN / "pretrain-progressive-base.toml")
+    progressive = files.read(pretrain.PretrainRecipe, TRAIN / "pretrain-progressive-base.toml")
     for name, base in (("fmow", 2e-4), ("bigearthnet", 1e-4)):
-        training = files.read(pretrain.Recipe, TRAIN / f"pretrain-{name}-base.toml").training
+        training = files.read(pretrain.PretrainRecipe, TRAIN / f"pretrain-{name}-base.toml").training
         (stage,) = (stage for stage in progressive.stages if stage.data == name)
         assert (stage.lr, stage.epochs) == (training.optimizer.lr, training.epochs)
         assert training.optimizer.lr == pytest.approx(base * training.batch / 256)

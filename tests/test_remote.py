@@ -20,7 +20,7 @@ from synthetic_shards import write
 from sgdata.errors import SourceError
 from sgdata.shards import tar_format
 from sgmodel.data import loader, tar_source
-from sgmodel.train import cli
+from sgmodel.train import run_paths
 
 TAR = "toy-train-000000.tar"
 
@@ -111,10 +111,9 @@ def test_buckets(
 
 
 def test_command_line_takes_urls(folder: Path, tmp_path: Path) -> None:
-    named = ["recipe.toml", "--cache", str(tmp_path)]
-    places = cli._places(cli._parser("pretrain").parse_args([*named, "--shards", f"toy=file://{folder}"]))
-    assert (places.shards / tar_source.MARK).is_file()
-    assert places.named == {"toy": places.shards}
+    named = run_paths.shard_folders([f"toy=file://{folder}"], tmp_path, 20.0)
+    assert list(named) == ["toy"]
+    assert (named["toy"] / tar_source.MARK).is_file()
 
 
 def drop(handler: served.Files, content: bytes) -> bool:

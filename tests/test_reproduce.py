@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_commands import sgmodel
 from scipy import stats
 from synthetic_shards import write
 from test_cluster import cluster  # noqa: F401  # a fixture
@@ -19,10 +20,10 @@ from sgdata.audits import findings
 from sgdata.errors import SettingError
 from sgdata.pages import ledger as shown
 from sgdata.shards import contracts
-from sgmodel.ledger import experiments
+from sgmodel.ledger import experiments, reproduce
 from sgmodel.ledger import report as ledger_report
-from sgmodel.ledger.experiments import Before, LedgerPaths, Recipe, Row, Table
-from sgmodel.recipes import reproduce
+from sgmodel.ledger.experiments import Before, LedgerPaths, LedgerRecipe, Row, Table
+from sgmodel.recipes.programs import PROGRAMS
 
 SET = ("bands=['B02', 'B03', 'B04']", "training.epochs=1", "training.batch=2", "augment.quarter_turns=false")
 LEDGERS = sorted((catalog.folder("recipes") / "ledger").glob("*.toml"))
@@ -50,29 +51,31 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def places(shards: Path, tmp_path: Path) -> LedgerPaths:
+def paths(shards: Path, tmp_path: Path) -> LedgerPaths:
     """With the stub in place of the programs."""
     (tmp_path / "stub.py").write_text(STUB)
     launcher = (sys.executable, str(tmp_path / "stub.py"))
-    return LedgerPaths(data={"toy": shards}, out=tmp_path / "out", weights=tmp_path / "weights", launcher=launcher)
+    return LedgerPaths(
+        data={"toy": shards}, out=tmp_path / "out", programs=PROGRAMS, weights=tmp_path / "weights", launcher=launcher
+    )
 
 
-def recipe(*rows: Row, **others: Any) -> Recipe:
+def recipe(*rows: Row, **others: Any) -> LedgerRecipe:
     """One table of linear models over two seeds."""
     made = {"name": "T", "program": "segment", "recipe": "train/segment-demo-linear.toml", "data": "toy"}
     table = Table(
         **{**made, "metrics": ("miou",), "set": SET, "rows": rows or (Row(name="a", start="random"),), **others}
     )
-    return Recipe(title="t", seeds=(1, 2), flops_per_s=1e9, start_s=0.0, tables=(table,))
+    return LedgerRecipe(title="t", seeds=(1, 2), flops_per_s=1e9, start_s=0.0, tables=(table,))
 
 
-def rows(places: LedgerPaths) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((places.out / "ledger.json").read_text())["tables"][0]["rows"]
+def rows(paths: LedgerPaths) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((paths.out / "ledger.json").read_text())["tables"][0]["rows"]
     return found
 
 
-def folders(places: LedgerPaths) -> list[Path]:
-    return sorted(path for path in (places.out / "runs").iterdir() if path.is_dir())
+def folders(paths: LedgerPaths) -> list[Path]:
+    return sorted(path for path in (paths.out / "runs").iterdir() if path.is_dir())
 
 
 # --- runs ----------------------------------------------------------------------------------
@@ -82,105 +85,107 @@ def test_a_stopped_run_goes_on_where_it_stood(shards: Path, tmp_path: Path) -> N
     """With the real program: the figures are those of a run that was never stopped."""
     one = recipe(Row(name="a", start="random", seeds=(1,)))
     quick = ("--threads", "1", "--device", "cpu")
-    places = LedgerPaths(data={"toy": shards}, out=tmp_path / "out", options=(*quick, "--stop-after", "1"))
-    assert reproduce.main(one, places) == 3
-    (found,) = rows(places)
+    paths = LedgerPaths(
+        data={"toy": shards}, out=tmp_path / "out", programs=PROGRAMS, options=(*quick, "--stop-after", "1")
+    )
+    assert reproduce.main(one, paths) == 3
+    (found,) = rows(paths)
     assert (found["state"], found["figures"]["miou"]["mean"]) == ("not run: failed", None)
-    assert reproduce.main(one, dataclasses.replace(places, options=quick)) == 0
-    whole = dataclasses.replace(places, options=quick, out=tmp_path / "whole")
+    assert reproduce.main(one, dataclasses.replace(paths, options=quick)) == 0
+    whole = dataclasses.replace(paths, options=quick, out=tmp_path / "whole")
     assert reproduce.main(one, whole) == 0
-    (again,), (straight,) = folders(places), folders(whole)
+    (again,), (straight,) = folders(paths), folders(whole)
     assert (again / "results.json").read_bytes() == (straight / "results.json").read_bytes()
-    assert (places.out / "ledger.json").read_bytes() == (whole.out / "ledger.json").read_bytes()
-    (found,) = rows(places)
+    assert (paths.out / "ledger.json").read_bytes() == (whole.out / "ledger.json").read_bytes()
+    (found,) = rows(paths)
     assert found["cost"] == {"parameters": 4 * 3 + 4, "steps": 2, "steps_before": 0, "flops": 3 * 2 * 12 * 32**2 * 4}
     assert found["reasons"] == ["not published", "one seed"]
     assert found["figures"]["miou"]["interval_over"] == "scored samples"
 
 
-def test_what_is_done_is_not_made_again(places: LedgerPaths, capfd: pytest.CaptureFixture[str]) -> None:
-    assert reproduce.main(recipe(), places, workers=2) == 0
-    first = {path: path.read_bytes() for path in places.out.rglob("*") if path.is_file() and path.suffix != ".jsonl"}
+def test_what_is_done_is_not_made_again(paths: LedgerPaths, capfd: pytest.CaptureFixture[str]) -> None:
+    assert reproduce.main(recipe(), paths, workers=2) == 0
+    first = {path: path.read_bytes() for path in paths.out.rglob("*") if path.is_file() and path.suffix != ".jsonl"}
     capfd.readouterr()
-    assert reproduce.main(recipe(), places) == 0
+    assert reproduce.main(recipe(), paths) == 0
     assert "0 of 2 runs missing" in capfd.readouterr().err
     assert {path: path.read_bytes() for path in first} == first
-    assert (places.out / "page" / "index.html").is_file()
+    assert (paths.out / "page" / "index.html").is_file()
 
 
-def test_a_changed_recipe_or_other_data_are_runs_of_their_own(places: LedgerPaths, tmp_path: Path) -> None:
-    reproduce.main(recipe(), places)
-    before = folders(places)
-    reproduce.main(recipe(set=(*SET, "training.optimizer.lr=0.1")), places)
-    changed = set(folders(places)) - set(before)
+def test_a_changed_recipe_or_other_data_are_runs_of_their_own(paths: LedgerPaths, tmp_path: Path) -> None:
+    reproduce.main(recipe(), paths)
+    before = folders(paths)
+    reproduce.main(recipe(set=(*SET, "training.optimizer.lr=0.1")), paths)
+    changed = set(folders(paths)) - set(before)
     assert len(changed) == 2
-    assert {run["folder"] for run in rows(places)[0]["runs"]} == {f"runs/{path.name}" for path in changed}
-    other = dataclasses.replace(places, data={"toy": write(tmp_path / "other", train=5, val=2)})
+    assert {run["folder"] for run in rows(paths)[0]["runs"]} == {f"runs/{path.name}" for path in changed}
+    other = dataclasses.replace(paths, data={"toy": write(tmp_path / "other", train=5, val=2)})
     reproduce.main(recipe(), other)
-    assert len(folders(places)) == 6
-    assert all((path / "calls").read_text() == "x" for path in folders(places))
+    assert len(folders(paths)) == 6
+    assert all((path / "calls").read_text() == "x" for path in folders(paths))
 
 
-def test_weights_come_from_runs_before_and_shared_runs_are_made_once(places: LedgerPaths) -> None:
+def test_weights_come_from_runs_before_and_shared_runs_are_made_once(paths: LedgerPaths) -> None:
     first = Before(recipe="train/pretrain-demo-tiny.toml")
     two = recipe(
         Row(name="a", start="pretrained here", before=(first,)), Row(name="b", start="random", before=(first,))
     )
-    wanted = reproduce.wanted(two, places)
+    wanted = reproduce.wanted(two, paths)
     assert [run.program for run in wanted] == ["pretrain", "segment", "segment"]
     assert str(wanted[0].folder / "checkpoint-last") in wanted[1].command
-    assert reproduce.main(two, places) == 0
+    assert reproduce.main(two, paths) == 0
 
 
-def test_a_failure_stops_only_those_that_need_it(places: LedgerPaths, tmp_path: Path) -> None:
+def test_a_failure_stops_only_those_that_need_it(paths: LedgerPaths, tmp_path: Path) -> None:
     (tmp_path / "fail").write_text("pretrain")
     first = Before(recipe="train/pretrain-demo-tiny.toml")
     both = recipe(Row(name="a", start="pretrained here", before=(first,)), Row(name="b", start="random"))
-    assert reproduce.main(both, places) == 3
-    assert [(row["state"], row["reasons"][0]) for row in rows(places)] == [
+    assert reproduce.main(both, paths) == 3
+    assert [(row["state"], row["reasons"][0]) for row in rows(paths)] == [
         ("not run: failed", "failed"),
         ("run", "not published"),
     ]
-    told = [json.loads(line) for line in (places.out / "timings.jsonl").read_text().splitlines()]
+    told = [json.loads(line) for line in (paths.out / "timings.jsonl").read_text().splitlines()]
     assert "exit 1: no luck" in {line["error"] for line in told}
     (tmp_path / "fail").unlink()
-    assert reproduce.main(both, places) == 0
+    assert reproduce.main(both, paths) == 0
 
 
 @pytest.mark.slow
-def test_runs_on_a_dask_cluster(places: LedgerPaths, cluster: tuple[str, Any]) -> None:  # noqa: F811
-    assert reproduce.main(recipe(), places, cluster=cluster[0]) == 0
-    assert rows(places)[0]["figures"]["miou"]["values"] == [0.1, 0.2]
+def test_runs_on_a_dask_cluster(paths: LedgerPaths, cluster: tuple[str, Any]) -> None:  # noqa: F811
+    assert reproduce.main(recipe(), paths, cluster=cluster[0]) == 0
+    assert rows(paths)[0]["figures"]["miou"]["values"] == [0.1, 0.2]
 
 
 # --- what is not there ---------------------------------------------------------------------
 
 
-def test_rows_without_weights_or_data_have_no_number(places: LedgerPaths) -> None:
+def test_rows_without_weights_or_data_have_no_number(paths: LedgerPaths) -> None:
     absent = Row(name="w", start="published", weights="SpectralGPT+.pth", published={"miou": 0.51})
     elsewhere = Row(name="d", start="random", before=(Before(recipe="train/pretrain-fmow-base.toml", data="fmow"),))
-    assert reproduce.main(recipe(absent, elsewhere), places) == 0
-    weights, data = rows(places)
+    assert reproduce.main(recipe(absent, elsewhere), paths) == 0
+    weights, data = rows(paths)
     assert [row["state"] for row in (weights, data)] == ["not run: weights absent", "not run: data absent"]
     for row in (weights, data):
         assert (row["figures"]["miou"]["mean"], row["figures"]["miou"]["values"]) == (None, [])
         assert "cost" not in row
     assert weights["weights"]["where"] == "zenodo.org/records/8412455"
-    text = (places.out / "ledger.md").read_text()
+    text = (paths.out / "ledger.md").read_text()
     assert "| w | published | 0.510 | not run: weights absent |  |  |  | weights absent |  |" in text
     assert "| d | random |  | not run: data absent |  |  |  | data absent |  |" in text
-    assert "zenodo.org/records/8412455" in (places.out / "page" / "index.html").read_text()
+    assert "zenodo.org/records/8412455" in (paths.out / "page" / "index.html").read_text()
 
 
-def test_weights_that_are_put_there_are_run(places: LedgerPaths) -> None:
+def test_weights_that_are_put_there_are_run(paths: LedgerPaths) -> None:
     published = recipe(Row(name="w", start="published", weights="SpectralGPT.pth"))
-    places.weights.mkdir()
-    (places.weights / "SpectralGPT.pth").write_bytes(b"one")
-    reproduce.main(published, places)
-    assert len(folders(places)) == 2
-    (places.weights / "SpectralGPT.pth").write_bytes(b"other")
-    reproduce.main(published, places)
-    assert len(folders(places)) == 4
+    paths.weights.mkdir()
+    (paths.weights / "SpectralGPT.pth").write_bytes(b"one")
+    reproduce.main(published, paths)
+    assert len(folders(paths)) == 2
+    (paths.weights / "SpectralGPT.pth").write_bytes(b"other")
+    reproduce.main(published, paths)
+    assert len(folders(paths)) == 4
     with pytest.raises(SettingError, match="'nothing' are not in the fact table"):
         experiments.check(recipe(Row(name="w", start="published", weights="nothing")))
 
@@ -227,22 +232,22 @@ def test_the_sentence_follows_from_the_intervals(ours: list[float], theirs: list
     assert expected in ledger_report.verdict(lines, ("a", "b"), "miou")
 
 
-def test_findings_stand_beside_the_figures_they_affect(places: LedgerPaths, tmp_path: Path) -> None:
+def test_findings_stand_beside_the_figures_they_affect(paths: LedgerPaths, tmp_path: Path) -> None:
     checks = (
         findings.Check(name="neighbours", state="finding", told="3 patches of val touch train"),
         findings.Check(name="bands", state="pass", told="in order"),
     )
     report = findings.Report(subject="toy 1", kind="shards", samples=6, checks=checks, findings=1)
-    shutil.copytree(places.data["toy"], tmp_path / "toy")
-    places = dataclasses.replace(places, data={"toy": tmp_path / "toy"})
-    reproduce.main(recipe(), places)
-    assert "| not audited |" in (places.out / "ledger.md").read_text()
+    shutil.copytree(paths.data["toy"], tmp_path / "toy")
+    paths = dataclasses.replace(paths, data={"toy": tmp_path / "toy"})
+    reproduce.main(recipe(), paths)
+    assert "| not audited |" in (paths.out / "ledger.md").read_text()
     files.write(tmp_path / "audit" / "audit.json", files.pretty_json(dataclasses.replace(report, subject="pairs 1")))
-    reproduce.main(recipe(), places)
-    assert "| not audited |" in (places.out / "ledger.md").read_text()
+    reproduce.main(recipe(), paths)
+    assert "| not audited |" in (paths.out / "ledger.md").read_text()
     files.write(tmp_path / "toy-audit" / "audit.json", files.pretty_json(report))
-    reproduce.main(recipe(), places)
-    text = (places.out / "ledger.md").read_text()
+    reproduce.main(recipe(), paths)
+    text = (paths.out / "ledger.md").read_text()
     assert "| not published | neighbours |" in text
     assert "| neighbours | 3 patches of val touch train |" in text
 
@@ -250,14 +255,14 @@ def test_findings_stand_beside_the_figures_they_affect(places: LedgerPaths, tmp_
 # --- plan, recipes and command line --------------------------------------------------------
 
 
-def test_the_plan_counts_steps_and_hours(places: LedgerPaths) -> None:
-    lines = list(reproduce.plan(recipe(), places))
+def test_the_plan_counts_steps_and_hours(paths: LedgerPaths) -> None:
+    lines = list(reproduce.plan(recipe(), paths))
     # Two runs of 4 samples x 1 epoch; 12 multiplications and additions a pixel, three times.
     assert lines[1] == "  a (random): 2 runs, 4 steps, 0.0 min, up to 16 parameters"
-    assert not places.out.exists()
-    work = experiments.work(reproduce.wanted(recipe(), places)[0], recipe(), places)
+    assert not paths.out.exists()
+    work = experiments.work(reproduce.wanted(recipe(), paths)[0], recipe(), paths)
     assert work == experiments.Work(parameters=16, steps=2, flops=3 * 2 * 12 * 32**2 * 4)
-    nowhere = dataclasses.replace(places, data={})
+    nowhere = dataclasses.replace(paths, data={})
     with pytest.raises(SettingError, match="data set 'toy' is not here"):
         list(reproduce.plan(recipe(), nowhere))
     outlined = dataclasses.replace(recipe(), data={"toy": experiments.Outline(train=4000, classes=4)})
@@ -267,7 +272,7 @@ def test_the_plan_counts_steps_and_hours(places: LedgerPaths) -> None:
 
 @pytest.mark.parametrize("path", LEDGERS, ids=lambda path: path.stem)
 def test_every_ledger_names_recipes_that_can_be_read(path: Path, tmp_path: Path) -> None:
-    found = files.read(Recipe, path)
+    found = files.read(LedgerRecipe, path)
     experiments.check(found)
     nowhere = LedgerPaths(data={}, out=tmp_path)
     for table in found.tables:
@@ -280,27 +285,27 @@ def test_every_ledger_names_recipes_that_can_be_read(path: Path, tmp_path: Path)
                 )
 
 
-def test_a_table_is_checked_before_the_first_run(places: LedgerPaths) -> None:
+def test_a_table_is_checked_before_the_first_run(paths: LedgerPaths) -> None:
     twice = recipe(Row(name="a", start="random"), Row(name="a", start="random"))
     with pytest.raises(SettingError, match="two rows"):
-        reproduce.main(twice, places)
+        reproduce.main(twice, paths)
     with pytest.raises(SettingError, match="compare names"):
         experiments.check(recipe(compare=(("a", "z"),)))
     with pytest.raises(SettingError, match="sead"):
-        reproduce.main(recipe(set=("training.sead=1",)), places)
+        reproduce.main(recipe(set=("training.sead=1",)), paths)
 
 
 def test_the_command_line(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = LEDGERS[0]
-    assert reproduce.program([str(path)]) == 2
+    assert sgmodel("reproduce", path) == 2
     assert "--shards" in capsys.readouterr().err
-    assert reproduce.program([]) == 0
-    assert "city.toml" in capsys.readouterr().out
+    assert sgmodel("reproduce") == 0
+    assert "city: " in capsys.readouterr().out
     with pytest.raises(SettingError):
-        files.read(Recipe, path, ["seds=[1]"])
+        files.read(LedgerRecipe, path, ["seds=[1]"])
     (tmp_path / "l.toml").write_bytes(files.toml(recipe(Row(name="a", start="random"), data="elsewhere")))
     out = tmp_path / "out"
-    assert reproduce.program([str(tmp_path / "l.toml"), "--shards", str(shards), "--out", str(out)]) == 0
+    assert sgmodel("reproduce", tmp_path / "l.toml", "--shards", shards, "--out", out) == 0
     document = json.loads((out / "ledger.json").read_text())
     assert document["tables"][0]["rows"][0]["state"] == "not run: data absent"
     assert contracts.read(shards).dataset == "toy"

@@ -16,7 +16,7 @@ from sgdata.errors import SettingError, SourceError
 from sgdata.shards import finish, tar_format
 from sgmodel.checkpoints import cards
 from sgmodel.recipes import pretrain, segment
-from sgmodel.train import cli, training
+from sgmodel.train import run_paths, training
 
 TINY = (
     "model.encoder.image_px=32",
@@ -32,9 +32,9 @@ TINY = (
 )
 
 
-def recipe(name: str, *overrides: str) -> segment.Recipe:
+def recipe(name: str, *overrides: str) -> segment.SegmentRecipe:
     path = catalog.folder("recipes") / "train" / f"segment-demo-{name}.toml"
-    return files.read(segment.Recipe, path, overrides)
+    return files.read(segment.SegmentRecipe, path, overrides)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("segment") / "shards", train=6, val=3)
 
 
-def places(folder: Path, out: Path, **others: object) -> cli.RunPaths:
-    return dataclasses.replace(cli.RunPaths(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
+def run_paths_for(folder: Path, out: Path, **others: object) -> run_paths.RunPaths:
+    return dataclasses.replace(run_paths.RunPaths(shards=folder, out=out, device="cpu", threads=1), **others)  # type: ignore[arg-type]
 
 
 def results(out: Path) -> dict[str, object]:
@@ -54,7 +54,7 @@ def results(out: Path) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    assert segment.main(recipe("tiny", *TINY), places(folder, out)) == 0
+    assert segment.main(recipe("tiny", *TINY), run_paths_for(folder, out)) == 0
     return out
 
 
@@ -71,14 +71,14 @@ def test_interrupted_equals_undisturbed_with_dropout_on(folder: Path, whole: Pat
     made = recipe("tiny", *TINY)
     assert made.model.head is not None
     assert made.model.head.dropout > 0
-    assert segment.main(made, places(folder, tmp_path, stop_after=2)) == training.STOPPED
-    assert segment.main(made, places(folder, tmp_path, workers=3)) == 0
+    assert segment.main(made, run_paths_for(folder, tmp_path, stop_after=2)) == training.STOPPED
+    assert segment.main(made, run_paths_for(folder, tmp_path, workers=3)) == 0
     assert (tmp_path / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
 
 
 def test_the_linear_baseline_learns_what_single_pixels_tell(folder: Path, tmp_path: Path) -> None:
     made = recipe("linear", "training.epochs=60", "training.optimizer.lr=0.1")
-    assert segment.main(made, places(folder, tmp_path)) == 0
+    assert segment.main(made, run_paths_for(folder, tmp_path)) == 0
     figures = results(tmp_path)
     assert figures["miou"] > 0.95
     assert figures["miou"] > 3 * figures["miou_majority"]
@@ -88,7 +88,7 @@ def test_the_linear_baseline_learns_what_single_pixels_tell(folder: Path, tmp_pa
 
 def test_the_model_learns(folder: Path, tmp_path: Path) -> None:
     more = ("training.epochs=60", "evaluate_every=0", "training.log_every=20")
-    assert segment.main(recipe("tiny", *TINY, *more), places(folder, tmp_path)) == 0
+    assert segment.main(recipe("tiny", *TINY, *more), run_paths_for(folder, tmp_path)) == 0
     assert results(tmp_path)["miou"] > 0.8
 
 
@@ -107,10 +107,10 @@ def test_majority_by_hand(folder: Path, whole: Path) -> None:
 def test_fine_tuning_takes_the_encoder_of_a_pretraining_run(folder: Path, tmp_path: Path) -> None:
     path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
     tiny = [text.replace(".encoder.", ".") for text in TINY if not text.startswith(("evaluate", "model.head"))]
-    pretraining = files.read(pretrain.Recipe, path, (*tiny, "decoder.width=32"))
-    pretrain.main(pretraining, places(folder, tmp_path / "pretrain"))
+    pretraining = files.read(pretrain.PretrainRecipe, path, (*tiny, "decoder.width=32"))
+    pretrain.main(pretraining, run_paths_for(folder, tmp_path / "pretrain"))
     weights = tmp_path / "pretrain" / "checkpoint-last"
-    start = places(folder, tmp_path / "segment", weights=weights, stop_after=1)
+    start = run_paths_for(folder, tmp_path / "segment", weights=weights, stop_after=1)
     assert segment.main(recipe("tiny", *TINY), start) == training.STOPPED
 
     with pytest.raises(SettingError, match="normalisation differs .* scheme is 'minmax', was 'zscore'"):
@@ -134,16 +134,16 @@ def test_samples_without_masks_of_classes_are_refused(folder: Path, tmp_path: Pa
     made = [sample(n, split, 32, 32) for n, split in enumerate(("train", "val"))]
     finish.write(made, tmp_path / "shards", contract=dataclasses.replace(contract(32), label_space=space))
     with pytest.raises(SettingError, match=r"label space 'toy': task 'segmentation', ids \[1, 2, 3, 4\]; expected"):
-        segment.main(recipe("tiny", *TINY), places(tmp_path / "shards", tmp_path / "run"))
+        segment.main(recipe("tiny", *TINY), run_paths_for(tmp_path / "shards", tmp_path / "run"))
     with pytest.raises(SettingError, match="image_px is 64, the samples are 32 x 32 px"):
-        segment.main(recipe("tiny"), places(folder, tmp_path / "run"))
+        segment.main(recipe("tiny"), run_paths_for(folder, tmp_path / "run"))
 
 
 def test_a_model_without_its_table_is_refused(folder: Path, tmp_path: Path) -> None:
     made = recipe("tiny", *TINY)
     made = dataclasses.replace(made, model=dataclasses.replace(made.model, encoder=None))
     with pytest.raises(SettingError, match=r"model.backbone is 'spectralgpt': expected a table \[model.encoder\]"):
-        segment.main(made, places(folder, tmp_path))
+        segment.main(made, run_paths_for(folder, tmp_path))
 
 
 def test_a_batch_with_no_label_at_all_does_not_stop_training(tmp_path: Path) -> None:
@@ -151,7 +151,10 @@ def test_a_batch_with_no_label_at_all_does_not_stop_training(tmp_path: Path) -> 
     for one in made[:2]:
         one.arrays["mask"][:] = 255
     finish.write(made, tmp_path / "shards", contract=contract(32))
-    assert segment.main(recipe("tiny", *TINY, "training.batch=1"), places(tmp_path / "shards", tmp_path / "run")) == 0
+    assert (
+        segment.main(recipe("tiny", *TINY, "training.batch=1"), run_paths_for(tmp_path / "shards", tmp_path / "run"))
+        == 0
+    )
 
 
 def test_the_loss_is_the_mean_over_the_labelled_pixels_of_the_whole_batch(tmp_path: Path) -> None:
@@ -165,7 +168,7 @@ def test_the_loss_is_the_mean_over_the_labelled_pixels_of_the_whole_batch(tmp_pa
     for parts in (1, 4):
         out = tmp_path / str(parts)
         made_of = recipe("tiny", *TINY, *still, f"training.accumulate={parts}", "training.optimizer.warmup_epochs=0")
-        assert segment.main(made_of, places(tmp_path / "shards", out)) == 0
+        assert segment.main(made_of, run_paths_for(tmp_path / "shards", out)) == 0
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         curves.append([(line["loss"], line["grad_norm"]) for line in lines if "loss" in line])
         assert "weight" not in lines[0]
@@ -181,7 +184,9 @@ def test_tiles_go_back_where_they_came_from() -> None:
 
 def test_a_model_of_smaller_images_learns_from_crops_and_scores_whole_samples(folder: Path, tmp_path: Path) -> None:
     small = ("model.encoder.image_px=16", "augment.crop_area=[0.25, 0.25]", "augment.crop_aspect=[1.0, 1.0]")
-    assert segment.main(recipe("tiny", *TINY, *small), places(folder, tmp_path)) == 0
+    assert segment.main(recipe("tiny", *TINY, *small), run_paths_for(folder, tmp_path)) == 0
     assert np.sum(results(tmp_path)["confusion"]) == 3 * (32 * 32 - 4)
     with pytest.raises(SettingError, match="image_px is 24, the samples are 32 x 32 px"):
-        segment.main(recipe("tiny", *TINY, *small, "model.encoder.image_px=24"), places(folder, tmp_path / "other"))
+        segment.main(
+            recipe("tiny", *TINY, *small, "model.encoder.image_px=24"), run_paths_for(folder, tmp_path / "other")
+        )

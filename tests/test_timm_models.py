@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_commands import sgmodel as exit_code
 
 import sgmodel
 from sgdata.errors import SettingError, SourceError
 from sgmodel.checkpoints import cards, checkpoint_folder, hub
 from sgmodel.models import encoder, mae
-from sgmodel.recipes import convert
 
 TINY = encoder.EncoderConfig(image_px=32, width=64, depth=2, heads=1)
 
@@ -71,13 +71,12 @@ def test_the_hub_client_is_asked_for_no_pickle(tmp_path: Path, monkeypatch: pyte
 def test_converter_reports_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = mae.MaskedAutoencoder(encoder.Encoder(TINY), mae.DecoderConfig(width=64, depth=1, heads=2))
     torch.save({"model": {f"module.{k}": v for k, v in made.state_dict().items()}}, tmp_path / "theirs.pth")
-    convert.main([str(tmp_path / "theirs.pth"), "--out", str(tmp_path / "ours")])
+    assert exit_code("convert", tmp_path / "theirs.pth", "--out", tmp_path / "ours") == 0
     assert "encoder filled: 100.0%" in capsys.readouterr().out
     state = sgmodel.from_pretrained(tmp_path / "ours").state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in made.state_dict().items())
     half = {name: tensor for name, tensor in made.state_dict().items() if "blocks.1" not in name or "norm" in name}
     torch.save(half, tmp_path / "half.pth")
-    with pytest.raises(SystemExit, match="2"):
-        convert.main([str(tmp_path / "half.pth"), "--out", str(tmp_path / "never")])
+    assert exit_code("convert", tmp_path / "half.pth", "--out", tmp_path / "never") == 2
     assert "of the encoder's parameters fit" in capsys.readouterr().err
     assert not (tmp_path / "never").exists()

@@ -23,7 +23,7 @@ def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
     """Write the page of `path` into the folder `out`; returns its `index.html`. Raises SourceError, OutputError.
 
     `out` may hold an earlier page, which is replaced, and nothing else. `layers` are rasters of classes, or folders
-    of `sgmodel.recipes.predict`, to be laid over a build.
+    of `sgmodel predict`, to be laid over a build.
     """
     files.existing(path, "the folder of a build, of shards, of a release or of a run")
     # Whatever else lies there is someone's work.

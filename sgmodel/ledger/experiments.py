@@ -6,14 +6,13 @@ folder is named by it: what has changed is made anew in a folder of its own, and
 
 from __future__ import annotations
 
-import importlib
 import math
 import subprocess
 import sys
 import time
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from os import environ
 from pathlib import Path
@@ -23,9 +22,9 @@ from sgdata import catalog, files
 from sgdata.errors import SettingError
 from sgdata.shards import contracts
 from sgdata.types import Contract
+from sgmodel.train.program import Loaders, Program, ProgramName
 
 Start = Literal["random", "pretrained here", "published"]
-Program = Literal["pretrain", "contrast", "classify", "segment", "detect_change"]
 Reason = Literal[
     "smaller model",
     "smaller images",
@@ -47,7 +46,7 @@ class Before:
     """A run whose weights the next one starts from; `data` where it is not the table's."""
 
     recipe: str
-    program: Program = "pretrain"
+    program: ProgramName = "pretrain"
     data: str = ""
     set: tuple[str, ...] = ()
 
@@ -80,7 +79,7 @@ class Table:
     """
 
     name: str
-    program: Program
+    program: ProgramName
     recipe: str
     data: str
     metrics: tuple[str, ...]
@@ -101,7 +100,7 @@ class Outline:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class LedgerRecipe:
     """A ledger. `flops_per_s` is what the machine does while it trains, `start_s` what a run takes beside training:
     both count in the plan alone."""
 
@@ -119,6 +118,7 @@ class LedgerPaths:
 
     data: Mapping[str, Path]
     out: Path
+    programs: Loaders
     weights: Path = Path("weights")
     launcher: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ class Run:
 
     folder: Path
     command: tuple[str, ...]
-    program: Program
+    program: ProgramName
     recipe: bytes
     data: str
     seed: int
@@ -156,7 +156,7 @@ class Run:
 # --- which runs ----------------------------------------------------------------------------
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: LedgerRecipe) -> None:
     """Raises SettingError where a table has two rows of one name, or compares one that it does not have."""
     for table in recipe.tables:
         names = [row.name for row in table.rows]
@@ -177,68 +177,63 @@ def source(name: str) -> dict[str, str]:
     raise SettingError(f"weights '{name}' are not in the fact table; 'sgdata catalog weights' lists those that are")
 
 
-def wanting(table: Table, row: Row, places: LedgerPaths) -> Reason | None:
+def wanting(table: Table, row: Row, paths: LedgerPaths) -> Reason | None:
     """What a row lacks to be run."""
-    if row.weights and not (places.weights / row.weights).exists():
+    if row.weights and not (paths.weights / row.weights).exists():
         return "weights absent"
     needed = {table.data, *(before.data or table.data for before in row.before)}
-    return None if needed <= set(places.data) else "data absent"
+    return None if needed <= set(paths.data) else "data absent"
 
 
-def runs(recipe: Recipe, table: Table, row: Row, places: LedgerPaths) -> tuple[Run, ...]:
+def runs(recipe: LedgerRecipe, table: Table, row: Row, paths: LedgerPaths) -> tuple[Run, ...]:
     """The runs of a row, one a seed. Raises SettingError where a recipe cannot be read."""
     after: Run | None = None
-    file = places.weights / row.weights if row.weights else None
+    file = paths.weights / row.weights if row.weights else None
     for before in row.before:
-        after = _run(before.program, before.recipe, before.set, before.data or table.data, file, after, places)
+        after = _run(before.program, before.recipe, before.set, before.data or table.data, file, after, paths)
     made = []
     for seed in row.seeds or table.seeds or recipe.seeds:
         changes = (*table.set, *row.set, f"training.seed={seed}")
-        made.append(_run(table.program, row.recipe or table.recipe, changes, table.data, file, after, places))
+        made.append(_run(table.program, row.recipe or table.recipe, changes, table.data, file, after, paths))
     return tuple(made)
 
 
 def _run(
-    program: Program,
+    program: ProgramName,
     name: str,
     changes: tuple[str, ...],
     data: str,
     file: Path | None,
     after: Run | None,
-    places: LedgerPaths,
+    paths: LedgerPaths,
 ) -> Run:
     path = catalog.folder("recipes") / name
     # The program's own reader: what it would refuse is refused before the first run.
-    recipe: Any = files.read(_kind(program), path, changes)
+    recipe: Any = files.read(paths.programs[program]().recipe, path, changes)
     weights = str(after.folder / "checkpoint-last") if after else str(file) if file else None
-    shards = places.data.get(data, Path(data))
+    shards = paths.data.get(data, Path(data))
     known = {
         "program": program,
         "recipe": recipe,
-        "data": contracts.read(shards) if data in places.data else data,
+        "data": contracts.read(shards) if data in paths.data else data,
         "weights": after.folder.name if after else file and _digest(file),
     }
     identity = files.sha256(files.canonical_json(known))[:12]
     model = files.plain(recipe.model).get("backbone", "spectralgpt").replace(":", "-")
-    folder = places.out / "runs" / f"{program}-{model}-seed{recipe.training.seed}-{identity}"
-    start = places.launcher or (sys.executable, "-m")
+    folder = paths.out / "runs" / f"{program}-{model}-seed{recipe.training.seed}-{identity}"
+    start = paths.launcher or (sys.executable, "-m")
     words = [*start, f"sgmodel.recipes.{program}", str(path), "--shards", str(shards), "--out", str(folder)]
     words += ["--weights", weights] if weights else []
     words += [word for text in changes for word in ("--set", text)]
     return Run(
         folder=folder,
-        command=(*words, *places.options),
+        command=(*words, *paths.options),
         program=program,
         recipe=files.toml(recipe),
         data=data,
         seed=recipe.training.seed,
         after=after,
     )
-
-
-def _kind(program: Program) -> type[Any]:
-    kind: type[Any] = importlib.import_module(f"sgmodel.recipes.{program}").Recipe
-    return kind
 
 
 def _digest(path: Path) -> str:
@@ -260,71 +255,62 @@ class Work:
     flops: float
 
 
-def work(run: Run, recipe: Recipe, places: LedgerPaths) -> Work:
-    """Counted on the model itself, built without memory. Raises SettingError where nobody knows how large the data
-    set is."""
+def work(run: Run, recipe: LedgerRecipe, paths: LedgerPaths) -> Work:
+    """Compute the work of a run from its model, built on the meta device.
+
+    Raises:
+        SettingError: the dataset is neither among the shards given nor outlined in the ledger.
+    """
     outline, contract = recipe.data.get(run.data), None
-    if run.data in places.data:
-        contract = contracts.read(places.data[run.data])
+    if run.data in paths.data:
+        contract = contracts.read(paths.data[run.data])
     elif outline is None:
-        raise SettingError(f"data set '{run.data}' is not here, and not under [data] of the ledger: add either")
-    # All seeds of a row cost the same: they are counted once.
-    document = tomllib.loads(run.recipe.decode())
-    document["training"]["seed"] = 0
-    classes = len(contract.label_space.ids) if contract else outline.classes if outline else 0
-    # Of images of a model that takes any; where samples differ, or nobody knows, what most data sets have.
+        raise SettingError(f"dataset '{run.data}' is not given by --shards, nor under [data] of the ledger: add either")
+    program = paths.programs[run.program]()
+    own: Any = files.parse(program.recipe, tomllib.loads(run.recipe.decode()), str(run.folder))
+    training = own.training
+    if contract:
+        classes = len(contract.label_space.ids)
+    else:
+        classes = outline.classes if outline else 0
+    # A model that takes any size is counted at the size of the samples, or at 128 px where that varies or is unknown.
     side = contract.shape[-1] if contract and contract.shape else 128
-    parameters, flops, share = _counted(run.program, files.toml(document), classes, side)
-    kind: Any = files.parse(_kind(run.program), document, str(run.folder))
-    training = kind.training
-    samples = _samples(run, kind, places, contract, outline) * training.fraction
+    # All seeds of a row cost the same and are counted once.
+    seedless = files.toml(replace(own, training=replace(training, seed=0)))
+    parameters, flops = _counted(program, seedless, classes, side)
+    samples = _samples(run, own, paths, contract, outline) * training.fraction
     steps = math.ceil(training.epochs * round(samples) / training.batch)
-    return Work(parameters=parameters, steps=steps, flops=share * flops * steps * training.batch)
+    return Work(parameters=parameters, steps=steps, flops=flops * steps * training.batch)
 
 
-def _samples(run: Run, recipe: Any, places: LedgerPaths, contract: Contract | None, outline: Outline | None) -> int:
+def _samples(run: Run, recipe: Any, paths: LedgerPaths, contract: Contract | None, outline: Outline | None) -> int:
     if contract is None:
         return outline.train if outline else 0
     if run.program == "detect_change":
         from sgmodel.data import loader, windows
 
-        pairs = loader.Samples(places.data[run.data], recipe.training.split, ("image_before", "mask"))
+        pairs = loader.Samples(paths.data[run.data], recipe.training.split, ("image_before", "mask"))
         return len(windows.Windows(pairs, recipe.windows))
     return sum(contract.splits.values()) if recipe.training.split == "all" else contract.splits[recipe.training.split]
 
 
 @cache
-def _counted(program: Program, recipe: bytes, classes: int, side: int) -> tuple[int, float, int]:
-    """Parameters, operations of one image in the forward pass, and how many times that a training step is."""
+def _counted(program: Program[Any], document: bytes, classes: int, side: int) -> tuple[int, float]:
+    """Return the number of parameters and the floating-point operations of one sample in a training step."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from sgmodel.models import factory
-
-    module: Any = importlib.import_module(f"sgmodel.recipes.{program}")
-    own: Any = files.parse(module.Recipe, tomllib.loads(recipe.decode()), program)
-    bands = len(own.bands)
-    model: Any
+    recipe: Any = files.parse(program.recipe, tomllib.loads(document.decode()), program.name)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        match program:
-            case "pretrain":
-                model = module.build(own)
-            case "contrast":
-                model = factory.contrast(own.model, own.contrast, bands=bands)
-            case "classify":
-                model = factory.classifier(own.model, bands=bands, classes=classes)
-            case "segment":
-                model = factory.segmenter(own.model, bands=bands, classes=classes)
-            case "detect_change":
-                model = factory.detector(own.model, bands=bands)
+        model: Any = program.model(recipe, classes)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        if program == "pretrain":
-            return parameters, model.flops(own.mask_ratio), 1
-        px = own.model.px or side
-        pair = 2 if program in {"contrast", "detect_change"} else 1
-        model.eval()(*[torch.zeros(1, bands, px, px)] * pair)
-    # Backwards is twice forwards; a frozen backbone is only passed through.
-    return parameters, float(counter.get_total_flops()), 3 if own.mode == "finetune" else 1
+        if program.name == "pretrain":  # its encoder sees only some of the tokens
+            return parameters, model.flops(recipe.mask_ratio)
+        px = recipe.model.px or side
+        model.eval()(*[torch.zeros(1, len(recipe.bands), px, px)] * program.images)
+    forward = float(counter.get_total_flops())
+    # The backward pass takes twice the operations of the forward pass; a frozen backbone has none.
+    return parameters, 3 * forward if recipe.mode == "finetune" else forward
 
 
 # --- making them ---------------------------------------------------------------------------

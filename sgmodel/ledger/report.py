@@ -15,16 +15,16 @@ from sgdata import files
 from sgdata.audits import findings
 from sgdata.shards import contracts
 from sgmodel.ledger import experiments
-from sgmodel.ledger.experiments import Reason, Recipe, Row, Run, Table
+from sgmodel.ledger.experiments import LedgerRecipe, Reason, Row, Run, Table
 
 Figure = dict[str, Any]
 
 
-def table(recipe: Recipe, which: Table, places: experiments.LedgerPaths) -> dict[str, Any]:
+def table(recipe: LedgerRecipe, which: Table, paths: experiments.LedgerPaths) -> dict[str, Any]:
     """A table as it stands in `ledger.json`. Raises SettingError, SourceError."""
-    contract = contracts.read(places.data[which.data]) if which.data in places.data else None
-    report = contract and audited(places.data[which.data], f"{contract.dataset} {contract.version}")
-    lines = [line(recipe, which, row, places) for row in which.rows]
+    contract = contracts.read(paths.data[which.data]) if which.data in paths.data else None
+    report = contract and audited(paths.data[which.data], f"{contract.dataset} {contract.version}")
+    lines = [line(recipe, which, row, paths) for row in which.rows]
     return {
         "name": which.name,
         "program": which.program,
@@ -44,10 +44,10 @@ def table(recipe: Recipe, which: Table, places: experiments.LedgerPaths) -> dict
     }
 
 
-def line(recipe: Recipe, which: Table, row: Row, places: experiments.LedgerPaths) -> dict[str, Any]:
+def line(recipe: LedgerRecipe, which: Table, row: Row, paths: experiments.LedgerPaths) -> dict[str, Any]:
     """A row as it stands in `ledger.json`: no figure but of runs that are done, all seeds of them."""
-    absent = experiments.wanting(which, row, places)
-    made = experiments.runs(recipe, which, row, places)
+    absent = experiments.wanting(which, row, paths)
+    made = experiments.runs(recipe, which, row, paths)
     done = absent is None and all(run.done for run in made)
     results = [run.results for run in made] if done else []
     figures = {name: figure(results, name, row.published.get(name)) for name in which.metrics}
@@ -58,7 +58,7 @@ def line(recipe: Recipe, which: Table, row: Row, places: experiments.LedgerPaths
         "weights": experiments.source(row.weights) if row.weights else None,
         "figures": figures,
         "reasons": [] if done else [absent or "failed"],
-        **({"reasons": reasons(row, figures), "cost": cost(recipe, made, results, places)} if done else {}),
+        **({"reasons": reasons(row, figures), "cost": cost(recipe, made, results, paths)} if done else {}),
         "runs": [told(run, done=done) for run in dict.fromkeys(each for run in made for each in run.chain)],
     }
 
@@ -113,11 +113,11 @@ def reasons(row: Row, figures: dict[str, Figure]) -> list[Reason]:
 
 
 def cost(
-    recipe: Recipe, made: Sequence[Run], results: Sequence[dict[str, Any]], places: experiments.LedgerPaths
+    recipe: LedgerRecipe, made: Sequence[Run], results: Sequence[dict[str, Any]], paths: experiments.LedgerPaths
 ) -> dict[str, Any]:
     """Of one seed: parameters, steps, and those of the runs whose weights it started from."""
-    own = experiments.work(made[0], recipe, places)
-    before = [experiments.work(run, recipe, places) for run in made[0].chain[:-1]]
+    own = experiments.work(made[0], recipe, paths)
+    before = [experiments.work(run, recipe, paths) for run in made[0].chain[:-1]]
     return {
         "parameters": own.parameters,
         "steps": results[0].get("steps", own.steps),
@@ -158,7 +158,7 @@ def audited(folder: Path, subject: str) -> findings.Report | None:
 
     Raises SettingError.
     """
-    places = (Path(place, findings.NAME) for place in (folder, f"{folder}-audit", folder.parent / "audit"))
-    reports = (findings.read(path) for path in places if path.exists())
+    paths = (Path(place, findings.NAME) for place in (folder, f"{folder}-audit", folder.parent / "audit"))
+    reports = (findings.read(path) for path in paths if path.exists())
     # What lies beside may be of another folder there.
     return next((report for report in reports if report.subject == subject), None)

@@ -24,14 +24,16 @@ from torch.nn import functional
 from sgdata.errors import SettingError, SourceError
 from sgdata.shards import tar_format
 from sgdata.types import Contract
-from sgmodel import distributed
+from sgmodel import commands, distributed
 from sgmodel.data import augment, loader
 from sgmodel.models import factory
-from sgmodel.train import cli, finetune, loop, metrics, training
+from sgmodel.train import finetune, loop, metrics, training
+from sgmodel.train.program import Program
+from sgmodel.train.run_paths import RunPaths
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(finetune.Recipe):
+class ClassifyRecipe(finetune.FinetuneRecipe):
     """Everything that changes the numbers of a classification run.
 
     `zoom` is the share of a scene's side that is scored (0.875 as released, 1.0: all of it). `smoothing` of labels
@@ -47,27 +49,27 @@ class Recipe(finetune.Recipe):
     min_share: float = 0.05
 
 
-Setting = training.Setting[Recipe]
+Setting = training.Setting[ClassifyRecipe]
 
 
-def main(recipe: Recipe, places: cli.RunPaths) -> int:
+def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
     settings = recipe.training
-    source = training.samples(places.shards, settings, ("image",))
-    held_out = loader.Samples(places.shards, recipe.val_split, ("image",))
+    source = training.samples(paths.shards, settings, ("image",))
+    held_out = loader.Samples(paths.shards, recipe.val_split, ("image",))
     # The contract too: a checkpoint must say what its outputs mean.
     for samples in (source, held_out):
         samples.contract = labelled(samples.contract, recipe)
     check(recipe, source.contract)
-    setting = training.settle(recipe, source.contract, places)
+    setting = training.settle(recipe, source.contract, paths)
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
     make = partial(factory.classifier, recipe.model, bands=len(recipe.bands), classes=setting.classes)
-    model = finetune.start(setting, make, places.weights)
+    model = finetune.start(setting, make, paths.weights)
     # A small head leaves the first steps to the pretrained features (spec section 4).
-    if recipe.head_std and places.weights is not None and isinstance(model.head, nn.Linear):
+    if recipe.head_std and paths.weights is not None and isinstance(model.head, nn.Linear):
         nn.init.trunc_normal_(model.head.weight, std=recipe.head_std)
     learned, asked = (targets(samples, recipe) for samples in (source, held_out))
-    task = finetune.task(setting, model, source, partial(objective, setting, learned), places)
+    task = finetune.task(setting, model, source, partial(objective, setting, learned), paths)
     single = setting.contract.label_space.task == "single-label"
     scoring = finetune.Scoring(
         title="Classification",
@@ -75,10 +77,10 @@ def main(recipe: Recipe, places: cli.RunPaths) -> int:
         held_out=held_out,
         figures=lambda final: figures(score(setting, model, held_out), asked, setting.contract, final=final),
     )
-    return finetune.train(setting, task, scoring, places)
+    return finetune.train(setting, task, scoring, paths)
 
 
-def check(recipe: Recipe, contract: Contract) -> None:
+def check(recipe: ClassifyRecipe, contract: Contract) -> None:
     """Raises SettingError where the samples have no labels of their own, or the recipe does not fit them."""
     space, settings = contract.label_space, recipe.training
     finetune.check_sizes(recipe.model.px, contract)
@@ -114,7 +116,7 @@ def objective(setting: Setting, targets: Tensor, model: nn.Module, batch: loader
 # --- labels --------------------------------------------------------------------------------
 
 
-def labelled(contract: Contract, recipe: Recipe) -> Contract:
+def labelled(contract: Contract, recipe: ClassifyRecipe) -> Contract:
     """The contract with the label space that the model is trained for."""
     if recipe.labels_from == "labels":
         return contract
@@ -123,7 +125,7 @@ def labelled(contract: Contract, recipe: Recipe) -> Contract:
     return replace(contract, label_space=replace(contract.label_space, name=name, task="multi-label", ignore=None))
 
 
-def targets(source: loader.Samples, recipe: Recipe) -> Tensor:
+def targets(source: loader.Samples, recipe: ClassifyRecipe) -> Tensor:
     """(N, K) float32, 1 where a sample has a class. Raises SourceError on one that has not what its task asks for."""
     space = source.contract.label_space
     hot = torch.zeros(len(source), len(space.ids))
@@ -139,7 +141,7 @@ def targets(source: loader.Samples, recipe: Recipe) -> Tensor:
     return hot
 
 
-def _labels(source: loader.Samples, recipe: Recipe) -> Iterable[list[int]]:
+def _labels(source: loader.Samples, recipe: ClassifyRecipe) -> Iterable[list[int]]:
     if recipe.labels_from == "labels":
         index = tar_format.read_index(source.folder)
         known = dict(zip(index["key"].to_pylist(), index["labels"].to_pylist(), strict=True))
@@ -199,5 +201,12 @@ def _of_many(scores: Tensor, targets: Tensor, names: tuple[str, ...], *, final: 
     return found
 
 
+PROGRAM = Program(
+    name="classify",
+    recipe=ClassifyRecipe,
+    main=main,
+    model=lambda recipe, classes: factory.classifier(recipe.model, bands=len(recipe.bands), classes=classes),
+)
+
 if __name__ == "__main__":
-    cli.run("classify", Recipe, main)
+    commands.run_training(PROGRAM)

@@ -14,16 +14,19 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from sgmodel import commands
 from sgmodel.data import augment, loader, seeded_random
 from sgmodel.models import contrastive, factory
-from sgmodel.train import cli, finetune, loop, training
+from sgmodel.train import finetune, loop, training
+from sgmodel.train.program import Program
+from sgmodel.train.run_paths import RunPaths
 
 VIEW = 1 << 32
 """Added to the seed for the second view: the upper half of the key, which no seed of a recipe reaches."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(finetune.Recipe):
+class ContrastRecipe(finetune.FinetuneRecipe):
     """Everything that changes the numbers of a run. `jitter` is how far gain and offset of each band may go in a view,
     drawn for each by itself: what colour jitter is to photographs, on normalised values."""
 
@@ -31,21 +34,21 @@ class Recipe(finetune.Recipe):
     jitter: float = 0.0
 
 
-Setting = training.Setting[Recipe]
+Setting = training.Setting[ContrastRecipe]
 
 
-def main(recipe: Recipe, places: cli.RunPaths) -> int:
+def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
     """Train to the recipe's last step, or until stopped; 0 or `training.STOPPED`. Raises SgdataError."""
-    source = training.samples(places.shards, recipe.training, ("image",))
-    held_out = loader.Samples(places.shards, recipe.val_split, ("image",))
-    setting = training.settle(recipe, source.contract, places)
+    source = training.samples(paths.shards, recipe.training, ("image",))
+    held_out = loader.Samples(paths.shards, recipe.val_split, ("image",))
+    setting = training.settle(recipe, source.contract, paths)
 
     def make() -> contrastive.Contrast:
         return factory.contrast(recipe.model, recipe.contrast, bands=len(setting.contract.bands))
 
-    model = finetune.start(setting, make, places.weights)
+    model = finetune.start(setting, make, paths.weights)
     assert isinstance(model, contrastive.Contrast)
-    task = finetune.task(setting, model, source, partial(objective, setting), places)
+    task = finetune.task(setting, model, source, partial(objective, setting), paths)
     # With the step, not in the forward pass: a micro-batch is no step, and a checkpoint must hold what followed.
     task.updates.optimizer.register_step_post_hook(lambda *_: model.follow())
 
@@ -53,7 +56,7 @@ def main(recipe: Recipe, places: cli.RunPaths) -> int:
         return evaluate(setting, model, held_out)
 
     scoring = finetune.Scoring(title="Contrastive pretraining", by="val_top1", held_out=held_out, figures=figures)
-    return finetune.train(setting, task, scoring, places)
+    return finetune.train(setting, task, scoring, paths)
 
 
 def objective(setting: Setting, forward: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
@@ -91,5 +94,13 @@ def evaluate(setting: Setting, model: nn.Module, source: loader.Samples) -> dict
     return {"val_loss": float(sums[0]) / count, "val_top1": float(sums[1]) / count}
 
 
+PROGRAM = Program(
+    name="contrast",
+    recipe=ContrastRecipe,
+    main=main,
+    model=lambda recipe, classes: factory.contrast(recipe.model, recipe.contrast, bands=len(recipe.bands)),
+    images=2,
+)
+
 if __name__ == "__main__":
-    cli.run("contrast", Recipe, main)
+    commands.run_training(PROGRAM)

@@ -19,16 +19,19 @@ from torch.nn import functional
 
 from sgdata.errors import SettingError
 from sgdata.types import Contract
+from sgmodel import commands
 from sgmodel.data import augment, loader
 from sgmodel.data import windows as win
 from sgmodel.models import factory
-from sgmodel.train import cli, finetune, loop, metrics, training
+from sgmodel.train import finetune, loop, metrics, training
+from sgmodel.train.program import Program
+from sgmodel.train.run_paths import RunPaths
 
 CHANGE = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(finetune.Recipe):
+class ChangeRecipe(finetune.FinetuneRecipe):
     """Everything that changes the numbers of a change-detection run.
 
     `windows` are learned from, `scored` are scored. With `weighting` "share" the classes weigh
@@ -44,32 +47,32 @@ class Recipe(finetune.Recipe):
     drop_incomplete: bool = False
 
 
-Setting = training.Setting[Recipe]
+Setting = training.Setting[ChangeRecipe]
 
 
-def main(recipe: Recipe, places: cli.RunPaths) -> int:
+def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
     """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
     members = ("image_before", "image_after", "mask")
-    pairs = training.samples(places.shards, recipe.training, members)
+    pairs = training.samples(paths.shards, recipe.training, members)
     check(recipe, pairs.contract)
     source = win.Windows(pairs, recipe.windows)
-    held_out = win.Windows(loader.Samples(places.shards, recipe.val_split, members), recipe.scored)
-    setting = training.settle(recipe, source.contract, places)
+    held_out = win.Windows(loader.Samples(paths.shards, recipe.val_split, members), recipe.scored)
+    setting = training.settle(recipe, source.contract, paths)
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
-    model = finetune.start(setting, partial(factory.detector, recipe.model, bands=len(recipe.bands)), places.weights)
+    model = finetune.start(setting, partial(factory.detector, recipe.model, bands=len(recipe.bands)), paths.weights)
     # Of whole scenes, as released: windows overlap, so their share would be another.
     weights = None if recipe.weighting == "none" else class_weights(changed(source), recipe.unchanged_factor)
-    task = finetune.task(setting, model, source, partial(objective, setting, weights), places)
+    task = finetune.task(setting, model, source, partial(objective, setting, weights), paths)
     scoring = finetune.Scoring(
         title="Change detection",
         by="f1",
         held_out=held_out,
         figures=lambda final: figures(evaluate(setting, model, held_out), held_out.samples.keys, final=final),
     )
-    return finetune.train(setting, task, scoring, places)
+    return finetune.train(setting, task, scoring, paths)
 
 
-def check(recipe: Recipe, contract: Contract) -> None:
+def check(recipe: ChangeRecipe, contract: Contract) -> None:
     """Raises SettingError where the samples are no pairs with a change map, or windows do not fit the model."""
     space, px = contract.label_space, recipe.model.px
     if space.task != "change" or space.ids != (0, CHANGE):
@@ -159,5 +162,13 @@ def figures(counts: Tensor, scenes: list[str], *, final: bool) -> dict[str, Any]
     return found
 
 
+PROGRAM = Program(
+    name="detect_change",
+    recipe=ChangeRecipe,
+    main=main,
+    model=lambda recipe, classes: factory.detector(recipe.model, bands=len(recipe.bands)),
+    images=2,
+)
+
 if __name__ == "__main__":
-    cli.run("detect_change", Recipe, main)
+    commands.run_training(PROGRAM)

@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from sgdata import files
 from sgdata.errors import ExitCode, SettingError
 from sgdata.types import Contract
-from sgmodel import devices, distributed
+from sgmodel import commands, devices, distributed
 from sgmodel.checkpoints import cards, transfer
 from sgmodel.data import augment, band_selection, loader, mixture, normalise, seeded_random
 from sgmodel.models import encoder, mae
-from sgmodel.train import cli, figures, loop, run_folder, training
+from sgmodel.train import figures, loop, run_folder, training
+from sgmodel.train.program import Program
+from sgmodel.train.run_paths import RunPaths
 
 SHOWN = 4
 
@@ -43,7 +45,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class PretrainRecipe:
     """Everything that changes the numbers of a pretraining run.
 
     `bands` are those the model sees, in their order. `accept` names contract fields of the starting weights that may
@@ -65,29 +67,29 @@ class Recipe:
     stages: tuple[Stage, ...] = ()
 
 
-Setting = training.Setting[Recipe]
+Setting = training.Setting[PretrainRecipe]
 
 
-def build(recipe: Recipe) -> mae.MaskedAutoencoder:
+def build(recipe: PretrainRecipe) -> mae.MaskedAutoencoder:
     """The recipe's model with fresh weights drawn from its seed."""
     torch.manual_seed(recipe.training.seed)
     return mae.MaskedAutoencoder(encoder.Encoder(recipe.model), recipe.decoder, recipe.objective)
 
 
-def main(recipe: Recipe, places: cli.RunPaths) -> int:
+def main(recipe: PretrainRecipe, paths: RunPaths) -> int:
     """Train to the recipe's last step, or until stopped; 0 or `training.STOPPED`. Raises SgdataError."""
     if recipe.stages:
-        return progressive(recipe, places)
-    source = _source(recipe, places)
-    setting = training.settle(recipe, source.contract, places)
+        return progressive(recipe, paths)
+    source = _source(recipe, paths)
+    setting = training.settle(recipe, source.contract, paths)
     recipe, contract = setting.recipe, setting.contract
     check(recipe, contract)
     model = build(recipe)
-    if places.weights is not None:
-        cards.fill(model, places.weights, contract, setting.how, accept=recipe.accept, tables=recipe.tables)
+    if paths.weights is not None:
+        cards.fill(model, paths.weights, contract, setting.how, accept=recipe.accept, tables=recipe.tables)
     card = cards.of_run(model, contract, setting.how, recipe)
-    task = training.task(setting, model, source, partial(objective, setting), places, card=card)
-    if places.dry_run:
+    task = training.task(setting, model, source, partial(objective, setting), paths, card=card)
+    if paths.dry_run:
         print(training.outlook(task))
         return ExitCode.DONE
     if task.total == 0:
@@ -95,16 +97,16 @@ def main(recipe: Recipe, places: cli.RunPaths) -> int:
         if distributed.lead():
             print(json.dumps({"mask_ratio": recipe.mask_ratio, **scores}))
         return ExitCode.DONE
-    with files.only_writer(places.out, run_folder.METRICS) if distributed.lead() else nullcontext():
-        return _train(setting, model, task, places)
+    with files.only_writer(paths.out, run_folder.METRICS) if distributed.lead() else nullcontext():
+        return _train(setting, model, task, paths)
 
 
-def progressive(recipe: Recipe, places: cli.RunPaths) -> int:
-    """Stage after stage in folders `stage-1-<data>`, ... of `places.out`; a stage that is done is not trained again."""
-    weights = places.weights
+def progressive(recipe: PretrainRecipe, paths: RunPaths) -> int:
+    """Stage after stage in folders `stage-1-<data>`, ... of `paths.out`; a stage that is done is not trained again."""
+    weights = paths.weights
     for number, stage in enumerate(recipe.stages, 1):
-        if stage.data not in places.named:
-            given = ", ".join(places.named) or "none"
+        if stage.data not in paths.named:
+            given = ", ".join(paths.named) or "none"
             raise SettingError(f"stage {number} is on '{stage.data}', --shards gives {given}; add --shards DIR")
         optimizer = replace(recipe.training.optimizer, lr=stage.lr)
         own = replace(
@@ -113,28 +115,28 @@ def progressive(recipe: Recipe, places: cli.RunPaths) -> int:
             training=replace(recipe.training, epochs=stage.epochs, optimizer=optimizer),
             model=replace(recipe.model, image_px=stage.image_px),
         )
-        out = places.out / f"stage-{number}-{stage.data}"
-        folder = places.named[stage.data]
-        code = main(own, replace(places, shards=folder, named={stage.data: folder}, out=out, weights=weights))
+        out = paths.out / f"stage-{number}-{stage.data}"
+        folder = paths.named[stage.data]
+        code = main(own, replace(paths, shards=folder, named={stage.data: folder}, out=out, weights=weights))
         if code:
             return code
-        weights = None if places.dry_run else out / run_folder.LAST
+        weights = None if paths.dry_run else out / run_folder.LAST
     return ExitCode.DONE
 
 
-def _source(recipe: Recipe, places: cli.RunPaths) -> loader.Source:
+def _source(recipe: PretrainRecipe, paths: RunPaths) -> loader.Source:
     """One data set, or several mixed as `training.mixture` says. Raises SettingError, SourceError."""
     own = replace(recipe.training, mixture={})
     if recipe.training.mixture:
-        sources = {name: training.samples(folder, own, ("image",)) for name, folder in places.named.items()}
+        sources = {name: training.samples(folder, own, ("image",)) for name, folder in paths.named.items()}
         return mixture.Mixture(sources, recipe.training.mixture, recipe.bands, recipe.accept)
-    if len(places.named) > 1:
-        told = f"--shards gives {', '.join(places.named)}"
+    if len(paths.named) > 1:
+        told = f"--shards gives {', '.join(paths.named)}"
         raise SettingError(f"{told}: give one folder, or name shares in [training.mixture] of the recipe")
-    return training.samples(places.shards, own, ("image",))
+    return training.samples(paths.shards, own, ("image",))
 
 
-def check(recipe: Recipe, contract: Contract) -> None:
+def check(recipe: PretrainRecipe, contract: Contract) -> None:
     """Raises SettingError where the data cannot feed the model."""
     band_selection.check_bands(recipe.model, contract)
     if recipe.picture_every < 1:
@@ -143,13 +145,13 @@ def check(recipe: Recipe, contract: Contract) -> None:
         band_selection.check_size(recipe.model.image_px, contract, cropped=False)
 
 
-def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, places: cli.RunPaths) -> int:
+def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, paths: RunPaths) -> int:
     recipe, held_out = setting.recipe, _held_out(task.source, setting.recipe)
     # Of one image; every rank computes its part of the batch.
     flops = model.flops(recipe.mask_ratio)
-    first = training.begin(task, recipe, places)
-    with run_folder.Log(places.out, first) as log:
-        for step in training.steps(task, first, places):
+    first = training.begin(task, recipe, paths)
+    with run_folder.Log(paths.out, first) as log:
+        for step in training.steps(task, first, paths):
             done = step.index + 1
             speed = devices.speed(setting.where, flops * step.images / distributed.world(), step.total_s)
             log.step(step, every=recipe.training.log_every, last=done == task.total, speed=speed)
@@ -157,18 +159,18 @@ def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, 
                 scores = evaluate(setting, model, held_out)
                 log.write(step.index, {f"val_{name}": value for name, value in scores.items()})
                 run_folder.keep_best(
-                    places.out, model, task.card, {"score": -scores["loss_token"], **scores}, by="score"
+                    paths.out, model, task.card, {"score": -scores["loss_token"], **scores}, by="score"
                 )
-                _show(setting, model, held_out, places.out / "pictures" / f"step-{done:06d}.png")
-    if not training.complete(task, places):
+                _show(setting, model, held_out, paths.out / "pictures" / f"step-{done:06d}.png")
+    if not training.complete(task, paths):
         return training.STOPPED
     run_folder.conclude(
-        places.out, "Pretraining", task.card, {"steps": task.total, **evaluate(setting, model, held_out)}
+        paths.out, "Pretraining", task.card, {"steps": task.total, **evaluate(setting, model, held_out)}
     )
     return ExitCode.DONE
 
 
-def _held_out(source: loader.Source, recipe: Recipe) -> loader.Source:
+def _held_out(source: loader.Source, recipe: PretrainRecipe) -> loader.Source:
     """The split `val` beside `source`, or `source` itself where there is none; of a mixture that of each."""
     if isinstance(source, mixture.Mixture):
         each = {one.contract.dataset: _held_out_of(one) for one in source.sources}
@@ -237,10 +239,10 @@ def nearest_visible(target: Tensor, mask: Tensor, config: encoder.EncoderConfig)
     """(N, L, P) where each token is the nearest visible one of its group, in tokens on the ground (ties: the first in
     order); a group wholly removed takes a removed token, the first."""
     rows, cols = torch.meshgrid(torch.arange(config.side), torch.arange(config.side), indexing="ij")
-    places = torch.stack([rows, cols], dim=-1).reshape(-1, 2).to(target)
+    positions = torch.stack([rows, cols], dim=-1).reshape(-1, 2).to(target)
     planes = target.reshape(len(target), config.planes, config.side**2, -1)
     removed = mask.reshape(len(target), config.planes, 1, -1)
-    nearest = (torch.cdist(places, places) + removed * 2 * config.side).argmin(-1)
+    nearest = (torch.cdist(positions, positions) + removed * 2 * config.side).argmin(-1)
     return planes.gather(2, nearest[..., None].expand_as(planes)).flatten(1, 2)
 
 
@@ -270,5 +272,12 @@ def _show(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source,
         figures.write(path, [figures.reconstruction(*row, bands) for row in rows])
 
 
+PROGRAM = Program(
+    name="pretrain",
+    recipe=PretrainRecipe,
+    main=main,
+    model=lambda recipe, classes: build(recipe),
+)
+
 if __name__ == "__main__":
-    cli.run("pretrain", Recipe, main)
+    commands.run_training(PROGRAM)

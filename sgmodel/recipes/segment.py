@@ -22,48 +22,50 @@ from torch.nn import functional
 
 from sgdata.errors import SettingError
 from sgdata.types import Contract
-from sgmodel import distributed
+from sgmodel import commands, distributed
 from sgmodel.data import augment, band_selection, loader
 from sgmodel.models import factory
-from sgmodel.train import cli, figures, finetune, loop, metrics, training
+from sgmodel.train import figures, finetune, loop, metrics, training
+from sgmodel.train.program import Program
+from sgmodel.train.run_paths import RunPaths
 
 SHOWN = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(finetune.Recipe):
+class SegmentRecipe(finetune.FinetuneRecipe):
     """Everything that changes the numbers of a segmentation run; `smoothing` is that of the labels."""
 
     smoothing: float = 0.0
 
 
-Setting = training.Setting[Recipe]
+Setting = training.Setting[SegmentRecipe]
 
 
-def main(recipe: Recipe, places: cli.RunPaths) -> int:
+def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
     """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
-    source = training.samples(places.shards, recipe.training, ("image", "mask"))
-    held_out = loader.Samples(places.shards, recipe.val_split, ("image", "mask"))
+    source = training.samples(paths.shards, recipe.training, ("image", "mask"))
+    held_out = loader.Samples(paths.shards, recipe.val_split, ("image", "mask"))
     check(recipe, source.contract)
-    setting = training.settle(recipe, source.contract, places)
+    setting = training.settle(recipe, source.contract, paths)
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
     make = partial(factory.segmenter, recipe.model, bands=len(recipe.bands), classes=setting.classes)
-    model = finetune.start(setting, make, places.weights)
-    task = finetune.task(setting, model, source, partial(objective, setting), places)
+    model = finetune.start(setting, make, paths.weights)
+    task = finetune.task(setting, model, source, partial(objective, setting), paths)
 
     def scores(final: bool) -> dict[str, Any]:
         counts = evaluate(setting, model, held_out)
         if not final:
             return scored(counts)
         # Pictures before figures: a run whose map is all of one class is seen at once.
-        _show(setting, model, held_out, places.out / "pictures" / f"step-{task.total:06d}.png")
+        _show(setting, model, held_out, paths.out / "pictures" / f"step-{task.total:06d}.png")
         return results(counts, most_frequent(source, setting.ignore), setting.contract)
 
     scoring = finetune.Scoring(title="Segmentation", by="miou", held_out=held_out, figures=scores)
-    return finetune.train(setting, task, scoring, places)
+    return finetune.train(setting, task, scoring, paths)
 
 
-def check(recipe: Recipe, contract: Contract) -> None:
+def check(recipe: SegmentRecipe, contract: Contract) -> None:
     """Raises SettingError where the samples have no masks of classes 0, 1, ..., or cannot feed the model."""
     space = contract.label_space
     if space.task != "segmentation" or space.ids != tuple(range(len(space.ids))):
@@ -181,5 +183,12 @@ def _show(setting: Setting, model: nn.Module, source: loader.Samples, path: Path
         figures.write(path, rows)
 
 
+PROGRAM = Program(
+    name="segment",
+    recipe=SegmentRecipe,
+    main=main,
+    model=lambda recipe, classes: factory.segmenter(recipe.model, bands=len(recipe.bands), classes=classes),
+)
+
 if __name__ == "__main__":
-    cli.run("segment", Recipe, main)
+    commands.run_training(PROGRAM)

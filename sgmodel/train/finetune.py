@@ -22,7 +22,7 @@ from sgmodel.models import factory, heads
 from sgmodel.train import run_folder, training
 
 if TYPE_CHECKING:
-    from sgmodel.train import cli
+    from sgmodel.train.run_paths import RunPaths
 
 Mode = Literal["finetune", "frozen", "linear-probe"]
 """All weights are trained; the backbone is left as it came and the whole head is trained; or the head is but a
@@ -33,11 +33,11 @@ TRAINED = ("head", "merge", "skip")
 
 RANGES = {"evaluate_every": (0, 1e9), "smoothing": (0, 1), "zoom": (0.01, 1), "min_share": (1e-4, 1)}
 
-R = TypeVar("R", bound="Recipe")
+R = TypeVar("R", bound="FinetuneRecipe")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class FinetuneRecipe:
     """What every downstream recipe holds, and everything that changes the numbers of its run.
 
     `bands` are those the model sees, in their order. `evaluate_every` epochs `val_split` is scored on the way (0: only
@@ -125,7 +125,7 @@ def task(
     model: nn.Module,
     source: loader.Samples,
     objective: Callable[[nn.Module, loader.Batch], dict[str, Tensor]],
-    places: cli.RunPaths,
+    paths: RunPaths,
 ) -> training.Task:
     """The training of `model`; `objective` gets the model as training calls it."""
     settings = setting.recipe.training
@@ -137,7 +137,7 @@ def task(
 
         timm_backbone.share_statistics(model, setting.where.device)
     card = cards.of_run(model, setting.contract, setting.how, setting.recipe)
-    return training.task(setting, model, source, objective, places, card=card)
+    return training.task(setting, model, source, objective, paths, card=card)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +151,9 @@ class Scoring:
     figures: Callable[[bool], dict[str, Any]]
 
 
-def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, places: cli.RunPaths) -> int:
+def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, paths: RunPaths) -> int:
     """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
-    if places.dry_run:
+    if paths.dry_run:
         print(training.outlook(task))
         return ExitCode.DONE
     if task.total == 0:  # with `weights` and no epoch: how good are they?
@@ -161,14 +161,14 @@ def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, p
         if distributed.lead():
             print(json.dumps(figures))
         return ExitCode.DONE
-    with files.only_writer(places.out, run_folder.METRICS) if distributed.lead() else nullcontext():
-        return _train(setting.recipe, task, scoring, places)
+    with files.only_writer(paths.out, run_folder.METRICS) if distributed.lead() else nullcontext():
+        return _train(setting.recipe, task, scoring, paths)
 
 
-def _train(recipe: Recipe, task: training.Task, scoring: Scoring, places: cli.RunPaths) -> int:
-    every, first = recipe.evaluate_every, training.begin(task, recipe, places)
-    with run_folder.Log(places.out, first) as log:
-        for step in training.steps(task, first, places):
+def _train(recipe: FinetuneRecipe, task: training.Task, scoring: Scoring, paths: RunPaths) -> int:
+    every, first = recipe.evaluate_every, training.begin(task, recipe, paths)
+    with run_folder.Log(paths.out, first) as log:
+        for step in training.steps(task, first, paths):
             done = step.index + 1
             log.step(step, every=recipe.training.log_every, last=done == task.total)
             epoch = task.epoch(done)
@@ -176,21 +176,21 @@ def _train(recipe: Recipe, task: training.Task, scoring: Scoring, places: cli.Ru
             if every and epoch // every > task.epoch(step.index) // every and done < task.total:
                 figures = _numbers(scoring.figures(False))
                 log.write(step.index, {"epoch": epoch, **figures})
-                run_folder.keep_best(places.out, task.model, task.card, figures, by=scoring.by)
-    if not training.complete(task, places):
+                run_folder.keep_best(paths.out, task.model, task.card, figures, by=scoring.by)
+    if not training.complete(task, paths):
         return training.STOPPED
     figures = scoring.figures(True)
     # Kept also where no epoch was scored on the way: who asks for the best then gets the last.
-    run_folder.keep_best(places.out, task.model, task.card, _numbers(figures), by=scoring.by)
+    run_folder.keep_best(paths.out, task.model, task.card, _numbers(figures), by=scoring.by)
     told = {"steps": task.total, **subject(recipe, task, scoring.held_out), **figures}
     if every and distributed.lead():
         # What the paper reports; chosen by the scored samples themselves, so it is no estimate for others.
-        told["best_epoch"] = files.read_plain(places.out / run_folder.BEST / "figures.json")
-    run_folder.conclude(places.out, scoring.title, task.card, told)
+        told["best_epoch"] = files.read_plain(paths.out / run_folder.BEST / "figures.json")
+    run_folder.conclude(paths.out, scoring.title, task.card, told)
     return ExitCode.DONE
 
 
-def subject(recipe: Recipe, task: training.Task, held_out: loader.Samples) -> dict[str, Any]:
+def subject(recipe: FinetuneRecipe, task: training.Task, held_out: loader.Samples) -> dict[str, Any]:
     """What figures are figures of: without it two numbers of one name cannot be compared."""
     return {
         "dataset": held_out.contract.dataset,

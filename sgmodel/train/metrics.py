@@ -108,7 +108,7 @@ def ranking(scores_N: Tensor, targets_N: Tensor, samples: NDArray[np.int64] | No
 def average_precision(ranked: Ranking, weights: Weights | None = None) -> float | None:
     """Sum of precision x gain in recall over the thresholds, not interpolated; None without one positive."""
     each = np.ones(len(ranked.hits), np.int64) if weights is None else weights[ranked.samples]
-    # Both counts at the end of each run of ties, the only places where a threshold can stand.
+    # Both counts at the end of each run of ties, the only paths where a threshold can stand.
     found = np.cumsum(each * ranked.hits)[ranked.ends]
     if not found[-1]:
         return None

@@ -27,7 +27,7 @@ from sgmodel.train import loop, optim, run_folder
 
 if TYPE_CHECKING:
     from sgmodel.checkpoints.cards import Card
-    from sgmodel.train import cli
+    from sgmodel.train.run_paths import RunPaths
 
 R = TypeVar("R")
 
@@ -91,7 +91,7 @@ class Setting(Generic[R]):
         return self.contract.label_space.ignore_index
 
 
-def settle(recipe: R, stored: Contract, places: cli.RunPaths) -> Setting[R]:
+def settle(recipe: R, stored: Contract, paths: RunPaths) -> Setting[R]:
     """Raises SettingError where the recipe does not fit data of the contract `stored`, or this machine. Recipes have
     `bands`, `normalise`, `training`, and an encoder under `model`."""
     # Before anything is derived from it: without data a spectral group makes no tokens, and the model has fewer.
@@ -103,7 +103,7 @@ def settle(recipe: R, stored: Contract, places: cli.RunPaths) -> Setting[R]:
         contract=contract,
         picks=band_selection.indices(stored, own.bands, own.normalise.missing),
         how=normalise.resolve(own.normalise, contract),
-        where=devices.start(places.device, precision=own.training.precision, threads=places.threads),
+        where=devices.start(paths.device, precision=own.training.precision, threads=paths.threads),
     )
 
 
@@ -141,7 +141,7 @@ def task(
     model: nn.Module,
     source: loader.Source,
     objective: Callable[[nn.Module, loader.Batch], dict[str, Tensor]],
-    places: cli.RunPaths,
+    paths: RunPaths,
     *,
     card: Card,
 ) -> Task:
@@ -149,7 +149,7 @@ def task(
     training: TrainingRecipe = setting.recipe.training
     where, epoch = setting.where, len(source) / training.batch
     total = math.ceil(training.epochs * len(source) / training.batch)
-    forward = _ready(model, training, where, places.parallel)
+    forward = _ready(model, training, where, paths.parallel)
     updates = loop.Updates(
         forward=forward,
         optimizer=optim.adamw(model, training.optimizer),
@@ -201,34 +201,34 @@ def _ready(
     return forward
 
 
-def begin(task: Task, recipe: Any, places: cli.RunPaths) -> int:
+def begin(task: Task, recipe: Any, paths: RunPaths) -> int:
     """Ready the folder, fill model and optimizer from its checkpoint; the steps already done. Raises SgdataError."""
     with distributed.together():
-        first = run_folder.prepare(places.out, recipe, task.source.contract, fresh=places.fresh)
+        first = run_folder.prepare(paths.out, recipe, task.source.contract, fresh=paths.fresh)
         if first:
-            averaged = run_folder.restore(places.out, task.model, task.updates.optimizer)
+            averaged = run_folder.restore(paths.out, task.model, task.updates.optimizer)
             names = {name for name, _ in task.model.named_parameters()}
             task.averaged.update({name: tensor for name, tensor in averaged.items() if name in names})
-            scaler = run_folder.read_place(places.out).scaler
+            scaler = run_folder.read_place(paths.out).scaler
             if scaler:
                 task.updates.scaler.load_state_dict(scaler)
         distributed.wait()  # until all have read: the lead may be about to replace the folder
     return first
 
 
-def steps(task: Task, first: int, places: cli.RunPaths) -> Iterator[loop.Step]:
-    """The steps from `first` on, saved every `places.save_minutes` and before the iteration ends, for whatever
-    reason: the last step, SIGTERM or SIGINT, or `places.stop_after` steps."""
+def steps(task: Task, first: int, paths: RunPaths) -> Iterator[loop.Step]:
+    """The steps from `first` on, saved every `paths.save_minutes` and before the iteration ends, for whatever
+    reason: the last step, SIGTERM or SIGINT, or `paths.stop_after` steps."""
     training, source = task.training, task.source
     plan = source.stream(training.batch, seed=training.seed, first=first, last=task.total)
     mine = (loader.share(whole, rank=distributed.rank(), world=distributed.world()) for whole in plan)
-    loaded = loader.load(source, mine, threads=places.workers, pinned=task.where.device.type == "cuda")
+    loaded = loader.load(source, mine, threads=paths.workers, pinned=task.where.device.type == "cuda")
     taken = loop.steps(task.objective, loaded, task.updates, task.where, first=first)
     # One bar, not one per process.
     if distributed.lead():
         taken = progress.track(taken, label="training steps", total=task.total - first)
     with distributed.together():
-        yield from _watched(_averaging(taken, task), lambda done: _save(task, places.out, done), task.where, places)
+        yield from _watched(_averaging(taken, task), lambda done: _save(task, paths.out, done), task.where, paths)
 
 
 def _averaging(taken: Iterator[loop.Step], task: Task) -> Iterator[loop.Step]:
@@ -247,9 +247,9 @@ def _averaging(taken: Iterator[loop.Step], task: Task) -> Iterator[loop.Step]:
         yield step
 
 
-def complete(task: Task, places: cli.RunPaths) -> bool:
+def complete(task: Task, paths: RunPaths) -> bool:
     """True where the run in the folder has reached its last step."""
-    return run_folder.read_place(places.out).steps == task.total
+    return run_folder.read_place(paths.out).steps == task.total
 
 
 def _save(task: Task, out: Path, done: int) -> None:
@@ -258,7 +258,7 @@ def _save(task: Task, out: Path, done: int) -> None:
 
 
 def _watched(
-    taken: Iterator[loop.Step], save: Callable[[int], None], where: devices.Launch, places: cli.RunPaths
+    taken: Iterator[loop.Step], save: Callable[[int], None], where: devices.Launch, paths: RunPaths
 ) -> Iterator[loop.Step]:
     done, saved = 0, time.monotonic()
     with told_to_stop() as told:
@@ -266,9 +266,9 @@ def _watched(
             yield step
             done = step.index + 1
             # The lead's clock alone counts, for saving is done by all or by none.
-            due = distributed.lead() and time.monotonic() - saved > 60 * places.save_minutes
+            due = distributed.lead() and time.monotonic() - saved > 60 * paths.save_minutes
             stop, due = distributed.agreed([told(), due], where.device)
-            if stop or count == places.stop_after:
+            if stop or count == paths.stop_after:
                 break
             if due:
                 save(done)

@@ -1,0 +1,61 @@
+"""The `sgmodel` command: pretrain, fine-tune, predict, convert, and reproduce tables of results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from sgmodel import commands
+from sgmodel.recipes.programs import PROGRAMS
+
+app = commands.new_app(no_args_is_help=True)
+
+EXAMPLES = {
+    "pretrain": "pretrain pretrain-demo-tiny --shards out/shards",
+    "contrast": "contrast contrast-demo-moco --shards out/shards",
+    "classify": "classify classify-demo-tiny --shards out/shards --weights out/runs/pretrain-demo-tiny/checkpoint-last",
+    "segment": "segment segment-demo-tiny --shards out/shards --weights out/runs/pretrain-demo-tiny/checkpoint-last",
+    "detect_change": "detect-change detect_change-demo-tiny --shards out/pairs",
+    "predict": "predict --input out/build --weights out/runs/segment-demo-tiny/checkpoint-best",
+    "convert": "convert SpectralGPT+.pth --out out/weights/spectralgpt-plus",
+    "reproduce": "reproduce city --shards out/shards --shards out/pairs --out out/ledger",
+}
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=commands.show_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Pretrain, fine-tune and apply SpectralGPT and baseline models on Sentinel-2 shards."""
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes of the package: what each is for, what it needs and what it costs."""
+    commands.show_recipes()
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    name: commands.training_command(name, load) for name, load in PROGRAMS.items()
+}
+COMMANDS |= {
+    "predict": commands.predict,
+    "convert": commands.convert,
+    "reproduce": commands.reproduce_command(PROGRAMS),
+}
+for name, command in COMMANDS.items():
+    app.command(name.replace("_", "-"), epilog=f"Example: sgmodel {EXAMPLES[name]}")(command)
+
+
+def main() -> None:
+    """Run the `sgmodel` script."""
+    commands.run(app)
+
+
+if __name__ == "__main__":
+    main()

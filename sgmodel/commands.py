@@ -1,0 +1,292 @@
+"""The commands of `sgmodel`, also run as `python -m sgmodel.recipes.<program>`.
+
+Exit codes are those of `sgdata.errors.ExitCode`. Heavy imports are inside the commands.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+
+from sgdata import files
+from sgdata.errors import ExitCode, SettingError, SgdataError
+from sgmodel import recipe_files
+from sgmodel.train.program import Loaders, Program, ProgramName
+
+SUMMARIES: dict[ProgramName, str] = {
+    "pretrain": "Pretrain SpectralGPT as a masked autoencoder.",
+    "contrast": "Pretrain a baseline backbone by MoCo or SimCLR.",
+    "classify": "Fine-tune and score a scene classifier, single-label or multi-label.",
+    "segment": "Fine-tune and score a semantic segmentation model.",
+    "detect_change": "Fine-tune and score a change detector on pairs of images.",
+}
+
+Recipe = Annotated[str | None, typer.Argument(help="Recipe by name or path; without it, the list of recipes.")]
+Settings = Annotated[bool, typer.Option("--settings", help="Print every key of a recipe, its type, default, meaning.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Over the recipe; repeatable.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Threads = Annotated[int, typer.Option("--threads", help="CPU threads of one operation; they affect rounding.")]
+
+
+def new_app(*, no_args_is_help: bool = False) -> typer.Typer:
+    """Return an app with the conventions of the `sgdata` command."""
+    return typer.Typer(
+        no_args_is_help=no_args_is_help,
+        add_completion=False,  # installing it would edit the user's shell files
+        pretty_exceptions_enable=False,  # they print local variables, which may hold credentials
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def run(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = None) -> None:
+    """Run an app and exit; an SgdataError becomes one line on stderr and exit code 2."""
+    # File names may hold characters that the encoding of the terminal lacks.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        app(args=argv, prog_name=name)
+    except SgdataError as error:
+        print(f"sgmodel: {error}", file=sys.stderr)
+        raise SystemExit(ExitCode.REFUSED) from None
+
+
+def run_module(command: Callable[..., None], module: str, argv: Sequence[str] | None = None) -> None:
+    """Run one command as `python -m sgmodel.recipes.<module>`."""
+    app = new_app()
+    app.command()(command)
+    run(app, argv, f"python -m sgmodel.recipes.{module}")
+
+
+def run_training(program: Program[Any], argv: Sequence[str] | None = None) -> None:
+    """Run a training program as `python -m sgmodel.recipes.<program>`."""
+    run_module(training_command(program.name, lambda: program), program.name, argv)
+
+
+def listen(quiet: bool) -> None:
+    """Send progress and log lines to stderr; with `quiet` only warnings."""
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.getLogger("sgdata").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and exit if `wanted`."""
+    if wanted:
+        print(f"sgmodel {metadata.version('sgdata')}")
+        raise typer.Exit
+
+
+def show_recipes(program: str | None = None) -> None:
+    """Print the recipes of the package, of all programs or of one, with what they need and cost."""
+    for file in recipe_files.recipe_files(program):
+        print(f"{file.path.stem}: {file.what} Needs: {file.needs} Cost: {file.cost}")
+
+
+def show_settings(kind: type[Any]) -> None:
+    """Print key, type, default and meaning of every setting of a recipe class."""
+    for setting in recipe_files.settings(kind):
+        print(f"{setting.key}: {setting.type}; {setting.default}\n    {setting.meaning}")
+
+
+# --- training ------------------------------------------------------------------------------
+
+
+def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Callable[..., None]:
+    """Return the command of a training program, which calls `load` when it is run."""
+
+    def command(
+        recipe: Recipe = None,
+        shards: Annotated[
+            list[str] | None,
+            typer.Option(metavar="[NAME=]DIR|URL", help="Folder of shards; repeatable for stages and mixtures."),
+        ] = None,
+        cache: Annotated[Path, typer.Option(help="Folder that caches shards read from a URL.")] = Path(
+            "~/.cache/sgdata"
+        ),
+        cache_gb: Annotated[float, typer.Option(help="Maximum size of the cache, per process.")] = 20.0,
+        out: Annotated[Path | None, typer.Option(help="Folder of the run (default: out/runs/<recipe>).")] = None,
+        weights: Annotated[
+            str | None,
+            typer.Option(metavar="PATH|HUB", help="Checkpoint folder, file, or OWNER/NAME on the hub."),
+        ] = None,
+        resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out (the default).")] = False,
+        fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run in --out and start again.")] = False,
+        device: Device = "auto",
+        parallel: Annotated[str, typer.Option(help="Under torchrun: ddp (whole models) or fsdp (sharded).")] = "ddp",
+        threads: Threads = 2,
+        workers: Annotated[int, typer.Option(help="Threads that decode samples; they change no result.")] = 2,
+        save_minutes: Annotated[float, typer.Option(help="Minutes between two checkpoints.")] = 10.0,
+        stop_after: Annotated[int | None, typer.Option(metavar="STEPS", help="Stop after this many steps.")] = None,
+        changes: Changes = None,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the size of the run and exit.")] = False,
+        settings: Settings = False,
+        quiet: Quiet = False,
+    ) -> None:
+        if settings:
+            show_settings(load().recipe)
+            return
+        if recipe is None:
+            show_recipes(name)
+            return
+        path = recipe_files.find(recipe)
+        if resume and fresh:
+            raise SettingError("--resume and --fresh exclude each other; give one of them")
+        if parallel not in ("ddp", "fsdp"):
+            raise SettingError(f"--parallel {parallel!r}: expected ddp or fsdp")
+        for option, value in (("threads", threads), ("workers", workers)):
+            if value < 1:
+                raise SettingError(f"--{option} {value}: expected 1 or more")
+        listen(quiet)
+        from sgmodel import distributed
+        from sgmodel.checkpoints import hub
+        from sgmodel.train import run_paths
+
+        program = load()
+        chosen = files.read(program.recipe, path, changes or ())
+        named = run_paths.shard_folders(shards or (), cache, cache_gb)
+        paths = run_paths.RunPaths(
+            shards=next(iter(named.values())),
+            named=named,
+            out=out or Path("out/runs") / path.stem,
+            weights=hub.found(weights) if weights else None,
+            device=device,
+            parallel=cast(Literal["ddp", "fsdp"], parallel),
+            threads=threads,
+            workers=workers,
+            save_minutes=save_minutes,
+            stop_after=stop_after,
+            fresh=fresh,
+            dry_run=dry_run,
+        )
+        code = program.main(chosen, paths)
+        # All ranks end together: a transport thread that frees a tensor while Python exits aborts the process, and
+        # torchrun then ends the other ranks, rank 0 perhaps while it writes a file (pytorch/pytorch#179291).
+        distributed.wait()
+        raise SystemExit(code)
+
+    command.__doc__ = SUMMARIES[name]
+    return command
+
+
+# --- using checkpoints ---------------------------------------------------------------------
+
+
+def predict(
+    recipe: Annotated[str, typer.Argument(help="Recipe by name or path.")] = "default",
+    source: Annotated[
+        Path | None, typer.Option("--input", metavar="PATH", help="GeoTIFF, build folder, or folder of shards.")
+    ] = None,
+    after: Annotated[Path | None, typer.Option(metavar="PATH", help="The second date, for change detection.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="DIR|HUB", help="Checkpoint folder, or OWNER/NAME on the hub.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the predictions.")] = Path("out/predictions"),
+    what: Annotated[str | None, typer.Option(help="classes, probabilities or embeddings.")] = None,
+    bands: Annotated[
+        str | None, typer.Option(metavar="B02,B03,...", help="Bands of a GeoTIFF without band names, in its order.")
+    ] = None,
+    level: Annotated[str | None, typer.Option(help="L1C or L2A, of a GeoTIFF without a contract.json.")] = None,
+    device: Device = "auto",
+    threads: Threads = 2,
+    changes: Changes = None,
+    settings: Settings = False,
+    quiet: Quiet = False,
+) -> None:
+    """Predict maps of rasters without seams, or a row per patch or sample, with any checkpoint."""
+    from sgmodel.checkpoints import hub
+    from sgmodel.inference import predict as inference
+
+    if settings:
+        show_settings(inference.PredictRecipe)
+        return
+    if source is None or weights is None:
+        raise SettingError("--input and --weights are required: give the data and a checkpoint")
+    listen(quiet)
+    options = {"what": what, "level": level, "bands": re.split(r"[\s,]+", bands) if bands else None}
+    # As overrides, so that the recipe stored beside the predictions holds them.
+    given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value]
+    chosen = files.read(inference.PredictRecipe, recipe_files.find(recipe), [*(changes or ()), *given])
+    inputs = (source,) if after is None else (source, after)
+    paths = inference.PredictPaths(inputs=inputs, weights=hub.found(weights), out=out, device=device, threads=threads)
+    raise SystemExit(inference.main(chosen, paths))
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Weight file, checkpoint folder, or OWNER/NAME on the hub.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+    at_least: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the encoder's parameters that must be filled.")
+    ] = 0.9,
+) -> None:
+    """Convert published weights to a checkpoint folder and report which tensors were used."""
+    from sgmodel.checkpoints import convert as conversion
+    from sgmodel.checkpoints import hub
+
+    print(conversion.describe(conversion.convert(hub.found(source), out, at_least=at_least)))
+
+
+# --- the ledger ----------------------------------------------------------------------------
+
+
+def reproduce_command(programs: Loaders) -> Callable[..., None]:
+    """Return the `reproduce` command for a table of training programs."""
+
+    def reproduce(
+        recipe: Recipe = None,
+        shards: Annotated[list[Path] | None, typer.Option(help="Folder of shards; repeatable.")] = None,
+        weights: Annotated[Path, typer.Option(help="Folder of published weights.")] = Path("weights"),
+        out: Annotated[Path, typer.Option(help="Folder of the ledger.")] = Path("out/ledger"),
+        plan: Annotated[bool, typer.Option("--plan", help="Print missing runs and their cost, and exit.")] = False,
+        workers: Annotated[int, typer.Option(help="Runs at a time on this machine.")] = 1,
+        cluster: Annotated[
+            str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, which gets one task per run.")
+        ] = None,
+        threads: Threads = 1,
+        device: Device = "auto",
+        launcher: Annotated[
+            str, typer.Option(help="In place of 'python -m', such as 'torchrun --nproc-per-node 8 -m'.")
+        ] = "",
+        changes: Changes = None,
+        settings: Settings = False,
+    ) -> None:
+        """Train and score every missing run of a ledger, then write its tables."""
+        from sgdata.shards import contracts
+        from sgmodel.ledger import experiments
+        from sgmodel.ledger import reproduce as ledger
+
+        if settings:
+            show_settings(experiments.LedgerRecipe)
+            return
+        if recipe is None:
+            show_recipes("reproduce")
+            return
+        chosen = files.read(experiments.LedgerRecipe, recipe_files.find(recipe), changes or ())
+        if not shards and not plan:
+            raise SettingError(f"{recipe}: no data given; add --shards DIR")
+        paths = experiments.LedgerPaths(
+            # Absolute, since workers on other machines have another working directory.
+            data={contracts.read(folder).dataset: folder.resolve() for folder in shards or ()},
+            out=out.resolve(),
+            programs=programs,
+            weights=weights.resolve(),
+            launcher=tuple(shlex.split(launcher)),
+            options=("--threads", str(threads), "--device", device),
+        )
+        if plan:
+            print("\n".join(ledger.plan(chosen, paths, workers)))
+            return
+        code = ledger.main(chosen, paths, workers=workers, cluster=cluster)
+        print(out / "ledger.json")
+        raise SystemExit(code)
+
+    return reproduce

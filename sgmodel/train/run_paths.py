@@ -1,0 +1,79 @@
+"""Paths and machine settings of a training run, resolved from command-line options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sgdata.errors import SettingError
+from sgdata.shards import contracts
+from sgmodel.data import tar_source
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPaths:
+    """Where a training program reads, writes and computes; of these only `threads` changes the numbers.
+
+    Attributes:
+        shards: The first folder of shards given.
+        out: Folder of the run.
+        named: All folders of shards by the name of their dataset.
+        weights: Checkpoint folder or weight file to start from.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        parallel: "ddp" keeps a whole model on each process, "fsdp" shards it.
+        threads: CPU threads of one operation.
+        workers: Threads that decode samples.
+        save_minutes: Minutes between two checkpoints.
+        stop_after: Number of steps after which to stop, None for all.
+        fresh: Whether to remove an existing run in `out`.
+        dry_run: Whether to print the size of the run and exit.
+    """
+
+    shards: Path
+    out: Path
+    named: dict[str, Path] = field(default_factory=dict)
+    weights: Path | None = None
+    device: str = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    threads: int = 2
+    workers: int = 2
+    save_minutes: float = 10.0
+    stop_after: int | None = None
+    fresh: bool = False
+    dry_run: bool = False
+
+
+def shard_folders(texts: Sequence[str], cache: Path, cache_gb: float) -> dict[str, Path]:
+    """Resolve `--shards` options to local folders by dataset name.
+
+    Args:
+        texts: `DIR` or `NAME=DIR`, where DIR may be a URL.
+        cache: Folder that caches what is read from URLs.
+        cache_gb: Maximum size of the cache per process.
+
+    Raises:
+        SettingError: no folder was given, a folder holds another dataset than NAME, or a dataset was given twice.
+        SourceError: a URL cannot be read.
+    """
+    if not texts:
+        raise SettingError("--shards is missing: give the folder that 'sgdata shard' wrote")
+    folders = [_folder(text, cache.expanduser(), cache_gb) for text in texts]
+    named = dict(folders)
+    if len(named) < len(folders):
+        given = ", ".join(f"{name} = {folder}" for name, folder in folders)
+        raise SettingError(f"--shards gives one dataset twice ({given}); give each once")
+    return named
+
+
+def _folder(text: str, cache: Path, cache_gb: float) -> tuple[str, Path]:
+    """Return the dataset name in the contract and the local folder of `DIR` or `NAME=DIR`."""
+    match = re.fullmatch(r"(?:([\w-]+)=)?(.*)", text)
+    name, path = match.groups() if match else (None, text)
+    folder = tar_source.mirror(path, cache, cache_gb=cache_gb) if "://" in path else Path(path)
+    dataset = contracts.read(folder).dataset
+    if name and name != dataset:
+        raise SettingError(f"--shards {text}: the folder holds '{dataset}', expected '{name}'")
+    return dataset, folder

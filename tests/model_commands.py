@@ -1,0 +1,15 @@
+"""Run the `sgmodel` command within the test process."""
+
+from __future__ import annotations
+
+import pytest
+
+from sgmodel import cli, commands
+
+
+def sgmodel(*arguments: object) -> int:
+    """Return the exit code of `sgmodel` with `arguments`."""
+    with pytest.raises(SystemExit) as ended:
+        commands.run(cli.app, [str(argument) for argument in arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
