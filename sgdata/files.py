@@ -1,4 +1,4 @@
-"""Documents and bytes on disk: strict TOML and JSON, write-then-rename, hashes, one writer per output."""
+"""Read and write documents and outputs: strict TOML and JSON, atomic writes, SHA256SUMS, one writer per output."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +22,10 @@ from sgdata.errors import OutputError, SettingError, SourceError
 T = TypeVar("T")
 
 SUMS = "SHA256SUMS"
-# Names of files and folders that hold times: they stand outside SHA256SUMS, or no run could repeat another.
+# Files and folders that contain times. SHA256SUMS omits them, so that equal runs have equal sums.
 TIMED = ("summary.json", "timings.jsonl", "tensorboard")
-# By which file an output is known.
+_SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
+# The file that identifies each kind of output.
 KINDS = {
     "simulation.json": "a simulated archive",
     "image.tif": "a build",
@@ -38,10 +40,15 @@ KINDS = {
 
 
 def read(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
-    """The TOML or JSON document at `path` as a frozen dataclass `kind`.
+    """Read the TOML or JSON document at `path` as a frozen dataclass.
 
-    `overrides` are `a.b=value` texts, the value in TOML spelling (a bare word is a string).
-    Raises SettingError: file missing, unreadable, an unknown key (nearest name given), a wrong type.
+    Args:
+        kind: The dataclass; nested dataclasses are parsed too.
+        path: File whose suffix is `.json` for JSON; anything else is TOML.
+        overrides: `a.b=value` texts that replace settings; the value is TOML, or a bare word for a string.
+
+    Raises:
+        SettingError: The file is missing or malformed, a key is unknown or missing, or a value has the wrong type.
     """
     document = read_plain(path)
     for text in overrides:
@@ -50,7 +57,7 @@ def read(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
 
 
 def read_plain(path: Path) -> dict[str, Any]:
-    """The TOML or JSON document at `path` as plain dicts. Raises SettingError."""
+    """Read the TOML or JSON document at `path` as plain dicts. Raises SettingError."""
     try:
         text = Path(path).read_bytes().decode("utf-8")
         document = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -60,26 +67,26 @@ def read_plain(path: Path) -> dict[str, Any]:
         kind = "JSON" if path.suffix == ".json" else "TOML"
         raise SettingError(f"{path}: cannot be read as {kind}: {error}") from None
     if not isinstance(document, dict):
-        raise SettingError(f"{path}: holds a {type(document).__name__} at the top, expected a table")
+        raise SettingError(f"{path}: top level is a {type(document).__name__}, expected a table")
     return document
 
 
 def parse(kind: type[T], document: dict[str, Any], where: str) -> T:
-    """A plain document as a `kind`; `where` names it in messages. Raises SettingError."""
+    """Convert a plain document to the dataclass `kind`; `where` names it in messages. Raises SettingError."""
     from pydantic import ValidationError
 
     try:
-        # JSON mode: strict types, but an array may fill a tuple and a whole number a float.
+        # JSON mode: types are strict, but arrays may become tuples and integers floats.
         model: Any = _model(kind)  # type: ignore[arg-type]  # a dataclass type is hashable
         value: T = model.model_validate_json(json.dumps({"it": document}, default=str)).it
     except ValidationError as error:
-        raise SettingError(f"{where}: {_told(kind, error.errors(include_url=False))}") from None
+        raise SettingError(f"{where}: {_explain(kind, error.errors(include_url=False))}") from None
     return value
 
 
-def _told(kind: type[Any], errors: Sequence[Any]) -> str:
-    """The first error as a sentence; an unknown key goes before a missing one, which it often misspells."""
-    # pydantic names these two differently for models and for dataclasses.
+def _explain(kind: type[Any], errors: Sequence[Any]) -> str:
+    """Describe the most helpful of pydantic's errors in one sentence."""
+    # Unknown keys first, since they are often misspellings of a missing key. pydantic has two names for each error.
     unknown = [error for error in errors if error["type"] in {"extra_forbidden", "unexpected_keyword_argument"}]
     first = (unknown or errors)[0]
     key = ".".join(str(part) for part in first["loc"][1:])
@@ -93,15 +100,15 @@ def _told(kind: type[Any], errors: Sequence[Any]) -> str:
 
 @cache
 def _model(kind: type[Any]) -> type[Any]:
-    """A pydantic model around a plain dataclass: nested dataclasses inherit its strict configuration."""
+    """Wrap a dataclass in a pydantic model, whose strict configuration applies to nested dataclasses too."""
     from pydantic import ConfigDict, create_model
 
     return create_model("Document", __config__=ConfigDict(extra="forbid", strict=True), it=(kind, ...))
 
 
 def _names(kind: Any, prefix: str = "") -> Iterator[str]:
-    """Every dotted name that a dataclass and those inside it know."""
-    # `from __future__ import annotations` leaves the types as text; fields inside tuples and unions count too.
+    """Yield the dotted name of every field of a dataclass and of the dataclasses nested in it."""
+    # get_type_hints, since postponed annotations are strings; dataclasses inside tuples and unions count too.
     hints = typing.get_type_hints(kind)
     for item in dataclasses.fields(kind):
         yield prefix + item.name
@@ -111,14 +118,14 @@ def _names(kind: Any, prefix: str = "") -> Iterator[str]:
 
 
 def override(document: dict[str, Any], text: str) -> None:
-    """Lay `a.b=value` over a plain document. Raises SettingError."""
+    """Apply `a.b=value` to a plain document in place. Raises SettingError."""
     dotted, equals, raw = text.partition("=")
     if not equals or not dotted:
         raise SettingError(f"--set {text!r}: expected KEY=VALUE such as composite.method=median")
     try:
         value = tomllib.loads(f"v = {raw}")["v"]
     except tomllib.TOMLDecodeError:
-        # A bare word: `--set composite.method=median` needs no quotes within quotes of the shell.
+        # A bare word, so that `--set composite.method=median` needs no quotes.
         value = raw
     *tables, last = dotted.split(".")
     for table in tables:
@@ -132,8 +139,8 @@ def override(document: dict[str, Any], text: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, tuples, paths and numpy scalars as JSON-able dicts, lists and numbers."""
-    if value is None or type(value) in (str, int, float, bool):  # nearly all, of millions of samples
+    """Convert dataclasses, tuples, paths and numpy scalars to JSON-compatible dicts, lists and numbers."""
+    if value is None or type(value) in (str, int, float, bool):  # by far the most common case
         return value
     kind: Any = type(value)
     names = _field_names(kind)
@@ -145,32 +152,32 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    # numpy scalars, whose repr is no JSON.
+    # numpy scalars
     return value.item() if hasattr(value, "item") else value
 
 
 @cache
 def _field_names(kind: Any) -> tuple[str, ...] | None:
-    """Names of the fields of a dataclass, None for any other type: asked 14 times for each patch of a dataset."""
+    """Return the field names of a dataclass, or None for any other type. Cached: called 14 times per patch."""
     return tuple(item.name for item in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
 
 
 def canonical_json(value: Any) -> bytes:
-    """Sorted keys, no NaN, no spaces, UTF-8, one final newline: equal values give equal bytes."""
-    # NaN is no JSON, and other readers refuse it: better an error here than a file that only Python can read.
+    """Encode as JSON with sorted keys, no NaN, no spaces and one final newline: equal values give equal bytes."""
+    # JSON has no NaN; fail here rather than write a file that only Python can read.
     text = json.dumps(plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    # A file name that is not UTF-8 comes from the disk as lone surrogates, which JSON can escape and UTF-8 cannot hold.
+    # Python represents file names that are not UTF-8 by lone surrogates, which JSON can escape but UTF-8 cannot encode.
     return text.encode(errors="backslashreplace") + b"\n"
 
 
 def pretty_json(value: Any) -> bytes:
-    """As canonical_json, indented for people."""
+    """Encode as `canonical_json` does, but indented."""
     text = json.dumps(plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, indent=1)
     return text.encode(errors="backslashreplace") + b"\n"
 
 
 def toml(value: Any) -> bytes:
-    """A dataclass or dict as TOML; settings that are None are left out."""
+    """Encode a dataclass or dict as TOML; None values are omitted."""
     import tomli_w
 
     return tomli_w.dumps(_without_none(plain(value))).encode()
@@ -188,22 +195,27 @@ def _without_none(value: Any) -> Any:
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yields a temporary name beside `path`, renamed over it on success and removed on failure.
+    """Yield a temporary path next to `path`, which is renamed to `path` on success and removed on failure.
 
-    Not `durable`: without waiting for the disk, for scratch need only survive the process, not the power.
+    Args:
+        path: The file to write; missing parent folders are created.
+        durable: Flush to the disk before renaming. Scratch files need not survive a power failure.
+
+    Raises:
+        OutputError: The folder cannot be created or the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{path.parent}: cannot be made: {error.strerror}; choose another --out") from None
-    # In the same folder, since a rename is atomic only within a file system; hidden, so that no glob of ours finds it;
-    # with the process id, for two processes may write the same cache entry.
+        raise OutputError(f"{path.parent}: cannot be created: {error.strerror}; choose another --out") from None
+    # In the same folder, since a rename is atomic only within a file system; hidden, so that globs do not match it;
+    # with the process id, since two processes may write the same cache entry.
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         yield temporary
         if durable:
             with temporary.open("rb+") as handle:
-                # Before the rename: else a power cut may leave the new name with no bytes behind it.
+                # Before the rename, or a power failure could leave an empty file under the final name.
                 os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
@@ -213,40 +225,61 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write-then-rename. Raises OutputError."""
+    """Write a file atomically. Raises OutputError."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def sha256(content: bytes) -> str:
-    """Hexadecimal SHA-256 of bytes."""
+    """Return the hexadecimal SHA-256 of bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
+    """Return the hexadecimal SHA-256 of a file, without reading it into memory at once."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+# --- finished outputs and SHA256SUMS -------------------------------------------------------
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether `folder` is a finished output: every writer adds SHA256SUMS last."""
+    return (folder / SUMS).is_file()
+
+
+def mark_unfinished(folder: Path) -> None:
+    """Remove SHA256SUMS before changing an output, so that an interrupted run is not taken for a finished one."""
+    (folder / SUMS).unlink(missing_ok=True)
+
+
 def covered(folder: Path, *, everything: bool = False) -> list[str]:
-    """Relative POSIX names, sorted, of what a SHA256SUMS of `folder` should list: not itself, and, but for
-    `everything`, no hidden files and folders (locks and journals are of the machine) and nothing TIMED."""
-    found = []
+    """List the files that the SHA256SUMS of `folder` should have, as sorted relative POSIX paths.
+
+    SHA256SUMS itself is never among them. Hidden files (locks, journals) and those of TIMED are, if `everything`.
+    """
+    names = []
     for path in folder.rglob("*"):
         parts = path.relative_to(folder).parts
-        outside = not everything and any(part.startswith(".") or part in TIMED for part in parts)
-        # What a link to a folder adds is nowhere listed; a link to a file is judged by its content, as hubs keep files.
-        if (path.is_symlink() or not path.is_dir()) and not outside and parts != (SUMS,):
-            found.append("/".join(parts))
-    # As texts, not as paths: the order must not depend on the platform.
-    return sorted(found)
+        omitted = not everything and any(part.startswith(".") or part in TIMED for part in parts)
+        # rglob does not follow links to folders, so the link itself is listed; links to files count by their content,
+        # since caches of model hubs store files as links.
+        if (path.is_symlink() or not path.is_dir()) and not omitted and parts != (SUMS,):
+            names.append("/".join(parts))
+    # Sorted as texts, not as paths: the order must not depend on the platform.
+    return sorted(names)
 
 
 def sums(folder: Path, known: Mapping[str, str] | None = None) -> bytes:
-    """The SHA256SUMS text of `folder`: `<hash>  <relative path>` per file; those whose hash is `known` are not read."""
+    """Return the content of SHA256SUMS for `folder`; files whose hash is in `known` are not read."""
     names = [name for name in covered(folder) if (folder / name).is_file()]
-    return "".join(f"{(known or {}).get(name) or sha256_file(folder / name)}  {name}\n" for name in names).encode()
+    return format_sums({name: (known or {}).get(name) or sha256_file(folder / name) for name in names})
+
+
+def format_sums(digests: Mapping[str, str]) -> bytes:
+    """Format relative paths and their hashes as SHA256SUMS: one line `<hash>  <path>` each."""
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
 
 
 def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
@@ -254,13 +287,48 @@ def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     write(folder / SUMS, sums(folder, known))
 
 
+def read_sums(folder: Path) -> dict[str, str]:
+    """Read `folder/SHA256SUMS` as relative path to hash. Raises OutputError if it is missing or malformed."""
+    if not is_finished(folder):
+        raise OutputError(f"{folder}: no {SUMS}; expected a finished output of sgdata or sgmodel")
+    return parse_sums((folder / SUMS).read_bytes(), str(folder / SUMS))
+
+
+def parse_sums(content: bytes, where: str) -> dict[str, str]:
+    """Parse the content of a SHA256SUMS as relative path to hash; `where` names it in messages.
+
+    Raises:
+        OutputError: A line is malformed, duplicates a path or leads out of the folder, or the last one is incomplete.
+    """
+    # Split at \n alone: splitlines also splits at \r and \x0b, which are a newline with one bit flipped.
+    *lines, rest = content.decode(errors="replace").split("\n")
+    if rest:
+        raise OutputError(f"{where}: ends with {rest!r:.90}, expected a complete line; it is truncated")
+    digests: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        match = _SUMS_LINE.fullmatch(line)
+        # The list may come from a download, so no path may lead out of the folder.
+        if not match or Path(match[2]).is_absolute() or ".." in Path(match[2]).parts or match[2] in digests:
+            raise OutputError(f"{where}: line {number} is {line!r:.90}, expected '<sha256>  <relative path>', once")
+        digests[match[2]] = match[1]
+    return digests
+
+
+# --- one writer per output -----------------------------------------------------------------
+
+
 @contextmanager
 def only_writer(folder: Path, mark: str | None = None) -> Iterator[None]:
-    """Hold `folder/.lock`: a second process on the same output is refused with OutputError.
+    """Lock `folder` (created if missing) for this process while the context is open.
 
-    `mark` is the file of KINDS that this kind of output has ("": none): a folder of another kind is refused as well.
+    Args:
+        folder: Output folder; the lock is `.lock` inside.
+        mark: Key of KINDS of this kind of output, or "" for a kind without one. None: do not check the kind.
+
+    Raises:
+        OutputError: Another process holds the lock, the folder contains another kind of output, or it is not writable.
     """
-    # Both have a contract, a recipe and sums: the second would overwrite those of the first.
+    # Every kind has a contract, a recipe and sums: the new output would overwrite those of the old one.
     for other in [name for name in KINDS if mark is not None and name != mark and (folder / name).exists()]:
         raise OutputError(f"{folder}: holds {KINDS[other]} ({other}); choose another --out")
     try:
@@ -270,7 +338,7 @@ def only_writer(folder: Path, mark: str | None = None) -> Iterator[None]:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from None
     with handle:
         try:
-            # The kernel drops this lock with the process: a killed run leaves nothing to clean up.
+            # The kernel releases this lock when the process ends, so that a killed run leaves nothing to clean up.
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise OutputError(
@@ -280,7 +348,7 @@ def only_writer(folder: Path, mark: str | None = None) -> Iterator[None]:
 
 
 def existing(path: Path, what: str) -> Path:
-    """`path` itself if it exists. Raises SourceError naming `what` was expected there."""
+    """Return `path` if it exists; otherwise raise SourceError, with `what` as the expectation."""
     if not path.exists():
         raise SourceError(f"{path}: no such file or folder; expected {what}")
     return path

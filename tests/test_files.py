@@ -177,5 +177,5 @@ def test_existing_names_what_was_expected(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutputError, match="cannot be made: .*choose another --out"):
+    with pytest.raises(OutputError, match="cannot be created: .*choose another --out"):
         files.write(tmp_path / "file" / "deeper" / "lock.json", b"{}")

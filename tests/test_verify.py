@@ -69,7 +69,7 @@ def test_a_turned_bit_in_the_list_itself_is_told(output: Path, bit: int) -> None
 
 
 def test_a_folder_that_is_no_output_is_told(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="holds no SHA256SUMS"):
+    with pytest.raises(OutputError, match="no SHA256SUMS"):
         verification.verify(tmp_path)
 
 

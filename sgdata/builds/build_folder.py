@@ -32,7 +32,7 @@ SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3")
 def unchanged(folder: Path, recipe: bytes) -> None:
     """Refuse to overwrite a finished build of another recipe (TOML). Raises OutputError naming what differs."""
     told = folder / "recipe.toml"
-    if (folder / files.SUMS).exists() and told.exists():
+    if files.is_finished(folder) and told.exists():
         held, wanted = files.read_plain(told), tomllib.loads(recipe.decode())
         # Where the shipped recipe would have written to says nothing of the data.
         keys = [key for key in held | wanted if key != "out" and held.get(key) != wanted.get(key)]

@@ -37,7 +37,7 @@ def plan(recipe: BuildRecipe, places: BuildPaths) -> Lock:
     Raises SettingError (area, dates, no scene), ServiceError, SourceError (of an item), OutputError (a build is there).
     """
     check(recipe)
-    if (places.out / files.SUMS).exists():
+    if files.is_finished(places.out):
         raise OutputError(f"{places.out}: holds a finished build, whose lock would be lost; choose another --out")
     lattice = ground(recipe, places)
     where = places.stac or recipe.source.stac
@@ -103,7 +103,7 @@ def build(recipe: BuildRecipe, places: BuildPaths, *, locked: Lock | None = None
         osm_features.known(files.existing(Path(places.osm), "OpenStreetMap data"))  # now, not after an hour of pixels
     with files.only_writer(places.out, build_folder.IMAGE):
         build_folder.unchanged(places.out, files.toml(resolved(recipe, ground(recipe, places, locked))))
-        (places.out / files.SUMS).unlink(missing_ok=True)  # unfinished from here on
+        files.mark_unfinished(places.out)
         for left in (*places.out.glob(".*.partial-*"), *places.out.glob(".*.plain.tif")):  # of a run that was killed
             left.unlink()
         planned = followed(recipe, locked) if locked else plan(recipe, places)

@@ -101,15 +101,12 @@ def fetch(plan: DownloadPlan, out: Path, *, policy: retry.RetryPolicy = RETRY, s
             except OSError as error:
                 raise OutputError(f"{out / source.file}: cannot be written: {error.strerror or error}") from None
             sums = _read_sums(out) | {source.file: digest}
-            lines = "".join(f"{value}  {name}\n" for name, value in sorted(sums.items()))
-            files.write(out / files.SUMS, lines.encode())
+            files.write(out / files.SUMS, files.format_sums(dict(sorted(sums.items()))))
 
 
 def _read_sums(out: Path) -> dict[str, str]:
     """Map the names of the verified files to their SHA-256."""
-    path = out / files.SUMS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    return files.read_sums(out) if files.is_finished(out) else {}
 
 
 def _download(source: Source, out: Path, policy: retry.RetryPolicy, stall_s: float) -> str:

@@ -297,7 +297,7 @@ def _prepare(out: Path, recipe: ShardRecipe, wanted: set[str], *, fresh: bool) -
     if not fresh and held.exists() and held.read_bytes() != files.toml(recipe):
         raise OutputError(f"{out}: holds shards of another recipe; use --fresh to replace them, or another --out")
     # Without SHA256SUMS a folder is unfinished: a run that dies from here on is not mistaken for a whole one.
-    (out / files.SUMS).unlink(missing_ok=True)
+    files.mark_unfinished(out)
     # Journals of other groupings or editions would be counted again.
     ours = [*out.glob(f"{recipe.dataset}-*.tar"), *(out / JOURNAL).glob("*.json")]
     stale = [path for path in ours if fresh or path.name.removesuffix(".json") not in wanted]

@@ -12,7 +12,7 @@ import numpy as np
 from sgdata import files
 from sgdata.builds import build_folder
 from sgdata.composite.rules import NO_VALUE
-from sgdata.pages import charts, html, raster_tiles, tables
+from sgdata.pages import charts, html, raster_tiles, tables, true_colour
 from sgdata.rasters import geotiff
 from sgdata.scenes import lock
 from sgdata.scenes.lock import Lock
@@ -23,7 +23,7 @@ VALUES = "values"
 # Dark to bright in even steps of lightness, after matplotlib's viridis.
 RAMP = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
 PRESETS = {
-    "true colour": ("B04", "B03", "B02"),
+    "true colour": true_colour.RED_GREEN_BLUE,
     "false colour": ("B08", "B04", "B03"),
     "short-wave infrared": ("B12", "B8A", "B04"),
 }
@@ -75,14 +75,16 @@ def _map(
         boxes.setdefault(split, []).append((box[0], box[1], box[2], box[3]))
     keys = {layer["name"]: layer.pop("keys") for layer in layers[1:]}
     keys["patches"] = tuple((charts.colour(split), f"{split} ({len(found)})") for split, found in boxes.items())
+    overviews = [written.overview[name] for name in names]
+    limits = [true_colour.limits(values[values > 0], (1, 99)) for values in overviews]
     spec = {
         "values": VALUES, "shape": written.shape, "step": written.step, "tile": raster_tiles.TILE,
         "crs": planned.grid.crs, "origin": planned.grid.origin, "gsd": planned.grid.gsd_m,
         "planes": list(written.overview), "layers": layers,
         "nodata": contract.nodata, "scale": contract.scale, "offset": contract.offset, "patches": rows,
         "bands": [
-            {"name": band.name, "wavelength": band.wavelength_nm, **_limits(written.overview[band.name])}
-            for band in contract.bands
+            {"name": band.name, "wavelength": band.wavelength_nm, "low": int(low), "high": int(high)}
+            for band, (low, high) in zip(contract.bands, limits, strict=True)
         ],
     }  # fmt: skip
     spectrum = charts.spectrum(
@@ -101,12 +103,6 @@ def _map(
         keys=keys,
         caption="Click a pixel, or move it with the arrow keys, for what the composite holds there, exactly.",
     )
-
-
-def _limits(values: Array) -> dict[str, int]:
-    valid = values[values > 0]
-    low, high = np.percentile(valid, (1, 99)) if valid.size else (0, 1)
-    return {"low": int(low), "high": int(high)}
 
 
 def _classes(title: str, path: Path, space: LabelSpace) -> Layer:

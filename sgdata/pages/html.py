@@ -146,18 +146,6 @@ def write_png(path: Path, rgb: Array) -> None:
         Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)).save(temporary, format="PNG", compress_level=9)
 
 
-def stretch(bands: Array, *, low: float = 2, high: float = 98) -> Array:
-    """(3, H, W) of any number type -> uint8, from percentile `low` to `high` of its positive pixels per band."""
-    out = np.zeros(bands.shape, np.uint8)
-    for index, band in enumerate(bands):
-        valid = band[band > 0]
-        # Percentiles, for a single bright roof or cloud would leave the rest black; 0 is nodata, not dark ground.
-        if valid.size:
-            bottom, top = np.percentile(valid, (low, high))
-            out[index] = np.clip((band - bottom) / max(top - bottom, 1e-9) * 255, 0, 255)
-    return out
-
-
 def paint(classes: Array, colours: Mapping[int, str]) -> Array:
     """(H, W) class ids -> uint8 (H, W, 3); ids without a colour are mid-grey."""
     # Grey is what "not mapped" looks like next to every colour of a legend.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata.pages import charts, html, tables
+from sgdata.pages import charts, html, tables, true_colour
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Bounds, Contract, Sample
 
@@ -73,24 +73,20 @@ def _pictures(sample: Sample, mask: Array | None, contract: Contract) -> Iterato
     # In this order, before comes before after.
     for name in (name for name in tar_format.IMAGES if name in sample.arrays):
         # Of a sample stored at its native sizes the 10 m group has all that true colour needs.
-        held = [band.name for band in contract.bands if name != "image_10m" or band.gsd_m == 10]
-        yield name.replace("_", "-"), true_colour(sample.arrays[name], held, contract)
+        bands = [band.name for band in contract.bands if name != "image_10m" or band.gsd_m == 10]
+        yield name.replace("_", "-"), _stretched(sample.arrays[name], bands, contract)
     if mask is not None:
         space = contract.label_space
         colours = dict(zip(space.ids, space.colours, strict=False)) or CHANGE
         yield "mask", html.paint(mask.astype(np.uint8), colours)
 
 
-def true_colour(array: Array, bands: Sequence[str], contract: Contract) -> Array:
-    """(C, H, W) in stored units -> uint8 (3, H, W); where a set lacks red, green or blue, its first bands."""
-    chosen = ("B04", "B03", "B02") if {"B02", "B03", "B04"} <= set(bands) else [*bands, *bands, *bands][:3]
-    out = np.zeros((3, *array.shape[1:]), np.uint8)
-    for number, name in enumerate(chosen):
-        # Alike for all samples: stretched one by one, a dark sample and a cloud would look the same.
-        held = contract.statistics[name]
-        scaled = (array[bands.index(name)].astype(np.float32) - held.p1) / max(held.p99 - held.p1, 1e-9)
-        out[number] = np.clip(scaled * 255, 0, 255)
-    return out
+def _stretched(array: Array, bands: Sequence[str], contract: Contract) -> Array:
+    """Render (C, H, W) in stored units as uint8 (3, H, W), with the limits of the train split for every sample."""
+    # The same limits for all samples: stretched one by one, a dark sample and a cloud would look the same.
+    chosen = true_colour.band_indices(bands)
+    statistics = [contract.statistics[bands[index]] for index in chosen]
+    return true_colour.stretch(array[chosen].astype(np.float32), [(band.p1, band.p99) for band in statistics])
 
 
 def _shares(source: Path, rows: Sequence[tar_format.Row], contract: Contract) -> list[html.Block]:

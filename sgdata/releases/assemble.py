@@ -20,7 +20,7 @@ from sgdata.audits import findings
 from sgdata.builds import patch_table
 from sgdata.datasets import cards
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgdata.pages import html
+from sgdata.pages import html, true_colour
 from sgdata.rasters import resample
 from sgdata.releases import card, croissant, shipment, stac
 from sgdata.releases.shipment import Order, Shipment
@@ -104,7 +104,7 @@ def _assemble(
 
     contract, planned = source
     # As listed, not as found: a lock file or a journal is no part of the data.
-    for name in verification.listed(order.source / files.SUMS):
+    for name in files.read_sums(order.source):
         _copy(order.source / name, folder / name)
     if order.build and planned:
         _copy(order.build / lock.NAME, folder / lock.NAME)
@@ -145,17 +145,17 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _preview(folder: Path, rows: Sequence[tar_format.Row], contract: Any) -> Array:
-    """A sheet of up to 4 x 4 samples, in true colour where there is such."""
-    names = [band.name for band in contract.bands]
-    rgb = [names.index(name) for name in ("B04", "B03", "B02") if name in names]
+    """Render up to 4 x 4 samples as uint8 (3, H, W), each with a contrast stretch of its own."""
+    rgb = true_colour.band_indices([band.name for band in contract.bands])
     sheet = np.full((3, 4 * PREVIEW_PX, 4 * PREVIEW_PX), 255, np.uint8)
     for at, row in enumerate(rows):
         image = tar_format.whole_images(resample.whole(tar_format.read_sample(folder, row), contract))[0]
-        image = image[rgb if len(rgb) == 3 else [0, 0, 0]]
-        # Nearest: a preview shows pixels, it does not invent any.
+        # Nearest neighbour, so that the preview shows measured values only.
         rows_, cols = (np.arange(PREVIEW_PX) * side // PREVIEW_PX for side in image.shape[1:])
+        bands = image[rgb][:, rows_][:, :, cols]
         top, left = PREVIEW_PX * (at // 4), PREVIEW_PX * (at % 4)
-        sheet[:, top : top + PREVIEW_PX, left : left + PREVIEW_PX] = html.stretch(image[:, rows_][:, :, cols])
+        limits = [true_colour.limits(band[band > 0]) for band in bands]
+        sheet[:, top : top + PREVIEW_PX, left : left + PREVIEW_PX] = true_colour.stretch(bands, limits)
     return sheet
 
 
@@ -214,7 +214,7 @@ def summary(order: Order, folder: Path) -> dict[str, Any]:
     from importlib.metadata import version
 
     contract, report = contracts.read(folder), findings.read(folder / findings.NAME)
-    listed = verification.listed(folder / files.SUMS)
+    listed = files.read_sums(folder)
     return {
         "name": order.name,
         "version": order.version,

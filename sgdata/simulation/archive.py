@@ -57,7 +57,7 @@ def simulate(
         told = out / "simulation.json"
         if told.exists() and files.read_plain(told) != about:
             raise OutputError(f"{out}: holds another simulation ({told.read_text().strip()}); choose another --out")
-        if told.exists() and (out / files.SUMS).exists():
+        if told.exists() and files.is_finished(out):
             return out
         # First of all: a half-made archive must say what it is to whoever resumes it.
         files.write(told, files.canonical_json(about))

@@ -72,11 +72,10 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def mirror(url: str, cache: Path, *, cache_gb: float, stall_s: float = 60.0) -> Path:
-    """A folder under `cache` that stands for the folder of shards at `url`. Raises SourceError."""
+    """A folder under `cache` that stands for the folder of shards at `url`. Raises SourceError, OutputError."""
     place = _Place(url, stall_s)
     folder = cache / files.sha256(url.encode())[:16]
-    lines = place.whole(files.SUMS).decode("ascii", "replace").splitlines()
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    sums = files.parse_sums(place.whole(files.SUMS), f"{url}/{files.SUMS}")
     for name in (tar_format.INDEX, contracts.NAME):
         path = folder / name
         if not path.is_file() or files.sha256_file(path) != sums.get(name):

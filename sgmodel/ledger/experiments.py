@@ -140,7 +140,7 @@ class Run:
     @property
     def done(self) -> bool:
         """A finished run closes with its sums."""
-        return (self.folder / files.SUMS).exists()
+        return files.is_finished(self.folder)
 
     @property
     def results(self) -> dict[str, Any]:

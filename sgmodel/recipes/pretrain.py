@@ -261,7 +261,7 @@ def _reconstructions(
 
 def _show(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source, path: Path) -> None:
     """A picture of the first samples of `source`: true, masked, predicted, and the error of every band."""
-    config, bands = setting.recipe.model, figures.true_colour(setting.contract)
+    config, bands = setting.recipe.model, figures.band_indices(setting.contract)
     plan = itertools.islice(loader.in_order(len(source), SHOWN), 1)
     for images, result in _reconstructions(setting, model, source, plan):
         predicted = mae.unpatchify(result.pred.float(), config)

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from sgdata import files
+from sgdata.pages import true_colour
 from sgdata.types import Array, Contract
 
 GREY = 96
@@ -16,19 +17,15 @@ GAP = 4
 ENLARGED_TO = 192
 
 
-def true_colour(contract: Contract) -> list[int]:
-    """Indices of B04, B03, B02, or of the first three bands where one is missing."""
-    names = [band.name for band in contract.bands]
-    wanted = ("B04", "B03", "B02")
-    return [names.index(name) for name in wanted] if set(wanted) <= set(names) else [0, 1, 2]
+def band_indices(contract: Contract) -> list[int]:
+    """Return the indices of the three bands to show as red, green and blue."""
+    return true_colour.band_indices([band.name for band in contract.bands])
 
 
-def stretched(image: Array, like: Array) -> Array:
-    """(3, H, W) floats -> (H, W, 3) uint8; percentiles 2 and 98 of each band of `like` become 0 and 255."""
-    low, high = (np.percentile(like, p, axis=(1, 2))[:, None, None] for p in (2, 98))
-    scaled = (image - low) / np.maximum(high - low, 1e-6)
-    levels: Array = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
-    return levels.transpose(1, 2, 0)
+def stretch(image: Array, like: Array) -> Array:
+    """Render (3, H, W) floats as (H, W, 3) uint8; percentiles 2 and 98 of each band of `like` become 0 and 255."""
+    # All values count: normalised bands have a mean of 0.
+    return true_colour.stretch(image, [true_colour.limits(band) for band in like]).transpose(1, 2, 0)
 
 
 def reconstruction(true: Tensor, predicted: Tensor, removed: Tensor, bands: Sequence[int]) -> list[Array]:
@@ -36,8 +33,8 @@ def reconstruction(true: Tensor, predicted: Tensor, removed: Tensor, bands: Sequ
     `bands`, and the errors of all."""
     every, guess, hidden = (t.float().cpu().numpy() for t in (true, predicted, removed))
     image, answer, hidden = every[bands], guess[bands], hidden[bands]
-    seen = np.where(hidden.transpose(1, 2, 0) > 0, GREY, stretched(image, image)).astype(np.uint8)
-    return [stretched(image, image), seen, stretched(answer, image), errors(every, guess)]
+    seen = np.where(hidden.transpose(1, 2, 0) > 0, GREY, stretch(image, image)).astype(np.uint8)
+    return [stretch(image, image), seen, stretch(answer, image), errors(every, guess)]
 
 
 def errors(true: Array, predicted: Array) -> Array:
@@ -59,7 +56,7 @@ def segmentation(image: Tensor, target: Tensor, predicted: Tensor, colours: Sequ
     palette[: len(colours)] = [tuple(bytes.fromhex(colour.lstrip("#"))) for colour in colours]
     true = image.float().cpu().numpy()
     maps = [palette[labels.cpu().numpy().astype(np.uint8)] for labels in (target, predicted)]
-    return [stretched(true, true), *maps]
+    return [stretch(true, true), *maps]
 
 
 def write(path: Path, rows: Sequence[Sequence[Array]]) -> None:

@@ -97,7 +97,7 @@ def _prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool) -> None
     contracts.write(out, contract)
     files.write(out / RECIPE, resolved)  # last of the two: it says that both are there to compare with
     # A folder with sums is a finished run; this one is about to change.
-    (out / files.SUMS).unlink(missing_ok=True)
+    files.mark_unfinished(out)
     _repair(out)
 
 
