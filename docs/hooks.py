@@ -24,24 +24,36 @@ ADOPTED = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages."""
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]["scripts"]
     for name, entry in scripts.items():
         app = importlib.import_module(entry.partition(":")[0]).app
         page = "\n".join(command_page(name, typer.main.get_command(app)))
         files.append(File.generated(config, f"reference/{name}.md", content=page))
     if "sgmodel" not in scripts:
-        files.append(File.generated(config, "reference/sgmodel.md", content="# The `sgmodel` command\n"))
+        files.append(
+            File.generated(
+                config, "reference/sgmodel.md", content="# The `sgmodel` command\n"
+            )
+        )
     for page, source in ADOPTED.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         # Links of these files start at the top of the repository, those of the site in docs/.
-        files.append(File.generated(config, page, content=text.replace("](docs/", "](")))
+        files.append(
+            File.generated(config, page, content=text.replace("](docs/", "]("))
+        )
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Put the file tree and the rows of folders where a page marks their places with a comment."""
     markdown = markdown.replace("<!-- rows -->", "\n".join(rows()))
-    return re.sub(r"<!-- tree: (\w+) -->", lambda match: "\n".join(tree(ROOT / match[1])), markdown)
+    return re.sub(
+        r"<!-- tree: (\w+) -->",
+        lambda match: "\n".join(tree(ROOT / match[1])),
+        markdown,
+    )
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
@@ -76,7 +88,10 @@ def command_section(name: str, command: Any) -> Iterator[str]:
     yield f"{plain(command.help)}\n"
     yield f"```text\n{' '.join([name, *words, '[OPTIONS]'])}\n```\n"
     yield "| | | default |\n|---|---|---|"
-    for parameter in [*arguments, *(each for each in parameters if each not in arguments)]:
+    for parameter in [
+        *arguments,
+        *(each for each in parameters if each not in arguments),
+    ]:
         yield row(parameter)
     yield ""
     example = plain(command.epilog).removeprefix("Example: ")
@@ -90,7 +105,11 @@ def row(parameter: Any) -> str:
     if parameter.param_type_name == "option":
         name = ", ".join(parameter.opts) + ("" if parameter.is_flag else f" {name}")
     default = "required" if parameter.required else ""
-    if not parameter.required and isinstance(parameter.default, str | int | float | Path) and parameter.default:
+    if (
+        not parameter.required
+        and isinstance(parameter.default, str | int | float | Path)
+        and parameter.default
+    ):
         default = f"`{parameter.default}`"
     return f"| `{name}` | {plain(parameter.help)} | {default} |"
 
@@ -110,10 +129,17 @@ def plain(text: str | None) -> str:
 
 def tree(package: Path) -> Iterator[str]:
     """Yield a table per folder of a package: each file with the first line of its docstring."""
-    folders = [package, *sorted(path for path in package.iterdir() if (path / "__init__.py").is_file())]
+    folders = [
+        package,
+        *sorted(path for path in package.iterdir() if (path / "__init__.py").is_file()),
+    ]
     for folder in folders:
         name = folder.relative_to(ROOT).as_posix()
-        about = summary(folder / "__init__.py") if folder != package else "modules that several stages share"
+        about = (
+            summary(folder / "__init__.py")
+            if folder != package
+            else "modules that several stages share"
+        )
         yield f"\n**`{name}/`** {about}\n"
         yield "| file | |\n|---|---|"
         for path in sorted(folder.glob("*.py")):
@@ -124,15 +150,22 @@ def tree(package: Path) -> Iterator[str]:
 
 def rows() -> Iterator[str]:
     """Yield a table of the rows of folders that tests/test_layers.py holds the imports to."""
-    statements = ast.parse((ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8")).body
+    statements = ast.parse(
+        (ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8")
+    ).body
     layers = next(
         ast.literal_eval(each.value)
         for each in statements
         if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "LAYERS"
     )
     yield "| row | `sgdata` | `sgmodel` |\n|---|---|---|"
-    for number, cells in enumerate(itertools.zip_longest(*layers.values(), fillvalue=()), 1):
-        names = (", ".join(f"`{name}`" if name else "modules at the root" for name in cell) for cell in cells)
+    for number, cells in enumerate(
+        itertools.zip_longest(*layers.values(), fillvalue=()), 1
+    ):
+        names = (
+            ", ".join(f"`{name}`" if name else "modules at the root" for name in cell)
+            for cell in cells
+        )
         yield f"| {number} | {' | '.join(names)} |"
 
 
