@@ -31,12 +31,8 @@ def on_files(files: Files, config: Any) -> Files:
         app = importlib.import_module(entry.partition(":")[0]).app
         page = "\n".join(command_page(name, typer.main.get_command(app)))
         files.append(File.generated(config, f"reference/{name}.md", content=page))
-    if "sgmodel" not in scripts:
-        files.append(
-            File.generated(
-                config, "reference/sgmodel.md", content="# The `sgmodel` command\n"
-            )
-        )
+    content = "\n".join(recipe_page())
+    files.append(File.generated(config, "reference/recipes.md", content=content))
     for page, source in ADOPTED.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         # Links of these files start at the top of the repository, those of the site in docs/.
@@ -122,6 +118,20 @@ def value(parameter: Any) -> str:
 def plain(text: str | None) -> str:
     """Return help text as one paragraph of Markdown, on one line."""
     return " ".join((text or "").split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def recipe_page() -> Iterator[str]:
+    """Yield the lines of the page of recipes: a table per program, from the first lines of each recipe."""
+    from sgmodel import recipe_files
+
+    yield "# Recipes\n"
+    yield "The recipes of `sgmodel` that come with the package; `sgmodel recipes` prints the same. Costs are estimates.\n"
+    program = ""
+    for file in recipe_files.recipe_files():
+        if file.program != program:
+            program = file.program
+            yield f"\n## `sgmodel {program.replace('_', '-')}`\n\n| recipe | what | needs | cost |\n|---|---|---|---|"
+        yield f"| `{file.path.stem}` | {plain(file.what)} | {plain(file.needs)} | {plain(file.cost)} |"
 
 
 # --- the file tree -------------------------------------------------------------------------
