@@ -46,7 +46,7 @@ def geomedian(observations: Array, usable: Array) -> Array:
     """As `rules.geomedian`, not rounded: (C, H, W) float64, all pixels through all rounds."""
     values, weight = observations.astype(np.float64), usable[:, None].astype(np.float64)
     point: Array = (values * weight).sum(axis=0) / np.maximum(weight.sum(axis=0), 1)
-    for _ in range(rules.ROUNDS):
+    for _ in range(rules.MAX_ITERATIONS):
         away = np.sqrt(((values - point) ** 2).sum(axis=1, keepdims=True))
         pull = weight / np.maximum(away, 0.5)
         point = (values * pull).sum(axis=0) / np.maximum(pull.sum(axis=0), 1e-12)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from sgdata.composite import rules
+from sgdata.composite import clear_masks, rules
 from sgdata.composite.rules import NO_VALUE, BapSettings
 from sgdata.types import Array
 
@@ -55,9 +55,9 @@ def test_medoid_equals_its_reference(stack: tuple[Array, Array]) -> None:
 @settings(max_examples=60, deadline=None)
 @given(STACKS)
 def test_maxndvi_equals_its_reference(stack: tuple[Array, Array]) -> None:
-    looked, usable = stack[0][:, :2], stack[1]
-    index, score = rules.maxndvi(looked, usable)
-    np.testing.assert_array_equal(index, composite_reference.maxndvi(looked, usable))
+    dn, usable = stack[0][:, :2], stack[1]
+    index, score = rules.maxndvi(dn, usable)
+    np.testing.assert_array_equal(index, composite_reference.maxndvi(dn, usable))
     assert ((score <= 20_000) | (index == NO_VALUE)).all()
 
 
@@ -75,12 +75,12 @@ def test_geomedian_equals_its_reference(stack: tuple[Array, Array]) -> None:
 @given(st.data())
 def test_bap_takes_the_best_of_its_reference(data: st.DataObject) -> None:
     dates = data.draw(st.integers(1, 7))
-    looked = data.draw(arrays.arrays(np.uint16, (dates, 2, 3, 4), elements=st.integers(1, 4000)))
-    sights = data.draw(arrays.arrays(np.uint8, (dates, 3, 4), elements=st.sampled_from([0, 1, 5, 60, 127, 133])))
+    dn = data.draw(arrays.arrays(np.uint16, (dates, 2, 3, 4), elements=st.integers(1, 4000)))
+    clear_scores = data.draw(arrays.arrays(np.uint8, (dates, 3, 4), elements=st.sampled_from([0, 1, 5, 60, 127, 133])))
     days = tuple(data.draw(st.lists(st.integers(17_000, 18_400), min_size=dates, max_size=dates)))
-    index, score = rules.bap(looked, sights, days, BAP, 20)
-    expected = np.where(sights > 0, composite_reference.bap(looked, sights, days, BAP, 20), -1)
-    np.testing.assert_array_equal(index == NO_VALUE, (sights == 0).all(axis=0))
+    index, score = rules.bap(dn, clear_scores, days, BAP, 20)
+    expected = np.where(clear_scores > 0, composite_reference.bap(dn, clear_scores, days, BAP, 20), -1)
+    np.testing.assert_array_equal(index == NO_VALUE, (clear_scores == 0).all(axis=0))
     where = index != NO_VALUE
     # Each of the three table values is rounded to 1 / 10000.
     assert np.abs(score[where] / 10_000 - expected.max(axis=0)[where]).max(initial=0) <= 2e-4
@@ -89,14 +89,14 @@ def test_bap_takes_the_best_of_its_reference(data: st.DataObject) -> None:
 
 
 def test_bap_scores_by_hand() -> None:
-    looked = np.array([[400, 400]], np.uint16).reshape(1, 2, 1, 1)  # HOT 200: half of the haze score
-    sights = np.full((1, 1, 1), 1 + 37, np.uint8)  # 760 m from the next cloud
-    _, score = rules.bap(looked, sights, (day("2018-07-31"),), BAP, 20)
+    dn = np.array([[400, 400]], np.uint16).reshape(1, 2, 1, 1)  # HOT 200: half of the haze score
+    clear_scores = np.full((1, 1, 1), 1 + 37, np.uint8)  # 760 m from the next cloud
+    _, score = rules.bap(dn, clear_scores, (day("2018-07-31"),), BAP, 20)
     cloud = 1 / (1 + math.exp(-10 / 1500 * (760 - 750)))
     by_hand = (math.exp(-0.5) + 0.75 + 0.4 * cloud + 0.3 / 2) / 2.7
     assert score.item() == pytest.approx(by_hand * 10_000, abs=2)
     january = replace(BAP, day_of_year=5)
-    assert january.of_date(day("2019-12-30")) > january.of_date(day("2019-01-20"))  # six days away, not 359
+    assert january.date_score(day("2019-12-30")) > january.date_score(day("2019-01-20"))  # six days away, not 359
 
 
 def test_many_dates_with_large_values() -> None:
@@ -143,6 +143,6 @@ def test_never_clear_is_nodata() -> None:
 def test_few_scenes_are_spread_over_the_ground() -> None:
     left, right, both = np.zeros((4, 4), bool), np.zeros((4, 4), bool), np.ones((4, 4), bool)
     left[:, :2], right[:, 2:], both[0] = True, True, False
-    assert rules.spread([left, left, both, right], 2) == [2, 0]
-    assert rules.spread([left, left, left, right], 2) == [0, 3]
-    assert rules.spread([left, right], 5) == [0, 1]
+    assert clear_masks.spread_scenes([left, left, both, right], 2) == [2, 0]
+    assert clear_masks.spread_scenes([left, left, left, right], 2) == [0, 3]
+    assert clear_masks.spread_scenes([left, right], 5) == [0, 1]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from sgdata.composite import clear_masks, cloud_masks, staging, visits
-from sgdata.composite.cloud_masks import CLEAR, CLOUD, DIM, NOTHING, OTHER, SHADOW, MaskSettings
+from sgdata.composite import clear_masks, cloud_masks, scene_staging, staging
+from sgdata.composite.cloud_masks import CLEAR, CLOUD, DIM, NO_DATA, OTHER, SHADOW, MaskSettings
 from sgdata.types import Array, Grid
 
 SCL = MaskSettings(
@@ -32,7 +32,7 @@ def test_distance_is_euclid_rounded_up(mask: Array, reach: int) -> None:
 def test_kinds_of_every_method() -> None:
     layer = np.arange(12, dtype=np.uint8)[None]
     found = cloud_masks.kinds(layer, SCL)[0].tolist()
-    assert found == [NOTHING, OTHER, DIM, SHADOW, CLEAR, CLEAR, CLEAR, DIM, CLOUD, CLOUD, CLOUD, OTHER]
+    assert found == [NO_DATA, OTHER, DIM, SHADOW, CLEAR, CLEAR, CLEAR, DIM, CLOUD, CLOUD, CLOUD, OTHER]
     polar = cloud_masks.kinds(layer, replace(SCL, drop=(0, 1, 3, 8, 9)))[0].tolist()
     assert polar[10:] == [CLEAR, CLEAR]
     likely = cloud_masks.kinds(np.array([[0, 39, 40, 100]], np.uint8), replace(SCL, method="probability"))
@@ -44,17 +44,17 @@ def test_kinds_of_every_method() -> None:
 def test_what_a_layer_cannot_mean_is_not_looked_at() -> None:
     beyond = np.array([[cloud_masks.BEYOND]], np.uint8)
     for method in ("scl", "probability", "external"):
-        assert cloud_masks.kinds(beyond, replace(SCL, method=method)).item() == NOTHING
-    assert cloud_masks.kinds(np.array([[12, 77, 255]], np.uint8), SCL).tolist() == [[NOTHING] * 3]
+        assert cloud_masks.kinds(beyond, replace(SCL, method=method)).item() == NO_DATA
+    assert cloud_masks.kinds(np.array([[12, 77, 255]], np.uint8), SCL).tolist() == [[NO_DATA] * 3]
     wide = np.array([[0, 100, 101, 60_000]], np.uint16)
-    assert cloud_masks.kinds(wide, replace(SCL, method="probability")).tolist() == [[CLEAR, CLOUD, NOTHING, NOTHING]]
+    assert cloud_masks.kinds(wide, replace(SCL, method="probability")).tolist() == [[CLEAR, CLOUD, NO_DATA, NO_DATA]]
     assert cloud_masks.kinds(wide, replace(SCL, method="external")).tolist() == [[CLEAR, CLOUD, CLOUD, CLOUD]]
 
 
 def test_dark_ground_is_told_from_a_date_that_is_dark() -> None:
     dim, clear = cloud_masks.DOUBTFUL + 1, 1
     forest, shaded, never, only = ([dim] * 11 + [clear], [clear] * 3 + [dim] * 9, [0] * 12, [0] * 11 + [dim])
-    best = cloud_masks.best_sights(np.array([forest, shaded, never, only], np.uint8).T[:, None])[:, 0].T
+    best = cloud_masks.best_clear(np.array([forest, shaded, never, only], np.uint8).T[:, None])[:, 0].T
     assert best.sum(axis=1).tolist() == [12, 3, 0, 1]
     assert best[1, :3].all()
 
@@ -63,7 +63,10 @@ def test_buffers_reach_from_centre_to_centre() -> None:
     scl = np.full((21, 21), 4, np.uint8)
     scl[10, 3], scl[10, 17] = 9, 3
     seen = (
-        cloud_masks.sight(cloud_masks.kinds(scl, SCL), None, replace(SCL, shadow_buffer_m=20), gsd_m=20, reach_m=0) > 0
+        cloud_masks.clear_score(
+            cloud_masks.kinds(scl, SCL), None, replace(SCL, shadow_buffer_m=20), gsd_m=20, reach_m=0
+        )
+        > 0
     )
     rows, cols = np.indices(seen.shape)
     cloud = np.hypot(rows - 10, cols - 3) <= 3
@@ -74,7 +77,7 @@ def test_buffers_reach_from_centre_to_centre() -> None:
 def test_sight_tells_distance_and_doubt() -> None:
     scl = np.full((1, 200), 4, np.uint8)
     scl[0, 0], scl[0, 50], scl[0, 60] = 9, 7, 2
-    seen = cloud_masks.sight(cloud_masks.kinds(scl, SCL), None, SCL, gsd_m=20, reach_m=1500)[0]
+    seen = cloud_masks.clear_score(cloud_masks.kinds(scl, SCL), None, SCL, gsd_m=20, reach_m=1500)[0]
     assert seen[:5].tolist() == [0, 0, 0, 0, 4]
     assert (seen[50], seen[60]) == (50 + cloud_masks.DOUBTFUL, 60 + cloud_masks.DOUBTFUL)
     assert seen[76] == 76
@@ -87,7 +90,7 @@ def test_surroundings_are_a_box_mean(gsd: float) -> None:
     what = rng.random((130, 170)) < 0.3
     among = rng.random(what.shape) < 0.8
     size, reach = round(500 / gsd), 1
-    found = cloud_masks.surroundings(what & among, among, gsd, 1500)
+    found = cloud_masks.neighbourhood_fraction(what & among, among, gsd, 1500)
     for row, col in ((0, 0), (64, 99), (129, 169), (51, 26)):
         top, left = (row // size - reach) * size, (col // size - reach) * size
         box = (slice(max(top, 0), top + 3 * size), slice(max(left, 0), left + 3 * size))
@@ -107,31 +110,31 @@ def dates(overcast: int, days: int) -> list[Array]:
 
 @pytest.mark.parametrize("overcast", [0, 4])
 def test_a_roof_called_cloud_on_clear_days_is_kept(overcast: int) -> None:
-    guard = cloud_masks.Guard((60, 60), 20)
+    target_filter = cloud_masks.BrightTargetFilter((60, 60), 20)
     series = dates(overcast, 10)
     for found in series:
-        guard.add(found, cloud_masks.cloudiness([found], 20))
+        target_filter.add(found, cloud_masks.cloud_fraction([found], 20))
     roof = np.zeros((60, 60), bool)
     roof[20:30, 20:30] = True
-    np.testing.assert_array_equal(guard.bright(), roof)
-    clear_day = cloud_masks.sight(series[1], guard.bright(), SCL, gsd_m=20, reach_m=0)
+    np.testing.assert_array_equal(target_filter.bright(), roof)
+    clear_day = cloud_masks.clear_score(series[1], target_filter.bright(), SCL, gsd_m=20, reach_m=0)
     assert (clear_day > 0).all()  # no buffer round the roof either
     if overcast:
-        cloudy_day = cloud_masks.sight(series[-1], guard.bright(), SCL, gsd_m=20, reach_m=0)
+        cloudy_day = cloud_masks.clear_score(series[-1], target_filter.bright(), SCL, gsd_m=20, reach_m=0)
         assert not cloudy_day.any()
 
 
 def test_never_clear_needs_enough_looks() -> None:
     for days, kept in ((7, False), (8, True)):
-        guard = cloud_masks.Guard((30, 30), 20)
+        target_filter = cloud_masks.BrightTargetFilter((30, 30), 20)
         for _ in range(days):
             overcast = np.full((30, 30), CLOUD, np.uint8)
-            guard.add(overcast, cloud_masks.cloudiness([overcast], 20))
-        assert guard.bright().all() == kept
+            target_filter.add(overcast, cloud_masks.cloud_fraction([overcast], 20))
+        assert target_filter.bright().all() == kept
 
 
 @pytest.mark.parametrize("reach_m", [0, 1500])
-def test_strips_of_a_mask_have_the_sights_of_the_whole(
+def test_strips_of_a_mask_have_the_clear_scores_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reach_m: float
 ) -> None:
     """Clouds, shadows and roofs, ten dates of them, in strips of one block and in one piece."""
@@ -146,16 +149,18 @@ def test_strips_of_a_mask_have_the_sights_of_the_whole(
         scl[148:152, 40:60] = 8 if n else 4  # a roof across the end of a strip
         path = tmp_path / f"{n}.bin"
         scl.tofile(path)
-        layer = staging.Staged(path=str(path), lattice=lattice, dtype="uint8", sha256=str(n), holes=False)
-        scenes.append(visits.Observed(id=f"s{n}", overpass=str(n), day=n, offset=0, files={"SCL": layer}))
+        layer = staging.StagedWindow(path=str(path), lattice=lattice, dtype="uint8", sha256=str(n), holes=False)
+        scenes.append(scene_staging.StagedScene(id=f"s{n}", overpass=str(n), day=n, offset=0, files={"SCL": layer}))
     found = []
     for pixels in (1, 1 << 20):
         monkeypatch.setattr(clear_masks, "STRIP_PIXELS", pixels)
-        seen = clear_masks.sighted(
+        seen = clear_masks.add_clear_masks(
             tuple(scenes), SCL, area=lattice, reach_m=reach_m, folder=tmp_path / str(pixels), run=map
         )
-        sights = [staging.on_grid(scene.files[visits.SIGHT], lattice, kernel="nearest") for scene in seen]
-        found.append(np.stack(sights))
+        clear_scores = [
+            staging.on_grid(scene.files[scene_staging.CLEAR_SCORE], lattice, kernel="nearest") for scene in seen
+        ]
+        found.append(np.stack(clear_scores))
     np.testing.assert_array_equal(found[0], found[1])
     assert (found[0][1:, 148:152, 40:60] > 0).mean() > 0.7  # the roof was told from clouds
     assert (found[0] == 0).any()

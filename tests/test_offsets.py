@@ -1,4 +1,4 @@
-"""The +1000 of new baselines: what metadata promise, what pixels say, and what is done about both."""
+"""The +1000 of new baselines: what metadata promise, what pixels show, and what is done about both."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ IN_BETWEEN = Evidence(eligible=5000, dark_share=0.3)
     ],
 )
 def test_the_table(provider: str, collection: str, baseline: str, level: str, expected: int | None) -> None:
-    assert offsets.expected(provider, collection, baseline, level=level) == expected  # type: ignore[arg-type]
+    assert offsets.expected_offset(provider, collection, baseline, level=level) == expected  # type: ignore[arg-type]
 
 
 def test_a_baseline_that_is_none_is_refused_by_value() -> None:
     with pytest.raises(SourceError, match="'five'"):
-        offsets.expected("cdse", "sentinel-2-l2a", "five")
+        offsets.expected_offset("cdse", "sentinel-2-l2a", "five")
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_table_and_pixels_together(table: int | None, evidence: Evidence, decide
 @pytest.mark.parametrize(
     ("table", "evidence", "words"),
     [
-        (0, PLENTY_BRIGHT, "promise offset 0, the pixels say -1000"),
-        (-1000, PLENTY_DARK, "promise offset -1000, the pixels say 0"),
+        (0, PLENTY_BRIGHT, "promise offset 0, the pixels show -1000"),
+        (-1000, PLENTY_DARK, "promise offset -1000, the pixels show 0"),
         (None, TOO_FEW, "999 clear pixels"),
         (None, IN_BETWEEN, "0.300 of 5000"),
     ],

@@ -75,7 +75,7 @@ def test_too_much_is_refused_and_nothing_is_a_line_in_the_log(
 
 def test_it_rules_over_the_baseline_but_not_over_rewritten_pixels() -> None:
     def told(provider: str, collection: str, xml: int | None) -> int | None:
-        return offsets.expected(provider, collection, "05.00", product=xml)
+        return offsets.expected_offset(provider, collection, "05.00", product=xml)
 
     assert [told("cdse", "sentinel-2-l2a", xml) for xml in (None, -1000, 0)] == [-1000, -1000, 0]
     assert [told("earth-search", "sentinel-2-c1-l2a", xml) for xml in (None, -1000, 0)] == [-1000, -1000, 0]
@@ -93,7 +93,7 @@ def test_a_build_holds_it_against_the_pixels(
     path.write_bytes(files.pretty_json(item))
     (path.parent / "MTD_MSIL2A.xml").write_text(xml(*[inside] * 12))
     if expected == "stops":
-        with pytest.raises(SourceError, match="metadata promise offset 0, the pixels say -1000"):
+        with pytest.raises(SourceError, match="metadata promise offset 0, the pixels show -1000"):
             run(recipe, folder, tmp_path / "b")
         return
     built = lock.read(run(recipe, folder, tmp_path / "b") / lock.NAME).items[0]

@@ -283,7 +283,7 @@ def test_a_killed_build_goes_on_where_it_stopped(
     wrap(tmp_path / "a", [scene("2019-05-01", ground(5)), scene("2019-06-01", ground(6))])
     whole = run(recipe, tmp_path / "a", tmp_path / "whole", tile_px=64)
     opened, real_open = [], geotiff.opened
-    computed, real_tile = [], tiles.observations
+    computed, real_tile = [], tiles.read_stack
 
     def dying(href: str) -> Any:
         opened.append(href)
@@ -298,7 +298,7 @@ def test_a_killed_build_goes_on_where_it_stopped(
         return real_tile(*arguments)
 
     monkeypatch.setattr(staging.geotiff, "opened", dying)
-    monkeypatch.setattr(tiles, "observations", dying_too)
+    monkeypatch.setattr(tiles, "read_stack", dying_too)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run(recipe, tmp_path / "a", tmp_path / "b", tile_px=64)
@@ -418,7 +418,7 @@ def test_the_stac_item_is_one(tmp_path: Path, recipe: BuildRecipe) -> None:
 
 def test_metadata_and_pixels_at_odds_stop_the_build(tmp_path: Path, recipe: BuildRecipe) -> None:
     wrap(tmp_path / "a", [scene("2019-06-01", ground(1), shift=1000, baseline="03.00")])
-    with pytest.raises(SourceError, match="promise offset 0, the pixels say -1000"):
+    with pytest.raises(SourceError, match="promise offset 0, the pixels show -1000"):
         run(recipe, tmp_path / "a", tmp_path / "b")
 
 
@@ -430,7 +430,7 @@ def test_a_scene_that_cannot_be_tested_is_left_out_or_stops(tmp_path: Path, reci
     assert [item.scene.id for item in built.items] == ["S2A_32UPU_20190601_0_L2A"]
     assert [(d.id, d.reason) for d in built.dropped] == [(opaque.id, "offset untestable: 0 clear pixels")]
     strict = replace(recipe, offset=OffsetSettings(untestable="stop"))
-    with pytest.raises(SourceError, match=f"{opaque.id}: offset undecided"):
+    with pytest.raises(SourceError, match=f"{opaque.id}: metadata and pixels leave the offset undecided"):
         run(strict, tmp_path / "a", tmp_path / "c")
 
 
@@ -500,7 +500,7 @@ def test_a_second_builder_is_refused(tmp_path: Path, recipe: BuildRecipe) -> Non
     ("change", "words"),
     [
         ({"bands": ("B02", "B99")}, "B99"),
-        ({"bands": ("B05", "B06")}, "medoid: looks at B02"),
+        ({"bands": ("B05", "B06")}, "medoid: needs B02"),
         ({"dates": "sometime"}, "sometime"),
     ],
 )

@@ -12,7 +12,6 @@ from typing import Any
 from sgdata import catalog, files, pool
 from sgdata.builds import cut
 from sgdata.composite import cloud_masks, rules, tiles
-from sgdata.composite.rules import LOOKS_AT
 from sgdata.errors import SettingError
 from sgdata.labels.rasterize import LabelSettings
 from sgdata.rasters import resample
@@ -135,13 +134,14 @@ def check(recipe: BuildRecipe) -> None:
     unknown = [band for band in recipe.bands if band not in BAND]
     if unknown or not recipe.bands or len(set(recipe.bands)) != len(recipe.bands):
         raise SettingError(f"bands {list(recipe.bands)}: expected different Sentinel-2 bands such as B02, B8A")
-    needed = set(LOOKS_AT.get(recipe.composite.method, ()))
-    if recipe.composite.method == "medoid":  # measures in those of its bands that there are
-        needed = needed if not needed & set(recipe.bands) else set()
-    if needed - set(recipe.bands):
-        raise SettingError(f"composite {recipe.composite.method}: looks at {', '.join(sorted(needed))}; add to bands")
-    if recipe.composite.method == "bap" and recipe.mask.method == "none":
-        raise SettingError("composite bap scores the distance to clouds; mask method none knows no clouds, choose scl")
+    rule = recipe.composite.rule
+    if missing := rule.missing(recipe.bands):
+        raise SettingError(f"composite {recipe.composite.method}: needs {', '.join(missing)}; add to bands")
+    if rule.needs_mask and recipe.mask.method == "none":
+        raise SettingError(
+            f"composite {recipe.composite.method}: needs the distance to clouds, which mask method none does not give; "
+            "choose mask method scl"
+        )
 
 
 def resolved(recipe: BuildRecipe, lattice: Grid) -> BuildRecipe:

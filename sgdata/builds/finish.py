@@ -1,4 +1,4 @@
-"""What a build says about its image: labels painted from OpenStreetMap, patches with their part, the contract."""
+"""Finish a build: write the contract of its image, labels and patches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sgdata.types import Contract, LabelSpace, Level
 log = logging.getLogger("sgdata")
 
 
-def agree(
+def write_contract(
     folder: Path, name: str, dates: str, level: Level, kernel: Kernel, *, space: LabelSpace, outputs: dict[str, str]
 ) -> None:
     """Write `contract.json` for the finished rasters, whose hashes are `outputs`, and patches.

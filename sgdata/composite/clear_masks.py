@@ -1,4 +1,4 @@
-"""Derive the clear mask of each scene from its mask layer, over the whole area."""
+"""Derive per-scene clear masks from the mask layers, over the whole area."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from sgdata import files
-from sgdata.composite import cloud_masks, rules, staging
+from sgdata.composite import cloud_masks, staging
 from sgdata.composite.rules import VERSION, CompositeSettings
-from sgdata.composite.visits import SIGHT, STRIP_PIXELS, Observed
+from sgdata.composite.scene_staging import CLEAR_SCORE, STRIP_PIXELS, StagedScene
 from sgdata.rasters import grid
 from sgdata.types import Array, Grid, Window
 
-# Coverage of a scene is counted on every eighth pixel of its sight.
-THINNED = 8
+THINNING = 8
+"""Coverage of a scene is counted on every eighth pixel of its clear mask, down and across."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masking:
-    """All that decides the sights of an area, on their own lattice; `folder` keeps them."""
+class MaskJob:
+    """All that decides the clear masks of an area, on the grid of the mask layers; `folder` keeps them."""
 
     grid: Grid
     settings: cloud_masks.MaskSettings
@@ -31,123 +31,160 @@ class Masking:
     folder: Path
 
     @property
-    def bright(self) -> Path:
-        """What the guard found, one byte a pixel."""
+    def bright_targets(self) -> Path:
+        """File of the pixels that the bright target filter keeps, one byte each."""
         return self.folder / "bright.bin"
 
     @property
     def strips(self) -> list[Window]:
-        """Parts of whole blocks, which the neighbourhood of clouds is counted on."""
+        """Strips of whole blocks, on which cloud fractions are counted."""
         return list(grid.strips(self.grid.shape, STRIP_PIXELS, multiple=cloud_masks.block_px(self.grid.gsd_m)))
 
 
-def sighted(
-    scenes: tuple[Observed, ...],
+def add_clear_masks(
+    scenes: tuple[StagedScene, ...],
     settings: cloud_masks.MaskSettings,
     *,
     area: Grid,
     reach_m: float,
     folder: Path,
     run: Callable[..., Iterable[Any]],
-) -> tuple[Observed, ...]:
-    """The scenes, each with its sight (`masks`) among its staged files, on one lattice that reaches beyond the area.
+) -> tuple[StagedScene, ...]:
+    """Return the scenes with their clear scores (see `cloud_masks`) among their staged files.
 
-    `run(task, items)` does the work, `folder` keeps it. What a strip cannot know of its neighbours it is told, so that
-    no edge shows. Raises SourceError where layers do not nest.
+    All are on one grid that reaches beyond the area, and are computed in strips with a margin, so that no edge shows.
+
+    Args:
+        scenes: staged scenes with at least their mask layers.
+        settings: how clouds are masked; without a mask layer the scenes are returned as they are.
+        area: the grid of the build.
+        reach_m: distance in metres up to which the distance to clouds is needed.
+        folder: where the masks are kept.
+        run: `run(task, items)` yields the result of each item.
+
+    Raises:
+        SourceError: the pixels of mask layers do not nest.
     """
     layer = settings.asset
     if layer is None or not scenes:
         return scenes
     west, south, east, north = area.bounds
     reach = layer_reach_m(settings, reach_m)
-    theirs = replace(scenes[0].files[layer].lattice, crs=area.crs)
-    target = grid.windowed(theirs, grid.over(theirs, (west - reach, south - reach, east + reach, north + reach)))
+    layer_grid = replace(scenes[0].files[layer].lattice, crs=area.crs)
+    wider = (west - reach, south - reach, east + reach, north + reach)
+    target = grid.windowed(layer_grid, grid.over(layer_grid, wider))
     decides = (VERSION, settings, reach_m, target, [(scene.id, scene.files[layer].sha256) for scene in scenes])
     folder = folder / files.sha256(files.canonical_json(decides))[:16]
-    masking = Masking(grid=target, settings=settings, reach_m=reach_m, folder=folder)
-    if settings.guard and not masking.bright.exists():
-        shares, size = np.stack(list(run(partial(_cloudiness, masking), scenes))), cloud_masks.block_px(target.gsd_m)
-        # Each strip with the blocks it lies in, and no more, for it may go to another machine.
-        parts = ((part, shares[:, part.row // size : -(-(part.row + part.height) // size)]) for part in masking.strips)
-        with files.replacing(masking.bright, durable=False) as temporary, temporary.open("wb") as handle:
-            for roofs in run(partial(_bright, masking, scenes), parts):
-                roofs.tofile(handle)
-    found = run(partial(_sight, masking), scenes)
-    return tuple(replace(scene, files=scene.files | {SIGHT: sight}) for scene, sight in zip(scenes, found, strict=True))
-
-
-def _kinds(masking: Masking, scene: Observed, strip: Window) -> Array:
-    part = grid.windowed(masking.grid, strip)
-    layer = scene.files[masking.settings.asset or ""]
-    return cloud_masks.kinds(
-        staging.on_grid(layer, part, kernel="nearest", beyond=cloud_masks.BEYOND), masking.settings
+    job = MaskJob(grid=target, settings=settings, reach_m=reach_m, folder=folder)
+    if settings.guard and not job.bright_targets.exists():
+        _write_bright_targets(job, scenes, run)
+    scores = run(partial(_clear_scores, job), scenes)
+    return tuple(
+        replace(scene, files=scene.files | {CLEAR_SCORE: one}) for scene, one in zip(scenes, scores, strict=True)
     )
 
 
-def _cloudiness(masking: Masking, scene: Observed) -> Array:
-    return cloud_masks.cloudiness((_kinds(masking, scene, strip) for strip in masking.strips), masking.grid.gsd_m)
+def _write_bright_targets(job: MaskJob, scenes: tuple[StagedScene, ...], run: Callable[..., Iterable[Any]]) -> None:
+    fractions = np.stack(list(run(partial(_cloud_fraction, job), scenes)))
+    size = cloud_masks.block_px(job.grid.gsd_m)
+    # Each strip travels with the fractions of its own blocks only, since it may go to another machine.
+    strips = ((s, fractions[:, s.row // size : -(-(s.row + s.height) // size)]) for s in job.strips)
+    with files.replacing(job.bright_targets, durable=False) as temporary, temporary.open("wb") as handle:
+        for bright in run(partial(_bright_targets, job, scenes), strips):
+            bright.tofile(handle)
 
 
-def _bright(masking: Masking, scenes: tuple[Observed, ...], part: tuple[Window, Array]) -> Array:
-    """One strip and the (T, h, w) cloudiness of its blocks, through all dates in order: float sums depend on it."""
-    strip, shares = part
-    guard = cloud_masks.Guard((strip.height, strip.width), masking.grid.gsd_m)
-    for scene, share in zip(scenes, shares, strict=True):
-        guard.add(_kinds(masking, scene, strip), share)
-    return guard.bright()
+def _kinds(job: MaskJob, scene: StagedScene, strip: Window) -> Array:
+    layer = scene.files[job.settings.asset or ""]
+    target = grid.windowed(job.grid, strip)
+    values = staging.on_grid(layer, target, kernel="nearest", beyond=cloud_masks.BEYOND)
+    return cloud_masks.kinds(values, job.settings)
 
 
-def _sight(masking: Masking, scene: Observed) -> staging.Staged:
-    path = masking.folder / f"{scene.id}.bin"
-    # The folder's name holds all that decides the bytes: what an earlier run left here is this.
+def _cloud_fraction(job: MaskJob, scene: StagedScene) -> Array:
+    return cloud_masks.cloud_fraction((_kinds(job, scene, strip) for strip in job.strips), job.grid.gsd_m)
+
+
+def _bright_targets(job: MaskJob, scenes: tuple[StagedScene, ...], part: tuple[Window, Array]) -> Array:
+    """Filter one strip by the (T, h, w) cloud fractions of its blocks."""
+    strip, fractions = part
+    bright_target_filter = cloud_masks.BrightTargetFilter((strip.height, strip.width), job.grid.gsd_m)
+    # In the order of the scenes: sums of floats depend on it.
+    for scene, fraction in zip(scenes, fractions, strict=True):
+        bright_target_filter.add(_kinds(job, scene, strip), fraction)
+    return bright_target_filter.bright()
+
+
+def _clear_scores(job: MaskJob, scene: StagedScene) -> staging.StagedWindow:
+    path = job.folder / f"{scene.id}.bin"
+    # The folder's name depends on everything that decides the bytes: a file left by an earlier run is this one.
     if not path.exists():
-        lattice, settings = masking.grid, masking.settings
-        halo = cloud_masks.halo_px(settings, lattice.gsd_m, masking.reach_m)
-        guard = replace(_staged(masking.bright, lattice), dtype="bool") if settings.guard else None
+        lattice, settings = job.grid, job.settings
+        margin = cloud_masks.margin_px(settings, lattice.gsd_m, job.reach_m)
+        targets = replace(_staged(job.bright_targets, lattice), dtype="bool") if settings.guard else None
         with files.replacing(path, durable=False) as temporary, temporary.open("wb") as handle:
-            for strip in masking.strips:
-                first, last = max(strip.row - halo, 0), min(strip.row + strip.height + halo, lattice.shape[0])
-                seen = _kinds(masking, scene, replace(strip, row=first, height=last - first))
-                roofs = None if guard is None else guard.rows(first, last)
-                sight = cloud_masks.sight(seen, roofs, settings, gsd_m=lattice.gsd_m, reach_m=masking.reach_m)
-                sight[strip.row - first :][: strip.height].tofile(handle)
-    return _staged(path, masking.grid)
+            for strip in job.strips:
+                first, last = max(strip.row - margin, 0), min(strip.row + strip.height + margin, lattice.shape[0])
+                kinds = _kinds(job, scene, replace(strip, row=first, height=last - first))
+                bright = None if targets is None else targets.rows(first, last)
+                scores = cloud_masks.clear_score(kinds, bright, settings, gsd_m=lattice.gsd_m, reach_m=job.reach_m)
+                scores[strip.row - first :][: strip.height].tofile(handle)
+    return _staged(path, job.grid)
 
 
-def _staged(path: Path, lattice: Grid) -> staging.Staged:
-    return staging.Staged(path=str(path), lattice=lattice, dtype="uint8", sha256="", holes=False)
+def _staged(path: Path, lattice: Grid) -> staging.StagedWindow:
+    return staging.StagedWindow(path=str(path), lattice=lattice, dtype="uint8", sha256="", holes=False)
 
 
 def layer_reach_m(mask: cloud_masks.MaskSettings, reach_m: float) -> float:
-    """How far beyond the area the mask layer is needed."""
+    """Return how far beyond the area, in metres, the mask layer is needed."""
     return max(mask.cloud_buffer_m, mask.shadow_buffer_m, reach_m)
 
 
-def wanted(scenes: tuple[Observed, ...], settings: CompositeSettings) -> list[int]:
-    """Positions of the sighted scenes whose pixels can matter: the others need not be read.
+def select_scenes(scenes: tuple[StagedScene, ...], settings: CompositeSettings) -> list[int]:
+    """Return the positions of the scenes whose pixels can matter to the composite; the others need not be read.
 
-    `bap`: scenes that could win somewhere, if their haze were the least and that of all others the worst.
+    At most `max_obs` of them, the clearest together, and for a rule with a score range only those that could win
+    somewhere.
     """
-    every = list(range(len(scenes)))
-    sights = [scene.files[SIGHT] for scene in scenes if SIGHT in scene.files]
-    if not sights:
-        return every[: settings.max_obs or None]
+    positions = list(range(len(scenes)))
+    masks = [scene.files[CLEAR_SCORE] for scene in scenes if CLEAR_SCORE in scene.files]
+    if not masks:
+        return positions[: settings.max_obs or None]
     if settings.max_obs and settings.max_obs < len(scenes):
-        every = sorted(rules.spread([sight.pixels[::THINNED, ::THINNED] > 0 for sight in sights], settings.max_obs))
-    if settings.method != "bap":
-        return every
-    by_sight, haze = settings.bap.of_sight(sights[0].lattice.gsd_m).astype(np.int32), settings.bap.of_haze()
-    # Not seen at all: far below whatever is, so that one table settles both.
-    by_sight[0] = np.iinfo(np.int32).min // 2
-    tables = {n: by_sight + np.int32(settings.bap.of_date(scenes[n].day) + haze.min()) for n in every}
-    needed: set[int] = set()
-    for strip in grid.strips(sights[0].lattice.shape, STRIP_PIXELS):
-        # What each pixel is sure to reach with the worst haze; who cannot reach that with the least is not read.
-        floor = np.zeros((strip.height, strip.width), np.int32)
-        for n in every:
-            np.maximum(floor, tables[n][sights[n].rows(strip.row, strip.row + strip.height)], out=floor)
-        floor = np.maximum(floor - np.int32(haze.max() - haze.min()), 0)
-        for n in set(every) - needed:
-            if (tables[n][sights[n].rows(strip.row, strip.row + strip.height)] >= floor).any():
-                needed.add(n)
-    return [n for n in every if n in needed]
+        clear = [mask.pixels[::THINNING, ::THINNING] > 0 for mask in masks]
+        positions = sorted(spread_scenes(clear, settings.max_obs))
+    rule = settings.rule
+    if rule.score_range is None:
+        return positions
+    gsd_m = masks[0].lattice.gsd_m
+    ranges = {n: rule.score_range(settings, scenes[n].day, gsd_m) for n in positions}
+    selected: set[int] = set()
+    for strip in grid.strips(masks[0].lattice.shape, STRIP_PIXELS):
+        rows = strip.row, strip.row + strip.height
+        # The score that each pixel reaches for certain: a scene that cannot exceed it anywhere is not read.
+        certain = np.zeros((strip.height, strip.width), np.int32)
+        for n in positions:
+            np.maximum(certain, ranges[n][0][masks[n].rows(*rows)], out=certain)
+        for n in set(positions) - selected:
+            if (ranges[n][1][masks[n].rows(*rows)] >= certain).any():
+                selected.add(n)
+    return [n for n in positions if n in selected]
+
+
+def spread_scenes(clear: list[Array], count: int) -> list[int]:
+    """Choose `count` of the (H, W) bool masks greedily, each time the one that adds most where least is covered yet.
+
+    The second clear date of a pixel counts half of the first one, the third a third, and so on; ties go to the lowest
+    position.
+    """
+    masks = np.stack(clear).reshape(len(clear), -1)
+    dates = np.zeros(masks.shape[1], np.int64)
+    chosen: list[int] = []
+    for _ in range(min(count, len(clear))):
+        # 720720 divides by 1 to 16: with integers the order of summing cannot decide between equals.
+        gain = np.array([-1 if n in chosen else (720_720 // (1 + dates[mask])).sum() for n, mask in enumerate(masks)])
+        best = int(gain.argmax())
+        chosen.append(best)
+        dates += masks[best]
+    return chosen

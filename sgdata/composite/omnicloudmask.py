@@ -84,11 +84,11 @@ def _image(scene: Scene, lattice: Grid, scratch: Path) -> Array:
 
     def read(band: str) -> Array:
         asset = replace(scene.assets[band], crs=scene.assets[band].crs or scene.crs)
-        piece = staging.Piece(
+        request = staging.WindowRequest(
             name=f"{scene.id} {band}", asset=asset, crs=lattice.crs, bounds=lattice.bounds, target=scratch / band,
             kernel="bilinear", tokens=signing.service(scene.provider, asset.href),
         )  # fmt: skip
-        return staging.on_grid(staging.stage(piece), lattice, kernel="bilinear")
+        return staging.on_grid(staging.stage(request), lattice, kernel="bilinear")
 
     with ThreadPoolExecutor() as readers:
         return np.stack(list(readers.map(read, BANDS)))

@@ -1,55 +1,48 @@
-"""One pixel from many dates: rules that pick a date, and rules that mix them. Pure.
+"""Composite rules: reduce many dates of a pixel to one. Pure.
 
-`medoid`, `bap` and `maxndvi` look at a few bands and say which date is taken: only that date's other bands are ever
-needed. `median` and `geomedian` mix all dates band by band. Observations are (T, C, H, W) uint16 DN, 0 = no data,
-`usable` (T, H, W) says which may be looked at (clear, all bands valid). Sums are exact integers, ties go to the
-lowest date: nothing depends on tiles or threads. Each kernel has a double in plain numpy that it is held equal to, in
-`tests/composite_reference.py`.
+`RULES` says of each rule which bands it reads, whether it picks a date or mixes dates, and its kernel: a new rule needs
+its name in `Method`, its entry in `RULES` and its kernel, all in this file.
+
+Arrays are (T, C, H, W) uint16 DN with 0 = no data; `usable` (T, H, W) marks the pixels to use (clear, all bands valid).
+Sums are exact integers and ties go to the earliest date, so that results depend neither on tiles nor on threads.
+`tests/composite_reference.py` has each kernel in plain numpy; tests compare the two.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import numba
 import numpy as np
 
-from sgdata.composite import rules
 from sgdata.types import Array
 
 Method = Literal["medoid", "bap", "maxndvi", "median", "geomedian"]
 
-# SEPAL's medoid measures in these (blue green red nir swir1 swir2), whatever else is carried along.
-DISTANCE_BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
+VERSION = 2
+"""Version of masks and composites, raised when pixels change: scratch files of another version are not reused."""
 
-# Bands by which a rule picks its date, which the median does not: it goes band by band. Who is not here mixes all.
-LOOKS_AT: dict[Method, tuple[str, ...]] = {
-    "medoid": DISTANCE_BANDS,
-    "bap": ("B02", "B04"),
-    "maxndvi": ("B04", "B08"),
-    "median": (),
-}
-
-# Provenance: no date chosen, no score.
 NO_VALUE = 65535
+"""Value in the provenance raster where no date was chosen, or no score exists."""
 
-# Weiszfeld's iteration stops after this many rounds, or when the point moved less than this in DN.
-ROUNDS, NEAR_DN = 50, 0.01
+MAX_ITERATIONS, TOLERANCE_DN = 50, 0.01
+"""Weiszfeld's iteration for the geomedian stops after this many steps, or when the point moves less than this in DN."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BapSettings:
     """Best available pixel in FORCE's form (Griffiths 2013, Frantz 2019): the weighted mean of four scores.
 
-    `year_factor` and `haze_dn` of the recipes are our choice: FORCE's own constants could not be confirmed.
-
-    Day of year: Gaussian round `day_of_year`, `sigma_days` wide. Year: `year_factor` for each year from `year`.
+    Day of year: Gaussian around `day_of_year`, `sigma_days` wide. Year: `year_factor` for each year from `year`.
     Cloud distance: 1 / (1 + exp(-10 / D (d - D / 2))), D = `cloud_m`. Haze: 1 / (1 + exp(10 / 200 (HOT - H))),
     HOT = B02 - B04 / 2 in DN, H = `haze_dn`. `weights` in this order.
+
+    The values of `year_factor` and `haze_dn` in the recipes are our choice: FORCE's own could not be confirmed.
     """
 
     day_of_year: int
@@ -60,80 +53,172 @@ class BapSettings:
     haze_dn: float
     weights: tuple[float, float, float, float]
 
-    def of_date(self, day: int) -> int:
-        """Score x 10000 that a day (since 1970) brings to every pixel."""
+    def date_score(self, day: int) -> int:
+        """Return the part of the score x 10000 that a day (since 1970) adds to every pixel."""
         when = date(1970, 1, 1) + timedelta(days=day)
         away = abs(when.timetuple().tm_yday - self.day_of_year)
-        away = min(away, 365 - away)  # the year is round
+        away = min(away, 365 - away)  # the calendar is periodic
         doy = math.exp(-0.5 * (away / self.sigma_days) ** 2)
         year = self.year_factor ** abs(when.year - self.year)
         return self._scaled(self.weights[0] * doy + self.weights[1] * year)
 
-    def of_sight(self, gsd_m: float) -> Array:
-        """(256,) int64: score x 10000 by sight (`masks`): its cloud distance, and none if doubtful."""
-        steep = 10 / self.cloud_m
-        away = [sight * gsd_m if sight < 128 else 0 for sight in range(256)]
-        return np.array(
-            [self._scaled(self.weights[2] / (1 + math.exp(-steep * (d - self.cloud_m / 2)))) for d in away], np.int64
-        )
+    def cloud_scores(self, gsd_m: float) -> Array:
+        """Return (256,) int64: the part of the score x 10000 by clear score; doubtful ones count as distance 0."""
+        steepness = 10 / self.cloud_m
+        distances = [clear_score * gsd_m if clear_score < 128 else 0 for clear_score in range(256)]
+        scores = [self.weights[2] / (1 + math.exp(-steepness * (d - self.cloud_m / 2))) for d in distances]
+        return np.array([self._scaled(score) for score in scores], np.int64)
 
     @lru_cache(maxsize=4)  # noqa: B019 - settings are small, frozen and few
-    def of_haze(self) -> Array:
-        """(4096,) int64: score x 10000 by 2 HOT + 2048, the ends for all beyond."""
+    def haze_scores(self) -> Array:
+        """Return (4096,) int64: the part of the score x 10000 by 2 HOT + 2048; the ends hold for all values beyond."""
         hot = [(twice - 2048) / 2 for twice in range(4096)]
-        return np.array(
-            [self._scaled(self.weights[3] / (1 + math.exp(0.05 * (h - self.haze_dn)))) for h in hot], np.int64
-        )
+        scores = [self.weights[3] / (1 + math.exp(0.05 * (h - self.haze_dn))) for h in hot]
+        return np.array([self._scaled(score) for score in scores], np.int64)
 
     def _scaled(self, score: float) -> int:
         return round(score / sum(self.weights) * 10_000)
 
 
-# --- rules that pick a date ----------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class CompositeSettings:
+    """How many dates become one. `max_obs` scenes at most are used, the clearest together; 0: all."""
+
+    method: Method
+    max_obs: int
+    bap: BapSettings
+
+    @property
+    def rule(self) -> Rule:
+        """The entry of `RULES` for this method."""
+        return RULES[self.method]
+
+    @property
+    def reach_m(self) -> float:
+        """Distance in metres up to which the rule uses the distance to clouds."""
+        return self.bap.cloud_m if self.rule.needs_mask else 0
 
 
-def medoid(looked: Array, usable: Array) -> tuple[Array, Array]:
-    """(H, W) uint16 date nearest (Euclid) to the per-band median, NO_VALUE where none, and that distance in DN."""
-    index, score = _unset(looked)
-    _medoid(looked, usable, network(len(looked)), index, score)
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """All dates of one tile, as a rule reads them.
+
+    `dn` (T, C, H, W) uint16 in the bands of the rule, `clear_scores` (T, H, W) uint8 as in `cloud_masks`, `usable`
+    (T, H, W) bool, `days` since 1970, `mask_gsd_m` the pixel size that clear scores count distances in.
+    """
+
+    dn: Array
+    clear_scores: Array
+    usable: Array
+    days: tuple[int, ...]
+    mask_gsd_m: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What every composite rule has.
+
+    Attributes:
+        help: one line for the command line.
+        needs_mask: the rule weighs the distance to clouds and doubtful pixels; others get the best dates of each pixel.
+        score_range: (256,) least and greatest score of a day by clear score, whatever its pixels are: scenes that
+            cannot win are not read. None: every scene can matter.
+    """
+
+    help: str
+    needs_mask: bool = False
+    score_range: Callable[[CompositeSettings, int, float], tuple[Array, Array]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick(Rule):
+    """A rule that picks one date per pixel by a few bands; the other bands are read of the chosen dates only.
+
+    `kernel` returns (H, W) uint16 date and score, NO_VALUE where no date is usable. `some_bands`: the rule works with
+    those of its bands that the recipe has.
+    """
+
+    bands: tuple[str, ...]
+    kernel: Callable[[Stack, CompositeSettings], tuple[Array, Array]]
+    some_bands: bool = False
+
+    def missing(self, bands: tuple[str, ...]) -> list[str]:
+        """Return the bands that the rule lacks in `bands`."""
+        missing = [band for band in self.bands if band not in bands]
+        return [] if self.some_bands and len(missing) < len(self.bands) else missing
+
+    def read_together(self, bands: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those of `bands` of which the kernel needs every date at once."""
+        return tuple(band for band in self.bands if band in bands)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix(Rule):
+    """A rule that mixes all usable dates: `kernel` takes (T, C, H, W) DN and `usable`, returns the (C, H, W) image.
+
+    `per_band`: each band is reduced alone. Then one band at a time is in memory, and bands repeated by nearest
+    neighbour are reduced on their own coarse grid, where the result is the same.
+    """
+
+    kernel: Callable[[Array, Array], Array]
+    per_band: bool
+
+    def missing(self, bands: tuple[str, ...]) -> list[str]:
+        """Return the bands that the rule lacks in `bands`: none, it takes any."""
+        return []
+
+    def read_together(self, bands: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those of `bands` of which the kernel needs every date at once."""
+        return () if self.per_band else bands
+
+
+# --- kernels that pick a date --------------------------------------------------------------
+
+
+def medoid(dn: Array, usable: Array) -> tuple[Array, Array]:
+    """Return (H, W) uint16 date nearest to the per-band median, and its Euclidean distance in DN; NO_VALUE if none."""
+    index, score = _no_choice(dn)
+    _medoid(dn, usable, network(len(dn)), index, score)
     return index, score
 
 
-def maxndvi(looked: Array, usable: Array) -> tuple[Array, Array]:
-    """(H, W) uint16 greenest date by (red, nir), and its (NDVI + 1) x 10000."""
-    index, score = _unset(looked)
-    _maxndvi(looked, usable, index, score)
+def maxndvi(dn: Array, usable: Array) -> tuple[Array, Array]:
+    """Return (H, W) uint16 date with the greatest NDVI of `dn` (red, nir), and its (NDVI + 1) x 10000."""
+    index, score = _no_choice(dn)
+    _maxndvi(dn, usable, index, score)
     return index, score
 
 
 def bap(
-    looked: Array, sights: Array, days: tuple[int, ...], settings: BapSettings, gsd_m: float
+    dn: Array, clear_scores: Array, days: tuple[int, ...], settings: BapSettings, gsd_m: float
 ) -> tuple[Array, Array]:
-    """(H, W) uint16 date of the best score by (blue, red) and sights (T, H, W) of `gsd_m`, and score x 10000."""
-    index, score = _unset(looked)
-    # All three parts are tables of integers: no exp per pixel, and the same score on every machine.
-    dated = np.array([settings.of_date(day) for day in days], np.int64)
-    _bap(looked, sights, dated, settings.of_sight(gsd_m), settings.of_haze(), index, score)
+    """Return (H, W) uint16 date with the best score, and that score x 10000.
+
+    `dn` holds (blue, red); `clear_scores` (T, H, W) count distances in pixels of `gsd_m`.
+    """
+    index, score = _no_choice(dn)
+    # Tables of integers: no exp per pixel, and the same score on every machine.
+    dated = np.array([settings.date_score(day) for day in days], np.int64)
+    _bap(dn, clear_scores, dated, settings.cloud_scores(gsd_m), settings.haze_scores(), index, score)
     return index, score
 
 
-def _unset(looked: Array) -> tuple[Array, Array]:
-    shape = looked.shape[2:]
-    return np.full(shape, NO_VALUE, np.uint16), np.full(shape, NO_VALUE, np.uint16)
+def _no_choice(dn: Array) -> tuple[Array, Array]:
+    return np.full(dn.shape[2:], NO_VALUE, np.uint16), np.full(dn.shape[2:], NO_VALUE, np.uint16)
 
 
 @numba.njit(cache=True, nogil=True)
 def _bap(
-    looked: Array, sights: Array, dated: Array, by_sight: Array, by_haze: Array, index: Array, score: Array
+    dn: Array, clear_scores: Array, dated: Array, by_clear_score: Array, by_haze: Array, index: Array, score: Array
 ) -> None:
-    dates, _, height, width = looked.shape
+    dates, _, height, width = dn.shape
     for y in range(height):
         for x in range(width):
             best = -1
             for t in range(dates):
-                if sights[t, y, x]:  # doubtful looks compete too: their cloud score is the worst
-                    hot = 2 * np.int64(looked[t, 0, y, x]) - np.int64(looked[t, 1, y, x]) + 2048
-                    total = dated[t] + by_sight[sights[t, y, x]] + by_haze[min(max(hot, 0), 4095)]  # type: ignore[index]
+                if clear_scores[t, y, x]:  # doubtful pixels compete too, with the worst cloud score
+                    hot = 2 * np.int64(dn[t, 0, y, x]) - np.int64(dn[t, 1, y, x]) + 2048
+                    total = dated[t] + by_clear_score[clear_scores[t, y, x]] + by_haze[min(max(hot, 0), 4095)]  # type: ignore[index]
                     if total > best:
                         best = total
                         index[y, x] = t
@@ -141,13 +226,13 @@ def _bap(
 
 
 @numba.njit(cache=True, nogil=True)
-def _maxndvi(looked: Array, usable: Array, index: Array, score: Array) -> None:
-    dates, _, height, width = looked.shape
+def _maxndvi(dn: Array, usable: Array, index: Array, score: Array) -> None:
+    dates, _, height, width = dn.shape
     for y in range(height):
         for x in range(width):
             best, over = np.int64(-2), np.int64(1)  # NDVI is never below -1
             for t in range(dates):
-                red, nir = np.int64(looked[t, 0, y, x]), np.int64(looked[t, 1, y, x])
+                red, nir = np.int64(dn[t, 0, y, x]), np.int64(dn[t, 1, y, x])
                 # a / b > c / d as a d > c b: no rounding decides between near equals
                 if usable[t, y, x] and (nir - red) * over > best * (nir + red):
                     best, over = nir - red, nir + red
@@ -156,35 +241,21 @@ def _maxndvi(looked: Array, usable: Array, index: Array, score: Array) -> None:
                 score[y, x] = (10_000 * (best + over)) // over
 
 
-def spread(clear: list[Array], count: int) -> list[int]:
-    """`count` of the (H, W) bool views: each next one is that which adds most where least was seen clear before.
-
-    A clear look counts half, a third ... of the first one; ties go to the lowest.
-    """
-    views = np.stack(clear).reshape(len(clear), -1)
-    looks = np.zeros(views.shape[1], np.int64)
-    chosen: list[int] = []
-    for _ in range(min(count, len(clear))):
-        # 720720 divides by 1 to 16: whole numbers, so that no order of summing decides between equals.
-        gain = np.array([-1 if n in chosen else (720_720 // (1 + looks[view])).sum() for n, view in enumerate(views)])
-        best = int(gain.argmax())
-        chosen.append(best)
-        looks += views[best]
-    return chosen
-
-
-# --- rules that mix dates ------------------------------------------------------------------
+# --- kernels that mix dates ----------------------------------------------------------------
 
 
 def median(observations: Array, usable: Array) -> Array:
-    """(C, H, W): per band the middle usable value, half up between two; 0 where no date is usable."""
+    """Return (C, H, W): the median of the usable values of each band, rounded half up; 0 where no date is usable."""
     image = np.zeros(observations.shape[1:], observations.dtype)
     _median(observations, usable, network(len(observations)), image)
     return image
 
 
 def geomedian(observations: Array, usable: Array) -> Array:
-    """(C, H, W): the spectrum with the least summed distance to all usable ones (Roberts 2017), rounded half up."""
+    """Return (C, H, W): the spectrum with the least summed distance to all usable ones, rounded half up.
+
+    Roberts, Mueller & McIntyre 2017, doi:10.1109/TGRS.2017.2723896.
+    """
     image = np.zeros(observations.shape[1:], observations.dtype)
     _geomedian(observations, usable, image)
     return image
@@ -204,17 +275,17 @@ def _geomedian(observations: Array, usable: Array, image: Array) -> None:
                     n += 1
             if n == 0:
                 continue
-            # The mean is a good start: the sum of distances has one minimum only, unless all lie on a line.
+            # Start at the mean: the sum of distances has a single minimum unless all points are collinear.
             for b in range(bands):
                 point[b] = values[:n, b].mean()
-            for _ in range(ROUNDS):
+            for _ in range(MAX_ITERATIONS):
                 moved[:] = 0
                 total = 0.0
                 for t in range(n):
                     squares = 0.0
                     for b in range(bands):
                         squares += (values[t, b] - point[b]) ** 2
-                    # An observation under the point would weigh infinitely: half a DN is near enough.
+                    # An observation at the point itself would have infinite weight: distances are at least half a DN.
                     weight = 1 / max(np.sqrt(squares), 0.5)
                     total += weight
                     for b in range(bands):
@@ -224,16 +295,16 @@ def _geomedian(observations: Array, usable: Array, image: Array) -> None:
                     moved[b] /= total
                     step = max(step, abs(moved[b] - point[b]))
                     point[b] = moved[b]
-                if step < NEAR_DN:
+                if step < TOLERANCE_DN:
                     break
             for b in range(bands):
                 image[b, y, x] = np.uint16(point[b] + 0.5)
 
 
 def network(count: int) -> Array:
-    """(K, 2) int64: the comparators, in order, that sort `count` values (Batcher's odd-even merge sort).
+    """Return (K, 2) int64: the comparators, in order, that sort `count` values (Batcher's odd-even merge sort).
 
-    The same comparisons whatever the values: a whole line of pixels is sorted at once in vector registers.
+    The comparisons do not depend on the values, so a whole line of pixels is sorted at once in vector registers.
     """
     pairs: list[tuple[int, int]] = []
     p = 1
@@ -254,7 +325,7 @@ def _sorted_line(observations: Array, usable: Array, pairs: Array, b: int, y: in
     dates, width = line.shape
     for t in range(dates):
         for x in range(width):
-            # The largest value stands for "none": it sorts last, and as a real value it is equal to itself.
+            # Unusable values become the largest one, which sorts last; a real value of that size sorts equal to it.
             line[t, x] = observations[t, b, y, x] if usable[t, y, x] else 65535
     for k in range(pairs.shape[0]):
         low, high = line[pairs[k, 0]], line[pairs[k, 1]]
@@ -265,25 +336,25 @@ def _sorted_line(observations: Array, usable: Array, pairs: Array, b: int, y: in
 
 
 @numba.njit(cache=True, nogil=True)
-def _places(usable: Array, y: int, places: Array) -> None:
-    """Fill `places` (2, W) with where in their order the two middle ones of each pixel's usable values stand."""
-    places[:] = 0
+def _middle_ranks(usable: Array, y: int, ranks: Array) -> None:
+    """Fill `ranks` (2, W) with the ranks of the two middle ones among each pixel's usable values."""
+    ranks[:] = 0
     for t in range(usable.shape[0]):
         for x in range(usable.shape[2]):
-            places[1, x] += usable[t, y, x]
+            ranks[1, x] += usable[t, y, x]
     for x in range(usable.shape[2]):
-        n = places[1, x]
-        # No value at all: a place that no date has.
-        places[0, x], places[1, x] = ((n - 1) // 2, n // 2) if n else (65535, 65535)
+        n = ranks[1, x]
+        # Without any usable value: a rank that no date has.
+        ranks[0, x], ranks[1, x] = ((n - 1) // 2, n // 2) if n else (65535, 65535)
 
 
 @numba.njit(cache=True, nogil=True)
-def _middles(line: Array, places: Array, twice: Array) -> None:
-    """Fill `twice` (W) with the sum of the two middle values of a sorted line, which is twice the median."""
+def _middles(line: Array, ranks: Array, twice: Array) -> None:
+    """Fill `twice` (W) with twice the median: the sum of the two middle values of a sorted line."""
     twice[:] = 0
-    # Not looked up but selected: a pass over all dates in vector registers is quicker than a jump per pixel.
+    # Selecting in a pass over all dates uses vector registers, which is faster than one look-up per pixel.
     for t in range(line.shape[0]):
-        low, high = places[0], places[1]
+        low, high = ranks[0], ranks[1]
         for x in range(line.shape[1]):
             value = np.uint32(line[t, x])
             twice[x] += (value if low[x] == t else np.uint32(0)) + (value if high[x] == t else np.uint32(0))
@@ -292,16 +363,16 @@ def _middles(line: Array, places: Array, twice: Array) -> None:
 @numba.njit(cache=True, nogil=True)
 def _median(observations: Array, usable: Array, pairs: Array, image: Array) -> None:
     dates, bands, height, width = observations.shape
-    line, places, twice = (
+    line, ranks, twice = (
         np.empty((dates, width), np.uint16),
         np.empty((2, width), np.uint16),
         np.empty(width, np.uint32),
     )
     for y in range(height):
-        _places(usable, y, places)
+        _middle_ranks(usable, y, ranks)
         for b in range(bands):
             _sorted_line(observations, usable, pairs, b, y, line)
-            _middles(line, places, twice)
+            _middles(line, ranks, twice)
             for x in range(width):
                 image[b, y, x] = (twice[x] + np.uint32(1)) >> np.uint32(1)
 
@@ -309,19 +380,19 @@ def _median(observations: Array, usable: Array, pairs: Array, image: Array) -> N
 @numba.njit(cache=True, nogil=True)
 def _medoid(observations: Array, usable: Array, pairs: Array, index: Array, score: Array) -> None:
     dates, bands, height, width = observations.shape
-    line, places, twice = (
+    line, ranks, twice = (
         np.empty((dates, width), np.uint16),
         np.empty((2, width), np.uint16),
         np.empty(width, np.uint32),
     )
-    # Twice the median is whole, so twice the distance is too: float64 holds these squares exactly.
+    # Twice the median is an integer, and so is twice the distance: float64 holds these squares exactly.
     away, nearest = np.empty((dates, width), np.float64), np.empty(width, np.float64)
     for y in range(height):
         away[:] = 0
-        _places(usable, y, places)
+        _middle_ranks(usable, y, ranks)
         for b in range(bands):
             _sorted_line(observations, usable, pairs, b, y, line)
-            _middles(line, places, twice)
+            _middles(line, ranks, twice)
             for t in range(dates):
                 for x in range(width):
                     step = np.float64(np.int32(2 * np.int32(observations[t, b, y, x]) - np.int32(twice[x])))
@@ -337,19 +408,40 @@ def _medoid(observations: Array, usable: Array, pairs: Array, index: Array, scor
                 score[y, x] = min(np.sqrt(nearest[x]) / 2 + 0.5, 65534.0)
 
 
-VERSION = 2
-"""Counts changes of masks or composites that change a pixel: what an older version left in scratch is not used."""
+# --- the rules -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompositeSettings:
-    """How many dates become one. `max_obs` scenes at most are looked at, the clearest together; 0: all."""
+def _bap_range(settings: CompositeSettings, day: int, gsd_m: float) -> tuple[Array, Array]:
+    haze = settings.bap.haze_scores()
+    least = settings.bap.cloud_scores(gsd_m).astype(np.int32) + np.int32(settings.bap.date_score(day) + haze.min())
+    # A pixel with clear score 0 is not used: far below any other score.
+    least[0] = np.iinfo(np.int32).min // 2
+    return least, least + np.int32(haze.max() - haze.min())
 
-    method: rules.Method
-    max_obs: int
-    bap: rules.BapSettings
 
-    @property
-    def reach_m(self) -> float:
-        """How far the rule wants to know of clouds."""
-        return self.bap.cloud_m if self.method == "bap" else 0
+RULES: dict[Method, Pick | Mix] = {
+    "medoid": Pick(
+        help="the date nearest to the median of all dates",
+        # SEPAL's medoid measures in these six (blue, green, red, nir, swir1, swir2), whatever else the image has.
+        bands=("B02", "B03", "B04", "B08", "B11", "B12"),
+        some_bands=True,
+        kernel=lambda stack, settings: medoid(stack.dn, stack.usable),
+    ),
+    "bap": Pick(
+        help="best available pixel: the date with the best score of season, year, cloud distance and haze",
+        bands=("B02", "B04"),
+        needs_mask=True,
+        kernel=lambda stack, settings: bap(stack.dn, stack.clear_scores, stack.days, settings.bap, stack.mask_gsd_m),
+        score_range=_bap_range,
+    ),
+    "maxndvi": Pick(
+        help="the date with the greatest NDVI",
+        bands=("B04", "B08"),
+        kernel=lambda stack, settings: maxndvi(stack.dn, stack.usable),
+    ),
+    "median": Mix(help="the median of each band", kernel=median, per_band=True),
+    "geomedian": Mix(help="the geometric median of the spectra", kernel=geomedian, per_band=False),
+}
+
+if set(RULES) != set(get_args(Method)):
+    raise TypeError(f"RULES has {sorted(RULES)}, Method names {sorted(get_args(Method))}; expected the same rules")

@@ -1,8 +1,8 @@
-"""Windows of scene files, copied once to scratch on their own lattice, and read back on the build's grid.
+"""Copy windows of scene files to scratch on their own grid, and read them back on the grid of the build.
 
-Stacked composites look at every date of a pixel at once. So each file is decoded once, block by block, into
-plain bytes on disk; tiles then read the few rows they need. Memory is flat in area and dates, and a piece that
-is complete is never fetched again.
+Composites need every date of a pixel at once. Each file is therefore decoded once, block by block, into plain bytes
+on disk, of which tiles read only the rows they need. Memory does not grow with area or dates, and a complete window is
+never fetched again.
 """
 
 from __future__ import annotations
@@ -24,14 +24,22 @@ from sgdata.types import Array, Bounds, Grid, Window
 
 RETRY = retry.RetryPolicy(tries=3, wait_s=2.0)
 MARGIN_PX = 2
-"""Cubic looks two coarse pixels beyond the area, so that pixels at its edge do not depend on where it ends."""
+"""The cubic kernel reads two coarse pixels beyond the area; pixels at its edge must not depend on where it ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """One file to stage: the pixels of `asset` over `bounds`, to `target` (`.bin`, and `.json` once complete).
+class WindowRequest:
+    """One file to stage: the pixels of `asset` over `bounds`.
 
-    `margin_m` beyond the bounds is read too, and no less than MARGIN_PX pixels.
+    Attributes:
+        name: scene and band, for messages.
+        asset: the file, and what its item says of it.
+        crs: CRS of the bounds and of the staged pixels.
+        bounds: west, south, east, north in `crs`.
+        target: path without suffix: `.bin` for the pixels, `.json` once they are complete.
+        tokens: service that signs the URL of the file, as in `signing.signed`.
+        margin_m: margin in metres that is read as well, at least MARGIN_PX pixels.
+        kernel: resampling kernel for pixels of another CRS.
     """
 
     name: str
@@ -40,15 +48,13 @@ class Piece:
     bounds: Bounds
     target: Path
     tokens: str = ""
-    """The service that signs this file's URL, as `signing.signed` takes it."""
     margin_m: float = 0
     kernel: resample.Kernel = "nearest"
-    """How pixels of another CRS are brought into this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Staged:
-    """Staged pixels: C-order little-endian bytes of `lattice.shape` at `path`; `sha256` as pixel hashes go.
+class StagedWindow:
+    """Staged pixels: C-order little-endian bytes of `lattice.shape` at `path`, with their pixel hash.
 
     `holes`: some pixel of the area may have no data.
     """
@@ -60,10 +66,8 @@ class Staged:
     holes: bool
 
     def rows(self, first: int, last: int) -> Array:
-        """(last - first, W) from the file; empty where that does not reach the area.
-
-        Read, not mapped: what threads map and give up again, thousands of times in a build, each makes the others wait.
-        """
+        """Read (last - first, W) pixels. Raises SourceError where the file is too short."""
+        # Read, not mapped: mapping and unmapping thousands of times makes the threads of a build wait for each other.
         width, dtype = self.lattice.shape[1], np.dtype(self.dtype).newbyteorder("<")
         values = np.empty((last - first, width), dtype)
         with Path(self.path).open("rb", buffering=0) as handle:
@@ -76,26 +80,28 @@ class Staged:
 
     @property
     def pixels(self) -> Array:
-        """(H, W): the whole window."""
+        """The whole window (H, W)."""
         return self.rows(0, self.lattice.shape[0])
 
 
-def stage(piece: Piece) -> Staged:
+def stage(request: WindowRequest) -> StagedWindow:
     """Copy a window to scratch, or take it from there if an earlier run did.
 
-    What fails over the line is tried again from the start, with a new signature: GDAL itself asks again for busy
-    answers, but not for a connection dropped midway or a token that has expired. Raises SourceError: unreadable, or
-    the file's header differs from what its item says.
+    Failed reads of remote files are repeated from the start, with a new signature: GDAL itself repeats requests to busy
+    servers, but not those of a dropped connection or an expired token.
+
+    Raises:
+        SourceError: the file cannot be read, or its header differs from its item.
     """
-    done = piece.target.with_suffix(".json")
+    done = request.target.with_suffix(".json")
     if done.exists():
-        return replace(files.read(Staged, done), path=str(piece.target.with_suffix(".bin")))
+        return replace(files.read(StagedWindow, done), path=str(request.target.with_suffix(".bin")))
     href = ""
 
-    def attempt() -> Staged:
+    def attempt() -> StagedWindow:
         nonlocal href
-        href = signing.signed(piece.asset.href, piece.tokens, failed=href)
-        return _copied(piece, href, done)
+        href = signing.signed(request.asset.href, request.tokens, failed=href)
+        return _copied(request, href, done)
 
     def is_transient(error: BaseException) -> bool:
         # Only a failed read has a cause; a header that differs from its item will not change.
@@ -104,77 +110,90 @@ def stage(piece: Piece) -> Staged:
     return retry.call(attempt, RETRY, retry_on=is_transient)
 
 
-def _copied(piece: Piece, href: str, done: Path) -> Staged:
-    data = piece.target.with_suffix(".bin")
-    # The file is opened inside: a failed read must come out as what it is, not as a failed write.
+def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
+    data = request.target.with_suffix(".bin")
+    # The source is opened inside, so that a failed read is not reported as a failed write.
     with (
         files.replacing(data, durable=False) as temporary,
         temporary.open("wb") as handle,
         geotiff.opened(href) as dataset,
     ):
         header = geotiff.header(dataset)
-        check(piece, header)
-        # A mask in degrees lands on the finest pixels there are.
+        check(request, header)
+        # A mask in degrees is resampled to 10 m, the finest pixels of the sensor.
         gsd = 10.0 if dataset.crs.is_geographic else header.lattice.gsd_m
-        margin = max(MARGIN_PX, math.ceil(piece.margin_m / gsd))
-        if header.lattice.crs == piece.crs:
-            window = geotiff.window_over(header.lattice, piece.bounds, margin=margin)
+        margin = max(MARGIN_PX, math.ceil(request.margin_m / gsd))
+        if header.lattice.crs == request.crs:
+            window = geotiff.window_over(header.lattice, request.bounds, margin=margin)
             lattice = grid.windowed(header.lattice, window)
-            found = geotiff.strips(dataset, window)
+            strips = geotiff.strips(dataset, window)
         else:
-            # As scenes of the area's own zone lie: edges are multiples of their pixels.
-            endless = Grid(crs=piece.crs, origin=(0.0, 0.0), gsd_m=gsd, shape=(0, 0))
-            lattice = grid.windowed(endless, grid.over(endless, piece.bounds, margin=margin))
+            # As in scenes of the area's own zone, edges are multiples of the pixel size.
+            endless = Grid(crs=request.crs, origin=(0.0, 0.0), gsd_m=gsd, shape=(0, 0))
+            lattice = grid.windowed(endless, grid.over(endless, request.bounds, margin=margin))
             mask = header.dtype == "uint8"
-            found = geotiff.warped(dataset, lattice, piece.kernel, beyond=cloud_masks.BEYOND if mask else 0)
+            strips = geotiff.warped(dataset, lattice, request.kernel, beyond=cloud_masks.BEYOND if mask else 0)
         digest = hashlib.sha256(geotiff.digest_start(lattice, 1, header.dtype))
         west, south, east, north = lattice.bounds
-        inside = west <= piece.bounds[0] and south <= piece.bounds[1] and east >= piece.bounds[2]
-        # What the file does not cover is a hole like any other.
-        holes = not (inside and north >= piece.bounds[3])
-        for values in found:
+        inside = west <= request.bounds[0] and south <= request.bounds[1] and east >= request.bounds[2]
+        # Ground that the file does not cover counts as a hole.
+        holes = not (inside and north >= request.bounds[3])
+        for values in strips:
             holes = holes or not values.all()
-            # Hashed as it is written: reading 50 GB again only for the lock would double the time.
+            # Hashed while writing: reading all windows again for the lock would double the time.
             content = geotiff.little_endian(values)
             digest.update(content)
             handle.write(content)
-    staged = Staged(path=str(data), lattice=lattice, dtype=header.dtype, sha256=digest.hexdigest(), holes=bool(holes))
+    staged = StagedWindow(
+        path=str(data), lattice=lattice, dtype=header.dtype, sha256=digest.hexdigest(), holes=bool(holes)
+    )
     with files.replacing(done, durable=False) as temporary:
         temporary.write_bytes(files.canonical_json(staged))
     return staged
 
 
-def check(piece: Piece, header: geotiff.Header) -> None:
-    """Hold the file's header against its item and the grid. Raises SourceError naming both."""
-    told, lattice = piece.asset, header.lattice
+def check(request: WindowRequest, header: geotiff.Header) -> None:
+    """Compare the header of the file with its item. Raises SourceError naming both values."""
+    item, lattice = request.asset, header.lattice
     pairs = (
-        ("CRS", lattice.crs, told.crs),
-        ("transform", lattice.transform, told.transform),
-        ("shape", lattice.shape, told.shape),
-        ("data type", header.dtype, told.dtype),
+        ("CRS", lattice.crs, item.crs),
+        ("transform", lattice.transform, item.transform),
+        ("shape", lattice.shape, item.shape),
+        ("data type", header.dtype, item.dtype),
     )
-    for what, found, promised in pairs:
-        if promised is not None and found != promised:
-            raise SourceError(f"{piece.name}: {what} of the file is {found}, its item says {promised}; leave it out")
+    for what, actual, declared in pairs:
+        if declared is not None and actual != declared:
+            raise SourceError(f"{request.name}: {what} of the file is {actual}, its item says {declared}; leave it out")
     if header.dtype not in {"uint8", "uint16"}:
-        raise SourceError(f"{piece.name}: pixels are {header.dtype}, expected uint8 or uint16")
+        raise SourceError(f"{request.name}: pixels are {header.dtype}, expected uint8 or uint16")
 
 
-def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: int = 0, beyond: int = 0) -> Array:
-    """(H, W) of `target` from staged pixels, `offset` added to valid DN; `beyond` where the file does not reach.
+def on_grid(staged: StagedWindow, target: Grid, *, kernel: resample.Kernel, offset: int = 0, beyond: int = 0) -> Array:
+    """Read staged pixels on the grid `target`.
 
-    Raises SourceError where the lattices do not nest.
+    Args:
+        staged: the staged window, of the same or a coarser pixel size.
+        target: the grid to return.
+        kernel: how coarse pixels become fine ones.
+        offset: added to valid DN.
+        beyond: value where the staged window does not reach.
+
+    Returns:
+        (H, W) in the data type of the staged window.
+
+    Raises:
+        SourceError: the pixels do not nest.
     """
     from sgdata.scenes.offsets import corrected
 
-    # Pure integer placement: no resampling library, hence no half-pixel convention to get wrong.
+    # Pure integer placement, without the half-pixel conventions of resampling libraries.
     factor, row, col = place(staged, target)
     height, width = (size * factor for size in staged.lattice.shape)
     top, left = max(row, 0), max(col, 0)
     bottom, right = min(row + target.shape[0], height), min(col + target.shape[1], width)
     if top >= bottom or left >= right:
         return np.full(target.shape, beyond, staged.dtype)
-    # The coarse pixels under the window and two more on each side, then the window inside those.
+    # The coarse pixels under the window and MARGIN_PX more on each side, then the window inside those.
     first_row, first_col = max(top // factor - MARGIN_PX, 0), max(left // factor - MARGIN_PX, 0)
     last_row = min(-(-bottom // factor) + MARGIN_PX, staged.lattice.shape[0])
     coarse = staged.rows(first_row, last_row)[:, first_col : -(-right // factor) + MARGIN_PX]
@@ -189,8 +208,11 @@ def on_grid(staged: Staged, target: Grid, *, kernel: resample.Kernel, offset: in
     return out
 
 
-def place(staged: Staged, target: Grid) -> tuple[int, int, int]:
-    """(factor, row, col): fine pixels per staged pixel, and where `target` begins counted in fine pixels."""
+def place(staged: StagedWindow, target: Grid) -> tuple[int, int, int]:
+    """Return (factor, row, col): fine pixels per staged pixel, and the origin of `target` in fine pixels.
+
+    Raises SourceError where the pixels do not nest.
+    """
     lattice = staged.lattice
     factor = lattice.gsd_m / target.gsd_m
     row = (lattice.origin[1] - target.origin[1]) / target.gsd_m

@@ -14,7 +14,7 @@ from sgdata.types import Array, Grid
 if TYPE_CHECKING:
     from sgdata.builds.build_recipe import BuildRecipe
     from sgdata.composite.rules import Method
-    from sgdata.composite.visits import Observed
+    from sgdata.composite.scene_staging import StagedScene
 
 # A scene counts as cloudy from this share of cloud and shadow on: below it, picking one scene would be fair play.
 CLOUDY = 0.05
@@ -23,7 +23,7 @@ CLOUDY = 0.05
 def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict[str, Any]:
     """The `composite`, `labels` and `offset` parts of `summary.json` (RMSE in reflectance, shares 0-1)."""
     from sgdata import files
-    from sgdata.builds import pipeline
+    from sgdata.builds import fetch, pipeline
     from sgdata.scenes import lock
     from sgdata.simulation import score
 
@@ -31,7 +31,7 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
     built = lock.read(build / lock.NAME)
     items = [item.scene.id for item in built.items]
     places = build_recipe.BuildPaths(out=build, stac=str(archive / "catalog.json"), workers=workers, scratch=scratch)
-    settled, scenes = pipeline.fetch(recipe, built, places)
+    fetched, scenes = fetch.fetch_scenes(recipe, built, places)
 
     truth = score.true_median(archive, recipe.bands)
     clouds = score.true_clouds(archive, items)
@@ -42,7 +42,7 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
 
     def variant(changed: BuildRecipe, name: str) -> Array:
         """The same scenes by a changed recipe; their pixels are staged already."""
-        pipeline.render(changed, settled, scenes, places, scratch / name)
+        pipeline.render(changed, fetched, scenes, places, scratch / name)
         return score.read(scratch / name / "image.tif")
 
     land_cover, mapped = (score.read(archive / "truth" / f"{name}.tif")[0] for name in ("land_cover", "osm_mapped"))
@@ -67,7 +67,9 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
     }
 
 
-def best_cloudy_scene(recipe: BuildRecipe, scenes: tuple[Observed, ...], truth: Array, clouds: Array) -> float | None:
+def best_cloudy_scene(
+    recipe: BuildRecipe, scenes: tuple[StagedScene, ...], truth: Array, clouds: Array
+) -> float | None:
     """The smallest RMSE of any single cloudy scene against the truth, where it has data; None without one."""
     from sgdata.composite import tiles
     from sgdata.rasters import grid
@@ -84,9 +86,9 @@ def best_cloudy_scene(recipe: BuildRecipe, scenes: tuple[Observed, ...], truth: 
     # Sums over windows: the scenes of a large city do not fit in memory side by side.
     squares, pixels = np.zeros(len(scenes)), np.zeros(len(scenes))
     for window in grid.tiles(truth.shape[1:], 256):
-        stack, sights = tiles.observations(job, window)
+        stack = tiles.read_stack(job, window)
         reference = truth[(slice(None), *window.slices)].astype(np.float64)
-        for number, (planes, seen) in enumerate(zip(stack, sights > 0, strict=True)):
+        for number, (planes, seen) in enumerate(zip(stack.dn, stack.clear_scores > 0, strict=True)):
             squares[number] += ((planes[:, seen] - reference[:, seen]) ** 2).sum()
             pixels[number] += seen.sum() * len(planes)
     found = cloudy & (pixels > 0)

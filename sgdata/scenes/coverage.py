@@ -65,7 +65,7 @@ class Cost:
     minutes: int
 
 
-def suited(scenes: Iterable[Scene], lattice: Grid) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
+def select_scenes(scenes: Iterable[Scene], lattice: Grid) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
     """Scenes of the tiles that the area needs, those of its own CRS first, and the others with the reason."""
     import shapely
 
@@ -232,7 +232,7 @@ def drift(planned: Lock, where: str) -> list[str]:
     )
     found, twins = search.search(where, query)
     # The same choice as the plan made: a neighbour that it left out is no news.
-    usable, elsewhere = suited(found, planned.grid)
+    usable, elsewhere = select_scenes(found, planned.grid)
     today = {scene.id: scene for scene in usable}
     known = {item.scene.id: item.scene for item in planned.items}
     left_out = {dropped.id for dropped in planned.dropped}

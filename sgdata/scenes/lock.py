@@ -1,8 +1,8 @@
-"""The lock of a build: what was chosen from the web and what came of it, as one canonical JSON document.
+"""The lock of a build: its inputs and results as one canonical JSON document.
 
-`planned`: scenes, expected offsets, dates; no pixel was read. `built`: also the offsets as tested, the hash of
-every window of pixels that was read, OpenStreetMap answers and output hashes. Nothing in it depends on the
-machine, the clock or the place of the catalogue.
+State `planned`: scenes, expected offsets and dates, before any pixel is read. State `built`: also the tested offsets,
+the hash of every window that was read, and the hashes of OpenStreetMap answers and outputs. Nothing in it depends on
+the machine, the clock or the address of the catalogue.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from sgdata.types import Grid
 
 FORMAT = 1
 NAME = "segmunich.lock.json"
-# Whatever may change a pixel, a geometry or a compressed byte.
+# All that may change a pixel, a geometry or a compressed byte.
 LIBRARIES = ("numpy", "numba", "rasterio", "pyproj", "shapely", "osmium", "osmnx", "pyarrow")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One scene of the lock; its place in `Lock.items` is the index in the provenance raster.
+    """One scene of the lock; its position in `Lock.items` is the index in the provenance raster.
 
-    `expected_offset` is what metadata promise (None: only pixels can tell), `offset` what was decided;
+    `expected_offset` is the offset by metadata (None: only pixels can decide), `offset` the decided one;
     `dark_share` and `eligible` are the pixel test. `windows` has the pixel hash per asset.
     """
 
@@ -40,7 +40,7 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Lock:
-    """The whole document. `answers` and `outputs` are name -> SHA-256."""
+    """The whole document. `answers` and `outputs` map names to SHA-256."""
 
     format: int
     state: Literal["planned", "built"]
@@ -55,12 +55,12 @@ class Lock:
     answers: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    # Of a place that never was: then no notice may name a satellite or a mapper.
+    # Of a simulated area: then no notice may name a satellite or OpenStreetMap contributors.
     simulated: bool = False
 
 
 def read(path: Path) -> Lock:
-    """A lock, or that in a build folder. Raises SettingError where it is none of this format."""
+    """Read a lock, or the one in a build folder. Raises SettingError if it has another format."""
     lock = files.read(Lock, path / NAME if path.is_dir() else path)
     if lock.format != FORMAT:
         raise SettingError(f"{path}: lock format {lock.format}, expected {FORMAT}; plan again with this version")
@@ -68,46 +68,49 @@ def read(path: Path) -> Lock:
 
 
 def write(path: Path, lock: Lock) -> None:
-    """Write-then-rename, canonical bytes."""
+    """Write the lock as canonical JSON."""
     files.write(path, files.canonical_json(lock))
 
 
 def sha256(value: object) -> str:
-    """The hash of any document of ours, over its canonical JSON."""
+    """Return the hash of any document over its canonical JSON."""
     return files.sha256(files.canonical_json(value))
 
 
-def hold(promised: Lock, found: Lock) -> None:
-    """Refuse the first thing in which a run deviates from its lock. Raises OutputError naming both values."""
-    # Both as plain JSON: what a lock says is what its file says.
-    difference = _difference(files.plain(promised), files.plain(found), "")
+def check_equal(locked: Lock, actual: Lock) -> None:
+    """Raise OutputError with both values of the first entry in which a run deviates from its lock."""
+    # Compared as plain JSON, as in the file of the lock.
+    difference = _difference(files.plain(locked), files.plain(actual), "")
     if difference:
         raise OutputError(
             f"--locked: {difference}; build without --locked, or with the recipe and the versions of that build"
         )
 
 
-def _difference(promised: Any, found: Any, where: str) -> str:
-    """'a.b is X, the lock has Y' for the first leaf that differs, '' where none does."""
-    if isinstance(promised, dict) and isinstance(found, dict):
-        pairs = [(key, promised.get(key), found.get(key)) for key in sorted(promised.keys() | found.keys())]
-    elif isinstance(promised, list) and isinstance(found, list) and len(promised) == len(found):
-        pairs = [(str(index), *pair) for index, pair in enumerate(zip(promised, found, strict=True))]
+def _difference(locked: Any, actual: Any, where: str) -> str:
+    """Return 'a.b is X, the lock has Y' for the first leaf that differs, '' if none does."""
+    if isinstance(locked, dict) and isinstance(actual, dict):
+        pairs = [(key, locked.get(key), actual.get(key)) for key in sorted(locked.keys() | actual.keys())]
+    elif isinstance(locked, list) and isinstance(actual, list) and len(locked) == len(actual):
+        pairs = [(str(index), *pair) for index, pair in enumerate(zip(locked, actual, strict=True))]
     else:
-        return "" if promised == found else f"{where} is {found!s:.60}, the lock has {promised!s:.60}"
-    # The first will do: the next ones mostly follow from it.
-    return next((text for key, a, b in pairs if (text := _difference(a, b, f"{where}.{key}".lstrip(".")))), "")
+        return "" if locked == actual else f"{where} is {actual!s:.60}, the lock has {locked!s:.60}"
+    # Only the first: the others mostly follow from it.
+    for key, one, other in pairs:
+        if text := _difference(one, other, f"{where}.{key}".lstrip(".")):
+            return text
+    return ""
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that may change a byte."""
+    """Return the versions of all libraries that may change a byte."""
     from importlib.metadata import version
 
     import pyproj
     import rasterio
     import shapely
 
-    # GDAL, PROJ and GEOS come inside wheels and change without their names.
+    # GDAL, PROJ and GEOS come inside wheels, whose versions do not show theirs.
     ours = {name: version(name) for name in LIBRARIES}
     return ours | {
         "gdal": rasterio.__gdal_version__,

@@ -1,7 +1,7 @@
-"""Whether a scene's DN still carry the +1000 of processing baselines from 04.00 on. Pure.
+"""Decide whether a scene's DN still include the +1000 of processing baselines from 04.00 on. Pure.
 
-Catalogues shift the pixels or not, and their flags are wrong often enough: a table says what to expect,
-the pixels themselves are tested, and a contradiction is never settled silently.
+Some catalogues correct the pixels, others do not, and their flags are often wrong: metadata say which offset to
+expect, the pixels are tested, and a contradiction is never resolved silently.
 """
 
 from __future__ import annotations
@@ -15,55 +15,63 @@ from sgdata.errors import SourceError
 from sgdata.sentinel2 import BASELINE_OFFSET, SceneClass
 from sgdata.types import Array, Level
 
-Believe = Literal["neither", "pixels", "metadata"]
+OffsetSource = Literal["neither", "pixels", "metadata"]
 
 TEST_BANDS = ("B02", "B04", "B12")
 DARK_DN = 1000
 """Vegetation and water reflect less than 0.1 in the test bands: below 1000 unless the offset is still in."""
 ENOUGH_PIXELS = 1000
 SHARE_PRESENT, SHARE_ABSENT = 0.05, 0.5
-"""At most this share below DARK_DN: the offset is in the pixels; at least that share: it is not."""
+"""Pixels include the offset if at most the first share of them is below DARK_DN, and not if at least the second is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OffsetSettings:
-    """What becomes of a scene that metadata leave open and that shows too little clear ground to be tested.
+    """How offsets are decided where metadata and pixels do not agree.
 
-    `believe`: whom, where the two contradict each other; the item's own flag settles only what nothing else does.
+    Attributes:
+        untestable: stop at, or leave out, a scene whose metadata are undecided and that has too few clear pixels.
+        believe: the source to follow where metadata and pixels contradict each other. With `metadata`, the offset that
+            an item declares is used where neither can tell.
     """
 
     untestable: Literal["stop", "leave-out"]
-    believe: Believe = "neither"
+    believe: OffsetSource = "neither"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """The pixel test of one scene: how many test pixels were eligible, the share of them that is dark.
+    """The pixel test of one scene.
 
-    `eligible` counts pixels of the scene classification, `dark_share` runs over them in all test bands.
+    Attributes:
+        eligible: clear vegetation and water pixels of the scene classification.
+        dark_share: share of their values below DARK_DN, over all test bands.
+        product: offset in the product's own XML, where it could be read.
     """
 
     eligible: int
     dark_share: float
     product: int | None = None
-    """What the product's own XML says, where it could be read."""
 
 
-def expected(
+def expected_offset(
     provider: str, collection: str, baseline: str, *, level: Level = "L2A", product: int | None = None
 ) -> int | None:
-    """The offset in DN (0 or -1000) that metadata promise, None where only the pixels can tell.
+    """Return the offset in DN (0 or -1000) to expect by metadata; None if only the pixels can decide.
 
-    `product`, what the product's XML says, rules over the baseline; but where a provider rewrites pixels, it still
-    tells of those that ESA delivered.
+    The offset `product` of the product's XML takes precedence over the baseline; but where a provider rewrites pixels,
+    it still describes those that ESA delivered.
     """
-    carried = product if product is not None else BASELINE_OFFSET if told_by_product(baseline) else 0
+    if product is not None:
+        carried = product
+    else:
+        carried = BASELINE_OFFSET if states_offset(baseline) else 0
     rewritten = provider == "earth-search" and level == "L2A" and "c1" not in collection.split("-")
     return None if carried and rewritten else carried
 
 
-def told_by_product(baseline: str) -> bool:
-    """Whether products of a baseline say what offset they carry: those before 04.00 know of none."""
+def states_offset(baseline: str) -> bool:
+    """Return whether products of a baseline state their offset, as they do from 04.00 on."""
     return _number(baseline) >= (4, 0)
 
 
@@ -76,56 +84,74 @@ def _number(baseline: str) -> tuple[int, int]:
 
 
 def count(scene_classes: Array, bands: Array) -> tuple[int, int]:
-    """(H, W) classes and (C, H, W) DN of the test bands -> eligible pixels, dark values among their C bands."""
+    """Count the eligible pixels, and the dark values in their C bands.
+
+    Args:
+        scene_classes: (H, W) scene classification.
+        bands: (C, H, W) DN of the test bands.
+    """
     clear = (scene_classes == SceneClass.VEGETATION) | (scene_classes == SceneClass.WATER)
     clear &= (bands > 0).all(axis=0)
     return int(clear.sum()), int(((bands < DARK_DN) & clear).sum())
 
 
 def decide(
-    scene: str, table: int | None, evidence: Evidence, *, declared: int | None = None, believe: Believe = "neither"
+    scene: str,
+    expected: int | None,
+    evidence: Evidence,
+    *,
+    declared: int | None = None,
+    offset_source: OffsetSource = "neither",
 ) -> int:
-    """The offset to add to the DN of `scene`; `declared` is what its item says of itself.
+    """Return the offset to add to the DN of a scene.
 
-    Raises SourceError where table and pixels contradict each other, or where neither can tell, unless `believe`
-    names one of them.
+    Args:
+        scene: id, for messages.
+        expected: offset by metadata, as `expected_offset` returns it.
+        evidence: the pixel test.
+        declared: offset that the item declares.
+        offset_source: which to follow where metadata and pixels contradict each other.
+
+    Raises:
+        SourceError: metadata and pixels contradict each other, or neither can decide.
     """
     pixels = measured(evidence)
-    what = f"{evidence.dark_share:.3f} of {evidence.eligible} clear pixels below DN {DARK_DN}"
-    if table is None and pixels is None:
-        if believe == "metadata" and declared is not None:
+    measurement = f"{evidence.dark_share:.3f} of {evidence.eligible} clear pixels below DN {DARK_DN}"
+    if expected is None and pixels is None:
+        if offset_source == "metadata" and declared is not None:
             return declared
         raise SourceError(
-            f"scene {scene}: offset undecided, and the pixels cannot tell ({what}, expected at most {SHARE_PRESENT} "
-            f"or at least {SHARE_ABSENT} of {ENOUGH_PIXELS}); leave the scene out or give --believe metadata"
+            f"scene {scene}: metadata and pixels leave the offset undecided ({measurement}, expected at most "
+            f"{SHARE_PRESENT} or at least {SHARE_ABSENT} of {ENOUGH_PIXELS}); "
+            "leave the scene out or give --believe metadata"
         )
-    if table is not None and pixels is not None and table != pixels and believe == "neither":
+    if expected is not None and pixels is not None and expected != pixels and offset_source == "neither":
         raise SourceError(
-            f"scene {scene}: metadata promise offset {table}, the pixels say {pixels} ({what}); "
+            f"scene {scene}: metadata promise offset {expected}, the pixels show {pixels} ({measurement}); "
             "leave the scene out or give --believe pixels|metadata"
         )
-    # Here they agree, or only one of them can tell, or the user has chosen.
-    first, second = (table, pixels) if believe == "metadata" else (pixels, table)
+    # They agree, or only one of them can decide, or the user has chosen.
+    first, second = (expected, pixels) if offset_source == "metadata" else (pixels, expected)
     return second if first is None else first  # type: ignore[return-value]
 
 
-def untestable(table: int | None, evidence: Evidence) -> bool:
-    """Whether neither metadata nor pixels can tell, because there is next to no clear pixel."""
-    return table is None and evidence.eligible < ENOUGH_PIXELS
+def untestable(expected: int | None, evidence: Evidence) -> bool:
+    """Return whether neither metadata nor pixels can decide, for lack of clear pixels."""
+    return expected is None and evidence.eligible < ENOUGH_PIXELS
 
 
 def measured(evidence: Evidence) -> int | None:
-    """The offset that the pixels tell, None where too few are eligible or the share is in between."""
-    # Between the two shares lies a mixture: better no answer than a wrong tenth of reflectance.
+    """Return the offset by the pixels; None if too few are eligible or the share is in between."""
+    # Between the two shares pixels may be mixed: no answer is better than an error of 0.1 in reflectance.
     if evidence.eligible < ENOUGH_PIXELS or SHARE_PRESENT < evidence.dark_share < SHARE_ABSENT:
         return None
     return BASELINE_OFFSET if evidence.dark_share <= SHARE_PRESENT else 0
 
 
 def corrected(stored: Array, offset: int) -> Array:
-    """Stored DN with `offset` added: 0 stays no data, and what was valid stays valid (at least 1)."""
+    """Return stored DN with `offset` added: 0 stays no data, and valid pixels stay valid (at least 1)."""
     if not offset:
         return stored
-    # Compare first: unsigned numbers must not run below zero.
+    # Limited first: unsigned integers must not wrap around below zero.
     shifted = np.maximum(stored, 1 - offset) + np.array(offset).astype(stored.dtype)
     return np.where(stored > 0, shifted, 0).astype(stored.dtype)

@@ -24,7 +24,7 @@ import composite_reference
 from stac_wrap import Wrapped, wrap
 
 from sgdata import catalog, files, pool
-from sgdata.builds import pipeline
+from sgdata.builds import fetch, pipeline
 from sgdata.composite import rules
 from sgdata.composite import tiles as composite_tiles
 from sgdata.rasters import geotiff, grid
@@ -74,8 +74,8 @@ def ours(folder: Path, method: rules.Method) -> Array:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         places = build_recipe.BuildPaths(out=Path(scratch), stac=str(folder / "a"))
         settings = recipe(method)
-        settled, scenes = pipeline.fetch(settings, pipeline.plan(settings, places), places)
-        job = pipeline.job(settings, settled, scenes, places)
+        fetched, scenes = fetch.fetch_scenes(settings, pipeline.plan(settings, places), places)
+        job = pipeline.composite_job(settings, fetched, scenes, places)
         image = np.empty((len(BANDS), SIDE, SIDE), np.uint16)
         windows = list(grid.tiles(LATTICE.shape, *composite_tiles.tile_shape(job, places.tile_px)))
         tiles = pool.run(
@@ -207,8 +207,8 @@ def alone(folder: Path, side: int, first_year: str) -> str:
         places = build_recipe.BuildPaths(out=Path(scratch), stac=str(folder / "a"))
 
         def build() -> None:
-            settled, scenes = pipeline.fetch(settings, pipeline.plan(settings, places), places)
-            pipeline.render(settings, settled, scenes, places, Path(scratch))
+            fetched, scenes = fetch.fetch_scenes(settings, pipeline.plan(settings, places), places)
+            pipeline.render(settings, fetched, scenes, places, Path(scratch))
 
         seconds = timed(build)
     # Not ru_maxrss: that goes on from the process that started this one.

@@ -17,7 +17,7 @@ import numpy as np
 import rasterio
 
 from sgdata import catalog, files
-from sgdata.builds import build_recipe, pipeline
+from sgdata.builds import build_recipe, fetch, pipeline
 from sgdata.composite import rules
 from sgdata.scenes import lock
 from sgdata.scenes.aoi import Area
@@ -48,21 +48,21 @@ def true_masks(archive: Path, folder: Path, bits: int) -> Path:
 def built(
     settings: build_recipe.BuildRecipe, places: build_recipe.BuildPaths, name: str
 ) -> tuple[lock.Lock, Array, Array]:
-    """The settled lock, the image and the index of the chosen items; labels and patches are left out."""
-    settled, scenes = pipeline.fetch(settings, pipeline.plan(settings, places), places)
-    pipeline.render(settings, settled, scenes, places, places.out / name)
-    return settled, *(score.read(places.out / name / file) for file in ("image.tif", "provenance.tif"))
+    """The fetched lock, the image and the index of the chosen items; labels and patches are left out."""
+    fetched, scenes = fetch.fetch_scenes(settings, pipeline.plan(settings, places), places)
+    pipeline.render(settings, fetched, scenes, places, places.out / name)
+    return fetched, *(score.read(places.out / name / file) for file in ("image.tif", "provenance.tif"))
 
 
 def figures(archive: Path, scratch: Path) -> Iterator[tuple[str, str, str, str]]:
     base, places = recipe(archive), build_recipe.BuildPaths(out=scratch, stac=str(archive), osm="none")
     truth = score.true_median(archive, base.bands)
-    settled = None
+    fetched = None
     true = {words: true_masks(archive, scratch / f"masks-{bits}", bits) for words, bits in MASKS.items()}
     for method in get_args(rules.Method):
         ours = replace(base, composite=replace(base.composite, method=method))
-        settled, image, provenance = built(ours, places, method)
-        ids = [item.scene.id for item in settled.items]
+        fetched, image, provenance = built(ours, places, method)
+        ids = [item.scene.id for item in fetched.items]
         clouds = score.true_clouds(archive, ids)
         chooses = bool((provenance[0] < len(ids)).any())
         told = []
@@ -75,14 +75,14 @@ def figures(archive: Path, scratch: Path) -> Iterator[tuple[str, str, str, str]]
         residual = f", residual cloud {score.residual_cloud(provenance[0], clouds):.3%}" if chooses else ""
         words = f"{'; '.join(told)} (RMSE {rmse:.4f}{residual})"
         yield f"truth, {method}", "same rule, true masks", "<= 1.1x", words
-    assert settled is not None
-    still_in = {item.scene.id: item.offset != 0 for item in settled.items}
+    assert fetched is not None
+    still_in = {item.scene.id: item.offset != 0 for item in fetched.items}
     right = score.offsets(still_in, archive)
     yield "truth, offsets", "planted", "all", f"{right['right']} of {right['total']}"
     planted = json.loads((archive / "truth" / "traps.json").read_text())
-    seen = {item.scene.id for item in settled.items} | {dropped.id for dropped in settled.dropped}
+    seen = {item.scene.id for item in fetched.items} | {dropped.id for dropped in fetched.dropped}
     traps = {f"{trap} {name[:18]}" for name, about in planted.items() for trap in about["traps"] if name in seen}
-    left_out = "; ".join(f"{dropped.id}: {dropped.reason}" for dropped in settled.dropped)
+    left_out = "; ".join(f"{dropped.id}: {dropped.reason}" for dropped in fetched.dropped)
     yield "truth, traps", "planted in the window", "all named", f"{len(traps)} planted; left out: {left_out}"
 
 

@@ -1,0 +1,213 @@
+"""Fetch the scenes of a plan: stage mask layers, select scenes, stage their bands, decide their offsets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
+
+from sgdata import files, progress
+from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets
+from sgdata.composite import clear_masks, cloud_masks, scene_staging, staging
+from sgdata.composite.scene_staging import SceneRequest, StagedScene
+from sgdata.errors import SettingError, SourceError
+from sgdata.scenes import lock, offsets, search, signing
+from sgdata.scenes.lock import Item, Lock
+from sgdata.scenes.types import Asset, Dropped, Scene
+from sgdata.sentinel2 import BAND
+from sgdata.types import Grid
+
+log = logging.getLogger("sgdata")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One scene of the plan: its item in the lock, the windows to stage, and what is staged of it so far.
+
+    `evidence` is None until all bands are staged.
+    """
+
+    item: Item
+    request: SceneRequest
+    scene: StagedScene
+    evidence: offsets.Evidence | None = None
+
+
+def fetch_scenes(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> tuple[Lock, tuple[StagedScene, ...]]:
+    """Stage the scenes of a plan that can matter, compare them with the lock, and decide their offsets.
+
+    Returns:
+        The lock with offsets and pixel hashes, without the scenes that were dropped; and its scenes, staged.
+
+    Raises:
+        SourceError: a file cannot be read, or differs from its item or the lock; an offset cannot be decided.
+    """
+    candidates = stage_masks(recipe, planned, paths)
+    dropped: list[Dropped] = []
+    while pending := select(recipe, planned.grid, candidates, paths):
+        staged = stage_bands(recipe, planned.grid, pending, paths)
+        decided = {candidate.scene.id: decide_offset(recipe, candidate) for candidate in staged}
+        current = [decided.get(candidate.scene.id, candidate) for candidate in candidates]
+        candidates = [one for one in current if isinstance(one, Candidate)]
+        without_offset = [one for one in current if isinstance(one, Dropped)]
+        dropped += without_offset
+        # Without the dropped scenes others may matter; if none was dropped, the selection stays as it is.
+        if not without_offset:
+            break
+    if not candidates:
+        count = len(planned.items)
+        raise SourceError(f"all {count} scenes show too few clear pixels to test offsets; widen dates or area")
+    items = tuple(_with_hashes(candidate) for candidate in candidates)
+    fetched = replace(planned, items=items, dropped=(*planned.dropped, *dropped))
+    return fetched, tuple(candidate.scene for candidate in candidates)
+
+
+# --- four steps ----------------------------------------------------------------------------
+
+
+def stage_masks(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> list[Candidate]:
+    """Return a candidate for each item, its mask layer staged where the selection needs it."""
+    requests = [scene_request(item.scene, recipe, planned.grid, paths) for item in planned.items]
+    if _selects(recipe):
+        peeks = [replace(r, windows={b: w for b, w in r.windows.items() if b == recipe.mask.asset}) for r in requests]
+        runs = paths.run(scene_staging.stage_files, peeks)
+        scenes = list(progress.track(runs, label="mask layers", total=len(peeks)))
+    else:
+        scenes = [scene_staging.stage_files(replace(request, windows={})) for request in requests]
+    triples = zip(planned.items, requests, scenes, strict=True)
+    return [Candidate(item=item, request=request, scene=scene) for item, request, scene in triples]
+
+
+def select(recipe: BuildRecipe, lattice: Grid, candidates: list[Candidate], paths: BuildPaths) -> list[Candidate]:
+    """Return the candidates that can matter to the composite and whose bands are not staged yet."""
+    if not candidates:
+        return []
+    if recipe.mask.asset is None:
+        selected = candidates[: recipe.composite.max_obs or None]
+    elif not _selects(recipe):
+        selected = candidates
+    else:
+        masked = add_clear_masks(recipe, tuple(candidate.scene for candidate in candidates), lattice, paths)
+        selected = [candidates[n] for n in clear_masks.select_scenes(masked, recipe.composite)]
+    return [candidate for candidate in selected if candidate.evidence is None]
+
+
+def stage_bands(
+    recipe: BuildRecipe, lattice: Grid, candidates: list[Candidate], paths: BuildPaths
+) -> Iterator[Candidate]:
+    """Yield the candidates in order with all windows staged, the offset tested, and the offset to expect."""
+    task = partial(scene_staging.stage_scene, lattice=lattice)
+    runs = paths.run(task, [candidate.request for candidate in candidates])
+    staged = progress.track(runs, label="scenes", total=len(candidates))
+    for candidate, (scene, evidence) in zip(candidates, staged, strict=True):
+        _check_hashes(candidate.item, scene)
+        expected = expected_offset(candidate.item.scene, recipe, evidence.product)
+        item = replace(candidate.item, expected_offset=expected)
+        yield replace(candidate, item=item, scene=scene, evidence=evidence)
+
+
+def decide_offset(recipe: BuildRecipe, candidate: Candidate) -> Candidate | Dropped:
+    """Return the staged candidate with its offset, or the reason to drop it. Raises SourceError on a contradiction."""
+    item, evidence = candidate.item, candidate.evidence
+    assert evidence is not None
+    if recipe.offset.untestable == "leave-out" and offsets.untestable(item.expected_offset, evidence):
+        return Dropped(id=item.scene.id, reason=f"offset untestable: {evidence.eligible} clear pixels")
+    declared = item.scene.declared_offset
+    offset = offsets.decide(
+        item.scene.id, item.expected_offset, evidence, declared=declared, offset_source=recipe.offset.believe
+    )
+    if declared is not None and declared != offset:
+        log.warning("scene %s: its item declares offset %d, decided is %d", item.scene.id, declared, offset)
+    item = replace(item, offset=offset, dark_share=evidence.dark_share, eligible=evidence.eligible)
+    return replace(candidate, item=item, scene=replace(candidate.scene, offset=offset))
+
+
+# --- their parts ---------------------------------------------------------------------------
+
+
+def expected_offset(scene: Scene, recipe: BuildRecipe, product: int | None = None) -> int | None:
+    """Return the offset in DN that the metadata of a scene promise; None if only the pixels can decide."""
+    level = recipe.source.level
+    return offsets.expected_offset(scene.provider, scene.collection, scene.baseline, level=level, product=product)
+
+
+def add_clear_masks(
+    recipe: BuildRecipe, scenes: tuple[StagedScene, ...], lattice: Grid, paths: BuildPaths
+) -> tuple[StagedScene, ...]:
+    """Return the scenes with their clear masks, kept in the scratch folder."""
+    reach, folder = recipe.composite.reach_m, paths.scratch_folder / "clear_masks"
+    return clear_masks.add_clear_masks(scenes, recipe.mask, area=lattice, reach_m=reach, folder=folder, run=paths.run)
+
+
+def scene_request(scene: Scene, recipe: BuildRecipe, lattice: Grid, paths: BuildPaths) -> SceneRequest:
+    """Return what to stage of a scene: its bands, its layers, and a mask of the user."""
+    located = search.located(scene, paths.stac or recipe.source.stac)
+    available, identity = dict(located.assets), dict(scene.assets)
+    names = assets(recipe)
+    if recipe.mask.method == cloud_masks.EXTERNAL:
+        if paths.masks is None:
+            raise SettingError("mask method external needs a folder of rasters <item id>.tif; give --masks DIR")
+        path = files.existing(paths.masks / f"{scene.id}.tif", "a mask of this scene")
+        available[cloud_masks.EXTERNAL] = Asset(href=str(path))
+        identity[cloud_masks.EXTERNAL] = Asset(href=files.sha256_file(path))
+        names = (*names, cloud_masks.EXTERNAL)
+    windows = {}
+    for band in names:
+        is_layer = band == recipe.mask.asset
+        reach = clear_masks.layer_reach_m(recipe.mask, recipe.composite.reach_m) if is_layer else 0
+        # Named by everything that decides its bytes, so that plans share equal windows and no others.
+        decides = {"asset": identity[band], "bounds": lattice.bounds, "crs": lattice.crs, "margin": reach}
+        kernel = recipe.resampling if band in BAND else "nearest"
+        if scene.crs != lattice.crs:  # only where pixels are warped
+            decides |= {"kernel": kernel}
+        asset = available[band]
+        if band != cloud_masks.EXTERNAL:
+            asset = replace(asset, crs=asset.crs or scene.crs)
+        windows[band] = staging.WindowRequest(
+            name=f"{scene.id} {band}",
+            asset=asset,
+            crs=lattice.crs,
+            bounds=lattice.bounds,
+            target=paths.scratch_folder / "windows" / f"{scene.id}-{band}-{lock.sha256(decides)[:16]}",
+            margin_m=reach,
+            kernel=kernel,
+            tokens=_tokens(recipe, scene, asset.href),
+        )
+    product = located.product if offsets.states_offset(scene.baseline) else None
+    return SceneRequest(
+        id=scene.id,
+        overpass=scene.overpass,
+        day=(date.fromisoformat(scene.time[:10]) - date(1970, 1, 1)).days,
+        windows=windows,
+        product=product,
+        tokens=_tokens(recipe, scene, product or ""),
+    )
+
+
+def _selects(recipe: BuildRecipe) -> bool:
+    """Whether only some of the scenes are read, which their mask layers decide."""
+    rule = recipe.composite.rule
+    return recipe.composite.max_obs > 0 or rule.score_range is not None
+
+
+def _tokens(recipe: BuildRecipe, scene: Scene, href: str) -> str:
+    return recipe.source.tokens or signing.service(scene.provider, href)
+
+
+def _check_hashes(item: Item, scene: StagedScene) -> None:
+    for band, expected in item.windows.items():
+        if band in scene.files and scene.files[band].sha256 != expected:
+            raise SourceError(
+                f"{item.scene.id} {band}: window pixels hash to {scene.files[band].sha256[:12]}, the lock has "
+                f"{expected[:12]}; the catalogue has changed: plan again"
+            )
+
+
+def _with_hashes(candidate: Candidate) -> Item:
+    """Return the item of a candidate with the pixel hash of each staged window."""
+    if candidate.evidence is None:
+        _check_hashes(candidate.item, candidate.scene)
+    hashes = {band: window.sha256 for band, window in candidate.scene.files.items()}
+    return replace(candidate.item, windows=hashes)
