@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from datetime import date
+from typing import get_args
 
 import composite_reference
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis.extra import numpy as arrays
 
 from sgdata.composite import clear_masks, rules
 from sgdata.composite.rules import NO_VALUE, BapSettings
+from sgdata.sentinel2 import L2A_BANDS
 from sgdata.types import Array
 
 STACKS = st.tuples(st.integers(1, 9), st.integers(2, 3)).flatmap(
@@ -138,6 +140,29 @@ def test_never_clear_is_nodata() -> None:
         rules.bap(stack, never.astype(np.uint8), (18_000, 18_001), BAP, 20),
     ):
         assert (index.item(), score.item()) == (NO_VALUE, NO_VALUE)
+
+
+@pytest.mark.parametrize("method", get_args(rules.Method))
+def test_every_rule_gives_pixels(method: rules.Method) -> None:
+    """Composite two dates with each rule of the recipe's type; help, bands and needs come from the same table."""
+    composite = rules.CompositeSettings(method=method, max_obs=0, bap=BAP)
+    rule, bands = composite.rule, L2A_BANDS
+    assert rule.help and not rule.missing(bands)
+    dn = np.full((2, len(rule.read_together(bands)) or 1, 3, 4), 500, np.uint16)
+    dn[1] += 2
+    clear_scores = np.full((2, 3, 4), 60, np.uint8)
+    if isinstance(rule, rules.Mix):
+        assert (rule.kernel(dn, clear_scores > 0) == 501).all()
+        return
+    days = (day("2019-06-20"), day("2019-07-01"))
+    stack = rules.Stack(dn=dn, clear_scores=clear_scores, usable=clear_scores > 0, days=days, mask_gsd_m=20)
+    index, score = rule.kernel(stack, composite)
+    assert (index < 2).all() and (score < NO_VALUE).all()
+    assert rule.missing(("B01",)) == list(rule.bands)
+    if rule.score_range:
+        ranges = [rule.score_range(composite, when, 20) for when in days]
+        assert all(least[60] <= score.max() for least, _ in ranges)
+        assert max(greatest[60] for _, greatest in ranges) >= score.max()
 
 
 def test_few_scenes_are_spread_over_the_ground() -> None:

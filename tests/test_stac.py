@@ -18,7 +18,7 @@ from stac_wrap import COLLECTION, Wrapped, wrap
 
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.retry import RetryPolicy
-from sgdata.scenes import search
+from sgdata.scenes import search, stac_items
 from sgdata.scenes.types import Scene
 from sgdata.sentinel2 import L2A_BANDS
 
@@ -38,7 +38,7 @@ def query(**changes: Any) -> search.Query:
 
 
 def parsed(path: Path) -> list[Scene]:
-    return [search.parse(item, BANDS) for item in pystac.ItemCollection.from_file(str(path))]
+    return [stac_items.parse(item, BANDS) for item in pystac.ItemCollection.from_file(str(path))]
 
 
 # --- real answers --------------------------------------------------------------------------
@@ -365,7 +365,7 @@ def test_an_item_across_the_date_line_is_found_from_both_sides(
 )
 @pytest.mark.filterwarnings("ignore")
 def test_an_item_that_is_none_is_one_line(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="cannot be (read|understood)") as caught:
+    with pytest.raises(SourceError, match="cannot be (read|parsed)") as caught:
         told_otherwise(tmp_path, change)
     assert "\n" not in str(caught.value)
 

@@ -12,7 +12,7 @@ from rasterio.transform import from_origin
 from sgdata.composite import cloud_masks, staging
 from sgdata.errors import SourceError
 from sgdata.rasters import grid
-from sgdata.scenes.search import Asset
+from sgdata.scenes.types import Asset
 from sgdata.types import Array, Grid, Window
 
 AREA = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(120, 120))

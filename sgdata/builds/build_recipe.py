@@ -11,7 +11,7 @@ from typing import Any
 
 from sgdata import catalog, files, pool
 from sgdata.builds import cut
-from sgdata.composite import cloud_masks, rules, tiles
+from sgdata.composite import cloud_masks, rules
 from sgdata.errors import SettingError
 from sgdata.labels.rasterize import LabelSettings
 from sgdata.rasters import resample
@@ -19,6 +19,9 @@ from sgdata.scenes import aoi, offsets
 from sgdata.sentinel2 import BAND
 from sgdata.splits.blocks import SplitSettings
 from sgdata.types import Grid, Level
+
+THREADS = 2
+"""Tasks at a time in a single process: reading and numba kernels release the GIL."""
 
 SETTINGS = {
     "osm_date": "osm_date",
@@ -95,7 +98,7 @@ class BuildPaths:
     @property
     def run(self) -> partial[Iterator[Any]]:
         """`pool.run` on this machine."""
-        return partial(pool.run, workers=self.workers, cluster=self.cluster, threads=tiles.THREADS)
+        return partial(pool.run, workers=self.workers, cluster=self.cluster, threads=THREADS)
 
 
 def recipe_for(

@@ -187,8 +187,8 @@ def render(
     task = composite_job(recipe, fetched, scenes, paths)
     windows = list(grid.tiles(fetched.grid.shape, *tiles.tile_shape(task, paths.tile_px)))
     runs = paths.run(partial(tiles.composite_tile, task), windows)
-    paths = progress.track(runs, label="composite", total=len(windows))
-    build_folder.write_composite(folder, fetched.grid, recipe.bands, zip(windows, paths, strict=True))
+    finished = progress.track(runs, label="composite", total=len(windows))
+    build_folder.write_composite(folder, fetched.grid, recipe.bands, zip(windows, finished, strict=True))
     build_folder.write_usage(folder, [(scene.id, scene.clear_share) for scene in task.scenes])
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from sgdata import console
 from sgdata.commands.options import (
@@ -69,7 +70,24 @@ def plan(
         raise SettingError(f"{holes}; choose other dates or another catalogue, or give --allow-holes")
 
 
-@app.command(epilog="Example: sgdata build segmunich --aoi area.geojson --stac archive/catalog.json --osm city.osm")
+class BuildCommand(TyperCommand):
+    """The command `build`, whose help lists the composite rules."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Add the rules to the help of `--composite`; importing them takes a second, so only here."""
+        from sgdata.composite.rules import RULES
+
+        for option in self.params:
+            if option.name == "composite":
+                rules = "; ".join(f"{name}, {rule.help}" for name, rule in RULES.items())
+                option.help = f"Composite rule (default: the recipe's). One of: {rules}."  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+@app.command(
+    cls=BuildCommand,
+    epilog="Example: sgdata build segmunich --aoi area.geojson --stac archive/catalog.json --osm city.osm",
+)
 def build(
     name: Name = "segmunich",
     bbox: Bbox = None,
@@ -86,7 +104,7 @@ def build(
         str | None, typer.Option("--believe", help="Offset source if they disagree: pixels or metadata.")
     ] = None,
     composite: Annotated[
-        str | None, typer.Option("--composite", help="Composite rule: medoid, bap, maxndvi, median or geomedian.")
+        str | None, typer.Option("--composite", help="Composite rule (default: the recipe's).")
     ] = None,
     max_obs: Annotated[int | None, typer.Option("--max-obs", min=1, help="Use at most this many scenes.")] = None,
     profile: Profile = None,

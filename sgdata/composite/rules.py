@@ -89,7 +89,7 @@ class CompositeSettings:
     bap: BapSettings
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> Pick | Mix:
         """The entry of `RULES` for this method."""
         return RULES[self.method]
 

@@ -17,8 +17,6 @@ from sgdata.types import Array, Grid, Window
 TILE_BYTES = 40 << 20
 """A tile shrinks until its stack fits, so that memory does not grow with the number of dates."""
 
-THREADS = 2
-
 ALIGN_PX = 12
 """Tile sides are multiples of this many pixels: whole pixels of 20 m and 60 m, in pairs."""
 

@@ -28,7 +28,7 @@ from sgdata.builds import fetch, pipeline
 from sgdata.composite import rules
 from sgdata.composite import tiles as composite_tiles
 from sgdata.rasters import geotiff, grid
-from sgdata.scenes import search
+from sgdata.scenes import stac_items
 from sgdata.scenes.aoi import Area
 from sgdata.sentinel2 import BAND
 from sgdata.types import Array, Grid
@@ -78,9 +78,7 @@ def ours(folder: Path, method: rules.Method) -> Array:
         job = pipeline.composite_job(settings, fetched, scenes, places)
         image = np.empty((len(BANDS), SIDE, SIDE), np.uint16)
         windows = list(grid.tiles(LATTICE.shape, *composite_tiles.tile_shape(job, places.tile_px)))
-        tiles = pool.run(
-            partial(composite_tiles.composite_tile, job), windows, workers=1, threads=composite_tiles.THREADS
-        )
+        tiles = pool.run(partial(composite_tiles.composite_tile, job), windows, workers=1, threads=build_recipe.THREADS)
         for window, tile in zip(windows, tiles, strict=True):
             image[(slice(None), *window.slices)] = np.load(tile, mmap_mode="r")[: len(BANDS)]
     return image
@@ -102,7 +100,7 @@ def odc(folder: Path) -> Array:
     import pystac
 
     items = list(pystac.Catalog.from_file(str(folder / "a" / "catalog.json")).get_items(recursive=True))
-    keys = [search.asset_keys()["earth-search"][band] for band in BANDS]
+    keys = [stac_items.asset_keys()["earth-search"][band] for band in BANDS]
     west, south, east, north = LATTICE.bounds
     data = odc.stac.load(
         items,

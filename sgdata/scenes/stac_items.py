@@ -1,0 +1,176 @@
+"""Parse STAC items of Earth Search v1, Planetary Computer and the Copernicus Data Space into scenes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgdata import catalog
+from sgdata.errors import SourceError
+from sgdata.scenes.types import Asset, Scene
+from sgdata.sentinel2 import BAND, SCALE
+
+if TYPE_CHECKING:
+    import pystac
+
+PRODUCT_KEYS = ("product_metadata", "product-metadata")
+
+
+def malformed() -> tuple[type[Exception], ...]:
+    """Return the exceptions raised by pystac and pystac-client for timeouts and malformed STAC."""
+    from pystac.errors import STACError, STACTypeError
+    from pystac_client.exceptions import APIError
+
+    return (OSError, APIError, STACError, STACTypeError, ValueError, KeyError, TypeError, AttributeError)
+
+
+def parse(item: pystac.Item, bands: tuple[str, ...], root: str = "") -> Scene:
+    """Parse a STAC item of any known provider.
+
+    Args:
+        item: the item, its time in UTC.
+        bands: bands and layers whose assets are needed.
+        root: folder that hrefs on disk are made relative to; "" leaves them as they are.
+
+    Raises:
+        SourceError: the item lacks what is needed, or is malformed.
+    """
+    try:
+        return _scene(item, bands, root)
+    except malformed() as error:
+        raise SourceError(f"item {item.id}: cannot be parsed: {error!s:.120}; leave it out") from None
+
+
+def _scene(item: pystac.Item, bands: tuple[str, ...], root: str) -> Scene:
+    properties = item.properties
+    # Names differ between providers and between years of one provider: each `or` is another name.
+    provider, keys = _provider(item, bands)
+    product = str(properties.get("s2:product_uri") or item.id)
+    tile_name = str(properties.get("grid:code") or properties.get("s2:mgrs_tile") or item.id).upper()
+    tile = re.search(r"(\d{1,2})([C-X][A-Z]{2})", tile_name)
+    baseline = properties.get("s2:processing_baseline") or properties.get("processing:version") or product
+    baseline = _baseline_number(str(baseline))
+    if item.datetime is None or item.bbox is None or tile is None or baseline is None:
+        lacks = {"datetime": item.datetime, "bbox": item.bbox, "tile": tile, "processing baseline": baseline}
+        raise SourceError(f"item {item.id}: has no {', '.join(k for k, v in lacks.items() if v is None)}; leave it out")
+    orbit = str(properties.get("sat:relative_orbit") or (re.findall(r"_R(\d{3})_", product) or [0])[0]).lstrip("R")
+    datatake = str(properties.get("s2:datatake_id") or properties.get("eopf:datatake_id") or "")
+    return Scene(
+        id=item.id,
+        collection=item.collection_id or "",
+        provider=provider,
+        time=item.datetime.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        platform=str(properties.get("platform") or product[:3]).lower(),
+        # Zones below 10 have a leading zero since 2025; old and new items must agree.
+        tile=tile[1].zfill(2) + tile[2],
+        orbit=int(orbit),
+        datatake=re.sub(r"_N\d\d\.\d\d$", "", datatake),
+        baseline=baseline,
+        generated=str(properties.get("s2:generation_time") or properties.get("processing:datetime") or ""),
+        crs=_crs(properties) or _zone(tile[1], tile[2]),
+        bbox=(item.bbox[0], item.bbox[1], item.bbox[2], item.bbox[3]),
+        cloud_cover=None if properties.get("eo:cloud_cover") is None else float(properties["eo:cloud_cover"]),
+        assets={band: _asset(item, keys[band], root) for band in bands},
+        product=next((_asset(item, key, root).href for key in PRODUCT_KEYS if key in item.assets), None),
+        declared_offset=_declared_offset(item, [item.assets[keys[band]] for band in bands if band in BAND]),
+    )
+
+
+def _baseline_number(text: str) -> str | None:
+    """Return a processing baseline as two numbers, also from a product's name (`_N0211_`); None if there is none."""
+    match = re.search(r"(?:^|_)N(\d\d)\.?(\d\d)(?:_|$)", text)
+    if match:
+        return f"{match[1]}.{match[2]}"
+    return None if "_" in text else text
+
+
+def _declared_offset(item: pystac.Item, assets: list[pystac.Asset]) -> int | None:
+    """Return the offset in DN that an item declares: by Earth Search's flag, else by its first band."""
+    if item.properties.get("earthsearch:boa_offset_applied"):
+        return 0  # some items keep an `offset` of -0.1 beside the flag, which is the more recent
+    asset = assets[0].extra_fields if assets else {}
+    # STAC 1.0 has `raster:bands` with plain names, 1.1 has `bands` or the asset itself with prefixed ones.
+    fields = (asset.get("raster:bands") or asset.get("bands") or [{}])[0] | asset
+    value = fields.get("raster:offset", fields.get("offset"))
+    return None if value is None else round(float(value) / SCALE)
+
+
+@cache
+def asset_keys() -> dict[str, dict[str, str]]:
+    """Return asset keys by provider and band.
+
+    Not from `eo:common_name`: three bands share "rededge", and B8A is "nir08".
+    """
+    rows = catalog.table("stac_assets")
+    return {name: {row["band"]: row[name] for row in rows if row[name]} for name in list(rows[0])[1:]}
+
+
+def _provider(item: pystac.Item, bands: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """Return the provider whose asset keys the item has, and those keys by band.
+
+    Raises:
+        SourceError: the item lacks assets, or has those of two providers.
+    """
+    # By keys, not by the address of the catalogue: mirrors and local copies have other addresses.
+    resolved = {name: resolve_keys(item, bands, keys) for name, keys in asset_keys().items()}
+    complete = [name for name, keys in resolved.items() if len(keys) == len(bands)]
+    if len(complete) > 1:
+        # The provider decides which offset to expect, so it must not be guessed.
+        raise SourceError(f"item {item.id}: has assets named as {' and as '.join(complete)} do; keep one set of names")
+    name = max(resolved, key=lambda provider: len(resolved[provider]))
+    missing = [f"{band} ('{asset_keys()[name].get(band, '?')}')" for band in bands if band not in resolved[name]]
+    if missing:
+        raise SourceError(
+            f"item {item.id}: has no asset for {', '.join(missing)} as {name} names them; "
+            f"it has {', '.join(sorted(item.assets))[:120]}"
+        )
+    return name, resolved[name]
+
+
+def resolve_keys(item: pystac.Item, bands: tuple[str, ...], keys: Mapping[str, str]) -> dict[str, str]:
+    """Return the asset keys of an item for those of `bands` that it has, given one provider's `keys` by band."""
+    # Without regard to case, since mirrors of Planetary Computer have b02 as well; an exact match comes first.
+    by_lower = {key.lower(): key for key in item.assets}
+    resolved = {}
+    for band in bands:
+        key = keys.get(band, "")
+        if key in item.assets:
+            resolved[band] = key
+        elif key.lower() in by_lower:
+            resolved[band] = by_lower[key.lower()]
+    return resolved
+
+
+def _asset(item: pystac.Item, key: str, root: str) -> Asset:
+    asset = item.assets[key]
+    fields: dict[str, Any] = item.properties | asset.extra_fields
+    href = asset.get_absolute_href() or asset.href
+    if root and "://" not in href:
+        href = Path(os.path.relpath(href, root)).as_posix()
+    # STAC 1.0 has `raster:bands`, 1.1 `bands`, CDSE the bare `data_type`.
+    band = (fields.get("raster:bands") or fields.get("bands") or [{}])[0]
+    transform, shape = fields.get("proj:transform"), fields.get("proj:shape")
+    return Asset(
+        href=href,
+        crs=_crs(fields),
+        transform=tuple(float(value) for value in transform[:6]) if transform else None,
+        shape=(shape[0], shape[1]) if shape else None,
+        dtype=band.get("data_type") or fields.get("data_type"),
+    )
+
+
+def _crs(fields: dict[str, Any]) -> str | None:
+    """Return the CRS as 'EPSG:n', by `proj:code` (new) or `proj:epsg` (old)."""
+    if code := fields.get("proj:code"):
+        return str(code).upper()
+    number = fields.get("proj:epsg")
+    return f"EPSG:{number}" if number else None
+
+
+def _zone(number: str, letters: str) -> str:
+    """Return the UTM zone of an MGRS tile; latitude bands C to M are south of the equator."""
+    return f"EPSG:{326 if letters[0] >= 'N' else 327}{int(number):02d}"
