@@ -72,14 +72,21 @@ PEAK = {
 }
 
 
+def peak_tflops(device: torch.device) -> float | None:
+    """Return the dense bf16 peak of `device` in TFLOP/s (see `PEAK`), or None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for model, peak in PEAK.items() if model in name), None)
+
+
 def speed(where: Launch, flops: float, seconds: float) -> dict[str, float]:
     """Figures of a step of `flops` on this rank: TFLOP/s, their share of the peak where that is known, memory."""
     found = {"tflops": flops / seconds / 1e12}
     if where.device.type == "cuda":
-        name = torch.cuda.get_device_name(where.device)
-        peaks = [peak for model, peak in PEAK.items() if model in name]
-        if peaks and where.half:
-            found["mfu"] = found["tflops"] / peaks[0]
+        peak = peak_tflops(where.device)
+        if peak and where.half:
+            found["mfu"] = found["tflops"] / peak
         found["memory_gb"] = torch.cuda.max_memory_allocated(where.device) / 1e9
     else:
         # The process's largest so far; Linux counts in KiB, macOS in bytes.

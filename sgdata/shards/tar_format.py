@@ -21,7 +21,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import imagecodecs
 import numpy as np
 
 from sgdata import files
@@ -60,6 +59,8 @@ def encode(array: Array, codec: Codec, effort: Effort = "quick") -> bytes:
         np.lib.format.write_array(buffer, stored, version=(1, 0), allow_pickle=False)
         return buffer.getvalue()
     # The item size that bitshuffle needs is taken from the array: `typesize` has no effect, least of all on bytes.
+    import imagecodecs  # here, so that codec "npy" works where it is not installed
+
     chunk = imagecodecs.blosc_encode(
         stored,  # type: ignore[arg-type]  # the stub forgets arrays
         # lz4: 9 is about 1.5 % smaller than 5, no slower. lz4hc: beyond 5 each per cent doubles the time.
@@ -96,6 +97,8 @@ def decode_into(chunk: bytes | memoryview, target: memoryview) -> None:
 
     Raises SourceError where the chunk is damaged or holds another number of bytes.
     """
+    import imagecodecs  # see `encode`; importing a loaded module takes 0.2 us
+
     try:
         # Blosc believes its header: of a chunk cut short it would read what lies behind the buffer.
         holds, stored = _BLOSC.unpack_from(chunk)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sgdata.errors import SettingError
 from sgmodel.models import encoder as enc
+from sgmodel.models import flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,10 +184,8 @@ class MaskedAutoencoder(nn.Module):
 
     def flops(self, ratio: float) -> float:
         """Of one image through one training step; the backward pass is counted as twice the forward one."""
-        c, d, k = self.config, self.decoder, kept(self.config.tokens, ratio)
-        ends = 2 * (k * c.width + c.tokens * d.width) * c.token_values + 2 * k * c.width * d.width
-        blocks = c.depth * enc.block_flops(k, c.width, c.mlp_ratio)
-        return 3 * (ends + blocks + d.depth * enc.block_flops(c.tokens, d.width, d.mlp_ratio))
+        visible = kept(self.config.tokens, ratio)
+        return flops.training_step("pretrain", self.config, visible=visible, decoder=self.decoder)
 
     def decode(self, latent_NKD: Tensor, ids_keep_NK: Tensor) -> Tensor:
         """Kept tokens to their places, the mask token everywhere else, then the decoder -> (N, L, P).

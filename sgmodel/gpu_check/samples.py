@@ -1,0 +1,96 @@
+"""Synthetic samples in shards of the product's format, opened without the libraries that the index needs."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sgdata import sentinel2
+from sgdata.shards import tar_format
+from sgdata.types import Contract, LabelSpace, Sample, Task
+from sgmodel.data import loader, tar_source
+
+CLASSES = {"none": 0, "multi-label": 19, "segmentation": 13, "change": 2}
+MEMBERS = {"change": ("image_before", "image_after", "mask"), "segmentation": ("image", "mask")}
+SPLIT = "train"
+
+
+class MemoryIndexed(loader.Samples):
+    """Shards written in this process: tars are read as ever, the index is the writer's rows instead of a file."""
+
+    def __init__(self, folder: Path, contract: Contract, rows: Sequence[tar_format.Row], codec: tar_format.Codec):
+        # Not the constructor of Samples, which needs pyarrow for the index and pydantic for the contract.
+        self.folder, self.split, self.contract, self.codec = folder, SPLIT, contract, codec
+        self.keys = [row["key"] for row in rows]
+        self.shard = [row["shard"] for row in rows]
+        members = MEMBERS.get(contract.label_space.task, ("image",))
+        self.members = {name: _member(rows, name) for name in members}
+        self.tars = tar_source.Mapped(folder, sorted(set(self.shard)))
+
+
+def _member(rows: Sequence[tar_format.Row], name: str) -> loader.Member:
+    stored = np.array([row[f"{name}_dtype"] for row in rows])
+    return loader.Member(
+        start=[row[f"{name}_offset"] for row in rows],
+        stop=[row[f"{name}_offset"] + row[f"{name}_size"] for row in rows],
+        shape=np.array([row[f"{name}_shape"] for row in rows], np.int64),
+        stored=stored,
+        dtype=str(stored[0]),
+    )
+
+
+def write(folder: Path, task: Task, *, count: int, px: int) -> MemoryIndexed:
+    """Write `count` samples of `px` pixels for `task` into `folder` and open them. Raises OutputError.
+
+    Members are compressed as in any shard where imagecodecs is installed, else stored as `.npy`.
+    """
+    codec: tar_format.Codec = "blosc" if importlib.util.find_spec("imagecodecs") else "npy"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / tar_format.shard_name("gpu-check", SPLIT, 0)
+    pairs = ((sample, tar_format.sample_hash(sample)) for sample in _samples(task, count, px))
+    _, rows = tar_format.write_tar(path, pairs, codec=codec)
+    return MemoryIndexed(folder, _contract(task, count, px), rows, codec)
+
+
+def _samples(task: Task, count: int, px: int) -> Iterator[Sample]:
+    for number in range(count):
+        rng = np.random.default_rng([number, px])
+        mask = rng.integers(0, max(CLASSES[task], 1), (px // 8, px // 8)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+        arrays = {name: mask if name == "mask" else _image(rng, px) for name in MEMBERS.get(task, ("image",))}
+        yield Sample(key=f"sample-{number:05d}", split=SPLIT, arrays=arrays, meta={"bounds": None})
+
+
+def _image(rng: np.random.Generator, px: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
+    """Return 12 bands of 8 px blocks with noise: compressible about as real reflectances are."""
+    blocks = rng.integers(400, 4000, (12, px // 8, px // 8)).repeat(8, 1).repeat(8, 2)
+    return (blocks + rng.integers(-100, 100, (12, px, px))).astype(np.uint16)
+
+
+def _contract(task: Task, count: int, px: int) -> Contract:
+    ids = tuple(range(CLASSES[task]))
+    return Contract(
+        format=tar_format.FORMAT,
+        dataset="gpu-check",
+        version="1",
+        bands=sentinel2.bands(sentinel2.L2A_BANDS),
+        level="L2A",
+        scale=1e-4,
+        offset=0.0,
+        nodata=0,
+        resampling="none",
+        resampling_version=1,
+        shape=(12, px, px),
+        label_space=LabelSpace(
+            name="gpu-check",
+            task=task,
+            ids=ids,
+            names=tuple(f"class {label}" for label in ids),
+            colours=("#808080",) * len(ids),
+        ),
+        statistics={},
+        splits={SPLIT: count},
+        fingerprint="",
+    )
