@@ -3,9 +3,11 @@ PYTHON  ?= python3
 VENV    ?= .venv
 OUT     ?= out/demo
 WORKERS ?= 2
+LIMIT   ?= 480
+PARITY  ?=
 BIN     := $(VENV)/bin
 
-.PHONY: demo test test-kernels lint docs bench ledger city epoch
+.PHONY: demo test test-kernels lint docs bench gpu-check ledger city epoch
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
@@ -43,6 +45,12 @@ docs: $(VENV)/.docs  ## the documentation, into out/site; broken links and refer
 
 bench: $(VENV)/.peers  ## speed against peers, measured here, as a table
 	$(BIN)/python tests/bench/table.py
+
+# With the Python given, without an environment of its own: it needs torch, numpy and safetensors.
+gpu-check: OUT = out/gpu-check
+gpu-check:  ## check and time training and prediction on this GPU: make gpu-check OUT=DIR LIMIT=480 PARITY=DIR PYTHON=python3
+	$(PYTHON) -m sgmodel.gpu_check --out $(OUT) --limit $(LIMIT) $(if $(PARITY),--parity $(PARITY)) \
+		|| test $$? = 3
 
 ledger: OUT = out/ledger
 ledger: $(VENV)/.installed  ## baselines, seeds and intervals on the simulated city: make ledger OUT=DIR

@@ -91,6 +91,4 @@ class Scale:
         """Return the dense head's configuration."""
         if not self.tiny:
             return upernet.HeadConfig(dropout_levels=dropout_levels)
-        return upernet.HeadConfig(
-            levels=(32, 32, 32, 32), hidden=(32, 32, 32), width=16, dropout_levels=dropout_levels
-        )
+        return upernet.HeadConfig(levels=(32, 32, 32, 32), hidden=(32, 32, 32), width=16, dropout_levels=dropout_levels)

@@ -340,11 +340,6 @@ def recompute_activations(module: nn.Module) -> None:
             block.recompute = True
 
 
-def block_flops(tokens: int, width: int, mlp_ratio: float) -> float:
-    """Multiplications and additions of one block's forward pass over one image, matrix products only."""
-    return 4 * tokens * width**2 * (2 + mlp_ratio) + 4 * tokens**2 * width
-
-
 def initialise(module: nn.Module) -> None:
     """Fresh weights as the paper's code draws them for pretraining.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from sgmodel.models import encoder as enc
 from sgmodel.models import upernet
 
 if TYPE_CHECKING:
+    from sgmodel.models.encoder import EncoderConfig
     from sgmodel.models.mae import DecoderConfig
 
 Task = Literal["pretrain", "classify", "segment", "detect_change"]
@@ -15,7 +15,7 @@ Task = Literal["pretrain", "classify", "segment", "detect_change"]
 
 def training_step(
     task: Task,
-    config: enc.EncoderConfig,
+    config: EncoderConfig,
     *,
     visible: int | None = None,
     decoder: DecoderConfig | None = None,
@@ -35,11 +35,11 @@ def training_step(
         classes: Outputs of the head; not for "pretrain".
     """
     seen = config.tokens if visible is None else visible
-    forward = 2 * seen * config.token_values * config.width
-    forward += config.depth * enc.block_flops(seen, config.width, config.mlp_ratio)
+    forward: float = 2 * seen * config.token_values * config.width
+    forward += config.depth * block(seen, config.width, config.mlp_ratio)
     if task == "pretrain" and decoder is not None:
         forward += 2 * seen * config.width * decoder.width
-        forward += decoder.depth * enc.block_flops(config.tokens, decoder.width, decoder.mlp_ratio)
+        forward += decoder.depth * block(config.tokens, decoder.width, decoder.mlp_ratio)
         forward += 2 * config.tokens * decoder.width * config.token_values
     if task == "classify":
         forward += 2 * config.width * classes
@@ -51,7 +51,12 @@ def training_step(
     return 3 * forward
 
 
-def _dense_head(head: upernet.HeadConfig, config: enc.EncoderConfig, classes: int) -> float:
+def block(tokens: int, width: int, mlp_ratio: float) -> float:
+    """Return the forward FLOPs of one transformer block on `tokens` tokens of one image."""
+    return 4 * tokens * width**2 * (2 + mlp_ratio) + 4 * tokens**2 * width
+
+
+def _dense_head(head: upernet.HeadConfig, config: EncoderConfig, classes: int) -> float:
     """Return the forward FLOPs of `upernet.UperHead` on one token grid, and of its shortcut where it has one."""
     places, width = config.side**2, head.width
     *finer, coarsest = zip(upernet.SCALES, head.levels, strict=True)
