@@ -24,7 +24,7 @@ from torch.nn import functional
 from sgdata.errors import SettingError, SourceError
 from sgdata.shards import tar_format
 from sgdata.types import Contract
-from sgmodel import commands, distributed
+from sgmodel import distributed
 from sgmodel.data import augment, loader
 from sgmodel.models import factory
 from sgmodel.train import finetune, loop, metrics, training
@@ -209,4 +209,6 @@ PROGRAM = Program(
 )
 
 if __name__ == "__main__":
+    from sgmodel import commands  # the command line's libraries are not needed to use the functions above
+
     commands.run_training(PROGRAM)

@@ -14,7 +14,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sgmodel import commands
 from sgmodel.data import augment, loader, seeded_random
 from sgmodel.models import contrastive, factory
 from sgmodel.train import finetune, loop, training
@@ -103,4 +102,6 @@ PROGRAM = Program(
 )
 
 if __name__ == "__main__":
+    from sgmodel import commands  # the command line's libraries are not needed to use the functions above
+
     commands.run_training(PROGRAM)

@@ -19,7 +19,6 @@ from torch.nn import functional
 
 from sgdata.errors import SettingError
 from sgdata.types import Contract
-from sgmodel import commands
 from sgmodel.data import augment, loader
 from sgmodel.data import windows as win
 from sgmodel.models import factory
@@ -171,4 +170,6 @@ PROGRAM = Program(
 )
 
 if __name__ == "__main__":
+    from sgmodel import commands  # the command line's libraries are not needed to use the functions above
+
     commands.run_training(PROGRAM)

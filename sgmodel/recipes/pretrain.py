@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sgdata import files
 from sgdata.errors import ExitCode, SettingError
 from sgdata.types import Contract
-from sgmodel import commands, devices, distributed
+from sgmodel import devices, distributed
 from sgmodel.checkpoints import cards, transfer
 from sgmodel.data import augment, band_selection, loader, mixture, normalise, seeded_random
 from sgmodel.models import encoder, mae
@@ -280,4 +280,6 @@ PROGRAM = Program(
 )
 
 if __name__ == "__main__":
+    from sgmodel import commands  # the command line's libraries are not needed to use the functions above
+
     commands.run_training(PROGRAM)

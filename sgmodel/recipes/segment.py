@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from sgdata.errors import SettingError
 from sgdata.types import Contract
-from sgmodel import commands, distributed
+from sgmodel import distributed
 from sgmodel.data import augment, band_selection, loader
 from sgmodel.models import factory
 from sgmodel.train import figures, finetune, loop, metrics, training
@@ -191,4 +191,6 @@ PROGRAM = Program(
 )
 
 if __name__ == "__main__":
+    from sgmodel import commands  # the command line's libraries are not needed to use the functions above
+
     commands.run_training(PROGRAM)
