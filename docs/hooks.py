@@ -83,7 +83,8 @@ def command_section(name: str, command: Any) -> Iterator[str]:
     yield f"## `{name}`\n"
     yield f"{plain(command.help)}\n"
     yield f"```text\n{' '.join([name, *words, '[OPTIONS]'])}\n```\n"
-    yield "| | | default |\n|---|---|---|"
+    if parameters:
+        yield "| | | default |\n|---|---|---|"
     for parameter in [
         *arguments,
         *(each for each in parameters if each not in arguments),
@@ -121,17 +122,31 @@ def plain(text: str | None) -> str:
 
 
 def recipe_page() -> Iterator[str]:
-    """Yield the lines of the page of recipes: a table per program, from the first lines of each recipe."""
+    """Yield the lines of the page of recipes: those of each program with their purpose, and its settings."""
     from sgmodel import recipe_files
+    from sgmodel.recipes.programs import PROGRAMS
 
     yield "# Recipes\n"
-    yield "The recipes of `sgmodel` that come with the package; `sgmodel recipes` prints the same. Costs are estimates.\n"
-    program = ""
-    for file in recipe_files.recipe_files():
-        if file.program != program:
-            program = file.program
-            yield f"\n## `sgmodel {program.replace('_', '-')}`\n\n| recipe | what | needs | cost |\n|---|---|---|---|"
-        yield f"| `{file.path.stem}` | {plain(file.what)} | {plain(file.needs)} | {plain(file.cost)} |"
+    yield "The recipes of `sgmodel` that come with the package, as `sgmodel recipes` prints them, and the keys of each kind"
+    yield "of recipe, as `sgmodel PROGRAM --settings` prints them. Costs are estimates.\n"
+    for program, files in itertools.groupby(
+        recipe_files.recipe_files(), lambda file: file.program
+    ):
+        yield f"## `sgmodel {program.replace('_', '-')}`\n"
+        for file in files:
+            yield f"`{file.path.stem}`\n:   {plain(file.what)} *Needs:* {plain(file.needs)} *Cost:* {plain(file.cost)}\n"
+        if program in PROGRAMS:
+            yield f"### Settings of `sgmodel {program.replace('_', '-')}`\n"
+            yield "| key | type | default | meaning |\n|---|---|---|---|"
+            for setting in recipe_files.settings(PROGRAMS[program]().recipe):
+                cells = (
+                    f"`{setting.key}`",
+                    plain(setting.type),
+                    plain(setting.default),
+                    plain(setting.meaning),
+                )
+                yield f"| {' | '.join(cells)} |"
+            yield ""
 
 
 # --- the file tree -------------------------------------------------------------------------
