@@ -292,6 +292,18 @@ def test_every_page_is_in_the_navigation() -> None:
     assert [page for page in map(name, sorted(DOCS.rglob("*.md"))) if f": {page}\n" not in text] == []
 
 
+def test_tables_of_the_docs_name_every_rule_dataset_and_command() -> None:
+    from sgdata.composite.rules import RULES
+    from sgdata.datasets import cards
+
+    composites, published = ((DOCS / page).read_text() for page in ("concepts/composites.md", "guides/published.md"))
+    assert [rule for rule in RULES if f"| `{rule}`" not in composites] == []
+    assert [dataset for dataset in cards.names() if f"| `{dataset}` |" not in published] == []
+    texts = " ".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for script in ("sgdata", "sgmodel"):
+        assert [name for name in program(script).commands if f"{script} {name}" not in texts] == []
+
+
 def test_the_readme_stays_one_page() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
