@@ -23,7 +23,15 @@ ATTEMPTS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentRecipe:
-    """`crop_area` (share of the image, low and high) turns the random resized crop on; chances are 0-1."""
+    """Random crops, flips and quarter turns.
+
+    Attributes:
+        crop_area: Lowest and highest area of the random resized crop as shares of the image; unset for whole images.
+        crop_aspect: Lowest and highest aspect ratio (width / height) of the crop.
+        horizontal_flip: Probability of a flip left to right.
+        vertical_flip: Probability of a flip top to bottom.
+        quarter_turns: Whether to rotate by a random multiple of 90 degrees.
+    """
 
     crop_area: tuple[float, float] | None = None
     crop_aspect: tuple[float, float] = (0.75, 4 / 3)
@@ -41,10 +49,16 @@ class AugmentRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class MixRecipe:
-    """`erase` is the chance of an erased box (share and aspect of it below), filled with 0 after normalisation.
+    """Random erasing, mixup and CutMix.
 
-    `mixup` and `cutmix` are the parameters of their Beta(a, a), 0 turns one off; `cutmix_share` is how often it is
-    the latter where both are on, `chance` how often a sample is mixed at all.
+    Attributes:
+        erase: Probability that a box is erased, that is set to 0 after normalisation.
+        erase_area: Lowest and highest area of the box as shares of the image.
+        erase_aspect: Lowest and highest aspect ratio (width / height) of the box.
+        mixup: Parameter a of Beta(a, a) for mixup; 0 turns it off.
+        cutmix: Parameter a of Beta(a, a) for CutMix; 0 turns it off.
+        cutmix_share: Probability of CutMix rather than mixup where both are on.
+        chance: Probability that a sample is mixed.
     """
 
     erase: float = 0.0

@@ -19,8 +19,15 @@ Scheme = Literal["minmax", "zscore", "clip"]
 
 @dataclass(frozen=True, kw_only=True)
 class NormaliseRecipe:
-    """`mean` and `std` (stored units, one per band) stand in for the contract's statistics where given; `missing` says
-    what a model gets in place of bands that the data do not have (see `picking`)."""
+    """Normalisation of the images.
+
+    Attributes:
+        scheme: Formula, see `normalise.apply`.
+        eps: Value added to the divisor.
+        mean: Means in stored units, one per band, in place of those of the contract.
+        std: Standard deviations in stored units, one per band, in place of those of the contract.
+        missing: Substitute for bands that the data lack, see `sgmodel.data.band_selection`.
+    """
 
     scheme: Scheme
     eps: float = 1e-10

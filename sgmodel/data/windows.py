@@ -17,11 +17,13 @@ from sgmodel.data import loader
 
 @dataclass(frozen=True, kw_only=True)
 class WindowRecipe:
-    """Windows of `px` pixels every `stride`, from the top left corner.
+    """Windows of scenes on a regular grid from the top left corner.
 
-    What is left at the right and at the bottom is never seen ("dropped", as released), or seen by a last window that
-    ends at the border ("covered"). `once` hides from a window's mask what a window before it has shown, so that no
-    pixel counts twice.
+    Attributes:
+        px: Side of a window in pixels.
+        stride: Distance between windows in pixels.
+        remainder: Whether the rest at the right and bottom is dropped, as released, or covered by windows that end there.
+        once: Whether pixels that an earlier window has are masked, so that each pixel counts once.
     """
 
     px: int

@@ -43,7 +43,18 @@ ANY_PX = 128
 
 @dataclass(frozen=True, kw_only=True)
 class PredictRecipe:
-    """Everything that changes the numbers of a prediction but for the weights; see `recipes/predict/default.toml`."""
+    """Settings that change the numbers of a prediction, besides the weights.
+
+    Attributes:
+        what: Kind of answer; probabilities come with the classes.
+        overlap: Share of a tile's side that neighbouring tiles have in common, 0 to 0.75.
+        batch: Tiles or samples per forward pass.
+        precision: Number format of matrix products.
+        split: Split of the shards; empty for all.
+        bands: Bands of a GeoTIFF without band names, in its order.
+        level: Processing level of a GeoTIFF without a contract, "L1C" or "L2A".
+        accept: Differences from the training data that are allowed.
+    """
 
     what: Literal["classes", "probabilities", "embeddings"]
     overlap: float

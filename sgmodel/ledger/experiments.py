@@ -43,7 +43,14 @@ Reason = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Before:
-    """A run whose weights the next one starts from; `data` where it is not the table's."""
+    """A run that provides the starting weights of the next one.
+
+    Attributes:
+        recipe: Recipe file, relative to the folder of recipes.
+        program: Training program.
+        data: Dataset; empty for that of the table.
+        set: Overrides of the recipe.
+    """
 
     recipe: str
     program: ProgramName = "pretrain"
@@ -53,11 +60,18 @@ class Before:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a table: its settings `set` lie over the table's, which lie over the task recipe.
+    """One row of a table.
 
-    `before` are runs made first, each from the weights of the one before; `weights` is a file or folder in that of
-    --weights, named as in the fact table `published_weights`.
-    `published` are figures of the paper by metric, and `reasons` why ours are others; both are left out where unknown.
+    Attributes:
+        name: Name, unique in the table.
+        start: Where the starting weights come from.
+        recipe: Recipe file; empty for that of the table.
+        before: Runs that are trained first, each from the weights of the one before.
+        weights: Published weights by their name in the fact table `published_weights`.
+        set: Overrides of the recipe, after those of the table.
+        seeds: Seeds; empty for those of the table.
+        published: Published figures by metric.
+        reasons: Known reasons for a difference from the published figures.
     """
 
     name: str
@@ -73,9 +87,19 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows that can be compared: one program, one data set, the figures `metrics` of its `results.json`.
+    """Comparable rows: one training program and one dataset.
 
-    `compare` are pairs of rows, about each of which the ledger says whether the first beats the second.
+    Attributes:
+        name: Title of the table.
+        program: Training program.
+        recipe: Recipe file, relative to the folder of recipes.
+        data: Dataset, named as in its contract.
+        metrics: Figures of results.json, one column each; a dot selects inside a table.
+        rows: The rows.
+        set: Overrides of the recipe for all rows.
+        seeds: Seeds; empty for those of the ledger.
+        compare: Pairs of row names; the ledger says of each pair whether the first is better.
+        note: Text below the table.
     """
 
     name: str
@@ -92,8 +116,12 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """What the plan counts with while a data set is not here: samples of the training split (of change detection:
-    windows), classes."""
+    """Size of a dataset, for the cost estimate while its shards are absent.
+
+    Attributes:
+        train: Number of training samples (windows in change detection).
+        classes: Number of classes.
+    """
 
     train: int
     classes: int
@@ -101,8 +129,16 @@ class Outline:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerRecipe:
-    """A ledger. `flops_per_s` is what the machine does while it trains, `start_s` what a run takes beside training:
-    both count in the plan alone."""
+    """Settings of a ledger.
+
+    Attributes:
+        title: Title of the ledger.
+        seeds: Seeds of every run.
+        flops_per_s: Floating-point operations per second that training reaches, for the cost estimate.
+        start_s: Seconds that a run takes besides training, for the cost estimate.
+        tables: Tables of results.
+        data: Sizes of datasets whose shards are absent.
+    """
 
     title: str
     seeds: tuple[int, ...]

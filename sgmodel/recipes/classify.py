@@ -34,11 +34,15 @@ from sgmodel.train.run_paths import RunPaths
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyRecipe(finetune.FinetuneRecipe):
-    """Everything that changes the numbers of a classification run.
+    """Settings of a classification run.
 
-    `zoom` is the share of a scene's side that is scored (0.875 as released, 1.0: all of it). `smoothing` of labels
-    is for one class per scene. `head_std`, where not 0, redraws the head once the backbone is filled from weights.
-    With `labels_from` "mask" a scene has each class that covers at least `min_share` of it.
+    Attributes:
+        mix: Random erasing, mixup and CutMix.
+        smoothing: Label smoothing of the cross-entropy, 0 to 1; single-label only.
+        zoom: Share of a scene's side that is scored; the released code has 0.875.
+        head_std: Standard deviation with which the head is drawn anew after weights were loaded; 0 keeps it.
+        labels_from: Where labels come from; "mask" gives a scene the classes that cover at least `min_share` of it.
+        min_share: Share of a mask that a class must cover to be a label.
     """
 
     mix: augment.MixRecipe = field(default_factory=augment.MixRecipe)

@@ -26,8 +26,12 @@ VIEW = 1 << 32
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastRecipe(finetune.FinetuneRecipe):
-    """Everything that changes the numbers of a run. `jitter` is how far gain and offset of each band may go in a view,
-    drawn for each by itself: what colour jitter is to photographs, on normalised values."""
+    """Settings of a contrastive pretraining run.
+
+    Attributes:
+        contrast: Method and its parameters.
+        jitter: Range of the random gain and offset of each band in a view, on normalised values.
+    """
 
     contrast: contrastive.Objective
     jitter: float = 0.0

@@ -31,12 +31,15 @@ CHANGE = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeRecipe(finetune.FinetuneRecipe):
-    """Everything that changes the numbers of a change-detection run.
+    """Settings of a change-detection run.
 
-    `windows` are learned from, `scored` are scored. With `weighting` "share" the classes weigh
-    [2 q `unchanged_factor`, 2 (1 - q)], q being the share of changed pixels in the training scenes: a factor of 10 is
-    the released code's, 1 balances the two. `drop_incomplete` leaves the last windows out of the score where they do
-    not fill a batch, as released.
+    Attributes:
+        windows: Windows for training.
+        scored: Windows for scoring.
+        weighting: Class weights; "share" is [2 q unchanged_factor, 2 (1 - q)] for a share q of changed pixels in the
+            training scenes.
+        unchanged_factor: Factor on the weight of unchanged pixels; 1 balances the classes, the released code has 10.
+        drop_incomplete: Whether to leave windows that do not fill a batch out of the score, as the released code does.
     """
 
     windows: win.WindowRecipe

@@ -36,7 +36,14 @@ SHOWN = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage of a progressive run: the data set, named as in its contract, and what else differs there."""
+    """One stage of a progressive pretraining run.
+
+    Attributes:
+        data: Dataset, named as in its contract.
+        image_px: Side of the images in pixels.
+        epochs: Number of epochs.
+        lr: Peak learning rate.
+    """
 
     data: str
     image_px: int
@@ -46,12 +53,22 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe:
-    """Everything that changes the numbers of a pretraining run.
+    """Settings of a pretraining run.
 
-    `bands` are those the model sees, in their order. `accept` names contract fields of the starting weights that may
-    differ, `tables` says what becomes of their position tables at another image size; held-out samples are scored and
-    pictures made every `picture_every` steps. With `stages` the run is that many runs, each from the weights of the one
-    before."""
+    Attributes:
+        bands: Bands that the model sees, in its order.
+        mask_ratio: Share of the tokens that are removed.
+        picture_every: Steps between two scorings of held-out samples and pictures of them.
+        training: Duration, batch and optimizer.
+        model: Size of the encoder.
+        decoder: Size of the decoder.
+        objective: Masking and loss terms.
+        normalise: Normalisation of the images.
+        augment: Random crops, flips and turns.
+        accept: Contract fields in which the starting weights may differ from the data.
+        tables: What to do with position tables of starting weights for another image size.
+        stages: Stages of a progressive run, each of which starts from the weights of the one before.
+    """
 
     bands: tuple[str, ...]
     mask_ratio: float

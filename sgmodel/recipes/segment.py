@@ -34,7 +34,11 @@ SHOWN = 6
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentRecipe(finetune.FinetuneRecipe):
-    """Everything that changes the numbers of a segmentation run; `smoothing` is that of the labels."""
+    """Settings of a segmentation run.
+
+    Attributes:
+        smoothing: Label smoothing of the cross-entropy, 0 to 1.
+    """
 
     smoothing: float = 0.0
 

@@ -38,10 +38,18 @@ R = TypeVar("R", bound="FinetuneRecipe")
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe:
-    """What every downstream recipe holds, and everything that changes the numbers of its run.
+    """Settings that every fine-tuning run has.
 
-    `bands` are those the model sees, in their order. `evaluate_every` epochs `val_split` is scored on the way (0: only
-    at the end). `accept` names contract fields of the starting weights that may differ.
+    Attributes:
+        model: Backbone and head.
+        bands: Bands that the model sees, in its order.
+        val_split: Split that is scored.
+        evaluate_every: Epochs between two scorings; 0 scores only at the end.
+        training: Duration, batch and optimizer.
+        normalise: Normalisation of the images.
+        augment: Random crops, flips and turns.
+        mode: Which weights are trained: all of them, the head on a frozen backbone, or one linear layer on it.
+        accept: Contract fields in which the starting weights may differ from the data.
     """
 
     model: factory.ModelRecipe

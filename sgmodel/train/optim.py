@@ -21,11 +21,17 @@ Schedule = Callable[[int], float]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecipe:
-    """AdamW and its schedule; times in epochs, which need not be whole.
+    """AdamW and its learning-rate schedule; durations are in epochs, which need not be whole.
 
-    The peak rate is `lr` as it stands: the papers' base rate x batch / 256 is multiplied out in the recipe.
-    `clip_norm` 0 leaves gradients alone, as the paper does. `layer_decay` (1: none) is the factor between the rates
-    of one block and the one below it.
+    Attributes:
+        lr: Peak learning rate; the papers' base rate x batch / 256 is multiplied out in the recipe.
+        schedule: Shape of the schedule after the warm-up.
+        warmup_epochs: Duration of the linear warm-up.
+        weight_decay: Weight decay.
+        decay: Which parameters decay: matrices, matrices except position tables, or all.
+        betas: The two moment coefficients.
+        clip_norm: Maximum norm of the gradients; 0 for none, as in the paper.
+        layer_decay: Factor between the rates of a block and of the block below it; 1 for none.
     """
 
     lr: float

@@ -37,12 +37,23 @@ STOPPED = ExitCode.FINDINGS
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
-    """How long and in what portions to train. `batch` samples make one optimizer step, in `accumulate` parts.
+    """Duration, batch and precision of a training run.
 
-    `compile` and `recompute` (activations, in the backward pass) trade start-up or time for speed or memory;
-    `average` is the decay of weights averaged over the run (0: none), kept as `average.safetensors`. Only a
-    `fraction` of the split is learned from, chosen by `fraction_seed` (see `loader.subset`). `mixture` names several
-    data sets and the share of each in what is learned from (pretraining only).
+    Attributes:
+        seed: Seed of weights, sample order, augmentation, masks and dropout.
+        split: Split of the training samples; "all" for every split.
+        epochs: Number of epochs, which need not be whole.
+        batch: Samples per optimizer step, over all processes.
+        accumulate: Number of micro-batches per optimizer step, over all processes.
+        precision: Number format of matrix products.
+        log_every: Steps between two lines of metrics.jsonl.
+        optimizer: AdamW and its schedule.
+        compile: Whether to compile the model, which takes minutes at the start and makes steps faster.
+        recompute: Whether to recompute activations in the backward pass, which saves memory and takes time.
+        average: Decay of the running average of the weights, kept as `average.safetensors`; 0 for none.
+        fraction: Share of the training samples that is used.
+        fraction_seed: Seed that selects this share.
+        mixture: Share of each dataset by name, for pretraining on several.
     """
 
     seed: int
