@@ -481,7 +481,7 @@ def test_weights_that_cannot_predict(tmp_path: Path, weights: Path, capsys: pyte
         assert "--what embeddings" in refused(capsys, *rest, "--weights", pretrained)
     bare = cards.load(weights)
     folders.save(tmp_path / "bare", bare, cards.Card(model=cards.describe(bare)))
-    assert "neither bands nor normalisation" in refused(capsys, *rest, "--weights", tmp_path / "bare")
+    assert "no bands or normalisation" in refused(capsys, *rest, "--weights", tmp_path / "bare")
     file = weights / "model.safetensors"
     assert "holds no card" in refused(capsys, *rest, "--weights", file)
     assert "overlap is 0.9" in refused(capsys, *rest, "--weights", weights, "--set", "overlap=0.9")

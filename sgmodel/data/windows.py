@@ -22,7 +22,7 @@ class WindowRecipe:
     Attributes:
         px: Side of a window in pixels.
         stride: Distance between windows in pixels.
-        remainder: Whether the rest at the right and bottom is dropped, as released, or covered by windows that end there.
+        remainder: Whether the rest at the right and bottom is dropped, as released, or covered by a last window.
         once: Whether pixels that an earlier window has are masked, so that each pixel counts once.
     """
 

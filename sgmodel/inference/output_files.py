@@ -1,0 +1,204 @@
+"""Files of a prediction: rasters, a table of patches or samples, pictures of classes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from sgdata import files
+from sgdata.errors import OutputError
+from sgdata.rasters import geotiff
+from sgdata.types import Array, Grid, LabelSpace, Window
+from sgmodel.inference import tiling
+
+ROWS, CLASSES, PROBABILITIES, EMBEDDINGS = "patches.parquet", "classes.tif", "probabilities.tif", "embeddings.tif"
+PICTURES = "classes"
+BLOCK = 512
+PALETTE = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+
+
+def remove_previous(out: Path) -> None:
+    """Remove the files of an earlier prediction from `out`, which the checksums of this one would otherwise cover."""
+    names = (files.SUMS, ROWS, CLASSES, f"{CLASSES}.aux.xml", PROBABILITIES, EMBEDDINGS)
+    for path in [*(out / name for name in names), *sorted(out.glob(f"{PICTURES}/*.png"))]:
+        path.unlink(missing_ok=True)
+
+
+# --- rasters -------------------------------------------------------------------------------
+
+
+class Scratch:
+    """A map in a temporary file: rows are added as they are predicted, and read back in blocks of a raster.
+
+    Within a line the values are ordered block by block and in each block band by band, so that a block of the raster
+    is one strided view. No map is held in memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("wb")
+
+    def add(self, rows: Array) -> None:
+        """Add the next rows (K, h, W)."""
+        for line, col in itertools.product(range(rows.shape[1]), range(0, rows.shape[2], BLOCK)):
+            self.file.write(rows[:, line, col : col + BLOCK].tobytes())
+
+    def blocks(self, grid: Grid, style: geotiff.Style) -> Iterator[tuple[Window, Array]]:
+        """Yield the map (K, h, w) block by block, in the order of the raster."""
+        self.file.flush()
+        (height, width), bands, size = grid.shape, len(style.descriptions), np.dtype(style.dtype).itemsize
+        for row, col in itertools.product(range(0, height, BLOCK), range(0, width, BLOCK)):
+            shape = (min(BLOCK, height - row), bands, min(BLOCK, width - col))
+            offset = bands * size * (row * width + col)
+            strides = (bands * size * width, size * shape[2], size)
+            # Mapped again for each block, so that the pages of the blocks before can leave memory.
+            mapped = np.memmap(self.path, np.uint8, "r")
+            values: Array = np.ndarray(shape, style.dtype, mapped, offset, strides=strides)
+            yield Window(row=row, col=col, height=shape[0], width=shape[2]), values.transpose(1, 0, 2)
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+        self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapFiles:
+    """Which rasters a prediction writes.
+
+    Attributes:
+        out: Folder.
+        space: Label space of the answers; without ids they are embeddings.
+        grid: Grid of the map.
+        channels: Number of values per cell.
+        classes: Whether to write the most likely class of each cell.
+        values: Whether to write all values of each cell.
+        tags: Tags of the rasters.
+    """
+
+    out: Path
+    space: LabelSpace
+    grid: Grid
+    channels: int
+    classes: bool
+    values: bool
+    tags: dict[str, str]
+
+
+def write_maps(maps: MapFiles, answers: Iterable[tiling.Row]) -> None:
+    """Write the rasters of `maps` from rows of answers; one raster is written at a time.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    try:
+        with Scratch(maps.out / ".classes") as classes, Scratch(maps.out / ".values") as values:
+            for _, answer, seen in answers:
+                if maps.classes:
+                    classes.add(most_likely(maps.space, answer, seen)[None])
+                if maps.values:
+                    _mask_and_round(answer, seen, rounded=bool(maps.space.ids))
+                    values.add(answer)
+            if maps.values:
+                _write_values(maps, values)
+            if maps.classes:
+                _write_classes(maps, classes)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"{maps.out}: cannot be written: {reason}; choose another --out") from None
+
+
+def _mask_and_round(answer: Array, seen: Array, *, rounded: bool) -> None:
+    """Set cells without data to NaN and round probabilities to 1/1024, in place.
+
+    In place because a row of tiles of a wide scene may take a hundred megabytes. Rounded values end in zero bits and
+    compress to a quarter.
+    """
+    if rounded:
+        np.rint(answer * np.float32(1024), out=answer)
+        answer /= 1024
+    answer[:, ~seen] = np.nan
+
+
+def _write_values(maps: MapFiles, values: Scratch) -> None:
+    names = maps.space.names or tuple(f"feature {number}" for number in range(maps.channels))
+    style = geotiff.Style(descriptions=names, nodata=float("nan"), dtype="float32", tags=maps.tags)
+    name = PROBABILITIES if maps.space.ids else EMBEDDINGS
+    geotiff.write_cog(maps.out / name, maps.grid, values.blocks(maps.grid, style), style=style)
+
+
+def _write_classes(maps: MapFiles, classes: Scratch) -> None:
+    style = geotiff.Style(
+        descriptions=("classes",),
+        nodata=maps.space.ignore_index,
+        dtype="uint8",
+        overviews="mode",
+        tags=maps.tags,
+        classes=legend(maps.space),
+    )
+    geotiff.write_cog(maps.out / CLASSES, maps.grid, classes.blocks(maps.grid, style), style=style)
+
+
+def most_likely(space: LabelSpace, answer: Array, seen: Array) -> Array:
+    """Return the class values (h, w) uint8 of answers (K, h, w); `ignore_index` where nothing was seen."""
+    ids = np.array(space.ids, np.uint8)
+    labels: Array = np.where(seen, ids[answer.argmax(axis=0)], np.uint8(space.ignore_index))
+    return labels
+
+
+def legend(space: LabelSpace) -> dict[int, tuple[str, str]]:
+    """Return name and colour by class value; label spaces without colours get default ones."""
+    colours = space.colours or tuple(itertools.islice(itertools.cycle(PALETTE), len(space.ids)))
+    named = dict(zip(space.ids, zip(space.names, colours, strict=True), strict=True))
+    return {**named, space.ignore_index: ("no data", "#ffffff")}
+
+
+# --- rows and pictures ---------------------------------------------------------------------
+
+
+def answer_columns(space: LabelSpace, answer: Array) -> dict[str, Any]:
+    """Return the columns of one answer (K,): labels, their names and all probabilities, or the embedding."""
+    if space.task == "none":
+        return {"embedding": answer.tolist()}
+    chosen = np.flatnonzero(answer >= 0.5) if space.task == "multi-label" else [int(answer.argmax())]
+    return {
+        "labels": [space.ids[index] for index in chosen],
+        "label_names": [space.names[index] for index in chosen],
+        "probabilities": answer.tolist(),
+    }
+
+
+def write_rows(out: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a row per patch or sample as Parquet. Raises OutputError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with files.replacing(out / ROWS) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
+
+
+def write_picture(space: LabelSpace, path: Path, labels: Array) -> None:
+    """Write classes (H, W) as PNG with a palette: shards have the bounds of a sample, but not its grid.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    from PIL import Image
+
+    picture, palette = Image.fromarray(labels), np.zeros((256, 3), np.uint8)
+    for label, (_, colour) in legend(space).items():
+        palette[label] = tuple(bytes.fromhex(colour[1:]))
+    picture.putpalette(palette.tobytes())
+    # Without waiting for the disk at every sample: SHA256SUMS, written last, covers them all.
+    with files.replacing(path, durable=False) as temporary:
+        picture.save(temporary, format="PNG")
