@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,21 +110,67 @@ def test_average_precision_with_ties_and_weights_by_hand(seed: int, levels: int)
     assert again == pytest.approx(area_by_hand(scores.repeat(weights), targets.repeat(weights)))
 
 
-def test_figures_equal_torchmetrics(parity: Path) -> None:
-    from sgmodel import timm_models  # noqa: F401  (lets torchvision, which torchmetrics imports, be imported)
+@pytest.fixture(scope="module")
+def torchmetrics() -> Any:
+    """Return `torchmetrics.functional`, imported after the module that lets torchvision be imported."""
+    importlib.import_module("sgmodel.timm_models")
+    return pytest.importorskip("torchmetrics.functional")
 
-    functional = pytest.importorskip("torchmetrics.functional")
+
+def test_released_figures_equal_torchmetrics(parity: Path, torchmetrics: Any) -> None:
     theirs = np.load(parity / "metrics.npz")
     scores, targets = (torch.from_numpy(theirs[f"ben/{name}"]) for name in ("scores", "targets"))
     for average, rank in (("macro", metrics.macro), ("micro", metrics.micro)):
-        expected = functional.average_precision(scores, targets, task="multilabel", num_labels=19, average=average)
+        expected = torchmetrics.average_precision(scores, targets, task="multilabel", num_labels=19, average=average)
         assert metrics.mean_average_precision(rank(scores, targets)) == pytest.approx(float(expected), rel=1e-5)
     pred, target = (torch.from_numpy(theirs[f"seg/{name}"]).long() for name in ("pred", "target"))
-    ours = metrics.confusion(pred, target, classes=13)
-    expected = functional.confusion_matrix(pred, target, task="multiclass", num_classes=13, ignore_index=255)
-    assert torch.equal(ours, expected)
-    mean_iou = functional.jaccard_index(pred, target, task="multiclass", num_classes=13, ignore_index=255)
-    assert metrics.scores(ours).miou == pytest.approx(float(mean_iou), rel=1e-5)
+    mean_iou = torchmetrics.jaccard_index(pred, target, task="multiclass", num_classes=13, ignore_index=255)
+    ours = metrics.scores(metrics.confusion(pred, target, classes=13))
+    assert ours.miou == pytest.approx(float(mean_iou), rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_figures_of_random_maps_equal_torchmetrics(seed: int, torchmetrics: Any) -> None:
+    """Maps of 7 classes, some of which occur in neither map, with ignored pixels."""
+    rng = np.random.default_rng(seed)
+    present = rng.choice(7, size=2 + seed % 5, replace=False)
+    pred, target = (torch.from_numpy(rng.choice(present, (3, 16, 16))) for _ in range(2))
+    target[torch.from_numpy(rng.random((3, 16, 16)) < 0.2)] = 255
+    kind = {"task": "multiclass", "num_classes": 7, "ignore_index": 255}
+    counts = metrics.confusion(pred, target, classes=7)
+    assert torch.equal(counts, torchmetrics.confusion_matrix(pred, target, **kind))
+    ours = metrics.scores(counts)
+    assert ours.oa == pytest.approx(float(torchmetrics.accuracy(pred, target, average="micro", **kind)), rel=1e-5)
+    assert ours.miou == pytest.approx(float(torchmetrics.jaccard_index(pred, target, **kind)), rel=1e-5)
+    for name, function in (("f1", torchmetrics.f1_score), ("recall", torchmetrics.recall)):
+        theirs = function(pred, target, average="none", **kind).tolist()
+        for label, value in enumerate(getattr(ours, name)):
+            assert value is None or value == pytest.approx(theirs[label], rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.filterwarnings("ignore:No positive samples found in target")
+def test_average_precision_of_random_scores_equals_torchmetrics(seed: int, torchmetrics: Any) -> None:
+    """Scores with ties, and a class without positives in every second case.
+
+    torchmetrics gives such a class 0 in the macro mean; here it is left out of the mean.
+    """
+    rng = np.random.default_rng(seed)
+    levels = 4 + 40 * seed
+    scores = torch.from_numpy(rng.integers(0, levels, (50, 5)) / levels).float()
+    targets = torch.from_numpy(rng.integers(0, 2, (50, 5)))
+    if seed % 2:
+        targets[:, 3] = 0
+    kind = {"task": "multilabel", "num_labels": 5}
+    theirs = torchmetrics.average_precision(scores, targets, average="none", **kind).tolist()
+    rankings = metrics.macro(scores, targets)
+    for label, ranked in enumerate(rankings):
+        value = metrics.average_precision(ranked)
+        assert value == pytest.approx(theirs[label], rel=1e-5) if targets[:, label].any() else value is None
+    known = [value for label, value in enumerate(theirs) if targets[:, label].any()]
+    assert metrics.mean_average_precision(rankings) == pytest.approx(np.mean(known), rel=1e-5)
+    micro = torchmetrics.average_precision(scores, targets, average="micro", **kind)
+    assert metrics.mean_average_precision(metrics.micro(scores, targets)) == pytest.approx(float(micro), rel=1e-5)
 
 
 def test_a_class_without_positives_has_no_average_precision() -> None:

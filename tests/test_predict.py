@@ -483,7 +483,7 @@ def test_weights_that_cannot_predict(tmp_path: Path, weights: Path, capsys: pyte
     folders.save(tmp_path / "bare", bare, cards.Card(model=cards.describe(bare)))
     assert "no bands or normalisation" in refused(capsys, *rest, "--weights", tmp_path / "bare")
     file = weights / "model.safetensors"
-    assert "holds no card" in refused(capsys, *rest, "--weights", file)
+    assert "has no card" in refused(capsys, *rest, "--weights", file)
     assert "overlap is 0.9" in refused(capsys, *rest, "--weights", weights, "--set", "overlap=0.9")
     assert "no such file" in refused(capsys, "--input", tmp_path / "none", "--weights", weights)
     assert "--input alone" in refused(capsys, *rest, "--weights", weights, "--after", folder)
