@@ -10,7 +10,7 @@ import numpy as np
 
 from sgdata import sentinel2
 from sgdata.shards import tar_format
-from sgdata.types import BandStatistics, Contract, LabelSpace, Sample, Task
+from sgdata.types import BandStatistics, Codec, Contract, LabelSpace, Sample, Task
 from sgmodel.data import loader, tar_source
 from sgmodel.gpu_check.trainings import SPLIT
 
@@ -25,7 +25,7 @@ _STATISTICS = BandStatistics(
 class MemoryIndexed(loader.Samples):
     """Shards written in this process: tars are read as ever, the index is the writer's rows instead of a file."""
 
-    def __init__(self, folder: Path, contract: Contract, rows: Sequence[tar_format.Row], codec: tar_format.Codec):
+    def __init__(self, folder: Path, contract: Contract, rows: Sequence[tar_format.Row], codec: Codec):
         # Not the constructor of Samples, which needs pyarrow for the index and pydantic for the contract.
         self.folder, self.split, self.contract, self.codec = folder, SPLIT, contract, codec
         self.keys = [row["key"] for row in rows]
@@ -51,7 +51,7 @@ def write(folder: Path, task: Task, *, count: int, px: int) -> MemoryIndexed:
 
     Members are compressed as in any shard where imagecodecs is installed, else stored as `.npy`.
     """
-    codec: tar_format.Codec = "blosc" if importlib.util.find_spec("imagecodecs") else "npy"
+    codec: Codec = "blosc" if importlib.util.find_spec("imagecodecs") else "npy"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / tar_format.shard_name("gpu-check", SPLIT, 0)
     pairs = ((sample, tar_format.sample_hash(sample)) for sample in _samples(task, count, px))
