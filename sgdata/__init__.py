@@ -1,11 +1,11 @@
-"""Build, shard, verify and release Sentinel-2 datasets: what the commands call, for use from Python.
+"""Build, shard, verify and release Sentinel-2 datasets from Python.
 
-    sgdata.build_recipe(...)     a build recipe by name, with your area, dates and settings laid over it
-    sgdata.build(recipe, sgdata.BuildPaths(out=...))   scenes and labels -> a build folder   (sgdata build segmunich)
-    sgdata.open_build(folder)    a build folder as an xarray.Dataset with its CRS
-    sgdata.shard(...)            a dataset -> WebDataset shards                   (sgdata shard)
+    sgdata.build_recipe(...)     load a build recipe and set area, dates and other settings
+    sgdata.build(recipe, sgdata.BuildPaths(out=...))   build a dataset of an area      (sgdata build)
+    sgdata.open_build(folder)    open a build as an xarray.Dataset
+    sgdata.shard(...)            pack a dataset into WebDataset shards                 (sgdata shard)
 
-Names are loaded on first use, so that `import sgdata` and `sgdata --help` stay quick.
+Names are imported on first use, so that `import sgdata` and `sgdata --help` stay fast.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["BuildPaths", "build", "build_recipe", "open_build", "shard"]
 
+# Public name: module and attribute.
 _HOME = {
     "BuildPaths": ("builds.build_recipe", "BuildPaths"),
     "build": ("builds.pipeline", "build"),
