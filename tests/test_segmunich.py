@@ -403,10 +403,14 @@ def test_the_folder_says_what_it_is(tmp_path: Path, recipe: BuildRecipe) -> None
 
 def test_the_stac_item_is_one(tmp_path: Path, recipe: BuildRecipe) -> None:
     import pystac
+    from pystac.validation.stac_validator import JsonSchemaSTACValidator
 
     wrap(tmp_path / "a", [scene("2019-06-01", ground(9))])
     out = run(recipe, tmp_path / "a", tmp_path / "b")
     item = pystac.Item.from_file(str(out / "stac" / "segmunich.json"))
+    document = files.read_plain(out / "stac" / "segmunich.json")
+    assert JsonSchemaSTACValidator().validate_core(document, item.STAC_OBJECT_TYPE, "1.1.0")
+    assert document["links"] == []
     href = item.assets["image"].get_absolute_href()
     assert href is not None
     assert Path(href).samefile(out / "image.tif")

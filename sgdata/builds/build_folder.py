@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,11 +14,12 @@ from sgdata import files
 from sgdata.composite.rules import NO_VALUE
 from sgdata.errors import OutputError
 from sgdata.rasters import geotiff, grid
-from sgdata.scenes import aoi
-from sgdata.sentinel2 import BAND, NODATA, SCALE
+from sgdata.scenes import aoi, stac_item
+from sgdata.sentinel2 import NODATA, SCALE
 from sgdata.types import Array, Grid, LabelSpace, Window
 
 if TYPE_CHECKING:
+    import pystac
     import xarray
 
 IMAGE, PROVENANCE_FILE, LABELS, LABEL_SOURCE = "image.tif", "provenance.tif", "labels.tif", "label_source.tif"
@@ -135,52 +136,38 @@ def outputs(folder: Path) -> dict[str, str]:
 
 
 def write_stac(folder: Path, name: str, grid: Grid, dates: str, derived_from: Iterable[str]) -> None:
-    """A minimal valid STAC 1.1 item over the rasters of the folder, in `folder/stac/`."""
-    west, south, east, north = aoi.in_degrees(grid)
-    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    """Write `stac/<name>.json`, a STAC item whose assets are the rasters of the build.
+
+    Args:
+        folder: The build.
+        name: Identifier of the item.
+        grid: Grid of the rasters.
+        dates: First and last day, `A/B`.
+        derived_from: Identifiers of the scenes.
+    """
     first, last = dates.split("/")
-    item = {
-        "type": "Feature",
-        "stac_version": "1.1.0",
-        "stac_extensions": [
-            "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
-            "https://stac-extensions.github.io/file/v2.1.0/schema.json",
-        ],
-        "id": name,
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "bbox": [west, south, east, north],
-        "properties": {
-            "datetime": None,
-            "start_datetime": f"{first}T00:00:00Z",
-            "end_datetime": f"{last}T23:59:59Z",
-            "gsd": grid.gsd_m,
-            "proj:code": grid.crs,
-            "proj:transform": list(grid.transform),
-            "proj:shape": list(grid.shape),
-            "sgdata:derived_from": list(derived_from),
-        },
-        "links": [],
-        "assets": {path.stem: _asset(path) for path in sorted(folder.glob("*.tif"))},
+    properties = {
+        "gsd": grid.gsd_m,
+        "proj:code": grid.crs,
+        "proj:transform": list(grid.transform),
+        "proj:shape": list(grid.shape),
+        "sgdata:derived_from": list(derived_from),
     }
-    files.write(folder / "stac" / f"{name}.json", files.pretty_json(item))
+    extensions = ("projection", "file", "eo")
+    item = stac_item.create_item(name, aoi.in_degrees(grid), (first, last), properties, extensions)
+    for path in sorted(folder.glob("*.tif")):
+        item.add_asset(path.stem, _asset(path))
+    files.write(folder / "stac" / f"{name}.json", files.pretty_json(item.to_dict(include_self_link=False)))
 
 
-def _asset(path: Path) -> dict[str, Any]:
+def _asset(path: Path) -> pystac.Asset:
+    import pystac
+
     with geotiff.opened(str(path)) as dataset:
-        names, kind = dataset.descriptions, dataset.dtypes[0]
-    return {
-        "href": f"../{path.name}",
-        "type": "image/tiff; application=geotiff; profile=cloud-optimized",
-        "roles": ["data"],
-        "file:size": path.stat().st_size,
-        # multihash: 0x12 = sha2-256, 0x20 = 32 bytes
-        "file:checksum": "1220" + files.sha256_file(path),
-        "bands": [
-            {"name": name, "data_type": kind}
-            | ({"eo:center_wavelength": round(BAND[name].wavelength_nm / 1000, 4)} if name in BAND else {})
-            for name in names
-        ],
-    }
+        names, dtype = dataset.descriptions, dataset.dtypes[0]
+    fields = stac_item.file_fields(path.stat().st_size, files.sha256_file(path))
+    fields["bands"] = [stac_item.band_fields(name) | {"data_type": dtype} for name in names]
+    return pystac.Asset(f"../{path.name}", media_type=pystac.MediaType.COG, roles=["data"], extra_fields=fields)
 
 
 def open_build(folder: Path) -> xarray.Dataset:

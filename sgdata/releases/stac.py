@@ -1,116 +1,129 @@
-"""`stac/`: a STAC 1.1 collection of the release and, where ground and days are known, one item per split."""
+"""`stac/` of a release: a self-contained STAC collection and, if places and dates are known, one item per split."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from sgdata import catalog
 from sgdata.releases.shipment import Shipment, bounds
-from sgdata.sentinel2 import BAND
+from sgdata.scenes import stac_item
 
-# Sentinel-2A was launched on this day: what is not dated is not older.
+if TYPE_CHECKING:
+    import pystac
+
+# Launch of Sentinel-2A: start of the interval if no dates are known.
 FIRST_DAY = "2015-06-23"
+WORLD = (-180.0, -90.0, 180.0, 90.0)
+# pystac makes links relative to the paths of the documents, which need not exist.
+_HOME = "/stac"
 
 
 def documents(shipment: Shipment, software: str) -> dict[str, dict[str, Any]]:
-    """File name to document: `collection.json` and an item `<split>.json` each."""
+    """Return the STAC documents of a release by file name: `collection.json` and one `<split>.json` per split.
+
+    Links are relative, so that the folder can be moved.
+    """
     items = {}
     if shipment.bounds and shipment.days:
         items = {f"{split}.json": _item(shipment, split, software) for split in shipment.contract.splits}
-    first, last = shipment.days or (FIRST_DAY, None)
-    interval = [f"{first}T00:00:00Z", f"{last}T23:59:59Z" if last else None]
-    fixed = catalog.document("release_stac")["collection"]
-    links = [{"rel": "item", "href": f"./{name}", "type": "application/geo+json"} for name in items]
-    collection = fixed | {
-        "id": shipment.order.title,
-        "title": shipment.order.title,
-        "description": shipment.summary,
-        "keywords": ["sentinel-2", shipment.card.task],
-        "providers": [{"name": "sgdata", "roles": ["processor"], "processing:software": {"sgdata": software}}],
-        "extent": {
-            # Where samples lie nowhere known: the whole Earth, as STAC asks for a box.
-            "spatial": {"bbox": [list(shipment.bounds or (-180, -90, 180, 90))]},
-            "temporal": {"interval": [interval]},
-        },
-        "summaries": {"bands": _bands(shipment)},
-        "sci:citation": "; ".join(shipment.card.citation),
-        "links": fixed["links"] + links,
-    }
-    return {"collection.json": collection, **items}
+    collection = _collection(shipment, software)
+    for name, item in items.items():
+        item.set_self_href(f"{_HOME}/{name}")
+        collection.add_item(item)
+    # After the items, whose paths it would replace by its own layout.
+    collection.set_self_href(f"{_HOME}/collection.json")
+    objects = {"collection.json": collection, **items}
+    return {name: each.to_dict(include_self_link=False) for name, each in objects.items()}
 
 
-def _item(shipment: Shipment, split: str, software: str) -> dict[str, Any]:
-    assert shipment.days
-    held = [row for row in shipment.rows if row["split"] == split]
-    box = bounds(held)
+def _collection(shipment: Shipment, software: str) -> pystac.Collection:
+    import pystac
+
+    first, last = stac_item.interval(shipment.days or (FIRST_DAY, FIRST_DAY))
+    extent = pystac.Extent(
+        # STAC requires a bounding box: the whole Earth if the places of the samples are unknown.
+        spatial=pystac.SpatialExtent([list(shipment.bounds or WORLD)]),
+        temporal=pystac.TemporalExtent([[first, last if shipment.days else None]]),
+    )
+    provider = pystac.Provider(
+        "sgdata", roles=[pystac.ProviderRole.PROCESSOR], extra_fields={"processing:software": {"sgdata": software}}
+    )
+    index = pystac.Asset("../index.parquet", media_type=pystac.MediaType.PARQUET, roles=["index"])
+    collection = pystac.Collection(
+        id=shipment.order.title,
+        title=shipment.order.title,
+        description=shipment.summary,
+        extent=extent,
+        license="other",
+        keywords=["sentinel-2", shipment.card.task],
+        providers=[provider],
+        summaries=pystac.Summaries({"bands": _bands(shipment)}),
+        stac_extensions=[stac_item.EXTENSIONS[key] for key in ("file", "processing", "eo", "scientific")],
+        extra_fields={"sci:citation": "; ".join(shipment.card.citation)},
+        assets={"index": index},
+        catalog_type=pystac.CatalogType.SELF_CONTAINED,
+    )
+    licences = pystac.Link(pystac.RelType.LICENSE, "../LICENSES/files.tsv", media_type="text/tab-separated-values")
+    collection.add_link(licences)
+    return collection
+
+
+def _item(shipment: Shipment, split: str, software: str) -> pystac.Item:
+    rows = [row for row in shipment.rows if row["split"] == split]
+    box = bounds(rows)
     assert box
-    west, south, east, north = box
-    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
-    first, last = shipment.days
-    grid: dict[str, Any] = {}
-    if shipment.lock:
-        lattice = shipment.lock.grid
-        # Windows of the samples count from this lattice's corner.
-        grid = {"proj:transform": list(lattice.transform), "proj:shape": list(lattice.shape)}
-    level = {"processing:level": shipment.contract.level, "processing:software": {"sgdata": software}}
-    fixed = catalog.document("release_stac")["item"]
-    document: dict[str, Any] = fixed | {
-        "id": f"{shipment.order.title}-{split}",
-        "collection": shipment.order.title,
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "bbox": list(box),
-        "properties": {
-            "datetime": None,
-            "start_datetime": f"{first}T00:00:00Z",
-            "end_datetime": f"{last}T23:59:59Z",
-            "gsd": min(band.gsd_m for band in shipment.contract.bands),
-            "proj:code": shipment.crs,
-            **grid,
-            **level,
-            "processing:lineage": f"{len(held)} samples; {shipment.contract.resampling} onto one grid of 10 m",
-        },
-        "links": [*fixed["links"], *_sources(shipment)],
-        "assets": {
-            name.removesuffix(".tar"): {
-                "href": f"../{name}",
-                "type": "application/x-tar",
-                "roles": ["data"],
-                "file:size": size,
-                # multihash: 0x12 = sha2-256, 0x20 = 32 bytes
-                "file:checksum": f"1220{sha256}",
-                "bands": _bands(shipment),
-                **_classes(shipment),
-            }
-            for name, (sha256, size) in shipment.shards.items()
-            if any(row["shard"] == name for row in held)
-        },
+    assert shipment.days
+    contract = shipment.contract
+    properties: dict[str, Any] = {
+        "gsd": min(band.gsd_m for band in contract.bands),
+        "proj:code": shipment.crs,
+        "processing:level": contract.level,
+        "processing:software": {"sgdata": software},
+        "processing:lineage": f"{len(rows)} samples; {contract.resampling} onto one grid of 10 m",
     }
-    return document
+    if shipment.lock:
+        # The row and column of a sample count from the corner of this grid.
+        grid = shipment.lock.grid
+        properties |= {"proj:transform": list(grid.transform), "proj:shape": list(grid.shape)}
+    extensions = ("file", "projection", "processing", "classification", "eo")
+    item = stac_item.create_item(f"{shipment.order.title}-{split}", box, shipment.days, properties, extensions)
+    shards = {row["shard"] for row in rows}
+    for name, (sha256, size) in shipment.shards.items():
+        if name in shards:
+            item.add_asset(name.removesuffix(".tar"), _asset(shipment, name, sha256, size))
+    item.add_links(_sources(shipment))
+    return item
 
 
-def _sources(shipment: Shipment) -> Sequence[dict[str, str]]:
-    """A link to every scene; of a catalogue on disk the way inside it."""
-    scenes = shipment.lock.items if shipment.lock else ()
-    return [
-        {"rel": "derived_from", "href": next(iter(item.scene.assets.values())).href, "title": item.scene.id}
-        for item in scenes
-    ]
+def _asset(shipment: Shipment, name: str, sha256: str, size: int) -> pystac.Asset:
+    import pystac
+
+    fields = stac_item.file_fields(size, sha256) | {"bands": _bands(shipment)} | _classes(shipment)
+    return pystac.Asset(f"../{name}", media_type="application/x-tar", roles=["data"], extra_fields=fields)
+
+
+def _sources(shipment: Shipment) -> Iterator[pystac.Link]:
+    """Yield a link to every scene; for a catalogue on disk its path inside the catalogue."""
+    import pystac
+
+    scenes = [item.scene for item in shipment.lock.items] if shipment.lock else []
+    for scene in scenes:
+        href = next(iter(scene.assets.values())).href
+        yield pystac.Link(pystac.RelType.DERIVED_FROM, href, title=scene.id)
 
 
 def _bands(shipment: Shipment) -> list[dict[str, Any]]:
-    return [
-        {"name": band.name, "eo:center_wavelength": round(BAND[band.name].wavelength_nm / 1000, 4)}
-        for band in shipment.contract.bands
-    ]
+    return [stac_item.band_fields(band.name) for band in shipment.contract.bands]
 
 
 def _classes(shipment: Shipment) -> dict[str, Any]:
     space = shipment.contract.label_space
     colours = space.colours or ("",) * len(space.ids)
-    classes = [
-        # Names are identifiers there; what people read is the title.
-        {"value": number, "name": f"class-{number}", "title": name} | ({"color_hint": c[1:].upper()} if c else {})
-        for number, name, c in zip(space.ids, space.names, colours, strict=True)
-    ]
+    classes = []
+    for number, name, colour in zip(space.ids, space.names, colours, strict=True):
+        # The extension allows identifiers only as names; the title is for people.
+        described = {"value": number, "name": f"class-{number}", "title": name}
+        if colour:
+            described["color_hint"] = colour[1:].upper()
+        classes.append(described)
     return {"classification:classes": classes} if classes else {}
