@@ -1,4 +1,4 @@
-"""Where facts and choices lie: dataset cards and fact tables (`catalogs/`), recipes (`recipes/`)."""
+"""Find the data files of the package: dataset cards and fact tables (`catalogs/`), recipes (`recipes/`)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sgdata.errors import SettingError
 
 
 def folder(name: str) -> Path:
-    """The folder `catalogs` or `recipes`: inside the installed package, or at the top of a checkout."""
+    """Return the folder `catalogs` or `recipes`, in the installed package or at the top of a checkout."""
     package = Path(__file__).resolve().parent
-    # Inside the wheel first: a checkout that happens to lie around must not decide for an installed package.
+    # The package first, so that an installed package never reads the files of a folder next to it.
     for parent in (package, package.parent):
         if (parent / name).is_dir():
             return parent / name
@@ -21,16 +21,16 @@ def folder(name: str) -> Path:
 
 
 def table(name: str) -> list[dict[str, str]]:
-    """The rows of the fact table `catalogs/tables/<name>.tsv`, each a dict of column name to text."""
+    """Read the fact table `catalogs/tables/<name>.tsv` as one dict per row. Raises SettingError."""
     path = folder("catalogs") / "tables" / f"{name}.tsv"
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.tsv"))
         raise SettingError(f"no fact table '{name}'; known: {', '.join(known)}")
     with path.open(encoding="utf-8", newline="") as handle:
-        # No quoting: a quotation mark in a name is a letter like any other.
+        # No quoting: names may contain quotation marks.
         return list(csv.DictReader(handle, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def document(name: str) -> dict[str, Any]:
-    """The fact document `catalogs/tables/<name>.json`. Raises SettingError."""
+    """Read the fact document `catalogs/tables/<name>.json`. Raises SettingError."""
     return files.read_plain(folder("catalogs") / "tables" / f"{name}.json")

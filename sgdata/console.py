@@ -1,4 +1,4 @@
-"""What the commands print at length: tables, the months of a plan, the checks of an audit."""
+"""Print the longer results of commands: tables, the months of a plan, the checks of an audit."""
 
 from __future__ import annotations
 
@@ -13,63 +13,58 @@ if TYPE_CHECKING:
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows under their heads; without heads as plain lines, for people to copy."""
+    """Print a table; without column names as plain lines, which are easy to copy."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*columns) if columns else Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(*row)
-    # No markup: what stands in square brackets, an id or an option, would vanish as a style.
+    # No markup, or rich would take text in square brackets for a style and remove it.
     Console(markup=False, highlight=False).print(table)
 
 
-def show_plan(planned: Lock, places: BuildPaths, *, where: str, as_json: bool) -> str:
-    """Print the month table of a plan, its cost, and where its lock lies; returns its holes in words."""
+def show_plan(planned: Lock, paths: BuildPaths, *, where: str, as_json: bool) -> str:
+    """Print the scenes per month of a plan, its cost and the path of its lock; return a description of its holes."""
     from sgdata import files
     from sgdata.scenes import coverage
     from sgdata.scenes import lock as locks
 
     months = coverage.months(planned)
-    cost = coverage.cost(planned, where, workers=places.workers)
+    cost = coverage.cost(planned, where, workers=paths.workers)
     holes = coverage.holes(months)
     if as_json:
-        about = {"lock": places.out / locks.NAME, "months": months, "cost": cost}
-        # Only the document, for a program reads it; the holes are in it.
+        about = {"lock": paths.out / locks.NAME, "months": months, "cost": cost}
+        # Nothing but the document, which a program reads; it includes the holes.
         print(files.pretty_json(about | {"dropped": planned.dropped}).decode(), end="")
         return holes
-    # Decimal MB, as providers meter traffic.
-    rows = [
-        (
-            m.month,
-            f"{m.passes} hole" if m.hole else f"{m.passes}",
-            f"{m.expected:g}",
-            f"{m.scenes}",
-            f"{m.bytes / 1e6:,.0f}",
-        )
-        for m in months
-    ]
-    passed, total = sum(m.passes for m in months), sum(m.bytes for m in months)
+    # Decimal MB, the unit in which providers meter traffic.
+    rows = []
+    for month in months:
+        passes = f"{month.passes} hole" if month.hole else f"{month.passes}"
+        megabytes = f"{month.bytes / 1e6:,.0f}"
+        rows.append((month.month, passes, f"{month.expected:g}", f"{month.scenes}", megabytes))
+    passed, total = sum(month.passes for month in months), sum(month.bytes for month in months)
     rows.append(("all", f"{passed}", "", f"{len(planned.items)}", f"{total / 1e6:,.0f}"))
     show_table(("month", "passes", "expected", "scenes", "MB raw"), rows)
     for dropped in planned.dropped:
         print(f"left out: {dropped.id}: {dropped.reason}")
     print(
         f"about {cost.read_bytes / 1e6:,.0f} MB to read, {cost.scratch_bytes / 1e6:,.0f} MB of scratch, "
-        f"about {cost.minutes} min with --workers {places.workers}"
+        f"about {cost.minutes} min with --workers {paths.workers}"
     )
-    print(places.out / locks.NAME)
+    print(paths.out / locks.NAME)
     return holes
 
 
 def show_audit(report: Report, *, where: Path | None, as_json: bool) -> bool:
-    """Print a report, and where it lies; whether it has findings."""
+    """Print an audit and its path, and return whether it has findings."""
     from sgdata import files
 
     if as_json:
         print(files.pretty_json(report).decode(), end="")
     else:
         rows = ((check.state, check.name, check.told) for check in report.checks)
-        show_table(("state", "check", "what was found"), rows)
+        show_table(("state", "check", "result"), rows)
         print(where or f"{report.findings} findings in {report.samples} samples")
     return report.findings > 0

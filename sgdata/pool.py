@@ -1,4 +1,4 @@
-"""Run the same coarse tasks in this process or in several: same results, in the same order."""
+"""Map a function over items in this process, in several, or on a cluster: same results, in the same order."""
 
 from __future__ import annotations
 
@@ -21,12 +21,18 @@ R = TypeVar("R")
 def run(
     task: Callable[[T], R], items: Iterable[T], *, workers: int, cluster: str | None = None, threads: int = 1
 ) -> Iterator[R]:
-    """`task(item)` for each item, in the order of `items`; on the Dask scheduler at the address `cluster` if given.
+    """Yield `task(item)` for each item, in the order of `items`.
 
-    `task` and its items are picklable where `workers` > 1; at most three items per worker are under way, so
-    that memory does not grow with their number. `threads`: how many tasks may run at once in this process, where it
-    is the only worker. An exception of a task is raised here and ends the run, and ServiceError where a worker is
-    killed or no scheduler answers.
+    Args:
+        task: Function to call; it and its items must be picklable unless `workers` is 1.
+        items: Consumed lazily, at most three items per worker ahead, so that memory does not grow with their number.
+        workers: Number of processes.
+        cluster: Address of a Dask scheduler to use instead of local processes.
+        threads: Number of threads if `workers` is 1.
+
+    Raises:
+        ServiceError: A worker was killed, or the scheduler does not answer. Exceptions of tasks are raised unchanged.
+        SettingError: `cluster` is given, but dask is not installed.
     """
     if cluster:
         yield from _on_cluster(task, items, cluster)
@@ -38,7 +44,7 @@ def run(
         try:
             yield from _in_order(lambda item: executor.submit(task, item), items, 3 * max(workers, threads))
         except BrokenProcessPool:
-            # The kernel's way where memory runs out; what is finished is kept.
+            # Usually the kernel, when memory runs out. Finished results were already yielded.
             raise ServiceError(f"one of {workers} workers was killed, for its memory perhaps; give fewer") from None
         finally:
             executor.shutdown(cancel_futures=True)
@@ -47,15 +53,15 @@ def run(
 def _executor(task: Callable[[T], R], workers: int, threads: int) -> Executor:
     if workers <= 1:
         return ThreadPoolExecutor(threads)
-    # forkserver: the parent holds threads (GDAL, numba), and a plain fork of those can lock up.
+    # forkserver: the parent has threads (GDAL, numba), and forking a process with threads can deadlock.
     context = multiprocessing.get_context("forkserver")
-    # The server imports the task's module once (1.5 s with numba); each worker is then a quick fork of it.
+    # The server imports the task's module once (1.5 s with numba); each worker is a fork of the server.
     context.set_forkserver_preload([getattr(task, "func", task).__module__])
     return ProcessPoolExecutor(workers, mp_context=context)
 
 
 def _on_cluster(task: Callable[[T], R], items: Iterable[T], address: str) -> Iterator[R]:
-    """The same tasks on other machines, which see the same folders. A task of a worker that dies runs again."""
+    """Run the tasks on a Dask cluster whose workers share the file system; tasks of lost workers run again."""
     try:
         distributed: Any = importlib.import_module("distributed")
     except ImportError:
@@ -65,13 +71,13 @@ def _on_cluster(task: Callable[[T], R], items: Iterable[T], address: str) -> Ite
     except (OSError, ValueError) as error:
         raise ServiceError(f"--cluster {address}: no Dask scheduler answers: {error!s:.100}; start one there") from None
     with client:
-        # Not pure: a task writes files, and must run even if an equal one ran before.
+        # Not pure: tasks write files, so each must run even if an equal one ran before.
         most = 3 * max(len(client.nthreads()), 1)
         yield from _in_order(lambda item: client.submit(task, item, pure=False), items, most)
 
 
 def _in_order(submit: Callable[[T], Any], items: Iterable[T], most: int) -> Iterator[Any]:
-    """What becomes of `items`, in their order, at most `most` of them under way."""
+    """Yield the results of `items` in order, with at most `most` tasks submitted and not yet yielded."""
     pending: deque[Any] = deque()
     for item in items:
         pending.append(submit(item))

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a log line now and then elsewhere; `-q` silences both."""
+"""Show the progress of long work: a bar on a terminal, else a log line every few seconds; `-q` silences both."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TypeVar
 
 T = TypeVar("T")
 log = logging.getLogger("sgdata")
-# A log file of a night's run stays readable, and a watcher still sees life.
+# Often enough to see that the process is alive, rarely enough to keep a log file readable.
 LINE_EVERY_S = 10.0
 
 
 def track(items: Iterable[T], *, label: str, total: int) -> Iterator[T]:
-    """The items themselves, while telling on stderr how many of `total` have passed."""
+    """Yield the items unchanged, reporting on stderr how many of `total` were yielded."""
     if not log.isEnabledFor(logging.INFO):
         yield from items
-    # A bar redraws itself: in a log file that is one endless line.
+    # A bar redraws one line, which only a terminal can show.
     elif sys.stderr.isatty():
         yield from _bar(items, label, total)
     else:
@@ -29,24 +29,24 @@ def _bar(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    # transient: the bar goes away, so that stdout and stderr together end with the path and nothing else.
+    # transient: remove the bar at the end, so that the output path is the last line on the screen.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield from progress.track(items, total=total, description=label)
 
 
 def _lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
-    began = said = time.monotonic()
+    began = reported = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
-        if done == total or time.monotonic() - said > LINE_EVERY_S:
-            said = time.monotonic()
-            left = (said - began) / done * (total - done)
+        if done == total or time.monotonic() - reported > LINE_EVERY_S:
+            reported = time.monotonic()
+            left = (reported - began) / done * (total - done)
             log.info("%s: %d of %d%s", label, done, total, f", {told(left)} left" if done < total else "")
 
 
 def told(seconds: float) -> str:
-    """A time as people say it: `40 s`, `12 min`, `3 h 20 min`."""
+    """Format a duration: `40 s`, `12 min`, `3 h 20 min`."""
     minutes = round(seconds / 60)
     if minutes < 2:
         return f"{seconds:.0f} s"

@@ -310,11 +310,11 @@ def test_the_same_again_is_fine_other_bytes_are_refused(made: Path, tmp_path: Pa
     again, _ = release(order(made, tmp_path, archive=True))
     assert (again, (first / "index.parquet").stat().st_mtime_ns) == (first, stamp)
     assert (tmp_path / "tiny-town-1.0.tar").read_bytes() == whole
-    with pytest.raises(OutputError, match="is released with other bytes, and stays so; choose another version"):
+    with pytest.raises(OutputError, match="this version exists with other content; choose another version"):
         release(order(made, tmp_path, published="2026-11-22"))
     assert verification.verify(first) == []
     elsewhere = order(made, tmp_path / "b", published="2026-11-22", register=tmp_path / "catalogs")
-    with pytest.raises(OutputError, match="tells of a release with other bytes"):
+    with pytest.raises(OutputError, match="describes a release with other content"):
         release(elsewhere)
 
 
@@ -372,7 +372,7 @@ def test_an_input_that_does_not_verify_is_refused(made: Path, tmp_path: Path) ->
         shutil.copytree(made, tmp_path / name)
         spoilt = tmp_path / name / name / "contract.json"
         spoilt.write_bytes(spoilt.read_bytes().replace(b"1e-04", b"1e-03").replace(b"0.0001", b"0.0010"))
-        with pytest.raises(OutputError, match=r"1 files are not as written \(contract.json: changed"):
+        with pytest.raises(OutputError, match=r"1 files differ from its SHA256SUMS \(contract.json: changed"):
             release(order(tmp_path / name, tmp_path / "out"))
     (tmp_path / "shards/shards" / files.SUMS).unlink()
     with pytest.raises(OutputError, match="no SHA256SUMS"):
@@ -405,7 +405,7 @@ def test_shards_of_a_build_come_with_that_build(made: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("wrong", [{"name": "../x"}, {"name": "Ä"}, {"version": "one"}, {"published": "today"}])
 def test_names_that_would_not_travel(wrong: dict[str, str], made: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="is no such name, version or day"):
+    with pytest.raises(SettingError, match="is not a valid name, version or day"):
         release(order(made, tmp_path, **wrong))
 
 

@@ -1,7 +1,7 @@
-"""From facts about every sample to the findings of an audit. Pure: pixels were looked at before, in `auditor`.
+"""Checks of an audit: from facts about every sample to findings. Pure; `gather` reads the pixels.
 
-A finding is a defect that a user of the data would want to know of before training, and that no clean dataset of
-the kind shows; where the samples are too few or lack what a check needs, it says so in place of passing.
+A finding is a defect that users should know before training, and that no clean dataset of the kind has. A check
+without enough samples or data is undecided or not applicable, not passed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sgdata.splits import proximity
 from sgdata.splits.proximity import Spot
 from sgdata.types import Array, Contract
 
-# A 60 m pixel spread over 10 m ones reaches 60 m to either side: nearer samples are made of the same measurements.
+# A 60 m pixel resampled to 10 m reaches 60 m to either side: nearer samples share measurements.
 REACH_M = 120.0
-# One class in a hundred is missing from a part by chance once in twenty times if three samples of it are expected.
+# With three expected samples a class is missing from a split by chance in 5 % of cases (Poisson).
 EXPECTED = 3.0
-# A sample or two may show calm water in one band; a band that is flat in one of twenty is broken.
+# Single samples may show calm water in one band; a band that is constant in 5 % of them is broken.
 DEAD_SHARE = 0.05
-# Snow, cloud and desert have no dark pixel either, but are rarely a third of a dataset.
+# Snow, cloud and desert have no dark pixels either, but are rarely a third of a dataset.
 RAISED, SUSPECT = 0.3, 0.1
 DARK_SHARE = 0.005
 SHARED_MARKS = 2
@@ -37,20 +37,24 @@ SATURATED_SHARE = 0.01
 UNMAPPED_SHARE = 0.5
 LABEL_GAP_DAYS = 365
 ORDER_MARGIN = 0.1
-# Of the first two the first goes with the third from pixel to pixel: B8A has the pixels of B07, B04 is next to B05. In
-# tiles of eight real scenes so many samples say so: 0.94 to 1 (of one 0.73), and 0.56 to 1 (of a hazy coast 0.16).
+# The first band of each triple correlates more with the third than the second does: B8A has the resolution of B07, B04
+# is next to B05. Share of samples that agree, in tiles of eight real scenes: 0.94 to 1 (one 0.73), and 0.56 to 1 (a
+# hazy coast 0.16).
 NEARER = (("B8A", "B08", "B07"), ("B04", "B02", "B05"))
 VOTES, RARE_VOTES = 0.25, 0.05
-# Pixels of leaves that a verdict needs, and the least share of them that is green: of real patches 0.7 to 1, one of
-# December 0.35; with the two bands changed it is what is left of one.
+# Vegetated pixels needed for a verdict, and the least share of them that is greener than red: real patches have 0.7 to
+# 1, one of December 0.35; with the two bands swapped the share is 1 minus that.
 LEAVES, RED_LEAVES = 2_000, 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What one sample comes to. `look` is empty where there is nothing to see, `classes` counts pixels (1 per label)
-    with the ignored ones among them, `dark` is the largest share, over bands, of values under reflectance 0.1; `marks`
-    are its `duplicates.marks`, `nearer` its votes on the pairs of NEARER (None: undecided).
+    """Facts about one sample.
+
+    `pixels` and `turned` are hashes of the pixels, the latter the same for all rotations and mirror images; `look` is
+    empty for an image without structure; `classes` counts pixels (or 1 per label), ignored ones included; `dark` is
+    the largest share, over bands, of values under reflectance 0.1; `marks` are its `duplicates.marks`; `nearer` are
+    its votes on the triples of NEARER (None: undecided).
     """
 
     key: str
@@ -69,9 +73,11 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
-    """Sums over all samples, each (B,) int64: valid values, their sum, how many are 1, saturated, equal to the right
-    neighbour, of how many pairs; and the least and the greatest value. `leaves` (2,): pixels with the near infrared of
-    leaves, and those of them that are greener than red.
+    """Sums over all samples, each (B,) int64.
+
+    `count` valid values, `total` their sum, how many are 1 (`ones`) or `saturated`, how many of the `pairs` of
+    horizontal neighbours are `equal`, and the extremes `low` and `high`. `leaves` (2,): vegetated pixels by near
+    infrared, and those of them that are greener than red.
     """
 
     count: Array
@@ -91,7 +97,7 @@ class Totals:
 
 @dataclass(frozen=True, kw_only=True)
 class Days:
-    """ISO days: the first and last image, and the state of the labels."""
+    """ISO dates of the first image, the last image and the labels."""
 
     first: str
     last: str
@@ -100,7 +106,7 @@ class Days:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Everything that the checks look at. `unread`: (key or file, reason)."""
+    """Input of the checks. `unread` lists (key or file, reason)."""
 
     kind: Kind
     contract: Contract
@@ -111,15 +117,15 @@ class Evidence:
 
     @property
     def splits(self) -> dict[str, list[Facts]]:
-        """The samples by split, train first."""
-        held: dict[str, list[Facts]] = defaultdict(list)
+        """Samples by split, train first."""
+        splits: dict[str, list[Facts]] = defaultdict(list)
         for each in self.facts:
-            held[each.split].append(each)
-        return dict(sorted(held.items(), key=lambda part: (part[0] != "train", part[0])))
+            splits[each.split].append(each)
+        return dict(sorted(splits.items(), key=lambda part: (part[0] != "train", part[0])))
 
 
 def judge(evidence: Evidence) -> Report:
-    """Every check, in a fixed order."""
+    """Run every check, in a fixed order."""
     checks = (
         readable(evidence),
         *ground(evidence),
@@ -140,7 +146,7 @@ def judge(evidence: Evidence) -> Report:
 
 
 def readable(evidence: Evidence) -> Check:
-    """Files that cannot be used."""
+    """Report files that cannot be used."""
     told = "; ".join(f"{name}: {reason}" for name, reason in evidence.unread[:3]) or "every sample can be read"
     names = [name for name, _ in evidence.unread]
     return _check("readable", bool(names), told, {"unread": len(names)}, names)
@@ -150,7 +156,7 @@ def readable(evidence: Evidence) -> Check:
 
 
 def ground(evidence: Evidence) -> tuple[Check, ...]:
-    """Shared pixels, the same place on another date, and the distance between splits."""
+    """Check for shared pixels, the same place on another date, and the distance between splits."""
     names = ("shared pixels", "same place, other date", "distance between splits")
     placed = {split: _places(held) for split, held in evidence.splits.items()}
     if len(placed) < 2 or not all(placed.values()):
@@ -163,7 +169,7 @@ def ground(evidence: Evidence) -> tuple[Check, ...]:
         met = proximity.meeting(*(proximity.columns([spot for spot, _ in places]) for places in (a, b)))
         days, keys = ([day for _, day in a], [day for _, day in b]), list(b.values())
         for i, j in met.shared.tolist():
-            # Unknown days are taken for the same: that the pixels differ would have to be shown.
+            # Unknown dates count as the same, the worse case.
             same = days[0][i] == days[1][j] or None in (days[0][i], days[1][j])
             hit[names[0 if same else 1]].update(keys[j])
         for j in np.flatnonzero(met.nearest_m < REACH_M).tolist():
@@ -182,7 +188,7 @@ def ground(evidence: Evidence) -> tuple[Check, ...]:
 
 
 def _places(held: Iterable[Facts]) -> dict[tuple[Spot, str | None], list[str]]:
-    """Keys of the samples at each place and day: a place with a hundred samples is compared once."""
+    """Group sample keys by place and date, so that a place with a hundred samples is compared once."""
     places: dict[tuple[Spot, str | None], list[str]] = defaultdict(list)
     for facts in held:
         if facts.spot:
@@ -191,25 +197,25 @@ def _places(held: Iterable[Facts]) -> dict[tuple[Spot, str | None], list[str]]:
 
 
 def copies(evidence: Evidence) -> tuple[Check, ...]:
-    """Samples of equal pixels, of equal pixels turned or mirrored, and of nearly equal ones."""
+    """Check for samples with equal pixels, with rotated or mirrored pixels, and with nearly equal ones."""
     exact, turned = defaultdict(list), defaultdict(list)
     for facts in evidence.facts:
         exact[facts.pixels].append(facts)
         turned[facts.turned].append(facts)
-    # One of each group stands for it: a thousand copies are one picture, not half a million pairs.
+    # One sample per group, or a thousand copies would make half a million pairs.
     seen = [group[0] for group in turned.values() if group[0].look]
     looks = np.array([np.frombuffer(facts.look, np.int8) for facts in seen])
     pairs = duplicates.alike(looks.reshape(len(seen), -1, duplicates.CELLS, duplicates.CELLS)) if len(seen) > 1 else []
     return (
         _copied("exact duplicates", [group for group in exact.values() if len(group) > 1]),
-        # Copies that were not turned are told above.
+        # Without copies that are not rotated, which are reported above.
         _copied("turned copies", [group for group in turned.values() if len({f.pixels for f in group}) > 1]),
         _copied("near duplicates", [[seen[i], seen[j]] for i, j in pairs]),
     )
 
 
 def cropped(evidence: Evidence) -> Check:
-    """Samples of two splits with the same pixels in them, at other places of the picture or turned."""
+    """Check for samples of two splits that share pixels at other positions or rotated."""
     facts, shared = evidence.facts, Counter[tuple[int, int]]()
     owners = np.repeat(np.arange(len(facts)), [len(each.marks) // 8 for each in facts])
     values = np.frombuffer(b"".join(each.marks for each in facts), np.uint64)
@@ -218,7 +224,7 @@ def cropped(evidence: Evidence) -> Check:
     again = again[np.argsort(mark[again], kind="stable")]
     for group in np.split(owners[again], np.flatnonzero(np.diff(mark[again])) + 1):
         for i, j in combinations(group.tolist(), 2):
-            # Overlaps are wanted within a split, and whole copies are told above.
+            # Overlaps within a split are intended, and complete copies are reported above.
             shared[i, j] += facts[i].split != facts[j].split and facts[i].turned != facts[j].turned
     return _copied(
         "cropped copies", [[facts[i], facts[j]] for (i, j), n in sorted(shared.items()) if n >= SHARED_MARKS]
@@ -227,7 +233,7 @@ def cropped(evidence: Evidence) -> Check:
 
 def _copied(name: str, groups: Sequence[Sequence[Facts]]) -> Check:
     across = [group for group in groups if len({facts.split for facts in group}) > 1]
-    # Those that leak first.
+    # Those across splits first.
     keys = dict.fromkeys(facts.key for group in (*across, *groups) for facts in group)
     figures = {"groups": len(groups), "groups_across_splits": len(across)}
     return _found(name, list(keys), f"samples in {len(groups)} groups, {len(across)} of them across splits", figures)
@@ -237,7 +243,7 @@ def _copied(name: str, groups: Sequence[Sequence[Facts]]) -> Check:
 
 
 def coverage(evidence: Evidence) -> Check:
-    """Classes that one split has and another lacks, though so many samples should have held some."""
+    """Check for classes that a split lacks although its number of samples should contain some."""
     name, space = "class coverage", evidence.contract.label_space
     splits = evidence.splits
     counts = {part: Counter(c for f in held for c in f.classes if c != space.ignore) for part, held in splits.items()}
@@ -251,13 +257,13 @@ def coverage(evidence: Evidence) -> Check:
         for part, held in splits.items():
             if not counts[part][number] and share:
                 (missing if share * len(held) >= EXPECTED else rare).append(f"{titles[number]} from {part}")
-    told = f"missing: {', '.join(missing) or 'none'}" + f"; too rare to tell: {', '.join(rare)}" * bool(rare)
+    told = f"missing: {', '.join(missing) or 'none'}" + (f"; too rare to tell: {', '.join(rare)}" if rare else "")
     figures = {part: {titles[n]: held[n] for n in space.ids if n in titles} for part, held in counts.items()}
     return _check(name, bool(missing), told, figures)
 
 
 def unmapped(evidence: Evidence) -> Check:
-    """Labelled pixels that say nothing."""
+    """Check the share of pixels with the label to ignore."""
     name, ignore = "unmapped share", evidence.contract.label_space.ignore
     if ignore is None or evidence.contract.label_space.task not in ("segmentation", "change"):
         return _check(name, "not applicable", "labels of these samples are complete by their kind")
@@ -272,7 +278,7 @@ def unmapped(evidence: Evidence) -> Check:
 
 
 def label_date(evidence: Evidence) -> Check:
-    """Years between labels and images."""
+    """Check the time between labels and images."""
     name, days = "label date", evidence.days
     if days is None:
         return _check(name, "not applicable", "no lock tells the days of images and labels")
@@ -286,12 +292,12 @@ def label_date(evidence: Evidence) -> Check:
 
 
 def dead(evidence: Evidence) -> Check:
-    """Bands of one value, and bands that repeat another."""
+    """Check for constant bands and for bands that repeat another."""
     totals, names = evidence.totals, [band.name for band in evidence.contract.bands]
     flat = Counter(name for facts in evidence.facts for name in facts.dead)
     broken = {name: n for name, n in flat.items() if n > DEAD_SHARE * len(evidence.facts)}
     told = [f"{name} has one value in {n} samples" for name, n in sorted(broken.items())]
-    # Sums of a million values agree by no chance.
+    # Sums over a million values do not agree by chance.
     marks = np.stack([totals.count, totals.total, totals.equal, totals.low, totals.high])
     equal = [(i, j) for i, j in combinations(range(len(names)), 2) if (marks[:, i] == marks[:, j]).all()]
     told += [f"{names[i]} and {names[j]} are the same" for i, j in equal if totals.low[i] < totals.high[i]]
@@ -301,19 +307,22 @@ def dead(evidence: Evidence) -> Check:
 
 
 def order(evidence: Evidence) -> Check:
-    """Bands under each other's names: by their means, by how coarse the pixels are where 20 m were repeated, by the
-    colour of leaves, and by which bands go together from pixel to pixel."""
+    """Check for swapped bands.
+
+    By their means, by the resolution of their pixels if 20 m bands were upsampled by repetition, by the colour of
+    vegetation, and by the correlation between bands.
+    """
     means, bands = _means(evidence), evidence.contract.bands
     told = []
     equal = evidence.totals.equal / np.maximum(evidence.totals.pairs, 1)
     if "nearest" in evidence.contract.resampling and len({band.gsd_m for band in bands}) > 1:
         fine = max(((equal[i], band.name) for i, band in enumerate(bands) if band.gsd_m == 10), default=(0.0, ""))
         coarse = min(((equal[i], band.name) for i, band in enumerate(bands) if band.gsd_m > 10), default=(1.0, ""))
-        # Copied pixels are equal to their neighbours at least half the time, measured ones seldom.
+        # Repeated pixels equal a neighbour at least half of the time, measured ones rarely.
         if fine[0] > coarse[0] + ORDER_MARGIN:
             told.append(f"{fine[1]} is coarser ({fine[0]:.2f} equal neighbours) than {coarse[1]} ({coarse[0]:.2f})")
     leaves, green = evidence.totals.leaves.tolist()
-    # The means of green and red say nothing, haze and soil turn them about; chlorophyll takes red, everywhere.
+    # The means of green and red decide nothing, since haze and soil reverse them; chlorophyll absorbs red everywhere.
     if len(evidence.facts) >= band_check.LEAST and leaves >= LEAVES and green < RED_LEAVES * leaves:
         told.append(f"leaves are redder (B04) than green (B03) in {1 - green / leaves:.0%} of their pixels")
     told += _strangers(evidence, bluer=means.get("B02", 0.0) > means.get("B04", 0.0))
@@ -323,25 +332,26 @@ def order(evidence: Evidence) -> Check:
 
 
 def _strangers(evidence: Evidence, *, bluer: bool) -> Iterator[str]:
-    """The pairs of NEARER of which the wrong one goes with the third band."""
-    for at, (band, rival, third) in enumerate(NEARER):
+    """Yield the triples of NEARER whose second band correlates more with the third than the first does."""
+    for at, (band, other, third) in enumerate(NEARER):
         votes = [facts.nearer[at] for facts in evidence.facts if facts.nearer[at] is not None]
         share = votes.count(True) / max(len(votes), 1)
-        # Pasture under haze votes for blue too; then the ground is not brighter in blue than in red, but for L1C's sky.
+        # Pasture under haze votes for blue too, but its surface reflectance is not higher in blue than in red; top of
+        # atmosphere (L1C) is.
         least = VOTES if band == "B8A" or (bluer and evidence.contract.level == "L2A") else RARE_VOTES
         if len(votes) >= band_check.LEAST and share < least:
-            yield f"{rival} goes with {third} closer than {band} in {1 - share:.0%} of the samples"
+            yield f"{other} goes with {third} closer than {band} in {1 - share:.0%} of the samples"
 
 
 def level(evidence: Evidence) -> Check:
-    """Top of atmosphere or surface, by the water vapour in B09."""
+    """Check the product level (top of atmosphere or surface) by the water vapour absorption in B09."""
     declared = evidence.contract.level
     verdict = band_check.level(_means(evidence), declared)
     return _pooled("product level", "level", evidence, verdict, {"declared": declared})
 
 
 def offset(evidence: Evidence) -> Check:
-    """The +1000 of newer processing baselines left in, or taken away twice."""
+    """Check whether the +1000 of newer processing baselines was left in or subtracted twice."""
     raised = [facts.key for facts in evidence.facts if facts.dark < DARK_SHARE]
     share = len(raised) / max(len(evidence.facts), 1)
     ones = float((evidence.totals.ones / np.maximum(evidence.totals.count, 1)).max(initial=0))
@@ -354,7 +364,7 @@ def offset(evidence: Evidence) -> Check:
 
 
 def saturation(evidence: Evidence) -> Check:
-    """Values at the end of the scale."""
+    """Check for saturated values."""
     shares = evidence.totals.saturated / np.maximum(evidence.totals.count, 1)
     names = [band.name for band in evidence.contract.bands]
     worst = int(shares.argmax())
@@ -364,16 +374,16 @@ def saturation(evidence: Evidence) -> Check:
 
 
 def _means(evidence: Evidence) -> dict[str, float]:
-    """Band name to mean reflectance x 10000."""
+    """Return the mean reflectance x 10000 of each band that has values."""
     contract, totals = evidence.contract, evidence.totals
-    held = zip(contract.bands, totals.count.tolist(), totals.total.tolist(), strict=True)
-    return {band.name: (s / n + contract.offset) * contract.scale / 1e-4 for band, n, s in held if n}
+    sums = zip(contract.bands, totals.count.tolist(), totals.total.tolist(), strict=True)
+    return {band.name: (s / n + contract.offset) * contract.scale / 1e-4 for band, n, s in sums if n}
 
 
 def _pooled(
     name: str, what: str, evidence: Evidence, verdict: str, figures: dict[str, Any], told: Sequence[str] = ()
 ) -> Check:
-    """What was `told` and the verdict on the means of all samples, where they are enough for one."""
+    """Combine the messages `told` with the verdict on the means, if there are enough samples for means."""
     few = len(evidence.facts) < band_check.LEAST
     found = [*told, *([] if few or verdict in ("as named", "undecided") else [verdict])]
     why = f"{len(evidence.facts)} samples, fewer than the {band_check.LEAST} that a mean needs" if few else verdict
@@ -382,13 +392,13 @@ def _pooled(
 
 
 def _found(name: str, keys: Sequence[str], told: str, figures: dict[str, Any]) -> Check:
-    """A check that counts samples: any is a finding."""
+    """Create a check that counts samples; one or more is a finding."""
     return _check(name, bool(keys), f"{len(keys)} {told}", {"samples": len(keys), **figures}, keys)
 
 
 def _check(
     name: str, state: State | bool, told: str, figures: dict[str, Any] | None = None, where: Sequence[str] = ()
 ) -> Check:
-    """A state in words, or whether there is a finding."""
+    """Create a check; `state` may also be whether there is a finding."""
     words: State = state if isinstance(state, str) else "finding" if state else "pass"
     return Check(name=name, state=words, told=told, figures=figures or {}, where=tuple(where[:SHOWN]))

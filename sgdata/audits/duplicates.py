@@ -1,4 +1,4 @@
-"""Copies of a picture: the same pixels, the same ones turned or mirrored, or nearly the same. Pure."""
+"""Find copies of an image: equal, rotated or mirrored, nearly equal, or cropped. Pure."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from sgdata.rasters.dihedral import _turned
 from sgdata.types import Array
 
 CELLS = 8
-# Of the standard deviation of the cells: noise and a new processing baseline stay below, another day does not.
+# RMS difference in standard deviations of the cells: noise and a new processing baseline stay below, another date
+# does not.
 NEAR = 0.08
-# Correlation of the second differences: hazy water is one gradient, and two gradients are no copies of each other.
+# Least correlation of the second differences: images of hazy water are gradients, which resemble each other.
 DETAIL = 0.7
 TREE_AXES = 6
 MARKS = 16
-# 2^64 over the golden ratio: its odd multiples spread neighbouring numbers.
+# 2^64 divided by the golden ratio: multiplying by it spreads neighbouring numbers (Fibonacci hashing).
 _GOLDEN = 0x9E3779B97F4A7C15
-# A look is stored in a byte per cell: four standard deviations to either side.
+# One byte per cell for four standard deviations to either side.
 _STEP = 127 / 4
 
 
 def look(image: Array) -> Array | None:
-    """(C, H, W) -> (C, 8, 8) int8: means of 8 x 8 cells, freed of gain and offset; None where nothing is to be seen."""
+    """Reduce (C, H, W) to (C, 8, 8) int8 cell means, normalised per band; None for an image without structure."""
     if min(image.shape[1:]) < CELLS:
         return None
     small = _pooling(image.shape[1]) @ image.astype(np.float32) @ _pooling(image.shape[2]).T
     centred = small - small.mean(axis=(1, 2), keepdims=True)
     spread = centred.std(axis=(1, 2), keepdims=True)
-    # All bands must have a pattern: two flat bands would be alike whatever the third shows.
+    # Every band must have structure: constant bands would match whatever the others show.
     if (spread < 0.5).any():
         return None
     seen: Array = np.clip(np.rint(centred / spread * _STEP), -127, 127).astype(np.int8)
@@ -35,7 +36,7 @@ def look(image: Array) -> Array | None:
 
 
 def _pooling(size: int) -> Array:
-    """(8, size) weights of the mean over each eighth; pixels on a border count in both, so that it is symmetric."""
+    """Return (8, size) weights of the mean over each eighth; border pixels are shared, so that it is symmetric."""
     edges = np.linspace(0, size, CELLS + 1)
     pixels = np.arange(size)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
@@ -44,11 +45,11 @@ def _pooling(size: int) -> Array:
 
 
 def alike(looks: Array) -> list[tuple[int, int]]:
-    """Pairs i < j of (N, C, 8, 8) looks that are the same picture, however turned, within NEAR in every band."""
+    """Find pairs i < j of (N, C, 8, 8) looks that are equal up to rotation and mirroring, within NEAR in every band."""
     from scipy.spatial import cKDTree
 
     values = looks.astype(np.float32) / _STEP
-    # Cells that some symmetry takes into each other have a mean that none changes: ten numbers a band.
+    # The mean over cells that symmetries map to each other is invariant: ten numbers per band.
     orbit = np.min(_turned(np.arange(CELLS**2).reshape(1, CELLS, CELLS)), axis=0).ravel()
     orbits, sizes = np.unique(orbit, return_counts=True)
     flat = values.reshape(*values.shape[:2], -1)
@@ -67,7 +68,7 @@ def alike(looks: Array) -> list[tuple[int, int]]:
 
 
 def _same(one: Array, other: Array) -> bool:
-    """Laid on each other in the best way: the root mean square difference of the worst band, and the details."""
+    """Return whether the best of the eight orientations has a small RMS difference in all bands and equal details."""
     ways = np.stack(_turned(one))
     missed = np.sqrt(((ways - other) ** 2).mean(axis=(2, 3))).max(axis=1)
     best = ways[missed.argmin()]
@@ -76,9 +77,9 @@ def _same(one: Array, other: Array) -> bool:
 
 
 def marks(image: Array) -> bytes:
-    """The least hashes (8 bytes each, MARKS at most) of all 5 x 5 windows of a (C, H, W) image.
+    """Return the smallest hashes (8 bytes each, at most MARKS) of all 5 x 5 windows of a (C, H, W) image.
 
-    A window hashes alike however it is turned or mirrored, so that pictures that share ground share some of them.
+    The hash of a window does not change with its orientation, so that images that overlap share some hashes (MinHash).
     """
     pixels, reach = np.rint(image).astype(np.uint64), 2
     height, width = (max(size - 2 * reach, 0) for size in image.shape[1:])
@@ -89,14 +90,14 @@ def marks(image: Array) -> bytes:
     places = [(dy, dx) for dy in steps for dx in steps]
     for band, plane in enumerate(pixels):
         for dy, dx in places:
-            # An odd weight per orbit of the window's eight symmetries; sums wrap at 64 bits.
+            # One odd weight per orbit of the eight symmetries of the window; sums wrap at 64 bits.
             orbit = 3 * max(abs(dy), abs(dx)) + min(abs(dy), abs(dx)) + 16 * band
             weight = np.uint64(pow(_GOLDEN, orbit + 2, 2**64) | 1)
             total += weight * plane[reach + dy : reach + dy + height, reach + dx : reach + dx + width]
     total = (total ^ (total >> np.uint64(32))) * np.uint64(_GOLDEN)
     total ^= total >> np.uint64(29)
     inner = pixels[0, reach:-reach, reach:-reach]
-    # Flat ground and nodata look alike everywhere: only a pixel unlike its four neighbours marks a place.
+    # Constant areas are equal everywhere: only pixels that differ from their four neighbours identify a place.
     around = [np.roll(pixels[0], step, axis=axis)[reach:-reach, reach:-reach] for step in (-1, 1) for axis in (0, 1)]
-    told = np.logical_and.reduce([inner != other for other in around])
-    return np.unique(total[told])[:MARKS].tobytes()
+    distinct = np.logical_and.reduce([inner != other for other in around])
+    return np.unique(total[distinct])[:MARKS].tobytes()

@@ -1,4 +1,4 @@
-"""What an audit says (`audit.json`): one line per check, with its figures and the samples that it points at."""
+"""The result of an audit (`audit.json`): one entry per check, with its figures and some of the samples concerned."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sgdata import files
 
 NAME = "audit.json"
-# A leak of a thousand samples is shown by its first ones: the list is for looking, the figures are for counting.
+# Number of sample keys to list per check; the figures have the counts.
 SHOWN = 20
 
 State = Literal["pass", "finding", "undecided", "not applicable"]
@@ -18,7 +18,7 @@ Kind = Literal["shards", "build", "raw"]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One question and its answer: `told` in words, `figures` as JSON, `where` at most SHOWN sample keys."""
+    """Result of one check: `told` in words, `figures` as JSON, `where` at most SHOWN sample keys."""
 
     name: str
     state: State
@@ -29,7 +29,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All checks of one subject (`<dataset> <version>`), in a fixed order; `findings` is how many are findings."""
+    """All checks of one subject (`<dataset> <version>`), in a fixed order; `findings` counts those with findings."""
 
     subject: str
     kind: Kind
@@ -39,5 +39,5 @@ class Report:
 
 
 def read(path: Path) -> Report:
-    """The report in an `audit.json`. Raises SettingError."""
+    """Read an `audit.json`. Raises SettingError."""
     return files.read(Report, path)

@@ -1,6 +1,6 @@
-"""Looks at every sample of shards, of a build or of a dataset as distributed, and writes what the checks make of it.
+"""Collect facts about every sample of shards, of a build or of a dataset as distributed, for the checks of an audit.
 
-Samples stream by in chunks: what stays of each is a few hundred bytes of facts, whatever its size.
+Samples are read in chunks; a few hundred bytes of facts are kept of each.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from sgdata.types import Array, Contract, Sample
 
 CHUNK = 64
 PATCHES = "patches.parquet"
-# Green, near and short-wave infrared differ most from each other.
+# Green, near infrared and short-wave infrared differ most from each other.
 LOOKED_AT = ("B03", "B08", "B11")
 GSD_M = 10.0
-# Nothing on the ground reflects twice what falls on it.
+# Reflectance from which a value counts as saturated: no surface reflects twice the incident light.
 BRIGHTEST = 2.0
-# A smaller difference of two correlations may be noise.
+# Smaller differences of two correlations may be noise.
 SLIGHT = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is audited: samples as the index of shards, or as refs of the dataset reader of `recipe`."""
+    """What to audit. `samples` are index rows of shards, or references of the dataset reader of `recipe`."""
 
     kind: findings.Kind
     folder: Path
@@ -55,25 +55,32 @@ class Subject:
 def subject(
     path: Path, *, dataset: str | None = None, edition: str | None = None, lock_of: Path | None = None
 ) -> Subject:
-    """What lies at `path`, without reading a pixel; `lock_of` is the build that shards were cut from
-    (a release holds its lock itself).
+    """Detect what `path` is, without reading pixels.
 
-    Raises SettingError where it is nothing that can be audited, SourceError where it is damaged.
+    Args:
+        path: Shards, a build, a release, or a dataset as distributed.
+        dataset: Dataset to read `path` as; by default all are tried.
+        edition: Edition of the dataset; by default all are tried.
+        lock_of: Build that shards were packed from, for the dates in its lock; a release contains its lock.
+
+    Raises:
+        SettingError: It is nothing that can be audited.
+        SourceError: It is missing or damaged.
     """
     files.existing(path, "shards, a build, or a dataset as distributed")
     if (path / tar_format.INDEX).is_file():
-        held = contracts.read(path)
+        contract = contracts.read(path)
         return Subject(
             kind="shards",
             folder=path,
             recipe=None,
-            contract=held,
+            contract=contract,
             samples=tar_format.read_index(path),
             days=_days(lock_of or path),
         )
     kind: findings.Kind = "build" if (path / PATCHES).is_file() else "raw"
     if archives.is_stream(path):
-        raise SettingError(f"{path}: a compressed tar is read from front to back only; shard it and audit the shards")
+        raise SettingError(f"{path}: a compressed tar cannot be audited; shard it and audit the shards")
     tried = []
     recipes = [select.recipe_for("segmunich")] if kind == "build" else _recipes(dataset, edition)
     for recipe in recipes:
@@ -86,15 +93,13 @@ def subject(
             kind=kind, folder=source, recipe=recipe, contract=contract, samples=found.refs, unread=found.rejected,
             days=_days(path if kind == "build" else None),
         )  # fmt: skip
-    # The answers of all readers would be a page; of the one that was asked for it is what helps.
-    why = (
-        "; ".join(tried) if dataset else f"asked the readers of {', '.join(cards.names())}; give --dataset to hear one"
-    )
+    # The messages of all readers would be too long; that of the requested one is what helps.
+    why = "; ".join(tried) if dataset else f"tried {', '.join(cards.names())}; give --dataset to see why one fails"
     raise SettingError(f"{path}: neither shards nor a build nor a known dataset: {why}")
 
 
 def _recipes(dataset: str | None, edition: str | None) -> Iterator[ShardRecipe]:
-    """The shipped recipe of each dataset that may lie there, for each edition, under the splits as published."""
+    """Yield the recipe of each dataset and edition to try, with published splits."""
     for name in [dataset] if dataset else cards.names():
         recipe = select.recipe_for(name)
         for each in cards.card(name).editions:
@@ -107,14 +112,14 @@ def _recipes(dataset: str | None, edition: str | None) -> Iterator[ShardRecipe]:
 def _days(build: Path | None) -> Days | None:
     if build is None or not (build / lock.NAME).is_file():
         return None
-    held = lock.read(build / lock.NAME)
-    # The scenes that were used, not the window that was asked for.
-    days = sorted(item.scene.time[:10] for item in held.items)
-    return Days(first=days[0], last=days[-1], labels=held.osm_date[:10])
+    planned = lock.read(build / lock.NAME)
+    # Dates of the scenes used, not of the requested period.
+    days = sorted(item.scene.time[:10] for item in planned.items)
+    return Days(first=days[0], last=days[-1], labels=planned.osm_date[:10])
 
 
 def gather(what: Subject, *, workers: int = 1) -> Evidence:
-    """Read every sample once. One that cannot be read is listed, not fatal. Raises SourceError where none can be."""
+    """Read every sample once and list those that cannot be read. Raises SourceError if none can be read."""
     total = -(-len(what.samples) // CHUNK)
     tasks = (replace(what, samples=part, unread=()) for part in _chunks(what.samples))
     facts: list[Facts] = []
@@ -125,14 +130,14 @@ def gather(what: Subject, *, workers: int = 1) -> Evidence:
         unread += failed
         totals = sums if totals is None else totals + sums
     if totals is None or not facts:
-        raise SourceError(f"{what.folder}: not one of {len(what.samples)} samples can be read: {unread[:1]}")
+        raise SourceError(f"{what.folder}: none of {len(what.samples)} samples can be read: {unread[:1]}")
     return Evidence(
         kind=what.kind, contract=what.contract, facts=tuple(facts), totals=totals, unread=tuple(unread), days=what.days
     )
 
 
 def _chunks(samples: Any) -> Iterator[Sequence[Ref | Row]]:
-    """Index rows become dicts chunk by chunk: those of a million samples would fill the memory."""
+    """Yield chunks of samples; index rows become dicts per chunk, since those of a million samples need much memory."""
     for at in range(0, len(samples), CHUNK):
         yield samples[at : at + CHUNK] if isinstance(samples, tuple) else samples.slice(at, CHUNK).to_pylist()
 
@@ -186,7 +191,7 @@ def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts
         date=sample.meta.get("date"),
         classes=_classes(sample),
         dark=float(shares.max()),
-        # A sample that is flat in every band is odd, not a dead band.
+        # A sample that is constant in every band does not indicate a dead band.
         dead=() if still.all() else tuple(name for name, dead in zip(names, still, strict=True) if dead),
         marks=duplicates.marks(images[0][chosen]),
         nearer=tuple(_nearer(planes, valid.all(axis=0)) for planes in thirds),
@@ -194,11 +199,11 @@ def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts
 
 
 def _nearer(planes: Sequence[Array], valid: Array) -> bool | None:
-    """Whether the first of three (H, W) planes is correlated with the third more than the second is."""
-    held = np.array([plane[valid] for plane in planes], float)
-    if len(held) < 3 or held.shape[1] < 2 or not np.ptp(held, axis=1).all():
+    """Return whether the first of three (H, W) planes correlates more with the third than the second does."""
+    values = np.array([plane[valid] for plane in planes], float)
+    if len(values) < 3 or values.shape[1] < 2 or not np.ptp(values, axis=1).all():
         return None
-    first, second, _ = np.corrcoef(held)[2]
+    first, second, _ = np.corrcoef(values)[2]
     return None if abs(first - second) < SLIGHT else bool(first > second)
 
 
@@ -226,7 +231,7 @@ def _spot(meta: dict[str, Any], shape: Sequence[int]) -> Spot | None:
 
 
 def _totals(image: Array, contract: Contract) -> Totals:
-    """Of one (C, H, W) image; an empty one gives the neutral element."""
+    """Compute the sums of one (C, H, W) image; those of an empty image are neutral."""
     valid = image != (-1 if contract.nodata is None else contract.nodata)
     both = valid[:, :, 1:] & valid[:, :, :-1]
 
@@ -239,7 +244,7 @@ def _totals(image: Array, contract: Contract) -> Totals:
     leaves = np.zeros(2, np.int64)
     if {"B03", "B04", "B08"} <= set(names):
         green, red, near = (image[names.index(name)] + contract.offset for name in ("B03", "B04", "B08"))
-        # The same pixels whichever of the two is called red.
+        # Symmetric in green and red, so that a swap does not change which pixels count.
         seen = (near > 2 * (green + red)) & valid[names.index("B08")]
         leaves[:] = seen.sum(), (seen & (green > red)).sum()
     return Totals(

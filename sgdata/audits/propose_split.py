@@ -1,4 +1,4 @@
-"""A split by space for any dataset with coordinates: the blocks of a build, laid over wherever the samples are."""
+"""Propose a spatial split, by blocks as in a build, for any dataset with coordinates."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from sgdata.errors import SettingError
 from sgdata.splits import blocks, proximity
 from sgdata.splits.blocks import LEFT_OUT, SplitReport, SplitSettings
 
-# Neighbours at less than a block look alike: four patches across, as the recipe of a build has it.
+# Default side of a block in samples, as in the build recipes: neighbours within a block look alike.
 SIDES = 4
 
 
 def propose(evidence: Evidence, settings: SplitSettings) -> tuple[Evidence, SplitReport]:
-    """The same samples under a split by blocks, those near a border left out.
+    """Assign samples to splits by blocks and drop those near a border.
 
-    `block_px` and `gap_px` are metres here; 0 stands for four sides and one side of the largest sample. Raises
-    SettingError where a sample has no coordinates or a part stays empty.
+    Args:
+        evidence: The samples.
+        settings: `block_px` and `gap_px` are metres here; 0: four sides and one side of the largest sample.
+
+    Raises:
+        SettingError: A sample has no coordinates, or a split would be empty.
     """
     spots = [facts.spot for facts in evidence.facts if facts.spot]
     if len(spots) < len(evidence.facts):
         raise SettingError(
-            f"{len(evidence.facts) - len(spots)} of {len(evidence.facts)} samples have no coordinates: no split by "
-            "space can be proposed, and one that knows no places would put neighbours on both sides"
+            f"{len(evidence.facts) - len(spots)} of {len(evidence.facts)} samples have no coordinates: no spatial "
+            "split can be proposed; use the splits of the dataset"
         )
     columns = proximity.columns(spots)
     boxes = proximity.flattened(columns.boxes, columns.crs != "")
@@ -49,12 +53,12 @@ def propose(evidence: Evidence, settings: SplitSettings) -> tuple[Evidence, Spli
 
 
 def write(out: Path, proposed: Evidence, report: SplitReport) -> findings.Report:
-    """`<split>.txt`, a list of keys each, with `audit.json` and `split.json`; returns the audit."""
-    judged = checks.judge(proposed)
+    """Write `<split>.txt` (sample keys), `split.json` and `audit.json` into `out`; return the audit."""
+    audited = checks.judge(proposed)
     with files.only_writer(out, findings.NAME):
-        for part, held in proposed.splits.items():
-            files.write(out / f"{part}.txt", "".join(f"{facts.key}\n" for facts in held).encode())
+        for part, samples in proposed.splits.items():
+            files.write(out / f"{part}.txt", "".join(f"{facts.key}\n" for facts in samples).encode())
         files.write(out / "split.json", files.pretty_json(report))
-        files.write(out / findings.NAME, files.pretty_json(judged))
+        files.write(out / findings.NAME, files.pretty_json(audited))
         files.write_sums(out)
-    return judged
+    return audited

@@ -1,4 +1,4 @@
-"""What the demo measures of a build: its composite, labels and offsets against the truth of the simulated city."""
+"""Score the composite, labels and offsets of a build against the truth of the simulated city."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from sgdata.composite.rules import Method
     from sgdata.composite.scene_staging import StagedScene
 
-# A scene counts as cloudy from this share of cloud and shadow on: below it, picking one scene would be fair play.
+# Share of cloud and shadow from which a scene counts as cloudy.
 CLOUDY = 0.05
 
 
 def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict[str, Any]:
-    """The `composite`, `labels` and `offset` parts of `summary.json` (RMSE in reflectance, shares 0-1)."""
+    """Compute the `composite`, `labels` and `offset` parts of `summary.json` (RMSE in reflectance, shares 0-1)."""
     from sgdata import files
     from sgdata.builds import fetch, pipeline
     from sgdata.scenes import lock
@@ -30,26 +30,27 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
     recipe = files.read(build_recipe.BuildRecipe, build / "recipe.toml")
     built = lock.read(build / lock.NAME)
     items = [item.scene.id for item in built.items]
-    places = build_recipe.BuildPaths(out=build, stac=str(archive / "catalog.json"), workers=workers, scratch=scratch)
-    fetched, scenes = fetch.fetch_scenes(recipe, built, places)
+    paths = build_recipe.BuildPaths(out=build, stac=str(archive / "catalog.json"), workers=workers, scratch=scratch)
+    fetched, scenes = fetch.fetch_scenes(recipe, built, paths)
 
     truth = score.true_median(archive, recipe.bands)
     clouds = score.true_clouds(archive, items)
     image = score.read(build / "image.tif")
     index = score.read(build / "provenance.tif")[0]
-    # Every variant is scored on the same pixels, or the one that leaves more out would look better.
+    # Score every variant on the same pixels, or the one that omits more would look better.
     where = score.ever_clear(clouds) & (image > 0).all(axis=0)
 
     def variant(changed: BuildRecipe, name: str) -> Array:
-        """The same scenes by a changed recipe; their pixels are staged already."""
-        pipeline.render(changed, fetched, scenes, places, scratch / name)
+        """Render the same scenes with a changed recipe; their pixels are staged already."""
+        pipeline.render(changed, fetched, scenes, paths, scratch / name)
         return score.read(scratch / name / "image.tif")
 
     land_cover, mapped = (score.read(archive / "truth" / f"{name}.tif")[0] for name in ("land_cover", "osm_mapped"))
     by_median: Method = "median"
     unmasked = variant(replace(recipe, mask=replace(recipe.mask, method="none")), "unmasked")
     median = variant(replace(recipe, composite=replace(recipe.composite, method=by_median)), "median")
-    # Two truths: the median of all dates asks how well the year is met; that of the chosen dates, only for pixels.
+    # Two references: the median of all dates measures how well the composite represents the year; the truth on the
+    # dates it chose measures the pixels alone.
     chosen = score.chosen_truth(archive, items, index, recipe.bands)
     return {
         "composite": {
@@ -61,7 +62,7 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
             "rmse_best_cloudy_scene": best_cloudy_scene(recipe, scenes, truth, clouds),
             "residual_cloud": score.residual_cloud(index, clouds),
         },
-        # Only where OpenStreetMap holds something: a gap of the map is no error of the labels.
+        # Only where the simulated OpenStreetMap has features: unmapped ground is not a labelling error.
         "labels": {"agreement": score.label_agreement(score.read(build / "labels.tif")[0], land_cover, mapped)},
         "offset": score.offsets({i.scene.id: i.offset != 0 for i in built.items}, archive),
     }
@@ -70,7 +71,7 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
 def best_cloudy_scene(
     recipe: BuildRecipe, scenes: tuple[StagedScene, ...], truth: Array, clouds: Array
 ) -> float | None:
-    """The smallest RMSE of any single cloudy scene against the truth, where it has data; None without one."""
+    """Return the smallest RMSE of a single cloudy scene against the truth, or None without any."""
     from sgdata.composite import tiles
     from sgdata.rasters import grid
     from sgdata.sentinel2 import SCALE
@@ -81,9 +82,9 @@ def best_cloudy_scene(
         grid=recipe.area.grid, bands=recipe.bands, kernel=recipe.resampling, scenes=scenes, folder=Path(),
         settings=replace(recipe.composite, method="geomedian"),  # which looks at every band
     )  # fmt: skip
-    # By the truth, not by the catalogue's cloud cover: that one is an estimate, and sometimes planted wrong.
+    # From the truth: the cloud cover in the catalogue is an estimate, and wrong on purpose in some items.
     cloudy = (clouds & (score.CLOUD | score.SHADOW)).astype(bool).mean(axis=(1, 2)) > CLOUDY
-    # Sums over windows: the scenes of a large city do not fit in memory side by side.
+    # Sums over windows, since all scenes of a large city do not fit in memory.
     squares, pixels = np.zeros(len(scenes)), np.zeros(len(scenes))
     for window in grid.tiles(truth.shape[1:], 256):
         stack = tiles.read_stack(job, window)

@@ -1,4 +1,4 @@
-"""`sgdata demo`: the whole story on a simulated city, offline, through the same commands a user would type."""
+"""`sgdata demo`: run every stage on a simulated city, offline, with the commands that a user would type."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("sgdata")
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """How large a city, and what to change in the recipes that the demo runs (`--set` texts per program)."""
+    """Size of the city, and changes to the recipes of the demo (`--set` texts per program)."""
 
     size_km: float = 8.0
     dates: int = 12
@@ -30,17 +30,17 @@ class Story:
     pretrain: tuple[str, ...] = ()
     segment: tuple[str, ...] = ()
     linear: tuple[str, ...] = ()
-    # A small city needs small blocks, or a split would have none of the rare classes.
+    # Small blocks, or a split of a small city would lack the rare classes.
     build: tuple[str, ...] = ("split.block_px=200", "split.gap_px=32", "patches.stride=32")
 
 
-# Exit 3: done, what is amiss being told: pixels that no date saw clear, findings of an audit. Small cities have them.
-JUDGING = ("build", "audit", "release")
-# Staged pixels, kept from the build until it is scored; hidden files stand outside SHA256SUMS too.
+# Stages that may exit with findings: small cities have pixels without a clear observation, and audit findings.
+MAY_HAVE_FINDINGS = ("build", "audit", "release")
+# Staged pixels, kept until the build is scored; hidden, so that SHA256SUMS omits them.
 SCRATCH = ".scratch"
 
 
-# As a user would type it. The release's summary stays with it: a simulated city is nothing for a checkout's catalogue.
+# The release is registered in its own folder: a simulated city does not belong in the catalogue of a checkout.
 STAGES = """
 simulate: sgdata simulate {out}/archive --size {size_km} --dates {dates} --seed {seed} --workers {workers}
 build: sgdata build segmunich --aoi {out}/archive/aoi.geojson --stac {out}/archive/catalog.json
@@ -59,13 +59,13 @@ linear: python -m sgmodel.recipes.segment {train}/segment-demo-linear.toml --sha
 
 
 def commands(story: Story, out: Path, workers: int) -> dict[str, list[str]]:
-    """Stage name -> the words of the command that a user would type for it, in the order of the story."""
+    """Return the command of each stage as words, by stage name, in the order in which to run them."""
     changed = {
         name: " ".join(f"--set {shlex.quote(change)}" for change in getattr(story, name))
         for name in ("build", "pretrain", "segment", "linear")
     }
-    places = {"out": shlex.quote(str(out)), "train": shlex.quote(str(catalog.folder("recipes") / "train"))}
-    text = STAGES.format(**vars(story) | changed | places, scratch=SCRATCH, workers=workers)
+    paths = {"out": shlex.quote(str(out)), "train": shlex.quote(str(catalog.folder("recipes") / "train"))}
+    text = STAGES.format(**vars(story) | changed | paths, scratch=SCRATCH, workers=workers)
     stages = (line.split(": ", 1) for line in text.replace("\n  ", " ").strip().splitlines())
     return {name: shlex.split(command) for name, command in stages}
 
@@ -73,14 +73,14 @@ def commands(story: Story, out: Path, workers: int) -> dict[str, list[str]]:
 def run(out: Path, *, story: Story, workers: int) -> Path:
     """Run every stage into `out`, score it against the truth, and write the page, `summary.json` and sums.
 
-    Returns the path of the page. Raises SourceError where a stage fails.
+    Returns the path of the page. Raises SourceError if a stage fails.
     """
     from sgdata.demo import score
     from sgdata.pages import folder
 
     with files.only_writer(out):
         seconds: dict[str, float] = {}
-        # Each stage in a process of its own: what one leaves in memory cannot help the next, as for a user.
+        # Each stage in its own process, as for a user: nothing is passed on in memory.
         for stage, command in commands(story, out, workers).items():
             start = time.monotonic()
             perform(stage, command)
@@ -94,7 +94,7 @@ def run(out: Path, *, story: Story, workers: int) -> Path:
         start = time.monotonic()
         page = folder.write_demo(out, out / "page", lines(figures))
         seconds["page"] = round(time.monotonic() - start, 1)
-        # Twice: without times for SHA256SUMS, and with them for who watches.
+        # figures.json has no times and is part of SHA256SUMS; summary.json adds the times and is not.
         files.write(out / "figures.json", files.pretty_json(figures))
         summary = figures | {"seconds": seconds, "page": page.relative_to(out).as_posix()}
         files.write(out / "summary.json", files.pretty_json(summary))
@@ -103,21 +103,21 @@ def run(out: Path, *, story: Story, workers: int) -> Path:
 
 
 def perform(stage: str, command: list[str]) -> None:
-    """Show a command as a user would type it, and run it with this Python. Raises SourceError if it fails."""
+    """Log a command and run it with this Python. Raises SourceError if it fails."""
     log.info("\n[%s]\n$ %s", stage, shlex.join(command))
-    # By module, for `sgdata` on the PATH may be another installation.
+    # As a module, since `sgdata` on the PATH may be another installation.
     modules = {"sgdata": ["-m", "sgdata.cli"], "python": []}
-    # Threads of the arithmetic that spin while they wait stall each other as soon as anything else runs: measured on
-    # two busy cores, a training step took 0.5 to 4.8 s with spinning and 0.18 s without. No result depends on it.
+    # OpenMP threads that spin while waiting stall each other on a shared machine: on two busy cores a training step
+    # took 0.5 to 4.8 s with spinning and 0.18 s without. Results do not depend on it.
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
     words = [sys.executable, *modules[command[0]], *command[1:]]
     done = subprocess.run(words, stdout=subprocess.DEVNULL, env=environment, check=False)
-    if done.returncode and not (stage in JUDGING and done.returncode == ExitCode.FINDINGS):
-        raise SourceError(f"demo: stage '{stage}' ended with exit code {done.returncode}; its message stands above")
+    if done.returncode and not (stage in MAY_HAVE_FINDINGS and done.returncode == ExitCode.FINDINGS):
+        raise SourceError(f"demo: stage '{stage}' ended with exit code {done.returncode}; see its message above")
 
 
 def learned(out: Path) -> dict[str, Any]:
-    """Losses and segmentation figures of the runs, and how many patches and shards they had."""
+    """Collect losses and segmentation scores of the runs, and the numbers of patches and shards."""
     steps = [json.loads(line) for line in (out / "runs/pretrain/metrics.jsonl").read_text().splitlines()]
     losses = [step["loss"] for step in steps if "loss" in step]
     names = ("runs/segment/results.json", "runs/linear/results.json", "shards/contract.json")
@@ -131,7 +131,7 @@ def learned(out: Path) -> dict[str, Any]:
 
 
 def lines(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, figure, remark) for the page and for the table at the end of the command."""
+    """Format the figures as rows (name, value, remark), for the page and for the table that the command prints."""
     composite, segment, pretrain = figures["composite"], figures["segment"], figures["pretrain"]
     first, last = pretrain["loss_first"], pretrain["loss_last"]
 

@@ -1,6 +1,6 @@
-"""Put a release together beside its final name, compare, rename: a killed run leaves nothing that looks whole.
+"""Assemble a release in a temporary folder and rename it, so that an interrupted run leaves no partial release.
 
-Nothing of the machine gets in: no clock, no path, no user, no umask. The same inputs give the same folder.
+The output depends on the inputs alone: not on the clock, on paths, on the user or on the umask.
 """
 
 from __future__ import annotations
@@ -38,24 +38,33 @@ _COLUMNS = ("key", "split", "shard", "west", "south", "east", "north", "crs", "d
 
 
 def release(order: Order, audited: Callable[[Path], findings.Report]) -> tuple[Path, findings.Report]:
-    """The folder `out/NAME-VERSION`, and the audit that is in it: what `audited` finds in a folder of its shards.
+    """Write the release `out/NAME-VERSION`.
 
-    Raises SettingError (names, terms), OutputError (an input that does not verify, other bytes under this version, a
-    disk that is full), SourceError (no shards).
+    Args:
+        order: What to release.
+        audited: Audits a folder of shards; called with the copy in the release.
+
+    Returns:
+        The folder, and the audit in it.
+
+    Raises:
+        SettingError: Invalid name, version or date, or a licence that does not allow the release.
+        OutputError: An input does not verify, the version exists with other content, or writing fails.
+        SourceError: There are no shards, or the build is not that of the shards.
     """
     for text, form in ((order.name, NAME), (order.version, VERSION), (order.published or "2000-01-01", DAY)):
         if not form.fullmatch(text):
-            raise SettingError(f"release: {text!r} is no such name, version or day; expected {form.pattern}")
-    held = _checked(order)
+            raise SettingError(f"release: {text!r} is not a valid name, version or day; expected {form.pattern}")
+    inputs = _checked(order)
     final, staging = order.out / order.title, order.out / f".{order.title}.partial"
     with files.only_writer(order.out):
         try:
             for stale in (*order.out.glob(f".{order.title}*.partial*"), *order.out.glob(f"{order.title}.new")):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-            report = _assemble(order, held, staging, audited)
-            _settle(staging, final)
+            report = _assemble(order, inputs, staging, audited)
+            _publish(staging, final)
             if order.archive:
-                _packed(final, order.out / f"{order.title}.tar")
+                _write_archive(final, order.out / f"{order.title}.tar")
         except OSError as error:
             raise OutputError(f"{staging}: {error.strerror or error}; nothing was released, run it again") from error
         finally:
@@ -66,19 +75,19 @@ def release(order: Order, audited: Callable[[Path], findings.Report]) -> tuple[P
 
 
 def register_of_checkout() -> Path | None:
-    """`catalogs/` of the checkout that this module is run from; None for an installed package, which is nobody's."""
+    """Return `catalogs/` of the checkout that this module runs from; None for an installed package."""
     folder = catalog.folder("catalogs")
     return folder if (folder.parent / "pyproject.toml").is_file() else None
 
 
 def _checked(order: Order) -> tuple[Any, lock.Lock | None]:
-    """Contract and lock, of inputs that are as they were written and may be passed on."""
+    """Verify the inputs and their licence; return contract and lock."""
     files.existing(order.source / tar_format.INDEX, "a folder written by 'sgdata shard'")
     for folder in (order.source, *([order.build] if order.build else [])):
-        # Never released before: what a stranger cannot verify, we must have.
+        # Before anything is copied: users can verify only the release, not its inputs.
         if differences := verification.verify(folder):
             raise OutputError(
-                f"{folder}: {len(differences)} files are not as written ({differences[0]}); make it again"
+                f"{folder}: {len(differences)} files differ from its SHA256SUMS ({differences[0]}); write it again"
             )
     contract = contracts.read(order.source)
     ours = contract.dataset == "segmunich" and contract.version != shipment.RELEASED_BY_OTHERS
@@ -86,12 +95,12 @@ def _checked(order: Order) -> tuple[Any, lock.Lock | None]:
     if not ours:
         return contract, None
     if order.build is None:
-        raise SettingError(f"{order.source}: shards of a build; give --build DIR, whose lock names scenes and map")
+        raise SettingError(f"{order.source}: shards of a build; give --build DIR, whose lock lists the scenes")
     built = contracts.read(order.build)
     known = set(patch_table.read(order.build / "patches.parquet")["key"])
-    strange = set(tar_format.read_index(order.source)["key"].to_pylist()) - known
-    if strange or contracts.differences(contract, built, "predict") or contract.version != built.version:
-        raise SourceError(f"{order.build}: not the build of these shards ({len(strange)} samples are not its patches)")
+    unknown = set(tar_format.read_index(order.source)["key"].to_pylist()) - known
+    if unknown or contracts.differences(contract, built, "predict") or contract.version != built.version:
+        raise SourceError(f"{order.build}: not the build of these shards ({len(unknown)} unknown samples)")
     return contract, lock.read(order.build / lock.NAME)
 
 
@@ -103,7 +112,7 @@ def _assemble(
     import pyarrow.compute as pc
 
     contract, planned = source
-    # As listed, not as found: a lock file or a journal is no part of the data.
+    # Listed files only: lock files and journals are not part of the data.
     for name in files.read_sums(order.source):
         _copy(order.source / name, folder / name)
     if order.build and planned:
@@ -123,12 +132,13 @@ def _assemble(
         files.write(folder / "stac" / name, files.pretty_json(document))
     shown = [f"previews/{split}.png" for split in contract.splits]
     for split, name in zip(contract.splits, shown, strict=True):
-        held = index.filter(pc.equal(index["split"], split))
-        chosen = held.take(list(range(0, len(held), max(1, len(held) // PREVIEWS)))[:PREVIEWS]).to_pylist()
+        rows = index.filter(pc.equal(index["split"], split))
+        every = range(0, len(rows), max(1, len(rows) // PREVIEWS))
+        chosen = rows.take(list(every)[:PREVIEWS]).to_pylist()
         html.write_png(folder / name, _preview(folder, chosen, contract))
     text = card.text(shipped, previews=shown, software=software).encode()
     files.write(folder / "CARD.md", text)
-    # Under the name that hubs and people look for.
+    # The name that model hubs display.
     files.write(folder / "README.md", text)
     for part, (licence, notice) in shipped.terms.items():
         files.write(folder / "LICENSES" / f"{part}.txt", f"{licence}\n\n{notice}\n".encode())
@@ -160,7 +170,7 @@ def _preview(folder: Path, rows: Sequence[tar_format.Row], contract: Any) -> Arr
 
 
 def _licences(folder: Path, shipped: Shipment) -> Iterator[str]:
-    """A line per file, per kind of member in a tar: path, member, licence, notice."""
+    """Yield a line per file, or per kind of member of a tar: path, member, licence, notice."""
     terms = shipped.terms
     yield "path\tmember\tlicence\tnotice\n"
     for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
@@ -174,18 +184,18 @@ def _licences(folder: Path, shipped: Shipment) -> Iterator[str]:
             yield from ("\t".join((name, member, *terms[part])) + "\n" for member, part in members.items())
 
 
-def _settle(staging: Path, final: Path) -> None:
-    """Give the folder its name, unless other bytes bear it: a release is never edited."""
+def _publish(staging: Path, final: Path) -> None:
+    """Rename the folder to its final name; a release that exists is never changed."""
     if not final.exists():
         staging.rename(final)
     elif (final / files.SUMS).read_bytes() != (staging / files.SUMS).read_bytes() or verification.verify(final):
-        raise OutputError(f"{final}: is released with other bytes, and stays so; choose another version")
+        raise OutputError(f"{final}: this version exists with other content; choose another version")
     else:
-        log.info("%s: is there already, with the same bytes", final)
+        log.info("%s: exists already, with the same content", final)
 
 
-def _packed(folder: Path, path: Path) -> None:
-    """One tar of the folder: ustar, names sorted, no time, no user. The same bytes are left as they are."""
+def _write_archive(folder: Path, path: Path) -> None:
+    """Write the folder as a reproducible ustar file: sorted names, no times, no users."""
     with (
         files.replacing(path.with_suffix(".new")) as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
@@ -199,22 +209,22 @@ def _packed(folder: Path, path: Path) -> None:
     new = path.with_suffix(".new")
     if path.exists() and files.sha256_file(path) != files.sha256_file(new):
         new.unlink()
-        raise OutputError(f"{path}: is there with other bytes, and stays so; choose another version")
+        raise OutputError(f"{path}: exists with other content; choose another version")
     new.replace(path)
 
 
 def _write_once(path: Path, content: bytes) -> None:
     if path.exists() and path.read_bytes() != content:
-        raise OutputError(f"{path}: tells of a release with other bytes; choose another version")
+        raise OutputError(f"{path}: describes a release with other content; choose another version")
     files.write(path, content)
 
 
 def summary(order: Order, folder: Path) -> dict[str, Any]:
-    """What `catalogs/releases/NAME-VERSION.json` keeps of a release; `sha256` is that of its SHA256SUMS."""
+    """Return the content of `releases/NAME-VERSION.json`; `sha256` is that of the SHA256SUMS of the release."""
     from importlib.metadata import version
 
     contract, report = contracts.read(folder), findings.read(folder / findings.NAME)
-    listed = files.read_sums(folder)
+    digests = files.read_sums(folder)
     return {
         "name": order.name,
         "version": order.version,
@@ -223,8 +233,8 @@ def summary(order: Order, folder: Path) -> dict[str, Any]:
         "fingerprint": contract.fingerprint,
         "splits": contract.splits,
         "sha256": files.sha256_file(folder / files.SUMS),
-        "bytes": sum((folder / name).stat().st_size for name in listed),
-        "files": listed,
+        "bytes": sum((folder / name).stat().st_size for name in digests),
+        "files": digests,
         "findings": {check.name: check.told for check in report.checks if check.state == "finding"},
         "software": {"sgdata": version("sgdata")},
     }

@@ -1,4 +1,4 @@
-"""`CARD.md`: what a person reads first, made from the index, the contract, the lock and the audit; nothing is typed."""
+"""`CARD.md`: the description of a release, generated from the index, the contract, the lock and the audit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sgdata.releases.shipment import Shipment
 
-# Of the hub: its words for the tasks that we know, and its classes of size.
+# Task and size categories of the Hugging Face hub.
 _TASKS = {
     "segmentation": "image-segmentation",
     "change": "image-segmentation",
@@ -22,13 +22,15 @@ Table = tuple[Sequence[str], Sequence[Sequence[object]]]
 
 
 def text(shipment: Shipment, *, previews: Sequence[str], software: str) -> str:
-    """The card as Markdown, with the front matter that a hub reads; `card.md` is its template."""
+    """Render the card as Markdown with front matter for a hub; the template is `card.md`."""
     import jinja2
 
     contract = shipment.contract
     keys = ("mean", "std", "p1", "p99")
-    figures = {name: [f"{getattr(held, key):.1f}" for key in keys] for name, held in contract.statistics.items()}
-    # Markdown has nothing to escape but the bar of a table, which its macro does.
+    figures = {}
+    for name, statistics in contract.statistics.items():
+        figures[name] = [f"{getattr(statistics, key):.1f}" for key in keys]
+    # No autoescaping: in Markdown only the bar of a table needs it, which a macro of the template does.
     engine = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -46,15 +48,15 @@ def text(shipment: Shipment, *, previews: Sequence[str], software: str) -> str:
 
 
 def _labels(shipment: Shipment) -> Table | None:
-    """Heads and rows of the classes: per split as the audit counted them, else over all rows of the index."""
+    """Return column names and rows of the class table: counts per split from the audit, else from the index."""
     space = shipment.contract.label_space
     if not space.ids:
         return None
     shown = next((c.figures for c in shipment.report.checks if c.name == "class coverage"), {})
-    held = Counter(label for row in shipment.rows for label in row["labels"])
+    counts = Counter(label for row in shipment.rows for label in row["labels"])
     splits = [split for split in shipment.contract.splits if split in shown]
     rows = [
-        (number, name, *([shown[split].get(name, 0) for split in splits] or [held[number] or ""]))
+        (number, name, *([shown[split].get(name, 0) for split in splits] or [counts[number] or ""]))
         for number, name in zip(space.ids, space.names, strict=True)
     ]
     return ("id", "class", *([f"samples in {split}" for split in splits] or ["samples"])), rows

@@ -1,6 +1,6 @@
 """`croissant.json`: MLCommons Croissant 1.1 with the core of GeoCroissant 1.0.
 
-mlcroissant checks the first; of the second it knows nothing, `catalogs/schemas/geocroissant.schema.json` does.
+mlcroissant validates the former; `catalogs/schemas/geocroissant.schema.json` is a schema for the latter.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _PLACES = {"west": "sc:Float", "south": "sc:Float", "east": "sc:Float", "north":
 
 
 def document(shipment: Shipment) -> dict[str, Any]:
-    """The whole JSON-LD document. A dataset that lies nowhere claims no GeoCroissant."""
+    """Return the JSON-LD document. Without coordinates it does not claim to conform to GeoCroissant."""
     geo = _geo(shipment) if shipment.bounds else {}
-    # The context is that of the specification of Croissant 1.1, appendix 1, with `geocr` and `rai` added.
+    # Context of the Croissant 1.1 specification, appendix 1, with `geocr` and `rai` added.
     fixed = catalog.document("croissant")
     kinds = fixed["names"]
     splits = [{"splits/name": name, "splits/url": kinds[name]} for name in shipment.contract.splits if name in kinds]
@@ -34,14 +34,14 @@ def document(shipment: Shipment) -> dict[str, Any]:
         "name": shipment.order.title,
         "version": shipment.order.version,
         "description": shipment.summary,
-        # The address alone, which readers of JSON-LD follow; its short name stands in LICENSES.
+        # The URL only, as JSON-LD expects; the short name is in LICENSES.
         "license": [licence.rpartition(", ")[2] for licence, _ in shipment.terms.values()],
         "citeAs": "; ".join(shipment.card.citation),
         "url": shipment.card.home,
         "creator": {"@type": "sc:Organization", "name": f"made with sgdata from {shipment.card.title}"},
         **({"datePublished": shipment.order.published} if shipment.order.published else {}),
         **({"temporalCoverage": "/".join(shipment.days)} if shipment.days else {}),
-        # What the audit found is known of the data: it belongs where a user looks before training.
+        # Audit findings are known biases of the data.
         "rai:dataBiases": " ".join(_biases(shipment)),
         "rai:dataCollection": shipment.notice,
         **geo,
@@ -107,7 +107,7 @@ def _file(name: str, kind: str, sha256: str) -> dict[str, Any]:
         "@type": "cr:FileObject",
         "@id": name,
         "name": name,
-        # Relative: the document lies beside its files, wherever both are copied to.
+        # Relative, so that the release can be copied.
         "contentUrl": name,
         "encodingFormat": kind,
         "sha256": sha256,
@@ -117,5 +117,5 @@ def _file(name: str, kind: str, sha256: str) -> dict[str, Any]:
 def _field(name: str, kind: str, *, linked: bool) -> dict[str, Any]:
     source = {"fileObject": {"@id": tar_format.INDEX}, "extract": {"column": name}}
     field = {"@type": "cr:Field", "@id": f"samples/{name}", "name": name, "dataType": kind, "source": source}
-    # A column of split names refers to what those names mean.
+    # The column of split names refers to their definitions.
     return field | ({"references": {"field": {"@id": "splits/name"}}} if name == "split" and linked else {})

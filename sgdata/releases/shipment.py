@@ -1,4 +1,4 @@
-"""What is being released, as every paper of the release needs it: samples, contract, terms, days, ground."""
+"""The data of a release that its card, Croissant and STAC documents share."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ CC_BY = "https://creativecommons.org/licenses/by/4.0/"
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What to release and where; `build` is where the shards were cut from, `published` an ISO day for the papers,
-    `register` the folder of `releases/`, or None where there is none; `archive` asks for one tar of it, too.
+    """What to release and where.
+
+    `build` is the build that the shards were packed from; `private` allows data that must not be passed on;
+    `published` is an ISO date for the metadata; `register` the folder of `releases/`, or None; `archive` asks for a
+    tar file too.
     """
 
     name: str
@@ -40,14 +43,16 @@ class Order:
 
     @property
     def title(self) -> str:
-        """`NAME-VERSION`, which files and citations bear."""
+        """`NAME-VERSION`, the name in files and citations."""
         return f"{self.name}-{self.version}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shipment:
-    """`rows` are those of the index (key, split, shard, bounds, crs, date, labels); `lock` is that of a build of ours,
-    None for what was taken from the dataset's makers; `shards` the SHA-256 and size of each tar.
+    """Content of a release.
+
+    `rows` are those of the index (key, split, shard, bounds, crs, date, labels); `shards` has the SHA-256 and size of
+    each tar; `lock` is that of the build, or None for a dataset of other authors.
     """
 
     order: Order
@@ -61,43 +66,42 @@ class Shipment:
 
     @property
     def simulated(self) -> bool:
-        """Whether the scenes are those of `sgdata simulate`: no notice may then name a satellite or a mapper."""
+        """Whether the scenes are simulated; notices must then not credit Copernicus or OpenStreetMap."""
         return self.lock is not None and self.lock.simulated
 
     @property
     def summary(self) -> str:
-        """What it is, in a sentence: the makers' own, or of what was built."""
+        """Description in a sentence: that of the dataset card, or of the build."""
         if self.lock is None or not self.bounds:
             return self.card.summary
         west, south, east, north = self.bounds
-        return SIMULATED * self.simulated + (
+        return (SIMULATED if self.simulated else "") + (
             f"A best-pixel composite of Sentinel-2 {self.contract.level} between {south:.2f} and {north:.2f} N, "
             f"{west:.2f} and {east:.2f} E, with {len(self.contract.label_space.ids)} classes from OpenStreetMap."
         )
 
     @cached_property
     def days(self) -> tuple[str, str] | None:
-        """First and last ISO day of the images, where they are known."""
-        # Of the scenes where there is a lock: a composite's rows have no day of their own.
+        """First and last ISO date of the images, or None if they are unknown."""
+        # From the scenes if there is a lock, since samples of composites have no date.
         days = [item.scene.time[:10] for item in self.lock.items] if self.lock else []
         days = days or [row["date"] for row in self.rows if row["date"]]
         return (min(days), max(days)) if days else None
 
     @cached_property
     def bounds(self) -> Bounds | None:
-        """Over all samples, in degrees; None unless each has coordinates."""
+        """Bounds of all samples in degrees; None unless each has coordinates."""
         return bounds(self.rows)
 
     @property
     def crs(self) -> str:
-        """The one CRS of all samples, or that of the index."""
-        # Samples of several zones have only degrees in common, which is what the index tells.
+        """CRS of all samples if they share one, else that of the index."""
         codes = {row["crs"] for row in self.rows}
         return codes.pop() if len(codes) == 1 and None not in codes else "EPSG:4326"
 
     @property
     def notice(self) -> str:
-        """The words that Copernicus asks for (Sentinel data legal notice: years for what was modified)."""
+        """Notice that the Copernicus Sentinel data terms require, with the years of the data."""
         if self.simulated:
             return SIMULATED.strip()
         years = f" {self.days[0][:4]}" if self.days else " (years as the makers of the dataset took them)"
@@ -107,11 +111,11 @@ class Shipment:
 
     @property
     def terms(self) -> dict[str, tuple[str, str]]:
-        """Licence and notice of `pixels` and of `labels`."""
+        """Licence and notice for `pixels` and for `labels`."""
         if self.lock is None:
-            held = self.card.licence
-            cited = f"{'; '.join(self.card.citation)}. {held.note}".strip()
-            return {"pixels": (held.pixels, self.notice), "labels": (held.labels, cited)}
+            licence = self.card.licence
+            cited = f"{'; '.join(self.card.citation)}. {licence.note}".strip()
+            return {"pixels": (licence.pixels, self.notice), "labels": (licence.labels, cited)}
         if self.simulated:
             return dict.fromkeys(("pixels", "labels"), (f"CC-BY-4.0, {CC_BY}", self.notice))
         osm = (
@@ -122,8 +126,8 @@ class Shipment:
 
 
 def bounds(rows: Sequence[Mapping[str, Any]]) -> Bounds | None:
-    """West, south, east, north of index rows; None unless each has them."""
-    # A box of some of the samples would pass for that of all.
+    """Return west, south, east, north of index rows; None unless every row has coordinates."""
+    # Bounds of some samples would be mistaken for those of all.
     if any(row["west"] is None for row in rows):
         return None
     west, south = (min(row[side] for row in rows) for side in ("west", "south"))
@@ -132,10 +136,10 @@ def bounds(rows: Sequence[Mapping[str, Any]]) -> Bounds | None:
 
 
 def permitted(card: DatasetCard, *, ours: bool, private: bool) -> None:
-    """Raise SettingError where the card does not let us pass on the pixels or the labels."""
+    """Raise SettingError if the licence of a dataset does not allow passing it on."""
     allowed = card.licence.redistribution
     if allowed != "yes" and not ours and not private:
         raise SettingError(
             f"{card.name}: redistribution is '{allowed}' ({card.licence.labels}; {card.licence.pixels}); "
-            "give --private for a copy that stays with you"
+            "give --private for a copy that you do not pass on"
         )
