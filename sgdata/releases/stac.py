@@ -91,7 +91,7 @@ def _item(shipment: Shipment, split: str, software: str) -> pystac.Item:
     for name, (sha256, size) in shipment.shards.items():
         if name in shards:
             item.add_asset(name.removesuffix(".tar"), _asset(shipment, name, sha256, size))
-    item.add_links(_sources(shipment))
+    item.add_links(list(_sources(shipment)))
     return item
 
 
