@@ -21,7 +21,13 @@ from sgdata.errors import OutputError, SettingError, SourceError
 
 T = TypeVar("T")
 
+# Names of files that several kinds of output have, or that other stages look for.
 SUMS = "SHA256SUMS"
+RECIPE = "recipe.toml"
+CONTRACT = "contract.json"
+INDEX = "index.parquet"
+QUARANTINE = "quarantine.jsonl"
+BAND_CHECK = "fingerprints.json"
 # Files and folders that contain times. SHA256SUMS omits them, so that equal runs have equal sums.
 TIMED = ("summary.json", "timings.jsonl", "tensorboard")
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
@@ -29,7 +35,7 @@ _SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 KINDS = {
     "simulation.json": "a simulated archive",
     "image.tif": "a build",
-    "index.parquet": "shards",
+    INDEX: "shards",
     "metrics.jsonl": "a training run",
     "audit.json": "an audit",
     "croissant.json": "a release",

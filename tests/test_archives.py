@@ -62,8 +62,8 @@ def compressed(path: Path, plain: bytes) -> Path:
 
 def streamed(source: Path) -> dict[str, bytes]:
     members = sorted(archives.listing(source).members, key=lambda member: member.offset or 0)
-    contents = archives.contents(source, [(member.offset or 0, member.size) for member in members])
-    return dict(zip((member.name for member in members), contents, strict=True))
+    with archives.opened_stream(source) as content:
+        return {member.name: content(member) for member in members}
 
 
 def held(source: Path) -> dict[str, bytes]:

@@ -40,7 +40,7 @@ SAMPLES = {"eurosat": 6, "bigearthnet v1": 3, "bigearthnet v2": 3, "fmow": 6, "o
 every = pytest.mark.parametrize("name", MAKERS)
 
 
-def pack(name: str, source: Path, out: Path, *, workers: int = 1, **changes: object) -> packing.Packing:
+def pack(name: str, source: Path, out: Path, *, workers: int = 1, **changes: object) -> packing.PackResult:
     dataset, _, always = MAKERS[name]
     recipe = dataclasses.replace(select.recipe_for(dataset), **(always | changes))  # type: ignore[arg-type]
     return packing.pack(dataset, source=source, out=out, recipe=recipe, workers=workers)
@@ -51,7 +51,7 @@ def by_key(out: Path) -> dict[str, Sample]:
 
 
 def quarantine(out: Path) -> dict[str, str]:
-    rows = [json.loads(line) for line in (out / tar_format.QUARANTINE).read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / files.QUARANTINE).read_text().splitlines()]
     return {row["key"] or row["file"]: row["reason"] for row in rows}
 
 
@@ -560,7 +560,7 @@ def test_a_broken_sample_is_listed_and_the_rest_is_packed(
     assert result.quarantined == len(told) == 1
     assert reason in next(iter(told.values()))
     assert sum(result.contract.splits.values()) == SAMPLES[name] - 1
-    assert str(tmp_path) not in (tmp_path / "out" / tar_format.QUARANTINE).read_text()
+    assert str(tmp_path) not in (tmp_path / "out" / files.QUARANTINE).read_text()
 
 
 # --- real files ----------------------------------------------------------------------------

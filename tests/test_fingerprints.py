@@ -77,7 +77,7 @@ def _counts(means: dict[str, float], pixels: int) -> Array:
 
 
 def test_lakes_do_not_fail_a_dataset_and_few_samples_decide_nothing() -> None:
-    contract = cards.expected(
+    contract = cards.contract_of(
         "bigearthnet",
         cards.edition("bigearthnet", "v2"),
         cards.label_space("bigearthnet", "none"),

@@ -105,7 +105,7 @@ def test_damaged_samples_are_listed_or_whole(name: str, total: int, tmp_path: Pa
         assert len(list(tar_format.samples(result.folder))) == len(packed)
     except SourceError:  # not one sample was left
         packed = set()
-    rows = [json.loads(line) for line in (tmp_path / "out" / tar_format.QUARANTINE).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "out" / files.QUARANTINE).read_text().splitlines()]
     assert all(row["reason"] and "\n" not in row["reason"] for row in rows)
     assert packed.isdisjoint(row["key"] for row in rows)
     assert packed | {row["key"] for row in rows if row["key"]} == {ref.key for ref in found.refs}
@@ -118,10 +118,10 @@ PACK = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from sgdata import listing, packing
+from sgdata.packing import pack, select
 if __name__ == "__main__":
-    recipe = replace(listing.recipe_for("bigearthnet"), edition="v1", shard_mb=1)
-    packing.pack("bigearthnet", source=Path(sys.argv[1]), out=Path(sys.argv[2]), recipe=recipe, workers=2)
+    recipe = replace(select.recipe_for("bigearthnet"), edition="v1", shard_mb=1)
+    pack.pack("bigearthnet", source=Path(sys.argv[1]), out=Path(sys.argv[2]), recipe=recipe, workers=2)
 """
 
 

@@ -62,8 +62,8 @@ def test_native_shards_give_the_images_of_resampled_ones(tmp_path: Path) -> None
     (tmp_path / "native").mkdir()
     tar = "toy-train-000000.tar"
     _, rows = tar_format.write_tar(tmp_path / "native" / tar, ((one, "0" * 64) for one in made), codec="blosc")
-    packed = finish.Packed(shard=_, split="train", rows=tuple(rows), counts=np.ones((12, 65536), np.int64))
-    all_of_it = finish.Whole(contract(24))
+    packed = finish.PackedShard(shard=_, split="train", rows=tuple(rows), counts=np.ones((12, 65536), np.int64))
+    all_of_it = finish.ShardTotals(contract(24))
     all_of_it.add(packed)
     finish.finish(tmp_path / "native", all_of_it)
     ours, theirs = (

@@ -27,7 +27,7 @@ def small(dataset: str, **changes: object) -> types.ShardRecipe:
 
 
 def reasons(out: Path) -> dict[str, str]:
-    rows = [json.loads(line) for line in (out / tar_format.QUARANTINE).read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / files.QUARANTINE).read_text().splitlines()]
     return {row["key"] or row["file"]: row["reason"] for row in rows}
 
 
@@ -75,7 +75,7 @@ def test_workers_places_and_interruptions_change_no_byte(build: Path, tmp_path: 
 
     out = tmp_path / "two"
     (out / files.SUMS).unlink()
-    (out / tar_format.INDEX).unlink()
+    (out / files.INDEX).unlink()
     (out / "segmunich-train-000001.tar").unlink()
     (out / "segmunich-val-000000.tar").write_bytes(b"cut")
     (out / pack.JOURNAL / "segmunich-val-000001.tar.json").write_bytes(b'{"task": "')

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_shards import write
 
+from sgdata import files
 from sgdata.errors import SourceError
-from sgdata.shards import tar_format
 from sgmodel.data import loader, tar_source
 from sgmodel.train import run_paths
 
@@ -171,7 +171,7 @@ def test_a_fault_is_healed_or_told_and_never_pixels(folder: Path, tmp_path: Path
 
 def test_an_index_that_is_not_listed_is_refused(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    with (copy / tar_format.INDEX).open("ab") as handle:
+    with (copy / files.INDEX).open("ab") as handle:
         handle.write(b"x")
     with (
         served.serving(copy) as server,

@@ -128,12 +128,11 @@ def test_the_index_is_geoparquet(tmp_path: Path) -> None:
     import geopandas
 
     finish.write([sample(1), sample(2)], tmp_path, contract=CONTRACT)
-    frame = geopandas.read_parquet(tmp_path / tar_format.INDEX)
+    frame = geopandas.read_parquet(tmp_path / files.INDEX)
     assert frame.crs == "EPSG:4326"
     np.testing.assert_allclose(frame.total_bounds, [11.0, 48.0, 11.2, 48.1])
     assert (
-        json.loads(pq.read_schema(tmp_path / tar_format.INDEX).metadata[b"geo"])["columns"]["geometry"]["encoding"]
-        == "WKB"
+        json.loads(pq.read_schema(tmp_path / files.INDEX).metadata[b"geo"])["columns"]["geometry"]["encoding"] == "WKB"
     )
 
 
@@ -271,6 +270,6 @@ def test_no_sample_at_all_is_an_error(tmp_path: Path) -> None:
 def test_a_missing_or_damaged_index_is_told(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file"):
         tar_format.read_index(tmp_path)
-    (tmp_path / tar_format.INDEX).write_bytes(b"PAR1 no")
+    (tmp_path / files.INDEX).write_bytes(b"PAR1 no")
     with pytest.raises(SourceError, match="not a readable Parquet"):
         tar_format.read_index(tmp_path)

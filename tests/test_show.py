@@ -189,7 +189,7 @@ def test_a_folder_of_runs_with_its_ledger(trained: Path, tmp_path: Path) -> None
     table = {"name": "City", "metrics": ["miou"], "note": "", "data": None, "rows": [row]}
     ledger = {"title": "City", "tables": [{**table, "sentences": ["so be it"], "audit": [], "audited": False}]}
     (trained.parent / "ledger.json").write_text(json.dumps(ledger))
-    (trained.parent / "shards" / tar_format.INDEX).unlink()
+    (trained.parent / "shards" / files.INDEX).unlink()
     text = folder.write(trained.parent, tmp_path / "page").read_text("utf-8")
     assert "City: miou" in text
     assert "run: Confusion matrix" in text

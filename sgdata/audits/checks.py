@@ -323,7 +323,7 @@ def order(evidence: Evidence) -> Check:
             told.append(f"{fine[1]} is coarser ({fine[0]:.2f} equal neighbours) than {coarse[1]} ({coarse[0]:.2f})")
     leaves, green = evidence.totals.leaves.tolist()
     # The means of green and red decide nothing, since haze and soil reverse them; chlorophyll absorbs red everywhere.
-    if len(evidence.facts) >= band_check.LEAST and leaves >= LEAVES and green < RED_LEAVES * leaves:
+    if len(evidence.facts) >= band_check.LEAST_SAMPLES and leaves >= LEAVES and green < RED_LEAVES * leaves:
         told.append(f"leaves are redder (B04) than green (B03) in {1 - green / leaves:.0%} of their pixels")
     told += _strangers(evidence, bluer=means.get("B02", 0.0) > means.get("B04", 0.0))
     figures = {band.name: {"mean": round(means.get(band.name, 0.0), 1), "equal_neighbours": round(float(e), 4)}
@@ -339,7 +339,7 @@ def _strangers(evidence: Evidence, *, bluer: bool) -> Iterator[str]:
         # Pasture under haze votes for blue too, but its surface reflectance is not higher in blue than in red; top of
         # atmosphere (L1C) is.
         least = VOTES if band == "B8A" or (bluer and evidence.contract.level == "L2A") else RARE_VOTES
-        if len(votes) >= band_check.LEAST and share < least:
+        if len(votes) >= band_check.LEAST_SAMPLES and share < least:
             yield f"{other} goes with {third} closer than {band} in {1 - share:.0%} of the samples"
 
 
@@ -357,7 +357,7 @@ def offset(evidence: Evidence) -> Check:
     ones = float((evidence.totals.ones / np.maximum(evidence.totals.count, 1)).max(initial=0))
     told = f"{share:.1%} of the samples have no pixel under reflectance 0.1 in any band; {ones:.1%} of a band is 1"
     state: State | bool = share > RAISED or ones > CLIPPED_SHARE
-    if len(evidence.facts) < band_check.LEAST or (not state and share > SUSPECT):
+    if len(evidence.facts) < band_check.LEAST_SAMPLES or (not state and share > SUSPECT):
         state = "undecided"
     figures = {"raised_share": round(share, 4), "clipped_share": round(ones, 4)}
     return _check("offset", state, told, figures, raised if state is True else ())
@@ -384,9 +384,13 @@ def _pooled(
     name: str, what: str, evidence: Evidence, verdict: str, figures: dict[str, Any], told: Sequence[str] = ()
 ) -> Check:
     """Combine the messages `told` with the verdict on the means, if there are enough samples for means."""
-    few = len(evidence.facts) < band_check.LEAST
+    few = len(evidence.facts) < band_check.LEAST_SAMPLES
     found = [*told, *([] if few or verdict in ("as named", "undecided") else [verdict])]
-    why = f"{len(evidence.facts)} samples, fewer than the {band_check.LEAST} that a mean needs" if few else verdict
+    why = (
+        f"{len(evidence.facts)} samples, fewer than the {band_check.LEAST_SAMPLES} that a mean needs"
+        if few
+        else verdict
+    )
     state: State | bool = bool(found) or ("undecided" if few or verdict == "undecided" else False)
     return _check(name, state, f"{what}: {'; '.join(found) or why}", figures)
 

@@ -18,7 +18,7 @@ from sgdata.audits import duplicates, findings
 from sgdata.audits.checks import NEARER, Days, Evidence, Facts, Totals
 from sgdata.datasets import archives, cards
 from sgdata.datasets.readers import reader
-from sgdata.datasets.types import Ref, ShardRecipe
+from sgdata.datasets.types import SampleRef, ShardRecipe
 from sgdata.errors import SettingError, SourceError
 from sgdata.packing import select
 from sgdata.rasters import dihedral, resample
@@ -68,7 +68,7 @@ def subject(
         SourceError: It is missing or damaged.
     """
     files.existing(path, "shards, a build, or a dataset as distributed")
-    if (path / tar_format.INDEX).is_file():
+    if (path / files.INDEX).is_file():
         contract = contracts.read(path)
         return Subject(
             kind="shards",
@@ -85,7 +85,7 @@ def subject(
     recipes = [select.recipe_for("segmunich")] if kind == "build" else _recipes(dataset, edition)
     for recipe in recipes:
         try:
-            source, found, contract = select.listed(recipe, path, reader(recipe.dataset).find)
+            source, found, contract = select.list_samples(recipe, path, reader(recipe.dataset).find)
         except (SourceError, SettingError) as error:
             tried.append(f"{recipe.dataset} {recipe.edition}: {error!s:.120}")
             continue
@@ -136,7 +136,7 @@ def gather(what: Subject, *, workers: int = 1) -> Evidence:
     )
 
 
-def _chunks(samples: Any) -> Iterator[Sequence[Ref | Row]]:
+def _chunks(samples: Any) -> Iterator[Sequence[SampleRef | Row]]:
     """Yield chunks of samples; index rows become dicts per chunk, since those of a million samples need much memory."""
     for at in range(0, len(samples), CHUNK):
         yield samples[at : at + CHUNK] if isinstance(samples, tuple) else samples.slice(at, CHUNK).to_pylist()

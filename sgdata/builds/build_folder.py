@@ -32,7 +32,7 @@ SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3")
 
 def unchanged(folder: Path, recipe: bytes) -> None:
     """Refuse to overwrite a finished build of another recipe (TOML). Raises OutputError naming what differs."""
-    told = folder / "recipe.toml"
+    told = folder / files.RECIPE
     if files.is_finished(folder) and told.exists():
         held, wanted = files.read_plain(told), tomllib.loads(recipe.decode())
         # Where the shipped recipe would have written to says nothing of the data.

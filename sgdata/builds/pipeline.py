@@ -136,7 +136,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
         if locked and exact:
             lock.check_equal(locked, finished)
         lock.write(paths.out / lock.NAME, finished)
-        files.write(paths.out / "recipe.toml", files.toml(resolved(recipe, finished.grid)))
+        files.write(paths.out / files.RECIPE, files.toml(resolved(recipe, finished.grid)))
         ids = [item.scene.id for item in finished.items]
         build_folder.write_stac(paths.out, recipe.name, finished.grid, finished.dates, ids)
         files.write_sums(paths.out)

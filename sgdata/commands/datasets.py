@@ -127,7 +127,7 @@ def shard(
     lists = _split_lists(split_list or ())
     if dry_run:
         cost = pack.cost(dataset, source=source, recipe=recipe, splits=lists, leave_out=leave_out or ())
-        print(files.pretty_json(cost).decode() if as_json else "\n".join((*cost.notes, cost.told)))
+        print(files.pretty_json(cost).decode() if as_json else "\n".join((*cost.notes, cost.summary)))
         return
     packed = pack.pack(
         dataset, source=source, out=out, recipe=recipe, splits=lists, leave_out=leave_out or (),
@@ -137,10 +137,10 @@ def shard(
     for note in packed.notes:
         print(note, file=sys.stderr)
     print(files.pretty_json(packed).decode() if as_json else packed.folder)
-    if not packed.fits:
+    if not packed.bands_plausible:
         print("the pixels contradict the card; see the spectral fingerprints above", file=sys.stderr)
     if not packed.complete:
-        print(f"{packed.quarantined} files or samples in {packed.folder / 'quarantine.jsonl'}", file=sys.stderr)
+        print(f"{packed.quarantined} files or samples in {packed.folder / files.QUARANTINE}", file=sys.stderr)
         raise SystemExit(ExitCode.FINDINGS)
 
 

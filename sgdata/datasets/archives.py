@@ -11,7 +11,7 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -220,21 +220,26 @@ def _front_to_back(source: Path) -> Iterator[_FrontToBack]:
                 yield _FrontToBack(stream)
 
 
-def contents(source: Path, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-    """The bytes of members of a compressed tar, given as (offset, size) in rising order, in one pass over it.
+@contextmanager
+def opened_stream(source: Path) -> Iterator[Content]:
+    """Open a compressed tar to read members in the order of their offsets, in one pass.
 
-    Raises SourceError where the archive is not what was listed.
+    Yields a function that returns the bytes of a member; it raises SourceError if the archive differs from its listing.
     """
     with _front_to_back(source) as stream:
-        for offset, size in spans:
+
+        def content(member: Member) -> bytes:
+            offset = member.offset or 0
             try:
                 stream.seek(offset)
-                content = stream.content(size)
-                if len(content) != size:
-                    raise EOFError(f"{len(content)} of {size} bytes left")
+                data = stream.content(member.size)
+                if len(data) != member.size:
+                    raise EOFError(f"{len(data)} of {member.size} bytes left")
             except (OSError, ValueError, EOFError, tarfile.TarError) as error:
                 raise SourceError(f"{source}: cannot be read at byte {offset}: {error}; download it again") from None
-            yield content
+            return data
+
+        yield content
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 
 from sgdata import catalog
 from sgdata.datasets import archives, cards
-from sgdata.datasets.types import Found, Member, Ref, ShardRecipe
+from sgdata.datasets.types import Member, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.rasters import small_tiff
 from sgdata.types import Array, Contract, LabelSpace, Sample
@@ -38,7 +38,7 @@ _LABELS = "labels_metadata.json"
 _STORED_BYTES = 230_000
 
 
-def find(source: Path, recipe: ShardRecipe) -> Found:
+def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     """The patches of the edition `v1` or `v2` in `source`.
 
     v2 takes labels and split from the table of the recipe's `splits` where it lies in or beside the source, and leaves
@@ -72,7 +72,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
         notes.append(f"{len(patches) - len(kept)} patches are not in {table}: left out")
     index = _index_of(space)
     refs = tuple(_ref(name, held, known.get(name), index) for name, held in kept)
-    return Found(refs=refs, edition=edition, labels=space, rejected=listing.rejected, notes=tuple(notes))
+    return SampleListing(refs=refs, edition=edition, labels=space, rejected=listing.rejected, notes=tuple(notes))
 
 
 def _metadata(source: Path, name: str) -> dict[str, dict[str, Any]]:
@@ -91,24 +91,26 @@ def _metadata(source: Path, name: str) -> dict[str, dict[str, Any]]:
     return {}
 
 
-def _ref(name: str, held: Mapping[str, Member], row: dict[str, Any] | None, index: Mapping[str, int | None]) -> Ref:
+def _ref(
+    name: str, held: Mapping[str, Member], row: dict[str, Any] | None, index: Mapping[str, int | None]
+) -> SampleRef:
     meta: dict[str, Any] = {}
     if row:
         meta = {**_labels(row["labels"], index), "country": row["country"]}
     members = tuple(member for _, member in sorted(held.items()))
     split = _SPLITS.get(row["split"], row["split"]) if row else "all"
-    return Ref(key=name, split=split, members=members, bytes=_STORED_BYTES, meta=meta)
+    return SampleRef(key=name, split=split, members=members, bytes=_STORED_BYTES, meta=meta)
 
 
 @contextmanager
-def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
-    """A function from Ref to Sample: `image_10m` (4, 120, 120), `image_20m` (6, 60, 60), `image_60m` (2, 20, 20)."""
+def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
+    """Open `source`; the function reads `image_10m` (4, 120, 120), `image_20m` (6, 60, 60), `image_60m` (2, 20, 20)."""
     with archives.opened(source) as content:
         index = _index_of(contract.label_space)
         yield lambda ref: _read(ref, content, contract, index)
 
 
-def _read(ref: Ref, content: archives.Content, contract: Contract, index: Mapping[str, int | None]) -> Sample:
+def _read(ref: SampleRef, content: archives.Content, contract: Contract, index: Mapping[str, int | None]) -> Sample:
     held = {member.name.rpartition(f"/{ref.key}_")[2]: member for member in ref.members}
     missing = [band.name for band in contract.bands if f"{band.name}.tif" not in held]
     if missing:

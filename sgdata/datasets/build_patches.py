@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from sgdata.builds.patch_table import read
-from sgdata.datasets.types import Member, Ref
+from sgdata.datasets.types import Member, SampleRef
 
 
-def refs(path: Path, members: tuple[Member, ...], pixel_bytes: float) -> tuple[Ref, ...]:
+def refs(path: Path, members: tuple[Member, ...], pixel_bytes: float) -> tuple[SampleRef, ...]:
     """The patches at `path` as samples, to be cut from the rasters `members`; each pixel is stored in `pixel_bytes`.
 
     Raises SourceError.
@@ -18,7 +18,7 @@ def refs(path: Path, members: tuple[Member, ...], pixel_bytes: float) -> tuple[R
     # To 1e-7 degree, a centimetre, as `tiffs.bounds` gives them.
     boxes = rows.bounds.round(7).to_numpy().tolist()
     return tuple(
-        Ref(
+        SampleRef(
             key=key,
             split=split,
             members=members,

@@ -96,7 +96,7 @@ def describe(of: DatasetCard) -> list[tuple[str, str]]:
     return rows
 
 
-def expected(
+def contract_of(
     dataset: str, edition: Edition, labels: LabelSpace, *, resampling: str, resampling_version: int
 ) -> Contract:
     """The contract of an edition before any sample is read: bands in wavelength order, no statistics, no splits."""

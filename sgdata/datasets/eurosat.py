@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sgdata.datasets import archives, cards
-from sgdata.datasets.types import Found, Ref, ShardRecipe
+from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.rasters import small_tiff
 from sgdata.types import Contract, Sample
@@ -20,7 +20,7 @@ _FILE = re.compile(r"(?:.*/)?([A-Za-z]+)/(\1_\d+)\.(?i:tiff?)")
 STORED_SHARE = 0.6
 
 
-def find(source: Path, recipe: ShardRecipe) -> Found:
+def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     """Every `<Class>/<Class>_<n>.tif` wherever the class folders lie in `source`; the split is `all`."""
     edition = cards.edition("eurosat", recipe.edition)
     space = cards.label_space("eurosat", recipe.labels)
@@ -31,23 +31,23 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
         if match and match[1] in space.names:
             meta = {"labels": [space.ids[space.names.index(match[1])]], "label_names": [match[1]]}
             size = int(member.size * STORED_SHARE)
-            refs.append(Ref(key=match[2], split="all", members=(member,), bytes=size, meta=meta))
+            refs.append(SampleRef(key=match[2], split="all", members=(member,), bytes=size, meta=meta))
         elif match:
             rejected.append((member.name, f"'{match[1]}' is not one of the {len(space.names)} classes"))
     if not refs:
         raise archives.nothing(source, listing, "no AnnualCrop/AnnualCrop_1.tif; expected EuroSAT_MS as distributed")
-    return Found(refs=tuple(refs), edition=edition, labels=space, rejected=tuple(rejected))
+    return SampleListing(refs=tuple(refs), edition=edition, labels=space, rejected=tuple(rejected))
 
 
 @contextmanager
-def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
-    """A function from Ref to Sample: `image` (13, 64, 64) uint16 in wavelength order; it raises SourceError."""
+def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
+    """Open `source`; the function reads `image` (13, 64, 64) uint16 in wavelength order, or raises SourceError."""
     stored = cards.edition("eurosat", contract.version)
     # By name: the files hold B8A last, and "drop index 10" removes B11 there.
     order = [stored.bands.index(band.name) for band in contract.bands]
     with archives.opened(source) as content:
 
-        def read(ref: Ref) -> Sample:
+        def read(ref: SampleRef) -> Sample:
             # That B10 is the dark one is judged over all samples (`fingerprints`): one cloud would fail a patch.
             picture = small_tiff.read(content(ref.members[0]))
             if picture.pixels.shape != stored.shape or picture.pixels.dtype != np.uint16:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sgdata.datasets import archives, cards
-from sgdata.datasets.types import Found, Member, Ref, ShardRecipe
+from sgdata.datasets.types import Member, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.rasters import small_tiff
 from sgdata.types import Array, Contract, LabelSpace, Sample
@@ -30,7 +30,7 @@ TIFF = (".tif", ".tiff")
 _STEM = re.compile(r"(.+)_(\d+)_(\d+)")  # greedy: category names hold underscores
 
 
-def find(source: Path, recipe: ShardRecipe) -> Found:
+def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     """The rows of the CSVs in or beside `source` that have an image; keys are `<split>-<category>_<place>_<image>`.
 
     Without any CSV, every image there is: the split from its folder (`train`, `val`, `test` or `test_gt`), else `all`.
@@ -55,7 +55,7 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     refs = tuple(_ref(at, member, rows.get(at), space) for at, member in wanted.items())
     # Halves of medians become whole numbers; the contract says so by its scale.
     doubled = replace(edition, scale=edition.scale / DOUBLED)
-    return Found(refs=refs, edition=doubled, labels=space, rejected=listing.rejected, notes=tuple(notes))
+    return SampleListing(refs=refs, edition=doubled, labels=space, rejected=listing.rejected, notes=tuple(notes))
 
 
 def _images(members: tuple[Member, ...], space: LabelSpace) -> dict[tuple[str, str], Member]:
@@ -90,7 +90,7 @@ def _rows(source: Path, members: tuple[Member, ...], splits: set[str]) -> dict[t
     return rows
 
 
-def _ref(at: tuple[str, str], member: Member, row: dict[str, str] | None, space: LabelSpace) -> Ref:
+def _ref(at: tuple[str, str], member: Member, row: dict[str, str] | None, space: LabelSpace) -> SampleRef:
     split, stem = at
     match = _STEM.fullmatch(stem)
     category = match[1] if match else ""
@@ -98,15 +98,15 @@ def _ref(at: tuple[str, str], member: Member, row: dict[str, str] | None, space:
     if row:
         meta["date"] = (row.get("timestamp") or "")[:10] or None
     # Deflated float64 holds about as many bytes as bitshuffled uint16.
-    return Ref(key=f"{split}-{stem}", split=split, members=(member,), bytes=member.size, meta=meta)
+    return SampleRef(key=f"{split}-{stem}", split=split, members=(member,), bytes=member.size, meta=meta)
 
 
 @contextmanager
-def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
-    """A function from Ref to Sample: `image` (13, H, W) holding 2 x DN, uint16 or float32; it raises SourceError."""
+def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
+    """Open `source`; the function reads `image` (13, H, W) of 2 x DN, uint16 or float32, or raises SourceError."""
     with archives.opened(source) as content:
 
-        def read(ref: Ref) -> Sample:
+        def read(ref: SampleRef) -> Sample:
             picture = small_tiff.read(content(ref.members[0]))
             image = doubled(picture.pixels)
             meta = {**ref.meta, **small_tiff.located(picture), "source_id": ref.members[0].name}

@@ -17,7 +17,7 @@ import numpy as np
 
 from sgdata import catalog
 from sgdata.datasets import archives, cards
-from sgdata.datasets.types import Found, Member, Ref, ShardRecipe
+from sgdata.datasets.types import Member, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.rasters import small_tiff
 from sgdata.types import Array, Contract, Sample
@@ -27,7 +27,7 @@ _STORED_SHARE = 0.6
 _LARGEST_PNG = 2**26
 
 
-def find(source: Path, recipe: ShardRecipe) -> Found:
+def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     """The cities of the card's split that have images in `source`; train or test by the official lists.
 
     The three zips unpacked side by side, or merged into one folder per city: files are found by city and name.
@@ -47,18 +47,18 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     refs = []
     for city, held in sorted(cities.items()):
         size = int(sum(member.size for member in held.values()) * _STORED_SHARE)
-        refs.append(Ref(key=city, split=splits[city], members=tuple(held.values()), bytes=size))
+        refs.append(SampleRef(key=city, split=splits[city], members=tuple(held.values()), bytes=size))
     if not refs:
         expected = "no city of OSCD, such as abudhabi/imgs_1_rect; expected the three zips, packed or not"
         raise archives.nothing(source, listing, expected)
-    return Found(
+    return SampleListing(
         refs=tuple(refs), edition=edition, labels=cards.label_space("oscd", recipe.labels), rejected=listing.rejected
     )
 
 
 @contextmanager
-def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
-    """A function from Ref to Sample: `image_before`, `image_after` (13, H, W) and `mask` (H, W); raises SourceError."""
+def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
+    """Open `source`; the function reads `image_before`, `image_after` (13, H, W) and `mask` (H, W)."""
     facts = {city["name"]: city for city in catalog.document("oscd_cities")["cities"]}
     with archives.opened(source) as content:
         yield lambda ref: _as_published(_read(ref, content, contract), facts[ref.key])
@@ -76,7 +76,7 @@ def _as_published(sample: Sample, fact: Mapping[str, Any]) -> Sample:
     return sample
 
 
-def _read(ref: Ref, content: archives.Content, contract: Contract) -> Sample:
+def _read(ref: SampleRef, content: archives.Content, contract: Contract) -> Sample:
     held = {"/".join(PurePosixPath(m.name).parts[-2:]): m for m in ref.members}
     dates = next((m for m in ref.members if m.name.endswith("dates.txt")), None)
     arrays = {

@@ -20,7 +20,7 @@ import numpy as np
 
 from sgdata import files
 from sgdata.datasets import build_patches, cards
-from sgdata.datasets.types import Found, Member, Ref, ShardRecipe
+from sgdata.datasets.types import Member, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.shards import contracts
 from sgdata.types import Contract, Sample
@@ -39,7 +39,7 @@ class Pair:
     change: str
 
 
-def find(source: Path, recipe: ShardRecipe) -> Found:
+def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     """The patches of the first build. Raises SettingError, SourceError where the two builds do not agree."""
     before, after, _ = _places(source)
     ours, theirs = contracts.read(before), contracts.read(after)
@@ -55,12 +55,12 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
     space = cards.label_space("pairs", recipe.labels)
     # Statistics are those of both dates, made anew from the samples.
     contract = replace(ours, dataset="pairs", label_space=space, statistics={}, splits={}, fingerprint="")
-    return Found(refs=refs, edition=cards.edition("pairs", recipe.edition), labels=space, contract=contract)
+    return SampleListing(refs=refs, edition=cards.edition("pairs", recipe.edition), labels=space, contract=contract)
 
 
 @contextmanager
-def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
-    """A function from Ref to Sample: `image_before`, `image_after` (C, H, W) and `mask` (H, W); raises SourceError."""
+def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
+    """Open both builds and the map; the function reads `image_before`, `image_after` (C, H, W), `mask` (H, W)."""
     import rasterio
 
     before, after, change = _places(source)
@@ -75,7 +75,7 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample
         yield lambda ref: _read(ref, rasters)
 
 
-def _read(ref: Ref, rasters: list[Any]) -> Sample:
+def _read(ref: SampleRef, rasters: list[Any]) -> Sample:
     from rasterio.windows import Window
 
     row, col, height, width = ref.meta["window"]

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from sgdata.datasets import cards
-from sgdata.datasets.types import Found, Ref, ShardRecipe
+from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe
 from sgdata.types import Contract, Sample
 
 
 class Reader(Protocol):
     """Functions of the module of a dataset."""
 
-    def find(self, source: Path, recipe: ShardRecipe) -> Found:
+    def find(self, source: Path, recipe: ShardRecipe) -> SampleListing:
         """List the samples in a fixed order, without reading a pixel. Raises SettingError, SourceError."""
 
-    def reading(self, source: Path, contract: Contract) -> AbstractContextManager[Callable[[Ref], Sample]]:
+    def reading(self, source: Path, contract: Contract) -> AbstractContextManager[Callable[[SampleRef], Sample]]:
         """Open `source`; the function returns a sample with its arrays at their native sizes or raises SourceError."""
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from sgdata import catalog, files
 from sgdata.datasets import archives, build_patches, cards
-from sgdata.datasets.types import Found, Member, Ref, ShardRecipe
+from sgdata.datasets.types import Member, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import SettingError, SourceError
 from sgdata.rasters import dihedral, small_tiff
 from sgdata.shards import contracts
@@ -29,7 +29,7 @@ STORED_SHARE = 0.7
 """Of the raw bytes, about what bitshuffle and lz4 leave."""
 
 
-def find(source: Path, recipe: ShardRecipe) -> Found:
+def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     """The samples of a build folder (it holds `patches.parquet`) or of the released archive."""
     if (source / PATCHES).is_file():
         return _find_in_build(source, recipe.labels)
@@ -37,8 +37,8 @@ def find(source: Path, recipe: ShardRecipe) -> Found:
 
 
 @contextmanager
-def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample]]:
-    """A function from Ref to Sample: `image` (C, H, W) and `mask` (H, W); it raises SourceError."""
+def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
+    """Open `source`; the function reads `image` (C, H, W) and `mask` (H, W), or raises SourceError."""
     if (source / PATCHES).is_file():
         with ExitStack() as stack:
             images = {name: stack.enter_context(_opened(source / name)) for name in _held(source)}
@@ -55,7 +55,7 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[Ref], Sample
 # --- a build of ours -----------------------------------------------------------------------
 
 
-def _find_in_build(source: Path, labels: str) -> Found:
+def _find_in_build(source: Path, labels: str) -> SampleListing:
     members = tuple(Member(name=name, size=(source / name).stat().st_size) for name in _held(source))
     contract = contracts.read(source)
     # The shipped recipe names those of the released patches; whatever else it names was asked for.
@@ -64,7 +64,7 @@ def _find_in_build(source: Path, labels: str) -> Found:
         raise SettingError(f"{source}: labels '{labels}': this build was painted with '{painted}', and keeps them")
     refs = build_patches.refs(source / PATCHES, members, 2 * len(contract.bands) * STORED_SHARE)
     edition = cards.edition("segmunich", "build")
-    return Found(refs=refs, edition=edition, labels=contract.label_space, contract=contract)
+    return SampleListing(refs=refs, edition=edition, labels=contract.label_space, contract=contract)
 
 
 def _held(source: Path) -> list[str]:
@@ -83,7 +83,7 @@ def _opened(path: Path) -> Any:
         raise SourceError(f"{path}: not a readable raster: {error}; build it again") from None
 
 
-def _read_patch(ref: Ref, images: dict[str, Any]) -> Sample:
+def _read_patch(ref: SampleRef, images: dict[str, Any]) -> Sample:
     import rasterio.windows
     from rasterio.errors import RasterioError
 
@@ -102,7 +102,7 @@ def _read_patch(ref: Ref, images: dict[str, Any]) -> Sample:
 # --- the released archive ------------------------------------------------------------------
 
 
-def _find_released(source: Path, recipe: ShardRecipe) -> Found:
+def _find_released(source: Path, recipe: ShardRecipe) -> SampleListing:
     """`[TUM_128/]{train,val,test}/{img,label}/<id>.tif`; an image without label is rejected.
 
     The released sets hold some ten turned and mirrored copies of each window, on both sides of the split. Copies
@@ -123,7 +123,7 @@ def _find_released(source: Path, recipe: ShardRecipe) -> Found:
     if not images:
         raise archives.nothing(source, listing, f"neither a build ({PATCHES}) nor the released train/img/<id>.tif")
     refs = [
-        Ref(
+        SampleRef(
             # Ids of the copies are not known beforehand; a dot or a blank would end the key of a tar member.
             key=f"{split}-{re.sub(r'[^A-Za-z0-9_-]', '-', name)}",
             split=split,
@@ -144,10 +144,10 @@ def _find_released(source: Path, recipe: ShardRecipe) -> Found:
     copies = len(grouped) - len({ref.meta["group"] for ref in grouped})
     notes += [f"{copies} of {len(grouped)} patches are copies of another, turned or mirrored"]
     told = tuple(notes) if copies else ()
-    return Found(refs=kept, edition=edition, labels=space, rejected=listing.rejected + alone, notes=told)
+    return SampleListing(refs=kept, edition=edition, labels=space, rejected=listing.rejected + alone, notes=told)
 
 
-def _grouped(refs: list[Ref], source: Path) -> list[Ref]:
+def _grouped(refs: list[SampleRef], source: Path) -> list[SampleRef]:
     """The refs with the pixel hash of their image, whichever way it is turned; an unreadable one is its own group."""
     grouped = []
     with archives.opened(source) as content:
@@ -169,7 +169,7 @@ def _index_of_file_value() -> Array:
     return index
 
 
-def _read_released(ref: Ref, content: archives.Content, order: list[int], index: Array) -> Sample:
+def _read_released(ref: SampleRef, content: archives.Content, order: list[int], index: Array) -> Sample:
     image, codes = (small_tiff.read(content(member)).pixels for member in ref.members)
     if image.shape != (len(order), 128, 128):
         raise SourceError(f"image is {image.shape}, expected ({len(order)}, 128, 128)")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from sgdata.types import Codec, Contract, Effort, LabelSpace, Level, Task
 
 
-# Slots, here and in Ref: BigEarthNet has seven million files, and a dict in each would cost some 100 bytes.
+# Slots, here and in SampleRef: BigEarthNet has seven million files, and a dict in each would cost some 100 bytes.
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
     """One file of a source: its relative POSIX name and size; `offset` where it lies inside an uncompressed tar."""
@@ -19,7 +19,7 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ref:
+class SampleRef:
     """A sample found in a source and not read yet. `bytes` is what it will roughly take in a shard."""
 
     key: str
@@ -121,13 +121,13 @@ class DatasetCard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SampleListing:
     """What a reader finds in a source: samples in order, what they are, rejected files with reasons, remarks.
 
     `contract` is given where the source brings its own (a build of ours).
     """
 
-    refs: tuple[Ref, ...]
+    refs: tuple[SampleRef, ...]
     edition: Edition
     labels: LabelSpace
     contract: Contract | None = None

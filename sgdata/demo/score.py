@@ -27,7 +27,7 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
     from sgdata.scenes import lock
     from sgdata.simulation import score
 
-    recipe = files.read(build_recipe.BuildRecipe, build / "recipe.toml")
+    recipe = files.read(build_recipe.BuildRecipe, build / files.RECIPE)
     built = lock.read(build / lock.NAME)
     items = [item.scene.id for item in built.items]
     paths = build_recipe.BuildPaths(out=build, stac=str(archive / "catalog.json"), workers=workers, scratch=scratch)

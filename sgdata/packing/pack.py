@@ -1,65 +1,75 @@
-"""From the files of a dataset to a folder of shards: find, cut into shards, pack each, close with the index.
+"""Pack the files of a dataset into a folder of shards: list the samples, group them, pack each shard, write the index.
 
-What goes into which shard is settled from the listing alone, before a pixel is read: shards are independent,
-so workers and interruptions cannot change a byte. A finished shard is remembered in `.journal/` and reused.
-The contents of a compressed tar pass by once, in the archive's order: those of the shards under way wait in `.spool/`.
+The listing alone decides which sample goes into which shard, before any pixel is read: shards are independent, so
+workers and interruptions cannot change a byte. A finished shard is recorded in `.journal/` and reused. Compressed tars
+are read sequentially once; members are spooled to `.spool/` until their shard is complete.
 """
 
 from __future__ import annotations
 
 import base64
+import heapq
 import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sgdata import files, pool, progress
 from sgdata.datasets import archives
 from sgdata.datasets.readers import reader
-from sgdata.datasets.types import Edition, Found, Ref, ShardRecipe
+from sgdata.datasets.types import Edition, Member, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import OutputError, SourceError
 from sgdata.packing import select
 from sgdata.rasters import resample
 from sgdata.shards import band_check, finish, statistics, tar_format
-from sgdata.shards.finish import Packed
+from sgdata.shards.finish import PackedShard, ShardTotals
 from sgdata.shards.tar_format import Row
 from sgdata.types import Contract, Sample, Shard
 
 JOURNAL = ".journal"
 SPOOL = ".spool"
-RECIPE = "recipe.toml"
-TRIED_BYTES = 2**24
+# Samples of this many bytes are packed to estimate the time of all.
+TRIAL_BYTES = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packing:
-    """The outcome of `pack`: what was made, how much went to quarantine, whether the pixels are what the card says."""
+class PackResult:
+    """Result of `pack`.
+
+    Attributes:
+        folder: The output folder.
+        contract: The completed contract.
+        shards: Number of tars.
+        quarantined: Number of files or samples in the quarantine list.
+        bands_plausible: Whether the pooled band means agree with the declared bands and level.
+        notes: Remarks for the user, one sentence each.
+    """
 
     folder: Path
     contract: Contract
     shards: int
     quarantined: int
-    fits: bool
+    bands_plausible: bool
     notes: tuple[str, ...]
 
     @property
     def complete(self) -> bool:
-        """Whether every sample that was found is in the shards, and looks like the bands and the level it is named."""
-        return self.quarantined == 0 and self.fits
+        """Whether every listed sample is in the shards and its bands and level are plausible."""
+        return self.quarantined == 0 and self.bands_plausible
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """One shard to be made; everything a worker needs."""
+    """Everything a worker needs to pack one shard; `spooled`: its members were copied out of a compressed tar."""
 
     name: str
-    refs: tuple[Ref, ...]
+    refs: tuple[SampleRef, ...]
     source: Path
     out: Path
     recipe: ShardRecipe
@@ -69,8 +79,17 @@ class _Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What packing takes; bytes to write are expected, `seconds` those of one process, None where not tried."""
+class PackCost:
+    """Estimated cost of packing.
+
+    Attributes:
+        samples: Number of samples per split.
+        shards: Number of tars.
+        bytes_in: Bytes to read.
+        bytes_out: Bytes to write, estimated.
+        seconds: Time of one process in seconds, estimated by a trial; None without one.
+        notes: Remarks of the reader.
+    """
 
     samples: dict[str, int]
     shards: int
@@ -80,8 +99,8 @@ class Cost:
     notes: tuple[str, ...]
 
     @property
-    def told(self) -> str:
-        """The cost in a line."""
+    def summary(self) -> str:
+        """The cost in one line."""
         splits = ", ".join(f"{split} {count:,}" for split, count in sorted(self.samples.items()))
         sizes = f"{self.bytes_in / 1e9:,.2f} GB to read, about {self.bytes_out / 1e9:,.2f} GB to write"
         time_s = "" if self.seconds is None else f", about {progress.told(self.seconds)} of one process"
@@ -99,55 +118,64 @@ def pack(
     workers: int = 1,
     cluster: str | None = None,
     fresh: bool = False,
-) -> Packing:
-    """Pack a dataset by its shipped recipe, or the one given: from `source` into `out` (default: the recipe's).
+) -> PackResult:
+    """Pack a dataset into shards, resuming an interrupted run.
 
-    Resumes what an interrupted run left, unless `fresh`. `splits` maps a split to a list of its sample keys, one
-    per line, `leave_out` are such lists of samples not to pack (snow, clouds). Without `splits`, a dataset whose
-    published lists are not in or beside the source goes to the split `all`. Raises SettingError,
-    SourceError, OutputError.
+    Args:
+        dataset: Name of the dataset.
+        source: Folder, zip or tar of the dataset; default the recipe's.
+        out: Output folder; default the recipe's.
+        recipe: Recipe; default the shipped one.
+        splits: Split name to a file with its sample keys, one per line. By default the published lists in or beside
+            the source, or the split `all` where there are none.
+        leave_out: Files with keys of samples to skip (snow, clouds).
+        workers: Number of local processes.
+        cluster: Address of a Dask scheduler to use instead of local processes.
+        fresh: Replace the shards of an earlier run.
+
+    Returns:
+        The result; `complete` is False if samples are in quarantine or bands are implausible.
+
+    Raises:
+        SettingError: The recipe, a split list or a key is wrong.
+        SourceError: The source does not hold the dataset, or no sample can be used.
+        OutputError: The output folder is in use, holds something else or cannot be written.
     """
     recipe = recipe or select.recipe_for(dataset)
     out = out or Path(recipe.out)
     find = reader(recipe.dataset).find
-    source, found, contract = select.listed(recipe, source, find, splits=splits, leave_out=leave_out)
-    # What is written where is settled here; everything below may be interrupted anywhere.
+    source, listing, contract = select.list_samples(recipe, source, find, splits=splits, leave_out=leave_out)
+    # From here on it is fixed which bytes go where: the rest may be interrupted at any point.
     stream = archives.is_stream(source)
-    groups = _groups(found.refs, recipe.shard_mb, stream=stream)
-    tasks = _tasks(groups, recipe, contract, (source, out))
-    progress.log.info("packing %s: %s", recipe.dataset, _cost(found, groups, source).told)
-    with files.only_writer(out, tar_format.INDEX):
+    groups = _groups(listing.refs, recipe.shard_mb, stream=stream)
+    tasks = _tasks(groups, recipe, contract, source, out)
+    progress.log.info("packing %s: %s", recipe.dataset, _cost(listing, groups, source).summary)
+    with files.only_writer(out, files.INDEX):
         _prepare(out, recipe, {task.name for task in tasks}, fresh=fresh)
-        whole = finish.Whole(contract)
-        whole.quarantine += [{"key": "", "file": name, "reason": reason} for name, reason in found.rejected]
-        # Taken over before any worker starts: hashing what is there is reading, not work.
+        totals = ShardTotals(contract)
+        totals.quarantine += [{"key": "", "file": name, "reason": reason} for name, reason in listing.rejected]
         left = []
         for task in tasks:
-            remembered = _remembered(task)
-            if remembered:
-                whole.add(remembered)
+            finished = _read_journal(task)
+            if finished:
+                totals.add(finished)
             else:
                 left.append(task)
         done = pool.run(_pack_shard, _spool(left, source, out) if stream else left, workers=workers, cluster=cluster)
         for part in progress.track(done, label=f"packing {recipe.dataset}", total=len(left)):
-            whole.add(part)
-        verdict = band_check.judge(whole.statistics(whole.counts), len(whole.rows), contract)
-        files.write(out / band_check.NAME, files.pretty_json(verdict))
-        # After the shards: a folder without recipe is one that no run has finished.
-        files.write(out / RECIPE, files.toml(recipe))
-        complete = finish.finish(out, whole)
-    # Airports, dumps and nine more of the 43 CORINE classes are none of the 19: 57 patches of v1 lose every label.
-    unlabelled = sum(not row["labels"] for row in whole.rows) if contract.label_space.task == "multi-label" else 0
-    notes = [f"{unlabelled} samples have no label of '{contract.label_space.name}': kept"] * bool(unlabelled)
-    notes += _against_card(found.edition, recipe.splits, complete)
-    notes += [verdict.told] * (verdict.samples >= band_check.LEAST)
-    return Packing(
+            totals.add(part)
+        verdict = band_check.judge(totals.statistics(totals.counts), len(totals.rows), contract)
+        files.write(out / files.BAND_CHECK, files.pretty_json(verdict))
+        # Written after the shards: a folder without a recipe is unfinished.
+        files.write(out / files.RECIPE, files.toml(recipe))
+        complete = finish.finish(out, totals)
+    return PackResult(
         folder=out,
         contract=complete,
-        shards=len(whole.shards),
-        quarantined=len(whole.quarantine),
-        fits=not verdict.contradictions,
-        notes=(*found.notes, *notes),
+        shards=len(totals.shards),
+        quarantined=len(totals.quarantine),
+        bands_plausible=not verdict.contradictions,
+        notes=(*listing.notes, *_remarks(totals, listing.edition, recipe.splits, complete, verdict)),
     )
 
 
@@ -158,79 +186,92 @@ def cost(
     recipe: ShardRecipe | None = None,
     splits: Mapping[str, Path] | None = None,
     leave_out: Sequence[Path] = (),
-) -> Cost:
-    """What `pack` would take; writes nothing that stays. Raises SettingError, SourceError."""
+) -> PackCost:
+    """Estimate the cost of `pack` by packing a few samples into a temporary folder.
+
+    The arguments are those of `pack`. Raises SettingError, SourceError.
+    """
     recipe = recipe or select.recipe_for(dataset)
     began = time.perf_counter()
     find = reader(recipe.dataset).find
-    source, found, contract = select.listed(recipe, source, find, splits=splits, leave_out=leave_out)
+    source, listing, contract = select.list_samples(recipe, source, find, splits=splits, leave_out=leave_out)
     stream = archives.is_stream(source)
-    groups = _groups(found.refs, recipe.shard_mb, stream=stream)
-    taken = time.perf_counter() - began
-    # The second pass over a compressed tar takes as long as the first.
-    seconds = _tried([ref for group in groups for ref in group], recipe, contract, source) + taken * stream
-    return replace(_cost(found, groups, source), seconds=seconds)
+    groups = _groups(listing.refs, recipe.shard_mb, stream=stream)
+    listing_s = time.perf_counter() - began
+    seconds = _trial_seconds([ref for group in groups for ref in group], recipe, contract, source)
+    if stream:  # the second pass over a compressed tar takes as long as the first
+        seconds += listing_s
+    return replace(_cost(listing, groups, source), seconds=seconds)
 
 
-def _cost(found: Found, groups: Sequence[Sequence[Ref]], source: Path) -> Cost:
-    # By the tuple: patches of a build share the rasters that they are cut from.
-    sizes = {id(ref.members): sum(member.size for member in ref.members) for ref in found.refs}
-    return Cost(
-        samples=dict(Counter(ref.split for ref in found.refs)),
+def _cost(listing: SampleListing, groups: Sequence[Sequence[SampleRef]], source: Path) -> PackCost:
+    # Keyed by the tuple: patches of a build share the rasters that they are cut from.
+    sizes = {id(ref.members): sum(member.size for member in ref.members) for ref in listing.refs}
+    return PackCost(
+        samples=dict(Counter(ref.split for ref in listing.refs)),
         shards=len(groups),
         bytes_in=source.stat().st_size if archives.is_stream(source) else sum(sizes.values()),
-        bytes_out=sum(ref.bytes for ref in found.refs),
+        bytes_out=sum(ref.bytes for ref in listing.refs),
         seconds=None,
-        notes=found.notes,
+        notes=listing.notes,
     )
 
 
-def _tried(refs: Sequence[Ref], recipe: ShardRecipe, contract: Contract, source: Path) -> float:
-    """Seconds to pack them all, by those of a few: spread over all, of a compressed tar the first that come by."""
-    count = min(len(refs), 1 + TRIED_BYTES * len(refs) // (1 + sum(ref.bytes for ref in refs)))
+def _trial_seconds(refs: Sequence[SampleRef], recipe: ShardRecipe, contract: Contract, source: Path) -> float:
+    """Estimate the seconds to pack all samples from a few: evenly spaced ones, the first ones of a compressed tar."""
+    count = min(len(refs), 1 + TRIAL_BYTES * len(refs) // (1 + sum(ref.bytes for ref in refs)))
     stream = archives.is_stream(source)
     some = refs[:count] if stream else [refs[i] for i in np.linspace(0, len(refs) - 1, count).astype(int)]
-    with tempfile.TemporaryDirectory() as place:
-        (trial,) = _tasks([tuple(some)], recipe, contract, (source, Path(place)))
-        if stream:  # kept for the second time
-            trial = replace(next(_spool([trial], source, Path(place))), spooled=False)
-        _pack_shard(trial)  # compiles what is compiled
+    with tempfile.TemporaryDirectory() as folder:
+        (trial,) = _tasks([tuple(some)], recipe, contract, source, Path(folder))
+        if stream:  # not marked as spooled, so that the first run leaves the members for the second
+            trial = replace(next(_spool([trial], source, Path(folder))), spooled=False)
+        _pack_shard(trial)  # not timed: compiles the kernels
         began = time.perf_counter()
         _pack_shard(trial)
         return (time.perf_counter() - began) / count * len(refs)
 
 
-# --- before any pixel ----------------------------------------------------------------------
-
-
-def _against_card(edition: Edition, name: str, contract: Contract) -> list[str]:
-    """A remark per split whose samples are not as many as the card says."""
-    counts = next((each.counts for each in edition.splits if each.name == name), {})
-    held = contract.splits
+def _remarks(
+    totals: ShardTotals, edition: Edition, split_set: str, contract: Contract, verdict: band_check.Verdict
+) -> list[str]:
+    """Return sentences about missing labels, sample counts that differ from the card, and the bands."""
+    remarks = []
+    # Airports, dumps and nine more of the 43 CORINE classes are none of the 19: 57 patches of v1 lose every label.
+    unlabelled = sum(not row["labels"] for row in totals.rows)
+    if unlabelled and contract.label_space.task == "multi-label":
+        remarks.append(f"{unlabelled} samples have no label of '{contract.label_space.name}': kept")
+    published = next((each.counts for each in edition.splits if each.name == split_set), {})
     # Splits under other names (all, or lists of the user) are not the published ones.
-    if not set(counts) & set(held):
-        return []
-    return [
-        f"split {split} holds {held.get(split, 0)} samples, the card says {count}"
-        for split, count in counts.items()
-        if held.get(split, 0) != count
-    ]
+    if set(published) & set(contract.splits):
+        for split, count in published.items():
+            actual = contract.splits.get(split, 0)
+            if actual != count:
+                remarks.append(f"split {split} holds {actual} samples, the card says {count}")
+    if verdict.samples >= band_check.LEAST_SAMPLES:
+        remarks.append(verdict.summary)
+    return remarks
 
 
-def _groups(refs: Iterable[Ref], shard_mb: int, *, stream: bool) -> list[tuple[Ref, ...]]:
-    """Samples sorted by split and key, cut where the expected bytes reach the size of a shard.
+# --- grouping into shards, before any pixel is read ----------------------------------------
 
-    Of a `stream`, sorted by split and place in it, so that few shards are under way at a time; within a shard by key
-    all the same: an archive in the order of its names gives the bytes that its folder gives.
+
+def _groups(refs: Iterable[SampleRef], shard_mb: int, *, stream: bool) -> list[tuple[SampleRef, ...]]:
+    """Group samples of one split, in order, until their estimated bytes reach the size of a shard.
+
+    The order is that of the keys. Samples of a compressed tar (`stream`) are grouped in the order of the tar, so that
+    few shards are unfinished at a time, and sorted by key within a shard: a tar in the order of its names gives the
+    same bytes as its folder.
     """
-    groups: list[list[Ref]] = []
+
+    def place(ref: SampleRef) -> tuple[str, int, str]:
+        offset = min(_tar_offset(member) for member in ref.members) if stream else 0
+        return ref.split, offset, ref.key
+
+    groups: list[list[SampleRef]] = []
     filled = 0
-    place: dict[bool, Callable[[Ref], Any]] = {
-        False: lambda ref: (ref.split, ref.key),
-        True: lambda ref: (ref.split, min(member.offset or 0 for member in ref.members), ref.key),
-    }
-    for ref in sorted(refs, key=place[stream]):
-        # By expected bytes, not by packed ones: the cut must not depend on what lies in quarantine.
+    for ref in sorted(refs, key=place):
+        # By estimated bytes, not by packed ones: the groups must not depend on what is quarantined.
         if not groups or groups[-1][0].split != ref.split or filled + ref.bytes > shard_mb * 2**20:
             groups.append([])
             filled = 0
@@ -240,10 +281,9 @@ def _groups(refs: Iterable[Ref], shard_mb: int, *, stream: bool) -> list[tuple[R
 
 
 def _tasks(
-    groups: Iterable[tuple[Ref, ...]], recipe: ShardRecipe, contract: Contract, places: tuple[Path, Path]
+    groups: Iterable[tuple[SampleRef, ...]], recipe: ShardRecipe, contract: Contract, source: Path, out: Path
 ) -> list[_Task]:
-    """A task per group, numbered within its split."""
-    source, out = places
+    """Return one task per group, numbered within its split."""
     numbers: Counter[str] = Counter()
     chosen = (recipe.layout, recipe.codec, recipe.kernel, recipe.effort)
     tasks = []
@@ -251,54 +291,100 @@ def _tasks(
         split = refs[0].split
         name = tar_format.shard_name(recipe.dataset, split, numbers[split])
         numbers[split] += 1
-        # Equal where the same bytes would come out, short of a source file changed under the same size.
-        told = files.sha256(files.canonical_json([tar_format.FORMAT, chosen, contract, refs]))
-        task = _Task(name=name, refs=refs, source=source, out=out, recipe=recipe, contract=contract, fingerprint=told)
-        tasks.append(task)
+        # Equal fingerprints mean equal output, unless a source file has changed and kept its size.
+        fingerprint = files.sha256(files.canonical_json([tar_format.FORMAT, chosen, contract, refs]))
+        tasks.append(
+            _Task(
+                name=name,
+                refs=refs,
+                source=source,
+                out=out,
+                recipe=recipe,
+                contract=contract,
+                fingerprint=fingerprint,
+            )
+        )
     return tasks
 
 
-def _spool(tasks: Sequence[_Task], source: Path, out: Path) -> Iterator[_Task]:
-    """The tasks of a compressed tar, each as soon as the contents of its members have come by.
+# --- members of a compressed tar -----------------------------------------------------------
 
-    They lie one behind the other in `.spool/<name>`, which the packing of the shard removes: memory holds one
-    member, disk the shards under way (one a split, three a worker).
+
+@dataclass(frozen=True, kw_only=True)
+class _Spool:
+    """Members of one shard of a compressed tar, collected one after the other in the file `path`.
+
+    `offsets` maps the offset of a member in the tar to its offset in the file.
     """
-    spans = np.array(
-        [(m.offset or 0, m.size, at) for at, task in enumerate(tasks) for ref in task.refs for m in ref.members],
-        np.int64,
-    ).reshape(-1, 3)
-    spans = spans[spans[:, 0].argsort(kind="stable")]
-    left = np.bincount(spans[:, 2], minlength=len(tasks))
-    moved: dict[int, dict[int | None, int]] = {}
-    (out / SPOOL).mkdir(exist_ok=True)
-    contents = archives.contents(source, ((int(offset), int(size)) for offset, size, _ in spans))
-    for (offset, _, at), content in zip(spans.tolist(), contents, strict=True):
-        path = out / SPOOL / tasks[at].name
+
+    task: _Task
+    path: Path
+    offsets: dict[int, int] = field(default_factory=dict)
+
+    def members(self) -> Iterator[tuple[Member, _Spool]]:
+        """Yield the members in the order of the tar, each with this spool."""
+        members = [member for ref in self.task.refs for member in ref.members]
+        for member in sorted(members, key=_tar_offset):
+            yield member, self
+
+    def add(self, member: Member, content: bytes) -> None:
+        """Append the content of a member. Raises OutputError."""
         try:
-            with path.open("ab") as handle:
-                moved.setdefault(at, {})[offset] = handle.tell()
+            with self.path.open("ab") as handle:
+                self.offsets[_tar_offset(member)] = handle.tell()
                 handle.write(content)
         except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error.strerror}; the shards under way wait here") from None
-        left[at] -= 1
-        if not left[at]:
-            places = moved.pop(at)
-            refs = [
-                replace(ref, members=tuple(replace(m, offset=places[m.offset]) for m in ref.members))
-                for ref in tasks[at].refs
-            ]
-            yield replace(tasks[at], source=path, refs=tuple(refs), spooled=True)
+            raise OutputError(
+                f"{self.path}: cannot be written: {error.strerror}; members of unfinished shards are stored here"
+            ) from None
+
+    @cached_property
+    def count(self) -> int:
+        """Number of members of the shard."""
+        return sum(len(ref.members) for ref in self.task.refs)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every member has been added."""
+        return len(self.offsets) == self.count
+
+    def spooled_task(self) -> _Task:
+        """Return the task with the members at their offsets in the file."""
+        refs = []
+        for ref in self.task.refs:
+            members = tuple(replace(member, offset=self.offsets[_tar_offset(member)]) for member in ref.members)
+            refs.append(replace(ref, members=members))
+        return replace(self.task, source=self.path, refs=tuple(refs), spooled=True)
+
+
+def _tar_offset(member: Member) -> int:
+    return member.offset or 0
+
+
+def _spool(tasks: Sequence[_Task], source: Path, out: Path) -> Iterator[_Task]:
+    """Read a compressed tar once and yield each task as soon as its members are in `.spool/<name>`.
+
+    `_pack_shard` removes the file. Memory holds one member, the disk the unfinished shards: one per split and three
+    per worker.
+    """
+    (out / SPOOL).mkdir(exist_ok=True)
+    spools = [_Spool(task=task, path=out / SPOOL / task.name) for task in tasks]
+    # Merged, not sorted as one list: a dataset may have seven million members.
+    in_tar_order = heapq.merge(*(spool.members() for spool in spools), key=lambda pair: _tar_offset(pair[0]))
+    with archives.opened_stream(source) as content:
+        for member, spool in in_tar_order:
+            spool.add(member, content(member))
+            if spool.complete:
+                yield spool.spooled_task()
 
 
 def _prepare(out: Path, recipe: ShardRecipe, wanted: set[str], *, fresh: bool) -> None:
-    """Make `out` ready: nothing of an interrupted run, of another recipe or (if `fresh`) of an earlier run."""
-    held = out / RECIPE
-    if not fresh and held.exists() and held.read_bytes() != files.toml(recipe):
+    """Remove what an interrupted run left, shards of other groupings and, if `fresh`, all shards of an earlier run."""
+    earlier = out / files.RECIPE
+    if not fresh and earlier.exists() and earlier.read_bytes() != files.toml(recipe):
         raise OutputError(f"{out}: holds shards of another recipe; use --fresh to replace them, or another --out")
-    # Without SHA256SUMS a folder is unfinished: a run that dies from here on is not mistaken for a whole one.
+    # A folder without SHA256SUMS is unfinished: a run that ends early from here on leaves none.
     files.mark_unfinished(out)
-    # Journals of other groupings or editions would be counted again.
     ours = [*out.glob(f"{recipe.dataset}-*.tar"), *(out / JOURNAL).glob("*.json")]
     stale = [path for path in ours if fresh or path.name.removesuffix(".json") not in wanted]
     for path in [*stale, *out.glob(".*.partial-*"), *(out / JOURNAL).glob(".*.partial-*"), *(out / SPOOL).glob("*")]:
@@ -308,20 +394,23 @@ def _prepare(out: Path, recipe: ShardRecipe, wanted: set[str], *, fresh: bool) -
 # --- one shard -----------------------------------------------------------------------------
 
 
-def _pack_shard(task: _Task) -> Packed:
+def _pack_shard(task: _Task) -> PackedShard:
     """Read, check and write the samples of one shard."""
-    remembered = _remembered(task) if task.spooled and not task.source.exists() else None
-    if remembered:  # a cluster runs a task again whose worker died between the last file and the answer
-        return remembered
+    if task.spooled and not task.source.exists():
+        # A cluster repeats a task if its worker dies after the last file is written and before it answers.
+        finished = _read_journal(task)
+        if finished:
+            return finished
     quarantine: list[Row] = []
     counts = statistics.empty(len(task.contract.bands))
 
-    def ready() -> Iterator[tuple[Sample, str]]:
+    def samples() -> Iterator[tuple[Sample, str]]:
         with reader(task.recipe.dataset).reading(task.source, task.contract) as read:
             for ref in task.refs:
                 try:
                     native = read(ref)
-                    sample = _checked(resample.on_one_grid(native, task.contract, task.recipe.kernel), task.contract)
+                    sample = resample.on_one_grid(native, task.contract, task.recipe.kernel)
+                    _check(sample, task.contract)
                     for image in tar_format.whole_images(sample):
                         statistics.add(image, counts)
                 except SourceError as error:
@@ -332,29 +421,28 @@ def _pack_shard(task: _Task) -> Packed:
                     yield stored, tar_format.sample_hash(sample)
 
     shard, rows = tar_format.write_tar(
-        task.out / task.name, ready(), codec=task.recipe.codec, effort=task.recipe.effort
+        task.out / task.name, samples(), codec=task.recipe.codec, effort=task.recipe.effort
     )
-    packed = Packed(
+    packed = PackedShard(
         shard=shard, split=task.refs[0].split, rows=tuple(rows), counts=counts, quarantine=tuple(quarantine)
     )
-    # An empty tar is no shard; its journal still tells what went to quarantine.
+    # An empty tar is not kept; the journal records its quarantined samples.
     if not rows:
         (task.out / task.name).unlink()
-    _remember(task, packed)
+    _write_journal(task, packed)
     if task.spooled:
         task.source.unlink()
     return packed
 
 
-def _checked(sample: Sample, contract: Contract) -> Sample:
-    """The sample itself. Raises SourceError where it cannot be what the contract says."""
+def _check(sample: Sample, contract: Contract) -> None:
+    """Raise SourceError if a sample does not satisfy the contract."""
     if not tar_format.KEY.fullmatch(sample.key):
         raise SourceError(f"key {sample.key!r:.90} cannot be a name in a shard: {tar_format.KEY.pattern}")
     images = {name: array for name, array in sample.arrays.items() if name.startswith("image")}
-    lattices = {array.shape[1:] for array in sample.arrays.values() if array.ndim == 3}
-    lattices |= {array.shape for array in sample.arrays.values() if array.ndim == 2}
-    if len(lattices) != 1:
-        raise SourceError(f"arrays of different sizes {sorted(lattices)}: expected one")
+    sizes = {array.shape[-2:] for array in sample.arrays.values() if array.ndim in (2, 3)}
+    if len(sizes) != 1:
+        raise SourceError(f"arrays of different sizes {sorted(sizes)}: expected one")
     for name, image in images.items():
         if len(image) != len(contract.bands) or 0 in image.shape:
             raise SourceError(f"{name} is {image.shape}, expected {len(contract.bands)} bands and at least 1 x 1")
@@ -364,22 +452,22 @@ def _checked(sample: Sample, contract: Contract) -> Sample:
         if not image.any():
             raise SourceError(f"{name} is zero everywhere")
     allowed = {*contract.label_space.ids, contract.label_space.ignore}
-    held = {int(value) for value in np.unique(sample.arrays["mask"])} if "mask" in sample.arrays else set()
-    held |= set(sample.meta.get("labels", ()))
-    if held - allowed:
-        raise SourceError(f"labels {sorted(held - allowed)} are not in the label space '{contract.label_space.name}'")
-    return sample
+    labels = set(sample.meta.get("labels", ()))
+    if "mask" in sample.arrays:
+        labels |= set(np.unique(sample.arrays["mask"]).tolist())
+    if labels - allowed:
+        raise SourceError(f"labels {sorted(labels - allowed)} are not in the label space '{contract.label_space.name}'")
 
 
-def _remember(task: _Task, packed: Packed) -> None:
-    """Journal a finished shard, its counts as a Blosc chunk: most bins are empty."""
+def _write_journal(task: _Task, packed: PackedShard) -> None:
+    """Record a finished shard; its counts are a Blosc chunk, since most bins are empty."""
     counts = base64.b85encode(tar_format.encode(packed.counts.astype(np.int32), "blosc")).decode()
     document = {"task": task.fingerprint, **vars(packed), "counts": counts}
     files.write(task.out / JOURNAL / f"{task.name}.json", files.canonical_json(document))
 
 
-def _remembered(task: _Task) -> Packed | None:
-    """The shard as an earlier run journalled it, if it is of this very task and its bytes are still the same."""
+def _read_journal(task: _Task) -> PackedShard | None:
+    """Return the shard that an earlier run recorded, if it has the fingerprint of `task` and its tar is unchanged."""
     journal, tar = task.out / JOURNAL / f"{task.name}.json", task.out / task.name
     try:
         document = json.loads(journal.read_bytes())
@@ -387,11 +475,11 @@ def _remembered(task: _Task) -> Packed | None:
         return None
     if document.pop("task", None) != task.fingerprint:
         return None
-    # The tar is hashed again: a disk that filled up or a hand that edited is found before it is shipped.
+    # Hashed again, to find a tar that was truncated by a full disk or edited.
     shard = Shard(**document["shard"])
     if shard.samples and (not tar.is_file() or files.sha256_file(tar) != shard.sha256):
         return None
     shape = (len(task.contract.bands), statistics.BINS)
     counts = tar_format.decode(base64.b85decode(document["counts"]), shape, "int32", "blosc").astype(np.int64)
     rows, quarantine = tuple(document["rows"]), tuple(document["quarantine"])
-    return Packed(shard=shard, split=document["split"], rows=rows, counts=counts, quarantine=quarantine)
+    return PackedShard(shard=shard, split=document["split"], rows=rows, counts=counts, quarantine=quarantine)

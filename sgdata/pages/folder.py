@@ -12,7 +12,7 @@ from sgdata.builds import build_folder
 from sgdata.errors import OutputError, SourceError
 from sgdata.pages import build, html, ledger, run, samples, tables
 from sgdata.rasters import geotiff
-from sgdata.shards import contracts, tar_format
+from sgdata.shards import contracts
 
 INDEX = "index.html"
 # Begun before anything else is written: a page that was cut off is ours to replace too.
@@ -36,7 +36,7 @@ def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
                 continue
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         found = blocks(path, out, {str(layer): _raster(layer, path) for layer in layers})
-        contract = contracts.read(path) if (path / contracts.NAME).exists() else None
+        contract = contracts.read(path) if (path / files.CONTRACT).exists() else None
         told = [tables.audited(findings.read(path / findings.NAME))] if (path / findings.NAME).exists() else []
         subject = f", {contract.dataset} {contract.version}" if contract else ""
         made = html.write(
@@ -89,7 +89,7 @@ def blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[html.Block
     """What the page says of the folder `path`. Raises SourceError where it is no output of ours."""
     if (path / build_folder.IMAGE).exists():
         return build.blocks(path, out, layers)
-    if (path / tar_format.INDEX).exists():
+    if (path / files.INDEX).exists():
         return samples.blocks(path, out)
     found = ledger.blocks(files.read_plain(path / run.LEDGER)) if (path / run.LEDGER).exists() else []
     if (path / run.METRICS).exists():
@@ -99,7 +99,7 @@ def blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[html.Block
         found += run.blocks(metrics.parent, out, f"{metrics.parent.name}: ")
     if not found:
         raise SourceError(
-            f"{path}: holds none of {build_folder.IMAGE} (a build), {tar_format.INDEX} (shards or a release), "
+            f"{path}: holds none of {build_folder.IMAGE} (a build), {files.INDEX} (shards or a release), "
             f"{run.METRICS} (a run) and {run.LEDGER}; expected the folder that a command wrote"
         )
     return found

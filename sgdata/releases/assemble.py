@@ -82,7 +82,7 @@ def register_of_checkout() -> Path | None:
 
 def _checked(order: Order) -> tuple[Any, lock.Lock | None]:
     """Verify the inputs and their licence; return contract and lock."""
-    files.existing(order.source / tar_format.INDEX, "a folder written by 'sgdata shard'")
+    files.existing(order.source / files.INDEX, "a folder written by 'sgdata shard'")
     for folder in (order.source, *([order.build] if order.build else [])):
         # Before anything is copied: users can verify only the release, not its inputs.
         if differences := verification.verify(folder):
@@ -117,13 +117,13 @@ def _assemble(
         _copy(order.source / name, folder / name)
     if order.build and planned:
         _copy(order.build / lock.NAME, folder / lock.NAME)
-        _copy(order.build / "recipe.toml", folder / RECIPE_OF_BUILD)
+        _copy(order.build / files.RECIPE, folder / RECIPE_OF_BUILD)
     report = audited(folder)
     files.write(folder / findings.NAME, files.pretty_json(report))
     index = tar_format.read_index(folder)
     shipped = Shipment(
         order=order, contract=contract, card=cards.card(contract.dataset), lock=planned, report=report,
-        rows=index.select(_COLUMNS).to_pylist(), index_sha256=files.sha256_file(folder / tar_format.INDEX),
+        rows=index.select(_COLUMNS).to_pylist(), index_sha256=files.sha256_file(folder / files.INDEX),
         shards={p.name: (files.sha256_file(p), p.stat().st_size) for p in sorted(folder.glob("*.tar"))},
     )  # fmt: skip
     software = version("sgdata")
@@ -179,7 +179,7 @@ def _licences(folder: Path, shipped: Shipment) -> Iterator[str]:
             members = {"": "pixels"}
             if path.suffix == ".tar":
                 members = {"image*": "pixels", "mask.*, label.json": "labels", "meta.json": "pixels"}
-            elif name in (tar_format.INDEX, findings.NAME, contracts.NAME):
+            elif name in (files.INDEX, findings.NAME, files.CONTRACT):
                 members = {"": "labels"}
             yield from ("\t".join((name, member, *terms[part])) + "\n" for member, part in members.items())
 

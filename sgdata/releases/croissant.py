@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sgdata import catalog
-from sgdata.shards import tar_format
+from sgdata import catalog, files
 
 if TYPE_CHECKING:
     from sgdata.releases.shipment import Shipment
@@ -46,7 +45,7 @@ def document(shipment: Shipment) -> dict[str, Any]:
         "rai:dataCollection": shipment.notice,
         **geo,
         "distribution": [
-            _file(tar_format.INDEX, "application/x-parquet", shipment.index_sha256),
+            _file(files.INDEX, "application/x-parquet", shipment.index_sha256),
             *(_file(name, "application/x-tar", sha256) for name, (sha256, _) in shipment.shards.items()),
         ],
         "recordSet": [
@@ -115,7 +114,7 @@ def _file(name: str, kind: str, sha256: str) -> dict[str, Any]:
 
 
 def _field(name: str, kind: str, *, linked: bool) -> dict[str, Any]:
-    source = {"fileObject": {"@id": tar_format.INDEX}, "extract": {"column": name}}
+    source = {"fileObject": {"@id": files.INDEX}, "extract": {"column": name}}
     field = {"@type": "cr:Field", "@id": f"samples/{name}", "name": name, "dataType": kind, "source": source}
     # The column of split names refers to their definitions.
     return field | ({"references": {"field": {"@id": "splits/name"}}} if name == "split" and linked else {})

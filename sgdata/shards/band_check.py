@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from sgdata.types import BandStatistics, Contract
 
-NAME = "fingerprints.json"
-LEAST = 100
+LEAST_SAMPLES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +29,14 @@ class Verdict:
         return tuple(text for text in (self.bands, self.level) if text not in ("as named", "undecided"))
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """The verdict in a line."""
         return f"spectral fingerprints of {self.samples} samples: bands {self.bands}; level {self.level}"
 
 
 def judge(pooled: Mapping[str, BandStatistics], samples: int, contract: Contract) -> Verdict:
     """The verdict on so many samples, from the statistics of each band over all of them, of every split."""
-    if samples < LEAST:
+    if samples < LEAST_SAMPLES:
         return Verdict(samples=samples, bands="undecided", level="undecided")
     # In DN of 1e-4, the unit of the bounds; fMoW stores twice that.
     means = {name: (band.mean + contract.offset) * contract.scale / 1e-4 for name, band in pooled.items() if band.count}

@@ -11,7 +11,6 @@ from sgdata import files
 from sgdata.errors import SettingError
 from sgdata.types import Contract
 
-NAME = "contract.json"
 FORMAT = 1
 
 Purpose = Literal["resume", "fine-tune", "predict"]
@@ -28,15 +27,17 @@ COMPARED: dict[Purpose, tuple[str, ...]] = {
 
 def read(folder: Path) -> Contract:
     """The contract of a build or of a folder of shards. Raises SettingError."""
-    contract = files.read(Contract, folder / NAME)
+    contract = files.read(Contract, folder / files.CONTRACT)
     if contract.format != FORMAT:
-        raise SettingError(f"{folder / NAME}: format {contract.format}, this sgdata reads {FORMAT}; update sgdata")
+        raise SettingError(
+            f"{folder / files.CONTRACT}: format {contract.format}, this sgdata reads {FORMAT}; update sgdata"
+        )
     return contract
 
 
 def write(folder: Path, contract: Contract) -> None:
     """Write `folder/contract.json`, indented, the same bytes for the same contract."""
-    files.write(folder / NAME, files.pretty_json(contract))
+    files.write(folder / files.CONTRACT, files.pretty_json(contract))
 
 
 def differences(ours: Contract, theirs: Contract, purpose: Purpose) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tars become a folder of shards: index, contract with statistics, quarantine list and, last, the sums."""
+"""Complete a folder of shards: index, contract with statistics, quarantine list and, last, SHA256SUMS."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ from sgdata.types import Array, BandStatistics, Codec, Contract, Effort, Sample,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packed:
-    """What one written tar (none where it has no sample) adds to the whole: index rows, and counts of image values."""
+class PackedShard:
+    """One written tar.
+
+    Attributes:
+        shard: Name, hash and size of the tar; of no file where it has no sample.
+        split: Split of all its samples.
+        rows: Index rows, one per sample.
+        counts: (C, 65536) histogram of the image values of each band.
+        quarantine: Rows of the quarantine list.
+    """
 
     shard: Shard
     split: str
@@ -24,18 +32,19 @@ class Packed:
     quarantine: tuple[tar_format.Row, ...] = ()
 
 
-class Whole:
-    """The sum of all tars of a folder; memory grows with the samples' rows, not with the histograms."""
+class ShardTotals:
+    """Sum of all tars of a folder; memory grows with the number of samples, with one histogram per split."""
 
     def __init__(self, contract: Contract) -> None:
+        """Start without any tar, for samples that satisfy `contract`."""
         self.contract = contract
         self.shards: list[Shard] = []
         self.rows: list[tar_format.Row] = []
         self.quarantine: list[tar_format.Row] = []
         self.counts: dict[str, Array] = {}
 
-    def add(self, packed: Packed) -> None:
-        """Take one tar in."""
+    def add(self, packed: PackedShard) -> None:
+        """Add one tar."""
         self.quarantine += packed.quarantine
         if packed.rows:
             self.shards.append(packed.shard)
@@ -44,45 +53,49 @@ class Whole:
             self.counts[packed.split] = packed.counts if known is None else known + packed.counts
 
     def statistics(self, splits: Iterable[str]) -> dict[str, BandStatistics]:
-        """Band name to the statistics of these splits together."""
+        """Return the statistics of each band over the samples of `splits`."""
         bands = [band.name for band in self.contract.bands]
         counts = sum((self.counts[split] for split in splits), statistics.empty(len(bands)))
         return statistics.summarise(counts, bands, self.contract.nodata)
 
 
-def finish(out: Path, whole: Whole) -> Contract:
-    """Write index, contract, quarantine list and, last, SHA256SUMS beside the tars; returns the contract.
+def finish(out: Path, totals: ShardTotals) -> Contract:
+    """Write index, contract, quarantine list and, last, SHA256SUMS beside the tars.
 
-    Its shape, statistics, splits and fingerprint are filled in here: statistics of the split `train`, of all
-    splits where there is none. Raises SourceError where there is no sample.
+    Returns:
+        The contract, completed by the shape, statistics (of the split `train`, or of all splits without one), sample
+        counts per split and fingerprint.
+
+    Raises:
+        SourceError: There is no sample.
     """
-    listed = sorted(whole.quarantine, key=lambda row: (row["key"], row["file"], row["reason"]))
-    files.write(out / tar_format.QUARANTINE, b"".join(files.canonical_json(row) for row in listed))
-    rows = sorted(whole.rows, key=lambda row: (row["split"], row["key"]))
+    quarantine = sorted(totals.quarantine, key=lambda row: (row["key"], row["file"], row["reason"]))
+    files.write(out / files.QUARANTINE, b"".join(files.canonical_json(row) for row in quarantine))
+    rows = sorted(totals.rows, key=lambda row: (row["split"], row["key"]))
     if not rows:
-        why = f"; the first: {listed[0]['reason']}" if listed else ""
-        raise SourceError(f"{out}: not one sample to write, {len(listed)} in {tar_format.QUARANTINE}{why}")
-    contract, splits = whole.contract, Counter(row["split"] for row in rows)
-    # Statistics of other splits would leak into the normalisation of what they are to judge.
-    judged = ["train"] if "train" in splits else sorted(splits)
+        why = f"; the first: {quarantine[0]['reason']}" if quarantine else ""
+        raise SourceError(f"{out}: not one sample to write, {len(quarantine)} in {files.QUARANTINE}{why}")
+    contract, splits = totals.contract, Counter(row["split"] for row in rows)
+    # Statistics of other splits would leak into the normalisation of what they evaluate.
+    of_statistics = ["train"] if "train" in splits else sorted(splits)
     shapes = {_lattice(row) for row in rows}
     complete = replace(
         contract,
         shape=(len(contract.bands), *shapes.pop()) if len(shapes) == 1 else None,
-        statistics=whole.statistics(judged),
+        statistics=totals.statistics(of_statistics),
         splits=dict(sorted(splits.items())),
         # Sorted: the order of shards and workers is no part of the data.
         fingerprint=files.sha256("\n".join(sorted(row["sha256"] for row in rows)).encode()),
     )
-    tar_format.write_index(out / tar_format.INDEX, rows)
+    tar_format.write_index(out / files.INDEX, rows)
     contracts.write(out, complete)
-    # The tars were hashed as they were written, or when they were taken over: not once more.
-    files.write_sums(out, {shard.name: shard.sha256 for shard in whole.shards})
+    # The tars were hashed while they were written, or when their journal was read.
+    files.write_sums(out, {shard.name: shard.sha256 for shard in totals.shards})
     return complete
 
 
 def _lattice(row: tar_format.Row) -> tuple[int, int]:
-    """Height and width of the finest image member."""
+    """Return height and width of the finest image member."""
     shapes = [row[f"{name}_shape"] for name in tar_format.IMAGES if row.get(f"{name}_shape")]
     height, width = max(shape[1:] for shape in shapes)
     return height, width
@@ -96,22 +109,37 @@ def write(
     codec: Codec = "blosc",
     effort: Effort = "quick",
 ) -> Contract:
-    """A whole folder of shards from complete samples in memory, one tar per split: for small sets and tests.
+    """Write samples in memory as a folder of shards, one tar per split; for small datasets and tests.
 
-    `sgdata.packing` does the same from official files, in parallel and resumable.
+    `sgdata.packing` packs official files, in parallel and resumable.
+
+    Args:
+        samples: Samples that satisfy `contract`.
+        out: Output folder.
+        contract: Contract without shape, statistics, splits and fingerprint.
+        codec: Codec of the arrays.
+        effort: `quick` or `dense` compression.
+
+    Returns:
+        The completed contract.
+
+    Raises:
+        SourceError: No sample, or one that the format does not allow.
+        OutputError: The folder is in use or cannot be written.
     """
-    parts: dict[str, list[Sample]] = {}
+    by_split: dict[str, list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: sample.key):
-        parts.setdefault(sample.split, []).append(sample)
-    whole = Whole(contract)
+        by_split.setdefault(sample.split, []).append(sample)
+    totals = ShardTotals(contract)
     with files.only_writer(out):
-        for split, members in sorted(parts.items()):
+        for split, members in sorted(by_split.items()):
             counts = statistics.empty(len(contract.bands))
-            for image in (image for sample in members for image in tar_format.whole_images(sample)):
-                statistics.add(image, counts)
+            for sample in members:
+                for image in tar_format.whole_images(sample):
+                    statistics.add(image, counts)
             path = out / tar_format.shard_name(contract.dataset, split, 0)
             shard, rows = tar_format.write_tar(
                 path, ((sample, tar_format.sample_hash(sample)) for sample in members), codec=codec, effort=effort
             )
-            whole.add(Packed(shard=shard, split=split, rows=tuple(rows), counts=counts))
-        return finish(out, whole)
+            totals.add(PackedShard(shard=shard, split=split, rows=tuple(rows), counts=counts))
+        return finish(out, totals)

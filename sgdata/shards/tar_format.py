@@ -29,8 +29,6 @@ from sgdata.types import Array, Codec, Effort, Sample, Shard
 
 Row = dict[str, Any]
 
-INDEX = "index.parquet"
-QUARANTINE = "quarantine.jsonl"
 IMAGES = ("image", "image_before", "image_after", "image_10m")
 FORMAT = 1
 # A dot would end the key for WebDataset, which splits a name at its first dot; a slash would make a folder.
@@ -286,7 +284,7 @@ def read_index(folder: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = files.existing(folder / INDEX, "the index of a folder written by 'sgdata shard'")
+    path = files.existing(folder / files.INDEX, "the index of a folder written by 'sgdata shard'")
     try:
         return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:

@@ -22,7 +22,6 @@ from typing import Any, Protocol
 
 from sgdata import files, retry
 from sgdata.errors import SourceError
-from sgdata.shards import contracts, tar_format
 
 MARK = "remote.json"
 GAP = 2**16  # bytes that cost less to fetch along than a request of their own
@@ -76,7 +75,7 @@ def mirror(url: str, cache: Path, *, cache_gb: float, stall_s: float = 60.0) -> 
     place = _Place(url, stall_s)
     folder = cache / files.sha256(url.encode())[:16]
     sums = files.parse_sums(place.whole(files.SUMS), f"{url}/{files.SUMS}")
-    for name in (tar_format.INDEX, contracts.NAME):
+    for name in (files.INDEX, files.CONTRACT):
         path = folder / name
         if not path.is_file() or files.sha256_file(path) != sums.get(name):
             content = place.whole(name)

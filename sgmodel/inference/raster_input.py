@@ -125,7 +125,7 @@ def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> 
 
 def _contract(file: Path, dataset: DatasetReader, theirs: Contract, stated: Stated) -> Contract:
     """The contract beside a raster, or one made of what its header and the user say."""
-    if not stated.bands and (file.parent / contracts.NAME).exists():
+    if not stated.bands and (file.parent / files.CONTRACT).exists():
         beside = contracts.read(file.parent)
         if len(beside.bands) == dataset.count:
             return beside

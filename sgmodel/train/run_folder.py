@@ -38,7 +38,6 @@ LAST = "checkpoint-last"
 BEST = "checkpoint-best"
 MEMORY = "training.safetensors"
 AVERAGE = "average.safetensors"
-RECIPE = "recipe.toml"
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 BOARD = "tensorboard"
@@ -51,8 +50,8 @@ OWN = (
     BEST,
     f".{LAST}.old",
     f".{LAST}.new",
-    RECIPE,
-    contracts.NAME,
+    files.RECIPE,
+    files.CONTRACT,
     METRICS,
     TIMINGS,
     BOARD,
@@ -91,11 +90,11 @@ def _prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool) -> None
     resolved = files.toml(recipe)
     if fresh:
         clear(out)
-    if (out / RECIPE).exists():
+    if (out / files.RECIPE).exists():
         _same_recipe(out, resolved)
         contracts.require(contract, contracts.read(out), "resume")
     contracts.write(out, contract)
-    files.write(out / RECIPE, resolved)  # last of the two: it says that both are there to compare with
+    files.write(out / files.RECIPE, resolved)  # last of the two: it says that both are there to compare with
     # A folder with sums is a finished run; this one is about to change.
     files.mark_unfinished(out)
     _repair(out)
@@ -140,7 +139,8 @@ def _card(title: str, card: Card, results: dict[str, Any]) -> str:
         [
             f"# {title} on {contract.dataset} {contract.version}",
             "",
-            f"- model: {card.model.kind}; settings in `{RECIPE}`, weights in `{LAST}/{checkpoint_folder.WEIGHTS}`",
+            f"- model: {card.model.kind}; settings in `{files.RECIPE}`, "
+            f"weights in `{LAST}/{checkpoint_folder.WEIGHTS}`",
             f"- data: {data}",
             f"- normalisation: {card.normalisation.scheme if card.normalisation else 'none'}",
             f"- code: commit {card.commit or 'unknown (installed package)'}",
@@ -156,7 +156,7 @@ def _card(title: str, card: Card, results: dict[str, Any]) -> str:
 def _same_recipe(out: Path, resolved: bytes) -> None:
     import tomllib
 
-    old, new = _flat(files.read_plain(out / RECIPE)), _flat(tomllib.loads(resolved.decode()))
+    old, new = _flat(files.read_plain(out / files.RECIPE)), _flat(tomllib.loads(resolved.decode()))
     changed = [f"{key} is {new.get(key)!r}, was {old.get(key)!r}" for key in old | new if old.get(key) != new.get(key)]
     if changed:
         told = "; ".join(changed[:5])
