@@ -20,7 +20,7 @@ import synthetic
 
 from sgdata import files, verification
 from sgdata.errors import SourceError
-from sgdata.packing import pack, select
+from sgdata.packing import pack, select, tasks
 from sgdata.shards import tar_format
 
 SOURCES: dict[str, tuple[str, Callable[[Path], Path], str, float]] = {
@@ -167,4 +167,4 @@ def test_ten_kills_change_no_byte(kind: str, tmp_path: Path) -> None:
     assert verification.verify(disturbed) == []
     left = [path.name for path in disturbed.rglob("*") if "partial" in path.name]
     assert not left
-    assert not list((disturbed / pack.SPOOL).glob("*"))
+    assert not list((disturbed / tasks.SPOOL).glob("*"))

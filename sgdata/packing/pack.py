@@ -8,14 +8,12 @@ are read sequentially once; members are spooled to `.spool/` until their shard i
 from __future__ import annotations
 
 import base64
-import heapq
 import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +21,9 @@ import numpy as np
 from sgdata import files, pool, progress
 from sgdata.datasets import archives
 from sgdata.datasets.readers import reader
-from sgdata.datasets.types import Edition, Member, SampleListing, SampleRef, ShardRecipe
+from sgdata.datasets.types import Edition, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import OutputError, SourceError
-from sgdata.packing import select
+from sgdata.packing import select, tasks
 from sgdata.rasters import resample
 from sgdata.shards import band_check, finish, statistics, tar_format
 from sgdata.shards.finish import PackedShard, ShardTotals
@@ -33,7 +31,6 @@ from sgdata.shards.tar_format import Row
 from sgdata.types import Contract, Sample, Shard
 
 JOURNAL = ".journal"
-SPOOL = ".spool"
 # Samples of this many bytes are packed to estimate the time of all.
 TRIAL_BYTES = 2**24
 
@@ -62,20 +59,6 @@ class PackResult:
     def complete(self) -> bool:
         """Whether every listed sample is in the shards and its bands and level are plausible."""
         return self.quarantined == 0 and self.bands_plausible
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """Everything a worker needs to pack one shard; `spooled`: its members were copied out of a compressed tar."""
-
-    name: str
-    refs: tuple[SampleRef, ...]
-    source: Path
-    out: Path
-    recipe: ShardRecipe
-    contract: Contract
-    fingerprint: str
-    spooled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,21 +130,22 @@ def pack(
     source, listing, contract = select.list_samples(recipe, source, find, splits=splits, leave_out=leave_out)
     # From here on it is fixed which bytes go where: the rest may be interrupted at any point.
     stream = archives.is_stream(source)
-    groups = _groups(listing.refs, recipe.shard_mb, stream=stream)
-    tasks = _tasks(groups, recipe, contract, source, out)
+    groups = tasks.group_samples(listing.refs, recipe.shard_mb, stream=stream)
+    shard_tasks = tasks.shard_tasks(groups, recipe, contract, source, out)
     progress.log.info("packing %s: %s", recipe.dataset, _cost(listing, groups, source).summary)
     with files.only_writer(out, files.INDEX):
-        _prepare(out, recipe, {task.name for task in tasks}, fresh=fresh)
+        _prepare(out, recipe, {task.name for task in shard_tasks}, fresh=fresh)
         totals = ShardTotals(contract)
         totals.quarantine += [{"key": "", "file": name, "reason": reason} for name, reason in listing.rejected]
         left = []
-        for task in tasks:
+        for task in shard_tasks:
             finished = _read_journal(task)
             if finished:
                 totals.add(finished)
             else:
                 left.append(task)
-        done = pool.run(_pack_shard, _spool(left, source, out) if stream else left, workers=workers, cluster=cluster)
+        ready = tasks.spool_members(left, source, out) if stream else left
+        done = pool.run(_pack_shard, ready, workers=workers, cluster=cluster)
         for part in progress.track(done, label=f"packing {recipe.dataset}", total=len(left)):
             totals.add(part)
         verdict = band_check.judge(totals.statistics(totals.counts), len(totals.rows), contract)
@@ -196,7 +180,7 @@ def cost(
     find = reader(recipe.dataset).find
     source, listing, contract = select.list_samples(recipe, source, find, splits=splits, leave_out=leave_out)
     stream = archives.is_stream(source)
-    groups = _groups(listing.refs, recipe.shard_mb, stream=stream)
+    groups = tasks.group_samples(listing.refs, recipe.shard_mb, stream=stream)
     listing_s = time.perf_counter() - began
     seconds = _trial_seconds([ref for group in groups for ref in group], recipe, contract, source)
     if stream:  # the second pass over a compressed tar takes as long as the first
@@ -223,9 +207,9 @@ def _trial_seconds(refs: Sequence[SampleRef], recipe: ShardRecipe, contract: Con
     stream = archives.is_stream(source)
     some = refs[:count] if stream else [refs[i] for i in np.linspace(0, len(refs) - 1, count).astype(int)]
     with tempfile.TemporaryDirectory() as folder:
-        (trial,) = _tasks([tuple(some)], recipe, contract, source, Path(folder))
+        (trial,) = tasks.shard_tasks([tuple(some)], recipe, contract, source, Path(folder))
         if stream:  # not marked as spooled, so that the first run leaves the members for the second
-            trial = replace(next(_spool([trial], source, Path(folder))), spooled=False)
+            trial = replace(next(tasks.spool_members([trial], source, Path(folder))), spooled=False)
         _pack_shard(trial)  # not timed: compiles the kernels
         began = time.perf_counter()
         _pack_shard(trial)
@@ -253,131 +237,6 @@ def _remarks(
     return remarks
 
 
-# --- grouping into shards, before any pixel is read ----------------------------------------
-
-
-def _groups(refs: Iterable[SampleRef], shard_mb: int, *, stream: bool) -> list[tuple[SampleRef, ...]]:
-    """Group samples of one split, in order, until their estimated bytes reach the size of a shard.
-
-    The order is that of the keys. Samples of a compressed tar (`stream`) are grouped in the order of the tar, so that
-    few shards are unfinished at a time, and sorted by key within a shard: a tar in the order of its names gives the
-    same bytes as its folder.
-    """
-
-    def place(ref: SampleRef) -> tuple[str, int, str]:
-        offset = min(_tar_offset(member) for member in ref.members) if stream else 0
-        return ref.split, offset, ref.key
-
-    groups: list[list[SampleRef]] = []
-    filled = 0
-    for ref in sorted(refs, key=place):
-        # By estimated bytes, not by packed ones: the groups must not depend on what is quarantined.
-        if not groups or groups[-1][0].split != ref.split or filled + ref.bytes > shard_mb * 2**20:
-            groups.append([])
-            filled = 0
-        groups[-1].append(ref)
-        filled += ref.bytes
-    return [tuple(sorted(group, key=lambda ref: ref.key)) for group in groups]
-
-
-def _tasks(
-    groups: Iterable[tuple[SampleRef, ...]], recipe: ShardRecipe, contract: Contract, source: Path, out: Path
-) -> list[_Task]:
-    """Return one task per group, numbered within its split."""
-    numbers: Counter[str] = Counter()
-    chosen = (recipe.layout, recipe.codec, recipe.kernel, recipe.effort)
-    tasks = []
-    for refs in groups:
-        split = refs[0].split
-        name = tar_format.shard_name(recipe.dataset, split, numbers[split])
-        numbers[split] += 1
-        # Equal fingerprints mean equal output, unless a source file has changed and kept its size.
-        fingerprint = files.sha256(files.canonical_json([tar_format.FORMAT, chosen, contract, refs]))
-        tasks.append(
-            _Task(
-                name=name,
-                refs=refs,
-                source=source,
-                out=out,
-                recipe=recipe,
-                contract=contract,
-                fingerprint=fingerprint,
-            )
-        )
-    return tasks
-
-
-# --- members of a compressed tar -----------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Spool:
-    """Members of one shard of a compressed tar, collected one after the other in the file `path`.
-
-    `offsets` maps the offset of a member in the tar to its offset in the file.
-    """
-
-    task: _Task
-    path: Path
-    offsets: dict[int, int] = field(default_factory=dict)
-
-    def members(self) -> Iterator[tuple[Member, _Spool]]:
-        """Yield the members in the order of the tar, each with this spool."""
-        members = [member for ref in self.task.refs for member in ref.members]
-        for member in sorted(members, key=_tar_offset):
-            yield member, self
-
-    def add(self, member: Member, content: bytes) -> None:
-        """Append the content of a member. Raises OutputError."""
-        try:
-            with self.path.open("ab") as handle:
-                self.offsets[_tar_offset(member)] = handle.tell()
-                handle.write(content)
-        except OSError as error:
-            raise OutputError(
-                f"{self.path}: cannot be written: {error.strerror}; members of unfinished shards are stored here"
-            ) from None
-
-    @cached_property
-    def count(self) -> int:
-        """Number of members of the shard."""
-        return sum(len(ref.members) for ref in self.task.refs)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every member has been added."""
-        return len(self.offsets) == self.count
-
-    def spooled_task(self) -> _Task:
-        """Return the task with the members at their offsets in the file."""
-        refs = []
-        for ref in self.task.refs:
-            members = tuple(replace(member, offset=self.offsets[_tar_offset(member)]) for member in ref.members)
-            refs.append(replace(ref, members=members))
-        return replace(self.task, source=self.path, refs=tuple(refs), spooled=True)
-
-
-def _tar_offset(member: Member) -> int:
-    return member.offset or 0
-
-
-def _spool(tasks: Sequence[_Task], source: Path, out: Path) -> Iterator[_Task]:
-    """Read a compressed tar once and yield each task as soon as its members are in `.spool/<name>`.
-
-    `_pack_shard` removes the file. Memory holds one member, the disk the unfinished shards: one per split and three
-    per worker.
-    """
-    (out / SPOOL).mkdir(exist_ok=True)
-    spools = [_Spool(task=task, path=out / SPOOL / task.name) for task in tasks]
-    # Merged, not sorted as one list: a dataset may have seven million members.
-    in_tar_order = heapq.merge(*(spool.members() for spool in spools), key=lambda pair: _tar_offset(pair[0]))
-    with archives.opened_stream(source) as content:
-        for member, spool in in_tar_order:
-            spool.add(member, content(member))
-            if spool.complete:
-                yield spool.spooled_task()
-
-
 def _prepare(out: Path, recipe: ShardRecipe, wanted: set[str], *, fresh: bool) -> None:
     """Remove what an interrupted run left, shards of other groupings and, if `fresh`, all shards of an earlier run."""
     earlier = out / files.RECIPE
@@ -387,14 +246,15 @@ def _prepare(out: Path, recipe: ShardRecipe, wanted: set[str], *, fresh: bool) -
     files.mark_unfinished(out)
     ours = [*out.glob(f"{recipe.dataset}-*.tar"), *(out / JOURNAL).glob("*.json")]
     stale = [path for path in ours if fresh or path.name.removesuffix(".json") not in wanted]
-    for path in [*stale, *out.glob(".*.partial-*"), *(out / JOURNAL).glob(".*.partial-*"), *(out / SPOOL).glob("*")]:
+    partial = [*out.glob(".*.partial-*"), *(out / JOURNAL).glob(".*.partial-*")]
+    for path in [*stale, *partial, *(out / tasks.SPOOL).glob("*")]:
         path.unlink(missing_ok=True)
 
 
 # --- one shard -----------------------------------------------------------------------------
 
 
-def _pack_shard(task: _Task) -> PackedShard:
+def _pack_shard(task: tasks.ShardTask) -> PackedShard:
     """Read, check and write the samples of one shard."""
     if task.spooled and not task.source.exists():
         # A cluster repeats a task if its worker dies after the last file is written and before it answers.
@@ -459,14 +319,14 @@ def _check(sample: Sample, contract: Contract) -> None:
         raise SourceError(f"labels {sorted(labels - allowed)} are not in the label space '{contract.label_space.name}'")
 
 
-def _write_journal(task: _Task, packed: PackedShard) -> None:
+def _write_journal(task: tasks.ShardTask, packed: PackedShard) -> None:
     """Record a finished shard; its counts are a Blosc chunk, since most bins are empty."""
     counts = base64.b85encode(tar_format.encode(packed.counts.astype(np.int32), "blosc")).decode()
     document = {"task": task.fingerprint, **vars(packed), "counts": counts}
     files.write(task.out / JOURNAL / f"{task.name}.json", files.canonical_json(document))
 
 
-def _read_journal(task: _Task) -> PackedShard | None:
+def _read_journal(task: tasks.ShardTask) -> PackedShard | None:
     """Return the shard that an earlier run recorded, if it has the fingerprint of `task` and its tar is unchanged."""
     journal, tar = task.out / JOURNAL / f"{task.name}.json", task.out / task.name
     try:

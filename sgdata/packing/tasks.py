@@ -1,0 +1,161 @@
+"""Group samples into shards, and spool the members of a compressed tar until their shard is complete.
+
+The listing alone decides which sample goes into which shard, before any pixel is read.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from sgdata import files
+from sgdata.datasets import archives
+from sgdata.datasets.types import Member, SampleRef, ShardRecipe
+from sgdata.errors import OutputError
+from sgdata.shards import tar_format
+from sgdata.types import Contract
+
+SPOOL = ".spool"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """Everything a worker needs to pack one shard; `spooled`: its members were copied out of a compressed tar."""
+
+    name: str
+    refs: tuple[SampleRef, ...]
+    source: Path
+    out: Path
+    recipe: ShardRecipe
+    contract: Contract
+    fingerprint: str
+    spooled: bool = False
+
+
+# --- grouping into shards, before any pixel is read ----------------------------------------
+
+
+def group_samples(refs: Iterable[SampleRef], shard_mb: int, *, stream: bool) -> list[tuple[SampleRef, ...]]:
+    """Group samples of one split, in order, until their estimated bytes reach the size of a shard.
+
+    The order is that of the keys. Samples of a compressed tar (`stream`) are grouped in the order of the tar, so that
+    few shards are unfinished at a time, and sorted by key within a shard: a tar in the order of its names gives the
+    same bytes as its folder.
+    """
+
+    def place(ref: SampleRef) -> tuple[str, int, str]:
+        offset = min(_tar_offset(member) for member in ref.members) if stream else 0
+        return ref.split, offset, ref.key
+
+    groups: list[list[SampleRef]] = []
+    filled = 0
+    for ref in sorted(refs, key=place):
+        # By estimated bytes, not by packed ones: the groups must not depend on what is quarantined.
+        if not groups or groups[-1][0].split != ref.split or filled + ref.bytes > shard_mb * 2**20:
+            groups.append([])
+            filled = 0
+        groups[-1].append(ref)
+        filled += ref.bytes
+    return [tuple(sorted(group, key=lambda ref: ref.key)) for group in groups]
+
+
+def shard_tasks(
+    groups: Iterable[tuple[SampleRef, ...]], recipe: ShardRecipe, contract: Contract, source: Path, out: Path
+) -> list[ShardTask]:
+    """Return one task per group, numbered within its split."""
+    numbers: Counter[str] = Counter()
+    chosen = (recipe.layout, recipe.codec, recipe.kernel, recipe.effort)
+    tasks = []
+    for refs in groups:
+        split = refs[0].split
+        name = tar_format.shard_name(recipe.dataset, split, numbers[split])
+        numbers[split] += 1
+        # Equal fingerprints mean equal output, unless a source file has changed and kept its size.
+        fingerprint = files.sha256(files.canonical_json([tar_format.FORMAT, chosen, contract, refs]))
+        tasks.append(
+            ShardTask(
+                name=name,
+                refs=refs,
+                source=source,
+                out=out,
+                recipe=recipe,
+                contract=contract,
+                fingerprint=fingerprint,
+            )
+        )
+    return tasks
+
+
+# --- members of a compressed tar -----------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spool:
+    """Members of one shard of a compressed tar, collected one after the other in the file `path`.
+
+    `offsets` maps the offset of a member in the tar to its offset in the file.
+    """
+
+    task: ShardTask
+    path: Path
+    offsets: dict[int, int] = field(default_factory=dict)
+
+    def members(self) -> Iterator[tuple[Member, Spool]]:
+        """Yield the members in the order of the tar, each with this spool."""
+        members = [member for ref in self.task.refs for member in ref.members]
+        for member in sorted(members, key=_tar_offset):
+            yield member, self
+
+    def add(self, member: Member, content: bytes) -> None:
+        """Append the content of a member. Raises OutputError."""
+        try:
+            with self.path.open("ab") as handle:
+                self.offsets[_tar_offset(member)] = handle.tell()
+                handle.write(content)
+        except OSError as error:
+            raise OutputError(
+                f"{self.path}: cannot be written: {error.strerror}; members of unfinished shards are stored here"
+            ) from None
+
+    @cached_property
+    def count(self) -> int:
+        """Number of members of the shard."""
+        return sum(len(ref.members) for ref in self.task.refs)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every member has been added."""
+        return len(self.offsets) == self.count
+
+    def spooled_task(self) -> ShardTask:
+        """Return the task with the members at their offsets in the file."""
+        refs = []
+        for ref in self.task.refs:
+            members = tuple(replace(member, offset=self.offsets[_tar_offset(member)]) for member in ref.members)
+            refs.append(replace(ref, members=members))
+        return replace(self.task, source=self.path, refs=tuple(refs), spooled=True)
+
+
+def _tar_offset(member: Member) -> int:
+    return member.offset or 0
+
+
+def spool_members(tasks: Sequence[ShardTask], source: Path, out: Path) -> Iterator[ShardTask]:
+    """Read a compressed tar once and yield each task as soon as its members are in `.spool/<name>`.
+
+    Packing the shard removes the file. Memory holds one member, the disk the unfinished shards: one per split and three
+    per worker.
+    """
+    (out / SPOOL).mkdir(exist_ok=True)
+    spools = [Spool(task=task, path=out / SPOOL / task.name) for task in tasks]
+    # Merged, not sorted as one list: a dataset may have seven million members.
+    in_tar_order = heapq.merge(*(spool.members() for spool in spools), key=lambda pair: _tar_offset(pair[0]))
+    with archives.opened_stream(source) as content:
+        for member, spool in in_tar_order:
+            spool.add(member, content(member))
+            if spool.complete:
+                yield spool.spooled_task()
