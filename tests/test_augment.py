@@ -19,7 +19,7 @@ def at(box: list[int], *, transpose: bool = False, rows: bool = False, cols: boo
     return augment.Geometry(box=torch.tensor([box]), transpose=flags[0], flip_rows=flags[1], flip_cols=flags[2])
 
 
-def extent(x: torch.Tensor) -> torch.Tensor:
+def valid_size(x: torch.Tensor) -> torch.Tensor:
     return torch.tensor([x.shape[-2:]] * len(x))
 
 
@@ -28,7 +28,7 @@ def test_minmax_crop_and_flip_equal_the_released_transform(parity: Path, name: s
     theirs = np.load(parity / "preprocess.npz")
     raw = torch.from_numpy(theirs[f"{name}/raw"]).permute(2, 0, 1)[None]
     how = normalise.Normalisation(scheme="minmax", eps=eps, mean=(), std=())
-    x = normalise.apply(how, raw, extent(raw))
+    x = normalise.apply(how, raw, valid_size(raw))
     assert np.array_equal(x[0].permute(1, 2, 0).numpy(), theirs[f"{name}/minmax"])
     kept = [band for band in range(x.shape[1]) if x.shape[1] == 12 or band != 10]
     geometry = at(theirs[f"{name}/crop_top_left_h_w"].tolist(), cols=bool(theirs[f"{name}/flipped"]))
@@ -42,7 +42,7 @@ def test_clip_equals_the_released_eight_bit_form(parity: Path) -> None:
     mean, std = (tuple(theirs[f"ben_finetune/{name}"].tolist()) for name in ("mean", "std"))
     raw = torch.from_numpy(theirs["ben_pretrain/raw"]).permute(2, 0, 1)[None]
     how = normalise.Normalisation(scheme="clip", eps=0.0, mean=mean, std=std)
-    x = normalise.apply(how, raw, extent(raw))
+    x = normalise.apply(how, raw, valid_size(raw))
     assert np.array_equal((x[0].permute(1, 2, 0) * 255).round().numpy(), theirs["ben_finetune/uint8"])
 
 
@@ -50,7 +50,7 @@ def test_padding_does_not_enter_the_minimum() -> None:
     small = torch.arange(100, 124).reshape(1, 2, 3, 4)
     padded = torch.zeros(1, 2, 5, 6, dtype=small.dtype)
     padded[:, :, :3, :4] = small
-    alone = normalise.apply(MINMAX, small, extent(small))
+    alone = normalise.apply(MINMAX, small, valid_size(small))
     assert torch.equal(normalise.apply(MINMAX, padded, torch.tensor([[3, 4]]))[:, :, :3, :4], alone)
 
 
@@ -117,7 +117,7 @@ def test_geometry_is_drawn_per_sample_and_epoch() -> None:
 
 def test_no_augmentation_changes_nothing() -> None:
     x = torch.rand(2, 3, 16, 16)
-    still = augment.draw(augment.AugmentRecipe(), torch.arange(2), torch.zeros(2).long(), extent(x), seed=0)
+    still = augment.draw(augment.AugmentRecipe(), torch.arange(2), torch.zeros(2).long(), valid_size(x), seed=0)
     assert torch.equal(augment.images(x, still, 16), x)
 
 
@@ -137,15 +137,15 @@ def released(parity: Path, name: str) -> tuple[torch.Tensor, normalise.Normalisa
 @pytest.mark.parametrize("name", ["eurosat", "ben_finetune"])
 def test_scoring_sees_what_the_released_transform_gives(parity: Path, name: str) -> None:
     raw, how, theirs = released(parity, name)
-    x = normalise.apply(how, raw, extent(raw))
+    x = normalise.apply(how, raw, valid_size(raw))
     kept = [band for band in range(x.shape[1]) if name != "eurosat" or band != 10]
-    ours = augment.zoomed(x, extent(raw), 128, share=0.875)[0, kept]
+    ours = augment.zoomed(x, valid_size(raw), 128, share=0.875)[0, kept]
     np.testing.assert_allclose(ours.numpy(), theirs[f"{name}/eval_out"], atol=1e-5)
 
 
 def test_training_on_eurosat_sees_what_the_released_transform_gives(parity: Path) -> None:
     raw, how, theirs = released(parity, "eurosat")
-    x = normalise.apply(how, raw, extent(raw))[:, [band for band in range(13) if band != 10]]
+    x = normalise.apply(how, raw, valid_size(raw))[:, [band for band in range(13) if band != 10]]
     ours = augment.images(x, at(theirs["eurosat/crop_top_left_h_w"].tolist()), 128)
     np.testing.assert_allclose(ours[0].numpy(), theirs["eurosat/train_out"], atol=1e-5)
 

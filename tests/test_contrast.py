@@ -137,7 +137,7 @@ def test_views_differ_and_repeat(folder: Path) -> None:
     seen = []
     for one in (made, made, other):
         source = training.samples(folder, one.training, ("image",))
-        setting = training.settle(one, source.contract, run_paths_for(folder, Path("unused")))
+        setting = training.resolve(one, source.contract, run_paths_for(folder, Path("unused")))
         (batch,) = loader.load(source, loader.in_order(6, 6), threads=1)
         seen.append([contrast.view(setting, batch, training.pixels(setting, batch), n) for n in (0, 1)])
     assert torch.equal(seen[0][0], seen[1][0])

@@ -182,7 +182,7 @@ class Pixel(torch.nn.Module):
 def setting(folder: Path, *overrides: str) -> detect_change.Setting:
     made = recipe("normalise.scheme=zscore", *overrides)
     contract = files.read(type(pair_contract()), folder / "contract.json")
-    return training.settle(made, contract, run_paths_for(folder, folder))
+    return training.resolve(made, contract, run_paths_for(folder, folder))
 
 
 def test_both_dates_and_the_map_are_moved_alike(folder: Path) -> None:

@@ -47,8 +47,10 @@ def setting(*overrides: str) -> pretrain.Setting:
     stored = contract(120)
     how = normalise.resolve(recipe.normalise, stored)
     # The last band stands for a missing one.
-    picks = [*range(11), 3]
-    return pretrain.Setting(recipe=recipe, stored=stored, contract=stored, picks=picks, how=how, where=where)
+    band_indices = [*range(11), 3]
+    return pretrain.Setting(
+        recipe=recipe, stored=stored, contract=stored, band_indices=band_indices, how=how, where=where
+    )
 
 
 @pytest.mark.parametrize("scheme", ["minmax", "zscore", "clip"])
@@ -71,7 +73,7 @@ def test_the_host_never_waits_within_a_step(
         keys=("a", "b"),
         samples=torch.arange(2),
         epoch=torch.zeros(2, dtype=torch.int64),
-        extent=torch.full((2, 2), 120),
+        valid_size=torch.full((2, 2), 120),
         arrays={name: torch.zeros(2, n, px, px, dtype=torch.uint16) for name, (n, px) in sides.items()},
     )
     with META:

@@ -505,8 +505,8 @@ def test_embeddings_of_samples_are_places_to_a_gis(tmp_path: Path) -> None:
 
 def normalised(card: cards.Card, stored: torch.Tensor) -> torch.Tensor:
     assert card.normalisation is not None
-    extent = torch.tensor(stored.shape[-2:]).expand(len(stored), 2)
-    return normalise.apply(card.normalisation, stored, extent)
+    valid_size = torch.tensor(stored.shape[-2:]).expand(len(stored), 2)
+    return normalise.apply(card.normalisation, stored, valid_size)
 
 
 @pytest.mark.xfail(strict=True, raises=AttributeError, reason="nasaharvest/galileo#27: no way from pixels to a vector")

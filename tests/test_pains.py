@@ -1,7 +1,7 @@
 """What users of the original ran into (its GitHub issues, and those of its kin), each as a test of the programs here.
 
 Only what concerns fine-tuning; beside these: fused query, key and value (issue 17) in test_checkpoint, bands that data
-lack (13) in test_picking, how a tenth was drawn (30) in test_batches.
+lack (13) in test_band_selection, how a tenth was drawn (30) in test_loader.
 """
 
 from __future__ import annotations

@@ -35,9 +35,9 @@ def read(source: loader.Samples, recipe: classify.ClassifyRecipe | segment.Segme
     """The sample as the model of `recipe` sees it, before any crop."""
     policy = recipe.normalise.missing
     how = normalise.resolve(recipe.normalise, band_selection.narrowed(source.contract, recipe.bands, policy))
-    picks = band_selection.indices(source.contract, recipe.bands, policy)
+    band_indices = band_selection.indices(source.contract, recipe.bands, policy)
     image = torch.from_numpy(source.read(0, "image"))[None]
-    return np.asarray(normalise.apply(how, image, torch.tensor([[16, 16]]), picks)[0])
+    return np.asarray(normalise.apply(how, image, torch.tensor([[16, 16]]), band_indices)[0])
 
 
 def test_eurosat_without_the_eleventh_of_the_file(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_covered_leaves_nothing_out(side: int, stride: int) -> None:
 def test_every_pixel_counts_once(pairs: loader.Samples) -> None:
     for stride in (16, 11):
         cut = windows.Windows(pairs, dataclasses.replace(ONCE, stride=stride))
-        found = {key: np.zeros(shape) for key, shape in zip(pairs.keys, pairs.extent(np.arange(2)), strict=True)}
+        found = {key: np.zeros(shape) for key, shape in zip(pairs.keys, pairs.valid_size(np.arange(2)), strict=True)}
         for number, row in enumerate(cut.rows):
             top, left = row[1:3]
             found[pairs.keys[row[0]]][top : top + 16, left : left + 16] += cut.read(number, "mask") != 255
@@ -63,7 +63,7 @@ def test_windows_hold_the_pixels_of_their_places(pairs: loader.Samples) -> None:
         for name in MEMBERS:
             expected = pairs.read(scene, name)[..., top : top + 16, left : left + 16]
             assert np.array_equal(batch.arrays[name][number].numpy(), expected)
-    assert batch.extent.unique().tolist() == [16]
+    assert batch.valid_size.unique().tolist() == [16]
     assert cut.keys[1] == "dora-r00000-c00016"
 
 

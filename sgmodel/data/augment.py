@@ -43,8 +43,8 @@ class AugmentRecipe:
         """Raises SettingError where no crop could be drawn: every image would silently be left whole."""
         low, high = self.crop_area or (1.0, 1.0)
         if not (0 < low <= high <= 1 and 0 < self.crop_aspect[0] <= self.crop_aspect[1]):
-            told = f"augment.crop_area is {self.crop_area}, crop_aspect {self.crop_aspect}"
-            raise SettingError(f"{told}: expected low <= high, above 0, areas at most 1")
+            message = f"augment.crop_area is {self.crop_area}, crop_aspect {self.crop_aspect}"
+            raise SettingError(f"{message}: expected low <= high, above 0, areas at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,50 +96,51 @@ class Geometry:
     flip_cols: Tensor
 
 
-def draw(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, extent: Tensor, *, seed: int) -> Geometry:
-    """The geometry of each sample (N,) in its epoch (N,); `extent` (N, 2) is its height and width. On the CPU."""
+def draw(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Tensor, *, seed: int) -> Geometry:
+    """The geometry of each sample (N,) in its epoch (N,); `valid_size` (N, 2) is its height and width. On the CPU."""
     chance = seeded_random.uniform(samples, 3, seed=seed, epoch=epoch, stream=seeded_random.Stream.TURN)
     turns = (chance[:, 2] * 4).long() if recipe.quarter_turns else torch.zeros_like(samples)
     # A turn by k x 90 degrees counter-clockwise = transpose where k is odd, then these flips.
     return Geometry(
-        box=_boxes(recipe, samples, epoch, extent, seed=seed),
+        box=_boxes(recipe, samples, epoch, valid_size, seed=seed),
         transpose=turns % 2 == 1,
         flip_rows=(chance[:, 1] < recipe.vertical_flip) ^ ((turns == 1) | (turns == 2)),
         flip_cols=(chance[:, 0] < recipe.horizontal_flip) ^ ((turns == 2) | (turns == 3)),
     )
 
 
-def centre(extent: Tensor, size: int) -> Geometry:
+def centre(valid_size: Tensor, size: int) -> Geometry:
     """The middle size x size pixels of each image (all of a smaller one), untouched otherwise."""
-    length = extent.clamp(max=size)
-    still = torch.zeros(len(extent), dtype=torch.bool)
-    box = torch.cat([(extent - length) // 2, length], dim=1)
+    length = valid_size.clamp(max=size)
+    still = torch.zeros(len(valid_size), dtype=torch.bool)
+    box = torch.cat([(valid_size - length) // 2, length], dim=1)
     return Geometry(box=box, transpose=still, flip_rows=still, flip_cols=still)
 
 
-def _boxes(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, extent: Tensor, *, seed: int) -> Tensor:
+def _boxes(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Tensor, *, seed: int) -> Tensor:
     """Random resized crop, the whole image where no attempt fits."""
-    whole = torch.cat([torch.zeros_like(extent), extent], dim=1)
+    whole = torch.cat([torch.zeros_like(valid_size), valid_size], dim=1)
     if recipe.crop_area is None:
         return whole
     u = seeded_random.uniform(
         samples, 2 * ATTEMPTS + 2, seed=seed, epoch=epoch, stream=seeded_random.Stream.CROP
     ).double()
-    boxes, fits = _within(extent, u, recipe.crop_area, recipe.crop_aspect)
+    boxes, fits = _within(valid_size, u, recipe.crop_area, recipe.crop_aspect)
     return torch.where(fits, boxes, whole)
 
 
-def _within(extent: Tensor, u: Tensor, area: tuple[float, float], aspect: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Boxes (N, 4) of random area and log-aspect, both uniform: the first of ten attempts that fits into `extent`, and
-    (N, 1) whether one does."""
+def _within(
+    valid_size: Tensor, u: Tensor, area: tuple[float, float], aspect: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Draw boxes (N, 4) of uniform area and log-aspect: the first of ten that fits; and (N, 1) whether one does."""
     low, high = area
-    wanted = (low + u[:, :ATTEMPTS] * (high - low)) * extent.prod(dim=1, keepdim=True)
+    wanted = (low + u[:, :ATTEMPTS] * (high - low)) * valid_size.prod(dim=1, keepdim=True)
     log_low, log_high = (torch.tensor(a).double().log() for a in aspect)
     ratio = (log_low + u[:, ATTEMPTS : 2 * ATTEMPTS] * (log_high - log_low)).exp()
     size = torch.stack([(wanted / ratio).sqrt().round(), (wanted * ratio).sqrt().round()], dim=2).long()
-    fits = ((size > 0) & (size <= extent[:, None])).all(dim=2)
+    fits = ((size > 0) & (size <= valid_size[:, None])).all(dim=2)
     chosen = size[torch.arange(len(u)), fits.long().argmax(dim=1)]
-    corner = (u[:, 2 * ATTEMPTS : 2 * ATTEMPTS + 2] * (extent - chosen + 1)).long()
+    corner = (u[:, 2 * ATTEMPTS : 2 * ATTEMPTS + 2] * (valid_size - chosen + 1)).long()
     return torch.cat([corner, chosen], dim=1), fits.any(dim=1, keepdim=True)
 
 
@@ -158,7 +159,7 @@ def _cut(x: Tensor, how: Geometry, size: int) -> Tensor:
     return rows[:, None] @ x @ cols[:, None].transpose(2, 3)
 
 
-def zoomed(x: Tensor, extent: Tensor, size: int, *, share: float) -> Tensor:
+def zoomed(x: Tensor, valid_size: Tensor, size: int, *, share: float) -> Tensor:
     """(N, C, H, W) -> (N, C, size, size), the middle of the image enlarged to size / `share`: how scenes are scored.
 
     With 0.875 and 128 an image becomes 146 px wide, of which the middle 128 are taken, as released (spec section 5).
@@ -166,7 +167,7 @@ def zoomed(x: Tensor, extent: Tensor, size: int, *, share: float) -> Tensor:
     # In two steps, as released: interpolation at the edge of the crop still sees what lies beyond it.
     large = int(size / share)
     edge = (large - size) // 2
-    whole = images(x, centre(extent, int(extent.max())), large)
+    whole = images(x, centre(valid_size, int(valid_size.max())), large)
     return whole[:, :, edge : edge + size, edge : edge + size]
 
 
@@ -231,8 +232,8 @@ def erase(x: Tensor, recipe: MixRecipe, samples: Tensor, epoch: Tensor, *, seed:
     count = 2 * ATTEMPTS + 3
     u = seeded_random.uniform(samples, count, seed=seed, epoch=epoch, stream=seeded_random.Stream.ERASE).double()
     # Of the picture that the model sees, whatever part of the scene it shows.
-    extent = torch.tensor(x.shape[-2:]).expand(len(x), 2)
-    boxes, fits = _within(extent, u, recipe.erase_area, recipe.erase_aspect)
+    valid_size = torch.tensor(x.shape[-2:]).expand(len(x), 2)
+    boxes, fits = _within(valid_size, u, recipe.erase_area, recipe.erase_aspect)
     chosen = fits & (u[:, -1:] < recipe.erase)
     return x.masked_fill(_inside(torch.where(chosen, boxes, 0), x), 0.0)
 

@@ -37,7 +37,7 @@ MEAN = -1
 R = TypeVar("R")
 
 
-def settled(recipe: R, contract: Contract) -> R:
+def resolve(recipe: R, contract: Contract) -> R:
     """`recipe` for data of `contract`: where its policy is "drop-group", without the spectral groups of which the data
     have nothing, as if it had been written so. Recipes have `bands`, `normalise`, and an encoder under `model`."""
     own: Any = recipe
@@ -50,8 +50,8 @@ def settled(recipe: R, contract: Contract) -> R:
     empty = tuple(group for group in groups if known.isdisjoint(own.bands[group * size : (group + 1) * size]))
     left = replace(config, dropped=empty)
     names = tuple(name for number, name in enumerate(own.bands) if number // size not in empty)
-    settled: R = replace(own, bands=names, model=left if config is own.model else replace(own.model, encoder=left))
-    return settled
+    resolved: R = replace(own, bands=names, model=left if config is own.model else replace(own.model, encoder=left))
+    return resolved
 
 
 def narrowed(contract: Contract, names: Sequence[str], policy: Policy = "refuse") -> Contract:
@@ -78,14 +78,14 @@ def indices(contract: Contract, names: Sequence[str], policy: Policy = "refuse")
     return [others[name] if name in others else known.index(name) for name in names]
 
 
-def taken(images: Tensor, picks: Sequence[int]) -> Tensor:
-    """(N, C, H, W) float -> (N, len(picks), H, W): the bands of these indices, or the mean of all that are picked."""
-    if MEAN in picks:
+def taken(images: Tensor, band_indices: Sequence[int]) -> Tensor:
+    """Select bands of images (N, C, H, W) float; MEAN stands for the mean of the others selected."""
+    if MEAN in band_indices:
         # Of the bands that the model looks at: shards may hold others, such as B10, that it never sees.
-        stored = sorted(set(picks) - {MEAN})
+        stored = sorted(set(band_indices) - {MEAN})
         images = torch.cat([images, images[:, stored].mean(dim=1, keepdim=True)], dim=1)
     # One by one: a list as an index would make the host wait for the device.
-    return torch.stack([images[:, pick] for pick in picks], dim=1)
+    return torch.stack([images[:, pick] for pick in band_indices], dim=1)
 
 
 def stand_ins(name: str, present: Sequence[Band], policy: Policy) -> Sequence[Band]:

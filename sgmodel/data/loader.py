@@ -34,7 +34,7 @@ AHEAD = 2
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Samples on the host. `arrays` are (N, ...) as stored, padded at the end to the largest of the batch;
-    `extent` (N, 2) is the real height and width; `samples` and `epoch` (N,) int64 seed every draw.
+    `valid_size` (N, 2) is the real height and width; `samples` and `epoch` (N,) int64 seed every draw.
 
     The arrays are views of a buffer that is filled anew once the next batch has been asked for.
     """
@@ -42,7 +42,7 @@ class Batch:
     keys: tuple[str, ...]
     samples: Tensor
     epoch: Tensor
-    extent: Tensor
+    valid_size: Tensor
     arrays: dict[str, Tensor]
 
     def parts(self, count: int) -> Iterator[Batch]:
@@ -54,7 +54,7 @@ class Batch:
                 keys=self.keys[cut],
                 samples=self.samples[cut],
                 epoch=self.epoch[cut],
-                extent=self.extent[cut],
+                valid_size=self.valid_size[cut],
                 arrays={name: array[cut] for name, array in self.arrays.items()},
             )
 
@@ -149,7 +149,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def extent(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    def valid_size(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Height and width (N, 2) of samples (N,)."""
 
     def beside(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -214,7 +214,7 @@ class Samples:
     def __getitem__(self, sample: int) -> dict[str, Tensor]:
         return {name: torch.from_numpy(self.read(range(len(self))[sample], name)) for name in self.members}
 
-    def extent(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    def valid_size(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Height and width (N, 2) of the first array of samples (N,)."""
         return next(iter(self.members.values())).shape[samples][:, -2:]
 
@@ -319,7 +319,7 @@ def _begin(
         keys=tuple(source.keys[sample] for sample in places.samples.tolist()),
         samples=torch.from_numpy(places.samples),
         epoch=torch.from_numpy(places.epoch),
-        extent=torch.from_numpy(source.extent(places.samples)),
+        valid_size=torch.from_numpy(source.valid_size(places.samples)),
         arrays=arrays | source.beside(places.samples),
     )
     # Samples are numbered in the order of the files: a task reads one way through them. And one task per thread,

@@ -59,8 +59,8 @@ class Mixture:
     ) -> None:
         """Raises SettingError naming what the data sets do not share; `accept` waives parts of the contract."""
         if sources.keys() != shares.keys() or any(not share > 0 for share in shares.values()):
-            told = f"training.mixture is {dict(shares)}, --shards gives {', '.join(sources)}"
-            raise SettingError(f"{told}; expected a share above 0 for each of them")
+            message = f"training.mixture is {dict(shares)}, --shards gives {', '.join(sources)}"
+            raise SettingError(f"{message}; expected a share above 0 for each of them")
         self.sources = [source for _, source in sorted(sources.items())]
         self.shares = [share for _, share in sorted(shares.items())]
         parts = [band_selection.narrowed(source.contract, bands) for source in self.sources]
@@ -73,20 +73,28 @@ class Mixture:
         self.keys = [key for source in self.sources for key in source.keys]
         self.starts = np.cumsum([0, *map(len, self.sources)])
         self.members = {"image": _member(self.sources)}
-        picks = [band_selection.indices(source.contract, bands) or list(range(len(bands))) for source in self.sources]
-        self._picks, self._factors = np.array(picks), np.array([part.scale / first.scale for part in parts], np.float32)
+        band_indices = [
+            band_selection.indices(source.contract, bands) or list(range(len(bands))) for source in self.sources
+        ]
+        self._band_indices, self._factors = (
+            np.array(band_indices),
+            np.array([part.scale / first.scale for part in parts], np.float32),
+        )
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def extent(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    def valid_size(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Height and width (N, 2) of samples (N,)."""
         return self.members["image"].shape[samples][:, -2:]
 
     def beside(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
-        """`picks` (N, C), where the bands lie in each image, and `factor` (N,), which brings it to the common scale."""
+        """Return `band_indices` (N, C) of each image, and the `factor` (N,) that brings it to the common scale."""
         which = self._which(samples)
-        return {"picks": torch.from_numpy(self._picks[which]), "factor": torch.from_numpy(self._factors[which])}
+        return {
+            "band_indices": torch.from_numpy(self._band_indices[which]),
+            "factor": torch.from_numpy(self._factors[which]),
+        }
 
     def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[loader.BatchIndices]:
         """The global batches of steps [first, last)."""
@@ -114,8 +122,8 @@ def _member(sources: Sequence[loader.Samples]) -> loader.Member:
     """Shape and type of the image of every sample; where it lies only its own source knows."""
     for source in sources:
         if "image" not in source.members:
-            told = f"'{source.contract.dataset}' has {', '.join(source.members)}"
-            raise SettingError(f"{told}: a mixture takes one 'image'; pack with --layout resampled")
+            message = f"'{source.contract.dataset}' has {', '.join(source.members)}"
+            raise SettingError(f"{message}: a mixture takes one 'image'; pack with --layout resampled")
     shape = np.concatenate([source.members["image"].shape for source in sources])
     stored = np.concatenate([source.members["image"].stored for source in sources])
     return loader.Member(start=[], stop=[], shape=shape, stored=stored, dtype=loader.widest(stored, "a mixture"))

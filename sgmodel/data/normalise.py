@@ -75,13 +75,13 @@ def _statistics(name: str, policy: band_selection.Policy, contract: Contract) ->
         return [contract.statistics[name]]
     present = [band for band in contract.bands if band.name in contract.statistics]
     if not present:
-        told = f"normalise: the shards of '{contract.dataset}', splits {contract.splits}, have no statistics"
-        raise SettingError(f"{told}; expected a split 'train', or mean and std in the recipe")
+        message = f"normalise: the shards of '{contract.dataset}', splits {contract.splits}, have no statistics"
+        raise SettingError(f"{message}; expected a split 'train', or mean and std in the recipe")
     return [contract.statistics[band.name] for band in band_selection.stand_ins(name, present, policy)]
 
 
-def apply(how: Normalisation, images: Tensor, extent: Tensor, bands: Sequence[int] | None = None) -> Tensor:
-    """(N, C, H, W) of any number type -> float32. Only [:h, :w] of each image is real, `extent` (N, 2) = h, w.
+def apply(how: Normalisation, images: Tensor, valid_size: Tensor, bands: Sequence[int] | None = None) -> Tensor:
+    """(N, C, H, W) of any number type -> float32. Only [:h, :w] of each image is real, `valid_size` (N, 2) = h, w.
 
     `bands` are the indices of the bands to take (None: all), as `band_selection.taken` gives them;
     the constants of `how` are theirs.
@@ -89,16 +89,16 @@ def apply(how: Normalisation, images: Tensor, extent: Tensor, bands: Sequence[in
     # Float32 holds every uint16, so nothing is lost before the constants are taken off.
     x = images.float() if bands is None else band_selection.taken(images.float(), bands)
     if how.scheme == "minmax":
-        return _minmax(x, extent, how.eps)
+        return _minmax(x, valid_size, how.eps)
     # Made on the host and sent, never made there: that would wait for all that the device still has to do.
     constants = torch.tensor([how.mean, how.std], dtype=torch.float32).to(x.device, non_blocking=True)
     mean, std = constants[..., None, None]
     return (x - mean) / (std + how.eps) if how.scheme == "zscore" else _clip(x, mean, std)
 
 
-def _minmax(x: Tensor, extent: Tensor, eps: float) -> Tensor:
+def _minmax(x: Tensor, valid_size: Tensor, eps: float) -> Tensor:
     """(x - min) / (max - min + eps) per image and band (spec section 5)."""
-    outside = outside_extent(x, extent)
+    outside = outside_extent(x, valid_size)
     # Padding must not be the minimum of an image smaller than its batch.
     low = x.masked_fill(outside, float("inf")).amin(dim=(2, 3), keepdim=True)
     high = x.masked_fill(outside, float("-inf")).amax(dim=(2, 3), keepdim=True)
@@ -111,9 +111,9 @@ def _clip(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return scaled.clamp(0.0, 255.0).floor() / 255.0
 
 
-def outside_extent(x: Tensor, extent: Tensor) -> Tensor:
+def outside_extent(x: Tensor, valid_size: Tensor) -> Tensor:
     """(N, 1, H, W) true on the padding of images smaller than the batch's buffer."""
-    height, width = extent.to(x.device, non_blocking=True)[:, :, None, None].unbind(1)
+    height, width = valid_size.to(x.device, non_blocking=True)[:, :, None, None].unbind(1)
     rows = torch.arange(x.shape[2], device=x.device)[:, None] >= height
     cols = torch.arange(x.shape[3], device=x.device)[None, :] >= width
     return (rows | cols)[:, None]

@@ -16,13 +16,13 @@ from sgdata.types import Contract
 GROUPS = ("image_10m", "image_20m", "image_60m")
 
 
-def image(arrays: dict[str, Tensor], extent: Tensor, contract: Contract, device: torch.device) -> Tensor:
+def image(arrays: dict[str, Tensor], valid_size: Tensor, contract: Contract, device: torch.device) -> Tensor:
     """The images (N, C, H, W) of a batch on `device`, bands in the contract's order: as stored, or put together from
     native groups. Raises SettingError."""
     if "image" in arrays:
         stored = arrays["image"].to(device, non_blocking=True)
-        return _unified(stored, arrays["picks"], arrays["factor"]) if "picks" in arrays else stored
-    if bool((extent != extent[:1]).any()):
+        return _unified(stored, arrays["band_indices"], arrays["factor"]) if "band_indices" in arrays else stored
+    if bool((valid_size != valid_size[:1]).any()):
         raise SettingError(f"'{contract.dataset}': native shards of samples of many sizes; use --layout resampled")
     finest = min(int(name[6:-1]) for name in arrays if name in GROUPS)
     nodata = -1 if contract.nodata is None else contract.nodata
@@ -35,11 +35,11 @@ def image(arrays: dict[str, Tensor], extent: Tensor, contract: Contract, device:
     return torch.stack([bands[band.name] for band in contract.bands], dim=1)
 
 
-def _unified(stored: Tensor, picks: Tensor, factor: Tensor) -> Tensor:
-    """Images (N, B, H, W) of several data sets as float32 (N, C, H, W): bands `picks` (N, C) of each, by one scale."""
+def _unified(stored: Tensor, band_indices: Tensor, factor: Tensor) -> Tensor:
+    """Select `band_indices` (N, C) of images (N, B, H, W) of several datasets, in one scale, as float32."""
     rows = torch.arange(len(stored), device=stored.device)[:, None]
-    picks, factor = (each.to(stored.device, non_blocking=True) for each in (picks, factor))
-    return stored.float()[rows, picks] * factor[:, None, None, None]
+    band_indices, factor = (each.to(stored.device, non_blocking=True) for each in (band_indices, factor))
+    return stored.float()[rows, band_indices] * factor[:, None, None, None]
 
 
 def finer(coarse: Tensor, factor: int, *, kernel: str, nodata: int) -> Tensor:

@@ -58,10 +58,10 @@ class Windows(loader.Samples):
         self.folder, self.split, self.contract = samples.folder, samples.split, samples.contract
         self.samples, self.recipe = samples, recipe
         rows = []
-        for number, (height, width) in enumerate(samples.extent(np.arange(len(samples))).tolist()):
+        for number, (height, width) in enumerate(samples.valid_size(np.arange(len(samples))).tolist()):
             if min(height, width) < recipe.px:
-                told = f"{samples.folder}: sample '{samples.keys[number]}' is {height} x {width} px"
-                raise SettingError(f"{told}, a window {recipe.px}: choose smaller windows")
+                message = f"{samples.folder}: sample '{samples.keys[number]}' is {height} x {width} px"
+                raise SettingError(f"{message}, a window {recipe.px}: choose smaller windows")
             across, down = starts(width, recipe), starts(height, recipe)
             for top, shown_down in zip(down, _shown(down, recipe), strict=True):
                 rows += [

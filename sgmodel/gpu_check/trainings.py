@@ -59,7 +59,7 @@ def pretraining(
         normalise=MINMAX,
         augment=CROPPED,
     )
-    setting = training.settle(recipe, source.contract, bench.paths)
+    setting = training.resolve(recipe, source.contract, bench.paths)
     model = pretrain.build(recipe)
     card = cards.of_run(model, setting.contract, setting.how, recipe)
     objective = partial(pretrain.objective, setting)
@@ -80,13 +80,13 @@ def fine_tuning(bench: Bench, name: flops.Task, source: samples.MemoryIndexed, *
     setting: training.Setting[Any]
     match name:
         case "classify":
-            setting = training.settle(
+            setting = training.resolve(
                 classify.ClassifyRecipe(**_shared(model_recipe, batch)), source.contract, bench.paths
             )
             make = partial(factory.classifier, model_recipe, bands=len(sentinel2.L2A_BANDS), classes=classes)
             objective: Any = partial(classify.objective, setting, torch.ones(len(source), classes))
         case "segment":
-            setting = training.settle(
+            setting = training.resolve(
                 segment.SegmentRecipe(**_shared(model_recipe, batch)), source.contract, bench.paths
             )
             make = partial(factory.segmenter, model_recipe, bands=len(sentinel2.L2A_BANDS), classes=classes)
@@ -97,7 +97,7 @@ def fine_tuning(bench: Bench, name: flops.Task, source: samples.MemoryIndexed, *
             recipe = detect_change.ChangeRecipe(
                 **_shared(model_recipe, batch), windows=cut, scored=cut, weighting="none"
             )
-            setting = training.settle(recipe, source.contract, bench.paths)
+            setting = training.resolve(recipe, source.contract, bench.paths)
             make = partial(factory.detector, model_recipe, bands=len(sentinel2.L2A_BANDS))
             objective = partial(detect_change.objective, setting, None)
     model = finetune.start(setting, make, None)

@@ -251,9 +251,9 @@ def _answers(
     if predictor.dates == 2:
         dates = [batch.arrays[name].numpy() for name in ("image_before", "image_after")]
     else:
-        dates = [upsample.image(batch.arrays, batch.extent, stored, torch.device("cpu")).numpy()]
+        dates = [upsample.image(batch.arrays, batch.valid_size, stored, torch.device("cpu")).numpy()]
     pixels, seen = [], []
-    for number, (height, width) in enumerate(batch.extent.tolist()):
+    for number, (height, width) in enumerate(batch.valid_size.tolist()):
         parts = _stack([fit.pixels(date[number, :, :height, :width]) for date in dates])
         pixels.append(parts[0])
         seen.append(parts[1])

@@ -51,11 +51,11 @@ class Predictor:
     def look(self, tiles: Array) -> Array:
         """(N, dates x C, S, S) as stored -> (N, K, s, s) float32: probabilities of classes, or embeddings."""
         stored = torch.from_numpy(np.ascontiguousarray(tiles)).to(self.where.device)
-        extent = torch.tensor(stored.shape[-2:]).expand(len(stored), 2)
+        valid_size = torch.tensor(stored.shape[-2:]).expand(len(stored), 2)
         # Normalised tile by tile, as samples are: schemes that look at the image see as much of it as in training.
-        dates = [normalise.apply(self.how, part, extent) for part in stored.chunk(self.dates, dim=1)]
+        dates = [normalise.apply(self.how, part, valid_size) for part in stored.chunk(self.dates, dim=1)]
         if self.zoom != 1 or tiles.shape[-2:] != (self.px, self.px):
-            dates = [augment.zoomed(date, extent, self.px, share=self.zoom) for date in dates]
+            dates = [augment.zoomed(date, valid_size, self.px, share=self.zoom) for date in dates]
         with self.where.autocast():
             answer = (embedding(self.model, dates[0]) if self.task == "none" else self.model(*dates)).float()
         if self.task == "multi-label":

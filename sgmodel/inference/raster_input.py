@@ -40,13 +40,13 @@ class Stated:
 class Fit:
     """Where the model's bands lie among those at hand (None: all, in order), as `band_selection.taken` has it."""
 
-    picks: list[int] | None
+    band_indices: list[int] | None
     nodata: float | None
 
     def pixels(self, values: Array) -> tuple[Array, Array]:
         """Bands (B, H, W) as the data have them -> the model's (C, H, W), and where any of them was seen (H, W)."""
-        if self.picks is not None:
-            values = band_selection.taken(torch.from_numpy(values).float()[None], self.picks)[0].numpy()
+        if self.band_indices is not None:
+            values = band_selection.taken(torch.from_numpy(values).float()[None], self.band_indices)[0].numpy()
         # One band alone may well be 0 over dark water; a pixel without data has none.
         there = np.isfinite(values) if self.nodata is None or np.isnan(self.nodata) else values != self.nodata
         seen: Array = there.max(axis=0)
@@ -92,7 +92,7 @@ def fit(ours: Contract, theirs: Contract, how: Normalisation, accept: Sequence[s
         labels = theirs.label_space  # labels of another kind of task say nothing about this model's
     like = replace(ours, bands=tuple(known.get(band.name, band) for band in theirs.bands), label_space=labels)
     contracts.require(like, theirs, "predict", [name for name in accept if name != "gsd"])
-    return Fit(picks=band_selection.indices(replace(ours, bands=hidden), names, how.missing), nodata=ours.nodata)
+    return Fit(band_indices=band_selection.indices(replace(ours, bands=hidden), names, how.missing), nodata=ours.nodata)
 
 
 @contextmanager
@@ -105,8 +105,8 @@ def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> 
         header = geotiff.header(dataset)
         ours = _contract(file, dataset, theirs, stated)
         if dataset.crs.is_geographic:
-            told = f"{file}: {header.lattice.crs} has pixels of {header.lattice.gsd_m:g} degrees"
-            raise SettingError(f"{told}, expected metres; warp it first: gdalwarp -t_srs EPSG:326.. -tr 10 10")
+            message = f"{file}: {header.lattice.crs} has pixels of {header.lattice.gsd_m:g} degrees"
+            raise SettingError(f"{message}, expected metres; warp it first: gdalwarp -t_srs EPSG:326.. -tr 10 10")
         # Feet too are a unit of maps.
         gsd = header.lattice.gsd_m * dataset.crs.linear_units_factor[1]
         trained = min(band.gsd_m for band in theirs.bands)
@@ -148,9 +148,11 @@ def _contract(file: Path, dataset: DatasetReader, theirs: Contract, stated: Stat
     declared = dataset.scales[0]
     scale = sentinel2.SCALE if declared == 1 and np.dtype(dataset.dtypes[0]).itemsize == 2 else declared
     if scale != theirs.scale and "scale" not in stated.accept:
-        told = f"{file}: {dataset.dtypes[0]} of scale {scale:g}, the model takes DN of scale {theirs.scale:g}"
+        message = f"{file}: {dataset.dtypes[0]} of scale {scale:g}, the model takes DN of scale {theirs.scale:g}"
         rescale = f"gdal_translate -ot UInt16 -scale 0 {1 / scale:g} 0 {1 / theirs.scale:g}"
-        raise SettingError(f"{told}; bring it there ({rescale}), or accept = ['scale'] where it holds such DN already")
+        raise SettingError(
+            f"{message}; bring it there ({rescale}), or accept = ['scale'] where it holds such DN already"
+        )
     return replace(
         theirs,
         dataset=file.name,

@@ -199,8 +199,8 @@ def check(recipe: LedgerRecipe) -> None:
         twice = {name for name in names if names.count(name) > 1}
         missing = {name for pair in table.compare for name in pair} - set(names)
         if twice or missing:
-            told = f"two rows {sorted(twice)}" if twice else f"compare names {sorted(missing)}, not a row"
-            raise SettingError(f"table '{table.name}': {told}; give each row a name of its own")
+            message = f"two rows {sorted(twice)}" if twice else f"compare names {sorted(missing)}, not a row"
+            raise SettingError(f"table '{table.name}': {message}; give each row a name of its own")
         for row in table.rows:
             _ = source(row.weights) if row.weights else None
 

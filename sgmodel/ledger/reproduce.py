@@ -95,9 +95,9 @@ def plan(recipe: LedgerRecipe, paths: LedgerPaths, workers: int = 1) -> Iterator
             works = [experiments.work(run, recipe, paths) for run in left.values()]
             hours = sum(recipe.start_s + work.flops / recipe.flops_per_s for work in works) / 3600
             lacking = experiments.wanting(table, row, paths)
-            told = f"{len(left)} runs, {sum(work.steps for work in works):,} steps, {_spoken(hours)}"
+            message = f"{len(left)} runs, {sum(work.steps for work in works):,} steps, {_spoken(hours)}"
             largest = f", up to {max(work.parameters for work in works):,} parameters" if works else ""
-            yield f"  {row.name} ({row.start}): {told}{largest}{f'; not to be run: {lacking}' if lacking else ''}"
+            yield f"  {row.name} ({row.start}): {message}{largest}{f'; not to be run: {lacking}' if lacking else ''}"
             counted |= set(left)
             total, here = total + hours, here + (0 if lacking else hours)
     yield (

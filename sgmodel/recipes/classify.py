@@ -65,7 +65,7 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     for samples in (source, held_out):
         samples.contract = labelled(samples.contract, recipe)
     check(recipe, source.contract)
-    setting = training.settle(recipe, source.contract, paths)
+    setting = training.resolve(recipe, source.contract, paths)
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
     make = partial(factory.classifier, recipe.model, bands=len(recipe.bands), classes=setting.classes)
     model = finetune.start(setting, make, paths.weights)
@@ -89,20 +89,20 @@ def check(recipe: ClassifyRecipe, contract: Contract) -> None:
     space, settings = contract.label_space, recipe.training
     finetune.check_sizes(recipe.model.px, contract)
     if space.task not in {"single-label", "multi-label"}:
-        told = f"label space '{space.name}' is of the task '{space.task}', expected single-label or multi-label"
-        raise SettingError(f"{told}; masks give labels with labels_from = 'mask'")
+        message = f"label space '{space.name}' is of the task '{space.task}', expected single-label or multi-label"
+        raise SettingError(f"{message}; masks give labels with labels_from = 'mask'")
     if recipe.smoothing and space.task == "multi-label":
         raise SettingError(f"smoothing is {recipe.smoothing}, '{space.name}' is multi-label: only 0.0 is known there")
     world, parts = distributed.world(), -(-settings.accumulate // distributed.world())
     if recipe.mix.mixes and (settings.batch % world or settings.batch // world % (2 * parts)):
-        told = f"batch {settings.batch} in {parts} parts" + (f" on each of {world} processes" if world > 1 else "")
-        raise SettingError(f"{told}: mixup and CutMix pair neighbours; choose parts of an even number of samples")
+        message = f"batch {settings.batch} in {parts} parts" + (f" on each of {world} processes" if world > 1 else "")
+        raise SettingError(f"{message}: mixup and CutMix pair neighbours; choose parts of an even number of samples")
 
 
 def objective(setting: Setting, targets: Tensor, model: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """The loss of a batch; `targets` (N, K) are those of all training samples."""
     recipe, seed, px = setting.recipe, setting.recipe.training.seed, finetune.px(setting, batch)
-    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=seed)
+    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=seed)
     # Crop, erase, mix, in this order: a box is erased from one scene, not from two that share a picture.
     x = augment.images(training.pixels(setting, batch), geometry, px)
     x = augment.erase(x, recipe.mix, batch.samples, batch.epoch, seed=seed)
@@ -139,8 +139,8 @@ def targets(source: loader.Samples, recipe: ClassifyRecipe) -> Tensor:
         unknown = sorted(set(labels) - set(place))
         if unknown or (space.task == "single-label" and len(labels) != 1):
             expected = "exactly one" if space.task == "single-label" else "any number"
-            told = f"{source.folder}: sample '{source.keys[row]}' has labels {list(labels)}"
-            raise SourceError(f"{told}, expected {expected} of '{space.name}'; shard the dataset again")
+            message = f"{source.folder}: sample '{source.keys[row]}' has labels {list(labels)}"
+            raise SourceError(f"{message}, expected {expected} of '{space.name}'; shard the dataset again")
         hot[row, [place[label] for label in labels]] = 1.0
     return hot
 
@@ -171,7 +171,10 @@ def score(setting: Setting, model: nn.Module, source: loader.Samples) -> Tensor:
     with loop.evaluating(model), setting.where.autocast():
         for batch in loader.load(source, plan, threads=1):
             x = augment.zoomed(
-                training.pixels(setting, batch), batch.extent, finetune.px(setting, batch), share=setting.recipe.zoom
+                training.pixels(setting, batch),
+                batch.valid_size,
+                finetune.px(setting, batch),
+                share=setting.recipe.zoom,
             )
             found.append(model(x).float().cpu())
     return torch.cat(found)

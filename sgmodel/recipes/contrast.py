@@ -44,7 +44,7 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
     """Train to the recipe's last step, or until stopped; 0 or `training.STOPPED`. Raises SgdataError."""
     source = training.samples(paths.shards, recipe.training, ("image",))
     held_out = loader.Samples(paths.shards, recipe.val_split, ("image",))
-    setting = training.settle(recipe, source.contract, paths)
+    setting = training.resolve(recipe, source.contract, paths)
 
     def make() -> contrastive.Contrast:
         return factory.contrast(recipe.model, recipe.contrast, bands=len(setting.contract.bands))
@@ -73,7 +73,7 @@ def view(setting: Setting, batch: loader.Batch, whole: Tensor, number: int) -> T
     """View 0 or 1 of each image: crop, flips and turns, then gain and offset of each band."""
     recipe = setting.recipe
     seed = recipe.training.seed + number * VIEW
-    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=seed)
+    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=seed)
     images = augment.images(whole, geometry, finetune.px(setting, batch))
     if not recipe.jitter:
         return images

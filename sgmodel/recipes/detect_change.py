@@ -59,7 +59,7 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
     check(recipe, pairs.contract)
     source = win.Windows(pairs, recipe.windows)
     held_out = win.Windows(loader.Samples(paths.shards, recipe.val_split, members), recipe.scored)
-    setting = training.settle(recipe, source.contract, paths)
+    setting = training.resolve(recipe, source.contract, paths)
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
     model = finetune.start(setting, partial(factory.detector, recipe.model, bands=len(recipe.bands)), paths.weights)
     # Of whole scenes, as released: windows overlap, so their share would be another.
@@ -78,8 +78,8 @@ def check(recipe: ChangeRecipe, contract: Contract) -> None:
     """Raises SettingError where the samples are no pairs with a change map, or windows do not fit the model."""
     space, px = contract.label_space, recipe.model.px
     if space.task != "change" or space.ids != (0, CHANGE):
-        told = f"label space '{space.name}' is of the task '{space.task}', ids {list(space.ids)}"
-        raise SettingError(f"{told}: expected task 'change' and ids 0, 1")
+        message = f"label space '{space.name}' is of the task '{space.task}', ids {list(space.ids)}"
+        raise SettingError(f"{message}: expected task 'change' and ids 0, 1")
     if recipe.model.head is not None and recipe.model.head.skip:
         raise SettingError(f"model.head.skip is {recipe.model.head.skip}: change detection has no such layer; set 0")
     for name, cut in (("windows", recipe.windows), ("scored", recipe.scored)):
@@ -97,15 +97,15 @@ def changed(source: win.Windows) -> float:
 def class_weights(share: float, unchanged_factor: float) -> Tensor:
     """[no change, change] for a `share` of changed pixels (spec section 9). Raises SettingError."""
     if not 0 < share < 1:  # one class would weigh nothing, and the other be always right
-        told = f"weighting is 'share', {share:.0%} of the training scenes' labelled pixels are changed"
-        raise SettingError(f"{told}: expected some of both; train on other scenes, or set weighting = 'none'")
+        message = f"weighting is 'share', {share:.0%} of the training scenes' labelled pixels are changed"
+        raise SettingError(f"{message}: expected some of both; train on other scenes, or set weighting = 'none'")
     return torch.tensor([2 * share * unchanged_factor, 2 * (1 - share)])
 
 
 def objective(setting: Setting, weights: Tensor | None, model: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """Negative log-likelihood of the labelled pixels of a batch; both dates and the map are moved alike."""
     recipe, px = setting.recipe, finetune.px(setting, batch)
-    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=recipe.training.seed)
+    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
     before, after = (augment.images(image, geometry, px) for image in dates(setting, batch))
     target = augment.masks(finetune.labels(setting, batch).to(before.device, non_blocking=True), geometry, px).long()
     # A mask moves by the nearest pixel, images by bicubic interpolation: turns and flips are exact in both.

@@ -98,7 +98,7 @@ def main(recipe: PretrainRecipe, paths: RunPaths) -> int:
     if recipe.stages:
         return progressive(recipe, paths)
     source = _source(recipe, paths)
-    setting = training.settle(recipe, source.contract, paths)
+    setting = training.resolve(recipe, source.contract, paths)
     recipe, contract = setting.recipe, setting.contract
     check(recipe, contract)
     model = build(recipe)
@@ -148,8 +148,8 @@ def _source(recipe: PretrainRecipe, paths: RunPaths) -> loader.Source:
         sources = {name: training.samples(folder, own, ("image",)) for name, folder in paths.named.items()}
         return mixture.Mixture(sources, recipe.training.mixture, recipe.bands, recipe.accept)
     if len(paths.named) > 1:
-        told = f"--shards gives {', '.join(paths.named)}"
-        raise SettingError(f"{told}: give one folder, or name shares in [training.mixture] of the recipe")
+        message = f"--shards gives {', '.join(paths.named)}"
+        raise SettingError(f"{message}: give one folder, or name shares in [training.mixture] of the recipe")
     return training.samples(paths.shards, own, ("image",))
 
 
@@ -203,7 +203,7 @@ def objective(setting: Setting, forward: nn.Module, batch: loader.Batch) -> dict
     """The loss of a batch, its two terms, and the error of each band; crop, flips and mask are drawn per (seed,
     epoch, sample)."""
     recipe = setting.recipe
-    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.extent, seed=recipe.training.seed)
+    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
     images = augment.images(training.pixels(setting, batch), geometry, recipe.model.image_px)
     noise = _noise(setting, batch)
     result: mae.Reconstruction = forward(images, noise=noise, ratio=recipe.mask_ratio)
@@ -269,7 +269,7 @@ def _reconstructions(
     """The middle of the images of `plan`, masked as in epoch 0, and what the model makes of them."""
     with loop.evaluating(model):
         for batch in loader.load(source, plan, threads=1):
-            middle = augment.centre(batch.extent, setting.recipe.model.image_px)
+            middle = augment.centre(batch.valid_size, setting.recipe.model.image_px)
             images = augment.images(training.pixels(setting, batch), middle, setting.recipe.model.image_px)
             with setting.where.autocast():
                 result = model(images, noise=_noise(setting, batch), ratio=setting.recipe.mask_ratio)

@@ -51,7 +51,7 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
     source = training.samples(paths.shards, recipe.training, ("image", "mask"))
     held_out = loader.Samples(paths.shards, recipe.val_split, ("image", "mask"))
     check(recipe, source.contract)
-    setting = training.settle(recipe, source.contract, paths)
+    setting = training.resolve(recipe, source.contract, paths)
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
     make = partial(factory.segmenter, recipe.model, bands=len(recipe.bands), classes=setting.classes)
     model = finetune.start(setting, make, paths.weights)
@@ -73,8 +73,8 @@ def check(recipe: SegmentRecipe, contract: Contract) -> None:
     """Raises SettingError where the samples have no masks of classes 0, 1, ..., or cannot feed the model."""
     space = contract.label_space
     if space.task != "segmentation" or space.ids != tuple(range(len(space.ids))):
-        told = f"task '{space.task}', ids {list(space.ids)}"
-        raise SettingError(f"label space '{space.name}': {told}; expected task 'segmentation' and ids 0, 1, 2, ...")
+        message = f"task '{space.task}', ids {list(space.ids)}"
+        raise SettingError(f"label space '{space.name}': {message}; expected task 'segmentation' and ids 0, 1, 2, ...")
     finetune.check_sizes(recipe.model.px, contract)
     if recipe.model.px:
         band_selection.check_size(recipe.model.px, contract, cropped=recipe.augment.crop_area is not None)
@@ -83,7 +83,7 @@ def check(recipe: SegmentRecipe, contract: Contract) -> None:
 def objective(setting: Setting, model: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """Cross-entropy over the labelled pixels of a batch."""
     recipe = setting.recipe.augment
-    geometry = augment.draw(recipe, batch.samples, batch.epoch, batch.extent, seed=setting.recipe.training.seed)
+    geometry = augment.draw(recipe, batch.samples, batch.epoch, batch.valid_size, seed=setting.recipe.training.seed)
     images, target = _inputs(setting, batch, geometry, finetune.px(setting, batch))
     # A sum over a count that is at least 1: a batch without one labelled pixel is no fault.
     logits = model(images).float()
@@ -118,8 +118,8 @@ def evaluate(setting: Setting, model: nn.Module, source: loader.Samples) -> Tens
 
 def predict(setting: Setting, model: nn.Module, batch: loader.Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised images (N, C, S, S), targets and predicted classes (N, S, S) of a batch as it lies in the shards."""
-    size = int(batch.extent.max())
-    images, target = _inputs(setting, batch, augment.centre(batch.extent, size), size)
+    size = int(batch.valid_size.max())
+    images, target = _inputs(setting, batch, augment.centre(batch.valid_size, size), size)
     with setting.where.autocast():
         return images, target, untiled(model(tiled(images, finetune.px(setting, batch))).argmax(dim=1), size)
 

@@ -74,14 +74,14 @@ class FinetuneRecipe:
 
 def px(setting: training.Setting[R], batch: loader.Batch) -> int:
     """Side of the images that the model sees; one that takes any sees whole samples."""
-    return setting.recipe.model.px or int(batch.extent.max())
+    return setting.recipe.model.px or int(batch.valid_size.max())
 
 
 def check_sizes(px: int, stored: Contract) -> None:
     """Raises SettingError where the size of a batch, and so every figure, would depend on how samples are batched."""
     if not px and stored.shape is None:
-        told = f"model.image_px is 0 (any), the samples of '{stored.dataset}' are of many sizes"
-        raise SettingError(f"{told}: pack them in one size, or set model.image_px (scenes only)")
+        message = f"model.image_px is 0 (any), the samples of '{stored.dataset}' are of many sizes"
+        raise SettingError(f"{message}: pack them in one size, or set model.image_px (scenes only)")
 
 
 def labels(setting: training.Setting[R], batch: loader.Batch) -> Tensor:
@@ -91,8 +91,10 @@ def labels(setting: training.Setting[R], batch: loader.Batch) -> Tensor:
     strange = (masks >= setting.classes) & (masks != setting.ignore)
     if strange.any():
         keys = [batch.keys[row] for row in torch.nonzero(strange.flatten(1).any(dim=1)).flatten().tolist()]
-        told = f"masks of {', '.join(keys[:8])} hold {sorted(set(masks[strange].tolist()))[:8]}"
-        raise SourceError(f"{told}, expected classes 0 to {setting.classes - 1} or {setting.ignore}; shard them again")
+        message = f"masks of {', '.join(keys[:8])} hold {sorted(set(masks[strange].tolist()))[:8]}"
+        raise SourceError(
+            f"{message}, expected classes 0 to {setting.classes - 1} or {setting.ignore}; shard them again"
+        )
     return masks
 
 
@@ -138,8 +140,10 @@ def task(
     """The training of `model`; `objective` gets the model as training calls it."""
     settings = setting.recipe.training
     if setting.recipe.mode == "linear-probe" and distributed.world() > 1 and settings.accumulate > 1:
-        told = f"training.accumulate is {settings.accumulate}, mode 'linear-probe' on {distributed.world()} processes"
-        raise SettingError(f"{told}: features are normalised over the whole batch; set training.accumulate = 1")
+        message = (
+            f"training.accumulate is {settings.accumulate}, mode 'linear-probe' on {distributed.world()} processes"
+        )
+        raise SettingError(f"{message}: features are normalised over the whole batch; set training.accumulate = 1")
     if distributed.world() > 1 and setting.recipe.model.backbone.startswith("timm:"):
         from sgmodel.models import timm_backbone  # takes seconds
 

@@ -163,8 +163,10 @@ def _asked(objective: Objective, part: Batch) -> dict[str, Tensor]:
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        told = f"{len(part.keys)} samples go through the model at once, and it normalises over them (BatchNorm)"
-        raise SettingError(f"{told}: expected 2 or more; raise training.batch, or lower training.accumulate") from None
+        message = f"{len(part.keys)} samples go through the model at once, and it normalises over them (BatchNorm)"
+        raise SettingError(
+            f"{message}: expected 2 or more; raise training.batch, or lower training.accumulate"
+        ) from None
 
 
 def _blame(objective: Objective, batch: Batch, where: devices.Launch, what: str) -> str:
@@ -178,8 +180,8 @@ def _blame(objective: Objective, batch: Batch, where: devices.Launch, what: str)
                 bad.extend(one.keys)
     bad, total = distributed.gathered(bad), len(batch.keys) * distributed.world()
     if len(bad) == total > 1:
-        told = f"{what}: not finite for all {total} samples ({', '.join(bad[:8])}), so the weights diverged"
-        return f"{told}; lower optimizer.lr or set precision = 'fp32'"
+        message = f"{what}: not finite for all {total} samples ({', '.join(bad[:8])}), so the weights diverged"
+        return f"{message}; lower optimizer.lr or set precision = 'fp32'"
     if bad:
         return f"{what}: not finite for {len(bad)} of {total} samples: {', '.join(bad[:8])}; leave them out"
     return (
@@ -188,5 +190,5 @@ def _blame(objective: Objective, batch: Batch, where: devices.Launch, what: str)
 
 
 def _twice(one: Batch) -> Batch:
-    alike = {name: torch.cat([getattr(one, name)] * 2) for name in ("samples", "epoch", "extent")}
+    alike = {name: torch.cat([getattr(one, name)] * 2) for name in ("samples", "epoch", "valid_size")}
     return replace(one, keys=one.keys * 2, arrays={name: torch.cat([a, a]) for name, a in one.arrays.items()}, **alike)

@@ -159,9 +159,9 @@ def _same_recipe(out: Path, resolved: bytes) -> None:
     old, new = _flat(files.read_plain(out / files.RECIPE)), _flat(tomllib.loads(resolved.decode()))
     changed = [f"{key} is {new.get(key)!r}, was {old.get(key)!r}" for key in old | new if old.get(key) != new.get(key)]
     if changed:
-        told = "; ".join(changed[:5])
+        message = "; ".join(changed[:5])
         raise OutputError(
-            f"{out}: holds a run with another recipe ({told}); use --fresh to replace it, or another --out"
+            f"{out}: holds a run with another recipe ({message}); use --fresh to replace it, or another --out"
         )
 
 

@@ -82,12 +82,12 @@ class TrainingRecipe:
 @dataclass(frozen=True, kw_only=True)
 class Setting(Generic[R]):
     """What a run has settled before its first step: the contract of the samples as stored, that of the bands the
-    model sees, and `picks`, the indices of the latter among the former (None: all)."""
+    model sees, and `band_indices`, the indices of the latter among the former (None: all)."""
 
     recipe: R
     stored: Contract
     contract: Contract
-    picks: list[int] | None
+    band_indices: list[int] | None
     how: normalise.Normalisation
     where: devices.Launch
 
@@ -102,17 +102,17 @@ class Setting(Generic[R]):
         return self.contract.label_space.ignore_index
 
 
-def settle(recipe: R, stored: Contract, paths: RunPaths) -> Setting[R]:
+def resolve(recipe: R, stored: Contract, paths: RunPaths) -> Setting[R]:
     """Raises SettingError where the recipe does not fit data of the contract `stored`, or this machine. Recipes have
     `bands`, `normalise`, `training`, and an encoder under `model`."""
     # Before anything is derived from it: without data a spectral group makes no tokens, and the model has fewer.
-    own: Any = band_selection.settled(recipe, stored)
+    own: Any = band_selection.resolve(recipe, stored)
     contract = band_selection.narrowed(stored, own.bands, own.normalise.missing)
     return Setting(
         recipe=own,
         stored=stored,
         contract=contract,
-        picks=band_selection.indices(stored, own.bands, own.normalise.missing),
+        band_indices=band_selection.indices(stored, own.bands, own.normalise.missing),
         how=normalise.resolve(own.normalise, contract),
         where=devices.start(paths.device, precision=own.training.precision, threads=paths.threads),
     )
@@ -123,9 +123,11 @@ def pixels(setting: Setting[R], batch: loader.Batch, name: str = "image") -> Ten
     device = setting.where.device
     # Native groups exist for single images only: pairs are stored on one lattice.
     whole = (
-        upsample.image(batch.arrays, batch.extent, setting.stored, device) if name == "image" else batch.arrays[name]
+        upsample.image(batch.arrays, batch.valid_size, setting.stored, device)
+        if name == "image"
+        else batch.arrays[name]
     )
-    return normalise.apply(setting.how, whole.to(device, non_blocking=True), batch.extent, setting.picks)
+    return normalise.apply(setting.how, whole.to(device, non_blocking=True), batch.valid_size, setting.band_indices)
 
 
 @dataclass(frozen=True, kw_only=True)

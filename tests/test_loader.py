@@ -90,9 +90,9 @@ def test_sizes_may_vary(tmp_path: Path) -> None:
     finish.write(made, tmp_path, contract=contract(32))
     source = data_loader.Samples(tmp_path, "train", ("image", "mask"))
     (batch,) = data_loader.load(source, data_loader.in_order(2, 2), threads=2)
-    assert batch.extent.tolist() == [[20, 24], [32, 16]]
+    assert batch.valid_size.tolist() == [[20, 24], [32, 16]]
     assert tuple(batch.arrays["image"].shape) == (2, 12, 32, 24)
-    for row, (height, width) in enumerate(batch.extent.tolist()):
+    for row, (height, width) in enumerate(batch.valid_size.tolist()):
         image = batch.arrays["image"][row].numpy()
         assert np.array_equal(image[:, :height, :width], made[row].arrays["image"])
         assert image[:, height:].sum() == image[:, :, width:].sum() == 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from synthetic_shards import contract, sample, write
-from test_pretrain import places, recipe
+from test_pretrain import recipe, run_paths_for
 
 from sgdata import catalog, files, sentinel2
 from sgdata.errors import SettingError
@@ -54,10 +54,10 @@ def test_what_stands_in_the_places_of_missing_bands() -> None:
     ours = dataclasses.replace(contract(32), bands=sentinel2.bands(TEN))
     assert band_selection.indices(ours, TEN) is None
     assert band_selection.indices(ours, sentinel2.L2A_BANDS, "nearest") == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 8, 9]
-    picks = band_selection.indices(ours, sentinel2.L2A_BANDS, "mean")
-    assert picks == [0, 1, 2, 3, 4, 5, 6, band_selection.MEAN, 7, band_selection.MEAN, 8, 9]
+    band_indices = band_selection.indices(ours, sentinel2.L2A_BANDS, "mean")
+    assert band_indices == [0, 1, 2, 3, 4, 5, 6, band_selection.MEAN, 7, band_selection.MEAN, 8, 9]
     images = torch.rand(2, 10, 3, 3)
-    assert torch.equal(band_selection.taken(images, picks)[:, 7], images.mean(dim=1))
+    assert torch.equal(band_selection.taken(images, band_indices)[:, 7], images.mean(dim=1))
     # Of the bands that the recipe names, not of all that are stored.
     few = band_selection.indices(ours, ("B02", "B08", "B04"), "mean")
     assert torch.equal(band_selection.taken(images, few)[:, 1], images[:, [1, 3]].mean(dim=1))
@@ -95,20 +95,20 @@ def test_the_mean_is_the_released_one(parity: Path) -> None:
         normalise.NormaliseRecipe(scheme="minmax", eps=1e-9, missing="mean"),
         band_selection.narrowed(ours, names, "mean"),
     )
-    extent = torch.tensor([raw.shape[-2:]])
-    out = normalise.apply(how, raw[None], extent, band_selection.indices(ours, names, "mean"))
+    valid_size = torch.tensor([raw.shape[-2:]])
+    out = normalise.apply(how, raw[None], valid_size, band_selection.indices(ours, names, "mean"))
     torch.testing.assert_close(out[0], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["mean", "nearest"])
 def test_a_model_of_twelve_trains_on_ten_and_its_card_says_how(ten: Path, tmp_path: Path, policy: str) -> None:
     made = recipe(f"normalise.missing={policy}", "training.epochs=2")
-    assert pretrain.main(made, places(ten, tmp_path)) == 0
+    assert pretrain.main(made, run_paths_for(ten, tmp_path)) == 0
     card = cards.read(tmp_path / "checkpoint-last")
     assert card.normalisation is not None
     assert (card.normalisation.missing, card.normalisation.absent) == (policy, ("B08", "B09"))
     assert card.model.encoder == made.model
-    start = places(ten, tmp_path / "next", weights=tmp_path / "checkpoint-last", stop_after=1)
+    start = run_paths_for(ten, tmp_path / "next", weights=tmp_path / "checkpoint-last", stop_after=1)
     assert pretrain.main(made, start) == training.STOPPED
     other = "nearest" if policy == "mean" else "mean"
     with pytest.raises(SettingError, match=f"missing is '{other}', was '{policy}'"):
@@ -118,8 +118,8 @@ def test_a_model_of_twelve_trains_on_ten_and_its_card_says_how(ten: Path, tmp_pa
 def test_weights_that_saw_all_bands_go_to_data_with_fewer(ten: Path, tmp_path: Path) -> None:
     every = write(tmp_path / "every", train=4, val=2)
     same = ("normalise.scheme=minmax", "normalise.eps=1e-9")
-    pretrain.main(recipe(*same, "training.epochs=1"), places(every, tmp_path / "first"))
-    start = places(ten, tmp_path / "run", weights=tmp_path / "first" / "checkpoint-last", stop_after=1)
+    pretrain.main(recipe(*same, "training.epochs=1"), run_paths_for(every, tmp_path / "first"))
+    start = run_paths_for(ten, tmp_path / "run", weights=tmp_path / "first" / "checkpoint-last", stop_after=1)
     with pytest.raises(SettingError, match="bands: B08 B09 not in the shards"):
         pretrain.main(recipe(*same), start)
     assert pretrain.main(recipe(*same, "normalise.missing=mean"), start) == training.STOPPED
@@ -129,11 +129,13 @@ def test_groups_without_data_have_no_tokens(tmp_path: Path) -> None:
     folder = fewer(tmp_path / "eight", NO_LAST_GROUP)
     every = write(tmp_path / "every", train=4, val=2)
     same = ("normalise.scheme=minmax", "normalise.eps=1e-9", "training.epochs=2")
-    pretrain.main(recipe(*same), places(every, tmp_path / "first"))
+    pretrain.main(recipe(*same), run_paths_for(every, tmp_path / "first"))
     weights = tmp_path / "first" / "checkpoint-last"
     made = recipe(*same, "normalise.missing=drop-group", "training.average=0.9")
-    assert pretrain.main(made, places(folder, tmp_path / "run", weights=weights, stop_after=1)) == training.STOPPED
-    assert pretrain.main(made, places(folder, tmp_path / "run", weights=weights)) == 0
+    assert (
+        pretrain.main(made, run_paths_for(folder, tmp_path / "run", weights=weights, stop_after=1)) == training.STOPPED
+    )
+    assert pretrain.main(made, run_paths_for(folder, tmp_path / "run", weights=weights)) == 0
     last = cards.read(tmp_path / "run" / "checkpoint-last")
     assert last.model.encoder is not None
     assert last.contract is not None
@@ -168,7 +170,7 @@ def test_a_classifier_trains_on_fewer_bands(tmp_path: Path, policy: str) -> None
     settings = [f"model.encoder.{text}" for text in tiny]
     path = catalog.folder("recipes") / "train" / "classify-demo-tiny.toml"
     made = files.read(classify.ClassifyRecipe, path, (*settings, "training.epochs=1", f"normalise.missing={policy}"))
-    assert classify.main(made, places(folder, tmp_path / "run")) == 0
+    assert classify.main(made, run_paths_for(folder, tmp_path / "run")) == 0
     card = cards.read(tmp_path / "run" / "checkpoint-last")
     assert card.model.encoder is not None
     assert card.model.encoder.dropped == (() if policy == "mean" else (3,))

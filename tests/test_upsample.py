@@ -71,9 +71,9 @@ def test_native_shards_give_the_images_of_resampled_ones(tmp_path: Path) -> None
         for source in (loader.Samples(tmp_path / name, "train", ("image", "mask")) for name in ("native", "whole"))
     )
     assert set(ours.arrays) == {*upsample.GROUPS, "mask"}
-    assert ours.extent.tolist() == [[24, 24]] * 3
+    assert ours.valid_size.tolist() == [[24, 24]] * 3
     device = torch.device("cpu")
-    a, b = (upsample.image(one.arrays, one.extent, contract(24), device).int() for one in (ours, theirs))
+    a, b = (upsample.image(one.arrays, one.valid_size, contract(24), device).int() for one in (ours, theirs))
     assert torch.equal(a, b)
     with pytest.raises(SettingError, match="native shards of samples of many sizes"):
         upsample.image(ours.arrays, torch.tensor([[24, 24], [20, 24], [24, 24]]), contract(24), device)
