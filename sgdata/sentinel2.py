@@ -54,5 +54,5 @@ class SceneClass(IntEnum):
 
 
 def bands(names: tuple[str, ...]) -> tuple[Band, ...]:
-    """The bands of these names, in this order; KeyError on an unknown name."""
+    """Return the bands of these names, in order. Raises KeyError."""
     return tuple(BAND[name] for name in names)

@@ -136,7 +136,7 @@ def test_what_is_not_ours_is_neither_shown_nor_replaced(built: Path, tmp_path: P
         folder.write(tmp_path / "absent", tmp_path / "page")
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.tex").write_text("years")
-    with pytest.raises(OutputError, match="holds other things"):
+    with pytest.raises(OutputError, match="files that are not an earlier page"):
         folder.write(built, tmp_path / "work")
     assert (tmp_path / "work" / "thesis.tex").read_text() == "years"
     # The refusal above left a begun page behind: it is ours.

@@ -10,7 +10,7 @@ from sgdata.pages import html
 
 
 def write(out: Path, report: findings.Report) -> Path:
-    """`audit.json` and a page of it; returns the page. Raises OutputError."""
+    """Write `audit.json` and its page into `out`; return the page. Raises OutputError."""
     from sgdata.pages.tables import audited
 
     with files.only_writer(out, findings.NAME):

@@ -1,4 +1,4 @@
-"""What the page says of a build: the map with every value, classes, bands, scenes, seams."""
+"""Blocks of the page of a build: a map with every value, classes, bands, scenes, seams."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ Patch = tuple[int, int, int, int, str]
 
 
 def blocks(build: Path, folder: Path, more: Mapping[str, Path] | None = None) -> list[html.Block]:
-    """The blocks of a build; the values that its map needs are written into `folder`.
+    """Return the blocks of a build; write the raster values for its map into `folder`.
 
-    `more` are further label rasters on its grid, by title (the demo's truth).
+    `more` are further class rasters on its grid, by title.
     """
     contract, planned = contracts.read(build), lock.read(build / lock.NAME)
     found = {"Labels": build / build_folder.LABELS, "Source of the label": build / build_folder.LABEL_SOURCE} | dict(
@@ -98,15 +98,15 @@ def _map(
         spectrum_keys=charts.SPECTRUM,
         spec=spec,
         presets={text: bands for text, bands in PRESETS.items() if set(names) >= set(bands)}
-        # A build of other bands has no true colour.
+        # A build without the bands of any preset.
         or {"first, middle and last band": (names[0], names[len(names) // 2], names[-1])},
         keys=keys,
-        caption="Click a pixel, or move it with the arrow keys, for what the composite holds there, exactly.",
+        caption="Click a pixel, or move the cursor with the arrow keys, to see its exact values.",
     )
 
 
 def _classes(title: str, path: Path, space: LabelSpace) -> Layer:
-    """A layer of a class raster: names and colours are its own, or those of `space` where it has none."""
+    """Return the layer of a class raster, with names and colours of the file or, if it has none, of `space`."""
     with geotiff.opened(str(path)) as raster:
         names = {int(key[6:]): name for key, name in raster.tags().items() if key.startswith("class_")}
         colours = {value: "#{:02x}{:02x}{:02x}".format(*raster.colormap(1)[value]) for value in sorted(names)}
@@ -117,9 +117,9 @@ def _classes(title: str, path: Path, space: LabelSpace) -> Layer:
 
 
 def _provenance(planned: Lock, overview: Mapping[str, Array]) -> list[Layer]:
-    """Layers of the four provenance bands: which scene, how many were valid, of which day, how well it scored."""
+    """Return layers of the four provenance bands: scene, number of valid observations, date and score."""
     scenes = [item.scene.id for item in planned.items]
-    # By the golden ratio, neighbours in the list get hues far apart: seams between them show.
+    # Steps of the golden ratio give consecutive scenes very different hues, so that seams are visible.
     hues = [colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55, 0.9) for number in range(len(scenes))]
     colours = {number: "#" + "".join(f"{round(255 * part):02x}" for part in hue) for number, hue in enumerate(hues)}
     name = build_folder.PROVENANCE_BANDS[0]
@@ -143,7 +143,7 @@ def _provenance(planned: Lock, overview: Mapping[str, Array]) -> list[Layer]:
 
 
 def _patches(build: Path) -> list[Patch]:
-    """Where each patch lies and its split, by row and column; none where the build was not cut."""
+    """Read row, column, height, width and split of each patch; empty if the build has no patches."""
     import pyarrow.parquet as pq
 
     path, columns = build / "patches.parquet", ["row", "col", "height", "width", "split"]
@@ -152,7 +152,7 @@ def _patches(build: Path) -> list[Patch]:
 
 
 def _shares(build: Path, space: LabelSpace, rows: Sequence[Patch]) -> list[html.Block]:
-    """The share of each class in the area and in the patches of each split."""
+    """Return the share of each class in the area and in the patches of each split."""
     path = build / build_folder.LABELS
     if not path.exists():
         return []
@@ -160,14 +160,14 @@ def _shares(build: Path, space: LabelSpace, rows: Sequence[Patch]) -> list[html.
         labels = raster.read(1)
     counts = {"area": np.bincount(labels.ravel(), minlength=256)}
     for row, col, height, width, split in rows:
-        # Overlapping patches hold a pixel several times, as a model will see it.
+        # Pixels of overlapping patches count several times, as in training.
         inside = np.bincount(labels[row : row + height, col : col + width].ravel(), minlength=256)
         counts[split] = counts.get(split, 0) + inside
     return [tables.shares(space, counts)]
 
 
 def _usage(build: Path, planned: Lock) -> list[html.Block]:
-    """How much of each scene the composite shows, and signs of what went wrong in it, from `usage.json`."""
+    """Return how much of each scene the composite shows, and signs of residual clouds and seams, from `usage.json`."""
     path = build / build_folder.USAGE
     if not path.exists():
         return []

@@ -12,31 +12,31 @@ import numpy as np
 
 from sgdata.types import BandStatistics, Bounds
 
-# Apart in lightness as well as hue: told apart in grey and by the colour-blind, on a white page and on a black one.
+# Different in lightness as well as hue: distinguishable in grey and with colour blindness, on white and on black.
 SERIES = ("#2f7fc1", "#d9622b", "#3d9a4a", "#9a6bc9", "#b8860b", "#c94f7c", "#1b9e9e", "#8c7a5f")
 SPLITS = {"train": "#2f7fc1", "val": "#d9622b", "test": "#3d9a4a"}
 SPECTRUM = ((SERIES[1], "this pixel"), (SERIES[0], "median, and percentiles 2 to 98"))
-# A screen has no more columns; every 50th step of a long training tells the same.
+# Points per line: a screen has no more columns.
 POINTS = 1500
 
 
 def colour(split: str) -> str:
-    """The colour of a split; one that has none of its own gets the last."""
+    """Return the colour of a split; unknown splits share the last one."""
     return SPLITS.get(split, SERIES[-1])
 
 
 def script() -> bytes:
-    """Bokeh's JavaScript, as it lies in its wheel."""
+    """Return Bokeh's JavaScript from its package."""
     import bokeh
 
     return (Path(bokeh.__file__).parent / "server" / "static" / "js" / "bokeh.min.js").read_bytes()
 
 
 def embedded(model: Any) -> str:
-    """The figure as JSON for `Bokeh.embed.embed_item`, the same for the same figure."""
+    """Return the figure as JSON for `Bokeh.embed.embed_item`; equal figures give equal JSON."""
     from bokeh.embed import json_item
 
-    # Bokeh counts its models over the life of the process: counted anew here, in the order of their appearance.
+    # Bokeh numbers its models over the life of the process; number them by appearance instead.
     numbers: dict[str, str] = {}
 
     def renumbered(match: re.Match[str]) -> str:
@@ -56,7 +56,7 @@ def _figure(*, tools: str, **options: Any) -> Any:
 
 
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str) -> str:
-    """A line chart of named (x, y) series, in the order of SERIES' colours."""
+    """Draw a line chart of named (x, y) series, with the colours of SERIES in order."""
     made = _figure(
         tools="hover,box_zoom,reset,save", height=300, x_axis_label=x_label, tooltips=[("", "$name $x{0} : $y{0.0000}")]
     )
@@ -71,7 +71,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str) -> 
 def layered(
     shape: tuple[int, int], layers: Sequence[str], patches: Mapping[str, Sequence[tuple[int, int, int, int]]]
 ) -> str:
-    """A map in pixels (x to the right, y down) with empty image layers for `page.js` to fill.
+    """Draw a map in pixels (x to the right, y down) with empty image layers that `page.js` fills.
 
     `patches` are (row, column, height, width) by split.
     """
@@ -82,11 +82,11 @@ def layered(
         tools="pan,wheel_zoom", aspect_ratio=width / height, toolbar_location=None, min_border=0,
         x_range=Range1d(start=0, end=width), y_range=Range1d(start=height, end=0),
     )  # fmt: skip
-    # Chosen by page.js while the map has the focus: else no one could scroll past it.
+    # page.js enables scrolling while the map has the focus; otherwise users could not scroll past it.
     made.toolbar.active_scroll = None
     made.axis.visible = made.grid.visible = False
     for name in layers:
-        # A first image of one clear pixel: from it the script knows the type of those to come.
+        # An initial image of one transparent pixel, which defines the type of those to come.
         clear = np.zeros((1, 1), np.uint32)
         made.image_rgba(image=[clear], x=[0], y=[0], dw=[width], dh=[height], name=name)
     for split, boxes in patches.items():
@@ -107,7 +107,7 @@ def layered(
 def spectrum(
     wavelengths: Mapping[str, float], statistics: Mapping[str, BandStatistics], *, scale: float, offset: float
 ) -> str:
-    """Reflectance over wavelength: what lies between percentiles 2 and 98, the median, and the chosen pixel."""
+    """Draw reflectance over wavelength: the range of percentiles 2 to 98, the median and the chosen pixel."""
     made = _figure(
         tools="", height=230, toolbar_location=None, x_axis_label="wavelength, nm", y_axis_label="reflectance"
     )
@@ -128,7 +128,7 @@ def spectrum(
 
 
 def extents(bounds: Mapping[str, Sequence[Bounds]]) -> str:
-    """Boxes in degrees by split, as large as on the ground, and a dot where a box would be too small to see."""
+    """Draw boxes in degrees by split, to scale, each with a dot in case it is too small to see."""
     places = np.array([box for boxes in bounds.values() for box in boxes])
     middle = np.radians((places[:, 1].min() + places[:, 3].max()) / 2)
     made = _figure(
@@ -148,7 +148,7 @@ def extents(bounds: Mapping[str, Sequence[Bounds]]) -> str:
 
 
 def spans(rows: Sequence[tuple[str, float, Sequence[float] | None, float | None]]) -> str:
-    """A line per (name, figure, ends of its interval, published figure): a dot, a bar, a diamond."""
+    """Draw a line per (name, figure, interval, published figure): a dot, a bar, a diamond."""
     names = [row[0] for row in rows]
     made = _figure(
         tools="hover,save", height=60 + 24 * len(rows), y_range=names[::-1], tooltips=[("", "@y: @x{0.0000}")]

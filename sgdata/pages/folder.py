@@ -1,4 +1,4 @@
-"""`sgdata show`: the page of any output of ours, by what its folder holds."""
+"""`sgdata show`: write the page of an output folder, whose kind is detected from its files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sgdata.rasters import geotiff
 from sgdata.shards import contracts
 
 INDEX = "index.html"
-# Begun before anything else is written: a page that was cut off is ours to replace too.
+# Written first, so that an incomplete page can be replaced too.
 MARK = ".page"
 
 
@@ -26,9 +26,9 @@ def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
     of `sgmodel predict`, to be laid over a build.
     """
     files.existing(path, "the folder of a build, of shards, of a release or of a run")
-    # Whatever else lies there is someone's work.
+    # Never delete files that are not of an earlier page.
     if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
-        raise OutputError(f"{out}: holds other things than an earlier page; choose another --out")
+        raise OutputError(f"{out}: holds files that are not an earlier page; choose another --out")
     with files.only_writer(out):
         (out / MARK).touch()
         for old in out.iterdir():
@@ -42,7 +42,7 @@ def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
         made = html.write(
             out / INDEX,
             title=path.resolve().name,
-            intro=f"As sgdata show found it{subject}. Opens from disk; nothing is fetched from elsewhere.",
+            intro=f"Written by sgdata show{subject}. The page opens from disk and loads nothing from the network.",
             blocks=[*told, *found],
         )
         files.write_sums(out)
@@ -50,20 +50,20 @@ def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
 
 
 def write_demo(path: Path, out: Path, figures: Sequence[tuple[str, str, str]]) -> Path:
-    """The page of what `sgdata demo` left in `path`, with its `figures` (what, measured, remark); its `index.html`."""
-    # A picture of an earlier run must not stay beside the new page.
+    """Write the page of a demo in `path`, with its `figures` (name, value, remark); return its `index.html`."""
+    # Remove pictures of an earlier run.
     shutil.rmtree(out, ignore_errors=True)
     truth = {"True land cover": path / "archive" / "truth" / "land_cover.tif"}
     return html.write(
         out / INDEX,
         title="A simulated city, from scenes to a segmentation model",
-        intro="Sentinel-2 scenes and OpenStreetMap of a city that never was, so that every figure has a truth beside "
-        "it: composite, labels, patches, shards, SpectralGPT pretraining, UperNet fine-tuning.",
-        # In the order of the story, the figures before everything: most readers want no more.
+        intro="Sentinel-2 scenes and OpenStreetMap data of a simulated city, with the truth for every figure: "
+        "composite, labels, patches, shards, SpectralGPT pretraining, UperNet fine-tuning.",
+        # Figures first, then in the order of the stages.
         blocks=[
             html.Table(title="Figures", columns=("what", "measured", "remark"), rows=tuple(figures)),
             *build.blocks(path / "build", out, truth),
-            # Bands, classes and contract of the shards are those of the build: once is enough.
+            # Only the samples: bands, classes and contract of the shards are those of the build.
             *(block for block in samples.blocks(path / "shards", out) if isinstance(block, html.Gallery)),
             *run.blocks(path / "runs/pretrain", out, "Pretraining: "),
             *run.blocks(path / "runs/segment", out, "Fine-tuning: "),
@@ -72,7 +72,7 @@ def write_demo(path: Path, out: Path, figures: Sequence[tuple[str, str, str]]) -
 
 
 def _raster(layer: Path, path: Path) -> Path:
-    """The raster of a layer, if it lies on the grid of the build `path`. Raises SourceError."""
+    """Return the raster of a layer. Raises SourceError unless it is on the grid of the build `path`."""
     found = files.existing(layer / "classes.tif" if layer.is_dir() else layer, "a map on the grid of a build")
     with (
         geotiff.opened(str(found)) as one,
@@ -86,7 +86,7 @@ def _raster(layer: Path, path: Path) -> Path:
 
 
 def blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[html.Block]:
-    """What the page says of the folder `path`. Raises SourceError where it is no output of ours."""
+    """Return the blocks for the folder `path`. Raises SourceError if its kind is not known."""
     if (path / build_folder.IMAGE).exists():
         return build.blocks(path, out, layers)
     if (path / files.INDEX).exists():
@@ -94,7 +94,7 @@ def blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[html.Block
     found = ledger.blocks(files.read_plain(path / run.LEDGER)) if (path / run.LEDGER).exists() else []
     if (path / run.METRICS).exists():
         return found + run.blocks(path, out)
-    # A ledger keeps its runs one folder further down.
+    # The runs of a ledger are in sub-folders.
     for metrics in sorted([*path.glob(f"*/{run.METRICS}"), *path.glob(f"runs/*/{run.METRICS}")]):
         found += run.blocks(metrics.parent, out, f"{metrics.parent.name}: ")
     if not found:

@@ -1,7 +1,7 @@
 """One static page from blocks: tables, bars, charts, pictures, a map, samples; opens from disk, fetches nothing.
 
 `page.html` is its template, `page.css` its look, `page.js` its behaviour; charts are drawn by Bokeh's own script, laid
-beside the page.
+next to the page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SCRIPT = "bokeh.min.js"
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An image file beside the page, and what it shows (`alt`, in words)."""
+    """An image file next to the page, with a description in words (`alt`)."""
 
     file: str
     title: str
@@ -31,7 +31,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A figure as `show.charts` gives it; `label` says in words what it shows."""
+    """A figure of `pages.charts`; `label` describes it in words."""
 
     title: str
     figure: str
@@ -72,8 +72,11 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Map:
-    """Layers over one another, and every value under a pixel. `spec` is what `page.js` reads; `figure`, `spectrum`
-    are charts; `presets` name three bands each; `keys` are (colour, name) pairs by layer."""
+    """Map layers with the values of every pixel.
+
+    `spec` is read by `page.js`; `figure` and `spectrum` are charts; `presets` name three bands each; `keys` are
+    (colour, name) pairs by layer.
+    """
 
     title: str
     figure: str
@@ -125,7 +128,7 @@ def write(path: Path, *, title: str, intro: str, blocks: Sequence[Block]) -> Pat
         keep_trailing_newline=True,
     )  # fmt: skip
     engine.filters["zip"] = zip
-    # Written into the page, not linked, but for Bokeh's megabyte: less that a browser might not find.
+    # Style and script are part of the page; only Bokeh's megabyte is a separate file.
     style, own = (here.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
     text = engine.get_template("page.html").render(
         title=title, intro=intro, blocks=shown, style=style,
@@ -139,16 +142,16 @@ def write_png(path: Path, rgb: Array) -> None:
     """Write a uint8 (3, H, W) or (H, W, 3) array as PNG."""
     from PIL import Image
 
-    # A picture three pixels wide could be either; then the last axis is the channel, as in PIL.
+    # Ambiguous for an image three pixels wide; then the last axis is the channel, as in PIL.
     pixels = np.moveaxis(rgb, 0, -1) if rgb.shape[0] == 3 and rgb.shape[-1] != 3 else rgb
     with files.replacing(path, durable=False) as temporary:
-        # Level 9 and no metadata: the same bytes from the same pixels.
+        # Fixed level and no metadata, so that equal pixels give equal bytes.
         Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)).save(temporary, format="PNG", compress_level=9)
 
 
 def paint(classes: Array, colours: Mapping[int, str]) -> Array:
     """(H, W) class ids -> uint8 (H, W, 3); ids without a colour are mid-grey."""
-    # Grey is what "not mapped" looks like next to every colour of a legend.
+    # Mid-grey, as unmapped pixels are drawn elsewhere.
     table = np.full((256, 3), 128, np.uint8)
     for value, colour in colours.items():
         table[value] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]

@@ -1,4 +1,4 @@
-"""A `ledger.json` as a page and as Markdown: figures beside what was published, never a number for what was not run."""
+"""Render a `ledger.json` as blocks and as Markdown; cells of missing runs stay empty."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ INTERVAL = "In brackets: 95 % interval, Student's t over seeds; of one seed, boo
 
 
 def blocks(document: dict[str, Any]) -> list[html.Block]:
-    """For each table: what follows from it, its figures as chart and table, the audit of its data, its runs."""
+    """Return for each table its conclusions, its figures as chart and table, the audit of its data and its runs."""
     found: list[html.Block] = []
     for table in document["tables"]:
         name = table["name"]
@@ -36,7 +36,7 @@ def blocks(document: dict[str, Any]) -> list[html.Block]:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The same tables for who reads text."""
+    """Render the tables as Markdown."""
     parts = [f"# {document['title']}", INTERVAL]
     for block in blocks(document):
         if isinstance(block, html.Table):
@@ -47,13 +47,13 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def columns(table: dict[str, Any]) -> tuple[str, ...]:
-    """Column heads: two for each metric."""
+    """Return the column names: two for each metric."""
     figures = [head for name in table["metrics"] for head in (f"{name} published", f"{name} here")]
     return ("model", "weights", *figures, "seeds", "parameters", "steps", "why it differs", "audit")
 
 
 def lines(table: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
-    """Rows as texts; what was not published or not run stays empty."""
+    """Return the rows as texts; cells of missing figures are empty."""
     return tuple(_line(table, row) for row in table["rows"])
 
 
@@ -85,7 +85,7 @@ def _number(value: float | None) -> str:
 
 def _measured(each: dict[str, Any]) -> str:
     ends: Sequence[float] | None = each["interval"]
-    # Held together: a column of half intervals cannot be read.
+    # No line break inside an interval.
     span = "" if ends is None else f"\N{NO-BREAK SPACE}({ends[0]:.3f}\N{EN DASH}\N{WORD JOINER}{ends[1]:.3f})"
     return _number(each["mean"]) + span
 
@@ -97,7 +97,7 @@ def _caption(table: dict[str, Any]) -> str:
 
 
 def _chart(table: dict[str, Any], metric: str) -> html.Chart | None:
-    """Means with their intervals, one line a row; nothing where nothing was run."""
+    """Chart means with their intervals, one line per row; None if no row was run."""
     shown = [(row["name"], row["figures"][metric]) for row in table["rows"] if row["state"] == "run"]
     if not shown:
         return None

@@ -23,7 +23,7 @@ Steps = Sequence[dict[str, Any]]
 
 
 def blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
-    """The blocks of one run, their titles after `prefix`; its newest picture is copied into `folder`."""
+    """Return the blocks of one run, with titles that begin with `prefix`; copy its newest picture into `folder`."""
     steps = [json.loads(line) for line in (run / METRICS).read_text("utf-8").splitlines()]
     # A dict, for the order of the log: a set has none.
     names = {name: None for step in steps for name in step}
@@ -63,7 +63,7 @@ def _series(steps: Steps, name: str) -> list[tuple[float, float]]:
 
 
 def told(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """A chart in words, for those who do not see it."""
+    """Describe a chart in words, for screen readers."""
     ends = "; ".join(f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}" for name, points in series.items())
     last = max(points[-1][0] for points in series.values())
     return f"{title} over {last:g} steps: {ends}"
@@ -94,7 +94,7 @@ def _results(run: Path) -> list[html.Block]:
 
 
 def _text(value: Any) -> str:
-    """A figure, an interval or a word as text; '' for what has a block of its own."""
+    """Format a figure, an interval or a word; '' for values that have a block of their own."""
     if isinstance(value, list) and len(value) == 2:
         return " to ".join(_text(end) for end in value)
     if isinstance(value, float):
@@ -103,11 +103,12 @@ def _text(value: Any) -> str:
 
 
 def last_picture(run: Path, folder: Path, title: str, shown: str) -> list[html.Picture]:
-    """The newest picture of a run, copied beside the page; nothing where the run made none."""
-    # Names carry the step with leading zeros: the last by name is the newest, whatever the clock of the files says.
-    found = sorted((run / "pictures").glob("*.png"))[-1:]
-    for path in found:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, folder / f"{run.name}.png")
+    """Copy the newest picture of a run next to the page and return its block; empty without pictures."""
+    # File names contain the step with leading zeros, so that the last name is the newest picture.
+    pictures = sorted((run / "pictures").glob("*.png"))
+    if not pictures:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(pictures[-1], folder / f"{run.name}.png")
     caption = f"Validation samples, one a row: {shown}."
-    return [html.Picture(file=f"{run.name}.png", title=title, caption=caption, alt=caption) for _ in found]
+    return [html.Picture(file=f"{run.name}.png", title=title, caption=caption, alt=caption)]

@@ -1,4 +1,4 @@
-"""What the page says of shards and releases: samples to look at, class shares, where they lie, bands, contract."""
+"""Blocks of the page of shards and releases: samples, class shares, locations, bands, contract."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sgdata.pages import charts, html, tables, true_colour
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Bounds, Contract, Sample
 
-# Enough to see what a set is like; a page of a million pictures would open for no one.
+# Number of samples to show: enough for an impression, few enough for a browser.
 CARDS = 240
-# Counted for the class shares: a thousand masks tell a share of 5 % to half a percent.
+# Number of masks to count: a thousand estimate a share of 5 % to half a percent.
 MASKS = 1000
 BOXES = 4000
 # Change masks have no colours of their own.
@@ -22,7 +22,7 @@ CHANGE = {0: "#303030", 1: "#f5d442"}
 
 
 def blocks(source: Path, folder: Path) -> list[html.Block]:
-    """The blocks of a folder of shards; the pictures of its samples are written into `folder`."""
+    """Return the blocks of a folder of shards; write the pictures of its samples into `folder`."""
     contract, rows = contracts.read(source), tar_format.read_index(source).to_pylist()
     cards = tuple(_card(tar_format.read_sample(source, row), row, contract, folder) for row in spread(rows, CARDS))
     space = contract.label_space
@@ -31,7 +31,7 @@ def blocks(source: Path, folder: Path) -> list[html.Block]:
         cards=cards,
         filters=("split", "class"),
         keys=tuple(zip(space.colours, space.names, strict=False)) if "mask_offset" in rows[0] else (),
-        caption="Evenly from each split. True colour, all stretched alike: percentile 1 to 99 of the train split.",
+        caption="Sampled evenly from each split. True colour, stretched to percentiles 1 to 99 of the train split.",
     )
     return [
         shown,
@@ -43,14 +43,14 @@ def blocks(source: Path, folder: Path) -> list[html.Block]:
 
 
 def spread(rows: Sequence[tar_format.Row], limit: int) -> list[tar_format.Row]:
-    """At most about `limit` rows, evenly from the whole, and a few of each split however small."""
+    """Return about `limit` rows, evenly from each split, with a minimum for small splits."""
     by_split: dict[str, list[tar_format.Row]] = {}
     for row in rows:
         by_split.setdefault(row["split"], []).append(row)
     chosen = []
-    for held in by_split.values():
-        wanted = min(len(held), max(limit // 10, limit * len(held) // len(rows)))
-        chosen += [held[at] for at in np.linspace(0, len(held) - 1, wanted).round().astype(int)]
+    for members in by_split.values():
+        wanted = min(len(members), max(limit // 10, limit * len(members) // len(rows)))
+        chosen += [members[at] for at in np.linspace(0, len(members) - 1, wanted).round().astype(int)]
     return chosen
 
 
@@ -64,15 +64,15 @@ def _card(sample: Sample, row: tar_format.Row, contract: Contract, folder: Path)
         file = f"samples/{sample.key}-{name}.png"
         html.write_png(folder / file, rgb)
         pictures.append((file, f"{name} of {sample.key}: {', '.join(classes) or 'no class'}"))
-    # A mask tells its classes itself, by colour.
-    told = f"{sample.key}, {sample.split}" + (f": {', '.join(classes)}" if mask is None and classes else "")
-    return html.Card(title=told, pictures=tuple(pictures), values={"split": (sample.split,), "class": classes})
+    # The classes of a mask are visible in its picture.
+    title = f"{sample.key}, {sample.split}" + (f": {', '.join(classes)}" if mask is None and classes else "")
+    return html.Card(title=title, pictures=tuple(pictures), values={"split": (sample.split,), "class": classes})
 
 
 def _pictures(sample: Sample, mask: Array | None, contract: Contract) -> Iterator[tuple[str, Array]]:
-    # In this order, before comes before after.
+    # In the order of IMAGES, `before` first.
     for name in (name for name in tar_format.IMAGES if name in sample.arrays):
-        # Of a sample stored at its native sizes the 10 m group has all that true colour needs.
+        # Of a sample stored at native resolutions show the 10 m group, which has the bands for true colour.
         bands = [band.name for band in contract.bands if name != "image_10m" or band.gsd_m == 10]
         yield name.replace("_", "-"), _stretched(sample.arrays[name], bands, contract)
     if mask is not None:
@@ -90,7 +90,7 @@ def _stretched(array: Array, bands: Sequence[str], contract: Contract) -> Array:
 
 
 def _shares(source: Path, rows: Sequence[tar_format.Row], contract: Contract) -> list[html.Block]:
-    """Class shares per split: of the samples where they are labelled, of the pixels where they have masks."""
+    """Return class shares per split: of pixels if the samples have masks, else of samples."""
     counts: dict[str, Any] = {}
     masked = "mask_offset" in rows[0]
     for row in spread(rows, MASKS) if masked else rows:
@@ -104,7 +104,7 @@ def _shares(source: Path, rows: Sequence[tar_format.Row], contract: Contract) ->
 
 
 def _outlines(rows: Sequence[tar_format.Row]) -> list[html.Block]:
-    """Where the samples lie, as far as the dataset tells."""
+    """Return a chart of the locations of the samples that have coordinates."""
     boxes: dict[str, list[Bounds]] = {}
     for row in spread([row for row in rows if row["west"] is not None], BOXES):
         boxes.setdefault(row["split"], []).append((row["west"], row["south"], row["east"], row["north"]))
@@ -114,4 +114,4 @@ def _outlines(rows: Sequence[tar_format.Row]) -> list[html.Block]:
     (west, south), (east, north) = edges[:, :2].min(axis=0), edges[:, 2:].max(axis=0)
     keys = tuple((charts.colour(split), split) for split in boxes)
     label = f"Outlines by split, {west:.3f} to {east:.3f} degrees east, {south:.3f} to {north:.3f} degrees north"
-    return [html.Chart(title="Where the samples lie", figure=charts.extents(boxes), label=label, keys=keys)]
+    return [html.Chart(title="Locations of the samples", figure=charts.extents(boxes), label=label, keys=keys)]

@@ -1,4 +1,4 @@
-"""What builds and shards have in common: class shares, bands, the contract, and what an audit found."""
+"""Blocks that pages of builds and shards share: class shares, bands, the contract, the audit."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def shares(space: LabelSpace, counts: Mapping[str, Array], *, caption: str = "") -> html.Bars:
-    """Class shares: a line per class and one for unmapped, a column per (256,) array of counts."""
+    """Return class shares: a bar per class and one for unmapped pixels, a column per (256,) array of counts."""
     colours = space.colours or (charts.SERIES[0],) * len(space.ids)
     # Labels of one class in many have no colours: all bars alike.
     lines = list(zip(space.names, colours, space.ids, strict=True))
     if space.ignore is not None:
         lines.append(("unmapped", "#808080", space.ignore))
-    # A split without labels has shares of 0, not none: its column stays.
+    # A split without labels has shares of 0, so that its column is kept.
     totals = {column: max(int(held.sum()), 1) for column, held in counts.items()}
     bars = tuple(
         (name, colour, tuple(int(held[value]) / totals[column] for column, held in counts.items()))
@@ -29,7 +29,7 @@ def shares(space: LabelSpace, counts: Mapping[str, Array], *, caption: str = "")
 
 
 def statistics(contract: Contract) -> html.Table:
-    """Per band: where it lies in the spectrum, and its values in stored units."""
+    """Return a table of the wavelength and the statistics of each band, in stored units."""
     columns = ("mean", "std", "min", "p1", "p50", "p99", "max")
     rows = tuple(
         (
@@ -49,8 +49,8 @@ def statistics(contract: Contract) -> html.Table:
 
 
 def contract(held: Contract, more: Mapping[str, str]) -> html.Table:
-    """What a consumer must know of the data."""
-    # The first digits of the fingerprint tell two data sets apart, and fit a narrow page.
+    """Return a table of the contract, with the rows `more` appended."""
+    # The first digits of the fingerprint suffice to distinguish datasets.
     told = {
         "dataset": f"{held.dataset} {held.version}",
         "bands": " ".join(band.name for band in held.bands),
@@ -65,12 +65,12 @@ def contract(held: Contract, more: Mapping[str, str]) -> html.Table:
 
 
 def audited(report: Report) -> html.Table:
-    """The checks of an audit."""
+    """Return a table of the checks of an audit."""
     rows = tuple((check.name, check.state, check.told, ", ".join(check.where)) for check in report.checks)
     caption = f"{report.subject}: {report.samples:,} samples, {report.findings} findings."
     return html.Table(title="Audit", columns=("check", "state", "what", "where"), rows=rows, caption=caption)
 
 
 def percent(share: float | None) -> str:
-    """A share as text; a composite of several scenes per pixel shows none."""
+    """Format a share; None (a composite of several scenes per pixel has no shown share) as "none"."""
     return "none" if share is None else f"{100 * share:.2f} %"

@@ -1,6 +1,6 @@
-"""`sgdata simulate`: an archive as a STAC provider and OpenStreetMap would give it, with the truth beside it.
+"""`sgdata simulate`: write an archive in the form of a STAC provider and OpenStreetMap, with the truth for both.
 
-The work is cut by tile (ground, truth) and by scene (sky, noise, files), so that memory follows the tile.
+Tasks are tiles (ground, truth) and scenes (sky, noise, files), so that memory depends on the tile alone.
 """
 
 from __future__ import annotations
@@ -43,10 +43,20 @@ def simulate(
     broken: bool = False,
     workers: int = 1,
 ) -> Path:
-    """Write an archive into `out` and return it. Same seed, size and dates: same bytes, whatever `workers`.
+    """Write an archive into `out` and return `out`.
 
-    `broken` cuts one file short, at which every build must stop. Raises SettingError: layout unknown, size outside
-    2 to 40 km, dates outside 3 to 400. Raises OutputError: `out` holds another archive.
+    Args:
+        out: Output folder.
+        seed: Equal arguments give equal files.
+        size_km: Side of the area, 2 to 40 km.
+        dates: Number of acquisitions in the first epoch, 3 to 400.
+        layout: Provider to imitate, one of `items.LAYOUTS`.
+        broken: Truncate one file, which every build must detect.
+        workers: Number of processes; the files do not depend on it.
+
+    Raises:
+        SettingError: The layout is unknown, or size or dates are out of range.
+        OutputError: `out` has another archive.
     """
     if layout not in items.LAYOUTS:
         raise SettingError(f"--layout {layout}: expected one of {', '.join(items.LAYOUTS)}")
@@ -54,13 +64,13 @@ def simulate(
     about = {"format": FORMAT, "seed": seed, "size_km": size_km, "dates": dates, "layout": layout, "broken": broken}
     out = Path(out)
     with files.only_writer(out, "simulation.json"):
-        told = out / "simulation.json"
-        if told.exists() and files.read_plain(told) != about:
-            raise OutputError(f"{out}: holds another simulation ({told.read_text().strip()}); choose another --out")
-        if told.exists() and files.is_finished(out):
+        marker = out / "simulation.json"
+        if marker.exists() and files.read_plain(marker) != about:
+            raise OutputError(f"{out}: holds another simulation ({marker.read_text().strip()}); choose another --out")
+        if marker.exists() and files.is_finished(out):
             return out
-        # First of all: a half-made archive must say what it is to whoever resumes it.
-        files.write(told, files.canonical_json(about))
+        # Written first, so that an interrupted archive can be resumed with the same arguments only.
+        files.write(marker, files.canonical_json(about))
         work = out / ".work"
         try:
             _everything(out, work, what, workers)
@@ -211,7 +221,7 @@ def _write_truth(
     windows: Sequence[Window],
     tiles: Iterable[Mapping[Any, Array]],
 ) -> None:
-    """The arrays of each tile, by name, into the files of these names."""
+    """Write the arrays of each tile to the files of their names."""
     with ExitStack() as stack:
         sinks = {name: stack.enter_context(file) for name, file in into.items()}
         for window, arrays in zip(windows, tiles, strict=True):
@@ -220,7 +230,7 @@ def _write_truth(
 
 
 def _median(work: Path, days: Sequence[int], window: Window) -> dict[int, Array]:
-    """gsd -> (C, H, W) uint16 of a tile: the median over the days, halves rounded up; in strips to bound memory."""
+    """Return (C, H, W) uint16 by gsd for a tile: the median over the days, halves rounded up; strips bound memory."""
     whole, halo = _surface(work, window, 1), 2 * truth.HALO
     step = int(np.clip(MEDIAN_BYTES // (24 * len(days) * window.width) // 6 * 6, 6, window.height))
     strips: dict[int, list[Array]] = {gsd: [] for gsd in truth.ORDER}
@@ -236,7 +246,7 @@ def _median(work: Path, days: Sequence[int], window: Window) -> dict[int, Array]
 
 
 def sky_seed(what: Plan, scene: Scene) -> int:
-    """The seed of one scene's weather."""
+    """Return the seed of the weather of a scene."""
     return what.seed * 1_000_003 + scene.index * 1009
 
 
@@ -303,7 +313,7 @@ SLANT = 0.25
 
 
 def _edge(what: Plan) -> float:
-    """The column of the partial orbit's edge in the first row of the granule: it covers some 60 %."""
+    """Return the column of the swath edge in the first row of the granule, for an orbit that covers about 60 %."""
     height, width = what.granule.shape
     return 0.6 * width + SLANT * height / 2
 

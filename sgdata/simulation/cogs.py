@@ -15,7 +15,7 @@ Sink = Callable[[Window, Array], None]
 
 @contextmanager
 def writing(path: Path, grid: Grid, names: tuple[str, ...], dtype: str, nodata: int | None) -> Iterator[Sink]:
-    """Takes (window, (C, h, w)) pieces in any order; the COG stands at `path` when the context ends well."""
+    """Yield a writer of (window, (C, h, w)) in any order; the COG is at `path` once the context ends without error."""
     import rasterio
     import rasterio.shutil
     from rasterio.transform import Affine

@@ -165,7 +165,7 @@ CHANGES = (
 
 
 def changes(sketch: Sketch) -> None:
-    """New buildings on fields near towns, felled forest, a dug quarry: areas that come with epoch 2."""
+    """Add the areas of epoch 2: new buildings on fields near towns, felled forest, a quarry."""
     rng = sketch.rng(7)
     area = shapely.box(*sketch.plan.area.bounds)
     # Whole changes only: one that the edge cuts off would be scored by a part of it.

@@ -20,7 +20,7 @@ from sgdata.types import Array
 
 
 def build(plan: Plan) -> Place:
-    """The place of a plan: same plan, same place."""
+    """Generate the place of a plan; equal plans give equal places."""
     sketch = Sketch(plan)
     west, south, east, north = plan.granule.bounds
     # Wider than the granule: nothing may end at the edge of a picture, and the warp moves corners by some 80 m.
@@ -49,7 +49,7 @@ WARPS_M = ((45, 800), (26, 190), (6, 50))
 
 
 def _warped(areas: list[Area], lines: list[Line], seed: int) -> Place:
-    """The place with every corner moved by one smooth field, so that what touched still touches."""
+    """Move every vertex of the place by one smooth field, so that shapes that touched still touch."""
 
     def moved(points: Array) -> Array:
         shift = np.zeros_like(points)
@@ -183,7 +183,7 @@ def _motorway(sketch: Sketch, extent: Polygon, city: Settlement, rng: Rng) -> No
 def _passing(
     extent: Polygon, city: Settlement, rng: Rng, *, bearing: float, aside: float, sway: float
 ) -> tuple[LineString, Point]:
-    """A line through the whole extent that passes the city at `aside` radii from its middle, and the nearest point."""
+    """Return a line across the area that passes the city `aside` radii from its centre, and the nearest point."""
     far = math.dist(extent.bounds[:2], extent.bounds[2:])
     near = shapes.toward(city.x, city.y, bearing + math.pi / 2, aside * city.radius)
     start, end = (shapes.toward(*near, bearing + side, far) for side in (0, math.pi))
@@ -215,7 +215,7 @@ def _railway(sketch: Sketch, extent: Polygon, city: Settlement, rng: Rng) -> Non
 
 
 def _crossings(sketch: Sketch, water: list[Polygon], city: Settlement) -> list[Line]:
-    """The lines cut at water (bridges) and one ring road put under ground for a way (tunnel)."""
+    """Cut the lines at water (bridges), and put a part of one ring road under ground (tunnel)."""
     # 12 m of land on either bank belong to a bridge.
     rivers = shapely.union_all(water).buffer(12)
     shapely.prepare(rivers)

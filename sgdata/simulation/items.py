@@ -1,7 +1,7 @@
-"""The static STAC catalogue of an archive, item by item as Earth Search v1 and other providers write them. Pure.
+"""The static STAC catalogue of an archive, with items in the layout of Earth Search v1 and other providers. Pure.
 
-Learnt from recorded answers: Planetary Computer tells no offset at all and old `proj:epsg`; the Copernicus Data Space
-puts the CRS, scale and offset on each asset and names assets by resolution.
+The layouts follow recorded responses: Planetary Computer has no offset and the old `proj:epsg`; the Copernicus Data
+Space has CRS, scale and offset on each asset, and asset keys with the resolution.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ CLOUDS = ("s2:medium_proba_clouds_percentage", "s2:high_proba_clouds_percentage"
 
 
 def ring(shape: shapely.Polygon, crs: str) -> list[list[float]]:
-    """The outer ring of a shape in `crs` as [longitude, latitude] corners, rounded to 1e-8 degrees."""
+    """Return the outer ring of a shape in `crs` as [longitude, latitude] vertices, rounded to 1e-8 degrees."""
     x, y = shapely.get_coordinates(shape.exterior).T
     lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y)
     return np.round(np.column_stack([lon, lat]), 8).tolist()  # type: ignore[no-any-return]
 
 
 def polygon(shape: shapely.Polygon, crs: str) -> dict[str, Any]:
-    """GeoJSON geometry in degrees."""
+    """Return a shape in `crs` as a GeoJSON geometry in degrees."""
     return {"type": "Polygon", "coordinates": [ring(shape, crs)]}
 
 
 def bbox(geometry: dict[str, Any]) -> list[float]:
-    """[west, south, east, north] of a GeoJSON polygon."""
+    """Return [west, south, east, north] of a GeoJSON polygon."""
     lon, lat = np.array(geometry["coordinates"][0]).T
     return [float(lon.min()), float(lat.min()), float(lon.max()), float(lat.max())]
 
@@ -53,9 +53,10 @@ def bbox(geometry: dict[str, Any]) -> list[float]:
 def item(
     scene: Scene, granule: Grid, footprint: shapely.Polygon, counts: Array, *, crs: str | None = None
 ) -> dict[str, Any]:
-    """The item of a scene; `counts` are the pixels of each SCL value, `footprint` where the granule has data.
+    """Create the item of a scene.
 
-    `footprint` lies in the CRS of `granule`, or in `crs`.
+    `counts` are the numbers of pixels of each SCL value; `footprint` is the area with data, in `crs` or else the CRS of
+    `granule`.
     """
     geometry = polygon(footprint, crs or granule.crs)
     document = _template("item")
@@ -67,10 +68,10 @@ def item(
 def _properties(scene: Scene, counts: Array) -> dict[str, Any]:
     time = scene.time
     done = made(scene)
-    # The product name is where readers find the orbit when no property tells it.
+    # Readers take the orbit from the product name if no property has it.
     number = scene.baseline.replace(".", "")
     total = max(int(counts.sum()), 1)
-    # Shares are of what the swath saw, as Sen2Cor reports them.
+    # Shares of the pixels with data, as Sen2Cor reports them.
     seen = max(total - int(counts[SceneClass.NO_DATA]), 1)
     shares = {f"s2:{name}_percentage": round(100 * int(counts[value]) / seen, 6) for value, name in SHARES.items()}
     stem = f"{scene.platform}_MSIL2A_{time:%Y%m%dT%H%M%S}_N{number}_R{scene.orbit:03d}_T{TILE}"
@@ -119,7 +120,7 @@ def _asset(name: str, gsd_m: int, granule: Grid) -> dict[str, Any]:
 
 
 def collection(scenes: list[Scene], ids: list[str], granule: Grid) -> dict[str, Any]:
-    """The collection of the archive, with a link to each item of `ids`."""
+    """Create the collection of the archive, with a link to each item of `ids`."""
     document = _template("collection")
     box = bbox(polygon(shapely.box(*granule.bounds), granule.crs))
     times = sorted(f"{scene.time:%Y-%m-%dT%H:%M:%SZ}" for scene in scenes)
@@ -129,12 +130,12 @@ def collection(scenes: list[Scene], ids: list[str], granule: Grid) -> dict[str, 
 
 
 def root() -> dict[str, Any]:
-    """The catalogue above the collection."""
+    """Create the root catalogue."""
     return _template("catalog")
 
 
 def _template(name: str) -> dict[str, Any]:
-    """What every catalogue, collection or item of an archive says."""
+    """Return the constant part of a catalogue, collection or item."""
     found: dict[str, Any] = catalog.document("simulated_stac")[name]
     return found
 
@@ -146,7 +147,7 @@ BAND_OF = {key: band for band, key in KEYS.items()} | {"scl": "SCL"}
 
 
 def written(document: dict[str, Any], layout: str) -> dict[str, Any]:
-    """An Earth Search item in the words of another provider, one of LAYOUTS."""
+    """Convert an Earth Search item to the layout of another provider, one of LAYOUTS."""
     if layout == "earth-search":
         return document
     if layout == "planetary-computer":
@@ -157,7 +158,7 @@ def written(document: dict[str, Any], layout: str) -> dict[str, Any]:
 
 def _microsoft(document: dict[str, Any]) -> dict[str, Any]:
     told = document["properties"]
-    # No offset flag and no grid code: what is not here, Planetary Computer does not tell.
+    # No offset flag and no grid code, as at Planetary Computer.
     kept = {key: value for key, value in told.items() if key.startswith(("s2:", "eo:")) or key == "datetime"}
     # An item may have lost its projection to a trap.
     if "proj:code" in told:
@@ -188,7 +189,7 @@ def _orbit(told: dict[str, Any]) -> int:
 
 
 def _bands(document: dict[str, Any], extra: dict[str, Any], unit: str) -> dict[str, Any]:
-    """The assets under the other provider's keys: with a `unit` they carry resolution, scale and offset."""
+    """Return the assets under the keys of the other provider; with a `unit` they have resolution, scale and offset."""
     assets = {}
     for key, asset in document["assets"].items():
         band = BAND_OF[key]

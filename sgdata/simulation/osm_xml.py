@@ -36,7 +36,7 @@ class Elements:
     relations: list[tuple[list[tuple[int, str]], Tags]] = field(default_factory=list)
 
     def way(self, lonlat: Array, tags: Tags) -> int:
-        """The id of a new way through points (N, 2) in degrees."""
+        """Add a way through points (N, 2) in degrees and return its id."""
         # OpenStreetMap stores 1e-7 degrees: integers make neighbours share a corner exactly, which floats would not.
         keys = [(x, y) for x, y in np.round(lonlat * 1e7).astype(np.int64).tolist()]
         refs = [self.nodes.setdefault(key, FIRST_NODE + len(self.nodes)) for key in keys]
@@ -85,7 +85,7 @@ def _area(out: Elements, area: Area, degrees: Any) -> None:
 
 
 def overpass(held: Elements) -> bytes:
-    """The answer of an Overpass server to a query for all of it, `out body`."""
+    """Return the response of an Overpass server to a query for everything, `out body`."""
     # Overpass may answer in any order; nodes first, as its `out body` and the XML both do.
     found: list[dict[str, Any]] = [
         {"type": "node", "id": number, "lat": y / 1e7, "lon": x / 1e7} for (x, y), number in held.nodes.items()

@@ -84,7 +84,7 @@ class Plan:
 
 
 def checked(seed: int, size_km: float, dates: int, layout: str = "earth-search") -> Plan:
-    """The plan of these numbers. Raises SettingError outside the sizes and counts that are simulated."""
+    """Create a plan. Raises SettingError if size or dates are out of range."""
     for name, value, low, high in (("size", size_km, 2, 40), ("dates", dates, 3, 400), ("seed", seed, 0, 2**31 - 1)):
         if not low <= value <= high:
             raise SettingError(f"--{name} {value}: expected {low} to {high}" + " (km)" * (name == "size"))
@@ -171,7 +171,7 @@ def _scene(index: int, one: Pass, sky: Weather, epoch: int, layout: str) -> Scen
 
 
 def named(scene: Scene, layout: str, *, sequence: int, tile: str = TILE) -> str:
-    """The id that a provider gives: a short one with a sequence digit, or most of the product's name."""
+    """Return the item id in the style of a provider: short with a sequence digit, or most of the product name."""
     if layout == "earth-search":
         return f"{scene.platform}_{tile}_{scene.time:%Y%m%d}_{sequence}_L2A"
     number = f"N{scene.baseline.replace('.', '')}_" if layout == "cdse" else ""
@@ -234,7 +234,7 @@ def sun(time: datetime) -> tuple[float, float]:
 
 
 def _skies(chosen: list[Pass], rng: np.random.Generator) -> list[Weather]:
-    """A sky per pass: a quarter clear, the rest scattered to overcast; the mean cloud share is near 0.4.
+    """Draw the weather of each pass: a quarter clear, the rest scattered to overcast; mean cloud share near 0.4.
 
     The clear days fall first on the orbit that sees everything and outside winter, so that every place is
     seen clear; the clearest winter day has snow.

@@ -17,19 +17,19 @@ Rng = np.random.Generator
 # Overlays of polygons that touch leave points, lines and slivers in a GeometryCollection: nobody maps 150 m2, and a
 # pixel holds 100.
 def polygons(geometry: BaseGeometry, least_m2: float = 150) -> list[Polygon]:
-    """The polygons inside any geometry that are at least so large."""
+    """Return the polygons of any geometry with at least the given area."""
     parts = shapely.get_parts(geometry)
     return [part for part in parts if part.geom_type == "Polygon" and part.area >= least_m2]
 
 
 def lines(geometry: BaseGeometry, least_m: float = 15) -> list[LineString]:
-    """The line strings inside any geometry that are at least so long."""
+    """Return the line strings of any geometry with at least the given length."""
     parts = shapely.get_parts(geometry)
     return [part for part in parts if part.geom_type == "LineString" and part.length >= least_m]
 
 
 def blob(x: float, y: float, radius: float, rng: Rng, *, rough: float = 0.2, stretch: float = 1.0) -> Polygon:
-    """A closed shape about (x, y) whose radius wanders by `rough`; `stretch` draws it out in a random direction."""
+    """Draw a closed shape around (x, y); `rough` varies the radius, `stretch` elongates it in a random direction."""
     angles = np.linspace(0, 2 * np.pi, max(24, int(radius / 12)), endpoint=False)
     radii = np.ones(len(angles))
     # A Fourier series in the angle, falling like 1/order. Order 1 would only shift the middle.
@@ -44,7 +44,7 @@ def blob(x: float, y: float, radius: float, rng: Rng, *, rough: float = 0.2, str
 
 
 def wander(start: tuple[float, float], end: tuple[float, float], rng: Rng, *, sway: float) -> LineString:
-    """A line from start to end that leaves the straight way by about `sway` metres, in bends of 0.5 to 4 km."""
+    """Draw a line from start to end with bends of 0.5 to 4 km that deviate by about `sway` metres."""
     length = math.dist(start, end)
     along = np.linspace(0, 1, max(int(length / 50), 3))
     aside = np.zeros(len(along))
@@ -62,12 +62,12 @@ def wander(start: tuple[float, float], end: tuple[float, float], rng: Rng, *, sw
 
 
 def toward(x: float, y: float, bearing: float, distance: float) -> tuple[float, float]:
-    """The point so far from (x, y) on a bearing in radians clockwise from north."""
+    """Return the point at a distance from (x, y) on a bearing in radians clockwise from north."""
     return x + distance * math.sin(bearing), y + distance * math.cos(bearing)
 
 
 def cut(shape: Polygon, rng: Rng, *, axis: float | None, jitter: float) -> tuple[list[Polygon], LineString]:
-    """The shape cut across its long side near the middle; with `axis`, along or across that direction."""
+    """Cut a shape across its long side near the middle; with `axis`, along or across that direction."""
     # The long side of the smallest rectangle around: cutting across it keeps pieces as square as may be.
     corners = shapely.get_coordinates(shapely.oriented_envelope(shape))
     length, angle = max((math.dist(p, q), math.atan2(q[1] - p[1], q[0] - p[0])) for p, q in pairwise(corners[:3]))
@@ -103,7 +103,7 @@ def subdivide(
 
 
 def minus(shape: BaseGeometry, tree: shapely.STRtree) -> list[Polygon]:
-    """The polygons that remain of a shape outside everything in the tree."""
+    """Return the polygons of a shape outside everything in the tree."""
     hits = tree.query(shape, predicate="intersects")
     if len(hits):
         shape = shape.difference(shapely.union_all(tree.geometries[hits]))
@@ -111,7 +111,7 @@ def minus(shape: BaseGeometry, tree: shapely.STRtree) -> list[Polygon]:
 
 
 def crossing(line: LineString, over: BaseGeometry) -> Iterator[tuple[bool, LineString]]:
-    """The line in pieces, each with whether it lies inside `over` (a bridge, a tunnel)."""
+    """Split a line at `over`; return each part and whether it is inside (a bridge, a tunnel)."""
     for inside, part in ((True, line.intersection(over)), (False, line.difference(over))):
         # Merged, for an overlay cuts a line at every vertex that it shares.
         for piece in lines(shapely.line_merge(part), 5):

@@ -132,6 +132,7 @@ class Sketch:
     # One stream per stage: more draws in one stage leave every later stage as it was. Philox is counter-based, so that
     # the pair (seed, stage) is a key and needs no warm-up.
     def rng(self, stage: int) -> Rng:
+        """Return the random generator of a stage."""
         return np.random.Generator(np.random.Philox(key=[self.plan.seed, stage]))
 
     def add(self, kind: str, pieces: Sequence[Polygon], rng: Rng, *, hidden: float = 0.0, epoch: int = 1) -> None:
@@ -143,7 +144,7 @@ class Sketch:
             self.areas.append(Area(geometry=piece, kind=kind, variant=variant, exported=exported, epoch=epoch))
 
     def draw(self, kind: str, path: LineString, rng: Rng, *, hidden: float = 0.0, **tags: str) -> None:
-        """A line of a kind."""
+        """Add a line of a kind."""
         variant = int(rng.integers(2**31))
         road = roads()[kind]
         # Mappers write a width or a lane count on some streets only; the painter must cope with either and with none.

@@ -64,7 +64,7 @@ def _field(seed: int, weather: Weather, rows: Array, cols: Array) -> Field:
 
 
 def threshold(seed: int, weather: Weather, shape: tuple[int, int]) -> float:
-    """The field value above which `weather.cloud` of the granule lies, from a coarse look at all of it."""
+    """Return the field value exceeded by the share `weather.cloud` of the granule, from a coarse sample."""
     # Every tile must use the same level, or clouds would break at its edge: so from the granule, before any tile.
     step = max(max(shape) // 256, 1)
     field = _field(seed, weather, np.arange(0, shape[0], step), np.arange(0, shape[1], step))
@@ -78,7 +78,7 @@ def _opacity(field: Field, level: float) -> Field:
 
 
 def look(scene: Scene, label: Array, seed: int, level: float, rows: Array, cols: Array) -> Sky:
-    """The sky of a scene over granule rows and columns of these land covers; `level` is its `threshold`."""
+    """Render the sky of a scene over rows and columns of the granule; `level` is its `threshold`."""
     weather = scene.weather
     shape = (len(rows), len(cols))
     zero = np.zeros(shape, np.float32)

@@ -41,7 +41,7 @@ def calendars() -> dict[str, tuple[tuple[int, str], ...]]:
 
 @cache
 def cover_ids() -> dict[str, int]:
-    """Number of each cover: its row in the table."""
+    """Map each cover to its row in the table."""
     return {row["cover"]: number for number, row in enumerate(catalog.table("simulated_covers"))}
 
 
@@ -114,7 +114,7 @@ def reflectance(surface: Surface, day: int) -> Field:
 
 
 def blurred(image: Field) -> Field:
-    """The image under [1 2 1]/4 in both directions; edges repeat."""
+    """Smooth an image with [1 2 1]/4 in both directions; edges are repeated."""
     # This response is 0 at the Nyquist frequency, where MSI's specification has 0.15 to 0.30: a little softer than
     # the instrument, but without aliases, so that plain means may stand for its 20 m and 60 m detectors.
     padded = np.pad(image, 1, mode="edge")

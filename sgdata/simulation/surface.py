@@ -60,7 +60,7 @@ def _of_line(line: Line) -> Layer:
 
 
 def near(tree: shapely.STRtree, every: Sequence[Layer], grid: Grid) -> list[Layer]:
-    """The layers that touch a grid, in painting order."""
+    """Return the layers that touch a grid, in painting order."""
     # The tree answers in any order; sorted indices are the painting order again.
     return [every[i] for i in np.sort(tree.query(shapely.box(*grid.bounds)))]
 
@@ -77,7 +77,7 @@ def _burned(values: list[tuple[Any, int]], grid: Grid, dtype: str) -> Array:
 
 
 def paint(found: Sequence[Layer], grid: Grid, *, seed: int, epoch: int) -> Surface:
-    """The surface of `grid` in an epoch; class 0 paints as every other, an unpainted pixel cannot be."""
+    """Render the surface of `grid` in an epoch; every pixel is painted, also with class 0."""
     seen = [layer for layer in found if layer.epoch <= epoch]
     labelled = [layer for layer in seen if layer.label is not None]
     # Burnt once as numbers of layers: cover and variant are look-ups, and both are sure to come from the same layer.

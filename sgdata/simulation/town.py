@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _faces(outline: Polygon, roads: list[LineString]) -> list[Polygon]:
-    """The parts into which the roads cut an outline."""
+    """Return the parts of an outline between the roads."""
     inside = [part for road in roads if road.intersects(outline) for part in shapes.lines(road.intersection(outline))]
     # Noded first: polygonize joins lines only where they share an end.
     network = shapely.node(shapely.union_all([LineString(outline.exterior.coords), *inside]))
@@ -70,7 +70,7 @@ def _quarter(sketch: Sketch, city: Settlement, quarter: Polygon, rng: Rng) -> No
 
 
 def _fringe(sketch: Sketch, quarter: Polygon, rng: Rng) -> None:
-    """A quarter that the town has not reached yet, or has left alone."""
+    """Draw a quarter that is not built up: fields, scrub, forest or a building site."""
     uses = ["arable", "arable", "pasture", "scrub", "forest", "building_site"]
     use = str(rng.choice(uses, p=[0.3, 0.2, 0.25, 0.1, 0.12, 0.03]))
     sketch.add(use, shapes.subdivide(quarter, 25_000, rng)[0], rng, hidden=0.1)
@@ -92,7 +92,7 @@ def _block(sketch: Sketch, block: Polygon, look: str, rng: Rng) -> None:
 
 
 def _works(sketch: Sketch, quarter: Polygon, rng: Rng, *, axis: float) -> None:
-    """An industrial quarter: yards, service roads, halls of which every third is white."""
+    """Draw an industrial quarter: yards, service roads, and halls of which every third is white."""
     sketch.add(str(rng.choice(["industrial", "industrial", "commercial"])), [quarter], rng, hidden=0.06)
     blocks, cuts = shapes.subdivide(quarter, 26_000, rng, axis=axis)
     for _, line in cuts:
@@ -105,7 +105,8 @@ def _works(sketch: Sketch, quarter: Polygon, rng: Rng, *, axis: float) -> None:
 
 
 def village_streets(sketch: Sketch, village: Settlement, roads: list[LineString], wet: shapely.STRtree) -> None:
-    # A stream per village, by its place: one village more leaves the others as they were.
+    """Draw the streets and buildings of a village."""
+    # A random stream per village, seeded by its position, so that an added village does not change the others.
     rng = sketch.rng(100_000 + int(village.x) % 1000 * 1000 + int(village.y) % 1000)
     for face in _faces(village.outline, roads):
         for part in shapes.minus(face, wet):

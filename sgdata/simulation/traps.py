@@ -40,7 +40,7 @@ def planted(scenes: list[Scene], layout: str) -> dict[str, list[str]]:
 
 
 def altered(document: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """An item with its traps in it."""
+    """Apply traps to an item."""
     # Assets share dicts with their template.
     document = deepcopy(document)
     told, assets = document["properties"], document["assets"].values()
@@ -60,19 +60,19 @@ def altered(document: dict[str, Any], names: list[str]) -> dict[str, Any]:
 
 
 def clear_scene(scenes: list[Scene]) -> Scene:
-    """The clearest scene of the first epoch whose pixels carry no offset, if there is one: it gets company."""
+    """Return the clearest scene of the first epoch without an offset in its pixels, to be duplicated."""
     return min(scenes, key=lambda one: (one.epoch, one.offset_in_pixels, one.weather.cloud + one.weather.cirrus))
 
 
 def twin(scene: Scene, layout: str) -> Scene:
-    """The same acquisition, processed earlier; its greater sequence digit says nothing."""
+    """Return the same acquisition, processed earlier but with a greater sequence digit."""
     # Older, though it comes later by name: who takes the greatest digit takes the wrong one.
     older = replace(scene, baseline="04.00" if scene.baseline > "04.00" else OLDEST)
     return replace(older, id=named(older, layout, sequence=2))
 
 
 def beside(document: dict[str, Any], original: str) -> dict[str, Any]:
-    """An item whose files are those of its neighbour folder: twins need no pixels of their own."""
+    """Point the assets of an item to the files of another item."""
     assets = {
         key: asset | {"href": f"../{original}/{asset['href'].removeprefix('./')}"}
         for key, asset in document["assets"].items()
@@ -81,7 +81,7 @@ def beside(document: dict[str, Any], original: str) -> dict[str, Any]:
 
 
 def next_zone(granule: Grid) -> Grid:
-    """The lattice of the same ground in the UTM zone to the east, snapped to 60 m."""
+    """Return the grid of the same ground in the UTM zone to the east, snapped to 60 m."""
     outline = shapely.segmentize(shapely.box(*granule.bounds), 5000)
     move = Transformer.from_crs(granule.crs, NEIGHBOUR_CRS, always_xy=True)
     # Straight edges of one zone are bent in the next.
@@ -90,7 +90,7 @@ def next_zone(granule: Grid) -> Grid:
 
 
 def in_next_zone(document: dict[str, Any], scene: Scene) -> dict[str, Any]:
-    """The item of that tile."""
+    """Create the item of the tile in the next zone."""
     told = document["properties"] | {"proj:code": NEIGHBOUR_CRS, "grid:code": f"MGRS-{NEIGHBOUR}"}
     told |= {"mgrs:utm_zone": 33, "mgrs:grid_square": NEIGHBOUR[3:]}
     told["s2:product_uri"] = told["s2:product_uri"].replace("T32UPU", f"T{NEIGHBOUR}")

@@ -27,13 +27,13 @@ TILE = 1020
 
 
 def planned(archive: Path) -> Plan:
-    """The plan in `archive/simulation.json`. Raises SettingError."""
+    """Read the plan in `archive/simulation.json`. Raises SettingError."""
     document = files.read_plain(archive / "simulation.json")
     return plan.checked(document["seed"], document["size_km"], document["dates"], document["layout"])
 
 
 def grown(lattice: Grid, window: Window) -> Grid:
-    """The grid of a window and its halo."""
+    """Return the grid of a window and its halo."""
     height, width = window.height + 2 * HALO, window.width + 2 * HALO
     return grid.windowed(lattice, Window(row=window.row - HALO, col=window.col - HALO, height=height, width=width))
 
@@ -46,7 +46,7 @@ def native(image: Array) -> dict[int, Array]:
 
 
 def inside(pixels: Array) -> Array:
-    """The last two axes without the halo."""
+    """Remove the halo from the last two axes."""
     return pixels[..., HALO:-HALO, HALO:-HALO]
 
 
@@ -62,7 +62,7 @@ def digital(image: Array) -> Array:
 
 
 def scene(archive: Path, item_id: str) -> dict[int, Array]:
-    """gsd -> (C, H, W) uint16 noise-free, cloud-free DN (offset 0) of one date on the area's grid; bands as `ORDER`.
+    """Return (C, H, W) uint16 by gsd: DN of one date without noise and clouds (offset 0), on the grid of the area.
 
     Raises SettingError where the archive has no such item.
     """
@@ -95,6 +95,6 @@ def _layers(what: Plan) -> list[surface.Layer]:
 
 
 def grid_slices(window: Window, gsd: int) -> tuple[slice, slice]:
-    """The rows and columns of a 10 m window on the lattice of `gsd`."""
+    """Return the rows and columns of a 10 m window on the grid of `gsd`."""
     k = gsd // 10
     return Window(row=window.row // k, col=window.col // k, height=window.height // k, width=window.width // k).slices
