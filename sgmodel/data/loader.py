@@ -102,10 +102,13 @@ def in_order(count: int, batch: int) -> Iterator[BatchIndices]:
 
 
 def subset(keys: Sequence[str], fraction: float, *, seed: int) -> list[int]:
-    """Where the keys of a fraction of a data set stand, in order: those whose SHA-256 of "<seed>:<key>" is lowest.
+    """Return the indices of a fraction of the samples: those whose SHA-256 of "<seed>:<key>" is lowest.
 
-    Anyone can recompute it, in any language; a smaller fraction is a part of every larger one; and it does not depend
-    on the order or the splitting of the files. The number is rounded half up, at least 1. Raises SettingError.
+    The selection can be recomputed in any language, a smaller fraction is a subset of every larger one, and it does not
+    depend on the order of the files. The number of samples is rounded half up and at least 1.
+
+    Raises:
+        SettingError: `fraction` is not in (0, 1].
     """
     if not 0 < fraction <= 1:
         raise SettingError(f"training.fraction is {fraction}: expected a share of the samples, above 0 and at most 1")
@@ -163,17 +166,26 @@ class Source(Protocol):
 
 
 class Samples:
-    """One split of a folder of shards, opened for random access by sample number (the index's order).
+    """One split of a folder of shards with random access by sample number, in the order of the index.
 
-    As a map-style dataset of PyTorch it gives a dictionary of tensors, as stored: for those who bring their own loop.
+    As a map-style dataset of PyTorch it returns a dictionary of tensors as stored.
     """
 
     def __init__(
         self, folder: Path, split: str, members: Sequence[str], *, fraction: float = 1.0, seed: int = 0
     ) -> None:
-        """`fraction` and `seed`: see `subset`.
+        """Open a split.
 
-        Raises SettingError, SourceError: no such split, arrays of mixed types, a shard missing or cut short.
+        Args:
+            folder: Folder of shards.
+            split: Name of the split.
+            members: Arrays to read, such as "image" and "mask".
+            fraction: Share of the samples to keep, see `subset`.
+            seed: Seed that selects this share.
+
+        Raises:
+            SettingError: the split does not exist, or `fraction` is not in (0, 1].
+            SourceError: arrays have mixed types, or a shard is missing or truncated.
         """
         self.folder, self.split = folder, split
         self.contract: Contract = contracts.read(folder)

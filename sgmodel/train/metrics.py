@@ -43,9 +43,16 @@ class Scores:
 
 
 def confusion(pred: Tensor, target: Tensor, *, classes: int, ignore: int = 255) -> Tensor:
-    """(K, K) int64 counts on the CPU, rows = target, columns = prediction; pixels of `ignore` left out.
+    """Count pixels by target and prediction.
 
-    `pred` and `target` are integer tensors of one shape; targets are `ignore` or in 0..K-1.
+    Args:
+        pred: Predicted classes, integers of any shape.
+        target: Classes 0..K-1 or `ignore`, in the same shape.
+        classes: Number of classes K.
+        ignore: Target value of pixels that are left out.
+
+    Returns:
+        (K, K) int64 counts on the CPU; rows are targets, columns predictions.
     """
     kept = target != ignore
     # One bincount over pairs, numbered row by row.
@@ -54,7 +61,7 @@ def confusion(pred: Tensor, target: Tensor, *, classes: int, ignore: int = 255) 
 
 
 def scores(counts: Tensor) -> Scores:
-    """OA = trace / sum; IoU = diagonal / (row + column - diagonal); recall by row, precision by column."""
+    """Compute overall accuracy, and IoU, recall and precision per class, from a confusion matrix (K, K)."""
     hit = counts.diagonal()
     row, column = counts.sum(dim=1), counts.sum(dim=0)
     return Scores(
@@ -66,14 +73,14 @@ def scores(counts: Tensor) -> Scores:
 
 
 def constant(counts: Tensor, label: int) -> Tensor:
-    """The confusion matrix of a model that always answers `label`, from that of any model."""
+    """Return the confusion matrix of a model that always predicts `label`, given that of any model."""
     result = torch.zeros_like(counts)
     result[:, label] = counts.sum(dim=1)
     return result
 
 
 def mean(values: tuple[float | None, ...]) -> float:
-    """Mean of the values that exist; 0 where none does."""
+    """Return the mean of the values that are not None; 0 if there are none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else 0.0
 
@@ -106,7 +113,11 @@ def ranking(scores_N: Tensor, targets_N: Tensor, samples: NDArray[np.int64] | No
 
 
 def average_precision(ranked: Ranking, weights: Weights | None = None) -> float | None:
-    """Sum of precision x gain in recall over the thresholds, not interpolated; None without one positive."""
+    """Compute the average precision: the sum of precision x gain in recall over thresholds, without interpolation.
+
+    Returns:
+        The average precision, None without a positive.
+    """
     each = np.ones(len(ranked.hits), np.int64) if weights is None else weights[ranked.samples]
     # Both counts at the end of each run of ties, the only paths where a threshold can stand.
     found = np.cumsum(each * ranked.hits)[ranked.ends]
@@ -117,18 +128,18 @@ def average_precision(ranked: Ranking, weights: Weights | None = None) -> float 
 
 
 def macro(scores_NK: Tensor, targets_NK: Tensor) -> list[Ranking]:
-    """A ranking for each class; their mean average precision is the macro mAP."""
+    """Return a ranking per class; the mean of their average precisions is the macro mAP."""
     return [ranking(scores_NK[:, k], targets_NK[:, k]) for k in range(scores_NK.shape[1])]
 
 
 def micro(scores_NK: Tensor, targets_NK: Tensor) -> list[Ranking]:
-    """One ranking of all (sample, class) pairs; its average precision is the micro mAP."""
+    """Return one ranking of all (sample, class) pairs; its average precision is the micro mAP."""
     samples = np.arange(len(scores_NK)).repeat(scores_NK.shape[1])
     return [ranking(scores_NK.flatten(), targets_NK.flatten(), samples)]
 
 
 def mean_average_precision(rankings: list[Ranking], weights: Weights | None = None) -> float:
-    """Over the whole set; classes without a positive do not enter the mean."""
+    """Compute the mean average precision; classes without a positive are left out of the mean."""
     return mean(tuple(average_precision(ranked, weights) for ranked in rankings))
 
 
@@ -142,7 +153,7 @@ def micro_map_batch_averaged(scores_NK: Tensor, targets_NK: Tensor, batch: int =
 
 
 def top1(right_N: Tensor, weights: Weights | None = None) -> float:
-    """The share of samples whose highest score is their class."""
+    """Return the share of samples whose highest score is that of their class."""
     return float(np.average(right_N.numpy(), weights=weights))
 
 
@@ -157,9 +168,15 @@ def weighted(counts_NKK: Tensor, weights: Weights | None = None) -> Tensor:
 
 
 def interval(figure: Callable[[Weights], float], samples: int, *, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile bootstrap of a figure: `samples` are drawn again with replacement, a thousand times.
+    """Compute the 95 % percentile bootstrap interval of a figure.
 
-    It tells how the figure would move with other test samples, not with other seeds of the training.
+    Args:
+        figure: Computes the figure from a weight per sample.
+        samples: Number of samples, which are drawn with replacement 1000 times.
+        seed: Seed of the draws.
+
+    Returns:
+        Lower and upper limit. They show the variation over test samples, not over training seeds.
     """
     rng = np.random.Generator(np.random.Philox(key=seed))
     # How often each sample is drawn, in place of copies of it: figures then weigh what they have sorted once.

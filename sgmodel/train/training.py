@@ -41,7 +41,7 @@ class TrainingRecipe:
 
     Attributes:
         seed: Seed of weights, sample order, augmentation, masks and dropout.
-        split: Split of the training samples; "all" for every split.
+        split: Split of the training samples.
         epochs: Number of epochs, which need not be whole.
         batch: Samples per optimizer step, over all processes.
         accumulate: Number of micro-batches per optimizer step, over all processes.
