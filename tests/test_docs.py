@@ -237,7 +237,8 @@ def lacking(node: ast.FunctionDef) -> list[str]:
     is_property = any("property" in ast.unparse(each) for each in node.decorator_list)
     returns = node.returns is not None and ast.unparse(node.returns) not in ("None", "Iterator[None]", "bool")
     raises = any(isinstance(each, ast.Raise) and each.exc is not None for each in ast.walk(node))
-    # A first line "Return ..." says all of a function without parameters, such as a property.
+    # As in Google's guide, a first line that begins with "Return" or "Yield" stands for the section.
+    returns = returns and not text.startswith(("Return ", "Yield "))
     wanted = {"Args": bool(takes), "Returns": returns and bool(takes) and not is_property, "Raises": raises}
     sections = {"Returns": ("Returns:", "Yields:")}
     return [
