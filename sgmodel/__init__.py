@@ -10,15 +10,37 @@ if TYPE_CHECKING:
 
 
 def load(path: str | Path) -> nn.Module:
-    """The model saved in a checkpoint folder, in evaluation mode. Raises SourceError."""
+    """Load a model on the CPU in evaluation mode.
+
+    Args:
+        path: A checkpoint folder, a `.safetensors` file beside a card, or a released file of SpectralGPT.
+
+    Returns:
+        The model that the card describes: `models.encoder.Encoder`, `models.mae.MaskedAutoencoder`,
+        `models.contrastive.Contrast`, or one of the task models of `models.heads`.
+
+    Raises:
+        SourceError: The files are missing, damaged, or do not fit together.
+    """
     from sgmodel.checkpoints.cards import load as load_checkpoint
 
     return load_checkpoint(Path(path))
 
 
 def from_pretrained(name: str | Path) -> nn.Module:
-    """As `load`; `name` may also be a published file, or OWNER/NAME on the HuggingFace hub. Raises SgdataError."""
-    from sgmodel.checkpoints.cards import load as load_checkpoint
-    from sgmodel.checkpoints.hub import found
+    """Load a model by path as `load` does, or from the Hugging Face hub.
 
-    return load_checkpoint(found(name))
+    Args:
+        name: A path, or OWNER/NAME[@REVISION] on the hub.
+
+    Returns:
+        The model on the CPU in evaluation mode.
+
+    Raises:
+        SettingError: `name` is the folder of a whole run, or the hub's client is not installed.
+        SourceError: There is no such path or repository, or its files cannot be read.
+    """
+    from sgmodel.checkpoints.cards import load as load_checkpoint
+    from sgmodel.checkpoints.hub import resolve
+
+    return load_checkpoint(resolve(name))

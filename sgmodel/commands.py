@@ -158,7 +158,7 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
             shards=next(iter(named.values())),
             named=named,
             out=out or Path("out/runs") / path.stem,
-            weights=hub.found(weights) if weights else None,
+            weights=hub.resolve(weights) if weights else None,
             device=device,
             parallel=cast(Literal["ddp", "fsdp"], parallel),
             threads=threads,
@@ -217,7 +217,7 @@ def predict(
     given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value]
     chosen = files.read(inference.PredictRecipe, recipe_files.find(recipe), [*(changes or ()), *given])
     inputs = (source,) if after is None else (source, after)
-    paths = inference.PredictPaths(inputs=inputs, weights=hub.found(weights), out=out, device=device, threads=threads)
+    paths = inference.PredictPaths(inputs=inputs, weights=hub.resolve(weights), out=out, device=device, threads=threads)
     raise SystemExit(inference.main(chosen, paths))
 
 
@@ -232,7 +232,7 @@ def convert(
     from sgmodel.checkpoints import convert as conversion
     from sgmodel.checkpoints import hub
 
-    print(conversion.describe(conversion.convert(hub.found(source), out, at_least=at_least)))
+    print(conversion.describe(conversion.convert(hub.resolve(source), out, at_least=at_least)))
 
 
 # --- the ledger ----------------------------------------------------------------------------

@@ -1,54 +1,65 @@
 """SpectralGPT under timm's names: import this module, then `timm.create_model("spectralgpt_base_patch8_128")`.
 
-The only file that imports timm; nothing else of sgmodel needs it.
+Importing it registers `spectralgpt_{base,large,huge}_patch8_{96,128}`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from sgmodel.checkpoints import hub, transfer
 from sgmodel.models import encoder as enc
-from sgmodel.models import heads, torchvision_compat
+from sgmodel.models import heads, spectralgpt, torchvision_compat
 
 SIZES = {"base": enc.base, "large": enc.large, "huge": enc.huge}
 
 
-class SpectralGPT(heads.SceneClassifier):
-    """The scene classifier with timm's interface; state-dict keys are the published ones."""
+class SpectralGPT(heads.Classifier):
+    """The scene classifier with timm's interface; state-dict keys are the released ones.
+
+    Args:
+        config: Size of the encoder.
+        classes: Number of classes; 0 for features (N, D) in the place of logits.
+    """
 
     def __init__(self, config: enc.EncoderConfig, classes: int) -> None:
-        super().__init__(enc.Encoder(config), max(classes, 1))
-        enc.initialise(self)
+        super().__init__(spectralgpt.SpectralGPT(enc.Encoder(config)), max(classes, 1))
         self.num_features = self.head_hidden_size = config.width
+        enc.initialise(self.encoder)
         self.reset_classifier(classes)
 
+    @property
+    def encoder(self) -> enc.Encoder:
+        """The SpectralGPT encoder inside the backbone."""
+        assert isinstance(self.backbone, spectralgpt.SpectralGPT)
+        return self.backbone.encoder
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh head; none (features come out) for 0 classes. Pooling is the mean over tokens."""
+        """Replace the head by a fresh one for `num_classes`; 0 for none. Pooling is always the mean over tokens."""
         self.num_classes = self.classes = num_classes
-        head = nn.Linear(self.config.width, num_classes) if num_classes else nn.Identity()
-        self.add_module("head", head)
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def get_classifier(self) -> nn.Module:
-        """The head."""
+        """Return the head."""
         return self.head
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, L, D), after the final norm."""
-        out: Tensor = self.norm(enc.tokens(self, images))
+        """Encode images (N, C, H, W) into tokens (N, L, D) after the final norm."""
+        out: Tensor = self.encoder(images)
         return out
 
     def forward_head(self, tokens_NLD: Tensor, pre_logits: bool = False) -> Tensor:
-        """(N, L, D) -> (N, classes), or (N, D)."""
+        """Pool tokens (N, L, D) into logits (N, classes), or with `pre_logits` into features (N, D)."""
         pooled = tokens_NLD.mean(dim=1)
         out: Tensor = pooled if pre_logits else self.head(pooled)
         return out
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, classes)."""
+        """Score images (N, C, H, W) with logits (N, classes)."""
         return self.forward_head(self.forward_features(images))
 
     def forward_intermediates(
@@ -59,24 +70,33 @@ class SpectralGPT(heads.SceneClassifier):
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """After the blocks `indices` (an int: the last so many; None: all): (N, D, h, w), the mean over the spectral
-        groups of each place, or all tokens (N, L, D). With the final tokens before them unless `intermediates_only`."""
-        depth = len(self.blocks)
-        every = range(depth)
-        wanted = set(every if indices is None else every[-indices:] if isinstance(indices, int) else indices)
-        wanted = {index % depth for index in wanted}
-        tokens_NLD, first = enc.embedded(self, x), int(self.config.class_token)
-        found: list[Tensor] = []
-        for number, block in enumerate(self.blocks):
+        """Encode images into the outputs of several blocks.
+
+        Args:
+            x: Images (N, C, H, W).
+            indices: Numbers of the blocks; an int for the last so many, None for all.
+            norm: Whether to apply the final norm to each output.
+            output_fmt: "NCHW" for maps (N, D, h, w), the mean over the spectral groups of each place; "NLC" for all
+                tokens (N, L, D).
+            intermediates_only: Whether to leave out the final tokens.
+
+        Returns:
+            The list of outputs, or the final tokens (N, L, D) and the list.
+        """
+        encoder = self.encoder
+        config, depth, first = encoder.config, len(encoder.blocks), int(encoder.config.class_token)
+        if indices is None:
+            indices = depth
+        chosen = range(depth)[-indices:] if isinstance(indices, int) else [index % depth for index in indices]
+        tokens_NLD = enc.embedded(encoder, x)
+        outputs: list[Tensor] = []
+        for number, block in enumerate(encoder.blocks):
             tokens_NLD = block(tokens_NLD)
-            if number in wanted:
-                found.append((self.norm(tokens_NLD) if norm else tokens_NLD)[:, first:])
+            if number in chosen:
+                outputs.append((encoder.norm(tokens_NLD) if norm else tokens_NLD)[:, first:])
         if output_fmt == "NCHW":
-            side = self.config.side
-            found = [
-                layer.reshape(len(x), self.config.planes, side, side, -1).mean(1).permute(0, 3, 1, 2) for layer in found
-            ]
-        return found if intermediates_only else (self.norm(tokens_NLD[:, first:]), found)
+            outputs = [enc.ground_means(layer, config) for layer in outputs]
+        return outputs if intermediates_only else (encoder.norm(tokens_NLD[:, first:]), outputs)
 
 
 def _entrypoint(size: str, px: int) -> Any:
@@ -90,13 +110,11 @@ def _entrypoint(size: str, px: int) -> Any:
         drop_path_rate: float = 0.0,
         cache_dir: Any = None,
     ) -> SpectralGPT:
-        """`pretrained_cfg_overlay={"file": PATH|HUB}` names the weights that `pretrained` loads."""
-        from dataclasses import replace
-
+        """Build the model; `pretrained_cfg_overlay={"file": PATH|HUB}` names the weights that `pretrained` loads."""
         config = replace(SIZES[size](image_px=img_size), bands=in_chans, drop_path=drop_path_rate)
         model = SpectralGPT(config, num_classes)
         if pretrained:
-            source = hub.found((pretrained_cfg_overlay or {}).get("file", f"spectralgpt_{size}_patch8_{px}"))
+            source = hub.resolve((pretrained_cfg_overlay or {}).get("file", f"spectralgpt_{size}_patch8_{px}"))
             transfer.fit(model, transfer.read_weights(source), where=str(source))
         return model
 
@@ -106,7 +124,7 @@ def _entrypoint(size: str, px: int) -> Any:
 
 
 def register() -> None:
-    """Tell timm of `spectralgpt_{base,large,huge}_patch8_{96,128}`."""
+    """Register `spectralgpt_{base,large,huge}_patch8_{96,128}` with timm."""
     torchvision_compat.mend()
     from timm.models import register_model
 

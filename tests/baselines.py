@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sgmodel.models import encoder, factory, satmae, upernet
+from typing import Any
+
+from sgmodel.models import encoder, factory, heads, satmae, specs, upernet
 
 HEAD = upernet.HeadConfig(
     levels=(8, 8, 8, 8), hidden=(8, 8, 8), width=8, groups_levels=4, groups=4, dropout_levels=0.0, dropout=0.0
@@ -32,3 +34,13 @@ BASELINES = {
     "beit": factory.ModelRecipe(backbone="timm:beit_base_patch16_224", image_px=32, head=HEAD, options=VIT),
     "swin": factory.ModelRecipe(backbone="timm:swin_tiny_patch4_window7_224", image_px=32, head=HEAD, options=SWIN),
 }
+
+
+def spectralgpt(config: encoder.EncoderConfig, **settings: Any) -> factory.ModelRecipe:
+    """Return the recipe of a model around the SpectralGPT encoder of `config`."""
+    return factory.ModelRecipe(backbone="spectralgpt", encoder=config, **settings)
+
+
+def build(kind: heads.Kind, recipe: factory.ModelRecipe, bands: int = 12, classes: int = 2) -> Any:
+    """Return a fresh model of `kind`."""
+    return specs.TaskSpec(kind=kind, recipe=recipe, bands=bands, classes=classes).build()

@@ -18,7 +18,7 @@ from sgdata.shards import finish
 from sgdata.types import BandStatistics, Contract
 from sgmodel.checkpoints import cards
 from sgmodel.data import band_selection, normalise
-from sgmodel.models import encoder, mae
+from sgmodel.models import encoder, mae, specs
 from sgmodel.recipes import classify, pretrain
 from sgmodel.train import training
 
@@ -172,5 +172,6 @@ def test_a_classifier_trains_on_fewer_bands(tmp_path: Path, policy: str) -> None
     made = files.read(classify.ClassifyRecipe, path, (*settings, "training.epochs=1", f"normalise.missing={policy}"))
     assert classify.main(made, run_paths_for(folder, tmp_path / "run")) == 0
     card = cards.read(tmp_path / "run" / "checkpoint-last")
-    assert card.model.encoder is not None
-    assert card.model.encoder.dropped == (() if policy == "mean" else (3,))
+    assert isinstance(card.model, specs.TaskSpec)
+    assert card.model.recipe.encoder is not None
+    assert card.model.recipe.encoder.dropped == (() if policy == "mean" else (3,))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from baselines import BASELINES
+from baselines import BASELINES, build
 from model_commands import sgmodel
 from synthetic_shards import write, write_pairs, write_scenes
 from test_predict import built, pixels
@@ -18,7 +18,7 @@ from torch import nn
 
 from sgdata import catalog, files
 from sgdata.shards import contracts
-from sgmodel.models import factory, timm_backbone
+from sgmodel.models import timm_backbone
 from sgmodel.recipes import classify, detect_change, segment
 from sgmodel.train import run_paths
 
@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_batch_norm_knows_all_processes_on_gpus_and_says_where_it_cannot(caplog: pytest.LogCaptureFixture) -> None:
-    model = factory.segmenter(BASELINES["resnet"], bands=12, classes=3)
+    model = build("segmenter", BASELINES["resnet"], bands=12, classes=3)
     before = model.state_dict()
     timm_backbone.share_statistics(model, torch.device("cpu"))
     assert "BatchNorm count over the samples of one" in caplog.text

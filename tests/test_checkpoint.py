@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 import torch
+from baselines import build, spectralgpt
 from safetensors.torch import save_file
 from test_encoder import TINY, images
 from test_upernet import NARROW
@@ -23,7 +24,7 @@ from sgdata import catalog, files
 from sgdata.errors import SettingError, SourceError
 from sgmodel.checkpoints import cards, checkpoint_folder, hub, transfer, weight_files
 from sgmodel.data import normalise
-from sgmodel.models import adapt, encoder, heads, mae
+from sgmodel.models import adapt, encoder, heads, mae, specs
 
 ROOT = Path(__file__).resolve().parents[1]
 DECODER = mae.DecoderConfig(width=16, depth=1, heads=2)
@@ -35,6 +36,11 @@ def fresh(config: encoder.EncoderConfig) -> encoder.Encoder:
     return part
 
 
+def started(model: heads.TaskModel) -> heads.TaskModel:
+    encoder.initialise(model.backbone.encoder)  # type: ignore[arg-type]
+    return model
+
+
 def autoencoder(config: encoder.EncoderConfig = TINY) -> mae.MaskedAutoencoder:
     return mae.MaskedAutoencoder(encoder.Encoder(config), DECODER, mae.Objective(masking="tube", norm_pix=True))
 
@@ -42,9 +48,9 @@ def autoencoder(config: encoder.EncoderConfig = TINY) -> mae.MaskedAutoencoder:
 MODELS = {
     "encoder": lambda: fresh(TINY),
     "autoencoder": autoencoder,
-    "classifier": lambda: heads.SceneClassifier(fresh(TINY), 7, "released"),
-    "segmenter": lambda: heads.Segmenter(fresh(TINY), 5, NARROW),
-    "change": lambda: heads.ChangeDetector(fresh(TINY), NARROW),
+    "classifier": lambda: started(build("classifier", spectralgpt(TINY, pooling="released"), 12, 7)),
+    "segmenter": lambda: started(build("segmenter", spectralgpt(TINY, head=NARROW), 12, 5)),
+    "change": lambda: started(build("change", spectralgpt(TINY, head=NARROW), 12)),
 }
 
 
@@ -226,8 +232,8 @@ def test_a_published_file_without_part_of_its_decoder_is_not_half_random(tmp_pat
 def test_the_folder_of_a_run_names_its_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-best").mkdir()
     with pytest.raises(SettingError, match=f"is the folder of a run; give .*{tmp_path.name}/checkpoint-best"):
-        hub.found(tmp_path)
-    assert hub.found(tmp_path / "checkpoint-best") == tmp_path / "checkpoint-best"
+        hub.resolve(tmp_path)
+    assert hub.resolve(tmp_path / "checkpoint-best") == tmp_path / "checkpoint-best"
 
 
 def test_what_the_hub_does_not_give_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +321,7 @@ def test_pretrained_weights_reach_every_downstream_model(tmp_path: Path) -> None
     for kind in ("encoder", "classifier", "segmenter", "change"):
         model = MODELS[kind]()
         report = transfer.fit(model, state, at_least=1.0)
-        part = model.encoder if hasattr(model, "encoder") else model
+        part = model.backbone.encoder if hasattr(model, "backbone") else model
         torch.testing.assert_close(encoder.tokens(part, x), expected)
         assert all(name.startswith(("decoder", "mask_token")) for name in report.unexpected)
         assert all(not name.startswith(("blocks", "pos_embed", "patch_embed", "norm")) for name in report.missing)
@@ -323,7 +329,7 @@ def test_pretrained_weights_reach_every_downstream_model(tmp_path: Path) -> None
 
 def test_a_published_segmentation_file_fills_a_segmenter(tmp_path: Path) -> None:
     source, target = MODELS["segmenter"](), MODELS["segmenter"]()
-    theirs = {weight_files.name_of(n, "segmenter"): t for n, t in source.state_dict().items()}
+    theirs = {weight_files.released_name(n, "segmenter"): t for n, t in source.state_dict().items()}
     torch.save({"model": theirs, "lr_scheduler": {}, "epoch": 1}, tmp_path / "a.pth")
     report = transfer.fit(target, transfer.read_weights(tmp_path / "a.pth"))
     assert not (report.missing or report.unexpected)
@@ -369,16 +375,16 @@ def test_resizing_there_and_back_keeps_a_smooth_table() -> None:
 
 
 def test_the_released_classifier_trains_its_joint_table_from_zero() -> None:
-    joint = encoder.Encoder(dataclasses.replace(TINY, positions="joint"))
-    model = heads.SceneClassifier(joint, 7, "released")
+    joint = dataclasses.replace(TINY, positions="joint")
+    model = build("classifier", spectralgpt(joint, pooling="released"), 12, 7)
     report = transfer.fit(model, autoencoder().state_dict(), at_least=0.8)
     assert {"pos_embed", "head.weight", "head.bias"} == set(report.missing)
     assert {"pos_embed_spatial", "pos_embed_temporal"} <= set(report.unexpected)
-    assert model.pos_embed.abs().max() == 0
+    assert model.backbone.encoder.pos_embed.abs().max() == 0
 
 
 def test_another_class_count_keeps_the_fresh_head() -> None:
-    ten, seven = heads.SceneClassifier(fresh(TINY), 10), heads.SceneClassifier(fresh(TINY), 7)
+    ten, seven = (started(build("classifier", spectralgpt(TINY), 12, classes)) for classes in (10, 7))
     before = seven.head.weight.clone()
     report = transfer.fit(seven, ten.state_dict())
     assert set(report.missing) == set(report.unexpected) == {"head.weight", "head.bias"}
@@ -409,21 +415,23 @@ def test_the_published_models_are_known_by_their_shapes(table: str) -> None:
     with torch.device("meta"):
         state = {row["key"]: torch.empty([int(n) for n in row["shape"].split("x")]) for row in rows}
         spec = cards.infer(state, where="a.pth")
-        model = cards.build(spec)
-    own = {weight_files.name_of(name, spec.kind): t.shape for name, t in model.state_dict().items()}
+        model = spec.build()
+    own = {weight_files.released_name(name, spec.kind): t.shape for name, t in model.state_dict().items()}
     assert own == {name: t.shape for name, t in state.items()}
     size = table.split("_")[0]
     sizes = {"base": encoder.base(), "large": encoder.large(), "huge": encoder.huge()}
     joint = "joint" if "classify" in table else "pair"
-    assert spec.encoder == dataclasses.replace(sizes[size], positions=joint)
-    assert spec.decoder in {None, mae.DecoderConfig()}
+    known = spec.recipe.encoder if isinstance(spec, specs.TaskSpec) else spec.encoder
+    assert known == dataclasses.replace(sizes[size], positions=joint)
+    assert getattr(spec, "decoder", None) in {None, mae.DecoderConfig()}
 
 
 def test_a_published_file_loads_as_a_model(tmp_path: Path) -> None:
-    source = heads.SceneClassifier(fresh(dataclasses.replace(TINY, width=64, heads=1)), 10, "released").eval()
+    config = dataclasses.replace(TINY, width=64, heads=1)
+    source = started(build("classifier", spectralgpt(config, pooling="released"), 12, 10)).eval()
     torch.save({f"module.{name}": t for name, t in source.state_dict().items()}, tmp_path / "a.pth")
     loaded = sgmodel.load(str(tmp_path / "a.pth"))
-    assert isinstance(loaded, heads.SceneClassifier)
+    assert isinstance(loaded, heads.Classifier)
     x = images(TINY)
     torch.testing.assert_close(loaded(x), source(x), rtol=0, atol=0)
 
@@ -434,9 +442,7 @@ def test_weights_of_another_family_are_refused() -> None:
 
 
 def test_the_package_itself_imports_no_torch_and_the_core_no_timm() -> None:
-    code = (
-        "import sys, sgmodel; print('torch' in sys.modules); "
-        "import sgmodel.checkpoints.cards; print('timm' in sys.modules)"
-    )
+    core = "import sgmodel.checkpoints.cards; print('timm' in sys.modules)"
+    code = f"import sys, sgmodel; print('torch' in sys.modules); {core}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "False\nFalse\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from baselines import BASELINES
+from baselines import BASELINES, build
 from synthetic_shards import write
 from torch.nn import functional
 
@@ -20,7 +20,7 @@ from sgdata.errors import SettingError
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer
 from sgmodel.data import loader
 from sgmodel.ledger import experiments
-from sgmodel.models import contrastive, factory
+from sgmodel.models import contrastive, specs
 from sgmodel.recipes import contrast
 from sgmodel.recipes.programs import PROGRAMS
 from sgmodel.train import run_paths, training
@@ -39,7 +39,7 @@ def moco(**others: object) -> contrastive.Contrast:
     torch.manual_seed(0)
     objective = contrastive.Objective(method="moco", temperature=0.2, projection=8, queue=6, momentum=0.9)
     changed = dataclasses.replace(objective, **others)  # type: ignore[arg-type]
-    return factory.contrast(BASELINES["vit"], changed, bands=12)
+    return specs.ContrastSpec(recipe=BASELINES["vit"], bands=12, objective=changed).build()
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_interrupted_equals_undisturbed_and_the_backbone_goes_on(method: str, fo
     weights = tmp_path / "whole" / "checkpoint-last"
     again = cards.load(weights)
     assert isinstance(again, contrastive.Contrast)
-    report = transfer.fit(factory.segmenter(made.model, bands=12, classes=4), transfer.read_weights(weights))
+    report = transfer.fit(build("segmenter", made.model, bands=12, classes=4), transfer.read_weights(weights))
     assert report.encoder_share == 1.0
     assert all(name.startswith(("slow", "queue", "head")) or "slow" in name for name in report.unexpected)
 
@@ -125,7 +125,7 @@ def test_the_follower_of_a_checkpoint_is_not_taken_for_the_model(tmp_path: Path)
         for parameter in source.slow_backbone.parameters():  # type: ignore[union-attr]
             parameter += 1.0
     checkpoint_folder.save(tmp_path, source, cards.Card(model=cards.describe(source)))
-    model = factory.classifier(BASELINES["vit"], bands=12, classes=2)
+    model = build("classifier", BASELINES["vit"], bands=12, classes=2)
     transfer.fit(model, transfer.read_weights(tmp_path))
     ours, theirs = model.state_dict(), source.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith("backbone."))

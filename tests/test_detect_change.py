@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from baselines import build, spectralgpt
 from synthetic_shards import pair_contract, write, write_pairs
 from test_encoder import TINY as TINY_ENCODER
 from test_encoder import images
@@ -17,7 +18,7 @@ from sgdata import catalog, files
 from sgdata.errors import SettingError
 from sgmodel.checkpoints import cards, transfer, weight_files
 from sgmodel.data import augment, loader, normalise, windows
-from sgmodel.models import encoder, factory, heads, upernet
+from sgmodel.models import heads, upernet
 from sgmodel.recipes import detect_change
 from sgmodel.train import run_paths, training
 
@@ -107,14 +108,16 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
 def released() -> heads.ChangeDetector:
     path = TRAIN / "detect_change-oscd-base-released_code.toml"
     with torch.device("meta"):
-        model = factory.detector(files.read(detect_change.ChangeRecipe, path).model, bands=12)
+        model = build("change", files.read(detect_change.ChangeRecipe, path).model, bands=12)
     assert isinstance(model, heads.ChangeDetector)
     return model
 
 
 def test_keys_shapes_and_size_are_the_published_ones() -> None:
     model = released()
-    ours = {weight_files.name_of(name, "change"): tuple(value.shape) for name, value in model.state_dict().items()}
+    ours = {
+        weight_files.released_name(name, "change"): tuple(value.shape) for name, value in model.state_dict().items()
+    }
     rows = catalog.table("spectralgpt_base_change_keys")
     assert {name: "x".join(map(str, shape)) for name, shape in ours.items()} == {
         row["key"]: row["shape"] for row in rows
@@ -125,24 +128,24 @@ def test_keys_shapes_and_size_are_the_published_ones() -> None:
 
 def test_drop_path_dropout_and_the_unused_norm_are_as_released() -> None:
     model = released()
-    assert model.encoder.blocks[-1].drop_path == 0.5
+    assert model.backbone.encoder.blocks[-1].drop_path == 0.5
     rates = {
         name: {part.p for part in model.head.get_submodule(name).modules() if isinstance(part, torch.nn.Dropout)}
         for name in ("levels", "pooling", "lateral", "smooth", "fuse")
     }
     assert rates == {"levels": {0.0}, "pooling": {0.0}, "lateral": {0.5}, "smooth": {0.5}, "fuse": {0.5}}
-    assert not any(parameter.requires_grad for parameter in model.encoder.norm.parameters())
+    assert not any(parameter.requires_grad for parameter in model.backbone.encoder.norm.parameters())
 
 
 def test_one_encoder_and_one_merge_serve_both_dates() -> None:
     torch.manual_seed(0)
     narrow = upernet.HeadConfig(levels=(8, 8, 8, 8), hidden=(8, 8, 8), width=8, groups=4, groups_levels=4)
-    model = heads.ChangeDetector(encoder.Encoder(TINY_ENCODER), narrow).eval()
+    model = build("change", spectralgpt(TINY_ENCODER, head=narrow), 12).eval()
     before, after = images(TINY_ENCODER), images(TINY_ENCODER)
     seen: list[torch.Tensor] = []
     model.head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0][0].detach()))
     model(before, after)
-    merged = [model.merge(model.encoder.tokens(x)) for x in (before, after)]
+    merged = [model.backbone.merge(model.backbone.encoder.tokens(x)) for x in (before, after)]
     torch.testing.assert_close(seen[0], merged[0] - merged[1])
 
 

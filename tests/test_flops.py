@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sgmodel.models import encoder, flops, heads, mae, upernet
+from sgmodel.models.spectralgpt import SpectralGPT
 
 CONFIG = encoder.EncoderConfig(image_px=64, width=64, depth=2, heads=4)
 DECODER = mae.DecoderConfig(width=48, depth=2, heads=4)
@@ -26,17 +27,17 @@ def pretraining() -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], flo
 
 
 def classification() -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], float]:
-    model = heads.SceneClassifier(encoder.Encoder(CONFIG), 19)
+    model = heads.Classifier(SpectralGPT(encoder.Encoder(CONFIG)), 19)
     return model, lambda model, x: model(x).sum(), flops.training_step("classify", CONFIG, classes=19)
 
 
 def segmentation() -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], float]:
-    model = heads.Segmenter(encoder.Encoder(CONFIG), 13, HEAD)
+    model = heads.Segmenter(SpectralGPT(encoder.Encoder(CONFIG)), 13, HEAD)
     return model, lambda model, x: model(x).sum(), flops.training_step("segment", CONFIG, head=HEAD, classes=13)
 
 
 def change_detection() -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], float]:
-    model = heads.ChangeDetector(encoder.Encoder(CONFIG), PAIR_HEAD)
+    model = heads.ChangeDetector(SpectralGPT(encoder.Encoder(CONFIG)), PAIR_HEAD)
     counted = flops.training_step("detect_change", CONFIG, head=PAIR_HEAD, classes=2)
     return model, lambda model, x: model(x, x.flip(0)).sum(), counted
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from baselines import build, spectralgpt
 from test_encoder import TINY, images
 from test_upernet import NARROW
 
 from sgdata import catalog
-from sgmodel.models import encoder, heads
+from sgmodel.models import encoder
 
 
 def test_the_released_classifier_has_the_published_keys() -> None:
     with torch.device("meta"):
-        part = encoder.Encoder(dataclasses.replace(encoder.base(), positions="joint"))
-        model = heads.SceneClassifier(part, 10, "released")
+        config = dataclasses.replace(encoder.base(), positions="joint")
+        model = build("classifier", spectralgpt(config, pooling="released"), 12, 10)
     rows = catalog.table("spectralgpt_base_classify_keys")
     assert {k: "x".join(map(str, v.shape)) for k, v in model.state_dict().items()} == {
         row["key"]: row["shape"] for row in rows
@@ -24,19 +25,19 @@ def test_the_released_classifier_has_the_published_keys() -> None:
 
 
 def test_pooling_skips_the_first_token_only_where_released_and_norms_afterwards() -> None:
-    part = encoder.Encoder(TINY)
-    encoder.initialise(part)
     x = images(TINY)
-    tokens = part.tokens(x)
     for pooling, first in (("mean", 0), ("released", 1)):
-        model = heads.SceneClassifier(part, 7, pooling)
+        model = build("classifier", spectralgpt(TINY, pooling=pooling), 12, 7)
+        part = model.backbone.encoder
+        encoder.initialise(part)
+        tokens = part.tokens(x)
         torch.testing.assert_close(model.features(x), part.norm(tokens[:, first:].mean(dim=1)))
         assert model(x).shape == (2, 7)
 
 
 def test_change_is_scored_in_log_probabilities_of_the_signed_difference() -> None:
     torch.manual_seed(0)
-    model = heads.ChangeDetector(encoder.Encoder(TINY), NARROW).eval()
+    model = build("change", spectralgpt(TINY, head=NARROW), 12).eval()
     before, after = images(TINY), images(TINY)
     out = model(before, after)
     assert out.shape == (2, 2, 16, 16)
@@ -47,16 +48,16 @@ def test_change_is_scored_in_log_probabilities_of_the_signed_difference() -> Non
 
 
 def test_the_bias_of_the_merge_cancels_in_change_detection() -> None:
-    model = heads.ChangeDetector(encoder.Encoder(TINY), NARROW).eval()
+    model = build("change", spectralgpt(TINY, head=NARROW), 12).eval()
     before, after = images(TINY), images(TINY)
     out = model(before, after)
     with torch.no_grad():
-        model.merge.linear.bias += 3.0
+        model.backbone.merge.linear.bias += 3.0
     torch.testing.assert_close(model(before, after), out, rtol=0, atol=1e-5)
 
 
 def test_change_detection_drops_nothing_in_levels_by_default() -> None:
     with torch.device("meta"):
-        model = heads.ChangeDetector(encoder.Encoder(encoder.base()))
+        model = build("change", spectralgpt(encoder.base()), 12)
     assert model.head_config.dropout_levels == 0.0
     assert model.head_config.dropout == 0.5

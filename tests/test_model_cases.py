@@ -519,6 +519,6 @@ def test_a_loaded_model_gives_a_vector_of_stored_pixels(tmp_path: Path, make: Ca
     model: Any = sgmodel.load(tmp_path)
     with torch.no_grad():
         found = model.embed(stored)
-        parts = getattr(model, "encoder", model)
+        parts = model.backbone.encoder if hasattr(model, "backbone") else model
         expected = parts.norm(encoder.tokens(parts, normalised(cards.read(tmp_path), stored))).mean(dim=1)
     torch.testing.assert_close(found, expected)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from baselines import BASELINES, ENCODER, GROUPS
+from baselines import BASELINES, ENCODER, GROUPS, build
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -27,10 +27,10 @@ NM = [band.wavelength_nm for band in sentinel2.bands(sentinel2.L2A_BANDS)]
 def made(recipe: factory.ModelRecipe, task: str, bands: int = 12) -> nn.Module:
     torch.manual_seed(0)
     if task == "classify":
-        return factory.classifier(recipe, bands=bands, classes=3)
+        return build("classifier", recipe, bands=bands, classes=3)
     if task == "segment":
-        return factory.segmenter(recipe, bands=bands, classes=3)
-    return factory.detector(recipe, bands=bands)
+        return build("segmenter", recipe, bands=bands, classes=3)
+    return build("change", recipe, bands=bands)
 
 
 def answered(model: nn.Module, task: str, bands: int = 12) -> Tensor:
@@ -191,7 +191,7 @@ def test_weights_of_three_bands_and_another_size_fit_every_timm_baseline(name: s
     if name == "swin":
         other = dataclasses.replace(other, options={**other.options, "window_size": 4})
     torch.manual_seed(3)
-    source = body(factory.classifier(other, bands=3, classes=5))
+    source = body(build("classifier", other, bands=3, classes=5))
     save_file({n: t.contiguous() for n, t in source.items()}, tmp_path / "model.safetensors")
     for task in TASKS:
         model = made(BASELINES[name], task)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from baselines import build, spectralgpt
 from torch import nn
 
-from sgmodel.models import encoder, heads
+from sgmodel.models import encoder, state_keys
 from sgmodel.train import optim
 
 PRETRAIN = optim.OptimizerRecipe(lr=3.2e-3, schedule="cosine", warmup_epochs=20, weight_decay=0.05, betas=(0.9, 0.95))
@@ -73,9 +74,9 @@ def test_frozen_parameters_are_in_no_group() -> None:
 
 def test_layer_decay_equals_the_released_one_for_every_parameter(parity: Path) -> None:
     theirs = np.load(parity / "classify_small_sep_pos.npz", allow_pickle=False)
-    model = heads.SceneClassifier(encoder.Encoder(encoder.EncoderConfig(image_px=32, width=96, depth=3, heads=4)), 19)
+    model = build("classifier", spectralgpt(encoder.EncoderConfig(image_px=32, width=96, depth=3, heads=4)), 12, 19)
     recipe = dataclasses.replace(PRETRAIN, decay="not tables", layer_decay=0.75)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in state_keys.parameters(model).items()}
     ours = {
         names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
         for group in optim.groups(model, recipe)
@@ -89,13 +90,17 @@ def test_layer_decay_equals_the_released_one_for_every_parameter(parity: Path) -
 def test_layer_decay_by_name() -> None:
     """A joint table is at the bottom, and a wrapped backbone's blocks count all the same."""
     recipe = dataclasses.replace(PRETRAIN, layer_decay=0.5)
-    joint = heads.SceneClassifier(
-        encoder.Encoder(encoder.EncoderConfig(image_px=16, width=8, depth=2, heads=2, positions="joint")), 3
+    joint = build(
+        "classifier",
+        spectralgpt(encoder.EncoderConfig(image_px=16, width=8, depth=2, heads=2, positions="joint")),
+        12,
+        3,
     )
+    part = joint.backbone.encoder
     model = nn.ModuleDict({"backbone": joint, "plain": nn.Linear(2, 2)})
     scale = {id(p): group["lr_scale"] for group in optim.groups(model, recipe) for p in group["params"]}
-    assert scale[id(joint.pos_embed)] == scale[id(joint.patch_embed.proj.weight)] == 0.125
-    assert scale[id(joint.blocks[0].mlp.fc1.weight)] == 0.25
+    assert scale[id(part.pos_embed)] == scale[id(part.patch_embed.proj.weight)] == 0.125
+    assert scale[id(part.blocks[0].mlp.fc1.weight)] == 0.25
     assert scale[id(joint.head.weight)] == scale[id(model["plain"].weight)] == 1.0
     (only,) = {group["lr_scale"] for group in optim.groups(nn.Linear(2, 2), recipe)}
     assert only == 1.0

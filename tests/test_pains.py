@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from baselines import build
 from synthetic_shards import contract, pair, pair_contract, sample, scene, scene_contract, write_scenes
 
 from sgdata import catalog, files
@@ -23,7 +24,6 @@ from sgdata.shards import finish
 from sgdata.types import Contract, Sample
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer
 from sgmodel.data import normalise
-from sgmodel.models import factory
 from sgmodel.recipes import classify, detect_change, pretrain, segment
 from sgmodel.train import run_paths, training
 
@@ -58,9 +58,9 @@ class Program:
         made = self.recipe().model
         classes = len(contract.label_space.ids)
         model = {
-            "classify": lambda: factory.classifier(made, bands=12, classes=classes),
-            "segment": lambda: factory.segmenter(made, bands=12, classes=classes),
-            "detect_change": lambda: factory.detector(made, bands=12),
+            "classify": lambda: build("classifier", made, bands=12, classes=classes),
+            "segment": lambda: build("segmenter", made, bands=12, classes=classes),
+            "detect_change": lambda: build("change", made, bands=12),
         }[self.name]()
         checkpoint_folder.save(out, model, cards.of_run(model, contract, how, {}))
         return out

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from baselines import build, spectralgpt
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sgmodel.checkpoints import transfer, weight_files
-from sgmodel.models import encoder, heads, mae, upernet
+from sgmodel.models import encoder, mae, state_keys, upernet
 from tests.rounding import assert_same_gradient_rounding, assert_same_rounding
 
 
@@ -55,7 +56,7 @@ def watch(module: nn.Module, outputs: dict[str, str], inputs: dict[str, str]) ->
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     """The gradients that there are, named as the fixtures name them."""
-    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    found = {name: parameter.grad for name, parameter in state_keys.parameters(model).items()}
     return {f"grad/{name}": gradient for name, gradient in found.items() if gradient is not None}
 
 
@@ -89,12 +90,13 @@ def pretraining(arrays: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
 def classification(arrays: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """Activations, losses and gradients of one batch of scenes."""
     config = encoder.EncoderConfig(image_px=32, width=96, depth=3, heads=4, drop_path=0.2)
-    model = heads.SceneClassifier(encoder.Encoder(config), 19, "released").eval()
+    model = build("classifier", spectralgpt(config, pooling="released"), 12, 19).eval()
     model.load_state_dict(named(arrays, "sd/"), strict=True)
-    rates = torch.tensor([block.drop_path for block in model.blocks])
+    rates = torch.tensor([block.drop_path for block in model.backbone.encoder.blocks])
     torch.testing.assert_close(rates, arrays["drop_path"])
-    ends = {"norm": "feature", "head": "logits"}
-    seen = watch(model.to(dtype), {f"blocks.{i}": f"block{i}_out" for i in range(3)} | ends, {"norm": "pooled"})
+    blocks = {f"backbone.encoder.blocks.{i}": f"block{i}_out" for i in range(3)}
+    norm = "backbone.encoder.norm"
+    seen = watch(model.to(dtype), blocks | {norm: "feature", "head": "logits"}, {norm: "pooled"})
     logits = model(arrays["input"].to(dtype))
     loss = functional.cross_entropy(logits, arrays["soft_target"].to(dtype))
     loss.backward()
@@ -111,21 +113,21 @@ def segmentation(arrays: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Ten
     """Activations, loss and gradients of one batch of maps."""
     widths = upernet.HeadConfig(levels=(32, 64, 128, 256), hidden=(64, 64, 128), width=32)
     config = encoder.EncoderConfig(image_px=64, width=64, depth=12, heads=4, drop_path=0.5)
-    model = heads.Segmenter(encoder.Encoder(config), 13, widths).eval()
+    model = build("segmenter", spectralgpt(config, head=widths), 12, 13).eval()
     report = transfer.fit(model, named(arrays, "sd/"), at_least=1.0)
     assert not (report.resized or report.missing or report.unexpected)
     levels = {f"head.levels.{i}": f"pyramid_conv{i}" for i in range(4)}
-    taps = {"merge": "merged_map", "head.pooling": "ppm_out", "head.fuse": "fpn_out"}
-    seen = watch(model.to(dtype), levels | taps | {"encoder.blocks.11": "tokens_out_first_call"}, {})
+    taps = {"backbone.merge": "merged_map", "head.pooling": "ppm_out", "head.fuse": "fpn_out"}
+    seen = watch(model.to(dtype), levels | taps | {"backbone.encoder.blocks.11": "tokens_out_first_call"}, {})
     logits = model(arrays["input"].to(dtype))
     loss = functional.cross_entropy(logits, arrays["target"], ignore_index=255)
     loss.backward()
     assert len(seen) == 8
     seen |= {"logits": logits.detach(), "loss": loss.detach()}
-    unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    unused = {name for name, parameter in state_keys.parameters(model).items() if parameter.grad is None}
     assert unused == {"encoder.norm.weight", "encoder.norm.bias"}
     ours = named(gradients(model), "grad/")
-    return seen | {f"grad/{weight_files.name_of(name, 'segmenter')}": value for name, value in ours.items()}
+    return seen | {f"grad/{weight_files.released_name(name, 'segmenter')}": value for name, value in ours.items()}
 
 
 Run = Callable[[dict[str, Tensor], torch.dtype], dict[str, Tensor]]

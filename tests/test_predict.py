@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 import torch
+from baselines import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_commands import sgmodel
@@ -30,7 +31,8 @@ from sgmodel.checkpoints import cards
 from sgmodel.checkpoints import checkpoint_folder as folders
 from sgmodel.data import normalise
 from sgmodel.inference import predict, tiling
-from sgmodel.models import contrastive, encoder, factory, heads, mae
+from sgmodel.models import contrastive, encoder, factory, heads, mae, specs
+from sgmodel.models.spectralgpt import SpectralGPT
 
 NAMES = sentinel2.L2A_BANDS
 PX = TINY.image_px
@@ -48,15 +50,15 @@ def restless() -> encoder.Encoder:
 
 
 def segmenter() -> nn.Module:
-    return heads.Segmenter(restless(), CLASSES, dataclasses.replace(NARROW, skip=4))
+    return heads.Segmenter(SpectralGPT(restless()), CLASSES, dataclasses.replace(NARROW, skip=4))
 
 
 def classifier() -> nn.Module:
-    return heads.SceneClassifier(restless(), CLASSES)
+    return heads.Classifier(SpectralGPT(restless()), CLASSES)
 
 
 def detector() -> nn.Module:
-    return heads.ChangeDetector(restless(), NARROW)
+    return heads.ChangeDetector(SpectralGPT(restless()), NARROW)
 
 
 def saved(folder: Path, make: Callable[[], nn.Module], data: Contract, *, zoom: float = 1.0, **how: object) -> Path:
@@ -364,14 +366,14 @@ def test_embeddings_are_the_mean_of_the_tokens_of_a_place(tmp_path: Path, weight
         model = cards.load(checkpoint_folder)
         with torch.no_grad():
             x = (torch.from_numpy(values[None, :, :PX, :PX]).float() - 2000) / 1000
-            parts = getattr(model, "encoder", model)
+            parts = model.backbone.encoder if hasattr(model, "backbone") else model
             tokens = parts.norm(encoder.tokens(parts, x))[0].reshape(4, 2, 2, -1).mean(dim=0)
         np.testing.assert_allclose(corner, tokens[0, 0], atol=1e-4)
 
 
 def test_a_baseline_predicts_by_its_card(tmp_path: Path) -> None:
     recipe = factory.ModelRecipe(backbone="unet", widths=(8, 16), head=NARROW)
-    weights = saved(tmp_path / "w", lambda: factory.segmenter(recipe, bands=12, classes=CLASSES), contract(24))
+    weights = saved(tmp_path / "w", lambda: build("segmenter", recipe, bands=12, classes=CLASSES), contract(24))
     folder = built(tmp_path / "build", pixels(30, 50))
     assert run("--input", folder, "--weights", weights, "--out", tmp_path / "out") == 0
     assert raster(tmp_path / "out" / "classes.tif").shape == (1, 30, 50)
@@ -476,7 +478,9 @@ def test_weights_that_cannot_predict(tmp_path: Path, weights: Path, capsys: pyte
     encoded = saved(tmp_path / "mae", lambda: mae.MaskedAutoencoder(restless()), contract(PX))
     unlike = contrastive.Objective(method="simclr", temperature=0.1, projection=4)
     recipe = factory.ModelRecipe(backbone="unet", widths=(8, 16))
-    told_apart = saved(tmp_path / "simclr", lambda: factory.contrast(recipe, unlike, bands=12), contract(PX))
+    told_apart = saved(
+        tmp_path / "simclr", lambda: specs.ContrastSpec(recipe=recipe, bands=12, objective=unlike).build(), contract(PX)
+    )
     for pretrained in (encoded, told_apart):
         assert "--what embeddings" in refused(capsys, *rest, "--weights", pretrained)
     bare = cards.load(weights)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from baselines import build, spectralgpt
 from synthetic_shards import contract, sample, write
 
 import sgmodel
@@ -23,7 +24,8 @@ from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.shards import finish, tar_format
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer, weight_files
 from sgmodel.data import augment
-from sgmodel.models import encoder, heads, mae, upernet
+from sgmodel.models import encoder, mae, upernet
+from sgmodel.models.spectralgpt import Pooling
 from sgmodel.recipes import pretrain
 from sgmodel.train import run_paths, training
 
@@ -381,10 +383,10 @@ def test_other_shapes_are_pretrained_and_classify_and_segment(folder: Path, tmp_
     assert pretrain.main(made, run_paths_for(folder, tmp_path)) == 0
     state, config = transfer.read_weights(tmp_path / "checkpoint-last"), made.model
     images = torch.rand(2, config.bands, config.image_px, config.image_px)
-    pooling: heads.Pooling = "class" if config.class_token else "mean"
+    pooling: Pooling = "class" if config.class_token else "mean"
     narrow = upernet.HeadConfig(levels=(16, 16, 16, 16), hidden=(16, 16, 16), width=16, groups_levels=4, groups=4)
-    scene = heads.SceneClassifier(encoder.Encoder(config), 3, pooling)
-    dense = heads.Segmenter(encoder.Encoder(config), 5, narrow)
+    scene = build("classifier", spectralgpt(config, pooling=pooling), config.bands, 3)
+    dense = build("segmenter", spectralgpt(config, head=narrow), config.bands, 5)
     for model, shape in ((scene, (2, 3)), (dense, (2, 5, config.image_px, config.image_px))):
         assert transfer.fit(model, state, at_least=1.0).encoder_share == 1.0
         assert model(images).shape == shape

@@ -48,10 +48,10 @@ def test_weights_by_path_and_by_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     loaded = sgmodel.from_pretrained(tmp_path / "mine")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     with pytest.raises(SourceError, match="nowhere: no such file or folder, and not a name on the hub"):
-        hub.found("nowhere")
+        hub.resolve("nowhere")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(SettingError, match="some/model: no such file .* pip install huggingface_hub"):
-        hub.found("some/model")
+        hub.resolve("some/model")
 
 
 def test_the_hub_client_is_asked_for_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_the_hub_client_is_asked_for_no_pickle(tmp_path: Path, monkeypatch: pyte
             return str(tmp_path)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", Client)
-    assert hub.found("some/model@v1") == tmp_path
+    assert hub.resolve("some/model@v1") == tmp_path
     assert asked == {"name": "some/model", "revision": "v1", "allow_patterns": ["*.safetensors", "*.json"]}
 
 

@@ -6,13 +6,15 @@ import dataclasses
 
 import pytest
 import torch
+from baselines import build, spectralgpt
 from test_encoder import TINY, images
 from torch import nn
 from torch.nn import functional
 
 from sgdata import catalog
 from sgmodel.checkpoints import weight_files
-from sgmodel.models import encoder, heads, upernet
+from sgmodel.models import encoder, upernet
+from sgmodel.models.spectralgpt import TokenMerge
 
 NARROW = upernet.HeadConfig(
     levels=(8, 16, 16, 32), hidden=(16, 16, 16), width=8, groups_levels=8, groups=4, dropout_levels=0.0, dropout=0.0
@@ -20,7 +22,7 @@ NARROW = upernet.HeadConfig(
 
 
 def shapes(model: nn.Module, kind: str) -> list[tuple[str, str]]:
-    named = ((weight_files.name_of(k, kind), v) for k, v in model.state_dict().items())
+    named = ((weight_files.released_name(k, kind), v) for k, v in model.state_dict().items())
     return sorted((name, "x".join(map(str, v.shape))) for name, v in named)
 
 
@@ -29,8 +31,8 @@ def shapes(model: nn.Module, kind: str) -> list[tuple[str, str]]:
 )
 def test_our_names_and_the_published_ones_map_one_to_one(kind: str, table: str, count: int) -> None:
     with torch.device("meta"):
-        part = encoder.Encoder(encoder.base())
-        model = heads.Segmenter(part) if kind == "segmenter" else heads.ChangeDetector(part)
+        recipe = spectralgpt(encoder.base())
+        model = build("segmenter", recipe, 12, 13) if kind == "segmenter" else build("change", recipe, 12)
     rows = catalog.table(f"spectralgpt_base_{table}_keys")
     assert shapes(model, kind) == sorted((row["key"], row["shape"]) for row in rows)
     assert sum(p.numel() for p in model.parameters()) == count
@@ -41,16 +43,16 @@ def test_our_names_and_the_published_ones_map_one_to_one(kind: str, table: str, 
 )
 def test_logits_have_the_size_of_the_image(change: dict[str, int]) -> None:
     config = dataclasses.replace(TINY, **change)
-    model = heads.Segmenter(encoder.Encoder(config), 5, NARROW)
+    model = build("segmenter", spectralgpt(config, head=NARROW), config.bands, 5)
     logits = model(images(config))
     assert logits.shape == (2, 5, config.image_px, config.image_px)
     logits.sum().backward()
     idle = {name for name, p in model.named_parameters() if p.grad is None}
-    assert idle == {"encoder.norm.weight", "encoder.norm.bias"}
+    assert idle == {"backbone.encoder.norm.weight", "backbone.encoder.norm.bias"}
 
 
 def test_merge_weighs_the_groups_of_each_place() -> None:
-    merge = heads.TokenMerge(TINY)
+    merge = TokenMerge(TINY)
     tokens = torch.rand(2, TINY.tokens, TINY.width)
     merged = merge(tokens)
     assert merged.shape == (2, TINY.width, 2, 2)
@@ -63,8 +65,8 @@ def test_merge_weighs_the_groups_of_each_place() -> None:
 
 def test_merge_takes_several_times() -> None:
     config = dataclasses.replace(TINY, times=2)
-    assert heads.TokenMerge(config).linear.weight.shape == (1, 8)
-    model = heads.Segmenter(encoder.Encoder(config), 3, NARROW)
+    assert TokenMerge(config).linear.weight.shape == (1, 8)
+    model = build("segmenter", spectralgpt(config, head=NARROW), 12, 3)
     assert model(images(config)).shape == (2, 3, 16, 16)
 
 
@@ -91,8 +93,8 @@ def test_it_learns_a_picture() -> None:
     x = torch.rand(2, 12, 16, 16)
     target = (x[:, 0] > 0.5).long()
     x[:, :3] = target[:, None].float()
-    model = heads.Segmenter(encoder.Encoder(TINY), 2, NARROW)
-    encoder.initialise(model.encoder)
+    model = build("segmenter", spectralgpt(TINY, head=NARROW), 12, 2)
+    encoder.initialise(model.backbone.encoder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(120):
         loss = functional.cross_entropy(model(x), target)

@@ -1,4 +1,4 @@
-"""The card of a checkpoint and the model that it describes: told of a model, read, built again, and filled from it."""
+"""The card of a checkpoint: how to build the model, what its inputs and outputs are, and how it was trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,126 +20,89 @@ from sgmodel.checkpoints import checkpoint_folder, transfer, weight_files
 from sgmodel.checkpoints.checkpoint_folder import CARD, WEIGHTS
 from sgmodel.checkpoints.weight_files import State
 from sgmodel.data import normalise
-from sgmodel.models import contrastive, factory, heads, mae, upernet
+from sgmodel.models import contrastive, heads, mae, specs, upernet
 from sgmodel.models import encoder as enc
+from sgmodel.models.factory import ModelRecipe
+from sgmodel.models.spectralgpt import SpectralGPT
 
 FORMAT = 1
 log = logging.getLogger("sgdata.model")
-Kind = Literal["encoder", "autoencoder", "classifier", "segmenter", "change", "contrast"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """Enough to build a model: its kind, the encoder, and what that kind needs besides; of a baseline, its `recipe`."""
-
-    kind: Kind
-    encoder: enc.EncoderConfig | None = None
-    recipe: factory.ModelRecipe | None = None
-    contrast: contrastive.Objective | None = None
-    bands: int = 0
-    decoder: mae.DecoderConfig | None = None
-    objective: mae.Objective | None = None
-    head: upernet.HeadConfig | None = None
-    classes: int = 0
-    pooling: heads.Pooling = "mean"
-    probe: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What travels with weights: how to build the model, what its inputs and outputs are, and how it was trained."""
+    """Content of `card.json`, which travels with weights.
+
+    Attributes:
+        format: Version of the card's format.
+        model: How to build the model.
+        contract: Bands, processing level, label space and splits of the training data; None for weights made
+            elsewhere.
+        normalisation: How stored pixels become inputs.
+        recipe: Recipe of the training run.
+        commit: Git commit of the code that trained the model.
+    """
 
     format: int = FORMAT
-    model: ModelSpec
+    model: specs.ModelSpec
     contract: Contract | None = None
     normalisation: normalise.Normalisation | None = None
     recipe: dict[str, Any] | None = None
     commit: str | None = None
 
 
-BASELINES: dict[Kind, type[factory.BaselineClassifier | factory.BaselineSegmenter | factory.BaselineDetector]] = {
-    "classifier": factory.BaselineClassifier,
-    "segmenter": factory.BaselineSegmenter,
-    "change": factory.BaselineDetector,
-}
+def describe(model: nn.Module) -> specs.ModelSpec:
+    """Return the spec from which `build` makes `model` again, with other weights.
 
-
-def describe(model: nn.Module) -> ModelSpec:
-    """The spec from which `build` makes this model again."""
-    return replace(_describe(model), probe=isinstance(getattr(model, "head", None), heads.Probe))
-
-
-def _describe(model: nn.Module) -> ModelSpec:
+    Raises:
+        TypeError: The model is of no known kind, such as one that is still wrapped for several processes.
+    """
     match model:
         case mae.MaskedAutoencoder():
-            return ModelSpec(kind="autoencoder", encoder=model.config, decoder=model.decoder, objective=model.objective)
-        case heads.SceneClassifier():
-            return ModelSpec(kind="classifier", encoder=model.config, classes=model.classes, pooling=model.pooling)
-        case heads.Segmenter():
-            config = model.encoder.config
-            return ModelSpec(kind="segmenter", encoder=config, classes=model.classes, head=model.head_config)
-        case heads.ChangeDetector():
-            return ModelSpec(kind="change", encoder=model.encoder.config, classes=2, head=model.head_config)
+            return specs.AutoencoderSpec(encoder=model.config, decoder=model.decoder, objective=model.objective)
         case enc.Encoder():
-            return ModelSpec(kind="encoder", encoder=model.config)
+            return specs.EncoderSpec(encoder=model.config)
         case contrastive.Contrast():
-            return ModelSpec(kind="contrast", recipe=model.recipe, bands=model.bands, contrast=model.objective)
-        case factory.Baseline():
-            kind = next(kind for kind, made in BASELINES.items() if isinstance(model, made))
-            return ModelSpec(kind=kind, recipe=model.recipe, bands=model.bands, classes=model.classes)
+            recipe, bands = _recipe(model), model.backbone.bands
+            return specs.ContrastSpec(recipe=recipe, bands=bands, objective=model.objective)
+        case heads.TaskModel():
+            recipe, bands, probe = _recipe(model), model.backbone.bands, isinstance(model.head, heads.Probe)
+            return specs.TaskSpec(kind=model.kind, recipe=recipe, bands=bands, classes=model.classes, probe=probe)
     raise TypeError(f"{type(model).__name__} has no description; unwrap it before saving")
 
 
-def build(spec: ModelSpec) -> nn.Module:
-    """A fresh model as `spec` says."""
-    model = _build(spec)
-    if spec.probe:
-        heads.probe(model)
-    return model
-
-
-def _build(spec: ModelSpec) -> nn.Module:
-    if spec.recipe is not None and spec.contrast is not None:
-        return factory.contrast(spec.recipe, spec.contrast, bands=spec.bands)
-    if spec.recipe is not None:
-        return BASELINES[spec.kind](spec.recipe, spec.bands, spec.classes)
-    assert spec.encoder is not None
-    encoder = enc.Encoder(spec.encoder)
-    match spec.kind:
-        case "autoencoder":
-            return mae.MaskedAutoencoder(encoder, spec.decoder, spec.objective)
-        case "classifier":
-            return heads.SceneClassifier(encoder, spec.classes, spec.pooling)
-        case "segmenter":
-            return heads.Segmenter(encoder, spec.classes, spec.head)
-        case "change":
-            return heads.ChangeDetector(encoder, spec.head)
-        case _:
-            return encoder
+def _recipe(model: heads.TaskModel | contrastive.Contrast) -> ModelRecipe:
+    """Return the recipe that the model was built from, or that of a model around SpectralGPT put together by hand."""
+    backbone = model.backbone
+    if model.recipe is None and isinstance(backbone, SpectralGPT):
+        head = model.head_config if isinstance(model, heads.DenseModel) else None
+        return ModelRecipe(backbone="spectralgpt", encoder=backbone.encoder.config, pooling=backbone.pooling, head=head)
+    if model.recipe is None:
+        raise TypeError(f"{type(backbone).__name__} was built by hand; set `recipe` of the model before saving")
+    return model.recipe
 
 
 # --- on disk -------------------------------------------------------------------------------
 
 
 def load(path: Path) -> nn.Module:
-    """The model in a checkpoint folder of ours or in a published file, on the CPU, in evaluation mode.
+    """Load a model on the CPU in evaluation mode.
 
-    A `.safetensors` beside a card of ours is that model with other weights: `checkpoint-last/average.safetensors`.
-    Raises SourceError.
+    Args:
+        path: A checkpoint folder, a `.safetensors` file beside a card (such as `checkpoint-last/average.safetensors`),
+            or a released file of SpectralGPT.
+
+    Raises:
+        SourceError: The files are missing, damaged, or do not fit together.
     """
     if not transfer.has_card(path):
-        state = transfer.read_weights(path)
-        model = build(infer(state, where=str(path)))
-        report = transfer.fit(model, state, at_least=1.0, where=str(path))
-        if report.missing:  # `fit` counts the encoder alone; here nobody would train the rest
-            lacking = report.missing
-            told = f"{len(lacking)} weights of the {describe(model).kind} are missing (first, {lacking[0]})"
-            raise SourceError(f"{path}: {told}; fill a model of your own with fitting.fit")
-        return model.eval()
+        return _load_released(path)
     card = read(path)
-    # No memory and no random draws for weights that are replaced at once; but timm's models also compute tables.
-    with torch.device("meta" if card.model.recipe is None else "cpu"):
-        model = build(card.model)
+    # No memory and no random draws for weights that are replaced at once; but baselines also compute tables.
+    recipe = getattr(card.model, "recipe", None)
+    meta = recipe is None or recipe.backbone == "spectralgpt"
+    with torch.device("meta" if meta else "cpu"):
+        model = card.model.build()
     try:
         model.load_state_dict(weight_files.read_safetensors(path / WEIGHTS if path.is_dir() else path), assign=True)
     except RuntimeError as error:
@@ -148,8 +111,25 @@ def load(path: Path) -> nn.Module:
     return model.eval()
 
 
+def _load_released(path: Path) -> nn.Module:
+    state = transfer.read_weights(path)
+    spec = infer(state, where=str(path))
+    model = spec.build()
+    report = transfer.fit(model, state, at_least=1.0, where=str(path))
+    if report.missing:  # `fit` counts the encoder alone, but the rest would stay random here
+        raise SourceError(
+            f"{path}: {len(report.missing)} weights of the {spec.kind} are missing (first, {report.missing[0]}); "
+            "fill a model of your own with transfer.fit"
+        )
+    return model.eval()
+
+
 def read(path: Path) -> Card:
-    """`card.json` of a checkpoint folder, or beside a file of weights. Raises SourceError."""
+    """Read `card.json` of a checkpoint folder, or beside a file of weights.
+
+    Raises:
+        SourceError: The card is missing, invalid, or of another format.
+    """
     folder = path.parent if path.is_file() else path
     path = files.existing(folder / CARD, f"a checkpoint folder with {WEIGHTS} and {CARD}")
     try:
@@ -165,7 +145,14 @@ def read(path: Path) -> Card:
 
 
 def of_run(model: nn.Module, contract: Contract, how: normalise.Normalisation, recipe: Any) -> Card:
-    """What a checkpoint of a training says of itself."""
+    """Return the card of a model in training.
+
+    Args:
+        model: The model, not wrapped for several processes.
+        contract: Contract of the bands that the model sees.
+        how: Normalisation of the stored pixels.
+        recipe: Recipe of the run, a frozen dataclass.
+    """
     return Card(
         model=describe(model),
         contract=contract,
@@ -184,9 +171,21 @@ def fill(
     accept: Sequence[str],
     tables: transfer.Tables = "interpolate",
 ) -> transfer.Report:
-    """Fill `model` from `weights`. Raises SettingError naming each difference that `accept` does not waive.
+    """Fill `model` from `weights`, in place, after comparing its data with those the weights were trained on.
 
-    Published `.pth` files hold no contract, so nothing can be compared with them; that is logged.
+    Released `.pth` files have no contract to compare with, which is logged.
+
+    Args:
+        model: The model to fill.
+        weights: A checkpoint folder or a file of weights.
+        contract: Contract of the bands that the model sees.
+        how: Normalisation of the stored pixels.
+        accept: Names of contract fields (and "normalisation") that may differ.
+        tables: What to do with position tables of another image size.
+
+    Raises:
+        SettingError: The data differ in a field that `accept` does not name.
+        SourceError: The weights cannot be read, or too few of them fit.
     """
     if transfer.has_card(weights):
         card = read(weights)
@@ -199,37 +198,41 @@ def fill(
     wavelengths = [band.wavelength_nm for band in contract.bands]
     state = transfer.read_weights(weights)
     report = transfer.fit(model, state, wavelengths=wavelengths, tables=tables, where=str(weights))
-    counts = map(len, (report.matched, report.resized, report.missing))
-    log.info("%s: %d weights taken, %d resized, %d new", weights.name, *counts)
+    matched, resized, missing = len(report.matched), len(report.resized), len(report.missing)
+    log.info("%s: %d weights taken, %d resized, %d new", weights.name, matched, resized, missing)
     if report.resized:
-        log.info("%s: made to fit: %s", weights.name, ", ".join(report.resized))
+        log.info("%s: resized: %s", weights.name, ", ".join(report.resized))
     return report
 
 
 def compare(card: Card, contract: Contract, how: normalise.Normalisation, *, accept: Sequence[str]) -> None:
-    """Refuse data or a normalisation other than the weights were trained with. Raises SettingError.
+    """Check that the data and their normalisation are those that the weights were trained with.
 
-    Weights that saw every band go to data that lack some: what stands in their places is the recipe's to say. Those
-    that saw a stand-in go to data with the same one.
+    Weights trained on every band may go to data without some, which the recipe says how to replace. Weights trained
+    with a replacement need the same one.
+
+    Raises:
+        SettingError: They differ in a field that `accept` does not name.
     """
     if card.contract is not None:
-        # Contracts know nothing of the normalisation, which only a checkpoint has.
+        # "normalisation" is no field of a contract.
         known = [name for name in accept if name != "normalisation"]
-        # Without its empty groups a model looks at fewer bands than the weights did, and at each as they did.
+        # A model without its empty groups uses fewer bands than the weights did, each in the same way.
         names = {band.name for band in (contract if how.missing == "drop-group" else card.contract).bands}
         theirs = replace(card.contract, bands=tuple(band for band in card.contract.bands if band.name in names))
         contracts.require(contract, theirs, "fine-tune", known)
     if card.normalisation is None or "normalisation" in accept:
         return
-    filled = ("missing", "absent") if card.normalisation.absent else ()
-    fields = ("scheme", "eps", "mean", "std", "before_crop", *filled)
+    fields = ["scheme", "eps", "mean", "std", "before_crop"]
+    if card.normalisation.absent:
+        fields += ["missing", "absent"]
     differ = [name for name in fields if getattr(card.normalisation, name) != getattr(how, name)]
-    if not differ:
-        return
-    told = "; ".join(
-        f"{name} is {getattr(how, name)!r:.60}, was {getattr(card.normalisation, name)!r:.60}" for name in differ
-    )
-    raise SettingError(f"normalisation differs from the weights': {told}; accept = ['normalisation'] waives this")
+    if differ:
+        values = [
+            f"{name} is {getattr(how, name)!r:.60}, was {getattr(card.normalisation, name)!r:.60}" for name in differ
+        ]
+        listed = "; ".join(values)
+        raise SettingError(f"normalisation differs from the weights': {listed}; accept = ['normalisation'] waives this")
 
 
 def _compare_classes(ours: LabelSpace, theirs: LabelSpace, accept: Sequence[str]) -> None:
@@ -240,41 +243,50 @@ def _compare_classes(ours: LabelSpace, theirs: LabelSpace, accept: Sequence[str]
         )
 
 
-# --- published weights ---------------------------------------------------------------------
+# --- released weights ----------------------------------------------------------------------
 
 
-def infer(state: State, *, where: str) -> ModelSpec:
-    """The model that published weights belong to, from their names and shapes. Raises SourceError.
+def infer(state: State, *, where: str) -> specs.ModelSpec:
+    """Return the spec of the model that released weights belong to.
 
-    Three things leave no trace there: the width of a head, taken as 64 in the encoder and 32 in the decoder (80 in the
-    huge model); the number of groups behind a joint position table, taken as that of 12 bands if that can be; and
-    several times, which are taken as so many times the bands.
+    Some settings leave no trace in names and shapes and are assumed: the width of an attention head is 64 in the
+    encoder (80 in the huge model) and 32 in the decoder; a joint position table has the groups of 12 bands if its
+    rows allow that; several times are taken for as many times the bands.
+
+    Args:
+        state: Weights by name.
+        where: Name of the file for messages.
+
+    Raises:
+        SourceError: The weights are not those of a SpectralGPT model.
     """
-    state = weight_files.plain(state)
+    state = weight_files.normalise_names(state)
     try:
-        encoder = _infer_encoder(state)
+        encoder = _encoder(state)
         if "mask_token" in state:
-            decoder = mae.DecoderConfig(
-                width=state["mask_token"].shape[-1],
-                depth=_depth(state, "decoder_blocks"),
-                heads=max(state["mask_token"].shape[-1] // 32, 1),
-            )
-            return ModelSpec(kind="autoencoder", encoder=encoder, decoder=decoder)
+            return specs.AutoencoderSpec(encoder=encoder, decoder=_decoder(state), objective=mae.Objective())
         if "cls_seg.0.weight" in state:
             classes = state["cls_seg.0.weight"].shape[0]
-            kind: Literal["change", "segmenter"] = "change" if classes == 2 else "segmenter"
-            return ModelSpec(kind=kind, encoder=encoder, classes=classes, head=_infer_head(state))
+            recipe = ModelRecipe(backbone="spectralgpt", encoder=encoder, head=_head(state))
+            kind: heads.Kind = "change" if classes == 2 else "segmenter"
+            return specs.TaskSpec(kind=kind, recipe=recipe, bands=encoder.bands, classes=classes)
         if "head.weight" in state:
             classes = state["head.weight"].shape[0]
-            return ModelSpec(kind="classifier", encoder=encoder, classes=classes, pooling="released")
+            recipe = ModelRecipe(backbone="spectralgpt", encoder=encoder, pooling="released")
+            return specs.TaskSpec(kind="classifier", recipe=recipe, bands=encoder.bands, classes=classes)
     except (KeyError, ValueError) as error:
         raise SourceError(
             f"{where}: not the weights of a SpectralGPT model ({error} is missing or has an odd shape)"
         ) from None
-    return ModelSpec(kind="encoder", encoder=encoder)
+    return specs.EncoderSpec(encoder=encoder)
 
 
-def _infer_encoder(state: State) -> enc.EncoderConfig:
+def _decoder(state: State) -> mae.DecoderConfig:
+    width = state["mask_token"].shape[-1]
+    return mae.DecoderConfig(width=width, depth=_depth(state, "decoder_blocks"), heads=max(width // 32, 1))
+
+
+def _encoder(state: State) -> enc.EncoderConfig:
     width, _, group_bands, patch_px, _ = state["patch_embed.proj.weight"].shape
     joint = "pos_embed" in state
     if joint:
@@ -297,7 +309,7 @@ def _infer_encoder(state: State) -> enc.EncoderConfig:
     )
 
 
-def _infer_head(state: State) -> upernet.HeadConfig:
+def _head(state: State) -> upernet.HeadConfig:
     spread = [state[f"conv{i}.3.weight"].shape for i in range(3)]  # transposed: (hidden, level, k, k)
     return upernet.HeadConfig(
         levels=(spread[0][1], spread[1][1], spread[2][1], state["conv3.0.weight"].shape[0]),

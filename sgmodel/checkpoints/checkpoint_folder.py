@@ -1,6 +1,6 @@
-"""A checkpoint folder: `model.safetensors` beside `card.json`; what lies in it is for `cards` to say.
+"""Write a checkpoint folder: `model.safetensors` beside `card.json`.
 
-Nothing here knows a model, so that whoever only saves need not import them all.
+Nothing here imports a model, so that programs that only save need not import them all.
 """
 
 from __future__ import annotations
@@ -16,20 +16,28 @@ from sgdata import files
 from sgmodel import distributed
 
 if TYPE_CHECKING:
-    from sgmodel.checkpoints.cards import Card
     from sgmodel.models.adapt import State
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
 
 
-def save(folder: Path, model: nn.Module, card: Card) -> None:
-    """Write weights and card; equal weights and cards give equal bytes. Raises OutputError."""
+def save(folder: Path, model: nn.Module, card: object) -> None:
+    """Write weights and card; equal weights and cards give equal bytes.
+
+    Args:
+        folder: Folder to write to.
+        model: The model; in shards, all ranks must call.
+        card: The card, a frozen dataclass (`cards.Card`).
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
     write(folder, distributed.collected(model.state_dict()), card)
 
 
-def write(folder: Path, weights: State, card: Card) -> None:
-    """As `save`, of weights already gathered."""
+def write(folder: Path, weights: State, card: object) -> None:
+    """Write weights that are already gathered, and their card, as `save` does."""
     # Safetensors orders by type and name and stores no time, so the bytes depend on the weights alone.
     with files.replacing(folder / WEIGHTS) as temporary:
         save_file(weights, temporary)
@@ -37,7 +45,7 @@ def write(folder: Path, weights: State, card: Card) -> None:
 
 
 def commit() -> str | None:
-    """The git commit of the checkout that this package runs from; None for an installed package."""
+    """Return the git commit of the checkout that this package runs from; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     # Without this test git would climb further and name the commit of some other repository.
     if not (root / ".git").exists():

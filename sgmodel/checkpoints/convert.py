@@ -21,7 +21,7 @@ def convert(source: Path, out: Path, *, at_least: float) -> transfer.Report:
         card = cards.read(source)
     else:
         card = cards.Card(model=cards.infer(state, where=str(source)))
-    model = cards.build(card.model)
+    model = card.model.build()
     report = transfer.fit(model, state, at_least=at_least, where=str(source))
     checkpoint_folder.save(out, model, card)
     return report

@@ -1,4 +1,4 @@
-"""Weights by name: a path on this machine, or a repository on the HuggingFace hub."""
+"""Find weights by name: a path on this machine, or a repository on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from pathlib import Path
 from sgdata.errors import SettingError, SourceError
 
 
-def found(name: str | Path) -> Path:
-    """The checkpoint folder or file `name`; OWNER/NAME[@REVISION] is fetched from the hub where no such path exists.
+def resolve(name: str | Path) -> Path:
+    """Return the path of a checkpoint folder or file, fetched from the hub where no such path exists.
 
-    Raises SettingError, SourceError.
+    Args:
+        name: A path, or OWNER/NAME[@REVISION] on the Hugging Face hub.
+
+    Raises:
+        SettingError: `name` is the folder of a whole run, or the hub's client is not installed.
+        SourceError: There is neither such a path nor such a repository.
     """
     path = Path(name)
-    # Both may be of use; which of them is meant, a run's folder does not tell.
-    for held in (path / "checkpoint-best", path / "checkpoint-last"):
-        if held.is_dir():
-            raise SettingError(f"{name}: is the folder of a run; give the checkpoint in it, such as {held}")
+    # A run has several checkpoints; choosing one is left to the user.
+    for checkpoint in (path / "checkpoint-best", path / "checkpoint-last"):
+        if checkpoint.is_dir():
+            raise SettingError(f"{name}: is the folder of a run; give the checkpoint in it, such as {checkpoint}")
     if path.exists():
         return path
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?", str(name))
@@ -28,8 +33,8 @@ def found(name: str | Path) -> Path:
     except ImportError:
         raise SettingError(f"{name}: no such file or folder; to look on the hub, pip install huggingface_hub") from None
     try:
-        # Only what `cards.load` reads: a repository may hold pickles, which nothing here would open.
+        # Only what `cards.load` reads, so no pickles.
         return Path(snapshot_download(match[1], revision=match[2], allow_patterns=["*.safetensors", "*.json"]))
-    except Exception as error:  # the hub's client lets many libraries' exceptions through
+    except Exception as error:  # the client passes on exceptions of several libraries
         why = " ".join(str(error).split())
         raise SourceError(f"{name}: no such file or folder, and the hub gives none ({why:.120})") from None

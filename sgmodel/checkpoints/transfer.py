@@ -1,4 +1,4 @@
-"""Weights from anywhere: read by published name, and put into a model as far as they fit it."""
+"""Read weights of any origin by released name, and put them into a model as far as they fit."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ from sgmodel.checkpoints.checkpoint_folder import CARD, WEIGHTS
 from sgmodel.checkpoints.weight_files import State
 from sgmodel.models import adapt
 from sgmodel.models import encoder as enc
+from sgmodel.models.spectralgpt import SpectralGPT
 
 Tables = Literal["interpolate", "redraw"]
-"""Position tables of another image size: resized, or drawn anew, as the released code does."""
+"""Position tables of another image size: resize them, or draw them again as the released code does."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What became of each weight, in published names, and the share of the encoder's parameters that was filled.
+    """Result of a transfer: what happened to each weight, by released name.
 
-    A weight of another shape stands in `missing` and in `unexpected`, unless it could be resized.
+    Attributes:
+        matched: Weights copied as they are.
+        resized: Weights adapted to another image size, patch size or number of bands.
+        missing: Weights of the model that were not filled.
+        unexpected: Weights of the file that were not used. One of another shape is also in `missing`.
+        encoder_share: Share of the encoder's parameters that was filled, 0 to 1.
     """
 
     matched: tuple[str, ...]
@@ -37,21 +43,25 @@ class Report:
 
 
 def has_card(path: Path) -> bool:
-    """True for a checkpoint folder of ours (or what is not there at all), and for weights that lie in one."""
-    # A model of another maker from the hub: weights of the same name, or in parts, and no card of ours.
+    """Return True for a checkpoint folder or weights inside one, also where `path` does not exist."""
+    # The hub has models of other makers with weights of the same name, or in parts, without a card.
     if (path / "config.json").is_file() or weight_files.index_of(path / WEIGHTS).is_file():
         return (path / CARD).is_file()
     return not path.is_file() or (path.suffix == ".safetensors" and (path.parent / CARD).is_file())
 
 
 def read_weights(path: Path) -> State:
-    """Weights by published name, from a checkpoint folder of ours, a `.safetensors` or a published `.pth` file.
+    """Read weights by released name.
 
-    Raises SourceError.
+    Args:
+        path: A checkpoint folder, a `.safetensors` file, or a torch file.
+
+    Raises:
+        SourceError: There is no such file, or it cannot be read.
     """
     if not has_card(path) or not path.exists():
         return weight_files.read(path / WEIGHTS if path.is_dir() else path)
-    return weight_files.named(weight_files.read_safetensors(path / WEIGHTS if path.is_dir() else path))
+    return weight_files.released_names(weight_files.read_safetensors(path / WEIGHTS if path.is_dir() else path))
 
 
 def fit(
@@ -63,29 +73,37 @@ def fit(
     wavelengths: Sequence[float] = (),
     where: str = "weights",
 ) -> Report:
-    """Fill `model` with every weight of `state` (published names) that fits it, in place.
+    """Fill `model` in place with every weight of `state` that fits it.
 
-    Position tables of another image size are resized bicubically, spectral tables and the patch kernel of other bands
-    adapted (see `adapt`); "redraw" keeps the model's fresh ones, as the released code does. The `wavelengths` (nm) of
-    a baseline's bands say where red, green and blue go. Raises SourceError where less than `at_least` of the encoder's
-    parameters would be filled.
+    Position tables of another image size are resized bicubically; spectral tables and the patch kernel of other bands
+    are adapted as in `adapt`.
+
+    Args:
+        model: The model to fill.
+        state: Weights by released name.
+        tables: "interpolate" for the above; "redraw" keeps the model's fresh tables, as the released code does.
+        at_least: Share of the encoder's parameters that must be filled.
+        wavelengths: Centre wavelengths of a baseline's bands in nm, by which red, green and blue are found.
+        where: Name of the weights for messages.
+
+    Raises:
+        SourceError: Less than `at_least` would be filled, or the model has no encoder. The model is then unchanged.
     """
-    own = weight_files.named(model.state_dict())
-    # Of SpectralGPT, whose parts hang in the model itself or in its `encoder`; a baseline has none.
-    config: enc.EncoderConfig | None = getattr(getattr(model, "encoder", model), "config", None)
-    if not any(map(_of_encoder, own)):
+    own = weight_files.released_names(model.state_dict())
+    encoder_names = [name for name in own if _of_encoder(name)]
+    if not encoder_names:
         raise SourceError(f"{where}: the model has no encoder to fill; leave the weights out")
     if any(name.endswith(".attn.q.weight") for name in own):
-        state = weight_files.plain(state)
+        state = weight_files.normalise_names(state)
+    config = _config(model)
     resized: State = {}
     if config is None:
-        state, resized = _of_baseline(model, state, wavelengths)
+        state, resized = _adapt_to_baseline(model, state, wavelengths)
     elif tables == "interpolate":
-        resized = dict(_adapted(own, state, config))
+        resized = dict(_adapt_to_encoder(own, state, config))
     matched = {name: state[name] for name, tensor in own.items() if name in state and state[name].shape == tensor.shape}
     resized = {name: tensor for name, tensor in resized.items() if name in own and own[name].shape == tensor.shape}
     filled = matched | resized
-    encoder_names = [name for name in own if _of_encoder(name)]
     share = sum(own[n].numel() for n in encoder_names if n in filled) / sum(own[n].numel() for n in encoder_names)
     report = Report(
         matched=tuple(matched),
@@ -103,33 +121,43 @@ def fit(
     return report
 
 
-def _adapted(own: State, state: State, config: enc.EncoderConfig) -> Iterator[tuple[str, Tensor]]:
-    """The position tables and the patch kernel of `state` that must be made to fit, and can be."""
+def _config(model: nn.Module) -> enc.EncoderConfig | None:
+    """Return the settings of the model's SpectralGPT encoder; None for a baseline."""
+    backbone = getattr(model, "backbone", None)
+    if isinstance(backbone, SpectralGPT):
+        return backbone.encoder.config
+    config: enc.EncoderConfig | None = None if backbone is not None else getattr(model, "config", None)
+    return config
+
+
+def _adapt_to_encoder(own: State, state: State, config: enc.EncoderConfig) -> Iterator[tuple[str, Tensor]]:
+    """Yield the position tables and the patch kernel of `state` that differ in shape and can be adapted."""
     planes = {"pos_embed_spatial": 1, "pos_embed": config.times * config.groups}
-    for name, wanted in own.items():
-        found = state.get(name, wanted)
-        if found.shape == wanted.shape or found.ndim != wanted.ndim:
+    for name, target in own.items():
+        source = state.get(name, target)
+        if source.shape == target.shape or source.ndim != target.ndim:
             continue
         kind = name.removeprefix("decoder_")
-        if name == "patch_embed.proj.weight" and found.shape[:2] == wanted.shape[:2]:
-            yield name, adapt.kernel(found, wanted.shape)
-        elif kind == "pos_embed_temporal" and found.shape[2] == wanted.shape[2]:
-            yield name, adapt.spectral_table(found, wanted.shape[1], config.times)
-        elif kind in planes and found.shape[2] == wanted.shape[2] and _square(found.shape[1], planes[kind]):
-            yield name, adapt.resize_table(found, rows=wanted.shape[1], planes=planes[kind])
+        if name == "patch_embed.proj.weight" and source.shape[:2] == target.shape[:2]:
+            yield name, adapt.kernel(source, target.shape)
+        elif kind == "pos_embed_temporal" and source.shape[2] == target.shape[2]:
+            yield name, adapt.spectral_table(source, target.shape[1], config.times)
+        elif kind in planes and source.shape[2] == target.shape[2] and _square(source.shape[1], planes[kind]):
+            yield name, adapt.resize_table(source, rows=target.shape[1], planes=planes[kind])
 
 
 def _square(rows: int, planes: int) -> bool:
-    """Whether so many rows are those of several planes of as many rows as columns."""
+    """Return True where `rows` are those of `planes` square grids."""
     return planes * isqrt(rows // planes) ** 2 == rows
 
 
-def _of_baseline(model: Any, state: State, wavelengths: Sequence[float]) -> tuple[State, State]:
-    """`state` under the names of the baseline, and those weights that its backbone had to change to take."""
+def _adapt_to_baseline(model: Any, state: State, wavelengths: Sequence[float]) -> tuple[State, State]:
+    """Return `state` under the names of the baseline, and the weights that its backbone had to adapt."""
     own, prefix = model.state_dict(), f"backbone.{model.backbone.root}"
     wanted = {name.removeprefix(prefix) for name in own if name.startswith(prefix)}
-    plain = adapt.renamed(state, wanted)
-    adapted = model.backbone.adapted(plain, model.recipe.first_layer, wavelengths)
+    how = model.recipe.first_layer if model.recipe else "mean-scaled"
+    plain = adapt.strip_prefix(state, wanted)
+    adapted = model.backbone.adapt_weights(plain, how, wavelengths)
     changed = {name: t for name, t in adapted.items() if name not in plain or plain[name].shape != t.shape}
     # Weights of the same baseline, trained here for the same task, bring their head too.
     whole = {name: tensor for name, tensor in state.items() if name in own}
@@ -141,10 +169,10 @@ def _of_encoder(name: str) -> bool:
 
 
 def _refusal(report: Report, own: State, state: State) -> str:
-    """Why these weights are not for this model, by the first weight that does not fit."""
+    """Return why the weights do not fit the model, by the first encoder weight that is missing."""
     name = next(name for name in report.missing if _of_encoder(name))
-    found = f"{tuple(state[name].shape)}" if name in state else "absent"
+    shape = f"{tuple(state[name].shape)}" if name in state else "absent"
     return (
-        f"only {int(100 * report.encoder_share)}% of the encoder's parameters fit; first, {name} is {found}, "
+        f"only {int(100 * report.encoder_share)}% of the encoder's parameters fit; first, {name} is {shape}, "
         f"the model has {tuple(own[name].shape)}: choose the model settings these weights were trained with"
     )

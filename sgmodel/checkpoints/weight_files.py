@@ -1,7 +1,7 @@
-"""Weights made elsewhere: their names, their layouts, and reading them without running the code a pickle may hold.
+"""Names and layouts of files of weights, and reading them without running the code that a pickle may contain.
 
-A *published* name is one of the tables `catalogs/tables/spectralgpt_*_keys.tsv`. Pretraining model and classifier use
-published names as they are; for segmentation and change detection `spectralgpt_dense_names.tsv` maps them.
+A *released* name is one of the tables `catalogs/tables/spectralgpt_*_keys.tsv`. Autoencoder and classifier are saved
+under released names; those of segmenters and change detectors are mapped by `spectralgpt_dense_names.tsv`.
 """
 
 from __future__ import annotations
@@ -27,55 +27,71 @@ from sgdata.errors import SettingError, SourceError
 State = dict[str, Tensor]
 
 
-def name_of(ours: str, kind: str) -> str:
-    """The published name of one of our weights."""
+def released_name(own: str, kind: str) -> str:
+    """Return the released name of the state-dict key `own` of a SpectralGPT model of `kind`."""
     if kind not in {"segmenter", "change"}:
-        return ours
-    for prefix, published in _dense().items():
-        if ours.startswith(f"{prefix}."):
-            return published + ours.removeprefix(prefix)
-    return ours.removeprefix("encoder.")  # what no row names belongs to the encoder
+        return own
+    for prefix, released in _dense_names().items():
+        if own.startswith(f"{prefix}."):
+            return released + own.removeprefix(prefix)
+    return own.removeprefix("encoder.")  # every key without a row belongs to the encoder
 
 
 @cache
-def _dense() -> dict[str, str]:
+def _dense_names() -> dict[str, str]:
     return {row["ours"]: row["published"] for row in catalog.table("spectralgpt_dense_names")}
 
 
-def named(state: State) -> State:
-    """The weights of one of our models by published name; those of a baseline, whose names are its own, as they are."""
-    # Only the models with a dense head hold their encoder as a part.
+def released_names(state: State) -> State:
+    """Return weights of a SpectralGPT model by released name; those of a baseline keep their names."""
+    # Only the models with a dense head have keys of an encoder as a part.
     kind = "segmenter" if any(name.startswith("encoder.") for name in state) else "encoder"
-    return {name_of(name, kind): tensor for name, tensor in state.items()}
+    return {released_name(name, kind): tensor for name, tensor in state.items()}
 
 
-def plain(state: State) -> State:
-    """As published: without the prefix of a model that holds the encoder as a part, and every fused qkv taken apart.
+def normalise_names(state: State) -> State:
+    """Return weights of SpectralGPT by released name, without outer prefixes and with fused layers split."""
+    released = released_names(state)
+    prefix = _outer_prefix(state)
+    return _split_qkv({name.removeprefix(prefix): tensor for name, tensor in released.items()})
 
-    For some months of 2024 the public code had one, as other ViTs have.
-    """
+
+def _outer_prefix(state: State) -> str:
+    """Return the prefix of a model that has the encoder as a part."""
     mark = "patch_embed.proj.weight"
-    prefix = min((name.removesuffix(mark) for name in state if name.endswith(mark)), key=len, default="")
-    found: State = {}
-    for name, tensor in named(state).items():
-        name = name.removeprefix(prefix)
+    prefixes = [name.removesuffix(mark) for name in state if name.endswith(mark)]
+    return min(prefixes, key=len, default="")
+
+
+def _split_qkv(state: State) -> State:
+    """Split fused qkv layers, which the public code had for some months of 2024, into q, k and v."""
+    split: State = {}
+    for name, tensor in state.items():
         fused = re.fullmatch(r"(.*\.attn\.)(?:to_)?qkv\.(weight|bias)", name)
-        parts = zip("qkv", tensor.chunk(3), strict=True) if fused else ()
-        found |= {f"{fused[1]}{part}.{fused[2]}": piece for part, piece in parts} if fused else {name: tensor}
-    return found
+        if fused is None:
+            split[name] = tensor
+            continue
+        for part, values in zip("qkv", tensor.chunk(3), strict=True):
+            split[f"{fused[1]}{part}.{fused[2]}"] = values
+    return split
 
 
 def read(path: Path) -> State:
-    """Weights from a `.safetensors` or a torch file of any known layout, by the names there. Raises SourceError."""
+    """Read weights from a `.safetensors` or a torch file of any known layout, by the names there.
+
+    Raises:
+        SourceError: There is no such file, or it cannot be read.
+    """
     state = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     # Without the prefixes of wrappers: DataParallel, compile, Lightning.
     return {re.sub(r"^((module|_orig_mod|model)\.)+", "", name): tensor for name, tensor in state.items()}
 
 
 def read_safetensors(path: Path) -> State:
-    """Every tensor of the file, or of the parts that an index beside it names, by the name it has there.
+    """Read every tensor of a file, or of the parts that an index beside it lists, by the name it has there.
 
-    Raises SourceError.
+    Raises:
+        SourceError: The file or a part of it is missing or damaged.
     """
     if not path.exists() and index_of(path).exists():
         return _read_parts(index_of(path))
@@ -87,50 +103,60 @@ def read_safetensors(path: Path) -> State:
 
 
 def index_of(path: Path) -> Path:
-    """Where the index lies of weights that fill several files, as the hub's libraries save large models."""
+    """Return the path of the index of weights in several files, as the hub's libraries save large models."""
     return path.with_name(f"{path.name}.index.json")
 
 
 def _read_parts(index: Path) -> State:
     try:
-        wanted: dict[str, str] = files.read_plain(index)["weight_map"]
-        names = sorted(set(wanted.values()))
+        part_of: dict[str, str] = files.read_plain(index)["weight_map"]
+        parts = sorted(set(part_of.values()))
     except (SettingError, KeyError, TypeError, AttributeError):
         raise SourceError(f"{index}: names no parts, expected 'weight_map'; fetch it again") from None
-    if any(Path(name).name != name for name in names):  # an index is foreign: it must not lead out of its folder
-        raise SourceError(f"{index}: names parts elsewhere ({', '.join(names)[:80]}); expected files beside it")
-    state = {name: tensor for part in names for name, tensor in read_safetensors(index.with_name(part)).items()}
-    lacking = sorted(wanted.keys() - state.keys())
+    if any(Path(part).name != part for part in parts):  # not trusted: it must not lead out of its folder
+        raise SourceError(f"{index}: names parts elsewhere ({', '.join(parts)[:80]}); expected files beside it")
+    state: State = {}
+    for part in parts:
+        state |= read_safetensors(index.with_name(part))
+    lacking = sorted(part_of.keys() - state.keys())
     if lacking:
         raise SourceError(f"{index}: {len(lacking)} weights are in no part (first, {lacking[0]}); fetch it again")
     return state
 
 
-def harmless() -> list[Any]:
-    """What torch may build besides tensors: data that stands beside the weights in released files and runs nothing."""
-    scalar: Any = np.float64(0).__reduce__()[0]  # NumPy moved it: a value knows where it is
-    numbers = f"?{np.typecodes['AllInteger']}{np.typecodes['Float']}"
+def safe_globals() -> list[Any]:
+    """Return the classes that torch may unpickle besides tensors: plain data found in released files."""
+    return [argparse.Namespace, *_numpy_scalars(), *_pure_paths()]
+
+
+def _numpy_scalars() -> list[Any]:
+    """Return what a pickled NumPy number consists of, under the names of NumPy 1 and 2."""
+    build: Any = np.float64(0).__reduce__()[0]  # NumPy moved this function, a value knows it
+    codes = f"?{np.typecodes['AllInteger']}{np.typecodes['Float']}"
+    renamed = [(build, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [np.dtype, *{type(np.dtype(code)) for code in codes}, *renamed]
+
+
+def _pure_paths() -> list[Any]:
+    """Return a class without access to files in the place of every path, under the names of any Python."""
     names = ("PosixPath", "WindowsPath", "PurePosixPath")
-    return [
-        *(argparse.Namespace, np.dtype, *{type(np.dtype(code)) for code in numbers}),
-        # By the name that it had where the file was written.
-        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-        *((PurePosixPath, f"pathlib.{module}{name}") for module in ("", "_local.") for name in names),
-    ]
+    return [(PurePosixPath, f"pathlib.{module}{name}") for module in ("", "_local.") for name in names]
 
 
 def read_pickle(path: Path) -> State:
-    """The state dict in a torch file: at the top, or under `model`, `state_dict` or whatever name.
+    """Read the state dict in a torch file: at the top, or under `model`, `state_dict` or any other name.
 
-    Raises SourceError, also where the pickle holds anything but tensors, plain values and an argparse Namespace.
+    Raises:
+        SourceError: There is no such file, it is damaged, or it contains anything but tensors, plain values and an
+            argparse Namespace.
     """
     files.existing(path, "a checkpoint folder, a .safetensors or a .pth file")
     try:
-        # The released files hold their `args`, and many a training its best score; nothing that runs may pass.
-        with torch.serialization.safe_globals(harmless()):
-            # Mapped, the optimizer state in a released file (twice its weights) is never read from disk.
+        # Released files contain their `args`, others a best score.
+        with torch.serialization.safe_globals(safe_globals()):
+            # Mapped, so that the optimizer state in a released file (twice its weights) is not read from disk.
             document = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged pickle ends in any exception there is
+    except Exception as error:  # a damaged pickle can raise any exception
         culprit = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
         if culprit and isinstance(error, pickle.UnpicklingError):
             raise SourceError(
@@ -142,13 +168,13 @@ def read_pickle(path: Path) -> State:
         ) from None
     if not isinstance(document, dict):
         raise SourceError(f"{path}: holds a {type(document).__name__}, expected a dict of weights")
-    # The most weights in one place; of equally many (averaged ones beside them) those that were trained.
-    _, found = max(_states(document), key=lambda one: (len(one[1]), one[0] in {"model", "state_dict"}))
-    return found
+    # The largest group; of equally large ones (averaged weights) the trained.
+    _, state = max(_states(document), key=lambda one: (len(one[1]), one[0] in {"model", "state_dict"}))
+    return state
 
 
 def _states(document: dict[Any, Any], name: str = "") -> Iterator[tuple[str, State]]:
-    """The weights in a document by the name that it has for them: at the top, under `model`, `state_dict`, ..."""
+    """Yield each group of weights in a document with the name that it has there: "", "model", "state_dict", ..."""
     yield name, {key: value for key, value in document.items() if isinstance(key, str) and isinstance(value, Tensor)}
     for key, value in document.items():
         if isinstance(value, dict):

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from sgmodel import devices
 from sgmodel.checkpoints import transfer, weight_files
-from sgmodel.models import encoder, heads, mae, upernet
+from sgmodel.models import encoder, heads, mae, state_keys, upernet
+from sgmodel.models.spectralgpt import SpectralGPT
 
 QUERY = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
 FACTOR = 4.0
@@ -108,7 +109,7 @@ def _outputs(name: str, arrays: dict[str, Tensor], dtype: torch.dtype, device: t
         found = {"loss": out.loss, "pred": out.pred}
     elif name.startswith("classify"):
         config = encoder.EncoderConfig(image_px=32, width=96, depth=3, heads=4, drop_path=0.2)
-        model = heads.SceneClassifier(encoder.Encoder(config), 19, "released").eval()
+        model = heads.Classifier(SpectralGPT(encoder.Encoder(config), "released"), 19).eval()
         model.load_state_dict(state)
         logits = model.to(device, dtype)(images)
         found = {"loss_soft_ce": functional.cross_entropy(logits, arrays["soft_target"].to(device, dtype))}
@@ -116,7 +117,7 @@ def _outputs(name: str, arrays: dict[str, Tensor], dtype: torch.dtype, device: t
     else:
         widths = upernet.HeadConfig(levels=(32, 64, 128, 256), hidden=(64, 64, 128), width=32)
         config = encoder.EncoderConfig(image_px=64, width=64, depth=12, heads=4, drop_path=0.5)
-        model = heads.Segmenter(encoder.Encoder(config), 13, widths).eval()
+        model = heads.Segmenter(SpectralGPT(encoder.Encoder(config)), 13, widths).eval()
         transfer.fit(model, state, at_least=1.0)
         logits = model.to(device, dtype)(images)
         found = {"loss": functional.cross_entropy(logits, arrays["target"].to(device), ignore_index=255)}
@@ -124,7 +125,7 @@ def _outputs(name: str, arrays: dict[str, Tensor], dtype: torch.dtype, device: t
     next(value for key, value in found.items() if key.startswith("loss")).backward()
     gradients = {
         f"grad/{_published(key, model)}": parameter.grad
-        for key, parameter in model.named_parameters()
+        for key, parameter in state_keys.parameters(model).items()
         if parameter.grad is not None
     }
     # The true gradient of a key's bias is 0, so that its error has no scale.
@@ -134,4 +135,4 @@ def _outputs(name: str, arrays: dict[str, Tensor], dtype: torch.dtype, device: t
 
 def _published(name: str, model: nn.Module) -> str:
     """Return the parameter's name in the published code, which the files use."""
-    return weight_files.name_of(name, "segmenter") if isinstance(model, heads.Segmenter) else name
+    return weight_files.released_name(name, "segmenter") if isinstance(model, heads.Segmenter) else name

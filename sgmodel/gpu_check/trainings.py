@@ -78,18 +78,19 @@ def fine_tuning(bench: Bench, name: flops.Task, source: samples.MemoryIndexed, *
     head = None if name == "classify" else bench.scale.head(dropout_levels=0.0 if name == "detect_change" else 0.5)
     model_recipe = factory.ModelRecipe(backbone="spectralgpt", encoder=bench.scale.encoder("base", 128), head=head)
     setting: training.Setting[Any]
+    build: Any
     match name:
         case "classify":
             setting = training.resolve(
                 classify.ClassifyRecipe(**_shared(model_recipe, batch)), source.contract, bench.paths
             )
-            make = partial(factory.classifier, model_recipe, bands=len(sentinel2.L2A_BANDS), classes=classes)
+            build = classify.build
             objective: Any = partial(classify.objective, setting, torch.ones(len(source), classes))
         case "segment":
             setting = training.resolve(
                 segment.SegmentRecipe(**_shared(model_recipe, batch)), source.contract, bench.paths
             )
-            make = partial(factory.segmenter, model_recipe, bands=len(sentinel2.L2A_BANDS), classes=classes)
+            build = segment.build
             objective = partial(segment.objective, setting)
         case _:
             px = model_recipe.px
@@ -98,9 +99,9 @@ def fine_tuning(bench: Bench, name: flops.Task, source: samples.MemoryIndexed, *
                 **_shared(model_recipe, batch), windows=cut, scored=cut, weighting="none"
             )
             setting = training.resolve(recipe, source.contract, bench.paths)
-            make = partial(factory.detector, model_recipe, bands=len(sentinel2.L2A_BANDS))
+            build = detect_change.build
             objective = partial(detect_change.objective, setting, None)
-    model = finetune.start(setting, make, None)
+    model = finetune.start(setting, partial(build, setting.recipe, classes), None)
     task = finetune.task(setting, model, source, objective, bench.paths)
     counted = flops.training_step(name, bench.scale.encoder("base", 128), head=head, classes=classes)
     return Job(task=task, flops=counted)

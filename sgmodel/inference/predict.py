@@ -137,7 +137,7 @@ def load(weights: Path, where: devices.Launch, *, embeddings: bool) -> Predictor
         )
     whole = contract.label_space.task in SCENES
     trained = contract.shape[1] if contract.shape else 0
-    fixed = card.model.recipe.px if card.model.recipe else card.model.encoder.image_px if card.model.encoder else 0
+    fixed = card.model.px
     # A scene classifier was trained on scenes enlarged to its size, other models on pixels at their resolution.
     preferred = trained or fixed if whole else fixed or trained
     ground = preferred or ANY_PX

@@ -73,15 +73,12 @@ class Predictor:
         return self.look(blank).shape[1:3]
 
 
-def embedding(model: nn.Module, images: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, D, h, w): the mean of the tokens above each place, after the final norm; of a baseline, its
-    coarsest map."""
-    parts: Any = model
+def embedding(model: Any, images: Tensor) -> Tensor:
+    """Encode images (N, C, H, W) into maps (N, D, h, w) with the backbone of `model`, or with SpectralGPT itself.
+
+    SpectralGPT gives the mean of the tokens above each place after the final norm, a baseline its coarsest map.
+    """
     if hasattr(model, "backbone"):
-        coarsest: Tensor = parts.backbone.maps(images)[-1]
+        coarsest: Tensor = model.backbone.embedding(images)
         return coarsest
-    parts = getattr(model, "encoder", model)
-    config: enc.EncoderConfig = parts.config
-    tokens: Tensor = parts.norm(enc.tokens(parts, images))
-    above = tokens.reshape(len(tokens), config.planes, config.side, config.side, config.width)
-    return above.mean(dim=1).permute(0, 3, 1, 2)
+    return enc.embedding(model, images)

@@ -1,6 +1,6 @@
-"""Weights that were made elsewhere made to fit: under whatever prefix, of other bands, patches or image sizes.
+"""Adapt weights made elsewhere to a model: other prefixes, bands, patches or image sizes.
 
-Known layouts, none of which needs its own reader: torchvision and timm; MoCo (`module.encoder_q.`), MoCo v3
+Known layouts, none of which needs a reader of its own: torchvision and timm; MoCo (`module.encoder_q.`), MoCo v3
 (`module.base_encoder.`), SimCLR (`backbone.`, `encoder.`), Lightning (`state_dict`), SatMAE and MAE (`model`), and
 SeCo, whose ResNet is a plain list of layers (`encoder_q.0.` is the first convolution).
 
@@ -9,7 +9,7 @@ SeCo, whose ResNet is a plain list of layers (`encoder_q.0.` is the first convol
 | first layer of a baseline | by the recipe's `FirstLayer` |
 | position table | bicubic on its (row, column) grid |
 | patch kernel | each value is shared out over the new values that cover it, along bands, rows and columns alike |
-| spectral table | linear between the groups, which lie evenly over the spectrum; repeated for several times |
+| spectral table | linear between the groups, which are spaced evenly over the spectrum; repeated for several times |
 
 So a patch of one value gives the same token as before, and an enlarged patch that of the small one.
 """
@@ -30,8 +30,8 @@ State = dict[str, Tensor]
 
 FirstLayer = Literal["mean-scaled", "repeated", "new"]
 """How a first layer trained on red, green and blue takes other bands: the mean of the three on every band; each on its
-own band by wavelength and over and over on the others; or drawn anew. The first two are scaled by 3 / bands, so that
-the layer's output keeps its size."""
+own band by wavelength and in turn on the others; or random weights. The first two are scaled by 3 / bands, so that
+the layer's output keeps its magnitude."""
 
 RGB_NM = (665.0, 560.0, 490.0)
 
@@ -41,10 +41,14 @@ _FOLLOWER = re.compile("encoder_k|momentum|slow|teacher")
 _LISTED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
 
-def renamed(state: State, wanted: Collection[str]) -> State:
-    """The weights whose names are `wanted` behind one prefix, without it: the prefix that most of them have.
+def strip_prefix(state: State, wanted: Collection[str]) -> State:
+    """Return the weights behind the prefix that most of the names `wanted` have, without that prefix.
 
-    A file may hold several encoders: one that only follows another (MoCo's `encoder_k`) does not count.
+    Of several encoders in a file, one that only follows another (MoCo's `encoder_k`) comes last.
+
+    Args:
+        state: Weights by the names of the file.
+        wanted: Names that the model has.
     """
     plain = {
         re.sub(r"(?<=encoder_q)\.(\d)\.", lambda m: f".{_LISTED.get(m[1], m[1])}.", n): t for n, t in state.items()
@@ -58,9 +62,17 @@ def renamed(state: State, wanted: Collection[str]) -> State:
 
 
 def first_layer(weight: Tensor, bands: int, how: FirstLayer, wavelengths: Sequence[float]) -> Tensor | None:
-    """A convolution (D, 3, h, w) over red, green and blue as one over `bands`; None where it is to be drawn anew.
+    """Adapt a convolution over red, green and blue to other bands.
 
-    `wavelengths` (nm) of the bands say which of them are red, green and blue; "repeated" without them begins at band 0.
+    Args:
+        weight: Weights (D, 3, h, w).
+        bands: Number of bands.
+        how: The rule, see `FirstLayer`.
+        wavelengths: Centre wavelengths of the bands in nm, by which "repeated" finds red, green and blue; without them
+            it begins at band 0.
+
+    Returns:
+        Weights (D, bands, h, w); None where the model's fresh ones are to stay.
     """
     if how == "new" or weight.shape[1] != len(RGB_NM):
         return None
@@ -74,31 +86,31 @@ def first_layer(weight: Tensor, bands: int, how: FirstLayer, wavelengths: Sequen
 
 
 def resize_table(table_1RD: Tensor, *, rows: int, planes: int) -> Tensor:
-    """A position table (1, planes x side^2, D) as one of `rows` rows, bicubic on its (row, column) grid."""
+    """Resize a position table (1, planes x side^2, D) to `rows` rows, bicubic on its (row, column) grid."""
     width = table_1RD.shape[-1]
     side, side_to = isqrt(table_1RD.shape[1] // planes), isqrt(rows // planes)
-    # Each plane is a picture of `width` channels; in float32, since bicubic weights lose too much in half precision.
+    # Each plane is an image of `width` channels; in float32, since bicubic weights lose too much in half precision.
     grid = table_1RD.float().reshape(planes, side, side, width).permute(0, 3, 1, 2)
     grid = functional.interpolate(grid, size=(side_to, side_to), mode="bicubic", align_corners=False)
     return grid.permute(0, 2, 3, 1).reshape(1, -1, width).to(table_1RD.dtype)
 
 
 def shares(old: int, new: int) -> Tensor:
-    """(new, old): which part of each of `old` equal pieces of a whole lies in each of `new` ones; columns sum to 1."""
-    # Shared out, not interpolated: sums stay, and with them the size of what the first layer gives.
+    """Return the share (new, old) of each of `old` equal intervals in each of `new` ones; columns sum to 1."""
+    # Shared out, not interpolated: sums stay, and with them the magnitude of the first layer's output.
     edges = torch.arange(new + 1) * (old / new)
-    pieces = torch.arange(old)
-    return (torch.minimum(edges[1:, None], pieces + 1) - torch.maximum(edges[:-1, None], pieces)).clamp(min=0)
+    starts = torch.arange(old)
+    return (torch.minimum(edges[1:, None], starts + 1) - torch.maximum(edges[:-1, None], starts)).clamp(min=0)
 
 
 def kernel(weight: Tensor, size: torch.Size) -> Tensor:
-    """A patch kernel (D, 1, g, p, p) as one of `size` (D, 1, g', p', p')."""
+    """Adapt a patch kernel (D, 1, g, p, p) to `size` (D, 1, g', p', p')."""
     bands, rows, cols = (shares(old, new).to(weight) for old, new in zip(weight.shape[2:], size[2:], strict=True))
     return torch.einsum("dxijk,ai,bj,ck->dxabc", weight, bands, rows, cols)
 
 
 def spectral_table(table_1GD: Tensor, rows: int, times: int) -> Tensor:
-    """A spectral table (1, G, D) of one time as one of `rows` rows, for `times` times."""
-    # In float32, as for the tables of the ground: weights of the interpolation lose too much in half precision.
+    """Adapt a spectral table (1, G, D) of one time to `rows` rows, for `times` times."""
+    # In float32: weights of the interpolation lose too much in half precision.
     groups = functional.interpolate(table_1GD.float().transpose(1, 2), rows // times, mode="linear").transpose(1, 2)
     return groups.repeat(1, times, 1).to(table_1GD.dtype)

@@ -1,6 +1,6 @@
-"""What stands in SpectralGPT's place in a comparison: images in, feature maps or one vector out.
+"""The interface of a backbone (images in, feature maps or one vector out) and the two baselines that need no library.
 
-A backbone that has no notion of scales gives one map; one that has gives four, finest first, for `upernet.UperHead`.
+A backbone without scales gives one map; one with scales gives four, finest first, for `upernet.UperHead`.
 """
 
 from __future__ import annotations
@@ -17,51 +17,79 @@ if TYPE_CHECKING:
 
 
 class Backbone(nn.Module):
-    """What heads need of a backbone: `channels` of its maps, how far `UperHead` enlarges each (`scales`), and `width`,
-    the length of its vector. Weights made elsewhere lack the prefix `root` of its own."""
+    """Base class of backbones, which turn images into feature maps or into one vector.
 
+    Attributes:
+        bands: Number of bands of the images.
+        channels: Channels of each map, finest first: one number, or four.
+        scales: Factor by which `upernet.UperHead` enlarges each map to make its levels.
+        width: Length of the vector that `pooled` gives.
+        head_std: Standard deviation of a linear head's fresh weights; 0 for the framework's default.
+        root: Prefix of the backbone's own parameter names that weights made elsewhere do not have.
+    """
+
+    bands: int
     channels: tuple[int, ...]
     scales: tuple[int, ...] = (1, 1, 1, 1)
     width: int
+    head_std: float = 0.0
     root: str = ""
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """(N, C, H, W) -> one (N, D, H, W), or four of `channels`, finest first."""
+        """Encode images (N, C, H, W) into one map (N, D, h, w), or four of `channels`, finest first."""
         raise NotImplementedError
 
     def pooled(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, width)."""
+        """Encode images (N, C, H, W) into vectors (N, width): by default the mean of the coarsest map."""
         return self.maps(images)[-1].mean(dim=(2, 3))
 
-    def only_maps(self) -> None:
-        """Leave out of training what `maps` does not use: ranks would wait for its gradient."""
+    def embedding(self, images: Tensor) -> Tensor:
+        """Encode images (N, C, H, W) into a map (N, D, h, w) to export: by default the coarsest one."""
+        return self.maps(images)[-1]
 
-    def adapted(self, state: State, how: FirstLayer, wavelengths: Sequence[float]) -> State:
-        """Weights of another image size or number of bands as this backbone takes them, where that can be done."""
+    def prepare_maps(self) -> None:
+        """Make ready for `maps` alone: freeze what it does not use, whose gradient ranks would wait for."""
+
+    def freeze(self) -> None:
+        """Exclude the pretrained part from training, and keep it in evaluation mode."""
+        # In evaluation for good: neither drop path nor moving averages, or the features would not be the weights'.
+        self.requires_grad_(False).eval()
+
+    def adapt_weights(self, state: State, how: FirstLayer, wavelengths: Sequence[float]) -> State:
+        """Convert weights of another image size or number of bands, as far as this backbone can.
+
+        Args:
+            state: Weights by the names of this backbone without `root`.
+            how: Rule for a first layer over other bands.
+            wavelengths: Centre wavelengths of the bands in nm; may be empty.
+
+        Returns:
+            The weights of `state`, converted where that is possible.
+        """
         return state
 
 
 class Pixels(Backbone):
-    """The plainest baseline: nothing at all, so that the head is a linear model of single pixels."""
+    """The identity, which makes the head a linear model of single pixels."""
 
     def __init__(self, bands: int) -> None:
         super().__init__()
-        self.channels, self.width = (bands,), bands
+        self.channels, self.width, self.bands = (bands,), bands, bands
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The image itself."""
+        """Return the images (N, C, H, W) as the only map."""
         return [images]
 
 
 class UNet(Backbone):
-    """Ronneberger et al., "U-Net", 2015: halve and deepen, then enlarge and join with what was seen on the way down.
+    """The U-Net of Ronneberger et al., "U-Net", MICCAI 2015, which halves and deepens, then enlarges and joins.
 
     Padded convolutions, so that the output has the input's size; GroupNorm, since batches are small.
     """
 
     def __init__(self, bands: int, widths: Sequence[int]) -> None:
         super().__init__()
-        self.width, *_ = widths
+        self.bands, self.width = bands, widths[0]
         self.channels = (self.width,)
         self.down = nn.ModuleList(_pair(a, b) for a, b in zip((bands, *widths), widths, strict=False))
         steps = list(zip(widths[1:], widths[:-1], strict=True))[::-1]
@@ -69,13 +97,13 @@ class UNet(Backbone):
         self.halve = nn.MaxPool2d(2)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """(N, C, H, W) -> [(N, widths[0], H, W)]."""
-        seen = [self.down[0](images)]
+        """Encode images (N, C, H, W) into one map (N, widths[0], H, W)."""
+        levels = [self.down[0](images)]
         for layer in list(self.down)[1:]:
-            seen.append(layer(self.halve(seen[-1])))
-        x = seen.pop()
+            levels.append(layer(self.halve(levels[-1])))
+        x = levels.pop()
         for layer in self.up:
-            finer = seen.pop()
+            finer = levels.pop()
             # Enlarged to the finer map's own size: an odd side was rounded down on the way.
             x = functional.interpolate(x, size=finer.shape[-2:], mode="bilinear", align_corners=True)
             x = layer(torch.cat([x, finer], dim=1))

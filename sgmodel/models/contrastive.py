@@ -19,7 +19,8 @@ from sgdata.errors import SettingError
 from sgmodel import distributed
 
 if TYPE_CHECKING:
-    from sgmodel.models import backbones
+    from sgmodel.models.backbones import Backbone
+    from sgmodel.models.factory import ModelRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +50,11 @@ class Contrast(nn.Module):
     """
 
     queue: Tensor
+    recipe: ModelRecipe | None = None
 
-    def __init__(self, backbone: backbones.Backbone, objective: Objective, *, recipe: Any, bands: int) -> None:
+    def __init__(self, backbone: Backbone, objective: Objective) -> None:
         super().__init__()
-        self.backbone, self.objective, self.recipe, self.bands = backbone, objective, recipe, bands
+        self.backbone, self.objective = backbone, objective
         width = self.backbone.width
         # Thrown away after pretraining.
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, objective.projection))

@@ -298,6 +298,17 @@ def embedded(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Te
     return x_NLD
 
 
+def ground_means(tokens_NLD: Tensor, config: EncoderConfig) -> Tensor:
+    """Average the tokens (N, L, D) above each place into a map (N, D, h, w)."""
+    grid = tokens_NLD.reshape(len(tokens_NLD), config.planes, config.side, config.side, -1)
+    return grid.mean(dim=1).permute(0, 3, 1, 2)
+
+
+def embedding(parts: Parts, images: Tensor) -> Tensor:
+    """Encode images (N, C, H, W) into the mean token of each place after the final norm, (N, D, h, w)."""
+    return ground_means(parts.norm(tokens(parts, images)), parts.config)
+
+
 def positions(parts: Parts, prefix: str = "") -> Tensor:
     """(1, L, D): the joint table, or spatial[row, column] + spectral[time, group] of every token."""
     config = parts.config

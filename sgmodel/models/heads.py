@@ -1,11 +1,8 @@
-"""SpectralGPT's own models for each task: one label for a scene, one for each pixel, what changed between two dates.
-
-Shape suffixes as in `encoder`; h x w is the token grid, Q the planes (times x spectral groups) above one place.
-"""
+"""Models for each task: a backbone and a head that gives a scene or a pixel its classes, or finds what changed."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,116 +10,139 @@ from torch.nn import functional
 
 from sgdata.errors import SettingError
 from sgmodel import distributed
-from sgmodel.models import encoder as enc
-from sgmodel.models import upernet
+from sgmodel.models import state_keys, upernet
 
-Pooling = Literal["mean", "released", "class"]
+if TYPE_CHECKING:
+    from sgmodel.models.backbones import Backbone
+    from sgmodel.models.factory import ModelRecipe
+
+Kind = Literal["classifier", "segmenter", "change"]
 
 
-class SceneClassifier(nn.Module):
-    """Mean over tokens, then the encoder's final norm, then one linear layer.
+class TaskModel(nn.Module):
+    """Base class of the models for one task.
 
-    `pooling` "released" leaves the first token out of the mean, as the released code does although there is no
-    class token; "mean" takes all; "class" takes the class token alone. State-dict keys are the published ones, so the
-    encoder's parts hang here.
+    Args:
+        backbone: The backbone, whose parameters are used and not copied.
+        classes: Number of classes.
+
+    Attributes:
+        recipe: The table [model] that the model was built from, which the card of a checkpoint repeats; None for one
+            put together by hand.
     """
 
-    config: enc.EncoderConfig
-    patch_embed: enc.PatchEmbed
-    blocks: nn.Sequential
-    norm: nn.LayerNorm
+    kind: ClassVar[Kind]
+    keys: ClassVar[dict[str, str]] = {"backbone.encoder.": "encoder.", "backbone.merge.": "merge."}
+    """Prefixes of SpectralGPT's parameters -> their prefixes in state dicts and files."""
 
-    def __init__(self, encoder: enc.Encoder, classes: int, pooling: Pooling = "mean") -> None:
+    head: nn.Module
+    recipe: ModelRecipe | None = None
+
+    def __init__(self, backbone: Backbone, classes: int) -> None:
         super().__init__()
-        if pooling == "class" and not encoder.config.class_token:
-            raise SettingError(
-                "pooling is 'class', the encoder has no class token; set class_token, or another pooling"
-            )
-        enc.adopt(self, encoder)
-        self.classes = classes
-        self.pooling: Pooling = pooling
-        self.head = nn.Linear(self.config.width, classes)
-        nn.init.normal_(self.head.weight, std=0.02)  # the rest keeps the framework's defaults, as released
+        self.backbone, self.classes = backbone, classes
+        state_keys.store_as(self, self.keys)
+
+
+class Classifier(TaskModel):
+    """Scene classification: the backbone's vector, then one linear layer.
+
+    The state-dict keys of a SpectralGPT classifier are those of the released one.
+    """
+
+    kind = "classifier"
+    keys: ClassVar[dict[str, str]] = {"backbone.encoder.": ""}
+
+    def __init__(self, backbone: Backbone, classes: int) -> None:
+        super().__init__(backbone, classes)
+        self.head = nn.Linear(backbone.width, classes)
+        if backbone.head_std:
+            nn.init.normal_(self.head.weight, std=backbone.head_std)
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, D), what the linear layer sees."""
-        if self.pooling == "class":
-            of_class: Tensor = self.norm(enc.encoded(self, images)[:, 0])
-            return of_class
-        first = 1 if self.pooling == "released" else 0
-        out: Tensor = self.norm(enc.tokens(self, images)[:, first:].mean(dim=1))
-        return out
+        """Encode images (N, C, H, W) into the input of the linear layer, (N, D)."""
+        return self.backbone.pooled(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, classes) logits."""
+        """Score images (N, C, H, W) with logits (N, classes)."""
         logits: Tensor = self.head(self.features(images))
         return logits
 
 
-class TokenMerge(nn.Module):
-    """One learned weight per plane, shared by all channels: the spectral groups of a place become one vector."""
+class DenseModel(TaskModel):
+    """Base class of models that score every pixel: `UperHead` on four maps, one linear layer on a single map.
 
-    def __init__(self, config: enc.EncoderConfig) -> None:
-        super().__init__()
-        self.side = config.side
-        self.linear = nn.Linear(config.planes, 1)
-
-    def forward(self, tokens_NLD: Tensor) -> Tensor:
-        """(N, L, D) -> (N, D, h, w)."""
-        # Planes go last, where the linear layer works: all channels and places share its few weights.
-        n, _, width = tokens_NLD.shape
-        x_NQSD = tokens_NLD.reshape(n, -1, self.side**2, width)
-        merged_NDS1: Tensor = self.linear(x_NQSD.permute(0, 3, 2, 1))
-        return merged_NDS1.reshape(n, width, self.side, self.side)
-
-
-class Segmenter(nn.Module):
-    """Class scores for every pixel. The encoder's final norm takes no part, as released."""
-
-    def __init__(self, encoder: enc.Encoder, classes: int = 13, head: upernet.HeadConfig | None = None) -> None:
-        super().__init__()
-        self.classes = classes
-        self.head_config = head or upernet.HeadConfig()
-        self.encoder = encoder
-        self.encoder.norm.requires_grad_(False)  # unused: ranks would wait for its gradient
-        self.merge = TokenMerge(encoder.config)
-        self.head = upernet.UperHead([encoder.config.width] * 4, classes, self.head_config)
-        if self.head_config.skip:
-            self.skip = upernet.shortcut(encoder.config.bands, classes, self.head_config.skip)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, classes, H, W) logits."""
-        logits: Tensor = self.head([self.merge(self.encoder.tokens(images))] * 4)
-        logits = upernet.resize(logits, images.shape[-2:])  # the head enlarges eightfold, patches may be of other sizes
-        return logits + self.skip(images) if self.head_config.skip else logits
-
-
-class ChangeDetector(nn.Module):
-    """Two dates through one encoder; the signed difference of their merged maps through the segmentation head.
-
-    Log-probabilities of no change and change. No dropout in levels and pooling, as released; the final norm takes
-    no part, and the merge's bias cancels.
+    Args:
+        backbone: The backbone.
+        classes: Number of classes.
+        head: Widths of `UperHead`.
     """
 
-    def __init__(self, encoder: enc.Encoder, head: upernet.HeadConfig | None = None) -> None:
-        super().__init__()
-        self.classes = 2
-        self.head_config = head or upernet.HeadConfig(dropout_levels=0.0)
-        self.encoder = encoder
-        self.encoder.norm.requires_grad_(False)  # unused, as in the Segmenter
-        self.merge = TokenMerge(encoder.config)
-        self.head = upernet.UperHead([encoder.config.width] * 4, 2, self.head_config)
+    def __init__(self, backbone: Backbone, classes: int, head: upernet.HeadConfig) -> None:
+        super().__init__(backbone, classes)
+        backbone.prepare_maps()
+        self.head_config, channels = head, backbone.channels
+        if len(channels) == 1:
+            self.head = nn.Conv2d(channels[0], classes, 1)
+        else:
+            self.head = upernet.UperHead(channels, classes, head, backbone.scales)
+
+    def score(self, maps: list[Tensor], size: torch.Size) -> Tensor:
+        """Score maps of the backbone with (N, classes, *size), enlarged where the head's output is coarser."""
+        scores: Tensor = self.head(maps if len(maps) > 1 else maps[0])
+        return upernet.resize(scores, size)
+
+
+class Segmenter(DenseModel):
+    """Segmentation: scores of every class for every pixel.
+
+    Args:
+        backbone: The backbone.
+        classes: Number of classes.
+        head: Widths of the dense head; None for the released ones.
+    """
+
+    kind = "segmenter"
+
+    def __init__(self, backbone: Backbone, classes: int, head: upernet.HeadConfig | None = None) -> None:
+        super().__init__(backbone, classes, head or upernet.HeadConfig())
+        width = self.head_config.skip
+        self.skip = upernet.shortcut(backbone.bands, classes, width) if width else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score images (N, C, H, W) with logits (N, classes, H, W)."""
+        logits = self.score(self.backbone.maps(images), images.shape[-2:])
+        return logits if self.skip is None else logits + self.skip(images)
+
+
+class ChangeDetector(DenseModel):
+    """Change detection: signed differences of the maps of two dates, through the dense head.
+
+    A bias of SpectralGPT's merge cancels in the difference.
+
+    Args:
+        backbone: The backbone.
+        head: Widths of the dense head; None for the released ones, without dropout in levels and pooling.
+    """
+
+    kind = "change"
+
+    def __init__(self, backbone: Backbone, head: upernet.HeadConfig | None = None) -> None:
+        super().__init__(backbone, 2, head or upernet.HeadConfig(dropout_levels=0.0))
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """Two (N, C, H, W) -> (N, 2, H, W) log-probabilities."""
+        """Score two dates (N, C, H, W) with log-probabilities (N, 2, H, W) of no change and change."""
         # Signed: what appears and what vanishes are different changes.
-        difference = self.merge(self.encoder.tokens(before)) - self.merge(self.encoder.tokens(after))
-        scores: Tensor = self.head([difference] * 4)
-        return functional.log_softmax(upernet.resize(scores, before.shape[-2:]), dim=1)
+        pairs = zip(self.backbone.maps(before), self.backbone.maps(after), strict=True)
+        scores = self.score([old - new for old, new in pairs], before.shape[-2:])
+        return functional.log_softmax(scores, dim=1)
+
+
+# --- linear probing ------------------------------------------------------------------------
 
 
 class _MeanOfRanks(torch.autograd.Function):
-    """A mean over processes that passes gradients on: those of all, since what it gives is in the loss of each."""
+    """The mean over processes with gradients: its result is in the loss of every rank, so theirs are averaged too."""
 
     @staticmethod
     def forward(ctx: Any, figures: Tensor) -> Tensor:
@@ -134,10 +154,15 @@ class _MeanOfRanks(torch.autograd.Function):
 
 
 class Probe(nn.Module):
-    """What a linear probe trains: each feature at mean 0 and variance 1 over the batch, then one linear layer.
+    """Head of a linear probe: each feature at mean 0 and variance 1 over the batch, then one linear layer.
 
     The normalisation has no weights of its own (He et al., "Masked Autoencoders", CVPR 2022, appendix A.1): without
     it the best learning rate would depend on the scale of each model's features.
+
+    Args:
+        width: Length of the features.
+        classes: Number of classes.
+        dense: True for maps, False for vectors.
     """
 
     def __init__(self, width: int, classes: int, *, dense: bool) -> None:
@@ -147,14 +172,14 @@ class Probe(nn.Module):
         self.linear = nn.Conv2d(width, classes, 1) if dense else nn.Linear(width, classes)
 
     def forward(self, features: Tensor | list[Tensor]) -> Tensor:
-        """(N, D), or maps (N, D, h, w) of which the coarsest counts -> scores of each class."""
+        """Score vectors (N, D), or the last of several maps (N, D, h, w), with logits of each class."""
         x = features if isinstance(features, Tensor) else features[-1]
-        normal = self._of_all_ranks(x) if self.training and distributed.world() > 1 else self.norm(x)
+        normal = self._normalise_over_ranks(x) if self.training and distributed.world() > 1 else self.norm(x)
         scores: Tensor = self.linear(normal)
         return scores
 
-    def _of_all_ranks(self, x: Tensor) -> Tensor:
-        """As `norm`, over the samples of all processes; torch's own layer for this knows GPUs only."""
+    def _normalise_over_ranks(self, x: Tensor) -> Tensor:
+        """Apply `norm` over the samples of all processes; torch's own layer for this needs GPUs."""
         dims, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
         values = x.double()
         moments = torch.stack([values.mean(dims), values.square().mean(dims)])
@@ -168,12 +193,14 @@ class Probe(nn.Module):
         return normal.to(x.dtype)
 
 
-def probe(model: nn.Module) -> None:
-    """Put a `Probe` in the place of a model's head. Raises SettingError where something else would learn beside it."""
+def probe(model: TaskModel) -> None:
+    """Replace the head of `model` by a `Probe`.
+
+    Raises:
+        SettingError: The model has a convolution beside its features, which would learn too.
+    """
     if getattr(model, "skip", None) is not None:
         raise SettingError("mode is 'linear-probe', head.skip is not 0: pixels beside the features; set head.skip = 0")
-    head = model.get_submodule("head")
-    # The layer that the features come into says how long they are; of the dense head, that of the coarsest map.
-    inner = head.levels[-1] if isinstance(head, upernet.UperHead) else head
-    first = next(part for part in inner.modules() if isinstance(part, nn.Linear | nn.Conv2d))
-    model.head = Probe(first.weight.shape[1], int(model.classes), dense=isinstance(first, nn.Conv2d))  # type: ignore[arg-type]
+    dense = isinstance(model, DenseModel)
+    width = model.backbone.channels[-1] if dense else model.backbone.width
+    model.head = Probe(width, model.classes, dense=dense)

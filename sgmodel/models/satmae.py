@@ -58,7 +58,7 @@ class GroupVit(backbones.Backbone):
         super().__init__()
         c = self.config = config
         _check(c, bands)
-        self.channels, self.scales, self.width = (c.width,) * 4, (8, 4, 2, 1), c.width
+        self.channels, self.scales, self.width, self.bands = (c.width,) * 4, (8, 4, 2, 1), c.width, bands
         self.taps = [max(c.depth * quarter // 4, 1) - 1 for quarter in (1, 2, 3, 4)]
         self.patch_embed = nn.ModuleList(PatchEmbed(len(group), c) for group in c.groups)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, c.width))
@@ -105,11 +105,11 @@ class GroupVit(backbones.Backbone):
         out: Tensor = self.norm(self.blocks(self.embedded(images))[:, 1:].mean(dim=1))
         return out
 
-    def only_maps(self) -> None:
+    def prepare_maps(self) -> None:
         """The final norm takes no part."""
         self.norm.requires_grad_(False)
 
-    def adapted(self, state: State, how: adapt.FirstLayer, wavelengths: Sequence[float]) -> State:
+    def adapt_weights(self, state: State, how: adapt.FirstLayer, wavelengths: Sequence[float]) -> State:
         """The table of places of another image size, resized without the class token's row."""
         table = state.get("pos_embed")
         if table is None or table.shape[1] == self.pos_embed.shape[1]:

@@ -33,7 +33,7 @@ class TimmBackbone(backbones.Backbone):
         """Random weights. Raises SettingError: unknown name or option, no maps, no size where one is needed."""
         super().__init__()
         self.body: Any = _create(name, bands, image_px, options)
-        self.width = self.body.head_hidden_size
+        self.bands, self.width = bands, self.body.head_hidden_size
         stages = [(stage["num_chs"], stage["reduction"]) for stage in self.body.feature_info]
         flat = len({reduction for _, reduction in stages}) == 1
         depth = len(stages)
@@ -55,11 +55,11 @@ class TimmBackbone(backbones.Backbone):
         out: Tensor = self.body(images)
         return out
 
-    def only_maps(self) -> None:
+    def prepare_maps(self) -> None:
         """Drop timm's final norm and head, which maps are taken before."""
         self.body.prune_intermediate_layers(sorted(set(self.taps)), prune_norm=True, prune_head=True)
 
-    def adapted(self, state: State, how: adapt.FirstLayer, wavelengths: Sequence[float]) -> State:
+    def adapt_weights(self, state: State, how: adapt.FirstLayer, wavelengths: Sequence[float]) -> State:
         """timm's own conversion of position tables, windows and patches; then the first layer onto the bands."""
         convert = getattr(sys.modules[type(self.body).__module__], "checkpoint_filter_fn", None)
         # The mask token of a pretraining file would pass for DINOv2's layout there.

@@ -26,7 +26,8 @@ from sgdata.shards import tar_format
 from sgdata.types import Contract
 from sgmodel import distributed
 from sgmodel.data import augment, loader
-from sgmodel.models import factory
+from sgmodel.models.heads import TaskModel
+from sgmodel.models.specs import TaskSpec
 from sgmodel.train import finetune, loop, metrics, training
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
@@ -56,6 +57,11 @@ class ClassifyRecipe(finetune.FinetuneRecipe):
 Setting = training.Setting[ClassifyRecipe]
 
 
+def build(recipe: ClassifyRecipe, classes: int) -> TaskModel:
+    """Build the recipe's model with fresh weights. Raises SettingError."""
+    return TaskSpec(kind="classifier", recipe=recipe.model, bands=len(recipe.bands), classes=classes).build()
+
+
 def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
     settings = recipe.training
@@ -67,8 +73,7 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     check(recipe, source.contract)
     setting = training.resolve(recipe, source.contract, paths)
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
-    make = partial(factory.classifier, recipe.model, bands=len(recipe.bands), classes=setting.classes)
-    model = finetune.start(setting, make, paths.weights)
+    model = finetune.start(setting, partial(build, recipe, setting.classes), paths.weights)
     # A small head leaves the first steps to the pretrained features (spec section 4).
     if recipe.head_std and paths.weights is not None and isinstance(model.head, nn.Linear):
         nn.init.trunc_normal_(model.head.weight, std=recipe.head_std)
@@ -212,7 +217,7 @@ PROGRAM = Program(
     name="classify",
     recipe=ClassifyRecipe,
     main=main,
-    model=lambda recipe, classes: factory.classifier(recipe.model, bands=len(recipe.bands), classes=classes),
+    model=build,
 )
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sgmodel.data import augment, loader, seeded_random
-from sgmodel.models import contrastive, factory
+from sgmodel.models import contrastive
+from sgmodel.models.specs import ContrastSpec
 from sgmodel.train import finetune, loop, training
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
@@ -40,16 +41,18 @@ class ContrastRecipe(finetune.FinetuneRecipe):
 Setting = training.Setting[ContrastRecipe]
 
 
+def build(recipe: ContrastRecipe, classes: int) -> contrastive.Contrast:
+    """Build the recipe's model with fresh weights, which has no classes. Raises SettingError."""
+    return ContrastSpec(recipe=recipe.model, bands=len(recipe.bands), objective=recipe.contrast).build()
+
+
 def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
     """Train to the recipe's last step, or until stopped; 0 or `training.STOPPED`. Raises SgdataError."""
     source = training.samples(paths.shards, recipe.training, ("image",))
     held_out = loader.Samples(paths.shards, recipe.val_split, ("image",))
     setting = training.resolve(recipe, source.contract, paths)
 
-    def make() -> contrastive.Contrast:
-        return factory.contrast(recipe.model, recipe.contrast, bands=len(setting.contract.bands))
-
-    model = finetune.start(setting, make, paths.weights)
+    model = finetune.start(setting, partial(build, setting.recipe, setting.classes), paths.weights)
     assert isinstance(model, contrastive.Contrast)
     task = finetune.task(setting, model, source, partial(objective, setting), paths)
     # With the step, not in the forward pass: a micro-batch is no step, and a checkpoint must hold what followed.
@@ -101,7 +104,7 @@ PROGRAM = Program(
     name="contrast",
     recipe=ContrastRecipe,
     main=main,
-    model=lambda recipe, classes: factory.contrast(recipe.model, recipe.contrast, bands=len(recipe.bands)),
+    model=build,
     images=2,
 )
 

@@ -21,7 +21,8 @@ from sgdata.errors import SettingError
 from sgdata.types import Contract
 from sgmodel.data import augment, loader
 from sgmodel.data import windows as win
-from sgmodel.models import factory
+from sgmodel.models.heads import TaskModel
+from sgmodel.models.specs import TaskSpec
 from sgmodel.train import finetune, loop, metrics, training
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
@@ -52,6 +53,11 @@ class ChangeRecipe(finetune.FinetuneRecipe):
 Setting = training.Setting[ChangeRecipe]
 
 
+def build(recipe: ChangeRecipe, classes: int) -> TaskModel:
+    """Build the recipe's model with fresh weights, which always has two classes. Raises SettingError."""
+    return TaskSpec(kind="change", recipe=recipe.model, bands=len(recipe.bands)).build()
+
+
 def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
     """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
     members = ("image_before", "image_after", "mask")
@@ -61,7 +67,7 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
     held_out = win.Windows(loader.Samples(paths.shards, recipe.val_split, members), recipe.scored)
     setting = training.resolve(recipe, source.contract, paths)
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
-    model = finetune.start(setting, partial(factory.detector, recipe.model, bands=len(recipe.bands)), paths.weights)
+    model = finetune.start(setting, partial(build, recipe, setting.classes), paths.weights)
     # Of whole scenes, as released: windows overlap, so their share would be another.
     weights = None if recipe.weighting == "none" else class_weights(changed(source), recipe.unchanged_factor)
     task = finetune.task(setting, model, source, partial(objective, setting, weights), paths)
@@ -168,7 +174,7 @@ PROGRAM = Program(
     name="detect_change",
     recipe=ChangeRecipe,
     main=main,
-    model=lambda recipe, classes: factory.detector(recipe.model, bands=len(recipe.bands)),
+    model=build,
     images=2,
 )
 

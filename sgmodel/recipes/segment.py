@@ -24,7 +24,8 @@ from sgdata.errors import SettingError
 from sgdata.types import Contract
 from sgmodel import distributed
 from sgmodel.data import augment, band_selection, loader
-from sgmodel.models import factory
+from sgmodel.models.heads import TaskModel
+from sgmodel.models.specs import TaskSpec
 from sgmodel.train import figures, finetune, loop, metrics, training
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
@@ -46,6 +47,11 @@ class SegmentRecipe(finetune.FinetuneRecipe):
 Setting = training.Setting[SegmentRecipe]
 
 
+def build(recipe: SegmentRecipe, classes: int) -> TaskModel:
+    """Build the recipe's model with fresh weights. Raises SettingError."""
+    return TaskSpec(kind="segmenter", recipe=recipe.model, bands=len(recipe.bands), classes=classes).build()
+
+
 def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
     """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
     source = training.samples(paths.shards, recipe.training, ("image", "mask"))
@@ -53,8 +59,7 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
     check(recipe, source.contract)
     setting = training.resolve(recipe, source.contract, paths)
     recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
-    make = partial(factory.segmenter, recipe.model, bands=len(recipe.bands), classes=setting.classes)
-    model = finetune.start(setting, make, paths.weights)
+    model = finetune.start(setting, partial(build, recipe, setting.classes), paths.weights)
     task = finetune.task(setting, model, source, partial(objective, setting), paths)
 
     def scores(final: bool) -> dict[str, Any]:
@@ -191,7 +196,7 @@ PROGRAM = Program(
     name="segment",
     recipe=SegmentRecipe,
     main=main,
-    model=lambda recipe, classes: factory.segmenter(recipe.model, bands=len(recipe.bands), classes=classes),
+    model=build,
 )
 
 if __name__ == "__main__":

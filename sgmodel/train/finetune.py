@@ -28,9 +28,6 @@ Mode = Literal["finetune", "frozen", "linear-probe"]
 """All weights are trained; the backbone is left as it came and the whole head is trained; or the head is but a
 normalisation without weights and one linear layer."""
 
-TRAINED = ("head", "merge", "skip")
-"""The parts of a model that do not belong to its backbone."""
-
 RANGES = {"evaluate_every": (0, 1e9), "smoothing": (0, 1), "zoom": (0.01, 1), "min_share": (1e-4, 1)}
 
 R = TypeVar("R", bound="FinetuneRecipe")
@@ -119,12 +116,9 @@ def freeze(model: nn.Module, mode: Mode) -> None:
     """Leave to training what `mode` trains. Raises SettingError."""
     if mode == "finetune":
         return
-    for parameter in model.parameters(recurse=False):  # position tables of a classifier
-        parameter.requires_grad_(False)
-    for name, part in model.named_children():
-        if name not in TRAINED:
-            # In evaluation for good: neither drop path nor moving averages, or the features would not be the weights'.
-            part.requires_grad_(False).eval()
+    if not isinstance(model, heads.TaskModel):
+        raise SettingError(f"mode is {mode!r}: expected 'finetune', since {type(model).__name__} has no task's head")
+    model.backbone.freeze()
     # After the weights: those of a head that is thrown away are welcome too.
     if mode == "linear-probe":
         heads.probe(model)

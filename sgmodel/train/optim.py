@@ -14,6 +14,7 @@ from torch import nn
 
 from sgdata.errors import SettingError, SourceError
 from sgmodel import distributed
+from sgmodel.models import state_keys
 
 Schedule = Callable[[int], float]
 """Optimizer step (0-based) -> learning rate."""
@@ -132,7 +133,7 @@ def adamw(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
 
 def state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
     """What the optimizer remembers, as `<quantity>/<parameter name>` -> tensor, in shards where the model is."""
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: key for key, parameter in state_keys.parameters(model).items()}
     return {
         f"{quantity}/{names[parameter]}": value
         for parameter, memory in optimizer.state.items()
@@ -142,7 +143,7 @@ def state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch
 
 def restore(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
     """Put back what `state` gave. Raises SourceError on a parameter that the model does not have."""
-    parameters = dict(model.named_parameters())
+    parameters = state_keys.parameters(model)
     for key, value in saved.items():
         quantity, _, name = key.partition("/")
         if name not in parameters:

@@ -22,7 +22,7 @@ from sgdata.errors import ExitCode, SettingError
 from sgdata.types import Contract
 from sgmodel import devices, distributed
 from sgmodel.data import band_selection, loader, normalise, upsample
-from sgmodel.models import encoder
+from sgmodel.models import encoder, state_keys
 from sgmodel.train import loop, optim, run_folder
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def begin(task: Task, recipe: Any, paths: RunPaths) -> int:
         first = run_folder.prepare(paths.out, recipe, task.source.contract, fresh=paths.fresh)
         if first:
             averaged = run_folder.restore(paths.out, task.model, task.updates.optimizer)
-            names = {name for name, _ in task.model.named_parameters()}
+            names = state_keys.parameters(task.model)
             task.averaged.update({name: tensor for name, tensor in averaged.items() if name in names})
             scaler = run_folder.read_place(paths.out).scaler
             if scaler:
@@ -246,7 +246,7 @@ def steps(task: Task, first: int, paths: RunPaths) -> Iterator[loop.Step]:
 
 def _averaging(taken: Iterator[loop.Step], task: Task) -> Iterator[loop.Step]:
     """The steps, the running average of the weights kept up after each."""
-    decay, weights = task.training.average, dict(task.model.named_parameters())
+    decay, weights = task.training.average, state_keys.parameters(task.model)
     if decay and not task.averaged:
         task.averaged.update({name: weight.detach().clone() for name, weight in weights.items()})
     for name, tensor in task.averaged.items():

@@ -1,0 +1,90 @@
+"""SpectralGPT as a backbone: one map of merged tokens for dense heads, one pooled vector for scene classification.
+
+Shape suffixes as in `encoder`; h x w is the token grid, Q the planes (times x spectral groups) above one place.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from sgdata.errors import SettingError
+from sgmodel.models import encoder as enc
+from sgmodel.models.backbones import Backbone
+
+Pooling = Literal["mean", "released", "class"]
+"""How tokens become one vector: the mean of all; the mean of all but the first, as in the released code, which has no
+class token at that place; or the class token."""
+
+
+class TokenMerge(nn.Module):
+    """One learned weight per plane, shared by all channels, that joins the spectral groups of a place."""
+
+    def __init__(self, config: enc.EncoderConfig) -> None:
+        super().__init__()
+        self.side = config.side
+        self.linear = nn.Linear(config.planes, 1)
+
+    def forward(self, tokens_NLD: Tensor) -> Tensor:
+        """Merge tokens (N, L, D) into a map (N, D, h, w)."""
+        # Planes go last, where the linear layer works: all channels and places share its few weights.
+        n, _, width = tokens_NLD.shape
+        x_NQSD = tokens_NLD.reshape(n, -1, self.side**2, width)
+        merged_NDS1: Tensor = self.linear(x_NQSD.permute(0, 3, 2, 1))
+        return merged_NDS1.reshape(n, width, self.side, self.side)
+
+
+class SpectralGPT(Backbone):
+    """The SpectralGPT encoder behind the interface of `Backbone`.
+
+    Dense heads get the merged map four times and make their own scales of it, as in the released code. The vector of
+    a scene is the pooled tokens after the encoder's final norm, in which maps take no part.
+
+    Args:
+        encoder: The encoder, whose parameters are used and not copied.
+        pooling: How tokens become one vector, see `Pooling`.
+
+    Raises:
+        SettingError: `pooling` is "class" and the encoder has no class token.
+    """
+
+    scales = (8, 4, 2, 1)
+    head_std = 0.02  # as released
+
+    def __init__(self, encoder: enc.Encoder, pooling: Pooling = "mean") -> None:
+        super().__init__()
+        if pooling == "class" and not encoder.config.class_token:
+            raise SettingError(
+                "pooling is 'class', the encoder has no class token; set class_token, or another pooling"
+            )
+        self.encoder = encoder
+        self.pooling: Pooling = pooling
+        self.bands, self.width = encoder.config.image_bands, encoder.config.width
+        self.channels = (self.width,) * 4
+
+    def prepare_maps(self) -> None:
+        """Add the merge, and freeze the final norm, whose gradient ranks would wait for."""
+        self.encoder.norm.requires_grad_(False)
+        self.merge = TokenMerge(self.encoder.config)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Encode images (N, C, H, W) into the merged map (N, D, h, w), repeated for four scales."""
+        return [self.merge(self.encoder.tokens(images))] * 4
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Encode images (N, C, H, W) into vectors (N, D)."""
+        if self.pooling == "class":
+            of_class: Tensor = self.encoder.norm(enc.encoded(self.encoder, images)[:, 0])
+            return of_class
+        first = 1 if self.pooling == "released" else 0
+        out: Tensor = self.encoder.norm(self.encoder.tokens(images)[:, first:].mean(dim=1))
+        return out
+
+    def embedding(self, images: Tensor) -> Tensor:
+        """Encode images (N, C, H, W) into the mean token of each place after the final norm, (N, D, h, w)."""
+        return enc.embedding(self.encoder, images)
+
+    def freeze(self) -> None:
+        """Exclude the encoder from training; the merge belongs to the task and still learns."""
+        self.encoder.requires_grad_(False).eval()
