@@ -23,22 +23,24 @@ T = TypeVar("T")
 
 # Names of files that several kinds of output have, or that other stages look for.
 SUMS = "SHA256SUMS"
-RECIPE = "recipe.toml"
-CONTRACT = "contract.json"
-INDEX = "index.parquet"
-QUARANTINE = "quarantine.jsonl"
+RECIPE, CONTRACT, SUMMARY = "recipe.toml", "contract.json", "summary.json"
+SIMULATION, IMAGE, PROVENANCE = "simulation.json", "image.tif", "provenance.tif"
+LABELS, LABEL_SOURCE, USAGE = "labels.tif", "label_source.tif", "usage.json"
+PATCHES, LOCK = "patches.parquet", "segmunich.lock.json"
+INDEX, QUARANTINE, AUDIT, CROISSANT = "index.parquet", "quarantine.jsonl", "audit.json", "croissant.json"
+METRICS, TIMINGS, RESULTS, LEDGER = "metrics.jsonl", "timings.jsonl", "results.json", "ledger.json"
 BAND_CHECK = "fingerprints.json"
 # Files and folders that contain times. SHA256SUMS omits them, so that equal runs have equal sums.
-TIMED = ("summary.json", "timings.jsonl", "tensorboard")
+TIMED = (SUMMARY, TIMINGS, "tensorboard")
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 # The file that identifies each kind of output.
 KINDS = {
-    "simulation.json": "a simulated archive",
-    "image.tif": "a build",
+    SIMULATION: "a simulated archive",
+    IMAGE: "a build",
     INDEX: "shards",
-    "metrics.jsonl": "a training run",
-    "audit.json": "an audit",
-    "croissant.json": "a release",
+    METRICS: "a training run",
+    AUDIT: "an audit",
+    CROISSANT: "a release",
 }
 
 

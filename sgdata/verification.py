@@ -6,9 +6,6 @@ from pathlib import Path
 
 from sgdata import files
 
-RELEASED = "croissant.json"
-"""File that only releases have; in a release even hidden files must be listed."""
-
 
 def verify(folder: Path) -> list[str]:
     """Compare every file of an output with its SHA256SUMS.
@@ -35,5 +32,6 @@ def verify(folder: Path) -> list[str]:
             continue
         if actual != digest:
             differences.append(f"{name}: changed, SHA-256 is {actual[:16]}..., expected {digest[:16]}...")
-    present = files.covered(folder, everything=RELEASED in expected)
+    # In a release even hidden files must be listed.
+    present = files.covered(folder, everything=files.CROISSANT in expected)
     return differences + [f"{name}: not listed" for name in present if name not in expected]

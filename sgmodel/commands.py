@@ -286,7 +286,7 @@ def reproduce_command(programs: Loaders) -> Callable[..., None]:
             print("\n".join(ledger.plan(chosen, paths, workers)))
             return
         code = ledger.main(chosen, paths, workers=workers, cluster=cluster)
-        print(out / "ledger.json")
+        print(out / files.LEDGER)
         raise SystemExit(code)
 
     return reproduce

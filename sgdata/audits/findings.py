@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sgdata import files
 
-NAME = "audit.json"
+NAME = files.AUDIT
 # Number of sample keys to list per check; the figures have the counts.
 SHOWN = 20
 

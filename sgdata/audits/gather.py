@@ -29,7 +29,6 @@ from sgdata.splits.proximity import Spot
 from sgdata.types import Array, Contract, Sample
 
 CHUNK = 64
-PATCHES = "patches.parquet"
 # Green, near infrared and short-wave infrared differ most from each other.
 LOOKED_AT = ("B03", "B08", "B11")
 GSD_M = 10.0
@@ -78,7 +77,7 @@ def subject(
             samples=tar_format.read_index(path),
             days=_days(lock_of or path),
         )
-    kind: findings.Kind = "build" if (path / PATCHES).is_file() else "raw"
+    kind: findings.Kind = "build" if (path / files.PATCHES).is_file() else "raw"
     if archives.is_stream(path):
         raise SettingError(f"{path}: a compressed tar cannot be audited; shard it and audit the shards")
     tried = []

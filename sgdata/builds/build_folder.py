@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sgdata import files
+from sgdata.builds import usage
 from sgdata.composite.rules import NO_VALUE
 from sgdata.errors import OutputError
 from sgdata.rasters import geotiff, grid
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
     import pystac
     import xarray
 
-IMAGE, PROVENANCE_FILE, LABELS, LABEL_SOURCE = "image.tif", "provenance.tif", "labels.tif", "label_source.tif"
-USAGE = "usage.json"
-BRIGHT = 2500
-"""DN in blue that little but cloud, snow and white roofs reaches."""
+IMAGE, PROVENANCE_FILE, LABELS, LABEL_SOURCE = (
+    files.IMAGE,
+    files.PROVENANCE,
+    files.LABELS,
+    files.LABEL_SOURCE,
+)
+USAGE = files.USAGE
 PROVENANCE_BANDS = ("item_index", "valid_count", "days_since_1970", "score_x10000")
 SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3")
 
@@ -59,51 +63,22 @@ def _pieces(tiles: Iterable[tuple[Window, Path]], bands: slice) -> Iterator[tupl
 
 
 def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]]) -> None:
-    """`usage.json`: how much of each scene (id, clear share) the composite shows, and signs of what went wrong in it.
+    """Write `usage.json`: how much of each scene (id, clear share) the composite shows, and signs of errors in it.
 
-    `bright_share`: valid pixels as bright as cloud in blue (DN >= BRIGHT). `seam`: mean step in red between
-    neighbours taken from two scenes, and between all others; near equal where no seam shows. From the rasters, block
-    by block, so that tiles leave no trace.
+    `bright_share` is the share of valid pixels as bright as clouds in blue. `seam` has the mean step in red between
+    neighbours of two scenes, and between all others; similar values mean that no seam is visible.
     """
-    taken, valid, bright = np.zeros(NO_VALUE + 1, np.int64), 0, 0
-    sums = np.zeros((2, 2), np.int64)  # (same scene or not) x (pairs, steps)
     with geotiff.opened(str(folder / IMAGE)) as image, geotiff.opened(str(folder / PROVENANCE_FILE)) as provenance:
-        height, width = image.shape
         names = list(image.descriptions)
-        # Builds of few bands have the figures of their first one.
-        blue, red = (names.index(name) + 1 if name in names else 1 for name in ("B02", "B04"))
-        # The last row of the blocks above and the last column of the block before: 0, no data, makes no pair.
-        above, before = np.zeros((2, 1, width), np.uint16), np.zeros((2, 0, 0), np.uint16)
+        # Composites without these bands use their first one.
+        red, blue = (names.index(name) + 1 if name in names else 1 for name in ("B04", "B02"))
+        counter = usage.UsageCounter(image.shape[1])
         for window in grid.tiles(image.shape, 512):
-            cols = window.slices[1]
-            # At one go: a block holds all bands, and is decoded anew for each that is asked for alone.
-            both = image.read([red, blue], window=window.slices)
-            valid, bright = valid + int((both[1] > 0).sum()), bright + int((both[1] >= BRIGHT).sum())
-            both[1] = provenance.read(1, window=window.slices)
-            taken += np.bincount(both[1].ravel(), minlength=len(taken))
-            beside = before if window.col else np.zeros_like(both[:, :, :1])
-            for axis, edge in ((2, beside), (1, above[:, :, cols])):
-                step, index = np.moveaxis(np.concatenate([edge, both], axis), axis, 1)
-                higher, lower = np.maximum(step[:-1], step[1:]), np.minimum(step[:-1], step[1:])
-                other = index[:-1] != index[1:]
-                for kind, where in enumerate(((lower > 0) & ~other, (lower > 0) & other)):
-                    sums[kind] += int(where.sum()), int((higher - lower).sum(where=where, dtype=np.int64))
-            before, above[:, :, cols] = both[:, :, -1:].copy(), both[:, -1:]
-    # median and geomedian choose no scene: there is nothing to count, and no seam.
-    mixed = taken[:NO_VALUE].sum() == 0
-    shares = [None if mixed else round(int(n) / max(valid, 1), 6) for n in taken[: len(scenes)]]
-    means = [round(int(steps) / int(pairs), 3) if pairs else None for pairs, steps in sums]
-    document = {
-        "scenes": [
-            {"id": name, "clear_share": clear, "shown_share": shown}
-            for (name, clear), shown in zip(scenes, shares, strict=True)
-        ],
-        "nodata_pixels": height * width - valid,
-        "nodata_share": round(1 - valid / (height * width), 6),
-        "bright_share": round(bright / max(valid, 1), 6),
-        "seam": {"pairs": int(sums[1, 0]), "step_dn": means[1], "step_dn_elsewhere": means[0]},
-    }
-    files.write(folder / USAGE, files.pretty_json(document))
+            # Both at once: a block holds all bands, and is decoded again for each separate read.
+            planes = image.read([red, blue], window=window.slices)
+            index = provenance.read(1, window=window.slices)
+            counter.add(window, red=planes[0], blue=planes[1], index=index)
+    files.write(folder / USAGE, files.pretty_json(counter.summary(scenes)))
 
 
 def holes(folder: Path) -> str:
@@ -192,6 +167,6 @@ def open_build(folder: Path) -> xarray.Dataset:
         else:
             array = array.assign_coords(band=list(names))
             arrays[key] = array if name == IMAGE else array.rename(band="band_provenance")
-    lock = json.loads((folder / "segmunich.lock.json").read_bytes())
+    lock = json.loads((folder / files.LOCK).read_bytes())
     items = [item["scene"]["id"] for item in lock["items"]]
     return xarray.Dataset(arrays, attrs={"scale": SCALE, "items": items})

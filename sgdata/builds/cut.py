@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sgdata import files
 from sgdata.builds import build_folder, patch_table
 from sgdata.labels import rasterize
 from sgdata.rasters import geotiff, grid
@@ -52,7 +53,7 @@ def cut(
     if report.empty:
         log.warning("patches: none for %s; choose a smaller split.block_px or split.gap_px", " and ".join(report.empty))
     rows = patch_table.table(name, lattice, windows, parts=parts, counts=counts, ids=ids)
-    patch_table.write(folder / "patches.parquet", rows)
+    patch_table.write(folder / files.PATCHES, rows)
 
 
 def fitting_split(

@@ -28,7 +28,7 @@ def write_contract(
 
     Statistics run over the ground of the train split, each pixel once, no-data pixels left out.
     """
-    rows = patch_table.read(folder / "patches.parquet")
+    rows = patch_table.read(folder / files.PATCHES)
     with geotiff.opened(str(folder / build_folder.IMAGE)) as dataset:
         names = tuple(dataset.descriptions)
         train = np.zeros(dataset.shape, bool)

@@ -49,5 +49,5 @@ def demo(
     configure_logging(quiet)
     page = story.run(out, story=story.Story(size_km=size, dates=dates, seed=seed), workers=workers)
     # The same table as on the page, for machines without a browser.
-    console.show_table(("what", "measured", "remark"), story.lines(files.read_plain(out / "summary.json")))
+    console.show_table(("what", "measured", "remark"), story.lines(files.read_plain(out / files.SUMMARY)))
     print(page)

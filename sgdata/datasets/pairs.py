@@ -25,7 +25,6 @@ from sgdata.errors import SourceError
 from sgdata.shards import contracts
 from sgdata.types import Contract, Sample
 
-PATCHES, IMAGE = "patches.parquet", "image.tif"
 _STORED_SHARE = 0.7
 _UNSEEN = 255
 
@@ -49,9 +48,9 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
         raise SourceError(f"{after}: {', '.join(differ)} is not what {before} has; build both alike")
     members = tuple(
         Member(name=name, size=path.stat().st_size)
-        for name, path in (("before", before / IMAGE), ("after", after / IMAGE))
+        for name, path in (("before", before / files.IMAGE), ("after", after / files.IMAGE))
     )
-    refs = build_patches.refs(before / PATCHES, members, 4 * len(ours.bands) * _STORED_SHARE)
+    refs = build_patches.refs(before / files.PATCHES, members, 4 * len(ours.bands) * _STORED_SHARE)
     space = cards.label_space("pairs", recipe.labels)
     # Statistics are those of both dates, made anew from the samples.
     contract = replace(ours, dataset="pairs", label_space=space, statistics={}, splits={}, fingerprint="")
@@ -65,13 +64,15 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
 
     before, after, change = _places(source)
     with ExitStack() as stack:
-        rasters = [stack.enter_context(rasterio.open(path)) for path in (before / IMAGE, after / IMAGE, change)]
+        rasters = [
+            stack.enter_context(rasterio.open(path)) for path in (before / files.IMAGE, after / files.IMAGE, change)
+        ]
         # Windows are counted in pixels: a map shifted by one would be read without any sign of it.
         lattices = [(raster.crs, raster.transform, raster.shape) for raster in rasters]
         for raster, lattice in zip(rasters, lattices, strict=True):
             if lattice != lattices[0]:
                 found = f"{raster.shape} at {raster.transform[2]:g}, {raster.transform[5]:g}"
-                raise SourceError(f"{raster.name}: {found} is another grid than that of {before / IMAGE}")
+                raise SourceError(f"{raster.name}: {found} is another grid than that of {before / files.IMAGE}")
         yield lambda ref: _read(ref, rasters)
 
 

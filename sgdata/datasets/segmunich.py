@@ -23,15 +23,13 @@ from sgdata.rasters import dihedral, small_tiff
 from sgdata.shards import contracts
 from sgdata.types import Array, Contract, Sample
 
-PATCHES = "patches.parquet"
-IMAGE, LABELS = "image.tif", "labels.tif"
 STORED_SHARE = 0.7
 """Of the raw bytes, about what bitshuffle and lz4 leave."""
 
 
 def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     """The samples of a build folder (it holds `patches.parquet`) or of the released archive."""
-    if (source / PATCHES).is_file():
+    if (source / files.PATCHES).is_file():
         return _find_in_build(source, recipe.labels)
     return _find_released(source, recipe)
 
@@ -39,7 +37,7 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
 @contextmanager
 def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
     """Open `source`; the function reads `image` (C, H, W) and `mask` (H, W), or raises SourceError."""
-    if (source / PATCHES).is_file():
+    if (source / files.PATCHES).is_file():
         with ExitStack() as stack:
             images = {name: stack.enter_context(_opened(source / name)) for name in _held(source)}
             yield lambda ref: _read_patch(ref, images)
@@ -62,15 +60,15 @@ def _find_in_build(source: Path, labels: str) -> SampleListing:
     painted = contract.label_space.name
     if labels not in {painted, "segmunich-released"}:
         raise SettingError(f"{source}: labels '{labels}': this build was painted with '{painted}', and keeps them")
-    refs = build_patches.refs(source / PATCHES, members, 2 * len(contract.bands) * STORED_SHARE)
+    refs = build_patches.refs(source / files.PATCHES, members, 2 * len(contract.bands) * STORED_SHARE)
     edition = cards.edition("segmunich", "build")
     return SampleListing(refs=refs, edition=edition, labels=contract.label_space, contract=contract)
 
 
 def _held(source: Path) -> list[str]:
     """The rasters that patches are cut from; a build without OpenStreetMap has no labels."""
-    files.existing(source / IMAGE, "a finished build folder of 'sgdata build segmunich'")
-    return [IMAGE, LABELS] if (source / LABELS).is_file() else [IMAGE]
+    files.existing(source / files.IMAGE, "a finished build folder of 'sgdata build segmunich'")
+    return [files.IMAGE, files.LABELS] if (source / files.LABELS).is_file() else [files.IMAGE]
 
 
 def _opened(path: Path) -> Any:
@@ -90,12 +88,12 @@ def _read_patch(ref: SampleRef, images: dict[str, Any]) -> Sample:
     row, col, height, width = ref.meta["window"]
     window = rasterio.windows.Window(col, row, width, height)
     try:
-        arrays = {"image": images[IMAGE].read(window=window)}
-        if LABELS in images:
-            arrays["mask"] = images[LABELS].read(1, window=window)
+        arrays = {"image": images[files.IMAGE].read(window=window)}
+        if files.LABELS in images:
+            arrays["mask"] = images[files.LABELS].read(1, window=window)
     except RasterioError as error:
         raise SourceError(f"window {ref.meta['window']} cannot be read: {error}") from None
-    meta = {**ref.meta, "crs": str(images[IMAGE].crs)}
+    meta = {**ref.meta, "crs": str(images[files.IMAGE].crs)}
     return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=meta)
 
 
@@ -121,7 +119,9 @@ def _find_released(source: Path, recipe: ShardRecipe) -> SampleListing:
             if kind is not None:
                 kind[parts[-3], parts[-1].removesuffix(".tif")] = member
     if not images:
-        raise archives.nothing(source, listing, f"neither a build ({PATCHES}) nor the released train/img/<id>.tif")
+        raise archives.nothing(
+            source, listing, f"neither a build ({files.PATCHES}) nor the released train/img/<id>.tif"
+        )
     refs = [
         SampleRef(
             # Ids of the copies are not known beforehand; a dot or a blank would end the key of a tar member.

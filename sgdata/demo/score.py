@@ -35,15 +35,15 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
 
     truth = score.true_median(archive, recipe.bands)
     clouds = score.true_clouds(archive, items)
-    image = score.read(build / "image.tif")
-    index = score.read(build / "provenance.tif")[0]
+    image = score.read(build / files.IMAGE)
+    index = score.read(build / files.PROVENANCE)[0]
     # Score every variant on the same pixels, or the one that omits more would look better.
     where = score.ever_clear(clouds) & (image > 0).all(axis=0)
 
     def variant(changed: BuildRecipe, name: str) -> Array:
         """Render the same scenes with a changed recipe; their pixels are staged already."""
         pipeline.render(changed, fetched, scenes, paths, scratch / name)
-        return score.read(scratch / name / "image.tif")
+        return score.read(scratch / name / files.IMAGE)
 
     land_cover, mapped = (score.read(archive / "truth" / f"{name}.tif")[0] for name in ("land_cover", "osm_mapped"))
     by_median: Method = "median"
@@ -63,7 +63,7 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
             "residual_cloud": score.residual_cloud(index, clouds),
         },
         # Only where the simulated OpenStreetMap has features: unmapped ground is not a labelling error.
-        "labels": {"agreement": score.label_agreement(score.read(build / "labels.tif")[0], land_cover, mapped)},
+        "labels": {"agreement": score.label_agreement(score.read(build / files.LABELS)[0], land_cover, mapped)},
         "offset": score.offsets({i.scene.id: i.offset != 0 for i in built.items}, archive),
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import files
-from sgdata.builds import build_folder
+from sgdata.builds import build_folder, usage
 from sgdata.composite.rules import NO_VALUE
 from sgdata.pages import charts, html, raster_tiles, tables, true_colour
 from sgdata.rasters import geotiff
@@ -146,7 +146,7 @@ def _patches(build: Path) -> list[Patch]:
     """Read row, column, height, width and split of each patch; empty if the build has no patches."""
     import pyarrow.parquet as pq
 
-    path, columns = build / "patches.parquet", ["row", "col", "height", "width", "split"]
+    path, columns = build / files.PATCHES, ["row", "col", "height", "width", "split"]
     rows = pq.read_table(path, columns=columns).to_pylist() if path.exists() else []
     return [(row["row"], row["col"], row["height"], row["width"], row["split"]) for row in rows]
 
@@ -180,7 +180,7 @@ def _usage(build: Path, planned: Lock) -> list[html.Block]:
     signs = (
         ("pixels without data", tables.percent(told["nodata_share"])),
         (
-            f"as bright in blue as cloud (DN {build_folder.BRIGHT} or more)",
+            f"as bright in blue as cloud (DN {usage.BRIGHT_DN} or more)",
             tables.percent(told["bright_share"]),
         ),
         ("neighbours taken from two scenes", f"{seam['pairs']:,}"),

@@ -14,7 +14,7 @@ from sgdata import files
 from sgdata.pages import charts, html
 from sgdata.shards import contracts
 
-METRICS, RESULTS, LEDGER = "metrics.jsonl", "results.json", "ledger.json"
+METRICS, RESULTS, LEDGER = files.METRICS, files.RESULTS, files.LEDGER
 PICTURES = {
     "pretrain": ("Reconstructions", "as it is, what the encoder saw, what the decoder made of it"),
     "segment": ("Predictions", "image, label, prediction"),

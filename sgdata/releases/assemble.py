@@ -97,7 +97,7 @@ def _checked(order: Order) -> tuple[Any, lock.Lock | None]:
     if order.build is None:
         raise SettingError(f"{order.source}: shards of a build; give --build DIR, whose lock lists the scenes")
     built = contracts.read(order.build)
-    known = set(patch_table.read(order.build / "patches.parquet")["key"])
+    known = set(patch_table.read(order.build / files.PATCHES)["key"])
     unknown = set(tar_format.read_index(order.source)["key"].to_pylist()) - known
     if unknown or contracts.differences(contract, built, "predict") or contract.version != built.version:
         raise SourceError(f"{order.build}: not the build of these shards ({len(unknown)} unknown samples)")
@@ -127,7 +127,7 @@ def _assemble(
         shards={p.name: (files.sha256_file(p), p.stat().st_size) for p in sorted(folder.glob("*.tar"))},
     )  # fmt: skip
     software = version("sgdata")
-    files.write(folder / verification.RELEASED, files.pretty_json(croissant.document(shipped)))
+    files.write(folder / files.CROISSANT, files.pretty_json(croissant.document(shipped)))
     for name, document in stac.documents(shipped, software).items():
         files.write(folder / "stac" / name, files.pretty_json(document))
     shown = [f"previews/{split}.png" for split in contract.splits]

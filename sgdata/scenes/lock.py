@@ -17,7 +17,7 @@ from sgdata.scenes.types import Dropped, Scene
 from sgdata.types import Grid
 
 FORMAT = 1
-NAME = "segmunich.lock.json"
+NAME = files.LOCK
 # All that may change a pixel, a geometry or a compressed byte.
 LIBRARIES = ("numpy", "numba", "rasterio", "pyproj", "shapely", "osmium", "osmnx", "pyarrow")
 

@@ -13,7 +13,7 @@ from datetime import UTC, date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdata import retry
+from sgdata import files, retry
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.scenes import stac_items
 from sgdata.scenes.types import Dropped, Scene
@@ -154,7 +154,7 @@ def _pages(search: ItemSearch, url: str) -> Iterator[pystac.Item]:
 
 def simulated(where: str) -> bool:
     """Return whether a catalogue on disk was made by `sgdata simulate`."""
-    return not is_url(where) and (_root(Path(where)) / "simulation.json").is_file()
+    return not is_url(where) and (_root(Path(where)) / files.SIMULATION).is_file()
 
 
 def _root(path: Path) -> Path:

@@ -63,8 +63,8 @@ def simulate(
     what = plan.checked(seed, size_km, dates, layout)
     about = {"format": FORMAT, "seed": seed, "size_km": size_km, "dates": dates, "layout": layout, "broken": broken}
     out = Path(out)
-    with files.only_writer(out, "simulation.json"):
-        marker = out / "simulation.json"
+    with files.only_writer(out, files.SIMULATION):
+        marker = out / files.SIMULATION
         if marker.exists() and files.read_plain(marker) != about:
             raise OutputError(f"{out}: holds another simulation ({marker.read_text().strip()}); choose another --out")
         if marker.exists() and files.is_finished(out):

@@ -28,7 +28,7 @@ TILE = 1020
 
 def planned(archive: Path) -> Plan:
     """Read the plan in `archive/simulation.json`. Raises SettingError."""
-    document = files.read_plain(archive / "simulation.json")
+    document = files.read_plain(archive / files.SIMULATION)
     return plan.checked(document["seed"], document["size_km"], document["dates"], document["layout"])
 
 

@@ -17,7 +17,7 @@ from sgdata.rasters import geotiff
 from sgdata.types import Array, Grid, LabelSpace, Window
 from sgmodel.inference import tiling
 
-ROWS, CLASSES, PROBABILITIES, EMBEDDINGS = "patches.parquet", "classes.tif", "probabilities.tif", "embeddings.tif"
+ROWS, CLASSES, PROBABILITIES, EMBEDDINGS = files.PATCHES, "classes.tif", "probabilities.tif", "embeddings.tif"
 PICTURES = "classes"
 BLOCK = 512
 PALETTE = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")

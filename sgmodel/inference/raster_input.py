@@ -23,8 +23,6 @@ from sgmodel.data.normalise import Normalisation
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
-IMAGE = "image.tif"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Stated:
@@ -100,7 +98,7 @@ def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> 
     """The build folder or GeoTIFF at `path` for a model trained on `theirs`. Raises SettingError, SourceError."""
     import rasterio
 
-    file = files.existing(path / IMAGE if path.is_dir() else path, "a GeoTIFF, a build, or a folder of shards")
+    file = files.existing(path / files.IMAGE if path.is_dir() else path, "a GeoTIFF, a build, or a folder of shards")
     with geotiff.opened(str(file)) as dataset:
         header = geotiff.header(dataset)
         ours = _contract(file, dataset, theirs, stated)

@@ -181,7 +181,7 @@ class Run:
     @property
     def results(self) -> dict[str, Any]:
         """The figures of a finished run. Raises SettingError."""
-        return files.read_plain(self.folder / "results.json")
+        return files.read_plain(self.folder / files.RESULTS)
 
     @property
     def chain(self) -> tuple[Run, ...]:

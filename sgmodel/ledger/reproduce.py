@@ -22,7 +22,7 @@ from sgdata.pages import ledger as shown
 from sgmodel.ledger import experiments, report
 from sgmodel.ledger.experiments import LedgerPaths, LedgerRecipe, Run
 
-TIMINGS = "timings.jsonl"
+TIMINGS = files.TIMINGS
 
 
 def main(recipe: LedgerRecipe, paths: LedgerPaths, *, workers: int = 1, cluster: str | None = None) -> int:
@@ -67,12 +67,12 @@ def write(recipe: LedgerRecipe, paths: LedgerPaths) -> Path:
     """`ledger.json`, `ledger.md` and `page/index.html` in the folder of the ledger; returns the JSON."""
     tables = [report.table(recipe, table, paths) for table in recipe.tables]
     document = files.plain({"title": recipe.title, "tables": tables})
-    files.write(paths.out / "ledger.json", files.pretty_json(document))
+    files.write(paths.out / files.LEDGER, files.pretty_json(document))
     files.write(paths.out / "ledger.md", shown.markdown(document).encode())
     intro = "Figures measured here beside those published, each from run folders that repeat. No run, no number. "
     intro += shown.INTERVAL
     html.write(paths.out / "page" / "index.html", title=recipe.title, intro=intro, blocks=shown.blocks(document))
-    return paths.out / "ledger.json"
+    return paths.out / files.LEDGER
 
 
 # --- the plan ------------------------------------------------------------------------------
