@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ def test_the_parts_of_a_dataset_fit_together(name: str) -> None:
     assert recipe.dataset == name
     assert cards.edition(name, recipe.edition)
     assert cards.label_space(name, recipe.labels).names
+
+
+def test_a_card_with_bands_of_another_sensor_is_refused() -> None:
+    card = CARDS["eurosat"]
+    edition = replace(card.editions[0], bands=("B02", "SR_B5", "VV"))
+    with pytest.raises(SettingError, match="SR_B5, VV"):
+        cards.check_bands(replace(card, editions=(edition,)), "landsat.toml")
 
 
 def test_a_dataset_without_a_card_has_no_reader() -> None:

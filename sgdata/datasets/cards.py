@@ -9,6 +9,7 @@ from sgdata import files
 from sgdata.catalog import folder, table
 from sgdata.datasets.types import DatasetCard, Edition
 from sgdata.errors import SettingError
+from sgdata.sentinel2 import BAND
 from sgdata.shards.contracts import FORMAT
 from sgdata.types import Contract, LabelSpace
 
@@ -25,7 +26,19 @@ def card(name: str) -> DatasetCard:
         close = difflib.get_close_matches(name, names(), n=1)
         hint = f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names())}"
         raise SettingError(f"no dataset '{name}' in the catalogue{hint}")
-    return files.read(DatasetCard, folder("catalogs") / f"{name}.toml")
+    path = folder("catalogs") / f"{name}.toml"
+    return check_bands(files.read(DatasetCard, path), str(path))
+
+
+def check_bands(of: DatasetCard, where: str) -> DatasetCard:
+    """Return the card if the sensor has all bands of its editions. Raises SettingError naming those that it lacks."""
+    for each in of.editions:
+        if unknown := [band for band in each.bands if band not in BAND]:
+            raise SettingError(
+                f"{where}: edition {each.name} has bands {', '.join(unknown)}, which {of.sensor} lacks; "
+                f"expected some of {', '.join(BAND)}"
+            )
+    return of
 
 
 def cards() -> list[DatasetCard]:
