@@ -35,11 +35,11 @@ SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3")
 
 
 def unchanged(folder: Path, recipe: bytes) -> None:
-    """Refuse to overwrite a finished build of another recipe (TOML). Raises OutputError naming what differs."""
+    """Raise OutputError, naming the first difference, if the folder has a finished build of another recipe (TOML)."""
     told = folder / files.RECIPE
     if files.is_finished(folder) and told.exists():
         held, wanted = files.read_plain(told), tomllib.loads(recipe.decode())
-        # Where the shipped recipe would have written to says nothing of the data.
+        # The default output folder does not affect the data.
         keys = [key for key in held | wanted if key != "out" and held.get(key) != wanted.get(key)]
         if keys:
             differs = f"{keys[0]} is {wanted.get(keys[0])}, was {held.get(keys[0])}"
@@ -47,17 +47,17 @@ def unchanged(folder: Path, recipe: bytes) -> None:
 
 
 def write_composite(folder: Path, grid: Grid, bands: tuple[str, ...], tiles: Iterable[tuple[Window, Path]]) -> None:
-    """`image.tif` and `provenance.tif` from tiles of (C + 4, h, w)."""
+    """Write `image.tif` and `provenance.tif` from tiles of (C + 4, h, w)."""
     stored = list(tiles)
     image = geotiff.Style(descriptions=bands, nodata=NODATA)
     provenance = geotiff.Style(descriptions=PROVENANCE_BANDS, nodata=NO_VALUE)
     first, rest = slice(0, len(bands)), slice(len(bands), None)
-    # Two passes over the tiles on disk: one open file at a time, and no image in memory.
-    geotiff.write_cog(folder / IMAGE, grid, _pieces(stored, first), style=image)
-    geotiff.write_cog(folder / PROVENANCE_FILE, grid, _pieces(stored, rest), style=provenance)
+    # Two passes over the tiles on disk, so that the image is never in memory.
+    geotiff.write_cog(folder / IMAGE, grid, _windows(stored, first), style=image)
+    geotiff.write_cog(folder / PROVENANCE_FILE, grid, _windows(stored, rest), style=provenance)
 
 
-def _pieces(tiles: Iterable[tuple[Window, Path]], bands: slice) -> Iterator[tuple[Window, Array]]:
+def _windows(tiles: Iterable[tuple[Window, Path]], bands: slice) -> Iterator[tuple[Window, Array]]:
     for window, path in tiles:
         yield window, np.load(path, mmap_mode="r", allow_pickle=False)[bands]
 
@@ -82,17 +82,17 @@ def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]]) -> Non
 
 
 def holes(folder: Path) -> str:
-    """In words how many pixels no scene saw clear, '' where there is none."""
-    told = files.read_plain(folder / USAGE)
-    pixels = int(told["nodata_pixels"])
-    share = f"{pixels:,} pixels ({told['nodata_share']:.3%})"
+    """Return how many pixels have no clear observation, as a sentence; '' if there are none."""
+    document = files.read_plain(folder / USAGE)
+    pixels = int(document["nodata_pixels"])
+    share = f"{pixels:,} pixels ({document['nodata_share']:.3%})"
     return f"{share} were never seen clear and hold no data; widen --dates" if pixels else ""
 
 
 def write_labels(
     folder: Path, grid: Grid, space: LabelSpace, sources: Mapping[int, str], painted: tuple[Array, Array]
 ) -> None:
-    """`labels.tif` and `label_source.tif`, each with palette and class names, from (H, W) uint8 arrays."""
+    """Write `labels.tif` and `label_source.tif`, with palette and class names, from (H, W) uint8 arrays."""
     whole = Window(row=0, col=0, height=grid.shape[0], width=grid.shape[1])
     named = dict(zip(space.ids, zip(space.names, space.colours, strict=True), strict=True))
     if space.ignore is not None:
@@ -106,7 +106,7 @@ def write_labels(
 
 
 def outputs(folder: Path) -> dict[str, str]:
-    """File name -> pixel hash of the rasters in a build folder."""
+    """Return the pixel hash of each raster in a build folder, by file name."""
     return {path.name: geotiff.pixel_sha256(path) for path in sorted(folder.glob("*.tif"))}
 
 
@@ -146,8 +146,17 @@ def _asset(path: Path) -> pystac.Asset:
 
 
 def open_build(folder: Path) -> xarray.Dataset:
-    """A build as an xarray.Dataset: `image` (band, y, x) uint16 DN, `labels`, `label_source` (y, x) uint8,
-    `provenance` (band_provenance, y, x), with the CRS through rioxarray; read lazily. Raises SourceError.
+    """Open a finished build lazily, with its CRS through rioxarray.
+
+    Args:
+        folder: folder made by `sgdata build`.
+
+    Returns:
+        `image` (band, y, x) uint16 DN, `labels` and `label_source` (y, x) uint8, `provenance` (band_provenance, y, x)
+        uint16; attributes `scale` (reflectance per DN) and `items` (ids of the scenes).
+
+    Raises:
+        SourceError: the folder is not a build.
     """
     import rioxarray
     import xarray

@@ -104,10 +104,16 @@ class BuildPaths:
 def recipe_for(
     recipe: str | Path, chosen: Mapping[str, object] = MappingProxyType({}), changes: Sequence[str] = ()
 ) -> BuildRecipe:
-    """A shipped build recipe by name, or one in a file, with choices and then `a.b=value` changes laid over it.
+    """Read a build recipe and override some of its settings.
 
-    `chosen` knows bbox, aoi or place; dates (which moves osm_date along), osm_date, believe, composite, max_obs, mask
-    and profile; None is no choice. Raises SettingError.
+    Args:
+        recipe: name of a recipe that comes with the package, or path of a TOML file.
+        chosen: settings by short name: bbox, aoi or place; dates (which also sets osm_date to the last day), osm_date,
+            believe, composite, max_obs, mask, profile. None leaves a setting as it is.
+        changes: `a.b=value` texts for any setting, applied last.
+
+    Raises:
+        SettingError: the recipe does not exist, or a setting is unknown or has a wrong type.
     """
     wanted = {key: value for key, value in chosen.items() if value is not None}
     path = recipe if isinstance(recipe, Path) else _shipped(recipe, str(wanted.get("profile", "clean")))
@@ -133,7 +139,7 @@ def _shipped(name: str, profile: str) -> Path:
 
 
 def check(recipe: BuildRecipe) -> None:
-    """Raise SettingError on values that only this dataset forbids."""
+    """Raise SettingError if settings of a recipe do not fit together."""
     unknown = [band for band in recipe.bands if band not in BAND]
     if unknown or not recipe.bands or len(set(recipe.bands)) != len(recipe.bands):
         raise SettingError(f"bands {list(recipe.bands)}: expected different Sentinel-2 bands such as B02, B8A")
@@ -148,11 +154,11 @@ def check(recipe: BuildRecipe) -> None:
 
 
 def resolved(recipe: BuildRecipe, lattice: Grid) -> BuildRecipe:
-    """The recipe with its area as data: what is written beside the output and hashed."""
+    """Return the recipe with its area as a grid, as it is hashed and written to the output."""
     return replace(recipe, area=aoi.Area(grid=lattice, gsd_m=lattice.gsd_m))
 
 
 def assets(recipe: BuildRecipe) -> tuple[str, ...]:
-    """Bands and layers that a build reads: L2A always with SCL, which the offset test needs too."""
+    """Return the bands and layers that a build reads; for L2A always SCL, which the offset test needs."""
     layers = {recipe.mask.asset, "SCL" if recipe.source.level == "L2A" else None} - {None, cloud_masks.EXTERNAL}
     return (*recipe.bands, *sorted(layer for layer in layers if layer))

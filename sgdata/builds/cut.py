@@ -47,7 +47,7 @@ def cut(
         ids = (*space.ids, rasterize.UNMAPPED)
         with geotiff.opened(str(folder / build_folder.LABELS)) as dataset:
             counts = patch_table.class_counts(dataset.read(1), windows, ids)
-    # Unmapped ground is no class to be balanced between the parts.
+    # Unmapped ground is not a class to balance between the parts.
     parts, report = fitting_split(patch_table.window_boxes(windows), counts[:, :-1] if ids else counts, split)
     log.info("patches: %s, %d left out, leakage %.3f", report.boxes, report.left_out, report.leakage)
     if report.empty:
@@ -59,10 +59,10 @@ def cut(
 def fitting_split(
     boxes: Array, counts: Array, settings: blocks.SplitSettings
 ) -> tuple[tuple[str, ...], blocks.SplitReport]:
-    """The split by `settings`; where the area is too small for it (a part is empty, or train smaller than val), the
-    best by smaller blocks: the largest ones with which no part is empty, too small, or short of a class.
+    """Split by `settings`, or by smaller blocks where the area is too small for them.
 
-    What cannot be mended so comes back with the fewest faults. Raises SettingError.
+    An area is too small if a part is empty or train is smaller than val. Then the largest blocks are used with which no
+    part is empty, too small or without a class; failing that, those with the fewest faults. Raises SettingError.
     """
     more_to_train = 1 - settings.test_share > 2 * settings.val_share
 
@@ -80,17 +80,17 @@ def fitting_split(
                 break
     chosen, parts, report = min(tried, key=lambda one: faults(one[2]))
     if chosen != settings:
-        # Said aloud: the recipe beside the output still shows what was asked for.
+        # Logged, since the recipe in the output shows the requested sizes.
         log.warning("split: a small area: blocks of %d px, gap of %d px", chosen.block_px, chosen.gap_px)
     return parts, report
 
 
 def _smaller(boxes: Array, settings: blocks.SplitSettings) -> Iterator[blocks.SplitSettings]:
-    """Ever smaller blocks, not below a patch, that divide the area evenly: the gap first in proportion, then least."""
+    """Yield ever smaller blocks, not below a patch, that divide the area evenly, first with proportional gaps."""
     side = int((boxes[:, 2:4] - boxes[:, 0:2]).max(initial=0))
     extent = int((boxes[:, 2:4].max(axis=0) - boxes[:, 0:2].min(axis=0)).max())
     sizes = [size for n in range(2, extent // side + 1) if (size := extent // n) < settings.block_px]
-    # What lies nearer than 120 m shares ground: a 60 m pixel, resampled to 10 m, reaches that far.
+    # Patches closer than 120 m share ground: a 60 m pixel resampled to 10 m reaches that far.
     least = min(settings.gap_px, LEAST_GAP_PX)
     gaps = [max(settings.gap_px * size // settings.block_px, least) for size in sizes]
     for size, gap in [*zip(sizes, gaps, strict=True), *((size, least) for size in sizes)]:

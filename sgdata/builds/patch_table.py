@@ -1,4 +1,4 @@
-"""The table of patches of a build: where each lies, its part, what it holds (`patches.parquet`, edge)."""
+"""Make, write and read the table of patches of a build: window, split and class shares of each."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sgdata.types import Array, Grid, Window
 
 
 def window_boxes(windows: Sequence[Window]) -> Array:
-    """(N, 4) int64 col, row, col + width, row + height."""
+    """Return (N, 4) int64: col, row, col + width, row + height."""
     rows = [(w.col, w.row, w.col + w.width, w.row + w.height) for w in windows]
     return np.array(rows, np.int64).reshape(-1, 4)
 
 
 def class_counts(labels: Array, windows: Sequence[Window], ids: Sequence[int]) -> Array:
-    """(N, len(ids)) int64: pixels of each id in each window of `labels` (H, W) uint8."""
+    """Return (N, len(ids)) int64: pixels of each id in each window of `labels` (H, W) uint8."""
     counted = [np.bincount(labels[window.slices].ravel(), minlength=256)[list(ids)] for window in windows]
     return np.array(counted, np.int64).reshape(len(windows), len(ids))
 
@@ -28,7 +28,7 @@ def class_counts(labels: Array, windows: Sequence[Window], ids: Sequence[int]) -
 def table(
     name: str, grid: Grid, windows: Sequence[Window], *, parts: Sequence[str], counts: Array, ids: Sequence[int]
 ) -> Any:
-    """A GeoDataFrame in EPSG:4326 of the patches that belong to a part (not ""), sorted by row and column.
+    """Make a GeoDataFrame in EPSG:4326 of the patches that belong to a part (not ""), sorted by row and column.
 
     Columns: key (`<name>-r00064-c00128`, its upper left pixel), row, col, height, width (int32), split, share_<id>
     (float32) for each of `ids`, geometry. `counts` is (N, len(ids)) pixels of each id in each window.
@@ -54,14 +54,14 @@ def table(
 
 
 def write(path: Path, rows: Any) -> None:
-    """`rows` of `table` as GeoParquet. Raises OutputError."""
+    """Write `rows` of `table` as GeoParquet. Raises OutputError."""
     # WKB: the encoding that every reader of GeoParquet knows; the native ones came with 1.1.
     with files.replacing(path) as temporary:
         rows.to_parquet(temporary, index=False, compression="zstd", geometry_encoding="WKB")
 
 
 def read(path: Path) -> Any:
-    """The GeoDataFrame of a `patches.parquet`. Raises SourceError."""
+    """Read the GeoDataFrame of a `patches.parquet`. Raises SourceError."""
     import geopandas
     import pyarrow as pa
 
@@ -69,5 +69,5 @@ def read(path: Path) -> Any:
     try:
         return geopandas.read_parquet(path)
     except (pa.ArrowException, OSError, ValueError) as error:
-        told = " ".join(str(error).split())
-        raise SourceError(f"{path}: not the patches of a build: {told}; build it again") from None
+        reason = " ".join(str(error).split())
+        raise SourceError(f"{path}: not the patches of a build: {reason}; build it again") from None

@@ -1,4 +1,4 @@
-"""Lattices and windows: snap an area to a grid, cut a grid into tiles and patches. Pure."""
+"""Snap areas to grids, and cut grids into tiles and patches. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sgdata.types import Bounds, Grid, Window
 
 
 def covering(bounds: Bounds, crs: str, *, gsd_m: float = 10, snap_m: float = 60) -> Grid:
-    """The smallest grid over `bounds` (in units of `crs`) whose edges are multiples of `snap_m`.
+    """Return the smallest grid over `bounds` (in units of `crs`) whose edges are multiples of `snap_m`.
 
     60 m is the least common multiple of the Sentinel-2 resolutions, so that 20 m and 60 m pixels nest.
     """
@@ -25,7 +25,7 @@ def covering(bounds: Bounds, crs: str, *, gsd_m: float = 10, snap_m: float = 60)
 
 
 def coarser(grid: Grid, factor: int) -> Grid:
-    """The grid of pixels `factor` times as large over the same ground; the shape must divide."""
+    """Return the grid over the same ground with pixels `factor` times as large; the shape must be divisible."""
     height, width = grid.shape
     # A rest would shift the coarse pixels against the sensor's own, which lie on multiples of 20 m and 60 m.
     if height % factor or width % factor:
@@ -35,14 +35,14 @@ def coarser(grid: Grid, factor: int) -> Grid:
 
 
 def windowed(grid: Grid, window: Window) -> Grid:
-    """The part of `grid` inside `window`."""
+    """Return the part of `grid` inside `window`."""
     west, north = grid.origin
     origin = (west + window.col * grid.gsd_m, north - window.row * grid.gsd_m)
     return Grid(crs=grid.crs, origin=origin, gsd_m=grid.gsd_m, shape=(window.height, window.width))
 
 
 def over(lattice: Grid, bounds: Bounds, *, margin: int = 0) -> Window:
-    """The pixels of `lattice`, thought on without end, that meet `bounds`, and `margin` more on each side."""
+    """Return the window of `lattice`, extended infinitely, over `bounds` with `margin` more pixels on each side."""
     west, south, east, north = bounds
     (left, top), gsd, slack = lattice.origin, lattice.gsd_m, 1e-6
     row, last_row = math.floor((top - north) / gsd + slack) - margin, math.ceil((top - south) / gsd - slack) + margin
@@ -51,7 +51,7 @@ def over(lattice: Grid, bounds: Bounds, *, margin: int = 0) -> Window:
 
 
 def tiles(shape: tuple[int, int], rows: int, cols: int | None = None) -> Iterator[Window]:
-    """Windows of at most `rows` x `cols` (as many as rows, unless given) that cover `shape` once, row by row."""
+    """Yield windows of at most `rows` x `cols` (default: `rows`) that cover `shape` once, row by row."""
     (height, width), across = shape, cols or rows
     for row in range(0, height, rows):
         for col in range(0, width, across):
@@ -59,13 +59,13 @@ def tiles(shape: tuple[int, int], rows: int, cols: int | None = None) -> Iterato
 
 
 def strips(shape: tuple[int, int], pixels: int, *, multiple: int = 1) -> Iterator[Window]:
-    """Windows of the full width and of about `pixels` that cover `shape` from top to bottom, in `multiple`s of rows."""
+    """Yield windows of full width and about `pixels` from top to bottom, in multiples of `multiple` rows."""
     width = max(shape[1], 1)
     return tiles(shape, max(pixels // width // multiple, 1) * multiple, width)
 
 
 def patches(shape: tuple[int, int], size: int, stride: int) -> Iterator[Window]:
-    """Windows of exactly `size` x `size` at `stride`, row by row; a rest at the right or bottom is left out."""
+    """Yield windows of exactly `size` x `size` at `stride`, row by row, without the rest at the right and bottom."""
     height, width = shape
     # A patch padded at the edge would teach a model what nodata looks like; every patch has the full size instead.
     for row in range(0, height - size + 1, stride):
