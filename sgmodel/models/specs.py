@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from torch import nn
 
 from sgmodel.models import contrastive, factory, heads, mae
@@ -110,4 +109,5 @@ class TaskSpec:
         return model
 
 
-ModelSpec = Annotated[EncoderSpec | AutoencoderSpec | ContrastSpec | TaskSpec, Field(discriminator="kind")]
+# A plain union: pydantic tells its members apart by `kind`, and training must not import pydantic.
+ModelSpec = EncoderSpec | AutoencoderSpec | ContrastSpec | TaskSpec
