@@ -49,7 +49,7 @@ bench: $(VENV)/.peers  ## speed against peers, measured here, as a table
 # With the Python given, without an environment of its own: it needs torch, numpy and safetensors.
 gpu-check: OUT = out/gpu-check
 gpu-check:  ## check and time training and prediction on this GPU: make gpu-check OUT=DIR LIMIT=480 PARITY=DIR PYTHON=python3
-	$(PYTHON) -m sgmodel.gpu_check --out $(OUT) --limit $(LIMIT) $(if $(PARITY),--parity $(PARITY)) \
+	PYTHONPATH=.:tests/bench $(PYTHON) -m gpu_check --out $(OUT) --limit $(LIMIT) $(if $(PARITY),--parity $(PARITY)) \
 		|| test $$? = 3
 
 ledger: OUT = out/ledger

@@ -10,21 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from gpu_check import __main__ as gpu_check
+from gpu_check import check, environment, results, sizes, steps
 
 from sgdata.errors import ExitCode
-from sgmodel.gpu_check import __main__ as gpu_check
-from sgmodel.gpu_check import check, environment, results, sizes, steps
 
 # The check in a Python that finds none of the libraries that a machine with torch, numpy and safetensors may lack.
 BARE = """
 import importlib.machinery, runpy, sys
+sys.path.insert(0, "tests/bench")
 HIDDEN = {"pydantic", "pyarrow", "rasterio", "imagecodecs", "timm", "rich", "pyproj", "scipy", "PIL", "requests"}
 class Visible(importlib.machinery.PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         return None if name.split(".")[0] in HIDDEN else super().find_spec(name, path, target)
 sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Visible
-runpy.run_module("sgmodel.gpu_check", run_name="__main__")
+runpy.run_module("gpu_check", run_name="__main__")
 """
 KEYS = {"part", "size", "px", "mode", "batch", "images_per_s", "mfu", "peak_gb", "seconds", "note"}
 
@@ -39,7 +40,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A check by a Python without the other libraries of this environment."""
     out = tmp_path_factory.mktemp("gpu-check")
     command = [sys.executable, "-c", BARE, "--out", str(out), "--device", "cpu", "--threads", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=root)
     assert done.returncode == ExitCode.FINDINGS, done.stderr  # without parity files and CUDA
     assert done.stdout.strip() == (out / results.MARKDOWN).read_text().strip()
     return out

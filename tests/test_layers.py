@@ -43,7 +43,7 @@ LAYERS = {
         ("ledger",),
         ("commands",),
         ("recipes",),
-        ("cli", "gpu_check"),
+        ("cli",),
     ),
 }
 # Pure modules take data and return data: they open no file, socket or process.
@@ -134,7 +134,7 @@ def test_no_module_imports_a_root_a_program_or_the_command_line(module: str) -> 
     assert not names & {"sgdata", "sgmodel", "sgdata.cli"}
     programs = {name for name in names if name.startswith("sgmodel.recipes.")}
     # The GPU check times the programs' own steps.
-    allowed = module == "sgmodel.cli" or module.startswith(("sgmodel.recipes.", "sgmodel.gpu_check."))
+    allowed = module == "sgmodel.cli" or module.startswith("sgmodel.recipes.")
     assert not programs or allowed
 
 

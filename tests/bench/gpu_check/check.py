@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sgmodel.gpu_check import results
-from sgmodel.gpu_check.bench import Bench, Measured
-from sgmodel.gpu_check.results import Row
+from gpu_check import results
+from gpu_check.bench import Bench, Measured
+from gpu_check.results import Row
 
 if TYPE_CHECKING:
-    from sgmodel.gpu_check.steps import Mode
+    from gpu_check.steps import Mode
 
 PARITY = ("pretrain_small_img32_mask75", "classify_small_sep_pos", "segment_small_img64")
 TINY_SHARE = 0.1
@@ -72,8 +72,8 @@ def run(bench: Bench, out: Path, *, limit_s: float, parity: Path | None) -> list
 
 
 def _environment(bench: Bench) -> Row:
+    from gpu_check import environment
     from sgmodel import devices
-    from sgmodel.gpu_check import environment
 
     began = time.monotonic()
     where = devices.start(bench.device, precision="bf16", threads=bench.threads)
@@ -119,7 +119,7 @@ def _free() -> None:
 
 def cases(bench: Bench, parity: Path | None) -> Iterator[Case]:
     """Yield all rows after the environment, in the order of parts."""
-    from sgmodel.gpu_check import steps
+    from gpu_check import steps
 
     yield Case(row=Row(part=1, mode="bf16 matmul"), expected_s=10, measure=partial(_matmul, bench))
     for name in PARITY:
@@ -147,7 +147,7 @@ def _pretraining(bench: Bench, part: int, size: str, px: int, mode: Mode, expect
 
 
 def _pretrained(bench: Bench, size: str, px: int, mode: Mode) -> Measured | str:
-    from sgmodel.gpu_check import steps
+    from gpu_check import steps
 
     if mode == "CUDA graphs" and not torch.cuda.is_available():
         return f"{results.SKIPPED}no CUDA device"
@@ -155,8 +155,8 @@ def _pretrained(bench: Bench, size: str, px: int, mode: Mode) -> Measured | str:
 
 
 def _matmul(bench: Bench) -> Measured:
+    from gpu_check import environment
     from sgmodel import devices
-    from sgmodel.gpu_check import environment
 
     device = devices.start(bench.device, precision="bf16", threads=bench.threads).device
     tflops, peak = environment.matmul_tflops(device), devices.peak_tflops(device)
@@ -165,8 +165,8 @@ def _matmul(bench: Bench) -> Measured:
 
 
 def _parity(bench: Bench, folder: Path | None, name: str) -> Measured | str:
+    from gpu_check import environment
     from sgmodel import devices
-    from sgmodel.gpu_check import environment
 
     if folder is None:
         return f"{results.SKIPPED}PARITY=DIR not given"

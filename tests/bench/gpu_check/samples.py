@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gpu_check.trainings import SPLIT
 from sgdata import sentinel2
 from sgdata.shards import tar_format
 from sgdata.types import BandStatistics, Codec, Contract, LabelSpace, Sample, Task
 from sgmodel.data import loader, tar_source
-from sgmodel.gpu_check.trainings import SPLIT
 
 CLASSES = {"none": 0, "multi-label": 19, "segmentation": 13, "change": 2}
 MEMBERS = {"change": ("image_before", "image_after", "mask"), "segmentation": ("image", "mask")}

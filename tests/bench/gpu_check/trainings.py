@@ -16,10 +16,10 @@ from sgmodel.data import augment, normalise
 from sgmodel.models import flops
 
 if TYPE_CHECKING:
+    from gpu_check import samples
+    from gpu_check.bench import Bench
     from sgmodel import devices
     from sgmodel.data import loader
-    from sgmodel.gpu_check import samples
-    from sgmodel.gpu_check.bench import Bench
     from sgmodel.models import factory
     from sgmodel.train import training
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gpu_check import samples, sizes
     from sgdata.types import Task
-    from sgmodel.gpu_check import samples, sizes
     from sgmodel.train.run_paths import RunPaths
 
 STORED = 16
@@ -40,7 +40,7 @@ class Bench:
 
     def shards(self, task: Task, px: int, *, count: int = STORED) -> samples.MemoryIndexed:
         """Write `count` synthetic samples of `px` pixels for `task` and open them."""
-        from sgmodel.gpu_check import samples
+        from gpu_check import samples
 
         return samples.write(self.folder / f"{task}-{px}-{count}", task, count=count, px=px)
 

@@ -1,6 +1,6 @@
 """Check and time the product's own steps on one machine.
 
-    python -m sgmodel.gpu_check --out DIR
+    python -m gpu_check --out DIR
 
 Needs torch, numpy and safetensors; downloads and installs nothing.
 """
@@ -15,20 +15,20 @@ from pathlib import Path
 
 import torch
 
+from gpu_check import check, results, sizes
+from gpu_check.bench import Bench
 from sgdata.errors import ExitCode, SettingError, SgdataError
-from sgmodel.gpu_check import check, results, sizes
-from sgmodel.gpu_check.bench import Bench
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m sgmodel.gpu_check",
+        prog="python -m gpu_check",
         description="Check numbers and time pretraining, fine-tuning, data loading and prediction on this machine. "
         f"Writes {results.JSON} and {results.MARKDOWN} after each row. A second call with the same --out keeps the "
         "rows that are finished, if Python, torch, device and sizes are the same, and measures those that were "
         "skipped or failed; otherwise it starts anew.",
-        epilog="Example: python -m sgmodel.gpu_check --out out/gpu-check --limit 480",
+        epilog="Example: python -m gpu_check --out out/gpu-check --limit 480",
     )
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of the results")

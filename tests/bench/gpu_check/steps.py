@@ -12,12 +12,12 @@ from typing import Literal
 import numpy as np
 import torch
 
+from gpu_check import sizes, trainings
+from gpu_check.bench import Bench, Measured
 from sgdata.types import Array
 from sgdata.types import Task as LabelTask
 from sgmodel import devices
 from sgmodel.data import loader, normalise
-from sgmodel.gpu_check import sizes, trainings
-from sgmodel.gpu_check.bench import Bench, Measured
 from sgmodel.models import flops
 from sgmodel.train import loop, training
 

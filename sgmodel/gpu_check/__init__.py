@@ -1,1 +1,0 @@
-"""Check and time the product's own steps on one machine: `python -m sgmodel.gpu_check --out DIR`."""
