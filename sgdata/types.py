@@ -6,6 +6,7 @@ Conventions, stated once: arrays are (C, H, W); bounds are (west, south, east, n
 
 from __future__ import annotations
 
+import colorsys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -85,6 +86,20 @@ class BandStatistics:
     p99: float
 
 
+CHANGE_COLOURS = ("#303030", "#f5d442")
+"""Unchanged and changed."""
+
+
+def default_colours(count: int) -> tuple[str, ...]:
+    """Return `count` different colours (#rrggbb); the first ones do not depend on `count`."""
+    colours = []
+    for number in range(count):
+        # By the golden ratio, neighbours get hues far apart; three levels of brightness separate hues that come close.
+        red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.6, (0.9, 0.7, 0.5)[number % 3])
+        colours.append(f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}")
+    return tuple(colours)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelSpace:
     """What label values mean: parallel ids, names and #rrggbb colours; `ignore` is never a class."""
@@ -101,6 +116,14 @@ class LabelSpace:
     def ignore_index(self) -> int:
         """Label value to ignore: `ignore` if set, else 255."""
         return 255 if self.ignore is None else self.ignore
+
+    @property
+    def palette(self) -> dict[int, str]:
+        """Colour (#rrggbb) of each id: `colours` if set, else default colours by the position of the class."""
+        colours = self.colours
+        if not colours:
+            colours = CHANGE_COLOURS if self.task == "change" and len(self.ids) == 2 else default_colours(len(self.ids))
+        return dict(zip(self.ids, colours, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

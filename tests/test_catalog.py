@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,9 @@ def test_a_card_is_consistent(name: str) -> None:
         assert len(set(held.names)) == len(held.names) == len(held.ids)
         assert held.ids == tuple(range(len(held.ids)))
         assert not held.colours or len(held.colours) == len(held.ids)
+        assert tuple(held.palette) == held.ids
+        assert len(set(held.palette.values())) == len(held.ids)
+        assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in held.palette.values())
 
 
 def test_digests_and_sizes_agree_with_the_table_of_checksums() -> None:

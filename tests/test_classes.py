@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sgdata import catalog
@@ -11,8 +12,9 @@ from sgdata.builds import build_folder
 from sgdata.datasets import cards
 from sgdata.errors import SettingError
 from sgdata.labels import class_tables, paint, rasterize, tag_rules
+from sgdata.pages import tables
 from sgdata.rasters import geotiff
-from sgdata.types import Grid
+from sgdata.types import Grid, default_colours
 
 TIERS, GROUPS = ("core", "ext"), ("drive",)
 HEAD = "\t".join((*class_tables.COLUMNS, "half_width_m"))
@@ -141,3 +143,19 @@ def test_a_damaged_table_is_refused_with_its_line(tmp_path: Path, old: str, new:
 def test_a_name_that_is_neither_table_nor_file_is_refused() -> None:
     with pytest.raises(SettingError, match="'corinne': expected segmunich-osm, corine or a file"):
         class_tables.read("corinne", tiers=TIERS, groups=GROUPS)
+
+
+def test_a_table_without_colours_gets_a_palette(tmp_path: Path) -> None:
+    own = tmp_path / "own.tsv"
+    rows = ["name\tcode\tcolour\ttags\tgeometry\tpriority", "Forest\t\t\tlanduse=forest\tpolygon\t2"]
+    own.write_text("\n".join([*rows, "Water\t\t\tnatural=water\tpolygon\t1"]))
+    space = class_tables.read(str(own), tiers=("core",), groups=()).space
+    assert space.colours == ()
+    assert space.palette == {0: default_colours(2)[0], 1: default_colours(2)[1]}
+    labels = np.array([[0, 1], [1, 255]], np.uint8)
+    grid = Grid(crs="EPSG:32632", origin=(690_000, 5_340_000), gsd_m=10, shape=(2, 2))
+    build_folder.write_labels(tmp_path, grid, space, rasterize.SOURCES, (labels, np.ones_like(labels)))
+    with geotiff.opened(str(tmp_path / build_folder.LABELS)) as raster:
+        assert {value: "#{:02x}{:02x}{:02x}".format(*raster.colormap(1)[value]) for value in (0, 1)} == space.palette
+    (bars,) = (tables.shares(space, {"all": np.bincount(labels.ravel(), minlength=256)}).bars[:2],)
+    assert [bar[1] for bar in bars] == list(space.palette.values())

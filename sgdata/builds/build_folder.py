@@ -94,7 +94,7 @@ def write_labels(
 ) -> None:
     """Write `labels.tif` and `label_source.tif`, with palette and class names, from (H, W) uint8 arrays."""
     whole = Window(row=0, col=0, height=grid.shape[0], width=grid.shape[1])
-    named = dict(zip(space.ids, zip(space.names, space.colours, strict=True), strict=True))
+    named = dict(zip(space.ids, zip(space.names, space.palette.values(), strict=True), strict=True))
     if space.ignore is not None:
         named[space.ignore] = ("unmapped", "#ffffff")
     origins = {value: (name, SOURCE_COLOURS[value]) for value, name in sources.items()}

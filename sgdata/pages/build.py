@@ -111,7 +111,7 @@ def _classes(title: str, path: Path, space: LabelSpace) -> Layer:
         names = {int(key[6:]): name for key, name in raster.tags().items() if key.startswith("class_")}
         colours = {value: "#{:02x}{:02x}{:02x}".format(*raster.colormap(1)[value]) for value in sorted(names)}
     if not names:
-        names, colours = (dict(zip(space.ids, held, strict=True)) for held in (space.names, space.colours))
+        names, colours = (dict(zip(space.ids, held, strict=True)) for held in (space.names, space.palette.values()))
     keys = tuple((colours[value], names[value]) for value in colours)
     return {"name": path.stem, "plane": path.stem, "title": title, "colours": colours, "names": names, "keys": keys}
 

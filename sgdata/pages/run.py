@@ -74,7 +74,7 @@ def _results(run: Path) -> list[html.Block]:
     if not (run / RESULTS).exists():
         return []
     results, space = files.read_plain(run / RESULTS), contracts.read(run).label_space
-    colours = dict(zip(space.names, space.colours, strict=False))
+    colours = dict(zip(space.names, space.palette.values(), strict=True))
     plain = {name: _text(value) for name, value in results.items() if name != "confusion"}
     rows = tuple((name, text) for name, text in plain.items() if text)
     found: list[html.Block] = [html.Table(title="Figures", columns=("figure", "value"), rows=rows)]

@@ -17,8 +17,6 @@ CARDS = 240
 # Number of masks to count: a thousand estimate a share of 5 % to half a percent.
 MASKS = 1000
 BOXES = 4000
-# Change masks have no colours of their own.
-CHANGE = {0: "#303030", 1: "#f5d442"}
 
 
 def blocks(source: Path, folder: Path) -> list[html.Block]:
@@ -30,7 +28,7 @@ def blocks(source: Path, folder: Path) -> list[html.Block]:
         title=f"Samples: {len(cards):,} of {len(rows):,}",
         cards=cards,
         filters=("split", "class"),
-        keys=tuple(zip(space.colours, space.names, strict=False)) if "mask_offset" in rows[0] else (),
+        keys=tuple(zip(space.palette.values(), space.names, strict=True)) if "mask_offset" in rows[0] else (),
         caption="Sampled evenly from each split. True colour, stretched to percentiles 1 to 99 of the train split.",
     )
     return [
@@ -76,9 +74,7 @@ def _pictures(sample: Sample, mask: Array | None, contract: Contract) -> Iterato
         bands = [band.name for band in contract.bands if name != "image_10m" or band.gsd_m == 10]
         yield name.replace("_", "-"), _stretched(sample.arrays[name], bands, contract)
     if mask is not None:
-        space = contract.label_space
-        colours = dict(zip(space.ids, space.colours, strict=False)) or CHANGE
-        yield "mask", html.paint(mask.astype(np.uint8), colours)
+        yield "mask", html.paint(mask.astype(np.uint8), contract.label_space.palette)
 
 
 def _stretched(array: Array, bands: Sequence[str], contract: Contract) -> Array:

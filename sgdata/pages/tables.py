@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sgdata.pages import charts, html
+from sgdata.pages import html
 from sgdata.types import Array, Contract, LabelSpace
 
 if TYPE_CHECKING:
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 def shares(space: LabelSpace, counts: Mapping[str, Array], *, caption: str = "") -> html.Bars:
     """Return class shares: a bar per class and one for unmapped pixels, a column per (256,) array of counts."""
-    colours = space.colours or (charts.SERIES[0],) * len(space.ids)
-    # Labels of one class in many have no colours: all bars alike.
+    colours = space.palette.values()
     lines = list(zip(space.names, colours, space.ids, strict=True))
     if space.ignore is not None:
         lines.append(("unmapped", "#808080", space.ignore))

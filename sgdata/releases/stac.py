@@ -118,12 +118,9 @@ def _bands(shipment: Shipment) -> list[dict[str, Any]]:
 
 def _classes(shipment: Shipment) -> dict[str, Any]:
     space = shipment.contract.label_space
-    colours = space.colours or ("",) * len(space.ids)
     classes = []
-    for number, name, colour in zip(space.ids, space.names, colours, strict=True):
+    for number, name, colour in zip(space.ids, space.names, space.palette.values(), strict=True):
         # The extension allows identifiers only as names; the title is for people.
-        described = {"value": number, "name": f"class-{number}", "title": name}
-        if colour:
-            described["color_hint"] = colour[1:].upper()
-        classes.append(described)
+        hint = colour[1:].upper()
+        classes.append({"value": number, "name": f"class-{number}", "title": name, "color_hint": hint})
     return {"classification:classes": classes} if classes else {}

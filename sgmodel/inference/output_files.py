@@ -20,7 +20,6 @@ from sgmodel.inference import tiling
 ROWS, CLASSES, PROBABILITIES, EMBEDDINGS = files.PATCHES, "classes.tif", "probabilities.tif", "embeddings.tif"
 PICTURES = "classes"
 BLOCK = 512
-PALETTE = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 
 
 def remove_previous(out: Path) -> None:
@@ -158,8 +157,7 @@ def most_likely(space: LabelSpace, answer: Array, seen: Array) -> Array:
 
 def legend(space: LabelSpace) -> dict[int, tuple[str, str]]:
     """Return name and colour by class value; label spaces without colours get default ones."""
-    colours = space.colours or tuple(itertools.islice(itertools.cycle(PALETTE), len(space.ids)))
-    named = dict(zip(space.ids, zip(space.names, colours, strict=True), strict=True))
+    named = dict(zip(space.ids, zip(space.names, space.palette.values(), strict=True), strict=True))
     return {**named, space.ignore_index: ("no data", "#ffffff")}
 
 

@@ -180,7 +180,7 @@ def results(counts: Tensor, majority: int, contract: Contract) -> dict[str, Any]
 
 def _show(setting: Setting, model: nn.Module, source: loader.Samples, path: Path) -> None:
     """A picture of samples spread over `source`: true colour, labels, prediction."""
-    bands, colours = figures.band_indices(setting.contract), setting.contract.label_space.colours
+    bands, colours = figures.band_indices(setting.contract), tuple(setting.contract.label_space.palette.values())
     step = max(1, len(source) // SHOWN)
     plan = itertools.islice(loader.in_order(len(source), 1), 0, SHOWN * step, step)
     rows = []
