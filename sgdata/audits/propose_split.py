@@ -11,6 +11,7 @@ from sgdata import files
 from sgdata.audits import checks, findings
 from sgdata.audits.checks import Evidence
 from sgdata.errors import SettingError
+from sgdata.file_names import file_name
 from sgdata.splits import blocks, proximity
 from sgdata.splits.blocks import LEFT_OUT, SplitReport, SplitSettings
 
@@ -57,7 +58,7 @@ def write(out: Path, proposed: Evidence, report: SplitReport) -> findings.Report
     audited = checks.judge(proposed)
     with files.only_writer(out, findings.NAME):
         for part, samples in proposed.splits.items():
-            files.write(out / f"{part}.txt", "".join(f"{facts.key}\n" for facts in samples).encode())
+            files.write(out / f"{file_name(part)}.txt", "".join(f"{facts.key}\n" for facts in samples).encode())
         files.write(out / "split.json", files.pretty_json(report))
         files.write(out / findings.NAME, files.pretty_json(audited))
         files.write_sums(out)

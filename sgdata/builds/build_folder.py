@@ -14,6 +14,7 @@ from sgdata import files
 from sgdata.builds import usage
 from sgdata.composite.rules import NO_VALUE
 from sgdata.errors import OutputError
+from sgdata.file_names import file_name
 from sgdata.rasters import geotiff, grid
 from sgdata.scenes import aoi, stac_item
 from sgdata.sentinel2 import NODATA, SCALE
@@ -132,7 +133,7 @@ def write_stac(folder: Path, name: str, grid: Grid, dates: str, derived_from: It
     item = stac_item.create_item(name, aoi.in_degrees(grid), (first, last), properties, extensions)
     for path in sorted(folder.glob("*.tif")):
         item.add_asset(path.stem, _asset(path))
-    files.write(folder / "stac" / f"{name}.json", files.pretty_json(item.to_dict(include_self_link=False)))
+    files.write(folder / "stac" / f"{file_name(name)}.json", files.pretty_json(item.to_dict(include_self_link=False)))
 
 
 def _asset(path: Path) -> pystac.Asset:

@@ -13,6 +13,7 @@ from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets
 from sgdata.composite import clear_masks, cloud_masks, scene_staging, staging
 from sgdata.composite.scene_staging import SceneRequest, StagedScene
 from sgdata.errors import SettingError, SourceError
+from sgdata.file_names import file_name
 from sgdata.scenes import lock, offsets, search, signing
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Asset, Dropped, Scene
@@ -149,7 +150,7 @@ def scene_request(scene: Scene, recipe: BuildRecipe, lattice: Grid, paths: Build
     if recipe.mask.method == cloud_masks.EXTERNAL:
         if paths.masks is None:
             raise SettingError("mask method external needs a folder of rasters <item id>.tif; give --masks DIR")
-        path = files.existing(paths.masks / f"{scene.id}.tif", "a mask of this scene")
+        path = files.existing(paths.masks / f"{file_name(scene.id)}.tif", "a mask of this scene")
         available[cloud_masks.EXTERNAL] = Asset(href=str(path))
         identity[cloud_masks.EXTERNAL] = Asset(href=files.sha256_file(path))
         names = (*names, cloud_masks.EXTERNAL)
@@ -170,7 +171,7 @@ def scene_request(scene: Scene, recipe: BuildRecipe, lattice: Grid, paths: Build
             asset=asset,
             crs=lattice.crs,
             bounds=lattice.bounds,
-            target=paths.scratch_folder / "windows" / f"{scene.id}-{band}-{lock.sha256(decides)[:16]}",
+            target=paths.scratch_folder / "windows" / file_name(f"{scene.id}-{band}-{lock.sha256(decides)[:16]}"),
             margin_m=reach,
             kernel=kernel,
             tokens=_tokens(recipe, scene, asset.href),

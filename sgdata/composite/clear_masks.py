@@ -14,6 +14,7 @@ from sgdata import files
 from sgdata.composite import cloud_masks, staging
 from sgdata.composite.rules import VERSION, CompositeSettings
 from sgdata.composite.scene_staging import CLEAR_SCORE, STRIP_PIXELS, StagedScene
+from sgdata.file_names import file_name
 from sgdata.rasters import grid
 from sgdata.types import Array, Grid, Window
 
@@ -33,7 +34,7 @@ class MaskJob:
     @property
     def bright_targets(self) -> Path:
         """File of the pixels that the bright target filter keeps, one byte each."""
-        return self.folder / "bright.bin"
+        return self.folder / ".bright.bin"
 
     @property
     def strips(self) -> list[Window]:
@@ -116,7 +117,7 @@ def _bright_targets(job: MaskJob, scenes: tuple[StagedScene, ...], part: tuple[W
 
 
 def _clear_scores(job: MaskJob, scene: StagedScene) -> staging.StagedWindow:
-    path = job.folder / f"{scene.id}.bin"
+    path = job.folder / f"{file_name(scene.id)}.bin"
     # The folder's name depends on everything that decides the bytes: a file left by an earlier run is this one.
     if not path.exists():
         lattice, settings = job.grid, job.settings

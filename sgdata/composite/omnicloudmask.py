@@ -18,6 +18,7 @@ import numpy as np
 from sgdata import files, progress
 from sgdata.composite import staging
 from sgdata.errors import SettingError
+from sgdata.file_names import file_name
 from sgdata.rasters import geotiff
 from sgdata.scenes import search, signing
 from sgdata.scenes.lock import Lock
@@ -69,7 +70,7 @@ def write(planned: Lock, out: Path, where: str, predict: Callable[[Array], Array
     scratch = out / ".scratch"
     with files.only_writer(out, ""):
         for item in progress.track(planned.items, label="clouds", total=len(planned.items)):
-            path = out / f"{item.scene.id}.tif"
+            path = out / f"{file_name(item.scene.id)}.tif"
             if not path.exists():
                 # What a killed run left may be of another area.
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -85,8 +86,8 @@ def _image(scene: Scene, lattice: Grid, scratch: Path) -> Array:
     def read(band: str) -> Array:
         asset = replace(scene.assets[band], crs=scene.assets[band].crs or scene.crs)
         request = staging.WindowRequest(
-            name=f"{scene.id} {band}", asset=asset, crs=lattice.crs, bounds=lattice.bounds, target=scratch / band,
-            kernel="bilinear", tokens=signing.service(scene.provider, asset.href),
+            name=f"{scene.id} {band}", asset=asset, crs=lattice.crs, bounds=lattice.bounds,
+            target=scratch / file_name(band), kernel="bilinear", tokens=signing.service(scene.provider, asset.href),
         )  # fmt: skip
         return staging.on_grid(staging.stage(request), lattice, kernel="bilinear")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files, retry
+from sgdata import file_names, files, retry
 from sgdata.composite import cloud_masks
 from sgdata.errors import SourceError
 from sgdata.rasters import geotiff, grid, resample
@@ -36,7 +36,7 @@ class WindowRequest:
         asset: the file, and what its item says of it.
         crs: CRS of the bounds and of the staged pixels.
         bounds: west, south, east, north in `crs`.
-        target: path without suffix: `.bin` for the pixels, `.json` once they are complete.
+        target: path without its ending: `.bin` is appended for the pixels, `.json` once they are complete.
         tokens: service that signs the URL of the file, as in `signing.signed`.
         margin_m: margin in metres that is read as well, at least MARGIN_PX pixels.
         kernel: resampling kernel for pixels of another CRS.
@@ -93,9 +93,9 @@ def stage(request: WindowRequest) -> StagedWindow:
     Raises:
         SourceError: the file cannot be read, or its header differs from its item.
     """
-    done = request.target.with_suffix(".json")
+    done = file_names.with_ending(request.target, ".json")
     if done.exists():
-        return replace(files.read(StagedWindow, done), path=str(request.target.with_suffix(".bin")))
+        return replace(files.read(StagedWindow, done), path=str(file_names.with_ending(request.target, ".bin")))
     href = ""
 
     def attempt() -> StagedWindow:
@@ -111,7 +111,7 @@ def stage(request: WindowRequest) -> StagedWindow:
 
 
 def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
-    data = request.target.with_suffix(".bin")
+    data = file_names.with_ending(request.target, ".bin")
     # The source is opened inside, so that a failed read is not reported as a failed write.
     with (
         files.replacing(data, durable=False) as temporary,

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sgdata import files, progress, retry
+from sgdata import file_names, files, progress, retry
 from sgdata.datasets import cards
 from sgdata.datasets.types import Source
 from sgdata.errors import OutputError, ServiceError, SettingError
@@ -227,7 +227,7 @@ def _partial_path(out: Path, source: Source) -> Path:
 
 
 def _etag_path(path: Path) -> Path:
-    return path.with_suffix(".etag")
+    return file_names.with_ending(path, ".etag")
 
 
 def _size(path: Path) -> int:

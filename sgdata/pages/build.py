@@ -12,6 +12,7 @@ import numpy as np
 from sgdata import files
 from sgdata.builds import build_folder, usage
 from sgdata.composite.rules import NO_VALUE
+from sgdata.file_names import file_name
 from sgdata.pages import charts, html, raster_tiles, tables, true_colour
 from sgdata.rasters import geotiff
 from sgdata.scenes import lock
@@ -45,7 +46,7 @@ def blocks(build: Path, folder: Path, more: Mapping[str, Path] | None = None) ->
         raster_tiles.Plane(name=b.name, path=build / build_folder.IMAGE, band=n)
         for n, b in enumerate(contract.bands, 1)
     ]
-    planes += [raster_tiles.Plane(name=path.stem, path=path) for path in rasters_of_classes.values()]
+    planes += [raster_tiles.Plane(name=file_name(path.stem), path=path) for path in rasters_of_classes.values()]
     chosen = build / build_folder.PROVENANCE_FILE
     planes += [
         raster_tiles.Plane(name=name, path=chosen, band=n) for n, name in enumerate(build_folder.PROVENANCE_BANDS, 1)
@@ -113,7 +114,8 @@ def _classes(title: str, path: Path, space: LabelSpace) -> Layer:
     if not names:
         names, colours = (dict(zip(space.ids, held, strict=True)) for held in (space.names, space.palette.values()))
     keys = tuple((colours[value], names[value]) for value in colours)
-    return {"name": path.stem, "plane": path.stem, "title": title, "colours": colours, "names": names, "keys": keys}
+    name = file_name(path.stem)
+    return {"name": name, "plane": name, "title": title, "colours": colours, "names": names, "keys": keys}
 
 
 def _provenance(planned: Lock, overview: Mapping[str, Array]) -> list[Layer]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sgdata import files
+from sgdata.file_names import file_name
 from sgdata.rasters import geotiff
 from sgdata.types import Array
 
@@ -89,7 +90,7 @@ def write_piece(folder: Path, name: str, values: Array) -> None:
         _characters(packed),
         '")\n'.encode("utf-16-le"),
     )
-    files.write(folder / f"{name}.js", b"".join(call))
+    files.write(folder / f"{file_name(name)}.js", b"".join(call))
 
 
 def _folded(values: Array) -> Array:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgdata import files
+from sgdata.file_names import file_name
 from sgdata.pages import charts, html
 from sgdata.shards import contracts
 
@@ -109,6 +110,7 @@ def last_picture(run: Path, folder: Path, title: str, shown: str) -> list[html.P
     if not pictures:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(pictures[-1], folder / f"{run.name}.png")
+    file = f"{file_name(run.name)}.png"
+    shutil.copyfile(pictures[-1], folder / file)
     caption = f"Validation samples, one a row: {shown}."
-    return [html.Picture(file=f"{run.name}.png", title=title, caption=caption, alt=caption)]
+    return [html.Picture(file=file, title=title, caption=caption, alt=caption)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sgdata.file_names import file_name
 from sgdata.pages import charts, html, tables, true_colour
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Bounds, Contract, Sample
@@ -59,7 +60,7 @@ def _card(sample: Sample, row: tar_format.Row, contract: Contract, folder: Path)
     classes = tuple(names[value] for value in present if value in names)
     pictures = []
     for name, rgb in _pictures(sample, mask, contract):
-        file = f"samples/{sample.key}-{name}.png"
+        file = f"samples/{file_name(sample.key)}-{name}.png"
         html.write_png(folder / file, rgb)
         pictures.append((file, f"{name} of {sample.key}: {', '.join(classes) or 'no class'}"))
     # The classes of a mask are visible in its picture.

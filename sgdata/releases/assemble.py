@@ -20,6 +20,7 @@ from sgdata.audits import findings
 from sgdata.builds import patch_table
 from sgdata.datasets import cards
 from sgdata.errors import OutputError, SettingError, SourceError
+from sgdata.file_names import file_name, with_ending
 from sgdata.pages import html, true_colour
 from sgdata.rasters import resample
 from sgdata.releases import card, croissant, shipment, stac
@@ -59,7 +60,7 @@ def release(order: Order, audited: Callable[[Path], findings.Report]) -> tuple[P
     final, staging = order.out / order.title, order.out / f".{order.title}.partial"
     with files.only_writer(order.out):
         try:
-            for stale in (*order.out.glob(f".{order.title}*.partial*"), *order.out.glob(f"{order.title}.new")):
+            for stale in (*order.out.glob(f".{order.title}*.partial*"), *order.out.glob(f"{order.title}.tar.new")):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
             report = _assemble(order, inputs, staging, audited)
             _publish(staging, final)
@@ -130,7 +131,7 @@ def _assemble(
     files.write(folder / files.CROISSANT, files.pretty_json(croissant.document(shipped)))
     for name, document in stac.documents(shipped, software).items():
         files.write(folder / "stac" / name, files.pretty_json(document))
-    shown = [f"previews/{split}.png" for split in contract.splits]
+    shown = [f"previews/{file_name(split)}.png" for split in contract.splits]
     for split, name in zip(contract.splits, shown, strict=True):
         rows = index.filter(pc.equal(index["split"], split))
         every = range(0, len(rows), max(1, len(rows) // PREVIEWS))
@@ -197,7 +198,7 @@ def _publish(staging: Path, final: Path) -> None:
 def _write_archive(folder: Path, path: Path) -> None:
     """Write the folder as a reproducible ustar file: sorted names, no times, no users."""
     with (
-        files.replacing(path.with_suffix(".new")) as temporary,
+        files.replacing(with_ending(path, ".new")) as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for each in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
@@ -206,7 +207,7 @@ def _write_archive(folder: Path, path: Path) -> None:
                 member.size = each.stat().st_size
                 with each.open("rb") as handle:
                     tar.addfile(member, handle)
-    new = path.with_suffix(".new")
+    new = with_ending(path, ".new")
     if path.exists() and files.sha256_file(path) != files.sha256_file(new):
         new.unlink()
         raise OutputError(f"{path}: exists with other content; choose another version")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from sgdata.file_names import file_name
 from sgdata.releases.shipment import Shipment, bounds
 from sgdata.scenes import stac_item
 
@@ -25,7 +26,8 @@ def documents(shipment: Shipment, software: str) -> dict[str, dict[str, Any]]:
     """
     items = {}
     if shipment.bounds and shipment.days:
-        items = {f"{split}.json": _item(shipment, split, software) for split in shipment.contract.splits}
+        for split in shipment.contract.splits:
+            items[f"{file_name(split, reserved=('collection',))}.json"] = _item(shipment, split, software)
     collection = _collection(shipment, software)
     for name, item in items.items():
         item.set_self_href(f"{_HOME}/{name}")

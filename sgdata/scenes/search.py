@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgdata import files, retry
 from sgdata.errors import ServiceError, SettingError, SourceError
+from sgdata.file_names import file_name
 from sgdata.scenes import stac_items
 from sgdata.scenes.types import Dropped, Scene
 from sgdata.types import Bounds
@@ -205,7 +206,7 @@ def _with_utc_and_bbox(item: pystac.Item) -> pystac.Item:
 def _with_self_href(item: pystac.Item, path: Path) -> pystac.Item:
     """Return an item of an ItemCollection file whose relative hrefs start at that file unless it says otherwise."""
     if item.get_self_href() is None:
-        item.set_self_href(str(path.resolve().parent / f"{item.id}.json"))
+        item.set_self_href(str(path.resolve().parent / f"{file_name(item.id)}.json"))
     return item
 
 

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from sgdata import files
+from sgdata import file_names, files
 from sgdata.errors import SourceError
 from sgdata.types import Array, Codec, Effort, Sample, Shard
 
@@ -219,8 +219,8 @@ def _put(handle: _Hashing, sample: Sample, codec: Codec, effort: Effort) -> Row:
 
 
 def shard_name(dataset: str, split: str, number: int) -> str:
-    """`<dataset>-<split>-000000.tar`."""
-    return f"{dataset}-{split}-{number:06d}.tar"
+    """`<dataset>-<split>-000000.tar`, for any dataset and split."""
+    return file_names.file_name(f"{dataset}-{split}-{number:06d}") + ".tar"
 
 
 def whole_images(sample: Sample) -> list[Array]:
@@ -300,7 +300,7 @@ def samples(folder: Path, split: str | None = None) -> Iterator[Sample]:
 
 def read_sample(folder: Path, row: Row) -> Sample:
     """One sample as stored, by its index row. Raises SourceError where the bytes are damaged."""
-    path = files.existing(folder / row["shard"], "a tar that the index names")
+    path = file_names.member(folder, row["shard"])
 
     def content(member: str) -> bytes:
         handle.seek(row[f"{member}_offset"])

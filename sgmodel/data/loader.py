@@ -216,7 +216,7 @@ class Samples:
         try:
             codec: Codec = json.loads(bytes(content))["codec"]
         except (ValueError, KeyError) as error:
-            where = f"{self.folder / self.shard[0]}: meta.json of sample '{self.keys[0]}'"
+            where = f"{self.folder}/{self.shard[0]}: meta.json of sample '{self.keys[0]}'"
             raise SourceError(f"{where} is damaged: {error!r}; run sgdata verify {self.folder}") from None
         return codec
 
@@ -264,7 +264,7 @@ class Samples:
                 else:
                     tar_format.decode(content, target.shape, target.dtype.name, self.codec, out=target)
             except SourceError as error:
-                where = f"{self.folder / self.shard[sample]}: sample '{self.keys[sample]}'"
+                where = f"{self.folder}/{self.shard[sample]}: sample '{self.keys[sample]}'"
                 raise SourceError(f"{where}: {error}; run sgdata verify {self.folder}") from None
 
 

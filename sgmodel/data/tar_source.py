@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sgdata import files, retry
+from sgdata import file_names, files, retry
 from sgdata.errors import SourceError
 
 MARK = "remote.json"
@@ -52,7 +52,7 @@ class Mapped:
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         """Raises SourceError where one cannot be opened."""
         # For as long as the object lives: opening a file per sample would cost more than decoding it.
-        self._views = {name: memoryview(_map(folder / name)) for name in names}
+        self._views = {name: memoryview(_map(file_names.member(folder, name))) for name in names}
 
     def contents(self, spans: Sequence[Span]) -> list[memoryview]:
         """Views, not copies."""
@@ -108,6 +108,9 @@ class _Place:
         """The bytes of each span, all of them; of one that ends at 0 the whole file. Raises SourceError."""
         if not spans:
             return []
+        # Names from an index elsewhere must not lead to other files of the server, or of this machine.
+        if strange := [span.tar for span in spans if not file_names.is_safe(span.tar)]:
+            raise SourceError(f"{self._url}: its index names a file {strange[0]!r:.90}, expected one in that folder")
         complete: dict[int, bytes] = {}
 
         def attempt() -> None:

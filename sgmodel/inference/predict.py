@@ -22,6 +22,7 @@ import torch
 
 from sgdata import files, progress
 from sgdata.errors import ExitCode, SettingError
+from sgdata.file_names import file_name
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Contract, Grid, LabelSpace, Level
 from sgmodel import devices
@@ -236,7 +237,7 @@ def predict_shards(recipe: PredictRecipe, predictor: Predictor, paths: PredictPa
         for batch in loader.load(source, loader.in_order(len(source), recipe.batch), threads=1):
             for key, answer, seen in _answers(recipe, predictor, batch, fit, stored):
                 if predictor.task in {"segmentation", "change"}:
-                    picture = paths.out / output_files.PICTURES / f"{key}.png"
+                    picture = paths.out / output_files.PICTURES / f"{file_name(key)}.png"
                     output_files.write_picture(space, picture, output_files.most_likely(space, answer, seen))
                 else:
                     rows.append({**index[key], **output_files.answer_columns(space, answer.mean(axis=(1, 2)))})

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from sgdata import catalog, files
 from sgdata.errors import SettingError
+from sgdata.file_names import file_name
 from sgdata.shards import contracts
 from sgdata.types import Contract
 from sgmodel.train.program import Loaders, Program, ProgramName
@@ -256,7 +257,7 @@ def _run(
     }
     identity = files.sha256(files.canonical_json(known))[:12]
     model = files.plain(recipe.model).get("backbone", "spectralgpt").replace(":", "-")
-    folder = paths.out / "runs" / f"{program}-{model}-seed{recipe.training.seed}-{identity}"
+    folder = paths.out / "runs" / file_name(f"{program}-{model}-seed{recipe.training.seed}-{identity}")
     start = paths.launcher or (sys.executable, "-m")
     words = [*start, f"sgmodel.recipes.{program}", str(path), "--shards", str(shards), "--out", str(folder)]
     words += ["--weights", weights] if weights else []

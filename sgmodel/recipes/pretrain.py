@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sgdata import files
 from sgdata.errors import ExitCode, SettingError
+from sgdata.file_names import file_name
 from sgdata.types import Contract
 from sgmodel import devices, distributed
 from sgmodel.checkpoints import cards, transfer
@@ -132,7 +133,7 @@ def progressive(recipe: PretrainRecipe, paths: RunPaths) -> int:
             training=replace(recipe.training, epochs=stage.epochs, optimizer=optimizer),
             model=replace(recipe.model, image_px=stage.image_px),
         )
-        out = paths.out / f"stage-{number}-{stage.data}"
+        out = paths.out / file_name(f"stage-{number}-{stage.data}")
         folder = paths.named[stage.data]
         code = main(own, replace(paths, shards=folder, named={stage.data: folder}, out=out, weights=weights))
         if code:
