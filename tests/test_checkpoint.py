@@ -56,7 +56,7 @@ MODELS = {
 
 def card_of(model: nn.Module) -> cards.Card:
     how = normalise.Normalisation(scheme="minmax", eps=1e-10, mean=(), std=())
-    return cards.Card(model=cards.describe(model), normalisation=how, recipe={"steps": 3, "lr": 1e-4}, commit="0" * 40)
+    return cards.Card(model=specs.describe(model), normalisation=how, recipe={"steps": 3, "lr": 1e-4}, commit="0" * 40)
 
 
 def same_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -97,7 +97,10 @@ def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 40), "not a whole safetensors file"),
         (lambda f: os.truncate(f / "model.safetensors", 9000), "not a whole safetensors file"),
         (lambda f: (f / "card.json").write_text("{}"), "'model'"),
-        (lambda f: _edit(f, '"format": 1', '"format": 9'), "format 9, this version reads 1"),
+        (
+            lambda f: _edit(f, '"format": 2', '"format": 1'),
+            "format 1, this version reads 2; use the version of sgmodel",
+        ),
         (lambda f: _edit(f, '"depth": 2', '"depth": 3'), "weights do not fit the card"),
     ],
 )

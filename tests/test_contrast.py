@@ -124,7 +124,7 @@ def test_the_follower_of_a_checkpoint_is_not_taken_for_the_model(tmp_path: Path)
     with torch.no_grad():
         for parameter in source.slow_backbone.parameters():  # type: ignore[union-attr]
             parameter += 1.0
-    checkpoint_folder.save(tmp_path, source, cards.Card(model=cards.describe(source)))
+    checkpoint_folder.save(tmp_path, source, cards.Card(model=specs.describe(source)))
     model = build("classifier", BASELINES["vit"], bands=12, classes=2)
     transfer.fit(model, transfer.read_weights(tmp_path))
     ours, theirs = model.state_dict(), source.state_dict()

@@ -23,7 +23,8 @@ IMAGES = 2
 def pretraining() -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], float]:
     model = mae.MaskedAutoencoder(encoder.Encoder(CONFIG), DECODER)
     noise = torch.rand(IMAGES, CONFIG.tokens)
-    return model, lambda model, x: model(x, noise=noise, ratio=0.75).loss, model.flops(0.75)
+    counted = flops.training_step("pretrain", CONFIG, mask_ratio=0.75, decoder=DECODER)
+    return model, lambda model, x: model(x, noise=noise, ratio=0.75).loss, counted
 
 
 def classification() -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], float]:

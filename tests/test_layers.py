@@ -64,21 +64,24 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def statements(tree: ast.AST, *, inside_functions: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+def statements(tree: ast.AST, *, inside_functions: bool, type_checking: bool) -> Iterator[ast.Import | ast.ImportFrom]:
     pending = [tree]
     while pending:
         node = pending.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
-        elif not is_type_checking(node) and (inside_functions or not isinstance(node, ast.FunctionDef)):
+        elif is_type_checking(node) and not type_checking:
+            continue
+        elif inside_functions or not isinstance(node, ast.FunctionDef):
             pending.extend(ast.iter_child_nodes(node))
 
 
 @cache
-def imports(module: str, *, inside_functions: bool = True) -> frozenset[str]:
+def imports(module: str, *, inside_functions: bool = True, type_checking: bool = False) -> frozenset[str]:
     """Dotted names that `module` imports; `from a import b` counts as a.b where that is a module of ours."""
     found = set()
-    for node in statements(ast.parse(MODULES[module].read_text()), inside_functions=inside_functions):
+    tree = ast.parse(MODULES[module].read_text())
+    for node in statements(tree, inside_functions=inside_functions, type_checking=type_checking):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         else:
@@ -162,11 +165,11 @@ def test_datasets_do_not_import_each_other() -> None:
 
 
 @cache
-def reach(module: str, *, inside_functions: bool = False) -> frozenset[str]:
-    """Return the modules that importing `module` imports, itself included."""
+def reach(module: str, *, every: bool = False) -> frozenset[str]:
+    """Return the modules that importing `module` imports, itself included; `every` as in `direct`."""
     found, pending = {module}, [module]
     while pending:
-        below = {name for name in imports(pending.pop(), inside_functions=inside_functions) if name in MODULES} - found
+        below = direct(pending.pop(), every=every) - found
         found |= below
         pending.extend(below)
     return frozenset(found)
@@ -177,13 +180,15 @@ def depth(module: str) -> int:
     return 1 + max((depth(name) for name in direct(module)), default=0)
 
 
-def direct(module: str, *, inside_functions: bool = False) -> set[str]:
-    return {name for name in imports(module, inside_functions=inside_functions) if name in MODULES} - {module}
+def direct(module: str, *, every: bool = False) -> set[str]:
+    """Return the modules of ours that `module` imports; `every` adds imports in functions and for type checkers."""
+    names = imports(module, inside_functions=every, type_checking=every)
+    return {name for name in names if name in MODULES} - {module}
 
 
 def test_modules_have_no_cycle_even_inside_functions() -> None:
     def circular(module: str) -> bool:
-        return any(module in reach(name, inside_functions=True) for name in direct(module, inside_functions=True))
+        return any(module in reach(name, every=True) for name in direct(module, every=True))
 
     assert not [module for module in MODULES if circular(module)]
 

@@ -16,7 +16,7 @@ import sgmodel
 from sgdata import catalog, files, sentinel2
 from sgdata.errors import SettingError, SourceError
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer
-from sgmodel.models import adapt, backbones, factory, torchvision_compat
+from sgmodel.models import adapt, backbones, factory, specs, torchvision_compat
 from sgmodel.models.satmae import SatmaeConfig
 
 TASKS = ("classify", "segment", "change")
@@ -49,7 +49,7 @@ def test_a_baseline_answers_learns_and_comes_back_from_its_card(name: str, task:
     # A parameter that never gets a gradient would make ranks wait for ever.
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not idle
-    checkpoint_folder.save(tmp_path, model, cards.Card(model=cards.describe(model)))
+    checkpoint_folder.save(tmp_path, model, cards.Card(model=specs.describe(model)))
     again = sgmodel.load(tmp_path)
     model.eval()
     # To the last bits only: other addresses, other vector loops.
@@ -265,7 +265,7 @@ def test_half_the_keys_another_model_or_code_are_refused(tmp_path: Path) -> None
 
 def test_weights_of_a_baseline_trained_here_bring_their_head_only_to_the_same_task(tmp_path: Path) -> None:
     source = trained("resnet")
-    checkpoint_folder.save(tmp_path, source, cards.Card(model=cards.describe(source)))
+    checkpoint_folder.save(tmp_path, source, cards.Card(model=specs.describe(source)))
     same, other = made(BASELINES["resnet"], "classify"), made(BASELINES["resnet"], "segment")
     nn.init.zeros_(same.head.weight)  # type: ignore[union-attr, arg-type]
     assert not transfer.fit(same, transfer.read_weights(tmp_path)).missing

@@ -24,7 +24,7 @@ from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.shards import finish, tar_format
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer, weight_files
 from sgmodel.data import augment
-from sgmodel.models import encoder, mae, upernet
+from sgmodel.models import encoder, mae, specs, upernet
 from sgmodel.models.spectralgpt import Pooling
 from sgmodel.recipes import pretrain
 from sgmodel.train import run_paths, training
@@ -390,7 +390,7 @@ def test_other_shapes_are_pretrained_and_classify_and_segment(folder: Path, tmp_
     for model, shape in ((scene, (2, 3)), (dense, (2, 5, config.image_px, config.image_px))):
         assert transfer.fit(model, state, at_least=1.0).encoder_share == 1.0
         assert model(images).shape == shape
-    checkpoint_folder.save(tmp_path / "scene", scene, cards.Card(model=cards.describe(scene)))
+    checkpoint_folder.save(tmp_path / "scene", scene, cards.Card(model=specs.describe(scene)))
     torch.testing.assert_close(sgmodel.load(tmp_path / "scene")(images), scene.eval()(images))
 
 

@@ -14,7 +14,7 @@ from model_commands import sgmodel as exit_code
 import sgmodel
 from sgdata.errors import SettingError, SourceError
 from sgmodel.checkpoints import cards, checkpoint_folder, hub
-from sgmodel.models import encoder, mae
+from sgmodel.models import encoder, mae, specs
 
 TINY = encoder.EncoderConfig(image_px=32, width=64, depth=2, heads=1)
 
@@ -44,7 +44,7 @@ def test_timm_makes_and_runs_our_models() -> None:
 
 def test_weights_by_path_and_by_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = encoder.Encoder(TINY)
-    checkpoint_folder.save(tmp_path / "mine", model, cards.Card(model=cards.describe(model)))
+    checkpoint_folder.save(tmp_path / "mine", model, cards.Card(model=specs.describe(model)))
     loaded = sgmodel.from_pretrained(tmp_path / "mine")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     with pytest.raises(SourceError, match="nowhere: no such file or folder, and not a name on the hub"):

@@ -20,12 +20,11 @@ from sgmodel.checkpoints import checkpoint_folder, transfer, weight_files
 from sgmodel.checkpoints.checkpoint_folder import CARD, WEIGHTS
 from sgmodel.checkpoints.weight_files import State
 from sgmodel.data import normalise
-from sgmodel.models import contrastive, heads, mae, specs, upernet
 from sgmodel.models import encoder as enc
+from sgmodel.models import heads, mae, specs, upernet
 from sgmodel.models.factory import ModelRecipe
-from sgmodel.models.spectralgpt import SpectralGPT
 
-FORMAT = 1
+FORMAT = 2
 log = logging.getLogger("sgdata.model")
 
 
@@ -49,37 +48,6 @@ class Card:
     normalisation: normalise.Normalisation | None = None
     recipe: dict[str, Any] | None = None
     commit: str | None = None
-
-
-def describe(model: nn.Module) -> specs.ModelSpec:
-    """Return the spec from which `build` makes `model` again, with other weights.
-
-    Raises:
-        TypeError: The model is of no known kind, such as one that is still wrapped for several processes.
-    """
-    match model:
-        case mae.MaskedAutoencoder():
-            return specs.AutoencoderSpec(encoder=model.config, decoder=model.decoder, objective=model.objective)
-        case enc.Encoder():
-            return specs.EncoderSpec(encoder=model.config)
-        case contrastive.Contrast():
-            recipe, bands = _recipe(model), model.backbone.bands
-            return specs.ContrastSpec(recipe=recipe, bands=bands, objective=model.objective)
-        case heads.TaskModel():
-            recipe, bands, probe = _recipe(model), model.backbone.bands, isinstance(model.head, heads.Probe)
-            return specs.TaskSpec(kind=model.kind, recipe=recipe, bands=bands, classes=model.classes, probe=probe)
-    raise TypeError(f"{type(model).__name__} has no description; unwrap it before saving")
-
-
-def _recipe(model: heads.TaskModel | contrastive.Contrast) -> ModelRecipe:
-    """Return the recipe that the model was built from, or that of a model around SpectralGPT put together by hand."""
-    backbone = model.backbone
-    if model.recipe is None and isinstance(backbone, SpectralGPT):
-        head = model.head_config if isinstance(model, heads.DenseModel) else None
-        return ModelRecipe(backbone="spectralgpt", encoder=backbone.encoder.config, pooling=backbone.pooling, head=head)
-    if model.recipe is None:
-        raise TypeError(f"{type(backbone).__name__} was built by hand; set `recipe` of the model before saving")
-    return model.recipe
 
 
 # --- on disk -------------------------------------------------------------------------------
@@ -133,12 +101,16 @@ def read(path: Path) -> Card:
     folder = path.parent if path.is_file() else path
     path = files.existing(folder / CARD, f"a checkpoint folder with {WEIGHTS} and {CARD}")
     try:
-        card = files.read(Card, path)
+        document = files.read_plain(path)
+        # First, since a card of another format lacks keys, of which a message would not help.
+        version = document.get("format", FORMAT)
+        if version != FORMAT:
+            raise SourceError(
+                f"{path}: format {version!r:.20}, this version reads {FORMAT}; use the version of sgmodel that wrote it"
+            )
+        return files.parse(Card, document, str(path))
     except SettingError as error:
         raise SourceError(str(error)) from None
-    if card.format != FORMAT:
-        raise SourceError(f"{path}: format {card.format}, this version reads {FORMAT}; use the sgdata that wrote it")
-    return card
 
 
 # --- from run to run -----------------------------------------------------------------------
@@ -154,7 +126,7 @@ def of_run(model: nn.Module, contract: Contract, how: normalise.Normalisation, r
         recipe: Recipe of the run, a frozen dataclass.
     """
     return Card(
-        model=describe(model),
+        model=specs.describe(model),
         contract=contract,
         normalisation=how,
         recipe=files.plain(recipe),
@@ -191,7 +163,7 @@ def fill(
         card = read(weights)
         compare(card, contract, how, accept=accept)
         # Weights of the same kind bring their head, whose outputs mean classes.
-        if card.contract is not None and card.model.kind == describe(model).kind:
+        if card.contract is not None and card.model.kind == specs.describe(model).kind:
             _compare_classes(contract.label_space, card.contract.label_space, accept)
     else:
         log.warning("%s: holds no contract; bands, level and normalisation are taken on trust", weights)

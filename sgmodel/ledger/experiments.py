@@ -337,12 +337,15 @@ def _counted(program: Program[Any], document: bytes, classes: int, side: int) ->
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from sgmodel.models import flops
+
     recipe: Any = files.parse(program.recipe, tomllib.loads(document.decode()), program.name)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model: Any = program.model(recipe, classes)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         if program.name == "pretrain":  # its encoder sees only some of the tokens
-            return parameters, model.flops(recipe.mask_ratio)
+            ratio, decoder = recipe.mask_ratio, recipe.decoder
+            return parameters, flops.training_step("pretrain", recipe.model, mask_ratio=ratio, decoder=decoder)
         px = recipe.model.px or side
         model.eval()(*[torch.zeros(1, len(recipe.bands), px, px)] * program.images)
     forward = float(counter.get_total_flops())

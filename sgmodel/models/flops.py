@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from sgmodel.models import upernet
-
-if TYPE_CHECKING:
-    from sgmodel.models.encoder import EncoderConfig
-    from sgmodel.models.mae import DecoderConfig
+from sgmodel.models import mae, upernet
+from sgmodel.models.encoder import EncoderConfig
 
 Task = Literal["pretrain", "classify", "segment", "detect_change"]
 
@@ -17,8 +14,8 @@ def training_step(
     task: Task,
     config: EncoderConfig,
     *,
-    visible: int | None = None,
-    decoder: DecoderConfig | None = None,
+    mask_ratio: float = 0.0,
+    decoder: mae.DecoderConfig | None = None,
     head: upernet.HeadConfig | None = None,
     classes: int = 0,
 ) -> float:
@@ -29,12 +26,12 @@ def training_step(
     Args:
         task: What the model is trained for.
         config: Size of the encoder and of its images.
-        visible: Tokens that the encoder sees; all of them where None.
+        mask_ratio: Share of the tokens that is masked; for "pretrain" only.
         decoder: Decoder of the masked autoencoder; for "pretrain" only.
         head: Dense head; for "segment" and "detect_change" only.
         classes: Outputs of the head; not for "pretrain".
     """
-    seen = config.tokens if visible is None else visible
+    seen = mae.kept(config.tokens, mask_ratio) if task == "pretrain" else config.tokens
     forward: float = 2 * seen * config.token_values * config.width
     forward += config.depth * block(seen, config.width, config.mlp_ratio)
     if task == "pretrain" and decoder is not None:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from sgdata.errors import SettingError
 from sgmodel.models import encoder as enc
-from sgmodel.models import flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,11 +180,6 @@ class MaskedAutoencoder(nn.Module):
         latent_NKD = self.norm(enc.encoded(self, images, ids_keep_NK))
         pred_NLP = self.decode(latent_NKD, ids_keep_NK)
         return self.compare(pred_NLP, enc.patchify(images, self.config), mask_NL)
-
-    def flops(self, ratio: float) -> float:
-        """Of one image through one training step; the backward pass is counted as twice the forward one."""
-        visible = kept(self.config.tokens, ratio)
-        return flops.training_step("pretrain", self.config, visible=visible, decoder=self.decoder)
 
     def decode(self, latent_NKD: Tensor, ids_keep_NK: Tensor) -> Tensor:
         """Kept tokens to their places, the mask token everywhere else, then the decoder -> (N, L, P).

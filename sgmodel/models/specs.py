@@ -1,13 +1,17 @@
-"""What a checkpoint's card says of a model: one frozen spec for each kind, from which the model is built again."""
+"""Specs of models for the cards of checkpoints: one frozen dataclass for each kind of model.
+
+A spec builds its model (`build`) and is read off a built one (`describe`). A new kind of model is its own file and a
+spec here.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self, get_args
 
 from torch import nn
 
-from sgmodel.models import contrastive, factory, heads, mae
+from sgmodel.models import contrastive, factory, heads, mae, spectralgpt
 from sgmodel.models import encoder as enc
 from sgmodel.models.factory import ModelRecipe
 
@@ -28,6 +32,11 @@ class EncoderSpec:
         """Build the model with fresh weights."""
         return enc.Encoder(self.encoder)
 
+    @classmethod
+    def describe(cls, model: nn.Module) -> Self | None:
+        """Return the spec of an `Encoder`; None for another model."""
+        return cls(encoder=model.config) if isinstance(model, enc.Encoder) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderSpec:
@@ -46,6 +55,13 @@ class AutoencoderSpec:
     def build(self) -> nn.Module:
         """Build the model with fresh weights."""
         return mae.MaskedAutoencoder(enc.Encoder(self.encoder), self.decoder, self.objective)
+
+    @classmethod
+    def describe(cls, model: nn.Module) -> Self | None:
+        """Return the spec of a `MaskedAutoencoder`; None for another model."""
+        if not isinstance(model, mae.MaskedAutoencoder):
+            return None
+        return cls(encoder=model.config, decoder=model.decoder, objective=model.objective)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +83,13 @@ class ContrastSpec:
         model = contrastive.Contrast(factory.baseline(self.recipe, self.bands), self.objective)
         model.recipe = self.recipe
         return model
+
+    @classmethod
+    def describe(cls, model: nn.Module) -> Self | None:
+        """Return the spec of a `Contrast`; None for another model. Raises TypeError as `describe`."""
+        if not isinstance(model, contrastive.Contrast):
+            return None
+        return cls(recipe=_recipe_of(model), bands=model.backbone.bands, objective=model.objective)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +131,45 @@ class TaskSpec:
             heads.probe(model)
         return model
 
+    @classmethod
+    def describe(cls, model: nn.Module) -> Self | None:
+        """Return the spec of a model for a task; None for another model. Raises TypeError as `describe`."""
+        if not isinstance(model, heads.TaskModel):
+            return None
+        return cls(
+            kind=model.kind,
+            recipe=_recipe_of(model),
+            bands=model.backbone.bands,
+            classes=model.classes,
+            probe=isinstance(model.head, heads.Probe),
+        )
+
 
 # A plain union: pydantic tells its members apart by `kind`, and training must not import pydantic.
 ModelSpec = EncoderSpec | AutoencoderSpec | ContrastSpec | TaskSpec
+
+
+def describe(model: nn.Module) -> ModelSpec:
+    """Return the spec from which `build` makes `model` again, with other weights.
+
+    Raises:
+        TypeError: The model is of no known kind, such as one that is still wrapped for several processes, or its
+            backbone was built by hand.
+    """
+    kinds: tuple[Any, ...] = get_args(ModelSpec)
+    for kind in kinds:
+        spec: ModelSpec | None = kind.describe(model)
+        if spec is not None:
+            return spec
+    raise TypeError(f"{type(model).__name__} is not a model that a card can describe; unwrap it before saving")
+
+
+def _recipe_of(model: heads.TaskModel | contrastive.Contrast) -> ModelRecipe:
+    """Return the recipe that the model was built from; that of SpectralGPT can also be read off the model."""
+    if model.recipe is not None:
+        return model.recipe
+    backbone = model.backbone
+    if not isinstance(backbone, spectralgpt.SpectralGPT):
+        raise TypeError(f"{type(backbone).__name__} was built by hand; set `recipe` of the model before saving")
+    head = model.head_config if isinstance(model, heads.DenseModel) else None
+    return ModelRecipe(backbone="spectralgpt", encoder=backbone.encoder.config, pooling=backbone.pooling, head=head)

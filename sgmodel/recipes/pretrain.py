@@ -28,6 +28,7 @@ from sgmodel import devices, distributed
 from sgmodel.checkpoints import cards, transfer
 from sgmodel.data import augment, band_selection, loader, mixture, normalise, seeded_random
 from sgmodel.models import encoder, mae
+from sgmodel.models import flops as count
 from sgmodel.train import figures, loop, run_folder, training
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
@@ -166,7 +167,7 @@ def check(recipe: PretrainRecipe, contract: Contract) -> None:
 def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, paths: RunPaths) -> int:
     recipe, held_out = setting.recipe, _held_out(task.source, setting.recipe)
     # Of one image; every rank computes its part of the batch.
-    flops = model.flops(recipe.mask_ratio)
+    flops = count.training_step("pretrain", recipe.model, mask_ratio=recipe.mask_ratio, decoder=recipe.decoder)
     first = training.begin(task, recipe, paths)
     with run_folder.Log(paths.out, first) as log:
         for step in training.steps(task, first, paths):

@@ -64,7 +64,8 @@ def pretraining(
     card = cards.of_run(model, setting.contract, setting.how, recipe)
     objective = partial(pretrain.objective, setting)
     task = training.task(setting, model, source, objective, bench.paths, card=card)
-    return Job(task=task, flops=model.flops(MASK_RATIO))
+    counted = flops.training_step("pretrain", config, mask_ratio=MASK_RATIO, decoder=decoder)
+    return Job(task=task, flops=counted)
 
 
 def fine_tuning(bench: Bench, name: flops.Task, source: samples.MemoryIndexed, *, batch: int) -> Job:
