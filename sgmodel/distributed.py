@@ -1,7 +1,7 @@
-"""A run on several processes: who am I, what do we agree on, whole tensors from sharded ones and back.
+"""Training on several processes: rank and world size, collectives, and sharded tensors.
 
-Started by torchrun, which says in the environment which of how many processes this is. Ranks differ in the samples
-they read and in nothing else: draws depend on (seed, epoch, sample), and only rank 0, the lead, writes files.
+torchrun starts the processes and sets their ranks in the environment. Ranks differ only in the samples that they read:
+random draws depend on (seed, epoch, sample), and rank 0 alone, the lead, writes files.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from torch.nn.parallel import DistributedDataParallel
 from sgdata.errors import SourceError
 
 Parallel = Literal["ddp", "fsdp"]
-"""A whole model per rank, gradients averaged; or every parameter, gradient and moment in shards."""
+"""How ranks share a model: "ddp" replicates it and averages gradients; "fsdp" shards parameters, gradients and optimizer
+moments."""
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world() -> int:
-    """How many processes train together."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local() -> int:
-    """Number of this process on its machine, hence of its GPU."""
+    """Return the rank of this process on its machine, which is the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def lead() -> bool:
-    """True in the one process that writes files."""
+    """Return whether this is the process that writes files."""
     return rank() == 0
 
 
 def join(device: torch.device) -> None:
-    """Meet the other ranks; nothing to do for a process that is alone."""
+    """Join the process group of the other ranks; does nothing for a single process."""
     if world() > 1 and not distributed.is_initialized():
         # With its device named, NCCL connects now and not at the first barrier, which would have to guess it.
         on_gpu = device.type == "cuda"
@@ -55,7 +56,7 @@ def join(device: torch.device) -> None:
 
 
 def mean(figures: Tensor) -> Tensor:
-    """The mean over all ranks of a tensor of figures, in float64 so that the number of ranks is not seen."""
+    """Return the mean of a tensor over all ranks, in float64 so that the result does not depend on their number."""
     figures = figures.double()
     if world() > 1:
         distributed.all_reduce(figures)
@@ -63,17 +64,24 @@ def mean(figures: Tensor) -> Tensor:
     return figures
 
 
-def agreed(answers: Sequence[bool], device: torch.device) -> list[bool]:
-    """Each answer true where any rank says so. Ranks that stopped at different steps would wait for ever."""
+def agree(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Return for each flag whether it is set on any rank, so that all ranks take the same decision.
+
+    Ranks that stopped at different steps would wait for each other for ever.
+
+    Args:
+        flags: Flags of this rank, as many on every rank.
+        device: Device of the process group.
+    """
     if world() == 1:
-        return list(answers)
-    votes = torch.tensor(answers, dtype=torch.int32, device=device)
+        return list(flags)
+    votes = torch.tensor(flags, dtype=torch.int32, device=device)
     distributed.all_reduce(votes, op=distributed.ReduceOp.MAX)
     return [bool(vote) for vote in votes.tolist()]
 
 
-def gathered(names: Sequence[str]) -> list[str]:
-    """The names of all ranks, in the order of ranks."""
+def gather(names: Sequence[str]) -> list[str]:
+    """Return the names of all ranks, in the order of ranks."""
     if world() == 1:
         return list(names)
     lists: list[list[str]] = [[] for _ in range(world())]
@@ -82,7 +90,7 @@ def gathered(names: Sequence[str]) -> list[str]:
 
 
 def wait() -> None:
-    """Go on when every rank has come here, the work of all collectives done; alone, or before `join`, at once."""
+    """Wait until every rank has come here and all collectives are done; returns at once without a process group."""
     if distributed.is_initialized():
         distributed.barrier()
 
@@ -90,20 +98,29 @@ def wait() -> None:
 # --- the model -----------------------------------------------------------------------------
 
 
-def spread(
+def parallelise(
     model: nn.Module, parallel: Parallel, device: torch.device, *, block: type[nn.Module], half: torch.dtype | None
 ) -> nn.Module:
-    """What to call in place of `model` in training. "fsdp" shards its parameters in place, those of each `block` by
-    themselves: make the optimizer after. They are gathered in the format `half`, if any, and kept in single precision.
+    """Return the module to call in place of `model` in training; `model` itself for a single process.
+
+    "fsdp" shards the parameters in place, so an optimizer is created afterwards.
+
+    Args:
+        model: The model, on `device`.
+        parallel: How ranks share it.
+        device: Device of this rank.
+        block: Class of the submodules that are sharded and gathered one at a time; "fsdp" only.
+        half: Number format in which parameters are gathered, if not single precision, in which they are stored;
+            "fsdp" only.
     """
     if world() == 1:
         return model
     if parallel == "ddp":
         return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     mesh = init_device_mesh(device.type, (world(),))
-    # Inputs stay as they come: the stream between the blocks is in single precision, as without shards.
+    # Inputs are not cast: activations between the blocks stay in single precision, as without shards.
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for part in model.modules():  # block by block, so that one is gathered while the one before computes
+    for part in model.modules():  # block by block, so that one is gathered while the previous one computes
         if isinstance(part, block):
             fully_shard(part, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
@@ -112,7 +129,10 @@ def spread(
 
 @contextmanager
 def exchange(model: nn.Module, *, now: bool) -> Iterator[None]:
-    """Within it a backward pass exchanges gradients, or (all but the last micro-batch of a step) keeps its own."""
+    """Let backward passes inside the context average gradients over ranks (`now`), or accumulate them locally.
+
+    All but the last micro-batch of a step accumulate.
+    """
     if isinstance(model, DistributedDataParallel) and not now:
         with model.no_sync():
             yield
@@ -122,26 +142,34 @@ def exchange(model: nn.Module, *, now: bool) -> Iterator[None]:
     yield
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together (all ranks must call), any other as it is."""
+def unshard(tensor: Tensor) -> Tensor:
+    """Return a sharded tensor as a whole one (all ranks must call), and any other unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def collected(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All of them whole and on the CPU of the lead, for its files; the other ranks take part and get none."""
-    found = ((name, whole(tensor.detach())) for name, tensor in tensors.items())
-    return {name: tensor.cpu().contiguous() for name, tensor in found if lead()}
+def collect(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return whole tensors on the CPU of the lead, for its files, and none on other ranks. All ranks must call."""
+    collected: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        complete = unshard(tensor.detach())
+        if lead():
+            collected[name] = complete.cpu().contiguous()
+    return collected
 
 
-def like(value: Tensor, target: Tensor) -> Tensor:
-    """The whole tensor `value` on the device of `target`, and in shards where that is."""
+def shard_like(value: Tensor, target: Tensor) -> Tensor:
+    """Return a copy of the whole tensor `value` on the device of `target`, sharded if `target` is."""
     value = value.to(target.device, copy=True)
     return distribute_tensor(value, target.device_mesh, target.placements) if isinstance(target, DTensor) else value
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Raises SourceError where the others cannot be reached any more, in place of the transport's long story."""
+def explain_lost_ranks() -> Iterator[None]:
+    """Turn errors of the transport inside the context into one line that names the cause.
+
+    Raises:
+        SourceError: Another rank cannot be reached any more.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -150,6 +178,6 @@ def together() -> Iterator[None]:
             raise
         first = next(line for line in str(error).splitlines() if line.strip())
         raise SourceError(
-            f"rank {rank()} of {world()}: another process of this run has gone ({first:.80}); "
-            "find out why it ended, then the same command goes on from checkpoint-last"
+            f"rank {rank()} of {world()}: another process of this run has ended ({first:.80}); "
+            "find out why; the same command then resumes from checkpoint-last"
         ) from None

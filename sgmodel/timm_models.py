@@ -125,7 +125,7 @@ def _entrypoint(size: str, px: int) -> Any:
 
 def register() -> None:
     """Register `spectralgpt_{base,large,huge}_patch8_{96,128}` with timm."""
-    torchvision_compat.mend()
+    torchvision_compat.declare_operators()
     from timm.models import register_model
 
     for size in SIZES:

@@ -93,7 +93,7 @@ def test_without_the_package_there_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 def package() -> object:
     from sgmodel.models import torchvision_compat
 
-    torchvision_compat.mend()
+    torchvision_compat.declare_operators()
     return pytest.importorskip("omnicloudmask")
 
 

@@ -293,7 +293,7 @@ def test_a_folder_from_the_hub_needs_no_card(tmp_path: Path) -> None:
 
 
 def test_the_catalogue_names_models_that_can_be_built() -> None:
-    torchvision_compat.mend()
+    torchvision_compat.declare_operators()
     timm = importlib.import_module("timm")
     for row in catalog.table("published_weights"):
         assert all(row[key] for key in ("name", "model", "bands", "where", "licence", "layout")), row

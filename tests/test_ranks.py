@@ -158,8 +158,8 @@ def test_a_killed_rank_ends_the_run_in_one_line_and_it_goes_on(folder: Path, tmp
     os.kill(workers(child.pid)[1], signal.SIGKILL)
     _, said = child.communicate(timeout=120)
     assert child.returncode == 1
-    assert "another process of this run has gone" in said
-    assert "the same command goes on from checkpoint-last" in said
+    assert "another process of this run has ended" in said
+    assert "the same command then resumes from checkpoint-last" in said
     done = json.loads((out / "checkpoint-last" / "training.json").read_text())["steps"]
     assert done > 3
     run(folder, out, *more, "--stop-after=2", ranks=1, expected=3)

@@ -33,7 +33,7 @@ def save(folder: Path, model: nn.Module, card: object) -> None:
     Raises:
         OutputError: The folder cannot be written.
     """
-    write(folder, distributed.collected(model.state_dict()), card)
+    write(folder, distributed.collect(model.state_dict()), card)
 
 
 def write(folder: Path, weights: State, card: object) -> None:

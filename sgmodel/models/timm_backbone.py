@@ -89,7 +89,7 @@ def share_statistics(model: nn.Module, device: torch.device) -> None:
 
 
 def _create(name: str, bands: int, image_px: int, options: Mapping[str, Option]) -> Any:
-    torchvision_compat.mend()
+    torchvision_compat.declare_operators()
     import timm
 
     if not timm.is_model(name.partition(".")[0]):

@@ -151,7 +151,7 @@ def _gradients(
     if updates.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, updates.clip_norm, norm)
     # Fetching a figure waits for all that was asked of the device before: once per step, for all of them.
-    *means, weight, length = torch.cat([total, distributed.whole(norm).double()[None]]).tolist()
+    *means, weight, length = torch.cat([total, distributed.unshard(norm).double()[None]]).tolist()
     if weighed and weight:
         means = [mean / weight for mean in means]
     return dict(zip(names, means, strict=True)), length
@@ -178,7 +178,7 @@ def _blame(objective: Objective, batch: Batch, where: devices.Launch, what: str)
             # Beside itself: a model that normalises over its batch can do nothing with a single sample.
             if not math.isfinite(objective(_twice(one))["loss"].item()):
                 bad.extend(one.keys)
-    bad, total = distributed.gathered(bad), len(batch.keys) * distributed.world()
+    bad, total = distributed.gather(bad), len(batch.keys) * distributed.world()
     if len(bad) == total > 1:
         message = f"{what}: not finite for all {total} samples ({', '.join(bad[:8])}), so the weights diverged"
         return f"{message}; lower optimizer.lr or set precision = 'fp32'"

@@ -153,5 +153,5 @@ def restore(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str,
         parameter = parameters[name]
         # The number of steps is one for the whole parameter, in shards or not.
         one = quantity == "step"
-        own = value.to(parameter.device, copy=True) if one else distributed.like(value, parameter)
+        own = value.to(parameter.device, copy=True) if one else distributed.shard_like(value, parameter)
         optimizer.state[parameter][quantity] = own

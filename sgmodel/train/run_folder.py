@@ -183,7 +183,7 @@ def save(out: Path, model: nn.Module, card: Card, optimizer: Optimizer, place: P
     """
     # Gathering is a conversation of all ranks, so it comes before the others leave.
     states = (model.state_dict(), optim.state(optimizer, model), average)
-    weights, memory, average = (distributed.collected(tensors) for tensors in states)
+    weights, memory, average = (distributed.collect(tensors) for tensors in states)
     if average:  # what is no parameter (moving averages of a normalisation) is not averaged, but belongs to the model
         average = weights | average
     if not distributed.lead():
@@ -208,7 +208,7 @@ def save(out: Path, model: nn.Module, card: Card, optimizer: Optimizer, place: P
 
 def keep_best(out: Path, model: nn.Module, card: Card, figures: dict[str, float], *, by: str) -> None:
     """Replace `checkpoint-best/` where `figures[by]` (greater is better) beats the one kept. All ranks call."""
-    weights, folder = distributed.collected(model.state_dict()), out / BEST
+    weights, folder = distributed.collect(model.state_dict()), out / BEST
     if not distributed.lead():
         return
     if (folder / "figures.json").exists() and files.read_plain(folder / "figures.json")[by] >= figures[by]:
@@ -226,7 +226,7 @@ def restore(out: Path, model: nn.Module, optimizer: Optimizer) -> State:
         raise SourceError(f"{out / LAST}: weights of another model (first, {differ[0]}); start again with --fresh")
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(distributed.like(saved[name], tensor))
+            tensor.copy_(distributed.shard_like(saved[name], tensor))
     optim.restore(optimizer, model, _tensors(out / LAST / MEMORY))
     average = out / LAST / AVERAGE
     return _tensors(average) if average.exists() else {}

@@ -207,7 +207,9 @@ def _ready(
         encoder.recompute_activations(model)
     if training.precision == "fp16" and parallel == "fsdp" and distributed.world() > 1:
         raise SettingError("precision is 'fp16', --parallel 'fsdp': the gradient scaler sees one shard; use 'bf16'")
-    forward = distributed.spread(model.to(where.device), parallel, where.device, block=encoder.Block, half=where.half)
+    forward = distributed.parallelise(
+        model.to(where.device), parallel, where.device, block=encoder.Block, half=where.half
+    )
     # Compiled in place: the wrapper of torch.compile would hide what tells DDP and FSDP when to exchange gradients.
     if training.compile:
         forward.compile()
@@ -216,7 +218,7 @@ def _ready(
 
 def begin(task: Task, recipe: Any, paths: RunPaths) -> int:
     """Ready the folder, fill model and optimizer from its checkpoint; the steps already done. Raises SgdataError."""
-    with distributed.together():
+    with distributed.explain_lost_ranks():
         first = run_folder.prepare(paths.out, recipe, task.source.contract, fresh=paths.fresh)
         if first:
             averaged = run_folder.restore(paths.out, task.model, task.updates.optimizer)
@@ -240,7 +242,7 @@ def steps(task: Task, first: int, paths: RunPaths) -> Iterator[loop.Step]:
     # One bar, not one per process.
     if distributed.lead():
         taken = progress.track(taken, label="training steps", total=task.total - first)
-    with distributed.together():
+    with distributed.explain_lost_ranks():
         yield from _watched(_averaging(taken, task), lambda done: _save(task, paths.out, done), task.where, paths)
 
 
@@ -251,7 +253,7 @@ def _averaging(taken: Iterator[loop.Step], task: Task) -> Iterator[loop.Step]:
         task.averaged.update({name: weight.detach().clone() for name, weight in weights.items()})
     for name, tensor in task.averaged.items():
         task.averaged[name] = (
-            tensor if type(tensor) is type(weights[name].data) else distributed.like(tensor, weights[name])
+            tensor if type(tensor) is type(weights[name].data) else distributed.shard_like(tensor, weights[name])
         )
     for step in taken:
         with torch.no_grad():
@@ -280,7 +282,7 @@ def _watched(
             done = step.index + 1
             # The lead's clock alone counts, for saving is done by all or by none.
             due = distributed.lead() and time.monotonic() - saved > 60 * paths.save_minutes
-            stop, due = distributed.agreed([told(), due], where.device)
+            stop, due = distributed.agree([told(), due], where.device)
             if stop or count == paths.stop_after:
                 break
             if due:
