@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from sgdata.errors import SourceError
 
 Parallel = Literal["ddp", "fsdp"]
-"""How ranks share a model: "ddp" replicates it and averages gradients; "fsdp" shards parameters, gradients and optimizer
-moments."""
+"""How ranks share a model: "ddp" replicates it and averages gradients; "fsdp" shards parameters, gradients and
+optimizer moments."""
 
 
 def rank() -> int:
