@@ -1,0 +1,291 @@
+"""Make the valid files that are mutated, `<reader>/<number>/...`, with the simulator and the package's own writers.
+
+Equal versions of the libraries make equal files, so that a failing input can be stored as its difference from them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import synthetic
+import synthetic_build
+import synthetic_shards
+
+from sgdata import catalog, files
+from sgdata.labels import overpass
+from sgdata.rasters import geotiff
+from sgdata.scenes import aoi, coverage, search
+from sgdata.scenes.lock import Item, Lock
+from sgdata.scenes.types import Asset
+from sgdata.types import Array, Grid, Window
+
+GRID = Grid(crs="EPSG:32632", origin=(690000.0, 5340000.0), gsd_m=10.0, shape=(96, 120))
+DATES = "2019-04-01/2020-03-31"
+BANDS = ("B02", "B03", "B04", "B8A", "SCL")
+WEIGHTS = ("model.safetensors", "card.json")
+CLASSES = """name\tcode\tcolour\ttags\tgeometry\tpriority\thalf_width_m
+Forest\t31\t#4dff00\tlanduse=forest;natural=wood\tpolygon\t5\t
+Water\t51\t#00ccf2\tnatural=water\tpolygon\t2\t
+River\t52\t#00ccf3\twaterway=river\tline\t3\t4
+Street\t\t\thighway=*\tline\t1\t3.5
+"""
+PRODUCT = """<?xml version="1.0" encoding="UTF-8"?>
+<n1:Level-2A_User_Product xmlns:n1="https://psd-14.sentinel2.eo.esa.int/PSD/User_Product_Level-2A.xsd">
+ <n1:General_Info><Product_Image_Characteristics><BOA_ADD_OFFSET_VALUES_LIST>
+  <BOA_ADD_OFFSET band_id="0">-1000</BOA_ADD_OFFSET><BOA_ADD_OFFSET band_id="1">-1000</BOA_ADD_OFFSET>
+ </BOA_ADD_OFFSET_VALUES_LIST></Product_Image_Characteristics></n1:General_Info>
+</n1:Level-2A_User_Product>
+"""
+
+
+def make(out: Path) -> None:
+    """Write the whole corpus into `out`."""
+    from sgdata.simulation.archive import simulate
+
+    archive = simulate(out / ".archive", seed=1, size_km=2, dates=3)
+    _scenes(out, archive)
+    _openstreetmap(out, archive)
+    _rasters(out)
+    _archives(out)
+    _shards(out)
+    _checkpoints(out)
+    _datasets(out)
+    _builds(out)
+    _documents(out, archive)
+
+
+def _scenes(out: Path, archive: Path) -> None:
+    """Catalogues of three items, without their pixels, and the lock that a plan makes of them."""
+    home = archive / "sentinel-2-l2a"
+    names = sorted(path.parent.name for path in home.glob("*/*.json"))[:3]
+    documents = [json.loads((home / name / f"{name}.json").read_bytes()) for name in names]
+    _put(out, "stac-catalogue", 0, {"catalog.json": (archive / "catalog.json").read_bytes()})
+    collection = json.loads((home / "collection.json").read_bytes())
+    collection["links"] = [
+        link for link in collection["links"] if link["rel"] != "item" or any(name in link["href"] for name in names)
+    ]
+    held = {f"sentinel-2-l2a/{name}/{name}.json": document for name, document in zip(names, documents, strict=True)}
+    held["sentinel-2-l2a/collection.json"] = collection
+    _put(out, "stac-catalogue", 0, {name: _json(document) for name, document in held.items()})
+    for document in documents:
+        document["links"] = []
+    _put(out, "stac-items", 0, {"items.json": _json({"type": "FeatureCollection", "features": documents})})
+    for reader in ("stac-catalogue", "stac-items", "area"):
+        _put(out, reader, 0, {"aoi.geojson": (archive / "aoi.geojson").read_bytes()})
+    polygon = json.loads((archive / "aoi.geojson").read_bytes())["features"][0]["geometry"]
+    _put(out, "area", 1, {"aoi.geojson": _json(polygon)})
+    lattice = aoi.resolve(aoi.Area(aoi=str(archive / "aoi.geojson")))
+    query = search.Query(
+        collection="sentinel-2-l2a", bounds=aoi.in_degrees(lattice), dates="2019-04-01/2022-12-31", bands=BANDS
+    )
+    found, twins = search.search(str(out / "stac-items/0/items.json"), query)
+    scenes, elsewhere = coverage.suited(found, lattice)
+    lock = Lock(
+        format=1, state="built", recipe_sha256="0" * 64, collection="sentinel-2-l2a", dates=query.dates,
+        osm_date="2020-03-31", grid=lattice, dropped=(*twins, *elsewhere), tag_table_sha256="0" * 64,
+        items=tuple(
+            Item(scene=scene, expected_offset=None, offset=0, dark_share=0.01, eligible=9, windows={"B02": "0" * 64})
+            for scene in scenes
+        ),
+        answers={"city.osm": "0" * 64}, outputs={"image.tif": "0" * 64}, versions={"numpy": "2"},
+    )  # fmt: skip
+    _put(out, "lock", 0, {"segmunich.lock.json": files.canonical_json(lock)})
+
+
+def _openstreetmap(out: Path, archive: Path) -> None:
+    """The same few ways and relations as XML, PBF and Overpass JSON."""
+    import osmium
+
+    whole = json.loads((archive / "osm/overpass.json").read_bytes())
+    elements = whole["elements"]
+    relations = [element for element in elements if element["type"] == "relation"][:2]
+    wanted = {member["ref"] for relation in relations for member in relation["members"]}
+    every = [element for element in elements if element["type"] == "way"]
+    tagged = [way for way in every if way["id"] not in wanted and len(way["nodes"]) < 20]
+    ways = [way for way in every if way["id"] in wanted] + tagged[:: max(len(tagged) // 12, 1)]
+    used = {node for way in ways for node in way["nodes"]}
+    nodes = [element for element in elements if element["type"] == "node" and element["id"] in used]
+    answer = {**whole, "elements": [*nodes, *ways, *relations]}
+    count = {"nodes": len(nodes), "ways": len(ways), "relations": len(relations), "total": len(answer["elements"])}
+    counted = {"type": "count", "id": 0, "tags": {name: str(number) for name, number in count.items()}}
+    _put(out, "overpass", 0, {"answer.json": _json(answer)})
+    _put(out, "overpass", 1, {"answer.json.gz": gzip.compress(_json({**answer, "elements": [counted, *answer["elements"]]}), mtime=0)})
+    folder = out / "osm-pbf/0"
+    folder.mkdir(parents=True)
+    overpass.write_native(answer, folder / "city.osm.pbf", "corpus")
+    (out / "osm-xml/0").mkdir(parents=True)
+    with osmium.SimpleWriter(str(out / "osm-xml/0/city.osm")) as writer:
+        for item in osmium.FileProcessor(str(folder / "city.osm.pbf")):
+            writer.add(item)
+    content = (out / "osm-xml/0/city.osm").read_bytes()
+    _put(out, "osm-xml", 1, {"city.osm.gz": gzip.compress(content, mtime=0)})
+
+
+def _rasters(out: Path) -> None:
+    """Rasters as scenes have them, and small TIFFs as datasets have them."""
+    import rasterio
+    from rasterio.transform import Affine
+
+    pixels = synthetic.reflectance((1, *GRID.shape), 5).astype(np.uint16)
+    whole = Window(row=0, col=0, height=GRID.shape[0], width=GRID.shape[1])
+    style = geotiff.Style(descriptions=("B02",), nodata=0)
+    (out / "raster/0").mkdir(parents=True)
+    geotiff.write_cog(out / "raster/0/band.tif", GRID, [(whole, pixels)], style=style)
+    profile: dict[str, Any] = {
+        "crs": GRID.crs, "transform": Affine(*GRID.transform), "count": 1, "dtype": "uint16", "nodata": 0,
+        "height": GRID.shape[0], "width": GRID.shape[1],
+    }  # fmt: skip
+    forms: tuple[dict[str, Any], ...] = (
+        {"driver": "GTiff", "compress": "lzw", "tiled": True, "blockxsize": 64, "blockysize": 64},
+        {"driver": "GTiff", "crs": "EPSG:32633", "transform": Affine(10, 0, 250000, 0, -10, 5342000)},
+    )
+    for number, form in enumerate(forms, 1):
+        (out / f"raster/{number}").mkdir(parents=True)
+        with rasterio.open(out / f"raster/{number}/band.tif", "w", **(profile | form)) as dataset:
+            dataset.write(pixels)
+    (out / "jp2/0").mkdir(parents=True)
+    with rasterio.open(out / "jp2/0/band.jp2", "w", **(profile | {"driver": "JP2OpenJPEG", "QUALITY": "100", "REVERSIBLE": "YES"})) as dataset:
+        dataset.write(pixels)
+    several = synthetic.reflectance((5, 24, 20), 6)
+    small: tuple[tuple[Array, dict[str, Any]], ...] = (
+        (several.astype(np.uint16), {"interleave": "pixel"}),
+        (several + 0.5, {"compress": "deflate", "tiled": True, "blockxsize": 16, "blockysize": 16, "interleave": "pixel"}),
+        (several[:1].astype(np.uint16), {"interleave": "band", "compress": "lzw", "predictor": 2}),
+    )
+    for number, (values, form) in enumerate(small):
+        size = {"count": len(values), "dtype": values.dtype.name, "height": 24, "width": 20, "nodata": None}
+        (out / f"small-tiff/{number}").mkdir(parents=True)
+        with rasterio.open(out / f"small-tiff/{number}/patch.tif", "w", **(profile | {"driver": "GTiff"} | size | form)) as dataset:
+            dataset.write(values)
+
+
+def _archives(out: Path) -> None:
+    members = {f"data/River/River_{n}.tif": bytes([n]) * (300 + n) for n in range(4)} | {"data/list.txt": b"a\n"}
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        info = tarfile.TarInfo("data/" + "long" * 40)
+        archive.addfile(info, io.BytesIO())
+    _put(out, "tar", 0, {"data.tar": plain.getvalue()})
+    _put(out, "tar", 1, {"data.tar.gz": gzip.compress(plain.getvalue(), mtime=0)})
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as zipped:
+        for name, content in members.items():
+            zipped.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    _put(out, "zip", 0, {"data.zip": packed.getvalue()})
+
+
+def _shards(out: Path) -> None:
+    for reader in ("shard-index", "contract", "shard-tar"):
+        folder = out / reader / "0"
+        synthetic_shards.write(folder, train=4, val=2, px=16)
+    synthetic_shards.write_scenes(out / "shard-index/1", train=3, val=2, px=8)
+    shutil.copytree(out / "contract/0", out / "sums/0")
+
+
+def _checkpoints(out: Path) -> None:
+    import torch
+
+    from sgmodel.checkpoints import cards, checkpoint_folder
+    from sgmodel.data import normalise
+    from sgmodel.models import encoder, factory, mae
+
+    torch.manual_seed(0)
+    tiny = encoder.EncoderConfig(bands=6, image_px=16, width=16, depth=1, heads=2)
+    models: tuple[Any, ...] = (
+        mae.MaskedAutoencoder(encoder.Encoder(tiny), mae.DecoderConfig(width=16, depth=1, heads=2), mae.Objective()),
+        factory.BaselineSegmenter(factory.ModelRecipe(backbone="unet", widths=(4, 8)), 6, 3),
+        factory.BaselineClassifier(factory.ModelRecipe(backbone="linear"), 6, 3),
+    )
+    contract = synthetic_shards.contract(16)
+    how = normalise.Normalisation(scheme="zscore", mean=(0.0,) * 12, std=(1.0,) * 12, eps=1e-6)
+    for number, model in enumerate(models):
+        card = cards.Card(model=cards.describe(model), contract=contract, normalisation=how)
+        for reader in ("card", "weights"):
+            checkpoint_folder.save(out / reader / str(number), model, card)
+    (out / "torch-file/0").mkdir(parents=True)
+    torch.save({"model": models[0].state_dict(), "epoch": 3}, out / "torch-file/0/weights.pth")
+
+
+def _datasets(out: Path) -> None:
+    from sgdata.packing import pack
+
+    synthetic.bigearthnet_v1(out / "bigearthnet-labels/0", count=2)
+    synthetic.bigearthnet_v2(out / "bigearthnet-table/0", count=3)
+    synthetic.fmow(out / "fmow-table/0", surplus=False)
+    synthetic.eurosat(out / ".eurosat", each=1)
+    pack.pack("eurosat", source=out / ".eurosat", out=out / "pack-journal/0/shards")
+    shutil.copytree(out / ".eurosat", out / "pack-journal/0/source")
+    keys = [path.stem for path in sorted((out / ".eurosat").rglob("*.tif"))]
+    _put(out, "split-list", 0, {"train.txt": "".join(f"{key}.jpg\n" for key in keys).encode()})
+    _put(out, "split-list", 1, {"train.txt.gz": gzip.compress("".join(f"{key},x\n" for key in keys).encode(), mtime=0)})
+
+
+def _builds(out: Path) -> None:
+    from sgdata.composite import staging
+
+    for reader in ("patch-table", "pair"):
+        synthetic.segmunich_build(out / reader / "0/build")
+    build = out / "pair/0/build"
+    synthetic._geotiff(build.parent / "change.tif", np.ones((1, *geotiff_shape(build / "image.tif")), np.uint8), "EPSG:32632", synthetic.from_origin(690000, 5340000, 10, 10))
+    _put(out, "pair", 0, {"pair.toml": b'before = "build"\nafter = "build"\nchange = "change.tif"\n'})
+    synthetic_build.write(out / "build-folder/0", (160, 160), patch=64)
+    raster = out / "staged-journal/0/band.tif"
+    raster.parent.mkdir(parents=True)
+    shutil.copy(out / "raster/0/band.tif", raster)
+    piece = staging.Piece(
+        name="B02", asset=Asset(href=str(raster)), crs=GRID.crs, bounds=GRID.bounds, target=raster.parent / "window"
+    )
+    staging.stage(piece)
+    steps = "".join(
+        json.dumps({"step": n, "loss": 1 / (n + 1), "loss_B02": 0.5, "lr": 1e-3, "miou": 0.1}) + "\n" for n in range(6)
+    )
+    results = {"miou": 0.5, "iou": {"dark": 0.5, "left": 0.1}, "confusion": [[1, 2], [3, 4]]}
+    contract = files.pretty_json(synthetic_shards.contract(16))
+    _put(out, "run-log", 0, {"metrics.jsonl": steps.encode(), "results.json": _json(results), "contract.json": contract})
+
+
+def geotiff_shape(path: Path) -> tuple[int, int]:
+    """Return (H, W) of a raster."""
+    with geotiff.opened(str(path)) as dataset:
+        return dataset.shape[0], dataset.shape[1]
+
+
+def _documents(out: Path, archive: Path) -> None:
+    _put(out, "class-table", 0, {"classes.tsv": CLASSES.encode()})
+    _put(out, "product", 0, {"MTD_MSIL2A.xml": PRODUCT.encode()})
+    recipes, facts = catalog.folder("recipes"), catalog.folder("catalogs")
+    chosen = ("build/segmunich.toml", "shard/bigearthnet.toml", "train/pretrain-demo-tiny.toml", "predict/default.toml")
+    for number, name in enumerate(chosen):
+        _put(out, "recipe", number, {name.replace("/", "-"): (recipes / name).read_bytes()})
+    for number, name in enumerate(("eurosat", "bigearthnet")):
+        _put(out, "dataset-card", number, {f"{name}.toml": (facts / f"{name}.toml").read_bytes()})
+    names = ("osm_lulc_tags", "segmunich_labels", "label_space_segmunich-osm", "label_space_corine")
+    tables = {f"catalogs/tables/{name}.tsv": (facts / f"tables/{name}.tsv").read_bytes() for name in names}
+    _put(out, "fact-table", 0, tables)
+
+
+def _put(out: Path, reader: str, number: int, contents: dict[str, bytes]) -> None:
+    for name, content in contents.items():
+        path = out / reader / str(number) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _json(document: Any) -> bytes:
+    # As the mutator writes it, so that a mutation is a small difference.
+    return json.dumps(document, indent=1, ensure_ascii=False).encode()

@@ -1,0 +1,414 @@
+"""The readers under test: which file of the corpus is mutated how, its outermost parser, and the reader called on it."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import struct
+import tarfile
+import tomllib
+import xml.etree.ElementTree as ET
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Imported late by the readers: here once, before children are forked.
+import bokeh.plotting  # noqa: F401
+import fuzz_mutators as mutators
+import geopandas  # noqa: F401
+import osmium  # noqa: F401
+import pyarrow.parquet  # noqa: F401
+import pystac_client  # noqa: F401
+import rasterio.warp  # noqa: F401
+import rioxarray  # noqa: F401
+import tifffile  # noqa: F401
+from fuzz_corpus import BANDS, GRID
+from fuzz_mutators import Mutator
+
+from sgdata import catalog, files, verification
+from sgdata.builds import build_folder, build_recipe, pipeline
+from sgdata.composite import staging
+from sgdata.datasets import archives, bigearthnet, fmow, pairs, segmunich
+from sgdata.datasets.types import DatasetCard, ShardRecipe
+from sgdata.labels import class_tables, osm_features
+from sgdata.packing import pack, select
+from sgdata.pages import run as run_page
+from sgdata.rasters import geotiff, small_tiff
+from sgdata.scenes import aoi, coverage, lock, product_metadata, search
+from sgdata.scenes.types import Asset
+from sgdata.shards import contracts, tar_format
+from sgmodel.checkpoints import cards, weight_files
+from sgmodel.data import loader
+from sgmodel.recipes import predict, pretrain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """What is read: files matching `targets` are mutated, one of them per input.
+
+    `read` is called with the folder of the input and the mutated file in it; `parse` with the bytes of that file.
+    """
+
+    targets: tuple[str, ...]
+    mutate: Mutator
+    parse: Callable[[bytes], Any]
+    read: Callable[[Path, Path], Any]
+
+
+# --- scenes --------------------------------------------------------------------------------
+
+
+def _search(where: Path, folder: Path) -> None:
+    lattice = aoi.resolve(aoi.Area(aoi=str(folder / "aoi.geojson")))
+    query = search.Query(
+        collection="sentinel-2-l2a", bounds=aoi.in_degrees(lattice), dates="2019-04-01/2022-12-31", bands=BANDS
+    )
+    scenes, _ = search.search(str(where), query)
+    for scene in scenes:
+        search.located(scene, str(where))
+    coverage.suited(scenes, lattice)
+
+
+def _lock(folder: Path, path: Path) -> None:
+    planned = lock.read(path)
+    coverage.holes(coverage.months(planned))
+    coverage.cost(planned, "catalog.json", workers=2)
+    pipeline.followed(build_recipe.recipe_for("segmunich"), planned)
+    lock.sha256(planned)
+    for item in planned.items:
+        search.located(item.scene, "catalog.json")
+
+
+def _openstreetmap(folder: Path, path: Path) -> None:
+    import shapely
+
+    table = class_tables.read("segmunich-osm", tiers=("core",), groups=())
+    features = osm_features.read(path, shapely.box(10.5, 47.5, 12.5, 49.0), rules=table.rules)
+    files.canonical_json([features.sha256, features.as_of, features.counts, features.losses])
+
+
+def _stage(folder: Path, path: Path) -> None:
+    asset = Asset(href=str(path))
+    piece = staging.Piece(name="B02", asset=asset, crs=GRID.crs, bounds=GRID.bounds, target=folder / "window")
+    staging.on_grid(staging.stage(piece), GRID, kernel="bilinear")
+    geotiff.pixel_sha256(path)
+
+
+def _small_tiff(folder: Path, path: Path) -> None:
+    small_tiff.located(small_tiff.read(path.read_bytes()))
+
+
+# --- archives and shards -------------------------------------------------------------------
+
+
+def _archive(folder: Path, path: Path) -> None:
+    members = archives.listing(path).members
+    if archives.is_stream(path):
+        spans = sorted((member.offset or 0, member.size) for member in members)
+        for content in archives.contents(path, spans):
+            len(content)
+        return
+    errors: list[Exception] = []
+    with archives.opened(path) as content:
+        for member in members:
+            try:
+                content(member)
+            except archives.SourceError as error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _shards(folder: Path, path: Path) -> None:
+    contracts.read(folder)
+    for split in ("train", "val"):
+        opened = loader.Samples(folder, split, ["image"])
+        for number in range(min(len(opened), 3)):
+            opened.read(number, "image")
+    for sample in tar_format.samples(folder):
+        tar_format.sample_hash(sample)
+
+
+def _members(folder: Path, path: Path) -> None:
+    """Decode the members of a tar as WebDataset does, then as `_shards`."""
+    content = path.read_bytes()
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            held = [(info.name, content[info.offset_data : info.offset_data + info.size]) for info in archive]
+    except Exception:  # the tar reader is WebDataset's, not ours
+        held = []
+    for name, data in held[:8]:
+        try:
+            tar_format.decode_member(name, data)
+        except tar_format.SourceError:
+            break
+    _shards(folder, path)
+
+
+def _contract(folder: Path, path: Path) -> None:
+    contract = contracts.read(folder)
+    contracts.differences(contract, contract, "resume")
+    loader.Samples(folder, "train", ["image"]).read(0, "image")
+
+
+# --- model ---------------------------------------------------------------------------------
+
+
+def _checkpoint(folder: Path, path: Path) -> None:
+    cards.load(folder)
+
+
+# --- datasets ------------------------------------------------------------------------------
+
+
+def _dataset(module: Any, dataset: str, *overrides: str) -> Callable[[Path, Path], None]:
+    def read(folder: Path, path: Path) -> None:
+        recipe = select.recipe_for(dataset, overrides)
+        source = path if path.suffix == ".toml" else folder / "build" if (folder / "build").is_dir() else folder
+        source, found, contract = select.listed(recipe, source, module.find)
+        with module.reading(source, contract) as read_sample:
+            for ref in found.refs[:2]:
+                sample = read_sample(ref)
+        files.canonical_json([sample.key, sample.split, sample.meta])
+
+    return read
+
+
+def _pack(folder: Path, path: Path) -> None:
+    pack.pack("eurosat", source=folder / "source", out=folder / "shards")
+
+
+def _split_list(folder: Path, path: Path) -> None:
+    select._keys(path)
+
+
+# --- documents -----------------------------------------------------------------------------
+
+
+def _class_table(folder: Path, path: Path) -> None:
+    table = class_tables.read(str(path), tiers=("core",), groups=())
+    files.canonical_json(table.space)
+
+
+def _fact_table(folder: Path, path: Path) -> None:
+    original = catalog.folder
+    catalog.folder = lambda name: folder / name
+    try:
+        for name in ("segmunich-osm", "corine"):
+            class_tables.read(name, tiers=("core",), groups=("main",))
+    finally:
+        catalog.folder = original
+
+
+def _recipe(folder: Path, path: Path) -> None:
+    kind = path.name.partition("-")[0]
+    if kind == "build":
+        recipe = build_recipe.recipe_for(path)
+        build_recipe.check(recipe)
+        files.toml(recipe)
+        search.days(recipe.dates)
+        if recipe.area.place is None:
+            aoi.resolve(recipe.area)
+        return
+    kinds: dict[str, Any] = {"shard": ShardRecipe, "train": pretrain.Recipe, "predict": predict.Recipe}
+    files.toml(files.read(kinds[kind], path))
+
+
+def _dataset_card(folder: Path, path: Path) -> None:
+    from sgdata.datasets import cards as dataset_cards
+
+    card = files.read(DatasetCard, path)
+    dataset_cards.describe(card) if card.name in dataset_cards.names() else None
+
+
+def _build_folder(folder: Path, path: Path) -> None:
+    build_folder.holes(folder)
+    build_folder.open_build(folder).close()
+
+
+def _staged(folder: Path, path: Path) -> None:
+    raster = folder / "band.tif"
+    asset = Asset(href=str(raster))
+    piece = staging.Piece(name="B02", asset=asset, crs=GRID.crs, bounds=GRID.bounds, target=folder / "window")
+    staged = staging.stage(piece)
+    len(staged.pixels)
+    staging.on_grid(staged, GRID, kernel="nearest")
+
+
+def _area(folder: Path, path: Path) -> None:
+    aoi.in_degrees(aoi.resolve(aoi.Area(aoi=str(path))))
+
+
+# --- outermost parsers ---------------------------------------------------------------------
+
+
+def _inflated(content: bytes) -> bytes:
+    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+
+
+def _parse_json(content: bytes) -> Any:
+    return json.loads(_inflated(content))
+
+
+def _parse_lines(content: bytes) -> Any:
+    """Parse a JSON document, or one on each line."""
+    try:
+        return json.loads(content)
+    except ValueError:
+        return [json.loads(line) for line in content.decode().splitlines()]
+
+
+def _parse_toml(content: bytes) -> Any:
+    return tomllib.loads(content.decode())
+
+
+def _parse_xml(content: bytes) -> Any:
+    return ET.fromstring(_inflated(content))
+
+
+def _parse_table(content: bytes) -> Any:
+    return list(csv.reader(io.StringIO(content.decode())))
+
+
+def _parse_text(content: bytes) -> Any:
+    return _inflated(content).decode()
+
+
+def _parse_parquet(content: bytes) -> Any:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(io.BytesIO(content))
+
+
+def _parse_raster(content: bytes) -> Any:
+    import rasterio
+
+    with rasterio.MemoryFile(content) as memory, memory.open() as dataset:
+        return dataset.shape
+
+
+def _parse_tiff(content: bytes) -> Any:
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(content)) as tiff:
+        return tiff.pages.first.shape
+
+
+def _parse_tar(content: bytes) -> Any:
+    with tarfile.open(fileobj=io.BytesIO(_inflated(content))) as archive:
+        return archive.next().name  # type: ignore[union-attr]
+
+
+def _parse_zip(content: bytes) -> Any:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return archive.namelist()
+
+
+def _parse_pbf(content: bytes) -> Any:
+    import osmium
+
+    return osmium.io.Reader(osmium.io.FileBuffer(content, "pbf")).header()
+
+
+def _parse_safetensors(content: bytes) -> Any:
+    return json.loads(content[8 : 8 + struct.unpack_from("<Q", content)[0]])
+
+
+def _parse_torch(content: bytes) -> Any:
+    return zipfile.ZipFile(io.BytesIO(content)).namelist()
+
+
+def _lines(rng: Any, content: bytes) -> bytes:
+    """Mutate one of the lines of JSON."""
+    lines = content.split(b"\n")
+    at = rng.randrange(len(lines) - 1)
+    lines[at] = mutators.mutate_json(rng, lines[at])
+    return b"\n".join(lines)
+
+
+def _table_or_gzip(inner: Mutator) -> Mutator:
+    """Return a mutator for files of which some are gzipped."""
+    packed = mutators.mutate_gzip(inner)
+    return lambda rng, content: (packed if content[:2] == b"\x1f\x8b" else inner)(rng, content)
+
+
+def _log_or_json(rng: Any, content: bytes) -> bytes:
+    return (_lines if content.count(b"\n{") else mutators.mutate_json)(rng, content)
+
+
+JSON, TOML, XML = mutators.mutate_json, mutators.mutate_toml, mutators.mutate_xml
+TSV, CSV = mutators.mutate_table("\t"), mutators.mutate_table(",")
+PARQUET = mutators.mutate_parquet
+
+READERS: dict[str, Reader] = {
+    "stac-items": Reader(
+        targets=("items.json",), mutate=JSON, parse=_parse_json, read=lambda folder, path: _search(path, folder)
+    ),
+    "stac-catalogue": Reader(
+        targets=("catalog.json", "sentinel-2-l2a/*.json", "sentinel-2-l2a/*/*.json"),
+        mutate=JSON, parse=_parse_json, read=lambda folder, path: _search(folder / "catalog.json", folder),
+    ),
+    "lock": Reader(targets=("*.lock.json",), mutate=JSON, parse=_parse_json, read=_lock),
+    "area": Reader(targets=("aoi.geojson",), mutate=JSON, parse=_parse_json, read=_area),
+    "product": Reader(
+        targets=("*.xml",), mutate=XML, parse=_parse_xml,
+        read=lambda folder, path: product_metadata.offset(str(path)),
+    ),
+    "osm-xml": Reader(targets=("city.*",), mutate=_table_or_gzip(XML), parse=_parse_xml, read=_openstreetmap),
+    "osm-pbf": Reader(targets=("city.*",), mutate=mutators.mutate_pbf, parse=_parse_pbf, read=_openstreetmap),
+    "overpass": Reader(targets=("answer.*",), mutate=_table_or_gzip(JSON), parse=_parse_json, read=_openstreetmap),
+    "raster": Reader(targets=("band.tif",), mutate=mutators.mutate_tiff, parse=_parse_raster, read=_stage),
+    "jp2": Reader(targets=("band.jp2",), mutate=mutators.header(400), parse=_parse_raster, read=_stage),
+    "small-tiff": Reader(targets=("patch.tif",), mutate=mutators.mutate_tiff, parse=_parse_tiff, read=_small_tiff),
+    "tar": Reader(
+        targets=("data.*",), mutate=_table_or_gzip(mutators.mutate_tar), parse=_parse_tar, read=_archive
+    ),
+    "zip": Reader(targets=("data.zip",), mutate=mutators.mutate_zip, parse=_parse_zip, read=_archive),
+    "shard-index": Reader(targets=("index.parquet",), mutate=PARQUET, parse=_parse_parquet, read=_shards),
+    "shard-tar": Reader(targets=("*.tar",), mutate=mutators.mutate_tar, parse=_parse_tar, read=_members),
+    "contract": Reader(targets=("contract.json",), mutate=JSON, parse=_parse_json, read=_contract),
+    "sums": Reader(
+        targets=("SHA256SUMS",), mutate=mutators.mutate_sums, parse=_parse_text,
+        read=lambda folder, path: verification.verify(folder),
+    ),
+    "card": Reader(targets=("card.json",), mutate=JSON, parse=_parse_json, read=_checkpoint),
+    "weights": Reader(
+        targets=("model.safetensors",), mutate=mutators.mutate_safetensors, parse=_parse_safetensors, read=_checkpoint
+    ),
+    "torch-file": Reader(
+        targets=("weights.pth",), mutate=mutators.damage, parse=_parse_torch,
+        read=lambda folder, path: weight_files.read(path),
+    ),
+    "bigearthnet-labels": Reader(
+        targets=("**/*_labels_metadata.json",), mutate=JSON, parse=_parse_json,
+        read=_dataset(bigearthnet, "bigearthnet", "edition=v1", "splits="),
+    ),
+    "bigearthnet-table": Reader(
+        targets=("metadata.parquet",), mutate=PARQUET, parse=_parse_parquet,
+        read=_dataset(bigearthnet, "bigearthnet", "edition=v2"),
+    ),
+    "fmow-table": Reader(targets=("*.csv",), mutate=CSV, parse=_parse_table, read=_dataset(fmow, "fmow")),
+    "patch-table": Reader(
+        targets=("build/patches.parquet",), mutate=PARQUET, parse=_parse_parquet,
+        read=_dataset(segmunich, "segmunich"),
+    ),
+    "pair": Reader(targets=("pair.toml",), mutate=TOML, parse=_parse_toml, read=_dataset(pairs, "pairs")),
+    "split-list": Reader(targets=("train.*",), mutate=_table_or_gzip(CSV), parse=_parse_text, read=_split_list),
+    "pack-journal": Reader(targets=("shards/.journal/*.json",), mutate=JSON, parse=_parse_json, read=_pack),
+    "staged-journal": Reader(targets=("window.json",), mutate=JSON, parse=_parse_json, read=_staged),
+    "build-folder": Reader(
+        targets=("usage.json", "segmunich.lock.json"), mutate=JSON, parse=_parse_json, read=_build_folder
+    ),
+    "run-log": Reader(
+        targets=("metrics.jsonl", "results.json"), mutate=_log_or_json, parse=_parse_lines,
+        read=lambda folder, path: run_page.blocks(folder, folder / "page"),
+    ),
+    "class-table": Reader(targets=("classes.tsv",), mutate=TSV, parse=_parse_table, read=_class_table),
+    "fact-table": Reader(targets=("catalogs/tables/*.tsv",), mutate=TSV, parse=_parse_table, read=_fact_table),
+    "recipe": Reader(targets=("*.toml",), mutate=TOML, parse=_parse_toml, read=_recipe),
+    "dataset-card": Reader(targets=("*.toml",), mutate=TOML, parse=_parse_toml, read=_dataset_card),
+}  # fmt: skip
