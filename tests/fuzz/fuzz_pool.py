@@ -11,6 +11,7 @@ import contextlib
 import gc
 import hashlib
 import importlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -155,7 +156,6 @@ def run_input(item: Input, corpus: Path, scratch: Path, readers: Mapping[str, An
         parsed = True
     except Exception:
         parsed = False
-    gc.collect()
     start, began = _peak_reset(), time.perf_counter()
     kind, error, detail = "ok", "", ""
     try:
@@ -202,7 +202,9 @@ def _child(pipe: Connection, corpus: Path, scratch: Path, readers: Mapping[str, 
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, _alarm)
-    while True:
+    for count in itertools.count():
+        if count % 20 == 0:  # a full collection takes longer than most inputs
+            gc.collect()
         try:
             item = pipe.recv()
         except EOFError:
@@ -252,6 +254,9 @@ def run(
 ) -> Iterator[Outcome]:
     """Yield the outcome of each input, in the order in which they end."""
     left = iter(inputs)
+    # What is imported is left alone by every collection in the children, and so stays shared between them.
+    gc.collect()
+    gc.freeze()
     pool = [_Worker(corpus, scratch / str(number), readers) for number in range(workers)]
     try:
         busy = [worker for worker in pool if _feed(worker, left)]
