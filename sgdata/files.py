@@ -7,6 +7,7 @@ import difflib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import tomllib
@@ -64,16 +65,48 @@ def read(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     return parse(kind, document, str(path))
 
 
+def parse_json(content: bytes) -> Any:
+    """Parse a JSON document of UTF-8 whose numbers are finite and whose keys are unique.
+
+    Raises:
+        ValueError: `content` is no such document, or nests too deeply for Python's parser.
+    """
+    try:
+        return json.loads(
+            content.decode("utf-8"),
+            parse_constant=_finite,
+            parse_float=_finite,
+            object_pairs_hook=_unique,
+        )
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"number {text:.40} is not finite")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r:.80} occurs twice")
+    return members
+
+
 def read_plain(path: Path) -> dict[str, Any]:
     """Read the TOML or JSON document at `path` as plain dicts. Raises SettingError."""
     try:
-        text = Path(path).read_bytes().decode("utf-8")
-        document = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        content = Path(path).read_bytes()
+        document = parse_json(content) if path.suffix == ".json" else tomllib.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise SettingError(f"{path}: no such file; give the path of an existing document") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # tomllib lets nested arrays recurse
         kind = "JSON" if path.suffix == ".json" else "TOML"
-        raise SettingError(f"{path}: cannot be read as {kind}: {error}") from None
+        raise SettingError(f"{path}: cannot be read as {kind}: {' '.join(str(error).split()):.300}") from None
     if not isinstance(document, dict):
         raise SettingError(f"{path}: top level is a {type(document).__name__}, expected a table")
     return document
