@@ -26,9 +26,8 @@ def table(name: str) -> list[dict[str, str]]:
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.tsv"))
         raise SettingError(f"no fact table '{name}'; known: {', '.join(known)}")
-    with path.open(encoding="utf-8", newline="") as handle:
-        # No quoting: names may contain quotation marks.
-        return list(csv.DictReader(handle, delimiter="\t", quoting=csv.QUOTE_NONE))
+    # No quoting: names may contain quotation marks.
+    return files.read_table(path, quoting=csv.QUOTE_NONE)
 
 
 def document(name: str) -> dict[str, Any]:

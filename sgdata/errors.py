@@ -9,6 +9,7 @@
 Any other exception is a bug in this project: Python prints its traceback and exits with code 1.
 """
 
+import re
 from enum import IntEnum
 
 
@@ -31,7 +32,16 @@ class ExitCode(IntEnum):
 
 # Four kinds, by what the user must correct (settings, data, connection, disk); the message says what is wrong.
 class SgdataError(Exception):
-    """Base class: a one-line message with what is wrong, the value, what was expected and what to do."""
+    """Base class: a one-line message with what is wrong, the value, what was expected and what to do.
+
+    Line breaks and other control characters, which come with names and messages of foreign files and libraries, are
+    replaced: a message is one line, and cannot move the cursor of a terminal.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        """Take a message on one line or several."""
+        text = re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+\s*", " ", str(message)).strip()
+        super().__init__(re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: ascii(match[0])[1:-1], text))
 
 
 class SettingError(SgdataError):

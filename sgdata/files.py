@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import difflib
 import fcntl
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from sgdata.errors import OutputError, SettingError, SourceError
 
@@ -110,6 +111,26 @@ def read_plain(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise SettingError(f"{path}: top level is a {type(document).__name__}, expected a table")
     return document
+
+
+def read_table(path: Path, *, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> list[dict[str, str]]:
+    """Read a table of tab-separated values in UTF-8, whose first line names the columns.
+
+    Returns:
+        One dict of column name to text per row; cells missing at the end of a row are empty.
+
+    Raises:
+        SettingError: The file cannot be read or decoded, or a row has more cells than there are columns.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            rows = list(csv.DictReader(lines, delimiter="\t", quoting=quoting, restval=""))
+    except (OSError, ValueError, csv.Error) as error:
+        raise SettingError(f"{path}: cannot be read as a table of tab-separated UTF-8 text: {error}") from None
+    for number, row in enumerate(rows, start=2):
+        if None in row:
+            raise SettingError(f"{path}: row {number} has more cells than the first line has columns ({len(row) - 1})")
+    return rows
 
 
 def parse(kind: type[T], document: dict[str, Any], where: str) -> T:
@@ -215,6 +236,23 @@ def pretty_json(value: Any) -> bytes:
     """Encode as `canonical_json` does, but indented."""
     text = json.dumps(plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, indent=1)
     return text.encode(errors="backslashreplace") + b"\n"
+
+
+def checked_json(value: Any) -> bytes:
+    """Serialise `value` with the hash of its content, for notes to a later run; see `read_checked_json`."""
+    return canonical_json({"content": plain(value), "sha256": sha256(canonical_json(value))})
+
+
+def read_checked_json(path: Path) -> dict[str, Any] | None:
+    """Return the content of a file of `checked_json`; None if it is missing, damaged, altered or no table."""
+    try:
+        document = parse_json(path.read_bytes())
+        content = document["content"]
+        if isinstance(content, dict) and sha256(canonical_json(content)) == document["sha256"]:
+            return content
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
 
 
 def toml(value: Any) -> bytes:

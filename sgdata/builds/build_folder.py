@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ import numpy as np
 from sgdata import files
 from sgdata.builds import usage
 from sgdata.composite.rules import NO_VALUE
-from sgdata.errors import OutputError
+from sgdata.errors import OutputError, SourceError
 from sgdata.file_names import file_name
 from sgdata.rasters import geotiff, grid
-from sgdata.scenes import aoi, stac_item
+from sgdata.scenes import aoi, lock, stac_item
 from sgdata.sentinel2 import NODATA, SCALE
 from sgdata.types import Array, Grid, LabelSpace, Window
 
@@ -85,8 +84,10 @@ def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]]) -> Non
 def holes(folder: Path) -> str:
     """Return how many pixels have no clear observation, as a sentence; '' if there are none."""
     document = files.read_plain(folder / USAGE)
-    pixels = int(document["nodata_pixels"])
-    share = f"{pixels:,} pixels ({document['nodata_share']:.3%})"
+    pixels, share_of_all = document.get("nodata_pixels"), document.get("nodata_share")
+    if not isinstance(pixels, int) or not isinstance(share_of_all, int | float):
+        raise SourceError(f"{folder / USAGE}: nodata_pixels or nodata_share is no number; build it again")
+    share = f"{pixels:,} pixels ({share_of_all:.3%})"
     return f"{share} were never seen clear and hold no data; widen --dates" if pixels else ""
 
 
@@ -177,6 +178,5 @@ def open_build(folder: Path) -> xarray.Dataset:
         else:
             array = array.assign_coords(band=list(names))
             arrays[key] = array if name == IMAGE else array.rename(band="band_provenance")
-    lock = json.loads((folder / files.LOCK).read_bytes())
-    items = [item["scene"]["id"] for item in lock["items"]]
+    items = [item.scene.id for item in lock.read(folder).items]
     return xarray.Dataset(arrays, attrs={"scale": SCALE, "items": items})

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import files
+from sgdata import files, parquet_tables
 from sgdata.errors import SourceError
 from sgdata.types import Array, Grid, Window
 
@@ -64,10 +64,24 @@ def read(path: Path) -> Any:
     """Read the GeoDataFrame of a `patches.parquet`. Raises SourceError."""
     import geopandas
     import pyarrow as pa
+    import shapely
 
     files.existing(path, "the patches.parquet of a build")
+    texts: dict[str, parquet_tables.ColumnKind] = {"key": "text", "split": "text"}
+    parquet_tables.read(path, texts | dict.fromkeys(("row", "col", "height", "width"), "count"))
     try:
-        return geopandas.read_parquet(path)
-    except (pa.ArrowException, OSError, ValueError) as error:
+        rows = geopandas.read_parquet(path)
+        if not (rows[["height", "width"]] > 0).all(axis=None) or not np.isfinite(rows.bounds).all(axis=None):
+            raise ValueError("a patch has no pixels or no outline")
+        return rows
+    except (
+        pa.ArrowException,
+        shapely.GEOSException,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise SourceError(f"{path}: not the patches of a build: {reason}; build it again") from None

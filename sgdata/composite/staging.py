@@ -94,8 +94,9 @@ def stage(request: WindowRequest) -> StagedWindow:
         SourceError: the file cannot be read, or its header differs from its item.
     """
     done = file_names.with_ending(request.target, ".json")
-    if done.exists():
-        return replace(files.read(StagedWindow, done), path=str(file_names.with_ending(request.target, ".bin")))
+    staged = _staged(done, file_names.with_ending(request.target, ".bin"))
+    if staged:
+        return staged
     href = ""
 
     def attempt() -> StagedWindow:
@@ -108,6 +109,16 @@ def stage(request: WindowRequest) -> StagedWindow:
         return isinstance(error, SourceError) and error.__cause__ is not None and "://" in href
 
     return retry.call(attempt, RETRY, retry_on=is_transient)
+
+
+def _staged(done: Path, data: Path) -> StagedWindow | None:
+    """Return the window that an earlier run completed; None if its files are missing, damaged or cut short."""
+    document = files.read_checked_json(done)
+    if document is None:
+        return None
+    staged = replace(files.parse(StagedWindow, document, str(done)), path=str(data))
+    size = math.prod(staged.lattice.shape) * np.dtype(staged.dtype).itemsize
+    return staged if data.is_file() and data.stat().st_size == size else None
 
 
 def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
@@ -148,7 +159,7 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
         path=str(data), lattice=lattice, dtype=header.dtype, sha256=digest.hexdigest(), holes=bool(holes)
     )
     with files.replacing(done, durable=False) as temporary:
-        temporary.write_bytes(files.canonical_json(staged))
+        temporary.write_bytes(files.checked_json(staged))
     return staged
 
 

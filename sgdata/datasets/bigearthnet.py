@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog
+from sgdata import catalog, parquet_tables
 from sgdata.datasets import archives, cards
 from sgdata.datasets.types import Member, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import SourceError
@@ -28,6 +28,9 @@ _PATCH = {
     "v1": re.compile(r"S2[AB]_MSIL2A_\d{8}T\d{5,6}_\d{1,2}_\d{1,2}"),
     "v2": re.compile(r"S2[AB]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\d{2}[A-Z]{3}_\d{2}_\d{2}"),
 }
+_COLUMNS: dict[str, parquet_tables.ColumnKind] = {
+    "patch_id": "text", "labels": "texts", "split": "text", "country": "text",
+}  # fmt: skip
 _METADATA = {
     "official": "metadata.parquet",
     "snow and cloud": "metadata_for_patches_with_snow_cloud_or_shadow.parquet",
@@ -77,17 +80,11 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
 
 def _metadata(source: Path, name: str) -> dict[str, dict[str, Any]]:
     """Patch name to its row of the table `name`; empty where the file is not there."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     for folder in (source, source.parent):
         path = folder / name
         if name and path.is_file():
-            try:
-                rows = pq.read_table(path, columns=["patch_id", "labels", "split", "country"]).to_pylist()
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise SourceError(f"{path}: not BigEarthNet's metadata: {error}; fetch it again") from None
-            return {row["patch_id"]: row for row in rows}
+            table = parquet_tables.read(path, _COLUMNS, list(_COLUMNS))
+            return {row["patch_id"]: row for row in table.to_pylist()}
     return {}
 
 

@@ -13,7 +13,6 @@ raster for the gaps calls the class, `colour` and `half_width_m` (lines: half of
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -43,6 +42,15 @@ def read(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> ClassTabl
 
     Raises SettingError: no such table, or the row and what is wrong in it.
     """
+    try:
+        shipped = _shipped(name, tiers=tiers, groups=groups)
+    except (KeyError, ValueError) as error:
+        raise SettingError(f"class table '{name}': its fact table is damaged ({error!r}); reinstall sgdata") from None
+    return shipped or _own(Path(name))
+
+
+def _shipped(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> ClassTable | None:
+    """Return a class table of the package, None if `name` is none of them."""
     rows = catalog.table(TAG_TABLE)
     if name == "segmunich-osm":
         codes = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
@@ -56,7 +64,7 @@ def read(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> ClassTabl
         return ClassTable(
             space=_known(name), rules=tag_rules.rules(second, codes, tiers=tiers, groups=groups), codes=codes
         )
-    return _own(Path(name))
+    return None
 
 
 def sha256(name: str) -> str:
@@ -91,8 +99,7 @@ def _own(path: Path) -> ClassTable:
     rules = []
     if not path.is_file():
         raise SettingError(f"labels.classes is '{path}': expected segmunich-osm, corine or a file of your own classes")
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        rows = list(csv.DictReader(lines, delimiter="\t"))
+    rows = files.read_table(path)
     if not rows or not set(COLUMNS) <= set(rows[0]):
         held = "no rows" if not rows else f"columns {', '.join(map(str, rows[0]))}"
         raise SettingError(f"{path}: {held}; expected the tab-separated columns {', '.join(COLUMNS)}")

@@ -11,6 +11,7 @@ import gzip
 import json
 import re
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -196,7 +197,7 @@ def _refuse_document_type(path: Path) -> None:
     try:
         with opener(path, "rb") as handle:
             start = handle.read(PROLOG_BYTES)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path}: cannot be unpacked: {error}; fetch it again") from None
     if not re.match(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*\?>)?(?:\s|<!--(?:(?!-->).)*-->)*<osm[\s>]", start, re.DOTALL):
         raise SourceError(f"{path}: begins with {start[:60]!r}; expected an <osm> document without a DOCTYPE")
@@ -208,6 +209,7 @@ def _refuse_document_type(path: Path) -> None:
 def _collect(path: Path, scan: _Scan, where: str) -> str | None:
     """Add what one OSM file holds; the date in its header, or None."""
     import osmium
+    import shapely
 
     areas = tag_rules.keys(scan.rules, "polygon")
     keys = sorted({*areas, *tag_rules.keys(scan.rules, "line")})
@@ -228,9 +230,9 @@ def _collect(path: Path, scan: _Scan, where: str) -> str | None:
             else:
                 _take_area(item, scan)
         stamp: str | None = processor.header.get("osmosis_replication_timestamp") or None
-    except (RuntimeError, ValueError) as error:
+        _mend(path, scan)
+    except (RuntimeError, ValueError, KeyError, osmium.InvalidLocationError, shapely.GEOSException) as error:
         raise SourceError(f"{where}: cannot be read as OpenStreetMap data: {error}; fetch it again") from None
-    _mend(path, scan)
     return stamp
 
 

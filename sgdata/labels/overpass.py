@@ -11,6 +11,7 @@ import json
 import math
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,7 @@ def unpacked(path: Path) -> bytes:
     content = path.read_bytes()
     try:
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path}: cannot be unpacked: {error}; delete it and fetch it again") from None
 
 
@@ -174,10 +175,15 @@ def answer_of(content: bytes, where: str) -> dict[str, Any]:
     if answer.get("remark"):
         raise SourceError(f"{where}: a part only, the server remarks {answer['remark']!r}; ask for less or again")
     counted = [item for item in answer["elements"] if isinstance(item, dict) and item.get("type") == "count"]
-    if counted and int(counted[0]["tags"]["total"]) != len(answer["elements"]) - len(counted):
-        raise SourceError(
-            f"{where}: a part only, {len(answer['elements']) - 1} of {counted[0]['tags']['total']} elements"
-        )
+    try:
+        total = int(counted[0]["tags"]["total"]) if counted else None
+        stamp = answer.get("osm3s", {}).get("timestamp_osm_base")
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise SourceError(f"{where}: count or date is not as Overpass writes it ({error!r:.80}); fetch again") from None
+    if not isinstance(stamp, str | None):
+        raise SourceError(f"{where}: its date is {stamp!r:.80}, expected a text such as 2020-04-01T00:00:00Z")
+    if counted and total != len(answer["elements"]) - len(counted):
+        raise SourceError(f"{where}: a part only, {len(answer['elements']) - 1} of {total} elements")
     return answer
 
 
@@ -185,7 +191,7 @@ def write_native(answer: Mapping[str, Any], path: Path, where: str) -> None:
     """Write the elements as PBF, in the order and with the nodes that pyosmium wants. Raises SourceError."""
     try:
         _write(*_elements(answer["elements"]), path)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
         raise SourceError(f"{where}: an element is not as Overpass writes it: {error!r:.80}; fetch again") from None
 
 

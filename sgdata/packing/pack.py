@@ -8,7 +8,6 @@ are read sequentially once; members are spooled to `.spool/` until their shard i
 from __future__ import annotations
 
 import base64
-import json
 import tempfile
 import time
 from collections import Counter
@@ -323,17 +322,14 @@ def _write_journal(task: tasks.ShardTask, packed: PackedShard) -> None:
     """Record a finished shard; its counts are a Blosc chunk, since most bins are empty."""
     counts = base64.b85encode(tar_format.encode(packed.counts.astype(np.int32), "blosc")).decode()
     document = {"task": task.fingerprint, **vars(packed), "counts": counts}
-    files.write(task.out / JOURNAL / f"{task.name}.json", files.canonical_json(document))
+    files.write(task.out / JOURNAL / f"{task.name}.json", files.checked_json(document))
 
 
 def _read_journal(task: tasks.ShardTask) -> PackedShard | None:
     """Return the shard that an earlier run recorded, if it has the fingerprint of `task` and its tar is unchanged."""
     journal, tar = task.out / JOURNAL / f"{task.name}.json", task.out / task.name
-    try:
-        document = json.loads(journal.read_bytes())
-    except (OSError, ValueError):
-        return None
-    if document.pop("task", None) != task.fingerprint:
+    document = files.read_checked_json(journal)
+    if document is None or document.pop("task", None) != task.fingerprint:
         return None
     # Hashed again, to find a tar that was truncated by a full disk or edited.
     shard = Shard(**document["shard"])

@@ -76,12 +76,13 @@ class Style:
 def opened(href: str) -> Iterator[DatasetReader]:
     """The raster at a path or URL; every failure inside is a SourceError that names it, never nodata."""
     import rasterio
+    from rasterio._err import CPLE_BaseError  # what GDAL says where rasterio does not translate it
     from rasterio.errors import RasterioError
 
     try:
         with rasterio.Env(**READING), rasterio.open(href) as dataset:
             yield dataset
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:
         shown = href.partition("?")[0]  # a signature is nobody's business
         reason = " ".join(str(error.__cause__ or error).split()).replace(href, shown)
         raise SourceError(f"{shown}: cannot be read: {reason:.200}; fetch it again or leave it out") from error

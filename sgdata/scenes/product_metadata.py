@@ -36,7 +36,7 @@ def parsed(content: bytes, name: str) -> int:
         raise SourceError(
             f"{name}: its XML declares a document type, which none of ESA's does; leave the scene out"
         ) from None
-    except (ET.ParseError, ValueError) as error:
+    except (ET.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that Python does not know
         raise SourceError(f"{name}: is no product metadata: {error!s:.80}; leave the scene out") from None
     if not root.tag.endswith("User_Product") or len(offsets) > 1:
         raise SourceError(

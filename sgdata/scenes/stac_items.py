@@ -25,7 +25,18 @@ def malformed() -> tuple[type[Exception], ...]:
     from pystac.errors import STACError, STACTypeError
     from pystac_client.exceptions import APIError
 
-    return (OSError, APIError, STACError, STACTypeError, ValueError, KeyError, TypeError, AttributeError)
+    return (
+        OSError,
+        APIError,
+        STACError,
+        STACTypeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+    )
 
 
 def parse(item: pystac.Item, bands: tuple[str, ...], root: str = "") -> Scene:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import re
 import struct
@@ -23,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from sgdata import file_names, files
+from sgdata import file_names, files, parquet_tables
 from sgdata.errors import SourceError
 from sgdata.types import Array, Codec, Effort, Sample, Shard
 
@@ -32,6 +31,13 @@ Row = dict[str, Any]
 IMAGES = ("image", "image_before", "image_after", "image_10m")
 FORMAT = 1
 # A dot would end the key for WebDataset, which splits a name at its first dot; a slash would make a folder.
+SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.tar")
+LARGEST_RATIO = 1024
+"""Bytes of an array per byte of its member: lz4 reaches 255, and bitshuffle adds nothing to that."""
+_MEMBER: dict[str, parquet_tables.ColumnKind] = {"meta_offset": "count", "meta_size": "count"}
+_ENDINGS: dict[str, parquet_tables.ColumnKind] = {
+    "_offset": "count", "_size": "count", "_dtype": "text", "_shape": "counts",
+}  # fmt: skip
 KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 # Fits the first-level cache of anything; the sizes of 16 to 128 KiB differ by less than 1 % in bytes and speed.
@@ -281,14 +287,29 @@ def _geo(boxes: Sequence[tuple[float, float, float, float]]) -> bytes:
 
 def read_index(folder: Path) -> Any:
     """The index of a folder of shards as a pyarrow.Table. Raises SourceError where it is missing or damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = files.existing(folder / files.INDEX, "the index of a folder written by 'sgdata shard'")
-    try:
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path}: not a readable Parquet file: {error}") from None
+    table = parquet_tables.read(path, {"key": "text", "split": "text", "shard": "text", **_MEMBER})
+    # Samples need not all have the same members: rows without one have nulls.
+    parts = {name: kind for name in table.column_names for end, kind in _ENDINGS.items() if name.endswith(end)}
+    parts |= {"labels": "counts"} if "labels" in table.column_names else {}
+    parquet_tables.check(table, parts, str(path), complete=False)
+    for name in table["shard"].unique().to_pylist():
+        if not SHARD.fullmatch(name):
+            raise SourceError(f"{path}: names the shard {name!r:.90}, expected the name of a tar in this folder")
+    return table
+
+
+def check_size(shape: Sequence[int], dtype: str, size: int) -> None:
+    """Refuse an array that cannot be in a member of `size` bytes, before memory is taken for it.
+
+    Raises:
+        SourceError: The dtype is none of the format's, or the array has more bytes than compression could explain.
+    """
+    if dtype not in _STORED:
+        raise SourceError(f"dtype {dtype!r:.40}: shards store {', '.join(_STORED)}")
+    stored = math.prod(shape) * np.dtype(dtype).itemsize
+    if min(shape, default=0) < 1 or stored > LARGEST_RATIO * size:
+        raise SourceError(f"shape {tuple(shape)} of {dtype} cannot be in {size} bytes")
 
 
 def samples(folder: Path, split: str | None = None) -> Iterator[Sample]:
@@ -308,12 +329,13 @@ def read_sample(folder: Path, row: Row) -> Sample:
 
     with path.open("rb") as handle:
         try:
-            meta = json.loads(content("meta"))
-            arrays = {
-                name: decode(content(name), held["shape"], held["dtype"], meta["codec"])
-                for name, held in meta["arrays"].items()
-            }
-        except (ValueError, KeyError, TypeError, SourceError) as error:
+            meta = files.parse_json(content("meta"))
+            arrays = {}
+            for name, held in meta["arrays"].items():
+                stored = content(name)
+                check_size(held["shape"], held["dtype"], len(stored))
+                arrays[name] = decode(stored, held["shape"], held["dtype"], meta["codec"])
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, SourceError) as error:
             raise SourceError(f"{path}: sample '{row['key']}' is damaged: {error}; run sgdata verify") from None
     own = {key: value for key, value in meta.items() if key not in ("key", "split", "codec", "arrays")}
     return Sample(key=row["key"], split=row["split"], arrays=arrays, meta=own)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sgdata import files, parquet_tables
 from sgdata.errors import SettingError, SourceError
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Codec, Contract
@@ -214,8 +214,8 @@ class Samples:
         start, size = rows["meta_offset"][0].as_py(), rows["meta_size"][0].as_py()
         (content,) = self.tars.contents([tar_source.Span(self.shard[0], start, start + size)])
         try:
-            codec: Codec = json.loads(bytes(content))["codec"]
-        except (ValueError, KeyError) as error:
+            codec: Codec = files.parse_json(bytes(content))["codec"]
+        except (ValueError, KeyError, TypeError) as error:
             where = f"{self.folder}/{self.shard[0]}: meta.json of sample '{self.keys[0]}'"
             raise SourceError(f"{where} is damaged: {error!r}; run sgdata verify {self.folder}") from None
         return codec
@@ -273,13 +273,25 @@ def _member(rows: Any, name: str, folder: Path) -> Member:
     if f"{name}_offset" not in columns:
         has = sorted(c.removesuffix("_offset") for c in columns if c.endswith("_offset"))
         raise SettingError(f"{folder}: samples have no '{name}'; they have {', '.join(has)}")
-    column = {part: rows[f"{name}_{part}"] for part in ("offset", "size", "shape", "dtype")}
+    kinds: dict[str, parquet_tables.ColumnKind]
+    kinds = {"offset": "count", "size": "count", "shape": "counts", "dtype": "text"}
+    where = f"{folder / files.INDEX}"
+    parquet_tables.check(rows, {f"{name}_{part}": kind for part, kind in kinds.items()}, where)
+    column = {part: rows[f"{name}_{part}"] for part in kinds}
+    shapes = column["shape"].to_pylist()
+    if len({len(shape) for shape in shapes}) > 1 or not shapes or not shapes[0]:
+        raise SourceError(f"{where}: '{name}' has shapes of different numbers of axes, or of none")
+    shape, size = np.array(shapes, np.int64), column["size"].to_numpy()
     stored = np.array(column["dtype"].to_pylist())
+    # Those of most and of fewest values: where they can be, all can.
+    ratio = shape.astype(float).prod(axis=1) / np.maximum(size, 1)
+    for row in (int(ratio.argmax()), int(ratio.argmin())):
+        tar_format.check_size(shapes[row], str(stored[row]), int(size[row]))
     start = column["offset"].to_numpy()
     return Member(
         start=start.tolist(),
-        stop=(start + column["size"].to_numpy()).tolist(),
-        shape=np.array(column["shape"].to_pylist(), np.int64),
+        stop=(start + size).tolist(),
+        shape=shape,
         stored=stored,
         dtype=widest(stored, f"{folder}: '{name}'"),
     )
@@ -291,7 +303,11 @@ def widest(stored: NDArray[np.str_], what: str) -> str:
     Raises SettingError where none of them does.
     """
     types = sorted(set(stored.tolist()))
-    if (held := np.result_type(*types).name) not in types:
+    try:
+        held = np.result_type(*types).name
+    except TypeError:
+        held = ""
+    if held not in types:
         raise SettingError(f"{what} has types {types}, expected one that holds the values of the others")
     return held
 

@@ -90,7 +90,7 @@ def _scenes(out: Path, archive: Path) -> None:
         collection="sentinel-2-l2a", bounds=aoi.in_degrees(lattice), dates="2019-04-01/2022-12-31", bands=BANDS
     )
     found, twins = search.search(str(out / "stac-items/0/items.json"), query)
-    scenes, elsewhere = coverage.suited(found, lattice)
+    scenes, elsewhere = coverage.select_scenes(found, lattice)
     lock = Lock(
         format=1, state="built", recipe_sha256="0" * 64, collection="sentinel-2-l2a", dates=query.dates,
         osm_date="2020-03-31", grid=lattice, dropped=(*twins, *elsewhere), tag_table_sha256="0" * 64,
@@ -120,7 +120,12 @@ def _openstreetmap(out: Path, archive: Path) -> None:
     count = {"nodes": len(nodes), "ways": len(ways), "relations": len(relations), "total": len(answer["elements"])}
     counted = {"type": "count", "id": 0, "tags": {name: str(number) for name, number in count.items()}}
     _put(out, "overpass", 0, {"answer.json": _json(answer)})
-    _put(out, "overpass", 1, {"answer.json.gz": gzip.compress(_json({**answer, "elements": [counted, *answer["elements"]]}), mtime=0)})
+    _put(
+        out,
+        "overpass",
+        1,
+        {"answer.json.gz": gzip.compress(_json({**answer, "elements": [counted, *answer["elements"]]}), mtime=0)},
+    )
     folder = out / "osm-pbf/0"
     folder.mkdir(parents=True)
     overpass.write_native(answer, folder / "city.osm.pbf", "corpus")
@@ -155,18 +160,25 @@ def _rasters(out: Path) -> None:
         with rasterio.open(out / f"raster/{number}/band.tif", "w", **(profile | form)) as dataset:
             dataset.write(pixels)
     (out / "jp2/0").mkdir(parents=True)
-    with rasterio.open(out / "jp2/0/band.jp2", "w", **(profile | {"driver": "JP2OpenJPEG", "QUALITY": "100", "REVERSIBLE": "YES"})) as dataset:
+    with rasterio.open(
+        out / "jp2/0/band.jp2", "w", **(profile | {"driver": "JP2OpenJPEG", "QUALITY": "100", "REVERSIBLE": "YES"})
+    ) as dataset:
         dataset.write(pixels)
     several = synthetic.reflectance((5, 24, 20), 6)
     small: tuple[tuple[Array, dict[str, Any]], ...] = (
         (several.astype(np.uint16), {"interleave": "pixel"}),
-        (several + 0.5, {"compress": "deflate", "tiled": True, "blockxsize": 16, "blockysize": 16, "interleave": "pixel"}),
+        (
+            several + 0.5,
+            {"compress": "deflate", "tiled": True, "blockxsize": 16, "blockysize": 16, "interleave": "pixel"},
+        ),
         (several[:1].astype(np.uint16), {"interleave": "band", "compress": "lzw", "predictor": 2}),
     )
     for number, (values, form) in enumerate(small):
         size = {"count": len(values), "dtype": values.dtype.name, "height": 24, "width": 20, "nodata": None}
         (out / f"small-tiff/{number}").mkdir(parents=True)
-        with rasterio.open(out / f"small-tiff/{number}/patch.tif", "w", **(profile | {"driver": "GTiff"} | size | form)) as dataset:
+        with rasterio.open(
+            out / f"small-tiff/{number}/patch.tif", "w", **(profile | {"driver": "GTiff"} | size | form)
+        ) as dataset:
             dataset.write(values)
 
 
@@ -241,13 +253,18 @@ def _builds(out: Path) -> None:
     for reader in ("patch-table", "pair"):
         synthetic.segmunich_build(out / reader / "0/build")
     build = out / "pair/0/build"
-    synthetic._geotiff(build.parent / "change.tif", np.ones((1, *geotiff_shape(build / "image.tif")), np.uint8), "EPSG:32632", synthetic.from_origin(690000, 5340000, 10, 10))
+    synthetic._geotiff(
+        build.parent / "change.tif",
+        np.ones((1, *geotiff_shape(build / "image.tif")), np.uint8),
+        "EPSG:32632",
+        synthetic.from_origin(690000, 5340000, 10, 10),
+    )
     _put(out, "pair", 0, {"pair.toml": b'before = "build"\nafter = "build"\nchange = "change.tif"\n'})
     synthetic_build.write(out / "build-folder/0", (160, 160), patch=64)
     raster = out / "staged-journal/0/band.tif"
     raster.parent.mkdir(parents=True)
     shutil.copy(out / "raster/0/band.tif", raster)
-    piece = staging.Piece(
+    piece = staging.WindowRequest(
         name="B02", asset=Asset(href=str(raster)), crs=GRID.crs, bounds=GRID.bounds, target=raster.parent / "window"
     )
     staging.stage(piece)
@@ -256,7 +273,9 @@ def _builds(out: Path) -> None:
     )
     results = {"miou": 0.5, "iou": {"dark": 0.5, "left": 0.1}, "confusion": [[1, 2], [3, 4]]}
     contract = files.pretty_json(synthetic_shards.contract(16))
-    _put(out, "run-log", 0, {"metrics.jsonl": steps.encode(), "results.json": _json(results), "contract.json": contract})
+    _put(
+        out, "run-log", 0, {"metrics.jsonl": steps.encode(), "results.json": _json(results), "contract.json": contract}
+    )
 
 
 def geotiff_shape(path: Path) -> tuple[int, int]:

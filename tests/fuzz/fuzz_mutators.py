@@ -311,10 +311,8 @@ def mutate_gzip(inner: Mutator) -> Mutator:
 def mutate_tar(rng: Random, content: bytes) -> bytes:
     """Change header fields of the members of a tar, most with a right checksum, repeat and reorder members."""
     blocks = bytearray(content)
-    starts = []
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        for info in archive:
-            starts.append(info.offset)
+        starts = [info.offset for info in archive]
     for _ in range(rng.randint(1, 3)):
         # Seldom the first: it decides whether the file is taken for a tar.
         at = rng.choice(starts[1:] or starts) if rng.random() < 0.8 else starts[0]
@@ -380,7 +378,9 @@ def mutate_tiff(rng: Random, content: bytes) -> bytes:
             struct.pack_into(f"{order}H", out, entry + 8, big & 0xFFFF)
         elif how < 4:
             # Of an array, a value in it rather than the place where it is.
-            inside = number * {2: 1, 3: 2, 4: 4, 12: 8}.get(kind, 1) > 4 and value + 8 <= len(out) and rng.random() < 0.8
+            inside = (
+                number * {2: 1, 3: 2, 4: 4, 12: 8}.get(kind, 1) > 4 and value + 8 <= len(out) and rng.random() < 0.8
+            )
             struct.pack_into(f"{order}I", out, value if inside else entry + 8, big)
         elif how == 4:
             struct.pack_into(f"{order}I", out, entry + 4, big)

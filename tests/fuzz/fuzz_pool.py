@@ -98,13 +98,19 @@ def difference(item: Input, corpus: Path) -> dict[str, Any]:
     """Return an input as a JSON document: the bytes that replace the middle of a file of the corpus."""
     assert item.content is not None
     original = (corpus / item.reader / item.folder / item.target).read_bytes()
-    head = len(os.path.commonprefix([original, item.content]))
-    tail = len(os.path.commonprefix([original[head:][::-1], item.content[head:][::-1]]))
+    head = _shared(original, item.content)
+    tail = _shared(original[head:][::-1], item.content[head:][::-1])
     middle = item.content[head : len(item.content) - tail]
     return {
         "reader": item.reader, "folder": item.folder, "target": item.target, "head": head, "tail": tail,
         "middle": base64.b85encode(zlib.compress(middle, 9)).decode(),
     }  # fmt: skip
+
+
+def _shared(one: bytes, other: bytes) -> int:
+    """Return how many bytes two texts have in common at their start."""
+    unequal = (at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)
+    return next(unequal, min(len(one), len(other)))
 
 
 def restored(document: Mapping[str, Any], corpus: Path) -> Input:

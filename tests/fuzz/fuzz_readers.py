@@ -1,4 +1,4 @@
-"""The readers under test: which file of the corpus is mutated how, its outermost parser, and the reader called on it."""
+"""The readers under test: which files of the corpus are mutated how, their outermost parser, and the reader."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from typing import Any
 import bokeh.plotting  # noqa: F401
 import fuzz_mutators as mutators
 import geopandas  # noqa: F401
-import osmium  # noqa: F401
+import osmium
 import pyarrow.parquet  # noqa: F401
 import pystac_client  # noqa: F401
 import rasterio.warp  # noqa: F401
 import rioxarray  # noqa: F401
-import tifffile  # noqa: F401
+import tifffile
 from fuzz_corpus import BANDS, GRID
 from fuzz_mutators import Mutator
 
@@ -43,7 +43,8 @@ from sgdata.scenes.types import Asset
 from sgdata.shards import contracts, tar_format
 from sgmodel.checkpoints import cards, weight_files
 from sgmodel.data import loader
-from sgmodel.recipes import predict, pretrain
+from sgmodel.inference import predict
+from sgmodel.recipes import pretrain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +71,14 @@ def _search(where: Path, folder: Path) -> None:
     scenes, _ = search.search(str(where), query)
     for scene in scenes:
         search.located(scene, str(where))
-    coverage.suited(scenes, lattice)
+    coverage.select_scenes(scenes, lattice)
 
 
 def _lock(folder: Path, path: Path) -> None:
     planned = lock.read(path)
     coverage.holes(coverage.months(planned))
     coverage.cost(planned, "catalog.json", workers=2)
-    pipeline.followed(build_recipe.recipe_for("segmunich"), planned)
+    pipeline.follow(build_recipe.recipe_for("segmunich"), planned)
     lock.sha256(planned)
     for item in planned.items:
         search.located(item.scene, "catalog.json")
@@ -93,7 +94,7 @@ def _openstreetmap(folder: Path, path: Path) -> None:
 
 def _stage(folder: Path, path: Path) -> None:
     asset = Asset(href=str(path))
-    piece = staging.Piece(name="B02", asset=asset, crs=GRID.crs, bounds=GRID.bounds, target=folder / "window")
+    piece = staging.WindowRequest(name="B02", asset=asset, crs=GRID.crs, bounds=GRID.bounds, target=folder / "window")
     staging.on_grid(staging.stage(piece), GRID, kernel="bilinear")
     geotiff.pixel_sha256(path)
 
@@ -171,9 +172,8 @@ def _dataset(module: Any, dataset: str, *overrides: str) -> Callable[[Path, Path
         source = path if path.suffix == ".toml" else folder / "build" if (folder / "build").is_dir() else folder
         source, found, contract = select.listed(recipe, source, module.find)
         with module.reading(source, contract) as read_sample:
-            for ref in found.refs[:2]:
-                sample = read_sample(ref)
-        files.canonical_json([sample.key, sample.split, sample.meta])
+            samples = [read_sample(ref) for ref in found.refs[:2]]
+        files.canonical_json([[sample.key, sample.split, sample.meta] for sample in samples])
 
     return read
 
@@ -214,7 +214,7 @@ def _recipe(folder: Path, path: Path) -> None:
         if recipe.area.place is None:
             aoi.resolve(recipe.area)
         return
-    kinds: dict[str, Any] = {"shard": ShardRecipe, "train": pretrain.Recipe, "predict": predict.Recipe}
+    kinds: dict[str, Any] = {"shard": ShardRecipe, "train": pretrain.PretrainRecipe, "predict": predict.PredictRecipe}
     files.toml(files.read(kinds[kind], path))
 
 
@@ -233,10 +233,17 @@ def _build_folder(folder: Path, path: Path) -> None:
 def _staged(folder: Path, path: Path) -> None:
     raster = folder / "band.tif"
     asset = Asset(href=str(raster))
-    piece = staging.Piece(name="B02", asset=asset, crs=GRID.crs, bounds=GRID.bounds, target=folder / "window")
+    piece = staging.WindowRequest(name="B02", asset=asset, crs=GRID.crs, bounds=GRID.bounds, target=folder / "window")
     staged = staging.stage(piece)
     len(staged.pixels)
     staging.on_grid(staged, GRID, kernel="nearest")
+
+
+def _run_log(folder: Path, path: Path) -> None:
+    # Without the charts, which take a second.
+    for name in run_page._read_steps(folder / "metrics.jsonl")[0]:
+        run_page._kind(name)
+    run_page._results(folder)
 
 
 def _area(folder: Path, path: Path) -> None:
@@ -292,8 +299,6 @@ def _parse_raster(content: bytes) -> Any:
 
 
 def _parse_tiff(content: bytes) -> Any:
-    import tifffile
-
     with tifffile.TiffFile(io.BytesIO(content)) as tiff:
         return tiff.pages.first.shape
 
@@ -309,8 +314,6 @@ def _parse_zip(content: bytes) -> Any:
 
 
 def _parse_pbf(content: bytes) -> Any:
-    import osmium
-
     return osmium.io.Reader(osmium.io.FileBuffer(content, "pbf")).header()
 
 
@@ -405,7 +408,7 @@ READERS: dict[str, Reader] = {
     ),
     "run-log": Reader(
         targets=("metrics.jsonl", "results.json"), mutate=_log_or_json, parse=_parse_lines,
-        read=lambda folder, path: run_page.blocks(folder, folder / "page"),
+        read=_run_log,
     ),
     "class-table": Reader(targets=("classes.tsv",), mutate=TSV, parse=_parse_table, read=_class_table),
     "fact-table": Reader(targets=("catalogs/tables/*.tsv",), mutate=TSV, parse=_parse_table, read=_fact_table),

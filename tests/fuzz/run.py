@@ -1,6 +1,6 @@
 """Fuzz all readers: print a table of inputs, shares and failures; exit 1 where an input fails.
 
-    python tests/fuzz/run.py --inputs 2000 --seed 1 --workers 2 --save tests/fuzz/seeds
+python tests/fuzz/run.py --inputs 2000 --seed 1 --workers 2 --save tests/fuzz/seeds
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
 
 import fuzz_pool
 from fuzz_pool import FAILURES, Input, Outcome
@@ -36,7 +34,8 @@ def table(outcomes: Iterable[Outcome]) -> str:
     rows = defaultdict(list)
     for outcome in outcomes:
         rows[outcome.input.reader].append(outcome)
-    lines = [f"{'reader':20}{'inputs':>7}{'parsed':>8}{'ok':>6}{'refused':>8}{'failed':>7}{'max s':>7}{'MiB':>6}{'sum s':>7}  errors"]
+    heads = ("parsed", 8), ("ok", 6), ("refused", 8), ("failed", 7), ("max s", 7), ("MiB", 6), ("sum s", 7)
+    lines = [f"{'reader':20}{'inputs':>7}" + "".join(f"{head:>{width}}" for head, width in heads) + "  errors"]
     for name, held in sorted(rows.items()):
         kinds = Counter(outcome.kind for outcome in held)
         errors = Counter(outcome.error for outcome in held if outcome.kind == "refused")
@@ -44,9 +43,10 @@ def table(outcomes: Iterable[Outcome]) -> str:
         failed = sum(kinds[kind] for kind in FAILURES)
         told = " ".join(f"{error} {count}" for error, count in errors.most_common())
         slowest, peak = max(outcome.seconds for outcome in held), max(outcome.peak for outcome in held)
+        spent = sum(outcome.seconds for outcome in held)
         lines.append(
             f"{name:20}{len(held):7}{share:8.0%}{kinds['ok']:6}{kinds['refused']:8}{failed:7}{slowest:7.1f}"
-            f"{peak >> 20:6} {sum(outcome.seconds for outcome in held):6.0f}  {told}"
+            f"{peak >> 20:6}{spent:7.0f}  {told}"
         )
     return "\n".join(lines)
 
