@@ -7,7 +7,7 @@ LIMIT   ?= 480
 PARITY  ?=
 BIN     := $(VENV)/bin
 
-.PHONY: demo test test-kernels lint docs bench gpu-check ledger city epoch
+.PHONY: demo test test-kernels lint docs bench gpu-check ledger city epoch fuzz
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
@@ -42,6 +42,11 @@ lint: $(VENV)/.installed  ## ruff and mypy
 
 docs: $(VENV)/.docs  ## the documentation, into out/site; broken links and references fail
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict -f .mkdocs.yml
+
+fuzz: N = 100000
+fuzz: SEED = 1
+fuzz: $(VENV)/.installed  ## mutated inputs to every reader of files: make fuzz N=100000 SEED=1
+	$(BIN)/python tests/fuzz/run.py --inputs $(N) --seed $(SEED) --workers $(WORKERS)
 
 bench: $(VENV)/.peers  ## speed against peers, measured here, as a table
 	$(BIN)/python tests/bench/table.py
