@@ -109,9 +109,9 @@ def _small_tiff(folder: Path, path: Path) -> None:
 def _archive(folder: Path, path: Path) -> None:
     members = archives.listing(path).members
     if archives.is_stream(path):
-        spans = sorted((member.offset or 0, member.size) for member in members)
-        for content in archives.contents(path, spans):
-            len(content)
+        with archives.opened_stream(path) as content:
+            for member in sorted(members, key=lambda member: member.offset or 0):
+                content(member)
         return
     errors: list[Exception] = []
     with archives.opened(path) as content:
@@ -170,7 +170,7 @@ def _dataset(module: Any, dataset: str, *overrides: str) -> Callable[[Path, Path
     def read(folder: Path, path: Path) -> None:
         recipe = select.recipe_for(dataset, overrides)
         source = path if path.suffix == ".toml" else folder / "build" if (folder / "build").is_dir() else folder
-        source, found, contract = select.listed(recipe, source, module.find)
+        source, found, contract = select.list_samples(recipe, source, module.find)
         with module.reading(source, contract) as read_sample:
             samples = [read_sample(ref) for ref in found.refs[:2]]
         files.canonical_json([[sample.key, sample.split, sample.meta] for sample in samples])
@@ -183,7 +183,7 @@ def _pack(folder: Path, path: Path) -> None:
 
 
 def _split_list(folder: Path, path: Path) -> None:
-    select._keys(path)
+    select._read_keys(path)
 
 
 # --- documents -----------------------------------------------------------------------------
