@@ -6,6 +6,7 @@ Earth Search v1, Planetary Computer and the Copernicus Data Space.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -196,11 +197,20 @@ def _with_utc_and_bbox(item: pystac.Item) -> pystac.Item:
     when = item.datetime or item.common_metadata.start_datetime
     if when is not None:
         item.datetime = when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)
-    if not item.bbox and item.geometry:
-        item.bbox = [*map(float, shapely.geometry.shape(item.geometry).bounds)]
     if item.bbox and len(item.bbox) == 6:
         item.bbox = [*item.bbox[:2], *item.bbox[3:5]]
+    if item.bbox and (len(item.bbox) != 4 or not all(map(_is_finite, item.bbox))):
+        item.bbox = None
+    if not item.bbox and item.geometry:
+        try:
+            item.bbox = [*map(float, shapely.geometry.shape(item.geometry).bounds)]
+        except (*stac_items.malformed(), shapely.errors.ShapelyError) as error:
+            raise SourceError(f"item {item.id}: its geometry cannot be read: {error!s:.120}; leave it out") from None
     return item
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _with_self_href(item: pystac.Item, path: Path) -> pystac.Item:

@@ -324,8 +324,11 @@ def read_sample(folder: Path, row: Row) -> Sample:
     path = file_names.member(folder, row["shard"])
 
     def content(member: str) -> bytes:
-        handle.seek(row[f"{member}_offset"])
-        return handle.read(row[f"{member}_size"])
+        offset, size = row[f"{member}_offset"], row[f"{member}_size"]
+        if offset + size > path.stat().st_size:  # before memory is taken for it
+            raise ValueError(f"{member} is at bytes {offset} to {offset + size}, behind the end of the tar")
+        handle.seek(offset)
+        return handle.read(size)
 
     with path.open("rb") as handle:
         try:

@@ -25,6 +25,8 @@ from sgmodel.models import heads, mae, specs, upernet
 from sgmodel.models.factory import ModelRecipe
 
 FORMAT = 2
+LARGEST_SIZE, LARGEST_DEPTH = 8192, 256
+"""Sizes in a card beyond which it is damaged: of the models here, the huge one has a width of 1280 and 32 blocks."""
 log = logging.getLogger("sgdata.model")
 
 
@@ -69,14 +71,32 @@ def load(path: Path) -> nn.Module:
     # No memory and no random draws for weights that are replaced at once; but baselines also compute tables.
     recipe = getattr(card.model, "recipe", None)
     meta = recipe is None or recipe.backbone == "spectralgpt"
-    with torch.device("meta" if meta else "cpu"):
-        model = card.model.build()
+    _check_sizes(card, path)
+    try:
+        with torch.device("meta" if meta else "cpu"):
+            model = card.model.build()
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError, AssertionError) as error:
+        why = " ".join(str(error).split())
+        raise SourceError(f"{path}: the card describes no model ({why:.200}); save the model again") from None
     try:
         model.load_state_dict(weight_files.read_safetensors(path / WEIGHTS if path.is_dir() else path), assign=True)
     except RuntimeError as error:
         why = " ".join(str(error).split())
         raise SourceError(f"{path}: weights do not fit the card ({why:.200}); save the model again") from None
     return model.eval()
+
+
+def _check_sizes(card: Card, path: Path) -> None:
+    """Refuse a card with sizes of no model, before memory is taken for them. Raises SourceError."""
+    pending: list[tuple[str, Any]] = [("model", files.plain(card.model))]
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.items()
+        elif isinstance(value, list):
+            pending += [(name, item) for item in value]
+        elif isinstance(value, int) and not 0 <= value <= (LARGEST_DEPTH if "depth" in name else LARGEST_SIZE):
+            raise SourceError(f"{path}: the card gives {name} = {value}, no size of a model; save the model again")
 
 
 def _load_released(path: Path) -> nn.Module:

@@ -270,14 +270,16 @@ def mutate_parquet(rng: Random, content: bytes) -> bytes:
         elif how == 3:
             table = rng.choice((table.slice(0, 0), pa.concat_tables([table, table]), table.slice(0, 1)))
         elif how == 4:
-            values = rng.choice(([str(v) for v in values], [[v] for v in values], [None] * len(values)))
-            table = table.set_column(at, name, pa.array(values, None))
+            values = rng.choice(([str(v) for v in values], [[str(v)] for v in values], [None] * len(values)))
+            table = table.set_column(at, name, pa.array(values))
         elif how == 5:
             table = table.set_column(at, name, pa.array([rng.choice((1.5, float("nan"), -1e300)) for _ in values]))
         else:
-            row = rng.randrange(len(values)) if values else 0
+            if not values:
+                continue
+            row = rng.randrange(len(values))
             cell: Any = None
-            old = values[row] if values else None
+            old = values[row]
             if isinstance(old, int) and rng.random() < 0.8:
                 cell = rng.choice((-1, 0, 2**31 - 1, 2**40, -(2**40)))
             elif isinstance(old, float):
