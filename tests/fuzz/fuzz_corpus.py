@@ -214,14 +214,16 @@ def _checkpoints(out: Path) -> None:
 
     from sgmodel.checkpoints import cards, checkpoint_folder
     from sgmodel.data import normalise
-    from sgmodel.models import encoder, factory, mae
+    from sgmodel.models import encoder, factory, mae, specs
 
     torch.manual_seed(0)
     tiny = encoder.EncoderConfig(bands=6, image_px=16, width=16, depth=1, heads=2)
     models: tuple[Any, ...] = (
         mae.MaskedAutoencoder(encoder.Encoder(tiny), mae.DecoderConfig(width=16, depth=1, heads=2), mae.Objective()),
-        factory.BaselineSegmenter(factory.ModelRecipe(backbone="unet", widths=(4, 8)), 6, 3),
-        factory.BaselineClassifier(factory.ModelRecipe(backbone="linear"), 6, 3),
+        specs.TaskSpec(
+            kind="segmenter", recipe=factory.ModelRecipe(backbone="unet", widths=(4, 8)), bands=6, classes=3
+        ).build(),
+        specs.TaskSpec(kind="classifier", recipe=factory.ModelRecipe(backbone="linear"), bands=6, classes=3).build(),
     )
     contract = synthetic_shards.contract(16)
     how = normalise.Normalisation(scheme="zscore", mean=(0.0,) * 12, std=(1.0,) * 12, eps=1e-6)

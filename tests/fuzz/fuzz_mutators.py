@@ -142,7 +142,7 @@ def _change(rng: Random, document: Any) -> None:
     elif how == 9 and isinstance(holder, dict):
         holder[f"{_TWIN}{key}"] = _value(rng, holder[key])
     elif isinstance(holder, list):
-        holder[key : key + 1] = [holder[key]] * rng.choice((2, 3, 1000))
+        holder[key : key + 1] = [holder[key]] * rng.choice((2, 3, 100))
     else:
         other = rng.choice(list(holder))
         holder[key], holder[other] = holder[other], holder[key]
