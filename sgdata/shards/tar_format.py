@@ -31,7 +31,6 @@ Row = dict[str, Any]
 IMAGES = ("image", "image_before", "image_after", "image_10m")
 FORMAT = 1
 # A dot would end the key for WebDataset, which splits a name at its first dot; a slash would make a folder.
-SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.tar")
 LARGEST_RATIO = 1024
 """Bytes of an array per byte of its member: lz4 reaches 255, and bitshuffle adds nothing to that."""
 _MEMBER: dict[str, parquet_tables.ColumnKind] = {"meta_offset": "count", "meta_size": "count"}
@@ -293,9 +292,6 @@ def read_index(folder: Path) -> Any:
     parts = {name: kind for name in table.column_names for end, kind in _ENDINGS.items() if name.endswith(end)}
     parts |= {"labels": "counts"} if "labels" in table.column_names else {}
     parquet_tables.check(table, parts, str(path), complete=False)
-    for name in table["shard"].unique().to_pylist():
-        if not SHARD.fullmatch(name):
-            raise SourceError(f"{path}: names the shard {name!r:.90}, expected the name of a tar in this folder")
     return table
 
 
