@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from sgdata.rasters.resample import Kernel
 
+LARGEST_BLOCK_BYTES = 1 << 28
+"""A granule of 10,980 squared in one strip still fits; a few bytes can claim blocks of gigabytes."""
 STRIP_BYTES = 1 << 22
 """Pixels pass through memory in strips of about this size, cut at the file's own blocks."""
 
@@ -90,6 +92,12 @@ def opened(href: str) -> Iterator[DatasetReader]:
 
 def header(dataset: DatasetReader) -> Header:
     """Raises SourceError where the pixels are not square, not north-up, or their CRS has no EPSG code."""
+    rows, columns = dataset.block_shapes[0]
+    if rows * columns * np.dtype(dataset.dtypes[0]).itemsize * dataset.count > LARGEST_BLOCK_BYTES:
+        raise SourceError(
+            f"{dataset.name}: blocks of {rows} x {columns} pixels in {dataset.count} bands, each decoded whole; "
+            f"expected at most {LARGEST_BLOCK_BYTES >> 20} MiB: write it again in smaller blocks"
+        )
     a, b, _, d, e, _ = tuple(dataset.transform)[:6]
     code = dataset.crs and dataset.crs.to_epsg()
     if not code or b or d or not math.isclose(a, -e):

@@ -228,7 +228,7 @@ def _checkpoints(out: Path) -> None:
     contract = synthetic_shards.contract(16)
     how = normalise.Normalisation(scheme="zscore", mean=(0.0,) * 12, std=(1.0,) * 12, eps=1e-6)
     for number, model in enumerate(models):
-        card = cards.Card(model=cards.describe(model), contract=contract, normalisation=how)
+        card = cards.Card(model=specs.describe(model), contract=contract, normalisation=how)
         for reader in ("card", "weights"):
             checkpoint_folder.save(out / reader / str(number), model, card)
     (out / "torch-file/0").mkdir(parents=True)
