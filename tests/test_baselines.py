@@ -46,7 +46,7 @@ def test_batch_norm_knows_all_processes_on_gpus_and_says_where_it_cannot(caplog:
     model = build("segmenter", BASELINES["resnet"], bands=12, classes=3)
     before = model.state_dict()
     timm_backbone.share_statistics(model, torch.device("cpu"))
-    assert "BatchNorm count over the samples of one" in caplog.text
+    assert "BatchNorm layers compute statistics over the samples of one" in caplog.text
     timm_backbone.share_statistics(model, torch.device("cuda"))
     assert not any(isinstance(part, nn.BatchNorm2d) for part in model.modules())
     assert any(isinstance(part, nn.SyncBatchNorm) for part in model.modules())

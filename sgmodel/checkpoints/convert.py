@@ -1,10 +1,8 @@
-"""Turn published weights into a checkpoint of ours, and say what became of each.
-
-    python -m sgmodel.recipes.convert SpectralGPT+.pth --out out/weights/spectralgpt-plus
+"""Convert released weights into a checkpoint folder, and report what happened to each of them.
 
 Reads `.pth` (only tensors and plain values are unpickled) and `.safetensors`, with `module.` prefixes and fused qkv.
-The model is taken from names and shapes. Nothing is written where less than `--at-least` of the encoder fits. Such
-weights bring no contract: what they were trained on stays the user's knowledge.
+The model is inferred from names and shapes. Released weights bring no contract, so the data are not compared with
+those that they were trained on.
 """
 
 from __future__ import annotations
@@ -15,9 +13,19 @@ from sgmodel.checkpoints import cards, checkpoint_folder, transfer
 
 
 def convert(source: Path, out: Path, *, at_least: float) -> transfer.Report:
-    """Write `source` as a checkpoint folder `out`. Raises SgdataError."""
+    """Write `source` as a checkpoint folder.
+
+    Args:
+        source: A checkpoint folder, a `.safetensors` file, or a torch file.
+        out: Folder to write to.
+        at_least: Share of the encoder's parameters that must be filled; otherwise nothing is written.
+
+    Raises:
+        SourceError: The weights cannot be read, are not those of a SpectralGPT model, or too few of them fit.
+        OutputError: The folder cannot be written.
+    """
     state = transfer.read_weights(source)
-    if transfer.has_card(source):  # averaged weights, say: whatever their card says stays true
+    if transfer.has_card(source):  # such as averaged weights, whose card applies to them too
         card = cards.read(source)
     else:
         card = cards.Card(model=cards.infer(state, where=str(source)))
@@ -28,7 +36,7 @@ def convert(source: Path, out: Path, *, at_least: float) -> transfer.Report:
 
 
 def describe(report: transfer.Report) -> str:
-    """The report, a line per kind, and names where something is amiss."""
+    """Format a report, a line for each kind, with the names of weights that were not copied as they are."""
     lines = [f"encoder filled: {report.encoder_share:.1%} of its parameters"]
     for kind in ("matched", "resized", "missing", "unexpected"):
         names = getattr(report, kind)

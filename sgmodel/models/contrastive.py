@@ -1,7 +1,7 @@
-"""Pretraining by telling images apart: two views of one image are alike, views of other images are not.
+"""Contrastive pretraining: two views of one image are to be alike, views of other images are not.
 
-MoCo v2 (He et al., CVPR 2020, and Chen et al., arXiv 2003.04297) compares with a queue of earlier answers of a slowly
-following copy of the model; SimCLR (Chen et al., ICML 2020) with the rest of the batch.
+MoCo v2 (He et al., CVPR 2020, and Chen et al., arXiv 2003.04297) compares with a queue of earlier outputs of a copy of
+the model that follows it slowly; SimCLR (Chen et al., ICML 2020) with the rest of the batch.
 """
 
 from __future__ import annotations
@@ -35,18 +35,29 @@ class Objective:
     momentum: float = 0.999
 
     def __post_init__(self) -> None:
-        """Raises SettingError: nothing could be told apart."""
+        """Check the ranges of the settings. Raises SettingError."""
         if self.temperature <= 0 or self.queue < 1 or not 0 <= self.momentum <= 1:
-            told = f"temperature {self.temperature}, queue {self.queue}, momentum {self.momentum}"
-            raise SettingError(f"contrast: {told}; expected a temperature above 0, 1 or more in the queue, a share")
+            raise SettingError(
+                f"contrast: temperature {self.temperature}, queue {self.queue}, momentum {self.momentum}; "
+                "expected a temperature above 0, a queue of 1 or more, a momentum of 0 to 1"
+            )
 
 
 class Contrast(nn.Module):
-    """A backbone that learns to tell images apart; a checkpoint holds copy and queue too, so a run resumes exactly.
+    """A backbone in contrastive pretraining.
 
-    Batch statistics are those of one rank, as without MoCo's shuffling: a ResNet may learn from them which images came
-    together. A backbone without BatchNorm cannot. `recipe` and `bands` say what the backbone was made from, for the
-    checkpoint's card.
+    The state dict includes the copy and the queue of MoCo, so that a run resumes exactly. BatchNorm computes its
+    statistics over one rank and without MoCo's shuffling, so a ResNet may learn from them which images are in a batch
+    together; backbones without BatchNorm cannot.
+
+    Args:
+        backbone: The backbone, whose parameters are used and not copied.
+        objective: The method and its settings.
+
+    Attributes:
+        queue: Earlier outputs of the copy (queue, projection); MoCo only.
+        recipe: The table [model] that the backbone was built from, which the card of a checkpoint repeats; None for
+            one put together by hand.
     """
 
     queue: Tensor
@@ -56,18 +67,26 @@ class Contrast(nn.Module):
         super().__init__()
         self.backbone, self.objective = backbone, objective
         width = self.backbone.width
-        # Thrown away after pretraining.
+        # Of use in pretraining only.
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, objective.projection))
         self.waiting: list[Tensor] = []
         if objective.method == "moco":
-            # Copies, not fresh draws: the comparison starts between equals.
+            # Copies and not fresh weights, as in MoCo.
             self.slow_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
             self.slow_head = copy.deepcopy(self.head).requires_grad_(False)
             start = functional.normalize(torch.randn(objective.queue, objective.projection), dim=1)
             self.register_buffer("queue", start)
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Two views (N, C, H, W) of the same images -> the loss, and the share of images whose own view came first."""
+        """Compare two views of the same images.
+
+        Args:
+            first: First views (N, C, H, W).
+            second: Second views (N, C, H, W), in the same order.
+
+        Returns:
+            The loss (InfoNCE), and the share of images for which the other view of the image has the highest score.
+        """
         query = functional.normalize(self.head(self.backbone.pooled(first)).float(), dim=1)
         scores, answer = self._queued(query, second) if self.objective.method == "moco" else self._mutual(query, second)
         loss = functional.cross_entropy(scores / self.objective.temperature, answer)
@@ -85,19 +104,19 @@ class Contrast(nn.Module):
         key = functional.normalize(self.head(self.backbone.pooled(second)).float(), dim=1)
         mine = torch.arange(len(query), device=query.device)
         if distributed.world() > 1 and dist.is_initialized() and self.training:
-            query_all, key_all = (_Everyones.apply(views) for views in (query, key))  # type: ignore[no-untyped-call]
+            query_all, key_all = (_GatherWithGradient.apply(views) for views in (query, key))  # type: ignore[no-untyped-call]
             mine = mine + distributed.rank() * len(query)
         else:
             query_all, key_all = query, key
         total, rows = len(query_all), torch.cat([mine, mine + len(query_all)])
         scores = torch.cat([query, key]) @ torch.cat([query_all, key_all]).T
-        # Nobody is compared with themselves; the right answer is the other view of the same image.
+        # A view is not compared with itself; the right answer is the other view of the same image.
         scores = scores.masked_fill(functional.one_hot(rows, 2 * total).bool(), float("-inf"))
         return scores, (rows + total) % (2 * total)
 
     @torch.no_grad()
     def follow(self) -> None:
-        """After an optimizer step: the copy follows, the queue takes this step's answers of all ranks."""
+        """Update the copy and the queue of MoCo after an optimizer step, with the outputs of all ranks in this step."""
         if self.objective.method != "moco":
             return
         for slow, fast in ((self.slow_backbone, self.backbone), (self.slow_head, self.head)):
@@ -105,29 +124,32 @@ class Contrast(nn.Module):
                 old.lerp_(new, 1.0 - self.objective.momentum)
         keys = torch.cat(self.waiting)
         if distributed.world() > 1:
-            everyone = [torch.empty_like(keys) for _ in range(distributed.world())]
-            dist.all_gather(everyone, keys)
-            keys = torch.cat(everyone)
+            keys = _gather(keys)
         self.waiting.clear()
         self.queue = torch.cat([self.queue, keys])[-self.objective.queue :]
 
 
-class _Everyones(torch.autograd.Function):
-    """Views of all ranks in their order; gradients go back to the rank that a view came from.
+def _gather(views: Tensor) -> Tensor:
+    """Return the views (N, D) of all ranks in their order, (world N, D)."""
+    parts = [torch.empty_like(views) for _ in range(distributed.world())]
+    dist.all_gather(parts, views.contiguous())
+    return torch.cat(parts)
 
-    Written out, since torch's own way has another name in nearly every version.
+
+class _GatherWithGradient(torch.autograd.Function):
+    """Gather the views of all ranks in their order; gradients go back to the rank that a view came from.
+
+    Written here, since the name of torch's own function for this differs between versions.
     """
 
     @staticmethod
     def forward(context: Any, views: Tensor) -> Tensor:
-        """(N, D) -> (world N, D)."""
-        parts = [torch.empty_like(views) for _ in range(distributed.world())]
-        dist.all_gather(parts, views.contiguous())
-        return torch.cat(parts)
+        """Gather views (N, D) into (world N, D)."""
+        return _gather(views)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
-        """Every rank's loss has a part in the gradient of every view."""
+        """Sum the gradients of all ranks, whose losses all depend on every view, and return the share of this rank."""
         whole = gradients[0].contiguous()
         dist.all_reduce(whole)
         return whole.chunk(distributed.world())[distributed.rank()]

@@ -1,7 +1,7 @@
-"""The SpectralGPT encoder: an image of C bands becomes 3-D tokens, tokens pass a plain pre-norm transformer.
+"""The SpectralGPT encoder: images become 3-D tokens, which pass through a plain pre-norm transformer.
 
-Hong et al., "SpectralGPT: Spectral Remote Sensing Foundation Model", IEEE TPAMI 46(8), 2024. It knows nothing of
-masking: it embeds and encodes the tokens it is told to keep.
+Hong et al., "SpectralGPT: Spectral Remote Sensing Foundation Model", IEEE TPAMI 46(8), 2024. Masking is left to the
+caller, which passes the ids of the tokens to keep.
 
 Shape suffixes: N images, T times, C bands, H rows, W columns; L tokens of an image, K kept ones, P values in a
 token (bands x rows x columns), D width, A attention heads, E width of one head.
@@ -50,7 +50,7 @@ class EncoderConfig:
     start: Literal["random", "sincos"] = "random"
 
     def __post_init__(self) -> None:
-        """Raises SettingError where bands, pixels or width do not divide."""
+        """Check that sizes are positive and that bands, pixels and width divide. Raises SettingError."""
         for name in ("bands", "times", "image_px", "patch_px", "group_bands", "width", "depth", "heads"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)}: expected 1 or more in the model settings")
@@ -63,47 +63,47 @@ class EncoderConfig:
 
     @property
     def side(self) -> int:
-        """Tokens along one side of the image."""
+        """Number of tokens along one side of the image."""
         return self.image_px // self.patch_px
 
     @property
     def planes(self) -> int:
-        """Tokens above one place of the ground: times x spectral groups that images have."""
+        """Number of tokens at one place of the ground: times x spectral groups that images have."""
         return self.times * (self.groups - len(self.dropped))
 
     @property
     def groups(self) -> int:
-        """Spectral groups of the model."""
+        """Number of spectral groups of the model."""
         return self.bands // self.group_bands
 
     @property
     def image_bands(self) -> int:
-        """Bands of one image: those of the groups that are not dropped."""
+        """Number of bands of one image: those of the groups that are not dropped."""
         return (self.groups - len(self.dropped)) * self.group_bands
 
     @property
     def tokens(self) -> int:
-        """L, tokens of one image."""
+        """Number of tokens of one image, L."""
         return self.planes * self.side**2
 
     @property
     def token_values(self) -> int:
-        """P, values in one token."""
+        """Number of values in one token, P."""
         return self.group_bands * self.patch_px**2
 
 
 def base(*, image_px: int = 128) -> EncoderConfig:
-    """The 100 M model: 85.4 M parameters in the encoder."""
+    """Return the size of the 100 M model, whose encoder has 85.4 M parameters."""
     return EncoderConfig(image_px=image_px)
 
 
 def large(*, image_px: int = 128) -> EncoderConfig:
-    """The 300 M model: 302.8 M parameters in the encoder."""
+    """Return the size of the 300 M model, whose encoder has 302.8 M parameters."""
     return EncoderConfig(image_px=image_px, width=1024, depth=24, heads=16)
 
 
 def huge(*, image_px: int = 128) -> EncoderConfig:
-    """The 600 M model: 630.3 M parameters in the encoder."""
+    """Return the size of the 600 M model, whose encoder has 630.3 M parameters."""
     return EncoderConfig(image_px=image_px, width=1280, depth=32, heads=16)
 
 
@@ -111,9 +111,17 @@ def huge(*, image_px: int = 128) -> EncoderConfig:
 
 
 def patchify(images: Tensor, config: EncoderConfig) -> Tensor:
-    """(N, C, H, W) or (N, T, C, H, W) -> (N, L, P); within a token: band, then row, then column.
+    """Cut images into the values of their tokens.
 
-    Raises SettingError where the images are not of the configured size.
+    Args:
+        images: Images (N, C, H, W), or (N, T, C, H, W) for several times.
+        config: Size of the images and tokens.
+
+    Returns:
+        Values (N, L, P); within a token: band, then row, then column.
+
+    Raises:
+        SettingError: The images are not of the configured size.
     """
     _check_images(images, config)
     g, s, p = config.group_bands, config.side, config.patch_px
@@ -123,15 +131,15 @@ def patchify(images: Tensor, config: EncoderConfig) -> Tensor:
 
 
 def gather(x_NLD: Tensor, ids_NK: Tensor) -> Tensor:
-    """The tokens `ids_NK` of each image -> (N, K, D), in the order of the ids."""
+    """Return the tokens `ids_NK` of each image, (N, K, D), in the order of the ids."""
     return x_NLD.gather(1, ids_NK.unsqueeze(-1).expand(-1, -1, x_NLD.shape[-1]))
 
 
 class PatchEmbed(nn.Module):
-    """The paper's 3-D patch embedding: a convolution of (bands, rows, columns) with stride equal to its kernel.
+    """3-D patch embedding of the paper: a convolution over (bands, rows, columns) with stride equal to its kernel.
 
-    Such a convolution is a linear map of each patch by itself, so only the patches given are computed: with 90 %
-    masked that saves nine tenths of it.
+    Such a convolution is a linear map of each patch by itself, so it is applied to the given patches only; with 90 %
+    masked this saves nine tenths of the work.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -140,7 +148,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(1, config.width, kernel, stride=kernel)
 
     def forward(self, patches_NKP: Tensor) -> Tensor:
-        """(N, K, P) -> (N, K, D)."""
+        """Embed patches (N, K, P) into tokens (N, K, D)."""
         return functional.linear(patches_NKP, self.proj.weight.flatten(1), self.proj.bias)
 
 
@@ -148,11 +156,11 @@ class PatchEmbed(nn.Module):
 
 
 def attend(q_NALE: Tensor, k_NALE: Tensor, v_NALE: Tensor) -> Tensor:
-    """softmax(q k^T E^-0.5) v of each head."""
+    """Compute softmax(q k^T E^-0.5) v of each head, (N, A, L, E)."""
     if q_NALE.device.type != "cpu" or q_NALE.dtype != torch.bfloat16:
         return functional.scaled_dot_product_attention(q_NALE, k_NALE, v_NALE)  # its default scale is E ** -0.5
-    # On a CPU torch's own kernel takes twice as long in bf16. So many heads at a time, that their scores (2 MB) stay in
-    # its cache.
+    # On a CPU torch's own kernel takes twice as long in bf16. Heads are computed in batches whose scores (2 MB) fit
+    # into the cache.
     at_once = max(1, 2**20 // q_NALE.shape[2] ** 2)
     parts = zip(*(torch.split(x.flatten(0, 1), at_once) for x in (q_NALE, k_NALE, v_NALE)), strict=True)
     heads = [(q * q.shape[-1] ** -0.5 @ k.transpose(1, 2)).softmax(-1) @ v for q, k, v in parts]
@@ -160,7 +168,7 @@ def attend(q_NALE: Tensor, k_NALE: Tensor, v_NALE: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Full attention over all given tokens, spatial and spectral alike; q, k and v are layers of their own."""
+    """Full attention over all given tokens, spatial and spectral alike, with separate layers for q, k and v."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -172,7 +180,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_NLD: Tensor) -> Tensor:
-        """(N, L, D) -> (N, L, D)."""
+        """Transform tokens (N, L, D)."""
         q_NALE, k_NALE, v_NALE = (
             layer(x_NLD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v)
         )
@@ -181,7 +189,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, Linear."""
+    """Linear, exact GELU, Linear, on tokens (N, L, D)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -189,13 +197,19 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x_NLD: Tensor) -> Tensor:
-        """(N, L, D) -> (N, L, D)."""
+        """Transform tokens (N, L, D)."""
         out: Tensor = self.fc2(functional.gelu(self.fc1(x_NLD)))
         return out
 
 
 class Block(nn.Module):
-    """x += attention(norm(x)); x += mlp(norm(x)). `recompute` trades a second forward pass for activation memory."""
+    """Pre-norm transformer block: x += attention(norm(x)); x += mlp(norm(x)).
+
+    Attributes:
+        drop_path: Rate of stochastic depth, see the function `drop_path`.
+        recompute: Whether the backward pass recomputes activations, which saves memory at the cost of a second forward
+            pass.
+    """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -207,7 +221,7 @@ class Block(nn.Module):
         self.recompute = False
 
     def forward(self, x_NLD: Tensor) -> Tensor:
-        """(N, L, D) -> (N, L, D)."""
+        """Transform tokens (N, L, D)."""
         if self.recompute and torch.is_grad_enabled():
             out: Tensor = checkpoint(self._forward, x_NLD, use_reentrant=False)
             return out
@@ -220,7 +234,10 @@ class Block(nn.Module):
 
 
 def drop_path(x_NLD: Tensor, rate: float) -> Tensor:
-    """Zero the whole branch of a sample with probability `rate`, scale the others so that the mean stays."""
+    """Zero the whole branch of a sample with probability `rate`, and scale the others to keep the mean.
+
+    Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
+    """
     if rate == 0.0:
         return x_NLD
     # Drawn in float32 whatever the stream's precision, so that bf16 and fp32 runs drop the same samples.
@@ -232,7 +249,7 @@ def drop_path(x_NLD: Tensor, rate: float) -> Tensor:
 
 
 class Parts(Protocol):
-    """What `tokens` needs of a module: an Encoder, or a module that has adopted one."""
+    """Modules with the parts of an encoder: an `Encoder`, or one that `adopt` has given them."""
 
     config: EncoderConfig
     patch_embed: PatchEmbed
@@ -241,7 +258,13 @@ class Parts(Protocol):
 
 
 class Encoder(nn.Module):
-    """Patch embedding, positions, blocks, final norm. Made with zero position tables (see `initialise`)."""
+    """SpectralGPT's encoder: patch embedding, positions, transformer blocks and final norm.
+
+    A new encoder has zero position tables and the framework's default weights; see `initialise`.
+
+    Args:
+        config: Size of the encoder and its images.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -251,7 +274,7 @@ class Encoder(nn.Module):
         if config.class_token:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.patch_embed = PatchEmbed(config)
-        last = max(config.depth - 1, 1)  # drop path grows linearly: never in the first block, in full in the last
+        last = max(config.depth - 1, 1)  # drop path grows linearly from 0 in the first block to its rate in the last
         self.blocks = nn.Sequential(
             *(
                 Block(config.width, config.heads, config.mlp_ratio, config.drop_path * i / last)
@@ -261,31 +284,40 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
 
     def tokens(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """As the function `tokens`, with the parts of this encoder."""
+        """Encode images with this encoder, see the function `tokens`."""
         return tokens(self, images, ids_keep)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, L, D), all tokens after the final norm."""
+        """Encode images (N, C, H, W), or (N, T, C, H, W), into all tokens (N, L, D) after the final norm."""
         out: Tensor = self.norm(self.tokens(images))
         return out
 
 
 def tokens(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-    """Encoded tokens of places before the final norm: (N, L, D), or (N, K, D) in the order of `ids_keep` (N, K).
+    """Encode images into tokens before the final norm, without the class token.
 
-    Images are (N, C, H, W), or (N, T, C, H, W) where the encoder takes several times.
+    Args:
+        parts: The encoder.
+        images: Images (N, C, H, W), or (N, T, C, H, W) if the encoder takes several times.
+        ids_keep: Ids (N, K) of the tokens to encode; all of them where None.
+
+    Returns:
+        Tokens (N, L, D), or (N, K, D) in the order of `ids_keep`.
+
+    Raises:
+        SettingError: The images are not of the configured size.
     """
     return encoded(parts, images, ids_keep)[:, int(parts.config.class_token) :]
 
 
 def encoded(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-    """As `tokens`, behind the class token where the encoder has one: (N, 1 + L, D)."""
+    """Encode as `tokens` does, with the class token first if the encoder has one: (N, 1 + L, D)."""
     out: Tensor = parts.blocks(embedded(parts, images, ids_keep))
     return out
 
 
 def embedded(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-    """What the first block sees: as `encoded`, before the blocks."""
+    """Embed images into the input of the first block: patches plus positions, with the class token first if any."""
     patches_NLP = patchify(images, parts.config)
     positions_NLD = positions(parts).expand(len(patches_NLP), -1, -1)
     if ids_keep is not None:
@@ -293,7 +325,7 @@ def embedded(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Te
         patches_NLP, positions_NLD = gather(patches_NLP, ids_keep), gather(positions_NLD, ids_keep)
     x_NLD: Tensor = parts.patch_embed(patches_NLP) + positions_NLD
     if parts.config.class_token:
-        token_11D: Tensor = parts.cls_token  # type: ignore[attr-defined]  # only where it is switched on
+        token_11D: Tensor = parts.cls_token  # type: ignore[attr-defined]  # set only with config.class_token
         x_NLD = torch.cat([token_11D.to(x_NLD.dtype).expand(len(x_NLD), -1, -1), x_NLD], dim=1)
     return x_NLD
 
@@ -310,7 +342,12 @@ def embedding(parts: Parts, images: Tensor) -> Tensor:
 
 
 def positions(parts: Parts, prefix: str = "") -> Tensor:
-    """(1, L, D): the joint table, or spatial[row, column] + spectral[time, group] of every token."""
+    """Return the positions (1, L, D) of all tokens: the joint table, or spatial[row, column] + spectral[time, group].
+
+    Args:
+        parts: The encoder, or a model with a decoder.
+        prefix: "decoder_" for the tables of the decoder.
+    """
     config = parts.config
     present = [plane for plane in range(config.times * config.groups) if plane % config.groups not in config.dropped]
     if hasattr(parts, f"{prefix}pos_embed"):
@@ -325,7 +362,7 @@ def positions(parts: Parts, prefix: str = "") -> Tensor:
 
 
 def position_rows(config: EncoderConfig) -> dict[str, int]:
-    """Name -> rows of each position table, in the published names; dropped groups have theirs."""
+    """Return the number of rows of each position table by released name; dropped groups keep theirs."""
     planes = config.times * config.groups
     if config.positions == "joint":
         return {"pos_embed": planes * config.side**2}
@@ -333,9 +370,9 @@ def position_rows(config: EncoderConfig) -> dict[str, int]:
 
 
 def adopt(module: nn.Module, encoder: Encoder) -> None:
-    """Hang the encoder's parts on `module` itself, which then is a `Parts` and shares the encoder's weights.
+    """Add the parts of `encoder` to `module` itself, which shares their weights and becomes one of `Parts`.
 
-    So the state-dict keys of a pretraining model or classifier are the published ones, without a prefix.
+    The state-dict keys of the module are then the released ones, without a prefix.
     """
     for name, parameter in encoder.named_parameters(recurse=False):
         module.register_parameter(name, parameter)
@@ -345,14 +382,14 @@ def adopt(module: nn.Module, encoder: Encoder) -> None:
 
 
 def recompute_activations(module: nn.Module) -> None:
-    """Let every block below `module` recompute its activations in the backward pass."""
+    """Make every `Block` in `module` recompute its activations in the backward pass."""
     for block in module.modules():
         if isinstance(block, Block):
             block.recompute = True
 
 
 def initialise(module: nn.Module) -> None:
-    """Fresh weights as the paper's code draws them for pretraining.
+    """Draw fresh weights in place, as the released code does for pretraining.
 
     | part                          | values                                                          |
     | ----------------------------- | --------------------------------------------------------------- |
@@ -363,8 +400,8 @@ def initialise(module: nn.Module) -> None:
     | Linear (q, k, v each alone)   | Xavier uniform, bias 0                                          |
     | LayerNorm                     | 1, 0                                                            |
 
-    An Encoder that is only constructed has zero position tables and framework defaults: that is how the released
-    fine-tuning models (and so the "from scratch" baselines) start.
+    An `Encoder` that is only constructed has zero position tables and the framework's defaults, from which the
+    released fine-tuning models (and so the "from scratch" baselines) start.
     """
     for name, parameter in module.named_parameters():
         if "pos_embed" in name:
@@ -386,7 +423,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def _start_with_sincos(module: nn.Module, config: EncoderConfig) -> None:
-    """Spatial tables as `sincos`, spectral ones normal at about the same size (sines have mean square 1/2)."""
+    """Set spatial tables to `sincos`, and draw spectral ones of about the same size (sines have mean square 1/2)."""
     for name, table in module.named_parameters(recurse=False):
         if name.endswith("pos_embed_spatial"):
             table.data.copy_(sincos(config.side, table.shape[-1]))
@@ -395,9 +432,13 @@ def _start_with_sincos(module: nn.Module, config: EncoderConfig) -> None:
 
 
 def sincos(side: int, width: int) -> Tensor:
-    """(side^2, width): sines and cosines of row and column, wavelengths from 2 pi to 20,000 pi tokens.
+    """Return a table (side^2, width) of sines and cosines of row and column, of wavelengths 2 pi to 20,000 pi tokens.
 
-    Vaswani et al., "Attention Is All You Need", 2017, section 3.5, in two dimensions as in MAE; width over 4 of each.
+    Vaswani et al., "Attention Is All You Need", 2017, section 3.5, in two dimensions as in MAE: a quarter of the width
+    each for sines and cosines of rows and of columns.
+
+    Raises:
+        SettingError: `width` is not a multiple of 4.
     """
     if width % 4:
         raise SettingError(
@@ -409,7 +450,7 @@ def sincos(side: int, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-# --- refusals ------------------------------------------------------------------------------
+# --- checks --------------------------------------------------------------------------------
 
 
 def _check_images(images: Tensor, config: EncoderConfig) -> None:

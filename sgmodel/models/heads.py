@@ -142,7 +142,7 @@ class ChangeDetector(DenseModel):
 
 
 class _MeanOfRanks(torch.autograd.Function):
-    """The mean over processes with gradients: its result is in the loss of every rank, so theirs are averaged too."""
+    """Mean over processes with gradients, which are averaged too since the result is in the loss of every rank."""
 
     @staticmethod
     def forward(ctx: Any, figures: Tensor) -> Tensor:

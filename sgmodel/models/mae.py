@@ -1,7 +1,8 @@
 """The masked autoencoder that pretrains SpectralGPT: mask 3-D tokens, encode the rest, decode all, compare twice.
 
-Shape suffixes as in `encoder`; M width of the decoder, G spectral groups,
-S places of the ground.
+Hong et al., IEEE TPAMI 46(8), 2024, after He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022.
+
+Shape suffixes as in `encoder`; M width of the decoder, G spectral groups, S places of the ground.
 """
 
 from __future__ import annotations
@@ -42,8 +43,16 @@ class Objective:
 
 
 class Reconstruction(NamedTuple):
-    """One forward pass: the loss, its two unweighted terms, prediction (N, L, P), mask (N, L; 1 = removed), and
-    `loss_band` (C,): the mean squared error of each band over the removed tokens, for logs only."""
+    """Result of a forward pass.
+
+    Attributes:
+        loss: Weighted sum of the two terms.
+        loss_token: Token-to-token term, see `token_loss`.
+        loss_spectral: Spectral-to-spectral term, see `spectral_loss`.
+        pred: Predicted values (N, L, P), without gradient.
+        mask: 1 for removed tokens, else 0, (N, L).
+        loss_band: Mean squared error of each band over the removed tokens, (C,), for logs; see `band_loss`.
+    """
 
     loss: Tensor
     loss_token: Tensor
@@ -57,22 +66,38 @@ class Reconstruction(NamedTuple):
 
 
 def kept(tokens: int, ratio: float) -> int:
-    """K = L (1 - ratio), truncated in double precision: 1 - 0.9 falls short of 0.1, so 3 of 40 are kept, not 4."""
+    """Return the number of tokens to keep, K = L (1 - ratio), truncated in double precision as in the released code.
+
+    In floating point 1 - 0.9 is less than 0.1, so 3 of 40 tokens are kept, not 4.
+
+    Raises:
+        SettingError: `ratio` keeps no token, or all.
+    """
     k = int(tokens * (1 - ratio))
     if not 0 < k < tokens:
         raise SettingError(
-            f"mask ratio {ratio} keeps {k} of {tokens}: it should leave at least one to see and one to predict"
+            f"mask ratio {ratio} keeps {k} of {tokens} tokens: expected at least one to keep and one to predict; "
+            f"change mask_ratio"
         )
     return k
 
 
 def random_tokens(noise_NL: Tensor, planes: int, ratio: float) -> Tensor:
-    """The paper's masking, over spatial and spectral places alike -> ids kept (N, K), lowest noise first."""
+    """Mask tokens at random, over spatial and spectral places alike, as the paper does.
+
+    Args:
+        noise_NL: Uniform noise (N, L); the tokens of the lowest noise are kept.
+        planes: Number of tokens at one place; not used here.
+        ratio: Share of the tokens to mask.
+
+    Returns:
+        Ids (N, K) of the tokens to keep, lowest noise first.
+    """
     return noise_NL.argsort(dim=1, stable=True)[:, : kept(noise_NL.shape[1], ratio)]
 
 
 def tubes(noise_NL: Tensor, planes: int, ratio: float) -> Tensor:
-    """The same places of the ground kept in every plane -> ids kept (N, K)."""
+    """Mask the same places of the ground in every plane; returns the ids (N, K) to keep."""
     places = noise_NL.shape[1] // planes
     # The noise of the first plane decides for all.
     place_ids = random_tokens(noise_NL[:, :places], 1, ratio)
@@ -81,7 +106,7 @@ def tubes(noise_NL: Tensor, planes: int, ratio: float) -> Tensor:
 
 
 def whole_planes(noise_NL: Tensor, planes: int, ratio: float) -> Tensor:
-    """Whole spectral groups kept, everywhere on the ground -> ids kept (N, K)."""
+    """Mask whole spectral groups, everywhere on the ground; returns the ids (N, K) to keep."""
     places = noise_NL.shape[1] // planes
     plane_ids = random_tokens(noise_NL[:, ::places], 1, ratio)
     return (plane_ids.unsqueeze(2) * places + torch.arange(places, device=noise_NL.device)).flatten(1)
@@ -98,7 +123,7 @@ MASKINGS: dict[str, Callable[[Tensor, int, float], Tensor]] = {
 
 
 def unpatchify(tokens_NLP: Tensor, config: enc.EncoderConfig) -> Tensor:
-    """(N, L, P) -> (N, C, H, W), or (N, T, C, H, W) for several times: the inverse of `encoder.patchify`."""
+    """Join values (N, L, P) into images (N, C, H, W), or (N, T, C, H, W): the inverse of `encoder.patchify`."""
     g, s, p = config.group_bands, config.side, config.patch_px
     x = tokens_NLP.reshape(-1, config.planes, s, s, g, p, p).permute(0, 1, 4, 2, 5, 3, 6)
     shape = (config.image_bands, config.image_px, config.image_px)
@@ -106,29 +131,30 @@ def unpatchify(tokens_NLP: Tensor, config: enc.EncoderConfig) -> Tensor:
 
 
 def normalised(target_NLP: Tensor) -> Tensor:
-    """Each token at zero mean and unit (unbiased) variance."""
-    # The root's eps is the released one; a flat token becomes zeros instead of NaN.
+    """Scale the values of each token to zero mean and unit (unbiased) variance."""
+    # The released eps, with which a constant token becomes zeros instead of NaN.
     variance, mean = torch.var_mean(target_NLP, dim=-1, keepdim=True)
     return (target_NLP - mean) / (variance + 1e-6).sqrt()
 
 
 def token_loss(pred_NLP: Tensor, target_NLP: Tensor, mask_NL: Tensor) -> Tensor:
-    """Token-to-token: mean squared error of the removed tokens, over the whole batch."""
+    """Compute the token-to-token term: the mean squared error of the removed tokens over the whole batch."""
     return ((pred_NLP - target_NLP).square().mean(-1) * mask_NL).sum() / mask_NL.sum()
 
 
 def spectral_loss(pred_NLP: Tensor, target_NLP: Tensor, config: enc.EncoderConfig) -> Tensor:
-    """Spectral-to-spectral: squared error between the sums over the spectral groups at each place, not masked.
+    """Compute the spectral-to-spectral term: the mean squared error of sums over the spectral groups of each place.
 
-    In band terms, for three-band groups of twelve: B[u] + B[u+3] + B[u+6] + B[u+9] for u in 0..2.
+    All tokens count, masked or not. For twelve bands in groups of three, the sums are B[u] + B[u+3] + B[u+6] + B[u+9]
+    for u in 0..2.
     """
-    # The difference of two sums is the sum of differences: one tensor of this size instead of two.
+    # Summing the differences instead of subtracting the sums needs one tensor of this size instead of two.
     error_NTGSP = (pred_NLP - target_NLP).reshape(*_planes(pred_NLP, config), config.token_values)
     return error_NTGSP.sum(2).square().mean()
 
 
 def band_loss(pred_NLP: Tensor, target_NLP: Tensor, mask_NL: Tensor, config: enc.EncoderConfig) -> Tensor:
-    """(C,): mean squared error of each band over its removed tokens; NaN for a band with none removed."""
+    """Compute the mean squared error (C,) of each band over its removed tokens; NaN for a band without any."""
     shape = _planes(pred_NLP, config)
     error = (pred_NLP - target_NLP).square().reshape(*shape, config.group_bands, -1).mean(-1)
     mask_NTGS1 = mask_NL.reshape(*shape, 1)
@@ -136,7 +162,7 @@ def band_loss(pred_NLP: Tensor, target_NLP: Tensor, mask_NL: Tensor, config: enc
 
 
 def _planes(tokens_NLP: Tensor, config: enc.EncoderConfig) -> tuple[int, int, int, int]:
-    """(N, T, G, S): L taken apart."""
+    """Return the shape (N, T, G, S) into which (N, L) unfolds."""
     return len(tokens_NLP), config.times, config.planes // config.times, config.side**2
 
 
@@ -144,7 +170,16 @@ def _planes(tokens_NLP: Tensor, config: enc.EncoderConfig) -> tuple[int, int, in
 
 
 class MaskedAutoencoder(nn.Module):
-    """SpectralGPT as pretrained. State-dict keys are the published ones, so the encoder's parts hang here."""
+    """SpectralGPT as pretrained: the encoder, a light decoder, and the loss.
+
+    The model has the encoder's parts as its own (`encoder.adopt`), so that state-dict keys are the released ones. All
+    weights are drawn anew (`encoder.initialise`), also those of `encoder`; load trained ones afterwards.
+
+    Args:
+        encoder: The encoder, whose parameters are used and not copied.
+        decoder: Size of the decoder.
+        objective: Masking and loss.
+    """
 
     config: enc.EncoderConfig
     patch_embed: enc.PatchEmbed
@@ -154,7 +189,6 @@ class MaskedAutoencoder(nn.Module):
     def __init__(
         self, encoder: enc.Encoder, decoder: DecoderConfig | None = None, objective: Objective | None = None
     ) -> None:
-        """Adopts `encoder` and draws all weights anew (`encoder.initialise`); load trained ones afterwards."""
         super().__init__()
         self.decoder = decoder = decoder or DecoderConfig()
         self.objective = objective or Objective()
@@ -171,9 +205,15 @@ class MaskedAutoencoder(nn.Module):
         enc.initialise(self)
 
     def forward(self, images: Tensor, *, noise: Tensor, ratio: float) -> Reconstruction:
-        """Mask by `noise` (N, L; uniform), reconstruct, compare. The images are their own target.
+        """Mask images, reconstruct them, and compare the result with them.
 
-        Raises SettingError where `ratio` keeps no token, or all.
+        Args:
+            images: Images (N, C, H, W), or (N, T, C, H, W) if the encoder takes several times.
+            noise: Uniform noise (N, L) that decides which tokens are masked.
+            ratio: Share of the tokens to mask.
+
+        Raises:
+            SettingError: `ratio` keeps no token, or all, or the images are not of the configured size.
         """
         ids_keep_NK = MASKINGS[self.objective.masking](noise, self.config.planes, ratio)
         mask_NL = torch.ones_like(noise, dtype=torch.float32).scatter(1, ids_keep_NK, 0.0)
@@ -182,11 +222,14 @@ class MaskedAutoencoder(nn.Module):
         return self.compare(pred_NLP, enc.patchify(images, self.config), mask_NL)
 
     def decode(self, latent_NKD: Tensor, ids_keep_NK: Tensor) -> Tensor:
-        """Kept tokens to their places, the mask token everywhere else, then the decoder -> (N, L, P).
+        """Decode kept tokens, with the mask token in all other places, into values (N, L, P).
 
-        A class token comes first in `latent_NKD`; the decoder sees it too, which is what it learns from.
+        Args:
+            latent_NKD: Encoded tokens (N, K, D), behind the class token if the encoder has one. The decoder attends to
+                it too, so that it is trained.
+            ids_keep_NK: Places of the tokens, (N, K).
         """
-        # Scattering into mask tokens equals the paper's append-and-unshuffle, without sorting the ids back.
+        # Scattering into mask tokens equals the released code's append and unshuffle, without sorting the ids back.
         first = int(self.config.class_token)
         class_N1M, visible_NKM = self.decoder_embed(latent_NKD).tensor_split([first], dim=1)
         everywhere_NLM = self.mask_token.to(visible_NKM.dtype).expand(len(latent_NKD), self.config.tokens, -1)
@@ -197,13 +240,19 @@ class MaskedAutoencoder(nn.Module):
         return pred
 
     def compare(self, pred_NLP: Tensor, target_NLP: Tensor, mask_NL: Tensor) -> Reconstruction:
-        """Both terms of the loss in float32, whatever the precision of the prediction."""
+        """Compute both terms of the loss, in float32 whatever the precision of the prediction.
+
+        Args:
+            pred_NLP: Predicted values (N, L, P).
+            target_NLP: Values of the images (N, L, P).
+            mask_NL: 1 for removed tokens, else 0.
+        """
         pred, target = pred_NLP.float(), target_NLP.float()
         token_target = normalised(target) if self.objective.norm_pix else target
         token = token_loss(pred, token_target, mask_NL)
         spectral = spectral_loss(pred, target, self.config)
         loss = self.objective.weight_token * token + self.objective.weight_spectral * spectral
-        with torch.no_grad():  # a figure for logs, never a gradient
+        with torch.no_grad():  # for logs only
             bands = band_loss(pred, token_target, mask_NL, self.config)
-        # The prediction is for pictures: with a gradient, FSDP would warn of a view that somebody might write to.
+        # Detached, as it is for pictures only: FSDP warns of views with a gradient, which might be written to.
         return Reconstruction(loss, token, spectral, pred.detach(), mask_NL, bands)

@@ -1,7 +1,7 @@
-"""SatMAE's encoder: groups of bands are cut into patches of their own, and all patches of all groups attend together.
+"""SatMAE's encoder: each group of bands is cut into patches of its own, and the patches of all groups attend together.
 
 Cong et al., "SatMAE: Pre-training Transformers for Temporal and Multi-Spectral Satellite Imagery", NeurIPS 2022,
-section 4.2. Written from the paper; the names of the weights are those that users list of the published files
+section 4.2. Written from the paper; the names of the weights are those of the released files, as users list them
 (`catalogs/tables/satmae_base_keys.tsv`).
 """
 
@@ -43,7 +43,12 @@ class SatmaeConfig:
 
 
 class PatchEmbed(nn.Module):
-    """One group's patches."""
+    """Patch embedding of one group of bands.
+
+    Args:
+        bands: Number of bands of the group.
+        config: Size of the encoder.
+    """
 
     def __init__(self, bands: int, config: SatmaeConfig) -> None:
         super().__init__()
@@ -51,10 +56,19 @@ class PatchEmbed(nn.Module):
 
 
 class GroupVit(backbones.Backbone):
-    """Patches of each group, their encodings, a class token, a plain pre-norm transformer. No band is read twice."""
+    """SatMAE's encoder: patches of each group, encodings of group and place, a class token, a pre-norm transformer.
+
+    Weights are random, encodings sines and cosines.
+
+    Args:
+        config: Size of the encoder, and the groups of bands, each of which belongs to one group at most.
+        bands: Number of bands of the images.
+
+    Raises:
+        SettingError: The groups do not fit the bands, or sizes do not divide.
+    """
 
     def __init__(self, config: SatmaeConfig, bands: int) -> None:
-        """Random weights, sines and cosines for encodings. Raises SettingError."""
         super().__init__()
         c = self.config = config
         _check(c, bands)
@@ -62,7 +76,7 @@ class GroupVit(backbones.Backbone):
         self.taps = [max(c.depth * quarter // 4, 1) - 1 for quarter in (1, 2, 3, 4)]
         self.patch_embed = nn.ModuleList(PatchEmbed(len(group), c) for group in c.groups)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, c.width))
-        # Row 0 is the class token's; it has no place, hence zeros.
+        # Row 0 is that of the class token, which has no place.
         places = torch.cat([torch.zeros(1, c.width - c.group_width), enc.sincos(c.side, c.width - c.group_width)])
         self.pos_embed = nn.Parameter(places[None])
         self.channel_embed = nn.Parameter(_sincos(len(c.groups), c.group_width)[None])
@@ -73,7 +87,7 @@ class GroupVit(backbones.Backbone):
         self.norm = nn.LayerNorm(c.width, eps=enc.LAYER_NORM_EPS)
 
     def embedded(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, 1 + G S, D): class token, then group by group, places row by row."""
+        """Embed images (N, C, H, W) into (N, 1 + G S, D): the class token, then each group, places row by row."""
         size = (self.config.image_px, self.config.image_px)
         if tuple(images.shape[2:]) != size:
             raise SettingError(
@@ -91,26 +105,27 @@ class GroupVit(backbones.Backbone):
         return patches + torch.cat([self.pos_embed[:, 1:], group], dim=-1)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """(N, C, H, W) -> four (N, D, h, w), the mean over the groups of each place after four of the blocks."""
-        x, side, found = self.embedded(images), self.config.side, []
+        """Encode images (N, C, H, W) into four maps (N, D, h, w): means over the groups after four of the blocks."""
+        x, side = self.embedded(images), self.config.side
+        outputs: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks):
             x = block(x)
-            mean = x[:, 1:].unflatten(1, (-1, side * side)).mean(1) if number in self.taps else None
-            if mean is not None:
-                found += [mean.transpose(1, 2).unflatten(2, (side, side))] * self.taps.count(number)
-        return found
+            if number in self.taps:
+                mean = x[:, 1:].unflatten(1, (-1, side * side)).mean(1)
+                outputs[number] = mean.transpose(1, 2).unflatten(2, (side, side))
+        return [outputs[number] for number in self.taps]
 
     def pooled(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, D): the mean over all tokens but the class token's, then the norm."""
+        """Encode images (N, C, H, W) into vectors (N, D): the norm of the mean over all tokens but the class token."""
         out: Tensor = self.norm(self.blocks(self.embedded(images))[:, 1:].mean(dim=1))
         return out
 
     def prepare_maps(self) -> None:
-        """The final norm takes no part."""
+        """Freeze the final norm, which maps do not use."""
         self.norm.requires_grad_(False)
 
     def adapt_weights(self, state: State, how: adapt.FirstLayer, wavelengths: Sequence[float]) -> State:
-        """The table of places of another image size, resized without the class token's row."""
+        """Resize the position table of another image size, except for the row of the class token."""
         table = state.get("pos_embed")
         if table is None or table.shape[1] == self.pos_embed.shape[1]:
             return state
@@ -119,7 +134,7 @@ class GroupVit(backbones.Backbone):
 
 
 def _sincos(count: int, width: int) -> Tensor:
-    """(count, width) sines and cosines of 0, 1, ..., as `encoder.sincos` in one dimension."""
+    """Return a table (count, width) of sines and cosines of 0, 1, ..., as `encoder.sincos` in one dimension."""
     angles = torch.arange(count)[:, None] * 10_000.0 ** -(torch.arange(width // 2) / (width // 2))
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -132,5 +147,7 @@ def _check(config: SatmaeConfig, bands: int) -> None:
         if whole % part:
             raise SettingError(f"model.satmae: {whole} is not a multiple of {part}; change image_px or width")
     if config.group_width % 2 or (config.width - config.group_width) % 4 or config.group_width >= config.width:
-        told = f"group_width {config.group_width} of width {config.width}"
-        raise SettingError(f"model.satmae: {told}: expected an even part that leaves a multiple of 4")
+        raise SettingError(
+            f"model.satmae: group_width {config.group_width} of width {config.width}: "
+            "expected an even part that leaves a multiple of 4"
+        )

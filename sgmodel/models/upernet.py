@@ -1,6 +1,7 @@
-"""The dense head, UPerNet-like: four maps, or four scales made from one, become scores of every pixel.
+"""The dense head, after UPerNet: four maps, or four scales made from one, become scores of every pixel.
 
-Max pooling where UPerNet pools by mean, and GroupNorm with GELU: as released.
+Xiao et al., "Unified Perceptual Parsing for Scene Understanding", ECCV 2018. As in the released code of SpectralGPT,
+pooling is by maximum instead of mean, and units have GroupNorm and GELU.
 """
 
 from __future__ import annotations
@@ -32,19 +33,22 @@ class HeadConfig:
     skip: int = 0
 
 
-SCALES = (8, 4, 2, 1)  # of the four levels against a token grid that they are all made from
+SCALES = (8, 4, 2, 1)
+"""Factors by which one token grid is enlarged into the four levels."""
+
 POOLED = (1, 2, 3, 6)
+"""Number of parts per side over which the coarsest level is pooled."""
 
 
 def unit(channels_in: int, channels_out: int, groups: int, dropout: float) -> nn.Sequential:
-    """Convolution 1x1, GroupNorm, GELU, dropout."""
+    """Build a unit of 1x1 convolution, GroupNorm, GELU and dropout."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 1), nn.GroupNorm(groups, channels_out), nn.GELU(), nn.Dropout(dropout)
     )
 
 
 def level(channels_in: int, number: int, scale: int, config: HeadConfig) -> nn.Sequential:
-    """One level: convolution 1x1, GroupNorm, GELU, then each place spread over scale x scale where that is not 1."""
+    """Build level `number` (0 is the finest): a unit, which a transposed convolution enlarges if `scale` is not 1."""
     if scale == 1:
         return unit(channels_in, config.levels[number], config.groups_levels, config.dropout_levels)
     hidden = config.hidden[number]
@@ -56,14 +60,18 @@ def level(channels_in: int, number: int, scale: int, config: HeadConfig) -> nn.S
 
 
 def resize(x: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
-    """Bilinear, corners aligned, as everywhere in the released head; as it is where it has that size."""
+    """Resize maps (N, D, h, w) to `size` bilinearly with aligned corners, as the released head does throughout."""
     if x.shape[-2:] == tuple(size):
         return x
     return functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 class PyramidPooling(nn.Module):
-    """The coarsest level beside its maxima over 1, 2, 3 and 6 parts of each side, fused."""
+    """The coarsest level, fused with its maxima over 1, 2, 3 and 6 parts of each side (section 3.1 of UPerNet).
+
+    Args:
+        config: Widths of the head.
+    """
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
@@ -74,16 +82,21 @@ class PyramidPooling(nn.Module):
         self.fuse = unit(coarsest + len(POOLED) * config.width, config.width, config.groups, config.dropout_levels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, coarsest, h, w) -> (N, width, h, w)."""
+        """Pool and fuse a map (N, levels[-1], h, w) into (N, width, h, w)."""
         pooled = [resize(branch(x), x.shape[-2:]) for branch in self.branches]
         fused: Tensor = self.fuse(torch.cat([*pooled, x], dim=1))
         return fused
 
 
 class UperHead(nn.Module):
-    """Four maps, finest first -> class scores at the size of the first level: its map enlarged by `scales[0]`.
+    """Head that turns four maps, finest first, into class scores at the size of the finest level.
 
-    SpectralGPT gives one map four times, and `SCALES` make levels of it; a pyramid has scales of its own, all 1.
+    Args:
+        channels: Channels of the four maps.
+        classes: Number of classes.
+        config: Widths of the head.
+        scales: Factor by which each map is enlarged into its level: `SCALES` for four times the same map, as of
+            SpectralGPT, and 1 for the maps of a pyramid.
     """
 
     def __init__(
@@ -94,31 +107,31 @@ class UperHead(nn.Module):
         self.levels = nn.ModuleList(level(channels[i], i, scales[i], config) for i in range(len(SCALES)))
         self.pooling = PyramidPooling(config)
         self.bridge = nn.Conv2d(w, w, 1)
-        # Top-down, coarse to fine: one unit takes a level's channels to the common width, one smooths the sum.
+        # Top-down, coarse to fine: one unit brings the level to the common width, one smooths the sum.
         self.lateral = nn.ModuleList(unit(c, w, groups, dropout) for c in reversed(config.levels[:-1]))
         self.smooth = nn.ModuleList(unit(w, w, groups, dropout) for _ in range(3))
         self.fuse = unit(4 * w, w, groups, dropout)
         self.classify = nn.Conv2d(w, classes, 3, padding=1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Four (N, D, h, w), each with its own D and size -> (N, classes, scale h, scale w) of the first."""
+        """Score four maps (N, D, h, w), each with its own D and size, with (N, classes, H, W) at the size of the finest."""
         scores: Tensor = self.classify(self.fused([make(x) for make, x in zip(self.levels, maps, strict=True)]))
         return scores
 
     def fused(self, levels: list[Tensor]) -> Tensor:
-        """The four levels, finest first, from the coarsest down -> (N, width, H, W) at the size of the finest."""
+        """Fuse four levels, finest first, from the coarsest down into (N, width, H, W) at the size of the finest."""
         coarse = [self.pooling(levels[3])]
         for i, finer in enumerate(reversed(levels[:3])):
             up = resize(coarse[-1], finer.shape[-2:])
-            if i == 0:  # released so: only the pooled map passes another convolution on its way
+            if i == 0:  # as released: only the pooled map passes through another convolution
                 up = self.bridge(up)
             coarse.append(self.smooth[i](up + self.lateral[i](finer)))
-        # Order x1, x2, x3, x4 (coarse to fine), as the published weights of the fusing layer expect.
+        # Coarse to fine, the order of the channels in released weights of the fusing unit.
         same_size = [resize(x, coarse[-1].shape[-2:]) for x in coarse[:-1]]
         fused: Tensor = self.fuse(torch.cat([*same_size, coarse[-1]], dim=1))
         return fused
 
 
 def shortcut(bands: int, classes: int, width: int) -> nn.Sequential:
-    """Class scores straight from the pixels, for what is narrower than a place of the coarse maps."""
+    """Build a small convolution of pixels into class scores, for objects narrower than a token."""
     return nn.Sequential(nn.Conv2d(bands, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, classes, 1))
