@@ -114,7 +114,7 @@ class UperHead(nn.Module):
         self.classify = nn.Conv2d(w, classes, 3, padding=1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Score four maps (N, D, h, w), each with its own D and size, with (N, classes, H, W) at the size of the finest."""
+        """Score four maps (N, D, h, w), finest first, with (N, classes, H, W) at the size of the finest level."""
         scores: Tensor = self.classify(self.fused([make(x) for make, x in zip(self.levels, maps, strict=True)]))
         return scores
 
