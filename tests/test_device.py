@@ -15,7 +15,7 @@ from sgdata import catalog, files
 from sgdata.errors import SettingError
 from sgmodel import devices
 from sgmodel.data import loader, normalise
-from sgmodel.models import encoder, mae
+from sgmodel.models import encoder, mae, transformer
 from sgmodel.recipes import pretrain
 from sgmodel.train import optim
 
@@ -92,7 +92,7 @@ def test_compile_takes_the_forward_pass_as_one_graph(size: str) -> None:
         model = mae.MaskedAutoencoder(encoder.Encoder(config), mae.DecoderConfig(depth=1))
         images, noise = torch.empty(2, 12, 16, 16), torch.empty(2, config.tokens)
     assert config.width // config.heads % 8 == 0  # what flash attention wants
-    encoder.recompute_activations(model)
+    transformer.recompute_activations(model)
     torch.compile(model, backend="eager", fullgraph=True)(images, noise=noise, ratio=0.75)
     torch._dynamo.reset()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sgdata.errors import SettingError
-from sgmodel.models import encoder
+from sgmodel.models import encoder, transformer
 
 TINY = encoder.EncoderConfig(image_px=16, width=24, depth=2, heads=3)
 
@@ -92,7 +92,7 @@ def test_position_of_a_token_is_spatial_plus_spectral() -> None:
 
 def test_block_equals_torchs_own_layer() -> None:
     torch.manual_seed(0)
-    block = encoder.Block(24, 3, 4.0).eval()
+    block = transformer.Block(24, 3, 4.0).eval()
     theirs = nn.TransformerEncoderLayer(
         24, 3, 96, dropout=0.0, activation="gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
     )
@@ -155,7 +155,7 @@ def test_recomputing_activations_changes_no_gradient() -> None:
         model = encoder.Encoder(dataclasses.replace(TINY, drop_path=0.4)).train()
         encoder.initialise(model)
         if recompute:
-            encoder.recompute_activations(model)
+            transformer.recompute_activations(model)
         model(torch.ones(4, 12, 16, 16)).sin().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
@@ -165,7 +165,7 @@ def test_drop_path_is_a_ramp_and_keeps_the_mean() -> None:
     model = encoder.Encoder(dataclasses.replace(TINY, depth=5, drop_path=0.4))
     assert [block.drop_path for block in model.blocks] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
     torch.manual_seed(0)
-    dropped = encoder.drop_path(torch.ones(20_000, 2, 2), 0.25)
+    dropped = transformer.drop_path(torch.ones(20_000, 2, 2), 0.25)
     assert dropped.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.02)
     assert (dropped.flatten(1).std(dim=1) == 0).all(), "a sample's branch falls out as a whole"
@@ -177,7 +177,7 @@ def test_attention_in_bf16_on_a_cpu_is_that_of_the_kernel(tokens: int) -> None:
     single = [torch.randn(2, 3, tokens, 16, requires_grad=True) for _ in range(3)]
     half = [x.detach().bfloat16().requires_grad_() for x in single]
     expected = functional.scaled_dot_product_attention(*single)
-    found = encoder.attend(*half)
+    found = transformer.attend(*half)
     for out in (expected, found):
         out.float().square().sum().backward()  # type: ignore[no-untyped-call]
     assert found.dtype == torch.bfloat16

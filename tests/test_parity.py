@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sgmodel.checkpoints import transfer, weight_files
-from sgmodel.models import encoder, mae, state_keys, upernet
+from sgmodel.models import encoder, mae, state_keys, transformer, upernet
 from tests.rounding import assert_same_gradient_rounding, assert_same_rounding
 
 
@@ -166,7 +166,7 @@ def shifted_positions(
     return positions(parts, prefix).roll(1, dims=1)
 
 
-def swapped_norms(block: encoder.Block, x_NLD: Tensor) -> Tensor:
+def swapped_norms(block: transformer.Block, x_NLD: Tensor) -> Tensor:
     x_NLD = x_NLD + block.attn(block.norm2(x_NLD))
     return x_NLD + block.mlp(block.norm1(x_NLD))
 
@@ -177,7 +177,7 @@ MUTANTS: dict[str, tuple[object, str, object]] = {
     "approximate GELU": (functional, "gelu", tanh_gelu),
     "GELU in half precision": (functional, "gelu", bfloat16_gelu),
     "positions off by one": (encoder, "positions", shifted_positions),
-    "norms swapped": (encoder.Block, "_forward", swapped_norms),
+    "norms swapped": (transformer.Block, "_forward", swapped_norms),
 }
 
 

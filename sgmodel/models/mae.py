@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sgdata.errors import SettingError
 from sgmodel.models import encoder as enc
+from sgmodel.models import transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,10 +198,8 @@ class MaskedAutoencoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder.width))
         for name, rows in enc.position_rows(self.config).items():
             self.register_parameter(f"decoder_{name}", nn.Parameter(torch.zeros(1, rows, decoder.width)))
-        self.decoder_blocks = nn.Sequential(
-            *(enc.Block(decoder.width, decoder.heads, decoder.mlp_ratio) for _ in range(decoder.depth))
-        )
-        self.decoder_norm = nn.LayerNorm(decoder.width, eps=enc.LAYER_NORM_EPS)
+        self.decoder_blocks = transformer.blocks(decoder.depth, decoder.width, decoder.heads, decoder.mlp_ratio)
+        self.decoder_norm = nn.LayerNorm(decoder.width, eps=transformer.LAYER_NORM_EPS)
         self.decoder_pred = nn.Linear(decoder.width, self.config.token_values)
         enc.initialise(self)
 

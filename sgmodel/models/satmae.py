@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdata.errors import SettingError
-from sgmodel.models import adapt, backbones
+from sgmodel.models import adapt, backbones, transformer
 from sgmodel.models import encoder as enc
 from sgmodel.models.adapt import State
 
@@ -81,10 +81,8 @@ class GroupVit(backbones.Backbone):
         self.pos_embed = nn.Parameter(places[None])
         self.channel_embed = nn.Parameter(_sincos(len(c.groups), c.group_width)[None])
         self.channel_cls_embed = nn.Parameter(torch.zeros(1, 1, c.group_width))
-        last = max(c.depth - 1, 1)
-        rates = (c.drop_path * i / last for i in range(c.depth))
-        self.blocks = nn.Sequential(*(enc.Block(c.width, c.heads, c.mlp_ratio, rate) for rate in rates))
-        self.norm = nn.LayerNorm(c.width, eps=enc.LAYER_NORM_EPS)
+        self.blocks = transformer.blocks(c.depth, c.width, c.heads, c.mlp_ratio, c.drop_path)
+        self.norm = nn.LayerNorm(c.width, eps=transformer.LAYER_NORM_EPS)
 
     def embedded(self, images: Tensor) -> Tensor:
         """Embed images (N, C, H, W) into (N, 1 + G S, D): the class token, then each group, places row by row."""

@@ -22,7 +22,7 @@ from sgdata.errors import ExitCode, SettingError
 from sgdata.types import Contract
 from sgmodel import devices, distributed
 from sgmodel.data import band_selection, loader, normalise, upsample
-from sgmodel.models import encoder, state_keys
+from sgmodel.models import state_keys, transformer
 from sgmodel.train import loop, optim, run_folder
 
 if TYPE_CHECKING:
@@ -204,11 +204,11 @@ def _ready(
     """Move `model` to its device and give what training calls in its place. Make the optimizer afterwards."""
     # Before spreading: FSDP wraps the blocks as they then are.
     if training.recompute:
-        encoder.recompute_activations(model)
+        transformer.recompute_activations(model)
     if training.precision == "fp16" and parallel == "fsdp" and distributed.world() > 1:
         raise SettingError("precision is 'fp16', --parallel 'fsdp': the gradient scaler sees one shard; use 'bf16'")
     forward = distributed.parallelise(
-        model.to(where.device), parallel, where.device, block=encoder.Block, half=where.half
+        model.to(where.device), parallel, where.device, block=transformer.Block, half=where.half
     )
     # Compiled in place: the wrapper of torch.compile would hide what tells DDP and FSDP when to exchange gradients.
     if training.compile:

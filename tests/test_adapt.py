@@ -1,4 +1,4 @@
-"""Weights for other bands, patches and times: by hand, and that what was learnt is not lost."""
+"""Adapt weights to other bands, patches and times: values worked out by hand, and functions that are preserved."""
 
 from __future__ import annotations
 
