@@ -57,10 +57,10 @@ def test_what_stands_in_the_places_of_missing_bands() -> None:
     band_indices = band_selection.indices(ours, sentinel2.L2A_BANDS, "mean")
     assert band_indices == [0, 1, 2, 3, 4, 5, 6, band_selection.MEAN, 7, band_selection.MEAN, 8, 9]
     images = torch.rand(2, 10, 3, 3)
-    assert torch.equal(band_selection.taken(images, band_indices)[:, 7], images.mean(dim=1))
+    assert torch.equal(band_selection.select(images, band_indices)[:, 7], images.mean(dim=1))
     # Of the bands that the recipe names, not of all that are stored.
     few = band_selection.indices(ours, ("B02", "B08", "B04"), "mean")
-    assert torch.equal(band_selection.taken(images, few)[:, 1], images[:, [1, 3]].mean(dim=1))
+    assert torch.equal(band_selection.select(images, few)[:, 1], images[:, [1, 3]].mean(dim=1))
 
 
 def test_bands_that_nothing_stands_for() -> None:

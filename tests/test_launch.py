@@ -40,7 +40,7 @@ def test_outside_the_main_thread_nothing_can_be_told() -> None:
     answers: list[bool] = []
 
     def ask() -> None:
-        with training.told_to_stop() as told:
+        with training.deferred_signals() as told:
             answers.append(told())
 
     thread = threading.Thread(target=ask)

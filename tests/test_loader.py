@@ -40,7 +40,7 @@ def test_order_on_any_ranks_with_any_interruption(count: int, world: int, batch:
     resumed = [*data_loader.stream(count, batch, seed=seed, first=0, last=cut)]
     resumed += data_loader.stream(count, batch, seed=seed, first=cut, last=last)
     for expected, places in zip(whole, resumed, strict=True):
-        parts = [data_loader.share(places, rank=rank, world=world).samples for rank in range(world)]
+        parts = [data_loader.rank_part(places, rank=rank, world=world).samples for rank in range(world)]
         assert np.array_equal(np.concatenate(parts), expected)
     flat = np.concatenate(whole)
     for epoch in range(len(flat) // count):
@@ -58,7 +58,7 @@ def test_epochs_differ_and_are_marked() -> None:
 def test_ranks_must_divide_the_batch() -> None:
     (places,) = data_loader.stream(9, 6, seed=0, first=0, last=1)
     with pytest.raises(SettingError, match="batch 6 does not divide among 4"):
-        data_loader.share(places, rank=0, world=4)
+        data_loader.rank_part(places, rank=0, world=4)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -73,7 +73,7 @@ def test_order_on_any_ranks_with_any_interruption(folders: dict[str, Path], worl
     whole = list(source.stream(8, seed=3, first=0, last=9))
     again = [*source.stream(8, seed=3, first=0, last=4), *source.stream(8, seed=3, first=4, last=9)]
     for expected, paths in zip(whole, again, strict=True):
-        parts = [loader.share(paths, rank=rank, world=world) for rank in range(world)]
+        parts = [loader.rank_part(paths, rank=rank, world=world) for rank in range(world)]
         assert np.array_equal(np.concatenate([part.samples for part in parts]), expected.samples)
         assert np.array_equal(np.concatenate([part.epoch for part in parts]), expected.epoch)
     flat = np.concatenate([paths.samples for paths in whole])

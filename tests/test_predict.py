@@ -124,7 +124,7 @@ def test_shares_sum_to_one_everywhere(size: int, side: int, overlap: float) -> N
     shared = int(side * overlap)
     first = tiling.starts(size, side, side - shared)
     total = np.zeros(max(size, side))
-    for start, share in zip(first, tiling.shares(first, side, shared), strict=True):
+    for start, share in zip(first, tiling.blend_weights(first, side, shared), strict=True):
         total[start : start + side] += share
     np.testing.assert_allclose(total, 1, atol=1e-6)
     assert first[-1] + side == max(size, side)

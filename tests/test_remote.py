@@ -189,7 +189,7 @@ def test_an_index_that_is_not_listed_is_refused(folder: Path, tmp_path: Path) ->
 def test_the_ring_gives_what_was_put_or_nothing(
     tmp_path_factory: pytest.TempPathFactory, size: int, sizes: list[int]
 ) -> None:
-    ring = tar_source._Ring(tmp_path_factory.getbasetemp(), size)
+    ring = tar_source._RingCache(tmp_path_factory.getbasetemp(), size)
     put: dict[tar_source.Span, bytes] = {}
     for number, length in enumerate(sizes):
         span = tar_source.Span("t", number * 100, number * 100 + length)
@@ -208,7 +208,7 @@ def test_neighbours_come_together() -> None:
         span("a", 10**6, 10**6 + 5),
         span("b", 600, 700),
     ]
-    runs = tar_source.together(spans[::-1])
+    runs = tar_source.merge_spans(spans[::-1])
     assert [run for run, _ in runs] == [
         span("a", 88, 9000),
         span("a", 10**6 - 512, 10**6 + 5),

@@ -1,11 +1,11 @@
 """Crops, flips, quarter turns, erasing and mixing on the device, each drawn from (seed, epoch, sample).
 
-What to do is settled on the CPU from counter-based draws, as whole numbers; pixels then move by matrix
-products and flips, so that CPU and GPU run the same code on the same geometry.
+The geometry is drawn on the CPU as integers from counter-based random numbers; matrix products and flips then move the
+pixels, so that CPU and GPU run the same code on the same geometry.
 
-Mixing needs a second sample. It is the neighbour in the stream of samples: places 2k and 2k + 1 of an epoch's order
-are partners. How much each takes of the other is drawn per sample; so neither the number of ranks nor the batch, as
-long as its parts are even, changes what a sample is mixed with, how, or how much.
+Mixing needs a second sample, which is the neighbour in the stream of samples: positions 2k and 2k + 1 of an epoch's
+order are partners. The amount is drawn per sample. The partner and the amount therefore depend neither on the number of
+ranks nor on the batch size, as long as every micro-batch has an even number of samples.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class AugmentRecipe:
     quarter_turns: bool = False
 
     def __post_init__(self) -> None:
-        """Raises SettingError where no crop could be drawn: every image would silently be left whole."""
+        """Refuse ranges from which no crop can be drawn. Raises SettingError."""
         low, high = self.crop_area or (1.0, 1.0)
         if not (0 < low <= high <= 1 and 0 < self.crop_aspect[0] <= self.crop_aspect[1]):
             message = f"augment.crop_area is {self.crop_area}, crop_aspect {self.crop_aspect}"
@@ -77,8 +77,14 @@ class MixRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """Per sample: the row of its `partner`, the share `own` of its label that it keeps; its pixels are `blend` parts
-    of its own and the rest of the partner's, and the partner's alone in `box` (top, left, height, width)."""
+    """How each of N samples is mixed with its partner.
+
+    Attributes:
+        partner: (N,) row of the partner in the batch.
+        own: (N,) weight of the sample's own label; that of the partner has the rest.
+        blend: (N,) weight of the sample's own pixels outside `box`.
+        box: (N, 4) top, left, height, width of the box that shows the partner alone.
+    """
 
     partner: Tensor
     own: Tensor
@@ -88,7 +94,14 @@ class Mix:
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Per sample: `box` (N, 4) = top, left, height, width; then transpose, then flips, (N,) bool each."""
+    """How each of N samples is moved: cut to the box, then transposed, then flipped.
+
+    Attributes:
+        box: (N, 4) top, left, height, width in pixels.
+        transpose: (N,) bool.
+        flip_rows: (N,) bool.
+        flip_cols: (N,) bool.
+    """
 
     box: Tensor
     transpose: Tensor
@@ -97,10 +110,18 @@ class Geometry:
 
 
 def draw(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Tensor, *, seed: int) -> Geometry:
-    """The geometry of each sample (N,) in its epoch (N,); `valid_size` (N, 2) is its height and width. On the CPU."""
+    """Draw the geometry of each sample, on the CPU.
+
+    Args:
+        recipe: Probabilities and ranges.
+        samples: (N,) int64 sample numbers.
+        epoch: (N,) int64 epoch of each sample.
+        valid_size: (N, 2) height and width of each sample.
+        seed: Seed of the run.
+    """
     chance = seeded_random.uniform(samples, 3, seed=seed, epoch=epoch, stream=seeded_random.Stream.TURN)
     turns = (chance[:, 2] * 4).long() if recipe.quarter_turns else torch.zeros_like(samples)
-    # A turn by k x 90 degrees counter-clockwise = transpose where k is odd, then these flips.
+    # A rotation by k x 90 degrees counter-clockwise is a transposition where k is odd, followed by these flips.
     return Geometry(
         box=_boxes(recipe, samples, epoch, valid_size, seed=seed),
         transpose=turns % 2 == 1,
@@ -110,15 +131,15 @@ def draw(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Tens
 
 
 def centre(valid_size: Tensor, size: int) -> Geometry:
-    """The middle size x size pixels of each image (all of a smaller one), untouched otherwise."""
+    """Return the geometry of a centre crop of size x size pixels (all of a smaller image), without flips."""
     length = valid_size.clamp(max=size)
-    still = torch.zeros(len(valid_size), dtype=torch.bool)
+    no = torch.zeros(len(valid_size), dtype=torch.bool)
     box = torch.cat([(valid_size - length) // 2, length], dim=1)
-    return Geometry(box=box, transpose=still, flip_rows=still, flip_cols=still)
+    return Geometry(box=box, transpose=no, flip_rows=no, flip_cols=no)
 
 
 def _boxes(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Tensor, *, seed: int) -> Tensor:
-    """Random resized crop, the whole image where no attempt fits."""
+    """Draw the boxes (N, 4) of random resized crops; the whole image where no attempt fits."""
     whole = torch.cat([torch.zeros_like(valid_size), valid_size], dim=1)
     if recipe.crop_area is None:
         return whole
@@ -132,12 +153,12 @@ def _boxes(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Te
 def _within(
     valid_size: Tensor, u: Tensor, area: tuple[float, float], aspect: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Draw boxes (N, 4) of uniform area and log-aspect: the first of ten that fits; and (N, 1) whether one does."""
+    """Draw boxes (N, 4) of uniform area and log-aspect, the first of ten that fits, and whether one does (N, 1)."""
     low, high = area
-    wanted = (low + u[:, :ATTEMPTS] * (high - low)) * valid_size.prod(dim=1, keepdim=True)
+    pixels = (low + u[:, :ATTEMPTS] * (high - low)) * valid_size.prod(dim=1, keepdim=True)
     log_low, log_high = (torch.tensor(a).double().log() for a in aspect)
     ratio = (log_low + u[:, ATTEMPTS : 2 * ATTEMPTS] * (log_high - log_low)).exp()
-    size = torch.stack([(wanted / ratio).sqrt().round(), (wanted * ratio).sqrt().round()], dim=2).long()
+    size = torch.stack([(pixels / ratio).sqrt().round(), (pixels * ratio).sqrt().round()], dim=2).long()
     fits = ((size > 0) & (size <= valid_size[:, None])).all(dim=2)
     chosen = size[torch.arange(len(u)), fits.long().argmax(dim=1)]
     corner = (u[:, 2 * ATTEMPTS : 2 * ATTEMPTS + 2] * (valid_size - chosen + 1)).long()
@@ -145,8 +166,17 @@ def _within(
 
 
 def images(x: Tensor, how: Geometry, size: int) -> Tensor:
-    """(N, C, H, W) float -> (N, C, size, size): box, bicubic (a = -0.75, no anti-aliasing), turn and flips."""
-    if not _untouched(x, how, size):
+    """Crop, resize, rotate and flip images.
+
+    Args:
+        x: (N, C, H, W) float images.
+        how: Geometry of each image.
+        size: Side of the result in pixels.
+
+    Returns:
+        (N, C, size, size) images, interpolated bicubically (a = -0.75) without anti-aliasing.
+    """
+    if not _is_whole(x, how, size):
         # Autocast would round pixels, and with them the targets of pretraining, to three digits.
         with torch.autocast(x.device.type, enabled=False):
             x = _cut(x, how, size)
@@ -160,11 +190,15 @@ def _cut(x: Tensor, how: Geometry, size: int) -> Tensor:
 
 
 def zoomed(x: Tensor, valid_size: Tensor, size: int, *, share: float) -> Tensor:
-    """(N, C, H, W) -> (N, C, size, size), the middle of the image enlarged to size / `share`: how scenes are scored.
+    """Enlarge images (N, C, H, W) to size / `share` and crop the centre, as scenes are scored.
 
-    With 0.875 and 128 an image becomes 146 px wide, of which the middle 128 are taken, as released (spec section 5).
+    With `share` 0.875 and `size` 128 an image becomes 146 px wide, of which the middle 128 are taken, as in the
+    released code.
+
+    Returns:
+        (N, C, size, size) images.
     """
-    # In two steps, as released: interpolation at the edge of the crop still sees what lies beyond it.
+    # In two steps, as released: interpolation at the edge of the crop uses pixels outside it.
     large = int(size / share)
     edge = (large - size) // 2
     whole = images(x, centre(valid_size, int(valid_size.max())), large)
@@ -172,16 +206,16 @@ def zoomed(x: Tensor, valid_size: Tensor, size: int, *, share: float) -> Tensor:
 
 
 def masks(y: Tensor, how: Geometry, size: int) -> Tensor:
-    """(N, H, W) integer -> (N, size, size) of the same type: box, nearest pixel, turn and flips."""
-    if not _untouched(y, how, size):
+    """Crop, resize by the nearest pixel, rotate and flip integer masks (N, H, W) to (N, size, size)."""
+    if not _is_whole(y, how, size):
         box = how.box.to(y.device, non_blocking=True)
         rows, cols = (_nearest(box[:, axis], box[:, axis + 2], size) for axis in (0, 1))
         y = y[torch.arange(len(y), device=y.device)[:, None, None], rows[:, :, None], cols[:, None, :]]
     return _turn(y[:, None], how)[:, 0]
 
 
-def _untouched(x: Tensor, how: Geometry, size: int) -> bool:
-    """True where every box is the whole image and no pixel has to be interpolated."""
+def _is_whole(x: Tensor, how: Geometry, size: int) -> bool:
+    """Return whether every box is the whole image, so that no pixel has to be interpolated."""
     return tuple(x.shape[-2:]) == (size, size) and bool((how.box == torch.tensor([0, 0, size, size])).all())
 
 
@@ -196,12 +230,12 @@ def _each(chosen: Tensor, x: Tensor) -> Tensor:
 
 
 def _nearest(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """(N, size) source index of each output pixel centre."""
+    """Return the (N, size) source index of each output pixel centre."""
     return start[:, None] + (2 * torch.arange(size, device=start.device) + 1) * length[:, None] // (2 * size)
 
 
 def _bicubic(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
-    """(N, size, source) interpolation weights, pixel centres aligned, taps clamped to the box."""
+    """Return (N, size, source) interpolation weights, pixel centres aligned, taps clamped to the box."""
     scale = (length.float() / size)[:, None]
     at = (torch.arange(size, device=start.device).float() + 0.5) * scale - 0.5
     base = at.floor()
@@ -215,7 +249,7 @@ def _bicubic(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
 
 
 def _cubic(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Keys' kernel with a = -0.75 at distances t + 1, t, 1 - t, 2 - t."""
+    """Evaluate Keys' kernel with a = -0.75 at distances t + 1, t, 1 - t, 2 - t."""
     a = -0.75
     near = [((a + 2) * d - (a + 3)) * d * d + 1 for d in (t, 1 - t)]
     far = [((a * d - 5 * a) * d + 8 * a) * d - 4 * a for d in (t + 1, 2 - t)]
@@ -226,12 +260,12 @@ def _cubic(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def erase(x: Tensor, recipe: MixRecipe, samples: Tensor, epoch: Tensor, *, seed: int) -> Tensor:
-    """(N, C, H, W) with a random box of some images set to 0 (Zhong et al., "Random Erasing", AAAI 2020)."""
+    """Set a random box of some images (N, C, H, W) to 0 (Zhong et al., "Random Erasing", AAAI 2020)."""
     if not recipe.erase:
         return x
     count = 2 * ATTEMPTS + 3
     u = seeded_random.uniform(samples, count, seed=seed, epoch=epoch, stream=seeded_random.Stream.ERASE).double()
-    # Of the picture that the model sees, whatever part of the scene it shows.
+    # Areas are shares of the cropped image that the model sees, not of the scene.
     valid_size = torch.tensor(x.shape[-2:]).expand(len(x), 2)
     boxes, fits = _within(valid_size, u, recipe.erase_area, recipe.erase_aspect)
     chosen = fits & (u[:, -1:] < recipe.erase)
@@ -239,9 +273,11 @@ def erase(x: Tensor, recipe: MixRecipe, samples: Tensor, epoch: Tensor, *, seed:
 
 
 def mixing(recipe: MixRecipe, samples: Tensor, epoch: Tensor, size: int, *, seed: int) -> Mix:
-    """What becomes of each sample (N,) beside its partner (Zhang et al., "mixup", ICLR 2018; Yun et al., "CutMix",
-    ICCV 2019). On the CPU."""
-    # Heavy to import, and only mixing needs an inverse of the Beta distribution.
+    """Draw how each sample is mixed with its partner, on the CPU.
+
+    Sources: Zhang et al., "mixup", ICLR 2018; Yun et al., "CutMix", ICCV 2019.
+    """
+    # Slow to import, and only mixing needs an inverse of the Beta distribution.
     from scipy.special import betaincinv
 
     u = seeded_random.uniform(samples, 5, seed=seed, epoch=epoch, stream=seeded_random.Stream.MIX).double()
@@ -251,35 +287,35 @@ def mixing(recipe: MixRecipe, samples: Tensor, epoch: Tensor, size: int, *, seed
     # Alpha 0 is never used, but the inverse must not fail on it.
     alpha = torch.where(cut, recipe.cutmix, recipe.mixup).clamp(min=1e-9)
     blend = torch.from_numpy(betaincinv(alpha.numpy(), alpha.numpy(), u[:, 2].numpy()))
-    # The box of CutMix: its sides are sqrt(1 - lambda) of the image's, its centre anywhere, cut off at the edges.
+    # The box of CutMix: its sides are sqrt(1 - lambda) of the image's, its centre is uniform, it is cut at the edges.
     half = ((1 - blend).sqrt() * size).long()[:, None] // 2
     middle = (u[:, 3:] * size).long()
     corner, end = (middle - half).clamp(min=0), (middle + half).clamp(max=size)
     box = torch.where((mixed & cut)[:, None], torch.cat([corner, end - corner], dim=1), 0)
     blend = torch.where(mixed & ~cut, blend, 1.0)
-    places = torch.arange(len(samples))
-    # The last of an odd number (one sample looked at alone) is its own partner, which leaves it as it is.
-    partner = torch.where(places ^ 1 < len(places), places ^ 1, places)
-    # By the box as it was cut off at the edges: its area is what the partner shows.
+    rows = torch.arange(len(samples))
+    # The last of an odd number of samples is its own partner, so that it is not changed.
+    partner = torch.where(rows ^ 1 < len(rows), rows ^ 1, rows)
+    # From the box after it was cut at the edges: its area is the visible part of the partner.
     own = torch.where(cut, 1 - box[:, 2:].prod(dim=1) / size**2, blend)
     return Mix(partner=partner, own=own.float(), blend=blend.float(), box=box)
 
 
 def mix(x: Tensor, how: Mix) -> Tensor:
-    """Images (N, C, H, W), mixed."""
+    """Mix images (N, C, H, W) with their partners."""
     other = x[how.partner.to(x.device, non_blocking=True)]
     blend = how.blend.to(x.device, non_blocking=True)[:, None, None, None]
     return torch.where(_inside(how.box, x), other, blend * x + (1 - blend) * other)
 
 
 def mix_targets(y: Tensor, how: Mix) -> Tensor:
-    """Targets (N, K), shares of classes, mixed as the pixels are."""
+    """Mix targets (N, K), shares of classes, in the proportions of the pixels."""
     own = how.own.to(y.device, non_blocking=True)[:, None]
     return own * y + (1 - own) * y[how.partner.to(y.device, non_blocking=True)]
 
 
 def _inside(box: Tensor, x: Tensor) -> Tensor:
-    """(N, 1, H, W) true within each box."""
+    """Return (N, 1, H, W) bool, true within each box."""
     top, left, height, width = box.to(x.device, non_blocking=True)[:, :, None].unbind(1)
     rows, cols = (torch.arange(n, device=x.device) for n in x.shape[-2:])
     inside = ((rows >= top) & (rows < top + height))[:, :, None] & ((cols >= left) & (cols < left + width))[:, None]

@@ -1,16 +1,16 @@
-"""Which bands of the data a model sees, in which order, and what stands in the places of those that are missing.
+"""Select the bands of a model, in its order, and substitute bands that the data lack.
 
 A recipe names one of these policies:
 
-| policy | in the place of a missing band |
+| policy | substitute for a missing band |
 | --- | --- |
-| `refuse` | nothing: the recipe does not fit the data |
-| `mean` | the mean of all bands that are there, pixel by pixel, as in the released SegMunich reader (spec section 5) |
+| `refuse` | none: the recipe does not fit the data |
+| `mean` | the mean of all selected bands that exist, pixel by pixel, as in the released SegMunich reader |
 | `nearest` | the band that is nearest in wavelength |
-| `drop-group` | of a spectral group without data no token is made; within a group that has some, the nearest band |
+| `drop-group` | no tokens for a spectral group without data; the nearest band within a group that has some |
 
-All of it happens on stored integers, before the normalisation, for the released mean channels are normalised like any
-other (`normalise.apply`). Bands picked from a sample are indices; MEAN stands for the mean of the others picked.
+Substitution precedes normalisation, since the released code normalises mean channels like any other
+(`normalise.apply`). Selected bands are indices into a sample; MEAN is the index of the mean of the others.
 """
 
 from __future__ import annotations
@@ -32,17 +32,21 @@ if TYPE_CHECKING:
 Policy = Literal["refuse", "mean", "nearest", "drop-group"]
 
 MEAN = -1
-"""As an index it is the last channel, where `taken` puts the mean."""
+"""Index of the last channel, where `select` appends the mean."""
 
 R = TypeVar("R")
 
 
 def resolve(recipe: R, contract: Contract) -> R:
-    """`recipe` for data of `contract`: where its policy is "drop-group", without the spectral groups of which the data
-    have nothing, as if it had been written so. Recipes have `bands`, `normalise`, and an encoder under `model`."""
+    """Drop the spectral groups without data from a recipe whose policy is "drop-group"; return others unchanged.
+
+    Args:
+        recipe: Has `bands`, `normalise`, and an encoder configuration as `model` or `model.encoder`.
+        contract: Contract of the data.
+    """
     own: Any = recipe
     config: EncoderConfig | None = getattr(own.model, "encoder", own.model)
-    # Once groups are dropped the recipe names the bands of the others only: the one that lies in a run's folder.
+    # A recipe with dropped groups is already resolved: it is read back from the folder of a run.
     if own.normalise.missing != "drop-group" or config is None or config.dropped:
         return recipe
     known, size = {band.name for band in contract.bands}, config.group_bands
@@ -55,8 +59,11 @@ def resolve(recipe: R, contract: Contract) -> R:
 
 
 def narrowed(contract: Contract, names: Sequence[str], policy: Policy = "refuse") -> Contract:
-    """The contract of the bands `names` alone, in this order: what the model sees. Those that the data do not have
-    stand there without statistics. Raises SettingError."""
+    """Return the contract of the bands `names` in this order; bands that the data lack have no statistics.
+
+    Raises:
+        SettingError: bands are missing that `policy` does not substitute.
+    """
     present, _ = _split(contract.bands, names, policy)
     known = {band.name: band for band in present}
     return replace(
@@ -68,28 +75,36 @@ def narrowed(contract: Contract, names: Sequence[str], policy: Policy = "refuse"
 
 
 def indices(contract: Contract, names: Sequence[str], policy: Policy = "refuse") -> list[int] | None:
-    """Where the bands `names`, or what stands in their places, lie in samples of `contract`, as `taken` has it; None
-    where they are all, in order. Raises SettingError."""
+    """Return the indices of the bands `names`, or of their substitutes, for `select`; None selects all in order.
+
+    Raises:
+        SettingError: bands are missing that `policy` does not substitute.
+    """
     known = [band.name for band in contract.bands]
     present, absent = _split(contract.bands, names, policy)
     if list(names) == known:
         return None
-    others = {name: MEAN if policy == "mean" else known.index(_nearest(name, present).name) for name in absent}
-    return [others[name] if name in others else known.index(name) for name in names]
+    selected = []
+    for name in names:
+        if name not in absent:
+            selected.append(known.index(name))
+        else:
+            selected.append(MEAN if policy == "mean" else known.index(_nearest(name, present).name))
+    return selected
 
 
-def taken(images: Tensor, band_indices: Sequence[int]) -> Tensor:
-    """Select bands of images (N, C, H, W) float; MEAN stands for the mean of the others selected."""
+def select(images: Tensor, band_indices: Sequence[int]) -> Tensor:
+    """Select bands of images (N, C, H, W) float; the index MEAN gives the mean of the others selected."""
     if MEAN in band_indices:
-        # Of the bands that the model looks at: shards may hold others, such as B10, that it never sees.
+        # Of the selected bands only: shards may hold others, such as B10, that the model never sees.
         stored = sorted(set(band_indices) - {MEAN})
         images = torch.cat([images, images[:, stored].mean(dim=1, keepdim=True)], dim=1)
-    # One by one: a list as an index would make the host wait for the device.
-    return torch.stack([images[:, pick] for pick in band_indices], dim=1)
+    # One by one: indexing by a list would make the host wait for the device.
+    return torch.stack([images[:, index] for index in band_indices], dim=1)
 
 
 def stand_ins(name: str, present: Sequence[Band], policy: Policy) -> Sequence[Band]:
-    """The stored bands whose mean stands in the place of the missing band `name`."""
+    """Return the stored bands whose mean substitutes the missing band `name`."""
     return present if policy == "mean" else [_nearest(name, present)]
 
 
@@ -98,21 +113,21 @@ def _nearest(name: str, present: Sequence[Band]) -> Band:
 
 
 def _split(stored: Sequence[Band], names: Sequence[str], policy: Policy) -> tuple[list[Band], list[str]]:
-    """Of the bands `names`: those that are stored, and the names of the others. Raises SettingError."""
+    """Split the bands `names` into those that are stored and the names of the others. Raises SettingError."""
     known = {band.name: band for band in stored}
     absent = [name for name in names if name not in known]
-    # No wavelength is known of such a band, so nothing can stand for it.
-    strange = [name for name in absent if name not in sentinel2.BAND]
-    if strange or len(absent) == len(names) or (absent and policy == "refuse"):
-        cure = "" if strange else "; normalise.missing = 'mean', 'nearest' or 'drop-group' says what to do without them"
+    # The wavelength of such a band is unknown, so that it has no nearest band.
+    unknown = [name for name in absent if name not in sentinel2.BAND]
+    if unknown or len(absent) == len(names) or (absent and policy == "refuse"):
+        remedy = "" if unknown else "; set normalise.missing to 'mean', 'nearest' or 'drop-group' to substitute them"
         raise SettingError(
-            f"bands: {' '.join(strange or absent)} not in the shards, which have {' '.join(known)}{cure}"
+            f"bands: {' '.join(unknown or absent)} not in the shards, which have {' '.join(known)}{remedy}"
         )
     return [known[name] for name in names if name in known], absent
 
 
 def check_bands(config: EncoderConfig, contract: Contract) -> None:
-    """Raises SettingError where the model takes another number of bands than `contract` has."""
+    """Refuse a contract whose number of bands is not that of the model. Raises SettingError."""
     bands = [band.name for band in contract.bands]
     if len(bands) != config.image_bands:
         raise SettingError(
@@ -121,8 +136,11 @@ def check_bands(config: EncoderConfig, contract: Contract) -> None:
 
 
 def check_size(px: int, contract: Contract, *, cropped: bool) -> None:
-    """Raises SettingError where samples are neither of the model's size nor, `cropped`, a whole multiple of it."""
-    fits = contract.shape is not None and contract.shape[1] == contract.shape[2]
-    if not fits or contract.shape is None or (contract.shape[1] % px if cropped else contract.shape[1] != px):
-        shape = "of many sizes" if contract.shape is None else f"{contract.shape[1]} x {contract.shape[2]} px"
+    """Refuse samples that are not of the model's size, or, with `cropped`, not a multiple of it. Raises SettingError."""
+    if contract.shape is None:
+        shape, fits = "of many sizes", False
+    else:
+        _, height, width = contract.shape
+        shape, fits = f"{height} x {width} px", height == width and (height % px == 0 if cropped else height == px)
+    if not fits:
         raise SettingError(f"image_px is {px}, the samples are {shape}: change image_px, or set augment.crop_area")

@@ -1,8 +1,8 @@
 """Shards to batches: memory-mapped tars, the index for random access, threads decoding into reused buffers.
 
-Samples flow as one endless stream: epoch 0 in its order, then epoch 1 in its own, and so on. Step s of a run
-takes places [s B, (s + 1) B) of the stream, so the step alone says where a run stands, no sample is dropped,
-and a data set smaller than a batch needs no special case. Values stay as stored until the device.
+Samples form one endless stream: epoch 0 in its order, then epoch 1 in its own, and so on. Step s of a run takes
+positions [s B, (s + 1) B) of the stream. The step alone therefore determines the next samples, no sample is dropped,
+and a dataset smaller than a batch needs no special case. Values keep their stored type until they are on the device.
 """
 
 from __future__ import annotations
@@ -33,10 +33,16 @@ AHEAD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples on the host. `arrays` are (N, ...) as stored, padded at the end to the largest of the batch;
-    `valid_size` (N, 2) is the real height and width; `samples` and `epoch` (N,) int64 seed every draw.
+    """N samples on the host.
 
-    The arrays are views of a buffer that is filled anew once the next batch has been asked for.
+    The arrays are views of a buffer that is overwritten once the next batch has been requested.
+
+    Attributes:
+        keys: Key of each sample.
+        samples: (N,) int64 sample numbers, which seed every random draw.
+        epoch: (N,) int64 epoch of each sample, likewise.
+        valid_size: (N, 2) height and width of each sample.
+        arrays: (N, ...) arrays as stored, padded at the end to the largest sample of the batch.
     """
 
     keys: tuple[str, ...]
@@ -46,7 +52,7 @@ class Batch:
     arrays: dict[str, Tensor]
 
     def parts(self, count: int) -> Iterator[Batch]:
-        """The batch in `count` nearly equal parts (fewer where it has fewer samples)."""
+        """Yield the batch in `count` nearly equal parts (fewer if it has fewer samples)."""
         bounds = np.linspace(0, len(self.keys), min(count, len(self.keys)) + 1).astype(int)
         for start, stop in itertools.pairwise(bounds):
             cut = slice(int(start), int(stop))
@@ -64,14 +70,14 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchIndices:
-    """One batch of the stream: sample numbers and the epoch of each, (N,) int64."""
+    """The sample numbers of one batch and the epoch of each, (N,) int64."""
 
     samples: NDArray[np.int64]
     epoch: NDArray[np.int64]
 
 
 def stream(count: int, batch: int, *, seed: int, first: int, last: int) -> Iterator[BatchIndices]:
-    """The global batches of steps [first, last) over `count` samples: a pure function of the arguments."""
+    """Yield the global batches of steps [first, last) over `count` samples: a pure function of the arguments."""
 
     def epoch(number: int) -> BatchIndices:
         samples = seeded_random.order(count, seed=seed, epoch=number)
@@ -83,19 +89,19 @@ def stream(count: int, batch: int, *, seed: int, first: int, last: int) -> Itera
 def steps(
     length: int, batch: int, epoch: Callable[[int], BatchIndices], *, first: int, last: int
 ) -> Iterator[BatchIndices]:
-    """Steps [first, last) of the stream of all epochs, which have `length` places each."""
-    held: dict[int, BatchIndices] = {}
+    """Yield steps [first, last) of the stream of all epochs, each of which has `length` positions."""
+    orders: dict[int, BatchIndices] = {}
     for step in range(first, last):
-        turns, at = np.divmod(np.arange(step * batch, (step + 1) * batch), length)
-        held = {turn: held.get(turn) or epoch(turn) for turn in np.unique(turns).tolist()}
+        epochs, at = np.divmod(np.arange(step * batch, (step + 1) * batch), length)
+        orders = {number: orders.get(number) or epoch(number) for number in np.unique(epochs).tolist()}
         yield BatchIndices(
-            samples=np.concatenate([part.samples[at[turns == turn]] for turn, part in held.items()]),
-            epoch=np.concatenate([part.epoch[at[turns == turn]] for turn, part in held.items()]),
+            samples=np.concatenate([order.samples[at[epochs == number]] for number, order in orders.items()]),
+            epoch=np.concatenate([order.epoch[at[epochs == number]] for number, order in orders.items()]),
         )
 
 
 def in_order(count: int, batch: int) -> Iterator[BatchIndices]:
-    """Every sample once, in the index's order; the last batch may be smaller."""
+    """Yield every sample once, in the order of the index; the last batch may be smaller."""
     for start in range(0, count, batch):
         samples = np.arange(start, min(start + batch, count))
         yield BatchIndices(samples=samples, epoch=np.zeros_like(samples))
@@ -117,13 +123,13 @@ def subset(keys: Sequence[str], fraction: float, *, seed: int) -> list[int]:
     return sorted(sorted(range(len(keys)), key=digests.__getitem__)[:count])
 
 
-def share(places: BatchIndices, *, rank: int, world: int) -> BatchIndices:
-    """The part of a global batch that one of `world` equal ranks takes. Raises SettingError."""
-    if len(places.samples) % world:
-        raise SettingError(f"batch {len(places.samples)} does not divide among {world} processes; change batch")
-    size = len(places.samples) // world
+def rank_part(batch: BatchIndices, *, rank: int, world: int) -> BatchIndices:
+    """Return the part of a global batch that one of `world` ranks takes, all of them equal. Raises SettingError."""
+    if len(batch.samples) % world:
+        raise SettingError(f"batch {len(batch.samples)} does not divide among {world} processes; change batch")
+    size = len(batch.samples) // world
     cut = slice(rank * size, (rank + 1) * size)
-    return BatchIndices(samples=places.samples[cut], epoch=places.epoch[cut])
+    return BatchIndices(samples=batch.samples[cut], epoch=batch.epoch[cut])
 
 
 # --- reading -------------------------------------------------------------------------------
@@ -131,9 +137,14 @@ def share(places: BatchIndices, *, rank: int, world: int) -> BatchIndices:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """Where one array of every sample lies, `start` and `stop` (N,) in its tar, and what it is, `shape` (N, axes).
+    """Position, shape and type of one array of every sample.
 
-    `stored` (N,) are the types of the samples, `dtype` the one that holds the values of all.
+    Attributes:
+        start: First byte in the tar of the sample.
+        stop: End in the tar of the sample.
+        shape: (N, axes) shapes.
+        stored: (N,) types.
+        dtype: The type that represents the values of all samples.
     """
 
     start: list[int]
@@ -144,7 +155,7 @@ class Member:
 
 
 class Source(Protocol):
-    """What `load` loads from: one data set (`Samples`), or several (`mixture.Mixture`)."""
+    """A source of samples for `load`: one dataset (`Samples`), or several (`mixture.Mixture`)."""
 
     contract: Contract
     keys: list[str]
@@ -153,13 +164,13 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def valid_size(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Height and width (N, 2) of samples (N,)."""
+        """Return height and width (N, 2) of samples (N,)."""
 
-    def beside(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Further arrays of a batch, (N, ...) each, that are not stored as members."""
+    def extra_arrays(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return further arrays of a batch, (N, ...) each, that are not stored as members."""
 
     def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[BatchIndices]:
-        """The global batches of steps [first, last)."""
+        """Yield the global batches of steps [first, last)."""
 
     def fill(self, samples: Sequence[int], targets: Mapping[str, Sequence[Array]]) -> None:
         """Decode members `targets` of `samples`, each into a C-contiguous array of its own shape."""
@@ -199,18 +210,21 @@ class Samples:
         self.keys: list[str] = rows["key"].to_pylist()
         self.shard: list[str] = rows["shard"].to_pylist()
         stored = {name.removesuffix("_offset") for name in rows.column_names if name.endswith("_offset")}
-        # A native image lies in groups of bands; the finest first, whose size is that of the sample.
+        # A native image is stored in groups of bands; the finest comes first, whose size is that of the sample.
         groups = [name for name in upsample.GROUPS if name in stored and "image" not in stored]
-        wanted = [part for name in members for part in (groups if name == "image" and groups else [name])]
-        self.members = {name: _member(rows, name, folder) for name in wanted}
-        elsewhere = (folder / tar_source.MARK).is_file()
-        self.tars: tar_source.Tars = (
-            tar_source.Ranged(folder) if elsewhere else tar_source.Mapped(folder, sorted(set(self.shard)))
-        )
+        self.members: dict[str, Member] = {}
+        for name in members:
+            for part in groups if name == "image" and groups else [name]:
+                self.members[part] = _member(rows, part, folder)
+        self.tars: tar_source.Tars
+        if (folder / tar_source.MARK).is_file():
+            self.tars = tar_source.Ranged(folder)
+        else:
+            self.tars = tar_source.Mapped(folder, sorted(set(self.shard)))
         self.codec = self._codec(rows)
 
     def _codec(self, rows: Any) -> Codec:
-        """All samples of a folder have the codec of its first."""
+        """Return the codec of the first sample, which is that of all samples of a folder."""
         start, size = rows["meta_offset"][0].as_py(), rows["meta_size"][0].as_py()
         (content,) = self.tars.contents([tar_source.Span(self.shard[0], start, start + size)])
         try:
@@ -227,19 +241,19 @@ class Samples:
         return {name: torch.from_numpy(self.read(range(len(self))[sample], name)) for name in self.members}
 
     def valid_size(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Height and width (N, 2) of the first array of samples (N,)."""
+        """Return height and width (N, 2) of the first array of samples (N,)."""
         return next(iter(self.members.values())).shape[samples][:, -2:]
 
-    def beside(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Nothing: all that is to be known of one data set stands in its contract."""
+    def extra_arrays(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return no arrays: the contract of a single dataset is complete."""
         return {}
 
     def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[BatchIndices]:
-        """The global batches of steps [first, last)."""
+        """Yield the global batches of steps [first, last)."""
         return stream(len(self), batch, seed=seed, first=first, last=last)
 
     def read(self, sample: int, name: str) -> Array:
-        """One array of a sample. Raises SourceError naming the sample."""
+        """Read one array of a sample. Raises SourceError naming the sample."""
         member = self.members[name]
         array = np.empty(member.shape[sample], str(member.stored[sample]))
         self.fill([sample], {name: [array]})
@@ -248,17 +262,18 @@ class Samples:
     def fill(self, samples: Sequence[int], targets: Mapping[str, Sequence[Array]]) -> None:
         """Decode members `targets` of `samples`, each into a C-contiguous array of its own shape and type.
 
-        Given in the order of the files it reads them so. Raises SourceError naming the sample.
+        Samples in the order of the files are read sequentially. Raises SourceError naming the sample.
         """
-        wanted = [(sample, name, i) for i, sample in enumerate(samples) for name in targets]
-        spans = [
-            tar_source.Span(self.shard[sample], self.members[name].start[sample], self.members[name].stop[sample])
-            for sample, name, _ in wanted
-        ]
-        for (sample, name, i), content in zip(wanted, self.tars.contents(spans), strict=True):
-            target = targets[name][i]
+        spans: list[tar_source.Span] = []
+        outputs: list[tuple[int, Array]] = []
+        for i, sample in enumerate(samples):
+            for name, arrays in targets.items():
+                member = self.members[name]
+                spans.append(tar_source.Span(self.shard[sample], member.start[sample], member.stop[sample]))
+                outputs.append((sample, arrays[i]))
+        for (sample, target), content in zip(outputs, self.tars.contents(spans), strict=True):
             try:
-                # Nothing but the decoder's own work per sample: threads wait for each other while Python runs.
+                # As little Python as possible per sample: it holds the lock for which the other threads wait.
                 if self.codec == "blosc":
                     tar_format.decode_into(content, target.data.cast("B"))
                 else:
@@ -298,34 +313,40 @@ def _member(rows: Any, name: str, folder: Path) -> Member:
 
 
 def widest(stored: NDArray[np.str_], what: str) -> str:
-    """Of the types of samples the one that holds the values of all: a few of fMoW's images are float32, most uint16.
+    """Return the type of samples that represents the values of all: fMoW mixes uint16 and float32.
 
-    Raises SettingError where none of them does.
+    Raises:
+        SettingError: none of the types does.
     """
     types = sorted(set(stored.tolist()))
     try:
-        held = np.result_type(*types).name
+        common = np.result_type(*types).name
     except TypeError:
-        held = ""
-    if held not in types:
-        raise SettingError(f"{what} has types {types}, expected one that holds the values of the others")
-    return held
+        common = ""
+    if common not in types:
+        raise SettingError(f"{what} has types {types}, expected one that represents the values of the others")
+    return common
 
 
 # --- decoding ahead ------------------------------------------------------------------------
 
 
 def load(source: Source, plan: Iterator[BatchIndices], *, threads: int, pinned: bool = False) -> Iterator[Batch]:
-    """The batches of `plan`, decoded by `threads` threads while the one before is in use.
+    """Yield the batches of `plan`, decoded while earlier ones are in use.
 
-    `pinned` memory goes to a GPU while the host goes on; have it arrive before the next batch is asked for.
+    Args:
+        source: Source of the samples.
+        plan: Sample numbers of each batch.
+        threads: Threads that decode.
+        pinned: Whether to use pinned memory, from which copies to a GPU are asynchronous; such a copy must be complete
+            before the next batch is requested.
     """
     free: deque[dict[str, Tensor]] = deque({} for _ in range(AHEAD + 1))
     under_way: deque[tuple[Batch, dict[str, Tensor], list[Future[None]]]] = deque()
     with ThreadPoolExecutor(threads) as executor:
         try:
-            for places in plan:
-                under_way.append(_begin(source, places, free.popleft(), executor, threads, pinned))
+            for indices in plan:
+                under_way.append(_begin(source, indices, free.popleft(), executor, threads, pinned))
                 if not free:
                     yield from _finish(under_way, free)
             while under_way:
@@ -336,23 +357,24 @@ def load(source: Source, plan: Iterator[BatchIndices], *, threads: int, pinned: 
 
 def _begin(
     source: Source,
-    places: BatchIndices,
+    indices: BatchIndices,
     buffers: dict[str, Tensor],
     executor: ThreadPoolExecutor,
     threads: int,
     pinned: bool,
 ) -> tuple[Batch, dict[str, Tensor], list[Future[None]]]:
-    arrays = {name: _buffer(member, places.samples, name, buffers, pinned) for name, member in source.members.items()}
+    samples = indices.samples
+    arrays = {name: _buffer(member, samples, name, buffers, pinned) for name, member in source.members.items()}
     batch = Batch(
-        keys=tuple(source.keys[sample] for sample in places.samples.tolist()),
-        samples=torch.from_numpy(places.samples),
-        epoch=torch.from_numpy(places.epoch),
-        valid_size=torch.from_numpy(source.valid_size(places.samples)),
-        arrays=arrays | source.beside(places.samples),
+        keys=tuple(source.keys[sample] for sample in samples.tolist()),
+        samples=torch.from_numpy(samples),
+        epoch=torch.from_numpy(indices.epoch),
+        valid_size=torch.from_numpy(source.valid_size(samples)),
+        arrays=arrays | source.extra_arrays(samples),
     )
-    # Samples are numbered in the order of the files: a task reads one way through them. And one task per thread,
-    # not per sample: the hand-over would cost as much as the decoding.
-    parts = np.array_split(np.argsort(places.samples, kind="stable"), threads)
+    # Samples are numbered in the order of the files, so that sorting makes each task read sequentially. One task per
+    # thread, not per sample: the hand-over would cost as much as the decoding.
+    parts = np.array_split(np.argsort(samples, kind="stable"), threads)
     work = [executor.submit(_fill, source, batch, part) for part in parts if len(part)]
     return batch, buffers, work
 
@@ -368,7 +390,7 @@ def _finish(
 
 
 def _buffer(member: Member, samples: NDArray[np.int64], name: str, buffers: dict[str, Tensor], pinned: bool) -> Tensor:
-    """A (N, ...) view large enough for every sample, of the reused buffer of `name`, which grows where it must."""
+    """Return a (N, ...) view, large enough for every sample, of the reused buffer of `name`, which grows if needed."""
     largest = member.shape[samples].max(axis=0).tolist()
     needed = int(np.prod([len(samples), *largest]))
     if name not in buffers or buffers[name].numel() < needed:
@@ -378,7 +400,7 @@ def _buffer(member: Member, samples: NDArray[np.int64], name: str, buffers: dict
 
 
 def _fill(source: Source, batch: Batch, rows: NDArray[np.int64]) -> None:
-    """Decode the `rows` of a batch, straight into it where a sample is as large as the largest."""
+    """Decode the `rows` of a batch, in place where a sample has the size and type of the buffer."""
     samples = batch.samples.numpy()[rows]
     targets: dict[str, list[Array]] = {}
     smaller: list[tuple[Array, Array]] = []

@@ -1,8 +1,8 @@
-"""Several data sets as one stream, each with its share of the places: a pure function of (seed, epoch).
+"""Mix several datasets into one stream by shares: a pure function of (seed, epoch).
 
-An epoch has as many places as all data sets have samples. Each gets its share of them, exactly, at places drawn anew
-in every epoch, and fills its places from its own endless stream: no sample comes a second time before all others of
-its data set have come once, however long that takes. Values are brought to the scale of the first by name.
+An epoch has as many positions as all datasets have samples. Each dataset gets exactly its share of them, at positions
+drawn anew in every epoch, and fills them from its own endless stream: no sample is repeated before all others of its
+dataset were used, over however many epochs. Values are rescaled to the scale of the dataset that is first by name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from sgmodel.data import band_selection, loader, seeded_random
 
 
 def quotas(counts: Sequence[int], shares: Sequence[float]) -> NDArray[np.int64]:
-    """Places of each data set in an epoch: `shares` of the sum of `counts`, by largest remainders (ties: the first)."""
+    """Return the positions of each dataset in an epoch: `shares` of the sum of `counts`, by largest remainders.
+
+    Ties go to the first.
+    """
     exact = np.array(shares, float) / sum(shares) * sum(counts)
     whole = np.floor(exact).astype(np.int64)
     whole[np.argsort(whole - exact, kind="stable")[: sum(counts) - whole.sum()]] += 1
@@ -32,23 +35,23 @@ def quotas(counts: Sequence[int], shares: Sequence[float]) -> NDArray[np.int64]:
 
 
 def epoch(counts: Sequence[int], shares: Sequence[float], *, seed: int, number: int) -> loader.BatchIndices:
-    """All places of one epoch: samples numbered through the data sets, and how often each data set was through."""
+    """Return one epoch: samples numbered through the datasets, each with the epoch of its own dataset."""
     which = np.repeat(np.arange(len(counts)), quotas(counts, shares))
     which = which[seeded_random.order(sum(counts), seed=seed, epoch=number)]
-    samples, own = np.empty_like(which), np.empty_like(which)
+    samples, epochs = np.empty_like(which), np.empty_like(which)
     for at, (count, quota) in enumerate(zip(counts, quotas(counts, shares).tolist(), strict=True)):
-        # Where its own stream stands is known without walking through earlier epochs: that is what resumes exactly.
-        places = number * quota + np.arange(quota)
-        here = np.empty(quota, np.int64)
-        for turn in np.unique(places // count):
-            wanted = places // count == turn
-            here[wanted] = seeded_random.order(count, seed=seed, epoch=int(turn), lane=at + 1)[places[wanted] % count]
-        samples[which == at], own[which == at] = sum(counts[:at]) + here, places // count
-    return loader.BatchIndices(samples=samples, epoch=own)
+        # The position in the dataset's own stream follows from the number of the epoch, so that resuming is exact.
+        own_epochs, positions = np.divmod(number * quota + np.arange(quota), count)
+        drawn = np.empty(quota, np.int64)
+        for own_epoch in np.unique(own_epochs):
+            order = seeded_random.order(count, seed=seed, epoch=int(own_epoch), lane=at + 1)
+            drawn[own_epochs == own_epoch] = order[positions[own_epochs == own_epoch]]
+        samples[which == at], epochs[which == at] = sum(counts[:at]) + drawn, own_epochs
+    return loader.BatchIndices(samples=samples, epoch=epochs)
 
 
 class Mixture:
-    """Data sets by name with their shares, for `loader.load`; `bands` are picked from each by name."""
+    """A mixture of datasets with their shares, as a source for `loader.load`; bands are selected by name."""
 
     def __init__(
         self,
@@ -57,7 +60,17 @@ class Mixture:
         bands: Sequence[str],
         accept: Sequence[str],
     ) -> None:
-        """Raises SettingError naming what the data sets do not share; `accept` waives parts of the contract."""
+        """Open a mixture.
+
+        Args:
+            sources: Datasets by name.
+            shares: Share of each dataset, above 0.
+            bands: Bands to select from each, in order.
+            accept: Contract fields in which the datasets may differ.
+
+        Raises:
+            SettingError: names differ, a share is not positive, or the contracts differ in other fields.
+        """
         if sources.keys() != shares.keys() or any(not share > 0 for share in shares.values()):
             message = f"training.mixture is {dict(shares)}, --shards gives {', '.join(sources)}"
             raise SettingError(f"{message}; expected a share above 0 for each of them")
@@ -66,30 +79,26 @@ class Mixture:
         parts = [band_selection.narrowed(source.contract, bands) for source in self.sources]
         first = parts[0]
         for part in parts[1:]:
-            # Contracts know nothing of the normalisation, which `accept` may waive of starting weights.
+            # `accept` may also name the normalisation of starting weights, which is not part of a contract.
             waived = [name for name in accept if name != "normalisation"]
             contracts.require(replace(part, scale=first.scale), first, "fine-tune", waived)
         self.contract = _together(parts, self.shares, [source.split for source in self.sources])
         self.keys = [key for source in self.sources for key in source.keys]
         self.starts = np.cumsum([0, *map(len, self.sources)])
         self.members = {"image": _member(self.sources)}
-        band_indices = [
-            band_selection.indices(source.contract, bands) or list(range(len(bands))) for source in self.sources
-        ]
-        self._band_indices, self._factors = (
-            np.array(band_indices),
-            np.array([part.scale / first.scale for part in parts], np.float32),
-        )
+        every = list(range(len(bands)))
+        self._band_indices = np.array([band_selection.indices(one.contract, bands) or every for one in self.sources])
+        self._factors = np.array([part.scale / first.scale for part in parts], np.float32)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def valid_size(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Height and width (N, 2) of samples (N,)."""
+        """Return height and width (N, 2) of samples (N,)."""
         return self.members["image"].shape[samples][:, -2:]
 
-    def beside(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Return `band_indices` (N, C) of each image, and the `factor` (N,) that brings it to the common scale."""
+    def extra_arrays(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return the `band_indices` (N, C) of each image, and its `factor` (N,) to the common scale."""
         which = self._which(samples)
         return {
             "band_indices": torch.from_numpy(self._band_indices[which]),
@@ -97,13 +106,13 @@ class Mixture:
         }
 
     def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[loader.BatchIndices]:
-        """The global batches of steps [first, last)."""
+        """Yield the global batches of steps [first, last)."""
         counts = [len(source) for source in self.sources]
 
-        def turn(number: int) -> loader.BatchIndices:
+        def order(number: int) -> loader.BatchIndices:
             return epoch(counts, self.shares, seed=seed, number=number)
 
-        return loader.steps(len(self), batch, turn, first=first, last=last)
+        return loader.steps(len(self), batch, order, first=first, last=last)
 
     def fill(self, samples: Sequence[int], targets: Mapping[str, Sequence[Array]]) -> None:
         """Decode the members of samples, as `loader.Samples.fill` does."""
@@ -119,7 +128,7 @@ class Mixture:
 
 
 def _member(sources: Sequence[loader.Samples]) -> loader.Member:
-    """Shape and type of the image of every sample; where it lies only its own source knows."""
+    """Return shape and type of the image of every sample; its position is left to its own source."""
     for source in sources:
         if "image" not in source.members:
             message = f"'{source.contract.dataset}' has {', '.join(source.members)}"
@@ -130,10 +139,11 @@ def _member(sources: Sequence[loader.Samples]) -> loader.Member:
 
 
 def _together(parts: Sequence[Contract], shares: Sequence[float], splits: Sequence[str]) -> Contract:
-    """The contract of all: statistics by share, in the unit of the first; no labels, for those of two sets clash."""
+    """Return the contract of the mixture: statistics by share in the unit of the first dataset, and no labels."""
     first = parts[0]
-    told = [[part.dataset, part.fingerprint, share] for part, share in zip(parts, shares, strict=True)]
+    identity = [[part.dataset, part.fingerprint, share] for part, share in zip(parts, shares, strict=True)]
     shapes = {part.shape for part in parts}
+    factors = [part.scale / first.scale for part in parts]
     return replace(
         first,
         dataset="+".join(part.dataset for part in parts),
@@ -141,29 +151,26 @@ def _together(parts: Sequence[Contract], shares: Sequence[float], splits: Sequen
         shape=first.shape if len(shapes) == 1 else None,
         label_space=LabelSpace(name="none", task=first.label_space.task),
         statistics={
-            band.name: _pooled(
-                [part.statistics[band.name] for part in parts], [p.scale / first.scale for p in parts], shares
-            )
-            for band in first.bands
+            band.name: _pooled([part.statistics[band.name] for part in parts], factors, shares) for band in first.bands
         },
         splits={splits[0]: sum(part.splits[split] for part, split in zip(parts, splits, strict=True))},
-        fingerprint=files.sha256(files.canonical_json(told)),
+        fingerprint=files.sha256(files.canonical_json(identity)),
     )
 
 
-def _pooled(held: Sequence[BandStatistics], factors: Sequence[float], shares: Sequence[float]) -> BandStatistics:
-    """Mean and deviation of the mixture, exact; its percentiles as the means of theirs, for want of the histograms."""
+def _pooled(parts: Sequence[BandStatistics], factors: Sequence[float], shares: Sequence[float]) -> BandStatistics:
+    """Pool statistics: mean and deviation exactly, percentiles as weighted means, since there are no histograms."""
     weight = np.array(shares) / sum(shares)
 
     def mean(name: str) -> float:
-        return float(sum(w * f * getattr(one, name) for w, f, one in zip(weight, factors, held, strict=True)))
+        return float(sum(w * f * getattr(part, name) for w, f, part in zip(weight, factors, parts, strict=True)))
 
-    square = sum(w * f * f * (one.std**2 + one.mean**2) for w, f, one in zip(weight, factors, held, strict=True))
+    square = sum(w * f * f * (part.std**2 + part.mean**2) for w, f, part in zip(weight, factors, parts, strict=True))
     return BandStatistics(
-        count=sum(one.count for one in held),
+        count=sum(part.count for part in parts),
         mean=mean("mean"),
         std=math.sqrt(max(float(square) - mean("mean") ** 2, 0.0)),
-        min=min(f * one.min for f, one in zip(factors, held, strict=True)),
-        max=max(f * one.max for f, one in zip(factors, held, strict=True)),
+        min=min(f * part.min for f, part in zip(factors, parts, strict=True)),
+        max=max(f * part.max for f, part in zip(factors, parts, strict=True)),
         **{name: mean(name) for name in ("p1", "p2", "p50", "p98", "p99")},
     )

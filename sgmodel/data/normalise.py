@@ -1,4 +1,4 @@
-"""Stored integers to the floats that a model sees, on the device; recorded in every checkpoint."""
+"""Normalise stored integers to floats on the device; every checkpoint records how."""
 
 from __future__ import annotations
 
@@ -38,9 +38,17 @@ class NormaliseRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """A scheme with its constants. It is applied to whole images, before any crop.
+    """A scheme with its constants, applied to whole images before any crop.
 
-    `absent` are the bands of the model that the data did not have, filled in by the policy `missing`."""
+    Attributes:
+        scheme: Formula, see `apply`.
+        eps: Value added to the divisor.
+        mean: Mean of each band in stored units.
+        std: Standard deviation of each band in stored units.
+        before_crop: Whether whole images are normalised, which is always so.
+        missing: Policy for bands that the data lack.
+        absent: Bands that the training data lacked, substituted by that policy.
+    """
 
     scheme: Scheme
     eps: float
@@ -52,16 +60,21 @@ class Normalisation:
 
 
 def resolve(recipe: NormaliseRecipe, contract: Contract) -> Normalisation:
-    """The recipe with the constants of the data; `minmax` has none. A band of `contract` without statistics is missing.
+    """Complete the recipe with the constants of the data; `minmax` has none.
 
-    Raises SettingError.
+    Args:
+        recipe: Scheme and constants, if any.
+        contract: Contract of the model's bands; a band without statistics is missing from the data.
+
+    Raises:
+        SettingError: the data have no statistics, or the number of constants is not that of the bands.
     """
     names = [band.name for band in contract.bands]
     absent = tuple(name for name in names if name not in contract.statistics and recipe.missing != "refuse")
     how = Normalisation(scheme=recipe.scheme, eps=recipe.eps, mean=(), std=(), missing=recipe.missing, absent=absent)
     if recipe.scheme == "minmax":
         return how
-    # Asked of the data only where the recipe does not say: shards without a train split have no statistics.
+    # Read from the data only if the recipe has none: shards without a train split have no statistics.
     mean = recipe.mean or tuple(fmean(b.mean for b in _statistics(name, recipe.missing, contract)) for name in names)
     std = recipe.std or tuple(fmean(b.std for b in _statistics(name, recipe.missing, contract)) for name in names)
     if not len(mean) == len(std) == len(names):
@@ -70,7 +83,10 @@ def resolve(recipe: NormaliseRecipe, contract: Contract) -> Normalisation:
 
 
 def _statistics(name: str, policy: band_selection.Policy, contract: Contract) -> list[BandStatistics]:
-    """Of a band, or of those in its place. The mean of their std is a little more than the std of their mean."""
+    """Return the statistics of a band, or of its substitutes.
+
+    The mean of their standard deviations is a little more than the standard deviation of their mean.
+    """
     if name in contract.statistics:
         return [contract.statistics[name]]
     present = [band for band in contract.bands if band.name in contract.statistics]
@@ -81,38 +97,46 @@ def _statistics(name: str, policy: band_selection.Policy, contract: Contract) ->
 
 
 def apply(how: Normalisation, images: Tensor, valid_size: Tensor, bands: Sequence[int] | None = None) -> Tensor:
-    """(N, C, H, W) of any number type -> float32. Only [:h, :w] of each image is real, `valid_size` (N, 2) = h, w.
+    """Normalise images.
 
-    `bands` are the indices of the bands to take (None: all), as `band_selection.taken` gives them;
-    the constants of `how` are theirs.
+    The schemes are, per band: "minmax", (x - min) / (max - min + eps) with the extremes of each image; "zscore",
+    (x - mean) / (std + eps); "clip", mean +- 2 std scaled to 0..255, clamped, truncated, over 255.
+
+    Args:
+        how: Scheme and constants, in the order of the selected bands.
+        images: (N, C, H, W) of any number type.
+        valid_size: (N, 2) height and width of each image; the rest is padding.
+        bands: Indices for `band_selection.select`; None selects all.
+
+    Returns:
+        (N, C, H, W) float32.
     """
-    # Float32 holds every uint16, so nothing is lost before the constants are taken off.
-    x = images.float() if bands is None else band_selection.taken(images.float(), bands)
+    # Float32 represents every uint16 exactly, so that nothing is lost before the constants are subtracted.
+    x = images.float() if bands is None else band_selection.select(images.float(), bands)
     if how.scheme == "minmax":
         return _minmax(x, valid_size, how.eps)
-    # Made on the host and sent, never made there: that would wait for all that the device still has to do.
+    # Created on the host and copied asynchronously: creation on the device would wait for all of its pending work.
     constants = torch.tensor([how.mean, how.std], dtype=torch.float32).to(x.device, non_blocking=True)
     mean, std = constants[..., None, None]
     return (x - mean) / (std + how.eps) if how.scheme == "zscore" else _clip(x, mean, std)
 
 
 def _minmax(x: Tensor, valid_size: Tensor, eps: float) -> Tensor:
-    """(x - min) / (max - min + eps) per image and band (spec section 5)."""
-    outside = outside_extent(x, valid_size)
-    # Padding must not be the minimum of an image smaller than its batch.
+    outside = padding(x, valid_size)
+    # Padding must not be the minimum of an image smaller than the largest of its batch.
     low = x.masked_fill(outside, float("inf")).amin(dim=(2, 3), keepdim=True)
     high = x.masked_fill(outside, float("-inf")).amax(dim=(2, 3), keepdim=True)
     return (x - low) / (high - low + eps)
 
 
 def _clip(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """mean +- 2 std onto 0..255, truncated to whole numbers, over 255 (spec section 5, BigEarthNet)."""
+    # The transform of the released BigEarthNet reader.
     scaled = (x - (mean - 2 * std)) / (4 * std) * 255.0
     return scaled.clamp(0.0, 255.0).floor() / 255.0
 
 
-def outside_extent(x: Tensor, valid_size: Tensor) -> Tensor:
-    """(N, 1, H, W) true on the padding of images smaller than the batch's buffer."""
+def padding(x: Tensor, valid_size: Tensor) -> Tensor:
+    """Return (N, 1, H, W) bool, true on the padding of images smaller than the buffer of the batch."""
     height, width = valid_size.to(x.device, non_blocking=True)[:, :, None, None].unbind(1)
     rows = torch.arange(x.shape[2], device=x.device)[:, None] >= height
     cols = torch.arange(x.shape[3], device=x.device)[None, :] >= width

@@ -1,7 +1,7 @@
 """Random numbers as a pure function of (seed, epoch, sample): the same on any device, rank and batch size.
 
 Philox4x32-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy as 1, 2, 3") in integer tensor
-operations. Each number has its own counter, so nothing depends on the order in which numbers are asked for.
+operations. Each number has its own counter, so that results do not depend on the order of calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LOW = 0xFFFFFFFF
 
 
 class Stream(IntEnum):
-    """What a number is drawn for; different streams of one sample are independent."""
+    """Purpose of a random number; different streams of one sample are independent."""
 
     ORDER = 0
     CROP = 1
@@ -30,7 +30,7 @@ class Stream(IntEnum):
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """Four int64 tensors of 32-bit words for four counter words (int64 tensors below 2^32, one shape)."""
+    """Return four int64 tensors of 32-bit words for four counter words (int64 tensors below 2^32, one shape)."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -48,7 +48,7 @@ def _product(factor: int, word: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def uniform(samples: Tensor, count: int, *, seed: int, epoch: Tensor, stream: Stream) -> Tensor:
-    """(N, count) float32 in [0, 1) with 24 random bits, for samples (N,) int64 in epochs (N,) int64."""
+    """Return (N, count) float32 in [0, 1) with 24 random bits, for samples (N,) int64 in epochs (N,) int64."""
     blocks = torch.arange(-(-count // 4), device=samples.device)
     shape = (len(samples), len(blocks))
     counter = (
@@ -62,7 +62,7 @@ def uniform(samples: Tensor, count: int, *, seed: int, epoch: Tensor, stream: St
 
 
 def order(count: int, *, seed: int, epoch: int, lane: int = 0) -> NDArray[np.int64]:
-    """A permutation of range(count): a pure function of (seed, epoch, lane), on any machine and library version."""
+    """Return a permutation of range(count): a pure function of (seed, epoch, lane), on any machine and version."""
     blocks = torch.arange(count)
     fixed = [torch.full((count,), value) for value in (lane, epoch, int(Stream.ORDER))]
     words = philox((blocks, *fixed), (seed & LOW, (seed >> 32) & LOW))

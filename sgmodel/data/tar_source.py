@@ -1,9 +1,9 @@
-"""Bytes out of the tars of a folder of shards: mapped into memory, or fetched from any URL that fsspec knows.
+"""Read members of the tars in a folder of shards: mapped into memory, or fetched from any URL that fsspec supports.
 
-Of shards that lie elsewhere (http(s), s3, gs, memory) index and contract are mirrored into a local folder, verified by
-the `SHA256SUMS` beside them; that folder is then opened as any other. Samples come by ranges of the tars, neighbours
-together, and stay in a file of bounded size that takes the place of the oldest first. A range that cannot be had, or
-is not what a tar holds there, is an error.
+For remote shards (http(s), s3, gs, memory) index and contract are mirrored into a local folder, verified by the
+`SHA256SUMS` beside them; that folder is then opened like any other. Samples are fetched by byte ranges of the tars,
+adjacent ones in one request, and cached in a file of bounded size that overwrites the oldest first. A range that cannot
+be fetched, or that does not begin with a tar member, is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sgdata import file_names, files, retry
 from sgdata.errors import SourceError
 
 MARK = "remote.json"
-GAP = 2**16  # bytes that cost less to fetch along than a request of their own
+GAP = 2**16  # unneeded bytes between two members that cost less than a second request
 LONGEST = 2**24
 RETRY = retry.RetryPolicy(tries=4, wait_s=0.2, factor=4.0)
 _HEADER = 512  # of a tar member, before its content
@@ -40,22 +40,22 @@ class Span:
 
 
 class Tars(Protocol):
-    """Where the bytes of shards come from."""
+    """A reader of spans of tars."""
 
     def contents(self, spans: Sequence[Span]) -> list[memoryview]:
-        """The bytes of each span, some of which may lack where a tar ends too soon. Raises SourceError."""
+        """Return the bytes of each span, fewer where a tar is truncated. Raises SourceError."""
 
 
 class Mapped:
-    """Tars in a folder of this machine."""
+    """Local tars, mapped into memory."""
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
-        """Raises SourceError where one cannot be opened."""
-        # For as long as the object lives: opening a file per sample would cost more than decoding it.
+        """Map the tars `names` of a folder. Raises SourceError."""
+        # Mapped for the lifetime of the object: opening a file per sample would cost more than decoding it.
         self._views = {name: memoryview(_map(file_names.member(folder, name))) for name in names}
 
     def contents(self, spans: Sequence[Span]) -> list[memoryview]:
-        """Views, not copies."""
+        """Return views, not copies, of the bytes of each span."""
         return [self._views[span.tar][span.start : span.stop] for span in spans]
 
 
@@ -71,25 +71,36 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def mirror(url: str, cache: Path, *, cache_gb: float, stall_s: float = 60.0) -> Path:
-    """A folder under `cache` that stands for the folder of shards at `url`. Raises SourceError, OutputError."""
-    place = _Place(url, stall_s)
+    """Mirror index and contract of the shards at a URL into a folder under `cache`, which is then opened like shards.
+
+    Args:
+        url: URL of the folder of shards.
+        cache: Folder of all mirrors.
+        cache_gb: Maximum size of the cached samples, per process.
+        stall_s: Timeout of a request in seconds.
+
+    Raises:
+        SourceError: a file cannot be fetched, or its checksum differs.
+        OutputError: the mirror cannot be written.
+    """
+    remote = _RemoteFolder(url, stall_s)
     folder = cache / files.sha256(url.encode())[:16]
-    sums = files.parse_sums(place.whole(files.SUMS), f"{url}/{files.SUMS}")
+    sums = files.parse_sums(remote.whole(files.SUMS), f"{url}/{files.SUMS}")
     for name in (files.INDEX, files.CONTRACT):
         path = folder / name
         if not path.is_file() or files.sha256_file(path) != sums.get(name):
-            content = place.whole(name)
+            content = remote.whole(name)
             if files.sha256(content) != sums.get(name):
                 raise SourceError(
-                    f"{url}/{name}: {len(content)} bytes that are not those of {files.SUMS}; copy it again"
+                    f"{url}/{name}: {len(content)} bytes whose SHA-256 differs from {files.SUMS}; copy it again"
                 )
             files.write(path, content)
     files.write(folder / MARK, files.canonical_json({"url": url, "bytes": int(cache_gb * 1e9), "stall_s": stall_s}))
     return folder
 
 
-class _Place:
-    """A folder at a URL; every read is tried again, waiting longer each time, and then an error."""
+class _RemoteFolder:
+    """A folder at a URL; failed reads are repeated with increasing delays."""
 
     def __init__(self, url: str, stall_s: float) -> None:
         import fsspec
@@ -101,11 +112,11 @@ class _Place:
         self._url, self._stall = url.rstrip("/"), stall_s
 
     def whole(self, name: str) -> bytes:
-        """A file. Raises SourceError."""
+        """Fetch a file. Raises SourceError."""
         return self.ranges([Span(name, 0, 0)])[0]
 
     def ranges(self, spans: Sequence[Span]) -> list[bytes]:
-        """The bytes of each span, all of them; of one that ends at 0 the whole file. Raises SourceError."""
+        """Fetch each span completely; a span that ends at 0 is the whole file. Raises SourceError."""
         if not spans:
             return []
         # Names from an index elsewhere must not lead to other files of the server, or of this machine.
@@ -117,11 +128,11 @@ class _Place:
             """Request the spans that are not complete yet."""
             missing = [i for i in range(len(spans)) if i not in complete]
             reason = ""
-            for i, content in zip(missing, self._ask([spans[i] for i in missing]), strict=True):
+            for i, content in zip(missing, self._request([spans[i] for i in missing]), strict=True):
                 if isinstance(content, bytes) and len(content) == (spans[i].stop - spans[i].start or len(content)):
                     complete[i] = content
                 else:
-                    problem = f"{len(content)} bytes came" if isinstance(content, bytes) else repr(content)
+                    problem = f"received {len(content)} bytes" if isinstance(content, bytes) else repr(content)
                     reason = f"{self._url}/{spans[i].tar}: bytes {spans[i].start} to {spans[i].stop}: {problem:.200}"
             if reason:
                 raise retry.TransientError(reason)
@@ -129,56 +140,56 @@ class _Place:
         try:
             retry.call(attempt, RETRY)
         except retry.TransientError as error:
-            raise SourceError(f"{error}; asked {RETRY.tries} times, try again later") from None
+            raise SourceError(f"{error}; failed {RETRY.tries} times, try again later") from None
         return [complete[i] for i in range(len(spans))]
 
-    def _ask(self, spans: Sequence[Span]) -> list[Any]:
-        """Bytes or the exception of each span; many are under way at a time where the file system can."""
-        # Only asynchronous file systems (all that reach over a network) know a timeout.
-        patience = {"timeout": self._stall} if self._files.async_impl else {}
+    def _request(self, spans: Sequence[Span]) -> list[Any]:
+        """Return the bytes or the exception of each span; asynchronous file systems fetch many at a time."""
+        # Only asynchronous file systems, which include all network protocols, have a timeout.
+        timeout = {"timeout": self._stall} if self._files.async_impl else {}
         paths = [f"{self._root}/{span.tar}" for span in spans]
         starts, stops = [span.start for span in spans], [span.stop or None for span in spans]
         try:
-            found: list[Any] = self._files.cat_ranges(paths, starts, stops, on_error="return", **patience)
-        except Exception as error:  # whatever the client of a cloud raises
+            contents: list[Any] = self._files.cat_ranges(paths, starts, stops, on_error="return", **timeout)
+        except Exception as error:  # clients of cloud storage have exceptions of their own
             return [error] * len(spans)
-        return found
+        return contents
 
 
 class Ranged:
-    """The tars of a mirrored folder; `contents` may be asked by several threads at once."""
+    """Remote tars of a mirrored folder, read by ranges; `contents` may be called by several threads at once."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises SourceError."""
-        told = json.loads((folder / MARK).read_bytes())
-        self._place, self._url = _Place(told["url"], told["stall_s"]), told["url"]
-        self._held = _Ring(folder, told["bytes"])
+        """Open a folder made by `mirror`. Raises SourceError."""
+        mark = json.loads((folder / MARK).read_bytes())
+        self._remote, self._url = _RemoteFolder(mark["url"], mark["stall_s"]), mark["url"]
+        self._cache = _RingCache(folder, mark["bytes"])
 
     def contents(self, spans: Sequence[Span]) -> list[memoryview]:
-        """The bytes of each span. Raises SourceError."""
-        held = {span: self._held.get(span) for span in spans}
-        found = {span: content for span, content in held.items() if content is not None}
-        runs = together([span for span in held if span not in found])
-        for (run, members), content in zip(runs, self._place.ranges([run for run, _ in runs]), strict=True):
+        """Return the bytes of each span. Raises SourceError."""
+        cached = {span: self._cache.get(span) for span in spans}
+        contents = {span: content for span, content in cached.items() if content is not None}
+        runs = merge_spans([span for span in cached if span not in contents])
+        for (run, members), content in zip(runs, self._remote.ranges([run for run, _ in runs]), strict=True):
             for span in members:
                 at = span.start - run.start
                 if not _is_member(content[at - _HEADER : at], span.stop - span.start):
                     raise SourceError(
                         f"{self._url}/{span.tar}: no member at byte {span.start}; run sgdata verify there"
                     )
-                found[span] = content[at : at + span.stop - span.start]
-                self._held.put(span, found[span])
-        return [memoryview(found[span]) for span in spans]
+                contents[span] = content[at : at + span.stop - span.start]
+                self._cache.put(span, contents[span])
+        return [memoryview(contents[span]) for span in spans]
 
 
 def _is_member(header: bytes, size: int) -> bool:
-    """Whether a tar has a member of at least `size` bytes here: bytes of some other place would be taken for pixels."""
+    """Return whether a tar header announces a member of at least `size` bytes; other bytes must not become pixels."""
     octal = header[124:135]
     return header[257:262] == b"ustar" and octal.isdigit() and int(octal, 8) >= size
 
 
-def together(spans: Sequence[Span]) -> list[tuple[Span, list[Span]]]:
-    """Spans, each with the tar header before it, as few ranges to ask for."""
+def merge_spans(spans: Sequence[Span]) -> list[tuple[Span, list[Span]]]:
+    """Merge neighbouring spans, each with the tar header before it, into few ranges; return these with their spans."""
     runs: list[tuple[Span, list[Span]]] = []
     for span in sorted(spans, key=lambda span: (span.tar, span.start)):
         run = runs[-1][0] if runs else Span("", 0, 0)
@@ -190,8 +201,8 @@ def together(spans: Sequence[Span]) -> list[tuple[Span, list[Span]]]:
     return runs
 
 
-class _Ring:
-    """The bytes last fetched, in a file without a name: gone with the process, however that ends."""
+class _RingCache:
+    """The bytes fetched last, in an unlinked file, which the system frees when the process ends for any reason."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self._file, name = tempfile.mkstemp(dir=folder)
@@ -211,7 +222,7 @@ class _Ring:
             if len(content) > self._size:
                 return
             if self._head + len(content) > self._size:
-                # What is left of the round before lies behind the head: it is the oldest.
+                # Entries of the previous round from the head on are the oldest.
                 while self._at and next(iter(self._at.values())) >= self._head:
                     self._at.popitem(last=False)
                 self._head = 0
@@ -219,7 +230,7 @@ class _Ring:
                 self._at.popitem(last=False)
             try:
                 os.pwrite(self._file, content, self._head)
-            except OSError:  # a full disk: what is not kept is fetched again
+            except OSError:  # a full disk: entries that are not cached are fetched again
                 return
             self._at[span] = self._head
             self._head += len(content)

@@ -1,8 +1,7 @@
-"""Native shards on the device: bands of 20 and 60 m onto the sample's finest lattice, bit for bit as `sgdata` would.
+"""Upsample the bands of native shards on the device to the finest grid of a sample, bit for bit as `sgdata` does.
 
-Only the stored integers cross to the device, a third of the resampled bytes. The rule is that of
-`sgdata.rasters.resample`
-(version 1), which this package does not import, for it compiles; a test holds the two together.
+Only the stored integers are copied to the device, a third of the resampled bytes. The rule is that of
+`sgdata.rasters.resample` (version 1), which is not imported since it compiles code; a test compares the two.
 """
 
 from __future__ import annotations
@@ -17,8 +16,17 @@ GROUPS = ("image_10m", "image_20m", "image_60m")
 
 
 def image(arrays: dict[str, Tensor], valid_size: Tensor, contract: Contract, device: torch.device) -> Tensor:
-    """The images (N, C, H, W) of a batch on `device`, bands in the contract's order: as stored, or put together from
-    native groups. Raises SettingError."""
+    """Return the images (N, C, H, W) of a batch on `device`, as stored or upsampled from native groups.
+
+    Args:
+        arrays: Arrays of the batch: "image", or the native groups `image_10m`, ...
+        valid_size: (N, 2) height and width of each sample.
+        contract: Contract, which gives the order of the bands.
+        device: Device of the result.
+
+    Raises:
+        SettingError: native samples have several sizes, or the kernel is not supported.
+    """
     if "image" in arrays:
         stored = arrays["image"].to(device, non_blocking=True)
         return _unified(stored, arrays["band_indices"], arrays["factor"]) if "band_indices" in arrays else stored
@@ -27,11 +35,14 @@ def image(arrays: dict[str, Tensor], valid_size: Tensor, contract: Contract, dev
     finest = min(int(name[6:-1]) for name in arrays if name in GROUPS)
     nodata = -1 if contract.nodata is None else contract.nodata
     bands: dict[str, Tensor] = {}
-    for name in (name for name in GROUPS if name in arrays):
+    for name in GROUPS:
+        if name not in arrays:
+            continue
         gsd = int(name[6:-1])
         coarse = arrays[name].to(device, non_blocking=True)
         fine = finer(coarse, gsd // finest, kernel=contract.resampling, nodata=nodata)
-        bands |= zip((band.name for band in contract.bands if band.gsd_m == gsd), fine.unbind(1), strict=True)
+        names = [band.name for band in contract.bands if band.gsd_m == gsd]
+        bands |= zip(names, fine.unbind(1), strict=True)
     return torch.stack([bands[band.name] for band in contract.bands], dim=1)
 
 
@@ -43,7 +54,7 @@ def _unified(stored: Tensor, band_indices: Tensor, factor: Tensor) -> Tensor:
 
 
 def finer(coarse: Tensor, factor: int, *, kernel: str, nodata: int) -> Tensor:
-    """(N, C, h, w) unsigned integers of at most 16 bits -> (N, C, h factor, w factor) int32. Raises SettingError."""
+    """Upsample (N, C, h, w) integers of at most 16 bits to (N, C, h factor, w factor) int32. Raises SettingError."""
     x = coarse.to(torch.int32)
     if factor == 1:
         return x
@@ -52,7 +63,7 @@ def finer(coarse: Tensor, factor: int, *, kernel: str, nodata: int) -> Tensor:
     if kernel == "nearest":
         return own
     if kernel != "bilinear":
-        raise SettingError(f"native shards resampled by '{kernel}': the device knows nearest and bilinear")
+        raise SettingError(f"native shards resampled by '{kernel}': expected nearest or bilinear")
     unit = 2 * factor
     total = torch.zeros_like(own)
     for row, row_share in ((rows[1], unit - rows[3]), (rows[2], rows[3])):
@@ -64,7 +75,9 @@ def finer(coarse: Tensor, factor: int, *, kernel: str, nodata: int) -> Tensor:
 
 
 def _taps(size: int, factor: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each fine pixel: its own coarse one, the two round its centre, the share of the second in 1 / (2 factor)."""
+    """Return for each fine pixel its coarse pixel, the two coarse pixels around its centre, and the weight of the
+    second in units of 1 / (2 factor).
+    """
     fine = torch.arange(size * factor, device=device)
     at = 2 * fine + 1 - factor  # centre of the fine pixel in units of 1 / (2 factor) coarse pixels
     first = at // (2 * factor)  # floor division: -1 before the first centre

@@ -1,4 +1,4 @@
-"""Samples of any size as windows of one size: how scenes of a city each are learned from and scored."""
+"""Cut samples of any size into windows of one size, for training and scoring on whole scenes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WindowRecipe:
         px: Side of a window in pixels.
         stride: Distance between windows in pixels.
         remainder: Whether the rest at the right and bottom is dropped, as released, or covered by a last window.
-        once: Whether pixels that an earlier window has are masked, so that each pixel counts once.
+        once: Whether pixels that an earlier window contains are masked, so that each pixel counts once.
     """
 
     px: int
@@ -32,45 +32,43 @@ class WindowRecipe:
     once: bool
 
     def __post_init__(self) -> None:
-        """Raises SettingError."""
+        """Refuse sizes below 1. Raises SettingError."""
         if min(self.px, self.stride) < 1:
             raise SettingError(f"windows of {self.px} px every {self.stride}: expected 1 or more of both")
 
 
 def starts(side: int, recipe: WindowRecipe) -> list[int]:
-    """Where windows begin along one side of a sample."""
-    found = list(range(0, side - recipe.px + 1, recipe.stride))
-    if recipe.remainder == "covered" and found and found[-1] + recipe.px < side:
-        found.append(side - recipe.px)
-    return found
+    """Return the first pixel of each window along one side of a sample."""
+    begins = list(range(0, side - recipe.px + 1, recipe.stride))
+    if recipe.remainder == "covered" and begins and begins[-1] + recipe.px < side:
+        begins.append(side - recipe.px)
+    return begins
 
 
 class Windows(loader.Samples):
     """The windows of a split, as samples of their own.
 
-    A sample is decoded when the first of its windows is asked for, and kept: the 14 training cities of OSCD take
+    A sample is decoded when the first of its windows is requested, and cached: the 14 training cities of OSCD take
     340 MB.
     """
 
     def __init__(self, samples: loader.Samples, recipe: WindowRecipe) -> None:
-        """Raises SettingError where a sample is smaller than a window."""
-        # Not the constructor of Samples: nothing is opened, the arrays come from `samples`.
+        """Cut `samples`. Raises SettingError if a sample is smaller than a window."""
+        # The constructor of Samples is not called: no file is opened, the arrays come from `samples`.
         self.folder, self.split, self.contract = samples.folder, samples.split, samples.contract
         self.samples, self.recipe = samples, recipe
-        rows = []
+        rows: list[tuple[int, int, int, int, int]] = []
         for number, (height, width) in enumerate(samples.valid_size(np.arange(len(samples))).tolist()):
             if min(height, width) < recipe.px:
                 message = f"{samples.folder}: sample '{samples.keys[number]}' is {height} x {width} px"
                 raise SettingError(f"{message}, a window {recipe.px}: choose smaller windows")
             across, down = starts(width, recipe), starts(height, recipe)
             for top, shown_down in zip(down, _shown(down, recipe), strict=True):
-                rows += [
-                    (number, top, left, shown_down, shown)
-                    for left, shown in zip(across, _shown(across, recipe), strict=True)
-                ]
+                for left, shown_across in zip(across, _shown(across, recipe), strict=True):
+                    rows.append((number, top, left, shown_down, shown_across))
         self.rows: NDArray[np.int64] = np.array(rows, np.int64).reshape(-1, 5)
         self.keys = [f"{samples.keys[number]}-r{top:05d}-c{left:05d}" for number, top, left, _, _ in rows]
-        # Every window has the same sides, so a batch of them is never padded.
+        # All windows have the same size, so that batches are never padded.
         square = np.full((len(rows), 2), recipe.px)
         self.members = {
             name: dataclasses.replace(
@@ -80,27 +78,27 @@ class Windows(loader.Samples):
             )
             for name, member in samples.members.items()
         }
-        self._kept: dict[tuple[int, str], Array] = {}
+        self._decoded: dict[tuple[int, str], Array] = {}
 
     def whole(self, number: int, name: str) -> Array:
-        """One array of a sample, before it is cut. Raises SourceError."""
-        if (number, name) not in self._kept:  # two threads may both decode it, to the same pixels
-            self._kept[number, name] = self.samples.read(number, name)
-        return self._kept[number, name]
+        """Return one array of a sample, before it is cut. Raises SourceError."""
+        if (number, name) not in self._decoded:  # two threads may both decode it, to the same pixels
+            self._decoded[number, name] = self.samples.read(number, name)
+        return self._decoded[number, name]
 
     def fill(self, samples: Sequence[int], targets: Mapping[str, Sequence[Array]]) -> None:
-        """As Samples.fill, of windows."""
+        """Copy windows into arrays, as `loader.Samples.fill` decodes samples."""
         px, space = self.recipe.px, self.contract.label_space
         for i, (number, top, left, shown_down, shown_across) in enumerate(self.rows[list(samples)].tolist()):
             for name, arrays in targets.items():
                 arrays[i][...] = self.whole(number, name)[..., top : top + px, left : left + px]
-                # In place of counting by hand later: a pixel without label enters neither loss nor score.
+                # Masked rather than counted later: an unlabelled pixel enters neither the loss nor the score.
                 if name == "mask" and self.recipe.once:
                     arrays[i][:shown_down] = space.ignore_index
                     arrays[i][:, :shown_across] = space.ignore_index
 
 
 def _shown(begins: Sequence[int], recipe: WindowRecipe) -> list[int]:
-    """How many of the first pixels of each window along a side the one before it has shown."""
+    """Return for each window along a side how many of its first pixels the previous window contains."""
     ends = [0, *(begin + recipe.px for begin in begins[:-1])]
     return [max(0, end - begin) for end, begin in zip(ends, begins, strict=True)]

@@ -1,4 +1,4 @@
-"""Predict with a checkpoint: maps of whole scenes without seams, a row per patch, or the samples of shards.
+"""Predict with a checkpoint: maps of whole scenes, a row per patch, or the samples of shards.
 
 The card of the checkpoint decides the task. Segmentation and change detection write `classes.tif` with the palette and
 names of the label space; classification writes a row and a pixel per patch (`patches.parquet`, `classes.tif`; with

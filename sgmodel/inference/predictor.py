@@ -23,10 +23,16 @@ SCENES = ("single-label", "multi-label")
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """A model and what is known of it. The label space of `contract` is that of the answers, "none" for embeddings.
+    """A model with the facts of its card.
 
-    `ground_px` is the side of the tiles cut from a scene, `px` that of the images that the model takes: they differ
-    where it was trained on enlarged scenes, of which it looks at the share `zoom`.
+    Attributes:
+        model: The model, on its device.
+        contract: Contract of its training data; the label space is that of the answers, "none" for embeddings.
+        how: Normalisation.
+        where: Device and precision.
+        ground_px: Side of the tiles cut from a scene.
+        px: Side of the input images, which differs from `ground_px` for a model trained on enlarged scenes.
+        zoom: Share of the side of such scenes that the model sees.
     """
 
     model: nn.Module
@@ -39,20 +45,20 @@ class Predictor:
 
     @property
     def task(self) -> str:
-        """What is asked of the model; "none": embeddings."""
+        """Return the task of the label space; "none" for embeddings."""
         return self.contract.label_space.task
 
     @property
     def dates(self) -> int:
-        """How many images make an answer."""
+        """Return the number of images per answer."""
         return 2 if self.task == "change" else 1
 
     @torch.no_grad()
     def look(self, tiles: Array) -> Array:
-        """(N, dates x C, S, S) as stored -> (N, K, s, s) float32: probabilities of classes, or embeddings."""
+        """Predict tiles (N, dates x C, S, S) as stored: probabilities or embeddings (N, K, s, s) float32."""
         stored = torch.from_numpy(np.ascontiguousarray(tiles)).to(self.where.device)
         valid_size = torch.tensor(stored.shape[-2:]).expand(len(stored), 2)
-        # Normalised tile by tile, as samples are: schemes that look at the image see as much of it as in training.
+        # Normalised tile by tile, as samples are: schemes with image statistics then see the same area as in training.
         dates = [normalise.apply(self.how, part, valid_size) for part in stored.chunk(self.dates, dim=1)]
         if self.zoom != 1 or tiles.shape[-2:] != (self.px, self.px):
             dates = [augment.zoomed(date, valid_size, self.px, share=self.zoom) for date in dates]
@@ -61,22 +67,23 @@ class Predictor:
         if self.task == "multi-label":
             answer = answer.sigmoid()
         elif self.task != "none":
-            answer = answer.softmax(dim=1)  # of a change detector's log-probabilities these are the probabilities
-        found: Array = (answer if answer.ndim == 4 else answer[:, :, None, None]).cpu().numpy()
-        return found
+            answer = answer.softmax(dim=1)  # also right for the log-probabilities of a change detector
+        values: Array = (answer if answer.ndim == 4 else answer[:, :, None, None]).cpu().numpy()
+        return values
 
     @cached_property
     def answer(self) -> tuple[int, int]:
-        """(K, s) of what `look` gives for one tile."""
-        # What the model says of nothing tells how much it says of anything; no card knows that of every baseline.
+        """Return the shape (K, s) of the answer of `look` for one tile."""
+        # Inferred from a dummy forward pass, since the card of a baseline does not record it.
         blank = np.zeros((1, self.dates * len(self.contract.bands), self.ground_px, self.ground_px), np.uint16)
         return self.look(blank).shape[1:3]
 
 
 def embedding(model: Any, images: Tensor) -> Tensor:
-    """Encode images (N, C, H, W) into maps (N, D, h, w) with the backbone of `model`, or with SpectralGPT itself.
+    """Return embeddings (N, D, h, w) of images (N, C, H, W) from the backbone of `model`, or from SpectralGPT itself.
 
-    SpectralGPT gives the mean of the tokens above each place after the final norm, a baseline its coarsest map.
+    SpectralGPT gives the mean over spectral groups of the normalised tokens at each position, a baseline its coarsest
+    feature map.
     """
     if hasattr(model, "backbone"):
         coarsest: Tensor = model.backbone.embedding(images)

@@ -1,4 +1,4 @@
-"""Scenes to predict on: a build of ours or any GeoTIFF, checked against a model's card, bands in the model's order."""
+"""Open scenes for prediction: builds or any GeoTIFF, checked against the card of a model, bands in its order."""
 
 from __future__ import annotations
 
@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Stated:
-    """What the user says of a raster without a contract, and the differences from the weights' data that are taken as
-    they are."""
+    """Facts of a raster without a contract, given by the user.
+
+    Attributes:
+        bands: Band names in the order of the file; empty to read them from the file.
+        level: Processing level; None if not given.
+        accept: Differences from the training data that are allowed.
+    """
 
     bands: tuple[str, ...]
     level: Level | None
@@ -36,58 +41,74 @@ class Stated:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Where the model's bands lie among those at hand (None: all, in order), as `band_selection.taken` has it."""
+    """How data are fitted to a model.
+
+    Attributes:
+        band_indices: Indices for `band_selection.select`; None for all bands in order.
+        nodata: Value of pixels without data, if any.
+    """
 
     band_indices: list[int] | None
     nodata: float | None
 
     def pixels(self, values: Array) -> tuple[Array, Array]:
-        """Bands (B, H, W) as the data have them -> the model's (C, H, W), and where any of them was seen (H, W)."""
+        """Select the model's bands (C, H, W) from bands (B, H, W); return them and the mask of seen pixels (H, W)."""
         if self.band_indices is not None:
-            values = band_selection.taken(torch.from_numpy(values).float()[None], self.band_indices)[0].numpy()
-        # One band alone may well be 0 over dark water; a pixel without data has none.
-        there = np.isfinite(values) if self.nodata is None or np.isnan(self.nodata) else values != self.nodata
-        seen: Array = there.max(axis=0)
+            values = band_selection.select(torch.from_numpy(values).float()[None], self.band_indices)[0].numpy()
+        if self.nodata is None or np.isnan(self.nodata):
+            valid = np.isfinite(values)
+        else:
+            valid = values != self.nodata
+        # A single band may be 0 over dark water; a pixel without data is nodata in all bands.
+        seen: Array = valid.max(axis=0)
         return np.nan_to_num(values) if values.dtype.kind == "f" else values, seen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """An open raster, ready for the model."""
+    """An open raster with its grid and its fit to a model."""
 
     grid: Grid
     fit: Fit
     dataset: DatasetReader
 
     def read(self, row: int, rows: int) -> tuple[Array, Array]:
-        """`rows` rows from `row` on, as `mosaic.Read`. Raises SourceError."""
+        """Read `rows` rows from `row` on, as `tiling.Read`. Raises SourceError."""
         from rasterio.errors import RasterioError
         from rasterio.windows import Window
 
         try:
             values = self.dataset.read(window=Window(0, row, self.grid.shape[1], rows))
         except RasterioError as error:
-            # Here, for the writer around us would call it a failure to write.
+            # Converted here, since the calling writer reports an OSError as a failure to write.
             raise SourceError(f"{self.dataset.name}: rows {row} to {row + rows} cannot be read: {error}") from error
         return self.fit.pixels(values)
 
 
 def fit(ours: Contract, theirs: Contract, how: Normalisation, accept: Sequence[str]) -> Fit:
-    """How data of the contract `ours` feed a model trained on `theirs`: bands are found by name, those that are missing
-    get what its normalisation says. Raises SettingError naming every difference that matters and is not accepted.
+    """Fit data to a model: select its bands by name, and substitute missing ones as its normalisation records.
+
+    Args:
+        ours: Contract of the data.
+        theirs: Contract of the model's training data.
+        how: Normalisation of the model.
+        accept: Differences that are allowed.
+
+    Raises:
+        SettingError: bands are missing, or other differences are not accepted; the message names all of them.
     """
-    # What training had to fill in is filled in the same way, even where these data have it.
+    # Bands that the training data lacked are substituted as in training, even if these data have them.
     hidden = tuple(replace(band, name="") if band.name in how.absent else band for band in ours.bands)
     known, names = {band.name: band for band in hidden}, [band.name for band in theirs.bands]
     absent = [name for name in names if name not in known]
     if absent and how.missing == "refuse":
         raise SettingError(
-            f"cannot predict on '{ours.dataset}': the model takes {len(names)} bands, {' '.join(absent)} not among the "
-            f"{len(known)} there ({' '.join(known)}); bring them, or train on those alone or with normalise.missing"
+            f"cannot predict on '{ours.dataset}': the model takes {len(names)} bands, {' '.join(absent)} not among its "
+            f"{len(known)} ({' '.join(known)}); add them, or train on these bands only or with normalise.missing"
         )
     labels = ours.label_space
     if labels.task != theirs.label_space.task:
-        labels = theirs.label_space  # labels of another kind of task say nothing about this model's
+        labels = theirs.label_space  # labels of another task are irrelevant to this model
     like = replace(ours, bands=tuple(known.get(band.name, band) for band in theirs.bands), label_space=labels)
     contracts.require(like, theirs, "predict", [name for name in accept if name != "gsd"])
     return Fit(band_indices=band_selection.indices(replace(ours, bands=hidden), names, how.missing), nodata=ours.nodata)
@@ -95,7 +116,18 @@ def fit(ours: Contract, theirs: Contract, how: Normalisation, accept: Sequence[s
 
 @contextmanager
 def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> Iterator[Scene]:
-    """The build folder or GeoTIFF at `path` for a model trained on `theirs`. Raises SettingError, SourceError."""
+    """Open a build folder or GeoTIFF for prediction.
+
+    Args:
+        path: Build folder or GeoTIFF.
+        theirs: Contract of the model's training data.
+        how: Normalisation of the model.
+        stated: Facts given by the user.
+
+    Raises:
+        SettingError: the raster does not fit the model.
+        SourceError: the raster cannot be read.
+    """
     import rasterio
 
     file = files.existing(path / files.IMAGE if path.is_dir() else path, "a GeoTIFF, a build, or a folder of shards")
@@ -105,24 +137,24 @@ def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> 
         if dataset.crs.is_geographic:
             message = f"{file}: {header.lattice.crs} has pixels of {header.lattice.gsd_m:g} degrees"
             raise SettingError(f"{message}, expected metres; warp it first: gdalwarp -t_srs EPSG:326.. -tr 10 10")
-        # Feet too are a unit of maps.
+        # The unit of a CRS may also be feet.
         gsd = header.lattice.gsd_m * dataset.crs.linear_units_factor[1]
         trained = min(band.gsd_m for band in theirs.bands)
         if gsd != trained and "gsd" not in stated.accept:
             raise SettingError(
                 f"{file}: pixels of {gsd:g} m, the model was trained on {trained} m; resample it, or accept = ['gsd']"
             )
-        found = fit(ours, theirs, how, stated.accept)
+        fitted = fit(ours, theirs, how, stated.accept)
         if header.nodata is not None:
-            found = replace(found, nodata=header.nodata)
-        # Rows of tiles are lower than the file's blocks: with less cache each block would be decoded many times over.
+            fitted = replace(fitted, nodata=header.nodata)
+        # Rows of tiles may be lower than the blocks of the file, which a smaller cache would decode repeatedly.
         block_row = dataset.block_shapes[0][0] * dataset.width * dataset.count * np.dtype(header.dtype).itemsize
         with rasterio.Env(GDAL_CACHEMAX=max(64 << 20, 2 * block_row)):
-            yield Scene(grid=header.lattice, fit=found, dataset=dataset)
+            yield Scene(grid=header.lattice, fit=fitted, dataset=dataset)
 
 
 def _contract(file: Path, dataset: DatasetReader, theirs: Contract, stated: Stated) -> Contract:
-    """The contract beside a raster, or one made of what its header and the user say."""
+    """Return the contract beside a raster, or one made from its header and the user's statements."""
     if not stated.bands and (file.parent / files.CONTRACT).exists():
         beside = contracts.read(file.parent)
         if len(beside.bands) == dataset.count:
@@ -139,24 +171,22 @@ def _contract(file: Path, dataset: DatasetReader, theirs: Contract, stated: Stat
     level = stated.level or (theirs.level if "level" in stated.accept else None)
     if level is None:
         raise SettingError(
-            f"{file}: no contract.json beside it says whether it is L1C or L2A, the model was trained on "
-            f"{theirs.level}; give --level, or accept = ['level']"
+            f"{file}: processing level unknown without a contract.json, the model was trained on {theirs.level}; "
+            "give --level L1C or L2A, or accept = ['level']"
         )
-    # What 16 bits hold is DN unless the header says otherwise; floats and bytes are something else.
+    # 16-bit values are DN unless the header has a scale; floats and bytes are taken at their own scale.
     declared = dataset.scales[0]
     scale = sentinel2.SCALE if declared == 1 and np.dtype(dataset.dtypes[0]).itemsize == 2 else declared
     if scale != theirs.scale and "scale" not in stated.accept:
         message = f"{file}: {dataset.dtypes[0]} of scale {scale:g}, the model takes DN of scale {theirs.scale:g}"
         rescale = f"gdal_translate -ot UInt16 -scale 0 {1 / scale:g} 0 {1 / theirs.scale:g}"
-        raise SettingError(
-            f"{message}; bring it there ({rescale}), or accept = ['scale'] where it holds such DN already"
-        )
+        raise SettingError(f"{message}; convert it ({rescale}), or accept = ['scale'] if its values are such DN")
     return replace(
         theirs,
         dataset=file.name,
         bands=sentinel2.bands(names),
         level=level,
         scale=scale,
-        # A header's offset is added after scaling, a contract's before.
+        # The offset of a header is added after scaling, that of a contract before.
         offset=round(dataset.offsets[0] / scale),
     )

@@ -1,7 +1,7 @@
-"""A scene larger than a model's image: overlapping tiles, row by row, their answers blended into one map. Pure.
+"""Predict scenes larger than the images of a model: overlapping tiles, row by row, blended into one map.
 
-A map has cells of `unit` pixels: 1 where each pixel gets an answer, a token's side for embeddings, a tile's side where
-the whole tile gets one. Memory holds one row of tiles and its answers, whatever the height of the scene.
+A cell of the map has `unit` pixels on a side: 1 if each pixel gets an answer, the side of a token for embeddings, the
+side of a tile if the whole tile gets one. Memory is that of one row of tiles, whatever the height of the scene.
 """
 
 from __future__ import annotations
@@ -14,19 +14,29 @@ import numpy as np
 from sgdata.types import Array
 
 Read = Callable[[int, int], tuple[Array, Array]]
-"""First row, rows -> pixels (C, rows, W), and where any was seen (rows, W)."""
+"""A function from the first row and the number of rows to pixels (C, rows, W) and the mask of seen pixels (rows, W)."""
 
 Row = tuple[int, Array, Array]
-"""First row, answers (K, rows, W) float32, where any pixel was seen (rows, W); in cells."""
+"""First row, answers (K, rows, W) float32, and the mask of cells with any seen pixel (rows, W)."""
 
 Look = Callable[[Array], Array]
-"""Tiles (N, C, px, px) -> answers (N, K, px / unit, px / unit) float32."""
+"""A function from tiles (N, C, px, px) to answers (N, K, px / unit, px / unit) float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Tiles of `px` pixels over a scene of `shape`, each answered by `channels` x `side` x `side` values; neighbours
-    share `overlap` cells at least. `rows` and `cols` are the first cells of tiles, `cells` is the shape of the map."""
+    """Tiles over a scene.
+
+    Attributes:
+        shape: Height and width of the scene in pixels.
+        px: Side of a tile in pixels.
+        side: Side of a tile in cells.
+        channels: Number of values per cell.
+        overlap: Least overlap of neighbours in cells.
+        cells: Height and width of the map in cells.
+        rows: First row of each row of tiles, in cells.
+        cols: First column of each column of tiles, in cells.
+    """
 
     shape: tuple[int, int]
     px: int
@@ -39,16 +49,22 @@ class Plan:
 
     @property
     def unit(self) -> int:
-        """Pixels along a cell."""
+        """Return the side of a cell in pixels."""
         return self.px // self.side
 
 
 def plan(shape: tuple[int, int], *, px: int, answer: tuple[int, int], overlap: float) -> Plan:
-    """Tiles that cover a scene, each sharing `overlap` (a part of its side) with its neighbours; `answer` is (K, side)
-    of what a model says of one tile."""
+    """Plan tiles that cover a scene.
+
+    Args:
+        shape: Height and width of the scene in pixels.
+        px: Side of a tile in pixels.
+        answer: Number of values and side in cells of the answer for one tile.
+        overlap: Share of the side of a tile that neighbours have in common.
+    """
     channels, side = answer
     height, width = (-(-size * side // px) for size in shape)
-    shared = int(side * overlap)  # nothing where a tile is one cell
+    shared = int(side * overlap)  # 0 if a tile is one cell
     rows, cols = (starts(size, side, side - shared) for size in (height, width))
     return Plan(
         shape=shape, px=px, side=side, channels=channels, overlap=shared, cells=(height, width), rows=rows, cols=cols
@@ -56,17 +72,17 @@ def plan(shape: tuple[int, int], *, px: int, answer: tuple[int, int], overlap: f
 
 
 def starts(size: int, side: int, stride: int) -> tuple[int, ...]:
-    """First cell of each tile along an axis; the last is moved back to end where the axis ends."""
+    """Return the first cell of each tile along an axis; the last tile ends at the end of the axis."""
     last = max(size - side, 0)
     return (*range(0, last, stride), last)
 
 
-def shares(first: tuple[int, ...], side: int, overlap: int) -> Array:
-    """(tiles, side) float32: how much each tile counts in its cells, 1 in sum over all tiles.
+def blend_weights(first: tuple[int, ...], side: int, overlap: int) -> Array:
+    """Return the weights (tiles, side) float32 of each tile in its cells, whose sum over all tiles is 1.
 
-    A raised cosine where neighbours overlap, so that an answer fades out before its tile ends.
+    They follow a raised cosine where neighbours overlap.
     """
-    # Tiles that share more than half meet in the middle: no flat part is left between the two ramps.
+    # With an overlap of more than half the two ramps meet in the middle, without a flat part between them.
     ramp = min(overlap, side // 2)
     window = np.ones(side)
     window[:ramp] = np.sin(np.pi / 2 * (np.arange(ramp) + 0.5) / max(ramp, 1)) ** 2
@@ -74,28 +90,35 @@ def shares(first: tuple[int, ...], side: int, overlap: int) -> Array:
     total = np.zeros(first[-1] + side)
     for start in first:
         total[start : start + side] += window
-    # Divided by the sum, edges and the last tile, which overlaps more than the others, need no case of their own.
+    # The division by the sum also handles edges and the last tile, which overlaps more than the others.
     return np.stack([window / total[start : start + side] for start in first]).astype(np.float32)
 
 
 def blended(plan: Plan, read: Read, look: Look, *, batch: int) -> Iterator[Row]:
-    """The map from top to bottom, each cell once.
+    """Yield the map from top to bottom, each cell once.
 
-    The answers are a view, filled anew for the next rows. Tiles in which nothing was seen are not looked at.
+    The answers are a view that is overwritten for the next rows. Tiles without a seen pixel are not predicted.
+
+    Args:
+        plan: Tiles of the scene.
+        read: Reads rows of pixels.
+        look: Predicts tiles.
+        batch: Tiles per call of `look`.
     """
     side, unit, (height, width) = plan.side, plan.unit, plan.cells
     across = plan.cols[-1] + side
-    shares_down, shares_across = (shares(first, side, plan.overlap) for first in (plan.rows, plan.cols))
+    weights_down, weights_across = (blend_weights(first, side, plan.overlap) for first in (plan.rows, plan.cols))
     total = np.zeros((plan.channels, side, across), np.float32)
     for i, row in enumerate(plan.rows):
         strip, seen = _strip(plan, read, row * unit, across * unit)
         cells_seen: Array = seen.reshape(side, unit, across, unit).max(axis=(1, 3))
-        wanted = [j for j, col in enumerate(plan.cols) if cells_seen[:, col : col + side].any()]
-        for few in (wanted[k : k + batch] for k in range(0, len(wanted), batch)):
+        with_data = [j for j, col in enumerate(plan.cols) if cells_seen[:, col : col + side].any()]
+        for start in range(0, len(with_data), batch):
+            few = with_data[start : start + batch]
             tiles = np.stack([strip[:, :, plan.cols[j] * unit : plan.cols[j] * unit + plan.px] for j in few])
             for j, answer in zip(few, look(tiles), strict=True):
-                # One after the other, from left to right: the sum has one order, whatever the batch.
-                weight = shares_down[i][:, None] * shares_across[j]
+                # Added from left to right, so that the order of the sum does not depend on the batch.
+                weight = weights_down[i][:, None] * weights_across[j]
                 total[:, :, plan.cols[j] : plan.cols[j] + side] += answer * weight
         done = (plan.rows[i + 1] if i + 1 < len(plan.rows) else height) - row
         # Rows above the next tiles are final.
@@ -105,10 +128,10 @@ def blended(plan: Plan, read: Read, look: Look, *, batch: int) -> Iterator[Row]:
 
 
 def _strip(plan: Plan, read: Read, row: int, across: int) -> tuple[Array, Array]:
-    """`px` rows of `across` pixels; beyond the scene its own pixels mirrored, which nobody has seen."""
+    """Read `px` rows of `across` pixels; outside the scene pixels are mirrored and not seen."""
     rows = min(plan.px, plan.shape[0] - row)
     pixels, seen = read(row, rows)
-    beyond = ((0, plan.px - rows), (0, across - plan.shape[1]))
-    if beyond == ((0, 0), (0, 0)):
+    outside = ((0, plan.px - rows), (0, across - plan.shape[1]))
+    if outside == ((0, 0), (0, 0)):
         return pixels, seen
-    return np.pad(pixels, ((0, 0), *beyond), mode="reflect"), np.pad(seen, beyond)
+    return np.pad(pixels, ((0, 0), *outside), mode="reflect"), np.pad(seen, outside)

@@ -1,7 +1,7 @@
-"""A ledger's recipe, and the runs that it asks for: with which settings, from which weights, on which data.
+"""Recipes of ledgers, and the runs that they need: settings, starting weights and data.
 
-A run is known by a hash over its resolved recipe, the contract of its data and the weights that it starts from, and its
-folder is named by it: what has changed is made anew in a folder of its own, and what two tables share is made once.
+A run is identified by a hash of its resolved recipe, the contract of its data and its starting weights, which is part
+of the name of its folder: changed runs get a new folder; runs shared by two tables are trained once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Reason = Literal[
     "data absent",
     "failed",
 ]
-"""Why a figure is not the published one, or why there is none. The last five are found out, not declared."""
+"""Why a figure differs from the published one, or is missing. The last five are computed, not declared in recipes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,16 @@ class LedgerRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerPaths:
-    """Where runs read and write, and the command that starts a program: nothing here changes a number."""
+    """Paths and machine settings of a ledger.
+
+    Attributes:
+        data: Folders of shards by the name of their dataset.
+        out: Folder of the ledger.
+        programs: The training programs.
+        weights: Folder of published weights.
+        launcher: Words that start a module, in place of `python -m`.
+        options: Further options of every program.
+    """
 
     data: Mapping[str, Path]
     out: Path
@@ -163,8 +172,17 @@ class LedgerPaths:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training: its folder, the command that makes it, the resolved recipe as TOML, and the run whose weights it
-    starts from."""
+    """One training run.
+
+    Attributes:
+        folder: Folder of the run.
+        command: Command that trains it.
+        program: Training program.
+        recipe: Resolved recipe as TOML.
+        data: Name of the dataset.
+        seed: Seed of the recipe.
+        after: Run that provides the starting weights, if any.
+    """
 
     folder: Path
     command: tuple[str, ...]
@@ -176,46 +194,47 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """A finished run closes with its sums."""
+        """Return whether the run is finished, that is has SHA256SUMS."""
         return files.is_finished(self.folder)
 
     @property
     def results(self) -> dict[str, Any]:
-        """The figures of a finished run. Raises SettingError."""
+        """Read the figures of a finished run. Raises SettingError."""
         return files.read_plain(self.folder / files.RESULTS)
 
     @property
     def chain(self) -> tuple[Run, ...]:
-        """This run after those that it needs."""
+        """Return the runs that this one needs, in order, followed by itself."""
         return (*(self.after.chain if self.after else ()), self)
 
 
-# --- which runs ----------------------------------------------------------------------------
+# --- runs of a ledger ----------------------------------------------------------------------
 
 
 def check(recipe: LedgerRecipe) -> None:
-    """Raises SettingError where a table has two rows of one name, or compares one that it does not have."""
+    """Refuse tables with repeated row names, comparisons of unknown rows, or unknown weights. Raises SettingError."""
     for table in recipe.tables:
         names = [row.name for row in table.rows]
-        twice = {name for name in names if names.count(name) > 1}
+        repeated = {name for name in names if names.count(name) > 1}
         missing = {name for pair in table.compare for name in pair} - set(names)
-        if twice or missing:
-            message = f"two rows {sorted(twice)}" if twice else f"compare names {sorted(missing)}, not a row"
+        if repeated or missing:
+            message = f"two rows {sorted(repeated)}" if repeated else f"compare names {sorted(missing)}, not a row"
             raise SettingError(f"table '{table.name}': {message}; give each row a name of its own")
         for row in table.rows:
-            _ = source(row.weights) if row.weights else None
+            if row.weights:
+                source(row.weights)
 
 
 def source(name: str) -> dict[str, str]:
-    """Where published weights of this name live, under what licence. Raises SettingError."""
+    """Return where published weights are available, and their licence. Raises SettingError."""
     for row in catalog.table("published_weights"):
         if row["name"] == name:
             return {key: row[key] for key in ("name", "where", "licence", "checksum")}
     raise SettingError(f"weights '{name}' are not in the fact table; 'sgdata catalog weights' lists those that are")
 
 
-def wanting(table: Table, row: Row, paths: LedgerPaths) -> Reason | None:
-    """What a row lacks to be run."""
+def missing_input(table: Table, row: Row, paths: LedgerPaths) -> Reason | None:
+    """Return which input of a row is absent, None if it can be run."""
     if row.weights and not (paths.weights / row.weights).exists():
         return "weights absent"
     needed = {table.data, *(before.data or table.data for before in row.before)}
@@ -223,7 +242,7 @@ def wanting(table: Table, row: Row, paths: LedgerPaths) -> Reason | None:
 
 
 def runs(recipe: LedgerRecipe, table: Table, row: Row, paths: LedgerPaths) -> tuple[Run, ...]:
-    """The runs of a row, one a seed. Raises SettingError where a recipe cannot be read."""
+    """Return the runs of a row, one per seed. Raises SettingError if a recipe cannot be read."""
     after: Run | None = None
     file = paths.weights / row.weights if row.weights else None
     for before in row.before:
@@ -245,7 +264,7 @@ def _run(
     paths: LedgerPaths,
 ) -> Run:
     path = catalog.folder("recipes") / name
-    # The program's own reader: what it would refuse is refused before the first run.
+    # Read here too, so that an invalid recipe is refused before the first run.
     recipe: Any = files.read(paths.programs[program]().recipe, path, changes)
     weights = str(after.folder / "checkpoint-last") if after else str(file) if file else None
     shards = paths.data.get(data, Path(data))
@@ -260,8 +279,10 @@ def _run(
     folder = paths.out / "runs" / file_name(f"{program}-{model}-seed{recipe.training.seed}-{identity}")
     start = paths.launcher or (sys.executable, "-m")
     words = [*start, f"sgmodel.recipes.{program}", str(path), "--shards", str(shards), "--out", str(folder)]
-    words += ["--weights", weights] if weights else []
-    words += [word for text in changes for word in ("--set", text)]
+    if weights:
+        words += ["--weights", weights]
+    for text in changes:
+        words += ["--set", text]
     return Run(
         folder=folder,
         command=(*words, *paths.options),
@@ -274,18 +295,18 @@ def _run(
 
 
 def _digest(path: Path) -> str:
-    """Of the weights' bytes; their name where there are none yet."""
+    """Return the SHA-256 of a weight file or checkpoint folder; the file name if it does not exist."""
     if path.is_dir():
         return files.sha256(files.sums(path))
     return files.sha256_file(path) if path.exists() else path.name
 
 
-# --- what they cost ------------------------------------------------------------------------
+# --- cost ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Of one run: parameters of the whole model, optimizer steps, floating-point operations."""
+    """Size of one run: parameters of the whole model, optimizer steps, floating-point operations."""
 
     parameters: int
     steps: int
@@ -353,25 +374,29 @@ def _counted(program: Program[Any], document: bytes, classes: int, side: int) ->
     return parameters, 3 * forward if recipe.mode == "finetune" else forward
 
 
-# --- making them ---------------------------------------------------------------------------
+# --- training ------------------------------------------------------------------------------
 
 
 def make(run: Run) -> tuple[float, str]:
-    """Make or resume a run in a process of its own: seconds, and '' or what it died of. Its log lies beside it."""
+    """Train or resume a run in a process of its own, with a log beside its folder.
+
+    Returns:
+        Seconds, and the error, empty if there was none.
+    """
     begun = time.monotonic()
-    # Spinning threads stall each other on a machine that does anything else; no result depends on it.
+    # Threads that wait actively slow each other on a busy machine; results do not depend on this.
     environment = {"OMP_WAIT_POLICY": "passive", **environ}
     log = run.folder.parent / f"{run.folder.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
-        log.open("ab") as told,
-        subprocess.Popen([*run.command, "-q"], env=environment, stdout=told, stderr=told) as it,
+        log.open("ab") as output,
+        subprocess.Popen([*run.command, "-q"], env=environment, stdout=output, stderr=output) as process,
     ):
         try:
-            code = it.wait()
+            code = process.wait()
         except BaseException:
-            # Asked, not killed: it saves where it stands.
-            it.terminate()
+            # SIGTERM, on which it saves a checkpoint.
+            process.terminate()
             raise
     last = log.read_text("utf-8", errors="replace").splitlines()[-1:]
     return time.monotonic() - begun, "" if code == 0 else f"exit {code}: {''.join(last):.300}"

@@ -1,6 +1,6 @@
-"""What a ledger says of its tables: figures with intervals, their reasons and costs, and sentences computed from them.
+"""Report the tables of a ledger: figures with intervals, reasons, costs, and verdicts computed from them.
 
-Nothing here is measured or trained: it reads the run folders that `campaign` names.
+Everything is read from the run folders that `experiments` names.
 """
 
 from __future__ import annotations
@@ -21,56 +21,58 @@ Figure = dict[str, Any]
 
 
 def table(recipe: LedgerRecipe, which: Table, paths: experiments.LedgerPaths) -> dict[str, Any]:
-    """A table as it stands in `ledger.json`. Raises SettingError, SourceError."""
+    """Return a table of `ledger.json`. Raises SettingError, SourceError."""
     contract = contracts.read(paths.data[which.data]) if which.data in paths.data else None
-    report = contract and audited(paths.data[which.data], f"{contract.dataset} {contract.version}")
+    data, audit = None, None
+    if contract is not None:
+        data = {"dataset": contract.dataset, "version": contract.version, "fingerprint": contract.fingerprint}
+        audit = find_audit(paths.data[which.data], f"{contract.dataset} {contract.version}")
     lines = [line(recipe, which, row, paths) for row in which.rows]
+    checks = audit.checks if audit else ()
     return {
         "name": which.name,
         "program": which.program,
         "note": which.note,
         "metrics": which.metrics,
-        "data": contract
-        and {"dataset": contract.dataset, "version": contract.version, "fingerprint": contract.fingerprint},
+        "data": data,
         "rows": lines,
         "sentences": [verdict(lines, pair, metric) for pair in which.compare for metric in which.metrics],
-        "audit": [
-            {"check": check.name, "told": check.told}
-            for check in (report.checks if report else ())
-            if check.state == "finding"
-        ],
-        # Without an audit nobody has looked: that is not the same as nothing found.
-        "audited": report is not None,
+        "audit": [{"check": check.name, "told": check.told} for check in checks if check.state == "finding"],
+        # Distinguishes data without an audit from an audit without findings.
+        "audited": audit is not None,
     }
 
 
 def line(recipe: LedgerRecipe, which: Table, row: Row, paths: experiments.LedgerPaths) -> dict[str, Any]:
-    """A row as it stands in `ledger.json`: no figure but of runs that are done, all seeds of them."""
-    absent = experiments.wanting(which, row, paths)
-    made = experiments.runs(recipe, which, row, paths)
-    done = absent is None and all(run.done for run in made)
-    results = [run.results for run in made] if done else []
+    """Return a row of `ledger.json`, which has figures only if the runs of all seeds are done."""
+    absent = experiments.missing_input(which, row, paths)
+    runs = experiments.runs(recipe, which, row, paths)
+    done = absent is None and all(run.done for run in runs)
+    results = [run.results for run in runs] if done else []
     figures = {name: figure(results, name, row.published.get(name)) for name in which.metrics}
-    return {
+    document: dict[str, Any] = {
         "name": row.name,
         "start": row.start,
         "state": "run" if done else f"not run: {absent or 'failed'}",
         "weights": experiments.source(row.weights) if row.weights else None,
         "figures": figures,
-        "reasons": [] if done else [absent or "failed"],
-        **({"reasons": reasons(row, figures), "cost": cost(recipe, made, results, paths)} if done else {}),
-        "runs": [told(run, done=done) for run in dict.fromkeys(each for run in made for each in run.chain)],
+        "reasons": reasons(row, figures) if done else [absent or "failed"],
     }
+    if done:
+        document["cost"] = cost(recipe, runs, results, paths)
+    chains = dict.fromkeys(each for run in runs for each in run.chain)
+    document["runs"] = [describe(run, done=done) for run in chains]
+    return document
 
 
-def told(run: Run, *, done: bool) -> dict[str, Any]:
-    """The folder of a run and the fingerprint of its recipe."""
+def describe(run: Run, *, done: bool) -> dict[str, Any]:
+    """Return the folder of a run and the fingerprint of its recipe."""
     folder = f"runs/{run.folder.name}" if done else ""
     return {"folder": folder, "program": run.program, "seed": run.seed, "recipe_sha256": files.sha256(run.recipe)}
 
 
 def figure(results: Sequence[dict[str, Any]], name: str, published: float | None) -> Figure:
-    """One metric over the seeds: Student's interval over several, that of the run's own bootstrap beside a single."""
+    """Return one metric with its interval: Student's over several seeds, the bootstrap's of the run for one."""
     values = [_at(result, name) for result in results]
     mean = statistics.fmean(values) if values else None
     single = results[0].get(f"{name}_interval") if len(results) == 1 else None
@@ -92,7 +94,7 @@ def _at(result: dict[str, Any], name: str) -> float:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % confidence interval of the mean (Student's t over seeds); None from fewer than two."""
+    """Compute the 95 % confidence interval of the mean (Student's t over seeds); None for fewer than two values."""
     if len(values) < 2:
         return None
     from scipy import stats
@@ -103,21 +105,21 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def reasons(row: Row, figures: dict[str, Figure]) -> list[Reason]:
-    """What the recipe declares, and what can be found out."""
-    found = list(row.reasons)
+    """Return the reasons that the recipe declares, and those that follow from the figures."""
+    known = list(row.reasons)
     if not any(each["published"] is not None for each in figures.values()):
-        found.append("not published")
+        known.append("not published")
     if all(len(each["values"]) == 1 for each in figures.values()):
-        found.append("one seed")
-    return found
+        known.append("one seed")
+    return known
 
 
 def cost(
-    recipe: LedgerRecipe, made: Sequence[Run], results: Sequence[dict[str, Any]], paths: experiments.LedgerPaths
+    recipe: LedgerRecipe, runs: Sequence[Run], results: Sequence[dict[str, Any]], paths: experiments.LedgerPaths
 ) -> dict[str, Any]:
-    """Of one seed: parameters, steps, and those of the runs whose weights it started from."""
-    own = experiments.work(made[0], recipe, paths)
-    before = [experiments.work(run, recipe, paths) for run in made[0].chain[:-1]]
+    """Return the cost of the first seed: parameters, steps and operations, including runs that it starts from."""
+    own = experiments.work(runs[0], recipe, paths)
+    before = [experiments.work(run, recipe, paths) for run in runs[0].chain[:-1]]
     return {
         "parameters": own.parameters,
         "steps": results[0].get("steps", own.steps),
@@ -126,18 +128,18 @@ def cost(
     }
 
 
-# --- sentences -----------------------------------------------------------------------------
+# --- verdicts ------------------------------------------------------------------------------
 
 
 def verdict(lines: Sequence[dict[str, Any]], pair: tuple[str, str], metric: str) -> str:
-    """Whether the first row of `pair` beats the second, and why it can or cannot be said."""
+    """Return a sentence that says whether the first row of `pair` beats the second, and why."""
     first, second = pair
     rows = {each["name"]: each for each in lines}
     ours, theirs = (rows[name]["figures"][metric] for name in pair)
     for name in pair:
         if rows[name]["state"] != "run":
             return f"{first} against {second} on {metric}: undecided, because {name} was {rows[name]['state']}."
-    numbers = f"{_spoken(ours)} against {_spoken(theirs)}"
+    numbers = f"{_format(ours)} against {_format(theirs)}"
     if not ours["interval"] or not theirs["interval"]:
         return f"{first} against {second} on {metric}: undecided, because one run has no interval ({numbers})."
     if ours["interval"][0] > theirs["interval"][1]:
@@ -147,18 +149,21 @@ def verdict(lines: Sequence[dict[str, Any]], pair: tuple[str, str], metric: str)
     return f"{first} does not beat {second} on {metric}, because {why}: {numbers}."
 
 
-def _spoken(each: Figure) -> str:
-    span, count = each["interval"], len(each["values"])
-    inside = f" ({span[0]:.3f} to {span[1]:.3f} over {count} seeds)" if span and count > 1 else ""
-    return f"{each['mean']:.3f}{inside}"
+def _format(each: Figure) -> str:
+    limits, count = each["interval"], len(each["values"])
+    interval = f" ({limits[0]:.3f} to {limits[1]:.3f} over {count} seeds)" if limits and count > 1 else ""
+    return f"{each['mean']:.3f}{interval}"
 
 
-def audited(folder: Path, subject: str) -> findings.Report | None:
-    """The audit of a folder of shards, which lies in it or beside it; None where nobody has looked.
+def find_audit(folder: Path, subject: str) -> findings.Report | None:
+    """Return the audit of a folder of shards, which is in it or beside it; None if there is none.
 
-    Raises SettingError.
+    Raises:
+        SettingError: an audit cannot be read.
     """
-    paths = (Path(place, findings.NAME) for place in (folder, f"{folder}-audit", folder.parent / "audit"))
-    reports = (findings.read(path) for path in paths if path.exists())
-    # What lies beside may be of another folder there.
-    return next((report for report in reports if report.subject == subject), None)
+    for parent in (folder, Path(f"{folder}-audit"), folder.parent / "audit"):
+        if (parent / findings.NAME).exists():
+            report = findings.read(parent / findings.NAME)
+            if report.subject == subject:  # an audit beside the folder may be that of another dataset
+                return report
+    return None

@@ -1,10 +1,10 @@
-"""Tables of results as one command: run what is missing, then write the ledger.
+"""Reproduce tables of results with one command: train the missing runs, then write the ledger.
 
     python -m sgmodel.recipes.reproduce recipes/ledger/city.toml --shards DIR --shards DIR --out DIR [--plan]
 
-Every run is a folder of its own, made by the program a user calls, so an interrupted ledger goes on where it stopped; a
-run whose recipe, data or weights have changed is made anew. A row whose data or weights are not here is listed as not
-run, never with a number.
+Every run has a folder of its own and is trained by the same program that a user calls, so that an interrupted ledger
+can be resumed. A run whose recipe, data or weights have changed is trained again in a new folder. A row whose data or
+weights are absent is listed as not run.
 """
 
 from __future__ import annotations
@@ -26,35 +26,53 @@ TIMINGS = files.TIMINGS
 
 
 def main(recipe: LedgerRecipe, paths: LedgerPaths, *, workers: int = 1, cluster: str | None = None) -> int:
-    """Make every missing run, then the ledger; 0, or 3 where a run failed. Raises SettingError, OutputError.
+    """Train every missing run, then write the ledger.
 
-    The runs are made by `workers` processes here, or by those of the Dask scheduler `cluster`, one at a time each.
+    Args:
+        recipe: Recipe of the ledger.
+        paths: Paths and machine settings.
+        workers: Runs at a time on this machine.
+        cluster: Address of a Dask scheduler, whose workers train one run at a time each.
+
+    Returns:
+        The exit code: 0, or 3 if a run failed.
+
+    Raises:
+        SettingError: a recipe is invalid.
+        OutputError: a file cannot be written.
     """
     experiments.check(recipe)
     with files.only_writer(paths.out):
-        failed = perform(wanted(recipe, paths), paths.out, workers, cluster)
+        failed = perform(possible_runs(recipe, paths), paths.out, workers, cluster)
         write(recipe, paths)
     return ExitCode.FINDINGS if failed else ExitCode.DONE
 
 
-def wanted(recipe: LedgerRecipe, paths: LedgerPaths) -> list[Run]:
-    """The runs of all rows that have their data and weights, each once, those first whose weights others take."""
-    rows = [(table, row) for table in recipe.tables for row in table.rows]
-    made = [experiments.runs(recipe, *each, paths) for each in rows if experiments.wanting(*each, paths) is None]
-    return list({run.folder: run for runs in made for last in runs for run in last.chain}.values())
+def possible_runs(recipe: LedgerRecipe, paths: LedgerPaths) -> list[Run]:
+    """Return the runs of all rows whose inputs exist, each once, after the runs that it starts from."""
+    runs: dict[Path, Run] = {}
+    for table in recipe.tables:
+        for row in table.rows:
+            if experiments.missing_input(table, row, paths) is None:
+                for last in experiments.runs(recipe, table, row, paths):
+                    runs |= {run.folder: run for run in last.chain}
+    return list(runs.values())
 
 
 def perform(runs: Sequence[Run], out: Path, workers: int, cluster: str | None) -> list[str]:
-    """Make what is not done, wave by wave as their weights come; what failed. A run that cannot start has none."""
+    """Train the missing runs, in groups whose starting weights exist; return the names of those that failed.
+
+    Runs that start from a failed one are skipped.
+    """
     missing = [run for run in runs if not run.done]
     failed: list[str] = []
     print(f"{len(missing)} of {len(runs)} runs missing", file=sys.stderr)
-    while wave := [run for run in missing if run.after is None or run.after.done]:
-        missing = [run for run in missing if run not in wave]
-        # A worker needs nothing of the runs before, which it does not make.
-        bare = [replace(run, after=None) for run in wave]
+    while ready := [run for run in missing if run.after is None or run.after.done]:
+        missing = [run for run in missing if run not in ready]
+        # A worker needs no facts of the previous runs, which are finished.
+        bare = [replace(run, after=None) for run in ready]
         made = pool.run(experiments.make, bare, workers=workers, cluster=cluster)
-        for run, (seconds, error) in zip(wave, made, strict=True):
+        for run, (seconds, error) in zip(ready, made, strict=True):
             print(f"{run.folder.name}: {error or f'{seconds:.0f} s'}", file=sys.stderr, flush=True)
             if error:
                 failed.append(run.folder.name)
@@ -64,12 +82,12 @@ def perform(runs: Sequence[Run], out: Path, workers: int, cluster: str | None) -
 
 
 def write(recipe: LedgerRecipe, paths: LedgerPaths) -> Path:
-    """`ledger.json`, `ledger.md` and `page/index.html` in the folder of the ledger; returns the JSON."""
+    """Write `ledger.json`, `ledger.md` and `page/index.html`; return the path of the JSON."""
     tables = [report.table(recipe, table, paths) for table in recipe.tables]
     document = files.plain({"title": recipe.title, "tables": tables})
     files.write(paths.out / files.LEDGER, files.pretty_json(document))
     files.write(paths.out / "ledger.md", shown.markdown(document).encode())
-    intro = "Figures measured here beside those published, each from run folders that repeat. No run, no number. "
+    intro = "Figures measured here beside published ones. Rows that were not run have no figures. "
     intro += shown.INTERVAL
     html.write(paths.out / "page" / "index.html", title=recipe.title, intro=intro, blocks=shown.blocks(document))
     return paths.out / files.LEDGER
@@ -79,34 +97,36 @@ def write(recipe: LedgerRecipe, paths: LedgerPaths) -> Path:
 
 
 def plan(recipe: LedgerRecipe, paths: LedgerPaths, workers: int = 1) -> Iterator[str]:
-    """A line per row: what is missing, how many steps, how long. Runs that several rows share count once."""
+    """Yield a line per row with the missing runs, their steps and hours; runs that several rows share count once."""
     experiments.check(recipe)
     counted: set[Path] = set()
     total = here = 0.0
     for table in recipe.tables:
         yield f"{table.name}  ({table.program} on {table.data}; {', '.join(table.metrics)})"
         for row in table.rows:
-            left = {
-                run.folder: run
-                for last in experiments.runs(recipe, table, row, paths)
-                for run in last.chain
-                if not run.done and run.folder not in counted
-            }
+            left: dict[Path, Run] = {}
+            for last in experiments.runs(recipe, table, row, paths):
+                left |= {run.folder: run for run in last.chain if not run.done and run.folder not in counted}
             works = [experiments.work(run, recipe, paths) for run in left.values()]
             hours = sum(recipe.start_s + work.flops / recipe.flops_per_s for work in works) / 3600
-            lacking = experiments.wanting(table, row, paths)
-            message = f"{len(left)} runs, {sum(work.steps for work in works):,} steps, {_spoken(hours)}"
-            largest = f", up to {max(work.parameters for work in works):,} parameters" if works else ""
-            yield f"  {row.name} ({row.start}): {message}{largest}{f'; not to be run: {lacking}' if lacking else ''}"
+            absent = experiments.missing_input(table, row, paths)
+            message = f"{len(left)} runs, {sum(work.steps for work in works):,} steps, {_format_hours(hours)}"
+            if works:
+                message += f", up to {max(work.parameters for work in works):,} parameters"
+            if absent:
+                message += f"; not to be run: {absent}"
+            else:
+                here += hours
+            yield f"  {row.name} ({row.start}): {message}"
             counted |= set(left)
-            total, here = total + hours, here + (0 if lacking else hours)
+            total += hours
     yield (
-        f"{_spoken(total)}, {_spoken(here)} of them for what can be run here ({_spoken(here / workers)} with --workers "
-        f"{workers}, where nobody else works). A run: {recipe.start_s:g} s + operations / "
-        f"{recipe.flops_per_s:.3g} FLOP/s; operations = 3 x those of one forward pass, counted on the model "
-        "(about 2 x parameters x tokens) x steps x batch; 1 x under a frozen backbone"
+        f"{_format_hours(total)}, {_format_hours(here)} of them for rows whose inputs exist "
+        f"({_format_hours(here / workers)} with --workers {workers} on an idle machine). "
+        f"A run: {recipe.start_s:g} s + operations / {recipe.flops_per_s:.3g} FLOP/s; operations = 3 x those of one "
+        "forward pass, counted on the model (about 2 x parameters x tokens) x steps x batch; 1 x under a frozen backbone"
     )
 
 
-def _spoken(hours: float) -> str:
+def _format_hours(hours: float) -> str:
     return f"{60 * hours:.1f} min" if hours < 2 else f"{hours:,.1f} h"

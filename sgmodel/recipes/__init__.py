@@ -1,0 +1,1 @@
+"""The programs that train, apply and convert models, each also run as `python -m sgmodel.recipes.NAME`."""

@@ -1,9 +1,9 @@
-"""Pretrain a baseline's backbone by MoCo or SimCLR on shards.
+"""Pretrain a baseline backbone by MoCo or SimCLR on shards.
 
     python -m sgmodel.recipes.contrast recipes/train/contrast-demo-moco.toml --shards DIR --out DIR
 
-Both views of an image are drawn from (seed, epoch, sample, view). With `accumulate` SimCLR compares within the parts
-of a batch only. The backbone of the checkpoint is what `--weights` of the downstream programs takes.
+Both views of an image are drawn from (seed, epoch, sample, view). With `accumulate` SimCLR compares within
+micro-batches only. The checkpoint can be given as `--weights` to the downstream programs, which load its backbone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
 
 VIEW = 1 << 32
-"""Added to the seed for the second view: the upper half of the key, which no seed of a recipe reaches."""
+"""Added to the seed for the second view: it changes the upper half of the key, which no seed of a recipe reaches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,11 @@ def build(recipe: ContrastRecipe, classes: int) -> contrastive.Contrast:
 
 
 def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
-    """Train to the recipe's last step, or until stopped; 0 or `training.STOPPED`. Raises SgdataError."""
+    """Train to the last step of the recipe, or until stopped; return 0 or `training.STOPPED`.
+
+    Raises:
+        SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
+    """
     source = training.samples(paths.shards, recipe.training, ("image",))
     held_out = loader.Samples(paths.shards, recipe.val_split, ("image",))
     setting = training.resolve(recipe, source.contract, paths)
@@ -55,7 +59,7 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
     model = finetune.start(setting, partial(build, setting.recipe, setting.classes), paths.weights)
     assert isinstance(model, contrastive.Contrast)
     task = finetune.task(setting, model, source, partial(objective, setting), paths)
-    # With the step, not in the forward pass: a micro-batch is no step, and a checkpoint must hold what followed.
+    # After each optimizer step, not in the forward pass: micro-batches are not steps, and a checkpoint must include it.
     task.updates.optimizer.register_step_post_hook(lambda *_: model.follow())
 
     def figures(final: bool) -> dict[str, float]:
@@ -66,14 +70,14 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
 
 
 def objective(setting: Setting, forward: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
-    """The loss of a batch, and how often an image's other view was found among all that it was compared with."""
+    """Compute the loss of a batch, and the share of images whose other view is the most similar candidate."""
     whole = training.pixels(setting, batch)
-    loss, found = forward(*(view(setting, batch, whole, number) for number in (0, 1)))
-    return {"loss": loss, "top1": found}
+    loss, top1 = forward(*(view(setting, batch, whole, number) for number in (0, 1)))
+    return {"loss": loss, "top1": top1}
 
 
 def view(setting: Setting, batch: loader.Batch, whole: Tensor, number: int) -> Tensor:
-    """View 0 or 1 of each image: crop, flips and turns, then gain and offset of each band."""
+    """Draw view 0 or 1 of each image: crop, flips and rotation, then gain and offset of each band."""
     recipe = setting.recipe
     seed = recipe.training.seed + number * VIEW
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=seed)
@@ -89,7 +93,7 @@ def view(setting: Setting, batch: loader.Batch, whole: Tensor, number: int) -> T
 
 
 def evaluate(setting: Setting, model: nn.Module, source: loader.Samples) -> dict[str, float]:
-    """Mean loss and share of views found over `source`, with the views of epoch 0."""
+    """Compute the mean loss and top-1 of `source` with the views of epoch 0."""
     sums, count = torch.zeros(2, dtype=torch.float64), 0
     with loop.evaluating(model):
         for batch in loader.load(source, loader.in_order(len(source), setting.recipe.training.batch), threads=1):
@@ -109,6 +113,6 @@ PROGRAM = Program(
 )
 
 if __name__ == "__main__":
-    from sgmodel import commands  # the command line's libraries are not needed to use the functions above
+    from sgmodel import commands  # imported here, since the functions above do not need the command line
 
     commands.run_training(PROGRAM)

@@ -1,10 +1,10 @@
-"""Train a model that tells what changed between two dates, pixel by pixel, and score it: SpectralGPT, or a baseline.
+"""Fine-tune and score a detector of changed pixels between two dates: SpectralGPT, or a baseline.
 
     python -m sgmodel.recipes.detect_change recipes/train/detect_change-demo-tiny.toml --shards DIR --out DIR \\
         --weights RUN/checkpoint-last
 
-Samples are pairs of scenes of any size: windows of them are learned from and scored. Precision, recall and F1 are
-those of the change class, from counts over all scored pixels; each city has its own beside the whole.
+Samples are pairs of scenes of any size, cut into windows for training and scoring. Precision, recall and F1 are those
+of the change class, from counts over all scored pixels, and of each scene.
 """
 
 from __future__ import annotations
@@ -59,16 +59,20 @@ def build(recipe: ChangeRecipe, classes: int) -> TaskModel:
 
 
 def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
-    """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
+    """Train to the last step of the recipe, or until stopped, then score; return 0 or `training.STOPPED`.
+
+    Raises:
+        SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
+    """
     members = ("image_before", "image_after", "mask")
     pairs = training.samples(paths.shards, recipe.training, members)
     check(recipe, pairs.contract)
     source = win.Windows(pairs, recipe.windows)
     held_out = win.Windows(loader.Samples(paths.shards, recipe.val_split, members), recipe.scored)
     setting = training.resolve(recipe, source.contract, paths)
-    recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
+    recipe = setting.recipe  # spectral groups that the data lack may have been dropped
     model = finetune.start(setting, partial(build, recipe, setting.classes), paths.weights)
-    # Of whole scenes, as released: windows overlap, so their share would be another.
+    # From whole scenes, as in the released code: overlapping windows would give another share.
     weights = None if recipe.weighting == "none" else class_weights(changed(source), recipe.unchanged_factor)
     task = finetune.task(setting, model, source, partial(objective, setting, weights), paths)
     scoring = finetune.Scoring(
@@ -81,7 +85,11 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
 
 
 def check(recipe: ChangeRecipe, contract: Contract) -> None:
-    """Raises SettingError where the samples are no pairs with a change map, or windows do not fit the model."""
+    """Refuse samples that are not pairs with a change map, or windows that do not fit the model.
+
+    Raises:
+        SettingError: either is the case, or the head has a layer that change detection lacks.
+    """
     space, px = contract.label_space, recipe.model.px
     if space.task != "change" or space.ids != (0, CHANGE):
         message = f"label space '{space.name}' is of the task '{space.task}', ids {list(space.ids)}"
@@ -94,37 +102,39 @@ def check(recipe: ChangeRecipe, contract: Contract) -> None:
 
 
 def changed(source: win.Windows) -> float:
-    """The share of changed pixels in whole scenes, unlabelled pixels left out."""
-    masks = [torch.from_numpy(source.whole(number, "mask")) for number in range(len(source.samples))]
-    counts = sum((torch.bincount(mask.flatten(), minlength=2)[:2] for mask in masks), torch.zeros(2))
+    """Return the share of changed pixels among the labelled pixels of whole scenes."""
+    counts = torch.zeros(2)
+    for number in range(len(source.samples)):
+        mask = torch.from_numpy(source.whole(number, "mask"))
+        counts += torch.bincount(mask.flatten(), minlength=2)[:2]
     return float(counts[CHANGE] / counts.sum().clamp(min=1))
 
 
 def class_weights(share: float, unchanged_factor: float) -> Tensor:
-    """[no change, change] for a `share` of changed pixels (spec section 9). Raises SettingError."""
-    if not 0 < share < 1:  # one class would weigh nothing, and the other be always right
+    """Return the class weights [no change, change] for a `share` of changed pixels. Raises SettingError."""
+    if not 0 < share < 1:  # one class would have no weight, and the model would always predict the other
         message = f"weighting is 'share', {share:.0%} of the training scenes' labelled pixels are changed"
         raise SettingError(f"{message}: expected some of both; train on other scenes, or set weighting = 'none'")
     return torch.tensor([2 * share * unchanged_factor, 2 * (1 - share)])
 
 
 def objective(setting: Setting, weights: Tensor | None, model: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
-    """Negative log-likelihood of the labelled pixels of a batch; both dates and the map are moved alike."""
+    """Compute the negative log-likelihood of the labelled pixels; both dates and the map get the same geometry."""
     recipe, px = setting.recipe, finetune.px(setting, batch)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
     before, after = (augment.images(image, geometry, px) for image in dates(setting, batch))
     target = augment.masks(finetune.labels(setting, batch).to(before.device, non_blocking=True), geometry, px).long()
-    # A mask moves by the nearest pixel, images by bicubic interpolation: turns and flips are exact in both.
+    # Images are interpolated bicubically and masks by the nearest pixel; rotations and flips are exact in both.
     each = torch.ones(2, device=before.device) if weights is None else weights.to(before.device, non_blocking=True)
     log_p = model(before, after).float()
     total = functional.nll_loss(log_p, target, weight=each, ignore_index=setting.ignore, reduction="sum")
-    # The mean over the weights of the global batch, as the framework takes it of one.
+    # Divided by the class weights of the global batch, as `nll_loss` with "mean" does for one batch.
     weight = each[target[target != setting.ignore]].sum()
     return {"loss": total / weight.clamp(min=1e-6), loop.WEIGHT: weight / px**2}
 
 
 def dates(setting: Setting, batch: loader.Batch) -> tuple[Tensor, Tensor]:
-    """Both images (N, C, H, W), each normalised by itself."""
+    """Return both images (N, C, H, W), normalised separately."""
     return training.pixels(setting, batch, "image_before"), training.pixels(setting, batch, "image_after")
 
 
@@ -132,42 +142,42 @@ def dates(setting: Setting, batch: loader.Batch) -> tuple[Tensor, Tensor]:
 
 
 def evaluate(setting: Setting, model: nn.Module, source: win.Windows) -> Tensor:
-    """The confusion matrix (S, 2, 2) of each scene over its windows."""
-    size = setting.recipe.training.batch
-    # The released code scores whole batches only, so its figures depend on the batch.
-    count = len(source) // size * size if setting.recipe.drop_incomplete else len(source)
-    found = torch.zeros(len(source.samples), 2, 2, dtype=torch.int64)
+    """Compute the confusion matrix of each of S scenes over its windows: (S, 2, 2)."""
+    size, count = setting.recipe.training.batch, len(source)
+    if setting.recipe.drop_incomplete:  # as in the released code, whose figures therefore depend on the batch
+        count -= count % size
+    matrices = torch.zeros(len(source.samples), 2, 2, dtype=torch.int64)
     with loop.evaluating(model), setting.where.autocast():
         for batch in loader.load(source, loader.in_order(count, size), threads=1):
-            # The higher of two outputs: no threshold is searched, for there is no split to search it on.
+            # The larger of two outputs: there is no split on which a threshold could be chosen.
             predicted, truth = model(*dates(setting, batch)).argmax(dim=1).cpu(), finetune.labels(setting, batch)
             for row, sample in enumerate(batch.samples.tolist()):
                 target = truth[row].long()
                 scene = int(source.rows[sample, 0])
-                found[scene] += metrics.confusion(predicted[row], target, classes=2, ignore=setting.ignore)
-    return found
+                matrices[scene] += metrics.confusion(predicted[row], target, classes=2, ignore=setting.ignore)
+    return matrices
 
 
 def of_change(counts: Tensor) -> dict[str, float]:
-    """Precision, recall and F1 of the change class from a confusion matrix (2, 2); 0 where nothing can be said."""
+    """Compute precision, recall and F1 of the change class from a confusion matrix (2, 2); 0 where undefined."""
     scores = metrics.scores(counts)
-    found = {"precision": scores.precision, "recall": scores.recall, "f1": scores.f1}
-    return {name: values[CHANGE] or 0.0 for name, values in found.items()}
+    values = {"precision": scores.precision, "recall": scores.recall, "f1": scores.f1}
+    return {name: value[CHANGE] or 0.0 for name, value in values.items()}
 
 
 def figures(counts: Tensor, scenes: list[str], *, final: bool) -> dict[str, Any]:
-    """What `results.json` says of the matrices (S, 2, 2) of `scenes`; the interval is over scenes."""
+    """Compute the figures of the matrices (S, 2, 2) of `scenes` for `results.json`; intervals are over scenes."""
     whole = metrics.weighted(counts)
-    found: dict[str, Any] = {**of_change(whole), "oa": metrics.scores(whole).oa}
+    results: dict[str, Any] = {**of_change(whole), "oa": metrics.scores(whole).oa}
 
     def interval(name: str) -> tuple[float, float]:
         return metrics.interval(lambda weights: of_change(metrics.weighted(counts, weights))[name], len(counts))
 
     if final:
-        found |= {f"{name}_interval": interval(name) for name in ("f1", "precision", "recall")}
-        found["per_scene"] = {scene: of_change(each) for scene, each in zip(scenes, counts, strict=True)}
-        found["confusion"] = whole.tolist()
-    return found
+        results |= {f"{name}_interval": interval(name) for name in ("f1", "precision", "recall")}
+        results["per_scene"] = {scene: of_change(each) for scene, each in zip(scenes, counts, strict=True)}
+        results["confusion"] = whole.tolist()
+    return results
 
 
 PROGRAM = Program(
@@ -179,6 +189,6 @@ PROGRAM = Program(
 )
 
 if __name__ == "__main__":
-    from sgmodel import commands  # the command line's libraries are not needed to use the functions above
+    from sgmodel import commands  # imported here, since the functions above do not need the command line
 
     commands.run_training(PROGRAM)

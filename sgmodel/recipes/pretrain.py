@@ -2,9 +2,9 @@
 
     python -m sgmodel.recipes.pretrain recipes/train/pretrain-demo-tiny.toml --shards DIR --out DIR
 
-With `--weights RUN/checkpoint-last --set training.epochs=0` nothing is trained: the figures of the held-out samples
-are printed, at another `mask_ratio`, say. The paper's two stages are `pretrain-fmow-base.toml` and
-`pretrain-bigearthnet-base.toml`; `pretrain-progressive-base.toml` is both in one run.
+With `--weights RUN/checkpoint-last --set training.epochs=0` nothing is trained, and the figures of the held-out samples
+are printed, for instance at another `mask_ratio`. The two stages of the paper are `pretrain-fmow-base.toml` and
+`pretrain-bigearthnet-base.toml`; `pretrain-progressive-base.toml` runs both.
 """
 
 from __future__ import annotations
@@ -90,13 +90,17 @@ Setting = training.Setting[PretrainRecipe]
 
 
 def build(recipe: PretrainRecipe) -> mae.MaskedAutoencoder:
-    """The recipe's model with fresh weights drawn from its seed."""
+    """Build the model of a recipe, with initial weights drawn from its seed."""
     torch.manual_seed(recipe.training.seed)
     return mae.MaskedAutoencoder(encoder.Encoder(recipe.model), recipe.decoder, recipe.objective)
 
 
 def main(recipe: PretrainRecipe, paths: RunPaths) -> int:
-    """Train to the recipe's last step, or until stopped; 0 or `training.STOPPED`. Raises SgdataError."""
+    """Train to the last step of the recipe, or until stopped; return 0 or `training.STOPPED`.
+
+    Raises:
+        SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
+    """
     if recipe.stages:
         return progressive(recipe, paths)
     source = _source(recipe, paths)
@@ -121,7 +125,7 @@ def main(recipe: PretrainRecipe, paths: RunPaths) -> int:
 
 
 def progressive(recipe: PretrainRecipe, paths: RunPaths) -> int:
-    """Stage after stage in folders `stage-1-<data>`, ... of `paths.out`; a stage that is done is not trained again."""
+    """Train the stages in turn, in folders `stage-1-<data>`, ... of `paths.out`; finished stages are not repeated."""
     weights = paths.weights
     for number, stage in enumerate(recipe.stages, 1):
         if stage.data not in paths.named:
@@ -144,7 +148,7 @@ def progressive(recipe: PretrainRecipe, paths: RunPaths) -> int:
 
 
 def _source(recipe: PretrainRecipe, paths: RunPaths) -> loader.Source:
-    """One data set, or several mixed as `training.mixture` says. Raises SettingError, SourceError."""
+    """Open one dataset, or the mixture of `training.mixture`. Raises SettingError, SourceError."""
     own = replace(recipe.training, mixture={})
     if recipe.training.mixture:
         sources = {name: training.samples(folder, own, ("image",)) for name, folder in paths.named.items()}
@@ -156,7 +160,7 @@ def _source(recipe: PretrainRecipe, paths: RunPaths) -> loader.Source:
 
 
 def check(recipe: PretrainRecipe, contract: Contract) -> None:
-    """Raises SettingError where the data cannot feed the model."""
+    """Refuse data whose bands or size do not fit the model. Raises SettingError."""
     band_selection.check_bands(recipe.model, contract)
     if recipe.picture_every < 1:
         raise SettingError(f"picture_every is {recipe.picture_every}: expected 1 or more steps")
@@ -166,7 +170,7 @@ def check(recipe: PretrainRecipe, contract: Contract) -> None:
 
 def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, paths: RunPaths) -> int:
     recipe, held_out = setting.recipe, _held_out(task.source, setting.recipe)
-    # Of one image; every rank computes its part of the batch.
+    # Operations for one image; each rank processes its part of the batch.
     flops = count.training_step("pretrain", recipe.model, mask_ratio=recipe.mask_ratio, decoder=recipe.decoder)
     first = training.begin(task, recipe, paths)
     with run_folder.Log(paths.out, first) as log:
@@ -190,7 +194,7 @@ def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, 
 
 
 def _held_out(source: loader.Source, recipe: PretrainRecipe) -> loader.Source:
-    """The split `val` beside `source`, or `source` itself where there is none; of a mixture that of each."""
+    """Open the split `val` of the dataset of `source`, or of each in a mixture; `source` itself if there is none."""
     if isinstance(source, mixture.Mixture):
         each = {one.contract.dataset: _held_out_of(one) for one in source.sources}
         return mixture.Mixture(each, recipe.training.mixture, recipe.bands, recipe.accept)
@@ -202,15 +206,17 @@ def _held_out_of(source: loader.Samples) -> loader.Samples:
 
 
 def objective(setting: Setting, forward: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
-    """The loss of a batch, its two terms, and the error of each band; crop, flips and mask are drawn per (seed,
-    epoch, sample)."""
+    """Compute the loss of a batch, its two terms, and the error of each band.
+
+    Crop, flips and mask are drawn from (seed, epoch, sample).
+    """
     recipe = setting.recipe
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
     images = augment.images(training.pixels(setting, batch), geometry, recipe.model.image_px)
     noise = _noise(setting, batch)
     result: mae.Reconstruction = forward(images, noise=noise, ratio=recipe.mask_ratio)
     terms = {"loss": result.loss, "loss_token": result.loss_token, "loss_spectral": result.loss_spectral}
-    # Whole spectral groups can stay visible in every sample: their bands then have no error to speak of.
+    # A spectral group may stay visible in every sample: its bands then have no error (NaN).
     bands = result.loss_band.nan_to_num(0.0)
     return terms | {f"loss_{name}": error for name, error in zip(recipe.bands, bands, strict=True)}
 
@@ -227,26 +233,33 @@ def _noise(setting: Setting, batch: loader.Batch) -> Tensor:
 
 
 def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source) -> dict[str, float]:
-    """Mean squared error of removed tokens over the middle of each of `source`, beside two answers without a model:
-    the mean of what is visible of the band in this image, and the nearest visible token of the same group."""
+    """Compute the mean squared error of removed tokens over centre crops of `source`.
+
+    Two reconstructions without a model are scored alike: the mean of the visible pixels of the band in the image, and
+    the nearest visible token of the same spectral group.
+    """
     config, settings = setting.recipe.model, setting.recipe.training
-    # In portions that a device has room for, which the ranks share; with FSDP each pass needs all of them, so that
-    # some portions come a second time, and do not count.
+    # Micro-batches are divided among the ranks. With FSDP each pass needs all ranks, so that the last round repeats
+    # some of them, which are not counted.
     plan = list(loader.in_order(len(source), -(-settings.batch // settings.accumulate)))
-    turns = range(distributed.rank(), -(-len(plan) // distributed.world()) * distributed.world(), distributed.world())
+    rank, world = distributed.rank(), distributed.world()
+    numbers = range(rank, -(-len(plan) // world) * world, world)
     sums = torch.zeros(3, dtype=torch.float64, device=setting.where.device)
-    found = _reconstructions(setting, model, source, (plan[turn % len(plan)] for turn in turns))
-    for turn, (images, result) in zip(turns, found, strict=True):
+    results = _reconstructions(setting, model, source, (plan[number % len(plan)] for number in numbers))
+    for number, (images, result) in zip(numbers, results, strict=True):
+        if number >= len(plan):
+            continue
         target = encoder.patchify(images, config).float()
-        guesses = (guess(target, result.mask, config) for guess in (visible_mean, nearest_visible))
-        errors = [result.loss_token, *(mae.token_loss(guess, target, result.mask) for guess in guesses)]
-        sums += (turn < len(plan)) * len(images) * torch.stack(errors).double()
+        errors = [result.loss_token]
+        for baseline in (visible_mean, nearest_visible):
+            errors.append(mae.token_loss(baseline(target, result.mask, config), target, result.mask))
+        sums += len(images) * torch.stack(errors).double()
     names = ("loss_token", "loss_token_visible_mean", "loss_token_nearest")
-    return dict(zip(names, (distributed.mean(sums) * distributed.world() / len(source)).tolist(), strict=True))
+    return dict(zip(names, (distributed.mean(sums) * world / len(source)).tolist(), strict=True))
 
 
 def visible_mean(target: Tensor, mask: Tensor, config: encoder.EncoderConfig) -> Tensor:
-    """(N, L, P) where each band is the mean of its visible pixels in the image; 0 for a band wholly removed."""
+    """Predict each band by the mean of its visible pixels in the image: (N, L, P); 0 for a band removed entirely."""
     shape = (len(target), config.planes, config.side**2, config.group_bands, config.patch_px**2)
     bands, seen = target.reshape(shape), (1 - mask).reshape(*shape[:3], 1, 1)
     count = seen.sum(dim=2, keepdim=True) * shape[-1]
@@ -255,8 +268,11 @@ def visible_mean(target: Tensor, mask: Tensor, config: encoder.EncoderConfig) ->
 
 
 def nearest_visible(target: Tensor, mask: Tensor, config: encoder.EncoderConfig) -> Tensor:
-    """(N, L, P) where each token is the nearest visible one of its group, in tokens on the ground (ties: the first in
-    order); a group wholly removed takes a removed token, the first."""
+    """Predict each token by the nearest visible token of its spectral group: (N, L, P).
+
+    Distances are in tokens on the ground, and ties go to the first. A group that is removed entirely gets its first
+    token.
+    """
     rows, cols = torch.meshgrid(torch.arange(config.side), torch.arange(config.side), indexing="ij")
     positions = torch.stack([rows, cols], dim=-1).reshape(-1, 2).to(target)
     planes = target.reshape(len(target), config.planes, config.side**2, -1)
@@ -268,7 +284,7 @@ def nearest_visible(target: Tensor, mask: Tensor, config: encoder.EncoderConfig)
 def _reconstructions(
     setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source, plan: Iterator[loader.BatchIndices]
 ) -> Iterator[tuple[Tensor, mae.Reconstruction]]:
-    """The middle of the images of `plan`, masked as in epoch 0, and what the model makes of them."""
+    """Yield centre crops of the images of `plan`, and their reconstructions under the masks of epoch 0."""
     with loop.evaluating(model):
         for batch in loader.load(source, plan, threads=1):
             middle = augment.centre(batch.valid_size, setting.recipe.model.image_px)
@@ -279,16 +295,15 @@ def _reconstructions(
 
 
 def _show(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source, path: Path) -> None:
-    """A picture of the first samples of `source`: true, masked, predicted, and the error of every band."""
+    """Draw the first samples of `source`: true, masked, predicted, and the error of every band."""
     config, bands = setting.recipe.model, figures.band_indices(setting.contract)
     plan = itertools.islice(loader.in_order(len(source), SHOWN), 1)
     for images, result in _reconstructions(setting, model, source, plan):
         predicted = mae.unpatchify(result.pred.float(), config)
         removed = mae.unpatchify(result.mask[..., None].expand_as(result.pred), config)
         rows = zip(images, predicted, removed, strict=True)
-        if not distributed.lead():
-            continue
-        figures.write(path, [figures.reconstruction(*row, bands) for row in rows])
+        if distributed.lead():
+            figures.write(path, [figures.reconstruction(*row, bands) for row in rows])
 
 
 PROGRAM = Program(
@@ -299,6 +314,6 @@ PROGRAM = Program(
 )
 
 if __name__ == "__main__":
-    from sgmodel import commands  # the command line's libraries are not needed to use the functions above
+    from sgmodel import commands  # imported here, since the functions above do not need the command line
 
     commands.run_training(PROGRAM)

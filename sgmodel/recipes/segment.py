@@ -1,11 +1,11 @@
-"""Train a model that gives every pixel a class, and score it: SpectralGPT with its UperNet head, or a baseline.
+"""Fine-tune and score a semantic segmentation model: SpectralGPT with its UperNet head, or a baseline.
 
     python -m sgmodel.recipes.segment recipes/train/segment-demo-tiny.toml --shards DIR --out DIR \\
         --weights RUN/checkpoint-last
 
-Without `--weights` the encoder starts from nothing. Scores are those of the last epoch, from one confusion matrix
-over all pixels of the validation split; no epoch is chosen by its score. A model that takes smaller images than
-the samples is trained on crops and sees them tile by tile.
+Without `--weights` all weights are initialised randomly. Scores are those of the last epoch, from one confusion matrix
+over all pixels of the validation split; no epoch is selected by its score. A model whose images are smaller than the
+samples is trained on crops and scored tile by tile.
 """
 
 from __future__ import annotations
@@ -53,12 +53,16 @@ def build(recipe: SegmentRecipe, classes: int) -> TaskModel:
 
 
 def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
-    """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
+    """Train to the last step of the recipe, or until stopped, then score; return 0 or `training.STOPPED`.
+
+    Raises:
+        SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
+    """
     source = training.samples(paths.shards, recipe.training, ("image", "mask"))
     held_out = loader.Samples(paths.shards, recipe.val_split, ("image", "mask"))
     check(recipe, source.contract)
     setting = training.resolve(recipe, source.contract, paths)
-    recipe = setting.recipe  # without the spectral groups that the data lack, if it says so
+    recipe = setting.recipe  # spectral groups that the data lack may have been dropped
     model = finetune.start(setting, partial(build, recipe, setting.classes), paths.weights)
     task = finetune.task(setting, model, source, partial(objective, setting), paths)
 
@@ -66,7 +70,7 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
         counts = evaluate(setting, model, held_out)
         if not final:
             return scored(counts)
-        # Pictures before figures: a run whose map is all of one class is seen at once.
+        # Pictures first: they show at once whether the model predicts a single class.
         _show(setting, model, held_out, paths.out / "pictures" / f"step-{task.total:06d}.png")
         return results(counts, most_frequent(source, setting.ignore), setting.contract)
 
@@ -75,7 +79,11 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
 
 
 def check(recipe: SegmentRecipe, contract: Contract) -> None:
-    """Raises SettingError where the samples have no masks of classes 0, 1, ..., or cannot feed the model."""
+    """Refuse samples without masks of classes 0, 1, ..., or of a size that the model cannot take.
+
+    Raises:
+        SettingError: either is the case.
+    """
     space = contract.label_space
     if space.task != "segmentation" or space.ids != tuple(range(len(space.ids))):
         message = f"task '{space.task}', ids {list(space.ids)}"
@@ -86,11 +94,11 @@ def check(recipe: SegmentRecipe, contract: Contract) -> None:
 
 
 def objective(setting: Setting, model: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
-    """Cross-entropy over the labelled pixels of a batch."""
+    """Compute the cross-entropy over the labelled pixels of a batch."""
     recipe = setting.recipe.augment
     geometry = augment.draw(recipe, batch.samples, batch.epoch, batch.valid_size, seed=setting.recipe.training.seed)
     images, target = _inputs(setting, batch, geometry, finetune.px(setting, batch))
-    # A sum over a count that is at least 1: a batch without one labelled pixel is no fault.
+    # A sum divided by at least 1, since a batch may have no labelled pixel.
     logits = model(images).float()
     total = functional.cross_entropy(
         logits, target, ignore_index=setting.ignore, reduction="sum", label_smoothing=setting.recipe.smoothing
@@ -100,7 +108,7 @@ def objective(setting: Setting, model: nn.Module, batch: loader.Batch) -> dict[s
 
 
 def _inputs(setting: Setting, batch: loader.Batch, geometry: augment.Geometry, size: int) -> tuple[Tensor, Tensor]:
-    """Normalised images (N, C, S, S) and targets (N, S, S) int64 for S = `size`, both moved by `geometry`."""
+    """Return normalised images (N, C, S, S) and targets (N, S, S) int64 for S = `size`, both moved by `geometry`."""
     target = finetune.labels(setting, batch).to(setting.where.device, non_blocking=True)
     images = augment.images(training.pixels(setting, batch), geometry, size)
     return images, augment.masks(target, geometry, size).long()
@@ -110,19 +118,22 @@ def _inputs(setting: Setting, batch: loader.Batch, geometry: augment.Geometry, s
 
 
 def evaluate(setting: Setting, model: nn.Module, source: loader.Samples) -> Tensor:
-    """The confusion matrices (N, K, K) over every pixel of each sample of `source`."""
+    """Compute the confusion matrices (N, K, K) of the samples of `source`."""
     count = partial(metrics.confusion, classes=setting.classes, ignore=setting.ignore)
-    # One matrix per sample: intervals draw samples again, not pixels, which are no independent witnesses.
-    found = []
+    # One matrix per sample: intervals resample samples, since pixels are not independent.
+    matrices = []
     with loop.evaluating(model):
         for batch in loader.load(source, loader.in_order(len(source), setting.recipe.training.batch), threads=1):
             _, target, predicted = predict(setting, model, batch)
-            found += [count(guess, truth) for guess, truth in zip(predicted, target, strict=True)]
-    return torch.stack(found)
+            matrices += [count(guess, truth) for guess, truth in zip(predicted, target, strict=True)]
+    return torch.stack(matrices)
 
 
 def predict(setting: Setting, model: nn.Module, batch: loader.Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised images (N, C, S, S), targets and predicted classes (N, S, S) of a batch as it lies in the shards."""
+    """Return normalised images (N, C, S, S), targets and predicted classes (N, S, S) of a batch, without augmentation.
+
+    The model sees the images tile by tile.
+    """
     size = int(batch.valid_size.max())
     images, target = _inputs(setting, batch, augment.centre(batch.valid_size, size), size)
     with setting.where.autocast():
@@ -130,38 +141,41 @@ def predict(setting: Setting, model: nn.Module, batch: loader.Batch) -> tuple[Te
 
 
 def tiled(images: Tensor, px: int) -> Tensor:
-    """(N, C, S, S) -> (N x (S/px)^2, C, px, px), tiles of an image row by row; `px` divides S."""
-    # Tiles do not overlap: a score is of what the model sees of one tile (`predict` blends).
+    """Cut images (N, C, S, S) into tiles (N x (S/px)^2, C, px, px), row by row; `px` divides S."""
+    # Without overlap, so that scores are those of single tiles; prediction blends overlapping tiles.
     n, c, s, _ = images.shape
     cut = images.reshape(n, c, s // px, px, s // px, px).permute(0, 2, 4, 1, 3, 5)
     return cut.reshape(-1, c, px, px)
 
 
 def untiled(maps: Tensor, size: int) -> Tensor:
-    """The reverse for maps without bands: (N x (S/px)^2, px, px) -> (N, S, S) for S = `size`."""
+    """Join tiles of maps (N x (S/px)^2, px, px) to (N, S, S) for S = `size`."""
     px = maps.shape[-1]
     side = size // px
     return maps.reshape(-1, side, side, px, px).permute(0, 1, 3, 2, 4).reshape(-1, size, size)
 
 
 def most_frequent(source: loader.Samples, ignore: int) -> int:
-    """The class with the most pixels in `source`."""
+    """Return the class with the most pixels in `source`."""
     counts = torch.zeros(256, dtype=torch.int64)
     for sample in range(len(source)):
         counts += torch.bincount(torch.from_numpy(source.read(sample, "mask")).flatten(), minlength=256)
-    counts[ignore] = 0  # it may be the most frequent of all
+    counts[ignore] = 0  # unlabelled pixels may be the most frequent
     return int(counts.argmax())
 
 
 def scored(counts: Tensor) -> dict[str, Any]:
-    """The figures of confusion matrices (N, K, K) that are followed on the way, shares 0-1."""
+    """Compute the figures of confusion matrices (N, K, K) that are logged during training, shares 0-1."""
     scores = metrics.scores(metrics.weighted(counts))
     return {"miou": scores.miou, "miou_without_class_0": scores.miou_without_first, "oa": scores.oa}
 
 
 def results(counts: Tensor, majority: int, contract: Contract) -> dict[str, Any]:
-    """What `results.json` says of confusion matrices (N, K, K); `miou_majority` is that of always answering class
-    `majority`. Intervals are over samples, whose neighbours may be much alike."""
+    """Compute the figures of confusion matrices (N, K, K) for `results.json`.
+
+    `miou_majority` is that of always predicting class `majority`. Intervals are over samples, although neighbouring
+    samples are not independent.
+    """
     names, whole = contract.label_space.names, metrics.weighted(counts)
 
     def interval(name: str) -> tuple[float, float]:
@@ -179,7 +193,7 @@ def results(counts: Tensor, majority: int, contract: Contract) -> dict[str, Any]
 
 
 def _show(setting: Setting, model: nn.Module, source: loader.Samples, path: Path) -> None:
-    """A picture of samples spread over `source`: true colour, labels, prediction."""
+    """Draw samples spread over `source`: true colour, labels, prediction."""
     bands, colours = figures.band_indices(setting.contract), tuple(setting.contract.label_space.palette.values())
     step = max(1, len(source) // SHOWN)
     plan = itertools.islice(loader.in_order(len(source), 1), 0, SHOWN * step, step)
@@ -200,6 +214,6 @@ PROGRAM = Program(
 )
 
 if __name__ == "__main__":
-    from sgmodel import commands  # the command line's libraries are not needed to use the functions above
+    from sgmodel import commands  # imported here, since the functions above do not need the command line
 
     commands.run_training(PROGRAM)

@@ -1,4 +1,4 @@
-"""Pictures of what a model sees and says, as PNG: true, masked, predicted; image, label, prediction."""
+"""Draw PNG pictures of training: true, masked and predicted images; images, labels and predictions."""
 
 from __future__ import annotations
 
@@ -29,19 +29,28 @@ def stretch(image: Array, like: Array) -> Array:
 
 
 def reconstruction(true: Tensor, predicted: Tensor, removed: Tensor, bands: Sequence[int]) -> list[Array]:
-    """Three (C, H, W) float tensors, `removed` 1 where the model could not see -> true, masked, predicted in the three
-    `bands`, and the errors of all."""
+    """Draw a reconstruction.
+
+    Args:
+        true: (C, H, W) image.
+        predicted: (C, H, W) prediction.
+        removed: (C, H, W), 1 where the image was masked.
+        bands: The three bands to show.
+
+    Returns:
+        Tiles (H, W, 3) uint8: the image, the masked image, the prediction, and the errors of all bands.
+    """
     every, guess, hidden = (t.float().cpu().numpy() for t in (true, predicted, removed))
-    image, answer, hidden = every[bands], guess[bands], hidden[bands]
-    seen = np.where(hidden.transpose(1, 2, 0) > 0, GREY, stretch(image, image)).astype(np.uint8)
-    return [stretch(image, image), seen, stretch(answer, image), errors(every, guess)]
+    image = every[bands]
+    masked = np.where(hidden[bands].transpose(1, 2, 0) > 0, GREY, stretch(image, image)).astype(np.uint8)
+    return [stretch(image, image), masked, stretch(guess[bands], image), errors(every, guess)]
 
 
 def errors(true: Array, predicted: Array) -> Array:
-    """(C, H, W) each -> (H, columns, 3) uint8: the absolute error of every band, in order, at half size in two rows."""
+    """Draw the absolute error of every band (C, H, W), in order, at half size in two rows: (H, columns, 3) uint8."""
     count, height, _ = true.shape
     low, high = np.percentile(true, (2, 98), axis=(1, 2))
-    # White is an error as large as the band's own contrast: bands of small values would else look better than they are.
+    # White is an error as large as the contrast of the band, so that bands of small values are comparable.
     share = np.abs(predicted - true)[:, ::2, ::2] / np.maximum(high - low, 1e-6)[:, None, None]
     columns = -(-count // 2)
     grey = np.pad(share.clip(0, 1) * 255, ((0, 2 * columns - count), (0, 0), (0, 0))).round().astype(np.uint8)
@@ -51,7 +60,7 @@ def errors(true: Array, predicted: Array) -> Array:
 
 
 def segmentation(image: Tensor, target: Tensor, predicted: Tensor, colours: Sequence[str]) -> list[Array]:
-    """(3, H, W) floats and two (H, W) label maps -> true colour, label, prediction; unlabelled pixels black."""
+    """Draw an image (3, H, W), its labels (H, W) and their prediction (H, W); unlabelled pixels are black."""
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(colours)] = [tuple(bytes.fromhex(colour.lstrip("#"))) for colour in colours]
     true = image.float().cpu().numpy()
@@ -60,14 +69,14 @@ def segmentation(image: Tensor, target: Tensor, predicted: Tensor, colours: Sequ
 
 
 def write(path: Path, rows: Sequence[Sequence[Array]]) -> None:
-    """One PNG of rows of (H, W, 3) uint8 tiles, enlarged by a whole factor, with gaps. Raises OutputError."""
+    """Write a PNG of rows of (H, W, 3) uint8 tiles, enlarged by an integer factor, with gaps. Raises OutputError."""
     from PIL import Image
 
     factor = max(1, ENLARGED_TO // rows[0][0].shape[0])
-    large = [[tile.repeat(factor, 0).repeat(factor, 1) for tile in row] for row in rows]
     edge = ((GAP, GAP), (GAP, GAP), (0, 0))
-    sheet = np.concatenate(
-        [np.concatenate([np.pad(t, edge, constant_values=255) for t in row], axis=1) for row in large]
-    )
+    strips = []
+    for row in rows:
+        tiles = [np.pad(tile.repeat(factor, 0).repeat(factor, 1), edge, constant_values=255) for tile in row]
+        strips.append(np.concatenate(tiles, axis=1))
     with files.replacing(path) as temporary:
-        Image.fromarray(sheet).save(temporary, format="PNG")
+        Image.fromarray(np.concatenate(strips)).save(temporary, format="PNG")

@@ -1,4 +1,4 @@
-"""What classification, segmentation and change detection do alike: settle, start a model, train, score, conclude."""
+"""Fine-tune and score: the steps that classification, segmentation and change detection share."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from sgmodel.train.run_paths import RunPaths
 
 Mode = Literal["finetune", "frozen", "linear-probe"]
-"""All weights are trained; the backbone is left as it came and the whole head is trained; or the head is but a
-normalisation without weights and one linear layer."""
+"""Train all weights; train the head on a frozen backbone; or train one linear layer after a normalisation without
+weights, on a frozen backbone."""
 
 RANGES = {"evaluate_every": (0, 1e9), "smoothing": (0, 1), "zoom": (0.01, 1), "min_share": (1e-4, 1)}
 
@@ -60,35 +60,44 @@ class FinetuneRecipe:
     accept: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises SettingError on what would run, and mean something else than was meant."""
+        """Refuse values out of range and repeated bands. Raises SettingError."""
         for name, (low, high) in RANGES.items():
-            value = getattr(self, name, low)  # of the last three, not every program has each
+            value = getattr(self, name, low)  # not every program has each of these settings
             if not low <= value <= high:
                 raise SettingError(f"{name} is {value}: expected {low:.10g} to {high:.10g}")
-        if twice := sorted({name for name in self.bands if self.bands.count(name) > 1}):
-            raise SettingError(f"bands has {' '.join(twice)} more than once; name each band once")
+        repeated = sorted({name for name in self.bands if self.bands.count(name) > 1})
+        if repeated:
+            raise SettingError(f"bands has {' '.join(repeated)} more than once; name each band once")
 
 
 def px(setting: training.Setting[R], batch: loader.Batch) -> int:
-    """Side of the images that the model sees; one that takes any sees whole samples."""
+    """Return the side of the model's input images; a model that takes any size gets whole samples."""
     return setting.recipe.model.px or int(batch.valid_size.max())
 
 
 def check_sizes(px: int, stored: Contract) -> None:
-    """Raises SettingError where the size of a batch, and so every figure, would depend on how samples are batched."""
+    """Refuse samples of many sizes for a model of any size, whose scores would depend on the batches.
+
+    Raises:
+        SettingError: the recipe has no image size and neither have the samples.
+    """
     if not px and stored.shape is None:
         message = f"model.image_px is 0 (any), the samples of '{stored.dataset}' are of many sizes"
         raise SettingError(f"{message}: pack them in one size, or set model.image_px (scenes only)")
 
 
 def labels(setting: training.Setting[R], batch: loader.Batch) -> Tensor:
-    """The masks (N, H, W) of a batch as stored. Raises SourceError on a value that is no class, naming the samples."""
+    """Return the masks (N, H, W) of a batch as stored.
+
+    Raises:
+        SourceError: a value is not a class; the message names the samples.
+    """
     masks = batch.arrays["mask"]
-    # On the host: a device would find out much later, and say no more than that something is wrong.
-    strange = (masks >= setting.classes) & (masks != setting.ignore)
-    if strange.any():
-        keys = [batch.keys[row] for row in torch.nonzero(strange.flatten(1).any(dim=1)).flatten().tolist()]
-        message = f"masks of {', '.join(keys[:8])} hold {sorted(set(masks[strange].tolist()))[:8]}"
+    # Checked on the host: a device would fail later, with a message that names neither value nor sample.
+    invalid = (masks >= setting.classes) & (masks != setting.ignore)
+    if invalid.any():
+        keys = [batch.keys[row] for row in torch.nonzero(invalid.flatten(1).any(dim=1)).flatten().tolist()]
+        message = f"masks of {', '.join(keys[:8])} hold {sorted(set(masks[invalid].tolist()))[:8]}"
         raise SourceError(
             f"{message}, expected classes 0 to {setting.classes - 1} or {setting.ignore}; shard them again"
         )
@@ -96,16 +105,23 @@ def labels(setting: training.Setting[R], batch: loader.Batch) -> Tensor:
 
 
 def start(setting: training.Setting[R], make: Callable[[], nn.Module], weights: Path | None) -> nn.Module:
-    """A model with fresh weights drawn from the recipe's seed, filled from `weights`, frozen as the mode says.
+    """Create a model, fill it from `weights`, and freeze it according to the mode of the recipe.
 
-    Raises SettingError, SourceError.
+    Args:
+        setting: Resolved recipe, whose seed draws the initial weights.
+        make: Creates the model.
+        weights: Checkpoint folder or weight file to start from.
+
+    Raises:
+        SettingError: the model cannot be created, or the weights do not fit the data.
+        SourceError: the weights cannot be read.
     """
     torch.manual_seed(setting.recipe.training.seed)
-    # On the CPU, so that the same seed draws the same weights whatever the device.
+    # On the CPU, so that the initial weights do not depend on the device.
     try:
         model = make()
-    except ValueError as error:  # widths that do not divide, say: torch's layers know best which they take
-        raise SettingError(f"model {setting.recipe.model.backbone!r} cannot be made: {error}; mend [model]") from None
+    except ValueError as error:  # from torch's layers, such as widths that are not divisible by the number of heads
+        raise SettingError(f"model {setting.recipe.model.backbone!r} cannot be made: {error}; fix [model]") from None
     if weights is not None:
         cards.fill(model, weights, setting.contract, setting.how, accept=setting.recipe.accept)
     freeze(model, setting.recipe.mode)
@@ -113,13 +129,13 @@ def start(setting: training.Setting[R], make: Callable[[], nn.Module], weights: 
 
 
 def freeze(model: nn.Module, mode: Mode) -> None:
-    """Leave to training what `mode` trains. Raises SettingError."""
+    """Freeze the parameters that `mode` does not train. Raises SettingError."""
     if mode == "finetune":
         return
     if not isinstance(model, heads.TaskModel):
         raise SettingError(f"mode is {mode!r}: expected 'finetune', since {type(model).__name__} has no task's head")
     model.backbone.freeze()
-    # After the weights: those of a head that is thrown away are welcome too.
+    # Called after the weights are loaded, which may include those of the head that is replaced here.
     if mode == "linear-probe":
         heads.probe(model)
 
@@ -131,7 +147,7 @@ def task(
     objective: Callable[[nn.Module, loader.Batch], dict[str, Tensor]],
     paths: RunPaths,
 ) -> training.Task:
-    """The training of `model`; `objective` gets the model as training calls it."""
+    """Prepare the training of `model`; `objective` gets the model as wrapped for training."""
     settings = setting.recipe.training
     if setting.recipe.mode == "linear-probe" and distributed.world() > 1 and settings.accumulate > 1:
         message = (
@@ -148,8 +164,14 @@ def task(
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How a program scores: `figures` of the held-out samples, with all that takes long where `final`; the name of the
-    one that tells `checkpoint-best` (greater is better)."""
+    """How a program scores.
+
+    Attributes:
+        title: Title of the model card.
+        by: Name of the figure that selects `checkpoint-best`; greater is better.
+        held_out: Samples that are scored.
+        figures: Computes the figures; its argument says whether to include those that take long.
+    """
 
     title: str
     by: str
@@ -158,11 +180,18 @@ class Scoring:
 
 
 def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, paths: RunPaths) -> int:
-    """Train to the recipe's last step, or until stopped, then score; 0 or `training.STOPPED`. Raises SgdataError."""
+    """Train to the last step of the recipe, or until stopped, then score.
+
+    Returns:
+        The exit code: 0, or `training.STOPPED`.
+
+    Raises:
+        SgdataError: the run in the folder is another, or a file cannot be read or written.
+    """
     if paths.dry_run:
         print(training.outlook(task))
         return ExitCode.DONE
-    if task.total == 0:  # with `weights` and no epoch: how good are they?
+    if task.total == 0:  # no epochs: score the starting weights
         figures = _numbers(scoring.figures(False))
         if distributed.lead():
             print(json.dumps(figures))
@@ -178,7 +207,7 @@ def _train(recipe: FinetuneRecipe, task: training.Task, scoring: Scoring, paths:
             done = step.index + 1
             log.step(step, every=recipe.training.log_every, last=done == task.total)
             epoch = task.epoch(done)
-            # The last step is scored below, with everything that takes long.
+            # The last step is scored below, with the figures that take long.
             if every and epoch // every > task.epoch(step.index) // every and done < task.total:
                 figures = _numbers(scoring.figures(False))
                 log.write(step.index, {"epoch": epoch, **figures})
@@ -186,18 +215,18 @@ def _train(recipe: FinetuneRecipe, task: training.Task, scoring: Scoring, paths:
     if not training.complete(task, paths):
         return training.STOPPED
     figures = scoring.figures(True)
-    # Kept also where no epoch was scored on the way: who asks for the best then gets the last.
+    # Also without scoring on the way, so that `checkpoint-best` always exists.
     run_folder.keep_best(paths.out, task.model, task.card, _numbers(figures), by=scoring.by)
-    told = {"steps": task.total, **subject(recipe, task, scoring.held_out), **figures}
+    results = {"steps": task.total, **subject(recipe, task, scoring.held_out), **figures}
     if every and distributed.lead():
-        # What the paper reports; chosen by the scored samples themselves, so it is no estimate for others.
-        told["best_epoch"] = files.read_plain(paths.out / run_folder.BEST / "figures.json")
-    run_folder.conclude(paths.out, scoring.title, task.card, told)
+        # The epoch that the paper reports; selected on the scored samples, so that it is biased.
+        results["best_epoch"] = files.read_plain(paths.out / run_folder.BEST / "figures.json")
+    run_folder.conclude(paths.out, scoring.title, task.card, results)
     return ExitCode.DONE
 
 
 def subject(recipe: FinetuneRecipe, task: training.Task, held_out: loader.Samples) -> dict[str, Any]:
-    """What figures are figures of: without it two numbers of one name cannot be compared."""
+    """Return the data and mode that the figures refer to, without which they cannot be compared."""
     return {
         "dataset": held_out.contract.dataset,
         "split": held_out.split,

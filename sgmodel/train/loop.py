@@ -1,4 +1,4 @@
-"""One training step at a time, as an iterator: the program decides what to do with each."""
+"""The training loop as an iterator over optimizer steps."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from sgmodel.train import optim
 
 Objective = Callable[["Batch"], dict[str, Tensor]]
-"""A batch on the host -> scalar terms on the device; `loss` is the one that is minimised.
+"""A function from a batch on the host to scalar terms on the device, of which `loss` is minimised.
 
-Terms are means. Where not all samples count alike, a further term WEIGHT says how many samples' worth (a share of the
-labelled pixels, say) they are means over: the global batch's terms are then means over all that counts in it.
+Terms are means over samples. If samples have unequal weights (such as their share of labelled pixels), a further term
+WEIGHT gives the total weight of the batch, and the terms of the global batch are weighted means.
 """
 
 WEIGHT = "weight"
@@ -32,9 +32,17 @@ WEIGHT = "weight"
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One optimizer step: figures of its global batch, and where the time went (seconds).
+    """One optimizer step.
 
-    `grad_norm` is None where half precision overflowed and the weights were left as they were."""
+    Attributes:
+        index: Number of the step, from 0.
+        terms: Means of the terms of the objective over the global batch.
+        lr: Learning rate.
+        grad_norm: Norm of the gradients before clipping; None if half precision overflowed and no weight was changed.
+        images: Samples in the global batch.
+        wait_s: Seconds that the step waited for data.
+        total_s: Seconds of the whole step.
+    """
 
     index: int
     terms: dict[str, float]
@@ -47,11 +55,17 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Updates:
-    """What turns gradients into new weights: AdamW, its rate per step, micro-batches per step, norm limit; `seed`
-    and the step's index seed dropout, so that a resumed run draws what an uninterrupted one does.
+    """How gradients become new weights.
 
-    `forward` is the model as the objective calls it, which on several ranks must know when to exchange gradients;
-    `scaler` keeps the gradients of half precision in range (a disabled one does nothing)."""
+    Attributes:
+        forward: The model as the objective calls it, wrapped for several ranks.
+        optimizer: AdamW.
+        schedule: Learning rate of each step.
+        scaler: Scales the gradients of half precision; does nothing if disabled.
+        accumulate: Micro-batches per step, over all ranks.
+        clip_norm: Maximum norm of the gradients; 0 for none.
+        seed: Seeds dropout together with the index of the step, so that a resumed run repeats its draws.
+    """
 
     forward: nn.Module
     optimizer: torch.optim.Optimizer
@@ -65,10 +79,22 @@ class Updates:
 def steps(
     objective: Objective, source: Iterable[Batch], updates: Updates, where: devices.Launch, *, first: int = 0
 ) -> Iterator[Step]:
-    """One Step per batch of `source` (this rank's part of a global batch), the first of which has index `first`.
+    """Take one optimizer step per batch.
 
-    Raises SettingError where a part is too small for the model; SourceError where the loss or a gradient is not a
-    finite number, naming the samples: the weights are then still those of the step before.
+    Args:
+        objective: Computes the terms of a batch.
+        source: This rank's parts of the global batches.
+        updates: Optimizer and its settings.
+        where: Device and precision.
+        first: Index of the first step.
+
+    Yields:
+        The figures of each step.
+
+    Raises:
+        SettingError: a micro-batch is too small for the model.
+        SourceError: the loss or a gradient is not finite; the message names the samples, and the weights are those of
+            the previous step.
     """
     began = time.perf_counter()
     for index, batch in enumerate(source, first):
@@ -79,7 +105,7 @@ def steps(
             group["lr"] = lr * group.get("lr_scale", 1.0)
         updates.optimizer.zero_grad(set_to_none=True)
         terms, norm = _gradients(objective, batch, updates, where)
-        # Half precision overflows now and then: its scaler then leaves this step out and lowers the scale.
+        # Half precision overflows at times: the scaler then skips the step and lowers the scale.
         overflow = updates.scaler.is_enabled() and not math.isfinite(norm)
         if not all(map(math.isfinite, terms.values())) or not (math.isfinite(norm) or overflow):
             raise SourceError(
@@ -102,8 +128,8 @@ def steps(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within it the model drops nothing out and keeps no gradients."""
-    # Part by part: a frozen backbone stays in evaluation while the head is trained.
+    """Put the model into evaluation mode, without gradients, and restore the mode of every submodule afterwards."""
+    # Per submodule: a frozen backbone stays in evaluation mode while the head is trained.
     training = [part for part in model.modules() if part.training]
     model.eval()
     try:
@@ -117,13 +143,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _gradients(
     objective: Objective, batch: Batch, updates: Updates, where: devices.Launch
 ) -> tuple[dict[str, float], float]:
-    """Gradients of the mean loss of the global batch, micro-batch by micro-batch; the terms' means over it, and the
-    gradients' norm before it was limited.
+    """Compute the gradients of the mean loss of the global batch, micro-batch by micro-batch.
 
-    What a part weighs in the whole is known only when all ranks have seen theirs: gradients are gathered of sums, and
-    divided afterwards. So it is the same mean on any number of ranks and micro-batches.
+    The total weight of the global batch is known only after all ranks have computed their parts. Gradients of sums are
+    therefore accumulated and divided afterwards, which gives the same mean on any number of ranks and micro-batches.
+    `accumulate` divides the global batch: with more ranks each has fewer micro-batches of the same size.
 
-    A recipe's `accumulate` cuts the global batch, so on more ranks each has fewer parts, of the same size.
+    Returns:
+        The means of the terms, and the norm of the gradients before clipping.
     """
     parts = list(batch.parts(-(-updates.accumulate // distributed.world())))
     sums: list[Tensor] = []
@@ -131,7 +158,7 @@ def _gradients(
     weighed = False
     for number, part in enumerate(parts, 1):
         with distributed.exchange(updates.forward, now=number == len(parts)), where.autocast():
-            terms = _asked(objective, part)
+            terms = _terms(objective, part)
             weighed = WEIGHT in terms
             share = terms.pop(WEIGHT, len(part.keys)) / len(batch.keys)
             with torch.autocast(where.device.type, enabled=False):
@@ -144,38 +171,38 @@ def _gradients(
     total = distributed.mean(sum(sums[1:], sums[0]))
     parameters = [p for group in updates.optimizer.param_groups for p in group["params"] if p.grad is not None]
     if weighed:
-        for parameter in parameters:  # with nothing labelled the gradients are zero, whatever they are divided by
+        for parameter in parameters:  # without labelled pixels the gradients are zero, and the divisor must not be
             parameter.grad /= total[-1].clamp(min=1e-12)
     updates.scaler.unscale_(updates.optimizer)
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
     if updates.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, updates.clip_norm, norm)
-    # Fetching a figure waits for all that was asked of the device before: once per step, for all of them.
+    # Copying a value to the host waits for all pending work of the device: done once per step for all values.
     *means, weight, length = torch.cat([total, distributed.unshard(norm).double()[None]]).tolist()
     if weighed and weight:
         means = [mean / weight for mean in means]
     return dict(zip(names, means, strict=True)), length
 
 
-def _asked(objective: Objective, part: Batch) -> dict[str, Tensor]:
+def _terms(objective: Objective, part: Batch) -> dict[str, Tensor]:
     try:
         return objective(part)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        message = f"{len(part.keys)} samples go through the model at once, and it normalises over them (BatchNorm)"
+        message = f"a micro-batch has {len(part.keys)} samples, and the model normalises over them (BatchNorm)"
         raise SettingError(
             f"{message}: expected 2 or more; raise training.batch, or lower training.accumulate"
         ) from None
 
 
 def _blame(objective: Objective, batch: Batch, where: devices.Launch, what: str) -> str:
-    """One line naming the samples whose own loss is not finite, or saying that there is none."""
-    # One sample at a time, as ranks have equally many: with FSDP each pass needs all of them.
+    """Return one line that names the samples whose own loss is not finite, or says that there are none."""
+    # One sample at a time: all ranks have the same number, and with FSDP each pass needs all ranks.
     bad: list[str] = []
     with torch.no_grad(), where.autocast():
         for one in batch.parts(len(batch.keys)):
-            # Beside itself: a model that normalises over its batch can do nothing with a single sample.
+            # Repeated, since a model that normalises over its batch fails on a single sample.
             if not math.isfinite(objective(_twice(one))["loss"].item()):
                 bad.extend(one.keys)
     bad, total = distributed.gather(bad), len(batch.keys) * distributed.world()
@@ -183,12 +210,13 @@ def _blame(objective: Objective, batch: Batch, where: devices.Launch, what: str)
         message = f"{what}: not finite for all {total} samples ({', '.join(bad[:8])}), so the weights diverged"
         return f"{message}; lower optimizer.lr or set precision = 'fp32'"
     if bad:
-        return f"{what}: not finite for {len(bad)} of {total} samples: {', '.join(bad[:8])}; leave them out"
+        return f"{what}: not finite for {len(bad)} of {total} samples: {', '.join(bad[:8])}; exclude them"
     return (
         f"{what}: every sample alone is finite, so the weights diverged; lower optimizer.lr or set precision = 'fp32'"
     )
 
 
 def _twice(one: Batch) -> Batch:
-    alike = {name: torch.cat([getattr(one, name)] * 2) for name in ("samples", "epoch", "valid_size")}
-    return replace(one, keys=one.keys * 2, arrays={name: torch.cat([a, a]) for name, a in one.arrays.items()}, **alike)
+    repeated = {name: torch.cat([getattr(one, name)] * 2) for name in ("samples", "epoch", "valid_size")}
+    arrays = {name: torch.cat([array, array]) for name, array in one.arrays.items()}
+    return replace(one, keys=one.keys * 2, arrays=arrays, **repeated)

@@ -1,6 +1,6 @@
-"""Figures of every task: from one confusion matrix (spec sections 8 and 9), and from scores (section 7).
+"""Metrics of every task: from a confusion matrix, and from scores.
 
-Each figure takes a weight per sample (None: every sample once), so that `interval` can draw samples again.
+Each metric takes a weight per sample (None: 1 each), so that `interval` can resample.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROUNDS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Shares 0-1; `None` for a class that is neither in the targets nor predicted."""
+    """Shares 0-1; None for a class that occurs neither in the targets nor in the predictions."""
 
     oa: float
     iou: tuple[float | None, ...]
@@ -95,7 +95,13 @@ def _shares(part: Tensor, whole: Tensor) -> tuple[float | None, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Samples from the highest score to the lowest, `hits` where one is of the class; `ends` of each run of ties."""
+    """Samples from the highest score to the lowest.
+
+    Attributes:
+        samples: Number of the sample at each rank.
+        hits: Whether the sample at each rank has the class.
+        ends: Last rank of each run of equal scores.
+    """
 
     samples: NDArray[np.int64]
     hits: NDArray[np.bool_]
@@ -103,13 +109,19 @@ class Ranking:
 
 
 def ranking(scores_N: Tensor, targets_N: Tensor, samples: NDArray[np.int64] | None = None) -> Ranking:
-    """One class, or, with `samples` saying whose each score is, several classes ranked together."""
+    """Rank the scores of one class, or of several classes together.
+
+    Args:
+        scores_N: Scores.
+        targets_N: 1 where the sample has the class.
+        samples: Sample of each score, needed for several classes; None for 0..N-1.
+    """
     values = scores_N.double().numpy()
     order = np.argsort(-values, kind="stable")
-    # Equal scores have no order: precision is taken where the score changes, as every library does.
+    # Equal scores have no order: precision is evaluated where the score changes, as in scikit-learn.
     ends = np.append(np.flatnonzero(np.diff(values[order])), len(order) - 1)
-    whose = order if samples is None else samples[order]
-    return Ranking(samples=whose, hits=targets_N.numpy().astype(bool)[order], ends=ends)
+    ranked = order if samples is None else samples[order]
+    return Ranking(samples=ranked, hits=targets_N.numpy().astype(bool)[order], ends=ends)
 
 
 def average_precision(ranked: Ranking, weights: Weights | None = None) -> float | None:
@@ -119,12 +131,12 @@ def average_precision(ranked: Ranking, weights: Weights | None = None) -> float 
         The average precision, None without a positive.
     """
     each = np.ones(len(ranked.hits), np.int64) if weights is None else weights[ranked.samples]
-    # Both counts at the end of each run of ties, the only paths where a threshold can stand.
-    found = np.cumsum(each * ranked.hits)[ranked.ends]
-    if not found[-1]:
+    # Both counts at the end of each run of ties, the only positions of a threshold.
+    positives = np.cumsum(each * ranked.hits)[ranked.ends]
+    if not positives[-1]:
         return None
-    precision = found / np.maximum(np.cumsum(each)[ranked.ends], 1)
-    return float(np.sum(np.diff(found, prepend=0) * precision) / found[-1])
+    precision = positives / np.maximum(np.cumsum(each)[ranked.ends], 1)
+    return float(np.sum(np.diff(positives, prepend=0) * precision) / positives[-1])
 
 
 def macro(scores_NK: Tensor, targets_NK: Tensor) -> list[Ranking]:
@@ -144,7 +156,7 @@ def mean_average_precision(rankings: list[Ranking], weights: Weights | None = No
 
 
 def micro_map_batch_averaged(scores_NK: Tensor, targets_NK: Tensor, batch: int = 16) -> float:
-    """What the released code calls mAP: the micro average precision of every 16 samples, averaged by their number."""
+    """Compute what the released code calls mAP: the micro average precision of every 16 samples, averaged."""
     total = 0.0
     for start in range(0, len(scores_NK), batch):
         scores, targets = scores_NK[start : start + batch], targets_NK[start : start + batch]
@@ -157,11 +169,11 @@ def top1(right_N: Tensor, weights: Weights | None = None) -> float:
     return float(np.average(right_N.numpy(), weights=weights))
 
 
-# --- how sure ------------------------------------------------------------------------------
+# --- intervals -----------------------------------------------------------------------------
 
 
 def weighted(counts_NKK: Tensor, weights: Weights | None = None) -> Tensor:
-    """One confusion matrix from those of each sample."""
+    """Sum the confusion matrices of samples, each times its weight."""
     if weights is None:
         return counts_NKK.sum(dim=0)
     return (torch.from_numpy(weights)[:, None, None] * counts_NKK).sum(dim=0)
@@ -179,7 +191,7 @@ def interval(figure: Callable[[Weights], float], samples: int, *, seed: int = 0)
         Lower and upper limit. They show the variation over test samples, not over training seeds.
     """
     rng = np.random.Generator(np.random.Philox(key=seed))
-    # How often each sample is drawn, in place of copies of it: figures then weigh what they have sorted once.
+    # Counts of draws rather than copies of samples, so that scores need to be sorted only once.
     drawn = (np.bincount(rng.integers(0, samples, samples), minlength=samples) for _ in range(ROUNDS))
     low, high = np.quantile([figure(weights) for weights in drawn], (0.025, 0.975))
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as pure functions of the step, and AdamW parameter groups."""
+"""Learning-rate schedules as pure functions of the step, AdamW parameter groups, and the optimizer state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sgmodel import distributed
 from sgmodel.models import state_keys
 
 Schedule = Callable[[int], float]
-"""Optimizer step (0-based) -> learning rate."""
+"""A function from the optimizer step (from 0) to the learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,14 @@ class OptimizerRecipe:
 
 
 def cosine(step: int, *, peak: float, warmup: float, total: float) -> float:
-    """Linear from 0 over `warmup` steps, then half a cosine to 0 at `total` (pretraining, classification)."""
+    """Rise linearly from 0 over `warmup` steps, then follow half a cosine to 0 at `total`."""
     if step < warmup:
         return peak * step / warmup
     return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
 def poly(step: int, *, peak: float, warmup: float, total: float, power: float = 0.9) -> float:
-    """From peak / 1000 to peak over `warmup` steps, then (1 - progress)^power to 0 at `total` (SegMunich)."""
+    """Rise from peak / 1000 over `warmup` steps, then fall as (1 - progress)^power to 0 at `total` (SegMunich)."""
     if step < warmup:
         return peak * (1e-3 + (1.0 - 1e-3) * step / warmup)
     left = max(0.0, 1.0 - (step - warmup) / (total - warmup))
@@ -61,15 +61,15 @@ def poly(step: int, *, peak: float, warmup: float, total: float, power: float = 
 
 
 def per_epoch(step: int, *, peak: float, steps_per_epoch: float, factor: float = 0.95) -> float:
-    """`peak` in the first epoch, `factor` times the rate of the one before in every other (OSCD)."""
+    """Multiply the rate by `factor` after every epoch, beginning with `peak` (OSCD)."""
     return peak * math.pow(factor, step // steps_per_epoch)
 
 
 def schedule(recipe: OptimizerRecipe, *, steps_per_epoch: float, total: int) -> Schedule:
-    """The recipe's learning rate at each of `total` steps."""
+    """Return the learning rate of a recipe as a function of the step."""
     if recipe.schedule == "per epoch":
         return lambda step: per_epoch(step, peak=recipe.lr, steps_per_epoch=steps_per_epoch)
-    # A test run may be shorter than the warm-up; the schedule then still ends.
+    # A run may be shorter than the warm-up; the schedule must still be defined at its end.
     warmup = min(recipe.warmup_epochs * steps_per_epoch, total - 1)
     if recipe.schedule == "poly":
         return lambda step: poly(step, peak=recipe.lr, warmup=warmup, total=total)
@@ -77,32 +77,33 @@ def schedule(recipe: OptimizerRecipe, *, steps_per_epoch: float, total: int) -> 
 
 
 def groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
-    """Parameter groups of one rate and one decay each; parameters that are frozen are in none.
+    """Group the trained parameters by learning-rate scale and weight decay.
 
-    1-D parameters and biases escape the decay unless `decay` is "all". Position tables are decayed in pretraining,
-    as released (spec section 6), and not in classification: "not tables" (section 7).
+    1-D parameters and biases are not decayed unless `decay` is "all". Position tables are decayed in pretraining, as in
+    the released code, and not in classification ("not tables").
     """
-    # By name, so that blocks count wherever a wrapper has put them; a model without blocks has one layer.
-    # In their order, for a pyramid (Swin, ConvNeXt) numbers its blocks anew in every stage.
-    found = dict.fromkeys(_block(name) for name, _ in model.named_parameters())
-    blocks = [name for name in found if name and "slow_" not in name]
-    made: defaultdict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    # Blocks are found by name, wherever a wrapper has put them; a model without blocks has one layer. They are ordered
+    # by first occurrence, since a pyramid (Swin, ConvNeXt) restarts the numbers of its blocks in every stage.
+    names = dict.fromkeys(_block(name) for name, _ in model.named_parameters())
+    blocks = [name for name in names if name and "slow_" not in name]
+    grouped: defaultdict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:  # AdamW would decay them all the same
+        if not parameter.requires_grad:  # AdamW would still decay them
             continue
-        spared = parameter.ndim <= 1 or name.endswith(".bias") or (recipe.decay == "not tables" and _is_table(name))
-        decay = 0.0 if spared and recipe.decay != "all" else recipe.weight_decay
+        exempt = parameter.ndim <= 1 or name.endswith(".bias") or (recipe.decay == "not tables" and _is_table(name))
+        decay = 0.0 if exempt and recipe.decay != "all" else recipe.weight_decay
         # From the top: the head and the final norm at the full rate, block i at factor^(blocks - i).
-        made[recipe.layer_decay ** (len(blocks) + 1 - _layer(name, blocks)), decay].append(parameter)
+        grouped[recipe.layer_decay ** (len(blocks) + 1 - _layer(name, blocks)), decay].append(parameter)
     return [
-        {"params": parameters, "weight_decay": decay, "lr_scale": scale} for (scale, decay), parameters in made.items()
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (scale, decay), parameters in grouped.items()
     ]
 
 
 def _layer(name: str, blocks: list[str]) -> int:
-    """0 for what makes tokens, 1 + i for block i, the last number for all else; so also for models without blocks.
+    """Return the layer of a parameter: 0 for patch embeddings, 1 + i for block i, otherwise the last.
 
-    As released, a joint position table is at the bottom and a pair of tables at the full rate (spec section 7).
+    As in the released code a joint position table is in layer 0 and a pair of tables in the last.
     """
     if _block(name) in blocks:
         return blocks.index(_block(name)) + 1
@@ -111,9 +112,9 @@ def _layer(name: str, blocks: list[str]) -> int:
 
 
 def _block(name: str) -> str:
-    """The transformer block that a parameter belongs to, by its name; "" for none."""
-    found = re.match(r"((?:.*\.)?blocks\.\d+)\.", name)
-    return found[1] if found else ""
+    """Return the transformer block that a parameter belongs to, by its name; "" for none."""
+    match = re.match(r"((?:.*\.)?blocks\.\d+)\.", name)
+    return match[1] if match else ""
 
 
 def _is_table(name: str) -> bool:
@@ -121,28 +122,27 @@ def _is_table(name: str) -> bool:
 
 
 def adamw(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
-    """AdamW over `groups`; the loop sets the rate before each step. Raises SettingError."""
+    """Create AdamW over `groups`; the loop sets the rate before each step. Raises SettingError."""
     try:
         return torch.optim.AdamW(groups(model, recipe), lr=recipe.lr, betas=recipe.betas, fused=True)
     except ValueError as error:
-        raise SettingError(f"training.optimizer {recipe}: {error}; change that") from None
+        raise SettingError(f"training.optimizer {recipe}: {error}; change that setting") from None
 
 
-# --- the optimizer's memory ----------------------------------------------------------------
+# --- optimizer state -----------------------------------------------------------------------
 
 
 def state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
-    """What the optimizer remembers, as `<quantity>/<parameter name>` -> tensor, in shards where the model is."""
-    names: dict[torch.Tensor, str] = {parameter: key for key, parameter in state_keys.parameters(model).items()}
-    return {
-        f"{quantity}/{names[parameter]}": value
-        for parameter, memory in optimizer.state.items()
-        for quantity, value in memory.items()
-    }
+    """Return the optimizer state as `<quantity>/<parameter name>` -> tensor, sharded where the model is."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in state_keys.parameters(model).items():
+        for quantity, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{quantity}/{name}"] = value
+    return tensors
 
 
 def restore(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
-    """Put back what `state` gave. Raises SourceError on a parameter that the model does not have."""
+    """Restore the result of `state`. Raises SourceError on a parameter that the model does not have."""
     parameters = state_keys.parameters(model)
     for key, value in saved.items():
         quantity, _, name = key.partition("/")
@@ -151,7 +151,7 @@ def restore(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str,
                 f"optimizer state for '{name}': the model has no such parameter; start again with --fresh"
             )
         parameter = parameters[name]
-        # The number of steps is one for the whole parameter, in shards or not.
-        one = quantity == "step"
-        own = value.to(parameter.device, copy=True) if one else distributed.shard_like(value, parameter)
-        optimizer.state[parameter][quantity] = own
+        if quantity == "step":  # one number per parameter, sharded or not
+            optimizer.state[parameter][quantity] = value.to(parameter.device, copy=True)
+        else:
+            optimizer.state[parameter][quantity] = distributed.shard_like(value, parameter)

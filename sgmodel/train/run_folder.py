@@ -1,7 +1,7 @@
-"""The folder of one training run: recipe, contract, logs, checkpoint; how it is resumed and how it ends.
+"""Write, resume and finish the folder of a training run: recipe, contract, logs, checkpoints.
 
-`checkpoint-last/` holds the model and its card, the optimizer's memory (`training.safetensors`) and the place
-(`training.json`). It is replaced as a whole, so a run killed at any moment has the old one or the new one.
+`checkpoint-last/` holds the model and its card, the optimizer state (`training.safetensors`) and the progress
+(`training.json`). It is replaced as a whole, so that a run killed at any moment has the old one or the new one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 LAST = "checkpoint-last"
 BEST = "checkpoint-best"
-MEMORY = "training.safetensors"
+OPTIMIZER = "training.safetensors"
 AVERAGE = "average.safetensors"
 METRICS = files.METRICS
 TIMINGS = files.TIMINGS
@@ -62,10 +62,13 @@ OWN = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a run stands: optimizer steps done. With the recipe this says which samples come next.
+class Progress:
+    """Progress of a run, which together with the recipe determines the next samples.
 
-    `scaler` is the memory of half precision's gradient scaler; empty in other precisions."""
+    Attributes:
+        steps: Optimizer steps done.
+        scaler: State of the gradient scaler of half precision; empty in other precisions.
+    """
 
     steps: int
     scaler: dict[str, int | float] = field(default_factory=dict)
@@ -75,15 +78,25 @@ class Place:
 
 
 def prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool) -> int:
-    """Ready `out` for `recipe` on data of `contract`; the steps already done there. `fresh` removes what it held.
+    """Prepare the folder of a run for starting or resuming; the other ranks wait for rank 0.
 
-    The other ranks wait for the lead. Raises OutputError, SettingError where `out` holds a run with another recipe
-    or other data.
+    Args:
+        out: Folder of the run.
+        recipe: Resolved recipe.
+        contract: Contract of the data.
+        fresh: Whether to remove an existing run.
+
+    Returns:
+        The number of steps already done.
+
+    Raises:
+        OutputError: `out` holds a run with another recipe, or cannot be written.
+        SettingError: `out` holds a run on other data.
     """
     if distributed.lead():
         _prepare(out, recipe, contract, fresh=fresh)
     distributed.wait()
-    return read_place(out).steps if (out / LAST).is_dir() else 0
+    return read_progress(out).steps if (out / LAST).is_dir() else 0
 
 
 def _prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool) -> None:
@@ -94,14 +107,14 @@ def _prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool) -> None
         _same_recipe(out, resolved)
         contracts.require(contract, contracts.read(out), "resume")
     contracts.write(out, contract)
-    files.write(out / files.RECIPE, resolved)  # last of the two: it says that both are there to compare with
-    # A folder with sums is a finished run; this one is about to change.
+    files.write(out / files.RECIPE, resolved)  # after the contract: its existence implies both
+    # A folder with SHA256SUMS is a finished run; this one is about to change.
     files.mark_unfinished(out)
     _repair(out)
 
 
 def clear(out: Path) -> None:
-    """Remove a run of ours from `out`, and nothing else."""
+    """Remove the files of a run from `out`, and no others."""
     for path in [out / name for name in OWN] + sorted(out.glob("pictures/*.png")):
         if path.is_dir():
             shutil.rmtree(path)
@@ -110,9 +123,9 @@ def clear(out: Path) -> None:
 
 
 def conclude(out: Path, title: str, card: Card, results: dict[str, Any]) -> None:
-    """Write `results.json`, `card.md` and SHA256SUMS; times and TensorBoard files stand outside the sums.
+    """Write `results.json`, `card.md` and SHA256SUMS, which leaves out times and TensorBoard files.
 
-    `loss_first` and `loss_last` are taken from the log. The other ranks write nothing.
+    `loss_first` and `loss_last` are read from the log. Only rank 0 writes.
     """
     if not distributed.lead():
         return
@@ -122,14 +135,14 @@ def conclude(out: Path, title: str, card: Card, results: dict[str, Any]) -> None
     files.write(out / RESULTS, files.pretty_json({**ends, **results}))
     files.write(out / CARD, _card(title, card, {**ends, **results}).encode())
     files.write_sums(out)
-    # The result in two lines; everything else stands in the card.
+    # The main results in two lines; the card has all of them.
     shown = {name: value for name, value in {**ends, **results}.items() if name in HEADLINES}
     log.info(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
     print(out)
 
 
 def _card(title: str, card: Card, results: dict[str, Any]) -> str:
-    """What a reader of the checkpoint needs to know, in Markdown."""
+    """Return the model card in Markdown."""
     contract = card.contract
     assert contract is not None
     figures = [f"| {name} | {value:.6g} |" for name, value in sorted(results.items()) if isinstance(value, int | float)]
@@ -168,35 +181,48 @@ def _same_recipe(out: Path, resolved: bytes) -> None:
 def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in document.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
     return flat
 
 
 # --- checkpoints ---------------------------------------------------------------------------
 
 
-def save(out: Path, model: nn.Module, card: Card, optimizer: Optimizer, place: Place, average: State) -> None:
-    """Replace `checkpoint-last/`; `average` are weights averaged over the run, if any. All ranks call, the lead writes.
+def save(out: Path, model: nn.Module, card: Card, optimizer: Optimizer, progress: Progress, average: State) -> None:
+    """Replace `checkpoint-last/`. All ranks must call; rank 0 writes.
 
-    One plain file per kind of tensor, whole ones, so that a run goes on with another number of ranks or none.
-    Raises OutputError.
+    Tensors are gathered and written whole, so that a run can be resumed with another number of ranks.
+
+    Args:
+        out: Folder of the run.
+        model: Model, sharded or not.
+        card: Card of the checkpoint.
+        optimizer: Optimizer of the model.
+        progress: Progress of the run.
+        average: Running average of the weights; empty if there is none.
+
+    Raises:
+        OutputError: a file cannot be written.
     """
-    # Gathering is a conversation of all ranks, so it comes before the others leave.
+    # Gathering is collective, so that it precedes the return of the other ranks.
     states = (model.state_dict(), optim.state(optimizer, model), average)
     weights, memory, average = (distributed.collect(tensors) for tensors in states)
-    if average:  # what is no parameter (moving averages of a normalisation) is not averaged, but belongs to the model
+    if average:  # buffers (moving averages of a normalisation) are not averaged, but belong to the model
         average = weights | average
     if not distributed.lead():
         return
     new, old, last = out / f".{LAST}.new", out / f".{LAST}.old", out / LAST
-    for left in (new, old):  # by a run that was killed right here
+    for left in (new, old):  # by a run that was killed at this point
         shutil.rmtree(left, ignore_errors=True)
     checkpoint_folder.write(new, weights, card)
-    for name, tensors in ((MEMORY, memory), (AVERAGE, average)):
-        if tensors or name == MEMORY:
+    for name, tensors in ((OPTIMIZER, memory), (AVERAGE, average)):
+        if tensors or name == OPTIMIZER:
             with files.replacing(new / name) as temporary:
                 save_file(tensors, temporary)
-    files.write(new / "training.json", files.pretty_json(place))
+    files.write(new / "training.json", files.pretty_json(progress))
     try:
         if last.exists():
             last.rename(old)
@@ -207,7 +233,7 @@ def save(out: Path, model: nn.Module, card: Card, optimizer: Optimizer, place: P
 
 
 def keep_best(out: Path, model: nn.Module, card: Card, figures: dict[str, float], *, by: str) -> None:
-    """Replace `checkpoint-best/` where `figures[by]` (greater is better) beats the one kept. All ranks call."""
+    """Replace `checkpoint-best/` if `figures[by]` is greater than that of the existing one. All ranks must call."""
     weights, folder = distributed.collect(model.state_dict()), out / BEST
     if not distributed.lead():
         return
@@ -215,11 +241,18 @@ def keep_best(out: Path, model: nn.Module, card: Card, figures: dict[str, float]
         return
     shutil.rmtree(folder, ignore_errors=True)
     checkpoint_folder.write(folder, weights, card)
-    files.write(folder / "figures.json", files.pretty_json(figures))  # last: without it the folder counts for nothing
+    files.write(folder / "figures.json", files.pretty_json(figures))  # last: without it the folder is ignored
 
 
 def restore(out: Path, model: nn.Module, optimizer: Optimizer) -> State:
-    """Fill model and optimizer, sharded or not, from `checkpoint-last/`; the averaged weights. Raises SourceError."""
+    """Load model and optimizer, sharded or not, from `checkpoint-last/`.
+
+    Returns:
+        The running average of the weights; empty if there is none.
+
+    Raises:
+        SourceError: a file is damaged or belongs to another model.
+    """
     saved, own = _tensors(out / LAST / checkpoint_folder.WEIGHTS), model.state_dict()
     if saved.keys() != own.keys():
         differ = sorted(saved.keys() ^ own.keys())
@@ -227,18 +260,18 @@ def restore(out: Path, model: nn.Module, optimizer: Optimizer) -> State:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(distributed.shard_like(saved[name], tensor))
-    optim.restore(optimizer, model, _tensors(out / LAST / MEMORY))
+    optim.restore(optimizer, model, _tensors(out / LAST / OPTIMIZER))
     average = out / LAST / AVERAGE
     return _tensors(average) if average.exists() else {}
 
 
-def read_place(out: Path) -> Place:
-    """Where the run in `out` stood when it was last saved. Raises SettingError."""
-    return files.read(Place, out / LAST / "training.json")
+def read_progress(out: Path) -> Progress:
+    """Read the progress of the run in `out` when it was last saved. Raises SettingError."""
+    return files.read(Progress, out / LAST / "training.json")
 
 
 def _repair(out: Path) -> None:
-    """Undo a replacement that was cut off between its two renames."""
+    """Undo a replacement that was interrupted between its two renames."""
     old, last = out / f".{LAST}.old", out / LAST
     if old.exists() and not last.exists():
         old.rename(last)
@@ -255,13 +288,14 @@ def _tensors(path: Path) -> State:
 
 
 class Log:
-    """Figures of a run, one JSON object a line: what was computed in one file, how long it took in another.
-
-    Opened at step `first`, lines of that step and later are dropped: they will be written again.
-    """
+    """Log of a run, one JSON object per line, with results and times in separate files. Only rank 0 writes."""
 
     def __init__(self, out: Path, first: int) -> None:
-        """Raises SettingError where TensorBoard is not installed. Only the lead of several ranks writes."""
+        """Open the log at step `first` and drop the lines of that step and later ones.
+
+        Raises:
+            SettingError: TensorBoard is not installed.
+        """
         self.lead = distributed.lead()
         if not self.lead:
             return
@@ -276,7 +310,14 @@ class Log:
         self.board = SummaryWriter(str(out / BOARD), purge_step=first)
 
     def step(self, step: loop.Step, *, every: int, last: bool, speed: dict[str, float] | None = None) -> None:
-        """One training step, if it is among every `every` or the last; `speed` are figures beside images/s."""
+        """Log a training step whose index is a multiple of `every` or that is the last.
+
+        Args:
+            step: The step.
+            every: Steps between two lines.
+            last: Whether this is the last step.
+            speed: Further figures of speed.
+        """
         if step.index % every and not last:
             return
         norm = {} if step.grad_norm is None else {"grad_norm": step.grad_norm}
@@ -285,17 +326,17 @@ class Log:
         self.write_times(step.index, {**times, "wait_share": step.wait_s / step.total_s, **(speed or {})})
 
     def write(self, step: int, figures: dict[str, float]) -> None:
-        """Figures that depend on nothing but recipe and data. Raises SourceError where one is no finite number."""
-        strange = {name: value for name, value in figures.items() if not math.isfinite(value)}
-        if strange:
-            raise SourceError(f"step {step}: {strange} not finite; look for damaged samples with sgdata audit SHARDS")
+        """Log figures that depend on recipe and data only. Raises SourceError if one is not finite."""
+        not_finite = {name: value for name, value in figures.items() if not math.isfinite(value)}
+        if not_finite:
+            raise SourceError(f"step {step}: {not_finite} not finite; find damaged samples with sgdata audit SHARDS")
         if self.lead:
             self.metrics.write(_line(step, figures))
             self.metrics.flush()
             self._plot(step, figures)
 
     def write_times(self, step: int, seconds: dict[str, float]) -> None:
-        """Figures that depend on the machine."""
+        """Log figures that depend on the machine."""
         if self.lead:
             self.timings.write(_line(step, seconds))
             self.timings.flush()
@@ -322,7 +363,7 @@ def _line(step: int, figures: dict[str, float]) -> str:
 
 
 def _cut(path: Path, first: int) -> None:
-    """Keep the lines of steps before `first`. A line cut off by a kill is the last one, and goes too."""
+    """Keep the lines of steps before `first`; drop a truncated last line, which a killed run leaves."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < first]
     files.write(path, "".join(f"{line}\n" for line in whole).encode())

@@ -1,4 +1,4 @@
-"""What every training program does alike: begin or go on in a folder, step, save, stop cleanly when told to."""
+"""Run a training: start or resume in a folder, take steps, save checkpoints, stop cleanly on a signal."""
 
 from __future__ import annotations
 
@@ -72,17 +72,32 @@ class TrainingRecipe:
     mixture: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises SettingError: of these nothing could be made, or something else than meant."""
-        ranges = {"seed": (0, 2**32 - 1), "epochs": (0, 1e9), "average": (0, 1 - 1e-9)}
-        for name, (low, high) in {**ranges, **dict.fromkeys(("batch", "accumulate", "log_every"), (1, 2**31))}.items():
+        """Refuse values out of range. Raises SettingError."""
+        ranges = {
+            "seed": (0, 2**32 - 1),
+            "epochs": (0, 1e9),
+            "average": (0, 1 - 1e-9),
+            "batch": (1, 2**31),
+            "accumulate": (1, 2**31),
+            "log_every": (1, 2**31),
+        }
+        for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise SettingError(f"training.{name} is {getattr(self, name)}: expected {low} to {high:.10g}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting(Generic[R]):
-    """What a run has settled before its first step: the contract of the samples as stored, that of the bands the
-    model sees, and `band_indices`, the indices of the latter among the former (None: all)."""
+    """A recipe resolved against its data and machine.
+
+    Attributes:
+        recipe: The recipe, without spectral groups that the data lack if its policy is "drop-group".
+        stored: Contract of the samples as stored.
+        contract: Contract of the bands that the model sees.
+        band_indices: Indices of the latter in the stored bands; None for all, in order.
+        how: Normalisation.
+        where: Device and precision.
+    """
 
     recipe: R
     stored: Contract
@@ -93,19 +108,27 @@ class Setting(Generic[R]):
 
     @property
     def classes(self) -> int:
-        """How many the data have."""
+        """Return the number of classes of the data."""
         return len(self.contract.label_space.ids)
 
     @property
     def ignore(self) -> int:
-        """The label value that is no class."""
+        """Return the label value to ignore."""
         return self.contract.label_space.ignore_index
 
 
 def resolve(recipe: R, stored: Contract, paths: RunPaths) -> Setting[R]:
-    """Raises SettingError where the recipe does not fit data of the contract `stored`, or this machine. Recipes have
-    `bands`, `normalise`, `training`, and an encoder under `model`."""
-    # Before anything is derived from it: without data a spectral group makes no tokens, and the model has fewer.
+    """Resolve a recipe against the contract of its data and the machine.
+
+    Args:
+        recipe: Has `bands`, `normalise`, `training`, and an encoder configuration as `model` or `model.encoder`.
+        stored: Contract of the samples as stored.
+        paths: Machine settings.
+
+    Raises:
+        SettingError: the recipe does not fit the data or the machine.
+    """
+    # First, since dropped spectral groups change the bands and the number of tokens.
     own: Any = band_selection.resolve(recipe, stored)
     contract = band_selection.narrowed(stored, own.bands, own.normalise.missing)
     return Setting(
@@ -119,20 +142,30 @@ def resolve(recipe: R, stored: Contract, paths: RunPaths) -> Setting[R]:
 
 
 def pixels(setting: Setting[R], batch: loader.Batch, name: str = "image") -> Tensor:
-    """Normalised images (N, C, H, W) of the bands that the model sees, on the device."""
+    """Return normalised images (N, C, H, W) of the bands that the model sees, on the device."""
     device = setting.where.device
-    # Native groups exist for single images only: pairs are stored on one lattice.
-    whole = (
-        upsample.image(batch.arrays, batch.valid_size, setting.stored, device)
-        if name == "image"
-        else batch.arrays[name]
-    )
-    return normalise.apply(setting.how, whole.to(device, non_blocking=True), batch.valid_size, setting.band_indices)
+    if name == "image":
+        images = upsample.image(batch.arrays, batch.valid_size, setting.stored, device)
+    else:  # pairs are stored on one grid, never as native groups
+        images = batch.arrays[name].to(device, non_blocking=True)
+    return normalise.apply(setting.how, images, batch.valid_size, setting.band_indices)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One training: what is trained, on what, where, how, in how many steps, and what its checkpoints say of it."""
+    """A prepared training.
+
+    Attributes:
+        training: Duration and batch.
+        model: The model that is saved.
+        objective: Computes the terms of a batch.
+        source: Training samples.
+        where: Device and precision.
+        updates: Optimizer and its settings.
+        total: Number of steps.
+        card: Card of its checkpoints.
+        averaged: Running average of the weights, by parameter name.
+    """
 
     training: TrainingRecipe
     model: nn.Module
@@ -145,7 +178,7 @@ class Task:
     averaged: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def epoch(self, step: int) -> int:
-        """Epochs completed once `step` steps are done."""
+        """Return the number of epochs completed after `step` steps."""
         return step * self.training.batch // len(self.source)
 
 
@@ -158,7 +191,19 @@ def task(
     *,
     card: Card,
 ) -> Task:
-    """The training of `model`, which is moved to its device; `objective` gets it as training calls it."""
+    """Prepare the training of `model`, which is moved to its device.
+
+    Args:
+        setting: Resolved recipe.
+        model: Model to train.
+        source: Training samples.
+        objective: Computes the terms of a batch with the model as wrapped for training.
+        paths: Machine settings.
+        card: Card of the checkpoints.
+
+    Raises:
+        SettingError: the optimizer or the precision is refused.
+    """
     training: TrainingRecipe = setting.recipe.training
     where, epoch = setting.where, len(source) / training.batch
     total = math.ceil(training.epochs * len(source) / training.batch)
@@ -185,14 +230,14 @@ def task(
 
 
 def outlook(task: Task) -> str:
-    """One line of what the run will be."""
+    """Return one line with the size of the run."""
     parameters = sum(p.numel() for p in task.model.parameters())
     samples, epochs, batch = len(task.source), task.training.epochs, task.training.batch
     return f"{parameters:,} parameters; {samples} samples x {epochs:g} epochs = {task.total} steps of {batch}"
 
 
 def samples(folder: Path, training: TrainingRecipe, members: Sequence[str]) -> loader.Samples:
-    """What is learned from. Raises SettingError, SourceError."""
+    """Open the training samples of a folder of shards. Raises SettingError, SourceError."""
     if training.mixture:
         raise SettingError(f"training.mixture is {training.mixture}: only pretraining, which needs no labels, can mix")
     return loader.Samples(folder, training.split, members, fraction=training.fraction, seed=training.fraction_seed)
@@ -201,8 +246,8 @@ def samples(folder: Path, training: TrainingRecipe, members: Sequence[str]) -> l
 def _ready(
     model: nn.Module, training: TrainingRecipe, where: devices.Launch, parallel: distributed.Parallel
 ) -> nn.Module:
-    """Move `model` to its device and give what training calls in its place. Make the optimizer afterwards."""
-    # Before spreading: FSDP wraps the blocks as they then are.
+    """Move `model` to its device and return it as wrapped for training. Create the optimizer afterwards."""
+    # Before sharding: FSDP wraps the blocks in their current form.
     if training.recompute:
         transformer.recompute_activations(model)
     if training.precision == "fp16" and parallel == "fsdp" and distributed.world() > 1:
@@ -210,52 +255,60 @@ def _ready(
     forward = distributed.parallelise(
         model.to(where.device), parallel, where.device, block=transformer.Block, half=where.half
     )
-    # Compiled in place: the wrapper of torch.compile would hide what tells DDP and FSDP when to exchange gradients.
+    # Compiled in place: the wrapper of torch.compile would hide the methods that control the exchange of gradients.
     if training.compile:
         forward.compile()
     return forward
 
 
 def begin(task: Task, recipe: Any, paths: RunPaths) -> int:
-    """Ready the folder, fill model and optimizer from its checkpoint; the steps already done. Raises SgdataError."""
+    """Prepare the folder of the run and load its checkpoint, if any.
+
+    Returns:
+        The number of steps already done.
+
+    Raises:
+        SgdataError: the folder holds another run, or a file cannot be read or written.
+    """
     with distributed.explain_lost_ranks():
         first = run_folder.prepare(paths.out, recipe, task.source.contract, fresh=paths.fresh)
         if first:
             averaged = run_folder.restore(paths.out, task.model, task.updates.optimizer)
             names = state_keys.parameters(task.model)
             task.averaged.update({name: tensor for name, tensor in averaged.items() if name in names})
-            scaler = run_folder.read_place(paths.out).scaler
+            scaler = run_folder.read_progress(paths.out).scaler
             if scaler:
                 task.updates.scaler.load_state_dict(scaler)
-        distributed.wait()  # until all have read: the lead may be about to replace the folder
+        distributed.wait()  # until all ranks have read the checkpoint, which rank 0 may replace soon
     return first
 
 
 def steps(task: Task, first: int, paths: RunPaths) -> Iterator[loop.Step]:
-    """The steps from `first` on, saved every `paths.save_minutes` and before the iteration ends, for whatever
-    reason: the last step, SIGTERM or SIGINT, or `paths.stop_after` steps."""
+    """Take the steps from `first` on, and save a checkpoint every `paths.save_minutes` and at the end.
+
+    The iteration ends after the last step, on SIGTERM or SIGINT, or after `paths.stop_after` steps.
+    """
     training, source = task.training, task.source
     plan = source.stream(training.batch, seed=training.seed, first=first, last=task.total)
-    mine = (loader.share(whole, rank=distributed.rank(), world=distributed.world()) for whole in plan)
+    mine = (loader.rank_part(whole, rank=distributed.rank(), world=distributed.world()) for whole in plan)
     loaded = loader.load(source, mine, threads=paths.workers, pinned=task.where.device.type == "cuda")
-    taken = loop.steps(task.objective, loaded, task.updates, task.where, first=first)
-    # One bar, not one per process.
+    done = loop.steps(task.objective, loaded, task.updates, task.where, first=first)
+    # One progress bar, not one per process.
     if distributed.lead():
-        taken = progress.track(taken, label="training steps", total=task.total - first)
+        done = progress.track(done, label="training steps", total=task.total - first)
     with distributed.explain_lost_ranks():
-        yield from _watched(_averaging(taken, task), lambda done: _save(task, paths.out, done), task.where, paths)
+        yield from _saved(_averaged(done, task), task, paths)
 
 
-def _averaging(taken: Iterator[loop.Step], task: Task) -> Iterator[loop.Step]:
-    """The steps, the running average of the weights kept up after each."""
+def _averaged(steps: Iterator[loop.Step], task: Task) -> Iterator[loop.Step]:
+    """Yield the steps and update the running average of the weights after each."""
     decay, weights = task.training.average, state_keys.parameters(task.model)
     if decay and not task.averaged:
         task.averaged.update({name: weight.detach().clone() for name, weight in weights.items()})
     for name, tensor in task.averaged.items():
-        task.averaged[name] = (
-            tensor if type(tensor) is type(weights[name].data) else distributed.shard_like(tensor, weights[name])
-        )
-    for step in taken:
+        if type(tensor) is not type(weights[name].data):  # read from a checkpoint, which has whole tensors
+            task.averaged[name] = distributed.shard_like(tensor, weights[name])
+    for step in steps:
         with torch.no_grad():
             for name, tensor in task.averaged.items():
                 tensor.lerp_(weights[name].detach(), 1.0 - decay)
@@ -263,52 +316,52 @@ def _averaging(taken: Iterator[loop.Step], task: Task) -> Iterator[loop.Step]:
 
 
 def complete(task: Task, paths: RunPaths) -> bool:
-    """True where the run in the folder has reached its last step."""
-    return run_folder.read_place(paths.out).steps == task.total
+    """Return whether the run in the folder has reached its last step."""
+    return run_folder.read_progress(paths.out).steps == task.total
 
 
 def _save(task: Task, out: Path, done: int) -> None:
-    place = run_folder.Place(steps=done, scaler=task.updates.scaler.state_dict())  # empty for one that does nothing
-    run_folder.save(out, task.model, task.card, task.updates.optimizer, place, task.averaged)
+    state = run_folder.Progress(steps=done, scaler=task.updates.scaler.state_dict())  # empty for a disabled scaler
+    run_folder.save(out, task.model, task.card, task.updates.optimizer, state, task.averaged)
 
 
-def _watched(
-    taken: Iterator[loop.Step], save: Callable[[int], None], where: devices.Launch, paths: RunPaths
-) -> Iterator[loop.Step]:
+def _saved(steps: Iterator[loop.Step], task: Task, paths: RunPaths) -> Iterator[loop.Step]:
+    """Yield the steps until the last, a signal or `paths.stop_after`; save on the way and at the end."""
     done, saved = 0, time.monotonic()
-    with told_to_stop() as told:
-        for count, step in enumerate(taken, 1):
+    with deferred_signals() as stopped:
+        for count, step in enumerate(steps, 1):
             yield step
             done = step.index + 1
-            # The lead's clock alone counts, for saving is done by all or by none.
+            # By the clock of rank 0 alone, since either all ranks save or none.
             due = distributed.lead() and time.monotonic() - saved > 60 * paths.save_minutes
-            stop, due = distributed.agree([told(), due], where.device)
+            stop, due = distributed.agree([stopped(), due], task.where.device)
             if stop or count == paths.stop_after:
                 break
             if due:
-                save(done)
+                _save(task, paths.out, done)
                 saved = time.monotonic()
         if done:
-            save(done)
-            distributed.wait()  # so that whoever reads the folder next finds it there
+            _save(task, paths.out, done)
+            distributed.wait()  # until rank 0 has written the checkpoint
 
 
 @contextmanager
-def told_to_stop() -> Iterator[Callable[[], bool]]:
-    """Within it SIGTERM and SIGINT end nothing, but make the yielded function answer True."""
-    told: list[int] = []
+def deferred_signals() -> Iterator[Callable[[], bool]]:
+    """Defer SIGTERM and SIGINT; the yielded callable returns True once either has arrived."""
+    arrived: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # Python hands signals to the main thread only
+        yield lambda: False  # Python delivers signals to the main thread only
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        told.append(number)
+        arrived.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: bool(told)
+        yield lambda: bool(arrived)
     except Exception:
-        if distributed.world() > 1:  # torchrun tells the others to end when one has gone: not before they have said why
+        # torchrun sends SIGTERM to the other ranks when one ends; they must have time to print their own error.
+        if distributed.world() > 1:
             before.pop(signal.SIGTERM)
         raise
     finally:

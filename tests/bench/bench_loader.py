@@ -31,7 +31,7 @@ def opened(folder: Path) -> loader.Samples:
 
 def ours(source: loader.Samples, threads: int, rank: int = 0, world: int = 1) -> int:
     plan = source.stream(BATCH * world, seed=1, first=0, last=EPOCHS * SAMPLES // BATCH // world)
-    mine = (loader.share(places, rank=rank, world=world) for places in plan)
+    mine = (loader.rank_part(places, rank=rank, world=world) for places in plan)
     return sum(len(batch.arrays["image_10m"]) for batch in loader.load(source, mine, threads=threads))
 
 
