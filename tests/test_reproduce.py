@@ -131,7 +131,7 @@ def test_weights_come_from_runs_before_and_shared_runs_are_made_once(paths: Ledg
     two = recipe(
         Row(name="a", start="pretrained here", before=(first,)), Row(name="b", start="random", before=(first,))
     )
-    wanted = reproduce.wanted(two, paths)
+    wanted = reproduce.possible_runs(two, paths)
     assert [run.program for run in wanted] == ["pretrain", "segment", "segment"]
     assert str(wanted[0].folder / "checkpoint-last") in wanted[1].command
     assert reproduce.main(two, paths) == 0
@@ -260,7 +260,7 @@ def test_the_plan_counts_steps_and_hours(paths: LedgerPaths) -> None:
     # Two runs of 4 samples x 1 epoch; 12 multiplications and additions a pixel, three times.
     assert lines[1] == "  a (random): 2 runs, 4 steps, 0.0 min, up to 16 parameters"
     assert not paths.out.exists()
-    work = experiments.work(reproduce.wanted(recipe(), paths)[0], recipe(), paths)
+    work = experiments.work(reproduce.possible_runs(recipe(), paths)[0], recipe(), paths)
     assert work == experiments.Work(parameters=16, steps=2, flops=3 * 2 * 12 * 32**2 * 4)
     nowhere = dataclasses.replace(paths, data={})
     with pytest.raises(SettingError, match="data set 'toy' is not here"):

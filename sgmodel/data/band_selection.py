@@ -136,7 +136,7 @@ def check_bands(config: EncoderConfig, contract: Contract) -> None:
 
 
 def check_size(px: int, contract: Contract, *, cropped: bool) -> None:
-    """Refuse samples that are not of the model's size, or, with `cropped`, not a multiple of it. Raises SettingError."""
+    """Refuse samples that are not of the model size, or, with `cropped`, not a multiple of it. Raises SettingError."""
     if contract.shape is None:
         shape, fits = "of many sizes", False
     else:

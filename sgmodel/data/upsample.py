@@ -75,8 +75,9 @@ def finer(coarse: Tensor, factor: int, *, kernel: str, nodata: int) -> Tensor:
 
 
 def _taps(size: int, factor: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return for each fine pixel its coarse pixel, the two coarse pixels around its centre, and the weight of the
-    second in units of 1 / (2 factor).
+    """Return for each fine pixel its coarse pixel, the two around its centre, and the weight of the second.
+
+    The weight is in units of 1 / (2 factor).
     """
     fine = torch.arange(size * factor, device=device)
     at = 2 * fine + 1 - factor  # centre of the fine pixel in units of 1 / (2 factor) coarse pixels

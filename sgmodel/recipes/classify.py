@@ -1,6 +1,6 @@
-"""Fine-tune and score a scene classifier, single-label or multi-label: SpectralGPT, or a baseline.
+r"""Fine-tune and score a scene classifier, single-label or multi-label: SpectralGPT, or a baseline.
 
-    python -m sgmodel.recipes.classify recipes/train/classify-demo-tiny.toml --shards DIR --out DIR \\
+    python -m sgmodel.recipes.classify recipes/train/classify-demo-tiny.toml --shards DIR --out DIR \
         --weights RUN/checkpoint-last
 
 Single-label tasks are trained with cross-entropy and scored by top-1 accuracy; multi-label tasks with the soft-margin

@@ -1,6 +1,6 @@
-"""Fine-tune and score a detector of changed pixels between two dates: SpectralGPT, or a baseline.
+r"""Fine-tune and score a detector of changed pixels between two dates: SpectralGPT, or a baseline.
 
-    python -m sgmodel.recipes.detect_change recipes/train/detect_change-demo-tiny.toml --shards DIR --out DIR \\
+    python -m sgmodel.recipes.detect_change recipes/train/detect_change-demo-tiny.toml --shards DIR --out DIR \
         --weights RUN/checkpoint-last
 
 Samples are pairs of scenes of any size, cut into windows for training and scoring. Precision, recall and F1 are those

@@ -250,9 +250,8 @@ def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Sour
         if number >= len(plan):
             continue
         target = encoder.patchify(images, config).float()
-        errors = [result.loss_token]
-        for baseline in (visible_mean, nearest_visible):
-            errors.append(mae.token_loss(baseline(target, result.mask, config), target, result.mask))
+        guesses = [baseline(target, result.mask, config) for baseline in (visible_mean, nearest_visible)]
+        errors = [result.loss_token, *(mae.token_loss(guess, target, result.mask) for guess in guesses)]
         sums += len(images) * torch.stack(errors).double()
     names = ("loss_token", "loss_token_visible_mean", "loss_token_nearest")
     return dict(zip(names, (distributed.mean(sums) * world / len(source)).tolist(), strict=True))

@@ -1,6 +1,6 @@
-"""Fine-tune and score a semantic segmentation model: SpectralGPT with its UperNet head, or a baseline.
+r"""Fine-tune and score a semantic segmentation model: SpectralGPT with its UperNet head, or a baseline.
 
-    python -m sgmodel.recipes.segment recipes/train/segment-demo-tiny.toml --shards DIR --out DIR \\
+    python -m sgmodel.recipes.segment recipes/train/segment-demo-tiny.toml --shards DIR --out DIR \
         --weights RUN/checkpoint-last
 
 Without `--weights` all weights are initialised randomly. Scores are those of the last epoch, from one confusion matrix

@@ -28,7 +28,7 @@ class Scores:
 
     @property
     def miou(self) -> float:
-        """Mean IoU over the classes that occur. (The released code gives NaN where one does not.)"""
+        """Mean IoU over the classes that occur; the released code gives NaN if one does not occur."""
         return mean(self.iou)
 
     @property
