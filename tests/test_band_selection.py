@@ -66,7 +66,7 @@ def test_what_stands_in_the_places_of_missing_bands() -> None:
 def test_bands_that_nothing_stands_for() -> None:
     ours = dataclasses.replace(contract(32), bands=sentinel2.bands(TEN))
     with pytest.raises(
-        SettingError, match="bands: B08 B09 not in the shards.*normalise.missing = 'mean', 'nearest' or"
+        SettingError, match="bands: B08 B09 not in the shards.*normalise.missing to 'mean', 'nearest' or"
     ):
         band_selection.narrowed(ours, sentinel2.L2A_BANDS)
     with pytest.raises(SettingError, match="bands: B99 not in the shards, which have B01"):

@@ -118,7 +118,7 @@ def test_a_batch_of_one_learns_or_says_why_not(
     if name == "classify" and not more:
         assert run(name, folders[name], tmp_path, *alone) == 0
         return
-    with pytest.raises(SgdataError, match=r"1 samples go through the model at once, and it normalises over them"):
+    with pytest.raises(SgdataError, match=r"a micro-batch has 1 samples, and the model normalises over them"):
         run(name, folders[name], tmp_path, *alone)
 
 

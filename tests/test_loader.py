@@ -112,7 +112,7 @@ def test_a_few_float_samples_among_whole_ones_keep_every_value(codec: Codec, tmp
         assert np.array_equal(source[row]["image"], each.arrays["image"])
     made[1] = replace(made[1], arrays={**made[1].arrays, "image": made[1].arrays["image"].astype(np.int32)})
     finish.write(made, tmp_path / "none", contract=contract(16), codec=codec)
-    with pytest.raises(SettingError, match="expected one that holds the values of the others"):
+    with pytest.raises(SettingError, match="expected one that represents the values of the others"):
         data_loader.Samples(tmp_path / "none", "train", ("image",))
 
 

@@ -458,14 +458,14 @@ def test_a_geotiff_tells_what_it_lacks(tmp_path: Path, weights: Path, capsys: py
     assert "level is 'L1C'" in refused(capsys, "--input", named, *rest, "--level", "L1C")
     assert "--bands B02,B03" in refused(capsys, "--input", nameless, *rest)
     line = refused(capsys, "--input", ten, *rest, "--level", "L2A")
-    assert "takes 12 bands, B01 B12 not among the 10 there" in line
+    assert "takes 12 bands, B01 B12 not among its 10 (" in line
     line = refused(capsys, "--input", nameless, *rest, "--bands", ",".join(NAMES[:10]))
     assert "12 bands named B01" in line
     assert "pixels of 20 m, the model was trained on 10 m" in refused(
         capsys, "--input", coarse, *rest, "--level", "L2A"
     )
     line = refused(capsys, "--input", floats, *rest, "--level", "L2A")
-    assert "float32 of scale 1, the model takes DN of scale 0.0001; bring it there (gdal_translate" in line
+    assert "float32 of scale 1, the model takes DN of scale 0.0001; convert it (gdal_translate" in line
     spelt = geotiff(tmp_path / "spelt.tif", values, tuple(name.replace("B0", "B") for name in NAMES))
     assert run("--input", spelt, *rest, "--level", "L2A") == 0
     assert run("--input", nameless, *rest, "--set", 'accept=["bands", "level"]') == 0

@@ -240,7 +240,7 @@ def test_a_damaged_held_out_sample_is_one_line(tmp_path: Path) -> None:
     made = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(6)]
     made[5].arrays["image"][3] = 1000
     finish.write(made, tmp_path / "shards", contract=contract(32))
-    with pytest.raises(SourceError, match="step 5: {'val_loss_token': nan.*not finite; look for damaged samples"):
+    with pytest.raises(SourceError, match="step 5: {'val_loss_token': nan.*not finite; find damaged samples"):
         pretrain.main(
             recipe("normalise.scheme=minmax", "normalise.eps=0"), run_paths_for(tmp_path / "shards", tmp_path / "run")
         )

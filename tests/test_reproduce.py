@@ -263,7 +263,7 @@ def test_the_plan_counts_steps_and_hours(paths: LedgerPaths) -> None:
     work = experiments.work(reproduce.possible_runs(recipe(), paths)[0], recipe(), paths)
     assert work == experiments.Work(parameters=16, steps=2, flops=3 * 2 * 12 * 32**2 * 4)
     nowhere = dataclasses.replace(paths, data={})
-    with pytest.raises(SettingError, match="data set 'toy' is not here"):
+    with pytest.raises(SettingError, match="dataset 'toy' is not given"):
         list(reproduce.plan(recipe(), nowhere))
     outlined = dataclasses.replace(recipe(), data={"toy": experiments.Outline(train=4000, classes=4)})
     assert "2 runs, 4,000 steps" in list(reproduce.plan(outlined, nowhere))[1]
