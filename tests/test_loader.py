@@ -158,7 +158,7 @@ def test_a_shard_cut_short_or_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="sample 'toy-0000"):
         list(data_loader.load(source, data_loader.in_order(3, 1), threads=1))
     tar.unlink()
-    with pytest.raises(SourceError, match=r"toy-train-000000.tar: cannot be read"):
+    with pytest.raises(SourceError, match=r"toy-train-000000.tar: (cannot be read|no such file)"):
         data_loader.Samples(tmp_path, "train", ("image",))
 
 

@@ -25,8 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """`projection` values stand for an image in the comparison. Only MoCo has a `queue` and a `momentum`, the share of
-    its own weights that the copy keeps in a step."""
+    """Contrastive method and its parameters.
+
+    Attributes:
+        method: MoCo, with a momentum encoder and a queue, or SimCLR, within the batch.
+        temperature: Temperature of the softmax over similarities.
+        projection: Number of values that represent an image in the comparison.
+        queue: Number of earlier images in the queue of MoCo.
+        momentum: Share of its own weights that the momentum encoder of MoCo keeps in a step.
+    """
 
     method: Literal["moco", "simclr"]
     temperature: float

@@ -25,11 +25,22 @@ from sgmodel.models import transformer
 class EncoderConfig:
     """Size of the encoder and of the images it takes; the defaults are SpectralGPT+ base.
 
-    `positions`: "pair" is one spatial and one spectral table, added; "joint" is one table over all tokens, which
-    the released classifier uses. `drop_path` is the rate of the last block; it grows linearly from 0.
-    `class_token` is one more token, with no place of its own, that heads may pool and that the decoder sees; the
-    released models have none. `dropped` are the spectral groups of which the data hold nothing: images come without
-    their bands and no token is made of them, while the tables keep their rows, so that weights fit as they are.
+    Attributes:
+        bands: Number of bands of the full image, including those of dropped groups.
+        times: Number of acquisition times of an image.
+        image_px: Side of the images in pixels.
+        patch_px: Side of a token in pixels.
+        group_bands: Number of neighbouring bands in a spectral group, which share a token.
+        width: Width of the tokens.
+        depth: Number of transformer blocks.
+        heads: Number of attention heads.
+        mlp_ratio: Width of the hidden layer of a block's MLP over `width`.
+        drop_path: Stochastic depth rate of the last block; it grows linearly from 0.
+        positions: Position tables: "pair" adds a spatial and a spectral one, "joint" has one over all tokens, as the
+            released classifier.
+        class_token: Whether there is a class token, which heads may pool; the released models have none.
+        dropped: Spectral groups that the data lack, of which no tokens are made; their rows of the tables are kept.
+        start: Initial values of the position tables.
     """
 
     bands: int = 12

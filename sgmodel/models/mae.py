@@ -21,7 +21,14 @@ from sgmodel.models import transformer
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Size of the light decoder; the defaults are the paper's for every encoder size."""
+    """Size of the decoder; the defaults are those of the paper for every encoder size.
+
+    Attributes:
+        width: Width of the tokens.
+        depth: Number of transformer blocks.
+        heads: Number of attention heads.
+        mlp_ratio: Width of the hidden layer of a block's MLP over `width`.
+    """
 
     width: int = 512
     depth: int = 4
@@ -31,10 +38,14 @@ class DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What is masked and what is compared. The defaults are the released code's.
+    """Masking and loss terms; the defaults are those of the released code.
 
-    `norm_pix`: the token term compares with each token's values at zero mean and unit variance; the spectral term
-    keeps the raw values, as in the released code.
+    Attributes:
+        masking: Which tokens are removed: any, the same positions in every spectral group, or whole groups.
+        weight_token: Weight of the token-to-token term.
+        weight_spectral: Weight of the spectral-to-spectral term.
+        norm_pix: Whether the token term compares with tokens normalised to zero mean and unit variance; the spectral
+            term always compares with raw values.
     """
 
     masking: Literal["random", "tube", "spectral"] = "random"

@@ -21,9 +21,18 @@ from sgmodel.models.adapt import State
 
 @dataclass(frozen=True, kw_only=True)
 class SatmaeConfig:
-    """Size of the encoder; the defaults are SatMAE base. `groups` are indices of the recipe's bands, group by group.
+    """Size of the SatMAE encoder; the defaults are SatMAE base.
 
-    `group_width` of the width encode the group of a token, the rest its place: side by side, not added.
+    Attributes:
+        groups: Spectral groups as indices of the recipe's bands.
+        image_px: Side of the images in pixels.
+        patch_px: Side of a token in pixels.
+        width: Width of the tokens.
+        depth: Number of transformer blocks.
+        heads: Number of attention heads.
+        mlp_ratio: Width of the hidden layer of a block's MLP over `width`.
+        group_width: Part of `width` that encodes the spectral group; the rest encodes the position.
+        drop_path: Stochastic depth rate of the last block.
     """
 
     groups: tuple[tuple[int, ...], ...]

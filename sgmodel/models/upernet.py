@@ -16,11 +16,18 @@ from torch.nn import functional
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """Widths of the four levels (finest first), of their hidden layers and of the fusing units; as released.
+    """Size of the UperNet head; the defaults are those of the released code.
 
-    `dropout_levels` is for the levels and the pooling, `dropout` for the fusing units. `skip` is the width of a small
-    convolution straight from the pixels, added to the scores (0, as released: none): it sees what is narrower than
-    a token, such as streets.
+    Attributes:
+        levels: Widths of the four levels, finest first.
+        hidden: Widths of the hidden layers of the three levels that are upsampled.
+        width: Width of the fusion layers.
+        groups_levels: Groups of the normalisation in the levels.
+        groups: Groups of the normalisation in the fusion layers.
+        dropout_levels: Dropout in the levels and the pooling.
+        dropout: Dropout in the fusion layers.
+        skip: Width of a small convolution of the pixels that is added to the scores; 0 for none, as released. It sees
+            structures narrower than a token, such as streets.
     """
 
     levels: tuple[int, int, int, int] = (256, 512, 1024, 2048)
