@@ -77,6 +77,8 @@ def command_page(name: str, group: Any) -> Iterator[str]:
 
 def command_section(name: str, command: Any) -> Iterator[str]:
     """Yield the lines of one command: help, usage, arguments and options, example."""
+    if hasattr(command, "list_rules"):
+        command.list_rules()
     parameters = [each for each in command.params if not getattr(each, "hidden", False)]
     arguments = [each for each in parameters if each.param_type_name == "argument"]
     words = [value(each) if each.required else f"[{value(each)}]" for each in arguments]

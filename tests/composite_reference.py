@@ -6,7 +6,7 @@ from datetime import date, timedelta
 
 import numpy as np
 
-from sgdata.composite import rules
+from sgdata.composite import kernels, rules
 from sgdata.types import Array
 
 
@@ -46,7 +46,7 @@ def geomedian(observations: Array, usable: Array) -> Array:
     """As `rules.geomedian`, not rounded: (C, H, W) float64, all pixels through all rounds."""
     values, weight = observations.astype(np.float64), usable[:, None].astype(np.float64)
     point: Array = (values * weight).sum(axis=0) / np.maximum(weight.sum(axis=0), 1)
-    for _ in range(rules.MAX_ITERATIONS):
+    for _ in range(kernels.MAX_ITERATIONS):
         away = np.sqrt(((values - point) ** 2).sum(axis=1, keepdims=True))
         pull = weight / np.maximum(away, 0.5)
         point = (values * pull).sum(axis=0) / np.maximum(pull.sum(axis=0), 1e-12)
@@ -55,7 +55,7 @@ def geomedian(observations: Array, usable: Array) -> Array:
 
 def _first_best(quality: Array, usable: Array) -> Array:
     """(H, W) the usable date of the greatest quality (T, H, W), the first of equals, NO_VALUE where none is."""
-    best: Array = np.where(usable.any(axis=0), np.where(usable, quality, -np.inf).argmax(axis=0), rules.NO_VALUE)
+    best: Array = np.where(usable.any(axis=0), np.where(usable, quality, -np.inf).argmax(axis=0), kernels.NO_VALUE)
     return best
 
 

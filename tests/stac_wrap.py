@@ -12,7 +12,7 @@ import rasterio
 from rasterio.transform import Affine
 from rasterio.warp import transform_bounds
 
-from sgdata.scenes.stac_items import asset_keys
+from sgdata.scenes.parse_items import asset_keys
 
 COLLECTION = "sentinel-2-l2a"
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from sgdata.composite import clear_masks, rules
-from sgdata.composite.rules import NO_VALUE, BapSettings
+from sgdata.composite.kernels import NO_VALUE
+from sgdata.composite.rules import BapSettings
 from sgdata.sentinel2 import L2A_BANDS
 from sgdata.types import Array
 

@@ -49,7 +49,14 @@ LAYERS = {
 # Pure modules take data and return data: they open no file, socket or process.
 PURE = (
     *("types", "errors", "sentinel2", "rasters.grid", "rasters.resample", "rasters.dihedral"),
-    *("composite.rules", "composite.cloud_masks", "labels.rasterize", "labels.tag_rules", "scenes.offsets"),
+    *(
+        "composite.rules",
+        "composite.kernels",
+        "composite.cloud_masks",
+        "labels.rasterize",
+        "labels.tag_rules",
+        "scenes.offsets",
+    ),
     *("scenes.aoi", "splits.blocks", "splits.proximity"),
     *("shards.statistics", "shards.histogram", "shards.band_check", "audits.duplicates", "audits.checks"),
 )

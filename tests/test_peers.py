@@ -14,7 +14,7 @@ from stac_wrap import wrap
 from test_segmunich import LATTICE, ground, pixels, recipe, run, scene
 
 from sgdata.builds.build_recipe import BuildRecipe
-from sgdata.scenes.stac_items import asset_keys
+from sgdata.scenes.parse_items import asset_keys
 from sgdata.sentinel2 import L2A_BANDS
 
 __all__ = ["recipe"]

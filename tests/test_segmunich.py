@@ -23,7 +23,7 @@ from sgdata import catalog, files
 from sgdata.builds import build_folder, build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.composite import staging, tiles
-from sgdata.composite.rules import NO_VALUE
+from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.rasters import geotiff
 from sgdata.scenes import coverage, lock

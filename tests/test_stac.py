@@ -18,7 +18,7 @@ from stac_wrap import COLLECTION, Wrapped, wrap
 
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.retry import RetryPolicy
-from sgdata.scenes import search, stac_items
+from sgdata.scenes import parse_items, search
 from sgdata.scenes.types import Scene
 from sgdata.sentinel2 import L2A_BANDS
 
@@ -38,7 +38,7 @@ def query(**changes: Any) -> search.Query:
 
 
 def parsed(path: Path) -> list[Scene]:
-    return [stac_items.parse(item, BANDS) for item in pystac.ItemCollection.from_file(str(path))]
+    return [parse_items.parse(item, BANDS) for item in pystac.ItemCollection.from_file(str(path))]
 
 
 # --- real answers --------------------------------------------------------------------------

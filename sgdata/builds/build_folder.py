@@ -11,7 +11,7 @@ import numpy as np
 
 from sgdata import files
 from sgdata.builds import usage
-from sgdata.composite.rules import NO_VALUE
+from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SourceError
 from sgdata.file_names import file_name
 from sgdata.rasters import geotiff, grid

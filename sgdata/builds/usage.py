@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata.composite.rules import NO_VALUE
+from sgdata.composite.kernels import NO_VALUE
 from sgdata.types import Array, Window
 
 BRIGHT_DN = 2500

@@ -74,14 +74,18 @@ class BuildCommand(TyperCommand):
     """The command `build`, whose help lists the composite rules."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Add the rules to the help of `--composite`; importing them takes a second, so only here."""
+        """Print the help with the composite rules."""
+        self.list_rules()
+        super().format_help(ctx, formatter)
+
+    def list_rules(self) -> None:
+        """Add the rules to the help of `--composite`; importing them takes a second, so only where help is shown."""
         from sgdata.composite.rules import RULES
 
         for option in self.params:
             if option.name == "composite":
                 rules = "; ".join(f"{name}, {rule.help}" for name, rule in RULES.items())
                 option.help = f"Composite rule (default: the recipe's). One of: {rules}."  # type: ignore[attr-defined]
-        super().format_help(ctx, formatter)
 
 
 @app.command(

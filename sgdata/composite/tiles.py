@@ -10,6 +10,7 @@ import numpy as np
 
 from sgdata import files
 from sgdata.composite import cloud_masks, rules, staging
+from sgdata.composite.kernels import NO_VALUE
 from sgdata.composite.scene_staging import CLEAR_SCORE, StagedScene
 from sgdata.rasters import grid, resample
 from sgdata.types import Array, Grid, Window
@@ -113,7 +114,7 @@ def composite_tile(job: Job, window: Window) -> Path:
     content = np.zeros((len(job.bands) + 4, window.height, window.width), np.uint16)
     image = content[: len(job.bands)]
     # Rules that mix dates choose none: index and score have no value.
-    index = score = np.full(stack.usable.shape[1:], rules.NO_VALUE, np.uint16)
+    index = score = np.full(stack.usable.shape[1:], NO_VALUE, np.uint16)
     if isinstance(rule, rules.Pick):
         index, score = rule.kernel(stack, job.settings)
         _take_dates(job, window, stack.dn, index, image)
@@ -121,7 +122,7 @@ def composite_tile(job: Job, window: Window) -> Path:
         _mix_bands(job, window, rule, stack.usable, image)
     else:
         image[:] = rule.kernel(stack.dn, stack.usable)
-    days = np.array([*stack.days, rules.NO_VALUE], np.uint16)
+    days = np.array([*stack.days, NO_VALUE], np.uint16)
     day = days[np.minimum(index, len(job.scenes))]
     valid_count = stack.usable.sum(axis=0, dtype=np.uint16)
     for plane, values in zip(content[-4:], (index, valid_count, day, score), strict=True):
@@ -167,7 +168,7 @@ def _take_dates(job: Job, window: Window, dn: Array, index: Array, image: Array)
     """Fill `image` (C, h, w) of zeros with all bands of the date chosen at each pixel."""
     target = grid.windowed(job.grid, window)
     # Upsampling dominates the cost of this step: done only for the dates that won in this tile.
-    for n in np.unique(index[index != rules.NO_VALUE]):
+    for n in np.unique(index[index != NO_VALUE]):
         scene, here = job.scenes[n], index == n
         planes = dict(zip(job.read_together, dn[n], strict=True))
         for band, out in zip(job.bands, image, strict=True):

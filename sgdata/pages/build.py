@@ -11,7 +11,7 @@ import numpy as np
 
 from sgdata import files
 from sgdata.builds import build_folder, usage
-from sgdata.composite.rules import NO_VALUE
+from sgdata.composite.kernels import NO_VALUE
 from sgdata.file_names import file_name
 from sgdata.pages import charts, html, raster_tiles, tables, true_colour
 from sgdata.rasters import geotiff

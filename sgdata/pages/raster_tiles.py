@@ -17,7 +17,7 @@ import numpy as np
 
 from sgdata import files
 from sgdata.file_names import file_name
-from sgdata.rasters import geotiff
+from sgdata.rasters import geotiff, grid
 from sgdata.types import Array
 
 TILE = 256
@@ -68,16 +68,15 @@ def _strips(planes: Sequence[Plane], shape: tuple[int, int]) -> Iterator[tuple[i
 
     with ExitStack() as stack:
         held = {path: stack.enter_context(geotiff.opened(str(path))) for path in {plane.path for plane in planes}}
-        for row in range(0, shape[0], 512):
-            window = Window(0, row, shape[1], min(512, shape[0] - row))
-            yield row, np.stack([held[p.path].read(p.band, window=window).astype(np.uint16) for p in planes])
+        for strip in grid.tiles(shape, 512, shape[1]):
+            window = Window(0, strip.row, strip.width, strip.height)
+            yield strip.row, np.stack([held[p.path].read(p.band, window=window).astype(np.uint16) for p in planes])
 
 
 def _write_tiles(folder: Path, row: int, strip: Array) -> None:
-    for top in range(0, strip.shape[1], TILE):
-        for left in range(0, strip.shape[2], TILE):
-            values = strip[:, top : top + TILE, left : left + TILE]
-            write_piece(folder, f"t-{(row + top) // TILE}-{left // TILE}", values)
+    for tile in grid.tiles(strip.shape[1:], TILE):
+        rows, columns = tile.slices
+        write_piece(folder, f"t-{(row + tile.row) // TILE}-{tile.col // TILE}", strip[:, rows, columns])
 
 
 def write_piece(folder: Path, name: str, values: Array) -> None:

@@ -155,10 +155,8 @@ def warped(dataset: DatasetReader, lattice: Grid, kernel: Kernel, *, beyond: int
     from rasterio.transform import Affine
     from rasterio.warp import reproject
 
-    height, width = lattice.shape
-    rows = max(STRIP_BYTES // width, 1)
-    for row in range(0, height, rows):
-        part = grid.windowed(lattice, Window(row=row, col=0, height=min(rows, height - row), width=width))
+    for strip in grid.strips(lattice.shape, STRIP_BYTES):
+        part = grid.windowed(lattice, strip)
         nearest, values = (np.zeros(part.shape, dataset.dtypes[0]) for _ in range(2))
         for out, how in ((nearest, "nearest"), (values, kernel)):
             # Without XSCALE the kernel widens with the turn between two zones, and by the size of the part. A

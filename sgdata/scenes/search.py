@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sgdata import files, retry
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.file_names import file_name
-from sgdata.scenes import stac_items
+from sgdata.scenes import parse_items
 from sgdata.scenes.types import Dropped, Scene
 from sgdata.types import Bounds
 
@@ -84,7 +84,7 @@ def search(where: str, query: Query) -> tuple[tuple[Scene, ...], tuple[Dropped, 
         )
     # Before twins are dropped, so that the other one of two is taken. Excluded items are not validated.
     left_out = tuple(Dropped(id=name, reason=LEFT_OUT) for name in query.leave_out if matching.pop(name))
-    scenes = [stac_items.parse(item, query.bands, root) for item in matching.values()]
+    scenes = [parse_items.parse(item, query.bands, root) for item in matching.values()]
     kept, twins = without_twins(scenes, {item.id: item.geometry for item in matching.values()})
     return kept, (*twins, *left_out)
 
@@ -133,7 +133,7 @@ def _from_api(url: str, query: Query) -> Iterator[pystac.Item]:
             yield from _pages(
                 client.search(collections=[query.collection], bbox=query.bounds, datetime=span, limit=PAGE), url
             )
-    except stac_items.malformed() as error:
+    except parse_items.malformed() as error:
         reason = " ".join(str(error).split())
         raise ServiceError(
             f"{url}: no answer from the catalogue: {reason:.200}; try later or give --stac PATH"
@@ -183,7 +183,7 @@ def _from_files(path: Path, collection: str) -> Iterator[pystac.Item]:
     except FileNotFoundError as error:
         missing = error.filename or path
         raise SettingError(f"{missing}: no such file; give --stac the URL or path of a STAC catalogue") from None
-    except stac_items.malformed() as error:
+    except parse_items.malformed() as error:
         raise SourceError(f"{path}: cannot be read as a STAC catalogue: {error!s:.200}") from None
 
 

@@ -28,7 +28,7 @@ from sgdata.builds import fetch, pipeline
 from sgdata.composite import rules
 from sgdata.composite import tiles as composite_tiles
 from sgdata.rasters import geotiff, grid
-from sgdata.scenes import stac_items
+from sgdata.scenes import parse_items
 from sgdata.scenes.aoi import Area
 from sgdata.sentinel2 import BAND
 from sgdata.types import Array, Grid
@@ -100,7 +100,7 @@ def odc(folder: Path) -> Array:
     import pystac
 
     items = list(pystac.Catalog.from_file(str(folder / "a" / "catalog.json")).get_items(recursive=True))
-    keys = [stac_items.asset_keys()["earth-search"][band] for band in BANDS]
+    keys = [parse_items.asset_keys()["earth-search"][band] for band in BANDS]
     west, south, east, north = LATTICE.bounds
     data = odc.stac.load(
         items,
