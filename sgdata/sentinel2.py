@@ -1,4 +1,4 @@
-"""Sentinel-2 MSI: bands, product levels and the Sen2Cor scene classes.
+"""Sentinel-2 MSI: bands, product levels, offsets and the Sen2Cor scene classes.
 
 Source: ESA Sentinel-2 User Handbook and Sentinel-2 Products Specification Document; centre wavelengths of
 Sentinel-2A, rounded to 0.1 nm.
@@ -6,34 +6,10 @@ Sentinel-2A, rounded to 0.1 nm.
 
 from __future__ import annotations
 
+from datetime import date
 from enum import IntEnum
 
-from sgdata.types import Band
-
-# Wavelength order, the order of every 12- or 13-band array of ours: B8A stands after B08, where no sort puts it.
-BANDS: tuple[Band, ...] = tuple(
-    Band(name=name, gsd_m=gsd_m, wavelength_nm=wavelength_nm)
-    for name, gsd_m, wavelength_nm in (
-        ("B01", 60, 442.7), ("B02", 10, 492.4), ("B03", 10, 559.8), ("B04", 10, 664.6), ("B05", 20, 704.1),
-        ("B06", 20, 740.5), ("B07", 20, 782.8), ("B08", 10, 832.8), ("B8A", 20, 864.7), ("B09", 60, 945.1),
-        ("B10", 60, 1373.5), ("B11", 20, 1613.7), ("B12", 20, 2202.4),
-    )
-)  # fmt: skip
-
-BAND = {band.name: band for band in BANDS}
-
-# B10 looks at cirrus: water vapour swallows 1375 nm before it reaches the ground, so Sen2Cor writes no L2A of it.
-L2A_BANDS: tuple[str, ...] = tuple(band.name for band in BANDS if band.name != "B10")
-
-# Reflectance per DN, both levels: QUANTIFICATION_VALUE is 10,000.
-SCALE = 1e-4
-
-# Added to DN from processing baseline 04.00 on (2022-01-25): BOA_ADD_OFFSET, RADIO_ADD_OFFSET. ESA shifted the pixels
-# so that noise over dark water, which may be negative, is no longer cut off at 0.
-BASELINE_OFFSET = -1000
-
-# Also under the shift: 0 keeps its meaning, and is never shifted.
-NODATA = 0
+from sgdata.types import Band, OffsetRule, SceneClassification, Sensor
 
 
 class SceneClass(IntEnum):
@@ -51,6 +27,49 @@ class SceneClass(IntEnum):
     CLOUD_HIGH = 9
     CIRRUS = 10
     SNOW = 11
+
+
+MSI = Sensor(
+    name="Sentinel-2 MSI",
+    # By wavelength, the order of all arrays of 12 or 13 bands: B8A follows B08, unlike in a sorted list of names.
+    bands=tuple(
+        Band(name=name, gsd_m=gsd_m, wavelength_nm=wavelength_nm)
+        for name, gsd_m, wavelength_nm in (
+            ("B01", 60, 442.7), ("B02", 10, 492.4), ("B03", 10, 559.8), ("B04", 10, 664.6), ("B05", 20, 704.1),
+            ("B06", 20, 740.5), ("B07", 20, 782.8), ("B08", 10, 832.8), ("B8A", 20, 864.7), ("B09", 60, 945.1),
+            ("B10", 60, 1373.5), ("B11", 20, 1613.7), ("B12", 20, 2202.4),
+        )
+    ),
+    # B10 detects cirrus: water vapour absorbs 1375 nm before it reaches the ground, so Sen2Cor writes no L2A of it.
+    absent={"L1C": (), "L2A": ("B10",)},
+    # Both levels: QUANTIFICATION_VALUE is 10,000.
+    scale=1e-4,
+    nodata=0,
+    # Since baseline 04.00 (2022-01-25), as BOA_ADD_OFFSET and RADIO_ADD_OFFSET: ESA adds 1000 to the pixels so that
+    # noise over dark water, which may be negative, is not cut off at 0. Vegetation and water reflect less than 0.1 in
+    # the test bands.
+    offset=OffsetRule(value=-1000, first_baseline=(4, 0), test_bands=("B02", "B04", "B12"), dark_dn=1000),
+    classes=SceneClassification(
+        layer="SCL",
+        gsd_m=20,
+        count=len(SceneClass),
+        no_data=SceneClass.NO_DATA,
+        clouds=(SceneClass.CLOUD_MEDIUM, SceneClass.CLOUD_HIGH, SceneClass.CIRRUS),
+        shadow=SceneClass.CLOUD_SHADOW,
+        doubtful=(SceneClass.DARK, SceneClass.UNCLASSIFIED),
+        offset_test=(SceneClass.VEGETATION, SceneClass.WATER),
+    ),
+    in_service={
+        "sentinel-2a": date(2015, 7, 4),
+        "sentinel-2b": date(2017, 7, 1),
+        "sentinel-2c": date(2025, 1, 21),
+    },
+    repeat_days=10,
+)  # fmt: skip
+
+BANDS = MSI.bands
+BAND = MSI.by_name
+L2A_BANDS = MSI.names("L2A")
 
 
 def bands(names: tuple[str, ...]) -> tuple[Band, ...]:

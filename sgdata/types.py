@@ -1,13 +1,17 @@
-"""The nouns that flow between the parts: frozen, small, plain.
+"""Types that several stages share: frozen dataclasses.
 
-Conventions, stated once: arrays are (C, H, W); bounds are (west, south, east, north); bands are named
+Conventions: arrays are (C, H, W); bounds are (west, south, east, north); bands are named
 `B01`..`B12`, `B8A`; splits are `train`, `val`, `test`, `all`. Only numpy and the standard library here.
 """
 
 from __future__ import annotations
 
 import colorsys
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
+from functools import cached_property
 from typing import Any, Literal
 
 from numpy.typing import NDArray
@@ -18,8 +22,8 @@ Codec = Literal["blosc", "npy"]
 Effort = Literal["quick", "dense"]
 Task = Literal["none", "single-label", "multi-label", "segmentation", "change"]
 Bounds = tuple[float, float, float, float]
-# All frozen: they go to other processes, serve as cache keys, and nothing downstream can change what a plan decided.
-# All by keyword: a west and a south are both numbers, and no type checker sees them swapped.
+# All are frozen: they go to other processes, serve as cache keys, and later stages cannot change them.
+# All take keywords only: west and south are both numbers, and no type checker notices that they are swapped.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +36,106 @@ class Band:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SceneClassification:
+    """Layer that gives each pixel of a scene a class.
+
+    Attributes:
+        layer: name of the layer among the assets of a scene.
+        gsd_m: pixel size in metres.
+        count: number of classes; their values are 0 to count - 1.
+        no_data: value of pixels without data.
+        clouds: values of clouds.
+        shadow: value of cloud shadows.
+        doubtful: values that may or may not be usable.
+        offset_test: values of ground that is dark in the bands of the offset test.
+    """
+
+    layer: str
+    gsd_m: int
+    count: int
+    no_data: int
+    clouds: tuple[int, ...]
+    shadow: int
+    doubtful: tuple[int, ...]
+    offset_test: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffsetRule:
+    """Which DN include an offset, and how pixels show it.
+
+    Attributes:
+        value: added to DN that include the offset.
+        first_baseline: first processing baseline, as two numbers, whose DN include it.
+        test_bands: bands in which the classes `offset_test` reflect less than `dark_dn` * scale.
+        dark_dn: DN that valid pixels of these classes stay below unless they include the offset.
+    """
+
+    value: int
+    first_baseline: tuple[int, int]
+    test_bands: tuple[str, ...]
+    dark_dn: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensor:
+    """An optical sensor and its products.
+
+    Attributes:
+        name: as in the `sensor` of dataset cards.
+        bands: all bands, by wavelength.
+        absent: names of the bands that a product level lacks.
+        scale: reflectance per DN.
+        nodata: DN of pixels without data, which no offset is added to.
+        offset: the rule of offsets in DN.
+        classes: the scene classification of L2A products.
+        in_service: first day with products, by platform.
+        repeat_days: days after which a platform flies the same orbit again.
+    """
+
+    name: str
+    bands: tuple[Band, ...]
+    absent: Mapping[Level, tuple[str, ...]]
+    scale: float
+    nodata: int
+    offset: OffsetRule
+    classes: SceneClassification
+    in_service: Mapping[str, date]
+    repeat_days: int
+
+    @cached_property
+    def by_name(self) -> dict[str, Band]:
+        """All bands by name."""
+        return {band.name: band for band in self.bands}
+
+    @property
+    def finest_gsd_m(self) -> int:
+        """Pixel size of the finest bands in metres."""
+        return min(band.gsd_m for band in self.bands)
+
+    @property
+    def nesting_px(self) -> int:
+        """Number of finest pixels whose extent is a whole number of pixels of every band."""
+        return math.lcm(*(band.gsd_m for band in self.bands)) // self.finest_gsd_m
+
+    def names(self, level: Level) -> tuple[str, ...]:
+        """Return the names of the bands of a product level, by wavelength."""
+        return tuple(band.name for band in self.bands if band.name not in self.absent[level])
+
+    def gsd_m(self, name: str) -> int:
+        """Return the pixel size in metres of a band, or of the classification for the name of any other layer."""
+        return self.by_name[name].gsd_m if name in self.by_name else self.classes.gsd_m
+
+
+@dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A north-up raster lattice: square pixels of `gsd_m` metres, `origin` = west and north edge."""
+    """A north-up raster grid: square pixels of `gsd_m` metres, `origin` = west and north edge."""
 
     crs: str
-    # The corner of the pixel, as GDAL counts, not its middle (as NetCDF does): half a pixel is the classic shift.
+    # The corner of the first pixel, as in GDAL, not its centre as in NetCDF.
     origin: tuple[float, float]
     gsd_m: float
-    # (rows, columns), the order of numpy; x before y only where coordinates are meant.
+    # (rows, columns), the order of numpy; x precedes y only in coordinates.
     shape: tuple[int, int]
 
     @property
@@ -102,11 +198,11 @@ def default_colours(count: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSpace:
-    """What label values mean: parallel ids, names and #rrggbb colours; `ignore` is never a class."""
+    """Meaning of label values: parallel ids, names and #rrggbb colours; `ignore` is never a class."""
 
     name: str
     task: Task
-    # Written out: file values of published datasets have gaps (SegMunich's are 0, 5, 11, ... 41), train indices none.
+    # Listed, since file values of published datasets have gaps (SegMunich's are 0, 5, 11, ... 41), train indices none.
     ids: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
     colours: tuple[str, ...] = ()
@@ -128,29 +224,29 @@ class LabelSpace:
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """What a consumer must know of the pixels and labels before it may touch them (`contract.json`).
+    """Description of pixels and labels that every reader needs (`contract.json`).
 
     A reflectance is `(DN + offset) * scale`. `shape` is (C, H, W), or None where samples differ in size.
     `fingerprint` is the SHA-256 over the sorted sample hashes. A difference between two contracts is
     found by `sgdata.shards.contracts.differences`.
     """
 
-    # Raised when old readers would misread new files; they refuse a number that they do not know.
+    # Raised when old readers would misread new files; readers refuse a number that they do not know.
     format: int
     dataset: str
     version: str
     bands: tuple[Band, ...]
     level: Level
     scale: float
-    # Added before scaling, as ESA's BOA_ADD_OFFSET is; STAC's raster:offset is added after it and 1e-4 as large.
+    # Added before scaling, as ESA's BOA_ADD_OFFSET is; STAC adds its raster:offset, 1e-4 as large, after scaling.
     offset: float
     nodata: int | None
     resampling: str
-    # The kernel's name is not enough: a mended kernel gives other pixels under the same name.
+    # A corrected kernel gives other pixels under the same name, so the name alone does not identify them.
     resampling_version: int
     shape: tuple[int, int, int] | None
     label_space: LabelSpace
-    # Of the train split only: means of held-out pixels would tell a model about them.
+    # Of the train split only: statistics of held-out pixels would leak into training.
     statistics: dict[str, BandStatistics]
     splits: dict[str, int]
     # Of samples, not of shards: the same samples in shards of another size are the same data.
@@ -169,15 +265,9 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One tar of samples as it lies in an output folder."""
+    """One tar of samples in an output folder."""
 
     name: str
     sha256: str
     samples: int
     bytes: int
-
-
-# --- dataset cards (catalogs/<dataset>.toml) -----------------------------------------------
-
-
-# --- scenes --------------------------------------------------------------------------------

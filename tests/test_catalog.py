@@ -38,6 +38,8 @@ def test_a_card_with_bands_of_another_sensor_is_refused() -> None:
     edition = replace(card.editions[0], bands=("B02", "SR_B5", "VV"))
     with pytest.raises(SettingError, match="SR_B5, VV"):
         cards.check_bands(replace(card, editions=(edition,)), "landsat.toml")
+    with pytest.raises(SettingError, match="sensor 'OLI' is not known; expected one of Sentinel-2 MSI"):
+        cards.check_bands(replace(card, sensor="OLI"), "landsat.toml")
 
 
 def test_a_dataset_without_a_card_has_no_reader() -> None:

@@ -16,7 +16,7 @@ from sgdata.errors import OutputError, SourceError
 from sgdata.file_names import file_name
 from sgdata.rasters import geotiff, grid
 from sgdata.scenes import aoi, lock, stac_item
-from sgdata.sentinel2 import NODATA, SCALE
+from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Grid, LabelSpace, Window
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def unchanged(folder: Path, recipe: bytes) -> None:
 def write_composite(folder: Path, grid: Grid, bands: tuple[str, ...], tiles: Iterable[tuple[Window, Path]]) -> None:
     """Write `image.tif` and `provenance.tif` from tiles of (C + 4, h, w)."""
     stored = list(tiles)
-    image = geotiff.Style(descriptions=bands, nodata=NODATA)
+    image = geotiff.Style(descriptions=bands, nodata=MSI.nodata)
     provenance = geotiff.Style(descriptions=PROVENANCE_BANDS, nodata=NO_VALUE)
     first, rest = slice(0, len(bands)), slice(len(bands), None)
     # Two passes over the tiles on disk, so that the image is never in memory.
@@ -179,4 +179,4 @@ def open_build(folder: Path) -> xarray.Dataset:
             array = array.assign_coords(band=list(names))
             arrays[key] = array if name == IMAGE else array.rename(band="band_provenance")
     items = [item.scene.id for item in lock.read(folder).items]
-    return xarray.Dataset(arrays, attrs={"scale": SCALE, "items": items})
+    return xarray.Dataset(arrays, attrs={"scale": MSI.scale, "items": items})

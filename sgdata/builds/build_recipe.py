@@ -16,7 +16,7 @@ from sgdata.errors import SettingError
 from sgdata.labels.rasterize import LabelSettings
 from sgdata.rasters import resample
 from sgdata.scenes import aoi, offsets
-from sgdata.sentinel2 import BAND
+from sgdata.sentinel2 import MSI
 from sgdata.splits.blocks import SplitSettings
 from sgdata.types import Grid, Level
 
@@ -140,9 +140,9 @@ def _shipped(name: str, profile: str) -> Path:
 
 def check(recipe: BuildRecipe) -> None:
     """Raise SettingError if settings of a recipe do not fit together."""
-    unknown = [band for band in recipe.bands if band not in BAND]
+    unknown = [band for band in recipe.bands if band not in MSI.by_name]
     if unknown or not recipe.bands or len(set(recipe.bands)) != len(recipe.bands):
-        raise SettingError(f"bands {list(recipe.bands)}: expected different Sentinel-2 bands such as B02, B8A")
+        raise SettingError(f"bands {list(recipe.bands)}: expected different bands of {MSI.name}, such as B02, B8A")
     rule = recipe.composite.rule
     if missing := rule.missing(recipe.bands):
         raise SettingError(f"composite {recipe.composite.method}: needs {', '.join(missing)}; add to bands")
@@ -159,6 +159,10 @@ def resolved(recipe: BuildRecipe, lattice: Grid) -> BuildRecipe:
 
 
 def assets(recipe: BuildRecipe) -> tuple[str, ...]:
-    """Return the bands and layers that a build reads; for L2A always SCL, which the offset test needs."""
-    layers = {recipe.mask.asset, "SCL" if recipe.source.level == "L2A" else None} - {None, cloud_masks.EXTERNAL}
-    return (*recipe.bands, *sorted(layer for layer in layers if layer))
+    """Return the bands and layers that a build reads; for L2A with the classes, for the offset test."""
+    layers = set()
+    if recipe.source.level == "L2A":
+        layers.add(MSI.classes.layer)
+    if recipe.mask.asset is not None and recipe.mask.asset != cloud_masks.EXTERNAL:
+        layers.add(recipe.mask.asset)
+    return (*recipe.bands, *sorted(layers))

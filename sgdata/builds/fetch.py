@@ -17,7 +17,7 @@ from sgdata.file_names import file_name
 from sgdata.scenes import lock, offsets, search, signing
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Asset, Dropped, Scene
-from sgdata.sentinel2 import BAND
+from sgdata.sentinel2 import MSI
 from sgdata.types import Grid
 
 log = logging.getLogger("sgdata")
@@ -160,7 +160,7 @@ def scene_request(scene: Scene, recipe: BuildRecipe, lattice: Grid, paths: Build
         reach = clear_masks.layer_reach_m(recipe.mask, recipe.composite.reach_m) if is_layer else 0
         # Named by everything that decides its bytes, so that plans share equal windows and no others.
         decides = {"asset": identity[band], "bounds": lattice.bounds, "crs": lattice.crs, "margin": reach}
-        kernel = recipe.resampling if band in BAND else "nearest"
+        kernel = recipe.resampling if band in MSI.by_name else "nearest"
         if scene.crs != lattice.crs:  # only where pixels are warped
             decides |= {"kernel": kernel}
         asset = available[band]

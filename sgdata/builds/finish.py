@@ -13,7 +13,7 @@ from sgdata.labels.paint import TILE_PX
 from sgdata.rasters import geotiff, grid
 from sgdata.rasters.resample import VERSION as RESAMPLING_VERSION
 from sgdata.rasters.resample import Kernel
-from sgdata.sentinel2 import NODATA, SCALE, bands
+from sgdata.sentinel2 import MSI, bands
 from sgdata.shards import contracts, statistics
 from sgdata.splits import blocks
 from sgdata.types import Contract, LabelSpace, Level
@@ -49,14 +49,14 @@ def write_contract(
             version=dates,
             bands=bands(names),
             level=level,
-            scale=SCALE,
+            scale=MSI.scale,
             offset=0.0,
-            nodata=NODATA,
+            nodata=MSI.nodata,
             resampling=kernel,
             resampling_version=RESAMPLING_VERSION,
             shape=(len(names), side, side) if len(rows) else None,
             label_space=space if labelled else LabelSpace(name="none", task="none"),
-            statistics=statistics.summarise(counted, names, NODATA),
+            statistics=statistics.summarise(counted, names, MSI.nodata),
             splits={part: count for part, count in splits.items() if count},
             fingerprint=files.sha256(files.canonical_json(identity)),
         ),

@@ -15,7 +15,7 @@ from typing import Literal
 import numba
 import numpy as np
 
-from sgdata.sentinel2 import SceneClass
+from sgdata.sentinel2 import MSI
 from sgdata.types import Array
 
 NO_DATA, CLEAR, DIM, CLOUD, SHADOW, OTHER = range(6)
@@ -69,7 +69,7 @@ class MaskSettings:
     @property
     def asset(self) -> str | None:
         """The layer that the method reads; None for `none`."""
-        return {"scl": "SCL", "probability": "cloud", "external": EXTERNAL, "none": None}[self.method]
+        return {"scl": MSI.classes.layer, "probability": "cloud", "external": EXTERNAL, "none": None}[self.method]
 
 
 def kinds(layer: Array, settings: MaskSettings) -> Array:
@@ -81,14 +81,14 @@ def kinds(layer: Array, settings: MaskSettings) -> Array:
     elif settings.method == "external":
         table[1:] = CLOUD
     else:
-        table[len(SceneClass) :] = NO_DATA
-        table[[SceneClass.DARK, SceneClass.UNCLASSIFIED]] = DIM
+        classes = MSI.classes
+        table[classes.count :] = NO_DATA
+        table[list(classes.doubtful)] = DIM
         table[list(settings.drop)] = OTHER
-        clouds = (SceneClass.CLOUD_MEDIUM, SceneClass.CLOUD_HIGH, SceneClass.CIRRUS)
-        table[[value for value in clouds if value in settings.drop]] = CLOUD
-        if SceneClass.CLOUD_SHADOW in settings.drop:
-            table[SceneClass.CLOUD_SHADOW] = SHADOW
-        table[SceneClass.NO_DATA] = NO_DATA  # even where a recipe does not drop it
+        table[[value for value in classes.clouds if value in settings.drop]] = CLOUD
+        if classes.shadow in settings.drop:
+            table[classes.shadow] = SHADOW
+        table[classes.no_data] = NO_DATA  # even where a recipe does not drop it
     table[BEYOND] = NO_DATA
     return table[np.minimum(layer, 255)]
 

@@ -11,6 +11,7 @@ import numpy as np
 from sgdata.composite import staging
 from sgdata.rasters import grid
 from sgdata.scenes import offsets, product_metadata
+from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Grid
 
 READERS = 4
@@ -76,18 +77,18 @@ def _readers() -> ThreadPoolExecutor:
 
 def offset_evidence(scene: StagedScene, lattice: Grid) -> offsets.Evidence:
     """Count the dark pixels of the whole area, strip by strip, on DN as they are stored."""
-    needed = ("SCL", *offsets.TEST_BANDS)
+    needed = (MSI.classes.layer, *MSI.offset.test_bands)
     if any(name not in scene.files for name in needed):
         return offsets.Evidence(eligible=0, dark_share=0.0)
     eligible = dark = 0
     # One pixel of the grid per pixel of the scene classification, which is coarser.
-    step = max(round(scene.files["SCL"].lattice.gsd_m / lattice.gsd_m), 1)
+    step = max(round(scene.files[MSI.classes.layer].lattice.gsd_m / lattice.gsd_m), 1)
     for strip in grid.strips(lattice.shape, 4 * STRIP_PIXELS, multiple=step):
         target = grid.windowed(lattice, strip)
         classes, *bands = (_thinned(scene.files[name], target, step) for name in needed)
         counted = offsets.count(classes, np.stack(bands))
         eligible, dark = eligible + counted[0], dark + counted[1]
-    share = dark / (eligible * len(offsets.TEST_BANDS)) if eligible else 0.0
+    share = dark / (eligible * len(MSI.offset.test_bands)) if eligible else 0.0
     return offsets.Evidence(eligible=eligible, dark_share=round(share, 6))
 
 

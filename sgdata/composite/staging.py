@@ -20,6 +20,7 @@ from sgdata.errors import SourceError
 from sgdata.rasters import geotiff, grid, resample
 from sgdata.scenes import signing
 from sgdata.scenes.types import Asset
+from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Bounds, Grid, Window
 
 RETRY = retry.RetryPolicy(tries=3, wait_s=2.0)
@@ -132,7 +133,7 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
         header = geotiff.header(dataset)
         check(request, header)
         # A mask in degrees is resampled to 10 m, the finest pixels of the sensor.
-        gsd = 10.0 if dataset.crs.is_geographic else header.lattice.gsd_m
+        gsd = float(MSI.finest_gsd_m) if dataset.crs.is_geographic else header.lattice.gsd_m
         margin = max(MARGIN_PX, math.ceil(request.margin_m / gsd))
         if header.lattice.crs == request.crs:
             window = geotiff.window_over(header.lattice, request.bounds, margin=margin)

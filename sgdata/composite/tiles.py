@@ -13,13 +13,14 @@ from sgdata.composite import cloud_masks, rules, staging
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.composite.scene_staging import CLEAR_SCORE, StagedScene
 from sgdata.rasters import grid, resample
+from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Grid, Window
 
 TILE_BYTES = 40 << 20
 """A tile shrinks until its stack fits, so that memory does not grow with the number of dates."""
 
-ALIGN_PX = 12
-"""Tile sides are multiples of this many pixels: whole pixels of 20 m and 60 m, in pairs."""
+ALIGN_PX = 2 * MSI.nesting_px
+"""Tile sides are multiples of this many pixels, 12: whole pixels of 20 m and 60 m, in pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)

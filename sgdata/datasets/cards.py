@@ -9,9 +9,12 @@ from sgdata import files
 from sgdata.catalog import folder, table
 from sgdata.datasets.types import DatasetCard, Edition
 from sgdata.errors import SettingError
-from sgdata.sentinel2 import BAND
+from sgdata.sentinel2 import MSI
 from sgdata.shards.contracts import FORMAT
 from sgdata.types import Contract, LabelSpace
+
+SENSORS = {sensor.name: sensor for sensor in (MSI,)}
+"""Sensors that cards may name: those of the bands that builds, shards and models know."""
 
 
 def names() -> list[str]:
@@ -31,12 +34,18 @@ def card(name: str) -> DatasetCard:
 
 
 def check_bands(of: DatasetCard, where: str) -> DatasetCard:
-    """Return the card if the sensor has all bands of its editions. Raises SettingError naming those that it lacks."""
+    """Return the card if its sensor is known and has all bands of its editions.
+
+    Raises SettingError naming the sensor or the bands that are not known.
+    """
+    sensor = SENSORS.get(of.sensor)
+    if sensor is None:
+        raise SettingError(f"{where}: sensor {of.sensor!r} is not known; expected one of {', '.join(SENSORS)}")
     for each in of.editions:
-        if unknown := [band for band in each.bands if band not in BAND]:
+        if unknown := [band for band in each.bands if band not in sensor.by_name]:
             raise SettingError(
                 f"{where}: edition {each.name} has bands {', '.join(unknown)}, which {of.sensor} lacks; "
-                f"expected some of {', '.join(BAND)}"
+                f"expected some of {', '.join(sensor.by_name)}"
             )
     return of
 
@@ -113,10 +122,8 @@ def contract_of(
     dataset: str, edition: Edition, labels: LabelSpace, *, resampling: str, resampling_version: int
 ) -> Contract:
     """The contract of an edition before any sample is read: bands in wavelength order, no statistics, no splits."""
-    from sgdata.sentinel2 import BANDS
-
     # Wavelength order whatever the files hold: B8A stands ninth, not last (EuroSAT) nor after B12 (by name).
-    bands = tuple(band for band in BANDS if band.name in edition.bands)
+    bands = tuple(band for band in SENSORS[card(dataset).sensor].bands if band.name in edition.bands)
     return Contract(
         format=FORMAT,
         dataset=dataset,

@@ -74,7 +74,7 @@ def best_cloudy_scene(
     """Return the smallest RMSE of a single cloudy scene against the truth, or None without any."""
     from sgdata.composite import tiles
     from sgdata.rasters import grid
-    from sgdata.sentinel2 import SCALE
+    from sgdata.sentinel2 import MSI
     from sgdata.simulation import score
 
     assert isinstance(recipe.area.grid, Grid)  # the recipe beside a build is resolved
@@ -93,4 +93,4 @@ def best_cloudy_scene(
             squares[number] += ((planes[:, seen] - reference[:, seen]) ** 2).sum()
             pixels[number] += seen.sum() * len(planes)
     found = cloudy & (pixels > 0)
-    return float(np.sqrt(np.min(squares[found] / pixels[found])) * SCALE) if found.any() else None
+    return float(np.sqrt(np.min(squares[found] / pixels[found])) * MSI.scale) if found.any() else None

@@ -9,6 +9,7 @@ import numpy as np
 
 from sgdata.errors import SettingError
 from sgdata.rasters import grid
+from sgdata.sentinel2 import MSI
 from sgdata.types import Bounds, Grid
 
 
@@ -96,4 +97,6 @@ def _over(points: list[tuple[float, float]], area: Area) -> Grid:
         [round(value, 1) for value in axis]
         for axis in Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(lons, lats)
     )
-    return grid.covering((min(xs), min(ys), max(xs), max(ys)), crs, gsd_m=area.gsd_m, snap_m=6 * area.gsd_m)
+    return grid.covering(
+        (min(xs), min(ys), max(xs), max(ys)), crs, gsd_m=area.gsd_m, snap_m=MSI.nesting_px * area.gsd_m
+    )

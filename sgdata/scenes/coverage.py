@@ -12,20 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from sgdata.scenes import aoi, search
 from sgdata.scenes.types import Dropped, Scene
-from sgdata.sentinel2 import BAND
+from sgdata.sentinel2 import MSI
 from sgdata.types import Grid
 
 if TYPE_CHECKING:
     from sgdata.scenes.lock import Lock
 
-REPEAT = timedelta(days=10)
-"""Each satellite flies the same relative orbit again after ten days."""
-# First days with products, so that no pass is expected of a satellite that was not up yet.
-IN_SERVICE = {
-    "sentinel-2a": date(2015, 7, 4),
-    "sentinel-2b": date(2017, 7, 1),
-    "sentinel-2c": date(2025, 1, 21),
-}
 SHOWN = 6
 WEB, DISK = 12e6, 150e6
 """Bytes a second that a plan reckons with: a 100 Mbit/s line, a local disk."""
@@ -174,12 +166,13 @@ def _possible(scenes: Iterable[Scene], first: date, last: date) -> Counter[str]:
     # Any pass of a track will do as anchor: they repeat to the day.
     tracks = {(scene.platform, scene.orbit): date.fromisoformat(scene.time[:10]) for scene in scenes}
     passes: Counter[str] = Counter()
+    repeat = timedelta(days=MSI.repeat_days)
     for (platform, _), anchor in tracks.items():
-        start = max(first, IN_SERVICE.get(platform, first))
-        day = start + (anchor - start) % REPEAT
+        start = max(first, MSI.in_service.get(platform, first))
+        day = start + (anchor - start) % repeat
         while day <= last:
             passes[f"{day:%Y-%m}"] += 1
-            day += REPEAT
+            day += repeat
     return passes
 
 
@@ -188,8 +181,8 @@ def window_bytes(planned: Lock) -> int:
     height, width = planned.grid.shape
     total = 0.0
     for name in planned.items[0].scene.assets:
-        coarser = (BAND[name].gsd_m if name in BAND else 20) / 10
-        total += height * width / coarser**2 * (2 if name in BAND else 1)
+        coarser = MSI.gsd_m(name) / MSI.finest_gsd_m
+        total += height * width / coarser**2 * (2 if name in MSI.by_name else 1)
     return round(total)
 
 
@@ -210,8 +203,7 @@ def _blocks(planned: Lock) -> int:
     total = 0.0
     for item in planned.items:
         for name, asset in item.scene.assets.items():
-            gsd = BAND[name].gsd_m if name in BAND else 20
-            sides = [side * planned.grid.gsd_m / gsd / BLOCK_PX + 1 for side in planned.grid.shape]
+            sides = [side * planned.grid.gsd_m / MSI.gsd_m(name) / BLOCK_PX + 1 for side in planned.grid.shape]
             # On average a window meets one more than it fills, but no more than the file has.
             there = [-(-side // BLOCK_PX) for side in asset.shape or (math.inf, math.inf)]
             total += min(sides[0], there[0]) * min(sides[1], there[1])

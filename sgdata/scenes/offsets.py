@@ -12,17 +12,14 @@ from typing import Literal
 import numpy as np
 
 from sgdata.errors import SourceError
-from sgdata.sentinel2 import BASELINE_OFFSET, SceneClass
+from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Level
 
 OffsetSource = Literal["neither", "pixels", "metadata"]
 
-TEST_BANDS = ("B02", "B04", "B12")
-DARK_DN = 1000
-"""Vegetation and water reflect less than 0.1 in the test bands: below 1000 unless the offset is still in."""
 ENOUGH_PIXELS = 1000
 SHARE_PRESENT, SHARE_ABSENT = 0.05, 0.5
-"""Pixels include the offset if at most the first share of them is below DARK_DN, and not if at least the second is."""
+"""Pixels include the offset if at most the first share of their values is dark, and not if at least the second is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +42,7 @@ class Evidence:
 
     Attributes:
         eligible: clear vegetation and water pixels of the scene classification.
-        dark_share: share of their values below DARK_DN, over all test bands.
+        dark_share: share of their values below the sensor's `dark_dn`, over all test bands.
         product: offset in the product's own XML, where it could be read.
     """
 
@@ -65,14 +62,14 @@ def expected_offset(
     if product is not None:
         carried = product
     else:
-        carried = BASELINE_OFFSET if states_offset(baseline) else 0
+        carried = MSI.offset.value if states_offset(baseline) else 0
     rewritten = provider == "earth-search" and level == "L2A" and "c1" not in collection.split("-")
     return None if carried and rewritten else carried
 
 
 def states_offset(baseline: str) -> bool:
-    """Return whether products of a baseline state their offset, as they do from 04.00 on."""
-    return _number(baseline) >= (4, 0)
+    """Return whether products of a baseline state their offset, as they do from the first with an offset on."""
+    return _number(baseline) >= MSI.offset.first_baseline
 
 
 def _number(baseline: str) -> tuple[int, int]:
@@ -90,9 +87,9 @@ def count(scene_classes: Array, bands: Array) -> tuple[int, int]:
         scene_classes: (H, W) scene classification.
         bands: (C, H, W) DN of the test bands.
     """
-    clear = (scene_classes == SceneClass.VEGETATION) | (scene_classes == SceneClass.WATER)
+    clear = np.isin(scene_classes, MSI.classes.offset_test)
     clear &= (bands > 0).all(axis=0)
-    return int(clear.sum()), int(((bands < DARK_DN) & clear).sum())
+    return int(clear.sum()), int(((bands < MSI.offset.dark_dn) & clear).sum())
 
 
 def decide(
@@ -116,7 +113,7 @@ def decide(
         SourceError: metadata and pixels contradict each other, or neither can decide.
     """
     pixels = measured(evidence)
-    measurement = f"{evidence.dark_share:.3f} of {evidence.eligible} clear pixels below DN {DARK_DN}"
+    measurement = f"{evidence.dark_share:.3f} of {evidence.eligible} clear pixels below DN {MSI.offset.dark_dn}"
     if expected is None and pixels is None:
         if offset_source == "metadata" and declared is not None:
             return declared
@@ -145,7 +142,7 @@ def measured(evidence: Evidence) -> int | None:
     # Between the two shares pixels may be mixed: no answer is better than an error of 0.1 in reflectance.
     if evidence.eligible < ENOUGH_PIXELS or SHARE_PRESENT < evidence.dark_share < SHARE_ABSENT:
         return None
-    return BASELINE_OFFSET if evidence.dark_share <= SHARE_PRESENT else 0
+    return MSI.offset.value if evidence.dark_share <= SHARE_PRESENT else 0
 
 
 def corrected(stored: Array, offset: int) -> Array:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sgdata import catalog
 from sgdata.errors import SourceError
 from sgdata.scenes.types import Asset, Scene
-from sgdata.sentinel2 import BAND, SCALE
+from sgdata.sentinel2 import MSI
 
 if TYPE_CHECKING:
     import pystac
@@ -87,7 +87,7 @@ def _scene(item: pystac.Item, bands: tuple[str, ...], root: str) -> Scene:
         cloud_cover=None if properties.get("eo:cloud_cover") is None else float(properties["eo:cloud_cover"]),
         assets={band: _asset(item, keys[band], root) for band in bands},
         product=next((_asset(item, key, root).href for key in PRODUCT_KEYS if key in item.assets), None),
-        declared_offset=_declared_offset(item, [item.assets[keys[band]] for band in bands if band in BAND]),
+        declared_offset=_declared_offset(item, [item.assets[keys[band]] for band in bands if band in MSI.by_name]),
     )
 
 
@@ -107,7 +107,7 @@ def _declared_offset(item: pystac.Item, assets: list[pystac.Asset]) -> int | Non
     # STAC 1.0 has `raster:bands` with plain names, 1.1 has `bands` or the asset itself with prefixed ones.
     fields = (asset.get("raster:bands") or asset.get("bands") or [{}])[0] | asset
     value = fields.get("raster:offset", fields.get("offset"))
-    return None if value is None else round(float(value) / SCALE)
+    return None if value is None else round(float(value) / MSI.scale)
 
 
 @cache

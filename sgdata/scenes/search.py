@@ -204,7 +204,7 @@ def _with_utc_and_bbox(item: pystac.Item) -> pystac.Item:
     if not item.bbox and item.geometry:
         try:
             item.bbox = [*map(float, shapely.geometry.shape(item.geometry).bounds)]
-        except (*stac_items.malformed(), shapely.errors.ShapelyError) as error:
+        except (*parse_items.malformed(), shapely.errors.ShapelyError) as error:
             raise SourceError(f"item {item.id}: its geometry cannot be read: {error!s:.120}; leave it out") from None
     return item
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, time
 from typing import TYPE_CHECKING, Any
 
-from sgdata.sentinel2 import BAND
+from sgdata.sentinel2 import MSI
 from sgdata.types import Bounds
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def file_fields(size: int, sha256: str) -> dict[str, Any]:
 
 def band_fields(name: str) -> dict[str, Any]:
     """Return name and, for a Sentinel-2 band, centre wavelength in micrometres."""
-    if name not in BAND:
+    band = MSI.by_name.get(name)
+    if band is None:
         return {"name": name}
-    return {"name": name, "eo:center_wavelength": round(BAND[name].wavelength_nm / 1000, 4)}
+    return {"name": name, "eo:center_wavelength": round(band.wavelength_nm / 1000, 4)}

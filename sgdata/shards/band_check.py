@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sgdata.sentinel2 import MSI
 from sgdata.types import BandStatistics, Contract
 
 LEAST_SAMPLES = 100
@@ -38,8 +39,10 @@ def judge(pooled: Mapping[str, BandStatistics], samples: int, contract: Contract
     """The verdict on so many samples, from the statistics of each band over all of them, of every split."""
     if samples < LEAST_SAMPLES:
         return Verdict(samples=samples, bands="undecided", level="undecided")
-    # In DN of 1e-4, the unit of the bounds; fMoW stores twice that.
-    means = {name: (band.mean + contract.offset) * contract.scale / 1e-4 for name, band in pooled.items() if band.count}
+    # In DN of the sensor, the unit of the bounds; fMoW stores twice that.
+    means = {
+        name: (band.mean + contract.offset) * contract.scale / MSI.scale for name, band in pooled.items() if band.count
+    }
     return Verdict(samples=samples, bands=bands(means), level=level(means, contract.level))
 
 

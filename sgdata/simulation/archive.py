@@ -21,7 +21,7 @@ from sgdata import files, pool, progress
 from sgdata.errors import OutputError, SettingError
 from sgdata.labels import overpass
 from sgdata.rasters import grid
-from sgdata.sentinel2 import BAND, L2A_BANDS
+from sgdata.sentinel2 import L2A_BANDS, MSI
 from sgdata.simulation import cogs, ground, items, osm_xml, plan, sky, spectra, surface, traps, truth
 from sgdata.simulation.plan import Plan, Scene
 from sgdata.simulation.spectra import Surface
@@ -139,7 +139,7 @@ def _write_catalogue(out: Path, what: Plan, scenes: list[Scene], counts: dict[st
         moved = items.item(stray, zone, footprint(what, clear), counts[clear.id], crs=what.granule.crs)
         documents[stray.id] = traps.in_next_zone(moved, stray)
         for name in (*L2A_BANDS, "SCL"):
-            lattice = grid.coarser(zone, (BAND[name].gsd_m if name in BAND else 20) // 10)
+            lattice = grid.coarser(zone, MSI.gsd_m(name) // 10)
             home = out / items.COLLECTION
             cogs.warp(home / clear.id / f"{name}.tif", home / stray.id / f"{name}.tif", lattice)
         for item, trap in ((twin, "twin"), (stray, "neighbour-zone")):
@@ -258,7 +258,7 @@ def _photograph(what: Plan, out: Path, work: Path, scene: Scene) -> Array:
     counts = np.zeros(12, np.int64)
     with ExitStack() as stack:
         sinks = {}
-        for name, gsd in (*((name, BAND[name].gsd_m) for name in L2A_BANDS), ("SCL", 20)):
+        for name, gsd in (*((name, MSI.gsd_m(name)) for name in L2A_BANDS), ("SCL", MSI.gsd_m("SCL"))):
             lattice, dtype = grid.coarser(what.granule, gsd // 10), "uint8" if name == "SCL" else "uint16"
             sinks[name] = stack.enter_context(cogs.writing(folder / f"{name}.tif", lattice, (name,), dtype, 0))
         clouds = stack.enter_context(cogs.writing(masks, what.area, ("clouds",), "uint8", None))

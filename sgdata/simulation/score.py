@@ -9,7 +9,7 @@ import numpy as np
 import rasterio
 
 from sgdata.rasters import resample
-from sgdata.sentinel2 import BAND, SCALE
+from sgdata.sentinel2 import MSI
 from sgdata.types import Array
 
 # Bits of `truth/clouds/<id>.tif`, written out again: who judges reads the archive's format, not the simulator's code.
@@ -20,7 +20,7 @@ def rmse(image: Array, reference: Array, where: Array) -> float:
     """Root mean square difference over all bands of two DN images (C, H, W) at the pixels `where`, in reflectance."""
     # float64: squares of DN summed over millions of pixels exceed what float32 adds exactly.
     difference = image[:, where].astype(np.float64) - reference[:, where]
-    return float(np.sqrt(np.mean(difference**2)) * SCALE)
+    return float(np.sqrt(np.mean(difference**2)) * MSI.scale)
 
 
 def read(path: Path) -> Array:
@@ -37,7 +37,7 @@ def to_finest(by_gsd: dict[int, Array], names: tuple[str, ...], order: dict[int,
     """
     planes = []
     for name in names:
-        gsd = BAND[name].gsd_m
+        gsd = MSI.by_name[name].gsd_m
         coarse = by_gsd[gsd][order[gsd].index(name)]
         planes.append(resample.finer(coarse, gsd // 10, kernel="bilinear"))
     return np.stack(planes)

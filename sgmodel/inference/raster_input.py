@@ -176,7 +176,7 @@ def _contract(file: Path, dataset: DatasetReader, theirs: Contract, stated: Stat
         )
     # 16-bit values are DN unless the header has a scale; floats and bytes are taken at their own scale.
     declared = dataset.scales[0]
-    scale = sentinel2.SCALE if declared == 1 and np.dtype(dataset.dtypes[0]).itemsize == 2 else declared
+    scale = sentinel2.MSI.scale if declared == 1 and np.dtype(dataset.dtypes[0]).itemsize == 2 else declared
     if scale != theirs.scale and "scale" not in stated.accept:
         message = f"{file}: {dataset.dtypes[0]} of scale {scale:g}, the model takes DN of scale {theirs.scale:g}"
         rescale = f"gdal_translate -ot UInt16 -scale 0 {1 / scale:g} 0 {1 / theirs.scale:g}"
