@@ -30,14 +30,18 @@ SETTINGS = {
     "max_obs": "composite.max_obs",
     "mask": "mask.method",
 }
-"""Choices that have a name of their own, and the setting that each is."""
+"""Settings by the short names that the command line and `recipe_for` take."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where scenes come from unless the command line says otherwise: one catalogue, one collection, one level.
+    """Default source of scenes.
 
-    `tokens`: a service that signs every file's URL; Planetary Computer's own is known.
+    Attributes:
+        stac: URL or path of the catalogue.
+        collection: collection of the catalogue.
+        level: product level.
+        tokens: URL of a service that signs the URLs of files; that of Planetary Computer is built in.
     """
 
     stac: str
@@ -48,7 +52,25 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRecipe:
-    """Everything that changes the pixels and labels of a build (`recipes/build/*.toml`)."""
+    """All settings that change the pixels and labels of a build (`recipes/build/*.toml`).
+
+    Attributes:
+        name: name of the dataset.
+        dates: first and last day of the scenes, YYYY-MM-DD/YYYY-MM-DD.
+        osm_date: day of the OpenStreetMap data.
+        bands: bands of the image, in order.
+        resampling: kernel for bands that are coarser than the grid.
+        composite: composite rule and its settings.
+        area: area to build.
+        source: catalogue, collection and level of the scenes.
+        mask: cloud masks.
+        offset: how offsets are decided.
+        labels: labels from OpenStreetMap.
+        patches: size and stride of patches.
+        split: split of patches into train, val and test.
+        out: default output folder.
+        leave_out: ids of items not to use.
+    """
 
     name: str
     dates: str
@@ -65,18 +87,23 @@ class BuildRecipe:
     split: SplitSettings
     out: str
     leave_out: tuple[str, ...] = ()
-    """Ids of items not to use."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPaths:
-    """Where things are on this machine; nothing here may change a byte of the output.
+    """Paths and machine settings of a build, which do not change its output.
 
-    `stac`: URL or path in place of the recipe's; `osm`: 'overpass', a URL of such a service, a file, or 'none' for
-    a build without labels; `offline`: only answers that an earlier build of `out` stored. `scratch` is kept if
-    given, else it lies in `out` until the build is complete. `cluster`: a Dask scheduler in place of `workers`.
-    `masks`: for mask method external, a folder of `<item id>.tif` that is not 0 where a scene is not to be used.
-    `tile_px`: the longest side of a tile of the composite.
+    Attributes:
+        out: output folder.
+        stac: URL or path of the catalogue; None for the recipe's.
+        osm: 'overpass', URL of such a service, path of a file, or 'none' for a build without labels.
+        offline: use only the OpenStreetMap responses that an earlier build of `out` stored.
+        gap: raster of CORINE level 2 codes for ground without OpenStreetMap labels; None to leave it unlabelled.
+        workers: number of processes.
+        cluster: address of a Dask scheduler, used instead of `workers`.
+        scratch: scratch folder to keep; None for one in `out` that is removed when the build is complete.
+        masks: folder of rasters `<item id>.tif` for the mask method external, not 0 where a scene is masked.
+        tile_px: longest side of a tile of the composite in pixels.
     """
 
     out: Path
@@ -92,12 +119,12 @@ class BuildPaths:
 
     @property
     def scratch_folder(self) -> Path:
-        """Staged windows and finished tiles."""
+        """Folder of staged windows and finished tiles."""
         return self.scratch or self.out / ".scratch"
 
     @property
     def run(self) -> partial[Iterator[Any]]:
-        """`pool.run` on this machine."""
+        """`pool.run` with the workers of this machine."""
         return partial(pool.run, workers=self.workers, cluster=self.cluster, threads=THREADS)
 
 
@@ -122,7 +149,7 @@ def recipe_for(
     if area:
         document["area"] = area
     if "dates" in wanted:
-        # Labels of a later day would show what the images cannot.
+        # Labels of a later day could show changes that the images do not.
         document |= {"dates": wanted["dates"], "osm_date": str(wanted["dates"]).rpartition("/")[2]}
     for change in (*(f"{SETTINGS[key]}={wanted[key]}" for key in SETTINGS if key in wanted), *changes):
         files.override(document, change)

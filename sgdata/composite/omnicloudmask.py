@@ -1,4 +1,4 @@
-"""Cloud masks by OmniCloudMask (extra `clouds`): a raster per scene of a lock, as `sgdata build --masks` takes them.
+"""Cloud masks by OmniCloudMask (extra `clouds`): one raster per scene of a lock, for `sgdata build --masks`.
 
 Wright et al. 2025, doi:10.1016/j.rse.2025.114694: red, green and near infrared of 10 to 50 m, each normalised by
 itself, so that an offset in the DN does not matter. Classes: 0 clear, 1 thick cloud, 2 thin cloud, 3 shadow.
@@ -35,9 +35,13 @@ CLASSES = {
 
 
 def engine(weights: Path | None) -> Callable[[Array], Array]:
-    """(3, H, W) DN of BANDS -> (H, W) uint8 classes; `weights`: a folder with OmniCloudMask's files.
+    """Return a function that predicts (H, W) uint8 classes from (3, H, W) DN of BANDS.
 
-    Without one they are fetched from its hub at the first scene. Raises SettingError where package or weights lack.
+    Args:
+        weights: folder with the files of OmniCloudMask; None to download them at the first scene.
+
+    Raises:
+        SettingError: the package or, when predicting, the weights cannot be loaded.
     """
     try:
         import omnicloudmask
@@ -46,22 +50,30 @@ def engine(weights: Path | None) -> Callable[[Array], Array]:
 
     def predict(image: Array) -> Array:
         try:
-            with warnings.catch_warnings(action="ignore"):  # of patches that it fits to small areas
-                found: Array = omnicloudmask.predict_from_array(image, destination_model_dir=weights)[0]
+            with warnings.catch_warnings(action="ignore"):  # about patches that it shrinks to small areas
+                classes: Array = omnicloudmask.predict_from_array(image, destination_model_dir=weights)[0]
         except Exception as error:  # a download, a file of weights and a network: each has errors of its own
             where = weights or "the hub"
             raise SettingError(
                 f"omnicloudmask, weights of {where}: {type(error).__name__}: {error!s:.120}; give --weights FOLDER"
             ) from None
-        return found
+        return classes
 
     return predict
 
 
 def write(planned: Lock, out: Path, where: str, predict: Callable[[Array], Array]) -> Path:
-    """`<item id>.tif` in `out` for each item of the lock, read from the catalogue `where`; those that are there stay.
+    """Write `<item id>.tif` into `out` for each item of the lock, unless it exists.
 
-    Raises SettingError, SourceError.
+    Args:
+        planned: lock with the items and the grid.
+        out: output folder.
+        where: URL or path of the catalogue that hrefs are relative to.
+        predict: function from (3, H, W) DN to classes, as `engine` returns it.
+
+    Raises:
+        SettingError: the lock lacks a band that masks need.
+        SourceError: a file cannot be read.
     """
     if missing := set(BANDS) - set(planned.items[0].scene.assets):
         raise SettingError(f"clouds: the lock has no {', '.join(sorted(missing))}; plan with {', '.join(BANDS)}")
@@ -72,7 +84,7 @@ def write(planned: Lock, out: Path, where: str, predict: Callable[[Array], Array
         for item in progress.track(planned.items, label="clouds", total=len(planned.items)):
             path = out / f"{file_name(item.scene.id)}.tif"
             if not path.exists():
-                # What a killed run left may be of another area.
+                # Left by a killed run, possibly of another area.
                 shutil.rmtree(scratch, ignore_errors=True)
                 image = _image(search.located(item.scene, where), planned.grid, scratch)
                 geotiff.write_cog(path, planned.grid, [(whole, predict(image)[None])], style=style)
@@ -81,7 +93,7 @@ def write(planned: Lock, out: Path, where: str, predict: Callable[[Array], Array
 
 
 def _image(scene: Scene, lattice: Grid, scratch: Path) -> Array:
-    """(3, H, W) DN of BANDS on the lattice."""
+    """Return (3, H, W) DN of BANDS on the grid."""
 
     def read(band: str) -> Array:
         asset = replace(scene.assets[band], crs=scene.assets[band].crs or scene.crs)

@@ -10,16 +10,17 @@ from sgdata.types import Array
 
 
 def hashes(image: Array) -> tuple[str, str]:
-    """32 hexadecimal digits of a (C, H, W) image, and the least such hash under the eight symmetries of the square.
+    """Return the hash of a (C, H, W) image, and the smallest hash of its eight symmetric copies.
 
-    The least of eight: no canonical corner has to be found, which ties (a lake, a roof) would leave open.
+    A hash has 32 hexadecimal digits. Taking the smallest needs no canonical orientation, which would be undefined for
+    symmetric images.
     """
-    each = [_hash(way) for way in _turned(image)]
+    each = [_hash(copy) for copy in _symmetric_copies(image)]
     return each[0], min(each)
 
 
 def d4_hash(image: Array) -> str:
-    """The same for an image and its copies under the eight symmetries of the square."""
+    """Return a hash that is equal for an image and its copies under the eight symmetries of the square."""
     return hashes(image)[1]
 
 
@@ -30,6 +31,6 @@ def _hash(image: Array) -> str:
     return digest.hexdigest()
 
 
-def _turned(image: Array) -> list[Array]:
-    """The eight ways to lay a (C, H, W) image, itself first."""
-    return [np.rot90(way, k, axes=(1, 2)) for way in (image, image[:, :, ::-1]) for k in range(4)]
+def _symmetric_copies(image: Array) -> list[Array]:
+    """Return the eight symmetric copies of a (C, H, W) image, itself first."""
+    return [np.rot90(each, k, axes=(1, 2)) for each in (image, image[:, :, ::-1]) for k in range(4)]

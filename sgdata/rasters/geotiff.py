@@ -1,4 +1,4 @@
-"""Where bytes become pixels and pixels bytes: windows out of GeoTIFF or JP2, COGs that repeat to the byte."""
+"""Read windows of GeoTIFF and JP2 files, and write COGs whose bytes are reproducible."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from sgdata.rasters.resample import Kernel
 
 LARGEST_BLOCK_BYTES = 1 << 28
-"""A granule of 10,980 squared in one strip still fits; a few bytes can claim blocks of gigabytes."""
+"""Limit of a block: a granule of 10,980 x 10,980 pixels in one strip fits; a tiny file can declare gigabytes."""
 STRIP_BYTES = 1 << 22
-"""Pixels pass through memory in strips of about this size, cut at the file's own blocks."""
+"""Files are read in strips of about this size, cut at the file's own blocks."""
 
 WARPING = threading.Lock()
-"""Rasterio hushes a warning of its own while it warps, by a filter that threads take from each other."""
+"""Rasterio suppresses a warning while it warps, with `warnings.catch_warnings`, which is not thread-safe."""
 
 READING = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # else one listing of a bucket per file
@@ -50,7 +50,7 @@ READING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a raster file says of itself; `lattice` covers the whole file."""
+    """Header of a raster file; `lattice` covers the whole file."""
 
     lattice: Grid
     dtype: str
@@ -76,22 +76,25 @@ class Style:
 
 @contextmanager
 def opened(href: str) -> Iterator[DatasetReader]:
-    """The raster at a path or URL; every failure inside is a SourceError that names it, never nodata."""
+    """Open the raster at a path or URL; every failure inside the block is raised as a SourceError that names it."""
     import rasterio
-    from rasterio._err import CPLE_BaseError  # what GDAL says where rasterio does not translate it
+    from rasterio._err import CPLE_BaseError  # errors of GDAL that rasterio does not translate
     from rasterio.errors import RasterioError
 
     try:
         with rasterio.Env(**READING), rasterio.open(href) as dataset:
             yield dataset
     except (RasterioError, CPLE_BaseError) as error:
-        shown = href.partition("?")[0]  # a signature is nobody's business
+        shown = href.partition("?")[0]  # without the signature, which is confidential
         reason = " ".join(str(error.__cause__ or error).split()).replace(href, shown)
         raise SourceError(f"{shown}: cannot be read: {reason:.200}; fetch it again or leave it out") from error
 
 
 def header(dataset: DatasetReader) -> Header:
-    """Raises SourceError where the pixels are not square, not north-up, or their CRS has no EPSG code."""
+    """Return the header.
+
+    Raises SourceError unless pixels are square and north-up, the CRS has an EPSG code and blocks are small enough.
+    """
     rows, columns = dataset.block_shapes[0]
     if rows * columns * np.dtype(dataset.dtypes[0]).itemsize * dataset.count > LARGEST_BLOCK_BYTES:
         raise SourceError(
@@ -111,7 +114,7 @@ def header(dataset: DatasetReader) -> Header:
 
 
 def window_over(lattice: Grid, bounds: Bounds, *, margin: int) -> Window:
-    """The pixels of `lattice` that meet `bounds`, and `margin` more on each side, as far as there are any."""
+    """Return the window of `lattice` over `bounds` with `margin` more pixels on each side, cut at its edges."""
     endless = grid.over(lattice, bounds, margin=margin)
     row, last_row = (min(max(r, 0), lattice.shape[0]) for r in (endless.row, endless.row + endless.height))
     col, last_col = (min(max(c, 0), lattice.shape[1]) for c in (endless.col, endless.col + endless.width))
@@ -119,10 +122,10 @@ def window_over(lattice: Grid, bounds: Bounds, *, margin: int) -> Window:
 
 
 def strips(dataset: DatasetReader, window: Window) -> Iterator[Array]:
-    """The window of band 1 from top to bottom in (h, W) strips that end where the file's blocks end.
+    """Yield the window of band 1 from top to bottom in (h, W) strips that end where the file's blocks end.
 
-    So each block is decoded once and memory stays flat. DN at the file's nodata tag come out as 0. A strip may lie
-    where the one before lay: copy what you keep.
+    Each block is decoded once, and memory does not grow with the window. DN equal to the nodata tag become 0.
+    Strips may share memory: copy those that must outlive the next one.
     """
     import rasterio.windows
 
@@ -130,7 +133,7 @@ def strips(dataset: DatasetReader, window: Window) -> Iterator[Array]:
     row_bytes = max(window.width, 1) * np.dtype(dataset.dtypes[0]).itemsize
     rows = max(STRIP_BYTES // (row_bytes * block), 1) * block
     row, end = window.row, window.row + window.height
-    # Fresh memory costs as much as inflating into it: one strip and one block for the whole file.
+    # Allocating memory takes as long as inflating into it: one strip and one block serve the whole file.
     room = np.empty((min(rows, window.height), window.width), dataset.dtypes[0]) if _is_plain(dataset) else None
     while row < end:
         stop = min((row // rows + 1) * rows, end)
@@ -138,17 +141,17 @@ def strips(dataset: DatasetReader, window: Window) -> Iterator[Array]:
         values = None if room is None else _inflated(dataset, part, room[: stop - row])
         if values is None:
             values = dataset.read(1, window=rasterio.windows.Window(part.col, part.row, part.width, part.height))
-        if dataset.nodata and values.dtype == np.uint16:  # in masks it stays what it is: 0 there says clear
+        if dataset.nodata and values.dtype == np.uint16:  # not in masks, where 0 means clear
             values[values == dataset.nodata] = 0
         yield values
         row = stop
 
 
 def warped(dataset: DatasetReader, lattice: Grid, kernel: Kernel, *, beyond: int = 0) -> Iterator[Array]:
-    """Band 1 on a lattice of another CRS, in strips as `strips` gives them, `beyond` where there is no data.
+    """Yield band 1 on a grid of another CRS, in strips as of `strips`, `beyond` where there is no data.
 
-    Exact transformer, kernels of one source pixel whatever part is read: no cut of the work shows (but that float32
-    may round the other way by 1 DN). A pixel is nodata where its nearest source is, as in `resample`.
+    The transformer is exact and kernels have the size of one source pixel, so that results do not depend on the strips
+    (except that float32 may round by 1 DN differently). A pixel is nodata if its nearest source is, as in `resample`.
     """
     import rasterio
     from rasterio.enums import Resampling
@@ -159,19 +162,19 @@ def warped(dataset: DatasetReader, lattice: Grid, kernel: Kernel, *, beyond: int
         part = grid.windowed(lattice, strip)
         nearest, values = (np.zeros(part.shape, dataset.dtypes[0]) for _ in range(2))
         for out, how in ((nearest, "nearest"), (values, kernel)):
-            # Without XSCALE the kernel widens with the turn between two zones, and by the size of the part. A
-            # WarpedVRT would do in one piece, but rasterio makes none with an exact transformer.
+            # Without XSCALE the kernel widens with the rotation between two zones and with the size of the part. A
+            # WarpedVRT would need no strips, but rasterio cannot make one with an exact transformer.
             with WARPING:
                 reproject(
                     rasterio.band(dataset, 1), out, resampling=Resampling[how], tolerance=0, XSCALE=1, YSCALE=1,
                     dst_crs=lattice.crs, dst_transform=Affine(*part.transform), dst_nodata=beyond,
-                    src_nodata=dataset.nodata if beyond else dataset.nodata or 0,  # 0 says something in a mask
+                    src_nodata=dataset.nodata if beyond else dataset.nodata or 0,  # 0 is a value in masks
                 )  # fmt: skip
         yield np.where((nearest == beyond) | (values == beyond), nearest, values)
 
 
 def _is_plain(dataset: DatasetReader) -> bool:
-    """Whether blocks of band 1 can be decoded without GDAL: a local little-endian TIFF, deflated."""
+    """Return whether blocks of band 1 can be decoded without GDAL: a local little-endian TIFF, deflated."""
     path, about = Path(dataset.name), dataset.tags(ns="IMAGE_STRUCTURE")
     if dataset.driver != "GTiff" or dataset.count != 1 or not path.is_file():
         return False
@@ -185,7 +188,7 @@ def _is_plain(dataset: DatasetReader) -> bool:
 def _inflated(dataset: DatasetReader, window: Window, out: Array) -> Array | None:
     """Fill `out` from the window of a plain dataset, three times as fast as GDAL; None if a block is absent or damaged.
 
-    GDAL then decides what that means.
+    GDAL reads the strip in that case.
     """
     import imagecodecs
 
@@ -219,18 +222,18 @@ def _inflated(dataset: DatasetReader, window: Window, out: Array) -> Array | Non
 
 
 def digest_start(lattice: Grid, bands: int, dtype: str) -> bytes:
-    """What a pixel hash begins with: shape, dtype, CRS code and transform of the pixels that follow."""
+    """Return the start of a pixel hash: shape, dtype, CRS code and transform of the pixels that follow."""
     shape = (bands, *lattice.shape)
     return files.canonical_json({"shape": shape, "dtype": dtype, "crs": lattice.crs, "transform": lattice.transform})
 
 
 def little_endian(values: Array) -> memoryview:
-    """The C-order bytes of an array, the same on every machine; not copied where they lie so already."""
+    """Return the C-order little-endian bytes of an array, without a copy if it is stored so."""
     return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data.cast("B")
 
 
 def pixel_sha256(path: Path) -> str:
-    """The hash that an output is promised by: over the header and one SHA-256 per band of its C-order bytes.
+    """Return the pixel hash of a raster: SHA-256 over the header and one SHA-256 per band of its C-order bytes.
 
     It does not depend on compression, blocks or library versions, as the hash of the file does.
     """
@@ -244,7 +247,7 @@ def pixel_sha256(path: Path) -> str:
 
 
 def _add(hashes: list[Any], image: Array) -> None:
-    """A function, lest a name in a loop holds one strip while the next is read."""
+    """Update one hash per band. A function, so that no loop variable keeps a strip while the next is read."""
     for digest, values in zip(hashes, image, strict=True):
         digest.update(little_endian(values))
 
@@ -252,8 +255,8 @@ def _add(hashes: list[Any], image: Array) -> None:
 # --- writing -------------------------------------------------------------------------------
 
 
-def write_cog(path: Path, grid: Grid, pieces: Iterable[tuple[Window, Array]], *, style: Style) -> None:
-    """Write (window, (C, h, w) pixels) pieces that cover `grid` as a Cloud Optimized GeoTIFF.
+def write_cog(path: Path, grid: Grid, windows: Iterable[tuple[Window, Array]], *, style: Style) -> None:
+    """Write (window, (C, h, w) pixels) pairs that cover `grid` as a Cloud Optimized GeoTIFF.
 
     DEFLATE level 6, horizontal predictor (none for classes), blocks of 512; equal pixels and style give equal
     bytes under one GDAL. Raises OutputError.
@@ -269,11 +272,11 @@ def write_cog(path: Path, grid: Grid, pieces: Iterable[tuple[Window, Array]], *,
         with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=16 << 20, GDAL_TIFF_OVR_BLOCKSIZE=512):
             with rasterio.open(plain, "w", **_profile(grid, style)) as dataset:
                 _describe(dataset, style)
-                for window, values in pieces:
+                for window, values in windows:
                     dataset.write(
                         values, window=rasterio.windows.Window(window.col, window.row, window.width, window.height)
                     )
-            # Not in the copy, which holds all bands at once for it, takes twice as long and grows with the area.
+            # Not while copying, which would hold all bands at once and take twice as long.
             with rasterio.open(plain, "r+") as dataset:
                 dataset.build_overviews(_halves(grid.shape), Resampling[style.overviews])
             with files.replacing(path) as temporary:
@@ -292,13 +295,13 @@ def _profile(grid: Grid, style: Style) -> dict[str, Any]:
     return {
         "driver": "GTiff", "dtype": style.dtype, "count": len(style.descriptions), "nodata": style.nodata,
         "height": grid.shape[0], "width": grid.shape[1], "crs": grid.crs, "transform": Affine(*grid.transform),
-        # Rows of one band lie together: written in whatever pieces, read back in blocks, all in little memory.
+        # Rows of one band are contiguous: windows of any shape are written and read back in little memory.
         "interleave": "band", "blockysize": 64, "BIGTIFF": "IF_SAFER",
     }  # fmt: skip
 
 
 def _halves(shape: tuple[int, int]) -> list[int]:
-    """How many times coarser each overview is, until one block holds it."""
+    """Return the factors of the overviews: powers of two up to the one whose overview fits in one block."""
     return [2**n for n in range(1, 24) if max(shape) > 512 * 2 ** (n - 1)]
 
 
@@ -321,7 +324,7 @@ def _cog_options(style: Style) -> dict[str, str]:
 
 
 def _category_sidecar(classes: dict[int, tuple[str, str]]) -> bytes:
-    """GDAL's PAM document with category names: TIFF has no place for them, and QGIS looks for them here."""
+    """Return GDAL's PAM document with category names, which TIFF cannot store and QGIS reads."""
     root = ET.Element("PAMDataset")
     names = ET.SubElement(ET.SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
     for value in range(max(classes) + 1):

@@ -47,15 +47,15 @@ def finer(coarse: Array, factor: int, *, kernel: Kernel, window: Window | None =
 
 
 def whole(sample: Sample, contract: Contract) -> Sample:
-    """The sample with native groups on one grid, as the loader puts them; the makers' resampling is done already."""
+    """Return the sample with its native groups on one grid, resampled as its contract says, else bilinearly."""
     ours: tuple[Kernel, ...] = ("nearest", "bilinear", "cubic")
     return on_one_grid(sample, contract, next((k for k in ours if k == contract.resampling), "bilinear"))
 
 
 def on_one_grid(sample: Sample, contract: Contract, kernel: Kernel) -> Sample:
-    """The sample with its groups `image_10m`, `image_20m`, `image_60m` as one `image` on the finest lattice.
+    """Return the sample with its groups `image_10m`, `image_20m`, `image_60m` as one `image` on the finest grid.
 
-    Raises SourceError where they do not cover it, or not all bands.
+    Raises SourceError if they do not cover it, or lack bands.
     """
     groups = {name: array for name, array in sample.arrays.items() if name.startswith("image_") and name[-1] == "m"}
     if not groups:
@@ -148,7 +148,7 @@ def _row(blend: Array, factor: int, col: int, line: Array, out: Array) -> None:
 def _row_with_holes(
     rows: tuple[Array, Array, Array], share: int, factor: int, col: int, nodata: int, out: Array
 ) -> None:
-    """The same row where some coarse pixel is nodata: it takes the value of the pixel's own."""
+    """Fill a row as `_row` does where some coarse pixels are nodata: the pixel's own value takes their place."""
     own, upper, lower = rows
     unit, width = 2 * factor, len(own)
     for j in range(out.shape[0]):

@@ -1,4 +1,4 @@
-"""Small TIFFs out of memory: pixels as (C, H, W) and where they lie. For patches; large rasters go by `rasters`."""
+"""Read small TIFFs, such as patches, from memory: pixels as (C, H, W) and their georeference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sgdata.types import Array, Bounds
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES, _COUNTS, _PLANAR = 256, 257, 258, 259, 273, 277, 279, 284
 _PREDICTOR, _TILES, _FORMAT = 317, 322, 339
-# Classic TIFF only, which all these datasets use; BigTIFF goes the general way.
+# Classic TIFF only, which all these datasets use; BigTIFF is read by tifffile.
 _KINDS = {1: "B", 3: "H", 4: "I", 12: "d"}  # the types of the tags used here: BYTE, SHORT, LONG, DOUBLE
 _SCALE, _TIEPOINT, _MATRIX, _GEOKEYS = 33550, 33922, 34264, 34735
 _GEOGRAPHIC_CODE, _PROJECTED_CODE = 2048, 3072
@@ -28,7 +28,7 @@ _LARGEST_PIXELS = 2**25  # ten times the largest image of any of the datasets; 2
 
 @dataclass(frozen=True, kw_only=True)
 class Georeference:
-    """Where an image lies: EPSG code and the affine coefficients a, b, c, d, e, f."""
+    """Georeference of an image: EPSG code and the affine coefficients a, b, c, d, e, f."""
 
     epsg: int
     transform: tuple[float, ...]
@@ -36,24 +36,24 @@ class Georeference:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """Pixels (C, H, W) in the file's own dtype, native byte order; `place` is None where the file tells none."""
+    """Pixels (C, H, W) in the file's own dtype, native byte order; `place` is None without a georeference."""
 
     pixels: Array
     place: Georeference | None
 
 
 def read(content: bytes) -> Picture:
-    """The one image in a TIFF's bytes. Raises SourceError, whatever the bytes are.
+    """Read the one image in the bytes of a TIFF. Raises SourceError for any other content.
 
-    Of interleaved, planar and single-band pages; and of tifffile's 'shaped' series, an (H, W, C) array written
-    as H pages, of which GDAL-type readers return the first page only.
+    Pages may be interleaved, planar or of a single band. So-called shaped series of tifffile, (H, W, C) arrays written
+    as H pages, are read whole, unlike by GDAL, which returns the first page only.
     """
     plain = _plain(content)
     if plain is not None:
         return plain
     import tifffile
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells of damage on stderr as well as raising
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs damage to stderr as well as raising
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as tiff:
             if len(tiff.series) != 1:
@@ -65,15 +65,15 @@ def read(content: bytes) -> Picture:
             place = _place({tag.code: tag.value for tag in tiff.pages.first.tags})
     except SourceError:
         raise
-    except Exception as error:  # tifffile raises whatever the damaged bytes lead it into
+    except Exception as error:  # damaged bytes make tifffile raise errors of many types
         raise SourceError(f"not a readable TIFF: {type(error).__name__}: {error!s:.120}") from None
     return Picture(pixels=np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")), place=place)
 
 
 def _plain(content: bytes) -> Picture | None:
-    """The quick way for one uncompressed interleaved image in strips (BigEarthNet, EuroSAT); None for all others.
+    """Read one uncompressed interleaved image in strips (BigEarthNet, EuroSAT); return None for all other files.
 
-    Some 15 times as quick as a general reader, which spends its time on all that a TIFF could be.
+    About 15 times as fast as the general reader, which tests for every variant of TIFF.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(content[:4])
     try:
@@ -100,7 +100,7 @@ def _plain(content: bytes) -> Picture | None:
 
 
 def _tags(content: bytes, order: str) -> dict[int, tuple[Any, ...]] | None:
-    """Tags of the first page of a classic TIFF (revision 6.0, section 2); None where there is a second page."""
+    """Return the tags of the first page of a classic TIFF (revision 6.0, section 2); None if there is a second page."""
     start = struct.unpack_from(f"{order}I", content, 4)[0]
     entries = struct.unpack_from(f"{order}H", content, start)[0]
     end = start + 2 + 12 * entries
@@ -110,10 +110,10 @@ def _tags(content: bytes, order: str) -> dict[int, tuple[Any, ...]] | None:
     return {tag: form.unpack_from(content, place) for tag, form, place in layout}
 
 
-# The files of a dataset are written by one program: their directories are equal, only what they point at differs.
+# The files of a dataset are written by one program: their directories are equal but for the values they point at.
 @lru_cache(maxsize=256)
 def _layout(directory: bytes, order: str, start: int) -> tuple[tuple[int, struct.Struct, int], ...]:
-    """(tag, form, place in the file) of the entries of a directory that this module uses."""
+    """Return (tag, form, place in the file) of the entries of a directory that this module uses."""
     layout = []
     for at in range(0, len(directory), 12):
         tag, kind, count = struct.unpack_from(f"{order}HHI", directory, at)

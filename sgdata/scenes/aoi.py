@@ -1,4 +1,4 @@
-"""An area as people give it (box, file, place or grid) -> the lattice it is built on. Pure but for the file."""
+"""Resolve an area, given as box, file, place or grid, to the grid that it is built on."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from sgdata.types import Bounds, Grid
 
 @dataclass(frozen=True, kw_only=True)
 class Area:
-    """Exactly one of `grid` (data, taken as it is), `bbox` (degrees), `aoi` (GeoJSON file), `place` (a name).
+    """An area, given by exactly one of `grid`, `bbox`, `aoi` and `place`.
 
-    All but `grid` are snapped outward to six pixels of `gsd_m` (60 m at 10 m), in `crs` or, without one, in the
-    UTM zone of their centre.
+    All but `grid` are snapped outward to multiples of six pixels (60 m at 10 m).
+
+    Attributes:
+        grid: grid to use unchanged.
+        bbox: west, south, east and north in degrees.
+        aoi: path of a GeoJSON file in degrees.
+        place: name of a place, whose outline a geocoder finds.
+        gsd_m: pixel size in metres.
+        crs: CRS of the grid; None for the UTM zone of the centre.
     """
 
     grid: Grid | None = None
@@ -30,7 +37,7 @@ class Area:
 
 
 def resolve(area: Area) -> Grid:
-    """The lattice of an area. Raises SettingError."""
+    """Return the grid of an area. Raises SettingError."""
     given = [name for name in ("grid", "bbox", "aoi", "place") if getattr(area, name) is not None]
     if len(given) != 1:
         raise SettingError(f"area: {', '.join(given) or 'nothing'} given; expected one of grid, bbox, aoi, place")
@@ -44,37 +51,37 @@ def resolve(area: Area) -> Grid:
 
 
 def in_degrees(lattice: Grid) -> Bounds:
-    """Bounds of a lattice in EPSG:4326, edges densified."""
+    """Return the bounds of a grid in EPSG:4326, with densified edges."""
     from pyproj import Transformer
 
-    # always_xy: EPSG:4326 itself says latitude first.
+    # always_xy: the axis order of EPSG:4326 is latitude first.
     transformer = Transformer.from_crs(lattice.crs, "EPSG:4326", always_xy=True)
     west, south, east, north = transformer.transform_bounds(*lattice.bounds, densify_pts=51)
     return (west, south, east, north)
 
 
 def corners(path: Path) -> list[tuple[float, float]]:
-    """The (longitude, latitude) of all vertices in a GeoJSON file. Raises SettingError."""
+    """Return (longitude, latitude) of all vertices in a GeoJSON file. Raises SettingError."""
     import shapely
 
     try:
-        found = [(float(x), float(y)) for x, y in shapely.get_coordinates(shapely.from_geojson(path.read_bytes()))]
+        vertices = [(float(x), float(y)) for x, y in shapely.get_coordinates(shapely.from_geojson(path.read_bytes()))]
     except (OSError, ValueError, shapely.GEOSException) as error:
         raise SettingError(f"{path}: cannot be read as GeoJSON: {error}; expected a polygon in WGS84") from None
-    if len(found) < 3 or not all(abs(x) <= 180 and abs(y) <= 90 for x, y in found):
-        raise SettingError(f"{path}: holds {len(found)} vertices in degrees; expected a polygon in WGS84")
-    return found
+    if len(vertices) < 3 or not all(abs(x) <= 180 and abs(y) <= 90 for x, y in vertices):
+        raise SettingError(f"{path}: holds {len(vertices)} vertices in degrees; expected a polygon in WGS84")
+    return vertices
 
 
 def _edges(bbox: Bounds) -> list[tuple[float, float]]:
-    """Points along the box: its parallels bulge in a projection."""
+    """Return points along the edges of a box, since parallels are curved in a projection."""
     west, south, east, north = bbox
     if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
         raise SettingError(
             f"area: bbox {bbox}: expected WEST SOUTH EAST NORTH in degrees, west < east, south < north; "
             "one across the date line has no single lattice: build its two sides"
         )
-    # 20 pieces a side: over a city the bulge between two points is far below a pixel.
+    # 20 segments a side: over a city the curvature between two points is far below a pixel.
     sides = np.linspace(west, east, 21), np.linspace(south, north, 21)
     return [(float(x), float(y)) for x in sides[0] for y in sides[1] if x in {west, east} or y in {south, north}]
 
@@ -89,10 +96,10 @@ def _over(points: list[tuple[float, float]], area: Area) -> Grid:
             f"area: centre {lat:.3f} N {lon:.3f} E, {max(lons) - min(lons):.1f} degrees wide; expected at most "
             "6 degrees of longitude below 80 degrees of latitude (one UTM zone; none at the poles or the date line)"
         )
-    # By the centre alone; Norway's and Svalbard's wider zones are not followed, as Sentinel-2's tiles do not either.
+    # By the centre alone, without the exceptions of Norway and Svalbard, which Sentinel-2 tiles do not follow either.
     zone = min(int((lon + 180) // 6) + 1, 60)
     crs = area.crs or f"EPSG:{326 if lat >= 0 else 327}{zone:02d}"
-    # 10 cm: what degrees with seven decimals lose must not push an edge over the next multiple of 60 m.
+    # 10 cm: the rounding of degrees to seven decimals must not push an edge over the next multiple of 60 m.
     xs, ys = (
         [round(value, 1) for value in axis]
         for axis in Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(lons, lats)

@@ -1,4 +1,4 @@
-"""What a plan shows of the scenes it found: which tiles serve an area, passes per month, holes, costs, drift."""
+"""Compute the coverage of an area by scenes: tiles, passes per month, holes, costs, and drift of the catalogue."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 SHOWN = 6
 WEB, DISK = 12e6, 150e6
-"""Bytes a second that a plan reckons with: a 100 Mbit/s line, a local disk."""
+"""Assumed bytes per second of a 100 Mbit/s line and of a local disk."""
 COMPRESSED = 1 / 1.5  # deflate on reflectance
 BLOCK_PX, BLOCK_S = 1024, 0.008
-"""Side of a provider's block, and what one worker takes to inflate, hash and store one: measured, 7 to 10 ms."""
+"""Side of a provider's block, and seconds in which a worker inflates, hashes and stores one: 7 to 10 ms measured."""
 REDUCED = 120e6
 """Raw bytes a second that one worker masks, reduces and writes: measured for a medoid of 12 bands, 90 to 300 MB."""
 
@@ -32,8 +32,8 @@ REDUCED = 120e6
 class Month:
     """One row of the plan: passes found and expected, scenes, and the raw bytes of their windows.
 
-    Expected is what the orbits make, times the share of it that the catalogue holds in a usual month (the median
-    of the months that it has any in).
+    Expected passes are those of the orbits, times the share of them that the catalogue has in a typical month (the
+    median of the months with any).
     """
 
     month: str
@@ -44,13 +44,13 @@ class Month:
 
     @property
     def hole(self) -> bool:
-        """Fewer than half of the passes that one may expect."""
+        """Whether there are fewer than half of the expected passes."""
         return self.passes < self.expected / 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Bytes to read over the line or from disk, bytes of scratch, and minutes with these workers; estimates."""
+    """Estimated cost of a build: bytes to read, bytes of scratch, and minutes."""
 
     read_bytes: int
     scratch_bytes: int
@@ -58,14 +58,14 @@ class Cost:
 
 
 def select_scenes(scenes: Iterable[Scene], lattice: Grid) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
-    """Scenes of the tiles that the area needs, those of its own CRS first, and the others with the reason."""
+    """Return the scenes of the tiles that the area needs, those of its CRS first, and the others with the reason."""
     import shapely
 
     area = shapely.box(*lattice.bounds)
     kept, dropped = [], []
     for scene in scenes:
         outline = _outline(scene, lattice.crs)
-        if outline is None and _foreign(scene, lattice.crs):
+        if outline is None and _in_other_crs(scene, lattice.crs):
             dropped.append(Dropped(id=scene.id, reason=f"lies in {scene.crs}, the area in {lattice.crs}"))
         elif outline is not None and outline.intersection(area).area <= 0:
             dropped.append(Dropped(id=scene.id, reason="its files end before the area"))
@@ -74,19 +74,19 @@ def select_scenes(scenes: Iterable[Scene], lattice: Grid) -> tuple[tuple[Scene, 
     needed = needed_tiles(kept, lattice)
     for scene in kept:
         if scene.tile not in needed:
-            away = f"lies in {scene.crs}, the area in {lattice.crs}: " if _foreign(scene, lattice.crs) else ""
+            away = f"lies in {scene.crs}, the area in {lattice.crs}: " if _in_other_crs(scene, lattice.crs) else ""
             reason = f"{away}the area lies whole in {', '.join(sorted(needed))}"
             dropped.append(Dropped(id=scene.id, reason=reason))
-    # Where granules of one pass overlap the first counts: own pixels rather than warped ones.
-    kept.sort(key=lambda scene: _foreign(scene, lattice.crs))
+    # Where granules of one pass overlap the first is used, so scenes that need no warping come first.
+    kept.sort(key=lambda scene: _in_other_crs(scene, lattice.crs))
     return tuple(s for s in kept if s.tile in needed), tuple(dropped)
 
 
 def needed_tiles(scenes: Iterable[Scene], lattice: Grid) -> set[str]:
-    """The tile that holds most of the area, then the one that holds most of the rest, until none adds to it.
+    """Return the tile that covers most of the area, then the one that covers most of the rest, until none adds to it.
 
-    Neighbours repeat 9.84 km of the same pixels: reading both would only cost. A tile of unknown extent is kept; one
-    of the next zone, which must be warped, only has what no tile of the area's own zone holds.
+    Neighbours share a strip of 9.84 km with the same pixels, which need not be read twice. Tiles of unknown extent are
+    kept; those of another zone, which must be warped, are taken only for ground that no tile of the own zone covers.
     """
     import shapely
 
@@ -94,15 +94,15 @@ def needed_tiles(scenes: Iterable[Scene], lattice: Grid) -> set[str]:
     own: dict[str, bool] = {}
     for scene in scenes:
         outline = _outline(scene, lattice.crs)
-        # One item of the tile that tells its extent is enough: all of them share a lattice.
+        # One item with an extent is enough: all items of a tile share a grid.
         if outline is not None or scene.tile not in boxes:
             boxes[scene.tile] = outline
-            own[scene.tile] = not _foreign(scene, lattice.crs)
+            own[scene.tile] = not _in_other_crs(scene, lattice.crs)
     needed = {tile for tile, box in boxes.items() if box is None}
-    # Greedy is not minimal in general, but tiles lie in rows and columns, where it is.
+    # The greedy choice is not minimal in general, but it is for tiles in rows and columns.
     rest = shapely.box(*lattice.bounds)
     while known := {tile: rest.intersection(box).area for tile, box in boxes.items() if tile not in needed and box}:
-        # Sorted first: of two tiles that serve as well, the choice must not depend on the catalogue's order.
+        # Sorted first: the choice between equal tiles must not depend on the order of the catalogue.
         best = max(sorted(known), key=lambda tile: (own[tile] and known[tile] > 0, known[tile]))
         if known[best] <= 0:
             break
@@ -112,7 +112,7 @@ def needed_tiles(scenes: Iterable[Scene], lattice: Grid) -> set[str]:
 
 
 def _outline(scene: Scene, crs: str) -> Any | None:
-    """The polygon of the scene's files in `crs`, where its item tells it."""
+    """Return the polygon of the scene's files in `crs`; None if its item does not give it."""
     import shapely
     from pyproj import Transformer
 
@@ -120,15 +120,15 @@ def _outline(scene: Scene, crs: str) -> Any | None:
         if asset.transform and asset.shape:
             gsd, _, left, _, _, top = asset.transform
             box = shapely.box(left, top - gsd * asset.shape[0], left + gsd * asset.shape[1], top)
-            if not _foreign(scene, crs):
+            if not _in_other_crs(scene, crs):
                 return box
             move = Transformer.from_crs(scene.crs, crs, always_xy=True)
-            # A point each 10 km: between two of them the edge's bend is metres.
+            # A point every 10 km: between two of them the edge deviates by metres.
             return shapely.transform(shapely.segmentize(box, 10_000), move.transform, interleaved=False)
     return None
 
 
-def _foreign(scene: Scene, crs: str) -> bool:
+def _in_other_crs(scene: Scene, crs: str) -> bool:
     return scene.crs is not None and scene.crs != crs
 
 
@@ -136,7 +136,7 @@ def _foreign(scene: Scene, crs: str) -> bool:
 
 
 def months(planned: Lock) -> tuple[Month, ...]:
-    """Passes, scenes and raw bytes per calendar month of the lock, months without any included."""
+    """Return passes, scenes and raw bytes of each calendar month of the lock, including months without any."""
     first, last = search.days(planned.dates)
     names = [
         f"{n // 12:04d}-{n % 12 + 1:02d}" for n in range(first.year * 12 + first.month - 1, last.year * 12 + last.month)
@@ -145,7 +145,7 @@ def months(planned: Lock) -> tuple[Month, ...]:
     count = Counter(scene.time[:7] for scene in scenes)
     found = Counter(name for name, _ in {(scene.time[:7], scene.overpass) for scene in scenes})
     possible = _possible(scenes, first, last)
-    # Of all that fly over, an archive may hold but a sample: its own usual month is the measure of its holes.
+    # An archive may hold only a sample of all passes: holes are measured against its own typical month.
     usual = statistics.median([found[m] / possible[m] for m in names if found[m] and possible[m]] or [1.0])
     size = window_bytes(planned)
     return tuple(
@@ -155,15 +155,15 @@ def months(planned: Lock) -> tuple[Month, ...]:
 
 
 def holes(rows: Iterable[Month]) -> str:
-    """The months that are holes, in words; empty where none is."""
+    """Return a message that lists the months with holes; empty if there are none."""
     thin = [f"{m.month} ({m.passes} of {m.expected:g})" for m in rows if m.hole]
     more = f" and {len(thin) - SHOWN} more" if len(thin) > SHOWN else ""
     return f"months with fewer than half of the expected passes: {', '.join(thin[:SHOWN])}{more}" if thin else ""
 
 
 def _possible(scenes: Iterable[Scene], first: date, last: date) -> Counter[str]:
-    """Passes per month that the satellites and orbits seen in the catalogue make between two days."""
-    # Any pass of a track will do as anchor: they repeat to the day.
+    """Count the passes per month between two days of the satellites and orbits in the catalogue."""
+    # Any pass of a track can be the anchor, since they repeat to the day.
     tracks = {(scene.platform, scene.orbit): date.fromisoformat(scene.time[:10]) for scene in scenes}
     passes: Counter[str] = Counter()
     repeat = timedelta(days=MSI.repeat_days)
@@ -177,7 +177,7 @@ def _possible(scenes: Iterable[Scene], first: date, last: date) -> Counter[str]:
 
 
 def window_bytes(planned: Lock) -> int:
-    """Raw bytes that one scene brings: the area in each band at its own resolution, and the mask layer."""
+    """Return the raw bytes of one scene: the area in each band at its own resolution, and the mask layer."""
     height, width = planned.grid.shape
     total = 0.0
     for name in planned.items[0].scene.assets:
@@ -187,7 +187,7 @@ def window_bytes(planned: Lock) -> int:
 
 
 def cost(planned: Lock, where: str, *, workers: int) -> Cost:
-    """What a build of this lock will take; `where` is the catalogue that it reads."""
+    """Estimate the cost of a build of this lock that reads the catalogue `where`."""
     raw = window_bytes(planned) * len(planned.items)
     read = round(raw * COMPRESSED)
     work = _blocks(planned) * BLOCK_S + raw / REDUCED
@@ -199,14 +199,14 @@ def cost(planned: Lock, where: str, *, workers: int) -> Cost:
 
 
 def _blocks(planned: Lock) -> int:
-    """Blocks of all files that the area meets: whole ones are inflated, however little of them is wanted."""
+    """Count the blocks of all files that overlap the area, since blocks are inflated as a whole."""
     total = 0.0
     for item in planned.items:
         for name, asset in item.scene.assets.items():
             sides = [side * planned.grid.gsd_m / MSI.gsd_m(name) / BLOCK_PX + 1 for side in planned.grid.shape]
-            # On average a window meets one more than it fills, but no more than the file has.
-            there = [-(-side // BLOCK_PX) for side in asset.shape or (math.inf, math.inf)]
-            total += min(sides[0], there[0]) * min(sides[1], there[1])
+            # On average a window overlaps one more block than it fills, but not more than the file has.
+            present = [-(-side // BLOCK_PX) for side in asset.shape or (math.inf, math.inf)]
+            total += min(sides[0], present[0]) * min(sides[1], present[1])
     return round(total)
 
 
@@ -214,7 +214,7 @@ def _blocks(planned: Lock) -> int:
 
 
 def drift(planned: Lock, where: str) -> list[str]:
-    """What the catalogue says today against the lock: one line per scene that vanished, changed or is new."""
+    """Compare the catalogue with the lock: return one line per scene that vanished, changed or is new."""
     query = search.Query(
         collection=planned.collection,
         bounds=aoi.in_degrees(planned.grid),
@@ -223,7 +223,7 @@ def drift(planned: Lock, where: str) -> list[str]:
         leave_out=tuple(dropped.id for dropped in planned.dropped if dropped.reason == search.LEFT_OUT),
     )
     found, twins = search.search(where, query)
-    # The same choice as the plan made: a neighbour that it left out is no news.
+    # Select as the plan did, so that neighbours that it left out are not reported as new.
     usable, elsewhere = select_scenes(found, planned.grid)
     today = {scene.id: scene for scene in usable}
     known = {item.scene.id: item.scene for item in planned.items}
@@ -234,6 +234,6 @@ def drift(planned: Lock, where: str) -> list[str]:
             reason = next((d.reason for d in (*twins, *elsewhere) if d.id == name), "not in the catalogue any more")
             lines.append(f"vanished: {name}: {reason}")
         elif today[name] != scene:
-            told = [key for key, value in vars(scene).items() if getattr(today[name], key) != value]
-            lines.append(f"changed: {name}: {', '.join(told)}")
+            fields = [key for key, value in vars(scene).items() if getattr(today[name], key) != value]
+            lines.append(f"changed: {name}: {', '.join(fields)}")
     return lines + [f"new: {name}" for name in today if name not in known and name not in left_out]

@@ -1,4 +1,4 @@
-"""The product metadata that ESA ships with a scene: the offset that its DN carry, from XML that nobody vouches for."""
+"""Read the offset of DN from the product metadata (XML) of a scene, as untrusted input."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ log = logging.getLogger("sgdata")
 
 OFFSETS = ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")  # L2A, L1C
 LARGEST_BYTES = 8 << 20
-"""Ten times the size of a real one."""
+"""Largest file to parse: ten times the size of real ones."""
 TIMEOUT_S = 30
 
 
 def offset(href: str, tokens: str = "") -> int | None:
-    """The offset in DN that the product's own metadata tell; None where they cannot be reached, which is logged.
+    """Return the offset in DN in the metadata of a product; None, with a warning, if they cannot be read.
 
-    Raises SourceError where they can be, and are damaged or contradict themselves.
+    Raises SourceError if they are damaged or have several offsets.
     """
     content = _content(href, tokens)
     return None if content is None else parsed(content, href)
 
 
 def parsed(content: bytes, name: str) -> int:
-    """The one offset in a product's XML, 0 where it has none, as before baseline 04.00. Raises SourceError."""
+    """Return the one offset in a product's XML, 0 if it has none, as before baseline 04.00. Raises SourceError."""
     try:
-        # No document type, no entities: nothing can be expanded and nothing fetched.
+        # Without document type and entities nothing can be expanded or fetched.
         root = ET.fromstring(content, ET.XMLParser(target=_Plain()))
         offsets = {int(node.text or "") for node in root.iter() if node.tag in OFFSETS}
     except _TypedError:
@@ -46,7 +46,7 @@ def parsed(content: bytes, name: str) -> int:
 
 
 class _TypedError(Exception):
-    """A document type stands in the XML."""
+    """The XML declares a document type."""
 
 
 class _Plain(ET.TreeBuilder):
@@ -55,7 +55,7 @@ class _Plain(ET.TreeBuilder):
 
 
 def _content(href: str, tokens: str) -> bytes | None:
-    """The file's bytes; None, with a line in the log, where there is no way to them."""
+    """Return the bytes of a file; None, with a warning, if it cannot be read."""
     import requests
 
     try:
@@ -63,7 +63,7 @@ def _content(href: str, tokens: str) -> bytes | None:
             with Path(href).open("rb") as handle:
                 content = handle.read(LARGEST_BYTES + 1)
         else:
-            # Buckets that want keys (s3://) end here too: the pixels are tested all the same.
+            # URLs of buckets that need keys (s3://) fail here; the pixels are tested all the same.
             with requests.get(signing.signed(href, tokens), timeout=TIMEOUT_S, stream=True) as answer:
                 answer.raise_for_status()
                 content = answer.raw.read(LARGEST_BYTES + 1, decode_content=True)

@@ -1,4 +1,4 @@
-"""Signatures that a store asks for, put on when a file is opened: tokens expire long before a large build ends."""
+"""Sign the URLs of files when they are opened, since tokens expire before a large build ends."""
 
 from __future__ import annotations
 
@@ -16,44 +16,50 @@ STORE = ".blob.core.windows.net"
 RETRY = retry.RetryPolicy(tries=4, wait_s=2.0)
 TIMEOUT_S = 30
 SPARE_S = 120
-"""A token this near its end is not used any more: reading one file takes a while, too."""
+"""Tokens that expire within this time are renewed, because reading a file takes time."""
 
 
 def service(provider: str, href: str) -> str:
-    """The token service that a provider's file needs, '' where none."""
+    """Return the URL of the token service that a provider's file needs, '' if it needs none."""
     needed = provider == "planetary-computer" and (urlsplit(href).hostname or "").endswith(STORE)
     return PLANETARY_COMPUTER if needed else ""
 
 
 def signed(href: str, tokens: str, *, failed: str = "") -> str:
-    """`href` with a valid token of the service `tokens` ('' leaves it as it is); not the one of the URL that `failed`.
+    """Return a URL with a valid token.
 
-    Raises ServiceError where the service gives none.
+    Args:
+        href: URL or path of the file.
+        tokens: URL of the token service; '' leaves `href` unchanged.
+        failed: signed URL that was refused, whose token is not used again.
+
+    Raises:
+        ServiceError: the service returns no token.
     """
     parts = urlsplit(href)
     if not tokens or parts.scheme not in {"http", "https"} or "sig=" in parts.query:
         return href
-    # Azure's own order: the account is the host's first name, the container the first folder.
+    # In Azure's URLs the account is the first part of the host, the container the first folder.
     account, container = (parts.hostname or "").split(".")[0], parts.path.split("/")[1]
     url = f"{tokens.rstrip('/')}/{account}/{container}"
-    # Many files, one container: ask once, then remember until shortly before the end.
-    one_asks, held = _memory()
-    with one_asks:
-        until, token = held.get(url, (0.0, ""))
-        # Of many threads that a token failed, the first gets a new one for all.
+    # One token serves all files of a container until shortly before it expires.
+    lock, tokens_by_url = _memory()
+    with lock:
+        until, token = tokens_by_url.get(url, (0.0, ""))
+        # If a token fails in many threads, the first requests a new one for all.
         if until - time.time() < SPARE_S or failed.endswith(token):
-            until, token = held[url] = _asked(url)
+            until, token = tokens_by_url[url] = _request_token(url)
     return f"{href}{'&' if parts.query else '?'}{token}"
 
 
 @cache
 def _memory() -> tuple[threading.Lock, dict[str, tuple[float, str]]]:
-    """Per process: URL -> end of validity (seconds since 1970) and token; and who may ask for one."""
+    """Return the lock of this process, and the expiry (seconds since 1970) and token by URL."""
     return threading.Lock(), {}
 
 
-def _asked(url: str) -> tuple[float, str]:
-    """Request a token: its end of validity (seconds since 1970) and its text. Raises ServiceError."""
+def _request_token(url: str) -> tuple[float, str]:
+    """Request a token: its expiry (seconds since 1970) and its text. Raises ServiceError."""
     import requests
 
     def attempt() -> tuple[float, str]:

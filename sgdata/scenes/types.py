@@ -9,9 +9,9 @@ from sgdata.types import Bounds
 
 @dataclass(frozen=True, kw_only=True)
 class Asset:
-    """One file of a scene, and what its item says of it (None where it says nothing).
+    """One file of a scene, with the metadata of its item (None if absent).
 
-    `href` is relative to the catalogue where that is a folder, so that a lock does not depend on the machine.
+    `href` is relative to the catalogue if that is a folder, so that a lock does not depend on the machine.
     """
 
     href: str
@@ -23,7 +23,7 @@ class Asset:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One granule of one acquisition; `time` is UTC to the second, `assets` go by band name, `SCL`, `cloud`."""
+    """One granule of one acquisition; `time` is UTC to the second, `assets` are by band name, `SCL`, `cloud`."""
 
     id: str
     collection: str
@@ -40,9 +40,9 @@ class Scene:
     cloud_cover: float | None
     assets: dict[str, Asset]
     product: str | None = None
-    """Href of the product metadata (XML), where the item has them."""
+    """Href of the product metadata (XML), if the item has them."""
     declared_offset: int | None = None
-    """What the item says must be added to its DN: often wrong, so it is compared and never simply followed."""
+    """Offset to add to DN by the item: often wrong, so it is compared and not simply followed."""
 
     @property
     def acquisition(self) -> tuple[str, str, str, int, str]:
