@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sgdata.rasters.dihedral import _turned
+from sgdata.rasters.dihedral import symmetric_copies
 from sgdata.types import Array
 
 CELLS = 8
@@ -50,7 +50,7 @@ def alike(looks: Array) -> list[tuple[int, int]]:
 
     values = looks.astype(np.float32) / _STEP
     # The mean over cells that symmetries map to each other is invariant: ten numbers per band.
-    orbit = np.min(_turned(np.arange(CELLS**2).reshape(1, CELLS, CELLS)), axis=0).ravel()
+    orbit = np.min(symmetric_copies(np.arange(CELLS**2).reshape(1, CELLS, CELLS)), axis=0).ravel()
     orbits, sizes = np.unique(orbit, return_counts=True)
     flat = values.reshape(*values.shape[:2], -1)
     # Weighted so that the distance of two is at most that of the pictures: no pair can be missed.
@@ -69,7 +69,7 @@ def alike(looks: Array) -> list[tuple[int, int]]:
 
 def _same(one: Array, other: Array) -> bool:
     """Return whether the best of the eight orientations has a small RMS difference in all bands and equal details."""
-    ways = np.stack(_turned(one))
+    ways = np.stack(symmetric_copies(one))
     missed = np.sqrt(((ways - other) ** 2).mean(axis=(2, 3))).max(axis=1)
     best = ways[missed.argmin()]
     details = [np.concatenate([np.diff(look, 2, axis=axis).ravel() for axis in (1, 2)]) for look in (best, other)]

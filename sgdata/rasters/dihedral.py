@@ -15,7 +15,7 @@ def hashes(image: Array) -> tuple[str, str]:
     A hash has 32 hexadecimal digits. Taking the smallest needs no canonical orientation, which would be undefined for
     symmetric images.
     """
-    each = [_hash(copy) for copy in _symmetric_copies(image)]
+    each = [_hash(copy) for copy in symmetric_copies(image)]
     return each[0], min(each)
 
 
@@ -31,6 +31,6 @@ def _hash(image: Array) -> str:
     return digest.hexdigest()
 
 
-def _symmetric_copies(image: Array) -> list[Array]:
+def symmetric_copies(image: Array) -> list[Array]:
     """Return the eight symmetric copies of a (C, H, W) image, itself first."""
     return [np.rot90(each, k, axes=(1, 2)) for each in (image, image[:, :, ::-1]) for k in range(4)]
