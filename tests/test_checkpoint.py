@@ -1,4 +1,4 @@
-"""Checkpoints of ours to the byte; foreign ones in every known layout, and those that must be refused."""
+"""Test checkpoints: equal bytes when saved again, every known layout of released files, and refused files."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_the_commit_is_this_checkouts_or_nothing() -> None:
 
 
 def fused(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As the repository had it for some months: one `to_qkv` layer."""
+    """Return weights with one `to_qkv` layer in each block, as the released code had for some months."""
     out = {}
     for name, tensor in state.items():
         if ".attn.q." in name:
@@ -198,7 +198,7 @@ def test_weights_of_other_precisions_fill_models_of_single_precision(dtype: torc
 
 
 def in_parts(state: dict[str, Tensor], folder: Path) -> None:
-    """As the hub's libraries save a large model."""
+    """Save weights in parts with an index, as the hub's libraries save large models."""
     folder.mkdir()
     names, parts = list(state), [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     for n, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""MoCo and SimCLR: losses by hand, the queue, exact resume; every row of the city's ledger through its program."""
+"""Test MoCo and SimCLR: losses worked out by hand, the queue, exact resume; run every row of the city's ledger."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_every_row_of_the_ledger_takes_two_steps(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["moco", "simclr"])
 def test_two_ranks_give_the_curve_of_one(method: str, folder: Path, tmp_path: Path) -> None:
-    """Without BatchNorm, whose figures are those of a rank."""
+    # A ViT has no BatchNorm, whose statistics would be those of one rank.
     vit = "model.options={ patch_size = 8, embed_dim = 16, depth = 2, num_heads = 2 }"
     settings = [*QUICK, "model.backbone=timm:vit_base_patch16_224", vit, "training.epochs=6"]
     curves = []

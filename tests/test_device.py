@@ -1,4 +1,4 @@
-"""What a GPU run asks of the host, told without a GPU: on the meta device every wait is an error or is seen."""
+"""Test without a GPU that a GPU run does not wait for its host: on the meta device a wait is an error or is noted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ META = torch.device("meta")
 
 
 class Waits(TorchDispatchMode):
-    """Notes each copy to the device for which the host would wait."""
+    """Note each copy to the device for which the host would wait."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The encoder: token order, visible-only embedding, blocks against torch's own, sizes, initialisation."""
+"""Test the encoder: token order, embedding of kept tokens, blocks against torch's own, sizes, initialisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The analytic count of FLOPs against the operations that torch counts."""
+"""Compare the analytic count of FLOPs with the operations that torch counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scene classification and change detection."""
+"""Test the models for scene classification and change detection."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ PREFIXES = {
 
 
 def body(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a backbone under the names of the library it comes from."""
+    """Return the weights of a backbone by the names of the library that it comes from."""
     root = f"backbone.{model.backbone.root}"  # type: ignore[union-attr]
     return {n.removeprefix(root): t.clone() for n, t in model.state_dict().items() if n.startswith(root)}
 

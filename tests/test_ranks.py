@@ -1,4 +1,4 @@
-"""Training on two processes against one: the same curve, the same files, a clear end when one is killed."""
+"""Compare training on two processes with one: equal curves and files, and one clear message when one is killed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SEGMENT = (
 def command(
     folder: Path, out: Path, *more: str, ranks: int, program: str = "pretrain", overrides: tuple[str, ...] = SETTINGS
 ) -> list[str]:
-    """The same words for any number of ranks, behind `python` or `torchrun`."""
+    """Return the command of a run on any number of ranks, behind `python` or `torchrun`."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     settings = [f"--set={text}" for text in overrides]
     places = ["--shards", str(folder), "--out", str(out), "--device=cpu", "--threads=1", "-q"]
@@ -173,7 +173,7 @@ def wait_for_steps(out: Path, count: int) -> None:
 
 
 def workers(launcher: int) -> list[int]:
-    """The rank processes below a torchrun, in order of rank."""
+    """Return the ids of the rank processes of a torchrun, in the order of ranks."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     found = {}
     for pid in children:

@@ -1,4 +1,4 @@
-"""Our models under timm's names, weights by path or hub, and the converter's report."""
+"""Test the models under timm's names, weights by path or from the hub, and the report of a conversion."""
 
 from __future__ import annotations
 
