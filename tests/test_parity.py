@@ -171,9 +171,9 @@ def swapped_norms(block: transformer.Block, x_NLD: Tensor) -> Tensor:
     return x_NLD + block.mlp(block.norm1(x_NLD))
 
 
-# What is wrong with the model: (where, name, what stands there instead).
+# Fault -> (module or class, name, value or function to put in its place).
 MUTANTS: dict[str, tuple[object, str, object]] = {
-    "epsilon of the framework": (encoder, "LAYER_NORM_EPS", 1e-5),
+    "epsilon of the framework": (transformer, "LAYER_NORM_EPS", 1e-5),
     "approximate GELU": (functional, "gelu", tanh_gelu),
     "GELU in half precision": (functional, "gelu", bfloat16_gelu),
     "positions off by one": (encoder, "positions", shifted_positions),
