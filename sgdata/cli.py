@@ -5,12 +5,12 @@ Exit codes are those of `sgdata.errors.ExitCode`.
 
 from __future__ import annotations
 
-import io
 import sys
 from typing import Annotated
 
 import typer
 
+from sgdata import terminal
 from sgdata.commands import builds, checks, datasets, publish, simulation
 from sgdata.errors import ExitCode, SgdataError
 
@@ -44,9 +44,7 @@ def root(
 
 def main() -> None:
     """Run the `sgdata` command; an SgdataError becomes one line on stderr and exit code 2."""
-    # File names may have characters that the terminal's encoding lacks.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    terminal.clean_output()
     try:
         app()
     except SgdataError as error:

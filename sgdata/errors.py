@@ -35,12 +35,15 @@ class SgdataError(Exception):
     """Base class: a one-line message with what is wrong, the value, what was expected and what to do.
 
     Line breaks and other control characters, which come with names and messages of foreign files and libraries, are
-    replaced: a message is one line, and cannot move the cursor of a terminal.
+    replaced: a message is one line, and cannot move the cursor of a terminal. Secrets in addresses are removed, since
+    messages also go to logs, quarantine lists and locks.
     """
 
     def __init__(self, message: object = "") -> None:
         """Take a message on one line or several."""
-        text = re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+\s*", " ", str(message)).strip()
+        from sgdata import urls
+
+        text = re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+\s*", " ", urls.redact(str(message))).strip()
         super().__init__(re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: ascii(match[0])[1:-1], text))
 
 

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 T = TypeVar("T")
 log = logging.getLogger("sgdata")
@@ -19,7 +19,7 @@ def track(items: Iterable[T], *, label: str, total: int) -> Iterator[T]:
     if not log.isEnabledFor(logging.INFO):
         yield from items
     # A bar redraws one line, which only a terminal can show.
-    elif sys.stderr.isatty():
+    elif _terminal().isatty():
         yield from _bar(items, label, total)
     else:
         yield from _lines(items, label, total)
@@ -31,8 +31,14 @@ def _bar(items: Iterable[T], label: str, total: int) -> Iterator[T]:
 
     # transient: remove the bar at the end, so that the output path is the last line on the screen.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(file=_terminal()), transient=True) as progress:
         yield from progress.track(items, total=total, description=label)
+
+
+def _terminal() -> TextIO:
+    """Return stderr as it was before `terminal.clean_output`: a bar needs control characters and has no names."""
+    stream: TextIO = getattr(sys.stderr, "stream", sys.stderr)
+    return stream
 
 
 def _lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:

@@ -5,7 +5,6 @@ Exit codes are those of `sgdata.errors.ExitCode`. Heavy imports are inside the c
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import re
@@ -18,7 +17,7 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from sgdata import files
+from sgdata import files, terminal
 from sgdata.errors import ExitCode, SettingError, SgdataError
 from sgmodel import recipe_files
 from sgmodel.train.program import Loaders, Program, ProgramName
@@ -51,9 +50,7 @@ def new_app(*, no_args_is_help: bool = False) -> typer.Typer:
 
 def run(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = None) -> None:
     """Run an app and exit; an SgdataError becomes one line on stderr and exit code 2."""
-    # File names may hold characters that the encoding of the terminal lacks.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    terminal.clean_output()
     try:
         app(args=argv, prog_name=name)
     except SgdataError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from sgdata import catalog, files, pool
+from sgdata import catalog, files, pool, urls
 from sgdata.builds import cut
 from sgdata.composite import cloud_masks, rules
 from sgdata.errors import SettingError
@@ -181,8 +181,10 @@ def check(recipe: BuildRecipe) -> None:
 
 
 def resolved(recipe: BuildRecipe, lattice: Grid) -> BuildRecipe:
-    """Return the recipe with its area as a grid, as it is hashed and written to the output."""
-    return replace(recipe, area=aoi.Area(grid=lattice, gsd_m=lattice.gsd_m))
+    """Return the recipe as it is written and hashed: its area as data, its addresses without secrets."""
+    stac, tokens = (urls.without_secrets(url) for url in (recipe.source.stac, recipe.source.tokens))
+    source = replace(recipe.source, stac=stac, tokens=tokens)
+    return replace(recipe, area=aoi.Area(grid=lattice, gsd_m=lattice.gsd_m), source=source)
 
 
 def assets(recipe: BuildRecipe) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 
-from sgdata import files, progress
+from sgdata import files, progress, urls
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets
 from sgdata.composite import clear_masks, cloud_masks, scene_staging, staging
 from sgdata.composite.scene_staging import SceneRequest, StagedScene
@@ -176,6 +176,7 @@ def scene_request(scene: Scene, recipe: BuildRecipe, lattice: Grid, paths: Build
             kernel=kernel,
             tokens=_tokens(recipe, scene, asset.href),
         )
+    hrefs = [asset.href for asset in available.values()] + [located.product or ""]
     product = located.product if offsets.states_offset(scene.baseline) else None
     return SceneRequest(
         id=scene.id,
@@ -184,6 +185,7 @@ def scene_request(scene: Scene, recipe: BuildRecipe, lattice: Grid, paths: Build
         windows=windows,
         product=product,
         tokens=_tokens(recipe, scene, product or ""),
+        signed=tuple(full for href in hrefs if (full := urls.recall(href)) != href),
     )
 
 

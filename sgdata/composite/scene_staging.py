@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
 
+from sgdata import urls
 from sgdata.composite import staging
 from sgdata.rasters import grid
 from sgdata.scenes import offsets, product_metadata
@@ -46,6 +47,8 @@ class SceneRequest:
     """One scene to stage: its overpass, its day (since 1970) and the windows to read by band.
 
     `product` is the address of the product metadata with the offset, `tokens` the service that signs that address.
+    `signed` are the addresses with the secrets of the catalogue, for a worker in another process; they are never
+    written.
     """
 
     id: str
@@ -54,6 +57,7 @@ class SceneRequest:
     windows: dict[str, staging.WindowRequest]
     product: str | None = None
     tokens: str = ""
+    signed: tuple[str, ...] = field(default=(), repr=False)
 
 
 def stage_scene(request: SceneRequest, *, lattice: Grid) -> tuple[StagedScene, offsets.Evidence]:
@@ -65,6 +69,8 @@ def stage_scene(request: SceneRequest, *, lattice: Grid) -> tuple[StagedScene, o
 
 def stage_files(request: SceneRequest) -> StagedScene:
     """Stage a scene's windows without testing its offset. Raises SourceError."""
+    for url in request.signed:
+        urls.remember(url)
     staged = dict(zip(request.windows, _readers().map(staging.stage, request.windows.values()), strict=True))
     return StagedScene(id=request.id, overpass=request.overpass, day=request.day, offset=0, files=staged)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sgdata import files
+from sgdata import files, urls
 from sgdata.errors import OutputError, SourceError
 from sgdata.rasters import grid
 from sgdata.types import Array, Bounds, Grid, Window
@@ -85,7 +85,7 @@ def opened(href: str) -> Iterator[DatasetReader]:
         with rasterio.Env(**READING), rasterio.open(href) as dataset:
             yield dataset
     except (RasterioError, CPLE_BaseError) as error:
-        shown = href.partition("?")[0]  # without the signature, which is confidential
+        shown = urls.without_secrets(href)
         reason = " ".join(str(error.__cause__ or error).split()).replace(href, shown)
         raise SourceError(f"{shown}: cannot be read: {reason:.200}; fetch it again or leave it out") from error
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog, files, verification
+from sgdata import catalog, files, urls, verification
 from sgdata.audits import findings
 from sgdata.builds import patch_table
 from sgdata.datasets import cards
@@ -34,6 +34,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
 VERSION = re.compile(r"[0-9]+(\.[0-9]+){0,2}([a-z0-9.-]{1,20})?")
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
 PREVIEWS, PREVIEW_PX = 16, 96
+BINARY = frozenset({".tar", ".parquet", ".png"})
 RECIPE_OF_BUILD = "build-recipe.toml"
 _COLUMNS = ("key", "split", "shard", "west", "south", "east", "north", "crs", "date", "labels")
 
@@ -144,10 +145,23 @@ def _assemble(
     for part, (licence, notice) in shipped.terms.items():
         files.write(folder / "LICENSES" / f"{part}.txt", f"{licence}\n\n{notice}\n".encode())
     files.write(folder / "LICENSES" / "files.tsv", "".join(_licences(folder, shipped)).encode())
+    _refuse_secrets(folder)
     files.write_sums(folder)
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return report
+
+
+def _refuse_secrets(folder: Path) -> None:
+    """Raise OutputError if a document of a release has an address with a signature, a token or a password."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix not in BINARY and path.is_file():
+            for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+                if urls.has_secrets(line):
+                    raise OutputError(
+                        f"{path.relative_to(folder)}: line {number} has an address with a signature, a token or a "
+                        "password, which a release would publish; plan and build again with this version"
+                    )
 
 
 def _copy(source: Path, target: Path) -> None:

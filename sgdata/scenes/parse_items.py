@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdata import catalog
+from sgdata import catalog, urls
 from sgdata.errors import SourceError
 from sgdata.scenes.types import Asset, Scene
 from sgdata.sentinel2 import MSI
@@ -166,7 +166,8 @@ def _asset(item: pystac.Item, key: str, root: str) -> Asset:
     band = (fields.get("raster:bands") or fields.get("bands") or [{}])[0]
     transform, shape = fields.get("proj:transform"), fields.get("proj:shape")
     return Asset(
-        href=href,
+        # Documents that outlive this run must not have what opens the file.
+        href=urls.remember(href),
         crs=_crs(fields),
         transform=tuple(float(value) for value in transform[:6]) if transform else None,
         shape=(shape[0], shape[1]) if shape else None,

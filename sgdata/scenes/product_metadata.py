@@ -6,6 +6,7 @@ import logging
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+from sgdata import urls
 from sgdata.errors import SourceError
 from sgdata.scenes import signing
 
@@ -68,7 +69,9 @@ def _content(href: str, tokens: str) -> bytes | None:
                 answer.raise_for_status()
                 content = answer.raw.read(LARGEST_BYTES + 1, decode_content=True)
     except (OSError, requests.RequestException) as error:
-        log.warning("%s: product metadata cannot be read (%.80s): baseline and pixels decide", href, error)
+        log.warning(
+            "%s: product metadata cannot be read (%.80s): baseline and pixels decide", href, urls.redact(str(error))
+        )
         return None
     if len(content) > LARGEST_BYTES:
         raise SourceError(f"{href}: more than {LARGEST_BYTES} bytes, expected product metadata; leave the scene out")

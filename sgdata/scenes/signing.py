@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cache
 from urllib.parse import urlsplit
 
-from sgdata import retry
+from sgdata import retry, urls
 from sgdata.errors import ServiceError
 
 PLANETARY_COMPUTER = "https://planetarycomputer.microsoft.com/api/sas/v1/token"
@@ -26,19 +26,19 @@ def service(provider: str, href: str) -> str:
 
 
 def signed(href: str, tokens: str, *, failed: str = "") -> str:
-    """Return a URL with a valid token.
+    """Return `href` with a valid token of the service `tokens`, or with the secrets that its catalogue gave it.
 
     Args:
-        href: URL or path of the file.
-        tokens: URL of the token service; '' leaves `href` unchanged.
-        failed: signed URL that was refused, whose token is not used again.
+        href: Address without secrets.
+        tokens: Token service; "" for none.
+        failed: Signed address that was refused, whose token is not used again.
 
     Raises:
-        ServiceError: the service returns no token.
+        ServiceError: The service gives no token.
     """
+    if not _belongs(href, tokens):
+        return urls.recall(href)
     parts = urlsplit(href)
-    if not tokens or parts.scheme not in {"http", "https"} or "sig=" in parts.query:
-        return href
     # In Azure's URLs the account is the first part of the host, the container the first folder.
     account, container = (parts.hostname or "").split(".")[0], parts.path.split("/")[1]
     url = f"{tokens.rstrip('/')}/{account}/{container}"
@@ -50,6 +50,15 @@ def signed(href: str, tokens: str, *, failed: str = "") -> str:
         if until - time.time() < SPARE_S or failed.endswith(token):
             until, token = tokens_by_url[url] = _request_token(url)
     return f"{href}{'&' if parts.query else '?'}{token}"
+
+
+def _belongs(href: str, tokens: str) -> bool:
+    """Return whether the tokens of a service are for the host of `href`: a store of Azure, or the service's own."""
+    parts = urlsplit(href)
+    if not tokens or parts.scheme not in {"http", "https"}:
+        return False
+    host = parts.hostname or ""
+    return host.endswith(STORE) or host == urlsplit(tokens).hostname
 
 
 @cache

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sgdata import file_names, files, retry
+from sgdata import file_names, files, retry, urls
 from sgdata.errors import SourceError
 
 MARK = "remote.json"
@@ -84,6 +84,8 @@ def mirror(url: str, cache: Path, *, cache_gb: float, stall_s: float = 60.0) -> 
         OutputError: the mirror cannot be written.
     """
     remote = _RemoteFolder(url, stall_s)
+    url = urls.remember(url)
+    # Without secrets, so that the cache neither has them nor depends on them.
     folder = cache / files.sha256(url.encode())[:16]
     sums = files.parse_sums(remote.whole(files.SUMS), f"{url}/{files.SUMS}")
     for name in (files.INDEX, files.CONTRACT):
@@ -109,7 +111,7 @@ class _RemoteFolder:
             self._files, self._root = fsspec.core.url_to_fs(url.rstrip("/"))
         except (ValueError, ImportError, OSError) as error:  # no such protocol, or its package is not installed
             raise SourceError(f"{url}: cannot be opened: {error}") from None
-        self._url, self._stall = url.rstrip("/"), stall_s
+        self._url, self._stall = urls.without_secrets(url).rstrip("/"), stall_s
 
     def whole(self, name: str) -> bytes:
         """Fetch a file. Raises SourceError."""
@@ -147,7 +149,7 @@ class _RemoteFolder:
         """Return the bytes or the exception of each span; asynchronous file systems fetch many at a time."""
         # Only asynchronous file systems, which include all network protocols, have a timeout.
         timeout = {"timeout": self._stall} if self._files.async_impl else {}
-        paths = [f"{self._root}/{span.tar}" for span in spans]
+        paths = [urls.joined(self._root, span.tar) for span in spans]
         starts, stops = [span.start for span in spans], [span.stop or None for span in spans]
         try:
             contents: list[Any] = self._files.cat_ranges(paths, starts, stops, on_error="return", **timeout)
@@ -162,7 +164,7 @@ class Ranged:
     def __init__(self, folder: Path) -> None:
         """Open a folder made by `mirror`. Raises SourceError."""
         mark = json.loads((folder / MARK).read_bytes())
-        self._remote, self._url = _RemoteFolder(mark["url"], mark["stall_s"]), mark["url"]
+        self._remote, self._url = _RemoteFolder(urls.recall(mark["url"]), mark["stall_s"]), mark["url"]
         self._cache = _RingCache(folder, mark["bytes"])
 
     def contents(self, spans: Sequence[Span]) -> list[memoryview]:
