@@ -457,3 +457,18 @@ def test_the_command_needs_nothing_but_the_folder(released: Path, tmp_path: Path
     (tmp_path / "copy/.extra").write_text("")
     done = CliRunner().invoke(app, ["verify", str(tmp_path / "copy")])
     assert (done.exit_code, done.stdout) == (3, ".extra: not listed\n")
+
+
+@pytest.mark.parametrize(
+    "href", ["https://h.example/B02.tif?se=2024-01-02&sig=CANARY", "https://user:CANARY@h.example/B02.tif"]
+)
+def test_signed_addresses_are_not_released(made: Path, tmp_path: Path, href: str) -> None:
+    build = shutil.copytree(made / "build", tmp_path / "build")
+    planned = lock.read(build / lock.NAME)
+    signed = replace(planned.items[0], scene=replace(planned.items[0].scene, assets={"B02": Asset(href=href)}))
+    lock.write(build / lock.NAME, replace(planned, items=(signed, *planned.items[1:])))
+    files.write_sums(build)
+    with pytest.raises(OutputError, match="a signature, a token or a password") as caught:
+        release(order(made, tmp_path / "out", build=build))
+    assert "CANARY" not in str(caught.value)
+    assert not list((tmp_path / "out").glob("tiny*"))
