@@ -47,9 +47,9 @@ class TransientError(Exception):
 class BusyError(TransientError):
     """An HTTP response with a status in TRANSIENT_STATUS; a `Retry-After` header gives the shortest wait."""
 
-    def __init__(self, answer: requests.Response) -> None:
-        """Store the response."""
-        super().__init__(f"answers {answer.status_code} {answer.reason}", wait_s=retry_after_s(answer))
+    def __init__(self, answer: requests.Response, *, clock: Callable[[], float] = time.time) -> None:
+        """Store the response; `clock` as in `retry_after_s`."""
+        super().__init__(f"answers {answer.status_code} {answer.reason}", wait_s=retry_after_s(answer, clock=clock))
         self.answer = answer
 
 

@@ -31,6 +31,12 @@ ELEMENTS: list[dict[str, Any]] = [
 ]
 WHOLE = json.dumps({"osm3s": {"timestamp_osm_base": "2020-04-01T00:00:00Z"}, "elements": ELEMENTS}).encode()
 PART = json.dumps({"elements": ELEMENTS[:3], "remark": "runtime error: Query timed out in query"}).encode()
+HEAVY = json.dumps({"elements": [], "remark": "runtime error: Query run out of memory using about 2048 MB."}).encode()
+BUSY = json.dumps(
+    {"elements": [], "remark": "runtime error: open64: 0 Success Dispatcher_Client::timeout. The server is too busy."}
+).encode()
+NO_HISTORY = json.dumps({"elements": [], "remark": "runtime error: this database has no attic data"}).encode()
+RUNNING = b"<html><p>Error</p>: runtime error: open64: 0 Success Dispatcher_Client::duplicate_query </html>"
 SHORT = json.dumps({"elements": ELEMENTS[:3]}).encode()
 
 
@@ -118,7 +124,7 @@ def test_a_busy_server_is_asked_again_when_it_says(server: Server, tmp_path: Pat
 @pytest.mark.parametrize(
     ("status", "content", "complaint"),
     [
-        (200, PART, "a part only, the server remarks 'runtime error: Query timed out"),
+        (200, BUSY, "a part only, the server remarks 'runtime error: open64.*too busy"),
         (200, SHORT, "a part only, 2 of 5 elements"),
         (200, b"<html>The server is probably too busy</html>", "begins with b'<html>The server"),
         (200, b"", "begins with b''"),
@@ -141,8 +147,71 @@ def test_a_server_that_stays_wrong_is_an_error_and_leaves_nothing(
 
 
 def test_a_partial_answer_once_is_asked_again(server: Server, tmp_path: Path) -> None:
-    server.script = [(200, {}, PART), (0, {}, WHOLE)]
+    server.script = [(200, {}, SHORT), (0, {}, WHOLE)]
     assert gzip.decompress(fetch(server, tmp_path)[0].read_bytes()) == WHOLE
+
+
+@pytest.mark.parametrize("answer", [(200, {}, PART), (200, {}, HEAVY), (504, {}, RUNNING), (200, {}, RUNNING)])
+def test_a_query_that_asks_for_too_much_is_halved_at_once_and_stays_halved(
+    server: Server, tmp_path: Path, answer: tuple[int, dict[str, str], bytes]
+) -> None:
+    server.script = [answer, answer]
+    pauses: list[float] = []
+    paths = fetch(server, tmp_path, pauses)
+    boxes = [query.partition("[bbox:")[2].partition("]")[0] for query in server.asked]
+    whole, south, quarter, other, north = boxes
+    assert whole == "48.100000,11.500000,48.200000,11.600000"
+    assert (south, north) == ("48.100000,11.500000,48.150000,11.600000", "48.150000,11.500000,48.200000,11.600000")
+    # The half is wider than high on the ground.
+    assert (quarter, other) == ("48.100000,11.500000,48.150000,11.550000", "48.100000,11.550000,48.150000,11.600000")
+    assert pauses == []
+    # What was halved once is not asked for as a whole again, by a later run or without a network.
+    assert [fetch(server, tmp_path), fetch(server, tmp_path, offline=True)] == [paths, paths]
+    assert len(server.asked) == 5
+    found = osm_features.read_files(paths, AREA, RULES)
+    assert found.counts == {"outside": 0, "polygons": 1}
+
+
+def test_a_query_that_is_too_large_however_small_is_an_error_with_the_reason(server: Server, tmp_path: Path) -> None:
+    server.script = [(200, {}, PART)] * 100
+    with pytest.raises(ServiceError, match="Query timed out.*also for a box of 48.1"):
+        fetch(server, tmp_path)
+    assert len(server.asked) == overpass.MOST_HALVINGS + 1
+
+
+def test_a_gateway_that_times_out_at_every_try_halves_the_query(server: Server, tmp_path: Path) -> None:
+    server.script = [(504, {}, b"<html>Gateway Timeout</html>")] * 3
+    assert len(fetch(server, tmp_path)) == 2
+
+
+def test_waits_for_a_slot_begin_at_half_a_minute_and_double(server: Server, tmp_path: Path) -> None:
+    server.script = [(429, {}, b""), (429, {}, b"")]
+    pauses: list[float] = []
+    fetch(server, tmp_path, pauses)
+    assert pauses == [30, 60]
+
+
+def test_a_date_of_retry_after_is_read_by_the_clock_given(server: Server, tmp_path: Path) -> None:
+    server.script = [(503, {"Retry-After": "Thu, 01 Jan 1970 00:01:00 GMT"}, b"")]
+    pauses: list[float] = []
+    fetch(server, tmp_path, pauses, clock=lambda: 20.0)
+    assert pauses == [40]
+
+
+def test_a_server_without_history_says_so_and_is_not_asked_again(server: Server, tmp_path: Path) -> None:
+    server.script = [(200, {}, NO_HISTORY)]
+    with pytest.raises(ServiceError, match="this database has no attic data"):
+        fetch(server, tmp_path)
+    assert len(server.asked) == 1
+    assert not list(tmp_path.glob("*.json.gz"))
+
+
+def test_the_user_agent_has_a_contact(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGDATA_CONTACT", "someone@example.org")
+    fetch(server, tmp_path)
+    assert server.agents[0].endswith("(+someone@example.org)")
+    monkeypatch.delenv("SGDATA_CONTACT")
+    assert "https://" in overpass.Service().user_agent
 
 
 def test_a_refused_query_is_not_repeated(server: Server, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Overpass: ask for the features of an area as of a date, keep each raw answer, prove it whole (edge).
 
 A server that runs out of time answers with status 200 and a part of the data; a busy one answers with an HTML
-page. Neither is ever taken for the whole: each query first asks for the count of what it then asks for.
+page. Neither is ever taken for the whole: each query first asks for the count of what it then asks for. A query for
+which the server lacks time or memory is halved, since the same query again would fail again, or be refused as one that
+is still running; a busy server is asked again; any other refusal is final.
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,28 @@ KEY_GROUPS = (
 TILE_KM = 20  # at most 400 km2 a query
 KM_PER_DEGREE = 111.32
 RETRY = retry.RetryPolicy(tries=5, wait_s=5)
+LIMIT_WAIT_S = 30.0
+"""First wait after 429 (Too Many Requests) without Retry-After; it doubles. A slot is seldom free earlier."""
+MOST_HALVINGS = 6
+"""How often a query is halved: from 400 km2 down to 6 km2."""
+TOO_LARGE = re.compile("timed out|out of memory|duplicate_query", re.IGNORECASE)
+TOO_BUSY = re.compile("too busy|overcrowded|Dispatcher_Client|rate_limited", re.IGNORECASE)
+BBOX = re.compile(r"\[bbox:([^\]]*)\]")
+
+
+class TooLargeError(Exception):
+    """A query for which the server lacks time or memory."""
+
+
+def user_agent() -> str:
+    """Return the User-Agent header: the program and a contact, as operators of public servers ask for.
+
+    The environment variable SGDATA_CONTACT gives the address of the person who runs it.
+    """
+    from importlib.metadata import version
+
+    contact = os.environ.get("SGDATA_CONTACT", "https://pypi.org/project/sgdata/")
+    return f"sgdata/{version('sgdata')} (+{contact})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +68,7 @@ class Service:
     timeout_s: int = 180
     maxsize: int = 1 << 29
     policy: retry.RetryPolicy = RETRY
-    user_agent: str = "sgdata (builds Sentinel-2 datasets)"
+    user_agent: str = field(default_factory=user_agent)
 
 
 def fetch(
@@ -55,23 +80,61 @@ def fetch(
     service: Service,
     offline: bool = False,
     sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.time,
 ) -> list[Path]:
-    """Paths of the raw answers (`overpass-<hash of query>.json.gz` in `store`) that cover `area`; those there stay.
+    """Return the paths of raw answers that cover an area, from `store` or the server.
 
-    `date` is YYYY-MM-DD or an ISO time in UTC. Raises SettingError (no such date), ServiceError (refused,
-    unreachable, or only part of an answer after all tries), SourceError (offline and not stored).
+    Args:
+        area: shapely polygon in WGS84.
+        rules: say which tags are needed.
+        date: YYYY-MM-DD, or an ISO time in UTC.
+        store: folder that keeps the answers, as `overpass-<hash of query>.json.gz`.
+        service: the server.
+        offline: use stored answers only.
+        sleep: waits so many seconds; tests replace it.
+        clock: seconds since 1970; tests replace it.
+
+    Raises:
+        SettingError: `date` is malformed.
+        ServiceError: the server refuses, cannot be reached, or gave only part of an answer at all tries.
+        SourceError: offline, and an answer is not stored.
     """
-    paths = []
-    for query in queries(area, rules, date=date, service=service):
+
+    def covering(query: str, halvings: int) -> Iterator[Path]:
         path = store / f"overpass-{files.sha256(query.encode())[:16]}.json.gz"
-        if not path.is_file():
+        halved = path.with_name(path.name.replace(".json.gz", ".halved"))
+        if not path.is_file() and not halved.is_file():
             if offline:
                 raise SourceError(f"{path}: no stored answer for this area, date and tag table; run without --offline")
-            content = _download(query, service, sleep)
+            try:
+                files.write(path, gzip.compress(_download(query, service, sleep, clock), mtime=0))
+            except TooLargeError as error:
+                if halvings == MOST_HALVINGS:
+                    raise ServiceError(
+                        f"{service.url}: {error!s:.300}, also for a box of {BBOX.findall(query)[0]}; try later, or "
+                        "another --osm source"
+                    ) from None
+                files.write(halved, f"{error}\n".encode())
             files.write(path.with_name(path.name.replace(".json.gz", ".overpassql")), query.encode())
-            files.write(path, gzip.compress(content, mtime=0))
-        paths.append(path)
-    return paths
+        if path.is_file():
+            yield path
+        else:
+            for half in halves(query):
+                yield from covering(half, halvings + 1)
+
+    return [path for query in queries(area, rules, date=date, service=service) for path in covering(query, halvings=0)]
+
+
+def halves(query: str) -> list[str]:
+    """Return the query for each half of its box, cut across the longer side."""
+    south, west, north, east = (float(value) for value in BBOX.findall(query)[0].split(","))
+    if (east - west) * math.cos(math.radians((south + north) / 2)) > north - south:
+        middle = (west + east) / 2
+        boxes = [(south, west, north, middle), (south, middle, north, east)]
+    else:
+        middle = (south + north) / 2
+        boxes = [(south, west, middle, east), (middle, west, north, east)]
+    return [BBOX.sub(f"[bbox:{','.join(f'{value:.6f}' for value in box)}]", query, count=1) for box in boxes]
 
 
 def queries(area: Any, rules: tag_rules.RuleTable, *, date: str, service: Service) -> list[str]:
@@ -112,19 +175,39 @@ def tiles(bounds: Sequence[float]) -> list[tuple[float, float, float, float]]:
     return [(x[i], y[j], x[i + 1], y[j + 1]) for j in range(rows) for i in range(cols)]
 
 
-def _download(query: str, service: Service, sleep: Callable[[float], None]) -> bytes:
-    """Return the raw, complete answer to one query. Raises ServiceError."""
+def _download(query: str, service: Service, sleep: Callable[[float], None], clock: Callable[[], float]) -> bytes:
+    """Return the raw, complete answer to one query. Raises ServiceError, and TooLargeError as `_request` does."""
+    limited = 0
+
+    def attempt() -> bytes:
+        nonlocal limited
+        try:
+            return _request(query, service, clock)
+        except retry.BusyError as error:
+            if error.answer.status_code == 429:
+                error.wait_s = error.wait_s or LIMIT_WAIT_S * 2**limited
+                limited += 1
+            raise
+
     try:
-        return retry.call(lambda: _request(query, service), service.policy, sleep=sleep)
+        return retry.call(attempt, service.policy, sleep=sleep)
     except retry.TransientError as error:
+        if isinstance(error, retry.BusyError) and error.answer.status_code == 504:
+            raise TooLargeError(str(error)) from None  # a gateway in front of the server ran out of time
         tries = service.policy.tries
         raise ServiceError(
             f"{service.url}: {error!s:.300} ({tries} tries); try later, or another --osm source"
         ) from None
 
 
-def _request(query: str, service: Service) -> bytes:
-    """Send a query once. Raises TransientError where another try may help, else ServiceError."""
+def _request(query: str, service: Service, clock: Callable[[], float]) -> bytes:
+    """Send a query once.
+
+    Raises:
+        TransientError: the server is busy or its answer incomplete; the same query again may succeed.
+        TooLargeError: the server lacks time or memory for the query.
+        ServiceError: any other refusal.
+    """
     import requests
 
     try:
@@ -134,18 +217,26 @@ def _request(query: str, service: Service) -> bytes:
             headers={"User-Agent": service.user_agent},
             timeout=(30, service.timeout_s + 30),
         )
+    except requests.ReadTimeout as error:
+        raise TooLargeError(f"no answer in {service.timeout_s + 30} s: {error}") from None
     except requests.RequestException as error:
         raise retry.TransientError(f"cannot be reached: {error}") from None
+    page = "" if answer.content.startswith(b"{") else re.sub(r"<[^>]*>|\s+", " ", answer.text[:20_000]).strip()
+    if answer.status_code == 200:
+        try:
+            answer_of(answer.content, service.url)
+            return answer.content
+        except SourceError as error:
+            reason = str(error).removeprefix(f"{service.url}: ")
+    else:
+        reason = f"answers {answer.status_code} {answer.reason}: {page[-200:]}"
+    if TOO_LARGE.search(f"{reason} {page}"):
+        raise TooLargeError(reason)
     if answer.status_code in retry.TRANSIENT_STATUS:
-        raise retry.BusyError(answer)
-    if answer.status_code != 200:
-        text = re.sub(r"<[^>]*>|\s+", " ", answer.text).strip()[-200:]
-        raise ServiceError(f"{service.url}: answers {answer.status_code} {answer.reason}: {text}")
-    try:
-        answer_of(answer.content, service.url)
-    except SourceError as error:
-        raise retry.TransientError(str(error).removeprefix(f"{service.url}: ")) from None
-    return answer.content
+        raise retry.BusyError(answer, clock=clock)
+    if answer.status_code == 200 and ("the server remarks" not in reason or TOO_BUSY.search(reason)):
+        raise retry.TransientError(reason)
+    raise ServiceError(f"{service.url}: {reason}")
 
 
 # --- answers -------------------------------------------------------------------------------
