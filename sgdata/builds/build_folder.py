@@ -16,6 +16,7 @@ from sgdata.errors import OutputError, SourceError
 from sgdata.file_names import file_name
 from sgdata.rasters import geotiff, grid
 from sgdata.scenes import aoi, lock, stac_item
+from sgdata.scenes.types import UNREADABLE, reasons
 from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Grid, LabelSpace, Window
 
@@ -89,6 +90,12 @@ def holes(folder: Path) -> str:
         raise SourceError(f"{folder / USAGE}: nodata_pixels or nodata_share is no number; build it again")
     share = f"{pixels:,} pixels ({share_of_all:.3%})"
     return f"{share} were never seen clear and hold no data; widen --dates" if pixels else ""
+
+
+def unreadable(folder: Path) -> str:
+    """Describe the scenes that the build left out because files could not be read; "" if there are none."""
+    dropped = [one for one in lock.read(folder).dropped if one.reason.startswith(UNREADABLE)]
+    return f"{len(dropped)} scenes were left out, unreadable: {reasons(dropped)}" if dropped else ""
 
 
 def write_labels(

@@ -42,12 +42,15 @@ class Source:
         collection: collection of the catalogue.
         level: product level.
         tokens: URL of a service that signs the URLs of files; that of Planetary Computer is built in.
+        max_unusable_share: share of the scenes of the needed tiles that a build may do without because their items lack
+            what is needed or their files cannot be read; above it the run stops.
     """
 
     stac: str
     collection: str
     level: Level
     tokens: str = ""
+    max_unusable_share: float = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
+from typing import TypeVar
 
 from sgdata import files, progress, urls
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets
@@ -14,13 +15,18 @@ from sgdata.composite import clear_masks, cloud_masks, scene_staging, staging
 from sgdata.composite.scene_staging import SceneRequest, StagedScene
 from sgdata.errors import SettingError, SourceError
 from sgdata.file_names import file_name
-from sgdata.scenes import lock, offsets, search, signing
+from sgdata.scenes import lock, offsets, search, signing, types
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Asset, Dropped, Scene
 from sgdata.sentinel2 import MSI
 from sgdata.types import Grid
 
 log = logging.getLogger("sgdata")
+
+T = TypeVar("T")
+
+LOST_NAMED, LOST_AT_ONCE = 20, 4
+"""Scenes that may be lost before a build stops early: after some were read, and if none was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +49,25 @@ def fetch_scenes(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> tuple
         The lock with offsets and pixel hashes, without the scenes that were dropped; and its scenes, staged.
 
     Raises:
-        SourceError: a file cannot be read, or differs from its item or the lock; an offset cannot be decided.
+        SourceError: more scenes than the recipe allows have files that cannot be read or differ from their items; a
+            window differs from the lock; an offset cannot be decided.
     """
-    candidates = stage_masks(recipe, planned, paths)
-    dropped: list[Dropped] = []
+    masks = stage_masks(recipe, planned, paths)
+    candidates = [one for one in masks if isinstance(one, Candidate)]
+    dropped = [one for one in masks if isinstance(one, Dropped)]
     while pending := select(recipe, planned.grid, candidates, paths):
-        staged = stage_bands(recipe, planned.grid, pending, paths)
-        decided = {candidate.scene.id: decide_offset(recipe, candidate) for candidate in staged}
+        staged = stage_bands(recipe, planned, pending, paths)
+        decided = {
+            scene_id: one if isinstance(one, Dropped) else decide_offset(recipe, one) for scene_id, one in staged
+        }
         current = [decided.get(candidate.scene.id, candidate) for candidate in candidates]
         candidates = [one for one in current if isinstance(one, Candidate)]
-        without_offset = [one for one in current if isinstance(one, Dropped)]
-        dropped += without_offset
+        new = [one for one in current if isinstance(one, Dropped)]
+        dropped += new
         # Without the dropped scenes others may matter; if none was dropped, the selection stays as it is.
-        if not without_offset:
+        if not new:
             break
+    check_lost(recipe, len(planned.items) - len(types.lost(dropped)), (*planned.dropped, *dropped))
     if not candidates:
         count = len(planned.items)
         raise SourceError(f"all {count} scenes show too few clear pixels to test offsets; widen dates or area")
@@ -68,17 +79,23 @@ def fetch_scenes(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> tuple
 # --- four steps ----------------------------------------------------------------------------
 
 
-def stage_masks(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> list[Candidate]:
-    """Return a candidate for each item, its mask layer staged where the selection needs it."""
-    requests = [scene_request(item.scene, recipe, planned.grid, paths) for item in planned.items]
+def stage_masks(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> list[Candidate | Dropped]:
+    """Return a candidate for each item, its mask layer staged where the selection needs it, or the item dropped."""
+    requests = [
+        replace(scene_request(item.scene, recipe, planned.grid, paths), required=bool(item.windows))
+        for item in planned.items
+    ]
     if _selects(recipe):
         peeks = [replace(r, windows={b: w for b, w in r.windows.items() if b == recipe.mask.asset}) for r in requests]
-        runs = paths.run(scene_staging.stage_files, peeks)
-        scenes = list(progress.track(runs, label="mask layers", total=len(peeks)))
+        runs = progress.track(paths.run(scene_staging.stage_files, peeks), label="mask layers", total=len(peeks))
+        scenes = list(_limited(recipe, planned, runs))
     else:
         scenes = [scene_staging.stage_files(replace(request, windows={})) for request in requests]
     triples = zip(planned.items, requests, scenes, strict=True)
-    return [Candidate(item=item, request=request, scene=scene) for item, request, scene in triples]
+    return [
+        scene if isinstance(scene, Dropped) else Candidate(item=item, request=request, scene=scene)
+        for item, request, scene in triples
+    ]
 
 
 def select(recipe: BuildRecipe, lattice: Grid, candidates: list[Candidate], paths: BuildPaths) -> list[Candidate]:
@@ -96,17 +113,24 @@ def select(recipe: BuildRecipe, lattice: Grid, candidates: list[Candidate], path
 
 
 def stage_bands(
-    recipe: BuildRecipe, lattice: Grid, candidates: list[Candidate], paths: BuildPaths
-) -> Iterator[Candidate]:
-    """Yield the candidates in order with all windows staged, the offset tested, and the offset to expect."""
-    task = partial(scene_staging.stage_scene, lattice=lattice)
+    recipe: BuildRecipe, planned: Lock, candidates: list[Candidate], paths: BuildPaths
+) -> Iterator[tuple[str, Candidate | Dropped]]:
+    """Yield id and candidate in order with all windows staged, the offset tested, and the offset to expect.
+
+    A scene of which a file cannot be used is dropped.
+    """
+    task = partial(scene_staging.stage_scene, lattice=planned.grid)
     runs = paths.run(task, [candidate.request for candidate in candidates])
-    staged = progress.track(runs, label="scenes", total=len(candidates))
-    for candidate, (scene, evidence) in zip(candidates, staged, strict=True):
+    results = _limited(recipe, planned, progress.track(runs, label="scenes", total=len(candidates)))
+    for candidate, result in zip(candidates, results, strict=True):
+        if isinstance(result, Dropped):
+            yield candidate.scene.id, result
+            continue
+        scene, evidence = result
         _check_hashes(candidate.item, scene)
         expected = expected_offset(candidate.item.scene, recipe, evidence.product)
         item = replace(candidate.item, expected_offset=expected)
-        yield replace(candidate, item=item, scene=scene, evidence=evidence)
+        yield scene.id, replace(candidate, item=item, scene=scene, evidence=evidence)
 
 
 def decide_offset(recipe: BuildRecipe, candidate: Candidate) -> Candidate | Dropped:
@@ -123,6 +147,48 @@ def decide_offset(recipe: BuildRecipe, candidate: Candidate) -> Candidate | Drop
         log.warning("scene %s: its item declares offset %d, decided is %d", item.scene.id, declared, offset)
     item = replace(item, offset=offset, dark_share=evidence.dark_share, eligible=evidence.eligible)
     return replace(candidate, item=item, scene=replace(candidate.scene, offset=offset))
+
+
+# --- scenes lost to faults -----------------------------------------------------------------
+
+
+def check_lost(recipe: BuildRecipe, used: int, dropped: Iterable[Dropped]) -> None:
+    """Warn of scenes that are left out because of faults, naming them all.
+
+    Args:
+        recipe: has the share that is allowed.
+        used: number of scenes that are used.
+        dropped: scenes that are not used; those lost to faults count.
+
+    Raises:
+        SourceError: their share is larger than the recipe allows.
+    """
+    lost = types.lost(dropped)
+    if not lost:
+        return
+    total, limit = used + len(lost), recipe.source.max_unusable_share
+    found = f"{len(lost)} of {total} scenes cannot be used: {types.reasons(lost)}"
+    if len(lost) > limit * total:
+        raise SourceError(
+            f"{found}; expected at most {limit:.0%}; mend the source, try later, or raise source.max_unusable_share"
+        )
+    log.warning("%s; they are left out", found)
+
+
+def _limited(recipe: BuildRecipe, planned: Lock, results: Iterable[T]) -> Iterator[T]:
+    """Yield the results of staging, until it is certain that too many are dropped. Raises SourceError."""
+    lost = types.lost(planned.dropped)
+    total = len(planned.items) + len(lost)
+    staged = 0
+    for result in results:
+        if isinstance(result, Dropped):
+            lost.append(result)
+        else:
+            staged += 1
+        # Some more are tried, to name them all at once; but not all of a server that gives nothing.
+        if len(lost) > max(recipe.source.max_unusable_share * total, LOST_NAMED if staged else LOST_AT_ONCE):
+            check_lost(recipe, total - len(lost), lost)
+        yield result
 
 
 # --- their parts ---------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from sgdata.labels import class_tables, osm_features, paint, rasterize
 from sgdata.rasters import grid, resample
 from sgdata.scenes import aoi, coverage, lock, search
 from sgdata.scenes.lock import Item, Lock
-from sgdata.scenes.types import Dropped
+from sgdata.scenes.types import Dropped, Unusable
 from sgdata.types import Grid
 
 log = logging.getLogger("sgdata")
@@ -42,7 +43,7 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
 
     Raises:
         SettingError: area or dates are invalid, or no scene can be used.
-        SourceError: an item lacks what is needed.
+        SourceError: more items than the recipe allows lack what is needed.
         ServiceError: the catalogue cannot be reached.
         OutputError: `paths.out` holds a finished build.
     """
@@ -58,10 +59,12 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
         bands=assets(recipe),
         leave_out=recipe.leave_out,
     )
-    scenes, twins = search.search(where, query)
-    usable, unusable = coverage.select_scenes(scenes, lattice)
+    scenes, others = search.search(where, query)
+    bad = [one for one in others if isinstance(one, Unusable)]
+    usable, elsewhere = coverage.select_scenes(scenes, lattice, bad)
+    fetch.check_lost(recipe, len(usable), elsewhere)
     if not usable:
-        reasons = "; ".join(f"{item.id}: {item.reason}" for item in unusable[:3])
+        reasons = "; ".join(f"{item.id}: {item.reason}" for item in elsewhere[:3])
         raise SettingError(
             f"area in {lattice.crs}: 0 of {len(scenes)} scenes in {where} can be used ({reasons}); "
             "choose another area, dates or catalogue"
@@ -75,7 +78,7 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
         osm_date=recipe.osm_date,
         grid=lattice,
         items=tuple(Item(scene=scene, expected_offset=fetch.expected_offset(scene, recipe)) for scene in usable),
-        dropped=(*twins, *unusable),
+        dropped=(*(one for one in others if one not in bad), *elsewhere),
         tag_table_sha256=class_tables.sha256(recipe.labels.classes),
         versions=lock.versions(),
         simulated=search.simulated(where),
@@ -129,9 +132,12 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
         planned = follow(recipe, locked) if locked else plan(recipe, paths)
         if locked and exact:
             lock.check_equal(locked, replace(planned, answers=locked.answers))  # before any pixel is read
+        check_disk(recipe, planned, paths)
+        # Labels first: a server that refuses, or a damaged file, must not be found after hours of reading pixels.
+        answers = write_labels(recipe, planned.grid, paths)
         fetched, scenes = fetch.fetch_scenes(recipe, planned, paths)
         render(recipe, fetched, scenes, paths, paths.out)
-        answers, outputs = label_and_cut(recipe, fetched.grid, paths)
+        outputs = cut_patches(recipe, fetched.grid, paths)
         finished = replace(fetched, state="built", answers=answers, outputs=outputs)
         if locked and exact:
             lock.check_equal(locked, finished)
@@ -159,25 +165,51 @@ def follow(recipe: BuildRecipe, locked: Lock) -> Lock:
     )
 
 
-def label_and_cut(recipe: BuildRecipe, lattice: Grid, paths: BuildPaths) -> tuple[dict[str, str], dict[str, str]]:
-    """Write labels, patches and contract beside the composite.
+def check_disk(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> None:
+    """Raise OutputError if the disks of the scratch folder and the output cannot hold what a build writes."""
+    settings = recipe.composite
+    # How many scenes a rule that selects by score will read is not known before: at least one.
+    scenes = settings.max_obs or (1 if settings.rule.score_range else len(planned.items))
+    needed: Counter[int] = Counter()
+    shown: dict[int, Path] = {}
+    for folder, size in (
+        (paths.scratch_folder, coverage.scratch_bytes(planned, min(scenes, len(planned.items)))),
+        (paths.out, coverage.output_bytes(planned)),
+    ):
+        disk = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if disk == folder else 0
+        needed[disk.stat().st_dev] += max(size - written, 0)
+        shown.setdefault(disk.stat().st_dev, disk)
+    for device, folder in shown.items():
+        free = shutil.disk_usage(folder).free
+        if needed[device] > free:
+            raise OutputError(
+                f"{folder}: {free / 1e9:.1f} GB of disk are free, expected about {needed[device] / 1e9:.1f} GB for "
+                f"{len(planned.items)} scenes; free some, give --scratch on another disk, or a smaller area"
+            )
 
-    Returns:
-        The hashes of the OpenStreetMap answers, and the pixel hashes of all rasters, by name.
-    """
-    answers: dict[str, str] = {}
+
+def write_labels(recipe: BuildRecipe, lattice: Grid, paths: BuildPaths) -> dict[str, str]:
+    """Write the label rasters of an area, and return the hashes of the OpenStreetMap answers by name."""
+    if paths.osm == "none":
+        return {}
+    source = paint.OsmSource(
+        where=paths.osm, date=recipe.osm_date, store=paths.out / ".osm", offline=paths.offline, gap=paths.gap
+    )
+    painted, answers = paint.label(lattice, source, recipe.labels)
     space = paint.chosen(recipe.labels).space
-    if paths.osm != "none":
-        source = paint.OsmSource(
-            where=paths.osm, date=recipe.osm_date, store=paths.out / ".osm", offline=paths.offline, gap=paths.gap
-        )
-        painted, answers = paint.label(lattice, source, recipe.labels)
-        build_folder.write_labels(paths.out, lattice, space, rasterize.SOURCES, painted)
+    build_folder.write_labels(paths.out, lattice, space, rasterize.SOURCES, painted)
+    return answers
+
+
+def cut_patches(recipe: BuildRecipe, lattice: Grid, paths: BuildPaths) -> dict[str, str]:
+    """Write patches and contract beside the composite and its labels; return the pixel hashes of all rasters."""
+    space = paint.chosen(recipe.labels).space
     cut.cut(paths.out, recipe.name, lattice, recipe.patches, recipe.split, space=space)
     outputs = build_folder.outputs(paths.out)
     level, kernel = recipe.source.level, recipe.resampling
     finish.write_contract(paths.out, recipe.name, recipe.dates, level, kernel, space=space, outputs=outputs)
-    return answers, outputs
+    return outputs
 
 
 def render(

@@ -131,7 +131,7 @@ def build(
 ) -> None:
     """Build a dataset of an area: plan, fetch, composite, label, cut into patches. Resumes an interrupted build.
 
-    Exits with 3 if some pixels have no clear observation.
+    Exits with 3 if some pixels have no clear observation, or files of some scenes could not be read.
     """
     from sgdata.builds import build_folder, build_recipe, pipeline
     from sgdata.scenes import lock as locks
@@ -155,8 +155,10 @@ def build(
         return
     folder = pipeline.build(chosen, paths, locked=locked, exact=exact)
     print(folder)
-    if holes := build_folder.holes(folder):
-        print(f"{folder}: {holes}", file=sys.stderr)
+    findings = [text for text in (build_folder.holes(folder), build_folder.unreadable(folder)) if text]
+    for text in findings:
+        print(f"{folder}: {text}", file=sys.stderr)
+    if findings:
         raise SystemExit(ExitCode.FINDINGS)
 
 

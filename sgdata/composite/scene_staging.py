@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -10,8 +11,10 @@ import numpy as np
 
 from sgdata import urls
 from sgdata.composite import staging
+from sgdata.errors import SourceError
 from sgdata.rasters import grid
 from sgdata.scenes import offsets, product_metadata
+from sgdata.scenes.types import UNREADABLE, Dropped
 from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Grid
 
@@ -49,6 +52,7 @@ class SceneRequest:
     `product` is the address of the product metadata with the offset, `tokens` the service that signs that address.
     `signed` are the addresses with the secrets of the catalogue, for a worker in another process; they are never
     written.
+    `required`: a scene that must not be left out, because the lock to follow has the hashes of its pixels.
     """
 
     id: str
@@ -58,21 +62,50 @@ class SceneRequest:
     product: str | None = None
     tokens: str = ""
     signed: tuple[str, ...] = field(default=(), repr=False)
+    required: bool = False
 
 
-def stage_scene(request: SceneRequest, *, lattice: Grid) -> tuple[StagedScene, offsets.Evidence]:
-    """Stage all files of a scene and count the evidence for its offset. Raises SourceError."""
+def stage_scene(request: SceneRequest, *, lattice: Grid) -> tuple[StagedScene, offsets.Evidence] | Dropped:
+    """Stage all files of a scene and count the evidence for its offset; or drop it, as `stage_files` does."""
     scene = stage_files(request)
-    product = product_metadata.offset(request.product, request.tokens) if request.product else None
+    if isinstance(scene, Dropped):
+        return scene
+    try:
+        product = product_metadata.offset(request.product, request.tokens) if request.product else None
+    except SourceError as error:
+        return _dropped(request, [error])
     return scene, replace(offset_evidence(scene, lattice), product=product)
 
 
-def stage_files(request: SceneRequest) -> StagedScene:
-    """Stage a scene's windows without testing its offset. Raises SourceError."""
+def stage_files(request: SceneRequest) -> StagedScene | Dropped:
+    """Stage a scene's windows without testing its offset; a scene of which a file cannot be used is dropped.
+
+    Raises:
+        SourceError: a file of a scene that is required cannot be used.
+    """
     for url in request.signed:
         urls.remember(url)
-    staged = dict(zip(request.windows, _readers().map(staging.stage, request.windows.values()), strict=True))
+    results = dict(zip(request.windows, _readers().map(_stage, request.windows.values()), strict=True))
+    if failed := [result for result in results.values() if isinstance(result, SourceError)]:
+        return _dropped(request, failed)
+    staged = {band: result for band, result in results.items() if isinstance(result, staging.StagedWindow)}
     return StagedScene(id=request.id, overpass=request.overpass, day=request.day, offset=0, files=staged)
+
+
+def _stage(request: staging.WindowRequest) -> staging.StagedWindow | SourceError:
+    try:
+        return staging.stage(request)
+    except SourceError as error:
+        return error
+
+
+def _dropped(request: SceneRequest, errors: list[SourceError]) -> Dropped:
+    """Return the scene as dropped, with the reason of each file. Raises the first error if the scene is required."""
+    if request.required:
+        raise errors[0]
+    # Without folders and addresses: a lock depends neither on the machine nor on the address of the catalogue.
+    texts = [re.sub(r"\S*/|;[^;]*$", "", str(error)).removeprefix(f"{request.id} ") for error in errors]
+    return Dropped(id=request.id, reason=f"{UNREADABLE}{', '.join(texts)}")
 
 
 @cache

@@ -38,7 +38,9 @@ READING = {
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif,.tiff,.jp2,.TIF",
     "GDAL_HTTP_MAX_RETRY": "5",  # 429, 502, 503, 504 and dropped connections; finite
     "GDAL_HTTP_RETRY_DELAY": "1",
-    "GDAL_HTTP_TIMEOUT": "60",
+    # No limit of the whole time, which would cut a slow but steady transfer: only one that stalls is given up.
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "100",  # bytes a second
+    "GDAL_HTTP_LOW_SPEED_TIME": "60",
     "GDAL_HTTP_CONNECTTIMEOUT": "20",
     "VSI_CACHE": "TRUE",
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",  # else a second try meets the failure of the first
@@ -85,8 +87,9 @@ def opened(href: str) -> Iterator[DatasetReader]:
         with rasterio.Env(**READING), rasterio.open(href) as dataset:
             yield dataset
     except (RasterioError, CPLE_BaseError) as error:
-        shown = urls.without_secrets(href)
-        reason = " ".join(str(error.__cause__ or error).split()).replace(href, shown)
+        shown, (_, _, query) = urls.without_secrets(href), href.partition("?")
+        # GDAL names the file with or without its folder: a signature must not be shown or stored in either case.
+        reason = " ".join(str(error.__cause__ or error).split()).replace(href, shown).replace(f"?{query}", "")
         raise SourceError(f"{shown}: cannot be read: {reason:.200}; fetch it again or leave it out") from error
 
 

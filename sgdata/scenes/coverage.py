@@ -11,7 +11,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from sgdata.scenes import aoi, search
-from sgdata.scenes.types import Dropped, Scene
+from sgdata.scenes.types import UNUSABLE, Dropped, Scene, Unusable
 from sgdata.sentinel2 import MSI
 from sgdata.types import Grid
 
@@ -57,36 +57,56 @@ class Cost:
     minutes: int
 
 
-def select_scenes(scenes: Iterable[Scene], lattice: Grid) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
-    """Return the scenes of the tiles that the area needs, those of its CRS first, and the others with the reason."""
+def select_scenes(
+    scenes: Iterable[Scene], lattice: Grid, unusable: Iterable[Unusable] = ()
+) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
+    """Choose the tiles that the area needs, then judge their items.
+
+    Args:
+        scenes: usable scenes.
+        lattice: the grid of the build.
+        unusable: items that cannot be used; their tiles are chosen only for ground that no usable scene has.
+
+    Returns:
+        The scenes of the needed tiles, those of the area's own CRS first; and the others with the reason, which begins
+        with UNUSABLE for the unusable items of needed tiles and of no known tile.
+    """
     import shapely
 
     area = shapely.box(*lattice.bounds)
     kept, dropped = [], []
-    for scene in scenes:
-        outline = _outline(scene, lattice.crs)
-        if outline is None and _in_other_crs(scene, lattice.crs):
+    outlines = [(scene, _outline(scene, lattice.crs)) for scene in scenes]
+    located = {scene.tile for scene, outline in outlines if outline is not None}
+    for scene, outline in outlines:
+        if outline is None and scene.tile not in located and _in_other_crs(scene, lattice.crs):
             dropped.append(Dropped(id=scene.id, reason=f"lies in {scene.crs}, the area in {lattice.crs}"))
         elif outline is not None and outline.intersection(area).area <= 0:
             dropped.append(Dropped(id=scene.id, reason="its files end before the area"))
         else:
             kept.append(scene)
-    needed = needed_tiles(kept, lattice)
+    unusable = tuple(unusable)
+    needed = needed_tiles(kept, lattice, unusable=[one.scene for one in unusable if one.scene is not None])
     for scene in kept:
         if scene.tile not in needed:
             away = f"lies in {scene.crs}, the area in {lattice.crs}: " if _in_other_crs(scene, lattice.crs) else ""
             reason = f"{away}the area lies whole in {', '.join(sorted(needed))}"
             dropped.append(Dropped(id=scene.id, reason=reason))
+    for one in unusable:
+        if one.scene is None or one.scene.tile in needed:
+            dropped.append(Dropped(id=one.id, reason=f"{UNUSABLE}{one.reason}"))
+        else:
+            dropped.append(Dropped(id=one.id, reason=f"the area lies whole in {', '.join(sorted(needed))}"))
     # Where granules of one pass overlap the first is used, so scenes that need no warping come first.
     kept.sort(key=lambda scene: _in_other_crs(scene, lattice.crs))
     return tuple(s for s in kept if s.tile in needed), tuple(dropped)
 
 
-def needed_tiles(scenes: Iterable[Scene], lattice: Grid) -> set[str]:
+def needed_tiles(scenes: Iterable[Scene], lattice: Grid, unusable: Iterable[Scene] = ()) -> set[str]:
     """Return the tile that covers most of the area, then the one that covers most of the rest, until none adds to it.
 
     Neighbours share a strip of 9.84 km with the same pixels, which need not be read twice. Tiles of unknown extent are
-    kept; those of another zone, which must be warped, are taken only for ground that no tile of the own zone covers.
+    kept; those of another zone, which must be warped, are taken only for ground that no tile of the own zone covers,
+    and those of which only `unusable` scenes are known, for ground that no other tile covers.
     """
     import shapely
 
@@ -99,11 +119,17 @@ def needed_tiles(scenes: Iterable[Scene], lattice: Grid) -> set[str]:
             boxes[scene.tile] = outline
             own[scene.tile] = not _in_other_crs(scene, lattice.crs)
     needed = {tile for tile, box in boxes.items() if box is None}
+    usable = set(boxes)
+    for scene in unusable:
+        outline = _outline(scene, lattice.crs)
+        if outline is not None and scene.tile not in usable:
+            boxes[scene.tile] = outline
+            own[scene.tile] = not _in_other_crs(scene, lattice.crs)
     # The greedy choice is not minimal in general, but it is for tiles in rows and columns.
     rest = shapely.box(*lattice.bounds)
     while known := {tile: rest.intersection(box).area for tile, box in boxes.items() if tile not in needed and box}:
         # Sorted first: the choice between equal tiles must not depend on the order of the catalogue.
-        best = max(sorted(known), key=lambda tile: (own[tile] and known[tile] > 0, known[tile]))
+        best = max(sorted(known), key=lambda t: (t in usable and known[t] > 0, own[t] and known[t] > 0, known[t]))
         if known[best] <= 0:
             break
         needed.add(best)
@@ -192,10 +218,23 @@ def cost(planned: Lock, where: str, *, workers: int) -> Cost:
     read = round(raw * COMPRESSED)
     work = _blocks(planned) * BLOCK_S + raw / REDUCED
     seconds = read / (WEB if search.is_url(where) else DISK) + work / workers
+    return Cost(
+        read_bytes=read, scratch_bytes=scratch_bytes(planned, len(planned.items)), minutes=round(seconds / 60) + 1
+    )
+
+
+def scratch_bytes(planned: Lock, scenes: int) -> int:
+    """Return the bytes of staged windows of so many scenes, and of finished tiles."""
     height, width = planned.grid.shape
     # Finished tiles keep the image and four planes of provenance until the COGs are written.
     tiles = 2 * height * width * (len(planned.items[0].scene.assets) + 4)
-    return Cost(read_bytes=read, scratch_bytes=raw + tiles, minutes=round(seconds / 60) + 1)
+    return window_bytes(planned) * scenes + tiles
+
+
+def output_bytes(planned: Lock) -> int:
+    """Return the bytes that an image takes while it is written: once plain with overviews, once compressed."""
+    height, width = planned.grid.shape
+    return round(2 * height * width * len(planned.items[0].scene.assets) * (4 / 3 + COMPRESSED))
 
 
 def _blocks(planned: Lock) -> int:
@@ -222,16 +261,16 @@ def drift(planned: Lock, where: str) -> list[str]:
         bands=tuple(planned.items[0].scene.assets),
         leave_out=tuple(dropped.id for dropped in planned.dropped if dropped.reason == search.LEFT_OUT),
     )
-    found, twins = search.search(where, query)
+    found, others = search.search(where, query)
     # Select as the plan did, so that neighbours that it left out are not reported as new.
-    usable, elsewhere = select_scenes(found, planned.grid)
+    usable, elsewhere = select_scenes(found, planned.grid, [one for one in others if isinstance(one, Unusable)])
     today = {scene.id: scene for scene in usable}
     known = {item.scene.id: item.scene for item in planned.items}
     left_out = {dropped.id for dropped in planned.dropped}
     lines = []
     for name, scene in known.items():
         if name not in today:
-            reason = next((d.reason for d in (*twins, *elsewhere) if d.id == name), "not in the catalogue any more")
+            reason = next((d.reason for d in (*elsewhere, *others) if d.id == name), "not in the catalogue any more")
             lines.append(f"vanished: {name}: {reason}")
         elif today[name] != scene:
             fields = [key for key, value in vars(scene).items() if getattr(today[name], key) != value]

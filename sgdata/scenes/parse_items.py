@@ -61,8 +61,7 @@ def _scene(item: pystac.Item, bands: tuple[str, ...], root: str) -> Scene:
     # Names differ between providers and between years of one provider: each `or` is another name.
     provider, keys = _provider(item, bands)
     product = str(properties.get("s2:product_uri") or item.id)
-    tile_name = str(properties.get("grid:code") or properties.get("s2:mgrs_tile") or item.id).upper()
-    tile = re.search(r"(\d{1,2})([C-X][A-Z]{2})", tile_name)
+    tile = _tile(item)
     baseline = properties.get("s2:processing_baseline") or properties.get("processing:version") or product
     baseline = _baseline_number(str(baseline))
     if item.datetime is None or item.bbox is None or tile is None or baseline is None:
@@ -89,6 +88,30 @@ def _scene(item: pystac.Item, bands: tuple[str, ...], root: str) -> Scene:
         product=next((_asset(item, key, root).href for key in PRODUCT_KEYS if key in item.assets), None),
         declared_offset=_declared_offset(item, [item.assets[keys[band]] for band in bands if band in MSI.by_name]),
     )
+
+
+def sketch(item: pystac.Item) -> Scene | None:
+    """Return what places an item that cannot be used: its tile, bbox and lattices; None if the item tells no tile."""
+    try:
+        tile = _tile(item)
+        if tile is None or item.bbox is None or item.datetime is None:
+            return None
+        return Scene(
+            id=item.id, collection=item.collection_id or "", provider="", time=f"{item.datetime:%Y-%m-%dT%H:%M:%SZ}",
+            platform="", tile=tile[1].zfill(2) + tile[2], orbit=0, datatake="", baseline="", generated="",
+            crs=_crs(item.properties) or _zone(tile[1], tile[2]), cloud_cover=None,
+            bbox=(item.bbox[0], item.bbox[1], item.bbox[2], item.bbox[3]),
+            assets={key: _asset(item, key, "") for key in item.assets},
+        )  # fmt: skip
+    except malformed():
+        return None
+
+
+def _tile(item: pystac.Item) -> re.Match[str] | None:
+    """Return the MGRS tile that an item names: (1) the zone, (2) the letters."""
+    properties = item.properties
+    name = str(properties.get("grid:code") or properties.get("s2:mgrs_tile") or item.id).upper()
+    return re.search(r"(\d{1,2})([C-X][A-Z]{2})", name)
 
 
 def _baseline_number(text: str) -> str | None:

@@ -6,7 +6,7 @@ import logging
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from sgdata import urls
+from sgdata import retry, urls
 from sgdata.errors import SourceError
 from sgdata.scenes import signing
 
@@ -16,6 +16,7 @@ OFFSETS = ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")  # L2A, L1C
 LARGEST_BYTES = 8 << 20
 """Largest file to parse: ten times the size of real ones."""
 TIMEOUT_S = 30
+RETRY = retry.RetryPolicy(tries=4, wait_s=2.0)
 
 
 def offset(href: str, tokens: str = "") -> int | None:
@@ -65,10 +66,8 @@ def _content(href: str, tokens: str) -> bytes | None:
                 content = handle.read(LARGEST_BYTES + 1)
         else:
             # URLs of buckets that need keys (s3://) fail here; the pixels are tested all the same.
-            with requests.get(signing.signed(href, tokens), timeout=TIMEOUT_S, stream=True) as answer:
-                answer.raise_for_status()
-                content = answer.raw.read(LARGEST_BYTES + 1, decode_content=True)
-    except (OSError, requests.RequestException) as error:
+            content = _download(href, tokens)
+    except (OSError, requests.RequestException, retry.TransientError) as error:
         log.warning(
             "%s: product metadata cannot be read (%.80s): baseline and pixels decide", href, urls.redact(str(error))
         )
@@ -76,3 +75,24 @@ def _content(href: str, tokens: str) -> bytes | None:
     if len(content) > LARGEST_BYTES:
         raise SourceError(f"{href}: more than {LARGEST_BYTES} bytes, expected product metadata; leave the scene out")
     return content
+
+
+def _download(href: str, tokens: str) -> bytes:
+    """Return at most LARGEST_BYTES + 1 bytes of a file on a server; retry if it is busy or a signature has expired."""
+    import requests
+
+    url = ""
+
+    def attempt() -> bytes:
+        nonlocal url
+        url = signing.signed(href, tokens, failed=url)
+        with requests.get(url, timeout=TIMEOUT_S, stream=True) as answer:
+            if answer.status_code in retry.TRANSIENT_STATUS:
+                raise retry.BusyError(answer)
+            if tokens and answer.status_code in {401, 403}:
+                raise retry.TransientError(f"answers {answer.status_code} {answer.reason}")
+            answer.raise_for_status()
+            content: bytes = answer.raw.read(LARGEST_BYTES + 1, decode_content=True)
+            return content
+
+    return retry.call(attempt, RETRY, retry_on=(retry.TransientError, requests.ConnectionError, requests.Timeout))

@@ -18,7 +18,7 @@ from sgdata import files, retry
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.file_names import file_name
 from sgdata.scenes import parse_items
-from sgdata.scenes.types import Dropped, Scene
+from sgdata.scenes.types import Dropped, Scene, Unusable, reasons
 from sgdata.types import Bounds
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pystac_client import ItemSearch
 
 LEFT_OUT = "left out by the recipe"  # the reason in a lock
-RETRY = retry.RetryPolicy(tries=5, wait_s=0.5)
+RETRY = retry.RetryPolicy(tries=6, wait_s=1)  # half a minute in all
 TIMEOUT_S = 60.0
 PAGE, STALE_PAGES = 100, 3
 STRIP_OVERLAP = 0.1
@@ -60,11 +60,11 @@ def search(where: str, query: Query) -> tuple[tuple[Scene, ...], tuple[Dropped, 
         query: what to search for.
 
     Returns:
-        Scenes in order of (time, id), and the items dropped: twins, and those to leave out.
+        Scenes in order of (time, id), and the items dropped: twins, those to leave out, and unusable ones (Unusable).
 
     Raises:
         ServiceError: the catalogue cannot be reached after several retries.
-        SourceError: an item lacks what is needed.
+        SourceError: no item has what is needed.
         SettingError: no scene matches, or an item to leave out does not exist.
     """
     days(query.dates)
@@ -84,9 +84,22 @@ def search(where: str, query: Query) -> tuple[tuple[Scene, ...], tuple[Dropped, 
         )
     # Before twins are dropped, so that the other one of two is taken. Excluded items are not validated.
     left_out = tuple(Dropped(id=name, reason=LEFT_OUT) for name in query.leave_out if matching.pop(name))
-    scenes = [parse_items.parse(item, query.bands, root) for item in matching.values()]
+    scenes, unusable = _parse(matching.values(), query.bands, root)
     kept, twins = without_twins(scenes, {item.id: item.geometry for item in matching.values()})
-    return kept, (*twins, *left_out)
+    return kept, (*twins, *left_out, *unusable)
+
+
+def _parse(items: Iterable[pystac.Item], bands: tuple[str, ...], root: str) -> tuple[list[Scene], list[Unusable]]:
+    """Parse items into scenes, and into the unusable ones with their reasons. Raises SourceError if none is usable."""
+    scenes, unusable = [], []
+    for item in items:
+        try:
+            scenes.append(parse_items.parse(item, bands, root))
+        except SourceError as error:
+            unusable.append(Unusable(id=item.id, reason=str(error), scene=parse_items.sketch(item)))
+    if unusable and not scenes:
+        raise SourceError(reasons(unusable))
+    return scenes, sorted(unusable, key=lambda one: one.id)
 
 
 def is_url(where: str) -> bool:
@@ -134,7 +147,8 @@ def _from_api(url: str, query: Query) -> Iterator[pystac.Item]:
                 client.search(collections=[query.collection], bbox=query.bounds, datetime=span, limit=PAGE), url
             )
     except parse_items.malformed() as error:
-        reason = " ".join(str(error).split())
+        status = getattr(error, "status_code", None)  # of pystac-client's APIError, whose text is the body alone
+        reason = " ".join(f"{f'status {status}: ' if status else ''}{error}".split())
         raise ServiceError(
             f"{url}: no answer from the catalogue: {reason:.200}; try later or give --stac PATH"
         ) from None

@@ -73,11 +73,13 @@ def _request_token(url: str) -> tuple[float, str]:
 
     def attempt() -> tuple[float, str]:
         answer = requests.get(url, timeout=TIMEOUT_S)
+        if answer.status_code in retry.TRANSIENT_STATUS:
+            raise retry.BusyError(answer)
         answer.raise_for_status()
         document = answer.json()
         return datetime.fromisoformat(document["msft:expiry"]).timestamp(), str(document["token"])
 
-    malformed_or_failed = (requests.RequestException, ValueError, KeyError, TypeError)
+    malformed_or_failed = (requests.RequestException, retry.TransientError, ValueError, KeyError, TypeError)
     try:
         return retry.call(attempt, RETRY, retry_on=malformed_or_failed)
     except malformed_or_failed as error:

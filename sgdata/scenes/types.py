@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sgdata.types import Bounds
@@ -61,3 +62,28 @@ class Dropped:
 
     id: str
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unusable(Dropped):
+    """An item that cannot be used; `scene` has what could be read of it, None if not even its tile is known."""
+
+    scene: Scene | None
+
+
+UNUSABLE, UNREADABLE = "unusable: ", "unreadable: "
+"""How reasons in a lock begin: an item lacks what is needed (found by the plan), a file cannot be read (by a build)."""
+
+
+def lost(dropped: Iterable[Dropped]) -> list[Dropped]:
+    """Return those that were left out because of a fault, not by choice."""
+    return [one for one in dropped if one.reason.startswith((UNUSABLE, UNREADABLE))]
+
+
+def reasons(dropped: Iterable[Dropped]) -> str:
+    """Return the reasons of all in one line, those of equal wording together with the ids."""
+    ids: dict[str, list[str]] = {}
+    for one in dropped:
+        shown = one.reason.removeprefix(UNUSABLE).removeprefix(UNREADABLE)
+        ids.setdefault(shown.replace(f"item {one.id}: ", ""), []).append(one.id)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in ids.items())
