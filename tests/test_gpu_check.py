@@ -19,7 +19,8 @@ from sgdata.errors import ExitCode
 BARE = """
 import importlib.machinery, runpy, sys
 sys.path.insert(0, "tests/bench")
-HIDDEN = {"pydantic", "pyarrow", "rasterio", "imagecodecs", "timm", "rich", "pyproj", "scipy", "PIL", "requests"}
+HIDDEN = {"pydantic", "pyarrow", "rasterio", "imagecodecs", "timm", "rich", "pyproj", "scipy", "PIL", "requests",
+          "webdataset"}
 class Visible(importlib.machinery.PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):

@@ -244,7 +244,7 @@ def test_energon_reads_them(tmp_path: Path) -> None:
     hnp.arrays(st.sampled_from([np.uint8, np.uint16, np.float32, np.int32]), hnp.array_shapes(max_dims=4, max_side=6))
 )
 def test_a_member_is_decoded_alone(array: Array) -> None:
-    member = tar_format.encode(array, "blosc") + tar_format._shape_behind(array)
+    member = tar_format.encode(array, "blosc") + tar_format._trailer(array)
     back = tar_format.decode_member(".image.blosc", member)
     assert back is not None
     np.testing.assert_array_equal(back, array)

@@ -1,11 +1,11 @@
-"""Samples as deterministic tars that any WebDataset reader opens, with a sidecar index for quick random access.
+"""Write and read samples as deterministic WebDataset tars with a sidecar index for random access.
 
 A sample `KEY` is a run of tar members: `KEY.<array>.<codec>` for each array (`image`, `mask`, `image_before`,
-`image_10m`, ...), `KEY.label.json` where it has labels, `KEY.meta.json`. Codec `blosc` is one Blosc1 chunk (lz4 behind
-bitshuffle or, where `effort` is "dense", behind shuffle; fixed block size) of the little-endian C-ordered bytes, its
-shape and dtype in `meta.json` and in the index, and once more behind the chunk, which says itself where it ends: so a
-member can be decoded alone (`decode_member`). Codec `npy` is NumPy's format 1.0. Headers are ustar: members sorted,
-mode 0644, mtime 0, no user and no group, so equal samples give equal tars. The format lives here and only here.
+`image_10m`, ...), `KEY.label.json` if it has labels, and `KEY.meta.json`. Codec `blosc` is one Blosc1 chunk of the
+little-endian C-ordered bytes (lz4 after bitshuffle, or lz4hc after shuffle if `effort` is "dense"; fixed block size).
+Shape and dtype are in `meta.json`, in the index and in a trailer after the chunk, whose length its own header gives:
+so a member can be decoded alone (`decode_member`). Codec `npy` is NumPy's format 1.0. Headers are ustar, members
+sorted, with mode 0644, mtime 0, no user and no group, so equal samples give equal tars.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ Row = dict[str, Any]
 
 IMAGES = ("image", "image_before", "image_after", "image_10m")
 FORMAT = 1
-# A dot would end the key for WebDataset, which splits a name at its first dot; a slash would make a folder.
 LARGEST_RATIO = 1024
 """Bytes of an array per byte of its member: lz4 reaches 255, and bitshuffle adds nothing to that."""
 _MEMBER: dict[str, parquet_tables.ColumnKind] = {"meta_offset": "count", "meta_size": "count"}
 _ENDINGS: dict[str, parquet_tables.ColumnKind] = {
     "_offset": "count", "_size": "count", "_dtype": "text", "_shape": "counts",
 }  # fmt: skip
+# No dot, since WebDataset splits a name at its first dot; no slash, which would make a folder.
 KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
-# Fits the first-level cache of anything; the sizes of 16 to 128 KiB differ by less than 1 % in bytes and speed.
+# Fits the first-level cache of common processors; 16 to 128 KiB differ by less than 1 % in bytes and speed.
 _BLOCK_BYTES = 32_768
 _BLOSC = struct.Struct("<4xI4xI")  # nbytes and cbytes of a Blosc1 header
 _STORED = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4", "int32": "<i4"}
@@ -49,24 +49,30 @@ _STORED = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4", "int32": "<i4"}
 
 
 def encode(array: Array, codec: Codec, effort: Effort = "quick") -> bytes:
-    """The array as the content of a tar member; any Blosc1 reader decodes either `effort`.
+    """Return an array as the content of a tar member.
 
-    Raises SourceError on a dtype the format does not know.
+    Args:
+        array: Array of uint8, uint16, float32 or int32.
+        codec: `blosc` or `npy`.
+        effort: `quick` or `dense` (smaller, slower to write); any Blosc1 reader decodes both. Ignored by `npy`.
+
+    Raises:
+        SourceError: The format does not store the dtype.
     """
     if array.dtype.name not in _STORED:
         raise SourceError(f"array of dtype {array.dtype}: shards store {', '.join(_STORED)}")
     stored = np.ascontiguousarray(array, dtype=_STORED[array.dtype.name])
     if codec == "npy":
-        # Version 1.0 by name: the newest would depend on the NumPy that is installed.
+        # Version 1.0 explicitly: the default depends on the installed NumPy.
         buffer = io.BytesIO()
         np.lib.format.write_array(buffer, stored, version=(1, 0), allow_pickle=False)
         return buffer.getvalue()
-    # The item size that bitshuffle needs is taken from the array: `typesize` has no effect, least of all on bytes.
-    import imagecodecs  # here, so that codec "npy" works where it is not installed
+    import imagecodecs  # here, so that codec "npy" works without it
 
     chunk = imagecodecs.blosc_encode(
-        stored,  # type: ignore[arg-type]  # the stub forgets arrays
-        # lz4: 9 is about 1.5 % smaller than 5, no slower. lz4hc: beyond 5 each per cent doubles the time.
+        # The array, not its bytes: the item size for the shuffle comes from it, `typesize` has no effect.
+        stored,  # type: ignore[arg-type]  # the stub lacks arrays
+        # lz4: 9 is about 1.5 % smaller than 5 at the same speed. lz4hc: above 5 each per cent doubles the time.
         9 if effort == "quick" else 5,
         compressor="lz4" if effort == "quick" else "lz4hc",
         # Long matches among bytes decode at twice the speed of short ones among bits, but only lz4hc finds them.
@@ -80,9 +86,17 @@ def encode(array: Array, codec: Codec, effort: Effort = "quick") -> bytes:
 def decode(
     buffer: bytes | memoryview, shape: Sequence[int], dtype: str, codec: Codec, out: Array | None = None
 ) -> Array:
-    """The array of a member; written into the C-contiguous `out` if given. Releases the GIL with codec `blosc`.
+    """Return the array of a tar member; codec `blosc` releases the GIL.
 
-    Raises SourceError where the bytes are damaged or do not hold exactly `shape` x `dtype`.
+    Args:
+        buffer: Content of the member, without the trailer.
+        shape: Shape of the array, from the index.
+        dtype: Dtype of the array, from the index.
+        codec: `blosc` or `npy`.
+        out: C-contiguous array to decode into and return, instead of a new one.
+
+    Raises:
+        SourceError: The bytes are damaged or do not hold exactly `shape` x `dtype`.
     """
     try:
         target: Array = np.empty(tuple(shape), _STORED[dtype]) if out is None else out
@@ -96,26 +110,39 @@ def decode(
 
 
 def decode_into(chunk: bytes | memoryview, target: memoryview) -> None:
-    """A Blosc chunk into `target`, bytes of exactly its size; for a loader, to whom each microsecond counts.
+    """Decode a Blosc chunk into `target` without allocating, for the loader's inner loop.
 
-    Raises SourceError where the chunk is damaged or holds another number of bytes.
+    Args:
+        chunk: Blosc1 chunk.
+        target: Writable bytes, of exactly the decoded size.
+
+    Raises:
+        SourceError: The chunk is damaged or holds another number of bytes.
     """
     import imagecodecs  # see `encode`; importing a loaded module takes 0.2 us
 
     try:
-        # Blosc believes its header: of a chunk cut short it would read what lies behind the buffer.
-        holds, stored = _BLOSC.unpack_from(chunk)
-        if holds != target.nbytes or stored > len(chunk):
-            raise SourceError(f"holds {holds} bytes in {stored}, {target.nbytes} in {len(chunk)} are expected")
+        # Blosc trusts the sizes in the header and would read beyond the buffer of a truncated chunk.
+        decoded, stored = _BLOSC.unpack_from(chunk)
+        if decoded != target.nbytes or stored > len(chunk):
+            raise SourceError(f"holds {decoded} bytes in {stored}, expected {target.nbytes} in {len(chunk)}")
         imagecodecs.blosc_decode(chunk, out=target, numthreads=1)  # type: ignore[arg-type]
     except (ValueError, RuntimeError, EOFError, struct.error) as error:
         raise SourceError(f"damaged chunk: {error}") from None
 
 
 def decode_member(key: str, data: bytes) -> Array | None:
-    """The array in a member named `*.blosc`, None for any other: a handler for WebDataset's `.decode(...)`.
+    """Return the array in a member named `*.blosc`; a handler for WebDataset's `.decode(...)`.
 
-    Raises SourceError.
+    Args:
+        key: Name of the member.
+        data: Content of the member, with the trailer.
+
+    Returns:
+        The array, or None for a member of another suffix, which WebDataset then passes to its next handler.
+
+    Raises:
+        SourceError: The content is damaged.
     """
     if not key.endswith(".blosc"):
         return None
@@ -126,36 +153,42 @@ def decode_member(key: str, data: bytes) -> Array | None:
         dtype = data[size + 4 * axes : -1].decode("ascii")
         name = {stored: name for name, stored in _STORED.items()}[dtype]
     except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise SourceError(f"member {key}: no shape behind its {len(data)} bytes: {error!r}") from None
+        raise SourceError(f"member {key}: no shape after the chunk in its {len(data)} bytes: {error!r}") from None
     if math.prod(shape) * np.dtype(dtype).itemsize != struct.unpack_from("<I", data, 4)[0]:
-        raise SourceError(f"member {key}: {dtype} {shape} is not what its chunk holds; run sgdata verify")
+        raise SourceError(f"member {key}: its chunk does not hold {dtype} {shape}; run sgdata verify")
     return decode(data[:size], shape, name, "blosc")
 
 
-def _shape_behind(array: Array) -> bytes:
-    """What `decode_member` reads: the sizes as uint32, the dtype in three letters, the number of sizes."""
+def _trailer(array: Array) -> bytes:
+    """Return shape and dtype for `decode_member`: sizes as uint32, three letters of dtype, number of sizes."""
     return struct.pack(f"<{array.ndim}I3sB", *array.shape, _STORED[array.dtype.name].encode(), array.ndim)
 
 
 def _from_npy(buffer: bytes | memoryview, expected: Array) -> Array:
-    """The array in NumPy's format 1.0. Raises ValueError where its header is not that of `expected`."""
+    """Return the array in NumPy's format 1.0. Raises ValueError if its header is not that of `expected`."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(expected))
     start = header.tell()
-    # Compared, not parsed: the parser evaluates text, and fails on a damaged one in a dozen ways.
+    # Compared, not parsed: NumPy's parser evaluates text and raises many kinds of errors if it is damaged.
     if bytes(buffer[:start]) != header.getvalue():
         raise ValueError(f"begins with {bytes(buffer[:start])!r:.120}")
     return np.frombuffer(buffer, expected.dtype, expected.size, start).reshape(expected.shape)
 
 
 def sample_hash(sample: Sample) -> str:
-    """SHA-256 over the decoded arrays (name, dtype, shape, little-endian bytes) and the canonical metadata."""
+    """Return the SHA-256 of a sample's decoded content, which codec, effort and layout do not change.
+
+    Args:
+        sample: Sample with its arrays on their common grid.
+
+    Returns:
+        Hex digest over the arrays (name, dtype, shape, little-endian bytes) and the canonical metadata.
+    """
     digest = hashlib.sha256()
     for name, array in sorted(sample.arrays.items()):
         stored = np.ascontiguousarray(array, dtype=_STORED[array.dtype.name])
         digest.update(files.canonical_json([name, array.dtype.name, array.shape]))
         digest.update(stored.data)
-    # Of the decoded arrays, so that neither codec nor layout changes the identity of a sample.
     digest.update(files.canonical_json([sample.key, sample.split, sample.meta]))
     return digest.hexdigest()
 
@@ -166,36 +199,67 @@ def sample_hash(sample: Sample) -> str:
 def write_tar(
     path: Path, samples: Iterable[tuple[Sample, str]], *, codec: Codec, effort: Effort = "quick"
 ) -> tuple[Shard, list[Row]]:
-    """Write (stored sample, hash of the decoded one) pairs as one tar, renamed into place when complete.
+    """Write samples as one tar, renamed into place when complete.
 
-    Raises OutputError, and SourceError on a key or array that the format does not allow.
+    Args:
+        path: The tar.
+        samples: Pairs of a sample as stored and the hash of the decoded sample (`sample_hash`).
+        codec: Codec of the arrays.
+        effort: `quick` or `dense` compression.
+
+    Returns:
+        Name, hash and size of the tar, and one index row per sample.
+
+    Raises:
+        SourceError: The format does not allow a key or an array.
+        OutputError: The tar cannot be written.
     """
+    # Here, not above: where torch is installed webdataset imports it, which takes 2 to 5 s per process (0.6 s without).
+    from webdataset import TarWriter
+
     rows: list[Row] = []
     with files.replacing(path) as temporary, temporary.open("wb") as handle:
-        tar = _Hashing(handle)
-        for sample, digest in samples:
-            rows.append({**_put(tar, sample, codec, effort), "shard": path.name, "sha256": digest})
-        tar.write(b"\0" * 1024)
-        tar.write(b"\0" * (-tar.at % tarfile.RECORDSIZE))
-    return Shard(name=path.name, sha256=tar.digest.hexdigest(), samples=len(rows), bytes=tar.at), rows
+        sink = _HashingSink(handle)
+        with TarWriter(sink, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
+            for sample, digest in samples:
+                contents, row = encode_sample(sample, tar.tarstream.offset, codec=codec, effort=effort)
+                tar.write({"__key__": sample.key, **contents})
+                rows.append({**row, "shard": path.name, "sha256": digest})
+    return Shard(name=path.name, sha256=sink.digest.hexdigest(), samples=len(rows), bytes=sink.size), rows
 
 
-class _Hashing:
-    """A file being written, its position and the SHA-256 of what was meant: a disk that lies is found by `verify`."""
+class _HashingSink:
+    """Binary file to write to, with size and SHA-256 of the bytes passed: `verify` then finds faults of the disk."""
 
     def __init__(self, handle: IO[bytes]) -> None:
         self._handle = handle
         self.digest = hashlib.sha256()
-        self.at = 0
+        self.size = 0
 
     def write(self, content: bytes) -> None:
         self._handle.write(content)
         self.digest.update(content)
-        self.at += len(content)
+        self.size += len(content)
 
 
-def _put(handle: _Hashing, sample: Sample, codec: Codec, effort: Effort) -> Row:
-    """Append the members of one sample; the index row says where their contents lie."""
+def encode_sample(
+    sample: Sample, start: int, *, codec: Codec, effort: Effort = "quick"
+) -> tuple[dict[str, bytes], Row]:
+    """Encode a sample as tar members.
+
+    Args:
+        sample: Sample as stored.
+        start: Position of its first header in the tar, in bytes.
+        codec: Codec of the arrays.
+        effort: `quick` or `dense` compression.
+
+    Returns:
+        Contents by name of the member without the key, in the order in the tar, and the index row with the position of
+        each content, without `shard` and `sha256`.
+
+    Raises:
+        SourceError: The format does not allow the key or an array.
+    """
     if not KEY.fullmatch(sample.key):
         raise SourceError(f"sample key {sample.key!r}: expected 1 to 80 of the characters A-Z a-z 0-9 _ -")
     shapes = {name: {"dtype": a.dtype.name, "shape": list(a.shape)} for name, a in sample.arrays.items()}
@@ -208,28 +272,26 @@ def _put(handle: _Hashing, sample: Sample, codec: Codec, effort: Effort) -> Row:
     west, south, east, north = sample.meta.get("bounds") or (None,) * 4
     row: Row = {"key": sample.key, "split": sample.split, "labels": sample.meta.get("labels", [])}
     row |= {"west": west, "south": south, "east": east, "north": north}
-    # Null where the dataset tells none: a default would read as a fact.
+    # Null if the dataset has none: a default would read as a fact.
     row |= {"crs": sample.meta.get("crs"), "date": sample.meta.get("date")}
     for name, content in sorted(contents.items()):
         member = name.partition(".")[0]
-        behind = _shape_behind(sample.arrays[member]) if name.endswith(".blosc") else b""
-        header = tarfile.TarInfo(f"{sample.key}.{name}")
-        header.size = len(content) + len(behind)
-        handle.write(header.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
-        row |= {f"{member}_offset": handle.at, f"{member}_size": len(content)}
+        start += tarfile.BLOCKSIZE  # the header
+        row |= {f"{member}_offset": start, f"{member}_size": len(content)}
         row |= {f"{member}_{key}": value for key, value in shapes.get(member, {}).items()}
-        handle.write(content + behind)
-        handle.write(b"\0" * (-header.size % tarfile.BLOCKSIZE))
-    return row
+        if name.endswith(".blosc"):
+            contents[name] += _trailer(sample.arrays[member])
+        start += len(contents[name]) + -len(contents[name]) % tarfile.BLOCKSIZE
+    return dict(sorted(contents.items())), row
 
 
 def shard_name(dataset: str, split: str, number: int) -> str:
-    """`<dataset>-<split>-000000.tar`, for any dataset and split."""
+    """Return the name of a tar, `<dataset>-<split>-000000.tar`, for any dataset and split."""
     return file_names.file_name(f"{dataset}-{split}-{number:06d}") + ".tar"
 
 
 def whole_images(sample: Sample) -> list[Array]:
-    """The images of a sample on their common grid: one, or both dates of a pair. What statistics are made of."""
+    """Return the images of a sample on the common grid, for statistics: one, or both dates of a pair."""
     return [sample.arrays[name] for name in ("image", "image_before", "image_after") if name in sample.arrays]
 
 
@@ -237,22 +299,30 @@ def whole_images(sample: Sample) -> list[Array]:
 
 
 def write_index(path: Path, rows: Sequence[Row]) -> None:
-    """One row a sample, its box a polygon for whoever reads GeoParquet."""
+    """Write the index as GeoParquet.
+
+    Args:
+        path: The Parquet file.
+        rows: Rows of `write_tar`; a sample with a bounding box gets a polygon in the column `geometry`.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts, places = ("key", "split", "shard", "sha256", "crs", "date"), ("west", "south", "east", "north")
-    kinds = dict.fromkeys(texts, pa.string()) | dict.fromkeys(places, pa.float64()) | {"labels": pa.list_(pa.int32())}
+    texts, sides = ("key", "split", "shard", "sha256", "crs", "date"), ("west", "south", "east", "north")
+    kinds = dict.fromkeys(texts, pa.string()) | dict.fromkeys(sides, pa.float64()) | {"labels": pa.list_(pa.int32())}
     endings = {"offset": pa.int64(), "size": pa.int64(), "dtype": pa.string(), "shape": pa.list_(pa.int32())}
     fields = [pa.field(name, kinds[name]) for name in ("key", "split", "shard")]
     members = sorted({name for row in rows for name in row} - set(kinds))
     fields += [pa.field(name, endings[name.rpartition("_")[2]]) for name in members]
-    fields += [pa.field(name, kinds[name]) for name in ("labels", *places, "crs", "date", "sha256")]
+    fields += [pa.field(name, kinds[name]) for name in ("labels", *sides, "crs", "date", "sha256")]
     table = pa.table([pa.array([row.get(f.name) for row in rows], f.type) for f in fields], pa.schema(fields))
-    # GeoParquet wants the column for all rows, and an empty one for none.
-    boxes = [tuple(row[name] for name in places) for row in rows if row["west"] is not None]
+    # Without any box the column would be empty, so it is left out.
+    boxes = [tuple(row[name] for name in sides) for row in rows if row["west"] is not None]
     if boxes:
-        outlines = [None if row["west"] is None else _wkb(*(row[name] for name in places)) for row in rows]
+        outlines = [None if row["west"] is None else _wkb(*(row[name] for name in sides)) for row in rows]
         table = table.append_column("geometry", pa.array(outlines, pa.binary()))
         table = table.replace_schema_metadata({"geo": _geo(boxes)})
     with files.replacing(path) as temporary:
@@ -260,13 +330,13 @@ def write_index(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _wkb(west: float, south: float, east: float, north: float) -> bytes:
-    """A box as a counter-clockwise polygon in well-known binary (OGC 06-103r4, clause 8.2)."""
+    """Return a box as a counter-clockwise polygon in well-known binary (OGC 06-103r4, clause 8.2)."""
     ring = (west, south, east, south, east, north, west, north, west, south)
     return struct.pack("<BIII10d", 1, 3, 1, 5, *ring)
 
 
 def _geo(boxes: Sequence[tuple[float, float, float, float]]) -> bytes:
-    """The `geo` metadata of GeoParquet 1.1 for the column `geometry` in EPSG:4326."""
+    """Return the `geo` metadata of GeoParquet 1.1 for the column `geometry` in EPSG:4326."""
     from pyproj import CRS
 
     lows, highs = [min(side) for side in zip(*boxes, strict=True)], [max(side) for side in zip(*boxes, strict=True)]
@@ -285,7 +355,18 @@ def _geo(boxes: Sequence[tuple[float, float, float, float]]) -> bytes:
 
 
 def read_index(folder: Path) -> Any:
-    """The index of a folder of shards as a pyarrow.Table. Raises SourceError where it is missing or damaged."""
+    """Read the index of a folder of shards.
+
+    Args:
+        folder: Folder of shards.
+
+    Returns:
+        A `pyarrow.Table` with one row per sample: key, split, tar, position, size, dtype and shape of each member,
+        labels, bounding box (degrees), CRS, date and hash.
+
+    Raises:
+        SourceError: The index is missing or damaged.
+    """
     path = files.existing(folder / files.INDEX, "the index of a folder written by 'sgdata shard'")
     table = parquet_tables.read(path, {"key": "text", "split": "text", "shard": "text", **_MEMBER})
     # Samples need not all have the same members: rows without one have nulls.
@@ -309,32 +390,44 @@ def check_size(shape: Sequence[int], dtype: str, size: int) -> None:
 
 
 def samples(folder: Path, split: str | None = None) -> Iterator[Sample]:
-    """Every sample of a split (of all where None), as stored, in index order. For inspection; training has its own."""
+    """Read samples one by one, for inspection; `sgmodel.data.loader` is the loader for training.
+
+    Args:
+        folder: Folder of shards.
+        split: Name of the split; default all.
+
+    Yields:
+        Samples as stored, in the order of the index.
+
+    Raises:
+        SourceError: The index or a sample is missing or damaged.
+    """
     for row in read_index(folder).to_pylist():
         if split in (None, row["split"]):
             yield read_sample(folder, row)
 
 
 def read_sample(folder: Path, row: Row) -> Sample:
-    """One sample as stored, by its index row. Raises SourceError where the bytes are damaged."""
+    """Read one sample as stored.
+
+    Args:
+        folder: Folder of shards.
+        row: Its row of the index.
+
+    Raises:
+        SourceError: The tar is missing or the sample is damaged.
+    """
     path = file_names.member(folder, row["shard"])
 
     def content(member: str) -> bytes:
         offset, size = row[f"{member}_offset"], row[f"{member}_size"]
         if offset + size > path.stat().st_size:  # before memory is taken for it
-            raise ValueError(f"{member} is at bytes {offset} to {offset + size}, behind the end of the tar")
+            raise ValueError(f"{member} is at bytes {offset} to {offset + size}, beyond the end of the tar")
         handle.seek(offset)
         return handle.read(size)
 
     with path.open("rb") as handle:
         try:
-            meta = files.parse_json(content("meta"))
-            arrays = {}
-            for name, held in meta["arrays"].items():
-                stored = content(name)
-                check_size(held["shape"], held["dtype"], len(stored))
-                arrays[name] = decode(stored, held["shape"], held["dtype"], meta["codec"])
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, SourceError) as error:
             raise SourceError(f"{path}: sample '{row['key']}' is damaged: {error}; run sgdata verify") from None
     own = {key: value for key, value in meta.items() if key not in ("key", "split", "codec", "arrays")}
     return Sample(key=row["key"], split=row["split"], arrays=arrays, meta=own)
