@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +14,14 @@ import pytest
 from sgdata import catalog
 from sgdata.builds import build_folder
 from sgdata.datasets import cards
-from sgdata.errors import SettingError
+from sgdata.errors import ExitCode, SettingError
 from sgdata.labels import class_tables, paint, rasterize, tag_rules
 from sgdata.pages import tables
 from sgdata.rasters import geotiff
+from sgdata.simulation import archive
 from sgdata.types import Grid, default_colours
 
+ROOT = Path(__file__).resolve().parents[1]
 TIERS, GROUPS = ("core", "ext"), ("drive",)
 HEAD = "\t".join((*class_tables.COLUMNS, "half_width_m"))
 OWN = f"""{HEAD}
@@ -159,3 +165,43 @@ def test_a_table_without_colours_gets_a_palette(tmp_path: Path) -> None:
         assert {value: "#{:02x}{:02x}{:02x}".format(*raster.colormap(1)[value]) for value in (0, 1)} == space.palette
     (bars,) = (tables.shares(space, {"all": np.bincount(labels.ravel(), minlength=256)}).bars[:2],)
     assert [bar[1] for bar in bars] == list(space.palette.values())
+
+
+@pytest.mark.slow
+def test_a_table_without_colours_goes_from_the_build_to_training(tmp_path: Path) -> None:
+    rows = [
+        *("name\tcode\tcolour\ttags\tgeometry\tpriority", "Forest\t\t\tlanduse=forest;natural=wood\tpolygon\t3"),
+        *("Water\t\t\tnatural=water\tpolygon\t1", "Fields\t\t\tlanduse=farmland;landuse=meadow\tpolygon\t4"),
+    ]
+    (tmp_path / "own.tsv").write_text("\n".join(rows))
+    archive.simulate(tmp_path / "city", size_km=3, dates=4)
+
+    def run(program: str, *arguments: str) -> None:
+        command = [sys.executable, "-m", f"{program}.cli", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode in (ExitCode.DONE, ExitCode.FINDINGS), done.stderr
+
+    settings = (
+        "labels.classes=own.tsv",
+        "patches.size=64",
+        "patches.stride=32",
+        "split.block_px=100",
+        "split.gap_px=0",
+    )
+    run(
+        *("sgdata", "build", "segmunich", "--aoi", "city/aoi.geojson", "--stac", "city/catalog.json", "--out", "build"),
+        *("--osm", "city/osm/city.osm", "--dates", "2019-04-01/2020-03-31"),
+        *(word for setting in settings for word in ("--set", setting)),
+    )
+    run("sgdata", "shard", "segmunich", "--source", "build", "--out", "shards")
+    run("sgdata", "show", "build", "--out", "page-of-build")
+    run("sgdata", "show", "shards", "--out", "page-of-shards")
+    recipe = str(catalog.folder("recipes") / "train" / "segment-demo-linear.toml")
+    shorter = ("--set", "training.epochs=1", "--set", "training.batch=16")
+    run("sgmodel", "segment", recipe, "--shards", "shards", "--out", "run", *shorter)
+    run("sgdata", "show", "run", "--out", "page-of-run")
+    scores = json.loads((tmp_path / "run" / "results.json").read_text())["per_class_iou"]
+    assert list(scores) == sorted(("Forest", "Water", "Fields"))
+    for page in ("page-of-build", "page-of-shards", "page-of-run"):
+        assert all(colour in (tmp_path / page / "index.html").read_text() for colour in default_colours(3)), page
