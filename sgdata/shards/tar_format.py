@@ -428,6 +428,13 @@ def read_sample(folder: Path, row: Row) -> Sample:
 
     with path.open("rb") as handle:
         try:
+            meta = files.parse_json(content("meta"))
+            arrays = {}
+            for name, array in meta["arrays"].items():
+                stored = content(name)
+                check_size(array["shape"], array["dtype"], len(stored))
+                arrays[name] = decode(stored, array["shape"], array["dtype"], meta["codec"])
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, SourceError) as error:
             raise SourceError(f"{path}: sample '{row['key']}' is damaged: {error}; run sgdata verify") from None
     own = {key: value for key, value in meta.items() if key not in ("key", "split", "codec", "arrays")}
     return Sample(key=row["key"], split=row["split"], arrays=arrays, meta=own)
