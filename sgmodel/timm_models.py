@@ -18,16 +18,19 @@ from sgmodel.models import heads, spectralgpt, torchvision_compat
 SIZES = {"base": enc.base, "large": enc.large, "huge": enc.huge}
 
 
-class SpectralGPT(heads.Classifier):
-    """The scene classifier with timm's interface; state-dict keys are the released ones.
+class SpectralGPT(heads.TaskModel):
+    """The scene classifier with the interface of timm's models; state-dict keys are the released ones.
 
     Args:
         config: Size of the encoder.
         classes: Number of classes; 0 for features (N, D) in the place of logits.
     """
 
+    kind = "classifier"
+    keys = heads.Classifier.keys
+
     def __init__(self, config: enc.EncoderConfig, classes: int) -> None:
-        super().__init__(spectralgpt.SpectralGPT(enc.Encoder(config)), max(classes, 1))
+        super().__init__(spectralgpt.SpectralGPT(enc.Encoder(config)), classes)
         self.num_features = self.head_hidden_size = config.width
         enc.initialise(self.encoder)
         self.reset_classifier(classes)

@@ -29,6 +29,7 @@ class TaskModel(nn.Module):
     Attributes:
         recipe: The table [model] that the model was built from, which the card of a checkpoint repeats; None for one
             put together by hand.
+        head_config: Widths of the head of a model that scores every pixel; None for another.
     """
 
     kind: ClassVar[Kind]
@@ -37,6 +38,7 @@ class TaskModel(nn.Module):
 
     head: nn.Module
     recipe: ModelRecipe | None = None
+    head_config: upernet.HeadConfig | None = None
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
         super().__init__()
@@ -69,31 +71,27 @@ class Classifier(TaskModel):
         return logits
 
 
-class DenseModel(TaskModel):
-    """Base class of models that score every pixel: `UperHead` on four maps, one linear layer on a single map.
+def dense_head(backbone: Backbone, classes: int, config: upernet.HeadConfig) -> nn.Module:
+    """Build a head that scores every pixel: `UperHead` on four maps, one linear layer on a single map.
 
     Args:
-        backbone: The backbone.
+        backbone: The backbone, which is made ready to give maps.
         classes: Number of classes.
-        head: Widths of `UperHead`.
+        config: Widths of `UperHead`.
     """
-
-    def __init__(self, backbone: Backbone, classes: int, head: upernet.HeadConfig) -> None:
-        super().__init__(backbone, classes)
-        backbone.prepare_maps()
-        self.head_config, channels = head, backbone.channels
-        if len(channels) == 1:
-            self.head = nn.Conv2d(channels[0], classes, 1)
-        else:
-            self.head = upernet.UperHead(channels, classes, head, backbone.scales)
-
-    def score(self, maps: list[Tensor], size: torch.Size) -> Tensor:
-        """Score maps of the backbone with (N, classes, *size), enlarged where the head's output is coarser."""
-        scores: Tensor = self.head(maps if len(maps) > 1 else maps[0])
-        return upernet.resize(scores, size)
+    backbone.prepare_maps()
+    if len(backbone.channels) == 1:
+        return nn.Conv2d(backbone.channels[0], classes, 1)
+    return upernet.UperHead(backbone.channels, classes, config, backbone.scales)
 
 
-class Segmenter(DenseModel):
+def score(head: nn.Module, maps: list[Tensor], size: torch.Size) -> Tensor:
+    """Score maps of a backbone with (N, classes, *size), enlarged where the output of the head is coarser."""
+    scores: Tensor = head(maps if len(maps) > 1 else maps[0])
+    return upernet.resize(scores, size)
+
+
+class Segmenter(TaskModel):
     """Segmentation: scores of every class for every pixel.
 
     Args:
@@ -103,19 +101,22 @@ class Segmenter(DenseModel):
     """
 
     kind = "segmenter"
+    head_config: upernet.HeadConfig
 
     def __init__(self, backbone: Backbone, classes: int, head: upernet.HeadConfig | None = None) -> None:
-        super().__init__(backbone, classes, head or upernet.HeadConfig())
+        super().__init__(backbone, classes)
+        self.head_config = head or upernet.HeadConfig()
+        self.head = dense_head(backbone, classes, self.head_config)
         width = self.head_config.skip
         self.skip = upernet.shortcut(backbone.bands, classes, width) if width else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Score images (N, C, H, W) with logits (N, classes, H, W)."""
-        logits = self.score(self.backbone.maps(images), images.shape[-2:])
+        logits = score(self.head, self.backbone.maps(images), images.shape[-2:])
         return logits if self.skip is None else logits + self.skip(images)
 
 
-class ChangeDetector(DenseModel):
+class ChangeDetector(TaskModel):
     """Change detection: signed differences of the maps of two dates, through the dense head.
 
     A bias of SpectralGPT's merge cancels in the difference.
@@ -126,15 +127,18 @@ class ChangeDetector(DenseModel):
     """
 
     kind = "change"
+    head_config: upernet.HeadConfig
 
     def __init__(self, backbone: Backbone, head: upernet.HeadConfig | None = None) -> None:
-        super().__init__(backbone, 2, head or upernet.HeadConfig(dropout_levels=0.0))
+        super().__init__(backbone, 2)
+        self.head_config = head or upernet.HeadConfig(dropout_levels=0.0)
+        self.head = dense_head(backbone, 2, self.head_config)
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """Score two dates (N, C, H, W) with log-probabilities (N, 2, H, W) of no change and change."""
         # Signed: what appears and what vanishes are different changes.
         pairs = zip(self.backbone.maps(before), self.backbone.maps(after), strict=True)
-        scores = self.score([old - new for old, new in pairs], before.shape[-2:])
+        scores = score(self.head, [old - new for old, new in pairs], before.shape[-2:])
         return functional.log_softmax(scores, dim=1)
 
 
@@ -201,6 +205,6 @@ def probe(model: TaskModel) -> None:
     """
     if getattr(model, "skip", None) is not None:
         raise SettingError("mode is 'linear-probe', head.skip is not 0: pixels beside the features; set head.skip = 0")
-    dense = isinstance(model, DenseModel)
+    dense = model.head_config is not None
     width = model.backbone.channels[-1] if dense else model.backbone.width
     model.head = Probe(width, model.classes, dense=dense)
