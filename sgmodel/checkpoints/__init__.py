@@ -1,1 +1,1 @@
-"""Read and write weights: checkpoint folders, cards, published files, the Hugging Face hub."""
+"""Read and write weights: checkpoint folders, cards, released files, the Hugging Face hub."""

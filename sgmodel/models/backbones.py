@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from sgmodel.models.adapt import FirstLayer, State
 
 
+GRID_SCALES = (8, 4, 2, 1)
+"""`Backbone.scales` of a transformer, whose four maps are all of one token grid."""
+
+
 class Backbone(nn.Module):
     """Base class of backbones, which turn images into feature maps or into one vector.
 
@@ -67,6 +71,11 @@ class Backbone(nn.Module):
             The weights of `state`, converted where that is possible.
         """
         return state
+
+
+def quarter_ends(depth: int) -> list[int]:
+    """Return the index of the last block of each quarter of `depth`; some repeat if there are fewer than four."""
+    return [max(depth * quarter // 4, 1) - 1 for quarter in (1, 2, 3, 4)]
 
 
 class Pixels(Backbone):

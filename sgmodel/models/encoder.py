@@ -266,7 +266,7 @@ def positions(parts: Parts, prefix: str = "") -> Tensor:
             joint.reshape(1, -1, config.side**2, joint.shape[-1])[:, present].flatten(1, 2) if config.dropped else joint
         )
     spatial_1SD: Tensor = getattr(parts, f"{prefix}pos_embed_spatial")
-    spectral_1GD: Tensor = getattr(parts, f"{prefix}pos_embed_temporal")  # the published name of the spectral table
+    spectral_1GD: Tensor = getattr(parts, f"{prefix}pos_embed_temporal")  # the released name of the spectral table
     spectral_1GD = spectral_1GD[:, present] if config.dropped else spectral_1GD
     return (spectral_1GD.unsqueeze(2) + spatial_1SD.unsqueeze(1)).flatten(1, 2)
 

@@ -81,8 +81,8 @@ class GroupVit(backbones.Backbone):
         super().__init__()
         c = self.config = config
         _check(c, bands)
-        self.channels, self.scales, self.width, self.bands = (c.width,) * 4, (8, 4, 2, 1), c.width, bands
-        self.taps = [max(c.depth * quarter // 4, 1) - 1 for quarter in (1, 2, 3, 4)]
+        self.channels, self.scales, self.width, self.bands = (c.width,) * 4, backbones.GRID_SCALES, c.width, bands
+        self.taps = backbones.quarter_ends(c.depth)
         self.patch_embed = nn.ModuleList(PatchEmbed(len(group), c) for group in c.groups)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, c.width))
         # Row 0 is that of the class token, which has no place.

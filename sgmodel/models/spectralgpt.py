@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sgdata.errors import SettingError
 from sgmodel.models import encoder as enc
-from sgmodel.models.backbones import Backbone
+from sgmodel.models.backbones import GRID_SCALES, Backbone
 
 Pooling = Literal["mean", "released", "class"]
 """How tokens become one vector: the mean of all; the mean of all but the first, as in the released code, which has no
@@ -49,7 +49,7 @@ class SpectralGPT(Backbone):
         SettingError: `pooling` is "class" and the encoder has no class token.
     """
 
-    scales = (8, 4, 2, 1)
+    scales = GRID_SCALES
     head_std = 0.02  # as released
 
     def __init__(self, encoder: enc.Encoder, pooling: Pooling = "mean") -> None:

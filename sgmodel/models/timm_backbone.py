@@ -45,12 +45,10 @@ class TimmBackbone(backbones.Backbone):
         stages = [(stage["num_chs"], stage["reduction"]) for stage in self.body.feature_info]
         flat = len({reduction for _, reduction in stages}) == 1
         depth = len(stages)
-        # The last layer of each quarter of the depth; some are used twice if there are fewer than four.
-        self.taps = [max(depth * quarter // 4, 1) - 1 for quarter in (1, 2, 3, 4)]
-        if not flat:
-            self.taps = list(range(depth - 4, depth))
+        self.taps = backbones.quarter_ends(depth) if flat else list(range(depth - 4, depth))
         self.channels = tuple(stages[tap][0] for tap in self.taps)
-        self.scales = (8, 4, 2, 1) if flat else (1, 1, 1, 1)
+        if flat:
+            self.scales = backbones.GRID_SCALES
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Encode images (N, C, H, W) into four maps, finest first."""

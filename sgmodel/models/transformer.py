@@ -31,7 +31,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        # Not one fused layer: the published weights and their initialisation keep them apart.
+        # Not one fused layer: the released weights and their initialisation keep them apart.
         self.q = nn.Linear(width, width)
         self.k = nn.Linear(width, width)
         self.v = nn.Linear(width, width)
