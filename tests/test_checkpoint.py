@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from sgdata import catalog, files
 from sgdata.errors import SettingError, SourceError
 from sgmodel.checkpoints import cards, checkpoint_folder, hub, transfer, weight_files
 from sgmodel.data import normalise
-from sgmodel.models import adapt, encoder, heads, mae, specs
+from sgmodel.models import adapt, contrastive, encoder, factory, heads, mae, specs
 
 ROOT = Path(__file__).resolve().parents[1]
 DECODER = mae.DecoderConfig(width=16, depth=1, heads=2)
@@ -57,6 +58,15 @@ MODELS = {
 def card_of(model: nn.Module) -> cards.Card:
     how = normalise.Normalisation(scheme="minmax", eps=1e-10, mean=(), std=())
     return cards.Card(model=specs.describe(model), normalisation=how, recipe={"steps": 3, "lr": 1e-4}, commit="0" * 40)
+
+
+def test_every_kind_of_spec_describes_the_model_that_it_builds() -> None:
+    objective = contrastive.Objective(method="simclr", temperature=0.2, projection=4)
+    contrast = specs.ContrastSpec(recipe=factory.ModelRecipe(backbone="linear"), bands=3, objective=objective)
+    cases = [*(specs.describe(make()) for make in MODELS.values()), contrast]
+    assert {type(case) for case in cases} == set(get_args(specs.ModelSpec)), "add a case for the new kind"
+    for case in cases:
+        assert specs.describe(case.build()) == case
 
 
 def same_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -100,6 +110,10 @@ def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
         (
             lambda f: _edit(f, '"format": 2', '"format": 1'),
             "format 1, this version reads 2; use the version of sgmodel",
+        ),
+        (
+            lambda f: (f / "card.json").write_text('{"format": 1, "model": {"kind": "x"}}'),
+            "format 1, this version reads 2",
         ),
         (lambda f: _edit(f, '"depth": 2', '"depth": 3'), "weights do not fit the card"),
     ],
