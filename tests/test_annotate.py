@@ -18,14 +18,14 @@ def boxes(side: int) -> tuple[Array, Array]:
     return patch_table.window_boxes(windows), np.ones((len(windows), 1))
 
 
-def test_a_large_area_is_split_as_the_recipe_says() -> None:
+def test_a_large_area_is_split_with_the_blocks_of_the_recipe() -> None:
     settings = blocks.SplitSettings()
     where, counts = boxes(2400)
     assert cut.fitting_split(where, counts, settings) == blocks.split(where, counts, settings)
 
 
 @pytest.mark.parametrize("side", [400, 600, 700])
-def test_a_small_area_gets_smaller_blocks_and_says_so(side: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_small_area_gets_smaller_blocks_with_a_warning(side: int, caplog: pytest.LogCaptureFixture) -> None:
     where, counts = boxes(side)
     assert blocks.split(where, counts, blocks.SplitSettings())[1].empty
     with caplog.at_level(logging.WARNING, logger="sgdata"):

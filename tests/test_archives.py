@@ -87,7 +87,7 @@ def test_zips_in_a_folder_are_part_of_it_unless_they_were_unpacked(tmp_path: Pat
     assert held(source) == {"here.txt": b"here", "b/x.txt": b"unpacked"} | {f"a.zip/{n}": c for n, c in GOOD.items()}
 
 
-def test_links_in_a_folder_are_followed_once_or_told(tmp_path: Path) -> None:
+def test_links_in_a_folder_are_followed_once_or_reported(tmp_path: Path) -> None:
     store = as_folder(tmp_path / "store", {"x.tif": b"x"})
     source = as_folder(tmp_path / "it", {"a/b.tif": b"b", "a/._b.tif": b"mac"})
     (source / "linked").symlink_to(store)
@@ -101,7 +101,7 @@ def test_links_in_a_folder_are_followed_once_or_told(tmp_path: Path) -> None:
     assert dict(listing.rejected)["a/gone.tif"] == "not a plain file, or a link that leads nowhere"
 
 
-def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = as_folder(tmp_path / "it", {"a/b.tif": b"b", "c/d.tif": b"d"})
     scandir = os.scandir
 
@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pyt
     assert listing.rejected == (("c", "cannot be read: Permission denied"),)
 
 
-def test_what_a_mac_packs_beside_the_files_is_passed_over(tmp_path: Path) -> None:
+def test_macos_metadata_files_are_ignored(tmp_path: Path) -> None:
     beside = {"__MACOSX/a/._b.tif": b"\0\5\x16\7", "a/._b.tif": b"\0\5\x16\7"}
     for make in (as_zip, as_tar):
         listing = archives.listing(make(tmp_path / make.__name__, GOOD | beside))
@@ -159,7 +159,7 @@ def test_a_link_in_a_zip_and_an_enormous_claim_are_rejected(tmp_path: Path) -> N
         archives.listing(tmp_path / "it.tar")
 
 
-def test_a_member_that_is_not_what_was_listed_is_told(tmp_path: Path) -> None:
+def test_a_member_that_differs_from_the_listing_is_refused(tmp_path: Path) -> None:
     source = as_folder(tmp_path / "it", {"a": b"1234", "p": b"version https://git-lfs.github.com/spec/v1\n"})
     with archives.opened(source) as content:
         with pytest.raises(SourceError, match="4 bytes, expected 9"):
@@ -171,7 +171,7 @@ def test_a_member_that_is_not_what_was_listed_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["it.tar", "it.zip", "it.tar.gz"])
-def test_what_is_no_archive_is_told_in_one_line(name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"\x1f\x8b no archive at all" * 9)
     with pytest.raises(SourceError, match=r"not a folder, zip or tar .*unpack it") as error:
         archives.listing(tmp_path / name)
@@ -214,7 +214,7 @@ def test_a_compressed_tar_is_read_front_to_back(suffix: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("suffix", [".tar.gz", ".tar.zst"])
-def test_a_compressed_tar_cut_anywhere_is_told(suffix: str, tmp_path: Path) -> None:
+def test_a_compressed_tar_truncated_anywhere_is_refused(suffix: str, tmp_path: Path) -> None:
     source = compressed(tmp_path / f"it{suffix}", as_tar(tmp_path / "it.tar", GOOD).read_bytes())
     whole = source.read_bytes()
     for share in range(1, 10):
@@ -238,7 +238,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_only_claims_is_refused_before_it_is_read(name: str, tmp_path: Path) -> None:
+def test_a_false_size_is_refused_before_reading(name: str, tmp_path: Path) -> None:
     """A sparse file of 20 GB stands for the 100: reading through it would take the test's patience and memory."""
     script = (
         "import sys, resource, pyarrow; from pathlib import Path\n"
@@ -260,7 +260,7 @@ def test_what_only_claims_is_refused_before_it_is_read(name: str, tmp_path: Path
         assert told.stdout.startswith("refused"), (source.name, told)
 
 
-def test_a_negative_size_does_not_go_round_for_ever(tmp_path: Path) -> None:
+def test_a_negative_size_does_not_loop_forever(tmp_path: Path) -> None:
     header = bytearray(_claiming(0))
     header[124:136] = b"\xff" * 10 + b"\xf0\x00"  # GNU base 256: -4096
     header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:512]))

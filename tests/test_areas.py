@@ -71,7 +71,7 @@ def test_an_area_that_cannot_be_is_refused_by_value(area: Area, words: str) -> N
         aoi.resolve(area)
 
 
-def test_an_area_that_is_no_number_is_refused(tmp_path: Path) -> None:
+def test_an_area_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     path.write_text('{"type": "Polygon", "coordinates": [[[NaN, 48.7], [10.4, 48.0], [10.5, 48.7], [10.3, 48.7]]]}')
     with pytest.raises(SettingError, match="cannot be read as GeoJSON"):

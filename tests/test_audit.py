@@ -278,7 +278,7 @@ def test_damaged_samples_are_listed_not_fatal(tmp_path: Path) -> None:
     assert report.checks[0].where == (row["key"],)
 
 
-def test_workers_and_repetition_change_no_byte(tmp_path: Path) -> None:
+def test_workers_and_repetition_do_not_change_bytes(tmp_path: Path) -> None:
     finish.write(PLANTED["overlapping windows"][0](clean()), tmp_path / "in", contract=contract())
     for name, workers in (("one", 1), ("two", 2)):
         audit_page.write(tmp_path / name, audited(tmp_path / "in", workers=workers))
@@ -373,7 +373,7 @@ def test_no_finding_on_real_samples(real: Path, tmp_path: Path) -> None:
         assert findings(report) == set(), folder
 
 
-def test_what_cannot_be_audited_says_why(tmp_path: Path) -> None:
+def test_an_input_that_cannot_be_audited_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file or folder"):
         audited(tmp_path / "nowhere")
     with pytest.raises(SettingError, match="neither shards nor a build nor a known dataset"):
@@ -408,7 +408,7 @@ def test_a_look_turns_with_the_picture(seed: int, shape: tuple[int, ...], way: i
 
 
 @given(st.integers(0, 2**32))
-def test_alike_is_what_comparing_all_pairs_finds(seed: int) -> None:
+def test_similar_pairs_equal_those_of_a_full_comparison(seed: int) -> None:
     rng = np.random.default_rng(seed)
     images = [rng.integers(1, 4000, (3, 16, 16)) for _ in range(6)]
     images += [np.rot90(images[n], n, axes=(1, 2)) + rng.normal(0, 60 * n, (3, 16, 16)) for n in range(6)]

@@ -50,7 +50,7 @@ def of_ten(px: int) -> Contract:
     return dataclasses.replace(contract(px), bands=sentinel2.bands(TEN), statistics=known)
 
 
-def test_what_stands_in_the_places_of_missing_bands() -> None:
+def test_missing_bands_are_filled_as_configured() -> None:
     ours = dataclasses.replace(contract(32), bands=sentinel2.bands(TEN))
     assert band_selection.indices(ours, TEN) is None
     assert band_selection.indices(ours, sentinel2.L2A_BANDS, "nearest") == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 8, 9]
@@ -63,7 +63,7 @@ def test_what_stands_in_the_places_of_missing_bands() -> None:
     assert torch.equal(band_selection.select(images, few)[:, 1], images[:, [1, 3]].mean(dim=1))
 
 
-def test_bands_that_nothing_stands_for() -> None:
+def test_bands_without_a_substitute_are_refused() -> None:
     ours = dataclasses.replace(contract(32), bands=sentinel2.bands(TEN))
     with pytest.raises(
         SettingError, match="bands: B08 B09 not in the shards.*normalise.missing to 'mean', 'nearest' or"
@@ -75,7 +75,7 @@ def test_bands_that_nothing_stands_for() -> None:
         band_selection.narrowed(ours, ("B10",), "nearest")
 
 
-def test_constants_are_those_of_what_stands_there() -> None:
+def test_constants_are_those_of_the_substitutes() -> None:
     ours = of_ten(32)
     for policy, mean, std in (("mean", 45.0, 5.5), ("nearest", 70.0, 8.0)):
         own = normalise.NormaliseRecipe(scheme="zscore", missing=policy)  # type: ignore[arg-type]
@@ -101,7 +101,9 @@ def test_the_mean_is_the_released_one(parity: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", ["mean", "nearest"])
-def test_a_model_of_twelve_trains_on_ten_and_its_card_says_how(ten: Path, tmp_path: Path, policy: str) -> None:
+def test_a_twelve_band_model_trains_on_ten_bands_and_its_card_records_how(
+    ten: Path, tmp_path: Path, policy: str
+) -> None:
     made = recipe(f"normalise.missing={policy}", "training.epochs=2")
     assert pretrain.main(made, run_paths_for(ten, tmp_path)) == 0
     card = cards.read(tmp_path / "checkpoint-last")
@@ -150,7 +152,7 @@ def test_groups_without_data_have_no_tokens(tmp_path: Path) -> None:
     assert model.pos_embed_temporal.shape[1] == 4
 
 
-def test_what_is_left_is_encoded_as_before() -> None:
+def test_remaining_groups_are_encoded_as_before() -> None:
     """The tokens that a dropped group leaves are those that the whole model makes when only they are kept."""
     for positions in ("pair", "joint"):
         config = encoder.EncoderConfig(image_px=16, width=24, depth=2, heads=2, positions=positions)  # type: ignore[arg-type]

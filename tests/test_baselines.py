@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def test_batch_norm_knows_all_processes_on_gpus_and_says_where_it_cannot(caplog: pytest.LogCaptureFixture) -> None:
+def test_batch_norm_is_synchronised_on_gpus_and_warns_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
     model = build("segmenter", BASELINES["resnet"], bands=12, classes=3)
     before = model.state_dict()
     timm_backbone.share_statistics(model, torch.device("cpu"))

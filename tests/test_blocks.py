@@ -118,7 +118,7 @@ def test_small_areas_are_divided_evenly_and_an_empty_part_is_named() -> None:
     assert report.empty == ("train", "val")
 
 
-def test_boxes_may_lie_anywhere_and_be_measured_in_metres() -> None:
+def test_boxes_may_have_any_position_and_be_in_metres() -> None:
     windows = some_windows(1000, 1000, 128, 64)
     boxes, counts = patch_table.window_boxes(windows), np.random.default_rng(2).integers(0, 9, (len(windows), 4))
     here, _ = blocks.split(boxes, counts, blocks.SplitSettings(block_px=250, gap_px=64))

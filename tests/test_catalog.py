@@ -78,7 +78,7 @@ def test_digests_and_sizes_agree_with_the_table_of_checksums() -> None:
             assert file.bytes is None or table[file.digest] == str(file.bytes)
 
 
-def test_splits_add_up_to_what_is_published() -> None:
+def test_splits_add_up_to_the_published_counts() -> None:
     def total(name: str, edition: str, split: str) -> int:
         held = cards.edition(name, edition)
         return sum(next(s for s in held.splits if s.name == split).counts.values())
@@ -113,7 +113,7 @@ def test_label_spaces_name_their_ids(dataset: str, space: str, index: int, label
     assert cards.label_space(dataset, space).names[index] == label
 
 
-def test_names_not_known_are_told_with_those_that_are() -> None:
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(SettingError, match="did you mean 'eurosat'"):
         cards.card("eurosta")
     with pytest.raises(SettingError, match="known: bigearthnet, eurosat"):
@@ -134,7 +134,7 @@ def test_a_misspelt_key_of_a_card_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_a_card_can_be_told_to_people(name: str) -> None:
+def test_a_card_can_be_described_as_text(name: str) -> None:
     rows = cards.describe(CARDS[name])
     assert len(rows) > 10
     assert all(isinstance(value, str) and value for what, value in rows if not what.startswith("labels"))

@@ -79,7 +79,7 @@ def same_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
-def test_what_is_saved_is_loaded(kind: str, tmp_path: Path) -> None:
+def test_a_saved_checkpoint_is_loaded_equal(kind: str, tmp_path: Path) -> None:
     model = MODELS[kind]()
     checkpoint_folder.save(tmp_path / "a", model, card_of(model))
     loaded = sgmodel.load(tmp_path / "a")
@@ -184,7 +184,7 @@ def test_published_layouts_load(layout: str, old_format: bool, tmp_path: Path) -
     same_weights(target.state_dict(), source.state_dict())
 
 
-def test_values_that_run_nothing_may_stand_beside_the_weights(tmp_path: Path) -> None:
+def test_harmless_values_next_to_the_weights_are_allowed(tmp_path: Path) -> None:
     source = autoencoder()
     args = argparse.Namespace(lr=np.float64(1e-3), batch=np.int64(16), out=PurePosixPath("out"), flag=np.bool_(True))
     document = {"model": source.state_dict(), "args": args, "best": np.float32(0.5), 3: torch.zeros(2)}
@@ -253,7 +253,7 @@ def test_the_folder_of_a_run_names_its_checkpoint(tmp_path: Path) -> None:
     assert hub.resolve(tmp_path / "checkpoint-best") == tmp_path / "checkpoint-best"
 
 
-def test_what_the_hub_does_not_give_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_missing_on_the_hub_are_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     huggingface_hub = pytest.importorskip("huggingface_hub")
 
     def offline(*_: object, **__: object) -> str:
@@ -287,7 +287,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\n", "not a whole torch file"),
     ],
 )
-def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(SourceError, match=message):
         transfer.read_weights(tmp_path / "a.pth")

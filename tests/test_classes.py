@@ -44,7 +44,7 @@ def test_segmunich_has_thirteen_classes_and_corine_level_two_fifteen() -> None:
     assert corine.codes[51] == corine.space.names.index("Inland waters")
 
 
-def test_one_tag_means_what_each_table_says() -> None:
+def test_a_tag_is_mapped_by_each_table() -> None:
     ours = class_tables.read("segmunich-osm", tiers=TIERS, groups=GROUPS)
     corine = class_tables.read("corine", tiers=TIERS, groups=GROUPS)
     assert named(ours, "line", highway="primary") == "Street network"

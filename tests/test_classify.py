@@ -79,7 +79,7 @@ def test_single_labels_are_learned_from_mixed_and_erased_scenes(whole: Path) -> 
     assert figures["best_epoch"]["top1"] >= figures["top1"]  # type: ignore[index]
 
 
-def test_figures_say_of_what(whole: Path) -> None:
+def test_figures_name_their_subset(whole: Path) -> None:
     expected = {"dataset": "toy", "split": "val", "samples": 8, "train_split": "train", "train_samples": 12}
     assert expected.items() <= results(whole).items()
 

@@ -120,7 +120,7 @@ def test_shard_of_an_unknown_dataset_and_of_a_missing_source(tmp_path: Path) -> 
     assert "nowhere" in refused("shard", "eurosat", "--source", str(tmp_path / "nowhere"), "--out", str(tmp_path / "s"))
 
 
-def test_catalog_of_an_unknown_dataset_gives_the_nearest() -> None:
+def test_catalog_of_an_unknown_dataset_suggests_the_closest() -> None:
     assert "did you mean 'eurosat'" in refused("catalog", "eurosta")
 
 

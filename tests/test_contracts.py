@@ -30,7 +30,7 @@ BASE = Contract(
 )
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_contract_is_read_back(tmp_path: Path) -> None:
     contracts.write(tmp_path, BASE)
     assert contracts.read(tmp_path) == BASE
 

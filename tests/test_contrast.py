@@ -71,7 +71,7 @@ def test_moco_compares_with_the_other_view_and_the_queue() -> None:
     torch.testing.assert_close(model.queue, torch.cat([queue[3:], key.detach()]))
 
 
-def test_an_objective_that_tells_nothing_apart_is_refused() -> None:
+def test_invalid_contrast_settings_are_refused() -> None:
     for wrong in ("temperature=0.0", "queue=0", "momentum=2.0"):
         with pytest.raises(SettingError, match="expected a temperature above 0"):
             recipe("moco", f"contrast.{wrong}")
@@ -102,7 +102,7 @@ def test_simclr_compares_with_all_other_views() -> None:
 
 
 @pytest.mark.parametrize("method", ["moco", "simclr"])
-def test_interrupted_equals_undisturbed_and_the_backbone_goes_on(method: str, folder: Path, tmp_path: Path) -> None:
+def test_interrupted_equals_uninterrupted_and_the_backbone_is_reused(method: str, folder: Path, tmp_path: Path) -> None:
     made = recipe(method, *(["contrast.queue=16"] if method == "moco" else []))
     assert contrast.main(made, run_paths_for(folder, tmp_path / "whole")) == 0
     assert contrast.main(made, run_paths_for(folder, tmp_path / "cut", stop_after=2)) == training.STOPPED

@@ -172,7 +172,7 @@ def test_a_compressed_tar_gives_the_bytes_of_its_folder(
     assert {path: path.stat().st_mtime_ns for path in tars[1:]} == kept
 
 
-def test_a_disk_that_fills_while_contents_wait_is_told(
+def test_a_full_disk_while_spooling_is_reported(
     made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, opened = _tar_of(made("fmow"), tmp_path / "it.tar.gz"), Path.open
@@ -187,7 +187,7 @@ def test_a_disk_that_fills_while_contents_wait_is_told(
         pack("fmow", source, tmp_path / "out")
 
 
-def test_files_as_downloaded_are_found_in_their_folder(made: Callable[[str], Path], tmp_path: Path) -> None:
+def test_downloaded_files_are_found_in_their_folder(made: Callable[[str], Path], tmp_path: Path) -> None:
     """`sgdata fetch` leaves one tar.gz beside its CSVs, or OSCD's three zips side by side."""
     (tmp_path / "fmow").mkdir()
     _tar_of(made("fmow"), tmp_path / "fmow" / "fmow-sentinel.tar.gz")
@@ -204,7 +204,7 @@ def test_files_as_downloaded_are_found_in_their_folder(made: Callable[[str], Pat
     assert told.contract == pack("oscd", made("oscd"), tmp_path / "d").contract
 
 
-def test_an_archive_in_another_order_holds_the_same_samples(made: Callable[[str], Path], tmp_path: Path) -> None:
+def test_an_archive_in_another_order_gives_the_same_samples(made: Callable[[str], Path], tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "it.tar.gz", "w:gz") as tar:
         for file in sorted(made("fmow").rglob("*.tif"), reverse=True):
             tar.add(file, file.relative_to(made("fmow")))
@@ -217,7 +217,7 @@ def test_an_archive_in_another_order_holds_the_same_samples(made: Callable[[str]
 # --- one by one ----------------------------------------------------------------------------
 
 
-def test_names_of_any_bytes_case_and_length_are_taken_or_told(made: Callable[[str], Path], tmp_path: Path) -> None:
+def test_names_of_any_bytes_case_and_length_are_packed_or_reported(made: Callable[[str], Path], tmp_path: Path) -> None:
     river = sorted((made("eurosat") / "EuroSAT_MS" / "River").iterdir())
     latin = Path(os.fsdecode(os.fsencode(tmp_path / "it") + b"/donn\xe9es"))
     for name in ("River/River_1.TIF", "River/River_2.tiff", "Lake/Lake_1.tif"):
@@ -235,7 +235,7 @@ def test_names_of_any_bytes_case_and_length_are_taken_or_told(made: Callable[[st
     assert (tmp_path / "1" / files.SUMS).read_bytes() == (tmp_path / "2" / files.SUMS).read_bytes()
 
 
-def test_the_second_sample_of_a_key_is_told_wherever_its_shard(made: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_duplicate_key_is_reported_in_any_shard(made: Callable[[str], Path], tmp_path: Path) -> None:
     source = tmp_path / "it"
     shutil.copytree(made("eurosat"), source)
     shutil.copytree(source / "EuroSAT_MS" / "River", source / "old" / "River")
@@ -244,7 +244,7 @@ def test_the_second_sample_of_a_key_is_told_wherever_its_shard(made: Callable[[s
     assert set(quarantine(done.folder)) == {f"old/River/River_{n}.tif" for n in (1, 2, 3)}
 
 
-def test_bands_of_a_patch_that_lies_there_twice_are_not_mixed(made: Callable[[str], Path], tmp_path: Path) -> None:
+def test_bands_of_a_duplicate_patch_are_not_mixed(made: Callable[[str], Path], tmp_path: Path) -> None:
     source = tmp_path / "it"
     shutil.copytree(made("bigearthnet v1"), source)
     patch = next(path for path in sorted(source.rglob("*_B02.tif"))).parent
@@ -257,7 +257,7 @@ def test_bands_of_a_patch_that_lies_there_twice_are_not_mixed(made: Callable[[st
     assert [f"zz/{patch.name}/" in name for name in quarantine(done.folder)] == [True]
 
 
-def test_ids_of_segmunich_may_hold_any_character(tmp_path: Path) -> None:
+def test_ids_of_segmunich_may_contain_any_character(tmp_path: Path) -> None:
     source = synthetic.segmunich_released(tmp_path / "it")
     for folder in ("img", "label"):
         (held,) = source.rglob(f"train/{folder}/1.tif")
@@ -326,7 +326,7 @@ def test_eurosat_follows_its_published_lists(made: Callable[[str], Path], tmp_pa
     assert pack("eurosat", source, tmp_path / "out").contract.splits == {"train": 2, "val": 2, "test": 2}
 
 
-def test_a_patch_without_a_19_class_label_is_kept_and_told(made: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_patch_without_a_19_class_label_is_kept_and_reported(made: Callable[[str], Path], tmp_path: Path) -> None:
     source = shutil.copytree(made("bigearthnet v1"), tmp_path / "source")
     path = sorted(source.rglob("*_labels_metadata.json"))[0]
     path.write_text(path.read_text().replace("Vineyards", "Airports"))
@@ -440,7 +440,7 @@ def test_no_copy_of_a_training_patch_is_left_in_validation(tmp_path: Path) -> No
     assert len(set(groups.values())) == 4
 
 
-def test_bands_in_the_wrong_place_are_told_of_a_hundred_samples(tmp_path: Path) -> None:
+def test_misplaced_bands_are_detected_from_a_hundred_samples(tmp_path: Path) -> None:
     """Files whose B8A lies where its number stands, not last: read as EuroSAT is, the names are wrong."""
     spectrum = np.array([1354, 1118, 1043, 948, 1199, 2000, 2369, 2297, 732, 12, 1819, 1119, 2594])
     rng = np.random.default_rng(1)
@@ -658,6 +658,6 @@ def test_a_source_of_something_else_is_named(tmp_path: Path, dataset: str, files
         packing.pack(dataset, source=tmp_path, out=tmp_path / "out")
 
 
-def test_csvs_of_fmow_may_lie_deeper(made: Callable[[str], Path], tmp_path: Path) -> None:
+def test_csvs_of_fmow_may_be_in_subfolders(made: Callable[[str], Path], tmp_path: Path) -> None:
     shutil.copytree(made("fmow"), tmp_path / "data" / "again" / "nested")
     assert pack("fmow", tmp_path / "data", tmp_path / "out").contract.splits == {"train": 3, "val": 2, "test": 1}

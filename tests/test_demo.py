@@ -65,7 +65,7 @@ def test_the_release_of_the_demo_verifies(twice: list[Path]) -> None:
     assert json.loads((twice[0] / "audit/audit.json").read_text())["kind"] == "build"
 
 
-def test_the_page_tells_the_whole_story(twice: list[Path]) -> None:
+def test_the_page_shows_every_step(twice: list[Path]) -> None:
     text = (twice[0] / "page" / "index.html").read_text()
     titles = ("Figures", "Map", "Class shares", "Samples", "Pretraining: Loss", "Fine-tuning: Confusion matrix")
     assert all(f"<h2>{title}" in text for title in titles)

@@ -92,7 +92,7 @@ def test_modes(folder: Path, whole: Path, tmp_path: Path, mode: str) -> None:
     assert model(torch.rand(1, 12, 16, 16), torch.rand(1, 12, 16, 16)).shape == (1, 2, 16, 16)
 
 
-def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_mismatched_inputs_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"scored\.px is 8, the model takes images of 16"):
         detect_change.main(recipe("scored.px=8"), run_paths_for(folder, tmp_path))
     with pytest.raises(SettingError, match=r"model\.head\.skip is 64: change detection has no such layer"):

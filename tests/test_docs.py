@@ -161,7 +161,7 @@ def test_every_page_of_the_story_is_in_it() -> None:
 
 
 @pytest.mark.slow
-def test_the_story_runs_as_it_stands(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_the_quick_start_runs_as_written(tmp_path: Path, environment: dict[str, str]) -> None:
     (tmp_path / "docs").symlink_to(DOCS)
     for page in STORY:
         # Nothing is amiss in the quick start; elsewhere exit code 3 reports what the text speaks of.
@@ -317,7 +317,7 @@ def test_nothing_is_left_to_fill_in() -> None:
     assert [name(page) for page in PAGES if re.search(r"\b(TODO|TBD|FIXME)\b", page.read_text(encoding="utf-8"))] == []
 
 
-def test_the_citation_has_what_the_format_requires() -> None:
+def test_the_citation_has_the_required_fields() -> None:
     """Citation File Format 1.2.0: its required keys, and the version of the package."""
     text = (ROOT / "CITATION.cff").read_text()
     assert re.search(r"^cff-version: 1\.2\.0$", text, re.MULTILINE)

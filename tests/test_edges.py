@@ -82,7 +82,9 @@ def test_without_an_epoch_the_weights_are_scored(
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_a_rate_too_high_is_told_with_the_samples(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_learning_rate_too_high_is_reported_with_the_samples(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
     high = ("training.optimizer.lr=1e30", "training.optimizer.warmup_epochs=0", "training.epochs=3")
     with pytest.raises(
         SgdataError, match=r"step \d: .*(not finite for all 4 samples|every sample alone|not finite for)"
@@ -111,7 +113,7 @@ def test_settings_of_which_nothing_can_be_made(
 @pytest.mark.parametrize(
     ("name", "more"), [("classify", ("mode=linear-probe",)), ("segment-baseline", ()), ("classify", ())]
 )
-def test_a_batch_of_one_learns_or_says_why_not(
+def test_a_batch_of_one_trains_or_is_refused_with_the_reason(
     name: str, more: tuple[str, ...], folders: dict[str, Path], tmp_path: Path
 ) -> None:
     alone = ("training.batch=1", "training.accumulate=1", "training.epochs=0.5", *more)
@@ -144,7 +146,7 @@ def test_a_sample_that_poisons_its_batch_is_named(name: str, mode: str, tmp_path
         run(name, tmp_path / "shards", tmp_path / "run", *poison, *still)
 
 
-def test_labels_that_are_no_class_are_named(tmp_path: Path) -> None:
+def test_labels_outside_the_classes_are_named(tmp_path: Path) -> None:
     for split in (0, 4):
         made = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(5)]
         made[split].arrays["mask"][:] = 77

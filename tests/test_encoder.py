@@ -60,7 +60,7 @@ def test_tokens_run_group_row_column_and_inside_band_row_column() -> None:
 
 @given(config=configs)
 @settings(max_examples=30, deadline=None)
-def test_embedding_is_the_convolution_it_stands_for(config: encoder.EncoderConfig) -> None:
+def test_embedding_equals_the_equivalent_convolution(config: encoder.EncoderConfig) -> None:
     x, embed = images(config), encoder.PatchEmbed(config)
     frames = x.reshape(2, 1, -1, config.image_px, config.image_px)
     expected = embed.proj(frames).flatten(2).transpose(1, 2)
@@ -204,7 +204,7 @@ def test_fresh_weights_are_the_papers() -> None:
     assert model.patch_embed.proj.bias.abs().max().item() == pytest.approx(192**-0.5, rel=0.1)
 
 
-def test_what_does_not_divide_is_refused() -> None:
+def test_sizes_that_do_not_divide_are_refused() -> None:
     with pytest.raises(SettingError, match="bands 10 is not a multiple of group_bands 3"):
         encoder.Encoder(dataclasses.replace(TINY, bands=10))
     with pytest.raises(SettingError, match="image_px 100 is not a multiple of patch_px 8"):

@@ -145,7 +145,7 @@ def get(wanted: Source, out: Path) -> None:
     ],
     ids=" then ".join,
 )
-def test_a_bad_server_is_survived(acts: list[str], server: Server, tmp_path: Path) -> None:
+def test_downloads_succeed_despite_a_faulty_server(acts: list[str], server: Server, tmp_path: Path) -> None:
     server.behaviour["/it"] = list(acts)
     get(source(server), tmp_path)
     assert (tmp_path / "it.zip").read_bytes() == CONTENT
@@ -156,7 +156,7 @@ def test_a_bad_server_is_survived(acts: list[str], server: Server, tmp_path: Pat
 
 
 @pytest.mark.parametrize("act", ["lie", "404", "page", "stall", "too much"])
-def test_a_mirror_helps_and_without_one_every_attempt_is_told(act: str, server: Server, tmp_path: Path) -> None:
+def test_a_mirror_is_tried_and_without_one_every_attempt_is_reported(act: str, server: Server, tmp_path: Path) -> None:
     server.behaviour["/it"] = [act] * 99
     with pytest.raises(ServiceError, match=r"it.zip: cannot be fetched: http://127.*/it: .*try again later") as error:
         get(source(server), tmp_path)
@@ -173,7 +173,7 @@ def test_without_size_and_digest_the_hash_is_recorded(server: Server, tmp_path: 
 
 
 @pytest.mark.parametrize("act", ["page", "no length", "part", "led astray"])
-def test_without_size_and_digest_half_a_file_is_none(act: str, server: Server, tmp_path: Path) -> None:
+def test_without_size_and_digest_a_partial_file_is_refused(act: str, server: Server, tmp_path: Path) -> None:
     wanted = source(server, bytes=None, algorithm=None, digest="")
     (tmp_path / ".it.zip.partial").write_bytes(CONTENT[:1000])
     server.behaviour["/it"] = [act]
@@ -191,13 +191,13 @@ def test_without_size_and_digest_half_a_file_is_none(act: str, server: Server, t
     assert not (tmp_path / "it.zip").exists()
 
 
-def test_what_is_longer_than_the_file_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+def test_a_partial_file_longer_than_the_file_is_fetched_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / ".it.zip.partial").write_bytes(CONTENT + b"of an older version")
     get(source(server, bytes=None, algorithm=None, digest=""), tmp_path)
     assert (tmp_path / "it.zip").read_bytes() == CONTENT
 
 
-def test_a_disk_that_fills_is_told(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -206,7 +206,7 @@ def test_a_disk_that_fills_is_told(server: Server, tmp_path: Path, monkeypatch: 
         get(source(server), tmp_path)
 
 
-def test_a_new_version_is_not_put_behind_the_start_of_the_old(server: Server, tmp_path: Path) -> None:
+def test_a_new_version_is_not_appended_to_a_partial_old_one(server: Server, tmp_path: Path) -> None:
     server.behaviour["/it"] = ["truncate"] * 4
     loose = source(server, bytes=None, algorithm=None, digest="")
     with pytest.raises(ServiceError):
@@ -216,7 +216,7 @@ def test_a_new_version_is_not_put_behind_the_start_of_the_old(server: Server, tm
     assert (tmp_path / "it.zip").read_bytes() == CONTENT[::-1]
 
 
-def test_the_plan_tells_what_is_left_and_touches_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_lists_missing_files_without_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need = download.plan("bigearthnet", "v2", tmp_path / "new" / "folder")
     assert [each.file for each in need.sources][:2] == ["BigEarthNet-S2.tar.zst", "metadata.parquet"]
     assert need.bytes == 63251710377 + 3616349 + 710162
@@ -234,7 +234,7 @@ def test_the_plan_tells_what_is_left_and_touches_no_server(tmp_path: Path, monke
         download.fetch(replace(need, free=10**9), tmp_path / "o")
 
 
-def test_every_source_of_every_card_has_an_address_or_says_so() -> None:
+def test_every_source_of_every_card_has_an_address() -> None:
     for card in cards.cards():
         for edition in card.editions:
             for each in edition.sources:
@@ -242,7 +242,7 @@ def test_every_source_of_every_card_has_an_address_or_says_so() -> None:
                 assert (each.algorithm is None) == (each.digest == "")
 
 
-def test_a_dry_run_tells_files_bytes_and_room(tmp_path: Path) -> None:
+def test_a_dry_run_prints_files_bytes_and_free_space(tmp_path: Path) -> None:
     command = ["fetch", "bigearthnet", "--edition", "v1", "--part", "splits", "--out", str(tmp_path), "--dry-run"]
     told = CliRunner().invoke(cli.app, command)
     assert told.exit_code == 0, told.output

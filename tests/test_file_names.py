@@ -222,7 +222,7 @@ def test_every_join_of_paths_uses_a_name_of_our_own() -> None:
     assert not bypassing, "\n".join(bypassing)
 
 
-def test_the_walk_sees_what_it_looks_for() -> None:
+def test_the_walk_finds_paths_built_from_unchecked_names() -> None:
     bad = (
         "out / f'{scene.id}.tif'",
         "folder / row['shard']",

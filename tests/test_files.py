@@ -140,7 +140,7 @@ def test_writing_where_one_may_not_is_one_line(tmp_path: Path) -> None:
         files.write(blocker / "file", b"x")
 
 
-def test_sums_are_sorted_and_leave_out_what_holds_times(tmp_path: Path) -> None:
+def test_sums_are_sorted_and_skip_files_with_timestamps(tmp_path: Path) -> None:
     for name in ("b/y", "a", "b/timings.jsonl", "tensorboard/x", ".lock"):
         files.write(tmp_path / name, name.encode())
     files.write_sums(tmp_path)
@@ -170,12 +170,12 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_existing_names_what_was_expected(tmp_path: Path) -> None:
+def test_existing_names_the_expected_kind(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="expected a folder of patches"):
         files.existing(tmp_path / "absent", "a folder of patches")
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="cannot be created: .*choose another --out"):
         files.write(tmp_path / "file" / "deeper" / "lock.json", b"{}")

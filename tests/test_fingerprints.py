@@ -60,7 +60,7 @@ def test_every_published_set_fits() -> None:
 @pytest.mark.parametrize(
     ("one", "other"), [("B04", "B08"), ("B05", "B08"), ("B8A", "B09"), ("B8A", "B12"), ("B04", "B07")]
 )
-def test_swapped_bands_are_told(level: str, one: str, other: str) -> None:
+def test_swapped_bands_are_detected(level: str, one: str, other: str) -> None:
     swapped = MEANS[level] | {one: MEANS[level][other], other: MEANS[level][one]}
     verdict = band_check.bands(swapped) + band_check.level(swapped, level)
     if level == "L2A" and (one, other) == ("B8A", "B09"):

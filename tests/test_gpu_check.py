@@ -69,7 +69,7 @@ def test_all_parts_are_measured_without_other_libraries(bare: Path) -> None:
     assert "largest relative difference 0." in notes["bf16 against fp32"]
 
 
-def test_a_second_call_keeps_what_is_finished(bare: Path, parity: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_call_keeps_finished_rows(bare: Path, parity: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {row["mode"] + row["size"]: row for row in rows(bare)}
     options = ["--out", str(bare), "--device", "cpu", "--threads", "1", "--parity", str(parity)]
     assert gpu_check.program(options) == ExitCode.FINDINGS
@@ -80,7 +80,7 @@ def test_a_second_call_keeps_what_is_finished(bare: Path, parity: Path, capsys: 
     assert all(after[name]["note"].startswith("relative error outputs") for name in changed)
 
 
-def test_another_environment_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_environment_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--out", str(tmp_path), "--device", "cpu", "--limit", "0"]
     old = [
         results.Row(part=1, mode=results.ENVIRONMENT, note="another machine"),
@@ -119,7 +119,7 @@ def test_a_failing_row_holds_its_reason_and_the_next_is_measured(
     assert found[5, "segment"]["images_per_s"] == 2.0
 
 
-def test_a_wrong_number_is_no_parity(parity: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_number_fails_parity(parity: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, cpu = parity / f"{check.PARITY[0]}.npz", torch.device("cpu")
     assert environment.parity(file, cpu)[0]
     monkeypatch.setattr(environment.encoder, "LAYER_NORM_EPS", 1e-5)

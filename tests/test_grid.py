@@ -50,11 +50,11 @@ def test_patches_are_whole_and_inside(height: int, width: int, size: int, stride
     assert len(made) == expected
 
 
-def test_the_paper_cut_gives_the_number_of_the_spec() -> None:
+def test_the_paper_cut_gives_the_published_number() -> None:
     assert len(list(grid.patches((2958, 3847), 128, 64))) == 59 * 45
 
 
-def test_a_window_of_a_grid_lies_where_it_should() -> None:
+def test_a_window_of_a_grid_has_the_right_position() -> None:
     whole = Grid(crs="EPSG:32632", origin=(600000, 5300040), gsd_m=10, shape=(60, 120))
     part = grid.windowed(whole, Window(row=6, col=12, height=30, width=18))
     assert part.origin == (600120, 5299980)

@@ -129,7 +129,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "tar.gz"])
-def test_ten_kills_change_no_byte(kind: str, tmp_path: Path) -> None:
+def test_ten_kills_do_not_change_bytes(kind: str, tmp_path: Path) -> None:
     """`kill -9` at ten moments of one run, parent and workers alike; each run goes on where the last one died."""
     source = synthetic.bigearthnet_v1(tmp_path / "source", count=5)
     (model,) = sorted((source / "BigEarthNet-v1.0").iterdir())[:1]

@@ -78,7 +78,7 @@ def test_a_polygon_is_filled_as_gdal_fills_it(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_touched_line_meets_the_pixels_gdal_says(seed: int) -> None:
+def test_a_touched_line_covers_the_same_pixels_as_in_gdal(seed: int) -> None:
     line = shapely.LineString(np.random.default_rng(seed).uniform((-5, -5), (85, 70), (7, 2)))
     got, source, _ = painted((line, a("highway", "primary")), streets="touched")
     expected = np.zeros(LATTICE.shape, bool)
@@ -121,20 +121,20 @@ def test_the_order_of_the_features_does_not_matter() -> None:
 BIG, MIDDLE, SMALL = shapely.box(5, 5, 60, 60), shapely.box(20, 20, 40, 40), shapely.box(28, 28, 32, 32)
 
 
-def test_the_smaller_polygon_lies_on_top() -> None:
+def test_the_smaller_polygon_is_on_top() -> None:
     got, _, _ = painted(
         (SMALL, a("natural", "water")), (BIG, a("landuse", "residential")), (MIDDLE, a("leisure", "park"))
     )
     assert (got[10, 10], got[25, 25], got[30, 30], got[2, 2]) == (URBAN, PARK, WATER, label_raster.UNMAPPED)
 
 
-def test_the_whole_size_counts_also_of_what_reaches_out_of_the_grid() -> None:
+def test_the_full_size_counts_for_polygons_beyond_the_grid() -> None:
     river = shapely.box(-5000, 30, 20, 34)  # larger than the park, but not within the grid
     got, _, _ = painted((river, a("natural", "water")), (shapely.box(10, 0, 60, 60), a("leisure", "park")))
     assert (got[31, 5], got[31, 15]) == (WATER, PARK)
 
 
-def test_by_priority_the_stronger_class_lies_on_top() -> None:
+def test_by_priority_the_stronger_class_is_on_top() -> None:
     items = ((MIDDLE, a("landuse", "forest")), (BIG, a("landuse", "industrial")), (SMALL, a("natural", "water")))
     by_area, _, _ = painted(*items)
     by_priority, _, _ = painted(*items, overlap="priority")
@@ -149,7 +149,7 @@ def test_equal_areas_are_decided_by_priority_then_by_id() -> None:
     assert painted(*later)[0][30, 30] == 6
 
 
-def test_streets_lie_on_rail_on_water_lines_on_polygons() -> None:
+def test_drawing_order_is_polygons_water_lines_rail_streets() -> None:
     def across(y: float) -> Any:
         return shapely.LineString([(0, y), (80, y)])
 
@@ -175,7 +175,7 @@ def test_streets_lie_on_rail_on_water_lines_on_polygons() -> None:
     assert painted(*items, (down, a("highway", "primary", bridge="yes", layer="1")))[0][50, 30] == STREET
 
 
-def test_a_street_is_as_wide_as_it_says_and_at_least_a_pixel() -> None:
+def test_a_street_has_its_tagged_width_and_at_least_a_pixel() -> None:
     line = shapely.LineString([(40, -5), (40, 70)])
 
     def columns(**text: str) -> int:
@@ -197,7 +197,7 @@ def test_a_river_line_is_drawn_only_where_no_river_area_is() -> None:
     assert source[28, 30] == label_raster.POLYGON
 
 
-def test_most_of_a_pixel_decides_and_a_tie_goes_to_the_smaller_polygon() -> None:
+def test_the_majority_of_a_pixel_decides_and_ties_go_to_the_smaller_polygon() -> None:
     def pixel(left: float, **chosen: Any) -> int:
         forest = (shapely.box(0, 0, 30 + left, 50), a("landuse", "forest"))
         town = (shapely.box(30 + left, 0, 45, 50), a("landuse", "residential"))

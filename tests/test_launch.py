@@ -22,7 +22,7 @@ def test_bf16_holds_inside_autocast_only() -> None:
         assert (x @ x).dtype == torch.float32
 
 
-def test_threads_are_as_told() -> None:
+def test_the_number_of_threads_is_applied() -> None:
     devices.start("cpu", precision="fp32", threads=3)
     assert torch.get_num_threads() == 3
     devices.start("cpu", precision="fp32", threads=1)
@@ -30,13 +30,13 @@ def test_threads_are_as_told() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_no_gpu_is_said_in_one_line() -> None:
+def test_a_missing_gpu_is_reported_in_one_line() -> None:
     with pytest.raises(SettingError, match="--device 'cuda:0': this torch .* sees no GPU; use --device cpu"):
         devices.start("cuda:0", precision="fp32", threads=1)
     assert devices.start("auto", precision="fp32", threads=1).device.type == "cpu"
 
 
-def test_outside_the_main_thread_nothing_can_be_told() -> None:
+def test_signals_are_not_deferred_outside_the_main_thread() -> None:
     answers: list[bool] = []
 
     def ask() -> None:

@@ -149,16 +149,16 @@ def test_no_module_imports_a_root_a_program_or_the_command_line(module: str) -> 
 
 
 @pytest.mark.parametrize("name", PURE)
-def test_pure_modules_touch_no_edge(name: str) -> None:
+def test_pure_modules_import_no_edge(name: str) -> None:
     assert not {top.split(".")[0] for top in imports(f"sgdata.{name}")} & EDGE_LIBRARIES
 
 
-def test_sgdata_knows_no_torch_and_no_sgmodel() -> None:
+def test_sgdata_imports_neither_torch_nor_sgmodel() -> None:
     data = (module for module in MODULES if module.startswith("sgdata."))
     assert not [m for m in data if {n.split(".")[0] for n in imports(m)} & {"torch", "sgmodel", "timm"}]
 
 
-def test_sgmodel_takes_only_what_needs_no_gdal() -> None:
+def test_sgmodel_imports_only_modules_without_gdal() -> None:
     for module in (m for m in MODULES if m.startswith("sgmodel.")):
         allowed = WITHOUT_GDAL | ({"rasters"} if "inference" in module else set())
         taken = {n for n in imports(module) if n in MODULES and n.startswith("sgdata.")}

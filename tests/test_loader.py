@@ -175,7 +175,7 @@ def test_a_plain_torch_loader_takes_the_samples(folder: Path) -> None:
         source[len(source)]
 
 
-def test_a_fraction_is_what_anyone_can_recompute(folder: Path) -> None:
+def test_a_fraction_can_be_recomputed_from_its_definition(folder: Path) -> None:
     whole = data_loader.Samples(folder, "train", ("mask",))
     part = data_loader.Samples(folder, "train", ("mask",), fraction=0.4, seed=7)
     ranked = sorted(whole.keys, key=lambda key: hashlib.sha256(f"7:{key}".encode()).hexdigest())

@@ -97,7 +97,7 @@ def test_a_planned_lock_cannot_be_held_to_the_letter(tmp_path: Path, recipe: Bui
 
 
 @pytest.mark.parametrize(("believe", "offset"), [("pixels", -1000), ("metadata", 0)])
-def test_a_contradiction_is_settled_as_the_user_says(
+def test_a_contradiction_is_resolved_by_the_chosen_source(
     tmp_path: Path, recipe: BuildRecipe, believe: Any, offset: int
 ) -> None:
     where = archive(tmp_path / "a", shift=1000)
@@ -248,7 +248,7 @@ def test_a_place_is_asked_for_once_and_its_outline_kept(
     assert not list(tmp_path.rglob("cache"))
 
 
-def test_places_that_are_none(tmp_path: Path, web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_that_cannot_be_located_are_refused(tmp_path: Path, web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (web.folder / "search").write_text("[]")
     monkeypatch.setattr(osmnx.settings, "nominatim_url", f"{web.url}/")
     with pytest.raises(SettingError, match="place 'Atlantis'"):

@@ -41,7 +41,7 @@ def test_kinds_of_every_method() -> None:
     assert drawn.tolist() == [[CLEAR, CLOUD, CLOUD]]
 
 
-def test_what_a_layer_cannot_mean_is_not_looked_at() -> None:
+def test_undefined_mask_values_are_ignored() -> None:
     beyond = np.array([[cloud_masks.BEYOND]], np.uint8)
     for method in ("scl", "probability", "external"):
         assert cloud_masks.kinds(beyond, replace(SCL, method=method)).item() == NO_DATA
@@ -51,7 +51,7 @@ def test_what_a_layer_cannot_mean_is_not_looked_at() -> None:
     assert cloud_masks.kinds(wide, replace(SCL, method="external")).tolist() == [[CLEAR, CLOUD, CLOUD, CLOUD]]
 
 
-def test_dark_ground_is_told_from_a_date_that_is_dark() -> None:
+def test_dark_ground_is_distinguished_from_a_dark_date() -> None:
     dim, clear = cloud_masks.DOUBTFUL + 1, 1
     forest, shaded, never, only = ([dim] * 11 + [clear], [clear] * 3 + [dim] * 9, [0] * 12, [0] * 11 + [dim])
     best = cloud_masks.best_clear(np.array([forest, shaded, never, only], np.uint8).T[:, None])[:, 0].T
@@ -74,7 +74,7 @@ def test_buffers_reach_from_centre_to_centre() -> None:
     np.testing.assert_array_equal(seen, ~(cloud | shadow))
 
 
-def test_sight_tells_distance_and_doubt() -> None:
+def test_clear_scores_encode_distance_and_doubt() -> None:
     scl = np.full((1, 200), 4, np.uint8)
     scl[0, 0], scl[0, 50], scl[0, 60] = 9, 7, 2
     seen = cloud_masks.clear_score(cloud_masks.kinds(scl, SCL), None, SCL, gsd_m=20, reach_m=1500)[0]

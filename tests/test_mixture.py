@@ -114,7 +114,7 @@ def test_statistics_are_those_of_the_mixture(folders: dict[str, Path]) -> None:
     assert (band.min, band.max) == (values.min(), values.max())
 
 
-def test_what_does_not_fit_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_mismatched_datasets_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"mixture is \{'toy': 1.0\}, --shards gives toy, doubled"):
         mixed(folders, {"toy": 1.0})
     with pytest.raises(SettingError, match="above 0"):

@@ -138,7 +138,7 @@ def looked(kind: type[nn.Module], note: Callable[[nn.Module, int], None]) -> Ite
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="Clay-foundation/model#328: the number reaches the model")
 @pytest.mark.parametrize(("number", "dtype"), [(65535, "uint16"), (-9999, "int16")])
-def test_the_number_that_says_no_data_changes_no_class_beside_it(
+def test_the_nodata_value_does_not_change_neighbouring_classes(
     tmp_path: Path, weights: Path, number: int, dtype: str
 ) -> None:
     hole = np.zeros((64, 64), bool)
@@ -157,7 +157,7 @@ def test_the_number_that_says_no_data_changes_no_class_beside_it(
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="Clay-foundation/model#328: the number is learned from")
 @pytest.mark.parametrize("scheme", ["zscore", "minmax"])
-def test_the_number_that_says_no_data_changes_no_loss(tmp_path: Path, scheme: str) -> None:
+def test_the_nodata_value_does_not_change_the_loss(tmp_path: Path, scheme: str) -> None:
     curves = []
     for number in (0, 65535):
         shards = sealed(tmp_path / f"shards{number}", holed(number), nodata=number)
@@ -222,7 +222,7 @@ def test_a_band_of_flags_beside_all_that_are_needed(tmp_path: Path, weights: Pat
 
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="microsoft/PlanetaryComputer#134: known, not applied")
-def test_the_offset_that_a_header_tells_is_applied(tmp_path: Path, weights: Path) -> None:
+def test_the_offset_of_a_header_is_applied(tmp_path: Path, weights: Path) -> None:
     values = pixels(32, 32)
     values[:, :5, :5] = 0
     plain = geotiff(tmp_path / "plain.tif", values)
@@ -301,7 +301,7 @@ def full_disk(room: int) -> Iterator[None]:
 @pytest.mark.xfail(
     strict=True, raises=safetensors.SafetensorError, reason="hiyouga/LlamaFactory#5155: a full disk ends in a traceback"
 )
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+def test_a_full_disk_is_reported_in_one_line_and_the_same_command_resumes(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
@@ -334,7 +334,7 @@ def test_all_files_of_a_checkpoint_have_the_rights_of_the_umask(tmp_path: Path) 
 
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="Lightning-AI/pytorch-lightning#4265: SIGUSR1 is no end")
-def test_the_warning_of_slurm_saves_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
+def test_the_warning_signal_of_slurm_saves_and_the_same_command_resumes(folder: Path, tmp_path: Path) -> None:
     seen = []
 
     def warn(model: nn.Module, size: int) -> None:
@@ -364,7 +364,7 @@ def stopped(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.xfail(strict=True, raises=OutputError, reason="mlfoundations/open_clip#413: another recipe for no figure")
 @pytest.mark.parametrize("setting", ["training.log_every=5", "training.accumulate=4", "training.recompute=true"])
-def test_a_run_goes_on_with_settings_that_change_no_figure(
+def test_a_run_resumes_with_settings_that_change_no_result(
     folder: Path, stopped: Path, tmp_path: Path, setting: str
 ) -> None:
     states = []
@@ -377,7 +377,7 @@ def test_a_run_goes_on_with_settings_that_change_no_figure(
 
 
 @pytest.mark.xfail(strict=True, raises=OutputError, reason="ultralytics/ultralytics#19467: more epochs are refused")
-def test_a_run_goes_on_to_more_epochs(folder: Path, stopped: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_to_more_epochs(folder: Path, stopped: Path, tmp_path: Path) -> None:
     shutil.copytree(stopped, tmp_path / "run")
     assert pretrain.main(pretraining("training.epochs=8"), run_paths_for(folder, tmp_path / "run")) == 0
     assert len(losses(tmp_path / "run")) == 12
@@ -397,7 +397,7 @@ def test_no_more_samples_are_scored_at_once_than_trained(folder: Path, tmp_path:
 
 @pytest.mark.xfail(strict=True, raises=RuntimeError, reason="roboflow/rf-detr#949: the batch is fixed")
 @pytest.mark.parametrize("make", [classifier, segmenter], ids=lambda make: make.__name__)
-def test_an_exported_model_takes_batches_of_any_size(make: Callable[[], nn.Module]) -> None:
+def test_an_exported_model_accepts_batches_of_any_size(make: Callable[[], nn.Module]) -> None:
     model, images = make().eval(), torch.rand(5, 12, PX, PX)
     shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
     program = torch.export.export(model, (images[:2],), dynamic_shapes=shapes).module()
@@ -430,7 +430,7 @@ def test_timm_sets_the_dropout_before_the_head() -> None:
 
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="huggingface/pytorch-image-models#1957: that of RGB")
-def test_timm_knows_the_images_that_a_model_takes() -> None:
+def test_timm_reports_the_image_size_of_a_model() -> None:
     model = timm_model()
     data = importlib.import_module("timm.data")
     found = data.resolve_model_data_config(model)
@@ -451,7 +451,7 @@ def test_timm_decays_learning_rates_by_layer() -> None:
 
 @pytest.mark.xfail(strict=True, raises=SourceError, reason="pytorch/pytorch#74810: names of wrappers within names")
 @pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"])
-def test_names_of_wrappers_are_taken_out_wherever_they_stand(tmp_path: Path, wrapper: str) -> None:
+def test_names_of_wrappers_are_removed_at_any_position(tmp_path: Path, wrapper: str) -> None:
     torch.manual_seed(1)
     state = restless().state_dict()
     names = {name: name.split(".") for name in state}

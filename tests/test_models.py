@@ -75,7 +75,7 @@ def test_unet_and_resnet_take_any_size(side: int) -> None:
         assert made(BASELINES[name], "segment")(torch.rand(2, 12, side, side)).shape == (2, 3, side, side)
 
 
-def test_what_cannot_be_built_is_refused() -> None:
+def test_invalid_models_are_refused() -> None:
     for change, told in (
         ({"backbone": "resnet50"}, "model.backbone is 'resnet50': expected 'spectralgpt'"),
         ({"backbone": "timm:resnet5000"}, "not a model of timm"),
@@ -105,7 +105,7 @@ def test_what_cannot_be_built_is_refused() -> None:
 # --- SatMAE against the paper ----------------------------------------------------------------
 
 
-def test_satmae_tells_groups_and_places_apart_and_never_reads_other_bands() -> None:
+def test_satmae_distinguishes_groups_and_positions_and_never_reads_other_bands() -> None:
     model = made(BASELINES["satmae"], "classify").backbone
     images = torch.rand(1, 12, 32, 32)
     tokens = model.embedded(images)

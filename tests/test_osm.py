@@ -94,7 +94,7 @@ def test_areas_lines_and_holes_are_read(tmp_path: Path) -> None:
     assert found.as_of is None
 
 
-def test_only_what_meets_the_area_is_kept_and_whole(tmp_path: Path) -> None:
+def test_objects_that_meet_the_area_are_kept_whole(tmp_path: Path) -> None:
     ways = {
         1: ([1, 2, 3, 4, 1], {"landuse": "forest"}),
         2: ([21, 22, 23, 24, 21], {"leisure": "park"}),
@@ -107,7 +107,7 @@ def test_only_what_meets_the_area_is_kept_and_whole(tmp_path: Path) -> None:
     assert empty.table.crs == "EPSG:4326"
 
 
-def test_what_extracts_cut_is_mended_or_named(tmp_path: Path) -> None:
+def test_objects_cut_by_extracts_are_repaired_or_named(tmp_path: Path) -> None:
     text = document(
         NODES,
         {
@@ -190,7 +190,7 @@ def test_answers_of_overpass_are_joined(tmp_path: Path) -> None:
     assert by_id(found)["way", 1, "polygon"].bounds[:2] == (0, 0)
 
 
-def test_inline_geometry_stands_in_for_nodes(tmp_path: Path) -> None:
+def test_inline_geometry_replaces_nodes(tmp_path: Path) -> None:
     points = [{"lon": x, "lat": y} for x, y in square(1, 11.0, 48.0, 0.01).values()]
     way = {"type": "way", "id": 5, "nodes": [1, 2, 3, 4, 1], "geometry": [*points, points[0]]}
     (tmp_path / "map.json").write_bytes(answer([{**way, "tags": {"landuse": "forest"}}]))

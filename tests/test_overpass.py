@@ -107,13 +107,13 @@ def test_the_answer_is_stored_as_it_came_and_asked_for_once(server: Server, tmp_
     assert fetch(server, tmp_path)[0].read_bytes() == first
 
 
-def test_offline_takes_only_what_is_stored(server: Server, tmp_path: Path) -> None:
+def test_offline_uses_only_stored_responses(server: Server, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="without --offline"):
         fetch(server, tmp_path, offline=True)
     assert server.asked == []
 
 
-def test_a_busy_server_is_asked_again_when_it_says(server: Server, tmp_path: Path) -> None:
+def test_a_busy_server_is_retried_after_the_requested_wait(server: Server, tmp_path: Path) -> None:
     page = b"<html>too many requests</html>"
     server.script = [(429, {"Retry-After": "17"}, page), (504, {}, page)]
     pauses: list[float] = []
@@ -221,14 +221,14 @@ def test_a_refused_query_is_not_repeated(server: Server, tmp_path: Path) -> None
     assert len(server.asked) == 1
 
 
-def test_nobody_there_is_one_line(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_reported_in_one_line(tmp_path: Path) -> None:
     service = overpass.Service(url="http://127.0.0.1:9/", policy=RetryPolicy(tries=2))
     with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9.*2 tries") as caught:
         overpass.fetch(AREA, RULES, date="2020-04-01", store=tmp_path, service=service, sleep=lambda _: None)
     assert "\n" not in str(caught.value)
 
 
-def test_reading_asks_the_server_and_says_the_date(server: Server, tmp_path: Path) -> None:
+def test_reading_queries_the_server_and_returns_the_date(server: Server, tmp_path: Path) -> None:
     found = osm_features.read(server.url, AREA, rules=RULES, date="2020-04-01", store=tmp_path)
     assert found.counts == {"outside": 0, "polygons": 1}
     assert found.as_of == "2020-04-01T00:00:00Z"

@@ -64,7 +64,7 @@ def test_a_build_without_labels_gives_images_only(build: Path, tmp_path: Path) -
     assert {tuple(sample.arrays) for sample in tar_format.samples(tmp_path / "s")} == {("image",)}
 
 
-def test_workers_places_and_interruptions_change_no_byte(build: Path, tmp_path: Path) -> None:
+def test_workers_folders_and_interruptions_do_not_change_bytes(build: Path, tmp_path: Path) -> None:
     recipe = small("segmunich", shard_mb=0)
     one = pack.pack("segmunich", source=build, out=tmp_path / "one", recipe=recipe)
     assert one.shards == 6
@@ -168,7 +168,7 @@ def test_a_cluster_gives_the_same_bytes(tmp_path: Path, cluster: tuple[str, obje
         assert (tmp_path / name / files.SUMS).read_bytes() == (tmp_path / "here" / files.SUMS).read_bytes()
 
 
-def test_the_cost_is_told_first_and_the_result_as_json(build: Path, tmp_path: Path) -> None:
+def test_the_cost_is_printed_first_and_the_result_as_json(build: Path, tmp_path: Path) -> None:
     command = ["shard", "segmunich", "--source", str(build), "--out", str(tmp_path / "s"), "-q"]
     told = CliRunner().invoke(cli.app, [*command, "--dry-run"]).stdout
     assert "train 3, val 3 samples in 2 shards; 0.00 GB to read, about 0.00 GB to write, about 0 s" in told

@@ -150,7 +150,7 @@ def test_data_that_lack_a_band_of_the_model_are_refused(tmp_path: Path, name: st
 # --- names, weights, classes ---------------------------------------------------------------
 
 
-def test_a_model_name_that_does_not_exist_is_told_with_those_that_do(tmp_path: Path) -> None:
+def test_an_unknown_model_name_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     """Issue 7: the README's command names a model that the code does not know, and ends in a KeyError."""
     program = PROGRAMS["classify"]
     folder = program.shards(tmp_path / "shards")
@@ -176,7 +176,7 @@ def test_a_misspelt_setting_is_refused_with_the_nearest_name(name: str) -> None:
         ("detect_change", "windows.stride=0", "windows of 16 px every 0: expected 1 or more"),
     ],
 )
-def test_what_would_run_and_mean_something_else_is_refused(name: str, change: str, told: str) -> None:
+def test_settings_that_would_silently_mean_something_else_are_refused(name: str, change: str, told: str) -> None:
     with pytest.raises(SettingError, match=told):
         PROGRAMS[name].recipe(change)
 
@@ -219,7 +219,7 @@ def test_published_weights_start_a_run_on_ones_own_data(tmp_path: Path, name: st
         torch.testing.assert_close(ours[tensor], theirs[tensor])
 
 
-def test_weights_of_another_size_say_which_tensor_does_not_fit(tmp_path: Path, published: Path) -> None:
+def test_weights_of_another_size_are_refused_with_the_tensor(tmp_path: Path, published: Path) -> None:
     """Issues 1 and 32: shapes differ after a change of the settings; the original prints and goes on."""
     program = PROGRAMS["classify"]
     start = run_paths_for(program.shards(tmp_path / "shards"), tmp_path / "run", weights=published)
@@ -270,7 +270,7 @@ def test_the_best_epoch_is_kept_beside_the_last(done: Path) -> None:
     assert json.loads((done / "results.json").read_text())["best_epoch"] == best
 
 
-def test_a_constant_band_is_no_division_by_zero(tmp_path: Path) -> None:
+def test_a_constant_band_does_not_divide_by_zero(tmp_path: Path) -> None:
     """The released change reader divides by max - min of each window, without an eps."""
     made = [pair(f"city-{n}", "train" if n < 4 else "val", 20, 24, seed=n) for n in range(6)]
     for one in made:

@@ -189,7 +189,7 @@ def test_a_mutant_fails(parity: Path, file: str, run: Run, mutant: str, monkeypa
         compare(fixture(parity / f"{file}.npz"), run)
 
 
-def test_what_is_masked_and_what_is_to_be_predicted(parity: Path) -> None:
+def test_masks_and_targets_equal_the_released_ones(parity: Path) -> None:
     arrays = fixture(parity / "pretrain_small_img32_mask75.npz")
     ids_keep = mae.random_tokens(arrays["noise"], SMALL.planes, 0.75)
     assert ids_keep.equal(arrays["ids_keep"])

@@ -145,7 +145,7 @@ def test_a_deviation_is_named_with_both_values() -> None:
         lock.check_equal(promised, planned([scene("2019-06-01", baseline="05.00")], "2019-01-01/2019-12-31"))
 
 
-def test_drift_tells_what_vanished_changed_and_is_new(tmp_path: Path) -> None:
+def test_drift_reports_missing_changed_and_new_items(tmp_path: Path) -> None:
     area = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(60, 60))
     recipe = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
     recipe = replace(recipe, dates="2019-01-01/2019-12-31", area=Area(grid=area), bands=("B02",))

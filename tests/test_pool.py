@@ -33,13 +33,13 @@ def test_a_killed_worker_is_one_line() -> None:
         list(pool.run(os._exit, [1], workers=2))
 
 
-def test_progress_passes_items_on_and_tells(caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_yields_items_and_reports(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="sgdata"):
         assert list(progress.track(range(3), label="tiles", total=3)) == [0, 1, 2]
     assert "tiles: 3 of 3" in caplog.text
 
 
-def test_quiet_progress_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_quiet_progress_prints_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="sgdata"):
         assert list(progress.track(range(3), label="tiles", total=3)) == [0, 1, 2]
     assert caplog.text == ""
@@ -54,5 +54,5 @@ def test_lines_tell_the_time_that_is_left(caplog: pytest.LogCaptureFixture, monk
     assert caplog.messages[-1] == "steps: 3 of 3"
 
 
-def test_times_as_people_say_them() -> None:
+def test_durations_are_formatted_for_reading() -> None:
     assert [progress.told(seconds) for seconds in (0.4, 90, 600, 12_000)] == ["0 s", "2 min", "10 min", "3 h 20 min"]

@@ -132,9 +132,7 @@ def test_shares_sum_to_one_everywhere(size: int, side: int, overlap: float) -> N
 
 @settings(max_examples=40)
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([0.0, 0.3, 0.5, 0.75]), st.sampled_from([1, 2, 8]))
-def test_what_looks_at_its_tile_and_says_what_is_there_gives_the_scene(
-    height: int, width: int, overlap: float, unit: int
-) -> None:
+def test_an_identity_model_reproduces_the_scene(height: int, width: int, overlap: float, unit: int) -> None:
     scene = pixels(height, width)[:2]
 
     def look(tiles: Array) -> Array:
@@ -200,7 +198,7 @@ def test_no_seams(weights: Path) -> None:
 # --- maps of a scene -----------------------------------------------------------------------
 
 
-def test_a_map_lies_where_the_scene_lies_with_names_and_colours(tmp_path: Path, weights: Path) -> None:
+def test_a_map_has_the_georeference_of_the_scene_with_names_and_colours(tmp_path: Path, weights: Path) -> None:
     values = pixels(45, 70)
     values[:, :9, :20] = 0
     values[3, 20, 20] = 0  # one band alone is dark water, not a hole
@@ -227,7 +225,7 @@ def test_a_map_lies_where_the_scene_lies_with_names_and_colours(tmp_path: Path, 
     assert not list((tmp_path / "out").glob(".*tif")) and not (tmp_path / "out" / ".classes").exists()
 
 
-def test_a_scene_of_one_tile_gets_what_the_model_says(tmp_path: Path, weights: Path) -> None:
+def test_a_scene_of_one_tile_gets_the_output_of_the_model(tmp_path: Path, weights: Path) -> None:
     values = pixels(PX, PX)
     folder = built(tmp_path / "build", values)
     assert run("--input", folder, "--weights", weights, "--out", tmp_path / "out") == 0
@@ -263,7 +261,7 @@ def test_bands_are_found_by_name_whatever_their_order(tmp_path: Path, weights: P
         np.testing.assert_array_equal(raster(tmp_path / "a" / "classes.tif"), raster(tmp_path / name / "classes.tif"))
 
 
-def test_missing_bands_get_what_the_card_says(tmp_path: Path) -> None:
+def test_missing_bands_are_filled_as_in_the_card(tmp_path: Path) -> None:
     values = pixels(20, 20)
     ten = geotiff(tmp_path / "ten.tif", values[1:11], NAMES[1:11])
     filled = np.concatenate([values[1:2], values[1:11], values[10:11]])  # the nearest in wavelength
@@ -274,7 +272,7 @@ def test_missing_bands_get_what_the_card_says(tmp_path: Path) -> None:
     np.testing.assert_array_equal(raster(tmp_path / "ten" / "classes.tif"), raster(tmp_path / "full" / "classes.tif"))
 
 
-def test_a_read_that_fails_is_an_error_and_leaves_no_map(
+def test_a_failed_read_is_an_error_and_leaves_no_map(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = built(tmp_path / "build", pixels(200, 200))
@@ -447,7 +445,9 @@ def test_a_build_that_differs_is_refused_unless_accepted(
     assert run(*same, "--set", f"accept={json.dumps([name])}") == 0
 
 
-def test_a_geotiff_tells_what_it_lacks(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_geotiff_with_missing_metadata_is_refused_by_name(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = pixels(PX, PX)
     named, nameless = geotiff(tmp_path / "named.tif", values), geotiff(tmp_path / "nameless.tif", values, ())
     ten = geotiff(tmp_path / "ten.tif", values[1:11], NAMES[1:11])
@@ -493,7 +493,7 @@ def test_weights_that_cannot_predict(tmp_path: Path, weights: Path, capsys: pyte
     assert "--input alone" in refused(capsys, *rest, "--weights", weights, "--after", folder)
 
 
-def test_degrees_and_feet_are_no_metres(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_degrees_and_feet_are_refused(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for crs, told in (("EPSG:4326", "EPSG:4326 has pixels of 10 degrees, expected metres"), ("EPSG:2263", "of 3.048")):
         path = geotiff(tmp_path / "scene.tif", pixels(20, 20))
         with rasterio.open(path, "r+") as dataset:

@@ -114,7 +114,7 @@ def test_stopped_twice_and_resumed_equals_undisturbed(folder: Path, whole: Path,
     assert (out / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_the_same_command_resumes(folder: Path, tmp_path: Path) -> None:
     settings = [f"--set={text}" for text in (*TINY, "training.epochs=300")]
     path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
     line = [
@@ -161,7 +161,7 @@ def test_recipe_of_another_run_is_refused_by_name(folder: Path, whole: Path) -> 
         pretrain.main(recipe("training.optimizer.lr=0.5"), run_paths_for(folder, whole))
 
 
-def test_fresh_begins_anew(folder: Path, whole: Path, tmp_path: Path) -> None:
+def test_fresh_starts_over(folder: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     (out / "notes.txt").write_text("mine")
@@ -229,7 +229,7 @@ def test_a_poisoned_sample_is_named(tmp_path: Path) -> None:
         )
 
 
-def test_a_diverged_run_says_so(folder: Path, tmp_path: Path) -> None:
+def test_a_diverged_run_is_reported(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="each sample alone is finite|not finite for"):
         pretrain.main(
             recipe("training.optimizer.lr=1e30", "training.optimizer.warmup_epochs=0"), run_paths_for(folder, tmp_path)
@@ -263,7 +263,7 @@ def test_visible_mean_by_hand() -> None:
 
 
 @pytest.mark.parametrize("tables", ["interpolate", "redraw"])
-def test_a_progressive_run_goes_from_stage_to_stage(folder: Path, tmp_path: Path, tables: str) -> None:
+def test_a_progressive_run_trains_every_stage(folder: Path, tmp_path: Path, tables: str) -> None:
     stages = tuple(pretrain.Stage(data="toy", image_px=px, epochs=2, lr=1e-3) for px in (16, 32))
     made = dataclasses.replace(recipe("augment.crop_area=[0.2, 1.0]", f"tables={tables}"), stages=stages)
     start = run_paths_for(folder, tmp_path / "run", named={"toy": folder})
@@ -352,7 +352,7 @@ def test_weights_are_scored_at_other_ratios_without_training(
 
 
 @pytest.mark.parametrize("masking", ["random", "tube", "spectral"])
-def test_what_a_masking_hides(folder: Path, tmp_path: Path, masking: str) -> None:
+def test_masking_modes_hide_the_expected_tokens(folder: Path, tmp_path: Path, masking: str) -> None:
     made = recipe(f"objective.masking={masking}", "training.epochs=2")
     assert pretrain.main(made, run_paths_for(folder, tmp_path)) == 0
     model = cards.load(tmp_path / "checkpoint-last")

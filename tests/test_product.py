@@ -54,7 +54,7 @@ FETCH = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]>'
         (xml("&b;").replace("?>", "?>" + FETCH), "declares a document type"),
     ],
 )
-def test_what_is_no_metadata_is_refused(content: str, words: str) -> None:
+def test_files_that_are_not_metadata_are_refused(content: str, words: str) -> None:
     with pytest.raises(SourceError, match=words):
         product_metadata.parsed(content.encode(), "MTD_MSIL2A.xml")
 

@@ -123,7 +123,7 @@ def test_weighted_change_and_a_probe_do_not_see_the_ranks(tmp_path: Path, mode: 
 
 
 @pytest.mark.slow
-def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
+def test_sigterm_to_torchrun_saves_and_the_same_command_resumes(folder: Path, tmp_path: Path) -> None:
     out, more = tmp_path / "run", ("--set=training.epochs=3000",)
     child = subprocess.Popen(
         command(folder, out, *more, ranks=2), cwd=RECIPES.parent, stderr=subprocess.PIPE, text=True
@@ -139,7 +139,7 @@ def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(folder: Path, tm
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_ranks(folder: Path, alone: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_with_another_number_of_ranks(folder: Path, alone: Path, tmp_path: Path) -> None:
     # A rank that stops before its end exits with 3, which torchrun reports as its own failure, 1.
     run(folder, tmp_path / "run", "--parallel=fsdp", "--stop-after=5", ranks=2, expected=1)
     run(folder, tmp_path / "run", "--stop-after=5", ranks=1, expected=3)
@@ -148,7 +148,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(folder: Path, alone: Path, t
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_run_in_one_line_and_it_goes_on(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_rank_ends_the_run_in_one_line_and_it_resumes(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     more = ("--set=training.epochs=3000", "--save-minutes=0")
     child = subprocess.Popen(

@@ -40,7 +40,7 @@ def write_plain(path: Path, values: Array, **changes: Any) -> Path:
     return path
 
 
-def test_a_cog_holds_what_was_written(tmp_path: Path) -> None:
+def test_a_cog_contains_the_written_pixels(tmp_path: Path) -> None:
     values = pixels(3)
     style = geotiff.Style(descriptions=("B02", "B03", "B04"), nodata=0)
     geotiff.write_cog(tmp_path / "a.tif", GRID, pieces(values, 256), style=style)

@@ -133,7 +133,7 @@ def test_an_old_answer_of_overpass_is_read(real: Path) -> None:
     assert found.counts["polygons"] == 8
 
 
-def test_what_the_extracts_cut_is_named(real: Path) -> None:
+def test_objects_cut_by_the_extracts_are_named(real: Path) -> None:
     found, _, _ = drawn(real, "dreieich")
     assert found.losses["relation/6833156"].startswith("mended: ")
     assert len(found.losses) == found.counts["mended"] + found.counts["lost"] == 5

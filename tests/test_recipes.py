@@ -54,7 +54,7 @@ def test_recipe_loads_and_builds(path: Path) -> None:
     assert files.parse(type(recipe), files.plain(recipe), "itself") == recipe
 
 
-def test_every_recipe_belongs_to_a_program_and_says_what_it_needs() -> None:
+def test_every_recipe_belongs_to_a_program_and_has_a_complete_header() -> None:
     listed = recipe_files.recipe_files()
     assert {file.program for file in listed} == {*PROGRAMS, "predict", "reproduce"}
     assert {file.path for file in listed} >= set(TRAIN.glob("*.toml"))

@@ -92,7 +92,7 @@ def released(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- what is in it -------------------------------------------------------------------------
 
 
-def test_everything_that_a_stranger_needs_is_there(released: Path, made: Path) -> None:
+def test_a_release_has_every_file(released: Path, made: Path) -> None:
     assert released.name == "tiny-town-1.0"
     held = {path.relative_to(released).as_posix() for path in released.rglob("*") if path.is_file()}
     assert held == {
@@ -124,7 +124,7 @@ def test_every_file_has_a_licence_and_a_notice(released: Path) -> None:
     assert "2020-01-01" in tar["mask.*, label.json"][1]
 
 
-def test_a_simulated_place_names_no_satellite_and_no_mapper(made: Path, city: Path, tmp_path: Path) -> None:
+def test_a_simulated_release_credits_neither_satellite_nor_mappers(made: Path, city: Path, tmp_path: Path) -> None:
     assert search.simulated(str(city / "catalog.json"))
     assert not search.simulated(str(made))
     shutil.copytree(made / "build", tmp_path / "build")
@@ -191,7 +191,9 @@ def test_the_geocroissant_part_follows_its_text(released: Path) -> None:
         lambda d: d["spatialCoverage"]["geo"].update({"box": "11 48"}),
     ],
 )
-def test_our_schema_refuses_what_the_text_forbids(released: Path, spoil: Callable[[Any], Any]) -> None:
+def test_the_schema_refuses_documents_that_the_specification_forbids(
+    released: Path, spoil: Callable[[Any], Any]
+) -> None:
     document = json.loads((released / "croissant.json").read_bytes())
     spoil(document)
     assert not jsonschema.Draft202012Validator(schema()).is_valid(document)
@@ -237,7 +239,7 @@ def test_geopandas_reads_the_index(released: Path) -> None:
     assert frame.geometry.is_valid.all()
 
 
-def test_a_summary_goes_to_the_catalogue(released: Path) -> None:
+def test_a_summary_is_written_to_the_catalogue(released: Path) -> None:
     told = json.loads((released.parent / "catalogs/releases/tiny-town-1.0.json").read_bytes())
     assert (told["name"], told["version"], told["dataset"]) == ("tiny-town", "1.0", "segmunich")
     assert told["sha256"] == files.sha256_file(released / files.SUMS)
@@ -245,7 +247,7 @@ def test_a_summary_goes_to_the_catalogue(released: Path) -> None:
     assert set(told["findings"]) == {"distance between splits"}
 
 
-def test_a_dataset_without_places_claims_none(tmp_path: Path) -> None:
+def test_a_dataset_without_locations_declares_none(tmp_path: Path) -> None:
     pack.pack("oscd", source=synthetic.oscd(tmp_path / "in"), out=tmp_path / "shards")
     wanted = order(tmp_path, tmp_path / "out", build=None, private=True, published="")
     folder, _ = release(wanted)
@@ -379,7 +381,7 @@ def test_an_input_that_does_not_verify_is_refused(made: Path, tmp_path: Path) ->
         release(order(tmp_path / "shards", tmp_path / "out"))
 
 
-def test_what_may_not_be_passed_on_is_refused(tmp_path: Path) -> None:
+def test_data_that_may_not_be_redistributed_are_refused(tmp_path: Path) -> None:
     source = synthetic.segmunich_released(tmp_path / "in")
     pack.pack("segmunich", source=source, out=tmp_path / "shards")
     with pytest.raises(SettingError, match="redistribution is 'unclear'.*give --private"):
@@ -391,7 +393,7 @@ def test_what_may_not_be_passed_on_is_refused(tmp_path: Path) -> None:
     assert "license: other" in (folder / "CARD.md").read_text()
 
 
-def test_shards_of_a_build_come_with_that_build(made: Path, tmp_path: Path) -> None:
+def test_shards_of_a_build_are_released_with_that_build(made: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="give --build DIR"):
         release(order(made, tmp_path, build=None))
     other = finished_build(tmp_path / "other")

@@ -152,7 +152,9 @@ def refuse(handler: served.Files, content: bytes) -> bool:
 
 
 @pytest.mark.parametrize("fault", [drop, stall, cut, zeros, elsewhere, whole_file, refuse])
-def test_a_fault_is_healed_or_told_and_never_pixels(folder: Path, tmp_path: Path, fault: served.Fault) -> None:
+def test_a_fault_is_retried_or_reported_and_never_changes_pixels(
+    folder: Path, tmp_path: Path, fault: served.Fault
+) -> None:
     import threading
 
     faults = itertools.chain([False] * 4, itertools.repeat(True))  # the mirror, and the codec of the first sample
@@ -186,7 +188,7 @@ def test_an_index_that_is_not_listed_is_refused(folder: Path, tmp_path: Path) ->
 
 @settings(max_examples=80, deadline=None)
 @given(size=st.integers(1, 60), sizes=st.lists(st.integers(1, 25), max_size=60))
-def test_the_ring_gives_what_was_put_or_nothing(
+def test_the_ring_returns_the_stored_value_or_nothing(
     tmp_path_factory: pytest.TempPathFactory, size: int, sizes: list[int]
 ) -> None:
     ring = tar_source._RingCache(tmp_path_factory.getbasetemp(), size)

@@ -81,7 +81,7 @@ def folders(paths: LedgerPaths) -> list[Path]:
 # --- runs ----------------------------------------------------------------------------------
 
 
-def test_a_stopped_run_goes_on_where_it_stood(shards: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_where_it_stopped(shards: Path, tmp_path: Path) -> None:
     """With the real program: the figures are those of a run that was never stopped."""
     one = recipe(Row(name="a", start="random", seeds=(1,)))
     quick = ("--threads", "1", "--device", "cpu")
@@ -103,7 +103,7 @@ def test_a_stopped_run_goes_on_where_it_stood(shards: Path, tmp_path: Path) -> N
     assert found["figures"]["miou"]["interval_over"] == "scored samples"
 
 
-def test_what_is_done_is_not_made_again(paths: LedgerPaths, capfd: pytest.CaptureFixture[str]) -> None:
+def test_finished_runs_are_not_repeated(paths: LedgerPaths, capfd: pytest.CaptureFixture[str]) -> None:
     assert reproduce.main(recipe(), paths, workers=2) == 0
     first = {path: path.read_bytes() for path in paths.out.rglob("*") if path.is_file() and path.suffix != ".jsonl"}
     capfd.readouterr()
@@ -232,7 +232,7 @@ def test_the_sentence_follows_from_the_intervals(ours: list[float], theirs: list
     assert expected in ledger_report.verdict(lines, ("a", "b"), "miou")
 
 
-def test_findings_stand_beside_the_figures_they_affect(paths: LedgerPaths, tmp_path: Path) -> None:
+def test_findings_are_printed_next_to_the_figures_they_affect(paths: LedgerPaths, tmp_path: Path) -> None:
     checks = (
         findings.Check(name="neighbours", state="finding", told="3 patches of val touch train"),
         findings.Check(name="bands", state="pass", told="in order"),

@@ -76,7 +76,7 @@ def test_interrupted_equals_undisturbed_with_dropout_on(folder: Path, whole: Pat
     assert (tmp_path / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
 
 
-def test_the_linear_baseline_learns_what_single_pixels_tell(folder: Path, tmp_path: Path) -> None:
+def test_the_linear_baseline_learns_from_single_pixels(folder: Path, tmp_path: Path) -> None:
     made = recipe("linear", "training.epochs=60", "training.optimizer.lr=0.1")
     assert segment.main(made, run_paths_for(folder, tmp_path)) == 0
     figures = results(tmp_path)

@@ -145,7 +145,7 @@ def test_a_patch_larger_than_the_area_is_refused_by_the_plan(tmp_path: Path, rec
         pipeline.plan(large, BuildPaths(out=tmp_path / "p", stac=str(home)))
 
 
-def test_median_mixes_what_medoid_chooses(tmp_path: Path, recipe: BuildRecipe) -> None:
+def test_median_mixes_dates_and_medoid_picks_one(tmp_path: Path, recipe: BuildRecipe) -> None:
     dates = [scene(f"2019-0{m}-01", ground(m)) for m in (4, 5, 6)]
     wrap(tmp_path / "a", dates)
     recipe = replace(recipe, resampling="nearest", composite=replace(recipe.composite, method="median"))
@@ -184,7 +184,7 @@ def test_granules_of_one_pass_count_once(tmp_path: Path, recipe: BuildRecipe) ->
     assert (provenance[0, 84:] == 0).all()
 
 
-def test_bap_reads_only_what_can_win(tmp_path: Path, recipe: BuildRecipe) -> None:
+def test_bap_reads_only_scenes_that_can_win(tmp_path: Path, recipe: BuildRecipe) -> None:
     scl = np.full((90, 90), SceneClass.VEGETATION, np.uint8)
     half = scl.copy()
     half[:, :45] = SceneClass.CLOUD_HIGH
@@ -240,7 +240,7 @@ def test_masks_of_the_user_decide(tmp_path: Path, recipe: BuildRecipe) -> None:
     assert (index[:, 84:] == 0).all()
 
 
-def test_the_use_of_each_scene_is_told(tmp_path: Path, recipe: BuildRecipe) -> None:
+def test_the_use_of_each_scene_is_reported(tmp_path: Path, recipe: BuildRecipe) -> None:
     scl = np.full((90, 90), SceneClass.VEGETATION, np.uint8)
     scl[:, 48:] = SceneClass.CLOUD_HIGH
     archive = wrap(tmp_path / "a", [scene("2019-05-01", ground(1), scl=scl), scene("2019-06-01", ground(2))])
@@ -256,7 +256,7 @@ def test_the_use_of_each_scene_is_told(tmp_path: Path, recipe: BuildRecipe) -> N
 # --- what must not matter ------------------------------------------------------------------
 
 
-def test_tiles_workers_order_and_folder_change_no_byte(tmp_path: Path, recipe: BuildRecipe) -> None:
+def test_tiles_workers_order_and_folder_do_not_change_bytes(tmp_path: Path, recipe: BuildRecipe) -> None:
     rng = np.random.Generator(np.random.Philox(key=8))
     cloudy = [rng.choice([4, 4, 5, 9, 3], (90, 90)).astype(np.uint8) for _ in range(3)]
     scenes = [scene(f"2019-0{n + 4}-01", ground(n), scl=scl) for n, scl in enumerate(cloudy)]
@@ -277,7 +277,7 @@ def test_an_area_inside_another_has_the_same_pixels(tmp_path: Path, recipe: Buil
     np.testing.assert_array_equal(inner, whole[:, 3:73, 3:93])
 
 
-def test_a_killed_build_goes_on_where_it_stopped(
+def test_a_killed_build_resumes_where_it_stopped(
     tmp_path: Path, recipe: BuildRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrap(tmp_path / "a", [scene("2019-05-01", ground(5)), scene("2019-06-01", ground(6))])
@@ -311,7 +311,7 @@ def test_a_killed_build_goes_on_where_it_stopped(
     assert (out / files.SUMS).read_text() == (whole / files.SUMS).read_text()
 
 
-def test_bap_killed_with_two_workers_goes_on_with_one(tmp_path: Path, recipe: BuildRecipe) -> None:
+def test_bap_killed_with_two_workers_resumes_with_one(tmp_path: Path, recipe: BuildRecipe) -> None:
     rng = np.random.Generator(np.random.Philox(key=11))
     skies = [rng.choice([4, 4, 5, 9, 3], (90, 90)).astype(np.uint8) for _ in range(5)]
     archive = wrap(tmp_path / "a", [scene(f"2019-0{n + 5}-01", ground(n), scl=scl) for n, scl in enumerate(skies)])
@@ -351,7 +351,7 @@ def test_a_build_from_its_own_lock_is_the_same_build(tmp_path: Path, recipe: Bui
     assert (again / files.SUMS).read_text() == (out / files.SUMS).read_text()
 
 
-def test_a_catalogue_that_moved_under_the_lock_is_noticed(tmp_path: Path, recipe: BuildRecipe) -> None:
+def test_a_catalogue_that_changed_since_the_lock_is_detected(tmp_path: Path, recipe: BuildRecipe) -> None:
     wrap(tmp_path / "a", [scene("2019-06-01", ground(7))])
     built = lock.read(run(recipe, tmp_path / "a", tmp_path / "b") / lock.NAME)
     shutil.rmtree(tmp_path / "a")
@@ -387,7 +387,7 @@ def test_a_plan_does_not_overwrite_the_lock_of_a_finished_build(tmp_path: Path, 
     assert (run(recipe, tmp_path / "a", out) / files.SUMS).read_text() == before
 
 
-def test_the_folder_says_what_it_is(tmp_path: Path, recipe: BuildRecipe) -> None:
+def test_the_folder_describes_its_contents(tmp_path: Path, recipe: BuildRecipe) -> None:
     wrap(tmp_path / "a", [scene("2019-06-01", ground(9))])
     out = run(recipe, tmp_path / "a", tmp_path / "b")
     dataset = build_folder.open_build(out)
@@ -401,7 +401,7 @@ def test_the_folder_says_what_it_is(tmp_path: Path, recipe: BuildRecipe) -> None
     assert files.read(BuildRecipe, out / "recipe.toml") == build_recipe.resolved(recipe, LATTICE)
 
 
-def test_the_stac_item_is_one(tmp_path: Path, recipe: BuildRecipe) -> None:
+def test_the_stac_item_is_valid(tmp_path: Path, recipe: BuildRecipe) -> None:
     import pystac
     from pystac.validation.stac_validator import JsonSchemaSTACValidator
 
@@ -484,7 +484,7 @@ def test_a_lattice_between_pixels_is_refused(tmp_path: Path, recipe: BuildRecipe
         run(replace(recipe, area=Area(grid=shifted)), tmp_path / "a", tmp_path / "b")
 
 
-def test_missing_osm_is_told_before_any_pixel_is_read(tmp_path: Path, recipe: BuildRecipe) -> None:
+def test_missing_osm_is_reported_before_any_pixel_is_read(tmp_path: Path, recipe: BuildRecipe) -> None:
     wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
     places = partial(BuildPaths, out=tmp_path / "b", stac=str(tmp_path / "a"))
     with pytest.raises(SourceError, match=r"city\.osm: no such file"):
@@ -508,7 +508,7 @@ def test_a_second_builder_is_refused(tmp_path: Path, recipe: BuildRecipe) -> Non
         ({"dates": "sometime"}, "sometime"),
     ],
 )
-def test_settings_that_cannot_be(tmp_path: Path, recipe: BuildRecipe, change: dict[str, Any], words: str) -> None:
+def test_invalid_settings_are_refused(tmp_path: Path, recipe: BuildRecipe, change: dict[str, Any], words: str) -> None:
     wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
     with pytest.raises(SettingError, match=words):
         run(replace(recipe, **change), tmp_path / "a", tmp_path / "b")

@@ -192,7 +192,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in {"500", "504"} else []) for name in FAULTS]
 )
-def test_a_fault_that_passes_changes_no_pixel(
+def test_a_transient_fault_does_not_change_pixels(
     name: str, archive: Path, recipe: BuildRecipe, outputs: dict[str, str], tmp_path: Path
 ) -> None:
     with served.serving(archive, first_times(1, FAULTS[name])) as server:

@@ -77,7 +77,7 @@ def test_damaged_members_are_source_errors_or_other_pixels_but_never_more(data: 
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_bitshuffle_knows_the_item_size(dtype: type) -> None:
+def test_bitshuffle_uses_the_item_size(dtype: type) -> None:
     rows, cols = np.mgrid[:120, :120]
     smooth = (100 + 20 * np.sin(rows / 9) + 20 * np.cos(cols / 11)).astype(dtype)
     chunk = tar_format.encode(smooth, "blosc")
@@ -104,7 +104,7 @@ def test_a_member_that_holds_something_else_is_refused() -> None:
         tar_format.encode(np.zeros(3), "blosc")
 
 
-def test_what_is_written_is_read_and_indexed(tmp_path: Path) -> None:
+def test_written_samples_are_read_and_indexed(tmp_path: Path) -> None:
     made = [sample(number, "val" if number == 2 else "train", 8 + number) for number in (3, 1, 2)]
     complete = finish.write(made, tmp_path, contract=CONTRACT)
     assert complete == contracts.read(tmp_path)
@@ -267,7 +267,7 @@ def test_no_sample_at_all_is_an_error(tmp_path: Path) -> None:
         finish.write([], tmp_path, contract=CONTRACT)
 
 
-def test_a_missing_or_damaged_index_is_told(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file"):
         tar_format.read_index(tmp_path)
     (tmp_path / files.INDEX).write_bytes(b"PAR1 no")

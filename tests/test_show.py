@@ -98,7 +98,7 @@ def test_a_piece_holds_its_values(tmp_path_factory: pytest.TempPathFactory, valu
     np.testing.assert_array_equal(back, values)
 
 
-def test_tiles_and_overview_hold_what_rasterio_reads(
+def test_tiles_and_overview_equal_the_values_of_rasterio(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(raster_tiles, "OVERVIEW_PX", 100)  # 420 columns: every fifth
@@ -129,7 +129,7 @@ def test_the_same_input_gives_the_same_bytes(built: Path, shown: Path, tmp_path:
     assert verification.verify(again.parent) == []
 
 
-def test_what_is_not_ours_is_neither_shown_nor_replaced(built: Path, tmp_path: Path) -> None:
+def test_other_folders_are_neither_shown_nor_replaced(built: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"holds none of image\.tif"):
         folder.write(tmp_path, tmp_path / "page")
     with pytest.raises(SourceError, match="no such file"):
@@ -158,7 +158,7 @@ def test_a_name_cannot_end_its_element(tmp_path: Path) -> None:
     assert "<i>" not in text
 
 
-def test_ids_of_figures_do_not_depend_on_what_was_drawn_before() -> None:
+def test_ids_of_figures_do_not_depend_on_earlier_figures() -> None:
     first, second = (charts.lines({"loss": [(0, 1.0), (1, 0.5)]}, "step") for _ in range(2))
     assert first == second
 
@@ -289,7 +289,7 @@ def seen(tab: Any) -> Array:
     return np.asarray(Image.open(io.BytesIO(tab.locator(".view").screenshot())).convert("RGB")).astype(int)
 
 
-def test_a_clicked_pixel_shows_what_rasterio_reads(browser: Any, built: Path, shown: Path) -> None:
+def test_a_clicked_pixel_shows_the_values_of_rasterio(browser: Any, built: Path, shown: Path) -> None:
     tab = opened(browser, shown)
     for row, col in ((150, 200), (40, 333), (299, 419)):
         click(tab, row, col, SHAPE)

@@ -89,7 +89,7 @@ def test_bytes_do_not_depend_on_workers_and_a_done_archive_is_kept(tmp_path: Pat
 @pytest.mark.parametrize(
     ("size", "dates", "layout"), [(1.9, 12, ""), (41, 12, ""), (6, 2, ""), (6, 401, ""), (6, 12, "landsat")]
 )
-def test_what_is_not_simulated_is_refused(tmp_path: Path, size: float, dates: int, layout: str) -> None:
+def test_unsupported_settings_are_refused(tmp_path: Path, size: float, dates: int, layout: str) -> None:
     with pytest.raises(SettingError, match="expected"):
         archive.simulate(tmp_path / "x", size_km=size, dates=dates, layout=layout or "earth-search")
     assert not list(tmp_path.iterdir())
@@ -109,7 +109,7 @@ def test_noise_has_no_seams(seed: int, cell: float, start: int, step: int) -> No
     np.testing.assert_allclose(noise.at(seed, x.ravel(), y.ravel(), cell).reshape(x.shape), whole, atol=2e-5)
 
 
-def test_noise_has_the_variance_it_says() -> None:
+def test_noise_has_the_stated_variance() -> None:
     field = noise.fractal(3, np.arange(900), np.arange(900), (12, 6, 3))
     assert abs(float(field.mean())) < 0.1
     assert 0.9 < float(field.std()) < 1.1
@@ -210,14 +210,14 @@ def test_the_second_epoch_is_built_felled_and_dug(city: Path) -> None:
 # --- passes and sky ------------------------------------------------------------------------
 
 
-def test_the_sun_stands_where_a_real_item_says() -> None:
+def test_the_position_of_the_sun_equals_that_of_a_real_item() -> None:
     azimuth, elevation = plan.sun(datetime(2021, 5, 31, 10, 27, 27, tzinfo=UTC))
     assert azimuth == pytest.approx(156.72, abs=1.5)
     assert elevation == pytest.approx(62.18, abs=0.7)
 
 
 @pytest.mark.parametrize("dates", [3, 12, 60, 400])
-def test_passes_lie_in_their_windows(dates: int) -> None:
+def test_passes_are_within_their_windows(dates: int) -> None:
     scenes = plan.scenes(plan.checked(5, 6, dates))
     first = [one for one in scenes if one.epoch == 1]
     assert len(first) == dates
@@ -255,7 +255,7 @@ def test_every_place_is_seen_clear_twice() -> None:
     assert (clear >= 2).mean() > 0.99
 
 
-def test_a_shadow_lies_away_from_the_sun() -> None:
+def test_a_shadow_points_away_from_the_sun() -> None:
     what = plan.checked(2, 6, 12)
     one = next(s for s in plan.scenes(what) if s.weather.name == "scattered")
     at = np.arange(600)
@@ -274,7 +274,7 @@ def test_a_shadow_lies_away_from_the_sun() -> None:
 # --- the archive ---------------------------------------------------------------------------
 
 
-def test_clear_pixels_are_the_truth_and_noise_and_the_offset_is_where_it_is_said(city: Path) -> None:
+def test_clear_pixels_are_truth_plus_noise_with_the_declared_offset(city: Path) -> None:
     what, told = truth.planned(city), planted(city)
     assert {one["offset_in_pixels"] for one in told.values()} == {True, False}
     for item_id, about in told.items():
@@ -418,7 +418,7 @@ def test_openstreetmap_parses_with_osmium_and_osmnx(city: Path) -> None:
     assert {"forest", "farmland", "residential"} <= set(found["landuse"].dropna())
 
 
-def test_overpass_tells_the_same(city: Path) -> None:
+def test_overpass_gives_the_same_objects(city: Path) -> None:
     import xml.etree.ElementTree as ET
 
     answer = json.loads((city / "osm" / "overpass.json").read_text())
@@ -515,7 +515,7 @@ def test_the_neighbour_in_the_next_zone_shows_the_same_ground(trapped: tuple[str
     assert np.corrcoef(back[seen], here[seen])[0, 1] > 0.9
 
 
-def test_pbf_holds_what_xml_holds(trapped: tuple[str, Path]) -> None:
+def test_pbf_contains_the_same_objects_as_xml(trapped: tuple[str, Path]) -> None:
     import osmium
 
     held = []

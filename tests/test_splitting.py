@@ -59,13 +59,13 @@ def test_patches_with_coordinates_of_a_published_dataset(tmp_path: Path) -> None
     assert {facts.split for facts in proposed.facts} == {"train", "val"}
 
 
-def test_no_places_no_split(tmp_path: Path) -> None:
+def test_samples_without_locations_cannot_be_split(tmp_path: Path) -> None:
     evidence = gather.gather(gather.subject(synthetic.oscd(tmp_path)))
     with pytest.raises(SettingError, match="2 of 2 samples have no coordinates"):
         propose_split.propose(evidence, METRES)
 
 
-def test_one_place_no_split(tmp_path: Path) -> None:
+def test_samples_at_one_location_cannot_be_split(tmp_path: Path) -> None:
     evidence = gather.gather(gather.subject(synthetic.eurosat(tmp_path)))
     with pytest.raises(SettingError, match="leave val empty over 0 m by 0 m; choose smaller blocks"):
         propose_split.propose(evidence, METRES)

@@ -85,7 +85,7 @@ def test_scenes_come_in_order_with_hrefs_that_do_not_name_the_machine(tmp_path: 
     assert search.search(str(tmp_path / "c" / "catalog.json"), query()) == (scenes, ())
 
 
-def test_twins_and_dates_are_told_apart(tmp_path: Path) -> None:
+def test_twins_and_dates_are_distinguished(tmp_path: Path) -> None:
     day = "2019-07-05T10:00:00Z"
     wrap(
         tmp_path,
@@ -138,7 +138,7 @@ def test_an_item_without_projection_gets_the_zone_of_its_tile(tmp_path: Path) ->
     ("content", "words"),
     [("{}", "STAC None"), ("not json", "cannot be read"), ('{"type": "Feature"}', "'Feature'")],
 )
-def test_what_is_no_catalogue_is_refused(tmp_path: Path, content: str, words: str) -> None:
+def test_inputs_that_are_not_catalogues_are_refused(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "catalog.json").write_text(content)
     with pytest.raises((SettingError, SourceError), match=words):
         search.search(str(tmp_path), query())
@@ -150,7 +150,7 @@ def test_no_catalogue_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dates", ["2019", "2019-01-01", "2019-01-01/", "2020-01-01/2019-01-01"])
-def test_dates_that_are_none(dates: str) -> None:
+def test_invalid_dates_are_refused(dates: str) -> None:
     with pytest.raises(SettingError, match=dates):
         search.days(dates)
 
@@ -370,7 +370,7 @@ def test_an_item_that_is_none_is_one_line(change: Callable[[dict[str, Any]], Non
     assert "\n" not in str(caught.value)
 
 
-def test_items_of_no_time_at_all_have_an_extent(tmp_path: Path) -> None:
+def test_items_without_a_time_have_an_extent(tmp_path: Path) -> None:
     (tmp_path / "items.json").write_text(
         '{"type": "FeatureCollection", "features": [{"type": "Feature", '
         '"stac_version": "1.0.0", "id": "x", "geometry": null, "bbox": [0, 0, 1, 1], "links": [], "assets": {}, '
@@ -394,7 +394,7 @@ class Careless(TwoPages):
         )
 
 
-def test_an_api_that_ignores_what_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_api_that_ignores_the_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [("S2A_32UPU_20190705_0_L2A", "2019-07-05"), ("S2A_32UPU_20160301_0_L2A", "2016-03-01")]
     folder = wrap(tmp_path / "c", [scene(name, f"{day}T10:00:00Z") for name, day in names])
     items = [json.loads(path.read_text()) for path in sorted(folder.rglob("S2A*.json"), reverse=True)]
@@ -417,7 +417,7 @@ class Nonsense(TwoPages):
         self.answer({"features": [None]})
 
 
-def test_an_answer_that_is_no_stac_is_one_line() -> None:
+def test_an_answer_that_is_not_stac_is_reported_in_one_line() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Nonsense) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(ServiceError, match="no answer from the catalogue") as caught:

@@ -32,7 +32,7 @@ def test_agrees_with_numpy_on_every_valid_value(image: np.ndarray) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(images, min_size=1, max_size=5), st.randoms(use_true_random=False))
-def test_no_order_and_no_cut_changes_a_byte(tiles: list[np.ndarray], order: object) -> None:
+def test_order_and_chunks_do_not_change_bytes(tiles: list[np.ndarray], order: object) -> None:
     def said(parts: list[np.ndarray]) -> bytes:
         total = sum((statistics.counts(part) for part in parts), statistics.empty(2))
         return files.canonical_json(statistics.summarise(total, ["a", "b"], None))

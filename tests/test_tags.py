@@ -57,7 +57,7 @@ def test_one_rule_names_an_area(text: dict[str, str], expected: int | None) -> N
     assert label("polygon", **dict(reversed(text.items()))) == expected
 
 
-def test_a_closed_street_is_an_area_only_if_it_says_so() -> None:
+def test_a_closed_street_is_an_area_only_if_tagged_as_one() -> None:
     assert label("polygon", highway="pedestrian") is None
     assert label("line", highway="pedestrian") == STREET
     assert label("polygon", highway="pedestrian", area="yes") == STREET
@@ -67,7 +67,7 @@ def test_a_closed_street_is_an_area_only_if_it_says_so() -> None:
     assert label("polygon", waterway="canal", is_way=False) == WATER
 
 
-def test_soft_ways_and_buildings_come_with_their_group_and_tier() -> None:
+def test_soft_ways_and_buildings_have_their_group_and_tier() -> None:
     assert label("line", highway="track") is None
     assert label("line", highway="proposed") is None
     more = tag_rules.rules(ROWS, CODES, tiers=tag_rules.TIERS, groups=(*GROUPS, "soft"))

@@ -20,7 +20,7 @@ def test_control_characters_are_escaped_and_text_stays() -> None:
     assert terminal.clean("München │ 3 µm\n\tnext") == "München │ 3 µm\n\tnext"
 
 
-def test_a_stream_cleans_what_its_encoding_lacks_too() -> None:
+def test_a_stream_also_replaces_characters_outside_its_encoding() -> None:
     raw = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     print("ü \udce9 https://u:pw@h/x?sig=abc", file=terminal.CleanStream(raw))
     raw.flush()

@@ -43,7 +43,7 @@ def test_planes_of_tifffile_are_bands(bands: int) -> None:
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
 @pytest.mark.parametrize("rowsperstrip", [None, 3])
-def test_the_quick_way_reads_what_tifffile_reads(byteorder: str, dtype: str, rowsperstrip: int | None) -> None:
+def test_the_fast_reader_equals_tifffile(byteorder: str, dtype: str, rowsperstrip: int | None) -> None:
     cube = np.moveaxis(PIXELS, 0, -1).astype(dtype)
     content = written(cube, byteorder=byteorder, rowsperstrip=rowsperstrip, planarconfig="contig", metadata=None)
     assert small_tiff._plain(content) is not None
@@ -76,7 +76,7 @@ def test_a_shaped_series_of_pages_is_one_image() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"compress": "deflate"}, {"interleave": "pixel"}])
-def test_the_place_is_the_one_rasterio_tells(tmp_path: Path, options: dict[str, object]) -> None:
+def test_the_georeference_equals_that_of_rasterio(tmp_path: Path, options: dict[str, object]) -> None:
     picture = small_tiff.read(geotiff(tmp_path / "it.tif", "EPSG:32632", **options))
     np.testing.assert_array_equal(picture.pixels, PIXELS)
     assert picture.place == small_tiff.Georeference(epsg=32632, transform=(10, 0, 690000, 0, -9.5, 5340000))
@@ -86,7 +86,7 @@ def test_the_place_is_the_one_rasterio_tells(tmp_path: Path, options: dict[str, 
     assert small_tiff.located(picture)["crs"] == "EPSG:32632"
 
 
-def test_an_image_without_georeference_has_no_place() -> None:
+def test_an_image_without_georeference_has_none() -> None:
     assert small_tiff.located(small_tiff.read(written(PIXELS[0]))) == {}
 
 

@@ -27,7 +27,7 @@ def test_an_output_as_written_has_no_difference(output: Path) -> None:
     assert verification.verify(output) == []
 
 
-def test_missing_flipped_and_extra_files_are_told_each(output: Path) -> None:
+def test_missing_flipped_and_extra_files_are_each_reported(output: Path) -> None:
     (output / "a.tar").unlink()
     content = bytearray((output / "deep/b.bin").read_bytes())
     content[17] ^= 1
@@ -47,7 +47,7 @@ def test_a_damaged_list_is_refused(output: Path, line: str) -> None:
 
 
 @pytest.mark.parametrize("bit", range(8))
-def test_a_turned_bit_in_the_list_itself_is_told(output: Path, bit: int) -> None:
+def test_a_flipped_bit_in_the_list_itself_is_reported(output: Path, bit: int) -> None:
     """Also in a newline: \\x0b and \\r end a line for Python, but not for sha256sum."""
     path = output / files.SUMS
     whole = path.read_bytes()
@@ -68,12 +68,12 @@ def test_a_turned_bit_in_the_list_itself_is_told(output: Path, bit: int) -> None
             continue
 
 
-def test_a_folder_that_is_no_output_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_an_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no SHA256SUMS"):
         verification.verify(tmp_path)
 
 
-def test_a_linked_folder_is_told_and_a_linked_file_judged_by_its_content(output: Path, tmp_path: Path) -> None:
+def test_a_linked_folder_is_reported_and_a_linked_file_checked_by_content(output: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path.with_name("elsewhere")
     elsewhere.mkdir()
     (output / "a.tar").rename(elsewhere / "a.tar")
@@ -83,7 +83,7 @@ def test_a_linked_folder_is_told_and_a_linked_file_judged_by_its_content(output:
     assert verification.verify(output) == ["more: not listed"]
 
 
-def test_what_cannot_be_read_is_told(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_reported(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refusing(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))  # as root nothing is
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_read_is_told(output: Path, monkeypatch: pytest.MonkeyPat
     assert verification.verify(output)[0] == "a.tar: cannot be read: Permission denied"
 
 
-def test_a_name_that_is_no_text_is_printed_all_the_same(output: Path) -> None:
+def test_a_name_that_is_not_valid_text_is_printed(output: Path) -> None:
     Path(os.fsdecode(os.fsencode(output) + b"/caf\xe9")).write_text("x")
     command = [sys.executable, "-m", "sgdata.cli", "verify", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -88,7 +88,7 @@ def test_a_scene_of_the_next_zone_lands_where_it_belongs(tmp_path: Path) -> None
     assert (again / files.SUMS).read_text() == (out / files.SUMS).read_text()
 
 
-def test_the_own_zone_goes_first_and_the_next_fills_the_rest(tmp_path: Path) -> None:
+def test_the_own_zone_is_used_first_and_the_next_fills_gaps(tmp_path: Path) -> None:
     # Ends in the middle of the area, on a multiple of 60 m.
     own = scene("33UTP", HOME, (AREA.origin[0] + 660 - SIDE * 10, AREA.origin[1] + 600), second=9)
     out, image = run(tmp_path, [scene("32UQU", NEXT, beside()), own])
