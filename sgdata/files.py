@@ -137,12 +137,16 @@ def parse(kind: type[T], document: dict[str, Any], where: str) -> T:
     """Convert a plain document to the dataclass `kind`; `where` names it in messages. Raises SettingError."""
     from pydantic import ValidationError
 
+    from sgdata import ranges
+
     try:
         # JSON mode: types are strict, but arrays may become tuples and integers floats.
         model: Any = _model(kind)  # type: ignore[arg-type]  # a dataclass type is hashable
         value: T = model.model_validate_json(json.dumps({"it": document}, default=str)).it
     except ValidationError as error:
         raise SettingError(f"{where}: {_explain(kind, error.errors(include_url=False))}") from None
+    if wrong := ranges.violation(value):
+        raise SettingError(f"{where}: {wrong}")
     return value
 
 
