@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 Level = Literal["L1C", "L2A"]
 Codec = Literal["blosc", "npy"]
 Effort = Literal["quick", "dense"]
@@ -207,6 +209,17 @@ class LabelSpace:
     names: tuple[str, ...] = ()
     colours: tuple[str, ...] = ()
     ignore: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if a colour is none: colours reach the style of pages."""
+        for colour in self.colours:
+            if not _COLOUR.fullmatch(colour):
+                raise ValueError(f"colour {colour!r:.90} of '{self.name:.60}': expected #rrggbb")
+        if len(self.names) != len(self.ids) or len(self.colours) not in (0, len(self.ids)):
+            counts = f"{len(self.ids)} ids, {len(self.names)} names, {len(self.colours)} colours"
+            raise ValueError(
+                f"label space '{self.name:.60}' has {counts}: expected a name per id, and a colour or none"
+            )
 
     @property
     def ignore_index(self) -> int:

@@ -6,6 +6,7 @@ next to the page.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +129,7 @@ def write(path: Path, *, title: str, intro: str, blocks: Sequence[Block]) -> Pat
         keep_trailing_newline=True,
     )  # fmt: skip
     engine.filters["zip"] = zip
+    engine.filters["colour"] = _colour
     # Style and script are part of the page; only Bokeh's megabyte is a separate file.
     style, own = (here.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
     text = engine.get_template("page.html").render(
@@ -136,6 +138,11 @@ def write(path: Path, *, title: str, intro: str, blocks: Sequence[Block]) -> Pat
     )  # fmt: skip
     files.write(path, text.encode())
     return path
+
+
+def _colour(text: str) -> str:
+    """Return a colour for a style, grey for anything else: a style may load files and cover the page."""
+    return text if re.fullmatch(r"#[0-9a-fA-F]{6}|var\(--[a-z-]+\)", text) else "#808080"
 
 
 def write_png(path: Path, rgb: Array) -> None:

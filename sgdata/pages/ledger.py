@@ -6,7 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sgdata.pages import charts, html
+from sgdata.pages.markdown import escape
+from sgdata.pages.markdown import table as markdown_table
 
+ABSENT = "Weights that are not here"
 INTERVAL = "In brackets: 95 % interval, Student's t over seeds; of one seed, bootstrap over scored samples."
 
 
@@ -27,7 +30,7 @@ def blocks(document: dict[str, Any]) -> list[html.Block]:
     if absent:
         heads = ("file or folder", "where it lives", "licence", "checksum")
         caption = "Put them under this name into the folder of --weights, and the same command makes their rows."
-        found.append(html.Table(title="Weights that are not here", columns=heads, rows=absent, caption=caption))
+        found.append(html.Table(title=ABSENT, columns=heads, rows=absent, caption=caption))
     runs = tuple(_runs(document))
     if runs:
         names = ("table", "row", "program", "seed", "folder", "SHA-256 of the resolved recipe")
@@ -37,12 +40,11 @@ def blocks(document: dict[str, Any]) -> list[html.Block]:
 
 def markdown(document: dict[str, Any]) -> str:
     """Render the tables as Markdown."""
-    parts = [f"# {document['title']}", INTERVAL]
+    parts = [f"# {escape(document['title'])}", INTERVAL]
     for block in blocks(document):
         if isinstance(block, html.Table):
-            ruled = [block.columns, ("---",) * len(block.columns), *block.rows]
-            told = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in ruled)
-            parts += [f"## {block.title}", *([block.caption] if block.caption else []), told]
+            rows = markdown_table(block.columns, block.rows, links=block.title == ABSENT).rstrip("\n")
+            parts += [f"## {escape(block.title)}", *([escape(block.caption)] if block.caption else []), rows]
     return "\n\n".join(parts) + "\n"
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sgdata.pages import markdown
 
 if TYPE_CHECKING:
     from sgdata.releases.shipment import Shipment
@@ -30,10 +34,13 @@ def text(shipment: Shipment, *, previews: Sequence[str], software: str) -> str:
     figures = {}
     for name, statistics in contract.statistics.items():
         figures[name] = [f"{getattr(statistics, key):.1f}" for key in keys]
-    # No autoescaping: in Markdown only the bar of a table needs it, which a macro of the template does.
+    # Escaped for Markdown instead of HTML.
     engine = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        finalize=lambda value: value if hasattr(value, "__html__") else markdown.escape(value),
+    )  # fmt: skip
+    engine.globals["table"] = markdown.table
+    engine.filters["yaml"] = lambda text: text if re.fullmatch(r"[A-Za-z][\w-]*", text) else json.dumps(text)
     return engine.from_string(Path(__file__).with_name("card.md").read_text("utf-8")).render(
         shipment=shipment,
         previews=previews,

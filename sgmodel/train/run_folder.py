@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from sgdata import files
 from sgdata.errors import OutputError, SettingError, SourceError
+from sgdata.pages.markdown import escape
 from sgdata.shards import contracts
 from sgdata.types import Contract
 from sgmodel import distributed
@@ -145,12 +146,15 @@ def _card(title: str, card: Card, results: dict[str, Any]) -> str:
     """Return the model card in Markdown."""
     contract = card.contract
     assert contract is not None
-    figures = [f"| {name} | {value:.6g} |" for name, value in sorted(results.items()) if isinstance(value, int | float)]
+    figures = [
+        f"| {escape(name)} | {value:.6g} |" for name, value in sorted(results.items()) if isinstance(value, int | float)
+    ]
     bands = " ".join(band.name for band in contract.bands)
-    data = f"{contract.level}, bands {bands}, splits {contract.splits}, fingerprint `{contract.fingerprint[:16]}`"
+    fingerprint = escape(contract.fingerprint[:16])
+    data = f"{contract.level}, bands {escape(bands)}, splits {escape(contract.splits)}, fingerprint `{fingerprint}`"
     return "\n".join(
         [
-            f"# {title} on {contract.dataset} {contract.version}",
+            f"# {title} on {escape(contract.dataset)} {escape(contract.version)}",
             "",
             f"- model: {card.model.kind}; settings in `{files.RECIPE}`, "
             f"weights in `{LAST}/{checkpoint_folder.WEIGHTS}`",
