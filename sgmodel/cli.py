@@ -41,9 +41,7 @@ def recipes() -> None:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    name: commands.training_command(name, load) for name, load in PROGRAMS.items()
-}
-COMMANDS |= {
+    **{name: commands.training_command(name, load) for name, load in PROGRAMS.items()},
     "predict": commands.predict,
     "convert": commands.convert,
     "reproduce": commands.reproduce_command(PROGRAMS),

@@ -18,31 +18,31 @@ import numpy as np
 from sgdata.sentinel2 import MSI
 from sgdata.types import Array
 
+# Kinds of pixels. DIM: dark or unclassified; CLOUD: cloud or cirrus; OTHER: dropped for another reason (snow).
 NO_DATA, CLEAR, DIM, CLOUD, SHADOW, OTHER = range(6)
-"""Kinds of pixels. DIM: dark or unclassified; CLOUD: cloud or cirrus; OTHER: dropped for another reason (snow)."""
 
+# Method, and name of the layer, of masks that the user provides.
 EXTERNAL = "external"
-"""Method, and name of the layer, of masks that the user provides."""
 
+# Value of mask layers where they end or have no data. Not 255, which many users' masks have for cloud.
 BEYOND = 254
-"""Value of mask layers where they end or have no data. Not 255, which many users' masks have for cloud."""
 
+# Bit of a doubtful clear score.
 DOUBTFUL = 128
-"""Bit of a doubtful clear score."""
+# Largest distance in pixels that a clear score can hold.
 MAX_DISTANCE = 127
-"""Largest distance in pixels that a clear score can hold."""
+# Doubtful dates of a pixel are used where they are this many times as many as clear ones.
 DARK_GROUND = 3
-"""Doubtful dates of a pixel are used where they are this many times as many as clear ones."""
 
+# Cloud fractions of a neighbourhood are counted on squares of BLOCK_M: they are smooth at that scale.
 BLOCK_M, NEIGHBOURHOOD_M = 500, 10_000
-"""Cloud fractions of a neighbourhood are counted on squares of BLOCK_M: they are smooth at that scale."""
+# Blocks on each side of a roof that decide whether the day is cloudy there.
 NEAR_BLOCKS = 1
-"""Blocks on each side of a roof that decide whether the day is cloudy there."""
+# A pixel that exceeds the cloud fraction of its neighbourhood by EXCESS on days when that is below CALM is a bright
+# target, not a cloud (SEPAL's rule).
 EXCESS, CALM = 0.4, 0.3
-"""A pixel that exceeds the cloud fraction of its neighbourhood by EXCESS on days when that is below CALM is a bright
-target, not a cloud (SEPAL's rule)."""
+# Dates that the two halves of the bright target filter need: 'mostly' and 'never' mean nothing with fewer.
 CALM_DAYS, MIN_DATES = 3, 8
-"""Dates that the two halves of the bright target filter need: 'mostly' and 'never' mean nothing with fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
