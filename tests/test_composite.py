@@ -131,16 +131,25 @@ def test_the_geomedian_ignores_one_outlier() -> None:
     assert np.abs(found - np.array([505.0, 700.0])).max() < 12
 
 
-def test_never_clear_is_nodata() -> None:
-    stack, never = np.full((2, 2, 1, 1), 500, np.uint16), np.zeros((2, 1, 1), bool)
-    for mix in (rules.median, rules.geomedian):
-        assert not mix(stack, never).any()
-    for index, score in (
-        rules.medoid(stack, never),
-        rules.maxndvi(stack, never),
-        rules.bap(stack, never.astype(np.uint8), (18_000, 18_001), BAP, 20),
-    ):
-        assert (index.item(), score.item()) == (NO_VALUE, NO_VALUE)
+@pytest.mark.parametrize("method", get_args(rules.Method))
+def test_dates_that_are_not_usable_are_never_seen(method: rules.Method) -> None:
+    composite = rules.CompositeSettings(method=method, max_obs=0, bap=BAP)
+    rule = composite.rule
+    dn = np.full((2, len(rule.read_together(L2A_BANDS)) or 1, 1, 2), 500, np.uint16)
+    dn[0] = 100
+    # The left pixel is never clear; of the right one only the second date is.
+    clear_scores = np.zeros((2, 1, 2), np.uint8)
+    clear_scores[1, 0, 1] = 60
+    if isinstance(rule, rules.Mix):
+        mixed = rule.kernel(dn, clear_scores > 0)
+        assert not mixed[..., 0].any()
+        assert (mixed[..., 1] == 500).all()
+        return
+    days = (day("2019-06-20"), day("2019-07-01"))
+    stack = rules.Stack(dn=dn, clear_scores=clear_scores, usable=clear_scores > 0, days=days, mask_gsd_m=20)
+    index, score = rule.kernel(stack, composite)
+    assert (index[0, 0], score[0, 0]) == (NO_VALUE, NO_VALUE)
+    assert index[0, 1] == 1
 
 
 @pytest.mark.parametrize("method", get_args(rules.Method))
