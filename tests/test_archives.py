@@ -61,7 +61,7 @@ def compressed(path: Path, plain: bytes) -> Path:
 
 
 def streamed(source: Path) -> dict[str, bytes]:
-    members = sorted(archives.listing(source).members, key=lambda member: member.offset or 0)
+    members = sorted(archives.list_members(source).members, key=lambda member: member.offset or 0)
     with archives.opened_stream(source) as content:
         return {member.name: content(member) for member in members}
 
@@ -70,14 +70,14 @@ def held(source: Path) -> dict[str, bytes]:
     if archives.is_stream(source):
         return streamed(source)
     with archives.opened(source) as content:
-        return {member.name: content(member) for member in archives.listing(source).members}
+        return {member.name: content(member) for member in archives.list_members(source).members}
 
 
 @pytest.mark.parametrize("make", [as_zip, as_tar, as_folder])
 def test_folder_zip_and_tar_are_listed_and_read_alike(make: object, tmp_path: Path) -> None:
     source = make(tmp_path / "it", GOOD)  # type: ignore[operator]
     assert held(source) == GOOD
-    assert [m.name for m in archives.listing(source).members] == sorted(GOOD)
+    assert [m.name for m in archives.list_members(source).members] == sorted(GOOD)
 
 
 def test_zips_in_a_folder_are_part_of_it_unless_they_were_unpacked(tmp_path: Path) -> None:
@@ -95,10 +95,10 @@ def test_links_in_a_folder_are_followed_once_or_reported(tmp_path: Path) -> None
     (source / "a" / "round").symlink_to(source)
     (store / "back").symlink_to(store)
     (source / "a" / "gone.tif").symlink_to(tmp_path / "nothing")
-    listing = archives.listing(source)
+    listing = archives.list_members(source)
     assert [m.name for m in listing.members] == ["a/b.tif", "a/c.tif", "linked/x.tif"]
     assert [name for name, _ in listing.rejected] == ["a/gone.tif", "a/round", "linked/back"]
-    assert dict(listing.rejected)["a/gone.tif"] == "not a plain file, or a link that leads nowhere"
+    assert dict(listing.rejected)["a/gone.tif"] == "not a plain file, or a broken link"
 
 
 def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path, monkeypatch:
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    listing = archives.listing(source)
+    listing = archives.list_members(source)
     assert [m.name for m in listing.members] == ["a/b.tif"]
     assert listing.rejected == (("c", "cannot be read: Permission denied"),)
 
@@ -119,7 +119,7 @@ def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path, monkeypatch:
 def test_macos_metadata_files_are_ignored(tmp_path: Path) -> None:
     beside = {"__MACOSX/a/._b.tif": b"\0\5\x16\7", "a/._b.tif": b"\0\5\x16\7"}
     for make in (as_zip, as_tar):
-        listing = archives.listing(make(tmp_path / make.__name__, GOOD | beside))
+        listing = archives.list_members(make(tmp_path / make.__name__, GOOD | beside))
         assert [m.name for m in listing.members] == sorted(GOOD)
         assert listing.rejected == ()
 
@@ -133,7 +133,7 @@ def test_hostile_members_are_rejected_by_name_and_the_rest_is_used(tmp_path: Pat
     source = as_tar(tmp_path / "it.tar", GOOD | bad, [link, device, hard])
     with tarfile.open(source, "a") as archive:
         archive.addfile(tarfile.TarInfo("c.txt"))
-    listing = archives.listing(source)
+    listing = archives.list_members(source)
     assert [m.name for m in listing.members] == sorted(GOOD)
     told = dict(listing.rejected)
     assert set(told) == {*bad, "link.tif", "null", "hard.tif", "c.txt"}
@@ -141,7 +141,7 @@ def test_hostile_members_are_rejected_by_name_and_the_rest_is_used(tmp_path: Pat
     assert told["link.tif"] == "not a plain file"
     assert told["c.txt"] == "second member of this name"
 
-    zipped = archives.listing(as_zip(tmp_path / "it.zip", GOOD | bad))
+    zipped = archives.list_members(as_zip(tmp_path / "it.zip", GOOD | bad))
     assert {name for name, _ in zipped.rejected} >= {"../up.tif", "/root.tif", "a/../../c.tif"}
     assert not {m.name for m in zipped.members} & set(bad)
 
@@ -151,12 +151,12 @@ def test_a_link_in_a_zip_and_an_enormous_claim_are_rejected(tmp_path: Path) -> N
         info = zipfile.ZipInfo("link")
         info.external_attr = 0o120777 << 16
         archive.writestr(info, "/etc/passwd")
-    assert archives.listing(tmp_path / "it.zip").rejected == (("link", "not a plain file"),)
+    assert archives.list_members(tmp_path / "it.zip").rejected == (("link", "not a plain file"),)
     big = tarfile.TarInfo("zeros")
     big.size = 100 * 2**30
     (tmp_path / "it.tar").write_bytes(big.tobuf() + b"\0" * 1024)
     with pytest.raises(SourceError):
-        archives.listing(tmp_path / "it.tar")
+        archives.list_members(tmp_path / "it.tar")
 
 
 def test_a_member_that_differs_from_the_listing_is_refused(tmp_path: Path) -> None:
@@ -174,10 +174,10 @@ def test_a_member_that_differs_from_the_listing_is_refused(tmp_path: Path) -> No
 def test_a_file_that_is_not_an_archive_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"\x1f\x8b no archive at all" * 9)
     with pytest.raises(SourceError, match=r"not a folder, zip or tar .*unpack it") as error:
-        archives.listing(tmp_path / name)
+        archives.list_members(tmp_path / name)
     assert "\n" not in str(error.value)
     with pytest.raises(SourceError, match="no such file or folder"):
-        archives.listing(tmp_path / "missing")
+        archives.list_members(tmp_path / "missing")
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -189,7 +189,7 @@ def test_damage_gives_source_errors_or_listed_rejects_only(make: object, data: s
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     source.write_bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
-        members = archives.listing(source).members
+        members = archives.list_members(source).members
         with archives.opened(source) as read:
             for member in members:
                 try:
@@ -209,7 +209,7 @@ def test_a_compressed_tar_is_read_front_to_back(suffix: str, tmp_path: Path) -> 
     source = compressed(tmp_path / f"it{suffix}", plain.read_bytes())
     assert archives.is_stream(source)
     assert not archives.is_stream(plain)
-    assert archives.listing(source) == archives.listing(plain)
+    assert archives.list_members(source) == archives.list_members(plain)
     assert streamed(source) == GOOD
 
 
@@ -220,7 +220,7 @@ def test_a_compressed_tar_truncated_anywhere_is_refused(suffix: str, tmp_path: P
     for share in range(1, 10):
         source.write_bytes(whole[: len(whole) * share // 10])
         with pytest.raises(SourceError, match="not a folder, zip or tar"):
-            archives.listing(source)
+            archives.list_members(source)
 
 
 def _claiming(size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
@@ -244,7 +244,7 @@ def test_a_false_size_is_refused_before_reading(name: str, tmp_path: Path) -> No
         "import sys, resource, pyarrow; from pathlib import Path\n"
         "from sgdata.datasets import archives; from sgdata.errors import SourceError\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32)); resource.setrlimit(resource.RLIMIT_CPU, (20, 20))\n"
-        "try: archives.listing(Path(sys.argv[1])); print('taken')\n"
+        "try: archives.list_members(Path(sys.argv[1])); print('taken')\n"
         "except SourceError as error: print('refused', error)"
     )
     plain = tmp_path / "it.tar"
@@ -266,7 +266,7 @@ def test_a_negative_size_does_not_loop_forever(tmp_path: Path) -> None:
     header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:512]))
     (tmp_path / "it.tar").write_bytes(as_tar(tmp_path / "good.tar", GOOD).read_bytes()[:1024] + bytes(header) * 20)
     with pytest.raises(SourceError):
-        archives.listing(tmp_path / "it.tar")
+        archives.list_members(tmp_path / "it.tar")
 
 
 def _fuzzed(folder: Path, rng: random.Random) -> Path:
@@ -308,7 +308,7 @@ def test_two_hundred_fuzzed_archives(tmp_path: Path) -> None:
         folder.mkdir()
         source = _fuzzed(folder, rng)
         try:
-            listing = archives.listing(source)
+            listing = archives.list_members(source)
             assert not [m.name for m in listing.members if m.name.startswith("/") or ".." in m.name.split("/")]
             assert all(reason for _, reason in listing.rejected)
             for member, content in held(source).items():

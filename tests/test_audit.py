@@ -24,7 +24,7 @@ from sgdata.pages import audit_page
 from sgdata.rasters import dihedral
 from sgdata.shards import finish, tar_format
 from sgdata.splits import proximity
-from sgdata.splits.proximity import Spot
+from sgdata.splits.proximity import Footprint
 from sgdata.types import Contract, LabelSpace, Sample
 from tests import synthetic
 
@@ -432,11 +432,11 @@ def test_a_flat_picture_looks_like_nothing() -> None:
     assert duplicates.look(np.ones((3, 5, 16))) is None
 
 
-def square(crs: str, x: float, y: float, side: float) -> Spot:
+def square(crs: str, x: float, y: float, side: float) -> Footprint:
     from pyproj import Transformer
 
     bounds = Transformer.from_crs(crs, 4326, always_xy=True).transform_bounds(x, y, x + side, y + side)
-    return Spot(crs=crs, box=tuple(round(v, 7) for v in bounds), size_m=(side, side))  # type: ignore[arg-type]
+    return Footprint(crs=crs, box=tuple(round(v, 7) for v in bounds), size_m=(side, side))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shift", [-300.0, 0.0, 900.0, 1170.0, 1200.0, 1300.0, 5000.0])
@@ -444,7 +444,7 @@ def square(crs: str, x: float, y: float, side: float) -> Spot:
 def test_metres_between_squares_of_one_zone(shift: float, easting: float) -> None:
     """Boxes in degrees of neighbours overlap at the edge of a zone, where north is 2 degrees askew; squares do not."""
     one, other = square("EPSG:32632", easting, 5.3e6, 1200), square("EPSG:32632", easting + shift, 5.3e6, 1200)
-    met = proximity.meeting(proximity.columns([one]), proximity.columns([other]))
+    met = proximity.compare(proximity.columns([one]), proximity.columns([other]))
     assert (len(met.shared) == 1) == (abs(shift) < 1185)
     assert met.nearest_m[0] == pytest.approx(max(abs(shift) - 1200, 0), abs=12)
 
@@ -454,24 +454,26 @@ def test_ground_is_shared_across_zones_and_in_degrees() -> None:
 
     x, y = 690_000.0, 5.34e6
     there = Transformer.from_crs(32632, 32633, always_xy=True).transform(x, y)
-    spots = [
+    footprints = [
         square("EPSG:32632", x, y, 1200),
         square("EPSG:32633", *there, 1200),
         square("EPSG:32633", there[0] + 5000, there[1], 1200),
     ]
-    lon, lat = spots[0].box[:2]
-    degrees = Spot(crs="EPSG:4326", box=(lon + 0.01, lat, lon + 0.02, lat + 0.01), size_m=(740, 1106))
-    met = proximity.meeting(proximity.columns(spots[:1]), proximity.columns([*spots[1:], degrees]))
+    lon, lat = footprints[0].box[:2]
+    degrees = Footprint(crs="EPSG:4326", box=(lon + 0.01, lat, lon + 0.02, lat + 0.01), size_m=(740, 1106))
+    met = proximity.compare(proximity.columns(footprints[:1]), proximity.columns([*footprints[1:], degrees]))
     assert met.shared.tolist() == [[0, 0], [0, 2]]
     assert met.nearest_m[1] == pytest.approx(3800, rel=0.1)
 
 
-def test_rasterio_reads_what_a_spot_says(tmp_path: Path) -> None:
+def test_rasterio_reads_what_a_footprint_says(tmp_path: Path) -> None:
     """The size of a sample in degrees, against the ground that rasterio's transform covers."""
-    spot = gather._spot({"crs": "EPSG:4326", "bounds": [11.0, 48.0, 11.01, 48.02]}, (200, 67))
-    assert spot is not None
-    assert spot.size_m[1] == 2000
-    assert spot.size_m[0] == pytest.approx(0.01 * 111_320 * np.cos(np.radians(48)) * 2000 / (0.02 * 111_200), rel=0.01)
+    footprint = gather._footprint({"crs": "EPSG:4326", "bounds": [11.0, 48.0, 11.01, 48.02]}, (200, 67))
+    assert footprint is not None
+    assert footprint.size_m[1] == 2000
+    assert footprint.size_m[0] == pytest.approx(
+        0.01 * 111_320 * np.cos(np.radians(48)) * 2000 / (0.02 * 111_200), rel=0.01
+    )
     assert rasterio.__version__
 
 

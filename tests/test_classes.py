@@ -136,7 +136,7 @@ def test_labels_are_painted_in_the_classes_of_ones_own_table(tmp_path: Path) -> 
         ("polygon\t5", "area\t5", "geometry='area'"),
         ("polygon\t5", "polygon\tfirst", "priority='first'"),
         ("line\t3\t4", "line\t3\t", "half its width"),
-        ("natural=wood", "landuse=forest", "stands there twice"),
+        ("natural=wood", "landuse=forest", "is there twice"),
     ],
 )
 def test_a_damaged_table_is_refused_with_its_line(tmp_path: Path, old: str, new: str, told: str) -> None:

@@ -140,7 +140,7 @@ def test_a_list_of_a_split_without_its_file(tmp_path: Path) -> None:
 def test_labels_that_a_build_does_not_have(tmp_path: Path) -> None:
     build = synthetic_build.write(tmp_path / "build", (256, 256))
     words = ["shard", "segmunich", "--source", str(build), "--out", str(tmp_path / "shards"), "--labels", "foo"]
-    assert "labels 'foo': this build was painted with 'toy'" in refused(*words)
+    assert "labels 'foo': this build has labels 'toy'" in refused(*words)
 
 
 def test_drift_takes_the_folder_of_a_build(tmp_path: Path) -> None:

@@ -206,9 +206,9 @@ def test_inline_geometry_replaces_nodes(tmp_path: Path) -> None:
         (b'{"elements": 3}', "no list 'elements'"),
         (answer(ELEMENTS, remark="runtime error: Query timed out"), "Query timed out"),
         (answer([{"type": "count", "id": 0, "tags": {"total": "9"}}, *ELEMENTS[:3]]), "3 of 9 elements"),
-        (answer([{"type": "node", "id": "x"}]), "an element is not as Overpass writes"),
-        (answer([{"type": "node", "id": 4, "lon": 1}]), "an element is not as Overpass writes"),
-        (answer([7]), "an element is not as Overpass writes"),  # type: ignore[list-item]
+        (answer([{"type": "node", "id": "x"}]), "an element is malformed"),
+        (answer([{"type": "node", "id": 4, "lon": 1}]), "an element is malformed"),
+        (answer([7]), "an element is malformed"),  # type: ignore[list-item]
         (gzip.compress(answer(ELEMENTS), mtime=0)[:100], "cannot be unpacked"),
     ],
 )

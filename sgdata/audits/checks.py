@@ -19,7 +19,7 @@ from sgdata.audits import duplicates
 from sgdata.audits.findings import SHOWN, Check, Kind, Report, State
 from sgdata.shards import band_check
 from sgdata.splits import proximity
-from sgdata.splits.proximity import Spot
+from sgdata.splits.proximity import Footprint
 from sgdata.types import Array, Contract
 
 # A 60 m pixel resampled to 10 m reaches 60 m to either side: nearer samples share measurements.
@@ -62,7 +62,7 @@ class Facts:
     pixels: str
     turned: str
     look: bytes
-    spot: Spot | None
+    footprint: Footprint | None
     date: str | None
     classes: dict[int, int]
     dark: float
@@ -166,7 +166,7 @@ def ground(evidence: Evidence) -> tuple[Check, ...]:
     hit: dict[str, set[str]] = {name: set() for name in names}
     figures: dict[str, dict[str, float]] = {}
     for (one, a), (other, b) in combinations(placed.items(), 2):
-        met = proximity.meeting(*(proximity.columns([spot for spot, _ in places]) for places in (a, b)))
+        met = proximity.compare(*(proximity.columns([footprint for footprint, _ in places]) for places in (a, b)))
         days, keys = ([day for _, day in a], [day for _, day in b]), list(b.values())
         for i, j in met.shared.tolist():
             # Unknown dates count as the same, the worse case.
@@ -187,12 +187,12 @@ def ground(evidence: Evidence) -> tuple[Check, ...]:
     )
 
 
-def _places(held: Iterable[Facts]) -> dict[tuple[Spot, str | None], list[str]]:
+def _places(held: Iterable[Facts]) -> dict[tuple[Footprint, str | None], list[str]]:
     """Group sample keys by place and date, so that a place with a hundred samples is compared once."""
-    places: dict[tuple[Spot, str | None], list[str]] = defaultdict(list)
+    places: dict[tuple[Footprint, str | None], list[str]] = defaultdict(list)
     for facts in held:
-        if facts.spot:
-            places[facts.spot, facts.date].append(facts.key)
+        if facts.footprint:
+            places[facts.footprint, facts.date].append(facts.key)
     return dict(places)
 
 

@@ -25,7 +25,7 @@ from sgdata.rasters import dihedral, resample
 from sgdata.scenes import lock
 from sgdata.shards import contracts, tar_format
 from sgdata.shards.tar_format import Row
-from sgdata.splits.proximity import Spot
+from sgdata.splits.proximity import Footprint
 from sgdata.types import Array, Contract, Sample
 
 CHUNK = 64
@@ -186,7 +186,7 @@ def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts
         pixels=pixels,
         turned=turned,
         look=b"" if seen is None else seen.tobytes(),
-        spot=_spot(sample.meta, images[0].shape[1:]),
+        footprint=_footprint(sample.meta, images[0].shape[1:]),
         date=sample.meta.get("date"),
         classes=_classes(sample),
         dark=float(shares.max()),
@@ -213,12 +213,12 @@ def _classes(sample: Sample) -> dict[int, int]:
     return dict.fromkeys(sample.meta.get("labels", ()), 1)
 
 
-def _spot(meta: dict[str, Any], shape: Sequence[int]) -> Spot | None:
+def _footprint(meta: dict[str, Any], shape: Sequence[int]) -> Footprint | None:
     height, width = shape
     if "window" in meta:
         row, col = meta["window"][:2]
         box = (col * GSD_M, row * GSD_M, (col + width) * GSD_M, (row + height) * GSD_M)
-        return Spot(crs="", box=box, size_m=(width * GSD_M, height * GSD_M))
+        return Footprint(crs="", box=box, size_m=(width * GSD_M, height * GSD_M))
     if not meta.get("bounds") or not meta.get("crs"):
         return None
     west, south, east, north = meta["bounds"]
@@ -226,7 +226,7 @@ def _spot(meta: dict[str, Any], shape: Sequence[int]) -> Spot | None:
     if meta["crs"] == "EPSG:4326":
         # Pixels in degrees are not square on the ground.
         size = (size[1] * (east - west) / max(north - south, 1e-9) * float(np.cos(np.radians(south))), size[1])
-    return Spot(crs=meta["crs"], box=(west, south, east, north), size_m=size)
+    return Footprint(crs=meta["crs"], box=(west, south, east, north), size_m=size)
 
 
 def _totals(image: Array, contract: Contract) -> Totals:

@@ -29,20 +29,20 @@ def propose(evidence: Evidence, settings: SplitSettings) -> tuple[Evidence, Spli
     Raises:
         SettingError: A sample has no coordinates, or a split would be empty.
     """
-    spots = [facts.spot for facts in evidence.facts if facts.spot]
-    if len(spots) < len(evidence.facts):
+    footprints = [facts.footprint for facts in evidence.facts if facts.footprint]
+    if len(footprints) < len(evidence.facts):
         raise SettingError(
-            f"{len(evidence.facts) - len(spots)} of {len(evidence.facts)} samples have no coordinates: no spatial "
+            f"{len(evidence.facts) - len(footprints)} of {len(evidence.facts)} samples have no coordinates: no spatial "
             "split can be proposed; use the splits of the dataset"
         )
-    columns = proximity.columns(spots)
+    columns = proximity.columns(footprints)
     boxes = proximity.flattened(columns.boxes, columns.crs != "")
     side = int(np.ceil((boxes[:, 2:] - boxes[:, :2]).max()))
     chosen = replace(settings, block_px=settings.block_px or SIDES * side, gap_px=settings.gap_px or side)
     counts = [
         [facts.classes.get(number, 0) for number in evidence.contract.label_space.ids] for facts in evidence.facts
     ]
-    parts, report = blocks.split(boxes, np.array(counts, float).reshape(len(spots), -1), chosen)
+    parts, report = blocks.split(boxes, np.array(counts, float).reshape(len(footprints), -1), chosen)
     if report.empty:
         raise SettingError(
             f"blocks of {chosen.block_px} m leave {', '.join(report.empty)} empty over {np.ptp(boxes[:, 0]):.0f} m by "

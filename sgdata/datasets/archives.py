@@ -1,8 +1,8 @@
-"""Files of a dataset wherever they lie: in a folder (and zips in it), a zip or a tar, listed and read alike.
+"""List and read the files of a dataset in a folder (and zips in it), a zip or a tar.
 
 Nothing is unpacked, so nothing can be written outside a folder; hostile members (a name with `..`, an absolute
 name, a link, a device, a duplicate, an enormous file) are rejected by name and the rest is used. A compressed tar
-(gzip, zstd, bzip2) cannot be entered in the middle: one pass lists it, another takes the contents (`contents`).
+(gzip, zstd, bzip2) allows no random access: one pass lists it, another reads the contents (`opened_stream`).
 """
 
 from __future__ import annotations
@@ -27,22 +27,26 @@ LARGEST_MEMBER = 2**30
 LARGEST_COUNT = 2**24
 _LARGEST_HEADER = 2**20
 _PIECE = 2**20
-# First bytes (RFC 1952; RFC 8878, 3.1.1; bzip2) and the name under which Arrow knows the codec.
+# First bytes (RFC 1952; RFC 8878, 3.1.1; bzip2) and the name of the codec in Arrow.
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 _PACKED = re.compile(r"\.(tar|tgz|gz|zst|bz2|7z|rar|zip)[a-z0-9.]*$")
 _LFS = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listing:
-    """The usable members of a source, sorted by name, and the rejected ones with the reason."""
+class MemberListing:
+    """Usable members of a source, sorted by name, and rejected ones with the reason."""
 
     members: tuple[Member, ...]
     rejected: tuple[tuple[str, str], ...] = ()
 
 
-def listing(source: Path) -> Listing:
-    """Every file of a folder, zip or tar, without reading contents. Raises SourceError where that cannot be had."""
+def list_members(source: Path) -> MemberListing:
+    """List the files of a folder, zip or tar without reading their contents.
+
+    Raises:
+        SourceError: There is no such source, or it is not a readable folder, zip or tar.
+    """
     files.existing(source, "a folder, zip or tar of a dataset as distributed")
     if source.is_dir():
         found = _in_folder(source)
@@ -50,11 +54,11 @@ def listing(source: Path) -> Listing:
         found = _in_zip(source)
     else:
         found = _in_tar(source)
-    # The first member of a name counts: tar would let the last overwrite it, and a reader take either.
+    # The first member of a name counts; unpacking a tar would keep the last, and readers could take either.
     taken: dict[str, Member] = {}
     rejected = []
     for member, reason in found:
-        # AppleDouble, which macOS packs beside each file: named like the file, but no picture.
+        # AppleDouble files, which macOS packs beside each file under a similar name.
         if "/._" in member.name or member.name.startswith(("._", "__MACOSX/")):
             continue
         reason = reason or _unsafe(member, taken)
@@ -63,17 +67,17 @@ def listing(source: Path) -> Listing:
         else:
             taken[member.name] = member
     members = tuple(member for _, member in sorted(taken.items()))
-    return Listing(members=members, rejected=tuple(sorted(rejected)))
+    return MemberListing(members=members, rejected=tuple(sorted(rejected)))
 
 
-def nothing(source: Path, held: Listing, what: str) -> SourceError:
-    """The error of a reader that finds nothing of its dataset: what it expected, and what is there instead."""
-    names = [member.name for member in held.members]
-    # Downloads under a name that no card knows, or in parts.
+def no_dataset(source: Path, listing: MemberListing, message: str) -> SourceError:
+    """Return the error of a reader that finds no sample: `message` says what it expects, the rest what is there."""
+    names = [member.name for member in listing.members]
+    # Downloads under a name that is on no card, or in parts.
     packed = [name for name in names if _PACKED.search(name)]
     there = f"; it holds {len(names)} files, such as {(packed or names)[0]}" if names else "; it is empty"
     cure = "; join the parts of an archive, and give it as --source" if packed else ""
-    return SourceError(f"{source}: {what}{there}{cure}")
+    return SourceError(f"{source}: {message}{there}{cure}")
 
 
 def _unsafe(member: Member, taken: dict[str, Member]) -> str:
@@ -97,11 +101,11 @@ def _in_folder(source: Path) -> Iterator[tuple[Member, str]]:
             yield Member(name=folder[start:] or ".", size=0), f"cannot be read: {error.strerror}"
             continue
         for entry in entries:
-            # Hidden files are of the system or of an interrupted download, such as `.it.zip.partial`.
+            # Hidden files belong to the system or to an interrupted download (`.NAME.partial`).
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                # Datasets on clusters are farms of links; each target once, or two that lead to each other have no end.
+                # Datasets on clusters may consist of links. Each target once, since links may form a cycle.
                 target = os.path.realpath(entry.path) if entry.is_symlink() else ""
                 if target in followed:
                     yield Member(name=entry.path[start:], size=0), "link to a folder that is listed already"
@@ -109,16 +113,16 @@ def _in_folder(source: Path) -> Iterator[tuple[Member, str]]:
                 followed |= {target} - {""}
                 pending.append(entry.path)
             elif entry.name.endswith(".zip") and entry.is_file():
-                # As downloaded: OSCD comes as three zips side by side. One that was also unpacked counts once.
+                # OSCD comes as three zips side by side. One that is also unpacked here counts once.
                 if os.path.isdir(entry.path[:-4]):  # noqa: PTH112 - strings, as above
                     continue
                 for member, reason in _in_zip(Path(entry.path)):
                     yield replace(member, name=f"{entry.path[start:]}/{member.name}"), reason
-            # Sizes now, contents later: a file that changes in between is told by its size.
+            # A file that changes before its content is read is recognised by its size.
             elif entry.is_file():
                 yield Member(name=entry.path[start:].replace(os.sep, "/"), size=entry.stat().st_size), ""
             else:
-                yield Member(name=entry.path[start:], size=0), "not a plain file, or a link that leads nowhere"
+                yield Member(name=entry.path[start:], size=0), "not a plain file, or a broken link"
 
 
 def _in_zip(source: Path) -> Iterator[tuple[Member, str]]:
@@ -138,26 +142,26 @@ def _in_tar(source: Path) -> Iterator[tuple[Member, str]]:
     try:
         with _front_to_back(source) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]
             while (info := archive.next()) is not None:
-                archive.members.clear()  # tarfile would keep every header: gigabytes in BigEarthNet
+                archive.members.clear()  # tarfile keeps every header: gigabytes for BigEarthNet
                 stream.count += 1
                 if info.size > LARGEST_MEMBER and _codec(source):
-                    # Only reading through it would lead on: hours for the terabytes that a few kilobytes can claim.
+                    # To skip it takes decompressing it: hours for the terabytes that a few kilobytes can claim.
                     raise SourceError(f"{source}: member '{info.name}' claims {info.size} bytes; not a dataset's tar")
                 if not info.isdir():
                     reason = "" if info.isreg() and not info.issparse() else "not a plain file"
                     yield Member(name=info.name, size=info.size, offset=info.offset_data), reason
-            # tarfile takes a header that it cannot read for the end; the true end is a block of zeros (POSIX pax).
+            # tarfile treats an unreadable header as the end; the true end is a block of zeros (POSIX pax).
             if stream.last.strip(b"\0") or not stream.last:
                 raise tarfile.ReadError(f"no end mark, damaged or cut short at byte {stream.tell()}")
     except SourceError:
         raise
-    except Exception as error:  # tarfile and the decompressors raise whatever the damaged bytes lead them into
-        told = " ".join(str(error).split())[:120]
-        raise SourceError(f"{source}: not a folder, zip or tar ({told}); unpack it, or download it again") from None
+    except Exception as error:  # on damaged bytes tarfile and the decompressors raise errors of many types
+        message = " ".join(str(error).split())[:120]
+        raise SourceError(f"{source}: not a folder, zip or tar ({message}); unpack it, or download it again") from None
 
 
 def is_stream(source: Path) -> bool:
-    """Whether contents can be had from the front to the back only: a compressed tar."""
+    """Return whether a source must be read sequentially: a compressed tar."""
     return source.is_file() and not zipfile.is_zipfile(source) and _codec(source) is not None
 
 
@@ -168,9 +172,9 @@ def _codec(source: Path) -> str | None:
 
 
 class _FrontToBack:
-    """A tar's bytes as `tarfile` asks for them, never going back and never taking what no honest header needs.
+    """Stream for `tarfile` that never seeks backwards and limits the size of headers.
 
-    A pax header may claim any size and `tarfile` would read it whole; a negative size would make it go round for ever.
+    A pax header may claim any size, which `tarfile` would read whole; a negative size would make it loop forever.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -184,7 +188,7 @@ class _FrontToBack:
 
     def seek(self, to: int) -> None:
         if to < self._at or self.count > LARGEST_COUNT:
-            raise tarfile.ReadError(f"a member leads back to byte {to}, or is one of more than {LARGEST_COUNT}")
+            raise tarfile.ReadError(f"a member refers back to byte {to}, or is one of more than {LARGEST_COUNT}")
         if self._stream.seekable():
             self._at = self._stream.seek(to)
         while self._at < to:
@@ -200,7 +204,7 @@ class _FrontToBack:
         return self.last
 
     def content(self, size: int) -> bytes:
-        """The next bytes, of a member whose size was checked."""
+        """Read the next bytes, of a member whose size was checked."""
         content = bytes(self._stream.read(size))
         self._at += len(content)
         return content
@@ -215,7 +219,7 @@ def _front_to_back(source: Path) -> Iterator[_FrontToBack]:
         else:
             import pyarrow as pa
 
-            # Arrow decompresses outside the GIL, follows concatenated parts (pigz, zstd frames) and tells truncation.
+            # Arrow decompresses outside the GIL, reads concatenated parts (pigz, zstd frames) and detects truncation.
             with pa.CompressedInputStream(pa.PythonFile(handle, mode="r"), codec) as stream:
                 yield _FrontToBack(stream)
 
@@ -244,7 +248,10 @@ def opened_stream(source: Path) -> Iterator[Content]:
 
 @contextmanager
 def opened(source: Path) -> Iterator[Content]:
-    """A function that returns the bytes of a member; it raises SourceError where they cannot be had whole."""
+    """Open a source that allows random access.
+
+    Yields a function that returns the bytes of a member; it raises SourceError if they cannot be read completely.
+    """
     with ExitStack() as stack:
         zips: dict[Path, zipfile.ZipFile] = {}
 
@@ -257,7 +264,7 @@ def opened(source: Path) -> Iterator[Content]:
             archive, inside, name = member.name.partition(".zip/")
             if inside and (path := source / f"{archive}.zip").is_file():
                 return from_zip(path, name, member.size)
-            # Without Python's file object, which takes longer than the reading: a patch is 13 files.
+            # Without Python's file object, which takes longer than reading: a patch is up to 13 files.
             handle = os.open(f"{source}/{member.name}", os.O_RDONLY)
             try:
                 return os.read(handle, member.size + 1)
@@ -278,11 +285,11 @@ def _checked(member: Member, read: Callable[[], bytes]) -> bytes:
         content = read()
     except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
         raise SourceError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except Exception as error:  # zlib.error, lzma.LZMAError and whatever a decompressor raises on bad bytes
+    except Exception as error:  # zlib.error, lzma.LZMAError and other errors of decompressors
         raise SourceError(f"cannot be decompressed: {type(error).__name__}: {error}") from None
     if len(content) != member.size:
         raise SourceError(f"{len(content)} bytes, expected {member.size}: truncated or changed while reading")
-    # Copies on git hosts hold a 130-byte text in place of the data.
+    # Copies on git hosts may have a 130-byte text in place of the data.
     if content.startswith(_LFS):
         raise SourceError("is a Git LFS pointer, not the file itself; run 'git lfs pull' in the source")
     return content

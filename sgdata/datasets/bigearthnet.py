@@ -1,7 +1,7 @@
-"""BigEarthNet-S2 v1 and v2: a folder per patch with one GeoTIFF per band at its native size.
+"""Read BigEarthNet-S2 v1 and v2: a folder per patch with one GeoTIFF per band at its native size.
 
-Patch names are kept as they are and never read as time or scene: v1 lost zeros and holds seconds of 61. v1 labels
-are names of the 43 in a JSON beside the bands; v2 labels, splits and countries are in `metadata.parquet`.
+Patch names are kept and not parsed as time or scene: in v1 zeros are missing and seconds reach 61. v1 labels are
+names of the 43 classes in a JSON beside the bands; v2 labels, splits and countries are in `metadata.parquet`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sgdata.rasters import small_tiff
 from sgdata.types import Array, Contract, LabelSpace, Sample
 
 PATCH_M = 1200
-# Tile and time are lost to defects in v1 names (five-digit times), so nothing but the pattern is taken from them.
+# v1 names have defects (five-digit times), so they are matched, but no field is taken from them.
 _PATCH = {
     "v1": re.compile(r"S2[AB]_MSIL2A_\d{8}T\d{5,6}_\d{1,2}_\d{1,2}"),
     "v2": re.compile(r"S2[AB]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\d{2}[A-Z]{3}_\d{2}_\d{2}"),
@@ -35,51 +35,51 @@ _METADATA = {
     "official": "metadata.parquet",
     "snow and cloud": "metadata_for_patches_with_snow_cloud_or_shadow.parquet",
 }
-# v2 says `validation`; a loader that asks for `val` finds nothing (torchgeo 2825).
+# v2 has `validation` where most loaders expect `val` (torchgeo issue 2825).
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 _LABELS = "labels_metadata.json"
 _STORED_BYTES = 230_000
 
 
 def find(source: Path, recipe: ShardRecipe) -> SampleListing:
-    """The patches of the edition `v1` or `v2` in `source`.
+    """List the patches of edition `v1` or `v2` in `source`.
 
-    v2 takes labels and split from the table of the recipe's `splits` where it lies in or beside the source, and leaves
-    out what that does not list; without it every patch goes to `all`, without labels.
+    v2 takes labels and splits from the table of the recipe's `splits`, in or beside the source, and leaves out patches
+    that it does not list; without the table every patch goes to `all`, without labels.
     """
     edition = cards.edition("bigearthnet", recipe.edition)
     space = cards.label_space("bigearthnet", recipe.labels)
-    listing = archives.listing(source)
+    listing = archives.list_members(source)
     wanted = {*(f"{band}.tif" for band in edition.bands), _LABELS}
     patches: dict[str, dict[str, Member]] = {}
-    # Folders may be nested in any number of others: patches are known by their own name.
+    # Folders may be nested to any depth, so patches are recognised by their own name.
     for member in listing.members:
         folder, _, file = member.name.rpartition("/")
         patch = folder.rpartition("/")[2]
-        what = file.removeprefix(f"{patch}_")
-        # By folder: of a patch that lies here twice, bands of the one must not go with bands of the other.
-        if what in wanted and _PATCH[edition.name].fullmatch(patch):
-            patches.setdefault(folder, {})[what] = member
+        name = file.removeprefix(f"{patch}_")
+        # Keyed by folder: if a patch is here twice, bands of the two copies must not mix.
+        if name in wanted and _PATCH[edition.name].fullmatch(patch):
+            patches.setdefault(folder, {})[name] = member
     if not patches:
         expected = f"no patch folder of BigEarthNet {edition.name}; try --edition with the other edition"
-        raise archives.nothing(source, listing, expected)
+        raise archives.no_dataset(source, listing, expected)
     notes: list[str] = []
     table = _METADATA.get(recipe.splits, "")
     known = _metadata(source, table) if edition.name == "v2" else {}
     if edition.name == "v2" and not known:
         notes.append(f"no {table or 'table'} in or beside {source.name}: samples have no labels")
         space = cards.label_space("bigearthnet", "none")
-    named = [(folder.rpartition("/")[2], held) for folder, held in patches.items()]
-    kept = [(name, held) for name, held in named if not known or name in known]
+    named = [(folder.rpartition("/")[2], members) for folder, members in patches.items()]
+    kept = [(name, members) for name, members in named if not known or name in known]
     if len(kept) < len(patches):
         notes.append(f"{len(patches) - len(kept)} patches are not in {table}: left out")
     index = _index_of(space)
-    refs = tuple(_ref(name, held, known.get(name), index) for name, held in kept)
+    refs = tuple(_ref(name, members, known.get(name), index) for name, members in kept)
     return SampleListing(refs=refs, edition=edition, labels=space, rejected=listing.rejected, notes=tuple(notes))
 
 
 def _metadata(source: Path, name: str) -> dict[str, dict[str, Any]]:
-    """Patch name to its row of the table `name`; empty where the file is not there."""
+    """Map patch names to rows of the table `name`; empty if there is no such file."""
     for folder in (source, source.parent):
         path = folder / name
         if name and path.is_file():
@@ -89,12 +89,12 @@ def _metadata(source: Path, name: str) -> dict[str, dict[str, Any]]:
 
 
 def _ref(
-    name: str, held: Mapping[str, Member], row: dict[str, Any] | None, index: Mapping[str, int | None]
+    name: str, of_name: Mapping[str, Member], row: dict[str, Any] | None, index: Mapping[str, int | None]
 ) -> SampleRef:
     meta: dict[str, Any] = {}
     if row:
         meta = {**_labels(row["labels"], index), "country": row["country"]}
-    members = tuple(member for _, member in sorted(held.items()))
+    members = tuple(member for _, member in sorted(of_name.items()))
     split = _SPLITS.get(row["split"], row["split"]) if row else "all"
     return SampleRef(key=name, split=split, members=members, bytes=_STORED_BYTES, meta=meta)
 
@@ -108,21 +108,21 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
 
 
 def _read(ref: SampleRef, content: archives.Content, contract: Contract, index: Mapping[str, int | None]) -> Sample:
-    held = {member.name.rpartition(f"/{ref.key}_")[2]: member for member in ref.members}
-    missing = [band.name for band in contract.bands if f"{band.name}.tif" not in held]
+    members = {member.name.rpartition(f"/{ref.key}_")[2]: member for member in ref.members}
+    missing = [band.name for band in contract.bands if f"{band.name}.tif" not in members]
     if missing:
         raise SourceError(f"band {', '.join(missing)} is missing")
     groups: dict[str, list[Array]] = {}
     places = set()
     meta: dict[str, Any] = {}
     for band in contract.bands:
-        picture = small_tiff.read(content(held[f"{band.name}.tif"]))
+        picture = small_tiff.read(content(members[f"{band.name}.tif"]))
         # 120, 60 and 20 pixels over the same 1200 m.
         side = PATCH_M // band.gsd_m
         if picture.pixels.shape != (1, side, side) or picture.pixels.dtype != np.uint16:
             found = f"{picture.pixels.dtype} {picture.pixels.shape}"
             raise SourceError(f"{band.name} is {found}, expected uint16 (1, {side}, {side})")
-        # The upper left corner is all that bands of different sizes share.
+        # Bands of different sizes share only the upper left corner.
         if picture.place:
             places.add((picture.place.epsg, picture.place.transform[2], picture.place.transform[5]))
             meta = meta or small_tiff.located(picture)
@@ -130,14 +130,14 @@ def _read(ref: SampleRef, content: archives.Content, contract: Contract, index: 
     if len(places) > 1:
         raise SourceError(f"bands have different corners {sorted(places)}: expected one upper left corner")
     meta |= ref.meta
-    if _LABELS in held:
-        meta |= _from_json(content(held[_LABELS]), index)
+    if _LABELS in members:
+        meta |= _from_json(content(members[_LABELS]), index)
     arrays = {name: np.stack(planes) for name, planes in groups.items()}
     return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=meta)
 
 
 def _from_json(content: bytes, index: Mapping[str, int | None]) -> dict[str, Any]:
-    """Labels, date and scene out of a v1 `_labels_metadata.json`."""
+    """Return labels, date and scene from a v1 `_labels_metadata.json`."""
     try:
         document = json.loads(content)
         names, date = list(map(str, document["labels"])), str(document["acquisition_date"])[:10]
@@ -148,9 +148,9 @@ def _from_json(content: bytes, index: Mapping[str, int | None]) -> dict[str, Any
 
 
 def _index_of(space: LabelSpace) -> dict[str, int | None]:
-    """Class name, of the 43 or of the 19, to its id in `space`; None for a class of the 43 that the 19 drop."""
+    """Map names of the 43 and of the 19 classes to ids of `space`; None for those of the 43 that the 19 drop."""
     own: dict[str, int | None] = dict(zip(space.names, space.ids, strict=True))
-    # v1 names its labels by the 43; the map is a table, as code it was once applied in the wrong order (torchgeo 1127).
+    # A table, since code for this mapping was once applied in the wrong order (torchgeo issue 1127).
     if len(space.ids) == 19:
         for row in catalog.table("bigearthnet_43_to_19"):
             own.setdefault(row["label43_as_in_v1_json"], own.get(row["label19"]))
@@ -158,9 +158,9 @@ def _index_of(space: LabelSpace) -> dict[str, int | None]:
 
 
 def _labels(names: list[str], index: Mapping[str, int | None]) -> dict[str, Any]:
-    """`labels`, the sorted ids of names as shipped, and `label_names`, the names as they came."""
-    # Of v2 without its table: no labels is a fact, an empty list would be a label.
-    if not index:  # the label space 'none'
+    """Return `labels`, the sorted ids, and `label_names`, the names as published."""
+    # The label space 'none', of v2 without its table: an empty list would mean "no class".
+    if not index:
         return {}
     unknown = [name for name in names if name not in index]
     if unknown:

@@ -9,13 +9,19 @@ from sgdata.datasets.types import Member, SampleRef
 
 
 def refs(path: Path, members: tuple[Member, ...], pixel_bytes: float) -> tuple[SampleRef, ...]:
-    """The patches at `path` as samples, to be cut from the rasters `members`; each pixel is stored in `pixel_bytes`.
+    """List the patches of a build as samples to be cut from its rasters.
 
-    Raises SourceError.
+    Args:
+        path: Table of the patches.
+        members: The rasters.
+        pixel_bytes: Bytes that a pixel will take in a shard, estimated.
+
+    Raises:
+        SourceError: The table is missing or damaged.
     """
     rows = read(path)
     windows = rows[["row", "col", "height", "width"]].to_numpy().tolist()
-    # To 1e-7 degree, a centimetre, as `tiffs.bounds` gives them.
+    # To 1e-7 degree (a centimetre), as `small_tiff.bounds` gives them.
     boxes = rows.bounds.round(7).to_numpy().tolist()
     return tuple(
         SampleRef(

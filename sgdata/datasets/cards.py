@@ -18,13 +18,20 @@ SENSORS = {sensor.name: sensor for sensor in (MSI,)}
 
 
 def names() -> list[str]:
-    """The datasets that have a card, sorted."""
+    """Return the names of the datasets with a card, sorted."""
     return sorted(path.stem for path in folder("catalogs").glob("*.toml"))
 
 
 @cache
 def card(name: str) -> DatasetCard:
-    """The card `catalogs/<name>.toml`, checked. Raises SettingError, the nearest name given."""
+    """Read the card `catalogs/<name>.toml`.
+
+    Args:
+        name: Name of the dataset.
+
+    Raises:
+        SettingError: There is no such dataset (the message suggests the nearest name), or its card is invalid.
+    """
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=1)
         hint = f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names())}"
@@ -51,68 +58,74 @@ def check_bands(of: DatasetCard, where: str) -> DatasetCard:
 
 
 def cards() -> list[DatasetCard]:
-    """Every card, sorted by name."""
+    """Read all cards, sorted by name. Raises SettingError if one is invalid."""
     return [card(name) for name in names()]
 
 
 def edition(dataset: str, name: str) -> Edition:
-    """The edition of this name. Raises SettingError naming those there are."""
-    every = card(dataset).editions
-    for known in every:
-        if known.name == name:
-            return known
-    raise SettingError(f"{dataset} has no edition '{name}'; known: {', '.join(e.name for e in every)}")
+    """Return an edition of a dataset.
+
+    Args:
+        dataset: Name of the dataset.
+        name: Name of the edition on its card.
+
+    Raises:
+        SettingError: There is no such dataset or edition.
+    """
+    editions = {each.name: each for each in card(dataset).editions}
+    if name not in editions:
+        raise SettingError(f"{dataset} has no edition '{name}'; known: {', '.join(editions)}")
+    return editions[name]
 
 
 def label_space(dataset: str, name: str) -> LabelSpace:
-    """The label space of this name, its ids and names out of the fact table that the card points at."""
-    every = card(dataset).label_spaces
-    for known in every:
-        if known.name != name:
-            continue
-        # Facts that came as tables stay tables; ids below 0 mark classes that a label space drops.
-        if known.table:
-            rows = sorted(
-                (row for row in table(known.table) if int(row[known.id]) >= 0), key=lambda r: int(r[known.id])
-            )
-            ids = tuple(int(row[known.id]) for row in rows)
-            labels = tuple(row[known.label] for row in rows)
-            colours = tuple(row[known.colour] for row in rows) if known.colour else ()
-        else:
-            ids, labels, colours = tuple(range(len(known.classes))), known.classes, ()
-        return LabelSpace(name=name, task=known.task, ids=ids, names=labels, colours=colours, ignore=known.ignore)
-    raise SettingError(f"{dataset} has no labels '{name}'; known: {', '.join(s.name for s in every)}")
+    """Return a label space of a dataset, with ids and names from the table that the card names.
+
+    Args:
+        dataset: Name of the dataset.
+        name: Name of the label space on its card.
+
+    Raises:
+        SettingError: There is no such dataset or label space.
+    """
+    spaces = {each.name: each for each in card(dataset).label_spaces}
+    if name not in spaces:
+        raise SettingError(f"{dataset} has no labels '{name}'; known: {', '.join(spaces)}")
+    known = spaces[name]
+    ids, labels, colours = tuple(range(len(known.classes))), known.classes, ()
+    if known.table:
+        # Ids below 0 mark classes that the label space drops.
+        rows = [row for row in table(known.table) if int(row[known.id]) >= 0]
+        rows.sort(key=lambda row: int(row[known.id]))
+        ids = tuple(int(row[known.id]) for row in rows)
+        labels = tuple(row[known.label] for row in rows)
+        colours = tuple(row[known.colour] for row in rows) if known.colour else ()
+    return LabelSpace(name=name, task=known.task, ids=ids, names=labels, colours=colours, ignore=known.ignore)
 
 
 def describe(of: DatasetCard) -> list[tuple[str, str]]:
-    """A card as (what, value) rows for people."""
+    """Return a card as rows of a name and a value, for display."""
     rows = [(name, getattr(of, name)) for name in ("title", "task", "sensor", "summary", "home")]
     for each in of.editions:
         # fMoW and OSCD vary in size from sample to sample.
         size = "x".join(map(str, each.shape)) if each.shape else "varying size"
-        rows += [
-            (
-                f"edition {each.name}",
-                f"{each.published}; {each.level}; {each.samples or 'unknown number of'} samples, {size}",
-            ),
-            ("  bands in file order", " ".join(each.bands)),
-        ]
+        samples = f"{each.samples or 'unknown number of'} samples, {size}"
+        rows.append((f"edition {each.name}", f"{each.published}; {each.level}; {samples}"))
+        rows.append(("  bands in file order", " ".join(each.bands)))
         for split in each.splits:
             counts = ", ".join(f"{name} {count:,}" for name, count in split.counts.items())
             rows.append((f"  split {split.name}", f"{counts}. {split.note}".strip()))
         for file in each.sources:
             known = f"{file.bytes:,} bytes" if file.bytes else "size not known"
-            rows.append(
-                (f"  file {file.file}", f"{known}, {file.algorithm or 'no digest'} {file.digest} {file.url}".rstrip())
-            )
-    for space in of.label_spaces:
-        held = label_space(of.name, space.name)
-        rows.append((f"labels {space.name}", f"{space.task}, {len(held.ids)}: {', '.join(held.names)}"))
+            digest = f"{file.algorithm or 'no digest'} {file.digest}"
+            rows.append((f"  file {file.file}", f"{known}, {digest} {file.url}".rstrip()))
+    spaces = [label_space(of.name, each.name) for each in of.label_spaces]
+    rows += [(f"labels {each.name}", f"{each.task}, {len(each.ids)}: {', '.join(each.names)}") for each in spaces]
     licence = of.licence
-    rows.append(
-        ("licence", f"labels {licence.labels}; pixels {licence.pixels}; redistribution: {licence.redistribution}")
-    )
-    rows += [("licence note", licence.note)] * bool(licence.note)
+    terms = f"labels {licence.labels}; pixels {licence.pixels}; redistribution: {licence.redistribution}"
+    rows.append(("licence", terms))
+    if licence.note:
+        rows.append(("licence note", licence.note))
     rows += [("cite", text) for text in of.citation]
     rows += [("known defect", text) for text in of.defects]
     return rows
@@ -121,8 +134,19 @@ def describe(of: DatasetCard) -> list[tuple[str, str]]:
 def contract_of(
     dataset: str, edition: Edition, labels: LabelSpace, *, resampling: str, resampling_version: int
 ) -> Contract:
-    """The contract of an edition before any sample is read: bands in wavelength order, no statistics, no splits."""
-    # Wavelength order whatever the files hold: B8A stands ninth, not last (EuroSAT) nor after B12 (by name).
+    """Return the contract of an edition before any sample is read.
+
+    Args:
+        dataset: Name of the dataset.
+        edition: Edition, with bands in the order of its files.
+        labels: Label space of the shards.
+        resampling: How all bands came to one grid.
+        resampling_version: Version of our resampling.
+
+    Returns:
+        Contract with the bands in wavelength order and without statistics, splits and fingerprint.
+    """
+    # Wavelength order: B8A is ninth, not last (EuroSAT's files) nor after B12 (by name).
     bands = tuple(band for band in SENSORS[card(dataset).sensor].bands if band.name in edition.bands)
     return Contract(
         format=FORMAT,

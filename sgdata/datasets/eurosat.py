@@ -1,4 +1,4 @@
-"""EuroSAT, 13 bands: one GeoTIFF per patch in a folder per class, B8A stored last; given out in wavelength order."""
+"""Read EuroSAT with 13 bands: one GeoTIFF per patch in a folder per class, B8A stored last."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ STORED_SHARE = 0.6
 
 
 def find(source: Path, recipe: ShardRecipe) -> SampleListing:
-    """Every `<Class>/<Class>_<n>.tif` wherever the class folders lie in `source`; the split is `all`."""
+    """List every `<Class>/<Class>_<n>.tif` at any depth of `source`; the split is `all`."""
     edition = cards.edition("eurosat", recipe.edition)
     space = cards.label_space("eurosat", recipe.labels)
-    listing = archives.listing(source)
+    listing = archives.list_members(source)
     refs, rejected = [], list(listing.rejected)
     for member in listing.members:
         match = _FILE.fullmatch(member.name)
@@ -35,7 +35,7 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
         elif match:
             rejected.append((member.name, f"'{match[1]}' is not one of the {len(space.names)} classes"))
     if not refs:
-        raise archives.nothing(source, listing, "no AnnualCrop/AnnualCrop_1.tif; expected EuroSAT_MS as distributed")
+        raise archives.no_dataset(source, listing, "no AnnualCrop/AnnualCrop_1.tif; expected EuroSAT_MS as distributed")
     return SampleListing(refs=tuple(refs), edition=edition, labels=space, rejected=tuple(rejected))
 
 
@@ -43,12 +43,12 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
 def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
     """Open `source`; the function reads `image` (13, 64, 64) uint16 in wavelength order, or raises SourceError."""
     stored = cards.edition("eurosat", contract.version)
-    # By name: the files hold B8A last, and "drop index 10" removes B11 there.
+    # By name: in the files B8A is last, so index 10 is B11, not B10.
     order = [stored.bands.index(band.name) for band in contract.bands]
     with archives.opened(source) as content:
 
         def read(ref: SampleRef) -> Sample:
-            # That B10 is the dark one is judged over all samples (`fingerprints`): one cloud would fail a patch.
+            # The order of bands is checked over all samples (`band_check`), since one cloud would fail a patch.
             picture = small_tiff.read(content(ref.members[0]))
             if picture.pixels.shape != stored.shape or picture.pixels.dtype != np.uint16:
                 found = f"{picture.pixels.dtype} {picture.pixels.shape}"

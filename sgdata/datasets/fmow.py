@@ -1,7 +1,7 @@
-"""fMoW-Sentinel: 13-band float64 GeoTIFFs of varying size, driven by the CSVs; what they do not list is left out.
+"""Read fMoW-Sentinel: 13-band float64 GeoTIFFs of varying size, listed in CSVs.
 
-The values are medians, so nearly half end in .5: stored as uint16 of 2 x DN at scale 5e-5 where that is exact,
-else as float32 of 2 x DN, verified file by file. Missing pixels are 0 in all bands.
+The values are medians, so nearly half end in .5. They are stored as 2 x DN at scale 5e-5: uint16 if that is exact,
+else float32. Missing pixels are 0 in all bands.
 """
 
 from __future__ import annotations
@@ -27,44 +27,45 @@ CSVS = {"train.csv": "train", "val.csv": "val", "test_gt.csv": "test"}
 FOLDERS = {"train": "train", "val": "val", "test": "test", "test_gt": "test"}
 DOUBLED = 2
 TIFF = (".tif", ".tiff")
-_STEM = re.compile(r"(.+)_(\d+)_(\d+)")  # greedy: category names hold underscores
+_STEM = re.compile(r"(.+)_(\d+)_(\d+)")  # greedy, since category names have underscores
 
 
 def find(source: Path, recipe: ShardRecipe) -> SampleListing:
-    """The rows of the CSVs in or beside `source` that have an image; keys are `<split>-<category>_<place>_<image>`.
+    """List the images that the CSVs in or beside `source` name; keys are `<split>-<category>_<place>_<image>`.
 
-    Without any CSV, every image there is: the split from its folder (`train`, `val`, `test` or `test_gt`), else `all`.
+    Without any CSV all images are listed, with the split of their folder (`train`, `val`, `test`, `test_gt`) or `all`.
     """
     edition = cards.edition("fmow", recipe.edition)
     space = cards.label_space("fmow", recipe.labels)
-    listing = archives.listing(source)
+    listing = archives.list_members(source)
     images = _images(listing.members, space)
     if not images:
-        raise archives.nothing(source, listing, "no train/airport/airport_0/airport_0_6.tif; expected fMoW-Sentinel")
+        raise archives.no_dataset(source, listing, "no train/airport/airport_0/airport_0_6.tif; expected fMoW-Sentinel")
     rows = _rows(source, listing.members, {split for split, _ in images})
     if rows:
         wanted = {at: member for at, member in images.items() if at in rows}
-        # All TIFFs, whatever their names: what the archive holds too much is to be accounted for.
+        # Of all TIFFs, whatever their names, since a note reports what is left out.
         images_there = {member.name for member in listing.members if member.name.lower().endswith(TIFF)}
         surplus = sorted(images_there - {member.name for member in wanted.values()})
         notes = [f"{len(surplus)} images are in no CSV: left out, such as {surplus[0]}"] if surplus else []
         absent = len(rows.keys() - images.keys())
-        notes += [f"{absent} rows of the CSVs have no image here"] * bool(absent)
+        if absent:
+            notes.append(f"{absent} rows of the CSVs have no image here")
     else:
-        wanted, notes = images, ["no train.csv, val.csv or test_gt.csv: images are taken as they lie"]
+        wanted, notes = images, ["no train.csv, val.csv or test_gt.csv: all images are used"]
     refs = tuple(_ref(at, member, rows.get(at), space) for at, member in wanted.items())
-    # Halves of medians become whole numbers; the contract says so by its scale.
-    doubled = replace(edition, scale=edition.scale / DOUBLED)
-    return SampleListing(refs=refs, edition=doubled, labels=space, rejected=listing.rejected, notes=tuple(notes))
+    # The scale of the contract is that of the stored 2 x DN.
+    stored = replace(edition, scale=edition.scale / DOUBLED)
+    return SampleListing(refs=refs, edition=stored, labels=space, rejected=listing.rejected, notes=tuple(notes))
 
 
 def _images(members: tuple[Member, ...], space: LabelSpace) -> dict[tuple[str, str], Member]:
-    """(split, stem) to image, of every TIFF whose name is `<category>_<place>_<image>`."""
+    """Map (split, stem) to the image, for every TIFF named `<category>_<place>_<image>`."""
     images = {}
     for member in members:
         path = PurePosixPath(member.name)
         match = _STEM.fullmatch(path.stem)
-        # Names are never split at `_` from the left: categories hold underscores and hyphens.
+        # Not split at the first `_`: categories have underscores and hyphens.
         if path.suffix.lower() in TIFF and match and match[1] in space.names:
             split = next((FOLDERS[part] for part in reversed(path.parts[:-1]) if part in FOLDERS), "all")
             images[split, path.stem] = member
@@ -72,21 +73,21 @@ def _images(members: tuple[Member, ...], space: LabelSpace) -> dict[tuple[str, s
 
 
 def _rows(source: Path, members: tuple[Member, ...], splits: set[str]) -> dict[tuple[str, str], dict[str, str]]:
-    """(split, stem) to CSV row, for the splits that have images here."""
+    """Map (split, stem) to the CSV row, for splits that have images here."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for name, split in CSVS.items():
-        # Beside an archive, or anywhere in a folder: who unpacks into a folder of the same name nests them.
-        places = [source.parent / name, *(source / m.name for m in members if m.name.rpartition("/")[2] == name)]
-        held = [path for path in places if path.is_file()]
-        if not held or split not in splits:
+        # Beside an archive, or anywhere in a folder: unpacking into a folder of the same name nests them.
+        candidates = [source.parent / name, *(source / m.name for m in members if m.name.rpartition("/")[2] == name)]
+        path = next((path for path in candidates if path.is_file()), None)
+        if path is None or split not in splits:
             continue
         try:
-            table = list(csv.DictReader(io.StringIO(held[0].read_text(encoding="utf-8"))))
-            # No image_path in the official files: it is built from the three columns, whose order the README has wrong.
+            table = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+            # The official files lack image_path; it is built from three columns, whose order the README has wrong.
             for row in table:
                 rows[split, f"{row['category']}_{int(row['location_id'])}_{int(row['image_id'])}"] = row
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-            raise SourceError(f"{held[0]}: not a CSV of fMoW-Sentinel: {type(error).__name__}: {error}") from None
+            raise SourceError(f"{path}: not a CSV of fMoW-Sentinel: {type(error).__name__}: {error}") from None
     return rows
 
 
@@ -116,8 +117,12 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
 
 
 def doubled(pixels: Array) -> Array:
-    """2 x DN, lossless: uint16 if every value is then whole and fits, else float32. Raises SourceError if neither."""
-    # Compared below value by value, which NaN never equals.
+    """Return 2 x DN as uint16 if that is exact, else as float32. Raises SourceError if neither is exact.
+
+    Args:
+        pixels: Values in DN, of any shape.
+    """
+    # NaN would fail the comparisons below with a misleading message.
     if not np.isfinite(pixels).all():
         raise SourceError(f"image holds {np.count_nonzero(~np.isfinite(pixels))} NaN or infinite values")
     twice = pixels.astype(np.float64) * DOUBLED

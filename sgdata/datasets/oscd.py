@@ -1,6 +1,6 @@
-"""OSCD: registered pairs of 13 bands at 10 m (`imgs_*_rect`) and a change map, 0 no change, 1 change.
+"""Read OSCD: registered pairs of 13 bands at 10 m (`imgs_*_rect`) and a change map, 0 no change, 1 change.
 
-The change map comes as PNG (0/255, one or more channels) and as TIFF (1/2); both are read and must agree.
+The change map is a PNG (0/255, one or more channels), a TIFF (1/2), or both, which must then agree.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _LARGEST_PNG = 2**26
 
 
 def find(source: Path, recipe: ShardRecipe) -> SampleListing:
-    """The cities of the card's split that have images in `source`; train or test by the official lists.
+    """List the cities with images in `source`, in the split of the official lists (`train` or `test`).
 
-    The three zips unpacked side by side, or merged into one folder per city: files are found by city and name.
+    Files are found by city and name: the three zips may be unpacked side by side or merged into a folder per city.
     """
     edition = cards.edition("oscd", recipe.edition)
     facts = catalog.document("oscd_cities")
-    listing = archives.listing(source)
+    listing = archives.list_members(source)
     cities: dict[str, dict[str, Member]] = {}
     splits = {name: split for split in ("train", "test") for name in facts[f"order_in_{split}_txt"]}
-    # Copies rename the top folders and merge labels into the cities: only the last parts of a name are trusted.
+    # Copies rename the top folders and merge labels into the cities, so only the last parts of a name count.
     for member in listing.members:
         parts = PurePosixPath(member.name).parts
         city = next((part for part in parts[:-1] if part in splits), None)
@@ -45,12 +45,12 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
             name = f"{parts[-2]}/{parts[-1]}" if parts[-1] != "dates.txt" else parts[-1]
             cities.setdefault(city, {})[name] = member
     refs = []
-    for city, held in sorted(cities.items()):
-        size = int(sum(member.size for member in held.values()) * _STORED_SHARE)
-        refs.append(SampleRef(key=city, split=splits[city], members=tuple(held.values()), bytes=size))
+    for city, members in sorted(cities.items()):
+        size = int(sum(member.size for member in members.values()) * _STORED_SHARE)
+        refs.append(SampleRef(key=city, split=splits[city], members=tuple(members.values()), bytes=size))
     if not refs:
         expected = "no city of OSCD, such as abudhabi/imgs_1_rect; expected the three zips, packed or not"
-        raise archives.nothing(source, listing, expected)
+        raise archives.no_dataset(source, listing, expected)
     return SampleListing(
         refs=tuple(refs), edition=edition, labels=cards.label_space("oscd", recipe.labels), rejected=listing.rejected
     )
@@ -65,7 +65,7 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
 
 
 def _as_published(sample: Sample, fact: Mapping[str, Any]) -> Sample:
-    """The sample itself. Raises SourceError where size or dates are not the city's: scores would not compare."""
+    """Return the sample. Raises SourceError if its size or dates are not the published ones of the city."""
     expected = (fact["height"], fact["width"])
     if sample.arrays["mask"].shape != expected:
         raise SourceError(f"change map is {sample.arrays['mask'].shape}, the published one is {expected}")
@@ -77,25 +77,26 @@ def _as_published(sample: Sample, fact: Mapping[str, Any]) -> Sample:
 
 
 def _read(ref: SampleRef, content: archives.Content, contract: Contract) -> Sample:
-    held = {"/".join(PurePosixPath(m.name).parts[-2:]): m for m in ref.members}
+    members = {"/".join(PurePosixPath(m.name).parts[-2:]): m for m in ref.members}
     dates = next((m for m in ref.members if m.name.endswith("dates.txt")), None)
     arrays = {
-        "image_before": _stack("imgs_1_rect", held, content, contract),
-        "image_after": _stack("imgs_2_rect", held, content, contract),
-        "mask": _change(ref.key, held, content),
+        "image_before": _stack("imgs_1_rect", members, content, contract),
+        "image_after": _stack("imgs_2_rect", members, content, contract),
+        "mask": _change(ref.key, members, content),
     }
     meta: dict[str, Any] = {}
     if dates:
-        said = {number: f"{y}-{m}-{d}" for number, y, m, d in _DATES.findall(content(dates).decode("ascii", "replace"))}
-        meta = {"date": said.get("1"), "date_after": said.get("2")}
+        text = content(dates).decode("ascii", "replace")
+        days = {number: f"{y}-{m}-{d}" for number, y, m, d in _DATES.findall(text)}
+        meta = {"date": days.get("1"), "date_after": days.get("2")}
     return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=meta)
 
 
-def _stack(folder: str, held: Mapping[str, Member], content: archives.Content, contract: Contract) -> Array:
+def _stack(folder: str, members: Mapping[str, Member], content: archives.Content, contract: Contract) -> Array:
     planes: list[Array] = []
-    # `imgs_*_rect` only: already registered and at 10 m; zooming them again shows a magnified corner.
+    # Only `imgs_*_rect`: registered and at 10 m; they must not be resampled again.
     for band in contract.bands:
-        member = held.get(f"{folder}/{band.name}.tif")
+        member = members.get(f"{folder}/{band.name}.tif")
         if member is None:
             raise SourceError(f"{folder}/{band.name}.tif is missing")
         pixels = small_tiff.read(content(member)).pixels
@@ -106,22 +107,21 @@ def _stack(folder: str, held: Mapping[str, Member], content: archives.Content, c
     return np.stack(planes)
 
 
-def _change(city: str, held: Mapping[str, Member], content: archives.Content) -> Array:
-    """The change map (H, W) uint8 of 0 and 1, from whichever of PNG and TIFF is there."""
+def _change(city: str, members: Mapping[str, Member], content: archives.Content) -> Array:
+    """Return the change map (H, W) uint8 of 0 and 1, from the PNG or the TIFF."""
     maps: list[Array] = []
-    if f"cm/{city}-cm.tif" in held:
-        codes = small_tiff.read(content(held[f"cm/{city}-cm.tif"])).pixels
-        # 1 and 2 in the TIFF: "greater than 0" marks everything as change, so the values are checked first.
+    if f"cm/{city}-cm.tif" in members:
+        codes = small_tiff.read(content(members[f"cm/{city}-cm.tif"])).pixels
+        # 1 is no change and 2 is change here; "greater than 0" would mark everything as change.
         if len(codes) != 1 or not set(np.unique(codes).tolist()) <= {1, 2}:
             raise SourceError(f"{city}-cm.tif holds {np.unique(codes).tolist()[:8]}, expected 1 and 2")
         maps.append((codes[0] == 2).astype(np.uint8))
-    if "cm/cm.png" in held:
+    if "cm/cm.png" in members:
         # Its mode may be L, RGB or RGBA.
-        maps.append(_from_png(content(held["cm/cm.png"])))
+        maps.append(_from_png(content(members["cm/cm.png"])))
     if not maps:
         raise SourceError(f"no change map cm/cm.png or cm/{city}-cm.tif")
     first: Array = maps[0]
-    # Two files that say the same thing are there to be compared.
     if any(not np.array_equal(first, other) for other in maps[1:]):
         raise SourceError("change maps cm.png and cm.tif differ")
     return first
@@ -130,7 +130,7 @@ def _change(city: str, held: Mapping[str, Member], content: archives.Content) ->
 def _from_png(content: bytes) -> Array:
     from PIL import Image
 
-    # Before Pillow sees it: PNG 1.2, clause 11.2.2, width and height stand first in the first chunk.
+    # Checked before Pillow decodes: width and height are first in the first chunk (PNG 1.2, clause 11.2.2).
     width, height = struct.unpack(">II", content[16:24].ljust(8, b"\0"))
     if width * height > _LARGEST_PNG:
         raise SourceError(f"cm.png claims {width} x {height} pixels, at most {_LARGEST_PNG} are read")

@@ -1,11 +1,11 @@
-"""Pairs of dates with a change map: two builds of one area and a raster of what changed, named by a small TOML file.
+"""Read pairs of dates with a change map: two builds of one area and a raster of changes, named by a TOML file.
 
     before = "build-2020"
     after = "build-2022"
     change = "archive/truth/change.tif"
 
 Paths are relative to that file. The patches and their split are those of the first build; a change is any value of
-the map above 0. Pixels that either date does not show are unlabelled.
+the map above 0. Pixels without data on either date are unlabelled.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _UNSEEN = 255
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
-    """What the TOML file names."""
+class PairPaths:
+    """Document of a pair: paths of both builds and of the change map, relative to the document."""
 
     before: str
     after: str
@@ -39,20 +39,20 @@ class Pair:
 
 
 def find(source: Path, recipe: ShardRecipe) -> SampleListing:
-    """The patches of the first build. Raises SettingError, SourceError where the two builds do not agree."""
-    before, after, _ = _places(source)
+    """List the patches of the first build. Raises SettingError, or SourceError if the two builds do not agree."""
+    before, after, _ = _paths(source)
     ours, theirs = contracts.read(before), contracts.read(after)
-    # What weights would have to agree on, two dates must too.
+    # Two dates must agree in the same fields as data and the weights of a model.
     differ = contracts.differences(theirs, ours, "fine-tune")
     if differ:
-        raise SourceError(f"{after}: {', '.join(differ)} is not what {before} has; build both alike")
+        raise SourceError(f"{after}: {', '.join(differ)} differ from {before}; build both alike")
     members = tuple(
         Member(name=name, size=path.stat().st_size)
         for name, path in (("before", before / files.IMAGE), ("after", after / files.IMAGE))
     )
     refs = build_patches.refs(before / files.PATCHES, members, 4 * len(ours.bands) * _STORED_SHARE)
     space = cards.label_space("pairs", recipe.labels)
-    # Statistics are those of both dates, made anew from the samples.
+    # Statistics of both dates are computed from the samples.
     contract = replace(ours, dataset="pairs", label_space=space, statistics={}, splits={}, fingerprint="")
     return SampleListing(refs=refs, edition=cards.edition("pairs", recipe.edition), labels=space, contract=contract)
 
@@ -62,17 +62,16 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
     """Open both builds and the map; the function reads `image_before`, `image_after` (C, H, W), `mask` (H, W)."""
     import rasterio
 
-    before, after, change = _places(source)
+    before, after, change = _paths(source)
     with ExitStack() as stack:
-        rasters = [
-            stack.enter_context(rasterio.open(path)) for path in (before / files.IMAGE, after / files.IMAGE, change)
-        ]
-        # Windows are counted in pixels: a map shifted by one would be read without any sign of it.
-        lattices = [(raster.crs, raster.transform, raster.shape) for raster in rasters]
-        for raster, lattice in zip(rasters, lattices, strict=True):
-            if lattice != lattices[0]:
-                found = f"{raster.shape} at {raster.transform[2]:g}, {raster.transform[5]:g}"
-                raise SourceError(f"{raster.name}: {found} is another grid than that of {before / files.IMAGE}")
+        paths = (before / files.IMAGE, after / files.IMAGE, change)
+        rasters = [stack.enter_context(rasterio.open(path)) for path in paths]
+        first = rasters[0]
+        # Windows are in pixels, so a shifted raster would be read without an error.
+        for raster in rasters:
+            if (raster.crs, raster.transform, raster.shape) != (first.crs, first.transform, first.shape):
+                grid = f"{raster.shape} at {raster.transform[2]:g}, {raster.transform[5]:g}"
+                raise SourceError(f"{raster.name}: {grid} is another grid than that of {paths[0]}")
         yield lambda ref: _read(ref, rasters)
 
 
@@ -82,13 +81,13 @@ def _read(ref: SampleRef, rasters: list[Any]) -> Sample:
     row, col, height, width = ref.meta["window"]
     first, second, change = (raster.read(window=Window(col, row, width, height)) for raster in rasters)
     mask = (change[0] > 0).astype(np.uint8)
-    # 0 is nodata in a build. What one date does not show nobody can call changed.
+    # 0 is nodata in a build; a change is unknown if either date has no data.
     mask[(first == 0).any(axis=0) | (second == 0).any(axis=0)] = _UNSEEN
     arrays = {"image_before": first, "image_after": second, "mask": mask}
     return Sample(key=ref.key, split=ref.split, arrays=arrays, meta={**ref.meta, "crs": str(rasters[0].crs)})
 
 
-def _places(source: Path) -> tuple[Path, Path, Path]:
-    pair = files.read(Pair, source)
+def _paths(source: Path) -> tuple[Path, Path, Path]:
+    pair = files.read(PairPaths, source)
     before, after, change = (source.parent / path for path in (pair.before, pair.after, pair.change))
     return before, after, files.existing(change, "the change map that the pair names")

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from sgdata.types import Codec, Contract, Effort, LabelSpace, Level, Task
 
 
-# Slots, here and in SampleRef: BigEarthNet has seven million files, and a dict in each would cost some 100 bytes.
+# Slots, here and in SampleRef: BigEarthNet has seven million files, and a dict takes about 100 bytes each.
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
-    """One file of a source: its relative POSIX name and size; `offset` where it lies inside an uncompressed tar."""
+    """File of a source: relative POSIX name, size in bytes, and `offset` in an uncompressed tar."""
 
     name: str
     size: int
@@ -20,7 +20,7 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRef:
-    """A sample found in a source and not read yet. `bytes` is what it will roughly take in a shard."""
+    """Sample found in a source and not read yet; `bytes` is its estimated size in a shard."""
 
     key: str
     split: str
@@ -31,11 +31,11 @@ class SampleRef:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A file as its makers distribute it; size and digest where they are known, other addresses of the same bytes."""
+    """File as its authors distribute it: address, mirrors of the same bytes, and size and digest if known."""
 
     file: str
     url: str = ""
-    # None, not 0: "not known" must never compare equal to an empty file.
+    # None, not 0, so that an unknown size is not that of an empty file.
     bytes: int | None = None
     algorithm: Literal["md5", "sha256"] | None = None
     digest: str = ""
@@ -45,9 +45,14 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSet:
-    """One published way to split a dataset: samples per split, where its lists come from, what is wrong with it.
+    """Published way to split a dataset.
 
-    `files` are the lists by split, as `sgdata fetch` leaves them; empty where the dataset's own files tell the split.
+    Attributes:
+        name: Name on the card.
+        counts: Samples per split.
+        source: Source of the lists.
+        note: Known defects.
+        files: Files with the lists by split, as `sgdata fetch` names them; empty if the dataset's files give the split.
     """
 
     name: str
@@ -59,7 +64,7 @@ class SplitSet:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTable:
-    """A label space as columns of a fact table, or as names written out in `classes` (their position is the id)."""
+    """Label space on a card: columns of a table of the catalogue, or names in `classes`, whose position is the id."""
 
     name: str
     task: Task
@@ -73,13 +78,13 @@ class LabelTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Edition:
-    """One published version of a dataset: what its files hold, band by band in file order.
+    """Published version of a dataset: its files, splits and bands in the order of the files.
 
-    `resampling` is how its makers brought all bands to one grid; empty where each band has its native size.
+    `resampling` is how its authors brought all bands to one grid; empty if each band has its native size.
     """
 
     name: str
-    # The deposit, not a year: two editions of one year are other bytes.
+    # The deposit, not only a year, which two editions may share.
     published: str
     level: Level
     bands: tuple[str, ...]
@@ -95,7 +100,7 @@ class Edition:
 
 @dataclass(frozen=True, kw_only=True)
 class Licence:
-    """On what terms; `redistribution` tells whether we may ship the pixels."""
+    """Licences of labels and pixels; `redistribution` says whether shards may be passed on."""
 
     labels: str
     pixels: str
@@ -105,7 +110,7 @@ class Licence:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCard:
-    """What is known of a dataset, as data: `catalogs/<name>.toml`."""
+    """Facts about a dataset: the document `catalogs/<name>.toml`."""
 
     name: str
     title: str
@@ -122,9 +127,15 @@ class DatasetCard:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleListing:
-    """What a reader finds in a source: samples in order, what they are, rejected files with reasons, remarks.
+    """Samples that a reader finds in a source.
 
-    `contract` is given where the source brings its own (a build of ours).
+    Attributes:
+        refs: The samples, in a fixed order.
+        edition: Edition of the dataset.
+        labels: Label space of the samples.
+        contract: Contract of the source if it has one (a build).
+        rejected: Names of rejected files with the reasons.
+        notes: Remarks for the user.
     """
 
     refs: tuple[SampleRef, ...]
@@ -137,13 +148,22 @@ class SampleListing:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecipe:
-    """`recipes/shard/<dataset>.toml`: what is packed, and how. `source` and `out` are where the bare command looks.
+    """Recipe of shards: the document `recipes/shard/<dataset>.toml`.
 
-    `edition` names an edition, `labels` a label space and `splits` a split set (or none: "") of the dataset's card.
-    Layout `resampled` stores every band on the sample's finest lattice, `native` each resolution as it came; both
-    decode to the same arrays. `effort` "dense" is for shards that are written once and read for months: measured on
-    BigEarthNet-like patches, 3 % smaller than "quick" native and 6 % resampled, decoded at twice the speed, and 15
-    times as long to compress.
+    Attributes:
+        dataset: Name of the dataset.
+        edition: Edition on its card.
+        labels: Label space on its card.
+        splits: Split set on its card, or "" for none.
+        source: Default path of the dataset.
+        out: Default output folder.
+        layout: `resampled` stores all bands on the sample's finest grid, `native` each resolution as published; both
+            decode to the same arrays.
+        codec: Codec of the arrays.
+        kernel: Resampling to the finest grid.
+        shard_mb: Size of a tar in MiB, about.
+        effort: `dense` suits shards that are written once and read often. Measured on patches like BigEarthNet's: 3 %
+            (native) to 6 % (resampled) smaller than `quick`, decoded twice as fast, 15 times as long to compress.
     """
 
     dataset: str

@@ -1,14 +1,16 @@
-"""Class tables: which classes a build's labels have, and which OpenStreetMap tags mean which of them.
+"""Read class tables: the classes of a build's labels and the OpenStreetMap tags of each.
 
-Two come with the package: `segmunich-osm` (13 classes, streets are 0) and `corine` (the 15 of CORINE level 2, streets
-among transport). Any other name is a file of tab-separated values of the user's, one row per class and geometry:
+Two come with the package: `segmunich-osm` (13 classes, streets are 0) and `corine` (the 15 of CORINE level 2, with
+streets in the transport class). Any other name is the path of a user's tab-separated file, one row per class and
+geometry:
 
     name    code    colour     tags                                geometry    priority    half_width_m
     Forest  31      #4dff00    landuse=forest;natural=wood         polygon     5
     River   51      #00ccf2    waterway=river                      line        3           4
 
-Ids follow the order in which names first appear. `tags` are joined by `;`, `*` stands for any value; `code`, what a
-raster for the gaps calls the class, `colour` and `half_width_m` (lines: half of the width drawn) may stay empty.
+Ids follow the order in which names first appear. `tags` are joined by `;`, and `*` matches any value. `code` (value of
+the class in a raster that fills gaps), `colour` and, for polygons, `half_width_m` (half of the width to draw lines
+with) may be empty.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ MANY = 200
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTable:
-    """The label space, the rules that lead to it, and `codes`: what other maps call each class -> its id."""
+    """Label space, the rules that lead to it, and `codes`: ids by the code of the class in other maps."""
 
     space: LabelSpace
     rules: tag_rules.RuleTable
@@ -38,9 +40,15 @@ class ClassTable:
 
 
 def read(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> ClassTable:
-    """The class table `name`; `tiers` and `groups` choose among the rows that come with the package.
+    """Read a class table.
 
-    Raises SettingError: no such table, or the row and what is wrong in it.
+    Args:
+        name: `segmunich-osm`, `corine` or a path.
+        tiers: Tiers of rows to use of the tables that come with the package.
+        groups: Groups of streets to use of those tables.
+
+    Raises:
+        SettingError: There is no such table, or a row is wrong; the message names the line.
     """
     try:
         shipped = _shipped(name, tiers=tiers, groups=groups)
@@ -55,11 +63,11 @@ def _shipped(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> Class
     if name == "segmunich-osm":
         codes = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
         rules = tag_rules.rules(rows, codes, tiers=tiers, groups=groups)
-        # 0 is no code of CORINE and the outside of most files; for the released labels it may mean streets.
+        # Code 0 is left out: in a raster that fills gaps 0 usually means no data, in the released labels streets.
         return ClassTable(space=_known(name), rules=rules, codes={code: at for code, at in codes.items() if code})
     if name == "corine":
         codes = {int(row["corine"]): int(row["id"]) for row in catalog.table(f"label_space_{name}")}
-        # Level 3 is level 2 with one more digit, and tags name either.
+        # Codes of level 3 are those of level 2 with one more digit; tags may have either.
         second = [{**row, "segmunich_label_value": row["corine_code"][:2] or str(tag_rules.IGNORE)} for row in rows]
         return ClassTable(
             space=_known(name), rules=tag_rules.rules(second, codes, tiers=tiers, groups=groups), codes=codes
@@ -68,10 +76,10 @@ def _shipped(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> Class
 
 
 def sha256(name: str) -> str:
-    """The hash of the table that labels follow. Raises SettingError."""
+    """Return the hash of a class table. Raises SettingError if it is missing or wrong."""
     if name in ("segmunich-osm", "corine"):
         return files.sha256_file(catalog.folder("catalogs") / "tables" / f"{TAG_TABLE}.tsv")
-    _own(Path(name))  # said before hours of compositing, not after
+    _own(Path(name))  # checked here, before hours of compositing
     return files.sha256_file(Path(name))
 
 
@@ -93,7 +101,7 @@ def _space(name: str, names: Iterable[str], colours: Iterable[str]) -> LabelSpac
 
 
 def _own(path: Path) -> ClassTable:
-    """A table of the user's. Raises SettingError naming file, line and value."""
+    """Read a user's table. Raises SettingError naming file, line and value."""
     colours: dict[str, str] = {}
     codes: dict[int, int] = {}
     rules = []
@@ -101,8 +109,8 @@ def _own(path: Path) -> ClassTable:
         raise SettingError(f"labels.classes is '{path}': expected segmunich-osm, corine or a file of your own classes")
     rows = files.read_table(path)
     if not rows or not set(COLUMNS) <= set(rows[0]):
-        held = "no rows" if not rows else f"columns {', '.join(map(str, rows[0]))}"
-        raise SettingError(f"{path}: {held}; expected the tab-separated columns {', '.join(COLUMNS)}")
+        found = "no rows" if not rows else f"columns {', '.join(map(str, rows[0]))}"
+        raise SettingError(f"{path}: {found}; expected the tab-separated columns {', '.join(COLUMNS)}")
     for number, row in enumerate(rows, start=2):
         where, name = f"{path} line {number}", (row["name"] or "").strip()
         colour, code = (row["colour"] or "").strip(), (row["code"] or "").strip()
@@ -112,7 +120,7 @@ def _own(path: Path) -> ClassTable:
             raise SettingError(f"{where}: '{name}' is {colour or 'without colour'}, was {colours[name]}; keep one")
         at = list(colours).index(name)
         if code and codes.setdefault(int(code), at) != at:
-            raise SettingError(f"{where}: code {code} stands for another class already; give each class its own")
+            raise SettingError(f"{where}: code {code} is that of another class already; give each class its own")
         rules += [_rule(tag, row, at, where) for tag in (row["tags"] or "").split(";")]
     if len(colours) > MANY:
         raise SettingError(f"{path}: {len(colours)} classes; labels are bytes: expected {MANY} at most")
@@ -121,7 +129,7 @@ def _own(path: Path) -> ClassTable:
 
 
 def _rule(tag: str, row: Mapping[str, str], at: int, where: str) -> dict[str, str]:
-    """One tag of a row as a row of the tag table."""
+    """Return one tag of a row as a row of the tag table."""
     key, equals, value = tag.strip().partition("=")
     geometry, priority = row["geometry"] or "", row["priority"] or ""
     width = (row.get("half_width_m") or "").strip()

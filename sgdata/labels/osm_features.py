@@ -1,7 +1,7 @@
-"""OpenStreetMap features of an area, from an XML, PBF or Overpass JSON file (edge).
+"""Read OpenStreetMap features of an area from an XML, PBF or Overpass JSON file.
 
-pyosmium reads them and assembles multipolygons. Extracts cut ways and relations at their border, and mappers
-cross rings: what pyosmium gives up is assembled again from the rings that do close, and counted either way.
+pyosmium reads the file and assembles multipolygons. Extracts cut ways and relations at their border, and rings may
+cross: multipolygons that pyosmium rejects are assembled from the rings that close, and counted.
 """
 
 from __future__ import annotations
@@ -30,17 +30,21 @@ JSON_FILES = (".json", ".json.gz")
 AREA_RELATIONS = ("multipolygon", "boundary")
 PROLOG_BYTES = 1 << 16
 
-Place = tuple[float, float]  # longitude, latitude
+LonLat = tuple[float, float]
+"""Longitude and latitude in degrees."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """The features of an area, whole (not clipped).
+    """Features of an area, not clipped.
 
-    `table`: a GeoDataFrame in EPSG:4326 with `osm_type` (way, relation), `osm_id`, `kind` (polygon, line),
-    `tags` (dict) and `geometry`, sorted by the first three. `sha256` has one hash per raw answer or file, by
-    name. `as_of` is the date the data say of themselves, or None. `counts` says how many were read, mended and
-    lost; `losses` names each object that was mended or lost, and why ("lost: ...").
+    Attributes:
+        table: GeoDataFrame in EPSG:4326 with `osm_type` (way, relation), `osm_id`, `kind` (polygon, line), `tags`
+            (dict) and `geometry`, sorted by the first three.
+        sha256: Hash of each raw answer or file, by name.
+        as_of: Date in the data, or None.
+        counts: Number of features read, mended and lost.
+        losses: Reason by name, for each object that was mended or lost ("lost: ...").
     """
 
     table: Any
@@ -51,13 +55,21 @@ class Features:
 
 
 def located(area: Area, outline: Path, *, offline: bool = False) -> Area:
-    """The area with a place's name replaced by its polygon, asked for once and kept in the file `outline`.
+    """Replace the place name of an area by its outline, which is geocoded once and stored.
 
-    Raises SettingError (no such place, or it has no polygon), ServiceError, SourceError (offline, nothing kept).
+    Args:
+        area: Area of a build.
+        outline: File for the outline.
+        offline: Use the stored outline only.
+
+    Raises:
+        SettingError: There is no such place, or it has no polygon.
+        ServiceError: The geocoder does not answer.
+        SourceError: `offline`, and no outline is stored.
     """
     if area.place is None:
         return area
-    # Geocoding is not reproducible: the outline found first is the area from then on.
+    # Geocoding is not reproducible, so the first outline is used from then on.
     kept = json.loads(outline.read_bytes()) if outline.is_file() else {}
     if kept.get("name") != area.place:
         if offline:
@@ -67,12 +79,12 @@ def located(area: Area, outline: Path, *, offline: bool = False) -> Area:
 
 
 def _geocoded(place: str) -> dict[str, Any]:
-    """Geometry and attribution of a place from Nominatim."""
+    """Return geometry and attribution of a place from Nominatim."""
     import osmnx
     import requests
     import shapely
 
-    osmnx.settings.use_cache = False  # it would write ./cache, and answers there never grow old
+    osmnx.settings.use_cache = False  # its cache is the folder ./cache and never expires
     try:
         geometry = osmnx.geocode_to_gdf(place).geometry.iloc[0]
     except requests.RequestException as error:
@@ -85,7 +97,7 @@ def _geocoded(place: str) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class _Scan:
-    """What the passes over the files find in `area`. Candidates wait until the assembler gives their area."""
+    """Features found so far in `area`; candidates are areas that pyosmium has not assembled yet."""
 
     area: Any
     rules: tag_rules.RuleTable
@@ -93,12 +105,12 @@ class _Scan:
     outside: int = 0
     losses: dict[str, str] = field(default_factory=dict)
     candidates: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)
-    rings: dict[int, list[Place]] = field(default_factory=dict)
+    rings: dict[int, list[LonLat]] = field(default_factory=dict)
     members: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
     assembled: set[tuple[str, int]] = field(default_factory=set)
 
     def add(self, name: tuple[str, int], kind: tag_rules.Kind, text: dict[str, str], geometry: Any) -> bool:
-        """Keep a feature, once; False where it lies outside the area, so that a region's file fits in memory."""
+        """Add a feature, once; return False for one outside the area, so that a large file needs little memory."""
         import shapely
 
         if not shapely.intersects(self.area, geometry):
@@ -107,8 +119,8 @@ class _Scan:
         self.rows.setdefault((*name, kind), (text, geometry))
         return True
 
-    def lose(self, name: tuple[str, int], fate: str, places: Sequence[Place] = ()) -> None:
-        """Note what became of an object, unless all we know of its place lies outside the area."""
+    def lose(self, name: tuple[str, int], fate: str, places: Sequence[LonLat] = ()) -> None:
+        """Record why an object was mended or lost, unless all its known nodes are outside the area."""
         west, south, east, north = self.area.bounds
         if not places or any(west <= x <= east and south <= y <= north for x, y in places):
             self.losses[f"{name[0]}/{name[1]}"] = fate
@@ -123,17 +135,27 @@ def read(
     store: Path | None = None,
     offline: bool = False,
 ) -> Features:
-    """The features that intersect `area` (a shapely polygon in WGS84) and that `rules` can name.
+    """Read the features that intersect an area and have a rule.
 
-    `source`: an .osm, .osm.pbf or Overpass .json file; a folder of Overpass answers; or `overpass` or a URL,
-    asked for the state of `date`, the answers kept in `store` (required), where `offline` takes them from.
-    Raises SettingError, ServiceError; SourceError: no such file, not an OSM document, an XML document type
-    (entity bombs), cut-off or damaged data.
+    Args:
+        source: An .osm, .osm.pbf or Overpass .json file, a folder of Overpass answers, `overpass`, or the URL of an
+            Overpass server.
+        area: Polygon (shapely) in WGS84.
+        rules: Rules that classify features.
+        date: State of the data, for a server.
+        store: Folder for the answers of a server.
+        offline: Use stored answers only.
+
+    Raises:
+        SettingError: A server is given without a date or a folder.
+        ServiceError: The server gives no complete answer.
+        SourceError: A file is missing, truncated, damaged, not OpenStreetMap data, or XML with a document type (which
+            may declare entities that expand without limit).
     """
     if str(source) == "overpass" or str(source).startswith(("https://", "http://")):
+        # Without a date, labels would depend on the day of the build.
         if not date or store is None:
             raise SettingError(f"OpenStreetMap from {source}: no date; give one such as 2020-04-01 (--osm-date)")
-        # Without a date, labels would silently be those of the day of the build.
         service = overpass.Service() if str(source) == "overpass" else overpass.Service(url=str(source))
         answers = overpass.fetch(area, rules, date=date, store=store, service=service, offline=offline)
         return read_files(answers, area, rules)
@@ -145,13 +167,13 @@ def read(
 
 
 def read_files(paths: Sequence[Path], area: Any, rules: tag_rules.RuleTable) -> Features:
-    """The features of several files, as `read`; an object that stands in several counts once."""
+    """Read the features of several files, as `read` does; an object that is in several counts once."""
     import shapely
 
     shapely.prepare(area)
     hashes, dates, scan = {}, [], _Scan(area=area, rules=rules)
     for path in paths:
-        # An answer is hashed unpacked: gzip bytes differ between zlib versions.
+        # Answers are hashed unpacked, since gzip bytes differ between zlib versions.
         is_json = path.name.endswith(JSON_FILES)
         hashes[path.name] = files.sha256(overpass.unpacked(path)) if is_json else files.sha256_file(path)
         dates.append(_scan_file(path, scan))
@@ -169,13 +191,13 @@ def read_files(paths: Sequence[Path], area: Any, rules: tag_rules.RuleTable) -> 
 
 
 def known(path: Path) -> None:
-    """Raises SourceError where the name says no format that we read."""
+    """Raise SourceError if the suffix of a file is of no supported format."""
     if not path.name.endswith(OSM_FILES + JSON_FILES):
         raise SourceError(f"{path}: unknown kind of OSM file; expected one of {', '.join(OSM_FILES + JSON_FILES)}")
 
 
 def _scan_file(path: Path, scan: _Scan) -> str | None:
-    """Add the features of one file to `scan`; the date that the file gives, or None."""
+    """Add the features of one file to `scan` and return the date in the file, or None."""
     if path.name.endswith(JSON_FILES):
         answer = overpass.answer_of(overpass.unpacked(path), str(path))
         with tempfile.TemporaryDirectory() as folder:
@@ -185,14 +207,14 @@ def _scan_file(path: Path, scan: _Scan) -> str | None:
         stamp: str | None = answer.get("osm3s", {}).get("timestamp_osm_base")
         return stamp
     known(path)
-    # expat, inside pyosmium, would expand entities: look before it does.
+    # expat, inside pyosmium, would expand entities.
     if not path.name.endswith(".pbf"):
         _refuse_document_type(path)
     return _collect(path, scan, str(path))
 
 
 def _refuse_document_type(path: Path) -> None:
-    """An OSM document has only comments before `<osm`: anything else may declare entities that explode."""
+    """Raise SourceError unless only comments precede `<osm`: a document type may declare entities that expand."""
     opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
     try:
         with opener(path, "rb") as handle:
@@ -207,7 +229,7 @@ def _refuse_document_type(path: Path) -> None:
 
 
 def _collect(path: Path, scan: _Scan, where: str) -> str | None:
-    """Add what one OSM file holds; the date in its header, or None."""
+    """Add the features of one OSM file and return the date in its header, or None."""
     import osmium
     import shapely
 
@@ -217,7 +239,7 @@ def _collect(path: Path, scan: _Scan, where: str) -> str | None:
     try:
         processor: Any = (
             osmium.FileProcessor(str(path))
-            # Without a filter pyosmium would assemble every boundary of the country.
+            # Without a filter pyosmium would assemble every boundary in the file.
             .with_areas(osmium.filter.KeyFilter(*(areas or keys)))
             .with_filter(osmium.filter.EntityFilter(kinds))
             .with_filter(osmium.filter.KeyFilter(*keys))
@@ -262,9 +284,9 @@ def _take_way(way: Any, scan: _Scan) -> None:
             scan.add(name, "line", text, shapely.MultiLineString(pieces))
 
 
-def _pieces(way: Any) -> Iterator[list[Place]]:
-    """Runs of nodes (lon, lat) between those whose place is not in the data."""
-    run: list[Place] = []
+def _pieces(way: Any) -> Iterator[list[LonLat]]:
+    """Yield runs of nodes (lon, lat) between nodes without coordinates in the data."""
+    run: list[LonLat] = []
     for node in way.nodes:
         if node.location.valid():
             run.append((node.lon, node.lat))
@@ -289,7 +311,7 @@ def _take_relation(relation: Any, scan: _Scan) -> None:
 
 
 def _take_area(area: Any, scan: _Scan) -> None:
-    """Keep what the assembler made; what no rule names is left alone, what has no ring is left to `_mend`."""
+    """Add an assembled area if it has a rule; one without a ring is left to `_mend`."""
     import osmium
     import shapely
 
@@ -298,18 +320,18 @@ def _take_area(area: Any, scan: _Scan) -> None:
     if area.num_rings()[0] and tag_rules.match(scan.rules, "polygon", text, is_way=is_way):
         geometry = shapely.from_wkb(osmium.geom.WKBFactory().create_multipolygon(area))
         scan.add(name, "polygon", text, geometry)
-        # A relation may come before its area or after: the area is complete with the last of its members.
+        # A relation may precede or follow its area, which is complete with the last of its members.
         scan.candidates.pop(name, None)
         scan.rings.pop(number if is_way else -1, None)
         if not is_way:
             scan.assembled.add(name)
 
 
-# --- what the assembler gave up ------------------------------------------------------------
+# --- areas that pyosmium rejects ------------------------------------------------------------
 
 
 def _mend(path: Path, scan: _Scan) -> None:
-    """Build the polygons that pyosmium could not, from the rings that close; count what stays lost."""
+    """Build the polygons that pyosmium rejects from the rings that close, and record those that stay lost."""
     import shapely
 
     wanted = {ref for kind, i in scan.candidates if kind == "relation" for ref, _ in scan.members[i]}
@@ -325,7 +347,7 @@ def _mend(path: Path, scan: _Scan) -> None:
             outer = _rings(ways[ref] for ref, role in members if role != "inner" and ref in ways)
             inner = _rings(ways[ref] for ref, role in members if role == "inner" and ref in ways)
             geometry = _polygons_in(outer.difference(inner))
-            # What is there is used: a forest cut by the extract keeps the rings that close.
+            # A forest cut by the border of an extract keeps the rings that close.
             missing = sum(ref not in ways for ref, _ in members)
             reason = f"{missing} of {len(members)} members are not in the data" if missing else "its rings do not close"
         if geometry.is_empty:
@@ -338,7 +360,7 @@ def _mend(path: Path, scan: _Scan) -> None:
 
 
 def _way_lines(path: Path, wanted: set[int]) -> dict[int, Any]:
-    """The lines (shapely) of these ways, as far as all their nodes are there."""
+    """Return the lines (shapely) of the ways with all nodes in the data."""
     import osmium
     import shapely
 
@@ -353,14 +375,14 @@ def _way_lines(path: Path, wanted: set[int]) -> dict[int, Any]:
 
 
 def _rings(lines: Iterable[Any]) -> Any:
-    """The ground inside the rings that these lines close, crossings noded."""
+    """Return the area inside the rings that these lines form, after splitting them at crossings."""
     import shapely
 
     return shapely.union_all(shapely.get_parts(shapely.polygonize([shapely.union_all(list(lines))])))
 
 
 def _polygons_in(geometry: Any) -> Any:
-    """The polygonal part of a geometry made valid."""
+    """Return the polygonal part of a geometry made valid."""
     import shapely
 
     parts = shapely.get_parts(shapely.make_valid(geometry))
@@ -369,7 +391,7 @@ def _polygons_in(geometry: Any) -> Any:
 
 
 def _table(scan: _Scan) -> Any:
-    """The rows as a GeoDataFrame, sorted."""
+    """Return the rows as a sorted GeoDataFrame."""
     import geopandas
 
     rows = [(*name, *scan.rows[name]) for name in sorted(scan.rows)]

@@ -1,9 +1,9 @@
-"""Overpass: ask for the features of an area as of a date, keep each raw answer, prove it whole (edge).
+"""Query Overpass for the features of an area as of a date, store raw answers and check that they are complete.
 
-A server that runs out of time answers with status 200 and a part of the data; a busy one answers with an HTML
-page. Neither is ever taken for the whole: each query first asks for the count of what it then asks for. A query for
-which the server lacks time or memory is halved, since the same query again would fail again, or be refused as one that
-is still running; a busy server is asked again; any other refusal is final.
+A server that runs out of time answers with status 200 and a part of the data; a busy one answers with an HTML page.
+Both are detected: each query also asks for the number of the elements that it asks for. A query for which the server
+lacks time or memory is halved, since the same query would fail again, or be refused as one that is still running; a
+busy server is asked again; any other refusal is final.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sgdata import files, retry
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.labels import tag_rules
 
-# Keys asked for together, so that no answer grows too large; keys of a table that are not here share one more query.
+# Keys of one query each, so that no answer is too large; other keys of a class table share one more query.
 KEY_GROUPS = (
     ("landuse", "landcover"),
     ("natural", "water", "waterway", "wetland"),
@@ -62,7 +62,7 @@ def user_agent() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """An Overpass server, its limits per query (seconds, bytes) and how often to retry."""
+    """Overpass server, its limits per query (seconds, bytes) and the retry policy."""
 
     url: str = "https://overpass-api.de/api/interpreter"
     timeout_s: int = 180
@@ -82,22 +82,25 @@ def fetch(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.time,
 ) -> list[Path]:
-    """Return the paths of raw answers that cover an area, from `store` or the server.
+    """Download the raw answers that cover an area; stored ones are used again.
 
     Args:
-        area: shapely polygon in WGS84.
-        rules: say which tags are needed.
-        date: YYYY-MM-DD, or an ISO time in UTC.
-        store: folder that keeps the answers, as `overpass-<hash of query>.json.gz`.
-        service: the server.
-        offline: use stored answers only.
-        sleep: waits so many seconds; tests replace it.
-        clock: seconds since 1970; tests replace it.
+        area: Polygon (shapely) in WGS84.
+        rules: Rules whose keys are queried.
+        date: State of the data, YYYY-MM-DD or an ISO time in UTC.
+        store: Folder for the answers, `overpass-<hash of query>.json.gz`.
+        service: The server.
+        offline: Use stored answers only.
+        sleep: Function that waits between tries; tests replace it.
+        clock: Function that returns the seconds since 1970; tests replace it.
+
+    Returns:
+        Paths of the answers.
 
     Raises:
-        SettingError: `date` is malformed.
-        ServiceError: the server refuses, cannot be reached, or gave only part of an answer at all tries.
-        SourceError: offline, and an answer is not stored.
+        SettingError: The date is invalid.
+        ServiceError: The server refuses, cannot be reached, or gives no complete answer after all tries.
+        SourceError: `offline`, and an answer is not stored.
     """
 
     def covering(query: str, halvings: int) -> Iterator[Path]:
@@ -138,7 +141,7 @@ def halves(query: str) -> list[str]:
 
 
 def queries(area: Any, rules: tag_rules.RuleTable, *, date: str, service: Service) -> list[str]:
-    """One query per tile of the area's box that meets the area, and per group of keys. Raises SettingError."""
+    """Return one query per group of keys and tile that meets the area. Raises SettingError if the date is invalid."""
     import shapely
 
     if not re.fullmatch(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ)?", date):
@@ -146,7 +149,6 @@ def queries(area: Any, rules: tag_rules.RuleTable, *, date: str, service: Servic
     moment = date if "T" in date else f"{date}T00:00:00Z"
     head = f'[out:json][timeout:{service.timeout_s}][maxsize:{service.maxsize}][date:"{moment}"]'
     areas, lines = set(tag_rules.keys(rules, "polygon")), set(tag_rules.keys(rules, "line"))
-    # Keys of a table of the user's own still come, together in one query.
     rest = tuple(sorted((areas | lines).difference(*KEY_GROUPS)))
     found = []
     for tile in tiles(area.bounds):
@@ -155,7 +157,7 @@ def queries(area: Any, rules: tag_rules.RuleTable, *, date: str, service: Servic
         west, south, east, north = (f"{value:.6f}" for value in tile)
         for group in (*KEY_GROUPS, rest):
             wanted = [f'way["{key}"];' for key in group if key in areas | lines]
-            # Only these relations are areas; routes and sites would bring half the city with them.
+            # Only these relations are areas; members of routes and sites may cover half a city.
             wanted += [f'relation["{key}"]["type"~"^(multipolygon|boundary)$"];' for key in group if key in areas]
             if wanted:
                 body = f"({''.join(wanted)});(._;>;)->.all;.all out count;.all out body;"
@@ -164,12 +166,12 @@ def queries(area: Any, rules: tag_rules.RuleTable, *, date: str, service: Servic
 
 
 def tiles(bounds: Sequence[float]) -> list[tuple[float, float, float, float]]:
-    """Boxes (west, south, east, north) of at most TILE_KM x TILE_KM that cover `bounds` in degrees."""
+    """Return boxes (west, south, east, north) of at most TILE_KM x TILE_KM that cover `bounds`, in degrees."""
     west, south, east, north = bounds
     middle = math.cos(math.radians((south + north) / 2))
     cols = max(1, math.ceil((east - west) * KM_PER_DEGREE * middle / TILE_KM))
     rows = max(1, math.ceil((north - south) * KM_PER_DEGREE / TILE_KM))
-    # Sums from the west, not steps: the last edge is exactly the area's.
+    # The last edge is exactly the area's, without rounding.
     x = [west + (east - west) * i / cols for i in range(cols)] + [east]
     y = [south + (north - south) * i / rows for i in range(rows)] + [north]
     return [(x[i], y[j], x[i + 1], y[j + 1]) for j in range(rows) for i in range(cols)]
@@ -243,7 +245,7 @@ def _request(query: str, service: Service, clock: Callable[[], float]) -> bytes:
 
 
 def unpacked(path: Path) -> bytes:
-    """The bytes of an answer, gzipped on disk or not. Raises SourceError."""
+    """Read an answer, gzipped on disk or not. Raises SourceError."""
     content = path.read_bytes()
     try:
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
@@ -252,10 +254,15 @@ def unpacked(path: Path) -> bytes:
 
 
 def answer_of(content: bytes, where: str) -> dict[str, Any]:
-    """A raw Overpass answer, proved whole.
+    """Parse a raw Overpass answer and check that it is complete.
 
-    Raises SourceError: not JSON (an HTML error page), no elements, a `remark`, which Overpass adds with status
-    200 when it ran out of time or memory and the elements are only a part, or not as many as it counted.
+    Args:
+        content: The answer.
+        where: Name of its source, for messages.
+
+    Raises:
+        SourceError: The answer is not JSON (an HTML error page), has no elements or fewer than counted, or has a
+            `remark`, which Overpass adds to partial answers when it runs out of time or memory.
     """
     try:
         answer = json.loads(content)
@@ -279,11 +286,11 @@ def answer_of(content: bytes, where: str) -> dict[str, Any]:
 
 
 def write_native(answer: Mapping[str, Any], path: Path, where: str) -> None:
-    """Write the elements as PBF, in the order and with the nodes that pyosmium wants. Raises SourceError."""
+    """Write the elements as PBF, sorted as pyosmium requires. Raises SourceError if an element is malformed."""
     try:
         _write(*_elements(answer["elements"]), path)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
-        raise SourceError(f"{where}: an element is not as Overpass writes it: {error!r:.80}; fetch again") from None
+        raise SourceError(f"{where}: an element is malformed: {error!r:.80}; fetch again") from None
 
 
 def _write(nodes: dict[int, Any], ways: dict[int, Any], relations: dict[int, Any], path: Path) -> None:
@@ -302,13 +309,13 @@ def _write(nodes: dict[int, Any], ways: dict[int, Any], relations: dict[int, Any
 
 
 def _elements(elements: Iterable[dict[str, Any]]) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]:
-    """Elements by id; one that comes twice (with and without tags) is merged; inline geometry becomes nodes."""
+    """Return nodes, ways and relations by id, with duplicates (with and without tags) merged."""
     found: dict[str, dict[int, dict[str, Any]]] = {"node": {}, "way": {}, "relation": {}}
     for element in elements:
         if element.get("type") in found:
             found[element["type"]].setdefault(element["id"], {}).update(element)
     nodes, ways = found["node"], found["way"]
-    # `out geom` puts the places beside the node numbers; None stands where the box cut them off.
+    # `out geom` gives coordinates beside the ids of nodes, and None for nodes outside the box.
     for way in ways.values():
         for ref, point in zip(way.get("nodes", ()), way.get("geometry", ()), strict=False):
             if point:

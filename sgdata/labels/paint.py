@@ -18,19 +18,21 @@ from sgdata.types import Array, Grid, Window
 
 log = logging.getLogger("sgdata")
 
-
 TILE_PX = 512
-
-
 MANY_UNMAPPED = 0.4
-"""Above this share of unmapped ground, classes follow the habits of mappers more than the land."""
+"""Share of unmapped ground above which a warning is logged: labels then depend more on mapping than on the land."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OsmSource:
-    """OpenStreetMap data as `osm_features.read` takes them: from where, as of which date, kept in which folder.
+    """Source of OpenStreetMap data, with the arguments of `osm_features.read`.
 
-    `gap`: a raster of CORINE level 2 codes (OSMlanduse's, say) for ground that nobody has mapped.
+    Attributes:
+        where: File, folder, `overpass` or URL.
+        date: Date of the data.
+        store: Folder for answers.
+        offline: Use stored answers only.
+        gap: Raster of class codes (such as CORINE level 2 of OSMlanduse) for unmapped ground.
     """
 
     where: str
@@ -41,16 +43,27 @@ class OsmSource:
 
 
 def chosen(settings: rasterize.LabelSettings) -> class_tables.ClassTable:
-    """The classes that the labels have, with their rules. Raises SettingError."""
+    """Return the class table of the settings. Raises SettingError."""
     return class_tables.read(settings.classes, tiers=settings.tiers, groups=settings.street_groups)
 
 
 def label(
     lattice: Grid, source: OsmSource, settings: rasterize.LabelSettings
 ) -> tuple[tuple[Array, Array], dict[str, str]]:
-    """Paint (H, W) uint8 labels and their sources from OpenStreetMap; the hash of each answer used, by name.
+    """Paint labels from OpenStreetMap.
 
-    Raises SourceError (no such file, damaged), ServiceError (no whole answer), SettingError.
+    Args:
+        lattice: Grid of the labels.
+        source: OpenStreetMap data.
+        settings: Settings of labels.
+
+    Returns:
+        Labels and their sources, (H, W) uint8 each, and the hash of each answer or file used, by name.
+
+    Raises:
+        SettingError: A setting, the date or the class table is wrong.
+        SourceError: A file is missing or damaged.
+        ServiceError: The server gives no complete answer.
     """
     table = chosen(settings)
     features = osm_features.read(
@@ -58,8 +71,8 @@ def label(
     )
     answers, read = dict(features.sha256), dict(features.counts)
     drawing = rasterize.prepare(features.table, table.rules, lattice, settings)
-    del features  # as large as the drawing
-    # Labels of a whole area are small; it is the supersampled painting that must go by tiles.
+    del features  # takes as much memory as the drawing
+    # The labels of a whole area fit in memory, supersampled ones may not.
     painted = np.empty(lattice.shape, np.uint8), np.empty(lattice.shape, np.uint8)
     for window in grid.tiles(lattice.shape, TILE_PX):
         for whole, part in zip(painted, rasterize.paint(drawing, window), strict=True):
@@ -75,30 +88,29 @@ def label(
 
 
 def _filling(path: Path, lattice: Grid, codes: Mapping[int, int]) -> Array:
-    """(H, W) uint8 classes from a raster of codes in any CRS, by nearest neighbour. Raises SourceError."""
+    """Read (H, W) uint8 classes from a raster of codes in any CRS, by nearest neighbour. Raises SourceError."""
     from rasterio.transform import Affine
     from rasterio.vrt import WarpedVRT
 
     height, width = lattice.shape
     place = {"crs": lattice.crs, "transform": Affine(*lattice.transform), "width": width, "height": height}
     with geotiff.opened(str(path)) as dataset, WarpedVRT(dataset, **place) as warped:
-        found = warped.read(1)
-    if found.dtype.kind != "u":
-        raise SourceError(f"{path}: pixels are {found.dtype}, expected uint8 or uint16 codes of the classes")
-    strange = sorted(set(np.unique(found).tolist()) - set(codes) - {0, dataset.nodata, rasterize.UNMAPPED})
-    if strange:
-        raise SourceError(f"{path}: holds codes {strange[:6]}; expected the classes' codes {sorted(codes)}")
-    table = np.full(int(found.max()) + 1, rasterize.UNMAPPED, np.uint8)
+        pixels = warped.read(1)
+    if pixels.dtype.kind != "u":
+        raise SourceError(f"{path}: pixels are {pixels.dtype}, expected uint8 or uint16 codes of the classes")
+    unknown = sorted(set(np.unique(pixels).tolist()) - set(codes) - {0, dataset.nodata, rasterize.UNMAPPED})
+    if unknown:
+        raise SourceError(f"{path}: holds codes {unknown[:6]}; expected the classes' codes {sorted(codes)}")
+    table = np.full(int(pixels.max()) + 1, rasterize.UNMAPPED, np.uint8)
     for code in codes.keys() & set(range(len(table))):
         table[code] = codes[code]
-    return np.asarray(table[found])
+    return np.asarray(table[pixels])
 
 
 def _ground(lattice: Grid) -> object:
-    """The area in degrees, with room for what begins outside and reaches in."""
+    """Return the area in degrees, with a margin for features outside that cover ground inside."""
     import shapely
 
-    # A motorway outside the box still covers ground inside it.
     margin = rasterize.MARGIN_PX
     shape = (lattice.shape[0] + 2 * margin, lattice.shape[1] + 2 * margin)
     wider = grid.windowed(lattice, Window(row=-margin, col=-margin, height=shape[0], width=shape[1]))

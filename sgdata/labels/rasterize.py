@@ -1,8 +1,8 @@
-"""Named features drawn onto a grid: one label per pixel and where it comes from. Pure.
+"""Draw OpenStreetMap features onto a grid: one label per pixel and its source. Pure.
 
-`prepare` names, orders and repairs the features once, in exact integer coordinates of the whole grid; `paint`
-then draws any window of it. Both work on a lattice `supersample` times as fine, and each pixel takes the class
-of most of its parts. As all tests are integer tests, the result does not depend on the tiling.
+`prepare` classifies, repairs and orders the features once, in integer coordinates of the whole grid; `paint` then draws
+any window of it. Both work on a grid `supersample` times as fine, and each pixel gets the class of most of its parts.
+All comparisons are between integers, so the result does not depend on the tiling.
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ UNMAPPED = tag_rules.IGNORE
 SOURCES = {0: "none", 1: "OpenStreetMap polygon", 2: "OpenStreetMap line", 3: "gap fill"}
 POLYGON, LINE, GAP_FILL = 1, 2, 3
 UNITS = 1024  # integer steps per fine pixel: 2 mm where fine pixels are 2 m
-MARGIN_PX = 100  # what reaches further than this beyond the grid is cut off, which bounds the integers
+MARGIN_PX = 100  # geometries are cut at this distance from the grid, which bounds the integers
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSettings:
-    """How labels are drawn (`labels` in a build recipe).
+    """Settings of labels (`labels` in a build recipe).
 
-    `classes`: segmunich-osm, corine, or a file of the user's own (see `classes`). `supersample`: fine pixels along a
-    pixel's side. `overlap`: the smaller polygon wins, or the stronger priority of the tag table. `streets`: by
-    carriageway width, or every pixel that the centre line touches.
+    Attributes:
+        classes: segmunich-osm, corine, or the path of a class table.
+        supersample: Fine pixels per side of a pixel.
+        overlap: Whether the smaller polygon wins or the stronger priority of the tag table.
+        streets: Whether streets are drawn by carriageway width or as every pixel that the centre line touches.
+        tiers: Tiers of rows of the tag table to use.
+        street_groups: Groups of streets to draw.
     """
 
     classes: str = "segmunich-osm"
@@ -45,10 +49,15 @@ class LabelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Outlines:
-    """Shapes in painting order, flat: `xy` (N, 2) int64 in 1/UNITS of a fine pixel, x east, y south.
+    """S shapes in painting order, in flat arrays.
 
-    `parts` (P + 1) and `shapes` (S + 1) are offsets into `xy` and into `parts`; `bounds` is (S, 4) west,
-    north, east, south. `label` and `source` are (S,) uint8.
+    Attributes:
+        xy: (N, 2) int64 points in 1/UNITS of a fine pixel, x east, y south.
+        parts: (P + 1,) offsets into `xy`.
+        shapes: (S + 1,) offsets into `parts`.
+        bounds: (S, 4) west, north, east, south.
+        label: (S,) uint8.
+        source: (S,) uint8, a key of SOURCES.
     """
 
     xy: Array
@@ -61,9 +70,14 @@ class Outlines:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """All that is to be painted on `grid`: filled outlines, then lines whose every touched pixel counts.
+    """Outlines to paint on a grid.
 
-    `counts` says how many features were drawn, had no rule, lie under ground, were mended or lost.
+    Attributes:
+        grid: The grid.
+        supersample: Fine pixels per side of a pixel.
+        filled: Outlines to fill.
+        touched: Lines to draw afterwards, as every pixel that they touch.
+        counts: Number of features that were drawn, mended or lost, had no rule, or are under ground.
     """
 
     grid: Grid
@@ -74,8 +88,8 @@ class Drawing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Named:
-    """One feature with its rule and its geometry in the grid's CRS."""
+class _Classified:
+    """Feature with its rule and its geometry in the grid's CRS."""
 
     name: tuple[str, int]
     rule: tag_rules.Rule
@@ -92,17 +106,30 @@ class _Named:
 
 
 def prepare(features: Any, rules: tag_rules.RuleTable, grid: Grid, settings: LabelSettings) -> Drawing:
-    """Name, repair, widen and order the `features` (GeoDataFrame of `osm.read`) for painting on `grid`.
+    """Classify, repair, widen and order features for painting.
 
-    Polygons lie below lines; lines stack by priority (water, rail, streets on top). Raises SettingError.
+    Args:
+        features: GeoDataFrame `Features.table` of `osm_features.read`.
+        rules: Rules that classify features.
+        grid: Grid of the labels.
+        settings: Settings of labels.
+
+    Returns:
+        Outlines with polygons below lines, and lines by priority (water, rail, streets on top).
+
+    Raises:
+        SettingError: `settings.supersample` is out of range.
     """
     if not 1 <= settings.supersample <= 15:
         raise SettingError(f"labels.supersample is {settings.supersample}; expected 1 to 15")
     counts: Counter[str] = Counter()
-    named = _named(features, rules, grid, counts)
-    is_touched = [item.is_line and item.rule.group != "" and settings.streets == "touched" for item in named]
-    touched = [item for item, yes in zip(named, is_touched, strict=True) if yes]
-    areas = _widened([item for item, yes in zip(named, is_touched, strict=True) if not yes], grid)
+    named = _classify(features, rules, grid, counts)
+    touched: list[_Classified] = []
+    others: list[_Classified] = []
+    for item in named:
+        by_centre_line = settings.streets == "touched" and item.is_line and item.rule.group != ""
+        (touched if by_centre_line else others).append(item)
+    areas = _widened(others, grid)
     areas.sort(key=_by_priority if settings.overlap == "priority" else _by_area)
     counts.update("lines" if item.is_line else "polygons" for item in (*areas, *touched))
     return Drawing(
@@ -114,18 +141,18 @@ def prepare(features: Any, rules: tag_rules.RuleTable, grid: Grid, settings: Lab
     )
 
 
-def _by_area(item: _Named) -> tuple[Any, ...]:
-    """Polygons, largest first, then lines by priority; the last one painted is seen."""
+def _by_area(item: _Classified) -> tuple[Any, ...]:
+    """Return a sort key: polygons, largest first, then lines by priority; later shapes cover earlier ones."""
     return (item.is_line, -round(item.area_m2, 1), -item.rule.priority, *item.name)
 
 
-def _by_priority(item: _Named) -> tuple[Any, ...]:
-    """Weakest priority first; within one priority polygons below lines, larger below smaller."""
+def _by_priority(item: _Classified) -> tuple[Any, ...]:
+    """Return a sort key: weakest priority first, within a priority polygons before lines and larger before smaller."""
     return (-item.rule.priority, item.is_line, -round(item.area_m2, 1), *item.name)
 
 
-def _named(features: Any, rules: tag_rules.RuleTable, grid: Grid, counts: Counter[str]) -> list[_Named]:
-    """The features that have a rule and lie in the open, in the grid's CRS, valid and near the grid."""
+def _classify(features: Any, rules: tag_rules.RuleTable, grid: Grid, counts: Counter[str]) -> list[_Classified]:
+    """Return the features with a rule that are not under ground, valid and near the grid, in the grid's CRS."""
     import shapely
 
     west, south, east, north = grid.bounds
@@ -141,25 +168,25 @@ def _named(features: Any, rules: tag_rules.RuleTable, grid: Grid, counts: Counte
             counts["without a rule"] += 1
         elif tag_rules.hidden(text, rule):
             counts["under ground"] += 1
-        elif (sound := _sound(geometry, kind, counts)) is None or not shapely.intersects(frame, sound):
-            counts["outside the grid"] += sound is not None
         else:
-            is_area = kind == "polygon"
-            found.append(
-                _Named(
-                    name=(str(osm_type), int(osm_id)),
-                    rule=rule,
-                    # The size decides what lies on top: taken before the cut, it is the same for every grid.
-                    area_m2=float(sound.area),
-                    geometry=_within(frame, sound),
-                    half_width_m=0.0 if is_area else (tag_rules.width_m(text) or 2 * (rule.half_width_m or 0)) / 2,
-                )
-            )
+            valid = _valid(geometry, kind, counts)
+            if valid is None:
+                continue
+            if not shapely.intersects(frame, valid):
+                counts["outside the grid"] += 1
+                continue
+            half_width_m = 0.0
+            if kind == "line":
+                half_width_m = (tag_rules.width_m(text) or 2 * (rule.half_width_m or 0)) / 2
+            name = (str(osm_type), int(osm_id))
+            # The area decides the order; that of the whole geometry is the same for every grid.
+            area_m2, part = float(valid.area), _within(frame, valid)
+            found.append(_Classified(name=name, rule=rule, geometry=part, area_m2=area_m2, half_width_m=half_width_m))
     return found
 
 
-def _sound(geometry: Any, kind: tag_rules.Kind, counts: Counter[str]) -> Any:
-    """The geometry made valid; None (counted) if it has no place or no extent."""
+def _valid(geometry: Any, kind: tag_rules.Kind, counts: Counter[str]) -> Any:
+    """Return the geometry made valid; None, counted, if it cannot be projected or has no extent."""
     import shapely
 
     dimension = 2 if kind == "polygon" else 1
@@ -169,24 +196,24 @@ def _sound(geometry: Any, kind: tag_rules.Kind, counts: Counter[str]) -> Any:
     if dimension == 2 and not shapely.is_valid(geometry):
         counts["mended"] += 1
         geometry = shapely.make_valid(geometry)
-    sound = _of_dimension(geometry, dimension)
-    if shapely.is_empty(sound):
+    valid = _of_dimension(geometry, dimension)
+    if shapely.is_empty(valid):
         counts["lost: no extent"] += 1
         return None
-    return sound
+    return valid
 
 
-def _within(frame: Any, sound: Any) -> Any:
-    """The part of a multi-part geometry inside the (prepared) frame."""
+def _within(frame: Any, geometry: Any) -> Any:
+    """Return the part of a multi-part geometry inside the (prepared) frame."""
     import shapely
 
-    if shapely.covers(frame, sound):
-        return sound
-    return _of_dimension(shapely.intersection(sound, frame), int(shapely.get_dimensions(sound)))
+    if shapely.covers(frame, geometry):
+        return geometry
+    return _of_dimension(shapely.intersection(geometry, frame), int(shapely.get_dimensions(geometry)))
 
 
 def _of_dimension(geometry: Any, dimension: int) -> Any:
-    """The parts of a geometry that are areas (2) or lines (1), as one multi-part geometry."""
+    """Return the parts of a geometry that are areas (2) or lines (1), as one multi-part geometry."""
     import shapely
 
     parts = shapely.get_parts(shapely.get_parts(geometry))
@@ -194,8 +221,8 @@ def _of_dimension(geometry: Any, dimension: int) -> Any:
     return shapely.multipolygons(parts) if dimension == 2 else shapely.multilinestrings(parts)
 
 
-def _widened(named: list[_Named], grid: Grid) -> list[_Named]:
-    """Lines as areas of their width, at least one pixel; a river line only where no river is drawn as an area."""
+def _widened(named: list[_Classified], grid: Grid) -> list[_Classified]:
+    """Return lines as areas of their width, at least one pixel; those of rivers without their parts in river areas."""
     import shapely
 
     water = [item for item in named if not item.is_line and item.rule.key in tag_rules.WATER]
@@ -207,15 +234,15 @@ def _widened(named: list[_Named], grid: Grid) -> list[_Named]:
             near = tree.query(line, predicate="intersects")
             line = shapely.difference(line, shapely.union_all([water[i].geometry for i in near]))
         if item.is_line:
-            # Round ends close the joints between the ways of one street; two segments a quarter are enough.
+            # Round ends close the joints between the ways of a street; two segments per quarter circle suffice.
             line = shapely.buffer(line, max(item.half_width_m, grid.gsd_m / 2), quad_segs=2)
-        if not shapely.is_empty(line):  # a river line wholly within its area, or a shape that only touches the frame
+        if not shapely.is_empty(line):  # as a river line within a river area is, or a shape that only touches the frame
             areas.append(replace(item, geometry=line))
     return areas
 
 
-def _outlines(items: list[_Named], grid: Grid, supersample: int) -> Outlines:
-    """The shapes of `items` in integer coordinates, in this order."""
+def _outlines(items: list[_Classified], grid: Grid, supersample: int) -> Outlines:
+    """Return the shapes of `items` in integer coordinates, in this order."""
     import shapely
 
     geometries = np.array([item.geometry for item in items], dtype=object)
@@ -227,7 +254,7 @@ def _outlines(items: list[_Named], grid: Grid, supersample: int) -> Outlines:
         lines, polygon_of_ring = shapely.get_rings(polygons, return_index=True)
         shape_of_part = owner[polygon_of_ring]
     points, part_of_point = shapely.get_coordinates(lines, return_index=True)
-    # From here on integers only: a pixel centre is then inside or outside for every tile alike.
+    # Integers from here on, so that a pixel centre is inside or outside independently of the tile.
     step = grid.gsd_m / supersample / UNITS
     xy = np.rint((points - grid.origin) / (step, -step)).astype(np.int64)
     parts = np.searchsorted(part_of_point, np.arange(len(lines) + 1))
@@ -249,15 +276,22 @@ def _outlines(items: list[_Named], grid: Grid, supersample: int) -> Outlines:
 
 
 def paint(drawing: Drawing, window: Window) -> tuple[Array, Array]:
-    """(labels, source) of one window of the drawing's grid: (H, W) uint8 each; 255 and 0 where nothing is mapped.
+    """Paint a window.
 
-    A tie between classes goes to the one that holds the last painted shape of the pixel, so to the smaller
-    polygon; a tie with unmapped ground goes to the class.
+    A tie between classes goes to that of the last painted shape in the pixel, so to the smaller polygon; a tie with
+    unmapped ground goes to the class.
+
+    Args:
+        drawing: Outlines to paint.
+        window: Window of the drawing's grid.
+
+    Returns:
+        Labels and their sources, (H, W) uint8 each; 255 and 0 for unmapped ground.
     """
     n = drawing.supersample
     row, col, height, width = window.row * n, window.col * n, window.height * n, window.width * n
     filled, touched = drawing.filled, drawing.touched
-    # Ranks, not classes: the vote below needs to know which shape was painted last.
+    # Ranks of shapes, not classes, since ties below depend on the shape painted last.
     fine = np.zeros((height, width), np.int32)
     _fill(fine, filled.xy, filled.parts, filled.shapes, _near(filled, row, col, fine.shape), row, col)
     labels, source = _vote(fine, filled.label, filled.source, n)
@@ -271,13 +305,13 @@ def paint(drawing: Drawing, window: Window) -> tuple[Array, Array]:
 
 
 def filled_gaps(labels: Array, source: Array, other: Array) -> tuple[Array, Array]:
-    """(labels, source) with unmapped pixels taken from `other` (H, W) uint8 of the same label space."""
+    """Return labels and sources with unmapped pixels taken from `other`, (H, W) uint8 of the same label space."""
     gaps = (labels == UNMAPPED) & (other != UNMAPPED)
     return np.where(gaps, other, labels), np.where(gaps, np.uint8(GAP_FILL), source)
 
 
 def _near(outlines: Outlines, row: int, col: int, shape: tuple[int, int]) -> Array:
-    """Indices, in order, of the shapes whose bounds meet a window of fine pixels."""
+    """Return the indices, in order, of the shapes whose bounds meet a window of fine pixels."""
     west, north, east, south = outlines.bounds.T
     meets = (west <= (col + shape[1]) * UNITS) & (east >= col * UNITS)
     return np.flatnonzero(meets & (north <= (row + shape[0]) * UNITS) & (south >= row * UNITS))
@@ -296,7 +330,7 @@ def _fill(fine: Array, xy: Array, parts: Array, shapes: Array, near: Array, row:
         left, right = max(west // unit - col, 0), min(east // unit + 1 - col, width)
         if top >= bottom or left >= right:
             continue
-        # An edge flips every pixel centre to the right of it: mark where, then sum up along each row.
+        # An edge flips every pixel centre to the right of it: mark the first one, then accumulate along each row.
         flips = np.zeros((bottom - top, right - left), np.bool_)
         for part in range(shapes[s], shapes[s + 1]):
             for i in range(parts[part], parts[part + 1] - 1):
@@ -323,7 +357,7 @@ def _fill(fine: Array, xy: Array, parts: Array, shapes: Array, near: Array, row:
 
 @numba.njit(cache=True, nogil=True)
 def _vote(fine: Array, label: Array, source: Array, n: int) -> tuple[Array, Array]:
-    """The class of most of the n x n parts of each pixel, ties to the last painted; and its source."""
+    """Return the class of most of the n x n parts of each pixel, ties to the last painted, and its source."""
     height, width = fine.shape[0] // n, fine.shape[1] // n
     labels = np.full((height, width), np.uint8(UNMAPPED))
     sources = np.zeros((height, width), np.uint8)
@@ -335,7 +369,7 @@ def _vote(fine: Array, label: Array, source: Array, n: int) -> tuple[Array, Arra
                 klass = label[rank - 1] if rank else UNMAPPED
                 count[klass] += 1
                 last[klass] = max(last[klass], rank)
-            # Walk the parts, not the 256 classes: few classes meet in one pixel.
+            # Over the parts, not the 256 classes: few classes meet in one pixel.
             best = UNMAPPED
             for rank in block.flat:
                 klass = label[rank - 1] if rank else UNMAPPED
@@ -360,7 +394,7 @@ def _touch(ranks: Array, xy: Array, parts: Array, shapes: Array, near: Array, pl
                 x1, y1, x2, y2 = xy[i, 0], xy[i, 1], xy[i + 1, 0], xy[i + 1, 1]
                 if y1 > y2:
                     x1, y1, x2, y2 = x2, y2, x1, y1
-                # Along each row of pixels the line enters and leaves at two columns; all between are touched.
+                # In each row the line enters at one column and leaves at another; all between are touched.
                 rise = max(y2 - y1, 1)
                 for r in range(max(y1 // unit, row), min(y2 // unit + 1, row + height)):
                     enter, leave = max(r * unit, y1), min((r + 1) * unit, y2)

@@ -1,7 +1,7 @@
-"""What an OpenStreetMap object is, by its tags: the tag table parsed, and one rule chosen per object. Pure.
+"""Parse the tag table and choose the rule that classifies an OpenStreetMap object by its tags. Pure.
 
 The table is `catalogs/tables/osm_lulc_tags.tsv`: key, value (`*` = any), geometry, label value, priority and a
-note holding `tier=core|ext|opt`, `group=...`, `half_width_m ... CTU=x` and conditions.
+note with `tier=core|ext|opt`, `group=...`, `half_width_m ... CTU=x` and conditions.
 """
 
 from __future__ import annotations
@@ -18,18 +18,28 @@ Tier = Literal["core", "ext", "opt"]
 
 IGNORE = 255
 WATER = ("natural", "water", "waterway")
-# Keys that name the ground itself; all others name something that stands on it or runs over it.
+# Keys of the ground itself; all others are of objects on it or above it.
 GROUND = ("natural", "landuse", "landcover", "water", "waterway", "wetland")
 TIERS: tuple[Tier, ...] = get_args(Tier)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One row of the table: `key=value` drawn as `kind` means `label` (a train index).
+    """Row of the table: an object with `key=value` drawn as `kind` gets `label` (a train index).
 
-    `priority` 1 is strongest. `half_width_m` of a line is the CTU value. `needs` and `unless` are conditions on
-    the object's other tags, `key` or `key=value`. `active` is False for rows that the table or the recipe turns
-    off; they stay in the table because a line row also says that a closed way is not an area.
+    Attributes:
+        key: OSM key.
+        value: OSM value, `*` for any.
+        kind: Geometry.
+        label: Train index.
+        tier: Confidence of the row.
+        priority: 1 is strongest.
+        group: Group of streets, or "".
+        half_width_m: Half of the width of a line in metres (the CTU value).
+        needs: Other tag that the object must have, `key` or `key=value`.
+        unless: Other tag that it must not have.
+        active: False for rows that the table or the recipe turns off. They stay in the table, because a row for lines
+            also means that a closed way is not an area.
     """
 
     key: str
@@ -51,19 +61,28 @@ RuleTable = Mapping[tuple[Kind, str, str], Rule]
 def rules(
     rows: Iterable[Mapping[str, str]], codes: Mapping[int, int], *, tiers: Iterable[str], groups: Iterable[str]
 ) -> dict[tuple[Kind, str, str], Rule]:
-    """The tag table by (kind, key, value). `codes` maps label values to train indices.
+    """Parse the tag table.
 
-    A street row is active where its group is in `groups`, any other row where its tier is in `tiers`. Raises
-    SettingError naming the row: a column missing, no tier, an unknown label value, a row given twice.
+    Args:
+        rows: Rows of the table.
+        codes: Train index by label value.
+        tiers: Tiers of active rows, for rows without a group.
+        groups: Groups of active rows, for rows of streets.
+
+    Returns:
+        Rules by kind, key and value.
+
+    Raises:
+        SettingError: A row has a missing column, no tier or an unknown label value, or is there twice.
     """
     table: dict[tuple[Kind, str, str], Rule] = {}
     for number, row in enumerate(rows, start=2):
-        if row.get("geometry") == "raster":  # what to do with untagged land: no tag to match
+        if row.get("geometry") == "raster":  # untagged land has no tag to match
             continue
         rule = _rule(row, codes, f"tag table line {number}", frozenset(tiers), frozenset(groups))
         place = (rule.kind, rule.key, rule.value)
         if place in table:
-            raise SettingError(f"tag table line {number}: {' '.join(place)} stands there twice; remove one row")
+            raise SettingError(f"tag table line {number}: {' '.join(place)} is there twice; remove one row")
         table[place] = rule
     return table
 
@@ -77,13 +96,13 @@ def _rule(
         key, tag_value = row["osm_key"], row["osm_value"]
     except (KeyError, ValueError) as error:
         raise SettingError(f"{where}: {error}; expected the columns of osm_lulc_tags.tsv") from None
-    tier = _found(r"tier=(core|ext|opt)", note)
+    tier = _search(r"tier=(core|ext|opt)", note)
     if kind not in get_args(Kind) or not tier:
         raise SettingError(f"{where}: geometry {kind!r}, note {note!r}; expected polygon or line, tier=core|ext|opt")
     if value != IGNORE and value not in codes:
         raise SettingError(f"{where}: label value {value} is not among {sorted(codes)}")
-    # Buffer distances: CTU Prague's are carriageways; OSM2LULC's (F16) are 6 or 12 m for every street.
-    group, width = _found(r"group=(\w+)", note), _found(r"CTU=(\d+(?:\.\d+)?)", note)
+    # Half widths of CTU Prague are those of carriageways; OSM2LULC has 6 or 12 m for every street.
+    group, width = _search(r"group=(\w+)", note), _search(r"CTU=(\d+(?:\.\d+)?)", note)
     chosen = group in groups if group else tier in tiers
     return Rule(
         key=key,
@@ -94,41 +113,47 @@ def _rule(
         priority=priority,
         group=group,
         half_width_m=float(width) if kind == "line" and width else None,
-        needs=_found(r"only with (\S+=\S+)", note),
-        unless=_found(r"only where no (\S+) key", note) or _found(r"; (?:\S+ )*?(\S+=\S+) wins", note),
-        # A line without a width (a coastline) bounds something; it is nothing to draw itself.
+        needs=_search(r"only with (\S+=\S+)", note),
+        unless=_search(r"only where no (\S+) key", note) or _search(r"; (?:\S+ )*?(\S+=\S+) wins", note),
+        # A line without a width (a coastline) is a border and not drawn.
         active=chosen and value != IGNORE and (kind == "polygon" or bool(width)),
     )
 
 
-def _found(pattern: str, note: str) -> str:
+def _search(pattern: str, note: str) -> str:
     match = re.search(pattern, note)
     return match.group(1) if match else ""
 
 
 def keys(table: RuleTable, kind: Kind) -> tuple[str, ...]:
-    """The OSM keys with an active rule of this kind, sorted."""
+    """Return the OSM keys with an active rule of this kind, sorted."""
     return tuple(sorted({rule.key for rule in table.values() if rule.kind == kind and rule.active}))
 
 
 def match(table: RuleTable, kind: Kind, tags: Mapping[str, str], *, is_way: bool) -> Rule | None:
-    """The rule that names an object with these tags, or None.
+    """Return the rule for an object, or None.
 
-    Of several, an exact value beats `*`, then core beats ext beats opt, then the stronger priority wins, then
-    the key that sorts first. A closed way (`is_way`) tagged as a line thing (a canal, a footway) is an area
-    only with `area=yes`; a multipolygon relation always is one.
+    Of several rules, an exact value beats `*`, then core beats ext beats opt, then the stronger priority wins, then the
+    key that sorts first.
+
+    Args:
+        table: Rules.
+        kind: Geometry to draw the object as.
+        tags: Tags of the object.
+        is_way: Whether it is a way. A closed way with tags of a line (a canal, a footway) is an area only with
+            `area=yes`; a multipolygon relation always is one.
     """
     linear = kind == "polygon" and is_way and tags.get("area") != "yes"
     best: tuple[tuple[bool, int, int, str], Rule] | None = None
     for key, text in tags.items():
-        # Mappers list values as "forest;meadow": the first that is known counts.
+        # Values may be lists such as "forest;meadow", of which the first known value counts.
         for value in (*(part.strip() for part in text.split(";")), "*"):
             rule = table.get((kind, key, value))
             if rule is None or not rule.active or (rule.needs and not _has(tags, rule.needs)):
                 continue
             if rule.unless and _has(tags, rule.unless):
                 continue
-            # Table-driven: what has a row as a line is a line unless it says area=yes.
+            # A tag with a row for lines makes the way a line, unless it has area=yes.
             if linear and ("line", key, value) in table:
                 continue
             # Smaller is better in each place; the key makes the choice independent of the order of the tags.
@@ -145,9 +170,9 @@ def _has(tags: Mapping[str, str], condition: str) -> bool:
 
 
 def hidden(tags: Mapping[str, str], rule: Rule) -> bool:
-    """Whether the object lies under ground: a tunnel, an underground car park, a street below layer 0.
+    """Return whether an object is under ground: a tunnel, an underground car park, a street below layer 0.
 
-    Ground itself keeps its class: mappers put rivers at layer -1 because bridges cross them.
+    Natural ground is not, whatever its layer: rivers are often mapped at layer -1 because bridges cross them.
     """
     if tags.get("tunnel", "no") != "no" or "underground" in (tags.get("location"), tags.get("parking")):
         return True
@@ -158,8 +183,8 @@ def hidden(tags: Mapping[str, str], rule: Rule) -> bool:
 
 
 def width_m(tags: Mapping[str, str]) -> float | None:
-    """Carriageway width: `width` in metres or feet, else `lanes` x 3.25 m; None if neither says a believable one."""
-    # As found in the wild: "7", "7.5 m", "7,5", "20 ft", "20'"; typing errors such as 5000 are not believed.
+    """Return the carriageway width in metres, from `width` or else `lanes` x 3.25 m; None without a plausible one."""
+    # Forms in use: "7", "7.5 m", "7,5", "20 ft", "20'"; typing errors such as 5000 are ignored.
     text = tags.get("width", "").replace(",", ".").strip().lower()
     number = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(m|ft|')?", text)
     if number:

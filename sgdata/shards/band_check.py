@@ -1,8 +1,8 @@
-"""Do the pixels look like the bands and the level they are named? One verdict over a whole dataset.
+"""Check whether the band means of a dataset agree with its declared bands and level.
 
-A lake, a roof or a cloud can look like anything, so nothing is judged on one sample: the band means are pooled over
-all of them, and below 100 samples the verdict is 'undecided'. The bounds hold for the published means of
-fMoW-Sentinel, BigEarthNet v1 and v2, EuroSAT, OSCD and SegMunich (table `normalisation_stats`) with room to spare.
+Single samples (a lake, a roof, a cloud) say little, so the means are pooled over all samples, and below 100 samples
+the verdict is 'undecided'. The published means of fMoW-Sentinel, BigEarthNet v1 and v2, EuroSAT, OSCD and SegMunich
+(table `normalisation_stats`) are well within the bounds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LEAST_SAMPLES = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the pooled means say: `bands` and `level` are 'as named', 'undecided', or what contradicts the names."""
+    """Result of the check: `bands` and `level` are 'as named', 'undecided' or a contradiction."""
 
     samples: int
     bands: str
@@ -26,20 +26,26 @@ class Verdict:
 
     @property
     def contradictions(self) -> tuple[str, ...]:
-        """The parts of the verdict that speak against the names."""
+        """Texts of the contradictions."""
         return tuple(text for text in (self.bands, self.level) if text not in ("as named", "undecided"))
 
     @property
     def summary(self) -> str:
-        """The verdict in a line."""
+        """The verdict in one line."""
         return f"spectral fingerprints of {self.samples} samples: bands {self.bands}; level {self.level}"
 
 
 def judge(pooled: Mapping[str, BandStatistics], samples: int, contract: Contract) -> Verdict:
-    """The verdict on so many samples, from the statistics of each band over all of them, of every split."""
+    """Judge a dataset.
+
+    Args:
+        pooled: Statistics of each band over the samples of all splits.
+        samples: Number of samples.
+        contract: Contract with the declared bands, level, scale and offset.
+    """
     if samples < LEAST_SAMPLES:
         return Verdict(samples=samples, bands="undecided", level="undecided")
-    # In DN of the sensor, the unit of the bounds; fMoW stores twice that.
+    # In DN of the sensor, the unit of the bounds; shards of fMoW have half of it.
     means = {
         name: (band.mean + contract.offset) * contract.scale / MSI.scale for name, band in pooled.items() if band.count
     }
@@ -47,18 +53,18 @@ def judge(pooled: Mapping[str, BandStatistics], samples: int, contract: Contract
 
 
 def bands(means: Mapping[str, float]) -> str:
-    """Whether means by band name (DN) fit the names: the near infrared where it belongs, B8A beside B08, B10 dark."""
+    """Check band means (DN) by name: red edge rising, B08 near infrared, B8A near B08, B12 below B11, B10 dark."""
     edge = [name for name in ("B04", "B05", "B06", "B07") if name in means]
     wrong = []
-    # Vegetation's red edge: it rises from the absorption of chlorophyll at 665 nm to the plateau beyond 780 nm.
+    # Red edge of vegetation: reflectance rises from chlorophyll absorption at 665 nm to the plateau above 780 nm.
     if len(edge) > 1 and [means[name] for name in edge] != sorted(means[name] for name in edge):
         wrong.append(f"{' '.join(edge)} do not rise")
     if {"B08", "B04"} <= means.keys() and means["B08"] < 1.15 * means["B04"]:
         wrong.append("B08 is not near infrared")
-    # Both on the plateau, 833 and 865 nm. EuroSAT's files hold water vapour (B09, a third of B08) at B8A's place.
+    # Both on the plateau, at 833 and 865 nm. In EuroSAT's files B09 (a third of B08) is in place of B8A.
     if {"B08", "B8A"} <= means.keys() and not 0.8 < means["B8A"] / max(means["B08"], 1e-9) < 1.35:
         wrong.append(f"B8A is {means['B8A']:.0f}, beside {means['B08']:.0f} of B08")
-    # Water in leaves and soil takes more at 2190 nm than at 1610: 0.6 to 0.75 of it is left in every published set.
+    # Water in leaves and soil absorbs more at 2190 nm than at 1610 nm: B12 / B11 is 0.6 to 0.75 in published datasets.
     if {"B11", "B12"} <= means.keys() and means["B12"] > 1.05 * means["B11"]:
         wrong.append("B12 is above B11")
     if means.get("B10", 0.0) > 100:
@@ -67,7 +73,7 @@ def bands(means: Mapping[str, float]) -> str:
 
 
 def level(means: Mapping[str, float], declared: str) -> str:
-    """Whether means by band name (DN) fit the `declared` level, from the water vapour that only L2A takes away."""
+    """Check band means (DN) against the `declared` level: only L2A is corrected for water vapour."""
     if not {"B09", "B8A"} <= means.keys() or not means["B8A"]:
         return "undecided"
     vapour = means["B09"] / means["B8A"]  # L1C: 0.28 to 0.32; L2A: 0.99 to 1.14

@@ -1,4 +1,4 @@
-"""The contract between data and whoever consumes it: read, write, compare by purpose."""
+"""Read, write and compare contracts, which describe the data of a build or of shards to their consumers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,25 @@ FORMAT = 1
 
 Purpose = Literal["resume", "fine-tune", "predict"]
 
-# What the weights of a model have seen; splits, statistics and labels may differ when it is fine-tuned.
+# Fields that the weights of a model depend on; splits, statistics and labels may differ in fine-tuning.
 _PIXELS = ("bands", "level", "scale", "offset")
 COMPARED: dict[Purpose, tuple[str, ...]] = {
     "resume": tuple(field.name for field in dataclasses.fields(Contract)),
     "fine-tune": _PIXELS,
     "predict": (*_PIXELS, "label_space"),
 }
-"""What must agree. The normalisation, which only a checkpoint has, is compared by the program that owns it."""
+"""Fields that must agree, by purpose. The normalisation of a checkpoint is compared by `sgmodel`."""
 
 
 def read(folder: Path) -> Contract:
-    """The contract of a build or of a folder of shards. Raises SettingError."""
+    """Read the contract of a build or of a folder of shards.
+
+    Args:
+        folder: Folder of the build or the shards.
+
+    Raises:
+        SettingError: The contract is missing, malformed or of another format.
+    """
     contract = files.read(Contract, folder / files.CONTRACT)
     if contract.format != FORMAT:
         raise SettingError(
@@ -36,31 +43,54 @@ def read(folder: Path) -> Contract:
 
 
 def write(folder: Path, contract: Contract) -> None:
-    """Write `folder/contract.json`, indented, the same bytes for the same contract."""
+    """Write `folder/contract.json`, the same bytes for the same contract.
+
+    Args:
+        folder: Folder of the build or the shards.
+        contract: The contract.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     files.write(folder / files.CONTRACT, files.pretty_json(contract))
 
 
 def differences(ours: Contract, theirs: Contract, purpose: Purpose) -> list[str]:
-    """Names of the fields that `purpose` compares and that differ, in the contract's own order."""
+    """Return the names of the fields that differ.
+
+    Args:
+        ours: Contract of the data.
+        theirs: Contract of a checkpoint or of earlier data.
+        purpose: Purpose, which determines the compared fields (`COMPARED`).
+    """
     return [name for name in COMPARED[purpose] if getattr(ours, name) != getattr(theirs, name)]
 
 
 def require(ours: Contract, theirs: Contract, purpose: Purpose, accept: Iterable[str] = ()) -> None:
-    """Raise SettingError naming each difference (ours against theirs) that `accept` does not waive."""
+    """Raise SettingError if contracts differ in fields that matter.
+
+    Args:
+        ours: Contract of the data.
+        theirs: Contract of a checkpoint or of earlier data.
+        purpose: Purpose, which determines the compared fields (`COMPARED`).
+        accept: Fields that may differ, from the recipe.
+
+    Raises:
+        SettingError: A field differs, or a name in `accept` is no field of a contract.
+    """
     accepted = set(accept)
-    # A misspelt waiver must not pass for one that was not needed.
+    # A misspelt name must not pass silently.
     unknown = sorted(accepted - set(COMPARED["resume"]))
     if unknown:
         raise SettingError(f"accept = {unknown}: not parts of a contract; known: {', '.join(COMPARED['resume'])}")
     left = [name for name in differences(ours, theirs, purpose) if name not in accepted]
     if left:
-        told = "; ".join(f"{name} is {_short(ours, name)}, expected {_short(theirs, name)}" for name in left)
-        raise SettingError(f"cannot {purpose} on '{ours.dataset}': {told}; accept = {left} in the recipe waives this")
+        found = "; ".join(f"{name} is {_short(ours, name)}, expected {_short(theirs, name)}" for name in left)
+        raise SettingError(f"cannot {purpose} on '{ours.dataset}': {found}; accept = {left} in the recipe waives this")
 
 
 def _short(contract: Contract, name: str) -> str:
-    """One field for a message: names in place of whole bands and label spaces."""
-    # A whole label space or band table in a message would hide the one thing that differs.
+    """Return a field as text for a message, with names in place of whole bands and label spaces."""
     value = getattr(contract, name)
     if name == "bands":
         return " ".join(band.name for band in value)

@@ -1,9 +1,8 @@
-"""Per-band statistics from exact counts: one histogram of 65,536 bins per band, merged by plain addition.
+"""Compute statistics of bands from exact histograms of 65,536 bins, which are merged by addition.
 
-A uint16 value is its own bin, so count, mean, standard deviation and percentiles are exact, and since integer
-addition commutes, no order of tiles, shards or workers can change a digit. float32 images (a scaled store
-that would not be exact in uint16) are counted at the nearest whole number, ties upwards, clipped to 0..65535:
-half a stored unit at most.
+Each uint16 value has its own bin, so count, mean, standard deviation and percentiles are exact and independent of the
+order of tiles, shards and workers. Values of float32 images are rounded to the nearest whole number, ties upwards, and
+clipped to 0..65535: the error is at most half a stored unit.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ import numpy as np
 from sgdata.errors import SourceError
 from sgdata.types import Array, BandStatistics
 
-# One bin per value of uint16: nothing is rounded, so nothing depends on the order of adding.
+# One bin per value of uint16.
 BINS = 65_536
 _FIGURES = ("mean", "std", "min", "max", "p1", "p2", "p50", "p98", "p99")
 
 
 def empty(bands: int) -> Array:
-    """No pixel counted yet: (bands, 65536) int64 zeros, the neutral element of addition."""
+    """Return an empty histogram, (bands, 65536) int64."""
     return np.zeros((bands, BINS), np.int64)
 
 
 def counts(image: Array) -> Array:
-    """The histogram of each band of a (C, H, W) image: (C, 65536) int64. Raises SourceError on NaN."""
+    """Return the histogram of a (C, H, W) image, (C, 65536) int64. Raises SourceError on NaN."""
     total = empty(len(image))
     add(image, total)
     return total
@@ -35,7 +34,7 @@ def counts(image: Array) -> Array:
 
 def add(image: Array, total: Array) -> None:
     """Count the values of a (C, H, W) image into a histogram (C, 65536). Raises SourceError on NaN."""
-    from sgdata.shards import histogram  # compiled: not on the way of those who only read statistics
+    from sgdata.shards import histogram  # here, since numba takes long to import
 
     histogram.add(np.ascontiguousarray(_bins(image)).reshape(len(image), -1), total)
 
@@ -45,27 +44,33 @@ def _bins(image: Array) -> Array:
         return image
     if not np.isfinite(image).all():
         raise SourceError(f"image holds {np.count_nonzero(~np.isfinite(image))} NaN or infinite values")
-    # Upwards at the half, not to even: the same rule as resampling uses.
+    # Ties upwards, not to even, as in resampling.
     return np.clip(np.floor(image + 0.5), 0, BINS - 1).astype(np.uint16)
 
 
 def summarise(histogram: Array, bands: Sequence[str], nodata: int | None) -> dict[str, BandStatistics]:
-    """Band name to statistics, values equal to `nodata` left out; a band without a valid pixel is all zeros."""
+    """Return the statistics of each band without values equal to `nodata`; zeros for a band without a valid pixel.
+
+    Args:
+        histogram: (C, 65536) counts.
+        bands: Names of the bands.
+        nodata: Value to leave out, or None.
+    """
     return {name: _band(row, nodata) for name, row in zip(bands, histogram, strict=True)}
 
 
 def _band(row: Array, nodata: int | None) -> BandStatistics:
     values = np.flatnonzero(row)
     values = values[values != (-1 if nodata is None else nodata)]
-    held = row[values]
-    count = int(held.sum())
+    weights = row[values]
+    count = int(weights.sum())
     if not count:
         return BandStatistics(count=0, **dict.fromkeys(_FIGURES, 0.0))
-    total = int((values * held).sum())
-    # The squares of 10^12 pixels pass 64 bits: as (256 high + low)^2, each term stays below 2^57.
+    total = int((values * weights).sum())
+    # Sums of squares of 10^12 pixels exceed 64 bits; as (256 high + low)^2 each term stays below 2^57.
     high, low = values >> 8, values & 255
-    squares = sum(int((term * held).sum()) << bits for term, bits in ((high**2, 16), (high * low, 9), (low**2, 0)))
-    reached = np.cumsum(held)
+    squares = sum(int((term * weights).sum()) << bits for term, bits in ((high**2, 16), (high * low, 9), (low**2, 0)))
+    reached = np.cumsum(weights)
 
     def percentile(percent: int) -> float:
         # The smallest value with at least `percent` of the pixels at or under it (numpy's 'inverted_cdf').

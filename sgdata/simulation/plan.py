@@ -87,7 +87,8 @@ def checked(seed: int, size_km: float, dates: int, layout: str = "earth-search")
     """Create a plan. Raises SettingError if size or dates are out of range."""
     for name, value, low, high in (("size", size_km, 2, 40), ("dates", dates, 3, 400), ("seed", seed, 0, 2**31 - 1)):
         if not low <= value <= high:
-            raise SettingError(f"--{name} {value}: expected {low} to {high}" + " (km)" * (name == "size"))
+            unit = " (km)" if name == "size" else ""
+            raise SettingError(f"--{name} {value}: expected {low} to {high}{unit}")
     return Plan(seed=seed, size_km=size_km, dates=dates, layout=layout)
 
 

@@ -1,7 +1,7 @@
-"""Where the samples of two splits lie to each other: shared ground, and the distance of the nearest. Pure.
+"""Find samples of two splits that share ground, and the distance of each to the nearest of the other split. Pure.
 
-Boxes come as windows of one raster, or in degrees with the CRS in which they are square. A sample in UTM fills its
-box in degrees only in part, so degrees find the candidates and metres judge them.
+Footprints are windows of one raster, or boxes in degrees with the CRS in which they are rectangles. A sample in UTM
+fills its box in degrees only in part, so candidates are found in degrees and compared in metres.
 """
 
 from __future__ import annotations
@@ -13,16 +13,22 @@ import numpy as np
 
 from sgdata.types import Array, Bounds
 
-# Metres per degree: of latitude at its least (the equator), of longitude there. Distances come out too short, never
-# too long.
+# Metres per degree of latitude and longitude at the equator, where a degree of latitude is shortest, so that distances
+# are never overestimated.
 _LATITUDE_M, _LONGITUDE_M = 110_574.0, 111_320.0
-# Windows are exact; a box rounded to 1e-7 degree, of pixels that are 10 m but for 0.1 %, is not.
+# Tolerances: windows are exact; boxes are rounded to 1e-7 degree and their pixels are 10 m only to 0.1 %.
 _EXACT_M, _ROUNDED_M = 5.0, 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spot:
-    """Ground of a sample: `box` in degrees and its `crs`, or in metres of a raster and "". `size_m`: across, down."""
+class Footprint:
+    """Ground of a sample.
+
+    Attributes:
+        crs: CRS in which it is a rectangle, or "" for windows of one raster.
+        box: West, south, east, north in degrees, or in metres of the raster.
+        size_m: Width and height in metres.
+    """
 
     crs: str
     box: Bounds
@@ -30,66 +36,84 @@ class Spot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spots:
-    """Many spots as columns: `boxes` (N, 4) as given, `middle` (N, 2) in the units of each one's CRS, `size` (N, 2)."""
+class Footprints:
+    """N footprints as columns.
+
+    Attributes:
+        crs: (N,) CRS of each.
+        boxes: (N, 4) as in `Footprint`.
+        middle: (N, 2) centres in the units of the CRS.
+        size: (N, 2) in metres.
+    """
 
     crs: Array
     boxes: Array
     middle: Array
     size: Array
 
-    def __getitem__(self, which: Array) -> Spots:
-        parts = (self.crs[which], self.boxes[which], self.middle[which], self.size[which])
-        return Spots(crs=parts[0], boxes=parts[1], middle=parts[2], size=parts[3])
+    def __getitem__(self, which: Array) -> Footprints:
+        return Footprints(
+            crs=self.crs[which], boxes=self.boxes[which], middle=self.middle[which], size=self.size[which]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meeting:
-    """`shared`: (M, 2) numbers of spots that have ground in common; `nearest_m`: from each second spot to a first."""
+class Proximity:
+    """Result of `compare`.
+
+    Attributes:
+        shared: (K, 2) indices of a first and a second footprint that share ground.
+        nearest_m: (M,) metres from each second footprint to the nearest first one.
+    """
 
     shared: Array
     nearest_m: Array
 
 
-def columns(spots: Sequence[Spot]) -> Spots:
-    """The spots as arrays."""
-    boxes = np.array([spot.box for spot in spots], float).reshape(-1, 4)
-    crs = np.array([spot.crs for spot in spots], object)
+def columns(footprints: Sequence[Footprint]) -> Footprints:
+    """Return footprints as arrays."""
+    boxes = np.array([each.box for each in footprints], float).reshape(-1, 4)
+    crs = np.array([each.crs for each in footprints], object)
     middle = (boxes[:, 0:2] + boxes[:, 2:4]) / 2
     for code in sorted(set(crs.tolist()) - {"", "EPSG:4326"}):
         middle[crs == code] = _projected(code, middle[crs == code])
-    size = np.array([spot.size_m for spot in spots], float).reshape(-1, 2)
-    return Spots(crs=crs, boxes=boxes, middle=middle, size=size)
+    size = np.array([each.size_m for each in footprints], float).reshape(-1, 2)
+    return Footprints(crs=crs, boxes=boxes, middle=middle, size=size)
 
 
 def flattened(boxes: Array, degrees: Array) -> Array:
-    """(N, 4) boxes on one plane in metres that nowhere exaggerates a distance; those not in degrees stay."""
+    """Return boxes in metres on one plane that overestimates no distance.
+
+    Args:
+        boxes: (N, 4) boxes.
+        degrees: (N,) whether a box is in degrees; others are returned unchanged.
+    """
     if not degrees.any():
         return boxes
     factor = _LONGITUDE_M * np.cos(np.radians(np.abs(boxes[degrees][:, [1, 3]]).max()))
     return np.where(degrees[:, None], boxes * np.array([factor, _LATITUDE_M, factor, _LATITUDE_M]), boxes)
 
 
-def meeting(first: Spots, second: Spots) -> Meeting:
-    """Which of `second` (M) share ground with which of `first` (N), and how far each is from the nearest."""
+def compare(first: Footprints, second: Footprints) -> Proximity:
+    """Return which of the M footprints `second` share ground with `first`, and their distances to the nearest."""
     import shapely
 
-    # Both at once: on planes of their own they would not lie side by side.
+    # Both together, so that they are on one plane.
     crs = np.concatenate([first.crs, second.crs])
     every = shapely.box(*flattened(np.concatenate([first.boxes, second.boxes]), crs != "").T)
     tree, boxes = shapely.STRtree(every[: len(first.crs)]), every[len(first.crs) :]
     b, a = tree.query(boxes, predicate="intersects")
     exact = (first.crs[a] == "") & (second.crs[b] == "")
-    # Across zones the squares stand askew to each other: a tenth of the side is what their boxes may lie.
+    # Rectangles of different zones are rotated to each other, which makes boxes uncertain by a tenth of a side.
     slack = np.where(first.crs[a] == second.crs[b], _ROUNDED_M, 0.1 * first.size[a].max(axis=1, initial=0))
     inside = (_gaps(first[a], second[b]) < -np.where(exact, _EXACT_M, slack)[:, None]).all(axis=1)
     at, near = tree.query_nearest(boxes, all_matches=False)
     gaps = np.maximum(_gaps(first[near], second[at]), 0)
-    return Meeting(shared=np.stack([a, b], axis=1)[inside], nearest_m=np.hypot(*gaps.T)[np.argsort(at)])
+    return Proximity(shared=np.stack([a, b], axis=1)[inside], nearest_m=np.hypot(*gaps.T)[np.argsort(at)])
 
 
-def _gaps(first: Spots, second: Spots) -> Array:
-    """(N, 2) metres between the edges of each pair, across and down; negative where they overlap."""
+def _gaps(first: Footprints, second: Footprints) -> Array:
+    """Return (N, 2) metres between the edges of each pair, east and north; negative where they overlap."""
     middle = second.middle.copy()
     for code in sorted(set(first.crs[first.crs != second.crs].tolist()) - {""}):
         which = (first.crs == code) & (second.crs != code)

@@ -107,7 +107,7 @@ def _small_tiff(folder: Path, path: Path) -> None:
 
 
 def _archive(folder: Path, path: Path) -> None:
-    members = archives.listing(path).members
+    members = archives.list_members(path).members
     if archives.is_stream(path):
         with archives.opened_stream(path) as content:
             for member in sorted(members, key=lambda member: member.offset or 0):
