@@ -31,10 +31,7 @@ _PATCH = {
 _COLUMNS: dict[str, parquet_tables.ColumnKind] = {
     "patch_id": "text", "labels": "texts", "split": "text", "country": "text",
 }  # fmt: skip
-_METADATA = {
-    "official": "metadata.parquet",
-    "snow and cloud": "metadata_for_patches_with_snow_cloud_or_shadow.parquet",
-}
+_METADATA = {"official": "metadata.parquet", "snow and cloud": "metadata_for_patches_with_snow_cloud_or_shadow.parquet"}
 # v2 has `validation` where most loaders expect `val` (torchgeo issue 2825).
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 _LABELS = "labels_metadata.json"

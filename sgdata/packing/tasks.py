@@ -78,13 +78,7 @@ def shard_tasks(
         fingerprint = files.sha256(files.canonical_json([tar_format.FORMAT, chosen, contract, refs]))
         tasks.append(
             ShardTask(
-                name=name,
-                refs=refs,
-                source=source,
-                out=out,
-                recipe=recipe,
-                contract=contract,
-                fingerprint=fingerprint,
+                name=name, refs=refs, source=source, out=out, recipe=recipe, contract=contract, fingerprint=fingerprint
             )
         )
     return tasks

@@ -102,12 +102,7 @@ def _lattice(row: tar_format.Row) -> tuple[int, int]:
 
 
 def write(
-    samples: Iterable[Sample],
-    out: Path,
-    *,
-    contract: Contract,
-    codec: Codec = "blosc",
-    effort: Effort = "quick",
+    samples: Iterable[Sample], out: Path, *, contract: Contract, codec: Codec = "blosc", effort: Effort = "quick"
 ) -> Contract:
     """Write samples in memory as a folder of shards, one tar per split; for small datasets and tests.
 
