@@ -1,4 +1,4 @@
-"""A split that fits the area: the recipe's where it can be, smaller blocks where a part would stay empty."""
+"""Test splits for an area: those of the recipe, or smaller blocks if a part would be empty."""
 
 from __future__ import annotations
 

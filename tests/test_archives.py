@@ -50,7 +50,7 @@ def as_folder(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def compressed(path: Path, plain: bytes) -> Path:
-    """`plain` as the suffix of `path` says."""
+    """Write `plain` to `path`, compressed according to its suffix."""
     if path.suffix == ".gz":
         path.write_bytes(gzip.compress(plain[:1000], mtime=0) + gzip.compress(plain[1000:], mtime=0))  # as pigz does
     elif path.suffix == ".bz2":
@@ -239,7 +239,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_false_size_is_refused_before_reading(name: str, tmp_path: Path) -> None:
-    """A sparse file of 20 GB stands for the 100: reading through it would take the test's patience and memory."""
+    """Use a sparse file of 20 GB, too large to read in a test."""
     script = (
         "import sys, resource, pyarrow; from pathlib import Path\n"
         "from sgdata.datasets import archives; from sgdata.errors import SourceError\n"
@@ -270,7 +270,7 @@ def test_a_negative_size_does_not_loop_forever(tmp_path: Path) -> None:
 
 
 def _fuzzed(folder: Path, rng: random.Random) -> Path:
-    """An archive with hostile members, bytes flipped, or cut: one of the five containers."""
+    """Write an archive in one of five containers with hostile members, flipped bytes or a truncated end."""
     members = {f"d{rng.randrange(3)}/{n}.tif": rng.randbytes(rng.randrange(4000)) for n in range(rng.randrange(1, 9))}
     hostile = {"../up": b"x", "/abs": b"x", "a/../../b": b"x", "a\\b": b"x", "d0/0.tif": b"again"}
     members |= {name: hostile[name] for name in rng.sample(sorted(hostile), rng.randrange(3))}

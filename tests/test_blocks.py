@@ -1,4 +1,4 @@
-"""Splits that share no ground: the gap holds for any boxes, rare classes stand in both parts."""
+"""Test splits by blocks: the gap between parts for any boxes, and rare classes in both parts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def some_windows(height: int, width: int, size: int, stride: int) -> list[Window
 
 
 def distance_px(a: Window, b: Window) -> int:
-    """Pixels between two windows along the axis that separates them most; negative where they overlap."""
+    """Return the pixels between two windows along the axis that separates them most, negative if they overlap."""
     rows = max(a.row - (b.row + b.height), b.row - (a.row + a.height))
     cols = max(a.col - (b.col + b.width), b.col - (a.col + a.width))
     return max(rows, cols)

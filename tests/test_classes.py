@@ -1,4 +1,4 @@
-"""Class tables: the two that come with the package, and what users may bring."""
+"""Test class tables: the two that come with the package, and those of users."""
 
 from __future__ import annotations
 

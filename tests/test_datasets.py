@@ -1,4 +1,4 @@
-"""Readers against archives fabricated in the official layouts, and against the real files where they are at hand."""
+"""Test readers with synthetic archives in the official layouts, and with real files if they are available."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _belongs(path: Path, key: str) -> bool:
 
 
 def _tar_of(source: Path, path: Path) -> Path:
-    """The folder as a tar in the order of its names, compressed as the suffix says."""
+    """Pack a folder as a tar in the order of names, compressed according to the suffix."""
     with tarfile.open(path.with_suffix(""), "w") as tar:
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
             tar.add(file, file.relative_to(source))
@@ -154,7 +154,7 @@ def _tar_of(source: Path, path: Path) -> Path:
 def test_a_compressed_tar_gives_the_bytes_of_its_folder(
     name: str, suffix: str, workers: int, made: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Nothing is unpacked, each shard's contents wait in one file until it is packed; a lost shard is made again."""
+    """Nothing is unpacked, the members of each shard are spooled to one file, and a missing shard is written again."""
     source = _tar_of(made(name), tmp_path / f"it.tar.{suffix}")
     for kind, at in {"folder": made(name), "tar": source}.items():
         pack(name, at, tmp_path / kind, shard_mb=0, workers=workers if kind == "tar" else 1)
@@ -188,7 +188,7 @@ def test_a_full_disk_while_spooling_is_reported(
 
 
 def test_downloaded_files_are_found_in_their_folder(made: Callable[[str], Path], tmp_path: Path) -> None:
-    """`sgdata fetch` leaves one tar.gz beside its CSVs, or OSCD's three zips side by side."""
+    """`sgdata fetch` downloads one tar.gz and the CSVs, or OSCD's three zips, into one folder."""
     (tmp_path / "fmow").mkdir()
     _tar_of(made("fmow"), tmp_path / "fmow" / "fmow-sentinel.tar.gz")
     (tmp_path / "fmow" / "fmow-sentinel.tar").unlink()
@@ -292,7 +292,7 @@ def test_bigearthnet_v1_takes_labels_date_and_scene_from_the_json(made: Callable
 
 
 def test_published_lists_beside_the_source_are_followed(made: Callable[[str], Path], tmp_path: Path) -> None:
-    """The official lists of v1 are pairs `S2,S1`, gzipped on Zenodo; the Google lists are one id a line."""
+    """The official lists of v1 have lines `S2,S1`, gzipped on Zenodo; the Google lists have one id per line."""
     source = shutil.copytree(made("bigearthnet v1"), tmp_path / "source")
     names = sorted(path.name for path in (source / "BigEarthNet-v1.0").iterdir())
     for split, name in zip(("train", "val", "test"), names, strict=True):
@@ -441,7 +441,7 @@ def test_no_copy_of_a_training_patch_is_left_in_validation(tmp_path: Path) -> No
 
 
 def test_misplaced_bands_are_detected_from_a_hundred_samples(tmp_path: Path) -> None:
-    """Files whose B8A lies where its number stands, not last: read as EuroSAT is, the names are wrong."""
+    """Files with B8A in numeric order, not last, read as EuroSAT: names and bands disagree."""
     spectrum = np.array([1354, 1118, 1043, 948, 1199, 2000, 2369, 2297, 732, 12, 1819, 1119, 2594])
     rng = np.random.default_rng(1)
     for folder, order in (("right", list(range(13))), ("wrong", [*range(8), 12, *range(8, 12)])):
@@ -468,7 +468,7 @@ def _rewrite(path: Path, change: Callable[[Array], Array]) -> None:
 
 
 def _city(source: Path) -> list[Path]:
-    """The rasters of Bercy, without the PNG."""
+    """Return the rasters of Bercy, without the PNG."""
     next(source.rglob("bercy/cm/cm.png")).unlink()
     return [*source.rglob("bercy/imgs_*_rect/*.tif"), *source.rglob("bercy-cm.tif")]
 

@@ -1,4 +1,4 @@
-"""Downloads against a loopback server that truncates, stalls, lies and forgets."""
+"""Test downloads from a loopback server that truncates, stalls, and gives wrong answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUICK = retry.RetryPolicy(tries=4, wait_s=0.01)
 
 
 class Server(ThreadingHTTPServer):
-    """`behaviour` maps a path to what is done to its first answers; afterwards it serves faithfully."""
+    """Web server; `behaviour` gives the faults of the first answers by path, later answers are correct."""
 
     daemon_threads = True
 

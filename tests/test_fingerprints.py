@@ -12,7 +12,7 @@ SETS = catalog.document("normalisation_stats")
 
 
 def published() -> dict[str, dict[str, float]]:
-    """Every set of per-band means in the fact table whose unit is DN, by its name."""
+    """Return the sets of band means in DN of the catalogue, by name."""
     found: dict[str, dict[str, float]] = {}
 
     def walk(node: object, name: str) -> None:

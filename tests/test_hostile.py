@@ -1,4 +1,4 @@
-"""Damaged samples by the hundred, and a machine that loses power while it packs."""
+"""Test packing with hundreds of damaged samples, and with killed processes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ JSON = [b'{"labels": [["Vineyards"]], "acquisition_date": 1, "tile_source": []}'
 
 
 def _damaged(path: Path, rng: random.Random) -> None:
-    """One file cut, flipped (its header above all), emptied, replaced or gone."""
+    """Damage a file: truncate it, flip bits (mostly of the header), empty, replace or remove it."""
     content = bytearray(path.read_bytes())
     how = rng.randrange(7)
     if how < 3:
@@ -57,7 +57,7 @@ def _damaged(path: Path, rng: random.Random) -> None:
 
 
 def _copies(name: str, folder: Path, count: int, rng: random.Random) -> set[str]:
-    """A source of `count` samples, each a copy of a good one with a file of it damaged; the stems of the samples."""
+    """Write `count` samples, each a copy of a valid one with one damaged file, and return their stems."""
     model = SOURCES[name][1](folder / "model")
     stems = set()
     for number in range(count):
@@ -130,7 +130,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "tar.gz"])
 def test_ten_kills_do_not_change_bytes(kind: str, tmp_path: Path) -> None:
-    """`kill -9` at ten moments of one run, parent and workers alike; each run goes on where the last one died."""
+    """`kill -9` of parent and workers at ten moments; each run resumes the previous one."""
     source = synthetic.bigearthnet_v1(tmp_path / "source", count=5)
     (model,) = sorted((source / "BigEarthNet-v1.0").iterdir())[:1]
     for number in range(400):

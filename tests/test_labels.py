@@ -1,4 +1,4 @@
-"""Painting: the same as GDAL where GDAL can do it, the same for every tiling, and the order of the layers."""
+"""Test painting: agreement with GDAL, independence of the tiling, and the order of layers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Item = tuple[Any, dict[str, str]]
 
 
 def features(*items: Item) -> Any:
-    """A table as `osm_features.read` gives it, of geometries in pixels (x east, y south) of LATTICE."""
+    """Return a table like that of `osm_features.read`, from geometries in pixels (x east, y south) of LATTICE."""
     x, y = LATTICE.origin
     placed = shapely.transform(
         [geometry for geometry, _ in items], lambda xy: xy * (LATTICE.gsd_m, -LATTICE.gsd_m) + (x, y)
@@ -58,7 +58,7 @@ def a(key: str, value: str, **more: str) -> dict[str, str]:
 
 
 def star(seed: int) -> Any:
-    """A jagged polygon with a hole, somewhere around the grid."""
+    """Return a jagged polygon with a hole, in or near the grid."""
     rng = np.random.default_rng(seed)
     turns = np.sort(rng.uniform(0, 2 * np.pi, 12))
     middle = rng.uniform((0, 0), (80, 64))

@@ -1,4 +1,4 @@
-"""OpenStreetMap files: the same map in three formats, broken rings mended, hostile and damaged files refused."""
+"""Test OpenStreetMap files: one map in three formats, broken rings, and hostile and damaged files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def document(
     ways: dict[int, tuple[list[int], dict[str, str]]],
     relations: dict[int, tuple[list[tuple[int, str]], dict[str, str]]] | None = None,
 ) -> str:
-    """An OSM XML 0.6 document."""
+    """Return an OSM XML 0.6 document."""
 
     def tagged(text: dict[str, str]) -> str:
         return "".join(f'<tag k="{k}" v="{v}"/>' for k, v in text.items())

@@ -1,4 +1,4 @@
-"""Overpass against a real server on loopback that refuses, stalls, lies and answers in part."""
+"""Test Overpass with a loopback server that refuses, stalls, and gives wrong and partial answers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SHORT = json.dumps({"elements": ELEMENTS[:3]}).encode()
 
 @dataclass
 class Server:
-    """A web server that gives `script` one by one, then whole answers; it keeps what it was asked."""
+    """Web server that gives the answers of `script`, then complete ones, and records the queries."""
 
     url: str = ""
     script: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)

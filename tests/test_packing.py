@@ -22,7 +22,7 @@ from sgdata.types import LabelSpace
 
 
 def small(dataset: str, **changes: object) -> types.ShardRecipe:
-    """The shipped recipe with shards small enough that a few samples fill several."""
+    """Return the shipped recipe with shards so small that a few samples fill several."""
     return dataclasses.replace(select.recipe_for(dataset), **changes)  # type: ignore[arg-type]
 
 

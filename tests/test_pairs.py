@@ -1,4 +1,4 @@
-"""Two builds and a change map as shards of pairs."""
+"""Test shards of pairs, from two builds and a change map."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def raster(path: Path, pixels: np.ndarray, west: float = 600_000) -> None:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Path:
-    """`pair.toml` over two builds of four patches; the second date misses a pixel, a corner has changed."""
+    """Write `pair.toml` for two builds of four patches; the second date lacks a pixel, and a corner has changed."""
     rng = np.random.default_rng(1)
     for name in ("before", "after"):
         pixels = rng.integers(100, 3000, (12, SIDE, SIDE)).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Real extracts of OpenStreetMap (2014 to 2023) drawn on grids of their own."""
+"""Test labels of real OpenStreetMap extracts (2014 to 2023)."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_extracts_look_like_the_places(real: Path, place: str, shares: dict[
 
 @pytest.mark.parametrize("place", ["munich", "dreieich"])
 def test_gdal_paints_the_same_map(real: Path, place: str) -> None:
-    """An independent painter: GDAL's rasteriser on the same lattice of 10 m, rules and order restated here."""
+    """GDAL's rasteriser on the same grid of 10 m, with rules and order implemented here."""
     found, drawing, lattice = drawn(real, place, supersample=1)
     mask, _ = whole(drawing)
     shapes = []

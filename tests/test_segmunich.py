@@ -1,4 +1,4 @@
-"""The build of a small made-up area whose truth is known, and everything that must stop it or not matter to it."""
+"""Test the build of a small synthetic area with known truth, and inputs that must stop it or not change it."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ LATTICE = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape
 
 
 def ground(seed: int) -> dict[str, Array]:
-    """Band -> (H, W) DN at its own resolution, dark as vegetation is."""
+    """Return (H, W) DN by band at native resolution, as dark as vegetation."""
     rng = np.random.Generator(np.random.Philox(key=seed))
     return {band: rng.integers(100, 900, (SIDE * 10 // BAND[band].gsd_m,) * 2).astype(np.uint16) for band in L2A_BANDS}
 
 
 def scene(day: str, truth: dict[str, Array], *, shift: int = 0, **changes: Any) -> Wrapped:
-    """A clear scene of `truth` + `shift` DN; `scl` (90, 90) replaces all vegetation."""
+    """Return a clear scene of `truth` + `shift` DN; `scl` (90, 90) replaces the class vegetation everywhere."""
     scl = changes.pop("scl", np.full((SIDE // 2, SIDE // 2), SceneClass.VEGETATION, np.uint8))
     layers: dict[str, tuple[Any, float]] = {
         band: (np.where(v > 0, v + shift, 0).astype(np.uint16), float(BAND[band].gsd_m)) for band, v in truth.items()
@@ -78,7 +78,7 @@ def pixels(path: Path) -> Array:
 
 
 def at_10_m(truth: dict[str, Array]) -> Array:
-    """(C, H, W) of the truth on LATTICE by nearest neighbour, written without the code under test."""
+    """Return (C, H, W) of the truth on LATTICE by nearest neighbour, without the code under test."""
     stack = [np.kron(v, np.ones((BAND[b].gsd_m // 10,) * 2, np.uint16)) for b, v in truth.items()]
     return np.stack(stack)[:, 6:156, 6:146]
 

@@ -147,7 +147,7 @@ def test_the_tar_is_plain_ustar_without_clock_or_user(tmp_path: Path) -> None:
 
 
 def test_effort_changes_bytes_and_nothing_else(tmp_path: Path) -> None:
-    """Blocks, as bands of 60 m are: the dense shards are smaller, the data they hold is the same."""
+    """Dense shards of blocks, such as bands of 60 m have, are smaller, and their data is the same."""
     rng = np.random.Generator(np.random.Philox(key=5))
     ground = rng.normal(1500, 300, (2, 16, 16)).repeat(6, 1).repeat(6, 2)
     made = [Sample(key="a", split="train", arrays={"image": ground.astype(np.uint16)}, meta={})]
@@ -204,7 +204,7 @@ def test_hugging_face_datasets_reads_them(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.filterwarnings("ignore")
 def test_energon_reads_them(tmp_path: Path) -> None:
-    """Its own `prepare` indexes the tars as they are; added are `.nv-meta` and an `.idx` a tar."""
+    """The preparation of energon indexes the tars unchanged; it adds `.nv-meta` and an `.idx` per tar."""
     energon = pytest.importorskip("megatron.energon", reason="megatron-energon is not installed")
     from megatron.energon.flavors.webdataset.prepare import WebdatasetPreparator
 

@@ -1,4 +1,4 @@
-"""A proposed split: lists that shards can be made by, and no ground shared."""
+"""Test a proposed split: lists that packing accepts, and no shared ground."""
 
 from __future__ import annotations
 

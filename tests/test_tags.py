@@ -1,4 +1,4 @@
-"""What an object is by its tags: the table of the spec, its conditions, conflicts and widths."""
+"""Test the rules of tags: the shipped table, its conditions, conflicts and widths."""
 
 from __future__ import annotations
 
