@@ -38,7 +38,7 @@ JSON = [b'{"labels": [["Vineyards"]], "acquisition_date": 1, "tile_source": []}'
 
 
 def _damaged(path: Path, rng: random.Random) -> None:
-    """Damage a file: truncate it, flip bits (mostly of the header), empty, replace or remove it."""
+    """Damage a file: overwrite bytes (mostly of the header), truncate, replace, extend or remove it."""
     content = bytearray(path.read_bytes())
     how = rng.randrange(7)
     if how < 3:
