@@ -92,7 +92,8 @@ def label_space(dataset: str, name: str) -> LabelSpace:
     if name not in spaces:
         raise SettingError(f"{dataset} has no labels '{name}'; known: {', '.join(spaces)}")
     known = spaces[name]
-    ids, labels, colours = tuple(range(len(known.classes))), known.classes, ()
+    colours: tuple[str, ...] = ()
+    ids, labels = tuple(range(len(known.classes))), known.classes
     if known.table:
         # Ids below 0 mark classes that the label space drops.
         rows = [row for row in table(known.table) if int(row[known.id]) >= 0]
