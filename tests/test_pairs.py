@@ -74,8 +74,18 @@ def test_builds_that_do_not_belong_together_are_refused(pair: Path) -> None:
     with pytest.raises(SourceError, match=r"change\.tif: \(48, 48\) at 600010, 5\.3e\+06 is another grid than that of"):
         pack.pack("pairs", source=pair, out=pair.parent / "shards")
     contracts.write(pair.parent / "after", dataclasses.replace(contract(24), level="L1C", statistics={}))
-    with pytest.raises(SourceError, match="after: level differ from"):
+    with pytest.raises(SourceError, match="after: differs from .*before in level"):
         pack.pack("pairs", source=pair, out=pair.parent / "shards")
     (pair.parent / "change.tif").unlink()
     with pytest.raises(SourceError, match="expected the change map that the pair names"):
         pack.pack("pairs", source=pair, out=pair.parent / "shards")
+
+
+def test_damaged_rasters_are_refused_in_one_line(pair: Path) -> None:
+    path = pair.parent / "after" / "image.tif"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(SourceError, match=r"4 in quarantine\.jsonl; the first: window \[0, 0, 24, 24\] cannot be read"):
+        pack.pack("pairs", source=pair, out=pair.parent / "shards")
+    path.write_bytes(b"no raster")
+    with pytest.raises(SourceError, match=r"after/image\.tif: not a readable raster"):
+        pack.pack("pairs", source=pair, out=pair.parent / "other")

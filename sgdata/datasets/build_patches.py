@@ -1,11 +1,15 @@
-"""List the patches of a build as samples."""
+"""List the patches of a build as samples, and cut them from its rasters."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sgdata.builds.patch_table import read
 from sgdata.datasets.types import Member, SampleRef
+from sgdata.errors import SourceError
+from sgdata.types import Array
 
 
 def refs(path: Path, members: tuple[Member, ...], pixel_bytes: float) -> tuple[SampleRef, ...]:
@@ -33,3 +37,27 @@ def refs(path: Path, members: tuple[Member, ...], pixel_bytes: float) -> tuple[S
         )
         for key, split, window, box in zip(rows["key"], rows["split"], windows, boxes, strict=True)
     )
+
+
+def open_raster(path: Path) -> Any:
+    """Open a raster with rasterio. Raises SourceError."""
+    import rasterio
+    from rasterio.errors import RasterioError
+
+    try:
+        return rasterio.open(path)
+    except RasterioError as error:
+        raise SourceError(f"{path}: not a readable raster: {error}; build it again") from None
+
+
+def read_window(raster: Any, window: Sequence[int]) -> Array:
+    """Read (C, height, width) of an open raster in a window of row, column, height, width. Raises SourceError."""
+    from rasterio.errors import RasterioError
+    from rasterio.windows import Window
+
+    row, col, height, width = window
+    try:
+        pixels: Array = raster.read(window=Window(col, row, width, height))
+    except RasterioError as error:
+        raise SourceError(f"window {window} cannot be read: {error}") from None
+    return pixels

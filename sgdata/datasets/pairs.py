@@ -45,7 +45,7 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     # Two dates must agree in the same fields as data and the weights of a model.
     differ = contracts.differences(theirs, ours, "fine-tune")
     if differ:
-        raise SourceError(f"{after}: {', '.join(differ)} differ from {before}; build both alike")
+        raise SourceError(f"{after}: differs from {before} in {', '.join(differ)}; build both alike")
     members = tuple(
         Member(name=name, size=path.stat().st_size)
         for name, path in (("before", before / files.IMAGE), ("after", after / files.IMAGE))
@@ -60,12 +60,10 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
 @contextmanager
 def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
     """Open both builds and the map; the function reads `image_before`, `image_after` (C, H, W), `mask` (H, W)."""
-    import rasterio
-
     before, after, change = _paths(source)
     with ExitStack() as stack:
         paths = (before / files.IMAGE, after / files.IMAGE, change)
-        rasters = [stack.enter_context(rasterio.open(path)) for path in paths]
+        rasters = [stack.enter_context(build_patches.open_raster(path)) for path in paths]
         first = rasters[0]
         # Windows are in pixels, so a shifted raster would be read without an error.
         for raster in rasters:
@@ -76,10 +74,7 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
 
 
 def _read(ref: SampleRef, rasters: list[Any]) -> Sample:
-    from rasterio.windows import Window
-
-    row, col, height, width = ref.meta["window"]
-    first, second, change = (raster.read(window=Window(col, row, width, height)) for raster in rasters)
+    first, second, change = (build_patches.read_window(raster, ref.meta["window"]) for raster in rasters)
     mask = (change[0] > 0).astype(np.uint8)
     # 0 is nodata in a build; a change is unknown if either date has no data.
     mask[(first == 0).any(axis=0) | (second == 0).any(axis=0)] = _UNSEEN

@@ -39,7 +39,7 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
     """Open `source`; the function reads `image` (C, H, W) and `mask` (H, W), or raises SourceError."""
     if (source / files.PATCHES).is_file():
         with ExitStack() as stack:
-            images = {name: stack.enter_context(_opened(source / name)) for name in _rasters(source)}
+            images = {name: stack.enter_context(build_patches.open_raster(source / name)) for name in _rasters(source)}
             yield lambda ref: _read_patch(ref, images)
     else:
         stored = cards.edition("segmunich", contract.version).bands
@@ -71,28 +71,11 @@ def _rasters(source: Path) -> list[str]:
     return [files.IMAGE, files.LABELS] if (source / files.LABELS).is_file() else [files.IMAGE]
 
 
-def _opened(path: Path) -> Any:
-    import rasterio
-    from rasterio.errors import RasterioError
-
-    try:
-        return rasterio.open(path)
-    except RasterioError as error:
-        raise SourceError(f"{path}: not a readable raster: {error}; build it again") from None
-
-
 def _read_patch(ref: SampleRef, images: dict[str, Any]) -> Sample:
-    import rasterio.windows
-    from rasterio.errors import RasterioError
-
-    row, col, height, width = ref.meta["window"]
-    window = rasterio.windows.Window(col, row, width, height)
-    try:
-        arrays = {"image": images[files.IMAGE].read(window=window)}
-        if files.LABELS in images:
-            arrays["mask"] = images[files.LABELS].read(1, window=window)
-    except RasterioError as error:
-        raise SourceError(f"window {ref.meta['window']} cannot be read: {error}") from None
+    window = ref.meta["window"]
+    arrays = {"image": build_patches.read_window(images[files.IMAGE], window)}
+    if files.LABELS in images:
+        arrays["mask"] = build_patches.read_window(images[files.LABELS], window)[0]
     meta = {**ref.meta, "crs": str(images[files.IMAGE].crs)}
     return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=meta)
 
