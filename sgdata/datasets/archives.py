@@ -49,15 +49,15 @@ def list_members(source: Path) -> MemberListing:
     """
     files.existing(source, "a folder, zip or tar of a dataset as distributed")
     if source.is_dir():
-        found = _in_folder(source)
+        members_with_reasons = _in_folder(source)
     elif zipfile.is_zipfile(source):
-        found = _in_zip(source)
+        members_with_reasons = _in_zip(source)
     else:
-        found = _in_tar(source)
+        members_with_reasons = _in_tar(source)
     # The first member of a name counts; unpacking a tar would keep the last, and readers could take either.
     taken: dict[str, Member] = {}
     rejected = []
-    for member, reason in found:
+    for member, reason in members_with_reasons:
         # AppleDouble files, which macOS packs beside each file under a similar name.
         if "/._" in member.name or member.name.startswith(("._", "__MACOSX/")):
             continue

@@ -117,8 +117,8 @@ def _read(ref: SampleRef, content: archives.Content, contract: Contract, index: 
         # 120, 60 and 20 pixels over the same 1200 m.
         side = PATCH_M // band.gsd_m
         if picture.pixels.shape != (1, side, side) or picture.pixels.dtype != np.uint16:
-            found = f"{picture.pixels.dtype} {picture.pixels.shape}"
-            raise SourceError(f"{band.name} is {found}, expected uint16 (1, {side}, {side})")
+            actual = f"{picture.pixels.dtype} {picture.pixels.shape}"
+            raise SourceError(f"{band.name} is {actual}, expected uint16 (1, {side}, {side})")
         # Bands of different sizes share only the upper left corner.
         if picture.place:
             places.add((picture.place.epsg, picture.place.transform[2], picture.place.transform[5]))

@@ -51,8 +51,8 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
             # The order of bands is checked over all samples (`band_check`), since one cloud would fail a patch.
             picture = small_tiff.read(content(ref.members[0]))
             if picture.pixels.shape != stored.shape or picture.pixels.dtype != np.uint16:
-                found = f"{picture.pixels.dtype} {picture.pixels.shape}"
-                raise SourceError(f"image is {found}, expected uint16 {stored.shape}")
+                actual = f"{picture.pixels.dtype} {picture.pixels.shape}"
+                raise SourceError(f"image is {actual}, expected uint16 {stored.shape}")
             meta = {**ref.meta, **small_tiff.located(picture), "source_id": ref.members[0].name}
             return Sample(key=ref.key, split=ref.split, arrays={"image": picture.pixels[order]}, meta=meta)
 

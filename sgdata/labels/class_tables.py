@@ -109,8 +109,8 @@ def _own(path: Path) -> ClassTable:
         raise SettingError(f"labels.classes is '{path}': expected segmunich-osm, corine or a file of your own classes")
     rows = files.read_table(path)
     if not rows or not set(COLUMNS) <= set(rows[0]):
-        found = "no rows" if not rows else f"columns {', '.join(map(str, rows[0]))}"
-        raise SettingError(f"{path}: {found}; expected the tab-separated columns {', '.join(COLUMNS)}")
+        content = "no rows" if not rows else f"columns {', '.join(map(str, rows[0]))}"
+        raise SettingError(f"{path}: {content}; expected the tab-separated columns {', '.join(COLUMNS)}")
     for number, row in enumerate(rows, start=2):
         where, name = f"{path} line {number}", (row["name"] or "").strip()
         colour, code = (row["colour"] or "").strip(), (row["code"] or "").strip()

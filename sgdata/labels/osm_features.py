@@ -366,12 +366,12 @@ def _way_lines(path: Path, wanted: set[int]) -> dict[int, Any]:
 
     if not wanted:
         return {}
-    found = {}
+    lines = {}
     processor: Any = osmium.FileProcessor(str(path), osmium.osm.NODE | osmium.osm.WAY).with_locations()
     for way in processor.with_filter(osmium.filter.EntityFilter(osmium.osm.WAY)):
         if way.id in wanted and len(way.nodes) > 1 and all(node.location.valid() for node in way.nodes):
-            found[way.id] = shapely.LineString([(node.lon, node.lat) for node in way.nodes])
-    return found
+            lines[way.id] = shapely.LineString([(node.lon, node.lat) for node in way.nodes])
+    return lines
 
 
 def _rings(lines: Iterable[Any]) -> Any:

@@ -150,7 +150,7 @@ def queries(area: Any, rules: tag_rules.RuleTable, *, date: str, service: Servic
     head = f'[out:json][timeout:{service.timeout_s}][maxsize:{service.maxsize}][date:"{moment}"]'
     areas, lines = set(tag_rules.keys(rules, "polygon")), set(tag_rules.keys(rules, "line"))
     rest = tuple(sorted((areas | lines).difference(*KEY_GROUPS)))
-    found = []
+    texts = []
     for tile in tiles(area.bounds):
         if not shapely.intersects(area, shapely.box(*tile)):
             continue
@@ -161,8 +161,8 @@ def queries(area: Any, rules: tag_rules.RuleTable, *, date: str, service: Servic
             wanted += [f'relation["{key}"]["type"~"^(multipolygon|boundary)$"];' for key in group if key in areas]
             if wanted:
                 body = f"({''.join(wanted)});(._;>;)->.all;.all out count;.all out body;"
-                found.append(f"{head}[bbox:{south},{west},{north},{east}];{body}")
-    return found
+                texts.append(f"{head}[bbox:{south},{west},{north},{east}];{body}")
+    return texts
 
 
 def tiles(bounds: Sequence[float]) -> list[tuple[float, float, float, float]]:
@@ -310,14 +310,14 @@ def _write(nodes: dict[int, Any], ways: dict[int, Any], relations: dict[int, Any
 
 def _elements(elements: Iterable[dict[str, Any]]) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]:
     """Return nodes, ways and relations by id, with duplicates (with and without tags) merged."""
-    found: dict[str, dict[int, dict[str, Any]]] = {"node": {}, "way": {}, "relation": {}}
+    by_type: dict[str, dict[int, dict[str, Any]]] = {"node": {}, "way": {}, "relation": {}}
     for element in elements:
-        if element.get("type") in found:
-            found[element["type"]].setdefault(element["id"], {}).update(element)
-    nodes, ways = found["node"], found["way"]
+        if element.get("type") in by_type:
+            by_type[element["type"]].setdefault(element["id"], {}).update(element)
+    nodes, ways = by_type["node"], by_type["way"]
     # `out geom` gives coordinates beside the ids of nodes, and None for nodes outside the box.
     for way in ways.values():
         for ref, point in zip(way.get("nodes", ()), way.get("geometry", ()), strict=False):
             if point:
                 nodes.setdefault(ref, point)
-    return nodes, ways, found["relation"]
+    return nodes, ways, by_type["relation"]

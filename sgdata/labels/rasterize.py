@@ -160,7 +160,7 @@ def _classify(features: Any, rules: tag_rules.RuleTable, grid: Grid, counts: Cou
     frame = shapely.box(west - margin, south - margin, east + margin, north + margin)
     shapely.prepare(frame)
     projected = features.geometry.to_crs(grid.crs).to_numpy()
-    found = []
+    classified = []
     columns = (features[name] for name in ("osm_type", "osm_id", "kind", "tags"))
     for osm_type, osm_id, kind, text, geometry in zip(*columns, projected, strict=True):
         rule = tag_rules.match(rules, kind, text, is_way=osm_type == "way")
@@ -181,8 +181,10 @@ def _classify(features: Any, rules: tag_rules.RuleTable, grid: Grid, counts: Cou
             name = (str(osm_type), int(osm_id))
             # The area decides the order; that of the whole geometry is the same for every grid.
             area_m2, part = float(valid.area), _within(frame, valid)
-            found.append(_Classified(name=name, rule=rule, geometry=part, area_m2=area_m2, half_width_m=half_width_m))
-    return found
+            classified.append(
+                _Classified(name=name, rule=rule, geometry=part, area_m2=area_m2, half_width_m=half_width_m)
+            )
+    return classified
 
 
 def _valid(geometry: Any, kind: tag_rules.Kind, counts: Counter[str]) -> Any:

@@ -77,5 +77,7 @@ def level(means: Mapping[str, float], declared: str) -> str:
     if not {"B09", "B8A"} <= means.keys() or not means["B8A"]:
         return "undecided"
     vapour = means["B09"] / means["B8A"]  # L1C: 0.28 to 0.32; L2A: 0.99 to 1.14
-    found = "L1C" if vapour < 0.55 else "L2A" if vapour > 0.8 else "undecided"
-    return "as named" if found == declared else f"{found}, named {declared}" if found != "undecided" else found
+    likely = "L1C" if vapour < 0.55 else "L2A" if vapour > 0.8 else "undecided"
+    if likely == declared:
+        return "as named"
+    return likely if likely == "undecided" else f"{likely}, named {declared}"

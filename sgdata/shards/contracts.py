@@ -85,8 +85,10 @@ def require(ours: Contract, theirs: Contract, purpose: Purpose, accept: Iterable
         raise SettingError(f"accept = {unknown}: not parts of a contract; known: {', '.join(COMPARED['resume'])}")
     left = [name for name in differences(ours, theirs, purpose) if name not in accepted]
     if left:
-        found = "; ".join(f"{name} is {_short(ours, name)}, expected {_short(theirs, name)}" for name in left)
-        raise SettingError(f"cannot {purpose} on '{ours.dataset}': {found}; accept = {left} in the recipe waives this")
+        different = "; ".join(f"{name} is {_short(ours, name)}, expected {_short(theirs, name)}" for name in left)
+        raise SettingError(
+            f"cannot {purpose} on '{ours.dataset}': {different}; accept = {left} in the recipe waives this"
+        )
 
 
 def _short(contract: Contract, name: str) -> str:
