@@ -1,4 +1,4 @@
-"""The kernels of `sgdata.composite` in plain numpy, for tests and benchmarks."""
+"""Compute the kernels of `sgdata.composite` in plain numpy, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from sgdata.types import Array
 
 
 def median(observations: Array, usable: Array) -> Array:
-    """As `rules.median`."""
+    """Compute the median as `rules.median` does."""
     return np.floor(_middle(observations, usable) + 0.5).astype(observations.dtype)
 
 
 def medoid(looked: Array, usable: Array) -> Array:
-    """As `rules.medoid`, the date only."""
+    """Return the date chosen by `rules.medoid`."""
     return _first_best(-((looked - _middle(looked, usable)) ** 2).sum(axis=1), usable)
 
 
 def maxndvi(looked: Array, usable: Array) -> Array:
-    """As `rules.maxndvi`, the date only."""
+    """Return the date chosen by `rules.maxndvi`."""
     red, nir = looked[:, 0].astype(np.float64), looked[:, 1].astype(np.float64)
     return _first_best((nir - red) / np.maximum(nir + red, 1), usable)
 
 
 def bap(looked: Array, sights: Array, days: tuple[int, ...], settings: rules.BapSettings, gsd_m: float) -> Array:
-    """As `rules.bap`, the score only and in floating point: (T, H, W), 0-1."""
+    """Return the score of `rules.bap` in floating point: (T, H, W), 0-1."""
     w_doy, w_year, w_cloud, w_haze = settings.weights
     when = [date(1970, 1, 1) + timedelta(days=day) for day in days]
     off = np.abs(np.array([d.timetuple().tm_yday for d in when]) - settings.day_of_year)
@@ -43,7 +43,7 @@ def bap(looked: Array, sights: Array, days: tuple[int, ...], settings: rules.Bap
 
 
 def geomedian(observations: Array, usable: Array) -> Array:
-    """As `rules.geomedian`, not rounded: (C, H, W) float64, all pixels through all rounds."""
+    """Compute `rules.geomedian` without rounding: (C, H, W) float64, all pixels through all rounds."""
     values, weight = observations.astype(np.float64), usable[:, None].astype(np.float64)
     point: Array = (values * weight).sum(axis=0) / np.maximum(weight.sum(axis=0), 1)
     for _ in range(kernels.MAX_ITERATIONS):
@@ -54,13 +54,13 @@ def geomedian(observations: Array, usable: Array) -> Array:
 
 
 def _first_best(quality: Array, usable: Array) -> Array:
-    """(H, W) the usable date of the greatest quality (T, H, W), the first of equals, NO_VALUE where none is."""
+    """Return (H, W) the usable date of highest quality (T, H, W), the first of equals, NO_VALUE where there is none."""
     best: Array = np.where(usable.any(axis=0), np.where(usable, quality, -np.inf).argmax(axis=0), kernels.NO_VALUE)
     return best
 
 
 def _middle(values: Array, usable: Array) -> Array:
-    """(T, C, H, W) -> (C, H, W) float64: mean of the two middle usable values, 0 where there is none."""
+    """Return (C, H, W) float64: the mean of the two middle usable values of (T, C, H, W), 0 where there is none."""
     ranked = np.sort(np.where(usable[:, None], values, np.inf), axis=0)
     count = usable.sum(axis=0)[None, None]
     lower = np.take_along_axis(ranked, np.maximum(count - 1, 0) // 2, axis=0)[0]

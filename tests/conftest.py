@@ -27,19 +27,19 @@ def shared_folder(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def real() -> Path:
-    """Small real samples of every dataset, kept outside the repository for their licences."""
+    """Return the folder of small real samples, which are outside the repository because of their licences."""
     return shared_folder("real")
 
 
 @pytest.fixture(scope="session")
 def parity() -> Path:
-    """Numbers of the original SpectralGPT, kept outside the repository."""
+    """Return the folder of reference outputs of the original SpectralGPT, which is outside the repository."""
     return shared_folder("parity")
 
 
 @pytest.fixture(scope="session")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A simulated archive: 2 km, 4 dates of the first epoch."""
+    """Simulate an archive of 2 km with 4 dates of the first epoch."""
     from sgdata.simulation.archive import simulate
 
     return simulate(tmp_path_factory.mktemp("city") / "archive", seed=1, size_km=2, dates=4)

@@ -21,7 +21,7 @@ Fault = Callable[["Files", bytes], bool]
 
 
 class Files(BaseHTTPRequestHandler):
-    """GET and HEAD with ranges over the server's `folder`; its `fault` may come first. `asked` lists the requests."""
+    """Handle GET and HEAD with ranges for the server's `folder`; `fault` runs first, `asked` lists the requests."""
 
     protocol_version = "HTTP/1.1"
     server: Any
@@ -61,26 +61,26 @@ class Files(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def drop(self) -> None:
-        """Close the connection without a further word."""
+        """Close the connection without an answer."""
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, *arguments: Any) -> None:
-        """Silence."""
+        """Log nothing."""
 
 
 class Quiet(ThreadingHTTPServer):
-    """Clients that hang up are no news."""
+    """A server that does not report closed connections."""
 
     daemon_threads = True
 
     def handle_error(self, *arguments: Any) -> None:
-        """Silence."""
+        """Log nothing."""
 
 
 @contextmanager
 def serving(folder: Path, fault: Fault = lambda handler, content: False) -> Iterator[Any]:
-    """The server of a folder; `.url` is its address."""
+    """Serve a folder; `.url` of the server is its address."""
     server: Any = Quiet(("127.0.0.1", 0), Files)
     server.folder, server.fault, server.asked = folder, fault, []
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -101,7 +101,7 @@ def free_port() -> int:
 
 @contextmanager
 def process(command: list[str], url: str) -> Iterator[str]:
-    """A server process that answers at `url`; ended with the context."""
+    """Run a server process that answers at `url` until the context ends."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         try:
             for _ in range(100):
@@ -117,7 +117,7 @@ def process(command: list[str], url: str) -> Iterator[str]:
 
 
 def nginx(folder: Path, work: Path) -> tuple[list[str], str]:
-    """Command and URL of an nginx over `folder`; needs the program."""
+    """Return command and URL of an nginx for `folder`; nginx must be installed."""
     port, work = free_port(), work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     own = "".join(f"{kind}_temp_path {work};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
@@ -130,14 +130,14 @@ def nginx(folder: Path, work: Path) -> tuple[list[str], str]:
 
 
 def rustac(items: Path) -> tuple[list[str], str]:
-    """Command and URL of a STAC API over an item collection."""
+    """Return command and URL of a STAC API for an item collection."""
     address = f"127.0.0.1:{free_port()}"
     program = shutil.which("rustac") or str(Path(sys.executable).parent / "rustac")
     return [program, "serve", "--create-collections", "--addr", address, str(items)], f"http://{address}"
 
 
 def item_collection(archive: Path, url: str, target: Path) -> Path:
-    """All items of an archive in one file, with the hrefs that a web server of it would give."""
+    """Write all items of an archive to one file, with hrefs on a web server."""
     features = []
     for path in sorted(archive.glob("*/*/*.json")):
         item = json.loads(path.read_text())

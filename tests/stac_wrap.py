@@ -1,4 +1,4 @@
-"""Pixels as a static STAC catalogue in the manner of Earth Search v1: fabricated scenes, or real rasters rewritten."""
+"""Write pixels as a static STAC catalogue like Earth Search v1, from synthetic scenes or real rasters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLLECTION = "sentinel-2-l2a"
 
 @dataclass(frozen=True, kw_only=True)
 class Wrapped:
-    """One scene to be wrapped: band (or SCL, cloud) -> (H, W) pixels and their gsd; all share one upper left corner."""
+    """A scene for a catalogue: (H, W) pixels and gsd by band (or SCL, cloud); all share one upper left corner."""
 
     id: str
     time: str
@@ -109,9 +109,9 @@ def _asset(folder: Path, name: str, scene: Wrapped) -> dict[str, Any]:
 
 
 def decimated_scene(real: Path, folder: Path) -> Path:
-    """The Earth Search item 29RKH with its own files, 100/200/600 m pixels in place of 10/20/60.
+    """Return the Earth Search item 29RKH with its own files, with 100/200/600 m pixels instead of 10/20/60.
 
-    Its assets point at the files where they lie; `proj:*` is rewritten to what the files say.
+    Its assets refer to the original files; `proj:*` is rewritten from the files.
     """
     home = real / "s2_scene_29RKH_stac" / "S2A_29RKH_20200219_0_L2A"
     item = json.loads((home / f"{home.name}.json").read_text())
@@ -129,7 +129,7 @@ def decimated_scene(real: Path, folder: Path) -> Path:
 
 
 def barbellino(real: Path, folder: Path) -> Path:
-    """The Alpine L2A pair: 11 bands at 10 m with nodata tag 65535, SCL at 20 m."""
+    """Return the Alpine L2A pair: 11 bands at 10 m with nodata tag 65535, SCL at 20 m."""
     names = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B11", "B12")
     scenes = []
     for day in ("20170703", "20190723"):
@@ -153,7 +153,7 @@ def barbellino(real: Path, folder: Path) -> Path:
 
 
 def lahinch(real: Path, folder: Path) -> Path:
-    """The Irish L1C series, float32 with a NaN border -> uint16 with 0, and its cloud probability as asset `cloud`."""
+    """Return the Irish L1C series, NaN borders converted to uint16 0, with its cloud probability as asset `cloud`."""
     scenes = []
     for path in sorted((real / "s2_series_lahinch" / "S2").glob("*.tif")):
         with rasterio.open(path) as dataset:

@@ -1,4 +1,4 @@
-"""Small archives in the very layout of the official ones (names, containers, dtypes, band orders), values invented."""
+"""Write small archives in the official layouts (names, containers, dtypes, band orders) with synthetic values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RELEASED_CODES = (0, 5, 11, 12, 13, 14, 21, 22, 23, 31, 32, 33, 41)
 
 
 def reflectance(shape: tuple[int, ...], seed: int) -> Array:
-    """Smooth DN with noise, never 0."""
+    """Return smooth DN with noise, never 0."""
     rng = np.random.default_rng(seed)
     rows, cols = np.mgrid[: shape[-2], : shape[-1]]
     base = 600 + 400 * np.sin(rows / 7 + seed) * np.cos(cols / 9)
@@ -42,7 +42,7 @@ def _geotiff(path: Path, pixels: Array, crs: str, transform: Any, **profile: Any
 
 
 def segmunich_build(folder: Path, *, patches: int = 6, size: int = 16) -> Path:
-    """What `sgdata build segmunich` leaves that shards are made of: two rows of patches, train above, val below."""
+    """Write the parts of a segmunich build that shards are made from: two rows of patches, train above, val below."""
     import geopandas
     from shapely.geometry import box
 
@@ -91,7 +91,7 @@ def segmunich_build(folder: Path, *, patches: int = 6, size: int = 16) -> Path:
 
 
 def segmunich_released(folder: Path, splits: Iterable[tuple[str, int]] = (("train", 3), ("val", 2))) -> Path:
-    """`TUM_128/{train,val}/{img,label}/<id>.tif`: images of 128 pages, labels of CORINE-like codes."""
+    """Write `TUM_128/{train,val}/{img,label}/<id>.tif`: images of 128 pages, labels of CORINE-like codes."""
     for split, count in splits:
         for number in range(count):
             seed = number + 100 * (split == "val")
@@ -110,7 +110,7 @@ EUROSAT_FILE_ORDER = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B
 
 
 def eurosat(folder: Path, classes: Iterable[str] = ("AnnualCrop", "River"), each: int = 3) -> Path:
-    """`EuroSAT_MS/<Class>/<Class>_<n>.tif`: 13 interleaved bands, B8A last, no names, UTM, pixels not quite 10 m."""
+    """Write `EuroSAT_MS/<Class>/<Class>_<n>.tif`: 13 interleaved bands, B8A last, no names, UTM, not exactly 10 m."""
     transform = from_origin(624602.23, 4877286.03, 10.00570688714736, 9.994088099999352)
     for label in classes:
         for number in range(1, each + 1):
@@ -125,7 +125,7 @@ def eurosat(folder: Path, classes: Iterable[str] = ("AnnualCrop", "River"), each
 
 
 def bigearthnet_patch(folder: Path, name: str, *, seed: int, nodata: int | None) -> None:
-    """The 12 single-band files of a patch: 120, 60 and 20 pixels over one 1200 m square."""
+    """Write the 12 single-band files of a patch: 120, 60 and 20 pixels for a 1200 m square."""
     place = re.findall(r"\d+", name)
     west, north = 600000 + 1200 * int(place[-2]), 5400000 - 1200 * int(place[-1])
     for gsd, bands in GROUPS.items():
@@ -138,7 +138,7 @@ def bigearthnet_patch(folder: Path, name: str, *, seed: int, nodata: int | None)
 
 
 def bigearthnet_v1(folder: Path, count: int = 3) -> Path:
-    """`BigEarthNet-v1.0/<patch>/<patch>_Bxx.tif` and `_labels_metadata.json` with names of the 43."""
+    """Write `BigEarthNet-v1.0/<patch>/<patch>_Bxx.tif` and `_labels_metadata.json` with names of the 43 classes."""
     for number in range(count):
         name = f"S2B_MSIL2A_20170924T9{number}161_{number}_7"
         patch = folder / "BigEarthNet-v1.0" / name
@@ -155,7 +155,7 @@ def bigearthnet_v1(folder: Path, count: int = 3) -> Path:
 
 
 def bigearthnet_v2(folder: Path, count: int = 3) -> Path:
-    """`BigEarthNet-S2/<scene>/<patch>/<patch>_Bxx.tif` and `metadata.parquet` with alphabetical lists of the 19."""
+    """Write `BigEarthNet-S2/<scene>/<patch>/<patch>_Bxx.tif` and `metadata.parquet` with sorted lists of the 19."""
     import pandas as pd
 
     scene, rows = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP", []
@@ -212,7 +212,7 @@ def fmow(folder: Path, *, third: str = "test_gt", surplus: bool = True) -> Path:
 
 
 def oscd(folder: Path, cities: Iterable[str] = ("bercy", "norcia")) -> Path:
-    """The three folders of the three zips: 13 rect bands a date, `dates.txt`, change map as PNG 0/255 and TIFF 1/2.
+    """Write the folders of the three zips: 13 rect bands per date, `dates.txt`, change map as PNG 0/255 and TIFF 1/2.
 
     Sizes and dates are the published ones; these two cities are the smallest of train and test.
     """

@@ -1,4 +1,4 @@
-"""A whole build folder of any size, made from a formula in seconds: for the page, which must cope with large ones."""
+"""Write a whole build folder of any size from a formula in seconds, to test pages of large builds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DAYS = np.array([17993, 18078, 18133], np.uint16)
 
 
 def write(out: Path, shape: tuple[int, int], *, patch: int = 128) -> Path:
-    """Everything that `sgdata build` leaves and the page reads; four classes, three scenes, a corner without data."""
+    """Write every file of a build that the page reads: four classes, three scenes, a corner without data."""
     grid = Grid(crs="EPSG:32632", origin=(680040.0, 5340360.0), gsd_m=10.0, shape=shape)
     bands = sentinel2.L2A_BANDS
     image = geotiff.Style(descriptions=bands, nodata=0)
@@ -69,14 +69,14 @@ def strips(shape: tuple[int, int]) -> Iterator[Window]:
 
 
 def classes(window: Window) -> Array:
-    """Ovals of four classes."""
+    """Return a map of ovals of four classes."""
     rows, cols = np.mgrid[window.slices]
     field = np.sin(rows / 47) + np.cos(cols / 61)
     return np.digitize(field, (-1, 0, 1)).astype(np.uint8)
 
 
 def dn(window: Window) -> Array:
-    """A spectrum per class, shading and noise like a sensor's; no data in the corner of the first rows."""
+    """Return a spectrum per class with shading and sensor noise; no data in the corner of the first rows."""
     held = classes(window)
     steps = np.arange(12)
     spectra = np.stack([500 + 40 * steps, 700 + 250 * steps, 900 + 150 * steps, 2500 - 90 * steps])

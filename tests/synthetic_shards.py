@@ -1,4 +1,4 @@
-"""Small shards with a known rule from pixels to labels: for the loader and the training programs."""
+"""Write small shards with a known relation of pixels and labels, to test the loader and the training programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLASSES = 4
 
 
 def contract(px: int) -> Contract:
-    """Twelve L2A bands and four classes; `shards.write` fills in the rest."""
+    """Return a contract of twelve L2A bands and four classes; `finish.write` fills in the rest."""
     return Contract(
         format=1,
         dataset="toy",
@@ -43,7 +43,7 @@ def contract(px: int) -> Contract:
 
 
 def sample(number: int, split: str, height: int, width: int) -> Sample:
-    """Blocks of 8 pixels, each of one class; a class is a spectrum, with noise; one corner is unlabelled."""
+    """Return a sample of blocks of 8 pixels, each a class with its spectrum and noise; one corner is unlabelled."""
     rng = np.random.Generator(np.random.Philox(key=[number, 2]))
     blocks = rng.integers(0, CLASSES, (-(-height // 8), -(-width // 8)))
     mask = blocks.repeat(8, 0).repeat(8, 1)[:height, :width].astype(np.uint8)
@@ -60,20 +60,20 @@ def sample(number: int, split: str, height: int, width: int) -> Sample:
 
 
 def write(out: Path, *, train: int = 6, val: int = 2, px: int = 32) -> Path:
-    """A folder of shards of `train` + `val` samples; returns it."""
+    """Write a folder of shards of `train` + `val` samples and return it."""
     made = [sample(n, "train" if n < train else "val", px, px) for n in range(train + val)]
     finish.write(made, out, contract=contract(px))
     return out
 
 
 def scene_contract(px: int, task: Task = "single-label") -> Contract:
-    """As `contract`, for scenes of four classes."""
+    """Return a contract as `contract` does, for scenes of four classes."""
     space = dataclasses.replace(contract(px).label_space, task=task, ignore=None)
     return dataclasses.replace(contract(px), label_space=space)
 
 
 def scene(number: int, split: str, px: int, task: Task = "single-label") -> Sample:
-    """One class all over, or two, side by side; labels in the metadata, as the readers write them."""
+    """Return a scene of one class, or of two side by side; labels are in the metadata, as the readers write them."""
     rng = np.random.Generator(np.random.Philox(key=[number, 3]))
     labels = sorted({number % CLASSES, (number // CLASSES) % CLASSES} if task == "multi-label" else {number % CLASSES})
     bands = np.arange(12)
@@ -86,14 +86,14 @@ def scene(number: int, split: str, px: int, task: Task = "single-label") -> Samp
 
 
 def write_scenes(out: Path, *, train: int = 12, val: int = 8, px: int = 16, task: Task = "single-label") -> Path:
-    """A folder of shards of labelled scenes; returns it."""
+    """Write a folder of shards of labelled scenes and return it."""
     made = [scene(n, "train" if n < train else "val", px, task) for n in range(train + val)]
     finish.write(made, out, contract=scene_contract(px, task))
     return out
 
 
 def pair_contract() -> Contract:
-    """As `contract`, for pairs of scenes of many sizes."""
+    """Return a contract as `contract` does, for pairs of scenes of many sizes."""
     space = LabelSpace(
         name="pairs",
         task="change",
@@ -106,7 +106,7 @@ def pair_contract() -> Contract:
 
 
 def pair(key: str, split: str, height: int, width: int, *, seed: int) -> Sample:
-    """Two dates of one ground of blocks; some blocks are bright on the second only, and those are the change."""
+    """Return two dates of a ground of blocks; the change is the blocks that are bright on the second date only."""
     rng = np.random.Generator(np.random.Philox(key=[seed, 4]))
     blocks = (-(-height // 8), -(-width // 8))
     ground, new = (
@@ -124,7 +124,7 @@ def pair(key: str, split: str, height: int, width: int, *, seed: int) -> Sample:
 
 
 def write_pairs(out: Path) -> Path:
-    """Three cities to train, two to score, each of its own size; returns the folder."""
+    """Write three cities to train on and two to score, each of another size; return the folder."""
     sizes = {"anna": (48, 40), "berta": (32, 32), "carla": (40, 56), "dora": (43, 37), "emma": (32, 48)}
     made = [pair(key, "train" if n < 3 else "test", *size, seed=n) for n, (key, size) in enumerate(sizes.items())]
     finish.write(made, out, contract=pair_contract())

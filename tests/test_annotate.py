@@ -40,7 +40,7 @@ def test_a_small_area_gets_smaller_blocks_with_a_warning(side: int, caplog: pyte
 def test_blocks_shrink_until_no_part_lacks_a_class() -> None:
     windows = list(grid.patches((500, 500), 128, 32))
     where = patch_table.window_boxes(windows)
-    # One class lies in a corner only: with two by two blocks, one part would lack it.
+    # One class occurs in a corner only: with two by two blocks, one part would lack it.
     counts = np.stack([np.ones(len(where)), (where[:, 0] < 100) & (where[:, 1] < 200)], axis=1).astype(float)
     assert any(blocks.split(where, counts, blocks.SplitSettings(block_px=256, gap_px=64))[1].lacking.values())
     _, report = cut.fitting_split(where, counts, blocks.SplitSettings())

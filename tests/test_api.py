@@ -1,4 +1,4 @@
-"""The Python API is what the commands call: an area, a recipe, places -> a build, shards, an xarray.Dataset."""
+"""Test the Python API behind the commands: from area, recipe and paths to a build, shards and an xarray.Dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An area as people give it becomes one lattice, snapped outward to 60 m in the right UTM zone."""
+"""Test that an area becomes one grid, snapped outward to 60 m in the right UTM zone."""
 
 from __future__ import annotations
 

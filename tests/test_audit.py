@@ -1,4 +1,4 @@
-"""The audit against planted defects: each is found, alone, in a dataset that is otherwise clean."""
+"""Test the audit against planted defects: each one is found, and only that one, in an otherwise clean dataset."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def contract(**changes: object) -> Contract:
 
 
 def clean() -> list[Sample]:
-    """120 samples of smooth ground, in lines 2 km apart by split, on two dates, three classes in each."""
+    """Return 120 samples of smooth ground, in lines 2 km apart by split, on two dates, with three classes each."""
     from pyproj import Transformer
 
     there = Transformer.from_crs(32632, 4326, always_xy=True)
@@ -91,12 +91,12 @@ def everywhere(change: Callable[[np.ndarray], np.ndarray]) -> Plant:
 
 
 def one_more(change: Callable[[Sample], Sample]) -> Plant:
-    """A copy of a training sample among the validation samples, changed."""
+    """Add a changed copy of a training sample to the validation samples."""
     return lambda samples: [*samples, replace(change(samples[5]), key="val-planted", split="val")]
 
 
 def moved(metres: float) -> Plant:
-    """Ten validation samples that lie `metres` east of training samples, with pixels and days of their own."""
+    """Return ten validation samples `metres` east of training samples, with other pixels and days."""
 
     def plant(samples: list[Sample]) -> list[Sample]:
         train = [s for s in samples if s.split == "train"]
@@ -306,7 +306,7 @@ def test_windows_of_a_build_are_compared_to_the_pixel(tmp_path: Path) -> None:
 
 
 def test_b8a_at_the_place_of_its_name_in_eurosat(tmp_path: Path) -> None:
-    """The official files hold B8A last; a copy that was put into wavelength order is read wrong, and found."""
+    """In the official files B8A is last; a copy in wavelength order would be read wrong and must be detected."""
     order = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
     means = MEANS | {"B10": 12, "B09": 900, "B02": 1100}
     for name, stored in (("official", synthetic.EUROSAT_FILE_ORDER), ("sorted", order)):
@@ -323,7 +323,7 @@ def test_b8a_at_the_place_of_its_name_in_eurosat(tmp_path: Path) -> None:
 
 
 def segmunich(folder: Path, order: Sequence[int]) -> Path:
-    """The released tree with true resolutions: 10 m bands first, 20 m ones repeated 2 x 2, then put into `order`."""
+    """Write the released tree with true resolutions: 10 m bands first, 20 m bands repeated 2 x 2, then in `order`."""
     for n in range(4):
         rng = np.random.default_rng(n)
         fine, coarse = rng.integers(200, 4000, (4, 128, 128)), rng.integers(200, 4000, (6, 64, 64))
@@ -442,7 +442,7 @@ def square(crs: str, x: float, y: float, side: float) -> Footprint:
 @pytest.mark.parametrize("shift", [-300.0, 0.0, 900.0, 1170.0, 1200.0, 1300.0, 5000.0])
 @pytest.mark.parametrize("easting", [300_000.0, 500_000.0, 790_000.0])
 def test_metres_between_squares_of_one_zone(shift: float, easting: float) -> None:
-    """Boxes in degrees of neighbours overlap at the edge of a zone, where north is 2 degrees askew; squares do not."""
+    """Boxes of neighbours in degrees overlap at the edge of a zone, where north is 2 degrees off; squares do not."""
     one, other = square("EPSG:32632", easting, 5.3e6, 1200), square("EPSG:32632", easting + shift, 5.3e6, 1200)
     met = proximity.compare(proximity.columns([one]), proximity.columns([other]))
     assert (len(met.shared) == 1) == (abs(shift) < 1185)
@@ -478,7 +478,7 @@ def test_rasterio_reads_what_a_footprint_says(tmp_path: Path) -> None:
 
 
 def test_gradients_are_no_copies_of_each_other() -> None:
-    """Hazy water: the same slope in every band, and grain of its own."""
+    """Use hazy water: the same slope in every band, and independent noise."""
     rng = np.random.default_rng(0)
     slope = np.add.outer(np.arange(64), np.arange(64)) * 3.0
     seen = [duplicates.look(1000 + slope + rng.normal(0, 15, (3, 64, 64))) for _ in range(20)]

@@ -1,4 +1,4 @@
-"""Normalisation and geometry against the released transforms; geometry as a group; draws per sample."""
+"""Test normalisation and geometry against the released transforms, geometry as a group, and draws per sample."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_no_augmentation_changes_nothing() -> None:
 
 
 def released(parity: Path, name: str) -> tuple[torch.Tensor, normalise.Normalisation, dict[str, np.ndarray]]:
-    """The image (C, H, W) as the released fine-tuning reads it, its normalisation, and what came out there."""
+    """Return the image (C, H, W) as the released fine-tuning reads it, its normalisation, and the released output."""
     theirs = dict(np.load(parity / "preprocess.npz"))
     raw = theirs["eurosat/raw" if name == "eurosat" else "ben_pretrain/raw"]
     mean, std = (tuple(theirs[f"{name}/{part}"].tolist()) for part in ("mean", "std"))
@@ -170,7 +170,7 @@ BOTH = augment.MixRecipe(mixup=0.8, cutmix=1.0)
 
 
 def mixed(recipe: augment.MixRecipe, count: int = 600, size: int = 16) -> tuple[torch.Tensor, augment.Mix]:
-    """Sample i is an image of the value i; mixed."""
+    """Return mixed samples, where sample i is an image of the constant i."""
     x = torch.arange(count).float()[:, None, None, None].expand(count, 1, size, size)
     how = augment.mixing(recipe, torch.arange(count) + 7, torch.zeros(count).long(), size, seed=2)
     return augment.mix(x, how), how

@@ -1,4 +1,4 @@
-"""Data with fewer bands than the model: what stands in their places, and that a checkpoint says so."""
+"""Test data with fewer bands than the model: substitutes for missing bands, and their record in the checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NO_LAST_GROUP = tuple(name for name in sentinel2.L2A_BANDS if name not in {"B08"
 
 
 def fewer(out: Path, names: tuple[str, ...]) -> Path:
-    """The toy shards with some bands only."""
+    """Return the toy shards with some of the bands."""
     kept = [sentinel2.L2A_BANDS.index(name) for name in names]
     made = []
     for number in range(6):
@@ -86,7 +86,7 @@ def test_constants_are_those_of_the_substitutes() -> None:
 
 
 def test_the_mean_is_the_released_one(parity: Path) -> None:
-    """SegMunich's ten bands, the two channels made of their mean at the end, min-max with eps 1e-9 (spec section 5)."""
+    """Compare with the released reader: ten bands, twice their mean at the end, min-max scaling with eps 1e-9."""
     with np.load(parity / "preprocess.npz", allow_pickle=False) as arrays:
         raw, expected = (torch.from_numpy(arrays[f"segmunich/{name}"]) for name in ("raw", "out"))
     raw, ours = raw.permute(2, 0, 1), of_ten(len(raw))
@@ -153,7 +153,7 @@ def test_groups_without_data_have_no_tokens(tmp_path: Path) -> None:
 
 
 def test_remaining_groups_are_encoded_as_before() -> None:
-    """The tokens that a dropped group leaves are those that the whole model makes when only they are kept."""
+    """Dropping a group gives the tokens that the whole model computes when only the other groups are kept."""
     for positions in ("pair", "joint"):
         config = encoder.EncoderConfig(image_px=16, width=24, depth=2, heads=2, positions=positions)  # type: ignore[arg-type]
         whole = mae.MaskedAutoencoder(encoder.Encoder(config))

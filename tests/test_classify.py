@@ -1,4 +1,4 @@
-"""Classification as a program: it learns, mixes and freezes what it says, scores as counted by hand, and resumes."""
+"""Test the classification program: learning, mixing, freezing, scores against counts by hand, and resuming."""
 
 from __future__ import annotations
 

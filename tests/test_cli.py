@@ -1,4 +1,4 @@
-"""The commands as a user meets them: light help with an example, one clear line and exit 2 on bad input."""
+"""Test the commands as users see them: fast help with an example; one clear line and exit code 2 for bad input."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sgdata(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
 
 
 def refused(*arguments: str, cwd: Path | None = None) -> str:
-    """The one line with which a command refuses its input."""
+    """Return the single line with which a command refuses its input."""
     done = sgdata(*arguments, cwd=cwd)
     assert done.returncode == 2, (done.returncode, done.stderr)
     assert "Traceback" not in done.stderr
@@ -107,7 +107,7 @@ def test_an_area_outside_the_catalogue(tmp_path: Path, city: Path) -> None:
 
 
 def test_a_server_that_cannot_be_reached(tmp_path: Path, city: Path) -> None:
-    # Port 9 (discard) on loopback: nobody listens, the connection is refused at once.
+    # Port 9 (discard) on loopback has no listener: the connection is refused at once.
     line = refused(
         "plan", "segmunich", "--aoi", f"{city}/aoi.geojson", "--stac", "http://127.0.0.1:9/v1", "--out",
         str(tmp_path / "b"),

@@ -1,4 +1,4 @@
-"""Masks by OmniCloudMask: its own networks with weights made here, since no hub is to be reached."""
+"""Test masks by OmniCloudMask with its own networks and generated weights, since no hub can be reached."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GROUND = {"B03": 600, "B04": 500, "B8A": 3000}
 
 
 def archive(folder: Path) -> Path:
-    """Two dates of plain ground; on the second the upper half is as bright as cloud."""
+    """Write two dates of plain ground; on the second the upper half is as bright as cloud."""
     scenes = []
     for month in (5, 7):
         layers: dict[str, tuple[Array, float]] = {}

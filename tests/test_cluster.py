@@ -1,4 +1,4 @@
-"""The same build on a Dask cluster of real processes, one of which is killed midway: the same bytes."""
+"""Test that a build on a Dask cluster of real processes, one of them killed midway, gives the same bytes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def running(*words: str) -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture
 def cluster() -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """A scheduler and two workers of one thread each: address and workers."""
+    """Start a scheduler and two workers with one thread each; yield the address and the workers."""
     pytest.importorskip("distributed", reason="dask is not installed")
     address = f"tcp://127.0.0.1:{served.free_port()}"
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The command line of the training programs: lists, refusals in one line, exit codes."""
+"""Test the command line of the training programs: lists, refusals in one line, exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of the composite: kernels equal their numpy references, ties and gaps follow the stated rule."""
+"""Test composite rules: kernels equal their numpy references; ties and gaps follow the documented rule."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_maxndvi_equals_its_reference(stack: tuple[Array, Array]) -> None:
 def test_geomedian_equals_its_reference(stack: tuple[Array, Array]) -> None:
     expected = composite_reference.geomedian(*stack)
     found = rules.geomedian(*stack).astype(float)
-    # The reference goes on for all rounds, the kernel stops when the point stands still.
+    # The reference goes on for all rounds, the kernel stops at convergence.
     assert np.abs(found - expected).max() <= 0.5 + 0.5
     assert not found[:, ~stack[1].any(axis=0)].any()
 

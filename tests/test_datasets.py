@@ -90,7 +90,7 @@ def test_folder_zip_and_tar_give_the_same_samples(name: str, made: Callable[[str
             archive.write(path, path.relative_to(source))
     with tarfile.open(tmp_path / "it.tar", "w") as tar:
         tar.add(source, arcname="./")
-    for table in (*source.glob("*.csv"), *source.glob("*.parquet")):  # these lie beside the archives
+    for table in (*source.glob("*.csv"), *source.glob("*.parquet")):  # these are next to the archives
         shutil.copy(table, tmp_path / table.name)
     told = {
         kind: pack(name, at, tmp_path / kind)
@@ -143,7 +143,7 @@ def _tar_of(source: Path, path: Path) -> Path:
     plain = path.with_suffix("").read_bytes()
     content = gzip.compress(plain, 1) if path.suffix == ".gz" else pa.compress(plain, codec="zstd", asbytes=True)
     path.write_bytes(content)
-    for table in (*source.glob("*.csv"), *source.glob("*.parquet")):  # these lie beside the archives
+    for table in (*source.glob("*.csv"), *source.glob("*.parquet")):  # these are next to the archives
         shutil.copy(table, path.parent / table.name)
     return path
 
@@ -460,7 +460,7 @@ def test_misplaced_bands_are_detected_from_a_hundred_samples(tmp_path: Path) -> 
     assert pack("eurosat", tmp_path / "wrong", tmp_path / "c").complete, "undecided below a hundred"
 
 
-# --- faults, each told with its reason -----------------------------------------------------
+# --- faults, each reported with its reason -------------------------------------------------
 
 
 def _rewrite(path: Path, change: Callable[[Array], Array]) -> None:

@@ -1,4 +1,4 @@
-"""The whole story in small, twice: same bytes with one worker and with two, in two folders; figures make sense."""
+"""Run the whole demo twice: equal bytes with one and two workers in two folders, and plausible figures."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ print([name for name in ("webdataset", "torch") if name in sys.modules])
 
 
 def test_only_packing_imports_webdataset(tmp_path: Path) -> None:
-    """With torch installed webdataset takes seconds to import."""
+    """Importing webdataset takes seconds where torch is installed."""
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS], capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
         timeout=600, check=False,

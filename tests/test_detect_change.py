@@ -1,4 +1,4 @@
-"""Change detection as a program, and each point of the released change model (no parity file holds it)."""
+"""Test the change detection program, and each property of the released change model (no parity file covers it)."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_mismatched_inputs_are_refused(folder: Path, tmp_path: Path) -> None:
         detect_change.main(recipe(), run_paths_for(masks, tmp_path))
 
 
-# --- the released model, point by point (spec section 9) -----------------------------------
+# --- the released model, point by point --------------------------------------------------
 
 
 def released() -> heads.ChangeDetector:
@@ -175,7 +175,7 @@ def test_each_date_of_a_window_is_normalised_by_itself(parity: Path) -> None:
 
 
 class Pixel(torch.nn.Module):
-    """Change where the second date is brighter: a model of which everything is known."""
+    """A model with known output: change where the second date is brighter."""
 
     def forward(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         more = (after - before).mean(dim=1)
@@ -189,7 +189,7 @@ def setting(folder: Path, *overrides: str) -> detect_change.Setting:
 
 
 def test_both_dates_and_the_map_are_moved_alike(folder: Path) -> None:
-    """Whatever the turn, a model that sees single pixels has the same loss as without any."""
+    """A model of single pixels has the same loss with any rotation as without."""
     losses = []
     for chance in ("0.0", "1.0"):
         moved = setting(folder, f"augment.horizontal_flip={chance}", "augment.vertical_flip=0.0")

@@ -46,7 +46,7 @@ def setting(*overrides: str) -> pretrain.Setting:
         recipe = dataclasses.replace(recipe, normalise=dataclasses.replace(recipe.normalise, mean=ones, std=ones))
     stored = contract(120)
     how = normalise.resolve(recipe.normalise, stored)
-    # The last band stands for a missing one.
+    # The last band replaces a missing one.
     band_indices = [*range(11), 3]
     return pretrain.Setting(
         recipe=recipe, stored=stored, contract=stored, band_indices=band_indices, how=how, where=where

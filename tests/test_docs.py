@@ -1,4 +1,4 @@
-"""The documentation is true: its code runs, its commands parse, its links lead somewhere, its API has docstrings.
+"""Test the documentation: its code runs, its commands parse, its links resolve, its API has docstrings.
 
 A comment before a fenced block says how it is tested:
 
@@ -63,7 +63,7 @@ def name(page: Path) -> str:
 
 
 def commands(code: str) -> list[str]:
-    """The commands of a shell block, one per line, without comments."""
+    """Return the commands of a shell block, one per line, without comments."""
     lines = (line.partition("  #")[0].strip() for line in code.replace("\\\n", " ").splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -132,7 +132,7 @@ def test_names_of_modules_in_the_text_exist() -> None:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """An environment in which `sgdata`, `sgmodel` and `python` are this checkout under this Python."""
+    """Return an environment in which `sgdata`, `sgmodel` and `python` are this checkout under this Python."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for script, start in (("sgdata", "-m sgdata.cli "), ("sgmodel", "-m sgmodel.cli "), ("python", "")):
@@ -166,14 +166,14 @@ def test_every_page_of_the_story_is_in_it() -> None:
 def test_the_quick_start_runs_as_written(tmp_path: Path, environment: dict[str, str]) -> None:
     (tmp_path / "docs").symlink_to(DOCS)
     for page in STORY:
-        # Nothing is amiss in the quick start; elsewhere exit code 3 reports what the text speaks of.
+        # The quick start has no findings; elsewhere exit code 3 reports the findings that the text explains.
         codes = (0,) if page == "quickstart.md" else (0, 3)
         for block in (block for block in blocks(DOCS / page) if block.mark == "story"):
             if block.language == "python":
                 perform([sys.executable, "-c", block.code], tmp_path, environment, codes, page)
                 continue
             for line in commands(block.code):
-                # As it stands but for the length of training.
+                # As written, except for shorter training.
                 short = line.replace("-demo-tiny ", "-demo-tiny --set training.epochs=1 ")
                 perform(["sh", "-c", short], tmp_path, environment, codes, page)
     for made in ("build-page", "ponds-page", "build-own-page", "release/my-city-1.1-page"):
@@ -202,7 +202,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def located(dotted: str) -> ast.AST | None:
-    """The module, class or function of a dotted name, without importing it; of re-exported names, the module."""
+    """Return the module, class or function of a dotted name without importing it; for re-exported names the module."""
     parts = dotted.split(".")
     for cut in range(len(parts), 0, -1):
         base = ROOT.joinpath(*parts[:cut])
@@ -222,7 +222,7 @@ def located(dotted: str) -> ast.AST | None:
 
 
 def functions(node: ast.AST) -> Iterator[ast.FunctionDef]:
-    """The function itself, or the public methods of a class."""
+    """Return the function itself, or the public methods of a class."""
     if isinstance(node, ast.FunctionDef):
         yield node
     elif isinstance(node, ast.ClassDef):
@@ -232,14 +232,14 @@ def functions(node: ast.AST) -> Iterator[ast.FunctionDef]:
 
 
 def lacking(node: ast.FunctionDef) -> list[str]:
-    """The sections that the docstring of a function should have and has not."""
+    """Return the sections that the docstring of a function should have but lacks."""
     text = ast.get_docstring(node) or ""
     every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     takes = [each for each in every if each.arg not in ("self", "cls")]
     is_property = any("property" in ast.unparse(each) for each in node.decorator_list)
     returns = node.returns is not None and ast.unparse(node.returns) not in ("None", "Iterator[None]", "bool")
     raises = any(isinstance(each, ast.Raise) and each.exc is not None for each in ast.walk(node))
-    # As in Google's guide, a first line that begins with "Return" or "Yield" stands for the section.
+    # As in Google's guide, a first line that begins with "Return" or "Yield" replaces the section.
     returns = returns and not text.startswith(("Return ", "Yield "))
     wanted = {"Args": bool(takes), "Returns": returns and bool(takes) and not is_property, "Raises": raises}
     sections = {"Returns": ("Returns:", "Yields:")}
@@ -320,7 +320,7 @@ def test_nothing_is_left_to_fill_in() -> None:
 
 
 def test_the_citation_has_the_required_fields() -> None:
-    """Citation File Format 1.2.0: its required keys, and the version of the package."""
+    """Check the required keys of Citation File Format 1.2.0 and the version of the package."""
     text = (ROOT / "CITATION.cff").read_text()
     assert re.search(r"^cff-version: 1\.2\.0$", text, re.MULTILINE)
     for key in ("message", "title", "authors", "license", "version"):

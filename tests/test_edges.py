@@ -1,4 +1,4 @@
-"""What every training program says at the edge: no epoch, one sample, rates too high, samples that poison a batch."""
+"""Test every training program at its limits: no epoch, one sample, excessive learning rates, non-finite samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exit codes come from one table, and mean the same in every command."""
+"""Test that exit codes come from one table and mean the same in every command."""
 
 from __future__ import annotations
 

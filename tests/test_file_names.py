@@ -1,4 +1,4 @@
-"""Foreign names as file names: a property test of the function, and a walk of the code for joins that bypass it."""
+"""Test untrusted names as file names: properties of the function, and a search of the code for joins that bypass it."""
 
 from __future__ import annotations
 

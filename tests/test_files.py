@@ -1,4 +1,4 @@
-"""Strict documents, canonical bytes, write-then-rename, sums, one writer."""
+"""Test strict documents, canonical bytes, atomic writes, checksums and locking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU check with tiny models on a CPU: all rows, time limits, failures, a second call, no heavy imports."""
+"""Test the GPU check with tiny models on a CPU: all rows, time limits, failures, a second call, no heavy imports."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A check by a Python without the other libraries of this environment."""
+    """Run a check in a Python without the other libraries of this environment."""
     out = tmp_path_factory.mktemp("gpu-check")
     command = [sys.executable, "-c", BARE, "--out", str(out), "--device", "cpu", "--threads", "1"]
     root = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""Lattices: snapping, nesting, tiles that cover once, patches that stay inside."""
+"""Test grids: snapping, nesting, tiles that cover each pixel once, patches within the grid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs killed in mid-epoch, alone or one of two ranks, go on to the curve of a run that nothing disturbed."""
+"""Test that runs killed within an epoch, alone or as one of two ranks, resume to the curve of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Data sets `toy` of seven training samples and `other` of five: no epoch is a whole number of steps."""
+    """Write the datasets `toy` (7 training samples) and `other` (5): no epoch is a whole number of steps."""
     place = tmp_path_factory.mktemp("kills")
     made = [replace(sample(n, "train" if n < 5 else "val", 32, 32), key=f"other-{n}") for n in range(6)]
     finish.write(made, place / "other", contract=replace(contract(32), dataset="other"))
@@ -55,7 +55,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def words(kind: str, folders: list[Path], out: Path, *more: str, ranks: int) -> list[str]:
-    """The command of a run of `kind`, the same for any number of ranks."""
+    """Return the command of a run of `kind`, the same for any number of ranks."""
     mixed = ("training.mixture.toy=2", "training.mixture.other=1") if kind == "mixture" else ()
     made = command(folders[0], out, *more, ranks=ranks, overrides=(*SETTINGS, *mixed))
     if kind == "progressive":
@@ -77,12 +77,12 @@ def undisturbed(
 
 
 def steps(kind: str, out: Path) -> int:
-    """Lines of losses so far, in all folders of the run."""
+    """Return the number of loss lines written so far in all folders of the run."""
     return sum(len(losses(out / name)) for name in KINDS[kind] if (out / name / "metrics.jsonl").exists())
 
 
 def disturbed(made: list[str], kind: str, out: Path, *, more: int, how: signal.Signals, ranks: int = 1) -> int:
-    """Run until `more` further steps are logged, then signal the process, or one of its ranks; its exit code."""
+    """Run until `more` further steps are logged, signal the process or one of its ranks, and return the exit code."""
     began = steps(kind, out)
     child = subprocess.Popen(made, cwd=RECIPES.parent, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

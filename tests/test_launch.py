@@ -1,4 +1,4 @@
-"""Device and precision: what is asked for is what runs; a missing GPU is one line."""
+"""Test that the requested device and precision are used, and that a missing GPU is reported in one line."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def statements(tree: ast.AST, *, inside_functions: bool, type_checking: bool) ->
 
 @cache
 def imports(module: str, *, inside_functions: bool = True, type_checking: bool = False) -> frozenset[str]:
-    """Dotted names that `module` imports; `from a import b` counts as a.b where that is a module of ours."""
+    """Return the dotted names that `module` imports; `from a import b` is a.b if that is a module of the packages."""
     found = set()
     tree = ast.parse(MODULES[module].read_text())
     for node in statements(tree, inside_functions=inside_functions, type_checking=type_checking):
@@ -188,7 +188,7 @@ def depth(module: str) -> int:
 
 
 def direct(module: str, *, every: bool = False) -> set[str]:
-    """Return the modules of ours that `module` imports; `every` adds imports in functions and for type checkers."""
+    """Return the project's modules that `module` imports; `every` adds imports in functions and for type checkers."""
     names = imports(module, inside_functions=every, type_checking=every)
     return {name for name in names if name in MODULES} - {module}
 

@@ -1,4 +1,4 @@
-"""Runs that end without help: what cannot be used is left out and named, up to a share; the rest is tried again."""
+"""Test unattended runs: unusable items are left out and named, up to a limit; transient errors are retried."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_a_full_disk_is_found_before_the_first_byte(
 
 
 class Busy(TwoPages):
-    """Answers the first searches with a status and Retry-After."""
+    """A server that answers the first searches with a status and Retry-After."""
 
     statuses: ClassVar[list[int]] = []
 

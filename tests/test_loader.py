@@ -1,4 +1,4 @@
-"""The stream is a pure function; ranks, resumption and threads do not change it; damage is named."""
+"""Test that the sample stream is a pure function, whatever the ranks, threads and resumes; damage is reported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     seed=st.integers(0, 9),
 )
 def test_order_on_any_ranks_with_any_interruption(count: int, world: int, batch: int, cut: int, seed: int) -> None:
-    """Three epochs and more: the ranks' shares, resumed at `cut`, join into the sequence of one rank."""
+    """Over three epochs and more, the shares of the ranks, resumed at `cut`, join into the sequence of one rank."""
     last = max(12, 3 * count // batch + 1)
     whole = [places.samples for places in data_loader.stream(count, batch, seed=seed, first=0, last=last)]
     resumed = [*data_loader.stream(count, batch, seed=seed, first=0, last=cut)]
@@ -163,7 +163,7 @@ def test_a_shard_cut_short_or_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_a_plain_torch_loader_takes_the_samples(folder: Path) -> None:
-    """Lightning's and everyone's: a map-style dataset, shuffled and collated by PyTorch."""
+    """Use a map-style dataset, shuffled and collated by PyTorch, as Lightning and others do."""
     source = data_loader.Samples(folder, "train", ("image", "mask"))
     stored = {one.arrays["mask"].tobytes() for one in tar_format.samples(folder, "train")}
     data: Any = source

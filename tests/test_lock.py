@@ -1,4 +1,4 @@
-"""Builds that can be repeated: the lock held to the letter, OpenStreetMap and places from stored answers."""
+"""Test repeatable builds: the lock is followed exactly; OpenStreetMap and places come from stored responses."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_the_command_refuses_a_second_writer_and_a_hole(tmp_path: Path) -> None:
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[Any]:
-    """A folder on loopback."""
+    """Serve a folder on loopback."""
     folder = tmp_path / "web"
     folder.mkdir()
     with served.serving(folder) as server:

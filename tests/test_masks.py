@@ -1,4 +1,4 @@
-"""Which pixels may be looked at: kinds, buffers, distances and the guard of bright roofs, by known cases."""
+"""Test cloud masks on known cases: kinds, buffers, distances and the bright target filter."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_clear_scores_encode_distance_and_doubt() -> None:
     assert seen[:5].tolist() == [0, 0, 0, 0, 4]
     assert (seen[50], seen[60]) == (50 + cloud_masks.DOUBTFUL, 60 + cloud_masks.DOUBTFUL)
     assert seen[76] == 76
-    assert (seen[77:] == 77).all()  # beyond 1500 m no more is told
+    assert (seen[77:] == 77).all()  # distances are capped at 1500 m
 
 
 @pytest.mark.parametrize("gsd", [10.0, 20.0])
@@ -98,7 +98,7 @@ def test_surroundings_are_a_box_mean(gsd: float) -> None:
 
 
 def dates(overcast: int, days: int) -> list[Array]:
-    """SCL of `days`, the last `overcast` of them cloudy all over; a roof is called cloud on all but one."""
+    """Return the SCL of `days`, the last `overcast` fully cloudy; a roof is classified as cloud on all days but one."""
     found = []
     for n in range(days):
         scl = np.full((60, 60), 9 if n >= days - overcast else 4, np.uint8)
@@ -137,7 +137,7 @@ def test_never_clear_needs_enough_looks() -> None:
 def test_strips_of_a_mask_have_the_clear_scores_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reach_m: float
 ) -> None:
-    """Clouds, shadows and roofs, ten dates of them, in strips of one block and in one piece."""
+    """Compare ten dates with clouds, shadows and roofs, in strips of one block and in one piece."""
     lattice = Grid(crs="EPSG:32632", origin=(600000.0, 5400000.0), gsd_m=20, shape=(331, 117))
     rng = np.random.Generator(np.random.Philox(key=3))
     scenes = []
@@ -162,5 +162,5 @@ def test_strips_of_a_mask_have_the_clear_scores_of_the_whole(
         ]
         found.append(np.stack(clear_scores))
     np.testing.assert_array_equal(found[0], found[1])
-    assert (found[0][1:, 148:152, 40:60] > 0).mean() > 0.7  # the roof was told from clouds
+    assert (found[0][1:, 148:152, 40:60] > 0).mean() > 0.7  # the roof was recognised
     assert (found[0] == 0).any()

@@ -1,4 +1,4 @@
-"""Segmentation figures against the released evaluation and against counting by hand."""
+"""Test segmentation metrics against the released evaluation and against counts by hand."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_mean_average_precision_equals_torchmetrics_and_sklearn(parity: Path) ->
 
 
 def area_by_hand(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Threshold by threshold, counting anew each time."""
+    """Compute the area with a separate count for each threshold."""
     total, before = 0.0, 0.0
     for threshold in np.unique(scores)[::-1]:
         chosen = scores >= threshold
@@ -131,7 +131,7 @@ def test_released_figures_equal_torchmetrics(parity: Path, torchmetrics: Any) ->
 
 @pytest.mark.parametrize("seed", range(8))
 def test_figures_of_random_maps_equal_torchmetrics(seed: int, torchmetrics: Any) -> None:
-    """Maps of 7 classes, some of which occur in neither map, with ignored pixels."""
+    """Compare maps of 7 classes with ignored pixels, where some classes occur in neither map."""
     rng = np.random.default_rng(seed)
     present = rng.choice(7, size=2 + seed % 5, replace=False)
     pred, target = (torch.from_numpy(rng.choice(present, (3, 16, 16))) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Several data sets as one stream: exact shares, one order on any ranks, one scale, bands by name, refusals."""
+"""Test several datasets as one stream: exact shares, one order on any ranks, one scale, bands by name, refusals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARES = {"doubled": 1.0, "toy": 3.0}
 
 
 def doubled(number: int, split: str = "train", px: int = 48) -> Sample:
-    """As fMoW's: 13 bands, larger, twice the DN; each band is a constant that tells sample and band."""
+    """Return a sample as in fMoW: 13 bands, larger, twice the DN; each band is constant, by sample and band."""
     planes = [np.full((px, px), 2 * (1000 + 100 * number + band), np.uint16) for band in range(13)]
     return Sample(key=f"d-{number:03d}", split=split, arrays={"image": np.stack(planes)}, meta={})
 

@@ -1,4 +1,4 @@
-"""Reports about other libraries and models, tried here: one test per report, marked where the fault is ours too."""
+"""Test issues reported for other libraries and models, one test per issue; xfail if this package is affected."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sealed(out: Path, change: Change, **other: object) -> Path:
-    """Shards like those of `folder`, each sample passed through `change`, with `other` fields of the contract."""
+    """Copy the shards of `folder` with each sample passed through `change` and `other` fields in the contract."""
     samples = [sample(n, "train" if n < 6 else "val", 32, 32) for n in range(9)]
     for one in samples:
         change(one)
@@ -83,7 +83,7 @@ def sealed(out: Path, change: Change, **other: object) -> Path:
 
 
 def retyped(member: str, dtype: str) -> Change:
-    """Give one array of a sample another type."""
+    """Convert one array of a sample to another type."""
 
     def change(one: Sample) -> None:
         one.arrays[member] = one.arrays[member].astype(dtype)
@@ -92,7 +92,7 @@ def retyped(member: str, dtype: str) -> Change:
 
 
 def holed(number: int, dtype: str = "uint16") -> Change:
-    """Put `number` for no data into a sixteenth of a sample."""
+    """Set a sixteenth of a sample to `number` as nodata."""
 
     def change(one: Sample) -> None:
         one.arrays["image"] = one.arrays["image"].astype(dtype)
@@ -102,7 +102,7 @@ def holed(number: int, dtype: str = "uint16") -> Change:
 
 
 def segmented(shards: Path, out: Path, *settings: str) -> dict[str, Any]:
-    """Train a tiny segmenter; its results."""
+    """Train a tiny segmenter and return its results."""
     assert segment.main(segmentation("tiny", *SMALL, *settings), run_paths_for(shards, out)) == 0
     return results(out)
 
@@ -113,14 +113,14 @@ def losses(out: Path) -> list[float]:
 
 
 def classes(path: Path, weights: Path, out: Path) -> Array:
-    """The class map of a GeoTIFF."""
+    """Return the class map of a GeoTIFF."""
     assert run("--input", path, "--weights", weights, "--level", "L2A", "--out", out) == 0
     return raster(out / "classes.tif")[0]
 
 
 @contextmanager
 def looked(kind: type[nn.Module], note: Callable[[nn.Module, int], None]) -> Iterator[None]:
-    """Within it `note` is called with each model of `kind` before it looks at a batch, and with the batch's size."""
+    """Call `note` with each model of `kind` and the batch size before each forward pass within the context."""
 
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if isinstance(module, kind):
@@ -287,7 +287,7 @@ def test_class_values_with_gaps_train_like_those_without(folder: Path, tmp_path:
 
 @contextmanager
 def full_disk(room: int) -> Iterator[None]:
-    """Within it no file can grow beyond `room` bytes."""
+    """Limit the size of files to `room` bytes within the context."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
@@ -356,7 +356,7 @@ def test_the_warning_signal_of_slurm_saves_and_the_same_command_resumes(folder: 
 
 @pytest.fixture(scope="module")
 def stopped(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of which two steps are done."""
+    """Return a run stopped after two steps."""
     out = tmp_path_factory.mktemp("stopped") / "run"
     assert pretrain.main(pretraining(), run_paths_for(folder, out, stop_after=2)) == training.STOPPED
     return out
@@ -406,7 +406,7 @@ def test_an_exported_model_accepts_batches_of_any_size(make: Callable[[], nn.Mod
 
 
 def timm_model(**options: object) -> Any:
-    """A model of ours made by timm, without memory for its weights."""
+    """Return a model of this package created by timm, without memory for its weights."""
     from sgmodel import timm_models  # noqa: F401  # before timm: it lets timm's torchvision be imported
 
     timm = pytest.importorskip("timm")

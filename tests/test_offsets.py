@@ -1,4 +1,4 @@
-"""The +1000 of new baselines: what metadata promise, what pixels show, and what is done about both."""
+"""Test the offset of 1000 DN of new baselines: metadata, pixels, and the decision between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules against the released code's, step by step; which parameters are decayed."""
+"""Test schedules step by step against the released code, and which parameters are decayed."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_layer_decay_equals_the_released_one_for_every_parameter(parity: Path) -
 
 
 def test_layer_decay_by_name() -> None:
-    """A joint table is at the bottom, and a wrapped backbone's blocks count all the same."""
+    """A joint position table is in the lowest layer, and the blocks of a wrapped backbone are numbered as usual."""
     recipe = dataclasses.replace(PRETRAIN, layer_decay=0.5)
     joint = build(
         "classifier",

@@ -1,7 +1,7 @@
-"""What users of the original ran into (its GitHub issues, and those of its kin), each as a test of the programs here.
+"""Test problems that users of the original and related models reported as GitHub issues, with the programs here.
 
-Only what concerns fine-tuning; beside these: fused query, key and value (issue 17) in test_checkpoint, bands that data
-lack (13) in test_band_selection, how a tenth was drawn (30) in test_loader.
+These tests cover fine-tuning. Others are elsewhere: fused query, key and value (issue 17) in test_checkpoint, bands
+missing in the data (13) in test_band_selection, how a tenth was drawn (30) in test_loader.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WINDOWS = ("windows.px=16", "scored.px=16", "accept=[]")
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program with samples that it takes: its recipe with changes, its `main`, its data."""
+    """A program with matching samples: its recipe with changes, its `main`, its data."""
 
     main: Callable[[Any, run_paths.RunPaths], int]
     kind: type[Any]
@@ -53,7 +53,7 @@ class Program:
         return out
 
     def weights(self, out: Path, contract: Contract, how: normalise.Normalisation) -> Path:
-        """A checkpoint of this program's model that says it was trained on data of `contract`."""
+        """Save a checkpoint of the program's model whose card records training on data of `contract`."""
         torch.manual_seed(1)
         made = self.recipe().model
         classes = len(contract.label_space.ids)
@@ -88,7 +88,7 @@ def run_paths_for(folder: Path, out: Path, **others: object) -> run_paths.RunPat
 
 
 def settled(program: Program, folder: Path) -> tuple[Contract, normalise.Normalisation]:
-    """The contract of the shards and the normalisation that the recipe makes of it."""
+    """Return the contract of the shards and the normalisation that the recipe derives from it."""
     held = files.read(Contract, folder / "contract.json")
     return held, normalise.resolve(program.recipe().normalise, held)
 
@@ -137,7 +137,7 @@ def test_weights_of_other_data_are_refused_by_name_and_taken_on_demand(tmp_path:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_data_that_lack_a_band_of_the_model_are_refused(tmp_path: Path, name: str) -> None:
-    """Issue 37 of the original: 13 or 12 bands of OSCD, and which is dropped? Bands have names here, not paths."""
+    """Issue 37 of the original asks which of the 13 bands of OSCD is dropped; here bands are selected by name."""
     program = PROGRAMS[name]
     folder = program.shards(tmp_path / "shards")
     with pytest.raises(SettingError, match="bands: B10 not in the shards, which have B01 B02"):
@@ -151,7 +151,7 @@ def test_data_that_lack_a_band_of_the_model_are_refused(tmp_path: Path, name: st
 
 
 def test_an_unknown_model_name_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    """Issue 7: the README's command names a model that the code does not know, and ends in a KeyError."""
+    """Issue 7: the README's command names a model that the code lacks, and fails with a KeyError."""
     program = PROGRAMS["classify"]
     folder = program.shards(tmp_path / "shards")
     with pytest.raises(SettingError, match="model.backbone is 'mae_vit_base': expected .*'spectralgpt'"):
@@ -160,7 +160,7 @@ def test_an_unknown_model_name_is_refused_with_the_known_ones(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_misspelt_setting_is_refused_with_the_nearest_name(name: str) -> None:
-    """Options that the original's scripts take and nothing reads (random erasing among them) cannot be."""
+    """The scripts of the original accept options that are never read, such as random erasing; here they are refused."""
     with pytest.raises(SgdataError, match="evaluate_every"):
         PROGRAMS[name].recipe("evaluate_evry=1")
 
@@ -197,7 +197,7 @@ def test_random_erasing_is_applied_or_cannot_be_asked_for(tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file as the original's pretraining saves it: model, epoch, and its arguments as a Namespace."""
+    """Save a file as the original's pretraining does: model, epoch, and the arguments as a Namespace."""
     path = TRAIN / "pretrain-demo-tiny.toml"
     sizes = ("model.image_px=16", "model.width=32", "model.depth=2", "decoder.width=32")
     model = pretrain.build(files.read(pretrain.PretrainRecipe, path, sizes))
@@ -209,7 +209,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_published_weights_start_a_run_on_ones_own_data(tmp_path: Path, name: str, published: Path) -> None:
-    """Issue 32: missing head, unexpected decoder, a Namespace that a weights-only load refuses."""
+    """Issue 32: a missing head, an unexpected decoder, and a Namespace that a weights-only load refuses."""
     program = PROGRAMS[name]
     start = run_paths_for(program.shards(tmp_path / "shards"), tmp_path / "run", weights=published)
     made = program.recipe("training.optimizer.lr=1e-12")
@@ -220,7 +220,7 @@ def test_published_weights_start_a_run_on_ones_own_data(tmp_path: Path, name: st
 
 
 def test_weights_of_another_size_are_refused_with_the_tensor(tmp_path: Path, published: Path) -> None:
-    """Issues 1 and 32: shapes differ after a change of the settings; the original prints and goes on."""
+    """Issues 1 and 32: shapes differ after a change of the settings; the original prints a message and continues."""
     program = PROGRAMS["classify"]
     start = run_paths_for(program.shards(tmp_path / "shards"), tmp_path / "run", weights=published)
     with pytest.raises(SgdataError, match=r"only 0% of the encoder's parameters fit; first, .* the model has"):
@@ -228,7 +228,7 @@ def test_weights_of_another_size_are_refused_with_the_tensor(tmp_path: Path, pub
 
 
 def test_the_head_has_the_classes_of_the_data(tmp_path: Path) -> None:
-    """The README's commands give no class count: EuroSAT would be trained with 62 outputs."""
+    """The README's commands give no class count, so EuroSAT would be trained with 62 outputs."""
     program = PROGRAMS["classify"]
     assert program.main(program.recipe(), run_paths_for(program.shards(tmp_path / "shards"), tmp_path / "run")) == 0
     assert cards.read(tmp_path / "run" / "checkpoint-last").model.classes == 4
@@ -246,7 +246,7 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_the_normalisation_travels_with_the_weights(done: Path) -> None:
-    """Issue 2: unused constants in the file, an answer that is not what the code does."""
+    """Issue 2: the file has unused constants, and the answer differs from what the code does."""
     card = cards.read(done / "checkpoint-last")
     assert card.normalisation is not None
     assert card.normalisation.scheme == "zscore"
@@ -255,7 +255,7 @@ def test_the_normalisation_travels_with_the_weights(done: Path) -> None:
 
 
 def test_results_name_data_split_and_subset(done: Path) -> None:
-    """CROMA issue 7: macro or micro, which images, validation or test?"""
+    """CROMA issue 7 asks for macro or micro averages, the images used, and validation or test split."""
     figures = json.loads((done / "results.json").read_text())
     assert {"dataset", "split", "samples", "train_split", "train_samples", "mode", "steps"} <= set(figures)
     names = set(figures) | set(figures["best_epoch"])
@@ -263,7 +263,7 @@ def test_results_name_data_split_and_subset(done: Path) -> None:
 
 
 def test_the_best_epoch_is_kept_beside_the_last(done: Path) -> None:
-    """`epoch % 10 == 10` is never true: the original keeps the last epoch only, and reports the best."""
+    """`epoch % 10 == 10` is never true: the original saves only the last epoch but reports the best."""
     assert cards.load(done / "checkpoint-best")
     assert cards.load(done / "checkpoint-last")
     best = json.loads((done / "checkpoint-best" / "figures.json").read_text())

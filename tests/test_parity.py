@@ -1,4 +1,4 @@
-"""Our models against the numbers of the original code (`shared/parity`), with SDPA and with plain softmax.
+"""Test the models against reference outputs of the original code, with SDPA and with plain softmax.
 
 Every comparison of rounded numbers follows the rule of `rounding`.
 """
@@ -21,7 +21,7 @@ from tests.rounding import assert_same_gradient_rounding, assert_same_rounding
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention written out, the reference that SDPA must agree with."""
+    """Use explicit softmax attention, the reference for SDPA."""
     return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
 
 
@@ -41,7 +41,7 @@ def named(arrays: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def watch(module: nn.Module, outputs: dict[str, str], inputs: dict[str, str]) -> dict[str, Tensor]:
-    """Fills with the output, or the input, of each named submodule as the model runs."""
+    """Return a dictionary that collects the output, or the input, of each named submodule as the model runs."""
     seen: dict[str, Tensor] = {}
     for ours, theirs in outputs.items():
         module.get_submodule(ours).register_forward_hook(
@@ -55,7 +55,7 @@ def watch(module: nn.Module, outputs: dict[str, str], inputs: dict[str, str]) ->
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """The gradients that there are, named as the fixtures name them."""
+    """Return all gradients under the names of the fixtures."""
     found = {name: parameter.grad for name, parameter in state_keys.parameters(model).items()}
     return {f"grad/{name}": gradient for name, gradient in found.items() if gradient is not None}
 
@@ -71,7 +71,7 @@ def pretraining_model(arrays: dict[str, Tensor], dtype: torch.dtype, **objective
 
 
 def pretraining(arrays: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Activations, losses and gradients of one masked reconstruction."""
+    """Return activations, losses and gradients of one masked reconstruction."""
     model = pretraining_model(arrays, dtype)
     blocks = {f"blocks.{i}": f"enc_block{i}_out" for i in range(2)}
     decoder_blocks = {f"decoder_blocks.{i}": f"dec_block{i}_out" for i in range(2)}
@@ -88,7 +88,7 @@ def pretraining(arrays: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
 
 
 def classification(arrays: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Activations, losses and gradients of one batch of scenes."""
+    """Return activations, losses and gradients of one batch of scenes."""
     config = encoder.EncoderConfig(image_px=32, width=96, depth=3, heads=4, drop_path=0.2)
     model = build("classifier", spectralgpt(config, pooling="released"), 12, 19).eval()
     model.load_state_dict(named(arrays, "sd/"), strict=True)
@@ -110,7 +110,7 @@ def classification(arrays: dict[str, Tensor], dtype: torch.dtype) -> dict[str, T
 
 
 def segmentation(arrays: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Activations, loss and gradients of one batch of maps."""
+    """Return activations, loss and gradients of one batch of maps."""
     widths = upernet.HeadConfig(levels=(32, 64, 128, 256), hidden=(64, 64, 128), width=32)
     config = encoder.EncoderConfig(image_px=64, width=64, depth=12, heads=4, drop_path=0.5)
     model = build("segmenter", spectralgpt(config, head=widths), 12, 13).eval()
@@ -156,7 +156,7 @@ def tanh_gelu(x: Tensor, approximate: str = "none", gelu: Callable[..., Tensor] 
 
 
 def bfloat16_gelu(x: Tensor, approximate: str = "none", gelu: Callable[..., Tensor] = functional.gelu) -> Tensor:
-    """Of a float32 run only: the float64 run stays right, as when a cast is forgotten."""
+    """Compute GELU in bfloat16 for float32 inputs only; float64 stays exact, as with a forgotten cast."""
     return gelu(x.bfloat16()).float() if x.dtype == torch.float32 else gelu(x)
 
 
@@ -210,7 +210,7 @@ def test_pretraining_with_normalised_targets(parity: Path) -> None:
 
 
 def stepped(arrays: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Parameters, and the loss, after one step of AdamW."""
+    """Return the parameters and the loss after one step of AdamW."""
     model = pretraining_model(arrays, dtype)
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and not n.endswith("bias")]
     others = [p for n, p in model.named_parameters() if p.ndim == 1 or n.endswith("bias")]

@@ -1,4 +1,4 @@
-"""What a plan says of its scenes: tiles that serve, months and their holes, cost, and what drifted since."""
+"""Test the report of a plan: MGRS tiles used, months and gaps, cost, and drift of the catalogue."""
 
 from __future__ import annotations
 

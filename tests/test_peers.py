@@ -1,4 +1,4 @@
-"""The composite against other people's code: odc-stac on the same archive, and the median of numpy."""
+"""Test the composite against independent code: odc-stac on the same archive, and numpy's median."""
 
 from __future__ import annotations
 

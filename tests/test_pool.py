@@ -1,4 +1,4 @@
-"""Same results in the same order, in one process or several; progress changes nothing."""
+"""Test that one process and several give the same results in the same order, with and without progress."""
 
 from __future__ import annotations
 

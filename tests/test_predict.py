@@ -1,4 +1,4 @@
-"""Prediction: tiles without seams, maps that lie where the scene lies, and every wrong pairing refused by name."""
+"""Test prediction: tiles without seams, georeferenced maps, and refusal of mismatched inputs and weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PX = TINY.image_px
 
 
 def restless() -> encoder.Encoder:
-    """An encoder to which the place within a tile matters much: the worst case for seams."""
+    """Return an encoder that depends strongly on the position within a tile, the worst case for seams."""
     part = encoder.Encoder(TINY)
     with torch.no_grad():
         part.pos_embed_spatial.normal_(std=2.0)
@@ -62,7 +62,7 @@ def detector() -> nn.Module:
 
 
 def saved(folder: Path, make: Callable[[], nn.Module], data: Contract, *, zoom: float = 1.0, **how: object) -> Path:
-    """A checkpoint of a random model whose card says that it was trained on `data`."""
+    """Save a checkpoint of a random model whose card records training on `data`."""
     torch.manual_seed(0)
     model = make()
     normal = normalise.Normalisation(scheme="zscore", eps=0.0, mean=(2000.0,) * 12, std=(1000.0,) * 12, **how)  # type: ignore[arg-type]

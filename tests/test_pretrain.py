@@ -1,4 +1,4 @@
-"""Pretraining as a program: one curve per seed, exact resumption, overfitting, refusals."""
+"""Test the pretraining program: one curve per seed, exact resuming, overfitting, refusals."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run_paths_for(folder: Path, out: Path, **others: object) -> run_paths.RunPat
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run of nine steps."""
+    """Return an uninterrupted run of nine steps."""
     out = tmp_path_factory.mktemp("whole") / "run"
     assert pretrain.main(recipe(), run_paths_for(folder, out)) == 0
     return out

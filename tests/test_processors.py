@@ -1,4 +1,4 @@
-"""A build is the same on every processor: its numbers come from integers and from float sums in a fixed order."""
+"""Test that a build is equal on every processor: it uses integers and float sums in a fixed order."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ for method in methods:
 
 
 def built(city: Path, out: Path, **variables: str) -> dict[str, str]:
-    """Build the city by every rule in a process of its own -> path of each file -> its SHA-256."""
+    """Build the city by every rule in a separate process; return the SHA-256 of each file by path."""
     command = [sys.executable, "-c", PROGRAM, str(city), str(out), *get_args(Method)]
     subprocess.run(command, check=True, env=os.environ | variables, cwd=ROOT, timeout=300)
     made = sorted(path for path in out.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""Offsets out of product metadata: ESA's own, damaged and hostile ones, and what a build makes of them."""
+"""Test offsets from product metadata: ESA's own, damaged and hostile ones, and their use in a build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of `sgdata.__all__` are what they say, whatever else was imported."""
+"""Test that the names of `sgdata.__all__` resolve to the declared objects, whatever else was imported."""
 
 from __future__ import annotations
 

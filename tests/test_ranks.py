@@ -131,7 +131,7 @@ def test_sigterm_to_torchrun_saves_and_the_same_command_resumes(folder: Path, tm
     wait_for_steps(out, 8)
     os.kill(child.pid, signal.SIGTERM)
     _, said = child.communicate(timeout=120)
-    assert child.returncode != 0, said  # torchrun's own way of saying that it was told to stop
+    assert child.returncode != 0, said  # torchrun's own exit code after a signal
     done = json.loads((out / "checkpoint-last" / "training.json").read_text())["steps"]
     assert done == (out / "metrics.jsonl").read_text().count("\n") >= 8
     run(folder, out, *more, "--stop-after=2", ranks=1, expected=3)

@@ -1,4 +1,4 @@
-"""Reading windows and writing COGs: every pixel in its place, the same bytes twice, failures with a name."""
+"""Test reading windows and writing COGs: positions of pixels, equal bytes, and errors that name the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the released readers gave their models, mistakes included, from shards whose bands are right by name."""
+"""Reproduce the inputs of the released models, mistakes included, from shards with correctly named bands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRAIN = catalog.folder("recipes") / "train"
 
 
 def stored_and_file(place: Path, dataset: str, edition: str) -> tuple[loader.Samples, Array]:
-    """A shard of one sample, bands in wavelength order as `sgdata shard` has them; the array as its file has it."""
+    """Write a shard of one sample with bands in wavelength order; return it and the array in the order of the file."""
     order = cards.edition(dataset, edition).bands
     bands = tuple(band for band in sentinel2.BANDS if band.name in order)
     rng = np.random.Generator(np.random.Philox(key=len(order)))
@@ -32,7 +32,7 @@ def stored_and_file(place: Path, dataset: str, edition: str) -> tuple[loader.Sam
 
 
 def read(source: loader.Samples, recipe: classify.ClassifyRecipe | segment.SegmentRecipe) -> Array:
-    """The sample as the model of `recipe` sees it, before any crop."""
+    """Return the sample as the model of `recipe` reads it, before any crop."""
     policy = recipe.normalise.missing
     how = normalise.resolve(recipe.normalise, band_selection.narrowed(source.contract, recipe.bands, policy))
     band_indices = band_selection.indices(source.contract, recipe.bands, policy)
@@ -41,7 +41,7 @@ def read(source: loader.Samples, recipe: classify.ClassifyRecipe | segment.Segme
 
 
 def test_eurosat_without_the_eleventh_of_the_file(tmp_path: Path) -> None:
-    """`--dropped_bands 10` on files that hold B8A last takes B11; constants by position are then of other bands."""
+    """In files with B8A last, `--dropped_bands 10` removes B11, and constants by position belong to other bands."""
     recipe = files.read(classify.ClassifyRecipe, TRAIN / "classify-eurosat-base-released_code.toml")
     edition = cards.card("eurosat").editions[0].name
     source, in_file = stored_and_file(tmp_path, "eurosat", edition)

@@ -1,4 +1,4 @@
-"""The whole build on real pixels, without labels: the Sahara, an Alpine lake, a cloudy Irish river."""
+"""Test the whole build on real pixels, without labels: the Sahara, an Alpine lake, a cloudy Irish river."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def published(area: Grid, dates: str, size: int) -> BuildRecipe:
 
 
 def build(recipe: BuildRecipe, archive: Path, out: Path) -> tuple[Array, Array]:
-    """(C, H, W) image and provenance."""
+    """Build, and return the (C, H, W) image and provenance."""
     pipeline.build(recipe, BuildPaths(out=out, stac=str(archive), osm="none"))
     return pixels(out / "image.tif"), pixels(out / "provenance.tif")
 

@@ -1,4 +1,4 @@
-"""Every training recipe is read strictly by its program and builds its model, without memory for the weights."""
+"""Test that every training recipe is read strictly by its program and builds its model on the meta device."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_recipes_are_found_by_name_and_by_path() -> None:
 
 
 def test_the_released_learning_rates() -> None:
-    """Base rate x batch / 256 (spec section 6)."""
+    """Compare with base rate x batch / 256."""
     progressive = files.read(pretrain.PretrainRecipe, TRAIN / "pretrain-progressive-base.toml")
     for name, base in (("fmow", 2e-4), ("bigearthnet", 1e-4)):
         training = files.read(pretrain.PretrainRecipe, TRAIN / f"pretrain-{name}-base.toml").training

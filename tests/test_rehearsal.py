@@ -1,4 +1,4 @@
-"""The whole plan in small, unattended: real servers behind a proxy that misbehaves at realistic rates."""
+"""Rehearse an unattended build: real servers behind a proxy with faults at realistic rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Releases: complete, valid for programs, the same bytes under any conditions, refused where they should be."""
+"""Test releases: complete, machine-readable, equal bytes under any conditions, and refused where not allowed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def scene(day: str) -> Item:
 
 
 def finished_build(folder: Path) -> Path:
-    """A build folder as `sgdata build` closes it, of invented pixels."""
+    """Write a finished build folder of synthetic pixels."""
     synthetic.segmunich_build(folder, patches=8)
     planned = Lock(
         format=lock.FORMAT, state="built", recipe_sha256="1" * 64, collection="sentinel-2-l2a",
@@ -64,7 +64,7 @@ def finished_build(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`build/` and `shards/`."""
+    """Write `build/` and `shards/`."""
     home = tmp_path_factory.mktemp("made")
     pack.pack("segmunich", source=finished_build(home / "build"), out=home / "shards")
     return home
@@ -200,7 +200,7 @@ def test_the_schema_refuses_documents_that_the_specification_forbids(
 
 
 def test_stac_is_valid(released: Path) -> None:
-    """The core by pystac's own schemas; those of the extensions lie on the web, so their fields are read back."""
+    """Validate the core by pystac's own schemas; those of extensions are online, so their fields are read back."""
     import pystac
     from pystac.extensions.classification import ClassificationExtension
     from pystac.extensions.file import FileExtension
@@ -415,7 +415,7 @@ def test_names_that_would_not_travel(wrong: dict[str, str], made: Path, tmp_path
 
 
 def tamper(folder: Path, rng: random.Random) -> str:
-    """Do one random thing to one random file; returns the name that must be told."""
+    """Tamper with one random file in a random way and return the name that must be reported."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     path = rng.choice(paths)
     what = rng.choice(["flip", "drop", "add", "truncate", "rename"])

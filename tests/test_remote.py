@@ -1,4 +1,4 @@
-"""Shards over a network: the same samples as from disk, few requests, and no fault that becomes pixels."""
+"""Test shards over a network: samples equal to those on disk, few requests, and no fault that changes pixels."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def opened(url: str, place: Path, *, cache_gb: float = 0.01, stall_s: float = 20
 
 @pytest.mark.parametrize("cache_gb", [0.01, 0.00006])
 def test_samples_by_http_are_those_on_disk(folder: Path, tmp_path: Path, cache_gb: float) -> None:
-    """Also where the cache holds two samples at most: what was pushed out is fetched again."""
+    """Compare also with a cache of two samples at most: evicted ones are fetched again."""
     local = epoch(loader.Samples(folder, "train", ("image",)))
     with served.serving(folder) as server:
         source = opened(server.url, tmp_path, cache_gb=cache_gb)
@@ -86,7 +86,7 @@ GS = "from gcp_storage_emulator.server import create_server; create_server('127.
 def test_buckets(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, client: str, server: str
 ) -> None:
-    """The clients that users have, against local servers that speak the protocols of the two stores."""
+    """Test the clients of both object stores against local servers with the same protocols."""
     import fsspec
 
     # Or gcsfs asks by gRPC what kind of bucket it is, which no local server answers; it reads this once.

@@ -1,4 +1,4 @@
-"""The ledger: runs what is missing, resumes, makes anew what has changed, never invents a number."""
+"""Test the ledger: missing runs are done, stopped ones resumed, changed ones repeated, and no number is invented."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def paths(shards: Path, tmp_path: Path) -> LedgerPaths:
-    """With the stub in place of the programs."""
+    """Return run paths with a stub instead of the programs."""
     (tmp_path / "stub.py").write_text(STUB)
     launcher = (sys.executable, str(tmp_path / "stub.py"))
     return LedgerPaths(
@@ -61,7 +61,7 @@ def paths(shards: Path, tmp_path: Path) -> LedgerPaths:
 
 
 def recipe(*rows: Row, **others: Any) -> LedgerRecipe:
-    """One table of linear models over two seeds."""
+    """Return a recipe with one table of linear models and two seeds."""
     made = {"name": "T", "program": "segment", "recipe": "train/segment-demo-linear.toml", "data": "toy"}
     table = Table(
         **{**made, "metrics": ("miou",), "set": SET, "rows": rows or (Row(name="a", start="random"),), **others}
@@ -82,7 +82,7 @@ def folders(paths: LedgerPaths) -> list[Path]:
 
 
 def test_a_stopped_run_resumes_where_it_stopped(shards: Path, tmp_path: Path) -> None:
-    """With the real program: the figures are those of a run that was never stopped."""
+    """With the real program the figures equal those of an uninterrupted run."""
     one = recipe(Row(name="a", start="random", seeds=(1,)))
     quick = ("--threads", "1", "--device", "cpu")
     paths = LedgerPaths(

@@ -1,4 +1,4 @@
-"""Upsampling: ramps keep their place, nodata follows the nearest source, windows do not matter, GDAL agrees."""
+"""Test upsampling: ramps keep their position, nodata follows the nearest source, windows do not matter, GDAL agrees."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def noise(seed: int, shape: tuple[int, ...], holes: float = 0.0) -> Array:
 
 
 def by_definition(coarse: Array, factor: int) -> Array:
-    """Bilinear in floating point from the textbook: centres at (i + 0.5) / factor - 0.5, holes from the nearest."""
+    """Interpolate bilinearly in floating point: centres at (i + 0.5) / factor - 0.5, gaps from the nearest pixel."""
     height, width = coarse.shape
     out = np.zeros((height * factor, width * factor), np.uint16)
     for i, j in np.ndindex(*out.shape):

@@ -66,7 +66,7 @@ def test_retry_after_is_seconds_or_a_date(header: str, seconds: float) -> None:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers with the statuses of `script`, then with 200."""
+    """A handler that answers with the statuses of `script`, then with 200."""
 
     script: list[int]
 

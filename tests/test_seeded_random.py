@@ -1,4 +1,4 @@
-"""Counter-based random numbers: the published vectors, independence of batch, uniformity."""
+"""Test counter-based random numbers: the published vectors, independence of batch size, uniformity."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_order_is_a_permutation_and_a_pure_function(count: int, seed: int, epoch
 
 
 def test_order_is_pinned() -> None:
-    """A change here changes every published run."""
+    """A change of this order would change every published run."""
     assert seeded_random.order(8, seed=0, epoch=0).tolist() == ORDER
 
 

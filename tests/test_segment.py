@@ -1,4 +1,4 @@
-"""Segmentation as a program: it learns, scores as counted by hand, resumes exactly, refuses what does not fit."""
+"""Test the segmentation program: learning, scores against counts by hand, exact resuming, refusals."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_a_batch_with_no_label_at_all_does_not_stop_training(tmp_path: Path) -> 
 
 
 def test_the_loss_is_the_mean_over_the_labelled_pixels_of_the_whole_batch(tmp_path: Path) -> None:
-    """However the batch is cut: a part with few labels counts little."""
+    """The loss does not depend on how the batch is divided: a part with few labels has little weight."""
     made = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(5)]
     for n, one in enumerate(made):
         one.arrays["mask"][: 9 * n] = 255

@@ -1,4 +1,4 @@
-"""Builds from real servers on loopback, healthy and sick: the same bytes, or one line; never nodata."""
+"""Test builds from real loopback servers, with and without faults: equal bytes or one error line, never nodata."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LATTICE = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two clear scenes of two bands."""
+    """Write two clear scenes of two bands."""
     rng = np.random.Generator(np.random.Philox(key=5))
     scenes = []
     for month in (5, 6):
@@ -62,7 +62,7 @@ def recipe() -> BuildRecipe:
 
 @pytest.fixture(scope="module")
 def outputs(archive: Path, recipe: BuildRecipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Pixel hashes of the build from disk: what every other must give."""
+    """Return the pixel hashes of the build from disk, the reference for all others."""
     return hashes(build(recipe, str(archive), tmp_path_factory.mktemp("b") / "disk"))
 
 
@@ -97,11 +97,11 @@ def test_nginx_and_a_stac_api_give_the_build_from_disk(
 
 @pytest.mark.slow
 def test_three_providers_give_one_build_from_disk_and_over_http(tmp_path: Path) -> None:
-    """The simulated city as each of them names, stores and shifts it: image and labels are the same to the pixel."""
+    """Image and labels are equal for the simulated city in the names, formats and offsets of each provider."""
     found = {}
     for layout in ("earth-search", "planetary-computer", "cdse"):
         folder = simulate(tmp_path / layout, size_km=2, dates=6, layout=layout)
-        # Later lies a scene that only Earth Search leaves in doubt, and that shows too little ground to test it.
+        # The later scene is undecided for Earth Search only, and shows too little ground for the pixel test.
         chosen = {"dates": "2019-04-01/2020-01-01", "aoi": folder / "aoi.geojson"}
         recipe = build_recipe.recipe_for("segmunich", chosen, ["patches.size=64", "patches.stride=64"])
         osm = str(folder / "osm" / "city.osm")
@@ -120,7 +120,7 @@ def test_three_providers_give_one_build_from_disk_and_over_http(tmp_path: Path) 
 
 
 def first_times(count: int, act: Callable[[Files, bytes], None]) -> served.Fault:
-    """A fault that befalls the first `count` requests for each raster's pixels, and then no more."""
+    """Return a fault of the first `count` requests for the pixels of each raster."""
     seen: Counter[str] = Counter()
 
     def fault(handler: Files, content: bytes) -> bool:
@@ -140,7 +140,7 @@ def busy(status: int) -> Callable[[Files, bytes], None]:
 
 
 def halfway(handler: Files, content: bytes) -> None:
-    """Promise all, send half, hang up."""
+    """Announce the whole file, send half, close the connection."""
     handler.send_response(206)
     handler.send_header("Content-Length", str(len(content)))
     handler.send_header("Content-Range", f"bytes 0-{len(content) - 1}/{len(content) * 2}")
@@ -155,7 +155,7 @@ def hung_up(handler: Files, content: bytes) -> None:
 
 
 def promising_more(handler: Files, content: bytes) -> None:
-    """A Content-Length ten bytes too long."""
+    """Send a Content-Length ten bytes too long."""
     handler.send_response(206)
     handler.send_header("Content-Length", str(len(content) + 10))
     handler.end_headers()
@@ -228,7 +228,7 @@ def test_a_file_that_ends_early_on_the_server_is_one_line(archive: Path, recipe:
 
 
 class Door:
-    """Lets in only the newest token, and only for so many requests: what an expired signature looks like."""
+    """A fault like expiring signatures: only the newest token is accepted, for a limited number of requests."""
 
     def __init__(self, good_for: int) -> None:
         self.good_for, self.issued, self.used = good_for, 0, 0

@@ -1,4 +1,4 @@
-"""The page: right in its bytes, and in a real browser (Chromium through Playwright) for those who look at it."""
+"""Test the page: its files, and its behaviour in a real browser (Chromium through Playwright)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def shown(built: Path) -> Path:
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
-    """A run folder with the files that a page is made of."""
+    """Write a run folder with the files that a page is made from."""
     out = synthetic_shards.write(tmp_path / "shards").with_name("run")
     (out / "pictures").mkdir(parents=True)
     shutil.copy(out.parent / "shards" / "contract.json", out)
@@ -68,7 +68,7 @@ def trained(tmp_path: Path) -> Path:
 
 
 def undone(text: bytes) -> tuple[str, Array]:
-    """The format of a piece, read as its description says, one value after the other."""
+    """Decode a file of pixel values by its documented format, one value after the other."""
     call = text.decode("utf-16")
     match = re.fullmatch(r'sg\.put\("([^"]+)",(\[[0-9, ]+\]),"([^"]*)"\)\n', call)
     assert match
@@ -230,7 +230,7 @@ def browser() -> Iterator[Any]:
 
 
 def opened(browser: Any, index: Path, **options: Any) -> Any:
-    """The page, ready; any console error and any request beyond the disk fails the test."""
+    """Open the page; any console error and any request that leaves the disk fails the test."""
     tab = browser.new_page(viewport={"width": 1200, "height": 900}, **options)
     tab.set_default_timeout(PATIENCE_MS)
     tab.faults = []
@@ -246,7 +246,7 @@ def opened(browser: Any, index: Path, **options: Any) -> Any:
 
 
 def told(tab: Any, row: int, col: int) -> dict[str, str]:
-    """What the page says of a pixel, once it says it."""
+    """Return the values that the page shows for a pixel, once they are shown."""
     tab.wait_for_selector(f'.map[data-picked="{row},{col}"]', state="attached")
     names, values = (
         tab.eval_on_selector_all(f".told {tag}", "all => all.map(e => e.textContent)") for tag in ("dt", "dd")
@@ -256,7 +256,7 @@ def told(tab: Any, row: int, col: int) -> dict[str, str]:
 
 
 def expected(built: Path, row: int, col: int) -> dict[str, str]:
-    """The same from the rasters."""
+    """Return the same values from the rasters."""
     window = rasterio.windows.Window(col, row, 1, 1)
     with rasterio.open(built / "image.tif") as raster:
         said = {
@@ -280,7 +280,7 @@ def click(tab: Any, row: int, col: int, shape: tuple[int, int]) -> None:
 
 
 def seen(tab: Any) -> Array:
-    """The pixels of the map as the screen shows them."""
+    """Return the pixels of the map as on the screen."""
     import io
 
     from PIL import Image
@@ -318,7 +318,7 @@ def test_layers_and_colours_change_the_map(browser: Any, shown: Path) -> None:
     assert np.abs(seen(tab) - plain).mean() > 1
     tab.select_option('[name="band-0"]', "B12")
     assert tab.input_value('[name="preset"]') == ""
-    # Half a layer lies between none and all of it.
+    # A half transparent layer is between none and all of it.
     tab.check('[name="show-labels"]')
     whole = seen(tab)
     tab.fill('[name="opacity-labels"]', "20")
@@ -376,7 +376,7 @@ def test_readable_in_light_and_dark_and_at_360_pixels(browser: Any, shown: Path,
     tab.set_viewport_size({"width": 360, "height": 740})
     tab.wait_for_timeout(300)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360
-    # Named for all who do not see it; one name for each control.
+    # Every control has a distinct accessible name.
     assert tab.eval_on_selector_all("img", "all => all.every(e => e.alt)")
     assert tab.eval_on_selector_all(
         "input, select, button", "all => all.every(e => e.labels?.length || e.ariaLabel || e.textContent.trim())"

@@ -1,4 +1,4 @@
-"""The simulated city: known truth, the same bytes every time, and the habits of the real thing planted in it."""
+"""Test the simulated city: known truth, equal bytes each time, and the properties of real archives."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def in_area(pixels: Array, what: plan.Plan, factor: int) -> Array:
 
 
 class Town:
-    """A 6 km city in memory: its surface and its median reflectance over a year."""
+    """A 6 km city in memory with its surface and median reflectance over a year."""
 
     def __init__(self, seed: int) -> None:
         self.plan = plan.checked(seed, 6, 12)
@@ -54,7 +54,7 @@ class Town:
         self.tagged = self.surface.tagged[6:-6, 6:-6]
 
     def median(self) -> Array:
-        """(12, H, W): per native resolution, then repeated to 10 m."""
+        """Return the (12, H, W) median per native resolution, repeated to 10 m."""
         days = [one.time.timetuple().tm_yday for one in plan.scenes(self.plan) if one.epoch == 1]
         by_day = [truth.native(truth.clear(self.surface, day)) for day in days]
         image = np.empty((12, 600, 600), np.float32)
@@ -162,7 +162,7 @@ def test_tags_mean_the_class_that_is_painted() -> None:
 
 
 def test_a_linear_classifier_neither_fails_nor_suffices(town: Town) -> None:
-    """Frozen on purpose: a per-pixel linear rule on clean median spectra reaches an mIoU of 0.3 to 0.6."""
+    """A linear rule for single pixels of clean median spectra reaches an mIoU of 0.3 to 0.6."""
     pixels, label = np.log(town.median().reshape(12, -1).T.astype(np.float64)), town.label.ravel()
     rows, cols = np.mgrid[:600, :600] // 60
     train = ((rows + cols) % 2 == 0).ravel()
@@ -239,7 +239,7 @@ def test_passes_are_within_their_windows(dates: int) -> None:
 
 
 def test_every_place_is_seen_clear_twice() -> None:
-    """Twelve dates, a coarse look at all of a city: cloud, shadow, swath."""
+    """Check twelve dates of a whole city at coarse resolution: cloud, shadow, swath."""
     what = plan.checked(1, 6, 12)
     window = what.area_window
     clear = np.zeros((window.height, window.width), int)
@@ -461,7 +461,7 @@ def test_a_grid_of_its_own(city: Path) -> None:
 
 @pytest.fixture(scope="module", params=["earth-search", "planetary-computer", "cdse"])
 def trapped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """Six dates: the smallest archive with traps."""
+    """Simulate six dates, the smallest archive with traps."""
     out = tmp_path_factory.mktemp("trapped") / request.param
     return request.param, archive.simulate(out, size_km=2, dates=6, layout=request.param)
 

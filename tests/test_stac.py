@@ -1,4 +1,4 @@
-"""Scenes out of catalogues: real answers of three providers parse, twins go, and what is missing is named."""
+"""Test scenes from catalogues: real answers of three providers, removal of duplicates, and named missing data."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_invalid_dates_are_refused(dates: str) -> None:
 
 
 class TwoPages(BaseHTTPRequestHandler):
-    """The least that a STAC API is: a landing page and a search that answers in two pages by POST."""
+    """A minimal STAC API: a landing page and a search that answers in two pages by POST."""
 
     items: ClassVar[list[dict[str, Any]]] = []
     asked: ClassVar[list[dict[str, Any]]] = []
@@ -194,7 +194,7 @@ class TwoPages(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *arguments: Any) -> None:
-        """Silence."""
+        """Log nothing."""
 
 
 def test_an_api_is_asked_page_by_page_and_year_by_year(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_an_api_is_asked_page_by_page_and_year_by_year(tmp_path: Path, monkeypat
 
 
 class Circle(TwoPages):
-    """Every page names itself as the next."""
+    """A STAC API in which every page links to itself as the next one."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -271,7 +271,7 @@ def test_an_unreachable_server_is_one_line_after_finite_retries(monkeypatch: pyt
 
 
 def told_otherwise(folder: Path, change: Callable[[dict[str, Any]], None]) -> Scene:
-    """The one scene of a catalogue after a change to its item."""
+    """Return the single scene of a catalogue after a change of its item."""
     wrap(folder, [scene("S2A_32UPU_20190705_0_L2A", "2019-07-05T10:00:00Z")])
     path = next(folder.rglob("S2A*.json"))
     item = json.loads(path.read_text())
@@ -295,7 +295,7 @@ def boxless(item: dict[str, Any]) -> None:
 
 
 def newer(item: dict[str, Any]) -> None:
-    """STAC 1.1: one `bands`, transforms of nine numbers."""
+    """Convert to STAC 1.1: one `bands`, transforms of nine numbers."""
     asset = item["assets"]["blue"]
     asset |= {"bands": [{"data_type": "uint16", "raster:offset": -0.1}], "proj:transform": [*TRANSFORM, 0, 0, 1]}
     del asset["raster:bands"]
@@ -381,7 +381,7 @@ def test_items_without_a_time_have_an_extent(tmp_path: Path) -> None:
 
 
 class Careless(TwoPages):
-    """Ignores dates, box and collection, repeats items, and pages by `merge`: only the changed words of the body."""
+    """A STAC API that ignores the query, repeats items, and pages by `merge`, with the changed fields only."""
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -410,7 +410,7 @@ def test_an_api_that_ignores_the_query(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 class Nonsense(TwoPages):
-    """Pages that are JSON and no STAC."""
+    """A server whose answers are JSON but not STAC."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))

@@ -1,4 +1,4 @@
-"""Mask layers of the user's own, on whatever lattice they come: nothing is clear for want of a pixel."""
+"""Test mask layers of users on any grid: pixels without a mask value are not clear."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AREA = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(1
 
 
 def staged(folder: Path, values: Array, crs: str, corner: tuple[float, float], gsd: float, nodata: int | None) -> Array:
-    """A mask as a composite sees it on the area's grid."""
+    """Return a mask on the grid of the area, as a composite reads it."""
     path = folder / "mask.tif"
     about = {"driver": "GTiff", "count": 1, "dtype": "uint8", "height": values.shape[0], "width": values.shape[1]}
     with rasterio.open(path, "w", crs=crs, transform=from_origin(*corner, gsd, gsd), nodata=nodata, **about) as dataset:

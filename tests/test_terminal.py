@@ -1,4 +1,4 @@
-"""What reaches a terminal: no control character and no secret of a foreign name or message."""
+"""Test that no control character and no secret of an untrusted name or message reaches a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The segmentation head: published shapes by table, the merge, other patch sizes, what is and is not used."""
+"""Test the segmentation head: published shapes, the merge, other patch sizes, used and unused parameters."""
 
 from __future__ import annotations
 

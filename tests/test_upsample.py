@@ -1,4 +1,4 @@
-"""Bands put on one lattice by the device equal those put there before sharding, bit for bit."""
+"""Test that bands resampled on the device equal those resampled before sharding, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signatures, tokens and passwords of addresses: what is removed, what stays, and who gets a token."""
+"""Test removal of signatures, tokens and passwords from addresses, and which hosts receive a token."""
 
 from __future__ import annotations
 

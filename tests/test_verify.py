@@ -48,7 +48,7 @@ def test_a_damaged_list_is_refused(output: Path, line: str) -> None:
 
 @pytest.mark.parametrize("bit", range(8))
 def test_a_flipped_bit_in_the_list_itself_is_reported(output: Path, bit: int) -> None:
-    """Also in a newline: \\x0b and \\r end a line for Python, but not for sha256sum."""
+    """Also flip a bit of a newline: \\x0b and \\r end a line for Python, but not for sha256sum."""
     path = output / files.SUMS
     whole = path.read_bytes()
     newlines = [at for at, byte in enumerate(whole) if byte == 10]

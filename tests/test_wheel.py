@@ -1,4 +1,4 @@
-"""A wheel built from the tree and installed elsewhere finds its catalogs and recipes."""
+"""Test that a wheel built from the tree and installed in another folder finds its catalogs and recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows of samples of any size: where the released code cuts them, what they hold, that no pixel counts twice."""
+"""Test windows of samples of any size: positions as in the released code, contents, and pixels counted once."""
 
 from __future__ import annotations
 

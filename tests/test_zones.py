@@ -1,4 +1,4 @@
-"""Areas that scenes of the next UTM zone must serve: against a ground whose value is known at every point."""
+"""Test areas covered by scenes of the next UTM zone, on a ground with a known value at every point."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ AREA = Grid(crs=HOME, origin=(277500.0, 5350020.0), gsd_m=10.0, shape=(150, 138)
 
 
 def value(x: Array, y: Array) -> Array:
-    """DN at a point of the home zone: a slope that shows a shift of a metre, and hills."""
+    """Return the DN at a point of the home zone: hills and a slope steep enough to show a shift of a metre."""
     east, south = x - AREA.origin[0], AREA.origin[1] - y
     slopes: Array = 3000 + 0.7 * east + 0.5 * south + 60 * np.sin(east / 250) * np.cos(south / 300)
     return slopes
 
 
 def looks(crs: str, origin: tuple[float, float], gsd: int) -> Array:
-    """What a band of `gsd` in another zone records: the value under each pixel's centre."""
+    """Return a band of `gsd` in another zone, with the value at the centre of each pixel."""
     at = (np.arange(SIDE * 10 // gsd) + 0.5) * gsd
     x, y = np.meshgrid(origin[0] + at, origin[1] - at)
     moved = value(*Transformer.from_crs(crs, HOME, always_xy=True).transform(x, y))
@@ -55,7 +55,7 @@ def scene(tile: str, crs: str, origin: tuple[float, float], second: int = 0) -> 
 
 
 def beside() -> tuple[float, float]:
-    """The corner of a scene of the next zone that holds the whole area."""
+    """Return the corner of a scene of the next zone that covers the whole area."""
     east, north = Transformer.from_crs(HOME, NEXT, always_xy=True).transform(*AREA.origin)
     return (float((east - 1020) // 60 * 60), float((north + 1020) // 60 * 60))
 
