@@ -98,7 +98,7 @@ def test_damaged_samples_are_listed_or_whole(name: str, total: int, tmp_path: Pa
     _copies(name, tmp_path, max(1, int(total * share)), rng)
     recipe = replace(select.recipe_for(dataset), edition=edition, shard_mb=4)
     found = pack.reader(dataset).find(tmp_path / "source", recipe)
-    importlib.import_module("webdataset")  # with torch about 300 MB, which packing is not measured for
+    importlib.import_module("webdataset")  # and torch, whose 200 MB do not count here
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         result = pack.pack(dataset, source=tmp_path / "source", out=tmp_path / "out", recipe=recipe)

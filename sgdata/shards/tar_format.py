@@ -214,7 +214,8 @@ def write_tar(
         SourceError: The format does not allow a key or an array.
         OutputError: The tar cannot be written.
     """
-    # Here, not above: where torch is installed webdataset imports it, which takes 2 to 5 s per process (0.6 s without).
+    # Not at the top: webdataset imports torch if installed, which takes 1.2 s of processor time and 220 MB in each
+    # process that packs. Without torch it is 0.15 s and 36 MB.
     from webdataset import TarWriter
 
     rows: list[Row] = []
