@@ -30,6 +30,8 @@ from sgdata.simulation.archive import simulate
 from sgdata.types import Grid, Window
 
 SIZE_KM = 2.0
+LAYOUT = "planetary-computer"
+"""The provider whose addresses are signed; its scenes to 2020 have one baseline, so that no offset is in doubt."""
 AREA = Window(row=66, col=42, height=180, width=180)
 """The area to build, in 10 m pixels of the simulated granule."""
 TILES = {
@@ -59,28 +61,24 @@ class Archive:
 
 def make(folder: Path, *, dates: int, lacking: int, workers: int = 1, seed: int = 3) -> Archive:
     """Simulate a city, and cut it into tiles; a fifth as many twins as scenes, and some items without a band."""
-    city = simulate(folder / "city", seed=seed, size_km=SIZE_KM, dates=dates, workers=workers)
-    granule = plan.checked(seed, SIZE_KM, dates).granule
+    city = simulate(folder / "city", seed=seed, size_km=SIZE_KM, dates=dates, layout=LAYOUT, workers=workers)
+    granule = plan.checked(seed, SIZE_KM, dates, LAYOUT).granule
     planted = json.loads((city / "truth" / "traps.json").read_text())
     home = folder / "archive" / items.COLLECTION
     documents: dict[str, dict[str, Any]] = {}
-    with_offset = set()
     for name, about in sorted(planted.items()):
         if about.get("epoch") != 1 or "of" in about:
             continue
         for tile, window in TILES.items():
             document = _cut(city / items.COLLECTION / name, granule, tile, window, home)
             documents[document["id"]] = document
-            if about["offset_in_pixels"]:
-                with_offset.add(document["id"])
     originals = sorted(documents)
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(originals))
     without = tuple(originals[n] for n in order[:lacking])
-    candidates = [originals[n] for n in order[lacking:] if originals[n] not in with_offset]
-    twins = [_twin(documents[name], home) for name in candidates[: len(originals) // 5]]
+    twins = [_twin(documents[originals[n]], home) for n in order[-(len(originals) // 5) :]]
     documents |= {twin["id"]: twin for twin in twins}
     for name in without:
-        del documents[name]["assets"]["nir"]
+        del documents[name]["assets"]["B08"]
     _write_catalogue(folder / "archive", documents)
     return Archive(
         folder=folder / "archive",
@@ -123,7 +121,7 @@ def _cut(source: Path, granule: Grid, tile: str, window: Window, home: Path) -> 
     for key, value in (("proj:code", lattice.crs), ("proj:epsg", int(lattice.crs.removeprefix("EPSG:")))):
         if key in properties:
             properties[key] = value
-    properties["grid:code"] = f"MGRS-{tile}"
+    properties["s2:mgrs_tile"] = tile
     properties["s2:product_uri"] = properties["s2:product_uri"].replace(plan.TILE, tile)
     geometry = items.polygon(shapely.box(*lattice.bounds), lattice.crs)
     return document | {"geometry": geometry, "bbox": items.bbox(geometry), "links": []}
@@ -142,7 +140,7 @@ def _write(path: Path, pixels: Any, lattice: Grid) -> None:
 def _twin(original: dict[str, Any], home: Path) -> dict[str, Any]:
     """Return the item of the same acquisition as it was processed first, with files of its own."""
     document: dict[str, Any] = json.loads(json.dumps(original))
-    document["id"] = re.sub(r"_\d_L2A$", "_7_L2A", original["id"])
+    document["id"] = re.sub(r"_\d{8}T\d{6}$", "_20190101T000000", original["id"])
     properties = document["properties"]
     properties |= {"s2:processing_baseline": plan.OLDEST, "s2:generation_time": properties["datetime"]}
     properties["s2:datatake_id"] = re.sub(r"N\d\d\.\d\d$", f"N{plan.OLDEST}", properties["s2:datatake_id"])
