@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -107,7 +106,6 @@ needs_servers = pytest.mark.skipif(not NGINX, reason="nginx is not installed")
 
 @needs_servers
 @pytest.mark.slow
-@pytest.mark.skipif("SGDATA_REHEARSAL" not in os.environ, reason="the small one is run instead")
 def test_a_small_rehearsal(tmp_path: Path) -> None:
     pytest.importorskip("rustac", reason="rustac is not installed")
     rehearse(tmp_path, dates=12, lacking=1, damaged=0.004, sign_for=300, least=0.85)

@@ -13,7 +13,7 @@ from sgdata.errors import ServiceError
 
 PLANETARY_COMPUTER = "https://planetarycomputer.microsoft.com/api/sas/v1/token"
 STORE = ".blob.core.windows.net"
-RETRY = retry.RetryPolicy(tries=4, wait_s=2.0)
+RETRY = retry.RetryPolicy(tries=6, wait_s=2.0)  # a minute in all
 TIMEOUT_S = 30
 SPARE_S = 120
 """Tokens that expire within this time are renewed, because reading a file takes time."""
