@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LARGEST_BODY = 2**16
+"""Bytes that are read of the page that comes with an error."""
+
 # Request Timeout, Too Early, Too Many Requests and the server errors that pass (RFC 9110, RFC 6585, RFC 8470).
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -124,7 +127,8 @@ def retry_session(
             def attempt() -> requests.Response:
                 answer = super(RetryAdapter, self).send(*args, **kwargs)
                 if answer.status_code in TRANSIENT_STATUS:
-                    _ = answer.content  # reading the body gives the connection back to the pool
+                    # Reading the body gives the connection back to the pool; a page of an error may be of any size.
+                    answer._content = answer.raw.read(LARGEST_BODY, decode_content=True)
                     raise BusyError(answer)
                 return answer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ def test_too_much_is_refused_and_nothing_is_a_line_in_the_log(
     path = tmp_path / "MTD.xml"
     path.write_text(xml(-1000))
     assert product_metadata.offset(str(path)) == -1000
-    monkeypatch.setattr(product_metadata, "LARGEST_BYTES", 100)
-    with pytest.raises(SourceError, match="more than 100 bytes"):
+    monkeypatch.setattr(product_metadata, "PRODUCT_BYTES", replace(product_metadata.PRODUCT_BYTES, most=100))
+    with pytest.raises(SourceError, match="at most 100 are read"):
         product_metadata.offset(str(path))
     assert product_metadata.offset(str(tmp_path / "none.xml")) is None
     assert product_metadata.offset("s3://bucket/MTD.xml") is None

@@ -106,6 +106,7 @@ class BuildPaths:
         cluster: address of a Dask scheduler, used instead of `workers`.
         scratch: scratch folder to keep; None for one in `out` that is removed when the build is complete.
         masks: folder of rasters `<item id>.tif` for the mask method external, not 0 where a scene is masked.
+        allow_private_hosts: whether a remote catalogue may name hosts of the local network.
         tile_px: longest side of a tile of the composite in pixels.
     """
 
@@ -118,6 +119,7 @@ class BuildPaths:
     cluster: str | None = None
     scratch: Path | None = None
     masks: Path | None = None
+    allow_private_hosts: bool = False
     tile_px: int = 4096
 
     @property

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from sgdata import files, progress, urls
+from sgdata.access import access_of
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets
 from sgdata.composite import clear_masks, cloud_masks, scene_staging, staging
 from sgdata.composite.scene_staging import SceneRequest, StagedScene
@@ -210,7 +211,8 @@ def add_clear_masks(
 
 def scene_request(scene: Scene, recipe: BuildRecipe, lattice: Grid, paths: BuildPaths) -> SceneRequest:
     """Return what to stage of a scene: its bands, its layers, and a mask of the user."""
-    located = search.located(scene, paths.stac or recipe.source.stac)
+    where = paths.stac or recipe.source.stac
+    located, access = search.located(scene, where), access_of(where, allow_private_hosts=paths.allow_private_hosts)
     available, identity = dict(located.assets), dict(scene.assets)
     names = assets(recipe)
     if recipe.mask.method == cloud_masks.EXTERNAL:
@@ -241,6 +243,7 @@ def scene_request(scene: Scene, recipe: BuildRecipe, lattice: Grid, paths: Build
             margin_m=reach,
             kernel=kernel,
             tokens=_tokens(recipe, scene, asset.href),
+            access=access,
         )
     hrefs = [asset.href for asset in available.values()] + [located.product or ""]
     product = located.product if offsets.states_offset(scene.baseline) else None
@@ -252,6 +255,7 @@ def scene_request(scene: Scene, recipe: BuildRecipe, lattice: Grid, paths: Build
         product=product,
         tokens=_tokens(recipe, scene, product or ""),
         signed=tuple(full for href in hrefs if (full := urls.recall(href)) != href),
+        access=access,
     )
 
 

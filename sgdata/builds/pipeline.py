@@ -59,7 +59,7 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
         bands=assets(recipe),
         leave_out=recipe.leave_out,
     )
-    scenes, others = search.search(where, query)
+    scenes, others = search.search(where, query, allow_private_hosts=paths.allow_private_hosts)
     bad = [one for one in others if isinstance(one, Unusable)]
     usable, elsewhere = coverage.select_scenes(scenes, lattice, bad)
     fetch.check_lost(recipe, len(usable), elsewhere)

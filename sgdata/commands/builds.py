@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 
 from sgdata import console
 from sgdata.commands.options import (
+    AllowPrivateHosts,
     AsJson,
     Cluster,
     DryRun,
@@ -49,6 +50,7 @@ def plan(
     aoi: Aoi = None,
     place: Place = None,
     stac: Stac = None,
+    allow_private_hosts: AllowPrivateHosts = False,
     dates: Dates = None,
     profile: Profile = None,
     recipe: RecipeFile = None,
@@ -63,7 +65,9 @@ def plan(
 
     overrides: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "profile": profile}
     chosen = build_recipe.recipe_for(recipe or name, overrides, changes or ())
-    paths = build_recipe.BuildPaths(out=out or Path(chosen.out), stac=stac, workers=workers)
+    paths = build_recipe.BuildPaths(
+        out=out or Path(chosen.out), stac=stac, workers=workers, allow_private_hosts=allow_private_hosts
+    )
     # Print the table before failing, so that the user can pick other dates.
     holes = console.show_plan(pipeline.plan(chosen, paths), paths, where=stac or chosen.source.stac, as_json=as_json)
     if holes and not allow_holes:
@@ -98,6 +102,7 @@ def build(
     aoi: Aoi = None,
     place: Place = None,
     stac: Stac = None,
+    allow_private_hosts: AllowPrivateHosts = False,
     osm: Osm = "overpass",
     offline: Annotated[bool, typer.Option("--offline", help="Use cached OpenStreetMap responses only.")] = False,
     dates: Dates = None,
@@ -145,7 +150,7 @@ def build(
     chosen = build_recipe.recipe_for(recipe or name, overrides, changes or ())
     paths = build_recipe.BuildPaths(
         out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap,
-        workers=workers, cluster=cluster, scratch=scratch,
+        workers=workers, cluster=cluster, scratch=scratch, allow_private_hosts=allow_private_hosts,
     )  # fmt: skip
     # Read before anything is fetched, so that a wrong path fails at once.
     locked = locks.read(lock) if lock else None
@@ -167,6 +172,7 @@ def clouds(
     lock: Annotated[Path, typer.Argument(help="Lock of a plan, or the folder that contains it.")],
     out: Out,
     stac: Stac = None,
+    allow_private_hosts: AllowPrivateHosts = False,
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Folder of OmniCloudMask weights (default: downloaded).")
     ] = None,
@@ -179,11 +185,16 @@ def clouds(
 
     configure_logging(quiet)
     where = stac or build_recipe.recipe_for("segmunich").source.stac
-    print(omnicloudmask.write(locks.read(lock), out, where, omnicloudmask.engine(weights)))
+    predict = omnicloudmask.engine(weights)
+    print(omnicloudmask.write(locks.read(lock), out, where, predict, allow_private_hosts=allow_private_hosts))
 
 
 @app.command(epilog="Example: sgdata drift out/build/segmunich.lock.json")
-def drift(lock: Annotated[Path, typer.Argument(help="Lock of a plan, or a build folder.")], stac: Stac = None) -> None:
+def drift(
+    lock: Annotated[Path, typer.Argument(help="Lock of a plan, or a build folder.")],
+    stac: Stac = None,
+    allow_private_hosts: AllowPrivateHosts = False,
+) -> None:
     """Compare a lock with the catalogue of today: list vanished, changed and new items. Exits with 3 if any differ."""
     from sgdata.builds import build_recipe
     from sgdata.scenes import coverage
@@ -191,7 +202,7 @@ def drift(lock: Annotated[Path, typer.Argument(help="Lock of a plan, or a build 
 
     # A lock does not record the catalogue, since several providers host the same scenes.
     where = stac or build_recipe.recipe_for("segmunich").source.stac
-    differences = coverage.drift(locks.read(lock), where)
+    differences = coverage.drift(locks.read(lock), where, allow_private_hosts=allow_private_hosts)
     for line in differences:
         print(line)
     if differences:

@@ -24,6 +24,13 @@ Cluster = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the cost estimate and exit.")]
 
+AllowPrivateHosts = Annotated[
+    bool,
+    typer.Option(
+        "--allow-private-hosts", help="Follow links of a remote catalogue to hosts of this machine or its network."
+    ),
+]
+
 # --- what to print -------------------------------------------------------------------------
 
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print warnings and results only, no progress.")]

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sgdata import files, progress
+from sgdata.access import Access, access_of
 from sgdata.composite import staging
 from sgdata.errors import SettingError
 from sgdata.file_names import file_name
@@ -62,7 +63,9 @@ def engine(weights: Path | None) -> Callable[[Array], Array]:
     return predict
 
 
-def write(planned: Lock, out: Path, where: str, predict: Callable[[Array], Array]) -> Path:
+def write(
+    planned: Lock, out: Path, where: str, predict: Callable[[Array], Array], *, allow_private_hosts: bool = False
+) -> Path:
     """Write `<item id>.tif` into `out` for each item of the lock, unless it exists.
 
     Args:
@@ -70,6 +73,7 @@ def write(planned: Lock, out: Path, where: str, predict: Callable[[Array], Array
         out: output folder.
         where: URL or path of the catalogue that hrefs are relative to.
         predict: function from (3, H, W) DN to classes, as `engine` returns it.
+        allow_private_hosts: whether a remote catalogue may name hosts of the local network.
 
     Raises:
         SettingError: the lock lacks a band that masks need.
@@ -80,19 +84,20 @@ def write(planned: Lock, out: Path, where: str, predict: Callable[[Array], Array
     style = geotiff.Style(descriptions=("omnicloudmask",), dtype="uint8", overviews="mode", classes=CLASSES)
     whole = Window(row=0, col=0, height=planned.grid.shape[0], width=planned.grid.shape[1])
     scratch = out / ".scratch"
+    access = access_of(where, allow_private_hosts=allow_private_hosts)
     with files.only_writer(out, ""):
         for item in progress.track(planned.items, label="clouds", total=len(planned.items)):
             path = out / f"{file_name(item.scene.id)}.tif"
             if not path.exists():
                 # Left by a killed run, possibly of another area.
                 shutil.rmtree(scratch, ignore_errors=True)
-                image = _image(search.located(item.scene, where), planned.grid, scratch)
+                image = _image(search.located(item.scene, where), planned.grid, scratch, access)
                 geotiff.write_cog(path, planned.grid, [(whole, predict(image)[None])], style=style)
                 shutil.rmtree(scratch)
     return out
 
 
-def _image(scene: Scene, lattice: Grid, scratch: Path) -> Array:
+def _image(scene: Scene, lattice: Grid, scratch: Path, access: Access) -> Array:
     """Return (3, H, W) DN of BANDS on the grid."""
 
     def read(band: str) -> Array:
@@ -100,6 +105,7 @@ def _image(scene: Scene, lattice: Grid, scratch: Path) -> Array:
         request = staging.WindowRequest(
             name=f"{scene.id} {band}", asset=asset, crs=lattice.crs, bounds=lattice.bounds,
             target=scratch / file_name(band), kernel="bilinear", tokens=signing.service(scene.provider, asset.href),
+            access=access,
         )  # fmt: skip
         return staging.on_grid(staging.stage(request), lattice, kernel="bilinear")
 

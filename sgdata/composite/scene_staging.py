@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 
 from sgdata import urls
+from sgdata.access import Access
 from sgdata.composite import staging
 from sgdata.errors import SourceError
 from sgdata.rasters import grid
@@ -49,7 +50,8 @@ class StagedScene:
 class SceneRequest:
     """One scene to stage: its overpass, its day (since 1970) and the windows to read by band.
 
-    `product` is the address of the product metadata with the offset, `tokens` the service that signs that address.
+    `product` is the address of the product metadata with the offset, `tokens` the service that signs that address,
+    `access` the hosts that it may lead to.
     `signed` are the addresses with the secrets of the catalogue, for a worker in another process; they are never
     written.
     `required`: a scene that must not be left out, because the lock to follow has the hashes of its pixels.
@@ -63,6 +65,7 @@ class SceneRequest:
     tokens: str = ""
     signed: tuple[str, ...] = field(default=(), repr=False)
     required: bool = False
+    access: Access | None = None
 
 
 def stage_scene(request: SceneRequest, *, lattice: Grid) -> tuple[StagedScene, offsets.Evidence] | Dropped:
@@ -70,8 +73,10 @@ def stage_scene(request: SceneRequest, *, lattice: Grid) -> tuple[StagedScene, o
     scene = stage_files(request)
     if isinstance(scene, Dropped):
         return scene
+    product = None
     try:
-        product = product_metadata.offset(request.product, request.tokens) if request.product else None
+        if request.product:
+            product = product_metadata.offset(request.product, request.tokens, access=request.access)
     except SourceError as error:
         return _dropped(request, [error])
     return scene, replace(offset_evidence(scene, lattice), product=product)

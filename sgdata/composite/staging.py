@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import file_names, files, retry
+from sgdata import file_names, files, limits, retry
+from sgdata.access import Access
 from sgdata.composite import cloud_masks
 from sgdata.errors import SourceError
 from sgdata.rasters import geotiff, grid, resample
@@ -41,6 +42,7 @@ class WindowRequest:
         tokens: service that signs the URL of the file, as in `signing.signed`.
         margin_m: margin in metres that is read as well, at least MARGIN_PX pixels.
         kernel: resampling kernel for pixels of another CRS.
+        access: hosts that may be asked; None: those of an address that the user named.
     """
 
     name: str
@@ -51,6 +53,7 @@ class WindowRequest:
     tokens: str = ""
     margin_m: float = 0
     kernel: resample.Kernel = "nearest"
+    access: Access | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +131,15 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
     with (
         files.replacing(data, durable=False) as temporary,
         temporary.open("wb") as handle,
-        geotiff.opened(href) as dataset,
+        geotiff.opened(href, use="scene", access=request.access) as dataset,
     ):
         header = geotiff.header(dataset)
         check(request, header)
         # A mask in degrees is resampled to 10 m, the finest pixels of the sensor.
         gsd = float(MSI.finest_gsd_m) if dataset.crs.is_geographic else header.lattice.gsd_m
+        # Windows are counted in the file's own pixels: too fine ones would fill the disk.
+        limits.PIXELS_PER_M.check(1 / gsd, request.name)
+        limits.PIXEL_SIZE_M.check(gsd, request.name)
         margin = max(MARGIN_PX, math.ceil(request.margin_m / gsd))
         if header.lattice.crs == request.crs:
             window = geotiff.window_over(header.lattice, request.bounds, margin=margin)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from sgdata.builds.patch_table import read
 from sgdata.datasets.types import Member, SampleRef
 from sgdata.errors import SourceError
+from sgdata.rasters import geotiff, opening
 from sgdata.types import Array
+
+CACHE_MB = 512
+"""Memory for decoded blocks: neighbouring patches share them."""
 
 
 def refs(path: Path, members: tuple[Member, ...], pixel_bytes: float) -> tuple[SampleRef, ...]:
@@ -39,25 +44,20 @@ def refs(path: Path, members: tuple[Member, ...], pixel_bytes: float) -> tuple[S
     )
 
 
-def open_raster(path: Path) -> Any:
-    """Open a raster with rasterio. Raises SourceError."""
-    import rasterio
-    from rasterio.errors import RasterioError
-
-    try:
-        return rasterio.open(path)
-    except RasterioError as error:
-        raise SourceError(f"{path}: not a readable raster: {error}; build it again") from None
+def open_raster(path: Path, *, use: opening.Use = "output") -> AbstractContextManager[Any]:
+    """Open a raster to read patches from it. Raises SourceError."""
+    return geotiff.opened(str(path), use=use, cache_mb=CACHE_MB)
 
 
 def read_window(raster: Any, window: Sequence[int]) -> Array:
     """Read (C, height, width) of an open raster in a window of row, column, height, width. Raises SourceError."""
+    from rasterio._err import CPLE_BaseError
     from rasterio.errors import RasterioError
     from rasterio.windows import Window
 
     row, col, height, width = window
     try:
         pixels: Array = raster.read(window=Window(col, row, width, height))
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:
         raise SourceError(f"window {window} cannot be read: {error}") from None
     return pixels

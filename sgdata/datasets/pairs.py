@@ -22,6 +22,7 @@ from sgdata import files
 from sgdata.datasets import build_patches, cards
 from sgdata.datasets.types import Member, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import SourceError
+from sgdata.rasters import opening
 from sgdata.shards import contracts
 from sgdata.types import Contract, Sample
 
@@ -63,7 +64,10 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
     before, after, change = _paths(source)
     with ExitStack() as stack:
         paths = (before / files.IMAGE, after / files.IMAGE, change)
-        rasters = [stack.enter_context(build_patches.open_raster(path)) for path in paths]
+        # The user names the map, which may be a virtual raster.
+        uses: tuple[opening.Use, ...] = ("output", "output", "user")
+        opened = [build_patches.open_raster(path, use=use) for path, use in zip(paths, uses, strict=True)]
+        rasters = [stack.enter_context(one) for one in opened]
         first = rasters[0]
         # Windows are in pixels, so a shifted raster would be read without an error.
         for raster in rasters:

@@ -94,7 +94,7 @@ def _filling(path: Path, lattice: Grid, codes: Mapping[int, int]) -> Array:
 
     height, width = lattice.shape
     place = {"crs": lattice.crs, "transform": Affine(*lattice.transform), "width": width, "height": height}
-    with geotiff.opened(str(path)) as dataset, WarpedVRT(dataset, **place) as warped:
+    with geotiff.opened(str(path), use="user") as dataset, WarpedVRT(dataset, **place) as warped:
         pixels = warped.read(1)
     if pixels.dtype.kind != "u":
         raise SourceError(f"{path}: pixels are {pixels.dtype}, expected uint8 or uint16 codes of the classes")

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sgdata import files, urls
+from sgdata import files, urls, web
+from sgdata.access import Access, access_of
 from sgdata.errors import OutputError, SourceError
-from sgdata.rasters import grid
+from sgdata.rasters import grid, opening
 from sgdata.types import Array, Bounds, Grid, Window
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from sgdata.rasters.resample import Kernel
 
-LARGEST_BLOCK_BYTES = 1 << 28
-"""Limit of a block: a granule of 10,980 x 10,980 pixels in one strip fits; a tiny file can declare gigabytes."""
 STRIP_BYTES = 1 << 22
 """Files are read in strips of about this size, cut at the file's own blocks."""
 
@@ -45,8 +44,8 @@ READING = {
     "VSI_CACHE": "TRUE",
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",  # else a second try meets the failure of the first
     "AWS_NO_SIGN_REQUEST": "NO" if "AWS_ACCESS_KEY_ID" in os.environ else "YES",  # CDSE wants keys
-    "GDAL_CACHEMAX": 16 << 20,  # every block is asked for once: a large cache only costs
     "GDAL_PAM_ENABLED": "NO",
+    "GDAL_VRT_ENABLE_PYTHON": "NO",
 }
 
 
@@ -77,36 +76,57 @@ class Style:
 
 
 @contextmanager
-def opened(href: str) -> Iterator[DatasetReader]:
-    """Open the raster at a path or URL; every failure inside the block is raised as a SourceError that names it."""
+def opened(
+    href: str, *, use: opening.Use = "output", access: Access | None = None, cache_mb: int = 16
+) -> Iterator[DatasetReader]:
+    """Open a raster at a path or URL; every raster that this project reads is opened here.
+
+    Args:
+        href: path or URL, admitted by `access.admit` where a document names it.
+        use: purpose, which decides the formats.
+        access: hosts that may be asked; default: those of an address that the user named.
+        cache_mb: memory for decoded blocks; little, where every block is read once.
+
+    Yields:
+        The open dataset.
+
+    Raises:
+        SourceError: the file may not be opened or cannot be read, now or inside the context; a failed read is an
+            error, never nodata.
+    """
     import rasterio
     from rasterio._err import CPLE_BaseError  # errors of GDAL that rasterio does not translate
     from rasterio.errors import RasterioError
 
+    shown, where = urls.without_secrets(href), href
+    if href.startswith(("http://", "https://")):
+        where = web.range_probe(href, access or access_of(href))
+    elif "://" not in href and not href.startswith("/vsi"):
+        opening.check_local(href, use)
+        where = os.path.abspath(href)  # noqa: PTH100 - an absolute path has no prefix of a driver
+    reading = READING | {"GDAL_CACHEMAX": cache_mb << 20}
     try:
-        with rasterio.Env(**READING), rasterio.open(href) as dataset:
+        with rasterio.Env(**reading), opening.open_with(where, opening.DRIVERS[use]) as dataset:
+            opening.check_declared(dataset, shown)
             yield dataset
-    except (RasterioError, CPLE_BaseError) as error:
-        shown, (_, _, query) = urls.without_secrets(href), href.partition("?")
+    except (RasterioError, CPLE_BaseError, MemoryError) as error:
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
         # GDAL names the file with or without its folder: a signature must not be shown or stored in either case.
-        reason = " ".join(str(error.__cause__ or error).split()).replace(href, shown).replace(f"?{query}", "")
+        for address in (where, href):
+            query = address.partition("?")[2]
+            reason = reason.replace(address, shown).replace(f"?{query}" if query else "?", "")
         raise SourceError(f"{shown}: cannot be read: {reason:.200}; fetch it again or leave it out") from error
 
 
 def header(dataset: DatasetReader) -> Header:
     """Return the header.
 
-    Raises SourceError unless pixels are square and north-up, the CRS has an EPSG code and blocks are small enough.
+    Raises SourceError unless pixels are square and north-up and the CRS has an EPSG code.
     """
-    rows, columns = dataset.block_shapes[0]
-    if rows * columns * np.dtype(dataset.dtypes[0]).itemsize * dataset.count > LARGEST_BLOCK_BYTES:
-        raise SourceError(
-            f"{dataset.name}: blocks of {rows} x {columns} pixels in {dataset.count} bands, each decoded whole; "
-            f"expected at most {LARGEST_BLOCK_BYTES >> 20} MiB: write it again in smaller blocks"
-        )
     a, b, _, d, e, _ = tuple(dataset.transform)[:6]
     code = dataset.crs and dataset.crs.to_epsg()
-    if not code or b or d or not math.isclose(a, -e):
+    finite = math.isfinite(a) and math.isfinite(dataset.transform.c) and math.isfinite(dataset.transform.f)
+    if not code or b or d or not math.isclose(a, -e) or a <= 0 or not finite:
         raise SourceError(
             f"{dataset.name}: CRS {dataset.crs} with transform {tuple(dataset.transform)[:6]}; "
             "expected an EPSG code and square north-up pixels"

@@ -252,7 +252,7 @@ def _blocks(planned: Lock) -> int:
 # --- drift ---------------------------------------------------------------------------------
 
 
-def drift(planned: Lock, where: str) -> list[str]:
+def drift(planned: Lock, where: str, *, allow_private_hosts: bool = False) -> list[str]:
     """Compare the catalogue with the lock: return one line per scene that vanished, changed or is new."""
     query = search.Query(
         collection=planned.collection,
@@ -261,7 +261,7 @@ def drift(planned: Lock, where: str) -> list[str]:
         bands=tuple(planned.items[0].scene.assets),
         leave_out=tuple(dropped.id for dropped in planned.dropped if dropped.reason == search.LEFT_OUT),
     )
-    found, others = search.search(where, query)
+    found, others = search.search(where, query, allow_private_hosts=allow_private_hosts)
     # Select as the plan did, so that neighbours that it left out are not reported as new.
     usable, elsewhere = select_scenes(found, planned.grid, [one for one in others if isinstance(one, Unusable)])
     today = {scene.id: scene for scene in usable}

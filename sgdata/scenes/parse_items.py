@@ -25,18 +25,9 @@ def malformed() -> tuple[type[Exception], ...]:
     from pystac.errors import STACError, STACTypeError
     from pystac_client.exceptions import APIError
 
-    return (
-        OSError,
-        APIError,
-        STACError,
-        STACTypeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        RecursionError,
-    )
+    # IndexError, RecursionError: lists that are too short, and documents that nest too deeply.
+    of_python = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError)
+    return (APIError, STACError, STACTypeError, *of_python)
 
 
 def parse(item: pystac.Item, bands: tuple[str, ...], root: str = "") -> Scene:

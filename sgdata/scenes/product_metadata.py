@@ -6,25 +6,25 @@ import logging
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from sgdata import retry, urls
+from sgdata import documents, retry, urls, web
+from sgdata.access import Access
 from sgdata.errors import SourceError
+from sgdata.limits import PRODUCT_BYTES
 from sgdata.scenes import signing
 
 log = logging.getLogger("sgdata")
 
 OFFSETS = ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")  # L2A, L1C
-LARGEST_BYTES = 8 << 20
-"""Largest file to parse: ten times the size of real ones."""
 TIMEOUT_S = 30
 RETRY = retry.RetryPolicy(tries=4, wait_s=2.0)
 
 
-def offset(href: str, tokens: str = "") -> int | None:
+def offset(href: str, tokens: str = "", *, access: Access | None = None) -> int | None:
     """Return the offset in DN in the metadata of a product; None, with a warning, if they cannot be read.
 
     Raises SourceError if they are damaged or have several offsets.
     """
-    content = _content(href, tokens)
+    content = _content(href, tokens, access)
     return None if content is None else parsed(content, href)
 
 
@@ -56,29 +56,24 @@ class _Plain(ET.TreeBuilder):
         raise _TypedError
 
 
-def _content(href: str, tokens: str) -> bytes | None:
-    """Return the bytes of a file; None, with a warning, if it cannot be read."""
+def _content(href: str, tokens: str, access: Access | None) -> bytes | None:
+    """Return the bytes of a file; None, with a warning, if it cannot be read. Raises SourceError if it is too large."""
     import requests
 
     try:
         if "://" not in href:
-            with Path(href).open("rb") as handle:
-                content = handle.read(LARGEST_BYTES + 1)
-        else:
-            # URLs of buckets that need keys (s3://) fail here; the pixels are tested all the same.
-            content = _download(href, tokens)
-    except (OSError, requests.RequestException, retry.TransientError) as error:
+            return documents.read_bytes(Path(href), PRODUCT_BYTES)
+        # URLs of buckets that need keys (s3://) fail here; the pixels are tested all the same.
+        return _download(href, tokens, access)
+    except (OSError, requests.RequestException, retry.TransientError, ValueError) as error:
         log.warning(
             "%s: product metadata cannot be read (%.80s): baseline and pixels decide", href, urls.redact(str(error))
         )
         return None
-    if len(content) > LARGEST_BYTES:
-        raise SourceError(f"{href}: more than {LARGEST_BYTES} bytes, expected product metadata; leave the scene out")
-    return content
 
 
-def _download(href: str, tokens: str) -> bytes:
-    """Return at most LARGEST_BYTES + 1 bytes of a file on a server; retry if it is busy or a signature has expired."""
+def _download(href: str, tokens: str, access: Access | None) -> bytes:
+    """Return a file on a server; retry if it is busy or a signature has expired."""
     import requests
 
     url = ""
@@ -86,13 +81,12 @@ def _download(href: str, tokens: str) -> bytes:
     def attempt() -> bytes:
         nonlocal url
         url = signing.signed(href, tokens, failed=url)
-        with requests.get(url, timeout=TIMEOUT_S, stream=True) as answer:
-            if answer.status_code in retry.TRANSIENT_STATUS:
-                raise retry.BusyError(answer)
-            if tokens and answer.status_code in {401, 403}:
-                raise retry.TransientError(f"answers {answer.status_code} {answer.reason}")
-            answer.raise_for_status()
-            content: bytes = answer.raw.read(LARGEST_BYTES + 1, decode_content=True)
-            return content
+        answer = web.ask("GET", url, access=access, limit=PRODUCT_BYTES, timeout=TIMEOUT_S)
+        if answer.status_code in retry.TRANSIENT_STATUS:
+            raise retry.BusyError(answer)
+        if tokens and answer.status_code in {401, 403}:
+            raise retry.TransientError(f"answers {answer.status_code} {answer.reason}")
+        answer.raise_for_status()
+        return answer.content
 
     return retry.call(attempt, RETRY, retry_on=(retry.TransientError, requests.ConnectionError, requests.Timeout))

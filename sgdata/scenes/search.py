@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgdata import files, retry
+from sgdata.access import access_of, admit
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.file_names import file_name
+from sgdata.limits import SEARCH_ITEMS, SEARCH_PAGES
 from sgdata.scenes import parse_items
 from sgdata.scenes.types import Dropped, Scene, Unusable, reasons
 from sgdata.types import Bounds
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 LEFT_OUT = "left out by the recipe"  # the reason in a lock
 RETRY = retry.RetryPolicy(tries=6, wait_s=1)  # half a minute in all
-TIMEOUT_S = 60.0
 PAGE, STALE_PAGES = 100, 3
 STRIP_OVERLAP = 0.1
 """Scenes of one acquisition that share less than this part of the smaller one are two strips, not twins."""
@@ -52,12 +53,15 @@ class Query:
     leave_out: tuple[str, ...] = ()
 
 
-def search(where: str, query: Query) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
+def search(
+    where: str, query: Query, *, allow_private_hosts: bool = False
+) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
     """Search a catalogue.
 
     Args:
         where: URL of an API or a static catalogue, a catalogue file or its folder, or an ItemCollection file.
         query: what to search for.
+        allow_private_hosts: follow links of a remote catalogue to hosts of the local network.
 
     Returns:
         Scenes in order of (time, id), and the items dropped: twins, those to leave out, and unusable ones (Unusable).
@@ -68,7 +72,7 @@ def search(where: str, query: Query) -> tuple[tuple[Scene, ...], tuple[Dropped, 
         SettingError: no scene matches, or an item to leave out does not exist.
     """
     days(query.dates)
-    read = _from_api(where, query) if is_url(where) else _from_files(Path(where), query.collection)
+    read = _from_api(where, query, allow_private_hosts) if is_url(where) else _from_files(Path(where), query.collection)
     items = [_with_utc_and_bbox(item) for item in read]
     root = "" if is_url(where) else str(_root(Path(where)).resolve())
     # By id, since one page may repeat items of another.
@@ -121,22 +125,24 @@ def days(dates: str) -> tuple[date, date]:
 # --- reading catalogues --------------------------------------------------------------------
 
 
-def _from_api(url: str, query: Query) -> Iterator[pystac.Item]:
+def _from_api(url: str, query: Query, allow_private_hosts: bool) -> Iterator[pystac.Item]:
     """Yield the items of an API or of a static catalogue over HTTP."""
     from pystac_client import Client
-    from pystac_client.stac_api_io import StacApiIO
     from pystac_client.warnings import PystacClientWarning
+
+    from sgdata.scenes import catalog_io
 
     first, last = days(query.dates)
     try:
         with warnings.catch_warnings():
             # Warns that a static catalogue has no search, which is handled here.
             warnings.simplefilter("ignore", PystacClientWarning)
-            stac_io = StacApiIO(max_retries=None, timeout=TIMEOUT_S)
+            stac_io = catalog_io.RemoteIO(access_of(url, allow_private_hosts=allow_private_hosts))
             retry.retry_session(stac_io.session, RETRY)
-            client = Client.open(url, stac_io=stac_io)
-            searchable = client.conforms_to("ITEM_SEARCH")
-            items = [] if searchable else list(client.get_items(recursive=True))
+            with stac_io.as_default():
+                client = Client.open(url, stac_io=stac_io)
+                searchable = client.conforms_to("ITEM_SEARCH")
+                items = [] if searchable else list(catalog_io.walk(client))
         yield from (item for item in items if item.collection_id == query.collection)
         if not searchable:
             return
@@ -147,6 +153,8 @@ def _from_api(url: str, query: Query) -> Iterator[pystac.Item]:
                 client.search(collections=[query.collection], bbox=query.bounds, datetime=span, limit=PAGE), url
             )
     except parse_items.malformed() as error:
+        if refused := catalog_io.refusal(error):
+            raise refused from None
         status = getattr(error, "status_code", None)  # of pystac-client's APIError, whose text is the body alone
         reason = " ".join(f"{f'status {status}: ' if status else ''}{error}".split())
         raise ServiceError(
@@ -158,9 +166,11 @@ def _pages(search: ItemSearch, url: str) -> Iterator[pystac.Item]:
     """Yield the items of all pages, each once. Raises ServiceError if pages repeat without end."""
     seen: set[str] = set()
     stale = 0
-    for page in search.pages():
+    for number, page in enumerate(search.pages(), 1):
+        SEARCH_PAGES.check(number, f"{url}: search without end")
         fresh = [item for item in page if item.id not in seen]
         seen.update(item.id for item in fresh)
+        SEARCH_ITEMS.check(len(seen), f"{url}: search without end")
         yield from fresh
         # One repeated page can result from re-sorting on the server; several in a row mean a loop.
         stale = 0 if fresh else stale + 1
@@ -179,25 +189,30 @@ def _root(path: Path) -> Path:
 
 
 def _from_files(path: Path, collection: str) -> Iterator[pystac.Item]:
-    import json
-
     import pystac
+
+    from sgdata.scenes import catalog_io
 
     path = path / "catalog.json" if path.is_dir() else path
     try:
-        kind = json.loads(path.read_bytes()).get("type")
-        if kind == "FeatureCollection":
-            items: Iterable[pystac.Item] = pystac.ItemCollection.from_file(str(path.resolve()))
-            items = [_with_self_href(item, path) for item in items]
-        elif kind in {"Catalog", "Collection"}:
-            items = pystac.Catalog.from_file(str(path.resolve())).get_items(recursive=True)
-        else:
-            raise SettingError(f"{path}: is a STAC {kind!r}; expected a Catalog, a Collection or a FeatureCollection")
+        stac_io = catalog_io.FileIO(access_of(str(path)))
+        with stac_io.as_default():
+            kind = stac_io.read_json(str(path.resolve())).get("type")
+            if kind == "FeatureCollection":
+                collection_items = pystac.ItemCollection.from_file(str(path.resolve()), stac_io=stac_io)
+                items = [_with_self_href(item, path) for item in collection_items]
+            elif kind in {"Catalog", "Collection"}:
+                items = list(catalog_io.walk(pystac.Catalog.from_file(str(path.resolve()), stac_io=stac_io)))
+            else:
+                expected = "expected a Catalog, a Collection or a FeatureCollection"
+                raise SettingError(f"{path}: is a STAC {kind!r}; {expected}")
         yield from (item for item in items if item.collection_id in {collection, None})
     except FileNotFoundError as error:
         missing = error.filename or path
         raise SettingError(f"{missing}: no such file; give --stac the URL or path of a STAC catalogue") from None
     except parse_items.malformed() as error:
+        if refused := catalog_io.refusal(error):
+            raise refused from None
         raise SourceError(f"{path}: cannot be read as a STAC catalogue: {error!s:.200}") from None
 
 
@@ -308,13 +323,11 @@ def _are_strips(one: str, other: str, outlines: Mapping[str, Any]) -> bool:
 
 
 def located(scene: Scene, where: str) -> Scene:
-    """Return the scene with hrefs that can be opened: relative ones start at the catalogue `where`."""
-    if is_url(where):
-        return scene
-    root = _root(Path(where))
-    assets = {
-        band: asset if "://" in asset.href else replace(asset, href=str(root / asset.href))
-        for band, asset in scene.assets.items()
-    }
-    product = scene.product if scene.product is None or "://" in scene.product else str(root / scene.product)
+    """Return the scene with hrefs that can be opened: relative ones start at the catalogue `where`.
+
+    Raises SourceError if an href names what that catalogue, or a lock of it, may not name.
+    """
+    access = access_of(where)
+    assets = {band: replace(asset, href=admit(asset.href, access)) for band, asset in scene.assets.items()}
+    product = None if scene.product is None else admit(scene.product, access)
     return replace(scene, assets=assets, product=product)

@@ -8,8 +8,9 @@ from datetime import datetime
 from functools import cache
 from urllib.parse import urlsplit
 
-from sgdata import retry, urls
+from sgdata import retry, urls, web
 from sgdata.errors import ServiceError
+from sgdata.limits import TOKEN_BYTES
 
 PLANETARY_COMPUTER = "https://planetarycomputer.microsoft.com/api/sas/v1/token"
 STORE = ".blob.core.windows.net"
@@ -72,7 +73,7 @@ def _request_token(url: str) -> tuple[float, str]:
     import requests
 
     def attempt() -> tuple[float, str]:
-        answer = requests.get(url, timeout=TIMEOUT_S)
+        answer = web.ask("GET", url, limit=TOKEN_BYTES, timeout=TIMEOUT_S)
         if answer.status_code in retry.TRANSIENT_STATUS:
             raise retry.BusyError(answer)
         answer.raise_for_status()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sgdata import files
+from sgdata.rasters import geotiff
 from sgdata.types import Array, Grid, Window
 
 BLOCK = 1024
@@ -54,11 +55,10 @@ def writing(path: Path, grid: Grid, names: tuple[str, ...], dtype: str, nodata: 
 def warp(source: Path, target: Path, lattice: Grid) -> None:
     """Write the pixels of a COG on the lattice of another CRS, by nearest neighbour."""
     import numpy as np
-    import rasterio
     from rasterio.transform import Affine
     from rasterio.warp import reproject
 
-    with rasterio.open(source) as dataset:
+    with geotiff.opened(str(source)) as dataset:
         pixels = np.zeros((1, *lattice.shape), dataset.dtypes[0])
         reproject(
             dataset.read(), pixels, src_transform=dataset.transform, src_crs=dataset.crs,

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-import rasterio
 
-from sgdata.rasters import resample
+from sgdata.rasters import geotiff, resample
 from sgdata.sentinel2 import MSI
 from sgdata.types import Array
 
@@ -25,7 +24,7 @@ def rmse(image: Array, reference: Array, where: Array) -> float:
 
 def read(path: Path) -> Array:
     """All bands of a raster, (C, H, W)."""
-    with rasterio.open(path) as raster:
+    with geotiff.opened(str(path)) as raster:
         pixels: Array = raster.read()
     return pixels
 
@@ -47,7 +46,7 @@ def true_median(archive: Path, names: tuple[str, ...]) -> Array:
     """(C, H, W) DN: the per-pixel median over the window's dates, noise-free and cloud-free."""
     by_gsd, order = {}, {}
     for gsd in (10, 20, 60):
-        with rasterio.open(archive / "truth" / f"reflectance_{gsd}m.tif") as raster:
+        with geotiff.opened(str(archive / "truth" / f"reflectance_{gsd}m.tif")) as raster:
             by_gsd[gsd], order[gsd] = raster.read(), tuple(raster.descriptions)
     return to_finest(by_gsd, names, order)
 

@@ -131,7 +131,7 @@ def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> 
     import rasterio
 
     file = files.existing(path / files.IMAGE if path.is_dir() else path, "a GeoTIFF, a build, or a folder of shards")
-    with geotiff.opened(str(file)) as dataset:
+    with geotiff.opened(str(file), use="user") as dataset:
         header = geotiff.header(dataset)
         ours = _contract(file, dataset, theirs, stated)
         if dataset.crs.is_geographic:

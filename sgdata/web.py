@@ -1,0 +1,160 @@
+"""Ask servers over HTTP: every request is sent here, and the host, size and time of its answer are checked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sgdata.access import Access, access_of, check_host
+from sgdata.errors import SourceError
+from sgdata.limits import DOCUMENT_BYTES, DOCUMENT_SECONDS, PROBE_BYTES, REDIRECTS, Limit
+
+if TYPE_CHECKING:
+    import requests
+
+CHUNK_BYTES = 2**16
+ENCODINGS = {"", "identity", "gzip", "deflate"}
+"""Transfers that expand a chunk at most 1032 times. Others can make gigabytes of one."""
+
+
+def ask(
+    method: str,
+    url: str,
+    *,
+    access: Access | None = None,
+    limit: Limit = DOCUMENT_BYTES,
+    stream: bool = False,
+    **options: Any,
+) -> requests.Response:
+    """Send one request.
+
+    Args:
+        method: GET, POST or HEAD.
+        url: address; every address that it redirects to is checked as well.
+        access: hosts that may be asked; default: those of an address that the user named.
+        limit: most bytes of the answer, decoded.
+        stream: leave the body to `chunks`.
+        options: further arguments of `requests.Session.request`, such as headers and timeout.
+
+    Returns:
+        The response, its body read unless `stream`.
+
+    Raises:
+        SourceError: a host may not be asked, or the answer is too large.
+        requests.RequestException: no complete answer.
+    """
+    with session(access or access_of(url), limit=limit) as opened:
+        return opened.request(method, url, stream=stream, **options)
+
+
+def session(access: Access, *, limit: Limit = DOCUMENT_BYTES, seconds: Limit = DOCUMENT_SECONDS) -> requests.Session:
+    """Return a session whose requests are checked as in `ask`; bodies of streamed responses are left alone."""
+    import requests
+
+    class CheckedSession(requests.Session):
+        def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+            # Called once more for every redirect.
+            check_host(request.url or "", access)
+            streamed = options.pop("stream", False)
+            deadline = time.monotonic() + seconds.most
+            response = super().send(request, stream=True, **options)
+            if not streamed:
+                _read_body(response, limit, deadline)
+            return response
+
+        def get_redirect_target(self, resp: requests.Response) -> str | None:
+            target = super().get_redirect_target(resp)
+            if target is not None:
+                # requests would read the whole body of a redirect.
+                resp.close()
+                resp._content = b""
+            return target
+
+    opened = CheckedSession()
+    opened.max_redirects = REDIRECTS.most
+    opened.headers["Accept-Encoding"] = "gzip, deflate"
+    return opened
+
+
+def _read_body(response: requests.Response, limit: Limit, deadline: float) -> None:
+    """Read the body of a response into memory, where `response.content` expects it."""
+    if response._content is False:  # type: ignore[comparison-overlap]  # requests' mark of a body that is not read
+        response._content = b"".join(chunks(response, limit=limit, deadline=deadline))
+        response._content_consumed = True  # type: ignore[attr-defined]
+
+
+def chunks(
+    response: requests.Response,
+    *,
+    limit: Limit | None = None,
+    deadline: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[bytes]:
+    """Yield the decoded body of a streamed response as it arrives.
+
+    Args:
+        response: response of `ask(..., stream=True)`.
+        limit: most bytes.
+        deadline: time by `clock` at which the transfer is given up, however steadily it drips.
+        clock: seconds of a monotonic clock.
+
+    Raises:
+        SourceError: more bytes than the limit.
+        requests.RequestException: the connection broke or the time is up.
+    """
+    import requests
+    import urllib3
+
+    url = response.url.partition("?")[0]
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in ENCODINGS:
+        response.close()
+        raise SourceError(f"{url}: answer in encoding {encoding!r:.40}, expected gzip, deflate or none")
+    declared = response.headers.get("Content-Length", "")
+    if limit and declared.isdigit():
+        limit.check(int(declared), f"{url}: answer announces")
+    size = 0
+    try:
+        while True:
+            # One receive at a time: a full chunk from a server that drips would take for ever.
+            chunk = response.raw.read1(CHUNK_BYTES, decode_content=True)
+            if not chunk:
+                return
+            size += len(chunk)
+            if limit:
+                limit.check(size, f"{url}: answer of more than")
+            if deadline is not None and clock() > deadline:
+                raise requests.Timeout(f"{url}: no end of the answer in time, after {size:,} bytes")
+            yield chunk
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        if isinstance(error, requests.RequestException):
+            raise
+        raise requests.ConnectionError(f"{url}: answer broken off after {size:,} bytes: {error}") from error
+    finally:
+        response.close()
+
+
+def range_probe(url: str, access: Access, *, headers: Mapping[str, str] | None = None) -> str:
+    """Return the final address of a file that GDAL will read in ranges, after all redirects.
+
+    GDAL follows redirects itself and takes as many bytes as come, so both are tested before. An address that
+    cannot be reached is returned as it is: GDAL reports why.
+
+    Raises:
+        SourceError: it leads to a host that may not be asked, or the server sends a body without a length.
+    """
+    import requests
+
+    asked = {"Range": "bytes=0-0", "Accept-Encoding": "identity", **(headers or {})}
+    try:
+        with ask("GET", url, access=access, stream=True, headers=asked, timeout=20) as answer:
+            if answer.status_code == 200 and not answer.headers.get("Content-Length", "").isdigit():
+                raise SourceError(
+                    f"{url.partition('?')[0]}: server gives neither ranges nor a length; download the file first"
+                )
+            if answer.status_code == 206 and sum(len(chunk) for chunk in chunks(answer, limit=PROBE_BYTES)) > 1:
+                raise SourceError(f"{url.partition('?')[0]}: server sends more than it is asked for; download it first")
+            return answer.url
+    except (requests.RequestException, ValueError):
+        return url
