@@ -70,6 +70,10 @@ MEMBER_COUNT = Limit(2**24, "members", "BigEarthNet has 8e6")
 # --- time ----------------------------------------------------------------------------------
 
 DOCUMENT_SECONDS = Limit(300, "seconds for one answer", "a page of a catalogue takes 1 to 30 s")
+ANSWER_SECONDS = Limit(
+    1_800, "seconds for one answer", "Overpass works for 180 s, and 1.5e8 bytes take 240 s at 5 Mbit/s"
+)
 SEARCH_SECONDS = Limit(3_600, "seconds for one catalogue", "20,000 items take some 10 minutes")
 DOWNLOAD_BYTES_PER_S = Limit(10_000, "bytes per second at least", "a slower line needs 77 days for the largest file")
+DOWNLOAD_SECONDS = Limit(3_600, "seconds beside the size", "servers that unpack from tape take minutes")
 REDIRECTS = Limit(10, "redirects", "stores redirect once or twice")

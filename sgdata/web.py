@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sgdata import urls
 from sgdata.access import Access, access_of, check_host
 from sgdata.errors import SourceError
 from sgdata.limits import DOCUMENT_BYTES, DOCUMENT_SECONDS, PROBE_BYTES, REDIRECTS, Limit
@@ -24,6 +25,7 @@ def ask(
     *,
     access: Access | None = None,
     limit: Limit = DOCUMENT_BYTES,
+    seconds: Limit = DOCUMENT_SECONDS,
     stream: bool = False,
     **options: Any,
 ) -> requests.Response:
@@ -34,6 +36,7 @@ def ask(
         url: address; every address that it redirects to is checked as well.
         access: hosts that may be asked; default: those of an address that the user named.
         limit: most bytes of the answer, decoded.
+        seconds: longest time for the whole answer.
         stream: leave the body to `chunks`.
         options: further arguments of `requests.Session.request`, such as headers and timeout.
 
@@ -44,7 +47,7 @@ def ask(
         SourceError: a host may not be asked, or the answer is too large.
         requests.RequestException: no complete answer.
     """
-    with session(access or access_of(url), limit=limit) as opened:
+    with session(access or access_of(url), limit=limit, seconds=seconds) as opened:
         return opened.request(method, url, stream=stream, **options)
 
 
@@ -79,9 +82,9 @@ def session(access: Access, *, limit: Limit = DOCUMENT_BYTES, seconds: Limit = D
 
 def _read_body(response: requests.Response, limit: Limit, deadline: float) -> None:
     """Read the body of a response into memory, where `response.content` expects it."""
-    if response._content is False:  # type: ignore[comparison-overlap]  # requests' mark of a body that is not read
+    if response._content is False:  # requests' mark of a body that is not read
         response._content = b"".join(chunks(response, limit=limit, deadline=deadline))
-        response._content_consumed = True  # type: ignore[attr-defined]
+        response._content_consumed = True
 
 
 def chunks(
@@ -106,7 +109,7 @@ def chunks(
     import requests
     import urllib3
 
-    url = response.url.partition("?")[0]
+    url = urls.without_secrets(response.url)
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in ENCODINGS:
         response.close()
@@ -151,10 +154,12 @@ def range_probe(url: str, access: Access, *, headers: Mapping[str, str] | None =
         with ask("GET", url, access=access, stream=True, headers=asked, timeout=20) as answer:
             if answer.status_code == 200 and not answer.headers.get("Content-Length", "").isdigit():
                 raise SourceError(
-                    f"{url.partition('?')[0]}: server gives neither ranges nor a length; download the file first"
+                    f"{urls.without_secrets(url)}: server gives neither ranges nor a length; download the file first"
                 )
             if answer.status_code == 206 and sum(len(chunk) for chunk in chunks(answer, limit=PROBE_BYTES)) > 1:
-                raise SourceError(f"{url.partition('?')[0]}: server sends more than it is asked for; download it first")
+                raise SourceError(
+                    f"{urls.without_secrets(url)}: server sends more than it is asked for; download it first"
+                )
             return answer.url
     except (requests.RequestException, ValueError):
         return url

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sgdata import file_names, files, progress, retry
+from sgdata import file_names, files, progress, retry, web
 from sgdata.datasets import cards
 from sgdata.datasets.types import Source
 from sgdata.errors import OutputError, ServiceError, SettingError
+from sgdata.limits import DOWNLOAD_BYTES_PER_S, DOWNLOAD_SECONDS
 
 # Without the lists of the splits the images cannot be used as published.
 DEFAULT_PARTS = ("images", "splits")
@@ -140,8 +142,6 @@ def _download(source: Source, out: Path, policy: retry.RetryPolicy, stall_s: flo
 
 def _append_missing(url: str, path: Path, source: Source, stall_s: float) -> None:
     """Append the missing bytes of a file. Raises ServiceError if the answer is too short, too long or an HTML page."""
-    import requests
-
     start = _size(path)
     etag = _etag_path(path)
     # Ranges and sizes must be of the file, not of a compressed transfer of it.
@@ -150,7 +150,7 @@ def _append_missing(url: str, path: Path, source: Source, stall_s: float) -> Non
         headers["Range"] = f"bytes={start}-"
         if etag.is_file():  # without it, the end of a new version could follow the start of an old one
             headers["If-Range"] = etag.read_text()
-    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_S, stall_s)) as answer:
+    with web.ask("GET", url, headers=headers, stream=True, timeout=(CONNECT_S, stall_s)) as answer:
         content_range, _, whole = answer.headers.get("Content-Range", "").partition("/")
         if answer.status_code == 416:  # no bytes after `start`: the digest decides whether the file is complete
             if source.bytes is None and not source.algorithm and whole != str(start):
@@ -181,9 +181,11 @@ def _append_body(answer: Any, path: Path, start: int, total: int | None, source:
     """Write the body of a response to `path` from byte `start` on."""
     # An endless answer must not fill the disk.
     most = source.bytes if source.bytes is not None else total
-    chunks: Iterator[bytes] = answer.iter_content(CHUNK_BYTES)
+    left = (total or 0) - start
+    deadline = time.monotonic() + DOWNLOAD_SECONDS.most + left / DOWNLOAD_BYTES_PER_S.most
+    chunks = _regroup(web.chunks(answer, deadline=deadline))
     label = f"fetching {source.file}"
-    count = -(-((total or 0) - start) // CHUNK_BYTES)
+    count = -(-left // CHUNK_BYTES)
     with path.open("r+b" if start else "wb") as handle:
         handle.seek(start)
         for number, chunk in enumerate(progress.track(chunks, label=label, total=count)):
@@ -193,6 +195,18 @@ def _append_body(answer: Any, path: Path, start: int, total: int | None, source:
             if most is not None and handle.tell() + len(chunk) > most:
                 raise ServiceError(f"sends more than {most} bytes")
             handle.write(chunk)
+
+
+def _regroup(received: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the bytes in chunks of CHUNK_BYTES, the last one shorter."""
+    waiting = bytearray()
+    for part in received:
+        waiting += part
+        while len(waiting) >= CHUNK_BYTES:
+            yield bytes(waiting[:CHUNK_BYTES])
+            del waiting[:CHUNK_BYTES]
+    if waiting:
+        yield bytes(waiting)
 
 
 def _verify(path: Path, source: Source) -> str:

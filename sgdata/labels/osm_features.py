@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sgdata import files
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.labels import overpass, tag_rules
+from sgdata.limits import PROLOG_BYTES
 
 if TYPE_CHECKING:
     from sgdata.scenes.aoi import Area
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 OSM_FILES = (".osm", ".osm.gz", ".osm.bz2", ".xml", ".osm.pbf", ".pbf")
 JSON_FILES = (".json", ".json.gz")
 AREA_RELATIONS = ("multipolygon", "boundary")
-PROLOG_BYTES = 1 << 16
 
 LonLat = tuple[float, float]
 """Longitude and latitude in degrees."""
@@ -204,8 +204,9 @@ def _scan_file(path: Path, scan: _Scan) -> str | None:
             native = Path(folder) / "answer.osm.pbf"
             overpass.write_native(answer, native, str(path))
             _collect(native, scan, str(path))
-        stamp: str | None = answer.get("osm3s", {}).get("timestamp_osm_base")
-        return stamp
+        about = answer.get("osm3s")
+        stamp = about.get("timestamp_osm_base") if isinstance(about, dict) else None
+        return stamp if isinstance(stamp, str) else None
     known(path)
     # expat, inside pyosmium, would expand entities.
     if not path.name.endswith(".pbf"):
@@ -218,10 +219,15 @@ def _refuse_document_type(path: Path) -> None:
     opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
     try:
         with opener(path, "rb") as handle:
-            start = handle.read(PROLOG_BYTES)
+            start = handle.read(PROLOG_BYTES.most)
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path}: cannot be unpacked: {error}; fetch it again") from None
-    if not re.match(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*\?>)?(?:\s|<!--(?:(?!-->).)*-->)*<osm[\s>]", start, re.DOTALL):
+    rest = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if rest.startswith(b"<?xml"):
+        rest = rest.partition(b"?>")[2].lstrip()
+    while rest.startswith(b"<!--"):
+        rest = rest.partition(b"-->")[2].lstrip()
+    if not re.match(rb"<osm[\s>]", rest):
         raise SourceError(f"{path}: begins with {start[:60]!r}; expected an <osm> document without a DOCTYPE")
 
 

@@ -9,20 +9,19 @@ busy server is asked again; any other refusal is final.
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import os
 import re
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgdata import files, retry
+from sgdata import documents, files, retry, web
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.labels import tag_rules
+from sgdata.limits import ANSWER_BYTES, ANSWER_SECONDS, ANSWER_VALUES
 
 # Keys of one query each, so that no answer is too large; other keys of a class table share one more query.
 KEY_GROUPS = (
@@ -213,12 +212,17 @@ def _request(query: str, service: Service, clock: Callable[[], float]) -> bytes:
     import requests
 
     try:
-        answer = requests.post(
+        answer = web.ask(
+            "POST",
             service.url,
+            limit=ANSWER_BYTES,
+            seconds=ANSWER_SECONDS,
             data={"data": query},
             headers={"User-Agent": service.user_agent},
             timeout=(30, service.timeout_s + 30),
         )
+    except SourceError as error:
+        raise TooLargeError(str(error).removeprefix(f"{service.url}: ")) from None
     except requests.ReadTimeout as error:
         raise TooLargeError(f"no answer in {service.timeout_s + 30} s: {error}") from None
     except requests.RequestException as error:
@@ -246,11 +250,7 @@ def _request(query: str, service: Service, clock: Callable[[], float]) -> bytes:
 
 def unpacked(path: Path) -> bytes:
     """Read an answer, gzipped on disk or not. Raises SourceError."""
-    content = path.read_bytes()
-    try:
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise SourceError(f"{path}: cannot be unpacked: {error}; delete it and fetch it again") from None
+    return documents.unpack_gzip(documents.read_bytes(path, ANSWER_BYTES), str(path), ANSWER_BYTES)
 
 
 def answer_of(content: bytes, where: str) -> dict[str, Any]:
@@ -265,9 +265,9 @@ def answer_of(content: bytes, where: str) -> dict[str, Any]:
             `remark`, which Overpass adds to partial answers when it runs out of time or memory.
     """
     try:
-        answer = json.loads(content)
-    except (ValueError, RecursionError):
-        raise SourceError(f"{where}: begins with {content[:60]!r}; expected an Overpass answer in JSON") from None
+        answer = documents.parse_json(content, where, ANSWER_VALUES)
+    except SourceError as error:
+        raise SourceError(f"{error}; expected an Overpass answer in JSON") from None
     if not isinstance(answer, dict) or not isinstance(answer.get("elements"), list):
         raise SourceError(f"{where}: has no list 'elements'; expected an Overpass answer in JSON")
     if answer.get("remark"):

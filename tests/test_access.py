@@ -1,0 +1,298 @@
+"""What a document from elsewhere may name, and what is asked or opened for it."""
+
+from __future__ import annotations
+
+import ast
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import requests
+from rasterio.transform import from_origin
+from served import Files, Quiet
+from test_layers import MODULES
+
+from sgdata import access, web
+from sgdata.access import Access, access_of, admit, check_host
+from sgdata.errors import SourceError
+from sgdata.limits import DOCUMENT_BYTES, Limit
+from sgdata.rasters import geotiff
+
+# --- one place for every reader ------------------------------------------------------------
+
+OPENERS: dict[str, tuple[str, ...]] = {
+    "rasterio.open": ("sgdata.rasters.geotiff", "sgdata.simulation.cogs"),  # to write
+    "rasterio.io.DatasetReader": ("sgdata.rasters.opening",),
+    "requests.Session": ("sgdata.web",),
+    **dict.fromkeys(("requests.get", "requests.post", "requests.request", "requests.head"), ()),
+    **dict.fromkeys(("urllib.request.urlopen", "urlopen", "urllib.request.urlretrieve", "urlretrieve"), ()),
+    **dict.fromkeys(("pyogrio.read_dataframe", "pyogrio.read_info", "geopandas.read_file", "fiona.open"), ()),
+    **dict.fromkeys(("httpx.get", "httpx.Client", "http.client.HTTPConnection", "MemoryFile"), ()),
+}
+"""Calls that open a raster, a vector file or a connection, and the modules that may contain them."""
+
+
+def calls(module: str) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_files_and_connections_are_opened_in_one_place(module: str) -> None:
+    for name, _ in calls(module):
+        assert module in OPENERS.get(name, {module}), f"{module} calls {name}; use geotiff.opened or web.ask"
+
+
+def test_rasterio_itself_opens_only_to_write() -> None:
+    for module in OPENERS["rasterio.open"]:
+        for name, call in calls(module):
+            if name == "rasterio.open":
+                assert ast.literal_eval(call.args[1]) in {"w", "r+"}
+
+
+# --- addresses -----------------------------------------------------------------------------
+
+REMOTE = Access(hosts=("catalogue.example",))
+NOT_REMOTE = (
+    "/etc/passwd", "etc/passwd", "../x.tif", "file:///etc/passwd", "FILE:///etc/passwd", "file:/etc/passwd",
+    "/vsizip//tmp/a.zip/a.tif", "/vsicurl/http://127.0.0.1/a.tif", "/vsimem/a.tif", "/vsisubfile/0_9,/etc/passwd",
+    "zip+file:///tmp/a.zip!/a.tif", "zip+https://example.org/a.zip!/a.tif", "zip:///tmp/a.zip", "tar+http://a/b.tar",
+    "GTIFF_DIR:1:/etc/passwd", "NETCDF:/etc/passwd", "ftp://example.org/a.tif", "hdfs://a/b", "http:/etc/passwd",
+    "<VRTDataset/>", "", "https://", "https:///a.tif", "s3:///a.tif", "s3://a@b/c.tif", "s3://127.0.0.1:80/c.tif",
+    "https://example.org/a.tif\r\nHost: x", "https://example.org/a b.tif", "https://[::1/a.tif",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("href", NOT_REMOTE)
+def test_a_remote_catalogue_names_addresses_of_stores_only(href: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        admit(href, REMOTE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("href", ["https://a.example/b.tif?sig=x", "http://a/b", "s3://b-1/c", "gs://b/c", "az://b/c"])
+def test_addresses_of_stores_are_admitted_from_everywhere(href: str, tmp_path: Path) -> None:
+    assert admit(href, REMOTE) == href
+    assert admit(href, access_of(str(tmp_path))) == href
+
+
+def test_a_catalogue_on_disk_names_files_below_its_folder(tmp_path: Path) -> None:
+    root, inside = tmp_path / "catalogue", tmp_path / "catalogue" / "deep" / "a.tif"
+    inside.parent.mkdir(parents=True)
+    inside.write_bytes(b"")
+    (root / "catalog.json").write_text("{}")
+    (tmp_path / "secret.tif").write_bytes(b"")
+    (root / "link.tif").symlink_to(tmp_path / "secret.tif")
+    (root / "good.tif").symlink_to(inside)
+    ours = access_of(str(root / "catalog.json"))
+    assert ours == access_of(str(root))
+    for href in ("deep/a.tif", "./deep/../deep/a.tif", str(inside), inside.as_uri(), "good.tif"):
+        assert admit(href, ours) == str(inside)
+    assert admit(f"/vsizip/{root}/a.zip/B.tif", ours) == f"/vsizip/{root}/a.zip/B.tif"
+    outside = tmp_path / "secret.tif"
+    for href in (
+        *("../secret.tif", str(outside), outside.as_uri(), "link.tif", "deep/../../secret.tif", "\0"),
+        *(f"/vsizip/{outside}/a", f"zip+file://{outside}!/a", f"/vsizip/vsicurl/{root}", f"/vsicurl/{root}/a.tif"),
+        *(f"/vsizip/{{{outside}}}/a", f"/vsisparse/{root}/a.xml", f"GTIFF_DIR:1:{outside}", "/vsimem/x"),
+    ):
+        with pytest.raises(SourceError):
+            assert not admit(href, ours)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+        ),
+        *("::1", "fe80::1", "fd00::1", "::ffff:127.0.0.1", "2002:7f00:1::", "64:ff9b::a00:1"),
+    ],
+)
+def test_addresses_of_the_local_network_are_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(host: str) -> frozenset[str]:
+        return frozenset({"93.184.216.34", address} if host == "evil.example" else {"93.184.216.34"})
+
+    monkeypatch.setattr(access, "_addresses", resolve)
+    with pytest.raises(SourceError, match="--allow-private-hosts"):
+        check_host("https://evil.example/a.tif", REMOTE)
+    check_host("https://evil.example/a.tif", Access(hosts=REMOTE.hosts, private=True))
+    check_host("https://evil.example/a.tif", Access(hosts=("evil.example",)))
+    check_host("https://good.example/a.tif", REMOTE)
+
+
+# --- servers -------------------------------------------------------------------------------
+
+
+class Sly(Files):
+    """Files, redirects, and bodies that are longer than they should be."""
+
+    def do_GET(self) -> None:
+        kind = self.path.split("/")[1]
+        if kind == "to":
+            self.server.asked.append(self.path)
+            self.give(302, b"moved", {"Location": self.path.removeprefix("/to/")})
+        elif kind == "endless":
+            self.server.asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            while self.command == "GET":
+                self.wfile.write(b"10000\r\n" + b"<" * 2**16 + b"\r\n")
+        else:
+            super().do_GET()
+
+
+@contextmanager
+def server(address: str, folder: Path) -> Iterator[Any]:
+    opened: Any = Quiet((address, 0), Sly)
+    opened.folder, opened.fault, opened.asked = folder, lambda handler, content: False, []
+    opened.url = f"http://{address}:{opened.server_address[1]}"
+    threading.Thread(target=opened.serve_forever, daemon=True).start()
+    try:
+        yield opened
+    finally:
+        opened.shutdown()
+        opened.server_close()
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[tuple[Any, Any]]:
+    """The server that the user named, and another one of the local network; both hold `a.tif`."""
+    pixels = np.ones((1, 64, 64), np.uint16)
+    profile = {"driver": "GTiff", "width": 64, "height": 64, "count": 1, "dtype": "uint16", "crs": "EPSG:32632"}
+    with rasterio.open(tmp_path / "a.tif", "w", transform=from_origin(6e5, 5e6, 10, 10), **profile) as dataset:
+        dataset.write(pixels)
+    (tmp_path / "a.json").write_text("{}")
+    try:
+        with server("127.0.0.1", tmp_path) as typed, server("127.0.0.2", tmp_path) as other:
+            yield typed, other
+    except OSError:
+        pytest.skip("this machine has no second loopback address")
+
+
+def test_rasters_come_from_the_host_that_was_named_and_no_other(two: tuple[Any, Any]) -> None:
+    typed, other = two
+    ours = access_of(typed.url)
+    with geotiff.opened(f"{typed.url}/a.tif", use="scene", access=ours) as dataset:
+        assert dataset.read(1).all()
+    for url in (f"{other.url}/a.tif", f"{typed.url}/to/{other.url}/a.tif"):
+        with pytest.raises(SourceError, match="--allow-private-hosts"), geotiff.opened(url, access=ours):
+            pass
+    assert other.asked == []
+    with geotiff.opened(f"{typed.url}/to/{other.url}/a.tif", access=Access(private=True)) as dataset:
+        assert dataset.read(1).all()
+    with pytest.raises(SourceError, match="neither ranges nor a length"), geotiff.opened(f"{typed.url}/endless/a.tif"):
+        pass
+
+
+def test_requests_follow_redirects_to_admitted_hosts_only(two: tuple[Any, Any]) -> None:
+    typed, other = two
+    assert web.ask("GET", f"{typed.url}/to/{typed.url}/a.json").content == b"{}"
+    with pytest.raises(SourceError, match="--allow-private-hosts"):
+        web.ask("GET", f"{typed.url}/to/{other.url}/a.json")
+    assert other.asked == []
+    with pytest.raises(requests.TooManyRedirects):
+        web.ask("GET", f"{typed.url}" + f"/to/{typed.url}" * 12 + "/a.json")
+
+
+def test_bodies_end_at_a_size_and_a_time(two: tuple[Any, Any]) -> None:
+    typed, _ = two
+    with pytest.raises(SourceError, match="at most 1,000,000 are read"):
+        web.ask("GET", f"{typed.url}/endless/", limit=Limit(10**6, "bytes", "a test"))
+    ticks = iter(range(1000))
+    with web.ask("GET", f"{typed.url}/endless/", stream=True) as answer, pytest.raises(requests.Timeout):
+        list(web.chunks(answer, limit=DOCUMENT_BYTES, deadline=5, clock=lambda: next(ticks)))
+
+
+# --- rasters -------------------------------------------------------------------------------
+
+
+def vrt(path: Path, band: str) -> Path:
+    head = '<VRTDataset rasterXSize="64" rasterYSize="64"><SRS>EPSG:32632</SRS>'
+    path.write_text(f"{head}<GeoTransform>600000,10,0,5000000,0,-10</GeoTransform>{band}</VRTDataset>")
+    return path
+
+
+def source(name: object, relative: int = 0, kind: str = "SimpleSource") -> str:
+    inner = f'<SourceFilename relativeToVRT="{relative}">{name}</SourceFilename><SourceBand>1</SourceBand>'
+    return f'<VRTRasterBand dataType="UInt16" band="1"><{kind}>{inner}</{kind}></VRTRasterBand>'
+
+
+def plain(path: Path, driver: str = "GTiff") -> Path:
+    profile = {"driver": driver, "width": 64, "height": 64, "count": 1, "dtype": "uint8", "crs": "EPSG:32632"}
+    with rasterio.open(path, "w", transform=from_origin(6e5, 5e6, 10, 10), **profile) as dataset:
+        dataset.write(np.ones((1, 64, 64), np.uint8))
+    return path
+
+
+def test_a_virtual_raster_is_read_where_the_user_names_it_and_its_sources_are_rasters(tmp_path: Path) -> None:
+    plain(tmp_path / "a.tif")
+    (tmp_path / "in").mkdir()
+    inner = vrt(tmp_path / "in" / "inner.vrt", source("../a.tif", relative=1))
+    outer = vrt(tmp_path / "named.tif", source(inner))
+    with geotiff.opened(str(outer), use="user") as dataset:
+        assert dataset.read(1).all()
+    for use in ("scene", "output", "dataset"):
+        with pytest.raises(SourceError, match="virtual raster"), geotiff.opened(str(outer), use=use):  # type: ignore[arg-type]
+            pass
+
+
+@pytest.mark.parametrize(
+    "band",
+    [
+        source("/etc/hostname"),
+        source("nowhere.tif", relative=1),
+        source("a.vrt", relative=1),
+        source("/vsicurl/http://127.0.0.1:9/a.tif"),
+        source("http://127.0.0.1:9/a.tif"),
+        source("text.tif", relative=1),
+        source("a.tif", relative=1, kind="KernelFilteredSource"),
+        source("a.tif", relative=1).replace("<VRTRasterBand ", '<VRTRasterBand subClass="VRTDerivedRasterBand" '),
+        '<VRTRasterBand dataType="Byte" band="1" subClass="VRTRawRasterBand"><SourceFilename>/etc/hostname'
+        "</SourceFilename></VRTRasterBand>",
+        "<GDALWarpOptions><SourceDataset>/etc/hostname</SourceDataset></GDALWarpOptions>",
+        source("a.tif", relative=1) + "<OverviewList><SourceDataset>/etc/hostname</SourceDataset></OverviewList>",
+    ],
+)
+def test_a_virtual_raster_with_anything_else_is_refused(band: str, tmp_path: Path) -> None:
+    plain(tmp_path / "a.tif")
+    (tmp_path / "text.tif").write_text("not a raster")
+    path = vrt(tmp_path / "a.vrt", band)
+    with pytest.raises(SourceError), geotiff.opened(str(path), use="user"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"), [("GPKG", "a.gpkg"), ("ENVI", "a.bin"), ("PNG", "a.png"), ("AAIGrid", "a.asc")]
+)
+def test_other_formats_are_not_opened_as_scenes(driver: str, name: str, tmp_path: Path) -> None:
+    if driver == "AAIGrid":
+        (tmp_path / name).write_text("ncols 2\nnrows 2\nxllcorner 0\nyllcorner 0\ncellsize 10\n1 2\n3 4\n")
+    else:
+        plain(tmp_path / name, driver)
+    with pytest.raises(SourceError), geotiff.opened(str(tmp_path / name), use="scene"):
+        pass
+
+
+def test_sidecars_are_not_followed(tmp_path: Path) -> None:
+    path = plain(tmp_path / "a.tif")
+    (tmp_path / "a.tif.aux.xml").write_text("<PAMDataset><Metadata><MDI key='x'>y</MDI></Metadata></PAMDataset>")
+    for suffix in (".ovr", ".msk"):
+        plain(tmp_path / f"a.tif{suffix}")
+    with geotiff.opened(str(path)) as dataset:
+        assert "x" not in dataset.tags()
+        assert dataset.overviews(1) == []
+        assert [flag.name for flag in dataset.mask_flag_enums[0]] == ["all_valid"]
