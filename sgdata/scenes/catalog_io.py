@@ -57,7 +57,7 @@ class _Checked(pystac.StacIO):
     def as_default(self) -> Iterator[None]:
         """Let pystac read with this object where it takes its default, as for collections of old items."""
         before = pystac.StacIO._default_io
-        pystac.StacIO.set_default(lambda: self)  # type: ignore[arg-type,return-value]
+        pystac.StacIO.set_default(lambda: self)
         try:
             yield
         finally:
