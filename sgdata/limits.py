@@ -59,7 +59,8 @@ SEARCH_ITEMS = Limit(20_000, "items in one year", "60 tiles on every day that a 
 
 # --- OpenStreetMap -------------------------------------------------------------------------
 
-WAY_NODES = Limit(10_000, "nodes in one way", "OpenStreetMap itself accepts at most 2000")
+WAY_NODES = Limit(4_000, "nodes in one way", "OpenStreetMap itself accepts at most 2000")
+CROSSINGS = Limit(1_000, "crossings in one ring or relation", "mappers cross rings a few times by mistake")
 PROLOG_BYTES = Limit(2**16, "bytes before <osm>", "an XML declaration and a comment have some 200")
 
 # --- archives ------------------------------------------------------------------------------

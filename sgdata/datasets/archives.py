@@ -20,11 +20,10 @@ from typing import Any
 from sgdata import files
 from sgdata.datasets.types import Member
 from sgdata.errors import SourceError
+from sgdata.limits import MEMBER_BYTES, MEMBER_COUNT
 
 Content = Callable[[Member], bytes]
 
-LARGEST_MEMBER = 2**30
-LARGEST_COUNT = 2**24
 _LARGEST_HEADER = 2**20
 _PIECE = 2**20
 # First bytes (RFC 1952; RFC 8878, 3.1.1; bzip2) and the name of the codec in Arrow.
@@ -85,8 +84,8 @@ def _unsafe(member: Member, taken: dict[str, Member]) -> str:
         return "name leads out of the archive"
     if member.name in taken:
         return "second member of this name"
-    if member.size > LARGEST_MEMBER:
-        return f"{member.size} bytes, at most {LARGEST_MEMBER} are read"
+    if member.size > MEMBER_BYTES.most:
+        return f"{member.size} bytes, at most {MEMBER_BYTES.most} are read"
     return ""
 
 
@@ -144,7 +143,7 @@ def _in_tar(source: Path) -> Iterator[tuple[Member, str]]:
             while (info := archive.next()) is not None:
                 archive.members.clear()  # tarfile keeps every header: gigabytes for BigEarthNet
                 stream.count += 1
-                if info.size > LARGEST_MEMBER and _codec(source):
+                if info.size > MEMBER_BYTES.most and _codec(source):
                     # To skip it takes decompressing it: hours for the terabytes that a few kilobytes can claim.
                     raise SourceError(f"{source}: member '{info.name}' claims {info.size} bytes; not a dataset's tar")
                 if not info.isdir():
@@ -187,8 +186,8 @@ class _FrontToBack:
         return self._at
 
     def seek(self, to: int) -> None:
-        if to < self._at or self.count > LARGEST_COUNT:
-            raise tarfile.ReadError(f"a member refers back to byte {to}, or is one of more than {LARGEST_COUNT}")
+        if to < self._at or self.count > MEMBER_COUNT.most:
+            raise tarfile.ReadError(f"a member refers back to byte {to}, or is one of more than {MEMBER_COUNT.most}")
         if self._stream.seekable():
             self._at = self._stream.seek(to)
         while self._at < to:

@@ -13,15 +13,15 @@ import re
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgdata import files
 from sgdata.errors import ServiceError, SettingError, SourceError
-from sgdata.labels import overpass, tag_rules
-from sgdata.limits import PROLOG_BYTES
+from sgdata.labels import osm_rings, overpass, tag_rules
+from sgdata.limits import CROSSINGS, PROLOG_BYTES, WAY_NODES
 
 if TYPE_CHECKING:
     from sgdata.scenes.aoi import Area
@@ -32,6 +32,9 @@ AREA_RELATIONS = ("multipolygon", "boundary")
 
 LonLat = tuple[float, float]
 """Longitude and latitude in degrees."""
+EXPONENT = re.compile(rb"""\bl(?:on|at)\s*=\s*["'][^"'<>]{0,40}?[eE][+-]?\d{2,}""")
+MANY_NODES = 200
+"""Lines of fewer nodes are not tested for crossings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,14 +214,33 @@ def _scan_file(path: Path, scan: _Scan) -> str | None:
     # expat, inside pyosmium, would expand entities.
     if not path.name.endswith(".pbf"):
         _refuse_document_type(path)
+        _refuse_exponents(path)
     return _collect(path, scan, str(path))
+
+
+def _refuse_exponents(path: Path) -> None:
+    """Raise SourceError for coordinates such as 1e999, which libosmium reads as some other place."""
+    before = b""
+    try:
+        with _open_xml(path) as handle:
+            while chunk := handle.read(1 << 20):
+                if found := EXPONENT.search(before + chunk):
+                    text = found[0].decode(errors="replace")
+                    raise SourceError(f"{path}: coordinate {text!r:.60}, expected decimal degrees; fetch it again")
+                before = chunk[-100:]
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{path}: cannot be unpacked: {error}; fetch it again") from None
+
+
+def _open_xml(path: Path) -> Any:
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
+    return opener(path, "rb")
 
 
 def _refuse_document_type(path: Path) -> None:
     """Raise SourceError unless only comments precede `<osm`: a document type may declare entities that expand."""
-    opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
     try:
-        with opener(path, "rb") as handle:
+        with _open_xml(path) as handle:
             start = handle.read(PROLOG_BYTES.most)
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path}: cannot be unpacked: {error}; fetch it again") from None
@@ -243,14 +265,11 @@ def _collect(path: Path, scan: _Scan, where: str) -> str | None:
     keys = sorted({*areas, *tag_rules.keys(scan.rules, "line")})
     kinds = osmium.osm.WAY | osmium.osm.RELATION | osmium.osm.AREA
     try:
-        processor: Any = (
-            osmium.FileProcessor(str(path))
-            # Without a filter pyosmium would assemble every boundary in the file.
-            .with_areas(osmium.filter.KeyFilter(*(areas or keys)))
-            .with_filter(osmium.filter.EntityFilter(kinds))
-            .with_filter(osmium.filter.KeyFilter(*keys))
-        )
-        for item in processor:
+        processor: Any = osmium.FileProcessor(str(path))
+        # Without a filter pyosmium would assemble every boundary in the file.
+        selected = osmium.filter.KeyFilter(*(areas or keys))
+        filters = (osmium.filter.EntityFilter(kinds), osmium.filter.KeyFilter(*keys))
+        for item in _with_areas(path, selected, filters, scan):
             if item.is_way():
                 _take_way(item, scan)
             elif item.is_relation():
@@ -262,6 +281,43 @@ def _collect(path: Path, scan: _Scan, where: str) -> str | None:
     except (RuntimeError, ValueError, KeyError, osmium.InvalidLocationError, shapely.GEOSException) as error:
         raise SourceError(f"{where}: cannot be read as OpenStreetMap data: {error}; fetch it again") from None
     return stamp
+
+
+class _LongWays:
+    """A filter for pyosmium that keeps ways of too many nodes from the assembler, which takes their number squared."""
+
+    def __init__(self, scan: _Scan) -> None:
+        self._scan = scan
+
+    def way(self, way: Any) -> bool:
+        """Return whether to hide a way."""
+        if len(way.nodes) <= WAY_NODES.most:
+            return False
+        self._scan.lose(("way", way.id), f"lost: {len(way.nodes)} nodes, expected at most {WAY_NODES.most}")
+        return True
+
+
+def _with_areas(path: Path, selected: Any, filters: Sequence[Any], scan: _Scan) -> Iterator[Any]:
+    """Yield ways, relations and areas as `osmium.FileProcessor.with_areas` does, without ways of too many nodes.
+
+    Its own filters come after the assembler.
+    """
+    import osmium
+
+    manager = osmium.area.AreaManager()
+    with osmium.io.Reader(str(path), osmium.osm.RELATION) as reader:
+        osmium.apply(reader, selected, manager.first_pass_handler())
+    locations = osmium.NodeLocationsForWays(osmium.index.create_map("flex_mem"))
+    locations.ignore_errors()
+    areas = osmium.BufferIterator(*filters)
+    handlers = (_LongWays(scan), locations, manager.second_pass_to_buffer(areas), *filters)
+    with osmium.io.Reader(str(path)) as reader:
+        for item in osmium.OsmFileIterator(reader, *handlers):
+            yield item
+            if areas:
+                yield from areas
+    if areas:
+        yield from areas
 
 
 def _take_way(way: Any, scan: _Scan) -> None:
@@ -286,7 +342,11 @@ def _take_way(way: Any, scan: _Scan) -> None:
         pieces = [piece for piece in pieces if len(piece) > 1]
         if not whole:
             scan.lose(name, f"{'mended' if pieces else 'lost'}: nodes of the line are not in the data", places)
-        if pieces:
+        if sum(map(len, pieces)) > MANY_NODES and osm_rings.cross_often(
+            [shapely.LineString(piece) for piece in pieces]
+        ):
+            scan.lose(name, f"lost: the line crosses itself more than {CROSSINGS.most} times", places)
+        elif pieces:
             scan.add(name, "line", text, shapely.MultiLineString(pieces))
 
 
@@ -338,24 +398,14 @@ def _take_area(area: Any, scan: _Scan) -> None:
 
 def _mend(path: Path, scan: _Scan) -> None:
     """Build the polygons that pyosmium rejects from the rings that close, and record those that stay lost."""
-    import shapely
-
     wanted = {ref for kind, i in scan.candidates if kind == "relation" for ref, _ in scan.members[i]}
     ways = _way_lines(path, wanted)
     for name, text in sorted(scan.candidates.items()):
         kind, number = name
         if kind == "way":
-            ring = scan.rings[number]
-            geometry = _polygons_in(shapely.Polygon(ring))
-            reason = "its ring crosses itself" if ring else "nodes of the ring are not in the data"
+            geometry, reason = osm_rings.mended_way(scan.rings[number])
         else:
-            members = scan.members[number]
-            outer = _rings(ways[ref] for ref, role in members if role != "inner" and ref in ways)
-            inner = _rings(ways[ref] for ref, role in members if role == "inner" and ref in ways)
-            geometry = _polygons_in(outer.difference(inner))
-            # A forest cut by the border of an extract keeps the rings that close.
-            missing = sum(ref not in ways for ref, _ in members)
-            reason = f"{missing} of {len(members)} members are not in the data" if missing else "its rings do not close"
+            geometry, reason = osm_rings.mended_relation(scan.members[number], ways)
         if geometry.is_empty:
             scan.lose(name, f"lost: {reason}")
         elif scan.add(name, "polygon", text, geometry):
@@ -378,22 +428,6 @@ def _way_lines(path: Path, wanted: set[int]) -> dict[int, Any]:
         if way.id in wanted and len(way.nodes) > 1 and all(node.location.valid() for node in way.nodes):
             lines[way.id] = shapely.LineString([(node.lon, node.lat) for node in way.nodes])
     return lines
-
-
-def _rings(lines: Iterable[Any]) -> Any:
-    """Return the area inside the rings that these lines form, after splitting them at crossings."""
-    import shapely
-
-    return shapely.union_all(shapely.get_parts(shapely.polygonize([shapely.union_all(list(lines))])))
-
-
-def _polygons_in(geometry: Any) -> Any:
-    """Return the polygonal part of a geometry made valid."""
-    import shapely
-
-    parts = shapely.get_parts(shapely.make_valid(geometry))
-    areas = [part for part in parts if part.geom_type in ("Polygon", "MultiPolygon")]
-    return shapely.union_all(areas)
 
 
 def _table(scan: _Scan) -> Any:

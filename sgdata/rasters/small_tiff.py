@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sgdata.errors import SourceError
+from sgdata.limits import IMAGE_STRIPS, IMAGE_VALUES
 from sgdata.types import Array, Bounds
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES, _COUNTS, _PLANAR = 256, 257, 258, 259, 273, 277, 279, 284
@@ -23,7 +24,8 @@ _SCALE, _TIEPOINT, _MATRIX, _GEOKEYS = 33550, 33922, 34264, 34735
 _GEOGRAPHIC_CODE, _PROJECTED_CODE = 2048, 3072
 _USED = {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES, _COUNTS, _PLANAR, _PREDICTOR, _TILES, _FORMAT}
 _USED |= {_SCALE, _TIEPOINT, _MATRIX, _GEOKEYS}
-_LARGEST_PIXELS = 2**25  # ten times the largest image of any of the datasets; 256 MB as float64
+_DECODED = {1, 5, 8, 32773, 32946, 34925, 50000}
+"""Compressions that decode into as many bytes as the strip declares: none, LZW, deflate, PackBits, LZMA and zstd."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +61,7 @@ def read(content: bytes) -> Picture:
             if len(tiff.series) != 1:
                 raise SourceError(f"TIFF holds {len(tiff.series)} images, expected one")
             series = tiff.series[0]
-            if np.prod(series.shape, dtype=float) > _LARGEST_PIXELS:
-                raise SourceError(f"TIFF claims {series.shape} values, more than {_LARGEST_PIXELS}")
+            _check_declared(series, len(content))
             pixels = _bands_first(series.asarray(), series.axes, series.kind)
             place = _place({tag.code: tag.value for tag in tiff.pages.first.tags})
     except SourceError:
@@ -68,6 +69,23 @@ def read(content: bytes) -> Picture:
     except Exception as error:  # damaged bytes make tifffile raise errors of many types
         raise SourceError(f"not a readable TIFF: {type(error).__name__}: {error!s:.120}") from None
     return Picture(pixels=np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")), place=place)
+
+
+def _check_declared(series: Any, size: int) -> None:
+    """Compare what a TIFF of `size` bytes declares with the limits, before it is decoded. Raises SourceError."""
+    IMAGE_VALUES.check(math.prod(series.shape), f"TIFF claims {series.shape}")
+    if series.dataoffset is not None:  # plain pixels, one after the other
+        return
+    stored = 0
+    for page in series.pages:
+        if page.compression not in _DECODED:
+            raise SourceError(f"TIFF in compression {int(page.compression)}, expected none, LZW, deflate or zstd")
+        # A file may name the same bytes for every strip, and a strip may be larger than the image.
+        IMAGE_STRIPS.check(len(page.dataoffsets), "TIFF claims")
+        IMAGE_VALUES.check(math.prod(page.chunks), f"TIFF claims strips of {page.chunks}")
+        stored += sum(page.databytecounts)
+    if stored > size:
+        raise SourceError(f"TIFF claims {stored} stored bytes in a file of {size}: its strips overlap or are cut short")
 
 
 def _plain(content: bytes) -> Picture | None:
@@ -92,6 +110,9 @@ def _plain(content: bytes) -> Picture | None:
     dtype = np.dtype(f"{order}{code}")
     shape = (tags[_HEIGHT][0], tags[_WIDTH][0], samples[0])
     strips = list(zip(tags.get(_OFFSETS, ()), tags.get(_COUNTS, ()), strict=False))
+    # Added up before they are joined: all strips of a file may name the same bytes.
+    if sum(count for _, count in strips) != math.prod(shape) * dtype.itemsize:
+        return None
     data = b"".join(content[offset : offset + count] for offset, count in strips)
     if not data or len(data) != math.prod(shape) * dtype.itemsize:
         return None
