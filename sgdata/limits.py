@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sgdata.errors import SourceError
-
 
 @dataclass(frozen=True)
 class Limit:
@@ -23,6 +21,8 @@ class Limit:
 
     def check(self, value: float, where: str) -> None:
         """Raise SourceError if `value` exceeds the limit; `where` begins the message."""
+        from sgdata.errors import SourceError  # not at the top: a table imports nothing
+
         if value > self.most:
             raise SourceError(f"{where}: {value:,} {self.unit}, at most {self.most:,} are read: {self.reason}")
 

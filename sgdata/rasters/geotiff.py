@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sgdata import files, urls, web
+from sgdata import files, urls
 from sgdata.access import Access, access_of
 from sgdata.errors import OutputError, SourceError
 from sgdata.rasters import grid, opening
@@ -100,6 +100,8 @@ def opened(
 
     shown, where = urls.without_secrets(href), href
     if href.startswith(("http://", "https://")):
+        from sgdata import web  # not at the top: local rasters need no HTTP
+
         where = web.range_probe(href, access or access_of(href))
     elif "://" not in href and not href.startswith("/vsi"):
         opening.check_local(href, use)

@@ -6,7 +6,7 @@ import logging
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from sgdata import documents, retry, urls, web
+from sgdata import documents, retry, urls
 from sgdata.access import Access
 from sgdata.errors import SourceError
 from sgdata.limits import PRODUCT_BYTES
@@ -75,6 +75,8 @@ def _content(href: str, tokens: str, access: Access | None) -> bytes | None:
 def _download(href: str, tokens: str, access: Access | None) -> bytes:
     """Return a file on a server; retry if it is busy or a signature has expired."""
     import requests
+
+    from sgdata import web
 
     url = ""
 

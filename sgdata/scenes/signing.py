@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cache
 from urllib.parse import urlsplit
 
-from sgdata import retry, urls, web
+from sgdata import retry, urls
 from sgdata.errors import ServiceError
 from sgdata.limits import TOKEN_BYTES
 
@@ -71,6 +71,8 @@ def _memory() -> tuple[threading.Lock, dict[str, tuple[float, str]]]:
 def _request_token(url: str) -> tuple[float, str]:
     """Request a token: its expiry (seconds since 1970) and its text. Raises ServiceError."""
     import requests
+
+    from sgdata import web
 
     def attempt() -> tuple[float, str]:
         answer = web.ask("GET", url, limit=TOKEN_BYTES, timeout=TIMEOUT_S)
