@@ -205,8 +205,9 @@ def test_imports_stay_shallow() -> None:
     assert depth(deepest) <= 8, f"{deepest} is at the end of a chain of {depth(deepest)} imports: cut one edge of it"
     mean = sum(len(reach(module)) for module in MODULES) / len(MODULES)
     # The target is 8; the training programs, each of which needs some forty modules, are what exceeds it.
-    # 0.5 above the 9 of before: file names and addresses, which every module that meets foreign data checks with.
-    assert mean <= 9.5, f"a module reaches {mean:.2f} on average: import less, or pass it in"
+    # 1 above the 9 of before: file names, addresses, access and limits, which every module that meets foreign data
+    # checks with.
+    assert mean <= 10, f"a module reaches {mean:.2f} on average: import less, or pass it in"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
