@@ -34,6 +34,7 @@ METRICS, TIMINGS, RESULTS, LEDGER = "metrics.jsonl", "timings.jsonl", "results.j
 BAND_CHECK = "fingerprints.json"
 # Files and folders that contain times. SHA256SUMS omits them, so that equal runs have equal sums.
 TIMED = (SUMMARY, TIMINGS, "tensorboard")
+LOG = ".log"
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 # The file that identifies each kind of output.
 KINDS = {
@@ -43,6 +44,7 @@ KINDS = {
     METRICS: "a training run",
     AUDIT: "an audit",
     CROISSANT: "a release",
+    LEDGER: "a ledger",
 }
 
 
@@ -345,7 +347,7 @@ def covered(folder: Path, *, everything: bool = False) -> list[str]:
     names = []
     for path in folder.rglob("*"):
         parts = path.relative_to(folder).parts
-        omitted = not everything and any(part.startswith(".") or part in TIMED for part in parts)
+        omitted = not everything and any(part.startswith(".") or part in TIMED or part.endswith(LOG) for part in parts)
         # rglob does not follow links to folders, so the link itself is listed; links to files count by their content,
         # since caches of model hubs store files as links.
         if (path.is_symlink() or not path.is_dir()) and not omitted and parts != (SUMS,):

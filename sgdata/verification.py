@@ -2,9 +2,42 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from sgdata import files
+from sgdata.errors import SettingError
+
+# Files that every finished output of a kind has, by the file that identifies the kind; special kinds come first.
+REQUIRED = {
+    files.CROISSANT: (
+        files.INDEX,
+        files.CONTRACT,
+        files.AUDIT,
+        "CARD.md",
+        "README.md",
+        "LICENSES/files.tsv",
+        "stac/collection.json",
+    ),
+    files.LEDGER: ("ledger.md", "page/index.html"),
+    files.METRICS: (
+        *(
+            files.RECIPE,
+            files.CONTRACT,
+            files.RESULTS,
+            "card.md",
+            "checkpoint-last/model.safetensors",
+            "checkpoint-last/card.json",
+        ),
+        *("checkpoint-last/training.json", "checkpoint-last/training.safetensors"),
+    ),
+    files.SIMULATION: ("catalog.json",),
+    files.IMAGE: (files.PATCHES, files.CONTRACT, files.RECIPE, files.LOCK),
+    files.INDEX: (files.CONTRACT, files.QUARANTINE),
+    "card.json": ("model.safetensors",),
+}
 
 
 def verify(folder: Path) -> list[str]:
@@ -13,7 +46,8 @@ def verify(folder: Path) -> list[str]:
     Hidden files and those that contain times (`files.TIMED`) are ignored, except in a release.
 
     Returns:
-        One line per file that is missing, changed, unreadable or not listed; empty if there are no differences.
+        One line per file that is missing, changed, unreadable, not listed, or required (`REQUIRED`) and not
+        listed; empty if there are no differences.
 
     Raises:
         OutputError: There is no SHA256SUMS, or it is malformed.
@@ -34,4 +68,64 @@ def verify(folder: Path) -> list[str]:
             differences.append(f"{name}: changed, SHA-256 is {actual[:16]}..., expected {digest[:16]}...")
     # In a release even hidden files must be listed.
     present = files.covered(folder, everything=files.CROISSANT in expected)
-    return differences + [f"{name}: not listed" for name in present if name not in expected]
+    differences += [f"{name}: not listed" for name in present if name not in expected]
+    return differences + _lacking(expected, set(present))
+
+
+def _lacking(listed: Mapping[str, str], present: set[str]) -> list[str]:
+    """Return a line per file that the kind of output requires and SHA256SUMS does not list."""
+    if not listed:
+        return [f"{files.SUMS}: lists no file"]
+    kinds = [(mark, *names) for mark, names in REQUIRED.items()]
+    uses = Counter(name for names in kinds for name in names)
+    found = listed.keys() | present
+    # By any file that only this kind has, since the file that identifies it may be the one that is missing.
+    required = next((names for names in kinds if found & {names[0], *(n for n in names if uses[n] == 1)}), ())
+    mark = required[0] if required else ""
+    return [f"{name}: missing from {files.SUMS}, required beside {mark}" for name in required if name not in listed]
+
+
+def compare(folder: Path, trusted: str) -> list[str]:
+    """Compare the SHA256SUMS of an output with a copy from a source that the user trusts.
+
+    Whoever can change the files of an output can also write its SHA256SUMS again; only a value from elsewhere shows
+    that.
+
+    Args:
+        folder: The output.
+        trusted: SHA-256 of its SHA256SUMS, as 64 hexadecimal digits; or the path of a registered release
+            (`catalogs/releases/NAME-VERSION.json`), of a SHA256SUMS, or of another copy of the output.
+
+    Returns:
+        One line per difference; empty if there are none.
+
+    Raises:
+        OutputError: A list is missing or malformed.
+        SettingError: `trusted` is none of these.
+    """
+    expected = files.read_sums(folder)
+    path = Path(trusted)
+    if re.fullmatch(r"[0-9a-fA-F]{64}", trusted):
+        return _compare_digest(folder, trusted.lower(), "the given SHA-256")
+    if path.suffix == ".json" and path.is_file():
+        digest = files.read_plain(path).get("sha256")
+        if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise SettingError(f"{path}: has no 'sha256'; expected the document of a registered release")
+        return _compare_digest(folder, digest, str(path))
+    if path.is_dir():
+        other = files.read_sums(path)
+    elif path.is_file():
+        other = files.parse_sums(path.read_bytes(), str(path))
+    else:
+        raise SettingError(f"--against {trusted}: expected a SHA-256, a release document, a SHA256SUMS or a folder")
+    names = sorted(expected.keys() | other.keys())
+    return [
+        f"{name}: {expected.get(name, 'not listed'):.16}, in {path}: {other.get(name, 'not listed'):.16}"
+        for name in names
+        if expected.get(name) != other.get(name)
+    ]
+
+
+def _compare_digest(folder: Path, digest: str, source: str) -> list[str]:
+    actual = files.sha256_file(folder / files.SUMS)
+    return [] if actual == digest else [f"{files.SUMS}: SHA-256 is {actual}, {source} says {digest}"]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sgdata import files, verification
-from sgdata.errors import OutputError
+from sgdata.errors import OutputError, SettingError
 
 
 @pytest.fixture
@@ -100,3 +102,58 @@ def test_a_name_that_is_not_valid_text_is_printed(output: Path) -> None:
     command = [sys.executable, "-m", "sgdata.cli", "verify", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (3, "caf\\udce9: not listed\n", "")
+
+
+# --- required files, and comparison with a source that is trusted --------------------------
+
+
+@pytest.mark.parametrize(
+    ("mark", "lacking"),
+    [
+        (files.INDEX, files.CONTRACT), (files.IMAGE, files.LOCK), (files.METRICS, files.RESULTS),
+        (files.CROISSANT, "CARD.md"), (files.LEDGER, "ledger.md"), ("card.json", "model.safetensors"),
+        (files.IMAGE, files.IMAGE), (files.CROISSANT, files.CROISSANT),
+    ],
+)  # fmt: skip
+def test_a_list_written_again_without_a_required_file_is_told(tmp_path: Path, mark: str, lacking: str) -> None:
+    for name in (mark, *verification.REQUIRED[mark]):
+        files.write(tmp_path / name, name.encode())
+    files.write_sums(tmp_path)
+    assert verification.verify(tmp_path) == []
+    (tmp_path / lacking).unlink()
+    files.write_sums(tmp_path)
+    (line,) = verification.verify(tmp_path)
+    assert line.startswith(f"{lacking}: missing from SHA256SUMS, required beside {mark}")
+
+
+def test_an_empty_list_is_told(tmp_path: Path) -> None:
+    files.write_sums(tmp_path)
+    assert verification.verify(tmp_path) == ["SHA256SUMS: lists no file"]
+
+
+def test_only_a_trusted_source_shows_that_the_list_itself_was_written_again(output: Path, tmp_path: Path) -> None:
+    digest = files.sha256_file(output / files.SUMS)
+    copy = shutil.copytree(output, tmp_path.with_name("copy"))
+    document, listed = tmp_path.with_name("release.json"), tmp_path.with_name("sums")
+    document.write_text(json.dumps({"name": "x", "sha256": digest}))
+    shutil.copyfile(output / files.SUMS, listed)
+    sources = (digest, digest.upper(), str(document), str(listed), str(copy))
+    for trusted in sources:
+        assert verification.compare(output, trusted) == []
+    (output / "a.tar").write_bytes(b"other")
+    files.write_sums(output)
+    assert verification.verify(output) == []
+    for trusted in sources:
+        (difference,) = verification.compare(output, trusted)
+        assert difference.startswith(("SHA256SUMS: SHA-256 is ", "a.tar: "))
+    with pytest.raises(SettingError, match="expected a SHA-256"):
+        verification.compare(output, str(tmp_path / "absent"))
+    document.write_text("{}")
+    with pytest.raises(SettingError, match="has no 'sha256'"):
+        verification.compare(output, str(document))
+
+
+def test_the_command_compares_too(output: Path) -> None:
+    command = [sys.executable, "-m", "sgdata.cli", "verify", str(output), "--against"]
+    assert subprocess.run([*command, files.sha256_file(output / files.SUMS)], check=False).returncode == 0
+    assert subprocess.run([*command, "0" * 64], check=False).returncode == 3

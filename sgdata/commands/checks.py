@@ -18,11 +18,21 @@ app = typer.Typer()
 @app.command(epilog="Example: sgdata verify out/build")
 def verify(
     path: Annotated[Path, typer.Argument(help="An output folder of sgdata or sgmodel, with its SHA256SUMS.")],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="SHA256|PATH",
+            help="Also compare SHA256SUMS with its SHA-256, a registered release (JSON), a list, or another copy.",
+        ),
+    ] = None,
 ) -> None:
     """Compare every file of an output with its SHA256SUMS and list the differences. Exits with 3 if there are any."""
     from sgdata import verification
 
     differences = verification.verify(path)
+    if against:
+        differences += verification.compare(path, against)
     for difference in differences:
         print(difference)
     if differences:

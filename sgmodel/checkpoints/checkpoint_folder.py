@@ -34,10 +34,11 @@ def save(folder: Path, model: nn.Module, card: object) -> None:
         OutputError: The folder cannot be written.
     """
     write(folder, distributed.collect(model.state_dict()), card)
+    files.write_sums(folder)
 
 
 def write(folder: Path, weights: State, card: object) -> None:
-    """Write weights that are already gathered, and their card, as `save` does."""
+    """Write weights that are already gathered, and their card; the caller adds its files and then SHA256SUMS."""
     # Safetensors orders by type and name and stores no time, so the bytes depend on the weights alone.
     with files.replacing(folder / WEIGHTS) as temporary:
         save_file(weights, temporary)

@@ -43,6 +43,7 @@ def main(recipe: LedgerRecipe, paths: LedgerPaths, *, workers: int = 1, cluster:
     """
     experiments.check(recipe)
     with files.only_writer(paths.out):
+        files.mark_unfinished(paths.out)
         failed = perform(possible_runs(recipe, paths), paths.out, workers, cluster)
         write(recipe, paths)
     return ExitCode.FINDINGS if failed else ExitCode.DONE
@@ -82,7 +83,7 @@ def perform(runs: Sequence[Run], out: Path, workers: int, cluster: str | None) -
 
 
 def write(recipe: LedgerRecipe, paths: LedgerPaths) -> Path:
-    """Write `ledger.json`, `ledger.md` and `page/index.html`; return the path of the JSON."""
+    """Write `ledger.json`, `ledger.md`, `page/index.html` and SHA256SUMS; return the path of the JSON."""
     tables = [report.table(recipe, table, paths) for table in recipe.tables]
     document = files.plain({"title": recipe.title, "tables": tables})
     files.write(paths.out / files.LEDGER, files.pretty_json(document))
@@ -90,7 +91,18 @@ def write(recipe: LedgerRecipe, paths: LedgerPaths) -> Path:
     intro = "Figures measured here beside published ones. Rows that were not run have no figures. "
     intro += shown.INTERVAL
     html.write(paths.out / "page" / "index.html", title=recipe.title, intro=intro, blocks=shown.blocks(document))
+    files.write_sums(paths.out, _sums_of_runs(paths.out))
     return paths.out / files.LEDGER
+
+
+def _sums_of_runs(out: Path) -> dict[str, str]:
+    """Return the hashes that finished runs have of their files, which are not read again, by the path in `out`."""
+    known = {}
+    for folder in sorted((out / "runs").glob("*")):
+        if files.is_finished(folder):
+            for name, digest in files.read_sums(folder).items():
+                known[f"runs/{folder.name}/{name}"] = digest
+    return known
 
 
 # --- the plan ------------------------------------------------------------------------------

@@ -227,6 +227,7 @@ def save(out: Path, model: nn.Module, card: Card, optimizer: Optimizer, progress
             with files.replacing(new / name) as temporary:
                 save_file(tensors, temporary)
     files.write(new / "training.json", files.pretty_json(progress))
+    files.write_sums(new)
     try:
         if last.exists():
             last.rename(old)
@@ -241,11 +242,12 @@ def keep_best(out: Path, model: nn.Module, card: Card, figures: dict[str, float]
     weights, folder = distributed.collect(model.state_dict()), out / BEST
     if not distributed.lead():
         return
-    if (folder / "figures.json").exists() and files.read_plain(folder / "figures.json")[by] >= figures[by]:
+    if files.is_finished(folder) and files.read_plain(folder / "figures.json")[by] >= figures[by]:
         return
     shutil.rmtree(folder, ignore_errors=True)
     checkpoint_folder.write(folder, weights, card)
-    files.write(folder / "figures.json", files.pretty_json(figures))  # last: without it the folder is ignored
+    files.write(folder / "figures.json", files.pretty_json(figures))
+    files.write_sums(folder)  # last: without it the folder is ignored
 
 
 def restore(out: Path, model: nn.Module, optimizer: Optimizer) -> State:
