@@ -1,10 +1,11 @@
-"""How far apart two float32 computations of the same thing may be: the one rule of every comparison with the original.
+"""Limit the difference of two float32 computations of the same model, in every comparison with the original.
 
-A limit such as 1e-5 measures the machine it was chosen on: every instruction set adds in another order, and the sums
-of a deep model then differ in more than their last bits. What stays is the size of the rounding. So our model runs in
-float64 as well, and the errors of two float32 runs to it are compared, ours and the original's: neither may be more
-than FACTOR times the other. If ours is larger, we compute with less precision than the original. If the original's is
-larger, we compute something else: the float64 run has the same faults as our float32 run, the original has not.
+A fixed limit such as 1e-5 depends on the machine where it was chosen: instruction sets sum in different orders, and the
+sums of a deep model then differ in more than their last bits. The size of the rounding error is stable. The model under
+test therefore also runs in float64, and the errors of both float32 runs, its own and the original's, are measured
+against that: neither may exceed FACTOR times the other. If the error of the model under test is larger, it computes
+with less precision than the original. If the original's is larger, the model computes something else: its float64 run
+then has the same mistake as its float32 run, and the original does not.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ UNIT = torch.finfo(torch.float32).eps
 def assert_same_rounding(
     ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], exact: Mapping[str, Tensor], names: Collection[str]
 ) -> None:
-    """Hold each named tensor to the rule by itself.
+    """Apply the rule to each named tensor separately.
 
     Args:
-        ours: Results of our model in float32.
+        ours: Results of the model under test in float32.
         theirs: Results of the original in float32.
-        exact: Results of our model in float64.
+        exact: Results of the model under test in float64.
         names: The tensors to compare.
 
     Raises:
@@ -46,7 +47,7 @@ def assert_same_rounding(
 def assert_same_gradient_rounding(
     ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], exact: Mapping[str, Tensor], names: Collection[str]
 ) -> None:
-    """Hold the worst gradient of a backward pass to the rule, each in units of its largest value.
+    """Apply the rule to the worst gradient of a backward pass, each in units of its largest value.
 
     All gradients share the rounding of the passes before them. In one small tensor, such as the bias before a
     normalisation, whose terms cancel, the largest error is a matter of chance: up to 6 times the original's.
@@ -62,7 +63,7 @@ def assert_same_gradient_rounding(
 
 
 def _scaled_by(name: str) -> str:
-    """A key bias shifts all scores of a query alike: its true gradient is 0, its rounding that of the key weight."""
+    """Return the tensor whose values scale a gradient: for a key bias, whose true gradient is 0, the key weight."""
     return name.replace("attn.k.bias", "attn.k.weight")
 
 

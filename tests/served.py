@@ -1,4 +1,4 @@
-"""Servers on loopback for tests: files with range requests and planted faults, nginx and a STAC API as processes."""
+"""Run loopback servers for tests: files with range requests and faults, nginx and a STAC API as processes."""
 
 from __future__ import annotations
 

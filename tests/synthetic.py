@@ -173,7 +173,7 @@ def bigearthnet_v2(folder: Path, count: int = 3) -> Path:
 
 
 def fmow(folder: Path, *, third: str = "test_gt", surplus: bool = True) -> Path:
-    """`fmow-sentinel/<split>/<category>/<category>_<loc>/<category>_<loc>_<image>.tif` and the three CSVs."""
+    """Write `fmow-sentinel/<split>/<category>/<category>_<loc>/<category>_<loc>_<image>.tif` and the three CSVs."""
     pixel = 8.983152841195215e-05
     for split, count in (("train", 3), ("val", 2), (third, 1)):
         rows = []

@@ -466,7 +466,7 @@ def test_ground_is_shared_across_zones_and_in_degrees() -> None:
     assert met.nearest_m[1] == pytest.approx(3800, rel=0.1)
 
 
-def test_rasterio_reads_what_a_footprint_says(tmp_path: Path) -> None:
+def test_a_footprint_equals_the_bounds_of_rasterio(tmp_path: Path) -> None:
     """The size of a sample in degrees, against the ground that rasterio's transform covers."""
     footprint = gather._footprint({"crs": "EPSG:4326", "bounds": [11.0, 48.0, 11.01, 48.02]}, (200, 67))
     assert footprint is not None

@@ -135,7 +135,7 @@ def released(parity: Path, name: str) -> tuple[torch.Tensor, normalise.Normalisa
 
 
 @pytest.mark.parametrize("name", ["eurosat", "ben_finetune"])
-def test_scoring_sees_what_the_released_transform_gives(parity: Path, name: str) -> None:
+def test_scoring_input_equals_the_released_transform(parity: Path, name: str) -> None:
     raw, how, theirs = released(parity, name)
     x = normalise.apply(how, raw, valid_size(raw))
     kept = [band for band in range(x.shape[1]) if name != "eurosat" or band != 10]
@@ -143,14 +143,14 @@ def test_scoring_sees_what_the_released_transform_gives(parity: Path, name: str)
     np.testing.assert_allclose(ours.numpy(), theirs[f"{name}/eval_out"], atol=1e-5)
 
 
-def test_training_on_eurosat_sees_what_the_released_transform_gives(parity: Path) -> None:
+def test_training_input_on_eurosat_equals_the_released_transform(parity: Path) -> None:
     raw, how, theirs = released(parity, "eurosat")
     x = normalise.apply(how, raw, valid_size(raw))[:, [band for band in range(13) if band != 10]]
     ours = augment.images(x, at(theirs["eurosat/crop_top_left_h_w"].tolist()), 128)
     np.testing.assert_allclose(ours[0].numpy(), theirs["eurosat/train_out"], atol=1e-5)
 
 
-def test_erasing_takes_a_box_from_a_quarter_of_the_samples() -> None:
+def test_erasing_removes_a_box_from_a_quarter_of_the_samples() -> None:
     recipe = augment.MixRecipe(erase=0.25)
     samples, epoch = torch.arange(800), torch.zeros(800).long()
     x = torch.ones(800, 2, 20, 20)

@@ -65,7 +65,7 @@ def test_every_active_rule_of_corine_has_the_second_level_of_its_code() -> None:
         assert rows[place].startswith(str(codes[rule.label]))
 
 
-def test_the_released_labels_are_another_space_than_ours() -> None:
+def test_the_released_labels_are_a_separate_label_space() -> None:
     released, ours = (cards.label_space("segmunich", f"segmunich-{name}") for name in ("released", "osm"))
     assert released != ours
     assert "outside" in released.names[0]

@@ -84,7 +84,7 @@ def test_figures_name_their_subset(whole: Path) -> None:
     assert expected.items() <= results(whole).items()
 
 
-def test_interrupted_equals_undisturbed_with_mixing_on(single: Path, whole: Path, tmp_path: Path) -> None:
+def test_interrupted_equals_uninterrupted_with_mixing_on(single: Path, whole: Path, tmp_path: Path) -> None:
     made = recipe(*MIXED, "evaluate_every=10")
     assert classify.main(made, run_paths_for(single, tmp_path, stop_after=7)) == training.STOPPED
     assert classify.main(made, run_paths_for(single, tmp_path, workers=3)) == 0

@@ -143,7 +143,7 @@ def test_labels_that_a_build_does_not_have(tmp_path: Path) -> None:
     assert "labels 'foo': this build has labels 'toy'" in refused(*words)
 
 
-def test_drift_takes_the_folder_of_a_build(tmp_path: Path) -> None:
+def test_drift_accepts_the_folder_of_a_build(tmp_path: Path) -> None:
     assert "segmunich.lock.json: no such file" in refused("drift", str(tmp_path))
 
 

@@ -43,7 +43,7 @@ def test_a_mistake_is_one_line_and_exit_2(argv: list[str], line: str, capsys: py
     assert line in said[0]
 
 
-def test_a_named_folder_must_hold_that_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_named_folder_must_contain_that_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path, train=2, val=1)
     assert call(DEMO, "--shards", f"fmow={folder}") == 2
     assert "the folder holds 'toy', expected 'fmow'" in capsys.readouterr().err

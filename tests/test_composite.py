@@ -76,7 +76,7 @@ def test_geomedian_equals_its_reference(stack: tuple[Array, Array]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_bap_takes_the_best_of_its_reference(data: st.DataObject) -> None:
+def test_bap_picks_the_best_date_of_its_reference(data: st.DataObject) -> None:
     dates = data.draw(st.integers(1, 7))
     dn = data.draw(arrays.arrays(np.uint16, (dates, 2, 3, 4), elements=st.integers(1, 4000)))
     clear_scores = data.draw(arrays.arrays(np.uint8, (dates, 3, 4), elements=st.sampled_from([0, 1, 5, 60, 127, 133])))

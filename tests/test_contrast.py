@@ -145,7 +145,7 @@ def test_views_differ_and_repeat(folder: Path) -> None:
     assert not torch.equal(seen[0][1], seen[2][0])  # a neighbouring seed's first view is not this one's second
 
 
-def test_it_learns_to_tell_images_apart(folder: Path, tmp_path: Path) -> None:
+def test_it_learns_to_distinguish_images(folder: Path, tmp_path: Path) -> None:
     easy = ("augment.crop_area=[1.0, 1.0]", "augment.quarter_turns=false", "training.log_every=39")
     made = recipe("simclr", "training.batch=6", "training.epochs=40", *easy)
     assert contrast.main(made, run_paths_for(folder, tmp_path)) == 0
@@ -155,7 +155,7 @@ def test_it_learns_to_tell_images_apart(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("table", "row"), ROWS)
-def test_every_row_of_the_ledger_takes_two_steps(
+def test_every_row_of_the_ledger_runs_two_steps(
     table: experiments.Table, row: experiments.Row, folder: Path, tmp_path: Path
 ) -> None:
     program = PROGRAMS[table.program]()

@@ -279,7 +279,7 @@ def test_eurosat_bands_are_the_right_ones_by_name(made: Callable[[str], Path], t
     assert sample.meta["crs"] == "EPSG:32635"
 
 
-def test_bigearthnet_v1_takes_labels_date_and_scene_from_the_json(made: Callable[[str], Path], tmp_path: Path) -> None:
+def test_bigearthnet_v1_reads_labels_date_and_scene_from_the_json(made: Callable[[str], Path], tmp_path: Path) -> None:
     pack("bigearthnet v1", made("bigearthnet v1"), tmp_path / "19")
     metas = [sample.meta for sample in by_key(tmp_path / "19").values()]
     assert [meta["labels"] for meta in metas] == [[3], [3], [3, 4]]  # airports are none of the 19
@@ -342,7 +342,7 @@ def test_the_snow_table_of_v2_is_a_split_set_of_its_own(made: Callable[[str], Pa
     assert result.contract.splits == {"train": 1, "val": 1, "test": 1}
 
 
-def test_bigearthnet_v2_takes_split_and_labels_from_the_table(made: Callable[[str], Path], tmp_path: Path) -> None:
+def test_bigearthnet_v2_reads_split_and_labels_from_the_table(made: Callable[[str], Path], tmp_path: Path) -> None:
     result = pack("bigearthnet v2", made("bigearthnet v2"), tmp_path / "a", labels="bigearthnet-19-alphabetical")
     assert result.contract.splits == {"train": 1, "val": 1, "test": 1}
     names = result.contract.label_space.names

@@ -74,7 +74,7 @@ def test_change_is_learned_and_scored_per_city(whole: Path) -> None:
     assert low <= figures["f1"] <= high
 
 
-def test_interrupted_equals_undisturbed(folder: Path, whole: Path, tmp_path: Path) -> None:
+def test_interrupted_equals_uninterrupted(folder: Path, whole: Path, tmp_path: Path) -> None:
     made = recipe("training.epochs=12", "evaluate_every=6")
     assert detect_change.main(made, run_paths_for(folder, tmp_path, stop_after=3)) == training.STOPPED
     assert detect_change.main(made, run_paths_for(folder, tmp_path, workers=3)) == 0

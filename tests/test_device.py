@@ -86,7 +86,7 @@ def test_the_host_never_waits_within_a_step(
 
 @pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # Python 3.13.0 alone
 @pytest.mark.parametrize("size", ["base", "large", "huge"])
-def test_compile_takes_the_forward_pass_as_one_graph(size: str) -> None:
+def test_compile_makes_one_graph_of_the_forward_pass(size: str) -> None:
     with META:
         config = dataclasses.replace(getattr(encoder, size)(image_px=16), depth=1)
         model = mae.MaskedAutoencoder(encoder.Encoder(config), mae.DecoderConfig(depth=1))

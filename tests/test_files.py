@@ -115,7 +115,7 @@ def test_canonical_json_refuses_nan() -> None:
         files.canonical_json({"a": float("nan")})
 
 
-def test_plain_takes_numpy_scalars_and_dataclasses() -> None:
+def test_plain_accepts_numpy_scalars_and_dataclasses() -> None:
     assert files.plain({"a": np.float32(0.5), "b": Inner(), "c": (1, Path("x"))}) == {
         "a": 0.5,
         "b": {"method": "medoid", "rate": 1.0},

@@ -49,7 +49,7 @@ def test_a_step_has_the_counted_operations(
 ) -> None:
     model, loss, expected = make()
     images = torch.rand(IMAGES, 12, 64, 64)
-    # Fused attention recomputes its scores in the backward pass, which is no work of the model.
+    # Fused attention recomputes its scores in the backward pass, which is not counted as work of the model.
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
             value = loss(model, images)

@@ -100,7 +100,7 @@ def test_rows_that_do_not_fit_the_limit_are_skipped(tmp_path: Path) -> None:
     assert all("0 s of 0 s left" in row["note"] for row in others)
 
 
-def test_a_failing_row_holds_its_reason_and_the_next_is_measured(
+def test_a_failing_row_records_its_reason_and_the_next_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> steps.Measured:

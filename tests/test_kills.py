@@ -111,7 +111,7 @@ def test_one_of_two_ranks_killed_then_one_process_then_four(
     undisturbed: tuple[str, Path], folders: list[Path], tmp_path: Path
 ) -> None:
     (kind, whole), out = undisturbed, tmp_path / "run"
-    # Each kind under one of them: every pair of the two takes minutes and tells no more.
+    # Each kind under one of them: testing all pairs takes minutes and finds nothing more.
     more = ("--save-minutes=0", f"--parallel={'fsdp' if kind == 'plain' else 'ddp'}")
     two, one, four = (words(kind, folders, out, *more, ranks=ranks) for ranks in (2, 1, 4))
     assert disturbed(two, kind, out, more=4, how=signal.SIGKILL, ranks=2) == 1

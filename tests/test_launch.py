@@ -12,7 +12,7 @@ from sgmodel import devices
 from sgmodel.train import training
 
 
-def test_bf16_holds_inside_autocast_only() -> None:
+def test_bf16_is_used_inside_autocast_only() -> None:
     where = devices.start("cpu", precision="bf16", threads=1)
     x = torch.ones(2, 2)
     with where.autocast():

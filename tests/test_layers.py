@@ -17,7 +17,7 @@ MODULES = {
     if path.name != "__init__.py"
 }
 
-# A folder may import from folders of its own row or of a row above it. "" stands for the modules at the root of the
+# A folder may import from folders of its own row or of a row above it. "" means the modules at the root of the
 # package, except those that name a row of their own.
 LAYERS = {
     "sgdata": (

@@ -123,7 +123,7 @@ def test_too_many_unusable_items_stop_the_plan_all_named_at_once(
     assert len(plan(lenient(recipe, 0.7), archive, tmp_path / "plan").items) == 3
 
 
-def test_the_other_twin_takes_the_place_of_an_unusable_item(archive: Path, recipe: BuildRecipe, tmp_path: Path) -> None:
+def test_the_other_twin_replaces_an_unusable_item(archive: Path, recipe: BuildRecipe, tmp_path: Path) -> None:
     path = item_path(archive, "0506")
     twin = json.loads(path.read_text())
     twin["id"] = "S2A_32UPU_20190506_1_L2A"

@@ -62,7 +62,7 @@ def test_ranks_must_divide_the_batch() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_batches_hold_the_samples_of_their_keys(folder: Path, threads: int) -> None:
+def test_batches_contain_the_samples_of_their_keys(folder: Path, threads: int) -> None:
     source = data_loader.Samples(folder, "train", ("image", "mask"))
     stored = {one.key: one for one in tar_format.samples(folder, "train")}
     seen = 0
@@ -162,7 +162,7 @@ def test_a_shard_cut_short_or_missing_is_named(tmp_path: Path) -> None:
         data_loader.Samples(tmp_path, "train", ("image",))
 
 
-def test_a_plain_torch_loader_takes_the_samples(folder: Path) -> None:
+def test_a_plain_torch_loader_reads_the_samples(folder: Path) -> None:
     """Use a map-style dataset, shuffled and collated by PyTorch, as Lightning and others do."""
     source = data_loader.Samples(folder, "train", ("image", "mask"))
     stored = {one.arrays["mask"].tobytes() for one in tar_format.samples(folder, "train")}

@@ -1,4 +1,4 @@
-"""Foreign text in cards, READMEs and pages: it stays text."""
+"""Test that untrusted text in cards, READMEs and pages stays text."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_order_on_any_ranks_with_any_interruption(folders: dict[str, Path], worl
     assert len({tuple(flat[start : start + 12]) for start in range(0, 72, 12)}) == 6
 
 
-def test_batches_hold_bands_by_name_in_one_scale(folders: dict[str, Path]) -> None:
+def test_batches_have_bands_by_name_in_one_scale(folders: dict[str, Path]) -> None:
     source = mixed(folders)
     assert (source.contract.dataset, source.contract.scale, source.contract.shape) == ("doubled+toy", 5e-5, None)
     stored = {one.key: one.arrays["image"] for one in tar_format.samples(folders["toy"], "train")}
@@ -156,7 +156,7 @@ def recipe(*overrides: str) -> pretrain.PretrainRecipe:
     )
 
 
-def test_pretraining_on_a_mixture_stops_and_goes_on(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_pretraining_on_a_mixture_stops_and_resumes(folders: dict[str, Path], tmp_path: Path) -> None:
     def run_paths_for(out: str, stop: int | None = None) -> run_paths.RunPaths:
         return run_paths.RunPaths(
             shards=folders["toy"], named=folders, out=tmp_path / out, device="cpu", threads=1, stop_after=stop

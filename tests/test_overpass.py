@@ -198,7 +198,7 @@ def test_a_date_of_retry_after_is_read_by_the_clock_given(server: Server, tmp_pa
     assert pauses == [40]
 
 
-def test_a_server_without_history_says_so_and_is_not_asked_again(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_history_is_reported_and_not_retried(server: Server, tmp_path: Path) -> None:
     server.script = [(200, {}, NO_HISTORY)]
     with pytest.raises(ServiceError, match="this database has no attic data"):
         fetch(server, tmp_path)

@@ -87,7 +87,7 @@ def test_workers_folders_and_interruptions_do_not_change_bytes(build: Path, tmp_
     assert not list(out.glob(".*partial*"))
 
 
-def test_a_finished_shard_is_not_made_again(build: Path, tmp_path: Path) -> None:
+def test_a_finished_shard_is_not_packed_again(build: Path, tmp_path: Path) -> None:
     recipe = small("segmunich", shard_mb=0)
     pack.pack("segmunich", source=build, out=tmp_path, recipe=recipe)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")}

@@ -83,7 +83,7 @@ def test_one_tile_serves_the_area_of_the_paper_and_its_neighbours_are_named() ->
     assert "before the area" in reasons["S2A_32UPT_2019-06-01"]
 
 
-def test_an_area_over_the_edge_takes_both_tiles() -> None:
+def test_an_area_over_the_edge_uses_both_tiles() -> None:
     wider = replace(MUNICH, shape=(2958, 4200))  # to E 713.28 km, beyond 32UPU
     kept, _ = coverage.select_scenes([scene("2019-06-01", tile) for tile in ("32UQU", "32UPU")], wider)
     assert {one.tile for one in kept} == {"32UPU", "32UQU"}

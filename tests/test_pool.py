@@ -45,7 +45,7 @@ def test_quiet_progress_prints_nothing(caplog: pytest.LogCaptureFixture) -> None
     assert caplog.text == ""
 
 
-def test_lines_tell_the_time_that_is_left(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_show_the_remaining_time(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 11))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
     with caplog.at_level("INFO", "sgdata"):

@@ -96,7 +96,7 @@ def test_another_seed_another_curve(folder: Path, whole: Path, tmp_path: Path) -
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() != (whole / "metrics.jsonl").read_bytes()
 
 
-def test_stopped_twice_and_resumed_equals_undisturbed(folder: Path, whole: Path, tmp_path: Path) -> None:
+def test_stopped_twice_and_resumed_equals_uninterrupted(folder: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert pretrain.main(recipe(), run_paths_for(folder, out, stop_after=4)) == training.STOPPED
     assert not (out / "SHA256SUMS").exists()

@@ -84,7 +84,7 @@ def test_it_rules_over_the_baseline_but_not_over_rewritten_pixels() -> None:
 
 
 @pytest.mark.parametrize(("inside", "shift", "expected"), [(0, 0, 0), (-1000, 1000, None), (0, 1000, "stops")])
-def test_a_build_holds_it_against_the_pixels(
+def test_a_build_compares_it_with_the_pixels(
     tmp_path: Path, recipe: BuildRecipe, inside: int, shift: int, expected: Any
 ) -> None:
     folder = wrap(tmp_path / "a", [scene("2019-06-01", ground(1), shift=shift, baseline="05.00")])

@@ -1,4 +1,4 @@
-"""Numbers of recipes: finite and inside their range, or refused before any work."""
+"""Test that numbers of recipes are finite and in range, or refused before any work."""
 
 from __future__ import annotations
 

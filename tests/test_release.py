@@ -448,7 +448,7 @@ def test_a_hundred_random_tamperings_are_each_named(released: Path, tmp_path: Pa
             told = verification.verify(folder)
         except OutputError as error:
             told = [str(error)]
-        # A list that lost lines tells of the files that they named.
+        # For a list that lost lines, the files that they named are reported.
         assert any(name in line for line in told) or (name == files.SUMS and told), (seed, name, told)
         shutil.rmtree(folder)
 

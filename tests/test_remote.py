@@ -110,7 +110,7 @@ def test_buckets(
             tar_source.mirror(f"{protocol}://shop/nowhere", tmp_path / "cache", cache_gb=1)
 
 
-def test_command_line_takes_urls(folder: Path, tmp_path: Path) -> None:
+def test_command_line_accepts_urls(folder: Path, tmp_path: Path) -> None:
     named = run_paths.shard_folders([f"toy=file://{folder}"], tmp_path, 20.0)
     assert list(named) == ["toy"]
     assert (named["toy"] / tar_source.MARK).is_file()

@@ -67,7 +67,7 @@ def test_a_run_leaves_scores_and_pictures(whole: Path) -> None:
     assert (whole / "pictures" / "step-000005.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_interrupted_equals_undisturbed_with_dropout_on(folder: Path, whole: Path, tmp_path: Path) -> None:
+def test_interrupted_equals_uninterrupted_with_dropout_on(folder: Path, whole: Path, tmp_path: Path) -> None:
     made = recipe("tiny", *TINY)
     assert made.model.head is not None
     assert made.model.head.dropout > 0
@@ -104,7 +104,7 @@ def test_majority_by_hand(folder: Path, whole: Path) -> None:
     assert figures["miou_majority"] == pytest.approx(np.mean(kept == label) / 4)
 
 
-def test_fine_tuning_takes_the_encoder_of_a_pretraining_run(folder: Path, tmp_path: Path) -> None:
+def test_fine_tuning_loads_the_encoder_of_a_pretraining_run(folder: Path, tmp_path: Path) -> None:
     path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
     tiny = [text.replace(".encoder.", ".") for text in TINY if not text.startswith(("evaluate", "model.head"))]
     pretraining = files.read(pretrain.PretrainRecipe, path, (*tiny, "decoder.width=32"))

@@ -87,7 +87,7 @@ def test_bitshuffle_uses_the_item_size(dtype: type) -> None:
     assert len(chunk) < 0.8 * smooth.nbytes
 
 
-def test_a_member_that_holds_something_else_is_refused() -> None:
+def test_a_member_with_other_content_is_refused() -> None:
     for codec in ("blosc", "npy"):
         content = tar_format.encode(np.zeros((2, 4, 4), np.uint16), codec)
         with pytest.raises(SourceError, match=r"uint16 \(2, 4, 5\)"):

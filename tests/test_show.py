@@ -90,7 +90,7 @@ def undone(text: bytes) -> tuple[str, Array]:
 
 @settings(max_examples=50)
 @given(hnp.arrays(np.uint16, hnp.array_shapes(min_dims=3, max_dims=3, max_side=7), elements=st.integers(0, 65535)))
-def test_a_piece_holds_its_values(tmp_path_factory: pytest.TempPathFactory, values: Array) -> None:
+def test_a_value_file_contains_its_values(tmp_path_factory: pytest.TempPathFactory, values: Array) -> None:
     place = tmp_path_factory.mktemp("pieces") / "values"
     raster_tiles.write_piece(place, "t-0-1", values)
     name, back = undone((place / "t-0-1.js").read_bytes())

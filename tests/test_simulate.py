@@ -525,7 +525,7 @@ def test_pbf_contains_the_same_objects_as_xml(trapped: tuple[str, Path]) -> None
     assert held[0] == held[1]
 
 
-def test_archives_of_two_years_of_dates_lack_a_month_and_may_hold_a_broken_file(tmp_path: Path) -> None:
+def test_archives_of_two_years_lack_a_month_and_may_have_a_broken_file(tmp_path: Path) -> None:
     months = {f"{one.time:%Y-%m}" for one in plan.scenes(plan.checked(1, 6, 60))}
     assert plan.EMPTY_MONTH not in months
     assert {"2019-10", "2019-12"} <= months

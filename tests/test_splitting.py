@@ -23,7 +23,7 @@ def test_the_lists_make_shards_that_do_not_leak(tmp_path: Path) -> None:
     out, made = tmp_path / "split", tmp_path / "shards"
     words = ["split", str(build), "--out", str(out), "--block", "640", "--test-share", "0.2"]
     done = CliRunner().invoke(app, words)
-    # Random pixels are no ground: the audit has findings of another kind, and still tells.
+    # Random pixels are not ground: the audit also has findings of another kind.
     assert done.exit_code in (0, 3), done.output
     lists = {part: out / f"{part}.txt" for part in ("train", "val", "test")}
     words = ["shard", "segmunich", "--source", str(build), "--out", str(made)]

@@ -63,7 +63,7 @@ def test_merge_weighs_the_groups_of_each_place() -> None:
             torch.testing.assert_close(merged[:, :, row, col], by_hand)
 
 
-def test_merge_takes_several_times() -> None:
+def test_merge_accepts_several_times() -> None:
     config = dataclasses.replace(TINY, times=2)
     assert TokenMerge(config).linear.weight.shape == (1, 8)
     model = build("segmenter", spectralgpt(config, head=NARROW), 12, 3)

@@ -55,7 +55,7 @@ def test_every_pixel_counts_once(pairs: loader.Samples) -> None:
         assert all((counts == 1).all() for counts in found.values())
 
 
-def test_windows_hold_the_pixels_of_their_places(pairs: loader.Samples) -> None:
+def test_windows_contain_the_pixels_of_their_positions(pairs: loader.Samples) -> None:
     cut = windows.Windows(pairs, dataclasses.replace(ONCE, once=False))
     assert len(set(cut.keys)) == len(cut) == 3 * 3 + 2 * 3
     (batch,) = loader.load(cut, loader.in_order(len(cut), 99), threads=2)

@@ -1,4 +1,4 @@
-"""Composites of 12 dates, 2048 px square, 10 bands and SCL: against odc-stac with dask threads, bare decode, numpy."""
+"""Benchmark composites (12 dates, 2048 px, 10 bands and SCL) against odc-stac with dask threads, decoding and numpy."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def ours(folder: Path, method: rules.Method) -> Array:
 
 
 def decoded(folder: Path) -> int:
-    """Every block of every file through GDAL, nothing kept."""
+    """Decode every block of every file with GDAL and discard it."""
     total = 0
     for path in sorted((folder / "a").rglob("*.tif")):
         with geotiff.opened(str(path)) as dataset:
@@ -95,7 +95,7 @@ def decoded(folder: Path) -> int:
 
 
 def odc(folder: Path) -> Array:
-    """The same median by odc-stac, dask threads and xarray."""
+    """Compute the same median by odc-stac, dask threads and xarray."""
     import odc.stac
     import pystac
 
@@ -178,7 +178,7 @@ def growth(folder: Path) -> list[tuple[str, str, str, str]]:
 
 
 def repeat(archive: Path, *, years: int) -> None:
-    """The same scenes in earlier years too: other items, the same bytes."""
+    """Repeat the scenes in earlier years: other items with the same bytes."""
     home = archive / "sentinel-2-l2a"
     collection = files.read_plain(home / "collection.json")
     for folder in sorted(home.glob("S2A*")):

@@ -1,6 +1,6 @@
-"""Batches of BigEarthNet-like native patches (12 bands, 10/20/60 m) as uint16 tensors: our loader against others.
+"""Benchmark this package's loader against others, on BigEarthNet-like native patches as uint16 tensors.
 
-Each rate is the best of some passes, the least disturbed one; CPU use is per sample, of all threads.
+Each rate is the best of several passes, the least disturbed one; CPU use is per sample, of all threads.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def ours(source: loader.Samples, threads: int, rank: int = 0, world: int = 1) ->
 
 
 def one_of_two(job: tuple[Path, int]) -> float:
-    """The rate of one of two processes that read at the same time, each its share of every global batch."""
+    """Return the rate of one of two processes that read at the same time, each its share of every global batch."""
     source = opened(job[0])
     return rate(lambda: ours(source, 1, rank=job[1], world=2))[0]
 
 
 def webdataset(folder: Path) -> int:
-    """As its manual has it: tar stream, decoder, batches collated into tensors; one process."""
+    """Read with webdataset as in its manual: tar stream, decoder, batches collated into tensors; one process."""
     import webdataset
 
     tars = [str(path) for path in sorted(folder.glob("*.tar"))]
@@ -53,7 +53,7 @@ def webdataset(folder: Path) -> int:
 
 
 def litdata(folder: Path, chunks: Path) -> Callable[[], int]:
-    """The same samples in its own chunks, uncompressed; shuffled, one process."""
+    """Read the same samples from litdata's own chunks, uncompressed and shuffled, in one process."""
     from litdata import StreamingDataLoader, StreamingDataset
     from litdata.streaming.writer import BinaryWriter
 

@@ -1,4 +1,4 @@
-"""One pretraining step, base 128, batch 8, on the CPU: ours in bf16 against plain float32 attention, same model."""
+"""Benchmark a pretraining step (base 128, batch 8) on the CPU in bf16 against plain float32 attention, same model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ BATCH, RATIO, STEPS = 8, 0.9, 2
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every score of every pair of tokens in memory."""
+    """Compute attention with the scores of all pairs of tokens in memory."""
     return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
 
 
 def stepper(*, dtype: torch.dtype) -> Callable[[], None]:
-    """A model with its optimizer and one batch; each call is one step."""
+    """Return a function that runs one step of a model with its optimizer on one batch."""
     torch.manual_seed(0)
     model = mae.MaskedAutoencoder(encoder.Encoder(encoder.base()))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
@@ -44,7 +44,7 @@ def seconds(step: Callable[[], None]) -> float:
 
 
 def rows() -> list[tuple[str, str, str, str]]:
-    """The row of the speed table. Both kinds take turns; the quickest step of each counts, the least disturbed one."""
+    """Return the row of the speed table. Both kinds alternate; the fastest, least disturbed step of each counts."""
     ours, naive = stepper(dtype=torch.bfloat16), stepper(dtype=torch.float32)
     fast, slow = [], []
     for _ in range(STEPS + 1):  # the first of each warms up

@@ -1,4 +1,4 @@
-"""Sharding of BigEarthNet-like TIFFs against opening, resampling and saving each band with rasterio; shard sizes.
+"""Benchmark sharding of BigEarthNet-like TIFFs against rasterio (open, resample, save each band); compare sizes.
 
 The patches are generated: reflectance with the texture of land (a random field whose spectrum falls as real scenes'
 does) and sensor noise, in files as the makers write them. `python tests/bench/bench_shards.py 20000` also packs and
@@ -36,7 +36,7 @@ MEANS = {"B01": 341, "B02": 430, "B03": 614, "B04": 590, "B05": 951, "B06": 1792
 
 
 def land(seed: int) -> Array:
-    """(120, 120) float, mean 0 and deviation 1, amplitude falling with the frequency to the power 1.7."""
+    """Return (120, 120) float noise of mean 0 and std 1 whose amplitude falls with frequency to the power 1.7."""
     rng = np.random.Generator(np.random.Philox(key=seed))
     frequency = np.hypot(np.fft.fftfreq(120)[:, None], np.fft.fftfreq(120)[None])
     frequency[0, 0] = 1.0
@@ -45,7 +45,7 @@ def land(seed: int) -> Array:
 
 
 def source(folder: Path, count: int, *, different: int = 50) -> Path:
-    """v1 patch folders; `different` of them are made, the others are copies under other names."""
+    """Write v1 patch folders; `different` of them are distinct, the others are copies under other names."""
     top = folder / "BigEarthNet-v1.0"
     for number in range(count):
         name = _name(number)
@@ -63,7 +63,7 @@ def source(folder: Path, count: int, *, different: int = 50) -> Path:
 
 
 def _name(number: int) -> str:
-    """A v1 patch name: 90 x 90 steps of 1200 m a scene, a scene a day."""
+    """Return a v1 patch name: 90 x 90 steps of 1200 m per scene, one scene per day."""
     return f"S2B_MSIL2A_201709{number // 8100 + 10}T93020_{number % 90}_{number // 90 % 90}"
 
 
@@ -82,7 +82,7 @@ def _painted(patch: Path, seed: int) -> None:
 
 
 def peer(folder: Path, out: Path) -> int:
-    """What everyone writes first: open each band, resample it on read, stack, save as npy. Bytes written."""
+    """Open each band, resample it on read, stack and save as npy, the usual baseline; return the bytes written."""
     import rasterio
     from rasterio.enums import Resampling
 

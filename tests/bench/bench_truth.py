@@ -1,4 +1,4 @@
-"""How near every composite comes to the known ground, against the same rule given the true cloud masks.
+"""Measure the error of every composite to the known ground, and of the same rule with the true cloud masks.
 
 python tests/bench/bench_truth.py ARCHIVE     of an archive that is there (`sgdata simulate`)
 """
@@ -48,7 +48,7 @@ def true_masks(archive: Path, folder: Path, bits: int) -> Path:
 def built(
     settings: build_recipe.BuildRecipe, places: build_recipe.BuildPaths, name: str
 ) -> tuple[lock.Lock, Array, Array]:
-    """The fetched lock, the image and the index of the chosen items; labels and patches are left out."""
+    """Build without labels and patches; return the fetched lock, the image and the index of the chosen items."""
     fetched, scenes = fetch.fetch_scenes(settings, pipeline.plan(settings, places), places)
     pipeline.render(settings, fetched, scenes, places, places.out / name)
     return fetched, *(score.read(places.out / name / file) for file in ("image.tif", "provenance.tif"))

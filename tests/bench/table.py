@@ -1,4 +1,4 @@
-"""The speed table: every row we promise, measured here and now, as ratios inside one run.
+"""Measure every row of the speed table on this machine, as ratios within one run.
 
     make bench            all rows (minutes)
     python tests/bench/table.py composite loader      only the benchmarks whose file name holds one of these words
@@ -33,7 +33,7 @@ PROMISED = (
 
 
 def measured(words: list[str]) -> dict[tuple[str, str], str]:
-    """What the benchmarks found, keyed by (row, against); a peer that is not installed says so in its figure."""
+    """Return the results of the benchmarks by (row, against); for a peer that is not installed, a note of that."""
     sys.path.insert(0, str(HERE))
     found = {}
     for path in sorted(HERE.glob("bench_*.py")):

@@ -104,7 +104,7 @@ def _scenes(out: Path, archive: Path) -> None:
 
 
 def _openstreetmap(out: Path, archive: Path) -> None:
-    """The same few ways and relations as XML, PBF and Overpass JSON."""
+    """Write the same few ways and relations as XML, PBF and Overpass JSON."""
     import osmium
 
     whole = json.loads((archive / "osm/overpass.json").read_bytes())

@@ -1,7 +1,7 @@
-"""Run inputs in child processes with a limit of time and memory, and tell what came of each.
+"""Run inputs in child processes with limits of time and memory, and report the outcome of each.
 
 Children are forked from a process that has imported everything, and run many inputs each. One that hangs or dies is
-replaced. A child takes the next input when it has answered, so that results depend on no order.
+replaced. A child gets the next input after it has answered, so that results do not depend on any order.
 """
 
 from __future__ import annotations
@@ -294,7 +294,7 @@ def _feed(worker: _Worker, left: Iterator[Input]) -> bool:
 
 
 def _answer(worker: _Worker) -> Outcome | None:
-    """Return what a child says, or what its silence means; None while it works."""
+    """Return the answer of a child, or the outcome of a dead or hanging one; None while it works."""
     assert worker.item is not None
     try:
         if worker.pipe.poll():

@@ -1,4 +1,4 @@
-"""No reader ends in a traceback, hangs or fills the memory, whatever bytes it is given."""
+"""Test that no reader ends in a traceback, hangs or exhausts the memory on any bytes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_equal_seeds_give_equal_inputs(tmp_path: Path) -> None:
 
 
 def _planted(folder: Path, path: Path) -> None:
-    """Fail as the file says."""
+    """Fail in the way that the file requests."""
     match path.read_bytes():
         case b"traceback":
             raise KeyError("planted")

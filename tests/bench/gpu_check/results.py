@@ -46,7 +46,7 @@ class Row:
 
     @property
     def key(self) -> tuple[int, str, int | None, str]:
-        """What identifies a row in a check."""
+        """Return the fields that identify a row in a check."""
         return (self.part, self.size, self.px, self.mode)
 
     @property

@@ -66,7 +66,7 @@ class Scale:
         return (64, 128) if self.tiny else (1024, 8192)
 
     def px(self, px: int) -> int:
-        """Return the side of the images that stand for images of `px` pixels."""
+        """Return the side of the images that are used instead of images of `px` pixels."""
         return px // 4 if self.tiny else px
 
     def batch(self, task: str, size: str, px: int) -> int:
@@ -84,7 +84,7 @@ class Scale:
 
     @property
     def decoder(self) -> mae.DecoderConfig:
-        """The decoder for pretraining."""
+        """Return the decoder for pretraining."""
         return mae.DecoderConfig(width=32, depth=1, heads=2) if self.tiny else mae.DecoderConfig()
 
     def head(self, *, dropout_levels: float) -> upernet.HeadConfig:

@@ -36,7 +36,7 @@ def time_pretraining(bench: Bench, size: str, px: int, mode: Mode) -> Measured:
 
 
 def _compile(task: training.Task, mode: Mode) -> str:
-    """Compile the model as `mode` says; return what the row should say of it."""
+    """Compile the model as `mode` requires; return the note for the row."""
     forward = task.updates.forward
     if mode == "CUDA graphs":
         forward.compile(mode="reduce-overhead")
