@@ -125,7 +125,14 @@ class Evidence:
 
 
 def judge(evidence: Evidence) -> Report:
-    """Run every check, in a fixed order."""
+    """Run every check, in a fixed order.
+
+    Args:
+        evidence: The facts of the samples, as returned by `gather.gather`.
+
+    Returns:
+        The report, with one entry per check and the number of checks with findings.
+    """
     checks = (
         readable(evidence),
         *ground(evidence),

@@ -39,5 +39,15 @@ class Report:
 
 
 def read(path: Path) -> Report:
-    """Read an `audit.json`. Raises SettingError."""
+    """Read the report of an audit.
+
+    Args:
+        path: Path of an `audit.json`.
+
+    Returns:
+        The report.
+
+    Raises:
+        SettingError: The file is missing or malformed.
+    """
     return files.read(Report, path)

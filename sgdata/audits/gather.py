@@ -62,6 +62,9 @@ def subject(
         edition: Edition of the dataset; by default all are tried.
         lock_of: Build that shards were packed from, for the dates in its lock; a release contains its lock.
 
+    Returns:
+        The subject for `gather`: its kind, contract and samples, and the files already known to be unusable.
+
     Raises:
         SettingError: It is nothing that can be audited.
         SourceError: It is missing or damaged.
@@ -118,7 +121,18 @@ def _days(build: Path | None) -> Days | None:
 
 
 def gather(what: Subject, *, workers: int = 1) -> Evidence:
-    """Read every sample once and list those that cannot be read. Raises SourceError if none can be read."""
+    """Read every sample once and collect the facts that the checks need.
+
+    Args:
+        what: The subject, as returned by `subject`.
+        workers: Number of processes.
+
+    Returns:
+        The facts of every readable sample, sums over all of their pixels, and each unreadable sample with the reason.
+
+    Raises:
+        SourceError: None of the samples can be read.
+    """
     total = -(-len(what.samples) // CHUNK)
     tasks = (replace(what, samples=part, unread=()) for part in _chunks(what.samples))
     facts: list[Facts] = []

@@ -26,6 +26,9 @@ def propose(evidence: Evidence, settings: SplitSettings) -> tuple[Evidence, Spli
         evidence: The samples.
         settings: `block_px` and `gap_px` are metres here; 0: four sides and one side of the largest sample.
 
+    Returns:
+        The evidence with the samples that are in a split, each under its proposed split, and the report of the split.
+
     Raises:
         SettingError: A sample has no coordinates, or a split would be empty.
     """

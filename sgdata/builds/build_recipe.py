@@ -144,6 +144,9 @@ def recipe_for(
             believe, composite, max_obs, mask, profile. None leaves a setting as it is.
         changes: `a.b=value` texts for any setting, applied last.
 
+    Returns:
+        The recipe with all overrides applied.
+
     Raises:
         SettingError: the recipe does not exist, or a setting is unknown or has a wrong type.
     """

@@ -49,7 +49,11 @@ class BapSettings:
     weights: tuple[float, float, float, float]
 
     def date_score(self, day: int) -> int:
-        """Return the part of the score x 10000 that a day (since 1970) adds to every pixel."""
+        """Return the part of the score x 10000 that a date adds to each of its pixels: day of year and year.
+
+        Args:
+            day: Day, counted from 1970-01-01.
+        """
         when = date(1970, 1, 1) + timedelta(days=day)
         away = abs(when.timetuple().tm_yday - self.day_of_year)
         away = min(away, 365 - away)  # the calendar is periodic
@@ -58,7 +62,11 @@ class BapSettings:
         return self._scaled(self.weights[0] * doy + self.weights[1] * year)
 
     def cloud_scores(self, gsd_m: float) -> Array:
-        """Return (256,) int64: the part of the score x 10000 by clear score; doubtful ones count as distance 0."""
+        """Return (256,) int64: the part of the score x 10000 by clear score; doubtful ones count as distance 0.
+
+        Args:
+            gsd_m: Pixel size in metres in which clear scores count distances.
+        """
         steepness = 10 / self.cloud_m
         distances = [clear_score * gsd_m if clear_score < 128 else 0 for clear_score in range(256)]
         scores = [self.weights[2] / (1 + math.exp(-steepness * (d - self.cloud_m / 2))) for d in distances]
@@ -138,12 +146,20 @@ class Pick(Rule):
     some_bands: bool = False
 
     def missing(self, bands: tuple[str, ...]) -> list[str]:
-        """Return the bands that the rule lacks in `bands`."""
+        """Return the bands that the rule lacks in `bands`.
+
+        Args:
+            bands: Names of the bands of the recipe.
+        """
         missing = [band for band in self.bands if band not in bands]
         return [] if self.some_bands and len(missing) < len(self.bands) else missing
 
     def read_together(self, bands: tuple[str, ...]) -> tuple[str, ...]:
-        """Return those of `bands` of which the kernel needs every date at once."""
+        """Return those of `bands` of which the kernel needs every date at once.
+
+        Args:
+            bands: Names of the bands of the recipe.
+        """
         return tuple(band for band in self.bands if band in bands)
 
 
@@ -159,11 +175,19 @@ class Mix(Rule):
     per_band: bool
 
     def missing(self, bands: tuple[str, ...]) -> list[str]:
-        """Return the bands that the rule lacks in `bands`: none, it takes any."""
+        """Return the bands that the rule lacks in `bands`: none, since it takes any.
+
+        Args:
+            bands: Names of the bands of the recipe.
+        """
         return []
 
     def read_together(self, bands: tuple[str, ...]) -> tuple[str, ...]:
-        """Return those of `bands` of which the kernel needs every date at once."""
+        """Return those of `bands` of which the kernel needs every date at once: none with `per_band`, else all.
+
+        Args:
+            bands: Names of the bands of the recipe.
+        """
         return () if self.per_band else bands
 
 
@@ -171,14 +195,24 @@ class Mix(Rule):
 
 
 def medoid(dn: Array, usable: Array) -> tuple[Array, Array]:
-    """Return (H, W) uint16 date nearest to the per-band median, and its Euclidean distance in DN; NO_VALUE if none."""
+    """Return (H, W) uint16 date nearest to the per-band median, and its Euclidean distance in DN; NO_VALUE if none.
+
+    Args:
+        dn: (T, C, H, W) uint16 DN, 0 where there are no data.
+        usable: (T, H, W) bool, the pixels to use.
+    """
     index, score = _no_choice(dn)
     kernels.medoid(dn, usable, kernels.network(len(dn)), index, score)
     return index, score
 
 
 def maxndvi(dn: Array, usable: Array) -> tuple[Array, Array]:
-    """Return (H, W) uint16 date with the greatest NDVI of `dn` (red, nir), and its (NDVI + 1) x 10000."""
+    """Return (H, W) uint16 date with the greatest NDVI, and its (NDVI + 1) x 10000; NO_VALUE if no date is usable.
+
+    Args:
+        dn: (T, 2, H, W) uint16 DN of red and near infrared, 0 where there are no data.
+        usable: (T, H, W) bool, the pixels to use.
+    """
     index, score = _no_choice(dn)
     kernels.maxndvi(dn, usable, index, score)
     return index, score
@@ -187,9 +221,14 @@ def maxndvi(dn: Array, usable: Array) -> tuple[Array, Array]:
 def bap(
     dn: Array, clear_scores: Array, days: tuple[int, ...], settings: BapSettings, gsd_m: float
 ) -> tuple[Array, Array]:
-    """Return (H, W) uint16 date with the best score, and that score x 10000.
+    """Return (H, W) uint16 date with the best score, and that score x 10000; NO_VALUE if no date is usable.
 
-    `dn` holds (blue, red); `clear_scores` (T, H, W) count distances in pixels of `gsd_m`.
+    Args:
+        dn: (T, 2, H, W) uint16 DN of blue and red, 0 where there are no data.
+        clear_scores: (T, H, W) uint8 clear scores as in `cloud_masks`, which count distances in pixels of `gsd_m`.
+        days: Day of each date, counted from 1970-01-01.
+        settings: Weights and widths of the four scores.
+        gsd_m: Pixel size of the cloud mask in metres.
     """
     index, score = _no_choice(dn)
     # Tables of integers: no exp per pixel, and the same score on every machine.
@@ -206,7 +245,12 @@ def _no_choice(dn: Array) -> tuple[Array, Array]:
 
 
 def median(observations: Array, usable: Array) -> Array:
-    """Return (C, H, W): the median of the usable values of each band, rounded half up; 0 where no date is usable."""
+    """Return (C, H, W): the median of the usable values of each band, rounded half up; 0 where no date is usable.
+
+    Args:
+        observations: (T, C, H, W) uint16 DN, 0 where there are no data.
+        usable: (T, H, W) bool, the pixels to use.
+    """
     image = np.zeros(observations.shape[1:], observations.dtype)
     kernels.median(observations, usable, kernels.network(len(observations)), image)
     return image
@@ -216,6 +260,10 @@ def geomedian(observations: Array, usable: Array) -> Array:
     """Return (C, H, W): the spectrum with the least summed distance to all usable ones, rounded half up.
 
     Roberts, Mueller & McIntyre 2017, doi:10.1109/TGRS.2017.2723896.
+
+    Args:
+        observations: (T, C, H, W) uint16 DN, 0 where there are no data.
+        usable: (T, H, W) bool, the pixels to use.
     """
     image = np.zeros(observations.shape[1:], observations.dtype)
     kernels.geomedian(observations, usable, image)

@@ -24,13 +24,16 @@ def names() -> list[str]:
 
 @cache
 def card(name: str) -> DatasetCard:
-    """Read the card `catalogs/<name>.toml`.
+    """Read the card of a dataset from the catalogue.
 
     Args:
-        name: Name of the dataset.
+        name: Name of the dataset, see `names`.
+
+    Returns:
+        The card, whose sensor and bands are known.
 
     Raises:
-        SettingError: There is no such dataset (the message suggests the nearest name), or its card is invalid.
+        SettingError: There is no such dataset, or its card is malformed or names an unknown sensor or band.
     """
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=1)

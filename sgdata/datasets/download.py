@@ -55,8 +55,11 @@ def plan(dataset: str, release: str, out: Path, parts: Sequence[str] = ()) -> Do
         out: Folder to download into; files that it lists as verified are skipped.
         parts: Parts of the card to download; default images and splits.
 
+    Returns:
+        The files to download, the bytes that they need and the bytes that are free.
+
     Raises:
-        SettingError: An unknown part, an edition without files, or a file without a known address.
+        SettingError: An unknown dataset, edition or part, an edition without files, or a file without a known address.
     """
     edition = cards.edition(dataset, release)
     known = sorted({source.part for source in edition.sources})

@@ -40,15 +40,18 @@ class ClassTable:
 
 
 def read(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> ClassTable:
-    """Read a class table.
+    """Read a class table that comes with the package or a table of your own.
 
     Args:
-        name: `segmunich-osm`, `corine` or a path.
-        tiers: Tiers of rows to use of the tables that come with the package.
-        groups: Groups of streets to use of those tables.
+        name: "segmunich-osm", "corine", or the path of a file of tab-separated values.
+        tiers: Tiers of the package's tag table whose rows to use, such as "core"; ignored for a file.
+        groups: Groups of streets in that table to use, such as "drive"; ignored for a file.
+
+    Returns:
+        The label space, the rules that map tags to classes, and the codes of classes in other maps.
 
     Raises:
-        SettingError: There is no such table, or a row is wrong; the message names the line.
+        SettingError: There is no such table, or a row is wrong; the message names the row and the value.
     """
     try:
         shipped = _shipped(name, tiers=tiers, groups=groups)

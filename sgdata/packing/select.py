@@ -17,7 +17,15 @@ from sgdata.types import Contract
 
 
 def recipe_for(dataset: str, overrides: Sequence[str] = ()) -> ShardRecipe:
-    """Return the shipped recipe of a dataset, with `key=value` overrides. Raises SettingError."""
+    """Return the recipe of a dataset that comes with the package, with some settings overridden.
+
+    Args:
+        dataset: Name of the dataset.
+        overrides: `key=value` texts, applied in order.
+
+    Raises:
+        SettingError: The dataset has no recipe, or an override is unknown or has a wrong type.
+    """
     shipped = {path.stem: path for path in (catalog.folder("recipes") / "shard").glob("*.toml")}
     if dataset not in shipped:
         raise SettingError(f"no reader for dataset '{dataset}'; known: {', '.join(sorted(shipped))}")

@@ -21,10 +21,17 @@ VERSION = 1
 
 
 def finer(coarse: Array, factor: int, *, kernel: Kernel, window: Window | None = None, nodata: int = 0) -> Array:
-    """(..., H, W) coarse pixels -> (..., h, w) fine ones, each coarse pixel cut into `factor` x `factor`.
+    """Resample a raster to a finer grid that cuts each pixel into `factor` x `factor`.
 
-    `window` counts fine pixels from the upper left corner of `coarse`; without it the whole is returned.
-    Bilinear and cubic take unsigned integers of at most 16 bits.
+    Args:
+        coarse: (..., H, W) pixels; unsigned integers of at most 16 bits for bilinear and cubic.
+        factor: Number of fine pixels along the side of a coarse one.
+        kernel: Resampling kernel.
+        window: Window of the result in fine pixels from the upper left corner of `coarse`; None for all of it.
+        nodata: Value of pixels without data in `coarse` and in the result.
+
+    Returns:
+        (..., h, w) pixels of the window, of the type of `coarse`.
     """
     *lead, height, width = coarse.shape
     window = window or Window(row=0, col=0, height=height * factor, width=width * factor)

@@ -37,7 +37,15 @@ class Area:
 
 
 def resolve(area: Area) -> Grid:
-    """Return the grid of an area. Raises SettingError."""
+    """Return the grid of an area.
+
+    Args:
+        area: The area, by exactly one of `grid`, `bbox` and `aoi`; the name of a place must be resolved before.
+
+    Raises:
+        SettingError: Not exactly one of them is given, the box or file is invalid, or the area is more than 6 degrees
+            of longitude wide or centred beyond 80 degrees of latitude.
+    """
     given = [name for name in ("grid", "bbox", "aoi", "place") if getattr(area, name) is not None]
     if len(given) != 1:
         raise SettingError(f"area: {', '.join(given) or 'nothing'} given; expected one of grid, bbox, aoi, place")

@@ -60,7 +60,17 @@ class Lock:
 
 
 def read(path: Path) -> Lock:
-    """Read a lock, or the one in a build folder. Raises SettingError if it has another format."""
+    """Read the lock of a build.
+
+    Args:
+        path: Path of a lock, or of a build folder with one.
+
+    Returns:
+        The lock, planned or built.
+
+    Raises:
+        SettingError: The lock is missing, malformed or of another format.
+    """
     lock = files.read(Lock, path / NAME if path.is_dir() else path)
     if lock.format != FORMAT:
         raise SettingError(f"{path}: lock format {lock.format}, expected {FORMAT}; plan again with this version")
@@ -68,7 +78,12 @@ def read(path: Path) -> Lock:
 
 
 def write(path: Path, lock: Lock) -> None:
-    """Write the lock as canonical JSON."""
+    """Write a lock as canonical JSON.
+
+    Args:
+        path: Path of the file.
+        lock: The lock.
+    """
     files.write(path, files.canonical_json(lock))
 
 

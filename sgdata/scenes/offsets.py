@@ -58,6 +58,16 @@ def expected_offset(
 
     The offset `product` of the product's XML takes precedence over the baseline; but where a provider rewrites pixels,
     it still describes those that ESA delivered.
+
+    Args:
+        provider: provider of the scenes, such as "earth-search".
+        collection: collection of the catalogue.
+        baseline: processing baseline, such as "05.00".
+        level: product level.
+        product: offset in the product's own XML; None where it could not be read.
+
+    Raises:
+        SourceError: the baseline is needed and is not two numbers.
     """
     if product is not None:
         carried = product
@@ -146,7 +156,12 @@ def measured(evidence: Evidence) -> int | None:
 
 
 def corrected(stored: Array, offset: int) -> Array:
-    """Return stored DN with `offset` added: 0 stays no data, and valid pixels stay valid (at least 1)."""
+    """Return stored DN with `offset` added: 0 stays no data, and valid pixels stay valid (at least 1).
+
+    Args:
+        stored: unsigned integers of any shape, 0 where there are no data.
+        offset: offset in DN, as `decide` returns it.
+    """
     if not offset:
         return stored
     # Limited first: unsigned integers must not wrap around below zero.

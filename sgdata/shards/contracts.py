@@ -26,10 +26,13 @@ COMPARED: dict[Purpose, tuple[str, ...]] = {
 
 
 def read(folder: Path) -> Contract:
-    """Read the contract of a build or of a folder of shards.
+    """Read the contract of a build or of shards.
 
     Args:
-        folder: Folder of the build or the shards.
+        folder: Folder with a `contract.json`.
+
+    Returns:
+        The contract.
 
     Raises:
         SettingError: The contract is missing, malformed or of another format.

@@ -43,7 +43,7 @@ def simulate(
     broken: bool = False,
     workers: int = 1,
 ) -> Path:
-    """Write an archive into `out` and return `out`.
+    """Write a simulated archive into a folder.
 
     Args:
         out: Output folder.
@@ -53,6 +53,9 @@ def simulate(
         layout: Provider to imitate, one of `items.LAYOUTS`.
         broken: Truncate one file, which every build must detect.
         workers: Number of processes; the files do not depend on it.
+
+    Returns:
+        The path `out`. A complete archive made with the same arguments is left as it is.
 
     Raises:
         SettingError: The layout is unknown, or size or dates are out of range.

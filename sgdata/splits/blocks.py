@@ -297,7 +297,12 @@ def _report(boxes: Array, counts: Array, parts: Array, shares: tuple[float, ...]
 
 
 def leakage(held_out: Array, train: Array) -> float:
-    """Return the share of the `held_out` boxes (N, 4) that overlap a `train` box (M, 4)."""
+    """Return the share of the `held_out` boxes (N, 4) that overlap a `train` box (M, 4).
+
+    Args:
+        held_out: (N, 4) west, north, east, south (or col, row, ...) with west < east and north < south.
+        train: (M, 4), likewise. Boxes that only touch do not overlap.
+    """
     import shapely
 
     if not len(held_out) or not len(train):

@@ -62,6 +62,9 @@ def load(path: Path) -> nn.Module:
         path: A checkpoint folder, a `.safetensors` file beside a card (such as `checkpoint-last/average.safetensors`),
             or a released file of SpectralGPT.
 
+    Returns:
+        The model with its trained weights: an `Encoder`, a `MaskedAutoencoder`, a `Contrast` or a model for a task.
+
     Raises:
         SourceError: The files are missing, damaged, or do not fit together.
     """
@@ -113,7 +116,13 @@ def _load_released(path: Path) -> nn.Module:
 
 
 def read(path: Path) -> Card:
-    """Read `card.json` of a checkpoint folder, or beside a file of weights.
+    """Read the card of a checkpoint.
+
+    Args:
+        path: A checkpoint folder, or a file of weights beside `card.json`.
+
+    Returns:
+        The card.
 
     Raises:
         SourceError: The card is missing, invalid, or of another format.

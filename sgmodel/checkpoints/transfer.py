@@ -56,6 +56,9 @@ def read_weights(path: Path) -> State:
     Args:
         path: A checkpoint folder, a `.safetensors` file, or a torch file.
 
+    Returns:
+        The tensors by released name.
+
     Raises:
         SourceError: There is no such file, or it cannot be read.
     """
@@ -85,6 +88,10 @@ def fit(
         at_least: Share of the encoder's parameters that must be filled.
         wavelengths: Centre wavelengths of a baseline's bands in nm, by which red, green and blue are found.
         where: Name of the weights for messages.
+
+    Returns:
+        The names of the weights that were copied, adapted, missing and unused, and the share of the encoder that was
+        filled.
 
     Raises:
         SourceError: Less than `at_least` would be filled, or the model has no encoder. The model is then unchanged.

@@ -52,7 +52,11 @@ class Batch:
     arrays: dict[str, Tensor]
 
     def parts(self, count: int) -> Iterator[Batch]:
-        """Yield the batch in `count` nearly equal parts (fewer if it has fewer samples)."""
+        """Yield the batch in `count` nearly equal parts (fewer if it has fewer samples).
+
+        Args:
+            count: Number of parts, at least 1.
+        """
         bounds = np.linspace(0, len(self.keys), min(count, len(self.keys)) + 1).astype(int)
         for start, stop in itertools.pairwise(bounds):
             cut = slice(int(start), int(stop))
@@ -77,7 +81,15 @@ class BatchIndices:
 
 
 def stream(count: int, batch: int, *, seed: int, first: int, last: int) -> Iterator[BatchIndices]:
-    """Yield the global batches of steps [first, last) over `count` samples: a pure function of the arguments."""
+    """Yield the global batches of steps [first, last) over `count` samples: a pure function of the arguments.
+
+    Args:
+        count: Number of samples.
+        batch: Number of samples in a global batch.
+        seed: Seed of the order of each epoch.
+        first: First step.
+        last: Step to stop before.
+    """
 
     def epoch(number: int) -> BatchIndices:
         samples = seeded_random.order(count, seed=seed, epoch=number)
@@ -101,7 +113,12 @@ def steps(
 
 
 def in_order(count: int, batch: int) -> Iterator[BatchIndices]:
-    """Yield every sample once, in the order of the index; the last batch may be smaller."""
+    """Yield every sample once, in the order of the index; the last batch may be smaller.
+
+    Args:
+        count: Number of samples.
+        batch: Number of samples in a batch.
+    """
     for start in range(0, count, batch):
         samples = np.arange(start, min(start + batch, count))
         yield BatchIndices(samples=samples, epoch=np.zeros_like(samples))
@@ -112,6 +129,11 @@ def subset(keys: Sequence[str], fraction: float, *, seed: int) -> list[int]:
 
     The selection can be recomputed in any language, a smaller fraction is a subset of every larger one, and it does not
     depend on the order of the files. The number of samples is rounded half up and at least 1.
+
+    Args:
+        keys: Key of each sample.
+        fraction: Share of the samples to select, above 0 and at most 1.
+        seed: Seed that selects this share.
 
     Raises:
         SettingError: `fraction` is not in (0, 1].
@@ -241,19 +263,45 @@ class Samples:
         return {name: torch.from_numpy(self.read(range(len(self))[sample], name)) for name in self.members}
 
     def valid_size(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return height and width (N, 2) of the first array of samples (N,)."""
+        """Return height and width (N, 2) of the first array of samples (N,), before padding.
+
+        Args:
+            samples: (N,) int64 sample numbers.
+        """
         return next(iter(self.members.values())).shape[samples][:, -2:]
 
     def extra_arrays(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Return no arrays: the contract of a single dataset is complete."""
+        """Return no arrays: the contract of a single dataset is complete.
+
+        Args:
+            samples: (N,) int64 sample numbers.
+        """
         return {}
 
     def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[BatchIndices]:
-        """Yield the global batches of steps [first, last)."""
+        """Yield the global batches of steps [first, last), see the function `stream`.
+
+        Args:
+            batch: Number of samples in a global batch.
+            seed: Seed of the order of each epoch.
+            first: First step.
+            last: Step to stop before.
+        """
         return stream(len(self), batch, seed=seed, first=first, last=last)
 
     def read(self, sample: int, name: str) -> Array:
-        """Read one array of a sample. Raises SourceError naming the sample."""
+        """Read one array of a sample.
+
+        Args:
+            sample: Number of the sample.
+            name: Name of the array, such as "image"; one of `members`.
+
+        Returns:
+            The array, in the type that represents the values of all samples.
+
+        Raises:
+            SourceError: The sample is damaged or cannot be read.
+        """
         member = self.members[name]
         array = np.empty(member.shape[sample], str(member.stored[sample]))
         self.fill([sample], {name: [array]})
@@ -262,7 +310,14 @@ class Samples:
     def fill(self, samples: Sequence[int], targets: Mapping[str, Sequence[Array]]) -> None:
         """Decode members `targets` of `samples`, each into a C-contiguous array of its own shape and type.
 
-        Samples in the order of the files are read sequentially. Raises SourceError naming the sample.
+        Samples in the order of the files are read sequentially.
+
+        Args:
+            samples: Numbers of the samples.
+            targets: For each member, the arrays to fill, one per sample in the order of `samples`.
+
+        Raises:
+            SourceError: A sample is damaged or cannot be read.
         """
         spans: list[tar_source.Span] = []
         outputs: list[tuple[int, Array]] = []

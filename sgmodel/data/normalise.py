@@ -66,6 +66,9 @@ def resolve(recipe: NormaliseRecipe, contract: Contract) -> Normalisation:
         recipe: Scheme and constants, if any.
         contract: Contract of the model's bands; a band without statistics is missing from the data.
 
+    Returns:
+        The normalisation, with one mean and one standard deviation per band in stored units; none for `minmax`.
+
     Raises:
         SettingError: the data have no statistics, or the number of constants is not that of the bands.
     """

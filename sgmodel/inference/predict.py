@@ -120,6 +120,9 @@ def load(weights: Path, where: devices.Launch, *, embeddings: bool) -> Predictor
         where: Device and precision.
         embeddings: Whether to return embeddings in place of classes.
 
+    Returns:
+        The predictor, with its model on the device.
+
     Raises:
         SettingError: the checkpoint has no contract, or no classes where they are asked for.
         SourceError: the checkpoint cannot be read.

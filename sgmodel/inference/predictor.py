@@ -55,7 +55,15 @@ class Predictor:
 
     @torch.no_grad()
     def look(self, tiles: Array) -> Array:
-        """Predict tiles (N, dates x C, S, S) as stored: probabilities or embeddings (N, K, s, s) float32."""
+        """Predict class probabilities or embeddings of tiles as stored.
+
+        Args:
+            tiles: (N, dates x C, S, S) stored pixels; the bands of the first of two dates come first.
+
+        Returns:
+            (N, K, s, s) float32: the probability of each of K classes, or embeddings of width K. s is 1 for the classes
+            of scenes.
+        """
         stored = torch.from_numpy(np.ascontiguousarray(tiles)).to(self.where.device)
         valid_size = torch.tensor(stored.shape[-2:]).expand(len(stored), 2)
         # Normalised tile by tile, as samples are: schemes with image statistics then see the same area as in training.

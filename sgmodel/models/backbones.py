@@ -40,15 +40,39 @@ class Backbone(nn.Module):
     root: str = ""
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Encode images (N, C, H, W) into one map (N, D, h, w), or four of `channels`, finest first."""
+        """Encode images into feature maps.
+
+        Args:
+            images: Images (N, C, H, W), normalised.
+
+        Returns:
+            One map (N, D, h, w), or four, finest first, whose numbers of channels are `channels`.
+
+        Raises:
+            NotImplementedError: The subclass does not define the method.
+        """
         raise NotImplementedError
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Encode images (N, C, H, W) into vectors (N, width): by default the mean of the coarsest map."""
+        """Encode images into one vector each, by default the mean of the coarsest map.
+
+        Args:
+            images: Images (N, C, H, W), normalised.
+
+        Returns:
+            Vectors (N, width).
+        """
         return self.maps(images)[-1].mean(dim=(2, 3))
 
     def embedding(self, images: Tensor) -> Tensor:
-        """Encode images (N, C, H, W) into a map (N, D, h, w) to export: by default the coarsest one."""
+        """Encode images into a map to export, by default the coarsest one.
+
+        Args:
+            images: Images (N, C, H, W), normalised.
+
+        Returns:
+            One map (N, D, h, w).
+        """
         return self.maps(images)[-1]
 
     def prepare_maps(self) -> None:

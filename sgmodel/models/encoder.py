@@ -194,11 +194,32 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=transformer.LAYER_NORM_EPS)
 
     def tokens(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """Encode images with this encoder, see the function `tokens`."""
+        """Encode images into tokens before the final norm, without the class token.
+
+        Args:
+            images: Images (N, C, H, W), or (N, T, C, H, W) if the encoder takes several times.
+            ids_keep: Ids (N, K) of the tokens to encode; all of them where None.
+
+        Returns:
+            Tokens (N, L, D), or (N, K, D) in the order of `ids_keep`.
+
+        Raises:
+            SettingError: The images are not of the configured size.
+        """
         return tokens(self, images, ids_keep)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode images (N, C, H, W), or (N, T, C, H, W), into all tokens (N, L, D) after the final norm."""
+        """Encode images into all tokens after the final norm, without the class token.
+
+        Args:
+            images: Images (N, C, H, W), or (N, T, C, H, W) if the encoder takes several times.
+
+        Returns:
+            Tokens (N, L, D).
+
+        Raises:
+            SettingError: The images are not of the configured size.
+        """
         out: Tensor = self.norm(self.tokens(images))
         return out
 

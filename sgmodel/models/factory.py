@@ -53,6 +53,9 @@ def backbone(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
         recipe: The table [model].
         bands: Number of bands of the images.
 
+    Returns:
+        The backbone, without a head.
+
     Raises:
         SettingError: The backbone is unknown, lacks its table, or does not take `bands` bands.
     """

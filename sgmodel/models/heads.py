@@ -62,11 +62,25 @@ class Classifier(TaskModel):
             nn.init.normal_(self.head.weight, std=backbone.head_std)
 
     def features(self, images: Tensor) -> Tensor:
-        """Encode images (N, C, H, W) into the input of the linear layer, (N, D)."""
+        """Encode images into the input of the linear layer.
+
+        Args:
+            images: Images (N, C, H, W), normalised.
+
+        Returns:
+            Features (N, D), with D the `width` of the backbone.
+        """
         return self.backbone.pooled(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score images (N, C, H, W) with logits (N, classes)."""
+        """Score the classes of scenes.
+
+        Args:
+            images: Images (N, C, H, W), normalised.
+
+        Returns:
+            Logits (N, classes).
+        """
         logits: Tensor = self.head(self.features(images))
         return logits
 
@@ -111,7 +125,14 @@ class Segmenter(TaskModel):
         self.skip = upernet.shortcut(backbone.bands, classes, width) if width else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score images (N, C, H, W) with logits (N, classes, H, W)."""
+        """Score the classes of every pixel.
+
+        Args:
+            images: Images (N, C, H, W), normalised.
+
+        Returns:
+            Logits (N, classes, H, W).
+        """
         logits = score(self.head, self.backbone.maps(images), images.shape[-2:])
         return logits if self.skip is None else logits + self.skip(images)
 
@@ -135,7 +156,15 @@ class ChangeDetector(TaskModel):
         self.head = dense_head(backbone, 2, self.head_config)
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """Score two dates (N, C, H, W) with log-probabilities (N, 2, H, W) of no change and change."""
+        """Score change between two dates for every pixel.
+
+        Args:
+            before: Images (N, C, H, W) of the first date, normalised.
+            after: Images (N, C, H, W) of the second date, normalised.
+
+        Returns:
+            Log-probabilities (N, 2, H, W) of no change and change.
+        """
         # Signed: what appears and what vanishes are different changes.
         pairs = zip(self.backbone.maps(before), self.backbone.maps(after), strict=True)
         scores = score(self.head, [old - new for old, new in pairs], before.shape[-2:])

@@ -222,6 +222,9 @@ class MaskedAutoencoder(nn.Module):
             noise: Uniform noise (N, L) that decides which tokens are masked.
             ratio: Share of the tokens to mask.
 
+        Returns:
+            The loss and its terms, the predicted values and the mask.
+
         Raises:
             SettingError: `ratio` keeps no token, or all, or the images are not of the configured size.
         """
@@ -232,12 +235,15 @@ class MaskedAutoencoder(nn.Module):
         return self.compare(pred_NLP, enc.patchify(images, self.config), mask_NL)
 
     def decode(self, latent_NKD: Tensor, ids_keep_NK: Tensor) -> Tensor:
-        """Decode kept tokens, with the mask token in all other places, into values (N, L, P).
+        """Decode kept tokens, with the mask token in all other places, into the values of all tokens.
 
         Args:
             latent_NKD: Encoded tokens (N, K, D), behind the class token if the encoder has one. The decoder attends to
                 it too, so that it is trained.
             ids_keep_NK: Places of the tokens, (N, K).
+
+        Returns:
+            Predicted values (N, L, P).
         """
         # Scattering into mask tokens equals the released code's append and unshuffle, without sorting the ids back.
         first = int(self.config.class_token)
@@ -256,6 +262,9 @@ class MaskedAutoencoder(nn.Module):
             pred_NLP: Predicted values (N, L, P).
             target_NLP: Values of the images (N, L, P).
             mask_NL: 1 for removed tokens, else 0.
+
+        Returns:
+            The loss and its terms, with the prediction and the mask.
         """
         pred, target = pred_NLP.float(), target_NLP.float()
         token_target = normalised(target) if self.objective.norm_pix else target

@@ -34,7 +34,11 @@ class EncoderSpec:
 
     @classmethod
     def describe(cls, model: nn.Module) -> Self | None:
-        """Return the spec of an `Encoder`; None for another model."""
+        """Return the spec of an `Encoder`; None for another model.
+
+        Args:
+            model: The model, not wrapped for several processes.
+        """
         return cls(encoder=model.config) if isinstance(model, enc.Encoder) else None
 
 
@@ -58,7 +62,11 @@ class AutoencoderSpec:
 
     @classmethod
     def describe(cls, model: nn.Module) -> Self | None:
-        """Return the spec of a `MaskedAutoencoder`; None for another model."""
+        """Return the spec of a `MaskedAutoencoder`; None for another model.
+
+        Args:
+            model: The model, not wrapped for several processes.
+        """
         if not isinstance(model, mae.MaskedAutoencoder):
             return None
         return cls(encoder=model.config, decoder=model.decoder, objective=model.objective)
@@ -86,7 +94,14 @@ class ContrastSpec:
 
     @classmethod
     def describe(cls, model: nn.Module) -> Self | None:
-        """Return the spec of a `Contrast`; None for another model. Raises TypeError as `describe`."""
+        """Return the spec of a `Contrast`; None for another model.
+
+        Args:
+            model: The model, not wrapped for several processes.
+
+        Raises:
+            TypeError: The backbone is a baseline that was built by hand, and the model has no `recipe`.
+        """
         if not isinstance(model, contrastive.Contrast):
             return None
         return cls(recipe=_recipe_of(model), bands=model.backbone.bands, objective=model.objective)
@@ -133,7 +148,14 @@ class TaskSpec:
 
     @classmethod
     def describe(cls, model: nn.Module) -> Self | None:
-        """Return the spec of a model for a task; None for another model. Raises TypeError as `describe`."""
+        """Return the spec of a model for a task; None for another model.
+
+        Args:
+            model: The model, not wrapped for several processes.
+
+        Raises:
+            TypeError: The backbone is a baseline that was built by hand, and the model has no `recipe`.
+        """
         if not isinstance(model, heads.TaskModel):
             return None
         return cls(
@@ -151,6 +173,9 @@ ModelSpec = EncoderSpec | AutoencoderSpec | ContrastSpec | TaskSpec
 
 def describe(model: nn.Module) -> ModelSpec:
     """Return the spec from which `build` makes `model` again, with other weights.
+
+    Args:
+        model: The model, not wrapped for several processes.
 
     Raises:
         TypeError: The model is of no known kind, such as one that is still wrapped for several processes, or its

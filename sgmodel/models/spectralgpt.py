@@ -69,11 +69,31 @@ class SpectralGPT(Backbone):
         self.merge = TokenMerge(self.encoder.config)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Encode images (N, C, H, W) into the merged map (N, D, h, w), repeated for four scales."""
+        """Encode images into the merged map, repeated for four scales; `prepare_maps` must have been called.
+
+        Args:
+            images: Images (N, C, H, W), normalised.
+
+        Returns:
+            The map (N, D, h, w) of merged tokens, four times.
+
+        Raises:
+            SettingError: The images are not of the configured size.
+        """
         return [self.merge(self.encoder.tokens(images))] * 4
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Encode images (N, C, H, W) into vectors (N, D)."""
+        """Encode images into one vector each, see `Pooling`.
+
+        Args:
+            images: Images (N, C, H, W), normalised.
+
+        Returns:
+            Vectors (N, D).
+
+        Raises:
+            SettingError: The images are not of the configured size.
+        """
         if self.pooling == "class":
             of_class: Tensor = self.encoder.norm(enc.encoded(self.encoder, images)[:, 0])
             return of_class
@@ -82,7 +102,17 @@ class SpectralGPT(Backbone):
         return out
 
     def embedding(self, images: Tensor) -> Tensor:
-        """Encode images (N, C, H, W) into the mean token of each place after the final norm, (N, D, h, w)."""
+        """Encode images into the mean token of each place after the final norm.
+
+        Args:
+            images: Images (N, C, H, W), normalised.
+
+        Returns:
+            One map (N, D, h, w) over the token grid.
+
+        Raises:
+            SettingError: The images are not of the configured size.
+        """
         return enc.embedding(self.encoder, images)
 
     def freeze(self) -> None:
