@@ -33,9 +33,7 @@ AHEAD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """N samples on the host.
-
-    The arrays are views of a buffer that is overwritten once the next batch has been requested.
+    """N samples on the host, whose arrays are views of a buffer that is overwritten once the next batch is requested.
 
     Attributes:
         keys: Key of each sample.
@@ -69,9 +67,6 @@ class Batch:
             )
 
 
-# --- which samples: pure -------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class BatchIndices:
     """The sample numbers of one batch and the epoch of each, (N,) int64."""
@@ -87,8 +82,6 @@ def stream(count: int, batch: int, *, seed: int, first: int, last: int) -> Itera
         count: Number of samples.
         batch: Number of samples in a global batch.
         seed: Seed of the order of each epoch.
-        first: First step.
-        last: Step to stop before.
     """
 
     def epoch(number: int) -> BatchIndices:
@@ -152,9 +145,6 @@ def rank_part(batch: BatchIndices, *, rank: int, world: int) -> BatchIndices:
     size = len(batch.samples) // world
     cut = slice(rank * size, (rank + 1) * size)
     return BatchIndices(samples=batch.samples[cut], epoch=batch.epoch[cut])
-
-
-# --- reading -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,20 +274,15 @@ class Samples:
         Args:
             batch: Number of samples in a global batch.
             seed: Seed of the order of each epoch.
-            first: First step.
-            last: Step to stop before.
         """
         return stream(len(self), batch, seed=seed, first=first, last=last)
 
     def read(self, sample: int, name: str) -> Array:
-        """Read one array of a sample.
+        """Return one array of a sample, in the type that represents the values of all samples.
 
         Args:
             sample: Number of the sample.
             name: Name of the array, such as "image"; one of `members`.
-
-        Returns:
-            The array, in the type that represents the values of all samples.
 
         Raises:
             SourceError: The sample is damaged or cannot be read.
@@ -310,10 +295,8 @@ class Samples:
     def fill(self, samples: Sequence[int], targets: Mapping[str, Sequence[Array]]) -> None:
         """Decode members `targets` of `samples`, each into a C-contiguous array of its own shape and type.
 
-        Samples in the order of the files are read sequentially.
-
         Args:
-            samples: Numbers of the samples.
+            samples: Numbers of the samples; those in the order of the files are read sequentially.
             targets: For each member, the arrays to fill, one per sample in the order of `samples`.
 
         Raises:
@@ -368,12 +351,8 @@ def _member(rows: Any, name: str, folder: Path) -> Member:
 
 
 def widest(stored: NDArray[np.str_], what: str) -> str:
-    """Return the type of samples that represents the values of all: fMoW mixes uint16 and float32.
-
-    Raises:
-        SettingError: none of the types does.
-    """
-    types = sorted(set(stored.tolist()))
+    """Return the type of samples that represents the values of all. Raises SettingError if none does."""
+    types = sorted(set(stored.tolist()))  # fMoW mixes uint16 and float32
     try:
         common = np.result_type(*types).name
     except TypeError:
@@ -381,9 +360,6 @@ def widest(stored: NDArray[np.str_], what: str) -> str:
     if common not in types:
         raise SettingError(f"{what} has types {types}, expected one that represents the values of the others")
     return common
-
-
-# --- decoding ahead ------------------------------------------------------------------------
 
 
 def load(source: Source, plan: Iterator[BatchIndices], *, threads: int, pinned: bool = False) -> Iterator[Batch]:
