@@ -258,7 +258,6 @@ def test_everything_on_the_api_pages_exists_and_is_documented() -> None:
     assert not bare
 
 
-@pytest.mark.xfail(reason="docstrings are being rewritten, package by package", strict=False)
 def test_functions_of_the_api_pages_have_args_returns_and_raises() -> None:
     found = {
         f"{dotted}.{function.name}" if isinstance(node, ast.ClassDef) else dotted: sections

@@ -415,6 +415,9 @@ def read_sample(folder: Path, row: Row) -> Sample:
         folder: Folder of shards.
         row: Its row of the index.
 
+    Returns:
+        The sample, with its arrays by name and its metadata.
+
     Raises:
         SourceError: The tar is missing or the sample is damaged.
     """
