@@ -46,7 +46,7 @@ def verify(folder: Path) -> list[str]:
     Hidden files and those that contain times (`files.TIMED`) are ignored, except in a release.
 
     Args:
-        folder: Folder with a SHA256SUMS, such as a build, shards or a release.
+        folder: Folder with a SHA256SUMS, such as a build, shards, a release or a checkpoint.
 
     Returns:
         One line per file that is missing, changed, unreadable, not listed, or required (`REQUIRED`) and not

@@ -253,7 +253,21 @@ def _blocks(planned: Lock) -> int:
 
 
 def drift(planned: Lock, where: str, *, allow_private_hosts: bool = False) -> list[str]:
-    """Compare the catalogue with the lock: return one line per scene that vanished, changed or is new."""
+    """Compare the scenes of a catalogue with those of a lock.
+
+    Args:
+        planned: the lock.
+        where: URL or path of the catalogue.
+        allow_private_hosts: follow links of a remote catalogue to hosts of the local network.
+
+    Returns:
+        One line per scene that vanished, changed or is new; empty if there are no differences.
+
+    Raises:
+        ServiceError: the catalogue cannot be reached after several retries.
+        SourceError: no item has what is needed.
+        SettingError: no scene matches, or an item to leave out does not exist.
+    """
     query = search.Query(
         collection=planned.collection,
         bounds=aoi.in_degrees(planned.grid),
