@@ -91,8 +91,7 @@ def _lacking(listed: Mapping[str, str], present: set[str]) -> list[str]:
 def compare(folder: Path, trusted: str) -> list[str]:
     """Compare the SHA256SUMS of an output with a copy from a source that the user trusts.
 
-    Whoever can change the files of an output can also write its SHA256SUMS again; only a value from elsewhere shows
-    that.
+    A change of the files and of SHA256SUMS together can only be detected with a value from elsewhere.
 
     Args:
         folder: The output.
