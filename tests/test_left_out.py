@@ -21,7 +21,7 @@ from test_stac import TwoPages
 from typer.testing import CliRunner
 
 from sgdata import catalog, files
-from sgdata.builds import pipeline
+from sgdata.builds import fetch, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.cli import app
 from sgdata.composite import staging
@@ -30,7 +30,7 @@ from sgdata.rasters import geotiff
 from sgdata.retry import RetryPolicy
 from sgdata.scenes import lock, search
 from sgdata.scenes.aoi import Area
-from sgdata.scenes.types import UNREADABLE, UNUSABLE
+from sgdata.scenes.types import UNREADABLE, UNUSABLE, Dropped
 from sgdata.types import Grid
 
 GRID = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(120, 120))
@@ -324,3 +324,20 @@ def test_a_slow_but_steady_transfer_is_not_cut(
     expected = build(two, archive, tmp_path / "b").outputs
     with served.serving(archive, drip) as server:
         assert build(two, f"{server.url}/catalog.json", tmp_path / "c").outputs == expected
+
+
+def test_a_server_that_gives_nothing_is_not_asked_for_every_scene(
+    archive: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan(recipe, archive, tmp_path / "plan")
+    monkeypatch.setattr(fetch, "LOST_AT_ONCE", 2)
+    tried = []
+
+    def nothing() -> Iterator[Dropped]:
+        for item in planned.items:
+            tried.append(item.scene.id)
+            yield Dropped(id=item.scene.id, reason=f"{UNREADABLE}SCL.tif: cannot be read")
+
+    with pytest.raises(SourceError, match="3 of 8 scenes cannot be used"):
+        list(fetch._limited(recipe, planned, nothing()))
+    assert len(tried) == 3
