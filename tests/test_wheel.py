@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import synthetic_shards
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,3 +48,16 @@ def test_a_wheel_carries_its_catalogs_and_recipes(tmp_path: Path) -> None:
     assert cards.split() == sorted(path.stem for path in (ROOT / "catalogs").glob("*.toml"))
     assert recipes.split() == sorted(path.name for path in (ROOT / "recipes" / "train").glob("*.toml"))
     assert value == "0"
+
+    def sgmodel(*arguments: str) -> str:
+        """Return the output of the installed `sgmodel` script, run in another folder."""
+        command = [sys.executable, str(elsewhere / "bin" / "sgmodel"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True).stdout
+
+    listed = {line.partition(":")[0] for line in sgmodel("recipes").splitlines()}
+    assert listed >= {name.removesuffix(".toml") for name in recipes.split()} | {"default", "city", "paper"}
+    # A recipe by name, not by path: the folder has no recipes/.
+    synthetic_shards.write(tmp_path / "shards", px=128)
+    size = sgmodel("segment", "segment-demo-tiny", "--shards", "shards", "--device", "cpu", "--dry-run")
+    assert "parameters" in size
+    assert not (tmp_path / "out").exists()
