@@ -75,5 +75,5 @@ def _error(value: Tensor, exact: Tensor) -> float:
 
 
 def _compare(name: str, ours: float, theirs: float, unit: float) -> None:
-    told = f"{name}: ours is {ours:.3g} from float64, theirs {theirs:.3g}, one unit is {unit:.3g}"
-    assert max(ours, theirs) <= FACTOR * max(min(ours, theirs), unit), told
+    message = f"{name}: ours is {ours:.3g} from float64, theirs {theirs:.3g}, one unit is {unit:.3g}"
+    assert max(ours, theirs) <= FACTOR * max(min(ours, theirs), unit), message

@@ -120,8 +120,8 @@ def decimated_scene(real: Path, folder: Path) -> Path:
         path = home / f"{band}.tif"
         if key in item["assets"] and path.exists():
             with rasterio.open(path) as dataset:
-                told = {"proj:shape": list(dataset.shape), "proj:transform": list(dataset.transform)[:6]}
-            kept[key] = item["assets"][key] | told | {"href": str(path)}
+                projection = {"proj:shape": list(dataset.shape), "proj:transform": list(dataset.transform)[:6]}
+            kept[key] = item["assets"][key] | projection | {"href": str(path)}
     item |= {"assets": kept, "links": []}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": [item]}))

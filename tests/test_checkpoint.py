@@ -227,14 +227,14 @@ def test_weights_in_parts_are_put_together_or_refused(tmp_path: Path) -> None:
     same_weights(transfer.read_weights(tmp_path / "hub"), source.state_dict())
     index = tmp_path / "hub" / "model.safetensors.index.json"
     whole = index.read_text()
-    for old, new, told in (
+    for old, new, message in (
         ("model-00002", "model-00003", "model-00003-of-00002.safetensors: no such file"),
         ("model-00002", "../model-00002", r"names parts elsewhere \(\.\./model-00002"),
         ('"pos_embed_spatial"', '"pos_embed_other"', r"1 weights are in no part \(first, pos_embed_other\)"),
         ('"weight_map"', '"map"', "names no parts, expected 'weight_map'"),
     ):
         index.write_text(whole.replace(old, new))
-        with pytest.raises(SourceError, match=told) as refusal:
+        with pytest.raises(SourceError, match=message) as refusal:
             transfer.read_weights(tmp_path / "hub")
         assert "\n" not in str(refusal.value)
 

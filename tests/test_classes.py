@@ -117,16 +117,16 @@ def test_labels_are_painted_in_the_classes_of_ones_own_table(tmp_path: Path) -> 
     build_folder.write_labels(tmp_path, lattice, paint.chosen(settings).space, rasterize.SOURCES, painted)
     with geotiff.opened(str(tmp_path / "labels.tif")) as dataset:
         stored = dataset.read(1)
-        told = dataset.tags()
+        written_tags = dataset.tags()
     assert (stored[:, :10] == 0).all()
     # 4 m to each side of 600215 is less than a pixel of 10 m, which a line covers at least.
     assert (stored[:, 15] == 1).all()
     assert set(stored[:, 10:15].ravel()) == {tag_rules.IGNORE}
-    assert (told["class_000"], told["class_001"]) == ("Forest", "River")
+    assert (written_tags["class_000"], written_tags["class_001"]) == ("Forest", "River")
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("\tcode", "\tnumber", "expected the tab-separated columns"),
         ("#4dff00\tlanduse", "green\tlanduse", "colour='green'"),
@@ -139,10 +139,10 @@ def test_labels_are_painted_in_the_classes_of_ones_own_table(tmp_path: Path) -> 
         ("natural=wood", "landuse=forest", "is there twice"),
     ],
 )
-def test_a_damaged_table_is_refused_with_its_line(tmp_path: Path, old: str, new: str, told: str) -> None:
+def test_a_damaged_table_is_refused_with_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:
     path = tmp_path / "own.tsv"
     path.write_text(OWN.replace(old, new, 1))
-    with pytest.raises(SettingError, match=told):
+    with pytest.raises(SettingError, match=message):
         class_tables.sha256(str(path))
 
 

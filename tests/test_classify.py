@@ -195,8 +195,8 @@ def test_a_head_of_other_classes_is_refused(single: Path, several: Path, whole: 
     made = [scene(4 * n + n % 3, "train" if n < 4 else "val", 16) for n in range(6)]
     finish.write(made, tmp_path / "shards", contract=dataclasses.replace(scene_contract(16), label_space=space))
     start = run_paths_for(tmp_path / "shards", tmp_path / "run", weights=whole / "checkpoint-last")
-    told = r"label_space is 'toy-3' \(3 classes\), the weights were trained for 'toy' \(4 classes\); accept ="
-    with pytest.raises(SettingError, match=told):
+    message = r"label_space is 'toy-3' \(3 classes\), the weights were trained for 'toy' \(4 classes\); accept ="
+    with pytest.raises(SettingError, match=message):
         classify.main(recipe("training.epochs=1", "accept=['normalisation']"), start)
     assert classify.main(recipe("training.epochs=1", "accept=['normalisation', 'label_space']"), start) == 0
 

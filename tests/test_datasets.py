@@ -92,12 +92,12 @@ def test_folder_zip_and_tar_give_the_same_samples(name: str, made: Callable[[str
         tar.add(source, arcname="./")
     for table in (*source.glob("*.csv"), *source.glob("*.parquet")):  # these are next to the archives
         shutil.copy(table, tmp_path / table.name)
-    told = {
+    results = {
         kind: pack(name, at, tmp_path / kind)
         for kind, at in {"folder": source, "zip": tmp_path / "it.zip", "tar": tmp_path / "it.tar"}.items()
     }
-    assert {result.contract.splits == told["folder"].contract.splits for result in told.values()} == {True}
-    expected, *others = (by_key(tmp_path / kind) for kind in told)
+    assert {result.contract.splits == results["folder"].contract.splits for result in results.values()} == {True}
+    expected, *others = (by_key(tmp_path / kind) for kind in results)
     for other in others:
         assert other.keys() == expected.keys()
         for key, sample in expected.items():
@@ -123,9 +123,9 @@ def test_a_truncated_file_and_a_pointer_go_to_quarantine(
         return
     result = pack(name, source, tmp_path / "after")
     assert result.quarantined == 2
-    told = quarantine(tmp_path / "after")
-    assert set(told) == set(keys[:2])
-    assert "Git LFS pointer" in told[keys[1]]
+    reasons = quarantine(tmp_path / "after")
+    assert set(reasons) == set(keys[:2])
+    assert "Git LFS pointer" in reasons[keys[1]]
     assert set(by_key(tmp_path / "after")) == set(keys[2:])
 
 
@@ -192,16 +192,16 @@ def test_downloaded_files_are_found_in_their_folder(made: Callable[[str], Path],
     (tmp_path / "fmow").mkdir()
     _tar_of(made("fmow"), tmp_path / "fmow" / "fmow-sentinel.tar.gz")
     (tmp_path / "fmow" / "fmow-sentinel.tar").unlink()
-    told = pack("fmow", tmp_path / "fmow", tmp_path / "a")
-    assert told.contract == pack("fmow", made("fmow"), tmp_path / "b").contract
+    packed = pack("fmow", tmp_path / "fmow", tmp_path / "a")
+    assert packed.contract == pack("fmow", made("fmow"), tmp_path / "b").contract
 
     (tmp_path / "oscd").mkdir()
     for folder in made("oscd").iterdir():
         with zipfile.ZipFile(tmp_path / "oscd" / f"{folder.name}.zip", "w") as archive:
             for file in sorted(folder.rglob("*.*")):
                 archive.write(file, file.relative_to(made("oscd")))
-    told = pack("oscd", tmp_path / "oscd", tmp_path / "c")
-    assert told.contract == pack("oscd", made("oscd"), tmp_path / "d").contract
+    packed = pack("oscd", tmp_path / "oscd", tmp_path / "c")
+    assert packed.contract == pack("oscd", made("oscd"), tmp_path / "d").contract
 
 
 def test_an_archive_in_another_order_gives_the_same_samples(made: Callable[[str], Path], tmp_path: Path) -> None:
@@ -228,9 +228,9 @@ def test_names_of_any_bytes_case_and_length_are_packed_or_reported(made: Callabl
     for workers in (1, 2):
         done = pack("eurosat", tmp_path / "it", tmp_path / str(workers), workers=workers)
         assert done.contract.splits == {"all": 2}
-        told = quarantine(done.folder)
-        assert set(told) == {"donn\udce9es/Lake/Lake_1.tif", "River_3", f"River_{'1' * 80}"}
-        assert "cannot be a name in a shard" in told[f"River_{'1' * 80}"]
+        reasons = quarantine(done.folder)
+        assert set(reasons) == {"donn\udce9es/Lake/Lake_1.tif", "River_3", f"River_{'1' * 80}"}
+        assert "cannot be a name in a shard" in reasons[f"River_{'1' * 80}"]
         assert not verification.verify(done.folder)
     assert (tmp_path / "1" / files.SUMS).read_bytes() == (tmp_path / "2" / files.SUMS).read_bytes()
 
@@ -556,9 +556,9 @@ def test_a_broken_sample_is_listed_and_the_rest_is_packed(
     source = shutil.copytree(made(name), tmp_path / "source")
     inject(source)
     result = pack(name, source, tmp_path / "out")
-    told = quarantine(tmp_path / "out")
-    assert result.quarantined == len(told) == 1
-    assert reason in next(iter(told.values()))
+    reasons = quarantine(tmp_path / "out")
+    assert result.quarantined == len(reasons) == 1
+    assert reason in next(iter(reasons.values()))
     assert sum(result.contract.splits.values()) == SAMPLES[name] - 1
     assert str(tmp_path) not in (tmp_path / "out" / files.QUARANTINE).read_text()
 
@@ -640,7 +640,7 @@ def test_real_segmunich(real: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "files_held", "told"),
+    ("dataset", "files_held", "message"),
     [
         ("eurosat", ["EuroSAT_RGB/River/River_1.jpg"], "it holds 1 files, such as EuroSAT_RGB/River/River_1.jpg"),
         ("eurosat", [], "it is empty"),
@@ -650,11 +650,11 @@ def test_real_segmunich(real: Path, tmp_path: Path) -> None:
         ("segmunich", ["img/1.tif"], "neither a build .* such as img/1.tif"),
     ],
 )
-def test_a_source_of_something_else_is_named(tmp_path: Path, dataset: str, files_held: list[str], told: str) -> None:
+def test_a_source_of_something_else_is_named(tmp_path: Path, dataset: str, files_held: list[str], message: str) -> None:
     for name in files_held:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(SourceError, match=told):
+    with pytest.raises(SourceError, match=message):
         packing.pack(dataset, source=tmp_path, out=tmp_path / "out")
 
 

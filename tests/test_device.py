@@ -105,12 +105,12 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     for text in ("auto", "cuda", "cuda:1", "cpu"):
         devices.start(text, precision="fp32", threads=1)
     assert taken == [torch.device("cuda", number) for number in (0, 0, 1)]
-    for text, told in (
+    for text, message in (
         ("cuda:2", "GPU 2 is wanted, this machine has 2"),
         ("gpu", "expected auto"),
         ("cuda:x", "GPU x"),
     ):
-        with pytest.raises(SettingError, match=told):
+        with pytest.raises(SettingError, match=message):
             devices.start(text, precision="fp32", threads=1)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "1")

@@ -93,7 +93,7 @@ def test_a_learning_rate_too_high_is_reported_with_the_samples(
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ("epochs=-1", "epochs is -1.0: expected 0 to"),
         ("batch=0", "batch is 0: expected 1 to"),
@@ -104,9 +104,9 @@ def test_a_learning_rate_too_high_is_reported_with_the_samples(
     ],
 )
 def test_settings_of_which_nothing_can_be_made(
-    setting: str, told: str, folders: dict[str, Path], tmp_path: Path
+    setting: str, message: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(SgdataError, match=told):
+    with pytest.raises(SgdataError, match=message):
         run("segment", folders["segment"], tmp_path, f"training.{setting}")
 
 
@@ -139,10 +139,10 @@ def test_a_sample_that_poisons_its_batch_is_named(name: str, mode: str, tmp_path
     member = "image_after" if name == "detect_change" else "image"
     made[2].arrays[member][3] = 1000  # a constant band, which min-max without eps divides by zero
     finish.write(made, tmp_path / "shards", contract=form)
-    told = rf"not finite for 1 of 4 samples: {made[2].key}"
+    message = rf"not finite for 1 of 4 samples: {made[2].key}"
     poison = ("normalise.scheme=minmax", "normalise.eps=0", f"mode={mode}", "training.accumulate=1")
     still = () if name.startswith("classify") or name == "detect_change" else ("model.head.skip=0",)
-    with pytest.raises(SgdataError, match=told):
+    with pytest.raises(SgdataError, match=message):
         run(name, tmp_path / "shards", tmp_path / "run", *poison, *still)
 
 
@@ -180,7 +180,7 @@ def test_a_model_of_any_size_wants_samples_of_one(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "told"),
+    ("name", "setting", "message"),
     [
         ("segment", "model.encoder.patch_px=0", "patch_px is 0: expected 1 or more"),
         ("segment", "model.encoder.heads=0", "heads is 0: expected 1 or more"),
@@ -192,9 +192,9 @@ def test_a_model_of_any_size_wants_samples_of_one(name: str, tmp_path: Path) -> 
     ],
 )
 def test_models_and_crops_that_cannot_be_made(
-    name: str, setting: str, told: str, folders: dict[str, Path], tmp_path: Path
+    name: str, setting: str, message: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(SgdataError, match=told) as refusal:
+    with pytest.raises(SgdataError, match=message) as refusal:
         run(name, folders[name], tmp_path, setting)
     assert "\n" not in str(refusal.value)
 

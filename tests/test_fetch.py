@@ -244,8 +244,8 @@ def test_every_source_of_every_card_has_an_address() -> None:
 
 def test_a_dry_run_prints_files_bytes_and_free_space(tmp_path: Path) -> None:
     command = ["fetch", "bigearthnet", "--edition", "v1", "--part", "splits", "--out", str(tmp_path), "--dry-run"]
-    told = CliRunner().invoke(cli.app, command)
-    assert told.exit_code == 0, told.output
-    assert "train.csv.gz: 1,639,745 bytes, https://zenodo.org/" in told.output
-    assert "3,247,984 bytes and 0 files of unknown size to fetch" in told.output
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 0, result.output
+    assert "train.csv.gz: 1,639,745 bytes, https://zenodo.org/" in result.output
+    assert "3,247,984 bytes and 0 files of unknown size to fetch" in result.output
     assert list(tmp_path.iterdir()) == []

@@ -55,7 +55,7 @@ def test_overrides_replace_settings(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("composite.methd=x", "'composite.methd' is not a setting; did you mean 'composite.method'?"),
         ("bnds=3", "did you mean 'bands'?"),
@@ -68,10 +68,10 @@ def test_overrides_replace_settings(recipe: Path) -> None:
         ("nonsense", "expected KEY=VALUE"),
     ],
 )
-def test_a_wrong_setting_is_named(recipe: Path, override: str, told: str) -> None:
+def test_a_wrong_setting_is_named(recipe: Path, override: str, message: str) -> None:
     with pytest.raises(SettingError) as error:
         files.read(Recipe, recipe, [override])
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"bands = [", b"\xff\xfe", b"bands"])

@@ -52,7 +52,7 @@ def test_every_published_set_fits() -> None:
     sets = {name: means for name, means in published().items() if means["B04"] > 10}
     verdicts = {name: band_check.bands(means) for name, means in sets.items()}
     # SpectralGPT's numbers for EuroSAT are of another dataset, with that of B09 at the place of B10.
-    assert {name for name, told in verdicts.items() if told != "as named"} == {".eurosat/spectralgpt.mean"}
+    assert {name for name, verdict in verdicts.items() if verdict != "as named"} == {".eurosat/spectralgpt.mean"}
     assert len(verdicts) > 4
 
 

@@ -114,8 +114,8 @@ def test_a_failing_row_records_its_reason_and_the_next_is_measured(
         monkeypatch.setattr(steps, name, measured)
     assert gpu_check.program(["--out", str(tmp_path), "--device", "cpu"]) == ExitCode.FINDINGS
     found = {(row["part"], row["mode"]): row for row in rows(tmp_path)}
-    told = "failed: OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB"
-    assert found[2, "pretrain, plain"]["note"] == found[4, "pretrain, compiled"]["note"] == told
+    reason = "failed: OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB"
+    assert found[2, "pretrain, plain"]["note"] == found[4, "pretrain, compiled"]["note"] == reason
     assert found[5, "segment"]["images_per_s"] == 2.0
 
 
@@ -137,6 +137,6 @@ def test_a_wrong_option_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert gpu_check.program(["--out", str(tmp_path), "--limit", "-1"]) == ExitCode.REFUSED
     (tmp_path / results.JSON).write_text("{}1")
     assert gpu_check.program(["--out", str(tmp_path), "--device", "cpu", "--limit", "0"]) == ExitCode.REFUSED
-    told = capsys.readouterr().err.splitlines()
-    assert "--limit -1" in told[0]
-    assert "expected rows of a GPU check" in told[1]
+    lines = capsys.readouterr().err.splitlines()
+    assert "--limit -1" in lines[0]
+    assert "expected rows of a GPU check" in lines[1]

@@ -40,8 +40,8 @@ def test_signals_are_not_deferred_outside_the_main_thread() -> None:
     answers: list[bool] = []
 
     def ask() -> None:
-        with training.deferred_signals() as told:
-            answers.append(told())
+        with training.deferred_signals() as signalled:
+            answers.append(signalled())
 
     thread = threading.Thread(target=ask)
     thread.start()

@@ -33,8 +33,10 @@ def doubled(number: int, split: str = "train", px: int = 48) -> Sample:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("mixture")
-    told = replace(contract(48), dataset="doubled", bands=sentinel2.BANDS, scale=5e-5)
-    finish.write([doubled(n, "train" if n < 5 else "val") for n in range(6)], place / "doubled", contract=told)
+    other_contract = replace(contract(48), dataset="doubled", bands=sentinel2.BANDS, scale=5e-5)
+    finish.write(
+        [doubled(n, "train" if n < 5 else "val") for n in range(6)], place / "doubled", contract=other_contract
+    )
     return {"toy": write(place / "toy", train=7, val=2), "doubled": place / "doubled"}
 
 
@@ -119,8 +121,8 @@ def test_mismatched_datasets_are_named(folders: dict[str, Path], tmp_path: Path)
         mixed(folders, {"toy": 1.0})
     with pytest.raises(SettingError, match="above 0"):
         mixed(folders, {"toy": 1.0, "doubled": 0.0})
-    told = replace(contract(32), dataset="other", level="L1C")
-    finish.write([sample(1, "train", 32, 32)], tmp_path / "level", contract=told)
+    other_contract = replace(contract(32), dataset="other", level="L1C")
+    finish.write([sample(1, "train", 32, 32)], tmp_path / "level", contract=other_contract)
     both = {"other": tmp_path / "level", "toy": folders["toy"]}
     with pytest.raises(SettingError, match="level is 'L2A', expected 'L1C'; accept"):
         mixed(both, {"other": 1, "toy": 1})

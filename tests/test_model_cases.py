@@ -144,13 +144,13 @@ def test_the_nodata_value_does_not_change_neighbouring_classes(
     hole = np.zeros((64, 64), bool)
     hole[:, 40:] = True
     found = []
-    for told, kind in ((0, "uint16"), (number, dtype)):
+    for declared, kind in ((0, "uint16"), (number, dtype)):
         values = pixels(64, 64).astype(kind)
-        values[:, hole] = told
-        path = geotiff(tmp_path / f"{told}.tif", values)
+        values[:, hole] = declared
+        path = geotiff(tmp_path / f"{declared}.tif", values)
         with rasterio.open(path, "r+") as dataset:
-            dataset.nodata = told
-        found.append(classes(path, weights, tmp_path / f"out{told}"))
+            dataset.nodata = declared
+        found.append(classes(path, weights, tmp_path / f"out{declared}"))
     assert (found[1][hole] == 255).all()
     np.testing.assert_array_equal(found[1], found[0])
 

@@ -76,7 +76,7 @@ def test_unet_and_resnet_take_any_size(side: int) -> None:
 
 
 def test_invalid_models_are_refused() -> None:
-    for change, told in (
+    for change, message in (
         ({"backbone": "resnet50"}, "model.backbone is 'resnet50': expected 'spectralgpt'"),
         ({"backbone": "timm:resnet5000"}, "not a model of timm"),
         (
@@ -86,18 +86,18 @@ def test_invalid_models_are_refused() -> None:
         ({"options": {"wings": 2}}, r"model.options \{'wings': 2\} of 'resnet50'"),
         ({"backbone": "satmae"}, "'satmae' with a table"),
     ):
-        with pytest.raises(SettingError, match=told):
+        with pytest.raises(SettingError, match=message):
             made(dataclasses.replace(BASELINES["resnet"], **change), "classify")  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="the model takes 12 bands, the recipe names 10"):
         made(BASELINES["spectralgpt"], "segment", bands=10)
-    for change, told in (
+    for change, message in (
         ({"groups": ((0, 1), (1, 2))}, "at most once"),
         ({"image_px": 30}, "30 is not a multiple of 8"),
         ({"group_width": 24}, "group_width 24 of width 24"),
     ):
         config = BASELINES["satmae"].satmae
         assert config is not None
-        with pytest.raises(SettingError, match=told):
+        with pytest.raises(SettingError, match=message):
             wrong = dataclasses.replace(config, **change)  # type: ignore[arg-type]
             made(dataclasses.replace(BASELINES["satmae"], satmae=wrong), "classify")
 
@@ -249,11 +249,11 @@ def test_half_the_keys_another_model_or_code_are_refused(tmp_path: Path) -> None
     half = dict(list(source.items())[: len(source) // 2])
     model = made(BASELINES["resnet"], "classify")
     before = body(model)
-    for state, told in (
+    for state, message in (
         (half, r"only \d+% of the encoder's parameters fit; first, backbone.body.layer\d"),
         (body(made(BASELINES["vit"], "classify")), r"only 0% .* backbone.body.conv1.weight is absent"),
     ):
-        with pytest.raises(SourceError, match=told):
+        with pytest.raises(SourceError, match=message):
             transfer.fit(model, state, where="a.pth")
     assert all(torch.equal(tensor, before[name]) for name, tensor in body(model).items())
     torch.save({"state_dict": source, "callback": Path}, tmp_path / "bad.ckpt")

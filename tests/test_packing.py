@@ -170,8 +170,8 @@ def test_a_cluster_gives_the_same_bytes(tmp_path: Path, cluster: tuple[str, obje
 
 def test_the_cost_is_printed_first_and_the_result_as_json(build: Path, tmp_path: Path) -> None:
     command = ["shard", "segmunich", "--source", str(build), "--out", str(tmp_path / "s"), "-q"]
-    told = CliRunner().invoke(cli.app, [*command, "--dry-run"]).stdout
-    assert "train 3, val 3 samples in 2 shards; 0.00 GB to read, about 0.00 GB to write, about 0 s" in told
+    output = CliRunner().invoke(cli.app, [*command, "--dry-run"]).stdout
+    assert "train 3, val 3 samples in 2 shards; 0.00 GB to read, about 0.00 GB to write, about 0 s" in output
     cost = json.loads(CliRunner().invoke(cli.app, [*command, "--dry-run", "--json"]).stdout)
     assert cost["samples"] == {"train": 3, "val": 3}
     assert cost["bytes_in"] == sum((build / name).stat().st_size for name in ("image.tif", "labels.tif"))

@@ -121,7 +121,7 @@ def test_weights_of_other_data_are_refused_by_name_and_taken_on_demand(tmp_path:
     program = PROGRAMS[name]
     folder = program.shards(tmp_path / "shards")
     held, how = settled(program, folder)
-    change, told = WRONG.get(
+    change, message = WRONG.get(
         what, (lambda held: held, "scheme is 'zscore', was 'minmax'.*accept = .'normalisation'. waives")
     )
     if what == "normalisation":
@@ -130,7 +130,7 @@ def test_weights_of_other_data_are_refused_by_name_and_taken_on_demand(tmp_path:
         pytest.skip("change has two classes whatever the data")
     weights = program.weights(tmp_path / "weights", change(held), how)
     start = run_paths_for(folder, tmp_path / "run", weights=weights, stop_after=1)
-    with pytest.raises(SettingError, match=told):
+    with pytest.raises(SettingError, match=message):
         program.main(program.recipe(), start)
     assert program.main(program.recipe(f"accept=['{what}']"), start) in {0, training.STOPPED}
 
@@ -166,7 +166,7 @@ def test_a_misspelt_setting_is_refused_with_the_nearest_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "told"),
+    ("name", "change", "message"),
     [
         ("segment", "evaluate_every=-1", "evaluate_every is -1: expected 0 to"),
         ("segment", "smoothing=2.0", "smoothing is 2.0: expected 0 to 1"),
@@ -176,8 +176,8 @@ def test_a_misspelt_setting_is_refused_with_the_nearest_name(name: str) -> None:
         ("detect_change", "windows.stride=0", "windows of 16 px every 0: expected 1 or more"),
     ],
 )
-def test_settings_that_would_silently_mean_something_else_are_refused(name: str, change: str, told: str) -> None:
-    with pytest.raises(SettingError, match=told):
+def test_settings_that_would_silently_mean_something_else_are_refused(name: str, change: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
         PROGRAMS[name].recipe(change)
 
 

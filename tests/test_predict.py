@@ -494,12 +494,15 @@ def test_weights_that_cannot_predict(tmp_path: Path, weights: Path, capsys: pyte
 
 
 def test_degrees_and_feet_are_refused(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for crs, told in (("EPSG:4326", "EPSG:4326 has pixels of 10 degrees, expected metres"), ("EPSG:2263", "of 3.048")):
+    for crs, message in (
+        ("EPSG:4326", "EPSG:4326 has pixels of 10 degrees, expected metres"),
+        ("EPSG:2263", "of 3.048"),
+    ):
         path = geotiff(tmp_path / "scene.tif", pixels(20, 20))
         with rasterio.open(path, "r+") as dataset:
             dataset.crs = crs
         line = refused(capsys, "--input", path, "--weights", weights, "--out", tmp_path / "out", "--level", "L2A")
-        assert told in line
+        assert message in line
 
 
 def test_names_of_bands_may_have_spaces(tmp_path: Path, weights: Path) -> None:

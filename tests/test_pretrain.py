@@ -340,14 +340,14 @@ def test_weights_are_scored_at_other_ratios_without_training(
     folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = run_paths_for(folder, tmp_path / "run", weights=whole / "checkpoint-last")
-    told = []
+    records = []
     for ratio in (recipe().mask_ratio, 0.5):
         assert pretrain.main(recipe("training.epochs=0", f"mask_ratio={ratio}"), start) == 0
-        told.append(json.loads(capsys.readouterr().out))
+        records.append(json.loads(capsys.readouterr().out))
     results = json.loads((whole / "results.json").read_text())
-    assert told[0]["loss_token"] == pytest.approx(results["loss_token"])
-    assert told[1]["mask_ratio"] == 0.5
-    assert told[1]["loss_token_nearest"] != told[0]["loss_token_nearest"]
+    assert records[0]["loss_token"] == pytest.approx(results["loss_token"])
+    assert records[1]["mask_ratio"] == 0.5
+    assert records[1]["loss_token_nearest"] != records[0]["loss_token_nearest"]
     assert not (tmp_path / "run").exists()
 
 

@@ -75,12 +75,12 @@ def test_too_much_is_refused_and_nothing_is_a_line_in_the_log(
 
 
 def test_it_rules_over_the_baseline_but_not_over_rewritten_pixels() -> None:
-    def told(provider: str, collection: str, xml: int | None) -> int | None:
+    def declared(provider: str, collection: str, xml: int | None) -> int | None:
         return offsets.expected_offset(provider, collection, "05.00", product=xml)
 
-    assert [told("cdse", "sentinel-2-l2a", xml) for xml in (None, -1000, 0)] == [-1000, -1000, 0]
-    assert [told("earth-search", "sentinel-2-c1-l2a", xml) for xml in (None, -1000, 0)] == [-1000, -1000, 0]
-    assert [told("earth-search", "sentinel-2-l2a", xml) for xml in (None, -1000, 0)] == [None, None, 0]
+    assert [declared("cdse", "sentinel-2-l2a", xml) for xml in (None, -1000, 0)] == [-1000, -1000, 0]
+    assert [declared("earth-search", "sentinel-2-c1-l2a", xml) for xml in (None, -1000, 0)] == [-1000, -1000, 0]
+    assert [declared("earth-search", "sentinel-2-l2a", xml) for xml in (None, -1000, 0)] == [None, None, 0]
 
 
 @pytest.mark.parametrize(("inside", "shift", "expected"), [(0, 0, 0), (-1000, 1000, None), (0, 1000, "stops")])

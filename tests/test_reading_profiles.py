@@ -25,8 +25,8 @@ def stored_and_file(place: Path, dataset: str, edition: str) -> tuple[loader.Sam
     bands = tuple(band for band in sentinel2.BANDS if band.name in order)
     rng = np.random.Generator(np.random.Philox(key=len(order)))
     image = rng.integers(200, 5000, (len(bands), 16, 16)).astype(np.uint16)
-    told = replace(contract(16), dataset=dataset, bands=bands, level="L1C")
-    finish.write([Sample(key="a", split="train", arrays={"image": image}, meta={})], place, contract=told)
+    file_contract = replace(contract(16), dataset=dataset, bands=bands, level="L1C")
+    finish.write([Sample(key="a", split="train", arrays={"image": image}, meta={})], place, contract=file_contract)
     at = [[band.name for band in bands].index(name) for name in order]
     return loader.Samples(place, "train", ("image",)), image[at]
 

@@ -160,9 +160,9 @@ def test_croissant_is_valid_and_reads_the_index(released: Path) -> None:
     issues = dataset.metadata.ctx.issues
     assert (issues.errors, issues.warnings) == (set(), set())
     rows = list(dataset.records("samples"))
-    told = sorted((row["samples/key"].decode(), row["samples/west"]) for row in rows)
+    records = sorted((row["samples/key"].decode(), row["samples/west"]) for row in rows)
     index = tar_format.read_index(released).to_pylist()
-    assert told == sorted((row["key"], row["west"]) for row in index)
+    assert records == sorted((row["key"], row["west"]) for row in index)
 
 
 def schema() -> dict[str, Any]:
@@ -240,11 +240,11 @@ def test_geopandas_reads_the_index(released: Path) -> None:
 
 
 def test_a_summary_is_written_to_the_catalogue(released: Path) -> None:
-    told = json.loads((released.parent / "catalogs/releases/tiny-town-1.0.json").read_bytes())
-    assert (told["name"], told["version"], told["dataset"]) == ("tiny-town", "1.0", "segmunich")
-    assert told["sha256"] == files.sha256_file(released / files.SUMS)
-    assert told["splits"] == {"train": 4, "val": 4}
-    assert set(told["findings"]) == {"distance between splits"}
+    summary = json.loads((released.parent / "catalogs/releases/tiny-town-1.0.json").read_bytes())
+    assert (summary["name"], summary["version"], summary["dataset"]) == ("tiny-town", "1.0", "segmunich")
+    assert summary["sha256"] == files.sha256_file(released / files.SUMS)
+    assert summary["splits"] == {"train": 4, "val": 4}
+    assert set(summary["findings"]) == {"distance between splits"}
 
 
 def test_a_dataset_without_locations_declares_none(tmp_path: Path) -> None:
@@ -445,11 +445,15 @@ def test_a_hundred_random_tamperings_are_each_named(released: Path, tmp_path: Pa
         shutil.copytree(released, folder)
         name = tamper(folder, random.Random(seed))
         try:
-            told = verification.verify(folder)
+            differences = verification.verify(folder)
         except OutputError as error:
-            told = [str(error)]
+            differences = [str(error)]
         # For a list that lost lines, the files that they named are reported.
-        assert any(name in line for line in told) or (name == files.SUMS and told), (seed, name, told)
+        assert any(name in line for line in differences) or (name == files.SUMS and differences), (
+            seed,
+            name,
+            differences,
+        )
         shutil.rmtree(folder)
 
 

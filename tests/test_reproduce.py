@@ -146,8 +146,8 @@ def test_a_failure_stops_only_those_that_need_it(paths: LedgerPaths, tmp_path: P
         ("not run: failed", "failed"),
         ("run", "not published"),
     ]
-    told = [json.loads(line) for line in (paths.out / "timings.jsonl").read_text().splitlines()]
-    assert "exit 1: no luck" in {line["error"] for line in told}
+    entries = [json.loads(line) for line in (paths.out / "timings.jsonl").read_text().splitlines()]
+    assert "exit 1: no luck" in {line["error"] for line in entries}
     (tmp_path / "fail").unlink()
     assert reproduce.main(both, paths) == 0
 

@@ -267,8 +267,8 @@ def test_files_are_signed_when_opened_and_again_when_the_token_expires(
 
 
 def test_a_token_near_its_end_is_replaced_and_a_silent_service_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = [(time.time() + 60, "sig=a"), (time.time() + 3600, "sig=b")]
-    monkeypatch.setattr(signing, "_request_token", lambda url: told.pop(0))
+    answers = [(time.time() + 60, "sig=a"), (time.time() + 3600, "sig=b")]
+    monkeypatch.setattr(signing, "_request_token", lambda url: answers.pop(0))
     href = "https://store.blob.core.windows.net/box/x.tif"
     for expected in ("sig=a", "sig=b", "sig=b"):
         assert signing.signed(href, "https://tokens.example/v1") == f"{href}?{expected}"

@@ -217,8 +217,8 @@ def test_energon_reads_them(tmp_path: Path) -> None:
         workers=1,
     )
     assert found == {"image.blosc", "mask.blosc", "label.json", "meta.json"}
-    told = "__module__: megatron.energon\n__class__: CrudeWebdataset\n"
-    (tmp_path / ".nv-meta" / "dataset.yaml").write_text(told)
+    description = "__module__: megatron.energon\n__class__: CrudeWebdataset\n"
+    (tmp_path / ".nv-meta" / "dataset.yaml").write_text(description)
 
     @energon.stateless
     def cooked(row: dict[str, object]) -> dict[str, object]:
@@ -236,7 +236,7 @@ def test_energon_reads_them(tmp_path: Path) -> None:
     assert rows.keys() == {each.key for each in made if each.split == "train"}
     for each in made[:3]:
         np.testing.assert_array_equal(tar_format.decode_member("image.blosc", rows[each.key]), each.arrays["image"])
-    assert all(told.endswith(".tar.idx: not listed") for told in verification.verify(tmp_path))
+    assert all(description.endswith(".tar.idx: not listed") for description in verification.verify(tmp_path))
 
 
 @settings(max_examples=40, deadline=None)

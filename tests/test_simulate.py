@@ -31,8 +31,8 @@ def read(path: Path) -> Array:
 
 
 def planted(folder: Path) -> dict[str, dict[str, object]]:
-    told: dict[str, dict[str, object]] = json.loads((folder / "truth" / "traps.json").read_text())
-    return told
+    traps: dict[str, dict[str, object]] = json.loads((folder / "truth" / "traps.json").read_text())
+    return traps
 
 
 def in_area(pixels: Array, what: plan.Plan, factor: int) -> Array:
@@ -234,8 +234,8 @@ def test_passes_are_within_their_windows(dates: int) -> None:
         assert sum(one.weather.cloud < 0.05 for one in first) >= dates // 6
         snow = [one for one in scenes if one.weather.snow]
         assert [one.time.month in (12, 1, 2) for one in snow] == [True]
-        told = {(one.baseline >= "04.00", one.offset_in_pixels) for one in first}
-        assert told == {(False, False), (True, False), (True, True)}
+        combinations = {(one.baseline >= "04.00", one.offset_in_pixels) for one in first}
+        assert combinations == {(False, False), (True, False), (True, True)}
 
 
 def test_every_place_is_seen_clear_twice() -> None:
@@ -275,9 +275,9 @@ def test_a_shadow_points_away_from_the_sun() -> None:
 
 
 def test_clear_pixels_are_truth_plus_noise_with_the_declared_offset(city: Path) -> None:
-    what, told = truth.planned(city), planted(city)
-    assert {one["offset_in_pixels"] for one in told.values()} == {True, False}
-    for item_id, about in told.items():
+    what, by_item = truth.planned(city), planted(city)
+    assert {one["offset_in_pixels"] for one in by_item.values()} == {True, False}
+    for item_id, about in by_item.items():
         bits = read(city / "truth" / "clouds" / f"{item_id}.tif")[0]
         shift = 1000 if about["offset_in_pixels"] else 0
         clean = truth.scene(city, item_id)
@@ -344,11 +344,11 @@ def test_the_catalogue_reads_as_stac_and_agrees_with_the_files(city: Path) -> No
     found = list(pystac.Catalog.from_file(str(city / "catalog.json")).get_items(recursive=True))
     assert {one.id for one in found} == set(planted(city))
     for one in found:
-        told = planted(city)[one.id]
+        declared = planted(city)[one.id]
         assert one.to_dict()["stac_version"] == "1.1.0"
         assert set(one.assets) == {*items.KEYS.values(), "scl"}
         applied, baseline = one.properties["earthsearch:boa_offset_applied"], one.properties["s2:processing_baseline"]
-        assert applied == (baseline >= "04.00" and not told["offset_in_pixels"])
+        assert applied == (baseline >= "04.00" and not declared["offset_in_pixels"])
         assert f"_R{one.properties['s2:product_uri'].split('_R')[1][:3]}_" in ("_R022_", "_R065_")
         assert shapely.geometry.shape(one.geometry).is_valid
         for key in ("blue", "swir16", "coastal", "scl"):
@@ -425,11 +425,11 @@ def test_overpass_gives_the_same_objects(city: Path) -> None:
     assert answer["osm3s"]["timestamp_osm_base"] == "2020-03-31T23:59:59Z"
     tree = ET.parse(city / "osm" / "city.osm").getroot()
     for kind in ("node", "way", "relation"):
-        told = {str(one["id"]): one for one in answer["elements"] if one["type"] == kind}
-        assert set(told) == {one.attrib["id"] for one in tree.findall(kind)}
+        elements_by_id = {str(one["id"]): one for one in answer["elements"] if one["type"] == kind}
+        assert set(elements_by_id) == {one.attrib["id"] for one in tree.findall(kind)}
         for one in tree.findall(kind):
             tags = {tag.attrib["k"]: tag.attrib["v"] for tag in one.findall("tag")}
-            assert told[one.attrib["id"]].get("tags", {}) == tags
+            assert elements_by_id[one.attrib["id"]].get("tags", {}) == tags
     nodes = {one["id"] for one in answer["elements"] if one["type"] == "node"}
     assert all(nodes.issuperset(one["nodes"]) for one in answer["elements"] if one["type"] == "way")
 
@@ -471,8 +471,8 @@ def test_a_plan_reports_every_trap_and_reads_each_provider(trapped: tuple[str, P
     from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 
     layout, folder = trapped
-    told = planted(folder)
-    named = {trap: name for name, about in told.items() for trap in about["traps"]}  # type: ignore[attr-defined]
+    by_item = planted(folder)
+    named = {trap: name for name, about in by_item.items() for trap in about["traps"]}  # type: ignore[attr-defined]
     assert {"twin", "neighbour-zone", "no-projection"} <= set(named)
     assert ("wrong-offset-flag" in named) == ("old-projection" in named) == (layout == "earth-search")
     recipe = files.read(
@@ -483,14 +483,14 @@ def test_a_plan_reports_every_trap_and_reads_each_provider(trapped: tuple[str, P
     planned = pipeline.plan(recipe, BuildPaths(out=tmp_path, stac=str(folder)))
     dropped = {one.id: one.reason for one in planned.dropped}
     assert set(dropped) == {named["twin"], named["neighbour-zone"]}
-    assert dropped[named["twin"]].startswith(f"twin of {told[named['twin']]['of']} ")
+    assert dropped[named["twin"]].startswith(f"twin of {by_item[named['twin']]['of']} ")
     needless = "lies in EPSG:32633, the area in EPSG:32632: the area lies whole in 32UPU"
     assert dropped[named["neighbour-zone"]] == needless
     assert {item.scene.provider for item in planned.items} == {layout}
     assert {item.scene.crs for item in planned.items} == {"EPSG:32632"}
     assert {item.scene.orbit for item in planned.items} <= {22, 65}
     for item in planned.items:
-        truly = -1000 if told[item.scene.id]["offset_in_pixels"] else 0
+        truly = -1000 if by_item[item.scene.id]["offset_in_pixels"] else 0
         assert item.expected_offset in (truly, None)
         if layout != "planetary-computer":
             assert (item.scene.declared_offset == truly) == (item.scene.id != named.get("wrong-offset-flag"))
@@ -500,10 +500,13 @@ def test_the_neighbour_in_the_next_zone_shows_the_same_ground(trapped: tuple[str
     from rasterio.warp import reproject
 
     _, folder = trapped
-    told = planted(folder)
-    name = next(name for name, about in told.items() if "neighbour-zone" in about["traps"])  # type: ignore[operator]
+    by_item = planted(folder)
+    name = next(name for name, about in by_item.items() if "neighbour-zone" in about["traps"])  # type: ignore[operator]
     home = folder / "sentinel-2-l2a"
-    with rasterio.open(home / name / "B04.tif") as far, rasterio.open(home / str(told[name]["of"]) / "B04.tif") as near:
+    with (
+        rasterio.open(home / name / "B04.tif") as far,
+        rasterio.open(home / str(by_item[name]["of"]) / "B04.tif") as near,
+    ):
         assert far.crs.to_epsg() == 32633
         back = np.zeros(near.shape, np.uint16)
         reproject(

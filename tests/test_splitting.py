@@ -34,11 +34,11 @@ def test_the_lists_make_shards_that_do_not_leak(tmp_path: Path) -> None:
     assert held == {key: part for part, path in lists.items() for key in path.read_text().split()}
     report = json.loads((out / "split.json").read_text())
     assert sum(report["boxes"].values()) + report["left_out"] == 60
-    told = {check.name: check for check in findings.read(out / "audit.json").checks}
-    assert told["shared pixels"].state == told["distance between splits"].state == "pass"
+    by_name = {check.name: check for check in findings.read(out / "audit.json").checks}
+    assert by_name["shared pixels"].state == by_name["distance between splits"].state == "pass"
     # The gap was to be one sample, 160 m.
     assert (
-        min(pair["nearest_m"] for pair in told["distance between splits"].figures.values() if isinstance(pair, dict))
+        min(pair["nearest_m"] for pair in by_name["distance between splits"].figures.values() if isinstance(pair, dict))
         >= 160
     )
 

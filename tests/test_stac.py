@@ -270,7 +270,7 @@ def test_an_unreachable_server_is_one_line_after_finite_retries(monkeypatch: pyt
 # --- items as other catalogues write them ---------------------------------------------------
 
 
-def told_otherwise(folder: Path, change: Callable[[dict[str, Any]], None]) -> Scene:
+def changed_scene(folder: Path, change: Callable[[dict[str, Any]], None]) -> Scene:
     """Return the single scene of a catalogue after a change of its item."""
     wrap(folder, [scene("S2A_32UPU_20190705_0_L2A", "2019-07-05T10:00:00Z")])
     path = next(folder.rglob("S2A*.json"))
@@ -281,8 +281,8 @@ def told_otherwise(folder: Path, change: Callable[[dict[str, Any]], None]) -> Sc
     return only
 
 
-def properties(**told: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda item: item["properties"].update(told)
+def properties(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda item: item["properties"].update(changes)
 
 
 def heights(item: dict[str, Any]) -> None:
@@ -333,7 +333,7 @@ SPAN = {"datetime": None, "start_datetime": "2019-07-05T10:00:00Z", "end_datetim
 def test_items_in_other_words_mean_the_same(
     change: Callable[[dict[str, Any]], None], name: str, expected: object, tmp_path: Path
 ) -> None:
-    found = told_otherwise(tmp_path, change)
+    found = changed_scene(tmp_path, change)
     assert getattr(found, name) == expected
     assert found.assets["B02"].transform == TRANSFORM
     assert len(found.bbox) == 4
@@ -366,7 +366,7 @@ def test_an_item_across_the_date_line_is_found_from_both_sides(
 @pytest.mark.filterwarnings("ignore")
 def test_an_item_that_is_none_is_one_line(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot be (read|parsed)") as caught:
-        told_otherwise(tmp_path, change)
+        changed_scene(tmp_path, change)
     assert "\n" not in str(caught.value)
 
 

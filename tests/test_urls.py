@@ -63,8 +63,8 @@ def test_removing_secrets_from_any_address_is_idempotent(text: str) -> None:
 @pytest.mark.parametrize("url", SIGNED)
 def test_messages_have_no_secrets(url: str) -> None:
     relative = url.partition("://")[2].partition("/")[2]
-    told = f"cannot be read: Max retries exceeded with url: /{relative} (Caused by <{url}>: '{url}')"
-    for text in (urls.redact(told), str(SourceError(told)), str(SourceError(f"{url}: 403"))):
+    message = f"cannot be read: Max retries exceeded with url: /{relative} (Caused by <{url}>: '{url}')"
+    for text in (urls.redact(message), str(SourceError(message)), str(SourceError(f"{url}: 403"))):
         assert CANARY not in text
     assert CANARY not in urls.redact(f"headers: Authorization: Bearer {CANARY}.{CANARY}")
     assert CANARY not in urls.redact(f"{{'X-Api-Key': '{CANARY}'}}")
