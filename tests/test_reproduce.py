@@ -274,7 +274,7 @@ def test_the_plan_counts_steps_and_hours(paths: LedgerPaths) -> None:
 def test_every_ledger_names_recipes_that_can_be_read(path: Path, tmp_path: Path) -> None:
     found = files.read(LedgerRecipe, path)
     experiments.check(found)
-    nowhere = LedgerPaths(data={}, out=tmp_path)
+    nowhere = LedgerPaths(data={}, out=tmp_path, programs=PROGRAMS)
     for table in found.tables:
         for row in table.rows:
             assert experiments.runs(found, table, row, nowhere)
