@@ -14,7 +14,7 @@ from datetime import UTC, date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdata import files, retry
+from sgdata import files, retry, urls
 from sgdata.access import access_of, admit
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.file_names import file_name
@@ -68,15 +68,14 @@ def search(
 
     Raises:
         ServiceError: the catalogue cannot be reached after several retries.
-        SourceError: no item has what is needed.
+        SourceError: no item has what is needed, or two different items have one id.
         SettingError: no scene matches, or an item to leave out does not exist.
     """
     days(query.dates)
     read = _from_api(where, query, allow_private_hosts) if is_url(where) else _from_files(Path(where), query.collection)
     items = [_with_utc_and_bbox(item) for item in read]
     root = "" if is_url(where) else str(_root(Path(where)).resolve())
-    # By id, since one page may repeat items of another.
-    matching = {item.id: item for item in items if _matches(item, query)}
+    matching = _by_id(item for item in items if _matches(item, query))
     if not matching:
         raise SettingError(
             f"area {_text(query.bounds)} in {query.dates}: 0 items of '{query.collection}' in {where}, "
@@ -91,6 +90,28 @@ def search(
     scenes, unusable = _parse(matching.values(), query.bands, root)
     kept, twins = without_twins(scenes, {item.id: item.geometry for item in matching.values()})
     return kept, (*twins, *left_out, *unusable)
+
+
+def _by_id(items: Iterable[pystac.Item]) -> dict[str, pystac.Item]:
+    """Return items by id: one page of an answer may repeat those of another.
+
+    Raises SourceError if two different items have one id: the id names a scene in the lock, in masks and in messages.
+    """
+    known: dict[str, pystac.Item] = {}
+    for item in items:
+        other = known.setdefault(item.id, item)
+        if other is not item and _identity(other) != _identity(item):
+            raise SourceError(
+                f"item {item.id}: two different items have this id, of {other.datetime} and of {item.datetime}; "
+                "give each its own, or keep one"
+            )
+    return known
+
+
+def _identity(item: pystac.Item) -> tuple[object, ...]:
+    """Return what two answers about one item have in common; signatures of addresses differ from one to the next."""
+    hrefs = {key: urls.without_secrets(asset.get_absolute_href() or asset.href) for key, asset in item.assets.items()}
+    return item.collection_id, item.datetime, sorted(hrefs.items())
 
 
 def _parse(items: Iterable[pystac.Item], bands: tuple[str, ...], root: str) -> tuple[list[Scene], list[Unusable]]:
