@@ -32,20 +32,20 @@ class Limit:
 RASTER_PIXELS = Limit(2**34, "pixels", "a country at 10 m has 4e9, a Sentinel-2 tile 1.2e8")
 RASTER_BANDS = Limit(2**10, "bands", "Sentinel-2 has 13, hyperspectral sensors some 300")
 BLOCK_BYTES = Limit(2**28, "bytes in one block", "blocks of COGs have 2**20, whole bands of a tile in one strip 2.4e8")
-IMAGE_VALUES = Limit(2**25, "values", "ten times the largest image of any dataset")
-IMAGE_STRIPS = Limit(2**16, "strips", "images of datasets have at most one strip per row")
+IMAGE_VALUES = Limit(2**25, "values", "the largest image of any dataset has 3e6")
+IMAGE_STRIPS = Limit(2**16, "strips", "images of datasets have at most one strip per row, some 2000")
 PIXEL_SIZE_M = Limit(10_000, "metres per pixel", "bands of Sentinel-2 have 10 to 60 m, angle grids 5000 m")
 PIXELS_PER_M = Limit(4, "pixels per metre", "no satellite image has finer pixels than 0.25 m")
 VRT_SOURCES = Limit(10_000, "sources", "a mosaic of all Sentinel-2 tiles of a continent has some 1000")
-VRT_NESTING = Limit(4, "VRTs inside each other", "mosaics of stacks nest once or twice")
+VRT_NESTING = Limit(4, "VRTs inside each other", "a mosaic of stacks has 2")
 VRT_BYTES = Limit(2**26, "bytes", "10,000 sources take some 5e6")
 
 # --- documents -----------------------------------------------------------------------------
 
 DOCUMENT_BYTES = Limit(2**26, "bytes", "a page of 100 STAC items has some 3e6, an outline of a country 2e7")
 DOCUMENT_VALUES = Limit(2**22, "JSON values", "a page of 100 STAC items has some 1e5")
-PRODUCT_BYTES = Limit(2**23, "bytes", "ten times the product metadata of a real scene")
-PROBE_BYTES = Limit(2**16, "bytes", "one byte is asked for, to see whether a server gives ranges")
+PRODUCT_BYTES = Limit(2**23, "bytes", "the product metadata of a scene have some 8e5")
+PROBE_BYTES = Limit(2**16, "bytes", "1 is asked for, to see whether a server gives ranges")
 TOKEN_BYTES = Limit(2**16, "bytes", "a token has some 300")
 ANSWER_BYTES = Limit(2**28, "bytes", "the buildings of 400 km2 of a dense city have some 1.5e8")
 ANSWER_VALUES = Limit(12_000_000, "JSON values", "the buildings of 400 km2 of a dense city have some 1e7")
@@ -60,7 +60,7 @@ SEARCH_ITEMS = Limit(20_000, "items in one year", "60 tiles on every day that a 
 # --- OpenStreetMap -------------------------------------------------------------------------
 
 WAY_NODES = Limit(4_000, "nodes in one way", "OpenStreetMap itself accepts at most 2000")
-CROSSINGS = Limit(1_000, "crossings in one ring or relation", "mappers cross rings a few times by mistake")
+CROSSINGS = Limit(1_000, "crossings in one ring or relation", "mappers cross rings by mistake, 1 to 10 times")
 PROLOG_BYTES = Limit(2**16, "bytes before <osm>", "an XML declaration and a comment have some 200")
 
 # --- archives ------------------------------------------------------------------------------
@@ -76,5 +76,5 @@ ANSWER_SECONDS = Limit(
 )
 SEARCH_SECONDS = Limit(3_600, "seconds for one catalogue", "20,000 items take some 10 minutes")
 DOWNLOAD_BYTES_PER_S = Limit(10_000, "bytes per second at least", "a slower line needs 77 days for the largest file")
-DOWNLOAD_SECONDS = Limit(3_600, "seconds beside the size", "servers that unpack from tape take minutes")
-REDIRECTS = Limit(10, "redirects", "stores redirect once or twice")
+DOWNLOAD_SECONDS = Limit(3_600, "seconds beside the size", "servers that read from tape take some 600 s")
+REDIRECTS = Limit(10, "redirects", "stores redirect 1 or 2 times")

@@ -74,10 +74,15 @@ def read(content: bytes) -> Picture:
 def _check_declared(series: Any, size: int) -> None:
     """Compare what a TIFF of `size` bytes declares with the limits, before it is decoded. Raises SourceError."""
     IMAGE_VALUES.check(math.prod(series.shape), f"TIFF claims {series.shape}")
-    if series.dataoffset is not None:  # plain pixels, one after the other
-        return
+    first = series.pages[0]
+    if _OFFSETS in first.tags:
+        expected = -(-first.imagelength // min(first.rowsperstrip or first.imagelength, first.imagelength))
+        expected *= first.samplesperpixel if first.planarconfig == 2 else 1
+        if first.tags[_OFFSETS].count != expected:
+            raise SourceError(f"TIFF claims {first.tags[_OFFSETS].count} strips, its image has {expected}")
     stored = 0
-    for page in series.pages:
+    # Of plain pixels, one page after the other, only the first page is read.
+    for page in series.pages if series.dataoffset is None else series.pages[:1]:
         if page.compression not in _DECODED:
             raise SourceError(f"TIFF in compression {int(page.compression)}, expected none, LZW, deflate or zstd")
         # A file may name the same bytes for every strip, and a strip may be larger than the image.
