@@ -52,7 +52,12 @@ class Mapped:
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         """Map the tars `names` of a folder. Raises SourceError."""
         # Mapped for the lifetime of the object: opening a file per sample would cost more than decoding it.
+        self._folder = folder
         self._views = {name: memoryview(_map(file_names.member(folder, name))) for name in names}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Map the tars anew in the process that unpickles this object."""
+        return Mapped, (self._folder, tuple(self._views))
 
     def contents(self, spans: Sequence[Span]) -> list[memoryview]:
         """Return views, not copies, of the bytes of each span."""
@@ -163,12 +168,27 @@ class Ranged:
 
     def __init__(self, folder: Path) -> None:
         """Open a folder made by `mirror`. Raises SourceError."""
-        mark = json.loads((folder / MARK).read_bytes())
+        self._folder, self._opening = folder, threading.Lock()
+        self._open()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the folder anew in the process that unpickles this object."""
+        # With the secrets of a signed address, which the folder does not hold and another process does not know.
+        return _reopened, (self._folder, urls.recall(self._url))
+
+    def _open(self) -> None:
+        mark = json.loads((self._folder / MARK).read_bytes())
         self._remote, self._url = _RemoteFolder(urls.recall(mark["url"]), mark["stall_s"]), mark["url"]
-        self._cache = _RingCache(folder, mark["bytes"])
+        self._cache = _RingCache(self._folder, mark["bytes"])
+        self._process = os.getpid()
 
     def contents(self, spans: Sequence[Span]) -> list[memoryview]:
         """Return the bytes of each span. Raises SourceError."""
+        # A forked process would share the file of the cache, but not know what others write into it.
+        if self._process != os.getpid():
+            with self._opening:
+                if self._process != os.getpid():
+                    self._open()
         cached = {span: self._cache.get(span) for span in spans}
         contents = {span: content for span, content in cached.items() if content is not None}
         runs = merge_spans([span for span in cached if span not in contents])
@@ -182,6 +202,11 @@ class Ranged:
                 contents[span] = content[at : at + span.stop - span.start]
                 self._cache.put(span, contents[span])
         return [memoryview(contents[span]) for span in spans]
+
+
+def _reopened(folder: Path, url: str) -> Ranged:
+    urls.remember(url)
+    return Ranged(folder)
 
 
 def _is_member(header: bytes, size: int) -> bool:
