@@ -123,7 +123,7 @@ def write(
         OutputError: The folder is in use or cannot be written.
     """
     by_split: dict[str, list[Sample]] = {}
-    for sample in sorted(samples, key=lambda sample: sample.key):
+    for sample in sorted(map(tar_format.storable, samples), key=lambda sample: sample.key):
         by_split.setdefault(sample.split, []).append(sample)
     totals = ShardTotals(contract)
     with files.only_writer(out):
@@ -131,7 +131,7 @@ def write(
             counts = statistics.empty(len(contract.bands))
             for sample in members:
                 for image in tar_format.whole_images(sample):
-                    statistics.add(image, counts)
+                    statistics.add(image, counts, contract.nodata)
             path = out / tar_format.shard_name(contract.dataset, split, 0)
             shard, rows = tar_format.write_tar(
                 path, ((sample, tar_format.sample_hash(sample)) for sample in members), codec=codec, effort=effort

@@ -32,11 +32,19 @@ def counts(image: Array) -> Array:
     return total
 
 
-def add(image: Array, total: Array) -> None:
-    """Count the values of a (C, H, W) image into a histogram (C, 65536). Raises SourceError on NaN."""
+def add(image: Array, total: Array, nodata: int | None = None) -> None:
+    """Count the values of a (C, H, W) image into a histogram (C, 65536).
+
+    Values equal to a `nodata` without a bin of its own are not counted. Raises SourceError on NaN.
+    """
     from sgdata.shards import histogram  # here, since numba takes long to import
 
-    histogram.add(np.ascontiguousarray(_bins(image)).reshape(len(image), -1), total)
+    bins = np.ascontiguousarray(_bins(image)).reshape(len(image), -1)
+    histogram.add(bins, total)
+    if nodata is not None and not 0 <= nodata < BINS:
+        # Clipped to the first or the last bin above, and taken out again: the counts are exact.
+        bin_of_nodata = 0 if nodata < 0 else BINS - 1
+        total[:, bin_of_nodata] -= np.count_nonzero(image.reshape(len(image), -1) == nodata, axis=1)
 
 
 def _bins(image: Array) -> Array:

@@ -17,6 +17,7 @@ import re
 import struct
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,6 +47,35 @@ _STORED = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4", "int32": "<i4"}
 
 
 # --- arrays <-> bytes ----------------------------------------------------------------------
+
+
+def storable(sample: Sample) -> Sample:
+    """Return the sample with every array in a type that shards store.
+
+    Other types are narrowed where no value changes: integers to the first of uint8, uint16 and int32 that represents
+    all of them, floats to float32.
+
+    Raises:
+        SourceError: An array has values that none of these types represents.
+    """
+    arrays = {name: _narrowed(sample.key, name, array) for name, array in sample.arrays.items()}
+    return replace(sample, arrays=arrays)
+
+
+def _narrowed(key: str, name: str, array: Array) -> Array:
+    if array.dtype.name in _STORED:
+        return array
+    # An image keeps at least 16 bits, so that the samples of a dataset do not differ in type by chance.
+    smallest = ("uint16", "int32") if name in IMAGES else ("uint8", "uint16", "int32")
+    for dtype in {"f": ("float32",), "i": smallest, "u": smallest, "b": ("uint8",)}.get(array.dtype.kind, ()):
+        with np.errstate(over="ignore"):
+            stored = array.astype(dtype)
+        if np.array_equal(stored, array, equal_nan=array.dtype.kind == "f"):
+            return stored
+    raise SourceError(
+        f"sample '{key}': {name} is {array.dtype} with values that no type of shards ({', '.join(_STORED)}) "
+        "represents; convert it"
+    )
 
 
 def encode(array: Array, codec: Codec, effort: Effort = "quick") -> bytes:
