@@ -5,10 +5,12 @@ Nothing here imports a model, so that programs that only save need not import th
 
 from __future__ import annotations
 
+import stat
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -40,9 +42,20 @@ def save(folder: Path, model: nn.Module, card: object) -> None:
 def write(folder: Path, weights: State, card: object) -> None:
     """Write weights that are already gathered, and their card; the caller adds its files and then SHA256SUMS."""
     # Safetensors orders by type and name and stores no time, so the bytes depend on the weights alone.
-    with files.replacing(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary)
+    write_tensors(folder / WEIGHTS, weights)
     files.write(folder / CARD, files.pretty_json(card))
+
+
+def write_tensors(path: Path, tensors: State) -> None:
+    """Write a safetensors file with the permissions that any new file of the user has. Raises OutputError."""
+    with files.replacing(path) as temporary:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        try:
+            save_file(tensors, temporary)
+        except SafetensorError as error:  # such as a full disk, which the library does not report as an OSError
+            raise OSError(" ".join(str(error).split())) from error
+        temporary.chmod(mode)  # the library makes files that only their owner can read
 
 
 def commit() -> str | None:

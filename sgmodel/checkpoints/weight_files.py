@@ -26,6 +26,19 @@ from sgdata.errors import SettingError, SourceError
 
 State = dict[str, Tensor]
 
+WRAPPERS = frozenset(
+    {
+        "module",
+        "_orig_mod",
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "_forward_module",
+        "_fpw_module",
+        "_ddp_wrapped_module",
+    }
+)
+"""Names under which torch's wrappers (DataParallel, compile, FSDP, activation checkpoints) keep a module."""
+
 
 def released_name(own: str, kind: str) -> str:
     """Return the released name of the state-dict key `own` of a SpectralGPT model of `kind`."""
@@ -83,8 +96,15 @@ def read(path: Path) -> State:
         SourceError: There is no such file, or it cannot be read.
     """
     state = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
-    # Without the prefixes of wrappers: DataParallel, compile, Lightning.
-    return {re.sub(r"^((module|_orig_mod|model)\.)+", "", name): tensor for name, tensor in state.items()}
+    return {_unwrapped(name): tensor for name, tensor in state.items()}
+
+
+def _unwrapped(name: str) -> str:
+    """Return a name without the parts that wrappers add: anywhere for those of torch, at its start for Lightning's."""
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    while parts and parts[0] == "model":
+        parts.pop(0)
+    return ".".join(parts)
 
 
 def read_safetensors(path: Path) -> State:
@@ -126,15 +146,26 @@ def _read_parts(index: Path) -> State:
 
 def safe_globals() -> list[Any]:
     """Return the classes that torch may unpickle besides tensors: plain data found in released files."""
-    return [argparse.Namespace, *_numpy_scalars(), *_pure_paths()]
+    return [argparse.Namespace, *_numpy_values(), *_pure_paths()]
 
 
-def _numpy_scalars() -> list[Any]:
-    """Return what a pickled NumPy number consists of, under the names of NumPy 1 and 2."""
-    build: Any = np.float64(0).__reduce__()[0]  # NumPy moved this function, a value knows it
-    codes = f"?{np.typecodes['AllInteger']}{np.typecodes['Float']}"
-    renamed = [(build, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [np.dtype, *{type(np.dtype(code)) for code in codes}, *renamed]
+def _numpy_values() -> list[Any]:
+    """Return what pickled NumPy numbers, strings and arrays consist of, under the names of NumPy 1 and 2.
+
+    Objects within arrays stay refused: their type of data is not among these.
+    """
+    # NumPy moved these functions, values know them.
+    functions: dict[str, Any] = {
+        "scalar": np.float64(0).__reduce__()[0],
+        "_reconstruct": np.empty(0).__reduce__()[0],
+    }
+    renamed = [
+        (function, f"numpy.{core}.multiarray.{name}")
+        for name, function in functions.items()
+        for core in ("core", "_core")
+    ]
+    codes = [code for code in np.typecodes["All"] if code != "O"]
+    return [np.dtype, np.ndarray, *{type(np.dtype(code)) for code in codes}, *renamed]
 
 
 def _pure_paths() -> list[Any]:
