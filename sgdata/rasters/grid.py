@@ -1,4 +1,4 @@
-"""Snap areas to grids, and cut grids into tiles and patches. Pure."""
+"""Snap areas to grids, compare grids, and cut them into tiles and patches. Pure."""
 
 from __future__ import annotations
 
@@ -48,6 +48,40 @@ def over(lattice: Grid, bounds: Bounds, *, margin: int = 0) -> Window:
     row, last_row = math.floor((top - north) / gsd + slack) - margin, math.ceil((top - south) / gsd - slack) + margin
     col, last_col = math.floor((west - left) / gsd + slack) - margin, math.ceil((east - left) / gsd - slack) + margin
     return Window(row=row, col=col, height=last_row - row, width=last_col - col)
+
+
+def differences(ours: Grid, theirs: Grid) -> list[str]:
+    """Return what differs between two grids, in words; nothing where all pixels agree to a hundredth of their size."""
+    slack = 0.01 * min(ours.gsd_m, theirs.gsd_m)
+    pairs = {
+        "CRS": (ours.crs, theirs.crs, ours.crs == theirs.crs),
+        "size": (ours.shape, theirs.shape, ours.shape == theirs.shape),
+        "pixel size": (ours.gsd_m, theirs.gsd_m, abs(ours.gsd_m - theirs.gsd_m) * max(ours.shape) <= slack),
+        "origin": (
+            ours.origin,
+            theirs.origin,
+            all(abs(a - b) <= slack for a, b in zip(ours.origin, theirs.origin, strict=True)),
+        ),
+    }
+    return [f"{name} is {own}, expected {other}" for name, (own, other, same) in pairs.items() if not same]
+
+
+def scale_factor(grid: Grid) -> float:
+    """Return how many times longer the centre of `grid` is on the map than on the ground, by its CRS.
+
+    It is near 1 in UTM and national grids, and 1 / cos(latitude) in Web Mercator.
+    """
+    import pyproj
+
+    crs = pyproj.CRS(grid.crs)
+    if not crs.is_projected or crs.geodetic_crs is None:
+        return 1.0
+    west, south, east, north = grid.bounds
+    place = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(
+        (west + east) / 2, (south + north) / 2
+    )
+    factor = math.sqrt(pyproj.Proj(crs).get_factors(*place).areal_scale)
+    return factor if math.isfinite(factor) and factor > 0 else 1.0
 
 
 def tiles(shape: tuple[int, int], rows: int, cols: int | None = None) -> Iterator[Window]:

@@ -23,6 +23,7 @@ import torch
 from sgdata import files, progress
 from sgdata.errors import ExitCode, SettingError
 from sgdata.file_names import file_name
+from sgdata.rasters import grid as lattices
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Contract, Grid, LabelSpace, Level
 from sgmodel import devices
@@ -169,9 +170,10 @@ def predict_scene(recipe: PredictRecipe, predictor: Predictor, paths: PredictPat
             for path in paths.inputs
         ]
         grid = dates[0].grid
-        if dates[-1].grid != grid:
-            grids = " and ".join(f"{date.grid.shape} at {date.grid.origin}" for date in dates)
-            raise SettingError(f"--after covers other pixels than --input: {grids}; warp one onto the other")
+        if differ := lattices.differences(dates[-1].grid, grid):
+            raise SettingError(
+                f"--after covers other pixels than --input: {'; '.join(differ)}; warp one onto the other"
+            )
         plan = tiling.plan(grid.shape, px=predictor.ground_px, answer=predictor.answer, overlap=recipe.overlap)
         rows = tiling.blended(plan, partial(_read, dates), predictor.look, batch=recipe.batch)
         rows = itertools.chain(rows, _closed(stack))
