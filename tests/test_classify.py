@@ -136,7 +136,9 @@ def test_masks_give_labels_by_share(tmp_path: Path) -> None:
     assert card.contract is not None
     assert card.contract.label_space.name == "toy, share >= 0.25"
     assert card.contract.label_space.task == "multi-label"
-    with pytest.raises(SettingError, match="task 'segmentation', expected single-label or multi-label; masks give"):
+    with pytest.raises(
+        SettingError, match="task 'segmentation', expected single-label or multi-label; set labels_from = 'mask'"
+    ):
         classify.main(recipe(), run_paths_for(folder, tmp_path / "other"))
 
 

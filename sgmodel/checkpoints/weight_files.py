@@ -26,6 +26,7 @@ from sgdata.errors import SettingError, SourceError
 
 State = dict[str, Tensor]
 
+# Names under which torch's wrappers (DataParallel, compile, FSDP, activation checkpoints) keep a module.
 WRAPPERS = frozenset(
     {
         "module",
@@ -37,7 +38,6 @@ WRAPPERS = frozenset(
         "_ddp_wrapped_module",
     }
 )
-"""Names under which torch's wrappers (DataParallel, compile, FSDP, activation checkpoints) keep a module."""
 
 
 def released_name(own: str, kind: str) -> str:

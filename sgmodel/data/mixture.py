@@ -20,7 +20,7 @@ from sgdata import files
 from sgdata.errors import SettingError
 from sgdata.shards import contracts
 from sgdata.types import Array, BandStatistics, Contract, LabelSpace
-from sgmodel.data import band_selection, loader, seeded_random
+from sgmodel.data import band_selection, loader, normalise, seeded_random
 
 
 def quotas(counts: Sequence[int], shares: Sequence[float]) -> NDArray[np.int64]:
@@ -88,6 +88,8 @@ class Mixture:
         self.members = {"image": _member(self.sources)}
         every = list(range(len(bands)))
         self._band_indices = np.array([band_selection.indices(one.contract, bands) or every for one in self.sources])
+        # No number is NaN, which therefore says that a dataset has no such number.
+        self._nodata = np.array([math.nan if one.nodata is None else one.nodata for one in parts], np.float32)
         self._factors = np.array([part.scale / first.scale for part in parts], np.float32)
 
     def __len__(self) -> int:
@@ -98,11 +100,12 @@ class Mixture:
         return self.members["image"].shape[samples][:, -2:]
 
     def extra_arrays(self, samples: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Return the `band_indices` (N, C) of each image, and its `factor` (N,) to the common scale."""
+        """Return of each image `band_indices` (N, C), `factor` (N,) to the common scale, and `nodata` (N,) or NaN."""
         which = self._which(samples)
         return {
             "band_indices": torch.from_numpy(self._band_indices[which]),
             "factor": torch.from_numpy(self._factors[which]),
+            "nodata": torch.from_numpy(self._nodata[which]),
         }
 
     def stream(self, batch: int, *, seed: int, first: int, last: int) -> Iterator[loader.BatchIndices]:
@@ -146,6 +149,8 @@ def _together(parts: Sequence[Contract], shares: Sequence[float], splits: Sequen
     factors = [part.scale / first.scale for part in parts]
     return replace(
         first,
+        # Filled before values are rescaled: each dataset may have a number of its own.
+        nodata=None if all(part.nodata is None for part in parts) else normalise.FILL,
         dataset="+".join(part.dataset for part in parts),
         version="+".join(part.version for part in parts),
         shape=first.shape if len(shapes) == 1 else None,

@@ -14,6 +14,10 @@ from sgdata.errors import SettingError
 from sgdata.types import BandStatistics, Contract
 from sgmodel.data import band_selection
 
+# Value in stored units that models see where there is no data, whatever number says so in the files. It is that of
+# Sentinel-2 products, so that models trained on them see the same at every hole.
+FILL = 0
+
 Scheme = Literal["minmax", "zscore", "clip"]
 
 
@@ -48,6 +52,7 @@ class Normalisation:
         before_crop: Whether whole images are normalised, which is always so.
         missing: Policy for bands that the data lack.
         absent: Bands that the training data lacked, substituted by that policy.
+        fill: Value in stored units in place of no data, see `filled`.
     """
 
     scheme: Scheme
@@ -57,6 +62,7 @@ class Normalisation:
     before_crop: bool = True
     missing: band_selection.Policy = "refuse"
     absent: tuple[str, ...] = ()
+    fill: float = FILL
 
 
 def resolve(recipe: NormaliseRecipe, contract: Contract) -> Normalisation:
@@ -97,6 +103,24 @@ def _statistics(name: str, policy: band_selection.Policy, contract: Contract) ->
         message = f"normalise: the shards of '{contract.dataset}', splits {contract.splits}, have no statistics"
         raise SettingError(f"{message}; expected a split 'train', or mean and std in the recipe")
     return [contract.statistics[band.name] for band in band_selection.stand_ins(name, present, policy)]
+
+
+def filled(images: Tensor, nodata: float | None, fill: float = FILL) -> Tensor:
+    """Return images as stored with `fill` in place of the number for no data and of values that are not finite."""
+    if images.is_floating_point():
+        images = images.nan_to_num(nan=fill, posinf=fill, neginf=fill)
+    elif nodata is not None and not _represents(images.dtype, nodata):
+        nodata = None
+    if nodata is None or nodata != nodata or nodata == fill:
+        return images
+    if images.dtype == torch.uint16:  # torch cannot compare this type on every device
+        images = images.to(torch.int32)
+    return images.masked_fill(images == nodata, fill)
+
+
+def _represents(dtype: torch.dtype, value: float) -> bool:
+    limits = torch.iinfo(dtype)
+    return limits.min <= value <= limits.max and float(value).is_integer()
 
 
 def apply(how: Normalisation, images: Tensor, valid_size: Tensor, bands: Sequence[int] | None = None) -> Tensor:

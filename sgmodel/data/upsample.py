@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sgdata.errors import SettingError
 from sgdata.types import Contract
+from sgmodel.data.normalise import FILL
 
 GROUPS = ("image_10m", "image_20m", "image_60m")
 
@@ -29,7 +30,7 @@ def image(arrays: dict[str, Tensor], valid_size: Tensor, contract: Contract, dev
     """
     if "image" in arrays:
         stored = arrays["image"].to(device, non_blocking=True)
-        return _unified(stored, arrays["band_indices"], arrays["factor"]) if "band_indices" in arrays else stored
+        return _unified(stored, arrays) if "band_indices" in arrays else stored
     if bool((valid_size != valid_size[:1]).any()):
         raise SettingError(f"'{contract.dataset}': native shards of samples of many sizes; use --layout resampled")
     finest = min(int(name[6:-1]) for name in arrays if name in GROUPS)
@@ -46,11 +47,15 @@ def image(arrays: dict[str, Tensor], valid_size: Tensor, contract: Contract, dev
     return torch.stack([bands[band.name] for band in contract.bands], dim=1)
 
 
-def _unified(stored: Tensor, band_indices: Tensor, factor: Tensor) -> Tensor:
-    """Select `band_indices` (N, C) of images (N, B, H, W) of several datasets, in one scale, as float32."""
+def _unified(stored: Tensor, arrays: dict[str, Tensor]) -> Tensor:
+    """Select the bands of images (N, B, H, W) of several datasets, in one scale and without no data, as float32."""
     rows = torch.arange(len(stored), device=stored.device)[:, None]
-    band_indices, factor = (each.to(stored.device, non_blocking=True) for each in (band_indices, factor))
-    return stored.float()[rows, band_indices] * factor[:, None, None, None]
+    band_indices, factor, nodata = (
+        arrays[name].to(stored.device, non_blocking=True) for name in ("band_indices", "factor", "nodata")
+    )
+    images = stored.float()[rows, band_indices]
+    images = images.masked_fill(images == nodata[:, None, None, None], FILL)
+    return images * factor[:, None, None, None]
 
 
 def finer(coarse: Tensor, factor: int, *, kernel: str, nodata: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +15,17 @@ import torch
 
 from sgdata import files, sentinel2
 from sgdata.errors import SettingError, SourceError
-from sgdata.rasters import geotiff
+from sgdata.rasters import geotiff, grid
 from sgdata.shards import contracts
 from sgdata.types import Array, Contract, Grid, Level
-from sgmodel.data import band_selection
+from sgmodel.data import band_selection, normalise
 from sgmodel.data.normalise import Normalisation
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
+
+# Greatest distortion of lengths in a map projection whose units are taken for those on the ground.
+CONFORMING = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +50,27 @@ class Fit:
     Attributes:
         band_indices: Indices for `band_selection.select`; None for all bands in order.
         nodata: Value of pixels without data, if any.
+        fill: Value that the model gets in place of it.
     """
 
     band_indices: list[int] | None
     nodata: float | None
+    fill: float = normalise.FILL
 
     def pixels(self, values: Array) -> tuple[Array, Array]:
         """Select the model's bands (C, H, W) from bands (B, H, W); return them and the mask of seen pixels (H, W)."""
+        valid = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
+        if self.nodata is not None and not np.isnan(self.nodata):
+            valid &= values != self.nodata
         if self.band_indices is not None:
-            values = band_selection.select(torch.from_numpy(values).float()[None], self.band_indices)[0].numpy()
-        if self.nodata is None or np.isnan(self.nodata):
-            valid = np.isfinite(values)
-        else:
-            valid = values != self.nodata
+            valid = valid[sorted(set(self.band_indices) - {band_selection.MEAN})]
         # A single band may be 0 over dark water; a pixel without data is nodata in all bands.
         seen: Array = valid.max(axis=0)
-        return np.nan_to_num(values) if values.dtype.kind == "f" else values, seen
+        # Before bands are selected: the mean of two bands must not be that of a number for no data.
+        known = normalise.filled(torch.from_numpy(values), self.nodata, self.fill)
+        if self.band_indices is not None:
+            known = band_selection.select(known.float()[None], self.band_indices)[0]
+        return known.numpy(), seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +120,8 @@ def fit(ours: Contract, theirs: Contract, how: Normalisation, accept: Sequence[s
         labels = theirs.label_space  # labels of another task are irrelevant to this model
     like = replace(ours, bands=tuple(known.get(band.name, band) for band in theirs.bands), label_space=labels)
     contracts.require(like, theirs, "predict", [name for name in accept if name != "gsd"])
-    return Fit(band_indices=band_selection.indices(replace(ours, bands=hidden), names, how.missing), nodata=ours.nodata)
+    selected = band_selection.indices(replace(ours, bands=hidden), names, how.missing)
+    return Fit(band_indices=selected, nodata=ours.nodata, fill=how.fill)
 
 
 @contextmanager
@@ -137,12 +147,11 @@ def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> 
         if dataset.crs.is_geographic:
             message = f"{file}: {header.lattice.crs} has pixels of {header.lattice.gsd_m:g} degrees"
             raise SettingError(f"{message}, expected metres; warp it first: gdalwarp -t_srs EPSG:326.. -tr 10 10")
-        # The unit of a CRS may also be feet.
-        gsd = header.lattice.gsd_m * dataset.crs.linear_units_factor[1]
         trained = min(band.gsd_m for band in theirs.bands)
-        if gsd != trained and "gsd" not in stated.accept:
+        gsd, size = _ground_size(header.lattice, dataset.crs.linear_units_factor[1])
+        if not math.isclose(gsd, trained, rel_tol=1e-6) and "gsd" not in stated.accept:
             raise SettingError(
-                f"{file}: pixels of {gsd:g} m, the model was trained on {trained} m; resample it, or accept = ['gsd']"
+                f"{file}: pixels of {size}, the model was trained on {trained} m; resample it, or accept = ['gsd']"
             )
         fitted = fit(ours, theirs, how, stated.accept)
         if header.nodata is not None:
@@ -151,6 +160,22 @@ def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> 
         block_row = dataset.block_shapes[0][0] * dataset.width * dataset.count * np.dtype(header.dtype).itemsize
         with rasterio.Env(GDAL_CACHEMAX=max(64 << 20, 2 * block_row)):
             yield Scene(grid=header.lattice, fit=fitted, dataset=dataset)
+
+
+def _ground_size(lattice: Grid, unit_m: float) -> tuple[float, str]:
+    """Return the size of a pixel on the ground in metres, and the same in words.
+
+    Args:
+        lattice: Grid of the raster, in units of its CRS.
+        unit_m: Metres per unit, which may also be a foot.
+    """
+    on_map = lattice.gsd_m * unit_m
+    factor = grid.scale_factor(lattice)
+    # UTM and national grids call a pixel of 10.003 m one of 10 m, as their users do.
+    if abs(factor - 1) < CONFORMING:
+        return on_map, f"{on_map:g} m"
+    ground = on_map / factor
+    return ground, f"{on_map:g} m on the map of {lattice.crs}, {ground:.1f} m on the ground"
 
 
 def _contract(file: Path, dataset: DatasetReader, theirs: Contract, stated: Stated) -> Contract:

@@ -174,8 +174,9 @@ def _labels(source: loader.Samples, recipe: ClassifyRecipe) -> Iterator[list[int
 
 def covering(mask: np.ndarray[Any, Any], ids: Iterable[int], min_share: float) -> list[int]:
     """Return the classes that cover at least `min_share` of a mask (H, W), unlabelled pixels included in its area."""
-    counts = np.bincount(mask.ravel(), minlength=256)
-    return [label for label in ids if counts[label] >= min_share * mask.size]
+    values, counts = np.unique(mask, return_counts=True)
+    covered = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    return [label for label in ids if covered.get(label, 0) >= min_share * mask.size]
 
 
 # --- scoring -------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ def covering(mask: np.ndarray[Any, Any], ids: Iterable[int], min_share: float) -
 def score(setting: Setting, model: nn.Module, source: loader.Samples) -> Tensor:
     """Compute the logits (N, K) of every sample of `source`, on the CPU."""
     logits = []
-    plan = loader.in_order(len(source), setting.recipe.training.batch // setting.recipe.training.accumulate)
+    plan = loader.in_order(len(source), setting.scored_at_once)
     with loop.evaluating(model), setting.where.autocast():
         for batch in loader.load(source, plan, threads=1):
             x = augment.zoomed(

@@ -91,9 +91,9 @@ def check(recipe: ChangeRecipe, contract: Contract) -> None:
         SettingError: either is the case, or the head has a layer that change detection lacks.
     """
     space, px = contract.label_space, recipe.model.px
-    if space.task != "change" or space.ids != (0, CHANGE):
+    if space.task != "change" or len(space.ids) != 2:
         message = f"label space '{space.name}' is of the task '{space.task}', ids {list(space.ids)}"
-        raise SettingError(f"{message}: expected task 'change' and ids 0, 1")
+        raise SettingError(f"{message}: expected task 'change' and two ids, unchanged and changed")
     if recipe.model.head is not None and recipe.model.head.skip:
         raise SettingError(f"model.head.skip is {recipe.model.head.skip}: change detection has no such layer; set 0")
     for name, cut in (("windows", recipe.windows), ("scored", recipe.scored)):
@@ -106,7 +106,8 @@ def changed(source: win.Windows) -> float:
     counts = torch.zeros(2)
     for number in range(len(source.samples)):
         mask = torch.from_numpy(source.whole(number, "mask"))
-        counts += torch.bincount(mask.flatten(), minlength=2)[:2]
+        indices = finetune.class_indices(source.contract.label_space, mask)
+        counts += torch.bincount(indices[indices >= 0], minlength=2)[:2]
     return float(counts[CHANGE] / counts.sum().clamp(min=1))
 
 
@@ -148,7 +149,7 @@ def evaluate(setting: Setting, model: nn.Module, source: win.Windows) -> Tensor:
         count -= count % size
     matrices = torch.zeros(len(source.samples), 2, 2, dtype=torch.int64)
     with loop.evaluating(model), setting.where.autocast():
-        for batch in loader.load(source, loader.in_order(count, size), threads=1):
+        for batch in loader.load(source, loader.in_order(count, setting.scored_at_once), threads=1):
             # The larger of two outputs: there is no split on which a threshold could be chosen.
             predicted, truth = model(*dates(setting, batch)).argmax(dim=1).cpu(), finetune.labels(setting, batch)
             for row, sample in enumerate(batch.samples.tolist()):

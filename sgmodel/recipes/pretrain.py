@@ -238,10 +238,10 @@ def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Sour
     Two reconstructions without a model are scored alike: the mean of the visible pixels of the band in the image, and
     the nearest visible token of the same spectral group.
     """
-    config, settings = setting.recipe.model, setting.recipe.training
+    config = setting.recipe.model
     # Micro-batches are divided among the ranks. With FSDP each pass needs all ranks, so that the last round repeats
     # some of them, which are not counted.
-    plan = list(loader.in_order(len(source), -(-settings.batch // settings.accumulate)))
+    plan = list(loader.in_order(len(source), setting.scored_at_once))
     rank, world = distributed.rank(), distributed.world()
     numbers = range(rank, -(-len(plan) // world) * world, world)
     sums = torch.zeros(3, dtype=torch.float64, device=setting.where.device)

@@ -72,22 +72,22 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
             return scored(counts)
         # Pictures first: they show at once whether the model predicts a single class.
         _show(setting, model, held_out, paths.out / "pictures" / f"step-{task.total:06d}.png")
-        return results(counts, most_frequent(source, setting.ignore), setting.contract)
+        return results(counts, most_frequent(source), setting.contract)
 
     scoring = finetune.Scoring(title="Segmentation", by="miou", held_out=held_out, figures=scores)
     return finetune.train(setting, task, scoring, paths)
 
 
 def check(recipe: SegmentRecipe, contract: Contract) -> None:
-    """Refuse samples without masks of classes 0, 1, ..., or of a size that the model cannot take.
+    """Refuse samples without masks of classes, or of a size that the model cannot take.
 
     Raises:
         SettingError: either is the case.
     """
     space = contract.label_space
-    if space.task != "segmentation" or space.ids != tuple(range(len(space.ids))):
+    if space.task != "segmentation" or not space.ids:
         message = f"task '{space.task}', ids {list(space.ids)}"
-        raise SettingError(f"label space '{space.name}': {message}; expected task 'segmentation' and ids 0, 1, 2, ...")
+        raise SettingError(f"label space '{space.name}': {message}; expected task 'segmentation' and ids of classes")
     finetune.check_sizes(recipe.model.px, contract)
     if recipe.model.px:
         band_selection.check_size(recipe.model.px, contract, cropped=recipe.augment.crop_area is not None)
@@ -123,7 +123,7 @@ def evaluate(setting: Setting, model: nn.Module, source: loader.Samples) -> Tens
     # One matrix per sample: intervals resample samples, since pixels are not independent.
     matrices = []
     with loop.evaluating(model):
-        for batch in loader.load(source, loader.in_order(len(source), setting.recipe.training.batch), threads=1):
+        for batch in loader.load(source, loader.in_order(len(source), setting.scored_at_once), threads=1):
             _, target, predicted = predict(setting, model, batch)
             matrices += [count(guess, truth) for guess, truth in zip(predicted, target, strict=True)]
     return torch.stack(matrices)
@@ -136,8 +136,11 @@ def predict(setting: Setting, model: nn.Module, batch: loader.Batch) -> tuple[Te
     """
     size = int(batch.valid_size.max())
     images, target = _inputs(setting, batch, augment.centre(batch.valid_size, size), size)
+    tiles = tiled(images, finetune.px(setting, batch))
     with setting.where.autocast():
-        return images, target, untiled(model(tiled(images, finetune.px(setting, batch))).argmax(dim=1), size)
+        # A sample may have more tiles than a part of a training batch has samples.
+        maps = [model(part).argmax(dim=1) for part in torch.split(tiles, setting.scored_at_once)]
+    return images, target, untiled(torch.cat(maps), size)
 
 
 def tiled(images: Tensor, px: int) -> Tensor:
@@ -155,12 +158,15 @@ def untiled(maps: Tensor, size: int) -> Tensor:
     return maps.reshape(-1, side, side, px, px).permute(0, 1, 3, 2, 4).reshape(-1, size, size)
 
 
-def most_frequent(source: loader.Samples, ignore: int) -> int:
-    """Return the class with the most pixels in `source`."""
-    counts = torch.zeros(256, dtype=torch.int64)
+def most_frequent(source: loader.Samples) -> int:
+    """Return the index of the class with the most pixels in `source`."""
+    space = source.contract.label_space
+    counts = torch.zeros(len(space.ids), dtype=torch.int64)
     for sample in range(len(source)):
-        counts += torch.bincount(torch.from_numpy(source.read(sample, "mask")).flatten(), minlength=256)
-    counts[ignore] = 0  # unlabelled pixels may be the most frequent
+        indices = finetune.class_indices(space, torch.from_numpy(source.read(sample, "mask")))
+        # Unlabelled pixels may be the most frequent.
+        kept = (indices >= 0) & (indices < len(space.ids))
+        counts += torch.bincount(indices[kept], minlength=len(space.ids))
     return int(counts.argmax())
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sgdata import files
 from sgdata.errors import ExitCode, SettingError, SourceError
-from sgdata.types import Contract
+from sgdata.types import Contract, LabelSpace
 from sgmodel import distributed
 from sgmodel.checkpoints import cards
 from sgmodel.data import augment, loader, normalise
@@ -87,21 +87,53 @@ def check_sizes(px: int, stored: Contract) -> None:
 
 
 def labels(setting: training.Setting[R], batch: loader.Batch) -> Tensor:
-    """Return the masks (N, H, W) of a batch as stored.
+    """Return the masks (N, H, W) of a batch as class indices 0..K-1, or `setting.ignore`.
 
     Raises:
         SourceError: a value is not a class; the message names the samples.
     """
-    masks = batch.arrays["mask"]
+    indices = class_indices(setting.contract.label_space, batch.arrays["mask"])
     # Checked on the host: a device would fail later, with a message that names neither value nor sample.
-    invalid = (masks >= setting.classes) & (masks != setting.ignore)
+    invalid = indices == UNKNOWN
     if invalid.any():
         keys = [batch.keys[row] for row in torch.nonzero(invalid.flatten(1).any(dim=1)).flatten().tolist()]
-        message = f"masks of {', '.join(keys[:8])} hold {sorted(set(masks[invalid].tolist()))[:8]}"
+        space = setting.contract.label_space
+        values = sorted(set(_signed(batch.arrays["mask"])[invalid].tolist()))[:8]
+        expected = _ranges(space.ids)
         raise SourceError(
-            f"{message}, expected classes 0 to {setting.classes - 1} or {setting.ignore}; shard them again"
+            f"masks of {', '.join(keys[:8])} hold {values}, expected classes {expected} or {space.ignore_index}; "
+            "shard them again"
         )
-    return masks
+    return indices
+
+
+# Class index of a mask value that the label space does not list.
+UNKNOWN = -1
+
+
+def class_indices(space: LabelSpace, masks: Tensor) -> Tensor:
+    """Return the position of each mask value among the ids of `space`, of any integer type: the same shape, int32.
+
+    The value to ignore becomes `training.ignored_index`, every other value that is not an id becomes UNKNOWN.
+    """
+    values = _signed(masks)
+    known = torch.tensor([*space.ids, space.ignore_index], dtype=torch.int32, device=values.device)
+    position = [*range(len(space.ids)), training.ignored_index(space)]
+    ordered, order = known.sort()
+    at = torch.searchsorted(ordered, values).clamp(max=len(known) - 1)
+    indices = torch.tensor(position, dtype=torch.int32, device=values.device)[order][at]
+    return torch.where(ordered[at] == values, indices, UNKNOWN)
+
+
+def _signed(masks: Tensor) -> Tensor:
+    """Return masks as int32, since torch has few operations for uint16."""
+    return masks.to(torch.int32)
+
+
+def _ranges(ids: tuple[int, ...]) -> str:
+    """Return ids in words: "0 to 9" where none is left out."""
+    whole = ids == tuple(range(ids[0], ids[-1] + 1)) if ids else False
+    return f"{ids[0]} to {ids[-1]}" if whole else ", ".join(map(str, ids))
 
 
 def start(setting: training.Setting[R], make: Callable[[], nn.Module], weights: Path | None) -> nn.Module:

@@ -10,14 +10,16 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.optim import Optimizer
 
@@ -44,6 +46,19 @@ TIMINGS = files.TIMINGS
 BOARD = "tensorboard"
 RESULTS = files.RESULTS
 CARD = "card.md"
+CHANGES = "changes.jsonl"
+EPOCHS = "training.epochs"
+# Settings that a resumed run may change, since they decide how figures are computed or shown, but not the figures.
+FREE = frozenset(
+    {
+        "training.log_every",
+        "training.accumulate",
+        "training.compile",
+        "training.recompute",
+        "picture_every",
+    }
+)
+
 HEADLINES = ("loss_first", "loss_last", "miou", "oa", "top1", "map_macro", "f1", "loss_token")
 log = logging.getLogger("sgdata")
 OWN = (
@@ -51,6 +66,8 @@ OWN = (
     BEST,
     f".{LAST}.old",
     f".{LAST}.new",
+    f".{BEST}.old",
+    f".{BEST}.new",
     files.RECIPE,
     files.CONTRACT,
     METRICS,
@@ -58,6 +75,7 @@ OWN = (
     BOARD,
     RESULTS,
     CARD,
+    CHANGES,
     files.SUMS,
 )
 
@@ -78,7 +96,7 @@ class Progress:
 # --- beginning and ending ------------------------------------------------------------------
 
 
-def prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool) -> int:
+def prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool, free: frozenset[str] = FREE) -> int:
     """Prepare the folder of a run for starting or resuming; the other ranks wait for rank 0.
 
     Args:
@@ -86,6 +104,7 @@ def prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool) -> int:
         recipe: Resolved recipe.
         contract: Contract of the data.
         fresh: Whether to remove an existing run.
+        free: Settings in which an existing run may differ.
 
     Returns:
         The number of steps already done.
@@ -95,18 +114,20 @@ def prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool) -> int:
         SettingError: `out` holds a run on other data.
     """
     if distributed.lead():
-        _prepare(out, recipe, contract, fresh=fresh)
+        _prepare(out, recipe, contract, fresh=fresh, free=free)
     distributed.wait()
     return read_progress(out).steps if (out / LAST).is_dir() else 0
 
 
-def _prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool) -> None:
+def _prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool, free: frozenset[str]) -> None:
     resolved = files.toml(recipe)
     if fresh:
         clear(out)
     if (out / files.RECIPE).exists():
-        _same_recipe(out, resolved)
+        changed = _changes(out, resolved, free)
         contracts.require(contract, contracts.read(out), "resume")
+        if changed:
+            _record(out, changed)
     contracts.write(out, contract)
     files.write(out / files.RECIPE, resolved)  # after the contract: its existence implies both
     # A folder with SHA256SUMS is a finished run; this one is about to change.
@@ -170,16 +191,34 @@ def _card(title: str, card: Card, results: dict[str, Any]) -> str:
     )
 
 
-def _same_recipe(out: Path, resolved: bytes) -> None:
+def _changes(out: Path, resolved: bytes, free: frozenset[str]) -> dict[str, dict[str, Any]]:
+    """Return the settings that differ from those of the run in `out`, each with its value before and now.
+
+    Raises:
+        OutputError: one of them is not `free`, or the end is earlier.
+    """
     import tomllib
 
     old, new = _flat(files.read_plain(out / files.RECIPE)), _flat(tomllib.loads(resolved.decode()))
-    changed = [f"{key} is {new.get(key)!r}, was {old.get(key)!r}" for key in old | new if old.get(key) != new.get(key)]
-    if changed:
-        message = "; ".join(changed[:5])
+    names = [key for key in old | new if old.get(key) != new.get(key)]
+    changed = {key: {"was": old.get(key), "is": new.get(key)} for key in names}
+    later = new.get(EPOCHS, 0) > old.get(EPOCHS, 0)
+    refused = [key for key in changed if key not in free and not (key == EPOCHS and later)]
+    if refused:
+        message = "; ".join(f"{key} is {changed[key]['is']!r}, was {changed[key]['was']!r}" for key in refused[:5])
         raise OutputError(
             f"{out}: holds a run with another recipe ({message}); use --fresh to replace it, or another --out"
         )
+    return changed
+
+
+def _record(out: Path, changed: dict[str, dict[str, Any]]) -> None:
+    """Append a line with the step from which settings differ, and the settings, to the record of changes."""
+    path = out / CHANGES
+    before = path.read_bytes() if path.exists() else b""
+    _repair(out)
+    steps = read_progress(out).steps if (out / LAST).is_dir() else 0
+    files.write(path, before + files.canonical_json({"step": steps, "settings": changed}))
 
 
 def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -218,23 +257,35 @@ def save(out: Path, model: nn.Module, card: Card, optimizer: Optimizer, progress
         average = weights | average
     if not distributed.lead():
         return
-    new, old, last = out / f".{LAST}.new", out / f".{LAST}.old", out / LAST
+    with _replacing_folder(out / LAST) as new:
+        checkpoint_folder.write(new, weights, card)
+        for name, tensors in ((OPTIMIZER, memory), (AVERAGE, average)):
+            if tensors or name == OPTIMIZER:
+                checkpoint_folder.write_tensors(new / name, tensors)
+        files.write(new / "training.json", files.pretty_json(progress))
+        files.write_sums(new)
+
+
+@contextmanager
+def _replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder that takes the place of `folder` on success, and is removed on failure.
+
+    Raises:
+        OutputError: a folder cannot be renamed.
+    """
+    new, old = (folder.with_name(f".{folder.name}.{part}") for part in ("new", "old"))
     for left in (new, old):  # by a run that was killed at this point
         shutil.rmtree(left, ignore_errors=True)
-    checkpoint_folder.write(new, weights, card)
-    for name, tensors in ((OPTIMIZER, memory), (AVERAGE, average)):
-        if tensors or name == OPTIMIZER:
-            with files.replacing(new / name) as temporary:
-                save_file(tensors, temporary)
-    files.write(new / "training.json", files.pretty_json(progress))
-    files.write_sums(new)
     try:
-        if last.exists():
-            last.rename(old)
-        new.rename(last)
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise OutputError(f"{last}: cannot be written: {error.strerror}") from error
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)  # half a checkpoint would take the space that a full disk lacks
 
 
 def keep_best(out: Path, model: nn.Module, card: Card, figures: dict[str, float], *, by: str) -> None:
@@ -244,10 +295,10 @@ def keep_best(out: Path, model: nn.Module, card: Card, figures: dict[str, float]
         return
     if files.is_finished(folder) and files.read_plain(folder / "figures.json")[by] >= figures[by]:
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    checkpoint_folder.write(folder, weights, card)
-    files.write(folder / "figures.json", files.pretty_json(figures))
-    files.write_sums(folder)  # last: without it the folder is ignored
+    with _replacing_folder(folder) as new:
+        checkpoint_folder.write(new, weights, card)
+        files.write(new / "figures.json", files.pretty_json(figures))
+        files.write_sums(new)
 
 
 def restore(out: Path, model: nn.Module, optimizer: Optimizer) -> State:
@@ -277,10 +328,11 @@ def read_progress(out: Path) -> Progress:
 
 
 def _repair(out: Path) -> None:
-    """Undo a replacement that was interrupted between its two renames."""
-    old, last = out / f".{LAST}.old", out / LAST
-    if old.exists() and not last.exists():
-        old.rename(last)
+    """Undo replacements that were interrupted between their two renames."""
+    for name in (LAST, BEST):
+        old, folder = out / f".{name}.old", out / name
+        if old.exists() and not folder.exists():
+            old.rename(folder)
 
 
 def _tensors(path: Path) -> State:
@@ -337,20 +389,21 @@ class Log:
         if not_finite:
             raise SourceError(f"step {step}: {not_finite} not finite; find damaged samples with sgdata audit SHARDS")
         if self.lead:
-            self.metrics.write(_line(step, figures))
-            self.metrics.flush()
-            self._plot(step, figures)
+            self._append(self.metrics, step, figures)
 
     def write_times(self, step: int, seconds: dict[str, float]) -> None:
         """Log figures that depend on the machine."""
         if self.lead:
-            self.timings.write(_line(step, seconds))
-            self.timings.flush()
-            self._plot(step, seconds)
+            self._append(self.timings, step, seconds)
 
-    def _plot(self, step: int, figures: dict[str, float]) -> None:
-        for name, value in figures.items():
-            self.board.add_scalar(name, value, step)
+    def _append(self, handle: TextIO, step: int, figures: dict[str, float]) -> None:
+        try:
+            handle.write(_line(step, figures))
+            handle.flush()
+            for name, value in figures.items():
+                self.board.add_scalar(name, value, step)
+        except OSError as error:
+            raise OutputError(f"{handle.name}: cannot be written: {error.strerror or error}") from error
 
     def __enter__(self) -> Log:
         return self

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sgdata import progress
 from sgdata.errors import ExitCode, SettingError
-from sgdata.types import Contract
+from sgdata.types import Contract, LabelSpace
 from sgmodel import devices, distributed
 from sgmodel.data import band_selection, loader, normalise, upsample
 from sgmodel.models import state_keys, transformer
@@ -84,6 +84,9 @@ class TrainingRecipe:
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise SettingError(f"training.{name} is {getattr(self, name)}: expected {low} to {high:.10g}")
+        if self.accumulate > self.batch:
+            message = f"training.accumulate is {self.accumulate}, training.batch {self.batch}"
+            raise SettingError(f"{message}: a batch has no more parts than samples; lower training.accumulate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +115,25 @@ class Setting(Generic[R]):
         return len(self.contract.label_space.ids)
 
     @property
+    def scored_at_once(self) -> int:
+        """Return how many samples are scored at once: no more than the largest part of a batch in training.
+
+        Scoring therefore never needs more memory than training.
+        """
+        own: Any = self.recipe
+        settings: TrainingRecipe = own.training
+        of_rank = -(-settings.batch // distributed.world())
+        return -(-of_rank // min(of_rank, -(-settings.accumulate // distributed.world())))
+
+    @property
     def ignore(self) -> int:
-        """Return the label value to ignore."""
-        return self.contract.label_space.ignore_index
+        """Return the class index of pixels that are left out."""
+        return ignored_index(self.contract.label_space)
+
+
+def ignored_index(space: LabelSpace) -> int:
+    """Return the class index of pixels to ignore, which is none of 0..K-1 whatever their value in the files."""
+    return max(255, len(space.ids))
 
 
 def resolve(recipe: R, stored: Contract, paths: RunPaths) -> Setting[R]:
@@ -148,6 +167,7 @@ def pixels(setting: Setting[R], batch: loader.Batch, name: str = "image") -> Ten
         images = upsample.image(batch.arrays, batch.valid_size, setting.stored, device)
     else:  # pairs are stored on one grid, never as native groups
         images = batch.arrays[name].to(device, non_blocking=True)
+    images = normalise.filled(images, setting.stored.nodata, setting.how.fill)
     return normalise.apply(setting.how, images, batch.valid_size, setting.band_indices)
 
 
@@ -271,7 +291,10 @@ def begin(task: Task, recipe: Any, paths: RunPaths) -> int:
         SgdataError: the folder holds another run, or a file cannot be read or written.
     """
     with distributed.explain_lost_ranks():
-        first = run_folder.prepare(paths.out, recipe, task.source.contract, fresh=paths.fresh)
+        # Parts of another size have other statistics, with which BatchNorm computes other figures.
+        normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in task.model.modules())
+        free = run_folder.FREE - {"training.accumulate"} if normed else run_folder.FREE
+        first = run_folder.prepare(paths.out, recipe, task.source.contract, fresh=paths.fresh, free=free)
         if first:
             averaged = run_folder.restore(paths.out, task.model, task.updates.optimizer)
             names = state_keys.parameters(task.model)
