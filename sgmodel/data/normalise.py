@@ -10,13 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sgdata import sentinel2
 from sgdata.errors import SettingError
 from sgdata.types import BandStatistics, Contract
 from sgmodel.data import band_selection
 
 # Value in stored units that models see where there is no data, whatever number says so in the files. It is that of
 # Sentinel-2 products, so that models trained on them see the same at every hole.
-FILL = 0
+FILL = sentinel2.MSI.nodata
 
 Scheme = Literal["minmax", "zscore", "clip"]
 

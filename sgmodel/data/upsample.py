@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sgdata import sentinel2
 from sgdata.errors import SettingError
 from sgdata.types import Contract
-from sgmodel.data.normalise import FILL
 
 GROUPS = ("image_10m", "image_20m", "image_60m")
 
@@ -54,7 +54,7 @@ def _unified(stored: Tensor, arrays: dict[str, Tensor]) -> Tensor:
         arrays[name].to(stored.device, non_blocking=True) for name in ("band_indices", "factor", "nodata")
     )
     images = stored.float()[rows, band_indices]
-    images = images.masked_fill(images == nodata[:, None, None, None], FILL)
+    images = images.masked_fill(images == nodata[:, None, None, None], sentinel2.MSI.nodata)
     return images * factor[:, None, None, None]
 
 
