@@ -267,7 +267,7 @@ def _pack_shard(task: tasks.ShardTask) -> PackedShard:
         with reader(task.recipe.dataset).reading(task.source, task.contract) as read:
             for ref in task.refs:
                 try:
-                    native = tar_format.storable(read(ref))
+                    native = finish.storable(read(ref))
                     sample = resample.on_one_grid(native, task.contract, task.recipe.kernel)
                     _check(sample, task.contract)
                     for image in tar_format.whole_images(sample):

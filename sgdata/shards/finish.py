@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from sgdata import files
 from sgdata.errors import SourceError
 from sgdata.shards import contracts, statistics, tar_format
@@ -101,6 +103,35 @@ def _lattice(row: tar_format.Row) -> tuple[int, int]:
     return height, width
 
 
+def storable(sample: Sample) -> Sample:
+    """Return the sample with every array in a type that shards store.
+
+    Other types are narrowed where no value changes: integers to the first of uint8, uint16 and int32 that represents
+    all of them, floats to float32.
+
+    Raises:
+        SourceError: An array has values that none of these types represents.
+    """
+    arrays = {name: _narrowed(sample.key, name, array) for name, array in sample.arrays.items()}
+    return replace(sample, arrays=arrays)
+
+
+def _narrowed(key: str, name: str, array: Array) -> Array:
+    if array.dtype.name in tar_format.STORED:
+        return array
+    # An image keeps at least 16 bits, so that the samples of a dataset do not differ in type by chance.
+    smallest = ("uint16", "int32") if name in tar_format.IMAGES else ("uint8", "uint16", "int32")
+    for dtype in {"f": ("float32",), "i": smallest, "u": smallest, "b": ("uint8",)}.get(array.dtype.kind, ()):
+        with np.errstate(over="ignore"):
+            stored = array.astype(dtype)
+        if np.array_equal(stored, array, equal_nan=array.dtype.kind == "f"):
+            return stored
+    raise SourceError(
+        f"sample '{key}': {name} is {array.dtype} with values that no type of shards ({', '.join(tar_format.STORED)}) "
+        "represents; convert it"
+    )
+
+
 def write(
     samples: Iterable[Sample], out: Path, *, contract: Contract, codec: Codec = "blosc", effort: Effort = "quick"
 ) -> Contract:
@@ -123,7 +154,7 @@ def write(
         OutputError: The folder is in use or cannot be written.
     """
     by_split: dict[str, list[Sample]] = {}
-    for sample in sorted(map(tar_format.storable, samples), key=lambda sample: sample.key):
+    for sample in sorted(map(storable, samples), key=lambda sample: sample.key):
         by_split.setdefault(sample.split, []).append(sample)
     totals = ShardTotals(contract)
     with files.only_writer(out):

@@ -17,7 +17,6 @@ import re
 import struct
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,39 +42,10 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 # Fits the first-level cache of common processors; 16 to 128 KiB differ by less than 1 % in bytes and speed.
 _BLOCK_BYTES = 32_768
 _BLOSC = struct.Struct("<4xI4xI")  # nbytes and cbytes of a Blosc1 header
-_STORED = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4", "int32": "<i4"}
+STORED = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4", "int32": "<i4"}
 
 
 # --- arrays <-> bytes ----------------------------------------------------------------------
-
-
-def storable(sample: Sample) -> Sample:
-    """Return the sample with every array in a type that shards store.
-
-    Other types are narrowed where no value changes: integers to the first of uint8, uint16 and int32 that represents
-    all of them, floats to float32.
-
-    Raises:
-        SourceError: An array has values that none of these types represents.
-    """
-    arrays = {name: _narrowed(sample.key, name, array) for name, array in sample.arrays.items()}
-    return replace(sample, arrays=arrays)
-
-
-def _narrowed(key: str, name: str, array: Array) -> Array:
-    if array.dtype.name in _STORED:
-        return array
-    # An image keeps at least 16 bits, so that the samples of a dataset do not differ in type by chance.
-    smallest = ("uint16", "int32") if name in IMAGES else ("uint8", "uint16", "int32")
-    for dtype in {"f": ("float32",), "i": smallest, "u": smallest, "b": ("uint8",)}.get(array.dtype.kind, ()):
-        with np.errstate(over="ignore"):
-            stored = array.astype(dtype)
-        if np.array_equal(stored, array, equal_nan=array.dtype.kind == "f"):
-            return stored
-    raise SourceError(
-        f"sample '{key}': {name} is {array.dtype} with values that no type of shards ({', '.join(_STORED)}) "
-        "represents; convert it"
-    )
 
 
 def encode(array: Array, codec: Codec, effort: Effort = "quick") -> bytes:
@@ -89,9 +59,9 @@ def encode(array: Array, codec: Codec, effort: Effort = "quick") -> bytes:
     Raises:
         SourceError: The format does not store the dtype.
     """
-    if array.dtype.name not in _STORED:
-        raise SourceError(f"array of dtype {array.dtype}: shards store {', '.join(_STORED)}")
-    stored = np.ascontiguousarray(array, dtype=_STORED[array.dtype.name])
+    if array.dtype.name not in STORED:
+        raise SourceError(f"array of dtype {array.dtype}: shards store {', '.join(STORED)}")
+    stored = np.ascontiguousarray(array, dtype=STORED[array.dtype.name])
     if codec == "npy":
         # Version 1.0 explicitly: the default depends on the installed NumPy.
         buffer = io.BytesIO()
@@ -129,7 +99,7 @@ def decode(
         SourceError: The bytes are damaged or do not hold exactly `shape` x `dtype`.
     """
     try:
-        target: Array = np.empty(tuple(shape), _STORED[dtype]) if out is None else out
+        target: Array = np.empty(tuple(shape), STORED[dtype]) if out is None else out
         if codec == "npy":
             target[...] = _from_npy(buffer, target)
             return target
@@ -181,7 +151,7 @@ def decode_member(key: str, data: bytes) -> Array | None:
         axes = data[-1]
         shape = struct.unpack_from(f"<{axes}I", data, size)
         dtype = data[size + 4 * axes : -1].decode("ascii")
-        name = {stored: name for name, stored in _STORED.items()}[dtype]
+        name = {stored: name for name, stored in STORED.items()}[dtype]
     except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
         raise SourceError(f"member {key}: no shape after the chunk in its {len(data)} bytes: {error!r}") from None
     if math.prod(shape) * np.dtype(dtype).itemsize != struct.unpack_from("<I", data, 4)[0]:
@@ -191,7 +161,7 @@ def decode_member(key: str, data: bytes) -> Array | None:
 
 def _trailer(array: Array) -> bytes:
     """Return shape and dtype for `decode_member`: sizes as uint32, three letters of dtype, number of sizes."""
-    return struct.pack(f"<{array.ndim}I3sB", *array.shape, _STORED[array.dtype.name].encode(), array.ndim)
+    return struct.pack(f"<{array.ndim}I3sB", *array.shape, STORED[array.dtype.name].encode(), array.ndim)
 
 
 def _from_npy(buffer: bytes | memoryview, expected: Array) -> Array:
@@ -216,7 +186,7 @@ def sample_hash(sample: Sample) -> str:
     """
     digest = hashlib.sha256()
     for name, array in sorted(sample.arrays.items()):
-        stored = np.ascontiguousarray(array, dtype=_STORED[array.dtype.name])
+        stored = np.ascontiguousarray(array, dtype=STORED[array.dtype.name])
         digest.update(files.canonical_json([name, array.dtype.name, array.shape]))
         digest.update(stored.data)
     digest.update(files.canonical_json([sample.key, sample.split, sample.meta]))
@@ -413,8 +383,8 @@ def check_size(shape: Sequence[int], dtype: str, size: int) -> None:
     Raises:
         SourceError: The dtype is none of the format's, or the array has more bytes than compression could explain.
     """
-    if dtype not in _STORED:
-        raise SourceError(f"dtype {dtype!r:.40}: shards store {', '.join(_STORED)}")
+    if dtype not in STORED:
+        raise SourceError(f"dtype {dtype!r:.40}: shards store {', '.join(STORED)}")
     stored = math.prod(shape) * np.dtype(dtype).itemsize
     if min(shape, default=0) < 1 or stored > LARGEST_RATIO * size:
         raise SourceError(f"shape {tuple(shape)} of {dtype} cannot be in {size} bytes")
