@@ -56,7 +56,7 @@ def test_verify_drift_and_audit_report_differences_alike(
     assert run("verify", str(tmp_path)) == code
 
     monkeypatch.setattr("sgdata.scenes.lock.read", lambda path: path)
-    monkeypatch.setattr("sgdata.scenes.coverage.drift", lambda lock, where: ["S2A: vanished"] * findings)
+    monkeypatch.setattr("sgdata.scenes.coverage.drift", lambda lock, where, **options: ["S2A: vanished"] * findings)
     assert run("drift", str(tmp_path)) == code
 
     check = Check(name="readable", state="finding" if findings else "pass", told="", figures={}, where=())
