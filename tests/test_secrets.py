@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import served
+import synthetic_shards
 from served import Files
 from stac_wrap import Wrapped, wrap
+from test_segment import TINY
 
 from sgdata import files, urls
 from sgmodel.data import loader, tar_source
@@ -29,10 +31,10 @@ def clean(text: str) -> bool:
     return not any(canary in text for canary in CANARIES.values())
 
 
-def command(home: Path, *words: str, codes: tuple[int, ...] = (0, 3)) -> None:
+def command(home: Path, *words: str, codes: tuple[int, ...] = (0, 3), package: str = "sgdata") -> None:
     """Run a command; its messages are kept beside the outputs, which are searched in the end."""
     done = subprocess.run(
-        [sys.executable, "-m", "sgdata.cli", *words], cwd=home, capture_output=True, text=True, check=False
+        [sys.executable, "-m", f"{package}.cli", *words], cwd=home, capture_output=True, text=True, check=False
     )
     assert done.returncode in codes, done.stderr
     with (home / "messages.txt").open("a") as log:
@@ -60,6 +62,15 @@ def sign(folder: Path, url: str) -> None:
             asset["href"] = f"{url}/{place}?st=2024-01-01&se=2024-01-02&sp=rl&sig=CANARYsig%3D"
         item["assets"]["product_metadata"] = {"href": f"{url}/absent.xml?X-Amz-Signature=CANARYsig"}
         path.write_text(json.dumps(item))
+
+
+def nothing_leaked(home: Path) -> None:
+    for path in home.rglob("*"):
+        assert clean(str(path))
+        if path.is_file():
+            content = path.read_bytes()
+            for canary in CANARIES.values():
+                assert canary.encode() not in content, path
 
 
 @pytest.mark.slow
@@ -97,15 +108,24 @@ def test_no_secret_reaches_a_file_or_a_message(tmp_path: Path) -> None:
         folder = tar_source.mirror(address, home / "cache", cache_gb=0.01)
         assert len(loader.Samples(folder, "train", ("image",))) > 0
         assert all("sig=CANARYsig" in path for path in server.asked)
-    for path in home.rglob("*"):
-        assert clean(str(path))
-        if path.is_file():
-            content = path.read_bytes()
-            for canary in CANARIES.values():
-                assert canary.encode() not in content, path
+    nothing_leaked(home)
     assert "S2A_32UPU" in (home / "build" / files.LOCK).read_text()
     assert (home / "build" / files.SUMS).is_file()
     assert "nowhere.example" in (home / "build" / files.RECIPE).read_text()
+
+
+def test_a_training_over_http_keeps_its_password_to_itself(tmp_path: Path) -> None:
+    home, shards = tmp_path / "home", synthetic_shards.write(tmp_path / "shards", train=6, val=3)
+    home.mkdir()
+    sets = [word for text in TINY for word in ("--set", text)]
+    with served.serving(shards) as server:
+        address = server.url.replace("://", "://CANARYuser:CANARYpw@") + "?sig=CANARYsig"
+        words = ("segment", "segment-demo-tiny", "--shards", address, "--cache", "cache", "--threads", "1", *sets)
+        command(home, *words, "--out", "run", package="sgmodel")
+        assert all("sig=CANARYsig" in path for path in server.asked)
+    command(home, *words, "--out", "dead", package="sgmodel", codes=(2,))  # the server is gone
+    assert (home / "run" / files.SUMS).is_file()
+    nothing_leaked(home)
 
 
 @pytest.mark.parametrize("text", ["https://u:CANARYpw@h/x", "https://h/x?sig=CANARYsig"])
