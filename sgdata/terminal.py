@@ -20,7 +20,7 @@ _ESCAPED = {
 
 
 def clean(text: str) -> str:
-    """Return a text with control characters escaped, such as `\\x1b`, and without the secrets of addresses."""
+    """Return a text with control characters escaped and without the secrets of addresses."""
     return urls.redact(text).translate(_ESCAPED)
 
 

@@ -82,6 +82,8 @@ def stream(count: int, batch: int, *, seed: int, first: int, last: int) -> Itera
         count: Number of samples.
         batch: Number of samples in a global batch.
         seed: Seed of the order of each epoch.
+        first: First step.
+        last: Step to stop before.
     """
 
     def epoch(number: int) -> BatchIndices:
@@ -274,6 +276,8 @@ class Samples:
         Args:
             batch: Number of samples in a global batch.
             seed: Seed of the order of each epoch.
+            first: First step.
+            last: Step to stop before.
         """
         return stream(len(self), batch, seed=seed, first=first, last=last)
 
