@@ -18,6 +18,7 @@ from sgdata.errors import SettingError, SourceError
 from sgdata.shards import finish, tar_format
 from sgdata.types import Codec
 from sgmodel.data import loader as data_loader
+from sgmodel.data import subset
 
 
 @pytest.fixture(scope="module")
@@ -186,13 +187,13 @@ def test_a_fraction_can_be_recomputed_from_its_definition(folder: Path) -> None:
 
 def test_fractions_are_nested_and_differ_by_seed() -> None:
     keys = [f"key-{n}" for n in range(200)]
-    small, large = (set(data_loader.subset(keys, share, seed=1)) for share in (0.1, 0.5))
+    small, large = (set(subset.subset(keys, share, seed=1)) for share in (0.1, 0.5))
     assert (len(small), len(large)) == (20, 100)
     assert small < large
-    assert small != set(data_loader.subset(keys, 0.1, seed=2))
-    backwards = data_loader.subset(keys[::-1], 0.1, seed=1)
+    assert small != set(subset.subset(keys, 0.1, seed=2))
+    backwards = subset.subset(keys[::-1], 0.1, seed=1)
     assert {keys[::-1][row] for row in backwards} == {keys[row] for row in small}
-    assert len(data_loader.subset(keys, 0.001, seed=1)) == 1
+    assert len(subset.subset(keys, 0.001, seed=1)) == 1
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])

@@ -7,7 +7,6 @@ and a dataset smaller than a batch needs no special case. Values keep their stor
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from sgdata.errors import SettingError, SourceError
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Codec, Contract
 from sgmodel.data import seeded_random, tar_source, upsample
+from sgmodel.data.subset import subset
 
 AHEAD = 2
 """Batches decoded while one is in use."""
@@ -117,27 +117,6 @@ def in_order(count: int, batch: int) -> Iterator[BatchIndices]:
     for start in range(0, count, batch):
         samples = np.arange(start, min(start + batch, count))
         yield BatchIndices(samples=samples, epoch=np.zeros_like(samples))
-
-
-def subset(keys: Sequence[str], fraction: float, *, seed: int) -> list[int]:
-    """Return the indices of a fraction of the samples: those whose SHA-256 of "<seed>:<key>" is lowest.
-
-    The selection can be recomputed in any language, a smaller fraction is a subset of every larger one, and it does not
-    depend on the order of the files. The number of samples is rounded half up and at least 1.
-
-    Args:
-        keys: Key of each sample.
-        fraction: Share of the samples to select, above 0 and at most 1.
-        seed: Seed that selects this share.
-
-    Raises:
-        SettingError: `fraction` is not in (0, 1].
-    """
-    if not 0 < fraction <= 1:
-        raise SettingError(f"training.fraction is {fraction}: expected a share of the samples, above 0 and at most 1")
-    digests = [hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in keys]
-    count = max(1, int(fraction * len(keys) + 0.5))
-    return sorted(sorted(range(len(keys)), key=digests.__getitem__)[:count])
 
 
 def rank_part(batch: BatchIndices, *, rank: int, world: int) -> BatchIndices:

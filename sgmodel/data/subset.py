@@ -1,0 +1,29 @@
+"""Choose a part of the samples by their keys, the same part for any order of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from sgdata.errors import SettingError
+
+
+def subset(keys: Sequence[str], fraction: float, *, seed: int) -> list[int]:
+    """Return the indices of a fraction of the samples: those whose SHA-256 of "<seed>:<key>" is lowest.
+
+    The selection can be recomputed in any language, a smaller fraction is a subset of every larger one, and it does not
+    depend on the order of the files. The number of samples is rounded half up and at least 1.
+
+    Args:
+        keys: Key of each sample.
+        fraction: Share of the samples to select, above 0 and at most 1.
+        seed: Seed that selects this share.
+
+    Raises:
+        SettingError: `fraction` is not in (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise SettingError(f"training.fraction is {fraction}: expected a share of the samples, above 0 and at most 1")
+    digests = [hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in keys]
+    count = max(1, int(fraction * len(keys) + 0.5))
+    return sorted(sorted(range(len(keys)), key=digests.__getitem__)[:count])
