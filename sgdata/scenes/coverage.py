@@ -265,7 +265,7 @@ def drift(planned: Lock, where: str, *, allow_private_hosts: bool = False) -> li
 
     Raises:
         ServiceError: the catalogue cannot be reached after several retries.
-        SourceError: no item has what is needed.
+        SourceError: no item has what is needed, or two different items have one id.
         SettingError: no scene matches, or an item to leave out does not exist.
     """
     query = search.Query(

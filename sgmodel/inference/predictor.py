@@ -58,7 +58,7 @@ class Predictor:
         """Predict class probabilities or embeddings of tiles as stored.
 
         Args:
-            tiles: (N, dates x C, S, S) stored pixels; the bands of the first of two dates come first.
+            tiles: (N, dates x C, S, S) pixels in stored units, in the bands of the model, the first date first.
 
         Returns:
             (N, K, s, s) float32: the probability of each of K classes, or embeddings of width K. s is 1 for the classes
