@@ -40,6 +40,8 @@ VRT_SOURCES = Limit(10_000, "sources", "a mosaic of all Sentinel-2 tiles of a co
 VRT_NESTING = Limit(4, "VRTs inside each other", "a mosaic of stacks has 2")
 VRT_BYTES = Limit(2**26, "bytes", "10,000 sources take some 5e6")
 
+VECTOR_BYTES = Limit(2**28, "bytes", "outlines of all countries of the world take some 1e7")
+
 # --- documents -----------------------------------------------------------------------------
 
 DOCUMENT_BYTES = Limit(2**26, "bytes", "a page of 100 STAC items has some 3e6, an outline of a country 2e7")

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
 import requests
+import shapely
 from rasterio.transform import from_origin
 from served import Files, Quiet
 from test_layers import MODULES
@@ -21,7 +23,7 @@ from sgdata import access, web
 from sgdata.access import Access, access_of, admit, check_host
 from sgdata.errors import SourceError
 from sgdata.limits import DOCUMENT_BYTES, Limit
-from sgdata.rasters import geotiff
+from sgdata.rasters import geotiff, vectors
 
 # --- one place for every reader ------------------------------------------------------------
 
@@ -31,7 +33,8 @@ OPENERS: dict[str, tuple[str, ...]] = {
     "requests.Session": ("sgdata.web",),
     **dict.fromkeys(("requests.get", "requests.post", "requests.request", "requests.head"), ()),
     **dict.fromkeys(("urllib.request.urlopen", "urlopen", "urllib.request.urlretrieve", "urlretrieve"), ()),
-    **dict.fromkeys(("pyogrio.read_dataframe", "pyogrio.read_info", "geopandas.read_file", "fiona.open"), ()),
+    **dict.fromkeys(("pyogrio.read_dataframe", "pyogrio.read_info"), ("sgdata.rasters.vectors",)),
+    **dict.fromkeys(("geopandas.read_file", "fiona.open", "shapely.from_geojson"), ("sgdata.rasters.vectors",)),
     **dict.fromkeys(("httpx.get", "httpx.Client", "http.client.HTTPConnection", "MemoryFile"), ()),
 }
 """Calls that open a raster, a vector file or a connection, and the modules that may contain them."""
@@ -297,3 +300,41 @@ def test_sidecars_are_not_followed(tmp_path: Path) -> None:
         assert "x" not in dataset.tags()
         assert dataset.overviews(1) == []
         assert [flag.name for flag in dataset.mask_flag_enums[0]] == ["all_valid"]
+
+
+# --- areas ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"), [("GPKG", "a.gpkg"), ("ESRI Shapefile", "a.shp"), ("KML", "a.kml"), ("", "a.parquet")]
+)
+def test_areas_come_from_the_formats_of_the_list_in_degrees(driver: str, name: str, tmp_path: Path) -> None:
+    frame = geopandas.GeoDataFrame(geometry=[shapely.box(11.0, 48.0, 11.1, 48.1)], crs="EPSG:4326")
+    path = tmp_path / name
+    if driver:
+        frame.to_file(path, driver=driver)
+    else:
+        frame.to_crs(32632).to_parquet(path)
+    (geometry,) = vectors.read_geometries(path)
+    assert np.allclose(geometry.bounds, (11.0, 48.0, 11.1, 48.1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<OGRVRTDataSource><OGRVRTLayer name='a'><SrcDataSource>/etc/passwd</SrcDataSource></OGRVRTLayer>",
+        b"id,wkt\n1,POINT(1 2)\n",
+        b"<!DOCTYPE kml [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><kml>&x;</kml>",
+        b"PAR1 and no more",
+        b"SQLite format 3\0" + bytes(52) + b"GPKG" + bytes(100),
+        b"\0\0\x27\x0a",
+        b'{"type": "Topology"}',
+        b"",
+    ],
+)
+def test_areas_in_anything_else_are_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.shp"
+    path.write_bytes(content)
+    with pytest.raises(SourceError) as caught:
+        vectors.read_geometries(path)
+    assert "\n" not in str(caught.value)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata.errors import SettingError
+from sgdata.errors import SettingError, SourceError
 from sgdata.rasters import grid
 from sgdata.sentinel2 import MSI
 from sgdata.types import Bounds, Grid
@@ -69,13 +69,17 @@ def in_degrees(lattice: Grid) -> Bounds:
 
 
 def corners(path: Path) -> list[tuple[float, float]]:
-    """Return (longitude, latitude) of all vertices in a GeoJSON file. Raises SettingError."""
+    """Return (longitude, latitude) of all vertices in a vector file. Raises SettingError."""
     import shapely
 
+    from sgdata.rasters import vectors
+
     try:
-        vertices = [(float(x), float(y)) for x, y in shapely.get_coordinates(shapely.from_geojson(path.read_bytes()))]
-    except (OSError, ValueError, shapely.GEOSException) as error:
+        vertices = [(float(x), float(y)) for x, y in shapely.get_coordinates(vectors.read_geometries(path))]
+    except OSError as error:
         raise SettingError(f"{path}: cannot be read as GeoJSON: {error}; expected a polygon in WGS84") from None
+    except SourceError as error:
+        raise SettingError(f"{error}; expected a polygon in WGS84") from None
     if len(vertices) < 3 or not all(abs(x) <= 180 and abs(y) <= 90 for x, y in vertices):
         raise SettingError(f"{path}: holds {len(vertices)} vertices in degrees; expected a polygon in WGS84")
     return vertices
