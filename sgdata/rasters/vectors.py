@@ -58,7 +58,7 @@ def _kind(path: Path) -> str | None:
 def _read_frame(path: Path, kind: str) -> Any:
     """Read the geometries of a format with a CRS of its own. Raises SourceError."""
     import geopandas
-    import pyogrio
+    import pyogrio  # type: ignore[import-untyped]
 
     try:
         if kind == "Parquet":
