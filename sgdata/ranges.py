@@ -23,12 +23,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "year_factor": (0, 1000), "cloud_m": (0.1, 100_000), "haze_dn": (0.1, 65_535), "weights": (0, 10**6),
     # The sides of patches and blocks are pixels; a raster of 2**31 pixels a side exists nowhere.
     "size": (1, 65_536), "stride": (1, 65_536), "block_px": (0, 2**31), "gap_px": (0, 2**31),
-    "val_share": _SHARE, "test_share": _SHARE, "supersample": (1, 32), "gsd_m": (1e-6, 100_000),
+    "val_share": _SHARE, "test_share": _SHARE, "max_unusable_share": _SHARE,
+    "supersample": (1, 32), "gsd_m": (1e-6, 100_000),
     # The cap of a shard is 1 TB.
     "shard_mb": (1, 2**20),
     # Training.
-    "seed": _SEED, "fraction_seed": _SEED, "epochs": (1e-9, 10**6), "batch": _COUNT, "accumulate": _COUNT,
-    "log_every": _COUNT, "evaluate_every": _COUNT_OR_NONE, "picture_every": (0, 10**9), "lr": (0, 10**6),
+    "seed": _SEED, "fraction_seed": _SEED, "epochs": (0, 10**6), "batch": _COUNT, "accumulate": _COUNT,
+    "log_every": _COUNT, "evaluate_every": _COUNT_OR_NONE, "picture_every": (0, 10**9), "lr": (0, 1e38),
     "warmup_epochs": (0, 10**6), "weight_decay": (0, 10**6), "clip_norm": (0, 10**9), "unchanged_factor": (0, 10**9),
     "weight_token": (0, 10**9), "weight_spectral": (0, 10**9), "flops_per_s": (1, 10**21), "start_s": (0, 10**9),
 }  # fmt: skip

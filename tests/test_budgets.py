@@ -15,9 +15,9 @@ INSTRUMENT = ("simulation", "demo")
 LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER}
 
 # Code lines, without blank lines, comments and docstrings. A budget only falls, or rises by what a feature adds: the
-# changelog says how many lines. Before the packages were ordered by stage they were 8,713, 5,377 and 1,944; plain loops,
-# option help and the checks of foreign data are what came on top, and 8,300, 5,000 and 1,950 remain the target.
-BUDGETS = {"sgdata": 10_900, "sgmodel": 6_200, "simulation and demo": 1_955}
+# changelog says how many lines. Before the packages were ordered by stage they were 8,713, 5,377 and 1,944; plain
+# loops, option help and the checks of foreign data came on top, and 8,300, 5,000 and 1,950 remain the target.
+BUDGETS = {"sgdata": 10_950, "sgmodel": 6_200, "simulation and demo": 1_955}
 # Modules that an edit to a module can reach in the mean, itself included; the target is 8.
 EDIT_REACH = 19.0
 
@@ -50,5 +50,5 @@ def test_code_lines_stay_inside_the_budget(name: str) -> None:
 
 
 def test_an_edit_reaches_few_modules() -> None:
-    mean = sum(len(reach(module, inside_functions=True)) for module in MODULES) / len(MODULES)
+    mean = sum(len(reach(module, every=True)) for module in MODULES) / len(MODULES)
     assert mean <= EDIT_REACH, f"a module reaches {mean:.2f} modules on average, function-level imports counted"

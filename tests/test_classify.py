@@ -193,7 +193,9 @@ def test_settings_that_nothing_would_read_are_refused(several: Path, tmp_path: P
 
 
 def test_a_head_of_other_classes_is_refused(single: Path, several: Path, whole: Path, tmp_path: Path) -> None:
-    space = dataclasses.replace(scene_contract(16).label_space, name="toy-3", ids=(0, 1, 2), names=("a", "b", "c"))
+    space = dataclasses.replace(
+        scene_contract(16).label_space, name="toy-3", ids=(0, 1, 2), names=("a", "b", "c"), colours=()
+    )
     made = [scene(4 * n + n % 3, "train" if n < 4 else "val", 16) for n in range(6)]
     finish.write(made, tmp_path / "shards", contract=dataclasses.replace(scene_contract(16), label_space=space))
     start = run_paths_for(tmp_path / "shards", tmp_path / "run", weights=whole / "checkpoint-last")

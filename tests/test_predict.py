@@ -514,7 +514,7 @@ def test_names_of_bands_may_have_spaces(tmp_path: Path, weights: Path) -> None:
 def test_settings_that_run_nothing(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = geotiff(tmp_path / "scene.tif", pixels(20, 20))
     where = ("--input", path, "--weights", weights, "--out", tmp_path / "out", "--level", "L2A")
-    assert "batch is 0: expected 1 or more" in refused(capsys, *where, "--set", "batch=0")
+    assert "'batch' is 0: expected 1 to" in refused(capsys, *where, "--set", "batch=0")
     assert "--threads is 0: expected 1 or more" in refused(capsys, *where, "--threads", "0")
 
 

@@ -78,6 +78,7 @@ def test_a_run_leaves_everything_in_its_folder(whole: Path) -> None:
     named = {line.split("  ")[1] for line in sums.splitlines()}
     assert named == {
         *("recipe.toml", "contract.json", "metrics.jsonl", "results.json", "card.md", "pictures/step-000009.png"),
+        *(f"checkpoint-{kind}/SHA256SUMS" for kind in ("last", "best")),
         *(f"checkpoint-last/{name}" for name in ("card.json", "model.safetensors")),
         *(f"checkpoint-last/{name}" for name in ("training.json", "training.safetensors")),
         *(f"checkpoint-best/{name}" for name in ("card.json", "model.safetensors", "figures.json")),

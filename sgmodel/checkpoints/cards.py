@@ -25,8 +25,10 @@ from sgmodel.models import heads, mae, specs, upernet
 from sgmodel.models.factory import ModelRecipe
 
 FORMAT = 2
-LARGEST_SIZE, LARGEST_DEPTH = 8192, 256
-"""Sizes in a card beyond which it is damaged: of the models here, the huge one has a width of 1280 and 32 blocks."""
+# Sizes in a card beyond which it is damaged: of the models here, the huge one has a width of 1280 and 32 blocks, and
+# MoCo compares with a queue of 65,536 views (He et al., CVPR 2020).
+LARGEST_SIZE = 8192
+LARGEST = {"depth": 256, "queue": 2**20}
 log = logging.getLogger("sgdata.model")
 
 
@@ -98,7 +100,7 @@ def _check_sizes(card: Card, path: Path) -> None:
             pending += value.items()
         elif isinstance(value, list):
             pending += [(name, item) for item in value]
-        elif isinstance(value, int) and not 0 <= value <= (LARGEST_DEPTH if "depth" in name else LARGEST_SIZE):
+        elif isinstance(value, int) and not 0 <= value <= LARGEST.get(name, LARGEST_SIZE):
             raise SourceError(f"{path}: the card gives {name} = {value}, no size of a model; save the model again")
 
 
