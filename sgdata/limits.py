@@ -33,6 +33,7 @@ RASTER_PIXELS = Limit(2**34, "pixels", "a country at 10 m has 4e9, a Sentinel-2 
 RASTER_BANDS = Limit(2**10, "bands", "Sentinel-2 has 13, hyperspectral sensors some 300")
 BLOCK_BYTES = Limit(2**28, "bytes in one block", "blocks of COGs have 2**20, whole bands of a tile in one strip 2.4e8")
 IMAGE_VALUES = Limit(2**25, "values", "the largest image of any dataset has 3e6")
+IMAGE_PAGES = Limit(2**12, "pages", "an image written as one page per row has some 1000")
 IMAGE_STRIPS = Limit(2**16, "strips", "images of datasets have at most one strip per row, some 2000")
 PIXEL_SIZE_M = Limit(10_000, "metres per pixel", "bands of Sentinel-2 have 10 to 60 m, angle grids 5000 m")
 PIXELS_PER_M = Limit(4, "pixels per metre", "no satellite image has finer pixels than 0.25 m")

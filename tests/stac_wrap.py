@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,9 @@ def _asset(folder: Path, name: str, scene: Wrapped) -> dict[str, Any]:
 def decimated_scene(real: Path, folder: Path) -> Path:
     """Return the Earth Search item 29RKH with its own files, with 100/200/600 m pixels instead of 10/20/60.
 
-    Its assets refer to the original files; `proj:*` is rewritten from the files.
+    Its assets are copies, since a catalogue names files in its own folder only; `proj:*` is rewritten from them.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     home = real / "s2_scene_29RKH_stac" / "S2A_29RKH_20200219_0_L2A"
     item = json.loads((home / f"{home.name}.json").read_text())
     kept = {}
@@ -121,9 +123,8 @@ def decimated_scene(real: Path, folder: Path) -> Path:
         if key in item["assets"] and path.exists():
             with rasterio.open(path) as dataset:
                 projection = {"proj:shape": list(dataset.shape), "proj:transform": list(dataset.transform)[:6]}
-            kept[key] = item["assets"][key] | projection | {"href": str(path)}
+            kept[key] = item["assets"][key] | projection | {"href": shutil.copy(path, folder)}
     item |= {"assets": kept, "links": []}
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": [item]}))
     return folder / "items.json"
 

@@ -285,11 +285,11 @@ def test_a_killed_build_resumes_where_it_stopped(
     opened, real_open = [], geotiff.opened
     computed, real_tile = [], tiles.read_stack
 
-    def dying(href: str) -> Any:
+    def dying(href: str, **options: Any) -> Any:
         opened.append(href)
         if len(opened) == 20:
             raise KeyboardInterrupt
-        return real_open(href)
+        return real_open(href, **options)
 
     def dying_too(*arguments: Any) -> Any:
         computed.append(1)

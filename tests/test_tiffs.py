@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,17 @@ def test_every_real_file_reads_as_rasterio_reads_it(real: Path) -> None:
             assert picture.place.epsg == held.crs.to_epsg()
             np.testing.assert_allclose(picture.place.transform, tuple(held.transform)[:6], rtol=1e-14)
     assert quick == len(paths) - 1  # fMoW's are deflated
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_pages_in_a_circle_are_refused(order: str) -> None:
+    cube = np.moveaxis(PIXELS, 0, -1)
+    content = bytearray(written(cube, planarconfig="contig", compression="deflate", metadata=None, byteorder=order))
+    first = struct.unpack_from(f"{order}I", content, 4)[0]
+    entries = struct.unpack_from(f"{order}H", content, first)[0]
+    struct.pack_into(f"{order}I", content, first + 2 + 12 * entries, first)
+    with pytest.raises(SourceError, match="in a circle"):
+        small_tiff.read(bytes(content))
 
 
 @pytest.mark.filterwarnings("ignore")  # tifffile may warn on damage before it raises

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sgdata.errors import SourceError
-from sgdata.limits import IMAGE_STRIPS, IMAGE_VALUES
+from sgdata.limits import IMAGE_PAGES, IMAGE_STRIPS, IMAGE_VALUES
 from sgdata.types import Array, Bounds
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES, _COUNTS, _PLANAR = 256, 257, 258, 259, 273, 277, 279, 284
@@ -53,6 +53,7 @@ def read(content: bytes) -> Picture:
     plain = _plain(content)
     if plain is not None:
         return plain
+    _check_pages(content)
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs damage to stderr as well as raising
@@ -69,6 +70,27 @@ def read(content: bytes) -> Picture:
     except Exception as error:  # damaged bytes make tifffile raise errors of many types
         raise SourceError(f"not a readable TIFF: {type(error).__name__}: {error!s:.120}") from None
     return Picture(pixels=np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")), place=place)
+
+
+def _check_pages(content: bytes) -> None:
+    """Follow the chain of pages, which tifffile follows without end where it is a circle. Raises SourceError."""
+    order = {b"II": "<", b"MM": ">"}.get(content[:2], "<")
+    bigtiff = content[2:4] in (b"\x2b\x00", b"\x00\x2b")
+    # TIFF 6.0, section 2: a count of entries, the entries, then the offset of the next page; BigTIFF has wider ones.
+    start, count, entry_bytes, link = (8, "Q", 20, "Q") if bigtiff else (4, "H", 12, "I")
+    seen: set[int] = set()
+    try:
+        (page,) = struct.unpack_from(f"{order}{link}", content, start)
+        while page:
+            if page in seen:
+                raise SourceError(f"TIFF has {len(seen)} pages that follow each other in a circle, expected an end")
+            seen.add(page)
+            IMAGE_PAGES.check(len(seen), "TIFF claims")
+            (entries,) = struct.unpack_from(f"{order}{count}", content, page)
+            end = page + struct.calcsize(f"{order}{count}") + entry_bytes * entries
+            (page,) = struct.unpack_from(f"{order}{link}", content, end)
+    except (struct.error, OverflowError):  # cut short: tifffile reads the pages that are there, or says what is wrong
+        return
 
 
 def _check_declared(series: Any, size: int) -> None:
@@ -101,6 +123,8 @@ def _plain(content: bytes) -> Picture | None:
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(content[:4])
     try:
         tags = _tags(content, order) if order else None
+        if tags is not None and not all(tags.values()):  # a tag without a value
+            return None
         place = _place(tags or {})
     except (struct.error, IndexError, ValueError, TypeError):  # cut short or damaged: the general way tells how
         return None
