@@ -21,7 +21,7 @@ REQUIRED = {
         "LICENSES/files.tsv",
         "stac/collection.json",
     ),
-    files.LEDGER: ("ledger.md", "page/index.html"),
+    files.LEDGER: ("ledger.md",),
     files.METRICS: (
         *(
             files.RECIPE,
