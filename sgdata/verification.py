@@ -103,7 +103,7 @@ def compare(folder: Path, trusted: str) -> list[str]:
 
     Raises:
         OutputError: A list is missing or malformed.
-        SettingError: `trusted` is none of these.
+        SettingError: `trusted` has another form.
     """
     expected = files.read_sums(folder)
     path = Path(trusted)

@@ -134,8 +134,8 @@ def test_items_are_left_out_by_id_and_named_in_the_lock(tmp_path: Path, recipe: 
     held = lock.read(out)
     assert [item.scene.id for item in held.items] == [scenes[1].id]
     assert {d.id for d in held.dropped} == {twin.id, scenes[0].id}
-    with pytest.raises(SettingError, match="leave_out: nobody is none of the 3 items found"):
-        pipeline.plan(replace(recipe, leave_out=("nobody",)), places)
+    with pytest.raises(SettingError, match="leave_out: absent is not among the 3 items found"):
+        pipeline.plan(replace(recipe, leave_out=("absent",)), places)
 
 
 def test_a_patch_larger_than_the_area_is_refused_by_the_plan(tmp_path: Path, recipe: BuildRecipe) -> None:

@@ -61,7 +61,7 @@ def read(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> ClassTabl
 
 
 def _shipped(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> ClassTable | None:
-    """Return a class table of the package, None if `name` is none of them."""
+    """Return the class table of the package called `name`, or None if there is no such table."""
     rows = catalog.table(TAG_TABLE)
     if name == "segmunich-osm":
         codes = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}

@@ -112,7 +112,7 @@ def _check_source(name: Path, path: Path, outer: tuple[Path, ...]) -> None:
         with open_with(str(name.resolve()), drivers) as dataset:
             check_declared(dataset, str(name))
     except RasterioError:
-        raise SourceError(f"{path}: names {name}, which is none of {', '.join(drivers)}; leave it out") from None
+        raise SourceError(f"{path}: source {name} is not {' or '.join(drivers)}; remove it") from None
 
 
 class _WithoutDoctype(ET.TreeBuilder):

@@ -34,7 +34,7 @@ def read_geometries(path: Path) -> Any:
         except (ValueError, shapely.GEOSException) as error:
             raise SourceError(f"{path}: cannot be read as GeoJSON: {error!s:.120}") from None
     if kind is None:
-        raise SourceError(f"{path}: is none of {', '.join(opening.DRIVERS['area'])}; write it as GeoJSON in WGS84")
+        raise SourceError(f"{path}: expected one of {', '.join(opening.DRIVERS['area'])}; convert it to GeoJSON")
     limits.VECTOR_BYTES.check(path.stat().st_size, str(path))
     return _read_frame(path, kind)
 

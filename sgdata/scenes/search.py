@@ -83,7 +83,7 @@ def search(
         )
     if unknown := [name for name in query.leave_out if name not in matching]:
         raise SettingError(
-            f"leave_out: {unknown[0]} is none of the {len(matching)} items found in {where}; correct its id"
+            f"leave_out: {unknown[0]} is not among the {len(matching)} items found in {where}; correct the id"
         )
     # Before twins are dropped, so that the other one of two is taken. Excluded items are not validated.
     left_out = tuple(Dropped(id=name, reason=LEFT_OUT) for name in query.leave_out if matching.pop(name))

@@ -381,7 +381,7 @@ def check_size(shape: Sequence[int], dtype: str, size: int) -> None:
     """Refuse an array that cannot be in a member of `size` bytes, before memory is taken for it.
 
     Raises:
-        SourceError: The dtype is none of the format's, or the array has more bytes than compression could explain.
+        SourceError: Unsupported dtype, or an array with more bytes than compression could explain.
     """
     if dtype not in STORED:
         raise SourceError(f"dtype {dtype!r:.40}: shards store {', '.join(STORED)}")

@@ -132,7 +132,7 @@ class Setting(Generic[R]):
 
 
 def ignored_index(space: LabelSpace) -> int:
-    """Return the class index of pixels to ignore, which is none of 0..K-1 whatever their value in the files."""
+    """Return the class index of ignored pixels: outside 0..K-1, whatever value the files use."""
     return max(255, len(space.ids))
 
 
