@@ -23,7 +23,7 @@ import shapely
 from rasterio.transform import Affine
 from rasterio.warp import Resampling, reproject
 
-from sgdata.rasters import grid
+from sgdata.rasters import grids
 from sgdata.scenes import aoi
 from sgdata.simulation import items, plan, traps
 from sgdata.simulation.archive import simulate
@@ -82,7 +82,7 @@ def make(folder: Path, *, dates: int, lacking: int, workers: int = 1, seed: int 
     _write_catalogue(folder / "archive", documents)
     return Archive(
         folder=folder / "archive",
-        area=grid.windowed(granule, AREA),
+        area=grids.windowed(granule, AREA),
         osm=city / "osm" / "city.osm",
         overpass=city / "osm" / "overpass.json",
         ids=tuple(sorted(documents)),
@@ -94,8 +94,8 @@ def make(folder: Path, *, dates: int, lacking: int, workers: int = 1, seed: int 
 def _cut(source: Path, granule: Grid, tile: str, window: Window, home: Path) -> dict[str, Any]:
     """Write the part of a scene that a tile has, and return its item."""
     document: dict[str, Any] = json.loads((source / f"{source.name}.json").read_text())
-    ground = grid.windowed(granule, window)
-    lattice = ground if tile.startswith("32") else traps.next_zone(ground)
+    ground = grids.windowed(granule, window)
+    grid = ground if tile.startswith("32") else traps.next_zone(ground)
     document["id"] = source.name.replace(plan.TILE, tile)
     target = home / document["id"]
     target.mkdir(parents=True)
@@ -103,8 +103,8 @@ def _cut(source: Path, granule: Grid, tile: str, window: Window, home: Path) -> 
         name = asset["href"].removeprefix("./")
         with rasterio.open(source / name) as dataset:
             gsd = int(dataset.transform.a)
-            part = grid.coarser(lattice, gsd // 10)
-            if lattice is ground:
+            part = grids.coarser(grid, gsd // 10)
+            if grid is ground:
                 pixels = dataset.read(1)
                 rows, cols = (slice(s.start * 10 // gsd, s.stop * 10 // gsd) for s in window.slices)
                 pixels = pixels[rows, cols]
@@ -118,19 +118,19 @@ def _cut(source: Path, granule: Grid, tile: str, window: Window, home: Path) -> 
         if "proj:shape" in asset:  # some items of the simulator have lost their projection
             asset |= {"proj:shape": list(part.shape), "proj:transform": list(part.transform)}
     properties = document["properties"]
-    for key, value in (("proj:code", lattice.crs), ("proj:epsg", int(lattice.crs.removeprefix("EPSG:")))):
+    for key, value in (("proj:code", grid.crs), ("proj:epsg", int(grid.crs.removeprefix("EPSG:")))):
         if key in properties:
             properties[key] = value
     properties["s2:mgrs_tile"] = tile
     properties["s2:product_uri"] = properties["s2:product_uri"].replace(plan.TILE, tile)
-    geometry = items.polygon(shapely.box(*lattice.bounds), lattice.crs)
+    geometry = items.polygon(shapely.box(*grid.bounds), grid.crs)
     return document | {"geometry": geometry, "bbox": items.bbox(geometry), "links": []}
 
 
-def _write(path: Path, pixels: Any, lattice: Grid) -> None:
+def _write(path: Path, pixels: Any, grid: Grid) -> None:
     profile: dict[str, Any] = {
-        "driver": "GTiff", "dtype": pixels.dtype, "count": 1, "nodata": 0, "crs": lattice.crs, "tiled": True,
-        "height": pixels.shape[0], "width": pixels.shape[1], "transform": Affine(*lattice.transform),
+        "driver": "GTiff", "dtype": pixels.dtype, "count": 1, "nodata": 0, "crs": grid.crs, "tiled": True,
+        "height": pixels.shape[0], "width": pixels.shape[1], "transform": Affine(*grid.transform),
         "compress": "deflate", "predictor": 2, "blockxsize": 64, "blockysize": 64,
     }  # fmt: skip
     with rasterio.open(path, "w", **profile) as dataset:
@@ -167,9 +167,9 @@ def _write_catalogue(folder: Path, documents: dict[str, dict[str, Any]]) -> None
     (folder / "catalog.json").write_text(json.dumps(root))
 
 
-def in_degrees(lattice: Grid) -> tuple[float, float, float, float]:
+def in_degrees(grid: Grid) -> tuple[float, float, float, float]:
     """Return west, south, east and north of a grid."""
-    return aoi.in_degrees(lattice)
+    return aoi.in_degrees(grid)
 
 
 # --- a proxy that misbehaves ---------------------------------------------------------------

@@ -15,11 +15,11 @@ from sgdata.types import Grid
 MUNICH = Grid(crs="EPSG:32632", origin=(671280.0, 5349540.0), gsd_m=10.0, shape=(2958, 3847))
 
 
-def polygon(path: Path, lattice: Grid, decimals: int) -> Path:
+def polygon(path: Path, grid: Grid, decimals: int) -> Path:
     from pyproj import Transformer
 
-    to_degrees = Transformer.from_crs(lattice.crs, "EPSG:4326", always_xy=True)
-    west, south, east, north = lattice.bounds
+    to_degrees = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
+    west, south, east, north = grid.bounds
     corners = [(west, south), (east, south), (east, north), (west, north), (west, south)]
     ring = [[round(v, decimals) for v in to_degrees.transform(*corner)] for corner in corners]
     feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
@@ -33,8 +33,8 @@ def test_a_grid_is_taken_as_it_is() -> None:
 
 @pytest.mark.parametrize("decimals", [7, 15])
 def test_a_polygon_of_60_m_corners_gives_its_own_grid_back(tmp_path: Path, decimals: int) -> None:
-    lattice = Grid(crs="EPSG:32632", origin=(680040.0, 5340360.0), gsd_m=10.0, shape=(1200, 600))
-    assert aoi.resolve(Area(aoi=str(polygon(tmp_path / "a.geojson", lattice, decimals)))) == lattice
+    grid = Grid(crs="EPSG:32632", origin=(680040.0, 5340360.0), gsd_m=10.0, shape=(1200, 600))
+    assert aoi.resolve(Area(aoi=str(polygon(tmp_path / "a.geojson", grid, decimals)))) == grid
 
 
 @pytest.mark.parametrize(
@@ -46,10 +46,10 @@ def test_a_polygon_of_60_m_corners_gives_its_own_grid_back(tmp_path: Path, decim
     ],
 )
 def test_a_box_is_covered_in_its_zone(bbox: tuple[float, float, float, float], crs: str) -> None:
-    lattice = aoi.resolve(Area(bbox=bbox))
-    assert lattice.crs == crs
-    assert all(edge % 60 == 0 for edge in lattice.bounds)
-    west, south, east, north = aoi.in_degrees(lattice)
+    grid = aoi.resolve(Area(bbox=bbox))
+    assert grid.crs == crs
+    assert all(edge % 60 == 0 for edge in grid.bounds)
+    west, south, east, north = aoi.in_degrees(grid)
     assert west <= bbox[0] and south <= bbox[1] and east >= bbox[2] and north >= bbox[3]
 
 

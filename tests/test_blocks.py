@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from sgdata.builds import patch_table
 from sgdata.errors import SettingError
-from sgdata.rasters import grid
+from sgdata.rasters import grids
 from sgdata.splits import blocks
 from sgdata.types import Grid, Window
 
 
 def some_windows(height: int, width: int, size: int, stride: int) -> list[Window]:
-    return list(grid.patches((height, width), size, stride))
+    return list(grids.patches((height, width), size, stride))
 
 
 def distance_px(a: Window, b: Window) -> int:
@@ -156,11 +156,11 @@ def test_classes_are_counted_by_window() -> None:
 
 
 def test_the_table_of_patches_comes_back_from_its_file(tmp_path: Path) -> None:
-    lattice = Grid(crs="EPSG:32632", origin=(671280, 5349540), gsd_m=10, shape=(256, 256))
+    grid = Grid(crs="EPSG:32632", origin=(671280, 5349540), gsd_m=10, shape=(256, 256))
     windows = some_windows(256, 256, 128, 64)
     counts = np.tile([128 * 32, 128 * 96], (len(windows), 1))
     parts = ["train" if w.col < 64 else "" for w in windows]
-    rows = patch_table.table("munich", lattice, windows, parts=parts, counts=counts, ids=(3, 255))
+    rows = patch_table.table("munich", grid, windows, parts=parts, counts=counts, ids=(3, 255))
     patch_table.write(tmp_path / "patches.parquet", rows)
     patch_table.write(tmp_path / "again.parquet", rows)
     assert (tmp_path / "patches.parquet").read_bytes() == (tmp_path / "again.parquet").read_bytes()
@@ -172,5 +172,5 @@ def test_the_table_of_patches_comes_back_from_its_file(tmp_path: Path) -> None:
     assert back.share_3.dtype == np.float32
     assert back.row.dtype == np.int32
     assert back.crs == "EPSG:4326"
-    centre = back.to_crs(lattice.crs).geometry.iloc[1].centroid
+    centre = back.to_crs(grid.crs).geometry.iloc[1].centroid
     assert (centre.x, centre.y) == pytest.approx((671280 + 640, 5349540 - 1280), abs=0.1)

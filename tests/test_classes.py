@@ -96,7 +96,7 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
 def test_labels_are_painted_in_the_classes_of_ones_own_table(tmp_path: Path) -> None:
     import pyproj
 
-    lattice = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(20, 20))
+    grid = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(20, 20))
     there = pyproj.Transformer.from_crs(32632, 4326, always_xy=True)
     # A wood over the western half of the area, and a river from north to south through the eastern one.
     corners = [(600060, 5399940), (600160, 5399940), (600160, 5399740), (600060, 5399740)]
@@ -113,8 +113,8 @@ def test_labels_are_painted_in_the_classes_of_ones_own_table(tmp_path: Path) -> 
     own.write_text(OWN)
     source = paint.OsmSource(where=str(city), date="2020-04-01", store=tmp_path)
     settings = rasterize.LabelSettings(classes=str(own))
-    painted, _ = paint.label(lattice, source, settings)
-    build_folder.write_labels(tmp_path, lattice, paint.chosen(settings).space, rasterize.SOURCES, painted)
+    painted, _ = paint.label(grid, source, settings)
+    build_folder.write_labels(tmp_path, grid, paint.chosen(settings).space, rasterize.SOURCES, painted)
     with geotiff.opened(str(tmp_path / "labels.tif")) as dataset:
         stored = dataset.read(1)
         written_tags = dataset.tags()

@@ -26,7 +26,7 @@ from sgdata.scenes.aoi import Area
 from sgdata.types import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
-LATTICE = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(240, 240))
+GRID = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(240, 240))
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def build(out: Path, archive: Path, **places: Any) -> Path:
     recipe = replace(
         published,
         dates="2019-01-01/2019-12-31",
-        area=Area(grid=LATTICE),
+        area=Area(grid=GRID),
         bands=("B04",),
         patches=replace(published.patches, size=32, stride=32),
         split=replace(published.split, block_px=32, gap_px=0),

@@ -30,7 +30,7 @@ from sgdata.shards import finish, tar_format
 from sgdata.types import Sample
 from sgmodel.data import loader
 
-LATTICE = '{crs = "EPSG:32632", origin = [600060.0, 5399940.0], gsd_m = 10.0, shape = [120, 120]}'
+GRID = '{crs = "EPSG:32632", origin = [600060.0, 5399940.0], gsd_m = 10.0, shape = [120, 120]}'
 IDS = {
     "leads out": ("../../../leads-out", "..\\..\\leads-out", "/tmp/leads-out"),
     "dots": ("scene.1", "scene.2", "scene.1.bin"),
@@ -79,7 +79,7 @@ def archive(folder: Path, ids: tuple[str, ...]) -> Path:
 
 def built(home: Path, ids: tuple[str, ...], *changes: str) -> Path:
     settings = [
-        f"area={{grid = {LATTICE}}}", 'bands=["B04"]', "patches.size=32", "patches.stride=32", "split.block_px=32",
+        f"area={{grid = {GRID}}}", 'bands=["B04"]', "patches.size=32", "patches.stride=32", "split.block_px=32",
         "split.gap_px=0", "composite.method=median", *changes,
     ]  # fmt: skip
     recipe = build_recipe.recipe_for("segmunich", {"dates": "2019-01-01/2019-12-31"}, settings)

@@ -20,36 +20,34 @@ from sgdata import catalog
 from sgdata.errors import SettingError
 from sgdata.labels import osm_features, tag_rules
 from sgdata.labels import rasterize as label_raster
-from sgdata.rasters import grid
+from sgdata.rasters import grids
 from sgdata.types import Array, Grid, Window
 
 CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
 RULES = tag_rules.rules(
     catalog.table("osm_lulc_tags"), CODES, tiers=("core", "ext"), groups=label_raster.LabelSettings().street_groups
 )
-LATTICE = Grid(crs="EPSG:32632", origin=(671280, 5349540), gsd_m=10, shape=(64, 80))
+GRID = Grid(crs="EPSG:32632", origin=(671280, 5349540), gsd_m=10, shape=(64, 80))
 FOREST, WATER, PARK, URBAN, INDUSTRY, STREET = 4, 5, 10, 11, 12, 0
 
 Item = tuple[Any, dict[str, str]]
 
 
 def features(*items: Item) -> Any:
-    """Return a table like that of `osm_features.read`, from geometries in pixels (x east, y south) of LATTICE."""
-    x, y = LATTICE.origin
-    placed = shapely.transform(
-        [geometry for geometry, _ in items], lambda xy: xy * (LATTICE.gsd_m, -LATTICE.gsd_m) + (x, y)
-    )
+    """Return a table like that of `osm_features.read`, from geometries in pixels (x east, y south) of GRID."""
+    x, y = GRID.origin
+    placed = shapely.transform([geometry for geometry, _ in items], lambda xy: xy * (GRID.gsd_m, -GRID.gsd_m) + (x, y))
     columns = {
         "osm_type": ["way"] * len(items),
         "osm_id": list(range(len(items))),
         "kind": ["line" if "Line" in geometry.geom_type else "polygon" for geometry, _ in items],
         "tags": [text for _, text in items],
     }
-    return geopandas.GeoDataFrame(columns, geometry=list(placed), crs=LATTICE.crs).to_crs("EPSG:4326")
+    return geopandas.GeoDataFrame(columns, geometry=list(placed), crs=GRID.crs).to_crs("EPSG:4326")
 
 
 def painted(*items: Item, **chosen: Any) -> tuple[Array, Array, label_raster.Drawing]:
-    drawing = label_raster.prepare(features(*items), RULES, LATTICE, label_raster.LabelSettings(**chosen))
+    drawing = label_raster.prepare(features(*items), RULES, GRID, label_raster.LabelSettings(**chosen))
     return *label_raster.paint(drawing, Window(row=0, col=0, height=64, width=80)), drawing
 
 
@@ -71,8 +69,8 @@ def test_a_polygon_is_filled_as_gdal_fills_it(seed: int) -> None:
     shape = star(seed)
     got, source, _ = painted((shape, a("landuse", "forest")), supersample=1)
     # GDAL after the same journey to WGS84 and back.
-    there = features((shape, {})).to_crs(LATTICE.crs).geometry
-    expected = rasterize(there, LATTICE.shape, transform=Affine(*LATTICE.transform)).astype(bool)
+    there = features((shape, {})).to_crs(GRID.crs).geometry
+    expected = rasterize(there, GRID.shape, transform=Affine(*GRID.transform)).astype(bool)
     assert ((got == FOREST) == expected).all()
     assert ((source == label_raster.POLYGON) == expected).all()
 
@@ -81,12 +79,12 @@ def test_a_polygon_is_filled_as_gdal_fills_it(seed: int) -> None:
 def test_a_touched_line_covers_the_same_pixels_as_in_gdal(seed: int) -> None:
     line = shapely.LineString(np.random.default_rng(seed).uniform((-5, -5), (85, 70), (7, 2)))
     got, source, _ = painted((line, a("highway", "primary")), streets="touched")
-    expected = np.zeros(LATTICE.shape, bool)
-    for row, col in np.ndindex(LATTICE.shape):  # the definition, one pixel at a time
+    expected = np.zeros(GRID.shape, bool)
+    for row, col in np.ndindex(GRID.shape):  # the definition, one pixel at a time
         expected[row, col] = line.intersects(shapely.box(col, row, col + 1, row + 1))
     assert ((got == STREET) == expected).mean() > 0.999
-    there = features((line, {})).to_crs(LATTICE.crs).geometry
-    gdal = rasterize(there, LATTICE.shape, transform=Affine(*LATTICE.transform), all_touched=True).astype(bool)
+    there = features((line, {})).to_crs(GRID.crs).geometry
+    gdal = rasterize(there, GRID.shape, transform=Affine(*GRID.transform), all_touched=True).astype(bool)
     assert ((got == STREET) == gdal).mean() > 0.995
     assert ((source == label_raster.LINE) == (got == STREET)).all()
 
@@ -103,7 +101,7 @@ def test_the_tiling_does_not_matter(seed: int, size: int, supersample: int, stre
     items.append((shapely.box(10.5, 10.5, 20.5, 20.1), a("landuse", "farmland")))
     items.append((shapely.LineString([(3, 3), (60, 60)]), a("railway", "rail")))
     whole, source, drawing = painted(*items, supersample=supersample, streets=streets)
-    for window in grid.tiles(LATTICE.shape, size):
+    for window in grids.tiles(GRID.shape, size):
         part, part_source = label_raster.paint(drawing, window)
         assert (part == whole[window.slices]).all()
         assert (part_source == source[window.slices]).all()
@@ -112,8 +110,8 @@ def test_the_tiling_does_not_matter(seed: int, size: int, supersample: int, stre
 def test_the_order_of_the_features_does_not_matter() -> None:
     items = [(star(i), a("landuse", ("forest", "meadow", "residential")[i % 3])) for i in range(9)]
     table = features(*items)
-    one = label_raster.prepare(table, RULES, LATTICE, label_raster.LabelSettings())
-    two = label_raster.prepare(table.iloc[::-1], RULES, LATTICE, label_raster.LabelSettings())
+    one = label_raster.prepare(table, RULES, GRID, label_raster.LabelSettings())
+    two = label_raster.prepare(table.iloc[::-1], RULES, GRID, label_raster.LabelSettings())
     window = Window(row=0, col=0, height=64, width=80)
     assert (label_raster.paint(one, window)[0] == label_raster.paint(two, window)[0]).all()
 
@@ -246,7 +244,7 @@ def test_gaps_are_filled_from_another_map_and_marked() -> None:
     assert (marked[30, 30], marked[30, 70], marked[0, 0]) == (label_raster.POLYGON, label_raster.GAP_FILL, 0)
 
 
-def test_a_lattice_too_fine_is_refused() -> None:
+def test_a_grid_too_fine_is_refused() -> None:
     with pytest.raises(SettingError, match=r"labels\.supersample is 99"):
         painted((BIG, a("landuse", "forest")), supersample=99)
 
@@ -256,11 +254,11 @@ def test_the_simulated_city_is_labelled_as_it_truly_is(city: Path) -> None:
         truth, origin, crs = file.read(1), (file.transform.c, file.transform.f), file.crs.to_string()
     with rasterio.open(city / "truth" / "osm_mapped.tif") as file:
         mapped = file.read(1) > 0
-    lattice = Grid(crs=crs, origin=origin, gsd_m=10, shape=truth.shape)
+    grid = Grid(crs=crs, origin=origin, gsd_m=10, shape=truth.shape)
     got = []
     for name in ("city.osm", "overpass.json"):
         found = osm_features.read(city / "osm" / name, shapely.box(-180, -90, 180, 90), rules=RULES)
-        drawing = label_raster.prepare(found.table, RULES, lattice, label_raster.LabelSettings())
+        drawing = label_raster.prepare(found.table, RULES, grid, label_raster.LabelSettings())
         got.append(label_raster.paint(drawing, Window(row=0, col=0, height=truth.shape[0], width=truth.shape[1]))[0])
     assert (got[0] == got[1]).all()
     inner = mapped & (ndimage.maximum_filter(truth, 3) == truth) & (ndimage.minimum_filter(truth, 3) == truth)

@@ -26,7 +26,7 @@ from sgdata.scenes import lock
 from sgdata.scenes.aoi import Area, in_degrees, resolve
 from sgdata.types import Grid
 
-LATTICE = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(80, 80))
+GRID = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(80, 80))
 
 
 def archive(folder: Path, *, shift: int = 0, baseline: str = "02.14") -> Path:
@@ -45,7 +45,7 @@ def recipe() -> BuildRecipe:
     return replace(
         published,
         dates="2019-01-01/2019-12-31",
-        area=Area(grid=LATTICE),
+        area=Area(grid=GRID),
         bands=("B02", "B04", "B12"),
         patches=replace(published.patches, size=16, stride=16),
         split=replace(published.split, block_px=16, gap_px=0),
@@ -115,7 +115,7 @@ def test_pixels_never_clear_are_counted_and_the_command_exits_3(tmp_path: Path) 
         classes[: len(classes) // 2] = 9
         dataset.write(classes, 1)
     command = [sys.executable, "-m", "sgdata.cli", "build", "--stac", str(where), "--osm", "none", "--out"]
-    west, south, east, north = in_degrees(LATTICE)
+    west, south, east, north = in_degrees(GRID)
     area = ["--bbox", *(str(v) for v in (west + 0.002, south + 0.002, east - 0.002, north - 0.002))]
     changes = ["mask.cloud_buffer_m=0", "mask.guard=false", 'bands=["B02", "B04", "B12"]', "patches.size=16"]
     command += [f"{tmp_path}/b", *area, "--dates", "2019-06-01/2019-06-30", *(w for c in changes for w in ("--set", c))]
@@ -129,7 +129,7 @@ def test_pixels_never_clear_are_counted_and_the_command_exits_3(tmp_path: Path) 
 
 def test_the_command_refuses_a_second_writer_and_a_hole(tmp_path: Path) -> None:
     where = archive(tmp_path / "a")
-    west, south, east, north = in_degrees(LATTICE)
+    west, south, east, north = in_degrees(GRID)
     shrunk = [str(v) for v in (west + 0.002, south + 0.002, east - 0.002, north - 0.002)]
     common = [
         "--stac",
@@ -172,7 +172,7 @@ def web(tmp_path: Path) -> Iterator[Any]:
 
 
 def forest() -> dict[str, Any]:
-    west, south, east, north = in_degrees(LATTICE)
+    west, south, east, north = in_degrees(GRID)
     corners = [(west, south), (east, south), (east, north), (west, north)]
     nodes = [{"type": "node", "id": n + 1, "lon": x, "lat": y} for n, (x, y) in enumerate(corners)]
     way = {"type": "way", "id": 9, "nodes": [1, 2, 3, 4, 1], "tags": {"landuse": "forest"}}

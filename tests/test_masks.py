@@ -138,27 +138,27 @@ def test_strips_of_a_mask_have_the_clear_scores_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reach_m: float
 ) -> None:
     """Compare ten dates with clouds, shadows and roofs, in strips of one block and in one piece."""
-    lattice = Grid(crs="EPSG:32632", origin=(600000.0, 5400000.0), gsd_m=20, shape=(331, 117))
+    grid = Grid(crs="EPSG:32632", origin=(600000.0, 5400000.0), gsd_m=20, shape=(331, 117))
     rng = np.random.Generator(np.random.Philox(key=3))
     scenes = []
     for n in range(10):
-        scl = np.full(lattice.shape, 4, np.uint8)
+        scl = np.full(grid.shape, 4, np.uint8)
         for value in (8, 9, 3, 2, 11, 10, 8, 3):
-            row, col = rng.integers(0, lattice.shape)
+            row, col = rng.integers(0, grid.shape)
             scl[row : row + 9, col : col + 7] = value
         scl[148:152, 40:60] = 8 if n else 4  # a roof across the end of a strip
         path = tmp_path / f"{n}.bin"
         scl.tofile(path)
-        layer = staging.StagedWindow(path=str(path), lattice=lattice, dtype="uint8", sha256=str(n), holes=False)
+        layer = staging.StagedWindow(path=str(path), grid=grid, dtype="uint8", sha256=str(n), holes=False)
         scenes.append(scene_staging.StagedScene(id=f"s{n}", overpass=str(n), day=n, offset=0, files={"SCL": layer}))
     found = []
     for pixels in (1, 1 << 20):
         monkeypatch.setattr(clear_masks, "STRIP_PIXELS", pixels)
         seen = clear_masks.add_clear_masks(
-            tuple(scenes), SCL, area=lattice, reach_m=reach_m, folder=tmp_path / str(pixels), run=map
+            tuple(scenes), SCL, area=grid, reach_m=reach_m, folder=tmp_path / str(pixels), run=map
         )
         clear_scores = [
-            staging.on_grid(scene.files[scene_staging.CLEAR_SCORE], lattice, kernel="nearest") for scene in seen
+            staging.on_grid(scene.files[scene_staging.CLEAR_SCORE], grid, kernel="nearest") for scene in seen
         ]
         found.append(np.stack(clear_scores))
     np.testing.assert_array_equal(found[0], found[1])

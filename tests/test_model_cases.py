@@ -184,7 +184,7 @@ def test_pixels_of_ten_metres_but_for_the_last_bit(tmp_path: Path, weights: Path
     np.testing.assert_array_equal(*found)
 
 
-def test_two_dates_on_one_lattice_but_for_the_last_bit(tmp_path: Path) -> None:
+def test_two_dates_on_one_grid_but_for_the_last_bit(tmp_path: Path) -> None:
     weights = saved(tmp_path / "w", detector, change_contract())
     before = geotiff(tmp_path / "before.tif", pixels(PX, PX))
     after = geotiff(tmp_path / "after.tif", pixels(PX, PX, seed=2))

@@ -11,7 +11,7 @@ import numpy as np
 import pystac
 import pytest
 from stac_wrap import wrap
-from test_segmunich import LATTICE, ground, pixels, recipe, run, scene
+from test_segmunich import GRID, ground, pixels, recipe, run, scene
 
 from sgdata.builds.build_recipe import BuildRecipe
 from sgdata.scenes.parse_items import asset_keys
@@ -31,11 +31,11 @@ def test_odc_stac_has_the_same_median_of_the_same_pixels(tmp_path: Path, recipe:
     image = pixels(run(recipe, archive, tmp_path / "b") / "image.tif")
 
     keys = [asset_keys()["earth-search"][band] for band in L2A_BANDS]
-    west, south, east, north = LATTICE.bounds
+    west, south, east, north = GRID.bounds
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own making
         items = list(pystac.Catalog.from_file(str(archive / "catalog.json")).get_items(recursive=True))
-        area = {"crs": LATTICE.crs, "resolution": 10, "x": (west, east), "y": (south, north)}
+        area = {"crs": GRID.crs, "resolution": 10, "x": (west, east), "y": (south, north)}
         resampling = {"*": kernel, "scl": "nearest"}
         data = odc.load(items, bands=[*keys, "scl"], resampling=resampling, **area)
         clear = ~data["scl"].isin(mask.drop)

@@ -14,7 +14,7 @@ from rasterio.transform import Affine
 
 from sgdata import files
 from sgdata.errors import OutputError, SourceError
-from sgdata.rasters import geotiff, grid
+from sgdata.rasters import geotiff, grids
 from sgdata.types import Array, Grid, Window
 
 GRID = Grid(crs="EPSG:32632", origin=(600000.0, 5400000.0), gsd_m=10.0, shape=(700, 530))
@@ -26,7 +26,7 @@ def pixels(bands: int, seed: int = 1, dtype: type = np.uint16) -> Array:
 
 
 def pieces(values: Array, size: int) -> list[tuple[Window, Array]]:
-    return [(w, values[(slice(None), *w.slices)]) for w in grid.tiles(GRID.shape, size)]
+    return [(w, values[(slice(None), *w.slices)]) for w in grids.tiles(GRID.shape, size)]
 
 
 def write_plain(path: Path, values: Array, **changes: Any) -> Path:

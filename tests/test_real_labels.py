@@ -16,7 +16,7 @@ from rasterio.transform import Affine
 from sgdata import catalog
 from sgdata.labels import osm_features, tag_rules
 from sgdata.labels import rasterize as label_raster
-from sgdata.rasters import grid
+from sgdata.rasters import grids
 from sgdata.types import Array, Grid, Window
 
 CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
@@ -36,8 +36,8 @@ def drawn(real: Path, place: str, **chosen: Any) -> tuple[osm_features.Features,
     name, *bounds = EXTRACTS[place]
     found = osm_features.read(real / "osm" / name, shapely.box(*bounds), rules=RULES)
     project = Transformer.from_crs("EPSG:4326", "EPSG:32632", always_xy=True)
-    lattice = grid.covering(project.transform_bounds(*bounds), "EPSG:32632")
-    return found, label_raster.prepare(found.table, RULES, lattice, label_raster.LabelSettings(**chosen)), lattice
+    grid = grids.covering(project.transform_bounds(*bounds), "EPSG:32632")
+    return found, label_raster.prepare(found.table, RULES, grid, label_raster.LabelSettings(**chosen)), grid
 
 
 def whole(drawing: label_raster.Drawing) -> tuple[Array, Array]:
@@ -54,7 +54,7 @@ def whole(drawing: label_raster.Drawing) -> tuple[Array, Array]:
     ],
 )
 def test_the_extracts_look_like_the_places(real: Path, place: str, shares: dict[int, float]) -> None:
-    found, drawing, lattice = drawn(real, place)
+    found, drawing, grid = drawn(real, place)
     mask, source = whole(drawing)
     for number, share in shares.items():
         assert (mask == number).mean() == pytest.approx(share, abs=0.01)
@@ -62,17 +62,17 @@ def test_the_extracts_look_like_the_places(real: Path, place: str, shares: dict[
     assert (source[mask == STREET] == label_raster.LINE).mean() > 0.9
     # Nothing vanishes: each feature read is drawn or counted.
     assert sum(drawing.counts.values()) - drawing.counts.get("mended", 0) == len(found.table)
-    for window in grid.tiles(lattice.shape, 50):
+    for window in grids.tiles(grid.shape, 50):
         assert (label_raster.paint(drawing, window)[0] == mask[window.slices]).all()
 
 
 @pytest.mark.parametrize("place", ["munich", "dreieich"])
 def test_gdal_paints_the_same_map(real: Path, place: str) -> None:
     """GDAL's rasteriser on the same grid of 10 m, with rules and order implemented here."""
-    found, drawing, lattice = drawn(real, place, supersample=1)
+    found, drawing, grid = drawn(real, place, supersample=1)
     mask, _ = whole(drawing)
     shapes = []
-    for row in found.table.to_crs(lattice.crs).itertuples():
+    for row in found.table.to_crs(grid.crs).itertuples():
         rule = tag_rules.match(RULES, row.kind, row.tags, is_way=row.osm_type == "way")
         if rule is None or tag_rules.hidden(row.tags, rule):
             continue
@@ -84,9 +84,9 @@ def test_gdal_paints_the_same_map(real: Path, place: str) -> None:
     shapes.sort(key=lambda item: item[0])
     expected = rasterize(
         [(shape, label) for _, shape, label in shapes],
-        lattice.shape,
+        grid.shape,
         fill=label_raster.UNMAPPED,
-        transform=Affine(*lattice.transform),
+        transform=Affine(*grid.transform),
         dtype="uint8",
     )
     assert (mask == expected).mean() > 0.999

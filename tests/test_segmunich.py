@@ -35,7 +35,7 @@ from sgdata.simulation import score
 from sgdata.types import Array, Grid
 
 SIDE = 180  # pixels of 10 m that a fabricated file holds
-LATTICE = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(150, 140))
+GRID = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(150, 140))
 """Inside the files by 60 m, and not a multiple of 60 m wide."""
 
 
@@ -61,7 +61,7 @@ def recipe() -> BuildRecipe:
     return replace(
         published,
         dates="2019-01-01/2019-12-31",
-        area=Area(grid=LATTICE),
+        area=Area(grid=GRID),
         patches=replace(published.patches, size=32, stride=16),
         split=replace(published.split, block_px=48, gap_px=16),
     )
@@ -78,7 +78,7 @@ def pixels(path: Path) -> Array:
 
 
 def at_10_m(truth: dict[str, Array]) -> Array:
-    """Return (C, H, W) of the truth on LATTICE by nearest neighbour, without the code under test."""
+    """Return (C, H, W) of the truth on GRID by nearest neighbour, without the code under test."""
     stack = [np.kron(v, np.ones((BAND[b].gsd_m // 10,) * 2, np.uint16)) for b, v in truth.items()]
     return np.stack(stack)[:, 6:156, 6:146]
 
@@ -272,7 +272,7 @@ def test_tiles_workers_order_and_folder_do_not_change_bytes(tmp_path: Path, reci
 def test_an_area_inside_another_has_the_same_pixels(tmp_path: Path, recipe: BuildRecipe) -> None:
     wrap(tmp_path / "a", [scene("2019-06-01", ground(4))])
     whole = pixels(run(recipe, tmp_path / "a", tmp_path / "b") / "image.tif")
-    part = replace(LATTICE, origin=(600090.0, 5399910.0), shape=(70, 90))
+    part = replace(GRID, origin=(600090.0, 5399910.0), shape=(70, 90))
     inner = pixels(run(replace(recipe, area=Area(grid=part)), tmp_path / "a", tmp_path / "c") / "image.tif")
     np.testing.assert_array_equal(inner, whole[:, 3:73, 3:93])
 
@@ -394,11 +394,11 @@ def test_the_folder_describes_its_contents(tmp_path: Path, recipe: BuildRecipe) 
     assert dataset.rio.crs.to_epsg() == 32632
     assert list(dataset.band.values) == list(L2A_BANDS)
     assert dataset.attrs["items"] == ["S2A_32UPU_20190601_0_L2A"]
-    assert float(dataset.x[0]) == LATTICE.origin[0] + 5
+    assert float(dataset.x[0]) == GRID.origin[0] + 5
     contract = contracts.read(out)
     assert contract.shape == (12, 32, 32)
     assert contract.statistics["B04"].count > 0
-    assert files.read(BuildRecipe, out / "recipe.toml") == build_recipe.resolved(recipe, LATTICE)
+    assert files.read(BuildRecipe, out / "recipe.toml") == build_recipe.resolved(recipe, GRID)
 
 
 def test_the_stac_item_is_valid(tmp_path: Path, recipe: BuildRecipe) -> None:
@@ -477,9 +477,9 @@ def test_a_truncated_file_stops_the_build(tmp_path: Path, recipe: BuildRecipe) -
     assert not (tmp_path / "b" / files.SUMS).exists()
 
 
-def test_a_lattice_between_pixels_is_refused(tmp_path: Path, recipe: BuildRecipe) -> None:
+def test_a_grid_between_pixels_is_refused(tmp_path: Path, recipe: BuildRecipe) -> None:
     wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
-    shifted = replace(LATTICE, origin=(600065.0, 5399940.0))
+    shifted = replace(GRID, origin=(600065.0, 5399940.0))
     with pytest.raises(SourceError, match="do not nest"):
         run(replace(recipe, area=Area(grid=shifted)), tmp_path / "a", tmp_path / "b")
 

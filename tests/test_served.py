@@ -29,7 +29,7 @@ from sgdata.scenes.aoi import Area
 from sgdata.simulation.archive import simulate
 from sgdata.types import Grid
 
-LATTICE = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(120, 120))
+GRID = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(120, 120))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def recipe() -> BuildRecipe:
     return replace(
         published,
         dates="2019-01-01/2019-12-31",
-        area=Area(grid=LATTICE),
+        area=Area(grid=GRID),
         bands=("B04", "B11"),
         patches=replace(published.patches, size=32, stride=32),
         split=replace(published.split, block_px=32, gap_px=0),
@@ -218,7 +218,7 @@ def test_a_file_that_ends_early_on_the_server_is_one_line(archive: Path, recipe:
     copy = shutil.copytree(archive, tmp_path / "a")
     path = next(copy.rglob("B04.tif"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
-    where = replace(recipe, area=Area(grid=replace(LATTICE, shape=(580, 580))))
+    where = replace(recipe, area=Area(grid=replace(GRID, shape=(580, 580))))
     with served.serving(copy) as server, pytest.raises(SourceError, match=r"B04\.tif: cannot be read") as caught:
         build(where, f"{server.url}/catalog.json", tmp_path / "b")
     assert "\n" not in str(caught.value)

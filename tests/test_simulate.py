@@ -17,7 +17,7 @@ from pyproj import Transformer
 
 from sgdata import catalog, files
 from sgdata.errors import OutputError, SettingError
-from sgdata.rasters import grid
+from sgdata.rasters import grids
 from sgdata.sentinel2 import L2A_BANDS, SceneClass
 from sgdata.simulation import archive, ground, items, noise, plan, sky, spectra, surface, truth
 from sgdata.simulation.sketch import kinds
@@ -131,7 +131,7 @@ def test_the_area_snaps_to_the_grid_asked_for(city: Path) -> None:
     feature = json.loads((city / "aoi.geojson").read_text())["features"][0]
     lon, lat = np.array(feature["geometry"]["coordinates"][0]).T
     x, y = Transformer.from_crs("EPSG:4326", what.area.crs, always_xy=True).transform(lon, lat)
-    assert grid.covering((min(x), min(y), max(x), max(y)), what.area.crs) == what.area
+    assert grids.covering((min(x), min(y), max(x), max(y)), what.area.crs) == what.area
     assert what.area.origin[0] % 60 == what.granule.origin[0] % 60 == what.granule.origin[1] % 60 == 0
     for size in (2.0, 6.0, 7.99, 40.0):
         assert plan.checked(1, size, 12).area.shape[0] * 10 == pytest.approx(size * 1000, abs=30)

@@ -11,7 +11,7 @@ from rasterio.transform import from_origin
 
 from sgdata.composite import cloud_masks, staging
 from sgdata.errors import SourceError
-from sgdata.rasters import grid
+from sgdata.rasters import grids
 from sgdata.scenes.types import Asset
 from sgdata.types import Array, Grid, Window
 
@@ -45,7 +45,7 @@ def staged(folder: Path, values: Array, crs: str, corner: tuple[float, float], g
     ],
 )
 @pytest.mark.parametrize("nodata", [None, 255])
-def test_a_mask_on_any_lattice(
+def test_a_mask_on_any_grid(
     crs: str, corner: tuple[float, float], gsd: float, exact: bool, nodata: int | None, tmp_path: Path
 ) -> None:
     values = np.zeros((800, 800), np.uint8)
@@ -66,7 +66,7 @@ def test_where_a_mask_ends_nothing_is_clear(crs: str, tmp_path: Path) -> None:
 
 def test_scratch_that_was_cut_short_is_an_error_and_not_nodata(tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(bytes(120 * 119))
-    cut = staging.StagedWindow(path=str(tmp_path / "w.bin"), lattice=AREA, dtype="uint8", sha256="", holes=False)
-    assert staging.on_grid(cut, grid.windowed(AREA, Window(row=0, col=0, height=9, width=120)), kernel="nearest").size
+    cut = staging.StagedWindow(path=str(tmp_path / "w.bin"), grid=AREA, dtype="uint8", sha256="", holes=False)
+    assert staging.on_grid(cut, grids.windowed(AREA, Window(row=0, col=0, height=9, width=120)), kernel="nearest").size
     with pytest.raises(SourceError, match="ends before row 120 of 120; remove"):
         staging.on_grid(cut, AREA, kernel="nearest")

@@ -110,17 +110,17 @@ def test_no_part_that_is_read_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     about = {"driver": "GTiff", "width": SIDE, "height": SIDE, "count": 1, "dtype": "uint16", "nodata": 0}
     with rasterio.open(path, "w", crs=NEXT, transform=from_origin(*corner, 10, 10), **about) as dataset:
         dataset.write(noisy, 1)
-    lattice = replace(AREA, shape=(300, 138))
+    grid = replace(AREA, shape=(300, 138))
     found = []
     for size in (1 << 25, 1):
         monkeypatch.setattr(geotiff, "STRIP_BYTES", size)
         with geotiff.opened(str(path)) as dataset:
-            found.append(np.concatenate(list(geotiff.warped(dataset, lattice, "cubic"))))
+            found.append(np.concatenate(list(geotiff.warped(dataset, grid, "cubic"))))
     # float32 counts from the corner of the part: on noise, one value in thousands is rounded the other way.
     assert np.abs(found[0].astype(int) - found[1]).max() <= 1
     np.testing.assert_array_equal(found[0] == 0, found[1] == 0)
     # The same by GDAL's other way of warping, exact too.
-    expected = np.zeros(lattice.shape, np.uint16)
+    expected = np.zeros(grid.shape, np.uint16)
     onto = {"dst_crs": HOME, "dst_transform": from_origin(*AREA.origin, 10, 10), "src_nodata": 0, "dst_nodata": 0}
     with rasterio.open(path) as dataset:
         reproject(rasterio.band(dataset, 1), expected, resampling=Resampling.nearest, tolerance=0, **onto)

@@ -14,7 +14,7 @@ from sgdata.builds import usage
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SourceError
 from sgdata.file_names import file_name
-from sgdata.rasters import geotiff, grid
+from sgdata.rasters import geotiff, grids
 from sgdata.scenes import aoi, lock, stac_item
 from sgdata.scenes.types import UNREADABLE, reasons
 from sgdata.sentinel2 import MSI
@@ -74,7 +74,7 @@ def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]]) -> Non
         # Composites without these bands use their first one.
         red, blue = (names.index(name) + 1 if name in names else 1 for name in ("B04", "B02"))
         counter = usage.UsageCounter(image.shape[1])
-        for window in grid.tiles(image.shape, 512):
+        for window in grids.tiles(image.shape, 512):
             # Both at once: a block holds all bands, and is decoded again for each separate read.
             planes = image.read([red, blue], window=window.slices)
             index = provenance.read(1, window=window.slices)

@@ -188,11 +188,11 @@ def check(recipe: BuildRecipe) -> None:
         )
 
 
-def resolved(recipe: BuildRecipe, lattice: Grid) -> BuildRecipe:
+def resolved(recipe: BuildRecipe, grid: Grid) -> BuildRecipe:
     """Return the recipe as it is written and hashed: its area as data, its addresses without secrets."""
     stac, tokens = (urls.without_secrets(url) for url in (recipe.source.stac, recipe.source.tokens))
     source = replace(recipe.source, stac=stac, tokens=tokens)
-    return replace(recipe, area=aoi.Area(grid=lattice, gsd_m=lattice.gsd_m), source=source)
+    return replace(recipe, area=aoi.Area(grid=grid, gsd_m=grid.gsd_m), source=source)
 
 
 def assets(recipe: BuildRecipe) -> tuple[str, ...]:

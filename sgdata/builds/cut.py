@@ -12,7 +12,7 @@ import numpy as np
 from sgdata import files
 from sgdata.builds import build_folder, patch_table
 from sgdata.labels import rasterize
-from sgdata.rasters import geotiff, grid
+from sgdata.rasters import geotiff, grids
 from sgdata.splits import blocks
 from sgdata.types import Array, Grid, LabelSpace
 
@@ -33,14 +33,14 @@ class PatchSettings:
 def cut(
     folder: Path,
     name: str,
-    lattice: Grid,
+    grid: Grid,
     settings: PatchSettings,
     split: blocks.SplitSettings,
     *,
     space: LabelSpace,
 ) -> None:
     """Write `patches.parquet`: windows, parts and shares of `space`'s classes (none where the build has no labels)."""
-    windows = list(grid.patches(lattice.shape, settings.size, settings.stride))
+    windows = list(grids.patches(grid.shape, settings.size, settings.stride))
     ids: tuple[int, ...] = ()
     counts = np.zeros((len(windows), 0), np.int64)
     if (folder / build_folder.LABELS).exists():
@@ -52,7 +52,7 @@ def cut(
     log.info("patches: %s, %d left out, leakage %.3f", report.boxes, report.left_out, report.leakage)
     if report.empty:
         log.warning("patches: none for %s; choose a smaller split.block_px or split.gap_px", " and ".join(report.empty))
-    rows = patch_table.table(name, lattice, windows, parts=parts, counts=counts, ids=ids)
+    rows = patch_table.table(name, grid, windows, parts=parts, counts=counts, ids=ids)
     patch_table.write(folder / files.PATCHES, rows)
 
 

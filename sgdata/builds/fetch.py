@@ -99,7 +99,7 @@ def stage_masks(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> list[C
     ]
 
 
-def select(recipe: BuildRecipe, lattice: Grid, candidates: list[Candidate], paths: BuildPaths) -> list[Candidate]:
+def select(recipe: BuildRecipe, grid: Grid, candidates: list[Candidate], paths: BuildPaths) -> list[Candidate]:
     """Return the candidates that can matter to the composite and whose bands are not staged yet."""
     if not candidates:
         return []
@@ -108,7 +108,7 @@ def select(recipe: BuildRecipe, lattice: Grid, candidates: list[Candidate], path
     elif not _selects(recipe):
         selected = candidates
     else:
-        masked = add_clear_masks(recipe, tuple(candidate.scene for candidate in candidates), lattice, paths)
+        masked = add_clear_masks(recipe, tuple(candidate.scene for candidate in candidates), grid, paths)
         selected = [candidates[n] for n in clear_masks.select_scenes(masked, recipe.composite)]
     return [candidate for candidate in selected if candidate.evidence is None]
 
@@ -120,7 +120,7 @@ def stage_bands(
 
     A scene of which a file cannot be used is dropped.
     """
-    task = partial(scene_staging.stage_scene, lattice=planned.grid)
+    task = partial(scene_staging.stage_scene, grid=planned.grid)
     runs = paths.run(task, [candidate.request for candidate in candidates])
     results = _limited(recipe, planned, progress.track(runs, label="scenes", total=len(candidates)))
     for candidate, result in zip(candidates, results, strict=True):
@@ -202,14 +202,14 @@ def expected_offset(scene: Scene, recipe: BuildRecipe, product: int | None = Non
 
 
 def add_clear_masks(
-    recipe: BuildRecipe, scenes: tuple[StagedScene, ...], lattice: Grid, paths: BuildPaths
+    recipe: BuildRecipe, scenes: tuple[StagedScene, ...], grid: Grid, paths: BuildPaths
 ) -> tuple[StagedScene, ...]:
     """Return the scenes with their clear masks, kept in the scratch folder."""
     reach, folder = recipe.composite.reach_m, paths.scratch_folder / "clear_masks"
-    return clear_masks.add_clear_masks(scenes, recipe.mask, area=lattice, reach_m=reach, folder=folder, run=paths.run)
+    return clear_masks.add_clear_masks(scenes, recipe.mask, area=grid, reach_m=reach, folder=folder, run=paths.run)
 
 
-def scene_request(scene: Scene, recipe: BuildRecipe, lattice: Grid, paths: BuildPaths) -> SceneRequest:
+def scene_request(scene: Scene, recipe: BuildRecipe, grid: Grid, paths: BuildPaths) -> SceneRequest:
     """Return what to stage of a scene: its bands, its layers, and a mask of the user."""
     where = paths.stac or recipe.source.stac
     located, access = search.located(scene, where), access_of(where, allow_private_hosts=paths.allow_private_hosts)
@@ -227,9 +227,9 @@ def scene_request(scene: Scene, recipe: BuildRecipe, lattice: Grid, paths: Build
         is_layer = band == recipe.mask.asset
         reach = clear_masks.layer_reach_m(recipe.mask, recipe.composite.reach_m) if is_layer else 0
         # Named by everything that decides its bytes, so that plans share equal windows and no others.
-        decides = {"asset": identity[band], "bounds": lattice.bounds, "crs": lattice.crs, "margin": reach}
+        decides = {"asset": identity[band], "bounds": grid.bounds, "crs": grid.crs, "margin": reach}
         kernel = recipe.resampling if band in MSI.by_name else "nearest"
-        if scene.crs != lattice.crs:  # only where pixels are warped
+        if scene.crs != grid.crs:  # only where pixels are warped
             decides |= {"kernel": kernel}
         asset = available[band]
         if band != cloud_masks.EXTERNAL:
@@ -237,8 +237,8 @@ def scene_request(scene: Scene, recipe: BuildRecipe, lattice: Grid, paths: Build
         windows[band] = staging.WindowRequest(
             name=f"{scene.id} {band}",
             asset=asset,
-            crs=lattice.crs,
-            bounds=lattice.bounds,
+            crs=grid.crs,
+            bounds=grid.bounds,
             target=paths.scratch_folder / "windows" / file_name(f"{scene.id}-{band}-{lock.sha256(decides)[:16]}"),
             margin_m=reach,
             kernel=kernel,

@@ -10,7 +10,7 @@ import numpy as np
 from sgdata import files
 from sgdata.builds import build_folder, patch_table
 from sgdata.labels.paint import TILE_PX
-from sgdata.rasters import geotiff, grid
+from sgdata.rasters import geotiff, grids
 from sgdata.rasters.resample import VERSION as RESAMPLING_VERSION
 from sgdata.rasters.resample import Kernel
 from sgdata.sentinel2 import MSI, bands
@@ -35,7 +35,7 @@ def write_contract(
         for row in rows[rows["split"] == "train"].itertuples():
             train[row.row : row.row + row.height, row.col : row.col + row.width] = True
         counted = statistics.empty(len(names))
-        for window in grid.tiles(dataset.shape, TILE_PX):
+        for window in grids.tiles(dataset.shape, TILE_PX):
             counted += statistics.counts(dataset.read(window=window.slices)[:, train[window.slices]][:, None])
     labelled = (folder / build_folder.LABELS).exists()
     splits = {part: int((rows["split"] == part).sum()) for part in blocks.PARTS}

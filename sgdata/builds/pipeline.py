@@ -16,7 +16,7 @@ from sgdata.composite import rules, tiles
 from sgdata.composite.scene_staging import StagedScene
 from sgdata.errors import OutputError, SettingError
 from sgdata.labels import class_tables, osm_features, paint, rasterize
-from sgdata.rasters import grid, resample
+from sgdata.rasters import grids, resample
 from sgdata.scenes import aoi, coverage, lock, search
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Dropped, Unusable
@@ -50,33 +50,33 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
     check(recipe)
     if files.is_finished(paths.out):
         raise OutputError(f"{paths.out}: holds a finished build, whose lock would be lost; choose another --out")
-    lattice = area_grid(recipe, paths)
+    grid = area_grid(recipe, paths)
     where = paths.stac or recipe.source.stac
     query = search.Query(
         collection=recipe.source.collection,
-        bounds=aoi.in_degrees(lattice),
+        bounds=aoi.in_degrees(grid),
         dates=recipe.dates,
         bands=assets(recipe),
         leave_out=recipe.leave_out,
     )
     scenes, others = search.search(where, query, allow_private_hosts=paths.allow_private_hosts)
     bad = [one for one in others if isinstance(one, Unusable)]
-    usable, elsewhere = coverage.select_scenes(scenes, lattice, bad)
+    usable, elsewhere = coverage.select_scenes(scenes, grid, bad)
     fetch.check_lost(recipe, len(usable), elsewhere)
     if not usable:
         reasons = "; ".join(f"{item.id}: {item.reason}" for item in elsewhere[:3])
         raise SettingError(
-            f"area in {lattice.crs}: 0 of {len(scenes)} scenes in {where} can be used ({reasons}); "
+            f"area in {grid.crs}: 0 of {len(scenes)} scenes in {where} can be used ({reasons}); "
             "choose another area, dates or catalogue"
         )
     planned = Lock(
         format=lock.FORMAT,
         state="planned",
-        recipe_sha256=lock.sha256(resolved(recipe, lattice)),
+        recipe_sha256=lock.sha256(resolved(recipe, grid)),
         collection=recipe.source.collection,
         dates=recipe.dates,
         osm_date=recipe.osm_date,
-        grid=lattice,
+        grid=grid,
         items=tuple(Item(scene=scene, expected_offset=fetch.expected_offset(scene, recipe)) for scene in usable),
         dropped=(*(one for one in others if one not in bad), *elsewhere),
         tag_table_sha256=class_tables.sha256(recipe.labels.classes),
@@ -92,10 +92,10 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
 def area_grid(recipe: BuildRecipe, paths: BuildPaths, locked: Lock | None = None) -> Grid:
     """Return the grid of the lock, or of the recipe's area. Raises SettingError if no patch fits into it."""
     outline = paths.out / PLACE
-    lattice = locked.grid if locked else aoi.resolve(osm_features.located(recipe.area, outline, offline=paths.offline))
-    if recipe.patches.size > min(lattice.shape):  # before any pixel is read
-        raise SettingError(f"area of {lattice.shape} pixels holds no patch of {recipe.patches.size}; take a larger one")
-    return lattice
+    grid = locked.grid if locked else aoi.resolve(osm_features.located(recipe.area, outline, offline=paths.offline))
+    if recipe.patches.size > min(grid.shape):  # before any pixel is read
+        raise SettingError(f"area of {grid.shape} pixels holds no patch of {recipe.patches.size}; take a larger one")
+    return grid
 
 
 # --- build ---------------------------------------------------------------------------------
@@ -189,23 +189,23 @@ def check_disk(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> None:
             )
 
 
-def write_labels(recipe: BuildRecipe, lattice: Grid, paths: BuildPaths) -> dict[str, str]:
+def write_labels(recipe: BuildRecipe, grid: Grid, paths: BuildPaths) -> dict[str, str]:
     """Write the label rasters of an area, and return the hashes of the OpenStreetMap answers by name."""
     if paths.osm == "none":
         return {}
     source = paint.OsmSource(
         where=paths.osm, date=recipe.osm_date, store=paths.out / ".osm", offline=paths.offline, gap=paths.gap
     )
-    painted, answers = paint.label(lattice, source, recipe.labels)
+    painted, answers = paint.label(grid, source, recipe.labels)
     space = paint.chosen(recipe.labels).space
-    build_folder.write_labels(paths.out, lattice, space, rasterize.SOURCES, painted)
+    build_folder.write_labels(paths.out, grid, space, rasterize.SOURCES, painted)
     return answers
 
 
-def cut_patches(recipe: BuildRecipe, lattice: Grid, paths: BuildPaths) -> dict[str, str]:
+def cut_patches(recipe: BuildRecipe, grid: Grid, paths: BuildPaths) -> dict[str, str]:
     """Write patches and contract beside the composite and its labels; return the pixel hashes of all rasters."""
     space = paint.chosen(recipe.labels).space
-    cut.cut(paths.out, recipe.name, lattice, recipe.patches, recipe.split, space=space)
+    cut.cut(paths.out, recipe.name, grid, recipe.patches, recipe.split, space=space)
     outputs = build_folder.outputs(paths.out)
     level, kernel = recipe.source.level, recipe.resampling
     finish.write_contract(paths.out, recipe.name, recipe.dates, level, kernel, space=space, outputs=outputs)
@@ -217,7 +217,7 @@ def render(
 ) -> None:
     """Composite all tiles and write `image.tif`, `provenance.tif` and `usage.json` into `folder`."""
     task = composite_job(recipe, fetched, scenes, paths)
-    windows = list(grid.tiles(fetched.grid.shape, *tiles.tile_shape(task, paths.tile_px)))
+    windows = list(grids.tiles(fetched.grid.shape, *tiles.tile_shape(task, paths.tile_px)))
     runs = paths.run(partial(tiles.composite_tile, task), windows)
     finished = progress.track(runs, label="composite", total=len(windows))
     build_folder.write_composite(folder, fetched.grid, recipe.bands, zip(windows, finished, strict=True))

@@ -15,7 +15,7 @@ from sgdata.composite import cloud_masks, staging
 from sgdata.composite.rules import VERSION, CompositeSettings
 from sgdata.composite.scene_staging import CLEAR_SCORE, STRIP_PIXELS, StagedScene
 from sgdata.file_names import file_name
-from sgdata.rasters import grid
+from sgdata.rasters import grids
 from sgdata.types import Array, Grid, Window
 
 THINNING = 8
@@ -39,7 +39,7 @@ class MaskJob:
     @property
     def strips(self) -> list[Window]:
         """Strips of whole blocks, on which cloud fractions are counted."""
-        return list(grid.strips(self.grid.shape, STRIP_PIXELS, multiple=cloud_masks.block_px(self.grid.gsd_m)))
+        return list(grids.strips(self.grid.shape, STRIP_PIXELS, multiple=cloud_masks.block_px(self.grid.gsd_m)))
 
 
 def add_clear_masks(
@@ -71,9 +71,9 @@ def add_clear_masks(
         return scenes
     west, south, east, north = area.bounds
     reach = layer_reach_m(settings, reach_m)
-    layer_grid = replace(scenes[0].files[layer].lattice, crs=area.crs)
+    layer_grid = replace(scenes[0].files[layer].grid, crs=area.crs)
     wider = (west - reach, south - reach, east + reach, north + reach)
-    target = grid.windowed(layer_grid, grid.over(layer_grid, wider))
+    target = grids.windowed(layer_grid, grids.over(layer_grid, wider))
     decides = (VERSION, settings, reach_m, target, [(scene.id, scene.files[layer].sha256) for scene in scenes])
     folder = folder / files.sha256(files.canonical_json(decides))[:16]
     job = MaskJob(grid=target, settings=settings, reach_m=reach_m, folder=folder)
@@ -97,7 +97,7 @@ def _write_bright_targets(job: MaskJob, scenes: tuple[StagedScene, ...], run: Ca
 
 def _kinds(job: MaskJob, scene: StagedScene, strip: Window) -> Array:
     layer = scene.files[job.settings.asset or ""]
-    target = grid.windowed(job.grid, strip)
+    target = grids.windowed(job.grid, strip)
     values = staging.on_grid(layer, target, kernel="nearest", beyond=cloud_masks.BEYOND)
     return cloud_masks.kinds(values, job.settings)
 
@@ -120,21 +120,21 @@ def _clear_scores(job: MaskJob, scene: StagedScene) -> staging.StagedWindow:
     path = job.folder / f"{file_name(scene.id)}.bin"
     # The folder's name depends on everything that decides the bytes: a file left by an earlier run is this one.
     if not path.exists():
-        lattice, settings = job.grid, job.settings
-        margin = cloud_masks.margin_px(settings, lattice.gsd_m, job.reach_m)
-        targets = replace(_staged(job.bright_targets, lattice), dtype="bool") if settings.guard else None
+        grid, settings = job.grid, job.settings
+        margin = cloud_masks.margin_px(settings, grid.gsd_m, job.reach_m)
+        targets = replace(_staged(job.bright_targets, grid), dtype="bool") if settings.guard else None
         with files.replacing(path, durable=False) as temporary, temporary.open("wb") as handle:
             for strip in job.strips:
-                first, last = max(strip.row - margin, 0), min(strip.row + strip.height + margin, lattice.shape[0])
+                first, last = max(strip.row - margin, 0), min(strip.row + strip.height + margin, grid.shape[0])
                 kinds = _kinds(job, scene, replace(strip, row=first, height=last - first))
                 bright = None if targets is None else targets.rows(first, last)
-                scores = cloud_masks.clear_score(kinds, bright, settings, gsd_m=lattice.gsd_m, reach_m=job.reach_m)
+                scores = cloud_masks.clear_score(kinds, bright, settings, gsd_m=grid.gsd_m, reach_m=job.reach_m)
                 scores[strip.row - first :][: strip.height].tofile(handle)
     return _staged(path, job.grid)
 
 
-def _staged(path: Path, lattice: Grid) -> staging.StagedWindow:
-    return staging.StagedWindow(path=str(path), lattice=lattice, dtype="uint8", sha256="", holes=False)
+def _staged(path: Path, grid: Grid) -> staging.StagedWindow:
+    return staging.StagedWindow(path=str(path), grid=grid, dtype="uint8", sha256="", holes=False)
 
 
 def layer_reach_m(mask: cloud_masks.MaskSettings, reach_m: float) -> float:
@@ -158,10 +158,10 @@ def select_scenes(scenes: tuple[StagedScene, ...], settings: CompositeSettings) 
     rule = settings.rule
     if rule.score_range is None:
         return positions
-    gsd_m = masks[0].lattice.gsd_m
+    gsd_m = masks[0].grid.gsd_m
     ranges = {n: rule.score_range(settings, scenes[n].day, gsd_m) for n in positions}
     selected: set[int] = set()
-    for strip in grid.strips(masks[0].lattice.shape, STRIP_PIXELS):
+    for strip in grids.strips(masks[0].grid.shape, STRIP_PIXELS):
         rows = strip.row, strip.row + strip.height
         # The score that each pixel reaches for certain: a scene that cannot exceed it anywhere is not read.
         certain = np.zeros((strip.height, strip.width), np.int32)

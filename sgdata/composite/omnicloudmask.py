@@ -97,17 +97,17 @@ def write(
     return out
 
 
-def _image(scene: Scene, lattice: Grid, scratch: Path, access: Access) -> Array:
+def _image(scene: Scene, grid: Grid, scratch: Path, access: Access) -> Array:
     """Return (3, H, W) DN of BANDS on the grid."""
 
     def read(band: str) -> Array:
         asset = replace(scene.assets[band], crs=scene.assets[band].crs or scene.crs)
         request = staging.WindowRequest(
-            name=f"{scene.id} {band}", asset=asset, crs=lattice.crs, bounds=lattice.bounds,
+            name=f"{scene.id} {band}", asset=asset, crs=grid.crs, bounds=grid.bounds,
             target=scratch / file_name(band), kernel="bilinear", tokens=signing.service(scene.provider, asset.href),
             access=access,
         )  # fmt: skip
-        return staging.on_grid(staging.stage(request), lattice, kernel="bilinear")
+        return staging.on_grid(staging.stage(request), grid, kernel="bilinear")
 
     with ThreadPoolExecutor() as readers:
         return np.stack(list(readers.map(read, BANDS)))

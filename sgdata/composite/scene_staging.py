@@ -13,7 +13,7 @@ from sgdata import urls
 from sgdata.access import Access
 from sgdata.composite import staging
 from sgdata.errors import SourceError
-from sgdata.rasters import grid
+from sgdata.rasters import grids
 from sgdata.scenes import offsets, product_metadata
 from sgdata.scenes.types import UNREADABLE, Dropped
 from sgdata.sentinel2 import MSI
@@ -68,7 +68,7 @@ class SceneRequest:
     access: Access | None = None
 
 
-def stage_scene(request: SceneRequest, *, lattice: Grid) -> tuple[StagedScene, offsets.Evidence] | Dropped:
+def stage_scene(request: SceneRequest, *, grid: Grid) -> tuple[StagedScene, offsets.Evidence] | Dropped:
     """Stage all files of a scene and count the evidence for its offset; or drop it, as `stage_files` does."""
     scene = stage_files(request)
     if isinstance(scene, Dropped):
@@ -79,7 +79,7 @@ def stage_scene(request: SceneRequest, *, lattice: Grid) -> tuple[StagedScene, o
             product = product_metadata.offset(request.product, request.tokens, access=request.access)
     except SourceError as error:
         return _dropped(request, [error])
-    return scene, replace(offset_evidence(scene, lattice), product=product)
+    return scene, replace(offset_evidence(scene, grid), product=product)
 
 
 def stage_files(request: SceneRequest) -> StagedScene | Dropped:
@@ -119,16 +119,16 @@ def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(READERS)
 
 
-def offset_evidence(scene: StagedScene, lattice: Grid) -> offsets.Evidence:
+def offset_evidence(scene: StagedScene, grid: Grid) -> offsets.Evidence:
     """Count the dark pixels of the whole area, strip by strip, on DN as they are stored."""
     needed = (MSI.classes.layer, *MSI.offset.test_bands)
     if any(name not in scene.files for name in needed):
         return offsets.Evidence(eligible=0, dark_share=0.0)
     eligible = dark = 0
     # One pixel of the grid per pixel of the scene classification, which is coarser.
-    step = max(round(scene.files[MSI.classes.layer].lattice.gsd_m / lattice.gsd_m), 1)
-    for strip in grid.strips(lattice.shape, 4 * STRIP_PIXELS, multiple=step):
-        target = grid.windowed(lattice, strip)
+    step = max(round(scene.files[MSI.classes.layer].grid.gsd_m / grid.gsd_m), 1)
+    for strip in grids.strips(grid.shape, 4 * STRIP_PIXELS, multiple=step):
+        target = grids.windowed(grid, strip)
         classes, *bands = (_thinned(scene.files[name], target, step) for name in needed)
         counted = offsets.count(classes, np.stack(bands))
         eligible, dark = eligible + counted[0], dark + counted[1]
@@ -141,4 +141,4 @@ def _thinned(staged: staging.StagedWindow, target: Grid, step: int) -> Array:
     if any(size % step for size in (*staging.place(staged, target), *target.shape)):
         return staging.on_grid(staged, target, kernel="nearest")[::step, ::step]
     # The same pixels without repeating them first.
-    return staging.on_grid(staged, grid.coarser(target, step), kernel="nearest")
+    return staging.on_grid(staged, grids.coarser(target, step), kernel="nearest")

@@ -18,7 +18,7 @@ from sgdata import file_names, files, limits, retry
 from sgdata.access import Access
 from sgdata.composite import cloud_masks
 from sgdata.errors import SourceError
-from sgdata.rasters import geotiff, grid, resample
+from sgdata.rasters import geotiff, grids, resample
 from sgdata.scenes import signing
 from sgdata.scenes.types import Asset
 from sgdata.sentinel2 import MSI
@@ -58,13 +58,13 @@ class WindowRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class StagedWindow:
-    """Staged pixels: C-order little-endian bytes of `lattice.shape` at `path`, with their pixel hash.
+    """Staged pixels: C-order little-endian bytes of `grid.shape` at `path`, with their pixel hash.
 
     `holes`: some pixel of the area may have no data.
     """
 
     path: str
-    lattice: Grid
+    grid: Grid
     dtype: str
     sha256: str
     holes: bool
@@ -72,20 +72,20 @@ class StagedWindow:
     def rows(self, first: int, last: int) -> Array:
         """Read (last - first, W) pixels. Raises SourceError where the file is too short."""
         # Read, not mapped: mapping and unmapping thousands of times makes the threads of a build wait for each other.
-        width, dtype = self.lattice.shape[1], np.dtype(self.dtype).newbyteorder("<")
+        width, dtype = self.grid.shape[1], np.dtype(self.dtype).newbyteorder("<")
         values = np.empty((last - first, width), dtype)
         with Path(self.path).open("rb", buffering=0) as handle:
             handle.seek(first * width * dtype.itemsize)
             if handle.readinto(values.data) != values.nbytes:
                 raise SourceError(
-                    f"{self.path}: ends before row {last} of {self.lattice.shape[0]}; remove the scratch folder"
+                    f"{self.path}: ends before row {last} of {self.grid.shape[0]}; remove the scratch folder"
                 )
         return values
 
     @property
     def pixels(self) -> Array:
         """The whole window (H, W)."""
-        return self.rows(0, self.lattice.shape[0])
+        return self.rows(0, self.grid.shape[0])
 
 
 def stage(request: WindowRequest) -> StagedWindow:
@@ -121,7 +121,7 @@ def _staged(done: Path, data: Path) -> StagedWindow | None:
     if document is None:
         return None
     staged = replace(files.parse(StagedWindow, document, str(done)), path=str(data))
-    size = math.prod(staged.lattice.shape) * np.dtype(staged.dtype).itemsize
+    size = math.prod(staged.grid.shape) * np.dtype(staged.dtype).itemsize
     return staged if data.is_file() and data.stat().st_size == size else None
 
 
@@ -136,23 +136,23 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
         header = geotiff.header(dataset)
         check(request, header)
         # A mask in degrees is resampled to 10 m, the finest pixels of the sensor.
-        gsd = float(MSI.finest_gsd_m) if dataset.crs.is_geographic else header.lattice.gsd_m
+        gsd = float(MSI.finest_gsd_m) if dataset.crs.is_geographic else header.grid.gsd_m
         # Windows are counted in the file's own pixels: too fine ones would fill the disk.
         limits.PIXELS_PER_M.check(1 / gsd, request.name)
         limits.PIXEL_SIZE_M.check(gsd, request.name)
         margin = max(MARGIN_PX, math.ceil(request.margin_m / gsd))
-        if header.lattice.crs == request.crs:
-            window = geotiff.window_over(header.lattice, request.bounds, margin=margin)
-            lattice = grid.windowed(header.lattice, window)
+        if header.grid.crs == request.crs:
+            window = geotiff.window_over(header.grid, request.bounds, margin=margin)
+            grid = grids.windowed(header.grid, window)
             strips = geotiff.strips(dataset, window)
         else:
             # As in scenes of the area's own zone, edges are multiples of the pixel size.
             endless = Grid(crs=request.crs, origin=(0.0, 0.0), gsd_m=gsd, shape=(0, 0))
-            lattice = grid.windowed(endless, grid.over(endless, request.bounds, margin=margin))
+            grid = grids.windowed(endless, grids.over(endless, request.bounds, margin=margin))
             mask = header.dtype == "uint8"
-            strips = geotiff.warped(dataset, lattice, request.kernel, beyond=cloud_masks.BEYOND if mask else 0)
-        digest = hashlib.sha256(geotiff.digest_start(lattice, 1, header.dtype))
-        west, south, east, north = lattice.bounds
+            strips = geotiff.warped(dataset, grid, request.kernel, beyond=cloud_masks.BEYOND if mask else 0)
+        digest = hashlib.sha256(geotiff.digest_start(grid, 1, header.dtype))
+        west, south, east, north = grid.bounds
         inside = west <= request.bounds[0] and south <= request.bounds[1] and east >= request.bounds[2]
         # Ground that the file does not cover counts as a hole.
         holes = not (inside and north >= request.bounds[3])
@@ -162,9 +162,7 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
             content = geotiff.little_endian(values)
             digest.update(content)
             handle.write(content)
-    staged = StagedWindow(
-        path=str(data), lattice=lattice, dtype=header.dtype, sha256=digest.hexdigest(), holes=bool(holes)
-    )
+    staged = StagedWindow(path=str(data), grid=grid, dtype=header.dtype, sha256=digest.hexdigest(), holes=bool(holes))
     with files.replacing(done, durable=False) as temporary:
         temporary.write_bytes(files.checked_json(staged))
     return staged
@@ -172,11 +170,11 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
 
 def check(request: WindowRequest, header: geotiff.Header) -> None:
     """Compare the header of the file with its item. Raises SourceError naming both values."""
-    item, lattice = request.asset, header.lattice
+    item, grid = request.asset, header.grid
     pairs = (
-        ("CRS", lattice.crs, item.crs),
-        ("transform", lattice.transform, item.transform),
-        ("shape", lattice.shape, item.shape),
+        ("CRS", grid.crs, item.crs),
+        ("transform", grid.transform, item.transform),
+        ("shape", grid.shape, item.shape),
         ("data type", header.dtype, item.dtype),
     )
     for what, actual, declared in pairs:
@@ -206,14 +204,14 @@ def on_grid(staged: StagedWindow, target: Grid, *, kernel: resample.Kernel, offs
 
     # Pure integer placement, without the half-pixel conventions of resampling libraries.
     factor, row, col = place(staged, target)
-    height, width = (size * factor for size in staged.lattice.shape)
+    height, width = (size * factor for size in staged.grid.shape)
     top, left = max(row, 0), max(col, 0)
     bottom, right = min(row + target.shape[0], height), min(col + target.shape[1], width)
     if top >= bottom or left >= right:
         return np.full(target.shape, beyond, staged.dtype)
     # The coarse pixels under the window and MARGIN_PX more on each side, then the window inside those.
     first_row, first_col = max(top // factor - MARGIN_PX, 0), max(left // factor - MARGIN_PX, 0)
-    last_row = min(-(-bottom // factor) + MARGIN_PX, staged.lattice.shape[0])
+    last_row = min(-(-bottom // factor) + MARGIN_PX, staged.grid.shape[0])
     coarse = staged.rows(first_row, last_row)[:, first_col : -(-right // factor) + MARGIN_PX]
     window = Window(
         row=top - first_row * factor, col=left - first_col * factor, height=bottom - top, width=right - left
@@ -231,13 +229,13 @@ def place(staged: StagedWindow, target: Grid) -> tuple[int, int, int]:
 
     Raises SourceError where the pixels do not nest.
     """
-    lattice = staged.lattice
-    factor = lattice.gsd_m / target.gsd_m
-    row = (lattice.origin[1] - target.origin[1]) / target.gsd_m
-    col = (target.origin[0] - lattice.origin[0]) / target.gsd_m
+    grid = staged.grid
+    factor = grid.gsd_m / target.gsd_m
+    row = (grid.origin[1] - target.origin[1]) / target.gsd_m
+    col = (target.origin[0] - grid.origin[0]) / target.gsd_m
     if any(abs(value - round(value)) > 1e-6 for value in (factor, row, col)) or round(factor) < 1:
         raise SourceError(
-            f"{Path(staged.path).stem}: pixels of {lattice.gsd_m:g} m from {lattice.origin} do not nest in the "
-            f"grid of {target.gsd_m:g} m from {target.origin}; choose an area on the scene's own lattice"
+            f"{Path(staged.path).stem}: pixels of {grid.gsd_m:g} m from {grid.origin} do not nest in the "
+            f"grid of {target.gsd_m:g} m from {target.origin}; choose an area on the scene's own grid"
         )
     return round(factor), round(row), round(col)

@@ -12,7 +12,7 @@ from sgdata import files
 from sgdata.composite import cloud_masks, rules, staging
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.composite.scene_staging import CLEAR_SCORE, StagedScene
-from sgdata.rasters import grid, resample
+from sgdata.rasters import grids, resample
 from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Grid, Window
 
@@ -62,7 +62,7 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
     The clear score is 0 where any band of the job has no data. Where granules of one overpass overlap they have the
     same pixels twice: the first valid one in order counts.
     """
-    target = grid.windowed(job.grid, window)
+    target = grids.windowed(job.grid, window)
     bands = job.read_together
     dn = np.zeros((len(job.scenes), len(bands), *target.shape), np.uint16)
     clear_scores = np.zeros((len(job.scenes), *target.shape), np.uint8)
@@ -87,7 +87,7 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
     else:
         usable = cloud_masks.best_clear(clear_scores)
     # Without a mask no distances exist, and any pixel size will do: the recipe check refuses rules that need them.
-    mask_gsd_m = next((s.files[CLEAR_SCORE].lattice.gsd_m for s in job.scenes if CLEAR_SCORE in s.files), 20.0)
+    mask_gsd_m = next((s.files[CLEAR_SCORE].grid.gsd_m for s in job.scenes if CLEAR_SCORE in s.files), 20.0)
     days = tuple(scene.day for scene in job.scenes)
     return rules.Stack(dn=dn, clear_scores=clear_scores, usable=usable, days=days, mask_gsd_m=mask_gsd_m)
 
@@ -144,13 +144,13 @@ def _mix_bands(job: Job, window: Window, rule: rules.Mix, usable: Array, image: 
         return coarse if np.array_equal(resample.finer(coarse, factor, kernel="nearest"), usable) else None
 
     for band, out in zip(job.bands, image, strict=True):
-        target, dates = grid.windowed(job.grid, window), usable
+        target, dates = grids.windowed(job.grid, window), usable
         factor = _common_factor(job, band, target)
         # Repeats of one coarse pixel have one result: computed there if dates are usable by whole coarse pixels.
         if factor > 1 and job.kernel == "nearest":
             coarse = coarse_usable(factor)
             if coarse is not None:
-                target, dates = grid.coarser(target, factor), coarse
+                target, dates = grids.coarser(target, factor), coarse
         if dn.shape[2:] != target.shape:  # bands of one size share the memory, whose first touch costs most
             dn = np.zeros((len(job.scenes), 1, *target.shape), np.uint16)
         for n, scene in staged:
@@ -167,7 +167,7 @@ def _common_factor(job: Job, band: str, target: Grid) -> int:
 
 def _take_dates(job: Job, window: Window, dn: Array, index: Array, image: Array) -> None:
     """Fill `image` (C, h, w) of zeros with all bands of the date chosen at each pixel."""
-    target = grid.windowed(job.grid, window)
+    target = grids.windowed(job.grid, window)
     # Upsampling dominates the cost of this step: done only for the dates that won in this tile.
     for n in np.unique(index[index != NO_VALUE]):
         scene, here = job.scenes[n], index == n

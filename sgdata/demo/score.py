@@ -73,7 +73,7 @@ def best_cloudy_scene(
 ) -> float | None:
     """Return the smallest RMSE of a single cloudy scene against the truth, or None without any."""
     from sgdata.composite import tiles
-    from sgdata.rasters import grid
+    from sgdata.rasters import grids
     from sgdata.sentinel2 import MSI
     from sgdata.simulation import score
 
@@ -86,7 +86,7 @@ def best_cloudy_scene(
     cloudy = (clouds & (score.CLOUD | score.SHADOW)).astype(bool).mean(axis=(1, 2)) > CLOUDY
     # Sums over windows, since all scenes of a large city do not fit in memory.
     squares, pixels = np.zeros(len(scenes)), np.zeros(len(scenes))
-    for window in grid.tiles(truth.shape[1:], 256):
+    for window in grids.tiles(truth.shape[1:], 256):
         stack = tiles.read_stack(job, window)
         reference = truth[(slice(None), *window.slices)].astype(np.float64)
         for number, (planes, seen) in enumerate(zip(stack.dn, stack.clear_scores > 0, strict=True)):

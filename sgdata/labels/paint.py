@@ -12,7 +12,7 @@ import numpy as np
 from sgdata import files
 from sgdata.errors import SourceError
 from sgdata.labels import class_tables, osm_features, rasterize
-from sgdata.rasters import geotiff, grid
+from sgdata.rasters import geotiff, grids
 from sgdata.scenes import aoi
 from sgdata.types import Array, Grid, Window
 
@@ -48,12 +48,12 @@ def chosen(settings: rasterize.LabelSettings) -> class_tables.ClassTable:
 
 
 def label(
-    lattice: Grid, source: OsmSource, settings: rasterize.LabelSettings
+    grid: Grid, source: OsmSource, settings: rasterize.LabelSettings
 ) -> tuple[tuple[Array, Array], dict[str, str]]:
     """Paint labels from OpenStreetMap.
 
     Args:
-        lattice: Grid of the labels.
+        grid: Grid of the labels.
         source: OpenStreetMap data.
         settings: Settings of labels.
 
@@ -67,18 +67,18 @@ def label(
     """
     table = chosen(settings)
     features = osm_features.read(
-        source.where, _ground(lattice), rules=table.rules, date=source.date, store=source.store, offline=source.offline
+        source.where, _ground(grid), rules=table.rules, date=source.date, store=source.store, offline=source.offline
     )
     answers, read = dict(features.sha256), dict(features.counts)
-    drawing = rasterize.prepare(features.table, table.rules, lattice, settings)
+    drawing = rasterize.prepare(features.table, table.rules, grid, settings)
     del features  # takes as much memory as the drawing
     # The labels of a whole area fit in memory, supersampled ones may not.
-    painted = np.empty(lattice.shape, np.uint8), np.empty(lattice.shape, np.uint8)
-    for window in grid.tiles(lattice.shape, TILE_PX):
+    painted = np.empty(grid.shape, np.uint8), np.empty(grid.shape, np.uint8)
+    for window in grids.tiles(grid.shape, TILE_PX):
         for whole, part in zip(painted, rasterize.paint(drawing, window), strict=True):
             whole[window.slices] = part
     if source.gap:
-        painted = rasterize.filled_gaps(*painted, _filling(source.gap, lattice, table.codes))
+        painted = rasterize.filled_gaps(*painted, _filling(source.gap, grid, table.codes))
         answers[source.gap.name] = files.sha256_file(source.gap)
     unmapped = float((painted[0] == rasterize.UNMAPPED).mean())
     log.info("labels: %s; read: %s; unmapped: %.1f %%", dict(drawing.counts), read, 100 * unmapped)
@@ -87,13 +87,13 @@ def label(
     return painted, answers
 
 
-def _filling(path: Path, lattice: Grid, codes: Mapping[int, int]) -> Array:
+def _filling(path: Path, grid: Grid, codes: Mapping[int, int]) -> Array:
     """Read (H, W) uint8 classes from a raster of codes in any CRS, by nearest neighbour. Raises SourceError."""
     from rasterio.transform import Affine
     from rasterio.vrt import WarpedVRT
 
-    height, width = lattice.shape
-    place = {"crs": lattice.crs, "transform": Affine(*lattice.transform), "width": width, "height": height}
+    height, width = grid.shape
+    place = {"crs": grid.crs, "transform": Affine(*grid.transform), "width": width, "height": height}
     with geotiff.opened(str(path), use="user") as dataset, WarpedVRT(dataset, **place) as warped:
         pixels = warped.read(1)
     if pixels.dtype.kind != "u":
@@ -107,11 +107,11 @@ def _filling(path: Path, lattice: Grid, codes: Mapping[int, int]) -> Array:
     return np.asarray(table[pixels])
 
 
-def _ground(lattice: Grid) -> object:
+def _ground(grid: Grid) -> object:
     """Return the area in degrees, with a margin for features outside that cover ground inside."""
     import shapely
 
     margin = rasterize.MARGIN_PX
-    shape = (lattice.shape[0] + 2 * margin, lattice.shape[1] + 2 * margin)
-    wider = grid.windowed(lattice, Window(row=-margin, col=-margin, height=shape[0], width=shape[1]))
+    shape = (grid.shape[0] + 2 * margin, grid.shape[1] + 2 * margin)
+    wider = grids.windowed(grid, Window(row=-margin, col=-margin, height=shape[0], width=shape[1]))
     return shapely.box(*aoi.in_degrees(wider))

@@ -17,7 +17,7 @@ import numpy as np
 
 from sgdata import files
 from sgdata.file_names import file_name
-from sgdata.rasters import geotiff, grid
+from sgdata.rasters import geotiff, grids
 from sgdata.types import Array
 
 TILE = 256
@@ -68,13 +68,13 @@ def _strips(planes: Sequence[Plane], shape: tuple[int, int]) -> Iterator[tuple[i
 
     with ExitStack() as stack:
         held = {path: stack.enter_context(geotiff.opened(str(path))) for path in {plane.path for plane in planes}}
-        for strip in grid.tiles(shape, 512, shape[1]):
+        for strip in grids.tiles(shape, 512, shape[1]):
             window = Window(0, strip.row, strip.width, strip.height)
             yield strip.row, np.stack([held[p.path].read(p.band, window=window).astype(np.uint16) for p in planes])
 
 
 def _write_tiles(folder: Path, row: int, strip: Array) -> None:
-    for tile in grid.tiles(strip.shape[1:], TILE):
+    for tile in grids.tiles(strip.shape[1:], TILE):
         rows, columns = tile.slices
         write_piece(folder, f"t-{(row + tile.row) // TILE}-{tile.col // TILE}", strip[:, rows, columns])
 

@@ -18,7 +18,7 @@ import numpy as np
 from sgdata import files, urls
 from sgdata.access import Access, access_of
 from sgdata.errors import OutputError, SourceError
-from sgdata.rasters import grid, opening
+from sgdata.rasters import grids, opening
 from sgdata.types import Array, Bounds, Grid, Window
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ READING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """Header of a raster file; `lattice` covers the whole file."""
+    """Header of a raster file; `grid` covers the whole file."""
 
-    lattice: Grid
+    grid: Grid
     dtype: str
     nodata: float | None
     bands: int
@@ -134,15 +134,15 @@ def header(dataset: DatasetReader) -> Header:
             "expected an EPSG code and square north-up pixels"
         )
     origin = (float(dataset.transform.c), float(dataset.transform.f))
-    lattice = Grid(crs=f"EPSG:{code}", origin=origin, gsd_m=float(a), shape=dataset.shape)
-    return Header(lattice=lattice, dtype=dataset.dtypes[0], nodata=dataset.nodata, bands=dataset.count)
+    grid = Grid(crs=f"EPSG:{code}", origin=origin, gsd_m=float(a), shape=dataset.shape)
+    return Header(grid=grid, dtype=dataset.dtypes[0], nodata=dataset.nodata, bands=dataset.count)
 
 
-def window_over(lattice: Grid, bounds: Bounds, *, margin: int) -> Window:
-    """Return the window of `lattice` over `bounds` with `margin` more pixels on each side, cut at its edges."""
-    endless = grid.over(lattice, bounds, margin=margin)
-    row, last_row = (min(max(r, 0), lattice.shape[0]) for r in (endless.row, endless.row + endless.height))
-    col, last_col = (min(max(c, 0), lattice.shape[1]) for c in (endless.col, endless.col + endless.width))
+def window_over(grid: Grid, bounds: Bounds, *, margin: int) -> Window:
+    """Return the window of `grid` over `bounds` with `margin` more pixels on each side, cut at its edges."""
+    endless = grids.over(grid, bounds, margin=margin)
+    row, last_row = (min(max(r, 0), grid.shape[0]) for r in (endless.row, endless.row + endless.height))
+    col, last_col = (min(max(c, 0), grid.shape[1]) for c in (endless.col, endless.col + endless.width))
     return Window(row=row, col=col, height=last_row - row, width=last_col - col)
 
 
@@ -172,7 +172,7 @@ def strips(dataset: DatasetReader, window: Window) -> Iterator[Array]:
         row = stop
 
 
-def warped(dataset: DatasetReader, lattice: Grid, kernel: Kernel, *, beyond: int = 0) -> Iterator[Array]:
+def warped(dataset: DatasetReader, grid: Grid, kernel: Kernel, *, beyond: int = 0) -> Iterator[Array]:
     """Yield band 1 on a grid of another CRS, in strips as of `strips`, `beyond` where there is no data.
 
     The transformer is exact and kernels have the size of one source pixel, so that results do not depend on the strips
@@ -183,8 +183,8 @@ def warped(dataset: DatasetReader, lattice: Grid, kernel: Kernel, *, beyond: int
     from rasterio.transform import Affine
     from rasterio.warp import reproject
 
-    for strip in grid.strips(lattice.shape, STRIP_BYTES):
-        part = grid.windowed(lattice, strip)
+    for strip in grids.strips(grid.shape, STRIP_BYTES):
+        part = grids.windowed(grid, strip)
         nearest, values = (np.zeros(part.shape, dataset.dtypes[0]) for _ in range(2))
         for out, how in ((nearest, "nearest"), (values, kernel)):
             # Without XSCALE the kernel widens with the rotation between two zones and with the size of the part. A
@@ -192,7 +192,7 @@ def warped(dataset: DatasetReader, lattice: Grid, kernel: Kernel, *, beyond: int
             with WARPING:
                 reproject(
                     rasterio.band(dataset, 1), out, resampling=Resampling[how], tolerance=0, XSCALE=1, YSCALE=1,
-                    dst_crs=lattice.crs, dst_transform=Affine(*part.transform), dst_nodata=beyond,
+                    dst_crs=grid.crs, dst_transform=Affine(*part.transform), dst_nodata=beyond,
                     src_nodata=dataset.nodata if beyond else dataset.nodata or 0,  # 0 is a value in masks
                 )  # fmt: skip
         yield np.where((nearest == beyond) | (values == beyond), nearest, values)
@@ -246,10 +246,10 @@ def _inflated(dataset: DatasetReader, window: Window, out: Array) -> Array | Non
     return out
 
 
-def digest_start(lattice: Grid, bands: int, dtype: str) -> bytes:
+def digest_start(grid: Grid, bands: int, dtype: str) -> bytes:
     """Return the start of a pixel hash: shape, dtype, CRS code and transform of the pixels that follow."""
-    shape = (bands, *lattice.shape)
-    return files.canonical_json({"shape": shape, "dtype": dtype, "crs": lattice.crs, "transform": lattice.transform})
+    shape = (bands, *grid.shape)
+    return files.canonical_json({"shape": shape, "dtype": dtype, "crs": grid.crs, "transform": grid.transform})
 
 
 def little_endian(values: Array) -> memoryview:
@@ -265,9 +265,9 @@ def pixel_sha256(path: Path) -> str:
     with opened(str(path)) as dataset:
         about = header(dataset)
         hashes = [hashlib.sha256() for _ in range(about.bands)]
-        for strip in grid.tiles(about.lattice.shape, 512, about.lattice.shape[1]):  # a row of the blocks that we write
+        for strip in grids.tiles(about.grid.shape, 512, about.grid.shape[1]):  # a row of the blocks that we write
             _add(hashes, dataset.read(window=strip.slices))
-        start = digest_start(about.lattice, about.bands, about.dtype)
+        start = digest_start(about.grid, about.bands, about.dtype)
         return files.sha256(start + b"".join(digest.digest() for digest in hashes))
 
 

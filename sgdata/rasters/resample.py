@@ -1,4 +1,4 @@
-"""Bands of 20 m and 60 m on the 10 m lattice: integers in, integers out, centre-aligned. Pure.
+"""Bands of 20 m and 60 m on the 10 m grid: integers in, integers out, centre-aligned. Pure.
 
 The rule (`VERSION` counts its changes): a fine pixel is nodata exactly where the coarse pixel under it is; an
 invalid neighbour in an interpolation takes the value of that pixel; beyond the array its edge repeats.
@@ -70,8 +70,8 @@ def on_one_grid(sample: Sample, contract: Contract, kernel: Kernel) -> Sample:
     finest = min(int(name[6:-1]) for name in groups)
     names = [band.name for band in contract.bands]
     nodata = -1 if contract.nodata is None else contract.nodata
-    lattice = groups[f"image_{finest}m"]
-    image = np.empty((len(names), *lattice.shape[1:]), lattice.dtype)
+    grid = groups[f"image_{finest}m"]
+    image = np.empty((len(names), *grid.shape[1:]), grid.dtype)
     filled: list[int] = []
     for name, array in groups.items():
         gsd = int(name[6:-1])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sgdata.errors import SettingError, SourceError
-from sgdata.rasters import grid
+from sgdata.rasters import grids
 from sgdata.sentinel2 import MSI
 from sgdata.types import Bounds, Grid
 
@@ -58,13 +58,13 @@ def resolve(area: Area) -> Grid:
     raise SettingError(f"area: place {area.place!r} is only a name; expected its outline (osm.located)")
 
 
-def in_degrees(lattice: Grid) -> Bounds:
+def in_degrees(grid: Grid) -> Bounds:
     """Return the bounds of a grid in EPSG:4326, with densified edges."""
     from pyproj import Transformer
 
     # always_xy: the axis order of EPSG:4326 is latitude first.
-    transformer = Transformer.from_crs(lattice.crs, "EPSG:4326", always_xy=True)
-    west, south, east, north = transformer.transform_bounds(*lattice.bounds, densify_pts=51)
+    transformer = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
+    west, south, east, north = transformer.transform_bounds(*grid.bounds, densify_pts=51)
     return (west, south, east, north)
 
 
@@ -91,7 +91,7 @@ def _edges(bbox: Bounds) -> list[tuple[float, float]]:
     if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
         raise SettingError(
             f"area: bbox {bbox}: expected WEST SOUTH EAST NORTH in degrees, west < east, south < north; "
-            "one across the date line has no single lattice: build its two sides"
+            "one across the date line has no single grid: build its two sides"
         )
     # 20 segments a side: over a city the curvature between two points is far below a pixel.
     sides = np.linspace(west, east, 21), np.linspace(south, north, 21)
@@ -116,6 +116,6 @@ def _over(points: list[tuple[float, float]], area: Area) -> Grid:
         [round(value, 1) for value in axis]
         for axis in Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(lons, lats)
     )
-    return grid.covering(
+    return grids.covering(
         (min(xs), min(ys), max(xs), max(ys)), crs, gsd_m=area.gsd_m, snap_m=MSI.nesting_px * area.gsd_m
     )

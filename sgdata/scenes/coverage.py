@@ -58,13 +58,13 @@ class Cost:
 
 
 def select_scenes(
-    scenes: Iterable[Scene], lattice: Grid, unusable: Iterable[Unusable] = ()
+    scenes: Iterable[Scene], grid: Grid, unusable: Iterable[Unusable] = ()
 ) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
     """Choose the tiles that the area needs, then judge their items.
 
     Args:
         scenes: usable scenes.
-        lattice: the grid of the build.
+        grid: the grid of the build.
         unusable: items that cannot be used; their tiles are chosen only for ground that no usable scene has.
 
     Returns:
@@ -73,22 +73,22 @@ def select_scenes(
     """
     import shapely
 
-    area = shapely.box(*lattice.bounds)
+    area = shapely.box(*grid.bounds)
     kept, dropped = [], []
-    outlines = [(scene, _outline(scene, lattice.crs)) for scene in scenes]
+    outlines = [(scene, _outline(scene, grid.crs)) for scene in scenes]
     located = {scene.tile for scene, outline in outlines if outline is not None}
     for scene, outline in outlines:
-        if outline is None and scene.tile not in located and _in_other_crs(scene, lattice.crs):
-            dropped.append(Dropped(id=scene.id, reason=f"lies in {scene.crs}, the area in {lattice.crs}"))
+        if outline is None and scene.tile not in located and _in_other_crs(scene, grid.crs):
+            dropped.append(Dropped(id=scene.id, reason=f"lies in {scene.crs}, the area in {grid.crs}"))
         elif outline is not None and outline.intersection(area).area <= 0:
             dropped.append(Dropped(id=scene.id, reason="its files end before the area"))
         else:
             kept.append(scene)
     unusable = tuple(unusable)
-    needed = needed_tiles(kept, lattice, unusable=[one.scene for one in unusable if one.scene is not None])
+    needed = needed_tiles(kept, grid, unusable=[one.scene for one in unusable if one.scene is not None])
     for scene in kept:
         if scene.tile not in needed:
-            away = f"lies in {scene.crs}, the area in {lattice.crs}: " if _in_other_crs(scene, lattice.crs) else ""
+            away = f"lies in {scene.crs}, the area in {grid.crs}: " if _in_other_crs(scene, grid.crs) else ""
             reason = f"{away}the area lies whole in {', '.join(sorted(needed))}"
             dropped.append(Dropped(id=scene.id, reason=reason))
     for one in unusable:
@@ -97,11 +97,11 @@ def select_scenes(
         else:
             dropped.append(Dropped(id=one.id, reason=f"the area lies whole in {', '.join(sorted(needed))}"))
     # Where granules of one pass overlap the first is used, so scenes that need no warping come first.
-    kept.sort(key=lambda scene: _in_other_crs(scene, lattice.crs))
+    kept.sort(key=lambda scene: _in_other_crs(scene, grid.crs))
     return tuple(s for s in kept if s.tile in needed), tuple(dropped)
 
 
-def needed_tiles(scenes: Iterable[Scene], lattice: Grid, unusable: Iterable[Scene] = ()) -> set[str]:
+def needed_tiles(scenes: Iterable[Scene], grid: Grid, unusable: Iterable[Scene] = ()) -> set[str]:
     """Return the tile that covers most of the area, then the one that covers most of the rest, until none adds to it.
 
     Neighbours share a strip of 9.84 km with the same pixels, which need not be read twice. Tiles of unknown extent are
@@ -113,20 +113,20 @@ def needed_tiles(scenes: Iterable[Scene], lattice: Grid, unusable: Iterable[Scen
     boxes: dict[str, Any] = {}
     own: dict[str, bool] = {}
     for scene in scenes:
-        outline = _outline(scene, lattice.crs)
+        outline = _outline(scene, grid.crs)
         # One item with an extent is enough: all items of a tile share a grid.
         if outline is not None or scene.tile not in boxes:
             boxes[scene.tile] = outline
-            own[scene.tile] = not _in_other_crs(scene, lattice.crs)
+            own[scene.tile] = not _in_other_crs(scene, grid.crs)
     needed = {tile for tile, box in boxes.items() if box is None}
     usable = set(boxes)
     for scene in unusable:
-        outline = _outline(scene, lattice.crs)
+        outline = _outline(scene, grid.crs)
         if outline is not None and scene.tile not in usable:
             boxes[scene.tile] = outline
-            own[scene.tile] = not _in_other_crs(scene, lattice.crs)
+            own[scene.tile] = not _in_other_crs(scene, grid.crs)
     # The greedy choice is not minimal in general, but it is for tiles in rows and columns.
-    rest = shapely.box(*lattice.bounds)
+    rest = shapely.box(*grid.bounds)
     while known := {tile: rest.intersection(box).area for tile, box in boxes.items() if tile not in needed and box}:
         # Sorted first: the choice between equal tiles must not depend on the order of the catalogue.
         best = max(sorted(known), key=lambda t: (t in usable and known[t] > 0, own[t] and known[t] > 0, known[t]))

@@ -82,7 +82,7 @@ def _scene(item: pystac.Item, bands: tuple[str, ...], root: str) -> Scene:
 
 
 def sketch(item: pystac.Item) -> Scene | None:
-    """Return what places an item that cannot be used: its tile, bbox and lattices; None if the item tells no tile."""
+    """Return what places an item that cannot be used: its tile, bbox and grids; None if the item tells no tile."""
     try:
         tile = _tile(item)
         if tile is None or item.bbox is None or item.datetime is None:

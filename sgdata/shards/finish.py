@@ -80,7 +80,7 @@ def finish(out: Path, totals: ShardTotals) -> Contract:
     contract, splits = totals.contract, Counter(row["split"] for row in rows)
     # Statistics of other splits would leak into the normalisation of what they evaluate.
     of_statistics = ["train"] if "train" in splits else sorted(splits)
-    shapes = {_lattice(row) for row in rows}
+    shapes = {_grid(row) for row in rows}
     complete = replace(
         contract,
         shape=(len(contract.bands), *shapes.pop()) if len(shapes) == 1 else None,
@@ -96,7 +96,7 @@ def finish(out: Path, totals: ShardTotals) -> Contract:
     return complete
 
 
-def _lattice(row: tar_format.Row) -> tuple[int, int]:
+def _grid(row: tar_format.Row) -> tuple[int, int]:
     """Return height and width of the finest image member."""
     shapes = [row[f"{name}_shape"] for name in tar_format.IMAGES if row.get(f"{name}_shape")]
     height, width = max(shape[1:] for shape in shapes)

@@ -52,17 +52,17 @@ def writing(path: Path, grid: Grid, names: tuple[str, ...], dtype: str, nodata: 
             draft.unlink(missing_ok=True)
 
 
-def warp(source: Path, target: Path, lattice: Grid) -> None:
-    """Write the pixels of a COG on the lattice of another CRS, by nearest neighbour."""
+def warp(source: Path, target: Path, grid: Grid) -> None:
+    """Write the pixels of a COG on the grid of another CRS, by nearest neighbour."""
     import numpy as np
     from rasterio.transform import Affine
     from rasterio.warp import reproject
 
     with geotiff.opened(str(source)) as dataset:
-        pixels = np.zeros((1, *lattice.shape), dataset.dtypes[0])
+        pixels = np.zeros((1, *grid.shape), dataset.dtypes[0])
         reproject(
             dataset.read(), pixels, src_transform=dataset.transform, src_crs=dataset.crs,
-            dst_transform=Affine(*lattice.transform), dst_crs=lattice.crs, src_nodata=0, dst_nodata=0,
+            dst_transform=Affine(*grid.transform), dst_crs=grid.crs, src_nodata=0, dst_nodata=0,
         )  # fmt: skip
-        with writing(target, lattice, dataset.descriptions, dataset.dtypes[0], 0) as sink:
-            sink(Window(row=0, col=0, height=lattice.shape[0], width=lattice.shape[1]), pixels)
+        with writing(target, grid, dataset.descriptions, dataset.dtypes[0], 0) as sink:
+            sink(Window(row=0, col=0, height=grid.shape[0], width=grid.shape[1]), pixels)

@@ -18,7 +18,7 @@ CENTRE = (684_000, 5_336_400)
 # Rows above, columns left of, rows below and columns right of the area that a granule holds beyond it. Four different
 # numbers, none a multiple of a block: a reader that forgets the window, or swaps its sides, is seen at once.
 MARGIN_PX = (66, 42, 30, 36)
-SNAP_M = 60  # the least common multiple of 10, 20 and 60 m: only then do the three lattices nest
+SNAP_M = 60  # the least common multiple of 10, 20 and 60 m: only then do the three grids nest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +64,13 @@ class Plan:
     def area(self) -> Grid:
         """The area asked for, snapped to 60 m, 10 m pixels."""
         pixels = round(self.size_km * 1000 / SNAP_M) * SNAP_M // 10
-        # Half of the side, snapped too: the origin must fall on the 60 m lattice, not only the size.
+        # Half of the side, snapped too: the origin must fall on the 60 m grid, not only the size.
         half = round(pixels * 5 / SNAP_M) * SNAP_M
         return Grid(crs=CRS, origin=(CENTRE[0] - half, CENTRE[1] + half), gsd_m=10, shape=(pixels, pixels))
 
     @cached_property
     def granule(self) -> Grid:
-        """The lattice of the scene files: the area and a margin."""
+        """The grid of the scene files: the area and a margin."""
         top, left, bottom, right = MARGIN_PX
         west, north = self.area.origin
         height, width = self.area.shape

@@ -12,7 +12,7 @@ from typing import Any
 import shapely
 from pyproj import Transformer
 
-from sgdata.rasters.grid import covering
+from sgdata.rasters.grids import covering
 from sgdata.simulation.plan import OLDEST, Scene, named
 from sgdata.types import Grid
 

@@ -10,7 +10,7 @@ import shapely
 
 from sgdata import files
 from sgdata.errors import SettingError
-from sgdata.rasters import grid
+from sgdata.rasters import grids
 from sgdata.sentinel2 import BAND, L2A_BANDS
 from sgdata.simulation import ground, plan, spectra, surface
 from sgdata.simulation.plan import Plan
@@ -20,7 +20,7 @@ from sgdata.types import Array, Grid, Window
 ORDER: dict[int, tuple[str, ...]] = {
     gsd: tuple(name for name in L2A_BANDS if BAND[name].gsd_m == gsd) for gsd in (10, 20, 60)
 }
-# Pixels around a window that the point spread may draw on. It needs one; six keep the 20 m and 60 m lattices whole.
+# Pixels around a window that the point spread may draw on. It needs one; six keep the 20 m and 60 m grids whole.
 HALO = 6
 # A multiple of 6 too, for the same reason; one field of a tile is 4 MB, and dozens of them live at once.
 TILE = 1020
@@ -32,10 +32,10 @@ def planned(archive: Path) -> Plan:
     return plan.checked(document["seed"], document["size_km"], document["dates"], document["layout"])
 
 
-def grown(lattice: Grid, window: Window) -> Grid:
+def grown(grid: Grid, window: Window) -> Grid:
     """Return the grid of a window and its halo."""
     height, width = window.height + 2 * HALO, window.width + 2 * HALO
-    return grid.windowed(lattice, Window(row=window.row - HALO, col=window.col - HALO, height=height, width=width))
+    return grids.windowed(grid, Window(row=window.row - HALO, col=window.col - HALO, height=height, width=width))
 
 
 def native(image: Array) -> dict[int, Array]:
@@ -78,7 +78,7 @@ def scene(archive: Path, item_id: str) -> dict[int, Array]:
     whole = {
         gsd: np.empty((len(names), height * 10 // gsd, width * 10 // gsd), np.uint16) for gsd, names in ORDER.items()
     }
-    for window in grid.tiles(what.area.shape, TILE):
+    for window in grids.tiles(what.area.shape, TILE):
         around = grown(what.area, window)
         near = surface.near(tree, every, around)
         below = surface.paint(near, around, seed=what.seed, epoch=found[0].epoch)

@@ -23,7 +23,7 @@ import torch
 from sgdata import files, progress
 from sgdata.errors import ExitCode, SettingError
 from sgdata.file_names import file_name
-from sgdata.rasters import grid as lattices
+from sgdata.rasters import grids
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Contract, Grid, LabelSpace, Level
 from sgmodel import devices
@@ -170,7 +170,7 @@ def predict_scene(recipe: PredictRecipe, predictor: Predictor, paths: PredictPat
             for path in paths.inputs
         ]
         grid = dates[0].grid
-        if differ := lattices.differences(dates[-1].grid, grid):
+        if differ := grids.differences(dates[-1].grid, grid):
             raise SettingError(
                 f"--after covers other pixels than --input: {'; '.join(differ)}; warp one onto the other"
             )

@@ -15,7 +15,7 @@ import torch
 
 from sgdata import files, sentinel2
 from sgdata.errors import SettingError, SourceError
-from sgdata.rasters import geotiff, grid
+from sgdata.rasters import geotiff, grids
 from sgdata.shards import contracts
 from sgdata.types import Array, Contract, Grid, Level
 from sgmodel.data import band_selection, normalise
@@ -145,10 +145,10 @@ def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> 
         header = geotiff.header(dataset)
         ours = _contract(file, dataset, theirs, stated)
         if dataset.crs.is_geographic:
-            message = f"{file}: {header.lattice.crs} has pixels of {header.lattice.gsd_m:g} degrees"
+            message = f"{file}: {header.grid.crs} has pixels of {header.grid.gsd_m:g} degrees"
             raise SettingError(f"{message}, expected metres; warp it first: gdalwarp -t_srs EPSG:326.. -tr 10 10")
         trained = min(band.gsd_m for band in theirs.bands)
-        gsd, size = _ground_size(header.lattice, dataset.crs.linear_units_factor[1])
+        gsd, size = _ground_size(header.grid, dataset.crs.linear_units_factor[1])
         if not math.isclose(gsd, trained, rel_tol=1e-6) and "gsd" not in stated.accept:
             raise SettingError(
                 f"{file}: pixels of {size}, the model was trained on {trained} m; resample it, or accept = ['gsd']"
@@ -159,23 +159,23 @@ def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> 
         # Rows of tiles may be lower than the blocks of the file, which a smaller cache would decode repeatedly.
         block_row = dataset.block_shapes[0][0] * dataset.width * dataset.count * np.dtype(header.dtype).itemsize
         with rasterio.Env(GDAL_CACHEMAX=max(64 << 20, 2 * block_row)):
-            yield Scene(grid=header.lattice, fit=fitted, dataset=dataset)
+            yield Scene(grid=header.grid, fit=fitted, dataset=dataset)
 
 
-def _ground_size(lattice: Grid, unit_m: float) -> tuple[float, str]:
+def _ground_size(grid: Grid, unit_m: float) -> tuple[float, str]:
     """Return the size of a pixel on the ground in metres, and the same in words.
 
     Args:
-        lattice: Grid of the raster, in units of its CRS.
+        grid: Grid of the raster, in units of its CRS.
         unit_m: Metres per unit, which may also be a foot.
     """
-    on_map = lattice.gsd_m * unit_m
-    factor = grid.scale_factor(lattice)
+    on_map = grid.gsd_m * unit_m
+    factor = grids.scale_factor(grid)
     # UTM and national grids call a pixel of 10.003 m one of 10 m, as their users do.
     if abs(factor - 1) < CONFORMING:
         return on_map, f"{on_map:g} m"
     ground = on_map / factor
-    return ground, f"{on_map:g} m on the map of {lattice.crs}, {ground:.1f} m on the ground"
+    return ground, f"{on_map:g} m on the map of {grid.crs}, {ground:.1f} m on the ground"
 
 
 def _contract(file: Path, dataset: DatasetReader, theirs: Contract, stated: Stated) -> Contract:

@@ -27,7 +27,7 @@ from sgdata import catalog, files, pool
 from sgdata.builds import fetch, pipeline
 from sgdata.composite import rules
 from sgdata.composite import tiles as composite_tiles
-from sgdata.rasters import geotiff, grid
+from sgdata.rasters import geotiff, grids
 from sgdata.scenes import parse_items
 from sgdata.scenes.aoi import Area
 from sgdata.sentinel2 import BAND
@@ -35,7 +35,7 @@ from sgdata.types import Array, Grid
 
 DATES, SIDE, REPEATS = 12, 2048, 3
 BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
-LATTICE = Grid(crs="EPSG:32632", origin=(600000.0, 5400000.0), gsd_m=10.0, shape=(SIDE, SIDE))
+GRID = Grid(crs="EPSG:32632", origin=(600000.0, 5400000.0), gsd_m=10.0, shape=(SIDE, SIDE))
 
 
 def archive(folder: Path) -> Path:
@@ -64,7 +64,7 @@ def recipe(method: rules.Method) -> build_recipe.BuildRecipe:
         bands=BANDS,
         dates="2019-01-01/2019-12-31",
         resampling="nearest",
-        area=Area(grid=LATTICE),
+        area=Area(grid=GRID),
         composite=replace(published.composite, method=method),
     )
 
@@ -77,7 +77,7 @@ def ours(folder: Path, method: rules.Method) -> Array:
         fetched, scenes = fetch.fetch_scenes(settings, pipeline.plan(settings, places), places)
         job = pipeline.composite_job(settings, fetched, scenes, places)
         image = np.empty((len(BANDS), SIDE, SIDE), np.uint16)
-        windows = list(grid.tiles(LATTICE.shape, *composite_tiles.tile_shape(job, places.tile_px)))
+        windows = list(grids.tiles(GRID.shape, *composite_tiles.tile_shape(job, places.tile_px)))
         tiles = pool.run(partial(composite_tiles.composite_tile, job), windows, workers=1, threads=build_recipe.THREADS)
         for window, tile in zip(windows, tiles, strict=True):
             image[(slice(None), *window.slices)] = np.load(tile, mmap_mode="r")[: len(BANDS)]
@@ -101,11 +101,11 @@ def odc(folder: Path) -> Array:
 
     items = list(pystac.Catalog.from_file(str(folder / "a" / "catalog.json")).get_items(recursive=True))
     keys = [parse_items.asset_keys()["earth-search"][band] for band in BANDS]
-    west, south, east, north = LATTICE.bounds
+    west, south, east, north = GRID.bounds
     data = odc.stac.load(
         items,
         bands=[*keys, "scl"],
-        crs=LATTICE.crs,
+        crs=GRID.crs,
         resolution=10,
         chunks={"x": 1024, "y": 1024},
         resampling="nearest",
@@ -199,7 +199,7 @@ def alone(folder: Path, side: int, first_year: str) -> str:
     settings = replace(
         recipe("median"),
         dates=f"{first_year}-01-01/2019-12-31",
-        area=Area(grid=replace(LATTICE, shape=(side, side))),
+        area=Area(grid=replace(GRID, shape=(side, side))),
     )
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         places = build_recipe.BuildPaths(out=Path(scratch), stac=str(folder / "a"))

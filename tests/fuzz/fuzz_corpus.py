@@ -85,15 +85,15 @@ def _scenes(out: Path, archive: Path) -> None:
         _put(out, reader, 0, {"aoi.geojson": (archive / "aoi.geojson").read_bytes()})
     polygon = json.loads((archive / "aoi.geojson").read_bytes())["features"][0]["geometry"]
     _put(out, "area", 1, {"aoi.geojson": _json(polygon)})
-    lattice = aoi.resolve(aoi.Area(aoi=str(archive / "aoi.geojson")))
+    grid = aoi.resolve(aoi.Area(aoi=str(archive / "aoi.geojson")))
     query = search.Query(
-        collection="sentinel-2-l2a", bounds=aoi.in_degrees(lattice), dates="2019-04-01/2022-12-31", bands=BANDS
+        collection="sentinel-2-l2a", bounds=aoi.in_degrees(grid), dates="2019-04-01/2022-12-31", bands=BANDS
     )
     found, twins = search.search(str(out / "stac-items/0/items.json"), query)
-    scenes, elsewhere = coverage.select_scenes(found, lattice)
+    scenes, elsewhere = coverage.select_scenes(found, grid)
     lock = Lock(
         format=1, state="built", recipe_sha256="0" * 64, collection="sentinel-2-l2a", dates=query.dates,
-        osm_date="2020-03-31", grid=lattice, dropped=(*twins, *elsewhere), tag_table_sha256="0" * 64,
+        osm_date="2020-03-31", grid=grid, dropped=(*twins, *elsewhere), tag_table_sha256="0" * 64,
         items=tuple(
             Item(scene=scene, expected_offset=None, offset=0, dark_share=0.01, eligible=9, windows={"B02": "0" * 64})
             for scene in scenes

@@ -64,14 +64,14 @@ class Reader:
 
 
 def _search(where: Path, folder: Path) -> None:
-    lattice = aoi.resolve(aoi.Area(aoi=str(folder / "aoi.geojson")))
+    grid = aoi.resolve(aoi.Area(aoi=str(folder / "aoi.geojson")))
     query = search.Query(
-        collection="sentinel-2-l2a", bounds=aoi.in_degrees(lattice), dates="2019-04-01/2022-12-31", bands=BANDS
+        collection="sentinel-2-l2a", bounds=aoi.in_degrees(grid), dates="2019-04-01/2022-12-31", bands=BANDS
     )
     scenes, _ = search.search(str(where), query)
     for scene in scenes:
         search.located(scene, str(where))
-    coverage.select_scenes(scenes, lattice)
+    coverage.select_scenes(scenes, grid)
 
 
 def _lock(folder: Path, path: Path) -> None:

@@ -17,7 +17,7 @@ def covering(bounds: Bounds, crs: str, *, gsd_m: float = 10, snap_m: float = 60)
     west, south, east, north = bounds
     if not (west < east and south < north):
         raise SettingError(f"bounds {bounds}: expected west < east and south < north")
-    # Outwards, on the lattice of the UTM origin: two neighbouring areas get grids that fit each other.
+    # Outwards, on the grid of the UTM origin: two neighbouring areas get grids that fit each other.
     left, bottom = math.floor(west / snap_m) * snap_m, math.floor(south / snap_m) * snap_m
     right, top = math.ceil(east / snap_m) * snap_m, math.ceil(north / snap_m) * snap_m
     shape = (round((top - bottom) / gsd_m), round((right - left) / gsd_m))
@@ -41,10 +41,10 @@ def windowed(grid: Grid, window: Window) -> Grid:
     return Grid(crs=grid.crs, origin=origin, gsd_m=grid.gsd_m, shape=(window.height, window.width))
 
 
-def over(lattice: Grid, bounds: Bounds, *, margin: int = 0) -> Window:
-    """Return the window of `lattice`, extended infinitely, over `bounds` with `margin` more pixels on each side."""
+def over(grid: Grid, bounds: Bounds, *, margin: int = 0) -> Window:
+    """Return the window of `grid`, extended infinitely, over `bounds` with `margin` more pixels on each side."""
     west, south, east, north = bounds
-    (left, top), gsd, slack = lattice.origin, lattice.gsd_m, 1e-6
+    (left, top), gsd, slack = grid.origin, grid.gsd_m, 1e-6
     row, last_row = math.floor((top - north) / gsd + slack) - margin, math.ceil((top - south) / gsd - slack) + margin
     col, last_col = math.floor((west - left) / gsd + slack) - margin, math.ceil((east - left) / gsd - slack) + margin
     return Window(row=row, col=col, height=last_row - row, width=last_col - col)
