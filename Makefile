@@ -63,7 +63,7 @@ ledger: $(VENV)/.installed  ## baselines, seeds and intervals on the simulated c
 	$(BIN)/python -m sgmodel.recipes.reproduce recipes/ledger/city.toml --workers $(WORKERS) \
 		--shards $(OUT)/shards --shards $(OUT)/pairs --out $(OUT)
 
-# Exit 3: pixels that no date saw clear, findings of an audit. Both are told, and no reason to stop.
+# Exit 3: pixels that no date saw clear, findings of an audit. Both are reported, and no reason to stop.
 city: $(VENV)/.installed
 	$(BIN)/sgdata simulate $(OUT)/archive --size 8 --workers $(WORKERS)
 	$(MAKE) --no-print-directory epoch OUT=$(OUT) TO=build DATES=2017-04-01/2020-04-01

@@ -64,7 +64,7 @@ def show_audit(report: Report, *, where: Path | None, as_json: bool) -> bool:
     if as_json:
         print(files.pretty_json(report).decode(), end="")
     else:
-        rows = ((check.state, check.name, check.told) for check in report.checks)
+        rows = ((check.state, check.name, check.message) for check in report.checks)
         show_table(("state", "check", "result"), rows)
         print(where or f"{report.findings} findings in {report.samples} samples")
     return report.findings > 0

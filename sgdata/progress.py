@@ -48,10 +48,10 @@ def _lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
         if done == total or time.monotonic() - reported > LINE_EVERY_S:
             reported = time.monotonic()
             left = (reported - began) / done * (total - done)
-            log.info("%s: %d of %d%s", label, done, total, f", {told(left)} left" if done < total else "")
+            log.info("%s: %d of %d%s", label, done, total, f", {duration(left)} left" if done < total else "")
 
 
-def told(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Format a duration: `40 s`, `12 min`, `3 h 20 min`."""
     minutes = round(seconds / 60)
     if minutes < 2:

@@ -55,9 +55,9 @@ def write(out: Path, shape: tuple[int, int], *, patch: int = 128) -> Path:
         out / "patches.parquet", patch_table.table("toy", grid, windows, parts=parts, counts=held, ids=range(4))
     )
     lock.write(out / lock.NAME, locked(grid))
+    check = findings.Check(name="dead bands", state="finding", message="B09 is <constant>", where=("toy-r00000",))
     report = findings.Report(
-        subject="segmunich 1", kind="build", samples=len(windows), findings=1,
-        checks=(findings.Check(name="dead bands", state="finding", told="B09 is <constant>", where=("toy-r00000",)),),
+        subject="segmunich 1", kind="build", samples=len(windows), findings=1, checks=(check,),
     )  # fmt: skip
     files.write(out / findings.NAME, files.pretty_json(report))
     return out

@@ -46,7 +46,7 @@ def settings(method: str = "scl") -> build_recipe.BuildRecipe:
         dates="2019-01-01/2019-12-31",
         bands=("B02", "B03", "B04", "B08", "B8A", "B11", "B12"),
         area=Area(grid=Grid(crs="EPSG:32632", origin=CORNER, gsd_m=10.0, shape=(SIDE, SIDE))),
-        mask=replace(recipe.mask, method=method, cloud_buffer_m=0, guard=False),
+        mask=replace(recipe.mask, method=method, cloud_buffer_m=0, bright_target_filter=False),
         patches=replace(recipe.patches, size=64, stride=64),
         split=replace(recipe.split, block_px=64, gap_px=0),
     )

@@ -59,7 +59,7 @@ def test_verify_drift_and_audit_report_differences_alike(
     monkeypatch.setattr("sgdata.scenes.coverage.drift", lambda lock, where, **options: ["S2A: vanished"] * findings)
     assert run("drift", str(tmp_path)) == code
 
-    check = Check(name="readable", state="finding" if findings else "pass", told="", figures={}, where=())
+    check = Check(name="readable", state="finding" if findings else "pass", message="", figures={}, where=())
     report = Report(subject="toy 1", kind="shards", samples=1, checks=(check,), findings=findings)
     monkeypatch.setattr("sgdata.audits.gather.subject", lambda path, **options: path)
     monkeypatch.setattr("sgdata.audits.gather.gather", lambda subject, **options: subject)

@@ -96,14 +96,14 @@ def test_a_planned_lock_cannot_be_held_to_the_letter(tmp_path: Path, recipe: Bui
         build(recipe, where, tmp_path / "b", follow=tmp_path / "p" / lock.NAME)
 
 
-@pytest.mark.parametrize(("believe", "offset"), [("pixels", -1000), ("metadata", 0)])
+@pytest.mark.parametrize(("source", "offset"), [("pixels", -1000), ("metadata", 0)])
 def test_a_contradiction_is_resolved_by_the_chosen_source(
-    tmp_path: Path, recipe: BuildRecipe, believe: Any, offset: int
+    tmp_path: Path, recipe: BuildRecipe, source: Any, offset: int
 ) -> None:
     where = archive(tmp_path / "a", shift=1000)
-    with pytest.raises(SourceError, match="give --believe pixels|metadata"):
+    with pytest.raises(SourceError, match="give --offset-source pixels|metadata"):
         build(recipe, where, tmp_path / "b")
-    out = build(replace(recipe, offset=replace(recipe.offset, believe=believe)), where, tmp_path / "c")
+    out = build(replace(recipe, offset=replace(recipe.offset, source=source)), where, tmp_path / "c")
     assert lock.read(out / lock.NAME).items[0].offset == offset
 
 
@@ -117,7 +117,12 @@ def test_pixels_never_clear_are_counted_and_the_command_exits_3(tmp_path: Path) 
     command = [sys.executable, "-m", "sgdata.cli", "build", "--stac", str(where), "--osm", "none", "--out"]
     west, south, east, north = in_degrees(GRID)
     area = ["--bbox", *(str(v) for v in (west + 0.002, south + 0.002, east - 0.002, north - 0.002))]
-    changes = ["mask.cloud_buffer_m=0", "mask.guard=false", 'bands=["B02", "B04", "B12"]', "patches.size=16"]
+    changes = [
+        "mask.cloud_buffer_m=0",
+        "mask.bright_target_filter=false",
+        'bands=["B02", "B04", "B12"]',
+        "patches.size=16",
+    ]
     command += [f"{tmp_path}/b", *area, "--dates", "2019-06-01/2019-06-30", *(w for c in changes for w in ("--set", c))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr

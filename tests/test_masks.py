@@ -17,7 +17,12 @@ from sgdata.composite.cloud_masks import CLEAR, CLOUD, DIM, NO_DATA, OTHER, SHAD
 from sgdata.types import Array, Grid
 
 SCL = MaskSettings(
-    method="scl", drop=(0, 1, 3, 8, 9, 10, 11), threshold=40, cloud_buffer_m=60, shadow_buffer_m=60, guard=True
+    method="scl",
+    drop=(0, 1, 3, 8, 9, 10, 11),
+    threshold=40,
+    cloud_buffer_m=60,
+    shadow_buffer_m=60,
+    bright_target_filter=True,
 )
 
 

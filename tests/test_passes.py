@@ -76,7 +76,7 @@ def every_tenth_day(first: str, count: int) -> list[Scene]:
 
 def test_one_tile_serves_the_area_of_the_paper_and_its_neighbours_are_named() -> None:
     tiles = ["32UQU", "32UPU", "32UPT"]
-    kept, dropped = coverage.select_scenes([scene("2019-06-01", tile) for tile in tiles], MUNICH)
+    kept, dropped = coverage.select_tiles([scene("2019-06-01", tile) for tile in tiles], MUNICH)
     assert [one.tile for one in kept] == ["32UPU"]
     reasons = {one.id: one.reason for one in dropped}
     assert reasons["S2A_32UQU_2019-06-01"] == "the area lies whole in 32UPU"
@@ -85,13 +85,13 @@ def test_one_tile_serves_the_area_of_the_paper_and_its_neighbours_are_named() ->
 
 def test_an_area_over_the_edge_uses_both_tiles() -> None:
     wider = replace(MUNICH, shape=(2958, 4200))  # to E 713.28 km, beyond 32UPU
-    kept, _ = coverage.select_scenes([scene("2019-06-01", tile) for tile in ("32UQU", "32UPU")], wider)
+    kept, _ = coverage.select_tiles([scene("2019-06-01", tile) for tile in ("32UQU", "32UPU")], wider)
     assert {one.tile for one in kept} == {"32UPU", "32UQU"}
 
 
 def test_a_tile_of_unknown_extent_is_kept_and_another_zone_is_not() -> None:
     strange = [scene("2019-06-01", "32UXX"), scene("2019-06-01", "33UTP", crs="EPSG:32633")]
-    kept, dropped = coverage.select_scenes([*strange, scene("2019-06-01")], MUNICH)
+    kept, dropped = coverage.select_tiles([*strange, scene("2019-06-01")], MUNICH)
     assert [one.tile for one in kept] == ["32UXX", "32UPU"]
     assert [one.reason for one in dropped] == ["lies in EPSG:32633, the area in EPSG:32632"]
 

@@ -26,7 +26,7 @@ def test_odc_stac_has_the_same_median_of_the_same_pixels(tmp_path: Path, recipe:
     rng = np.random.Generator(np.random.Philox(key=10))
     skies = [rng.choice([4, 5, 5, 9], (90, 90)).astype(np.uint8) for _ in range(5)]
     archive = wrap(tmp_path / "a", [scene(f"2019-0{n + 4}-01", ground(n), scl=scl) for n, scl in enumerate(skies)])
-    mask = replace(recipe.mask, cloud_buffer_m=0, shadow_buffer_m=0, guard=False)
+    mask = replace(recipe.mask, cloud_buffer_m=0, shadow_buffer_m=0, bright_target_filter=False)
     recipe = replace(recipe, resampling=kernel, mask=mask, composite=replace(recipe.composite, method="median"))
     image = pixels(run(recipe, archive, tmp_path / "b") / "image.tif")
 

@@ -55,4 +55,9 @@ def test_lines_show_the_remaining_time(caplog: pytest.LogCaptureFixture, monkeyp
 
 
 def test_durations_are_formatted_for_reading() -> None:
-    assert [progress.told(seconds) for seconds in (0.4, 90, 600, 12_000)] == ["0 s", "2 min", "10 min", "3 h 20 min"]
+    assert [progress.duration(seconds) for seconds in (0.4, 90, 600, 12_000)] == [
+        "0 s",
+        "2 min",
+        "10 min",
+        "3 h 20 min",
+    ]

@@ -29,7 +29,7 @@ SAHARA = Grid(crs="EPSG:32629", origin=(230580.0, 2790020.0), gsd_m=100.0, shape
 def published(area: Grid, dates: str, size: int) -> BuildRecipe:
     recipe = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
     patches = replace(recipe.patches, size=size, stride=size // 2)
-    mask = replace(recipe.mask, cloud_buffer_m=0, shadow_buffer_m=0, guard=False)
+    mask = replace(recipe.mask, cloud_buffer_m=0, shadow_buffer_m=0, bright_target_filter=False)
     return replace(recipe, area=Area(grid=area, gsd_m=area.gsd_m), dates=dates, patches=patches, mask=mask)
 
 

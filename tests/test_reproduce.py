@@ -234,8 +234,8 @@ def test_the_sentence_follows_from_the_intervals(ours: list[float], theirs: list
 
 def test_findings_are_printed_next_to_the_figures_they_affect(paths: LedgerPaths, tmp_path: Path) -> None:
     checks = (
-        findings.Check(name="neighbours", state="finding", told="3 patches of val touch train"),
-        findings.Check(name="bands", state="pass", told="in order"),
+        findings.Check(name="neighbours", state="finding", message="3 patches of val touch train"),
+        findings.Check(name="bands", state="pass", message="in order"),
     )
     report = findings.Report(subject="toy 1", kind="shards", samples=6, checks=checks, findings=1)
     shutil.copytree(paths.data["toy"], tmp_path / "toy")

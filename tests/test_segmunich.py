@@ -223,7 +223,7 @@ def test_the_clearest_few_scenes_are_enough(tmp_path: Path, recipe: BuildRecipe)
 
 def test_masks_of_the_user_decide(tmp_path: Path, recipe: BuildRecipe) -> None:
     archive = wrap(tmp_path / "a", [scene("2019-05-01", ground(1)), scene("2019-06-01", ground(2))])
-    recipe = replace(recipe, mask=replace(recipe.mask, method="external", cloud_buffer_m=0, guard=False))
+    recipe = replace(recipe, mask=replace(recipe.mask, method="external", cloud_buffer_m=0, bright_target_filter=False))
     with pytest.raises(SettingError, match="--masks DIR"):
         run(recipe, archive, tmp_path / "b")
     drawn = np.zeros((SIDE, SIDE), np.uint8)

@@ -245,11 +245,11 @@ def opened(browser: Any, index: Path, **options: Any) -> Any:
     return tab
 
 
-def told(tab: Any, row: int, col: int) -> dict[str, str]:
+def read_popup(tab: Any, row: int, col: int) -> dict[str, str]:
     """Return the values that the page shows for a pixel, once they are shown."""
     tab.wait_for_selector(f'.map[data-picked="{row},{col}"]', state="attached")
     names, values = (
-        tab.eval_on_selector_all(f".told {tag}", "all => all.map(e => e.textContent)") for tag in ("dt", "dd")
+        tab.eval_on_selector_all(f".pixel-values {tag}", "all => all.map(e => e.textContent)") for tag in ("dt", "dd")
     )
     cells = tab.eval_on_selector_all(".values tbody tr", "all => all.map(e => [...e.children].map(c => c.textContent))")
     return dict(zip(names, values, strict=True)) | {band: value for band, value, _ in cells}
@@ -293,12 +293,12 @@ def test_a_clicked_pixel_shows_the_values_of_rasterio(browser: Any, built: Path,
     tab = opened(browser, shown)
     for row, col in ((150, 200), (40, 333), (299, 419)):
         click(tab, row, col, SHAPE)
-        said, right = told(tab, row, col), expected(built, row, col)
+        said, right = read_popup(tab, row, col), expected(built, row, col)
         assert {key: said[key] for key in right} == right
     assert said["patches here"] == "none"
     # Without data there is no spectrum, and no scene.
     click(tab, 3, 3, SHAPE)
-    assert told(tab, 3, 3) | {"B02": "0", "Scene": "none", "Date": "none"} == told(tab, 3, 3)
+    assert read_popup(tab, 3, 3) | {"B02": "0", "Scene": "none", "Date": "none"} == read_popup(tab, 3, 3)
     assert tab.faults == []
     tab.close()
 
@@ -338,7 +338,7 @@ def test_the_keyboard_reaches_every_value(browser: Any, built: Path, shown: Path
         pytest.fail("the map is not among the first 40 stops of the Tab key")
     for key in ("ArrowUp", "ArrowLeft", "ArrowLeft", "Shift+ArrowDown"):
         tab.keyboard.press(key)
-    said = told(tab, row + 31, col - 2)
+    said = read_popup(tab, row + 31, col - 2)
     assert said["B8A"] == expected(built, row + 31, col - 2)["B8A"]
     before = seen(tab)
     tab.keyboard.press("+")
@@ -427,7 +427,7 @@ def test_the_whole_of_munich_opens_at_once(browser: Any, tmp_path: Path) -> None
         tab.wait_for_timeout(500)
         near = [int(part) for part in tab.get_attribute(".map", "data-picked").split(",")]
         assert abs(near[0] - row) < 8
-        said, right = told(tab, *near), expected(large, *near)
+        said, right = read_popup(tab, *near), expected(large, *near)
         assert {key: said[key] for key in right} == right
     coarse = seen(tab)
     for _ in range(5):

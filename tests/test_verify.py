@@ -115,7 +115,7 @@ def test_a_name_that_is_not_valid_text_is_printed(output: Path) -> None:
         (files.IMAGE, files.IMAGE), (files.CROISSANT, files.CROISSANT),
     ],
 )  # fmt: skip
-def test_a_list_written_again_without_a_required_file_is_told(tmp_path: Path, mark: str, lacking: str) -> None:
+def test_a_list_written_again_without_a_required_file_is_reported(tmp_path: Path, mark: str, lacking: str) -> None:
     for name in (mark, *verification.REQUIRED[mark]):
         files.write(tmp_path / name, name.encode())
     files.write_sums(tmp_path)
@@ -126,7 +126,7 @@ def test_a_list_written_again_without_a_required_file_is_told(tmp_path: Path, ma
     assert line.startswith(f"{lacking}: missing from SHA256SUMS, required beside {mark}")
 
 
-def test_an_empty_list_is_told(tmp_path: Path) -> None:
+def test_an_empty_list_is_reported(tmp_path: Path) -> None:
     files.write_sums(tmp_path)
     assert verification.verify(tmp_path) == ["SHA256SUMS: lists no file"]
 

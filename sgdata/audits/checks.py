@@ -154,9 +154,9 @@ def judge(evidence: Evidence) -> Report:
 
 def readable(evidence: Evidence) -> Check:
     """Report files that cannot be used."""
-    told = "; ".join(f"{name}: {reason}" for name, reason in evidence.unread[:3]) or "every sample can be read"
+    message = "; ".join(f"{name}: {reason}" for name, reason in evidence.unread[:3]) or "every sample can be read"
     names = [name for name, _ in evidence.unread]
-    return _check("readable", bool(names), told, {"unread": len(names)}, names)
+    return _check("readable", bool(names), message, {"unread": len(names)}, names)
 
 
 # --- leaks between splits ------------------------------------------------------------------
@@ -183,14 +183,14 @@ def ground(evidence: Evidence) -> tuple[Check, ...]:
             hit[names[2]].update(keys[j])
         middle, least = float(np.median(met.nearest_m)), float(met.nearest_m.min())
         figures[f"{one} to {other}"] = {"nearest_m": round(least, 1), "median_m": round(middle, 1)}
-    told = (
+    messages = (
         "samples share ground, of the same day or of unknown ones, with another split",
         "samples show ground that another split shows on another day",
         f"samples lie within {REACH_M:.0f} m of another split, as far as a resampled 60 m pixel reaches",
     )
     return tuple(
         _found(name, sorted(hit[name]), words, {} if name != names[2] else figures)
-        for name, words in zip(names, told, strict=True)
+        for name, words in zip(names, messages, strict=True)
     )
 
 
@@ -264,9 +264,9 @@ def coverage(evidence: Evidence) -> Check:
         for part, held in splits.items():
             if not counts[part][number] and share:
                 (missing if share * len(held) >= EXPECTED else rare).append(f"{titles[number]} from {part}")
-    told = f"missing: {', '.join(missing) or 'none'}" + (f"; too rare to tell: {', '.join(rare)}" if rare else "")
+    message = f"missing: {', '.join(missing) or 'none'}" + (f"; too rare to tell: {', '.join(rare)}" if rare else "")
     figures = {part: {titles[n]: held[n] for n in space.ids if n in titles} for part, held in counts.items()}
-    return _check(name, bool(missing), told, figures)
+    return _check(name, bool(missing), message, figures)
 
 
 def unmapped(evidence: Evidence) -> Check:
@@ -280,8 +280,8 @@ def unmapped(evidence: Evidence) -> Check:
         shares[part] = round(sum(f.classes.get(ignore, 0) for f in held) / max(total, 1), 4)
     worst = max(shares.values(), default=0.0)
     empty = [f.key for f in evidence.facts if set(f.classes) == {ignore}]
-    told = f"up to {worst:.1%} of the pixels of a split are not mapped, {len(empty)} samples wholly"
-    return _check(name, worst > UNMAPPED_SHARE, told, shares | {"samples": len(empty)}, empty)
+    message = f"up to {worst:.1%} of the pixels of a split are not mapped, {len(empty)} samples wholly"
+    return _check(name, worst > UNMAPPED_SHARE, message, shares | {"samples": len(empty)}, empty)
 
 
 def label_date(evidence: Evidence) -> Check:
@@ -291,8 +291,8 @@ def label_date(evidence: Evidence) -> Check:
         return _check(name, "not applicable", "no lock tells the days of images and labels")
     first, last, labels = (date.fromisoformat(text) for text in (days.first, days.last, days.labels))
     gap = max((first - labels).days, (labels - last).days, 0)
-    told = f"labels of {labels}, images of {first} to {last}: {gap} days apart"
-    return _check(name, gap > LABEL_GAP_DAYS, told, {"days": gap})
+    message = f"labels of {labels}, images of {first} to {last}: {gap} days apart"
+    return _check(name, gap > LABEL_GAP_DAYS, message, {"days": gap})
 
 
 # --- pixels --------------------------------------------------------------------------------
@@ -303,14 +303,14 @@ def dead(evidence: Evidence) -> Check:
     totals, names = evidence.totals, [band.name for band in evidence.contract.bands]
     flat = Counter(name for facts in evidence.facts for name in facts.dead)
     broken = {name: n for name, n in flat.items() if n > DEAD_SHARE * len(evidence.facts)}
-    told = [f"{name} has one value in {n} samples" for name, n in sorted(broken.items())]
+    messages = [f"{name} has one value in {n} samples" for name, n in sorted(broken.items())]
     # Sums over a million values do not agree by chance.
     marks = np.stack([totals.count, totals.total, totals.equal, totals.low, totals.high])
     equal = [(i, j) for i, j in combinations(range(len(names)), 2) if (marks[:, i] == marks[:, j]).all()]
-    told += [f"{names[i]} and {names[j]} are the same" for i, j in equal if totals.low[i] < totals.high[i]]
+    messages += [f"{names[i]} and {names[j]} are the same" for i, j in equal if totals.low[i] < totals.high[i]]
     where = [facts.key for facts in evidence.facts if set(facts.dead) & set(broken)]
     figures = {"samples_by_band": dict(sorted(flat.items()))}
-    return _check("dead bands", bool(told), "; ".join(told) or "every band varies", figures, where)
+    return _check("dead bands", bool(messages), "; ".join(messages) or "every band varies", figures, where)
 
 
 def order(evidence: Evidence) -> Check:
@@ -320,22 +320,22 @@ def order(evidence: Evidence) -> Check:
     vegetation, and by the correlation between bands.
     """
     means, bands = _means(evidence), evidence.contract.bands
-    told = []
+    messages = []
     equal = evidence.totals.equal / np.maximum(evidence.totals.pairs, 1)
     if "nearest" in evidence.contract.resampling and len({band.gsd_m for band in bands}) > 1:
         fine = max(((equal[i], band.name) for i, band in enumerate(bands) if band.gsd_m == 10), default=(0.0, ""))
         coarse = min(((equal[i], band.name) for i, band in enumerate(bands) if band.gsd_m > 10), default=(1.0, ""))
         # Repeated pixels equal a neighbour at least half of the time, measured ones rarely.
         if fine[0] > coarse[0] + ORDER_MARGIN:
-            told.append(f"{fine[1]} is coarser ({fine[0]:.2f} equal neighbours) than {coarse[1]} ({coarse[0]:.2f})")
+            messages.append(f"{fine[1]} is coarser ({fine[0]:.2f} equal neighbours) than {coarse[1]} ({coarse[0]:.2f})")
     leaves, green = evidence.totals.leaves.tolist()
     # The means of green and red decide nothing, since haze and soil reverse them; chlorophyll absorbs red everywhere.
     if len(evidence.facts) >= band_check.LEAST_SAMPLES and leaves >= LEAVES and green < RED_LEAVES * leaves:
-        told.append(f"leaves are redder (B04) than green (B03) in {1 - green / leaves:.0%} of their pixels")
-    told += _strangers(evidence, bluer=means.get("B02", 0.0) > means.get("B04", 0.0))
+        messages.append(f"leaves are redder (B04) than green (B03) in {1 - green / leaves:.0%} of their pixels")
+    messages += _strangers(evidence, bluer=means.get("B02", 0.0) > means.get("B04", 0.0))
     figures = {band.name: {"mean": round(means.get(band.name, 0.0), 1), "equal_neighbours": round(float(e), 4)}
                for band, e in zip(bands, equal, strict=True)}  # fmt: skip
-    return _pooled("band order", "bands", evidence, band_check.bands(means), figures, told)
+    return _pooled("band order", "bands", evidence, band_check.bands(means), figures, messages)
 
 
 def _strangers(evidence: Evidence, *, bluer: bool) -> Iterator[str]:
@@ -362,12 +362,12 @@ def offset(evidence: Evidence) -> Check:
     raised = [facts.key for facts in evidence.facts if facts.dark < DARK_SHARE]
     share = len(raised) / max(len(evidence.facts), 1)
     ones = float((evidence.totals.ones / np.maximum(evidence.totals.count, 1)).max(initial=0))
-    told = f"{share:.1%} of the samples have no pixel under reflectance 0.1 in any band; {ones:.1%} of a band is 1"
+    message = f"{share:.1%} of the samples have no pixel under reflectance 0.1 in any band; {ones:.1%} of a band is 1"
     state: State | bool = share > RAISED or ones > CLIPPED_SHARE
     if len(evidence.facts) < band_check.LEAST_SAMPLES or (not state and share > SUSPECT):
         state = "undecided"
     figures = {"raised_share": round(share, 4), "clipped_share": round(ones, 4)}
-    return _check("offset", state, told, figures, raised if state is True else ())
+    return _check("offset", state, message, figures, raised if state is True else ())
 
 
 def saturation(evidence: Evidence) -> Check:
@@ -375,9 +375,9 @@ def saturation(evidence: Evidence) -> Check:
     shares = evidence.totals.saturated / np.maximum(evidence.totals.count, 1)
     names = [band.name for band in evidence.contract.bands]
     worst = int(shares.argmax())
-    told = f"{shares[worst]:.2%} of {names[worst]} is saturated, the most of any band"
+    message = f"{shares[worst]:.2%} of {names[worst]} is saturated, the most of any band"
     figures = {name: round(float(share), 6) for name, share in zip(names, shares, strict=True)}
-    return _check("saturation", bool(shares[worst] > SATURATED_SHARE), told, figures)
+    return _check("saturation", bool(shares[worst] > SATURATED_SHARE), message, figures)
 
 
 def _means(evidence: Evidence) -> dict[str, float]:
@@ -388,11 +388,11 @@ def _means(evidence: Evidence) -> dict[str, float]:
 
 
 def _pooled(
-    name: str, what: str, evidence: Evidence, verdict: str, figures: dict[str, Any], told: Sequence[str] = ()
+    name: str, what: str, evidence: Evidence, verdict: str, figures: dict[str, Any], messages: Sequence[str] = ()
 ) -> Check:
-    """Combine the messages `told` with the verdict on the means, if there are enough samples for means."""
+    """Combine the messages with the verdict on the means, if there are enough samples for means."""
     few = len(evidence.facts) < band_check.LEAST_SAMPLES
-    found = [*told, *([] if few or verdict in ("as named", "undecided") else [verdict])]
+    found = [*messages, *([] if few or verdict in ("as named", "undecided") else [verdict])]
     why = (
         f"{len(evidence.facts)} samples, fewer than the {band_check.LEAST_SAMPLES} that a mean needs"
         if few
@@ -402,14 +402,14 @@ def _pooled(
     return _check(name, state, f"{what}: {'; '.join(found) or why}", figures)
 
 
-def _found(name: str, keys: Sequence[str], told: str, figures: dict[str, Any]) -> Check:
+def _found(name: str, keys: Sequence[str], message: str, figures: dict[str, Any]) -> Check:
     """Create a check that counts samples; one or more is a finding."""
-    return _check(name, bool(keys), f"{len(keys)} {told}", {"samples": len(keys), **figures}, keys)
+    return _check(name, bool(keys), f"{len(keys)} {message}", {"samples": len(keys), **figures}, keys)
 
 
 def _check(
-    name: str, state: State | bool, told: str, figures: dict[str, Any] | None = None, where: Sequence[str] = ()
+    name: str, state: State | bool, message: str, figures: dict[str, Any] | None = None, where: Sequence[str] = ()
 ) -> Check:
     """Create a check; `state` may also be whether there is a finding."""
     words: State = state if isinstance(state, str) else "finding" if state else "pass"
-    return Check(name=name, state=words, told=told, figures=figures or {}, where=tuple(where[:SHOWN]))
+    return Check(name=name, state=words, message=message, figures=figures or {}, where=tuple(where[:SHOWN]))

@@ -18,11 +18,11 @@ Kind = Literal["shards", "build", "raw"]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Result of one check: `told` in words, `figures` as JSON, `where` at most SHOWN sample keys."""
+    """Result of one check: `message` in words, `figures` as JSON, `where` at most SHOWN sample keys."""
 
     name: str
     state: State
-    told: str
+    message: str
     figures: dict[str, Any] = field(default_factory=dict)
     where: tuple[str, ...] = ()
 

@@ -37,9 +37,9 @@ SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3")
 
 def unchanged(folder: Path, recipe: bytes) -> None:
     """Raise OutputError, naming the first difference, if the folder has a finished build of another recipe (TOML)."""
-    told = folder / files.RECIPE
-    if files.is_finished(folder) and told.exists():
-        held, wanted = files.read_plain(told), tomllib.loads(recipe.decode())
+    recipe_file = folder / files.RECIPE
+    if files.is_finished(folder) and recipe_file.exists():
+        held, wanted = files.read_plain(recipe_file), tomllib.loads(recipe.decode())
         # The default output folder does not affect the data.
         keys = [key for key in held | wanted if key != "out" and held.get(key) != wanted.get(key)]
         if keys:

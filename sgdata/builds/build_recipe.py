@@ -25,7 +25,7 @@ THREADS = 2
 
 SETTINGS = {
     "osm_date": "osm_date",
-    "believe": "offset.believe",
+    "offset_source": "offset.source",
     "composite": "composite.method",
     "max_obs": "composite.max_obs",
     "mask": "mask.method",
@@ -141,7 +141,7 @@ def recipe_for(
     Args:
         recipe: name of a recipe that comes with the package, or path of a TOML file.
         chosen: settings by short name: bbox, aoi or place; dates (which also sets osm_date to the last day), osm_date,
-            believe, composite, max_obs, mask, profile. None leaves a setting as it is.
+            composite, mask, max_obs, offset_source, profile. None leaves a setting as it is.
         changes: `a.b=value` texts for any setting, applied last.
 
     Returns:

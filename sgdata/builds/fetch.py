@@ -109,7 +109,7 @@ def select(recipe: BuildRecipe, grid: Grid, candidates: list[Candidate], paths: 
         selected = candidates
     else:
         masked = add_clear_masks(recipe, tuple(candidate.scene for candidate in candidates), grid, paths)
-        selected = [candidates[n] for n in clear_masks.select_scenes(masked, recipe.composite)]
+        selected = [candidates[n] for n in clear_masks.select_dates(masked, recipe.composite)]
     return [candidate for candidate in selected if candidate.evidence is None]
 
 
@@ -142,7 +142,7 @@ def decide_offset(recipe: BuildRecipe, candidate: Candidate) -> Candidate | Drop
         return Dropped(id=item.scene.id, reason=f"offset untestable: {evidence.eligible} clear pixels")
     declared = item.scene.declared_offset
     offset = offsets.decide(
-        item.scene.id, item.expected_offset, evidence, declared=declared, offset_source=recipe.offset.believe
+        item.scene.id, item.expected_offset, evidence, declared=declared, offset_source=recipe.offset.source
     )
     if declared is not None and declared != offset:
         log.warning("scene %s: its item declares offset %d, decided is %d", item.scene.id, declared, offset)

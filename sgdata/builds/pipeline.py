@@ -61,7 +61,7 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
     )
     scenes, others = search.search(where, query, allow_private_hosts=paths.allow_private_hosts)
     bad = [one for one in others if isinstance(one, Unusable)]
-    usable, elsewhere = coverage.select_scenes(scenes, grid, bad)
+    usable, elsewhere = coverage.select_tiles(scenes, grid, bad)
     fetch.check_lost(recipe, len(usable), elsewhere)
     if not usable:
         reasons = "; ".join(f"{item.id}: {item.reason}" for item in elsewhere[:3])

@@ -109,8 +109,8 @@ def build(
     osm_date: Annotated[
         str | None, typer.Option("--osm-date", help="Day of the OpenStreetMap data (default: the last of --dates).")
     ] = None,
-    believe: Annotated[
-        str | None, typer.Option("--believe", help="Offset source if they disagree: pixels or metadata.")
+    offset_source: Annotated[
+        str | None, typer.Option("--offset-source", help="Offset source if they disagree: pixels or metadata.")
     ] = None,
     composite: Annotated[
         str | None, typer.Option("--composite", help="Composite rule (default: the recipe's).")
@@ -145,7 +145,7 @@ def build(
     # None: not given; the recipe's value is used.
     overrides: dict[str, object] = {
         "bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "composite": composite, "osm_date": osm_date,
-        "believe": believe, "max_obs": max_obs, "profile": profile, "mask": "external" if masks else None,
+        "offset_source": offset_source, "max_obs": max_obs, "profile": profile, "mask": "external" if masks else None,
     }  # fmt: skip
     chosen = build_recipe.recipe_for(recipe or name, overrides, changes or ())
     paths = build_recipe.BuildPaths(

@@ -55,7 +55,7 @@ def release(
     folder, report = assemble.release(order, audited)
     print(folder)
     if report.findings:
-        listed = "; ".join(f"{check.name}: {check.told}" for check in report.checks if check.state == "finding")
+        listed = "; ".join(f"{check.name}: {check.message}" for check in report.checks if check.state == "finding")
         print(f"released with {report.findings} findings, listed in its card: {listed}", file=sys.stderr)
         raise SystemExit(ExitCode.FINDINGS)
 

@@ -77,7 +77,7 @@ def add_clear_masks(
     decides = (VERSION, settings, reach_m, target, [(scene.id, scene.files[layer].sha256) for scene in scenes])
     folder = folder / files.sha256(files.canonical_json(decides))[:16]
     job = MaskJob(grid=target, settings=settings, reach_m=reach_m, folder=folder)
-    if settings.guard and not job.bright_targets.exists():
+    if settings.bright_target_filter and not job.bright_targets.exists():
         _write_bright_targets(job, scenes, run)
     scores = run(partial(_clear_scores, job), scenes)
     return tuple(
@@ -122,7 +122,7 @@ def _clear_scores(job: MaskJob, scene: StagedScene) -> staging.StagedWindow:
     if not path.exists():
         grid, settings = job.grid, job.settings
         margin = cloud_masks.margin_px(settings, grid.gsd_m, job.reach_m)
-        targets = replace(_staged(job.bright_targets, grid), dtype="bool") if settings.guard else None
+        targets = replace(_staged(job.bright_targets, grid), dtype="bool") if settings.bright_target_filter else None
         with files.replacing(path, durable=False) as temporary, temporary.open("wb") as handle:
             for strip in job.strips:
                 first, last = max(strip.row - margin, 0), min(strip.row + strip.height + margin, grid.shape[0])
@@ -142,7 +142,7 @@ def layer_reach_m(mask: cloud_masks.MaskSettings, reach_m: float) -> float:
     return max(mask.cloud_buffer_m, mask.shadow_buffer_m, reach_m)
 
 
-def select_scenes(scenes: tuple[StagedScene, ...], settings: CompositeSettings) -> list[int]:
+def select_dates(scenes: tuple[StagedScene, ...], settings: CompositeSettings) -> list[int]:
     """Return the positions of the scenes whose pixels can matter to the composite; the others need not be read.
 
     At most `max_obs` of them, the clearest together, and for a rule with a score range only those that could win

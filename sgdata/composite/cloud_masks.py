@@ -56,7 +56,7 @@ class MaskSettings:
         threshold: cloud probability in per cent from which a pixel is masked.
         cloud_buffer_m: distance in metres, between pixel centres, around clouds that is masked as well.
         shadow_buffer_m: the same around cloud shadows.
-        guard: apply the bright target filter, which keeps bright roofs that look like clouds.
+        bright_target_filter: apply the bright target filter, which keeps bright roofs that look like clouds.
     """
 
     method: Literal["scl", "probability", "external", "none"]
@@ -64,7 +64,7 @@ class MaskSettings:
     threshold: int
     cloud_buffer_m: float
     shadow_buffer_m: float
-    guard: bool
+    bright_target_filter: bool
 
     @property
     def asset(self) -> str | None:

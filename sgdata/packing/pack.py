@@ -85,7 +85,7 @@ class PackCost:
         """The cost in one line."""
         splits = ", ".join(f"{split} {count:,}" for split, count in sorted(self.samples.items()))
         sizes = f"{self.bytes_in / 1e9:,.2f} GB to read, about {self.bytes_out / 1e9:,.2f} GB to write"
-        time_s = "" if self.seconds is None else f", about {progress.told(self.seconds)} of one process"
+        time_s = "" if self.seconds is None else f", about {progress.duration(self.seconds)} of one process"
         return f"{splits} samples in {self.shards} shards; {sizes}{time_s}"
 
 

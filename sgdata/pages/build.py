@@ -173,17 +173,17 @@ def _usage(build: Path, planned: Lock) -> list[html.Block]:
     path = build / build_folder.USAGE
     if not path.exists():
         return []
-    told, offsets = files.read_plain(path), {item.scene.id: item.offset for item in planned.items}
+    provenance, offsets = files.read_plain(path), {item.scene.id: item.offset for item in planned.items}
     scenes = tuple(
         (s["id"], f"{offsets.get(s['id']) or 0:+d}", tables.percent(s["clear_share"]), tables.percent(s["shown_share"]))
-        for s in told["scenes"]
+        for s in provenance["scenes"]
     )
-    seam = told["seam"]
+    seam = provenance["seam"]
     signs = (
-        ("pixels without data", tables.percent(told["nodata_share"])),
+        ("pixels without data", tables.percent(provenance["nodata_share"])),
         (
             f"as bright in blue as cloud (DN {usage.BRIGHT_DN} or more)",
-            tables.percent(told["bright_share"]),
+            tables.percent(provenance["bright_share"]),
         ),
         ("neighbours taken from two scenes", f"{seam['pairs']:,}"),
         ("mean step in red between them, DN", str(seam["step_dn"])),

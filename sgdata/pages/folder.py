@@ -37,13 +37,13 @@ def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         found = blocks(path, out, {str(layer): _raster(layer, path) for layer in layers})
         contract = contracts.read(path) if (path / files.CONTRACT).exists() else None
-        told = [tables.audited(findings.read(path / findings.NAME))] if (path / findings.NAME).exists() else []
+        audit = [tables.audited(findings.read(path / findings.NAME))] if (path / findings.NAME).exists() else []
         subject = f", {contract.dataset} {contract.version}" if contract else ""
         made = html.write(
             out / INDEX,
             title=path.resolve().name,
             intro=f"Written by sgdata show{subject}. The page opens from disk and loads nothing from the network.",
-            blocks=[*told, *found],
+            blocks=[*audit, *found],
         )
         files.write_sums(out)
     return made

@@ -24,7 +24,7 @@ def blocks(document: dict[str, Any]) -> list[html.Block]:
         found += [chart for metric in table["metrics"] if (chart := _chart(table, metric))]
         found.append(html.Table(title=name, columns=columns(table), rows=lines(table), caption=_caption(table)))
         if table["audit"]:
-            rows = tuple((each["check"], each["told"]) for each in table["audit"])
+            rows = tuple((each["check"], each["message"]) for each in table["audit"])
             found.append(html.Table(title=f"{name}: audit of its data", columns=("check", "finding"), rows=rows))
     absent = tuple(_absent(document))
     if absent:

@@ -185,7 +185,7 @@ const sg = (() => {
       const inside = spec.patches.filter(([top, left, height, width]) =>
         row >= top && row < top + height && col >= left && col < left + width).map((patch) => patch[4]);
       lines.push(["patches here", inside.length ? `${inside.length} (${[...new Set(inside)].join(", ")})` : "none"]);
-      root.querySelector(".told").replaceChildren(...lines.flatMap(([name, text]) => [element("dt", name), element("dd", text)]));
+      root.querySelector(".pixel-values").replaceChildren(...lines.flatMap(([name, text]) => [element("dt", name), element("dd", text)]));
       root.querySelector(".values tbody").replaceChildren(...spec.bands.map((band) => {
         const line = document.createElement("tr"), empty = value[band.name] === spec.nodata;
         line.append(element("th", band.name), element("td", value[band.name]), element("td", empty ? "no data" : reflectance(band).toFixed(4)));

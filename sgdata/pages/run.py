@@ -39,7 +39,7 @@ def blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
         if series:
             keys = tuple(zip(charts.SERIES, series, strict=False))
             figure = charts.lines(series, "step")
-            found.append(html.Chart(title=title, figure=figure, label=told(title, series), keys=keys))
+            found.append(html.Chart(title=title, figure=figure, label=chart_summary(title, series), keys=keys))
     # Twelve lines in one chart are none: their ends do.
     bands = tuple(
         (name.removeprefix("loss_"), *(f"{points[at][1]:.4f}" for at in (0, -1)))
@@ -85,7 +85,7 @@ def _series(steps: Steps, name: str) -> list[tuple[float, float]]:
     return [(step["step"], step[name]) for step in steps if step.get(name) is not None]
 
 
-def told(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+def chart_summary(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """Describe a chart in words, for screen readers."""
     ends = "; ".join(f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}" for name, points in series.items())
     last = max(points[-1][0] for points in series.values())

@@ -50,7 +50,7 @@ def statistics(contract: Contract) -> html.Table:
 def contract(held: Contract, more: Mapping[str, str]) -> html.Table:
     """Return a table of the contract, with the rows `more` appended."""
     # The first digits of the fingerprint suffice to distinguish datasets.
-    told = {
+    facts = {
         "dataset": f"{held.dataset} {held.version}",
         "bands": " ".join(band.name for band in held.bands),
         "level, no data": f"{held.level}, {held.nodata}",
@@ -60,12 +60,12 @@ def contract(held: Contract, more: Mapping[str, str]) -> html.Table:
         "samples": ", ".join(f"{split} {count:,}" for split, count in held.splits.items()) or "none",
         "fingerprint": held.fingerprint[:16] or "none",
     }
-    return html.Table(title="Contract", columns=("what", "value"), rows=tuple((told | dict(more)).items()))
+    return html.Table(title="Contract", columns=("what", "value"), rows=tuple((facts | dict(more)).items()))
 
 
 def audited(report: Report) -> html.Table:
     """Return a table of the checks of an audit."""
-    rows = tuple((check.name, check.state, check.told, ", ".join(check.where)) for check in report.checks)
+    rows = tuple((check.name, check.state, check.message, ", ".join(check.where)) for check in report.checks)
     caption = f"{report.subject}: {report.samples:,} samples, {report.findings} findings."
     return html.Table(title="Audit", columns=("check", "state", "what", "where"), rows=rows, caption=caption)
 

@@ -1,4 +1,4 @@
-"""Read local vector files: formats from a list, told by their first bytes, with the size checked before."""
+"""Read local vector files: formats from a list, recognised by their first bytes, with the size checked before."""
 
 from __future__ import annotations
 

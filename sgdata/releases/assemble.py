@@ -250,6 +250,6 @@ def summary(order: Order, folder: Path) -> dict[str, Any]:
         "sha256": files.sha256_file(folder / files.SUMS),
         "bytes": sum((folder / name).stat().st_size for name in digests),
         "files": digests,
-        "findings": {check.name: check.told for check in report.checks if check.state == "finding"},
+        "findings": {check.name: check.message for check in report.checks if check.state == "finding"},
         "software": {"sgdata": version("sgdata")},
     }

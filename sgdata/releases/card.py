@@ -49,7 +49,7 @@ def text(shipment: Shipment, *, previews: Sequence[str], software: str) -> str:
         task=_TASKS.get(contract.label_space.task),
         bands=[(b.name, f"{b.wavelength_nm:g}", b.gsd_m, *figures[b.name]) for b in contract.bands],
         labels=_labels(shipment),
-        checks=[(check.name, check.state, check.told) for check in shipment.report.checks],
+        checks=[(check.name, check.state, check.message) for check in shipment.report.checks],
         terms=[(part, *terms) for part, terms in shipment.terms.items()],
     )
 

@@ -97,8 +97,8 @@ def _quantity(value: float, unit: str) -> dict[str, Any]:
 
 
 def _biases(shipment: Shipment) -> list[str]:
-    told = [check.told for check in shipment.report.checks if check.state == "finding"]
-    return [*shipment.card.defects, *told] or ["None known."]
+    messages = [check.message for check in shipment.report.checks if check.state == "finding"]
+    return [*shipment.card.defects, *messages] or ["None known."]
 
 
 def _file(name: str, kind: str, sha256: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Cost:
     minutes: int
 
 
-def select_scenes(
+def select_tiles(
     scenes: Iterable[Scene], grid: Grid, unusable: Iterable[Unusable] = ()
 ) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
     """Choose the tiles that the area needs, then judge their items.
@@ -277,7 +277,7 @@ def drift(planned: Lock, where: str, *, allow_private_hosts: bool = False) -> li
     )
     found, others = search.search(where, query, allow_private_hosts=allow_private_hosts)
     # Select as the plan did, so that neighbours that it left out are not reported as new.
-    usable, elsewhere = select_scenes(found, planned.grid, [one for one in others if isinstance(one, Unusable)])
+    usable, elsewhere = select_tiles(found, planned.grid, [one for one in others if isinstance(one, Unusable)])
     today = {scene.id: scene for scene in usable}
     known = {item.scene.id: item.scene for item in planned.items}
     left_out = {dropped.id for dropped in planned.dropped}

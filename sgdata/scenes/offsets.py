@@ -28,12 +28,12 @@ class OffsetSettings:
 
     Attributes:
         untestable: stop at, or leave out, a scene whose metadata are undecided and that has too few clear pixels.
-        believe: the source to follow where metadata and pixels contradict each other. With `metadata`, the offset that
+        source: the source to follow where metadata and pixels contradict each other. With `metadata`, the offset that
             an item declares is used where neither can tell.
     """
 
     untestable: Literal["stop", "leave-out"]
-    believe: OffsetSource = "neither"
+    source: OffsetSource = "neither"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +130,12 @@ def decide(
         raise SourceError(
             f"scene {scene}: metadata and pixels leave the offset undecided ({measurement}, expected at most "
             f"{SHARE_PRESENT} or at least {SHARE_ABSENT} of {ENOUGH_PIXELS}); "
-            "leave the scene out or give --believe metadata"
+            "leave the scene out or give --offset-source metadata"
         )
     if expected is not None and pixels is not None and expected != pixels and offset_source == "neither":
         raise SourceError(
             f"scene {scene}: metadata promise offset {expected}, the pixels show {pixels} ({measurement}); "
-            "leave the scene out or give --believe pixels|metadata"
+            "leave the scene out or give --offset-source pixels|metadata"
         )
     # They agree, or only one of them can decide, or the user has chosen.
     first, second = (expected, pixels) if offset_source == "metadata" else (pixels, expected)

@@ -126,7 +126,7 @@ def _write_catalogue(out: Path, what: Plan, scenes: list[Scene], counts: dict[st
     """Items as the provider writes them, with their traps, and `truth/traps.json`, which lists each."""
     documents = {s.id: items.item(s, what.granule, footprint(what, s), counts[s.id]) for s in scenes}
     tricks = traps.planted(scenes, what.layout)
-    told: dict[str, Any] = {
+    planted: dict[str, Any] = {
         s.id: {"weather": asdict(s.weather), "epoch": s.epoch, "orbit": s.orbit, "traps": tricks[s.id]}
         | {"offset_in_pixels": s.offset_in_pixels}
         for s in scenes
@@ -147,7 +147,7 @@ def _write_catalogue(out: Path, what: Plan, scenes: list[Scene], counts: dict[st
             cogs.warp(home / clear.id / f"{name}.tif", home / stray.id / f"{name}.tif", grid)
         for item, trap in ((twin, "twin"), (stray, "neighbour-zone")):
             about = {"traps": [trap], "of": clear.id, "epoch": clear.epoch, "orbit": clear.orbit}
-            told[item.id] = about | {"offset_in_pixels": clear.offset_in_pixels}
+            planted[item.id] = about | {"offset_in_pixels": clear.offset_in_pixels}
     for name, document in documents.items():
         provided = items.written(traps.altered(document, tricks.get(name, [])), what.layout)
         files.write(out / items.COLLECTION / name / f"{name}.json", files.pretty_json(provided))
@@ -155,8 +155,8 @@ def _write_catalogue(out: Path, what: Plan, scenes: list[Scene], counts: dict[st
     files.write(out / items.COLLECTION / "collection.json", files.pretty_json(collection))
     files.write(out / "catalog.json", files.pretty_json(items.root()))
     if what.dates >= plan.HOLE_FROM:
-        told["catalogue"] = {"traps": [f"no-pass-in {plan.EMPTY_MONTH}"]}
-    files.write(out / "truth" / "traps.json", files.pretty_json(told))
+        planted["catalogue"] = {"traps": [f"no-pass-in {plan.EMPTY_MONTH}"]}
+    files.write(out / "truth" / "traps.json", files.pretty_json(planted))
 
 
 def _break(out: Path, item: str) -> None:

@@ -157,35 +157,37 @@ def written(document: dict[str, Any], layout: str) -> dict[str, Any]:
 
 
 def _microsoft(document: dict[str, Any]) -> dict[str, Any]:
-    told = document["properties"]
+    properties = document["properties"]
     # No offset flag and no grid code, as at Planetary Computer.
-    kept = {key: value for key, value in told.items() if key.startswith(("s2:", "eo:")) or key == "datetime"}
+    kept = {key: value for key, value in properties.items() if key.startswith(("s2:", "eo:")) or key == "datetime"}
     # An item may have lost its projection to a trap.
-    if "proj:code" in told:
-        kept["proj:epsg"] = int(told["proj:code"].removeprefix("EPSG:"))
+    if "proj:code" in properties:
+        kept["proj:epsg"] = int(properties["proj:code"].removeprefix("EPSG:"))
     return kept | {
-        "platform": f"Sentinel-{told['platform'][-2:].upper()}",
+        "platform": f"Sentinel-{properties['platform'][-2:].upper()}",
         "constellation": "Sentinel 2",
-        "s2:mgrs_tile": told["grid:code"].removeprefix("MGRS-"),
-        "sat:relative_orbit": _orbit(told),
+        "s2:mgrs_tile": properties["grid:code"].removeprefix("MGRS-"),
+        "sat:relative_orbit": _orbit(properties),
     }
 
 
 def _copernicus(document: dict[str, Any]) -> dict[str, Any]:
-    told = document["properties"]
-    kept = {key: told[key] for key in ("datetime", "created", "updated", "platform", "eo:cloud_cover", "grid:code")}
+    properties = document["properties"]
+    kept = {
+        key: properties[key] for key in ("datetime", "created", "updated", "platform", "eo:cloud_cover", "grid:code")
+    }
     return kept | {
         "constellation": "sentinel-2",
-        "processing:version": told["s2:processing_baseline"],
-        "processing:datetime": told["s2:generation_time"],
-        "eopf:datatake_id": told["s2:datatake_id"],
-        "statistics": {"nodata": told["s2:nodata_pixel_percentage"]},
-        "sat:relative_orbit": _orbit(told),
+        "processing:version": properties["s2:processing_baseline"],
+        "processing:datetime": properties["s2:generation_time"],
+        "eopf:datatake_id": properties["s2:datatake_id"],
+        "statistics": {"nodata": properties["s2:nodata_pixel_percentage"]},
+        "sat:relative_orbit": _orbit(properties),
     }
 
 
-def _orbit(told: dict[str, Any]) -> int:
-    return int(told["s2:product_uri"].split("_R")[1][:3])
+def _orbit(properties: dict[str, Any]) -> int:
+    return int(properties["s2:product_uri"].split("_R")[1][:3])
 
 
 def _bands(document: dict[str, Any], extra: dict[str, Any], unit: str) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def scene_classes(image: dict[str, Field], sky: Sky, water: Field, seed: int, wi
     scl[thick > 0.22] = SceneClass.CLOUD_MEDIUM
     scl[thick > 0.62] = SceneClass.CLOUD_HIGH
     # The known trap of a brightness test: greenhouses and white halls are "cloud" on nearly every date, and a composite
-    # that believes the mask never sees them.
+    # that trusts the mask never sees them.
     roofs = (blue > 2600) & (sky.snow < 0.3) & (sky.cloud < 0.2)
     scl[roofs & (patch > -0.9)] = SceneClass.CLOUD_MEDIUM
     scl[roofs & (patch > -0.9) & (blue > 3400)] = SceneClass.CLOUD_HIGH

@@ -43,19 +43,19 @@ def altered(document: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """Apply traps to an item."""
     # Assets share dicts with their template.
     document = deepcopy(document)
-    told, assets = document["properties"], document["assets"].values()
+    properties, assets = document["properties"], document["assets"].values()
     if "old-projection" in names:
-        told["proj:epsg"] = int(told.pop("proj:code").removeprefix("EPSG:"))
+        properties["proj:epsg"] = int(properties.pop("proj:code").removeprefix("EPSG:"))
     if "no-projection" in names:
-        for holder in (told, *assets):
+        for holder in (properties, *assets):
             for key in [key for key in holder if key.startswith("proj:")]:
                 del holder[key]
     if "wrong-offset-flag" in names:
-        told["earthsearch:boa_offset_applied"] = not told["earthsearch:boa_offset_applied"]
+        properties["earthsearch:boa_offset_applied"] = not properties["earthsearch:boa_offset_applied"]
         for asset in assets:
             for band in asset["raster:bands"]:
                 if "offset" in band:
-                    band["offset"] = 0 if told["earthsearch:boa_offset_applied"] else -0.1
+                    band["offset"] = 0 if properties["earthsearch:boa_offset_applied"] else -0.1
     return document
 
 
@@ -91,7 +91,7 @@ def next_zone(granule: Grid) -> Grid:
 
 def in_next_zone(document: dict[str, Any], scene: Scene) -> dict[str, Any]:
     """Create the item of the tile in the next zone."""
-    told = document["properties"] | {"proj:code": NEIGHBOUR_CRS, "grid:code": f"MGRS-{NEIGHBOUR}"}
-    told |= {"mgrs:utm_zone": 33, "mgrs:grid_square": NEIGHBOUR[3:]}
-    told["s2:product_uri"] = told["s2:product_uri"].replace("T32UPU", f"T{NEIGHBOUR}")
-    return document | {"id": scene.id, "properties": told}
+    properties = document["properties"] | {"proj:code": NEIGHBOUR_CRS, "grid:code": f"MGRS-{NEIGHBOUR}"}
+    properties |= {"mgrs:utm_zone": 33, "mgrs:grid_square": NEIGHBOUR[3:]}
+    properties["s2:product_uri"] = properties["s2:product_uri"].replace("T32UPU", f"T{NEIGHBOUR}")
+    return document | {"id": scene.id, "properties": properties}

@@ -37,7 +37,7 @@ def table(recipe: LedgerRecipe, which: Table, paths: experiments.LedgerPaths) ->
         "data": data,
         "rows": lines,
         "sentences": [verdict(lines, pair, metric) for pair in which.compare for metric in which.metrics],
-        "audit": [{"check": check.name, "told": check.told} for check in checks if check.state == "finding"],
+        "audit": [{"check": check.name, "message": check.message} for check in checks if check.state == "finding"],
         # Distinguishes data without an audit from an audit without findings.
         "audited": audit is not None,
     }

@@ -88,14 +88,14 @@ def rows() -> list[tuple[str, str, str, str]]:
             bench_shards.pack(patches, folder, "native", effort=effort)
             source = opened(folder)
             (one, cpu), (two, _) = rate(lambda s=source: ours(s, 1)), rate(lambda s=source: ours(s, 2))  # type: ignore[misc]
-            told = f"{one:,.0f}/s one thread, {two:,.0f}/s two, {cpu:.0f} us of CPU a sample"
+            notes = f"{one:,.0f}/s one thread, {two:,.0f}/s two, {cpu:.0f} us of CPU a sample"
             label = "loader" if effort == "quick" else "loader, effort dense"
             try:
                 theirs, their_cpu = rate(lambda f=folder: webdataset(f))  # type: ignore[misc]
                 figure = f"{max(one, two) / theirs:.1f}x, {one / theirs:.1f}x one thread "
-                figure += f"({told}; {theirs:,.0f}/s, {their_cpu:.0f} us)"
+                figure += f"({notes}; {theirs:,.0f}/s, {their_cpu:.0f} us)"
             except ImportError as missing:
-                figure = f"not installed: {missing.name} ({told})"
+                figure = f"not installed: {missing.name} ({notes})"
             found.append((label, "webdataset on the same tars", ">= 6x", figure))
         quick = place / "quick"
         source = opened(quick)

@@ -150,14 +150,14 @@ def archive(count: int) -> None:
                 if file.is_file():
                     tar.add(file, file.relative_to(folder))
         shutil.rmtree(folder)
-        told: list[Any] = [f"{count} patches, {path.stat().st_size / 1e6:,.0f} MB"]
+        notes: list[Any] = [f"{count} patches, {path.stat().st_size / 1e6:,.0f} MB"]
         start = time.perf_counter()
         size = pack(path, Path(place) / "out", "resampled", workers=2)
-        told.append(f"packed in {time.perf_counter() - start:.0f} s, {size / 1e6:,.0f} MB")
+        notes.append(f"packed in {time.perf_counter() - start:.0f} s, {size / 1e6:,.0f} MB")
         start = time.perf_counter()
         read = sum(1 for _ in tar_format.samples(Path(place) / "out"))
-        told.append(f"{read} read in {time.perf_counter() - start:.0f} s")
-        print("; ".join(told))
+        notes.append(f"{read} read in {time.perf_counter() - start:.0f} s")
+        print("; ".join(notes))
 
 
 if __name__ == "__main__":

@@ -65,15 +65,17 @@ def figures(archive: Path, scratch: Path) -> Iterator[tuple[str, str, str, str]]
         ids = [item.scene.id for item in fetched.items]
         clouds = score.true_clouds(archive, ids)
         chooses = bool((provenance[0] < len(ids)).any())
-        told = []
+        notes = []
         for words, folder in true.items():
-            exact = replace(ours.mask, method="external", guard=False, cloud_buffer_m=0, shadow_buffer_m=0)
+            exact = replace(
+                ours.mask, method="external", bright_target_filter=False, cloud_buffer_m=0, shadow_buffer_m=0
+            )
             _, best, _ = built(replace(ours, mask=exact), replace(places, masks=folder), f"{method}-{words}")
             where = score.ever_clear(clouds) & (image > 0).all(axis=0) & (best > 0).all(axis=0)
-            told.append(f"{words} {score.rmse(image, truth, where) / score.rmse(best, truth, where):.2f}")
+            notes.append(f"{words} {score.rmse(image, truth, where) / score.rmse(best, truth, where):.2f}")
         rmse = score.rmse(image, truth, where)
         residual = f", residual cloud {score.residual_cloud(provenance[0], clouds):.3%}" if chooses else ""
-        words = f"{'; '.join(told)} (RMSE {rmse:.4f}{residual})"
+        words = f"{'; '.join(notes)} (RMSE {rmse:.4f}{residual})"
         yield f"truth, {method}", "same rule, true masks", "<= 1.1x", words
     assert fetched is not None
     still_in = {item.scene.id: item.offset != 0 for item in fetched.items}

@@ -90,7 +90,7 @@ def _scenes(out: Path, archive: Path) -> None:
         collection="sentinel-2-l2a", bounds=aoi.in_degrees(grid), dates="2019-04-01/2022-12-31", bands=BANDS
     )
     found, twins = search.search(str(out / "stac-items/0/items.json"), query)
-    scenes, elsewhere = coverage.select_scenes(found, grid)
+    scenes, elsewhere = coverage.select_tiles(found, grid)
     lock = Lock(
         format=1, state="built", recipe_sha256="0" * 64, collection="sentinel-2-l2a", dates=query.dates,
         osm_date="2020-03-31", grid=grid, dropped=(*twins, *elsewhere), tag_table_sha256="0" * 64,

@@ -71,7 +71,7 @@ def _search(where: Path, folder: Path) -> None:
     scenes, _ = search.search(str(where), query)
     for scene in scenes:
         search.located(scene, str(where))
-    coverage.select_scenes(scenes, grid)
+    coverage.select_tiles(scenes, grid)
 
 
 def _lock(folder: Path, path: Path) -> None:

@@ -41,12 +41,12 @@ def table(outcomes: Iterable[Outcome]) -> str:
         errors = Counter(outcome.error for outcome in held if outcome.kind == "refused")
         share = sum(outcome.parsed for outcome in held) / len(held)
         failed = sum(kinds[kind] for kind in FAILURES)
-        told = " ".join(f"{error} {count}" for error, count in errors.most_common())
+        words = " ".join(f"{error} {count}" for error, count in errors.most_common())
         slowest, peak = max(outcome.seconds for outcome in held), max(outcome.peak for outcome in held)
         spent = sum(outcome.seconds for outcome in held)
         lines.append(
             f"{name:20}{len(held):7}{share:8.0%}{kinds['ok']:6}{kinds['refused']:8}{failed:7}{slowest:7.1f}"
-            f"{peak >> 20:6}{spent:7.0f}  {told}"
+            f"{peak >> 20:6}{spent:7.0f}  {words}"
         )
     return "\n".join(lines)
 

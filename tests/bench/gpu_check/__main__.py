@@ -45,8 +45,8 @@ def program(argv: Sequence[str] | None = None) -> int:
     options = parsed(argv)
     try:
         if options.limit < 0 or options.threads < 1:
-            told = f"--limit {options.limit:g}, --threads {options.threads}"
-            raise SettingError(f"{told}: expected a limit of 0 or more seconds, 1 thread or more")
+            note = f"--limit {options.limit:g}, --threads {options.threads}"
+            raise SettingError(f"{note}: expected a limit of 0 or more seconds, 1 thread or more")
         scale = _scale(options.sizes, options.device)
         with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
             bench = Bench(scale=scale, device=options.device, folder=Path(folder), threads=options.threads)

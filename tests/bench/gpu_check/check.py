@@ -89,8 +89,8 @@ def _environment(bench: Bench) -> Row:
 def _measured(bench: Bench, case: Case, left_s: float, limit_s: float) -> Row:
     expected = max(1.0, case.expected_s * TINY_SHARE) if bench.scale.tiny else case.expected_s
     if expected > left_s:
-        told = f"needs about {expected:.0f} s, {max(left_s, 0.0):.0f} s of {limit_s:.0f} s left"
-        return replace(case.row, note=f"{results.SKIPPED}{told}")
+        note = f"needs about {expected:.0f} s, {max(left_s, 0.0):.0f} s of {limit_s:.0f} s left"
+        return replace(case.row, note=f"{results.SKIPPED}{note}")
     began = time.monotonic()
     try:
         found = case.measure()
@@ -160,8 +160,8 @@ def _matmul(bench: Bench) -> Measured:
 
     device = devices.start(bench.device, precision="bf16", threads=bench.threads).device
     tflops, peak = environment.matmul_tflops(device), devices.peak_tflops(device)
-    told = f"{tflops:.3g} TFLOP/s measured; {environment.clocks(device)}"
-    return Measured(mfu=None if peak is None else tflops / peak, note=told)
+    note = f"{tflops:.3g} TFLOP/s measured; {environment.clocks(device)}"
+    return Measured(mfu=None if peak is None else tflops / peak, note=note)
 
 
 def _parity(bench: Bench, folder: Path | None, name: str) -> Measured | str:
@@ -171,5 +171,5 @@ def _parity(bench: Bench, folder: Path | None, name: str) -> Measured | str:
     if folder is None:
         return f"{results.SKIPPED}PARITY=DIR not given"
     device = devices.start(bench.device, precision="fp32", threads=bench.threads).device
-    good, told = environment.parity(folder / f"{name}.npz", device)
-    return Measured(note=told) if good else f"{results.FAILED}{told}"
+    good, note = environment.parity(folder / f"{name}.npz", device)
+    return Measured(note=note) if good else f"{results.FAILED}{note}"

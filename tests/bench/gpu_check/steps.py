@@ -30,9 +30,9 @@ def time_pretraining(bench: Bench, size: str, px: int, mode: Mode) -> Measured:
     """Time pretraining steps of one size."""
     batch = bench.scale.batch("pretrain", size, px)
     job = trainings.pretraining(bench, size, px, bench.shards("none", bench.scale.px(px)), batch=batch)
-    told = _compile(job.task, mode)
+    note = _compile(job.task, mode)
     found = _timed(bench, job, batch)
-    return replace(found, note=f"{found.note}{told}")
+    return replace(found, note=f"{found.note}{note}")
 
 
 def _compile(task: training.Task, mode: Mode) -> str:
