@@ -48,7 +48,7 @@ LAYERS = {
 }
 # Pure modules take data and return data: they open no file, socket or process.
 PURE = (
-    *("types", "errors", "sentinel2", "rasters.grid", "rasters.resample", "rasters.dihedral"),
+    *("types", "errors", "sentinel2", "rasters.grids", "rasters.resample", "rasters.dihedral"),
     *(
         "composite.rules",
         "composite.kernels",
