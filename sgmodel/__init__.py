@@ -31,7 +31,7 @@ def from_pretrained(name: str | Path) -> nn.Module:
     """Load a model by path as `load` does, or from the Hugging Face hub.
 
     Args:
-        name: A path, or OWNER/NAME[@REVISION] on the hub.
+        name: A path, or hf:OWNER/NAME[@REVISION] on the hub.
 
     Returns:
         The model on the CPU in evaluation mode.

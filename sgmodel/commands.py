@@ -114,7 +114,7 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
         out: Annotated[Path | None, typer.Option(help="Folder of the run (default: out/runs/<recipe>).")] = None,
         weights: Annotated[
             str | None,
-            typer.Option(metavar="PATH|HUB", help="Checkpoint folder, file, or OWNER/NAME on the hub."),
+            typer.Option(metavar="PATH|HUB", help="Checkpoint folder, file, or hf:OWNER/NAME on the hub."),
         ] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out (the default).")] = False,
         fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run in --out and start again.")] = False,
@@ -185,7 +185,7 @@ def predict(
     ] = None,
     after: Annotated[Path | None, typer.Option(metavar="PATH", help="The second date, for change detection.")] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="DIR|HUB", help="Checkpoint folder, or OWNER/NAME on the hub.")
+        str | None, typer.Option(metavar="DIR|HUB", help="Checkpoint folder, or hf:OWNER/NAME on the hub.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the predictions.")] = Path("out/predictions"),
     what: Annotated[str | None, typer.Option(help="classes, probabilities or embeddings.")] = None,
@@ -219,7 +219,7 @@ def predict(
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Weight file, checkpoint folder, or OWNER/NAME on the hub.")],
+    source: Annotated[str, typer.Argument(help="Weight file, checkpoint folder, or hf:OWNER/NAME on the hub.")],
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
     at_least: Annotated[
         float, typer.Option(metavar="SHARE", help="Share of the encoder's parameters that must be filled.")

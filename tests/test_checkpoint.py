@@ -260,8 +260,8 @@ def test_files_missing_on_the_hub_are_reported_in_one_line(monkeypatch: pytest.M
         raise OSError("no route\nto the hub")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(SourceError, match="owner/name: no such file or folder, and the hub gives none .no route to"):
-        sgmodel.from_pretrained("owner/name")
+    with pytest.raises(SourceError, match="hf:owner/name: cannot be fetched from the hub .no route to the hub"):
+        sgmodel.from_pretrained("hf:owner/name")
 
 
 class Bomb:

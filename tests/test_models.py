@@ -83,7 +83,9 @@ def test_invalid_models_are_refused() -> None:
             {"backbone": "timm:vit_base_patch16_224", "image_px": 0},
             "model.image_px 0: .* takes images of one size only",
         ),
-        ({"options": {"wings": 2}}, r"model.options \{'wings': 2\} of 'resnet50'"),
+        ({"options": {"wings": 2}}, r"model.options of 'resnet50': 'wings' cannot be set"),
+        ({"options": {"embed_dim": 2}}, r"model.options \{'embed_dim': 2\} of 'resnet50'"),
+        ({"options": {"global_pool": "all"}}, r"model.options \{'global_pool': 'all'\} of 'resnet50'"),
         ({"backbone": "satmae"}, "'satmae' with a table"),
     ):
         with pytest.raises(SettingError, match=message):

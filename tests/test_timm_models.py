@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from model_commands import sgmodel as exit_code
 
 import sgmodel
+from sgdata import files
 from sgdata.errors import SettingError, SourceError
 from sgmodel.checkpoints import cards, checkpoint_folder, hub
-from sgmodel.models import encoder, mae, specs
+from sgmodel.models import encoder, factory, mae, specs
 
 TINY = encoder.EncoderConfig(image_px=32, width=64, depth=2, heads=1)
 
@@ -47,11 +50,22 @@ def test_weights_by_path_and_by_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     checkpoint_folder.save(tmp_path / "mine", model, cards.Card(model=specs.describe(model)))
     loaded = sgmodel.from_pretrained(tmp_path / "mine")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
-    with pytest.raises(SourceError, match="nowhere: no such file or folder, and not a name on the hub"):
-        hub.resolve("nowhere")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(SettingError, match="some/model: no such file .* pip install huggingface_hub"):
-        hub.resolve("some/model")
+    for name in ("nowhere", "some/model", "some/model@v1"):
+        with pytest.raises(SourceError, match=f"{name}: no such file or folder; .* named hf:OWNER/NAME"):
+            hub.resolve(name)
+    for name in ("hf:model", "hf:../model", "hf:a/b/c", "hf:some/model@../v1"):
+        with pytest.raises(SourceError, match=f"{name}: not a name on the hub"):
+            hub.resolve(name)
+    with pytest.raises(SettingError, match="hf:some/model: .* pip install huggingface_hub"):
+        hub.resolve("hf:some/model")
+
+
+def test_commands_take_no_missing_path_for_a_name_on_the_hub(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("convert", "some/model", "--out", tmp_path / "out") == 2
+    assert "some/model: no such file or folder" in capsys.readouterr().err
 
 
 def test_the_hub_client_is_asked_for_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +78,7 @@ def test_the_hub_client_is_asked_for_no_pickle(tmp_path: Path, monkeypatch: pyte
             return str(tmp_path)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", Client)
-    assert hub.resolve("some/model@v1") == tmp_path
+    assert hub.resolve("hf:some/model@v1") == tmp_path
     assert asked == {"name": "some/model", "revision": "v1", "allow_patterns": ["*.safetensors", "*.json"]}
 
 
@@ -80,3 +94,35 @@ def test_converter_reports_and_refuses(tmp_path: Path, capsys: pytest.CaptureFix
     assert exit_code("convert", tmp_path / "half.pth", "--out", tmp_path / "never") == 2
     assert "of the encoder's parameters fit" in capsys.readouterr().err
     assert not (tmp_path / "never").exists()
+
+
+class Canary:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("checkpoint_path", "{}/weights.pth"),
+        ("pretrained_cfg", "{}/weights.pth"),
+        ("pretrained", True),
+        ("cache_dir", "{}"),
+        ("norm_layer", "os.system"),
+    ],
+)
+def test_a_card_asks_timm_for_no_file(option: str, value: str | bool, tmp_path: Path) -> None:
+    torch.save({"state_dict": Canary(tmp_path / "ran")}, tmp_path / "weights.pth")
+    options = {option: value.format(tmp_path) if isinstance(value, str) else value}
+    spec = specs.TaskSpec(
+        kind="classifier", recipe=factory.ModelRecipe(backbone="timm:resnet18", options=options), bands=3, classes=2
+    )
+    files.write(tmp_path / "checkpoint" / "card.json", files.pretty_json(cards.Card(model=spec)))
+    with pytest.raises(SettingError, match=rf"model.options of 'resnet18': '{option}' cannot be set"):
+        cards.load(tmp_path / "checkpoint")
+    assert not (tmp_path / "ran").exists()

@@ -131,7 +131,7 @@ def _in_zip(source: Path) -> Iterator[tuple[Member, str]]:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise SourceError(f"{source}: not a readable zip: {error}; download it again") from None
     for info in infos:
-        if not info.is_dir():
+        if not info.filename.endswith("/"):  # `is_dir` fails for a name without characters
             kind = (info.external_attr >> 28) & 0xF
             reason = "encrypted" if info.flag_bits & 1 else "not a plain file" if kind not in (0, 8) else ""
             yield Member(name=info.filename, size=info.file_size), reason

@@ -200,9 +200,10 @@ def warped(dataset: DatasetReader, grid: Grid, kernel: Kernel, *, beyond: int = 
 
 def _is_plain(dataset: DatasetReader) -> bool:
     """Return whether blocks of band 1 can be decoded without GDAL: a local little-endian TIFF, deflated."""
-    path, about = Path(dataset.name), dataset.tags(ns="IMAGE_STRUCTURE")
+    path = Path(dataset.name)
     if dataset.driver != "GTiff" or dataset.count != 1 or not path.is_file():
         return False
+    about = dataset.tags(ns="IMAGE_STRUCTURE")
     if about.get("COMPRESSION") != "DEFLATE" or about.get("PREDICTOR", "1") not in {"1", "2"}:
         return False
     with path.open("rb") as handle:

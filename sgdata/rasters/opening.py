@@ -124,6 +124,8 @@ def check_declared(dataset: DatasetReader, name: str) -> None:
     """Compare what an open raster declares with the limits: GDAL takes memory for whole blocks. Raises SourceError."""
     limits.RASTER_PIXELS.check(dataset.width * dataset.height, name)
     limits.RASTER_BANDS.check(dataset.count, name)
-    together = dataset.count if dataset.interleaving is not None and dataset.interleaving.value == "PIXEL" else 1
+    # Not of a JP2: GDAL looks for this in every box of the file, and damaged ones have no end.
+    how = None if dataset.driver == "JP2OpenJPEG" else dataset.interleaving
+    together = dataset.count if how is not None and how.value == "PIXEL" else 1
     for (height, width), dtype in zip(dataset.block_shapes, dataset.dtypes, strict=True):
         limits.BLOCK_BYTES.check(height * width * np.dtype(dtype).itemsize * together, name)

@@ -1,4 +1,4 @@
-"""Find weights by name: a path on this machine, or a repository on the Hugging Face hub."""
+"""Find weights by name: a path on this machine, or `hf:OWNER/NAME` for a repository on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 
 from sgdata.errors import SettingError, SourceError
 
+PREFIX = "hf:"
+"""Begins the name of a repository: without it a mistyped path would be fetched from the owner of that name."""
+
 
 def resolve(name: str | Path) -> Path:
-    """Return the path of a checkpoint folder or file, fetched from the hub where no such path exists.
+    """Return the path of a checkpoint folder or file; one on the hub is fetched.
 
     Args:
-        name: A path, or OWNER/NAME[@REVISION] on the Hugging Face hub.
+        name: A path, or hf:OWNER/NAME[@REVISION] on the Hugging Face hub.
 
     Raises:
         SettingError: `name` is the folder of a whole run, or the hub's client is not installed.
@@ -25,16 +28,18 @@ def resolve(name: str | Path) -> Path:
             raise SettingError(f"{name}: is the folder of a run; give the checkpoint in it, such as {checkpoint}")
     if path.exists():
         return path
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?", str(name))
+    if not str(name).startswith(PREFIX):
+        raise SourceError(f"{name}: no such file or folder; weights on the hub are named {PREFIX}OWNER/NAME")
+    match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w.-]*))?", str(name).removeprefix(PREFIX))
     if match is None:
-        raise SourceError(f"{name}: no such file or folder, and not a name on the hub (OWNER/NAME)")
+        raise SourceError(f"{name}: not a name on the hub, expected {PREFIX}OWNER/NAME[@REVISION]")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise SettingError(f"{name}: no such file or folder; to look on the hub, pip install huggingface_hub") from None
+        raise SettingError(f"{name}: the hub needs its client; pip install huggingface_hub") from None
     try:
         # Only what `cards.load` reads, so no pickles.
         return Path(snapshot_download(match[1], revision=match[2], allow_patterns=["*.safetensors", "*.json"]))
     except Exception as error:  # the client passes on exceptions of several libraries
         why = " ".join(str(error).split())
-        raise SourceError(f"{name}: no such file or folder, and the hub gives none ({why:.120})") from None
+        raise SourceError(f"{name}: cannot be fetched from the hub ({why:.120}); check the name") from None

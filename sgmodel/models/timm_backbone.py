@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 import sys
@@ -19,6 +20,20 @@ from sgmodel.models.adapt import State
 log = logging.getLogger("sgdata")
 Option = int | float | bool | str | tuple[int, ...]
 
+# Sizes, rates and switches of layers. Checkpoints bring their options along, and timm also has some that read files,
+# fetch weights or replace classes.
+OPTIONS = frozenset(
+    {
+        "attn_drop_rate", "avg_down", "base_width", "cardinality", "channels", "class_token", "conv_mlp", "depth",
+        "depths", "dims", "down_kernel_size", "drop_block_rate", "drop_path_rate", "drop_rate", "embed_dim",
+        "embed_dims", "expand_ratio", "fc_norm", "final_norm", "global_pool", "head_dim", "head_init_scale",
+        "init_values", "kernel_sizes", "layers", "ls_init_value", "mlp_ratio", "mlp_ratios", "no_embed_class",
+        "num_heads", "output_stride", "patch_drop_rate", "patch_size", "pos_drop_rate", "pre_norm", "proj_drop_rate",
+        "qk_norm", "qkv_bias", "reg_tokens", "stem_type", "stem_width", "use_abs_pos_emb", "use_rel_pos_bias",
+        "use_shared_rel_pos_bias", "window_size", "zero_init_last",
+    }
+)  # fmt: skip
+
 
 class TimmBackbone(backbones.Backbone):
     """A model of timm without its classifier, with random weights and timm's own pooling (class token or mean).
@@ -30,7 +45,7 @@ class TimmBackbone(backbones.Backbone):
         name: Name of the model in timm.
         bands: Number of bands of the images.
         image_px: Side of the images; 0 for any, which models of a fixed input size do not take.
-        options: Settings passed to `timm.create_model`.
+        options: Settings passed to `timm.create_model`, of those in `OPTIONS`.
 
     Raises:
         SettingError: `name` or an option is unknown, the model gives no maps, or it needs an image size.
@@ -107,6 +122,9 @@ def share_statistics(model: nn.Module, device: torch.device) -> None:
 
 
 def _create(name: str, bands: int, image_px: int, options: Mapping[str, Option]) -> Any:
+    if unknown := sorted(options.keys() - OPTIONS):
+        near = difflib.get_close_matches(unknown[0], OPTIONS, n=1, cutoff=0)
+        raise SettingError(f"model.options of '{name}': {unknown[0]!r:.60} cannot be set; did you mean {near[0]!r}?")
     torchvision_compat.declare_operators()
     import timm
 
@@ -121,7 +139,8 @@ def _create(name: str, bands: int, image_px: int, options: Mapping[str, Option])
         settings["img_size"] = image_px
     try:
         body: Any = timm.create_model(name, pretrained=False, num_classes=0, in_chans=bands, **settings)
-    except (TypeError, ValueError, AssertionError) as error:
+    # timm checks little: sizes that do not fit fail anywhere in it.
+    except (TypeError, ValueError, AssertionError, LookupError, RuntimeError, ArithmeticError, AttributeError) as error:
         raise SettingError(f"model.options {settings} of '{name}': {error!s:.200}") from None
     if not hasattr(body, "forward_intermediates") or not body.feature_info:
         raise SettingError(f"model.backbone 'timm:{name}': gives no maps of its layers; use a ResNet, ViT or Swin")
