@@ -11,7 +11,7 @@ import numpy as np
 from sgdata import files, sentinel2
 from sgdata.audits import findings
 from sgdata.builds import build_folder, patch_table
-from sgdata.rasters import geotiff
+from sgdata.rasters import cog
 from sgdata.scenes import lock
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Scene
@@ -27,12 +27,10 @@ def write(out: Path, shape: tuple[int, int], *, patch: int = 128) -> Path:
     """Write every file of a build that the page reads: four classes, three scenes, a corner without data."""
     grid = Grid(crs="EPSG:32632", origin=(680040.0, 5340360.0), gsd_m=10.0, shape=shape)
     bands = sentinel2.L2A_BANDS
-    image = geotiff.Style(descriptions=bands, nodata=0)
-    geotiff.write_cog(out / build_folder.IMAGE, grid, ((w, dn(w)) for w in strips(shape)), style=image)
-    provenance = geotiff.Style(descriptions=build_folder.PROVENANCE_BANDS, nodata=65535)
-    geotiff.write_cog(
-        out / build_folder.PROVENANCE_FILE, grid, ((w, chosen(w)) for w in strips(shape)), style=provenance
-    )
+    image = cog.Style(descriptions=bands, nodata=0)
+    cog.write(out / build_folder.IMAGE, grid, ((w, dn(w)) for w in strips(shape)), style=image)
+    provenance = cog.Style(descriptions=build_folder.PROVENANCE_BANDS, nodata=65535)
+    cog.write(out / build_folder.PROVENANCE_FILE, grid, ((w, chosen(w)) for w in strips(shape)), style=provenance)
     whole = Window(row=0, col=0, height=shape[0], width=shape[1])
     labels = classes(whole)
     labels[:8] = 255

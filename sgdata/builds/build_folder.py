@@ -14,7 +14,7 @@ from sgdata.builds import usage
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SourceError
 from sgdata.file_names import file_name
-from sgdata.rasters import geotiff, grids
+from sgdata.rasters import cog, geotiff, grids
 from sgdata.scenes import aoi, lock, stac_item
 from sgdata.scenes.types import UNREADABLE, reasons
 from sgdata.sentinel2 import MSI
@@ -50,12 +50,12 @@ def unchanged(folder: Path, recipe: bytes) -> None:
 def write_composite(folder: Path, grid: Grid, bands: tuple[str, ...], tiles: Iterable[tuple[Window, Path]]) -> None:
     """Write `image.tif` and `provenance.tif` from tiles of (C + 4, h, w)."""
     stored = list(tiles)
-    image = geotiff.Style(descriptions=bands, nodata=MSI.nodata)
-    provenance = geotiff.Style(descriptions=PROVENANCE_BANDS, nodata=NO_VALUE)
+    image = cog.Style(descriptions=bands, nodata=MSI.nodata)
+    provenance = cog.Style(descriptions=PROVENANCE_BANDS, nodata=NO_VALUE)
     first, rest = slice(0, len(bands)), slice(len(bands), None)
     # Two passes over the tiles on disk, so that the image is never in memory.
-    geotiff.write_cog(folder / IMAGE, grid, _windows(stored, first), style=image)
-    geotiff.write_cog(folder / PROVENANCE_FILE, grid, _windows(stored, rest), style=provenance)
+    cog.write(folder / IMAGE, grid, _windows(stored, first), style=image)
+    cog.write(folder / PROVENANCE_FILE, grid, _windows(stored, rest), style=provenance)
 
 
 def _windows(tiles: Iterable[tuple[Window, Path]], bands: slice) -> Iterator[tuple[Window, Array]]:
@@ -108,10 +108,8 @@ def write_labels(
         named[space.ignore] = ("unmapped", "#ffffff")
     origins = {value: (name, SOURCE_COLOURS[value]) for value, name in sources.items()}
     for name, classes, values in ((LABELS, named, painted[0]), (LABEL_SOURCE, origins, painted[1])):
-        style = geotiff.Style(
-            descriptions=(name.removesuffix(".tif"),), dtype="uint8", overviews="mode", classes=classes
-        )
-        geotiff.write_cog(folder / name, grid, [(whole, values[None])], style=style)
+        style = cog.Style(descriptions=(name.removesuffix(".tif"),), dtype="uint8", overviews="mode", classes=classes)
+        cog.write(folder / name, grid, [(whole, values[None])], style=style)
 
 
 def outputs(folder: Path) -> dict[str, str]:

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 from sgdata import catalog, files, pool, urls
-from sgdata.builds import cut
 from sgdata.composite import cloud_masks, rules
 from sgdata.errors import SettingError
 from sgdata.labels.rasterize import LabelSettings
@@ -54,6 +53,19 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PatchSettings:
+    """Patches cut from the composite.
+
+    Attributes:
+        size: side in pixels.
+        stride: step from one patch to the next in pixels.
+    """
+
+    size: int
+    stride: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildRecipe:
     """All settings that change the pixels and labels of a build (`recipes/build/*.toml`).
 
@@ -86,7 +98,7 @@ class BuildRecipe:
     mask: cloud_masks.MaskSettings
     offset: offsets.OffsetSettings
     labels: LabelSettings
-    patches: cut.PatchSettings
+    patches: PatchSettings
     split: SplitSettings
     out: str
     leave_out: tuple[str, ...] = ()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,18 +17,13 @@ from sgdata.rasters import geotiff, grids
 from sgdata.splits import blocks
 from sgdata.types import Array, Grid, LabelSpace
 
+if TYPE_CHECKING:
+    from sgdata.builds.build_recipe import PatchSettings
+
 log = logging.getLogger("sgdata")
 
 
 LEAST_GAP_PX = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchSettings:
-    """Patches cut from the composite: side and step in pixels."""
-
-    size: int
-    stride: int
 
 
 def cut(

@@ -20,7 +20,7 @@ from sgdata.access import Access, access_of
 from sgdata.composite import staging
 from sgdata.errors import SettingError
 from sgdata.file_names import file_name
-from sgdata.rasters import geotiff
+from sgdata.rasters import cog
 from sgdata.scenes import search, signing
 from sgdata.scenes.lock import Lock
 from sgdata.scenes.types import Scene
@@ -81,7 +81,7 @@ def write(
     """
     if missing := set(BANDS) - set(planned.items[0].scene.assets):
         raise SettingError(f"clouds: the lock has no {', '.join(sorted(missing))}; plan with {', '.join(BANDS)}")
-    style = geotiff.Style(descriptions=("omnicloudmask",), dtype="uint8", overviews="mode", classes=CLASSES)
+    style = cog.Style(descriptions=("omnicloudmask",), dtype="uint8", overviews="mode", classes=CLASSES)
     whole = Window(row=0, col=0, height=planned.grid.shape[0], width=planned.grid.shape[1])
     scratch = out / ".scratch"
     access = access_of(where, allow_private_hosts=allow_private_hosts)
@@ -92,7 +92,7 @@ def write(
                 # Left by a killed run, possibly of another area.
                 shutil.rmtree(scratch, ignore_errors=True)
                 image = _image(search.located(item.scene, where), planned.grid, scratch, access)
-                geotiff.write_cog(path, planned.grid, [(whole, predict(image)[None])], style=style)
+                cog.write(path, planned.grid, [(whole, predict(image)[None])], style=style)
                 shutil.rmtree(scratch)
     return out
 

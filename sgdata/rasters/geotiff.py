@@ -1,4 +1,4 @@
-"""Read windows of GeoTIFF and JP2 files, and write COGs whose bytes are reproducible."""
+"""Read windows of GeoTIFF and JP2 files."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import hashlib
 import math
 import os
 import threading
-import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sgdata import files, urls
 from sgdata.access import Access, access_of
-from sgdata.errors import OutputError, SourceError
+from sgdata.errors import SourceError
 from sgdata.rasters import grids, opening
 from sgdata.types import Array, Bounds, Grid, Window
 
@@ -57,22 +56,6 @@ class Header:
     dtype: str
     nodata: float | None
     bands: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Style:
-    """How an output raster is stored and shown."""
-
-    descriptions: tuple[str, ...]
-    nodata: float | None = None
-    dtype: Literal["uint8", "uint16", "float32"] = "uint16"
-    overviews: Literal["nearest", "mode"] = "nearest"
-    tags: dict[str, str] = field(default_factory=dict)
-    classes: dict[int, tuple[str, str]] = field(default_factory=dict)
-    """Value -> (name, #rrggbb): stored as palette, as tags `class_<value>` and in a sidecar that QGIS reads."""
-
-
-# --- reading -------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -276,84 +259,3 @@ def _add(hashes: list[Any], image: Array) -> None:
     """Update one hash per band. A function, so that no loop variable keeps a strip while the next is read."""
     for digest, values in zip(hashes, image, strict=True):
         digest.update(little_endian(values))
-
-
-# --- writing -------------------------------------------------------------------------------
-
-
-def write_cog(path: Path, grid: Grid, windows: Iterable[tuple[Window, Array]], *, style: Style) -> None:
-    """Write (window, (C, h, w) pixels) pairs that cover `grid` as a Cloud Optimized GeoTIFF.
-
-    DEFLATE level 6, horizontal predictor (none for classes), blocks of 512; equal pixels and style give equal
-    bytes under one GDAL. Raises OutputError.
-    """
-    import rasterio
-    import rasterio.shutil
-    from rasterio.enums import Resampling
-    from rasterio.errors import RasterioError
-
-    plain = path.with_name(f".{path.name}.plain.tif")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=16 << 20, GDAL_TIFF_OVR_BLOCKSIZE=512):
-            with rasterio.open(plain, "w", **_profile(grid, style)) as dataset:
-                _describe(dataset, style)
-                for window, values in windows:
-                    dataset.write(
-                        values, window=rasterio.windows.Window(window.col, window.row, window.width, window.height)
-                    )
-            # Not while copying, which would hold all bands at once and take twice as long.
-            with rasterio.open(plain, "r+") as dataset:
-                dataset.build_overviews(_halves(grid.shape), Resampling[style.overviews])
-            with files.replacing(path) as temporary:
-                rasterio.shutil.copy(plain, temporary, driver="COG", **_cog_options(style))
-    except RasterioError as error:
-        raise OutputError(f"{path}: cannot be written: {error.__cause__ or error!s:.200}") from error
-    finally:
-        plain.unlink(missing_ok=True)
-    if style.classes:
-        files.write(path.with_name(path.name + ".aux.xml"), _category_sidecar(style.classes))
-
-
-def _profile(grid: Grid, style: Style) -> dict[str, Any]:
-    from rasterio.transform import Affine
-
-    return {
-        "driver": "GTiff", "dtype": style.dtype, "count": len(style.descriptions), "nodata": style.nodata,
-        "height": grid.shape[0], "width": grid.shape[1], "crs": grid.crs, "transform": Affine(*grid.transform),
-        # Rows of one band are contiguous: windows of any shape are written and read back in little memory.
-        "interleave": "band", "blockysize": 64, "BIGTIFF": "IF_SAFER",
-    }  # fmt: skip
-
-
-def _halves(shape: tuple[int, int]) -> list[int]:
-    """Return the factors of the overviews: powers of two up to the one whose overview fits in one block."""
-    return [2**n for n in range(1, 24) if max(shape) > 512 * 2 ** (n - 1)]
-
-
-def _describe(dataset: Any, style: Style) -> None:
-    for number, text in enumerate(style.descriptions, 1):
-        dataset.set_band_description(number, text)
-    names = {f"class_{value:03d}": name for value, (name, _) in style.classes.items()}
-    dataset.update_tags(**dict(sorted((style.tags | names).items())))
-    if style.classes:
-        palette = {value: tuple(bytes.fromhex(colour[1:])) for value, (_, colour) in sorted(style.classes.items())}
-        dataset.write_colormap(1, palette)
-
-
-def _cog_options(style: Style) -> dict[str, str]:
-    predictor = "NO" if style.classes or style.dtype == "uint8" else "STANDARD"
-    return {
-        "COMPRESS": "DEFLATE", "LEVEL": "6", "PREDICTOR": predictor, "BLOCKSIZE": "512", "BIGTIFF": "IF_SAFER",
-        "OVERVIEWS": "FORCE_USE_EXISTING", "NUM_THREADS": "1",
-    }  # fmt: skip
-
-
-def _category_sidecar(classes: dict[int, tuple[str, str]]) -> bytes:
-    """Return GDAL's PAM document with category names, which TIFF cannot store and QGIS reads."""
-    root = ET.Element("PAMDataset")
-    names = ET.SubElement(ET.SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
-    for value in range(max(classes) + 1):
-        ET.SubElement(names, "Category").text = classes.get(value, ("", ""))[0]
-    ET.indent(root)
-    return ET.tostring(root) + b"\n"

@@ -13,7 +13,7 @@ import numpy as np
 
 from sgdata import files
 from sgdata.errors import OutputError
-from sgdata.rasters import geotiff
+from sgdata.rasters import cog
 from sgdata.types import Array, Grid, LabelSpace, Window
 from sgmodel.inference import tiling
 
@@ -48,7 +48,7 @@ class Scratch:
         for line, col in itertools.product(range(rows.shape[1]), range(0, rows.shape[2], BLOCK)):
             self.file.write(rows[:, line, col : col + BLOCK].tobytes())
 
-    def blocks(self, grid: Grid, style: geotiff.Style) -> Iterator[tuple[Window, Array]]:
+    def blocks(self, grid: Grid, style: cog.Style) -> Iterator[tuple[Window, Array]]:
         """Yield the map (K, h, w) block by block, in the order of the raster."""
         self.file.flush()
         (height, width), bands, size = grid.shape, len(style.descriptions), np.dtype(style.dtype).itemsize
@@ -131,13 +131,13 @@ def _mask_and_round(answer: Array, seen: Array, *, rounded: bool) -> None:
 
 def _write_values(maps: MapFiles, values: Scratch) -> None:
     names = maps.space.names or tuple(f"feature {number}" for number in range(maps.channels))
-    style = geotiff.Style(descriptions=names, nodata=float("nan"), dtype="float32", tags=maps.tags)
+    style = cog.Style(descriptions=names, nodata=float("nan"), dtype="float32", tags=maps.tags)
     name = PROBABILITIES if maps.space.ids else EMBEDDINGS
-    geotiff.write_cog(maps.out / name, maps.grid, values.blocks(maps.grid, style), style=style)
+    cog.write(maps.out / name, maps.grid, values.blocks(maps.grid, style), style=style)
 
 
 def _write_classes(maps: MapFiles, classes: Scratch) -> None:
-    style = geotiff.Style(
+    style = cog.Style(
         descriptions=("classes",),
         nodata=maps.space.ignore_index,
         dtype="uint8",
@@ -145,7 +145,7 @@ def _write_classes(maps: MapFiles, classes: Scratch) -> None:
         tags=maps.tags,
         classes=legend(maps.space),
     )
-    geotiff.write_cog(maps.out / CLASSES, maps.grid, classes.blocks(maps.grid, style), style=style)
+    cog.write(maps.out / CLASSES, maps.grid, classes.blocks(maps.grid, style), style=style)
 
 
 def most_likely(space: LabelSpace, answer: Array, seen: Array) -> Array:

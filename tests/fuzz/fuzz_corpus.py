@@ -24,7 +24,7 @@ import synthetic_shards
 
 from sgdata import catalog, files
 from sgdata.labels import overpass
-from sgdata.rasters import geotiff
+from sgdata.rasters import cog, geotiff
 from sgdata.scenes import aoi, coverage, search
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Asset
@@ -144,9 +144,9 @@ def _rasters(out: Path) -> None:
 
     pixels = synthetic.reflectance((1, *GRID.shape), 5).astype(np.uint16)
     whole = Window(row=0, col=0, height=GRID.shape[0], width=GRID.shape[1])
-    style = geotiff.Style(descriptions=("B02",), nodata=0)
+    style = cog.Style(descriptions=("B02",), nodata=0)
     (out / "raster/0").mkdir(parents=True)
-    geotiff.write_cog(out / "raster/0/band.tif", GRID, [(whole, pixels)], style=style)
+    cog.write(out / "raster/0/band.tif", GRID, [(whole, pixels)], style=style)
     profile: dict[str, Any] = {
         "crs": GRID.crs, "transform": Affine(*GRID.transform), "count": 1, "dtype": "uint16", "nodata": 0,
         "height": GRID.shape[0], "width": GRID.shape[1],
