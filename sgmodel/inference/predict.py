@@ -30,10 +30,8 @@ from sgmodel import devices
 from sgmodel.checkpoints import cards, checkpoint_folder
 from sgmodel.data import loader, upsample
 from sgmodel.inference import output_files, raster_input, tiling
+from sgmodel.inference import predictor as predictors
 from sgmodel.inference.predictor import SCENES, Predictor
-
-ANY_PX = 128
-"""Side of the tiles for a model that takes any size and was trained on samples of several sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,21 +138,9 @@ def load(weights: Path, where: devices.Launch, *, embeddings: bool) -> Predictor
         raise SettingError(
             f"{weights}: a pretrained model ({kind}) without classes; fine-tune it, or give --what embeddings"
         )
-    whole = contract.label_space.task in SCENES
-    trained = contract.shape[1] if contract.shape else 0
-    fixed = card.model.px
-    # A scene classifier was trained on scenes enlarged to its size, other models on pixels at their resolution.
-    preferred = trained or fixed if whole else fixed or trained
-    ground = preferred or ANY_PX
-    return Predictor(
-        model=cards.load(weights).to(where.device),
-        contract=contract,
-        how=card.normalisation,
-        where=where,
-        ground_px=ground,
-        px=fixed or ground,
-        zoom=float((card.recipe or {}).get("zoom", 1.0)) if whole else 1.0,
-    )
+    zoom = float((card.recipe or {}).get("zoom", 1.0))
+    model = cards.load(weights).to(where.device)
+    return predictors.of_model(model, contract, card.normalisation, where, px=card.model.px, zoom=zoom)
 
 
 # --- a scene -------------------------------------------------------------------------------
@@ -263,22 +249,5 @@ def _answers(
         parts = _stack([fit.pixels(date[number, :, :height, :width]) for date in dates])
         pixels.append(parts[0])
         seen.append(parts[1])
-    sizes = {mask.shape for mask in seen}
-    # Samples of the size of the model, and scenes that get one answer, are predicted as one batch.
-    if len(sizes) == 1 and (predictor.task in SCENES or sizes == {(predictor.px, predictor.px)}):
-        answers = list(predictor.look(np.stack(pixels)))
-    elif predictor.task in SCENES:
-        answers = [predictor.look(values[None])[0] for values in pixels]
-    else:
-        answers = [_whole(recipe, predictor, *each) for each in zip(pixels, seen, strict=True)]
+    answers = predictors.answers(predictor, predictor.look, pixels, seen, overlap=recipe.overlap, batch=recipe.batch)
     yield from zip(batch.keys, answers, seen, strict=True)
-
-
-def _whole(recipe: PredictRecipe, predictor: Predictor, pixels: Array, seen: Array) -> Array:
-    """Predict a sample larger or smaller than the images of the model tile by tile."""
-    shape = (seen.shape[0], seen.shape[1])
-    plan = tiling.plan(shape, px=predictor.ground_px, answer=predictor.answer, overlap=recipe.overlap)
-    rows = tiling.blended(
-        plan, lambda row, n: (pixels[:, row : row + n], seen[row : row + n]), predictor.look, batch=recipe.batch
-    )
-    return np.concatenate([answer.copy() for _, answer, _ in rows], axis=1)

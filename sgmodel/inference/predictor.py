@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from sgdata.types import Array, Contract
 from sgmodel.data import augment, normalise
+from sgmodel.inference import tiling
 from sgmodel.models import encoder as enc
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 SCENES = ("single-label", "multi-label")
 """Tasks in which a whole scene gets one answer."""
+
+ANY_PX = 128
+"""Side of the tiles for a model that takes any size and was trained on samples of several sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,58 @@ class Predictor:
         # Inferred from a dummy forward pass, since the card of a baseline does not record it.
         blank = np.zeros((1, self.dates * len(self.contract.bands), self.ground_px, self.ground_px), np.uint16)
         return self.look(blank).shape[1:3]
+
+
+def of_model(
+    model: nn.Module, contract: Contract, how: normalise.Normalisation, where: Launch, *, px: int, zoom: float = 1.0
+) -> Predictor:
+    """Return a predictor of a model, on its device.
+
+    Args:
+        model: The model.
+        contract: Contract of its training data, with the label space of the answers.
+        how: Normalisation.
+        where: Device and precision.
+        px: Side of the images that the model takes; 0 for any.
+        zoom: Share of the side of scenes that the model sees, where a whole scene gets one answer.
+    """
+    whole = contract.label_space.task in SCENES
+    trained = contract.shape[1] if contract.shape else 0
+    # A scene classifier was trained on scenes enlarged to its size, other models on pixels at their resolution.
+    ground = (trained or px if whole else px or trained) or ANY_PX
+    own = zoom if whole else 1.0
+    return Predictor(model=model, contract=contract, how=how, where=where, ground_px=ground, px=px or ground, zoom=own)
+
+
+def answers(
+    kind: Predictor, look: tiling.Look, pixels: Sequence[Array], seen: Sequence[Array], *, overlap: float, batch: int
+) -> list[Array]:
+    """Predict samples of any size, tile by tile where they have not the size of the tiles.
+
+    Args:
+        kind: The predictor.
+        look: `kind.look`, or a function around it.
+        pixels: (dates x C, H, W) of each sample, in stored units.
+        seen: Mask of seen pixels (H, W) of each sample.
+        overlap: Share of a tile's side that neighbouring tiles have in common.
+        batch: Tiles per call of `look`.
+
+    Returns:
+        The answer (K, h, w) of each sample.
+    """
+    sizes = {mask.shape for mask in seen}
+    # Samples of the size of the tiles, and scenes that get one answer, are predicted as one batch.
+    if len(sizes) == 1 and (kind.task in SCENES or sizes == {(kind.ground_px, kind.ground_px)}):
+        return list(look(np.stack(pixels)))
+    if kind.task in SCENES:
+        return [look(values[None])[0] for values in pixels]
+    return [_whole(kind, look, *each, overlap=overlap, batch=batch) for each in zip(pixels, seen, strict=True)]
+
+
+def _whole(kind: Predictor, look: tiling.Look, pixels: Array, seen: Array, *, overlap: float, batch: int) -> Array:
+    plan = tiling.plan((seen.shape[0], seen.shape[1]), px=kind.ground_px, answer=kind.answer, overlap=overlap)
+    rows = tiling.blended(plan, lambda row, n: (pixels[:, row : row + n], seen[row : row + n]), look, batch=batch)
+    return np.concatenate([answer.copy() for _, answer, _ in rows], axis=1)
 
 
 def embedding(model: Any, images: Tensor) -> Tensor:
