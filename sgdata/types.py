@@ -30,7 +30,13 @@ Bounds = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """One spectral band: its name, native ground sample distance and centre wavelength."""
+    """Spectral band of a sensor.
+
+    Attributes:
+        name: name, such as B02.
+        gsd_m: native ground sample distance in metres.
+        wavelength_nm: centre wavelength in nanometres.
+    """
 
     name: str
     gsd_m: int
@@ -131,7 +137,14 @@ class Sensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A north-up raster grid: square pixels of `gsd_m` metres, `origin` = west and north edge."""
+    """North-up raster grid of square pixels.
+
+    Attributes:
+        crs: coordinate reference system, such as EPSG:32632.
+        origin: x and y of the north-west corner, in units of `crs`.
+        gsd_m: side of a pixel in metres.
+        shape: number of rows and columns.
+    """
 
     crs: str
     # The corner of the first pixel, as in GDAL, not its centre as in NetCDF.
@@ -155,7 +168,14 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Rows [row, row + height) and columns [col, col + width) of a Grid."""
+    """Rows [row, row + height) and columns [col, col + width) of a Grid.
+
+    Attributes:
+        row: first row.
+        col: first column.
+        height: number of rows.
+        width: number of columns.
+    """
 
     row: int
     col: int
@@ -170,7 +190,20 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class BandStatistics:
-    """Statistics of one band over the valid pixels of the train split, in stored units (DN)."""
+    """Statistics of one band over the valid pixels of the train split, in stored units (DN).
+
+    Attributes:
+        count: number of valid pixels.
+        mean: mean.
+        std: standard deviation of the population.
+        min: smallest value.
+        max: largest value.
+        p1: 1st percentile.
+        p2: 2nd percentile.
+        p50: median.
+        p98: 98th percentile.
+        p99: 99th percentile.
+    """
 
     count: int
     mean: float
@@ -200,7 +233,16 @@ def default_colours(count: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSpace:
-    """Meaning of label values: parallel ids, names and #rrggbb colours; `ignore` is never a class."""
+    """Meaning of label values.
+
+    Attributes:
+        name: name of the label space.
+        task: task that the labels are for.
+        ids: label values of the classes.
+        names: names of the classes, parallel to `ids`.
+        colours: #rrggbb colours, parallel to `ids`; empty for the default palette.
+        ignore: label value that is not a class; None if every value is one.
+    """
 
     name: str
     task: Task
@@ -239,9 +281,24 @@ class LabelSpace:
 class Contract:
     """Description of pixels and labels that every reader needs (`contract.json`).
 
-    A reflectance is `(DN + offset) * scale`. `shape` is (C, H, W), or None where samples differ in size.
-    `fingerprint` is the SHA-256 over the sorted sample hashes. A difference between two contracts is
-    found by `sgdata.shards.contracts.differences`.
+    A reflectance is `(DN + offset) * scale`. `sgdata.shards.contracts.differences` lists how two contracts differ.
+
+    Attributes:
+        format: version of the document.
+        dataset: name of the dataset.
+        version: edition of the dataset.
+        bands: bands of the images, in order.
+        level: product level.
+        scale: factor to reflectance.
+        offset: offset in DN, added before scaling.
+        nodata: value of pixels without data; None if there is none.
+        resampling: how all bands came to one grid.
+        resampling_version: version of that method.
+        shape: (C, H, W) of the images; None where samples differ in size.
+        label_space: meaning of the labels.
+        statistics: statistics by band.
+        splits: number of samples by split.
+        fingerprint: SHA-256 over the sorted sample hashes.
     """
 
     # Raised when old readers would misread new files; readers refuse a number that they do not know.
@@ -268,7 +325,14 @@ class Contract:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One training example: a key, its split, named arrays (`image`, `mask`, ...) and JSON-able meta."""
+    """One training example.
+
+    Attributes:
+        key: name, unique in its dataset.
+        split: name of the split.
+        arrays: arrays by name: `image` (C, H, W) or `image_before` and `image_after`, and `mask` (H, W).
+        meta: further facts that JSON can hold, such as labels, bounds and date.
+    """
 
     key: str
     split: str
@@ -278,7 +342,14 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One tar of samples in an output folder."""
+    """One tar of samples in an output folder.
+
+    Attributes:
+        name: file name.
+        sha256: SHA-256 of the file.
+        samples: number of samples.
+        bytes: size of the file.
+    """
 
     name: str
     sha256: str

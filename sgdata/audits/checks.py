@@ -51,10 +51,19 @@ LEAVES, RED_LEAVES = 2_000, 0.2
 class Facts:
     """Facts about one sample.
 
-    `pixels` and `turned` are hashes of the pixels, the latter the same for all rotations and mirror images; `look` is
-    empty for an image without structure; `classes` counts pixels (or 1 per label), ignored ones included; `dark` is
-    the largest share, over bands, of values under reflectance 0.1; `marks` are its `duplicates.marks`; `nearer` are
-    its votes on the triples of NEARER (None: undecided).
+    Attributes:
+        key: key of the sample.
+        split: name of the split.
+        pixels: hash of the pixels.
+        turned: hash of the pixels that is the same for all rotations and mirror images.
+        look: thumbnail for the comparison with others; empty for an image without structure.
+        footprint: ground of the sample.
+        date: ISO date of the image.
+        classes: pixels per class (or 1 per label), ignored ones included.
+        dark: largest share, over bands, of values under reflectance 0.1.
+        dead: bands of one value.
+        marks: `duplicates.marks` of the sample.
+        nearer: votes on the triples of NEARER (None: undecided).
     """
 
     key: str
@@ -73,11 +82,18 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
-    """Sums over all samples, each (B,) int64.
+    """Sums over all samples, (B,) int64 each.
 
-    `count` valid values, `total` their sum, how many are 1 (`ones`) or `saturated`, how many of the `pairs` of
-    horizontal neighbours are `equal`, and the extremes `low` and `high`. `leaves` (2,): vegetated pixels by near
-    infrared, and those of them that are greener than red.
+    Attributes:
+        count: number of valid values.
+        total: their sum.
+        ones: how many of them are 1.
+        saturated: how many of them are saturated.
+        equal: how many of `pairs` are equal.
+        pairs: number of horizontal neighbours.
+        leaves: (2,) vegetated pixels by near infrared, and those of them that are greener than red.
+        low: smallest values.
+        high: largest values.
     """
 
     count: Array

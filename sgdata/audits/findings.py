@@ -18,7 +18,15 @@ Kind = Literal["shards", "build", "raw"]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Result of one check: `message` in words, `figures` as JSON, `where` at most SHOWN sample keys."""
+    """Result of one check.
+
+    Attributes:
+        name: name of the check.
+        state: outcome.
+        message: outcome in words.
+        figures: figures that JSON can hold.
+        where: keys of at most SHOWN samples.
+    """
 
     name: str
     state: State
@@ -29,7 +37,15 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All checks of one subject (`<dataset> <version>`), in a fixed order; `findings` counts those with findings."""
+    """All checks of one dataset, in a fixed order.
+
+    Attributes:
+        subject: `<dataset> <version>`.
+        kind: what was audited.
+        samples: number of samples.
+        checks: results of the checks.
+        findings: number of checks with findings.
+    """
 
     subject: str
     kind: Kind

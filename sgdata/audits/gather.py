@@ -40,7 +40,17 @@ SLIGHT = 0.001
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What to audit. `samples` are index rows of shards, or references of the dataset reader of `recipe`."""
+    """Data to audit.
+
+    Attributes:
+        kind: kind of the data.
+        folder: its folder.
+        recipe: recipe of the shards; None for shards and builds.
+        contract: contract of the pixels and labels.
+        samples: index rows of shards, or references of the dataset reader of `recipe`.
+        unread: keys or files that cannot be read, with the reason.
+        days: days of images and labels, if a lock has them.
+    """
 
     kind: findings.Kind
     folder: Path

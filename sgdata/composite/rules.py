@@ -31,13 +31,19 @@ VERSION = 2
 
 @dataclass(frozen=True, kw_only=True)
 class BapSettings:
-    """Best available pixel in FORCE's form (Griffiths 2013, Frantz 2019): the weighted mean of four scores.
+    """Settings of the best available pixel rule in FORCE's form (Griffiths 2013, Frantz 2019).
 
-    Day of year: Gaussian around `day_of_year`, `sigma_days` wide. Year: `year_factor` for each year from `year`.
-    Cloud distance: 1 / (1 + exp(-10 / D (d - D / 2))), D = `cloud_m`. Haze: 1 / (1 + exp(10 / 200 (HOT - H))),
-    HOT = B02 - B04 / 2 in DN, H = `haze_dn`. `weights` in this order.
+    The score of a date is the weighted mean of four: day of year, year, distance to clouds and haze. The values of
+    `year_factor` and `haze_dn` in the recipes are our choice: FORCE's own could not be confirmed.
 
-    The values of `year_factor` and `haze_dn` in the recipes are our choice: FORCE's own could not be confirmed.
+    Attributes:
+        day_of_year: centre of the Gaussian over the day of year.
+        sigma_days: its standard deviation in days.
+        year: preferred year.
+        year_factor: factor for each year of distance from `year`.
+        cloud_m: D in metres of the score of the distance d to clouds, 1 / (1 + exp(-10 / D (d - D / 2))).
+        haze_dn: H of the haze score 1 / (1 + exp(10 / 200 (HOT - H))), with HOT = B02 - B04 / 2 in DN.
+        weights: weights of day of year, year, cloud distance and haze.
     """
 
     day_of_year: int
@@ -85,7 +91,13 @@ class BapSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CompositeSettings:
-    """How many dates become one. `max_obs` scenes at most are used, the clearest together; 0: all."""
+    """Settings of the reduction of many dates to one image.
+
+    Attributes:
+        method: composite rule, one of `RULES`.
+        max_obs: number of scenes to use at most, the clearest together; 0 for all.
+        bap: settings of the rule `bap`.
+    """
 
     method: Method
     max_obs: int
@@ -104,10 +116,14 @@ class CompositeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """All dates of one tile, as a rule reads them.
+    """All dates of one tile, the input of a rule.
 
-    `dn` (T, C, H, W) uint16 in the bands of the rule, `clear_scores` (T, H, W) uint8 as in `cloud_masks`, `usable`
-    (T, H, W) bool, `days` since 1970, `mask_gsd_m` the pixel size that clear scores count distances in.
+    Attributes:
+        dn: (T, C, H, W) uint16 in the bands of the rule.
+        clear_scores: (T, H, W) uint8, as in `cloud_masks`.
+        usable: (T, H, W) bool, True where a date has data and is clear.
+        days: days since 1970.
+        mask_gsd_m: pixel size in which clear scores count distances.
     """
 
     dn: Array
@@ -135,10 +151,12 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Pick(Rule):
-    """A rule that picks one date per pixel by a few bands; the other bands are read of the chosen dates only.
+    """Rule that picks one date per pixel by a few bands; the other bands are read of the chosen dates only.
 
-    `kernel` returns (H, W) uint16 date and score, NO_VALUE where no date is usable. `some_bands`: the rule works with
-    those of its bands that the recipe has.
+    Attributes:
+        bands: bands that the rule needs.
+        kernel: returns (H, W) uint16 date and score, NO_VALUE where no date is usable.
+        some_bands: whether the rule works with those of its bands that the recipe has.
     """
 
     bands: tuple[str, ...]
@@ -165,10 +183,12 @@ class Pick(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Mix(Rule):
-    """A rule that mixes all usable dates: `kernel` takes (T, C, H, W) DN and `usable`, returns the (C, H, W) image.
+    """Rule that combines the values of all usable dates.
 
-    `per_band`: each band is reduced alone. Then one band at a time is in memory, and bands repeated by nearest
-    neighbour are reduced on their own coarse grid, where the result is the same.
+    Attributes:
+        kernel: takes (T, C, H, W) DN and (T, H, W) `usable`, returns the (C, H, W) image.
+        per_band: whether each band is reduced alone. Then one band at a time is in memory, and bands repeated by nearest
+            neighbour are reduced on their own coarse grid, where the result is the same.
     """
 
     kernel: Callable[[Array, Array], Array]

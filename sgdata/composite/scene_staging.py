@@ -31,7 +31,15 @@ STRIP_PIXELS = 1 << 19
 
 @dataclass(frozen=True, kw_only=True)
 class StagedScene:
-    """One staged scene: its overpass, its day (since 1970), the offset to add to its DN, its staged files by band."""
+    """One scene in scratch.
+
+    Attributes:
+        id: id of the item.
+        overpass: key of the overpass, which scenes of neighbouring tiles share.
+        day: days since 1970.
+        offset: offset to add to its DN.
+        files: staged windows by band.
+    """
 
     id: str
     overpass: str
@@ -48,13 +56,18 @@ class StagedScene:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneRequest:
-    """One scene to stage: its overpass, its day (since 1970) and the windows to read by band.
+    """One scene to stage.
 
-    `product` is the address of the product metadata with the offset, `tokens` the service that signs that address,
-    `access` the hosts that it may lead to.
-    `signed` are the addresses with the secrets of the catalogue, for a worker in another process; they are never
-    written.
-    `required`: a scene that must not be left out, because the lock to follow has the hashes of its pixels.
+    Attributes:
+        id: id of the item.
+        overpass: key of the overpass, which scenes of neighbouring tiles share.
+        day: days since 1970.
+        windows: windows to read by band.
+        product: address of the product metadata with the offset.
+        tokens: service that signs that address.
+        signed: addresses with the secrets of the catalogue, for a worker in another process; never written.
+        required: whether the scene must not be left out, because the lock to follow has the hashes of its pixels.
+        access: hosts and folders that the addresses may lead to.
     """
 
     id: str

@@ -58,9 +58,14 @@ class WindowRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class StagedWindow:
-    """Staged pixels: C-order little-endian bytes of `grid.shape` at `path`, with their pixel hash.
+    """Pixels of one file in scratch: C-order little-endian bytes of `grid.shape`.
 
-    `holes`: some pixel of the area may have no data.
+    Attributes:
+        path: file of the bytes.
+        grid: grid of the pixels, that of the file they were read from.
+        dtype: NumPy type of the values.
+        sha256: pixel hash.
+        holes: whether some pixel of the area may have no data.
     """
 
     path: str

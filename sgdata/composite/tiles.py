@@ -25,7 +25,16 @@ ALIGN_PX = 2 * MSI.nesting_px
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that decides a composite tile; `folder` keeps finished tiles."""
+    """Everything that determines the tiles of a composite.
+
+    Attributes:
+        grid: grid of the build.
+        bands: bands of the image, in order.
+        kernel: resampling of bands that are coarser than the grid.
+        settings: composite rule and its settings.
+        scenes: staged scenes.
+        folder: folder of finished tiles.
+    """
 
     grid: Grid
     bands: tuple[str, ...]

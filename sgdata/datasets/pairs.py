@@ -32,7 +32,13 @@ _UNSEEN = 255
 
 @dataclass(frozen=True, kw_only=True)
 class PairPaths:
-    """Document of a pair: paths of both builds and of the change map, relative to the document."""
+    """Document of a pair; paths are relative to it.
+
+    Attributes:
+        before: build of the first date.
+        after: build of the second date.
+        change: raster of the change map.
+    """
 
     before: str
     after: str

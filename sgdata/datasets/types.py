@@ -11,7 +11,13 @@ from sgdata.types import Codec, Contract, Effort, LabelSpace, Level, Task
 # Slots, here and in SampleRef: BigEarthNet has seven million files, and a dict takes about 100 bytes each.
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
-    """File of a source: relative POSIX name, size in bytes, and `offset` in an uncompressed tar."""
+    """File of a source.
+
+    Attributes:
+        name: relative POSIX name.
+        size: size in bytes.
+        offset: position of its bytes in an uncompressed tar; None elsewhere.
+    """
 
     name: str
     size: int
@@ -20,7 +26,15 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRef:
-    """Sample found in a source and not read yet; `bytes` is its estimated size in a shard."""
+    """Sample found in a source and not read yet.
+
+    Attributes:
+        key: name, unique in the dataset.
+        split: name of the split.
+        members: files that hold it.
+        bytes: estimated size in a shard.
+        meta: facts for the sample's `meta`.
+    """
 
     key: str
     split: str
@@ -31,11 +45,20 @@ class SampleRef:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """File as its authors distribute it: address, mirrors of the same bytes, and size and digest if known."""
+    """File as its authors distribute it.
+
+    Attributes:
+        file: file name.
+        url: address; empty if it cannot be downloaded.
+        bytes: size; None if unknown, which is not the size of an empty file.
+        algorithm: hash function of `digest`.
+        digest: published hash.
+        part: part of the dataset that the file belongs to.
+        mirrors: further addresses of the same bytes.
+    """
 
     file: str
     url: str = ""
-    # None, not 0, so that an unknown size is not that of an empty file.
     bytes: int | None = None
     algorithm: Literal["md5", "sha256"] | None = None
     digest: str = ""
@@ -64,7 +87,18 @@ class SplitSet:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTable:
-    """Label space on a card: columns of a table of the catalogue, or names in `classes`, whose position is the id."""
+    """Label space on a card, from a table of the catalogue or from a list of names.
+
+    Attributes:
+        name: name of the label space.
+        task: task that the labels are for.
+        table: table of the catalogue.
+        id: its column of ids.
+        label: its column of names.
+        colour: its column of colours.
+        classes: names in place of a table; the position of a name is its id.
+        ignore: label value that is not a class.
+    """
 
     name: str
     task: Task
@@ -78,13 +112,24 @@ class LabelTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Edition:
-    """Published version of a dataset: its files, splits and bands in the order of the files.
+    """Published version of a dataset.
 
-    `resampling` is how its authors brought all bands to one grid; empty if each band has its native size.
+    Attributes:
+        name: name on the card.
+        published: the deposit, not only a year, which two editions may share.
+        level: product level.
+        bands: bands in the order of the files.
+        nodata: value of pixels without data; None if there is none.
+        scale: factor to reflectance.
+        offset: offset in DN, added before scaling.
+        resampling: how its authors brought all bands to one grid; empty if each band has its native size.
+        samples: number of samples.
+        shape: (C, H, W) of the images; None where samples differ in size.
+        splits: published splits.
+        sources: files to download.
     """
 
     name: str
-    # The deposit, not only a year, which two editions may share.
     published: str
     level: Level
     bands: tuple[str, ...]
@@ -100,7 +145,14 @@ class Edition:
 
 @dataclass(frozen=True, kw_only=True)
 class Licence:
-    """Licences of labels and pixels; `redistribution` says whether shards may be passed on."""
+    """Licences of a dataset.
+
+    Attributes:
+        labels: licence of the labels.
+        pixels: licence of the pixels.
+        redistribution: whether shards may be passed on.
+        note: conditions.
+    """
 
     labels: str
     pixels: str
@@ -110,7 +162,21 @@ class Licence:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCard:
-    """Facts about a dataset: the document `catalogs/<name>.toml`."""
+    """Facts about a dataset: the document `catalogs/<name>.toml`.
+
+    Attributes:
+        name: name of the dataset, its reader and its recipes.
+        title: title.
+        task: task of the labels.
+        sensor: name of a sensor of `cards.SENSORS`.
+        summary: summary in a sentence.
+        citation: publications to cite.
+        home: address of the dataset's page.
+        licence: licences.
+        editions: published versions.
+        label_spaces: label spaces to choose from.
+        defects: known defects.
+    """
 
     name: str
     title: str

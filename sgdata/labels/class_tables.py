@@ -32,7 +32,13 @@ MANY = 200
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTable:
-    """Label space, the rules that lead to it, and `codes`: ids by the code of the class in other maps."""
+    """Classes of a build.
+
+    Attributes:
+        space: label space.
+        rules: tag rules that assign its classes.
+        codes: class ids by the code of the class in other maps.
+    """
 
     space: LabelSpace
     rules: tag_rules.RuleTable

@@ -61,7 +61,15 @@ def user_agent() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """Overpass server, its limits per query (seconds, bytes) and the retry policy."""
+    """Overpass server and its limits.
+
+    Attributes:
+        url: address of the interpreter.
+        timeout_s: limit of a query in seconds.
+        maxsize: limit of the memory of a query in bytes.
+        policy: retry policy.
+        user_agent: User-Agent header, with a contact.
+    """
 
     url: str = "https://overpass-api.de/api/interpreter"
     timeout_s: int = 180

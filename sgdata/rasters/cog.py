@@ -15,7 +15,17 @@ from sgdata.types import Array, Grid, Window
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How an output raster is stored and shown."""
+    """Storage and appearance of an output raster.
+
+    Attributes:
+        descriptions: band names, in order.
+        nodata: value of pixels without data; None if there is none.
+        dtype: type of the values.
+        overviews: kernel of the overviews.
+        tags: further tags.
+        classes: name and #rrggbb colour by value: stored as palette, as tags `class_<value>` and in a sidecar that QGIS
+            reads.
+    """
 
     descriptions: tuple[str, ...]
     nodata: float | None = None
@@ -23,7 +33,6 @@ class Style:
     overviews: Literal["nearest", "mode"] = "nearest"
     tags: dict[str, str] = field(default_factory=dict)
     classes: dict[int, tuple[str, str]] = field(default_factory=dict)
-    """Value -> (name, #rrggbb): stored as palette, as tags `class_<value>` and in a sidecar that QGIS reads."""
 
 
 def write(path: Path, grid: Grid, windows: Iterable[tuple[Window, Array]], *, style: Style) -> None:

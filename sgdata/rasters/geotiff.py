@@ -50,7 +50,14 @@ READING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """Header of a raster file; `grid` covers the whole file."""
+    """Header of a raster file.
+
+    Attributes:
+        grid: grid of the whole file.
+        dtype: type of the values.
+        nodata: value of pixels without data; None if there is none.
+        bands: number of bands.
+    """
 
     grid: Grid
     dtype: str

@@ -30,7 +30,12 @@ _DECODED = {1, 5, 8, 32773, 32946, 34925, 50000}
 
 @dataclass(frozen=True, kw_only=True)
 class Georeference:
-    """Georeference of an image: EPSG code and the affine coefficients a, b, c, d, e, f."""
+    """Georeference of an image.
+
+    Attributes:
+        epsg: EPSG code.
+        transform: affine coefficients a, b, c, d, e, f.
+    """
 
     epsg: int
     transform: tuple[float, ...]

@@ -24,11 +24,18 @@ CC_BY = "https://creativecommons.org/licenses/by/4.0/"
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What to release and where.
+    """Data to release and where to write them.
 
-    `build` is the build that the shards were packed from; `private` allows data that must not be passed on;
-    `published` is an ISO date for the metadata; `register` the folder of `releases/`, or None; `archive` asks for a
-    tar file too.
+    Attributes:
+        name: name of the dataset.
+        version: version of the release.
+        source: folder of shards or build.
+        out: output folder.
+        build: build that the shards were packed from.
+        private: whether data that must not be passed on are allowed.
+        published: ISO date for the metadata.
+        register: folder of `releases/`; None for no entry.
+        archive: whether to write a tar file too.
     """
 
     name: str
@@ -51,8 +58,15 @@ class Order:
 class Shipment:
     """Content of a release.
 
-    `rows` are those of the index (key, split, shard, bounds, crs, date, labels); `shards` has the SHA-256 and size of
-    each tar; `lock` is that of the build, or None for a dataset of other authors.
+    Attributes:
+        order: the order.
+        contract: contract of the shards.
+        card: card of the dataset.
+        rows: rows of the index (key, split, shard, bounds, crs, date, labels).
+        report: audit.
+        shards: SHA-256 and size by tar.
+        index_sha256: SHA-256 of the index.
+        lock: lock of the build; None for a dataset of other authors.
     """
 
     order: Order

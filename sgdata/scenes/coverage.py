@@ -30,10 +30,15 @@ REDUCED = 120e6
 
 @dataclass(frozen=True, kw_only=True)
 class Month:
-    """One row of the plan: passes found and expected, scenes, and the raw bytes of their windows.
+    """One row of the plan.
 
-    Expected passes are those of the orbits, times the share of them that the catalogue has in a typical month (the
-    median of the months with any).
+    Attributes:
+        month: year and month.
+        passes: overpasses found.
+        expected: overpasses of the orbits, times the share of them that the catalogue has in a typical month (the median
+            of the months with any).
+        scenes: number of scenes.
+        bytes: raw bytes of their windows.
     """
 
     month: str
@@ -50,7 +55,13 @@ class Month:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Estimated cost of a build: bytes to read, bytes of scratch, and minutes."""
+    """Estimated cost of a build.
+
+    Attributes:
+        read_bytes: bytes to read.
+        scratch_bytes: bytes of scratch.
+        minutes: duration.
+    """
 
     read_bytes: int
     scratch_bytes: int

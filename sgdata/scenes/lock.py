@@ -26,8 +26,13 @@ LIBRARIES = ("numpy", "numba", "rasterio", "pyproj", "shapely", "osmium", "osmnx
 class Item:
     """One scene of the lock; its position in `Lock.items` is the index in the provenance raster.
 
-    `expected_offset` is the offset by metadata (None: only pixels can decide), `offset` the decided one;
-    `dark_share` and `eligible` are the pixel test. `windows` has the pixel hash per asset.
+    Attributes:
+        scene: the scene.
+        expected_offset: offset by metadata; None if only pixels can decide.
+        offset: decided offset; None in a plan.
+        dark_share: share of dark values in the pixel test.
+        eligible: number of pixels in the pixel test.
+        windows: pixel hash by asset.
     """
 
     scene: Scene
@@ -40,7 +45,24 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Lock:
-    """The whole document. `answers` and `outputs` map names to SHA-256."""
+    """The document `segmunich.lock.json`.
+
+    Attributes:
+        format: version of the document.
+        state: planned, or built.
+        recipe_sha256: SHA-256 of the recipe with its area resolved.
+        collection: collection of the catalogue.
+        dates: first and last day of the search.
+        osm_date: day of the OpenStreetMap data.
+        grid: grid of the build.
+        items: scenes of the build.
+        dropped: scenes left out, with the reason.
+        tag_table_sha256: SHA-256 of the class table.
+        answers: SHA-256 of OpenStreetMap data by name.
+        outputs: SHA-256 of outputs by name.
+        versions: versions of the libraries that decide pixels.
+        simulated: whether the area is simulated; then no notice may name a satellite or OpenStreetMap contributors.
+    """
 
     format: int
     state: Literal["planned", "built"]
@@ -55,7 +77,6 @@ class Lock:
     answers: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    # Of a simulated area: then no notice may name a satellite or OpenStreetMap contributors.
     simulated: bool = False
 
 

@@ -12,7 +12,12 @@ from sgdata.types import Bounds
 class Asset:
     """One file of a scene, with the metadata of its item (None if absent).
 
-    `href` is relative to the catalogue if that is a folder, so that a lock does not depend on the machine.
+    Attributes:
+        href: address, relative to the catalogue if that is a folder, so that a lock does not depend on the machine.
+        crs: coordinate reference system.
+        transform: affine coefficients a, b, c, d, e, f.
+        shape: rows and columns.
+        dtype: type of the values.
     """
 
     href: str
@@ -58,7 +63,12 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """A scene that was found and left out, and why."""
+    """Scene that was found and left out.
+
+    Attributes:
+        id: id of the item.
+        reason: why it was left out.
+    """
 
     id: str
     reason: str

@@ -18,7 +18,13 @@ LEAST_SAMPLES = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Result of the check: `bands` and `level` are 'as named', 'undecided' or a contradiction."""
+    """Result of the check.
+
+    Attributes:
+        samples: number of samples.
+        bands: 'as named', 'undecided' or a contradiction.
+        level: 'as named', 'undecided' or a contradiction.
+    """
 
     samples: int
     bands: str

@@ -19,7 +19,14 @@ ROUNDS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Shares 0-1; None for a class that occurs neither in the targets nor in the predictions."""
+    """Scores of a confusion matrix, shares 0-1; None for a class in neither the targets nor the predictions.
+
+    Attributes:
+        oa: overall accuracy.
+        iou: intersection over union by class.
+        recall: recall by class.
+        precision: precision by class.
+    """
 
     oa: float
     iou: tuple[float | None, ...]
