@@ -187,8 +187,8 @@ class Mix(Rule):
 
     Attributes:
         kernel: takes (T, C, H, W) DN and (T, H, W) `usable`, returns the (C, H, W) image.
-        per_band: whether each band is reduced alone. Then one band at a time is in memory, and bands repeated by nearest
-            neighbour are reduced on their own coarse grid, where the result is the same.
+        per_band: whether each band is reduced alone. Then one band at a time is in memory, and bands repeated by
+            nearest neighbour are reduced on their own coarse grid, where the result is the same.
     """
 
     kernel: Callable[[Array, Array], Array]

@@ -35,8 +35,8 @@ class Month:
     Attributes:
         month: year and month.
         passes: overpasses found.
-        expected: overpasses of the orbits, times the share of them that the catalogue has in a typical month (the median
-            of the months with any).
+        expected: overpasses of the orbits, times the share of them that the catalogue has in a typical month (the
+            median of the months with any).
         scenes: number of scenes.
         bytes: raw bytes of their windows.
     """
