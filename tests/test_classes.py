@@ -113,7 +113,7 @@ def test_labels_are_painted_in_the_classes_of_ones_own_table(tmp_path: Path) -> 
     own.write_text(OWN)
     source = paint.OsmSource(where=str(city), date="2020-04-01", store=tmp_path)
     settings = rasterize.LabelSettings(classes=str(own))
-    painted, _ = paint.label(grid, source, settings)
+    painted = paint.label(grid, source, settings).painted
     build_folder.write_labels(tmp_path, grid, paint.chosen(settings).space, rasterize.SOURCES, painted)
     with geotiff.opened(str(tmp_path / "labels.tif")) as dataset:
         stored = dataset.read(1)

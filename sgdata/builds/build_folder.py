@@ -14,6 +14,7 @@ from sgdata.builds import usage
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SourceError
 from sgdata.file_names import file_name
+from sgdata.labels import osm_features
 from sgdata.rasters import cog, geotiff, grids
 from sgdata.scenes import aoi, lock, stac_item
 from sgdata.scenes.types import UNREADABLE, reasons
@@ -31,6 +32,7 @@ IMAGE, PROVENANCE_FILE, LABELS, LABEL_SOURCE = (
     files.LABEL_SOURCE,
 )
 USAGE = files.USAGE
+LABEL_LOSSES = osm_features.LOSSES
 PROVENANCE_BANDS = ("item_index", "valid_count", "days_since_1970", "score_x10000")
 SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3")
 
@@ -110,6 +112,27 @@ def write_labels(
     for name, classes, values in ((LABELS, named, painted[0]), (LABEL_SOURCE, origins, painted[1])):
         style = cog.Style(descriptions=(name.removesuffix(".tif"),), dtype="uint8", overviews="mode", classes=classes)
         cog.write(folder / name, grid, [(whole, values[None])], style=style)
+
+
+def write_label_losses(folder: Path, losses: Mapping[str, str], features: int) -> None:
+    """Write the OpenStreetMap objects that were mended or lost, with the reasons, beside the number of features.
+
+    Args:
+        folder: The build.
+        losses: Reason by name of the object.
+        features: Number of features that were read.
+    """
+    files.write(folder / LABEL_LOSSES, files.pretty_json({"features": features, "losses": dict(losses)}))
+
+
+def lost_labels(folder: Path) -> str:
+    """Return how many OpenStreetMap features were lost, as a sentence; "" if few, or if the build has no labels."""
+    path = folder / LABEL_LOSSES
+    document = files.read_plain(path) if path.is_file() else {"features": 0, "losses": {}}
+    losses, features = document.get("losses"), document.get("features")
+    if not isinstance(losses, dict) or not isinstance(features, int):
+        raise SourceError(f"{path}: losses or features are missing; build it again")
+    return osm_features.many_lost({str(name): str(fate) for name, fate in losses.items()}, features)
 
 
 def outputs(folder: Path) -> dict[str, str]:

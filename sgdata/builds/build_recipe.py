@@ -111,9 +111,11 @@ class BuildPaths:
     Attributes:
         out: output folder.
         stac: URL or path of the catalogue; None for the recipe's.
-        osm: 'overpass', URL of such a service, path of a file, or 'none' for a build without labels.
+        osm: 'overpass', URL of such a service, path of a file, 'none' for a build without labels, or a GeoDataFrame
+            as `osmnx.features_from_*` returns it.
         offline: use only the OpenStreetMap responses that an earlier build of `out` stored.
         gap: raster of CORINE level 2 codes for ground without OpenStreetMap labels; None to leave it unlabelled.
+        sea: vector file with the polygons of the sea; None to build them from the coastlines of OpenStreetMap.
         workers: number of processes.
         cluster: address of a Dask scheduler, used instead of `workers`.
         scratch: scratch folder to keep; None for one in `out` that is removed when the build is complete.
@@ -124,9 +126,10 @@ class BuildPaths:
 
     out: Path
     stac: str | None = None
-    osm: str = "overpass"
+    osm: str | Any = "overpass"
     offline: bool = False
     gap: Path | None = None
+    sea: Path | None = None
     workers: int = 1
     cluster: str | None = None
     scratch: Path | None = None

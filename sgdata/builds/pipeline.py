@@ -122,8 +122,14 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
     check(recipe)
     if exact and (locked is None or locked.state != "built"):
         raise SettingError(f"--locked: lock is {locked and locked.state}; give --lock the one inside a finished build")
-    if paths.osm not in {"none", "overpass"} and "://" not in paths.osm:
-        osm_features.known(files.existing(Path(paths.osm), "OpenStreetMap data"))  # before any pixel is read
+    # Inputs are checked before any pixel is read.
+    if isinstance(paths.osm, str) and paths.osm not in {"none", "overpass"} and "://" not in paths.osm:
+        osm_features.known(files.existing(Path(paths.osm), "OpenStreetMap data"))
+    for file in (paths.gap, paths.sea):
+        if file is not None:
+            files.existing(file, "a raster of classes" if file == paths.gap else "polygons of the sea")
+    if locked:
+        recipe = as_locked(recipe, locked)
     with files.only_writer(paths.out, build_folder.IMAGE):
         build_folder.unchanged(paths.out, files.toml(resolved(recipe, area_grid(recipe, paths, locked))))
         files.mark_unfinished(paths.out)
@@ -151,6 +157,13 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
     return paths.out
 
 
+def as_locked(recipe: BuildRecipe, locked: Lock) -> BuildRecipe:
+    """Return the recipe with the dates of the images and of OpenStreetMap that the lock has."""
+    if recipe.osm_date != locked.osm_date:
+        log.warning("osm_date: the lock has %s, which is used in place of %s", locked.osm_date, recipe.osm_date)
+    return replace(recipe, dates=locked.dates, osm_date=locked.osm_date)
+
+
 def follow(recipe: BuildRecipe, locked: Lock) -> Lock:
     """Return the lock with the recipe, tag table and versions of this run, without the items that it leaves out."""
     left_out = [item.scene.id for item in locked.items if item.scene.id in recipe.leave_out]
@@ -159,7 +172,6 @@ def follow(recipe: BuildRecipe, locked: Lock) -> Lock:
         items=tuple(item for item in locked.items if item.scene.id not in left_out),
         dropped=(*locked.dropped, *(Dropped(id=name, reason=search.LEFT_OUT) for name in left_out)),
         recipe_sha256=lock.sha256(resolved(recipe, locked.grid)),
-        osm_date=recipe.osm_date,
         tag_table_sha256=class_tables.sha256(recipe.labels.classes),
         versions=lock.versions(),
     )
@@ -191,15 +203,17 @@ def check_disk(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> None:
 
 def write_labels(recipe: BuildRecipe, grid: Grid, paths: BuildPaths) -> dict[str, str]:
     """Write the label rasters of an area, and return the hashes of the OpenStreetMap answers by name."""
-    if paths.osm == "none":
+    if isinstance(paths.osm, str) and paths.osm == "none":
         return {}
     source = paint.OsmSource(
-        where=paths.osm, date=recipe.osm_date, store=paths.out / ".osm", offline=paths.offline, gap=paths.gap
-    )
-    painted, answers = paint.label(grid, source, recipe.labels)
+        where=paths.osm, date=recipe.osm_date, store=paths.out / ".osm", offline=paths.offline, gap=paths.gap,
+        sea=paths.sea,
+    )  # fmt: skip
+    labels = paint.label(grid, source, recipe.labels)
     space = paint.chosen(recipe.labels).space
-    build_folder.write_labels(paths.out, grid, space, rasterize.SOURCES, painted)
-    return answers
+    build_folder.write_labels(paths.out, grid, space, rasterize.SOURCES, labels.painted)
+    build_folder.write_label_losses(paths.out, labels.losses, labels.features)
+    return dict(labels.answers)
 
 
 def cut_patches(recipe: BuildRecipe, grid: Grid, paths: BuildPaths) -> dict[str, str]:

@@ -40,7 +40,9 @@ Stac = Annotated[
     str | None, typer.Option("--stac", help="URL of a STAC API, or path of a static catalogue (default: the recipe's).")
 ]
 # One option for four kinds of source: a path, a URL and the two words cannot be confused.
-Osm = Annotated[str, typer.Option("--osm", help="overpass, a URL, a file (.osm, .pbf, .json), or none.")]
+Osm = Annotated[
+    str, typer.Option("--osm", help="overpass, a URL, a file (.osm, .pbf, .json, .gpkg or .parquet of osmnx), or none.")
+]
 
 
 @app.command(epilog="Example: sgdata plan segmunich --bbox 11.5 48.1 11.6 48.2 --dates 2019-04-01/2019-09-30")
@@ -129,6 +131,9 @@ def build(
     gap: Annotated[
         Path | None, typer.Option("--gap", help="Raster of CORINE codes that labels ground without OpenStreetMap data.")
     ] = None,
+    sea: Annotated[
+        Path | None, typer.Option("--sea", help="Vector file with the polygons of the sea (default: from coastlines).")
+    ] = None,
     scratch: Annotated[Path | None, typer.Option("--scratch", help="Keep staged pixels in this folder.")] = None,
     workers: Workers = 1,
     dry_run: DryRun = False,
@@ -136,7 +141,8 @@ def build(
 ) -> None:
     """Build a dataset of an area: plan, fetch, composite, label, cut into patches. Resumes an interrupted build.
 
-    Exits with 3 if some pixels have no clear observation, or files of some scenes could not be read.
+    Exits with 3 if some pixels have no clear observation, files of some scenes could not be read, or many OpenStreetMap
+    features were lost.
     """
     from sgdata.builds import build_folder, build_recipe, pipeline
     from sgdata.scenes import lock as locks
@@ -149,7 +155,7 @@ def build(
     }  # fmt: skip
     chosen = build_recipe.recipe_for(recipe or name, overrides, changes or ())
     paths = build_recipe.BuildPaths(
-        out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap,
+        out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap, sea=sea,
         workers=workers, cluster=cluster, scratch=scratch, allow_private_hosts=allow_private_hosts,
     )  # fmt: skip
     # Read before anything is fetched, so that a wrong path fails at once.
@@ -160,7 +166,8 @@ def build(
         return
     folder = pipeline.build(chosen, paths, locked=locked, exact=exact)
     print(folder)
-    findings = [text for text in (build_folder.holes(folder), build_folder.unreadable(folder)) if text]
+    messages = (build_folder.holes(folder), build_folder.unreadable(folder), build_folder.lost_labels(folder))
+    findings = [text for text in messages if text]
     for text in findings:
         print(f"{folder}: {text}", file=sys.stderr)
     if findings:

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -291,41 +291,3 @@ def answer_of(content: bytes, where: str) -> dict[str, Any]:
     if counted and total != len(answer["elements"]) - len(counted):
         raise SourceError(f"{where}: a part only, {len(answer['elements']) - 1} of {total} elements")
     return answer
-
-
-def write_native(answer: Mapping[str, Any], path: Path, where: str) -> None:
-    """Write the elements as PBF, sorted as pyosmium requires. Raises SourceError if an element is malformed."""
-    try:
-        _write(*_elements(answer["elements"]), path)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
-        raise SourceError(f"{where}: an element is malformed: {error!r:.80}; fetch again") from None
-
-
-def _write(nodes: dict[int, Any], ways: dict[int, Any], relations: dict[int, Any], path: Path) -> None:
-    import osmium
-    from osmium.osm import mutable
-
-    with osmium.SimpleWriter(str(path)) as writer:
-        for number, node in sorted(nodes.items()):
-            place = (node["lon"], node["lat"])
-            writer.add_node(mutable.Node(id=number, location=place, tags=node.get("tags", {})))
-        for number, way in sorted(ways.items()):
-            writer.add_way(mutable.Way(id=number, nodes=way.get("nodes", []), tags=way.get("tags", {})))
-        for number, relation in sorted(relations.items()):
-            members = [(m["type"][0], m["ref"], m.get("role", "")) for m in relation.get("members", [])]
-            writer.add_relation(mutable.Relation(id=number, members=members, tags=relation.get("tags", {})))
-
-
-def _elements(elements: Iterable[dict[str, Any]]) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]:
-    """Return nodes, ways and relations by id, with duplicates (with and without tags) merged."""
-    by_type: dict[str, dict[int, dict[str, Any]]] = {"node": {}, "way": {}, "relation": {}}
-    for element in elements:
-        if element.get("type") in by_type:
-            by_type[element["type"]].setdefault(element["id"], {}).update(element)
-    nodes, ways = by_type["node"], by_type["way"]
-    # `out geom` gives coordinates beside the ids of nodes, and None for nodes outside the box.
-    for way in ways.values():
-        for ref, point in zip(way.get("nodes", ()), way.get("geometry", ()), strict=False):
-            if point:
-                nodes.setdefault(ref, point)
-    return nodes, ways, by_type["relation"]

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sgdata import files
 from sgdata.errors import SourceError
-from sgdata.labels import class_tables, osm_features, rasterize
+from sgdata.labels import class_tables, osm_features, rasterize, tag_rules
 from sgdata.rasters import geotiff, grids
 from sgdata.scenes import aoi
 from sgdata.types import Array, Grid, Window
@@ -28,18 +29,37 @@ class OsmSource:
     """Source of OpenStreetMap data, with the arguments of `osm_features.read`.
 
     Attributes:
-        where: File, folder, `overpass` or URL.
+        where: File, folder, `overpass`, URL or GeoDataFrame.
         date: Date of the data.
         store: Folder for answers.
         offline: Use stored answers only.
         gap: Raster of class codes (such as CORINE level 2 of OSMlanduse) for unmapped ground.
+        sea: Vector file with the polygons of the sea; None to build them from the coastlines.
     """
 
-    where: str
+    where: Any
     date: str
     store: Path
     offline: bool = False
     gap: Path | None = None
+    sea: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Painted labels.
+
+    Attributes:
+        painted: Labels and their sources, (H, W) uint8 each.
+        answers: Hash of each answer or file that was used, by name.
+        losses: Reason for each object that was mended or lost, by name.
+        features: Number of features that were read.
+    """
+
+    painted: tuple[Array, Array]
+    answers: Mapping[str, str]
+    losses: Mapping[str, str]
+    features: int
 
 
 def chosen(settings: rasterize.LabelSettings) -> class_tables.ClassTable:
@@ -47,9 +67,7 @@ def chosen(settings: rasterize.LabelSettings) -> class_tables.ClassTable:
     return class_tables.read(settings.classes, tiers=settings.tiers, groups=settings.street_groups)
 
 
-def label(
-    grid: Grid, source: OsmSource, settings: rasterize.LabelSettings
-) -> tuple[tuple[Array, Array], dict[str, str]]:
+def label(grid: Grid, source: OsmSource, settings: rasterize.LabelSettings) -> Labels:
     """Paint labels from OpenStreetMap.
 
     Args:
@@ -58,7 +76,7 @@ def label(
         settings: Settings of labels.
 
     Returns:
-        Labels and their sources, (H, W) uint8 each, and the hash of each answer or file used, by name.
+        The labels, what they were made of, and what was lost.
 
     Raises:
         SettingError: A setting, the date or the class table is wrong.
@@ -67,10 +85,14 @@ def label(
     """
     table = chosen(settings)
     features = osm_features.read(
-        source.where, _ground(grid), rules=table.rules, date=source.date, store=source.store, offline=source.offline
-    )
-    answers, read = dict(features.sha256), dict(features.counts)
-    drawing = rasterize.prepare(features.table, table.rules, grid, settings)
+        source.where, _ground(grid), rules=table.rules, date=source.date, store=source.store, offline=source.offline,
+        sea=source.sea,
+    )  # fmt: skip
+    answers, read, losses = dict(features.sha256), dict(features.counts), features.losses
+    count = len(features.table)
+    if missing := osm_features.many_lost(losses, count):
+        log.warning("labels: %s", missing)
+    drawing = rasterize.prepare(features.table, tag_rules.with_sea(table.rules), grid, settings)
     del features  # takes as much memory as the drawing
     # The labels of a whole area fit in memory, supersampled ones may not.
     painted = np.empty(grid.shape, np.uint8), np.empty(grid.shape, np.uint8)
@@ -83,8 +105,9 @@ def label(
     unmapped = float((painted[0] == rasterize.UNMAPPED).mean())
     log.info("labels: %s; read: %s; unmapped: %.1f %%", dict(drawing.counts), read, 100 * unmapped)
     if unmapped > MANY_UNMAPPED:
-        log.warning("labels: %.0f %% of the ground is unmapped in %s", 100 * unmapped, source.where)
-    return painted, answers
+        where = source.where if isinstance(source.where, str) else "the table"
+        log.warning("labels: %.0f %% of the ground is unmapped in %s", 100 * unmapped, where)
+    return Labels(painted=painted, answers=answers, losses=losses, features=count)
 
 
 def _filling(path: Path, grid: Grid, codes: Mapping[int, int]) -> Array:

@@ -181,6 +181,8 @@ def _classify(features: Any, rules: tag_rules.RuleTable, grid: Grid, counts: Cou
             name = (str(osm_type), int(osm_id))
             # The area decides the order; that of the whole geometry is the same for every grid.
             area_m2, part = float(valid.area), _within(frame, valid)
+            if rule.key == tag_rules.SEA:
+                area_m2 = np.inf  # below every polygon, however small the part of the sea is
             classified.append(
                 _Classified(name=name, rule=rule, geometry=part, area_m2=area_m2, half_width_m=half_width_m)
             )

@@ -21,6 +21,8 @@ WATER = ("natural", "water", "waterway")
 # Keys of the ground itself; all others are of objects on it or above it.
 GROUND = ("natural", "landuse", "landcover", "water", "waterway", "wetland")
 TIERS: tuple[Tier, ...] = get_args(Tier)
+SEA = "sgdata:sea"
+"""Key of the sea, which OpenStreetMap has as coastlines only; no mapper uses it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,16 @@ def _rule(
         # A line without a width (a coastline) is a border and not drawn.
         active=chosen and value != IGNORE and (kind == "polygon" or bool(width)),
     )
+
+
+def with_sea(table: RuleTable) -> RuleTable:
+    """Return the rules with one for the sea, of the class of coastlines or else of lakes; unchanged without either."""
+    row = table.get(("line", "natural", "coastline")) or table.get(("polygon", "natural", "water"))
+    if row is None or row.label == IGNORE:
+        return table
+    # Weakest of all: what OpenStreetMap has in the sea, such as piers and islands, is painted over it.
+    sea = Rule(key=SEA, value="yes", kind="polygon", label=row.label, tier="core", priority=1 << 20)
+    return {**table, ("polygon", SEA, "yes"): sea}
 
 
 def _search(pattern: str, note: str) -> str:

@@ -19,7 +19,7 @@ import shapely
 
 from sgdata import files, pool, progress
 from sgdata.errors import OutputError, SettingError
-from sgdata.labels import overpass
+from sgdata.labels import osm_elements
 from sgdata.rasters import grids
 from sgdata.sentinel2 import L2A_BANDS, MSI
 from sgdata.simulation import cogs, ground, items, osm_xml, plan, sky, spectra, surface, traps, truth
@@ -94,7 +94,7 @@ def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
     files.write(out / "osm" / "overpass.json", answer)
     work.mkdir(parents=True, exist_ok=True)
     (work / "city.osm.pbf").unlink(missing_ok=True)
-    overpass.write_native(json.loads(answer), work / "city.osm.pbf", "simulated city")
+    osm_elements.write_native(json.loads(answer)["elements"], work / "city.osm.pbf", "simulated city")
     (work / "city.osm.pbf").replace(out / "osm" / "city.osm.pbf")
     _write_area(out, what)
 

@@ -23,7 +23,7 @@ import synthetic_build
 import synthetic_shards
 
 from sgdata import catalog, files
-from sgdata.labels import overpass
+from sgdata.labels import osm_elements
 from sgdata.rasters import cog, geotiff
 from sgdata.scenes import aoi, coverage, search
 from sgdata.scenes.lock import Item, Lock
@@ -128,7 +128,7 @@ def _openstreetmap(out: Path, archive: Path) -> None:
     )
     folder = out / "osm-pbf/0"
     folder.mkdir(parents=True)
-    overpass.write_native(answer, folder / "city.osm.pbf", "corpus")
+    osm_elements.write_native(answer["elements"], folder / "city.osm.pbf", "corpus")
     (out / "osm-xml/0").mkdir(parents=True)
     with osmium.SimpleWriter(str(out / "osm-xml/0/city.osm")) as writer:
         for item in osmium.FileProcessor(str(folder / "city.osm.pbf")):

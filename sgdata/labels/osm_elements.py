@@ -1,0 +1,268 @@
+"""Bring OpenStreetMap data into the order and form from which pyosmium assembles areas.
+
+It needs nodes before ways before relations, each once and by ascending positive id. Overpass writes ways before nodes
+and repeats objects that several parts of a query match; JOSM gives new objects negative ids and keeps deleted ones;
+with `out geom` and with locations on ways, coordinates are inside ways and relations. Files of any such kind are
+rewritten in memory; all others are read as they are, however large.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import itertools
+import math
+import re
+import xml.etree.ElementTree as ET
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sgdata.errors import SourceError
+from sgdata.limits import PROLOG_BYTES
+
+EXPONENT = re.compile(rb"""\bl(?:on|at)\s*=\s*["'][^"'<>]{0,40}?[eE][+-]?\d{2,}""")
+SPECIAL = re.compile(rb"""\baction\s*=\s*["']delete|</member\b|<nd\b[^<>]*\bl(?:on|at)\s*=""")
+"""XML that pyosmium misreads: objects deleted in JOSM, and coordinates inside ways and members."""
+NEW_ID, PLACE_ID = 1 << 50, 1 << 51
+"""First ids given to objects with negative ids, and to points without a node."""
+ORDER = "nwr"
+
+Element = dict[str, Any]
+"""An object as Overpass writes it in JSON: type, id, lat and lon, nodes, members, geometry, tags, version."""
+
+
+def original_id(number: int) -> int:
+    """Return the id that an object has in its file."""
+    return NEW_ID - number if NEW_ID < number < PLACE_ID else number
+
+
+def rewritten(path: Path, folder: Path) -> Path:
+    """Return a file that pyosmium can assemble: `path`, or a copy in `folder` in the right order and form.
+
+    Raises:
+        SourceError: The XML has a document type, which may declare entities that expand without limit, or coordinates
+            in exponent notation, which libosmium misreads; or the file is damaged.
+    """
+    special = False
+    if not path.name.endswith(".pbf"):
+        _refuse_document_type(path)  # expat, inside pyosmium, would expand entities
+        special = _scan_text(path)
+    if not special and _is_regular(path):
+        return path
+    copy = folder / "elements.osm.pbf"
+    write_native(_xml_elements(path) if not path.name.endswith(".pbf") else _pbf_elements(path), copy, str(path))
+    return copy
+
+
+# --- which files need it -------------------------------------------------------------------
+
+
+def _open_xml(path: Path) -> Any:
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
+    return opener(path, "rb")
+
+
+def _refuse_document_type(path: Path) -> None:
+    """Raise SourceError unless only comments precede `<osm`: a document type may declare entities that expand."""
+    try:
+        with _open_xml(path) as handle:
+            start = handle.read(PROLOG_BYTES.most)
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{path}: cannot be unpacked: {error}; fetch it again") from None
+    rest = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if rest.startswith(b"<?xml"):
+        rest = rest.partition(b"?>")[2].lstrip()
+    while rest.startswith(b"<!--"):
+        rest = rest.partition(b"-->")[2].lstrip()
+    if not re.match(rb"<osm[\s>]", rest):
+        raise SourceError(f"{path}: begins with {start[:60]!r}; expected an <osm> document without a DOCTYPE")
+
+
+def _scan_text(path: Path) -> bool:
+    """Return whether XML is of a kind that pyosmium misreads.
+
+    Raises SourceError for coordinates such as 1e999, which libosmium reads as some other place.
+    """
+    before, special = b"", False
+    try:
+        with _open_xml(path) as handle:
+            while chunk := handle.read(1 << 20):
+                if found := EXPONENT.search(before + chunk):
+                    text = found[0].decode(errors="replace")
+                    raise SourceError(f"{path}: coordinate {text!r:.60}, expected decimal degrees; fetch it again")
+                special = special or SPECIAL.search(before + chunk) is not None
+                before = chunk[-100:]
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{path}: cannot be unpacked: {error}; fetch it again") from None
+    return special
+
+
+def _is_regular(path: Path) -> bool:
+    """Return whether nodes, ways and relations come in this order, each once, by ascending positive id."""
+    import osmium
+
+    try:
+        processor: Any = osmium.FileProcessor(str(path))
+        header = processor.header
+        # What the format itself declares saves a pass over the extract of a country.
+        features = {header.get(f"pbf_optional_feature_{n}") for n in range(8)}
+        if "Sort.Type_then_ID" in features and "LocationsOnWays" not in features:
+            return True
+        last = (-1, 0)
+        for item in processor:
+            place = (ORDER.find(item.type_str()), item.id)
+            if place <= last or item.id <= 0 or not item.visible:
+                return False
+            if item.is_way() and len(item.nodes) and item.nodes[0].location.valid():
+                return False
+            last = place
+    except (RuntimeError, ValueError) as error:
+        raise SourceError(f"{path}: cannot be read as OpenStreetMap data: {error}; fetch it again") from None
+    return True
+
+
+# --- reading them --------------------------------------------------------------------------
+
+
+def _xml_elements(path: Path) -> Iterator[Element]:
+    try:
+        with _open_xml(path) as handle:
+            root = None
+            for event, node in ET.iterparse(handle, events=("start", "end")):
+                if root is None:
+                    root = node
+                if event == "end" and node.tag in ("node", "way", "relation"):
+                    yield _xml_element(node)
+                    root.clear()  # else the whole document stays in memory
+    except (ET.ParseError, ValueError, KeyError, OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{path}: cannot be read as OpenStreetMap data: {error}; fetch it again") from None
+
+
+def _xml_element(node: ET.Element) -> Element:
+    about = node.attrib
+    element: Element = {"type": node.tag, "id": int(about["id"]), "version": int(about.get("version", 0))}
+    element["tags"] = {tag.attrib["k"]: tag.attrib["v"] for tag in node.iter("tag")}
+    element["deleted"] = about.get("action") == "delete" or about.get("visible") == "false"
+    if "lat" in about and "lon" in about:
+        element |= _point(about)
+    points = node.findall("nd")
+    element["nodes"] = [int(point.attrib["ref"]) for point in points if "ref" in point.attrib]
+    element["geometry"] = [_point(point.attrib) for point in points]
+    element["members"] = [
+        {
+            "type": member.attrib["type"],
+            "ref": int(member.attrib["ref"]),
+            "role": member.get("role", ""),
+            "geometry": [_point(point.attrib) for point in member.iter("nd")],
+        }
+        for member in node.iter("member")
+    ]
+    return element
+
+
+def _point(about: Mapping[str, str]) -> dict[str, float]:
+    """Return latitude and longitude; none for a point without them, such as one outside the box of an answer."""
+    return {key: float(about[key]) for key in ("lat", "lon")} if "lat" in about and "lon" in about else {}
+
+
+def _pbf_elements(path: Path) -> Iterator[Element]:
+    import osmium
+
+    kinds = {"n": "node", "w": "way", "r": "relation"}
+    try:
+        processor: Any = osmium.FileProcessor(str(path))
+        for item in processor:
+            made: Element = {"type": kinds[item.type_str()], "id": item.id, "version": item.version}
+            made |= {"tags": dict(item.tags), "deleted": not item.visible}
+            if item.is_node() and item.location.valid():
+                made |= {"lat": item.lat, "lon": item.lon}
+            elif item.is_way():
+                made["nodes"] = [node.ref for node in item.nodes]
+                places = [node.location for node in item.nodes]
+                made["geometry"] = [{"lat": at.lat, "lon": at.lon} if at.valid() else {} for at in places]
+            elif item.is_relation():
+                made["members"] = [{"type": kinds[m.type], "ref": m.ref, "role": m.role} for m in item.members]
+            yield made
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise SourceError(f"{path}: cannot be read as OpenStreetMap data: {error}; fetch it again") from None
+
+
+# --- merging and writing -------------------------------------------------------------------
+
+
+def write_native(elements: Iterable[Element], path: Path, where: str) -> None:
+    """Write elements as PBF, sorted and each once. Raises SourceError if an element is malformed."""
+    try:
+        _write(_merged(elements), path)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
+        raise SourceError(f"{where}: an element is malformed: {error!r:.80}; fetch again") from None
+
+
+def _merged(elements: Iterable[Element]) -> dict[str, dict[int, Element]]:
+    """Return elements by type and id, without deleted ones.
+
+    Repeated elements, with and without tags, say, are merged; of several versions the newest counts.
+    """
+    by_type: dict[str, dict[int, Element]] = {"node": {}, "way": {}, "relation": {}}
+    for element in elements:
+        if element.get("type") not in by_type:
+            continue
+        known = by_type[element["type"]]
+        number = _positive(element["id"])
+        other = known.get(number)
+        if other is None or element.get("version", 0) > other.get("version", 0):
+            known[number] = element
+        elif element.get("version", 0) == other.get("version", 0):
+            known[number] = other | {key: value for key, value in element.items() if value}
+    return {kind: {i: one for i, one in known.items() if not one.get("deleted")} for kind, known in by_type.items()}
+
+
+def _positive(number: int) -> int:
+    return number if number >= 0 else NEW_ID - number
+
+
+def _write(by_type: Mapping[str, dict[int, Element]], path: Path) -> None:
+    import osmium
+    from osmium.osm import mutable
+
+    nodes, ways, relations = (by_type[kind] for kind in ("node", "way", "relation"))
+    for relation in relations.values():
+        for member in relation.get("members", []):
+            # Of `out geom`, whose members are not in the answer themselves.
+            if member["type"] == "way" and member.get("geometry") and _positive(member["ref"]) not in ways:
+                ways[_positive(member["ref"])] = {"geometry": member["geometry"]}
+    places: dict[tuple[float, float], int] = {}
+    lines = {i: _node_ids(way, nodes, places) for i, way in sorted(ways.items())}
+    # Overwritten: of a way that one run cut short.
+    with osmium.SimpleWriter(str(path), overwrite=True) as writer:
+        for number, node in sorted(nodes.items()):
+            at = (float(node["lon"]), float(node["lat"]))
+            writer.add_node(mutable.Node(id=number, location=at, tags=node.get("tags", {})))
+        for at, number in places.items():
+            writer.add_node(mutable.Node(id=number, location=at))
+        for number, refs in lines.items():
+            writer.add_way(mutable.Way(id=number, nodes=refs, tags=ways[number].get("tags", {})))
+        for number, relation in sorted(relations.items()):
+            members = [(m["type"][0], _positive(m["ref"]), m.get("role", "")) for m in relation.get("members", [])]
+            writer.add_relation(mutable.Relation(id=number, members=members, tags=relation.get("tags", {})))
+
+
+def _node_ids(way: Element, nodes: dict[int, Element], places: dict[tuple[float, float], int]) -> list[int]:
+    """Return the ids of the nodes of a way; points without a known node are added to `nodes` or, without id, `places`.
+
+    A point without coordinates gets an id that no node has.
+    """
+    numbers = []
+    for ref, point in itertools.zip_longest(way.get("nodes") or (), way.get("geometry") or ()):
+        known = bool(point) and math.isfinite(point["lon"]) and math.isfinite(point["lat"])
+        if ref is not None:
+            numbers.append(_positive(ref))
+            if known:
+                nodes.setdefault(_positive(ref), point)
+        elif known:
+            numbers.append(places.setdefault((point["lon"], point["lat"]), PLACE_ID + 1 + len(places)))
+        else:
+            numbers.append(PLACE_ID)
+    return numbers

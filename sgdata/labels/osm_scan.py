@@ -1,0 +1,310 @@
+"""Collect the areas and lines of OpenStreetMap files and of tables of osmnx.
+
+pyosmium reads the files and assembles multipolygons. Extracts cut ways and relations at their border, and rings may
+cross: multipolygons that pyosmium rejects are assembled from the rings that close, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sgdata.errors import SourceError
+from sgdata.labels import osm_elements, osm_rings, osm_table, tag_rules
+from sgdata.limits import CROSSINGS, WAY_NODES
+
+AREA_RELATIONS = ("multipolygon", "boundary")
+
+UNTAGGED = ("type", "area", "created_by", "source", "note", "fixme", "comment", "name")
+"""Keys that say nothing about the ground: multipolygons with no other, of before 2017, have it on their outer ways."""
+
+LonLat = tuple[float, float]
+"""Longitude and latitude in degrees."""
+MANY_NODES = 200
+"""Lines of fewer nodes are not tested for crossings."""
+
+
+@dataclass(kw_only=True)
+class Scan:
+    """Features found so far in `area`; candidates are areas that pyosmium has not assembled yet."""
+
+    area: Any
+    rules: tag_rules.RuleTable
+    rows: dict[tuple[str, int, str], tuple[dict[str, str], Any]] = field(default_factory=dict)
+    outside: int = 0
+    losses: dict[str, str] = field(default_factory=dict)
+    candidates: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)
+    rings: dict[int, list[LonLat]] = field(default_factory=dict)
+    members: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
+    untagged: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
+    coast: list[Any] = field(default_factory=list)
+    assembled: set[tuple[str, int]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        import shapely
+
+        shapely.prepare(self.area)
+
+    def add(self, name: tuple[str, int], kind: tag_rules.Kind, text: dict[str, str], geometry: Any) -> bool:
+        """Add a feature, once; return False for one outside the area, so that a large file needs little memory."""
+        import shapely
+
+        if not shapely.intersects(self.area, geometry):
+            self.outside += 1
+            return False
+        self.rows.setdefault((name[0], osm_elements.original_id(name[1]), kind), (text, geometry))
+        return True
+
+    def lose(self, name: tuple[str, int], fate: str, places: Sequence[LonLat] = ()) -> None:
+        """Record why an object was mended or lost, unless all its known nodes are outside the area."""
+        west, south, east, north = self.area.bounds
+        if not places or any(west <= x <= east and south <= y <= north for x, y in places):
+            self.losses[f"{name[0]}/{osm_elements.original_id(name[1])}"] = fate
+
+    def forget(self, way: int) -> None:
+        """Remove the area of a way whose tags are those of a multipolygon, and what was recorded of it."""
+        number = osm_elements.original_id(way)
+        self.rows.pop(("way", number, "polygon"), None)
+        self.losses.pop(f"way/{number}", None)
+
+
+# --- one pass with pyosmium ----------------------------------------------------------------
+
+
+def collect(path: Path, scan: Scan, where: str) -> str | None:
+    """Add the features of one OSM file and return the date in its header, or None."""
+    import osmium
+    import shapely
+
+    areas = tag_rules.keys(scan.rules, "polygon")
+    keys = sorted({*areas, *tag_rules.keys(scan.rules, "line"), "type"})
+    kinds = osmium.osm.WAY | osmium.osm.RELATION | osmium.osm.AREA
+    try:
+        processor: Any = osmium.FileProcessor(str(path))
+        # Without a filter pyosmium would assemble every boundary in the file.
+        selected = osmium.filter.KeyFilter(*(areas or keys))
+        filters = (osmium.filter.EntityFilter(kinds), osmium.filter.KeyFilter(*keys))
+        for item in _with_areas(path, selected, filters, scan):
+            if item.is_way():
+                _take_way(item, scan)
+            elif item.is_relation():
+                _take_relation(item, scan)
+            else:
+                _take_area(item, scan)
+        stamp: str | None = processor.header.get("osmosis_replication_timestamp") or None
+        _mend(path, scan)
+    except (RuntimeError, ValueError, KeyError, osmium.InvalidLocationError, shapely.GEOSException) as error:
+        raise SourceError(f"{where}: cannot be read as OpenStreetMap data: {error}; fetch it again") from None
+    return stamp
+
+
+class _LongWays:
+    """A filter for pyosmium that keeps ways of too many nodes from the assembler, which takes their number squared."""
+
+    def __init__(self, scan: Scan) -> None:
+        self._scan = scan
+
+    def way(self, way: Any) -> bool:
+        """Return whether to hide a way."""
+        if len(way.nodes) <= WAY_NODES.most:
+            return False
+        self._scan.lose(("way", way.id), f"lost: {len(way.nodes)} nodes, expected at most {WAY_NODES.most}")
+        return True
+
+
+def _with_areas(path: Path, selected: Any, filters: Sequence[Any], scan: Scan) -> Iterator[Any]:
+    """Yield ways, relations and areas as `osmium.FileProcessor.with_areas` does, without ways of too many nodes.
+
+    Its own filters come after the assembler.
+    """
+    import osmium
+
+    manager = osmium.area.AreaManager()
+    with osmium.io.Reader(str(path), osmium.osm.RELATION) as reader:
+        osmium.apply(reader, selected, manager.first_pass_handler())
+    locations = osmium.NodeLocationsForWays(osmium.index.create_map("flex_mem"))
+    locations.ignore_errors()
+    areas = osmium.BufferIterator(*filters)
+    handlers = (_LongWays(scan), locations, manager.second_pass_to_buffer(areas), *filters)
+    with osmium.io.Reader(str(path)) as reader:
+        for item in osmium.OsmFileIterator(reader, *handlers):
+            yield item
+            if areas:
+                yield from areas
+    if areas:
+        yield from areas
+
+
+def _take_way(way: Any, scan: Scan) -> None:
+    name, text = ("way", way.id), dict(way.tags)
+    closed = way.is_closed() and len(way.nodes) >= 4
+    pieces = list(_pieces(way))
+    whole = sum(map(len, pieces)) == len(way.nodes)
+    if _take_line(name, text, pieces, scan, closed=closed, whole=whole):
+        scan.candidates[name] = text
+        scan.rings[way.id] = [place for piece in pieces for place in piece] if whole else []
+
+
+def _take_line(
+    name: tuple[str, int], text: dict[str, str], pieces: list[list[LonLat]], scan: Scan, *, closed: bool, whole: bool
+) -> bool:
+    """Add the line of a way if it has a rule, and return whether the way is also, or only, an area.
+
+    `pieces` are runs of nodes with coordinates, `whole` is whether that are all.
+    """
+    import shapely
+
+    if text.get("natural") == "coastline":
+        scan.coast += [shapely.LineString(piece) for piece in pieces if len(piece) > 1]
+    # One closed way can be both: a roundabout (line) around a green (area).
+    is_area = tag_rules.match(scan.rules, "polygon", text, is_way=True) is not None
+    is_line = tag_rules.match(scan.rules, "line", text, is_way=True) is not None
+    places = [place for piece in pieces for place in piece]
+    ring = is_area and closed and text.get("area") != "no"
+    if is_area and not ring and not is_line:
+        scan.lose(name, "lost: an area tagged area=no" if closed else "lost: an area whose ring is open", places)
+    if is_line and not (closed and text.get("area") == "yes"):
+        pieces = [piece for piece in pieces if len(piece) > 1]
+        if not whole:
+            scan.lose(name, f"{'mended' if pieces else 'lost'}: nodes of the line are not in the data", places)
+        if sum(map(len, pieces)) > MANY_NODES and osm_rings.cross_often(
+            [shapely.LineString(piece) for piece in pieces]
+        ):
+            scan.lose(name, f"lost: the line crosses itself more than {CROSSINGS.most} times", places)
+        elif pieces:
+            scan.add(name, "line", text, shapely.MultiLineString(pieces))
+    return ring
+
+
+def take_table(frame: Any, scan: Scan, where: str) -> Iterator[tuple[tuple[str, int], dict[str, str], Any]]:
+    """Add the objects of a table of osmnx, and yield them."""
+    import shapely
+
+    for name, text, shape in osm_table.objects(frame, where):
+        is_polygon = shape.geom_type in ("Polygon", "MultiPolygon")
+        if name[0] == "way" and shape.geom_type in ("Polygon", "LineString"):
+            # Which closed ways are areas is for our rules to say, not for those of osmnx.
+            ring = shape.exterior if is_polygon else shape
+            points = [(x, y) for x, y in shapely.get_coordinates(ring).tolist()]
+            closed = len(points) >= 4 and points[0] == points[-1]
+            if _take_line(name, text, [points], scan, closed=closed, whole=True):
+                polygon = shape if is_polygon else shapely.Polygon(points)
+                if not polygon.is_valid:
+                    polygon, reason = osm_rings.mended_way(points)
+                    scan.lose(name, f"{'lost' if polygon.is_empty else 'mended'}: {reason}", points)
+                scan.add(name, "polygon", text, polygon)
+        elif is_polygon and tag_rules.match(scan.rules, "polygon", text, is_way=name[0] == "way"):
+            scan.add(name, "polygon", text, osm_rings.polygons_in(shape))
+        elif tag_rules.match(scan.rules, "polygon", text, is_way=False):
+            scan.lose(name, f"lost: a {name[0]} of geometry {shape.geom_type} is no area")
+        yield name, text, shape
+
+
+def _pieces(way: Any) -> Iterator[list[LonLat]]:
+    """Yield runs of nodes (lon, lat) between nodes without coordinates in the data."""
+    run: list[LonLat] = []
+    for node in way.nodes:
+        if node.location.valid():
+            run.append((node.lon, node.lat))
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _take_relation(relation: Any, scan: Scan) -> None:
+    name, text = ("relation", relation.id), dict(relation.tags)
+    members = [(m.ref, m.role) for m in relation.members if m.type == "w"]
+    if text.get("type") == "multipolygon" and text.keys() <= set(UNTAGGED):
+        scan.untagged[relation.id] = members
+    if not tag_rules.match(scan.rules, "polygon", text, is_way=False):
+        return
+    if name in scan.assembled:
+        return
+    if text.get("type") in AREA_RELATIONS:
+        scan.candidates[name] = text
+        scan.members[relation.id] = members
+    else:
+        scan.lose(name, f"lost: a relation of type {text.get('type', '')!r} is no area")
+
+
+def _take_area(area: Any, scan: Scan) -> None:
+    """Add an assembled area if it has a rule; one without a ring is left to `_mend`."""
+    import osmium
+    import shapely
+
+    is_way, number = area.from_way(), area.orig_id()
+    name, text = ("way" if is_way else "relation", number), dict(area.tags)
+    if area.num_rings()[0] and tag_rules.match(scan.rules, "polygon", text, is_way=is_way):
+        geometry = shapely.from_wkb(osmium.geom.WKBFactory().create_multipolygon(area))
+        scan.add(name, "polygon", text, geometry)
+        # A relation may precede or follow its area, which is complete with the last of its members.
+        scan.candidates.pop(name, None)
+        scan.rings.pop(number if is_way else -1, None)
+        if not is_way:
+            scan.assembled.add(name)
+
+
+# --- areas that pyosmium rejects ------------------------------------------------------------
+
+
+def _mend(path: Path, scan: Scan) -> None:
+    """Build the polygons that pyosmium rejects from the rings that close, and record those that stay lost."""
+    wanted = {ref for members in (*scan.members.values(), *scan.untagged.values()) for ref, _ in members}
+    ways, tags = _way_lines(path, wanted)
+    _take_untagged(scan, ways, tags)
+    for name, text in sorted(scan.candidates.items()):
+        kind, number = name
+        if kind == "way":
+            geometry, reason = osm_rings.mended_way(scan.rings[number])
+        else:
+            geometry, reason = osm_rings.mended_relation(scan.members[number], ways)
+        if geometry.is_empty:
+            scan.lose(name, f"lost: {reason}")
+        elif scan.add(name, "polygon", text, geometry):
+            scan.lose(name, f"mended: {reason}")
+    scan.candidates.clear()
+    scan.rings.clear()
+    scan.members.clear()
+
+
+def _take_untagged(scan: Scan, ways: Mapping[int, Any], tags: Mapping[int, dict[str, str]]) -> None:
+    """Add multipolygons without tags by the tags that all their outer ways share, and drop the areas of those ways."""
+    for number, members in sorted(scan.untagged.items()):
+        outer = [tags[ref] for ref, role in members if role != "inner" and ref in tags]
+        shared = set.intersection(*(set(text.items()) for text in outer)) if outer else set()
+        # By the rules of ways: streets around a block do not make it a street.
+        if not tag_rules.match(scan.rules, "polygon", dict(shared), is_way=True):
+            continue
+        geometry, reason = osm_rings.mended_relation(members, ways)
+        for ref, _ in members:
+            if shared <= set(tags.get(ref, {}).items()):
+                scan.forget(ref)
+        if geometry.is_empty:
+            scan.lose(("relation", number), f"lost: {reason}")
+        elif scan.add(("relation", number), "polygon", dict(sorted(shared)), geometry) and not ways.keys() >= {
+            ref for ref, _ in members
+        }:
+            scan.lose(("relation", number), f"mended: {reason}")
+    scan.untagged.clear()
+
+
+def _way_lines(path: Path, wanted: set[int]) -> tuple[dict[int, Any], dict[int, dict[str, str]]]:
+    """Return the lines (shapely) of the ways with all nodes in the data, and the tags of all that are wanted."""
+    import osmium
+    import shapely
+
+    lines: dict[int, Any] = {}
+    tags: dict[int, dict[str, str]] = {}
+    if not wanted:
+        return lines, tags
+    processor: Any = osmium.FileProcessor(str(path), osmium.osm.NODE | osmium.osm.WAY).with_locations()
+    for way in processor.with_filter(osmium.filter.EntityFilter(osmium.osm.WAY)):
+        if way.id in wanted:
+            tags[way.id] = dict(way.tags)
+        if way.id in wanted and len(way.nodes) > 1 and all(node.location.valid() for node in way.nodes):
+            lines[way.id] = shapely.LineString([(node.lon, node.lat) for node in way.nodes])
+    return lines, tags
