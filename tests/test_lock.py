@@ -262,3 +262,18 @@ def test_places_that_cannot_be_located_are_refused(tmp_path: Path, web: Any, mon
     with pytest.raises(ServiceError, match="no geocoder answers"):
         osm_features.located(Area(place="Atlantis"), tmp_path / "place.geojson")
     assert not (tmp_path / "place.geojson").exists()
+
+
+def test_a_lock_brings_the_day_of_the_labels(
+    recipe: BuildRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = archive(tmp_path / "archive")
+    planned = pipeline.plan(recipe, BuildPaths(out=tmp_path / "plan", stac=str(where)))
+    later = replace(recipe, osm_date="2024-01-01", dates="2018-01-01/2019-12-31")
+    out = BuildPaths(out=tmp_path / "out", stac=str(where), osm="none")
+    pipeline.build(later, out, locked=planned)
+    built = lock.read(out.out)
+    assert (built.osm_date, built.dates) == (recipe.osm_date, recipe.dates)
+    written = files.read(BuildRecipe, out.out / files.RECIPE)
+    assert (written.osm_date, written.dates) == (recipe.osm_date, recipe.dates)
+    assert f"the lock has {recipe.osm_date}, which is used in place of 2024-01-01" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,25 @@ import geopandas
 import numpy as np
 import osmium
 import osmnx
+import pandas as pd
 import pytest
+import rasterio
 import shapely
+from stac_wrap import Wrapped, wrap
 from test_osm import NODES, RULES, answer, by_id, document
 from test_real_labels import EXTRACTS, drawn, whole
 from test_real_labels import RULES as STREETS
+from typer.testing import CliRunner
 
-from sgdata.errors import SourceError
+from sgdata import catalog, files
+from sgdata.builds import pipeline
+from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
+from sgdata.cli import app
+from sgdata.errors import ExitCode, SgdataError, SourceError
 from sgdata.labels import coastline, osm_features, rasterize, tag_rules
+from sgdata.scenes import lock
+from sgdata.scenes.aoi import Area, in_degrees
+from sgdata.types import Grid
 
 AREA = shapely.box(11.0, 48.0, 11.01, 48.01)
 RING, HOLE = [1, 2, 3, 4, 1], [11, 12, 13, 14, 11]
@@ -326,3 +338,86 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.gpkg").write_text(json.dumps({"type": "FeatureCollection", "features": []}))
     with pytest.raises(SourceError, match="expected GeoPackage or GeoParquet"):
         read(tmp_path / "a.gpkg")
+
+
+# --- in a build ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """Return the recipe of a build of one scene, which lies beside it."""
+    layers: dict[str, tuple[Any, float]] = {
+        "B02": (np.full((120, 120), 400, np.uint16), 10.0), "SCL": (np.full((60, 60), 4, np.uint8), 20.0)
+    }  # fmt: skip
+    wrap(tmp_path / "archive", [Wrapped(id="S2A_32UPU_20190601_0_L2A", time="2019-06-01T10:00:00Z", layers=layers)])
+    published = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    small = replace(
+        published,
+        dates="2019-06-01/2019-06-30",
+        area=Area(grid=GRID),
+        bands=("B02",),
+        patches=replace(published.patches, size=16, stride=16),
+        split=replace(published.split, block_px=16, gap_px=0),
+        composite=replace(published.composite, method="median"),
+    )
+    (tmp_path / "recipe.toml").write_bytes(files.toml(small))
+    return tmp_path / "recipe.toml"
+
+
+GRID = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(80, 80))
+WEST, SOUTH, EAST, NORTH_EDGE = in_degrees(GRID)
+
+
+def town(lost: int) -> str:
+    """Return a wood over the west of the area, and lakes of which so many lack a node."""
+    middle = (WEST + EAST) / 2
+    corners = ((WEST - 1, SOUTH - 1), (middle, SOUTH - 1), (middle, NORTH_EDGE + 1), (WEST - 1, NORTH_EDGE + 1))
+    nodes = dict(enumerate(corners, 1)) | {9: (middle + 1e-3, SOUTH + 1e-3)}
+    ways: dict[int, Any] = {1: (RING, FOREST)}
+    return document(nodes, ways | {10 + n: ([9, 77, 1, 9], {"natural": "water"}) for n in range(lost)})
+
+
+def build(recipe: Path, *more: str) -> Any:
+    where = ["--recipe", str(recipe), "--stac", str(recipe.parent / "archive"), "--out", str(recipe.parent / "out")]
+    return CliRunner().invoke(app, ["build", *where, *more])
+
+
+def test_a_build_that_loses_labels_lists_them_and_exits_with_3(recipe: Path, tmp_path: Path) -> None:
+    written(tmp_path / "a.osm", town(lost=2))
+    result = build(recipe, "--osm", str(tmp_path / "a.osm"))
+    assert result.exit_code == ExitCode.FINDINGS, result.output
+    assert "2 of 3 OpenStreetMap features are lost (way/10: nodes of the ring" in result.output
+    document = json.loads((tmp_path / "out" / osm_features.LOSSES).read_text())
+    assert document["features"] == 1
+    assert document["losses"]["way/11"] == "lost: nodes of the ring are not in the data"
+    with rasterio.open(tmp_path / "out" / "labels.tif") as dataset:
+        assert (dataset.read(1)[:, :38] == RULES["polygon", "landuse", "forest"].label).all()
+
+
+def test_a_build_without_losses_is_content(recipe: Path, tmp_path: Path) -> None:
+    written(tmp_path / "a.osm", town(lost=0))
+    assert build(recipe, "--osm", str(tmp_path / "a.osm")).exit_code == 0
+    assert json.loads((tmp_path / "out" / osm_features.LOSSES).read_text())["losses"] == {}
+
+
+def test_a_build_takes_a_table_of_osmnx_and_a_sea(recipe: Path, tmp_path: Path) -> None:
+    box = shapely.box(WEST - 1, SOUTH - 1, (WEST + EAST) / 2, NORTH_EDGE + 1)
+    index = pd.MultiIndex.from_tuples([("way", 1)], names=["element", "id"])
+    frame = geopandas.GeoDataFrame({"landuse": ["forest"]}, index=index, geometry=[box], crs=4326)
+    sea = tmp_path / "sea.gpkg"
+    geopandas.GeoDataFrame(geometry=[shapely.box(WEST - 1, SOUTH - 1, EAST + 1, NORTH_EDGE + 1)], crs=4326).to_file(sea)
+    paths = BuildPaths(out=tmp_path / "out", stac=str(tmp_path / "archive"), osm=frame, sea=sea)
+    pipeline.build(files.read(BuildRecipe, recipe), paths)
+    with rasterio.open(tmp_path / "out" / "labels.tif") as dataset:
+        labels = dataset.read(1)
+    assert (labels[:, :38] == RULES["polygon", "landuse", "forest"].label).all()
+    assert (labels[:, 42:] == RULES["polygon", "natural", "water"].label).all()
+    assert set(lock.read(tmp_path / "out").answers) == {"GeoDataFrame", "sea.gpkg"}
+
+
+def test_inputs_are_checked_before_pixels(recipe: Path, tmp_path: Path) -> None:
+    written(tmp_path / "a.osm", town(lost=0)[:300])
+    for more in (["--osm", str(tmp_path / "a.osm")], ["--osm", "none", "--sea", str(tmp_path / "no.gpkg")]):
+        result = build(recipe, *more)
+        assert isinstance(result.exception, SgdataError)
+        assert not list((tmp_path / "out").rglob("*.bin"))

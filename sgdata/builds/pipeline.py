@@ -128,7 +128,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
     for file in (paths.gap, paths.sea):
         if file is not None:
             files.existing(file, "a raster of classes" if file == paths.gap else "polygons of the sea")
-    if locked:
+    if locked and not exact:  # which refuses other dates
         recipe = as_locked(recipe, locked)
     with files.only_writer(paths.out, build_folder.IMAGE):
         build_folder.unchanged(paths.out, files.toml(resolved(recipe, area_grid(recipe, paths, locked))))
@@ -172,6 +172,7 @@ def follow(recipe: BuildRecipe, locked: Lock) -> Lock:
         items=tuple(item for item in locked.items if item.scene.id not in left_out),
         dropped=(*locked.dropped, *(Dropped(id=name, reason=search.LEFT_OUT) for name in left_out)),
         recipe_sha256=lock.sha256(resolved(recipe, locked.grid)),
+        osm_date=recipe.osm_date,
         tag_table_sha256=class_tables.sha256(recipe.labels.classes),
         versions=lock.versions(),
     )
