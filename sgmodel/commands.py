@@ -124,6 +124,10 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
         workers: Annotated[int, typer.Option(help="Threads that decode samples; they change no result.")] = 2,
         save_minutes: Annotated[float, typer.Option(help="Minutes between two checkpoints.")] = 10.0,
         stop_after: Annotated[int | None, typer.Option(metavar="STEPS", help="Stop after this many steps.")] = None,
+        verify: Annotated[
+            str | None,
+            typer.Option(metavar="first|always", help="When members of shards are checked (training.verify)."),
+        ] = None,
         changes: Changes = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the size of the run and exit.")] = False,
         settings: Settings = False,
@@ -149,7 +153,10 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
         from sgmodel.train import run_paths
 
         program = load()
-        chosen = files.read(program.recipe, path, changes or ())
+        # After --set, so that the named option wins.
+        chosen = files.read(
+            program.recipe, path, [*(changes or ()), *([f"training.verify={verify}"] if verify else [])]
+        )
         named = run_paths.shard_folders(shards or (), cache, cache_gb)
         paths = run_paths.RunPaths(
             shards=next(iter(named.values())),

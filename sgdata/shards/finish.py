@@ -11,7 +11,7 @@ import numpy as np
 
 from sgdata import files
 from sgdata.errors import SourceError
-from sgdata.shards import contracts, statistics, tar_format
+from sgdata.shards import contracts, index, statistics, tar_format
 from sgdata.types import Array, BandStatistics, Codec, Contract, Effort, Sample, Shard
 
 
@@ -89,7 +89,7 @@ def finish(out: Path, totals: ShardTotals) -> Contract:
         # Sorted: the order of shards and workers is no part of the data.
         fingerprint=files.sha256("\n".join(sorted(row["sha256"] for row in rows)).encode()),
     )
-    tar_format.write_index(out / files.INDEX, rows)
+    index.write(out / files.INDEX, rows)
     contracts.write(out, complete)
     # The tars were hashed while they were written, or when their journal was read.
     files.write_sums(out, {shard.name: shard.sha256 for shard in totals.shards})

@@ -4,7 +4,8 @@ A sample `KEY` is a run of tar members: `KEY.<array>.<codec>` for each array (`i
 `image_10m`, ...), `KEY.label.json` if it has labels, and `KEY.meta.json`. Codec `blosc` is one Blosc1 chunk of the
 little-endian C-ordered bytes (lz4 after bitshuffle, or lz4hc after shuffle if `effort` is "dense"; fixed block size).
 Shape and dtype are in `meta.json`, in the index and in a trailer after the chunk, whose length its own header gives:
-so a member can be decoded alone (`decode_member`). Codec `npy` is NumPy's format 1.0. Headers are ustar, members
+so a member can be decoded alone (`decode_member`). Codec `npy` is NumPy's format 1.0. The index has the CRC-32 of each
+member, trailer included, which readers compare. Headers are ustar, members
 sorted, with mode 0644, mtime 0, no user and no group, so equal samples give equal tars.
 """
 
@@ -16,6 +17,7 @@ import math
 import re
 import struct
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +36,7 @@ LARGEST_RATIO = 1024
 """Bytes of an array per byte of its member: lz4 reaches 255, and bitshuffle adds nothing to that."""
 _MEMBER: dict[str, parquet_tables.ColumnKind] = {"meta_offset": "count", "meta_size": "count"}
 _ENDINGS: dict[str, parquet_tables.ColumnKind] = {
-    "_offset": "count", "_size": "count", "_dtype": "text", "_shape": "counts",
+    "_offset": "count", "_size": "count", "_dtype": "text", "_shape": "counts", "_crc32": "count",
 }  # fmt: skip
 # No dot, since WebDataset splits a name at its first dot; no slash, which would make a folder.
 KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -164,6 +166,27 @@ def _trailer(array: Array) -> bytes:
     return struct.pack(f"<{array.ndim}I3sB", *array.shape, STORED[array.dtype.name].encode(), array.ndim)
 
 
+def trailer_bytes(codec: Codec, axes: int) -> int:
+    """Return the number of bytes that follow an array of `axes` axes in its member."""
+    return 4 * axes + 4 if codec == "blosc" else 0
+
+
+def crc32(content: bytes | memoryview) -> int:
+    """Return the CRC-32 of a member as zip files and `zlib.crc32` define it."""
+    try:
+        import imagecodecs  # see `encode`
+
+        return int(imagecodecs.deflate_crc32(content))  # 13 times as fast as zlib's
+    except ImportError:
+        return zlib.crc32(content)
+
+
+def check_crc32(content: bytes | memoryview, expected: int | None, member: str) -> None:
+    """Raise SourceError if a member differs from its CRC-32 in the index; None: the shards have none."""
+    if expected is not None and (actual := crc32(content)) != expected:
+        raise SourceError(f"member {member}: CRC-32 of its {len(content)} bytes is {actual}, expected {expected}")
+
+
 def _from_npy(buffer: bytes | memoryview, expected: Array) -> Array:
     """Return the array in NumPy's format 1.0. Raises ValueError if its header is not that of `expected`."""
     header = io.BytesIO()
@@ -282,6 +305,7 @@ def encode_sample(
         row |= {f"{member}_{key}": value for key, value in shapes.get(member, {}).items()}
         if name.endswith(".blosc"):
             contents[name] += _trailer(sample.arrays[member])
+        row[f"{member}_crc32"] = crc32(contents[name])
         start += len(contents[name]) + -len(contents[name]) % tarfile.BLOCKSIZE
     return dict(sorted(contents.items())), row
 
@@ -294,62 +318,6 @@ def shard_name(dataset: str, split: str, number: int) -> str:
 def whole_images(sample: Sample) -> list[Array]:
     """Return the images of a sample on the common grid, for statistics: one, or both dates of a pair."""
     return [sample.arrays[name] for name in ("image", "image_before", "image_after") if name in sample.arrays]
-
-
-# --- the index -----------------------------------------------------------------------------
-
-
-def write_index(path: Path, rows: Sequence[Row]) -> None:
-    """Write the index as GeoParquet.
-
-    Args:
-        path: The Parquet file.
-        rows: Rows of `write_tar`; a sample with a bounding box gets a polygon in the column `geometry`.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    texts, sides = ("key", "split", "shard", "sha256", "crs", "date"), ("west", "south", "east", "north")
-    kinds = dict.fromkeys(texts, pa.string()) | dict.fromkeys(sides, pa.float64()) | {"labels": pa.list_(pa.int32())}
-    endings = {"offset": pa.int64(), "size": pa.int64(), "dtype": pa.string(), "shape": pa.list_(pa.int32())}
-    fields = [pa.field(name, kinds[name]) for name in ("key", "split", "shard")]
-    members = sorted({name for row in rows for name in row} - set(kinds))
-    fields += [pa.field(name, endings[name.rpartition("_")[2]]) for name in members]
-    fields += [pa.field(name, kinds[name]) for name in ("labels", *sides, "crs", "date", "sha256")]
-    table = pa.table([pa.array([row.get(f.name) for row in rows], f.type) for f in fields], pa.schema(fields))
-    # Without any box the column would be empty, so it is left out.
-    boxes = [tuple(row[name] for name in sides) for row in rows if row["west"] is not None]
-    if boxes:
-        outlines = [None if row["west"] is None else _wkb(*(row[name] for name in sides)) for row in rows]
-        table = table.append_column("geometry", pa.array(outlines, pa.binary()))
-        table = table.replace_schema_metadata({"geo": _geo(boxes)})
-    with files.replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
-def _wkb(west: float, south: float, east: float, north: float) -> bytes:
-    """Return a box as a counter-clockwise polygon in well-known binary (OGC 06-103r4, clause 8.2)."""
-    ring = (west, south, east, south, east, north, west, north, west, south)
-    return struct.pack("<BIII10d", 1, 3, 1, 5, *ring)
-
-
-def _geo(boxes: Sequence[tuple[float, float, float, float]]) -> bytes:
-    """Return the `geo` metadata of GeoParquet 1.1 for the column `geometry` in EPSG:4326."""
-    from pyproj import CRS
-
-    lows, highs = [min(side) for side in zip(*boxes, strict=True)], [max(side) for side in zip(*boxes, strict=True)]
-    column = {
-        "encoding": "WKB",
-        "geometry_types": ["Polygon"],
-        "crs": CRS.from_epsg(4326).to_json_dict(),
-        "orientation": "counterclockwise",
-        "bbox": [*lows[:2], *highs[2:]],
-    }
-    document = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-    return files.canonical_json(document)
 
 
 # --- reading -------------------------------------------------------------------------------
@@ -423,19 +391,21 @@ def read_sample(folder: Path, row: Row) -> Sample:
     """
     path = file_names.member(folder, row["shard"])
 
-    def content(member: str) -> bytes:
+    def content(member: str, trailer: int = 0) -> bytes:
         offset, size = row[f"{member}_offset"], row[f"{member}_size"]
         if offset + size > path.stat().st_size:  # before memory is taken for it
             raise ValueError(f"{member} is at bytes {offset} to {offset + size}, beyond the end of the tar")
         handle.seek(offset)
-        return handle.read(size)
+        stored = handle.read(size + trailer)
+        check_crc32(stored, row.get(f"{member}_crc32"), member)
+        return stored[:size]
 
     with path.open("rb") as handle:
         try:
             meta = files.parse_json(content("meta"))
             arrays = {}
             for name, array in meta["arrays"].items():
-                stored = content(name)
+                stored = content(name, trailer_bytes(meta["codec"], len(array["shape"])))
                 check_size(array["shape"], array["dtype"], len(stored))
                 arrays[name] = decode(stored, array["shape"], array["dtype"], meta["codec"])
         except (ValueError, KeyError, TypeError, AttributeError, OSError, SourceError) as error:

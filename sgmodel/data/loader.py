@@ -1,4 +1,4 @@
-"""Shards to batches: memory-mapped tars, the index for random access, threads decoding into reused buffers.
+"""Shards to batches: tars held open, the index for random access, threads decoding into reused buffers.
 
 Samples form one endless stream: epoch 0 in its order, then epoch 1 in its own, and so on. Step s of a run takes
 positions [s B, (s + 1) B) of the stream. The step alone therefore determines the next samples, no sample is dropped,
@@ -8,12 +8,13 @@ and a dataset smaller than a batch needs no special case. Values keep their stor
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ from sgdata.types import Array, Codec, Contract
 from sgmodel.data import seeded_random, tar_source, upsample
 from sgmodel.data.subset import subset
 
+log = logging.getLogger("sgdata")
+Verify = Literal["first", "always"]
 AHEAD = 2
 """Batches decoded while one is in use."""
 
@@ -134,17 +137,21 @@ class Member:
 
     Attributes:
         start: First byte in the tar of the sample.
-        stop: End in the tar of the sample.
+        size: Bytes of the encoded array.
         shape: (N, axes) shapes.
         stored: (N,) types.
         dtype: The type that represents the values of all samples.
+        crc32: CRC-32 of the member; empty for shards without checksums.
+        trailer: Bytes of the member after the array, which the checksum covers.
     """
 
     start: list[int]
-    stop: list[int]
+    size: list[int]
     shape: NDArray[np.int64]
     stored: NDArray[np.str_]
     dtype: str
+    crc32: list[int] = field(default_factory=list)
+    trailer: int = 0
 
 
 class Source(Protocol):
@@ -176,7 +183,14 @@ class Samples:
     """
 
     def __init__(
-        self, folder: Path, split: str, members: Sequence[str], *, fraction: float = 1.0, seed: int = 0
+        self,
+        folder: Path,
+        split: str,
+        members: Sequence[str],
+        *,
+        fraction: float = 1.0,
+        seed: int = 0,
+        verify: Verify = "first",
     ) -> None:
         """Open a split.
 
@@ -186,6 +200,7 @@ class Samples:
             members: Arrays to read, such as "image" and "mask".
             fraction: Share of the samples to keep, see `subset`.
             seed: Seed that selects this share.
+            verify: Whether to compare members with their checksums the first time that a process reads each, or always.
 
         Raises:
             SettingError: the split does not exist, or `fraction` is not in (0, 1].
@@ -203,29 +218,40 @@ class Samples:
         self.keys: list[str] = rows["key"].to_pylist()
         self.shard: list[str] = rows["shard"].to_pylist()
         stored = {name.removesuffix("_offset") for name in rows.column_names if name.endswith("_offset")}
+        self.tars: tar_source.Tars
+        if (folder / tar_source.MARK).is_file():
+            self.tars = tar_source.Ranged(folder)
+        else:
+            self.tars = tar_source.Local(folder, sorted(set(self.shard)))
+        self.codec = self._codec(rows)
         # A native image is stored in groups of bands; the finest comes first, whose size is that of the sample.
         groups = [name for name in upsample.GROUPS if name in stored and "image" not in stored]
         self.members: dict[str, Member] = {}
         for name in members:
             for part in groups if name == "image" and groups else [name]:
-                self.members[part] = _member(rows, part, folder)
-        self.tars: tar_source.Tars
-        if (folder / tar_source.MARK).is_file():
-            self.tars = tar_source.Ranged(folder)
-        else:
-            self.tars = tar_source.Mapped(folder, sorted(set(self.shard)))
-        self.codec = self._codec(rows)
+                self.members[part] = _member(rows, part, folder, self.codec)
+        self.verify = verify
+        self._verified = {name: bytearray(len(self)) for name in self.members}
+        if not all(member.crc32 for member in self.members.values()):
+            log.warning("%s: shards without checksums of members, so damage is not noticed; pack them again", folder)
 
     def _codec(self, rows: Any) -> Codec:
         """Return the codec of the first sample, which is that of all samples of a folder."""
         start, size = rows["meta_offset"][0].as_py(), rows["meta_size"][0].as_py()
         (content,) = self.tars.contents([tar_source.Span(self.shard[0], start, start + size)])
         try:
+            if "meta_crc32" in rows.column_names:
+                tar_format.check_crc32(content, rows["meta_crc32"][0].as_py(), "meta")
             codec: Codec = files.parse_json(bytes(content))["codec"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, SourceError) as error:
             where = f"{self.folder}/{self.shard[0]}: meta.json of sample '{self.keys[0]}'"
             raise SourceError(f"{where} is damaged: {error!r}; run sgdata verify {self.folder}") from None
         return codec
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Another process reads other bytes, over a network at least.
+        self.__dict__.update(state)
+        self._verified = {name: bytearray(len(self)) for name in self.members}
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -286,15 +312,21 @@ class Samples:
             SourceError: A sample is damaged or cannot be read.
         """
         spans: list[tar_source.Span] = []
-        outputs: list[tuple[int, Array]] = []
+        outputs: list[tuple[int, str, Array]] = []
         for i, sample in enumerate(samples):
             for name, arrays in targets.items():
                 member = self.members[name]
-                spans.append(tar_source.Span(self.shard[sample], member.start[sample], member.stop[sample]))
-                outputs.append((sample, arrays[i]))
-        for (sample, target), content in zip(outputs, self.tars.contents(spans), strict=True):
+                start = member.start[sample]
+                stop = start + member.size[sample] + member.trailer
+                spans.append(tar_source.Span(self.shard[sample], start, stop))
+                outputs.append((sample, name, arrays[i]))
+        for (sample, name, target), content in zip(outputs, self.tars.contents(spans), strict=True):
             try:
                 # As little Python as possible per sample: it holds the lock for which the other threads wait.
+                member, verified = self.members[name], self._verified[name]
+                if member.crc32 and (not verified[sample] or self.verify == "always"):
+                    tar_format.check_crc32(content, member.crc32[sample], name)
+                    verified[sample] = 1
                 if self.codec == "blosc":
                     tar_format.decode_into(content, target.data.cast("B"))
                 else:
@@ -304,13 +336,15 @@ class Samples:
                 raise SourceError(f"{where}: {error}; run sgdata verify {self.folder}") from None
 
 
-def _member(rows: Any, name: str, folder: Path) -> Member:
+def _member(rows: Any, name: str, folder: Path, codec: Codec) -> Member:
     columns = set(rows.column_names)
     if f"{name}_offset" not in columns:
         has = sorted(c.removesuffix("_offset") for c in columns if c.endswith("_offset"))
         raise SettingError(f"{folder}: samples have no '{name}'; they have {', '.join(has)}")
     kinds: dict[str, parquet_tables.ColumnKind]
     kinds = {"offset": "count", "size": "count", "shape": "counts", "dtype": "text"}
+    if f"{name}_crc32" in columns:
+        kinds["crc32"] = "count"
     where = f"{folder / files.INDEX}"
     parquet_tables.check(rows, {f"{name}_{part}": kind for part, kind in kinds.items()}, where)
     column = {part: rows[f"{name}_{part}"] for part in kinds}
@@ -323,13 +357,14 @@ def _member(rows: Any, name: str, folder: Path) -> Member:
     ratio = shape.astype(float).prod(axis=1) / np.maximum(size, 1)
     for row in (int(ratio.argmax()), int(ratio.argmin())):
         tar_format.check_size(shapes[row], str(stored[row]), int(size[row]))
-    start = column["offset"].to_numpy()
     return Member(
-        start=start.tolist(),
-        stop=(start + size).tolist(),
+        start=column["offset"].to_pylist(),
+        size=size.tolist(),
         shape=shape,
         stored=stored,
         dtype=widest(stored, f"{folder}: '{name}'"),
+        crc32=column["crc32"].to_pylist() if "crc32" in column else [],
+        trailer=tar_format.trailer_bytes(codec, shape.shape[1]) if "crc32" in column else 0,
     )
 
 

@@ -138,7 +138,7 @@ def _member(sources: Sequence[loader.Samples]) -> loader.Member:
             raise SettingError(f"{message}: a mixture takes one 'image'; pack with --layout resampled")
     shape = np.concatenate([source.members["image"].shape for source in sources])
     stored = np.concatenate([source.members["image"].stored for source in sources])
-    return loader.Member(start=[], stop=[], shape=shape, stored=stored, dtype=loader.widest(stored, "a mixture"))
+    return loader.Member(start=[], size=[], shape=shape, stored=stored, dtype=loader.widest(stored, "a mixture"))
 
 
 def _together(parts: Sequence[Contract], shares: Sequence[float], splits: Sequence[str]) -> Contract:

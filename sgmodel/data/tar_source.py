@@ -1,4 +1,4 @@
-"""Read members of the tars in a folder of shards: mapped into memory, or fetched from any URL that fsspec supports.
+"""Read members of the tars in a folder of shards: from local files, or from any URL that fsspec supports.
 
 For remote shards (http(s), s3, gs, memory) index and contract are mirrored into a local folder, verified by the
 `SHA256SUMS` beside them; that folder is then opened like any other. Samples are fetched by byte ranges of the tars,
@@ -9,7 +9,6 @@ be fetched, or that does not begin with a tar member, is an error.
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import tempfile
 import threading
@@ -46,30 +45,39 @@ class Tars(Protocol):
         """Return the bytes of each span, fewer where a tar is truncated. Raises SourceError."""
 
 
-class Mapped:
-    """Local tars, mapped into memory."""
+class Local:
+    """Local tars, held open."""
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
-        """Map the tars `names` of a folder. Raises SourceError."""
-        # Mapped for the lifetime of the object: opening a file per sample would cost more than decoding it.
+        """Open the tars `names` of a folder. Raises SourceError."""
+        # For the lifetime of the object: opening a file per sample would cost more than decoding it.
         self._folder = folder
-        self._views = {name: memoryview(_map(file_names.member(folder, name))) for name in names}
+        self._files = {name: _opened(file_names.member(folder, name)) for name in names}
+        weakref.finalize(self, _close, list(self._files.values()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Map the tars anew in the process that unpickles this object."""
-        return Mapped, (self._folder, tuple(self._views))
+        """Open the tars anew in the process that unpickles this object."""
+        return Local, (self._folder, tuple(self._files))
 
     def contents(self, spans: Sequence[Span]) -> list[memoryview]:
-        """Return views, not copies, of the bytes of each span."""
-        return [self._views[span.tar][span.start : span.stop] for span in spans]
+        """Return the bytes of each span. Raises SourceError."""
+        # Read, not mapped: where a mapped file is cut short or its disk fails, the system ends the process.
+        try:
+            return [memoryview(os.pread(self._files[s.tar], s.stop - s.start, s.start)) for s in spans]
+        except OSError as error:
+            raise SourceError(f"{self._folder}: a tar cannot be read: {error.strerror}; run sgdata verify") from None
 
 
-def _map(path: Path) -> mmap.mmap:
+def _opened(path: Path) -> int:
     try:
-        with path.open("rb") as handle:
-            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error}), the index names it; run sgdata verify") from None
+
+
+def _close(opened: Sequence[int]) -> None:
+    for file in opened:
+        os.close(file)
 
 
 # --- over a network ------------------------------------------------------------------------

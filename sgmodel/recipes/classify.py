@@ -69,7 +69,7 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     """
     settings = recipe.training
     source = training.samples(paths.shards, settings, ("image",))
-    held_out = loader.Samples(paths.shards, recipe.val_split, ("image",))
+    held_out = loader.Samples(paths.shards, recipe.val_split, ("image",), verify=settings.verify)
     # In the contract too, since a checkpoint must record the meaning of its outputs.
     for samples in (source, held_out):
         samples.contract = labelled(samples.contract, recipe)

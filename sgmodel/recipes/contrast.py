@@ -53,7 +53,7 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
     source = training.samples(paths.shards, recipe.training, ("image",))
-    held_out = loader.Samples(paths.shards, recipe.val_split, ("image",))
+    held_out = loader.Samples(paths.shards, recipe.val_split, ("image",), verify=recipe.training.verify)
     setting = training.resolve(recipe, source.contract, paths)
 
     model = finetune.start(setting, partial(build, setting.recipe, setting.classes), paths.weights)

@@ -68,7 +68,8 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
     pairs = training.samples(paths.shards, recipe.training, members)
     check(recipe, pairs.contract)
     source = win.Windows(pairs, recipe.windows)
-    held_out = win.Windows(loader.Samples(paths.shards, recipe.val_split, members), recipe.scored)
+    others = loader.Samples(paths.shards, recipe.val_split, members, verify=recipe.training.verify)
+    held_out = win.Windows(others, recipe.scored)
     setting = training.resolve(recipe, source.contract, paths)
     recipe = setting.recipe  # spectral groups that the data lack may have been dropped
     model = finetune.start(setting, partial(build, recipe, setting.classes), paths.weights)

@@ -202,7 +202,9 @@ def _held_out(source: loader.Source, recipe: PretrainRecipe) -> loader.Source:
 
 
 def _held_out_of(source: loader.Samples) -> loader.Samples:
-    return loader.Samples(source.folder, "val", ("image",)) if "val" in source.contract.splits else source
+    if "val" not in source.contract.splits:
+        return source
+    return loader.Samples(source.folder, "val", ("image",), verify=source.verify)
 
 
 def objective(setting: Setting, forward: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
     source = training.samples(paths.shards, recipe.training, ("image", "mask"))
-    held_out = loader.Samples(paths.shards, recipe.val_split, ("image", "mask"))
+    held_out = loader.Samples(paths.shards, recipe.val_split, ("image", "mask"), verify=recipe.training.verify)
     check(recipe, source.contract)
     setting = training.resolve(recipe, source.contract, paths)
     recipe = setting.recipe  # spectral groups that the data lack may have been dropped

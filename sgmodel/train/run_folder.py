@@ -55,6 +55,7 @@ FREE = frozenset(
         "training.accumulate",
         "training.compile",
         "training.recompute",
+        "training.verify",
         "picture_every",
     }
 )

@@ -54,6 +54,7 @@ class TrainingRecipe:
         fraction: Share of the training samples that is used.
         fraction_seed: Seed that selects this share.
         mixture: Share of each dataset by name, for pretraining on several.
+        verify: Whether members of shards are compared with their checksums when a process first reads each, or always.
     """
 
     seed: int
@@ -70,6 +71,7 @@ class TrainingRecipe:
     fraction: float = 1.0
     fraction_seed: int = 0
     mixture: dict[str, float] = field(default_factory=dict)
+    verify: loader.Verify = "first"
 
     def __post_init__(self) -> None:
         """Refuse values out of range. Raises SettingError."""
@@ -260,7 +262,14 @@ def samples(folder: Path, training: TrainingRecipe, members: Sequence[str]) -> l
     """Open the training samples of a folder of shards. Raises SettingError, SourceError."""
     if training.mixture:
         raise SettingError(f"training.mixture is {training.mixture}: only pretraining, which needs no labels, can mix")
-    return loader.Samples(folder, training.split, members, fraction=training.fraction, seed=training.fraction_seed)
+    return loader.Samples(
+        folder,
+        training.split,
+        members,
+        fraction=training.fraction,
+        seed=training.fraction_seed,
+        verify=training.verify,
+    )
 
 
 def _ready(

@@ -34,14 +34,15 @@ class MemoryIndexed(loader.Samples):
         self.shard = [row["shard"] for row in rows]
         members = MEMBERS.get(contract.label_space.task, ("image",))
         self.members = {name: _member(rows, name) for name in members}
-        self.tars = tar_source.Mapped(folder, sorted(set(self.shard)))
+        self.tars = tar_source.Local(folder, sorted(set(self.shard)))
+        self.verify, self._verified = "first", {name: bytearray(len(rows)) for name in members}
 
 
 def _member(rows: Sequence[tar_format.Row], name: str) -> loader.Member:
     stored = np.array([row[f"{name}_dtype"] for row in rows])
     return loader.Member(
         start=[row[f"{name}_offset"] for row in rows],
-        stop=[row[f"{name}_offset"] + row[f"{name}_size"] for row in rows],
+        size=[row[f"{name}_size"] for row in rows],
         shape=np.array([row[f"{name}_shape"] for row in rows], np.int64),
         stored=stored,
         dtype=str(stored[0]),
