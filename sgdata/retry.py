@@ -27,6 +27,7 @@ class RetryPolicy:
 
     Attributes:
         tries: Number of calls before the last error is raised.
+        lasting_s: Seconds for which a call is repeated at least, with more tries if need be.
         wait_s: Seconds to wait after the first failure.
         factor: Ratio of each further wait to the one before.
         longest_wait_s: Upper limit of a wait in seconds, also of one that a server asks for.
@@ -36,6 +37,7 @@ class RetryPolicy:
     wait_s: float = 2.0
     factor: float = 2.0
     longest_wait_s: float = 300.0
+    lasting_s: float = 0.0
 
 
 class TransientError(Exception):
@@ -62,6 +64,7 @@ def call(
     *,
     retry_on: type[Exception] | tuple[type[Exception], ...] | Callable[[BaseException], bool] = TransientError,
     sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> T:
     """Call `operation` until it succeeds, fails for good or has used up the tries of the policy.
 
@@ -70,6 +73,7 @@ def call(
         policy: Number of tries and waiting times.
         retry_on: Exceptions worth another try: types, or a function that decides.
         sleep: Function that waits; tests replace it.
+        clock: Function that returns seconds; tests replace it.
 
     Returns:
         The value of the first successful call.
@@ -89,8 +93,13 @@ def call(
         least = error.wait_s if isinstance(error, TransientError) else 0.0
         return min(max(backoff(state), least), policy.longest_wait_s)
 
+    began = clock()
+
+    def is_over(state: tenacity.RetryCallState) -> bool:
+        return state.attempt_number >= policy.tries and clock() - began >= policy.lasting_s
+
     retrying = tenacity.Retrying(
-        stop=tenacity.stop_after_attempt(policy.tries),
+        stop=is_over,
         wait=wait_s,
         retry=tenacity.retry_if_exception(is_transient),
         sleep=sleep,

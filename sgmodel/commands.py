@@ -30,6 +30,17 @@ SUMMARIES: dict[ProgramName, str] = {
     "detect_change": "Fine-tune and score a change detector on pairs of images.",
 }
 
+Shards = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[NAME=]DIR|URL", help="Folder of shards; repeatable for stages and mixtures."),
+]
+Weights = Annotated[
+    str | None, typer.Option(metavar="PATH|HUB", help="Checkpoint folder, file, or hf:OWNER/NAME on the hub.")
+]
+Verify = Annotated[
+    str | None,
+    typer.Option(metavar="first|always", help="When members of shards are checked (training.verify of the recipe)."),
+]
 Recipe = Annotated[str | None, typer.Argument(help="Recipe by name or path; without it, the list of recipes.")]
 Settings = Annotated[bool, typer.Option("--settings", help="Print every key of a recipe, its type, default, meaning.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Over the recipe; repeatable.")]
@@ -103,19 +114,14 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
 
     def command(
         recipe: Recipe = None,
-        shards: Annotated[
-            list[str] | None,
-            typer.Option(metavar="[NAME=]DIR|URL", help="Folder of shards; repeatable for stages and mixtures."),
-        ] = None,
-        cache: Annotated[Path, typer.Option(help="Folder that caches shards read from a URL.")] = Path(
-            "~/.cache/sgdata"
-        ),
+        shards: Shards = None,
+        cache: Annotated[Path, typer.Option(help="Folder that caches shards at a URL.")] = Path("~/.cache/sgdata"),
         cache_gb: Annotated[float, typer.Option(help="Maximum size of the cache, per process.")] = 20.0,
         out: Annotated[Path | None, typer.Option(help="Folder of the run (default: out/runs/<recipe>).")] = None,
-        weights: Annotated[
-            str | None,
-            typer.Option(metavar="PATH|HUB", help="Checkpoint folder, file, or hf:OWNER/NAME on the hub."),
-        ] = None,
+        retry_minutes: Annotated[
+            float, typer.Option(min=0, max=1440, help="Minutes for which a failed read of shards at a URL is repeated.")
+        ] = 5.0,
+        weights: Weights = None,
         resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out (the default).")] = False,
         fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run in --out and start again.")] = False,
         device: Device = "auto",
@@ -124,10 +130,7 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
         workers: Annotated[int, typer.Option(help="Threads that decode samples; they change no result.")] = 2,
         save_minutes: Annotated[float, typer.Option(help="Minutes between two checkpoints.")] = 10.0,
         stop_after: Annotated[int | None, typer.Option(metavar="STEPS", help="Stop after this many steps.")] = None,
-        verify: Annotated[
-            str | None,
-            typer.Option(metavar="first|always", help="When members of shards are checked (training.verify)."),
-        ] = None,
+        verify: Verify = None,
         changes: Changes = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the size of the run and exit.")] = False,
         settings: Settings = False,
@@ -153,11 +156,9 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
         from sgmodel.train import run_paths
 
         program = load()
-        # After --set, so that the named option wins.
-        chosen = files.read(
-            program.recipe, path, [*(changes or ()), *([f"training.verify={verify}"] if verify else [])]
-        )
-        named = run_paths.shard_folders(shards or (), cache, cache_gb)
+        own = [f"training.verify={verify}"] if verify else []
+        chosen = files.read(program.recipe, path, [*(changes or ()), *own])  # in this order: the named option wins
+        named = run_paths.shard_folders(shards or (), cache, cache_gb, 60 * retry_minutes)
         paths = run_paths.RunPaths(
             shards=next(iter(named.values())),
             named=named,

@@ -44,7 +44,8 @@ def epoch(source: loader.Samples, threads: int = 2) -> dict[str, np.ndarray[Any,
 
 
 def opened(url: str, place: Path, *, cache_gb: float = 0.01, stall_s: float = 20.0) -> loader.Samples:
-    return loader.Samples(tar_source.mirror(url, place, cache_gb=cache_gb, stall_s=stall_s), "train", ("image", "mask"))
+    folder = tar_source.mirror(url, place, cache_gb=cache_gb, stall_s=stall_s, retry_s=0)
+    return loader.Samples(folder, "train", ("image", "mask"))
 
 
 @pytest.mark.parametrize("cache_gb", [0.01, 0.00006])
@@ -111,7 +112,7 @@ def test_buckets(
 
 
 def test_command_line_accepts_urls(folder: Path, tmp_path: Path) -> None:
-    named = run_paths.shard_folders([f"toy=file://{folder}"], tmp_path, 20.0)
+    named = run_paths.shard_folders([f"toy=file://{folder}"], tmp_path, 20.0, 0.0)
     assert list(named) == ["toy"]
     assert (named["toy"] / tar_source.MARK).is_file()
 

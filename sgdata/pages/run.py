@@ -9,25 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sgdata import files
+from sgdata import files, step_log
 from sgdata.errors import SourceError
 from sgdata.file_names import file_name
 from sgdata.pages import charts, html
 from sgdata.shards import contracts
+from sgdata.step_log import is_number
 
 METRICS, RESULTS, LEDGER = files.METRICS, files.RESULTS, files.LEDGER
 PICTURES = {
     "pretrain": ("Reconstructions", "as it is, what the encoder saw, what the decoder made of it"),
     "segment": ("Predictions", "image, label, prediction"),
 }
-LARGEST = 1e300
-"""Figures that a chart can show: beyond it, sums and axes overflow."""
 Steps = Sequence[dict[str, Any]]
 
 
 def blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
     """Return the blocks of one run, with titles that begin with `prefix`; copy its newest picture into `folder`."""
-    steps = _read_steps(run / METRICS)
+    steps = step_log.read(run / METRICS, unfinished=not files.is_finished(run))
     # A dict, for the order of the log: a set has none.
     names = {name: None for step in steps for name in step}
     kinds = {name: _kind(name) for name in names}
@@ -51,26 +50,6 @@ def blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
     kind = "pretrain" if "loss_token" in names else "segment"
     found += [*_results(run), *last_picture(run, folder, *PICTURES[kind])]
     return [replace(block, title=prefix + block.title) for block in found]
-
-
-def _read_steps(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log of figures by name. Raises SourceError where a line is none."""
-    steps = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            figures = files.parse_json(line)
-        except ValueError as error:
-            raise SourceError(f"{path}: line {number} cannot be read: {error!s:.120}; run the training again") from None
-        if not isinstance(figures, dict) or not _is_number(figures.get("step")):
-            raise SourceError(f"{path}: line {number} is {line!r:.80}, expected figures with a 'step'")
-        if not all(value is None or _is_number(value) for value in figures.values()):
-            raise SourceError(f"{path}: line {number} has a figure that is no number: {line!r:.120}")
-        steps.append(figures)
-    return steps
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _kind(name: str) -> str:
@@ -119,7 +98,7 @@ def _results(run: Path) -> list[html.Block]:
 def _square(counts: Any, path: Path) -> list[list[int]]:
     """Return a confusion matrix. Raises SourceError where it is no square of numbers."""
     rows = counts if isinstance(counts, list) else []
-    whole = all(isinstance(row, list) and len(row) == len(rows) and all(map(_is_number, row)) for row in rows)
+    whole = all(isinstance(row, list) and len(row) == len(rows) and all(map(is_number, row)) for row in rows)
     if not rows or not whole or min(map(min, rows)) < 0:
         raise SourceError(f"{path}: 'confusion' is {counts!r:.80}, expected a square of counts")
     return rows

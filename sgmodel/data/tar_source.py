@@ -9,13 +9,16 @@ be fetched, or that does not begin with a tar member, is an error.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import threading
+import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +28,21 @@ from sgdata.errors import SourceError
 MARK = "remote.json"
 GAP = 2**16  # unneeded bytes between two members that cost less than a second request
 LONGEST = 2**24
-RETRY = retry.RetryPolicy(tries=4, wait_s=0.2, factor=4.0)
+RETRY = retry.RetryPolicy(tries=4, wait_s=0.2, longest_wait_s=20.0)
+RETRY_S = 300.0
+"""Seconds for which failed reads are repeated: less than the 10 minutes after which other processes stop waiting."""
+log = logging.getLogger("sgdata")
 _HEADER = 512  # of a tar member, before its content
+
+
+STOP = threading.Event()
+"""Set by a signal that ends the run: no further waiting for a server."""
+
+
+def pause(seconds: float) -> None:
+    """Wait before another try. Raises SourceError if STOP is set."""
+    if STOP.wait(seconds):
+        raise SourceError("stopped while waiting for a server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +99,7 @@ def _close(opened: Sequence[int]) -> None:
 # --- over a network ------------------------------------------------------------------------
 
 
-def mirror(url: str, cache: Path, *, cache_gb: float, stall_s: float = 60.0) -> Path:
+def mirror(url: str, cache: Path, *, cache_gb: float, stall_s: float = 60.0, retry_s: float = RETRY_S) -> Path:
     """Mirror index and contract of the shards at a URL into a folder under `cache`, which is then opened like shards.
 
     Args:
@@ -91,12 +107,13 @@ def mirror(url: str, cache: Path, *, cache_gb: float, stall_s: float = 60.0) -> 
         cache: Folder of all mirrors.
         cache_gb: Maximum size of the cached samples, per process.
         stall_s: Timeout of a request in seconds.
+        retry_s: Seconds for which a failed read is repeated.
 
     Raises:
         SourceError: a file cannot be fetched, or its checksum differs.
         OutputError: the mirror cannot be written.
     """
-    remote = _RemoteFolder(url, stall_s)
+    remote = RemoteFolder(url, stall_s, retry_s)
     url = urls.remember(url)
     # Without secrets, so that the cache neither has them nor depends on them.
     folder = cache / files.sha256(url.encode())[:16]
@@ -110,14 +127,23 @@ def mirror(url: str, cache: Path, *, cache_gb: float, stall_s: float = 60.0) -> 
                     f"{url}/{name}: {len(content)} bytes whose SHA-256 differs from {files.SUMS}; copy it again"
                 )
             files.write(path, content)
-    files.write(folder / MARK, files.canonical_json({"url": url, "bytes": int(cache_gb * 1e9), "stall_s": stall_s}))
+    mark = {"url": url, "bytes": int(cache_gb * 1e9), "stall_s": stall_s, "retry_s": retry_s}
+    files.write(folder / MARK, files.canonical_json(mark))
     return folder
 
 
-class _RemoteFolder:
-    """A folder at a URL; failed reads are repeated with increasing delays."""
+class RemoteFolder:
+    """A folder at a URL; failed reads are repeated with increasing delays for `retry_s` seconds."""
 
-    def __init__(self, url: str, stall_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        stall_s: float,
+        retry_s: float,
+        *,
+        sleep: Callable[[float], None] = pause,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         import fsspec
 
         try:
@@ -125,6 +151,7 @@ class _RemoteFolder:
         except (ValueError, ImportError, OSError) as error:  # no such protocol, or its package is not installed
             raise SourceError(f"{url}: cannot be opened: {error}") from None
         self._url, self._stall = urls.without_secrets(url).rstrip("/"), stall_s
+        self._retry = partial(retry.call, policy=replace(RETRY, lasting_s=retry_s), sleep=sleep, clock=clock)
 
     def whole(self, name: str) -> bytes:
         """Fetch a file. Raises SourceError."""
@@ -138,24 +165,33 @@ class _RemoteFolder:
         if strange := [span.tar for span in spans if not file_names.is_safe(span.tar)]:
             raise SourceError(f"{self._url}: its index names a file {strange[0]!r:.90}, expected one in that folder")
         complete: dict[int, bytes] = {}
+        tries = 0
 
         def attempt() -> None:
             """Request the spans that are not complete yet."""
+            nonlocal tries
+            tries += 1
             missing = [i for i in range(len(spans)) if i not in complete]
-            reason = ""
+            reason, lasting = "", False
             for i, content in zip(missing, self._request([spans[i] for i in missing]), strict=True):
                 if isinstance(content, bytes) and len(content) == (spans[i].stop - spans[i].start or len(content)):
                     complete[i] = content
                 else:
                     problem = f"received {len(content)} bytes" if isinstance(content, bytes) else repr(content)
                     reason = f"{self._url}/{spans[i].tar}: bytes {spans[i].start} to {spans[i].stop}: {problem:.200}"
+                    # What a server refuses, or gives in part again and again, will not come by waiting.
+                    lasting = lasting or _is_refusal(content) or (isinstance(content, bytes) and tries >= RETRY.tries)
+            if lasting:
+                raise SourceError(f"{reason}; failed {tries} times, mend the shards there")
             if reason:
+                if tries == RETRY.tries:
+                    log.warning("%s; trying again for some minutes", reason)
                 raise retry.TransientError(reason)
 
         try:
-            retry.call(attempt, RETRY)
+            self._retry(attempt)
         except retry.TransientError as error:
-            raise SourceError(f"{error}; failed {RETRY.tries} times, try again later") from None
+            raise SourceError(f"{error}; failed {tries} times, try again later") from None
         return [complete[i] for i in range(len(spans))]
 
     def _request(self, spans: Sequence[Span]) -> list[Any]:
@@ -169,6 +205,13 @@ class _RemoteFolder:
         except Exception as error:  # clients of cloud storage have exceptions of their own
             return [error] * len(spans)
         return contents
+
+
+def _is_refusal(answer: Any) -> bool:
+    """Return whether an exception of a file system says that the file is not there or may not be read."""
+    status = getattr(answer, "status", 0)
+    refused = isinstance(status, int) and 400 <= status < 500 and status not in retry.TRANSIENT_STATUS
+    return refused or isinstance(answer, FileNotFoundError | PermissionError)
 
 
 class Ranged:
@@ -186,7 +229,8 @@ class Ranged:
 
     def _open(self) -> None:
         mark = json.loads((self._folder / MARK).read_bytes())
-        self._remote, self._url = _RemoteFolder(urls.recall(mark["url"]), mark["stall_s"]), mark["url"]
+        self._url = mark["url"]
+        self._remote = RemoteFolder(urls.recall(self._url), mark["stall_s"], mark["retry_s"])
         self._cache = _RingCache(self._folder, mark["bytes"])
         self._process = os.getpid()
 

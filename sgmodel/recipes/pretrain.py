@@ -174,17 +174,26 @@ def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, 
     flops = count.training_step("pretrain", recipe.model, mask_ratio=recipe.mask_ratio, decoder=recipe.decoder)
     first = training.begin(task, recipe, paths)
     with run_folder.Log(paths.out, first) as log:
-        for step in training.steps(task, first, paths):
-            done = step.index + 1
+
+        def score(done: int) -> None:
+            if done % recipe.picture_every and done != task.total:
+                return
+            scores = evaluate(setting, model, held_out)
+            told = {f"val_{name}": value for name, value in scores.items()}
+            log.check(done - 1, told)
+            _show(setting, model, held_out, paths.out / "pictures" / f"step-{done:06d}.png")
+            # After everything that reads samples: a step without this line is scored again.
+            log.write(done - 1, told)
+            run_folder.keep_best(paths.out, model, task.card, {"score": -scores["loss_token"], **scores}, by="score")
+
+        def report(step: loop.Step) -> None:
             speed = devices.speed(setting.where, flops * step.images / distributed.world(), step.total_s)
-            log.step(step, every=recipe.training.log_every, last=done == task.total, speed=speed)
-            if done % recipe.picture_every == 0 or done == task.total:
-                scores = evaluate(setting, model, held_out)
-                log.write(step.index, {f"val_{name}": value for name, value in scores.items()})
-                run_folder.keep_best(
-                    paths.out, model, task.card, {"score": -scores["loss_token"], **scores}, by="score"
-                )
-                _show(setting, model, held_out, paths.out / "pictures" / f"step-{done:06d}.png")
+            log.step(step, every=recipe.training.log_every, last=step.index + 1 == task.total, speed=speed)
+            score(step.index + 1)
+
+        if log.lacks_score:  # the run ended while its last step was scored
+            score(first)
+        training.run(task, first, paths, report)
     if not training.complete(task, paths):
         return training.STOPPED
     run_folder.conclude(

@@ -19,7 +19,7 @@ from sgmodel import distributed
 from sgmodel.checkpoints import cards
 from sgmodel.data import augment, loader, normalise
 from sgmodel.models import factory, heads
-from sgmodel.train import run_folder, training
+from sgmodel.train import loop, run_folder, training
 
 if TYPE_CHECKING:
     from sgmodel.train.run_paths import RunPaths
@@ -235,15 +235,22 @@ def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, p
 def _train(recipe: FinetuneRecipe, task: training.Task, scoring: Scoring, paths: RunPaths) -> int:
     every, first = recipe.evaluate_every, training.begin(task, recipe, paths)
     with run_folder.Log(paths.out, first) as log:
-        for step in training.steps(task, first, paths):
-            done = step.index + 1
-            log.step(step, every=recipe.training.log_every, last=done == task.total)
+
+        def score(done: int) -> None:
             epoch = task.epoch(done)
             # The last step is scored below, with the figures that take long.
-            if every and epoch // every > task.epoch(step.index) // every and done < task.total:
+            if every and epoch // every > task.epoch(done - 1) // every and done < task.total:
                 figures = _numbers(scoring.figures(False))
-                log.write(step.index, {"epoch": epoch, **figures})
+                log.write(done - 1, {"epoch": epoch, **figures})
                 run_folder.keep_best(paths.out, task.model, task.card, figures, by=scoring.by)
+
+        def report(step: loop.Step) -> None:
+            log.step(step, every=recipe.training.log_every, last=step.index + 1 == task.total)
+            score(step.index + 1)
+
+        if log.lacks_score:  # the run ended while its last step was scored
+            score(first)
+        training.run(task, first, paths, report)
     if not training.complete(task, paths):
         return training.STOPPED
     figures = scoring.figures(True)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim import Optimizer
 
-from sgdata import files
+from sgdata import files, step_log
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.pages.markdown import escape
 from sgdata.shards import contracts
@@ -87,10 +87,12 @@ class Progress:
 
     Attributes:
         steps: Optimizer steps done.
+        log_sha256: SHA-256 of the metrics of these steps; "" in checkpoints of earlier versions.
         scaler: State of the gradient scaler of half precision; empty in other precisions.
     """
 
     steps: int
+    log_sha256: str = ""
     scaler: dict[str, int | float] = field(default_factory=dict)
 
 
@@ -152,7 +154,7 @@ def conclude(out: Path, title: str, card: Card, results: dict[str, Any]) -> None
     """
     if not distributed.lead():
         return
-    lines = [json.loads(line) for line in (out / METRICS).read_text(encoding="utf-8").splitlines()]
+    lines = step_log.read(out / METRICS)
     losses = [line["loss"] for line in lines if "loss" in line]
     ends = {"loss_first": losses[0], "loss_last": losses[-1]}
     files.write(out / RESULTS, files.pretty_json({**ends, **results}))
@@ -356,17 +358,28 @@ class Log:
             SettingError: TensorBoard is not installed.
         """
         self.lead = distributed.lead()
+        last = self._continued(out, first) if self.lead else []
+        # Whether the step before `first` has no line of scores, which have no learning rate. All ranks must agree.
+        self.lacks_score = first > 0 and bool(distributed.gather([""] if self.lead and all(last) else []))
         if not self.lead:
             return
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise SettingError(f"TensorBoard is missing ({error}); pip install 'sgdata[model]'") from None
-        for name in (METRICS, TIMINGS):
-            _cut(out / name, first)
         self.metrics = (out / METRICS).open("a", encoding="utf-8")
         self.timings = (out / TIMINGS).open("a", encoding="utf-8")
         self.board = SummaryWriter(str(out / BOARD), purge_step=first)
+
+    @staticmethod
+    def _continued(out: Path, first: int) -> list[bool]:
+        """Cut the logs at step `first`; return for each line of the step before whether it is of training."""
+        _cut(out / TIMINGS, first)
+        kept = _cut(out / METRICS, first)
+        expected = read_progress(out).log_sha256 if first else ""
+        if expected and files.sha256_file(out / METRICS) != expected:
+            raise SourceError(f"{out / METRICS}: not the metrics that {LAST} was saved with; start again with --fresh")
+        return ["lr" in line for line in kept if line["step"] == first - 1]
 
     def step(self, step: loop.Step, *, every: int, last: bool, speed: dict[str, float] | None = None) -> None:
         """Log a training step whose index is a multiple of `every` or that is the last.
@@ -386,11 +399,15 @@ class Log:
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """Log figures that depend on recipe and data only. Raises SourceError if one is not finite."""
+        self.check(step, figures)
+        if self.lead:
+            self._append(self.metrics, step, figures)
+
+    def check(self, step: int, figures: dict[str, float]) -> None:
+        """Raise SourceError if a figure is not finite."""
         not_finite = {name: value for name, value in figures.items() if not math.isfinite(value)}
         if not_finite:
             raise SourceError(f"step {step}: {not_finite} not finite; find damaged samples with sgdata audit SHARDS")
-        if self.lead:
-            self._append(self.metrics, step, figures)
 
     def write_times(self, step: int, seconds: dict[str, float]) -> None:
         """Log figures that depend on the machine."""
@@ -422,8 +439,9 @@ def _line(step: int, figures: dict[str, float]) -> str:
     return json.dumps({"step": step, **figures}, allow_nan=False) + "\n"
 
 
-def _cut(path: Path, first: int) -> None:
+def _cut(path: Path, first: int) -> list[dict[str, Any]]:
     """Keep the lines of steps before `first`; drop a truncated last line, which a killed run leaves."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < first]
-    files.write(path, "".join(f"{line}\n" for line in whole).encode())
+    lines = step_log.read(path, unfinished=True) if path.exists() else []
+    kept = [line for line in lines if line["step"] < first]
+    files.write(path, b"".join(path.read_bytes().splitlines(keepends=True)[: len(kept)]) if kept else b"")
+    return kept

@@ -46,13 +46,14 @@ class RunPaths:
     dry_run: bool = False
 
 
-def shard_folders(texts: Sequence[str], cache: Path, cache_gb: float) -> dict[str, Path]:
+def shard_folders(texts: Sequence[str], cache: Path, cache_gb: float, retry_s: float) -> dict[str, Path]:
     """Resolve `--shards` options to local folders by dataset name.
 
     Args:
         texts: `DIR` or `NAME=DIR`, where DIR may be a URL.
         cache: Folder that caches what is read from URLs.
         cache_gb: Maximum size of the cache per process.
+        retry_s: Seconds for which a failed read of a URL is repeated.
 
     Raises:
         SettingError: no folder was given, a folder holds another dataset than NAME, or a dataset was given twice.
@@ -60,7 +61,7 @@ def shard_folders(texts: Sequence[str], cache: Path, cache_gb: float) -> dict[st
     """
     if not texts:
         raise SettingError("--shards is missing: give the folder that 'sgdata shard' wrote")
-    folders = [_folder(text, cache.expanduser(), cache_gb) for text in texts]
+    folders = [_folder(text, cache.expanduser(), cache_gb, retry_s) for text in texts]
     named = dict(folders)
     if len(named) < len(folders):
         given = ", ".join(f"{name} = {folder}" for name, folder in folders)
@@ -68,11 +69,12 @@ def shard_folders(texts: Sequence[str], cache: Path, cache_gb: float) -> dict[st
     return named
 
 
-def _folder(text: str, cache: Path, cache_gb: float) -> tuple[str, Path]:
+def _folder(text: str, cache: Path, cache_gb: float, retry_s: float) -> tuple[str, Path]:
     """Return the dataset name in the contract and the local folder of `DIR` or `NAME=DIR`."""
     match = re.fullmatch(r"(?:([\w-]+)=)?(.*)", text)
     name, path = match.groups() if match else (None, text)
-    folder = tar_source.mirror(path, cache, cache_gb=cache_gb) if "://" in path else Path(path)
+    is_remote = "://" in path
+    folder = tar_source.mirror(path, cache, cache_gb=cache_gb, retry_s=retry_s) if is_remote else Path(path)
     dataset = contracts.read(folder).dataset
     if name and name != dataset:
         raise SettingError(f"--shards {text}: the folder holds '{dataset}', expected '{name}'")

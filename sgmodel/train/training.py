@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sgdata import progress
-from sgdata.errors import ExitCode, SettingError
+from sgdata import files, progress
+from sgdata.errors import ExitCode, ServiceError, SettingError, SgdataError, SourceError
 from sgdata.types import Contract, LabelSpace
 from sgmodel import devices, distributed
-from sgmodel.data import band_selection, loader, normalise, upsample
+from sgmodel.data import band_selection, loader, normalise, tar_source, upsample
 from sgmodel.models import state_keys, transformer
 from sgmodel.train import loop, optim, run_folder
 
@@ -315,21 +315,46 @@ def begin(task: Task, recipe: Any, paths: RunPaths) -> int:
     return first
 
 
-def steps(task: Task, first: int, paths: RunPaths) -> Iterator[loop.Step]:
+def run(task: Task, first: int, paths: RunPaths, report: Callable[[loop.Step], None]) -> None:
     """Take the steps from `first` on, and save a checkpoint every `paths.save_minutes` and at the end.
 
-    The iteration ends after the last step, on SIGTERM or SIGINT, or after `paths.stop_after` steps.
+    The end is the last step, SIGTERM or SIGINT, `paths.stop_after` steps, or samples that cannot be read or used.
+
+    Args:
+        task: The training.
+        first: Number of steps already done.
+        paths: Machine settings.
+        report: Called after each step; may score the model.
+
+    Raises:
+        SgdataError: samples cannot be read or used, after a checkpoint was saved; or a file cannot be written.
     """
     training, source = task.training, task.source
     plan = source.stream(training.batch, seed=training.seed, first=first, last=task.total)
     mine = (loader.rank_part(whole, rank=distributed.rank(), world=distributed.world()) for whole in plan)
     loaded = loader.load(source, mine, threads=paths.workers, pinned=task.where.device.type == "cuda")
-    done = loop.steps(task.objective, loaded, task.updates, task.where, first=first)
+    done = loop.steps(task.objective, _agreed(loaded, task.where), task.updates, task.where, first=first)
     # One progress bar, not one per process.
     if distributed.lead():
         done = progress.track(done, label="training steps", total=task.total - first)
     with distributed.explain_lost_ranks():
-        yield from _saved(_averaged(done, task), task, paths)
+        _run(_averaged(done, task), task, paths, report)
+
+
+def _agreed(batches: Iterator[loader.Batch], where: devices.Launch) -> Iterator[loader.Batch]:
+    """Yield batches until that of one rank cannot be read; then raise on every rank, so that all of them save."""
+    while True:
+        batch, failure = None, None
+        try:
+            batch = next(batches, None)
+        except SgdataError as error:
+            failure = error
+        (failed,) = distributed.agree([failure is not None], where.device)
+        if failed:
+            raise failure or SourceError("another process of this run cannot read its samples, and says why")
+        if batch is None:
+            return
+        yield batch
 
 
 def _averaged(steps: Iterator[loop.Step], task: Task) -> Iterator[loop.Step]:
@@ -353,28 +378,54 @@ def complete(task: Task, paths: RunPaths) -> bool:
 
 
 def _save(task: Task, out: Path, done: int) -> None:
-    state = run_folder.Progress(steps=done, scaler=task.updates.scaler.state_dict())  # empty for a disabled scaler
+    metrics = out / run_folder.METRICS
+    state = run_folder.Progress(
+        steps=done,
+        log_sha256=files.sha256_file(metrics) if distributed.lead() else "",
+        scaler=task.updates.scaler.state_dict(),  # empty for a disabled scaler
+    )
     run_folder.save(out, task.model, task.card, task.updates.optimizer, state, task.averaged)
 
 
-def _saved(steps: Iterator[loop.Step], task: Task, paths: RunPaths) -> Iterator[loop.Step]:
-    """Yield the steps until the last, a signal or `paths.stop_after`; save on the way and at the end."""
-    done, saved = 0, time.monotonic()
+def _run(steps: Iterator[loop.Step], task: Task, paths: RunPaths, report: Callable[[loop.Step], None]) -> None:
+    """Report the steps until the last, a signal or `paths.stop_after`; save on the way and at the end."""
+    done, saved, together = 0, time.monotonic(), True
     with deferred_signals() as stopped:
-        for count, step in enumerate(steps, 1):
-            yield step
-            done = step.index + 1
-            # By the clock of rank 0 alone, since either all ranks save or none.
-            due = distributed.lead() and time.monotonic() - saved > 60 * paths.save_minutes
-            stop, due = distributed.agree([stopped(), due], task.where.device)
-            if stop or count == paths.stop_after:
-                break
-            if due:
-                _save(task, paths.out, done)
-                saved = time.monotonic()
-        if done:
-            _save(task, paths.out, done)
-            distributed.wait()  # until rank 0 has written the checkpoint
+        try:
+            for count, step in enumerate(steps, 1):
+                done, together = step.index + 1, distributed.world() == 1
+                report(step)
+                together = True
+                # By the clock of rank 0 alone, since either all ranks save or none.
+                due = distributed.lead() and time.monotonic() - saved > 60 * paths.save_minutes
+                stop, due = distributed.agree([stopped(), due], task.where.device)
+                if stop or count == paths.stop_after:
+                    break
+                if due:
+                    _save(task, paths.out, done)
+                    saved = time.monotonic()
+        except (SourceError, ServiceError):
+            # Saving takes all ranks, of which one alone may have failed to score. A checkpoint of a diverged model
+            # would replace one that can be used.
+            if not (together and _is_finite(task.model)):
+                raise
+            _finish(task, paths.out, done)
+            if not stopped():
+                raise
+            return
+        _finish(task, paths.out, done)
+
+
+def _finish(task: Task, out: Path, done: int) -> None:
+    if done:
+        _save(task, out, done)
+        distributed.wait()  # until rank 0 has written the checkpoint
+
+
+def _is_finite(model: nn.Module) -> bool:
+    # Whole on every rank, so that all decide the same.
+    weights = (distributed.unshard(weight.detach()) for weight in model.state_dict().values())
+    return all(bool(weight.isfinite().all()) for weight in weights)
 
 
 @contextmanager
@@ -387,6 +438,7 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
+        tar_source.STOP.set()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -397,5 +449,6 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
             before.pop(signal.SIGTERM)
         raise
     finally:
+        tar_source.STOP.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
