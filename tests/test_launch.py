@@ -9,7 +9,7 @@ import torch
 
 from sgdata.errors import SettingError
 from sgmodel import devices
-from sgmodel.train import training
+from sgmodel.train import signals
 
 
 def test_bf16_is_used_inside_autocast_only() -> None:
@@ -40,7 +40,7 @@ def test_signals_are_not_deferred_outside_the_main_thread() -> None:
     answers: list[bool] = []
 
     def ask() -> None:
-        with training.deferred_signals() as signalled:
+        with signals.deferred_signals() as signalled:
             answers.append(signalled())
 
     thread = threading.Thread(target=ask)

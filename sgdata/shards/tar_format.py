@@ -174,9 +174,9 @@ def trailer_bytes(codec: Codec, axes: int) -> int:
 def crc32(content: bytes | memoryview) -> int:
     """Return the CRC-32 of a member as zip files and `zlib.crc32` define it."""
     try:
-        import imagecodecs  # see `encode`
+        import imagecodecs  # see `encode`; 13 times as fast as zlib
 
-        return int(imagecodecs.deflate_crc32(content))  # 13 times as fast as zlib's
+        return int(imagecodecs.deflate_crc32(content))  # type: ignore[arg-type]  # the stub lacks memoryview
     except ImportError:
         return zlib.crc32(content)
 

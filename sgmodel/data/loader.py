@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgdata import files, parquet_tables
+from sgdata import files
 from sgdata.errors import SettingError, SourceError
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Codec, Contract
 from sgmodel.data import seeded_random, tar_source, upsample
+from sgmodel.data.members import Member, of_index
 from sgmodel.data.subset import subset
 
 log = logging.getLogger("sgdata")
@@ -131,29 +132,6 @@ def rank_part(batch: BatchIndices, *, rank: int, world: int) -> BatchIndices:
     return BatchIndices(samples=batch.samples[cut], epoch=batch.epoch[cut])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """Position, shape and type of one array of every sample.
-
-    Attributes:
-        start: First byte in the tar of the sample.
-        size: Bytes of the encoded array.
-        shape: (N, axes) shapes.
-        stored: (N,) types.
-        dtype: The type that represents the values of all samples.
-        crc32: CRC-32 of the member; empty for shards without checksums.
-        trailer: Bytes of the member after the array, which the checksum covers.
-    """
-
-    start: list[int]
-    size: list[int]
-    shape: NDArray[np.int64]
-    stored: NDArray[np.str_]
-    dtype: str
-    crc32: list[int] = field(default_factory=list)
-    trailer: int = 0
-
-
 class Source(Protocol):
     """A source of samples for `load`: one dataset (`Samples`), or several (`mixture.Mixture`)."""
 
@@ -229,7 +207,7 @@ class Samples:
         self.members: dict[str, Member] = {}
         for name in members:
             for part in groups if name == "image" and groups else [name]:
-                self.members[part] = _member(rows, part, folder, self.codec)
+                self.members[part] = of_index(rows, part, folder, self.codec)
         self.verify = verify
         self._verified = {name: bytearray(len(self)) for name in self.members}
         if not all(member.crc32 for member in self.members.values()):
@@ -334,50 +312,6 @@ class Samples:
             except SourceError as error:
                 where = f"{self.folder}/{self.shard[sample]}: sample '{self.keys[sample]}'"
                 raise SourceError(f"{where}: {error}; run sgdata verify {self.folder}") from None
-
-
-def _member(rows: Any, name: str, folder: Path, codec: Codec) -> Member:
-    columns = set(rows.column_names)
-    if f"{name}_offset" not in columns:
-        has = sorted(c.removesuffix("_offset") for c in columns if c.endswith("_offset"))
-        raise SettingError(f"{folder}: samples have no '{name}'; they have {', '.join(has)}")
-    kinds: dict[str, parquet_tables.ColumnKind]
-    kinds = {"offset": "count", "size": "count", "shape": "counts", "dtype": "text"}
-    if f"{name}_crc32" in columns:
-        kinds["crc32"] = "count"
-    where = f"{folder / files.INDEX}"
-    parquet_tables.check(rows, {f"{name}_{part}": kind for part, kind in kinds.items()}, where)
-    column = {part: rows[f"{name}_{part}"] for part in kinds}
-    shapes = column["shape"].to_pylist()
-    if len({len(shape) for shape in shapes}) > 1 or not shapes or not shapes[0]:
-        raise SourceError(f"{where}: '{name}' has shapes of different numbers of axes, or of none")
-    shape, size = np.array(shapes, np.int64), column["size"].to_numpy()
-    stored = np.array(column["dtype"].to_pylist())
-    # Those of most and of fewest values: where they can be, all can.
-    ratio = shape.astype(float).prod(axis=1) / np.maximum(size, 1)
-    for row in (int(ratio.argmax()), int(ratio.argmin())):
-        tar_format.check_size(shapes[row], str(stored[row]), int(size[row]))
-    return Member(
-        start=column["offset"].to_pylist(),
-        size=size.tolist(),
-        shape=shape,
-        stored=stored,
-        dtype=widest(stored, f"{folder}: '{name}'"),
-        crc32=column["crc32"].to_pylist() if "crc32" in column else [],
-        trailer=tar_format.trailer_bytes(codec, shape.shape[1]) if "crc32" in column else 0,
-    )
-
-
-def widest(stored: NDArray[np.str_], what: str) -> str:
-    """Return the type of samples that represents the values of all. Raises SettingError if none does."""
-    types = sorted(set(stored.tolist()))  # fMoW mixes uint16 and float32
-    try:
-        common = np.result_type(*types).name
-    except TypeError:
-        common = ""
-    if common not in types:
-        raise SettingError(f"{what} has types {types}, expected one that represents the values of the others")
-    return common
 
 
 def load(source: Source, plan: Iterator[BatchIndices], *, threads: int, pinned: bool = False) -> Iterator[Batch]:

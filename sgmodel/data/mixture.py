@@ -20,7 +20,7 @@ from sgdata import files
 from sgdata.errors import SettingError
 from sgdata.shards import contracts
 from sgdata.types import Array, BandStatistics, Contract, LabelSpace
-from sgmodel.data import band_selection, loader, normalise, seeded_random
+from sgmodel.data import band_selection, loader, members, normalise, seeded_random
 
 
 def quotas(counts: Sequence[int], shares: Sequence[float]) -> NDArray[np.int64]:
@@ -130,7 +130,7 @@ class Mixture:
         return np.searchsorted(self.starts, samples, side="right") - 1
 
 
-def _member(sources: Sequence[loader.Samples]) -> loader.Member:
+def _member(sources: Sequence[loader.Samples]) -> members.Member:
     """Return shape and type of the image of every sample; its position is left to its own source."""
     for source in sources:
         if "image" not in source.members:
@@ -138,7 +138,7 @@ def _member(sources: Sequence[loader.Samples]) -> loader.Member:
             raise SettingError(f"{message}: a mixture takes one 'image'; pack with --layout resampled")
     shape = np.concatenate([source.members["image"].shape for source in sources])
     stored = np.concatenate([source.members["image"].stored for source in sources])
-    return loader.Member(start=[], size=[], shape=shape, stored=stored, dtype=loader.widest(stored, "a mixture"))
+    return members.Member(start=[], size=[], shape=shape, stored=stored, dtype=members.widest(stored, "a mixture"))
 
 
 def _together(parts: Sequence[Contract], shares: Sequence[float], splits: Sequence[str]) -> Contract:

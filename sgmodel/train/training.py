@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
@@ -21,9 +17,9 @@ from sgdata import files, progress
 from sgdata.errors import ExitCode, ServiceError, SettingError, SgdataError, SourceError
 from sgdata.types import Contract, LabelSpace
 from sgmodel import devices, distributed
-from sgmodel.data import band_selection, loader, normalise, tar_source, upsample
+from sgmodel.data import band_selection, loader, normalise, upsample
 from sgmodel.models import state_keys, transformer
-from sgmodel.train import loop, optim, run_folder
+from sgmodel.train import loop, optim, run_folder, signals
 
 if TYPE_CHECKING:
     from sgmodel.checkpoints.cards import Card
@@ -390,7 +386,7 @@ def _save(task: Task, out: Path, done: int) -> None:
 def _run(steps: Iterator[loop.Step], task: Task, paths: RunPaths, report: Callable[[loop.Step], None]) -> None:
     """Report the steps until the last, a signal or `paths.stop_after`; save on the way and at the end."""
     done, saved, together = 0, time.monotonic(), True
-    with deferred_signals() as stopped:
+    with signals.deferred_signals() as stopped:
         try:
             for count, step in enumerate(steps, 1):
                 done, together = step.index + 1, distributed.world() == 1
@@ -426,29 +422,3 @@ def _is_finite(model: nn.Module) -> bool:
     # Whole on every rank, so that all decide the same.
     weights = (distributed.unshard(weight.detach()) for weight in model.state_dict().values())
     return all(bool(weight.isfinite().all()) for weight in weights)
-
-
-@contextmanager
-def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Defer SIGTERM and SIGINT; the yielded callable returns True once either has arrived."""
-    arrived: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # Python delivers signals to the main thread only
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        arrived.append(number)
-        tar_source.STOP.set()
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(arrived)
-    except Exception:
-        # torchrun sends SIGTERM to the other ranks when one ends; they must have time to print their own error.
-        if distributed.world() > 1:
-            before.pop(signal.SIGTERM)
-        raise
-    finally:
-        tar_source.STOP.clear()
-        for number, handler in before.items():
-            signal.signal(number, handler)

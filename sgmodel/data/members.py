@@ -1,0 +1,83 @@
+"""Positions, shapes, types and checksums of the arrays of samples, from the index of their shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgdata import files, parquet_tables
+from sgdata.errors import SettingError, SourceError
+from sgdata.shards import tar_format
+from sgdata.types import Codec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """Position, shape and type of one array of every sample.
+
+    Attributes:
+        start: First byte in the tar of the sample.
+        size: Bytes of the encoded array.
+        shape: (N, axes) shapes.
+        stored: (N,) types.
+        dtype: The type that represents the values of all samples.
+        crc32: CRC-32 of the member; empty for shards without checksums.
+        trailer: Bytes of the member after the array, which the checksum covers.
+    """
+
+    start: list[int]
+    size: list[int]
+    shape: NDArray[np.int64]
+    stored: NDArray[np.str_]
+    dtype: str
+    crc32: list[int] = field(default_factory=list)
+    trailer: int = 0
+
+
+def of_index(rows: Any, name: str, folder: Path, codec: Codec) -> Member:
+    """Return the member `name` of samples by their rows of the index of `folder`. Raises SettingError, SourceError."""
+    columns = set(rows.column_names)
+    if f"{name}_offset" not in columns:
+        has = sorted(c.removesuffix("_offset") for c in columns if c.endswith("_offset"))
+        raise SettingError(f"{folder}: samples have no '{name}'; they have {', '.join(has)}")
+    kinds: dict[str, parquet_tables.ColumnKind]
+    kinds = {"offset": "count", "size": "count", "shape": "counts", "dtype": "text"}
+    if f"{name}_crc32" in columns:
+        kinds["crc32"] = "count"
+    where = f"{folder / files.INDEX}"
+    parquet_tables.check(rows, {f"{name}_{part}": kind for part, kind in kinds.items()}, where)
+    column = {part: rows[f"{name}_{part}"] for part in kinds}
+    shapes = column["shape"].to_pylist()
+    if len({len(shape) for shape in shapes}) > 1 or not shapes or not shapes[0]:
+        raise SourceError(f"{where}: '{name}' has shapes of different numbers of axes, or of none")
+    shape, size = np.array(shapes, np.int64), column["size"].to_numpy()
+    stored = np.array(column["dtype"].to_pylist())
+    # Those of most and of fewest values: where they can be, all can.
+    ratio = shape.astype(float).prod(axis=1) / np.maximum(size, 1)
+    for row in (int(ratio.argmax()), int(ratio.argmin())):
+        tar_format.check_size(shapes[row], str(stored[row]), int(size[row]))
+    return Member(
+        start=column["offset"].to_pylist(),
+        size=size.tolist(),
+        shape=shape,
+        stored=stored,
+        dtype=widest(stored, f"{folder}: '{name}'"),
+        crc32=column["crc32"].to_pylist() if "crc32" in column else [],
+        trailer=tar_format.trailer_bytes(codec, shape.shape[1]) if "crc32" in column else 0,
+    )
+
+
+def widest(stored: NDArray[np.str_], what: str) -> str:
+    """Return the type of samples that represents the values of all. Raises SettingError if none does."""
+    types = sorted(set(stored.tolist()))  # fMoW mixes uint16 and float32
+    try:
+        common = np.result_type(*types).name
+    except TypeError:
+        common = ""
+    if common not in types:
+        raise SettingError(f"{what} has types {types}, expected one that represents the values of the others")
+    return common
