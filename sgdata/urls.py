@@ -52,13 +52,12 @@ def _parts(url: str) -> tuple[str, str, str]:
 
 def _kept(mark: str, query: str) -> str:
     """Return the parameters of a query that are no secrets, behind `mark`; "" if none is left."""
-    pairs = query.split("&") if query else []
-    names = [pair.partition("=")[0].lower() for pair in pairs]
-    secret = [_is_secret(name) for name in names]
-    if any(secret):
-        secret = [one or name in _OF_SIGNATURE for one, name in zip(secret, names, strict=True)]
-    kept = [pair for pair, one in zip(pairs, secret, strict=True) if not one]
-    return mark + "&".join(kept) if kept else ""
+    pairs = [(pair.partition("=")[0].lower(), pair) for pair in query.split("&")]
+    kept = [(name, pair) for name, pair in pairs if not _is_secret(name)]
+    if len(kept) < len(pairs):
+        kept = [(name, pair) for name, pair in kept if name not in _OF_SIGNATURE]
+    parameters = "&".join(pair for _, pair in kept)
+    return mark + parameters if parameters else ""
 
 
 def has_secrets(text: str) -> bool:

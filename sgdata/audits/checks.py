@@ -24,6 +24,7 @@ from sgdata.types import Array, Contract
 
 # A 60 m pixel resampled to 10 m reaches 60 m to either side: nearer samples share measurements.
 REACH_M = 120.0
+SHARED, SAME_PLACE, DISTANCE = "shared pixels", "same place, other date", "distance between splits"
 # With three expected samples a class is missing from a split by chance in 5 % of cases (Poisson).
 EXPECTED = 3.0
 # Single samples may show calm water in one band; a band that is constant in 5 % of them is broken.
@@ -112,6 +113,21 @@ class Totals:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """Samples with one footprint and one date.
+
+    Attributes:
+        footprint: their ground.
+        date: ISO date of their images.
+        keys: their keys.
+    """
+
+    footprint: Footprint
+    date: str | None
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Days:
     """ISO dates of the first image, the last image and the labels."""
 
@@ -180,43 +196,51 @@ def readable(evidence: Evidence) -> Check:
 
 def ground(evidence: Evidence) -> tuple[Check, ...]:
     """Check for shared pixels, the same place on another date, and the distance between splits."""
-    names = ("shared pixels", "same place, other date", "distance between splits")
-    placed = {split: _places(held) for split, held in evidence.splits.items()}
-    if len(placed) < 2 or not all(placed.values()):
-        state: State = "not applicable" if len(placed) < 2 else "undecided"
-        why = "there is one split only" if len(placed) < 2 else "not every split has coordinates"
-        return tuple(_check(name, state, why) for name in names)
-    hit: dict[str, set[str]] = {name: set() for name in names}
-    figures: dict[str, dict[str, float]] = {}
-    for (one, a), (other, b) in combinations(placed.items(), 2):
-        met = proximity.compare(*(proximity.columns([footprint for footprint, _ in places]) for places in (a, b)))
-        days, keys = ([day for _, day in a], [day for _, day in b]), list(b.values())
-        for i, j in met.shared.tolist():
-            # Unknown dates count as the same, the worse case.
-            same = days[0][i] == days[1][j] or None in (days[0][i], days[1][j])
-            hit[names[0 if same else 1]].update(keys[j])
-        for j in np.flatnonzero(met.nearest_m < REACH_M).tolist():
-            hit[names[2]].update(keys[j])
-        middle, least = float(np.median(met.nearest_m)), float(met.nearest_m.min())
-        figures[f"{one} to {other}"] = {"nearest_m": round(least, 1), "median_m": round(middle, 1)}
-    messages = (
-        "samples share ground, of the same day or of unknown ones, with another split",
-        "samples show ground that another split shows on another day",
-        f"samples lie within {REACH_M:.0f} m of another split, as far as a resampled 60 m pixel reaches",
-    )
-    return tuple(
-        _found(name, sorted(hit[name]), words, {} if name != names[2] else figures)
-        for name, words in zip(names, messages, strict=True)
+    names = (SHARED, SAME_PLACE, DISTANCE)
+    placed = {split: _places(facts) for split, facts in evidence.splits.items()}
+    if len(placed) < 2:
+        return tuple(_check(name, "not applicable", "there is one split only") for name in names)
+    if not all(placed.values()):
+        return tuple(_check(name, "undecided", "not every split has coordinates") for name in names)
+    keys: dict[str, set[str]] = {name: set() for name in names}
+    distances: dict[str, dict[str, float]] = {}
+    for (one, first), (other, second) in combinations(placed.items(), 2):
+        near = proximity.compare(_columns(first), _columns(second))
+        for i, j in near.shared.tolist():
+            keys[SHARED if _same_day(first[i].date, second[j].date) else SAME_PLACE].update(second[j].keys)
+        for j in np.flatnonzero(near.nearest_m < REACH_M).tolist():
+            keys[DISTANCE].update(second[j].keys)
+        least, middle = float(near.nearest_m.min()), float(np.median(near.nearest_m))
+        distances[f"{one} to {other}"] = {"nearest_m": round(least, 1), "median_m": round(middle, 1)}
+    message = f"samples lie within {REACH_M:.0f} m of another split, as far as a resampled 60 m pixel reaches"
+    return (
+        _found(
+            SHARED,
+            sorted(keys[SHARED]),
+            "samples share ground, of the same day or of unknown ones, with another split",
+            {},
+        ),
+        _found(SAME_PLACE, sorted(keys[SAME_PLACE]), "samples show ground that another split shows on another day", {}),
+        _found(DISTANCE, sorted(keys[DISTANCE]), message, distances),
     )
 
 
-def _places(held: Iterable[Facts]) -> dict[tuple[Footprint, str | None], list[str]]:
-    """Group sample keys by place and date, so that a place with a hundred samples is compared once."""
-    places: dict[tuple[Footprint, str | None], list[str]] = defaultdict(list)
-    for facts in held:
-        if facts.footprint:
-            places[facts.footprint, facts.date].append(facts.key)
-    return dict(places)
+def _same_day(one: str | None, other: str | None) -> bool:
+    # Unknown dates count as the same, the worse case.
+    return one == other or one is None or other is None
+
+
+def _columns(places: Sequence[Place]) -> proximity.Footprints:
+    return proximity.columns([place.footprint for place in places])
+
+
+def _places(facts: Iterable[Facts]) -> list[Place]:
+    """Group samples by footprint and date, so that a place with a hundred samples is compared once."""
+    keys: dict[tuple[Footprint, str | None], list[str]] = defaultdict(list)
+    for each in facts:
+        if each.footprint:
+            keys[each.footprint, each.date].append(each.key)
+    return [Place(footprint=footprint, date=date, keys=tuple(names)) for (footprint, date), names in keys.items()]
 
 
 def copies(evidence: Evidence) -> tuple[Check, ...]:
@@ -269,19 +293,23 @@ def coverage(evidence: Evidence) -> Check:
     """Check for classes that a split lacks although its number of samples should contain some."""
     name, space = "class coverage", evidence.contract.label_space
     splits = evidence.splits
-    counts = {part: Counter(c for f in held for c in f.classes if c != space.ignore) for part, held in splits.items()}
-    if len(splits) < 2 or not any(counts.values()):
+    # Samples with a class, by split.
+    counts = {split: Counter(label for each in facts for label in each.classes) for split, facts in splits.items()}
+    if len(splits) < 2 or not any(labels.keys() - {space.ignore} for labels in counts.values()):
         return _check(name, "not applicable", "there is one split only, or there are no labels")
-    titles = dict(zip(space.ids, space.names, strict=True))
     missing: list[str] = []
     rare: list[str] = []
-    for number in space.ids:
-        share = sum(held[number] for held in counts.values()) / len(evidence.facts)
-        for part, held in splits.items():
-            if not counts[part][number] and share:
-                (missing if share * len(held) >= EXPECTED else rare).append(f"{titles[number]} from {part}")
-    message = f"missing: {', '.join(missing) or 'none'}" + (f"; too rare to tell: {', '.join(rare)}" if rare else "")
-    figures = {part: {titles[n]: held[n] for n in space.ids if n in titles} for part, held in counts.items()}
+    for label, title in zip(space.ids, space.names, strict=True):
+        share = sum(counts[split][label] for split in splits) / len(evidence.facts)
+        for split, facts in splits.items():
+            if share and not counts[split][label]:
+                expected = share * len(facts)
+                (missing if expected >= EXPECTED else rare).append(f"{title} from {split}")
+    message = f"missing: {', '.join(missing) or 'none'}"
+    if rare:
+        message += f"; too rare to tell: {', '.join(rare)}"
+    titles = dict(zip(space.ids, space.names, strict=True))
+    figures = {split: {titles[n]: labels[n] for n in space.ids if n in titles} for split, labels in counts.items()}
     return _check(name, bool(missing), message, figures)
 
 

@@ -41,11 +41,11 @@ def unchanged(folder: Path, recipe: bytes) -> None:
     """Raise OutputError, naming the first difference, if the folder has a finished build of another recipe (TOML)."""
     recipe_file = folder / files.RECIPE
     if files.is_finished(folder) and recipe_file.exists():
-        held, wanted = files.read_plain(recipe_file), tomllib.loads(recipe.decode())
+        stored, wanted = files.read_plain(recipe_file), tomllib.loads(recipe.decode())
         # The default output folder does not affect the data.
-        keys = [key for key in held | wanted if key != "out" and held.get(key) != wanted.get(key)]
+        keys = [key for key in stored | wanted if key != "out" and stored.get(key) != wanted.get(key)]
         if keys:
-            differs = f"{keys[0]} is {wanted.get(keys[0])}, was {held.get(keys[0])}"
+            differs = f"{keys[0]} is {wanted.get(keys[0])}, was {stored.get(keys[0])}"
             raise OutputError(f"{folder}: holds a build of another recipe ({differs:.300}); choose another --out")
 
 

@@ -38,10 +38,10 @@ def blocks(build: Path, folder: Path, more: Mapping[str, Path] | None = None) ->
     `more` are further class rasters on its grid, by title.
     """
     contract, planned = contracts.read(build), lock.read(build / lock.NAME)
-    found = {"Labels": build / build_folder.LABELS, "Source of the label": build / build_folder.LABEL_SOURCE} | dict(
+    rasters = {"Labels": build / build_folder.LABELS, "Source of the label": build / build_folder.LABEL_SOURCE} | dict(
         more or {}
     )
-    rasters_of_classes = {title: path for title, path in found.items() if path.exists()}
+    rasters_of_classes = {title: path for title, path in rasters.items() if path.exists()}
     planes = [
         raster_tiles.Plane(name=b.name, path=build / build_folder.IMAGE, band=n)
         for n, b in enumerate(contract.bands, 1)
@@ -75,7 +75,7 @@ def _map(
     for *box, split in rows:
         boxes.setdefault(split, []).append((box[0], box[1], box[2], box[3]))
     keys = {layer["name"]: layer.pop("keys") for layer in layers[1:]}
-    keys["patches"] = tuple((charts.colour(split), f"{split} ({len(found)})") for split, found in boxes.items())
+    keys["patches"] = tuple((charts.colour(split), f"{split} ({len(windows)})") for split, windows in boxes.items())
     overviews = [written.overview[name] for name in names]
     limits = [true_colour.limits(values[values > 0], (1, 99)) for values in overviews]
     spec = {
@@ -112,7 +112,7 @@ def _classes(title: str, path: Path, space: LabelSpace) -> Layer:
         names = {int(key[6:]): name for key, name in raster.tags().items() if key.startswith("class_")}
         colours = {value: "#{:02x}{:02x}{:02x}".format(*raster.colormap(1)[value]) for value in sorted(names)}
     if not names:
-        names, colours = (dict(zip(space.ids, held, strict=True)) for held in (space.names, space.palette.values()))
+        names, colours = (dict(zip(space.ids, values, strict=True)) for values in (space.names, space.palette.values()))
     keys = tuple((colours[value], names[value]) for value in colours)
     name = file_name(path.stem)
     return {"name": name, "plane": name, "title": title, "colours": colours, "names": names, "keys": keys}
@@ -130,8 +130,8 @@ def _provenance(planned: Lock, overview: Mapping[str, Array]) -> list[Layer]:
     layers: list[Layer] = [{"name": name, "plane": name, "title": "Scene", **chosen}]
     titles = ("Valid observations", "Date", "Score")
     for name, title in zip(build_folder.PROVENANCE_BANDS[1:], titles, strict=True):
-        held = overview[name][overview[name] != NO_VALUE]
-        low, high = (int(held.min()), int(held.max())) if held.size else (0, 1)
+        values = overview[name][overview[name] != NO_VALUE]
+        low, high = (int(values.min()), int(values.max())) if values.size else (0, 1)
         layer: Layer = {"name": name, "plane": name, "title": title, "ramp": [low, high, *RAMP], "missing": NO_VALUE}
         ends = (str(low), str(high))
         if title == "Date":

@@ -35,7 +35,7 @@ def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
             if old.name in {MARK, ".lock"}:
                 continue
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-        found = blocks(path, out, {str(layer): _raster(layer, path) for layer in layers})
+        parts = blocks(path, out, {str(layer): _raster(layer, path) for layer in layers})
         contract = contracts.read(path) if (path / files.CONTRACT).exists() else None
         audit = [tables.audited(findings.read(path / findings.NAME))] if (path / findings.NAME).exists() else []
         subject = f", {contract.dataset} {contract.version}" if contract else ""
@@ -43,7 +43,7 @@ def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
             out / INDEX,
             title=path.resolve().name,
             intro=f"Written by sgdata show{subject}. The page opens from disk and loads nothing from the network.",
-            blocks=[*audit, *found],
+            blocks=[*audit, *parts],
         )
         files.write_sums(out)
     return made
@@ -71,18 +71,18 @@ def write_demo(path: Path, out: Path, figures: Sequence[tuple[str, str, str]]) -
     )
 
 
-def _raster(layer: Path, path: Path) -> Path:
-    """Return the raster of a layer. Raises SourceError unless it is on the grid of the build `path`."""
-    found = files.existing(layer / "classes.tif" if layer.is_dir() else layer, "a map on the grid of a build")
+def _raster(layer: Path, build: Path) -> Path:
+    """Return the raster of a layer. Raises SourceError unless it is on the grid of `build`."""
+    raster = files.existing(layer / "classes.tif" if layer.is_dir() else layer, "a map on the grid of a build")
     with (
-        geotiff.opened(str(found)) as one,
-        geotiff.opened(str(files.existing(path / build_folder.IMAGE, "a build"))) as two,
+        geotiff.opened(str(raster)) as one,
+        geotiff.opened(str(files.existing(build / build_folder.IMAGE, "a build"))) as two,
     ):
         if (one.crs, one.transform, one.shape) != (two.crs, two.transform, two.shape):
-            raise SourceError(f"{found}: {one.shape} in {one.crs} is another grid than that of {path}, {two.shape}")
-    if found.stem in {Path(name).stem for name in (build_folder.LABELS, build_folder.LABEL_SOURCE)}:
-        raise SourceError(f"{found}: the build has a layer of that name; rename the file")
-    return found
+            raise SourceError(f"{raster}: {one.shape} in {one.crs} is another grid than that of {build}, {two.shape}")
+    if raster.stem in {Path(name).stem for name in (build_folder.LABELS, build_folder.LABEL_SOURCE)}:
+        raise SourceError(f"{raster}: the build has a layer of that name; rename the file")
+    return raster
 
 
 def blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[html.Block]:
@@ -91,15 +91,15 @@ def blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[html.Block
         return build.blocks(path, out, layers)
     if (path / files.INDEX).exists():
         return samples.blocks(path, out)
-    found = ledger.blocks(files.read_plain(path / run.LEDGER)) if (path / run.LEDGER).exists() else []
+    parts = ledger.blocks(files.read_plain(path / run.LEDGER)) if (path / run.LEDGER).exists() else []
     if (path / run.METRICS).exists():
-        return found + run.blocks(path, out)
+        return parts + run.blocks(path, out)
     # The runs of a ledger are in sub-folders.
     for metrics in sorted([*path.glob(f"*/{run.METRICS}"), *path.glob(f"runs/*/{run.METRICS}")]):
-        found += run.blocks(metrics.parent, out, f"{metrics.parent.name}: ")
-    if not found:
+        parts += run.blocks(metrics.parent, out, f"{metrics.parent.name}: ")
+    if not parts:
         raise SourceError(
             f"{path}: holds none of {build_folder.IMAGE} (a build), {files.INDEX} (shards or a release), "
             f"{run.METRICS} (a run) and {run.LEDGER}; expected the folder that a command wrote"
         )
-    return found
+    return parts

@@ -15,27 +15,27 @@ INTERVAL = "In brackets: 95 % interval, Student's t over seeds; of one seed, boo
 
 def blocks(document: dict[str, Any]) -> list[html.Block]:
     """Return for each table its conclusions, its figures as chart and table, the audit of its data and its runs."""
-    found: list[html.Block] = []
+    parts: list[html.Block] = []
     for table in document["tables"]:
         name = table["name"]
         if table["sentences"]:
             said = tuple((sentence,) for sentence in table["sentences"])
-            found.append(html.Table(title=f"{name}: what follows", columns=("computed from the figures",), rows=said))
-        found += [chart for metric in table["metrics"] if (chart := _chart(table, metric))]
-        found.append(html.Table(title=name, columns=columns(table), rows=lines(table), caption=_caption(table)))
+            parts.append(html.Table(title=f"{name}: what follows", columns=("computed from the figures",), rows=said))
+        parts += [chart for metric in table["metrics"] if (chart := _chart(table, metric))]
+        parts.append(html.Table(title=name, columns=columns(table), rows=lines(table), caption=_caption(table)))
         if table["audit"]:
             rows = tuple((each["check"], each["message"]) for each in table["audit"])
-            found.append(html.Table(title=f"{name}: audit of its data", columns=("check", "finding"), rows=rows))
+            parts.append(html.Table(title=f"{name}: audit of its data", columns=("check", "finding"), rows=rows))
     absent = tuple(_absent(document))
     if absent:
         heads = ("file or folder", "where it lives", "licence", "checksum")
         caption = "Put them under this name into the folder of --weights, and the same command makes their rows."
-        found.append(html.Table(title=ABSENT, columns=heads, rows=absent, caption=caption))
+        parts.append(html.Table(title=ABSENT, columns=heads, rows=absent, caption=caption))
     runs = tuple(_runs(document))
     if runs:
         names = ("table", "row", "program", "seed", "folder", "SHA-256 of the resolved recipe")
-        found.append(html.Table(title="Runs", columns=names, rows=runs))
-    return found
+        parts.append(html.Table(title="Runs", columns=names, rows=runs))
+    return parts
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -65,20 +65,22 @@ def _line(table: dict[str, Any], row: dict[str, Any]) -> tuple[str, ...]:
         each = row["figures"][name]
         state = "" if number or row["state"] == "run" else row["state"]
         cells += [_number(each["published"]), _measured(each) or state]
-    cost = row.get("cost")
-    steps = f"{cost['steps_before']:,} + {cost['steps']:,}" if cost and cost["steps_before"] else ""
-    none = "no finding" if table["audited"] else "not audited"
-    findings = ", ".join(each["check"] for each in table["audit"]) or none
-    return (
-        row["name"],
-        row["start"],
-        *cells,
-        str(len(row["figures"][table["metrics"][0]]["values"]) or ""),
-        f"{cost['parameters']:,}" if cost else "",
-        steps or (f"{cost['steps']:,}" if cost else ""),
-        ", ".join(row["reasons"]),
-        findings if row["state"] == "run" else "",
-    )
+    seeds = len(row["figures"][table["metrics"][0]]["values"])
+    parameters, steps = _cost(row["cost"]) if "cost" in row else ("", "")
+    findings = _findings(table) if row["state"] == "run" else ""
+    return (row["name"], row["start"], *cells, str(seeds or ""), parameters, steps, ", ".join(row["reasons"]), findings)
+
+
+def _cost(cost: dict[str, Any]) -> tuple[str, str]:
+    """Return parameters and steps; those of the runs before come first."""
+    before = f"{cost['steps_before']:,} + " if cost["steps_before"] else ""
+    return f"{cost['parameters']:,}", f"{before}{cost['steps']:,}"
+
+
+def _findings(table: dict[str, Any]) -> str:
+    if not table["audited"]:
+        return "not audited"
+    return ", ".join(each["check"] for each in table["audit"]) or "no finding"
 
 
 def _number(value: float | None) -> str:

@@ -67,10 +67,10 @@ def _strips(planes: Sequence[Plane], shape: tuple[int, int]) -> Iterator[tuple[i
     from rasterio.windows import Window
 
     with ExitStack() as stack:
-        held = {path: stack.enter_context(geotiff.opened(str(path))) for path in {plane.path for plane in planes}}
+        datasets = {path: stack.enter_context(geotiff.opened(str(path))) for path in {plane.path for plane in planes}}
         for strip in grids.tiles(shape, 512, shape[1]):
             window = Window(0, strip.row, strip.width, strip.height)
-            yield strip.row, np.stack([held[p.path].read(p.band, window=window).astype(np.uint16) for p in planes])
+            yield strip.row, np.stack([datasets[p.path].read(p.band, window=window).astype(np.uint16) for p in planes])
 
 
 def _write_tiles(folder: Path, row: int, strip: Array) -> None:

@@ -30,7 +30,7 @@ def blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
     # A dict, for the order of the log: a set has none.
     names = {name: None for step in steps for name in step}
     kinds = {name: _kind(name) for name in names}
-    found: list[html.Block] = []
+    parts: list[html.Block] = []
     for kind, title in (("loss", "Loss"), ("validation", "Validation"), ("lr", "Learning rate")):
         series = {name: _series(steps, name) for name in names if kinds[name] == kind}
         # One point is no line; the last figures stand in the table below.
@@ -38,7 +38,7 @@ def blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
         if series:
             keys = tuple(zip(charts.SERIES, series, strict=False))
             figure = charts.lines(series, "step")
-            found.append(html.Chart(title=title, figure=figure, label=chart_summary(title, series), keys=keys))
+            parts.append(html.Chart(title=title, figure=figure, label=chart_summary(title, series), keys=keys))
     # Twelve lines in one chart are none: their ends do.
     bands = tuple(
         (name.removeprefix("loss_"), *(f"{points[at][1]:.4f}" for at in (0, -1)))
@@ -46,10 +46,10 @@ def blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
         if kinds[name] == "band" and (points := _series(steps, name))
     )
     if bands:
-        found.append(html.Table(title="Loss per band", columns=("band", "first", "last"), rows=bands))
+        parts.append(html.Table(title="Loss per band", columns=("band", "first", "last"), rows=bands))
     kind = "pretrain" if "loss_token" in names else "segment"
-    found += [*_results(run), *last_picture(run, folder, *PICTURES[kind])]
-    return [replace(block, title=prefix + block.title) for block in found]
+    parts += [*_results(run), *last_picture(run, folder, *PICTURES[kind])]
+    return [replace(block, title=prefix + block.title) for block in parts]
 
 
 def _kind(name: str) -> str:
@@ -79,20 +79,20 @@ def _results(run: Path) -> list[html.Block]:
     colours = dict(zip(space.names, space.palette.values(), strict=True))
     plain = {name: _text(value) for name, value in results.items() if name != "confusion"}
     rows = tuple((name, text) for name, text in plain.items() if text)
-    found: list[html.Block] = [html.Table(title="Figures", columns=("figure", "value"), rows=rows)]
-    for name, held in results.items():
-        if isinstance(held, dict) and all(isinstance(value, int | float | None) for value in held.values()):
+    parts: list[html.Block] = [html.Table(title="Figures", columns=("figure", "value"), rows=rows)]
+    for name, values in results.items():
+        if isinstance(values, dict) and all(isinstance(value, int | float | None) for value in values.values()):
             # In the order of the label space: a document of ours is sorted by name.
-            order = [*(key for key in space.names if key in held), *(key for key in held if key not in colours)]
-            bars = tuple((key, colours.get(key, charts.SERIES[0]), (held[key],)) for key in order)
-            found.append(html.Bars(title=name.replace("_", " "), columns=("",), bars=bars))
+            order = [*(key for key in space.names if key in values), *(key for key in values if key not in colours)]
+            bars = tuple((key, colours.get(key, charts.SERIES[0]), (values[key],)) for key in order)
+            parts.append(html.Bars(title=name.replace("_", " "), columns=("",), bars=bars))
     if "confusion" in results:
         # Numbers where the model's classes are not those of the data, as after remapping.
         counts = tuple(tuple(row) for row in _square(results["confusion"], run / RESULTS))
         names = space.names if len(space.names) == len(counts) else tuple(str(n) for n in range(len(counts)))
         caption = "A row per true class, a column per predicted one; percent of the row, counts on hovering."
-        found.append(html.Matrix(title="Confusion matrix", names=names, counts=counts, caption=caption))
-    return found
+        parts.append(html.Matrix(title="Confusion matrix", names=names, counts=counts, caption=caption))
+    return parts
 
 
 def _square(counts: Any, path: Path) -> list[list[int]]:

@@ -92,9 +92,9 @@ def _shares(source: Path, rows: Sequence[tar_format.Row], contract: Contract) ->
     masked = "mask_offset" in rows[0]
     for row in spread(rows, MASKS) if masked else rows:
         values = tar_format.read_sample(source, row).arrays["mask"] if masked else np.array(row["labels"], int)
-        found = np.bincount(values.ravel().astype(int), minlength=256)
-        counts[row["split"]] = counts.get(row["split"], 0) + found
-    if not any(held.sum() for held in counts.values()):
+        histogram = np.bincount(values.ravel().astype(int), minlength=256)
+        counts[row["split"]] = counts.get(row["split"], 0) + histogram
+    if not any(column.sum() for column in counts.values()):
         return []
     of = f"Of the pixels of {min(len(rows), MASKS):,} samples." if masked else "Of the labels given."
     return [tables.shares(contract.label_space, counts, caption=of)]
@@ -107,7 +107,7 @@ def _outlines(rows: Sequence[tar_format.Row]) -> list[html.Block]:
         boxes.setdefault(row["split"], []).append((row["west"], row["south"], row["east"], row["north"]))
     if not boxes:
         return []
-    edges = np.array([box for held in boxes.values() for box in held])
+    edges = np.array([box for windows in boxes.values() for box in windows])
     (west, south), (east, north) = edges[:, :2].min(axis=0), edges[:, 2:].max(axis=0)
     keys = tuple((charts.colour(split), split) for split in boxes)
     label = f"Outlines by split, {west:.3f} to {east:.3f} degrees east, {south:.3f} to {north:.3f} degrees north"

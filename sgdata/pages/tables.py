@@ -19,9 +19,9 @@ def shares(space: LabelSpace, counts: Mapping[str, Array], *, caption: str = "")
     if space.ignore is not None:
         lines.append(("unmapped", "#808080", space.ignore))
     # A split without labels has shares of 0, so that its column is kept.
-    totals = {column: max(int(held.sum()), 1) for column, held in counts.items()}
+    totals = {column: max(int(column_counts.sum()), 1) for column, column_counts in counts.items()}
     bars = tuple(
-        (name, colour, tuple(int(held[value]) / totals[column] for column, held in counts.items()))
+        (name, colour, tuple(int(column_counts[value]) / totals[column] for column, column_counts in counts.items()))
         for name, colour, value in lines
     )
     return html.Bars(title="Class shares", columns=tuple(counts), bars=bars, caption=caption)
@@ -47,18 +47,18 @@ def statistics(contract: Contract) -> html.Table:
     return html.Table(title="Bands", columns=("band", "nm", "native m", *columns, "pixels"), rows=rows, caption=caption)
 
 
-def contract(held: Contract, more: Mapping[str, str]) -> html.Table:
+def contract(dataset: Contract, more: Mapping[str, str]) -> html.Table:
     """Return a table of the contract, with the rows `more` appended."""
     # The first digits of the fingerprint suffice to distinguish datasets.
     facts = {
-        "dataset": f"{held.dataset} {held.version}",
-        "bands": " ".join(band.name for band in held.bands),
-        "level, no data": f"{held.level}, {held.nodata}",
-        "shape": "varies" if held.shape is None else " x ".join(str(size) for size in held.shape),
-        "resampling": f"{held.resampling}, version {held.resampling_version}",
-        "label space": f"{held.label_space.name}, {len(held.label_space.ids)} classes",
-        "samples": ", ".join(f"{split} {count:,}" for split, count in held.splits.items()) or "none",
-        "fingerprint": held.fingerprint[:16] or "none",
+        "dataset": f"{dataset.dataset} {dataset.version}",
+        "bands": " ".join(band.name for band in dataset.bands),
+        "level, no data": f"{dataset.level}, {dataset.nodata}",
+        "shape": "varies" if dataset.shape is None else " x ".join(str(size) for size in dataset.shape),
+        "resampling": f"{dataset.resampling}, version {dataset.resampling_version}",
+        "label space": f"{dataset.label_space.name}, {len(dataset.label_space.ids)} classes",
+        "samples": ", ".join(f"{split} {count:,}" for split, count in dataset.splits.items()) or "none",
+        "fingerprint": dataset.fingerprint[:16] or "none",
     }
     return html.Table(title="Contract", columns=("what", "value"), rows=tuple((facts | dict(more)).items()))
 

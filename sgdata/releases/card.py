@@ -59,11 +59,11 @@ def _labels(shipment: Shipment) -> Table | None:
     space = shipment.contract.label_space
     if not space.ids:
         return None
-    shown = next((c.figures for c in shipment.report.checks if c.name == "class coverage"), {})
+    classes = list(zip(space.ids, space.names, strict=True))
+    by_split = next((check.figures for check in shipment.report.checks if check.name == "class coverage"), {})
+    splits = [split for split in shipment.contract.splits if split in by_split]
+    if splits:
+        heads = ("id", "class", *(f"samples in {split}" for split in splits))
+        return heads, [(number, name, *(by_split[split].get(name, 0) for split in splits)) for number, name in classes]
     counts = Counter(label for row in shipment.rows for label in row["labels"])
-    splits = [split for split in shipment.contract.splits if split in shown]
-    rows = [
-        (number, name, *([shown[split].get(name, 0) for split in splits] or [counts[number] or ""]))
-        for number, name in zip(space.ids, space.names, strict=True)
-    ]
-    return ("id", "class", *([f"samples in {split}" for split in splits] or ["samples"])), rows
+    return ("id", "class", "samples"), [(number, name, counts[number] or "") for number, name in classes]

@@ -88,9 +88,9 @@ def simulate(
 def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
     scenes = plan.scenes(what)
     place = ground.build(what)
-    held = osm_xml.elements(place)
-    files.write(out / "osm" / "city.osm", osm_xml.xml(held))
-    answer = osm_xml.overpass(held)
+    osm = osm_xml.elements(place)
+    files.write(out / "osm" / "city.osm", osm_xml.xml(osm))
+    answer = osm_xml.overpass(osm)
     files.write(out / "osm" / "overpass.json", answer)
     work.mkdir(parents=True, exist_ok=True)
     (work / "city.osm.pbf").unlink(missing_ok=True)
@@ -101,8 +101,8 @@ def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
     windows = list(grids.tiles(what.granule.shape, truth.TILE))
     every = surface.layers(place)
     tree = shapely.STRtree([layer.outline for layer in every])
-    found = ((window, surface.near(tree, every, truth.grown(what.granule, window))) for window in windows)
-    maps = pool.run(partial(_paint, what, work), found, workers=workers)
+    layers = ((window, surface.near(tree, every, truth.grown(what.granule, window))) for window in windows)
+    maps = pool.run(partial(_paint, what, work), layers, workers=workers)
     drawn = {name: cogs.writing(out / "truth" / f"{name}.tif", what.area, (name,), "uint8", None) for name in MAPS}
     _write_truth(drawn, what, windows, progress.track(maps, label="ground", total=len(windows)))
 
@@ -110,7 +110,7 @@ def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
         pool.run(partial(_photograph, what, out, work), scenes, workers=workers), label="scenes", total=len(scenes)
     )
     _write_catalogue(out, what, scenes, {one.id: counts for one, counts in zip(scenes, shots, strict=True)})
-    # The second epoch is no part of the truth that a composite of the first is held against.
+    # The second epoch is no part of the truth that a composite of the first is compared with.
     days = [one.time.timetuple().tm_yday for one in scenes if one.epoch == 1]
     medians = pool.run(partial(_median, work, days), windows, workers=workers)
     kept = {
@@ -189,11 +189,11 @@ def _kept(work: Path, window: Window) -> Path:
 
 def _paint(what: Plan, work: Path, item: tuple[Window, list[Layer]]) -> dict[str, Array]:
     """Keep both epochs' surfaces of a tile for the scenes to come; returns its part of the truth maps."""
-    window, found = item
+    window, layers = item
     around = truth.grown(what.granule, window)
-    arrays = {"change": surface.changes(found, around)}
+    arrays = {"change": surface.changes(layers, around)}
     for epoch in (1, 2):
-        below = surface.paint(found, around, seed=what.seed, epoch=epoch)
+        below = surface.paint(layers, around, seed=what.seed, epoch=epoch)
         arrays |= {f"{name}_{epoch}": value for name, value in vars(below).items()}
     np.savez(_kept(work, window), **arrays)  # type: ignore[arg-type]
     return {name: truth.inside(arrays[key])[None] for name, key in MAPS.items()}

@@ -173,10 +173,10 @@ def changes(sketch: Sketch) -> None:
     shapely.prepare(inside)
     built = shapely.STRtree([a.geometry for a in sketch.areas if a.kind == "residential"])
     for old, new, share in CHANGES:
-        found: list[Any] = [a.geometry for a in sketch.areas if a.kind == old and 4000 < a.geometry.area < 90_000]
-        found = [geometry for geometry in found if inside.contains(geometry)]
-        rng.shuffle(found)
+        outlines: list[Any] = [a.geometry for a in sketch.areas if a.kind == old and 4000 < a.geometry.area < 90_000]
+        outlines = [geometry for geometry in outlines if inside.contains(geometry)]
+        rng.shuffle(outlines)
         if new in ("new_houses", "new_works"):
-            found = [geometry for geometry in found if len(built.query(geometry, "dwithin", 150))]
-        before = np.cumsum([0.0, *(geometry.area for geometry in found)])[:-1]
-        sketch.add(new, list(compress(found, before < share * area.area)), rng, epoch=2)
+            outlines = [geometry for geometry in outlines if len(built.query(geometry, "dwithin", 150))]
+        before = np.cumsum([0.0, *(geometry.area for geometry in outlines)])[:-1]
+        sketch.add(new, list(compress(outlines, before < share * area.area)), rng, epoch=2)

@@ -136,8 +136,8 @@ def root() -> dict[str, Any]:
 
 def _template(name: str) -> dict[str, Any]:
     """Return the constant part of a catalogue, collection or item."""
-    found: dict[str, Any] = catalog.document("simulated_stac")[name]
-    return found
+    layout: dict[str, Any] = catalog.document("simulated_stac")[name]
+    return layout
 
 
 # --- the same items as other providers write them ------------------------------------------

@@ -84,44 +84,44 @@ def _area(out: Elements, area: Area, degrees: Any) -> None:
     out.relations.append((members, {"type": "multipolygon"} | tags))
 
 
-def overpass(held: Elements) -> bytes:
+def overpass(osm: Elements) -> bytes:
     """Return the response of an Overpass server to a query for everything, `out body`."""
     # Overpass may answer in any order; nodes first, as its `out body` and the XML both do.
-    found: list[dict[str, Any]] = [
-        {"type": "node", "id": number, "lat": y / 1e7, "lon": x / 1e7} for (x, y), number in held.nodes.items()
+    entries: list[dict[str, Any]] = [
+        {"type": "node", "id": number, "lat": y / 1e7, "lon": x / 1e7} for (x, y), number in osm.nodes.items()
     ]
-    for number, (refs, tags) in enumerate(held.ways, FIRST_WAY):
-        found.append({"type": "way", "id": number, "nodes": refs} | ({"tags": tags} if tags else {}))
-    for number, (members, tags) in enumerate(held.relations, FIRST_RELATION):
+    for number, (refs, tags) in enumerate(osm.ways, FIRST_WAY):
+        entries.append({"type": "way", "id": number, "nodes": refs} | ({"tags": tags} if tags else {}))
+    for number, (members, tags) in enumerate(osm.relations, FIRST_RELATION):
         listed = [{"type": "way", "ref": ref, "role": role} for ref, role in members]
-        found.append({"type": "relation", "id": number, "members": listed, "tags": tags})
+        entries.append({"type": "relation", "id": number, "members": listed, "tags": tags})
     answer = {
         "version": 0.6,
         "generator": "sgdata simulate",
         "osm3s": {"timestamp_osm_base": TIMESTAMP, "copyright": "Simulated: no part comes from OpenStreetMap."},
-        "elements": found,
+        "elements": entries,
     }
     return json.dumps(answer, separators=(",", ":")).encode() + b"\n"
 
 
-def xml(held: Elements) -> bytes:
+def xml(osm: Elements) -> bytes:
     """OSM XML 0.6."""
-    return "".join(_xml_lines(held)).encode()
+    return "".join(_xml_lines(osm)).encode()
 
 
-def _xml_lines(held: Elements) -> Iterator[str]:
+def _xml_lines(osm: Elements) -> Iterator[str]:
     stamp = f'version="1" timestamp="{TIMESTAMP}" visible="true"'
     yield '<?xml version="1.0" encoding="UTF-8"?>\n<osm version="0.6" generator="sgdata simulate">\n'
-    x, y = np.array(list(held.nodes)).T / 1e7
+    x, y = np.array(list(osm.nodes)).T / 1e7
     yield f' <bounds minlat="{y.min():.7f}" minlon="{x.min():.7f}" maxlat="{y.max():.7f}" maxlon="{x.max():.7f}"/>\n'
-    for (east, north), number in held.nodes.items():
+    for (east, north), number in osm.nodes.items():
         yield f' <node id="{number}" {stamp} lat="{north / 1e7:.7f}" lon="{east / 1e7:.7f}"/>\n'
-    for number, (refs, tags) in enumerate(held.ways, FIRST_WAY):
+    for number, (refs, tags) in enumerate(osm.ways, FIRST_WAY):
         yield f' <way id="{number}" {stamp}>\n'
         yield from (f'  <nd ref="{ref}"/>\n' for ref in refs)
         yield from _tags(tags)
         yield " </way>\n"
-    for number, (members, tags) in enumerate(held.relations, FIRST_RELATION):
+    for number, (members, tags) in enumerate(osm.relations, FIRST_RELATION):
         yield f' <relation id="{number}" {stamp}>\n'
         yield from (f'  <member type="way" ref="{ref}" role="{role}"/>\n' for ref, role in members)
         yield from _tags(tags)

@@ -112,16 +112,16 @@ Pass = tuple[datetime, str, int]
 
 def passes(start: datetime, end: datetime, partial_platforms: tuple[str, ...]) -> list[Pass]:
     """Overpasses in [start, end), by time; the orbit that covers a part only of the platforms named."""
-    found = []
+    passes = []
     for platform, orbit, anchor in ANCHORS:
         if orbit == PARTIAL_ORBIT and platform not in partial_platforms:
             continue
         # The first pass of the ten-day repeat cycle that is not before `start`.
         time = anchor + timedelta(days=10) * math.ceil((start - anchor) / timedelta(days=10))
         while time < end:
-            found.append((time, platform, orbit))
+            passes.append((time, platform, orbit))
             time += timedelta(days=10)
-    return sorted(found)
+    return sorted(passes)
 
 
 def _spread(candidates: list[Pass], count: int, rng: np.random.Generator) -> list[Pass]:

@@ -76,9 +76,9 @@ def _burned(values: list[tuple[Any, int]], grid: Grid, dtype: str) -> Array:
     return burned
 
 
-def paint(found: Sequence[Layer], grid: Grid, *, seed: int, epoch: int) -> Surface:
+def paint(layers: Sequence[Layer], grid: Grid, *, seed: int, epoch: int) -> Surface:
     """Render the surface of `grid` in an epoch; every pixel is painted, also with class 0."""
-    seen = [layer for layer in found if layer.epoch <= epoch]
+    seen = [layer for layer in layers if layer.epoch <= epoch]
     labelled = [layer for layer in seen if layer.label is not None]
     # Burnt once as numbers of layers: cover and variant are look-ups, and both are sure to come from the same layer.
     index = _burned([(layer.outline, i) for i, layer in enumerate(seen)], grid, "int32")
@@ -89,11 +89,11 @@ def paint(found: Sequence[Layer], grid: Grid, *, seed: int, epoch: int) -> Surfa
     return _textured(grid, seed, cover, variant, label, tagged)
 
 
-def changes(found: Sequence[Layer], grid: Grid) -> Array:
+def changes(layers: Sequence[Layer], grid: Grid) -> Array:
     """(H, W) uint8: what changed between the epochs (`kinds.Kind.change`), where no street lies on top."""
-    changed = _burned([(one.outline, one.change) for one in found if one.change], grid, "uint8")
+    changed = _burned([(one.outline, one.change) for one in layers if one.change], grid, "uint8")
     # What is new under an old street cannot be seen.
-    streets = _burned([(one.outline, 1) for one in found if one.label == 0], grid, "uint8")
+    streets = _burned([(one.outline, 1) for one in layers if one.label == 0], grid, "uint8")
     return np.where(streets == 1, 0, changed).astype(np.uint8)
 
 

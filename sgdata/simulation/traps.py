@@ -23,20 +23,20 @@ FEWEST = 6
 
 def planted(scenes: list[Scene], layout: str) -> dict[str, list[str]]:
     """Item id -> names of the traps in its metadata."""
-    found: dict[str, list[str]] = {one.id: [] for one in scenes}
+    tricks: dict[str, list[str]] = {one.id: [] for one in scenes}
     first = [one for one in scenes if one.epoch == 1]
     if len(first) < FEWEST:
-        return found
+        return tricks
     # Fixed places, not drawn ones: another draw here would change every sky after it.
-    found[first[3].id].append("no-projection")
+    tricks[first[3].id].append("no-projection")
     if layout == "earth-search":
         for one in scenes:
-            if one.index % 2 and not found[one.id]:
-                found[one.id].append("old-projection")
+            if one.index % 2 and not tricks[one.id]:
+                tricks[one.id].append("old-projection")
         # The clearest, or the pixels could not tell and the lie would never come out.
         shifted = [one for one in first if one.baseline >= "04.00"]
-        found[min(shifted, key=lambda one: one.weather.cloud + one.weather.cirrus).id].append("wrong-offset-flag")
-    return found
+        tricks[min(shifted, key=lambda one: one.weather.cloud + one.weather.cirrus).id].append("wrong-offset-flag")
+    return tricks
 
 
 def altered(document: dict[str, Any], names: list[str]) -> dict[str, Any]:

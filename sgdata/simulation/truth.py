@@ -67,12 +67,12 @@ def scene(archive: Path, item_id: str) -> dict[int, Array]:
     Raises SettingError where the archive has no such item.
     """
     what = planned(archive)
-    found = [one for one in plan.scenes(what) if one.id == item_id]
-    if not found:
+    matching = [one for one in plan.scenes(what) if one.id == item_id]
+    if not matching:
         raise SettingError(f"item '{item_id}' is not in {archive}; see its sentinel-2-l2a folder for the ids")
     every = _layers(what)
     tree = shapely.STRtree([layer.outline for layer in every])
-    day = found[0].time.timetuple().tm_yday
+    day = matching[0].time.timetuple().tm_yday
     # The generator that made the archive runs again, tile by tile as then: a second copy of it would prove nothing.
     height, width = what.area.shape
     whole = {
@@ -81,7 +81,7 @@ def scene(archive: Path, item_id: str) -> dict[int, Array]:
     for window in grids.tiles(what.area.shape, TILE):
         around = grown(what.area, window)
         near = surface.near(tree, every, around)
-        below = surface.paint(near, around, seed=what.seed, epoch=found[0].epoch)
+        below = surface.paint(near, around, seed=what.seed, epoch=matching[0].epoch)
         for gsd, bands in native(clear(below, day)).items():
             rows, cols = grid_slices(window, gsd)
             whole[gsd][:, rows, cols] = digital(bands)
