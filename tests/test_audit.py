@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sgdata import sentinel2
-from sgdata.audits import checks, duplicates, gather
+from sgdata.audits import checks, duplicates, evidence, gather
 from sgdata.audits import findings as audit_findings
 from sgdata.cli import app
 from sgdata.errors import SettingError, SourceError
@@ -260,7 +260,7 @@ def test_the_planted_samples_are_named(tmp_path: Path) -> None:
 def test_labels_years_after_the_images(tmp_path: Path) -> None:
     finish.write(clean(), tmp_path, contract=contract())
     what = gather.subject(tmp_path)
-    days = checks.Days(first="2017-04-01", last="2020-04-01", labels="2023-01-01")
+    days = evidence.Days(first="2017-04-01", last="2020-04-01", labels="2023-01-01")
     assert findings(checks.judge(gather.gather(replace(what, days=days)))) == {"label date"}
     near = replace(days, labels="2020-06-01")
     assert not findings(checks.judge(gather.gather(replace(what, days=near))))
@@ -400,10 +400,10 @@ def test_the_command_exits_3_with_findings(tmp_path: Path) -> None:
 def test_a_look_turns_with_the_picture(seed: int, shape: tuple[int, ...], way: int) -> None:
     image = np.random.default_rng(seed).integers(1, 4000, shape).astype(np.uint16)
     turned = np.rot90(image[:, :, ::-1] if way > 3 else image, way % 4, axes=(1, 2))
-    one, other = duplicates.look(image), duplicates.look(turned)
+    one, other = duplicates.thumbnail(image), duplicates.thumbnail(turned)
     assert one is not None
     assert other is not None
-    assert duplicates.alike(np.stack([one, other])) == [(0, 1)]
+    assert duplicates.find_alike(np.stack([one, other])) == [(0, 1)]
     assert dihedral.d4_hash(image) == dihedral.d4_hash(turned)
 
 
@@ -412,7 +412,7 @@ def test_similar_pairs_equal_those_of_a_full_comparison(seed: int) -> None:
     rng = np.random.default_rng(seed)
     images = [rng.integers(1, 4000, (3, 16, 16)) for _ in range(6)]
     images += [np.rot90(images[n], n, axes=(1, 2)) + rng.normal(0, 60 * n, (3, 16, 16)) for n in range(6)]
-    looks = np.stack([seen for seen in map(duplicates.look, images) if seen is not None])
+    looks = np.stack([seen for seen in map(duplicates.thumbnail, images) if seen is not None])
     slow = [
         (i, j)
         for i in range(len(looks))
@@ -424,12 +424,12 @@ def test_similar_pairs_equal_those_of_a_full_comparison(seed: int) -> None:
         )
         < duplicates.NEAR * 127 / 4
     ]
-    assert duplicates.alike(looks) == slow
+    assert duplicates.find_alike(looks) == slow
 
 
 def test_a_flat_picture_looks_like_nothing() -> None:
-    assert duplicates.look(np.full((3, 16, 16), 7)) is None
-    assert duplicates.look(np.ones((3, 5, 16))) is None
+    assert duplicates.thumbnail(np.full((3, 16, 16), 7)) is None
+    assert duplicates.thumbnail(np.ones((3, 5, 16))) is None
 
 
 def square(crs: str, x: float, y: float, side: float) -> Footprint:
@@ -481,16 +481,16 @@ def test_gradients_are_no_copies_of_each_other() -> None:
     """Use hazy water: the same slope in every band, and independent noise."""
     rng = np.random.default_rng(0)
     slope = np.add.outer(np.arange(64), np.arange(64)) * 3.0
-    seen = [duplicates.look(1000 + slope + rng.normal(0, 15, (3, 64, 64))) for _ in range(20)]
-    assert duplicates.alike(np.array(seen)) == []
+    seen = [duplicates.thumbnail(1000 + slope + rng.normal(0, 15, (3, 64, 64))) for _ in range(20)]
+    assert duplicates.find_alike(np.array(seen)) == []
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 7))
-def test_marks_are_those_of_the_ground(seed: int, turn: int) -> None:
+def test_window_hashes_are_those_of_the_ground(seed: int, turn: int) -> None:
     image = np.random.default_rng(seed).integers(1, 4000, (3, 40, 40)).astype(np.uint16)
     moved = np.rot90(image[:, 4:, :-3], turn % 4, axes=(1, 2))[:, :: 1 if turn < 4 else -1]
-    one, other = (set(np.frombuffer(duplicates.marks(each), np.uint64).tolist()) for each in (image, moved))
+    one, other = (set(np.frombuffer(duplicates.window_hashes(each), np.uint64).tolist()) for each in (image, moved))
     assert len(one) == duplicates.MARKS
     assert len(one & other) >= checks.SHARED_MARKS
-    assert duplicates.marks(np.full((3, 40, 40), 7, np.uint16)) == b""
-    assert duplicates.marks(image[:, :4]) == b""
+    assert duplicates.window_hashes(np.full((3, 40, 40), 7, np.uint16)) == b""
+    assert duplicates.window_hashes(image[:, :4]) == b""

@@ -58,7 +58,14 @@ PURE = (
         "scenes.offsets",
     ),
     *("scenes.aoi", "splits.blocks", "splits.proximity"),
-    *("shards.statistics", "shards.histogram", "shards.band_check", "audits.duplicates", "audits.checks"),
+    *(
+        "shards.statistics",
+        "shards.histogram",
+        "shards.band_check",
+        "audits.duplicates",
+        "audits.checks",
+        "audits.evidence",
+    ),
 )
 EDGE_LIBRARIES = {
     *("rasterio", "requests", "pystac", "pystac_client", "osmnx", "osmium", "shutil", "subprocess", "socket"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import date
 from itertools import combinations
 from typing import Any
@@ -16,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from sgdata.audits import duplicates
-from sgdata.audits.findings import SHOWN, Check, Kind, Report, State
+from sgdata.audits.evidence import NEARER, Evidence, Facts, Place
+from sgdata.audits.findings import SHOWN, Check, Report, State
 from sgdata.shards import band_check
 from sgdata.splits import proximity
 from sgdata.splits.proximity import Footprint
-from sgdata.types import Array, Contract
 
 # A 60 m pixel resampled to 10 m reaches 60 m to either side: nearer samples share measurements.
 REACH_M = 120.0
@@ -32,128 +31,16 @@ DEAD_SHARE = 0.05
 # Snow, cloud and desert have no dark pixels either, but are rarely a third of a dataset.
 RAISED, SUSPECT = 0.3, 0.1
 DARK_SHARE = 0.005
-SHARED_MARKS = 2
+SHARED_WINDOWS = 2
 CLIPPED_SHARE = 0.05
 SATURATED_SHARE = 0.01
 UNMAPPED_SHARE = 0.5
 LABEL_GAP_DAYS = 365
 ORDER_MARGIN = 0.1
-# The first band of each triple correlates more with the third than the second does: B8A has the resolution of B07, B04
-# is next to B05. Share of samples that agree, in tiles of eight real scenes: 0.94 to 1 (one 0.73), and 0.56 to 1 (a
-# hazy coast 0.16).
-NEARER = (("B8A", "B08", "B07"), ("B04", "B02", "B05"))
 VOTES, RARE_VOTES = 0.25, 0.05
 # Vegetated pixels needed for a verdict, and the least share of them that is greener than red: real patches have 0.7 to
 # 1, one of December 0.35; with the two bands swapped the share is 1 minus that.
 LEAVES, RED_LEAVES = 2_000, 0.2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
-    """Facts about one sample.
-
-    Attributes:
-        key: key of the sample.
-        split: name of the split.
-        pixels: hash of the pixels.
-        turned: hash of the pixels that is the same for all rotations and mirror images.
-        look: thumbnail for the comparison with others; empty for an image without structure.
-        footprint: ground of the sample.
-        date: ISO date of the image.
-        classes: pixels per class (or 1 per label), ignored ones included.
-        dark: largest share, over bands, of values under reflectance 0.1.
-        dead: bands of one value.
-        marks: `duplicates.marks` of the sample.
-        nearer: votes on the triples of NEARER (None: undecided).
-    """
-
-    key: str
-    split: str
-    pixels: str
-    turned: str
-    look: bytes
-    footprint: Footprint | None
-    date: str | None
-    classes: dict[int, int]
-    dark: float
-    dead: tuple[str, ...]
-    marks: bytes
-    nearer: tuple[bool | None, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Totals:
-    """Sums over all samples, (B,) int64 each.
-
-    Attributes:
-        count: number of valid values.
-        total: their sum.
-        ones: how many of them are 1.
-        saturated: how many of them are saturated.
-        equal: how many of `pairs` are equal.
-        pairs: number of horizontal neighbours.
-        leaves: (2,) vegetated pixels by near infrared, and those of them that are greener than red.
-        low: smallest values.
-        high: largest values.
-    """
-
-    count: Array
-    total: Array
-    ones: Array
-    saturated: Array
-    equal: Array
-    pairs: Array
-    leaves: Array
-    low: Array
-    high: Array
-
-    def __add__(self, other: Totals) -> Totals:
-        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
-        return Totals(**sums | {"low": np.minimum(self.low, other.low), "high": np.maximum(self.high, other.high)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Samples with one footprint and one date.
-
-    Attributes:
-        footprint: their ground.
-        date: ISO date of their images.
-        keys: their keys.
-    """
-
-    footprint: Footprint
-    date: str | None
-    keys: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Days:
-    """ISO dates of the first image, the last image and the labels."""
-
-    first: str
-    last: str
-    labels: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """Input of the checks. `unread` lists (key or file, reason)."""
-
-    kind: Kind
-    contract: Contract
-    facts: tuple[Facts, ...]
-    totals: Totals
-    unread: tuple[tuple[str, str], ...] = ()
-    days: Days | None = None
-
-    @property
-    def splits(self) -> dict[str, list[Facts]]:
-        """Samples by split, train first."""
-        splits: dict[str, list[Facts]] = defaultdict(list)
-        for each in self.facts:
-            splits[each.split].append(each)
-        return dict(sorted(splits.items(), key=lambda part: (part[0] != "train", part[0])))
 
 
 def judge(evidence: Evidence) -> Report:
@@ -166,25 +53,25 @@ def judge(evidence: Evidence) -> Report:
         The report, with one entry per check and the number of checks with findings.
     """
     checks = (
-        readable(evidence),
-        *ground(evidence),
-        *copies(evidence),
-        cropped(evidence),
-        coverage(evidence),
-        unmapped(evidence),
-        dead(evidence),
-        order(evidence),
-        level(evidence),
-        offset(evidence),
-        saturation(evidence),
-        label_date(evidence),
+        check_readable(evidence),
+        *check_ground(evidence),
+        *check_copies(evidence),
+        check_cropped(evidence),
+        check_coverage(evidence),
+        check_unmapped(evidence),
+        check_dead(evidence),
+        check_order(evidence),
+        check_level(evidence),
+        check_offset(evidence),
+        check_saturation(evidence),
+        check_label_date(evidence),
     )
     found = sum(check.state == "finding" for check in checks)
     subject = f"{evidence.contract.dataset} {evidence.contract.version}"
     return Report(subject=subject, kind=evidence.kind, samples=len(evidence.facts), checks=checks, findings=found)
 
 
-def readable(evidence: Evidence) -> Check:
+def check_readable(evidence: Evidence) -> Check:
     """Report files that cannot be used."""
     message = "; ".join(f"{name}: {reason}" for name, reason in evidence.unread[:3]) or "every sample can be read"
     names = [name for name, _ in evidence.unread]
@@ -194,7 +81,7 @@ def readable(evidence: Evidence) -> Check:
 # --- leaks between splits ------------------------------------------------------------------
 
 
-def ground(evidence: Evidence) -> tuple[Check, ...]:
+def check_ground(evidence: Evidence) -> tuple[Check, ...]:
     """Check for shared pixels, the same place on another date, and the distance between splits."""
     names = (SHARED, SAME_PLACE, DISTANCE)
     placed = {split: _places(facts) for split, facts in evidence.splits.items()}
@@ -243,38 +130,41 @@ def _places(facts: Iterable[Facts]) -> list[Place]:
     return [Place(footprint=footprint, date=date, keys=tuple(names)) for (footprint, date), names in keys.items()]
 
 
-def copies(evidence: Evidence) -> tuple[Check, ...]:
+def check_copies(evidence: Evidence) -> tuple[Check, ...]:
     """Check for samples with equal pixels, with rotated or mirrored pixels, and with nearly equal ones."""
     exact, turned = defaultdict(list), defaultdict(list)
     for facts in evidence.facts:
         exact[facts.pixels].append(facts)
         turned[facts.turned].append(facts)
     # One sample per group, or a thousand copies would make half a million pairs.
-    seen = [group[0] for group in turned.values() if group[0].look]
-    looks = np.array([np.frombuffer(facts.look, np.int8) for facts in seen])
-    pairs = duplicates.alike(looks.reshape(len(seen), -1, duplicates.CELLS, duplicates.CELLS)) if len(seen) > 1 else []
+    distinct = [group[0] for group in turned.values() if group[0].thumbnail]
+    pairs: list[tuple[int, int]] = []
+    if len(distinct) > 1:
+        thumbnails = np.array([np.frombuffer(facts.thumbnail, np.int8) for facts in distinct])
+        pairs = duplicates.find_alike(thumbnails.reshape(len(distinct), -1, duplicates.CELLS, duplicates.CELLS))
     return (
         _copied("exact duplicates", [group for group in exact.values() if len(group) > 1]),
         # Without copies that are not rotated, which are reported above.
         _copied("turned copies", [group for group in turned.values() if len({f.pixels for f in group}) > 1]),
-        _copied("near duplicates", [[seen[i], seen[j]] for i, j in pairs]),
+        _copied("near duplicates", [[distinct[i], distinct[j]] for i, j in pairs]),
     )
 
 
-def cropped(evidence: Evidence) -> Check:
+def check_cropped(evidence: Evidence) -> Check:
     """Check for samples of two splits that share pixels at other positions or rotated."""
     facts, shared = evidence.facts, Counter[tuple[int, int]]()
-    owners = np.repeat(np.arange(len(facts)), [len(each.marks) // 8 for each in facts])
-    values = np.frombuffer(b"".join(each.marks for each in facts), np.uint64)
+    owners = np.repeat(np.arange(len(facts)), [len(each.window_hashes) // 8 for each in facts])
+    values = np.frombuffer(b"".join(each.window_hashes for each in facts), np.uint64)
     _, mark, count = np.unique(values, return_inverse=True, return_counts=True)
     again = np.flatnonzero(count[mark] > 1)
     again = again[np.argsort(mark[again], kind="stable")]
     for group in np.split(owners[again], np.flatnonzero(np.diff(mark[again])) + 1):
         for i, j in combinations(group.tolist(), 2):
             # Overlaps within a split are intended, and complete copies are reported above.
-            shared[i, j] += facts[i].split != facts[j].split and facts[i].turned != facts[j].turned
+            if facts[i].split != facts[j].split and facts[i].turned != facts[j].turned:
+                shared[i, j] += 1
     return _copied(
-        "cropped copies", [[facts[i], facts[j]] for (i, j), n in sorted(shared.items()) if n >= SHARED_MARKS]
+        "cropped copies", [[facts[i], facts[j]] for (i, j), n in sorted(shared.items()) if n >= SHARED_WINDOWS]
     )
 
 
@@ -289,7 +179,7 @@ def _copied(name: str, groups: Sequence[Sequence[Facts]]) -> Check:
 # --- labels --------------------------------------------------------------------------------
 
 
-def coverage(evidence: Evidence) -> Check:
+def check_coverage(evidence: Evidence) -> Check:
     """Check for classes that a split lacks although its number of samples should contain some."""
     name, space = "class coverage", evidence.contract.label_space
     splits = evidence.splits
@@ -313,7 +203,7 @@ def coverage(evidence: Evidence) -> Check:
     return _check(name, bool(missing), message, figures)
 
 
-def unmapped(evidence: Evidence) -> Check:
+def check_unmapped(evidence: Evidence) -> Check:
     """Check the share of pixels with the label to ignore."""
     name, ignore = "unmapped share", evidence.contract.label_space.ignore
     if ignore is None or evidence.contract.label_space.task not in ("segmentation", "change"):
@@ -328,11 +218,11 @@ def unmapped(evidence: Evidence) -> Check:
     return _check(name, worst > UNMAPPED_SHARE, message, shares | {"samples": len(empty)}, empty)
 
 
-def label_date(evidence: Evidence) -> Check:
+def check_label_date(evidence: Evidence) -> Check:
     """Check the time between labels and images."""
     name, days = "label date", evidence.days
     if days is None:
-        return _check(name, "not applicable", "no lock tells the days of images and labels")
+        return _check(name, "not applicable", "there is no lock with the days of images and labels")
     first, last, labels = (date.fromisoformat(text) for text in (days.first, days.last, days.labels))
     gap = max((first - labels).days, (labels - last).days, 0)
     message = f"labels of {labels}, images of {first} to {last}: {gap} days apart"
@@ -342,22 +232,23 @@ def label_date(evidence: Evidence) -> Check:
 # --- pixels --------------------------------------------------------------------------------
 
 
-def dead(evidence: Evidence) -> Check:
+def check_dead(evidence: Evidence) -> Check:
     """Check for constant bands and for bands that repeat another."""
     totals, names = evidence.totals, [band.name for band in evidence.contract.bands]
     flat = Counter(name for facts in evidence.facts for name in facts.dead)
     broken = {name: n for name, n in flat.items() if n > DEAD_SHARE * len(evidence.facts)}
     messages = [f"{name} has one value in {n} samples" for name, n in sorted(broken.items())]
     # Sums over a million values do not agree by chance.
-    marks = np.stack([totals.count, totals.total, totals.equal, totals.low, totals.high])
-    equal = [(i, j) for i, j in combinations(range(len(names)), 2) if (marks[:, i] == marks[:, j]).all()]
-    messages += [f"{names[i]} and {names[j]} are the same" for i, j in equal if totals.low[i] < totals.high[i]]
+    sums = np.stack([totals.count, totals.total, totals.equal, totals.low, totals.high])
+    for i, j in combinations(range(len(names)), 2):
+        if (sums[:, i] == sums[:, j]).all() and totals.low[i] < totals.high[i]:
+            messages.append(f"{names[i]} and {names[j]} are the same")
     where = [facts.key for facts in evidence.facts if set(facts.dead) & set(broken)]
     figures = {"samples_by_band": dict(sorted(flat.items()))}
     return _check("dead bands", bool(messages), "; ".join(messages) or "every band varies", figures, where)
 
 
-def order(evidence: Evidence) -> Check:
+def check_order(evidence: Evidence) -> Check:
     """Check for swapped bands.
 
     By their means, by the resolution of their pixels if 20 m bands were upsampled by repetition, by the colour of
@@ -394,14 +285,14 @@ def _strangers(evidence: Evidence, *, bluer: bool) -> Iterator[str]:
             yield f"{other} goes with {third} closer than {band} in {1 - share:.0%} of the samples"
 
 
-def level(evidence: Evidence) -> Check:
+def check_level(evidence: Evidence) -> Check:
     """Check the product level (top of atmosphere or surface) by the water vapour absorption in B09."""
     declared = evidence.contract.level
     verdict = band_check.level(_means(evidence), declared)
     return _pooled("product level", "level", evidence, verdict, {"declared": declared})
 
 
-def offset(evidence: Evidence) -> Check:
+def check_offset(evidence: Evidence) -> Check:
     """Check whether the +1000 of newer processing baselines was left in or subtracted twice."""
     raised = [facts.key for facts in evidence.facts if facts.dark < DARK_SHARE]
     share = len(raised) / max(len(evidence.facts), 1)
@@ -414,7 +305,7 @@ def offset(evidence: Evidence) -> Check:
     return _check("offset", state, message, figures, raised if state is True else ())
 
 
-def saturation(evidence: Evidence) -> Check:
+def check_saturation(evidence: Evidence) -> Check:
     """Check for saturated values."""
     shares = evidence.totals.saturated / np.maximum(evidence.totals.count, 1)
     names = [band.name for band in evidence.contract.bands]

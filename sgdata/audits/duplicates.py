@@ -21,18 +21,18 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _STEP = 127 / 4
 
 
-def look(image: Array) -> Array | None:
+def thumbnail(image: Array) -> Array | None:
     """Reduce (C, H, W) to (C, 8, 8) int8 cell means, normalised per band; None for an image without structure."""
     if min(image.shape[1:]) < CELLS:
         return None
-    small = _pooling(image.shape[1]) @ image.astype(np.float32) @ _pooling(image.shape[2]).T
-    centred = small - small.mean(axis=(1, 2), keepdims=True)
+    cells = _pooling(image.shape[1]) @ image.astype(np.float32) @ _pooling(image.shape[2]).T
+    centred = cells - cells.mean(axis=(1, 2), keepdims=True)
     spread = centred.std(axis=(1, 2), keepdims=True)
     # Every band must have structure: constant bands would match whatever the others show.
     if (spread < 0.5).any():
         return None
-    seen: Array = np.clip(np.rint(centred / spread * _STEP), -127, 127).astype(np.int8)
-    return seen
+    small: Array = np.clip(np.rint(centred / spread * _STEP), -127, 127).astype(np.int8)
+    return small
 
 
 def _pooling(size: int) -> Array:
@@ -44,11 +44,11 @@ def _pooling(size: int) -> Array:
     return weights
 
 
-def alike(looks: Array) -> list[tuple[int, int]]:
-    """Find pairs i < j of (N, C, 8, 8) looks that are equal up to rotation and mirroring, within NEAR in every band."""
+def find_alike(thumbnails: Array) -> list[tuple[int, int]]:
+    """Find pairs i < j of (N, C, 8, 8) thumbnails that are equal up to rotation and mirroring, within NEAR per band."""
     from scipy.spatial import cKDTree
 
-    values = looks.astype(np.float32) / _STEP
+    values = thumbnails.astype(np.float32) / _STEP
     # The mean over cells that symmetries map to each other is invariant: ten numbers per band.
     orbit = np.min(symmetric_copies(np.arange(CELLS**2).reshape(1, CELLS, CELLS)), axis=0).ravel()
     orbits, sizes = np.unique(orbit, return_counts=True)
@@ -72,11 +72,11 @@ def _same(one: Array, other: Array) -> bool:
     ways = np.stack(symmetric_copies(one))
     missed = np.sqrt(((ways - other) ** 2).mean(axis=(2, 3))).max(axis=1)
     best = ways[missed.argmin()]
-    details = [np.concatenate([np.diff(look, 2, axis=axis).ravel() for axis in (1, 2)]) for look in (best, other)]
+    details = [np.concatenate([np.diff(image, 2, axis=axis).ravel() for axis in (1, 2)]) for image in (best, other)]
     return bool(missed.min() < NEAR and np.corrcoef(details)[0, 1] > DETAIL)
 
 
-def marks(image: Array) -> bytes:
+def window_hashes(image: Array) -> bytes:
     """Return the smallest hashes (8 bytes each, at most MARKS) of all 5 x 5 windows of a (C, H, W) image.
 
     The hash of a window does not change with its orientation, so that images that overlap share some hashes (MinHash).

@@ -15,7 +15,7 @@ import numpy as np
 
 from sgdata import files, pool, progress
 from sgdata.audits import duplicates, findings
-from sgdata.audits.checks import NEARER, Days, Evidence, Facts, Totals
+from sgdata.audits.evidence import NEARER, Days, Evidence, Facts, Totals
 from sgdata.datasets import archives, cards
 from sgdata.datasets.readers import reader
 from sgdata.datasets.types import SampleRef, ShardRecipe
@@ -148,8 +148,9 @@ def gather(what: Subject, *, workers: int = 1) -> Evidence:
     facts: list[Facts] = []
     unread = list(what.unread)
     totals = None
-    for seen, sums, failed in progress.track(pool.run(_examine, tasks, workers=workers), label="audit", total=total):
-        facts += seen
+    results = pool.run(_examine, tasks, workers=workers)
+    for examined, sums, failed in progress.track(results, label="audit", total=total):
+        facts += examined
         unread += failed
         totals = sums if totals is None else totals + sums
     if totals is None or not facts:
@@ -197,7 +198,7 @@ def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts
     both = np.concatenate(images)
     pixels, turned = dihedral.hashes(both)
     chosen = [names.index(name) for name in LOOKED_AT if name in names] or [0]
-    seen = duplicates.look(images[0][chosen])
+    thumbnail = duplicates.thumbnail(images[0][chosen])
     valid = images[0] != (-1 if contract.nodata is None else contract.nodata)
     under = ((images[0] + contract.offset) * contract.scale < 0.1) & valid
     shares = under.sum(axis=(1, 2)) / np.maximum(valid.sum(axis=(1, 2)), 1)
@@ -209,14 +210,14 @@ def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts
         split=sample.split,
         pixels=pixels,
         turned=turned,
-        look=b"" if seen is None else seen.tobytes(),
+        thumbnail=b"" if thumbnail is None else thumbnail.tobytes(),
         footprint=_footprint(sample.meta, images[0].shape[1:]),
         date=sample.meta.get("date"),
         classes=_classes(sample),
         dark=float(shares.max()),
         # A sample that is constant in every band does not indicate a dead band.
         dead=() if still.all() else tuple(name for name, dead in zip(names, still, strict=True) if dead),
-        marks=duplicates.marks(images[0][chosen]),
+        window_hashes=duplicates.window_hashes(images[0][chosen]),
         nearer=tuple(_nearer(planes, valid.all(axis=0)) for planes in thirds),
     )
 
@@ -268,8 +269,8 @@ def _totals(image: Array, contract: Contract) -> Totals:
     if {"B03", "B04", "B08"} <= set(names):
         green, red, near = (image[names.index(name)] + contract.offset for name in ("B03", "B04", "B08"))
         # Symmetric in green and red, so that a swap does not change which pixels count.
-        seen = (near > 2 * (green + red)) & valid[names.index("B08")]
-        leaves[:] = seen.sum(), (seen & (green > red)).sum()
+        vegetated = (near > 2 * (green + red)) & valid[names.index("B08")]
+        leaves[:] = vegetated.sum(), (vegetated & (green > red)).sum()
     return Totals(
         leaves=leaves,
         count=counted(valid),

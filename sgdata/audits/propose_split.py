@@ -9,7 +9,7 @@ import numpy as np
 
 from sgdata import files
 from sgdata.audits import checks, findings
-from sgdata.audits.checks import Evidence
+from sgdata.audits.evidence import Evidence
 from sgdata.errors import SettingError
 from sgdata.file_names import file_name
 from sgdata.splits import blocks, proximity
