@@ -321,6 +321,9 @@ class Contract:
     splits: dict[str, int]
     # Of samples, not of shards: the same samples in shards of another size are the same data.
     fingerprint: str
+    # What models see in place of no data, in stored units, whatever number or mask marks it in files: that of ESA's
+    # products by default. Models for these data get the same in training, scoring and prediction.
+    fill: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,7 +98,7 @@ def select(images: Tensor, band_indices: Sequence[int]) -> Tensor:
     if MEAN in band_indices:
         # Of the selected bands only: shards may hold others, such as B10, that the model never sees.
         stored = sorted(set(band_indices) - {MEAN})
-        images = torch.cat([images, images[:, stored].mean(dim=1, keepdim=True)], dim=1)
+        images = torch.cat([images, images[:, stored].nanmean(dim=1, keepdim=True)], dim=1)
     # One by one: indexing by a list would make the host wait for the device.
     return torch.stack([images[:, index] for index in band_indices], dim=1)
 

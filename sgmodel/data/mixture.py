@@ -20,7 +20,7 @@ from sgdata import files
 from sgdata.errors import SettingError
 from sgdata.shards import contracts
 from sgdata.types import Array, BandStatistics, Contract, LabelSpace
-from sgmodel.data import band_selection, loader, members, normalise, seeded_random
+from sgmodel.data import band_selection, loader, members, seeded_random
 
 
 def quotas(counts: Sequence[int], shares: Sequence[float]) -> NDArray[np.int64]:
@@ -149,8 +149,7 @@ def _together(parts: Sequence[Contract], shares: Sequence[float], splits: Sequen
     factors = [part.scale / first.scale for part in parts]
     return replace(
         first,
-        # Filled before values are rescaled: each dataset may have a number of its own.
-        nodata=None if all(part.nodata is None for part in parts) else normalise.FILL,
+        nodata=None,  # NaN after `upsample.image`: each dataset may have a number of its own
         dataset="+".join(part.dataset for part in parts),
         version="+".join(part.version for part in parts),
         shape=first.shape if len(shapes) == 1 else None,

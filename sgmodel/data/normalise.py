@@ -10,14 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sgdata import sentinel2
 from sgdata.errors import SettingError
 from sgdata.types import BandStatistics, Contract
 from sgmodel.data import band_selection
-
-# Value in stored units that models see where there is no data, whatever number says so in the files. It is that of
-# Sentinel-2 products, so that models trained on them see the same at every hole.
-FILL = sentinel2.MSI.nodata
 
 Scheme = Literal["minmax", "zscore", "clip"]
 
@@ -53,7 +48,7 @@ class Normalisation:
         before_crop: Whether whole images are normalised, which is always so.
         missing: Policy for bands that the data lack.
         absent: Bands that the training data lacked, substituted by that policy.
-        fill: Value in stored units in place of no data, see `filled`.
+        fill: Value in stored units in place of no data, that of the contract.
     """
 
     scheme: Scheme
@@ -63,7 +58,7 @@ class Normalisation:
     before_crop: bool = True
     missing: band_selection.Policy = "refuse"
     absent: tuple[str, ...] = ()
-    fill: float = FILL
+    fill: float = 0.0
 
 
 def resolve(recipe: NormaliseRecipe, contract: Contract) -> Normalisation:
@@ -81,7 +76,15 @@ def resolve(recipe: NormaliseRecipe, contract: Contract) -> Normalisation:
     """
     names = [band.name for band in contract.bands]
     absent = tuple(name for name in names if name not in contract.statistics and recipe.missing != "refuse")
-    how = Normalisation(scheme=recipe.scheme, eps=recipe.eps, mean=(), std=(), missing=recipe.missing, absent=absent)
+    how = Normalisation(
+        scheme=recipe.scheme,
+        eps=recipe.eps,
+        mean=(),
+        std=(),
+        missing=recipe.missing,
+        absent=absent,
+        fill=contract.fill,
+    )
     if recipe.scheme == "minmax":
         return how
     # Read from the data only if the recipe has none: shards without a train split have no statistics.
@@ -106,22 +109,14 @@ def _statistics(name: str, policy: band_selection.Policy, contract: Contract) ->
     return [contract.statistics[band.name] for band in band_selection.stand_ins(name, present, policy)]
 
 
-def filled(images: Tensor, nodata: float | None, fill: float = FILL) -> Tensor:
-    """Return images as stored with `fill` in place of the number for no data and of values that are not finite."""
-    if images.is_floating_point():
-        images = images.nan_to_num(nan=fill, posinf=fill, neginf=fill)
-    elif nodata is not None and not _represents(images.dtype, nodata):
-        nodata = None
-    if nodata is None or nodata != nodata or nodata == fill:
-        return images
-    if images.dtype == torch.uint16:  # torch cannot compare this type on every device
-        images = images.to(torch.int32)
-    return images.masked_fill(images == nodata, fill)
-
-
-def _represents(dtype: torch.dtype, value: float) -> bool:
-    limits = torch.iinfo(dtype)
-    return limits.min <= value <= limits.max and float(value).is_integer()
+def known(images: Tensor, nodata: float | None) -> Tensor:
+    """Return images as stored as float32, NaN where a value is `nodata` or not finite: the one mark of no data."""
+    # Float32 represents every uint16 exactly, so that nothing is lost before the constants are subtracted.
+    x = images.float()
+    seen = x.isfinite()
+    if nodata is not None:
+        seen = seen & (x != float(nodata))
+    return x.where(seen, float("nan"))
 
 
 def apply(how: Normalisation, images: Tensor, valid_size: Tensor, bands: Sequence[int] | None = None) -> Tensor:
@@ -132,29 +127,33 @@ def apply(how: Normalisation, images: Tensor, valid_size: Tensor, bands: Sequenc
 
     Args:
         how: Scheme and constants, in the order of the selected bands.
-        images: (N, C, H, W) of any number type.
+        images: (N, C, H, W) of any number type; NaN is no data (`known`), which no statistic of an image includes and
+            which becomes the fill.
         valid_size: (N, 2) height and width of each image; the rest is padding.
         bands: Indices for `band_selection.select`; None selects all.
 
     Returns:
         (N, C, H, W) float32.
     """
-    # Float32 represents every uint16 exactly, so that nothing is lost before the constants are subtracted.
     x = images.float() if bands is None else band_selection.select(images.float(), bands)
     if how.scheme == "minmax":
-        return _minmax(x, valid_size, how.eps)
-    # Created on the host and copied asynchronously: creation on the device would wait for all of its pending work.
+        return _minmax(x, valid_size, how)
+    x = x.where(~x.isnan(), how.fill)
+    # Constants are created on the host and copied asynchronously: creation on the device would wait for its work.
     constants = torch.tensor([how.mean, how.std], dtype=torch.float32).to(x.device, non_blocking=True)
     mean, std = constants[..., None, None]
     return (x - mean) / (std + how.eps) if how.scheme == "zscore" else _clip(x, mean, std)
 
 
-def _minmax(x: Tensor, valid_size: Tensor, eps: float) -> Tensor:
-    outside = padding(x, valid_size)
+def _minmax(x: Tensor, valid_size: Tensor, how: Normalisation) -> Tensor:
     # Padding must not be the minimum of an image smaller than the largest of its batch.
+    outside = padding(x, valid_size) | x.isnan()
     low = x.masked_fill(outside, float("inf")).amin(dim=(2, 3), keepdim=True)
     high = x.masked_fill(outside, float("-inf")).amax(dim=(2, 3), keepdim=True)
-    return (x - low) / (high - low + eps)
+    # An image without a seen pixel has neither. The fill is clamped, since it may be far from all that was seen.
+    low, high = low.where(low <= high, how.fill), high.where(low <= high, how.fill)
+    filled = torch.where(x.isnan(), low.clamp(min=how.fill).minimum(high), x)
+    return (filled - low) / (high - low + how.eps)
 
 
 def _clip(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def image(arrays: dict[str, Tensor], valid_size: Tensor, contract: Contract, dev
     """
     if "image" in arrays:
         stored = arrays["image"].to(device, non_blocking=True)
-        return _unified(stored, arrays, contract.nodata) if "band_indices" in arrays else stored
+        return _unified(stored, arrays) if "band_indices" in arrays else stored
     if bool((valid_size != valid_size[:1]).any()):
         raise SettingError(f"'{contract.dataset}': native shards of samples of many sizes; use --layout resampled")
     finest = min(int(name[6:-1]) for name in arrays if name in GROUPS)
@@ -46,17 +46,14 @@ def image(arrays: dict[str, Tensor], valid_size: Tensor, contract: Contract, dev
     return torch.stack([bands[band.name] for band in contract.bands], dim=1)
 
 
-def _unified(stored: Tensor, arrays: dict[str, Tensor], nodata_of_all: int | None) -> Tensor:
-    """Select the bands of images (N, B, H, W) of several datasets, in one scale and with one nodata, as float32."""
+def _unified(stored: Tensor, arrays: dict[str, Tensor]) -> Tensor:
+    """Select the bands of images (N, B, H, W) of several datasets, as float32 in one scale with NaN as no data."""
     rows = torch.arange(len(stored), device=stored.device)[:, None]
     band_indices, factor, nodata = (
         arrays[name].to(stored.device, non_blocking=True) for name in ("band_indices", "factor", "nodata")
     )
     images = stored.float()[rows, band_indices]
-    scaled = images * factor[:, None, None, None]
-    if nodata_of_all is None:
-        return scaled
-    return scaled.masked_fill(images == nodata[:, None, None, None], nodata_of_all)
+    return (images * factor[:, None, None, None]).masked_fill(images == nodata[:, None, None, None], float("nan"))
 
 
 def finer(coarse: Tensor, factor: int, *, kernel: str, nodata: int) -> Tensor:

@@ -50,27 +50,28 @@ class Fit:
     Attributes:
         band_indices: Indices for `band_selection.select`; None for all bands in order.
         nodata: Value of pixels without data, if any.
-        fill: Value that the model gets in place of it.
     """
 
     band_indices: list[int] | None
     nodata: float | None
-    fill: float = normalise.FILL
 
-    def pixels(self, values: Array) -> tuple[Array, Array]:
-        """Select the model's bands (C, H, W) from bands (B, H, W); return them and the mask of seen pixels (H, W)."""
-        valid = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
-        if self.nodata is not None and not np.isnan(self.nodata):
-            valid &= values != self.nodata
+    def pixels(self, values: Array, masks: Array | None = None) -> tuple[Array, Array]:
+        """Select the model's bands.
+
+        Args:
+            values: (B, H, W) as stored.
+            masks: (B, H, W) or (1, H, W), 0 where nothing was seen, besides pixels of `nodata`.
+
+        Returns:
+            (C, H, W) float32 with NaN as no data, and the mask of seen pixels (H, W).
+        """
+        known = normalise.known(torch.from_numpy(values), self.nodata)
+        if masks is not None:
+            known = known.where(torch.from_numpy(masks != 0), float("nan"))
         if self.band_indices is not None:
-            valid = valid[sorted(set(self.band_indices) - {band_selection.MEAN})]
+            known = band_selection.select(known[None], self.band_indices)[0]
         # A single band may be 0 over dark water; a pixel without data is nodata in all bands.
-        seen: Array = valid.max(axis=0)
-        # Before bands are selected: the mean of two bands must not be that of a number for no data.
-        known = normalise.filled(torch.from_numpy(values), self.nodata, self.fill)
-        if self.band_indices is not None:
-            known = band_selection.select(known.float()[None], self.band_indices)[0]
-        return known.numpy(), seen
+        return known.numpy(), known.isfinite().any(dim=0).numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ def fit(ours: Contract, theirs: Contract, how: Normalisation, accept: Sequence[s
     like = replace(ours, bands=tuple(known.get(band.name, band) for band in theirs.bands), label_space=labels)
     contracts.require(like, theirs, "predict", [name for name in accept if name != "gsd"])
     selected = band_selection.indices(replace(ours, bands=hidden), names, how.missing)
-    return Fit(band_indices=selected, nodata=ours.nodata, fill=how.fill)
+    return Fit(band_indices=selected, nodata=ours.nodata)
 
 
 @contextmanager

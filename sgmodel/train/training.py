@@ -160,13 +160,18 @@ def resolve(recipe: R, stored: Contract, paths: RunPaths) -> Setting[R]:
 
 def pixels(setting: Setting[R], batch: loader.Batch, name: str = "image") -> Tensor:
     """Return normalised images (N, C, H, W) of the bands that the model sees, on the device."""
+    return normalise.apply(setting.how, stored_pixels(setting, batch, name), batch.valid_size)
+
+
+def stored_pixels(setting: Setting[R], batch: loader.Batch, name: str = "image") -> Tensor:
+    """Return images (N, C, H, W) in stored units of the bands that the model sees, on the device; NaN is no data."""
     device = setting.where.device
     if name == "image":
         images = upsample.image(batch.arrays, batch.valid_size, setting.stored, device)
     else:  # pairs are stored on one grid, never as native groups
         images = batch.arrays[name].to(device, non_blocking=True)
-    images = normalise.filled(images, setting.stored.nodata, setting.how.fill)
-    return normalise.apply(setting.how, images, batch.valid_size, setting.band_indices)
+    known = normalise.known(images, setting.stored.nodata)
+    return known if setting.band_indices is None else band_selection.select(known, setting.band_indices)
 
 
 @dataclass(frozen=True, kw_only=True)
