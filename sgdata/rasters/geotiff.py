@@ -97,6 +97,8 @@ def opened(
         opening.check_local(href, use)
         where = os.path.abspath(href)  # noqa: PTH100 - an absolute path has no prefix of a driver
     reading = READING | {"GDAL_CACHEMAX": cache_mb << 20}
+    if use == "user":
+        reading["GDAL_DISABLE_READDIR_ON_OPEN"] = "FALSE"  # for a mask beside the file
     try:
         with rasterio.Env(**reading), opening.open_with(where, opening.DRIVERS[use]) as dataset:
             opening.check_declared(dataset, shown)
@@ -126,6 +128,31 @@ def header(dataset: DatasetReader) -> Header:
     origin = (float(dataset.transform.c), float(dataset.transform.f))
     grid = Grid(crs=f"EPSG:{code}", origin=origin, gsd_m=float(a), shape=dataset.shape)
     return Header(grid=grid, dtype=dataset.dtypes[0], nodata=dataset.nodata, bands=dataset.count)
+
+
+def bands(dataset: DatasetReader) -> list[int]:
+    """Return the numbers of the bands of a raster, without alpha bands."""
+    return [number for number, name in zip(dataset.indexes, dataset.colorinterp, strict=True) if name.name != "alpha"]
+
+
+def seen(dataset: DatasetReader, values: Array, window: Any) -> Array:
+    """Return which `values` (C, h, w) of `bands` in a window of rasterio hold data, by every mark that a file may have.
+
+    Marks are numbers for no data, NaN, internal masks, masks beside the file and alpha bands.
+    """
+    numbers = bands(dataset)
+    known = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
+    for at, number in enumerate(numbers):
+        nodata = dataset.nodatavals[number - 1]
+        if nodata is not None:
+            known[at] &= values[at] != nodata
+        # Masks only where a file has its own: GDAL also computes them from the number, which takes as long as reading.
+        if not {flag.name for flag in dataset.mask_flag_enums[number - 1]} & {"all_valid", "nodata"}:
+            known[at] &= dataset.read_masks(number, window=window) != 0
+    # Read as bands, since GDAL takes them for masks in files of two or four bands only.
+    for number in set(dataset.indexes) - set(numbers):
+        known &= dataset.read(number, window=window) != 0
+    return known
 
 
 def window_over(grid: Grid, bounds: Bounds, *, margin: int) -> Window:

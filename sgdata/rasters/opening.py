@@ -53,6 +53,9 @@ def check_local(path: str, use: Use) -> None:
         SourceError: it is a virtual raster that may not be used here, or whose sources may not.
     """
     file = Path(path)
+    mask = file.with_name(f"{file.name}.msk")
+    if mask.is_file() and is_vrt(mask):
+        raise SourceError(f"{mask}: is a virtual raster (VRT), expected a mask; write it as GeoTIFF")
     if file.is_file() and is_vrt(file):
         if use != "user":
             raise SourceError(f"{path}: is a virtual raster (VRT); give the files themselves, or write it as GeoTIFF")

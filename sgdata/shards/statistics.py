@@ -32,19 +32,18 @@ def counts(image: Array) -> Array:
     return total
 
 
-def add(image: Array, total: Array, nodata: int | None = None) -> None:
-    """Count the values of a (C, H, W) image into a histogram (C, 65536).
+def add(image: Array, total: Array, seen: Array | None = None) -> None:
+    """Count the values of a (C, H, W) image into a histogram (C, 65536), only those `seen` (C, H, W) if given.
 
-    Values equal to a `nodata` without a bin of its own are not counted. Raises SourceError on NaN.
+    Raises SourceError on NaN that is counted.
     """
     from sgdata.shards import histogram  # here, since numba takes long to import
 
-    bins = np.ascontiguousarray(_bins(image)).reshape(len(image), -1)
-    histogram.add(bins, total)
-    if nodata is not None and not 0 <= nodata < BINS:
-        # Clipped to the first or the last bin above, and taken out again: the counts are exact.
-        bin_of_nodata = 0 if nodata < 0 else BINS - 1
-        total[:, bin_of_nodata] -= np.count_nonzero(image.reshape(len(image), -1) == nodata, axis=1)
+    whole = seen is None or seen.all()
+    bins = _bins(image if whole else np.where(seen, image, 0))
+    histogram.add(np.ascontiguousarray(bins).reshape(len(image), -1), total)
+    if seen is not None:  # counted as 0 above, and taken out again: the counts are exact
+        total[:, 0] -= np.count_nonzero(~seen, axis=(1, 2))
 
 
 def _bins(image: Array) -> Array:

@@ -24,7 +24,8 @@ from sgmodel.data.normalise import Normalisation
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
-# Greatest distortion of lengths in a map projection whose units are taken for those on the ground.
+# Greatest distortion of lengths in a map projection whose units are taken for those on the ground, and greatest
+# difference in pixel size from the training data.
 CONFORMING = 0.01
 
 
@@ -55,19 +56,19 @@ class Fit:
     band_indices: list[int] | None
     nodata: float | None
 
-    def pixels(self, values: Array, masks: Array | None = None) -> tuple[Array, Array]:
+    def pixels(self, values: Array, seen: Array | None = None) -> tuple[Array, Array]:
         """Select the model's bands.
 
         Args:
             values: (B, H, W) as stored.
-            masks: (B, H, W) or (1, H, W), 0 where nothing was seen, besides pixels of `nodata`.
+            seen: (B, H, W), where values are known to be data apart from `nodata`; None for everywhere.
 
         Returns:
             (C, H, W) float32 with NaN as no data, and the mask of seen pixels (H, W).
         """
         known = normalise.known(torch.from_numpy(values), self.nodata)
-        if masks is not None:
-            known = known.where(torch.from_numpy(masks != 0), float("nan"))
+        if seen is not None:
+            known = known.where(torch.from_numpy(seen), float("nan"))
         if self.band_indices is not None:
             known = band_selection.select(known[None], self.band_indices)[0]
         # A single band may be 0 over dark water; a pixel without data is nodata in all bands.
@@ -88,11 +89,13 @@ class Scene:
         from rasterio.windows import Window
 
         try:
-            values = self.dataset.read(window=Window(0, row, self.grid.shape[1], rows))
+            window = Window(0, row, self.grid.shape[1], rows)
+            values = self.dataset.read(geotiff.bands(self.dataset), window=window)
+            seen = geotiff.seen(self.dataset, values, window)
         except RasterioError as error:
             # Converted here, since the calling writer reports an OSError as a failure to write.
             raise SourceError(f"{self.dataset.name}: rows {row} to {row + rows} cannot be read: {error}") from error
-        return self.fit.pixels(values)
+        return self.fit.pixels(values, seen)
 
 
 def fit(ours: Contract, theirs: Contract, how: Normalisation, accept: Sequence[str]) -> Fit:
@@ -150,7 +153,7 @@ def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> 
             raise SettingError(f"{message}, expected metres; warp it first: gdalwarp -t_srs EPSG:326.. -tr 10 10")
         trained = min(band.gsd_m for band in theirs.bands)
         gsd, size = _ground_size(header.grid, dataset.crs.linear_units_factor[1])
-        if not math.isclose(gsd, trained, rel_tol=1e-6) and "gsd" not in stated.accept:
+        if not math.isclose(gsd, trained, rel_tol=CONFORMING) and "gsd" not in stated.accept:
             raise SettingError(
                 f"{file}: pixels of {size}, the model was trained on {trained} m; resample it, or accept = ['gsd']"
             )
@@ -181,17 +184,18 @@ def _ground_size(grid: Grid, unit_m: float) -> tuple[float, str]:
 
 def _contract(file: Path, dataset: DatasetReader, theirs: Contract, stated: Stated) -> Contract:
     """Return the contract beside a raster, or one made from its header and the user's statements."""
+    count = len(geotiff.bands(dataset))
     if not stated.bands and (file.parent / files.CONTRACT).exists():
         beside = contracts.read(file.parent)
-        if len(beside.bands) == dataset.count:
+        if len(beside.bands) == count:
             return beside
-    names = stated.bands or tuple(name or "" for name in dataset.descriptions)
+    names = stated.bands or tuple(dataset.descriptions[number - 1] or "" for number in geotiff.bands(dataset))
     names = tuple(re.sub(r"^B(\d)$", r"B0\1", name) for name in names)  # as Earth Engine writes them
-    if not stated.bands and "bands" in stated.accept and dataset.count == len(theirs.bands):
+    if not stated.bands and "bands" in stated.accept and count == len(theirs.bands):
         names = tuple(band.name for band in theirs.bands)
-    if len(names) != dataset.count or not set(names) <= set(sentinel2.BAND):
+    if len(names) != count or not set(names) <= set(sentinel2.BAND):
         raise SettingError(
-            f"{file}: {dataset.count} bands named {' '.join(name or '?' for name in names)}, the model takes "
+            f"{file}: {count} bands named {' '.join(name or '?' for name in names)}, the model takes "
             f"{len(theirs.bands)}; name them in the file's order: --bands B02,B03,..."
         )
     level = stated.level or (theirs.level if "level" in stated.accept else None)
