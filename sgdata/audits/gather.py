@@ -23,7 +23,7 @@ from sgdata.errors import SettingError, SourceError
 from sgdata.packing import select
 from sgdata.rasters import dihedral, resample
 from sgdata.scenes import lock
-from sgdata.shards import contracts, tar_format
+from sgdata.shards import contracts, finish, statistics, tar_format
 from sgdata.shards.tar_format import Row
 from sgdata.splits.proximity import Footprint
 from sgdata.types import Array, Contract, Sample
@@ -190,7 +190,7 @@ def _reading(part: Subject) -> Iterator[Callable[[Any], Sample]]:
         yield lambda row: tar_format.read_sample(part.folder, row)
     else:
         with reader(part.recipe.dataset).reading(part.folder, part.contract) as read:
-            yield read
+            yield lambda ref: finish.storable(read(ref), part.contract)
 
 
 def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts:
@@ -199,7 +199,7 @@ def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts
     pixels, turned = dihedral.hashes(both)
     chosen = [names.index(name) for name in LOOKED_AT if name in names] or [0]
     thumbnail = duplicates.thumbnail(images[0][chosen])
-    valid = images[0] != (-1 if contract.nodata is None else contract.nodata)
+    valid = statistics.seen(images[0], contract.nodata)
     under = ((images[0] + contract.offset) * contract.scale < 0.1) & valid
     shares = under.sum(axis=(1, 2)) / np.maximum(valid.sum(axis=(1, 2)), 1)
     flat = [image.reshape(len(image), -1).min(axis=1) == image.reshape(len(image), -1).max(axis=1) for image in images]
@@ -256,14 +256,14 @@ def _footprint(meta: dict[str, Any], shape: Sequence[int]) -> Footprint | None:
 
 def _totals(image: Array, contract: Contract) -> Totals:
     """Compute the sums of one (C, H, W) image; those of an empty image are neutral."""
-    valid = image != (-1 if contract.nodata is None else contract.nodata)
+    valid = statistics.seen(image, contract.nodata)
     both = valid[:, :, 1:] & valid[:, :, :-1]
 
     def counted(where: Array) -> Array:
         sums: Array = where.sum(axis=(1, 2), dtype=np.int64)
         return sums
 
-    values = np.rint(image).astype(np.int64)
+    values = np.rint(np.where(valid, image, 0)).astype(np.int64)
     names = [each.name for each in contract.bands]
     leaves = np.zeros(2, np.int64)
     if {"B03", "B04", "B08"} <= set(names):

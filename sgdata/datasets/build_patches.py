@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from numpy.ma import MaskedArray
+
 from sgdata.builds.patch_table import read
 from sgdata.datasets.types import Member, SampleRef
 from sgdata.errors import SourceError
@@ -49,15 +51,20 @@ def open_raster(path: Path, *, use: opening.Use = "output") -> AbstractContextMa
     return geotiff.opened(str(path), use=use, cache_mb=CACHE_MB)
 
 
-def read_window(raster: Any, window: Sequence[int]) -> Array:
-    """Read (C, height, width) of an open raster in a window of row, column, height, width. Raises SourceError."""
+def read_window(raster: Any, window: Sequence[int]) -> MaskedArray[Any, Any]:
+    """Read (C, height, width) of an open raster in a window of row, column, height, width, masked where it has no data.
+
+    Raises SourceError.
+    """
     from rasterio._err import CPLE_BaseError
     from rasterio.errors import RasterioError
     from rasterio.windows import Window
 
     row, col, height, width = window
+    place = Window(col, row, width, height)
     try:
-        pixels: Array = raster.read(window=Window(col, row, width, height))
+        pixels = raster.read(geotiff.bands(raster), window=place)
+        seen = geotiff.seen(raster, pixels, place)
     except (RasterioError, CPLE_BaseError) as error:
         raise SourceError(f"window {window} cannot be read: {error}") from None
-    return pixels
+    return MaskedArray(pixels, ~seen)

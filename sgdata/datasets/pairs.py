@@ -22,12 +22,11 @@ from sgdata import files
 from sgdata.datasets import build_patches, cards
 from sgdata.datasets.types import Member, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import SourceError
-from sgdata.rasters import opening
-from sgdata.shards import contracts
+from sgdata.rasters import geotiff, grids, opening
+from sgdata.shards import contracts, statistics
 from sgdata.types import Contract, Sample
 
 _STORED_SHARE = 0.7
-_UNSEEN = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,20 +73,21 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
         uses: tuple[opening.Use, ...] = ("output", "output", "user")
         opened = [build_patches.open_raster(path, use=use) for path, use in zip(paths, uses, strict=True)]
         rasters = [stack.enter_context(one) for one in opened]
-        first = rasters[0]
+        first = geotiff.header(rasters[0]).grid
         # Windows are in pixels, so a shifted raster would be read without an error.
         for raster in rasters:
-            if (raster.crs, raster.transform, raster.shape) != (first.crs, first.transform, first.shape):
-                grid = f"{raster.shape} at {raster.transform[2]:g}, {raster.transform[5]:g}"
-                raise SourceError(f"{raster.name}: {grid} is another grid than that of {paths[0]}")
-        yield lambda ref: _read(ref, rasters)
+            if differ := grids.differences(geotiff.header(raster).grid, first):
+                place = f"{raster.shape} at {raster.transform[2]:g}, {raster.transform[5]:g}"
+                raise SourceError(f"{raster.name}: {place} is another grid than that of {paths[0]}: {'; '.join(differ)}")
+        yield lambda ref: _read(ref, rasters, contract.nodata)
 
 
-def _read(ref: SampleRef, rasters: list[Any]) -> Sample:
+def _read(ref: SampleRef, rasters: list[Any], nodata: int | None) -> Sample:
     first, second, change = (build_patches.read_window(raster, ref.meta["window"]) for raster in rasters)
-    mask = (change[0] > 0).astype(np.uint8)
-    # 0 is nodata in a build; a change is unknown if either date has no data.
-    mask[(first == 0).any(axis=0) | (second == 0).any(axis=0)] = _UNSEEN
+    unknown = change.mask[0]
+    for image in (first, second):  # a change is unknown if either date has no data
+        unknown = unknown | (image.mask | ~statistics.seen(image.data, nodata)).any(axis=0)
+    mask = np.ma.array((change.data[0] > 0).astype(np.uint8), mask=unknown)
     arrays = {"image_before": first, "image_after": second, "mask": mask}
     return Sample(key=ref.key, split=ref.split, arrays=arrays, meta={**ref.meta, "crs": str(rasters[0].crs)})
 

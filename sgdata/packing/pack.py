@@ -267,11 +267,11 @@ def _pack_shard(task: tasks.ShardTask) -> PackedShard:
         with reader(task.recipe.dataset).reading(task.source, task.contract) as read:
             for ref in task.refs:
                 try:
-                    native = finish.storable(read(ref))
+                    native = finish.storable(read(ref), task.contract)
                     sample = resample.on_one_grid(native, task.contract, task.recipe.kernel)
                     _check(sample, task.contract)
                     for image in tar_format.whole_images(sample):
-                        statistics.add(image, counts, task.contract.nodata)
+                        statistics.add(image, counts, statistics.seen(image, task.contract.nodata))
                 except SourceError as error:
                     file = ref.members[0].name if ref.members else ""
                     quarantine.append({"key": ref.key, "file": file, "reason": " ".join(str(error).split())})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -103,32 +104,54 @@ def _grid(row: tar_format.Row) -> tuple[int, int]:
     return height, width
 
 
-def storable(sample: Sample) -> Sample:
-    """Return the sample with every array in a type that shards store.
+def storable(sample: Sample, contract: Contract) -> Sample:
+    """Return the sample with every array in a type that shards store, and one mark of no data in each.
 
-    Other types are narrowed where no value changes: integers to the first of uint8, uint16 and int32 that represents
-    all of them, floats to float32.
+    Masked pixels of masked arrays become the contract's `nodata` in images (NaN in floats without one) and the value to
+    ignore in masks, as NaN does there. Types are narrowed where no value changes: integers to the first of uint8,
+    uint16 and int32 that represents all of them, floats to float32, and masks of floats to integers.
 
     Raises:
-        SourceError: An array has values that none of these types represents.
+        SourceError: An array has values that none of these types represents, or masked pixels without a `nodata`.
     """
-    arrays = {name: _narrowed(sample.key, name, array) for name, array in sample.arrays.items()}
+    arrays = {}
+    for name, array in sample.arrays.items():
+        nodata = contract.label_space.ignore_index if name == "mask" else contract.nodata
+        try:
+            arrays[name] = _narrowed(name, _marked(array, nodata, labels=name == "mask"))
+        except SourceError as error:
+            raise SourceError(f"sample '{sample.key}': {name} {error}") from None
     return replace(sample, arrays=arrays)
 
 
-def _narrowed(key: str, name: str, array: Array) -> Array:
-    if array.dtype.name in tar_format.STORED:
+def _marked(array: Array, nodata: int | None, *, labels: bool) -> Array:
+    """Return a plain array with `nodata` in place of masked values, and of NaN in labels."""
+    values, holes = np.ma.getdata(array), np.ma.getmaskarray(array)
+    if labels and values.dtype.kind == "f":
+        holes = holes | ~np.isfinite(values)
+    if not holes.any():
+        return values
+    if nodata is None and values.dtype.kind == "f":
+        return np.where(holes, np.nan, values)
+    if nodata is None:
+        raise SourceError("has masked pixels, the contract no number for them; set nodata in the contract")
+    return np.where(holes, np.array(nodata, np.result_type(np.min_scalar_type(nodata), values.dtype)), values)
+
+
+def _narrowed(name: str, array: Array) -> Array:
+    labels = name == "mask"
+    if array.dtype.name in tar_format.STORED and not (labels and array.dtype.kind == "f"):
         return array
     # An image keeps at least 16 bits, so that the samples of a dataset do not differ in type by chance.
-    smallest = ("uint16", "int32") if name in tar_format.IMAGES else ("uint8", "uint16", "int32")
-    for dtype in {"f": ("float32",), "i": smallest, "u": smallest, "b": ("uint8",)}.get(array.dtype.kind, ()):
-        with np.errstate(over="ignore"):
+    integers = ("uint16", "int32") if name in tar_format.IMAGES else ("uint8", "uint16", "int32")
+    kinds = {"f": integers if labels else ("float32",), "i": integers, "u": integers, "b": ("uint8",)}
+    for dtype in kinds.get(array.dtype.kind, ()):
+        with np.errstate(over="ignore", invalid="ignore"):
             stored = array.astype(dtype)
         if np.array_equal(stored, array, equal_nan=array.dtype.kind == "f"):
             return stored
     raise SourceError(
-        f"sample '{key}': {name} is {array.dtype} with values that no type of shards ({', '.join(tar_format.STORED)}) "
-        "represents; convert it"
+        f"is {array.dtype} with values that no type of shards ({', '.join(tar_format.STORED)}) represents; convert it"
     )
 
 
@@ -153,8 +176,10 @@ def write(
         SourceError: No sample, or one that the format does not allow.
         OutputError: The folder is in use or cannot be written.
     """
+    if contract.nodata is not None and not math.isfinite(contract.nodata):
+        contract = replace(contract, nodata=None)  # NaN is no data in any case
     by_split: dict[str, list[Sample]] = {}
-    for sample in sorted(map(storable, samples), key=lambda sample: sample.key):
+    for sample in sorted((storable(sample, contract) for sample in samples), key=lambda sample: sample.key):
         by_split.setdefault(sample.split, []).append(sample)
     totals = ShardTotals(contract)
     with files.only_writer(out):
@@ -162,7 +187,7 @@ def write(
             counts = statistics.empty(len(contract.bands))
             for sample in members:
                 for image in tar_format.whole_images(sample):
-                    statistics.add(image, counts, contract.nodata)
+                    statistics.add(image, counts, statistics.seen(image, contract.nodata))
             path = out / tar_format.shard_name(contract.dataset, split, 0)
             shard, rows = tar_format.write_tar(
                 path, ((sample, tar_format.sample_hash(sample)) for sample in members), codec=codec, effort=effort

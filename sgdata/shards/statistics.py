@@ -32,6 +32,12 @@ def counts(image: Array) -> Array:
     return total
 
 
+def seen(image: Array, nodata: float | None) -> Array:
+    """Return which values of an image hold data: those that are finite and not `nodata`."""
+    known: Array = np.isfinite(image) if image.dtype.kind == "f" else np.ones(image.shape, bool)
+    return known if nodata is None else known & (image != nodata)
+
+
 def add(image: Array, total: Array, seen: Array | None = None) -> None:
     """Count the values of a (C, H, W) image into a histogram (C, 65536), only those `seen` (C, H, W) if given.
 
