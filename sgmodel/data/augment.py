@@ -10,7 +10,7 @@ ranks nor on the batch size, as long as every micro-batch has an even number of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -101,12 +101,15 @@ class Geometry:
         transpose: (N,) bool.
         flip_rows: (N,) bool.
         flip_cols: (N,) bool.
+        zoom: Whether boxes are resized to the model's image; otherwise smaller ones are mirrored at their lower and
+            right edge, as in prediction.
     """
 
     box: Tensor
     transpose: Tensor
     flip_rows: Tensor
     flip_cols: Tensor
+    zoom: bool = True
 
 
 def draw(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Tensor, *, seed: int) -> Geometry:
@@ -127,6 +130,7 @@ def draw(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Tens
         transpose=turns % 2 == 1,
         flip_rows=(chance[:, 1] < recipe.vertical_flip) ^ ((turns == 1) | (turns == 2)),
         flip_cols=(chance[:, 0] < recipe.horizontal_flip) ^ ((turns == 2) | (turns == 3)),
+        zoom=recipe.crop_area is not None,
     )
 
 
@@ -135,7 +139,7 @@ def centre(valid_size: Tensor, size: int) -> Geometry:
     length = valid_size.clamp(max=size)
     no = torch.zeros(len(valid_size), dtype=torch.bool)
     box = torch.cat([(valid_size - length) // 2, length], dim=1)
-    return Geometry(box=box, transpose=no, flip_rows=no, flip_cols=no)
+    return Geometry(box=box, transpose=no, flip_rows=no, flip_cols=no, zoom=False)
 
 
 def _boxes(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Tensor, *, seed: int) -> Tensor:
@@ -166,7 +170,7 @@ def _within(
 
 
 def images(x: Tensor, how: Geometry, size: int) -> Tensor:
-    """Crop, resize, rotate and flip images.
+    """Crop, resize or pad, rotate and flip images.
 
     Args:
         x: (N, C, H, W) float images.
@@ -179,8 +183,29 @@ def images(x: Tensor, how: Geometry, size: int) -> Tensor:
     if not _is_whole(x, how, size):
         # Autocast would round pixels, and with them the targets of pretraining, to three digits.
         with torch.autocast(x.device.type, enabled=False):
-            x = _cut(x, how, size)
+            x = _cut(x, how, size) if how.zoom else _mirrored(x, how, size)
     return _turn(x, how)
+
+
+def seen(known: Tensor, how: Geometry, size: int) -> Tensor:
+    """Return which values of `images` come from known ones (N, C, H, W) bool alone, and from within the box."""
+    whole = images(known.float(), how, size)
+    inside = masks(torch.ones_like(known[:, 0], dtype=torch.uint8), how, size, outside=0)
+    # Weights of the interpolation sum to 1, up to rounding.
+    return ((whole - 1).abs() < 1e-3) & (inside[:, None] == 1)
+
+
+def _mirrored(x: Tensor, how: Geometry, size: int) -> Tensor:
+    """Cut the boxes from images (N, C, H, W) without resizing, mirrored beyond their lower and right edge."""
+    box = how.box.to(x.device, non_blocking=True)
+    step = torch.arange(size, device=x.device)
+    places = []
+    for axis in (0, 1):
+        length = box[:, axis + 2, None]
+        at = step % (2 * length - 2).clamp(min=1)
+        places.append(box[:, axis, None] + at.where(at < length, 2 * length - 2 - at))
+    sample = torch.arange(len(x), device=x.device)[:, None, None]
+    return x[sample, :, places[0][:, :, None], places[1][:, None]].permute(0, 3, 1, 2)
 
 
 def _cut(x: Tensor, how: Geometry, size: int) -> Tensor:
@@ -201,13 +226,21 @@ def zoomed(x: Tensor, valid_size: Tensor, size: int, *, share: float) -> Tensor:
     # In two steps, as released: interpolation at the edge of the crop uses pixels outside it.
     large = int(size / share)
     edge = (large - size) // 2
-    whole = images(x, centre(valid_size, int(valid_size.max())), large)
+    whole = images(x, replace(centre(valid_size, int(valid_size.max())), zoom=True), large)
     return whole[:, :, edge : edge + size, edge : edge + size]
 
 
-def masks(y: Tensor, how: Geometry, size: int) -> Tensor:
-    """Crop, resize by the nearest pixel, rotate and flip integer masks (N, H, W) to (N, size, size)."""
-    if not _is_whole(y, how, size):
+def masks(y: Tensor, how: Geometry, size: int, outside: int = 255) -> Tensor:
+    """Crop, resize by the nearest pixel, rotate and flip integer masks (N, H, W) to (N, size, size).
+
+    Where boxes are padded instead, the padding is `outside`.
+    """
+    if not _is_whole(y, how, size) and not how.zoom:
+        step = torch.arange(size, device=y.device)
+        height, width = how.box.to(y.device, non_blocking=True)[:, 2:, None].unbind(1)
+        beyond = (step >= height)[:, :, None] | (step >= width)[:, None]
+        y = _mirrored(y[:, None], how, size)[:, 0].masked_fill(beyond, outside)
+    elif not _is_whole(y, how, size):
         box = how.box.to(y.device, non_blocking=True)
         rows, cols = (_nearest(box[:, axis], box[:, axis + 2], size) for axis in (0, 1))
         y = y[torch.arange(len(y), device=y.device)[:, None, None], rows[:, :, None], cols[:, None, :]]

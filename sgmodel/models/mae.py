@@ -143,15 +143,25 @@ def unpatchify(tokens_NLP: Tensor, config: enc.EncoderConfig) -> Tensor:
 
 
 def normalised(target_NLP: Tensor) -> Tensor:
-    """Scale the values of each token to zero mean and unit (unbiased) variance."""
-    # The released eps, with which a constant token becomes zeros instead of NaN.
+    """Scale the known values of each token to zero mean and unit (unbiased) variance."""
     variance, mean = torch.var_mean(target_NLP, dim=-1, keepdim=True)
+    # Both are NaN for a token with unknown values.
+    mean = mean.where(mean.isfinite(), target_NLP.nanmean(-1, keepdim=True))
+    known = (~target_NLP.isnan()).sum(-1, keepdim=True)
+    squares = (target_NLP - mean).square().nansum(-1, keepdim=True)
+    variance = variance.where(variance.isfinite(), squares / (known - 1).clamp(min=1))
+    # The released eps, with which a constant token becomes zeros instead of NaN.
     return (target_NLP - mean) / (variance + 1e-6).sqrt()
 
 
 def token_loss(pred_NLP: Tensor, target_NLP: Tensor, mask_NL: Tensor) -> Tensor:
-    """Compute the token-to-token term: the mean squared error of the removed tokens over the whole batch."""
-    return ((pred_NLP - target_NLP).square().mean(-1) * mask_NL).sum() / mask_NL.sum()
+    """Compute the token-to-token term: the mean squared error of the removed tokens over the whole batch.
+
+    As in all terms, values whose target is unknown (NaN) do not count, nor do tokens without a known value.
+    """
+    error_NL, known_NL = _mean_square(_error(pred_NLP, target_NLP), target_NLP)
+    counted_NL = mask_NL * known_NL
+    return (error_NL * counted_NL).sum() / counted_NL.sum().clamp(min=1)
 
 
 def spectral_loss(pred_NLP: Tensor, target_NLP: Tensor, config: enc.EncoderConfig) -> Tensor:
@@ -160,17 +170,30 @@ def spectral_loss(pred_NLP: Tensor, target_NLP: Tensor, config: enc.EncoderConfi
     All tokens count, masked or not. For twelve bands in groups of three, the sums are B[u] + B[u+3] + B[u+6] + B[u+9]
     for u in 0..2.
     """
+    shape = (*_planes(pred_NLP, config), config.token_values)
     # Summing the differences instead of subtracting the sums needs one tensor of this size instead of two.
-    error_NTGSP = (pred_NLP - target_NLP).reshape(*_planes(pred_NLP, config), config.token_values)
-    return error_NTGSP.sum(2).square().mean()
+    error_NTSP = _error(pred_NLP, target_NLP).reshape(shape).sum(2)
+    known = (~target_NLP.isnan()).reshape(shape).any(2).sum()
+    return error_NTSP.square().mean() * (error_NTSP.numel() / known.clamp(min=1))
 
 
 def band_loss(pred_NLP: Tensor, target_NLP: Tensor, mask_NL: Tensor, config: enc.EncoderConfig) -> Tensor:
     """Compute the mean squared error (C,) of each band over its removed tokens; NaN for a band without any."""
-    shape = _planes(pred_NLP, config)
-    error = (pred_NLP - target_NLP).square().reshape(*shape, config.group_bands, -1).mean(-1)
-    mask_NTGS1 = mask_NL.reshape(*shape, 1)
-    return ((error * mask_NTGS1).sum((0, 1, 3)) / mask_NTGS1.sum((0, 1, 3))).flatten()
+    shape = (*_planes(pred_NLP, config), config.group_bands, config.patch_px**2)
+    error, known = _mean_square(_error(pred_NLP, target_NLP).reshape(shape), target_NLP.reshape(shape))
+    counted = mask_NL.reshape(*shape[:4], 1) * known
+    return ((error * counted).sum((0, 1, 3)) / counted.sum((0, 1, 3))).flatten()
+
+
+def _error(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the differences, 0 where the target is unknown."""
+    return torch.where(target.isnan(), 0.0, pred - target)
+
+
+def _mean_square(error: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean square over the known values of the last axis, and whether there is any."""
+    known = (~target.isnan()).sum(-1)
+    return error.square().mean(-1) * (error.shape[-1] / known.clamp(min=1)), known > 0
 
 
 def _planes(tokens_NLP: Tensor, config: enc.EncoderConfig) -> tuple[int, int, int, int]:
@@ -214,13 +237,14 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_pred = nn.Linear(decoder.width, self.config.token_values)
         enc.initialise(self)
 
-    def forward(self, images: Tensor, *, noise: Tensor, ratio: float) -> Reconstruction:
+    def forward(self, images: Tensor, *, noise: Tensor, ratio: float, seen: Tensor | None = None) -> Reconstruction:
         """Mask images, reconstruct them, and compare the result with them.
 
         Args:
             images: Images (N, C, H, W), or (N, T, C, H, W) if the encoder takes several times.
             noise: Uniform noise (N, L) that decides which tokens are masked.
             ratio: Share of the tokens to mask.
+            seen: Pixels with data, bool of the shape of `images`; the others are no part of the loss. None for all.
 
         Returns:
             The loss and its terms, the predicted values and the mask.
@@ -232,7 +256,8 @@ class MaskedAutoencoder(nn.Module):
         mask_NL = torch.ones_like(noise, dtype=torch.float32).scatter(1, ids_keep_NK, 0.0)
         latent_NKD = self.norm(enc.encoded(self, images, ids_keep_NK))
         pred_NLP = self.decode(latent_NKD, ids_keep_NK)
-        return self.compare(pred_NLP, enc.patchify(images, self.config), mask_NL)
+        target = images if seen is None else images.where(seen, float("nan"))
+        return self.compare(pred_NLP, enc.patchify(target, self.config), mask_NL)
 
     def decode(self, latent_NKD: Tensor, ids_keep_NK: Tensor) -> Tensor:
         """Decode kept tokens, with the mask token in all other places, into the values of all tokens.
@@ -260,7 +285,7 @@ class MaskedAutoencoder(nn.Module):
 
         Args:
             pred_NLP: Predicted values (N, L, P).
-            target_NLP: Values of the images (N, L, P).
+            target_NLP: Values of the images (N, L, P), NaN where they are unknown.
             mask_NL: 1 for removed tokens, else 0.
 
         Returns:

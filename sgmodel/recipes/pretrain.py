@@ -223,13 +223,19 @@ def objective(setting: Setting, forward: nn.Module, batch: loader.Batch) -> dict
     """
     recipe = setting.recipe
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
-    images = augment.images(training.pixels(setting, batch), geometry, recipe.model.image_px)
-    noise = _noise(setting, batch)
-    result: mae.Reconstruction = forward(images, noise=noise, ratio=recipe.mask_ratio)
+    images, seen = _view(setting, batch, geometry)
+    result: mae.Reconstruction = forward(images, noise=_noise(setting, batch), ratio=recipe.mask_ratio, seen=seen)
     terms = {"loss": result.loss, "loss_token": result.loss_token, "loss_spectral": result.loss_spectral}
     # A spectral group may stay visible in every sample: its bands then have no error (NaN).
     bands = result.loss_band.nan_to_num(0.0)
     return terms | {f"loss_{name}": error for name, error in zip(recipe.bands, bands, strict=True)}
+
+
+def _view(setting: Setting, batch: loader.Batch, geometry: augment.Geometry) -> tuple[Tensor, Tensor]:
+    """Return normalised images (N, C, S, S) moved by `geometry`, and which of their values hold data."""
+    stored, size = training.stored_pixels(setting, batch), setting.recipe.model.image_px
+    images = normalise.apply(setting.how, stored, batch.valid_size)
+    return augment.images(images, geometry, size), augment.seen(~stored.isnan(), geometry, size)
 
 
 def _noise(setting: Setting, batch: loader.Batch) -> Tensor:
@@ -257,10 +263,10 @@ def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Sour
     numbers = range(rank, -(-len(plan) // world) * world, world)
     sums = torch.zeros(3, dtype=torch.float64, device=setting.where.device)
     results = _reconstructions(setting, model, source, (plan[number % len(plan)] for number in numbers))
-    for number, (images, result) in zip(numbers, results, strict=True):
+    for number, (images, seen, result) in zip(numbers, results, strict=True):
         if number >= len(plan):
             continue
-        target = encoder.patchify(images, config).float()
+        target = encoder.patchify(images.where(seen, float("nan")), config).float()
         guesses = [baseline(target, result.mask, config) for baseline in (visible_mean, nearest_visible)]
         errors = [result.loss_token, *(mae.token_loss(guess, target, result.mask) for guess in guesses)]
         sums += len(images) * torch.stack(errors).double()
@@ -271,9 +277,10 @@ def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Sour
 def visible_mean(target: Tensor, mask: Tensor, config: encoder.EncoderConfig) -> Tensor:
     """Predict each band by the mean of its visible pixels in the image: (N, L, P); 0 for a band removed entirely."""
     shape = (len(target), config.planes, config.side**2, config.group_bands, config.patch_px**2)
-    bands, seen = target.reshape(shape), (1 - mask).reshape(*shape[:3], 1, 1)
-    count = seen.sum(dim=2, keepdim=True) * shape[-1]
-    mean = (bands * seen).sum(dim=(2, 4), keepdim=True) / count.clamp(min=1)
+    bands = target.reshape(shape)
+    visible = (1 - mask).reshape(*shape[:3], 1, 1) * ~bands.isnan()
+    count = visible.sum(dim=(2, 4), keepdim=True)
+    mean = (bands.nan_to_num() * visible).sum(dim=(2, 4), keepdim=True) / count.clamp(min=1)
     return mean.expand(shape).reshape(target.shape)
 
 
@@ -281,34 +288,34 @@ def nearest_visible(target: Tensor, mask: Tensor, config: encoder.EncoderConfig)
     """Predict each token by the nearest visible token of its spectral group: (N, L, P).
 
     Distances are in tokens on the ground, and ties go to the first. A group that is removed entirely gets its first
-    token.
+    token. Tokens with values without data (NaN) count as removed.
     """
     rows, cols = torch.meshgrid(torch.arange(config.side), torch.arange(config.side), indexing="ij")
     positions = torch.stack([rows, cols], dim=-1).reshape(-1, 2).to(target)
     planes = target.reshape(len(target), config.planes, config.side**2, -1)
-    removed = mask.reshape(len(target), config.planes, 1, -1)
+    removed = mask.maximum(target.isnan().any(-1).to(mask)).reshape(len(target), config.planes, 1, -1)
     nearest = (torch.cdist(positions, positions) + removed * 2 * config.side).argmin(-1)
-    return planes.gather(2, nearest[..., None].expand_as(planes)).flatten(1, 2)
+    return planes.gather(2, nearest[..., None].expand_as(planes)).flatten(1, 2).nan_to_num()
 
 
 def _reconstructions(
     setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source, plan: Iterator[loader.BatchIndices]
-) -> Iterator[tuple[Tensor, mae.Reconstruction]]:
-    """Yield centre crops of the images of `plan`, and their reconstructions under the masks of epoch 0."""
+) -> Iterator[tuple[Tensor, Tensor, mae.Reconstruction]]:
+    """Yield centre crops of the images of `plan`, where they hold data, and their reconstructions in epoch 0."""
     with loop.evaluating(model):
         for batch in loader.load(source, plan, threads=1):
             middle = augment.centre(batch.valid_size, setting.recipe.model.image_px)
-            images = augment.images(training.pixels(setting, batch), middle, setting.recipe.model.image_px)
+            images, seen = _view(setting, batch, middle)
             with setting.where.autocast():
-                result = model(images, noise=_noise(setting, batch), ratio=setting.recipe.mask_ratio)
-            yield images, result
+                result = model(images, noise=_noise(setting, batch), ratio=setting.recipe.mask_ratio, seen=seen)
+            yield images, seen, result
 
 
 def _show(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source, path: Path) -> None:
     """Draw the first samples of `source`: true, masked, predicted, and the error of every band."""
     config, bands = setting.recipe.model, figures.band_indices(setting.contract)
     plan = itertools.islice(loader.in_order(len(source), SHOWN), 1)
-    for images, result in _reconstructions(setting, model, source, plan):
+    for images, _, result in _reconstructions(setting, model, source, plan):
         predicted = mae.unpatchify(result.pred.float(), config)
         removed = mae.unpatchify(result.mask[..., None].expand_as(result.pred), config)
         rows = zip(images, predicted, removed, strict=True)
