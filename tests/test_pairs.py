@@ -89,3 +89,52 @@ def test_damaged_rasters_are_refused_in_one_line(pair: Path) -> None:
     path.write_bytes(b"no raster")
     with pytest.raises(SourceError, match=r"after/image\.tif: cannot be read"):
         pack.pack("pairs", source=pair, out=pair.parent / "other")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"), [("uint8", 255), ("int16", -9999), ("uint16", 65535), ("float32", np.nan), ("uint8", None)]
+)
+def test_no_data_in_a_change_map_of_any_type_is_the_value_to_ignore(
+    pair: Path, dtype: str, nodata: float | None
+) -> None:
+    path = pair.parent / "change.tif"
+    change = np.zeros((SIDE, SIDE), dtype)
+    change[:6, :9] = 3
+    change[2:4, 6:12] = 1 if nodata is None else nodata
+    raster(path, change[None])
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as dataset:
+        if nodata is None:
+            seen = np.ones((SIDE, SIDE), bool)
+            seen[2:4, 6:12] = False
+            dataset.write_mask(seen)
+        else:
+            dataset.nodata = nodata
+    pack.pack("pairs", source=pair, out=pair.parent / "shards")
+    found = next(s for s in tar_format.samples(pair.parent / "shards") if s.key == "p-r00000-c00000").arrays["mask"]
+    expected = np.zeros((24, 24), np.uint8)
+    expected[:6, :9] = 1
+    expected[5, 7] = expected[2:4, 6:12] = 255
+    assert np.array_equal(found, expected)
+
+
+def test_a_masked_part_of_one_date_is_no_data_there_and_unknown_in_the_change_map(pair: Path) -> None:
+    path = pair.parent / "after" / "image.tif"
+    seen = np.ones((SIDE, SIDE), bool)
+    seen[10:14, 3:20] = False
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as dataset:
+        dataset.write_mask(seen)
+    pack.pack("pairs", source=pair, out=pair.parent / "shards")
+    found = next(s for s in tar_format.samples(pair.parent / "shards") if s.key == "p-r00000-c00000").arrays
+    assert (found["mask"][10:14, 3:20] == 255).all()
+    assert (found["image_after"][:, 10:14, 3:20] == 0).all()
+    assert (found["image_before"] > 0).all()
+
+
+def test_pairs_whose_grids_differ_in_the_last_bit_agree(pair: Path) -> None:
+    with rasterio.open(pair.parent / "change.tif", "r+") as dataset:
+        dataset.transform = rasterio.transform.from_origin(np.nextafter(600_000.0, np.inf), 5_300_000, 10, 10)
+    assert pack.pack("pairs", source=pair, out=pair.parent / "shards").complete
+    with rasterio.open(pair.parent / "change.tif", "r+") as dataset:
+        dataset.crs = "EPSG:32633"
+    with pytest.raises(SourceError, match="CRS is EPSG:32633, expected EPSG:32632"):
+        pack.pack("pairs", source=pair, out=pair.parent / "other")

@@ -218,7 +218,7 @@ def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts
         # A sample that is constant in every band does not indicate a dead band.
         dead=() if still.all() else tuple(name for name, dead in zip(names, still, strict=True) if dead),
         window_hashes=duplicates.window_hashes(images[0][chosen]),
-        nearer=tuple(_nearer(planes, valid.all(axis=0)) for planes in thirds),
+        nearer=tuple(_nearer(planes, np.logical_and.reduce(valid)) for planes in thirds),
     )
 
 

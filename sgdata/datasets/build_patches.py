@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from numpy.ma import MaskedArray
+import numpy as np
 
 from sgdata.builds.patch_table import read
 from sgdata.datasets.types import Member, SampleRef
@@ -51,10 +51,11 @@ def open_raster(path: Path, *, use: opening.Use = "output") -> AbstractContextMa
     return geotiff.opened(str(path), use=use, cache_mb=CACHE_MB)
 
 
-def read_window(raster: Any, window: Sequence[int]) -> MaskedArray[Any, Any]:
-    """Read (C, height, width) of an open raster in a window of row, column, height, width, masked where it has no data.
+def read_window(raster: Any, window: Sequence[int]) -> Array:
+    """Read an open raster in a window of row, column, height, width. Raises SourceError.
 
-    Raises SourceError.
+    Returns:
+        (C, height, width), a masked array that is masked where the raster has no data.
     """
     from rasterio._err import CPLE_BaseError
     from rasterio.errors import RasterioError
@@ -67,4 +68,4 @@ def read_window(raster: Any, window: Sequence[int]) -> MaskedArray[Any, Any]:
         seen = geotiff.seen(raster, pixels, place)
     except (RasterioError, CPLE_BaseError) as error:
         raise SourceError(f"window {window} cannot be read: {error}") from None
-    return MaskedArray(pixels, ~seen)
+    return np.ma.MaskedArray(pixels, ~seen)

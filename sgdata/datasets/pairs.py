@@ -24,7 +24,7 @@ from sgdata.datasets.types import Member, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import SourceError
 from sgdata.rasters import geotiff, grids, opening
 from sgdata.shards import contracts, statistics
-from sgdata.types import Contract, Sample
+from sgdata.types import Array, Contract, Sample
 
 _STORED_SHARE = 0.7
 
@@ -78,16 +78,18 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
         for raster in rasters:
             if differ := grids.differences(geotiff.header(raster).grid, first):
                 place = f"{raster.shape} at {raster.transform[2]:g}, {raster.transform[5]:g}"
-                raise SourceError(f"{raster.name}: {place} is another grid than that of {paths[0]}: {'; '.join(differ)}")
+                message = f"{raster.name}: {place} is another grid than that of {paths[0]}"
+                raise SourceError(f"{message}: {'; '.join(differ)}")
         yield lambda ref: _read(ref, rasters, contract.nodata)
 
 
 def _read(ref: SampleRef, rasters: list[Any], nodata: int | None) -> Sample:
     first, second, change = (build_patches.read_window(raster, ref.meta["window"]) for raster in rasters)
-    unknown = change.mask[0]
+    unknown = np.ma.getmaskarray(change)[0]
     for image in (first, second):  # a change is unknown if either date has no data
-        unknown = unknown | (image.mask | ~statistics.seen(image.data, nodata)).any(axis=0)
-    mask = np.ma.array((change.data[0] > 0).astype(np.uint8), mask=unknown)
+        known = statistics.seen(np.ma.getdata(image), nodata) & ~np.ma.getmaskarray(image)
+        unknown = unknown | ~known.all(axis=0)
+    mask: Array = np.ma.MaskedArray((np.ma.getdata(change)[0] > 0).astype(np.uint8), unknown)
     arrays = {"image_before": first, "image_after": second, "mask": mask}
     return Sample(key=ref.key, split=ref.split, arrays=arrays, meta={**ref.meta, "crs": str(rasters[0].crs)})
 

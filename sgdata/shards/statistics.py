@@ -45,8 +45,7 @@ def add(image: Array, total: Array, seen: Array | None = None) -> None:
     """
     from sgdata.shards import histogram  # here, since numba takes long to import
 
-    whole = seen is None or seen.all()
-    bins = _bins(image if whole else np.where(seen, image, 0))
+    bins = _bins(image if seen is None or seen.all() else np.where(seen, image, 0))
     histogram.add(np.ascontiguousarray(bins).reshape(len(image), -1), total)
     if seen is not None:  # counted as 0 above, and taken out again: the counts are exact
         total[:, 0] -= np.count_nonzero(~seen, axis=(1, 2))
