@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from sgdata.errors import SourceError
 
@@ -12,8 +12,16 @@ ColumnKind = Literal["text", "texts", "count", "counts", "number"]
 """Text, a list of texts, an integer of at least 0, a list of such integers, a number or none."""
 
 
-def read(path: Path, kinds: Mapping[str, ColumnKind] | None = None, columns: list[str] | None = None) -> Any:
+def read(
+    source: Path | BinaryIO,
+    kinds: Mapping[str, ColumnKind] | None = None,
+    columns: list[str] | None = None,
+    *,
+    where: str = "",
+) -> Any:
     """Read a Parquet file as a pyarrow.Table whose columns `kinds` are all there, complete and of these kinds.
+
+    Messages name the file `where`, by default the path.
 
     Raises:
         SourceError: The file is damaged, names a column twice, or a column is missing or not as expected.
@@ -21,14 +29,15 @@ def read(path: Path, kinds: Mapping[str, ColumnKind] | None = None, columns: lis
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    where = where or str(source)
     try:
-        table = pq.read_table(path, columns=columns)
+        table = pq.read_table(source, columns=columns)
         table.validate(full=True)  # texts that are not UTF-8, offsets that lead out of a buffer
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise SourceError(f"{path}: not a readable Parquet file: {error!s:.300}; fetch or write it again") from None
+        raise SourceError(f"{where}: not a readable Parquet file: {error!s:.300}; fetch or write it again") from None
     if len(set(table.column_names)) < table.num_columns:
-        raise SourceError(f"{path}: two columns have one name; write it again")
-    check(table, kinds or {}, str(path))
+        raise SourceError(f"{where}: two columns have one name; write it again")
+    check(table, kinds or {}, where)
     return table
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from sgdata import urls
 from sgdata.access import Access, access_of, check_host
@@ -51,14 +53,28 @@ def ask(
         return opened.request(method, url, stream=stream, **options)
 
 
-def session(access: Access, *, limit: Limit = DOCUMENT_BYTES, seconds: Limit = DOCUMENT_SECONDS) -> requests.Session:
-    """Return a session whose requests are checked as in `ask`; bodies of streamed responses are left alone."""
+def session(
+    access: Access,
+    *,
+    limit: Limit = DOCUMENT_BYTES,
+    seconds: Limit = DOCUMENT_SECONDS,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    headers_for: str = "",
+) -> requests.Session:
+    """Return a session whose requests are checked as in `ask`; bodies of streamed responses are left alone.
+
+    `headers` are sent to scheme, host and port of `headers_for` and nowhere else.
+    """
     import requests
 
     class CheckedSession(requests.Session):
         def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
             # Called once more for every redirect.
             check_host(request.url or "", access)
+            for name, value in headers.items():
+                request.headers.pop(name, None)
+                if urlsplit(request.url or "")[:2] == urlsplit(headers_for)[:2]:
+                    request.headers[name] = value
             streamed = options.pop("stream", False)
             deadline = time.monotonic() + seconds.most
             response = super().send(request, stream=True, **options)

@@ -1,14 +1,12 @@
 """Search a STAC catalogue and parse its items into scenes, in a fixed order.
 
-Reads an API, a static catalogue on disk or over HTTP, or an ItemCollection file, with the asset keys and properties of
-Earth Search v1, Planetary Computer and the Copernicus Data Space.
+`catalog_items` reads the items of a catalogue of any kind, `parse_items` parses them.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date
 from pathlib import Path
@@ -17,19 +15,15 @@ from typing import TYPE_CHECKING, Any
 from sgdata import files, retry, urls
 from sgdata.access import access_of, admit
 from sgdata.errors import ServiceError, SettingError, SourceError
-from sgdata.file_names import file_name
-from sgdata.limits import SEARCH_ITEMS, SEARCH_PAGES
 from sgdata.scenes import parse_items
 from sgdata.scenes.types import Dropped, Scene, Unusable, reasons
 from sgdata.types import Bounds
 
 if TYPE_CHECKING:
     import pystac
-    from pystac_client import ItemSearch
 
 LEFT_OUT = "left out by the recipe"  # the reason in a lock
 RETRY = retry.RetryPolicy(tries=6, wait_s=1)  # half a minute in all
-PAGE, STALE_PAGES = 100, 3
 STRIP_OVERLAP = 0.1
 """Scenes of one acquisition that share less than this part of the smaller one are two strips, not twins."""
 
@@ -59,7 +53,7 @@ def search(
     """Search a catalogue.
 
     Args:
-        where: URL of an API or a static catalogue, a catalogue file or its folder, or an ItemCollection file.
+        where: URL or path of an API, a catalogue, a collection, items or a list of them, or folder of a catalogue.
         query: what to search for.
         allow_private_hosts: follow links of a remote catalogue to hosts of the local network.
 
@@ -72,11 +66,12 @@ def search(
         SettingError: no scene matches, or an item to leave out does not exist.
     """
     days(query.dates)
-    read = _from_api(where, query, allow_private_hosts) if is_url(where) else _from_files(Path(where), query.collection)
-    items = [_with_utc_and_bbox(item) for item in read]
+    items, unreadable = _read(where, query, allow_private_hosts)
     root = "" if is_url(where) else str(_root(Path(where)).resolve())
     matching = _by_id(item for item in items if _matches(item, query))
     if not matching:
+        if unreadable:
+            raise SourceError(reasons(unreadable))
         raise SettingError(
             f"area {_text(query.bounds)} in {query.dates}: 0 items of '{query.collection}' in {where}, "
             f"which {_coverage(items)}; choose another area, dates or catalogue"
@@ -89,7 +84,7 @@ def search(
     left_out = tuple(Dropped(id=name, reason=LEFT_OUT) for name in query.leave_out if matching.pop(name))
     scenes, unusable = _parse(matching.values(), query.bands, root)
     kept, twins = without_twins(scenes, {item.id: item.geometry for item in matching.values()})
-    return kept, (*twins, *left_out, *unusable)
+    return kept, (*twins, *left_out, *unreadable, *unusable)
 
 
 def _by_id(items: Iterable[pystac.Item]) -> dict[str, pystac.Item]:
@@ -146,57 +141,36 @@ def days(dates: str) -> tuple[date, date]:
 # --- reading catalogues --------------------------------------------------------------------
 
 
-def _from_api(url: str, query: Query, allow_private_hosts: bool) -> Iterator[pystac.Item]:
-    """Yield the items of an API or of a static catalogue over HTTP."""
-    from pystac_client import Client
-    from pystac_client.warnings import PystacClientWarning
-
-    from sgdata.scenes import catalog_io
+def _read(where: str, query: Query, allow_private_hosts: bool) -> tuple[list[pystac.Item], list[Unusable]]:
+    """Return the items of a catalogue, and those that cannot be read. Raises what `search` raises."""
+    from sgdata.scenes import catalog_io, catalog_items
 
     first, last = days(query.dates)
+    wanted = catalog_items.Wanted(collection=query.collection, bounds=query.bounds, first=first, last=last)
+    start = where if is_url(where) else str(_file(Path(where)).resolve())
+    stac_io = catalog_io.CatalogIO(where, RETRY, allow_private_hosts=allow_private_hosts)
+    items, unreadable = [], []
     try:
-        with warnings.catch_warnings():
-            # Warns that a static catalogue has no search, which is handled here.
-            warnings.simplefilter("ignore", PystacClientWarning)
-            stac_io = catalog_io.RemoteIO(access_of(url, allow_private_hosts=allow_private_hosts))
-            retry.retry_session(stac_io.session, RETRY)
-            with stac_io.as_default():
-                client = Client.open(url, stac_io=stac_io)
-                searchable = client.conforms_to("ITEM_SEARCH")
-                items = [] if searchable else list(catalog_io.walk(client))
-        yield from (item for item in items if item.collection_id == query.collection)
-        if not searchable:
-            return
-        # Year by year: long time spans exceed the time limits (504) of more than one provider.
-        for year in range(first.year, last.year + 1):
-            span = (max(first, date(year, 1, 1)).isoformat(), min(last, date(year, 12, 31)).isoformat())
-            yield from _pages(
-                client.search(collections=[query.collection], bbox=query.bounds, datetime=span, limit=PAGE), url
-            )
+        for one in catalog_items.read(stac_io, start, wanted):
+            if isinstance(one, Unusable):
+                unreadable.append(one)
+            else:
+                items.append(_with_utc_and_bbox(one))
+    except FileNotFoundError as error:
+        missing = error.filename or where
+        raise SettingError(f"{missing}: no such file; give --stac the URL or path of a STAC catalogue") from None
     except parse_items.malformed() as error:
         if refused := catalog_io.refusal(error):
             raise refused from None
+        if not is_url(where):
+            raise SourceError(f"{where}: cannot be read as a STAC catalogue: {error!s:.200}") from None
         status = getattr(error, "status_code", None)  # of pystac-client's APIError, whose text is the body alone
-        reason = " ".join(f"{f'status {status}: ' if status else ''}{error}".split())
+        reason = " ".join(f"{f'status {status}: ' if status else ''}{stac_io.without_headers(str(error))}".split())
+        advice = f"give its key in {catalog_io.HEADERS}" if status in {401, 403} else "try later"
         raise ServiceError(
-            f"{url}: no answer from the catalogue: {reason:.200}; try later or give --stac PATH"
+            f"{where}: no answer from the catalogue: {reason:.200}; {advice} or give --stac PATH"
         ) from None
-
-
-def _pages(search: ItemSearch, url: str) -> Iterator[pystac.Item]:
-    """Yield the items of all pages, each once. Raises ServiceError if pages repeat without end."""
-    seen: set[str] = set()
-    stale = 0
-    for number, page in enumerate(search.pages(), 1):
-        SEARCH_PAGES.check(number, f"{url}: search without end")
-        fresh = [item for item in page if item.id not in seen]
-        seen.update(item.id for item in fresh)
-        SEARCH_ITEMS.check(len(seen), f"{url}: search without end")
-        yield from fresh
-        # One repeated page can result from re-sorting on the server; several in a row mean a loop.
-        stale = 0 if fresh else stale + 1
-        if stale >= STALE_PAGES:
-            raise ServiceError(f"{url}: {stale} pages in a row repeat items after {len(seen)} of them; try later")
+    return items, unreadable
 
 
 def simulated(where: str) -> bool:
@@ -209,32 +183,12 @@ def _root(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _from_files(path: Path, collection: str) -> Iterator[pystac.Item]:
-    import pystac
-
-    from sgdata.scenes import catalog_io
-
-    path = path / "catalog.json" if path.is_dir() else path
-    try:
-        stac_io = catalog_io.FileIO(access_of(str(path)))
-        with stac_io.as_default():
-            kind = stac_io.read_json(str(path.resolve())).get("type")
-            if kind == "FeatureCollection":
-                collection_items = pystac.ItemCollection.from_file(str(path.resolve()), stac_io=stac_io)
-                items = [_with_self_href(item, path) for item in collection_items]
-            elif kind in {"Catalog", "Collection"}:
-                items = list(catalog_io.walk(pystac.Catalog.from_file(str(path.resolve()), stac_io=stac_io)))
-            else:
-                expected = "expected a Catalog, a Collection or a FeatureCollection"
-                raise SettingError(f"{path}: is a STAC {kind!r}; {expected}")
-        yield from (item for item in items if item.collection_id in {collection, None})
-    except FileNotFoundError as error:
-        missing = error.filename or path
-        raise SettingError(f"{missing}: no such file; give --stac the URL or path of a STAC catalogue") from None
-    except parse_items.malformed() as error:
-        if refused := catalog_io.refusal(error):
-            raise refused from None
-        raise SourceError(f"{path}: cannot be read as a STAC catalogue: {error!s:.200}") from None
+def _file(path: Path) -> Path:
+    """Return the file of a catalogue, which may be given as its folder."""
+    if not path.is_dir():
+        return path
+    collection = path / "collection.json"
+    return collection if collection.is_file() and not (path / "catalog.json").is_file() else path / "catalog.json"
 
 
 def _with_utc_and_bbox(item: pystac.Item) -> pystac.Item:
@@ -261,13 +215,6 @@ def _with_utc_and_bbox(item: pystac.Item) -> pystac.Item:
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _with_self_href(item: pystac.Item, path: Path) -> pystac.Item:
-    """Return an item of an ItemCollection file whose relative hrefs start at that file unless it says otherwise."""
-    if item.get_self_href() is None:
-        item.set_self_href(str(path.resolve().parent / f"{file_name(item.id)}.json"))
-    return item
 
 
 def _matches(item: pystac.Item, query: Query) -> bool:

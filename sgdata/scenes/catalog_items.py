@@ -1,0 +1,279 @@
+"""Read the items of a catalogue, whatever it is: an API, a static catalogue, or files of items, by content.
+
+On disk and over HTTP alike: the landing page of an API, its `/search`, a collection of an API or on disk, a static
+catalogue, an ItemCollection, a single item, newline-delimited items, a list of items or of addresses of any of these,
+and stac-geoparquet.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pystac
+from pystac.utils import make_absolute_href
+from pystac_client import ItemSearch
+from pystac_client.exceptions import APIError
+
+from sgdata import documents, parquet_tables, urls
+from sgdata.errors import ServiceError, SettingError, SourceError
+from sgdata.file_names import file_name
+from sgdata.limits import CATALOG_DEPTH, SEARCH_ITEMS, SEARCH_PAGES
+from sgdata.scenes.parse_items import malformed
+from sgdata.scenes.types import Unusable
+from sgdata.types import Bounds
+
+if TYPE_CHECKING:
+    from sgdata.scenes.catalog_io import CatalogIO
+
+PAGE, STALE_PAGES = 100, 3
+REFUSED_METHOD = (400, 403, 404, 405, 415, 501)
+"""Statuses after which a search is tried by GET: servers refuse POST in many ways."""
+GONE = (401, 403, 404, 410)
+"""Statuses of a document that will not come."""
+
+Found = pystac.Item | Unusable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a server is asked for; catalogues that cannot be asked give all that they have."""
+
+    collection: str
+    bounds: Bounds
+    first: date
+    last: date
+
+
+def read(stac_io: CatalogIO, where: str, wanted: Wanted) -> Iterator[Found]:
+    """Yield the items at an address, and what cannot be read as one with the reason.
+
+    Args:
+        stac_io: reader of documents.
+        where: URL, or absolute path of a file.
+        wanted: what to ask a server for.
+
+    Raises:
+        SourceError: the content is none of what the module reads, or links in a circle.
+        ServiceError: a search has no end.
+        Exception: what `parse_items.malformed` lists.
+    """
+    if urlsplit(where).path.rstrip("/").endswith("/search"):
+        yield from _search(stac_io, where, ("POST", "GET"), wanted)
+        return
+    for document in _documents(stac_io.read_bytes(where), where):
+        yield from _read_document(stac_io, document, where, wanted)
+
+
+def _read_document(stac_io: CatalogIO, document: Any, where: str, wanted: Wanted) -> Iterator[Found]:
+    if isinstance(document, str):  # a line of a list
+        yield from _linked(stac_io, make_absolute_href(document, where), wanted, path=(where,))
+    elif not isinstance(document, dict):
+        raise SourceError(f"{_shown(where)}: holds a {type(document).__name__}, expected STAC objects or addresses")
+    elif document.get("type") == "FeatureCollection":
+        if where.startswith("http") and any(link.get("rel") == "next" for link in _links(document)):
+            # One page of many: asked again, for the area and the dates alone.
+            yield from _search(stac_io, where, ("GET",), wanted)
+        else:
+            yield from (_item(feature, where) for feature in document.get("features") or [])
+    elif document.get("type") == "Feature":
+        yield _item(document, where)
+    else:
+        yield from _walk(stac_io, document, where, wanted, path=())
+
+
+# --- documents in a file -------------------------------------------------------------------
+
+
+def _documents(content: bytes, where: str) -> Iterator[Any]:
+    """Yield the JSON documents in a file, and the lines of a list of addresses. Raises SourceError."""
+    content = documents.unpack_gzip(content, _shown(where))
+    if content.startswith(b"PAR1"):
+        yield from _rows(content, where)
+        return
+    text = content.decode("utf-8-sig").strip()
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if text[:1] not in {"{", "["}:
+        if not lines or any(set(line) & set(" <>\"{}'") for line in lines):
+            raise SourceError(f"{_shown(where)}: is neither STAC nor a list of addresses; begins with {text[:40]!r}")
+        yield from lines
+    elif len(lines) > 1 and _is_object(lines[0]):
+        for line in lines:
+            yield documents.parse_json(line, _shown(where))
+    else:
+        document = documents.parse_json(text, _shown(where))
+        yield from document if isinstance(document, list) else [document]
+
+
+def _is_object(line: str) -> bool:
+    """Return whether a line alone is a JSON object."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _rows(content: bytes, where: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a stac-geoparquet file as items. Raises SourceError."""
+    import shapely
+
+    table = parquet_tables.read(io.BytesIO(content), {"id": "text"}, where=_shown(where))
+    for row in table.to_pylist():
+        fields = {key: _plain(value) for key, value in row.items() if value is not None}
+        item: dict[str, Any] = {"type": "Feature", "stac_version": "1.0.0", "links": [], "assets": {}}
+        for key in ("id", "stac_version", "stac_extensions", "collection", "links", "assets", "bbox"):
+            if key in fields:
+                item[key] = fields.pop(key)
+        if isinstance(item.get("bbox"), dict):
+            sides = item["bbox"]
+            item["bbox"] = [sides.get(side) for side in ("xmin", "ymin", "xmax", "ymax")]
+        geometry = row.get("geometry")
+        is_wkb = isinstance(geometry, bytes)
+        item["geometry"] = json.loads(shapely.to_geojson(shapely.from_wkb(geometry))) if is_wkb else None
+        item["properties"] = {key: value for key, value in fields.items() if key not in {"type", "geometry"}}
+        yield item
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a table as JSON has it; columns of structs have all keys that any row has."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _item(document: Any, where: str) -> Found:
+    """Return the item of a document, whose relative hrefs start at `where` unless it says otherwise."""
+    name = str(document.get("id")) if isinstance(document, dict) else _shown(where)
+    try:
+        item = pystac.Item.from_dict(document)
+        if item.get_self_href() is None:
+            item.set_self_href(make_absolute_href(f"{file_name(item.id)}.json", where))
+        return item
+    except malformed() as error:
+        return Unusable(id=name, reason=f"item {name}: cannot be read as STAC: {error!s:.120}; mend it", scene=None)
+
+
+# --- links ---------------------------------------------------------------------------------
+
+
+def _walk(
+    stac_io: CatalogIO, document: dict[str, Any], where: str, wanted: Wanted, path: tuple[str, ...]
+) -> Iterator[Found]:
+    """Yield the items of a catalogue, by its search if it has one, and of all catalogues below it.
+
+    Raises SourceError if the document is no catalogue, is below itself, or if catalogues nest too deeply.
+    """
+    if where in path:
+        raise SourceError(f"{_shown(where)}: catalogue is below itself, through {_shown(path[-1])}; remove that link")
+    path = (*path, where)
+    CATALOG_DEPTH.check(len(path), _shown(where))
+    # Old collections have no type.
+    if document.get("type") not in {"Catalog", "Collection"} and "stac_version" not in document:
+        expected = "a Catalog, a Collection, a FeatureCollection or items"
+        raise SettingError(f"{_shown(where)}: is a STAC {document.get('type')!r:.40}; expected {expected}")
+    is_remote = where.startswith("http")
+    if is_remote and (endpoint := _endpoint(document, where)):
+        yield from _search(stac_io, *endpoint, wanted)
+        return
+    for link in _links(document):
+        href = make_absolute_href(link["href"], where)
+        if link.get("rel") == "item":
+            yield from _linked(stac_io, href, wanted, path=path)
+        elif link.get("rel") == "child":
+            yield from _walk(stac_io, stac_io.read_json(href), href, wanted, path)
+        elif link.get("rel") == "items" and "parquet" in str(link.get("type")):
+            yield from read(stac_io, href, wanted)
+        elif link.get("rel") == "items" and is_remote and (len(path) == 1 or document.get("id") == wanted.collection):
+            yield from _search(stac_io, href, ("GET",), wanted)
+
+
+def _linked(stac_io: CatalogIO, href: str, wanted: Wanted, path: tuple[str, ...]) -> Iterator[Found]:
+    """Yield the items of a linked document; a document that does not exist or is no JSON is one without items."""
+    name = PurePosixPath(urlsplit(href).path).stem
+    try:
+        content = stac_io.read_bytes(href)
+        document = json.loads(content)
+    except (FileNotFoundError, ValueError, RecursionError, APIError) as error:
+        if isinstance(error, APIError) and error.status_code not in GONE:
+            raise
+        yield Unusable(id=name, reason=f"item {name}: cannot be read: {error!s:.120}; mend the link", scene=None)
+        return
+    if isinstance(document, dict) and document.get("type") not in {"Feature", "FeatureCollection"}:
+        yield from _walk(stac_io, document, href, wanted, path)
+    else:
+        yield from _read_document(stac_io, document, href, wanted)
+
+
+def _links(document: dict[str, Any]) -> list[dict[str, Any]]:
+    links = document.get("links") or []
+    return [link for link in links if isinstance(link, dict) and isinstance(link.get("href"), str)]
+
+
+def _endpoint(document: dict[str, Any], where: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the address of a catalogue's search and the methods to try; None if it has none.
+
+    By the link, since some servers do not claim the conformance class, and by the class, since some lack the link.
+    """
+    found = [link for link in _links(document) if link.get("rel") == "search" and "html" not in str(link.get("type"))]
+    if found:
+        advertised = {str(link.get("method", "")).upper() for link in found}
+        href = make_absolute_href(found[0]["href"], where)
+        return href, ("GET",) if advertised == {"GET"} else ("POST", "GET")
+    if any("item-search" in str(name) for name in document.get("conformsTo") or []):
+        return urls.joined(where, "search"), ("POST", "GET")
+    return None
+
+
+# --- searching -----------------------------------------------------------------------------
+
+
+def _search(stac_io: CatalogIO, url: str, methods: tuple[str, ...], wanted: Wanted) -> Iterator[Found]:
+    """Yield the items of a search, or of the items of one collection. Raises ServiceError, APIError."""
+    is_search = not urlsplit(url).path.rstrip("/").endswith("/items")
+    # Year by year: long time spans exceed the time limits (504) of more than one provider.
+    for year in range(wanted.first.year, wanted.last.year + 1):
+        span = (max(wanted.first, date(year, 1, 1)).isoformat(), min(wanted.last, date(year, 12, 31)).isoformat())
+        asked = {"bbox": wanted.bounds, "datetime": span, "limit": PAGE}
+        if is_search:
+            asked["collections"] = [wanted.collection]
+        pages = ItemSearch(url, method=methods[0], stac_io=stac_io, **asked).pages_as_dicts()
+        try:
+            first = next(pages, None)
+        except APIError as error:
+            if error.status_code not in REFUSED_METHOD or len(methods) == 1:
+                raise
+            methods = methods[1:]
+            pages = ItemSearch(url, method=methods[0], stac_io=stac_io, **asked).pages_as_dicts()
+            first = next(pages, None)
+        yield from _pages(itertools.chain([first] if first else [], pages), url)
+
+
+def _pages(pages: Iterator[dict[str, Any]], url: str) -> Iterator[Found]:
+    """Yield the items of all pages, each once. Raises ServiceError if pages repeat without end."""
+    seen: set[str] = set()
+    stale = 0
+    for number, page in enumerate(pages, 1):
+        SEARCH_PAGES.check(number, f"{_shown(url)}: search without end")
+        items = [_item(feature, url) for feature in page["features"]]
+        fresh = [item for item in items if item.id not in seen]
+        seen.update(item.id for item in fresh)
+        SEARCH_ITEMS.check(len(seen), f"{_shown(url)}: search without end")
+        yield from fresh
+        # One repeated page can result from re-sorting on the server; several in a row mean a loop.
+        stale = 0 if fresh else stale + 1
+        if stale >= STALE_PAGES:
+            repeated = f"{stale} pages in a row repeat items after {len(seen)} of them"
+            raise ServiceError(f"{_shown(url)}: {repeated}; try later")
+
+
+def _shown(where: str) -> str:
+    return urls.without_secrets(where).partition("?")[0]
