@@ -136,7 +136,7 @@ def test_an_item_without_projection_gets_the_zone_of_its_tile(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{}", "STAC None"), ("not json", "cannot be read"), ('{"type": "Feature"}', "'Feature'")],
+    [("{}", "STAC None"), ("not json", "neither STAC nor"), ('{"type": "Feature"}', "cannot be read as STAC")],
 )
 def test_inputs_that_are_not_catalogues_are_refused(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "catalog.json").write_text(content)
@@ -420,7 +420,7 @@ class Nonsense(TwoPages):
 def test_an_answer_that_is_not_stac_is_reported_in_one_line() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Nonsense) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(ServiceError, match="no answer from the catalogue") as caught:
+        with pytest.raises(SourceError, match="cannot be read as STAC") as caught:
             search.search(f"http://127.0.0.1:{server.server_address[1]}", query())
         server.shutdown()
     assert "\n" not in str(caught.value)

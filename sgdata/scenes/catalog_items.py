@@ -152,7 +152,7 @@ def _plain(value: Any) -> Any:
 
 def _item(document: Any, where: str) -> Found:
     """Return the item of a document, whose relative hrefs start at `where` unless it says otherwise."""
-    name = str(document.get("id")) if isinstance(document, dict) else _shown(where)
+    name = isinstance(document, dict) and document.get("id") or f"in {_shown(where)}"
     try:
         item = pystac.Item.from_dict(document)
         if item.get_self_href() is None:
@@ -207,10 +207,13 @@ def _linked(stac_io: CatalogIO, href: str, wanted: Wanted, path: tuple[str, ...]
             raise
         yield Unusable(id=name, reason=f"item {name}: cannot be read: {error!s:.120}; mend the link", scene=None)
         return
-    if isinstance(document, dict) and document.get("type") not in {"Feature", "FeatureCollection"}:
+    kind = document.get("type") if isinstance(document, dict) else None
+    if kind in {"Catalog", "Collection"}:
         yield from _walk(stac_io, document, href, wanted, path)
-    else:
+    elif kind == "FeatureCollection":
         yield from _read_document(stac_io, document, href, wanted)
+    else:
+        yield _item(document, href)
 
 
 def _links(document: dict[str, Any]) -> list[dict[str, Any]]:

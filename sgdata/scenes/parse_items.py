@@ -1,4 +1,8 @@
-"""Parse STAC items of Earth Search v1, Planetary Computer and the Copernicus Data Space into scenes."""
+"""Parse STAC items into scenes.
+
+Properties are those of Earth Search v1 and v0, Planetary Computer, the Copernicus Data Space, Digital Earth Africa and
+stactools.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,8 @@ from sgdata.sentinel2 import MSI
 if TYPE_CHECKING:
     import pystac
 
+PRODUCT = re.compile(r"S2[A-Z]_MSIL[12][A-Z]_")
+"""How names of ESA's products begin."""
 PRODUCT_KEYS = ("product_metadata", "product-metadata")
 
 
@@ -51,10 +57,9 @@ def _scene(item: pystac.Item, bands: tuple[str, ...], root: str) -> Scene:
     properties = item.properties
     # Names differ between providers and between years of one provider: each `or` is another name.
     provider, keys = _provider(item, bands)
-    product = str(properties.get("s2:product_uri") or item.id)
+    product = _product(item)
     tile = _tile(item)
-    baseline = properties.get("s2:processing_baseline") or properties.get("processing:version") or product
-    baseline = _baseline_number(str(baseline))
+    baseline = _baseline(item)
     if item.datetime is None or item.bbox is None or tile is None or baseline is None:
         lacks = {"datetime": item.datetime, "bbox": item.bbox, "tile": tile, "processing baseline": baseline}
         raise SourceError(f"item {item.id}: has no {', '.join(k for k, v in lacks.items() if v is None)}; leave it out")
@@ -75,7 +80,7 @@ def _scene(item: pystac.Item, bands: tuple[str, ...], root: str) -> Scene:
         crs=_crs(properties) or _zone(tile[1], tile[2]),
         bbox=(item.bbox[0], item.bbox[1], item.bbox[2], item.bbox[3]),
         cloud_cover=None if properties.get("eo:cloud_cover") is None else float(properties["eo:cloud_cover"]),
-        assets={band: _asset(item, keys[band], root) for band in bands},
+        assets={band: _asset(item, keys[band], root, gsd_m=MSI.gsd_m(band)) for band in bands},
         product=next((_asset(item, key, root).href for key in PRODUCT_KEYS if key in item.assets), None),
         declared_offset=_declared_offset(item, [item.assets[keys[band]] for band in bands if band in MSI.by_name]),
     )
@@ -98,24 +103,40 @@ def sketch(item: pystac.Item) -> Scene | None:
         return None
 
 
+def _product(item: pystac.Item) -> str:
+    """Return the name of ESA's product, or the item's id if nothing names it."""
+    fields = [item.properties.get(key) for key in ("s2:product_uri", "sentinel:product_id", "title")]
+    return next((field for field in fields if isinstance(field, str) and PRODUCT.match(field)), item.id)
+
+
 def _tile(item: pystac.Item) -> re.Match[str] | None:
     """Return the MGRS tile that an item names: (1) the zone, (2) the letters."""
     properties = item.properties
-    name = str(properties.get("grid:code") or properties.get("s2:mgrs_tile") or item.id).upper()
-    return re.search(r"(\d{1,2})([C-X][A-Z]{2})", name)
+    for key in ("grid:code", "s2:mgrs_tile", "odc:region_code"):
+        if match := re.fullmatch(r"(?:MGRS-|T)?(\d{1,2})([C-X][A-Z]{2})", str(properties.get(key)).upper()):
+            return match
+    for prefix in ("mgrs", "sentinel"):
+        parts = [properties.get(f"{prefix}:{part}") for part in ("utm_zone", "latitude_band", "grid_square")]
+        if match := re.fullmatch(r"(\d{1,2})([C-X][A-Z]{2})", "".join(map(str, parts)).upper()):
+            return match
+    # Between underscores: an id may be a UUID, in which the same letters are no tile.
+    names = (_product(item), item.id)
+    matches = (re.search(r"(?:^|_)T?(\d{1,2})([C-X][A-Z]{2})(?=_|$)", name.upper()) for name in names)
+    return next((match for match in matches if match), None)
 
 
-def _baseline_number(text: str) -> str | None:
-    """Return a processing baseline as two numbers, also from a product's name (`_N0211_`); None if there is none."""
-    match = re.search(r"(?:^|_)N(\d\d)\.?(\d\d)(?:_|$)", text)
-    if match:
-        return f"{match[1]}.{match[2]}"
-    return None if "_" in text else text
+def _baseline(item: pystac.Item) -> str | None:
+    """Return the processing baseline as two numbers, by property or product (`_N0211_`); None if there is none."""
+    for key in ("s2:processing_baseline", "sentinel:processing_baseline", "processing:version"):
+        if match := re.fullmatch(r"N?(\d?\d)\.?(\d\d)", str(item.properties.get(key, ""))):
+            return f"{match[1].zfill(2)}.{match[2]}"
+    match = re.search(r"_N(\d\d)(\d\d)_", _product(item))
+    return f"{match[1]}.{match[2]}" if match else None
 
 
 def _declared_offset(item: pystac.Item, assets: list[pystac.Asset]) -> int | None:
     """Return the offset in DN that an item declares: by Earth Search's flag, else by its first band."""
-    if item.properties.get("earthsearch:boa_offset_applied"):
+    if any(item.properties.get(f"{prefix}:boa_offset_applied") for prefix in ("earthsearch", "sentinel")):
         return 0  # some items keep an `offset` of -0.1 beside the flag, which is the more recent
     asset = assets[0].extra_fields if assets else {}
     # STAC 1.0 has `raster:bands` with plain names, 1.1 has `bands` or the asset itself with prefixed ones.
@@ -170,7 +191,8 @@ def resolve_keys(item: pystac.Item, bands: tuple[str, ...], keys: Mapping[str, s
     return resolved
 
 
-def _asset(item: pystac.Item, key: str, root: str) -> Asset:
+def _asset(item: pystac.Item, key: str, root: str, *, gsd_m: float | None = None) -> Asset:
+    """Return an asset; `gsd_m` is the pixel size of its band, to which the item's own grid must belong."""
     asset = item.assets[key]
     fields: dict[str, Any] = item.properties | asset.extra_fields
     href = asset.get_absolute_href() or asset.href
@@ -178,15 +200,30 @@ def _asset(item: pystac.Item, key: str, root: str) -> Asset:
         href = Path(os.path.relpath(href, root)).as_posix()
     # STAC 1.0 has `raster:bands`, 1.1 `bands`, CDSE the bare `data_type`.
     band = (fields.get("raster:bands") or fields.get("bands") or [{}])[0]
-    transform, shape = fields.get("proj:transform"), fields.get("proj:shape")
+    transform, shape = _ordered(fields.get("proj:transform")), fields.get("proj:shape")
+    if not {"proj:transform", "proj:shape"} & asset.extra_fields.keys():
+        # What all assets inherit describes the files of one pixel size.
+        gsd_m = asset.extra_fields.get("gsd") or gsd_m
+        if transform is None or (gsd_m and transform[0] != gsd_m):
+            transform = shape = None
     return Asset(
         # Documents that outlive this run must not have what opens the file.
         href=urls.remember(href),
         crs=_crs(fields),
-        transform=tuple(float(value) for value in transform[:6]) if transform else None,
+        transform=transform,
         shape=(shape[0], shape[1]) if shape else None,
         dtype=band.get("data_type") or fields.get("data_type"),
     )
+
+
+def _ordered(transform: Any) -> tuple[float, ...] | None:
+    """Return an affine transform as STAC orders its numbers, also if it is in the order of GDAL; None if none."""
+    if not transform:
+        return None
+    a, b, c, d, e, f = (float(value) for value in transform[:6])
+    # Of north-up pixels: (west, width, 0, north, 0, -height) by GDAL, (width, 0, west, 0, -height, north) by STAC.
+    is_gdal = c == e == 0 and b > 0 > f
+    return (b, c, a, e, f, d) if is_gdal else (a, b, c, d, e, f)
 
 
 def _crs(fields: dict[str, Any]) -> str | None:
