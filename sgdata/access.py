@@ -14,7 +14,7 @@ import socket
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from sgdata.errors import SourceError
 
@@ -84,6 +84,9 @@ def admit(href: str, access: Access, *, base: str = "") -> str:
     path = href.removeprefix(prefix).removeprefix("file://")
     root = Path(access.root)
     try:
+        # An href is a URL, in which a blank is %20; but many write paths.
+        if "%" in path and not (Path(base or root) / path).exists():
+            path = unquote(path)
         resolved = (Path(base or root) / path).resolve()
     except (OSError, ValueError, RuntimeError):  # a NUL byte, too long a name, links in a circle
         raise SourceError(f"{_shown(href)}: is no valid path; leave the item out") from None
@@ -92,6 +95,16 @@ def admit(href: str, access: Access, *, base: str = "") -> str:
     if nested or not resolved.is_relative_to(root):
         raise SourceError(f"{_shown(href)}: lies outside {root}, the folder of its catalogue; move it there")
     return f"{prefix}{resolved}"
+
+
+def relative(href: str, root: str) -> str:
+    """Return the path of a local href, also inside an archive, from the folder `root`; URLs stay as they are."""
+    archive = _ARCHIVE.match(href)
+    prefix = archive[0] if archive else ""
+    path = href.removeprefix(prefix)
+    if "://" in path or (prefix and not os.path.isabs(path)):  # noqa: PTH117
+        return href
+    return prefix + Path(os.path.relpath(path, root)).as_posix()
 
 
 def host_of(url: str) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -33,7 +37,6 @@ WARPING = threading.Lock()
 
 READING = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # else one listing of a bucket per file
-    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif,.tiff,.jp2,.TIF",
     "GDAL_HTTP_MAX_RETRY": "5",  # 429, 502, 503, 504 and dropped connections; finite
     "GDAL_HTTP_RETRY_DELAY": "1",
     # No limit of the whole time, which would cut a slow but steady transfer: only one that stalls is given up.
@@ -41,11 +44,18 @@ READING = {
     "GDAL_HTTP_LOW_SPEED_TIME": "60",
     "GDAL_HTTP_CONNECTTIMEOUT": "20",
     "VSI_CACHE": "TRUE",
-    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",  # else a second try meets the failure of the first
-    "AWS_NO_SIGN_REQUEST": "NO" if "AWS_ACCESS_KEY_ID" in os.environ else "YES",  # CDSE wants keys
-    "GDAL_PAM_ENABLED": "NO",
-    "GDAL_VRT_ENABLE_PYTHON": "NO",
+    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/:/vsigs/:/vsiaz/",  # else a second try meets the failure of the first
 }
+"""How files are read, unless the user sets these options of GDAL."""
+SAFE = {"GDAL_PAM_ENABLED": "NO", "GDAL_VRT_ENABLE_PYTHON": "NO"}
+
+CREDENTIALS = (
+    *("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+    *("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SHARED_CREDENTIALS_FILE"),
+)
+ENDPOINTS = {"eodata": "https://eodata.dataspace.copernicus.eu"}
+"""Address of the store of a bucket that is not at Amazon: that of the Copernicus Data Space."""
+REFUSED = re.compile(r"\b40[13]\b|forbidden|access ?denied|invalidaccesskey|signature|credentials", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +106,12 @@ def opened(
     elif "://" not in href and not href.startswith("/vsi"):
         opening.check_local(href, use)
         where = os.path.abspath(href)  # noqa: PTH100 - an absolute path has no prefix of a driver
-    reading = READING | {"GDAL_CACHEMAX": cache_mb << 20}
+    _silence_gdal()
+    options = {**gdal_options(href), **SAFE, "GDAL_CACHEMAX": cache_mb << 20}
     if use == "user":
-        reading["GDAL_DISABLE_READDIR_ON_OPEN"] = "FALSE"  # for a mask beside the file
+        options["GDAL_DISABLE_READDIR_ON_OPEN"] = "FALSE"  # for a mask beside the file
     try:
-        with rasterio.Env(**reading), opening.open_with(where, opening.DRIVERS[use]) as dataset:
+        with rasterio.Env(**options), opening.open_with(where, opening.DRIVERS[use]) as dataset:
             opening.check_declared(dataset, shown)
             yield dataset
     except (RasterioError, CPLE_BaseError, MemoryError) as error:
@@ -109,7 +120,48 @@ def opened(
         for address in (where, href):
             query = address.partition("?")[2]
             reason = reason.replace(address, shown).replace(f"?{query}" if query else "?", "")
-        raise SourceError(f"{shown}: cannot be read: {reason:.200}; fetch it again or leave it out") from error
+        wanted = _wanted(href) if REFUSED.search(reason) else ""
+        raise SourceError(f"{shown}: cannot be read: {reason:.200}{wanted}; fetch it again or leave it out") from error
+
+
+def gdal_options(href: str) -> dict[str, str]:
+    """Return the options of GDAL with which a file is read, without those that the user chose."""
+    from rasterio._env import get_gdal_config
+
+    options = READING | (_store(href) if href.startswith("s3://") else {})
+    # Of the environment, of GDAL's configuration file, or of a rasterio.Env around the call.
+    return {name: value for name, value in options.items() if get_gdal_config(name) is None}
+
+
+def _store(href: str) -> dict[str, str]:
+    """Return how to ask the store of a bucket; settings of Amazon's tools that GDAL does not read are translated."""
+    environment = os.environ
+    signs = any(name in environment for name in CREDENTIALS) or Path("~/.aws/credentials").expanduser().is_file()
+    options = {"AWS_NO_SIGN_REQUEST": "NO" if signs else "YES"}
+    if "AWS_SHARED_CREDENTIALS_FILE" in environment:
+        options["CPL_AWS_CREDENTIALS_FILE"] = environment["AWS_SHARED_CREDENTIALS_FILE"]
+    known = ENDPOINTS.get(urlsplit(href).netloc, "")
+    if endpoint := environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or known:
+        scheme, host = urlsplit(endpoint)[:2]
+        options |= {"AWS_S3_ENDPOINT": host, "AWS_HTTPS": "NO" if scheme == "http" else "YES"}
+        options["AWS_VIRTUAL_HOSTING"] = "FALSE"
+    return options
+
+
+def _wanted(href: str) -> str:
+    """Return the variables by which a user gives a server what it wants."""
+    if href.startswith("s3://"):
+        keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        return f" (the store wants {keys}, with AWS_REQUEST_PAYER=requester where readers pay)"
+    return " (the server may want headers in GDAL_HTTP_HEADERS)" if "://" in href else ""
+
+
+@cache
+def _silence_gdal() -> None:
+    """Keep GDAL's messages off stderr, unless the user set a level: each that matters is raised as an exception."""
+    log = logging.getLogger("rasterio")
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.CRITICAL)
 
 
 def header(dataset: DatasetReader) -> Header:

@@ -152,7 +152,7 @@ def _plain(value: Any) -> Any:
 
 def _item(document: Any, where: str) -> Found:
     """Return the item of a document, whose relative hrefs start at `where` unless it says otherwise."""
-    name = isinstance(document, dict) and document.get("id") or f"in {_shown(where)}"
+    name = (isinstance(document, dict) and document.get("id")) or f"in {_shown(where)}"
     try:
         item = pystac.Item.from_dict(document)
         if item.get_self_href() is None:

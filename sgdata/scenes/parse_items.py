@@ -6,14 +6,13 @@ stactools.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgdata import catalog, urls
+from sgdata.access import relative
 from sgdata.errors import SourceError
 from sgdata.scenes.types import Asset, Scene
 from sgdata.sentinel2 import MSI
@@ -196,8 +195,8 @@ def _asset(item: pystac.Item, key: str, root: str, *, gsd_m: float | None = None
     asset = item.assets[key]
     fields: dict[str, Any] = item.properties | asset.extra_fields
     href = asset.get_absolute_href() or asset.href
-    if root and "://" not in href:
-        href = Path(os.path.relpath(href, root)).as_posix()
+    if root:
+        href = relative(href, root)
     # STAC 1.0 has `raster:bands`, 1.1 `bands`, CDSE the bare `data_type`.
     band = (fields.get("raster:bands") or fields.get("bands") or [{}])[0]
     transform, shape = _ordered(fields.get("proj:transform")), fields.get("proj:shape")
