@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -245,17 +246,18 @@ def _search(stac_io: CatalogIO, url: str, methods: tuple[str, ...], wanted: Want
     # Year by year: long time spans exceed the time limits (504) of more than one provider.
     for year in range(wanted.first.year, wanted.last.year + 1):
         span = (max(wanted.first, date(year, 1, 1)).isoformat(), min(wanted.last, date(year, 12, 31)).isoformat())
-        asked = {"bbox": wanted.bounds, "datetime": span, "limit": PAGE}
-        if is_search:
-            asked["collections"] = [wanted.collection]
-        pages = ItemSearch(url, method=methods[0], stac_io=stac_io, **asked).pages_as_dicts()
+        search = partial(
+            ItemSearch, url, stac_io=stac_io, bbox=wanted.bounds, datetime=span, limit=PAGE,
+            collections=[wanted.collection] if is_search else None,
+        )  # fmt: skip
+        pages = search(method=methods[0]).pages_as_dicts()
         try:
             first = next(pages, None)
         except APIError as error:
             if error.status_code not in REFUSED_METHOD or len(methods) == 1:
                 raise
             methods = methods[1:]
-            pages = ItemSearch(url, method=methods[0], stac_io=stac_io, **asked).pages_as_dicts()
+            pages = search(method=methods[0]).pages_as_dicts()
             first = next(pages, None)
         yield from _pages(itertools.chain([first] if first else [], pages), url)
 
