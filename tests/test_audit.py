@@ -491,6 +491,6 @@ def test_window_hashes_are_those_of_the_ground(seed: int, turn: int) -> None:
     moved = np.rot90(image[:, 4:, :-3], turn % 4, axes=(1, 2))[:, :: 1 if turn < 4 else -1]
     one, other = (set(np.frombuffer(duplicates.window_hashes(each), np.uint64).tolist()) for each in (image, moved))
     assert len(one) == duplicates.MARKS
-    assert len(one & other) >= checks.SHARED_MARKS
+    assert len(one & other) >= checks.SHARED_WINDOWS
     assert duplicates.window_hashes(np.full((3, 40, 40), 7, np.uint16)) == b""
     assert duplicates.window_hashes(image[:, :4]) == b""
