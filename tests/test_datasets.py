@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -9,8 +10,9 @@ import os
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +22,13 @@ import synthetic
 import tifffile
 from rasterio.warp import transform
 
-from sgdata import files, verification
+from sgdata import files, sentinel2, verification
+from sgdata.datasets import cards, eurosat, readers
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.packing import pack as packing
 from sgdata.packing import select, tasks
 from sgdata.shards import tar_format
-from sgdata.types import Array, Sample
+from sgdata.types import Array, Contract, Sample
 
 WAVELENGTH_ORDER = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"]
 MAKERS: dict[str, tuple[str, Callable[[Path], Path], dict[str, object]]] = {
@@ -419,6 +422,29 @@ def test_released_segmunich_is_reordered_and_recoded(made: Callable[[str], Path]
         np.testing.assert_array_equal(sample.arrays["image"][names.index(band)], cube[..., at])
     assert set(sample.arrays["mask"][codes == 31].tolist()) == {4}
     assert set(sample.arrays["mask"][codes == 11].tolist()) == {11}
+
+
+@pytest.mark.parametrize("arrays", ["image", "image_20m", "image_before"])
+def test_bands_are_put_in_the_order_of_the_contract(arrays: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that returns the bands as they are in its files, which is all that it has to do."""
+    stored = cards.edition("eurosat", "ms").bands
+    group = [name for name in stored if arrays != "image_20m" or sentinel2.MSI.gsd_m(name) == 20]
+    planes = np.stack([np.full((4, 4), int(name[1:].replace("8A", "80")), np.uint16) for name in group])
+
+    @contextlib.contextmanager
+    def reading(source: Path, contract: Contract) -> Iterator[Callable[[object], Sample]]:
+        assert tuple(band.name for band in contract.bands) == stored
+        yield lambda ref: Sample(key="a", split="train", arrays={arrays: planes}, meta={})
+
+    monkeypatch.setattr(eurosat, "reading", reading)
+    labels = cards.label_space("eurosat", "eurosat")
+    contract = cards.contract_of(
+        "eurosat", cards.edition("eurosat", "ms"), labels, resampling="none", resampling_version=1
+    )
+    with readers.open_samples("eurosat", Path(), contract) as read:
+        image = read(cast(Any, None)).arrays[arrays]
+    expected = [int(name[1:].replace("8A", "80")) for name in WAVELENGTH_ORDER if name in group]
+    assert image[:, 0, 0].tolist() == expected
 
 
 def test_no_copy_of_a_training_patch_is_left_in_validation(tmp_path: Path) -> None:

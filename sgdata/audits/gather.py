@@ -17,7 +17,7 @@ from sgdata import files, pool, progress
 from sgdata.audits import duplicates, findings
 from sgdata.audits.evidence import NEARER, Days, Evidence, Facts, Totals
 from sgdata.datasets import archives, cards
-from sgdata.datasets.readers import reader
+from sgdata.datasets.readers import open_samples, reader
 from sgdata.datasets.types import SampleRef, ShardRecipe
 from sgdata.errors import SettingError, SourceError
 from sgdata.packing import select
@@ -189,7 +189,7 @@ def _reading(part: Subject) -> Iterator[Callable[[Any], Sample]]:
     if part.recipe is None:
         yield lambda row: tar_format.read_sample(part.folder, row)
     else:
-        with reader(part.recipe.dataset).reading(part.folder, part.contract) as read:
+        with open_samples(part.recipe.dataset, part.folder, part.contract) as read:
             yield lambda ref: finish.storable(read(ref), part.contract)
 
 

@@ -41,19 +41,17 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
 
 @contextmanager
 def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
-    """Open `source`; the function reads `image` (13, 64, 64) uint16 in wavelength order, or raises SourceError."""
-    stored = cards.edition("eurosat", contract.version)
-    # By name: in the files B8A is last, so index 10 is B11, not B10.
-    order = [stored.bands.index(band.name) for band in contract.bands]
+    """Open `source`; the function reads `image` (13, 64, 64) uint16, or raises SourceError."""
+    shape = cards.edition("eurosat", contract.version).shape
     with archives.opened(source) as content:
 
         def read(ref: SampleRef) -> Sample:
             # The order of bands is checked over all samples (`band_check`), since one cloud would fail a patch.
             picture = small_tiff.read(content(ref.members[0]))
-            if picture.pixels.shape != stored.shape or picture.pixels.dtype != np.uint16:
+            if picture.pixels.shape != shape or picture.pixels.dtype != np.uint16:
                 actual = f"{picture.pixels.dtype} {picture.pixels.shape}"
-                raise SourceError(f"image is {actual}, expected uint16 {stored.shape}")
+                raise SourceError(f"image is {actual}, expected uint16 {shape}")
             meta = {**ref.meta, **small_tiff.located(picture), "source_id": ref.members[0].name}
-            return Sample(key=ref.key, split=ref.split, arrays={"image": picture.pixels[order]}, meta=meta)
+            return Sample(key=ref.key, split=ref.split, arrays={"image": picture.pixels}, meta=meta)
 
         yield read

@@ -1,4 +1,4 @@
-"""Find the reader of a dataset: the module `sgdata.datasets.<name>` beside each card `catalogs/<name>.toml`.
+"""Find the reader of a dataset, the module `sgdata.datasets.<name>` beside each card, and read samples with it.
 
 To add a dataset, write a module with the two functions of `Reader`, a card and a recipe `recipes/shard/<name>.toml`.
 """
@@ -6,14 +6,15 @@ To add a dataset, write a module with the two functions of `Reader`, a card and 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
 
 from sgdata.datasets import cards
 from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe
-from sgdata.types import Contract, Sample
+from sgdata.types import Band, Contract, Sample
 
 
 class Reader(Protocol):
@@ -23,9 +24,50 @@ class Reader(Protocol):
         """List the samples in a fixed order, without reading a pixel. Raises SettingError, SourceError."""
 
     def reading(self, source: Path, contract: Contract) -> AbstractContextManager[Callable[[SampleRef], Sample]]:
-        """Open `source`; the function returns a sample with its arrays at their native sizes or raises SourceError."""
+        """Open `source`; the function returns a sample with its arrays at their native sizes or raises SourceError.
+
+        The bands of `contract` are in the order of the files (the card's), and so are those of the sample.
+        """
 
 
 def reader(dataset: str) -> Reader:
     """Return the reader of a dataset. Raises SettingError if the catalogue has no such dataset."""
     return cast(Reader, importlib.import_module(f"sgdata.datasets.{cards.card(dataset).name}"))
+
+
+@contextmanager
+def open_samples(dataset: str, source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
+    """Open a source of a dataset; the function reads a sample with its bands in the order of `contract`.
+
+    Readers return the bands in the order of the files, and they are put in order here, once for all datasets.
+
+    Args:
+        dataset: Name of the dataset.
+        source: Folder or archive.
+        contract: Contract of the samples.
+
+    Raises:
+        SettingError: The catalogue has no such dataset.
+        SourceError: The source cannot be opened; the function raises it for a sample that cannot be read.
+    """
+    editions = {each.name: each.bands for each in cards.card(dataset).editions}
+    by_name = {band.name: band for band in contract.bands}
+    # A build has a contract of its own, whose order is that of its files.
+    stored = tuple(by_name[name] for name in editions.get(contract.version, tuple(by_name)) if name in by_name)
+    with reader(dataset).reading(source, replace(contract, bands=stored)) as read:
+        yield lambda ref: _reordered(read(ref), stored, contract.bands)
+
+
+def _reordered(sample: Sample, stored: Sequence[Band], wanted: Sequence[Band]) -> Sample:
+    """Return a sample with the bands of its images, which are in the order `stored`, in the order `wanted`."""
+    if tuple(stored) == tuple(wanted):
+        return sample
+    arrays = dict(sample.arrays)
+    for name in arrays:
+        if name.startswith("image"):
+            native = name.removeprefix("image_").removesuffix("m")
+            # Groups such as image_20m hold the bands of that resolution.
+            group = [band for band in stored if not native.isdigit() or band.gsd_m == int(native)]
+            if len(arrays[name]) == len(group):  # another number of bands is refused when the sample is checked
+                arrays[name] = arrays[name][[group.index(band) for band in wanted if band in group]]
+    return replace(sample, arrays=arrays)

@@ -42,12 +42,10 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
             images = {name: stack.enter_context(build_patches.open_raster(source / name)) for name in _rasters(source)}
             yield lambda ref: _read_patch(ref, images)
     else:
-        stored = cards.edition("segmunich", contract.version).bands
-        # Measured on the files: 10 m bands first. The publications give three other orders.
-        order = [stored.index(band.name) for band in contract.bands]
+        shape = (len(contract.bands), 128, 128)
         index = _index_of_file_value()
         with archives.opened(source) as content:
-            yield lambda ref: _read_released(ref, content, order, index)
+            yield lambda ref: _read_released(ref, content, shape, index)
 
 
 # --- a build -----------------------------------------------------------------------
@@ -150,10 +148,10 @@ def _index_of_file_value() -> Array:
     return index
 
 
-def _read_released(ref: SampleRef, content: archives.Content, order: list[int], index: Array) -> Sample:
+def _read_released(ref: SampleRef, content: archives.Content, shape: tuple[int, int, int], index: Array) -> Sample:
     image, codes = (small_tiff.read(content(member)).pixels for member in ref.members)
-    if image.shape != (len(order), 128, 128):
-        raise SourceError(f"image is {image.shape}, expected ({len(order)}, 128, 128)")
+    if image.shape != shape:
+        raise SourceError(f"image is {image.shape}, expected {shape}")
     # Compared before the cast, which is undefined for NaN and values out of range.
     if image.dtype.kind not in "uif" or not ((image >= 0) & (image <= 65_535) & (image == np.floor(image))).all():
         raise SourceError("image holds values that are not whole numbers in 0..65535")
@@ -162,5 +160,5 @@ def _read_released(ref: SampleRef, content: archives.Content, order: list[int], 
         raise SourceError(f"label is {codes.dtype} {codes.shape}, expected whole numbers (1, 128, 128)")
     if codes.min() < 0 or codes.max() > 255 or (index[codes] < 0).any():
         raise SourceError(f"label values {np.unique(codes).tolist()[:20]} are not all SegMunich codes")
-    arrays = {"image": whole[order], "mask": index[codes[0]].astype(np.uint8)}
+    arrays = {"image": whole, "mask": index[codes[0]].astype(np.uint8)}
     return Sample(key=ref.key, split=ref.split, arrays=arrays, meta={**ref.meta, "source_id": ref.members[0].name})

@@ -19,7 +19,7 @@ import numpy as np
 
 from sgdata import files, pool, progress
 from sgdata.datasets import archives
-from sgdata.datasets.readers import reader
+from sgdata.datasets.readers import open_samples, reader
 from sgdata.datasets.types import Edition, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import OutputError, SourceError
 from sgdata.packing import select, tasks
@@ -264,7 +264,7 @@ def _pack_shard(task: tasks.ShardTask) -> PackedShard:
     counts = statistics.empty(len(task.contract.bands))
 
     def samples() -> Iterator[tuple[Sample, str]]:
-        with reader(task.recipe.dataset).reading(task.source, task.contract) as read:
+        with open_samples(task.recipe.dataset, task.source, task.contract) as read:
             for ref in task.refs:
                 try:
                     native = finish.storable(read(ref), task.contract)
