@@ -230,7 +230,7 @@ def convert(
     source: Annotated[str, typer.Argument(help="Weight file, checkpoint folder, or hf:OWNER/NAME on the hub.")],
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
     at_least: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share of the encoder's parameters that must be filled.")
+        float, typer.Option(metavar="SHARE", help="Share of the encoder that must be filled; 0 takes parts.")
     ] = 0.9,
 ) -> None:
     """Convert published weights to a checkpoint folder and report which tensors were used."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import sgmodel
 from sgdata import catalog, files
 from sgdata.errors import SettingError, SourceError
-from sgmodel.checkpoints import cards, checkpoint_folder, hub, transfer, weight_files
+from sgmodel.checkpoints import cards, checkpoint_folder, convert, hub, transfer, weight_files
 from sgmodel.data import normalise
 from sgmodel.models import adapt, contrastive, encoder, factory, heads, mae, specs
 
@@ -463,3 +463,51 @@ def test_the_package_itself_imports_no_torch_and_the_core_no_timm() -> None:
     code = f"import sys, sgmodel; print('torch' in sys.modules); {core}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "False\nFalse\n"
+
+
+# --- parts of an encoder -------------------------------------------------------------------
+
+
+PARTS = (
+    "blocks.1.",
+    "blocks.0.attn.proj.",
+    "blocks.1.mlp.fc2.bias",
+    "blocks.0.norm2.",
+    "norm.",
+    "patch_embed.proj.bias",
+)
+
+
+@pytest.mark.parametrize("part", [*PARTS, "pos_embed_spatial"])
+def test_weights_without_a_part_of_the_encoder_are_refused_by_name(tmp_path: Path, part: str) -> None:
+    config = dataclasses.replace(TINY, width=64, heads=1, depth=40, bands=3)
+    source = encoder.Encoder(config).state_dict()
+    lacking = {name: tensor for name, tensor in source.items() if not name.startswith(part)}
+    first = next(name for name in source if name not in lacking)
+    with pytest.raises(SourceError, match=rf"only 9\d% of the encoder's parameters fit; first, {first} is absent"):
+        transfer.fit(encoder.Encoder(config), lacking)
+    torch.save(lacking, tmp_path / "a.pth")
+    if part != "pos_embed_spatial":  # without which it is no file of SpectralGPT
+        with pytest.raises(SourceError, match=f"first, {first} is absent"):
+            convert.convert(tmp_path / "a.pth", tmp_path / "out", at_least=0.9)
+        with pytest.raises(SourceError, match=f"first, {first} is absent"):
+            cards.load(tmp_path / "a.pth")
+    transfer.fit(encoder.Encoder(config), lacking, at_least=0.0)  # on purpose
+
+
+def test_tables_that_are_drawn_again_may_be_missing() -> None:
+    source = {name: tensor for name, tensor in encoder.Encoder(TINY).state_dict().items() if "pos_embed" not in name}
+    report = transfer.fit(encoder.Encoder(TINY), source, tables="redraw")
+    assert set(report.missing) == {"pos_embed_spatial", "pos_embed_temporal"}
+
+
+@pytest.mark.parametrize(
+    "name", ["blocks.0.attn.q.lora_A.default.weight", "base_model.model.lora_B.weight", "lora_q.a"]
+)
+def test_lora_layers_beside_the_weights_are_named(tmp_path: Path, name: str) -> None:
+    state = {**encoder.Encoder(TINY).state_dict(), name: torch.zeros(4, TINY.width)}
+    with pytest.raises(SourceError, match=f"1 weights of LoRA layers .first, {name}.; merge them"):
+        transfer.fit(encoder.Encoder(TINY), state)
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(SourceError, match=r"LoRA layers .* merge them"):
+        convert.convert(tmp_path / "a.pth", tmp_path / "out", at_least=0.9)

@@ -109,12 +109,17 @@ def _load_released(path: Path) -> nn.Module:
     spec = infer(state, where=str(path))
     model = spec.build()
     report = transfer.fit(model, state, at_least=1.0, where=str(path))
-    if report.missing:  # `fit` counts the encoder alone, but the rest would stay random here
+    check_complete(report, spec.kind, path)
+    return model.eval()
+
+
+def check_complete(report: transfer.Report, kind: str, path: Path) -> None:
+    """Refuse weights that do not fill a model: `transfer.fit` counts the encoder alone. Raises SourceError."""
+    if report.missing:
         raise SourceError(
-            f"{path}: {len(report.missing)} weights of the {spec.kind} are missing (first, {report.missing[0]}); "
+            f"{path}: {len(report.missing)} weights of the {kind} are missing (first, {report.missing[0]}); "
             "fill a model of your own with transfer.fit"
         )
-    return model.eval()
 
 
 def read(path: Path) -> Card:
@@ -322,4 +327,8 @@ def _head(state: State) -> upernet.HeadConfig:
 
 
 def _depth(state: State, blocks: str) -> int:
-    return len({name.split(".")[1] for name in state if name.startswith(f"{blocks}.")})
+    # By the last one, so that a block that is missing before it is named.
+    depth = 1 + max((int(name.split(".")[1]) for name in state if name.startswith(f"{blocks}.")), default=-1)
+    if not 0 < depth <= LARGEST["depth"]:
+        raise ValueError(f"{blocks}.{max(depth - 1, 0)}")
+    return depth

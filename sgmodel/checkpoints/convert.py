@@ -18,7 +18,7 @@ def convert(source: Path, out: Path, *, at_least: float) -> transfer.Report:
     Args:
         source: A checkpoint folder, a `.safetensors` file, or a torch file.
         out: Folder to write to.
-        at_least: Share of the encoder's parameters that must be filled; otherwise nothing is written.
+        at_least: Share of the encoder's parameters that must be filled; 0 takes weights of which parts are missing.
 
     Raises:
         SourceError: The weights cannot be read, are not those of a SpectralGPT model, or too few of them fit.
@@ -31,6 +31,8 @@ def convert(source: Path, out: Path, *, at_least: float) -> transfer.Report:
         card = cards.Card(model=cards.infer(state, where=str(source)))
     model = card.model.build()
     report = transfer.fit(model, state, at_least=at_least, where=str(source))
+    if at_least:
+        cards.check_complete(report, card.model.kind, source)
     checkpoint_folder.save(out, model, card)
     return report
 

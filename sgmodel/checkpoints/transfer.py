@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isqrt
@@ -79,13 +80,13 @@ def fit(
     """Fill `model` in place with every weight of `state` that fits it.
 
     Position tables of another image size are resized bicubically; spectral tables and the patch kernel of other bands
-    are adapted as in `adapt`.
+    are adapted as in `adapt`. Every other weight of the encoder must be there: one missing block would be random.
 
     Args:
         model: The model to fill.
         state: Weights by released name.
         tables: "interpolate" for the above; "redraw" keeps the model's fresh tables, as the released code does.
-        at_least: Share of the encoder's parameters that must be filled.
+        at_least: Share of the encoder's parameters that must be filled; 0 takes weights of which parts are missing.
         wavelengths: Centre wavelengths of a baseline's bands in nm, by which red, green and blue are found.
         where: Name of the weights for messages.
 
@@ -94,8 +95,13 @@ def fit(
         filled.
 
     Raises:
-        SourceError: Less than `at_least` would be filled, or the model has no encoder. The model is then unchanged.
+        SourceError: A block, projection or norm of the encoder is missing, less than `at_least` would be filled, the
+            weights have LoRA layers beside them, or the model has no encoder. The model is then unchanged.
     """
+    low_rank = [name for name in state if re.search(r"(?:^|\.)lora", name, re.IGNORECASE)]
+    if low_rank:
+        message = f"{where}: holds {len(low_rank)} weights of LoRA layers (first, {low_rank[0]})"
+        raise SourceError(f"{message}; merge them before saving, with merge_and_unload() of peft for instance")
     own = weight_files.released_names(model.state_dict())
     encoder_names = [name for name in own if _of_encoder(name)]
     if not encoder_names:
@@ -119,8 +125,10 @@ def fit(
         unexpected=tuple(name for name in state if name not in filled),
         encoder_share=share,
     )
-    if share < at_least:
-        raise SourceError(f"{where}: {_refusal(report, own, state)}")
+    lacking = _lacking(model, [name for name in encoder_names if name not in filled], own, state, tables)
+    if (lacking and at_least) or share < at_least:
+        names = lacking or [name for name in report.missing if _of_encoder(name)]
+        raise SourceError(f"{where}: {_refusal(share, names, own, state)}")
     # Only now, so that a refusal leaves the model as it was.
     with torch.no_grad():
         for name, tensor in filled.items():
@@ -175,11 +183,33 @@ def _of_encoder(name: str) -> bool:
     return name.startswith(("pos_embed", "patch_embed.", "blocks.", "norm.", "backbone."))
 
 
-def _refusal(report: Report, own: State, state: State) -> str:
-    """Return why the weights do not fit the model, by the first encoder weight that is missing."""
-    name = next(name for name in report.missing if _of_encoder(name))
+def _lacking(model: nn.Module, missing: Sequence[str], own: State, state: State, tables: Tables) -> list[str]:
+    """Return the `missing` weights of the encoder that are not left to the model on purpose.
+
+    Those are position tables that are drawn again, or of which the file has another kind, a first layer that the recipe
+    makes anew, class tokens, and buffers that are computed.
+    """
+    recipe = getattr(model, "recipe", None)
+    new_first = recipe is not None and recipe.first_layer == "new"
+    other_tables = any("pos_embed" in name and name not in own for name in state)
+    parameters = weight_files.released_names(dict(model.named_parameters()))
+    lacking = []
+    for name in missing:
+        if "pos_embed" in name and (tables == "redraw" or (name not in state and other_tables)):
+            continue
+        if new_first and name in state and state[name].shape[2:] == own[name].shape[2:] and own[name].ndim == 4:
+            continue
+        if "cls_" not in name and (name in parameters or name.endswith(("running_mean", "running_var"))):
+            lacking.append(name)
+    return lacking
+
+
+def _refusal(share: float, names: Sequence[str], own: State, state: State) -> str:
+    """Return why the weights do not fit the model, by the first of the `names` that do not."""
+    name = names[0]
     shape = f"{tuple(state[name].shape)}" if name in state else "absent"
     return (
-        f"only {int(100 * report.encoder_share)}% of the encoder's parameters fit; first, {name} is {shape}, "
-        f"the model has {tuple(own[name].shape)}: choose the model settings these weights were trained with"
+        f"only {int(100 * share)}% of the encoder's parameters fit; first, {name} is {shape}, "
+        f"the model has {tuple(own[name].shape)} ({len(names)} such weights): choose the model settings these weights "
+        "were trained with, or fetch all of them"
     )

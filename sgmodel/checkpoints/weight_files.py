@@ -26,7 +26,7 @@ from sgdata.errors import SettingError, SourceError
 
 State = dict[str, Tensor]
 
-# Names under which torch's wrappers (DataParallel, compile, FSDP, activation checkpoints) keep a module.
+# Names under which wrappers (DataParallel, compile, FSDP, activation checkpoints, Opacus, peft) keep a module.
 WRAPPERS = frozenset(
     {
         "module",
@@ -36,6 +36,9 @@ WRAPPERS = frozenset(
         "_forward_module",
         "_fpw_module",
         "_ddp_wrapped_module",
+        "_module",
+        "base_model",
+        "base_layer",
     }
 )
 
