@@ -7,6 +7,8 @@ random draws depend on (seed, epoch, sample), and rank 0 alone, the lead, writes
 from __future__ import annotations
 
 import atexit
+import importlib
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from sgdata.errors import SourceError
+
+log = logging.getLogger("sgdata")
 
 Parallel = Literal["ddp", "fsdp"]
 """How ranks share a model: "ddp" replicates it and averages gradients; "fsdp" shards parameters, gradients and
@@ -181,3 +185,23 @@ def explain_lost_ranks() -> Iterator[None]:
             f"rank {rank()} of {world()}: another process of this run has ended ({first:.80}); "
             "find out why; the same command then resumes from checkpoint-last"
         ) from None
+
+
+def share_statistics(model: nn.Module, device: torch.device) -> None:
+    """Let BatchNorm compute its statistics over the samples of all processes, as a single one would.
+
+    Changes the model in place, whatever backbone it has. On CPUs torch cannot do this, which is logged.
+
+    Args:
+        model: The model, before it is wrapped for several processes.
+        device: Device of this process.
+    """
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    if norms and device.type == "cuda":
+        # timm's own function: torch's would drop the activations inside timm's norm layers.
+        importlib.import_module("timm.layers").convert_sync_batchnorm(model)
+    elif norms:
+        log.warning(
+            "%d BatchNorm layers compute statistics over the samples of one process; torch can join them on GPUs only",
+            len(norms),
+        )

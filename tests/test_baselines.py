@@ -18,7 +18,7 @@ from torch import nn
 
 from sgdata import catalog, files
 from sgdata.shards import contracts
-from sgmodel.models import timm_backbone
+from sgmodel import distributed
 from sgmodel.recipes import classify, detect_change, segment
 from sgmodel.train import run_paths
 
@@ -45,9 +45,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_batch_norm_is_synchronised_on_gpus_and_warns_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
     model = build("segmenter", BASELINES["resnet"], bands=12, classes=3)
     before = model.state_dict()
-    timm_backbone.share_statistics(model, torch.device("cpu"))
+    distributed.share_statistics(model, torch.device("cpu"))
     assert "BatchNorm layers compute statistics over the samples of one" in caplog.text
-    timm_backbone.share_statistics(model, torch.device("cuda"))
+    distributed.share_statistics(model, torch.device("cuda"))
     assert not any(isinstance(part, nn.BatchNorm2d) for part in model.modules())
     assert any(isinstance(part, nn.SyncBatchNorm) for part in model.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

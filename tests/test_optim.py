@@ -118,3 +118,10 @@ def test_layers_of_a_pyramid_count_through_its_stages() -> None:
     rates = [scale[id(block.weight)] for stage in stages for block in stage["blocks"]]
     assert rates == [0.5**4, 0.5**3, 0.5**2, 0.5]
     assert scale[id(model.head.weight)] == 1.0
+
+
+def test_a_layer_decay_without_effect_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    recipe = optim.OptimizerRecipe(lr=1e-3, schedule="cosine", warmup_epochs=0, weight_decay=0.05, layer_decay=0.75)
+    assert {group["lr_scale"] for group in optim.groups(model, recipe)} == {1.0}
+    assert "layer_decay 0.75 has no effect" in caplog.text

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from sgdata import catalog
+from sgdata.errors import SettingError
 from sgmodel.checkpoints import weight_files
 from sgmodel.models import encoder, upernet
 from sgmodel.models.spectralgpt import TokenMerge
@@ -102,3 +103,9 @@ def test_it_learns_a_picture() -> None:
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.1
+
+
+def test_four_equal_maps_without_scales_are_refused() -> None:
+    head = upernet.UperHead((8, 8, 8, 8), 3, NARROW, scales=(1, 1, 1, 1))
+    with pytest.raises(SettingError, match="set its `scales`"):
+        head([torch.zeros(2, 8, 4, 4)] * 4)

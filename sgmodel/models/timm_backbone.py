@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sgdata.errors import SettingError
 from sgmodel.models import adapt, backbones, torchvision_compat
@@ -99,26 +97,6 @@ class TimmBackbone(backbones.Backbone):
                 if weight is not None:
                     state[name] = weight
         return state
-
-
-def share_statistics(model: nn.Module, device: torch.device) -> None:
-    """Let BatchNorm compute its statistics over the samples of all processes, as a single one would.
-
-    Changes the model in place. On CPUs torch cannot do this, which is logged.
-
-    Args:
-        model: The model, before it is wrapped for several processes.
-        device: Device of this process.
-    """
-    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
-    if norms and device.type == "cuda":
-        # timm's own function: torch's would drop the activations inside timm's norm layers.
-        importlib.import_module("timm.layers").convert_sync_batchnorm(model)
-    elif norms:
-        log.warning(
-            "%d BatchNorm layers compute statistics over the samples of one process; torch can join them on GPUs only",
-            len(norms),
-        )
 
 
 def _create(name: str, bands: int, image_px: int, options: Mapping[str, Option]) -> Any:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sgdata.errors import SettingError
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
@@ -126,7 +128,14 @@ class UperHead(nn.Module):
         return scores
 
     def fused(self, levels: list[Tensor]) -> Tensor:
-        """Fuse four levels, finest first, from the coarsest down into (N, width, H, W) at the size of the finest."""
+        """Fuse four levels, finest first, from the coarsest down into (N, width, H, W) at the size of the finest.
+
+        Raises:
+            SettingError: the levels are all of one size, as of a backbone that does not set its `scales`.
+        """
+        if levels[0].shape[-2:] == levels[3].shape[-2:]:
+            size = tuple(levels[0].shape[-2:])
+            raise SettingError(f"the four maps of the backbone make levels of one size, {size}; set its `scales`")
         coarse = [self.pooling(levels[3])]
         for i, finer in enumerate(reversed(levels[:3])):
             up = resize(coarse[-1], finer.shape[-2:])

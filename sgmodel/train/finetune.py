@@ -186,10 +186,8 @@ def task(
             f"training.accumulate is {settings.accumulate}, mode 'linear-probe' on {distributed.world()} processes"
         )
         raise SettingError(f"{message}: features are normalised over the whole batch; set training.accumulate = 1")
-    if distributed.world() > 1 and setting.recipe.model.backbone.startswith("timm:"):
-        from sgmodel.models import timm_backbone  # takes seconds
-
-        timm_backbone.share_statistics(model, setting.where.device)
+    if distributed.world() > 1:
+        distributed.share_statistics(model, setting.where.device)
     card = cards.of_run(model, setting.contract, setting.how, setting.recipe)
     return training.task(setting, model, source, objective, paths, card=card)
 

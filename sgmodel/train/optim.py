@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import defaultdict
@@ -15,6 +16,8 @@ from torch import nn
 from sgdata.errors import SettingError, SourceError
 from sgmodel import distributed
 from sgmodel.models import state_keys
+
+log = logging.getLogger("sgdata")
 
 Schedule = Callable[[int], float]
 """A function from the optimizer step (from 0) to the learning rate."""
@@ -86,6 +89,12 @@ def groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
     # by first occurrence, since a pyramid (Swin, ConvNeXt) restarts the numbers of its blocks in every stage.
     names = dict.fromkeys(_block(name) for name, _ in model.named_parameters())
     blocks = [name for name in names if name and "slow_" not in name]
+    if recipe.layer_decay != 1.0 and not blocks:
+        log.warning(
+            "training.optimizer.layer_decay %g has no effect: no parameter of the model belongs to a numbered block "
+            "(blocks.0, ...); set it to 1",
+            recipe.layer_decay,
+        )
     grouped: defaultdict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:  # AdamW would still decay them
