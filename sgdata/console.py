@@ -35,8 +35,12 @@ def show_plan(planned: Lock, paths: BuildPaths, *, where: str, as_json: bool) ->
     holes = coverage.holes(months)
     if as_json:
         about = {"lock": paths.out / locks.NAME, "months": months, "cost": cost}
+        about |= {"baselines": coverage.baselines(planned), "dropped": planned.dropped}
         # Nothing but the document, which a program reads; it includes the holes.
-        print(files.pretty_json(about | {"dropped": planned.dropped}).decode(), end="")
+        print(
+            files.pretty_json(about).decode(),
+            end="",
+        )
         return holes
     # Decimal MB, the unit in which providers meter traffic.
     rows = []
@@ -49,6 +53,7 @@ def show_plan(planned: Lock, paths: BuildPaths, *, where: str, as_json: bool) ->
     show_table(("month", "passes", "expected", "scenes", "MB raw"), rows)
     for dropped in planned.dropped:
         print(f"left out: {dropped.id}: {dropped.reason}")
+    print(coverage.baselines(planned))
     print(
         f"about {cost.read_bytes / 1e6:,.0f} MB to read, {cost.scratch_bytes / 1e6:,.0f} MB of scratch, "
         f"about {cost.minutes} min with --workers {paths.workers}"

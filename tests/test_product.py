@@ -14,7 +14,7 @@ from test_segmunich import ground, recipe, run, scene
 from sgdata import files
 from sgdata.builds.build_recipe import BuildRecipe
 from sgdata.errors import SourceError
-from sgdata.scenes import lock, offsets, product_metadata
+from sgdata.scenes import lock, product_metadata
 
 __all__ = ["recipe"]
 
@@ -74,16 +74,7 @@ def test_too_much_is_refused_and_nothing_is_a_line_in_the_log(
     assert [record.message.split(":")[0] for record in caplog.records] == [str(tmp_path / "none.xml"), "s3"]
 
 
-def test_it_rules_over_the_baseline_but_not_over_rewritten_pixels() -> None:
-    def declared(provider: str, collection: str, xml: int | None) -> int | None:
-        return offsets.expected_offset(provider, collection, "05.00", product=xml)
-
-    assert [declared("cdse", "sentinel-2-l2a", xml) for xml in (None, -1000, 0)] == [-1000, -1000, 0]
-    assert [declared("earth-search", "sentinel-2-c1-l2a", xml) for xml in (None, -1000, 0)] == [-1000, -1000, 0]
-    assert [declared("earth-search", "sentinel-2-l2a", xml) for xml in (None, -1000, 0)] == [None, None, 0]
-
-
-@pytest.mark.parametrize(("inside", "shift", "expected"), [(0, 0, 0), (-1000, 1000, None), (0, 1000, "stops")])
+@pytest.mark.parametrize(("inside", "shift", "expected"), [(0, 0, 0), (-1000, 1000, -1000), (0, 1000, "stops")])
 def test_a_build_compares_it_with_the_pixels(
     tmp_path: Path, recipe: BuildRecipe, inside: int, shift: int, expected: Any
 ) -> None:
@@ -101,3 +92,19 @@ def test_a_build_compares_it_with_the_pixels(
     assert (built.expected_offset, built.offset) == (expected, -shift)
     assert built.scene.product == f"sentinel-2-l2a/{path.stem}/MTD_MSIL2A.xml"
     assert np.isclose(built.dark_share or 0, 0.0 if shift else 1.0)
+
+
+def test_all_contradictions_of_a_build_are_listed_at_once(tmp_path: Path, recipe: BuildRecipe) -> None:
+    days = ("2019-06-01", "2019-06-11")
+    folder = wrap(tmp_path / "a", [scene(day, ground(1), baseline="05.00") for day in days])
+    for path in folder.rglob("S2A*.json"):
+        item = files.read_plain(path)
+        item["assets"]["product_metadata"] = {"href": "./MTD_MSIL2A.xml", "type": "application/xml"}
+        path.write_bytes(files.pretty_json(item))
+        (path.parent / "MTD_MSIL2A.xml").write_text(xml(*[-1000] * 12))
+    with pytest.raises(SourceError, match="20190601.*20190611.*metadata promise offset -1000, the pixels show 0"):
+        run(recipe, folder, tmp_path / "b")
+    for source, decided in (("metadata", -1000), ("pixels", 0)):
+        chosen = replace(recipe, offset=replace(recipe.offset, source=source))
+        built = lock.read(run(chosen, folder, tmp_path / source) / lock.NAME)
+        assert [item.offset for item in built.items] == [decided] * 2

@@ -420,22 +420,46 @@ def test_the_stac_item_is_valid(tmp_path: Path, recipe: BuildRecipe) -> None:
 # --- what must stop it ---------------------------------------------------------------------
 
 
-def test_metadata_and_pixels_at_odds_stop_the_build(tmp_path: Path, recipe: BuildRecipe) -> None:
+def test_a_baseline_that_cannot_carry_an_offset_gives_a_warning(
+    tmp_path: Path, recipe: BuildRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
     wrap(tmp_path / "a", [scene("2019-06-01", ground(1), shift=1000, baseline="03.00")])
-    with pytest.raises(SourceError, match="promise offset 0, the pixels show -1000"):
-        run(recipe, tmp_path / "a", tmp_path / "b")
+    built = lock.read(run(recipe, tmp_path / "a", tmp_path / "b") / lock.NAME)
+    assert built.items[0].offset == 0
+    assert "metadata promise offset 0, the pixels show -1000, which baseline 03.00 cannot have" in caplog.text
+    by_pixels = replace(recipe, offset=replace(recipe.offset, source="pixels"))
+    assert lock.read(run(by_pixels, tmp_path / "a", tmp_path / "c") / lock.NAME).items[0].offset == -1000
+
+
+@pytest.mark.parametrize("baseline", ["02.12", "05.00"])
+def test_cloud_that_was_classified_as_ground_proves_nothing(
+    tmp_path: Path, recipe: BuildRecipe, baseline: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bright = {band: np.full_like(values, 6000) for band, values in ground(1).items()}
+    wrap(tmp_path / "a", [scene("2019-05-01", bright, baseline=baseline), scene("2019-06-01", ground(1))])
+    built = lock.read(run(recipe, tmp_path / "a", tmp_path / "b") / lock.NAME)
+    assert {item.offset for item in built.items} == {0}
+    assert len(built.dropped) == (baseline == "05.00")  # whose offset nothing can tell
+    assert "pixels show" not in caplog.text
 
 
 def test_a_scene_that_cannot_be_tested_is_left_out_or_stops(tmp_path: Path, recipe: BuildRecipe) -> None:
     all_cloud = np.full((90, 90), SceneClass.CLOUD_HIGH, np.uint8)
-    opaque = scene("2019-05-01", ground(1), baseline="05.00", scl=all_cloud)
-    wrap(tmp_path / "a", [opaque, scene("2019-06-01", ground(1))])
+    opaque = [scene(day, ground(1), baseline="05.00", scl=all_cloud) for day in ("2019-05-01", "2019-05-11")]
+    wrap(tmp_path / "a", [*opaque, scene("2019-06-01", ground(1))])
     built = lock.read(run(recipe, tmp_path / "a", tmp_path / "b") / lock.NAME)
     assert [item.scene.id for item in built.items] == ["S2A_32UPU_20190601_0_L2A"]
-    assert [(d.id, d.reason) for d in built.dropped] == [(opaque.id, "offset untestable: 0 clear pixels")]
+    assert [d.id for d in built.dropped] == [one.id for one in opaque]
+    assert built.dropped[0].reason.startswith("offset untestable: 0 clear pixels")
     strict = replace(recipe, offset=OffsetSettings(untestable="stop"))
-    with pytest.raises(SourceError, match=f"{opaque.id}: metadata and pixels leave the offset undecided"):
+    with pytest.raises(
+        SourceError, match=f"scene {opaque[0].id}.*scene {opaque[1].id}.*metadata leave the offset open"
+    ):
         run(strict, tmp_path / "a", tmp_path / "c")
+    # The items declare no offset that was applied to them, so the baseline counts.
+    by_metadata = replace(recipe, offset=replace(recipe.offset, source="metadata"))
+    built = lock.read(run(by_metadata, tmp_path / "a", tmp_path / "d") / lock.NAME)
+    assert len(built.items) == 3
 
 
 def test_another_zone_is_left_out_by_name(tmp_path: Path, recipe: BuildRecipe) -> None:

@@ -100,6 +100,27 @@ def test_twins_and_dates_are_distinguished(tmp_path: Path) -> None:
     assert [d.id for d in dropped] == ["S2A_32UPU_20190705_0_L2A"]
 
 
+def test_twins_across_a_second_are_twins(tmp_path: Path) -> None:
+    times = ("2019-07-05T10:00:00.990Z", "2019-07-05T10:00:01.010Z", "2019-07-15T10:00:01Z")
+    baselines = ("02.12", "05.00", "02.12")
+    wrap(
+        tmp_path,
+        [scene(f"S2A_32UPU_{n}", t, baseline=b) for n, (t, b) in enumerate(zip(times, baselines, strict=True))],
+    )
+    scenes, dropped = search.search(str(tmp_path), query())
+    assert [s.id for s in scenes] == ["S2A_32UPU_1", "S2A_32UPU_2"]
+    assert [d.reason for d in dropped] == ["twin of S2A_32UPU_1 (baseline 02.12 after 05.00)"]
+    # Pinned to one baseline, and in an order of choice.
+    scenes, dropped = search.search(str(tmp_path), query(baselines=("02.12",)))
+    assert [s.baseline for s in scenes] == ["02.12", "02.12"]
+    assert [d.reason for d in dropped] == ["baseline 05.00, expected one of source.baselines 02.12"]
+    scenes, dropped = search.search(str(tmp_path), query(baselines=("02.12", "05.00")))
+    assert [s.id for s in scenes] == ["S2A_32UPU_0", "S2A_32UPU_2"]
+    assert [d.id for d in dropped] == ["S2A_32UPU_1"]
+    with pytest.raises(SettingError, match="0 of 3 scenes .* baseline 02.12, expected one of source.baselines 09.99"):
+        search.search(str(tmp_path), query(baselines=("09.99",)))
+
+
 def test_an_area_outside_names_area_and_extent(tmp_path: Path) -> None:
     wrap(tmp_path, [scene("S2A_32UPU_20190705_0_L2A", "2019-07-05T10:00:00Z")])
     with pytest.raises(SettingError, match=r"\(20\.0000, .* 0 items .* covers \(10\.3.*2019-07-05"):

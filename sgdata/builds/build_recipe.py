@@ -43,6 +43,8 @@ class Source:
         tokens: URL of a service that signs the URLs of files; that of Planetary Computer is built in.
         max_unusable_share: share of the scenes of the needed tiles that a build may do without because their items lack
             what is needed or their files cannot be read; above it the run stops.
+        baselines: processing baselines to use, such as 02.12; of an acquisition that was processed several times the
+            first of them is taken. Empty: all, the newest first.
     """
 
     stac: str
@@ -50,6 +52,7 @@ class Source:
     level: Level
     tokens: str = ""
     max_unusable_share: float = 0.2
+    baselines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,11 +57,8 @@ def fetch_scenes(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> tuple
     candidates = [one for one in masks if isinstance(one, Candidate)]
     dropped = [one for one in masks if isinstance(one, Dropped)]
     while pending := select(recipe, planned.grid, candidates, paths):
-        staged = stage_bands(recipe, planned, pending, paths)
-        decided = {
-            scene_id: one if isinstance(one, Dropped) else decide_offset(recipe, one) for scene_id, one in staged
-        }
-        current = [decided.get(candidate.scene.id, candidate) for candidate in candidates]
+        staged = decide_offsets(recipe, stage_bands(recipe, planned, pending, paths))
+        current = [staged.get(candidate.scene.id, candidate) for candidate in candidates]
         candidates = [one for one in current if isinstance(one, Candidate)]
         new = [one for one in current if isinstance(one, Dropped)]
         dropped += new
@@ -71,7 +68,10 @@ def fetch_scenes(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> tuple
     check_lost(recipe, len(planned.items) - len(types.lost(dropped)), (*planned.dropped, *dropped))
     if not candidates:
         count = len(planned.items)
-        raise SourceError(f"all {count} scenes show too few clear pixels to test offsets; widen dates or area")
+        reasons = types.reasons(dropped[:3])
+        raise SourceError(
+            f"all {count} scenes were left out ({reasons}); widen dates or area, or give --offset-source metadata"
+        )
     items = tuple(_with_hashes(candidate) for candidate in candidates)
     fetched = replace(planned, items=items, dropped=(*planned.dropped, *dropped))
     return fetched, tuple(candidate.scene for candidate in candidates)
@@ -129,24 +129,46 @@ def stage_bands(
             continue
         scene, evidence = result
         _check_hashes(candidate.item, scene)
-        expected = expected_offset(candidate.item.scene, recipe, evidence.product)
+        expected = offsets.expected_offset(candidate.item.scene, level=recipe.source.level, product=evidence.product)
         item = replace(candidate.item, expected_offset=expected)
         yield scene.id, replace(candidate, item=item, scene=scene, evidence=evidence)
 
 
-def decide_offset(recipe: BuildRecipe, candidate: Candidate) -> Candidate | Dropped:
-    """Return the staged candidate with its offset, or the reason to drop it. Raises SourceError on a contradiction."""
-    item, evidence = candidate.item, candidate.evidence
-    assert evidence is not None
-    if recipe.offset.untestable == "leave-out" and offsets.untestable(item.expected_offset, evidence):
-        return Dropped(id=item.scene.id, reason=f"offset untestable: {evidence.eligible} clear pixels")
-    declared = item.scene.declared_offset
-    offset = offsets.decide(
-        item.scene.id, item.expected_offset, evidence, declared=declared, offset_source=recipe.offset.source
-    )
+def decide_offsets(
+    recipe: BuildRecipe, staged: Iterable[tuple[str, Candidate | Dropped]]
+) -> dict[str, Candidate | Dropped]:
+    """Return the staged candidates by id with their offsets, or dropped with the reason.
+
+    Raises:
+        SourceError: offsets are undecided, or metadata and pixels contradict each other; all scenes are named.
+    """
+    decided: dict[str, Candidate | Dropped] = {}
+    undecided = []
+    for name, one in staged:
+        if isinstance(one, Dropped) or one.evidence is None:
+            decided[name] = one
+            continue
+        scene, evidence = one.item.scene, one.evidence
+        decision = offsets.decide(scene, one.item.expected_offset, evidence, source=recipe.offset.source)
+        if decision.warning:
+            log.warning("scene %s: %s", name, decision.warning)
+        if decision.untestable and recipe.offset.untestable == "leave-out":
+            decided[name] = Dropped(id=name, reason=f"offset untestable: {evidence}")
+        elif decision.offset is None:
+            undecided.append((name, decision, evidence))
+        else:
+            decided[name] = _with_offset(one, decision.offset, evidence)
+    if undecided:
+        raise SourceError(offsets.problems(undecided))
+    return decided
+
+
+def _with_offset(candidate: Candidate, offset: int, evidence: offsets.Evidence) -> Candidate:
+    scene = candidate.item.scene
+    declared = offsets.declared_offset(scene)
     if declared is not None and declared != offset:
-        log.warning("scene %s: its item declares offset %d, decided is %d", item.scene.id, declared, offset)
-    item = replace(item, offset=offset, dark_share=evidence.dark_share, eligible=evidence.eligible)
+        log.warning("scene %s: its item declares offset %d, decided is %d", scene.id, declared, offset)
+    item = replace(candidate.item, offset=offset, dark_share=evidence.dark_share, eligible=evidence.eligible)
     return replace(candidate, item=item, scene=replace(candidate.scene, offset=offset))
 
 
@@ -193,12 +215,6 @@ def _limited(recipe: BuildRecipe, planned: Lock, results: Iterable[T]) -> Iterat
 
 
 # --- their parts ---------------------------------------------------------------------------
-
-
-def expected_offset(scene: Scene, recipe: BuildRecipe, product: int | None = None) -> int | None:
-    """Return the offset in DN that the metadata of a scene promise; None if only the pixels can decide."""
-    level = recipe.source.level
-    return offsets.expected_offset(scene.provider, scene.collection, scene.baseline, level=level, product=product)
 
 
 def add_clear_masks(

@@ -17,7 +17,7 @@ from sgdata.composite.scene_staging import StagedScene
 from sgdata.errors import OutputError, SettingError
 from sgdata.labels import class_tables, osm_features, paint, rasterize
 from sgdata.rasters import grids, resample
-from sgdata.scenes import aoi, coverage, lock, search
+from sgdata.scenes import aoi, coverage, lock, offsets, search
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Dropped, Unusable
 from sgdata.types import Grid
@@ -58,6 +58,7 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
         dates=recipe.dates,
         bands=assets(recipe),
         leave_out=recipe.leave_out,
+        baselines=recipe.source.baselines,
     )
     scenes, others = search.search(where, query, allow_private_hosts=paths.allow_private_hosts)
     bad = [one for one in others if isinstance(one, Unusable)]
@@ -77,15 +78,21 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
         dates=recipe.dates,
         osm_date=recipe.osm_date,
         grid=grid,
-        items=tuple(Item(scene=scene, expected_offset=fetch.expected_offset(scene, recipe)) for scene in usable),
+        items=tuple(
+            Item(scene=scene, expected_offset=offsets.expected_offset(scene, level=recipe.source.level, planned=True))
+            for scene in usable
+        ),
         dropped=(*(one for one in others if one not in bad), *elsewhere),
         tag_table_sha256=class_tables.sha256(recipe.labels.classes),
         versions=lock.versions(),
         simulated=search.simulated(where),
+        baselines=recipe.source.baselines,
     )
     lock.write(paths.out / lock.NAME, planned)
     if missing := coverage.holes(coverage.months(planned)):
         log.warning("%s: %s", where, missing)
+    if coverage.mixes_twins(planned):
+        log.warning("%s: %s", where, coverage.baselines(planned))
     return planned
 
 

@@ -11,7 +11,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from sgdata.scenes import aoi, search
-from sgdata.scenes.types import UNUSABLE, Dropped, Scene, Unusable
+from sgdata.scenes.types import TWIN, UNUSABLE, Dropped, Scene, Unusable
 from sgdata.sentinel2 import MSI
 from sgdata.types import Grid
 
@@ -191,6 +191,25 @@ def months(planned: Lock) -> tuple[Month, ...]:
     )
 
 
+def baselines(planned: Lock) -> str:
+    """Return the processing baselines of the scenes with their numbers, and by which rule twins were chosen."""
+    count = Counter(item.scene.baseline for item in planned.items)
+    found = ", ".join(f"{name} ({number} scenes)" for name, number in sorted(count.items()))
+    twins = sum(dropped.reason.startswith(TWIN) for dropped in planned.dropped)
+    rule = (
+        "in the order of source.baselines"
+        if planned.baselines
+        else "the newest first; source.baselines pins or orders them"
+    )
+    return f"baselines: {found}" + (f"; {twins} twins left out, {rule}" if twins else "")
+
+
+def mixes_twins(planned: Lock) -> bool:
+    """Return whether twins were left out of a series that has several baselines, which differ in their geometry."""
+    has_twins = any(dropped.reason.startswith(TWIN) for dropped in planned.dropped)
+    return has_twins and len({item.scene.baseline for item in planned.items}) > 1
+
+
 def holes(rows: Iterable[Month]) -> str:
     """Return a message that lists the months with holes; empty if there are none."""
     thin = [f"{m.month} ({m.passes} of {m.expected:g})" for m in rows if m.hole]
@@ -285,6 +304,7 @@ def drift(planned: Lock, where: str, *, allow_private_hosts: bool = False) -> li
         dates=planned.dates,
         bands=tuple(planned.items[0].scene.assets),
         leave_out=tuple(dropped.id for dropped in planned.dropped if dropped.reason == search.LEFT_OUT),
+        baselines=planned.baselines,
     )
     found, others = search.search(where, query, allow_private_hosts=allow_private_hosts)
     # Select as the plan did, so that neighbours that it left out are not reported as new.

@@ -62,6 +62,7 @@ class Lock:
         outputs: SHA-256 of outputs by name.
         versions: versions of the libraries that decide pixels.
         simulated: whether the area is simulated; then no notice may name a satellite or OpenStreetMap contributors.
+        baselines: processing baselines that the search was limited to, in order of preference; empty for all.
     """
 
     format: int
@@ -78,6 +79,7 @@ class Lock:
     outputs: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     simulated: bool = False
+    baselines: tuple[str, ...] = ()
 
 
 def read(path: Path) -> Lock:

@@ -1,17 +1,22 @@
 """Decide whether a scene's DN still include the +1000 of processing baselines from 04.00 on. Pure.
 
 Some catalogues correct the pixels, others do not, and their flags are often wrong: metadata say which offset to
-expect, the pixels are tested, and a contradiction is never resolved silently.
+expect, the pixels are tested, and a contradiction is never resolved silently. Who wrote the pixels is known by where
+they are, the collection, or the product metadata beside them, not by the names of assets, which mirrors choose.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from sgdata.errors import SourceError
+from sgdata.scenes.types import Scene
 from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Level
 
@@ -19,7 +24,16 @@ OffsetSource = Literal["neither", "pixels", "metadata"]
 
 ENOUGH_PIXELS = 1000
 SHARE_PRESENT, SHARE_ABSENT = 0.05, 0.5
-"""Pixels include the offset if at most the first share of their values is dark, and not if at least the second is."""
+"""Pixels may include the offset if at most the first share of their values is dark, and do not from the second on."""
+NEAR_DN, SHARE_NEAR = 1500, 0.1
+"""They include it only if that share of their values is below this DN too: clouds taken for ground are far brighter."""
+CLEAR_SHARE, CONTRADICTION_SHARE = 0.2, 0.05
+"""Shares of the area that must be clear to prove the offset by the lack of dark pixels, and to contradict metadata."""
+
+ESA_STORES = ("eodata", "sentinel-s2-l1c", "sentinel-s2-l2a", "e84-earth-search-sentinel-data", "sentinel2l2a01")
+"""Buckets of pixels as ESA delivered them: Copernicus Data Space, AWS (JP2), Earth Search (Collection 1), Microsoft."""
+STORE_HOSTS = (".amazonaws.com", ".blob.core.windows.net", ".dataspace.copernicus.eu", ".cloudferro.com")
+"""Ends of the hosts whose addresses begin with the name of a bucket."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +41,10 @@ class OffsetSettings:
     """How offsets are decided where metadata and pixels do not agree.
 
     Attributes:
-        untestable: stop at, or leave out, a scene whose metadata are undecided and that has too few clear pixels.
-        source: the source to follow where metadata and pixels contradict each other. With `metadata`, the offset that
-            an item declares is used where neither can tell.
+        untestable: stop at, or leave out, a scene whose metadata leave the offset open and whose pixels cannot tell.
+        source: the source to follow. With `pixels`, metadata count only where the pixels cannot tell; with `metadata`,
+            the pixels never count: where nothing tells who wrote them, the offset that the item declares is used, and
+            else that of the baseline.
     """
 
     untestable: Literal["stop", "leave-out"]
@@ -42,29 +57,58 @@ class Evidence:
 
     Attributes:
         eligible: clear vegetation and water pixels of the scene classification.
-        dark_share: share of their values below the sensor's `dark_dn`, over all test bands.
+        valid: pixels of the area with data.
+        dark_share: share of the eligible values below the sensor's `dark_dn`, over all test bands.
+        near_share: share of them below NEAR_DN.
         product: offset in the product's own XML, where it could be read.
     """
 
     eligible: int
+    valid: int
     dark_share: float
+    near_share: float
     product: int | None = None
+
+    @property
+    def clear_share(self) -> float:
+        """Share of the pixels with data that are eligible."""
+        return self.eligible / max(self.valid, 1)
+
+    def __str__(self) -> str:
+        shares = f"{self.dark_share:.3f} below DN {MSI.offset.dark_dn}, {self.near_share:.3f} below {NEAR_DN}"
+        return f"{self.eligible} clear pixels, {self.clear_share:.1%} of the area: {shares}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The offset of a scene, or why there is none.
+
+    Attributes:
+        offset: offset to add to the DN; None if undecided.
+        problem: why it is undecided, of equal wording for scenes of one kind.
+        untestable: whether it is undecided because neither metadata nor pixels can tell, without a contradiction.
+        warning: what to know of a decided offset.
+    """
+
+    offset: int | None
+    problem: str = ""
+    untestable: bool = False
+    warning: str = ""
 
 
 def expected_offset(
-    provider: str, collection: str, baseline: str, *, level: Level = "L2A", product: int | None = None
+    scene: Scene, *, level: Level = "L2A", product: int | None = None, planned: bool = False
 ) -> int | None:
     """Return the offset in DN (0 or -1000) to expect by metadata; None if only the pixels can decide.
 
-    The offset `product` of the product's XML takes precedence over the baseline; but where a provider rewrites pixels,
-    it still describes those that ESA delivered.
+    The offset `product` of the product's XML takes precedence over the baseline; but where pixels were rewritten, it
+    still describes those that ESA delivered.
 
     Args:
-        provider: provider of the scenes, such as "earth-search".
-        collection: collection of the catalogue.
-        baseline: processing baseline, such as "05.00".
+        scene: the scene.
         level: product level.
         product: offset in the product's own XML; None where it could not be read.
+        planned: the product's XML has not been tried yet.
 
     Raises:
         SourceError: the baseline is needed and is not two numbers.
@@ -72,9 +116,43 @@ def expected_offset(
     if product is not None:
         carried = product
     else:
-        carried = MSI.offset.value if states_offset(baseline) else 0
-    rewritten = provider == "earth-search" and level == "L2A" and "c1" not in collection.split("-")
-    return None if carried and rewritten else carried
+        carried = MSI.offset.value if states_offset(scene.baseline) else 0
+    if not carried or level != "L2A":
+        return carried
+    beside = _has_own_product(scene) and (planned or product is not None)
+    is_collection_1 = "c1" in scene.collection.replace("_", "-").split("-")
+    stores = {_store(asset.href) for band, asset in scene.assets.items() if band in MSI.by_name}
+    is_from_esa = beside or is_collection_1 or (stores and stores <= set(ESA_STORES))
+    # A flag that says otherwise leaves the decision to the pixels.
+    return carried if is_from_esa and not scene.offset_applied else None
+
+
+def _store(href: str) -> str:
+    """Return the name of the bucket that a file is in; "" for any other place."""
+    parts = urlsplit(href)
+    host = parts.hostname or ""
+    if parts.scheme == "s3":
+        return host
+    if not host.endswith(STORE_HOSTS):
+        return ""
+    first = host.split(".")[0]
+    # Both https://bucket.s3.region.amazonaws.com/ and https://s3.region.amazonaws.com/bucket/ are in use.
+    return parts.path.split("/")[1] if first == "s3" and parts.path.count("/") else first
+
+
+def _has_own_product(scene: Scene) -> bool:
+    """Return whether the product's XML is in the folder of the bands, or in the SAFE folder around them."""
+    if scene.product is None:
+        return False
+    folder = PurePosixPath(scene.product).parent
+    folders = [PurePosixPath(asset.href).parent for band, asset in scene.assets.items() if band in MSI.by_name]
+    is_safe = folder.name.endswith(".SAFE")
+    return all(one == folder or (is_safe and folder in one.parents) for one in folders)
+
+
+def declared_offset(scene: Scene) -> int | None:
+    """Return the offset that the item declares: 0 if its flag says so, which is more recent than that of its bands."""
+    return 0 if scene.offset_applied else scene.declared_offset
 
 
 def states_offset(baseline: str) -> bool:
@@ -90,8 +168,8 @@ def _number(baseline: str) -> tuple[int, int]:
         raise SourceError(f"processing baseline {baseline!r}: expected two numbers such as '05.00'") from None
 
 
-def count(scene_classes: Array, bands: Array) -> tuple[int, int]:
-    """Count the eligible pixels, and the dark values in their C bands.
+def count(scene_classes: Array, bands: Array) -> tuple[int, int, int, int]:
+    """Count the eligible pixels, those with data, and the values of the eligible ones that are dark and near dark.
 
     Args:
         scene_classes: (H, W) scene classification.
@@ -99,60 +177,79 @@ def count(scene_classes: Array, bands: Array) -> tuple[int, int]:
     """
     clear = np.isin(scene_classes, MSI.classes.offset_test)
     clear &= (bands > 0).all(axis=0)
-    return int(clear.sum()), int(((bands < MSI.offset.dark_dn) & clear).sum())
+    valid = int((scene_classes != MSI.classes.no_data).sum())
+    dark, near = (int(((bands < limit) & clear).sum()) for limit in (MSI.offset.dark_dn, NEAR_DN))
+    return int(clear.sum()), valid, dark, near
 
 
-def decide(
-    scene: str,
-    expected: int | None,
-    evidence: Evidence,
-    *,
-    declared: int | None = None,
-    offset_source: OffsetSource = "neither",
-) -> int:
-    """Return the offset to add to the DN of a scene.
+def decide(scene: Scene, expected: int | None, evidence: Evidence, *, source: OffsetSource = "neither") -> Decision:
+    """Decide the offset to add to the DN of a scene.
 
     Args:
-        scene: id, for messages.
+        scene: the scene.
         expected: offset by metadata, as `expected_offset` returns it.
         evidence: the pixel test.
-        declared: offset that the item declares.
-        offset_source: which to follow where metadata and pixels contradict each other.
-
-    Raises:
-        SourceError: metadata and pixels contradict each other, or neither can decide.
+        source: which to follow.
     """
-    pixels = measured(evidence)
-    measurement = f"{evidence.dark_share:.3f} of {evidence.eligible} clear pixels below DN {MSI.offset.dark_dn}"
-    if expected is None and pixels is None:
-        if offset_source == "metadata" and declared is not None:
-            return declared
-        raise SourceError(
-            f"scene {scene}: metadata and pixels leave the offset undecided ({measurement}, expected at most "
-            f"{SHARE_PRESENT} or at least {SHARE_ABSENT} of {ENOUGH_PIXELS}); "
-            "leave the scene out or give --offset-source metadata"
-        )
-    if expected is not None and pixels is not None and expected != pixels and offset_source == "neither":
-        raise SourceError(
-            f"scene {scene}: metadata promise offset {expected}, the pixels show {pixels} ({measurement}); "
-            "leave the scene out or give --offset-source pixels|metadata"
-        )
-    # They agree, or only one of them can decide, or the user has chosen.
-    first, second = (expected, pixels) if offset_source == "metadata" else (pixels, expected)
-    return second if first is None else first  # type: ignore[return-value]
+    pixels, declared = measured(evidence), declared_offset(scene)
+    carried = MSI.offset.value if states_offset(scene.baseline) else 0
+    if source == "metadata":
+        promised = (expected, declared, carried)
+        return Decision(offset=next(value for value in promised if value is not None))
+    if source == "pixels" and pixels is not None:
+        return Decision(offset=pixels)
+    if expected is None:
+        return _undecided(scene, evidence, pixels)
+    if pixels is None or pixels == expected:
+        return Decision(offset=expected)
+    found = f"metadata promise offset {expected}, the pixels show {pixels}"
+    if not carried and not expected:
+        return Decision(offset=expected, warning=f"{found}, which baseline {scene.baseline} cannot have ({evidence})")
+    if evidence.clear_share < CONTRADICTION_SHARE:
+        return Decision(offset=expected, warning=f"{found} on too small a part of the area to count ({evidence})")
+    return Decision(offset=None, problem=f"{found}; leave them out or give --offset-source pixels|metadata")
 
 
-def untestable(expected: int | None, evidence: Evidence) -> bool:
-    """Return whether neither metadata nor pixels can decide, for lack of clear pixels."""
-    return expected is None and evidence.eligible < ENOUGH_PIXELS
+def _undecided(scene: Scene, evidence: Evidence, pixels: int | None) -> Decision:
+    """Decide the offset of a scene whose metadata do not tell who wrote its pixels."""
+    if pixels is not None:
+        return Decision(offset=pixels)
+    # Neither is proof alone; they must agree.
+    if (
+        scene.declared_offset
+        and not scene.offset_applied
+        and measured(evidence, clear_share=0) == scene.declared_offset
+    ):
+        return Decision(offset=scene.declared_offset)
+    if scene.offset_applied and not scene.declared_offset and not _has_own_product(scene):
+        return Decision(offset=0, warning=f"offset 0 by the item's flag alone, the pixels cannot tell ({evidence})")
+    problem = (
+        "metadata leave the offset open, and the pixels cannot tell; leave them out or give --offset-source metadata"
+    )
+    return Decision(offset=None, problem=problem, untestable=True)
 
 
-def measured(evidence: Evidence) -> int | None:
-    """Return the offset by the pixels; None if too few are eligible or the share is in between."""
+def measured(evidence: Evidence, *, clear_share: float = CLEAR_SHARE) -> int | None:
+    """Return the offset by the pixels; None if they cannot tell.
+
+    Dark pixels prove that there is no offset. Their absence proves nothing unless a share `clear_share` of the area is
+    clear and the darkest values are just above the offset.
+    """
     # Between the two shares pixels may be mixed: no answer is better than an error of 0.1 in reflectance.
     if evidence.eligible < ENOUGH_PIXELS or SHARE_PRESENT < evidence.dark_share < SHARE_ABSENT:
         return None
-    return MSI.offset.value if evidence.dark_share <= SHARE_PRESENT else 0
+    if evidence.dark_share >= SHARE_ABSENT:
+        return 0
+    is_near = evidence.near_share >= SHARE_NEAR and evidence.clear_share >= clear_share
+    return MSI.offset.value if is_near else None
+
+
+def problems(undecided: Iterable[tuple[str, Decision, Evidence]]) -> str:
+    """Return what keeps scenes (id, decision, evidence) from having an offset, in one line for all of them."""
+    kinds: dict[str, list[str]] = {}
+    for name, decision, evidence in undecided:
+        kinds.setdefault(decision.problem, []).append(f"scene {name} ({evidence})")
+    return "; ".join(f"{', '.join(scenes)}: {problem}" for problem, scenes in kinds.items())
 
 
 def corrected(stored: Array, offset: int) -> Array:

@@ -81,7 +81,8 @@ def _scene(item: pystac.Item, bands: tuple[str, ...], root: str) -> Scene:
         cloud_cover=None if properties.get("eo:cloud_cover") is None else float(properties["eo:cloud_cover"]),
         assets={band: _asset(item, keys[band], root, gsd_m=MSI.gsd_m(band)) for band in bands},
         product=next((_asset(item, key, root).href for key in PRODUCT_KEYS if key in item.assets), None),
-        declared_offset=_declared_offset(item, [item.assets[keys[band]] for band in bands if band in MSI.by_name]),
+        declared_offset=_declared_offset([item.assets[keys[band]] for band in bands if band in MSI.by_name]),
+        offset_applied=_offset_applied(item),
     )
 
 
@@ -133,10 +134,16 @@ def _baseline(item: pystac.Item) -> str | None:
     return f"{match[1]}.{match[2]}" if match else None
 
 
-def _declared_offset(item: pystac.Item, assets: list[pystac.Asset]) -> int | None:
-    """Return the offset in DN that an item declares: by Earth Search's flag, else by its first band."""
-    if any(item.properties.get(f"{prefix}:boa_offset_applied") for prefix in ("earthsearch", "sentinel")):
-        return 0  # some items keep an `offset` of -0.1 beside the flag, which is the more recent
+def _offset_applied(item: pystac.Item) -> bool | None:
+    """Return Earth Search's flag, by its name since v1 or before; None if the item has none."""
+    for prefix in ("earthsearch", "sentinel"):
+        if isinstance(flag := item.properties.get(f"{prefix}:boa_offset_applied"), bool):
+            return flag
+    return None
+
+
+def _declared_offset(assets: list[pystac.Asset]) -> int | None:
+    """Return the offset in DN that the first band of an item declares."""
     asset = assets[0].extra_fields if assets else {}
     # STAC 1.0 has `raster:bands` with plain names, 1.1 has `bands` or the asset itself with prefixed ones.
     fields = (asset.get("raster:bands") or asset.get("bands") or [{}])[0] | asset

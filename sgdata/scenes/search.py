@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from sgdata import files, retry, urls
 from sgdata.access import access_of, admit
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.scenes import parse_items
-from sgdata.scenes.types import Dropped, Scene, Unusable, reasons
+from sgdata.scenes.types import TWIN, Dropped, Scene, Unusable, reasons
 from sgdata.types import Bounds
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LEFT_OUT = "left out by the recipe"  # the reason in a lock
 RETRY = retry.RetryPolicy(tries=6, wait_s=1)  # half a minute in all
+TWIN_SECONDS = 60
+"""Twins may differ in time, by rounding, by less; the next pass of a tile comes days later."""
 STRIP_OVERLAP = 0.1
 """Scenes of one acquisition that share less than this part of the smaller one are two strips, not twins."""
 
@@ -38,6 +40,8 @@ class Query:
         dates: FIRST/LAST day, both included.
         bands: bands and layers whose assets are needed.
         leave_out: ids of items not to use.
+        baselines: processing baselines to use, the first of them first where twins have several; empty for all, the
+            newest first.
     """
 
     collection: str
@@ -45,6 +49,7 @@ class Query:
     dates: str
     bands: tuple[str, ...]
     leave_out: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
 
 
 def search(
@@ -83,8 +88,20 @@ def search(
     # Before twins are dropped, so that the other one of two is taken. Excluded items are not validated.
     left_out = tuple(Dropped(id=name, reason=LEFT_OUT) for name in query.leave_out if matching.pop(name))
     scenes, unusable = _parse(matching.values(), query.bands, root)
-    kept, twins = without_twins(scenes, {item.id: item.geometry for item in matching.values()})
-    return kept, (*twins, *left_out, *unreadable, *unusable)
+    wanted, unwanted = [], []
+    for scene in scenes:
+        if query.baselines and scene.baseline not in query.baselines:
+            reason = f"baseline {scene.baseline}, expected one of source.baselines {', '.join(query.baselines)}"
+            unwanted.append(Dropped(id=scene.id, reason=reason))
+        else:
+            wanted.append(scene)
+    if scenes and not wanted:
+        raise SettingError(
+            f"0 of {len(scenes)} scenes in {where} can be used ({reasons(unwanted[:3])}); correct the recipe"
+        )
+    outlines = {item.id: item.geometry for item in matching.values()}
+    kept, twins = without_twins(wanted, outlines, query.baselines)
+    return kept, (*twins, *unwanted, *left_out, *unreadable, *unusable)
 
 
 def _by_id(items: Iterable[pystac.Item]) -> dict[str, pystac.Item]:
@@ -251,32 +268,40 @@ def _text(bounds: Iterable[float]) -> str:
 
 
 def without_twins(
-    scenes: Iterable[Scene], outlines: Mapping[str, Any] | None = None
+    scenes: Iterable[Scene], outlines: Mapping[str, Any] | None = None, baselines: Sequence[str] = ()
 ) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
-    """Keep one scene per acquisition: the newest baseline, then the newest generation time, then the greatest id.
+    """Keep one scene per acquisition: the first or newest baseline, then the newest generation time, then greatest id.
 
     Args:
         scenes: in any order.
         outlines: GeoJSON geometry of the data of a scene, by id; strips that hardly overlap are both kept.
+        baselines: order of preference, of all baselines; empty for the newest first.
 
     Returns:
         The scenes in order of (time, id), and the twins dropped.
     """
-    kept: dict[tuple[str, str, str, int, str], list[Scene]] = {}
+    scenes = tuple(scenes)
+    # From the last choice to the first.
+    order = list(reversed(baselines)) or sorted({scene.baseline for scene in scenes})
     # Sorted before grouped, so that the first of a group is the one to keep.
-    ranked = sorted(scenes, key=lambda s: (s.baseline, s.generated, s.id), reverse=True)
+    ranked = sorted(scenes, key=lambda s: (order.index(s.baseline), s.generated, s.id), reverse=True)
+    kept: dict[tuple[str, str, int, str], list[Scene]] = {}
     dropped = []
     for scene in ranked:
-        winners = kept.setdefault(scene.acquisition, [])
-        winner = next((other for other in winners if not _are_strips(scene.id, other.id, outlines or {})), None)
+        others = kept.setdefault(scene.acquisition, [])
+        winner = next((other for other in others if _are_twins(scene, other, outlines or {})), None)
         if winner is None:
-            winners.append(scene)
+            others.append(scene)
         else:
-            dropped.append(
-                Dropped(id=scene.id, reason=f"twin of {winner.id} (baseline {scene.baseline} < {winner.baseline})")
-            )
-    order = sorted((scene for winners in kept.values() for scene in winners), key=lambda s: (s.time, s.id))
-    return tuple(order), tuple(sorted(dropped, key=lambda d: d.id))
+            compared = f"baseline {scene.baseline} after {winner.baseline}"
+            dropped.append(Dropped(id=scene.id, reason=f"{TWIN}{winner.id} ({compared})"))
+    chosen = sorted((scene for winners in kept.values() for scene in winners), key=lambda s: (s.time, s.id))
+    return tuple(chosen), tuple(sorted(dropped, key=lambda d: d.id))
+
+
+def _are_twins(one: Scene, other: Scene, outlines: Mapping[str, Any]) -> bool:
+    apart = datetime.fromisoformat(one.time) - datetime.fromisoformat(other.time)
+    return abs(apart.total_seconds()) < TWIN_SECONDS and not _are_strips(one.id, other.id, outlines)
 
 
 def _are_strips(one: str, other: str, outlines: Mapping[str, Any]) -> bool:

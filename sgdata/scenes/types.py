@@ -48,12 +48,14 @@ class Scene:
     product: str | None = None
     """Href of the product metadata (XML), if the item has them."""
     declared_offset: int | None = None
-    """Offset to add to DN by the item: often wrong, so it is compared and not simply followed."""
+    """Offset to add to DN by the first band of the item: often wrong, so it is compared and not simply followed."""
+    offset_applied: bool | None = None
+    """Whether the item says that the provider has added the offset to the pixels; None if it does not say."""
 
     @property
-    def acquisition(self) -> tuple[str, str, str, int, str]:
-        """Equal for twins: the same ground in the same pass, processed twice."""
-        return (self.platform, self.time, self.tile, self.orbit, self.datatake)
+    def acquisition(self) -> tuple[str, str, int, str]:
+        """Equal for twins, the same ground in the same pass processed twice, and for passes of other days."""
+        return (self.platform, self.tile, self.orbit, self.datatake)
 
     @property
     def overpass(self) -> str:
@@ -81,6 +83,8 @@ class Unusable(Dropped):
     scene: Scene | None
 
 
+TWIN = "twin of "
+"""How the reason of a twin begins."""
 UNUSABLE, UNREADABLE = "unusable: ", "unreadable: "
 """How reasons in a lock begin: an item lacks what is needed (found by the plan), a file cannot be read (by a build)."""
 
