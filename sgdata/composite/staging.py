@@ -138,8 +138,10 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
         temporary.open("wb") as handle,
         geotiff.opened(href, use="scene", access=request.access) as dataset,
     ):
-        header = geotiff.header(dataset)
+        band = _band(request, geotiff.data_bands(dataset))
+        header = geotiff.header(dataset, band)
         check(request, header)
+        beyond = cloud_masks.BEYOND if header.dtype == "uint8" else 0  # 0 is a value in masks
         # A mask in degrees is resampled to 10 m, the finest pixels of the sensor.
         gsd = float(MSI.finest_gsd_m) if dataset.crs.is_geographic else header.grid.gsd_m
         # Windows are counted in the file's own pixels: too fine ones would fill the disk.
@@ -149,13 +151,12 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
         if header.grid.crs == request.crs:
             window = geotiff.window_over(header.grid, request.bounds, margin=margin)
             grid = grids.windowed(header.grid, window)
-            strips = geotiff.strips(dataset, window)
+            strips = geotiff.strips(dataset, window, band=band, beyond=beyond)
         else:
             # As in scenes of the area's own zone, edges are multiples of the pixel size.
             endless = Grid(crs=request.crs, origin=(0.0, 0.0), gsd_m=gsd, shape=(0, 0))
             grid = grids.windowed(endless, grids.over(endless, request.bounds, margin=margin))
-            mask = header.dtype == "uint8"
-            strips = geotiff.warped(dataset, grid, request.kernel, beyond=cloud_masks.BEYOND if mask else 0)
+            strips = geotiff.warped(dataset, grid, request.kernel, band=band, beyond=beyond)
         digest = hashlib.sha256(geotiff.digest_start(grid, 1, header.dtype))
         west, south, east, north = grid.bounds
         inside = west <= request.bounds[0] and south <= request.bounds[1] and east >= request.bounds[2]
@@ -171,6 +172,20 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
     with files.replacing(done, durable=False) as temporary:
         temporary.write_bytes(files.checked_json(staged))
     return staged
+
+
+def _band(request: WindowRequest, bands: list[int]) -> int:
+    """Return the band of the file to read. Raises SourceError for a file of several that its item does not name."""
+    band = request.asset.band
+    if band is None and len(bands) == 1:
+        return bands[0]
+    if band is None or band not in bands:
+        named = "names none of them for this asset" if band is None else f"names band {band}"
+        raise SourceError(
+            f"{request.name}: the file has {len(bands)} bands and its item {named}, expected one band or names in "
+            "eo:bands or bands; leave it out"
+        )
+    return band
 
 
 def check(request: WindowRequest, header: geotiff.Header) -> None:

@@ -164,8 +164,28 @@ def _silence_gdal() -> None:
         log.setLevel(logging.CRITICAL)
 
 
-def header(dataset: DatasetReader) -> Header:
-    """Return the header.
+def data_bands(dataset: DatasetReader) -> list[int]:
+    """Return the numbers of the bands that are no alpha."""
+    from rasterio.enums import ColorInterp
+
+    return [band for band, kind in zip(dataset.indexes, dataset.colorinterp, strict=True) if kind != ColorInterp.alpha]
+
+
+def _alpha(dataset: DatasetReader, band: int) -> int | None:
+    """Return the number of the band that masks `band`, 0 for a mask of the dataset; None without a mask.
+
+    A nodata tag is no mask, since 0 is a value in some layers.
+    """
+    from rasterio.enums import ColorInterp, MaskFlags
+
+    flags = dataset.mask_flag_enums[band - 1]
+    if MaskFlags.alpha in flags:
+        return int(dataset.colorinterp.index(ColorInterp.alpha)) + 1
+    return 0 if MaskFlags.per_dataset in flags else None
+
+
+def header(dataset: DatasetReader, band: int = 1) -> Header:
+    """Return the header, with the data type of `band`.
 
     Raises SourceError unless pixels are square and north-up and the CRS has an EPSG code.
     """
@@ -179,7 +199,7 @@ def header(dataset: DatasetReader) -> Header:
         )
     origin = (float(dataset.transform.c), float(dataset.transform.f))
     grid = Grid(crs=f"EPSG:{code}", origin=origin, gsd_m=float(a), shape=dataset.shape)
-    return Header(grid=grid, dtype=dataset.dtypes[0], nodata=dataset.nodata, bands=dataset.count)
+    return Header(grid=grid, dtype=dataset.dtypes[band - 1], nodata=dataset.nodata, bands=dataset.count)
 
 
 def bands(dataset: DatasetReader) -> list[int]:
@@ -215,34 +235,39 @@ def window_over(grid: Grid, bounds: Bounds, *, margin: int) -> Window:
     return Window(row=row, col=col, height=last_row - row, width=last_col - col)
 
 
-def strips(dataset: DatasetReader, window: Window) -> Iterator[Array]:
-    """Yield the window of band 1 from top to bottom in (h, W) strips that end where the file's blocks end.
+def strips(dataset: DatasetReader, window: Window, *, band: int = 1, beyond: int = 0) -> Iterator[Array]:
+    """Yield the window of a band from top to bottom in (h, W) strips that end where the file's blocks end.
 
-    Each block is decoded once, and memory does not grow with the window. DN equal to the nodata tag become 0.
-    Strips may share memory: copy those that must outlive the next one.
+    Each block is decoded once, and memory does not grow with the window. DN equal to the nodata tag become 0, and what
+    a mask or alpha in the file covers becomes `beyond`. Strips may share memory: copy those that must outlive the next
+    one.
     """
     import rasterio.windows
 
-    block = dataset.block_shapes[0][0]
-    row_bytes = max(window.width, 1) * np.dtype(dataset.dtypes[0]).itemsize
+    block, dtype = dataset.block_shapes[band - 1][0], dataset.dtypes[band - 1]
+    is_masked = _alpha(dataset, band) is not None
+    row_bytes = max(window.width, 1) * np.dtype(dtype).itemsize
     rows = max(STRIP_BYTES // (row_bytes * block), 1) * block
     row, end = window.row, window.row + window.height
     # Allocating memory takes as long as inflating into it: one strip and one block serve the whole file.
-    room = np.empty((min(rows, window.height), window.width), dataset.dtypes[0]) if _is_plain(dataset) else None
+    room = np.empty((min(rows, window.height), window.width), dtype) if _is_plain(dataset) else None
     while row < end:
         stop = min((row // rows + 1) * rows, end)
         part = Window(row=row, col=window.col, height=stop - row, width=window.width)
         values = None if room is None else _inflated(dataset, part, room[: stop - row])
+        place = rasterio.windows.Window(part.col, part.row, part.width, part.height)
         if values is None:
-            values = dataset.read(1, window=rasterio.windows.Window(part.col, part.row, part.width, part.height))
+            values = dataset.read(band, window=place)
         if dataset.nodata and values.dtype == np.uint16:  # not in masks, where 0 means clear
             values[values == dataset.nodata] = 0
+        if is_masked:
+            values[dataset.read_masks(band, window=place) == 0] = beyond
         yield values
         row = stop
 
 
-def warped(dataset: DatasetReader, grid: Grid, kernel: Kernel, *, beyond: int = 0) -> Iterator[Array]:
-    """Yield band 1 on a grid of another CRS, in strips as of `strips`, `beyond` where there is no data.
+def warped(dataset: DatasetReader, grid: Grid, kernel: Kernel, *, band: int = 1, beyond: int = 0) -> Iterator[Array]:
+    """Yield a band on a grid of another CRS, in strips as of `strips`, `beyond` where there is no data.
 
     The transformer is exact and kernels have the size of one source pixel, so that results do not depend on the strips
     (except that float32 may round by 1 DN differently). A pixel is nodata if its nearest source is, as in `resample`.
@@ -254,15 +279,16 @@ def warped(dataset: DatasetReader, grid: Grid, kernel: Kernel, *, beyond: int = 
 
     for strip in grids.strips(grid.shape, STRIP_BYTES):
         part = grids.windowed(grid, strip)
-        nearest, values = (np.zeros(part.shape, dataset.dtypes[0]) for _ in range(2))
+        nearest, values = (np.zeros(part.shape, dataset.dtypes[band - 1]) for _ in range(2))
         for out, how in ((nearest, "nearest"), (values, kernel)):
             # Without XSCALE the kernel widens with the rotation between two zones and with the size of the part. A
             # WarpedVRT would need no strips, but rasterio cannot make one with an exact transformer.
             with WARPING:
                 reproject(
-                    rasterio.band(dataset, 1), out, resampling=Resampling[how], tolerance=0, XSCALE=1, YSCALE=1,
+                    rasterio.band(dataset, band), out, resampling=Resampling[how], tolerance=0, XSCALE=1, YSCALE=1,
                     dst_crs=grid.crs, dst_transform=Affine(*part.transform), dst_nodata=beyond,
                     src_nodata=dataset.nodata if beyond else dataset.nodata or 0,  # 0 is a value in masks
+                    src_alpha=_alpha(dataset, band) or 0,
                 )  # fmt: skip
         yield np.where((nearest == beyond) | (values == beyond), nearest, values)
 

@@ -79,7 +79,7 @@ def _scene(item: pystac.Item, bands: tuple[str, ...], root: str) -> Scene:
         crs=_crs(properties) or _zone(tile[1], tile[2]),
         bbox=(item.bbox[0], item.bbox[1], item.bbox[2], item.bbox[3]),
         cloud_cover=None if properties.get("eo:cloud_cover") is None else float(properties["eo:cloud_cover"]),
-        assets={band: _asset(item, keys[band], root, gsd_m=MSI.gsd_m(band)) for band in bands},
+        assets={band: _asset(item, keys[band], root, band=band) for band in bands},
         product=next((_asset(item, key, root).href for key in PRODUCT_KEYS if key in item.assets), None),
         declared_offset=_declared_offset([item.assets[keys[band]] for band in bands if band in MSI.by_name]),
         offset_applied=_offset_applied(item),
@@ -197,19 +197,21 @@ def resolve_keys(item: pystac.Item, bands: tuple[str, ...], keys: Mapping[str, s
     return resolved
 
 
-def _asset(item: pystac.Item, key: str, root: str, *, gsd_m: float | None = None) -> Asset:
-    """Return an asset; `gsd_m` is the pixel size of its band, to which the item's own grid must belong."""
+def _asset(item: pystac.Item, key: str, root: str, *, band: str = "") -> Asset:
+    """Return an asset; what it inherits of a grid must be of the pixel size of its band, if one is given."""
     asset = item.assets[key]
     fields: dict[str, Any] = item.properties | asset.extra_fields
     href = asset.get_absolute_href() or asset.href
     if root:
         href = relative(href, root)
     # STAC 1.0 has `raster:bands`, 1.1 `bands`, CDSE the bare `data_type`.
-    band = (fields.get("raster:bands") or fields.get("bands") or [{}])[0]
+    number = _band_number(asset, band)
+    described = fields.get("raster:bands") or fields.get("bands") or [{}]
+    stored = described[min(number or 1, len(described)) - 1]
     transform, shape = _ordered(fields.get("proj:transform")), fields.get("proj:shape")
     if not {"proj:transform", "proj:shape"} & asset.extra_fields.keys():
         # What all assets inherit describes the files of one pixel size.
-        gsd_m = asset.extra_fields.get("gsd") or gsd_m
+        gsd_m = asset.extra_fields.get("gsd") or (MSI.gsd_m(band) if band else None)
         if transform is None or (gsd_m and transform[0] != gsd_m):
             transform = shape = None
     return Asset(
@@ -218,7 +220,8 @@ def _asset(item: pystac.Item, key: str, root: str, *, gsd_m: float | None = None
         crs=_crs(fields),
         transform=transform,
         shape=(shape[0], shape[1]) if shape else None,
-        dtype=band.get("data_type") or fields.get("data_type"),
+        dtype=stored.get("data_type") or fields.get("data_type"),
+        band=number,
     )
 
 
@@ -230,6 +233,15 @@ def _ordered(transform: Any) -> tuple[float, ...] | None:
     # Of north-up pixels: (west, width, 0, north, 0, -height) by GDAL, (width, 0, west, 0, -height, north) by STAC.
     is_gdal = c == e == 0 and b > 0 > f
     return (b, c, a, e, f, d) if is_gdal else (a, b, c, d, e, f)
+
+
+def _band_number(asset: pystac.Asset, band: str) -> int | None:
+    """Return the number of a band in a file of several, by the names in its item; None if it names one or none."""
+    described = asset.extra_fields.get("eo:bands") or asset.extra_fields.get("bands") or []
+    # By any provider's name of the band, but not by common names, which several bands share.
+    names = {band.lower(), *(keys[band].lower() for keys in asset_keys().values() if band in keys)}
+    found = [n for n, one in enumerate(described, start=1) if str(one.get("name", "")).lower() in names]
+    return found[0] if len(described) > 1 and len(found) == 1 else None
 
 
 def _crs(fields: dict[str, Any]) -> str | None:

@@ -18,6 +18,7 @@ class Asset:
         transform: affine coefficients a, b, c, d, e, f.
         shape: rows and columns.
         dtype: type of the values.
+        band: number of the band in a file of several, by the names in its item; None if the item names none.
     """
 
     href: str
@@ -25,6 +26,7 @@ class Asset:
     transform: tuple[float, ...] | None = None
     shape: tuple[int, int] | None = None
     dtype: str | None = None
+    band: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
