@@ -31,12 +31,12 @@ def file(path: Path, bands: list[Array], *, alpha: bool = False, mask: Array | N
     about = {"driver": "GTiff", "count": len(bands), "dtype": bands[0].dtype, "height": height, "width": width}
     about |= {"alpha": "unspecified"} if alpha else {}
     with (
-        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=mask is not None),
         rasterio.open(path, "w", crs="EPSG:32632", transform=from_origin(WEST, NORTH, 10, 10), **about) as out,
     ):
-        out.write(np.stack(bands))
         if alpha:
             out.colorinterp = [ColorInterp.gray] * (len(bands) - 1) + [ColorInterp.alpha]
+        out.write(np.stack(bands))
         if mask is not None:
             out.write_mask(mask)
     return path
