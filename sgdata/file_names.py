@@ -40,7 +40,7 @@ def file_name(name: str, *, reserved: Collection[str] = ()) -> str:
     """
     if is_ordinary(name) and name not in reserved:
         return name
-    # Lone surrogates stand for bytes that are not UTF-8; they are distinguished too.
+    # Lone surrogates represent bytes that are not UTF-8; they are distinguished too.
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
     kept = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
     readable = unicodedata.normalize("NFC", kept.encode()[:_READABLE_BYTES].decode(errors="ignore")).strip("-")

@@ -253,7 +253,7 @@ class LabelSpace:
     ignore: int | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError if a colour is none: colours reach the style of pages."""
+        """Raise ValueError if a colour is not #rrggbb: colours are written into the style of pages."""
         for colour in self.colours:
             if not _COLOUR.fullmatch(colour):
                 raise ValueError(f"colour {colour!r:.90} of '{self.name:.60}': expected #rrggbb")
@@ -301,7 +301,7 @@ class Contract:
         fingerprint: SHA-256 over the sorted sample hashes.
     """
 
-    # Raised when old readers would misread new files; readers refuse a number that they do not know.
+    # Raised when old readers would misread new files; readers refuse an unknown number.
     format: int
     dataset: str
     version: str

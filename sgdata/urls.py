@@ -74,7 +74,7 @@ def remember(url: str) -> str:
 
 
 def recall(url: str) -> str:
-    """Return an address with the secrets that `remember` removed, if this process knows any for exactly this one."""
+    """Return an address with the secrets that `remember` removed, if this process keeps any for exactly this one."""
     return _KNOWN.get(url, url)
 
 

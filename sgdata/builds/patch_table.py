@@ -55,7 +55,7 @@ def table(
 
 def write(path: Path, rows: Any) -> None:
     """Write `rows` of `table` as GeoParquet. Raises OutputError."""
-    # WKB: the encoding that every reader of GeoParquet knows; the native ones came with 1.1.
+    # WKB: the encoding that every reader of GeoParquet supports; the native ones came with 1.1.
     with files.replacing(path) as temporary:
         rows.to_parquet(temporary, index=False, compression="zstd", geometry_encoding="WKB")
 

@@ -220,7 +220,7 @@ def _remarks(
 ) -> list[str]:
     """Return sentences about missing labels, sample counts that differ from the card, and the bands."""
     remarks = []
-    # Airports, dumps and nine more of the 43 CORINE classes are none of the 19: 57 patches of v1 lose every label.
+    # Airports, dumps and nine more of the 43 CORINE classes are not among the 19: 57 patches of v1 lose every label.
     unlabelled = sum(not row["labels"] for row in totals.rows)
     if unlabelled and contract.label_space.task == "multi-label":
         remarks.append(f"{unlabelled} samples have no label of '{contract.label_space.name}': kept")

@@ -48,7 +48,7 @@ def embedded(model: Any) -> str:
 def _figure(*, tools: str, **options: Any) -> Any:
     from bokeh import plotting
 
-    make: Any = plotting.figure  # its stubs know neither `tools` nor arrays of whole numbers
+    make: Any = plotting.figure  # its stubs declare neither `tools` nor arrays of whole numbers
     made = make(sizing_mode="stretch_width", tools=tools, **options)
     made.toolbar.autohide = True
     made.toolbar.logo = None

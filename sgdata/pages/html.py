@@ -157,7 +157,7 @@ def write_png(path: Path, rgb: Array) -> None:
 
 
 def paint(classes: Array, colours: Mapping[int, str]) -> Array:
-    """(H, W) class ids -> uint8 (H, W, 3); ids without a colour are mid-grey."""
+    """Return (H, W) class ids as (H, W, 3) uint8 colours; ids without a colour are mid-grey."""
     # Mid-grey, as unmapped pixels are drawn elsewhere.
     table = np.full((256, 3), 128, np.uint8)
     for value, colour in colours.items():

@@ -38,7 +38,7 @@ class Plane:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What lies in the folder: every `step`-th value of each plane, and all of them in tiles where `step` > 1."""
+    """Planes as stored in a folder: every `step`-th value of each, and all values in tiles where `step` > 1."""
 
     shape: tuple[int, int]
     step: int
@@ -63,7 +63,7 @@ def write(folder: Path, planes: Sequence[Plane]) -> Written:
 
 
 def _strips(planes: Sequence[Plane], shape: tuple[int, int]) -> Iterator[tuple[int, Array]]:
-    """(first row, (P, h, W) uint16): 512 rows at a time, the blocks of our files, so that each is decoded once."""
+    """Yield the first row and (P, h, W) uint16 of 512 rows, the blocks of our files, so that each is decoded once."""
     from rasterio.windows import Window
 
     with ExitStack() as stack:
@@ -80,7 +80,7 @@ def _write_tiles(folder: Path, row: int, strip: Array) -> None:
 
 
 def write_piece(folder: Path, name: str, values: Array) -> None:
-    """One script with a (P, h, w) uint16 array."""
+    """Write one script with a (P, h, w) uint16 array."""
     packed = zlib.compress(_folded(values).tobytes(), 6)
     shape = (*values.shape, len(packed))
     # UTF-16 with its mark: 15 of 16 bits carry data, where Base64 in UTF-8 carries 6 of 8.
@@ -93,7 +93,7 @@ def write_piece(folder: Path, name: str, values: Array) -> None:
 
 
 def _folded(values: Array) -> Array:
-    """(P, h, w) uint16 -> (2, P, h, w) uint8: high and low bytes of what the prediction missed."""
+    """Return the residuals of the prediction of (P, h, w) uint16 as (2, P, h, w) uint8, high and low bytes."""
     value = values.astype(np.int32)
     around = np.pad(value, ((0, 0), (1, 0), (1, 0)))
     left, up, corner = around[:, 1:, :-1], around[:, :-1, 1:], around[:, :-1, :-1]

@@ -33,7 +33,7 @@ def blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
     parts: list[html.Block] = []
     for kind, title in (("loss", "Loss"), ("validation", "Validation"), ("lr", "Learning rate")):
         series = {name: _series(steps, name) for name in names if kinds[name] == kind}
-        # One point is no line; the last figures stand in the table below.
+        # One point makes no line; the last figures are in the table below.
         series = {name: points for name, points in series.items() if len(points) > 1}
         if series:
             keys = tuple(zip(charts.SERIES, series, strict=False))
@@ -72,7 +72,7 @@ def chart_summary(title: str, series: Mapping[str, Sequence[tuple[float, float]]
 
 
 def _results(run: Path) -> list[html.Block]:
-    """Scores of `results.json`: single figures, figures per class, the confusion matrix."""
+    """Return the scores of `results.json`: single figures, figures per class, the confusion matrix."""
     if not (run / RESULTS).exists():
         return []
     results, space = files.read_plain(run / RESULTS), contracts.read(run).label_space

@@ -149,7 +149,7 @@ def _store(href: str) -> dict[str, str]:
 
 
 def _wanted(href: str) -> str:
-    """Return the variables by which a user gives a server what it wants."""
+    """Return the environment variables with which a user gives credentials to a server."""
     if href.startswith("s3://"):
         keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         return f" (the store wants {keys}, with AWS_REQUEST_PAYER=requester where readers pay)"

@@ -95,7 +95,7 @@ def on_one_grid(sample: Sample, contract: Contract, kernel: Kernel) -> Sample:
 def _bilinear(coarse: Array, factor: int, row: int, col: int, nodata: int, out: Array) -> None:
     """Fill `out` from the four coarse pixels round each fine centre, in exact integer arithmetic.
 
-    The centre of fine pixel i lies at (2i + 1 - factor) / (2 factor) in units of coarse centres; so the
+    The centre of fine pixel i is at (2i + 1 - factor) / (2 factor) in units of coarse centres; so the
     weights are whole numbers over 2 factor per axis.
     """
     height, width = coarse.shape
@@ -128,7 +128,7 @@ def _bilinear(coarse: Array, factor: int, row: int, col: int, nodata: int, out: 
 
 @numba.njit(cache=True, nogil=True)
 def _row(blend: Array, factor: int, col: int, line: Array, out: Array) -> None:
-    """One fine row from the vertical blend of two coarse rows without a hole; gap c lies before coarse column c.
+    """Compute one fine row from the vertical blend of two coarse rows without a hole; gap c is before coarse column c.
 
     Gap by gap with fixed weights, without a look-up per pixel: twice as quick.
     """

@@ -131,7 +131,7 @@ def _plain(content: bytes) -> Picture | None:
         if tags is not None and not all(tags.values()):  # a tag without a value
             return None
         place = _place(tags or {})
-    except (struct.error, IndexError, ValueError, TypeError):  # cut short or damaged: the general way tells how
+    except (struct.error, IndexError, ValueError, TypeError):  # damaged: the general reader names the reason
         return None
     if tags is None or _TILES in tags or tags.get(_COMPRESSION, (1,)) != (1,) or tags.get(_PREDICTOR, (1,)) != (1,):
         return None
@@ -191,7 +191,7 @@ def _bands_first(pixels: Array, axes: str, kind: str) -> Array:
 
 
 def _place(tags: dict[int, Any]) -> Georeference | None:
-    """GeoTIFF 1.1, clauses 7.1 and 7.2: the code of a known CRS, and a matrix or a tie point with a pixel scale."""
+    """Return the georeference in GeoTIFF tags (1.1, clauses 7.1 and 7.2): CRS code, and matrix or tie point."""
     keys = tags.get(_GEOKEYS, ())
     codes = {keys[i]: keys[i + 3] for i in range(4, len(keys) - 3, 4) if keys[i + 1] == 0}
     epsg = codes.get(_PROJECTED_CODE) or codes.get(_GEOGRAPHIC_CODE)
@@ -207,7 +207,7 @@ def _place(tags: dict[int, Any]) -> Georeference | None:
 
 
 def bounds(place: Georeference, shape: tuple[int, int]) -> Bounds:
-    """West, south, east, north in EPSG:4326, to 1e-7 degree, of an image of `shape` (H, W) at `place`.
+    """Return west, south, east, north in EPSG:4326, to 1e-7 degree, of an image of `shape` (H, W) at `place`.
 
     Raises SourceError where that is nowhere on Earth.
     """
@@ -233,7 +233,7 @@ def _to_wgs84(epsg: int) -> Any:
 
 
 def located(picture: Picture) -> dict[str, Any]:
-    """`crs` and `bounds` for the meta of a sample; empty where the file tells no place."""
+    """Return `crs` and `bounds` for the meta of a sample; empty without a georeference."""
     if picture.place is None:
         return {}
     height, width = picture.pixels.shape[1:]

@@ -62,7 +62,7 @@ def read(stac_io: CatalogIO, where: str, wanted: Wanted) -> Iterator[Found]:
         wanted: what to ask a server for.
 
     Raises:
-        SourceError: the content is none of what the module reads, or links in a circle.
+        SourceError: the content is of no kind that the module reads, or links in a circle.
         ServiceError: a search has no end.
         Exception: what `parse_items.malformed` lists.
     """

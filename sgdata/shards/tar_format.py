@@ -124,7 +124,7 @@ def decode_into(chunk: bytes | memoryview, target: memoryview) -> None:
     import imagecodecs  # see `encode`; importing a loaded module takes 0.2 us
 
     try:
-        # Blosc trusts the sizes in the header and would read beyond the buffer of a truncated chunk.
+        # Blosc does not check the sizes in the header and would read beyond the buffer of a truncated chunk.
         decoded, stored = _BLOSC.unpack_from(chunk)
         if decoded != target.nbytes or stored > len(chunk):
             raise SourceError(f"holds {decoded} bytes in {stored}, expected {target.nbytes} in {len(chunk)}")

@@ -123,7 +123,7 @@ def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
 
 
 def _write_catalogue(out: Path, what: Plan, scenes: list[Scene], counts: dict[str, Array]) -> None:
-    """Items as the provider writes them, with their traps, and `truth/traps.json`, which lists each."""
+    """Write items as the provider does, with their traps, and `truth/traps.json`, which lists each."""
     documents = {s.id: items.item(s, what.granule, footprint(what, s), counts[s.id]) for s in scenes}
     tricks = traps.planted(scenes, what.layout)
     planted: dict[str, Any] = {
@@ -162,7 +162,7 @@ def _write_catalogue(out: Path, what: Plan, scenes: list[Scene], counts: dict[st
 def _break(out: Path, item: str) -> None:
     """Cut the red band of an item to 60 % of its bytes, and say so."""
     path = out / items.COLLECTION / item / "B04.tif"
-    # The header of a COG stands first, so that the file opens and only its last blocks are missing.
+    # The header of a COG comes first, so that the file opens and only its last blocks are missing.
     content = path.read_bytes()
     files.write(path, content[: len(content) * 6 // 10])
     planted = json.loads((out / "truth" / "traps.json").read_bytes())
@@ -171,7 +171,7 @@ def _break(out: Path, item: str) -> None:
 
 
 def _write_area(out: Path, what: Plan) -> None:
-    """`aoi.geojson`: a little inside the grid, so that snapping outwards to 60 m gives the grid and no more."""
+    """Write `aoi.geojson`, a little inside the grid, so that snapping outwards to 60 m gives the grid and no more."""
     west, south, east, north = what.area.bounds
     shape = shapely.segmentize(shapely.box(west + 10, south + 10, east - 10, north - 10), 2000)
     feature = {"type": "Feature", "properties": {}, "geometry": items.polygon(shape, what.area.crs)}
@@ -205,7 +205,7 @@ def _surface(work: Path, window: Window, epoch: int) -> Surface:
 
 
 def _put(sink: cogs.Sink, what: Plan, window: Window, pixels: Array) -> None:
-    """Write what of a granule window (C, h, w; at any resolution) lies inside the area."""
+    """Write the part of a granule window (C, h, w; at any resolution) that is inside the area."""
     # Tiles follow the granule, the truth follows the area: only here are the two laid on each other.
     area, k = what.area_window, window.height // pixels.shape[-2]
     top, left = max(window.row, area.row), max(window.col, area.col)
@@ -266,7 +266,7 @@ def _photograph(what: Plan, out: Path, work: Path, scene: Scene) -> Array:
             sinks[name] = stack.enter_context(cogs.writing(folder / f"{name}.tif", grid, (name,), dtype, 0))
         clouds = stack.enter_context(cogs.writing(masks, what.area, ("clouds",), "uint8", None))
         for number, window in enumerate(grids.tiles(what.granule.shape, truth.TILE)):
-            # A stream for each tile of each scene: whoever draws it, and after what, the noise is the same.
+            # A stream for each tile of each scene, so that the noise does not depend on the order of the tiles.
             rng = np.random.Generator(np.random.Philox(key=[what.seed, 10_000_000 + scene.index * 10_000 + number]))
             made, bits = _tile(what, scene, window, _surface(work, window, scene.epoch), level, rng)
             counts += np.bincount(made["SCL"].ravel(), minlength=12)
@@ -281,7 +281,7 @@ def _photograph(what: Plan, out: Path, work: Path, scene: Scene) -> Array:
 def _tile(
     what: Plan, scene: Scene, window: Window, below: Surface, level: float, rng: np.random.Generator
 ) -> tuple[dict[str, Array], Array]:
-    """One tile of a scene: DN per band at its own resolution and `SCL`; true cloud bits at 10 m, 255 off the swath."""
+    """Simulate a tile of a scene: DN per band at its gsd, `SCL`, and true cloud bits at 10 m, 255 off the swath."""
     rows, cols = (np.arange(part.start, part.stop) for part in window.slices)
     label = truth.inside(below.label)
     above = sky.look(scene, label, sky_seed(what, scene), level, rows, cols)
@@ -293,7 +293,7 @@ def _tile(
             noisy = band + rng.standard_normal(band.shape, np.float32) * (7 + 0.008 * band)
             made[name] = np.where(swath, truth.digital(noisy), 0).astype(np.uint16)
     made["SCL"] = _scene_classes(what, scene, window, made, above, label)
-    # After the classes: Sen2Cor sees reflectance, the offset is a matter of how it is written down.
+    # After the classes, since Sen2Cor classifies reflectance, to which an offset in the file is added later.
     if scene.offset_in_pixels:
         made |= {name: np.where(made[name] > 0, made[name] + OFFSET_DN, 0).astype(np.uint16) for name in L2A_BANDS}
     return made, np.where(covered(what, scene, window, 10), above.bits, 255).astype(np.uint8)
@@ -322,7 +322,7 @@ def _edge(what: Plan) -> float:
 
 
 def covered(what: Plan, scene: Scene, window: Window, gsd: int) -> Array:
-    """Where the scene's swath sees the ground, on the grid of `gsd` inside a 10 m window."""
+    """Return where the swath of the scene covers the ground, on the grid of `gsd` inside a 10 m window."""
     k = gsd // 10
     rows = window.row + (np.arange(window.height // k) + 0.5) * k
     cols = window.col + (np.arange(window.width // k) + 0.5) * k
@@ -332,7 +332,7 @@ def covered(what: Plan, scene: Scene, window: Window, gsd: int) -> Array:
 
 
 def footprint(what: Plan, scene: Scene) -> shapely.Polygon:
-    """Where the granule has data in a scene."""
+    """Return where the granule has data in a scene."""
     west, south, east, north = what.granule.bounds
     whole = shapely.box(west, south, east, north)
     if scene.orbit != plan.PARTIAL_ORBIT:

@@ -19,7 +19,7 @@ Cell = tuple[Polygon, list[Polygon]]
 
 
 def parcels_of(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> list[Cell]:
-    """Land cut into cells by country lanes and each cell, with a grain of its own, into parcels: (cell, parcels)."""
+    """Cut land into cells by country lanes, and each cell in a direction of its own into parcels: (cell, parcels)."""
     rng = sketch.rng(5)
     west, south, east, north = extent.bounds
     step = 850
@@ -46,7 +46,7 @@ def parcels_of(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> lis
 def _affinities(
     sketch: Sketch, middles: Array, city: Settlement, villages: list[Settlement], water: list[Polygon]
 ) -> dict[str, Array]:
-    """How much each parcel invites each use: (N,) scores, to be compared within a use only."""
+    """Score the parcels for each use: (N,) scores, comparable within a use only."""
     x, y = middles.T
     points = shapely.points(middles)
     # Distances in what a walker would call near: 250 m to water, the city's radius, 400 m to a village.
@@ -91,7 +91,7 @@ def countryside(
     geometries = np.array([parcel for _, parcels in cells for parcel in parcels], object)
     cell = np.repeat(np.arange(len(cells)), [len(parcels) for _, parcels in cells])
     middles = shapely.get_coordinates(shapely.centroid(geometries))
-    # Quotas count what lies in the area asked for; the margin gets its uses by the way.
+    # Quotas count the area alone, not its margin.
     asked = shapely.box(*sketch.plan.area.bounds)
     areas = shapely.area(geometries) * shapely.contains_xy(asked, middles)
     whole = asked.area
@@ -113,7 +113,7 @@ def countryside(
 
 
 def _natural(sketch: Sketch, use: str, pieces: list[Polygon], alike: shapely.STRtree, cell: Polygon, rng: Rng) -> None:
-    """One cell's share of a natural cover: what grows together has soft corners, across cells too."""
+    """Return the share of a natural cover in one cell, with rounded corners that continue across cells."""
     near = np.unique(alike.query(pieces, "dwithin", 60)[1])
     together = shapely.union_all(alike.geometries[near])
     # A closing, then an opening: gaps of 60 m fill before thin necks and slits go, and every corner is round.
@@ -125,7 +125,7 @@ def _natural(sketch: Sketch, use: str, pieces: list[Polygon], alike: shapely.STR
 
 
 def copses(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> None:
-    """Groves, thickets and ponds strewn over the fields; OpenStreetMap lacks a third of them."""
+    """Scatter groves, thickets and ponds over the fields; OpenStreetMap lacks a third of them."""
     rng = sketch.rng(8)
     west, south, east, north = extent.bounds
     # Seven in a km2, most below a tenth of a hectare: the small things in which labels and pixels disagree.

@@ -1,7 +1,7 @@
 """The simulated place as vectors: a river city, its villages and their countryside. Pure.
 
 One list of areas and one of lines is everything: the true land cover is painted from it, and the same list, less
-some omissions, is what OpenStreetMap knows.
+some omissions, is the content of OpenStreetMap.
 """
 
 from __future__ import annotations
@@ -89,12 +89,12 @@ def _settlements(sketch: Sketch, extent: Polygon) -> tuple[Settlement, list[Sett
 
 
 def _waters(sketch: Sketch, extent: Polygon, city: Settlement, villages: list[Settlement]) -> list[Polygon]:
-    """River with gravel islands, lakes with islands, ponds; what they cover is taken out of the land."""
+    """Place a river with gravel islands, lakes with islands and ponds, and take their area out of the land."""
     rng = sketch.rng(2)
     size = sketch.plan.size_km
     south, north = extent.bounds[1], extent.bounds[3]
     x = city.x + 0.35 * city.radius
-    # Through the city but beside its middle, in two halves that meet there: rivers are why towns stand where they do.
+    # Through the city but beside its middle, in two halves that meet there.
     bend = (x, city.y)
     upper = shapes.wander((x - 0.12 * size * 1000, south - 200), bend, rng, sway=220)
     lower = shapes.wander(bend, (x + 0.15 * size * 1000, north + 200), rng, sway=220)
@@ -110,7 +110,7 @@ def _waters(sketch: Sketch, extent: Polygon, city: Settlement, villages: list[Se
     for at in np.arange(200, course.length, 260):
         spot = course.interpolate(at + rng.uniform(-130, 130))
         aside = rng.choice([-1, 1]) * width * 0.9
-        # Gravel lies in some reaches and not in others.
+        # Some reaches have gravel and others have none.
         if noise.at(sketch.plan.seed + 77, np.array([spot.x]), np.array([spot.y]), 900)[0] > -0.2:
             bars.append(shapes.blob(spot.x + aside, spot.y, rng.uniform(12, 52), rng, stretch=2.5))
     river = river.difference(shapely.union_all(bars)).intersection(extent)
@@ -133,7 +133,7 @@ def _waters(sketch: Sketch, extent: Polygon, city: Settlement, villages: list[Se
 
 
 def _main_roads(sketch: Sketch, extent: Polygon, city: Settlement, villages: list[Settlement]) -> list[LineString]:
-    """Radials, rings, village roads, a motorway with links, a railway; returns the streets that cut towns."""
+    """Lay radials, rings, village roads, a motorway with links and a railway; return the streets that cut towns."""
     rng = sketch.rng(3)
     far = math.dist(extent.bounds[:2], extent.bounds[2:])
     # Fewer radials in a small city, or no quarter between them would hold a block.
@@ -191,7 +191,7 @@ def _passing(
 
 
 def _links(sketch: Sketch, motorway: LineString, point: Point, rng: Rng) -> None:
-    """Four ramps about a crossing."""
+    """Return four ramps about a crossing."""
     at = motorway.project(point)
     for along in (-260, 260):
         for side in (-1, 1):

@@ -16,7 +16,7 @@ SPREAD = 0.4794
 
 
 def hashed(seed: int, *keys: Array | int) -> NDArray[np.uint32]:
-    """Uniform uint32 from a seed and integer keys that broadcast (at least 1-D)."""
+    """Return uniform uint32 from a seed and integer keys that broadcast (at least 1-D)."""
     # A hash of the address, not a generator: a tile needs its own pixels only, and any worker can draw them.
     state = np.full(1, seed & 0xFFFFFFFF, np.uint32)
     for key in keys:
@@ -30,13 +30,13 @@ def hashed(seed: int, *keys: Array | int) -> NDArray[np.uint32]:
 
 
 def uniform(seed: int, *keys: Array | int) -> Field:
-    """float32 in [0, 1) from a seed and integer keys."""
+    """Return float32 in [0, 1) from a seed and integer keys."""
     # 24 bits are what a float32 holds: with all 32 the largest would round up to 1.
     return (hashed(seed, *keys) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
 def _taps(positions: Array, cell: float) -> tuple[NDArray[np.int64], Field]:
-    """First lattice line of the four under each position, and their B-spline weights (4, N)."""
+    """Return the first lattice line of the four under each position, and their B-spline weights (4, N)."""
     scaled = np.asarray(positions, np.float64) / cell
     base = np.floor(scaled).astype(np.int64)
     t = scaled - base
@@ -46,7 +46,7 @@ def _taps(positions: Array, cell: float) -> tuple[NDArray[np.int64], Field]:
 
 
 def lattice(seed: int, rows: Array, cols: Array, cell: float) -> Field:
-    """(len(rows), len(cols)) smooth noise of mean 0 and variance 1, correlated over about `cell` pixels."""
+    """Return (len(rows), len(cols)) smooth noise of mean 0 and variance 1, correlated over about `cell` pixels."""
     row0, row_weights = _taps(rows, cell)
     col0, col_weights = _taps(cols, cell)
     lines = np.arange(row0.min(), row0.max() + 4), np.arange(col0.min(), col0.max() + 4)
@@ -60,7 +60,7 @@ def lattice(seed: int, rows: Array, cols: Array, cell: float) -> Field:
 
 
 def fractal(seed: int, rows: Array, cols: Array, cells: Sequence[float], gain: float = 0.6) -> Field:
-    """Sum of lattices of falling cell sizes, each `gain` times the one before; variance 1."""
+    """Sum lattices of falling cell sizes, each `gain` times the one before, to variance 1."""
     weights = np.array([gain**k for k in range(len(cells))])
     weights /= np.sqrt((weights**2).sum())
     parts = zip(weights.astype(np.float32), cells, strict=True)
@@ -70,7 +70,7 @@ def fractal(seed: int, rows: Array, cols: Array, cells: Sequence[float], gain: f
 
 
 def at(seed: int, x: Array, y: Array, cell: float) -> Field:
-    """Noise as `lattice` at scattered points (N,), for choices about vector ground."""
+    """Return noise as `lattice` at scattered points (N,), for choices about vector ground."""
     row0, row_weights = _taps(y, cell)
     col0, col_weights = _taps(x, cell)
     total = np.zeros(len(np.atleast_1d(x)), np.float32)

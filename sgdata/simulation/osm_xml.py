@@ -47,7 +47,7 @@ class Elements:
 
 
 def elements(place: Place) -> Elements:
-    """Everything of the place that OpenStreetMap knows."""
+    """Return everything of the place that is in OpenStreetMap."""
     to_degrees = Transformer.from_crs(CRS, "EPSG:4326", always_xy=True)
     out = Elements()
 
@@ -105,7 +105,7 @@ def overpass(osm: Elements) -> bytes:
 
 
 def xml(osm: Elements) -> bytes:
-    """OSM XML 0.6."""
+    """Return the elements as OSM XML 0.6."""
     return "".join(_xml_lines(osm)).encode()
 
 

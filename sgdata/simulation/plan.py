@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def area_window(self) -> Window:
-        """Where the area lies in the granule."""
+        """Window of the area in the granule."""
         return Window(row=MARGIN_PX[0], col=MARGIN_PX[1], height=self.area.shape[0], width=self.area.shape[1])
 
 
@@ -111,7 +111,7 @@ Pass = tuple[datetime, str, int]
 
 
 def passes(start: datetime, end: datetime, partial_platforms: tuple[str, ...]) -> list[Pass]:
-    """Overpasses in [start, end), by time; the orbit that covers a part only of the platforms named."""
+    """Return the overpasses in [start, end), by time; the orbit that covers a part only of the platforms named."""
     passes = []
     for platform, orbit, anchor in ANCHORS:
         if orbit == PARTIAL_ORBIT and platform not in partial_platforms:
@@ -125,7 +125,7 @@ def passes(start: datetime, end: datetime, partial_platforms: tuple[str, ...]) -
 
 
 def _spread(candidates: list[Pass], count: int, rng: np.random.Generator) -> list[Pass]:
-    """`count` passes spread over the candidates, one in each equal piece."""
+    """Choose `count` passes spread over the candidates, one in each equal piece."""
     # Stratified: a plain draw of a dozen days may leave a whole season out.
     ratio = len(candidates) / count
     picks = [int(i * ratio + rng.random() * (ratio - 1)) for i in range(count)]
@@ -133,7 +133,7 @@ def _spread(candidates: list[Pass], count: int, rng: np.random.Generator) -> lis
 
 
 def scenes(plan: Plan) -> list[Scene]:
-    """Both epochs' scenes by time: `plan.dates` before April 2020, a quarter as many in summer 2022."""
+    """Return the scenes of both epochs by time: `plan.dates` before April 2020, a quarter as many in summer 2022."""
     rng = np.random.Generator(np.random.Philox(key=plan.seed))
     # The paper's composite draws on three years to April 2020. One year of that has 110 passes; a small archive stays
     # in it, so that its seasons are covered evenly.
@@ -181,7 +181,7 @@ def named(scene: Scene, layout: str, *, sequence: int, tile: str = TILE) -> str:
 
 
 def made(scene: Scene) -> datetime:
-    """When the product was processed: on the day itself, or years later."""
+    """Return when the product was processed: on the day itself, or years later."""
     again = scene.baseline in {"04.00", "05.00"} and scene.epoch == 1
     if again or scene.baseline == "05.00":
         return datetime(2023, 3, 1, 0, 24, 41)
@@ -189,7 +189,7 @@ def made(scene: Scene) -> datetime:
 
 
 def _processing(time: datetime, index: int, epoch: int, layout: str) -> tuple[str, bool]:
-    """(baseline, +1000 still in the pixels).
+    """Return the processing baseline, and whether the offset of 1000 is in the pixels.
 
     Earth Search: as first produced, but every third scene reprocessed as 05.00, shifted or not. Planetary Computer:
     all of 2020 and before processed once more in 2020. Copernicus Data Space: Collection 1.
@@ -211,7 +211,7 @@ def _processing(time: datetime, index: int, epoch: int, layout: str) -> tuple[st
 
 
 def sun(time: datetime) -> tuple[float, float]:
-    """(azimuth, elevation) in degrees at the city; declination and equation of time after Spencer (1971)."""
+    """Return azimuth and elevation in degrees at the city; declination and equation of time after Spencer (1971)."""
     longitude, latitude = 11.5, math.radians(48.15)
     # Fractional year in radians; the Fourier coefficients of Spencer, good to 0.0006 rad and half a minute.
     g = 2 * math.pi * (time.timetuple().tm_yday - 1) / 365
@@ -237,11 +237,11 @@ def sun(time: datetime) -> tuple[float, float]:
 def _skies(chosen: list[Pass], rng: np.random.Generator) -> list[Weather]:
     """Draw the weather of each pass: a quarter clear, the rest scattered to overcast; mean cloud share near 0.4.
 
-    The clear days fall first on the orbit that sees everything and outside winter, so that every place is
+    The clear days are first those of the orbit that covers everything and outside winter, so that every place is
     seen clear; the clearest winter day has snow.
     """
     count = len(chosen)
-    # A small archive still sees most of the ground.
+    # Most of the ground is clear at least once in a small archive too.
     kinds = np.array(["clear", "scattered", "broken", "overcast" if count >= 6 else "broken", "cirrus"])
     shares = np.array([0.25, 0.32, 0.19, 0.16, 0.08])
     # Quantiles, not draws: twelve independent draws might hold no clear day at all.
@@ -257,7 +257,7 @@ def _skies(chosen: list[Pass], rng: np.random.Generator) -> list[Weather]:
         skies[place] = _weather(kind, rng)
     winter = [i for i in rest if in_winter[i]]
     if winter and count >= 6:
-        # Snow under cloud would be seen by nobody.
+        # Snow under cloud would not be visible.
         clearest = min(winter, key=lambda i: skies[i].cloud)
         skies[clearest] = Weather(name="snow", cloud=0.05, cell_px=90, snow=0.9)
     return skies

@@ -16,21 +16,21 @@ CLOUD, SHADOW, THIN = 1, 2, 4
 
 
 def rmse(image: Array, reference: Array, where: Array) -> float:
-    """Root mean square difference over all bands of two DN images (C, H, W) at the pixels `where`, in reflectance."""
+    """Compute the root mean square difference of two DN images (C, H, W) at the pixels `where`, in reflectance."""
     # float64: squares of DN summed over millions of pixels exceed what float32 adds exactly.
     difference = image[:, where].astype(np.float64) - reference[:, where]
     return float(np.sqrt(np.mean(difference**2)) * MSI.scale)
 
 
 def read(path: Path) -> Array:
-    """All bands of a raster, (C, H, W)."""
+    """Read all bands of a raster, (C, H, W)."""
     with geotiff.opened(str(path)) as raster:
         pixels: Array = raster.read()
     return pixels
 
 
 def to_finest(by_gsd: dict[int, Array], names: tuple[str, ...], order: dict[int, tuple[str, ...]]) -> Array:
-    """Truth at 10, 20 and 60 m -> (C, H, W) at 10 m in the order of `names`, by the builder's own kernel.
+    """Resample truth at 10, 20 and 60 m to (C, H, W) at 10 m in the order of `names`, by the builder's own kernel.
 
     So a difference to the composite is an error of the composite, not of the resampling.
     """
@@ -43,7 +43,7 @@ def to_finest(by_gsd: dict[int, Array], names: tuple[str, ...], order: dict[int,
 
 
 def true_median(archive: Path, names: tuple[str, ...]) -> Array:
-    """(C, H, W) DN: the per-pixel median over the window's dates, noise-free and cloud-free."""
+    """Return (C, H, W) DN: the per-pixel median over the window's dates, noise-free and cloud-free."""
     by_gsd, order = {}, {}
     for gsd in (10, 20, 60):
         with geotiff.opened(str(archive / "truth" / f"reflectance_{gsd}m.tif")) as raster:
@@ -52,12 +52,12 @@ def true_median(archive: Path, names: tuple[str, ...]) -> Array:
 
 
 def true_clouds(archive: Path, items: list[str]) -> Array:
-    """(T, H, W) the cloud bits of each item."""
+    """Return (T, H, W) cloud bits of each item."""
     return np.stack([read(archive / "truth" / "clouds" / f"{item}.tif")[0] for item in items])
 
 
 def ever_clear(clouds: Array) -> Array:
-    """(H, W) True where at least one item saw the ground free of cloud and shadow."""
+    """Return (H, W) True where at least one item is free of cloud and shadow."""
     clear: Array = ((clouds & (CLOUD | SHADOW | THIN)) == 0).any(axis=0)
     return clear
 
@@ -70,8 +70,8 @@ def residual_cloud(chosen: Array, clouds: Array) -> float:
 
 
 def chosen_truth(archive: Path, items: list[str], chosen: Array, names: tuple[str, ...]) -> Array:
-    """(C, H, W) the noise-free DN of the date that a rule chose at each pixel; 0 where it chose none."""
-    # The generator, with all that it imports, only for who asks this one question.
+    """Return (C, H, W) noise-free DN of the date that a rule chose at each pixel; 0 where it chose none."""
+    # Imported here: the generator is needed for this function alone.
     from sgdata.simulation import truth
 
     out = np.zeros((len(names), *chosen.shape), np.uint16)
@@ -90,7 +90,7 @@ def label_agreement(labels: Array, land_cover: Array, mapped: Array) -> float:
 
 
 def offsets(decided: dict[str, bool], archive: Path) -> dict[str, int]:
-    """Items whose `offset still in the pixels` was decided as it truly is, of all decided."""
+    """Count the items whose offset was decided as it is in their pixels, of all decided."""
     planted = json.loads((archive / "truth" / "traps.json").read_text())
     right = sum(planted[item]["offset_in_pixels"] == still_in for item, still_in in decided.items())
     return {"right": right, "total": len(decided)}

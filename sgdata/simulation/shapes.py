@@ -14,7 +14,7 @@ from shapely.geometry.base import BaseGeometry
 Rng = np.random.Generator
 
 
-# Overlays of polygons that touch leave points, lines and slivers in a GeometryCollection: nobody maps 150 m2, and a
+# Overlays of polygons that touch leave points, lines and slivers in a GeometryCollection: 150 m2 is not mapped, and a
 # pixel holds 100.
 def polygons(geometry: BaseGeometry, least_m2: float = 150) -> list[Polygon]:
     """Return the polygons of any geometry with at least the given area."""
@@ -88,7 +88,7 @@ def cut(shape: Polygon, rng: Rng, *, axis: float | None, jitter: float) -> tuple
 def subdivide(
     shape: Polygon, target_m2: float, rng: Rng, *, axis: float | None = None, jitter: float = 0.12
 ) -> tuple[list[Polygon], list[tuple[int, LineString]]]:
-    """Pieces of about `target_m2` and the cuts between them as (depth, line), by halving again and again."""
+    """Halve a shape repeatedly into pieces of about `target_m2`; return them and the cuts as (depth, line)."""
     pieces, cuts, waiting = [], [], [(shape, 0)]
     while waiting:
         piece, depth = waiting.pop()
@@ -119,7 +119,7 @@ def crossing(line: LineString, over: BaseGeometry) -> Iterator[tuple[bool, LineS
 
 
 def scattered(count: int, around: Polygon, apart_m: float, rng: Rng, avoid: Iterable[Polygon]) -> list[Point]:
-    """Up to `count` random points inside, so far from each other and outside the shapes to avoid."""
+    """Draw up to `count` random points inside, so far from each other and outside the shapes to avoid."""
     west, south, east, north = around.bounds
     taken: list[Point] = []
     closed = shapely.union_all(list(avoid))

@@ -50,7 +50,7 @@ class Road:
 
 
 def _tags(text: str) -> tuple[Tags, ...]:
-    """`key=value` joined by `&`, alternatives by `|`."""
+    """`.|Parse tags: `key=value` joined by `&`, alternatives by `|`.|`."""
     # Alternatives repeated in the table are weights: two of three orchards are orchards, one is a vineyard.
     return tuple(dict(pair.split("=") for pair in one.split("&")) for one in text.split("|")) if text else ()
 
@@ -58,7 +58,7 @@ def _tags(text: str) -> tuple[Tags, ...]:
 # The table, not this file, is what a mapper would check: one line per kind, in the words of the OpenStreetMap wiki.
 @cache
 def kinds() -> dict[str, Kind]:
-    """Kinds of area by name."""
+    """Return the kinds of area by name."""
     return {
         row["kind"]: Kind(
             label=int(row["label"]) if row["label"] else None, tags=_tags(row["tags"]),
@@ -70,7 +70,7 @@ def kinds() -> dict[str, Kind]:
 
 @cache
 def roads() -> dict[str, Road]:
-    """Kinds of line by name."""
+    """Return the kinds of line by name."""
     return {
         row["kind"]: Road(
             tags=_tags(row["tags"])[0], label=int(row["label"]) if row["label"] else None, cover=row["cover"],
@@ -136,7 +136,7 @@ class Sketch:
         return np.random.Generator(np.random.Philox(key=[self.plan.seed, stage]))
 
     def add(self, kind: str, pieces: Sequence[Polygon], rng: Rng, *, hidden: float = 0.0, epoch: int = 1) -> None:
-        """Areas of a kind; a share `hidden` of them is unknown to OpenStreetMap."""
+        """Add areas of a kind; a share `hidden` of them is not in OpenStreetMap."""
         for piece in pieces:
             # The order of draws is part of the format: `and` spares the draw where a kind has no tags.
             exported = bool(kinds()[kind].tags) and epoch == 1 and rng.random() >= hidden

@@ -72,7 +72,7 @@ def threshold(seed: int, weather: Weather, shape: tuple[int, int]) -> float:
 
 
 def _opacity(field: Field, level: float) -> Field:
-    """0 below the level, rising to 1 within about a third of a standard deviation: soft, ragged edges."""
+    """Return 0 below the level, rising to 1 within about a third of a standard deviation, for soft, ragged edges."""
     depth = np.clip((field - np.float32(level)) * 3.2, 0, None)
     return np.asarray(1 - np.exp(-depth * depth * 2.5 - depth * 0.4), np.float32)
 
@@ -91,7 +91,7 @@ def look(scene: Scene, label: Array, seed: int, level: float, rows: Array, cols:
         reach = weather.height_m / 10 / math.tan(math.radians(max(scene.sun_elevation, 15)))
         east = round(reach * math.sin(math.radians(scene.sun_azimuth)))
         north = round(reach * math.cos(math.radians(scene.sun_azimuth)))
-        # A place is dark when a cloud stands between it and the sun.
+        # A place is dark when a cloud is between it and the sun.
         dark = _opacity(_field(seed, weather, rows - north, cols + east), level)
         shadow = dark * (1 - cloud)  # a cloud hides the shadow under it
         # The exponential never reaches 0: without a floor, every pixel near a cloud would be "thin" in the truth.
@@ -113,7 +113,7 @@ def look(scene: Scene, label: Array, seed: int, level: float, rows: Array, cols:
 
 
 def seen(ground: Field, sky: Sky) -> Field:
-    """(12, H, W) DN of the ground as the satellite sees it through the sky."""
+    """Return (12, H, W) DN of the ground through the sky, as a satellite measures it."""
     result = np.empty_like(ground)
     for band in range(12):
         # In the order in which the light meets them on its way up; what covers mixes, haze adds.
@@ -126,7 +126,7 @@ def seen(ground: Field, sky: Sky) -> Field:
 
 
 def scene_classes(image: dict[str, Field], sky: Sky, water: Field, seed: int, window: tuple[Array, Array]) -> Array:
-    """(h, w) uint8 SCL at 20 m, with Sen2Cor's habits.
+    """Return (h, w) uint8 SCL at 20 m, with the typical errors of Sen2Cor.
 
     `image` holds 20 m DN of B02 B03 B04 B8A B11; `sky` and `water` (share) are at 20 m. Wrong on purpose: white roofs
     are cloud on most days, thin cloud and cloud edges are missed, dark forest is class 2, some water is shadow and
@@ -153,7 +153,7 @@ def scene_classes(image: dict[str, Field], sky: Sky, water: Field, seed: int, wi
     scl[thick > 0.22] = SceneClass.CLOUD_MEDIUM
     scl[thick > 0.62] = SceneClass.CLOUD_HIGH
     # The known trap of a brightness test: greenhouses and white halls are "cloud" on nearly every date, and a composite
-    # that trusts the mask never sees them.
+    # that follows the mask alone leaves them out.
     roofs = (blue > 2600) & (sky.snow < 0.3) & (sky.cloud < 0.2)
     scl[roofs & (patch > -0.9)] = SceneClass.CLOUD_MEDIUM
     scl[roofs & (patch > -0.9) & (blue > 3400)] = SceneClass.CLOUD_HIGH

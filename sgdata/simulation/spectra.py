@@ -2,8 +2,8 @@
 
 A pixel is a mixture of two *materials years* (calendars), shifted in time by its parcel, times brightness and
 vigour fields. Values are typical Sentinel-2 L2A digital numbers (reflectance x 10,000, offset 0) in the order of
-`sentinel2.L2A_BANDS`; B10 sees no ground and is absent, as in L2A. The tables `catalogs/tables/simulated_*.tsv` were
-fixed before any model was tried.
+`sentinel2.L2A_BANDS`; B10 does not reach the ground and is absent, as in L2A. The tables
+`catalogs/tables/simulated_*.tsv` were fixed before any model was tried.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from sgdata.types import Array
 
 @cache
 def materials() -> dict[str, tuple[float, ...]]:
-    """DN of each material in the order of `L2A_BANDS`."""
+    """Return the DN of each material in the order of `L2A_BANDS`."""
     rows = catalog.table("simulated_materials")
     return {row["material"]: tuple(float(row[band]) for band in L2A_BANDS) for row in rows}
 
 
 @cache
 def calendars() -> dict[str, tuple[tuple[int, str], ...]]:
-    """Year of each calendar: (day of year, material), linear between, around the turn of the year.
+    """Return the year of each calendar: (day of year, material), linear between, around the turn of the year.
 
     A material that does not change is a calendar too.
     """
@@ -59,7 +59,7 @@ VIGOUR = np.array([-0.5, -0.6, -0.3, -1.0, -0.4, 0.4, 0.6, 0.6, 0.6, 0.6, -0.5, 
 
 @cache
 def mixtures() -> tuple[Array, Array, Array]:
-    """Per cover: calendar of a, calendar of b (numbers), and (share, spread, grain, texture) as (covers, 4).
+    """Return the calendars of a and b by cover, and (share, spread, grain, texture) as (covers, 4).
 
     A pixel is `share` +- `spread` of b in a, patchy at fine (1) to coarse (0) `grain`, and varies by `texture`.
     """
@@ -71,7 +71,7 @@ def mixtures() -> tuple[Array, Array, Array]:
 
 
 def table(day: int) -> Field:
-    """(12, calendars x PHASES): DN of every calendar on a day of the year, for each parcel phase."""
+    """Return (12, calendars x PHASES) DN of every calendar on a day of the year, for each parcel phase."""
     # Centred, so that the mean over parcels keeps the calendar's own date.
     days = day + PHASE_DAYS * (np.arange(PHASES) - (PHASES - 1) / 2)
     rows = []
@@ -87,7 +87,7 @@ class Surface:
     """What stays of the ground over the year, per 10 m pixel: (H, W) each.
 
     `a`, `b` index the columns of `table`; `mix` is the share of b; `bright` and `vigour` are relative fields;
-    `label` is the land cover class, `tagged` whether OpenStreetMap knows it, `cover` the number of its cover.
+    `label` is the land cover class, `tagged` whether it is in OpenStreetMap, `cover` the number of its cover.
     """
 
     a: Array
@@ -101,7 +101,7 @@ class Surface:
 
 
 def reflectance(surface: Surface, day: int) -> Field:
-    """(12, H, W) DN (offset 0, float) of the clear ground on a day, seen through a [1 2 1] point spread."""
+    """Return (12, H, W) DN (offset 0, float) of the clear ground on a day, after a [1 2 1] point spread."""
     columns = table(day)
     result = np.empty((12, *surface.mix.shape), np.float32)
     for band in range(12):
@@ -123,7 +123,7 @@ def blurred(image: Field) -> Field:
 
 
 def coarser(image: Array, factor: int) -> Field:
-    """Means of `factor` x `factor` pixels over the last two axes."""
+    """Average `factor` x `factor` pixels over the last two axes."""
     *lead, height, width = image.shape
     pieces = image.reshape(*lead, height // factor, factor, width // factor, factor)
     return np.asarray(pieces.mean(axis=(-3, -1), dtype=np.float32))

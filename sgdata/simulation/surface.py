@@ -1,4 +1,4 @@
-"""Vectors of the place -> what lies in each 10 m pixel of a window. Pure; the same wherever the window is cut."""
+"""Paint the vectors of the place on the 10 m pixels of a window. Pure; independent of how windows are cut."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Layer:
 
 
 def layers(place: Place) -> list[Layer]:
-    """Everything seen from above, in painting order: large areas first, changes, then lines by rank."""
+    """Return all layers in painting order: large areas first, changes, then lines by rank."""
     # Large first, so that details lie on top; `variant` breaks ties, for the order of equal keys must not be chance.
     areas = sorted(place.areas, key=lambda a: (a.epoch, -a.geometry.area, a.variant))
     lines = sorted((one for one in place.lines if one.seen), key=lambda one: (roads()[one.kind].rank, one.variant))
@@ -90,7 +90,7 @@ def paint(layers: Sequence[Layer], grid: Grid, *, seed: int, epoch: int) -> Surf
 
 
 def changes(layers: Sequence[Layer], grid: Grid) -> Array:
-    """(H, W) uint8: what changed between the epochs (`kinds.Kind.change`), where no street lies on top."""
+    """Return (H, W) uint8 changes between the epochs (`sketch.Kind.change`), where no street is on top."""
     changed = _burned([(one.outline, one.change) for one in layers if one.change], grid, "uint8")
     # What is new under an old street cannot be seen.
     streets = _burned([(one.outline, 1) for one in layers if one.label == 0], grid, "uint8")
@@ -98,7 +98,7 @@ def changes(layers: Sequence[Layer], grid: Grid) -> Array:
 
 
 def _textured(grid: Grid, seed: int, cover: Array, variant: Array, label: Array, tagged: Array) -> Surface:
-    """Mixture, brightness and vigour fields: parcel by parcel, in patches of 60 to 400 m, and pixel by pixel."""
+    """Return mixture, brightness and vigour fields that vary by parcel, in patches of 60 to 400 m, and by pixel."""
     # Rows and columns count from the corner of the MGRS tile 32UPU, so that a pixel has one address in every window.
     rows = np.arange(grid.shape[0]) + round((5_400_000 - grid.origin[1]) / 10)
     cols = np.arange(grid.shape[1]) + round((grid.origin[0] - 600_000) / 10)

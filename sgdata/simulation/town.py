@@ -23,7 +23,7 @@ def _faces(outline: Polygon, roads: list[LineString]) -> list[Polygon]:
 
 
 def town(sketch: Sketch, city: Settlement, roads: list[LineString], wet: shapely.STRtree) -> None:
-    """Quarters between the main roads, each with a use; blocks between streets inside them."""
+    """Build quarters between the main roads, each with a use, and blocks between streets inside them."""
     rng = sketch.rng(4)
     for face in _faces(city.outline, roads):
         # Water is taken out before the quarters are cut, or a street would run along the river bed.
@@ -46,7 +46,7 @@ def _quarter(sketch: Sketch, city: Settlement, quarter: Polygon, rng: Rng) -> No
     if rng.random() < (depth - 0.6) * 1.1:
         _fringe(sketch, quarter, rng)
         return
-    # Industry lies together, in the south-east: down the prevailing west wind.
+    # Industry is together, in the south-east: down the prevailing west wind.
     if depth > 0.38 and math.cos(math.atan2(east, north) - 2.2) > 0.8:
         _works(sketch, quarter, rng, axis=axis)
         return

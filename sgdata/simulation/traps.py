@@ -1,4 +1,4 @@
-"""What catalogues are known to get wrong, planted on purpose and listed in `truth/traps.json`. Pure.
+"""Known errors of catalogues, planted on purpose and listed in `truth/traps.json`. Pure.
 
 Nothing here changes a pixel that a build may use, so that fidelity is measured on the same ground truth.
 """
@@ -22,7 +22,7 @@ FEWEST = 6
 
 
 def planted(scenes: list[Scene], layout: str) -> dict[str, list[str]]:
-    """Item id -> names of the traps in its metadata."""
+    """Return the names of the traps in the metadata of each item, by id."""
     tricks: dict[str, list[str]] = {one.id: [] for one in scenes}
     first = [one for one in scenes if one.epoch == 1]
     if len(first) < FEWEST:
@@ -33,7 +33,7 @@ def planted(scenes: list[Scene], layout: str) -> dict[str, list[str]]:
         for one in scenes:
             if one.index % 2 and not tricks[one.id]:
                 tricks[one.id].append("old-projection")
-        # The clearest, or the pixels could not tell and the lie would never come out.
+        # In the clearest scene, since only clear pixels contradict a wrong flag.
         shifted = [one for one in first if one.baseline >= "04.00"]
         tricks[min(shifted, key=lambda one: one.weather.cloud + one.weather.cirrus).id].append("wrong-offset-flag")
     return tricks

@@ -39,7 +39,7 @@ def grown(grid: Grid, window: Window) -> Grid:
 
 
 def native(image: Array) -> dict[int, Array]:
-    """(12, H, W) at 10 m -> per gsd (C, H', W') by area averages, bands in `ORDER`."""
+    """Average (12, H, W) at 10 m to (C, H', W') for each gsd, bands in `ORDER`."""
     # Means of the finished 10 m picture: so bands of one pass agree with each other, as those of one telescope do.
     bands = {gsd: image[[L2A_BANDS.index(name) for name in names]] for gsd, names in ORDER.items()}
     return {gsd: part if gsd == 10 else spectra.coarser(part, gsd // 10) for gsd, part in bands.items()}
@@ -51,12 +51,12 @@ def inside(pixels: Array) -> Array:
 
 
 def clear(below: spectra.Surface, day: int) -> Array:
-    """(12, H, W) float DN of the clear ground inside the halo of a surface, on a day of the year."""
+    """Return (12, H, W) float DN of the clear ground inside the halo of a surface, on a day of the year."""
     return inside(spectra.reflectance(below, day))
 
 
 def digital(image: Array) -> Array:
-    """Float DN -> uint16 DN, at least 1: 0 means no data."""
+    """Round float DN to uint16, at least 1, since 0 means no data."""
     # Half up: numpy's round goes to even, which would leave a comb of DN in flat areas.
     return np.asarray(np.clip(np.floor(image + 0.5), 1, 65535), np.uint16)
 
@@ -90,7 +90,7 @@ def scene(archive: Path, item_id: str) -> dict[int, Array]:
 
 @lru_cache(maxsize=1)
 def _layers(what: Plan) -> list[surface.Layer]:
-    """Kept, for who asks for one date asks for the next."""
+    """Return the layers, kept for the next date."""
     return surface.layers(ground.build(what))
 
 

@@ -157,7 +157,7 @@ def _numpy_values() -> list[Any]:
 
     Objects within arrays stay refused: their type of data is not among these.
     """
-    # NumPy moved these functions, values know them.
+    # NumPy moved these functions; stored values name them by either path.
     functions: dict[str, Any] = {
         "scalar": np.float64(0).__reduce__()[0],
         "_reconstruct": np.empty(0).__reduce__()[0],

@@ -224,7 +224,7 @@ class Ranged:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the folder anew in the process that unpickles this object."""
-        # With the secrets of a signed address, which the folder does not hold and another process does not know.
+        # With the secrets of a signed address, which the folder does not hold and another process does not have.
         return _reopened, (self._folder, urls.recall(self._url))
 
     def _open(self) -> None:
@@ -236,7 +236,7 @@ class Ranged:
 
     def contents(self, spans: Sequence[Span]) -> list[memoryview]:
         """Return the bytes of each span. Raises SourceError."""
-        # A forked process would share the file of the cache, but not know what others write into it.
+        # A forked process would share the file of the cache, but not notice what others write into it.
         if self._process != os.getpid():
             with self._opening:
                 if self._process != os.getpid():

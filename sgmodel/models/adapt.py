@@ -1,6 +1,6 @@
 """Adapt weights made elsewhere to a model: other prefixes, bands, patches or image sizes.
 
-Known layouts, none of which needs a reader of its own: torchvision and timm; MoCo (`module.encoder_q.`), MoCo v3
+Layouts that need no reader of their own: torchvision and timm; MoCo (`module.encoder_q.`), MoCo v3
 (`module.base_encoder.`), SimCLR (`backbone.`, `encoder.`), Lightning (`state_dict`), SatMAE and MAE (`model`), and
 SeCo, whose ResNet is a plain list of layers (`encoder_q.0.` is the first convolution).
 

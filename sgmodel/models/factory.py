@@ -65,7 +65,7 @@ def backbone(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
 
 
 def baseline(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
-    """As `backbone`, for the baselines alone: SpectralGPT has a pretraining program of its own."""
+    """Build a baseline backbone; unlike `backbone`, without SpectralGPT, which has a pretraining program of its own."""
     kind, _, name = recipe.backbone.partition(":")
     match kind:
         case "linear":

@@ -167,7 +167,7 @@ class TaskSpec:
         )
 
 
-# A plain union: pydantic tells its members apart by `kind`, and training must not import pydantic.
+# A plain union: pydantic distinguishes its members by `kind`, and training must not import pydantic.
 ModelSpec = EncoderSpec | AutoencoderSpec | ContrastSpec | TaskSpec
 
 
