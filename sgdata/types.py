@@ -265,8 +265,10 @@ class LabelSpace:
 
     @property
     def ignore_index(self) -> int:
-        """Label value to ignore: `ignore` if set, else 255."""
-        return 255 if self.ignore is None else self.ignore
+        """Label value to ignore: `ignore` if set, else 255, or the next value that is no class."""
+        if self.ignore is not None:
+            return self.ignore
+        return next(value for value in range(255, 2**31) if value not in self.ids)
 
     @property
     def palette(self) -> dict[int, str]:

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from PIL import Image
 from rasterio.transform import from_origin
 from synthetic_shards import contract, sample, scene, scene_contract, write
 from test_encoder import TINY
@@ -501,3 +502,32 @@ def test_a_loaded_model_gives_a_vector_of_stored_pixels(tmp_path: Path, make: Ca
         parts = model.backbone.encoder if hasattr(model, "backbone") else model
         expected = parts.norm(encoder.tokens(parts, normalised(cards.read(tmp_path), stored))).mean(dim=1)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("ids", "ignore", "dtype"),
+    [((3, 255, 300, 1000), None, "uint16"), ((0, 1, 2, 700), 65535, "uint16"), ((10, 20, 30, 40), -1, "int32")],
+)
+def test_class_values_above_255_train_and_are_written(
+    folder: Path, tmp_path: Path, ids: tuple[int, ...], ignore: int | None, dtype: str
+) -> None:
+    space = dataclasses.replace(contract(32).label_space, ids=ids, ignore=ignore)
+
+    def wide(one: Sample) -> None:
+        mask = one.arrays["mask"]
+        one.arrays["mask"] = np.array([*ids, space.ignore_index])[np.where(mask == 255, 4, mask)]
+
+    coded = sealed(tmp_path / "shards", wide, label_space=space)
+    assert segmented(coded, tmp_path / "coded") == segmented(folder, tmp_path / "plain")
+    values = sample(9, "val", 32, 32).arrays["image"]
+    values[:, :4] = 0
+    path = geotiff(tmp_path / "scene.tif", values)
+    plain, found = (
+        classes(path, tmp_path / name / "checkpoint-last", tmp_path / f"map-{name}") for name in ("plain", "coded")
+    )
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, np.array([*ids, space.ignore_index])[np.where(plain == 255, 4, plain)])
+    weights = tmp_path / "coded" / "checkpoint-last"
+    assert run("--input", coded, "--weights", weights, "--out", tmp_path / "pictures") == 0
+    picture = np.asarray(Image.open(next((tmp_path / "pictures" / "classes").glob("*.png"))))
+    assert set(np.unique(picture).tolist()) <= set(ids)

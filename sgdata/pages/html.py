@@ -158,8 +158,9 @@ def write_png(path: Path, rgb: Array) -> None:
 
 def paint(classes: Array, colours: Mapping[int, str]) -> Array:
     """Return (H, W) class ids as (H, W, 3) uint8 colours; ids without a colour are mid-grey."""
-    # Mid-grey, as unmapped pixels are drawn elsewhere.
-    table = np.full((256, 3), 128, np.uint8)
-    for value, colour in colours.items():
-        table[value] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return table[classes]
+    values = np.array(sorted(colours))
+    table = np.array([[int(colours[value][i : i + 2], 16) for i in (1, 3, 5)] for value in values.tolist()], np.uint8)
+    at = np.searchsorted(values, classes).clip(max=len(values) - 1)
+    painted = table[at]
+    painted[values[at] != classes] = 128  # as unmapped pixels are drawn elsewhere
+    return painted

@@ -75,7 +75,7 @@ def _pictures(sample: Sample, mask: Array | None, contract: Contract) -> Iterato
         bands = [band.name for band in contract.bands if name != "image_10m" or band.gsd_m == 10]
         yield name.replace("_", "-"), _stretched(sample.arrays[name], bands, contract)
     if mask is not None:
-        yield "mask", html.paint(mask.astype(np.uint8), contract.label_space.palette)
+        yield "mask", html.paint(mask, contract.label_space.palette)
 
 
 def _stretched(array: Array, bands: Sequence[str], contract: Contract) -> Array:

@@ -29,7 +29,7 @@ class Style:
 
     descriptions: tuple[str, ...]
     nodata: float | None = None
-    dtype: Literal["uint8", "uint16", "float32"] = "uint16"
+    dtype: Literal["uint8", "uint16", "int32", "float32"] = "uint16"
     overviews: Literal["nearest", "mode"] = "nearest"
     tags: dict[str, str] = field(default_factory=dict)
     classes: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -65,7 +65,7 @@ def write(path: Path, grid: Grid, windows: Iterable[tuple[Window, Array]], *, st
         raise OutputError(f"{path}: cannot be written: {error.__cause__ or error!s:.200}") from error
     finally:
         plain.unlink(missing_ok=True)
-    if style.classes:
+    if style.classes and style.dtype != "int32":
         files.write(path.with_name(path.name + ".aux.xml"), _category_sidecar(style.classes))
 
 
@@ -90,7 +90,7 @@ def _describe(dataset: Any, style: Style) -> None:
         dataset.set_band_description(number, text)
     names = {f"class_{value:03d}": name for value, (name, _) in style.classes.items()}
     dataset.update_tags(**dict(sorted((style.tags | names).items())))
-    if style.classes:
+    if style.classes and style.dtype != "int32":  # which has no palette
         palette = {value: tuple(bytes.fromhex(colour[1:])) for value, (_, colour) in sorted(style.classes.items())}
         dataset.write_colormap(1, palette)
 
@@ -107,7 +107,8 @@ def _category_sidecar(classes: dict[int, tuple[str, str]]) -> bytes:
     """Return GDAL's PAM document with category names, which TIFF cannot store and QGIS reads."""
     root = ET.Element("PAMDataset")
     names = ET.SubElement(ET.SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
-    for value in range(max(classes) + 1):
+    # QGIS reads names by position; a value such as 65535 for no data would need that many.
+    for value in range(max((value for value in classes if value < 4096), default=-1) + 1):
         ET.SubElement(names, "Category").text = classes.get(value, ("", ""))[0]
     ET.indent(root)
     return ET.tostring(root) + b"\n"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -140,7 +140,7 @@ def _write_classes(maps: MapFiles, classes: Scratch) -> None:
     style = cog.Style(
         descriptions=("classes",),
         nodata=maps.space.ignore_index,
-        dtype="uint8",
+        dtype=class_type(maps.space),
         overviews="mode",
         tags=maps.tags,
         classes=legend(maps.space),
@@ -148,10 +148,18 @@ def _write_classes(maps: MapFiles, classes: Scratch) -> None:
     cog.write(maps.out / CLASSES, maps.grid, classes.blocks(maps.grid, style), style=style)
 
 
+def class_type(space: LabelSpace) -> Literal["uint8", "uint16", "int32"]:
+    """Return the smallest type of maps that holds every class value and the value to ignore."""
+    lowest, highest = min(*space.ids, space.ignore_index), max(*space.ids, space.ignore_index)
+    if lowest < 0 or highest > 65535:
+        return "int32"
+    return "uint8" if highest <= 255 else "uint16"
+
+
 def most_likely(space: LabelSpace, answer: Array, seen: Array) -> Array:
-    """Return the class values (h, w) uint8 of answers (K, h, w); `ignore_index` where nothing was seen."""
-    ids = np.array(space.ids, np.uint8)
-    labels: Array = np.where(seen, ids[answer.argmax(axis=0)], np.uint8(space.ignore_index))
+    """Return the class values (h, w) of answers (K, h, w); `ignore_index` where nothing was seen."""
+    ids = np.array([*space.ids, space.ignore_index], class_type(space))
+    labels: Array = ids[np.where(seen, answer.argmax(axis=0), len(space.ids))]
     return labels
 
 
@@ -186,17 +194,27 @@ def write_rows(out: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_picture(space: LabelSpace, path: Path, labels: Array) -> None:
-    """Write classes (H, W) as PNG with a palette: shards have the bounds of a sample, but not its grid.
+    """Write classes (H, W) as PNG: shards have the bounds of a sample, but not its grid.
+
+    Values above 255 make a picture in 16-bit grey, others one with a palette. A negative value to ignore becomes 65535,
+    since PNG has none.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: a class is beyond 0 to 65535, or the file cannot be written.
     """
     from PIL import Image
 
-    picture, palette = Image.fromarray(labels), np.zeros((256, 3), np.uint8)
-    for label, (_, colour) in legend(space).items():
-        palette[label] = tuple(bytes.fromhex(colour[1:]))
-    picture.putpalette(palette.tobytes())
+    if min(space.ids) < 0 or max(space.ids) > 65535:
+        message = f"{path}: classes {min(space.ids)} to {max(space.ids)}, a PNG holds 0 to 65535"
+        raise OutputError(f"{message}; predict a raster, or number the classes anew")
+    if labels.dtype == np.int32:
+        labels = np.where(labels == space.ignore_index, 65535, labels).astype(np.uint16)
+    picture = Image.fromarray(labels)
+    if labels.dtype == np.uint8:
+        palette = np.zeros((256, 3), np.uint8)
+        for label, (_, colour) in legend(space).items():
+            palette[label] = tuple(bytes.fromhex(colour[1:]))
+        picture.putpalette(palette.tobytes())
     # Without waiting for the disk at every sample: SHA256SUMS, written last, covers them all.
     with files.replacing(path, durable=False) as temporary:
         picture.save(temporary, format="PNG")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdata.types import Array, Contract
-from sgmodel.data import augment, normalise
+from sgmodel.data import augment, normalise, windows
 from sgmodel.inference import tiling
 from sgmodel.models import encoder as enc
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 SCENES = ("single-label", "multi-label")
 """Tasks in which a whole scene gets one answer."""
-
-ANY_PX = 128
-"""Side of the tiles for a model that takes any size and was trained on samples of several sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +105,7 @@ def of_model(
     whole = contract.label_space.task in SCENES
     trained = contract.shape[1] if contract.shape else 0
     # A scene classifier was trained on scenes enlarged to its size, other models on pixels at their resolution.
-    ground = (trained or px if whole else px or trained) or ANY_PX
+    ground = windows.side((trained or px) if whole else px, contract)
     own = zoom if whole else 1.0
     return Predictor(model=model, contract=contract, how=how, where=where, ground_px=ground, px=px or ground, zoom=own)
 

@@ -61,10 +61,10 @@ def errors(true: Array, predicted: Array) -> Array:
 
 def segmentation(image: Tensor, target: Tensor, predicted: Tensor, colours: Sequence[str]) -> list[Array]:
     """Draw an image (3, H, W), its labels (H, W) and their prediction (H, W); unlabelled pixels are black."""
-    palette = np.zeros((256, 3), np.uint8)
+    palette = np.zeros((max(256, len(colours) + 1), 3), np.uint8)  # the last or 255 is unlabelled
     palette[: len(colours)] = [tuple(bytes.fromhex(colour.lstrip("#"))) for colour in colours]
     true = image.float().cpu().numpy()
-    maps = [palette[labels.cpu().numpy().astype(np.uint8)] for labels in (target, predicted)]
+    maps = [palette[labels.cpu().numpy().astype(np.int64)] for labels in (target, predicted)]
     return [stretch(true, true), *maps]
 
 
