@@ -64,7 +64,7 @@ def read_window(raster: Any, window: Sequence[int]) -> Array:
     row, col, height, width = window
     place = Window(col, row, width, height)
     try:
-        pixels = raster.read(geotiff.bands(raster), window=place)
+        pixels = raster.read(geotiff.data_bands(raster), window=place)
         seen = geotiff.seen(raster, pixels, place)
     except (RasterioError, CPLE_BaseError) as error:
         raise SourceError(f"window {window} cannot be read: {error}") from None

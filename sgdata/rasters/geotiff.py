@@ -202,17 +202,12 @@ def header(dataset: DatasetReader, band: int = 1) -> Header:
     return Header(grid=grid, dtype=dataset.dtypes[band - 1], nodata=dataset.nodata, bands=dataset.count)
 
 
-def bands(dataset: DatasetReader) -> list[int]:
-    """Return the numbers of the bands of a raster, without alpha bands."""
-    return [number for number, name in zip(dataset.indexes, dataset.colorinterp, strict=True) if name.name != "alpha"]
-
-
 def seen(dataset: DatasetReader, values: Array, window: Any) -> Array:
-    """Return which `values` (C, h, w) of `bands` in a window of rasterio hold data, by every mark that a file may have.
+    """Return which `values` (C, h, w) of `data_bands` in a window of rasterio hold data, by every mark that a file may have.
 
     Marks are numbers for no data, NaN, internal masks, masks beside the file and alpha bands.
     """
-    numbers = bands(dataset)
+    numbers = data_bands(dataset)
     known = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
     for at, number in enumerate(numbers):
         nodata = dataset.nodatavals[number - 1]

@@ -90,7 +90,7 @@ class Scene:
 
         try:
             window = Window(0, row, self.grid.shape[1], rows)
-            values = self.dataset.read(geotiff.bands(self.dataset), window=window)
+            values = self.dataset.read(geotiff.data_bands(self.dataset), window=window)
             seen = geotiff.seen(self.dataset, values, window)
         except RasterioError as error:
             # Converted here, since the calling writer reports an OSError as a failure to write.
@@ -184,12 +184,12 @@ def _ground_size(grid: Grid, unit_m: float) -> tuple[float, str]:
 
 def _contract(file: Path, dataset: DatasetReader, theirs: Contract, stated: Stated) -> Contract:
     """Return the contract beside a raster, or one made from its header and the user's statements."""
-    count = len(geotiff.bands(dataset))
+    count = len(geotiff.data_bands(dataset))
     if not stated.bands and (file.parent / files.CONTRACT).exists():
         beside = contracts.read(file.parent)
         if len(beside.bands) == count:
             return beside
-    names = stated.bands or tuple(dataset.descriptions[number - 1] or "" for number in geotiff.bands(dataset))
+    names = stated.bands or tuple(dataset.descriptions[number - 1] or "" for number in geotiff.data_bands(dataset))
     names = tuple(re.sub(r"^B(\d)$", r"B0\1", name) for name in names)  # as Earth Engine writes them
     if not stated.bands and "bands" in stated.accept and count == len(theirs.bands):
         names = tuple(band.name for band in theirs.bands)
