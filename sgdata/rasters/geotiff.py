@@ -203,9 +203,9 @@ def header(dataset: DatasetReader, band: int = 1) -> Header:
 
 
 def seen(dataset: DatasetReader, values: Array, window: Any) -> Array:
-    """Return which `values` (C, h, w) of `data_bands` in a window of rasterio hold data, by every mark that a file may have.
+    """Return which `values` (C, h, w) of `data_bands` in a window of rasterio hold data.
 
-    Marks are numbers for no data, NaN, internal masks, masks beside the file and alpha bands.
+    No data is marked by a number, NaN, a mask in the file or beside it, or an alpha band.
     """
     numbers = data_bands(dataset)
     known = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
