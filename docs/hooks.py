@@ -125,30 +125,48 @@ def plain(text: str | None) -> str:
 
 def recipe_page() -> Iterator[str]:
     """Yield the lines of the page of recipes: those of each program with their purpose, and its settings."""
+    from sgdata.builds.build_recipe import BuildRecipe
+    from sgdata.datasets.types import ShardRecipe
     from sgmodel import recipe_files
+    from sgmodel.inference.predict import PredictRecipe
+    from sgmodel.ledger.experiments import LedgerRecipe
     from sgmodel.recipes.programs import PROGRAMS
 
     yield "# Recipes\n"
-    yield "The recipes of `sgmodel` that come with the package, as `sgmodel recipes` prints them, and the keys of each kind"
-    yield "of recipe, as `sgmodel PROGRAM --settings` prints them. Costs are estimates.\n"
+    yield "The keys of each kind of recipe, as `--settings` of its command prints them, and the recipes of `sgmodel` that"
+    yield "come with the package, as `sgmodel recipes` prints them. Costs are estimates. Below, *required* means that a"
+    yield "recipe file has to set the key, *unset* that it may.\n"
+    kinds = {"sgdata build": BuildRecipe, "sgdata shard": ShardRecipe}
+    for command, kind in kinds.items():
+        folder = command.removeprefix("sgdata ")
+        names = sorted(path.stem for path in (ROOT / "recipes" / folder).glob("*.toml"))
+        yield f"## `{command}`\n"
+        yield f"In `recipes/{folder}`: {', '.join(f'`{name}`' for name in names)}.\n"
+        yield from setting_rows(command, kind)
     for program, files in itertools.groupby(
         recipe_files.recipe_files(), lambda file: file.program
     ):
         yield f"## `sgmodel {program.replace('_', '-')}`\n"
         for file in files:
             yield f"`{file.path.stem}`\n:   {plain(file.what)} *Needs:* {plain(file.needs)} *Cost:* {plain(file.cost)}\n"
-        if program in PROGRAMS:
-            yield f"### Settings of `sgmodel {program.replace('_', '-')}`\n"
-            yield "| key | type | default | meaning |\n|---|---|---|---|"
-            for setting in recipe_files.settings(PROGRAMS[program]().recipe):
-                cells = (
-                    f"`{setting.key}`",
-                    plain(setting.type),
-                    plain(setting.default),
-                    plain(setting.meaning),
-                )
-                yield f"| {' | '.join(cells)} |"
-            yield ""
+        others = {"predict": PredictRecipe, "reproduce": LedgerRecipe}
+        kind = others.get(program) or PROGRAMS[program]().recipe
+        yield from setting_rows(f"sgmodel {program.replace('_', '-')}", kind)
+
+
+def setting_rows(command: str, kind: type[Any]) -> Iterator[str]:
+    """Yield the lines of the table of the settings of a recipe class."""
+    from sgdata import recipe_settings
+
+    yield f"### Settings of `{command}`\n"
+    yield "| key | type | default | meaning |\n|---|---|---|---|"
+    for setting in recipe_settings.settings(kind):
+        cells = (
+            f"`{setting.key}`",
+            *map(plain, (setting.type, setting.default, setting.meaning)),
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield ""
 
 
 # --- the file tree -------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import difflib
 import fcntl
 import hashlib
 import json
@@ -12,7 +11,6 @@ import math
 import os
 import re
 import tomllib
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -139,31 +137,17 @@ def parse(kind: type[T], document: dict[str, Any], where: str) -> T:
     """Convert a plain document to the dataclass `kind`; `where` names it in messages. Raises SettingError."""
     from pydantic import ValidationError
 
-    from sgdata import ranges
+    from sgdata import recipe_settings
 
     try:
         # JSON mode: types are strict, but arrays may become tuples and integers floats.
         model: Any = _model(kind)  # type: ignore[arg-type]  # a dataclass type is hashable
         value: T = model.model_validate_json(json.dumps({"it": document}, default=str)).it
     except ValidationError as error:
-        raise SettingError(f"{where}: {_explain(kind, error.errors(include_url=False))}") from None
-    if wrong := ranges.violation(value):
+        raise SettingError(f"{where}: {recipe_settings.explain(kind, error.errors(include_url=False))}") from None
+    if wrong := recipe_settings.violation(value):
         raise SettingError(f"{where}: {wrong}")
     return value
-
-
-def _explain(kind: type[Any], errors: Sequence[Any]) -> str:
-    """Describe the most helpful of pydantic's errors in one sentence."""
-    # Unknown keys first, since they are often misspellings of a missing key. pydantic has two names for each error.
-    unknown = [error for error in errors if error["type"] in {"extra_forbidden", "unexpected_keyword_argument"}]
-    first = (unknown or errors)[0]
-    key = ".".join(str(part) for part in first["loc"][1:])
-    if unknown:
-        close = difflib.get_close_matches(key, list(_names(kind)), n=1, cutoff=0.5)
-        return f"'{key}' is not a setting" + (f"; did you mean '{close[0]}'?" if close else "")
-    if first["type"] in {"missing", "missing_argument"}:
-        return f"'{key}' is missing; every setting of a recipe is written out"
-    return f"'{key}' is {first['input']!r:.80}: {first['msg']}"
 
 
 @cache
@@ -174,17 +158,6 @@ def _model(kind: type[Any]) -> type[Any]:
     return create_model("Document", __config__=ConfigDict(extra="forbid", strict=True), it=(kind, ...))
 
 
-def _names(kind: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted name of every field of a dataclass and of the dataclasses nested in it."""
-    # get_type_hints, since postponed annotations are strings; dataclasses inside tuples and unions count too.
-    hints = typing.get_type_hints(kind)
-    for item in dataclasses.fields(kind):
-        yield prefix + item.name
-        for inner in (hints[item.name], *typing.get_args(hints[item.name])):
-            if dataclasses.is_dataclass(inner):
-                yield from _names(inner, f"{prefix}{item.name}.")
-
-
 def override(document: dict[str, Any], text: str) -> None:
     """Apply `a.b=value` to a plain document in place. Raises SettingError."""
     dotted, equals, raw = text.partition("=")
@@ -193,13 +166,17 @@ def override(document: dict[str, Any], text: str) -> None:
     try:
         value = tomllib.loads(f"v = {raw}")["v"]
     except tomllib.TOMLDecodeError:
+        if raw.startswith(("[", "{")):
+            raise SettingError(
+                f'--set {text!r}: expected TOML; quote its strings, as in \'{dotted}=["a", "b"]\''
+            ) from None
         # A bare word, so that `--set composite.method=median` needs no quotes.
         value = raw
     *tables, last = dotted.split(".")
     for table in tables:
         document = document.setdefault(table, {})
         if not isinstance(document, dict):
-            raise SettingError(f"--set {text!r}: '{table}' is not a table")
+            raise SettingError(f"--set {text!r}: '{table}' is {document!r:.60}, expected a table; set '{table}' itself")
     document[last] = value
 
 

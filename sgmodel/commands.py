@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from sgdata import files, terminal
+from sgdata import files, recipe_settings, terminal
 from sgdata.errors import ExitCode, SettingError, SgdataError
 from sgmodel import recipe_files
 from sgmodel.train.program import Loaders, Program, ProgramName
@@ -102,8 +102,7 @@ def show_recipes(program: str | None = None) -> None:
 
 def show_settings(kind: type[Any]) -> None:
     """Print key, type, default and meaning of every setting of a recipe class."""
-    for setting in recipe_files.settings(kind):
-        print(f"{setting.key}: {setting.type}; {setting.default}\n    {setting.meaning}")
+    print("\n".join(recipe_settings.listing(kind)))
 
 
 # --- training ------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
 def test_a_misspelt_key_of_a_card_is_refused(tmp_path: Path) -> None:
     text = (catalog.folder("catalogs") / "oscd.toml").read_text()
     (tmp_path / "oscd.toml").write_text(text.replace("nodata = 0", "no_data = 0"))
-    with pytest.raises(SettingError, match=r"editions.0.no_data.*did you mean 'editions.nodata'"):
+    with pytest.raises(SettingError, match=r"'editions\[0\].no_data' is not .*did you mean 'editions\[0\].nodata'"):
         files.read(DatasetCard, tmp_path / "oscd.toml")
 
 

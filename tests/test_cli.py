@@ -58,6 +58,15 @@ def test_every_argument_and_option_has_a_help_text(command: str) -> None:
         assert parameter.help and parameter.help.endswith("."), f"{command}: {parameter.name}"
 
 
+@pytest.mark.parametrize(("command", "key"), [("plan", "composite.method"), ("build", "mask.drop"), ("shard", "codec")])
+def test_settings_of_a_recipe_are_printed_without_its_arguments(command: str, key: str) -> None:
+    done = sgdata(command, "--settings")
+    assert (done.returncode, done.stderr) == (0, "")
+    *_, after = done.stdout.partition(f"\n{key}: ")
+    heading, meaning, *_ = after.splitlines()
+    assert "; required" in heading and meaning.startswith("    ")
+
+
 def test_version() -> None:
     done = sgdata("--version")
     assert (done.returncode, done.stdout) == (0, f"sgdata {version('sgdata')}\n")

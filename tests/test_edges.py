@@ -95,12 +95,12 @@ def test_a_learning_rate_too_high_is_reported_with_the_samples(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("epochs=-1", "epochs is -1.0: expected 0 to"),
-        ("batch=0", "batch is 0: expected 1 to"),
-        ("accumulate=0", "accumulate is 0: expected 1 to"),
-        ("log_every=0", "log_every is 0: expected 1 to"),
-        ("average=1.0", "average is 1.0: expected 0 to"),
-        ("seed=99999999999", "seed is 99999999999: expected 0 to 4294967295"),
+        ("epochs=-1", "epochs' is -1: expected 0 to"),
+        ("batch=0", "batch' is 0: expected 1 to"),
+        ("accumulate=0", "accumulate' is 0: expected 1 to"),
+        ("log_every=0", "log_every' is 0: expected 1 to"),
+        ("average=1.0", "average' is 1: expected 0 to"),
+        ("seed=99999999999", "seed' is 99999999999: expected 0 to 4294967295"),
     ],
 )
 def test_settings_of_which_nothing_can_be_made(

@@ -59,12 +59,13 @@ def test_overrides_replace_settings(recipe: Path) -> None:
     [
         ("composite.methd=x", "'composite.methd' is not a setting; did you mean 'composite.method'?"),
         ("bnds=3", "did you mean 'bands'?"),
-        ("steps=[{rat=1}]", "steps.0.rat"),
+        ("steps=[{rat=1}]", "'steps[0].rat' is not a setting; did you mean 'steps[0].rate'?"),
         ("composite.rate=fast", "'composite.rate' is 'fast'"),
-        ("limit=true", "'limit' is True"),
+        ("limit=true", "'limit' is true: expected an integer"),
         ("limit=1.5", "'limit' is 1.5"),
         ("bands=7", "'bands' is 7"),
-        ("bands.more=7", "'bands' is not a table"),
+        ("bands.more=7", "'bands' is ['B01'], expected a table; set 'bands' itself"),
+        ("bands=[B02, B03]", "quote its strings"),
         ("nonsense", "expected KEY=VALUE"),
     ],
 )

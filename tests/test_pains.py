@@ -168,11 +168,11 @@ def test_a_misspelt_setting_is_refused_with_the_nearest_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("segment", "evaluate_every=-1", "evaluate_every is -1: expected 0 to"),
-        ("segment", "smoothing=2.0", "smoothing is 2.0: expected 0 to 1"),
+        ("segment", "evaluate_every=-1", "'evaluate_every' is -1: expected 0 to"),
+        ("segment", "smoothing=2.0", "'smoothing' is 2: expected 0 to 1"),
         ("segment", f"bands={['B01', 'B01', *(f'B{n:02d}' for n in range(3, 13))]}", "bands has B01 more than once"),
-        ("classify", "min_share=2.0", "min_share is 2.0: expected"),
-        ("classify", "zoom=0.0", "zoom is 0.0: expected"),
+        ("classify", "min_share=2.0", "'min_share' is 2: expected"),
+        ("classify", "zoom=0.0", "'zoom' is 0: expected"),
         ("detect_change", "windows.stride=0", "windows of 16 px every 0: expected 1 or more"),
     ],
 )

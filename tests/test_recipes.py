@@ -12,8 +12,6 @@ from torch import nn
 from sgdata import catalog, files
 from sgdata.errors import SettingError
 from sgmodel import recipe_files
-from sgmodel.inference.predict import PredictRecipe
-from sgmodel.ledger.experiments import LedgerRecipe
 from sgmodel.recipes import pretrain
 from sgmodel.recipes.programs import PROGRAMS
 from sgmodel.train import optim
@@ -79,14 +77,3 @@ def test_the_released_learning_rates() -> None:
         assert (stage.lr, stage.epochs) == (training.optimizer.lr, training.epochs)
         assert training.optimizer.lr == pytest.approx(base * training.batch / 256)
         assert training.batch % training.accumulate == 0
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_every_setting_of_a_training_recipe_has_a_meaning(name: ProgramName) -> None:
-    settings = list(recipe_files.settings(PROGRAMS[name]().recipe))
-    assert [setting.key for setting in settings if not setting.meaning] == []
-
-
-def test_every_setting_of_the_other_recipes_has_a_meaning() -> None:
-    for kind in (PredictRecipe, LedgerRecipe):
-        assert [setting.key for setting in recipe_files.settings(kind) if not setting.meaning] == []

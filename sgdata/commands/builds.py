@@ -21,6 +21,7 @@ from sgdata.commands.options import (
     Quiet,
     Workers,
     configure_logging,
+    settings_of,
 )
 from sgdata.errors import ExitCode, SettingError
 
@@ -39,6 +40,7 @@ Dates = Annotated[str | None, typer.Option("--dates", metavar="A/B", help="First
 Stac = Annotated[
     str | None, typer.Option("--stac", help="URL of a STAC API, or path of a static catalogue (default: the recipe's).")
 ]
+Settings = Annotated[bool, settings_of("sgdata.builds.build_recipe", "BuildRecipe")]
 # One option for four kinds of source: a path, a URL and the two words cannot be confused.
 Osm = Annotated[
     str, typer.Option("--osm", help="overpass, a URL, a file (.osm, .pbf, .json, .gpkg or .parquet of osmnx), or none.")
@@ -57,6 +59,7 @@ def plan(
     profile: Profile = None,
     recipe: RecipeFile = None,
     changes: Overrides = None,
+    settings: Settings = False,
     out: OutOrRecipe = None,
     allow_holes: Annotated[bool, typer.Option("--allow-holes", help="Accept months without enough scenes.")] = False,
     workers: Workers = 1,
@@ -124,6 +127,7 @@ def build(
     ] = None,
     recipe: RecipeFile = None,
     changes: Overrides = None,
+    settings: Settings = False,
     lock: Annotated[Path | None, typer.Option("--lock", help="Use the scenes of this lock; do not search.")] = None,
     exact: Annotated[bool, typer.Option("--locked", help="Fail if the build differs from the lock.")] = False,
     cluster: Cluster = None,

@@ -21,6 +21,7 @@ from sgdata.commands.options import (
     Quiet,
     Workers,
     configure_logging,
+    settings_of,
 )
 from sgdata.errors import ExitCode, SettingError
 
@@ -86,6 +87,7 @@ def shard(
     ] = None,
     out: OutOrRecipe = None,
     changes: Overrides = None,
+    settings: Annotated[bool, settings_of("sgdata.datasets.types", "ShardRecipe")] = False,
     split_list: Annotated[
         list[str] | None,
         typer.Option("--split-list", metavar="SPLIT=FILE", help="File with the samples of a split; repeatable."),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,6 +49,21 @@ DatasetOfPath = Annotated[
 Edition = Annotated[
     str | None, typer.Option("--edition", help="Edition of the dataset, such as v1 or v2 of bigearthnet.")
 ]
+
+
+def settings_of(module: str, name: str) -> Any:
+    """Return the option `--settings` for the recipe class `name` of `module`, imported only when it is given."""
+
+    def show(given: bool) -> None:
+        from sgdata import recipe_settings
+
+        if given:
+            print("\n".join(recipe_settings.listing(getattr(importlib.import_module(module), name))))
+            raise typer.Exit
+
+    # Eager, so that arguments which a run needs may be absent.
+    text = "Print every key of the recipe with type, default and meaning, and exit."
+    return typer.Option("--settings", is_eager=True, callback=show, help=text)
 
 
 def configure_logging(quiet: bool) -> None:

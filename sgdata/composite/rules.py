@@ -94,7 +94,7 @@ class CompositeSettings:
     """Settings of the reduction of many dates to one image.
 
     Attributes:
-        method: composite rule, one of `RULES`.
+        method: composite rule, which reduces the dates of a pixel to one value.
         max_obs: number of scenes to use at most, the clearest together; 0 for all.
         bap: settings of the rule `bap`.
     """

@@ -1,0 +1,265 @@
+"""Describe the settings of recipe dataclasses (name, type, range, default, meaning) and what is wrong with a value.
+
+Documents other than recipes are read into dataclasses too; what is said of settings here holds for their members.
+
+The range of a number follows from the last part of its name, since one word has one meaning in all recipes; it is
+checked when a recipe is read, before any work. Numbers that are not finite are refused for every setting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import difflib
+import inspect
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_SHARE = (0, 1)
+_COUNT = (1, 10**6)
+_COUNT_OR_NONE = (0, 10**6)
+# As many as every generator of random numbers takes.
+_SEED = (0, 2**32 - 1)
+
+RANGES: dict[str, tuple[float, float]] = {
+    # Builds. Buffers are distances: 10 km is the neighbourhood of the bright target filter.
+    "max_obs": _COUNT_OR_NONE, "threshold": (0, 100), "cloud_buffer_m": (0, 10_000), "shadow_buffer_m": (0, 10_000),
+    "drop": (0, 255), "day_of_year": (1, 366), "sigma_days": (0.1, 10_000), "year": (1970, 2200),
+    "year_factor": (0, 1000), "cloud_m": (0.1, 100_000), "haze_dn": (0.1, 65_535), "weights": (0, 10**6),
+    # The sides of patches and blocks are pixels; a raster of 2**31 pixels a side exists nowhere.
+    "size": (1, 65_536), "stride": (1, 65_536), "block_px": (0, 2**31), "gap_px": (0, 2**31),
+    "val_share": _SHARE, "test_share": _SHARE, "max_unusable_share": _SHARE,
+    "supersample": (1, 32), "gsd_m": (1e-6, 100_000),
+    # The cap of a shard is 1 TB.
+    "shard_mb": (1, 2**20),
+    # Training. Weights with a decay of 1 would stay those of the start.
+    "average": (0, 1 - 1e-9), "smoothing": _SHARE, "zoom": (0.01, 1), "min_share": (1e-4, 1), "seed": _SEED,
+    "fraction_seed": _SEED, "epochs": (0, 10**6), "batch": _COUNT, "accumulate": _COUNT,
+    "log_every": _COUNT, "evaluate_every": _COUNT_OR_NONE, "picture_every": (0, 10**9), "lr": (0, 1e38),
+    "warmup_epochs": (0, 10**6), "weight_decay": (0, 10**6), "clip_norm": (0, 10**9), "unchanged_factor": (0, 10**9),
+    "weight_token": (0, 10**9), "weight_spectral": (0, 10**9), "flops_per_s": (1, 10**21), "start_s": (0, 10**9),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One key of a recipe.
+
+    Attributes:
+        key: Dotted name, as `--set` takes it; `[]` after a list of tables.
+        type: Type in TOML terms, with the range of a number.
+        default: Default in TOML spelling, "required" if there is none.
+        meaning: Description from the class docstring.
+    """
+
+    key: str
+    type: str
+    default: str
+    meaning: str
+
+
+def settings(kind: type[Any], prefix: str = "") -> Iterator[Setting]:
+    """Yield every setting of a recipe dataclass and of the dataclasses inside it."""
+    hints, meanings = typing.get_type_hints(kind), _meanings(kind)
+    for field in dataclasses.fields(kind):
+        hint, key = hints[field.name], prefix + field.name
+        meaning = meanings.get(field.name, "")
+        yield Setting(key=key, type=_type_name(hint, field.name), default=_default(field), meaning=meaning)
+        repeated = typing.get_origin(hint) is tuple
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                yield from settings(typing.cast("type[Any]", part), f"{key}[]." if repeated else f"{key}.")
+
+
+def listing(kind: type[Any]) -> Iterator[str]:
+    """Yield two lines of text per setting: key, type and default; meaning."""
+    for setting in settings(kind):
+        yield f"{setting.key}: {setting.type}; {setting.default}"
+        yield f"    {setting.meaning}"
+
+
+def _meanings(kind: type[Any]) -> dict[str, str]:
+    """Return the descriptions in the `Attributes:` sections of a class and its bases, by field name."""
+    meanings: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        section = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
+        for name, text in re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", section, re.MULTILINE):
+            meanings[name] = " ".join(text.split())
+    return meanings
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return "empty" if field.default_factory in (dict, tuple) else "defaults of the table"
+    if field.default is dataclasses.MISSING:
+        return "required"
+    if field.default is None:
+        return "unset"
+    return _toml(field.default)
+
+
+def _toml(value: Any) -> str:
+    """Return a plain value in TOML spelling."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return repr(value)
+
+
+# --- types ---------------------------------------------------------------------------------
+
+_NAMES = {str: "string", int: "integer", float: "number", bool: "true or false", dt.date: "date", Any: "value"}
+
+
+def _type_name(hint: Any, name: str = "") -> str:
+    """Return a type in TOML terms; `name` is that of the setting, for the range of a number."""
+    parts = [part for part in _arms(hint) if part is not type(None)]
+    choices = [value for part in parts if typing.get_origin(part) is typing.Literal for value in typing.get_args(part)]
+    names = [f"one of {', '.join(map(repr, choices))}"] if choices else []
+    names += [_arm_name(part) for part in parts if typing.get_origin(part) is not typing.Literal]
+    low, high = RANGES.get(name, (0, math.inf))
+    # Numbers only: the word may also name a table.
+    limited = name in RANGES and {int, float} & {*parts, *(inner for part in parts for inner in typing.get_args(part))}
+    return " or ".join(dict.fromkeys(names)) + (f" from {low:.15g} to {high:.15g}" if limited else "")
+
+
+def _arm_name(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        inner = dict.fromkeys(_plural(_type_name(part)) for part in arguments if part is not Ellipsis)
+        count = "" if Ellipsis in arguments else f"{len(arguments)} "
+        return f"list of {count}{' or '.join(inner)}"
+    if origin is dict:
+        return f"table of {_plural(_type_name(arguments[1]))}"
+    return "table" if dataclasses.is_dataclass(hint) else _NAMES.get(hint, str(hint))
+
+
+def _plural(name: str) -> str:
+    if name.startswith("one of"):
+        return f"any{name.removeprefix('one')}"
+    return re.sub(r"\b(string|integer|number|date|value|table|list)\b", r"\1s", name, count=0 if " or " in name else 1)
+
+
+def _arms(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the type itself."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+# --- what is wrong -------------------------------------------------------------------------
+
+
+def explain(kind: type[Any], errors: Sequence[Any]) -> str:
+    """Describe the most helpful of pydantic's errors on a dataclass in one sentence, without pydantic's words."""
+    # Unknown keys first, since they are often misspellings of a missing key. pydantic has two names for each error.
+    for error in errors:
+        if error["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+            return _unknown(kind, error["loc"][1:])
+    # Of a member that a list of fixed length lacks or has too many, pydantic names the place; the list says more.
+    first, loc = errors[0], errors[0]["loc"][1:]
+    missing = first["type"] in {"missing", "missing_argument"}
+    if missing and isinstance(loc[-1], int):
+        missing, loc = False, loc[:-1]
+    key, hint = _locate(kind, loc)
+    expected = f"expected {_article(_type_name(hint, key.rpartition('.')[2].partition('[')[0]))}"
+    if missing:
+        return f"'{key}' is missing: {expected}; add it"
+    return f"'{key}' is {_toml(first['input']):.80}: {expected}; correct it"
+
+
+def _unknown(kind: type[Any], loc: Sequence[str | int]) -> str:
+    """Describe a key that no field has, with the fields that were probably meant or those of its table."""
+    *above, last = loc
+    table, hint = _locate(kind, above)
+    key = f"{table}.{last}".lstrip(".")
+    # The last part first: a setting is more often sought in a wrong table than by a wrong word.
+    names = _at_indices([setting.key for setting in settings(kind)], loc)
+    scores = {name: _likeness(str(last), name.rpartition(".")[2]) for name in names}
+    meant = [name for name in names if scores[name] == max(scores.values()) >= 0.7]
+    if table and meant:
+        meant = [max(meant, key=lambda name: _likeness(key, name))]
+    if meant:
+        return f"'{key}' is not a setting; did you mean {' or '.join(map(repr, meant))}?"
+    tables = [each for part in _arms(hint) for each in (part, *typing.get_args(part)) if dataclasses.is_dataclass(each)]
+    known = dict.fromkeys(field.name for each in tables for field in dataclasses.fields(each))
+    return f"'{key}' is not a setting; expected one of {', '.join(known)}"
+
+
+def _at_indices(keys: Sequence[str], loc: Sequence[str | int]) -> list[str]:
+    """Return keys with the indices of `loc` in place of `[]`; without an index, no member of a list is meant."""
+    indices = [part for part in loc if isinstance(part, int)]
+    if not indices:
+        return [key for key in keys if "[]" not in key]
+    for index in indices:
+        keys = [key.replace("[]", f"[{index}]", 1) for key in keys]
+    return list(keys)
+
+
+def _likeness(word: str, other: str) -> float:
+    """Return how alike two words are, 0 to 1; one that begins with the other counts as alike."""
+    starts = word.startswith(other) or other.startswith(word)
+    return max(difflib.SequenceMatcher(None, word, other).ratio(), 0.7 if starts else 0.0)
+
+
+def _locate(kind: Any, loc: Sequence[str | int]) -> tuple[str, Any]:
+    """Return the dotted name and the type of the value at a location of pydantic's."""
+    key, hint = "", kind
+    for part in loc:
+        for arm in _arms(hint):
+            origin, arguments = typing.get_origin(arm), typing.get_args(arm)
+            if dataclasses.is_dataclass(arm) and part in typing.get_type_hints(arm):
+                key, hint = f"{key}.{part}".lstrip("."), typing.get_type_hints(arm)[part]
+            elif origin is tuple and isinstance(part, int):
+                key, hint = f"{key}[{part}]", arguments[0 if Ellipsis in arguments else min(part, len(arguments) - 1)]
+            elif origin is dict:
+                key, hint = f"{key}.{part}", arguments[1]
+            elif getattr(arm, "__name__", "") == part:
+                hint = arm
+            else:
+                continue
+            break
+    return key, hint
+
+
+def _article(name: str) -> str:
+    if name.startswith(("one of", "true or false")):
+        return name
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+# --- ranges --------------------------------------------------------------------------------
+
+
+def violation(value: Any) -> str:
+    """Return a sentence about the first number of a settings dataclass outside its range, "" if there is none."""
+    for key, number in _numbers(value, ""):
+        name = key.rpartition(".")[2]
+        low, high = RANGES.get(name, (-math.inf, math.inf))
+        if not math.isfinite(number):
+            return f"'{key}' is {number}: expected a finite number; correct it"
+        if not low <= number <= high:
+            return f"'{key}' is {number:.15g}: expected {low:.15g} to {high:.15g}; correct it"
+    return ""
+
+
+def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
+    """Yield every number of a dataclass with its dotted name, also those in nested dataclasses, tuples and tables."""
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int | float):
+        yield key, value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _numbers(getattr(value, field.name), f"{key}.{field.name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _numbers(each, key)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            # A key of a table is data, such as the name of a class, and no setting.
+            yield from _numbers(each, f"{key}[{name!r}]")

@@ -1,0 +1,174 @@
+"""Test what is said of the settings of recipes: their meanings, their ranges, and what is wrong with a value."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgdata import catalog, files, recipe_settings
+from sgdata.builds import build_recipe
+from sgdata.builds.build_recipe import BuildRecipe
+from sgdata.datasets.types import ShardRecipe
+from sgdata.errors import SettingError
+from sgdata.packing import select
+from sgmodel.inference.predict import PredictRecipe
+from sgmodel.ledger.experiments import LedgerRecipe
+from sgmodel.recipes.programs import PROGRAMS
+
+# Every recipe class, with a file of the package that is read into it.
+KINDS = {
+    "build": (BuildRecipe, "build/segmunich.toml"),
+    "shard": (ShardRecipe, "shard/eurosat.toml"),
+    "predict": (PredictRecipe, "predict/default.toml"),
+    "reproduce": (LedgerRecipe, "ledger/city.toml"),
+    "pretrain": (PROGRAMS["pretrain"]().recipe, "train/pretrain-demo-tiny.toml"),
+    "contrast": (PROGRAMS["contrast"]().recipe, "train/contrast-demo-moco.toml"),
+    "classify": (PROGRAMS["classify"]().recipe, "train/classify-demo-tiny.toml"),
+    "segment": (PROGRAMS["segment"]().recipe, "train/segment-demo-tiny.toml"),
+    "detect_change": (PROGRAMS["detect_change"]().recipe, "train/detect_change-demo-tiny.toml"),
+}
+
+
+def complaint(name: str, change: str) -> str:
+    """Return what is said of a recipe with one setting changed, "" if it is read."""
+    kind, file = KINDS[name]
+    try:
+        files.read(kind, catalog.folder("recipes") / file, [change])
+    except SettingError as error:
+        return str(error).partition(".toml: ")[2] or str(error)
+    return ""
+
+
+def test_every_program_is_listed_here() -> None:
+    assert set(KINDS) == {*PROGRAMS, "predict", "reproduce", "build", "shard"}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_setting_of_a_recipe_has_a_type_and_a_meaning(name: str) -> None:
+    settings = list(recipe_settings.settings(KINDS[name][0]))
+    assert len(settings) > 5
+    assert [setting.key for setting in settings if not setting.meaning] == []
+    assert [setting.key for setting in settings if "<class" in setting.type or "typing" in setting.type] == []
+
+
+def test_types_are_named_in_the_terms_of_toml() -> None:
+    types = {setting.key: setting.type for kind, _ in KINDS.values() for setting in recipe_settings.settings(kind)}
+    assert types["name"] == "string"
+    assert types["bands"] == "list of strings"
+    assert types["mask.bright_target_filter"] == "true or false"
+    assert types["composite.method"] == "one of 'medoid', 'bap', 'maxndvi', 'median', 'geomedian'"
+    assert types["composite.bap.weights"] == "list of 4 numbers from 0 to 1000000"
+    assert types["patches.size"] == "integer from 1 to 65536"
+    assert types["labels.tiers"] == "list of any of 'core', 'ext', 'opt'"
+    assert types["model.satmae.groups"] == "list of lists of integers"
+    assert types["training.mixture"] == "table of numbers"
+    assert types["model.options"] == "table of integers or numbers or true or false or strings or lists of integers"
+
+
+def test_values_of_a_wrong_type_are_described_without_words_of_libraries() -> None:
+    # One setting of each type, since the walk through all of them takes a minute.
+    of_type = {
+        each.type: (name, each.key)
+        for name, (kind, _) in KINDS.items()
+        for each in recipe_settings.settings(kind)
+        if "[]" not in each.key
+    }
+    assert len(of_type) > 30
+    wrong = ("true", "7", "'odd'", "[]", "[[1, 'a']]", "{odd = 1}", "2020-01-01", "nan")
+    said = [text for name, key in of_type.values() for value in wrong if (text := complaint(name, f"{key}={value}"))]
+    assert len(said) > 5 * len(of_type)
+    kinds = "not a setting; .+|missing: expected .+; add it|.+: expected .+; correct it"
+    form = rf"'[\w.]+(\[(\d+|'odd')\]|\.\w+)*' is ({kinds})"
+    assert [text for text in said if not re.fullmatch(form, text)] == []
+    assert [text for text in said if re.search(r"Input|valid|typing|<class", text)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "text"),
+    [
+        ("segment", "training.lr=1", "'training.lr' is not a setting; did you mean 'training.optimizer.lr'?"),
+        ("segment", "lr=1", "'lr' is not a setting; did you mean 'training.optimizer.lr'?"),
+        ("segment", "model.encoder.widht=8", "did you mean 'model.encoder.width'?"),
+        ("segment", "training.batchsize=8", "did you mean 'training.batch'?"),
+        ("pretrain", "stages=[{data='a', lrr=1}]", "'stages[0].lrr' is not a setting; did you mean 'stages[0].lr'?"),
+        ("build", "method='median'", "did you mean 'composite.method' or 'mask.method' or 'split.method'?"),
+        ("build", "split.gap=3", "did you mean 'split.gap_px'?"),
+        ("build", "composite.rule='bap'", "'composite.rule' is not a setting; expected one of method, max_obs, bap"),
+        ("build", "composite.method='mean'", "'composite.method' is 'mean': expected one of 'medoid', 'bap',"),
+        ("build", "area.bbox=[1, 2, 3]", "'area.bbox' is [1, 2, 3]: expected a list of 4 numbers; correct it"),
+        ("build", "area.bbox=[1, 2, 3, 'x']", "'area.bbox[3]' is 'x': expected a number; correct it"),
+        ("pretrain", "stages=[{data='a'}]", "'stages[0].image_px' is missing: expected an integer; add it"),
+        ("shard", "shard_mb=1.5", "'shard_mb' is 1.5: expected an integer from 1 to 1048576; correct it"),
+        ("shard", "kernel='cubic'", "'kernel' is 'cubic': expected one of 'nearest', 'bilinear'; correct it"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_was_meant(name: str, change: str, text: str) -> None:
+    assert text in complaint(name, change)
+
+
+# --- ranges --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "-5", "1e9"])
+def test_buffers_of_masks(value: str) -> None:
+    with pytest.raises(SettingError, match=r"'mask\.cloud_buffer_m' is"):
+        build_recipe.recipe_for("segmunich", {}, [f"mask.cloud_buffer_m={value}"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "patches.stride=0", "patches.size=-1", "composite.max_obs=-1", "split.val_share=1.5", "split.block_px=-3",
+        "labels.supersample=0", "mask.threshold=101", "split.seed=-1", "composite.bap.sigma_days=0.0",
+        "composite.bap.weights=[1.0, nan, 1.0, 1.0]", "composite.bap.haze_dn=0.0", "mask.drop=[256]",
+    ],
+)  # fmt: skip
+def test_settings_of_builds(change: str) -> None:
+    with pytest.raises(SettingError, match=change.partition("=")[0]):
+        build_recipe.recipe_for("segmunich", {}, [change])
+
+
+@pytest.mark.parametrize("value", ["0", "-256"])
+def test_the_size_of_shards(value: str) -> None:
+    with pytest.raises(SettingError, match=r"shard_mb.*expected 1 to"):
+        select.recipe_for("eurosat", [f"shard_mb={value}"])
+
+
+def numeric(kind: Any) -> Iterator[str]:
+    for name, hint in typing.get_type_hints(kind).items():
+        parts = {hint, *typing.get_args(hint)}
+        if parts & {int, float}:
+            yield name
+        for part in parts:
+            if dataclasses.is_dataclass(part):
+                yield from numeric(part)
+
+
+@pytest.mark.parametrize("kind", [BuildRecipe, ShardRecipe])
+def test_every_number_of_a_recipe_has_a_range(kind: Any) -> None:
+    # The area is checked where it becomes a grid.
+    assert set(numeric(kind)) - set(recipe_settings.RANGES) <= {"origin", "shape", "bbox"}
+
+
+@pytest.mark.parametrize("path", sorted((catalog.folder("recipes")).rglob("*.toml")), ids=lambda path: path.stem)
+def test_recipes_of_the_package_are_inside(path: Path) -> None:
+    for name, number in settings(files.read_plain(path)):
+        low, high = recipe_settings.RANGES.get(name, (number, number))
+        assert low <= number <= high, name
+
+
+def settings(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from settings(each, key)
+    elif isinstance(value, list):
+        for each in value:
+            yield from settings(each, name)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, value
