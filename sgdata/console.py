@@ -24,8 +24,8 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console(markup=False, highlight=False).print(table)
 
 
-def show_plan(planned: Lock, paths: BuildPaths, *, where: str, as_json: bool) -> str:
-    """Print the scenes per month of a plan, its cost and the path of its lock; return a description of its holes."""
+def show_plan(planned: Lock, paths: BuildPaths, *, name: str, where: str, as_json: bool) -> str:
+    """Print the area of a plan, its scenes per month, its cost and its lock; return a description of its holes."""
     from sgdata import files
     from sgdata.scenes import coverage
     from sgdata.scenes import lock as locks
@@ -33,8 +33,9 @@ def show_plan(planned: Lock, paths: BuildPaths, *, where: str, as_json: bool) ->
     months = coverage.months(planned)
     cost = coverage.cost(planned, where, workers=paths.workers)
     holes = coverage.holes(months)
+    ground = coverage.ground(planned)
     if as_json:
-        about = {"lock": paths.out / locks.NAME, "months": months, "cost": cost}
+        about = {"lock": paths.out / locks.NAME, "area": ground, "months": months, "cost": cost}
         about |= {"baselines": coverage.baselines(planned), "dropped": planned.dropped}
         # Nothing but the document, which a program reads; it includes the holes.
         print(
@@ -42,6 +43,10 @@ def show_plan(planned: Lock, paths: BuildPaths, *, where: str, as_json: bool) ->
             end="",
         )
         return holes
+    size, where_is = "x".join(map(str, ground.pixels)), f"{ground.latitude:.4f} N {ground.longitude:.4f} E"
+    print(
+        f"{name}: centre {where_is}, {ground.km2:,.2f} km2, {size} pixels, {ground.crs}, {ground.covered:.1%} covered"
+    )
     # Decimal MB, the unit in which providers meter traffic.
     rows = []
     for month in months:

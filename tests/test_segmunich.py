@@ -141,7 +141,7 @@ def test_items_are_left_out_by_id_and_named_in_the_lock(tmp_path: Path, recipe: 
 def test_a_patch_larger_than_the_area_is_refused_by_the_plan(tmp_path: Path, recipe: BuildRecipe) -> None:
     home = wrap(tmp_path / "a", [scene("2019-05-01", ground(1))])
     large = replace(recipe, patches=replace(recipe.patches, size=160))
-    with pytest.raises(SettingError, match=r"area of \(150, 140\) pixels holds no patch of 160"):
+    with pytest.raises(SettingError, match=r"area: \(150, 140\) pixels, holds no patch of 160"):
         pipeline.plan(large, BuildPaths(out=tmp_path / "p", stac=str(home)))
 
 

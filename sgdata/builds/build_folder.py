@@ -34,6 +34,8 @@ IMAGE, PROVENANCE_FILE, LABELS, LABEL_SOURCE = (
 USAGE = files.USAGE
 LABEL_LOSSES = osm_features.LOSSES
 PROVENANCE_BANDS = ("item_index", "valid_count", "days_since_1970", "score_x10000")
+OUTSIDE_IMAGE, OUTSIDE_PROVENANCE = (MSI.nodata,), (NO_VALUE, 0, NO_VALUE, NO_VALUE)
+"""Values of the bands outside the outline of the area, as where a pixel was never seen clear."""
 SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3")
 
 
@@ -49,27 +51,42 @@ def unchanged(folder: Path, recipe: bytes) -> None:
             raise OutputError(f"{folder}: holds a build of another recipe ({differs:.300}); choose another --out")
 
 
-def write_composite(folder: Path, grid: Grid, bands: tuple[str, ...], tiles: Iterable[tuple[Window, Path]]) -> None:
-    """Write `image.tif` and `provenance.tif` from tiles of (C + 4, h, w)."""
+def write_composite(
+    folder: Path,
+    grid: Grid,
+    bands: tuple[str, ...],
+    tiles: Iterable[tuple[Window, Path]],
+    *,
+    inside: Array | None = None,
+) -> None:
+    """Write `image.tif` and `provenance.tif` from tiles of (C + 4, h, w), without data where not `inside` (H, W)."""
     stored = list(tiles)
     image = cog.Style(descriptions=bands, nodata=MSI.nodata)
     provenance = cog.Style(descriptions=PROVENANCE_BANDS, nodata=NO_VALUE)
     first, rest = slice(0, len(bands)), slice(len(bands), None)
     # Two passes over the tiles on disk, so that the image is never in memory.
-    cog.write(folder / IMAGE, grid, _windows(stored, first), style=image)
-    cog.write(folder / PROVENANCE_FILE, grid, _windows(stored, rest), style=provenance)
+    cog.write(folder / IMAGE, grid, _windows(stored, first, inside, OUTSIDE_IMAGE), style=image)
+    cog.write(folder / PROVENANCE_FILE, grid, _windows(stored, rest, inside, OUTSIDE_PROVENANCE), style=provenance)
 
 
-def _windows(tiles: Iterable[tuple[Window, Path]], bands: slice) -> Iterator[tuple[Window, Array]]:
+def _windows(
+    tiles: Iterable[tuple[Window, Path]], bands: slice, inside: Array | None, outside: Sequence[int]
+) -> Iterator[tuple[Window, Array]]:
+    """Yield windows of some bands, with the values `outside`, one a band or one for all, where not `inside`."""
     for window, path in tiles:
-        yield window, np.load(path, mmap_mode="r", allow_pickle=False)[bands]
+        values = np.load(path, mmap_mode="r", allow_pickle=False)[bands]
+        if inside is not None:
+            fill = np.array(outside, values.dtype)[:, None, None]
+            values = np.where(inside[window.slices], values, fill)
+        yield window, values
 
 
-def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]]) -> None:
+def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]], *, inside: Array | None = None) -> None:
     """Write `usage.json`: how much of each scene (id, clear share) the composite shows, and signs of errors in it.
 
     `bright_share` is the share of valid pixels as bright as clouds in blue. `seam` has the mean step in red between
-    neighbours of two scenes, and between all others; similar values mean that no seam is visible.
+    neighbours of two scenes, and between all others; similar values mean that no seam is visible. Pixels not `inside`
+    (H, W) do not count.
     """
     with geotiff.opened(str(folder / IMAGE)) as image, geotiff.opened(str(folder / PROVENANCE_FILE)) as provenance:
         names = list(image.descriptions)
@@ -81,6 +98,8 @@ def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]]) -> Non
             planes = image.read([red, blue], window=window.slices)
             index = provenance.read(1, window=window.slices)
             counter.add(window, red=planes[0], blue=planes[1], index=index)
+    if inside is not None:
+        counter.total = int(inside.sum())
     files.write(folder / USAGE, files.pretty_json(counter.summary(scenes)))
 
 

@@ -158,8 +158,8 @@ def recipe_for(
 
     Args:
         recipe: name of a recipe that comes with the package, or path of a TOML file.
-        chosen: settings by short name: bbox, aoi or place; dates (which also sets osm_date to the last day), osm_date,
-            composite, mask, max_obs, offset_source, profile. None leaves a setting as it is.
+        chosen: settings by short name: bbox, aoi (with feature) or place; dates (which also sets osm_date to the last
+            day), osm_date, composite, mask, max_obs, offset_source, profile. None leaves a setting as it is.
         changes: `a.b=value` texts for any setting, applied last.
 
     Returns:
@@ -174,6 +174,8 @@ def recipe_for(
     area = {key: files.plain(wanted[key]) for key in ("bbox", "aoi", "place") if key in wanted}
     if area:
         document["area"] = area
+    if "feature" in wanted:
+        document["area"] = document["area"] | {"feature": wanted["feature"]}
     if "dates" in wanted:
         # Labels of a later day could show changes that the images do not.
         document |= {"dates": wanted["dates"], "osm_date": str(wanted["dates"]).rpartition("/")[2]}
@@ -206,11 +208,11 @@ def check(recipe: BuildRecipe) -> None:
         )
 
 
-def resolved(recipe: BuildRecipe, grid: Grid) -> BuildRecipe:
+def resolved(recipe: BuildRecipe, grid: Grid, outline: str | None = None) -> BuildRecipe:
     """Return the recipe as it is written and hashed: its area as data, its addresses without secrets."""
     stac, tokens = (urls.without_secrets(url) for url in (recipe.source.stac, recipe.source.tokens))
     source = replace(recipe.source, stac=stac, tokens=tokens)
-    return replace(recipe, area=aoi.Area(grid=grid, gsd_m=grid.gsd_m), source=source)
+    return replace(recipe, area=aoi.Area(grid=grid, outline=outline, gsd_m=grid.gsd_m), source=source)
 
 
 def assets(recipe: BuildRecipe) -> tuple[str, ...]:

@@ -13,9 +13,9 @@ import numpy as np
 from sgdata import files
 from sgdata.builds import build_folder, patch_table
 from sgdata.labels import rasterize
-from sgdata.rasters import geotiff, grids
+from sgdata.rasters import geotiff, grids, vectors
 from sgdata.splits import blocks
-from sgdata.types import Array, Grid, LabelSpace
+from sgdata.types import Array, Grid, LabelSpace, Window
 
 if TYPE_CHECKING:
     from sgdata.builds.build_recipe import PatchSettings
@@ -34,22 +34,33 @@ def cut(
     split: blocks.SplitSettings,
     *,
     space: LabelSpace,
+    outline: str | None = None,
 ) -> None:
     """Write `patches.parquet`: windows, parts and shares of `space`'s classes (none where the build has no labels)."""
-    windows = list(grids.patches(grid.shape, settings.size, settings.stride))
+    patches = windows(grid, outline, settings)
     ids: tuple[int, ...] = ()
-    counts = np.zeros((len(windows), 0), np.int64)
+    counts = np.zeros((len(patches), 0), np.int64)
     if (folder / build_folder.LABELS).exists():
         ids = (*space.ids, rasterize.UNMAPPED)
         with geotiff.opened(str(folder / build_folder.LABELS)) as dataset:
-            counts = patch_table.class_counts(dataset.read(1), windows, ids)
+            counts = patch_table.class_counts(dataset.read(1), patches, ids)
     # Unmapped ground is not a class to balance between the parts.
-    parts, report = fitting_split(patch_table.window_boxes(windows), counts[:, :-1] if ids else counts, split)
+    parts, report = fitting_split(patch_table.window_boxes(patches), counts[:, :-1] if ids else counts, split)
     log.info("patches: %s, %d left out, leakage %.3f", report.boxes, report.left_out, report.leakage)
     if report.empty:
         log.warning("patches: none for %s; choose a smaller split.block_px or split.gap_px", " and ".join(report.empty))
-    rows = patch_table.table(name, grid, windows, parts=parts, counts=counts, ids=ids)
+    rows = patch_table.table(name, grid, patches, parts=parts, counts=counts, ids=ids)
     patch_table.write(folder / files.PATCHES, rows)
+
+
+def windows(grid: Grid, outline: str | None, settings: PatchSettings) -> list[Window]:
+    """Return the windows of the patches of an area: those whose pixels are all inside its outline."""
+    found = list(grids.patches(grid.shape, settings.size, settings.stride))
+    if outline is None:
+        return found
+    # A patch partly outside would teach a model what no data looks like, as one at the edge of the grid would.
+    inside = vectors.inside(outline, grid)
+    return [window for window in found if inside[window.slices].all()]
 
 
 def fitting_split(

@@ -16,7 +16,7 @@ from sgdata.composite import rules, tiles
 from sgdata.composite.scene_staging import StagedScene
 from sgdata.errors import OutputError, SettingError
 from sgdata.labels import class_tables, osm_features, paint, rasterize
-from sgdata.rasters import grids, resample
+from sgdata.rasters import grids, resample, vectors
 from sgdata.scenes import aoi, coverage, lock, offsets, search
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Dropped, Unusable
@@ -50,7 +50,7 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
     check(recipe)
     if files.is_finished(paths.out):
         raise OutputError(f"{paths.out}: holds a finished build, whose lock would be lost; choose another --out")
-    grid = area_grid(recipe, paths)
+    grid, outline = resolve_area(recipe, paths)
     where = paths.stac or recipe.source.stac
     query = search.Query(
         collection=recipe.source.collection,
@@ -62,7 +62,7 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
     )
     scenes, others = search.search(where, query, allow_private_hosts=paths.allow_private_hosts)
     bad = [one for one in others if isinstance(one, Unusable)]
-    usable, elsewhere = coverage.select_tiles(scenes, grid, bad)
+    usable, elsewhere = coverage.select_tiles(scenes, grid, bad, outline=outline)
     fetch.check_lost(recipe, len(usable), elsewhere)
     if not usable:
         reasons = "; ".join(f"{item.id}: {item.reason}" for item in elsewhere[:3])
@@ -73,7 +73,7 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
     planned = Lock(
         format=lock.FORMAT,
         state="planned",
-        recipe_sha256=lock.sha256(resolved(recipe, grid)),
+        recipe_sha256=lock.sha256(resolved(recipe, grid, outline)),
         collection=recipe.source.collection,
         dates=recipe.dates,
         osm_date=recipe.osm_date,
@@ -87,6 +87,7 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
         versions=lock.versions(),
         simulated=search.simulated(where),
         baselines=recipe.source.baselines,
+        outline=outline,
     )
     lock.write(paths.out / lock.NAME, planned)
     if missing := coverage.holes(coverage.months(planned)):
@@ -96,13 +97,19 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
     return planned
 
 
-def area_grid(recipe: BuildRecipe, paths: BuildPaths, locked: Lock | None = None) -> Grid:
-    """Return the grid of the lock, or of the recipe's area. Raises SettingError if no patch fits into it."""
-    outline = paths.out / PLACE
-    grid = locked.grid if locked else aoi.resolve(osm_features.located(recipe.area, outline, offline=paths.offline))
-    if recipe.patches.size > min(grid.shape):  # before any pixel is read
-        raise SettingError(f"area of {grid.shape} pixels holds no patch of {recipe.patches.size}; take a larger one")
-    return grid
+def resolve_area(recipe: BuildRecipe, paths: BuildPaths, locked: Lock | None = None) -> tuple[Grid, str | None]:
+    """Return grid and outline of the lock, or of the recipe's area. Raises SettingError if no patch fits into it."""
+    if locked:
+        grid, outline = locked.grid, locked.outline
+    else:
+        area = osm_features.located(recipe.area, paths.out / PLACE, offline=paths.offline)
+        grid = aoi.resolve(area)
+        outline = aoi.outline(area, grid)
+    if not cut.windows(grid, outline, recipe.patches):  # before any pixel is read
+        where = "inside the outline in " if outline else ""
+        size = f"{grid.shape} pixels, holds no patch of {recipe.patches.size}"
+        raise SettingError(f"area: {where}{size}; take a larger area or a smaller patches.size")
+    return grid, outline
 
 
 # --- build ---------------------------------------------------------------------------------
@@ -138,7 +145,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
     if locked and not exact:  # which refuses other dates
         recipe = as_locked(recipe, locked)
     with files.only_writer(paths.out, build_folder.IMAGE):
-        build_folder.unchanged(paths.out, files.toml(resolved(recipe, area_grid(recipe, paths, locked))))
+        build_folder.unchanged(paths.out, files.toml(resolved(recipe, *resolve_area(recipe, paths, locked))))
         files.mark_unfinished(paths.out)
         for leftover in (*paths.out.glob(".*.partial-*"), *paths.out.glob(".*.plain.tif")):  # of a killed run
             leftover.unlink()
@@ -147,15 +154,15 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
             lock.check_equal(locked, replace(planned, answers=locked.answers))  # before any pixel is read
         check_disk(recipe, planned, paths)
         # Labels first: a server that refuses, or a damaged file, must not be found after hours of reading pixels.
-        answers = write_labels(recipe, planned.grid, paths)
+        answers = write_labels(recipe, planned, paths)
         fetched, scenes = fetch.fetch_scenes(recipe, planned, paths)
         render(recipe, fetched, scenes, paths, paths.out)
-        outputs = cut_patches(recipe, fetched.grid, paths)
+        outputs = cut_patches(recipe, fetched, paths)
         finished = replace(fetched, state="built", answers=answers, outputs=outputs)
         if locked and exact:
             lock.check_equal(locked, finished)
         lock.write(paths.out / lock.NAME, finished)
-        files.write(paths.out / files.RECIPE, files.toml(resolved(recipe, finished.grid)))
+        files.write(paths.out / files.RECIPE, files.toml(resolved(recipe, finished.grid, finished.outline)))
         ids = [item.scene.id for item in finished.items]
         build_folder.write_stac(paths.out, recipe.name, finished.grid, finished.dates, ids)
         files.write_sums(paths.out)
@@ -178,7 +185,7 @@ def follow(recipe: BuildRecipe, locked: Lock) -> Lock:
         locked,
         items=tuple(item for item in locked.items if item.scene.id not in left_out),
         dropped=(*locked.dropped, *(Dropped(id=name, reason=search.LEFT_OUT) for name in left_out)),
-        recipe_sha256=lock.sha256(resolved(recipe, locked.grid)),
+        recipe_sha256=lock.sha256(resolved(recipe, locked.grid, locked.outline)),
         osm_date=recipe.osm_date,
         tag_table_sha256=class_tables.sha256(recipe.labels.classes),
         versions=lock.versions(),
@@ -209,7 +216,7 @@ def check_disk(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> None:
             )
 
 
-def write_labels(recipe: BuildRecipe, grid: Grid, paths: BuildPaths) -> dict[str, str]:
+def write_labels(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> dict[str, str]:
     """Write the label rasters of an area, and return the hashes of the OpenStreetMap answers by name."""
     if isinstance(paths.osm, str) and paths.osm == "none":
         return {}
@@ -217,17 +224,21 @@ def write_labels(recipe: BuildRecipe, grid: Grid, paths: BuildPaths) -> dict[str
         where=paths.osm, date=recipe.osm_date, store=paths.out / ".osm", offline=paths.offline, gap=paths.gap,
         sea=paths.sea,
     )  # fmt: skip
+    grid = planned.grid
     labels = paint.label(grid, source, recipe.labels)
+    if planned.outline:
+        outside = ~vectors.inside(planned.outline, grid)
+        labels.painted[0][outside], labels.painted[1][outside] = rasterize.UNMAPPED, 0
     space = paint.chosen(recipe.labels).space
     build_folder.write_labels(paths.out, grid, space, rasterize.SOURCES, labels.painted)
     build_folder.write_label_losses(paths.out, labels.losses, labels.features)
     return dict(labels.answers)
 
 
-def cut_patches(recipe: BuildRecipe, grid: Grid, paths: BuildPaths) -> dict[str, str]:
+def cut_patches(recipe: BuildRecipe, fetched: Lock, paths: BuildPaths) -> dict[str, str]:
     """Write patches and contract beside the composite and its labels; return the pixel hashes of all rasters."""
     space = paint.chosen(recipe.labels).space
-    cut.cut(paths.out, recipe.name, grid, recipe.patches, recipe.split, space=space)
+    cut.cut(paths.out, recipe.name, fetched.grid, recipe.patches, recipe.split, space=space, outline=fetched.outline)
     outputs = build_folder.outputs(paths.out)
     level, kernel = recipe.source.level, recipe.resampling
     finish.write_contract(paths.out, recipe.name, recipe.dates, level, kernel, space=space, outputs=outputs)
@@ -242,8 +253,10 @@ def render(
     windows = list(grids.tiles(fetched.grid.shape, *tiles.tile_shape(task, paths.tile_px)))
     runs = paths.run(partial(tiles.composite_tile, task), windows)
     finished = progress.track(runs, label="composite", total=len(windows))
-    build_folder.write_composite(folder, fetched.grid, recipe.bands, zip(windows, finished, strict=True))
-    build_folder.write_usage(folder, [(scene.id, scene.clear_share) for scene in task.scenes])
+    inside = vectors.inside(fetched.outline, fetched.grid) if fetched.outline else None
+    stored = zip(windows, finished, strict=True)
+    build_folder.write_composite(folder, fetched.grid, recipe.bands, stored, inside=inside)
+    build_folder.write_usage(folder, [(scene.id, scene.clear_share) for scene in task.scenes], inside=inside)
 
 
 def composite_job(recipe: BuildRecipe, fetched: Lock, scenes: tuple[StagedScene, ...], paths: BuildPaths) -> tiles.Job:

@@ -34,7 +34,10 @@ Bbox = Annotated[
     tuple[float, float, float, float] | None,
     typer.Option("--bbox", metavar="W S E N", help="Area as west, south, east and north in degrees."),
 ]
-Aoi = Annotated[Path | None, typer.Option("--aoi", help="Area as a GeoJSON file in WGS84.")]
+Aoi = Annotated[
+    Path | None, typer.Option("--aoi", help="Area as a file with a polygon: GeoJSON, GeoPackage, Shapefile, KML.")
+]
+Feature = Annotated[str | None, typer.Option("--feature", help="Feature of --aoi, by name or number.")]
 Place = Annotated[str | None, typer.Option("--place", help="Area as a place name, resolved by Nominatim.")]
 Dates = Annotated[str | None, typer.Option("--dates", metavar="A/B", help="First and last day, as ISO dates.")]
 Stac = Annotated[
@@ -52,6 +55,7 @@ def plan(
     name: Name = "segmunich",
     bbox: Bbox = None,
     aoi: Aoi = None,
+    feature: Feature = None,
     place: Place = None,
     stac: Stac = None,
     allow_private_hosts: AllowPrivateHosts = False,
@@ -68,13 +72,17 @@ def plan(
     """Search the catalogue and write a lock: the scenes to use, with scenes per month and bytes. Reads no pixels."""
     from sgdata.builds import build_recipe, pipeline
 
-    overrides: dict[str, object] = {"bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "profile": profile}
+    overrides: dict[str, object] = {
+        "bbox": bbox, "aoi": aoi, "feature": feature, "place": place, "dates": dates, "profile": profile,
+    }  # fmt: skip
     chosen = build_recipe.recipe_for(recipe or name, overrides, changes or ())
     paths = build_recipe.BuildPaths(
         out=out or Path(chosen.out), stac=stac, workers=workers, allow_private_hosts=allow_private_hosts
     )
     # Print the table before failing, so that the user can pick other dates.
-    holes = console.show_plan(pipeline.plan(chosen, paths), paths, where=stac or chosen.source.stac, as_json=as_json)
+    planned, where = pipeline.plan(chosen, paths), stac or chosen.source.stac
+    name = chosen.area.name or chosen.name
+    holes = console.show_plan(planned, paths, name=name, where=where, as_json=as_json)
     if holes and not allow_holes:
         raise SettingError(f"{holes}; choose other dates or another catalogue, or give --allow-holes")
 
@@ -105,6 +113,7 @@ def build(
     name: Name = "segmunich",
     bbox: Bbox = None,
     aoi: Aoi = None,
+    feature: Feature = None,
     place: Place = None,
     stac: Stac = None,
     allow_private_hosts: AllowPrivateHosts = False,
@@ -154,7 +163,8 @@ def build(
     configure_logging(quiet)
     # None: not given; the recipe's value is used.
     overrides: dict[str, object] = {
-        "bbox": bbox, "aoi": aoi, "place": place, "dates": dates, "composite": composite, "osm_date": osm_date,
+        "bbox": bbox, "aoi": aoi, "feature": feature, "place": place, "dates": dates, "composite": composite,
+        "osm_date": osm_date,
         "offset_source": offset_source, "max_obs": max_obs, "profile": profile, "mask": "external" if masks else None,
     }  # fmt: skip
     chosen = build_recipe.recipe_for(recipe or name, overrides, changes or ())
@@ -166,7 +176,8 @@ def build(
     locked = locks.read(lock) if lock else None
     if dry_run:
         planned = locked or pipeline.plan(chosen, paths)
-        console.show_plan(planned, paths, where=stac or chosen.source.stac, as_json=False)
+        name = chosen.area.name or chosen.name
+        console.show_plan(planned, paths, name=name, where=stac or chosen.source.stac, as_json=False)
         return
     folder = pipeline.build(chosen, paths, locked=locked, exact=exact)
     print(folder)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sgdata import documents, limits
 from sgdata.errors import SourceError
 from sgdata.rasters import opening
-from sgdata.types import Bounds
+from sgdata.types import Array, Bounds, Grid
 
 _START_BYTES = 4096
+NAMES = ("name", "id", "title", "label")
+"""Columns that may have the names of features, in either case, in this order."""
 
 
 def read_geometries(path: Path, *, bounds: Bounds | None = None) -> Any:
@@ -27,19 +33,90 @@ def read_geometries(path: Path, *, bounds: Bounds | None = None) -> Any:
         SourceError: another format, a damaged or too large file, or coordinates without a CRS.
         FileNotFoundError: no such file.
     """
-    import shapely
+    return list(_frame(path, bounds).geometry)
 
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """A feature of a file: its name, or its number from 1, and its geometry in EPSG:4326 (None if it has none)."""
+
+    name: str
+    geometry: Any
+
+
+def read_features(path: Path) -> list[Feature]:
+    """Read names and geometries of a local file. Raises what `read_geometries` raises."""
+    frame = _frame(path, None)
+    columns = [column for name in NAMES for column in frame.columns if str(column).lower() == name]
+    features = []
+    for number, (_, row) in enumerate(frame.iterrows(), 1):
+        names = [str(row[column]) for column in columns if isinstance(row[column], str | int) and str(row[column])]
+        features.append(Feature(name=names[0] if names else str(number), geometry=row.geometry))
+    return features
+
+
+def inside(outline: str, grid: Grid) -> Array:
+    """Return (H, W) bool: the pixels whose centres are inside an outline (WKT in the CRS of the grid)."""
+    import rasterio.features
+    import shapely
+    from rasterio.transform import Affine
+
+    shape = shapely.from_wkt(outline)
+    burnt = rasterio.features.rasterize([shape], grid.shape, transform=Affine(*grid.transform), dtype=np.uint8)
+    return np.asarray(burnt > 0)
+
+
+def _frame(path: Path, bounds: Bounds | None) -> Any:
+    """Read a file of any known format as a GeoDataFrame in EPSG:4326. Raises SourceError, FileNotFoundError."""
     kind = _kind(path)
     if kind == "GeoJSON":
-        try:
-            return [shapely.from_geojson(documents.read_bytes(path))]
-        except (ValueError, shapely.GEOSException) as error:
-            raise SourceError(f"{path}: cannot be read as GeoJSON: {error!s:.120}") from None
+        return _read_geojson(path)
     if kind is None:
         raise SourceError(f"{path}: expected one of {', '.join(opening.DRIVERS['area'])}; convert it to GeoJSON")
     if bounds is None:  # else what is read is small, as in the water polygons of the whole world
         limits.VECTOR_BYTES.check(path.stat().st_size, str(path))
-    return list(_read_frame(path, kind, bounds, columns=[]).geometry)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of GDAL, about names and versions of files
+        return _read_frame(path, kind, bounds)
+
+
+def _read_geojson(path: Path) -> Any:
+    """Read GeoJSON, in the CRS that its old member `crs` names. Raises SourceError."""
+    import geopandas
+    import shapely.geometry
+
+    document = documents.parse_json(documents.read_bytes(path), str(path))
+    try:
+        kind = document["type"]
+        features = document["features"] if kind == "FeatureCollection" else [document]
+        if kind not in {"FeatureCollection", "Feature"}:
+            features = [{"geometry": document}]
+        rows = [{str(key): value for key, value in (one.get("properties") or {}).items()} for one in features]
+        for row, one in zip(rows, features, strict=True):
+            row["geometry"] = shapely.geometry.shape(one["geometry"]) if one["geometry"] else None
+            if not np.isfinite(shapely.get_coordinates(row["geometry"])).all():
+                raise ValueError("a coordinate is no number")
+        frame = geopandas.GeoDataFrame(rows, geometry="geometry", crs=_member_crs(document))
+        return frame.to_crs(4326)
+    # Foreign documents make shapely, pyproj and pandas raise errors of many types.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SourceError(f"{path}: cannot be read as GeoJSON: {reason:.120}") from None
+
+
+def _member_crs(document: dict[str, Any]) -> Any:
+    """Return the CRS of a GeoJSON document: by its member `crs` of the time before RFC 7946, else WGS84."""
+    from pyproj import CRS
+
+    member = document.get("crs")
+    if not member:
+        return CRS.from_epsg(4326)
+    fields = member.get("properties") or {}
+    if member.get("type") == "EPSG":
+        return CRS.from_epsg(int(fields["code"]))
+    if member.get("type") != "name":
+        raise ValueError(f"crs of type {member.get('type')!r}, expected name")
+    return CRS.from_user_input(fields["name"])
 
 
 def read_table(path: Path) -> Any:
@@ -77,7 +154,7 @@ def _kind(path: Path) -> str | None:
     return "GeoJSON" if text.startswith(b"{") else None
 
 
-def _read_frame(path: Path, kind: str, bounds: Bounds | None = None, columns: list[str] | None = None) -> Any:
+def _read_frame(path: Path, kind: str, bounds: Bounds | None = None) -> Any:
     """Read a format with a CRS of its own as a GeoDataFrame in EPSG:4326. Raises SourceError."""
     import geopandas
     import pyogrio  # type: ignore[import-untyped]
@@ -92,11 +169,14 @@ def _read_frame(path: Path, kind: str, bounds: Bounds | None = None, columns: li
             driver = pyogrio.read_info(path)["driver"]
             if driver not in opening.DRIVERS["area"]:
                 raise SourceError(f"{path}: GDAL takes it for {driver}, expected {kind}")
+            layers = [name for name, of in pyogrio.list_layers(path) if of is not None]
+            if len(layers) != 1:
+                raise SourceError(f"{path}: holds layers {', '.join(map(str, layers)):.120}; keep one of them")
             mask = None
             if bounds is not None:
                 edges = Transformer.from_crs(4326, pyogrio.read_info(path)["crs"], always_xy=True)
                 mask = edges.transform_bounds(*bounds)
-            frame = pyogrio.read_dataframe(path, columns=columns, bbox=mask)
+            frame = pyogrio.read_dataframe(path, bbox=mask)
         if frame.crs is None:
             raise SourceError(f"{path}: has no CRS; write it as GeoJSON in WGS84")
         return frame.to_crs(4326)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import shapely
 
 from sgdata.errors import SettingError, SourceError
 from sgdata.rasters import grids
 from sgdata.sentinel2 import MSI
 from sgdata.types import Bounds, Grid
+
+CORNER_DEGREES = 1e-6
+"""How far corners of a rectangle may be off, a tenth of a metre, by rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +27,10 @@ class Area:
     Attributes:
         grid: grid to use unchanged.
         bbox: west, south, east and north in degrees.
-        aoi: path of a GeoJSON file in degrees.
+        aoi: path of a file with a polygon, as GeoJSON, GeoPackage, Shapefile, KML or GeoParquet.
         place: name of a place, whose outline a geocoder finds.
+        feature: name, or number from 1, of the feature of `aoi` to use; None where it has only one.
+        outline: outline that goes with `grid`, as WKT in its CRS; None for all of it.
         gsd_m: pixel size in metres.
         crs: CRS of the grid; None for the UTM zone of the centre.
     """
@@ -32,8 +39,15 @@ class Area:
     bbox: Bounds | None = None
     aoi: str | None = None
     place: str | None = None
+    feature: str | None = None
+    outline: str | None = None
     gsd_m: float = 10.0
     crs: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the place, feature or file; "" if the area has none."""
+        return self.place or self.feature or (Path(self.aoi).stem if self.aoi else "")
 
 
 def resolve(area: Area) -> Grid:
@@ -54,8 +68,40 @@ def resolve(area: Area) -> Grid:
     if area.bbox is not None:
         return _over(_edges(area.bbox), area)
     if area.aoi is not None:
-        return _over(corners(Path(area.aoi)), area)
+        vertices = shapely.get_coordinates(_polygon(Path(area.aoi), area.feature))
+        return _over([(float(x), float(y)) for x, y in vertices], area)
     raise SettingError(f"area: place {area.place!r} is only a name; expected its outline (osm.located)")
+
+
+def outline(area: Area, grid: Grid) -> str | None:
+    """Return the outline of an area as WKT in the CRS of its grid; None for a rectangle, which fills its grid.
+
+    Raises SettingError, as `resolve` does.
+    """
+    if area.grid is not None or area.aoi is None:
+        return area.outline
+    polygon = _polygon(Path(area.aoi), area.feature)
+    if _is_rectangle(polygon, CORNER_DEGREES) or _is_rectangle(_projected(polygon, grid.crs), grid.gsd_m):
+        return None
+    # Straight in degrees, as GeoJSON defines it, is curved in the grid: a vertex every kilometre follows it.
+    curved = _projected(shapely.segmentize(polygon, 0.01), grid.crs)
+    return str(shapely.to_wkt(curved, rounding_precision=1, trim=True))
+
+
+def ground(grid: Grid, outline: str | None = None) -> Any:
+    """Return the polygon that is built, in the CRS of the grid."""
+    return shapely.from_wkt(outline) if outline else shapely.box(*grid.bounds)
+
+
+def _projected(shape: Any, crs: str) -> Any:
+    from pyproj import Transformer
+
+    move = Transformer.from_crs("EPSG:4326", crs, always_xy=True)
+    return shapely.transform(shape, move.transform, interleaved=False)
+
+
+def _is_rectangle(shape: Any, tolerance: float) -> bool:
+    return bool(shapely.hausdorff_distance(shape, shapely.box(*shape.bounds)) < tolerance)
 
 
 def in_degrees(grid: Grid) -> Bounds:
@@ -68,21 +114,36 @@ def in_degrees(grid: Grid) -> Bounds:
     return (west, south, east, north)
 
 
-def corners(path: Path) -> list[tuple[float, float]]:
-    """Return (longitude, latitude) of all vertices in a vector file. Raises SettingError."""
-    import shapely
-
+def _polygon(path: Path, feature: str | None) -> Any:
+    """Return the polygon of one feature of a file in degrees, in two dimensions and valid. Raises SettingError."""
     from sgdata.rasters import vectors
 
     try:
-        vertices = [(float(x), float(y)) for x, y in shapely.get_coordinates(vectors.read_geometries(path))]
+        features = vectors.read_features(path)
     except OSError as error:
-        raise SettingError(f"{path}: cannot be read as GeoJSON: {error}; expected a polygon in WGS84") from None
+        raise SettingError(f"{path}: cannot be read: {error}; expected a polygon") from None
     except SourceError as error:
         raise SettingError(f"{error}; expected a polygon in WGS84") from None
-    if len(vertices) < 3 or not all(abs(x) <= 180 and abs(y) <= 90 for x, y in vertices):
+    chosen = features
+    if feature is not None:
+        numbered = [one for number, one in enumerate(features, 1) if str(number) == feature]
+        chosen = [one for one in features if one.name == feature] or numbered
+    if len(chosen) != 1:
+        names = ", ".join(repr(one.name) for one in features[:8])
+        which = f"none or several named {feature!r}" if feature is not None else "several places"
+        raise SettingError(f"{path}: holds {len(features)} features ({names}), {which}; give --feature NAME of one")
+    shape = chosen[0].geometry
+    if shape is None or shape.geom_type not in {"Polygon", "MultiPolygon"} or shape.is_empty:
+        found = "no geometry" if shape is None or shape.is_empty else f"a {shape.geom_type}"
+        raise SettingError(f"{path}: feature {chosen[0].name!r} has {found}; expected a polygon")
+    vertices = shapely.get_coordinates(shape)
+    if not (np.abs(vertices) <= (180, 90)).all():
         raise SettingError(f"{path}: holds {len(vertices)} vertices in degrees; expected a polygon in WGS84")
-    return vertices
+    parts = shapely.get_parts(shapely.make_valid(shapely.force_2d(shape)))
+    polygons = [part for part in shapely.get_parts(parts) if part.geom_type == "Polygon"]
+    if not polygons:
+        raise SettingError(f"{path}: feature {chosen[0].name!r} has no area; expected a polygon")
+    return polygons[0] if len(polygons) == 1 else shapely.multipolygons(polygons)
 
 
 def _edges(bbox: Bounds) -> list[tuple[float, float]]:
@@ -99,7 +160,8 @@ def _edges(bbox: Bounds) -> list[tuple[float, float]]:
 
 
 def _over(points: list[tuple[float, float]], area: Area) -> Grid:
-    from pyproj import Transformer
+    from pyproj import CRS, Transformer
+    from pyproj.exceptions import CRSError
 
     lons, lats = zip(*points, strict=True)
     lon, lat = (min(lons) + max(lons)) / 2, (min(lats) + max(lats)) / 2
@@ -111,6 +173,13 @@ def _over(points: list[tuple[float, float]], area: Area) -> Grid:
     # By the centre alone, without the exceptions of Norway and Svalbard, which Sentinel-2 tiles do not follow either.
     zone = min(int((lon + 180) // 6) + 1, 60)
     crs = area.crs or f"EPSG:{326 if lat >= 0 else 327}{zone:02d}"
+    try:
+        axes = CRS.from_user_input(crs).axis_info
+    except CRSError:
+        axes = []
+    if {axis.unit_name for axis in axes} != {"metre"} or len(axes) != 2 or not crs.upper().startswith("EPSG:"):
+        units = ", ".join(sorted({axis.unit_name for axis in axes})) or "none"
+        raise SettingError(f"area.crs: {crs} has axes in {units}; expected a projected CRS in metres, as EPSG:CODE")
     # 10 cm: the rounding of degrees to seven decimals must not push an edge over the next multiple of 60 m.
     xs, ys = (
         [round(value, 1) for value in axis]

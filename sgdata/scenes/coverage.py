@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
+from sgdata.rasters import grids
 from sgdata.scenes import aoi, search
 from sgdata.scenes.types import TWIN, UNUSABLE, Dropped, Scene, Unusable
 from sgdata.sentinel2 import MSI
@@ -69,22 +70,21 @@ class Cost:
 
 
 def select_tiles(
-    scenes: Iterable[Scene], grid: Grid, unusable: Iterable[Unusable] = ()
+    scenes: Iterable[Scene], grid: Grid, unusable: Iterable[Unusable] = (), *, outline: str | None = None
 ) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
     """Choose the tiles that the area needs, then judge their items.
 
     Args:
         scenes: usable scenes.
         grid: the grid of the build.
+        outline: outline of the area inside the grid, as WKT in its CRS; None for all of it.
         unusable: items that cannot be used; their tiles are chosen only for ground that no usable scene has.
 
     Returns:
         The scenes of the needed tiles, those of the area's own CRS first; and the others with the reason, which begins
         with UNUSABLE for the unusable items of needed tiles and of no known tile.
     """
-    import shapely
-
-    area = shapely.box(*grid.bounds)
+    area = aoi.ground(grid, outline)
     kept, dropped = [], []
     outlines = [(scene, _outline(scene, grid.crs)) for scene in scenes]
     located = {scene.tile for scene, outline in outlines if outline is not None}
@@ -96,7 +96,7 @@ def select_tiles(
         else:
             kept.append(scene)
     unusable = tuple(unusable)
-    needed = needed_tiles(kept, grid, unusable=[one.scene for one in unusable if one.scene is not None])
+    needed = needed_tiles(kept, grid, area=area, unusable=[one.scene for one in unusable if one.scene is not None])
     for scene in kept:
         if scene.tile not in needed:
             away = f"lies in {scene.crs}, the area in {grid.crs}: " if _in_other_crs(scene, grid.crs) else ""
@@ -112,15 +112,13 @@ def select_tiles(
     return tuple(s for s in kept if s.tile in needed), tuple(dropped)
 
 
-def needed_tiles(scenes: Iterable[Scene], grid: Grid, unusable: Iterable[Scene] = ()) -> set[str]:
+def needed_tiles(scenes: Iterable[Scene], grid: Grid, unusable: Iterable[Scene] = (), *, area: Any = None) -> set[str]:
     """Return the tile that covers most of the area, then the one that covers most of the rest, until none adds to it.
 
     Neighbours share a strip of 9.84 km with the same pixels, which need not be read twice. Tiles of unknown extent are
     kept; those of another zone, which must be warped, are taken only for ground that no tile of the own zone covers,
     and those of which only `unusable` scenes are known, for ground that no other tile covers.
     """
-    import shapely
-
     boxes: dict[str, Any] = {}
     own: dict[str, bool] = {}
     for scene in scenes:
@@ -137,7 +135,7 @@ def needed_tiles(scenes: Iterable[Scene], grid: Grid, unusable: Iterable[Scene] 
             boxes[scene.tile] = outline
             own[scene.tile] = not _in_other_crs(scene, grid.crs)
     # The greedy choice is not minimal in general, but it is for tiles in rows and columns.
-    rest = shapely.box(*grid.bounds)
+    rest = aoi.ground(grid) if area is None else area
     while known := {tile: rest.intersection(box).area for tile, box in boxes.items() if tile not in needed and box}:
         # Sorted first: the choice between equal tiles must not depend on the order of the catalogue.
         best = max(sorted(known), key=lambda t: (t in usable and known[t] > 0, own[t] and known[t] > 0, known[t]))
@@ -163,6 +161,60 @@ def _outline(scene: Scene, crs: str) -> Any | None:
             # A point every 10 km: between two of them the edge deviates by metres.
             return shapely.transform(shapely.segmentize(box, 10_000), move.transform, interleaved=False)
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """The area of a plan.
+
+    Attributes:
+        longitude: of its centre, in degrees.
+        latitude: of its centre, in degrees.
+        km2: its size inside the outline, on the ground.
+        pixels: width and height of its grid.
+        crs: CRS of the grid.
+        covered: share that some scene of the plan covers.
+    """
+
+    longitude: float
+    latitude: float
+    km2: float
+    pixels: tuple[int, int]
+    crs: str
+    covered: float
+
+
+def ground(planned: Lock) -> Ground:
+    """Return where the area of a plan is, how large, and how much of it is covered."""
+    import shapely
+
+    grid = planned.grid
+    area = aoi.ground(grid, planned.outline)
+    west, south, east, north = aoi.in_degrees(grid)
+    # One footprint a pass would be as exact but slow: scenes of one tile and bbox cover the same ground.
+    different = {(scene.tile, scene.bbox): scene for scene in (item.scene for item in planned.items)}
+    covered = shapely.union_all([_footprint(scene, grid.crs) for scene in different.values()])
+    return Ground(
+        longitude=round((west + east) / 2, 4),
+        latitude=round((south + north) / 2, 4),
+        km2=round(area.area / grids.scale_factor(grid) ** 2 / 1e6, 2),
+        pixels=(grid.shape[1], grid.shape[0]),
+        crs=grid.crs,
+        covered=round(covered.intersection(area).area / area.area, 4),
+    )
+
+
+def _footprint(scene: Scene, crs: str) -> Any:
+    """Return the polygon of a scene's files inside the bbox of its data."""
+    import shapely
+    from pyproj import Transformer
+
+    move = Transformer.from_crs("EPSG:4326", crs, always_xy=True)
+    west, south, east, north = scene.bbox
+    box = shapely.segmentize(shapely.box(west, south, east if east > west else east + 360, north), 0.1)
+    data = shapely.transform(box, move.transform, interleaved=False)
+    outline = _outline(scene, crs)
+    return data if outline is None else data.intersection(outline)
 
 
 def _in_other_crs(scene: Scene, crs: str) -> bool:
@@ -308,7 +360,8 @@ def drift(planned: Lock, where: str, *, allow_private_hosts: bool = False) -> li
     )
     found, others = search.search(where, query, allow_private_hosts=allow_private_hosts)
     # Select as the plan did, so that neighbours that it left out are not reported as new.
-    usable, elsewhere = select_tiles(found, planned.grid, [one for one in others if isinstance(one, Unusable)])
+    unusable = [one for one in others if isinstance(one, Unusable)]
+    usable, elsewhere = select_tiles(found, planned.grid, unusable, outline=planned.outline)
     today = {scene.id: scene for scene in usable}
     known = {item.scene.id: item.scene for item in planned.items}
     left_out = {dropped.id for dropped in planned.dropped}

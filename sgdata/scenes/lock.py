@@ -63,6 +63,7 @@ class Lock:
         versions: versions of the libraries that decide pixels.
         simulated: whether the area is simulated; then no notice may name a satellite or OpenStreetMap contributors.
         baselines: processing baselines that the search was limited to, in order of preference; empty for all.
+        outline: outline inside the grid, as WKT in its CRS, outside which nothing is built; None for all of it.
     """
 
     format: int
@@ -80,6 +81,7 @@ class Lock:
     versions: dict[str, str] = field(default_factory=dict)
     simulated: bool = False
     baselines: tuple[str, ...] = ()
+    outline: str | None = None
 
 
 def read(path: Path) -> Lock:
