@@ -190,7 +190,7 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class BandStatistics:
-    """Statistics of one band over the valid pixels of the train split, in stored units (DN).
+    """Statistics of one band over valid pixels, in stored units (DN); of which splits, see `Contract.statistics`.
 
     Attributes:
         count: number of valid pixels.
@@ -298,7 +298,7 @@ class Contract:
         resampling_version: version of that method.
         shape: (C, H, W) of the images; None where samples differ in size.
         label_space: meaning of the labels.
-        statistics: statistics by band.
+        statistics: statistics by band, of the train split; of shards without one, of all splits.
         splits: number of samples by split.
         fingerprint: SHA-256 over the sorted sample hashes.
     """
@@ -318,7 +318,7 @@ class Contract:
     resampling_version: int
     shape: tuple[int, int, int] | None
     label_space: LabelSpace
-    # Of the train split only: statistics of held-out pixels would leak into training.
+    # Not of held-out splits beside train: their statistics would leak into training.
     statistics: dict[str, BandStatistics]
     splits: dict[str, int]
     # Of samples, not of shards: the same samples in shards of another size are the same data.

@@ -66,7 +66,7 @@ def test_statistics_must_fit_the_bands() -> None:
     recipe = normalise.NormaliseRecipe(scheme="zscore", mean=(1.0, 2.0), std=(1.0, 1.0))
     with pytest.raises(SettingError, match="2 means, 2 stds for 12 bands"):
         normalise.resolve(recipe, contract(32))
-    with pytest.raises(SettingError, match=r"'toy', splits \{\}, have no statistics; expected a split 'train'"):
+    with pytest.raises(SettingError, match=r"'toy' has no statistics of B01 .*; pack the data again"):
         normalise.resolve(normalise.NormaliseRecipe(scheme="clip"), contract(32))
 
 

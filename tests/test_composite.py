@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 from typing import get_args
 
 import composite_reference
@@ -41,6 +42,12 @@ BAP = BapSettings(
 
 def day(text: str) -> int:
     return (date.fromisoformat(text) - date(1970, 1, 1)).days
+
+
+def test_every_rule_has_a_reference_that_a_test_compares_it_with() -> None:
+    tests = Path(__file__).read_text(encoding="utf-8")
+    assert [name for name in rules.RULES if not callable(getattr(composite_reference, name, None))] == []
+    assert [name for name in rules.RULES if f"composite_reference.{name}(" not in tests] == []
 
 
 @settings(max_examples=60, deadline=None)

@@ -43,6 +43,12 @@ SAMPLES = {"eurosat": 6, "bigearthnet v1": 3, "bigearthnet v2": 3, "fmow": 6, "o
 every = pytest.mark.parametrize("name", MAKERS)
 
 
+def test_every_dataset_is_tested_here() -> None:
+    # Pairs are made of builds, and tested in test_pairs.py.
+    assert {dataset for dataset, *_ in MAKERS.values()} | {"pairs"} == set(cards.names())
+    assert set(SAMPLES) == set(MAKERS)
+
+
 def pack(name: str, source: Path, out: Path, *, workers: int = 1, **changes: object) -> packing.PackResult:
     dataset, _, always = MAKERS[name]
     recipe = dataclasses.replace(select.recipe_for(dataset), **(always | changes))  # type: ignore[arg-type]

@@ -294,16 +294,38 @@ def test_every_page_is_in_the_navigation() -> None:
     assert [page for page in map(name, sorted(DOCS.rglob("*.md"))) if f": {page}\n" not in text] == []
 
 
+def names_in_table(page: str, heading: str) -> set[str]:
+    """Return the code words in the first column of the first table below a heading."""
+    text = (DOCS / page).read_text(encoding="utf-8").partition(f"# {heading}\n")[2]
+    rows = re.search(r"^\|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert rows, f"{page}: no table below {heading!r}"
+    return {row.partition("`")[2].partition("`")[0] for row in rows[1].splitlines()}
+
+
 def test_tables_of_the_docs_name_every_rule_dataset_and_command() -> None:
     from sgdata.composite.rules import RULES
     from sgdata.datasets import cards
 
-    composites, published = ((DOCS / page).read_text() for page in ("concepts/composites.md", "guides/published.md"))
-    assert [rule for rule in RULES if f"| `{rule}`" not in composites] == []
-    assert [dataset for dataset in cards.names() if f"| `{dataset}` |" not in published] == []
+    assert names_in_table("concepts/composites.md", "Rules") == set(RULES)
+    assert names_in_table("guides/published.md", "Published datasets") == set(cards.names())
     texts = " ".join(page.read_text(encoding="utf-8") for page in PAGES)
     for script in ("sgdata", "sgmodel"):
         assert [name for name in program(script).commands if f"{script} {name}" not in texts] == []
+
+
+def test_the_list_of_backbones_is_that_of_the_factory() -> None:
+    from baselines import BASELINES
+
+    # The cases of the factory are its table; "spectralgpt" comes before them.
+    tree = parsed(ROOT / "sgmodel" / "models" / "factory.py")
+    cases = {node.value.value for node in ast.walk(tree) if isinstance(node, ast.MatchValue) and isinstance(node.value, ast.Constant)}  # fmt: skip # noqa: E501
+    known = {*cases, "spectralgpt"}
+    assert len(known) > 4
+    section = (DOCS / "guides" / "finetune.md").read_text(encoding="utf-8").partition("## Baselines\n")[2]
+    listed = re.search(r"selects the model: (.*?)\.\n", section, re.DOTALL)
+    assert listed
+    assert {name.partition(":")[0] for name in re.findall(r"`([^`]+)`", listed[1])} == known
+    assert {recipe.backbone.partition(":")[0] for recipe in BASELINES.values()} == known
 
 
 def test_the_readme_stays_one_page() -> None:

@@ -87,7 +87,7 @@ def resolve(recipe: NormaliseRecipe, contract: Contract) -> Normalisation:
     )
     if recipe.scheme == "minmax":
         return how
-    # Read from the data only if the recipe has none: shards without a train split have no statistics.
+    # Read from the data only if the recipe has none: a contract of your own need not have statistics.
     mean = recipe.mean or tuple(fmean(b.mean for b in _statistics(name, recipe.missing, contract)) for name in names)
     std = recipe.std or tuple(fmean(b.std for b in _statistics(name, recipe.missing, contract)) for name in names)
     if not len(mean) == len(std) == len(names):
@@ -104,8 +104,9 @@ def _statistics(name: str, policy: band_selection.Policy, contract: Contract) ->
         return [contract.statistics[name]]
     present = [band for band in contract.bands if band.name in contract.statistics]
     if not present:
-        message = f"normalise: the shards of '{contract.dataset}', splits {contract.splits}, have no statistics"
-        raise SettingError(f"{message}; expected a split 'train', or mean and std in the recipe")
+        names = " ".join(band.name for band in contract.bands)
+        message = f"normalise: the contract of '{contract.dataset}' has no statistics of {names}"
+        raise SettingError(f"{message}; pack the data again, or set normalise.mean and normalise.std in the recipe")
     return [contract.statistics[band.name] for band in band_selection.stand_ins(name, present, policy)]
 
 
