@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import logging
 import multiprocessing
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, TypeVar
 
+from sgdata import files
 from sgdata.errors import ServiceError, SettingError
 
-CONNECT_S = 10
+CONNECT_S, ALONE_S = 10, 60
+"""Seconds within which a scheduler must answer, and for which it may be without workers, as while they start."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def run(
-    task: Callable[[T], R], items: Iterable[T], *, workers: int, cluster: str | None = None, threads: int = 1
+    task: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    workers: int,
+    cluster: str | None = None,
+    threads: int = 1,
+    folder: Path | None = None,
 ) -> Iterator[R]:
     """Yield `task(item)` for each item, in the order of `items`.
 
@@ -29,13 +41,15 @@ def run(
         workers: Number of processes.
         cluster: Address of a Dask scheduler to use instead of local processes.
         threads: Number of threads if `workers` is 1.
+        folder: Folder that the workers of a cluster must see, since tasks write there.
 
     Raises:
-        ServiceError: A worker was killed, or the scheduler does not answer. Exceptions of tasks are raised unchanged.
+        ServiceError: A worker was killed; the scheduler does not answer, is lost or has no workers; workers do not see
+            the folder. Exceptions of tasks are raised unchanged.
         SettingError: `cluster` is given, but dask is not installed.
     """
     if cluster:
-        yield from _on_cluster(task, items, cluster)
+        yield from _on_cluster(task, items, cluster, folder)
         return
     if max(workers, threads) <= 1:
         yield from map(task, items)
@@ -60,20 +74,94 @@ def _executor(task: Callable[[T], R], workers: int, threads: int) -> Executor:
     return ProcessPoolExecutor(workers, mp_context=context)
 
 
-def _on_cluster(task: Callable[[T], R], items: Iterable[T], address: str) -> Iterator[R]:
+def absolute(value: Any) -> Any:
+    """Return a dataclass of paths with absolute ones: workers of a cluster have other working directories."""
+    if isinstance(value, Path):
+        return value.absolute()
+    if isinstance(value, list | tuple):
+        return type(value)(absolute(item) for item in value)
+    if isinstance(value, dict):
+        return {key: absolute(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = {field.name: absolute(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **changed)
+    return value
+
+
+def _on_cluster(task: Callable[[T], R], items: Iterable[T], address: str, folder: Path | None) -> Iterator[R]:
     """Run the tasks on a Dask cluster whose workers share the file system; tasks of lost workers run again."""
     try:
         distributed: Any = importlib.import_module("distributed")
     except ImportError:
         raise SettingError(f"--cluster {address}: dask is not installed; pip install 'sgdata[cluster]'") from None
+    for name in ("distributed", "distributed.client"):
+        # What its log says is raised here, in one line.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = distributed.Client(address, timeout=CONNECT_S)
     except (OSError, ValueError) as error:
         raise ServiceError(f"--cluster {address}: no Dask scheduler answers: {error!s:.100}; start one there") from None
     with client:
-        # Not pure: tasks write files, so each must run even if an equal one ran before.
-        most = 3 * max(len(client.nthreads()), 1)
-        yield from _in_order(lambda item: client.submit(task, item, pure=False), items, most)
+        try:
+            _check_workers(client, address, folder)
+            # Not pure: tasks write files, so each must run even if an equal one ran before.
+            most = 3 * max(len(client.nthreads()), 1)
+            yield from _in_order(lambda item: _Task(client.submit(task, item, pure=False), client), items, most)
+        except distributed.KilledWorker as error:
+            raise ServiceError(
+                f"--cluster {address}: workers died of one task, for their memory perhaps: {error!s:.160}"
+            ) from None
+        except BaseException as error:  # asyncio's cancellation is no Exception
+            if client.status == "running" or isinstance(error, ServiceError | GeneratorExit | KeyboardInterrupt):
+                raise
+            raise ServiceError(f"--cluster {address}: the scheduler is lost; the same command continues") from None
+
+
+def _check_workers(client: Any, address: str, folder: Path | None) -> None:
+    """Raise ServiceError if a cluster has no workers, or if some do not see what is written to a folder."""
+    try:
+        client.wait_for_workers(1, timeout=ALONE_S)
+    except TimeoutError:
+        raise ServiceError(f"--cluster {address}: {NO_WORKERS}") from None
+    if folder is None:
+        return
+    probe = folder.absolute() / f".cluster-{time.monotonic_ns()}"
+    files.write(probe, b"")
+    try:
+        blind = [worker for worker, seen in client.run(Path.exists, probe).items() if not seen]
+    finally:
+        probe.unlink()
+    if blind:
+        raise ServiceError(
+            f"--cluster {address}: {len(blind)} workers do not see {probe.parent} ({', '.join(blind):.120}); "
+            "give a folder on a file system that all share"
+        )
+
+
+NO_WORKERS = "the scheduler has no workers; start some with `dask worker`"
+
+
+class _Task:
+    """A task on a cluster, whose result is awaited as long as there are workers."""
+
+    def __init__(self, future: Any, client: Any) -> None:
+        self.future, self.client = future, client
+
+    def result(self) -> Any:
+        """Return the result. Raises ServiceError if there are no workers, and what the task raises."""
+        alone_since = None
+        while True:
+            try:
+                return self.future.result(timeout=1)
+            except TimeoutError:
+                if self.future.done():
+                    raise
+            if self.client.status != "running" or self.client.nthreads():
+                alone_since = None
+                continue
+            alone_since = alone_since or time.monotonic()
+            if time.monotonic() - alone_since > ALONE_S:
+                raise ServiceError(f"--cluster {self.client.scheduler.address}: {NO_WORKERS}") from None
 
 
 def _in_order(submit: Callable[[T], Any], items: Iterable[T], most: int) -> Iterator[Any]:

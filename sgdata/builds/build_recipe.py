@@ -148,7 +148,9 @@ class BuildPaths:
     @property
     def run(self) -> partial[Iterator[Any]]:
         """`pool.run` with the workers of this machine."""
-        return partial(pool.run, workers=self.workers, cluster=self.cluster, threads=THREADS)
+        return partial(
+            pool.run, workers=self.workers, cluster=self.cluster, threads=THREADS, folder=self.scratch_folder
+        )
 
 
 def recipe_for(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from sgdata import files, progress
+from sgdata import files, pool, progress
 from sgdata.builds import build_folder, cut, fetch, finish
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets, check, resolved
 from sgdata.composite import rules, tiles
@@ -134,6 +134,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
         OutputError: `paths.out` holds another build or cannot be written, or the run deviates from an exact lock.
     """
     check(recipe)
+    paths = pool.absolute(paths) if paths.cluster else paths
     if exact and (locked is None or locked.state != "built"):
         raise SettingError(f"--locked: lock is {locked and locked.state}; give --lock the one inside a finished build")
     # Inputs are checked before any pixel is read.

@@ -125,6 +125,8 @@ def pack(
     """
     recipe = recipe or select.recipe_for(dataset)
     out = out or Path(recipe.out)
+    if cluster:
+        source, out = pool.absolute([source or Path(recipe.source), out])
     find = reader(recipe.dataset).find
     source, listing, contract = select.list_samples(recipe, source, find, splits=splits, leave_out=leave_out)
     # From here on it is fixed which bytes go where: the rest may be interrupted at any point.
@@ -144,7 +146,7 @@ def pack(
             else:
                 left.append(task)
         ready = tasks.spool_members(left, source, out) if stream else left
-        done = pool.run(_pack_shard, ready, workers=workers, cluster=cluster)
+        done = pool.run(_pack_shard, ready, workers=workers, cluster=cluster, folder=out)
         for part in progress.track(done, label=f"packing {recipe.dataset}", total=len(left)):
             totals.add(part)
         verdict = band_check.judge(totals.statistics(totals.counts), len(totals.rows), contract)

@@ -42,6 +42,7 @@ def main(recipe: LedgerRecipe, paths: LedgerPaths, *, workers: int = 1, cluster:
         OutputError: a file cannot be written.
     """
     experiments.check(recipe)
+    paths = pool.absolute(paths) if cluster else paths
     with files.only_writer(paths.out):
         files.mark_unfinished(paths.out)
         failed = perform(possible_runs(recipe, paths), paths.out, workers, cluster)
@@ -72,7 +73,7 @@ def perform(runs: Sequence[Run], out: Path, workers: int, cluster: str | None) -
         missing = [run for run in missing if run not in ready]
         # A worker needs no facts of the previous runs, which are finished.
         bare = [replace(run, after=None) for run in ready]
-        made = pool.run(experiments.make, bare, workers=workers, cluster=cluster)
+        made = pool.run(experiments.make, bare, workers=workers, cluster=cluster, folder=out)
         for run, (seconds, error) in zip(ready, made, strict=True):
             print(f"{run.folder.name}: {error or f'{seconds:.0f} s'}", file=sys.stderr, flush=True)
             if error:
