@@ -42,6 +42,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "fraction_seed": _SEED, "epochs": (0, 10**6), "batch": _COUNT, "accumulate": _COUNT,
     "log_every": _COUNT, "evaluate_every": _COUNT_OR_NONE, "picture_every": (0, 10**9), "lr": (0, 1e38),
     "warmup_epochs": (0, 10**6), "weight_decay": (0, 10**6), "clip_norm": (0, 10**9), "unchanged_factor": (0, 10**9),
+    "patience": _COUNT_OR_NONE, "focal": (0, 100), "dice": _SHARE, "shots": _COUNT_OR_NONE, "neighbours": _COUNT,
+    "overlap": (0, 0.75),
     "weight_token": (0, 10**9), "weight_spectral": (0, 10**9), "flops_per_s": (1, 10**21), "start_s": (0, 10**9),
 }  # fmt: skip
 

@@ -10,9 +10,9 @@ import atexit
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sgdata.errors import SourceError
 
 log = logging.getLogger("sgdata")
+T = TypeVar("T")
 
 Parallel = Literal["ddp", "fsdp"]
 """How ranks share a model: "ddp" replicates it and averages gradients; "fsdp" shards parameters, gradients and
@@ -66,6 +67,36 @@ def mean(figures: Tensor) -> Tensor:
         distributed.all_reduce(figures)
         figures /= world()
     return figures
+
+
+def total(counts: Tensor, device: torch.device) -> Tensor:
+    """Return the sum of a tensor over all ranks, on the CPU.
+
+    Args:
+        counts: Tensor of this rank, on the CPU, of the same shape on every rank.
+        device: Device of the process group.
+    """
+    if world() == 1:
+        return counts
+    summed = counts.to(device)
+    distributed.all_reduce(summed)
+    return summed.cpu()
+
+
+def share(plan: Iterable[T]) -> list[tuple[T, bool]]:
+    """Return the items of a plan that this rank takes, in turn with the others, and whether each counts.
+
+    All ranks get equally many, since with FSDP each forward pass needs all of them: the last round repeats items that
+    another rank counts.
+    """
+    items = list(plan)
+    rounds = -(-len(items) // world())
+    return [(items[n % len(items)], n < len(items)) for n in range(rank(), rounds * world(), world())]
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether each forward pass of `model` needs all ranks (FSDP)."""
+    return isinstance(model, FSDPModule)
 
 
 def agree(flags: Sequence[bool], device: torch.device) -> list[bool]:

@@ -28,7 +28,7 @@ MAINS: dict[str, Any] = {"classify": classify, "segment": segment, "detect_chang
 SETTINGS = {
     "classify": ("labels_from=labels",),
     "segment": ("augment.crop_area=[1.0, 1.0]",),
-    "detect_change": ("val_split=test", "windows.px=32", "windows.stride=32", "scored.px=32", "scored.stride=32"),
+    "detect_change": ("val_split=test", "windows.px=32", "windows.stride=32"),
 }
 
 

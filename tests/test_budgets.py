@@ -19,7 +19,7 @@ LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, token
 # loops, option help and the checks of foreign data came on top, and 8,300, 5,000 and 1,950 remain the target.
 BUDGETS = {"sgdata": 13_500, "sgmodel": 7_500, "simulation and demo": 1_955}
 # Modules that an edit to a module can reach in the mean, itself included; the target is 8.
-EDIT_REACH = 19.0
+EDIT_REACH = 19.2
 
 
 def code_lines(path: Path) -> int:

@@ -20,7 +20,7 @@ from sgmodel.checkpoints import cards, transfer, weight_files
 from sgmodel.data import augment, loader, normalise, windows
 from sgmodel.models import heads, upernet
 from sgmodel.recipes import detect_change
-from sgmodel.train import run_paths, training
+from sgmodel.train import maps, run_paths, training
 
 TRAIN = catalog.folder("recipes") / "train"
 TINY = (
@@ -29,12 +29,14 @@ TINY = (
     "model.encoder.depth=2",
     "windows.px=16",
     "windows.stride=8",
-    "scored.px=16",
-    "scored.stride=16",
-    "val_split=test",
+    "val_split=",
+    "test_split=test",
     "training.batch=8",
     "training.epochs=4",
 )
+
+
+RELEASED = ("scored.px=16", "scored.stride=7", "scored.remainder=dropped", "scored.once=false")
 
 
 def recipe(*overrides: str) -> detect_change.ChangeRecipe:
@@ -58,7 +60,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    assert detect_change.main(recipe("training.epochs=12", "evaluate_every=6"), run_paths_for(folder, out)) == 0
+    assert (
+        detect_change.main(
+            recipe("training.epochs=12", "val_split=test", "evaluate_every=6"), run_paths_for(folder, out)
+        )
+        == 0
+    )
     return out
 
 
@@ -67,6 +74,7 @@ def test_change_is_learned_and_scored_per_city(whole: Path) -> None:
     assert figures["f1"] > 0.9  # type: ignore[operator]
     assert set(figures["per_scene"]) == {"dora", "emma"}  # type: ignore[call-overload]
     assert np.sum(figures["confusion"]) == 43 * 37 + 32 * 48
+    assert (figures["samples"], figures["train_samples"], figures["train_windows"]) == (2, 3, 5 * 4 + 3 * 3 + 4 * 6)
     (_, false), (missed, hit) = figures["confusion"]  # type: ignore[misc]
     assert figures["precision"] == pytest.approx(hit / (hit + false))
     assert figures["recall"] == pytest.approx(hit / (hit + missed))
@@ -75,7 +83,7 @@ def test_change_is_learned_and_scored_per_city(whole: Path) -> None:
 
 
 def test_interrupted_equals_uninterrupted(folder: Path, whole: Path, tmp_path: Path) -> None:
-    made = recipe("training.epochs=12", "evaluate_every=6")
+    made = recipe("training.epochs=12", "val_split=test", "evaluate_every=6")
     assert detect_change.main(made, run_paths_for(folder, tmp_path, stop_after=3)) == training.STOPPED
     assert detect_change.main(made, run_paths_for(folder, tmp_path, workers=3)) == 0
     assert (tmp_path / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
@@ -94,7 +102,7 @@ def test_modes(folder: Path, whole: Path, tmp_path: Path, mode: str) -> None:
 
 def test_mismatched_inputs_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"scored\.px is 8, the model takes images of 16"):
-        detect_change.main(recipe("scored.px=8"), run_paths_for(folder, tmp_path))
+        detect_change.main(recipe(*RELEASED, "scored.px=8"), run_paths_for(folder, tmp_path))
     with pytest.raises(SettingError, match=r"model\.head\.skip is 64: change detection has no such layer"):
         detect_change.main(recipe("model.head.skip=64"), run_paths_for(folder, tmp_path))
     masks = write(tmp_path / "masks", train=2, val=1)
@@ -158,9 +166,8 @@ def test_class_weights_are_the_released_ones(parity: Path) -> None:
 
 def test_the_share_is_that_of_whole_scenes(folder: Path) -> None:
     samples = loader.Samples(folder, "train", ("image_before", "image_after", "mask"))
-    source = windows.Windows(samples, recipe().windows)
     masks = [samples.read(number, "mask").ravel() for number in range(3)]
-    assert detect_change.changed(source) == pytest.approx(np.concatenate(masks).mean())
+    assert detect_change.changed(maps.class_counts(samples)) == pytest.approx(np.concatenate(masks).mean())
 
 
 def test_each_date_of_a_window_is_normalised_by_itself(parity: Path) -> None:
@@ -220,26 +227,29 @@ def test_the_loss_is_the_weighted_mean_of_the_framework(folder: Path) -> None:
 
 
 def test_the_released_score_counts_overlaps_and_drops_the_last_batch(folder: Path) -> None:
-    old = (
-        "scored.stride=7",
-        "scored.remainder=dropped",
-        "scored.once=false",
-        "drop_incomplete=true",
-        "training.batch=4",
-    )
-    made = setting(folder, *old)
+    made = setting(folder, *RELEASED, "drop_incomplete=true", "training.batch=4")
     samples = loader.Samples(folder, "test", ("image_before", "image_after", "mask"))
-    source = windows.Windows(samples, made.recipe.scored)
-    counts = detect_change.evaluate(made, Pixel(), source)
+    source = windows.Windows(samples, made.recipe.scored)  # type: ignore[arg-type]
+    counts = detect_change.evaluate(made, Pixel(), samples)
     assert len(source) % 4
     assert int(counts.sum()) == len(source) // 4 * 4 * 16 * 16
 
 
 def test_figures_by_hand() -> None:
     counts = torch.tensor([[[50, 10], [5, 35]], [[80, 0], [20, 0]]])
-    found = detect_change.figures(counts, ["a", "b"], final=True)
+    linear = torch.tensor([[[60, 0], [40, 0]], [[80, 0], [0, 20]]])
+    found = maps.figures(counts, 0, linear, detect_change.figures)
     assert found["precision"] == pytest.approx(35 / 45)
     assert found["recall"] == pytest.approx(35 / 60)
     assert found["f1"] == pytest.approx(2 * 35 / (2 * 35 + 10 + 25))
+    assert found["iou_change"] == pytest.approx(35 / (35 + 10 + 25))
     assert found["oa"] == pytest.approx(165 / 200)
-    assert found["per_scene"]["b"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+    assert (found["f1_majority"], found["oa_majority"]) == (0.0, pytest.approx(140 / 200))
+    assert (found["f1_linear"], found["iou_change_linear"]) == (pytest.approx(0.5), pytest.approx(1 / 3))
+    assert detect_change.figures(counts[1]) == {
+        "precision": 0.0,
+        "recall": 0.0,
+        "f1": 0.0,
+        "iou_change": 0.0,
+        "oa": 0.8,
+    }

@@ -43,7 +43,7 @@ CASES: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
     "detect_change": (
         detect_change,
         "detect_change-demo-tiny",
-        (*SMALL, "model.encoder.image_px=16", "windows.px=16", "scored.px=16", "val_split=test"),
+        (*SMALL, "model.encoder.image_px=16", "windows.px=16", "val_split=test"),
     ),
     "pretrain": (
         pretrain,

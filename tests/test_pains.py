@@ -29,7 +29,7 @@ from sgmodel.train import run_paths, training
 
 TRAIN = catalog.folder("recipes") / "train"
 SIZES = ("model.encoder.image_px=16", "model.encoder.width=32", "model.encoder.depth=2", "training.batch=4")
-WINDOWS = ("windows.px=16", "scored.px=16", "accept=[]")
+WINDOWS = ("windows.px=16", "accept=[]")
 
 
 @dataclasses.dataclass(frozen=True)

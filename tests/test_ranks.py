@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_shards import contract, sample, write, write_pairs
+from synthetic_shards import contract, sample, write, write_pairs, write_scenes
 
 from sgdata import catalog
 from sgdata.shards import finish
@@ -112,7 +112,7 @@ def test_a_mean_over_labelled_pixels_does_not_see_the_ranks(tmp_path: Path, para
 @pytest.mark.parametrize("mode", ["finetune", "linear-probe"])
 def test_weighted_change_and_a_probe_do_not_see_the_ranks(tmp_path: Path, mode: str) -> None:
     folder, kept = write_pairs(tmp_path / "shards"), [text for text in SEGMENT[1:5] if "levels" not in text]
-    more = ("model.encoder.image_px=16", "windows.px=16", "windows.stride=8", "scored.px=16", "val_split=test")
+    more = ("model.encoder.image_px=16", "windows.px=16", "windows.stride=8", "val_split=test")
     size = ("training.batch=8", "training.epochs=1", "training.log_every=1", f"mode={mode}")
     settings = (*kept, *more, *size)
     for ranks in (1, 2):
@@ -120,6 +120,40 @@ def test_weighted_change_and_a_probe_do_not_see_the_ranks(tmp_path: Path, mode: 
     one, two = (losses(tmp_path / str(ranks)) for ranks in (1, 2))
     assert len(one) > 5
     np.testing.assert_allclose(two, one, rtol=1e-6)
+
+
+def numbers(value: object) -> list[float]:
+    """Return the numbers inside a JSON document, in the order of its keys, without losses: each rank draws dropout."""
+    if isinstance(value, dict):
+        kept = sorted(value.keys() - {"loss_first", "loss_last"})
+        return [number for key in kept for number in numbers(value[key])]
+    if isinstance(value, list):
+        return [number for one in value for number in numbers(one)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+@pytest.mark.slow
+def test_two_ranks_score_every_sample_once_and_as_one_does(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    write(shards / "masks", train=8, val=5)
+    write_pairs(shards / "pairs")
+    write_scenes(shards / "scenes", train=8, val=7)
+    environment = os.environ | {"PYTHONPATH": f"{RECIPES.parent}:{RECIPES.parent / 'tests'}", "OMP_NUM_THREADS": "1"}
+    for ranks, parallel in ((1, "ddp"), (2, "ddp"), (2, "fsdp")):
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if ranks > 1 else []
+        words = [sys.executable, *torchrun, "-m", "score_programs", shards, tmp_path / f"{ranks}{parallel}", parallel]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)  # type: ignore[arg-type]
+        assert done.returncode == 0, done.stderr
+    for alone in sorted((tmp_path / "1ddp").glob("*/results.json")):
+        one = json.loads(alone.read_text())
+        for together in ("2ddp", "2fsdp"):
+            two = json.loads((tmp_path / together / alone.parent.name / alone.name).read_text())
+            assert two.keys() == one.keys()
+            assert two.get("confusion") == one.get("confusion")
+            np.testing.assert_allclose(numbers(two), numbers(one), rtol=1e-5, atol=1e-6, err_msg=alone.parent.name)
+        if alone.parent.name in ("segment", "tiles"):
+            assert np.sum(one["confusion"]) == 5 * (32 * 32 - 4)
+    assert len(list(tmp_path.glob("*/*/results.json"))) == 3 * 8
 
 
 @pytest.mark.slow

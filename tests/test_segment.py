@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from synthetic_shards import contract, sample, write
 
 from sgdata import catalog, files
@@ -174,13 +173,6 @@ def test_the_loss_is_the_mean_over_the_labelled_pixels_of_the_whole_batch(tmp_pa
         curves.append([(line["loss"], line["grad_norm"]) for line in lines if "loss" in line])
         assert "weight" not in lines[0]
     np.testing.assert_allclose(curves[1], curves[0], rtol=2e-6)
-
-
-def test_tiles_go_back_where_they_came_from() -> None:
-    maps = torch.arange(2 * 12 * 12).reshape(2, 12, 12)
-    tiles = segment.tiled(maps[:, None], 4)
-    assert torch.equal(tiles[4, 0], maps[0, 4:8, 4:8])
-    assert torch.equal(segment.untiled(tiles[:, 0], 12), maps)
 
 
 def test_a_model_of_smaller_images_learns_from_crops_and_scores_whole_samples(folder: Path, tmp_path: Path) -> None:

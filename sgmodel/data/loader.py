@@ -136,10 +136,14 @@ class Source(Protocol):
     """A source of samples for `load`: one dataset (`Samples`), or several (`mixture.Mixture`)."""
 
     contract: Contract
+    split: str
     keys: list[str]
     members: dict[str, Member]
 
     def __len__(self) -> int: ...
+
+    def size(self) -> dict[str, int]:
+        """Return the number of samples, and of windows if they are cut."""
 
     def valid_size(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return height and width (N, 2) of samples (N,)."""
@@ -169,6 +173,7 @@ class Samples:
         fraction: float = 1.0,
         seed: int = 0,
         verify: Verify = "first",
+        keys: Sequence[str] | None = None,
     ) -> None:
         """Open a split.
 
@@ -179,6 +184,7 @@ class Samples:
             fraction: Share of the samples to keep, see `subset`.
             seed: Seed that selects this share.
             verify: Whether to compare members with their checksums the first time that a process reads each, or always.
+            keys: Keys of the samples to keep; None for all.
 
         Raises:
             SettingError: the split does not exist, or `fraction` is not in (0, 1].
@@ -189,8 +195,10 @@ class Samples:
         table = tar_format.read_index(folder)
         known = sorted(set(table["split"].to_pylist()))
         if split not in known:
-            raise SettingError(f"{folder}: no split '{split}'; it has {', '.join(known)}")
+            raise SettingError(f"{folder}: no split '{split}'; it has {', '.join(known)}: name one of them")
         rows = table.filter(np.array(table["split"].to_pylist()) == split)
+        if keys is not None:
+            rows = rows.filter(np.isin(rows["key"].to_pylist(), list(keys)))
         if fraction != 1.0:
             rows = rows.take(subset(rows["key"].to_pylist(), fraction, seed=seed))
         self.keys: list[str] = rows["key"].to_pylist()
@@ -233,6 +241,10 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def size(self) -> dict[str, int]:
+        """Return the number of samples, and of windows if they are cut."""
+        return {"samples": len(self)}
 
     def __getitem__(self, sample: int) -> dict[str, Tensor]:
         return {name: torch.from_numpy(self.read(range(len(self))[sample], name)) for name in self.members}

@@ -83,6 +83,7 @@ class Mixture:
             waived = [name for name in accept if name != "normalisation"]
             contracts.require(replace(part, scale=first.scale), first, "fine-tune", waived)
         self.contract = _together(parts, self.shares, [source.split for source in self.sources])
+        self.split = self.sources[0].split
         self.keys = [key for source in self.sources for key in source.keys]
         self.starts = np.cumsum([0, *map(len, self.sources)])
         self.members = {"image": _member(self.sources)}
@@ -94,6 +95,10 @@ class Mixture:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def size(self) -> dict[str, int]:
+        """Return the number of samples."""
+        return {"samples": len(self)}
 
     def valid_size(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return height and width (N, 2) of samples (N,)."""

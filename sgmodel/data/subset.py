@@ -24,6 +24,16 @@ def subset(keys: Sequence[str], fraction: float, *, seed: int) -> list[int]:
     """
     if not 0 < fraction <= 1:
         raise SettingError(f"training.fraction is {fraction}: expected a share of the samples, above 0 and at most 1")
-    digests = [hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in keys]
     count = max(1, int(fraction * len(keys) + 0.5))
-    return sorted(sorted(range(len(keys)), key=digests.__getitem__)[:count])
+    return sorted(in_order(keys, seed=seed)[:count])
+
+
+def in_order(keys: Sequence[str], *, seed: int) -> list[int]:
+    """Return the indices of samples in the order of the SHA-256 of "<seed>:<key>".
+
+    Args:
+        keys: Key of each sample.
+        seed: Seed of the order.
+    """
+    digests = [hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in keys]
+    return sorted(range(len(keys)), key=digests.__getitem__)

@@ -87,6 +87,10 @@ class Windows(loader.Samples):
             stored = np.full(len(stored), dtype)
         return dataclasses.replace(member, shape=shape, stored=stored, dtype=dtype)
 
+    def size(self) -> dict[str, int]:
+        """Return the number of samples and of their windows."""
+        return {"samples": len(self.samples), "windows": len(self)}
+
     def whole(self, number: int, name: str) -> Array:
         """Return one array of a sample, before it is cut. Raises SourceError."""
         array = self._decoded.get((number, name))

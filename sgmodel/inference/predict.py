@@ -28,7 +28,7 @@ from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Contract, Grid, LabelSpace, Level
 from sgmodel import devices
 from sgmodel.checkpoints import cards, checkpoint_folder
-from sgmodel.data import loader, upsample
+from sgmodel.data import loader, upsample, windows
 from sgmodel.inference import output_files, raster_input, tiling
 from sgmodel.inference import predictor as predictors
 from sgmodel.inference.predictor import SCENES, Predictor
@@ -138,9 +138,19 @@ def load(weights: Path, where: devices.Launch, *, embeddings: bool) -> Predictor
         raise SettingError(
             f"{weights}: a pretrained model ({kind}) without classes; fine-tune it, or give --what embeddings"
         )
-    zoom = float((card.recipe or {}).get("zoom", 1.0))
-    model = cards.load(weights).to(where.device)
-    return predictors.of_model(model, contract, card.normalisation, where, px=card.model.px, zoom=zoom)
+    whole, px = contract.label_space.task in SCENES, card.model.px
+    trained = contract.shape[1] if contract.shape else 0
+    # A scene classifier was trained on scenes enlarged to its size, other models on pixels at their resolution.
+    ground = windows.side((trained or px) if whole else px, contract)
+    return Predictor(
+        model=cards.load(weights).to(where.device),
+        contract=contract,
+        how=card.normalisation,
+        where=where,
+        ground_px=ground,
+        px=px or ground,
+        zoom=float((card.recipe or {}).get("zoom", 1.0)) if whole else 1.0,
+    )
 
 
 # --- a scene -------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdata.types import Array, Contract
-from sgmodel.data import augment, normalise, windows
+from sgmodel.data import augment, normalise
 from sgmodel.inference import tiling
 from sgmodel.models import encoder as enc
 
@@ -87,27 +87,6 @@ class Predictor:
         # Inferred from a dummy forward pass, since the card of a baseline does not record it.
         blank = np.zeros((1, self.dates * len(self.contract.bands), self.ground_px, self.ground_px), np.uint16)
         return self.look(blank).shape[1:3]
-
-
-def of_model(
-    model: nn.Module, contract: Contract, how: normalise.Normalisation, where: Launch, *, px: int, zoom: float = 1.0
-) -> Predictor:
-    """Return a predictor of a model, on its device.
-
-    Args:
-        model: The model.
-        contract: Contract of its training data, with the label space of the answers.
-        how: Normalisation.
-        where: Device and precision.
-        px: Side of the images that the model takes; 0 for any.
-        zoom: Share of the side of scenes that the model sees, where a whole scene gets one answer.
-    """
-    whole = contract.label_space.task in SCENES
-    trained = contract.shape[1] if contract.shape else 0
-    # A scene classifier was trained on scenes enlarged to its size, other models on pixels at their resolution.
-    ground = windows.side((trained or px) if whole else px, contract)
-    own = zoom if whole else 1.0
-    return Predictor(model=model, contract=contract, how=how, where=where, ground_px=ground, px=px or ground, zoom=own)
 
 
 def answers(

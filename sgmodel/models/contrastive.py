@@ -84,31 +84,44 @@ class Contrast(nn.Module):
             start = functional.normalize(torch.randn(objective.queue, objective.projection), dim=1)
             self.register_buffer("queue", start)
 
-    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, first: Tensor, second: Tensor, *, compare: bool = True) -> tuple[Tensor, Tensor]:
         """Compare two views of the same images.
 
         Args:
             first: First views (N, C, H, W).
             second: Second views (N, C, H, W), in the same order.
+            compare: False for the outputs alone, such as those of a part of the images to compare.
 
         Returns:
-            The loss (InfoNCE), and the share of images for which the other view of the image has the highest score.
+            The loss (InfoNCE), and the share of images for which the other view of the image has the highest score; or
+            the outputs (N, projection) of both views.
         """
         query = functional.normalize(self.head(self.backbone.pooled(first)).float(), dim=1)
-        scores, answer = self._queued(query, second) if self.objective.method == "moco" else self._mutual(query, second)
+        if self.objective.method == "moco":
+            with torch.no_grad():
+                key = functional.normalize(self.slow_head(self.slow_backbone.pooled(second)).float(), dim=1)
+        else:
+            key = functional.normalize(self.head(self.backbone.pooled(second)).float(), dim=1)
+        return self.compared(query, key) if compare else (query, key)
+
+    def compared(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and the share of right answers, as `forward`, of the outputs (N, projection) of two views.
+
+        Args:
+            query: Outputs of the first views.
+            key: Outputs of the second views, in the same order.
+        """
+        scores, answer = (self._queued if self.objective.method == "moco" else self._mutual)(query, key)
         loss = functional.cross_entropy(scores / self.objective.temperature, answer)
         return loss, (scores.argmax(dim=1) == answer).float().mean()
 
-    def _queued(self, query: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            key = functional.normalize(self.slow_head(self.slow_backbone.pooled(second)).float(), dim=1)
+    def _queued(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         if self.training:
             self.waiting.append(key)
-        own, others = (query * key).sum(1, keepdim=True), query @ self.queue.T
+        own, others = (query * key).sum(1, keepdim=True), query @ self.queue.to(query.device).T
         return torch.cat([own, others], dim=1), torch.zeros(len(query), dtype=torch.long, device=query.device)
 
-    def _mutual(self, query: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        key = functional.normalize(self.head(self.backbone.pooled(second)).float(), dim=1)
+    def _mutual(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         mine = torch.arange(len(query), device=query.device)
         if distributed.world() > 1 and dist.is_initialized() and self.training:
             query_all, key_all = (_GatherWithGradient.apply(views) for views in (query, key))  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ from sgdata.shards import tar_format
 from sgdata.types import Contract
 from sgmodel import distributed
 from sgmodel.data import augment, loader
+from sgmodel.data.subset import in_order
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
 from sgmodel.train import finetune, loop, metrics, training
@@ -43,6 +44,14 @@ class ClassifyRecipe(finetune.FinetuneRecipe):
         head_std: Standard deviation with which the head is re-initialised after weights were loaded; 0 keeps it.
         labels_from: Where labels come from; "mask" gives a scene the classes that cover at least `min_share` of it.
         min_share: Share of a mask that a class must cover to be a label.
+        mode: As elsewhere, or "knn", which trains nothing: the classes of the most similar training samples vote.
+        neighbours: Number of training samples that vote with `mode` "knn".
+        shots: Training samples of each class that are used, those with the lowest SHA-256 of "<fraction_seed>:<key>";
+            0 for all.
+        weighting: Class weights of the loss; "balanced" is total / (classes x samples of the class).
+        class_weights: Class weights of the loss, one per class in the order of the label space, in place of computed
+            ones.
+        focal: Exponent of the focal loss (Lin et al., ICCV 2017); 0 is the usual loss.
     """
 
     mix: augment.MixRecipe = field(default_factory=augment.MixRecipe)
@@ -51,6 +60,17 @@ class ClassifyRecipe(finetune.FinetuneRecipe):
     head_std: float = 0.0
     labels_from: Literal["labels", "mask"] = "labels"
     min_share: float = 0.05
+    mode: finetune.Mode | Literal["knn"] = "finetune"  # type: ignore[assignment]
+    neighbours: int = 20
+    shots: int = 0
+    weighting: Literal["none", "balanced"] = "none"
+    class_weights: tuple[float, ...] = ()
+    focal: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, and class weights from two places. Raises SettingError."""
+        super().__post_init__()
+        finetune.check_class_weights(self.weighting, self.class_weights)
 
 
 Setting = training.Setting[ClassifyRecipe]
@@ -67,11 +87,10 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     Raises:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
-    settings = recipe.training
-    source = training.samples(paths.shards, settings, ("image",))
-    held_out = loader.Samples(paths.shards, recipe.val_split, ("image",), verify=settings.verify)
+    source = training.samples(paths.shards, recipe.training, ("image",))
+    scored = finetune.scored(recipe, paths.shards, ("image",))
     # In the contract too, since a checkpoint must record the meaning of its outputs.
-    for samples in (source, held_out):
+    for samples in {source, scored.val or scored.test, scored.test}:
         samples.contract = labelled(samples.contract, recipe)
     check(recipe, source.contract)
     setting = training.resolve(recipe, source.contract, paths)
@@ -80,15 +99,29 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     # A small head leaves the pretrained features unchanged in the first steps, as in the released code.
     if recipe.head_std and paths.weights is not None and isinstance(model.head, nn.Linear):
         nn.init.trunc_normal_(model.head.weight, std=recipe.head_std)
-    train_targets, val_targets = targets(source, recipe), targets(held_out, recipe)
-    task = finetune.task(setting, model, source, partial(objective, setting, train_targets), paths)
-    single = setting.contract.label_space.task == "single-label"
-    scoring = finetune.Scoring(
-        title="Classification",
-        by="top1" if single else "map_macro",
-        held_out=held_out,
-        figures=lambda final: figures(score(setting, model, held_out), val_targets, setting.contract, final=final),
+    train_targets = targets(source, recipe)
+    if recipe.shots:
+        chosen = few(source, train_targets, recipe)
+        keys, contract = [source.keys[row] for row in chosen], source.contract
+        source = loader.Samples(paths.shards, source.split, ("image",), keys=keys, verify=source.verify)
+        source.contract, train_targets = contract, train_targets[chosen]
+    true = cache(partial(targets, recipe=recipe))
+
+    def scores(held_out: loader.Samples, final: bool) -> dict[str, Any]:
+        found = score(setting, model, held_out)
+        if recipe.mode == "knn":
+            found = votes(found, score(setting, model, source), train_targets, recipe.neighbours)
+        return figures(found, true(held_out), setting.contract, final=final)
+
+    by = "top1" if setting.contract.label_space.task == "single-label" else "map_macro"
+    scoring = finetune.Scoring(title="Classification", by=by, scored=scored, figures=scores)
+    if recipe.mode == "knn":
+        model.head = nn.Identity()  # the features are compared
+        return finetune.score(setting, model, source, scoring, paths)
+    weights = finetune.class_weights(
+        recipe.weighting, recipe.class_weights, setting.classes, lambda: train_targets.sum(dim=0)
     )
+    task = finetune.task(setting, model, source, partial(objective, setting, train_targets, weights=weights), paths)
     return finetune.train(setting, task, scoring, paths)
 
 
@@ -100,16 +133,20 @@ def check(recipe: ClassifyRecipe, contract: Contract) -> None:
         message = f"label space '{space.name}' is of the task '{space.task}', expected single-label or multi-label"
         raise SettingError(f"{message}; set labels_from = 'mask' to derive labels from masks")
     if recipe.smoothing and space.task == "multi-label":
-        raise SettingError(f"smoothing is {recipe.smoothing}, '{space.name}' is multi-label: expected 0.0")
-    world, parts = distributed.world(), -(-settings.accumulate // distributed.world())
-    if recipe.mix.mixes and (settings.batch % world or settings.batch // world % (2 * parts)):
+        raise SettingError(f"smoothing is {recipe.smoothing}, '{space.name}' is multi-label: set smoothing = 0.0")
+    if recipe.smoothing and recipe.focal:
+        raise SettingError(f"focal is {recipe.focal}, smoothing {recipe.smoothing}: set one of the two to 0.0")
+    division, world = settings.division, distributed.world()
+    if recipe.mix.mixes and division.each % (2 * division.parts):
         processes = f" on each of {world} processes" if world > 1 else ""
-        message = f"batch {settings.batch} in {parts} parts{processes}"
+        message = f"batch {settings.batch} in {division.parts} parts{processes}"
         raise SettingError(f"{message}: mixup and CutMix pair neighbours; choose parts of an even number of samples")
 
 
-def objective(setting: Setting, targets: Tensor, model: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
-    """Compute the loss of a batch; `targets` (N, K) are those of all training samples."""
+def objective(
+    setting: Setting, targets: Tensor, model: nn.Module, batch: loader.Batch, *, weights: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Compute the loss of a batch; `targets` (N, K) are those of all training samples, `weights` (K,) of classes."""
     recipe, seed, px = setting.recipe, setting.recipe.training.seed, finetune.px(setting, batch)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=seed)
     # Crop, erase, mix, in this order: a box is erased from one scene, not from a mixture of two.
@@ -119,11 +156,29 @@ def objective(setting: Setting, targets: Tensor, model: nn.Module, batch: loader
     if recipe.mix.mixes:
         how = augment.mixing(recipe.mix, batch.samples, batch.epoch, px, seed=seed)
         x, y = augment.mix(x, how), augment.mix_targets(y, how)
-    # Targets sum to 1, so that smoothing before and after mixing are equal.
-    logits = model(x).float()
-    if setting.contract.label_space.task == "single-label":
-        return {"loss": functional.cross_entropy(logits, y, label_smoothing=recipe.smoothing)}
-    return {"loss": functional.multilabel_soft_margin_loss(logits, y)}
+    single = setting.contract.label_space.task == "single-label"
+    return {"loss": loss(recipe, model(x).float(), y, weights, single=single)}
+
+
+def loss(recipe: ClassifyRecipe, logits: Tensor, y: Tensor, weights: Tensor | None, *, single: bool) -> Tensor:
+    """Compute the mean loss of logits (N, K) for targets `y` (N, K) and weights (K,) of classes.
+
+    Targets of a single-label task sum to 1, so that smoothing before and after mixing are equal.
+    """
+    weights = None if weights is None else weights.to(logits.device, non_blocking=True)
+    if not recipe.focal:
+        if single:
+            return functional.cross_entropy(logits, y, weights, label_smoothing=recipe.smoothing)
+        return functional.multilabel_soft_margin_loss(logits, y, weights)
+    if single:
+        log_p = functional.log_softmax(logits, dim=1)
+        each = -y * log_p * (1 - log_p.exp()).clamp(min=1e-6) ** recipe.focal
+    else:
+        p = logits.sigmoid()
+        doubt = (y * (1 - p) + (1 - y) * p).clamp(min=1e-6)
+        bce = functional.binary_cross_entropy_with_logits(logits, y, reduction="none")
+        each = bce * doubt**recipe.focal / y.shape[1]
+    return (each if weights is None else each * weights).sum(dim=1).mean()
 
 
 # --- labels --------------------------------------------------------------------------------
@@ -179,23 +234,64 @@ def covering(mask: np.ndarray[Any, Any], ids: Iterable[int], min_share: float) -
     return [label for label in ids if covered.get(label, 0) >= min_share * mask.size]
 
 
+def few(source: loader.Samples, targets: Tensor, recipe: ClassifyRecipe) -> list[int]:
+    """Return the samples that `shots` selects: of each class those first in the order of `subset`, `shots` of them.
+
+    Raises:
+        SettingError: a class has fewer samples.
+    """
+    order, chosen = in_order(source.keys, seed=recipe.training.fraction_seed), set[int]()
+    for column, name in enumerate(source.contract.label_space.names):
+        having = [row for row in order if targets[row, column]][: recipe.shots]
+        if len(having) < recipe.shots:
+            message = f"shots is {recipe.shots}, class '{name}' has {len(having)} training samples"
+            raise SettingError(f"{message}: set shots = {len(having)}, or 0 for all samples")
+        chosen |= set(having)
+    return sorted(chosen)
+
+
 # --- scoring -------------------------------------------------------------------------------
 
 
 def score(setting: Setting, model: nn.Module, source: loader.Samples) -> Tensor:
-    """Compute the logits (N, K) of every sample of `source`, on the CPU."""
-    logits = []
-    plan = loader.in_order(len(source), setting.scored_at_once)
+    """Compute the logits (N, K) of every sample of `source` on all ranks together, on the CPU."""
+    mine = distributed.share(loader.in_order(len(source), setting.scored_at_once))
+    batches = loader.load(source, (indices for indices, _ in mine), threads=1)
+    logits: Tensor | None = None
     with loop.evaluating(model), setting.where.autocast():
-        for batch in loader.load(source, plan, threads=1):
+        for (indices, counting), batch in zip(mine, batches, strict=True):
             x = augment.zoomed(
                 training.pixels(setting, batch),
                 batch.valid_size,
                 finetune.px(setting, batch),
                 share=setting.recipe.zoom,
             )
-            logits.append(model(x).float().cpu())
-    return torch.cat(logits)
+            found = model(x).float().cpu()
+            if logits is None:
+                logits = torch.zeros(len(source), found.shape[1])
+            if counting:
+                logits[torch.from_numpy(indices.samples)] = found
+    assert logits is not None  # every rank has a batch
+    return distributed.total(logits, setting.where.device)
+
+
+def votes(features: Tensor, bank: Tensor, targets: Tensor, neighbours: int) -> Tensor:
+    """Return the score (N, K) of each class: its share of the votes of the most similar training samples.
+
+    Votes are weighted by exp(cosine similarity / 0.07), as for DINO (Caron et al., ICCV 2021).
+
+    Args:
+        features: Features (N, D) to classify.
+        bank: Features (M, D) of the training samples.
+        targets: Targets (M, K) of the training samples.
+        neighbours: Number of training samples that vote.
+    """
+    bank, result = functional.normalize(bank, dim=1), []
+    for part in torch.split(functional.normalize(features, dim=1), 1024):
+        near, which = (part @ bank.T).topk(min(neighbours, len(bank)), dim=1)
+        weight = (near / 0.07).softmax(dim=1)
+        result.append((weight[:, :, None] * targets[which]).sum(dim=1))
+    return torch.cat(result)
 
 
 def figures(scores: Tensor, targets: Tensor, contract: Contract, *, final: bool) -> dict[str, Any]:

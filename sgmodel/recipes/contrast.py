@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from sgmodel import distributed
 from sgmodel.data import augment, loader, seeded_random
 from sgmodel.models import contrastive
 from sgmodel.models.specs import ContrastSpec
@@ -53,7 +54,7 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
     source = training.samples(paths.shards, recipe.training, ("image",))
-    held_out = loader.Samples(paths.shards, recipe.val_split, ("image",), verify=recipe.training.verify)
+    scored = finetune.scored(recipe, paths.shards, ("image",))
     setting = training.resolve(recipe, source.contract, paths)
 
     model = finetune.start(setting, partial(build, setting.recipe, setting.classes), paths.weights)
@@ -62,10 +63,11 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
     # After each optimizer step, not in the forward pass: micro-batches are not steps, and a checkpoint must include it.
     task.updates.optimizer.register_step_post_hook(lambda *_: model.follow())
 
-    def figures(final: bool) -> dict[str, float]:
+    def figures(held_out: loader.Samples, final: bool) -> dict[str, float]:
         return evaluate(setting, model, held_out)
 
-    scoring = finetune.Scoring(title="Contrastive pretraining", by="val_top1", held_out=held_out, figures=figures)
+    by = f"{(scored.val or scored.test).split}_top1"
+    scoring = finetune.Scoring(title="Contrastive pretraining", by=by, scored=scored, figures=figures)
     return finetune.train(setting, task, scoring, paths)
 
 
@@ -92,16 +94,25 @@ def view(setting: Setting, batch: loader.Batch, whole: Tensor, number: int) -> T
     return images * (1 + gain) + offset
 
 
-def evaluate(setting: Setting, model: nn.Module, source: loader.Samples) -> dict[str, float]:
-    """Compute the mean loss and top-1 of `source` with the views of epoch 0."""
-    sums, count = torch.zeros(2, dtype=torch.float64), 0
+def evaluate(setting: Setting, model: contrastive.Contrast, source: loader.Samples) -> dict[str, float]:
+    """Compute the mean loss and top-1 of `source` with the views of epoch 0, named by its split."""
+    mine = distributed.share(loader.in_order(len(source), setting.scored_at_once))
+    outputs = torch.zeros(2, len(source), setting.recipe.contrast.projection)
     with loop.evaluating(model):
-        for batch in loader.load(source, loader.in_order(len(source), setting.recipe.training.batch), threads=1):
+        for (indices, counts), batch in zip(
+            mine, loader.load(source, (one for one, _ in mine), threads=1), strict=True
+        ):
+            whole = training.pixels(setting, batch)
             with setting.where.autocast():
-                terms = objective(setting, model, batch)
-            sums += len(batch.keys) * torch.stack([terms["loss"], terms["top1"]]).double().cpu()
-            count += len(batch.keys)
-    return {"val_loss": float(sums[0]) / count, "val_top1": float(sums[1]) / count}
+                found = model(*(view(setting, batch, whole, number) for number in (0, 1)), compare=False)
+            if counts:
+                outputs[:, torch.from_numpy(indices.samples)] = torch.stack(found).cpu()
+        outputs = distributed.total(outputs, setting.where.device)
+        # As many images are compared as in training, on any number of ranks.
+        parts = torch.split(outputs, setting.scored_at_once * distributed.world(), dim=1)
+        sums = sum(part.shape[1] * torch.stack(model.compared(*part)).double() for part in parts)
+    loss, top1 = (sums / len(source)).tolist()
+    return {f"{source.split}_loss": loss, f"{source.split}_top1": top1}
 
 
 PROGRAM = Program(

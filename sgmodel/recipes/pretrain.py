@@ -9,7 +9,6 @@ are printed, for instance at another `mask_ratio`. The two stages of the paper a
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -23,13 +22,14 @@ from torch import Tensor, nn
 from sgdata import files
 from sgdata.errors import ExitCode, SettingError
 from sgdata.file_names import file_name
-from sgdata.types import Contract
+from sgdata.types import Array, Contract
 from sgmodel import devices, distributed
 from sgmodel.checkpoints import cards, transfer
 from sgmodel.data import augment, band_selection, loader, mixture, normalise, seeded_random
 from sgmodel.models import encoder, mae
 from sgmodel.models import flops as count
-from sgmodel.train import figures, loop, run_folder, training
+from sgmodel.train import best_checkpoint, loop, run_folder, training
+from sgmodel.train import figures as pictures
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
 
@@ -61,6 +61,9 @@ class PretrainRecipe:
         bands: Bands that the model sees, in its order.
         mask_ratio: Share of the tokens that are removed.
         picture_every: Steps between two scorings of held-out samples and pictures of them.
+        val_split: Split that is scored during training, by which `checkpoint-best` is chosen; empty for `val` if the
+            data have it, otherwise the training samples, whose figures are named after their own split.
+        test_split: Split that is scored after training; empty for the one that is scored during training.
         training: Duration, batch and optimizer.
         model: Size of the encoder.
         decoder: Size of the decoder.
@@ -81,6 +84,8 @@ class PretrainRecipe:
     objective: mae.Objective
     normalise: normalise.NormaliseRecipe
     augment: augment.AugmentRecipe
+    val_split: str = ""
+    test_split: str = ""
     accept: tuple[str, ...] = ()
     tables: transfer.Tables = "interpolate"
     stages: tuple[Stage, ...] = ()
@@ -116,9 +121,10 @@ def main(recipe: PretrainRecipe, paths: RunPaths) -> int:
         print(training.outlook(task))
         return ExitCode.DONE
     if task.total == 0:
-        scores = evaluate(setting, model, _held_out(source, recipe))
+        held_out = _held_out(source, recipe, recipe.test_split or recipe.val_split)
+        scores = evaluate(setting, model, held_out)
         if distributed.lead():
-            print(json.dumps({"mask_ratio": recipe.mask_ratio, **scores}))
+            print(json.dumps({"split": held_out.split, "mask_ratio": recipe.mask_ratio, **scores}))
         return ExitCode.DONE
     with files.only_writer(paths.out, run_folder.METRICS) if distributed.lead() else nullcontext():
         return _train(setting, model, task, paths)
@@ -169,22 +175,25 @@ def check(recipe: PretrainRecipe, contract: Contract) -> None:
 
 
 def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, paths: RunPaths) -> int:
-    recipe, held_out = setting.recipe, _held_out(task.source, setting.recipe)
+    recipe, held_out = setting.recipe, _held_out(task.source, setting.recipe, setting.recipe.val_split)
+    test = _held_out(task.source, recipe, recipe.test_split) if recipe.test_split else held_out
     # Operations for one image; each rank processes its part of the batch.
     flops = count.training_step("pretrain", recipe.model, mask_ratio=recipe.mask_ratio, decoder=recipe.decoder)
     first = training.begin(task, recipe, paths)
+    by = f"{held_out.split}_loss_token"
+    best = best_checkpoint.Best(paths.out, first, by=by, sign=-1, patience=recipe.training.patience)
     with run_folder.Log(paths.out, first) as log:
 
         def score(done: int) -> None:
             if done % recipe.picture_every and done != task.total:
                 return
             scores = evaluate(setting, model, held_out)
-            told = {f"val_{name}": value for name, value in scores.items()}
-            log.check(done - 1, told)
+            figures = {f"{held_out.split}_{name}": value for name, value in scores.items()}
+            log.check(done - 1, figures)
             _show(setting, model, held_out, paths.out / "pictures" / f"step-{done:06d}.png")
             # After everything that reads samples: a step without this line is scored again.
-            log.write(done - 1, told)
-            run_folder.keep_best(paths.out, model, task.card, {"score": -scores["loss_token"], **scores}, by="score")
+            log.write(done - 1, figures)
+            best.keep(model, task.card, figures)
 
         def report(step: loop.Step) -> None:
             speed = devices.speed(setting.where, flops * step.images / distributed.world(), step.total_s)
@@ -193,27 +202,26 @@ def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, 
 
         if log.lacks_score:  # the run ended while its last step was scored
             score(first)
-        training.run(task, first, paths, report)
-    if not training.complete(task, paths):
+        training.run(task, first, paths, report, ended=best.stalled)
+    if not training.complete(task, paths, ended=best.stalled):
         return training.STOPPED
-    run_folder.conclude(
-        paths.out, "Pretraining", task.card, {"steps": task.total, **evaluate(setting, model, held_out)}
-    )
+    steps = run_folder.read_progress(paths.out).steps
+    results = {"steps": steps, "split": test.split, "samples": len(test), **evaluate(setting, model, test)}
+    run_folder.conclude(paths.out, "Pretraining", task.card, results)
     return ExitCode.DONE
 
 
-def _held_out(source: loader.Source, recipe: PretrainRecipe) -> loader.Source:
-    """Open the split `val` of the dataset of `source`, or of each in a mixture; `source` itself if there is none."""
+def _held_out(source: loader.Source, recipe: PretrainRecipe, split: str) -> loader.Source:
+    """Open `split` of the data of `source`; for an empty name `val` if there is one, otherwise `source` itself."""
     if isinstance(source, mixture.Mixture):
-        each = {one.contract.dataset: _held_out_of(one) for one in source.sources}
+        each = {one.contract.dataset: _held_out_of(one, split) for one in source.sources}
         return mixture.Mixture(each, recipe.training.mixture, recipe.bands, recipe.accept)
-    return _held_out_of(source) if isinstance(source, loader.Samples) else source
+    return _held_out_of(source, split) if isinstance(source, loader.Samples) else source
 
 
-def _held_out_of(source: loader.Samples) -> loader.Samples:
-    if "val" not in source.contract.splits:
-        return source
-    return loader.Samples(source.folder, "val", ("image",), verify=source.verify)
+def _held_out_of(source: loader.Samples, split: str) -> loader.Samples:
+    split = split or ("val" if "val" in source.contract.splits else source.split)
+    return source if split == source.split else loader.Samples(source.folder, split, ("image",), verify=source.verify)
 
 
 def objective(setting: Setting, forward: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
@@ -256,22 +264,18 @@ def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Sour
     the nearest visible token of the same spectral group.
     """
     config = setting.recipe.model
-    # Micro-batches are divided among the ranks. With FSDP each pass needs all ranks, so that the last round repeats
-    # some of them, which are not counted.
-    plan = list(loader.in_order(len(source), setting.scored_at_once))
-    rank, world = distributed.rank(), distributed.world()
-    numbers = range(rank, -(-len(plan) // world) * world, world)
+    mine = distributed.share(loader.in_order(len(source), setting.scored_at_once))
     sums = torch.zeros(3, dtype=torch.float64, device=setting.where.device)
-    results = _reconstructions(setting, model, source, (plan[number % len(plan)] for number in numbers))
-    for number, (images, seen, result) in zip(numbers, results, strict=True):
-        if number >= len(plan):
+    results = _reconstructions(setting, model, source, (indices for indices, _ in mine))
+    for (_, counts), (images, seen, result) in zip(mine, results, strict=True):
+        if not counts:
             continue
         target = encoder.patchify(images.where(seen, float("nan")), config).float()
         guesses = [baseline(target, result.mask, config) for baseline in (visible_mean, nearest_visible)]
         errors = [result.loss_token, *(mae.token_loss(guess, target, result.mask) for guess in guesses)]
         sums += len(images) * torch.stack(errors).double()
     names = ("loss_token", "loss_token_visible_mean", "loss_token_nearest")
-    return dict(zip(names, (distributed.mean(sums) * world / len(source)).tolist(), strict=True))
+    return dict(zip(names, (distributed.mean(sums) * distributed.world() / len(source)).tolist(), strict=True))
 
 
 def visible_mean(target: Tensor, mask: Tensor, config: encoder.EncoderConfig) -> Tensor:
@@ -313,14 +317,16 @@ def _reconstructions(
 
 def _show(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source, path: Path) -> None:
     """Draw the first samples of `source`: true, masked, predicted, and the error of every band."""
-    config, bands = setting.recipe.model, figures.band_indices(setting.contract)
-    plan = itertools.islice(loader.in_order(len(source), SHOWN), 1)
+    config, bands = setting.recipe.model, pictures.band_indices(setting.contract)
+    drawn: list[list[Array]] = []
+    plan = loader.in_order(min(SHOWN, len(source)), setting.scored_at_once)
     for images, _, result in _reconstructions(setting, model, source, plan):
         predicted = mae.unpatchify(result.pred.float(), config)
         removed = mae.unpatchify(result.mask[..., None].expand_as(result.pred), config)
         rows = zip(images, predicted, removed, strict=True)
-        if distributed.lead():
-            figures.write(path, [figures.reconstruction(*row, bands) for row in rows])
+        drawn += [pictures.reconstruction(*row, bands) for row in rows]
+    if distributed.lead():
+        pictures.write(path, drawn)
 
 
 PROGRAM = Program(

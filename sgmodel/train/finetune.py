@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from sgdata import files
-from sgdata.errors import ExitCode, SettingError, SourceError
-from sgdata.types import Contract, LabelSpace
+from sgdata.errors import ExitCode, SettingError
+from sgdata.types import Contract
 from sgmodel import distributed
 from sgmodel.checkpoints import cards
 from sgmodel.data import augment, loader, normalise
 from sgmodel.models import factory, heads
-from sgmodel.train import loop, run_folder, training
+from sgmodel.train import best_checkpoint, loop, run_folder, training
 
 if TYPE_CHECKING:
     from sgmodel.train.run_paths import RunPaths
@@ -38,7 +38,8 @@ class FinetuneRecipe:
     Attributes:
         model: Backbone and head.
         bands: Bands that the model sees, in its order.
-        val_split: Split that is scored.
+        val_split: Split that is scored during training, by which `checkpoint-best` is chosen; empty for none.
+        test_split: Split that is scored after training; empty for `val_split`.
         evaluate_every: Epochs between two scorings; 0 scores only at the end.
         training: Duration, batch and optimizer.
         normalise: Normalisation of the images.
@@ -54,14 +55,47 @@ class FinetuneRecipe:
     training: training.TrainingRecipe
     normalise: normalise.NormaliseRecipe
     augment: augment.AugmentRecipe
+    test_split: str = ""
     mode: Mode = "finetune"
     accept: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse repeated bands. Raises SettingError."""
+        """Refuse repeated bands and missing splits. Raises SettingError."""
         repeated = sorted({name for name in self.bands if self.bands.count(name) > 1})
         if repeated:
             raise SettingError(f"bands has {' '.join(repeated)} more than once; name each band once")
+        if not (self.val_split or self.test_split):
+            raise SettingError("val_split and test_split are empty: expected a split to score; set test_split")
+        if self.training.patience and not (self.val_split and self.evaluate_every):
+            message = f"training.patience is {self.training.patience}: expected scores during training"
+            raise SettingError(f"{message}; set val_split, and evaluate_every above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapRecipe(FinetuneRecipe):
+    """Settings of a run that trains a model of every pixel.
+
+    Attributes:
+        smoothing: Label smoothing of the cross-entropy, 0 to 1.
+        weighting: Class weights of the loss; "balanced" is total / (classes x labelled pixels of the class).
+        class_weights: Class weights of the loss, one per class in the order of the label space, in place of computed
+            ones.
+        focal: Exponent of the focal loss (Lin et al., ICCV 2017); 0 is cross-entropy.
+        dice: Share of the Dice loss (Milletari et al., 3DV 2016), mean over the classes that a sample shows, 0 to 1.
+        overlap: Share of a tile's side that neighbours have in common in scoring, as in prediction, 0 to 0.75.
+    """
+
+    smoothing: float = 0.0
+    weighting: Literal["none", "balanced"] = "none"
+    class_weights: tuple[float, ...] = ()
+    focal: float = 0.0
+    dice: float = 0.0
+    overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, and class weights from two places. Raises SettingError."""
+        super().__post_init__()
+        check_class_weights(self.weighting, self.class_weights)
 
 
 def px(setting: training.Setting[R], batch: loader.Batch) -> int:
@@ -80,54 +114,33 @@ def check_sizes(px: int, stored: Contract) -> None:
         raise SettingError(f"{message}: pack them in one size, or set model.image_px (scenes only)")
 
 
-def labels(setting: training.Setting[R], batch: loader.Batch) -> Tensor:
-    """Return the masks (N, H, W) of a batch as class indices 0..K-1, or `setting.ignore`.
+def check_class_weights(weighting: str, given: tuple[float, ...]) -> None:
+    """Refuse class weights that are named twice or below 0. Raises SettingError."""
+    if given and (weighting != "none" or min(given) < 0 or not max(given) > 0):
+        message = f"class_weights is {list(given)}, weighting {weighting!r}"
+        raise SettingError(f"{message}: expected weights of 0 or more, not all 0, and weighting = 'none'")
+
+
+def class_weights(
+    weighting: str, given: tuple[float, ...], classes: int, counts: Callable[[], Tensor]
+) -> Tensor | None:
+    """Return the weights (K,) of classes in the loss; None for 1 each.
+
+    Args:
+        weighting: "balanced" for total / (classes x count of the class); any other for `given`.
+        given: Weights in the order of the label space; empty for none.
+        classes: Number of classes.
+        counts: Counts each class in the training samples: (K,) int64.
 
     Raises:
-        SourceError: a value is not a class; the message names the samples.
+        SettingError: `given` does not have a weight for each class.
     """
-    indices = class_indices(setting.contract.label_space, batch.arrays["mask"])
-    # Checked on the host: a device would fail later, with a message that names neither value nor sample.
-    invalid = indices == UNKNOWN
-    if invalid.any():
-        keys = [batch.keys[row] for row in torch.nonzero(invalid.flatten(1).any(dim=1)).flatten().tolist()]
-        space = setting.contract.label_space
-        values = sorted(set(_signed(batch.arrays["mask"])[invalid].tolist()))[:8]
-        expected = _ranges(space.ids)
-        raise SourceError(
-            f"masks of {', '.join(keys[:8])} hold {values}, expected classes {expected} or {space.ignore_index}; "
-            "shard them again"
-        )
-    return indices
-
-
-# Class index of a mask value that the label space does not list.
-UNKNOWN = -1
-
-
-def class_indices(space: LabelSpace, masks: Tensor) -> Tensor:
-    """Return the position of each mask value among the ids of `space`, of any integer type: the same shape, int32.
-
-    The value to ignore becomes `training.ignored_index`, every other value that is not an id becomes UNKNOWN.
-    """
-    values = _signed(masks)
-    known = torch.tensor([*space.ids, space.ignore_index], dtype=torch.int32, device=values.device)
-    position = [*range(len(space.ids)), training.ignored_index(space)]
-    ordered, order = known.sort()
-    at = torch.searchsorted(ordered, values).clamp(max=len(known) - 1)
-    indices = torch.tensor(position, dtype=torch.int32, device=values.device)[order][at]
-    return torch.where(ordered[at] == values, indices, UNKNOWN)
-
-
-def _signed(masks: Tensor) -> Tensor:
-    """Return masks as int32, since torch has few operations for uint16."""
-    return masks.to(torch.int32)
-
-
-def _ranges(ids: tuple[int, ...]) -> str:
-    """Return ids in words: "0 to 9" where none is left out."""
-    whole = ids == tuple(range(ids[0], ids[-1] + 1)) if ids else False
-    return f"{ids[0]} to {ids[-1]}" if whole else ", ".join(map(str, ids))
+    if weighting == "balanced":
+        present = counts()
+        return present.sum() / (classes * present.clamp(min=1)).float() * (present > 0)
+    if given and len(given) != classes:
+        raise SettingError(f"class_weights has {len(given)} values, the data {classes} classes: give one for each")
+    return torch.tensor(given) if given else None
 
 
 def start(setting: training.Setting[R], make: Callable[[], nn.Module], weights: Path | None) -> nn.Module:
@@ -187,20 +200,42 @@ def task(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The samples that a run scores.
+
+    Attributes:
+        val: Samples that are scored during training; None for none.
+        test: Samples that are scored after training, perhaps the same.
+    """
+
+    val: loader.Samples | None
+    test: loader.Samples
+
+
+def scored(recipe: FinetuneRecipe, shards: Path, members: Sequence[str]) -> Scored:
+    """Open the splits that a recipe scores. Raises SettingError, SourceError."""
+    verify = recipe.training.verify
+    val = loader.Samples(shards, recipe.val_split, members, verify=verify) if recipe.val_split else None
+    if val is not None and recipe.test_split in ("", recipe.val_split):
+        return Scored(val=val, test=val)
+    return Scored(val=val, test=loader.Samples(shards, recipe.test_split, members, verify=verify))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scoring:
     """How a program scores.
 
     Attributes:
         title: Title of the model card.
         by: Name of the figure that selects `checkpoint-best`; greater is better.
-        held_out: Samples that are scored.
-        figures: Computes the figures; its argument says whether to include those that take long.
+        scored: Samples that are scored.
+        figures: Computes the figures of samples; its second argument says whether to include those that take long.
     """
 
     title: str
     by: str
-    held_out: loader.Samples
-    figures: Callable[[bool], dict[str, Any]]
+    scored: Scored
+    figures: Callable[[loader.Samples, bool], dict[str, Any]]
 
 
 def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, paths: RunPaths) -> int:
@@ -216,25 +251,50 @@ def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, p
         print(training.outlook(task))
         return ExitCode.DONE
     if task.total == 0:  # no epochs: score the starting weights
-        figures = _numbers(scoring.figures(False))
+        figures = _numbers(scoring.figures(scoring.scored.test, False))
         if distributed.lead():
-            print(json.dumps(figures))
+            print(json.dumps({"split": scoring.scored.test.split, **figures}))
         return ExitCode.DONE
     with files.only_writer(paths.out, run_folder.METRICS) if distributed.lead() else nullcontext():
         return _train(setting.recipe, task, scoring, paths)
 
 
+def score(
+    setting: training.Setting[R], model: nn.Module, source: loader.Samples, scoring: Scoring, paths: RunPaths
+) -> int:
+    """Score a model without training it, as a run of its own; return the exit code.
+
+    Raises:
+        SgdataError: the run in the folder is another, or a file cannot be read or written.
+    """
+    model.to(setting.where.device)
+    if paths.dry_run:
+        print(f"{len(scoring.scored.test)} samples are scored with {len(source)} training samples, none is trained on")
+        return ExitCode.DONE
+    with files.only_writer(paths.out, run_folder.METRICS) if distributed.lead() else nullcontext():
+        run_folder.prepare(paths.out, setting.recipe, source.contract, fresh=paths.fresh)
+        figures = scoring.figures(scoring.scored.test, True)
+        results = {"steps": 0, **subject(setting.recipe, source, scoring.scored.test), **figures}
+        card = cards.of_run(model, setting.contract, setting.how, setting.recipe)
+        run_folder.conclude(paths.out, scoring.title, card, results)
+    return ExitCode.DONE
+
+
 def _train(recipe: FinetuneRecipe, task: training.Task, scoring: Scoring, paths: RunPaths) -> int:
-    every, first = recipe.evaluate_every, training.begin(task, recipe, paths)
+    every, first, scored = recipe.evaluate_every, training.begin(task, recipe, paths), scoring.scored
+    best = best_checkpoint.Best(
+        paths.out, first, by=scoring.by if scored.val else "", patience=recipe.training.patience
+    )
     with run_folder.Log(paths.out, first) as log:
 
         def score(done: int) -> None:
-            epoch = task.epoch(done)
-            # The last step is scored below, with the figures that take long.
-            if every and epoch // every > task.epoch(done - 1) // every and done < task.total:
-                figures = _numbers(scoring.figures(False))
+            epoch, last = task.epoch(done), done == task.total
+            due = last or (every and epoch // every > task.epoch(done - 1) // every)
+            # The last step is scored below, with the figures that take long, unless on other samples.
+            if scored.val is not None and due and not (last and scored.val is scored.test):
+                figures = _numbers(scoring.figures(scored.val, False))
                 log.write(done - 1, {"epoch": epoch, **figures})
-                run_folder.keep_best(paths.out, task.model, task.card, figures, by=scoring.by)
+                best.keep(task.model, task.card, figures)
 
         def report(step: loop.Step) -> None:
             log.step(step, every=recipe.training.log_every, last=step.index + 1 == task.total)
@@ -242,28 +302,30 @@ def _train(recipe: FinetuneRecipe, task: training.Task, scoring: Scoring, paths:
 
         if log.lacks_score:  # the run ended while its last step was scored
             score(first)
-        training.run(task, first, paths, report)
-    if not training.complete(task, paths):
+        training.run(task, first, paths, report, ended=best.stalled)
+    if not training.complete(task, paths, ended=best.stalled):
         return training.STOPPED
-    figures = scoring.figures(True)
-    # Also without scoring on the way, so that `checkpoint-best` always exists.
-    run_folder.keep_best(paths.out, task.model, task.card, _numbers(figures), by=scoring.by)
-    results = {"steps": task.total, **subject(recipe, task, scoring.held_out), **figures}
-    if every and distributed.lead():
-        # The epoch that the paper reports; selected on the scored samples, so that it is biased.
-        results["best_epoch"] = files.read_plain(paths.out / run_folder.BEST / "figures.json")
+    figures = scoring.figures(scored.test, True)
+    if scored.val in (None, scored.test):  # so that `checkpoint-best` always exists
+        best.keep(task.model, task.card, _numbers(figures))
+    steps = run_folder.read_progress(paths.out).steps
+    results = {"steps": steps, **subject(recipe, task.source, scored.test), **figures}
+    if every and scored.val is not None and distributed.lead():
+        # The epoch that the paper reports; selected on the samples of `val_split`, so that their score is biased.
+        chosen = files.read_plain(paths.out / run_folder.BEST / "figures.json")
+        results |= {"val_split": scored.val.split, "best_epoch": chosen}
     run_folder.conclude(paths.out, scoring.title, task.card, results)
     return ExitCode.DONE
 
 
-def subject(recipe: FinetuneRecipe, task: training.Task, held_out: loader.Samples) -> dict[str, Any]:
+def subject(recipe: FinetuneRecipe, source: loader.Source, held_out: loader.Samples) -> dict[str, Any]:
     """Return the data and mode that the figures refer to, without which they cannot be compared."""
     return {
         "dataset": held_out.contract.dataset,
         "split": held_out.split,
-        "samples": len(held_out),
+        **held_out.size(),
         "train_split": recipe.training.split,
-        "train_samples": len(task.source),
+        **{f"train_{name}": count for name, count in source.size().items()},
         "mode": recipe.mode,
     }
 

@@ -62,7 +62,7 @@ class Updates:
         optimizer: AdamW.
         schedule: Learning rate of each step.
         scaler: Scales the gradients of half precision; does nothing if disabled.
-        accumulate: Micro-batches per step, over all ranks.
+        parts: Micro-batches per step of this rank.
         clip_norm: Maximum norm of the gradients; 0 for none.
         seed: Seeds dropout together with the index of the step, so that a resumed run repeats its draws.
     """
@@ -71,7 +71,7 @@ class Updates:
     optimizer: torch.optim.Optimizer
     schedule: optim.Schedule
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
-    accumulate: int = 1
+    parts: int = 1
     clip_norm: float = 0.0
     seed: int = 0
 
@@ -147,12 +147,11 @@ def _gradients(
 
     The total weight of the global batch is known only after all ranks have computed their parts. Gradients of sums are
     therefore accumulated and divided afterwards, which gives the same mean on any number of ranks and micro-batches.
-    `accumulate` divides the global batch: with more ranks each has fewer micro-batches of the same size.
 
     Returns:
         The means of the terms, and the norm of the gradients before clipping.
     """
-    parts = list(batch.parts(-(-updates.accumulate // distributed.world())))
+    parts = list(batch.parts(updates.parts))
     sums: list[Tensor] = []
     names: list[str] = []
     weighed = False

@@ -47,6 +47,7 @@ BOARD = "tensorboard"
 RESULTS = files.RESULTS
 CARD = "card.md"
 CHANGES = "changes.jsonl"
+SCENES = "scenes.jsonl"
 EPOCHS = "training.epochs"
 # Settings that a resumed run may change, since they decide how figures are computed or shown, but not the figures.
 FREE = frozenset(
@@ -60,7 +61,7 @@ FREE = frozenset(
     }
 )
 
-HEADLINES = ("loss_first", "loss_last", "miou", "oa", "top1", "map_macro", "f1", "loss_token")
+HEADLINES = ("loss_first", "loss_last", "miou", "oa", "top1", "map_macro", "f1", "iou_change", "loss_token")
 log = logging.getLogger("sgdata")
 OWN = (
     LAST,
@@ -77,6 +78,7 @@ OWN = (
     RESULTS,
     CARD,
     CHANGES,
+    SCENES,
     files.SUMS,
 )
 
@@ -154,9 +156,9 @@ def conclude(out: Path, title: str, card: Card, results: dict[str, Any]) -> None
     """
     if not distributed.lead():
         return
-    lines = step_log.read(out / METRICS)
+    lines = step_log.read(out / METRICS) if (out / METRICS).exists() else []
     losses = [line["loss"] for line in lines if "loss" in line]
-    ends = {"loss_first": losses[0], "loss_last": losses[-1]}
+    ends = {"loss_first": losses[0], "loss_last": losses[-1]} if losses else {}
     files.write(out / RESULTS, files.pretty_json({**ends, **results}))
     files.write(out / CARD, _card(title, card, {**ends, **results}).encode())
     files.write_sums(out)
@@ -260,7 +262,7 @@ def save(out: Path, model: nn.Module, card: Card, optimizer: Optimizer, progress
         average = weights | average
     if not distributed.lead():
         return
-    with _replacing_folder(out / LAST) as new:
+    with replacing_folder(out / LAST) as new:
         checkpoint_folder.write(new, weights, card)
         for name, tensors in ((OPTIMIZER, memory), (AVERAGE, average)):
             if tensors or name == OPTIMIZER:
@@ -270,8 +272,11 @@ def save(out: Path, model: nn.Module, card: Card, optimizer: Optimizer, progress
 
 
 @contextmanager
-def _replacing_folder(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield a new folder that takes the place of `folder` on success, and is removed on failure.
+
+    Args:
+        folder: The folder to replace, which need not exist.
 
     Raises:
         OutputError: a folder cannot be renamed.
@@ -289,19 +294,6 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)  # half a checkpoint would take the space that a full disk lacks
-
-
-def keep_best(out: Path, model: nn.Module, card: Card, figures: dict[str, float], *, by: str) -> None:
-    """Replace `checkpoint-best/` if `figures[by]` is greater than that of the existing one. All ranks must call."""
-    weights, folder = distributed.collect(model.state_dict()), out / BEST
-    if not distributed.lead():
-        return
-    if files.is_finished(folder) and files.read_plain(folder / "figures.json")[by] >= figures[by]:
-        return
-    with _replacing_folder(folder) as new:
-        checkpoint_folder.write(new, weights, card)
-        files.write(new / "figures.json", files.pretty_json(figures))
-        files.write_sums(new)
 
 
 def restore(out: Path, model: nn.Module, optimizer: Optimizer) -> State:

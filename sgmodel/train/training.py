@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from sgdata import files, progress
 from sgdata.errors import ExitCode, ServiceError, SettingError, SgdataError, SourceError
-from sgdata.types import Contract, LabelSpace
+from sgdata.types import Contract
 from sgmodel import devices, distributed
-from sgmodel.data import band_selection, loader, normalise, upsample
+from sgmodel.data import band_selection, class_labels, loader, normalise, upsample
 from sgmodel.models import state_keys, transformer
-from sgmodel.train import loop, optim, run_folder, signals
+from sgmodel.train import batching, loop, optim, run_folder, signals
 
 if TYPE_CHECKING:
     from sgmodel.checkpoints.cards import Card
@@ -51,6 +51,7 @@ class TrainingRecipe:
         fraction_seed: Seed that selects this share.
         mixture: Share of each dataset by name, for pretraining on several.
         verify: Whether members of shards are compared with their checksums when a process first reads each, or always.
+        patience: Scorings in turn without a better one after which training ends; 0 for never.
     """
 
     seed: int
@@ -68,12 +69,17 @@ class TrainingRecipe:
     fraction_seed: int = 0
     mixture: dict[str, float] = field(default_factory=dict)
     verify: loader.Verify = "first"
+    patience: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a batch in more parts than it has samples. Raises SettingError."""
-        if self.accumulate > self.batch > 0:
-            message = f"training.accumulate is {self.accumulate}, training.batch {self.batch}"
-            raise SettingError(f"{message}: a batch has no more parts than samples; lower training.accumulate")
+        """Refuse a batch that cannot be divided. Raises SettingError."""
+        if self.batch > 0:  # which is checked later
+            batching.divide(self.batch, self.accumulate)
+
+    @property
+    def division(self) -> batching.Division:
+        """Return how the batch is divided among processes and parts."""
+        return batching.divide(self.batch, self.accumulate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,24 +109,15 @@ class Setting(Generic[R]):
 
     @property
     def scored_at_once(self) -> int:
-        """Return how many samples are scored at once: no more than the largest part of a batch in training.
-
-        Scoring therefore never needs more memory than training.
-        """
+        """Return how many images are scored at once: those of the largest part of a batch in training."""
         own: Any = self.recipe
-        settings: TrainingRecipe = own.training
-        of_rank = -(-settings.batch // distributed.world())
-        return -(-of_rank // min(of_rank, -(-settings.accumulate // distributed.world())))
+        largest: int = own.training.division.largest
+        return largest
 
     @property
     def ignore(self) -> int:
         """Return the class index of pixels that are left out."""
-        return ignored_index(self.contract.label_space)
-
-
-def ignored_index(space: LabelSpace) -> int:
-    """Return the class index of ignored pixels: outside 0..K-1, whatever value the files use."""
-    return max(255, len(space.ids))
+        return class_labels.ignored_index(self.contract.label_space)
 
 
 def resolve(recipe: R, stored: Contract, paths: RunPaths) -> Setting[R]:
@@ -161,6 +158,11 @@ def stored_pixels(setting: Setting[R], batch: loader.Batch, name: str = "image")
         images = batch.arrays[name].to(device, non_blocking=True)
     known = normalise.known(images, setting.stored.nodata)
     return known if setting.band_indices is None else band_selection.select(known, setting.band_indices)
+
+
+def labels(setting: Setting[R], batch: loader.Batch) -> Tensor:
+    """Return the masks (N, H, W) of a batch as class indices 0..K-1, or `setting.ignore`. Raises SourceError."""
+    return class_labels.checked(setting.contract.label_space, batch.arrays["mask"], batch.keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +227,7 @@ def task(
         optimizer=optim.adamw(model, training.optimizer),
         schedule=optim.schedule(training.optimizer, steps_per_epoch=epoch, total=total),
         scaler=torch.amp.GradScaler(where.device.type, enabled=training.precision == "fp16"),
-        accumulate=training.accumulate,
+        parts=training.division.parts,
         clip_norm=training.optimizer.clip_norm,
         seed=training.seed,
     )
@@ -244,8 +246,9 @@ def task(
 def outlook(task: Task) -> str:
     """Return one line with the size of the run."""
     parameters = sum(p.numel() for p in task.model.parameters())
-    samples, epochs, batch = len(task.source), task.training.epochs, task.training.batch
-    return f"{parameters:,} parameters; {samples} samples x {epochs:g} epochs = {task.total} steps of {batch}"
+    size, epochs, batch = task.source.size(), task.training.epochs, task.training.batch
+    counts = " of ".join(f"{count} {name}" for name, count in reversed(size.items()))
+    return f"{parameters:,} parameters; {counts} x {epochs:g} epochs = {task.total} steps of {batch}"
 
 
 def samples(folder: Path, training: TrainingRecipe, members: Sequence[str]) -> loader.Samples:
@@ -305,20 +308,31 @@ def begin(task: Task, recipe: Any, paths: RunPaths) -> int:
     return first
 
 
-def run(task: Task, first: int, paths: RunPaths, report: Callable[[loop.Step], None]) -> None:
+def run(
+    task: Task,
+    first: int,
+    paths: RunPaths,
+    report: Callable[[loop.Step], None],
+    *,
+    ended: Callable[[], bool] = lambda: False,
+) -> None:
     """Take the steps from `first` on, and save a checkpoint every `paths.save_minutes` and at the end.
 
-    The end is the last step, SIGTERM or SIGINT, `paths.stop_after` steps, or samples that cannot be read or used.
+    The end is the last step, the first after which the run has `ended`, SIGTERM or SIGINT, `paths.stop_after` steps, or
+    samples that cannot be read or used.
 
     Args:
         task: The training.
         first: Number of steps already done.
         paths: Machine settings.
         report: Called after each step; may score the model.
+        ended: Returns whether to end before the last step, the same on all ranks.
 
     Raises:
         SgdataError: samples cannot be read or used, after a checkpoint was saved; or a file cannot be written.
     """
+    if ended():
+        return
     training, source = task.training, task.source
     plan = source.stream(training.batch, seed=training.seed, first=first, last=task.total)
     mine = (loader.rank_part(whole, rank=distributed.rank(), world=distributed.world()) for whole in plan)
@@ -328,7 +342,7 @@ def run(task: Task, first: int, paths: RunPaths, report: Callable[[loop.Step], N
     if distributed.lead():
         done = progress.track(done, label="training steps", total=task.total - first)
     with distributed.explain_lost_ranks():
-        _run(_averaged(done, task), task, paths, report)
+        _run(_averaged(done, task), task, paths, report, ended)
 
 
 def _agreed(batches: Iterator[loader.Batch], where: devices.Launch) -> Iterator[loader.Batch]:
@@ -362,9 +376,9 @@ def _averaged(steps: Iterator[loop.Step], task: Task) -> Iterator[loop.Step]:
         yield step
 
 
-def complete(task: Task, paths: RunPaths) -> bool:
-    """Return whether the run in the folder has reached its last step."""
-    return run_folder.read_progress(paths.out).steps == task.total
+def complete(task: Task, paths: RunPaths, *, ended: Callable[[], bool] = lambda: False) -> bool:
+    """Return whether the run in the folder has reached its last step, or `ended` before."""
+    return run_folder.read_progress(paths.out).steps == task.total or ended()
 
 
 def _save(task: Task, out: Path, done: int) -> None:
@@ -377,8 +391,14 @@ def _save(task: Task, out: Path, done: int) -> None:
     run_folder.save(out, task.model, task.card, task.updates.optimizer, state, task.averaged)
 
 
-def _run(steps: Iterator[loop.Step], task: Task, paths: RunPaths, report: Callable[[loop.Step], None]) -> None:
-    """Report the steps until the last, a signal or `paths.stop_after`; save on the way and at the end."""
+def _run(
+    steps: Iterator[loop.Step],
+    task: Task,
+    paths: RunPaths,
+    report: Callable[[loop.Step], None],
+    ended: Callable[[], bool],
+) -> None:
+    """Report the steps until the last, `ended`, a signal or `paths.stop_after`; save on the way and at the end."""
     done, saved, together = 0, time.monotonic(), True
     with signals.deferred_signals() as stopped:
         try:
@@ -389,7 +409,7 @@ def _run(steps: Iterator[loop.Step], task: Task, paths: RunPaths, report: Callab
                 # By the clock of rank 0 alone, since either all ranks save or none.
                 due = distributed.lead() and time.monotonic() - saved > 60 * paths.save_minutes
                 stop, due = distributed.agree([stopped(), due], task.where.device)
-                if stop or count == paths.stop_after:
+                if stop or count == paths.stop_after or ended():
                     break
                 if due:
                     _save(task, paths.out, done)

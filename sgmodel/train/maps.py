@@ -1,0 +1,268 @@
+"""Train and score models that classify every pixel, of one date or of two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sgdata import files
+from sgdata.types import Array
+from sgmodel import distributed
+from sgmodel.data import class_labels, loader, windows
+from sgmodel.inference import predictor, tiling
+from sgmodel.train import loop, metrics, run_folder, training
+
+if TYPE_CHECKING:
+    from sgmodel.train.finetune import MapRecipe
+
+LINEAR_SAMPLES = 500
+"""Most training samples that the linear yardstick is computed from."""
+
+
+M = TypeVar("M", bound="MapRecipe")
+
+
+# --- the loss ------------------------------------------------------------------------------
+
+
+def loss(recipe: MapRecipe, log_p: Tensor, target: Tensor, weights: Tensor | None, ignore: int) -> dict[str, Tensor]:
+    """Compute the loss over the labelled pixels of a batch.
+
+    Args:
+        recipe: Names the loss.
+        log_p: Log-probabilities (N, K, H, W).
+        target: Class indices (N, H, W), or `ignore`.
+        weights: Weights of the K classes; None for 1 each.
+        ignore: Index of pixels that are left out.
+    """
+    weights = None if weights is None else weights.to(log_p.device, non_blocking=True)
+    labelled = target != ignore
+    classes = target.where(labelled, 0)
+    if recipe.focal or recipe.smoothing:
+        each = functional.cross_entropy(
+            log_p, target, weights, ignore_index=ignore, reduction="none", label_smoothing=recipe.smoothing
+        )
+        if recipe.focal:
+            doubt = 1 - log_p.gather(1, classes[:, None])[:, 0].exp()
+            each = each * doubt.clamp(min=1e-6) ** recipe.focal  # a power of 0 may have no gradient
+        total = each.sum()
+    else:
+        total = functional.nll_loss(log_p, target, weights, ignore_index=ignore, reduction="sum")
+    weight = labelled.sum() if weights is None else weights[target[labelled]].sum()
+    # A batch may have no labelled pixel. Divided by the weights of the global batch, as torch does for one batch.
+    value = total / weight.clamp(min=1e-6)
+    if recipe.dice:
+        share = labelled.float() if weights is None else weights[classes] * labelled
+        value = (1 - recipe.dice) * value + recipe.dice * dice_loss(log_p.exp(), classes, share)
+    return {"loss": value, loop.WEIGHT: weight / target[0].numel()}
+
+
+def dice_loss(p: Tensor, classes: Tensor, weight: Tensor) -> Tensor:
+    """Compute 1 - Dice of each sample, averaged over samples by the sum of their weights.
+
+    Args:
+        p: Probabilities (N, K, H, W).
+        classes: Class indices (N, H, W).
+        weight: Weights (N, H, W); 0 for pixels that are left out.
+    """
+    labelled = (weight > 0)[:, None]
+    true = functional.one_hot(classes, p.shape[1]).movedim(-1, 1) * labelled
+    both, sizes = (p * true).sum((2, 3)), (p * labelled + true).sum((2, 3))
+    shown = true.sum((2, 3)) > 0
+    dice = (2 * both / sizes.clamp(min=1e-6) * shown).sum(1) / shown.sum(1).clamp(min=1)
+    share = weight.sum((1, 2))
+    return ((1 - dice) * share).sum() / share.sum().clamp(min=1e-6)
+
+
+def class_counts(source: loader.Samples) -> Tensor:
+    """Count the labelled pixels of each class in `source`: (K,) int64."""
+    space = source.contract.label_space
+    counts = torch.zeros(len(space.ids), dtype=torch.int64)
+    for sample in range(len(source)):
+        indices = class_labels.class_indices(space, torch.from_numpy(source.read(sample, "mask")))
+        # Unlabelled pixels may be the most frequent.
+        kept = (indices >= 0) & (indices < len(space.ids))
+        counts += torch.bincount(indices[kept], minlength=len(space.ids))
+    return counts
+
+
+# --- scoring -------------------------------------------------------------------------------
+
+
+def evaluate(setting: training.Setting[M], model: nn.Module, source: loader.Samples) -> Tensor:
+    """Compute the confusion matrices (N, K, K) of the maps that prediction writes of the samples of `source`.
+
+    Every pixel counts once; those without data have no class in a map and are left out. All ranks work together.
+    """
+    counts = torch.zeros(len(source), setting.classes, setting.classes, dtype=torch.int64)
+    with loop.evaluating(model):
+        look = Looks(setting, model)
+        sizes = source.valid_size(np.arange(len(source)))
+        # Samples of many tiles one by one, or scoring would take more memory than training.
+        plan = list(loader.in_order(len(source), look.batch if (sizes == look.kind.ground_px).all() else 1))
+        mine = distributed.share(range(len(plan)))
+        batches = loader.load(source, (plan[number] for number, _ in mine), threads=1)
+        for turn, ((number, counting), batch) in enumerate(zip(mine, batches, strict=True)):
+            found = predict(setting, look, batch)
+            if distributed.is_sharded(model):
+                world = distributed.world()
+                together = (plan[n % len(plan)].samples for n in range(turn * world, (turn + 1) * world))
+                look.fill_up(max(look.needed(sizes[samples]) for samples in together))
+            look.made = 0
+            if counting:
+                for sample, (_, target, predicted) in zip(plan[number].samples, found, strict=True):
+                    counts[sample] = metrics.confusion(
+                        predicted, target, classes=setting.classes, ignore=setting.ignore
+                    )
+    return distributed.total(counts, setting.where.device)
+
+
+class Looks:
+    """The predictor of a model, which counts its forward passes.
+
+    With FSDP each forward pass needs all ranks, so that a rank whose samples take fewer of them adds some.
+    """
+
+    def __init__(self, setting: training.Setting[M], model: nn.Module) -> None:
+        px = windows.side(setting.recipe.model.px, setting.stored)
+        self.kind = predictor.Predictor(
+            model=model,
+            contract=setting.contract,
+            how=setting.how,
+            where=setting.where,
+            ground_px=px,
+            px=px,
+            zoom=1.0,
+        )
+        self.batch, self.overlap, self.made = setting.scored_at_once, setting.recipe.overlap, 0
+        _ = self.kind.answer  # computed now, since it takes a forward pass
+
+    def __call__(self, tiles: Array) -> Array:
+        """Predict tiles, as `Predictor.look`."""
+        self.made += 1
+        return self.kind.look(tiles)
+
+    def needed(self, sizes: Array) -> int:
+        """Return the most passes that samples of these sizes (N, 2) take together."""
+        if (sizes == self.kind.ground_px).all():
+            return 1
+        answer, px = self.kind.answer, self.kind.ground_px
+        plans = [tiling.plan((h, w), px=px, answer=answer, overlap=self.overlap) for h, w in sizes.tolist()]
+        return sum(len(plan.rows) * -(-len(plan.cols) // self.batch) for plan in plans)
+
+    def fill_up(self, passes: int) -> None:
+        """Pass nothing through the model until it has seen `passes` batches."""
+        px = self.kind.ground_px
+        blank = np.zeros((1, self.kind.dates * len(self.kind.contract.bands), px, px), np.float32)
+        while self.made < passes:
+            self(blank)
+
+
+def predict(setting: training.Setting[M], look: Looks, batch: loader.Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return pixels in stored units (dates x C, H, W), target and predicted class (H, W) of each sample."""
+    names = [name for name in batch.arrays if name.startswith("image_")] if look.kind.dates == 2 else ["image"]
+    stored = torch.cat([training.stored_pixels(setting, batch, name) for name in names], dim=1).cpu()
+    # At every date, as prediction writes it: a change of what was not seen at one date is unknown.
+    seen = torch.stack([date.isfinite().any(dim=1) for date in stored.chunk(look.kind.dates, dim=1)]).all(dim=0)
+    whole = training.labels(setting, batch).where(seen, setting.ignore)
+    sizes = batch.valid_size.tolist()
+    pixels = [image[:, :h, :w].numpy() for image, (h, w) in zip(stored, sizes, strict=True)]
+    masks = [mask[:h, :w].numpy() for mask, (h, w) in zip(seen, sizes, strict=True)]
+    answers = predictor.answers(look.kind, look, pixels, masks, overlap=look.overlap, batch=look.batch)
+    targets = [target[:h, :w].long() for target, (h, w) in zip(whole, sizes, strict=True)]
+    classes = [torch.from_numpy(answer).argmax(dim=0) for answer in answers]
+    return list(zip(map(torch.from_numpy, pixels), targets, classes, strict=True))
+
+
+# --- yardsticks ----------------------------------------------------------------------------
+
+
+class Linear(nn.Module):
+    """A linear model of single pixels, of one date or of two."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        """Take a weight (K, D) and a bias (K,)."""
+        super().__init__()
+        self.register_buffer("weight", weight[:, :, None, None])
+        self.register_buffer("bias", bias)
+
+    def forward(self, *images: Tensor) -> Tensor:
+        """Score the classes of every pixel of images (N, C, H, W): (N, K, H, W)."""
+        with torch.autocast(images[0].device.type, enabled=False):
+            return functional.conv2d(torch.cat(images, dim=1), self.weight, self.bias)
+
+
+def linear(
+    setting: training.Setting[M], source: loader.Samples, names: Sequence[str], weights: Tensor | None
+) -> Linear:
+    """Fit the linear yardstick: linear discriminant analysis of the labelled pixels of training samples.
+
+    It is computed in closed form, from the same normalised pixels as the model sees.
+
+    Args:
+        setting: Resolved recipe.
+        source: Training samples, of which at most `LINEAR_SAMPLES` are used.
+        names: Arrays of the dates.
+        weights: Class weights of the loss, which the shares of the classes are multiplied by; None for 1 each.
+    """
+    size = len(setting.contract.bands) * len(names)
+    count, sums = torch.zeros(setting.classes, dtype=torch.float64), torch.zeros(setting.classes, size).double()
+    square = torch.zeros(size, size, dtype=torch.float64)
+    chosen = np.arange(0, len(source), -(-len(source) // LINEAR_SAMPLES))
+    plan = (loader.BatchIndices(samples=one, epoch=np.zeros_like(one)) for one in chosen[:, None])
+    for batch in loader.load(source, plan, threads=1):
+        image = torch.cat([training.pixels(setting, batch, name) for name in names], dim=1)[0].cpu().double()
+        target = training.labels(setting, batch)[0].long()
+        x, y = image[:, target != setting.ignore].T, target[target != setting.ignore]
+        count += torch.bincount(y, minlength=setting.classes)
+        sums.index_add_(0, y, x)
+        square += x.T @ x
+    mean = sums / count.clamp(min=1)[:, None]
+    spread = (square - mean.T @ sums) / count.sum().clamp(min=1)
+    # A band without variance, such as one that is missing, must not make the matrix singular.
+    spread += 1e-6 * spread.diagonal().mean().clamp(min=1e-6) * torch.eye(size, dtype=torch.float64)
+    weight = torch.linalg.solve(spread, mean.T).T
+    share = count / count.sum().clamp(min=1) * (1 if weights is None else weights.double())
+    bias = share.clamp(min=1e-30).log() - (weight * mean).sum(dim=1) / 2
+    return Linear(weight.float(), bias.float()).to(setting.where.device)
+
+
+def figures(
+    counts: Tensor, majority: int, yardstick: Tensor, figure: Callable[[Tensor], dict[str, float]]
+) -> dict[str, Any]:
+    """Compute the figures of confusion matrices (N, K, K) for `results.json`, with those of yardsticks and intervals.
+
+    Args:
+        counts: Confusion matrices of the model, one per sample; intervals are over samples, since pixels are not
+            independent. Neighbouring samples are not independent either.
+        majority: Class that the trivial yardstick always predicts: the most frequent one in training.
+        yardstick: Confusion matrices of the linear yardstick.
+        figure: Computes figures by name from a confusion matrix (K, K).
+    """
+    whole = metrics.weighted(counts)
+    trivial, pixel = figure(metrics.constant(whole, majority)), figure(metrics.weighted(yardstick))
+    results: dict[str, Any] = figure(whole)
+    for name in list(results):
+        results[f"{name}_majority"], results[f"{name}_linear"] = trivial[name], pixel[name]
+
+        def resampled(weights: metrics.Weights, name: str = name) -> float:
+            return figure(metrics.weighted(counts, weights))[name]
+
+        results[f"{name}_interval"] = metrics.interval(resampled, len(counts))
+    return results | {"confusion": whole.tolist()}
+
+
+def write_scenes(out: Path, keys: Sequence[str], counts: Tensor) -> None:
+    """Write the confusion matrix of each sample as a line of `scenes.jsonl`; only rank 0 writes. Raises OutputError."""
+    lines = [{"key": key, "confusion": each.tolist()} for key, each in zip(keys, counts, strict=True)]
+    if distributed.lead():
+        files.write(out / run_folder.SCENES, b"".join(map(files.canonical_json, lines)))
