@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sgdata import files
 from sgdata.errors import SettingError
@@ -27,9 +27,29 @@ def table(name: str) -> list[dict[str, str]]:
         known = sorted(p.stem for p in path.parent.glob("*.tsv"))
         raise SettingError(f"no fact table '{name}'; known: {', '.join(known)}")
     # No quoting: names may contain quotation marks.
-    return files.read_table(path, quoting=csv.QUOTE_NONE)
+    return read_table(path, quoting=csv.QUOTE_NONE)
 
 
 def document(name: str) -> dict[str, Any]:
     """Read the fact document `catalogs/tables/<name>.json`. Raises SettingError."""
     return files.read_plain(folder("catalogs") / "tables" / f"{name}.json")
+
+
+def read_table(path: Path, *, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> list[dict[str, str]]:
+    """Read a table of tab-separated values in UTF-8, whose first line names the columns.
+
+    Returns:
+        One dict of column name to text per row; cells missing at the end of a row are empty.
+
+    Raises:
+        SettingError: The file cannot be read or decoded, or a row has more cells than there are columns.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            rows = list(csv.DictReader(lines, delimiter="\t", quoting=quoting, restval=""))
+    except (OSError, ValueError, csv.Error) as error:
+        raise SettingError(f"{path}: cannot be read as a table of tab-separated UTF-8 text: {error}") from None
+    for number, row in enumerate(rows, start=2):
+        if None in row:
+            raise SettingError(f"{path}: row {number} has more cells than the first line has columns ({len(row) - 1})")
+    return rows

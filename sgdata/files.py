@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from sgdata.errors import OutputError, SettingError, SourceError
 
@@ -33,6 +34,9 @@ BAND_CHECK = "fingerprints.json"
 # Files and folders that contain times. SHA256SUMS omits them, so that equal runs have equal sums.
 TIMED = (SUMMARY, TIMINGS, "tensorboard")
 LOG = ".log"
+log = logging.getLogger("sgdata")
+# Errors of file systems that have no locks, or no way to flush a folder.
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 # The file that identifies each kind of output.
 KINDS = {
@@ -111,26 +115,6 @@ def read_plain(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise SettingError(f"{path}: top level is a {type(document).__name__}, expected a table")
     return document
-
-
-def read_table(path: Path, *, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> list[dict[str, str]]:
-    """Read a table of tab-separated values in UTF-8, whose first line names the columns.
-
-    Returns:
-        One dict of column name to text per row; cells missing at the end of a row are empty.
-
-    Raises:
-        SettingError: The file cannot be read or decoded, or a row has more cells than there are columns.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            rows = list(csv.DictReader(lines, delimiter="\t", quoting=quoting, restval=""))
-    except (OSError, ValueError, csv.Error) as error:
-        raise SettingError(f"{path}: cannot be read as a table of tab-separated UTF-8 text: {error}") from None
-    for number, row in enumerate(rows, start=2):
-        if None in row:
-            raise SettingError(f"{path}: row {number} has more cells than the first line has columns ({len(row) - 1})")
-    return rows
 
 
 def parse(kind: type[T], document: dict[str, Any], where: str) -> T:
@@ -280,10 +264,24 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
                 # Before the rename, or a power failure could leave an empty file under the final name.
                 os.fsync(handle.fileno())
         temporary.replace(path)
+        if durable:
+            sync(path.parent)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:  # some network file systems cannot
+            raise
+    finally:
+        os.close(handle)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -309,6 +307,12 @@ def sha256_file(path: Path) -> str:
 def is_finished(folder: Path) -> bool:
     """Return whether `folder` is a finished output: every writer adds SHA256SUMS last."""
     return (folder / SUMS).is_file()
+
+
+def require_finished(folder: Path) -> None:
+    """Raise SourceError unless `folder` is a finished output: half of one would be read as if it were all."""
+    if not is_finished(folder):
+        raise SourceError(f"{folder}: is unfinished, without {SUMS}; run the command that writes it again")
 
 
 def mark_unfinished(folder: Path) -> None:
@@ -346,7 +350,12 @@ def format_sums(digests: Mapping[str, str]) -> bytes:
 
 def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     """Write `folder/SHA256SUMS`, the last file of every output."""
-    write(folder / SUMS, sums(folder, known))
+    content = sums(folder, known)
+    written = [folder / name for name in covered(folder) if (folder / name).is_file()]
+    # Before the list that says they are complete; not all were written by `replacing`.
+    for path in [*written, *{path.parent for path in written}]:
+        sync(path)
+    write(folder / SUMS, content)
 
 
 def read_sums(folder: Path) -> dict[str, str]:
@@ -402,10 +411,12 @@ def only_writer(folder: Path, mark: str | None = None) -> Iterator[None]:
         try:
             # The kernel releases this lock when the process ends, so that a killed run leaves nothing to clean up.
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OutputError(
-                f"{folder}: another process is writing here; wait for it or choose another --out"
-            ) from None
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise OutputError(
+                    f"{folder}: another process is writing here; wait for it or choose another --out"
+                ) from None
+            log.warning("%s: its file system has no locks (%s); let one process write here", folder, error.strerror)
         yield
 
 

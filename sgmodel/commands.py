@@ -277,6 +277,8 @@ def reproduce_command(programs: Loaders) -> Callable[..., None]:
         chosen = files.read(experiments.LedgerRecipe, recipe_files.find(recipe), changes or ())
         if not shards and not plan:
             raise SettingError(f"{recipe}: no data given; add --shards DIR")
+        for folder in shards or ():
+            files.require_finished(folder)
         paths = experiments.LedgerPaths(
             # Absolute, since workers on other machines have another working directory.
             data={contracts.read(folder).dataset: folder.resolve() for folder in shards or ()},

@@ -91,6 +91,8 @@ def subject(
             days=_days(lock_of or path),
         )
     kind: findings.Kind = "build" if (path / files.PATCHES).is_file() else "raw"
+    if kind == "build":
+        files.require_finished(path)
     if archives.is_stream(path):
         raise SettingError(f"{path}: a compressed tar cannot be audited; shard it and audit the shards")
     tried = []

@@ -205,13 +205,14 @@ def open_build(folder: Path) -> xarray.Dataset:
         uint16; attributes `scale` (reflectance per DN) and `items` (ids of the scenes).
 
     Raises:
-        SourceError: the folder is not a build.
+        SourceError: the folder is not a build, or is unfinished.
     """
     import rioxarray
     import xarray
 
     folder = Path(folder)
     files.existing(folder / IMAGE, "a folder made by `sgdata build`")
+    files.require_finished(folder)
     arrays = {}
     for name in (IMAGE, LABELS, LABEL_SOURCE, PROVENANCE_FILE):
         if not (folder / name).exists():

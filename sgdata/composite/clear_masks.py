@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import files
+from sgdata import files, kept
 from sgdata.composite import cloud_masks, staging
 from sgdata.composite.rules import VERSION, CompositeSettings
 from sgdata.composite.scene_staging import CLEAR_SCORE, STRIP_PIXELS, StagedScene
@@ -77,7 +77,7 @@ def add_clear_masks(
     decides = (VERSION, settings, reach_m, target, [(scene.id, scene.files[layer].sha256) for scene in scenes])
     folder = folder / files.sha256(files.canonical_json(decides))[:16]
     job = MaskJob(grid=target, settings=settings, reach_m=reach_m, folder=folder)
-    if settings.bright_target_filter and not job.bright_targets.exists():
+    if settings.bright_target_filter and not kept.is_kept(job.bright_targets):
         _write_bright_targets(job, scenes, run)
     scores = run(partial(_clear_scores, job), scenes)
     return tuple(
@@ -90,7 +90,7 @@ def _write_bright_targets(job: MaskJob, scenes: tuple[StagedScene, ...], run: Ca
     size = cloud_masks.block_px(job.grid.gsd_m)
     # Each strip travels with the fractions of its own blocks only, since it may go to another machine.
     strips = ((s, fractions[:, s.row // size : -(-(s.row + s.height) // size)]) for s in job.strips)
-    with files.replacing(job.bright_targets, durable=False) as temporary, temporary.open("wb") as handle:
+    with kept.keeping(job.bright_targets) as temporary, temporary.open("wb") as handle:
         for bright in run(partial(_bright_targets, job, scenes), strips):
             bright.tofile(handle)
 
@@ -118,12 +118,12 @@ def _bright_targets(job: MaskJob, scenes: tuple[StagedScene, ...], part: tuple[W
 
 def _clear_scores(job: MaskJob, scene: StagedScene) -> staging.StagedWindow:
     path = job.folder / f"{file_name(scene.id)}.bin"
-    # The folder's name depends on everything that decides the bytes: a file left by an earlier run is this one.
-    if not path.exists():
+    # The folder's name depends on everything that decides the bytes: a file kept by an earlier run is this one.
+    if not kept.is_kept(path):
         grid, settings = job.grid, job.settings
         margin = cloud_masks.margin_px(settings, grid.gsd_m, job.reach_m)
         targets = replace(_staged(job.bright_targets, grid), dtype="bool") if settings.bright_target_filter else None
-        with files.replacing(path, durable=False) as temporary, temporary.open("wb") as handle:
+        with kept.keeping(path) as temporary, temporary.open("wb") as handle:
             for strip in job.strips:
                 first, last = max(strip.row - margin, 0), min(strip.row + strip.height + margin, grid.shape[0])
                 kinds = _kinds(job, scene, replace(strip, row=first, height=last - first))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files, progress
+from sgdata import files, identity, kept, progress, urls
 from sgdata.access import Access, access_of
 from sgdata.composite import staging
 from sgdata.errors import SettingError
@@ -66,7 +66,7 @@ def engine(weights: Path | None) -> Callable[[Array], Array]:
 def write(
     planned: Lock, out: Path, where: str, predict: Callable[[Array], Array], *, allow_private_hosts: bool = False
 ) -> Path:
-    """Write `<item id>.tif` into `out` for each item of the lock, unless it exists.
+    """Write `<item id>.tif` into `out` for each item of the lock, unless an earlier run wrote it from the same files.
 
     Args:
         planned: lock with the items and the grid.
@@ -88,13 +88,23 @@ def write(
     with files.only_writer(out, ""):
         for item in progress.track(planned.items, label="clouds", total=len(planned.items)):
             path = out / f"{file_name(item.scene.id)}.tif"
-            if not path.exists():
+            scene = search.located(item.scene, where)
+            made_from = _identity(scene, planned.grid, access)
+            if not kept.is_kept(path, made_from):
                 # Left by a killed run, possibly of another area.
                 shutil.rmtree(scratch, ignore_errors=True)
-                image = _image(search.located(item.scene, where), planned.grid, scratch, access)
-                cog.write(path, planned.grid, [(whole, predict(image)[None])], style=style)
+                classes = predict(_image(scene, planned.grid, scratch, access))
+                cog.write(path, planned.grid, [(whole, classes[None])], style=style)
+                kept.note(path, made_from)
                 shutil.rmtree(scratch)
     return out
+
+
+def _identity(scene: Scene, grid: Grid, access: Access) -> str:
+    """Return what tells whether a mask is of these files on this grid."""
+    hrefs = [scene.assets[band].href for band in BANDS]
+    sources = [identity.of_address(urls.recall(href), access) for href in hrefs]
+    return files.sha256(files.canonical_json([grid, hrefs, sources]))
 
 
 def _image(scene: Scene, grid: Grid, scratch: Path, access: Access) -> Array:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import file_names, files, limits, retry
+from sgdata import file_names, files, identity, limits, retry
 from sgdata.access import Access
 from sgdata.composite import cloud_masks
-from sgdata.errors import SourceError
+from sgdata.errors import SettingError, SgdataError, SourceError
 from sgdata.rasters import geotiff, grids, resample
 from sgdata.scenes import signing
 from sgdata.scenes.types import Asset
@@ -25,6 +25,7 @@ from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Bounds, Grid, Window
 
 RETRY = retry.RetryPolicy(tries=3, wait_s=2.0)
+_PIECE = 2**20
 MARGIN_PX = 2
 """The cubic kernel reads two coarse pixels beyond the area; pixels at its edge must not depend on where it ends."""
 
@@ -66,6 +67,7 @@ class StagedWindow:
         dtype: NumPy type of the values.
         sha256: pixel hash.
         holes: whether some pixel of the area may have no data.
+        source: identity of the file they were read from (`sgdata.identity`); "" where a server does not tell it.
     """
 
     path: str
@@ -73,6 +75,7 @@ class StagedWindow:
     dtype: str
     sha256: str
     holes: bool
+    source: str = ""
 
     def rows(self, first: int, last: int) -> Array:
         """Read (last - first, W) pixels. Raises SourceError where the file is too short."""
@@ -94,7 +97,7 @@ class StagedWindow:
 
 
 def stage(request: WindowRequest) -> StagedWindow:
-    """Copy a window to scratch, or take it from there if an earlier run did.
+    """Copy a window to scratch, or take it from there if an earlier run did and its file has not changed since.
 
     Failed reads of remote files are repeated from the start, with a new signature: GDAL itself repeats requests to busy
     servers, but not those of a dropped connection or an expired token.
@@ -104,7 +107,7 @@ def stage(request: WindowRequest) -> StagedWindow:
     """
     done = file_names.with_ending(request.target, ".json")
     staged = _staged(done, file_names.with_ending(request.target, ".bin"))
-    if staged:
+    if staged and _is_current(staged, request):
         return staged
     href = ""
 
@@ -121,20 +124,41 @@ def stage(request: WindowRequest) -> StagedWindow:
 
 
 def _staged(done: Path, data: Path) -> StagedWindow | None:
-    """Return the window that an earlier run completed; None if its files are missing, damaged or cut short."""
+    """Return the window that an earlier run completed; None if its files are missing, damaged, cut short or swapped."""
     document = files.read_checked_json(done)
     if document is None:
         return None
-    staged = replace(files.parse(StagedWindow, document, str(done)), path=str(data))
+    try:
+        staged = files.parse(StagedWindow, document, str(done))
+    except SettingError:  # of another version
+        return None
     size = math.prod(staged.grid.shape) * np.dtype(staged.dtype).itemsize
-    return staged if data.is_file() and data.stat().st_size == size else None
+    if Path(staged.path).name != data.name or not data.is_file() or data.stat().st_size != size:
+        return None
+    digest = hashlib.sha256(geotiff.digest_start(staged.grid, 1, staged.dtype))
+    with data.open("rb") as handle:
+        while content := handle.read(_PIECE):
+            digest.update(content)
+    return replace(staged, path=str(data)) if digest.hexdigest() == staged.sha256 else None
+
+
+def _is_current(staged: StagedWindow, request: WindowRequest) -> bool:
+    """Return whether the file of a window is the one it was read from, as far as can be told."""
+    if not staged.source:
+        return True
+    try:
+        href = signing.signed(request.asset.href, request.tokens)
+    except SgdataError:  # the service of the signatures cannot be reached
+        return True
+    return identity.of_address(href, request.access) in {"", staged.source}
 
 
 def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
     data = file_names.with_ending(request.target, ".bin")
+    source = identity.of_address(href, request.access)  # before, so that a change while it is read is noticed later
     # The source is opened inside, so that a failed read is not reported as a failed write.
     with (
-        files.replacing(data, durable=False) as temporary,
+        files.replacing(data) as temporary,
         temporary.open("wb") as handle,
         geotiff.opened(href, use="scene", access=request.access) as dataset,
     ):
@@ -168,9 +192,15 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
             content = geotiff.little_endian(values)
             digest.update(content)
             handle.write(content)
-    staged = StagedWindow(path=str(data), grid=grid, dtype=header.dtype, sha256=digest.hexdigest(), holes=bool(holes))
-    with files.replacing(done, durable=False) as temporary:
-        temporary.write_bytes(files.checked_json(staged))
+    staged = StagedWindow(
+        path=str(data),
+        grid=grid,
+        dtype=header.dtype,
+        sha256=digest.hexdigest(),
+        holes=bool(holes),
+        source=source,
+    )
+    files.write(done, files.checked_json(staged))
     return staged
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files
+from sgdata import kept
 from sgdata.composite import cloud_masks, rules, staging
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.composite.scene_staging import CLEAR_SCORE, StagedScene
@@ -118,7 +118,7 @@ def composite_tile(job: Job, window: Window) -> Path:
     The image, then item index, valid count, days since 1970 and score as in `build_folder.PROVENANCE_BANDS`.
     """
     path = job.folder / f"r{window.row:06d}-c{window.col:06d}-{window.height}x{window.width}.npy"
-    if path.exists():
+    if kept.is_kept(path):
         return path
     rule, stack = job.settings.rule, read_stack(job, window)
     content = np.zeros((len(job.bands) + 4, window.height, window.width), np.uint16)
@@ -137,7 +137,7 @@ def composite_tile(job: Job, window: Window) -> Path:
     valid_count = stack.usable.sum(axis=0, dtype=np.uint16)
     for plane, values in zip(content[-4:], (index, valid_count, day, score), strict=True):
         plane[:] = values
-    with files.replacing(path, durable=False) as temporary, temporary.open("wb") as handle:
+    with kept.keeping(path) as temporary, temporary.open("wb") as handle:
         np.save(handle, content)
     return path
 

@@ -46,7 +46,7 @@ class PairPaths:
 
 def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     """List the patches of the first build. Raises SettingError, or SourceError if the two builds do not agree."""
-    before, after, _ = _paths(source)
+    before, after, change = _paths(source)
     ours, theirs = contracts.read(before), contracts.read(after)
     # Two dates must agree in the same fields as data and the weights of a model.
     differ = contracts.differences(theirs, ours, "fine-tune")
@@ -60,7 +60,13 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     space = cards.label_space("pairs", recipe.labels)
     # Statistics of both dates are computed from the samples.
     contract = replace(ours, dataset="pairs", label_space=space, statistics={}, splits={}, fingerprint="")
-    return SampleListing(refs=refs, edition=cards.edition("pairs", recipe.edition), labels=space, contract=contract)
+    return SampleListing(
+        refs=refs,
+        edition=cards.edition("pairs", recipe.edition),
+        labels=space,
+        contract=contract,
+        read=(before / files.IMAGE, after / files.IMAGE, *opening.files_of(change)),
+    )
 
 
 @contextmanager
@@ -97,4 +103,6 @@ def _read(ref: SampleRef, rasters: list[Any], nodata: int | None) -> Sample:
 def _paths(source: Path) -> tuple[Path, Path, Path]:
     pair = files.read(PairPaths, source)
     before, after, change = (source.parent / path for path in (pair.before, pair.after, pair.change))
+    for build in (before, after):
+        files.require_finished(build)
     return before, after, files.existing(change, "the change map that the pair names")

@@ -66,6 +66,7 @@ def _find_in_build(source: Path, labels: str) -> SampleListing:
 def _rasters(source: Path) -> list[str]:
     """List the rasters to cut patches from; a build without OpenStreetMap has no labels."""
     files.existing(source / files.IMAGE, "a finished build folder of 'sgdata build segmunich'")
+    files.require_finished(source)
     return [files.IMAGE, files.LABELS] if (source / files.LABELS).is_file() else [files.IMAGE]
 
 

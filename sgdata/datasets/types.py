@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from sgdata.types import Codec, Contract, Effort, LabelSpace, Level, Task
@@ -202,6 +203,7 @@ class SampleListing:
         contract: Contract of the source if it has one (a build).
         rejected: Names of rejected files with the reasons.
         notes: Remarks for the user.
+        read: Files that every sample depends on, besides the source and the members.
     """
 
     refs: tuple[SampleRef, ...]
@@ -210,6 +212,7 @@ class SampleListing:
     contract: Contract | None = None
     rejected: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    read: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

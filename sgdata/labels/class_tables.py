@@ -116,7 +116,7 @@ def _own(path: Path) -> ClassTable:
     rules = []
     if not path.is_file():
         raise SettingError(f"labels.classes is '{path}': expected segmunich-osm, corine or a file of your own classes")
-    rows = files.read_table(path)
+    rows = catalog.read_table(path)
     if not rows or not set(COLUMNS) <= set(rows[0]):
         content = "no rows" if not rows else f"columns {', '.join(map(str, rows[0]))}"
         raise SettingError(f"{path}: {content}; expected the tab-separated columns {', '.join(COLUMNS)}")

@@ -132,7 +132,7 @@ def pack(
     # From here on it is fixed which bytes go where: the rest may be interrupted at any point.
     stream = archives.is_stream(source)
     groups = tasks.group_samples(listing.refs, recipe.shard_mb, stream=stream)
-    shard_tasks = tasks.shard_tasks(groups, recipe, contract, source, out)
+    shard_tasks = tasks.shard_tasks(groups, recipe, contract, source, out, listing.read)
     progress.log.info("packing %s: %s", recipe.dataset, _cost(listing, groups, source).summary)
     with files.only_writer(out, files.INDEX):
         _prepare(out, recipe, {task.name for task in shard_tasks}, fresh=fresh)

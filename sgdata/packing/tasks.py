@@ -6,13 +6,14 @@ The listing alone decides which sample goes into which shard, before any pixel i
 from __future__ import annotations
 
 import heapq
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from sgdata import files
+from sgdata import files, identity
 from sgdata.datasets import archives
 from sgdata.datasets.types import Member, SampleRef, ShardRecipe
 from sgdata.errors import OutputError
@@ -64,24 +65,38 @@ def group_samples(refs: Iterable[SampleRef], shard_mb: int, *, stream: bool) -> 
 
 
 def shard_tasks(
-    groups: Iterable[tuple[SampleRef, ...]], recipe: ShardRecipe, contract: Contract, source: Path, out: Path
+    groups: Iterable[tuple[SampleRef, ...]],
+    recipe: ShardRecipe,
+    contract: Contract,
+    source: Path,
+    out: Path,
+    read: Sequence[Path] = (),
 ) -> list[ShardTask]:
-    """Return one task per group, numbered within its split."""
+    """Return one task per group, numbered within its split; every sample also depends on the files `read`."""
     numbers: Counter[str] = Counter()
+    shared = identity.of_files([*read, *([source] if source.is_file() else [])])
     chosen = (recipe.layout, recipe.codec, recipe.kernel, recipe.effort)
     tasks = []
     for refs in groups:
         split = refs[0].split
         name = tar_format.shard_name(recipe.dataset, split, numbers[split])
         numbers[split] += 1
-        # Equal fingerprints mean equal output, unless a source file has changed and kept its size.
-        fingerprint = files.sha256(files.canonical_json([tar_format.FORMAT, chosen, contract, refs]))
+        # Equal fingerprints mean equal output.
+        own = identity.of_files({_file(source, member) for ref in refs for member in ref.members})
+        fingerprint = files.sha256(files.canonical_json([tar_format.FORMAT, chosen, contract, refs, shared, own]))
         tasks.append(
             ShardTask(
                 name=name, refs=refs, source=source, out=out, recipe=recipe, contract=contract, fingerprint=fingerprint
             )
         )
     return tasks
+
+
+def _file(source: Path, member: Member) -> str:
+    """Return the path of the file in a folder that has a member: itself, or a zip."""
+    path = f"{source}/{member.name}"
+    archive, inside, _ = path.partition(".zip/")
+    return f"{archive}.zip" if inside and not os.path.lexists(path) else path  # noqa: PTH - for millions of files
 
 
 # --- members of a compressed tar -----------------------------------------------------------

@@ -37,6 +37,7 @@ def blocks(build: Path, folder: Path, more: Mapping[str, Path] | None = None) ->
 
     `more` are further class rasters on its grid, by title.
     """
+    files.require_finished(build)
     contract, planned = contracts.read(build), lock.read(build / lock.NAME)
     rasters = {"Labels": build / build_folder.LABELS, "Source of the label": build / build_folder.LABEL_SOURCE} | dict(
         more or {}

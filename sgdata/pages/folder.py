@@ -72,7 +72,9 @@ def write_demo(path: Path, out: Path, figures: Sequence[tuple[str, str, str]]) -
 
 
 def _raster(layer: Path, build: Path) -> Path:
-    """Return the raster of a layer. Raises SourceError unless it is on the grid of `build`."""
+    """Return the raster of a layer. Raises SourceError unless it is on the grid of `build`, and finished."""
+    if layer.is_dir():
+        files.require_finished(layer)
     raster = files.existing(layer / "classes.tif" if layer.is_dir() else layer, "a map on the grid of a build")
     with (
         geotiff.opened(str(raster)) as one,

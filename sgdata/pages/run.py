@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from sgdata.pages import charts, html
 from sgdata.shards import contracts
 from sgdata.step_log import is_number
 
+log = logging.getLogger("sgdata")
 METRICS, RESULTS, LEDGER = files.METRICS, files.RESULTS, files.LEDGER
 PICTURES = {
     "pretrain": ("Reconstructions", "as it is, what the encoder saw, what the decoder made of it"),
@@ -26,7 +28,11 @@ Steps = Sequence[dict[str, Any]]
 
 def blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
     """Return the blocks of one run, with titles that begin with `prefix`; copy its newest picture into `folder`."""
-    steps = step_log.read(run / METRICS, unfinished=not files.is_finished(run))
+    unfinished = not files.is_finished(run)
+    if unfinished:
+        log.warning("%s: the run is under way or was stopped; its page shows the steps so far", run)
+        prefix = f"{prefix}Unfinished: "
+    steps = step_log.read(run / METRICS, unfinished=unfinished)
     # A dict, for the order of the log: a set has none.
     names = {name: None for step in steps for name in step}
     kinds = {name: _kind(name) for name in names}

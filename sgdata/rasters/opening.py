@@ -68,12 +68,20 @@ def is_vrt(path: Path) -> bool:
         return b"<VRTDataset" in handle.read(1 << 16)
 
 
-def check_vrt(path: Path, outer: tuple[Path, ...] = ()) -> None:
+def files_of(path: Path) -> list[Path]:
+    """Return a raster that the user named and, of a VRT, its sources. Raises SourceError."""
+    return [path, *check_vrt(path)] if is_vrt(path) else [path]
+
+
+def check_vrt(path: Path, outer: tuple[Path, ...] = ()) -> list[Path]:
     """Check a VRT that the user named, and its sources, which are checked like files that the user named.
 
     Args:
         path: the VRT.
         outer: VRTs that it is a source of.
+
+    Returns:
+        The sources, and those of the VRTs among them.
 
     Raises:
         SourceError: an element or source is of another kind, missing, not local, or names itself.
@@ -97,25 +105,24 @@ def check_vrt(path: Path, outer: tuple[Path, ...] = ()) -> None:
             relative = element.get("relativeToVRT", "0") == "1"
             names.append((path.parent if relative else Path.cwd()) / (element.text or "").strip())
     limits.VRT_SOURCES.check(len(names), str(path))
-    for name in dict.fromkeys(names):
-        _check_source(name, path, outer)
+    return [file for name in dict.fromkeys(names) for file in _check_source(name, path, outer)]
 
 
-def _check_source(name: Path, path: Path, outer: tuple[Path, ...]) -> None:
-    """Check one source of the VRT at `path`."""
+def _check_source(name: Path, path: Path, outer: tuple[Path, ...]) -> list[Path]:
+    """Check one source of the VRT at `path`, and return it with its own sources."""
     from rasterio.errors import RasterioError
 
     if not name.is_file():
         raise SourceError(f"{path}: names {str(name)!r:.120}, which is no local file; expected local rasters")
     if is_vrt(name):
-        check_vrt(name, (*outer, path))
-        return
+        return [name, *check_vrt(name, (*outer, path))]
     drivers = tuple(driver for driver in DRIVERS["user"] if driver != "VRT")
     try:
         with open_with(str(name.resolve()), drivers) as dataset:
             check_declared(dataset, str(name))
     except RasterioError:
         raise SourceError(f"{path}: source {name} is not {' or '.join(drivers)}; remove it") from None
+    return [name]
 
 
 class _WithoutDoctype(ET.TreeBuilder):

@@ -114,8 +114,8 @@ def _assemble(
     import pyarrow.compute as pc
 
     contract, planned = source
-    # Listed files only: lock files and journals are not part of the data.
-    for name in files.read_sums(order.source):
+    # Listed files only: lock files and journals are not part of the data. With the list, which is replaced at the end.
+    for name in (*files.read_sums(order.source), files.SUMS):
         _copy(order.source / name, folder / name)
     if order.build and planned:
         _copy(order.build / lock.NAME, folder / lock.NAME)
@@ -203,6 +203,7 @@ def _publish(staging: Path, final: Path) -> None:
     """Rename the folder to its final name; a release that exists is never changed."""
     if not final.exists():
         staging.rename(final)
+        files.sync(final.parent)
     elif (final / files.SUMS).read_bytes() != (staging / files.SUMS).read_bytes() or verification.verify(final):
         raise OutputError(f"{final}: this version exists with other content; choose another version")
     else:

@@ -191,8 +191,11 @@ def _read(where: str, query: Query, allow_private_hosts: bool) -> tuple[list[pys
 
 
 def simulated(where: str) -> bool:
-    """Return whether a catalogue on disk was made by `sgdata simulate`."""
-    return not is_url(where) and (_root(Path(where)) / files.SIMULATION).is_file()
+    """Return whether a catalogue on disk was made by `sgdata simulate`. Raises SourceError if it is unfinished."""
+    if is_url(where) or not (_root(Path(where)) / files.SIMULATION).is_file():
+        return False
+    files.require_finished(_root(Path(where)))
+    return True
 
 
 def _root(path: Path) -> Path:

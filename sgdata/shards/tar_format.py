@@ -334,9 +334,10 @@ def read_index(folder: Path) -> Any:
         labels, bounding box (degrees), CRS, date and hash.
 
     Raises:
-        SourceError: The index is missing or damaged.
+        SourceError: The folder is unfinished, or the index is missing or damaged.
     """
     path = files.existing(folder / files.INDEX, "the index of a folder written by 'sgdata shard'")
+    files.require_finished(folder)
     table = parquet_tables.read(path, {"key": "text", "split": "text", "shard": "text", **_MEMBER})
     # Samples need not all have the same members: rows without one have nulls.
     parts = {name: kind for name in table.column_names for end, kind in _ENDINGS.items() if name.endswith(end)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from sgdata import files
 from sgdata.errors import SettingError, SourceError
 
 PREFIX = "hf:"
@@ -19,7 +20,7 @@ def resolve(name: str | Path) -> Path:
 
     Raises:
         SettingError: `name` is the folder of a whole run, or the hub's client is not installed.
-        SourceError: There is neither such a path nor such a repository.
+        SourceError: There is neither such a path nor such a repository, or the folder is unfinished.
     """
     path = Path(name)
     # A run has several checkpoints; choosing one is left to the user.
@@ -27,6 +28,8 @@ def resolve(name: str | Path) -> Path:
         if checkpoint.is_dir():
             raise SettingError(f"{name}: is the folder of a run; give the checkpoint in it, such as {checkpoint}")
     if path.exists():
+        if (path / "card.json").is_file():
+            files.require_finished(path)
         return path
     if not str(name).startswith(PREFIX):
         raise SourceError(f"{name}: no such file or folder; weights on the hub are named {PREFIX}OWNER/NAME")

@@ -117,7 +117,8 @@ def mirror(url: str, cache: Path, *, cache_gb: float, stall_s: float = 60.0, ret
     url = urls.remember(url)
     # Without secrets, so that the cache neither has them nor depends on them.
     folder = cache / files.sha256(url.encode())[:16]
-    sums = files.parse_sums(remote.whole(files.SUMS), f"{url}/{files.SUMS}")
+    listed = remote.whole(files.SUMS)
+    sums = files.parse_sums(listed, f"{url}/{files.SUMS}")
     for name in (files.INDEX, files.CONTRACT):
         path = folder / name
         if not path.is_file() or files.sha256_file(path) != sums.get(name):
@@ -129,6 +130,7 @@ def mirror(url: str, cache: Path, *, cache_gb: float, stall_s: float = 60.0, ret
             files.write(path, content)
     mark = {"url": url, "bytes": int(cache_gb * 1e9), "stall_s": stall_s, "retry_s": retry_s}
     files.write(folder / MARK, files.canonical_json(mark))
+    files.write(folder / files.SUMS, listed)
     return folder
 
 

@@ -145,6 +145,8 @@ def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> 
     import rasterio
 
     file = files.existing(path / files.IMAGE if path.is_dir() else path, "a GeoTIFF, a build, or a folder of shards")
+    if file.name == files.IMAGE and (path.is_dir() or (file.parent / files.CONTRACT).exists()):
+        files.require_finished(file.parent)
     with geotiff.opened(str(file), use="user") as dataset:
         header = geotiff.header(dataset)
         ours = _contract(file, dataset, theirs, stated)

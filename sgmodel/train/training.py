@@ -382,10 +382,13 @@ def complete(task: Task, paths: RunPaths, *, ended: Callable[[], bool] = lambda:
 
 
 def _save(task: Task, out: Path, done: int) -> None:
-    metrics = out / run_folder.METRICS
+    metrics, log_sha256 = out / run_folder.METRICS, ""
+    if distributed.lead():
+        files.sync(metrics)  # a checkpoint that survives a power failure needs its metrics
+        log_sha256 = files.sha256_file(metrics)
     state = run_folder.Progress(
         steps=done,
-        log_sha256=files.sha256_file(metrics) if distributed.lead() else "",
+        log_sha256=log_sha256,
         scaler=task.updates.scaler.state_dict(),  # empty for a disabled scaler
     )
     run_folder.save(out, task.model, task.card, task.updates.optimizer, state, task.averaged)
