@@ -14,7 +14,7 @@ import rasterio
 import tifffile
 from rasterio.transform import from_origin
 
-from sgdata import catalog, sentinel2
+from sgdata import catalog, files, sentinel2
 from sgdata.shards import contracts
 from sgdata.types import Array, Contract, LabelSpace
 
@@ -87,6 +87,7 @@ def segmunich_build(folder: Path, *, patches: int = 6, size: int = 16) -> Path:
         )
     frame = geopandas.GeoDataFrame(rows, crs="EPSG:32632").to_crs("EPSG:4326")
     frame.to_parquet(folder / "patches.parquet")
+    files.write_sums(folder)
     return folder
 
 

@@ -58,6 +58,7 @@ def write(out: Path, shape: tuple[int, int], *, patch: int = 128) -> Path:
         subject="segmunich 1", kind="build", samples=len(windows), findings=1, checks=(check,),
     )  # fmt: skip
     files.write(out / findings.NAME, files.pretty_json(report))
+    files.write_sums(out)
     return out
 
 

@@ -12,7 +12,7 @@ import rasterio
 import shapely
 from synthetic_shards import contract
 
-from sgdata import verification
+from sgdata import files, verification
 from sgdata.builds import patch_table
 from sgdata.errors import SourceError
 from sgdata.packing import pack
@@ -47,6 +47,8 @@ def pair(tmp_path: Path) -> Path:
     boxes = [shapely.box(11, 48, 11.1, 48.1)] * 4
     rows = geopandas.GeoDataFrame({**columns, "height": [24] * 4, "width": [24] * 4}, geometry=boxes, crs="EPSG:4326")
     patch_table.write(tmp_path / "before" / "patches.parquet", rows)
+    for name in ("before", "after"):
+        files.write_sums(tmp_path / name)
     (tmp_path / "pair.toml").write_text('before = "before"\nafter = "after"\nchange = "change.tif"\n')
     return tmp_path / "pair.toml"
 

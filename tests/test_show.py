@@ -61,6 +61,7 @@ def trained(tmp_path: Path) -> Path:
     (out / "results.json").write_text(json.dumps(results))
     for step in (1, 8):
         html.write_png(out / "pictures" / f"step-{step:06d}.png", np.full((4, 4, 3), step, np.uint8))
+    files.write_sums(out)
     return out
 
 

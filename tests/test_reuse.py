@@ -1,0 +1,190 @@
+"""Test that a later run takes only what is as it was written, of sources that have not changed since."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import served
+import synthetic
+from test_hostile import SOURCES
+from test_left_out import archive, build, recipe  # noqa: F401 - the fixtures
+from test_pairs import pair, raster  # noqa: F401
+
+from sgdata import files, identity, kept
+from sgdata.builds.build_recipe import BuildRecipe
+from sgdata.packing import pack, select
+
+
+def sums(folder: Path) -> bytes:
+    return (folder / files.SUMS).read_bytes()
+
+
+def flip(path: Path, at: float = 0.5) -> None:
+    """Change one byte of a file in place; its size and its time of modification stay."""
+    state, content = path.stat(), bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 0x10
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+# --- scratch of builds ---------------------------------------------------------------------
+
+
+def zeroed(path: Path, other: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def emptied(path: Path, other: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut(path: Path, other: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def swapped(path: Path, other: Path) -> None:
+    """Take the content of a file of the same kind, which may well be of the same size."""
+    shutil.copy(other, path)
+
+
+def flipped(path: Path, other: Path) -> None:
+    flip(path, 0.3)
+
+
+@pytest.fixture
+def built(archive: Path, recipe: BuildRecipe, tmp_path: Path) -> tuple[Path, Path]:  # noqa: F811
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+    build(recipe, archive, out, scratch=scratch)
+    return out, scratch
+
+
+def test_damaged_scratch_is_made_anew(
+    built: tuple[Path, Path],
+    archive: Path,  # noqa: F811
+    recipe: BuildRecipe,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Damage every third file of scratch in one way after the other: windows, masks, tiles, and their notes."""
+    out, scratch = built
+    expected = sums(out)
+    kinds = {path.suffix for path in scratch.rglob("*") if path.is_file()}
+    assert {".bin", ".json", ".npy", ".note"} <= kinds
+    for number, damage in enumerate((zeroed, emptied, cut, swapped, flipped)):
+        every = sorted(path for path in scratch.rglob("*") if path.is_file())
+        for path, after in list(zip(every, [*every[2:], *every[:2]], strict=True))[number % 3 :: 3]:
+            damage(path, after)
+        build(recipe, archive, out, scratch=scratch)
+        assert sums(out) == expected, damage.__name__
+
+
+def test_files_of_equal_size_that_change_places_are_noticed(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for path in (one, two):
+        with kept.keeping(path, made_from="a") as temporary:
+            temporary.write_bytes(path.name.encode())
+    assert kept.is_kept(one, "a") and kept.is_kept(two, "a") and not kept.is_kept(one, "b")
+    for first, second in ((one, two), (tmp_path / ".one.note", tmp_path / ".two.note")):
+        first.rename(tmp_path / "aside")
+        second.rename(first)
+        (tmp_path / "aside").rename(second)
+    assert not kept.is_kept(one, "a") and not kept.is_kept(two, "a")
+
+
+def corrected(path: Path) -> None:
+    """Write other pixels in place, in a file of equal size and time of modification."""
+    state = path.stat()
+    with rasterio.open(path, "r+") as dataset:
+        dataset.write(dataset.read()[:, ::-1])
+    size = path.stat().st_size
+    if size < state.st_size:
+        os.truncate(path, state.st_size)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_a_corrected_scene_gives_the_pixels_of_today(
+    built: tuple[Path, Path],
+    archive: Path,  # noqa: F811
+    recipe: BuildRecipe,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    out, scratch = built
+    before = sums(out)
+    for path in archive.rglob("*B04*.tif"):
+        corrected(path)
+    build(recipe, archive, out, scratch=scratch)
+    build(recipe, archive, tmp_path / "fresh")
+    assert sums(out) == sums(tmp_path / "fresh") != before
+
+
+def test_a_file_on_a_server_is_known_by_its_etag(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(b"pixels")
+    tag = ['"1"']
+
+    def tagged(handler: served.Files, content: bytes) -> bool:
+        handler.give(206, content, {"Content-Range": "bytes 0-0/6", "ETag": tag[0]} if tag[0] else {})
+        return True
+
+    with served.serving(tmp_path, tagged) as server:
+        url = f"{server.url}/a.tif"
+        first = identity.of_address(url)
+        assert first and first == identity.of_address(url)
+        tag[0] = '"2"'
+        assert identity.of_address(url) not in ("", first)
+        tag[0] = ""
+        assert identity.of_address(url) == ""
+    assert identity.of_address(url) == ""
+
+
+# --- shards --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", SOURCES)
+def test_shards_of_a_changed_source_are_packed_again(name: str, packed: bool, tmp_path: Path) -> None:
+    """Change one byte of a file, or of an archive, of equal size and time; the journal must not hide it."""
+    dataset, make, edition, _ = SOURCES[name]
+    source = make(tmp_path / "source") if name != "segmunich" else synthetic.segmunich_released(tmp_path / "source")
+    chosen = replace(select.recipe_for(dataset), edition=edition)
+    if packed:
+        source = Path(shutil.make_archive(str(tmp_path / "source"), "tar", source))
+    out = tmp_path / "out"
+    pack.pack(dataset, source=source, out=out, recipe=chosen)
+    before = sums(out)
+    pack.pack(dataset, source=source, out=out, recipe=chosen)
+    assert sums(out) == before
+    if packed:
+        content = source.read_bytes()
+        at = content.index(b"II*\0", len(content) // 3) + 3000
+        flip(source, at / len(content))
+    else:
+        tiffs = sorted(path for path in source.rglob("*.tif") if path.stat().st_size > 1000)
+        flip(tiffs[len(tiffs) // 2], 0.6)
+    pack.pack(dataset, source=source, out=out, recipe=chosen)
+    pack.pack(dataset, source=source, out=tmp_path / "fresh", recipe=chosen)
+    assert sums(out) == sums(tmp_path / "fresh") != before
+
+
+@pytest.mark.parametrize("kind", ["map", "document", "image", "vrt"])
+def test_pairs_of_a_replaced_map_are_packed_again(kind: str, pair: Path) -> None:  # noqa: F811
+    place, out = pair.parent, pair.parent / "shards"
+    if kind == "vrt":
+        import rasterio.shutil
+
+        rasterio.shutil.copy(place / "change.tif", place / "change.vrt", driver="VRT")
+        pair.write_text(pair.read_text().replace("change.tif", "change.vrt"))
+    pack.pack("pairs", source=pair, out=out)
+    before = sums(out)
+    if kind == "document":
+        raster(place / "charge.tif", np.ones((1, 48, 48), np.uint8))
+        pair.write_text(pair.read_text().replace("change", "charge").replace("charge =", "change ="))
+    else:
+        corrected(place / ("after/image.tif" if kind == "image" else "change.tif"))
+    pack.pack("pairs", source=pair, out=out)
+    pack.pack("pairs", source=pair, out=place / "fresh")
+    assert sums(out) == sums(place / "fresh") != before
