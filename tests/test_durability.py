@@ -28,7 +28,7 @@ from sgdata.packing import pack
 from sgmodel.recipes import pretrain
 from tests import synthetic_build
 
-Event = tuple[str, Path]
+Event = tuple[str, Path, Path]
 
 
 @pytest.fixture
@@ -37,35 +37,33 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     seen: list[Event] = []
     fsync, replace, rename = os.fsync, os.replace, os.rename
 
-    def recorded(name: str, call: Callable[..., None]) -> Callable[..., None]:
+    def recorded(call: Callable[..., None]) -> Callable[..., None]:
         def move(source: Any, target: Any, **options: Any) -> None:
-            seen.append((f"{name} from", Path(source)))
             call(source, target, **options)
-            seen.append((f"{name} to", Path(target)))
+            seen.append(("move", Path(target), Path(source)))
 
         return move
 
     def flush(handle: int) -> None:
         fsync(handle)
-        seen.append(("flush", Path(f"/proc/self/fd/{handle}").readlink()))
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        seen.append(("flush", path, path))
 
     monkeypatch.setattr(os, "fsync", flush)
-    monkeypatch.setattr(os, "replace", recorded("move", replace))
-    monkeypatch.setattr(os, "rename", recorded("move", rename))
+    monkeypatch.setattr(os, "replace", recorded(replace))
+    monkeypatch.setattr(os, "rename", recorded(rename))
     return seen
 
 
 def check_order(events: list[Event], place: Path) -> set[str]:
     """Check that what gets a name below `place` was flushed before, and its folder after; return the names."""
     names = set()
-    for at, (kind, path) in enumerate(events):
-        if kind != "move to" or not path.is_relative_to(place) or path.name.startswith(".checkpoint"):
+    for at, (kind, path, source) in enumerate(events):
+        if kind != "move" or not path.is_relative_to(place) or path.name.startswith(".checkpoint"):
             continue
         names.add(path.name)
-        source = events[at - 1][1]
-        before = {done for what, done in events[:at] if what == "flush"}
-        assert source in before, f"{source} was not flushed before it became {path}"
-        assert ("flush", path.parent) in events[at + 1 :], f"the folder of {path} was not flushed"
+        assert ("flush", source, source) in events[:at], f"{source} was not flushed before it became {path}"
+        assert ("flush", path.parent, path.parent) in events[at:], f"the folder of {path} was not flushed"
     return names
 
 
@@ -90,8 +88,9 @@ def test_shards_and_training_flush_before_they_name(events: list[Event], tmp_pat
     names = check_order(events, tmp_path)
     assert {files.SUMS, files.INDEX, "segmunich-train-000000.tar", "checkpoint-last", "checkpoint-best"} <= names
     # What was appended is flushed before the list that has its hash.
-    listed = events.index(("move to", tmp_path / "run" / files.SUMS))
-    assert ("flush", tmp_path / "run" / files.METRICS) in events[:listed]
+    listed = [path for _, path, _ in events].index(tmp_path / "run" / files.SUMS)
+    metrics = tmp_path / "run" / files.METRICS
+    assert ("flush", metrics, metrics) in events[:listed]
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
