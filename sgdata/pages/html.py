@@ -161,6 +161,6 @@ def paint(classes: Array, colours: Mapping[int, str]) -> Array:
     values = np.array(sorted(colours))
     table = np.array([[int(colours[value][i : i + 2], 16) for i in (1, 3, 5)] for value in values.tolist()], np.uint8)
     at = np.searchsorted(values, classes).clip(max=len(values) - 1)
-    painted = table[at]
+    painted: Array = table[at]
     painted[values[at] != classes] = 128  # as unmapped pixels are drawn elsewhere
     return painted

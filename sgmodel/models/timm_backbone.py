@@ -107,8 +107,8 @@ def _create(name: str, bands: int, image_px: int, options: Mapping[str, Option])
     import timm
 
     if not timm.is_model(name.partition(".")[0]):
-        near = ", ".join(timm.list_models(f"*{name[:4]}*")[:4])
-        raise SettingError(f"model.backbone 'timm:{name}': not a model of timm {timm.__version__}; near it: {near}")
+        models = ", ".join(timm.list_models(f"*{name[:4]}*")[:4])
+        raise SettingError(f"model.backbone 'timm:{name}': not a model of timm {timm.__version__}; near it: {models}")
     config: Any = timm.get_pretrained_cfg(name)
     if config.fixed_input_size and not image_px:
         raise SettingError(f"model.image_px {image_px}: '{name}' takes images of one size only; set it to their side")
