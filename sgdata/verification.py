@@ -79,13 +79,21 @@ def _lacking(listed: Mapping[str, str], present: set[str]) -> list[str]:
     """Return a line per file that the kind of output requires and SHA256SUMS does not list."""
     if not listed:
         return [f"{files.SUMS}: lists no file"]
-    kinds = [(mark, *names) for mark, names in REQUIRED.items()]
-    uses = Counter(name for names in kinds for name in names)
-    found = listed.keys() | present
-    # By any file that only this kind has, since the file that identifies it may be the one that is missing.
-    required = next((names for names in kinds if found & {names[0], *(n for n in names if uses[n] == 1)}), ())
-    mark = required[0] if required else ""
-    return [f"{name}: missing from {files.SUMS}, required beside {mark}" for name in required if name not in listed]
+    required = _required(listed.keys() | present)
+    missing = [name for name in required if name not in listed]
+    return [f"{name}: missing from {files.SUMS}, required beside {required[0]}" for name in missing]
+
+
+def _required(names: set[str]) -> tuple[str, ...]:
+    """Return the files that an output with the files `names` must have; none for a kind without such files."""
+    kinds = [(mark, *others) for mark, others in REQUIRED.items()]
+    uses = Counter(name for kind in kinds for name in kind)
+    for kind in kinds:
+        # By any file that only this kind has, since the file that identifies it may be the one that is missing.
+        own = {kind[0], *(name for name in kind if uses[name] == 1)}
+        if own & names:
+            return kind
+    return ()
 
 
 def compare(folder: Path, trusted: str) -> list[str]:

@@ -111,8 +111,6 @@ def _assemble(
 ) -> findings.Report:
     from importlib.metadata import version
 
-    import pyarrow.compute as pc
-
     contract, planned = source
     # Listed files only: lock files and journals are not part of the data. With the list, which is replaced at the end.
     for name in (*files.read_sums(order.source), files.SUMS):
@@ -132,13 +130,8 @@ def _assemble(
     files.write(folder / files.CROISSANT, files.pretty_json(croissant.document(shipped)))
     for name, document in stac.documents(shipped, software).items():
         files.write(folder / "stac" / name, files.pretty_json(document))
-    shown = [f"previews/{file_name(split)}.png" for split in contract.splits]
-    for split, name in zip(contract.splits, shown, strict=True):
-        rows = index.filter(pc.equal(index["split"], split))
-        every = range(0, len(rows), max(1, len(rows) // PREVIEWS))
-        chosen = rows.take(list(every)[:PREVIEWS]).to_pylist()
-        html.write_png(folder / name, _preview(folder, chosen, contract))
-    text = card.text(shipped, previews=shown, software=software).encode()
+    previews = _write_previews(folder, index, contract)
+    text = card.text(shipped, previews=previews, software=software).encode()
     files.write(folder / "CARD.md", text)
     # The name that model hubs display.
     files.write(folder / "README.md", text)
@@ -167,6 +160,20 @@ def _refuse_secrets(folder: Path) -> None:
 def _copy(source: Path, target: Path) -> None:
     with files.replacing(target) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def _write_previews(folder: Path, index: Any, contract: Contract) -> list[str]:
+    """Write a picture of some samples of each split; return the names of the files."""
+    import pyarrow.compute as pc
+
+    names = []
+    for split in contract.splits:
+        rows = index.filter(pc.equal(index["split"], split))
+        step = max(1, len(rows) // PREVIEWS)
+        chosen = rows.take(list(range(0, len(rows), step))[:PREVIEWS]).to_pylist()
+        names.append(f"previews/{file_name(split)}.png")
+        html.write_png(folder / names[-1], _preview(folder, chosen, contract))
+    return names
 
 
 def _preview(folder: Path, rows: Sequence[tar_format.Row], contract: Any) -> Array:
