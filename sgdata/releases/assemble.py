@@ -27,7 +27,7 @@ from sgdata.releases import card, croissant, shipment, stac
 from sgdata.releases.shipment import Order, Shipment
 from sgdata.scenes import lock
 from sgdata.shards import contracts, tar_format
-from sgdata.types import Array
+from sgdata.types import Array, Contract
 
 log = logging.getLogger("sgdata")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
@@ -176,7 +176,7 @@ def _write_previews(folder: Path, index: Any, contract: Contract) -> list[str]:
     return names
 
 
-def _preview(folder: Path, rows: Sequence[tar_format.Row], contract: Any) -> Array:
+def _preview(folder: Path, rows: Sequence[tar_format.Row], contract: Contract) -> Array:
     """Render up to 4 x 4 samples as uint8 (3, H, W), each with a contrast stretch of its own."""
     rgb = true_colour.band_indices([band.name for band in contract.bands])
     sheet = np.full((3, 4 * PREVIEW_PX, 4 * PREVIEW_PX), 255, np.uint8)
