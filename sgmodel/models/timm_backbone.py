@@ -101,8 +101,8 @@ class TimmBackbone(backbones.Backbone):
 
 def _create(name: str, bands: int, image_px: int, options: Mapping[str, Option]) -> Any:
     if unknown := sorted(options.keys() - OPTIONS):
-        near = difflib.get_close_matches(unknown[0], OPTIONS, n=1, cutoff=0)
-        raise SettingError(f"model.options of '{name}': {unknown[0]!r:.60} cannot be set; did you mean {near[0]!r}?")
+        close = difflib.get_close_matches(unknown[0], OPTIONS, n=1, cutoff=0)[0]
+        raise SettingError(f"model.options of '{name}': {unknown[0]!r:.60} cannot be set; did you mean '{close}'?")
     torchvision_compat.declare_operators()
     import timm
 
