@@ -5,14 +5,13 @@ Exit codes are those of `sgdata.errors.ExitCode`.
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from sgdata import terminal
 from sgdata.commands import builds, checks, datasets, publish, simulation
-from sgdata.errors import ExitCode, SgdataError
+from sgdata.errors import ExitCode
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,13 +43,7 @@ def root(
 
 def main() -> None:
     """Run the `sgdata` command; an SgdataError becomes one line on stderr and exit code 2."""
-    terminal.clean_output()
-    try:
-        app()
-    except SgdataError as error:
-        # `from None`: the message already names the cause.
-        print(f"sgdata: {error}", file=sys.stderr)
-        raise SystemExit(ExitCode.REFUSED) from None
+    terminal.run(app, "sgdata")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@
     ├── ServiceError       a server is unreachable, refuses, or answers in part
     └── OutputError        an output cannot be written, is in use, or does not verify
 
-Any other exception is a bug in this project: Python prints its traceback and exits with code 1.
+Exceptions of the system and of libraries, where no caller names their cause, become such a line too (`foreign`). Any
+other exception is a bug in this project: Python prints its traceback and exits with code 1.
 """
 
+import errno
 import re
+import traceback
 from enum import IntEnum
 
 
@@ -61,3 +64,30 @@ class ServiceError(SgdataError):
 
 class OutputError(SgdataError):
     """An output cannot be written, is in use by another process, or does not verify."""
+
+
+LIBRARIES = frozenset(
+    {
+        "PIL", "aiohttp", "botocore", "fsspec", "imagecodecs", "json", "lzma", "numcodecs", "osmium", "pyarrow",
+        "pyogrio", "pyproj", "rasterio", "requests", "safetensors", "shapely", "struct", "tarfile", "tifffile",
+        "tomllib", "xml", "zipfile", "zlib",
+    }
+)  # fmt: skip
+"""Modules that raise exceptions of their own where they read damaged files."""
+
+
+def foreign(error: BaseException) -> str:
+    """Return a line about an exception of the system or of a library; "" for one that is a bug of this project."""
+    modules = {kind.__module__.partition(".")[0].lstrip("_") for kind in type(error).__mro__}
+    text = str(error) or type(error).__name__
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return f"not enough memory ({text:.200}); use fewer --workers, or smaller batches, tiles or areas"
+    if isinstance(error, OSError) and error.errno != errno.EPIPE:
+        what = error.filename or type(error).__name__
+        return f"{what}: {error.strerror or text:.300}; check the path, its disk and the network"
+    if isinstance(error, EOFError | RecursionError | UnicodeError) or modules & LIBRARIES:
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in frames if "/sgdata/" in frame.filename or "/sgmodel/" in frame.filename]
+        where = f"{ours[-1].filename.rpartition('/')[2]}:{ours[-1].lineno}" if ours else "a library"
+        return f"{type(error).__name__} in {where}: {text:.300}; an input is damaged: try sgdata verify on its folder"
+    return ""

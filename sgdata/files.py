@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -253,7 +254,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{path.parent}: cannot be created: {error.strerror}; choose another --out") from None
+        raise unwritable(path.parent, error) from None
     # In the same folder, since a rename is atomic only within a file system; hidden, so that globs do not match it;
     # with the process id, since two processes may write the same cache entry.
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
@@ -267,7 +268,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         if durable:
             sync(path.parent)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -282,6 +283,16 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def unwritable(path: Path, error: BaseException) -> OutputError:
+    """Return the exception about a file or folder that cannot be written, with the space left on its disk."""
+    disk = next(folder for folder in path.absolute().parents if folder.is_dir())
+    reason = getattr(error, "strerror", None) or error.__cause__ or error
+    free = f"{shutil.disk_usage(disk).free / 1e6:,.1f} MB are free on the disk of {disk}"
+    return OutputError(
+        f"{path}: cannot be written: {reason!s:.200}; {free}: free some or choose another --out, then run it again"
+    )
 
 
 def write(path: Path, content: bytes) -> None:
@@ -406,7 +417,7 @@ def only_writer(folder: Path, mark: str | None = None) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / ".lock").open("w")
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from None
+        raise unwritable(folder, error) from None
     with handle:
         try:
             # The kernel releases this lock when the process ends, so that a killed run leaves nothing to clean up.

@@ -1,4 +1,4 @@
-"""Clean what is printed: one place through which everything goes to the terminal.
+"""Run commands, and clean what is printed: one place through which everything goes to the terminal.
 
 Names and messages of others may contain control characters, which move the cursor, change colours or set the title of
 a terminal, and addresses with secrets. Both are replaced in the streams themselves, so that no caller has to think of
@@ -8,9 +8,15 @@ it.
 from __future__ import annotations
 
 import sys
-from typing import Any, TextIO
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 from sgdata import urls
+from sgdata.errors import ExitCode, SgdataError, foreign
+
+if TYPE_CHECKING:
+    import typer
 
 # C0 and C1 controls but newline and tab; marks that change the direction of text; invisible line ends.
 _CONTROLS = [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
@@ -52,3 +58,43 @@ def clean_output() -> None:
         stream = getattr(sys, name)
         if not isinstance(stream, CleanStream):
             setattr(sys, name, CleanStream(stream))
+
+
+def run(app: typer.Typer, program: str, argv: Sequence[str] | None = None, name: str | None = None) -> None:
+    """Run an app and exit; an SgdataError or a foreign exception becomes one line on stderr and exit code 2.
+
+    Args:
+        app: The commands.
+        program: `sgdata` or `sgmodel`, for messages.
+        argv: Arguments; default: those of the process.
+        name: Name of the program in its help.
+    """
+    from typer.main import get_command
+
+    clean_output()
+    threading.excepthook = _failed_thread
+    command = get_command(app)
+    invoke = command.invoke
+
+    def guarded(context: Any) -> Any:
+        """Run the command, before the library makes "Aborted." of an EOFError."""
+        try:
+            return invoke(context)
+        except Exception as error:
+            if message := foreign(error):
+                raise SgdataError(message) from None
+            raise
+
+    command.invoke = guarded  # type: ignore[method-assign]
+    try:
+        command(args=argv, prog_name=name)
+    except SgdataError as error:
+        # `from None`: the message already names the cause.
+        print(f"{program}: {error}", file=sys.stderr)
+        raise SystemExit(ExitCode.REFUSED) from None
+
+
+def _failed_thread(failure: threading.ExceptHookArgs) -> None:
+    """Print no traceback of a foreign exception in a thread of a library, which raises it again where it is used."""
+    if failure.exc_value is None or not foreign(failure.exc_value):
+        threading.__excepthook__(failure)

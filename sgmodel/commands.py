@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from sgdata import files, recipe_settings, terminal
-from sgdata.errors import ExitCode, SettingError, SgdataError
+from sgdata.errors import SettingError
 from sgmodel import recipe_files
 from sgmodel.train.program import Loaders, Program, ProgramName
 
@@ -61,12 +61,7 @@ def new_app(*, no_args_is_help: bool = False) -> typer.Typer:
 
 def run(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = None) -> None:
     """Run an app and exit; an SgdataError becomes one line on stderr and exit code 2."""
-    terminal.clean_output()
-    try:
-        app(args=argv, prog_name=name)
-    except SgdataError as error:
-        print(f"sgmodel: {error}", file=sys.stderr)
-        raise SystemExit(ExitCode.REFUSED) from None
+    terminal.run(app, "sgmodel", argv, name)
 
 
 def run_module(command: Callable[..., None], module: str, argv: Sequence[str] | None = None) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from sgdata import files, identity
 from sgdata.datasets import archives
 from sgdata.datasets.types import Member, SampleRef, ShardRecipe
-from sgdata.errors import OutputError
 from sgdata.shards import tar_format
 from sgdata.types import Contract
 
@@ -126,9 +125,7 @@ class Spool:
                 self.offsets[_tar_offset(member)] = handle.tell()
                 handle.write(content)
         except OSError as error:
-            raise OutputError(
-                f"{self.path}: cannot be written: {error.strerror}; members of unfinished shards are stored here"
-            ) from None
+            raise files.unwritable(self.path, error) from None
 
     @cached_property
     def count(self) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sgdata import files
-from sgdata.errors import OutputError
 from sgdata.types import Array, Grid, Window
 
 
@@ -43,12 +42,13 @@ def write(path: Path, grid: Grid, windows: Iterable[tuple[Window, Array]], *, st
     """
     import rasterio
     import rasterio.shutil
+    from rasterio._err import CPLE_BaseError
     from rasterio.enums import Resampling
     from rasterio.errors import RasterioError
 
     plain = path.with_name(f".{path.name}.plain.tif")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=16 << 20, GDAL_TIFF_OVR_BLOCKSIZE=512):
             with rasterio.open(plain, "w", **_profile(grid, style)) as dataset:
                 _describe(dataset, style)
@@ -61,8 +61,8 @@ def write(path: Path, grid: Grid, windows: Iterable[tuple[Window, Array]], *, st
                 dataset.build_overviews(_halves(grid.shape), Resampling[style.overviews])
             with files.replacing(path) as temporary:
                 rasterio.shutil.copy(plain, temporary, driver="COG", **_cog_options(style))
-    except RasterioError as error:
-        raise OutputError(f"{path}: cannot be written: {error.__cause__ or error!s:.200}") from error
+    except (RasterioError, CPLE_BaseError, OSError) as error:
+        raise files.unwritable(path, error) from error
     finally:
         plain.unlink(missing_ok=True)
     if style.classes and style.dtype != "int32":

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 
 from sgdata import files
-from sgdata.errors import OutputError
 from sgdata.rasters import cog
 from sgdata.types import Array, Grid, LabelSpace, Window
 from sgmodel.inference import tiling
@@ -113,8 +112,7 @@ def write_maps(maps: MapFiles, answers: Iterable[tiling.Row]) -> None:
             if maps.classes:
                 _write_classes(maps, classes)
     except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{maps.out}: cannot be written: {reason}; choose another --out") from None
+        raise files.unwritable(maps.out, error) from None
 
 
 def _mask_and_round(answer: Array, seen: Array, *, rounded: bool) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -349,6 +350,7 @@ class Log:
 
         Raises:
             SettingError: TensorBoard is not installed.
+            OutputError: a file cannot be written.
         """
         self.lead = distributed.lead()
         last = self._continued(out, first) if self.lead else []
@@ -360,9 +362,12 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise SettingError(f"TensorBoard is missing ({error}); pip install 'sgdata[model]'") from None
-        self.metrics = (out / METRICS).open("a", encoding="utf-8")
-        self.timings = (out / TIMINGS).open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(out / BOARD), purge_step=first)
+        try:
+            self.metrics = (out / METRICS).open("a", encoding="utf-8")
+            self.timings = (out / TIMINGS).open("a", encoding="utf-8")
+            self.board = SummaryWriter(str(out / BOARD), purge_step=first)
+        except OSError as error:
+            raise files.unwritable(out / BOARD, error) from error
 
     @staticmethod
     def _continued(out: Path, first: int) -> list[bool]:
@@ -414,7 +419,7 @@ class Log:
             for name, value in figures.items():
                 self.board.add_scalar(name, value, step)
         except OSError as error:
-            raise OutputError(f"{handle.name}: cannot be written: {error.strerror or error}") from error
+            raise files.unwritable(Path(handle.name), error) from error
 
     def __enter__(self) -> Log:
         return self
@@ -422,10 +427,14 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.lead:
-            self.metrics.close()
-            self.timings.close()
-            self.board.close()
+        if not self.lead:
+            return
+        try:
+            with contextlib.ExitStack() as stack:  # closes all, whichever fails
+                for handle in (self.board, self.timings, self.metrics):
+                    stack.callback(handle.close)
+        except OSError as failed:
+            raise files.unwritable(Path(self.metrics.name), failed) from failed
 
 
 def _line(step: int, figures: dict[str, float]) -> str:
