@@ -85,7 +85,7 @@ def run(app: typer.Typer, program: str, argv: Sequence[str] | None = None, name:
                 raise SgdataError(message) from None
             raise
 
-    command.invoke = guarded  # type: ignore[method-assign]
+    command.invoke = guarded  # type: ignore[method-assign, assignment]
     try:
         command(args=argv, prog_name=name)
     except SgdataError as error:

@@ -178,5 +178,7 @@ def test_existing_names_the_expected_kind(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutputError, match="deeper: cannot be written: .*MB are free on the disk of .*choose another --out"):
+    with pytest.raises(
+        OutputError, match="deeper: cannot be written: .*MB are free on the disk of .*choose another --out"
+    ):
         files.write(tmp_path / "file" / "deeper" / "lock.json", b"{}")
