@@ -92,7 +92,7 @@ def _write_bright_targets(job: MaskJob, scenes: tuple[StagedScene, ...], run: Ca
     strips = ((s, fractions[:, s.row // size : -(-(s.row + s.height) // size)]) for s in job.strips)
     with kept.keeping(job.bright_targets) as temporary, temporary.open("wb") as handle:
         for bright in run(partial(_bright_targets, job, scenes), strips):
-            bright.tofile(handle)
+            handle.write(np.ascontiguousarray(bright).data)  # `tofile` would not notice that a disk is full
 
 
 def _kinds(job: MaskJob, scene: StagedScene, strip: Window) -> Array:
@@ -129,7 +129,7 @@ def _clear_scores(job: MaskJob, scene: StagedScene) -> staging.StagedWindow:
                 kinds = _kinds(job, scene, replace(strip, row=first, height=last - first))
                 bright = None if targets is None else targets.rows(first, last)
                 scores = cloud_masks.clear_score(kinds, bright, settings, gsd_m=grid.gsd_m, reach_m=job.reach_m)
-                scores[strip.row - first :][: strip.height].tofile(handle)
+                handle.write(np.ascontiguousarray(scores[strip.row - first :][: strip.height]).data)
     return _staged(path, job.grid)
 
 

@@ -138,7 +138,9 @@ def composite_tile(job: Job, window: Window) -> Path:
     for plane, values in zip(content[-4:], (index, valid_count, day, score), strict=True):
         plane[:] = values
     with kept.keeping(path) as temporary, temporary.open("wb") as handle:
-        np.save(handle, content)
+        # As `np.save` does, which does not notice a disk that is full at the end of the array.
+        np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(content))
+        handle.write(content.data)
     return path
 
 

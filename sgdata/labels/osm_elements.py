@@ -118,7 +118,7 @@ def _is_regular(path: Path) -> bool:
             if item.is_way() and len(item.nodes) and item.nodes[0].location.valid():
                 return False
             last = place
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, osmium.InvalidLocationError) as error:
         raise SourceError(f"{path}: cannot be read as OpenStreetMap data: {error}; fetch it again") from None
     return True
 

@@ -34,6 +34,7 @@ from typing import Any
 from sgdata.errors import SgdataError
 
 HANG_S = 20.0
+"""Seconds of processor time, and a quarter of the seconds by the clock: beside other processes inputs only wait."""
 PEAK_BYTES = 1 << 30
 ADDRESS_BYTES = 4 << 30
 """Address space a child may take beyond that at its start: a larger allocation fails rather than fill the machine."""
@@ -207,7 +208,7 @@ def _child(pipe: Connection, corpus: Path, scratch: Path, readers: Mapping[str, 
     limit = _status("VmSize") + ADDRESS_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGALRM, _alarm)
+    signal.signal(signal.SIGPROF, _alarm)
     for count in itertools.count():
         if count % 20 == 0:  # a full collection takes longer than most inputs
             gc.collect()
@@ -215,14 +216,14 @@ def _child(pipe: Connection, corpus: Path, scratch: Path, readers: Mapping[str, 
             item = pipe.recv()
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_REAL, HANG_S)
+        signal.setitimer(signal.ITIMER_PROF, HANG_S)
         try:
             outcome = run_input(item, corpus, scratch, readers)
         except _Hang:  # in the harness's own part of the work
             outcome = Outcome(input=item, kind="hang", error="outside the reader", detail=traceback.format_exc())
         except MemoryError:
             outcome = Outcome(input=item, kind="exception", error="MemoryError outside the reader")
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         pipe.send(outcome)
 
 
@@ -303,9 +304,9 @@ def _answer(worker: _Worker) -> Outcome | None:
     except (EOFError, OSError):
         worker.process.join(1)
         return Outcome(input=worker.item, kind="crash", error=f"exit status {worker.process.exitcode}")
-    # The alarm cannot end code in C that never returns.
-    if time.monotonic() - worker.began > HANG_S + 5:
-        return Outcome(input=worker.item, kind="hang", error="in compiled code")
+    # The alarm cannot end code in C that never returns, nor a process that waits.
+    if time.monotonic() - worker.began > 4 * HANG_S:
+        return Outcome(input=worker.item, kind="hang", error="in compiled code, or waiting")
     return None
 
 

@@ -29,7 +29,7 @@ import tifffile
 from fuzz_corpus import BANDS, GRID
 from fuzz_mutators import Mutator
 
-from sgdata import catalog, files, verification
+from sgdata import catalog, files, step_log, verification
 from sgdata.builds import build_folder, build_recipe, pipeline
 from sgdata.composite import staging
 from sgdata.datasets import archives, bigearthnet, fmow, pairs, segmunich
@@ -242,8 +242,9 @@ def _staged(folder: Path, path: Path) -> None:
 
 def _run_log(folder: Path, path: Path) -> None:
     # Without the charts, which take a second.
-    for name in run_page._read_steps(folder / "metrics.jsonl")[0]:
-        run_page._kind(name)
+    for step in step_log.read(folder / "metrics.jsonl", unfinished=False):
+        for name in step:
+            run_page._kind(name)
     run_page._results(folder)
 
 

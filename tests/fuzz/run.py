@@ -20,7 +20,7 @@ from fuzz_readers import READERS
 
 LEAST_SHARE = 0.3
 """Of the inputs of a reader that its outermost parser must take: others test that parser alone."""
-LEAST_INPUTS = 50
+LEAST_INPUTS = 100
 
 
 def inputs(total: int, seed: int, names: Sequence[str]) -> list[Input]:
