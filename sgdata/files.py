@@ -251,24 +251,21 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     Raises:
         OutputError: The folder cannot be created or the file cannot be written.
     """
-    try:
+    with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(path.parent, error) from None
     # In the same folder, since a rename is atomic only within a file system; hidden, so that globs do not match it;
     # with the process id, since two processes may write the same cache entry.
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        yield temporary
-        if durable:
-            with temporary.open("rb+") as handle:
-                # Before the rename, or a power failure could leave an empty file under the final name.
-                os.fsync(handle.fileno())
-        temporary.replace(path)
-        if durable:
-            sync(path.parent)
-    except OSError as error:
-        raise unwritable(path, error) from error
+        with writing(path):
+            yield temporary
+            if durable:
+                with temporary.open("rb+") as handle:
+                    # Before the rename, or a power failure could leave an empty file under the final name.
+                    os.fsync(handle.fileno())
+            temporary.replace(path)
+            if durable:
+                sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -283,6 +280,15 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise OutputError in place of any OSError, which concerns the file or folder `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def unwritable(path: Path, error: BaseException) -> OutputError:

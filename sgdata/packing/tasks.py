@@ -120,12 +120,9 @@ class Spool:
 
     def add(self, member: Member, content: bytes) -> None:
         """Append the content of a member. Raises OutputError."""
-        try:
-            with self.path.open("ab") as handle:
-                self.offsets[_tar_offset(member)] = handle.tell()
-                handle.write(content)
-        except OSError as error:
-            raise files.unwritable(self.path, error) from None
+        with files.writing(self.path), self.path.open("ab") as handle:
+            self.offsets[_tar_offset(member)] = handle.tell()
+            handle.write(content)
 
     @cached_property
     def count(self) -> int:

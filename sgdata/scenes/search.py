@@ -218,6 +218,8 @@ def _with_utc_and_bbox(item: pystac.Item) -> pystac.Item:
     """
     import shapely.geometry
 
+    if not isinstance(item.collection_id, str | None):
+        raise SourceError(f"item {item.id}: its collection is {item.collection_id!r:.60}, expected a name")
     when = item.datetime or item.common_metadata.start_datetime
     if when is not None:
         item.datetime = when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)

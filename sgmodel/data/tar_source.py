@@ -79,7 +79,7 @@ class Local:
         """Return the bytes of each span. Raises SourceError."""
         # Read, not mapped: where a mapped file is cut short or its disk fails, the system ends the process.
         try:
-            return [memoryview(os.pread(self._files[s.tar], s.stop - s.start, s.start)) for s in spans]
+            return [_read(self._files[span.tar], span) for span in spans]
         except OSError as error:
             raise SourceError(f"{self._folder}: a tar cannot be read: {error.strerror}; run sgdata verify") from None
 
@@ -89,6 +89,12 @@ def _opened(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error}), the index names it; run sgdata verify") from None
+
+
+def _read(file: int, span: Span) -> memoryview:
+    """Return the bytes of a span up to the end of its tar; an index may declare any number."""
+    stop = min(span.stop, os.fstat(file).st_size)
+    return memoryview(os.pread(file, max(stop - span.start, 0), span.start))
 
 
 def _close(opened: Sequence[int]) -> None:

@@ -99,20 +99,21 @@ def write_maps(maps: MapFiles, answers: Iterable[tiling.Row]) -> None:
     Raises:
         OutputError: a file cannot be written.
     """
-    try:
-        with Scratch(maps.out / ".classes") as classes, Scratch(maps.out / ".values") as values:
-            for _, answer, seen in answers:
-                if maps.classes:
-                    classes.add(most_likely(maps.space, answer, seen)[None])
-                if maps.values:
-                    _mask_and_round(answer, seen, rounded=bool(maps.space.ids))
-                    values.add(answer)
-            if maps.values:
-                _write_values(maps, values)
+    with (
+        files.writing(maps.out),
+        Scratch(maps.out / ".classes") as classes,
+        Scratch(maps.out / ".values") as values,
+    ):
+        for _, answer, seen in answers:
             if maps.classes:
-                _write_classes(maps, classes)
-    except OSError as error:
-        raise files.unwritable(maps.out, error) from None
+                classes.add(most_likely(maps.space, answer, seen)[None])
+            if maps.values:
+                _mask_and_round(answer, seen, rounded=bool(maps.space.ids))
+                values.add(answer)
+        if maps.values:
+            _write_values(maps, values)
+        if maps.classes:
+            _write_classes(maps, classes)
 
 
 def _mask_and_round(answer: Array, seen: Array, *, rounded: bool) -> None:

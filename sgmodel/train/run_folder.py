@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -362,12 +361,10 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise SettingError(f"TensorBoard is missing ({error}); pip install 'sgdata[model]'") from None
-        try:
+        with files.writing(out / BOARD):
             self.metrics = (out / METRICS).open("a", encoding="utf-8")
             self.timings = (out / TIMINGS).open("a", encoding="utf-8")
             self.board = SummaryWriter(str(out / BOARD), purge_step=first)
-        except OSError as error:
-            raise files.unwritable(out / BOARD, error) from error
 
     @staticmethod
     def _continued(out: Path, first: int) -> list[bool]:
@@ -413,13 +410,11 @@ class Log:
             self._append(self.timings, step, seconds)
 
     def _append(self, handle: TextIO, step: int, figures: dict[str, float]) -> None:
-        try:
+        with files.writing(Path(handle.name)):
             handle.write(_line(step, figures))
             handle.flush()
             for name, value in figures.items():
                 self.board.add_scalar(name, value, step)
-        except OSError as error:
-            raise files.unwritable(Path(handle.name), error) from error
 
     def __enter__(self) -> Log:
         return self
@@ -427,14 +422,9 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.lead:
-            return
-        try:
-            with contextlib.ExitStack() as stack:  # closes all, whichever fails
-                for handle in (self.board, self.timings, self.metrics):
-                    stack.callback(handle.close)
-        except OSError as failed:
-            raise files.unwritable(Path(self.metrics.name), failed) from failed
+        if self.lead:
+            with files.writing(Path(self.metrics.name)), self.metrics, self.timings:
+                self.board.close()
 
 
 def _line(step: int, figures: dict[str, float]) -> str:
