@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sgdata import files
+from sgdata.errors import OutputError
 from sgdata.rasters import cog
 from sgdata.types import Array, Grid, LabelSpace, Window
 from sgmodel.inference import tiling
