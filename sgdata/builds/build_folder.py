@@ -81,12 +81,18 @@ def _windows(
         yield window, values
 
 
-def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]], *, inside: Array | None = None) -> None:
+def write_usage(
+    folder: Path,
+    scenes: Sequence[tuple[str, float | None]],
+    *,
+    inside: Array | None = None,
+    uncovered: int = 0,
+) -> None:
     """Write `usage.json`: how much of each scene (id, clear share) the composite shows, and signs of errors in it.
 
     `bright_share` is the share of valid pixels as bright as clouds in blue. `seam` has the mean step in red between
     neighbours of two scenes, and between all others; similar values mean that no seam is visible. Pixels not `inside`
-    (H, W) do not count.
+    (H, W) do not count. `uncovered` pixels have data in no scene.
     """
     with geotiff.opened(str(folder / IMAGE)) as image, geotiff.opened(str(folder / PROVENANCE_FILE)) as provenance:
         names = list(image.descriptions)
@@ -100,7 +106,7 @@ def write_usage(folder: Path, scenes: Sequence[tuple[str, float | None]], *, ins
             counter.add(window, red=planes[0], blue=planes[1], index=index)
     if inside is not None:
         counter.total = int(inside.sum())
-    files.write(folder / USAGE, files.pretty_json(counter.summary(scenes)))
+    files.write(folder / USAGE, files.pretty_json(counter.summary(scenes) | {"uncovered_pixels": uncovered}))
 
 
 def holes(folder: Path) -> str:
@@ -109,8 +115,15 @@ def holes(folder: Path) -> str:
     pixels, share_of_all = document.get("nodata_pixels"), document.get("nodata_share")
     if not isinstance(pixels, int) or not isinstance(share_of_all, int | float):
         raise SourceError(f"{folder / USAGE}: nodata_pixels or nodata_share is no number; build it again")
-    share = f"{pixels:,} pixels ({share_of_all:.3%})"
-    return f"{share} were never seen clear and hold no data; widen --dates" if pixels else ""
+    uncovered = document.get("uncovered_pixels", 0)
+    if not pixels or not isinstance(uncovered, int):
+        return ""
+    reasons = []
+    if uncovered:
+        reasons.append(f"no scene has data of {uncovered:,}; choose another area or widen --dates")
+    if pixels > uncovered:
+        reasons.append(f"{pixels - uncovered:,} were never seen clear; widen --dates")
+    return f"{pixels:,} pixels ({share_of_all:.3%}) hold no data: {', and '.join(reasons)}"
 
 
 def unreadable(folder: Path) -> str:

@@ -61,10 +61,8 @@ def fetch_scenes(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> tuple
         current = [staged.get(candidate.scene.id, candidate) for candidate in candidates]
         candidates = [one for one in current if isinstance(one, Candidate)]
         new = [one for one in current if isinstance(one, Dropped)]
+        # Without dropped scenes, and where a scene turned out to have no data, others may matter.
         dropped += new
-        # Without the dropped scenes others may matter; if none was dropped, the selection stays as it is.
-        if not new:
-            break
     check_lost(recipe, len(planned.items) - len(types.lost(dropped)), (*planned.dropped, *dropped))
     if not candidates:
         count = len(planned.items)
@@ -109,7 +107,8 @@ def select(recipe: BuildRecipe, grid: Grid, candidates: list[Candidate], paths: 
         selected = candidates
     else:
         masked = add_clear_masks(recipe, tuple(candidate.scene for candidate in candidates), grid, paths)
-        selected = [candidates[n] for n in clear_masks.select_dates(masked, recipe.composite)]
+        dates = clear_masks.select_dates(masked, recipe.composite, area=grid, bands=recipe.bands)
+        selected = [candidates[n] for n in dates]
     return [candidate for candidate in selected if candidate.evidence is None]
 
 

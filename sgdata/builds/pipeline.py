@@ -257,7 +257,9 @@ def render(
     inside = vectors.inside(fetched.outline, fetched.grid) if fetched.outline else None
     stored = zip(windows, finished, strict=True)
     build_folder.write_composite(folder, fetched.grid, recipe.bands, stored, inside=inside)
-    build_folder.write_usage(folder, [(scene.id, scene.clear_share) for scene in task.scenes], inside=inside)
+    shares = [(scene.id, scene.clear_share(fetched.grid)) for scene in task.scenes]
+    uncovered = sum(tiles.uncovered(task, window, inside) for window in windows)
+    build_folder.write_usage(folder, shares, inside=inside, uncovered=uncovered)
 
 
 def composite_job(recipe: BuildRecipe, fetched: Lock, scenes: tuple[StagedScene, ...], paths: BuildPaths) -> tiles.Job:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import files, kept
-from sgdata.composite import cloud_masks, staging
+from sgdata.composite import cloud_masks, scene_staging, staging
 from sgdata.composite.rules import VERSION, CompositeSettings
 from sgdata.composite.scene_staging import CLEAR_SCORE, STRIP_PIXELS, StagedScene
 from sgdata.file_names import file_name
@@ -77,7 +77,7 @@ def add_clear_masks(
     decides = (VERSION, settings, reach_m, target, [(scene.id, scene.files[layer].sha256) for scene in scenes])
     folder = folder / files.sha256(files.canonical_json(decides))[:16]
     job = MaskJob(grid=target, settings=settings, reach_m=reach_m, folder=folder)
-    if settings.bright_target_filter and not kept.is_kept(job.bright_targets):
+    if settings.filters and not kept.is_kept(job.bright_targets):
         _write_bright_targets(job, scenes, run)
     scores = run(partial(_clear_scores, job), scenes)
     return tuple(
@@ -122,7 +122,7 @@ def _clear_scores(job: MaskJob, scene: StagedScene) -> staging.StagedWindow:
     if not kept.is_kept(path):
         grid, settings = job.grid, job.settings
         margin = cloud_masks.margin_px(settings, grid.gsd_m, job.reach_m)
-        targets = replace(_staged(job.bright_targets, grid), dtype="bool") if settings.bright_target_filter else None
+        targets = replace(_staged(job.bright_targets, grid), dtype="bool") if settings.filters else None
         with kept.keeping(path) as temporary, temporary.open("wb") as handle:
             for strip in job.strips:
                 first, last = max(strip.row - margin, 0), min(strip.row + strip.height + margin, grid.shape[0])
@@ -142,11 +142,20 @@ def layer_reach_m(mask: cloud_masks.MaskSettings, reach_m: float) -> float:
     return max(mask.cloud_buffer_m, mask.shadow_buffer_m, reach_m)
 
 
-def select_dates(scenes: tuple[StagedScene, ...], settings: CompositeSettings) -> list[int]:
+def select_dates(
+    scenes: tuple[StagedScene, ...], settings: CompositeSettings, *, area: Grid, bands: tuple[str, ...]
+) -> list[int]:
     """Return the positions of the scenes whose pixels can matter to the composite; the others need not be read.
 
     At most `max_obs` of them, the clearest together, and for a rule with a score range only those that could win
-    somewhere.
+    somewhere. A scene whose bands are staged prevails only where they have data; before, it is taken to have data
+    where it is clear, so the selection is made again when bands are staged, until it has no new scene.
+
+    Args:
+        scenes: scenes with their clear scores.
+        settings: how many dates become one.
+        area: the grid of the build.
+        bands: bands of the composite.
     """
     positions = list(range(len(scenes)))
     masks = [scene.files[CLEAR_SCORE] for scene in scenes if CLEAR_SCORE in scene.files]
@@ -166,11 +175,27 @@ def select_dates(scenes: tuple[StagedScene, ...], settings: CompositeSettings) -
         # The score that each pixel reaches for certain: a scene that cannot exceed it anywhere is not read.
         certain = np.zeros((strip.height, strip.width), np.int32)
         for n in positions:
-            np.maximum(certain, ranges[n][0][masks[n].rows(*rows)], out=certain)
+            least = ranges[n][0][masks[n].rows(*rows)]
+            if scenes[n].has_bands(bands):
+                least = np.where(_has_data(scenes[n], bands, grids.windowed(masks[n].grid, strip), area), least, 0)
+            np.maximum(certain, least, out=certain)
         for n in set(positions) - selected:
             if (ranges[n][1][masks[n].rows(*rows)] >= certain).any():
                 selected.add(n)
     return [n for n in positions if n in selected]
+
+
+def _has_data(scene: StagedScene, bands: tuple[str, ...], mask_grid: Grid, area: Grid) -> Array:
+    """Return (H, W) bool: pixels of a mask in which a scene has data, or that are outside the area."""
+    factor = max(round(mask_grid.gsd_m / area.gsd_m), 1)
+    height, width = mask_grid.shape
+    fine = replace(mask_grid, gsd_m=area.gsd_m, shape=(height * factor, width * factor))
+    west, south, east, north = area.bounds
+    x = fine.origin[0] + (np.arange(fine.shape[1]) + 0.5) * fine.gsd_m
+    y = fine.origin[1] - (np.arange(fine.shape[0]) + 0.5) * fine.gsd_m
+    outside = ((y > north) | (y < south))[:, None] | ((x < west) | (x > east))[None]
+    data = scene_staging.has_data(scene, bands, fine) | outside
+    return np.asarray(data.reshape(height, factor, width, factor).all(axis=(1, 3)))
 
 
 def spread_scenes(clear: list[Array], count: int) -> list[int]:

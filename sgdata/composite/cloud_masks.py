@@ -41,8 +41,8 @@ NEAR_BLOCKS = 1
 # A pixel that exceeds the cloud fraction of its neighbourhood by EXCESS on days when that is below CALM is a bright
 # target, not a cloud (SEPAL's rule).
 EXCESS, CALM = 0.4, 0.3
-# Dates that the two halves of the bright target filter need: 'mostly' and 'never' mean nothing with fewer.
-CALM_DAYS, MIN_DATES = 3, 8
+# Calm days that the bright target filter needs: 'mostly' means nothing with fewer.
+CALM_DAYS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,8 @@ class MaskSettings:
         threshold: cloud probability in per cent from which a pixel is masked.
         cloud_buffer_m: distance in metres, between pixel centres, around clouds that is masked as well.
         shadow_buffer_m: the same around cloud shadows.
-        bright_target_filter: apply the bright target filter, which keeps bright roofs that look like clouds.
+        bright_target_filter: apply the bright target filter, which keeps bright roofs that look like clouds; masks of
+            the method `external` are used as they are.
     """
 
     method: Literal["scl", "probability", "external", "none"]
@@ -65,6 +66,11 @@ class MaskSettings:
     cloud_buffer_m: float
     shadow_buffer_m: float
     bright_target_filter: bool
+
+    @property
+    def filters(self) -> bool:
+        """Whether the bright target filter applies."""
+        return self.bright_target_filter and self.method != EXTERNAL
 
     @property
     def asset(self) -> str | None:
@@ -106,7 +112,7 @@ class BrightTargetFilter:
     def __init__(self, shape: tuple[int, int], gsd_m: float) -> None:
         self.gsd_m = gsd_m
         self.calm, self.cloudy = np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)
-        self.valid, self.clear = np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)
+        self.clear = np.zeros(shape, np.bool_)
         self.expected = np.zeros(shape, np.float32)
 
     def add(self, kinds: Array, fraction: Array) -> None:
@@ -116,15 +122,15 @@ class BrightTargetFilter:
         self.calm += calm
         self.cloudy += calm & cloud
         self.expected += np.where(calm, _on_pixels(fraction, kinds.shape, self.gsd_m), np.float32(0))
-        # Second half of the rule: a place that is never clear is a bright target as well.
-        self.valid += valid
-        self.clear += (kinds == CLEAR) | (kinds == DIM)
+        self.clear |= (kinds == CLEAR) | (kinds == DIM)
 
     def bright(self) -> Array:
-        """Return (H, W) bool: bright targets, where cloud classes are not reliable."""
-        often = (self.calm >= CALM_DAYS) & (self.cloudy - self.expected > EXCESS * self.calm)
-        never: Array = (self.valid >= MIN_DATES) & (self.clear == 0)
-        return often | never
+        """Return (H, W) bool: bright targets, where cloud classes are not reliable.
+
+        Ground that was never seen clear is none of them: unlike SEPAL's rule, which would show its clouds.
+        """
+        often: Array = (self.calm >= CALM_DAYS) & (self.cloudy - self.expected > EXCESS * self.calm)
+        return often & self.clear
 
 
 def block_px(gsd_m: float) -> int:

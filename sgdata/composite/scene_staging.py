@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
+from types import MappingProxyType
 
 import numpy as np
 
@@ -13,10 +15,10 @@ from sgdata import urls
 from sgdata.access import Access
 from sgdata.composite import staging
 from sgdata.errors import SourceError
-from sgdata.rasters import grids
+from sgdata.rasters import geotiff, grids
 from sgdata.scenes import offsets, product_metadata
 from sgdata.scenes.types import UNREADABLE, Dropped
-from sgdata.sentinel2 import MSI
+from sgdata.sentinel2 import MSI, SceneClass
 from sgdata.types import Array, Grid
 
 READERS = 4
@@ -24,6 +26,9 @@ READERS = 4
 
 CLEAR_SCORE = "clear_score"
 """Key of a scene's clear scores among its staged files."""
+
+DARK_CLASSES = (SceneClass.WATER, SceneClass.DARK, SceneClass.CLOUD_SHADOW)
+"""Classes of ground so dark that several of its bands may be 0 without lacking data."""
 
 STRIP_PIXELS = 1 << 19
 """Masks are computed in strips of about this size, so that memory does not grow with the area."""
@@ -47,11 +52,17 @@ class StagedScene:
     offset: int
     files: dict[str, staging.StagedWindow]
 
-    @property
-    def clear_share(self) -> float | None:
-        """Share of clear pixels in the area and its margin; None without a mask."""
+    def clear_share(self, area: Grid) -> float | None:
+        """Return the share of clear pixels of the mask in the area; None without a mask."""
         scores = self.files.get(CLEAR_SCORE)
-        return None if scores is None else round(float(np.count_nonzero(scores.pixels) / scores.pixels.size), 6)
+        if scores is None:
+            return None
+        inside = scores.pixels[geotiff.window_over(scores.grid, area.bounds, margin=0).slices]
+        return round(float(np.count_nonzero(inside) / max(inside.size, 1)), 6)
+
+    def has_bands(self, bands: tuple[str, ...]) -> bool:
+        """Return whether the bands are staged; of scenes that cannot win only the mask is."""
+        return set(bands) <= self.files.keys()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +141,37 @@ def _dropped(request: SceneRequest, errors: list[SourceError]) -> Dropped:
 def _readers() -> ThreadPoolExecutor:
     """Return the thread pool of this process."""
     return ThreadPoolExecutor(READERS)
+
+
+def has_data(
+    scene: StagedScene, bands: tuple[str, ...], target: Grid, planes: Mapping[str, Array] = MappingProxyType({})
+) -> Array:
+    """Return (H, W) bool: where a scene has data, by its scene classification and its bands.
+
+    A pixel is no data where the classification says so, and where more than one of its bands is 0. Over dark ground,
+    which may reflect nothing in the infrared, it is no data only where all bands are.
+
+    Args:
+        scene: the scene; if `bands` are not staged, only the classification counts.
+        bands: bands of the composite.
+        target: the grid to return.
+        planes: bands read already, by name.
+    """
+    data = np.ones(target.shape, np.bool_)
+    layer = scene.files.get(MSI.classes.layer)
+    holes = [band for band in bands if scene.files[band].holes] if scene.has_bands(bands) else []
+    if not holes and (layer is None or not layer.holes):  # nothing needs to be read
+        return data
+    zeros = np.zeros(target.shape, np.uint8)
+    for band in holes:
+        plane = planes.get(band)
+        zeros += (staging.on_grid(scene.files[band], target, kernel="nearest") if plane is None else plane) == 0
+    dark = np.zeros(target.shape, np.bool_)
+    if layer is not None:
+        classes = staging.on_grid(layer, target, kernel="nearest", beyond=MSI.classes.no_data)
+        data &= (classes != MSI.classes.no_data) & (classes < MSI.classes.count)
+        dark = np.isin(classes, DARK_CLASSES)
+    return data & (zeros < len(bands)) & ((zeros <= 1) | dark)
 
 
 def offset_evidence(scene: StagedScene, grid: Grid) -> offsets.Evidence:

@@ -11,7 +11,7 @@ import numpy as np
 from sgdata import kept
 from sgdata.composite import cloud_masks, rules, staging
 from sgdata.composite.kernels import NO_VALUE
-from sgdata.composite.scene_staging import CLEAR_SCORE, StagedScene
+from sgdata.composite.scene_staging import CLEAR_SCORE, StagedScene, has_data
 from sgdata.rasters import grids, resample
 from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Grid, Window
@@ -48,18 +48,16 @@ class Job:
         """Bands of which every date is needed at once."""
         return self.settings.rule.read_together(self.bands)
 
-    def has_bands(self, scene: StagedScene) -> bool:
-        """Whether the bands of a scene are staged; of scenes that cannot win only the mask is."""
-        return set(self.bands) <= scene.files.keys()
-
 
 def tile_shape(job: Job, max_side: int) -> tuple[int, int]:
     """Return the height and width, up to `max_side`, of tiles whose stack and result fit in TILE_BYTES.
 
     Tiles are as wide as possible, since rows are contiguous in the staged files.
     """
-    # Rules that reduce each band alone hold one at a time; each date has a clear score and whether it is usable.
-    bytes_per_pixel = len(job.scenes) * (2 * max(len(job.read_together), 1) + 2) + 2 * (len(job.bands) + 4)
+    # Rules that reduce each band alone hold one at a time; each date has a clear score and whether it is usable, twice
+    # where some scenes are not read.
+    masks = 2 if all(scene.has_bands(job.bands) for scene in job.scenes) else 4
+    bytes_per_pixel = len(job.scenes) * (2 * max(len(job.read_together), 1) + masks) + 2 * (len(job.bands) + 4)
     pixels = TILE_BYTES // bytes_per_pixel
     width = min(job.grid.shape[1], max_side, max(pixels // ALIGN_PX**2, 1) * ALIGN_PX)
     return min(max_side, max(pixels // width // ALIGN_PX, 1) * ALIGN_PX), width
@@ -68,8 +66,8 @@ def tile_shape(job: Job, max_side: int) -> tuple[int, int]:
 def read_stack(job: Job, window: Window) -> rules.Stack:
     """Read the DN with offsets corrected, in the bands that the rule needs together, and the clear scores.
 
-    The clear score is 0 where any band of the job has no data. Where granules of one overpass overlap they have the
-    same pixels twice: the first valid one in order counts.
+    The clear score is 0 where a scene has no data, as in `scene_staging.has_data`; DN of pixels with data are at least
+    1. Where granules of one overpass overlap they have the same pixels twice: the first valid one in order counts.
     """
     target = grids.windowed(job.grid, window)
     bands = job.read_together
@@ -77,11 +75,12 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
     clear_scores = np.zeros((len(job.scenes), *target.shape), np.uint8)
     covered: dict[str, Array] = {}
     for scene, planes, scores in zip(job.scenes, dn, clear_scores, strict=True):
-        if not job.has_bands(scene):
+        if not scene.has_bands(job.bands):
             continue
         for band, plane in zip(bands, planes, strict=True):
             plane[:] = staging.on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
-        valid = _valid(job, scene, dict(zip(bands, planes, strict=True)), target)
+        valid = has_data(scene, job.bands, target, dict(zip(bands, planes, strict=True)))
+        np.maximum(planes, valid, out=planes)
         earlier = covered.get(scene.overpass)
         if earlier is None:
             covered[scene.overpass] = use = valid
@@ -101,15 +100,33 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
     return rules.Stack(dn=dn, clear_scores=clear_scores, usable=usable, days=days, mask_gsd_m=mask_gsd_m)
 
 
-def _valid(job: Job, scene: StagedScene, planes: dict[str, Array], target: Grid) -> Array:
-    """Return (H, W) bool: all bands have data (SEPAL's rule); `planes` holds the bands read already."""
-    valid = np.ones(target.shape, np.bool_)
-    for band in job.bands:
-        staged = scene.files[band]
-        if staged.holes:  # bands without a hole need not be read
-            plane = planes[band] if band in planes else staging.on_grid(staged, target, kernel="nearest")
-            valid &= plane > 0
-    return valid
+def _valid_count(job: Job, window: Window, stack: rules.Stack) -> Array:
+    """Return (H, W) uint16: the clear dates of each pixel, also those of scenes that the rule does not read."""
+    looks = stack.clear_scores
+    unread = [n for n, scene in enumerate(job.scenes) if CLEAR_SCORE in scene.files and not scene.has_bands(job.bands)]
+    if unread:
+        looks = looks.copy()
+    target = grids.windowed(job.grid, window)
+    for n in unread:
+        scores = staging.on_grid(job.scenes[n].files[CLEAR_SCORE], target, kernel="nearest")
+        # Granules of one pass that overlap are one look.
+        for m, other in enumerate(job.scenes):
+            if m != n and other.overpass == job.scenes[n].overpass:
+                scores = np.where(looks[m] > 0, np.uint8(0), scores)
+        looks[n] = scores
+    usable = cloud_masks.best_clear(looks) if unread or job.settings.rule.needs_mask else stack.usable
+    return np.asarray(usable.sum(axis=0, dtype=np.uint16))
+
+
+def uncovered(job: Job, window: Window, inside: Array | None = None) -> int:
+    """Return how many pixels of a window, `inside` (H, W) the area if given, no scene has data of."""
+    target = grids.windowed(job.grid, window)
+    missing = np.ones(target.shape, np.bool_) if inside is None else inside[window.slices].copy()
+    for scene in job.scenes:
+        missing &= ~has_data(scene, job.bands, target)
+        if not missing.any():
+            break
+    return int(missing.sum())
 
 
 def composite_tile(job: Job, window: Window) -> Path:
@@ -132,10 +149,12 @@ def composite_tile(job: Job, window: Window) -> Path:
         _mix_bands(job, window, rule, stack.usable, image)
     else:
         image[:] = rule.kernel(stack.dn, stack.usable)
+    # 0 is no data, and so is no value of a pixel that has data in other bands.
+    shown = index != NO_VALUE if isinstance(rule, rules.Pick) else stack.usable.any(axis=0)
+    np.maximum(image, 1, out=image, where=shown)
     days = np.array([*stack.days, NO_VALUE], np.uint16)
     day = days[np.minimum(index, len(job.scenes))]
-    valid_count = stack.usable.sum(axis=0, dtype=np.uint16)
-    for plane, values in zip(content[-4:], (index, valid_count, day, score), strict=True):
+    for plane, values in zip(content[-4:], (index, _valid_count(job, window, stack), day, score), strict=True):
         plane[:] = values
     with kept.keeping(path) as temporary, temporary.open("wb") as handle:
         # As `np.save` does, which does not notice a disk that is full at the end of the array.
@@ -146,7 +165,7 @@ def composite_tile(job: Job, window: Window) -> Path:
 
 def _mix_bands(job: Job, window: Window, rule: rules.Mix, usable: Array, image: Array) -> None:
     """Fill `image` (C, h, w) with each band reduced alone over the usable dates."""
-    staged = [(n, scene) for n, scene in enumerate(job.scenes) if job.has_bands(scene)]
+    staged = [(n, scene) for n, scene in enumerate(job.scenes) if scene.has_bands(job.bands)]
     dn = np.zeros((len(job.scenes), 1, 0, 0), np.uint16)
 
     @cache
@@ -171,7 +190,7 @@ def _mix_bands(job: Job, window: Window, rule: rules.Mix, usable: Array, image: 
 
 def _common_factor(job: Job, band: str, target: Grid) -> int:
     """Return how much coarser a band is than the grid: 1 unless all scenes agree and `target` starts on its pixels."""
-    places = [staging.place(scene.files[band], target) for scene in job.scenes if job.has_bands(scene)]
+    places = [staging.place(scene.files[band], target) for scene in job.scenes if scene.has_bands(job.bands)]
     factors = {factor if row % factor == col % factor == 0 else 1 for factor, row, col in places}
     return factors.pop() if len(factors) == 1 else 1
 

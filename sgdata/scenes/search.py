@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 LEFT_OUT = "left out by the recipe"  # the reason in a lock
 RETRY = retry.RetryPolicy(tries=6, wait_s=1)  # half a minute in all
-TWIN_SECONDS = 60
-"""Twins may differ in time, by rounding, by less; the next pass of a tile comes days later."""
+TWIN_SECONDS = 2
+"""Twins may differ in time by less, through rounding."""
 STRIP_OVERLAP = 0.1
 """Scenes of one acquisition that share less than this part of the smaller one are two strips, not twins."""
 
