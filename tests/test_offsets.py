@@ -15,11 +15,11 @@ from sgdata.scenes import offsets
 from sgdata.scenes.offsets import Evidence
 from sgdata.scenes.types import Asset, Scene
 
-DARK = Evidence(eligible=5000, valid=9000, dark_share=0.9, near_share=0.95)
-OFFSET = Evidence(eligible=5000, valid=9000, dark_share=0.01, near_share=0.4)
-CLOUD = Evidence(eligible=5000, valid=9000, dark_share=0.0, near_share=0.0)
-TOO_FEW = Evidence(eligible=999, valid=9000, dark_share=0.9, near_share=0.9)
-IN_BETWEEN = Evidence(eligible=5000, valid=9000, dark_share=0.3, near_share=0.5)
+DARK = Evidence(eligible=5000, ground=6000, valid=9000, dark_share=0.9, near_share=0.95)
+OFFSET = Evidence(eligible=5000, ground=6000, valid=9000, dark_share=0.01, near_share=0.4)
+CLOUD = Evidence(eligible=5000, ground=6000, valid=9000, dark_share=0.0, near_share=0.0)
+TOO_FEW = Evidence(eligible=999, ground=6000, valid=9000, dark_share=0.9, near_share=0.9)
+IN_BETWEEN = Evidence(eligible=5000, ground=6000, valid=9000, dark_share=0.3, near_share=0.5)
 
 COGS = "https://sentinel-cogs.s3.us-west-2.amazonaws.com/sentinel-s2-l2a-cogs/32/U/PU/B02.tif"
 C1 = "https://e84-earth-search-sentinel-data.s3.us-west-2.amazonaws.com/sentinel-2-c1-l2a/B02.tif"
@@ -111,7 +111,7 @@ def test_the_pixel_test_is_one_sided(evidence: Evidence, shown: int | None) -> N
 def test_only_clear_valid_pixels_are_counted() -> None:
     classes = np.array([[4, 6, 5, 4, 0]], np.uint8)
     bands = np.array([[[500, 1500, 1, 0, 1]], [[999, 1000, 1, 5, 1]], [[2000, 10, 1, 5, 1]]], np.uint16)
-    assert offsets.count(classes, bands) == (2, 4, 3, 4)
+    assert offsets.count(classes, bands) == (2, 4, 4, 3, 4)
 
 
 # --- the decision --------------------------------------------------------------------------
@@ -158,6 +158,7 @@ def test_a_flag_decides_only_where_nothing_else_can_and_nothing_contradicts_it()
     assert offsets.decide(flagged, None, TOO_FEW).offset == 0
     assert "flag alone" in offsets.decide(flagged, None, TOO_FEW).warning
     assert offsets.decide(flagged, None, OFFSET).offset == -1000
+    assert offsets.decide(flagged, None, replace(TOO_FEW, ground=1000)).untestable  # clouds
     for other in ({"declared_offset": -1000}, {"product": "sentinel-2-l2a/item/MTD_MSIL2A.xml"}):
         assert offsets.decide(replace(flagged, **other), None, TOO_FEW).untestable  # type: ignore[arg-type]
     # Earth Search is known to have false flags that are wrong.

@@ -12,7 +12,7 @@ from pathlib import Path
 from sgdata import files, pool, progress
 from sgdata.builds import build_folder, cut, fetch, finish
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets, check, resolved
-from sgdata.composite import rules, tiles
+from sgdata.composite import clear_masks, rules, tiles
 from sgdata.composite.scene_staging import StagedScene
 from sgdata.errors import OutputError, SettingError
 from sgdata.labels import class_tables, osm_features, paint, rasterize
@@ -267,11 +267,13 @@ def composite_job(recipe: BuildRecipe, fetched: Lock, scenes: tuple[StagedScene,
     decides = (recipe.bands, recipe.resampling, recipe.composite, recipe.mask, fetched.grid)
     items = [(item.scene.id, item.scene.overpass, item.offset, item.windows) for item in fetched.items]
     name = lock.sha256([rules.VERSION, resample.VERSION, decides, items])[:16]
+    masked = fetch.add_clear_masks(recipe, scenes, fetched.grid, paths)
     return tiles.Job(
         grid=fetched.grid,
         bands=recipe.bands,
         kernel=recipe.resampling,
         settings=recipe.composite,
-        scenes=fetch.add_clear_masks(recipe, scenes, fetched.grid, paths),
+        scenes=masked,
+        examined=tuple(clear_masks.examined_dates(masked, recipe.composite)),
         folder=paths.scratch_folder / "tiles" / name,
     )

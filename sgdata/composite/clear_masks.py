@@ -157,15 +157,10 @@ def select_dates(
         area: the grid of the build.
         bands: bands of the composite.
     """
-    positions = list(range(len(scenes)))
+    positions = examined_dates(scenes, settings)
     masks = [scene.files[CLEAR_SCORE] for scene in scenes if CLEAR_SCORE in scene.files]
-    if not masks:
-        return positions[: settings.max_obs or None]
-    if settings.max_obs and settings.max_obs < len(scenes):
-        clear = [mask.pixels[::THINNING, ::THINNING] > 0 for mask in masks]
-        positions = sorted(spread_scenes(clear, settings.max_obs))
     rule = settings.rule
-    if rule.score_range is None:
+    if rule.score_range is None or not masks:
         return positions
     gsd_m = masks[0].grid.gsd_m
     ranges = {n: rule.score_range(settings, scenes[n].day, gsd_m) for n in positions}
@@ -183,6 +178,17 @@ def select_dates(
             if (ranges[n][1][masks[n].rows(*rows)] >= certain).any():
                 selected.add(n)
     return [n for n in positions if n in selected]
+
+
+def examined_dates(scenes: tuple[StagedScene, ...], settings: CompositeSettings) -> list[int]:
+    """Return the positions of all scenes, or of at most `max_obs`, the clearest together."""
+    masks = [scene.files[CLEAR_SCORE] for scene in scenes if CLEAR_SCORE in scene.files]
+    if not masks:
+        return list(range(len(scenes)))[: settings.max_obs or None]
+    if not settings.max_obs or settings.max_obs >= len(scenes):
+        return list(range(len(scenes)))
+    clear = [mask.pixels[::THINNING, ::THINNING] > 0 for mask in masks]
+    return sorted(spread_scenes(clear, settings.max_obs))
 
 
 def _has_data(scene: StagedScene, bands: tuple[str, ...], mask_grid: Grid, area: Grid) -> Array:

@@ -178,17 +178,17 @@ def offset_evidence(scene: StagedScene, grid: Grid) -> offsets.Evidence:
     """Count the dark pixels of the whole area, strip by strip, on DN as they are stored."""
     needed = (MSI.classes.layer, *MSI.offset.test_bands)
     if any(name not in scene.files for name in needed):
-        return offsets.Evidence(eligible=0, valid=0, dark_share=0.0, near_share=0.0)
-    totals = np.zeros(4, np.int64)
+        return offsets.Evidence(eligible=0, ground=0, valid=0, dark_share=0.0, near_share=0.0)
+    totals = np.zeros(5, np.int64)
     # One pixel of the grid per pixel of the scene classification, which is coarser.
     step = max(round(scene.files[MSI.classes.layer].grid.gsd_m / grid.gsd_m), 1)
     for strip in grids.strips(grid.shape, 4 * STRIP_PIXELS, multiple=step):
         target = grids.windowed(grid, strip)
         classes, *bands = (_thinned(scene.files[name], target, step) for name in needed)
         totals += offsets.count(classes, np.stack(bands))
-    eligible, valid, *counts = totals.tolist()
+    eligible, ground, valid, *counts = totals.tolist()
     dark, near = (round(number / max(eligible * len(MSI.offset.test_bands), 1), 6) for number in counts)
-    return offsets.Evidence(eligible=eligible, valid=valid, dark_share=dark, near_share=near)
+    return offsets.Evidence(eligible=eligible, ground=ground, valid=valid, dark_share=dark, near_share=near)
 
 
 def _thinned(staged: staging.StagedWindow, target: Grid, step: int) -> Array:

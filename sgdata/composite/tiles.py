@@ -34,6 +34,7 @@ class Job:
         settings: composite rule and its settings.
         scenes: staged scenes.
         folder: folder of finished tiles.
+        examined: positions of the scenes that the rule considers, although it need not read all of them.
     """
 
     grid: Grid
@@ -42,6 +43,7 @@ class Job:
     settings: rules.CompositeSettings
     scenes: tuple[StagedScene, ...]
     folder: Path
+    examined: tuple[int, ...] = ()
 
     @property
     def read_together(self) -> tuple[str, ...]:
@@ -101,9 +103,9 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
 
 
 def _valid_count(job: Job, window: Window, stack: rules.Stack) -> Array:
-    """Return (H, W) uint16: the clear dates of each pixel, also those of scenes that the rule does not read."""
+    """Return (H, W) uint16: the clear dates of each pixel, also those of scenes that cannot win and are not read."""
     looks = stack.clear_scores
-    unread = [n for n, scene in enumerate(job.scenes) if CLEAR_SCORE in scene.files and not scene.has_bands(job.bands)]
+    unread = [n for n in job.examined if not job.scenes[n].has_bands(job.bands)]
     if unread:
         looks = looks.copy()
     target = grids.windowed(job.grid, window)

@@ -17,7 +17,7 @@ import numpy as np
 
 from sgdata.errors import SourceError
 from sgdata.scenes.types import Scene
-from sgdata.sentinel2 import MSI
+from sgdata.sentinel2 import MSI, SceneClass
 from sgdata.types import Array, Level
 
 OffsetSource = Literal["neither", "pixels", "metadata"]
@@ -29,6 +29,8 @@ NEAR_DN, SHARE_NEAR = 1500, 0.1
 """They include it only if that share of their values is below this DN too: clouds taken for ground are far brighter."""
 CLEAR_SHARE, CONTRADICTION_SHARE = 0.2, 0.05
 """Shares of the area that must be clear to prove the offset by the lack of dark pixels, and to contradict metadata."""
+
+GROUND = (*MSI.classes.offset_test, SceneClass.NOT_VEGETATED)
 
 ESA_STORES = ("eodata", "sentinel-s2-l1c", "sentinel-s2-l2a", "e84-earth-search-sentinel-data", "sentinel2l2a01")
 """Buckets of pixels as ESA delivered them: Copernicus Data Space, AWS (JP2), Earth Search (Collection 1), Microsoft."""
@@ -57,6 +59,7 @@ class Evidence:
 
     Attributes:
         eligible: clear vegetation and water pixels of the scene classification.
+        ground: pixels classified as clear ground of any kind.
         valid: pixels of the area with data.
         dark_share: share of the eligible values below the sensor's `dark_dn`, over all test bands.
         near_share: share of them below NEAR_DN.
@@ -64,6 +67,7 @@ class Evidence:
     """
 
     eligible: int
+    ground: int
     valid: int
     dark_share: float
     near_share: float
@@ -168,8 +172,8 @@ def _number(baseline: str) -> tuple[int, int]:
         raise SourceError(f"processing baseline {baseline!r}: expected two numbers such as '05.00'") from None
 
 
-def count(scene_classes: Array, bands: Array) -> tuple[int, int, int, int]:
-    """Count the eligible pixels, those with data, and the values of the eligible ones that are dark and near dark.
+def count(scene_classes: Array, bands: Array) -> tuple[int, int, int, int, int]:
+    """Count eligible pixels, clear ground, pixels with data, and the eligible values that are dark and near dark.
 
     Args:
         scene_classes: (H, W) scene classification.
@@ -177,9 +181,10 @@ def count(scene_classes: Array, bands: Array) -> tuple[int, int, int, int]:
     """
     clear = np.isin(scene_classes, MSI.classes.offset_test)
     clear &= (bands > 0).all(axis=0)
+    ground = int(np.isin(scene_classes, GROUND).sum())
     valid = int((scene_classes != MSI.classes.no_data).sum())
     dark, near = (int(((bands < limit) & clear).sum()) for limit in (MSI.offset.dark_dn, NEAR_DN))
-    return int(clear.sum()), valid, dark, near
+    return int(clear.sum()), ground, valid, dark, near
 
 
 def decide(scene: Scene, expected: int | None, evidence: Evidence, *, source: OffsetSource = "neither") -> Decision:
@@ -221,7 +226,9 @@ def _undecided(scene: Scene, evidence: Evidence, pixels: int | None) -> Decision
         and measured(evidence, clear_share=0) == scene.declared_offset
     ):
         return Decision(offset=scene.declared_offset)
-    if scene.offset_applied and not scene.declared_offset and not _has_own_product(scene):
+    # Bare ground cannot tell; of clouds there is little to gain.
+    is_ground = evidence.ground >= CLEAR_SHARE * max(evidence.valid, 1)
+    if is_ground and scene.offset_applied and not scene.declared_offset and not _has_own_product(scene):
         return Decision(offset=0, warning=f"offset 0 by the item's flag alone, the pixels cannot tell ({evidence})")
     problem = (
         "metadata leave the offset open, and the pixels cannot tell; leave them out or give --offset-source metadata"
