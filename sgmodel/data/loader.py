@@ -26,7 +26,7 @@ from sgdata.errors import SettingError, SourceError
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Codec, Contract
 from sgmodel.data import seeded_random, tar_source, upsample
-from sgmodel.data.members import Member, of_index
+from sgmodel.data.members import Member, of_index, operable
 from sgmodel.data.subset import subset
 
 log = logging.getLogger("sgdata")
@@ -247,7 +247,39 @@ class Samples:
         return {"samples": len(self)}
 
     def __getitem__(self, sample: int) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(self.read(range(len(self))[sample], name)) for name in self.members}
+        """Return the arrays of a sample in types that torch's operators take.
+
+        Images are floating-point numbers, native bands upsampled to one image; other arrays have their own type, or for
+        uint16, uint32 and uint64 a signed one. Values are as stored, numbers for no data included (`contract.nodata`).
+        """
+        number = range(len(self))[sample]
+        arrays = {name: operable(name, self.read(number, name)) for name in self.members}
+        native = {name: arrays.pop(name)[None] for name in upsample.GROUPS if name in arrays}
+        if native:
+            size = torch.from_numpy(self.valid_size(np.array([number])))
+            arrays["image"] = upsample.image(native, size, self.contract, torch.device("cpu"))[0].float()
+        return arrays
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Names of the bands of an image, in its order."""
+        return tuple(band.name for band in self.contract.bands)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean (C,) of each band over the training samples, in stored units. Raises SettingError if there is none."""
+        return self._statistic("mean")
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation (C,) of each band, as `mean`."""
+        return self._statistic("std")
+
+    def _statistic(self, name: str) -> Tensor:
+        if missing := sorted(set(self.bands) - set(self.contract.statistics)):
+            message = f"{self.folder}: no statistics of {' '.join(missing)}"
+            raise SettingError(f"{message}, expected those of a split 'train'; compute them from the samples")
+        return torch.tensor([getattr(self.contract.statistics[band], name) for band in self.bands])
 
     def valid_size(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return height and width (N, 2) of the first array of samples (N,), before padding.

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sgdata import files, parquet_tables
 from sgdata.errors import SettingError, SourceError
 from sgdata.shards import tar_format
-from sgdata.types import Codec
+from sgdata.types import Array, Codec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +83,18 @@ def widest(stored: NDArray[np.str_], what: str) -> str:
     if common not in types:
         raise SettingError(f"{what} has types {types}, expected one that represents the values of the others")
     return common
+
+
+_SIGNED = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}
+
+
+def operable(name: str, array: Array) -> Tensor:
+    """Return an array as a tensor of a type that torch's operators take, in which no value of 32 bits changes.
+
+    Args:
+        name: Name of the array; images become floating-point numbers.
+        array: The array as stored.
+    """
+    if name.startswith("image"):
+        return torch.from_numpy(array.astype(np.promote_types(array.dtype, np.float32)))
+    return torch.from_numpy(array.astype(_SIGNED.get(array.dtype.name, array.dtype)))
