@@ -1,10 +1,10 @@
-"""Commands that publish and show outputs: `release`, `show`."""
+"""Commands that publish and show outputs: `release`, `export`, `show`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,6 +12,9 @@ from sgdata.commands.options import Out, Quiet, Workers, configure_logging
 from sgdata.errors import ExitCode
 
 app = typer.Typer()
+
+Layout = Literal["segmunich-released"]
+Unmapped = Literal["zero", "leave-out"]
 
 
 @app.command(epilog="Example: sgdata release munich 1.0 --from out/shards --build out/build --out out/release")
@@ -58,6 +61,28 @@ def release(
         listed = "; ".join(f"{check.name}: {check.message}" for check in report.checks if check.state == "finding")
         print(f"released with {report.findings} findings, listed in its card: {listed}", file=sys.stderr)
         raise SystemExit(ExitCode.FINDINGS)
+
+
+@app.command(epilog="Example: sgdata export segmunich-released --from out/build --out out/TUM_128")
+def export(
+    layout: Annotated[Layout, typer.Argument(help="Layout to write: segmunich-released, as TUM_128.zip has it.")],
+    source: Annotated[Path, typer.Option("--from", help="Build with patches of 128 pixels and labels.")],
+    out: Out,
+    split: Annotated[
+        bool, typer.Option("--split", help="Keep test patches apart in test/, instead of adding them to val/.")
+    ] = False,
+    unmapped: Annotated[
+        Unmapped, typer.Option("--unmapped", help="Pixels without a class: zero, or leave-out of their patches.")
+    ] = "zero",
+) -> None:
+    """Write a build in the layout, band order and label codes of a published dataset."""
+    from sgdata.releases import segmunich_released
+
+    made = segmunich_released.export(source, out, own_splits=split, unmapped=unmapped)
+    parts = ", ".join(f"{count} {split}" for split, count in made.patches.items())
+    share = made.zeroed / max(made.pixels, 1)
+    print(f"{layout}: {parts}; {made.zeroed:,} unmapped pixels ({share:.2%}) are 0; {made.left_out} patches left out")
+    print(out)
 
 
 @app.command(epilog="Example: sgdata show out/build")
