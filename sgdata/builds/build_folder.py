@@ -36,7 +36,8 @@ LABEL_LOSSES = osm_features.LOSSES
 PROVENANCE_BANDS = ("item_index", "valid_count", "days_since_1970", "score_x10000")
 OUTSIDE_IMAGE, OUTSIDE_PROVENANCE = (MSI.nodata,), (NO_VALUE, 0, NO_VALUE, NO_VALUE)
 """Values of the bands outside the outline of the area, as where a pixel was never seen clear."""
-SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3")
+SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3", "#e6ab02")
+AGREEMENT = "label_agreement.json"
 
 
 def unchanged(folder: Path, recipe: bytes) -> None:

@@ -28,6 +28,7 @@ SETTINGS = {
     "composite": "composite.method",
     "max_obs": "composite.max_obs",
     "mask": "mask.method",
+    "labels": "labels.source",
 }
 """Settings by the short names that the command line and `recipe_for` take."""
 
@@ -117,6 +118,7 @@ class BuildPaths:
         osm: 'overpass', URL of such a service, path of a file, 'none' for a build without labels, or a GeoDataFrame
             as `osmnx.features_from_*` returns it.
         offline: use only the OpenStreetMap responses that an earlier build of `out` stored.
+        raster: raster of codes, for labels.source raster.
         gap: raster of CORINE level 2 codes for ground without OpenStreetMap labels; None to leave it unlabelled.
         sea: vector file with the polygons of the sea; None to build them from the coastlines of OpenStreetMap.
         workers: number of processes.
@@ -132,6 +134,7 @@ class BuildPaths:
     osm: str | Any = "overpass"
     offline: bool = False
     gap: Path | None = None
+    raster: Path | None = None
     sea: Path | None = None
     workers: int = 1
     cluster: str | None = None
@@ -161,7 +164,7 @@ def recipe_for(
     Args:
         recipe: name of a recipe that comes with the package, or path of a TOML file.
         chosen: settings by short name: bbox, aoi (with feature) or place; dates (which also sets osm_date to the last
-            day), osm_date, composite, mask, max_obs, offset_source, profile. None leaves a setting as it is.
+            day), osm_date, composite, labels, mask, max_obs, offset_source, profile. None leaves a setting as it is.
         changes: `a.b=value` texts for any setting, applied last.
 
     Returns:

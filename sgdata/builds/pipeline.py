@@ -140,9 +140,13 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
     # Inputs are checked before any pixel is read.
     if isinstance(paths.osm, str) and paths.osm not in {"none", "overpass"} and "://" not in paths.osm:
         osm_features.known(files.existing(Path(paths.osm), "OpenStreetMap data"))
-    for file in (paths.gap, paths.sea):
+    for file in (paths.gap, paths.raster, paths.sea):
         if file is not None:
-            files.existing(file, "a raster of classes" if file == paths.gap else "polygons of the sea")
+            files.existing(file, "polygons of the sea" if file == paths.sea else "a raster of classes")
+    if (recipe.labels.source == "raster") != (paths.raster is not None):
+        raise SettingError(f"labels.source is {recipe.labels.source}, --raster {paths.raster}; raster needs a file")
+    if paths.raster and isinstance(paths.osm, str) and paths.osm == "none":
+        raise SettingError("--raster: streets are drawn over it; give --osm a source of OpenStreetMap data")
     if locked and not exact:  # which refuses other dates
         recipe = as_locked(recipe, locked)
     with files.only_writer(paths.out, build_folder.IMAGE):
@@ -223,7 +227,7 @@ def write_labels(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> dict[
         return {}
     source = paint.OsmSource(
         where=paths.osm, date=recipe.osm_date, store=paths.out / ".osm", offline=paths.offline, gap=paths.gap,
-        sea=paths.sea,
+        sea=paths.sea, raster=paths.raster,
     )  # fmt: skip
     grid = planned.grid
     labels = paint.label(grid, source, recipe.labels)
@@ -231,7 +235,10 @@ def write_labels(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> dict[
         outside = ~vectors.inside(planned.outline, grid)
         labels.painted[0][outside], labels.painted[1][outside] = rasterize.UNMAPPED, 0
     space = paint.chosen(recipe.labels).space
-    build_folder.write_labels(paths.out, grid, space, rasterize.SOURCES, labels.painted)
+    sources = rasterize.RASTER_SOURCES if paths.raster else rasterize.SOURCES
+    build_folder.write_labels(paths.out, grid, space, sources, labels.painted)
+    if labels.agreement:
+        files.write(paths.out / build_folder.AGREEMENT, files.pretty_json(labels.agreement))
     build_folder.write_label_losses(paths.out, labels.losses, labels.features)
     return dict(labels.answers)
 

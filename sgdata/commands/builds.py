@@ -144,6 +144,10 @@ def build(
     gap: Annotated[
         Path | None, typer.Option("--gap", help="Raster of CORINE codes that labels ground without OpenStreetMap data.")
     ] = None,
+    raster: Annotated[
+        Path | None,
+        typer.Option("--raster", help="Raster of land cover codes for all classes but streets (sets labels.source)."),
+    ] = None,
     sea: Annotated[
         Path | None, typer.Option("--sea", help="Vector file with the polygons of the sea (default: from coastlines).")
     ] = None,
@@ -164,12 +168,13 @@ def build(
     # None: not given; the recipe's value is used.
     overrides: dict[str, object] = {
         "bbox": bbox, "aoi": aoi, "feature": feature, "place": place, "dates": dates, "composite": composite,
-        "osm_date": osm_date,
-        "offset_source": offset_source, "max_obs": max_obs, "profile": profile, "mask": "external" if masks else None,
+        "osm_date": osm_date, "labels": "raster" if raster else None, "offset_source": offset_source,
+        "max_obs": max_obs, "profile": profile, "mask": "external" if masks else None,
     }  # fmt: skip
     chosen = build_recipe.recipe_for(recipe or name, overrides, changes or ())
     paths = build_recipe.BuildPaths(
-        out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap, sea=sea,
+        out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap, raster=raster,
+        sea=sea,
         workers=workers, cluster=cluster, scratch=scratch, allow_private_hosts=allow_private_hosts,
     )  # fmt: skip
     # Read before anything is fetched, so that a wrong path fails at once.

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sgdata import files
-from sgdata.errors import SourceError
-from sgdata.labels import class_tables, osm_features, rasterize, tag_rules
-from sgdata.rasters import geotiff, grids
+from sgdata.labels import class_tables, land_cover, osm_features, rasterize, tag_rules
+from sgdata.rasters import grids
 from sgdata.scenes import aoi
 from sgdata.types import Array, Grid, Window
 
@@ -35,6 +34,7 @@ class OsmSource:
         offline: Use stored answers only.
         gap: Raster of class codes (such as CORINE level 2 of OSMlanduse) for unmapped ground.
         sea: Vector file with the polygons of the sea; None to build them from the coastlines.
+        raster: Raster of codes of all classes but streets, where the settings take labels from one.
     """
 
     where: Any
@@ -43,6 +43,7 @@ class OsmSource:
     offline: bool = False
     gap: Path | None = None
     sea: Path | None = None
+    raster: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +55,14 @@ class Labels:
         answers: Hash of each answer or file that was used, by name.
         losses: Reason for each object that was mended or lost, by name.
         features: Number of features that were read.
+        agreement: Pixels of each class by a raster and by the tag rules; empty for labels without a raster.
     """
 
     painted: tuple[Array, Array]
     answers: Mapping[str, str]
     losses: Mapping[str, str]
     features: int
+    agreement: Mapping[str, Any] = field(default_factory=dict)
 
 
 def chosen(settings: rasterize.LabelSettings) -> class_tables.ClassTable:
@@ -99,35 +102,22 @@ def label(grid: Grid, source: OsmSource, settings: rasterize.LabelSettings) -> L
     for window in grids.tiles(grid.shape, TILE_PX):
         for whole, part in zip(painted, rasterize.paint(drawing, window), strict=True):
             whole[window.slices] = part
+    agreement: Mapping[str, Any] = {}
+    if source.raster:
+        land = land_cover.read(source.raster, grid, land_cover.codes(settings.codes, table))
+        named = dict(zip(table.space.ids, table.space.names, strict=True))
+        agreement = land_cover.agreement(painted[0], land, named)
+        painted = land_cover.with_streets(*painted, land, land_cover.streets(table.rules))
+        answers[source.raster.name] = files.sha256_file(source.raster)
     if source.gap:
-        painted = rasterize.filled_gaps(*painted, _filling(source.gap, grid, table.codes))
+        painted = rasterize.filled_gaps(*painted, land_cover.read(source.gap, grid, table.codes))
         answers[source.gap.name] = files.sha256_file(source.gap)
     unmapped = float((painted[0] == rasterize.UNMAPPED).mean())
     log.info("labels: %s; read: %s; unmapped: %.1f %%", dict(drawing.counts), read, 100 * unmapped)
     if unmapped > MANY_UNMAPPED:
         where = source.where if isinstance(source.where, str) else "the table"
         log.warning("labels: %.0f %% of the ground is unmapped in %s", 100 * unmapped, where)
-    return Labels(painted=painted, answers=answers, losses=losses, features=count)
-
-
-def _filling(path: Path, grid: Grid, codes: Mapping[int, int]) -> Array:
-    """Read (H, W) uint8 classes from a raster of codes in any CRS, by nearest neighbour. Raises SourceError."""
-    from rasterio.transform import Affine
-    from rasterio.vrt import WarpedVRT
-
-    height, width = grid.shape
-    place = {"crs": grid.crs, "transform": Affine(*grid.transform), "width": width, "height": height}
-    with geotiff.opened(str(path), use="user") as dataset, WarpedVRT(dataset, **place) as warped:
-        pixels = warped.read(1)
-    if pixels.dtype.kind != "u":
-        raise SourceError(f"{path}: pixels are {pixels.dtype}, expected uint8 or uint16 codes of the classes")
-    unknown = sorted(set(np.unique(pixels).tolist()) - set(codes) - {0, dataset.nodata, rasterize.UNMAPPED})
-    if unknown:
-        raise SourceError(f"{path}: holds codes {unknown[:6]}; expected the classes' codes {sorted(codes)}")
-    table = np.full(int(pixels.max()) + 1, rasterize.UNMAPPED, np.uint8)
-    for code in codes.keys() & set(range(len(table))):
-        table[code] = codes[code]
-    return np.asarray(table[pixels])
+    return Labels(painted=painted, answers=answers, losses=losses, features=count, agreement=agreement)
 
 
 def _ground(grid: Grid) -> object:

@@ -21,7 +21,9 @@ from sgdata.types import Array, Grid, Window
 
 UNMAPPED = tag_rules.IGNORE
 SOURCES = {0: "none", 1: "OpenStreetMap polygon", 2: "OpenStreetMap line", 3: "gap fill"}
-POLYGON, LINE, GAP_FILL = 1, 2, 3
+POLYGON, LINE, GAP_FILL, RASTER = 1, 2, 3, 4
+RASTER_SOURCES = SOURCES | {RASTER: "land cover raster"}
+"""Sources of labels that come from a raster, with streets drawn over them."""
 UNITS = 1024  # integer steps per fine pixel: 2 mm where fine pixels are 2 m
 MARGIN_PX = 100  # geometries are cut at this distance from the grid, which bounds the integers
 
@@ -37,6 +39,8 @@ class LabelSettings:
         streets: Whether streets are drawn by carriageway width or as every pixel that the centre line touches.
         tiers: Tiers of rows of the tag table to use.
         street_groups: Groups of streets to draw.
+        source: Whether all classes are painted by tags, or only streets, over a coded raster (`--raster`).
+        codes: Codes of that raster: "" for those of the class table, corine, worldcover, or the path of a table.
     """
 
     classes: str = "segmunich-osm"
@@ -45,6 +49,8 @@ class LabelSettings:
     streets: Literal["width", "touched"] = "width"
     tiers: tuple[tag_rules.Tier, ...] = ("core", "ext")
     street_groups: tuple[str, ...] = ("drive", "drive_service", "walk")
+    source: Literal["osm", "raster"] = "osm"
+    codes: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
