@@ -48,6 +48,16 @@ Settings = Annotated[bool, settings_of("sgdata.builds.build_recipe", "BuildRecip
 Osm = Annotated[
     str, typer.Option("--osm", help="overpass, a URL, a file (.osm, .pbf, .json, .gpkg or .parquet of osmnx), or none.")
 ]
+Gap = Annotated[
+    Path | None, typer.Option("--gap", help="Raster of CORINE codes that labels ground without OpenStreetMap data.")
+]
+Raster = Annotated[
+    Path | None,
+    typer.Option("--raster", help="Raster of land cover codes for all classes but streets (sets labels.source)."),
+]
+Sea = Annotated[
+    Path | None, typer.Option("--sea", help="Vector file with the polygons of the sea (default: from coastlines).")
+]
 
 
 @app.command(epilog="Example: sgdata plan segmunich --bbox 11.5 48.1 11.6 48.2 --dates 2019-04-01/2019-09-30")
@@ -141,16 +151,9 @@ def build(
     exact: Annotated[bool, typer.Option("--locked", help="Fail if the build differs from the lock.")] = False,
     cluster: Cluster = None,
     out: OutOrRecipe = None,
-    gap: Annotated[
-        Path | None, typer.Option("--gap", help="Raster of CORINE codes that labels ground without OpenStreetMap data.")
-    ] = None,
-    raster: Annotated[
-        Path | None,
-        typer.Option("--raster", help="Raster of land cover codes for all classes but streets (sets labels.source)."),
-    ] = None,
-    sea: Annotated[
-        Path | None, typer.Option("--sea", help="Vector file with the polygons of the sea (default: from coastlines).")
-    ] = None,
+    gap: Gap = None,
+    raster: Raster = None,
+    sea: Sea = None,
     scratch: Annotated[Path | None, typer.Option("--scratch", help="Keep staged pixels in this folder.")] = None,
     workers: Workers = 1,
     dry_run: DryRun = False,
@@ -173,8 +176,7 @@ def build(
     }  # fmt: skip
     chosen = build_recipe.recipe_for(recipe or name, overrides, changes or ())
     paths = build_recipe.BuildPaths(
-        out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap, raster=raster,
-        sea=sea,
+        out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap, raster=raster, sea=sea,
         workers=workers, cluster=cluster, scratch=scratch, allow_private_hosts=allow_private_hosts,
     )  # fmt: skip
     # Read before anything is fetched, so that a wrong path fails at once.

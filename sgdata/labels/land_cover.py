@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import catalog, files
+from sgdata import catalog
 from sgdata.errors import SettingError, SourceError
 from sgdata.labels import rasterize, tag_rules
 from sgdata.labels.class_tables import ClassTable
@@ -45,7 +45,7 @@ def codes(name: str, table: ClassTable) -> dict[int, int]:
     ids = {text: at for at, class_name in zip(table.space.ids, table.space.names, strict=True)
            for text in (class_name, str(at))}  # fmt: skip
     found: dict[int, int] = {}
-    for number, row in enumerate(files.read_table(path), start=2):
+    for number, row in enumerate(catalog.read_table(path), start=2):
         code, of = (row.get("code") or "").strip(), (row.get("class") or "").strip()
         if not code.isdecimal() or of not in ids:
             expected = f"a whole number and one of {', '.join(table.space.names)}"

@@ -84,7 +84,7 @@ def export(build: Path, out: Path, *, own_splits: bool = False, unmapped: Unmapp
                     continue
                 counts["zeroed"] += missing
                 split = ref.split if own_splits or ref.split == "train" else "val"
-                pixels = build_patches.read_window(image, ref.meta["window"]).filled(contract.nodata or 0)
+                pixels = np.ma.filled(build_patches.read_window(image, ref.meta["window"]), contract.nodata or 0)
                 _write(partial / split, ref, pixels[order], np.maximum(codes[mask], 0))
                 ids.setdefault(split, []).append(ref.key)
         for split, names in ids.items():
