@@ -134,7 +134,7 @@ def build(
         str | None, typer.Option("--osm-date", help="Day of the OpenStreetMap data (default: the last of --dates).")
     ] = None,
     offset_source: Annotated[
-        str | None, typer.Option("--offset-source", help="Offset source if they disagree: pixels or metadata.")
+        str | None, typer.Option("--offset-source", help="Source of offsets: pixels or metadata (default: both).")
     ] = None,
     composite: Annotated[
         str | None, typer.Option("--composite", help="Composite rule (default: the recipe's).")
