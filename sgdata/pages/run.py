@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,27 +35,34 @@ def blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
     steps = step_log.read(run / METRICS, unfinished=unfinished)
     # A dict, for the order of the log: a set has none.
     names = {name: None for step in steps for name in step}
-    kinds = {name: _kind(name) for name in names}
+    parts = [*_charts(steps, names), *_band_losses(steps, names)]
+    kind = "pretrain" if "loss_token" in names else "segment"
+    parts += [*_results(run), *last_picture(run, folder, *PICTURES[kind])]
+    return [replace(block, title=prefix + block.title) for block in parts]
+
+
+def _charts(steps: Steps, names: Iterable[str]) -> list[html.Block]:
+    """Chart losses, validation scores and the learning rate, each over the steps."""
     parts: list[html.Block] = []
     for kind, title in (("loss", "Loss"), ("validation", "Validation"), ("lr", "Learning rate")):
-        series = {name: _series(steps, name) for name in names if kinds[name] == kind}
+        series = {name: _series(steps, name) for name in names if _kind(name) == kind}
         # One point makes no line; the last figures are in the table below.
         series = {name: points for name, points in series.items() if len(points) > 1}
         if series:
             keys = tuple(zip(charts.SERIES, series, strict=False))
             figure = charts.lines(series, "step")
             parts.append(html.Chart(title=title, figure=figure, label=chart_summary(title, series), keys=keys))
-    # Twelve lines in one chart are none: their ends do.
-    bands = tuple(
-        (name.removeprefix("loss_"), *(f"{points[at][1]:.4f}" for at in (0, -1)))
-        for name in names
-        if kinds[name] == "band" and (points := _series(steps, name))
-    )
-    if bands:
-        parts.append(html.Table(title="Loss per band", columns=("band", "first", "last"), rows=bands))
-    kind = "pretrain" if "loss_token" in names else "segment"
-    parts += [*_results(run), *last_picture(run, folder, *PICTURES[kind])]
-    return [replace(block, title=prefix + block.title) for block in parts]
+    return parts
+
+
+def _band_losses(steps: Steps, names: Iterable[str]) -> list[html.Block]:
+    """List the first and the last loss of each band: twelve lines in one chart cannot be distinguished."""
+    rows = []
+    for name in names:
+        points = _series(steps, name) if _kind(name) == "band" else []
+        if points:
+            rows.append((name.removeprefix("loss_"), f"{points[0][1]:.4f}", f"{points[-1][1]:.4f}"))
+    return [html.Table(title="Loss per band", columns=("band", "first", "last"), rows=tuple(rows))] if rows else []
 
 
 def _kind(name: str) -> str:
