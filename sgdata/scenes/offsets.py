@@ -195,6 +195,9 @@ def decide(scene: Scene, expected: int | None, evidence: Evidence, *, source: Of
         expected: offset by metadata, as `expected_offset` returns it.
         evidence: the pixel test.
         source: which to follow.
+
+    Returns:
+        The offset, or why there is none.
     """
     pixels, declared = measured(evidence), declared_offset(scene)
     carried = MSI.offset.value if states_offset(scene.baseline) else 0
