@@ -20,7 +20,7 @@ from stac_wrap import COLLECTION, Wrapped, wrap
 from test_stac import TwoPages
 from typer.testing import CliRunner
 
-from sgdata import catalog, files
+from sgdata import catalog, console, files
 from sgdata.builds import fetch, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.cli import app
@@ -28,7 +28,7 @@ from sgdata.composite import staging
 from sgdata.errors import ExitCode, OutputError, ServiceError, SourceError
 from sgdata.rasters import geotiff
 from sgdata.retry import RetryPolicy
-from sgdata.scenes import lock, search
+from sgdata.scenes import coverage, lock, search
 from sgdata.scenes.aoi import Area
 from sgdata.scenes.types import UNREADABLE, UNUSABLE, Dropped
 from sgdata.types import Grid
@@ -341,3 +341,29 @@ def test_a_server_that_gives_nothing_is_not_asked_for_every_scene(
     with pytest.raises(SourceError, match="3 of 8 scenes cannot be used"):
         list(fetch._limited(recipe, planned, nothing()))
     assert len(tried) == 3
+
+
+# --- twins of several baselines ------------------------------------------------------------
+
+
+def test_a_plan_says_which_baselines_it_chose_and_warns_of_a_mix(
+    recipe: BuildRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, other = wrapped("0501", baseline="02.12"), wrapped("0511", baseline="02.12")
+    newer = replace(wrapped("0501", baseline="05.00"), id="S2A_32UPU_20190501_1_L2A")
+    archive = wrap(tmp_path / "archive", [old, newer, other])
+    paths = BuildPaths(out=tmp_path / "out", stac=str(archive))
+    planned = pipeline.plan(recipe, paths)
+    assert [item.scene.baseline for item in planned.items] == ["05.00", "02.12"]
+    line = "baselines: 02.12 (1 scenes), 05.00 (1 scenes); 1 twins left out, the newest first; source.baselines pins"
+    assert line in caplog.text
+    console.show_plan(planned, paths, where=str(archive), name=recipe.name, as_json=False)
+    assert line in capsys.readouterr().out
+    caplog.clear()
+    pinned = replace(recipe, source=replace(recipe.source, baselines=("02.12",)))
+    planned = pipeline.plan(pinned, replace(paths, out=tmp_path / "pinned"))
+    assert [item.scene.id for item in planned.items] == [old.id, other.id]
+    assert "baselines" not in caplog.text
+    # A later look at the catalogue searches as the plan did.
+    assert planned.baselines == ("02.12",)
+    assert coverage.drift(planned, str(archive)) == []
