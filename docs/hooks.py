@@ -33,6 +33,8 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, f"reference/{name}.md", content=page))
     content = "\n".join(recipe_page())
     files.append(File.generated(config, "reference/recipes.md", content=content))
+    content = "\n".join(card_page())
+    files.append(File.generated(config, "reference/cards.md", content=content))
     for page, source in ADOPTED.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         # Links of these files start at the top of the repository, those of the site in docs/.
@@ -142,7 +144,8 @@ def recipe_page() -> Iterator[str]:
         names = sorted(path.stem for path in (ROOT / "recipes" / folder).glob("*.toml"))
         yield f"## `{command}`\n"
         yield f"In `recipes/{folder}`: {', '.join(f'`{name}`' for name in names)}.\n"
-        yield from setting_rows(command, kind)
+        yield f"### Settings of `{command}`\n"
+        yield from setting_rows(kind)
     for program, files in itertools.groupby(
         recipe_files.recipe_files(), lambda file: file.program
     ):
@@ -151,14 +154,28 @@ def recipe_page() -> Iterator[str]:
             yield f"`{file.path.stem}`\n:   {plain(file.what)} *Needs:* {plain(file.needs)} *Cost:* {plain(file.cost)}\n"
         others = {"predict": PredictRecipe, "reproduce": LedgerRecipe}
         kind = others.get(program) or PROGRAMS[program]().recipe
-        yield from setting_rows(f"sgmodel {program.replace('_', '-')}", kind)
+        yield f"### Settings of `sgmodel {program.replace('_', '-')}`\n"
+        yield from setting_rows(kind)
 
 
-def setting_rows(command: str, kind: type[Any]) -> Iterator[str]:
-    """Yield the lines of the table of the settings of a recipe class."""
+def card_page() -> Iterator[str]:
+    """Yield the lines of the page of the fields of a dataset card."""
+    from sgdata.datasets import cards
+    from sgdata.datasets.types import DatasetCard
+
+    yield "# Dataset cards\n"
+    yield "A dataset of the catalogue is described by `catalogs/NAME.toml`: `sgdata catalog NAME` prints it, `sgdata fetch`"
+    yield "downloads what it lists, and `sgdata shard` checks files against it. Cards are read strictly: an unknown or missing"
+    yield "key is refused by name. [Contributing](../contributing.md) says what else a dataset needs.\n"
+    names = ", ".join(f"`{name}`" for name in cards.names())
+    yield f"There are cards of {names}. *Required* means that every card sets the key.\n"
+    yield from setting_rows(DatasetCard)
+
+
+def setting_rows(kind: type[Any]) -> Iterator[str]:
+    """Yield the lines of the table of the settings of a recipe class, or of the fields of another document."""
     from sgdata import recipe_settings
 
-    yield f"### Settings of `{command}`\n"
     yield "| key | type | default | meaning |\n|---|---|---|---|"
     for setting in recipe_settings.settings(kind):
         cells = (

@@ -42,7 +42,7 @@ def root(
 
 
 def main() -> None:
-    """Run the `sgdata` command; an SgdataError becomes one line on stderr and exit code 2."""
+    """Run the `sgdata` command."""
     terminal.run(app, "sgdata")
 
 

@@ -1,4 +1,4 @@
-"""Run commands, and clean what is printed: one place through which everything goes to the terminal.
+"""Run a program at the terminal: clean what it prints, and end it with one line and an exit code for every error.
 
 Names and messages of others may contain control characters, which move the cursor, change colours or set the title of
 a terminal, and addresses with secrets. Both are replaced in the streams themselves, so that no caller has to think of
@@ -7,10 +7,11 @@ it.
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from sgdata import urls
 from sgdata.errors import ExitCode, SgdataError, foreign
@@ -60,8 +61,8 @@ def clean_output() -> None:
             setattr(sys, name, CleanStream(stream))
 
 
-def run(app: typer.Typer, program: str, argv: Sequence[str] | None = None, name: str | None = None) -> None:
-    """Run an app and exit; an SgdataError or a foreign exception becomes one line on stderr and exit code 2.
+def run(app: typer.Typer, program: str, argv: Sequence[str] | None = None, name: str | None = None) -> NoReturn:
+    """Run an app and exit; what the user can correct, and foreign exceptions, become one line and exit code 2.
 
     Args:
         app: The commands.
@@ -69,8 +70,11 @@ def run(app: typer.Typer, program: str, argv: Sequence[str] | None = None, name:
         argv: Arguments; default: those of the process.
         name: Name of the program in its help.
     """
+    import typer
     from typer.main import get_command
 
+    # The base class of errors of usage: typer has a click of its own by now, and does not export this class.
+    usage_error: Any = typer.BadParameter.__base__
     clean_output()
     threading.excepthook = _failed_thread
     command = get_command(app)
@@ -87,14 +91,32 @@ def run(app: typer.Typer, program: str, argv: Sequence[str] | None = None, name:
 
     command.invoke = guarded  # type: ignore[method-assign, assignment]
     try:
-        command(args=argv, prog_name=name)
+        raise SystemExit(command(args=argv, prog_name=name, standalone_mode=False) or ExitCode.DONE)
     except SgdataError as error:
-        # `from None`: the message already names the cause.
-        print(f"{program}: {error}", file=sys.stderr)
-        raise SystemExit(ExitCode.REFUSED) from None
+        message = str(error)
+    except usage_error as error:
+        text = _usage(error)
+        if not text or "\n" in text:  # of a program without a command: its help, which typer has shown or is the text
+            raise SystemExit(ExitCode.REFUSED) from None
+        path = error.ctx.command_path if error.ctx else program
+        message = str(SgdataError(f"{text[0].lower()}{text[1:]}; '{path} --help' lists what it takes"))
+    except typer.Abort:  # Ctrl-C; later versions of typer end with this code themselves
+        raise SystemExit(128 + signal.SIGINT) from None
+    # `from None`: the message already names the cause.
+    print(f"{program}: {message}", file=sys.stderr)
+    raise SystemExit(ExitCode.REFUSED) from None
 
 
 def _failed_thread(failure: threading.ExceptHookArgs) -> None:
     """Print no traceback of a foreign exception in a thread of a library, which raises it again where it is used."""
     if failure.exc_value is None or not foreign(failure.exc_value):
         threading.__excepthook__(failure)
+
+
+def _usage(error: Any) -> str:
+    """Describe an error of usage with the value, which typer leaves out where pydantic converts it."""
+    if not hasattr(error.__cause__, "errors"):
+        return str(error.format_message()).rstrip(".")
+    first, name = error.__cause__.errors()[0], error.param.opts[0]
+    expected = str(first["msg"]).removeprefix("Input should be ").partition(", unable")[0]
+    return f"{name} {first['input']!r}: expected {expected}"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sgdata import terminal
 from sgmodel import commands
 from sgmodel.recipes.programs import PROGRAMS
 
@@ -52,7 +53,7 @@ for name, command in COMMANDS.items():
 
 def main() -> None:
     """Run the `sgmodel` script."""
-    commands.run(app)
+    terminal.run(app, "sgmodel")
 
 
 if __name__ == "__main__":

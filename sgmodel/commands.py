@@ -59,16 +59,11 @@ def new_app(*, no_args_is_help: bool = False) -> typer.Typer:
     )
 
 
-def run(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = None) -> None:
-    """Run an app and exit; an SgdataError becomes one line on stderr and exit code 2."""
-    terminal.run(app, "sgmodel", argv, name)
-
-
 def run_module(command: Callable[..., None], module: str, argv: Sequence[str] | None = None) -> None:
     """Run one command as `python -m sgmodel.recipes.<module>`."""
     app = new_app()
     app.command()(command)
-    run(app, argv, f"python -m sgmodel.recipes.{module}")
+    terminal.run(app, "sgmodel", argv, f"python -m sgmodel.recipes.{module}")
 
 
 def run_training(program: Program[Any], argv: Sequence[str] | None = None) -> None:
@@ -136,7 +131,7 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
         if recipe is None:
             show_recipes(name)
             return
-        path = recipe_files.find(recipe)
+        path = recipe_files.find(recipe, name)
         if resume and fresh:
             raise SettingError("--resume and --fresh exclude each other; give one of them")
         if parallel not in ("ddp", "fsdp"):
@@ -214,7 +209,7 @@ def predict(
     options = {"what": what, "level": level, "bands": re.split(r"[\s,]+", bands) if bands else None}
     # As overrides, so that the recipe stored beside the predictions holds them.
     given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value]
-    chosen = files.read(inference.PredictRecipe, recipe_files.find(recipe), [*(changes or ()), *given])
+    chosen = files.read(inference.PredictRecipe, recipe_files.find(recipe, "predict"), [*(changes or ()), *given])
     inputs = (source,) if after is None else (source, after)
     paths = inference.PredictPaths(inputs=inputs, weights=hub.resolve(weights), out=out, device=device, threads=threads)
     raise SystemExit(inference.main(chosen, paths))
@@ -269,7 +264,7 @@ def reproduce_command(programs: Loaders) -> Callable[..., None]:
         if recipe is None:
             show_recipes("reproduce")
             return
-        chosen = files.read(experiments.LedgerRecipe, recipe_files.find(recipe), changes or ())
+        chosen = files.read(experiments.LedgerRecipe, recipe_files.find(recipe, "reproduce"), changes or ())
         if not shards and not plan:
             raise SettingError(f"{recipe}: no data given; add --shards DIR")
         for folder in shards or ():

@@ -48,12 +48,25 @@ def _read_header(path: Path) -> RecipeFile:
     return RecipeFile(path=path, program=program, what=what, needs=needs, cost=cost)
 
 
-def find(text: str) -> Path:
+def find(text: str, program: str) -> Path:
     """Return the recipe file named by `text`: a path, or the name of a recipe of the package.
 
+    Args:
+        text: Path or name.
+        program: Program that will read it.
+
     Raises:
-        SettingError: `text` is neither.
+        SettingError: `text` is neither, or a recipe of the package for another program.
     """
+    path = _find(text)
+    for file in recipe_files():
+        if file.path.resolve() == path.resolve() and file.program != program:
+            other = file.program.replace("_", "-")
+            raise SettingError(f"{path}: is a recipe of 'sgmodel {other}'; give it to that command")
+    return path
+
+
+def _find(text: str) -> Path:
     path = Path(text)
     if path.exists():
         return path

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from sgmodel import cli, commands
+from sgdata import terminal
+from sgmodel import cli
 
 
 def sgmodel(*arguments: object) -> int:
     """Return the exit code of `sgmodel` with `arguments`."""
     with pytest.raises(SystemExit) as ended:
-        commands.run(cli.app, [str(argument) for argument in arguments])
+        terminal.run(cli.app, "sgmodel", [str(argument) for argument in arguments])
     assert isinstance(ended.value.code, int)
     return ended.value.code

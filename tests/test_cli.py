@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from sgdata import terminal
 from sgdata.cli import app
 from tests import synthetic_build
 
@@ -65,6 +66,29 @@ def test_settings_of_a_recipe_are_printed_without_its_arguments(command: str, ke
     *_, after = done.stdout.partition(f"\n{key}: ")
     heading, meaning, *_ = after.splitlines()
     assert "; required" in heading and meaning.startswith("    ")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("plan --workers 0", "sgdata: --workers '0': expected greater than or equal to 1; "),
+        ("plan --bbox 1 2 3 east", "sgdata: --bbox 'east': expected a valid number; "),
+        ("plan --bbox 1 2", "sgdata: option '--bbox' requires 4 arguments; "),
+        ("plan --stacc x", "sgdata: no such option: --stacc"),
+        ("plann", "sgdata: no such command 'plann'. Did you mean 'plan'?; "),
+        ("simulate", "sgdata: missing argument 'out'"),
+        ("plan segmunich berlin", "sgdata: got unexpected extra argument"),
+    ],
+)
+def test_errors_of_usage_are_one_line_with_the_value_and_where_to_look(
+    words: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        terminal.run(app, "sgdata", words.split(), "sgdata")
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
+    assert err.lower().startswith(line.lower()), err
+    assert "--help' lists what it takes" in err
 
 
 def test_version() -> None:

@@ -30,8 +30,12 @@ def test_without_a_recipe_it_lists_those_it_accepts(capsys: pytest.CaptureFixtur
     ("argv", "line"),
     [
         ([DEMO], "--shards is missing: give the folder that 'sgdata shard' wrote"),
+        (["segment-demo-tiny", "--shards", "x"], "is a recipe of 'sgmodel segment'; give it to that command"),
         (["nowhere.toml", "--shards", "x"], "nowhere.toml: no such file"),
-        ([DEMO, "--shards", "nowhere"], "nowhere/contract.json: no such file"),
+        (
+            [DEMO, "--shards", "nowhere"],
+            "--shards nowhere: no index.parquet there; give a folder that 'sgdata shard' wrote",
+        ),
         ([DEMO, "--shards", "x", "--threads", "0"], "--threads 0: expected 1 or more"),
         ([DEMO, "--shards", "x", "--set", "training.learning=1"], "'training.learning' is not a setting"),
     ],

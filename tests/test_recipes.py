@@ -62,10 +62,14 @@ def test_every_recipe_belongs_to_a_program_and_has_a_complete_header() -> None:
 
 def test_recipes_are_found_by_name_and_by_path() -> None:
     path = TRAIN / "segment-demo-tiny.toml"
-    assert recipe_files.find("segment-demo-tiny") == recipe_files.find("segment-demo-tiny.toml") == path
-    assert recipe_files.find(str(path)) == path
+    assert (
+        recipe_files.find("segment-demo-tiny", "segment")
+        == recipe_files.find("segment-demo-tiny.toml", "segment")
+        == path
+    )
+    assert recipe_files.find(str(path), "segment") == path
     with pytest.raises(SettingError, match="did you mean 'segment-demo-tiny'"):
-        recipe_files.find("segment-demo-tny")
+        recipe_files.find("segment-demo-tny", "segment")
 
 
 def test_the_released_learning_rates() -> None:

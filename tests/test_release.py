@@ -407,7 +407,7 @@ def test_shards_of_a_build_are_released_with_that_build(made: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("wrong", [{"name": "../x"}, {"name": "Ä"}, {"version": "one"}, {"published": "today"}])
 def test_names_that_would_not_travel(wrong: dict[str, str], made: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="is not a valid name, version or day"):
+    with pytest.raises(SettingError, match=r"release: (name|version|date) is .*: expected .*such as"):
         release(order(made, tmp_path, **wrong))
 
 

@@ -187,7 +187,7 @@ def test_a_test_split_beside_a_validation_split(tmp_path: Path) -> None:
 
 def test_a_missing_split_is_named_with_a_cure_that_works(tmp_path: Path) -> None:
     folder = shards(tmp_path / "shards", train=4, test=2)
-    with pytest.raises(SettingError, match="no split 'val'; it has test, train: name one of them"):
+    with pytest.raises(SettingError, match="no split 'val'; it has test, train; set training.split and val_split"):
         segment.main(segmentation("tiny", *TINY), run_paths_for(folder, tmp_path / "run"))
     with pytest.raises(SettingError, match="val_split and test_split are empty: .* set test_split"):
         segmentation("tiny", *TINY, "val_split=")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -202,7 +203,14 @@ def check(recipe: BuildRecipe) -> None:
     """Raise SettingError if settings of a recipe do not fit together."""
     unknown = [band for band in recipe.bands if band not in MSI.by_name]
     if unknown or not recipe.bands or len(set(recipe.bands)) != len(recipe.bands):
-        raise SettingError(f"bands {list(recipe.bands)}: expected different bands of {MSI.name}, such as B02, B8A")
+        wrong = f"; {', '.join(unknown)} is none" if unknown else ""
+        raise SettingError(
+            f"bands {list(recipe.bands)}: expected different bands of {MSI.name}, such as B02, B8A{wrong}"
+        )
+    try:
+        datetime.fromisoformat(recipe.osm_date)
+    except ValueError:
+        raise SettingError(f"osm_date {recipe.osm_date!r}: expected a day such as 2020-04-01; correct it") from None
     rule = recipe.composite.rule
     if missing := rule.missing(recipe.bands):
         raise SettingError(f"composite {recipe.composite.method}: needs {', '.join(missing)}; add to bands")

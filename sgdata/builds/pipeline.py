@@ -136,7 +136,8 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
     check(recipe)
     paths = pool.absolute(paths) if paths.cluster else paths
     if exact and (locked is None or locked.state != "built"):
-        raise SettingError(f"--locked: lock is {locked and locked.state}; give --lock the one inside a finished build")
+        found = f"the lock is {locked.state}" if locked else "no lock is given"
+        raise SettingError(f"--locked: {found}; give --lock the one inside a finished build")
     # Inputs are checked before any pixel is read.
     if isinstance(paths.osm, str) and paths.osm not in {"none", "overpass"} and "://" not in paths.osm:
         osm_features.known(files.existing(Path(paths.osm), "OpenStreetMap data"))

@@ -10,7 +10,7 @@ import typer
 
 from sgdata import console
 from sgdata.commands.options import AsJson, DatasetOfPath, Edition, Out, Quiet, Workers, configure_logging
-from sgdata.errors import ExitCode
+from sgdata.errors import ExitCode, SettingError
 
 app = typer.Typer()
 
@@ -95,6 +95,8 @@ def split(
     from sgdata.splits.blocks import SplitSettings
 
     configure_logging(quiet)
+    if val_share + test_share >= 1:
+        raise SettingError(f"--val-share {val_share}, --test-share {test_share}: expected a sum below 1; lower them")
     evidence = gather.gather(gather.subject(path, dataset=dataset, edition=edition), workers=workers)
     settings = SplitSettings(block_px=block, gap_px=gap, val_share=val_share, test_share=test_share, seed=seed)
     proposed, report = propose_split.propose(evidence, settings)

@@ -92,7 +92,7 @@ def _published_lists(edition: Edition, name: str, source: Path) -> dict[str, Pat
     """Return the lists of the split set `name` in or beside `source`; none unless all of them are there."""
     chosen = next((each for each in edition.splits if each.name == name), None)
     if name and chosen is None:
-        known = ", ".join(each.name for each in edition.splits)
+        known = ", ".join(each.name for each in edition.splits) or "none; leave --splits out"
         raise SettingError(f"splits = '{name}': edition {edition.name} has no such splits; known: {known}")
     published = chosen.files if chosen else {}
     lists: dict[str, Path] = {}
@@ -143,6 +143,9 @@ def _read_keys(path: Path) -> list[str]:
         content = path.read_bytes()
         lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode().splitlines()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise SettingError(f"{path}: cannot be read as a split list: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise SettingError(
+            f"{path}: cannot be read ({reason}); expected a text file with one sample key per line"
+        ) from None
     # BigEarthNet lists pairs `S2,S1`; EuroSAT lists `River_1.jpg`, of the RGB edition, for the same stems.
     return [line.split(",")[0].strip().removesuffix(".jpg").removesuffix(".tif") for line in lines if line.strip()]

@@ -54,9 +54,13 @@ def release(order: Order, audited: Callable[[Path], findings.Report]) -> tuple[P
         OutputError: An input does not verify, the version exists with other content, or writing fails.
         SourceError: There are no shards, or the build is not that of the shards.
     """
-    for text, form in ((order.name, NAME), (order.version, VERSION), (order.published or "2000-01-01", DAY)):
+    for what, text, form, expected in (
+        ("name", order.name, NAME, "lower case letters, digits, - and _, such as my-city"),
+        ("version", order.version, VERSION, "numbers such as 1.0"),
+        ("date", order.published or "2000-01-01", DAY, "a day such as 2026-01-31"),
+    ):
         if not form.fullmatch(text):
-            raise SettingError(f"release: {text!r} is not a valid name, version or day; expected {form.pattern}")
+            raise SettingError(f"release: {what} is {text!r}: expected {expected}; correct it")
     inputs = _checked(order)
     final, staging = order.out / order.title, order.out / f".{order.title}.partial"
     with files.only_writer(order.out):

@@ -94,9 +94,11 @@ def read(path: Path) -> Lock:
         The lock, planned or built.
 
     Raises:
-        SettingError: The lock is missing, malformed or of another format.
+        SourceError: The lock is missing.
+        SettingError: The lock is malformed or of another format.
     """
-    lock = files.read(Lock, path / NAME if path.is_dir() else path)
+    file = path / NAME if path.is_dir() else path
+    lock = files.read(Lock, files.existing(file, "the lock that 'sgdata plan' or 'sgdata build' wrote"))
     if lock.format != FORMAT:
         raise SettingError(f"{path}: lock format {lock.format}, expected {FORMAT}; plan again with this version")
     return lock

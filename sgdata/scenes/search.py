@@ -151,7 +151,7 @@ def days(dates: str) -> tuple[date, date]:
     except ValueError:
         raise SettingError(f"dates {dates!r}: expected FIRST/LAST such as 2019-04-01/2020-03-31") from None
     if first > last:
-        raise SettingError(f"dates {dates!r}: the first day comes after the last")
+        raise SettingError(f"dates {dates!r}: the first day comes after the last; swap them")
     return first, last
 
 

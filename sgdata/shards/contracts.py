@@ -35,9 +35,11 @@ def read(folder: Path) -> Contract:
         The contract.
 
     Raises:
-        SettingError: The contract is missing, malformed or of another format.
+        SourceError: The contract is missing.
+        SettingError: The contract is malformed or of another format.
     """
-    contract = files.read(Contract, folder / files.CONTRACT)
+    path = files.existing(folder / files.CONTRACT, "the contract of a build or of a folder that 'sgdata shard' wrote")
+    contract = files.read(Contract, path)
     if contract.format != FORMAT:
         raise SettingError(
             f"{folder / files.CONTRACT}: format {contract.format}, this sgdata reads {FORMAT}; update sgdata"

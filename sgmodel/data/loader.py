@@ -195,7 +195,11 @@ class Samples:
         table = tar_format.read_index(folder)
         known = sorted(set(table["split"].to_pylist()))
         if split not in known:
-            raise SettingError(f"{folder}: no split '{split}'; it has {', '.join(known)}: name one of them")
+            message = f"{folder}: no split '{split}'; it has {', '.join(known)}"
+            raise SettingError(
+                f"{message}; set training.split and val_split to some of them, or pack the data with 'sgdata shard "
+                "--split-list', whose lists 'sgdata split' proposes"
+            )
         rows = table.filter(np.array(table["split"].to_pylist()) == split)
         if keys is not None:
             rows = rows.filter(np.isin(rows["key"].to_pylist(), list(keys)))
