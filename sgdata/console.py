@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgdata.audits.findings import Report
@@ -65,6 +65,27 @@ def show_plan(planned: Lock, paths: BuildPaths, *, name: str, where: str, as_jso
     )
     print(paths.out / locks.NAME)
     return holes
+
+
+def show_comparison(report: Mapping[str, Any]) -> None:
+    """Print the placed windows, classes and bands of a comparison with a released set."""
+    show_table(
+        ("class", "published %", "released %", "build %", "IoU"),
+        [
+            (
+                row["class"],
+                *(f"{100 * row[key]:.2f}" for key in ("published_share", "released_share", "build_share")),
+                "" if row["iou"] is None else f"{row['iou']:.3f}",
+            )
+            for row in report["classes"]
+        ],
+    )
+    keys = ("released_mean", "build_mean", "difference", "rmse", "correlation")
+    rows = [(row["band"], *("" if row[key] is None else f"{row[key]}" for key in keys)) for row in report["bands"]]
+    show_table(("band", "released DN", "build DN", "difference", "RMSE", "correlation"), rows)
+    agreed = "" if report["agreement"] is None else f", {report['agreement']:.1%} of the pixels have the same class"
+    unmapped = f", {report['unmapped_share']:.1%} are unmapped in the build"
+    print(f"{report['placed']} of {report['windows']} windows placed, {report['copies']} copies{agreed}{unmapped}")
 
 
 def show_audit(report: Report, *, where: Path | None, as_json: bool) -> bool:

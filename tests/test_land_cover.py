@@ -80,11 +80,8 @@ def test_a_table_of_ones_own_names_classes_or_ids(tmp_path: Path) -> None:
     path = tmp_path / "codes.tsv"
     path.write_text("code\tclass\n7\tForests\n8\t1\n")
     assert land_cover.codes(str(path), SEGMUNICH) == {7: 4, 8: 1}
-    for text, words in (
-        ("code\tclass\n7\tWoods\n", "line 2.*'Woods'"),
-        ("a\tb\n1\t2\n", "line 2"),
-        ("code\tclass\n", ""),
-    ):
+    faults = {"code\tclass\n7\tWoods\n": "line 2.*'Woods'", "a\tb\n1\t2\n": "line 2", "code\tclass\n": "no codes"}
+    for text, words in faults.items():
         path.write_text(text)
         with pytest.raises(SettingError, match=words):
             land_cover.codes(str(path), SEGMUNICH)

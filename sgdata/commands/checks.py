@@ -1,4 +1,4 @@
-"""Commands that check datasets and split them: `verify`, `audit`, `split`."""
+"""Commands that check datasets and split them: `verify`, `compare`, `audit`, `split`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,31 @@ def verify(
     if differences:
         raise SystemExit(ExitCode.FINDINGS)
     print(f"{path}: every file is as it was written")
+
+
+@app.command(epilog="Example: sgdata compare out/build --released TUM_128.zip --out compare.json")
+def compare(
+    build: Annotated[Path, typer.Argument(help="Build of the area, with the ten released bands.")],
+    released: Annotated[Path, typer.Option("--released", help="Released set (zip or folder), or one of its images.")],
+    windows: Annotated[int, typer.Option("--windows", min=1, help="Number of windows, spread over the set.")] = 200,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file with places, confusion and all figures.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Place released windows of SegMunich on a build, and compare classes and bands. Exits with 3 if none is placed."""
+    from sgdata import files
+    from sgdata.audits import compare_released
+
+    configure_logging(quiet)
+    report = compare_released.compare(build, released, most=windows)
+    if out:
+        files.write(out, files.pretty_json(report))
+    if as_json:
+        print(files.pretty_json(report).decode(), end="")
+    else:
+        console.show_comparison(report)
+    if not report["placed"]:
+        raise SystemExit(ExitCode.FINDINGS)
 
 
 @app.command(epilog="Example: sgdata audit out/shards --out out/audit")

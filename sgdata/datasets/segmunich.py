@@ -43,7 +43,7 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
             yield lambda ref: _read_patch(ref, images)
     else:
         shape = (len(contract.bands), 128, 128)
-        index = _index_of_file_value()
+        index = index_of_file_value()
         with archives.opened(source) as content:
             yield lambda ref: _read_released(ref, content, shape, index)
 
@@ -140,7 +140,7 @@ def _grouped(refs: list[SampleRef], source: Path) -> list[SampleRef]:
     return grouped
 
 
-def _index_of_file_value() -> Array:
+def index_of_file_value() -> Array:
     """Return the train index of each file value, (256,) int16, -1 for values that the released labels lack."""
     # Of all 256 values, so that unknown ones are refused; the original code passes them to the loss.
     index = np.full(256, -1, np.int16)
