@@ -133,14 +133,3 @@ def check_bands(config: EncoderConfig, contract: Contract) -> None:
         raise SettingError(
             f"the model takes {config.image_bands} bands, the recipe names {len(bands)}: {' '.join(bands)}"
         )
-
-
-def check_size(px: int, contract: Contract, *, cropped: bool) -> None:
-    """Refuse samples that are not of the model size, or, with `cropped`, not a multiple of it. Raises SettingError."""
-    if contract.shape is None:
-        shape, fits = "of many sizes", False
-    else:
-        _, height, width = contract.shape
-        shape, fits = f"{height} x {width} px", height == width and (height % px == 0 if cropped else height == px)
-    if not fits:
-        raise SettingError(f"image_px is {px}, the samples are {shape}: change image_px, or set augment.crop_area")

@@ -149,7 +149,7 @@ def load(weights: Path, where: devices.Launch, *, embeddings: bool) -> Predictor
         where=where,
         ground_px=ground,
         px=px or ground,
-        zoom=float((card.recipe or {}).get("zoom", 1.0)) if whole else 1.0,
+        zoom=(card.recipe or {}).get("zoom"),
     )
 
 

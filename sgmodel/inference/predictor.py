@@ -34,7 +34,7 @@ class Predictor:
         where: Device and precision.
         ground_px: Side of the tiles cut from a scene.
         px: Side of the input images, which differs from `ground_px` for a model trained on enlarged scenes.
-        zoom: Share of the side of such scenes that the model sees.
+        zoom: Share of the side of such scenes that the model sees, see `of_scenes`.
     """
 
     model: nn.Module
@@ -43,7 +43,7 @@ class Predictor:
     where: Launch
     ground_px: int
     px: int
-    zoom: float
+    zoom: float | None
 
     @property
     def task(self) -> str:
@@ -70,10 +70,14 @@ class Predictor:
         valid_size = torch.tensor(stored.shape[-2:]).expand(len(stored), 2)
         # Normalised tile by tile, as samples are: schemes with image statistics then see the same area as in training.
         dates = [normalise.apply(self.how, part, valid_size) for part in stored.chunk(self.dates, dim=1)]
-        if self.zoom != 1 or tiles.shape[-2:] != (self.px, self.px):
-            dates = [augment.zoomed(date, valid_size, self.px, share=self.zoom) for date in dates]
         with self.where.autocast():
-            answer = (embedding(self.model, dates[0]) if self.task == "none" else self.model(*dates)).float()
+            if self.task == "none":
+                answer = embedding(self.model, dates[0])
+            elif self.task in SCENES:
+                answer = of_scenes(self.model, dates[0], valid_size, self.px, zoom=self.zoom)
+            else:
+                answer = self.model(*dates)
+        answer = answer.float()
         if self.task == "multi-label":
             answer = answer.sigmoid()
         elif self.task != "none":
@@ -87,6 +91,27 @@ class Predictor:
         # Inferred from a dummy forward pass, since the card of a baseline does not record it.
         blank = np.zeros((1, self.dates * len(self.contract.bands), self.ground_px, self.ground_px), np.uint16)
         return self.look(blank).shape[1:3]
+
+
+def of_scenes(model: nn.Module, x: Tensor, valid_size: Tensor, size: int, *, zoom: float | None) -> Tensor:
+    """Compute the logits (N, K) of whole scenes.
+
+    Args:
+        model: A model that takes images of `size` pixels.
+        x: (N, C, H, W) normalised scenes.
+        valid_size: (N, 2) height and width of each; the rest is padding.
+        size: Side of the images in pixels.
+        zoom: Share of the side of a resized scene that the model sees; None resizes whole scenes, 1.0 none: smaller
+            ones are padded, and the logits of larger ones are the mean of their windows.
+    """
+    if zoom != 1.0:
+        logits: Tensor = model(augment.zoomed(x, valid_size, size, share=zoom or 1.0))
+        return logits
+    whole = augment.centre(valid_size, int(valid_size.max()))
+    total, count = torch.zeros((), device=x.device), torch.zeros((), device=x.device)
+    for image, weight in windows.views(x, whole, size):
+        total, count = total + weight[:, None] * model(image), count + weight[:, None]
+    return total / count
 
 
 def answers(

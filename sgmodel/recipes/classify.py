@@ -24,8 +24,9 @@ from sgdata.errors import SettingError, SourceError
 from sgdata.shards import tar_format
 from sgdata.types import Contract
 from sgmodel import distributed
-from sgmodel.data import augment, loader
+from sgmodel.data import augment, loader, windows
 from sgmodel.data.subset import in_order
+from sgmodel.inference import predictor
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
 from sgmodel.train import finetune, loop, metrics, training
@@ -40,7 +41,9 @@ class ClassifyRecipe(finetune.FinetuneRecipe):
     Attributes:
         mix: Random erasing, mixup and CutMix.
         smoothing: Label smoothing of the cross-entropy, 0 to 1; single-label only.
-        zoom: Share of a scene's side that is scored; the released code has 0.875.
+        zoom: Share of the side of a resized scene that is scored; the released code has 0.875. Unset to resize whole
+            scenes to the model's image; 1.0 to resize none: smaller scenes are padded, and a larger one gets the mean
+            answer of its windows.
         head_std: Standard deviation with which the head is re-initialised after weights were loaded; 0 keeps it.
         labels_from: Where labels come from; "mask" gives a scene the classes that cover at least `min_share` of it.
         min_share: Share of a mask that a class must cover to be a label.
@@ -56,7 +59,7 @@ class ClassifyRecipe(finetune.FinetuneRecipe):
 
     mix: augment.MixRecipe = field(default_factory=augment.MixRecipe)
     smoothing: float = 0.0
-    zoom: float = 1.0
+    zoom: float | None = None
     head_std: float = 0.0
     labels_from: Literal["labels", "mask"] = "labels"
     min_share: float = 0.05
@@ -128,7 +131,6 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
 def check(recipe: ClassifyRecipe, contract: Contract) -> None:
     """Refuse samples without scene labels, or a recipe that does not fit them. Raises SettingError."""
     space, settings = contract.label_space, recipe.training
-    finetune.check_sizes(recipe.model.px, contract)
     if space.task not in {"single-label", "multi-label"}:
         message = f"label space '{space.name}' is of the task '{space.task}', expected single-label or multi-label"
         raise SettingError(f"{message}; set labels_from = 'mask' to derive labels from masks")
@@ -147,17 +149,21 @@ def objective(
     setting: Setting, targets: Tensor, model: nn.Module, batch: loader.Batch, *, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Compute the loss of a batch; `targets` (N, K) are those of all training samples, `weights` (K,) of classes."""
-    recipe, seed, px = setting.recipe, setting.recipe.training.seed, finetune.px(setting, batch)
+    recipe, seed, px = setting.recipe, setting.recipe.training.seed, finetune.px(setting)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=seed)
-    # Crop, erase, mix, in this order: a box is erased from one scene, not from a mixture of two.
-    x = augment.images(training.pixels(setting, batch), geometry, px)
-    x = augment.erase(x, recipe.mix, batch.samples, batch.epoch, seed=seed)
-    y = targets[batch.samples].to(x.device, non_blocking=True)
-    if recipe.mix.mixes:
-        how = augment.mixing(recipe.mix, batch.samples, batch.epoch, px, seed=seed)
-        x, y = augment.mix(x, how), augment.mix_targets(y, how)
+    geometry = replace(geometry, zoom=geometry.zoom or recipe.zoom != 1.0)
+    whole = training.pixels(setting, batch)
+    y = targets[batch.samples].to(whole.device, non_blocking=True)
+    how = augment.mixing(recipe.mix, batch.samples, batch.epoch, px, seed=seed) if recipe.mix.mixes else None
+    total, count = torch.zeros((), device=whole.device), torch.zeros((), device=whole.device)
+    for x, weight in windows.views(whole, geometry, px):
+        # Crop, erase, mix, in this order: a box is erased from one scene, not from a mixture of two.
+        x = augment.erase(x, recipe.mix, batch.samples, batch.epoch, seed=seed)
+        total = total + weight[:, None] * model(augment.mix(x, how) if how else x).float()
+        count = count + weight[:, None]
     single = setting.contract.label_space.task == "single-label"
-    return {"loss": loss(recipe, model(x).float(), y, weights, single=single)}
+    y = augment.mix_targets(y, how) if how else y
+    return {"loss": loss(recipe, total / count, y, weights, single=single)}
 
 
 def loss(recipe: ClassifyRecipe, logits: Tensor, y: Tensor, weights: Tensor | None, *, single: bool) -> Tensor:
@@ -260,13 +266,8 @@ def score(setting: Setting, model: nn.Module, source: loader.Samples) -> Tensor:
     logits: Tensor | None = None
     with loop.evaluating(model), setting.where.autocast():
         for (indices, counting), batch in zip(mine, batches, strict=True):
-            x = augment.zoomed(
-                training.pixels(setting, batch),
-                batch.valid_size,
-                finetune.px(setting, batch),
-                share=setting.recipe.zoom,
-            )
-            found = model(x).float().cpu()
+            x, px = training.pixels(setting, batch), finetune.px(setting)
+            found = predictor.of_scenes(model, x, batch.valid_size, px, zoom=setting.recipe.zoom).float().cpu()
             if logits is None:
                 logits = torch.zeros(len(source), found.shape[1])
             if counting:

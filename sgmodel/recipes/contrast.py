@@ -59,12 +59,12 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
 
     model = finetune.start(setting, partial(build, setting.recipe, setting.classes), paths.weights)
     assert isinstance(model, contrastive.Contrast)
-    task = finetune.task(setting, model, source, partial(objective, setting), paths)
+    task = finetune.task(setting, model, finetune.fitted(setting, source), partial(objective, setting), paths)
     # After each optimizer step, not in the forward pass: micro-batches are not steps, and a checkpoint must include it.
     task.updates.optimizer.register_step_post_hook(lambda *_: model.follow())
 
     def figures(held_out: loader.Samples, final: bool) -> dict[str, float]:
-        return evaluate(setting, model, held_out)
+        return evaluate(setting, model, finetune.fitted(setting, held_out))
 
     by = f"{(scored.val or scored.test).split}_top1"
     scoring = finetune.Scoring(title="Contrastive pretraining", by=by, scored=scored, figures=figures)
@@ -83,7 +83,7 @@ def view(setting: Setting, batch: loader.Batch, whole: Tensor, number: int) -> T
     recipe = setting.recipe
     seed = recipe.training.seed + number * VIEW
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=seed)
-    images = augment.images(whole, geometry, finetune.px(setting, batch))
+    images = augment.images(whole, geometry, finetune.px(setting))
     if not recipe.jitter:
         return images
     bands = images.shape[1]

@@ -131,10 +131,11 @@ def class_weights(share: float, unchanged_factor: float) -> Tensor:
 
 def objective(setting: Setting, weights: Tensor | None, model: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """Compute the loss over the labelled pixels; both dates and the change map get the same geometry."""
-    recipe, px = setting.recipe, finetune.px(setting, batch)
+    recipe, px = setting.recipe, setting.recipe.windows.px
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
     before, after = (augment.images(image, geometry, px) for image in dates(setting, batch))
-    target = augment.masks(training.labels(setting, batch).to(before.device, non_blocking=True), geometry, px).long()
+    target = training.labels(setting, batch).to(before.device, non_blocking=True)
+    target = augment.masks(target, geometry, px, setting.ignore).long()
     # Images are interpolated bicubically and masks by the nearest pixel; rotations and flips are exact in both.
     return maps.loss(recipe, model(before, after).float(), target, weights, setting.ignore)
 
@@ -160,11 +161,12 @@ def evaluate(setting: Setting, model: nn.Module, source: loader.Samples) -> Tens
     batches = loader.load(windows, (indices for indices, _ in mine), threads=1)
     with loop.evaluating(model), setting.where.autocast():
         for (_, counting), batch in zip(mine, batches, strict=True):
+            # Windows of smaller scenes are padded, as in training.
+            px, whole = setting.recipe.scored.px, augment.centre(batch.valid_size, setting.recipe.scored.px)
+            images = [augment.images(image, whole, px) for image in dates(setting, batch)]
+            truth = augment.masks(training.labels(setting, batch), whole, px, setting.ignore)
             # The larger of two outputs: there is no split on which a threshold could be chosen.
-            predicted, truth = (
-                model(*dates(setting, batch)).argmax(dim=1).cpu(),
-                training.labels(setting, batch),
-            )
+            predicted = model(*images).argmax(dim=1).cpu()
             if counting:
                 for row, scene in enumerate(windows.rows[batch.samples.numpy(), 0]):
                     target = truth[row].long()

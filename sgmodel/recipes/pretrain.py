@@ -25,7 +25,7 @@ from sgdata.file_names import file_name
 from sgdata.types import Array, Contract
 from sgmodel import devices, distributed
 from sgmodel.checkpoints import cards, transfer
-from sgmodel.data import augment, band_selection, loader, mixture, normalise, seeded_random
+from sgmodel.data import augment, band_selection, loader, mixture, normalise, seeded_random, windows
 from sgmodel.models import encoder, mae
 from sgmodel.models import flops as count
 from sgmodel.train import best_checkpoint, loop, run_folder, training
@@ -157,12 +157,18 @@ def _source(recipe: PretrainRecipe, paths: RunPaths) -> loader.Source:
     """Open one dataset, or the mixture of `training.mixture`. Raises SettingError, SourceError."""
     own = replace(recipe.training, mixture={})
     if recipe.training.mixture:
-        sources = {name: training.samples(folder, own, ("image",)) for name, folder in paths.named.items()}
+        samples = {name: training.samples(folder, own, ("image",)) for name, folder in paths.named.items()}
+        sources = {name: _fitted(one, recipe) for name, one in samples.items()}
         return mixture.Mixture(sources, recipe.training.mixture, recipe.bands, recipe.accept)
     if len(paths.named) > 1:
         message = f"--shards gives {', '.join(paths.named)}"
         raise SettingError(f"{message}: give one folder, or name shares in [training.mixture] of the recipe")
-    return training.samples(paths.shards, own, ("image",))
+    return _fitted(training.samples(paths.shards, own, ("image",)), recipe)
+
+
+def _fitted(source: loader.Samples, recipe: PretrainRecipe) -> loader.Samples:
+    """Return the samples as they are trained on: without a crop, those larger than the images in windows."""
+    return source if recipe.augment.crop_area else windows.fitted(source, recipe.model.image_px)
 
 
 def check(recipe: PretrainRecipe, contract: Contract) -> None:
@@ -170,8 +176,6 @@ def check(recipe: PretrainRecipe, contract: Contract) -> None:
     band_selection.check_bands(recipe.model, contract)
     if recipe.picture_every < 1:
         raise SettingError(f"picture_every is {recipe.picture_every}: expected 1 or more steps")
-    if recipe.augment.crop_area is None:
-        band_selection.check_size(recipe.model.image_px, contract, cropped=False)
 
 
 def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, paths: RunPaths) -> int:
@@ -214,14 +218,16 @@ def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, 
 def _held_out(source: loader.Source, recipe: PretrainRecipe, split: str) -> loader.Source:
     """Open `split` of the data of `source`; for an empty name `val` if there is one, otherwise `source` itself."""
     if isinstance(source, mixture.Mixture):
-        each = {one.contract.dataset: _held_out_of(one, split) for one in source.sources}
+        each = {one.contract.dataset: _held_out_of(one, recipe, split) for one in source.sources}
         return mixture.Mixture(each, recipe.training.mixture, recipe.bands, recipe.accept)
-    return _held_out_of(source, split) if isinstance(source, loader.Samples) else source
+    return _held_out_of(source, recipe, split) if isinstance(source, loader.Samples) else source
 
 
-def _held_out_of(source: loader.Samples, split: str) -> loader.Samples:
+def _held_out_of(source: loader.Samples, recipe: PretrainRecipe, split: str) -> loader.Samples:
     split = split or ("val" if "val" in source.contract.splits else source.split)
-    return source if split == source.split else loader.Samples(source.folder, split, ("image",), verify=source.verify)
+    if split == source.split:
+        return source
+    return _fitted(loader.Samples(source.folder, split, ("image",), verify=source.verify), recipe)
 
 
 def objective(setting: Setting, forward: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:

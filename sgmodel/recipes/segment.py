@@ -22,7 +22,7 @@ from torch.nn import functional
 from sgdata.errors import SettingError
 from sgdata.types import Contract
 from sgmodel import distributed
-from sgmodel.data import augment, band_selection, loader
+from sgmodel.data import augment, loader
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
 from sgmodel.train import figures as pictures
@@ -61,7 +61,8 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
     counted = cache(partial(maps.class_counts, source))  # takes long, and is seldom needed twice
     weights = finetune.class_weights(recipe.weighting, recipe.class_weights, setting.classes, counted)
     model = finetune.start(setting, partial(build, recipe, setting.classes), paths.weights)
-    task = finetune.task(setting, model, source, partial(objective, setting, weights=weights), paths)
+    fitted = finetune.fitted(setting, source)
+    task = finetune.task(setting, model, fitted, partial(objective, setting, weights=weights), paths)
 
     def scores(held_out: loader.Samples, final: bool) -> dict[str, Any]:
         counts = maps.evaluate(setting, model, held_out)
@@ -85,30 +86,23 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
 
 
 def check(recipe: SegmentRecipe, contract: Contract) -> None:
-    """Refuse samples without masks of classes, or of a size that the model cannot take.
-
-    Raises:
-        SettingError: either is the case.
-    """
+    """Refuse samples without masks of classes. Raises SettingError."""
     space = contract.label_space
     if space.task != "segmentation" or not space.ids:
         message = f"task '{space.task}', ids {list(space.ids)}"
         raise SettingError(f"label space '{space.name}': {message}; expected task 'segmentation' and ids of classes")
-    finetune.check_sizes(recipe.model.px, contract)
-    if recipe.model.px:
-        band_selection.check_size(recipe.model.px, contract, cropped=recipe.augment.crop_area is not None)
 
 
 def objective(
     setting: Setting, model: nn.Module, batch: loader.Batch, *, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Compute the loss over the labelled pixels of a batch, with `weights` of the classes."""
-    recipe, px = setting.recipe, finetune.px(setting, batch)
+    recipe, px = setting.recipe, finetune.px(setting)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
     target = training.labels(setting, batch).to(setting.where.device, non_blocking=True)
     images = augment.images(training.pixels(setting, batch), geometry, px)
     log_p = functional.log_softmax(model(images).float(), dim=1)
-    return maps.loss(recipe, log_p, augment.masks(target, geometry, px).long(), weights, setting.ignore)
+    return maps.loss(recipe, log_p, augment.masks(target, geometry, px, setting.ignore).long(), weights, setting.ignore)
 
 
 # --- scoring -------------------------------------------------------------------------------

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from sgdata import files
 from sgdata.errors import ExitCode, SettingError
-from sgdata.types import Contract
 from sgmodel import distributed
 from sgmodel.checkpoints import cards
-from sgmodel.data import augment, loader, normalise
+from sgmodel.data import augment, loader, normalise, windows
 from sgmodel.models import factory, heads
 from sgmodel.train import best_checkpoint, loop, run_folder, training
 
@@ -98,20 +97,14 @@ class MapRecipe(FinetuneRecipe):
         check_class_weights(self.weighting, self.class_weights)
 
 
-def px(setting: training.Setting[R], batch: loader.Batch) -> int:
-    """Return the side of the model's input images; a model that takes any size gets whole samples."""
-    return setting.recipe.model.px or int(batch.valid_size.max())
+def px(setting: training.Setting[R]) -> int:
+    """Return the side of the model's input images, see `windows.side`."""
+    return windows.side(setting.recipe.model.px, setting.stored)
 
 
-def check_sizes(px: int, stored: Contract) -> None:
-    """Refuse samples of many sizes for a model of any size, whose scores would depend on the batches.
-
-    Raises:
-        SettingError: the recipe has no image size and neither have the samples.
-    """
-    if not px and stored.shape is None:
-        message = f"model.image_px is 0 (any), the samples of '{stored.dataset}' are of many sizes"
-        raise SettingError(f"{message}: pack them in one size, or set model.image_px (scenes only)")
+def fitted(setting: training.Setting[R], source: loader.Samples) -> loader.Samples:
+    """Return the samples as they are trained on: without a crop, those larger than the images in windows."""
+    return source if setting.recipe.augment.crop_area else windows.fitted(source, px(setting))
 
 
 def check_class_weights(weighting: str, given: tuple[float, ...]) -> None:
