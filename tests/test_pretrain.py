@@ -23,7 +23,6 @@ from sgdata import catalog, files
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.shards import finish, tar_format
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer, weight_files
-from sgmodel.data import augment
 from sgmodel.models import encoder, mae, specs, upernet
 from sgmodel.models.spectralgpt import Pooling
 from sgmodel.recipes import pretrain
@@ -201,9 +200,6 @@ def test_starting_weights_and_their_contract(folder: Path, whole: Path, tmp_path
 def test_data_that_cannot_feed_the_model(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="the model takes 9 bands, the recipe names 12: B01 B02"):
         pretrain.main(recipe("model.bands=9"), run_paths_for(folder, tmp_path))
-    whole = dataclasses.replace(recipe("model.image_px=64"), augment=augment.AugmentRecipe())
-    with pytest.raises(SettingError, match="image_px is 64, the samples are 32 x 32 px: change image_px, or"):
-        pretrain.main(whole, run_paths_for(folder, tmp_path))
 
 
 def test_bands_are_chosen_by_name(folder: Path, tmp_path: Path) -> None:

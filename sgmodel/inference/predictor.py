@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdata.types import Array, Contract
-from sgmodel.data import augment, normalise
+from sgmodel.data import augment, normalise, windows
 from sgmodel.inference import tiling
 from sgmodel.models import encoder as enc
 

@@ -78,5 +78,7 @@ def write(path: Path, rows: Sequence[Sequence[Array]]) -> None:
     for row in rows:
         tiles = [np.pad(tile.repeat(factor, 0).repeat(factor, 1), edge, constant_values=255) for tile in row]
         strips.append(np.concatenate(tiles, axis=1))
+    width = max(strip.shape[1] for strip in strips)  # samples may differ in size
+    strips = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips]
     with files.replacing(path) as temporary:
         Image.fromarray(np.concatenate(strips)).save(temporary, format="PNG")
