@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sgdata.errors import SettingError
 from sgdata.types import Array, Contract
-from sgmodel.data import augment, loader, members
+from sgmodel.data import loader, members
 
 CACHE_BYTES = 2**30
 """Memory for decoded samples, whose windows are read in any order."""
@@ -125,31 +122,6 @@ def fitted(samples: loader.Samples, px: int) -> loader.Samples:
     if (samples.valid_size(np.arange(len(samples))) <= px).all():
         return samples
     return Windows(samples, WindowRecipe(px=px, stride=px, remainder="covered", once=False))
-
-
-def views(x: Tensor, how: augment.Geometry, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield what a model with images of `size` sees of whole scenes.
-
-    Args:
-        x: (N, C, H, W) scenes.
-        how: Geometry; with its zoom the boxes are resized, otherwise they are padded, or cut into windows.
-        size: Side of the images in pixels.
-
-    Yields:
-        Images (N, C, size, size), and the weight (N,) of each: 0 for a scene of fewer windows.
-    """
-    if how.zoom:
-        yield augment.images(x, how, size), torch.ones(len(x), device=x.device)
-        return
-    recipe = WindowRecipe(px=size, stride=size, remainder="covered", once=False)
-    corners = []
-    for top, left, height, width in how.box.tolist():
-        places = itertools.product(starts(height, recipe), starts(width, recipe))
-        corners.append([(top + row, left + col, min(height, size), min(width, size)) for row, col in places])
-    for turn in range(max(map(len, corners))):
-        box = torch.tensor([each[min(turn, len(each) - 1)] for each in corners])
-        weight = torch.tensor([float(turn < len(each)) for each in corners], device=x.device)
-        yield augment.images(x, dataclasses.replace(how, box=box), size), weight
 
 
 def _shown(begins: Sequence[int], recipe: WindowRecipe) -> list[int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdata.types import Array, Contract
-from sgmodel.data import augment, normalise, windows
+from sgmodel.data import augment, normalise
 from sgmodel.inference import tiling
 from sgmodel.models import encoder as enc
 
@@ -93,6 +94,30 @@ class Predictor:
         return self.look(blank).shape[1:3]
 
 
+def views(x: Tensor, how: augment.Geometry, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what a model with images of `size` sees of whole scenes.
+
+    Args:
+        x: (N, C, H, W) scenes.
+        how: Geometry; with its zoom the boxes are resized, otherwise they are padded, or cut into windows.
+        size: Side of the images in pixels.
+
+    Yields:
+        Images (N, C, size, size), and the weight (N,) of each: 0 for a scene of fewer windows.
+    """
+    if how.zoom:
+        yield augment.images(x, how, size), torch.ones(len(x), device=x.device)
+        return
+    corners = []
+    for top, left, height, width in how.box.tolist():
+        places = itertools.product(*(tiling.starts(side, size, size) for side in (height, width)))
+        corners.append([(top + row, left + col, min(height, size), min(width, size)) for row, col in places])
+    for turn in range(max(map(len, corners))):
+        box = torch.tensor([each[min(turn, len(each) - 1)] for each in corners])
+        weight = torch.tensor([float(turn < len(each)) for each in corners], device=x.device)
+        yield augment.images(x, replace(how, box=box), size), weight
+
+
 def of_scenes(model: nn.Module, x: Tensor, valid_size: Tensor, size: int, *, zoom: float | None) -> Tensor:
     """Compute the logits (N, K) of whole scenes.
 
@@ -109,7 +134,7 @@ def of_scenes(model: nn.Module, x: Tensor, valid_size: Tensor, size: int, *, zoo
         return logits
     whole = augment.centre(valid_size, int(valid_size.max()))
     total, count = torch.zeros((), device=x.device), torch.zeros((), device=x.device)
-    for image, weight in windows.views(x, whole, size):
+    for image, weight in views(x, whole, size):
         total, count = total + weight[:, None] * model(image), count + weight[:, None]
     return total / count
 

@@ -24,7 +24,7 @@ from sgdata.errors import SettingError, SourceError
 from sgdata.shards import tar_format
 from sgdata.types import Contract
 from sgmodel import distributed
-from sgmodel.data import augment, loader, windows
+from sgmodel.data import augment, loader
 from sgmodel.data.subset import in_order
 from sgmodel.inference import predictor
 from sgmodel.models.heads import TaskModel
@@ -134,6 +134,9 @@ def check(recipe: ClassifyRecipe, contract: Contract) -> None:
     if space.task not in {"single-label", "multi-label"}:
         message = f"label space '{space.name}' is of the task '{space.task}', expected single-label or multi-label"
         raise SettingError(f"{message}; set labels_from = 'mask' to derive labels from masks")
+    if recipe.zoom == 1.0 and contract.shape is None and distributed.world() > 1:  # passes of all processes must agree
+        message = f"zoom is 1.0, the scenes are of many sizes, on {distributed.world()} processes"
+        raise SettingError(f"{message}: they have different numbers of windows; train in one process, or unset zoom")
     if recipe.smoothing and space.task == "multi-label":
         raise SettingError(f"smoothing is {recipe.smoothing}, '{space.name}' is multi-label: set smoothing = 0.0")
     if recipe.smoothing and recipe.focal:
@@ -156,7 +159,7 @@ def objective(
     y = targets[batch.samples].to(whole.device, non_blocking=True)
     how = augment.mixing(recipe.mix, batch.samples, batch.epoch, px, seed=seed) if recipe.mix.mixes else None
     total, count = torch.zeros((), device=whole.device), torch.zeros((), device=whole.device)
-    for x, weight in windows.views(whole, geometry, px):
+    for x, weight in predictor.views(whole, geometry, px):
         # Crop, erase, mix, in this order: a box is erased from one scene, not from a mixture of two.
         x = augment.erase(x, recipe.mix, batch.samples, batch.epoch, seed=seed)
         total = total + weight[:, None] * model(augment.mix(x, how) if how else x).float()
