@@ -100,6 +100,16 @@ def test_rasters_of_any_whole_numbers_are_read(dtype: type, tmp_path: Path) -> N
         land_cover.read(raster(tmp_path / "b.tif", np.full((12, 12), 99, dtype), 100), GRID, SEGMUNICH.codes)
 
 
+def test_a_raster_of_several_bands_is_refused(tmp_path: Path) -> None:
+    path = raster(tmp_path / "a.tif", np.full((9, 9), 31, np.uint8))
+    with rasterio.open(path) as dataset:
+        profile, codes = dataset.profile | {"count": 2}, dataset.read(1)
+    with rasterio.open(path, "w", **profile) as out:
+        out.write(np.stack([codes, codes]))
+    with pytest.raises(SourceError, match="has 2 bands, expected one of class codes"):
+        land_cover.read(path, GRID, {31: 4})
+
+
 def test_floats_are_no_codes(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="float32"):
         land_cover.read(raster(tmp_path / "a.tif", np.ones((12, 12), np.float32), 100), GRID, SEGMUNICH.codes)

@@ -64,7 +64,10 @@ def read(path: Path, grid: Grid, of_codes: Mapping[int, int]) -> Array:
     height, width = grid.shape
     place = {"crs": grid.crs, "transform": Affine(*grid.transform), "width": width, "height": height}
     with geotiff.opened(str(path), use="user") as dataset, WarpedVRT(dataset, **place) as warped:
-        pixels = warped.read(1)
+        bands = geotiff.data_bands(dataset)
+        if len(bands) != 1:
+            raise SourceError(f"{path}: has {len(bands)} bands, expected one of class codes; write that one alone")
+        pixels = warped.read(bands[0])
         nodata = dataset.nodata
     if pixels.dtype.kind not in "ui":
         raise SourceError(f"{path}: pixels are {pixels.dtype}, expected whole numbers, the codes of the classes")
