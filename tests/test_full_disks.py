@@ -52,7 +52,7 @@ def command(name: str, home: Path, out: Path) -> list[str]:
     tiny = [word for text in TINY for word in ("--set", text)]
     commands = {
         "build": ["build", "segmunich", "--dates", "2019-01-01/2019-12-31", "--osm", "none", *sets, "--quiet",
-                  "--stac", str(home / "archive"), "--scratch", str(out / "scratch")],
+                  "--stac", str(home / "archive"), "--scratch", str(out / ".scratch")],
         "shard": ["shard", "segmunich", "--source", str(home / "build"), "--quiet"],
         "release": ["release", "tiny", "1.0", "--from", str(home / "shard"), "--build", str(home / "build"),
                     "--catalog", str(out / "catalog")],

@@ -114,7 +114,7 @@ def opened(
         with rasterio.Env(**options), opening.open_with(where, opening.DRIVERS[use]) as dataset:
             opening.check_declared(dataset, shown)
             yield dataset
-    except (RasterioError, CPLE_BaseError, MemoryError) as error:
+    except (RasterioError, CPLE_BaseError, MemoryError, UnicodeDecodeError) as error:
         reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
         # GDAL names the file with or without its folder: a signature must not be shown or stored in either case.
         for address in (where, href):

@@ -41,9 +41,13 @@ _VRT_ELEMENTS = frozenset(
 def open_with(path: str, drivers: tuple[str, ...]) -> DatasetReader:
     """Open a raster by one of these drivers and no other. Raises RasterioError."""
     import rasterio.io
+    from rasterio.errors import RasterioIOError
 
-    # rasterio.open takes one driver only.
-    return rasterio.io.DatasetReader(path, driver=list(drivers))
+    try:
+        # rasterio.open takes one driver only.
+        return rasterio.io.DatasetReader(path, driver=list(drivers))
+    except UnicodeDecodeError as error:  # of texts inside the file
+        raise RasterioIOError(str(error)) from None
 
 
 def check_local(path: str, use: Use) -> None:
