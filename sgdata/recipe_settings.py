@@ -45,6 +45,20 @@ RANGES: dict[str, tuple[float, float]] = {
     "patience": _COUNT_OR_NONE, "focal": (0, 100), "dice": _SHARE, "shots": _COUNT_OR_NONE, "neighbours": _COUNT,
     "overlap": (0, 0.75),
     "weight_token": (0, 10**9), "weight_spectral": (0, 10**9), "flops_per_s": (1, 10**21), "start_s": (0, 10**9),
+    "betas": (0, 1 - 1e-12), "layer_decay": (1e-6, 1), "fraction": _SHARE, "mixture": (0, 10**9), "eps": (0, 10**6),
+    "std": (0, 1e38), "head_std": (0, 1000), "class_weights": (0, 10**9), "seeds": _SEED, "px": (1, 65_536),
+    "mask_ratio": _SHARE, "train": (0, 10**12), "classes": (0, 2**31),
+    # Augmentation. The strength of mixup and CutMix is the parameter of a beta distribution.
+    "crop_area": (1e-6, 1), "crop_aspect": (1e-3, 1000), "horizontal_flip": _SHARE, "vertical_flip": _SHARE,
+    "erase": _SHARE, "erase_area": _SHARE, "erase_aspect": (1e-3, 1000), "mixup": (0, 1000), "cutmix": (0, 1000),
+    "cutmix_share": _SHARE, "chance": _SHARE, "jitter": (0, 100),
+    # Models. The largest of those here is 1280 wide and 32 blocks deep; paths that are all dropped learn nothing.
+    "image_px": (0, 65_536), "patch_px": (1, 4096), "bands": (1, 1024), "group_bands": (1, 1024), "times": (1, 1024),
+    "dropped": (0, 1024), "groups": (0, 8192), "groups_levels": (1, 8192), "group_width": (0, 8192),
+    "width": (1, 8192), "widths": (1, 8192), "levels": (1, 8192), "hidden": (1, 8192), "skip": (0, 8192),
+    "depth": (0, 256), "heads": (1, 1024), "mlp_ratio": (0.01, 64), "drop_path": (0, 0.999), "dropout": _SHARE,
+    "dropout_levels": _SHARE, "temperature": (1e-6, 10**6), "projection": (1, 8192), "queue": (0, 2**20),
+    "momentum": _SHARE,
 }  # fmt: skip
 
 
@@ -239,8 +253,7 @@ def _article(name: str) -> str:
 
 def violation(value: Any) -> str:
     """Return a sentence about the first number of a settings dataclass outside its range, "" if there is none."""
-    for key, number in _numbers(value, ""):
-        name = key.rpartition(".")[2]
+    for key, name, number in _numbers(value, "", ""):
         low, high = RANGES.get(name, (-math.inf, math.inf))
         if not math.isfinite(number):
             return f"'{key}' is {number}: expected a finite number; correct it"
@@ -249,19 +262,19 @@ def violation(value: Any) -> str:
     return ""
 
 
-def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
-    """Yield every number of a dataclass with its dotted name, also those in nested dataclasses, tuples and tables."""
+def _numbers(value: Any, key: str, name: str) -> Iterator[tuple[str, str, float]]:
+    """Yield dotted key, name of the field and value of every number in dataclasses, tuples and tables."""
     if isinstance(value, bool):
         return
     if isinstance(value, int | float):
-        yield key, value
+        yield key, name, value
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            yield from _numbers(getattr(value, field.name), f"{key}.{field.name}".lstrip("."))
+            yield from _numbers(getattr(value, field.name), f"{key}.{field.name}".lstrip("."), field.name)
     elif isinstance(value, list | tuple):
         for each in value:
-            yield from _numbers(each, key)
+            yield from _numbers(each, key, name)
     elif isinstance(value, dict):
-        for name, each in value.items():
+        for each_name, each in value.items():
             # A key of a table is data, such as the name of a class, and no setting.
-            yield from _numbers(each, f"{key}[{name!r}]")
+            yield from _numbers(each, f"{key}[{each_name!r}]", name)
