@@ -105,7 +105,7 @@ def test_values_of_a_wrong_type_are_described_without_words_of_libraries() -> No
         ("build", "composite.method='mean'", "'composite.method' is 'mean': expected one of 'medoid', 'bap',"),
         ("build", "area.bbox=[1, 2, 3]", "'area.bbox' is [1, 2, 3]: expected a list of 4 numbers; correct it"),
         ("build", "area.bbox=[1, 2, 3, 'x']", "'area.bbox[3]' is 'x': expected a number; correct it"),
-        ("pretrain", "stages=[{data='a'}]", "'stages[0].image_px' is missing: expected an integer from 0 to 65536; add it"),
+        ("pretrain", "stages=[{data='a'}]", "'stages[0].image_px' is missing: expected an integer from 0"),
         ("shard", "shard_mb=1.5", "'shard_mb' is 1.5: expected an integer from 1 to 1048576; correct it"),
         ("shard", "kernel='cubic'", "'kernel' is 'cubic': expected one of 'nearest', 'bilinear'; correct it"),
     ],
