@@ -64,7 +64,8 @@ def _refined(template: Array, image: Array, row: int, col: int, turn: int) -> Pl
 
 def correlations(template: Array, image: Array) -> Array:
     """Return the normalised cross-correlation at each place of a template, (H - h + 1, W - w + 1), mean over bands."""
-    return np.mean([_correlation(one, of) for one, of in zip(template, image, strict=True)], axis=0)
+    each = [_correlation(one, of) for one, of in zip(template, image, strict=True)]
+    return np.asarray(np.mean(each, axis=0))
 
 
 def _correlation(template: Array, image: Array) -> Array:
@@ -85,4 +86,4 @@ def _averaged(image: Array) -> Array:
     bands, height, width = image.shape
     rows, cols = height // COARSE, width // COARSE
     whole = image[:, : rows * COARSE, : cols * COARSE].astype(np.float64)
-    return whole.reshape(bands, rows, COARSE, cols, COARSE).mean(axis=(2, 4))
+    return np.asarray(whole.reshape(bands, rows, COARSE, cols, COARSE).mean(axis=(2, 4)))

@@ -9,6 +9,7 @@ busy server is asked again; any other refusal is final.
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import os
 import re
@@ -22,6 +23,8 @@ from sgdata import documents, files, retry, web
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.labels import tag_rules
 from sgdata.limits import ANSWER_BYTES, ANSWER_SECONDS, ANSWER_VALUES
+
+log = logging.getLogger("sgdata")
 
 # Keys of one query each, so that no answer is too large; other keys of a class table share one more query.
 KEY_GROUPS = (
@@ -51,12 +54,13 @@ class TooLargeError(Exception):
 def user_agent() -> str:
     """Return the User-Agent header: the program and a contact, as operators of public servers ask for.
 
-    The environment variable SGDATA_CONTACT gives the address of the person who runs it.
+    The environment variable SGDATA_CONTACT gives the address of the person who runs it. There is no other that could
+    answer for the requests.
     """
     from importlib.metadata import version
 
-    contact = os.environ.get("SGDATA_CONTACT", "https://pypi.org/project/sgdata/")
-    return f"sgdata/{version('sgdata')} (+{contact})"
+    contact = os.environ.get("SGDATA_CONTACT", "").strip()
+    return f"sgdata/{version('sgdata')} ({f'+{contact}' if contact else 'no contact given'})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,8 @@ def fetch(
         ServiceError: The server refuses, cannot be reached, or gives no complete answer after all tries.
         SourceError: `offline`, and an answer is not stored.
     """
+    if service.url == Service.url and not offline and not os.environ.get("SGDATA_CONTACT"):
+        log.warning("%s: set SGDATA_CONTACT to your address; its operators ask for one", service.url)
 
     def covering(query: str, halvings: int) -> Iterator[Path]:
         path = store / f"overpass-{files.sha256(query.encode())[:16]}.json.gz"
