@@ -200,8 +200,8 @@ def _licences(folder: Path, shipped: Shipment) -> Iterator[str]:
     terms = shipped.terms
     yield "path\tmember\tlicence\tnotice\n"
     for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
-        if path.is_file():
-            name = path.relative_to(folder).as_posix()
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != files.SUMS:
             members = {"": "pixels"}
             if path.suffix == ".tar":
                 members = {"image*": "pixels", "mask.*, label.json": "labels", "meta.json": "pixels"}
