@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +16,22 @@ import pytest
 import rasterio
 import served
 import synthetic
+import torch
+from safetensors.torch import load_file, save_file
+from synthetic_shards import contract, sample, write
 from test_hostile import SOURCES
 from test_left_out import archive, build, recipe  # noqa: F401 - the fixtures
 from test_pairs import pair, raster  # noqa: F401
+from test_pretrain import recipe as training_recipe
+from test_pretrain import run_paths_for
 
 from sgdata import files, identity, kept
 from sgdata.builds.build_recipe import BuildRecipe
+from sgdata.errors import SettingError, SgdataError, SourceError
 from sgdata.packing import pack, select
+from sgdata.shards import finish
+from sgmodel.checkpoints import cards, transfer, weight_files
+from sgmodel.recipes import pretrain
 
 
 def sums(folder: Path) -> bytes:
@@ -188,3 +201,54 @@ def test_pairs_of_a_replaced_map_are_packed_again(kind: str, pair: Path) -> None
     pack.pack("pairs", source=pair, out=out)
     pack.pack("pairs", source=pair, out=place / "fresh")
     assert sums(out) == sums(place / "fresh") != before
+
+
+# --- training ------------------------------------------------------------------------------
+
+START = ("training.epochs=2", "training.batch=2", "picture_every=2")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write shards and a run on them that was stopped after three of six steps."""
+    place = tmp_path_factory.mktemp("stopped")
+    write(place / "shards", train=6)
+    pretrain.main(training_recipe(*START), run_paths_for(place / "shards", place / "run", stop_after=3))
+    return place
+
+
+@pytest.mark.parametrize("damage", [zeroed, emptied, cut, swapped, flipped])
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "training.json", "../metrics.jsonl"])
+def test_a_run_does_not_continue_from_a_damaged_checkpoint(
+    damage: Callable[[Path, Path], None], name: str, stopped: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(stopped / "run", tmp_path / "run"))
+    damage(run / "checkpoint-last" / name, run / "checkpoint-last" / "card.json")
+    with pytest.raises(SgdataError, match=Path(name).name):
+        pretrain.main(training_recipe(*START), run_paths_for(stopped / "shards", run))
+
+
+def test_a_run_does_not_continue_on_other_data(stopped: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(stopped / "run", tmp_path / "run"))
+    other = [dataclasses.replace(sample(n + 9, "train", 32, 32), key=f"toy-{n:05d}") for n in range(6)]
+    finish.write(other, tmp_path / "shards", contract=contract(32))
+    with pytest.raises(SettingError, match="cannot resume on 'toy': .*fingerprint"):
+        pretrain.main(training_recipe(*START), run_paths_for(tmp_path / "shards", run))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, stopped: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(stopped / "run", tmp_path / "run"))
+    last = run / "checkpoint-last"
+    weights = load_file(last / "model.safetensors")
+    name = next(name for name in sorted(weights) if name.endswith("attn.q.weight"))
+    weights[name][0, 1] = value
+    save_file(weights, last / "model.safetensors")
+    torch.save({"model": weights}, tmp_path / "weights.pth")
+    files.write_sums(last)
+    told = re.escape(f"{name} has 1 values that are NaN or infinite")
+    for read in (cards.load, transfer.read_weights, lambda path: weight_files.read(tmp_path / "weights.pth")):
+        with pytest.raises(SourceError, match=told):
+            read(last)
+    with pytest.raises(SourceError, match=told):
+        pretrain.main(training_recipe(*START), run_paths_for(stopped / "shards", run))

@@ -114,15 +114,24 @@ def read_safetensors(path: Path) -> State:
     """Read every tensor of a file, or of the parts that an index beside it lists, by the name it has there.
 
     Raises:
-        SourceError: The file or a part of it is missing or damaged.
+        SourceError: The file or a part of it is missing or damaged, or a value is not finite.
     """
     if not path.exists() and index_of(path).exists():
         return _read_parts(index_of(path))
     try:
-        return load_file(files.existing(path, "a safetensors file"))
+        return _finite(load_file(files.existing(path, "a safetensors file")), path)
     except SafetensorError as error:
         why = " ".join(str(error).split())
         raise SourceError(f"{path}: not a whole safetensors file ({why:.200}); fetch or save it again") from None
+
+
+def _finite(state: State, path: Path) -> State:
+    """Return weights. Raises SourceError with the name of the first that is not finite."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+            bad = int((~tensor.float().isfinite()).sum())
+            raise SourceError(f"{path}: {name} has {bad} values that are NaN or infinite; take another checkpoint")
+    return state
 
 
 def index_of(path: Path) -> Path:
@@ -181,8 +190,8 @@ def read_pickle(path: Path) -> State:
     """Read the state dict in a torch file: at the top, or under `model`, `state_dict` or any other name.
 
     Raises:
-        SourceError: There is no such file, it is damaged, or it contains anything but tensors, plain values and an
-            argparse Namespace.
+        SourceError: There is no such file, it is damaged, it contains anything but tensors, plain values and an
+            argparse Namespace, or a weight is not finite.
     """
     files.existing(path, "a checkpoint folder, a .safetensors or a .pth file")
     try:
@@ -204,7 +213,7 @@ def read_pickle(path: Path) -> State:
         raise SourceError(f"{path}: holds a {type(document).__name__}, expected a dict of weights")
     # The largest group; of equally large ones (averaged weights) the trained.
     _, state = max(_states(document), key=lambda one: (len(one[1]), one[0] in {"model", "state_dict"}))
-    return state
+    return _finite(state, path)
 
 
 def _states(document: dict[Any, Any], name: str = "") -> Iterator[tuple[str, State]]:

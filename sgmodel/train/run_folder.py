@@ -18,8 +18,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torch.optim import Optimizer
 
@@ -29,7 +27,7 @@ from sgdata.pages.markdown import escape
 from sgdata.shards import contracts
 from sgdata.types import Contract
 from sgmodel import distributed
-from sgmodel.checkpoints import checkpoint_folder
+from sgmodel.checkpoints import checkpoint_folder, weight_files
 from sgmodel.train import optim
 
 if TYPE_CHECKING:
@@ -117,6 +115,7 @@ def prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool, free: fr
     Raises:
         OutputError: `out` holds a run with another recipe, or cannot be written.
         SettingError: `out` holds a run on other data.
+        SourceError: the checkpoint of the run is not as it was written.
     """
     if distributed.lead():
         _prepare(out, recipe, contract, fresh=fresh, free=free)
@@ -138,6 +137,9 @@ def _prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool, free: f
     # A folder with SHA256SUMS is a finished run; this one is about to change.
     files.mark_unfinished(out)
     _repair(out)
+    for name, digest in (files.read_sums(out / LAST) if (out / LAST).is_dir() else {}).items():
+        if not (out / LAST / name).is_file() or files.sha256_file(out / LAST / name) != digest:
+            raise SourceError(f"{out / LAST / name}: is not as it was saved; put it back, or start again with --fresh")
 
 
 def clear(out: Path) -> None:
@@ -333,9 +335,9 @@ def _repair(out: Path) -> None:
 
 def _tensors(path: Path) -> State:
     try:
-        return load_file(files.existing(path, "part of a checkpoint"))
-    except SafetensorError as error:
-        raise SourceError(f"{path}: damaged ({error}); start again with --fresh") from None
+        return weight_files.read_safetensors(path)
+    except SourceError as error:
+        raise SourceError(f"{error}, or start again with --fresh") from None
 
 
 # --- logs ----------------------------------------------------------------------------------
