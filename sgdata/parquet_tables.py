@@ -60,6 +60,8 @@ def check(table: Any, kinds: Mapping[str, ColumnKind], where: str, *, complete: 
         values = pc.list_flatten(column) if kind in ("texts", "counts") else column
         if kind in ("texts", "counts") and values.null_count:
             raise SourceError(f"{where}: column '{name}' has lists with missing values")
+        if kind == "number" and not pc.all(pc.is_finite(values), min_count=0).as_py():
+            raise SourceError(f"{where}: column '{name}' has values that are NaN or infinite")
         if kind in ("count", "counts") and len(values) and (pc.min(values).as_py() or 0) < 0:
             raise SourceError(f"{where}: column '{name}' has {pc.min(values)}, expected 0 or more")
 

@@ -181,7 +181,7 @@ def test_an_index_that_is_not_listed_is_refused(folder: Path, tmp_path: Path) ->
         pytest.raises(SourceError, match=r"index.parquet: \d+ bytes whose SHA-256 differs"),
     ):
         tar_source.mirror(server.url, tmp_path / "cache", cache_gb=1)
-    with pytest.raises(SourceError, match="failed 4 times"):
+    with pytest.raises(SourceError, match="SHA256SUMS.*FileNotFoundError.*mend the shards there"):
         tar_source.mirror(f"file://{tmp_path}/nothing", tmp_path / "cache", cache_gb=1)
     with pytest.raises(SourceError, match=r"nonsense://x: cannot be opened"):
         tar_source.mirror("nonsense://x", tmp_path / "cache", cache_gb=1)

@@ -121,7 +121,7 @@ def test_written_samples_are_read_and_indexed(tmp_path: Path) -> None:
             np.testing.assert_array_equal(back.arrays[name], array)
             assert (row[f"{name}_dtype"], row[f"{name}_shape"]) == (array.dtype.name, list(array.shape))
         assert row["labels"] == original.meta["labels"]
-        assert row["sha256"] == tar_format.sample_hash(back)
+        assert row["sha256"] == finish.sample_hash(back)
 
 
 def test_the_index_is_geoparquet(tmp_path: Path) -> None:
@@ -271,5 +271,6 @@ def test_a_missing_or_damaged_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file"):
         tar_format.read_index(tmp_path)
     (tmp_path / files.INDEX).write_bytes(b"PAR1 no")
+    files.write_sums(tmp_path)
     with pytest.raises(SourceError, match="not a readable Parquet"):
         tar_format.read_index(tmp_path)

@@ -279,7 +279,7 @@ def _pack_shard(task: tasks.ShardTask) -> PackedShard:
                     quarantine.append({"key": ref.key, "file": file, "reason": " ".join(str(error).split())})
                 else:
                     stored = native if task.recipe.layout == "native" else sample
-                    yield stored, tar_format.sample_hash(sample)
+                    yield stored, finish.sample_hash(sample)
 
     shard, rows = tar_format.write_tar(
         task.out / task.name, samples(), codec=task.recipe.codec, effort=task.recipe.effort

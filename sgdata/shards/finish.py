@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import numpy as np
 
 from sgdata import files
 from sgdata.errors import SourceError
-from sgdata.shards import contracts, index, statistics, tar_format
+from sgdata.shards import contracts, statistics, tar_format
 from sgdata.types import Array, BandStatistics, Codec, Contract, Effort, Sample, Shard
 
 
@@ -90,7 +92,7 @@ def finish(out: Path, totals: ShardTotals) -> Contract:
         # Sorted: the order of shards and workers is no part of the data.
         fingerprint=files.sha256("\n".join(sorted(row["sha256"] for row in rows)).encode()),
     )
-    index.write(out / files.INDEX, rows)
+    write_index(out / files.INDEX, rows)
     contracts.write(out, complete)
     # The tars were hashed while they were written, or when their journal was read.
     files.write_sums(out, {shard.name: shard.sha256 for shard in totals.shards})
@@ -102,6 +104,80 @@ def _grid(row: tar_format.Row) -> tuple[int, int]:
     shapes = [row[f"{name}_shape"] for name in tar_format.IMAGES if row.get(f"{name}_shape")]
     height, width = max(shape[1:] for shape in shapes)
     return height, width
+
+
+def write_index(path: Path, rows: Sequence[tar_format.Row]) -> None:
+    """Write the index as GeoParquet.
+
+    Args:
+        path: The Parquet file.
+        rows: Rows of `tar_format.write_tar`; a sample with a bounding box gets a polygon in the column `geometry`.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts, sides = ("key", "split", "shard", "sha256", "crs", "date"), ("west", "south", "east", "north")
+    kinds = dict.fromkeys(texts, pa.string()) | dict.fromkeys(sides, pa.float64()) | {"labels": pa.list_(pa.int32())}
+    endings = dict.fromkeys(("offset", "size", "crc32"), pa.int64()) | {
+        "dtype": pa.string(),
+        "shape": pa.list_(pa.int32()),
+    }
+    fields = [pa.field(name, kinds[name]) for name in ("key", "split", "shard")]
+    members = sorted({name for row in rows for name in row} - set(kinds))
+    fields += [pa.field(name, endings[name.rpartition("_")[2]]) for name in members]
+    fields += [pa.field(name, kinds[name]) for name in ("labels", *sides, "crs", "date", "sha256")]
+    table = pa.table([pa.array([row.get(f.name) for row in rows], f.type) for f in fields], pa.schema(fields))
+    # Without any box the column would be empty, so it is left out.
+    boxes = [tuple(row[name] for name in sides) for row in rows if row["west"] is not None]
+    if boxes:
+        outlines = [None if row["west"] is None else _wkb(*(row[name] for name in sides)) for row in rows]
+        table = table.append_column("geometry", pa.array(outlines, pa.binary()))
+        table = table.replace_schema_metadata({"geo": _geo(boxes)})
+    with files.replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def _wkb(west: float, south: float, east: float, north: float) -> bytes:
+    """Return a box as a counter-clockwise polygon in well-known binary (OGC 06-103r4, clause 8.2)."""
+    ring = (west, south, east, south, east, north, west, north, west, south)
+    return struct.pack("<BIII10d", 1, 3, 1, 5, *ring)
+
+
+def _geo(boxes: Sequence[tuple[float, float, float, float]]) -> bytes:
+    """Return the `geo` metadata of GeoParquet 1.1 for the column `geometry` in EPSG:4326."""
+    from pyproj import CRS
+
+    lows, highs = [min(side) for side in zip(*boxes, strict=True)], [max(side) for side in zip(*boxes, strict=True)]
+    column = {
+        "encoding": "WKB",
+        "geometry_types": ["Polygon"],
+        "crs": CRS.from_epsg(4326).to_json_dict(),
+        "orientation": "counterclockwise",
+        "bbox": [*lows[:2], *highs[2:]],
+    }
+    document = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    return files.canonical_json(document)
+
+
+def sample_hash(sample: Sample) -> str:
+    """Return the SHA-256 of a sample's decoded content, which codec, effort and layout do not change.
+
+    Args:
+        sample: Sample with its arrays on their common grid.
+
+    Returns:
+        Hex digest over the arrays (name, dtype, shape, little-endian bytes) and the canonical metadata.
+    """
+    digest = hashlib.sha256()
+    for name, array in sorted(sample.arrays.items()):
+        stored = np.ascontiguousarray(array, dtype=tar_format.STORED[array.dtype.name])
+        digest.update(files.canonical_json([name, array.dtype.name, array.shape]))
+        digest.update(stored.data)
+    digest.update(files.canonical_json([sample.key, sample.split, sample.meta]))
+    return digest.hexdigest()
 
 
 def storable(sample: Sample, contract: Contract) -> Sample:
@@ -190,7 +266,7 @@ def write(
                     statistics.add(image, counts, statistics.seen(image, contract.nodata))
             path = out / tar_format.shard_name(contract.dataset, split, 0)
             shard, rows = tar_format.write_tar(
-                path, ((sample, tar_format.sample_hash(sample)) for sample in members), codec=codec, effort=effort
+                path, ((sample, sample_hash(sample)) for sample in members), codec=codec, effort=effort
             )
             totals.add(PackedShard(shard=shard, split=split, rows=tuple(rows), counts=counts))
         return finish(out, totals)

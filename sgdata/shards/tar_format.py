@@ -32,19 +32,26 @@ Row = dict[str, Any]
 
 IMAGES = ("image", "image_before", "image_after", "image_10m")
 FORMAT = 1
+# No dot, since WebDataset splits a name at its first dot; no slash, which would make a folder.
+KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+STORED = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4", "int32": "<i4"}
 LARGEST_RATIO = 1024
 """Bytes of an array per byte of its member: lz4 reaches 255, and bitshuffle adds nothing to that."""
-_MEMBER: dict[str, parquet_tables.ColumnKind] = {"meta_offset": "count", "meta_size": "count"}
+_COMPLETE: dict[str, parquet_tables.ColumnKind] = {
+    **dict.fromkeys(("key", "split", "shard", "sha256"), "text"),
+    **dict.fromkeys(("meta_offset", "meta_size"), "count"),
+}
+_OPTIONAL: dict[str, parquet_tables.ColumnKind] = {
+    **dict.fromkeys(("west", "south", "east", "north"), "number"), "crs": "text", "date": "text", "labels": "counts",
+}  # fmt: skip
+_LARGEST_TAR = 2**50
 _ENDINGS: dict[str, parquet_tables.ColumnKind] = {
     "_offset": "count", "_size": "count", "_dtype": "text", "_shape": "counts", "_crc32": "count",
 }  # fmt: skip
-# No dot, since WebDataset splits a name at its first dot; no slash, which would make a folder.
-KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 # Fits the first-level cache of common processors; 16 to 128 KiB differ by less than 1 % in bytes and speed.
 _BLOCK_BYTES = 32_768
 _BLOSC = struct.Struct("<4xI4xI")  # nbytes and cbytes of a Blosc1 header
-STORED = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4", "int32": "<i4"}
 
 
 # --- arrays <-> bytes ----------------------------------------------------------------------
@@ -198,24 +205,6 @@ def _from_npy(buffer: bytes | memoryview, expected: Array) -> Array:
     return np.frombuffer(buffer, expected.dtype, expected.size, start).reshape(expected.shape)
 
 
-def sample_hash(sample: Sample) -> str:
-    """Return the SHA-256 of a sample's decoded content, which codec, effort and layout do not change.
-
-    Args:
-        sample: Sample with its arrays on their common grid.
-
-    Returns:
-        Hex digest over the arrays (name, dtype, shape, little-endian bytes) and the canonical metadata.
-    """
-    digest = hashlib.sha256()
-    for name, array in sorted(sample.arrays.items()):
-        stored = np.ascontiguousarray(array, dtype=STORED[array.dtype.name])
-        digest.update(files.canonical_json([name, array.dtype.name, array.shape]))
-        digest.update(stored.data)
-    digest.update(files.canonical_json([sample.key, sample.split, sample.meta]))
-    return digest.hexdigest()
-
-
 # --- writing -------------------------------------------------------------------------------
 
 
@@ -338,12 +327,53 @@ def read_index(folder: Path) -> Any:
     """
     path = files.existing(folder / files.INDEX, "the index of a folder written by 'sgdata shard'")
     files.require_finished(folder)
-    table = parquet_tables.read(path, {"key": "text", "split": "text", "shard": "text", **_MEMBER})
+    table = parquet_tables.read(path, _COMPLETE)
     # Samples need not all have the same members: rows without one have nulls.
     parts = {name: kind for name in table.column_names for end, kind in _ENDINGS.items() if name.endswith(end)}
-    parts |= {"labels": "counts"} if "labels" in table.column_names else {}
-    parquet_tables.check(table, parts, str(path), complete=False)
+    parquet_tables.check(table, _OPTIONAL | parts, str(path), complete=False)
+    keys = table["key"].to_pylist()
+    if strange := next((key for key in keys if not KEY.fullmatch(key)), ""):
+        raise SourceError(f"{path}: key {strange!r:.90} cannot be that of a sample")
+    if len(set(keys)) < len(keys):
+        raise SourceError(f"{path}: {len(keys) - len(set(keys))} keys occur twice, expected each once; pack again")
+    for name in sorted(part.removesuffix("_offset") for part in parts if part.endswith("_offset")):
+        _check_member(table, name, folder, str(path))
     return table
+
+
+def _check_member(table: Any, name: str, folder: Path, where: str) -> None:
+    """Check positions, types and shapes of one member of all samples. Raises SourceError."""
+    import pyarrow.compute as pc
+
+    columns = [f"{name}{end}" for end in _ENDINGS if f"{name}{end}" in table.column_names]
+    absent = [table[column].is_null() for column in columns]
+    if f"{name}_size" not in columns or any(not mask.equals(absent[0]) for mask in absent):
+        raise SourceError(f"{where}: some samples have a part of {', '.join(columns)} only; pack again")
+    rows = table.select(["shard", *columns]).drop_null()
+    if not len(rows):
+        return
+    offset, size = (rows[f"{name}_{part}"] for part in ("offset", "size"))
+    if max(pc.max(offset).as_py(), pc.max(size).as_py()) > _LARGEST_TAR:
+        raise SourceError(f"{where}: '{name}' is at byte {pc.max(offset)}, of {pc.max(size)} bytes; pack again")
+    ends = (
+        rows.select(["shard"]).append_column("end", pc.add(offset, size)).group_by("shard").aggregate([("end", "max")])
+    )
+    for shard, end in zip(ends["shard"].to_pylist(), ends["end_max"].to_pylist(), strict=True):
+        tar = folder / shard
+        # A tar that is elsewhere or missing is reported where it is opened.
+        if file_names.is_safe(shard) and tar.is_file() and end > tar.stat().st_size:
+            raise SourceError(f"{tar}: has {tar.stat().st_size} bytes, '{name}' ends at {end}; run sgdata verify")
+    if f"{name}_shape" not in columns:
+        return
+    axes = pc.list_value_length(rows[f"{name}_shape"]).to_numpy()
+    types = rows[f"{name}_dtype"].to_pylist()
+    unknown = set(types) - STORED.keys()
+    if unknown or axes.min() < 1:
+        raise SourceError(f"{where}: '{name}' has type {min(unknown, default='none')!r:.40} or no axis; pack again")
+    sides = pc.list_flatten(rows[f"{name}_shape"]).to_numpy().astype(float)
+    bytes_ = np.multiply.reduceat(sides, np.cumsum(axes) - axes) * [np.dtype(of).itemsize for of in types]
+    if sides.min() < 1 or (bytes_ > LARGEST_RATIO * size.to_numpy()).any():
+        raise SourceError(f"{where}: '{name}' has shapes that cannot be in its bytes; pack again")
 
 
 def check_size(shape: Sequence[int], dtype: str, size: int) -> None:

@@ -190,7 +190,7 @@ class RemoteFolder:
                     # What a server refuses, or gives in part again and again, will not come by waiting.
                     lasting = lasting or _is_refusal(content) or (isinstance(content, bytes) and tries >= RETRY.tries)
             if lasting:
-                raise SourceError(f"{reason}; failed {tries} times, mend the shards there")
+                raise SourceError(f"{reason}; mend the shards there")
             if reason:
                 if tries == RETRY.tries:
                     log.warning("%s; trying again for some minutes", reason)

@@ -40,7 +40,7 @@ from sgdata.pages import run as run_page
 from sgdata.rasters import geotiff, small_tiff
 from sgdata.scenes import aoi, coverage, lock, product_metadata, search
 from sgdata.scenes.types import Asset
-from sgdata.shards import contracts, tar_format
+from sgdata.shards import contracts, finish, tar_format
 from sgmodel.checkpoints import cards, weight_files
 from sgmodel.data import loader
 from sgmodel.inference import predict
@@ -132,7 +132,7 @@ def _shards(folder: Path, path: Path) -> None:
         for number in range(min(len(opened), 3)):
             opened.read(number, "image")
     for sample in tar_format.samples(folder):
-        tar_format.sample_hash(sample)
+        finish.sample_hash(sample)
 
 
 def _members(folder: Path, path: Path) -> None:
