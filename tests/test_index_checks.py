@@ -55,6 +55,7 @@ def setting(column: str, value: Any, row: int = 1) -> Callable[[pa.Table], pa.Ta
         (setting("sha256", None), "'sha256' lacks 1 of 4"),
         (lambda table: table.drop_columns(["labels"]), "no column 'labels'"),
         (lambda table: table.drop_columns(["image_size"]), "some samples have a part of image_offset"),
+        (lambda table: table.drop_columns(["image_dtype"]), "some samples have a part of image_offset"),
         (lambda table: table.set_column(0, "key", pa.array(range(4))), "'key' is of type int64, expected text"),
     ],
 )

@@ -347,7 +347,8 @@ def _check_member(table: Any, name: str, folder: Path, where: str) -> None:
 
     columns = [f"{name}{end}" for end in _ENDINGS if f"{name}{end}" in table.column_names]
     absent = [table[column].is_null() for column in columns]
-    if f"{name}_size" not in columns or any(not mask.equals(absent[0]) for mask in absent):
+    described = {f"{name}_shape", f"{name}_dtype"} & set(columns)
+    if f"{name}_size" not in columns or len(described) == 1 or any(not mask.equals(absent[0]) for mask in absent):
         raise SourceError(f"{where}: some samples have a part of {', '.join(columns)} only; pack again")
     rows = table.select(["shard", *columns]).drop_null()
     if not len(rows):
@@ -363,7 +364,7 @@ def _check_member(table: Any, name: str, folder: Path, where: str) -> None:
         # A tar that is elsewhere or missing is reported where it is opened.
         if file_names.is_safe(shard) and tar.is_file() and end > tar.stat().st_size:
             raise SourceError(f"{tar}: has {tar.stat().st_size} bytes, '{name}' ends at {end}; run sgdata verify")
-    if f"{name}_shape" not in columns:
+    if not described:
         return
     axes = pc.list_value_length(rows[f"{name}_shape"]).to_numpy()
     types = rows[f"{name}_dtype"].to_pylist()
