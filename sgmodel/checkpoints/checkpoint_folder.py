@@ -1,4 +1,4 @@
-"""Write a checkpoint folder: `model.safetensors` beside `card.json`.
+"""Write a checkpoint folder and read its tensors: `model.safetensors` beside `card.json`.
 
 Nothing here imports a model, so that programs that only save need not import them all.
 """
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sgdata import files
+from sgdata.errors import SourceError
 from sgmodel import distributed
 
 if TYPE_CHECKING:
@@ -56,6 +57,24 @@ def write_tensors(path: Path, tensors: State) -> None:
         except SafetensorError as error:  # such as a full disk, which the library does not report as an OSError
             raise OSError(" ".join(str(error).split())) from error
         temporary.chmod(mode)  # the library makes files that only their owner can read
+
+
+def read_tensors(path: Path) -> State:
+    """Read every tensor of a safetensors file. Raises SourceError if it is damaged or a value is not finite."""
+    try:
+        return finite(load_file(files.existing(path, "a safetensors file")), path)
+    except SafetensorError as error:
+        why = " ".join(str(error).split())
+        raise SourceError(f"{path}: not a whole safetensors file ({why:.200}); fetch or save it again") from None
+
+
+def finite(state: State, path: Path) -> State:
+    """Return weights. Raises SourceError with the name of the first that is not finite."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+            bad = int((~tensor.float().isfinite()).sum())
+            raise SourceError(f"{path}: {name} has {bad} values that are NaN or infinite; take another checkpoint")
+    return state
 
 
 def commit() -> str | None:

@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sgdata import catalog, files
 from sgdata.errors import SettingError, SourceError
+from sgmodel.checkpoints import checkpoint_folder
 
 State = dict[str, Tensor]
 
@@ -118,20 +117,7 @@ def read_safetensors(path: Path) -> State:
     """
     if not path.exists() and index_of(path).exists():
         return _read_parts(index_of(path))
-    try:
-        return _finite(load_file(files.existing(path, "a safetensors file")), path)
-    except SafetensorError as error:
-        why = " ".join(str(error).split())
-        raise SourceError(f"{path}: not a whole safetensors file ({why:.200}); fetch or save it again") from None
-
-
-def _finite(state: State, path: Path) -> State:
-    """Return weights. Raises SourceError with the name of the first that is not finite."""
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
-            bad = int((~tensor.float().isfinite()).sum())
-            raise SourceError(f"{path}: {name} has {bad} values that are NaN or infinite; take another checkpoint")
-    return state
+    return checkpoint_folder.read_tensors(path)
 
 
 def index_of(path: Path) -> Path:
@@ -213,7 +199,7 @@ def read_pickle(path: Path) -> State:
         raise SourceError(f"{path}: holds a {type(document).__name__}, expected a dict of weights")
     # The largest group; of equally large ones (averaged weights) the trained.
     _, state = max(_states(document), key=lambda one: (len(one[1]), one[0] in {"model", "state_dict"}))
-    return _finite(state, path)
+    return checkpoint_folder.finite(state, path)
 
 
 def _states(document: dict[Any, Any], name: str = "") -> Iterator[tuple[str, State]]:

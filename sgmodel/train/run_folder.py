@@ -27,7 +27,7 @@ from sgdata.pages.markdown import escape
 from sgdata.shards import contracts
 from sgdata.types import Contract
 from sgmodel import distributed
-from sgmodel.checkpoints import checkpoint_folder, weight_files
+from sgmodel.checkpoints import checkpoint_folder
 from sgmodel.train import optim
 
 if TYPE_CHECKING:
@@ -335,7 +335,7 @@ def _repair(out: Path) -> None:
 
 def _tensors(path: Path) -> State:
     try:
-        return weight_files.read_safetensors(path)
+        return checkpoint_folder.read_tensors(path)
     except SourceError as error:
         raise SourceError(f"{error}, or start again with --fresh") from None
 
