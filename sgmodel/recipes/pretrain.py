@@ -10,6 +10,7 @@ are printed, for instance at another `mask_ratio`. The two stages of the paper a
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
 
 SHOWN = 4
+logger = logging.getLogger("sgdata")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,8 @@ def main(recipe: PretrainRecipe, paths: RunPaths) -> int:
         held_out = _held_out(source, recipe, recipe.test_split or recipe.val_split)
         scores = evaluate(setting, model, held_out)
         if distributed.lead():
-            print(json.dumps({"split": held_out.split, "mask_ratio": recipe.mask_ratio, **scores}))
+            logger.info("split '%s':", held_out.split)
+            print(json.dumps({"mask_ratio": recipe.mask_ratio, **scores}))
         return ExitCode.DONE
     with files.only_writer(paths.out, run_folder.METRICS) if distributed.lead() else nullcontext():
         return _train(setting, model, task, paths)

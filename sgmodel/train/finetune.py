@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from sgmodel.train import best_checkpoint, loop, run_folder, training
 
 if TYPE_CHECKING:
     from sgmodel.train.run_paths import RunPaths
+
+logger = logging.getLogger("sgdata")
 
 Mode = Literal["finetune", "frozen", "linear-probe"]
 """Train all weights; train the head on a frozen backbone; or train one linear layer after a normalisation without
@@ -238,7 +241,7 @@ def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, p
         The exit code: 0, or `training.STOPPED`.
 
     Raises:
-        SgdataError: the run in the folder is another, or a file cannot be read or written.
+        SgdataError: the run in the folder is another, or a file cannot be read or log.
     """
     if paths.dry_run:
         print(training.outlook(task))
@@ -246,7 +249,8 @@ def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, p
     if task.total == 0:  # no epochs: score the starting weights
         figures = _numbers(scoring.figures(scoring.scored.test, False))
         if distributed.lead():
-            print(json.dumps({"split": scoring.scored.test.split, **figures}))
+            logger.info("split '%s':", scoring.scored.test.split)
+            print(json.dumps(figures))
         return ExitCode.DONE
     with files.only_writer(paths.out, run_folder.METRICS) if distributed.lead() else nullcontext():
         return _train(setting.recipe, task, scoring, paths)
@@ -258,7 +262,7 @@ def score(
     """Score a model without training it, as a run of its own; return the exit code.
 
     Raises:
-        SgdataError: the run in the folder is another, or a file cannot be read or written.
+        SgdataError: the run in the folder is another, or a file cannot be read or log.
     """
     model.to(setting.where.device)
     if paths.dry_run:
