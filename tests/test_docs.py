@@ -4,6 +4,7 @@ A comment before a fenced block says how it is tested:
 
     <!-- run -->          run with the other such blocks of the page, in order, in a folder of their own
     <!-- run: story -->   run with all such blocks of all pages, in the order of STORY, on one simulated city (slow)
+    <!-- run: place -->   the same, with the simulated city in place of a place and a catalogue on the network (slow)
 
 Blocks without a mark are parsed only: they need the network, a GPU or data that cannot be bundled.
 """
@@ -38,14 +39,19 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *s
 # Each page continues what those before it made.
 STORY = (
     "quickstart.md",
-    *(f"guides/{name}.md" for name in ("classes", "dataset", "pretrain", "finetune", "predict", "publish", "python")),
+    *(
+        f"guides/{name}.md"
+        for name in ("simulator", "place", "classes", "dataset", "pretrain", "published", "finetune")
+    ),
+    *(f"guides/{name}.md" for name in ("predict", "publish", "python")),
+    "reference/errors.md",
 )
-BLOCK = re.compile(r"(?:<!-- run(: story)? -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"(?:<!-- run(?:: (story|place))? -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its mark ("", "run" or "story") and its code."""
+    """A fenced block: its language, its mark ("", "run", "story" or "place") and its code."""
 
     language: str
     mark: str
@@ -54,7 +60,7 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     found = BLOCK.finditer(page.read_text(encoding="utf-8"))
-    marks = (("story" if each[1] else "run" if each[0].startswith("<!--") else "", each) for each in found)
+    marks = ((each[1] or ("run" if each[0].startswith("<!--") else ""), each) for each in found)
     return [Block(language=each[2], mark=mark, code=each[3]) for mark, each in marks]
 
 
@@ -75,7 +81,7 @@ LINES = [(name(page), line) for page in PAGES for block in blocks(page) if block
 
 
 def test_every_command_is_of_a_kind_that_is_checked() -> None:
-    known = ("sgdata ", "sgmodel ", "make ", "python ", "python3 -m venv", ". .venv", "pip ", "torchrun ", "dask ", "printf ")  # fmt: skip # noqa: E501
+    known = ("sgdata ", "sgmodel ", "make ", "python ", "python3 -m venv", ". .venv", "pip ", "torchrun ", "dask ", "printf ", "cp ")  # fmt: skip # noqa: E501
     assert [line for _, line in LINES if not line.startswith(known)] == []
 
 
@@ -154,12 +160,28 @@ def perform(words: list[str], folder: Path, environment: dict[str, str], codes: 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(b.mark == "run" for b in blocks(page))], ids=name)
 def test_code_of_a_page_runs(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
-    code = "\n".join(block.code for block in blocks(page) if block.mark == "run")
+    run = [block for block in blocks(page) if block.mark == "run"]
+    for line in (line for block in run if block.language == "sh" for line in commands(block.code)):
+        perform(["sh", "-c", line], tmp_path, environment, (0,), name(page))
+    code = "\n".join(block.code for block in run if block.language == "python")
     perform([sys.executable, "-c", code], tmp_path, environment, (0,), name(page))
 
 
 def test_every_page_of_the_story_is_in_it() -> None:
-    assert {name(page) for page in PAGES if any(block.mark == "story" for block in blocks(page))} == set(STORY)
+    told = (name(page) for page in PAGES if any(block.mark in ("story", "place") for block in blocks(page)))
+    assert set(told) == set(STORY)
+
+
+def simulated(line: str) -> str:
+    """Return a command of the guide to a place with the simulated city in place of the network."""
+    line = line.replace("2023-04-01/2024-03-31", "2019-04-01/2020-03-31").replace("--workers 8", "--workers 2")
+    line = line.replace("--place Augsburg", "--aoi out/archive/aoi.geojson")
+    command = line.split()[1]
+    if command in ("plan", "build", "drift"):
+        line += " --stac out/archive/catalog.json"
+    if command == "build":
+        line += " --osm out/archive/osm/city.osm --set patches.stride=32"
+    return line + (" --allow-holes" if command == "plan" else "")
 
 
 @pytest.mark.slow
@@ -168,13 +190,14 @@ def test_the_quick_start_runs_as_written(tmp_path: Path, environment: dict[str, 
     for page in STORY:
         # The quick start has no findings; elsewhere exit code 3 reports the findings that the text explains.
         codes = (0,) if page == "quickstart.md" else (0, 3)
-        for block in (block for block in blocks(DOCS / page) if block.mark == "story"):
+        for block in (block for block in blocks(DOCS / page) if block.mark in ("story", "place")):
             if block.language == "python":
                 perform([sys.executable, "-c", block.code], tmp_path, environment, codes, page)
                 continue
             for line in commands(block.code):
                 # As written, except for shorter training.
-                short = line.replace("-demo-tiny ", "-demo-tiny --set training.epochs=1 ")
+                short = re.sub(r"(-demo-(tiny|baseline|moco)) ", r"\1 --set training.epochs=1 ", line)
+                short = simulated(short) if block.mark == "place" else short
                 perform(["sh", "-c", short], tmp_path, environment, codes, page)
     for made in ("build-page", "ponds-page", "build-own-page", "release/my-city-1.1-page"):
         assert (tmp_path / "out" / made / "index.html").is_file(), made
