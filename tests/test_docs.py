@@ -342,6 +342,18 @@ def test_tables_of_the_docs_name_every_rule_dataset_and_command() -> None:
         assert [name for name in program(script).commands if f"{script} {name}" not in texts] == []
 
 
+def test_messages_of_the_troubleshooting_page_are_printed_by_the_packages() -> None:
+    sources = [path for package in ("sgdata", "sgmodel") for path in (ROOT / package).rglob("*.py")]
+    nodes = [node for path in sources for node in ast.walk(parsed(path))]
+    texts = "\n".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    page = (DOCS / "reference" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `([^`]+)`", page, re.MULTILINE)
+    assert len(messages) > 20
+    # The longest part without a value: numbers, names in quotes, "N", "PATH" and "..." stand for what varies.
+    fixed = {each: max(re.split(r"'[^']*'|\.\.\.|\b[A-Z]+\b|\d+|[()=\]]", each), key=len).strip() for each in messages}
+    assert {message: part for message, part in fixed.items() if part not in texts} == {}
+
+
 def test_the_list_of_backbones_is_that_of_the_factory() -> None:
     from baselines import BASELINES
 

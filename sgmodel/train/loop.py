@@ -205,14 +205,12 @@ def _blame(objective: Objective, batch: Batch, where: devices.Launch, what: str)
             if not math.isfinite(objective(_twice(one))["loss"].item()):
                 bad.extend(one.keys)
     bad, total = distributed.gather(bad), len(batch.keys) * distributed.world()
+    remedy = "so the weights diverged; lower training.optimizer.lr or set training.precision = 'fp32'"
     if len(bad) == total > 1:
-        message = f"{what}: not finite for all {total} samples ({', '.join(bad[:8])}), so the weights diverged"
-        return f"{message}; lower optimizer.lr or set precision = 'fp32'"
+        return f"{what}: not finite for all {total} samples ({', '.join(bad[:8])}), {remedy}"
     if bad:
         return f"{what}: not finite for {len(bad)} of {total} samples: {', '.join(bad[:8])}; exclude them"
-    return (
-        f"{what}: every sample alone is finite, so the weights diverged; lower optimizer.lr or set precision = 'fp32'"
-    )
+    return f"{what}: every sample alone is finite, {remedy}"
 
 
 def _twice(one: Batch) -> Batch:
