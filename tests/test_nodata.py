@@ -174,7 +174,7 @@ def test_models_see_the_fill_of_their_contract(tmp_path: Path) -> None:
 
 CODES = {
     "uint8": 255, "int8": -1, "uint16": 65535, "int16": -9999, "int32": -(2**31), "int64": -1,
-    "float32": np.nan, "float64": -9999.0,
+    "float32": np.nan, "float64": -9999.0, ">u2": 65535, ">i4": -1,
 }  # fmt: skip
 
 

@@ -534,3 +534,23 @@ def test_scenes_smaller_than_a_tile_and_odd_ones(
     assert found.shape[1:] == shape
     assert np.isnan(found[:, 0, 0]).all()
     np.testing.assert_allclose(found.sum(axis=0)[values[0] > 0], 1.0, atol=3e-3)
+
+
+@pytest.mark.parametrize(
+    ("crs", "west", "north", "gsd", "accepted"),
+    [
+        ("EPSG:3857", 1_280_000.0, 6_130_000.0, 10 / np.cos(np.radians(48.1)), True),
+        ("EPSG:3857", 1_280_000.0, 6_130_000.0, 10.0, False),
+        ("EPSG:3413", 0.0, -2_200_000.0, 10.0, True),  # true to scale at 70 degrees north
+        ("EPSG:3995", 0.0, -5_000_000.0, 10.0, False),  # at 45 degrees north
+        ("EPSG:2225", 6_000_000.0, 2_000_000.0, 10 / 0.3048006, True),  # in feet
+    ],
+)
+def test_the_pixel_size_is_that_on_the_ground(
+    tmp_path: Path, weights: Path, crs: str, west: float, north: float, gsd: float, accepted: bool
+) -> None:
+    path = geotiff(tmp_path / "scene.tif", pixels(20, 20))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.crs, dataset.transform = crs, from_origin(west, north, gsd, gsd)
+    given = ("--input", path, "--weights", weights, "--level", "L2A", "--out", tmp_path / "out")
+    assert run(*given) == (0 if accepted else 2)

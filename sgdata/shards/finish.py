@@ -216,6 +216,7 @@ def _marked(array: Array, nodata: int | None, *, labels: bool) -> Array:
 
 def _narrowed(name: str, array: Array) -> Array:
     labels = name == "mask"
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype.name in tar_format.STORED and not (labels and array.dtype.kind == "f"):
         return array
     # An image keeps at least 16 bits, so that the samples of a dataset do not differ in type by chance.
