@@ -23,7 +23,7 @@ from test_encoder import TINY
 from test_upernet import NARROW
 from torch import nn
 
-from sgdata import sentinel2, verification
+from sgdata import files, sentinel2, verification
 from sgdata.shards import contracts, finish, tar_format
 from sgdata.types import Array, Contract, LabelSpace, Sample
 from sgmodel import devices
@@ -96,6 +96,7 @@ def geotiff(path: Path, values: Array, names: tuple[str, ...] = NAMES, gsd: floa
 def built(folder: Path, values: Array, **other: object) -> Path:
     geotiff(folder / "image.tif", values)
     contracts.write(folder, dataclasses.replace(contract(PX), **other))  # type: ignore[arg-type]
+    files.write_sums(folder)
     return folder
 
 
@@ -488,7 +489,7 @@ def test_weights_that_cannot_predict(tmp_path: Path, weights: Path, capsys: pyte
     assert "no bands or normalisation" in refused(capsys, *rest, "--weights", tmp_path / "bare")
     file = weights / "model.safetensors"
     assert "has no card" in refused(capsys, *rest, "--weights", file)
-    assert "overlap is 0.9" in refused(capsys, *rest, "--weights", weights, "--set", "overlap=0.9")
+    assert "'overlap' is 0.9" in refused(capsys, *rest, "--weights", weights, "--set", "overlap=0.9")
     assert "no such file" in refused(capsys, "--input", tmp_path / "none", "--weights", weights)
     assert "--input alone" in refused(capsys, *rest, "--weights", weights, "--after", folder)
 
