@@ -121,21 +121,28 @@ def test_a_roof_called_cloud_on_clear_days_is_kept(overcast: int) -> None:
         target_filter.add(found, cloud_masks.cloud_fraction([found], 20))
     roof = np.zeros((60, 60), bool)
     roof[20:30, 20:30] = True
-    np.testing.assert_array_equal(target_filter.bright(), roof)
-    clear_day = cloud_masks.clear_score(series[1], target_filter.bright(), SCL, gsd_m=20, reach_m=0)
+    bright = cloud_masks.bright_targets(target_filter.bright(), 20)
+    np.testing.assert_array_equal(bright, roof)
+    clear_day = cloud_masks.clear_score(series[1], bright, SCL, gsd_m=20, reach_m=0)
     assert (clear_day > 0).all()  # no buffer round the roof either
     if overcast:
-        cloudy_day = cloud_masks.clear_score(series[-1], target_filter.bright(), SCL, gsd_m=20, reach_m=0)
+        cloudy_day = cloud_masks.clear_score(series[-1], bright, SCL, gsd_m=20, reach_m=0)
         assert not cloudy_day.any()
 
 
-def test_ground_that_is_never_clear_is_no_bright_target() -> None:
-    target_filter = cloud_masks.BrightTargetFilter((60, 60), 20)
+@pytest.mark.parametrize(("side", "kept"), [(1, True), (10, True), (11, False), (20, False)])
+@pytest.mark.parametrize("corner", [20, 0])
+def test_ground_that_is_never_clear_is_a_bright_target_only_where_narrow(side: int, kept: bool, corner: int) -> None:
+    target_filter = cloud_masks.BrightTargetFilter((80, 80), 20)
+    place = np.s_[corner : corner + side, corner : corner + side]
     for _ in range(12):
-        found = np.full((60, 60), CLEAR, np.uint8)
-        found[20:30, 20:30] = CLOUD
+        found = np.full((80, 80), CLEAR, np.uint8)
+        found[place] = CLOUD
         target_filter.add(found, cloud_masks.cloud_fraction([found], 20))
-    assert not target_filter.bright().any()
+    bright = cloud_masks.bright_targets(target_filter.bright(), 20)
+    # At the edge it may go on.
+    assert bright[place].all() == (kept and (corner > 0 or side == 1))
+    assert bright.sum() in {0, side**2}
 
 
 @pytest.mark.parametrize("reach_m", [0, 1500])

@@ -33,7 +33,7 @@ class MaskJob:
 
     @property
     def bright_targets(self) -> Path:
-        """File of the pixels that the bright target filter keeps, one byte each."""
+        """File of what the bright target filter found, one byte for each pixel."""
         return self.folder / ".bright.bin"
 
     @property
@@ -122,15 +122,23 @@ def _clear_scores(job: MaskJob, scene: StagedScene) -> staging.StagedWindow:
     if not kept.is_kept(path):
         grid, settings = job.grid, job.settings
         margin = cloud_masks.margin_px(settings, grid.gsd_m, job.reach_m)
-        targets = replace(_staged(job.bright_targets, grid), dtype="bool") if settings.filters else None
+        targets = _staged(job.bright_targets, grid) if settings.filters else None
         with kept.keeping(path) as temporary, temporary.open("wb") as handle:
             for strip in job.strips:
                 first, last = max(strip.row - margin, 0), min(strip.row + strip.height + margin, grid.shape[0])
                 kinds = _kinds(job, scene, replace(strip, row=first, height=last - first))
-                bright = None if targets is None else targets.rows(first, last)
+                bright = None if targets is None else _bright_rows(targets, first, last)
                 scores = cloud_masks.clear_score(kinds, bright, settings, gsd_m=grid.gsd_m, reach_m=job.reach_m)
                 handle.write(np.ascontiguousarray(scores[strip.row - first :][: strip.height]).data)
     return _staged(path, job.grid)
+
+
+def _bright_rows(targets: staging.StagedWindow, first: int, last: int) -> Array:
+    """Return (last - first, W) bool: bright targets, which depend on their surroundings."""
+    margin = 2 * cloud_masks.roof_px(targets.grid.gsd_m)
+    start, stop = max(first - margin, 0), min(last + margin, targets.grid.shape[0])
+    bright = cloud_masks.bright_targets(targets.rows(start, stop), targets.grid.gsd_m)
+    return bright[first - start : last - start]
 
 
 def _staged(path: Path, grid: Grid) -> staging.StagedWindow:

@@ -43,6 +43,9 @@ NEAR_BLOCKS = 1
 EXCESS, CALM = 0.4, 0.3
 # Calm days that the bright target filter needs: 'mostly' means nothing with fewer.
 CALM_DAYS = 3
+# Ground that is cloud on all dates is a roof only where it is narrower: large halls have 100 to 200 m.
+ROOF_M = 200
+BRIGHT, NEVER_CLEAR = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +128,35 @@ class BrightTargetFilter:
         self.clear |= (kinds == CLEAR) | (kinds == DIM)
 
     def bright(self) -> Array:
-        """Return (H, W) bool: bright targets, where cloud classes are not reliable.
+        """Return (H, W) uint8: 0, or BRIGHT where cloud classes are not reliable, NEVER_CLEAR if also always cloud."""
+        often = (self.calm >= CALM_DAYS) & (self.cloudy - self.expected > EXCESS * self.calm)
+        return np.where(often, np.where(self.clear, np.uint8(BRIGHT), np.uint8(NEVER_CLEAR)), np.uint8(0))
 
-        Ground that was never seen clear is none of them: unlike SEPAL's rule, which would show its clouds.
-        """
-        often: Array = (self.calm >= CALM_DAYS) & (self.cloudy - self.expected > EXCESS * self.calm)
-        return often & self.clear
+
+def bright_targets(bright: Array, gsd_m: float) -> Array:
+    """Return (H, W) bool: bright targets, given (H, W) uint8 as of `BrightTargetFilter.bright`.
+
+    Ground that was never seen clear is one only where it is narrow, as roofs are: unlike SEPAL's rule, which would show
+    the clouds of ground that has never been seen.
+    """
+    from scipy import ndimage
+
+    never = bright == NEVER_CLEAR
+    if not never.any():
+        return np.asarray(bright == BRIGHT)
+    side = 2 * roof_px(gsd_m) + 1
+    wide = never.astype(np.uint8)
+    # Beyond the edge it may go on.
+    for axis in (0, 1):
+        wide = ndimage.minimum_filter1d(wide, side, axis, mode="constant", cval=1)
+    for axis in (0, 1):
+        wide = ndimage.maximum_filter1d(wide, side, axis, mode="constant", cval=0)
+    return np.asarray((bright == BRIGHT) | (never & (wide == 0)))
+
+
+def roof_px(gsd_m: float) -> int:
+    """Return half of the side in pixels of a square that is too large for a roof."""
+    return max(round(ROOF_M / 2 / gsd_m), 1)
 
 
 def block_px(gsd_m: float) -> int:
