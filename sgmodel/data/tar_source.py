@@ -185,8 +185,10 @@ class RemoteFolder:
                 if isinstance(content, bytes) and len(content) == (spans[i].stop - spans[i].start or len(content)):
                     complete[i] = content
                 else:
-                    problem = f"received {len(content)} bytes" if isinstance(content, bytes) else repr(content)
-                    reason = f"{self._url}/{spans[i].tar}: bytes {spans[i].start} to {spans[i].stop}: {problem:.200}"
+                    is_part = isinstance(content, bytes)
+                    problem = f"received {len(content)} bytes" if is_part else f"{type(content).__name__}: {content}"
+                    span = f"bytes {spans[i].start} to {spans[i].stop or 'the end'}"
+                    reason = f"{self._url}/{spans[i].tar}: {span}: {problem:.200}"
                     # What a server refuses, or gives in part again and again, will not come by waiting.
                     lasting = lasting or _is_refusal(content) or (isinstance(content, bytes) and tries >= RETRY.tries)
             if lasting:
