@@ -64,6 +64,8 @@ SEARCH_ITEMS = Limit(20_000, "items in one year", "60 tiles on every day that a 
 
 WAY_NODES = Limit(4_000, "nodes in one way", "OpenStreetMap itself accepts at most 2000")
 CROSSINGS = Limit(1_000, "crossings in one ring or relation", "mappers cross rings by mistake, 1 to 10 times")
+PBF_HEAD_BYTES = Limit(2**16, "bytes", "the format allows 64 KiB for the head of a block")
+PBF_BLOCK_BYTES = Limit(2**25, "bytes", "the format allows 32 MiB for a block")
 PROLOG_BYTES = Limit(2**16, "bytes before <osm>", "an XML declaration and a comment have some 200")
 
 # --- archives ------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sgdata.errors import SourceError
+from sgdata.labels import osm_pbf
 from sgdata.limits import PROLOG_BYTES
 
 EXPONENT = re.compile(rb"""\bl(?:on|at)\s*=\s*["'][^"'<>]{0,40}?[eE][+-]?\d{2,}""")
@@ -43,10 +44,12 @@ def rewritten(path: Path, folder: Path) -> Path:
 
     Raises:
         SourceError: The XML has a document type, which may declare entities that expand without limit, or coordinates
-            in exponent notation, which libosmium misreads; or the file is damaged.
+            in exponent notation, which libosmium misreads; a text has a NUL; or the file is damaged.
     """
     special = False
-    if not path.name.endswith(".pbf"):
+    if path.name.endswith(".pbf"):
+        osm_pbf.check(path)
+    else:
         _refuse_document_type(path)  # expat, inside pyosmium, would expand entities
         special = _scan_text(path)
     if not special and _is_regular(path):

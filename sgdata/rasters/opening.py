@@ -74,7 +74,7 @@ def is_vrt(path: Path) -> bool:
 
 def files_of(path: Path) -> list[Path]:
     """Return a raster that the user named and, of a VRT, its sources. Raises SourceError."""
-    return [path, *check_vrt(path)] if is_vrt(path) else [path]
+    return [path, *check_vrt(path)] if path.is_file() and is_vrt(path) else [path]
 
 
 def check_vrt(path: Path, outer: tuple[Path, ...] = ()) -> list[Path]:
