@@ -14,7 +14,7 @@ import shapely
 
 from sgdata import catalog, files
 from sgdata.errors import SettingError, SourceError
-from sgdata.labels import osm_features, tag_rules
+from sgdata.labels import osm_features, osm_pbf, tag_rules
 
 CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
 RULES = tag_rules.rules(catalog.table("osm_lulc_tags"), CODES, tiers=("core", "ext"), groups=("drive",))
@@ -263,3 +263,16 @@ def test_a_wrong_source_is_refused(tmp_path: Path) -> None:
         osm_features.read(tmp_path / "map.shp", EVERYWHERE, rules=RULES)
     with pytest.raises(SettingError, match="no date"):
         osm_features.read("overpass", EVERYWHERE, rules=RULES)
+
+
+@pytest.mark.parametrize("compression", ["none", "zlib", "lz4"])
+def test_texts_with_a_nul_are_refused(compression: str, tmp_path: Path) -> None:
+    path = tmp_path / "map.osm.pbf"
+    with osmium.SimpleWriter(osmium.io.File(str(path), f"pbf,pbf_compression={compression}")) as writer:
+        writer.add_way(osmium.osm.mutable.Way(id=1, nodes=[1, 2], tags={"natural": "wo*od"}))
+    osm_pbf.check(path)
+    # The block of the compression "none" is the same but for this text; the head and the size stay.
+    if compression == "none":
+        path.write_bytes(path.read_bytes().replace(b"wo*od", b"wo\0od"))
+        with pytest.raises(SourceError, match="contains a NUL"):
+            osm_features.read(path, EVERYWHERE, rules=RULES)

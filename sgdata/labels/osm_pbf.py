@@ -44,7 +44,7 @@ def _check_block(blob: bytes, where: str) -> None:
             import imagecodecs
 
             PBF_BLOCK_BYTES.check(max(sizes, default=0), where)
-            block = bytes(imagecodecs.lz4_decode(data, out=max(sizes, default=0)))
+            block = bytes(imagecodecs.lz4_decode(bytes(data), out=max(sizes, default=0)))
         for kind, table in _fields(block):
             # One text is empty, as its length of 0 says; of more zero bytes, some are inside texts.
             if kind == 1 and isinstance(table, bytes) and table.count(0) > 1:

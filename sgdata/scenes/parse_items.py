@@ -99,7 +99,7 @@ def sketch(item: pystac.Item) -> Scene | None:
             bbox=(item.bbox[0], item.bbox[1], item.bbox[2], item.bbox[3]),
             assets={key: _asset(item, key, "") for key in item.assets},
         )  # fmt: skip
-    except malformed():
+    except (SourceError, *malformed()):
         return None
 
 
@@ -247,11 +247,24 @@ def _band_number(asset: pystac.Asset, band: str) -> int | None:
 def _crs(fields: dict[str, Any]) -> str | None:
     """Return the CRS as 'EPSG:n', by `proj:code` (new) or `proj:epsg` (old)."""
     if code := fields.get("proj:code"):
-        return str(code).upper()
+        return _known(str(code).upper())
     number = fields.get("proj:epsg")
-    return f"EPSG:{number}" if number else None
+    return _known(f"EPSG:{number}") if number else None
 
 
 def _zone(number: str, letters: str) -> str:
     """Return the UTM zone of an MGRS tile; latitude bands C to M are south of the equator."""
-    return f"EPSG:{326 if letters[0] >= 'N' else 327}{int(number):02d}"
+    return _known(f"EPSG:{326 if letters[0] >= 'N' else 327}{int(number):02d}")
+
+
+@cache
+def _known(crs: str) -> str:
+    """Return a CRS that PROJ knows. Raises SourceError for any other."""
+    from pyproj import CRS
+    from pyproj.exceptions import CRSError
+
+    try:
+        CRS.from_user_input(crs)
+    except CRSError:
+        raise SourceError(f"CRS {crs!r:.60} is unknown; leave the item out") from None
+    return crs
