@@ -233,7 +233,9 @@ def probe(model: TaskModel) -> None:
         SettingError: The model has a convolution beside its features, which would learn too.
     """
     if getattr(model, "skip", None) is not None:
-        raise SettingError("mode is 'linear-probe', head.skip is not 0: pixels beside the features; set head.skip = 0")
+        raise SettingError(
+            "mode is 'linear-probe', model.head.skip is not 0: pixels beside the features; set model.head.skip = 0"
+        )
     dense = model.head_config is not None
     width = model.backbone.channels[-1] if dense else model.backbone.width
     model.head = Probe(width, model.classes, dense=dense)

@@ -144,8 +144,9 @@ def check(recipe: ClassifyRecipe, contract: Contract) -> None:
     division, world = settings.division, distributed.world()
     if recipe.mix.mixes and division.each % (2 * division.parts):
         processes = f" on each of {world} processes" if world > 1 else ""
-        message = f"batch {settings.batch} in {division.parts} parts{processes}"
-        raise SettingError(f"{message}: mixup and CutMix pair neighbours; choose parts of an even number of samples")
+        message = f"batch {settings.batch} in {division.parts} parts{processes}: mixup and CutMix pair neighbours"
+        whole = 2 * division.parts * world
+        raise SettingError(f"{message}; set training.batch = {-(-settings.batch // whole) * whole}")
 
 
 def objective(

@@ -108,12 +108,15 @@ def check(recipe: ChangeRecipe, contract: Contract) -> None:
         message = f"label space '{space.name}' is of the task '{space.task}', ids {list(space.ids)}"
         raise SettingError(f"{message}: expected task 'change' and two ids, unchanged and changed")
     if recipe.model.head is not None and recipe.model.head.skip:
-        raise SettingError(f"model.head.skip is {recipe.model.head.skip}: change detection has no such layer; set 0")
+        skip = recipe.model.head.skip
+        raise SettingError(f"model.head.skip is {skip}: change detection has no such layer; set model.head.skip = 0")
     for name, cut in (("windows", recipe.windows), ("scored", recipe.scored)):
         if px and cut and cut.px != px:
             raise SettingError(f"{name}.px is {cut.px}, the model takes images of {px}: set {name}.px = {px}")
     if recipe.drop_incomplete and not recipe.scored:
-        raise SettingError("drop_incomplete is true, [scored] is unset: maps have no windows; set it to false")
+        raise SettingError(
+            "drop_incomplete is true, [scored] is unset: maps have no windows; set drop_incomplete = false"
+        )
 
 
 def changed(counts: Tensor) -> float:

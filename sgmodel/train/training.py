@@ -273,7 +273,10 @@ def _ready(
     if training.recompute:
         transformer.recompute_activations(model)
     if training.precision == "fp16" and parallel == "fsdp" and distributed.world() > 1:
-        raise SettingError("precision is 'fp16', --parallel 'fsdp': the gradient scaler sees one shard; use 'bf16'")
+        raise SettingError(
+            "training.precision is 'fp16', --parallel 'fsdp': the gradient scaler sees one shard; "
+            "set training.precision = 'bf16'"
+        )
     forward = distributed.parallelise(
         model.to(where.device), parallel, where.device, block=transformer.Block, half=where.half
     )
