@@ -46,7 +46,7 @@ Settings = Annotated[bool, typer.Option("--settings", help="Print every key of a
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Over the recipe; repeatable.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Threads = Annotated[int, typer.Option("--threads", help="CPU threads of one operation; they affect rounding.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of one operation; they affect rounding.")]
 
 
 def new_app(*, no_args_is_help: bool = False) -> typer.Typer:
@@ -105,7 +105,7 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
         recipe: Recipe = None,
         shards: Shards = None,
         cache: Annotated[Path, typer.Option(help="Folder that caches shards at a URL.")] = Path("~/.cache/sgdata"),
-        cache_gb: Annotated[float, typer.Option(help="Maximum size of the cache, per process.")] = 20.0,
+        cache_gb: Annotated[float, typer.Option(min=0, help="Maximum size of the cache, per process.")] = 20.0,
         out: Annotated[Path | None, typer.Option(help="Folder of the run (default: out/runs/<recipe>).")] = None,
         retry_minutes: Annotated[
             float, typer.Option(min=0, max=1440, help="Minutes for which a failed read of shards at a URL is repeated.")
@@ -116,9 +116,11 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
         device: Device = "auto",
         parallel: Annotated[str, typer.Option(help="Under torchrun: ddp (whole models) or fsdp (sharded).")] = "ddp",
         threads: Threads = 2,
-        workers: Annotated[int, typer.Option(help="Threads that decode samples; they change no result.")] = 2,
-        save_minutes: Annotated[float, typer.Option(help="Minutes between two checkpoints.")] = 10.0,
-        stop_after: Annotated[int | None, typer.Option(metavar="STEPS", help="Stop after this many steps.")] = None,
+        workers: Annotated[int, typer.Option(min=1, help="Threads that decode samples; they change no result.")] = 2,
+        save_minutes: Annotated[float, typer.Option(min=0, help="Minutes between two checkpoints.")] = 10.0,
+        stop_after: Annotated[
+            int | None, typer.Option(min=1, metavar="STEPS", help="Stop after this many steps.")
+        ] = None,
         verify: Verify = None,
         changes: Changes = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the size of the run and exit.")] = False,
@@ -136,9 +138,6 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
             raise SettingError("--resume and --fresh exclude each other; give one of them")
         if parallel not in ("ddp", "fsdp"):
             raise SettingError(f"--parallel {parallel!r}: expected ddp or fsdp")
-        for option, value in (("threads", threads), ("workers", workers)):
-            if value < 1:
-                raise SettingError(f"--{option} {value}: expected 1 or more")
         listen(quiet)
         from sgmodel import distributed
         from sgmodel.checkpoints import hub
@@ -219,7 +218,8 @@ def convert(
     source: Annotated[str, typer.Argument(help="Weight file, checkpoint folder, or hf:OWNER/NAME on the hub.")],
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
     at_least: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share of the encoder that must be filled; 0 takes parts.")
+        float,
+        typer.Option(min=0, max=1, metavar="SHARE", help="Share of the encoder that must be filled; 0 takes parts."),
     ] = 0.9,
 ) -> None:
     """Convert published weights to a checkpoint folder and report which tensors were used."""
@@ -241,7 +241,7 @@ def reproduce_command(programs: Loaders) -> Callable[..., None]:
         weights: Annotated[Path, typer.Option(help="Folder of published weights.")] = Path("weights"),
         out: Annotated[Path, typer.Option(help="Folder of the ledger.")] = Path("out/ledger"),
         plan: Annotated[bool, typer.Option("--plan", help="Print missing runs and their cost, and exit.")] = False,
-        workers: Annotated[int, typer.Option(help="Runs at a time on this machine.")] = 1,
+        workers: Annotated[int, typer.Option(min=1, help="Runs at a time on this machine.")] = 1,
         cluster: Annotated[
             str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, which gets one task per run.")
         ] = None,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from synthetic_shards import write
 
-from sgdata import catalog
-from sgmodel import commands
+from sgdata import catalog, terminal
+from sgmodel import cli, commands
 from sgmodel.recipes import pretrain
 
 DEMO = str(catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml")
@@ -36,7 +36,7 @@ def test_without_a_recipe_it_lists_those_it_accepts(capsys: pytest.CaptureFixtur
             [DEMO, "--shards", "nowhere"],
             "--shards nowhere: no index.parquet there; give a folder that 'sgdata shard' wrote",
         ),
-        ([DEMO, "--shards", "x", "--threads", "0"], "--threads 0: expected 1 or more"),
+        ([DEMO, "--shards", "x", "--threads", "0"], "--threads '0': expected greater than or equal to 1"),
         ([DEMO, "--shards", "x", "--set", "training.learning=1"], "'training.learning' is not a setting"),
     ],
 )
@@ -45,6 +45,22 @@ def test_a_mistake_is_one_line_and_exit_2(argv: list[str], line: str, capsys: py
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
     assert line in said[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "convert x --out y --at-least 2", "convert x --out y --at-least nan", "predict --threads 0",
+        "reproduce city --workers 0", "segment segment-demo-tiny --save-minutes -1", "segment x --stop-after 0",
+        "classify x --cache-gb -1", "classify x --retry-minutes inf",
+    ],
+)  # fmt: skip
+def test_numbers_of_options_out_of_range_are_one_line(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        terminal.run(cli.app, "sgmodel", words.split(), "sgmodel")
+    *_, option, value = words.split()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"sgmodel: {option} '{value}': expected ")
 
 
 def test_a_named_folder_must_contain_that_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

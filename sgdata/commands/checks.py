@@ -101,14 +101,14 @@ def split(
     dataset: DatasetOfPath = None,
     edition: Edition = None,
     block: Annotated[
-        int, typer.Option("--block", metavar="METRES", help="Side of a block; 0: four times that of a sample.")
+        int, typer.Option("--block", min=0, metavar="METRES", help="Side of a block; 0: four times that of a sample.")
     ] = 0,
     gap: Annotated[
-        int, typer.Option("--gap", metavar="METRES", help="Distance between splits; 0: the side of a sample.")
+        int, typer.Option("--gap", min=0, metavar="METRES", help="Distance between splits; 0: the side of a sample.")
     ] = 0,
     val_share: Annotated[float, typer.Option("--val-share", min=0, max=1, help="Validation share of samples.")] = 0.2,
     test_share: Annotated[float, typer.Option("--test-share", min=0, max=1, help="Test share of samples.")] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the block assignment.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the block assignment.")] = 0,
     workers: Workers = 1,
     quiet: Quiet = False,
 ) -> None:

@@ -16,7 +16,9 @@ app = typer.Typer()
 @app.command(epilog="Example: sgdata simulate out/archive --size 6 --dates 12 --seed 1")
 def simulate(
     out: Annotated[Path, typer.Argument(help="Output folder.")],
-    seed: Annotated[int, typer.Option("--seed", help="Seed; equal seeds and sizes give equal files.")] = 1,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed; equal seeds and sizes give equal files.")
+    ] = 1,
     size: Annotated[float, typer.Option("--size", help="Side of the area in km, 2 to 40.")] = 6.0,
     dates: Annotated[int, typer.Option("--dates", help="Number of acquisitions in the first epoch.")] = 12,
     layout: Annotated[
@@ -38,7 +40,7 @@ def demo(
     out: Out = Path("out/demo"),
     size: Annotated[float, typer.Option("--size", help="Side of the city in km.")] = 8.0,
     dates: Annotated[int, typer.Option("--dates", help="Number of acquisitions.")] = 12,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the simulated city.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the simulated city.")] = 1,
     workers: Workers = 2,
     quiet: Quiet = False,
 ) -> None:

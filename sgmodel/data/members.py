@@ -45,7 +45,7 @@ def of_index(rows: Any, name: str, folder: Path, codec: Codec) -> Member:
     columns = set(rows.column_names)
     if f"{name}_offset" not in columns:
         has = sorted(c.removesuffix("_offset") for c in columns if c.endswith("_offset"))
-        raise SettingError(f"{folder}: samples have no '{name}'; they have {', '.join(has)}")
+        raise SettingError(f"{folder}: samples have no '{name}'; they have {', '.join(has)}; give shards that have it")
     kinds: dict[str, parquet_tables.ColumnKind]
     kinds = {"offset": "count", "size": "count", "shape": "counts", "dtype": "text"}
     if f"{name}_crc32" in columns:
