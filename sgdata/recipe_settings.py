@@ -181,6 +181,8 @@ def explain(kind: type[Any], errors: Sequence[Any]) -> str:
     missing = first["type"] in {"missing", "missing_argument"}
     if missing and isinstance(loc[-1], int):
         missing, loc = False, loc[:-1]
+    if first["type"] == "value_error":  # of a `__post_init__`, whose message says what is expected
+        return str(first["msg"]).removeprefix("Value error, ")
     key, hint = _locate(kind, loc)
     expected = f"expected {_article(_type_name(hint, key.rpartition('.')[2].partition('[')[0]))}"
     if missing:

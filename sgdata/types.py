@@ -323,9 +323,27 @@ class Contract:
     splits: dict[str, int]
     # Of samples, not of shards: the same samples in shards of another size are the same data.
     fingerprint: str
+
     # What models see in place of no data, in stored units, whatever number or mask marks it in files: that of ESA's
     # products by default. Models for these data get the same in training, scoring and prediction.
     fill: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for numbers that no data have."""
+        names = [band.name for band in self.bands]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"bands are {', '.join(names)!r:.90}: expected one or more, each once")
+        if not self.scale > 0:
+            raise ValueError(f"scale is {self.scale}: expected more than 0")
+        if self.shape and min(self.shape) < 1:
+            raise ValueError(f"shape is {self.shape}: expected sizes of at least 1")
+        if min(self.splits.values(), default=0) < 0:
+            raise ValueError(f"splits are {self.splits!r:.90}: expected counts of at least 0")
+        for name, band in self.statistics.items():
+            if band.count < 0 or band.std < 0 or band.min > band.max:
+                raise ValueError(
+                    f"statistics of {name:.20} are {band!r:.120}: expected std of at least 0, min below max"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

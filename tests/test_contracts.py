@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import sentinel2
+from sgdata import files, sentinel2
 from sgdata.errors import SettingError
 from sgdata.shards import contracts
 from sgdata.types import BandStatistics, Contract, LabelSpace
@@ -72,3 +72,19 @@ def test_a_difference_is_refused_by_name_unless_waived() -> None:
 def test_a_misspelt_waiver_is_refused() -> None:
     with pytest.raises(SettingError, match="lvel"):
         contracts.require(BASE, BASE, "predict", accept=["lvel"])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"scale": 0.0}, "scale is 0.0: expected more than 0"),
+        ({"shape": [2, 0, 8]}, "expected sizes of at least 1"),
+        ({"splits": {"train": -1}}, "expected counts of at least 0"),
+        ({"bands": []}, "expected one or more, each once"),
+    ],
+)
+def test_numbers_that_no_data_have_are_refused(change: dict[str, object], told: str, tmp_path: Path) -> None:
+    document = files.plain(BASE) | change
+    (tmp_path / files.CONTRACT).write_bytes(files.pretty_json(document))
+    with pytest.raises(SettingError, match=told):
+        contracts.read(tmp_path)

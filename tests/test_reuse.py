@@ -218,7 +218,13 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("damage", [zeroed, emptied, cut, swapped, flipped])
-@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "training.json", "../metrics.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model.safetensors", "training.safetensors", "training.json", "../metrics.jsonl"),
+        *("../checkpoint-best/model.safetensors", "../checkpoint-best/figures.json"),
+    ],
+)
 def test_a_run_does_not_continue_from_a_damaged_checkpoint(
     damage: Callable[[Path, Path], None], name: str, stopped: Path, tmp_path: Path
 ) -> None:

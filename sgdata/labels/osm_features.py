@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdata import files
+from sgdata import documents, files
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.labels import coastline, osm_elements, osm_scan, overpass, tag_rules
 
@@ -62,8 +62,8 @@ def located(area: Area, outline: Path, *, offline: bool = False) -> Area:
     if area.place is None:
         return area
     # Geocoding is not reproducible, so the first outline is used from then on.
-    kept = json.loads(outline.read_bytes()) if outline.is_file() else {}
-    if kept.get("name") != area.place:
+    kept = documents.parse_json(outline.read_bytes(), str(outline)) if outline.is_file() else {}
+    if not isinstance(kept, dict) or kept.get("name") != area.place:
         if offline:
             raise SourceError(f"{outline}: no stored outline of {area.place!r}; run without --offline, or give --aoi")
         files.write(outline, files.pretty_json({"name": area.place, "type": "Feature", **_geocoded(area.place)}))

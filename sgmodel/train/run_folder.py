@@ -137,9 +137,10 @@ def _prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool, free: f
     # A folder with SHA256SUMS is a finished run; this one is about to change.
     files.mark_unfinished(out)
     _repair(out)
-    for name, digest in (files.read_sums(out / LAST) if (out / LAST).is_dir() else {}).items():
-        if not (out / LAST / name).is_file() or files.sha256_file(out / LAST / name) != digest:
-            raise SourceError(f"{out / LAST / name}: is not as it was saved; put it back, or start again with --fresh")
+    for folder in (out / name for name in (LAST, BEST) if (out / name).is_dir()):
+        for name, digest in files.read_sums(folder).items():
+            if not (folder / name).is_file() or files.sha256_file(folder / name) != digest:
+                raise SourceError(f"{folder / name}: is not as it was saved; put it back, or start again with --fresh")
 
 
 def clear(out: Path) -> None:
