@@ -28,7 +28,7 @@ from sgdata.rasters import geotiff, vectors
 # --- one place for every reader ------------------------------------------------------------
 
 OPENERS: dict[str, tuple[str, ...]] = {
-    "rasterio.open": ("sgdata.rasters.geotiff", "sgdata.simulation.cogs"),  # to write
+    "rasterio.open": ("sgdata.rasters.cog", "sgdata.simulation.cogs"),  # to write
     "rasterio.io.DatasetReader": ("sgdata.rasters.opening",),
     "requests.Session": ("sgdata.web",),
     **dict.fromkeys(("requests.get", "requests.post", "requests.request", "requests.head"), ()),

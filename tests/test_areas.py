@@ -64,6 +64,7 @@ def test_a_box_is_covered_in_its_zone(bbox: tuple[float, float, float, float], c
         (Area(bbox=(0.0, 84.0, 1.0, 85.0)), "below 80 degrees"),
         (Area(bbox=(0.0, 40.0, 20.0, 41.0)), "20.0 degrees wide"),
         (Area(place="Atlantis"), "'Atlantis'"),
+        (Area(grid=MUNICH, feature="north"), "give --aoi FILE with --feature"),
         (Area(aoi="nowhere.geojson"), "nowhere.geojson"),
     ],
 )

@@ -120,6 +120,13 @@ def test_one_item_is_a_catalogue(in_collection: bool, archive: Path) -> None:
         assert found(f"{server.url}/catalog.json") == IDS
 
 
+def test_another_collection_is_named(archive: Path) -> None:
+    items = [item | {"collection": "sentinel-2-c1-l2a"} for item in documents(archive)]
+    (archive / "items.json").write_text(json.dumps(items))
+    with pytest.raises(SettingError, match="source.collection=sentinel-2-c1-l2a"):
+        search.search(str(archive / "items.json"), QUERY)
+
+
 def test_a_folder_may_hold_a_collection(archive: Path) -> None:
     assert found(str(archive / COLLECTION)) == IDS
 

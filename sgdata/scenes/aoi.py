@@ -63,6 +63,8 @@ def resolve(area: Area) -> Grid:
     given = [name for name in ("grid", "bbox", "aoi", "place") if getattr(area, name) is not None]
     if len(given) != 1:
         raise SettingError(f"area: {', '.join(given) or 'nothing'} given; expected one of grid, bbox, aoi, place")
+    if area.feature is not None and area.aoi is None:
+        raise SettingError(f"area.feature is {area.feature!r}, of no file; give --aoi FILE with --feature")
     if area.grid is not None:
         return area.grid
     if area.bbox is not None:

@@ -206,7 +206,9 @@ def _linked(stac_io: CatalogIO, href: str, wanted: Wanted, path: tuple[str, ...]
     except (FileNotFoundError, ValueError, RecursionError, APIError) as error:
         if isinstance(error, APIError) and error.status_code not in GONE:
             raise
-        yield Unusable(id=name, reason=f"item {name}: cannot be read: {error!s:.120}; mend the link", scene=None)
+        # The lock keeps it, which must not have what opens the catalogue.
+        reason = urls.redact(stac_io.without_headers(str(error)))
+        yield Unusable(id=name, reason=f"item {name}: cannot be read: {reason:.120}; mend the link", scene=None)
         return
     kind = document.get("type") if isinstance(document, dict) else None
     if kind in {"Catalog", "Collection"}:

@@ -77,6 +77,10 @@ def search(
     if not matching:
         if unreadable:
             raise SourceError(reasons(unreadable))
+        others = sorted({item.collection_id for item in items if item.collection_id} - {query.collection})
+        if others and not any(item.collection_id in {query.collection, None} for item in items):
+            found = f"{where}: has items of {', '.join(map(repr, others))[:120]}, expected '{query.collection}'"
+            raise SettingError(f"{found}; give --set source.collection={others[0]}")
         raise SettingError(
             f"area {_text(query.bounds)} in {query.dates}: 0 items of '{query.collection}' in {where}, "
             f"which {_coverage(items)}; choose another area, dates or catalogue"
