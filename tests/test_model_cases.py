@@ -347,7 +347,9 @@ def stopped(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("setting", ["training.log_every=5", "training.accumulate=4", "training.recompute=true"])
+@pytest.mark.parametrize(
+    "setting", ["training.log_every=5", "training.accumulate=4", "training.recompute=true", "picture_every=2"]
+)
 def test_a_run_resumes_with_settings_that_change_no_result(
     folder: Path, stopped: Path, tmp_path: Path, setting: str
 ) -> None:

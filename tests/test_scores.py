@@ -211,6 +211,11 @@ def test_training_ends_early_and_stays_ended(tmp_path: Path) -> None:
         assert segment.main(made, run_paths_for(folder, tmp_path / "cut", stop_after=stop)) == training.STOPPED
     assert segment.main(made, run_paths_for(folder, tmp_path / "cut")) == 0
     assert (tmp_path / "cut" / "SHA256SUMS").read_bytes() == sums
+    # A later end is a change that a run takes, and records.
+    more = segmentation("tiny", *TINY, "training.optimizer.lr=0.0", "training.epochs=9", "training.patience=0")
+    assert segment.main(more, run_paths_for(folder, tmp_path / "cut")) == 0
+    assert results(tmp_path / "cut")["steps"] == 9
+    assert lines(tmp_path / "cut" / "changes.jsonl")[0]["settings"] == {"training.patience": {"was": 2, "is": 0}}
     with pytest.raises(SettingError, match=r"training.patience is 2: .* set val_split, and evaluate_every above 0"):
         segmentation("tiny", *TINY, "training.patience=2", "evaluate_every=0")
 

@@ -47,6 +47,7 @@ CARD = "card.md"
 CHANGES = "changes.jsonl"
 SCENES = "scenes.jsonl"
 EPOCHS = "training.epochs"
+PATIENCE = "training.patience"
 # Settings that a resumed run may change, since they decide how figures are computed or shown, but not the figures.
 FREE = frozenset(
     {
@@ -210,8 +211,9 @@ def _changes(out: Path, resolved: bytes, free: frozenset[str]) -> dict[str, dict
     old, new = _flat(files.read_plain(out / files.RECIPE)), _flat(tomllib.loads(resolved.decode()))
     names = [key for key in old | new if old.get(key) != new.get(key)]
     changed = {key: {"was": old.get(key), "is": new.get(key)} for key in names}
-    later = new.get(EPOCHS, 0) > old.get(EPOCHS, 0)
-    refused = [key for key in changed if key not in free and not (key == EPOCHS and later)]
+    patience = new.get(PATIENCE, 0)
+    later = {EPOCHS: new.get(EPOCHS, 0) > old.get(EPOCHS, 0), PATIENCE: not patience or patience > old.get(PATIENCE, 0)}
+    refused = [key for key in changed if key not in free and not later.get(key)]
     if refused:
         message = "; ".join(f"{key} is {changed[key]['is']!r}, was {changed[key]['was']!r}" for key in refused[:5])
         raise OutputError(
