@@ -18,8 +18,10 @@ from test_pretrain import run_paths_for
 from test_segment import TINY as SMALL
 from test_segment import recipe as segmentation
 
+from sgdata.audits import gather
 from sgdata.datasets import build_patches
 from sgdata.errors import SourceError
+from sgdata.pages import folder as pages
 from sgdata.shards import contracts, finish, statistics, tar_format
 from sgdata.types import LabelSpace, Sample
 from sgmodel.data import augment, loader, normalise
@@ -215,3 +217,21 @@ def test_values_that_are_no_data_are_not_counted() -> None:
     statistics.add(image, total, statistics.seen(image, -9999))
     assert np.flatnonzero(total[0]).tolist() == [1, 3]
     assert total.sum() == 2
+
+
+def test_pages_and_audits_take_nan_and_class_values_above_255(tmp_path: Path) -> None:
+    space = dataclasses.replace(contract(SIDE).label_space, ids=(300, 301, 302, 303), ignore=-1)
+    samples = []
+    for number in range(4):
+        one = sample(number, "train", SIDE, SIDE)
+        image = one.arrays["image"].astype(np.float32)
+        image[:, HOLE] = np.nan
+        mask = one.arrays["mask"].astype(np.int32)
+        arrays = {"image": image, "mask": np.where(mask == 255, -1, mask + 300)}
+        samples.append(dataclasses.replace(one, arrays=arrays))
+    data = dataclasses.replace(contract(SIDE), nodata=None, label_space=space)
+    finish.write(samples, tmp_path / "shards", contract=data)
+    pages.write(tmp_path / "shards", tmp_path / "page", ())
+    assert "left" in (tmp_path / "page" / "index.html").read_text()
+    facts = gather.gather(gather.subject(tmp_path / "shards"), workers=1)
+    assert facts.totals.count.tolist() == [4 * (~HOLE).sum()] * 12

@@ -197,11 +197,12 @@ def _reading(part: Subject) -> Iterator[Callable[[Any], Sample]]:
 
 def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts:
     names = [band.name for band in contract.bands]
+    valid = statistics.seen(images[0], contract.nodata)
+    images = [np.nan_to_num(image) for image in images]  # what is NaN is not valid
     both = np.concatenate(images)
     pixels, turned = dihedral.hashes(both)
     chosen = [names.index(name) for name in LOOKED_AT if name in names] or [0]
     thumbnail = duplicates.thumbnail(images[0][chosen])
-    valid = statistics.seen(images[0], contract.nodata)
     under = ((images[0] + contract.offset) * contract.scale < 0.1) & valid
     shares = under.sum(axis=(1, 2)) / np.maximum(valid.sum(axis=(1, 2)), 1)
     flat = [image.reshape(len(image), -1).min(axis=1) == image.reshape(len(image), -1).max(axis=1) for image in images]

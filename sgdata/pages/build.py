@@ -166,7 +166,7 @@ def _shares(build: Path, space: LabelSpace, rows: Sequence[Patch]) -> list[html.
         # Pixels of overlapping patches count several times, as in training.
         inside = np.bincount(labels[row : row + height, col : col + width].ravel(), minlength=256)
         counts[split] = counts.get(split, 0) + inside
-    return [tables.shares(space, counts)]
+    return [tables.shares(space, {name: dict(enumerate(column.tolist())) for name, column in counts.items()})]
 
 
 def _usage(build: Path, planned: Lock) -> list[html.Block]:

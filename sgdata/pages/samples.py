@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -83,18 +83,20 @@ def _stretched(array: Array, bands: Sequence[str], contract: Contract) -> Array:
     # The same limits for all samples: stretched one by one, a dark sample and a cloud would look the same.
     chosen = true_colour.band_indices(bands)
     statistics = [contract.statistics[bands[index]] for index in chosen]
-    return true_colour.stretch(array[chosen].astype(np.float32), [(band.p1, band.p99) for band in statistics])
+    pixels = np.nan_to_num(array[chosen].astype(np.float32))
+    return true_colour.stretch(pixels, [(band.p1, band.p99) for band in statistics])
 
 
 def _shares(source: Path, rows: Sequence[tar_format.Row], contract: Contract) -> list[html.Block]:
     """Return class shares per split: of pixels if the samples have masks, else of samples."""
-    counts: dict[str, Any] = {}
+    counts: dict[str, Counter[int]] = {}
     masked = "mask_offset" in rows[0]
     for row in spread(rows, MASKS) if masked else rows:
         values = tar_format.read_sample(source, row).arrays["mask"] if masked else np.array(row["labels"], int)
-        histogram = np.bincount(values.ravel().astype(int), minlength=256)
-        counts[row["split"]] = counts.get(row["split"], 0) + histogram
-    if not any(column.sum() for column in counts.values()):
+        found, numbers = np.unique(values, return_counts=True)
+        split = counts.setdefault(row["split"], Counter())
+        split.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
+    if not any(counts.values()):
         return []
     of = f"Of the pixels of {min(len(rows), MASKS):,} samples." if masked else "Of the labels given."
     return [tables.shares(contract.label_space, counts, caption=of)]

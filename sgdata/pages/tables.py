@@ -6,22 +6,22 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sgdata.pages import html
-from sgdata.types import Array, Contract, LabelSpace
+from sgdata.types import Contract, LabelSpace
 
 if TYPE_CHECKING:
     from sgdata.audits.findings import Report
 
 
-def shares(space: LabelSpace, counts: Mapping[str, Array], *, caption: str = "") -> html.Bars:
-    """Return class shares: a bar per class and one for unmapped pixels, a column per (256,) array of counts."""
+def shares(space: LabelSpace, counts: Mapping[str, Mapping[int, int]], *, caption: str = "") -> html.Bars:
+    """Return class shares: a bar per class and one for unmapped pixels, a column per mapping of counts."""
     colours = space.palette.values()
     lines = list(zip(space.names, colours, space.ids, strict=True))
     if space.ignore is not None:
         lines.append(("unmapped", "#808080", space.ignore))
     # A split without labels has shares of 0, so that its column is kept.
-    totals = {column: max(int(column_counts.sum()), 1) for column, column_counts in counts.items()}
+    totals = {column: max(sum(column_counts.values()), 1) for column, column_counts in counts.items()}
     bars = tuple(
-        (name, colour, tuple(int(column_counts[value]) / totals[column] for column, column_counts in counts.items()))
+        (name, colour, tuple(column_counts.get(value, 0) / totals[column] for column, column_counts in counts.items()))
         for name, colour, value in lines
     )
     return html.Bars(title="Class shares", columns=tuple(counts), bars=bars, caption=caption)
