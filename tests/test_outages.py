@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import served
+from model_commands import sgmodel
 from synthetic_shards import write
-from test_pretrain import recipe, run_paths_for
+from test_pretrain import TINY, recipe, run_paths_for
 
+from sgdata import files
 from sgdata.errors import SourceError
 from sgmodel.data import loader, tar_source
 from sgmodel.recipes import pretrain
-from sgmodel.train import run_folder
+from sgmodel.train import run_folder, training
 
 TAR = "toy-train-000000.tar"
+WHOLE = "augment.crop_area=[1.0, 1.0]"
 
 
 def refuse(handler: served.Files, content: bytes) -> bool:
@@ -108,3 +112,16 @@ def test_a_shard_cut_short_while_open_is_an_error(tmp_path: Path) -> None:
     os.truncate(folder / TAR, 4096)
     with pytest.raises(SourceError, match=f"{TAR}: sample 'toy-00005'"):
         source.read(5, "image")
+
+
+def test_the_options_reach_reads_and_recipe(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = [word for setting in TINY for word in ("--set", setting)]
+    with served.serving(folder) as server:
+        words = ["pretrain", "pretrain-demo-tiny", "--shards", server.url, "--cache", tmp_path / "cache", *small]
+        words += ["--out", tmp_path / "run", "--retry-minutes", "0.5", "--stop-after", "1", "--set", WHOLE]
+        assert sgmodel(*words, "--verify", "sometimes") == 2
+        assert "training.verify" in capsys.readouterr().err
+        assert sgmodel(*words, "--verify", "always") == training.STOPPED
+    (mark,) = (tmp_path / "cache").glob(f"*/{tar_source.MARK}")
+    assert json.loads(mark.read_bytes())["retry_s"] == 30
+    assert files.read_plain(tmp_path / "run" / files.RECIPE)["training"]["verify"] == "always"
