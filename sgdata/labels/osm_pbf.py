@@ -20,7 +20,8 @@ def check(path: Path) -> None:
     try:
         with path.open("rb") as handle:
             while size := handle.read(4):
-                PBF_HEAD_BYTES.check(int.from_bytes(size, "big"), str(path))
+                if int.from_bytes(size, "big") > PBF_HEAD_BYTES.most:
+                    raise ValueError("no head of a block")
                 head = dict(_fields(handle.read(int.from_bytes(size, "big"))))
                 length = head.get(3, b"")
                 PBF_BLOCK_BYTES.check(int(length), str(path))
