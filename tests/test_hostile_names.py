@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 import synthetic_shards
 from stac_wrap import Wrapped, wrap
+from test_segment import TINY
 
-from sgdata import files, verification
+from sgdata import cli, files, verification
 from sgdata.audits import gather
 from sgdata.builds import build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths
@@ -28,6 +31,7 @@ from sgdata.rasters import geotiff
 from sgdata.scenes import lock
 from sgdata.shards import finish, tar_format
 from sgdata.types import Sample
+from sgmodel import cli as model_cli
 from sgmodel.data import loader
 
 GRID = '{crs = "EPSG:32632", origin = [600060.0, 5399940.0], gsd_m = 10.0, shape = [120, 120]}'
@@ -166,3 +170,53 @@ def test_a_hostile_key_is_no_member(home: Path) -> None:
     sample: Sample = dataclasses.replace(synthetic_shards.sample(0, "train", 32, 32), key="../evil")
     with pytest.raises(SourceError, match="sample key"):
         finish.write([sample], home / "shards", contract=synthetic_shards.contract(32))
+
+
+# --- all commands, one after the other -----------------------------------------------------
+
+HOSTILE = "../../evil"
+
+
+def run(main: Callable[[], None], *words: object) -> int:
+    """Run a command in this process and return its exit code; any exception but SystemExit fails the test."""
+    with mock.patch.object(sys, "argv", ["command", *map(str, words)]):
+        try:
+            main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+    return 0
+
+
+@pytest.mark.slow
+def test_every_command_with_hostile_names(home: Path) -> None:
+    build = built(home, IDS["leads out"])
+    catalogue = home / "archive"
+    done = {
+        "drift": run(cli.main, "drift", build, "--stac", catalogue),
+        "show": run(cli.main, "show", build, "--out", home / "page"),
+        "shard": run(cli.main, "shard", "segmunich", "--source", build, "--out", home / "packed"),
+        "split": run(cli.main, "split", build, "--out", home / "split"),
+        "audit": run(cli.main, "audit", home / "packed", "--build", build, "--out", home / "audit"),
+    }
+    assert done == {"drift": 0, "show": 0, "shard": 0, "split": 2, "audit": 3}
+    words = ("--from", home / "packed", "--build", build, "--out", home / "release", "--catalog", home / "catalogue")
+    assert run(cli.main, "release", HOSTILE, "1.0", *words) == 2
+    assert run(cli.main, "release", "tiny", "../1.0", *words) == 2
+    assert run(cli.main, "release", "tiny", "1.0", *words) in (0, 3)
+
+    toy = synthetic_shards.write(home / "toy", train=6, val=3)
+    document = json.loads((toy / files.CONTRACT).read_bytes())
+    document |= {"dataset": HOSTILE, "version": "../1\x1b[31m"}
+    document["label_space"]["names"][0] = "../../evil\x1b[31m"
+    (toy / files.CONTRACT).write_bytes(files.pretty_json(document))
+    files.write_sums(toy)
+    sets = [word for text in TINY for word in ("--set", text)]
+    checkpoint = home / "run" / "checkpoint-last"
+    train = ("segment", "segment-demo-tiny", "--shards", toy, "--threads", 1, *sets)
+    done = {
+        "train": run(model_cli.main, *train, "--out", home / "run"),
+        "show": run(cli.main, "show", home / "run", "--out", home / "run-page"),
+        "predict": run(model_cli.main, "predict", "--input", toy, "--weights", checkpoint, "--out", home / "predicted"),
+        "convert": run(model_cli.main, "convert", checkpoint, "--out", home / "converted"),
+    }
+    assert set(done.values()) == {0}, done

@@ -84,7 +84,7 @@ def _unsafe(member: Member, taken: dict[str, Member]) -> str:
         return "name leads out of the archive"
     if member.name in taken:
         return "second member of this name"
-    if member.size > MEMBER_BYTES.most:
+    if not 0 <= member.size <= MEMBER_BYTES.most:
         return f"{member.size} bytes, at most {MEMBER_BYTES.most} are read"
     return ""
 
