@@ -185,6 +185,8 @@ def explain(kind: type[Any], errors: Sequence[Any]) -> str:
         return str(first["msg"]).removeprefix("Value error, ")
     key, hint = _locate(kind, loc)
     expected = f"expected {_article(_type_name(hint, key.rpartition('.')[2].partition('[')[0]))}"
+    if keys := _keys(hint):
+        expected += f" with {', '.join(keys)}"
     if missing:
         return f"'{key}' is missing: {expected}; add it"
     return f"'{key}' is {_toml(first['input']):.80}: {expected}; correct it"
@@ -203,9 +205,13 @@ def _unknown(kind: type[Any], loc: Sequence[str | int]) -> str:
         meant = [max(meant, key=lambda name: _likeness(key, name))]
     if meant:
         return f"'{key}' is not a setting; did you mean {' or '.join(map(repr, meant))}?"
+    return f"'{key}' is not a setting; expected one of {', '.join(_keys(hint))}"
+
+
+def _keys(hint: Any) -> list[str]:
+    """Return the keys of the tables that a value of this type is or lists."""
     tables = [each for part in _arms(hint) for each in (part, *typing.get_args(part)) if dataclasses.is_dataclass(each)]
-    known = dict.fromkeys(field.name for each in tables for field in dataclasses.fields(each))
-    return f"'{key}' is not a setting; expected one of {', '.join(known)}"
+    return list(dict.fromkeys(field.name for each in tables for field in dataclasses.fields(each)))
 
 
 def _at_indices(keys: Sequence[str], loc: Sequence[str | int]) -> list[str]:

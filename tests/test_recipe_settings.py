@@ -100,6 +100,7 @@ def test_values_of_a_wrong_type_are_described_without_words_of_libraries() -> No
         ("segment", "training.batchsize=8", "did you mean 'training.batch'?"),
         ("pretrain", "stages=[{data='a', lrr=1}]", "'stages[0].lrr' is not a setting; did you mean 'stages[0].lr'?"),
         ("build", "method='median'", "did you mean 'composite.method' or 'mask.method' or 'split.method'?"),
+        ("build", "composite='median'", "expected a table with method, max_obs, bap; correct it"),
         ("build", "split.gap=3", "did you mean 'split.gap_px'?"),
         ("build", "composite.rule='bap'", "'composite.rule' is not a setting; expected one of method, max_obs, bap"),
         ("build", "composite.method='mean'", "'composite.method' is 'mean': expected one of 'medoid', 'bap',"),
