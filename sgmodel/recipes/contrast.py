@@ -110,7 +110,7 @@ def evaluate(setting: Setting, model: contrastive.Contrast, source: loader.Sampl
         outputs = distributed.total(outputs, setting.where.device)
         # As many images are compared as in training, on any number of ranks.
         parts = torch.split(outputs, setting.scored_at_once * distributed.world(), dim=1)
-        sums: Tensor = sum(part.shape[1] * torch.stack(model.compared(*part)).double() for part in parts)
+        sums = torch.stack([len(part[0]) * torch.stack(model.compared(*part)).double() for part in parts]).sum(dim=0)
     loss, top1 = (sums / len(source)).tolist()
     return {f"{source.split}_loss": loss, f"{source.split}_top1": top1}
 
