@@ -20,11 +20,13 @@ from test_segment import recipe as segmentation
 
 from sgdata.audits import gather
 from sgdata.datasets import build_patches
-from sgdata.errors import SourceError
+from sgdata.errors import SettingError, SourceError
 from sgdata.pages import folder as pages
 from sgdata.shards import contracts, finish, statistics, tar_format
 from sgdata.types import LabelSpace, Sample
+from sgmodel.checkpoints import cards
 from sgmodel.data import augment, loader, normalise
+from sgmodel.models import specs
 from sgmodel.recipes import pretrain, segment
 from sgmodel.train import training
 
@@ -170,6 +172,9 @@ def test_models_see_the_fill_of_their_contract(tmp_path: Path) -> None:
     found = normalise.apply(how, known, torch.tensor([[1, 2]]))
     expected = [(2500.0 - mean) / std for mean, std in zip(how.mean, how.std, strict=True)]
     assert found[0, :, 0, 0].tolist() == pytest.approx(expected)
+    card = cards.Card(model=specs.describe(segmenter()), contract=read, normalisation=how)
+    with pytest.raises(SettingError, match=r"normalisation differs from the weights': fill is 0.0, was 2500.0"):
+        cards.compare(card, read, dataclasses.replace(how, fill=0.0), accept=())
 
 
 # --- labels --------------------------------------------------------------------------------

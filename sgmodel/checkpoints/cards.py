@@ -231,7 +231,7 @@ def compare(card: Card, contract: Contract, how: normalise.Normalisation, *, acc
         contracts.require(contract, theirs, "fine-tune", known)
     if card.normalisation is None or "normalisation" in accept:
         return
-    fields = ["scheme", "eps", "mean", "std", "before_crop"]
+    fields = ["scheme", "eps", "mean", "std", "before_crop", "fill"]
     if card.normalisation.absent:
         fields += ["missing", "absent"]
     differ = [name for name in fields if getattr(card.normalisation, name) != getattr(how, name)]
