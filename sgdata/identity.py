@@ -47,7 +47,7 @@ def of_address(href: str, access: Access | None = None) -> str:
     try:
         # One byte is asked for, since signatures may allow GET only.
         asked = {"Range": "bytes=0-0", "Accept-Encoding": "identity"}
-        with web.ask("GET", href, access=access, stream=True, headers=asked, timeout=20) as answer:
+        with web.ask("GET", href, access=access, stream=True, headers=asked, timeout=5) as answer:
             told = [answer.headers.get(name, "") for name in ("ETag", "Last-Modified", "Content-Range")]
             return files.sha256(files.canonical_json(told)) if answer.ok and any(told[:2]) else ""
     except (requests.RequestException, SgdataError, ValueError):
