@@ -109,3 +109,16 @@ def test_a_plan_says_where_how_large_and_how_much_is_covered(
     assert 50 < share < 90
     named = CliRunner().invoke(app, [*command, "--feature", "2", "--out", f"{tmp_path}/d"])
     assert isinstance(named.exception, SettingError)
+
+
+def test_an_area_of_which_nothing_is_covered_is_refused(triangle: BuildRecipe, archive: Path, tmp_path: Path) -> None:
+    to_degrees = Transformer.from_crs("EPSG:32632", "EPSG:4326", always_xy=True)
+    corner = to_degrees.transform_bounds(601150, 5399850, 601400, 5400000)
+    for path in archive.rglob("S2A*.json"):
+        item = json.loads(path.read_text())
+        for asset in item["assets"].values():
+            del asset["proj:transform"], asset["proj:shape"]
+        path.write_text(json.dumps(item | {"bbox": corner}))
+    with pytest.raises(SettingError, match="none of the 8 scenes .* covers any of it"):
+        plan(triangle, archive, tmp_path / "p")
+    assert not (tmp_path / "p" / lock.NAME).exists()

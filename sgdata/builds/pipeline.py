@@ -89,6 +89,8 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
         baselines=recipe.source.baselines,
         outline=outline,
     )
+    if not coverage.ground(planned).covered:
+        raise SettingError(f"area: none of the {len(usable)} scenes in {where} covers any of it; choose another area")
     lock.write(paths.out / lock.NAME, planned)
     if missing := coverage.holes(coverage.months(planned)):
         log.warning("%s: %s", where, missing)
