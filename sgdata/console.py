@@ -30,13 +30,13 @@ def show_plan(planned: Lock, paths: BuildPaths, *, name: str, where: str, as_jso
     from sgdata.scenes import coverage
     from sgdata.scenes import lock as locks
 
-    months = coverage.months(planned)
-    cost = coverage.cost(planned, where, workers=paths.workers)
-    holes = coverage.holes(months)
-    ground = coverage.ground(planned)
+    months = coverage.count_months(planned)
+    cost = coverage.estimate_cost(planned, where, workers=paths.workers)
+    holes = coverage.describe_holes(months)
+    ground = coverage.describe_ground(planned)
     if as_json:
         about = {"lock": paths.out / locks.NAME, "area": ground, "months": months, "cost": cost}
-        about |= {"baselines": coverage.baselines(planned), "dropped": planned.dropped}
+        about |= {"baselines": coverage.describe_baselines(planned), "dropped": planned.dropped}
         # Nothing but the document, which a program reads; it includes the holes.
         print(
             files.pretty_json(about).decode(),
@@ -58,7 +58,7 @@ def show_plan(planned: Lock, paths: BuildPaths, *, name: str, where: str, as_jso
     show_table(("month", "passes", "expected", "scenes", "MB raw"), rows)
     for dropped in planned.dropped:
         print(f"left out: {dropped.id}: {dropped.reason}")
-    print(coverage.baselines(planned))
+    print(coverage.describe_baselines(planned))
     print(
         f"about {cost.read_bytes / 1e6:,.0f} MB to read, {cost.scratch_bytes / 1e6:,.0f} MB of scratch, "
         f"about {cost.minutes} min with --workers {paths.workers}"

@@ -168,18 +168,18 @@ def override(document: dict[str, Any], text: str) -> None:
 # --- plain and canonical forms -------------------------------------------------------------
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Convert dataclasses, tuples, paths and numpy scalars to JSON-compatible dicts, lists and numbers."""
     if value is None or type(value) in (str, int, float, bool):  # by far the most common case
         return value
     kind: Any = type(value)
     names = _field_names(kind)
     if names is not None:
-        return {name: plain(getattr(value, name)) for name in names}
+        return {name: to_plain(getattr(value, name)) for name in names}
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     # numpy scalars
@@ -195,20 +195,20 @@ def _field_names(kind: Any) -> tuple[str, ...] | None:
 def canonical_json(value: Any) -> bytes:
     """Encode as JSON with sorted keys, no NaN, no spaces and one final newline: equal values give equal bytes."""
     # JSON has no NaN; fail here rather than write a file that only Python can read.
-    text = json.dumps(plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(to_plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     # Python represents file names that are not UTF-8 by lone surrogates, which JSON can escape but UTF-8 cannot encode.
     return text.encode(errors="backslashreplace") + b"\n"
 
 
 def pretty_json(value: Any) -> bytes:
     """Encode as `canonical_json` does, but indented."""
-    text = json.dumps(plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, indent=1)
+    text = json.dumps(to_plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, indent=1)
     return text.encode(errors="backslashreplace") + b"\n"
 
 
 def checked_json(value: Any) -> bytes:
     """Serialise `value` with the hash of its content, for notes to a later run; see `read_checked_json`."""
-    return canonical_json({"content": plain(value), "sha256": sha256(canonical_json(value))})
+    return canonical_json({"content": to_plain(value), "sha256": sha256(canonical_json(value))})
 
 
 def read_checked_json(path: Path) -> dict[str, Any] | None:
@@ -227,7 +227,7 @@ def toml(value: Any) -> bytes:
     """Encode a dataclass or dict as TOML; None values are omitted."""
     import tomli_w
 
-    return tomli_w.dumps(_without_none(plain(value))).encode()
+    return tomli_w.dumps(_without_none(to_plain(value))).encode()
 
 
 def _without_none(value: Any) -> Any:
@@ -337,7 +337,7 @@ def mark_unfinished(folder: Path) -> None:
     (folder / SUMS).unlink(missing_ok=True)
 
 
-def covered(folder: Path, *, everything: bool = False) -> list[str]:
+def list_covered(folder: Path, *, everything: bool = False) -> list[str]:
     """List the files that the SHA256SUMS of `folder` should have, as sorted relative POSIX paths.
 
     SHA256SUMS itself is never among them. Hidden files (locks, journals) and those of TIMED are, if `everything`.
@@ -354,9 +354,9 @@ def covered(folder: Path, *, everything: bool = False) -> list[str]:
     return sorted(names)
 
 
-def sums(folder: Path, known: Mapping[str, str] | None = None) -> bytes:
+def compute_sums(folder: Path, known: Mapping[str, str] | None = None) -> bytes:
     """Return the content of SHA256SUMS for `folder`; files whose hash is in `known` are not read."""
-    names = [name for name in covered(folder) if (folder / name).is_file()]
+    names = [name for name in list_covered(folder) if (folder / name).is_file()]
     return format_sums({name: (known or {}).get(name) or sha256_file(folder / name) for name in names})
 
 
@@ -367,8 +367,8 @@ def format_sums(digests: Mapping[str, str]) -> bytes:
 
 def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     """Write `folder/SHA256SUMS`, the last file of every output."""
-    content = sums(folder, known)
-    written = [folder / name for name in covered(folder) if (folder / name).is_file()]
+    content = compute_sums(folder, known)
+    written = [folder / name for name in list_covered(folder) if (folder / name).is_file()]
     # Before the list that says they are complete; not all were written by `replacing`.
     for path in [*written, *{path.parent for path in written}]:
         sync(path)
@@ -437,7 +437,7 @@ def only_writer(folder: Path, mark: str | None = None) -> Iterator[None]:
         yield
 
 
-def existing(path: Path, what: str) -> Path:
+def require_file(path: Path, what: str) -> Path:
     """Return `path` if it exists; otherwise raise SourceError, with `what` as the expectation."""
     if not path.exists():
         raise SourceError(f"{path}: no such file or folder; expected {what}")

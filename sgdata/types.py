@@ -283,7 +283,7 @@ class LabelSpace:
 class Contract:
     """Description of pixels and labels that every reader needs (`contract.json`).
 
-    A reflectance is `(DN + offset) * scale`. `sgdata.shards.contracts.differences` lists how two contracts differ.
+    A reflectance is `(DN + offset) * scale`. `sgdata.shards.contracts.find_differences` lists how two contracts differ.
 
     Attributes:
         format: version of the document.

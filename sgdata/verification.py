@@ -70,7 +70,7 @@ def verify(folder: Path) -> list[str]:
         if actual != digest:
             differences.append(f"{name}: changed, SHA-256 is {actual[:16]}..., expected {digest[:16]}...")
     # In a release even hidden files must be listed.
-    present = files.covered(folder, everything=files.CROISSANT in expected)
+    present = files.list_covered(folder, everything=files.CROISSANT in expected)
     differences += [f"{name}: not listed" for name in present if name not in expected]
     return differences + _lacking(expected, set(present))
 

@@ -82,7 +82,7 @@ def make(folder: Path, *, dates: int, lacking: int, workers: int = 1, seed: int 
     _write_catalogue(folder / "archive", documents)
     return Archive(
         folder=folder / "archive",
-        area=grids.windowed(granule, AREA),
+        area=grids.crop(granule, AREA),
         osm=city / "osm" / "city.osm",
         overpass=city / "osm" / "overpass.json",
         ids=tuple(sorted(documents)),
@@ -94,7 +94,7 @@ def make(folder: Path, *, dates: int, lacking: int, workers: int = 1, seed: int 
 def _cut(source: Path, granule: Grid, tile: str, window: Window, home: Path) -> dict[str, Any]:
     """Write the part of a scene that a tile has, and return its item."""
     document: dict[str, Any] = json.loads((source / f"{source.name}.json").read_text())
-    ground = grids.windowed(granule, window)
+    ground = grids.crop(granule, window)
     grid = ground if tile.startswith("32") else traps.next_zone(ground)
     document["id"] = source.name.replace(plan.TILE, tile)
     target = home / document["id"]
@@ -103,7 +103,7 @@ def _cut(source: Path, granule: Grid, tile: str, window: Window, home: Path) -> 
         name = asset["href"].removeprefix("./")
         with rasterio.open(source / name) as dataset:
             gsd = int(dataset.transform.a)
-            part = grids.coarser(grid, gsd // 10)
+            part = grids.coarsen(grid, gsd // 10)
             if grid is ground:
                 pixels = dataset.read(1)
                 rows, cols = (slice(s.start * 10 // gsd, s.stop * 10 // gsd) for s in window.slices)

@@ -19,18 +19,18 @@ from rasterio.transform import from_origin
 from served import Files, Quiet
 from test_layers import MODULES
 
-from sgdata import access, web
-from sgdata.access import Access, access_of, admit, check_host
 from sgdata.errors import SourceError
 from sgdata.limits import DOCUMENT_BYTES, Limit
 from sgdata.rasters import geotiff, vectors
+from sgdata.remote import access, web
+from sgdata.remote.access import Access, access_of, admit, check_host
 
 # --- one place for every reader ------------------------------------------------------------
 
 OPENERS: dict[str, tuple[str, ...]] = {
     "rasterio.open": ("sgdata.rasters.cog", "sgdata.simulation.cogs"),  # to write
     "rasterio.io.DatasetReader": ("sgdata.rasters.opening",),
-    "requests.Session": ("sgdata.web",),
+    "requests.Session": ("sgdata.remote.web",),
     **dict.fromkeys(("requests.get", "requests.post", "requests.request", "requests.head"), ()),
     **dict.fromkeys(("urllib.request.urlopen", "urlopen", "urllib.request.urlretrieve", "urlretrieve"), ()),
     **dict.fromkeys(("pyogrio.read_dataframe", "pyogrio.read_info"), ("sgdata.rasters.vectors",)),
@@ -49,7 +49,7 @@ def calls(module: str) -> Iterator[tuple[str, ast.Call]]:
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_files_and_connections_are_opened_in_one_place(module: str) -> None:
     for name, _ in calls(module):
-        assert module in OPENERS.get(name, {module}), f"{module} calls {name}; use geotiff.opened or web.ask"
+        assert module in OPENERS.get(name, {module}), f"{module} calls {name}; use geotiff.open_raster or web.ask"
 
 
 def test_rasterio_itself_opens_only_to_write() -> None:
@@ -190,15 +190,18 @@ def two(tmp_path: Path) -> Iterator[tuple[Any, Any]]:
 def test_rasters_come_from_the_host_that_was_named_and_no_other(two: tuple[Any, Any]) -> None:
     typed, other = two
     ours = access_of(typed.url)
-    with geotiff.opened(f"{typed.url}/a.tif", use="scene", access=ours) as dataset:
+    with geotiff.open_raster(f"{typed.url}/a.tif", use="scene", access=ours) as dataset:
         assert dataset.read(1).all()
     for url in (f"{other.url}/a.tif", f"{typed.url}/to/{other.url}/a.tif"):
-        with pytest.raises(SourceError, match="--allow-private-hosts"), geotiff.opened(url, access=ours):
+        with pytest.raises(SourceError, match="--allow-private-hosts"), geotiff.open_raster(url, access=ours):
             pass
     assert other.asked == []
-    with geotiff.opened(f"{typed.url}/to/{other.url}/a.tif", access=Access(private=True)) as dataset:
+    with geotiff.open_raster(f"{typed.url}/to/{other.url}/a.tif", access=Access(private=True)) as dataset:
         assert dataset.read(1).all()
-    with pytest.raises(SourceError, match="neither ranges nor a length"), geotiff.opened(f"{typed.url}/endless/a.tif"):
+    with (
+        pytest.raises(SourceError, match="neither ranges nor a length"),
+        geotiff.open_raster(f"{typed.url}/endless/a.tif"),
+    ):
         pass
 
 
@@ -247,10 +250,10 @@ def test_a_virtual_raster_is_read_where_the_user_names_it_and_its_sources_are_ra
     (tmp_path / "in").mkdir()
     inner = vrt(tmp_path / "in" / "inner.vrt", source("../a.tif", relative=1))
     outer = vrt(tmp_path / "named.tif", source(inner))
-    with geotiff.opened(str(outer), use="user") as dataset:
+    with geotiff.open_raster(str(outer), use="user") as dataset:
         assert dataset.read(1).all()
     for use in ("scene", "output", "dataset"):
-        with pytest.raises(SourceError, match="virtual raster"), geotiff.opened(str(outer), use=use):  # type: ignore[arg-type]
+        with pytest.raises(SourceError, match="virtual raster"), geotiff.open_raster(str(outer), use=use):  # type: ignore[arg-type]
             pass
 
 
@@ -275,7 +278,7 @@ def test_a_virtual_raster_with_anything_else_is_refused(band: str, tmp_path: Pat
     plain(tmp_path / "a.tif")
     (tmp_path / "text.tif").write_text("not a raster")
     path = vrt(tmp_path / "a.vrt", band)
-    with pytest.raises(SourceError), geotiff.opened(str(path), use="user"):
+    with pytest.raises(SourceError), geotiff.open_raster(str(path), use="user"):
         pass
 
 
@@ -287,7 +290,7 @@ def test_other_formats_are_not_opened_as_scenes(driver: str, name: str, tmp_path
         (tmp_path / name).write_text("ncols 2\nnrows 2\nxllcorner 0\nyllcorner 0\ncellsize 10\n1 2\n3 4\n")
     else:
         plain(tmp_path / name, driver)
-    with pytest.raises(SourceError), geotiff.opened(str(tmp_path / name), use="scene"):
+    with pytest.raises(SourceError), geotiff.open_raster(str(tmp_path / name), use="scene"):
         pass
 
 
@@ -296,7 +299,7 @@ def test_sidecars_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "a.tif.aux.xml").write_text("<PAMDataset><Metadata><MDI key='x'>y</MDI></Metadata></PAMDataset>")
     for suffix in (".ovr", ".msk"):
         plain(tmp_path / f"a.tif{suffix}")
-    with geotiff.opened(str(path)) as dataset:
+    with geotiff.open_raster(str(path)) as dataset:
         assert "x" not in dataset.tags()
         assert dataset.overviews(1) == []
         assert [flag.name for flag in dataset.mask_flag_enums[0]] == ["all_valid"]

@@ -14,7 +14,7 @@ from sgdata.types import Array
 
 
 def boxes(side: int) -> tuple[Array, Array]:
-    windows = list(grids.patches((side, side), 128, 64))
+    windows = list(grids.cut_patches((side, side), 128, 64))
     return patch_table.window_boxes(windows), np.ones((len(windows), 1))
 
 
@@ -38,7 +38,7 @@ def test_a_small_area_gets_smaller_blocks_with_a_warning(side: int, caplog: pyte
 
 
 def test_blocks_shrink_until_no_part_lacks_a_class() -> None:
-    windows = list(grids.patches((500, 500), 128, 32))
+    windows = list(grids.cut_patches((500, 500), 128, 32))
     where = patch_table.window_boxes(windows)
     # One class occurs in a corner only: with two by two blocks, one part would lack it.
     counts = np.stack([np.ones(len(where)), (where[:, 0] < 100) & (where[:, 1] < 200)], axis=1).astype(float)
@@ -51,7 +51,7 @@ def test_blocks_shrink_until_no_part_lacks_a_class() -> None:
 @pytest.mark.parametrize("side", [400, 450, 500, 640, 800, 1000])
 @pytest.mark.parametrize("stride", [32, 64, 128])
 def test_no_square_of_three_patches_is_left_without_a_part(side: int, stride: int) -> None:
-    windows = list(grids.patches((side, side), 128, stride))
+    windows = list(grids.cut_patches((side, side), 128, stride))
     where, counts = patch_table.window_boxes(windows), np.ones((len(windows), 1))
     _, report = cut.fitting_split(where, counts, blocks.SplitSettings())
     assert report.empty == ()

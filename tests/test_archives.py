@@ -62,14 +62,14 @@ def compressed(path: Path, plain: bytes) -> Path:
 
 def streamed(source: Path) -> dict[str, bytes]:
     members = sorted(archives.list_members(source).members, key=lambda member: member.offset or 0)
-    with archives.opened_stream(source) as content:
+    with archives.open_stream(source) as content:
         return {member.name: content(member) for member in members}
 
 
 def held(source: Path) -> dict[str, bytes]:
     if archives.is_stream(source):
         return streamed(source)
-    with archives.opened(source) as content:
+    with archives.open_archive(source) as content:
         return {member.name: content(member) for member in archives.list_members(source).members}
 
 
@@ -161,7 +161,7 @@ def test_a_link_in_a_zip_and_an_enormous_claim_are_rejected(tmp_path: Path) -> N
 
 def test_a_member_that_differs_from_the_listing_is_refused(tmp_path: Path) -> None:
     source = as_folder(tmp_path / "it", {"a": b"1234", "p": b"version https://git-lfs.github.com/spec/v1\n"})
-    with archives.opened(source) as content:
+    with archives.open_archive(source) as content:
         with pytest.raises(SourceError, match="4 bytes, expected 9"):
             content(Member(name="a", size=9))
         with pytest.raises(SourceError, match="cannot be read"):
@@ -190,7 +190,7 @@ def test_damage_gives_source_errors_or_listed_rejects_only(make: object, data: s
     source.write_bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
         members = archives.list_members(source).members
-        with archives.opened(source) as read:
+        with archives.open_archive(source) as read:
             for member in members:
                 try:
                     assert len(read(member)) == member.size

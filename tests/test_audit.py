@@ -234,7 +234,7 @@ def findings(report: audit_findings.Report) -> set[str]:
 
 def audited(path: Path, **options: object) -> audit_findings.Report:
     workers = options.pop("workers", 1)
-    return checks.judge(gather.gather(gather.subject(path, **options), workers=workers))  # type: ignore[arg-type]
+    return checks.judge(gather.gather(gather.detect_subject(path, **options), workers=workers))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("planted", PLANTED)
@@ -259,7 +259,7 @@ def test_the_planted_samples_are_named(tmp_path: Path) -> None:
 
 def test_labels_years_after_the_images(tmp_path: Path) -> None:
     finish.write(clean(), tmp_path, contract=contract())
-    what = gather.subject(tmp_path)
+    what = gather.detect_subject(tmp_path)
     days = evidence.Days(first="2017-04-01", last="2020-04-01", labels="2023-01-01")
     assert findings(checks.judge(gather.gather(replace(what, days=days)))) == {"label date"}
     near = replace(days, labels="2020-06-01")
@@ -400,7 +400,7 @@ def test_the_command_exits_3_with_findings(tmp_path: Path) -> None:
 def test_a_look_turns_with_the_picture(seed: int, shape: tuple[int, ...], way: int) -> None:
     image = np.random.default_rng(seed).integers(1, 4000, shape).astype(np.uint16)
     turned = np.rot90(image[:, :, ::-1] if way > 3 else image, way % 4, axes=(1, 2))
-    one, other = duplicates.thumbnail(image), duplicates.thumbnail(turned)
+    one, other = duplicates.make_thumbnail(image), duplicates.make_thumbnail(turned)
     assert one is not None
     assert other is not None
     assert duplicates.find_alike(np.stack([one, other])) == [(0, 1)]
@@ -412,7 +412,7 @@ def test_similar_pairs_equal_those_of_a_full_comparison(seed: int) -> None:
     rng = np.random.default_rng(seed)
     images = [rng.integers(1, 4000, (3, 16, 16)) for _ in range(6)]
     images += [np.rot90(images[n], n, axes=(1, 2)) + rng.normal(0, 60 * n, (3, 16, 16)) for n in range(6)]
-    looks = np.stack([seen for seen in map(duplicates.thumbnail, images) if seen is not None])
+    looks = np.stack([seen for seen in map(duplicates.make_thumbnail, images) if seen is not None])
     slow = [
         (i, j)
         for i in range(len(looks))
@@ -428,8 +428,8 @@ def test_similar_pairs_equal_those_of_a_full_comparison(seed: int) -> None:
 
 
 def test_a_flat_picture_looks_like_nothing() -> None:
-    assert duplicates.thumbnail(np.full((3, 16, 16), 7)) is None
-    assert duplicates.thumbnail(np.ones((3, 5, 16))) is None
+    assert duplicates.make_thumbnail(np.full((3, 16, 16), 7)) is None
+    assert duplicates.make_thumbnail(np.ones((3, 5, 16))) is None
 
 
 def square(crs: str, x: float, y: float, side: float) -> Footprint:
@@ -444,7 +444,7 @@ def square(crs: str, x: float, y: float, side: float) -> Footprint:
 def test_metres_between_squares_of_one_zone(shift: float, easting: float) -> None:
     """Boxes of neighbours in degrees overlap at the edge of a zone, where north is 2 degrees off; squares do not."""
     one, other = square("EPSG:32632", easting, 5.3e6, 1200), square("EPSG:32632", easting + shift, 5.3e6, 1200)
-    met = proximity.compare(proximity.columns([one]), proximity.columns([other]))
+    met = proximity.compare(proximity.to_columns([one]), proximity.to_columns([other]))
     assert (len(met.shared) == 1) == (abs(shift) < 1185)
     assert met.nearest_m[0] == pytest.approx(max(abs(shift) - 1200, 0), abs=12)
 
@@ -461,7 +461,7 @@ def test_ground_is_shared_across_zones_and_in_degrees() -> None:
     ]
     lon, lat = footprints[0].box[:2]
     degrees = Footprint(crs="EPSG:4326", box=(lon + 0.01, lat, lon + 0.02, lat + 0.01), size_m=(740, 1106))
-    met = proximity.compare(proximity.columns(footprints[:1]), proximity.columns([*footprints[1:], degrees]))
+    met = proximity.compare(proximity.to_columns(footprints[:1]), proximity.to_columns([*footprints[1:], degrees]))
     assert met.shared.tolist() == [[0, 0], [0, 2]]
     assert met.nearest_m[1] == pytest.approx(3800, rel=0.1)
 
@@ -481,7 +481,7 @@ def test_gradients_are_no_copies_of_each_other() -> None:
     """Use hazy water: the same slope in every band, and independent noise."""
     rng = np.random.default_rng(0)
     slope = np.add.outer(np.arange(64), np.arange(64)) * 3.0
-    seen = [duplicates.thumbnail(1000 + slope + rng.normal(0, 15, (3, 64, 64))) for _ in range(20)]
+    seen = [duplicates.make_thumbnail(1000 + slope + rng.normal(0, 15, (3, 64, 64))) for _ in range(20)]
     assert duplicates.find_alike(np.array(seen)) == []
 
 
@@ -489,8 +489,8 @@ def test_gradients_are_no_copies_of_each_other() -> None:
 def test_window_hashes_are_those_of_the_ground(seed: int, turn: int) -> None:
     image = np.random.default_rng(seed).integers(1, 4000, (3, 40, 40)).astype(np.uint16)
     moved = np.rot90(image[:, 4:, :-3], turn % 4, axes=(1, 2))[:, :: 1 if turn < 4 else -1]
-    one, other = (set(np.frombuffer(duplicates.window_hashes(each), np.uint64).tolist()) for each in (image, moved))
+    one, other = (set(np.frombuffer(duplicates.hash_windows(each), np.uint64).tolist()) for each in (image, moved))
     assert len(one) == duplicates.MARKS
     assert len(one & other) >= checks.SHARED_WINDOWS
-    assert duplicates.window_hashes(np.full((3, 40, 40), 7, np.uint16)) == b""
-    assert duplicates.window_hashes(image[:, :4]) == b""
+    assert duplicates.hash_windows(np.full((3, 40, 40), 7, np.uint16)) == b""
+    assert duplicates.hash_windows(image[:, :4]) == b""

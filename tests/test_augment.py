@@ -33,7 +33,7 @@ def test_minmax_crop_and_flip_equal_the_released_transform(parity: Path, name: s
     kept = [band for band in range(x.shape[1]) if x.shape[1] == 12 or band != 10]
     geometry = at(theirs[f"{name}/crop_top_left_h_w"].tolist(), cols=bool(theirs[f"{name}/flipped"]))
     expected = theirs[f"{name}/train_out"]
-    ours = augment.images(x[:, kept], geometry, expected.shape[1])
+    ours = augment.transform_images(x[:, kept], geometry, expected.shape[1])
     np.testing.assert_allclose(ours[0].numpy(), expected, atol=2e-6)
 
 
@@ -73,7 +73,7 @@ def test_statistics_must_fit_the_bands() -> None:
 @pytest.mark.parametrize("size", [32, 48, 20])
 def test_bicubic_equals_torch(size: int) -> None:
     x = torch.rand(1, 3, 40, 36, generator=torch.Generator().manual_seed(1))
-    ours = augment.images(x, at([3, 5, 30, 24]), size)
+    ours = augment.transform_images(x, at([3, 5, 30, 24]), size)
     theirs = torch.nn.functional.interpolate(x[:, :, 3:33, 5:29], (size, size), mode="bicubic", align_corners=False)
     torch.testing.assert_close(ours, theirs, atol=3e-6, rtol=0)
 
@@ -85,13 +85,13 @@ def test_images_and_masks_move_alike(turns: int, flips: tuple[bool, bool]) -> No
     rows, cols = flips[0] ^ (turns in (1, 2)), flips[1] ^ (turns in (2, 3))
     geometry = at([0, 0, 8, 8], transpose=turns % 2 == 1, rows=rows, cols=cols)
     expected = torch.rot90(y, turns, (1, 2)).flip([axis for axis, on in ((1, flips[0]), (2, flips[1])) if on])
-    assert torch.equal(augment.masks(y, geometry, 8), expected)
-    assert torch.equal(augment.images(y[:, None].float(), geometry, 8)[:, 0].long(), expected)
+    assert torch.equal(augment.transform_masks(y, geometry, 8), expected)
+    assert torch.equal(augment.transform_images(y[:, None].float(), geometry, 8)[:, 0].long(), expected)
 
 
 def test_masks_take_the_nearest_pixel_of_the_box() -> None:
     y = torch.arange(36).reshape(1, 6, 6)
-    assert augment.masks(y, at([1, 2, 4, 2]), 2).tolist() == [[[14, 15], [26, 27]]]
+    assert augment.transform_masks(y, at([1, 2, 4, 2]), 2).tolist() == [[[14, 15], [26, 27]]]
 
 
 RECIPE = augment.AugmentRecipe(crop_area=(0.2, 1.0), horizontal_flip=0.5, vertical_flip=0.5, quarter_turns=True)
@@ -118,7 +118,7 @@ def test_geometry_is_drawn_per_sample_and_epoch() -> None:
 def test_no_augmentation_changes_nothing() -> None:
     x = torch.rand(2, 3, 16, 16)
     still = augment.draw(augment.AugmentRecipe(), torch.arange(2), torch.zeros(2).long(), valid_size(x), seed=0)
-    assert torch.equal(augment.images(x, still, 16), x)
+    assert torch.equal(augment.transform_images(x, still, 16), x)
 
 
 # --- scoring, erasing, mixing --------------------------------------------------------------
@@ -139,14 +139,14 @@ def test_scoring_input_equals_the_released_transform(parity: Path, name: str) ->
     raw, how, theirs = released(parity, name)
     x = normalise.apply(how, raw, valid_size(raw))
     kept = [band for band in range(x.shape[1]) if name != "eurosat" or band != 10]
-    ours = augment.zoomed(x, valid_size(raw), 128, share=0.875)[0, kept]
+    ours = augment.zoom_in(x, valid_size(raw), 128, share=0.875)[0, kept]
     np.testing.assert_allclose(ours.numpy(), theirs[f"{name}/eval_out"], atol=1e-5)
 
 
 def test_training_input_on_eurosat_equals_the_released_transform(parity: Path) -> None:
     raw, how, theirs = released(parity, "eurosat")
     x = normalise.apply(how, raw, valid_size(raw))[:, [band for band in range(13) if band != 10]]
-    ours = augment.images(x, at(theirs["eurosat/crop_top_left_h_w"].tolist()), 128)
+    ours = augment.transform_images(x, at(theirs["eurosat/crop_top_left_h_w"].tolist()), 128)
     np.testing.assert_allclose(ours[0].numpy(), theirs["eurosat/train_out"], atol=1e-5)
 
 
@@ -172,7 +172,7 @@ BOTH = augment.MixRecipe(mixup=0.8, cutmix=1.0)
 def mixed(recipe: augment.MixRecipe, count: int = 600, size: int = 16) -> tuple[torch.Tensor, augment.Mix]:
     """Return mixed samples, where sample i is an image of the constant i."""
     x = torch.arange(count).float()[:, None, None, None].expand(count, 1, size, size)
-    how = augment.mixing(recipe, torch.arange(count) + 7, torch.zeros(count).long(), size, seed=2)
+    how = augment.draw_mix(recipe, torch.arange(count) + 7, torch.zeros(count).long(), size, seed=2)
     return augment.mix(x, how), how
 
 
@@ -202,11 +202,11 @@ def test_both_ways_of_mixing_occur_with_their_shares_and_distributions() -> None
 def test_mixing_depends_on_neither_batch_nor_rank() -> None:
     samples, epoch = torch.tensor([9, 4, 0, 7, 30, 2, 5, 8]), torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
     x = torch.rand(8, 3, 16, 16)
-    whole = augment.mixing(BOTH, samples, epoch, 16, seed=4)
+    whole = augment.draw_mix(BOTH, samples, epoch, 16, seed=4)
     for size in (2, 4):
         for start in range(0, 8, size):
             cut = slice(start, start + size)
-            part = augment.mixing(BOTH, samples[cut], epoch[cut], 16, seed=4)
+            part = augment.draw_mix(BOTH, samples[cut], epoch[cut], 16, seed=4)
             assert torch.equal(augment.mix(x[cut], part), augment.mix(x, whole)[cut])
             assert torch.equal(
                 augment.mix_targets(torch.eye(8)[cut], part), augment.mix_targets(torch.eye(8), whole)[cut]
@@ -215,8 +215,8 @@ def test_mixing_depends_on_neither_batch_nor_rank() -> None:
 
 def test_a_sample_alone_and_a_recipe_without_mixing_change_nothing() -> None:
     x = torch.rand(1, 3, 16, 16)
-    alone = augment.mixing(BOTH, torch.tensor([3]), torch.tensor([0]), 16, seed=4)
+    alone = augment.draw_mix(BOTH, torch.tensor([3]), torch.tensor([0]), 16, seed=4)
     torch.testing.assert_close(augment.mix(x, alone), x)
-    none = augment.mixing(augment.MixRecipe(), torch.arange(1), torch.arange(1), 16, seed=0)
+    none = augment.draw_mix(augment.MixRecipe(), torch.arange(1), torch.arange(1), 16, seed=0)
     assert torch.equal(augment.mix(x, none), x)
     assert augment.erase(x, augment.MixRecipe(), torch.arange(1), torch.arange(1), seed=0) is x

@@ -52,14 +52,14 @@ def of_ten(px: int) -> Contract:
 
 def test_missing_bands_are_filled_as_configured() -> None:
     ours = dataclasses.replace(contract(32), bands=sentinel2.bands(TEN))
-    assert band_selection.indices(ours, TEN) is None
-    assert band_selection.indices(ours, sentinel2.L2A_BANDS, "nearest") == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 8, 9]
-    band_indices = band_selection.indices(ours, sentinel2.L2A_BANDS, "mean")
+    assert band_selection.find_indices(ours, TEN) is None
+    assert band_selection.find_indices(ours, sentinel2.L2A_BANDS, "nearest") == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 8, 9]
+    band_indices = band_selection.find_indices(ours, sentinel2.L2A_BANDS, "mean")
     assert band_indices == [0, 1, 2, 3, 4, 5, 6, band_selection.MEAN, 7, band_selection.MEAN, 8, 9]
     images = torch.rand(2, 10, 3, 3)
     assert torch.equal(band_selection.select(images, band_indices)[:, 7], images.mean(dim=1))
     # Of the bands that the recipe names, not of all that are stored.
-    few = band_selection.indices(ours, ("B02", "B08", "B04"), "mean")
+    few = band_selection.find_indices(ours, ("B02", "B08", "B04"), "mean")
     assert torch.equal(band_selection.select(images, few)[:, 1], images[:, [1, 3]].mean(dim=1))
 
 
@@ -68,18 +68,18 @@ def test_bands_without_a_substitute_are_refused() -> None:
     with pytest.raises(
         SettingError, match="bands: B08 B09 not in the shards.*normalise.missing to 'mean', 'nearest' or"
     ):
-        band_selection.narrowed(ours, sentinel2.L2A_BANDS)
+        band_selection.narrow(ours, sentinel2.L2A_BANDS)
     with pytest.raises(SettingError, match="bands: B99 not in the shards, which have B01"):
-        band_selection.narrowed(ours, (*TEN, "B99"), "mean")
+        band_selection.narrow(ours, (*TEN, "B99"), "mean")
     with pytest.raises(SettingError, match="bands: B10 not in the shards"):
-        band_selection.narrowed(ours, ("B10",), "nearest")
+        band_selection.narrow(ours, ("B10",), "nearest")
 
 
 def test_constants_are_those_of_the_substitutes() -> None:
     ours = of_ten(32)
     for policy, mean, std in (("mean", 45.0, 5.5), ("nearest", 70.0, 8.0)):
         own = normalise.NormaliseRecipe(scheme="zscore", missing=policy)  # type: ignore[arg-type]
-        how = normalise.resolve(own, band_selection.narrowed(ours, sentinel2.L2A_BANDS, own.missing))
+        how = normalise.resolve(own, band_selection.narrow(ours, sentinel2.L2A_BANDS, own.missing))
         assert how.absent == ("B08", "B09")
         assert (how.mean[7], how.std[7]) == (mean, std)
         assert (how.mean[8], how.std[8]) == (70.0, 8.0)
@@ -93,10 +93,10 @@ def test_the_mean_is_the_released_one(parity: Path) -> None:
     names = (*TEN, "B08", "B09")
     how = normalise.resolve(
         normalise.NormaliseRecipe(scheme="minmax", eps=1e-9, missing="mean"),
-        band_selection.narrowed(ours, names, "mean"),
+        band_selection.narrow(ours, names, "mean"),
     )
     valid_size = torch.tensor([raw.shape[-2:]])
-    out = normalise.apply(how, raw[None], valid_size, band_selection.indices(ours, names, "mean"))
+    out = normalise.apply(how, raw[None], valid_size, band_selection.find_indices(ours, names, "mean"))
     torch.testing.assert_close(out[0], expected, rtol=0, atol=1e-6)
 
 

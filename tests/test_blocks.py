@@ -17,7 +17,7 @@ from sgdata.types import Grid, Window
 
 
 def some_windows(height: int, width: int, size: int, stride: int) -> list[Window]:
-    return list(grids.patches((height, width), size, stride))
+    return list(grids.cut_patches((height, width), size, stride))
 
 
 def distance_px(a: Window, b: Window) -> int:

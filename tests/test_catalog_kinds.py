@@ -21,7 +21,7 @@ from stac_wrap import COLLECTION, Wrapped, wrap
 
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.rasters import geotiff
-from sgdata.retry import RetryPolicy
+from sgdata.remote.retry import RetryPolicy
 from sgdata.scenes import catalog_io, parse_items, search
 from sgdata.scenes.types import Unusable
 
@@ -97,11 +97,11 @@ def test_every_kind_of_file_gives_the_same_scenes_from_disk_and_over_http(name: 
     assert found(str(archive / name)) == IDS
     (scene, *_), dropped = search.search(str(archive / name), QUERY)
     assert not dropped
-    assert Path(search.located(scene, str(archive / name)).assets["B02"].href).is_file()
+    assert Path(search.resolve_hrefs(scene, str(archive / name)).assets["B02"].href).is_file()
     with served.serving(archive) as server:
         (scene, *_), dropped = search.search(f"{server.url}/{name}", QUERY)
         assert not dropped
-        with geotiff.opened(search.located(scene, server.url).assets["B02"].href, use="scene") as dataset:
+        with geotiff.open_raster(search.resolve_hrefs(scene, server.url).assets["B02"].href, use="scene") as dataset:
             assert dataset.read(1).max() == 300
         assert found(f"{server.url}/{name}") == IDS
 
@@ -377,7 +377,7 @@ def test_the_cloud_layer_of_the_copernicus_data_space_is_a_mask(real: Path) -> N
 
 
 def read(href: str) -> int:
-    with geotiff.opened(href, use="scene") as dataset:
+    with geotiff.open_raster(href, use="scene") as dataset:
         return int(dataset.read(1).max())
 
 
@@ -400,14 +400,14 @@ def test_percent_escapes_and_members_of_archives_are_read(archive: Path) -> None
         item["assets"]["blue"]["href"] = href
     (archive / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": items}))
     scenes, _ = search.search(str(archive / "items.json"), QUERY)
-    assert [read(search.located(scene, str(archive)).assets["B02"].href) for scene in scenes] == [300] * 3
+    assert [read(search.resolve_hrefs(scene, str(archive)).assets["B02"].href) for scene in scenes] == [300] * 3
     # A lock does not name the folder of the archive.
     assert str(archive) not in "".join(scene.assets["B02"].href for scene in scenes)
     items[0]["assets"]["blue"]["href"] = "./%2e%2e/%2e%2e/etc/passwd"
     (archive / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": items}))
     (first, *_), _ = search.search(str(archive / "items.json"), QUERY)
     with pytest.raises(SourceError, match="lies outside"):
-        search.located(first, str(archive))
+        search.resolve_hrefs(first, str(archive))
 
 
 def signed_only(handler: served.Files, content: bytes) -> bool:

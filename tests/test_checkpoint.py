@@ -95,7 +95,7 @@ def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         checkpoint_folder.save(tmp_path / name, model, card_of(model))
         model = cards.load(tmp_path / name)
-    assert files.sums(tmp_path / "a") == files.sums(tmp_path / "b")
+    assert files.compute_sums(tmp_path / "a") == files.compute_sums(tmp_path / "b")
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["SHA256SUMS", "card.json", "model.safetensors"]
 
 

@@ -86,7 +86,7 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
     rule = tag_rules.match(table.rules, "line", {"waterway": "river"}, is_way=True)
     assert rule is not None
     assert rule.half_width_m == 4
-    assert paint.chosen(rasterize.LabelSettings(classes=str(path))) == table
+    assert paint.read_classes(rasterize.LabelSettings(classes=str(path))) == table
     before = class_tables.sha256(str(path))
     path.write_text(OWN.replace("natural=wood", "natural=*"))
     assert class_tables.sha256(str(path)) != before
@@ -114,8 +114,8 @@ def test_labels_are_painted_in_the_classes_of_ones_own_table(tmp_path: Path) -> 
     source = paint.OsmSource(where=str(city), date="2020-04-01", store=tmp_path)
     settings = rasterize.LabelSettings(classes=str(own))
     painted = paint.label(grid, source, settings).painted
-    build_folder.write_labels(tmp_path, grid, paint.chosen(settings).space, rasterize.SOURCES, painted)
-    with geotiff.opened(str(tmp_path / "labels.tif")) as dataset:
+    build_folder.write_labels(tmp_path, grid, paint.read_classes(settings).space, rasterize.SOURCES, painted)
+    with geotiff.open_raster(str(tmp_path / "labels.tif")) as dataset:
         stored = dataset.read(1)
         written_tags = dataset.tags()
     assert (stored[:, :10] == 0).all()
@@ -161,9 +161,9 @@ def test_a_table_without_colours_gets_a_palette(tmp_path: Path) -> None:
     labels = np.array([[0, 1], [1, 255]], np.uint8)
     grid = Grid(crs="EPSG:32632", origin=(690_000, 5_340_000), gsd_m=10, shape=(2, 2))
     build_folder.write_labels(tmp_path, grid, space, rasterize.SOURCES, (labels, np.ones_like(labels)))
-    with geotiff.opened(str(tmp_path / build_folder.LABELS)) as raster:
+    with geotiff.open_raster(str(tmp_path / build_folder.LABELS)) as raster:
         assert {value: "#{:02x}{:02x}{:02x}".format(*raster.colormap(1)[value]) for value in (0, 1)} == space.palette
-    (bars,) = (tables.shares(space, {"all": np.bincount(labels.ravel(), minlength=256)}).bars[:2],)
+    (bars,) = (tables.build_shares(space, {"all": np.bincount(labels.ravel(), minlength=256)}).bars[:2],)
     assert [bar[1] for bar in bars] == list(space.palette.values())
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from sgdata.composite import clear_masks, rules
+from sgdata.composite import rules, select_dates
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.composite.rules import BapSettings
 from sgdata.sentinel2 import L2A_BANDS
@@ -142,7 +142,7 @@ def test_the_geomedian_ignores_one_outlier() -> None:
 def test_dates_that_are_not_usable_are_never_seen(method: rules.Method) -> None:
     composite = rules.CompositeSettings(method=method, max_obs=0, bap=BAP)
     rule = composite.rule
-    dn = np.full((2, len(rule.read_together(L2A_BANDS)) or 1, 1, 2), 500, np.uint16)
+    dn = np.full((2, len(rule.bands_to_read(L2A_BANDS)) or 1, 1, 2), 500, np.uint16)
     dn[0] = 100
     # The left pixel is never clear; of the right one only the second date is.
     clear_scores = np.zeros((2, 1, 2), np.uint8)
@@ -165,7 +165,7 @@ def test_every_rule_gives_pixels(method: rules.Method) -> None:
     composite = rules.CompositeSettings(method=method, max_obs=0, bap=BAP)
     rule, bands = composite.rule, L2A_BANDS
     assert rule.help and not rule.missing(bands)
-    dn = np.full((2, len(rule.read_together(bands)) or 1, 3, 4), 500, np.uint16)
+    dn = np.full((2, len(rule.bands_to_read(bands)) or 1, 3, 4), 500, np.uint16)
     dn[1] += 2
     clear_scores = np.full((2, 3, 4), 60, np.uint8)
     if isinstance(rule, rules.Mix):
@@ -185,6 +185,6 @@ def test_every_rule_gives_pixels(method: rules.Method) -> None:
 def test_few_scenes_are_spread_over_the_ground() -> None:
     left, right, both = np.zeros((4, 4), bool), np.zeros((4, 4), bool), np.ones((4, 4), bool)
     left[:, :2], right[:, 2:], both[0] = True, True, False
-    assert clear_masks.spread_scenes([left, left, both, right], 2) == [2, 0]
-    assert clear_masks.spread_scenes([left, left, left, right], 2) == [0, 3]
-    assert clear_masks.spread_scenes([left, right], 5) == [0, 1]
+    assert select_dates.spread_scenes([left, left, both, right], 2) == [2, 0]
+    assert select_dates.spread_scenes([left, left, left, right], 2) == [0, 3]
+    assert select_dates.spread_scenes([left, right], 5) == [0, 1]

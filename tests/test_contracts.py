@@ -55,9 +55,9 @@ def test_each_field_is_compared_for_its_purposes_only(name: str) -> None:
     value = getattr(BASE, name) if name not in other else 0
     changed = dataclasses.replace(BASE, **{name: other.get(name, value * 2 if value else 1)})
     pixels = {"bands", "level", "scale", "offset"}
-    assert contracts.differences(BASE, changed, "resume") == [name]
-    assert contracts.differences(BASE, changed, "fine-tune") == ([name] if name in pixels else [])
-    assert contracts.differences(BASE, changed, "predict") == ([name] if name in pixels | {"label_space"} else [])
+    assert contracts.find_differences(BASE, changed, "resume") == [name]
+    assert contracts.find_differences(BASE, changed, "fine-tune") == ([name] if name in pixels else [])
+    assert contracts.find_differences(BASE, changed, "predict") == ([name] if name in pixels | {"label_space"} else [])
 
 
 def test_a_difference_is_refused_by_name_unless_waived() -> None:
@@ -84,7 +84,7 @@ def test_a_misspelt_waiver_is_refused() -> None:
     ],
 )
 def test_numbers_that_no_data_have_are_refused(change: dict[str, object], told: str, tmp_path: Path) -> None:
-    document = files.plain(BASE) | change
+    document = files.to_plain(BASE) | change
     (tmp_path / files.CONTRACT).write_bytes(files.pretty_json(document))
     with pytest.raises(SettingError, match=told):
         contracts.read(tmp_path)

@@ -136,10 +136,10 @@ def test_views_differ_and_repeat(folder: Path) -> None:
     other = dataclasses.replace(made, training=dataclasses.replace(made.training, seed=2))
     seen = []
     for one in (made, made, other):
-        source = training.samples(folder, one.training, ("image",))
+        source = training.open_samples(folder, one.training, ("image",))
         setting = training.resolve(one, source.contract, run_paths_for(folder, Path("unused")))
         (batch,) = loader.load(source, loader.in_order(6, 6), threads=1)
-        seen.append([contrast.view(setting, batch, training.pixels(setting, batch), n) for n in (0, 1)])
+        seen.append([contrast.view(setting, batch, training.normalised_pixels(setting, batch), n) for n in (0, 1)])
     assert torch.equal(seen[0][0], seen[1][0])
     assert not torch.equal(seen[0][0], seen[0][1])
     assert not torch.equal(seen[0][1], seen[2][0])  # a neighbouring seed's first view is not this one's second

@@ -99,7 +99,7 @@ def test_a_lake_that_reflects_nothing_in_some_bands_is_kept(
     assert (image > 0).all()
     for band, plane in zip(BANDS, image, strict=True):
         assert (plane[lake] == (1 if band in zeros else 80)).all()
-    assert build_folder.holes(out) == ""
+    assert build_folder.describe_holes(out) == ""
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_bands_and_layers_say_where_data_are(
     assert (read(out)[:, :, :36] > 0).all() == kept
     assert (read(out)[:, :, 36:] > 0).all()
     if not kept:
-        assert build_folder.holes(out) == (
+        assert build_folder.describe_holes(out) == (
             "2,592 pixels (50.000%) hold no data: no scene has data of 2,592; choose another area or widen --dates"
         )
 
@@ -170,7 +170,7 @@ def test_ground_never_seen_clear_is_no_data(tmp_path: Path, recipe: BuildRecipe,
     shown[cloud] = False
     assert ((read(out) > 0).all(axis=0) == shown).all()
     lost = int((~shown).sum())
-    assert f"{lost:,} were never seen clear; widen --dates" in build_folder.holes(out)
+    assert f"{lost:,} were never seen clear; widen --dates" in build_folder.describe_holes(out)
     scenes = files.read_plain(out / "usage.json")["scenes"]
     assert {one["clear_share"] for one in scenes} == {round(float(shown.mean()), 6)}  # type: ignore[index]
 

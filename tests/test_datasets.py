@@ -442,7 +442,7 @@ def test_bands_are_put_in_the_order_of_the_contract(arrays: str, monkeypatch: py
         assert tuple(band.name for band in contract.bands) == stored
         yield lambda ref: Sample(key="a", split="train", arrays={arrays: planes}, meta={})
 
-    monkeypatch.setattr(eurosat, "reading", reading)
+    monkeypatch.setattr(eurosat, "open_source", reading)
     labels = cards.label_space("eurosat", "eurosat")
     contract = cards.contract_of(
         "eurosat", cards.edition("eurosat", "ms"), labels, resampling="none", resampling_version=1

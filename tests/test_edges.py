@@ -201,10 +201,10 @@ def test_models_and_crops_that_cannot_be_made(
 
 def test_autocast_leaves_pixels_alone() -> None:
     x = torch.rand(2, 3, 16, 16)
-    crop = augment.centre(torch.tensor([[16, 16], [12, 12]]), 12)
+    crop = augment.centre_crop(torch.tensor([[16, 16], [12, 12]]), 12)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        halved = augment.images(x, crop, 10)
-    assert torch.equal(halved, augment.images(x, crop, 10))
+        halved = augment.transform_images(x, crop, 10)
+    assert torch.equal(halved, augment.transform_images(x, crop, 10))
 
 
 def test_partners_stay_together_on_any_number_of_processes(

@@ -64,8 +64,8 @@ def test_the_layout_is_that_of_the_released_set_and_reads_back_equal(
     assert verification.verify(out) == []
     codes = {int(row["train_index"]): int(row["file_value"]) for row in catalog.table("segmunich_labels")}
     with (
-        geotiff.opened(str(build / build_folder.IMAGE)) as image,
-        geotiff.opened(str(build / build_folder.LABELS)) as labels,
+        geotiff.open_raster(str(build / build_folder.IMAGE)) as image,
+        geotiff.open_raster(str(build / build_folder.LABELS)) as labels,
     ):
         stored, classes, names = image.read(), labels.read(1), list(image.descriptions)
     for row in patch_table.read(build / files.PATCHES).itertuples():
@@ -84,7 +84,7 @@ def test_the_layout_is_that_of_the_released_set_and_reads_back_equal(
     recipe = dataclasses.replace(select.recipe_for("segmunich"), edition="released", splits="released")
     source, listing, contract = select.list_samples(recipe, out, segmunich.find)
     assert len(listing.refs) == 12 and not listing.rejected
-    with segmunich.reading(source, contract) as read:
+    with segmunich.open_source(source, contract) as read:
         for ref in listing.refs:
             sample = read(ref)
             key = Path(sample.meta["source_id"]).stem

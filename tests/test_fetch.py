@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sgdata import cli, files, retry, verification
+from sgdata import cli, files, verification
 from sgdata.datasets import cards, download
 from sgdata.datasets.types import Source
 from sgdata.errors import OutputError, ServiceError, SettingError
+from sgdata.remote import retry
 
 CONTENT = random.Random(1).randbytes(300_000)
 QUICK = retry.RetryPolicy(tries=4, wait_s=0.01)

@@ -17,7 +17,7 @@ from rasterio.transform import from_origin
 from stac_wrap import COLLECTION, wrap
 from test_stac import scene
 
-from sgdata.composite import cloud_masks, staging
+from sgdata.composite import clear_score, staging
 from sgdata.errors import SourceError
 from sgdata.scenes import parse_items
 from sgdata.scenes.types import Asset
@@ -121,7 +121,7 @@ def test_masks_and_alpha_inside_files_count(tmp_path: Path, kind: str, crs: str,
             tmp_path / "a.tif", [values, WEST_MASKED.astype(dtype) * (257 if dtype == "uint16" else 1)], alpha=True
         )
     found = stage(tmp_path, Asset(href=str(path)), crs)
-    missing = cloud_masks.BEYOND if dtype == "uint8" else 0
+    missing = clear_score.BEYOND if dtype == "uint8" else 0
     assert set(np.unique(found)) == {4, missing}
     assert (found == 4).sum() == pytest.approx(30 * 60, rel=0.1)
 

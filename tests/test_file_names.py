@@ -147,7 +147,7 @@ SAFE = {
         ("sgdata.datasets.archives", "f'{archive}.zip'"), ("sgdata.datasets.segmunich", "name"),
         ("sgdata.datasets.fmow", "m.name"), ("sgdata.files", "path.name + '.aux.xml'"),
     ],
-    "a path of a catalogue, which access refuses outside the root": [("sgdata.access", "path")],
+    "a path of a catalogue, which access refuses outside the root": [("sgdata.remote.access", "path")],
     "names of checkpoints, which are constants": [
         ("sgmodel.train.run_folder", "f'.{folder.name}.{part}'"),
         ("sgmodel.train.run_folder", "f'.{name}.old'"),

@@ -117,7 +117,7 @@ def test_canonical_json_refuses_nan() -> None:
 
 
 def test_plain_accepts_numpy_scalars_and_dataclasses() -> None:
-    assert files.plain({"a": np.float32(0.5), "b": Inner(), "c": (1, Path("x"))}) == {
+    assert files.to_plain({"a": np.float32(0.5), "b": Inner(), "c": (1, Path("x"))}) == {
         "a": 0.5,
         "b": {"method": "medoid", "rate": 1.0},
         "c": [1, "x"],
@@ -173,7 +173,7 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
 
 def test_existing_names_the_expected_kind(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="expected a folder of patches"):
-        files.existing(tmp_path / "absent", "a folder of patches")
+        files.require_file(tmp_path / "absent", "a folder of patches")
 
 
 def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:

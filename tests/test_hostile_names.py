@@ -96,7 +96,7 @@ def test_builds_of_hostile_ids(home: Path, kind: str) -> None:
     out = built(home, IDS[kind], 'name="../../evil"')
     assert {item.scene.id for item in lock.read(out / lock.NAME).items} == set(IDS[kind])
     assert verification.verify(out) == []
-    with geotiff.opened(str(out / files.IMAGE)) as image:
+    with geotiff.open_raster(str(out / files.IMAGE)) as image:
         # Each scene has one value: the median is that of the second, unless two of them share a file.
         assert set(np.unique(image.read(1)).tolist()) == {400}
     (item,) = (out / "stac").iterdir()
@@ -127,7 +127,7 @@ def test_shards_of_hostile_splits(home: Path) -> None:
     assert [sample.split for sample in tar_format.samples(out)] == sorted(SPLITS)
     for split in SPLITS:
         assert len(loader.Samples(out, split, ("image",))) == 1
-    gather.gather(gather.subject(out))
+    gather.gather(gather.detect_subject(out))
     page.write(out, home / "page")
 
 

@@ -101,7 +101,7 @@ def test_the_tiling_does_not_matter(seed: int, size: int, supersample: int, stre
     items.append((shapely.box(10.5, 10.5, 20.5, 20.1), a("landuse", "farmland")))
     items.append((shapely.LineString([(3, 3), (60, 60)]), a("railway", "rail")))
     whole, source, drawing = painted(*items, supersample=supersample, streets=streets)
-    for window in grids.tiles(GRID.shape, size):
+    for window in grids.cut_tiles(GRID.shape, size):
         part, part_source = label_raster.paint(drawing, window)
         assert (part == whole[window.slices]).all()
         assert (part_source == source[window.slices]).all()
@@ -239,7 +239,7 @@ def test_gaps_are_filled_from_another_map_and_marked() -> None:
     got, source, _ = painted((BIG, a("landuse", "forest")))
     other = np.full(got.shape, WATER, np.uint8)
     other[:3] = label_raster.UNMAPPED
-    full, marked = label_raster.filled_gaps(got, source, other)
+    full, marked = label_raster.fill_gaps(got, source, other)
     assert (full[30, 30], full[30, 70], full[0, 0]) == (FOREST, WATER, label_raster.UNMAPPED)
     assert (marked[30, 30], marked[30, 70], marked[0, 0]) == (label_raster.POLYGON, label_raster.GAP_FILL, 0)
 

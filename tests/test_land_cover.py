@@ -128,8 +128,8 @@ def test_a_build_takes_classes_from_a_raster_and_streets_from_openstreetmap(
     of_raster = replace(recipe, labels=replace(recipe.labels, source="raster", codes="worldcover"))
     pipeline.build(of_raster, paths)
     with (
-        geotiff.opened(str(tmp_path / "b" / "labels.tif")) as labels,
-        geotiff.opened(str(tmp_path / "b" / "label_source.tif")) as sources,
+        geotiff.open_raster(str(tmp_path / "b" / "labels.tif")) as labels,
+        geotiff.open_raster(str(tmp_path / "b" / "label_source.tif")) as sources,
     ):
         classes, source, tags = labels.read(1), sources.read(1), sources.tags()
     # Street, forest, arable land and nothing; the meadow of OpenStreetMap does not show.
@@ -143,7 +143,7 @@ def test_a_build_takes_classes_from_a_raster_and_streets_from_openstreetmap(
     assert (rows["Pastures"]["raster"], rows["Pastures"]["rules"] > 2000) == (0, True)
     # `--gap` fills what the raster lacks.
     pipeline.build(of_raster, replace(paths, out=tmp_path / "c", gap=raster(tmp_path / "g.tif", codes * 0 + 21)))
-    with geotiff.opened(str(tmp_path / "c" / "label_source.tif")) as sources:
+    with geotiff.open_raster(str(tmp_path / "c" / "label_source.tif")) as sources:
         assert sources.read(1)[110, 20] == 3
     for wrong in (replace(paths, raster=None), replace(paths, osm="none")):
         with pytest.raises(SettingError, match="raster"):

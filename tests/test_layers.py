@@ -22,6 +22,7 @@ MODULES = {
 LAYERS = {
     "sgdata": (
         ("",),
+        ("remote",),
         ("rasters",),
         ("scenes", "shards"),
         ("splits", "composite", "labels"),
@@ -52,7 +53,7 @@ PURE = (
     *(
         "composite.rules",
         "composite.kernels",
-        "composite.cloud_masks",
+        "composite.clear_score",
         "labels.rasterize",
         "labels.tag_rules",
         "scenes.offsets",
@@ -71,7 +72,7 @@ EDGE_LIBRARIES = {
     *("rasterio", "requests", "pystac", "pystac_client", "osmnx", "osmium", "shutil", "subprocess", "socket"),
 }
 # What training may import of sgdata: nothing that needs GDAL. Prediction alone reads and writes rasters.
-WITHOUT_GDAL = {"", "shards", "pages", "audits"}
+WITHOUT_GDAL = {"", "remote", "shards", "pages", "audits"}
 
 
 def is_type_checking(node: ast.AST) -> bool:

@@ -27,7 +27,7 @@ from sgdata.cli import app
 from sgdata.composite import staging
 from sgdata.errors import ExitCode, OutputError, ServiceError, SourceError
 from sgdata.rasters import geotiff
-from sgdata.retry import RetryPolicy
+from sgdata.remote.retry import RetryPolicy
 from sgdata.scenes import coverage, lock, search
 from sgdata.scenes.aoi import Area
 from sgdata.scenes.types import UNREADABLE, UNUSABLE, Dropped

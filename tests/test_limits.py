@@ -85,7 +85,7 @@ OPEN = "from sgdata.rasters import geotiff"
 
 def test_a_block_of_gigabytes_is_refused_by_its_header(tmp_path: Path) -> None:
     path = tiff(tmp_path / "a.tif", 65536, 65536, tile=65536)
-    read = "with geotiff.opened(sys.argv[1], use='scene') as it: it.read(1, window=((0, 1), (0, 1)))"
+    read = "with geotiff.open_raster(sys.argv[1], use='scene') as it: it.read(1, window=((0, 1), (0, 1)))"
     assert "bytes in one block" in outcome(OPEN, read, path)
 
 
@@ -106,7 +106,7 @@ def test_a_raster_of_a_million_squared_is_refused_by_its_header(driver: str, tmp
         # SIZ and ihdr declare the size of the image and of its tiles.
         content = content.replace(struct.pack(">II", 64, 64), struct.pack(">II", 10**6, 10**6))
         path.write_bytes(content)
-    read = "with geotiff.opened(sys.argv[1], use='scene') as it: it.read(1, window=((0, 1), (0, 1)))"
+    read = "with geotiff.open_raster(sys.argv[1], use='scene') as it: it.read(1, window=((0, 1), (0, 1)))"
     assert outcome(OPEN, read, path).startswith("SourceError")
 
 
@@ -139,7 +139,7 @@ def zeros(path: Path, size: int) -> Path:
 
 def test_an_answer_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
     path = zeros(tmp_path / "answer.json.gz", 1 << 30)
-    read = "overpass.unpacked(Path(sys.argv[1]))"
+    read = "overpass.unpack(Path(sys.argv[1]))"
     assert "unpacks to more than" in outcome("from sgdata.labels import overpass", read, path)
 
 
@@ -178,7 +178,7 @@ import shapely
 from sgdata.builds import build_recipe
 from sgdata.labels import osm_features, paint
 area = shapely.box(11, 48, 12, 49)
-rules = paint.chosen(build_recipe.recipe_for("segmunich", {"bbox": (11, 48, 12, 49)}).labels).rules
+rules = paint.read_classes(build_recipe.recipe_for("segmunich", {"bbox": (11, 48, 12, 49)}).labels).rules
 """
 READ_OSM = "raise SgdataError(repr(dict(osm_features.read(sys.argv[1], area, rules=rules).losses)))"
 

@@ -66,7 +66,7 @@ def test_change_is_antisymmetric_where_nothing_changed() -> None:
 
 def test_a_recipe_goes_through_toml_and_back() -> None:
     for recipe in BASELINES.values():
-        assert files.parse(factory.ModelRecipe, files.plain(recipe), "itself") == recipe
+        assert files.parse(factory.ModelRecipe, files.to_plain(recipe), "itself") == recipe
 
 
 @pytest.mark.parametrize("side", [33, 47])

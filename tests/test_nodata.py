@@ -106,7 +106,7 @@ def test_the_loss_of_pretraining_is_equal_for_every_form(folders: dict[str, Path
     made = pretraining(f"normalise.scheme={scheme}", f"augment.crop_area={crop}", "model.image_px=48")
     found = {}
     for form, folder in folders.items():
-        source = training.samples(folder, made.training, ("image",))
+        source = training.open_samples(folder, made.training, ("image",))
         setting = training.resolve(made, source.contract, run_paths_for(folder, folder / "run"))
         model = pretrain.build(setting.recipe)
         (batch,) = loader.load(source, loader.in_order(4, 4), threads=1)
@@ -121,7 +121,7 @@ def test_the_loss_of_segmentation_is_equal_for_every_form(folders: dict[str, Pat
     made = segmentation("tiny", *SMALL, f"normalise.scheme={scheme}")
     found = {}
     for form, folder in folders.items():
-        source = training.samples(folder, made.training, ("image", "mask"))
+        source = training.open_samples(folder, made.training, ("image", "mask"))
         setting = training.resolve(made, source.contract, run_paths_for(folder, folder / "run"))
         torch.manual_seed(0)
         model = segment.build(setting.recipe, CLASSES).eval()
@@ -132,11 +132,11 @@ def test_the_loss_of_segmentation_is_equal_for_every_form(folders: dict[str, Pat
 
 def test_what_is_in_a_hole_does_not_change_the_loss_of_pretraining(folders: dict[str, Path]) -> None:
     made = pretraining("model.image_px=48", "mask_ratio=0.95")
-    source = training.samples(folders["0"], made.training, ("image",))
+    source = training.open_samples(folders["0"], made.training, ("image",))
     setting = training.resolve(made, source.contract, run_paths_for(folders["0"], folders["0"] / "run"))
     (batch,) = loader.load(source, loader.in_order(4, 4), threads=1)
     # The targets of a hole are no number at all, so that no prediction is compared with them.
-    geometry = augment.centre(batch.valid_size, SIDE)
+    geometry = augment.centre_crop(batch.valid_size, SIDE)
     images, seen = pretrain._view(setting, batch, geometry)
     assert torch.equal(~seen, torch.from_numpy(HOLE).expand_as(seen))
     model = pretrain.build(setting.recipe)
@@ -238,5 +238,5 @@ def test_pages_and_audits_take_nan_and_class_values_above_255(tmp_path: Path) ->
     finish.write(samples, tmp_path / "shards", contract=data)
     pages.write(tmp_path / "shards", tmp_path / "page", ())
     assert "left" in (tmp_path / "page" / "index.html").read_text()
-    facts = gather.gather(gather.subject(tmp_path / "shards"), workers=1)
+    facts = gather.gather(gather.detect_subject(tmp_path / "shards"), workers=1)
     assert facts.totals.count.tolist() == [4 * (~HOLE).sum()] * 12

@@ -18,7 +18,7 @@ import shapely
 from sgdata import catalog
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.labels import osm_features, overpass, tag_rules
-from sgdata.retry import RetryPolicy
+from sgdata.remote.retry import RetryPolicy
 
 CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
 ROWS = catalog.table("osm_lulc_tags")
@@ -240,20 +240,20 @@ def test_reading_queries_the_server_and_returns_the_date(server: Server, tmp_pat
 
 def test_large_areas_are_asked_for_in_tiles_and_by_groups_of_keys() -> None:
     rules = tag_rules.rules(ROWS, CODES, tiers=("core", "ext"), groups=("drive",))
-    small = overpass.queries(AREA, rules, date="2020-04-01", service=overpass.Service())
+    small = overpass.build_queries(AREA, rules, date="2020-04-01", service=overpass.Service())
     asked = " ".join(small)
     for kind in ("polygon", "line"):
         for key in tag_rules.keys(rules, kind):  # type: ignore[arg-type]
             assert asked.count(f'way["{key}"]') == 1
     assert 'relation["railway"]' in asked
     wide = shapely.box(11.0, 48.0, 12.0, 48.5)
-    assert len(overpass.tiles(wide.bounds)) == 4 * 3
-    assert len(overpass.queries(wide, rules, date="2020-04-01", service=overpass.Service())) == 12 * len(small)
+    assert len(overpass.cut_tiles(wide.bounds)) == 4 * 3
+    assert len(overpass.build_queries(wide, rules, date="2020-04-01", service=overpass.Service())) == 12 * len(small)
     corner = shapely.Polygon([(11.0, 48.0), (12.0, 48.0), (11.0, 48.5)])
-    assert len(overpass.queries(corner, rules, date="2020-04-01", service=overpass.Service())) < 12 * len(small)
+    assert len(overpass.build_queries(corner, rules, date="2020-04-01", service=overpass.Service())) < 12 * len(small)
 
 
 @pytest.mark.parametrize("date", ["2020", "yesterday", '2020-04-01"];out;', "2020-4-1"])
 def test_a_date_that_is_none_is_refused(date: str) -> None:
     with pytest.raises(SettingError, match="YYYY-MM-DD"):
-        overpass.queries(AREA, RULES, date=date, service=overpass.Service())
+        overpass.build_queries(AREA, RULES, date=date, service=overpass.Service())

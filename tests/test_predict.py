@@ -123,7 +123,7 @@ def raster(path: Path) -> Array:
 @given(st.integers(1, 90), st.integers(1, 8), st.floats(0, 0.75))
 def test_shares_sum_to_one_everywhere(size: int, side: int, overlap: float) -> None:
     shared = int(side * overlap)
-    first = tiling.starts(size, side, side - shared)
+    first = tiling.tile_starts(size, side, side - shared)
     total = np.zeros(max(size, side))
     for start, share in zip(first, tiling.blend_weights(first, side, shared), strict=True):
         total[start : start + side] += share
@@ -144,7 +144,7 @@ def test_an_identity_model_reproduces_the_scene(height: int, width: int, overlap
     seen = np.ones((height, width), bool)
     rows = [
         (row, answer.copy(), there)
-        for row, answer, there in tiling.blended(
+        for row, answer, there in tiling.blend(
             plan, lambda row, n: (scene[:, row : row + n], seen[row : row + n]), look, batch=3
         )
     ]
@@ -162,7 +162,7 @@ def test_memory_is_that_of_a_row_of_tiles() -> None:
     def peak(height: int) -> int:
         plan = tiling.plan((height, 4096), px=32, answer=(4, 32), overlap=0.5)
         tracemalloc.start()
-        rows = tiling.blended(
+        rows = tiling.blend(
             plan,
             lambda row, n: (np.ones((4, n, 4096), np.uint16), np.ones((n, 4096), bool)),
             lambda tiles: tiles.astype(np.float32),
@@ -186,7 +186,7 @@ def test_no_seams(weights: Path) -> None:
 
     def step_at_borders(overlap: float) -> float:
         plan = tiling.plan((160, 160), px=PX, answer=model.answer, overlap=overlap)
-        rows = tiling.blended(plan, lambda r, n: (scene[:, r : r + n], seen[r : r + n]), model.look, batch=16)
+        rows = tiling.blend(plan, lambda r, n: (scene[:, r : r + n], seen[r : r + n]), model.look, batch=16)
         steps = np.abs(np.diff(np.concatenate([a.copy() for _, a, _ in rows], axis=1), axis=2)).mean(axis=(0, 1))
         at = sorted({col - 1 for col in plan.cols if col} | {col + PX - 1 for col in plan.cols if col + PX < 160})
         return float(steps[at].mean() / np.delete(steps, at).mean())

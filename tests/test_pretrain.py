@@ -73,7 +73,7 @@ def test_a_run_leaves_everything_in_its_folder(whole: Path) -> None:
     times = json.loads((whole / "timings.jsonl").read_text().splitlines()[0])
     assert set(times) == {"step", "wait_s", "step_s", "images_per_s", "wait_share", "tflops", "memory_gb"}
     sums = (whole / "SHA256SUMS").read_text()
-    assert sums == files.sums(whole).decode()
+    assert sums == files.compute_sums(whole).decode()
     named = {line.split("  ")[1] for line in sums.splitlines()}
     assert named == {
         *("recipe.toml", "contract.json", "metrics.jsonl", "results.json", "card.md", "pictures/step-000009.png"),

@@ -26,7 +26,7 @@ def pixels(bands: int, seed: int = 1, dtype: type = np.uint16) -> Array:
 
 
 def pieces(values: Array, size: int) -> list[tuple[Window, Array]]:
-    return [(w, values[(slice(None), *w.slices)]) for w in grids.tiles(GRID.shape, size)]
+    return [(w, values[(slice(None), *w.slices)]) for w in grids.cut_tiles(GRID.shape, size)]
 
 
 def write_plain(path: Path, values: Array, **changes: Any) -> Path:
@@ -65,13 +65,13 @@ def test_the_pixel_hash_sees_pixels_and_place_only(tmp_path: Path) -> None:
     values, style = pixels(1), cog.Style(descriptions=("B02",))
     cog.write(tmp_path / "cog.tif", GRID, pieces(values, 512), style=style)
     plain = write_plain(tmp_path / "plain.tif", values[0], compress="lzw")
-    promised = geotiff.pixel_sha256(plain)
-    assert geotiff.pixel_sha256(tmp_path / "cog.tif") == promised
+    promised = geotiff.hash_pixels(plain)
+    assert geotiff.hash_pixels(tmp_path / "cog.tif") == promised
     values[0, 699, 529] ^= 1
-    assert geotiff.pixel_sha256(write_plain(tmp_path / "b.tif", values[0])) != promised
+    assert geotiff.hash_pixels(write_plain(tmp_path / "b.tif", values[0])) != promised
     values[0, 699, 529] ^= 1
     moved = write_plain(tmp_path / "c.tif", values[0], transform=Affine(10, 0, 600010, 0, -10, 5400000))
-    assert geotiff.pixel_sha256(moved) != promised
+    assert geotiff.hash_pixels(moved) != promised
 
 
 def test_classes_get_palette_tags_and_sidecar(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_strips_put_the_window_together(
     row, col = data.draw(st.integers(0, 699)), data.draw(st.integers(0, 529))
     size = (data.draw(st.integers(1, 700 - row)), data.draw(st.integers(1, 530 - col)))
     window = Window(row=row, col=col, height=size[0], width=size[1])
-    with geotiff.opened(str(path)) as dataset:
-        found = np.concatenate([strip.copy() for strip in geotiff.strips(dataset, window)])
+    with geotiff.open_raster(str(path)) as dataset:
+        found = np.concatenate([strip.copy() for strip in geotiff.read_strips(dataset, window)])
     np.testing.assert_array_equal(found, values[window.slices])
 
 
@@ -108,8 +108,8 @@ def test_a_foreign_nodata_tag_becomes_zero(tmp_path: Path) -> None:
     values = pixels(1)[0]
     values[5, 6] = 65535
     path = write_plain(tmp_path / "n.tif", values, nodata=65535)
-    with geotiff.opened(str(path)) as dataset:
-        (found,) = geotiff.strips(dataset, Window(row=0, col=0, height=700, width=530))
+    with geotiff.open_raster(str(path)) as dataset:
+        (found,) = geotiff.read_strips(dataset, Window(row=0, col=0, height=700, width=530))
     assert (found[5, 6], found[6, 6]) == (0, values[6, 6])
 
 
@@ -128,7 +128,7 @@ def test_the_window_over_bounds(bounds: tuple[float, ...], expected: tuple[int, 
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="nothing.tif"), geotiff.opened(str(tmp_path / "nothing.tif")):
+    with pytest.raises(SourceError, match="nothing.tif"), geotiff.open_raster(str(tmp_path / "nothing.tif")):
         pass
 
 
@@ -136,14 +136,14 @@ def test_a_truncated_file_is_an_error_and_never_nodata(tmp_path: Path) -> None:
     path = write_plain(tmp_path / "t.tif", pixels(1)[0])
     path.write_bytes(path.read_bytes()[:-20_000])
     window = Window(row=0, col=0, height=700, width=530)
-    with pytest.raises(SourceError, match=r"t\.tif: cannot be read"), geotiff.opened(str(path)) as dataset:
-        list(geotiff.strips(dataset, window))
+    with pytest.raises(SourceError, match=r"t\.tif: cannot be read"), geotiff.open_raster(str(path)) as dataset:
+        list(geotiff.read_strips(dataset, window))
 
 
 def test_rotated_pixels_are_refused(tmp_path: Path) -> None:
     path = write_plain(tmp_path / "r.tif", pixels(1)[0], transform=Affine(10, 1, 600000, 0, -10, 5400000))
-    with pytest.raises(SourceError, match="north-up"), geotiff.opened(str(path)) as dataset:
-        geotiff.header(dataset)
+    with pytest.raises(SourceError, match="north-up"), geotiff.open_raster(str(path)) as dataset:
+        geotiff.read_header(dataset)
 
 
 def test_an_output_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
@@ -171,8 +171,8 @@ def test_strips_past_gdal_equal_those_through_it(
     window = Window(
         row=row, col=col, height=data.draw(st.integers(1, 150 - row)), width=data.draw(st.integers(1, 170 - col))
     )
-    with geotiff.opened(str(path)) as dataset:
-        found = np.concatenate([strip.copy() for strip in geotiff.strips(dataset, window)])
+    with geotiff.open_raster(str(path)) as dataset:
+        found = np.concatenate([strip.copy() for strip in geotiff.read_strips(dataset, window)])
     expected = values[window.slices]
     blank = nodata and dtype == "uint16"  # in masks the tagged value stays: 0 there says clear
     np.testing.assert_array_equal(found, np.where(expected == nodata, 0, expected) if blank else expected)
@@ -185,8 +185,8 @@ def test_a_big_endian_file_and_an_absent_block_are_left_to_gdal(tmp_path: Path) 
     big = write_plain(tmp_path / "big.tif", values, ENDIANNESS="BIG", predictor=2)
     sparse = write_plain(tmp_path / "sparse.tif", values, SPARSE_OK=True)
     for path in (big, sparse):
-        with geotiff.opened(str(path)) as dataset:
-            found = np.concatenate([strip.copy() for strip in geotiff.strips(dataset, whole)])
+        with geotiff.open_raster(str(path)) as dataset:
+            found = np.concatenate([strip.copy() for strip in geotiff.read_strips(dataset, whole)])
             np.testing.assert_array_equal(found, values)
 
 
@@ -197,5 +197,5 @@ def test_a_damaged_block_is_an_error(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[at : at + 40] = b"\xff" * 40
     path.write_bytes(content)
-    with pytest.raises(SourceError, match="cannot be read"), geotiff.opened(str(path)) as dataset:
-        list(geotiff.strips(dataset, Window(row=0, col=0, height=128, width=128)))
+    with pytest.raises(SourceError, match="cannot be read"), geotiff.open_raster(str(path)) as dataset:
+        list(geotiff.read_strips(dataset, Window(row=0, col=0, height=128, width=128)))

@@ -34,8 +34,8 @@ def stored_and_file(place: Path, dataset: str, edition: str) -> tuple[loader.Sam
 def read(source: loader.Samples, recipe: classify.ClassifyRecipe | segment.SegmentRecipe) -> Array:
     """Return the sample as the model of `recipe` reads it, before any crop."""
     policy = recipe.normalise.missing
-    how = normalise.resolve(recipe.normalise, band_selection.narrowed(source.contract, recipe.bands, policy))
-    band_indices = band_selection.indices(source.contract, recipe.bands, policy)
+    how = normalise.resolve(recipe.normalise, band_selection.narrow(source.contract, recipe.bands, policy))
+    band_indices = band_selection.find_indices(source.contract, recipe.bands, policy)
     image = torch.from_numpy(source.read(0, "image"))[None]
     return np.asarray(normalise.apply(how, image, torch.tensor([[16, 16]]), band_indices)[0])
 
@@ -62,4 +62,4 @@ def test_segmunich_in_the_order_of_the_file_and_twice_its_mean(tmp_path: Path) -
     twelve = np.concatenate([ten, ten.mean(0, keepdims=True), ten.mean(0, keepdims=True)])
     low, high = twelve.min((1, 2), keepdims=True), twelve.max((1, 2), keepdims=True)
     np.testing.assert_allclose(read(source, recipe), (twelve - low) / (high - low + 1e-9), atol=1e-5)
-    assert band_selection.indices(source.contract, recipe.bands, "mean")[10:] == [band_selection.MEAN] * 2  # type: ignore[index]
+    assert band_selection.find_indices(source.contract, recipe.bands, "mean")[10:] == [band_selection.MEAN] * 2  # type: ignore[index]

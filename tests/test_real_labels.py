@@ -36,7 +36,7 @@ def drawn(real: Path, place: str, **chosen: Any) -> tuple[osm_features.Features,
     name, *bounds = EXTRACTS[place]
     found = osm_features.read(real / "osm" / name, shapely.box(*bounds), rules=RULES)
     project = Transformer.from_crs("EPSG:4326", "EPSG:32632", always_xy=True)
-    grid = grids.covering(project.transform_bounds(*bounds), "EPSG:32632")
+    grid = grids.snap_outward(project.transform_bounds(*bounds), "EPSG:32632")
     return found, label_raster.prepare(found.table, RULES, grid, label_raster.LabelSettings(**chosen)), grid
 
 
@@ -62,7 +62,7 @@ def test_the_extracts_look_like_the_places(real: Path, place: str, shares: dict[
     assert (source[mask == STREET] == label_raster.LINE).mean() > 0.9
     # Nothing vanishes: each feature read is drawn or counted.
     assert sum(drawing.counts.values()) - drawing.counts.get("mended", 0) == len(found.table)
-    for window in grids.tiles(grid.shape, 50):
+    for window in grids.cut_tiles(grid.shape, 50):
         assert (label_raster.paint(drawing, window)[0] == mask[window.slices]).all()
 
 

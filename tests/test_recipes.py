@@ -49,7 +49,7 @@ def test_recipe_loads_and_builds(path: Path) -> None:
     assert parameters == PARAMETERS.get(path.stem, parameters)
     trained = [parameter for parameter in built.parameters() if parameter.requires_grad]
     assert sum(len(group["params"]) for group in optim.groups(built, recipe.training.optimizer)) == len(trained)
-    assert files.parse(type(recipe), files.plain(recipe), "itself") == recipe
+    assert files.parse(type(recipe), files.to_plain(recipe), "itself") == recipe
 
 
 def test_every_recipe_belongs_to_a_program_and_has_a_complete_header() -> None:

@@ -25,7 +25,7 @@ from sgdata.cli import app
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.packing import pack
 from sgdata.releases import assemble
-from sgdata.releases.shipment import Order
+from sgdata.releases.release_content import ReleaseOrder
 from sgdata.scenes import lock, search
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Asset, Dropped, Scene
@@ -70,17 +70,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def order(made: Path, out: Path, **changes: Any) -> Order:
-    known = Order(
+def order(made: Path, out: Path, **changes: Any) -> ReleaseOrder:
+    known = ReleaseOrder(
         name="tiny-town", version="1.0", source=made / "shards", build=made / "build", out=out,
         register=out / "catalogs", published="2026-11-21",
     )  # fmt: skip
     return replace(known, **changes)
 
 
-def release(wanted: Order) -> tuple[Path, Report]:
+def release(wanted: ReleaseOrder) -> tuple[Path, Report]:
     return assemble.release(
-        wanted, lambda path: checks.judge(gather.gather(gather.subject(path, lock_of=wanted.build)))
+        wanted, lambda path: checks.judge(gather.gather(gather.detect_subject(path, lock_of=wanted.build)))
     )
 
 
@@ -125,8 +125,8 @@ def test_every_file_has_a_licence_and_a_notice(released: Path) -> None:
 
 
 def test_a_simulated_release_credits_neither_satellite_nor_mappers(made: Path, city: Path, tmp_path: Path) -> None:
-    assert search.simulated(str(city / "catalog.json"))
-    assert not search.simulated(str(made))
+    assert search.is_simulated(str(city / "catalog.json"))
+    assert not search.is_simulated(str(made))
     shutil.copytree(made / "build", tmp_path / "build")
     planned = lock.read(tmp_path / "build")
     lock.write(tmp_path / "build" / lock.NAME, replace(planned, simulated=True))

@@ -309,4 +309,4 @@ def test_the_command_line(shards: Path, tmp_path: Path, capsys: pytest.CaptureFi
     document = json.loads((out / "ledger.json").read_text())
     assert document["tables"][0]["rows"][0]["state"] == "not run: data absent"
     assert contracts.read(shards).dataset == "toy"
-    assert [block.title for block in shown.blocks(document)] == ["T"]
+    assert [block.title for block in shown.build_blocks(document)] == ["T"]

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import requests
 
-from sgdata import retry
+from sgdata.remote import retry
 
 POLICY = retry.RetryPolicy(tries=4, wait_s=1, factor=3, longest_wait_s=10)
 

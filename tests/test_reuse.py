@@ -25,10 +25,11 @@ from test_pairs import pair, raster  # noqa: F401
 from test_pretrain import recipe as training_recipe
 from test_pretrain import run_paths_for
 
-from sgdata import files, identity, kept
+from sgdata import files, kept
 from sgdata.builds.build_recipe import BuildRecipe
 from sgdata.errors import SettingError, SgdataError, SourceError
 from sgdata.packing import pack, select
+from sgdata.remote import identity
 from sgdata.shards import finish
 from sgmodel.checkpoints import cards, transfer, weight_files
 from sgmodel.recipes import pretrain

@@ -92,7 +92,7 @@ def test_scoring_holds_no_more_than_a_step(tmp_path: Path, program: str, accumul
     (batch,) = loader.load(trained, loader.in_order(4, 4), threads=1)
 
     def step() -> None:
-        list(loop.steps(lambda part: made.objective(setting, model, part), [batch], updates, setting.where))
+        list(loop.steps(lambda part: made.objective(setting, model, part), [batch], updates, setting.launch))
 
     step()  # creates the moments of the optimizer, which stay
     assert peak(lambda: made.score(setting, model, held_out)) <= peak(step)

@@ -265,7 +265,7 @@ def test_tiles_workers_order_and_folder_do_not_change_bytes(tmp_path: Path, reci
     one = run(recipe, tmp_path / "a", tmp_path / "one")
     other = run(recipe, tmp_path / "elsewhere" / "c", tmp_path / "other", workers=2, tile_px=64)
     assert (one / files.SUMS).read_text() == (other / files.SUMS).read_text()
-    assert files.sums(one).decode() == (one / files.SUMS).read_text()
+    assert files.compute_sums(one).decode() == (one / files.SUMS).read_text()
     assert not (one / ".scratch").exists()
 
 
@@ -282,7 +282,7 @@ def test_a_killed_build_resumes_where_it_stopped(
 ) -> None:
     wrap(tmp_path / "a", [scene("2019-05-01", ground(5)), scene("2019-06-01", ground(6))])
     whole = run(recipe, tmp_path / "a", tmp_path / "whole", tile_px=64)
-    opened, real_open = [], geotiff.opened
+    opened, real_open = [], geotiff.open_raster
     computed, real_tile = [], tiles.read_stack
 
     def dying(href: str, **options: Any) -> Any:
@@ -371,7 +371,7 @@ def test_plan_reads_no_pixel_and_counts_months(tmp_path: Path, recipe: BuildReci
     planned = pipeline.plan(recipe, BuildPaths(out=tmp_path / "b", stac=str(tmp_path / "a")))
     assert planned.state == "planned"
     assert lock.read(tmp_path / "b" / lock.NAME) == planned
-    rows = {row.month: row for row in coverage.months(planned)}
+    rows = {row.month: row for row in coverage.count_months(planned)}
     assert len(rows) == 12
     assert (rows["2019-05"].passes, rows["2019-06"].scenes, rows["2019-07"].scenes) == (2, 0, 1)
     raw = 150 * 140 * (4 * 2 + 6 * 2 / 4 + 2 * 2 / 36 + 1 / 4)

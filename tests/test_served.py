@@ -271,13 +271,13 @@ def test_a_token_near_its_end_is_replaced_and_a_silent_service_is_named(monkeypa
     monkeypatch.setattr(signing, "_request_token", lambda url: answers.pop(0))
     href = "https://store.blob.core.windows.net/box/x.tif"
     for expected in ("sig=a", "sig=b", "sig=b"):
-        assert signing.signed(href, "https://tokens.example/v1") == f"{href}?{expected}"
-    assert signing.signed(href, "") == href
-    assert signing.signed("/disk/x.tif", "https://tokens.example/v1") == "/disk/x.tif"
+        assert signing.sign(href, "https://tokens.example/v1") == f"{href}?{expected}"
+    assert signing.sign(href, "") == href
+    assert signing.sign("/disk/x.tif", "https://tokens.example/v1") == "/disk/x.tif"
     assert signing.service("planetary-computer", href) == signing.PLANETARY_COMPUTER
     assert signing.service("planetary-computer", "/disk/x.tif") == signing.service("cdse", href) == ""
     monkeypatch.undo()
     monkeypatch.setattr(signing, "RETRY", replace(signing.RETRY, wait_s=0))
     nobody = f"http://127.0.0.1:{served.free_port()}/token"
     with pytest.raises(ServiceError, match=f"{nobody}/store/other: gives no token"):
-        signing.signed(href.replace("box", "other"), nobody)
+        signing.sign(href.replace("box", "other"), nobody)

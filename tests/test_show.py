@@ -165,7 +165,7 @@ def test_ids_of_figures_do_not_depend_on_earlier_figures() -> None:
 
 
 def test_a_run_has_losses_scores_and_its_last_picture(trained: Path, tmp_path: Path) -> None:
-    blocks = {block.title: block for block in run.blocks(trained, tmp_path)}
+    blocks = {block.title: block for block in run.build_blocks(trained, tmp_path)}
     assert list(blocks) == [
         "Loss",
         "Validation",
@@ -207,7 +207,7 @@ def test_samples_are_spread_over_splits() -> None:
 @pytest.mark.parametrize("task", ["single-label", "multi-label"])
 def test_labelled_scenes_have_their_classes_in_words(task: Any, tmp_path: Path) -> None:
     source = synthetic_shards.write_scenes(tmp_path / "shards", task=task)
-    gallery, bars, *_ = samples.blocks(source, tmp_path / "page")
+    gallery, bars, *_ = samples.build_blocks(source, tmp_path / "page")
     assert isinstance(gallery, html.Gallery)
     assert len(gallery.cards) == 20
     assert gallery.cards[0].values["class"] == ("dark",)

@@ -77,7 +77,7 @@ def test_bytes_do_not_depend_on_workers_and_a_done_archive_is_kept(tmp_path: Pat
     one = archive.simulate(tmp_path / "one", size_km=2, dates=3, workers=1)
     two = archive.simulate(tmp_path / "two", size_km=2, dates=3, workers=2)
     assert (one / files.SUMS).read_bytes() == (two / files.SUMS).read_bytes()
-    assert files.sums(one) == (one / files.SUMS).read_bytes()
+    assert files.compute_sums(one) == (one / files.SUMS).read_bytes()
     assert not list(one.rglob(".work*"))
     before = (one / "catalog.json").stat().st_mtime_ns
     assert archive.simulate(one, size_km=2, dates=3) == one
@@ -131,7 +131,7 @@ def test_the_area_snaps_to_the_grid_asked_for(city: Path) -> None:
     feature = json.loads((city / "aoi.geojson").read_text())["features"][0]
     lon, lat = np.array(feature["geometry"]["coordinates"][0]).T
     x, y = Transformer.from_crs("EPSG:4326", what.area.crs, always_xy=True).transform(lon, lat)
-    assert grids.covering((min(x), min(y), max(x), max(y)), what.area.crs) == what.area
+    assert grids.snap_outward((min(x), min(y), max(x), max(y)), what.area.crs) == what.area
     assert what.area.origin[0] % 60 == what.granule.origin[0] % 60 == what.granule.origin[1] % 60 == 0
     for size in (2.0, 6.0, 7.99, 40.0):
         assert plan.checked(1, size, 12).area.shape[0] * 10 == pytest.approx(size * 1000, abs=30)

@@ -110,8 +110,8 @@ def shown(source: loader.Samples) -> Iterator[tuple[Array, Array]]:
     """Yield image and mask of each window as a model without a crop sees them, in stored units."""
     for batch in loader.load(source, loader.in_order(len(source), 3), threads=1):
         how = augment.draw(augment.AugmentRecipe(), batch.samples, batch.epoch, batch.valid_size, seed=0)
-        images = augment.images(batch.arrays["image"].float(), how, PX)
-        targets = augment.masks(batch.arrays["mask"].to(torch.int32), how, PX, 255)
+        images = augment.transform_images(batch.arrays["image"].float(), how, PX)
+        targets = augment.transform_masks(batch.arrays["mask"].to(torch.int32), how, PX, 255)
         yield from zip(images.numpy(), targets.numpy(), strict=True)
 
 
@@ -182,7 +182,7 @@ def test_padding_is_no_target_of_pretraining(tmp_path: Path) -> None:
     source = pretrain._source(recipe, run_paths_for(folder, tmp_path / "run"))  # type: ignore[arg-type]
     setting = pretrain.training.resolve(recipe, source.contract, run_paths_for(folder, tmp_path / "run"))
     (batch,) = loader.load(source, loader.in_order(4, 4), threads=1)
-    _, seen = pretrain._view(setting, batch, augment.centre(batch.valid_size, PX))  # type: ignore[arg-type]
+    _, seen = pretrain._view(setting, batch, augment.centre_crop(batch.valid_size, PX))  # type: ignore[arg-type]
     expected = np.zeros((4, 12, PX, PX), bool)
     expected[:, :, :11, :13] = True
     np.testing.assert_array_equal(seen.numpy(), expected)

@@ -17,7 +17,7 @@ import pytest
 from stac_wrap import COLLECTION, Wrapped, wrap
 
 from sgdata.errors import ServiceError, SettingError, SourceError
-from sgdata.retry import RetryPolicy
+from sgdata.remote.retry import RetryPolicy
 from sgdata.scenes import parse_items, search
 from sgdata.scenes.types import Scene
 from sgdata.sentinel2 import L2A_BANDS
@@ -64,7 +64,7 @@ def test_copernicus_data_space(real: Path) -> None:
 
 def test_twins_of_one_acquisition(real: Path) -> None:
     path = real / "stac" / "earth_search_v1" / "munich_tile_32UPU" / "two_items_of_one_acquisition.json"
-    kept, dropped = search.without_twins(parsed(path))
+    kept, dropped = search.drop_twins(parsed(path))
     assert [(s.id, s.baseline, s.orbit) for s in kept] == [("S2B_32UPU_20210531_1_L2A", "05.00", 65)]
     assert [d.id for d in dropped] == ["S2B_32UPU_20210531_0_L2A"]
     assert "S2B_32UPU_20210531_1_L2A" in dropped[0].reason
@@ -81,7 +81,7 @@ def test_scenes_come_in_order_with_hrefs_that_do_not_name_the_machine(tmp_path: 
     assert not dropped
     href = scenes[0].assets["B02"].href
     assert href == f"{COLLECTION}/{names[1][0]}/B02.tif"
-    assert Path(search.located(scenes[0], str(tmp_path / "c" / "catalog.json")).assets["B02"].href).exists()
+    assert Path(search.resolve_hrefs(scenes[0], str(tmp_path / "c" / "catalog.json")).assets["B02"].href).exists()
     assert search.search(str(tmp_path / "c" / "catalog.json"), query()) == (scenes, ())
 
 
@@ -173,7 +173,7 @@ def test_no_catalogue_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dates", ["2019", "2019-01-01", "2019-01-01/", "2020-01-01/2019-01-01"])
 def test_invalid_dates_are_refused(dates: str) -> None:
     with pytest.raises(SettingError, match=dates):
-        search.days(dates)
+        search.parse_dates(dates)
 
 
 # --- a server ------------------------------------------------------------------------------

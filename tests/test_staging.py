@@ -9,7 +9,7 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from sgdata.composite import cloud_masks, staging
+from sgdata.composite import clear_score, staging
 from sgdata.errors import SourceError
 from sgdata.rasters import grids
 from sgdata.scenes.types import Asset
@@ -32,7 +32,7 @@ def staged(folder: Path, values: Array, crs: str, corner: tuple[float, float], g
         target=folder / "w",
         margin_m=60,
     )
-    return staging.on_grid(staging.stage(request), AREA, kernel="nearest", beyond=cloud_masks.BEYOND)
+    return staging.read_on_grid(staging.stage(request), AREA, kernel="nearest", beyond=clear_score.BEYOND)
 
 
 @pytest.mark.parametrize(
@@ -54,19 +54,19 @@ def test_a_mask_on_any_grid(
     (tmp_path / "2").mkdir()
     found = staged(tmp_path / "2", values + 255, crs, corner, gsd, nodata)
     # Drawn as cloud or as unknown, never as clear.
-    assert (found == 255).all() or (not exact and nodata == 255 and (found == cloud_masks.BEYOND).all())
+    assert (found == 255).all() or (not exact and nodata == 255 and (found == clear_score.BEYOND).all())
 
 
 @pytest.mark.parametrize("crs", ["EPSG:32632", "EPSG:32633"])
 def test_where_a_mask_ends_nothing_is_clear(crs: str, tmp_path: Path) -> None:
     corner = {"EPSG:32632": (700000.0, 5500000.0), "EPSG:32633": (400000.0, 5500000.0)}[crs]
     found = staged(tmp_path, np.zeros((50, 50), np.uint8), crs, corner, 10.0, None)
-    assert (found == cloud_masks.BEYOND).all()
+    assert (found == clear_score.BEYOND).all()
 
 
 def test_scratch_that_was_cut_short_is_an_error_and_not_nodata(tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(bytes(120 * 119))
     cut = staging.StagedWindow(path=str(tmp_path / "w.bin"), grid=AREA, dtype="uint8", sha256="", holes=False)
-    assert staging.on_grid(cut, grids.windowed(AREA, Window(row=0, col=0, height=9, width=120)), kernel="nearest").size
+    assert staging.read_on_grid(cut, grids.crop(AREA, Window(row=0, col=0, height=9, width=120)), kernel="nearest").size
     with pytest.raises(SourceError, match="ends before row 120 of 120; remove"):
-        staging.on_grid(cut, AREA, kernel="nearest")
+        staging.read_on_grid(cut, AREA, kernel="nearest")

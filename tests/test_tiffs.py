@@ -84,11 +84,11 @@ def test_the_georeference_equals_that_of_rasterio(tmp_path: Path, options: dict[
     with rasterio.open(tmp_path / "it.tif") as held:
         expected = transform_bounds(held.crs, "EPSG:4326", *held.bounds)
     np.testing.assert_allclose(small_tiff.bounds(picture.place, (20, 30)), expected, atol=1e-6)
-    assert small_tiff.located(picture)["crs"] == "EPSG:32632"
+    assert small_tiff.place_metadata(picture)["crs"] == "EPSG:32632"
 
 
 def test_an_image_without_georeference_has_none() -> None:
-    assert small_tiff.located(small_tiff.read(written(PIXELS[0]))) == {}
+    assert small_tiff.place_metadata(small_tiff.read(written(PIXELS[0]))) == {}
 
 
 def test_every_real_file_reads_as_rasterio_reads_it(real: Path) -> None:
@@ -132,7 +132,7 @@ def test_damage_is_a_source_error_or_other_pixels(compressed: bool, data: st.Dat
     tags = [(*tag, True) for tag in (*place, keys)]
     deflated = "deflate" if compressed else None
     content = bytearray(written(cube, planarconfig="contig", compression=deflated, metadata=None, extratags=tags))
-    assert small_tiff.located(small_tiff.read(bytes(content)))["crs"] == "EPSG:32632"
+    assert small_tiff.place_metadata(small_tiff.read(bytes(content)))["crs"] == "EPSG:32632"
     for _ in range(data.draw(st.integers(0, 5))):
         # Half of the damage in the header and the tags, where it leads astray.
         limit = data.draw(st.sampled_from([450, len(content)]))
@@ -142,6 +142,6 @@ def test_damage_is_a_source_error_or_other_pixels(compressed: bool, data: st.Dat
         try:
             picture = small_tiff.read(candidate)
             assert picture.pixels.ndim == 3
-            small_tiff.located(picture)
+            small_tiff.place_metadata(picture)
         except SourceError:
             continue

@@ -33,7 +33,7 @@ def test_the_device_resamples_as_sgdata(
     rng = np.random.Generator(np.random.Philox(key=seed))
     coarse = rng.integers(1, 65536, shape).astype(np.uint16)
     coarse[rng.random(shape) < holes] = 0
-    expected = resample.finer(coarse, factor, kernel=kernel, nodata=0)
+    expected = resample.refine(coarse, factor, kernel=kernel, nodata=0)
     ours = upsample.finer(torch.from_numpy(coarse)[None], factor, kernel=kernel, nodata=0)[0]
     assert np.array_equal(ours.numpy(), expected)
 
@@ -56,7 +56,7 @@ def test_native_shards_give_the_images_of_resampled_ones(tmp_path: Path) -> None
         image = np.zeros((12, 24, 24), np.uint16)
         for gsd in (10, 20, 60):
             at = [index for index, band in enumerate(contract(24).bands) if band.gsd_m == gsd]
-            image[at] = resample.finer(one.arrays[f"image_{gsd}m"], gsd // 10, kernel="bilinear")
+            image[at] = resample.refine(one.arrays[f"image_{gsd}m"], gsd // 10, kernel="bilinear")
         whole.append(dataclasses.replace(one, arrays={"image": image, "mask": one.arrays["mask"]}))
     finish.write(whole, tmp_path / "whole", contract=contract(24))
     (tmp_path / "native").mkdir()

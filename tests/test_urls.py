@@ -100,17 +100,17 @@ def test_tokens_go_only_to_the_hosts_that_they_are_for(monkeypatch: pytest.Monke
         "https://evil.example/store.blob.core.windows.net/x.tif", "https://evilblob.core.windows.net@evil.example/b/x",
         "ftp://store.blob.core.windows.net/box/x.tif",
     ):  # fmt: skip
-        assert signing.signed(stranger, service) == stranger
+        assert signing.sign(stranger, service) == stranger
     assert not asked
-    assert CANARY in signing.signed("https://store2.blob.core.windows.net/box/x.tif", service)
-    assert CANARY in signing.signed("https://tokens.example/box/x.tif", service)
+    assert CANARY in signing.sign("https://store2.blob.core.windows.net/box/x.tif", service)
+    assert CANARY in signing.sign("https://tokens.example/box/x.tif", service)
 
 
 def test_an_old_signature_of_a_known_store_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signing, "_request_token", lambda url: (4e9, "sig=new"))
     href = urls.remember("https://store3.blob.core.windows.net/box/x.tif?sig=old")
-    assert signing.signed(href, "https://tokens.example/v1").endswith("?sig=new")
+    assert signing.sign(href, "https://tokens.example/v1").endswith("?sig=new")
     # Of a service that is unknown, the catalogue's own signature is used, to exactly this address.
     other = urls.remember("https://private.example/x.tif?sig=old")
-    assert signing.signed(other, "") == "https://private.example/x.tif?sig=old"
-    assert signing.signed("https://private.example/y.tif", "") == "https://private.example/y.tif"
+    assert signing.sign(other, "") == "https://private.example/x.tif?sig=old"
+    assert signing.sign("https://private.example/y.tif", "") == "https://private.example/y.tif"

@@ -118,7 +118,7 @@ def _same_day(one: str | None, other: str | None) -> bool:
 
 
 def _columns(places: Sequence[Place]) -> proximity.Footprints:
-    return proximity.columns([place.footprint for place in places])
+    return proximity.to_columns([place.footprint for place in places])
 
 
 def _places(facts: Iterable[Facts]) -> list[Place]:

@@ -69,11 +69,11 @@ def compare(build: Path, released: Path, *, most: int = 200) -> dict[str, Any]:
     present = [band.name for band in contract.bands]
     if missing := [name for name in names if name not in present]:
         raise SettingError(f"{build}: has no {', '.join(missing)}; build it with the bands {', '.join(names)}")
-    with geotiff.opened(str(build / files.IMAGE)) as dataset:
+    with geotiff.open_raster(str(build / files.IMAGE)) as dataset:
         image = dataset.read([present.index(name) + 1 for name in names])
     labels = None
     if (build / files.LABELS).is_file() and contract.label_space.name == "segmunich-osm":
-        with geotiff.opened(str(build / files.LABELS)) as dataset:
+        with geotiff.open_raster(str(build / files.LABELS)) as dataset:
             labels = dataset.read(1)
     if min(image.shape[1:]) < 128:
         raise SettingError(f"{build}: {image.shape[1:]} pixels; expected at least one window of 128 x 128")
@@ -91,7 +91,7 @@ def compare(build: Path, released: Path, *, most: int = 200) -> dict[str, Any]:
             tally.shares += np.bincount(window.labels.ravel(), minlength=CLASSES)
         if place.correlation >= LEAST:
             _add(tally, window, place, image, labels)
-        places.append({"window": window.name, "placed": place.correlation >= LEAST, **files.plain(place)})
+        places.append({"window": window.name, "placed": place.correlation >= LEAST, **files.to_plain(place)})
     if not places:
         raise SourceError(f"{released}: holds no windows; expected img/<id>.tif, or one image")
     return _report(tally, places, copies, names)
@@ -106,7 +106,7 @@ def _windows(released: Path, most: int) -> Iterator[ReleasedWindow]:
     members = {PurePosixPath(member.name): member for member in archives.list_members(released).members}
     images = sorted(path for path in members if path.parent.name == "img" and path.suffix == ".tif")
     step = max(len(images) / most, 1)
-    with archives.opened(released) as content:
+    with archives.open_archive(released) as content:
         for path in (images[int(n * step)] for n in range(min(most, len(images)))):
             label = members.get(path.parent.parent / "label" / path.name)
             codes = content(label) if label else None

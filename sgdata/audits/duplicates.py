@@ -21,7 +21,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _STEP = 127 / 4
 
 
-def thumbnail(image: Array) -> Array | None:
+def make_thumbnail(image: Array) -> Array | None:
     """Reduce (C, H, W) to (C, 8, 8) int8 cell means, normalised per band; None for an image without structure."""
     if min(image.shape[1:]) < CELLS:
         return None
@@ -76,7 +76,7 @@ def _same(one: Array, other: Array) -> bool:
     return bool(missed.min() < NEAR and np.corrcoef(details)[0, 1] > DETAIL)
 
 
-def window_hashes(image: Array) -> bytes:
+def hash_windows(image: Array) -> bytes:
     """Return the smallest hashes (8 bytes each, at most MARKS) of all 5 x 5 windows of a (C, H, W) image.
 
     The hash of a window does not change with its orientation, so that images that overlap share some hashes (MinHash).

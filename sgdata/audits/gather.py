@@ -30,7 +30,7 @@ from sgdata.types import Array, Contract, Sample
 
 CHUNK = 64
 # Green, near infrared and short-wave infrared differ most from each other.
-LOOKED_AT = ("B03", "B08", "B11")
+COMPARED_BANDS = ("B03", "B08", "B11")
 GSD_M = 10.0
 # Reflectance from which a value counts as saturated: no surface reflects twice the incident light.
 BRIGHTEST = 2.0
@@ -61,7 +61,7 @@ class Subject:
     days: Days | None = None
 
 
-def subject(
+def detect_subject(
     path: Path, *, dataset: str | None = None, edition: str | None = None, lock_of: Path | None = None
 ) -> Subject:
     """Detect what `path` is, without reading pixels.
@@ -79,7 +79,7 @@ def subject(
         SettingError: It is nothing that can be audited.
         SourceError: It is missing or damaged.
     """
-    files.existing(path, "shards, a build, or a dataset as distributed")
+    files.require_file(path, "shards, a build, or a dataset as distributed")
     if (path / files.INDEX).is_file():
         contract = contracts.read(path)
         return Subject(
@@ -136,7 +136,7 @@ def gather(what: Subject, *, workers: int = 1) -> Evidence:
     """Read every sample once and collect the facts that the checks need.
 
     Args:
-        what: The subject, as returned by `subject`.
+        what: The subject, as returned by `detect_subject`.
         workers: Number of processes.
 
     Returns:
@@ -175,7 +175,7 @@ def _examine(part: Subject) -> tuple[list[Facts], Totals, list[tuple[str, str]]]
         for each in part.samples:
             key = each["key"] if isinstance(each, dict) else each.key
             try:
-                sample = resample.whole(read(each), part.contract)
+                sample = resample.join_groups(read(each), part.contract)
                 images = tar_format.whole_images(sample)
                 facts.append(_facts(sample, images, part.contract))
             except SourceError as error:
@@ -201,8 +201,8 @@ def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts
     images = [np.nan_to_num(image) for image in images]  # what is NaN is not valid
     both = np.concatenate(images)
     pixels, turned = dihedral.hashes(both)
-    chosen = [names.index(name) for name in LOOKED_AT if name in names] or [0]
-    thumbnail = duplicates.thumbnail(images[0][chosen])
+    chosen = [names.index(name) for name in COMPARED_BANDS if name in names] or [0]
+    thumbnail = duplicates.make_thumbnail(images[0][chosen])
     under = ((images[0] + contract.offset) * contract.scale < 0.1) & valid
     shares = under.sum(axis=(1, 2)) / np.maximum(valid.sum(axis=(1, 2)), 1)
     flat = [image.reshape(len(image), -1).min(axis=1) == image.reshape(len(image), -1).max(axis=1) for image in images]
@@ -220,7 +220,7 @@ def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts
         dark=float(shares.max()),
         # A sample that is constant in every band does not indicate a dead band.
         dead=() if still.all() else tuple(name for name, dead in zip(names, still, strict=True) if dead),
-        window_hashes=duplicates.window_hashes(images[0][chosen]),
+        window_hashes=duplicates.hash_windows(images[0][chosen]),
         nearer=tuple(_nearer(planes, np.logical_and.reduce(valid)) for planes in thirds),
     )
 

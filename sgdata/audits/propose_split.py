@@ -38,8 +38,8 @@ def propose(evidence: Evidence, settings: SplitSettings) -> tuple[Evidence, Spli
             f"{len(evidence.facts) - len(footprints)} of {len(evidence.facts)} samples have no coordinates: no spatial "
             "split can be proposed; use the splits of the dataset"
         )
-    columns = proximity.columns(footprints)
-    boxes = proximity.flattened(columns.boxes, columns.crs != "")
+    columns = proximity.to_columns(footprints)
+    boxes = proximity.flatten(columns.boxes, columns.crs != "")
     side = int(np.ceil((boxes[:, 2:] - boxes[:, :2]).max()))
     chosen = replace(settings, block_px=settings.block_px or SIDES * side, gap_px=settings.gap_px or side)
     counts = [

@@ -14,7 +14,7 @@ from sgdata.builds import usage
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SourceError
 from sgdata.file_names import file_name
-from sgdata.labels import osm_features
+from sgdata.labels import label_losses
 from sgdata.rasters import cog, geotiff, grids
 from sgdata.scenes import aoi, lock, stac_item
 from sgdata.scenes.types import UNREADABLE, reasons
@@ -32,7 +32,7 @@ IMAGE, PROVENANCE_FILE, LABELS, LABEL_SOURCE = (
     files.LABEL_SOURCE,
 )
 USAGE = files.USAGE
-LABEL_LOSSES = osm_features.LOSSES
+LABEL_LOSSES = label_losses.LOSSES
 PROVENANCE_BANDS = ("item_index", "valid_count", "days_since_1970", "score_x10000")
 OUTSIDE_IMAGE, OUTSIDE_PROVENANCE = (MSI.nodata,), (NO_VALUE, 0, NO_VALUE, NO_VALUE)
 """Values of the bands outside the outline of the area, as where a pixel was never seen clear."""
@@ -40,7 +40,7 @@ SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3", "#e6ab02")
 AGREEMENT = "label_agreement.json"
 
 
-def unchanged(folder: Path, recipe: bytes) -> None:
+def require_unchanged(folder: Path, recipe: bytes) -> None:
     """Raise OutputError, naming the first difference, if the folder has a finished build of another recipe (TOML)."""
     recipe_file = folder / files.RECIPE
     if files.is_finished(folder) and recipe_file.exists():
@@ -95,12 +95,15 @@ def write_usage(
     neighbours of two scenes, and between all others; similar values mean that no seam is visible. Pixels not `inside`
     (H, W) do not count. `uncovered` pixels have data in no scene.
     """
-    with geotiff.opened(str(folder / IMAGE)) as image, geotiff.opened(str(folder / PROVENANCE_FILE)) as provenance:
+    with (
+        geotiff.open_raster(str(folder / IMAGE)) as image,
+        geotiff.open_raster(str(folder / PROVENANCE_FILE)) as provenance,
+    ):
         names = list(image.descriptions)
         # Composites without these bands use their first one.
         red, blue = (names.index(name) + 1 if name in names else 1 for name in ("B04", "B02"))
         counter = usage.UsageCounter(image.shape[1])
-        for window in grids.tiles(image.shape, 512):
+        for window in grids.cut_tiles(image.shape, 512):
             # Both at once: a block holds all bands, and is decoded again for each separate read.
             planes = image.read([red, blue], window=window.slices)
             index = provenance.read(1, window=window.slices)
@@ -110,7 +113,7 @@ def write_usage(
     files.write(folder / USAGE, files.pretty_json(counter.summary(scenes) | {"uncovered_pixels": uncovered}))
 
 
-def holes(folder: Path) -> str:
+def describe_holes(folder: Path) -> str:
     """Return how many pixels have no clear observation, as a sentence; '' if there are none."""
     document = files.read_plain(folder / USAGE)
     pixels, share_of_all = document.get("nodata_pixels"), document.get("nodata_share")
@@ -127,7 +130,7 @@ def holes(folder: Path) -> str:
     return f"{pixels:,} pixels ({share_of_all:.3%}) hold no data: {', and '.join(reasons)}"
 
 
-def unreadable(folder: Path) -> str:
+def describe_unreadable(folder: Path) -> str:
     """Describe the scenes that the build left out because files could not be read; "" if there are none."""
     dropped = [one for one in lock.read(folder).dropped if one.reason.startswith(UNREADABLE)]
     return f"{len(dropped)} scenes were left out, unreadable: {reasons(dropped)}" if dropped else ""
@@ -158,19 +161,19 @@ def write_label_losses(folder: Path, losses: Mapping[str, str], features: int) -
     files.write(folder / LABEL_LOSSES, files.pretty_json({"features": features, "losses": dict(losses)}))
 
 
-def lost_labels(folder: Path) -> str:
+def describe_lost_labels(folder: Path) -> str:
     """Return how many OpenStreetMap features were lost, as a sentence; "" if few, or if the build has no labels."""
     path = folder / LABEL_LOSSES
     document = files.read_plain(path) if path.is_file() else {"features": 0, "losses": {}}
     losses, features = document.get("losses"), document.get("features")
     if not isinstance(losses, dict) or not isinstance(features, int):
         raise SourceError(f"{path}: losses or features are missing; build it again")
-    return osm_features.many_lost({str(name): str(fate) for name, fate in losses.items()}, features)
+    return label_losses.describe_many_lost({str(name): str(fate) for name, fate in losses.items()}, features)
 
 
-def outputs(folder: Path) -> dict[str, str]:
+def hash_outputs(folder: Path) -> dict[str, str]:
     """Return the pixel hash of each raster in a build folder, by file name."""
-    return {path.name: geotiff.pixel_sha256(path) for path in sorted(folder.glob("*.tif"))}
+    return {path.name: geotiff.hash_pixels(path) for path in sorted(folder.glob("*.tif"))}
 
 
 def write_stac(folder: Path, name: str, grid: Grid, dates: str, derived_from: Iterable[str]) -> None:
@@ -201,7 +204,7 @@ def write_stac(folder: Path, name: str, grid: Grid, dates: str, derived_from: It
 def _asset(path: Path) -> pystac.Asset:
     import pystac
 
-    with geotiff.opened(str(path)) as dataset:
+    with geotiff.open_raster(str(path)) as dataset:
         names, dtype = dataset.descriptions, dataset.dtypes[0]
     fields = stac_item.file_fields(path.stat().st_size, files.sha256_file(path))
     fields["bands"] = [stac_item.band_fields(name) | {"data_type": dtype} for name in names]
@@ -225,7 +228,7 @@ def open_build(folder: Path) -> xarray.Dataset:
     import xarray
 
     folder = Path(folder)
-    files.existing(folder / IMAGE, "a folder made by `sgdata build`")
+    files.require_file(folder / IMAGE, "a folder made by `sgdata build`")
     files.require_finished(folder)
     arrays = {}
     for name in (IMAGE, LABELS, LABEL_SOURCE, PROVENANCE_FILE):

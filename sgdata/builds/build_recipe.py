@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sgdata import catalog, files, pool, urls
-from sgdata.composite import cloud_masks, rules
+from sgdata.composite import clear_score, rules
 from sgdata.errors import SettingError
 from sgdata.labels.rasterize import LabelSettings
 from sgdata.rasters import resample
@@ -100,7 +100,7 @@ class BuildRecipe:
     composite: rules.CompositeSettings
     area: aoi.Area
     source: Source
-    mask: cloud_masks.MaskSettings
+    mask: clear_score.MaskSettings
     offset: offsets.OffsetSettings
     labels: LabelSettings
     patches: PatchSettings
@@ -177,7 +177,7 @@ def recipe_for(
     wanted = {key: value for key, value in chosen.items() if value is not None}
     path = recipe if isinstance(recipe, Path) else _shipped(recipe, str(wanted.get("profile", "clean")))
     document = files.read_plain(path)
-    area = {key: files.plain(wanted[key]) for key in ("bbox", "aoi", "place") if key in wanted}
+    area = {key: files.to_plain(wanted[key]) for key in ("bbox", "aoi", "place") if key in wanted}
     if area:
         document["area"] = area
     if "feature" in wanted:
@@ -233,6 +233,6 @@ def assets(recipe: BuildRecipe) -> tuple[str, ...]:
     layers = set()
     if recipe.source.level == "L2A":
         layers.add(MSI.classes.layer)
-    if recipe.mask.asset is not None and recipe.mask.asset != cloud_masks.EXTERNAL:
+    if recipe.mask.asset is not None and recipe.mask.asset != clear_score.EXTERNAL:
         layers.add(recipe.mask.asset)
     return (*recipe.bands, *sorted(layers))

@@ -42,7 +42,7 @@ def cut(
     counts = np.zeros((len(patches), 0), np.int64)
     if (folder / build_folder.LABELS).exists():
         ids = (*space.ids, rasterize.UNMAPPED)
-        with geotiff.opened(str(folder / build_folder.LABELS)) as dataset:
+        with geotiff.open_raster(str(folder / build_folder.LABELS)) as dataset:
             counts = patch_table.class_counts(dataset.read(1), patches, ids)
     # Unmapped ground is not a class to balance between the parts.
     parts, report = fitting_split(patch_table.window_boxes(patches), counts[:, :-1] if ids else counts, split)
@@ -55,7 +55,7 @@ def cut(
 
 def windows(grid: Grid, outline: str | None, settings: PatchSettings) -> list[Window]:
     """Return the windows of the patches of an area: those whose pixels are all inside its outline."""
-    found = list(grids.patches(grid.shape, settings.size, settings.stride))
+    found = list(grids.cut_patches(grid.shape, settings.size, settings.stride))
     if outline is None:
         return found
     # A patch partly outside would teach a model what no data looks like, as one at the edge of the grid would.

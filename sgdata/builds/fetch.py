@@ -10,12 +10,12 @@ from functools import partial
 from typing import TypeVar
 
 from sgdata import files, progress, urls
-from sgdata.access import access_of
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets
-from sgdata.composite import clear_masks, cloud_masks, scene_staging, staging
+from sgdata.composite import clear_masks, clear_score, scene_staging, select_dates, staging
 from sgdata.composite.scene_staging import SceneRequest, StagedScene
 from sgdata.errors import SettingError, SourceError
 from sgdata.file_names import file_name
+from sgdata.remote.access import access_of
 from sgdata.scenes import lock, offsets, search, signing, types
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Asset, Dropped, Scene
@@ -107,7 +107,7 @@ def select(recipe: BuildRecipe, grid: Grid, candidates: list[Candidate], paths: 
         selected = candidates
     else:
         masked = add_clear_masks(recipe, tuple(candidate.scene for candidate in candidates), grid, paths)
-        dates = clear_masks.select_dates(masked, recipe.composite, area=grid, bands=recipe.bands)
+        dates = select_dates.select_dates(masked, recipe.composite, area=grid, bands=recipe.bands)
         selected = [candidates[n] for n in dates]
     return [candidate for candidate in selected if candidate.evidence is None]
 
@@ -227,16 +227,19 @@ def add_clear_masks(
 def scene_request(scene: Scene, recipe: BuildRecipe, grid: Grid, paths: BuildPaths) -> SceneRequest:
     """Return what to stage of a scene: its bands, its layers, and a mask of the user."""
     where = paths.stac or recipe.source.stac
-    located, access = search.located(scene, where), access_of(where, allow_private_hosts=paths.allow_private_hosts)
+    located, access = (
+        search.resolve_hrefs(scene, where),
+        access_of(where, allow_private_hosts=paths.allow_private_hosts),
+    )
     available, identity = dict(located.assets), dict(scene.assets)
     names = assets(recipe)
-    if recipe.mask.method == cloud_masks.EXTERNAL:
+    if recipe.mask.method == clear_score.EXTERNAL:
         if paths.masks is None:
             raise SettingError("mask method external needs a folder of rasters <item id>.tif; give --masks DIR")
-        path = files.existing(paths.masks / f"{file_name(scene.id)}.tif", "a mask of this scene")
-        available[cloud_masks.EXTERNAL] = Asset(href=str(path))
-        identity[cloud_masks.EXTERNAL] = Asset(href=files.sha256_file(path))
-        names = (*names, cloud_masks.EXTERNAL)
+        path = files.require_file(paths.masks / f"{file_name(scene.id)}.tif", "a mask of this scene")
+        available[clear_score.EXTERNAL] = Asset(href=str(path))
+        identity[clear_score.EXTERNAL] = Asset(href=files.sha256_file(path))
+        names = (*names, clear_score.EXTERNAL)
     windows = {}
     for band in names:
         is_layer = band == recipe.mask.asset
@@ -247,7 +250,7 @@ def scene_request(scene: Scene, recipe: BuildRecipe, grid: Grid, paths: BuildPat
         if scene.crs != grid.crs:  # only where pixels are warped
             decides |= {"kernel": kernel}
         asset = available[band]
-        if band != cloud_masks.EXTERNAL:
+        if band != clear_score.EXTERNAL:
             asset = replace(asset, crs=asset.crs or scene.crs)
         windows[band] = staging.WindowRequest(
             name=f"{scene.id} {band}",

@@ -29,13 +29,13 @@ def write_contract(
     Statistics run over the ground of the train split, each pixel once, no-data pixels left out.
     """
     rows = patch_table.read(folder / files.PATCHES)
-    with geotiff.opened(str(folder / build_folder.IMAGE)) as dataset:
+    with geotiff.open_raster(str(folder / build_folder.IMAGE)) as dataset:
         names = tuple(dataset.descriptions)
         train = np.zeros(dataset.shape, bool)
         for row in rows[rows["split"] == "train"].itertuples():
             train[row.row : row.row + row.height, row.col : row.col + row.width] = True
         counted = statistics.empty(len(names))
-        for window in grids.tiles(dataset.shape, TILE_PX):
+        for window in grids.cut_tiles(dataset.shape, TILE_PX):
             counted += statistics.counts(dataset.read(window=window.slices)[:, train[window.slices]][:, None])
     labelled = (folder / build_folder.LABELS).exists()
     splits = {part: int((rows["split"] == part).sum()) for part in blocks.PARTS}

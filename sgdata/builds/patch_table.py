@@ -66,7 +66,7 @@ def read(path: Path) -> Any:
     import pyarrow as pa
     import shapely
 
-    files.existing(path, "the patches.parquet of a build")
+    files.require_file(path, "the patches.parquet of a build")
     texts: dict[str, parquet_tables.ColumnKind] = {"key": "text", "split": "text"}
     parquet_tables.read(path, texts | dict.fromkeys(("row", "col", "height", "width"), "count"))
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from sgdata import files, pool, progress
 from sgdata.builds import build_folder, cut, fetch, finish
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets, check, resolved
-from sgdata.composite import clear_masks, rules, tiles
+from sgdata.composite import rules, select_dates, tiles
 from sgdata.composite.scene_staging import StagedScene
 from sgdata.errors import OutputError, SettingError
 from sgdata.labels import class_tables, osm_features, paint, rasterize
@@ -85,17 +85,17 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
         dropped=(*(one for one in others if one not in bad), *elsewhere),
         tag_table_sha256=class_tables.sha256(recipe.labels.classes),
         versions=lock.versions(),
-        simulated=search.simulated(where),
+        simulated=search.is_simulated(where),
         baselines=recipe.source.baselines,
         outline=outline,
     )
-    if not coverage.ground(planned).covered:
+    if not coverage.describe_ground(planned).covered:
         raise SettingError(f"area: none of the {len(usable)} scenes in {where} covers any of it; choose another area")
     lock.write(paths.out / lock.NAME, planned)
-    if missing := coverage.holes(coverage.months(planned)):
+    if missing := coverage.describe_holes(coverage.count_months(planned)):
         log.warning("%s: %s", where, missing)
     if coverage.mixes_twins(planned):
-        log.warning("%s: %s", where, coverage.baselines(planned))
+        log.warning("%s: %s", where, coverage.describe_baselines(planned))
     return planned
 
 
@@ -104,7 +104,7 @@ def resolve_area(recipe: BuildRecipe, paths: BuildPaths, locked: Lock | None = N
     if locked:
         grid, outline = locked.grid, locked.outline
     else:
-        area = osm_features.located(recipe.area, paths.out / PLACE, offline=paths.offline)
+        area = osm_features.locate_place(recipe.area, paths.out / PLACE, offline=paths.offline)
         grid = aoi.resolve(area)
         outline = aoi.outline(area, grid)
     if not cut.windows(grid, outline, recipe.patches):  # before any pixel is read
@@ -142,10 +142,10 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
         raise SettingError(f"--locked: {found}; give --lock the one inside a finished build")
     # Inputs are checked before any pixel is read.
     if isinstance(paths.osm, str) and paths.osm not in {"none", "overpass"} and "://" not in paths.osm:
-        osm_features.known(files.existing(Path(paths.osm), "OpenStreetMap data"))
+        osm_features.known(files.require_file(Path(paths.osm), "OpenStreetMap data"))
     for file in (paths.gap, paths.raster, paths.sea):
         if file is not None:
-            files.existing(file, "polygons of the sea" if file == paths.sea else "a raster of classes")
+            files.require_file(file, "polygons of the sea" if file == paths.sea else "a raster of classes")
     if (recipe.labels.source == "raster") != (paths.raster is not None):
         raise SettingError(f"labels.source is {recipe.labels.source}, --raster {paths.raster}; raster needs a file")
     if paths.raster and isinstance(paths.osm, str) and paths.osm == "none":
@@ -153,7 +153,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
     if locked and not exact:  # which refuses other dates
         recipe = as_locked(recipe, locked)
     with files.only_writer(paths.out, build_folder.IMAGE):
-        build_folder.unchanged(paths.out, files.toml(resolved(recipe, *resolve_area(recipe, paths, locked))))
+        build_folder.require_unchanged(paths.out, files.toml(resolved(recipe, *resolve_area(recipe, paths, locked))))
         files.mark_unfinished(paths.out)
         for leftover in (*paths.out.glob(".*.partial-*"), *paths.out.glob(".*.plain.tif")):  # of a killed run
             leftover.unlink()
@@ -237,7 +237,7 @@ def write_labels(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> dict[
     if planned.outline:
         outside = ~vectors.inside(planned.outline, grid)
         labels.painted[0][outside], labels.painted[1][outside] = rasterize.UNMAPPED, 0
-    space = paint.chosen(recipe.labels).space
+    space = paint.read_classes(recipe.labels).space
     sources = rasterize.RASTER_SOURCES if paths.raster else rasterize.SOURCES
     build_folder.write_labels(paths.out, grid, space, sources, labels.painted)
     if labels.agreement:
@@ -248,9 +248,9 @@ def write_labels(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> dict[
 
 def cut_patches(recipe: BuildRecipe, fetched: Lock, paths: BuildPaths) -> dict[str, str]:
     """Write patches and contract beside the composite and its labels; return the pixel hashes of all rasters."""
-    space = paint.chosen(recipe.labels).space
+    space = paint.read_classes(recipe.labels).space
     cut.cut(paths.out, recipe.name, fetched.grid, recipe.patches, recipe.split, space=space, outline=fetched.outline)
-    outputs = build_folder.outputs(paths.out)
+    outputs = build_folder.hash_outputs(paths.out)
     level, kernel = recipe.source.level, recipe.resampling
     finish.write_contract(paths.out, recipe.name, recipe.dates, level, kernel, space=space, outputs=outputs)
     return outputs
@@ -261,7 +261,7 @@ def render(
 ) -> None:
     """Composite all tiles and write `image.tif`, `provenance.tif` and `usage.json` into `folder`."""
     task = composite_job(recipe, fetched, scenes, paths)
-    windows = list(grids.tiles(fetched.grid.shape, *tiles.tile_shape(task, paths.tile_px)))
+    windows = list(grids.cut_tiles(fetched.grid.shape, *tiles.tile_shape(task, paths.tile_px)))
     runs = paths.run(partial(tiles.composite_tile, task), windows)
     finished = progress.track(runs, label="composite", total=len(windows))
     inside = vectors.inside(fetched.outline, fetched.grid) if fetched.outline else None
@@ -284,6 +284,6 @@ def composite_job(recipe: BuildRecipe, fetched: Lock, scenes: tuple[StagedScene,
         kernel=recipe.resampling,
         settings=recipe.composite,
         scenes=masked,
-        examined=tuple(clear_masks.examined_dates(masked, recipe.composite)),
+        examined=tuple(select_dates.examined_dates(masked, recipe.composite)),
         folder=paths.scratch_folder / "tiles" / name,
     )

@@ -188,7 +188,11 @@ def build(
         return
     folder = pipeline.build(chosen, paths, locked=locked, exact=exact)
     print(folder)
-    messages = (build_folder.holes(folder), build_folder.unreadable(folder), build_folder.lost_labels(folder))
+    messages = (
+        build_folder.describe_holes(folder),
+        build_folder.describe_unreadable(folder),
+        build_folder.describe_lost_labels(folder),
+    )
     findings = [text for text in messages if text]
     for text in findings:
         print(f"{folder}: {text}", file=sys.stderr)

@@ -86,7 +86,7 @@ def audit(
     from sgdata.pages import audit_page
 
     configure_logging(quiet)
-    subject = gather.subject(path, dataset=dataset, edition=edition, lock_of=build)
+    subject = gather.detect_subject(path, dataset=dataset, edition=edition, lock_of=build)
     report = checks.judge(gather.gather(subject, workers=workers))
     if out:
         audit_page.write(out, report)
@@ -122,7 +122,7 @@ def split(
     configure_logging(quiet)
     if val_share + test_share >= 1:
         raise SettingError(f"--val-share {val_share}, --test-share {test_share}: expected a sum below 1; lower them")
-    evidence = gather.gather(gather.subject(path, dataset=dataset, edition=edition), workers=workers)
+    evidence = gather.gather(gather.detect_subject(path, dataset=dataset, edition=edition), workers=workers)
     settings = SplitSettings(block_px=block, gap_px=gap, val_share=val_share, test_share=test_share, seed=seed)
     proposed, report = propose_split.propose(evidence, settings)
     audited = propose_split.write(out, proposed, report)

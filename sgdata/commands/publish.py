@@ -45,13 +45,13 @@ def release(
     """
     from sgdata.audits import checks, gather
     from sgdata.audits.findings import Report
-    from sgdata.releases import assemble, shipment
+    from sgdata.releases import assemble, release_content
 
     def audited(shards: Path) -> Report:
-        return checks.judge(gather.gather(gather.subject(shards, lock_of=build), workers=workers))
+        return checks.judge(gather.gather(gather.detect_subject(shards, lock_of=build), workers=workers))
 
     configure_logging(quiet)
-    order = shipment.Order(
+    order = release_content.ReleaseOrder(
         name=name, version=version, source=source, out=out, build=build, private=private, published=date,
         register=register or assemble.register_of_checkout(), archive=archive,
     )  # fmt: skip

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files, identity, kept, progress, urls
-from sgdata.access import Access, access_of
+from sgdata import files, kept, progress, urls
 from sgdata.composite import staging
 from sgdata.errors import SettingError
 from sgdata.file_names import file_name
 from sgdata.rasters import cog
+from sgdata.remote import identity
+from sgdata.remote.access import Access, access_of
 from sgdata.scenes import search, signing
 from sgdata.scenes.lock import Lock
 from sgdata.scenes.types import Scene
@@ -88,7 +89,7 @@ def write(
     with files.only_writer(out, ""):
         for item in progress.track(planned.items, label="clouds", total=len(planned.items)):
             path = out / f"{file_name(item.scene.id)}.tif"
-            scene = search.located(item.scene, where)
+            scene = search.resolve_hrefs(item.scene, where)
             made_from = _identity(scene, planned.grid, access)
             if not kept.is_kept(path, made_from):
                 # Left by a killed run, possibly of another area.
@@ -117,7 +118,7 @@ def _image(scene: Scene, grid: Grid, scratch: Path, access: Access) -> Array:
             target=scratch / file_name(band), kernel="bilinear", tokens=signing.service(scene.provider, asset.href),
             access=access,
         )  # fmt: skip
-        return staging.on_grid(staging.stage(request), grid, kernel="bilinear")
+        return staging.read_on_grid(staging.stage(request), grid, kernel="bilinear")
 
     with ThreadPoolExecutor() as readers:
         return np.stack(list(readers.map(read, BANDS)))

@@ -120,7 +120,7 @@ class Stack:
 
     Attributes:
         dn: (T, C, H, W) uint16 in the bands of the rule.
-        clear_scores: (T, H, W) uint8, as in `cloud_masks`.
+        clear_scores: (T, H, W) uint8, as in `clear_score`.
         usable: (T, H, W) bool, True where a date has data and is clear.
         days: days since 1970.
         mask_gsd_m: pixel size in which clear scores count distances.
@@ -172,7 +172,7 @@ class Pick(Rule):
         missing = [band for band in self.bands if band not in bands]
         return [] if self.some_bands and len(missing) < len(self.bands) else missing
 
-    def read_together(self, bands: tuple[str, ...]) -> tuple[str, ...]:
+    def bands_to_read(self, bands: tuple[str, ...]) -> tuple[str, ...]:
         """Return those of `bands` of which the kernel needs every date at once.
 
         Args:
@@ -202,7 +202,7 @@ class Mix(Rule):
         """
         return []
 
-    def read_together(self, bands: tuple[str, ...]) -> tuple[str, ...]:
+    def bands_to_read(self, bands: tuple[str, ...]) -> tuple[str, ...]:
         """Return those of `bands` of which the kernel needs every date at once: none with `per_band`, else all.
 
         Args:
@@ -245,7 +245,7 @@ def bap(
 
     Args:
         dn: (T, 2, H, W) uint16 DN of blue and red, 0 where there are no data.
-        clear_scores: (T, H, W) uint8 clear scores as in `cloud_masks`, which count distances in pixels of `gsd_m`.
+        clear_scores: (T, H, W) uint8 clear scores as in `clear_score`, which count distances in pixels of `gsd_m`.
         days: Day of each date, counted from 1970-01-01.
         settings: Weights and widths of the four scores.
         gsd_m: Pixel size of the cloud mask in metres.

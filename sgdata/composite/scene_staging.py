@@ -12,10 +12,10 @@ from types import MappingProxyType
 import numpy as np
 
 from sgdata import urls
-from sgdata.access import Access
 from sgdata.composite import staging
 from sgdata.errors import SourceError
 from sgdata.rasters import geotiff, grids
+from sgdata.remote.access import Access
 from sgdata.scenes import offsets, product_metadata
 from sgdata.scenes.types import UNREADABLE, Dropped
 from sgdata.sentinel2 import MSI, SceneClass
@@ -165,10 +165,10 @@ def has_data(
     zeros = np.zeros(target.shape, np.uint8)
     for band in holes:
         plane = planes.get(band)
-        zeros += (staging.on_grid(scene.files[band], target, kernel="nearest") if plane is None else plane) == 0
+        zeros += (staging.read_on_grid(scene.files[band], target, kernel="nearest") if plane is None else plane) == 0
     dark = np.zeros(target.shape, np.bool_)
     if layer is not None:
-        classes = staging.on_grid(layer, target, kernel="nearest", beyond=MSI.classes.no_data)
+        classes = staging.read_on_grid(layer, target, kernel="nearest", beyond=MSI.classes.no_data)
         data &= (classes != MSI.classes.no_data) & (classes < MSI.classes.count)
         dark = np.isin(classes, DARK_CLASSES)
     return data & (zeros < len(bands)) & ((zeros <= 1) | dark)
@@ -182,8 +182,8 @@ def offset_evidence(scene: StagedScene, grid: Grid) -> offsets.Evidence:
     totals = np.zeros(5, np.int64)
     # One pixel of the grid per pixel of the scene classification, which is coarser.
     step = max(round(scene.files[MSI.classes.layer].grid.gsd_m / grid.gsd_m), 1)
-    for strip in grids.strips(grid.shape, 4 * STRIP_PIXELS, multiple=step):
-        target = grids.windowed(grid, strip)
+    for strip in grids.cut_strips(grid.shape, 4 * STRIP_PIXELS, multiple=step):
+        target = grids.crop(grid, strip)
         classes, *bands = (_thinned(scene.files[name], target, step) for name in needed)
         totals += offsets.count(classes, np.stack(bands))
     eligible, ground, valid, *counts = totals.tolist()
@@ -194,6 +194,6 @@ def offset_evidence(scene: StagedScene, grid: Grid) -> offsets.Evidence:
 def _thinned(staged: staging.StagedWindow, target: Grid, step: int) -> Array:
     """Return every `step`th pixel of the target, down and across."""
     if any(size % step for size in (*staging.place(staged, target), *target.shape)):
-        return staging.on_grid(staged, target, kernel="nearest")[::step, ::step]
+        return staging.read_on_grid(staged, target, kernel="nearest")[::step, ::step]
     # The same pixels without repeating them first.
-    return staging.on_grid(staged, grids.coarser(target, step), kernel="nearest")
+    return staging.read_on_grid(staged, grids.coarsen(target, step), kernel="nearest")

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import file_names, files, identity, limits, retry
-from sgdata.access import Access
-from sgdata.composite import cloud_masks
+from sgdata import file_names, files, limits
+from sgdata.composite import clear_score
 from sgdata.errors import SettingError, SgdataError, SourceError
 from sgdata.rasters import geotiff, grids, resample
+from sgdata.remote import identity, retry
+from sgdata.remote.access import Access
 from sgdata.scenes import signing
 from sgdata.scenes.types import Asset
 from sgdata.sentinel2 import MSI
@@ -40,7 +41,7 @@ class WindowRequest:
         crs: CRS of the bounds and of the staged pixels.
         bounds: west, south, east, north in `crs`.
         target: path without its ending: `.bin` is appended for the pixels, `.json` once they are complete.
-        tokens: service that signs the URL of the file, as in `signing.signed`.
+        tokens: service that signs the URL of the file, as in `signing.sign`.
         margin_m: margin in metres that is read as well, at least MARGIN_PX pixels.
         kernel: resampling kernel for pixels of another CRS.
         access: hosts that may be asked; None: those of an address that the user named.
@@ -67,7 +68,7 @@ class StagedWindow:
         dtype: NumPy type of the values.
         sha256: pixel hash.
         holes: whether some pixel of the area may have no data.
-        source: identity of the file they were read from (`sgdata.identity`); "" where a server does not tell it.
+        source: identity of the file they were read from (`sgdata.remote.identity`); "" where a server does not tell it.
     """
 
     path: str
@@ -113,7 +114,7 @@ def stage(request: WindowRequest) -> StagedWindow:
 
     def attempt() -> StagedWindow:
         nonlocal href
-        href = signing.signed(request.asset.href, request.tokens, failed=href)
+        href = signing.sign(request.asset.href, request.tokens, failed=href)
         return _copied(request, href, done)
 
     def is_transient(error: BaseException) -> bool:
@@ -147,7 +148,7 @@ def _is_current(staged: StagedWindow, request: WindowRequest) -> bool:
     if not staged.source:
         return True
     try:
-        href = signing.signed(request.asset.href, request.tokens)
+        href = signing.sign(request.asset.href, request.tokens)
     except SgdataError:  # the service of the signatures cannot be reached
         return True
     return identity.of_address(href, request.access) in {"", staged.source}
@@ -160,12 +161,12 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
     with (
         files.replacing(data) as temporary,
         temporary.open("wb") as handle,
-        geotiff.opened(href, use="scene", access=request.access) as dataset,
+        geotiff.open_raster(href, use="scene", access=request.access) as dataset,
     ):
         band = _band(request, geotiff.data_bands(dataset))
-        header = geotiff.header(dataset, band)
+        header = geotiff.read_header(dataset, band)
         check(request, header)
-        beyond = cloud_masks.BEYOND if header.dtype == "uint8" else 0  # 0 is a value in masks
+        beyond = clear_score.BEYOND if header.dtype == "uint8" else 0  # 0 is a value in masks
         # A mask in degrees is resampled to 10 m, the finest pixels of the sensor.
         gsd = float(MSI.finest_gsd_m) if dataset.crs.is_geographic else header.grid.gsd_m
         # Windows are counted in the file's own pixels: too fine ones would fill the disk.
@@ -174,13 +175,13 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
         margin = max(MARGIN_PX, math.ceil(request.margin_m / gsd))
         if header.grid.crs == request.crs:
             window = geotiff.window_over(header.grid, request.bounds, margin=margin)
-            grid = grids.windowed(header.grid, window)
-            strips = geotiff.strips(dataset, window, band=band, beyond=beyond)
+            grid = grids.crop(header.grid, window)
+            strips = geotiff.read_strips(dataset, window, band=band, beyond=beyond)
         else:
             # As in scenes of the area's own zone, edges are multiples of the pixel size.
             endless = Grid(crs=request.crs, origin=(0.0, 0.0), gsd_m=gsd, shape=(0, 0))
-            grid = grids.windowed(endless, grids.over(endless, request.bounds, margin=margin))
-            strips = geotiff.warped(dataset, grid, request.kernel, band=band, beyond=beyond)
+            grid = grids.crop(endless, grids.find_window(endless, request.bounds, margin=margin))
+            strips = geotiff.read_warped(dataset, grid, request.kernel, band=band, beyond=beyond)
         digest = hashlib.sha256(geotiff.digest_start(grid, 1, header.dtype))
         west, south, east, north = grid.bounds
         inside = west <= request.bounds[0] and south <= request.bounds[1] and east >= request.bounds[2]
@@ -234,7 +235,9 @@ def check(request: WindowRequest, header: geotiff.Header) -> None:
         raise SourceError(f"{request.name}: pixels are {header.dtype}, expected uint8 or uint16")
 
 
-def on_grid(staged: StagedWindow, target: Grid, *, kernel: resample.Kernel, offset: int = 0, beyond: int = 0) -> Array:
+def read_on_grid(
+    staged: StagedWindow, target: Grid, *, kernel: resample.Kernel, offset: int = 0, beyond: int = 0
+) -> Array:
     """Read staged pixels on the grid `target`.
 
     Args:
@@ -266,7 +269,7 @@ def on_grid(staged: StagedWindow, target: Grid, *, kernel: resample.Kernel, offs
     window = Window(
         row=top - first_row * factor, col=left - first_col * factor, height=bottom - top, width=right - left
     )
-    fine = resample.finer(corrected(coarse, offset), factor, kernel=kernel, window=window)
+    fine = resample.refine(corrected(coarse, offset), factor, kernel=kernel, window=window)
     if fine.shape == target.shape:
         return fine
     out = np.full(target.shape, beyond, staged.dtype)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sgdata import kept
-from sgdata.composite import cloud_masks, rules, staging
+from sgdata.composite import clear_score, rules, staging
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.composite.scene_staging import CLEAR_SCORE, StagedScene, has_data
 from sgdata.rasters import grids, resample
@@ -46,9 +46,9 @@ class Job:
     examined: tuple[int, ...] = ()
 
     @property
-    def read_together(self) -> tuple[str, ...]:
+    def bands_to_read(self) -> tuple[str, ...]:
         """Bands of which every date is needed at once."""
-        return self.settings.rule.read_together(self.bands)
+        return self.settings.rule.bands_to_read(self.bands)
 
 
 def tile_shape(job: Job, max_side: int) -> tuple[int, int]:
@@ -59,7 +59,7 @@ def tile_shape(job: Job, max_side: int) -> tuple[int, int]:
     # Rules that reduce each band alone hold one at a time; each date has a clear score and whether it is usable, twice
     # where some scenes are not read.
     masks = 2 if all(scene.has_bands(job.bands) for scene in job.scenes) else 4
-    bytes_per_pixel = len(job.scenes) * (2 * max(len(job.read_together), 1) + masks) + 2 * (len(job.bands) + 4)
+    bytes_per_pixel = len(job.scenes) * (2 * max(len(job.bands_to_read), 1) + masks) + 2 * (len(job.bands) + 4)
     pixels = TILE_BYTES // bytes_per_pixel
     width = min(job.grid.shape[1], max_side, max(pixels // ALIGN_PX**2, 1) * ALIGN_PX)
     return min(max_side, max(pixels // width // ALIGN_PX, 1) * ALIGN_PX), width
@@ -71,8 +71,8 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
     The clear score is 0 where a scene has no data, as in `scene_staging.has_data`; DN of pixels with data are at least
     1. Where granules of one overpass overlap they have the same pixels twice: the first valid one in order counts.
     """
-    target = grids.windowed(job.grid, window)
-    bands = job.read_together
+    target = grids.crop(job.grid, window)
+    bands = job.bands_to_read
     dn = np.zeros((len(job.scenes), len(bands), *target.shape), np.uint16)
     clear_scores = np.zeros((len(job.scenes), *target.shape), np.uint8)
     covered: dict[str, Array] = {}
@@ -80,7 +80,7 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
         if not scene.has_bands(job.bands):
             continue
         for band, plane in zip(bands, planes, strict=True):
-            plane[:] = staging.on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
+            plane[:] = staging.read_on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
         valid = has_data(scene, job.bands, target, dict(zip(bands, planes, strict=True)))
         np.maximum(planes, valid, out=planes)
         earlier = covered.get(scene.overpass)
@@ -91,11 +91,11 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
             covered[scene.overpass] = valid | earlier
         scores[:] = use
         if CLEAR_SCORE in scene.files:
-            scores[:] *= staging.on_grid(scene.files[CLEAR_SCORE], target, kernel="nearest")
+            scores[:] *= staging.read_on_grid(scene.files[CLEAR_SCORE], target, kernel="nearest")
     if job.settings.rule.needs_mask:
         usable = clear_scores > 0
     else:
-        usable = cloud_masks.best_clear(clear_scores)
+        usable = clear_score.select_clear(clear_scores)
     # Without a mask no distances exist, and any pixel size will do: the recipe check refuses rules that need them.
     mask_gsd_m = next((s.files[CLEAR_SCORE].grid.gsd_m for s in job.scenes if CLEAR_SCORE in s.files), 20.0)
     days = tuple(scene.day for scene in job.scenes)
@@ -108,21 +108,21 @@ def _valid_count(job: Job, window: Window, stack: rules.Stack) -> Array:
     unread = [n for n in job.examined if not job.scenes[n].has_bands(job.bands)]
     if unread:
         looks = looks.copy()
-    target = grids.windowed(job.grid, window)
+    target = grids.crop(job.grid, window)
     for n in unread:
-        scores = staging.on_grid(job.scenes[n].files[CLEAR_SCORE], target, kernel="nearest")
+        scores = staging.read_on_grid(job.scenes[n].files[CLEAR_SCORE], target, kernel="nearest")
         # Granules of one pass that overlap are one look.
         for m, other in enumerate(job.scenes):
             if m != n and other.overpass == job.scenes[n].overpass:
                 scores = np.where(looks[m] > 0, np.uint8(0), scores)
         looks[n] = scores
-    usable = cloud_masks.best_clear(looks) if unread or job.settings.rule.needs_mask else stack.usable
+    usable = clear_score.select_clear(looks) if unread or job.settings.rule.needs_mask else stack.usable
     return np.asarray(usable.sum(axis=0, dtype=np.uint16))
 
 
 def uncovered(job: Job, window: Window, inside: Array | None = None) -> int:
     """Return how many pixels of a window, `inside` (H, W) the area if given, no scene has data of."""
-    target = grids.windowed(job.grid, window)
+    target = grids.crop(job.grid, window)
     missing = np.ones(target.shape, np.bool_) if inside is None else inside[window.slices].copy()
     for scene in job.scenes:
         missing &= ~has_data(scene, job.bands, target)
@@ -173,21 +173,21 @@ def _mix_bands(job: Job, window: Window, rule: rules.Mix, usable: Array, image: 
     @cache
     def coarse_usable(factor: int) -> Array | None:
         coarse = usable[:, ::factor, ::factor]
-        return coarse if np.array_equal(resample.finer(coarse, factor, kernel="nearest"), usable) else None
+        return coarse if np.array_equal(resample.refine(coarse, factor, kernel="nearest"), usable) else None
 
     for band, out in zip(job.bands, image, strict=True):
-        target, dates = grids.windowed(job.grid, window), usable
+        target, dates = grids.crop(job.grid, window), usable
         factor = _common_factor(job, band, target)
         # Repeats of one coarse pixel have one result: computed there if dates are usable by whole coarse pixels.
         if factor > 1 and job.kernel == "nearest":
             coarse = coarse_usable(factor)
             if coarse is not None:
-                target, dates = grids.coarser(target, factor), coarse
+                target, dates = grids.coarsen(target, factor), coarse
         if dn.shape[2:] != target.shape:  # bands of one size share the memory, whose first touch costs most
             dn = np.zeros((len(job.scenes), 1, *target.shape), np.uint16)
         for n, scene in staged:
-            dn[n, 0] = staging.on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
-        out[:] = resample.finer(rule.kernel(dn, dates)[0], window.height // target.shape[0], kernel="nearest")
+            dn[n, 0] = staging.read_on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
+        out[:] = resample.refine(rule.kernel(dn, dates)[0], window.height // target.shape[0], kernel="nearest")
 
 
 def _common_factor(job: Job, band: str, target: Grid) -> int:
@@ -199,13 +199,13 @@ def _common_factor(job: Job, band: str, target: Grid) -> int:
 
 def _take_dates(job: Job, window: Window, dn: Array, index: Array, image: Array) -> None:
     """Fill `image` (C, h, w) of zeros with all bands of the date chosen at each pixel."""
-    target = grids.windowed(job.grid, window)
+    target = grids.crop(job.grid, window)
     # Upsampling dominates the cost of this step: done only for the dates that won in this tile.
     for n in np.unique(index[index != NO_VALUE]):
         scene, here = job.scenes[n], index == n
-        planes = dict(zip(job.read_together, dn[n], strict=True))
+        planes = dict(zip(job.bands_to_read, dn[n], strict=True))
         for band, out in zip(job.bands, image, strict=True):
             plane = planes.get(band)
             if plane is None:
-                plane = staging.on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
+                plane = staging.read_on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
             np.copyto(out, plane, where=here)

@@ -2,7 +2,7 @@
 
 Nothing is unpacked, so nothing can be written outside a folder; hostile members (a name with `..`, an absolute
 name, a link, a device, a duplicate, an enormous file) are rejected by name and the rest is used. A compressed tar
-(gzip, zstd, bzip2) allows no random access: one pass lists it, another reads the contents (`opened_stream`).
+(gzip, zstd, bzip2) allows no random access: one pass lists it, another reads the contents (`open_stream`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def list_members(source: Path) -> MemberListing:
     Raises:
         SourceError: There is no such source, or it is not a readable folder, zip or tar.
     """
-    files.existing(source, "a folder, zip or tar of a dataset as distributed")
+    files.require_file(source, "a folder, zip or tar of a dataset as distributed")
     if source.is_dir():
         members_with_reasons = _in_folder(source)
     elif zipfile.is_zipfile(source):
@@ -224,7 +224,7 @@ def _front_to_back(source: Path) -> Iterator[_FrontToBack]:
 
 
 @contextmanager
-def opened_stream(source: Path) -> Iterator[Content]:
+def open_stream(source: Path) -> Iterator[Content]:
     """Open a compressed tar to read members in the order of their offsets, in one pass.
 
     Yields a function that returns the bytes of a member; it raises SourceError if the archive differs from its listing.
@@ -246,7 +246,7 @@ def opened_stream(source: Path) -> Iterator[Content]:
 
 
 @contextmanager
-def opened(source: Path) -> Iterator[Content]:
+def open_archive(source: Path) -> Iterator[Content]:
     """Open a source that allows random access.
 
     Yields a function that returns the bytes of a member; it raises SourceError if they cannot be read completely.

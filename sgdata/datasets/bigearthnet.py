@@ -97,9 +97,9 @@ def _ref(
 
 
 @contextmanager
-def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
+def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
     """Open `source`; the function reads `image_10m` (4, 120, 120), `image_20m` (6, 60, 60), `image_60m` (2, 20, 20)."""
-    with archives.opened(source) as content:
+    with archives.open_archive(source) as content:
         index = _index_of(contract.label_space)
         yield lambda ref: _read(ref, content, contract, index)
 
@@ -122,7 +122,7 @@ def _read(ref: SampleRef, content: archives.Content, contract: Contract, index: 
         # Bands of different sizes share only the upper left corner.
         if picture.place:
             places.add((picture.place.epsg, picture.place.transform[2], picture.place.transform[5]))
-            meta = meta or small_tiff.located(picture)
+            meta = meta or small_tiff.place_metadata(picture)
         groups.setdefault(f"image_{band.gsd_m}m", []).append(picture.pixels[0])
     if len(places) > 1:
         raise SourceError(f"bands have different corners {sorted(places)}: expected one upper left corner")

@@ -19,7 +19,7 @@ CACHE_MB = 512
 """Memory for decoded blocks: neighbouring patches share them."""
 
 
-def refs(path: Path, members: tuple[Member, ...], pixel_bytes: float) -> tuple[SampleRef, ...]:
+def list_patches(path: Path, members: tuple[Member, ...], pixel_bytes: float) -> tuple[SampleRef, ...]:
     """List the patches of a build as samples to be cut from its rasters.
 
     Args:
@@ -48,7 +48,7 @@ def refs(path: Path, members: tuple[Member, ...], pixel_bytes: float) -> tuple[S
 
 def open_raster(path: Path, *, use: opening.Use = "output") -> AbstractContextManager[Any]:
     """Open a raster to read patches from it. Raises SourceError."""
-    return geotiff.opened(str(path), use=use, cache_mb=CACHE_MB)
+    return geotiff.open_raster(str(path), use=use, cache_mb=CACHE_MB)
 
 
 def read_window(raster: Any, window: Sequence[int]) -> Array:

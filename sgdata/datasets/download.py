@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sgdata import file_names, files, progress, retry, web
+from sgdata import file_names, files, progress
 from sgdata.datasets import cards
 from sgdata.datasets.types import Source
 from sgdata.errors import OutputError, ServiceError, SettingError
 from sgdata.limits import DOWNLOAD_BYTES_PER_S, DOWNLOAD_SECONDS
+from sgdata.remote import retry, web
 
 # Without the lists of the splits the images cannot be used as published.
 DEFAULT_PARTS = ("images", "splits")

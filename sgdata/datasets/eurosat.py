@@ -40,10 +40,10 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
 
 
 @contextmanager
-def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
+def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
     """Open `source`; the function reads `image` (13, 64, 64) uint16, or raises SourceError."""
     shape = cards.edition("eurosat", contract.version).shape
-    with archives.opened(source) as content:
+    with archives.open_archive(source) as content:
 
         def read(ref: SampleRef) -> Sample:
             # The order of bands is checked over all samples (`band_check`), since one cloud would fail a patch.
@@ -51,7 +51,7 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
             if picture.pixels.shape != shape or picture.pixels.dtype != np.uint16:
                 actual = f"{picture.pixels.dtype} {picture.pixels.shape}"
                 raise SourceError(f"image is {actual}, expected uint16 {shape}")
-            meta = {**ref.meta, **small_tiff.located(picture), "source_id": ref.members[0].name}
+            meta = {**ref.meta, **small_tiff.place_metadata(picture), "source_id": ref.members[0].name}
             return Sample(key=ref.key, split=ref.split, arrays={"image": picture.pixels}, meta=meta)
 
         yield read

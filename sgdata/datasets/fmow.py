@@ -103,14 +103,14 @@ def _ref(at: tuple[str, str], member: Member, row: dict[str, str] | None, space:
 
 
 @contextmanager
-def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
+def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
     """Open `source`; the function reads `image` (13, H, W) of 2 x DN, uint16 or float32, or raises SourceError."""
-    with archives.opened(source) as content:
+    with archives.open_archive(source) as content:
 
         def read(ref: SampleRef) -> Sample:
             picture = small_tiff.read(content(ref.members[0]))
             image = doubled(picture.pixels)
-            meta = {**ref.meta, **small_tiff.located(picture), "source_id": ref.members[0].name}
+            meta = {**ref.meta, **small_tiff.place_metadata(picture), "source_id": ref.members[0].name}
             return Sample(key=ref.key, split=ref.split, arrays={"image": image}, meta=meta)
 
         yield read

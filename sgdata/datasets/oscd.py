@@ -57,10 +57,10 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
 
 
 @contextmanager
-def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
+def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
     """Open `source`; the function reads `image_before`, `image_after` (13, H, W) and `mask` (H, W)."""
     facts = {city["name"]: city for city in catalog.document("oscd_cities")["cities"]}
-    with archives.opened(source) as content:
+    with archives.open_archive(source) as content:
         yield lambda ref: _as_published(_read(ref, content, contract), facts[ref.key])
 
 

@@ -49,14 +49,14 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     before, after, change = _paths(source)
     ours, theirs = contracts.read(before), contracts.read(after)
     # Two dates must agree in the same fields as data and the weights of a model.
-    differ = contracts.differences(theirs, ours, "fine-tune")
+    differ = contracts.find_differences(theirs, ours, "fine-tune")
     if differ:
         raise SourceError(f"{after}: differs from {before} in {', '.join(differ)}; build both alike")
     members = tuple(
         Member(name=name, size=path.stat().st_size)
         for name, path in (("before", before / files.IMAGE), ("after", after / files.IMAGE))
     )
-    refs = build_patches.refs(before / files.PATCHES, members, 4 * len(ours.bands) * _STORED_SHARE)
+    refs = build_patches.list_patches(before / files.PATCHES, members, 4 * len(ours.bands) * _STORED_SHARE)
     space = cards.label_space("pairs", recipe.labels)
     # Statistics of both dates are computed from the samples.
     contract = replace(ours, dataset="pairs", label_space=space, statistics={}, splits={}, fingerprint="")
@@ -70,7 +70,7 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
 
 
 @contextmanager
-def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
+def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
     """Open both builds and the map; the function reads `image_before`, `image_after` (C, H, W), `mask` (H, W)."""
     before, after, change = _paths(source)
     with ExitStack() as stack:
@@ -79,10 +79,10 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
         uses: tuple[opening.Use, ...] = ("output", "output", "user")
         opened = [build_patches.open_raster(path, use=use) for path, use in zip(paths, uses, strict=True)]
         rasters = [stack.enter_context(one) for one in opened]
-        first = geotiff.header(rasters[0]).grid
+        first = geotiff.read_header(rasters[0]).grid
         # Windows are in pixels, so a shifted raster would be read without an error.
         for raster in rasters:
-            if differ := grids.differences(geotiff.header(raster).grid, first):
+            if differ := grids.find_differences(geotiff.read_header(raster).grid, first):
                 place = f"{raster.shape} at {raster.transform[2]:g}, {raster.transform[5]:g}"
                 message = f"{raster.name}: {place} is another grid than that of {paths[0]}"
                 raise SourceError(f"{message}: {'; '.join(differ)}")
@@ -105,4 +105,4 @@ def _paths(source: Path) -> tuple[Path, Path, Path]:
     before, after, change = (source.parent / path for path in (pair.before, pair.after, pair.change))
     for build in (before, after):
         files.require_finished(build)
-    return before, after, files.existing(change, "the change map that the pair names")
+    return before, after, files.require_file(change, "the change map that the pair names")

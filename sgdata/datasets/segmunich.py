@@ -35,7 +35,7 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
 
 
 @contextmanager
-def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
+def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
     """Open `source`; the function reads `image` (C, H, W) and `mask` (H, W), or raises SourceError."""
     if (source / files.PATCHES).is_file():
         with ExitStack() as stack:
@@ -44,7 +44,7 @@ def reading(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], 
     else:
         shape = (len(contract.bands), 128, 128)
         index = index_of_file_value()
-        with archives.opened(source) as content:
+        with archives.open_archive(source) as content:
             yield lambda ref: _read_released(ref, content, shape, index)
 
 
@@ -58,14 +58,14 @@ def _find_in_build(source: Path, labels: str) -> SampleListing:
     painted = contract.label_space.name
     if labels not in {painted, "segmunich-released"}:
         raise SettingError(f"{source}: labels '{labels}': this build has labels '{painted}'; expected those")
-    refs = build_patches.refs(source / files.PATCHES, members, 2 * len(contract.bands) * STORED_SHARE)
+    refs = build_patches.list_patches(source / files.PATCHES, members, 2 * len(contract.bands) * STORED_SHARE)
     edition = cards.edition("segmunich", "build")
     return SampleListing(refs=refs, edition=edition, labels=contract.label_space, contract=contract)
 
 
 def _rasters(source: Path) -> list[str]:
     """List the rasters to cut patches from; a build without OpenStreetMap has no labels."""
-    files.existing(source / files.IMAGE, "a finished build folder of 'sgdata build segmunich'")
+    files.require_file(source / files.IMAGE, "a finished build folder of 'sgdata build segmunich'")
     files.require_finished(source)
     return [files.IMAGE, files.LABELS] if (source / files.LABELS).is_file() else [files.IMAGE]
 
@@ -130,7 +130,7 @@ def _find_released(source: Path, recipe: ShardRecipe) -> SampleListing:
 def _grouped(refs: list[SampleRef], source: Path) -> list[SampleRef]:
     """Return the refs with a hash of the pixels that rotation and mirroring do not change, as their `group`."""
     grouped = []
-    with archives.opened(source) as content:
+    with archives.open_archive(source) as content:
         for ref in refs:
             try:
                 group = dihedral.d4_hash(small_tiff.read(content(ref.members[0])).pixels)

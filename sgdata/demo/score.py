@@ -86,7 +86,7 @@ def best_cloudy_scene(
     cloudy = (clouds & (score.CLOUD | score.SHADOW)).astype(bool).mean(axis=(1, 2)) > CLOUDY
     # Sums over windows, since all scenes of a large city do not fit in memory.
     squares, pixels = np.zeros(len(scenes)), np.zeros(len(scenes))
-    for window in grids.tiles(truth.shape[1:], 256):
+    for window in grids.cut_tiles(truth.shape[1:], 256):
         stack = tiles.read_stack(job, window)
         reference = truth[(slice(None), *window.slices)].astype(np.float64)
         for number, (planes, seen) in enumerate(zip(stack.dn, stack.clear_scores > 0, strict=True)):

@@ -63,7 +63,7 @@ def read(path: Path, grid: Grid, of_codes: Mapping[int, int]) -> Array:
 
     height, width = grid.shape
     place = {"crs": grid.crs, "transform": Affine(*grid.transform), "width": width, "height": height}
-    with geotiff.opened(str(path), use="user") as dataset, WarpedVRT(dataset, **place) as warped:
+    with geotiff.open_raster(str(path), use="user") as dataset, WarpedVRT(dataset, **place) as warped:
         bands = geotiff.data_bands(dataset)
         if len(bands) != 1:
             raise SourceError(f"{path}: has {len(bands)} bands, expected one of class codes; write that one alone")

@@ -39,7 +39,7 @@ def original_id(number: int) -> int:
     return NEW_ID - number if NEW_ID < number < PLACE_ID else number
 
 
-def rewritten(path: Path, folder: Path) -> Path:
+def rewrite(path: Path, folder: Path) -> Path:
     """Return a file that pyosmium can assemble: `path`, or a copy in `folder` in the right order and form.
 
     Raises:

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
 OSM_FILES = (".osm", ".osm.gz", ".osm.bz2", ".xml", ".osm.pbf", ".pbf")
 JSON_FILES = (".json", ".json.gz")
-MANY_LOST = 0.05
-"""Share of lost features above which the labels of a build need a look; extracts lose 0 to 2 % at their borders."""
-LOSSES = "label_losses.json"
-"""Name of the list of lost and mended objects in a build folder."""
 TABLE_FILES = (".gpkg", ".parquet", ".geoparquet")
 
 
@@ -46,7 +42,7 @@ class Features:
     losses: Mapping[str, str]
 
 
-def located(area: Area, outline: Path, *, offline: bool = False) -> Area:
+def locate_place(area: Area, outline: Path, *, offline: bool = False) -> Area:
     """Replace the place name of an area by its outline, which is geocoded once and stored.
 
     Args:
@@ -125,7 +121,7 @@ def read(
         service = overpass.Service() if str(source) == "overpass" else overpass.Service(url=str(source))
         answers = overpass.fetch(area, rules, date=date, store=store, service=service, offline=offline)
         return read_files(answers, area, rules, sea)
-    path = files.existing(Path(source), "an .osm, .osm.pbf or Overpass .json file, or a folder of answers")
+    path = files.require_file(Path(source), "an .osm, .osm.pbf or Overpass .json file, or a folder of answers")
     answers = sorted(item for item in path.iterdir() if item.name.endswith(JSON_FILES)) if path.is_dir() else [path]
     if not answers:
         raise SourceError(f"{path}: holds no Overpass answer; expected files ending in {' or '.join(JSON_FILES)}")
@@ -138,7 +134,7 @@ def read_files(paths: Sequence[Path], area: Any, rules: tag_rules.RuleTable, sea
     for path in paths:
         # Answers are hashed unpacked, since gzip bytes differ between zlib versions.
         is_json = path.name.endswith(JSON_FILES)
-        hashes[path.name] = files.sha256(overpass.unpacked(path)) if is_json else files.sha256_file(path)
+        hashes[path.name] = files.sha256(overpass.unpack(path)) if is_json else files.sha256_file(path)
         dates.append(_scan_file(path, scan))
     return _features(scan, hashes, sea, as_of=min((date for date in dates if date), default=None))
 
@@ -164,22 +160,6 @@ def _features(scan: osm_scan.Scan, hashes: dict[str, str], sea: Path | None, *, 
         as_of=as_of,
         counts=dict(sorted(counts.items())),
         losses=dict(sorted(scan.losses.items())),
-    )
-
-
-def many_lost(losses: Mapping[str, str], read: int) -> str:
-    """Return a message if more than MANY_LOST of all features are lost; "" if not.
-
-    Args:
-        losses: Reason by name, as `Features.losses`.
-        read: Number of features that were read.
-    """
-    lost = [f"{name}: {fate.removeprefix('lost: ')}" for name, fate in losses.items() if fate.startswith("lost")]
-    if len(lost) <= MANY_LOST * (len(lost) + read):
-        return ""
-    return (
-        f"{len(lost)} of {len(lost) + read} OpenStreetMap features are lost ({'; '.join(lost[:2])}; all in {LOSSES}); "
-        "mend the data or fetch them again"
     )
 
 
@@ -218,14 +198,14 @@ def _scan_file(path: Path, scan: osm_scan.Scan) -> str | None:
     stamp = None
     with tempfile.TemporaryDirectory() as folder:
         if path.name.endswith(JSON_FILES):
-            answer = overpass.answer_of(overpass.unpacked(path), str(path))
+            answer = overpass.answer_of(overpass.unpack(path), str(path))
             native = Path(folder) / "answer.osm.pbf"
             osm_elements.write_native(answer["elements"], native, str(path))
             about = answer.get("osm3s")
             stamp = about.get("timestamp_osm_base") if isinstance(about, dict) else None
         else:
             known(path)
-            native = osm_elements.rewritten(path, Path(folder))
+            native = osm_elements.rewrite(path, Path(folder))
         return osm_scan.collect(native, scan, str(path)) or (stamp if isinstance(stamp, str) else None)
 
 

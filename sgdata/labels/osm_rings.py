@@ -10,7 +10,7 @@ import numpy as np
 from sgdata.limits import CROSSINGS
 
 
-def mended_way(ring: list[tuple[float, float]]) -> tuple[Any, str]:
+def mend_way(ring: list[tuple[float, float]]) -> tuple[Any, str]:
     """Return the ground of a ring that pyosmium could not assemble, and the reason."""
     import shapely
 
@@ -20,14 +20,14 @@ def mended_way(ring: list[tuple[float, float]]) -> tuple[Any, str]:
     return polygons_in(shapely.Polygon(ring)), reason
 
 
-def mended_relation(members: list[tuple[int, str]], ways: Mapping[int, Any]) -> tuple[Any, str]:
+def mend_relation(members: list[tuple[int, str]], ways: Mapping[int, Any]) -> tuple[Any, str]:
     """Return the ground of a relation that pyosmium could not assemble, and the reason."""
     import shapely
 
     if cross_often([ways[ref] for ref, _ in members if ref in ways]):
         return shapely.Polygon(), f"its rings cross more than {CROSSINGS.most} times"
-    outer = closed(ways[ref] for ref, role in members if role != "inner" and ref in ways)
-    inner = closed(ways[ref] for ref, role in members if role == "inner" and ref in ways)
+    outer = close_rings(ways[ref] for ref, role in members if role != "inner" and ref in ways)
+    inner = close_rings(ways[ref] for ref, role in members if role == "inner" and ref in ways)
     # A forest cut by the border of an extract keeps the rings that close.
     missing = sum(ref not in ways for ref, _ in members)
     reason = f"{missing} of {len(members)} members are not in the data" if missing else "its rings do not close"
@@ -55,7 +55,7 @@ def cross_often(lines: Sequence[Any]) -> bool:
     return False
 
 
-def closed(lines: Iterable[Any]) -> Any:
+def close_rings(lines: Iterable[Any]) -> Any:
     """Return the ground inside the rings that these lines close, with nodes at their crossings."""
     import shapely
 

@@ -192,7 +192,7 @@ def take_table(frame: Any, scan: Scan, where: str) -> Iterator[tuple[tuple[str, 
             if _take_line(name, text, [points], scan, closed=closed, whole=True):
                 polygon = shape if is_polygon else shapely.Polygon(points)
                 if not polygon.is_valid:
-                    polygon, reason = osm_rings.mended_way(points)
+                    polygon, reason = osm_rings.mend_way(points)
                     scan.lose(name, f"{'lost' if polygon.is_empty else 'mended'}: {reason}", points)
                 scan.add(name, "polygon", text, polygon)
         elif is_polygon and tag_rules.match(scan.rules, "polygon", text, is_way=name[0] == "way"):
@@ -259,9 +259,9 @@ def _mend(path: Path, scan: Scan) -> None:
     for name, text in sorted(scan.candidates.items()):
         kind, number = name
         if kind == "way":
-            geometry, reason = osm_rings.mended_way(scan.rings[number])
+            geometry, reason = osm_rings.mend_way(scan.rings[number])
         else:
-            geometry, reason = osm_rings.mended_relation(scan.members[number], ways)
+            geometry, reason = osm_rings.mend_relation(scan.members[number], ways)
         if geometry.is_empty:
             scan.lose(name, f"lost: {reason}")
         elif scan.add(name, "polygon", text, geometry):
@@ -279,7 +279,7 @@ def _take_untagged(scan: Scan, ways: Mapping[int, Any], tags: Mapping[int, dict[
         # By the rules of ways: streets around a block do not make it a street.
         if not tag_rules.match(scan.rules, "polygon", dict(shared), is_way=True):
             continue
-        geometry, reason = osm_rings.mended_relation(members, ways)
+        geometry, reason = osm_rings.mend_relation(members, ways)
         for ref, _ in members:
             if shared <= set(tags.get(ref, {}).items()):
                 scan.forget(ref)

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgdata import documents, files, retry, web
+from sgdata import documents, files
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.labels import tag_rules
 from sgdata.limits import ANSWER_BYTES, ANSWER_SECONDS, ANSWER_VALUES
+from sgdata.remote import retry, web
 
 log = logging.getLogger("sgdata")
 
@@ -135,13 +136,15 @@ def fetch(
         if path.is_file():
             yield path
         else:
-            for half in halves(query):
+            for half in halve(query):
                 yield from covering(half, halvings + 1)
 
-    return [path for query in queries(area, rules, date=date, service=service) for path in covering(query, halvings=0)]
+    return [
+        path for query in build_queries(area, rules, date=date, service=service) for path in covering(query, halvings=0)
+    ]
 
 
-def halves(query: str) -> list[str]:
+def halve(query: str) -> list[str]:
     """Return the query for each half of its box, cut across the longer side."""
     south, west, north, east = (float(value) for value in BBOX.findall(query)[0].split(","))
     if (east - west) * math.cos(math.radians((south + north) / 2)) > north - south:
@@ -153,7 +156,7 @@ def halves(query: str) -> list[str]:
     return [BBOX.sub(f"[bbox:{','.join(f'{value:.6f}' for value in box)}]", query, count=1) for box in boxes]
 
 
-def queries(area: Any, rules: tag_rules.RuleTable, *, date: str, service: Service) -> list[str]:
+def build_queries(area: Any, rules: tag_rules.RuleTable, *, date: str, service: Service) -> list[str]:
     """Return one query per group of keys and tile that meets the area. Raises SettingError if the date is invalid."""
     import shapely
 
@@ -164,7 +167,7 @@ def queries(area: Any, rules: tag_rules.RuleTable, *, date: str, service: Servic
     areas, lines = set(tag_rules.keys(rules, "polygon")), set(tag_rules.keys(rules, "line"))
     rest = tuple(sorted((areas | lines).difference(*KEY_GROUPS)))
     texts = []
-    for tile in tiles(area.bounds):
+    for tile in cut_tiles(area.bounds):
         if not shapely.intersects(area, shapely.box(*tile)):
             continue
         west, south, east, north = (f"{value:.6f}" for value in tile)
@@ -178,7 +181,7 @@ def queries(area: Any, rules: tag_rules.RuleTable, *, date: str, service: Servic
     return texts
 
 
-def tiles(bounds: Sequence[float]) -> list[tuple[float, float, float, float]]:
+def cut_tiles(bounds: Sequence[float]) -> list[tuple[float, float, float, float]]:
     """Return boxes (west, south, east, north) of at most TILE_KM x TILE_KM that cover `bounds`, in degrees."""
     west, south, east, north = bounds
     middle = math.cos(math.radians((south + north) / 2))
@@ -262,7 +265,7 @@ def _request(query: str, service: Service, clock: Callable[[], float]) -> bytes:
 # --- answers -------------------------------------------------------------------------------
 
 
-def unpacked(path: Path) -> bytes:
+def unpack(path: Path) -> bytes:
     """Read an answer, gzipped on disk or not. Raises SourceError."""
     return documents.unpack_gzip(documents.read_bytes(path, ANSWER_BYTES), str(path), ANSWER_BYTES)
 

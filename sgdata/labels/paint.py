@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import files
-from sgdata.labels import class_tables, land_cover, osm_features, rasterize, tag_rules
+from sgdata.labels import class_tables, label_losses, land_cover, osm_features, rasterize, tag_rules
 from sgdata.rasters import grids
 from sgdata.scenes import aoi
 from sgdata.types import Array, Grid, Window
@@ -65,7 +65,7 @@ class Labels:
     agreement: Mapping[str, Any] = field(default_factory=dict)
 
 
-def chosen(settings: rasterize.LabelSettings) -> class_tables.ClassTable:
+def read_classes(settings: rasterize.LabelSettings) -> class_tables.ClassTable:
     """Return the class table of the settings. Raises SettingError."""
     return class_tables.read(settings.classes, tiers=settings.tiers, groups=settings.street_groups)
 
@@ -86,20 +86,20 @@ def label(grid: Grid, source: OsmSource, settings: rasterize.LabelSettings) -> L
         SourceError: A file is missing or damaged.
         ServiceError: The server gives no complete answer.
     """
-    table = chosen(settings)
+    table = read_classes(settings)
     features = osm_features.read(
         source.where, _ground(grid), rules=table.rules, date=source.date, store=source.store, offline=source.offline,
         sea=source.sea,
     )  # fmt: skip
     answers, read, losses = dict(features.sha256), dict(features.counts), features.losses
     count = len(features.table)
-    if missing := osm_features.many_lost(losses, count):
+    if missing := label_losses.describe_many_lost(losses, count):
         log.warning("labels: %s", missing)
     drawing = rasterize.prepare(features.table, tag_rules.with_sea(table.rules), grid, settings)
     del features  # takes as much memory as the drawing
     # The labels of a whole area fit in memory, supersampled ones may not.
     painted = np.empty(grid.shape, np.uint8), np.empty(grid.shape, np.uint8)
-    for window in grids.tiles(grid.shape, TILE_PX):
+    for window in grids.cut_tiles(grid.shape, TILE_PX):
         for whole, part in zip(painted, rasterize.paint(drawing, window), strict=True):
             whole[window.slices] = part
     agreement: Mapping[str, Any] = {}
@@ -110,7 +110,7 @@ def label(grid: Grid, source: OsmSource, settings: rasterize.LabelSettings) -> L
         painted = land_cover.with_streets(*painted, land, land_cover.streets(table.rules))
         answers[source.raster.name] = files.sha256_file(source.raster)
     if source.gap:
-        painted = rasterize.filled_gaps(*painted, land_cover.read(source.gap, grid, table.codes))
+        painted = rasterize.fill_gaps(*painted, land_cover.read(source.gap, grid, table.codes))
         answers[source.gap.name] = files.sha256_file(source.gap)
     unmapped = float((painted[0] == rasterize.UNMAPPED).mean())
     log.info("labels: %s; read: %s; unmapped: %.1f %%", dict(drawing.counts), read, 100 * unmapped)
@@ -126,5 +126,5 @@ def _ground(grid: Grid) -> object:
 
     margin = rasterize.MARGIN_PX
     shape = (grid.shape[0] + 2 * margin, grid.shape[1] + 2 * margin)
-    wider = grids.windowed(grid, Window(row=-margin, col=-margin, height=shape[0], width=shape[1]))
+    wider = grids.crop(grid, Window(row=-margin, col=-margin, height=shape[0], width=shape[1]))
     return shapely.box(*aoi.in_degrees(wider))

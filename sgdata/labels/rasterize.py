@@ -314,7 +314,7 @@ def paint(drawing: Drawing, window: Window) -> tuple[Array, Array]:
     return labels, source
 
 
-def filled_gaps(labels: Array, source: Array, other: Array) -> tuple[Array, Array]:
+def fill_gaps(labels: Array, source: Array, other: Array) -> tuple[Array, Array]:
     """Return labels and sources with unmapped pixels taken from `other`, (H, W) uint8 of the same label space."""
     gaps = (labels == UNMAPPED) & (other != UNMAPPED)
     return np.where(gaps, other, labels), np.where(gaps, np.uint8(GAP_FILL), source)

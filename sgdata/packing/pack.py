@@ -270,7 +270,7 @@ def _pack_shard(task: tasks.ShardTask) -> PackedShard:
             for ref in task.refs:
                 try:
                     native = finish.storable(read(ref), task.contract)
-                    sample = resample.on_one_grid(native, task.contract, task.recipe.kernel)
+                    sample = resample.resample_groups(native, task.contract, task.recipe.kernel)
                     _check(sample, task.contract)
                     for image in tar_format.whole_images(sample):
                         statistics.add(image, counts, statistics.seen(image, task.contract.nodata))

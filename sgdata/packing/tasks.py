@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from sgdata import files, identity
+from sgdata import files
 from sgdata.datasets import archives
 from sgdata.datasets.types import Member, SampleRef, ShardRecipe
+from sgdata.remote import identity
 from sgdata.shards import tar_format
 from sgdata.types import Contract
 
@@ -95,7 +96,7 @@ def _file(source: Path, member: Member) -> str:
     """Return the path of the file in a folder that has a member: itself, or a zip."""
     path = f"{source}/{member.name}"
     archive, inside, _ = path.partition(".zip/")
-    return f"{archive}.zip" if inside and not os.path.lexists(path) else path  # noqa: PTH - for millions of files
+    return f"{archive}.zip" if inside and not os.path.lexists(path) else path
 
 
 # --- members of a compressed tar -----------------------------------------------------------
@@ -157,7 +158,7 @@ def spool_members(tasks: Sequence[ShardTask], source: Path, out: Path) -> Iterat
     spools = [Spool(task=task, path=out / SPOOL / task.name) for task in tasks]
     # Merged, not sorted as one list: a dataset may have seven million members.
     in_tar_order = heapq.merge(*(spool.members() for spool in spools), key=lambda pair: _tar_offset(pair[0]))
-    with archives.opened_stream(source) as content:
+    with archives.open_stream(source) as content:
         for member, spool in in_tar_order:
             spool.add(member, content(member))
             if spool.complete:

@@ -11,11 +11,11 @@ from sgdata.pages import html
 
 def write(out: Path, report: findings.Report) -> Path:
     """Write `audit.json` and its page into `out`; return the page. Raises OutputError."""
-    from sgdata.pages.tables import audited
+    from sgdata.pages.tables import build_audit
 
     with files.only_writer(out, findings.NAME):
         files.write(out / findings.NAME, files.pretty_json(report))
         title = f"Audit of {report.subject}, {report.kind}"
-        shown = html.write(out / "index.html", title=title, intro="", blocks=[audited(report)])
+        shown = html.write(out / "index.html", title=title, intro="", blocks=[build_audit(report)])
         files.write_sums(out)
     return shown

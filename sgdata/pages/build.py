@@ -32,7 +32,7 @@ Layer = dict[str, Any]
 Patch = tuple[int, int, int, int, str]
 
 
-def blocks(build: Path, folder: Path, more: Mapping[str, Path] | None = None) -> list[html.Block]:
+def build_blocks(build: Path, folder: Path, more: Mapping[str, Path] | None = None) -> list[html.Block]:
     """Return the blocks of a build; write the raster values for its map into `folder`.
 
     `more` are further class rasters on its grid, by title.
@@ -62,14 +62,16 @@ def blocks(build: Path, folder: Path, more: Mapping[str, Path] | None = None) ->
     return [
         _map(contract, planned, written, layers, rows),
         *_shares(build, contract.label_space, rows),
-        tables.statistics(contract),
+        tables.build_statistics(contract),
         *_usage(build, planned),
-        tables.contract(contract, {"area": area, "dates": planned.dates, "OpenStreetMap as of": planned.osm_date}),
+        tables.build_contract(
+            contract, {"area": area, "dates": planned.dates, "OpenStreetMap as of": planned.osm_date}
+        ),
     ]
 
 
 def _map(
-    contract: Contract, planned: Lock, written: raster_tiles.Written, layers: list[Layer], rows: Sequence[Patch]
+    contract: Contract, planned: Lock, written: raster_tiles.TilePyramid, layers: list[Layer], rows: Sequence[Patch]
 ) -> html.Map:
     names = [band.name for band in contract.bands]
     boxes: dict[str, list[tuple[int, int, int, int]]] = {}
@@ -109,7 +111,7 @@ def _map(
 
 def _classes(title: str, path: Path, space: LabelSpace) -> Layer:
     """Return the layer of a class raster, with names and colours of the file or, if it has none, of `space`."""
-    with geotiff.opened(str(path)) as raster:
+    with geotiff.open_raster(str(path)) as raster:
         names = {int(key[6:]): name for key, name in raster.tags().items() if key.startswith("class_")}
         colours = {value: "#{:02x}{:02x}{:02x}".format(*raster.colormap(1)[value]) for value in sorted(names)}
     if not names:
@@ -159,14 +161,14 @@ def _shares(build: Path, space: LabelSpace, rows: Sequence[Patch]) -> list[html.
     path = build / build_folder.LABELS
     if not path.exists():
         return []
-    with geotiff.opened(str(path)) as raster:
+    with geotiff.open_raster(str(path)) as raster:
         labels = raster.read(1)
     counts = {"area": np.bincount(labels.ravel(), minlength=256)}
     for row, col, height, width, split in rows:
         # Pixels of overlapping patches count several times, as in training.
         inside = np.bincount(labels[row : row + height, col : col + width].ravel(), minlength=256)
         counts[split] = counts.get(split, 0) + inside
-    return [tables.shares(space, {name: dict(enumerate(column.tolist())) for name, column in counts.items()})]
+    return [tables.build_shares(space, {name: dict(enumerate(column.tolist())) for name, column in counts.items()})]
 
 
 def _usage(build: Path, planned: Lock) -> list[html.Block]:
@@ -176,15 +178,20 @@ def _usage(build: Path, planned: Lock) -> list[html.Block]:
         return []
     provenance, offsets = files.read_plain(path), {item.scene.id: item.offset for item in planned.items}
     scenes = tuple(
-        (s["id"], f"{offsets.get(s['id']) or 0:+d}", tables.percent(s["clear_share"]), tables.percent(s["shown_share"]))
+        (
+            s["id"],
+            f"{offsets.get(s['id']) or 0:+d}",
+            tables.format_percent(s["clear_share"]),
+            tables.format_percent(s["shown_share"]),
+        )
         for s in provenance["scenes"]
     )
     seam = provenance["seam"]
     signs = (
-        ("pixels without data", tables.percent(provenance["nodata_share"])),
+        ("pixels without data", tables.format_percent(provenance["nodata_share"])),
         (
             f"as bright in blue as cloud (DN {usage.BRIGHT_DN} or more)",
-            tables.percent(provenance["bright_share"]),
+            tables.format_percent(provenance["bright_share"]),
         ),
         ("neighbours taken from two scenes", f"{seam['pairs']:,}"),
         ("mean step in red between them, DN", str(seam["step_dn"])),

@@ -25,7 +25,7 @@ def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
     `out` may hold an earlier page, which is replaced, and nothing else. `layers` are rasters of classes, or folders
     of `sgmodel predict`, to be laid over a build.
     """
-    files.existing(path, "the folder of a build, of shards, of a release or of a run")
+    files.require_file(path, "the folder of a build, of shards, of a release or of a run")
     # Never delete files that are not of an earlier page.
     if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
         raise OutputError(f"{out}: holds files that are not an earlier page; choose another --out")
@@ -35,9 +35,9 @@ def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
             if old.name in {MARK, ".lock"}:
                 continue
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-        parts = blocks(path, out, {str(layer): _raster(layer, path) for layer in layers})
+        parts = build_blocks(path, out, {str(layer): _raster(layer, path) for layer in layers})
         contract = contracts.read(path) if (path / files.CONTRACT).exists() else None
-        audit = [tables.audited(findings.read(path / findings.NAME))] if (path / findings.NAME).exists() else []
+        audit = [tables.build_audit(findings.read(path / findings.NAME))] if (path / findings.NAME).exists() else []
         subject = f", {contract.dataset} {contract.version}" if contract else ""
         made = html.write(
             out / INDEX,
@@ -62,11 +62,11 @@ def write_demo(path: Path, out: Path, figures: Sequence[tuple[str, str, str]]) -
         # Figures first, then in the order of the stages.
         blocks=[
             html.Table(title="Figures", columns=("what", "measured", "remark"), rows=tuple(figures)),
-            *build.blocks(path / "build", out, truth),
+            *build.build_blocks(path / "build", out, truth),
             # Only the samples: bands, classes and contract of the shards are those of the build.
-            *(block for block in samples.blocks(path / "shards", out) if isinstance(block, html.Gallery)),
-            *run.blocks(path / "runs/pretrain", out, "Pretraining: "),
-            *run.blocks(path / "runs/segment", out, "Fine-tuning: "),
+            *(block for block in samples.build_blocks(path / "shards", out) if isinstance(block, html.Gallery)),
+            *run.build_blocks(path / "runs/pretrain", out, "Pretraining: "),
+            *run.build_blocks(path / "runs/segment", out, "Fine-tuning: "),
         ],
     )
 
@@ -75,10 +75,10 @@ def _raster(layer: Path, build: Path) -> Path:
     """Return the raster of a layer. Raises SourceError unless it is on the grid of `build`, and finished."""
     if layer.is_dir():
         files.require_finished(layer)
-    raster = files.existing(layer / "classes.tif" if layer.is_dir() else layer, "a map on the grid of a build")
+    raster = files.require_file(layer / "classes.tif" if layer.is_dir() else layer, "a map on the grid of a build")
     with (
-        geotiff.opened(str(raster)) as one,
-        geotiff.opened(str(files.existing(build / build_folder.IMAGE, "a build"))) as two,
+        geotiff.open_raster(str(raster)) as one,
+        geotiff.open_raster(str(files.require_file(build / build_folder.IMAGE, "a build"))) as two,
     ):
         if (one.crs, one.transform, one.shape) != (two.crs, two.transform, two.shape):
             raise SourceError(f"{raster}: {one.shape} in {one.crs} is another grid than that of {build}, {two.shape}")
@@ -87,18 +87,18 @@ def _raster(layer: Path, build: Path) -> Path:
     return raster
 
 
-def blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[html.Block]:
+def build_blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[html.Block]:
     """Return the blocks for the folder `path`. Raises SourceError if its kind is not known."""
     if (path / build_folder.IMAGE).exists():
-        return build.blocks(path, out, layers)
+        return build.build_blocks(path, out, layers)
     if (path / files.INDEX).exists():
-        return samples.blocks(path, out)
-    parts = ledger.blocks(files.read_plain(path / run.LEDGER)) if (path / run.LEDGER).exists() else []
+        return samples.build_blocks(path, out)
+    parts = ledger.build_blocks(files.read_plain(path / run.LEDGER)) if (path / run.LEDGER).exists() else []
     if (path / run.METRICS).exists():
-        return parts + run.blocks(path, out)
+        return parts + run.build_blocks(path, out)
     # The runs of a ledger are in sub-folders.
     for metrics in sorted([*path.glob(f"*/{run.METRICS}"), *path.glob(f"runs/*/{run.METRICS}")]):
-        parts += run.blocks(metrics.parent, out, f"{metrics.parent.name}: ")
+        parts += run.build_blocks(metrics.parent, out, f"{metrics.parent.name}: ")
     if not parts:
         raise SourceError(
             f"{path}: holds none of {build_folder.IMAGE} (a build), {files.INDEX} (shards or a release), "

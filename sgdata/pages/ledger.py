@@ -13,7 +13,7 @@ ABSENT = "Weights that are not here"
 INTERVAL = "In brackets: 95 % interval, Student's t over seeds; of one seed, bootstrap over scored samples."
 
 
-def blocks(document: dict[str, Any]) -> list[html.Block]:
+def build_blocks(document: dict[str, Any]) -> list[html.Block]:
     """Return for each table its conclusions, its figures as chart and table, the audit of its data and its runs."""
     parts: list[html.Block] = []
     for table in document["tables"]:
@@ -41,7 +41,7 @@ def blocks(document: dict[str, Any]) -> list[html.Block]:
 def markdown(document: dict[str, Any]) -> str:
     """Render the tables as Markdown."""
     parts = [f"# {escape(document['title'])}", INTERVAL]
-    for block in blocks(document):
+    for block in build_blocks(document):
         if isinstance(block, html.Table):
             rows = markdown_table(block.columns, block.rows, links=block.title == ABSENT).rstrip("\n")
             parts += [f"## {escape(block.title)}", *([escape(block.caption)] if block.caption else []), rows]

@@ -37,7 +37,7 @@ class Plane:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class TilePyramid:
     """Planes as stored in a folder: every `step`-th value of each, and all values in tiles where `step` > 1."""
 
     shape: tuple[int, int]
@@ -45,9 +45,9 @@ class Written:
     overview: dict[str, Array]
 
 
-def write(folder: Path, planes: Sequence[Plane]) -> Written:
+def write(folder: Path, planes: Sequence[Plane]) -> TilePyramid:
     """Write `o-<plane>.js` for each plane and, where that leaves values out, `t-<row>-<column>.js` with all planes."""
-    with geotiff.opened(str(planes[0].path)) as first:
+    with geotiff.open_raster(str(planes[0].path)) as first:
         shape: tuple[int, int] = first.shape
     step = max(1, -(-max(shape) // OVERVIEW_PX))
     kept = []
@@ -59,7 +59,7 @@ def write(folder: Path, planes: Sequence[Plane]) -> Written:
     overview = dict(zip((plane.name for plane in planes), whole, strict=True))
     for name, values in overview.items():
         write_piece(folder, f"o-{name}", values[None])
-    return Written(shape=shape, step=step, overview=overview)
+    return TilePyramid(shape=shape, step=step, overview=overview)
 
 
 def _strips(planes: Sequence[Plane], shape: tuple[int, int]) -> Iterator[tuple[int, Array]]:
@@ -67,14 +67,16 @@ def _strips(planes: Sequence[Plane], shape: tuple[int, int]) -> Iterator[tuple[i
     from rasterio.windows import Window
 
     with ExitStack() as stack:
-        datasets = {path: stack.enter_context(geotiff.opened(str(path))) for path in {plane.path for plane in planes}}
-        for strip in grids.tiles(shape, 512, shape[1]):
+        datasets = {
+            path: stack.enter_context(geotiff.open_raster(str(path))) for path in {plane.path for plane in planes}
+        }
+        for strip in grids.cut_tiles(shape, 512, shape[1]):
             window = Window(0, strip.row, strip.width, strip.height)
             yield strip.row, np.stack([datasets[p.path].read(p.band, window=window).astype(np.uint16) for p in planes])
 
 
 def _write_tiles(folder: Path, row: int, strip: Array) -> None:
-    for tile in grids.tiles(strip.shape[1:], TILE):
+    for tile in grids.cut_tiles(strip.shape[1:], TILE):
         rows, columns = tile.slices
         write_piece(folder, f"t-{(row + tile.row) // TILE}-{tile.col // TILE}", strip[:, rows, columns])
 

@@ -26,7 +26,7 @@ PICTURES = {
 Steps = Sequence[dict[str, Any]]
 
 
-def blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
+def build_blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
     """Return the blocks of one run, with titles that begin with `prefix`; copy its newest picture into `folder`."""
     unfinished = not files.is_finished(run)
     if unfinished:

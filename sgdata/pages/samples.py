@@ -20,7 +20,7 @@ MASKS = 1000
 BOXES = 4000
 
 
-def blocks(source: Path, folder: Path) -> list[html.Block]:
+def build_blocks(source: Path, folder: Path) -> list[html.Block]:
     """Return the blocks of a folder of shards; write the pictures of its samples into `folder`."""
     contract, rows = contracts.read(source), tar_format.read_index(source).to_pylist()
     cards = tuple(_card(tar_format.read_sample(source, row), row, contract, folder) for row in spread(rows, CARDS))
@@ -36,8 +36,8 @@ def blocks(source: Path, folder: Path) -> list[html.Block]:
         shown,
         *_shares(source, rows, contract),
         *_outlines(rows),
-        tables.statistics(contract),
-        tables.contract(contract, {"shards": str(len({row["shard"] for row in rows}))}),
+        tables.build_statistics(contract),
+        tables.build_contract(contract, {"shards": str(len({row["shard"] for row in rows}))}),
     ]
 
 
@@ -99,7 +99,7 @@ def _shares(source: Path, rows: Sequence[tar_format.Row], contract: Contract) ->
     if not any(counts.values()):
         return []
     of = f"Of the pixels of {min(len(rows), MASKS):,} samples." if masked else "Of the labels given."
-    return [tables.shares(contract.label_space, counts, caption=of)]
+    return [tables.build_shares(contract.label_space, counts, caption=of)]
 
 
 def _outlines(rows: Sequence[tar_format.Row]) -> list[html.Block]:

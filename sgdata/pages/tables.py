@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sgdata.audits.findings import Report
 
 
-def shares(space: LabelSpace, counts: Mapping[str, Mapping[int, int]], *, caption: str = "") -> html.Bars:
+def build_shares(space: LabelSpace, counts: Mapping[str, Mapping[int, int]], *, caption: str = "") -> html.Bars:
     """Return class shares: a bar per class and one for unmapped pixels, a column per mapping of counts."""
     colours = space.palette.values()
     lines = list(zip(space.names, colours, space.ids, strict=True))
@@ -27,7 +27,7 @@ def shares(space: LabelSpace, counts: Mapping[str, Mapping[int, int]], *, captio
     return html.Bars(title="Class shares", columns=tuple(counts), bars=bars, caption=caption)
 
 
-def statistics(contract: Contract) -> html.Table:
+def build_statistics(contract: Contract) -> html.Table:
     """Return a table of the wavelength and the statistics of each band, in stored units."""
     columns = ("mean", "std", "min", "p1", "p50", "p99", "max")
     rows = tuple(
@@ -47,7 +47,7 @@ def statistics(contract: Contract) -> html.Table:
     return html.Table(title="Bands", columns=("band", "nm", "native m", *columns, "pixels"), rows=rows, caption=caption)
 
 
-def contract(dataset: Contract, more: Mapping[str, str]) -> html.Table:
+def build_contract(dataset: Contract, more: Mapping[str, str]) -> html.Table:
     """Return a table of the contract, with the rows `more` appended."""
     # The first digits of the fingerprint suffice to distinguish datasets.
     facts = {
@@ -63,13 +63,13 @@ def contract(dataset: Contract, more: Mapping[str, str]) -> html.Table:
     return html.Table(title="Contract", columns=("what", "value"), rows=tuple((facts | dict(more)).items()))
 
 
-def audited(report: Report) -> html.Table:
+def build_audit(report: Report) -> html.Table:
     """Return a table of the checks of an audit."""
     rows = tuple((check.name, check.state, check.message, ", ".join(check.where)) for check in report.checks)
     caption = f"{report.subject}: {report.samples:,} samples, {report.findings} findings."
     return html.Table(title="Audit", columns=("check", "state", "what", "where"), rows=rows, caption=caption)
 
 
-def percent(share: float | None) -> str:
+def format_percent(share: float | None) -> str:
     """Format a share; None (a composite of several scenes per pixel has no shown share) as "none"."""
     return "none" if share is None else f"{100 * share:.2f} %"

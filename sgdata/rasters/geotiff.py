@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from sgdata import files, urls
-from sgdata.access import Access, access_of
 from sgdata.errors import SourceError
 from sgdata.rasters import grids, opening
+from sgdata.remote.access import Access, access_of
 from sgdata.types import Array, Bounds, Grid, Window
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Header:
 
 
 @contextmanager
-def opened(
+def open_raster(
     href: str, *, use: opening.Use = "output", access: Access | None = None, cache_mb: int = 16
 ) -> Iterator[DatasetReader]:
     """Open a raster at a path or URL; every raster that this project reads is opened here.
@@ -100,7 +100,7 @@ def opened(
 
     shown, where = urls.without_secrets(href), href
     if href.startswith(("http://", "https://")):
-        from sgdata import web  # not at the top: local rasters need no HTTP
+        from sgdata.remote import web  # not at the top: local rasters need no HTTP
 
         where = web.range_probe(href, access or access_of(href))
     elif "://" not in href and not href.startswith("/vsi"):
@@ -184,7 +184,7 @@ def _alpha(dataset: DatasetReader, band: int) -> int | None:
     return 0 if MaskFlags.per_dataset in flags else None
 
 
-def header(dataset: DatasetReader, band: int = 1) -> Header:
+def read_header(dataset: DatasetReader, band: int = 1) -> Header:
     """Return the header, with the data type of `band`.
 
     Raises SourceError unless pixels are square and north-up and the CRS has an EPSG code.
@@ -224,13 +224,13 @@ def seen(dataset: DatasetReader, values: Array, window: Any) -> Array:
 
 def window_over(grid: Grid, bounds: Bounds, *, margin: int) -> Window:
     """Return the window of `grid` over `bounds` with `margin` more pixels on each side, cut at its edges."""
-    endless = grids.over(grid, bounds, margin=margin)
+    endless = grids.find_window(grid, bounds, margin=margin)
     row, last_row = (min(max(r, 0), grid.shape[0]) for r in (endless.row, endless.row + endless.height))
     col, last_col = (min(max(c, 0), grid.shape[1]) for c in (endless.col, endless.col + endless.width))
     return Window(row=row, col=col, height=last_row - row, width=last_col - col)
 
 
-def strips(dataset: DatasetReader, window: Window, *, band: int = 1, beyond: int = 0) -> Iterator[Array]:
+def read_strips(dataset: DatasetReader, window: Window, *, band: int = 1, beyond: int = 0) -> Iterator[Array]:
     """Yield the window of a band from top to bottom in (h, W) strips that end where the file's blocks end.
 
     Each block is decoded once, and memory does not grow with the window. DN equal to the nodata tag become 0, and what
@@ -261,8 +261,10 @@ def strips(dataset: DatasetReader, window: Window, *, band: int = 1, beyond: int
         row = stop
 
 
-def warped(dataset: DatasetReader, grid: Grid, kernel: Kernel, *, band: int = 1, beyond: int = 0) -> Iterator[Array]:
-    """Yield a band on a grid of another CRS, in strips as of `strips`, `beyond` where there is no data.
+def read_warped(
+    dataset: DatasetReader, grid: Grid, kernel: Kernel, *, band: int = 1, beyond: int = 0
+) -> Iterator[Array]:
+    """Yield a band on a grid of another CRS, in strips as of `read_strips`, `beyond` where there is no data.
 
     The transformer is exact and kernels have the size of one source pixel, so that results do not depend on the strips
     (except that float32 may round by 1 DN differently). A pixel is nodata if its nearest source is, as in `resample`.
@@ -272,8 +274,8 @@ def warped(dataset: DatasetReader, grid: Grid, kernel: Kernel, *, band: int = 1,
     from rasterio.transform import Affine
     from rasterio.warp import reproject
 
-    for strip in grids.strips(grid.shape, STRIP_BYTES):
-        part = grids.windowed(grid, strip)
+    for strip in grids.cut_strips(grid.shape, STRIP_BYTES):
+        part = grids.crop(grid, strip)
         nearest, values = (np.zeros(part.shape, dataset.dtypes[band - 1]) for _ in range(2))
         for out, how in ((nearest, "nearest"), (values, kernel)):
             # Without XSCALE the kernel widens with the rotation between two zones and with the size of the part. A
@@ -348,15 +350,15 @@ def little_endian(values: Array) -> memoryview:
     return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data.cast("B")
 
 
-def pixel_sha256(path: Path) -> str:
+def hash_pixels(path: Path) -> str:
     """Return the pixel hash of a raster: SHA-256 over the header and one SHA-256 per band of its C-order bytes.
 
     It does not depend on compression, blocks or library versions, as the hash of the file does.
     """
-    with opened(str(path)) as dataset:
-        about = header(dataset)
+    with open_raster(str(path)) as dataset:
+        about = read_header(dataset)
         hashes = [hashlib.sha256() for _ in range(about.bands)]
-        for strip in grids.tiles(about.grid.shape, 512, about.grid.shape[1]):  # a row of the blocks that we write
+        for strip in grids.cut_tiles(about.grid.shape, 512, about.grid.shape[1]):  # a row of the blocks that we write
             _add(hashes, dataset.read(window=strip.slices))
         start = digest_start(about.grid, about.bands, about.dtype)
         return files.sha256(start + b"".join(digest.digest() for digest in hashes))

@@ -9,7 +9,7 @@ from sgdata.errors import SettingError
 from sgdata.types import Bounds, Grid, Window
 
 
-def covering(bounds: Bounds, crs: str, *, gsd_m: float = 10, snap_m: float = 60) -> Grid:
+def snap_outward(bounds: Bounds, crs: str, *, gsd_m: float = 10, snap_m: float = 60) -> Grid:
     """Return the smallest grid over `bounds` (in units of `crs`) whose edges are multiples of `snap_m`.
 
     60 m is the least common multiple of the Sentinel-2 resolutions, so that 20 m and 60 m pixels nest.
@@ -24,7 +24,7 @@ def covering(bounds: Bounds, crs: str, *, gsd_m: float = 10, snap_m: float = 60)
     return Grid(crs=crs, origin=(left, top), gsd_m=gsd_m, shape=shape)
 
 
-def coarser(grid: Grid, factor: int) -> Grid:
+def coarsen(grid: Grid, factor: int) -> Grid:
     """Return the grid over the same ground with pixels `factor` times as large; the shape must be divisible."""
     height, width = grid.shape
     # A rest would shift the coarse pixels against the sensor's own, which lie on multiples of 20 m and 60 m.
@@ -34,14 +34,14 @@ def coarser(grid: Grid, factor: int) -> Grid:
     return Grid(crs=grid.crs, origin=grid.origin, gsd_m=grid.gsd_m * factor, shape=shape)
 
 
-def windowed(grid: Grid, window: Window) -> Grid:
+def crop(grid: Grid, window: Window) -> Grid:
     """Return the part of `grid` inside `window`."""
     west, north = grid.origin
     origin = (west + window.col * grid.gsd_m, north - window.row * grid.gsd_m)
     return Grid(crs=grid.crs, origin=origin, gsd_m=grid.gsd_m, shape=(window.height, window.width))
 
 
-def over(grid: Grid, bounds: Bounds, *, margin: int = 0) -> Window:
+def find_window(grid: Grid, bounds: Bounds, *, margin: int = 0) -> Window:
     """Return the window of `grid`, extended infinitely, over `bounds` with `margin` more pixels on each side."""
     west, south, east, north = bounds
     (left, top), gsd, slack = grid.origin, grid.gsd_m, 1e-6
@@ -50,7 +50,7 @@ def over(grid: Grid, bounds: Bounds, *, margin: int = 0) -> Window:
     return Window(row=row, col=col, height=last_row - row, width=last_col - col)
 
 
-def differences(ours: Grid, theirs: Grid) -> list[str]:
+def find_differences(ours: Grid, theirs: Grid) -> list[str]:
     """Return what differs between two grids, in words; nothing where all pixels agree to a hundredth of their size."""
     slack = 0.01 * min(ours.gsd_m, theirs.gsd_m)
     pairs = {
@@ -84,7 +84,7 @@ def scale_factor(grid: Grid) -> float:
     return factor if math.isfinite(factor) and factor > 0 else 1.0
 
 
-def tiles(shape: tuple[int, int], rows: int, cols: int | None = None) -> Iterator[Window]:
+def cut_tiles(shape: tuple[int, int], rows: int, cols: int | None = None) -> Iterator[Window]:
     """Yield windows of at most `rows` x `cols` (default: `rows`) that cover `shape` once, row by row."""
     (height, width), across = shape, cols or rows
     for row in range(0, height, rows):
@@ -92,13 +92,13 @@ def tiles(shape: tuple[int, int], rows: int, cols: int | None = None) -> Iterato
             yield Window(row=row, col=col, height=min(rows, height - row), width=min(across, width - col))
 
 
-def strips(shape: tuple[int, int], pixels: int, *, multiple: int = 1) -> Iterator[Window]:
+def cut_strips(shape: tuple[int, int], pixels: int, *, multiple: int = 1) -> Iterator[Window]:
     """Yield windows of full width and about `pixels` from top to bottom, in multiples of `multiple` rows."""
     width = max(shape[1], 1)
-    return tiles(shape, max(pixels // width // multiple, 1) * multiple, width)
+    return cut_tiles(shape, max(pixels // width // multiple, 1) * multiple, width)
 
 
-def patches(shape: tuple[int, int], size: int, stride: int) -> Iterator[Window]:
+def cut_patches(shape: tuple[int, int], size: int, stride: int) -> Iterator[Window]:
     """Yield windows of exactly `size` x `size` at `stride`, row by row, without the rest at the right and bottom."""
     height, width = shape
     # A patch padded at the edge would teach a model what nodata looks like; every patch has the full size instead.

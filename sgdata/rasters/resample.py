@@ -20,7 +20,7 @@ Kernel = Literal["nearest", "bilinear", "cubic"]
 VERSION = 1
 
 
-def finer(coarse: Array, factor: int, *, kernel: Kernel, window: Window | None = None, nodata: int = 0) -> Array:
+def refine(coarse: Array, factor: int, *, kernel: Kernel, window: Window | None = None, nodata: int = 0) -> Array:
     """Resample a raster to a finer grid that cuts each pixel into `factor` x `factor`.
 
     Args:
@@ -53,13 +53,13 @@ def finer(coarse: Array, factor: int, *, kernel: Kernel, window: Window | None =
     return out.reshape(*lead, window.height, window.width)
 
 
-def whole(sample: Sample, contract: Contract) -> Sample:
+def join_groups(sample: Sample, contract: Contract) -> Sample:
     """Return the sample with its native groups on one grid, resampled as its contract says, else bilinearly."""
     ours: tuple[Kernel, ...] = ("nearest", "bilinear", "cubic")
-    return on_one_grid(sample, contract, next((k for k in ours if k == contract.resampling), "bilinear"))
+    return resample_groups(sample, contract, next((k for k in ours if k == contract.resampling), "bilinear"))
 
 
-def on_one_grid(sample: Sample, contract: Contract, kernel: Kernel) -> Sample:
+def resample_groups(sample: Sample, contract: Contract, kernel: Kernel) -> Sample:
     """Return the sample with its groups `image_10m`, `image_20m`, `image_60m` as one `image` on the finest grid.
 
     Raises SourceError if they do not cover it, or lack bands.
@@ -75,7 +75,7 @@ def on_one_grid(sample: Sample, contract: Contract, kernel: Kernel) -> Sample:
     filled: list[int] = []
     for name, array in groups.items():
         gsd = int(name[6:-1])
-        fine = finer(array, gsd // finest, kernel=kernel, nodata=nodata)
+        fine = refine(array, gsd // finest, kernel=kernel, nodata=nodata)
         # Groups hold their bands in the order of the contract, which is that of wavelengths.
         at = [names.index(band.name) for band in contract.bands if band.gsd_m == gsd]
         if fine.shape != (len(at), *image.shape[1:]):

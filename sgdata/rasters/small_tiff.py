@@ -232,7 +232,7 @@ def _to_wgs84(epsg: int) -> Any:
         raise SourceError(f"image names EPSG:{epsg}, which is no known CRS") from None
 
 
-def located(picture: Picture) -> dict[str, Any]:
+def place_metadata(picture: Picture) -> dict[str, Any]:
     """Return `crs` and `bounds` for the meta of a sample; empty without a georeference."""
     if picture.place is None:
         return {}

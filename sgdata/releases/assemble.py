@@ -23,8 +23,8 @@ from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.file_names import file_name, with_ending
 from sgdata.pages import html, true_colour
 from sgdata.rasters import resample
-from sgdata.releases import card, croissant, shipment, stac
-from sgdata.releases.shipment import Order, Shipment
+from sgdata.releases import card, croissant, release_content, stac
+from sgdata.releases.release_content import ReleaseContent, ReleaseOrder
 from sgdata.scenes import lock
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Contract
@@ -39,7 +39,7 @@ RECIPE_OF_BUILD = "build-recipe.toml"
 _COLUMNS = ("key", "split", "shard", "west", "south", "east", "north", "crs", "date", "labels")
 
 
-def release(order: Order, audited: Callable[[Path], findings.Report]) -> tuple[Path, findings.Report]:
+def release(order: ReleaseOrder, audited: Callable[[Path], findings.Report]) -> tuple[Path, findings.Report]:
     """Write the release `out/NAME-VERSION`.
 
     Args:
@@ -86,9 +86,9 @@ def register_of_checkout() -> Path | None:
     return folder if (folder.parent / "pyproject.toml").is_file() else None
 
 
-def _checked(order: Order) -> tuple[Any, lock.Lock | None]:
+def _checked(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
     """Verify the inputs and their licence; return contract and lock."""
-    files.existing(order.source / files.INDEX, "a folder written by 'sgdata shard'")
+    files.require_file(order.source / files.INDEX, "a folder written by 'sgdata shard'")
     for folder in (order.source, *([order.build] if order.build else [])):
         # Before anything is copied: users can verify only the release, not its inputs.
         if differences := verification.verify(folder):
@@ -96,8 +96,8 @@ def _checked(order: Order) -> tuple[Any, lock.Lock | None]:
                 f"{folder}: {len(differences)} files differ from its SHA256SUMS ({differences[0]}); write it again"
             )
     contract = contracts.read(order.source)
-    ours = contract.dataset == "segmunich" and contract.version != shipment.RELEASED_BY_OTHERS
-    shipment.permitted(cards.card(contract.dataset), ours=ours, private=order.private)
+    ours = contract.dataset == "segmunich" and contract.version != release_content.RELEASED_BY_OTHERS
+    release_content.permitted(cards.card(contract.dataset), ours=ours, private=order.private)
     if not ours:
         return contract, None
     if order.build is None:
@@ -105,13 +105,13 @@ def _checked(order: Order) -> tuple[Any, lock.Lock | None]:
     built = contracts.read(order.build)
     known = set(patch_table.read(order.build / files.PATCHES)["key"])
     unknown = set(tar_format.read_index(order.source)["key"].to_pylist()) - known
-    if unknown or contracts.differences(contract, built, "predict") or contract.version != built.version:
+    if unknown or contracts.find_differences(contract, built, "predict") or contract.version != built.version:
         raise SourceError(f"{order.build}: not the build of these shards ({len(unknown)} unknown samples)")
     return contract, lock.read(order.build / lock.NAME)
 
 
 def _assemble(
-    order: Order, source: tuple[Any, lock.Lock | None], folder: Path, audited: Callable[[Path], findings.Report]
+    order: ReleaseOrder, source: tuple[Any, lock.Lock | None], folder: Path, audited: Callable[[Path], findings.Report]
 ) -> findings.Report:
     from importlib.metadata import version
 
@@ -125,7 +125,7 @@ def _assemble(
     report = audited(folder)
     files.write(folder / findings.NAME, files.pretty_json(report))
     index = tar_format.read_index(folder)
-    shipped = Shipment(
+    shipped = ReleaseContent(
         order=order, contract=contract, card=cards.card(contract.dataset), lock=planned, report=report,
         rows=index.select(_COLUMNS).to_pylist(), index_sha256=files.sha256_file(folder / files.INDEX),
         shards={p.name: (files.sha256_file(p), p.stat().st_size) for p in sorted(folder.glob("*.tar"))},
@@ -185,7 +185,7 @@ def _preview(folder: Path, rows: Sequence[tar_format.Row], contract: Contract) -
     rgb = true_colour.band_indices([band.name for band in contract.bands])
     sheet = np.full((3, 4 * PREVIEW_PX, 4 * PREVIEW_PX), 255, np.uint8)
     for at, row in enumerate(rows):
-        image = tar_format.whole_images(resample.whole(tar_format.read_sample(folder, row), contract))[0]
+        image = tar_format.whole_images(resample.join_groups(tar_format.read_sample(folder, row), contract))[0]
         # Nearest neighbour, so that the preview shows measured values only.
         rows_, cols = (np.arange(PREVIEW_PX) * side // PREVIEW_PX for side in image.shape[1:])
         bands = image[rgb][:, rows_][:, :, cols]
@@ -195,7 +195,7 @@ def _preview(folder: Path, rows: Sequence[tar_format.Row], contract: Contract) -
     return sheet
 
 
-def _licences(folder: Path, shipped: Shipment) -> Iterator[str]:
+def _licences(folder: Path, shipped: ReleaseContent) -> Iterator[str]:
     """Yield a line per file, or per kind of member of a tar: path, member, licence, notice."""
     terms = shipped.terms
     yield "path\tmember\tlicence\tnotice\n"
@@ -246,7 +246,7 @@ def _write_once(path: Path, content: bytes) -> None:
     files.write(path, content)
 
 
-def summary(order: Order, folder: Path) -> dict[str, Any]:
+def summary(order: ReleaseOrder, folder: Path) -> dict[str, Any]:
     """Return the content of `releases/NAME-VERSION.json`; `sha256` is that of the SHA256SUMS of the release."""
     from importlib.metadata import version
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sgdata.pages import markdown
 
 if TYPE_CHECKING:
-    from sgdata.releases.shipment import Shipment
+    from sgdata.releases.release_content import ReleaseContent
 
 # Task and size categories of the Hugging Face hub.
 _TASKS = {
@@ -25,11 +25,11 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]
 
 
-def text(shipment: Shipment, *, previews: Sequence[str], software: str) -> str:
+def text(content: ReleaseContent, *, previews: Sequence[str], software: str) -> str:
     """Render the card as Markdown with front matter for a hub; the template is `card.md`."""
     import jinja2
 
-    contract = shipment.contract
+    contract = content.contract
     keys = ("mean", "std", "p1", "p99")
     figures = {}
     for name, statistics in contract.statistics.items():
@@ -42,28 +42,28 @@ def text(shipment: Shipment, *, previews: Sequence[str], software: str) -> str:
     engine.globals["table"] = markdown.table
     engine.filters["yaml"] = lambda text: text if re.fullmatch(r"[A-Za-z][\w-]*", text) else json.dumps(text)
     return engine.from_string(Path(__file__).with_name("card.md").read_text("utf-8")).render(
-        shipment=shipment,
+        content=content,
         previews=previews,
         software=software,
-        size=next((name for bound, name in _SIZES if len(shipment.rows) < bound), "n>1M"),
+        size=next((name for bound, name in _SIZES if len(content.rows) < bound), "n>1M"),
         task=_TASKS.get(contract.label_space.task),
         bands=[(b.name, f"{b.wavelength_nm:g}", b.gsd_m, *figures[b.name]) for b in contract.bands],
-        labels=_labels(shipment),
-        checks=[(check.name, check.state, check.message) for check in shipment.report.checks],
-        terms=[(part, *terms) for part, terms in shipment.terms.items()],
+        labels=_labels(content),
+        checks=[(check.name, check.state, check.message) for check in content.report.checks],
+        terms=[(part, *terms) for part, terms in content.terms.items()],
     )
 
 
-def _labels(shipment: Shipment) -> Table | None:
+def _labels(content: ReleaseContent) -> Table | None:
     """Return column names and rows of the class table: counts per split from the audit, else from the index."""
-    space = shipment.contract.label_space
+    space = content.contract.label_space
     if not space.ids:
         return None
     classes = list(zip(space.ids, space.names, strict=True))
-    by_split = next((check.figures for check in shipment.report.checks if check.name == "class coverage"), {})
-    splits = [split for split in shipment.contract.splits if split in by_split]
+    by_split = next((check.figures for check in content.report.checks if check.name == "class coverage"), {})
+    splits = [split for split in content.contract.splits if split in by_split]
     if splits:
         heads = ("id", "class", *(f"samples in {split}" for split in splits))
         return heads, [(number, name, *(by_split[split].get(name, 0) for split in splits)) for number, name in classes]
-    counts = Counter(label for row in shipment.rows for label in row["labels"])
+    counts = Counter(label for row in content.rows for label in row["labels"])
     return ("id", "class", "samples"), [(number, name, counts[number] or "") for number, name in classes]

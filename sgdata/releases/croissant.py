@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sgdata import catalog, files
 
 if TYPE_CHECKING:
-    from sgdata.releases.shipment import Shipment
+    from sgdata.releases.release_content import ReleaseContent
 
 CONFORMS = "http://mlcommons.org/croissant/1.1"
 CONFORMS_GEO = "http://mlcommons.org/croissant/geo/1.0"
@@ -18,35 +18,35 @@ _COLUMNS = {"key": "sc:Text", "split": "sc:Text", "shard": "sc:Text", "sha256": 
 _PLACES = {"west": "sc:Float", "south": "sc:Float", "east": "sc:Float", "north": "sc:Float"}
 
 
-def document(shipment: Shipment) -> dict[str, Any]:
+def document(content: ReleaseContent) -> dict[str, Any]:
     """Return the JSON-LD document. Without coordinates it does not claim to conform to GeoCroissant."""
-    geo = _geo(shipment) if shipment.bounds else {}
+    geo = _geo(content) if content.bounds else {}
     # Context of the Croissant 1.1 specification, appendix 1, with `geocr` and `rai` added.
     fixed = catalog.document("croissant")
     kinds = fixed["names"]
-    splits = [{"splits/name": name, "splits/url": kinds[name]} for name in shipment.contract.splits if name in kinds]
-    columns = _COLUMNS | (_PLACES if shipment.bounds else {})
+    splits = [{"splits/name": name, "splits/url": kinds[name]} for name in content.contract.splits if name in kinds]
+    columns = _COLUMNS | (_PLACES if content.bounds else {})
     return {
         "@context": fixed["context"],
         "@type": "sc:Dataset",
         "conformsTo": [CONFORMS, *([CONFORMS_GEO] if geo else [])],
-        "name": shipment.order.title,
-        "version": shipment.order.version,
-        "description": shipment.summary,
+        "name": content.order.title,
+        "version": content.order.version,
+        "description": content.summary,
         # The URL only, as JSON-LD expects; the short name is in LICENSES.
-        "license": [licence.rpartition(", ")[2] for licence, _ in shipment.terms.values()],
-        "citeAs": "; ".join(shipment.card.citation),
-        "url": shipment.card.home,
-        "creator": {"@type": "sc:Organization", "name": f"made with sgdata from {shipment.card.title}"},
-        **({"datePublished": shipment.order.published} if shipment.order.published else {}),
-        **({"temporalCoverage": "/".join(shipment.days)} if shipment.days else {}),
+        "license": [licence.rpartition(", ")[2] for licence, _ in content.terms.values()],
+        "citeAs": "; ".join(content.card.citation),
+        "url": content.card.home,
+        "creator": {"@type": "sc:Organization", "name": f"made with sgdata from {content.card.title}"},
+        **({"datePublished": content.order.published} if content.order.published else {}),
+        **({"temporalCoverage": "/".join(content.days)} if content.days else {}),
         # Audit findings are known biases of the data.
-        "rai:dataBiases": " ".join(_biases(shipment)),
-        "rai:dataCollection": shipment.notice,
+        "rai:dataBiases": " ".join(_biases(content)),
+        "rai:dataCollection": content.notice,
         **geo,
         "distribution": [
-            _file(files.INDEX, "application/x-parquet", shipment.index_sha256),
-            *(_file(name, "application/x-tar", sha256) for name, (sha256, _) in shipment.shards.items()),
+            _file(files.INDEX, "application/x-parquet", content.index_sha256),
+            *(_file(name, "application/x-tar", sha256) for name, (sha256, _) in content.shards.items()),
         ],
         "recordSet": [
             *([fixed["splits"] | {"data": splits}] if splits else []),
@@ -62,17 +62,17 @@ def document(shipment: Shipment) -> dict[str, Any]:
     }
 
 
-def _geo(shipment: Shipment) -> dict[str, Any]:
-    assert shipment.bounds
-    west, south, east, north = shipment.bounds
-    bands = shipment.contract.bands
+def _geo(content: ReleaseContent) -> dict[str, Any]:
+    assert content.bounds
+    west, south, east, north = content.bounds
+    bands = content.contract.bands
     return {
         # schema.org writes latitude first.
         "spatialCoverage": {
             "@type": "sc:Place",
             "geo": {"@type": "sc:GeoShape", "box": f"{south} {west} {north} {east}"},
         },
-        "geocr:coordinateReferenceSystem": shipment.crs,
+        "geocr:coordinateReferenceSystem": content.crs,
         "geocr:spatialResolution": _quantity(min(band.gsd_m for band in bands), "m"),
         "geocr:bandConfiguration": {
             "@type": "geocr:BandConfiguration",
@@ -88,7 +88,7 @@ def _geo(shipment: Shipment) -> dict[str, Any]:
             for band in bands
         ],
         "geocr:spatialBias": f"Samples between {south} and {north} N, {west} and {east} E only.",
-        "geocr:samplingStrategy": f"Samples of {shipment.contract.shape or 'varying size'}, split as the card tells.",
+        "geocr:samplingStrategy": f"Samples of {content.contract.shape or 'varying size'}, split as the card tells.",
     }
 
 
@@ -96,9 +96,9 @@ def _quantity(value: float, unit: str) -> dict[str, Any]:
     return {"@type": "sc:QuantitativeValue", "value": value, "unitText": unit}
 
 
-def _biases(shipment: Shipment) -> list[str]:
-    messages = [check.message for check in shipment.report.checks if check.state == "finding"]
-    return [*shipment.card.defects, *messages] or ["None known."]
+def _biases(content: ReleaseContent) -> list[str]:
+    messages = [check.message for check in content.report.checks if check.state == "finding"]
+    return [*content.card.defects, *messages] or ["None known."]
 
 
 def _file(name: str, kind: str, sha256: str) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def export(build: Path, out: Path, *, own_splits: bool = False, unmapped: Unmapp
             image, labels = (
                 stack.enter_context(build_patches.open_raster(build / name)) for name in (files.IMAGE, files.LABELS)
             )
-            for ref in build_patches.refs(build / files.PATCHES, (), 0):
+            for ref in build_patches.list_patches(build / files.PATCHES, (), 0):
                 mask = np.asarray(build_patches.read_window(labels, ref.meta["window"])[0].data)
                 missing = int((codes[mask] < 0).sum())
                 if missing and unmapped == "leave-out":

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sgdata.file_names import file_name
-from sgdata.releases.shipment import Shipment, bounds
+from sgdata.releases.release_content import ReleaseContent, bounds
 from sgdata.scenes import stac_item
 
 if TYPE_CHECKING:
@@ -19,16 +19,16 @@ WORLD = (-180.0, -90.0, 180.0, 90.0)
 _HOME = "/stac"
 
 
-def documents(shipment: Shipment, software: str) -> dict[str, dict[str, Any]]:
+def documents(content: ReleaseContent, software: str) -> dict[str, dict[str, Any]]:
     """Return the STAC documents of a release by file name: `collection.json` and one `<split>.json` per split.
 
     Links are relative, so that the folder can be moved.
     """
     items = {}
-    if shipment.bounds and shipment.days:
-        for split in shipment.contract.splits:
-            items[f"{file_name(split, reserved=('collection',))}.json"] = _item(shipment, split, software)
-    collection = _collection(shipment, software)
+    if content.bounds and content.days:
+        for split in content.contract.splits:
+            items[f"{file_name(split, reserved=('collection',))}.json"] = _item(content, split, software)
+    collection = _collection(content, software)
     for name, item in items.items():
         item.set_self_href(f"{_HOME}/{name}")
         collection.add_item(item)
@@ -38,30 +38,30 @@ def documents(shipment: Shipment, software: str) -> dict[str, dict[str, Any]]:
     return {name: each.to_dict(include_self_link=False) for name, each in objects.items()}
 
 
-def _collection(shipment: Shipment, software: str) -> pystac.Collection:
+def _collection(content: ReleaseContent, software: str) -> pystac.Collection:
     import pystac
 
-    first, last = stac_item.interval(shipment.days or (FIRST_DAY, FIRST_DAY))
+    first, last = stac_item.interval(content.days or (FIRST_DAY, FIRST_DAY))
     extent = pystac.Extent(
         # STAC requires a bounding box: the whole Earth if the places of the samples are unknown.
-        spatial=pystac.SpatialExtent([list(shipment.bounds or WORLD)]),
-        temporal=pystac.TemporalExtent([[first, last if shipment.days else None]]),
+        spatial=pystac.SpatialExtent([list(content.bounds or WORLD)]),
+        temporal=pystac.TemporalExtent([[first, last if content.days else None]]),
     )
     provider = pystac.Provider(
         "sgdata", roles=[pystac.ProviderRole.PROCESSOR], extra_fields={"processing:software": {"sgdata": software}}
     )
     index = pystac.Asset("../index.parquet", media_type=pystac.MediaType.PARQUET, roles=["index"])
     collection = pystac.Collection(
-        id=shipment.order.title,
-        title=shipment.order.title,
-        description=shipment.summary,
+        id=content.order.title,
+        title=content.order.title,
+        description=content.summary,
         extent=extent,
         license="other",
-        keywords=["sentinel-2", shipment.card.task],
+        keywords=["sentinel-2", content.card.task],
         providers=[provider],
-        summaries=pystac.Summaries({"bands": _bands(shipment)}),
+        summaries=pystac.Summaries({"bands": _bands(content)}),
         stac_extensions=[stac_item.EXTENSIONS[key] for key in ("file", "processing", "eo", "scientific")],
-        extra_fields={"sci:citation": "; ".join(shipment.card.citation)},
+        extra_fields={"sci:citation": "; ".join(content.card.citation)},
         assets={"index": index},
         catalog_type=pystac.CatalogType.SELF_CONTAINED,
     )
@@ -70,56 +70,56 @@ def _collection(shipment: Shipment, software: str) -> pystac.Collection:
     return collection
 
 
-def _item(shipment: Shipment, split: str, software: str) -> pystac.Item:
-    rows = [row for row in shipment.rows if row["split"] == split]
+def _item(content: ReleaseContent, split: str, software: str) -> pystac.Item:
+    rows = [row for row in content.rows if row["split"] == split]
     box = bounds(rows)
     assert box
-    assert shipment.days
-    contract = shipment.contract
+    assert content.days
+    contract = content.contract
     properties: dict[str, Any] = {
         "gsd": min(band.gsd_m for band in contract.bands),
-        "proj:code": shipment.crs,
+        "proj:code": content.crs,
         "processing:level": contract.level,
         "processing:software": {"sgdata": software},
         "processing:lineage": f"{len(rows)} samples; {contract.resampling} onto one grid of 10 m",
     }
-    if shipment.lock:
+    if content.lock:
         # The row and column of a sample count from the corner of this grid.
-        grid = shipment.lock.grid
+        grid = content.lock.grid
         properties |= {"proj:transform": list(grid.transform), "proj:shape": list(grid.shape)}
     extensions = ("file", "projection", "processing", "classification", "eo")
-    item = stac_item.create_item(f"{shipment.order.title}-{split}", box, shipment.days, properties, extensions)
+    item = stac_item.create_item(f"{content.order.title}-{split}", box, content.days, properties, extensions)
     shards = {row["shard"] for row in rows}
-    for name, (sha256, size) in shipment.shards.items():
+    for name, (sha256, size) in content.shards.items():
         if name in shards:
-            item.add_asset(name.removesuffix(".tar"), _asset(shipment, name, sha256, size))
-    item.add_links(list(_sources(shipment)))
+            item.add_asset(name.removesuffix(".tar"), _asset(content, name, sha256, size))
+    item.add_links(list(_sources(content)))
     return item
 
 
-def _asset(shipment: Shipment, name: str, sha256: str, size: int) -> pystac.Asset:
+def _asset(content: ReleaseContent, name: str, sha256: str, size: int) -> pystac.Asset:
     import pystac
 
-    fields = stac_item.file_fields(size, sha256) | {"bands": _bands(shipment)} | _classes(shipment)
+    fields = stac_item.file_fields(size, sha256) | {"bands": _bands(content)} | _classes(content)
     return pystac.Asset(f"../{name}", media_type="application/x-tar", roles=["data"], extra_fields=fields)
 
 
-def _sources(shipment: Shipment) -> Iterator[pystac.Link]:
+def _sources(content: ReleaseContent) -> Iterator[pystac.Link]:
     """Yield a link to every scene; for a catalogue on disk its path inside the catalogue."""
     import pystac
 
-    scenes = [item.scene for item in shipment.lock.items] if shipment.lock else []
+    scenes = [item.scene for item in content.lock.items] if content.lock else []
     for scene in scenes:
         href = next(iter(scene.assets.values())).href
         yield pystac.Link(pystac.RelType.DERIVED_FROM, href, title=scene.id)
 
 
-def _bands(shipment: Shipment) -> list[dict[str, Any]]:
-    return [stac_item.band_fields(band.name) for band in shipment.contract.bands]
+def _bands(content: ReleaseContent) -> list[dict[str, Any]]:
+    return [stac_item.band_fields(band.name) for band in content.contract.bands]
 
 
-def _classes(shipment: Shipment) -> dict[str, Any]:
-    space = shipment.contract.label_space
+def _classes(content: ReleaseContent) -> dict[str, Any]:
+    space = content.contract.label_space
     classes = []
     for number, name, colour in zip(space.ids, space.names, space.palette.values(), strict=True):
         # The extension allows identifiers only as names; the title is for people.

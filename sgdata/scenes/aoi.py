@@ -187,6 +187,6 @@ def _over(points: list[tuple[float, float]], area: Area) -> Grid:
         [round(value, 1) for value in axis]
         for axis in Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(lons, lats)
     )
-    return grids.covering(
+    return grids.snap_outward(
         (min(xs), min(ys), max(xs), max(ys)), crs, gsd_m=area.gsd_m, snap_m=MSI.nesting_px * area.gsd_m
     )

@@ -11,10 +11,11 @@ import pystac
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 
-from sgdata import documents, retry, web
-from sgdata.access import REMOTE, access_of, admit
+from sgdata import documents
 from sgdata.errors import ServiceError, SettingError, SgdataError, SourceError
 from sgdata.limits import CATALOG_DOCUMENTS, SEARCH_SECONDS
+from sgdata.remote import retry, web
+from sgdata.remote.access import REMOTE, access_of, admit
 
 TIMEOUT_S = 60.0
 HEADERS = "SGDATA_STAC_HEADERS"

@@ -27,7 +27,7 @@ from sgdata import documents, parquet_tables, urls
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.file_names import file_name
 from sgdata.limits import CATALOG_DEPTH, SEARCH_ITEMS, SEARCH_PAGES
-from sgdata.scenes.parse_items import malformed
+from sgdata.scenes.parse_items import malformed_errors
 from sgdata.scenes.types import Unusable
 from sgdata.types import Bounds
 
@@ -159,7 +159,7 @@ def _item(document: Any, where: str) -> Found:
         if item.get_self_href() is None:
             item.set_self_href(make_absolute_href(f"{file_name(item.id)}.json", where))
         return item
-    except malformed() as error:
+    except malformed_errors() as error:
         return Unusable(id=name, reason=f"item {name}: cannot be read as STAC: {error!s:.120}; mend it", scene=None)
 
 

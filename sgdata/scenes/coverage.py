@@ -96,7 +96,7 @@ def select_tiles(
         else:
             kept.append(scene)
     unusable = tuple(unusable)
-    needed = needed_tiles(kept, grid, area=area, unusable=[one.scene for one in unusable if one.scene is not None])
+    needed = find_needed_tiles(kept, grid, area=area, unusable=[one.scene for one in unusable if one.scene is not None])
     for scene in kept:
         if scene.tile not in needed:
             away = f"lies in {scene.crs}, the area in {grid.crs}: " if _in_other_crs(scene, grid.crs) else ""
@@ -112,7 +112,9 @@ def select_tiles(
     return tuple(s for s in kept if s.tile in needed), tuple(dropped)
 
 
-def needed_tiles(scenes: Iterable[Scene], grid: Grid, unusable: Iterable[Scene] = (), *, area: Any = None) -> set[str]:
+def find_needed_tiles(
+    scenes: Iterable[Scene], grid: Grid, unusable: Iterable[Scene] = (), *, area: Any = None
+) -> set[str]:
     """Return the tile that covers most of the area, then the one that covers most of the rest, until none adds to it.
 
     Neighbours share a strip of 9.84 km with the same pixels, which need not be read twice. Tiles of unknown extent are
@@ -184,7 +186,7 @@ class Ground:
     covered: float
 
 
-def ground(planned: Lock) -> Ground:
+def describe_ground(planned: Lock) -> Ground:
     """Return where the area of a plan is, how large, and how much of it is covered."""
     import shapely
 
@@ -224,9 +226,9 @@ def _in_other_crs(scene: Scene, crs: str) -> bool:
 # --- months --------------------------------------------------------------------------------
 
 
-def months(planned: Lock) -> tuple[Month, ...]:
+def count_months(planned: Lock) -> tuple[Month, ...]:
     """Return passes, scenes and raw bytes of each calendar month of the lock, including months without any."""
-    first, last = search.days(planned.dates)
+    first, last = search.parse_dates(planned.dates)
     names = [
         f"{n // 12:04d}-{n % 12 + 1:02d}" for n in range(first.year * 12 + first.month - 1, last.year * 12 + last.month)
     ]
@@ -243,7 +245,7 @@ def months(planned: Lock) -> tuple[Month, ...]:
     )
 
 
-def baselines(planned: Lock) -> str:
+def describe_baselines(planned: Lock) -> str:
     """Return the processing baselines of the scenes with their numbers, and by which rule twins were chosen."""
     count = Counter(item.scene.baseline for item in planned.items)
     found = ", ".join(f"{name} ({number} scenes)" for name, number in sorted(count.items()))
@@ -262,7 +264,7 @@ def mixes_twins(planned: Lock) -> bool:
     return has_twins and len({item.scene.baseline for item in planned.items}) > 1
 
 
-def holes(rows: Iterable[Month]) -> str:
+def describe_holes(rows: Iterable[Month]) -> str:
     """Return a message that lists the months with holes; empty if there are none."""
     thin = [f"{m.month} ({m.passes} of {m.expected:g})" for m in rows if m.hole]
     more = f" and {len(thin) - SHOWN} more" if len(thin) > SHOWN else ""
@@ -294,7 +296,7 @@ def window_bytes(planned: Lock) -> int:
     return round(total)
 
 
-def cost(planned: Lock, where: str, *, workers: int) -> Cost:
+def estimate_cost(planned: Lock, where: str, *, workers: int) -> Cost:
     """Estimate the cost of a build of this lock that reads the catalogue `where`."""
     raw = window_bytes(planned) * len(planned.items)
     read = round(raw * COMPRESSED)

@@ -98,7 +98,7 @@ def read(path: Path) -> Lock:
         SettingError: The lock is malformed or of another format.
     """
     file = path / NAME if path.is_dir() else path
-    lock = files.read(Lock, files.existing(file, "the lock that 'sgdata plan' or 'sgdata build' wrote"))
+    lock = files.read(Lock, files.require_file(file, "the lock that 'sgdata plan' or 'sgdata build' wrote"))
     if lock.format != FORMAT:
         raise SettingError(f"{path}: lock format {lock.format}, expected {FORMAT}; plan again with this version")
     return lock
@@ -122,7 +122,7 @@ def sha256(value: object) -> str:
 def check_equal(locked: Lock, actual: Lock) -> None:
     """Raise OutputError with both values of the first entry in which a run deviates from its lock."""
     # Compared as plain JSON, as in the file of the lock.
-    difference = _difference(files.plain(locked), files.plain(actual), "")
+    difference = _difference(files.to_plain(locked), files.to_plain(actual), "")
     if difference:
         raise OutputError(
             f"--locked: {difference}; build without --locked, or with the recipe and the versions of that build"

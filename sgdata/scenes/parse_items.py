@@ -12,8 +12,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sgdata import catalog, urls
-from sgdata.access import relative
 from sgdata.errors import SourceError
+from sgdata.remote.access import relative
 from sgdata.scenes.types import Asset, Scene
 from sgdata.sentinel2 import MSI
 
@@ -25,7 +25,7 @@ PRODUCT = re.compile(r"S2[A-Z]_MSIL[12][A-Z]_")
 PRODUCT_KEYS = ("product_metadata", "product-metadata")
 
 
-def malformed() -> tuple[type[Exception], ...]:
+def malformed_errors() -> tuple[type[Exception], ...]:
     """Return the exceptions raised by pystac and pystac-client for timeouts and malformed STAC."""
     from pystac.errors import STACError, STACTypeError
     from pystac_client.exceptions import APIError
@@ -48,7 +48,7 @@ def parse(item: pystac.Item, bands: tuple[str, ...], root: str = "") -> Scene:
     """
     try:
         return _scene(item, bands, root)
-    except malformed() as error:
+    except malformed_errors() as error:
         raise SourceError(f"item {item.id}: cannot be parsed: {error!s:.120}; leave it out") from None
 
 
@@ -86,8 +86,9 @@ def _scene(item: pystac.Item, bands: tuple[str, ...], root: str) -> Scene:
     )
 
 
-def sketch(item: pystac.Item) -> Scene | None:
-    """Return what places an item that cannot be used: its tile, bbox and grids; None if the item tells no tile."""
+def parse_place(item: pystac.Item) -> Scene | None:
+    """Return what places an item that cannot be used: its tile, bbox and grids; None for an item without a tile."""
+    refused: tuple[type[Exception], ...] = (SourceError, *malformed_errors())
     try:
         tile = _tile(item)
         if tile is None or item.bbox is None or item.datetime is None:
@@ -99,7 +100,7 @@ def sketch(item: pystac.Item) -> Scene | None:
             bbox=(item.bbox[0], item.bbox[1], item.bbox[2], item.bbox[3]),
             assets={key: _asset(item, key, "") for key in item.assets},
         )  # fmt: skip
-    except (SourceError, *malformed()):
+    except refused:
         return None
 
 

@@ -6,10 +6,11 @@ import logging
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from sgdata import documents, retry, urls
-from sgdata.access import Access
+from sgdata import documents, urls
 from sgdata.errors import SourceError
 from sgdata.limits import PRODUCT_BYTES
+from sgdata.remote import retry
+from sgdata.remote.access import Access
 from sgdata.scenes import signing
 
 log = logging.getLogger("sgdata")
@@ -76,13 +77,13 @@ def _download(href: str, tokens: str, access: Access | None) -> bytes:
     """Return a file on a server; retry if it is busy or a signature has expired."""
     import requests
 
-    from sgdata import web
+    from sgdata.remote import web
 
     url = ""
 
     def attempt() -> bytes:
         nonlocal url
-        url = signing.signed(href, tokens, failed=url)
+        url = signing.sign(href, tokens, failed=url)
         answer = web.ask("GET", url, access=access, limit=PRODUCT_BYTES, timeout=TIMEOUT_S)
         if answer.status_code in retry.TRANSIENT_STATUS:
             raise retry.BusyError(answer)

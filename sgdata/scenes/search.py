@@ -12,9 +12,10 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdata import files, retry, urls
-from sgdata.access import access_of, admit
+from sgdata import files, urls
 from sgdata.errors import ServiceError, SettingError, SourceError
+from sgdata.remote import retry
+from sgdata.remote.access import access_of, admit
 from sgdata.scenes import parse_items
 from sgdata.scenes.types import TWIN, Dropped, Scene, Unusable, reasons
 from sgdata.types import Bounds
@@ -70,7 +71,7 @@ def search(
         SourceError: no item has what is needed, or two different items have one id.
         SettingError: no scene matches, or an item to leave out does not exist.
     """
-    days(query.dates)
+    parse_dates(query.dates)
     items, unreadable = _read(where, query, allow_private_hosts)
     root = "" if is_url(where) else str(_root(Path(where)).resolve())
     matching = _by_id(item for item in items if _matches(item, query))
@@ -104,7 +105,7 @@ def search(
             f"0 of {len(scenes)} scenes in {where} can be used ({reasons(unwanted[:3])}); correct the recipe"
         )
     outlines = {item.id: item.geometry for item in matching.values()}
-    kept, twins = without_twins(wanted, outlines, query.baselines)
+    kept, twins = drop_twins(wanted, outlines, query.baselines)
     return kept, (*twins, *unwanted, *left_out, *unreadable, *unusable)
 
 
@@ -137,7 +138,7 @@ def _parse(items: Iterable[pystac.Item], bands: tuple[str, ...], root: str) -> t
         try:
             scenes.append(parse_items.parse(item, bands, root))
         except SourceError as error:
-            unusable.append(Unusable(id=item.id, reason=str(error), scene=parse_items.sketch(item)))
+            unusable.append(Unusable(id=item.id, reason=str(error), scene=parse_items.parse_place(item)))
     if unusable and not scenes:
         raise SourceError(reasons(unusable))
     return scenes, sorted(unusable, key=lambda one: one.id)
@@ -148,7 +149,7 @@ def is_url(where: str) -> bool:
     return where.startswith(("http://", "https://"))
 
 
-def days(dates: str) -> tuple[date, date]:
+def parse_dates(dates: str) -> tuple[date, date]:
     """Parse 'FIRST/LAST' as two days. Raises SettingError."""
     try:
         first, last = (date.fromisoformat(text) for text in dates.split("/"))
@@ -166,7 +167,7 @@ def _read(where: str, query: Query, allow_private_hosts: bool) -> tuple[list[pys
     """Return the items of a catalogue, and those that cannot be read. Raises what `search` raises."""
     from sgdata.scenes import catalog_io, catalog_items
 
-    first, last = days(query.dates)
+    first, last = parse_dates(query.dates)
     wanted = catalog_items.Wanted(collection=query.collection, bounds=query.bounds, first=first, last=last)
     start = where if is_url(where) else str(_file(Path(where)).resolve())
     stac_io = catalog_io.CatalogIO(where, RETRY, allow_private_hosts=allow_private_hosts)
@@ -180,7 +181,7 @@ def _read(where: str, query: Query, allow_private_hosts: bool) -> tuple[list[pys
     except FileNotFoundError as error:
         missing = error.filename or where
         raise SettingError(f"{missing}: no such file; give --stac the URL or path of a STAC catalogue") from None
-    except parse_items.malformed() as error:
+    except parse_items.malformed_errors() as error:
         if refused := catalog_io.refusal(error):
             raise refused from None
         if not is_url(where):
@@ -194,7 +195,7 @@ def _read(where: str, query: Query, allow_private_hosts: bool) -> tuple[list[pys
     return items, unreadable
 
 
-def simulated(where: str) -> bool:
+def is_simulated(where: str) -> bool:
     """Return whether a catalogue on disk was made by `sgdata simulate`. Raises SourceError if it is unfinished."""
     if is_url(where) or not (_root(Path(where)) / files.SIMULATION).is_file():
         return False
@@ -234,7 +235,7 @@ def _with_utc_and_bbox(item: pystac.Item) -> pystac.Item:
     if not item.bbox and item.geometry:
         try:
             item.bbox = [*map(float, shapely.geometry.shape(item.geometry).bounds)]
-        except (*parse_items.malformed(), shapely.errors.ShapelyError) as error:
+        except (*parse_items.malformed_errors(), shapely.errors.ShapelyError) as error:
             raise SourceError(f"item {item.id}: its geometry cannot be read: {error!s:.120}; leave it out") from None
     return item
 
@@ -244,7 +245,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _matches(item: pystac.Item, query: Query) -> bool:
-    first, last = days(query.dates)
+    first, last = parse_dates(query.dates)
     # Servers ignore parameters that they do not support: each item is compared with the query again.
     if item.collection_id not in {query.collection, None} or not item.bbox:
         return False
@@ -276,7 +277,7 @@ def _text(bounds: Iterable[float]) -> str:
 # --- twins ----------------------------------------------------------------------------------
 
 
-def without_twins(
+def drop_twins(
     scenes: Iterable[Scene], outlines: Mapping[str, Any] | None = None, baselines: Sequence[str] = ()
 ) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
     """Keep one scene per acquisition: the first or newest baseline, then the newest generation time, then greatest id.
@@ -324,7 +325,7 @@ def _are_strips(one: str, other: str, outlines: Mapping[str, Any]) -> bool:
     return bool(shapes[0].intersection(shapes[1]).area < STRIP_OVERLAP * min(shape.area for shape in shapes))
 
 
-def located(scene: Scene, where: str) -> Scene:
+def resolve_hrefs(scene: Scene, where: str) -> Scene:
     """Return the scene with hrefs that can be opened: relative ones start at the catalogue `where`.
 
     Raises SourceError if an href names what that catalogue, or a lock of it, may not name.

@@ -8,9 +8,10 @@ from datetime import datetime
 from functools import cache
 from urllib.parse import urlsplit
 
-from sgdata import retry, urls
+from sgdata import urls
 from sgdata.errors import ServiceError
 from sgdata.limits import TOKEN_BYTES
+from sgdata.remote import retry
 
 PLANETARY_COMPUTER = "https://planetarycomputer.microsoft.com/api/sas/v1/token"
 STORE = ".blob.core.windows.net"
@@ -26,7 +27,7 @@ def service(provider: str, href: str) -> str:
     return PLANETARY_COMPUTER if needed else ""
 
 
-def signed(href: str, tokens: str, *, failed: str = "") -> str:
+def sign(href: str, tokens: str, *, failed: str = "") -> str:
     """Return `href` with a valid token of the service `tokens`, or with the secrets that its catalogue gave it.
 
     Args:
@@ -72,7 +73,7 @@ def _request_token(url: str) -> tuple[float, str]:
     """Request a token: its expiry (seconds since 1970) and its text. Raises ServiceError."""
     import requests
 
-    from sgdata import web
+    from sgdata.remote import web
 
     def attempt() -> tuple[float, str]:
         answer = web.ask("GET", url, limit=TOKEN_BYTES, timeout=TIMEOUT_S)

@@ -38,7 +38,9 @@ def read(folder: Path) -> Contract:
         SourceError: The contract is missing.
         SettingError: The contract is malformed or of another format.
     """
-    path = files.existing(folder / files.CONTRACT, "the contract of a build or of a folder that 'sgdata shard' wrote")
+    path = files.require_file(
+        folder / files.CONTRACT, "the contract of a build or of a folder that 'sgdata shard' wrote"
+    )
     contract = files.read(Contract, path)
     if contract.format != FORMAT:
         raise SettingError(
@@ -60,7 +62,7 @@ def write(folder: Path, contract: Contract) -> None:
     files.write(folder / files.CONTRACT, files.pretty_json(contract))
 
 
-def differences(ours: Contract, theirs: Contract, purpose: Purpose) -> list[str]:
+def find_differences(ours: Contract, theirs: Contract, purpose: Purpose) -> list[str]:
     """Return the names of the fields that differ.
 
     Args:
@@ -88,7 +90,7 @@ def require(ours: Contract, theirs: Contract, purpose: Purpose, accept: Iterable
     unknown = sorted(accepted - set(COMPARED["resume"]))
     if unknown:
         raise SettingError(f"accept = {unknown}: not parts of a contract; known: {', '.join(COMPARED['resume'])}")
-    left = [name for name in differences(ours, theirs, purpose) if name not in accepted]
+    left = [name for name in find_differences(ours, theirs, purpose) if name not in accepted]
     if left:
         different = "; ".join(f"{name} is {_short(ours, name)}, expected {_short(theirs, name)}" for name in left)
         raise SettingError(

@@ -325,7 +325,7 @@ def read_index(folder: Path) -> Any:
     Raises:
         SourceError: The folder is unfinished, or the index is missing or damaged.
     """
-    path = files.existing(folder / files.INDEX, "the index of a folder written by 'sgdata shard'")
+    path = files.require_file(folder / files.INDEX, "the index of a folder written by 'sgdata shard'")
     files.require_finished(folder)
     table = parquet_tables.read(path, _COMPLETE)
     # Samples need not all have the same members: rows without one have nulls.

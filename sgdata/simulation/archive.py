@@ -98,7 +98,7 @@ def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
     (work / "city.osm.pbf").replace(out / "osm" / "city.osm.pbf")
     _write_area(out, what)
 
-    windows = list(grids.tiles(what.granule.shape, truth.TILE))
+    windows = list(grids.cut_tiles(what.granule.shape, truth.TILE))
     every = surface.layers(place)
     tree = shapely.STRtree([layer.outline for layer in every])
     layers = ((window, surface.near(tree, every, truth.grown(what.granule, window))) for window in windows)
@@ -115,7 +115,7 @@ def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
     medians = pool.run(partial(_median, work, days), windows, workers=workers)
     kept = {
         gsd: cogs.writing(
-            out / "truth" / f"reflectance_{gsd}m.tif", grids.coarser(what.area, gsd // 10), names, "uint16", 0
+            out / "truth" / f"reflectance_{gsd}m.tif", grids.coarsen(what.area, gsd // 10), names, "uint16", 0
         )
         for gsd, names in truth.ORDER.items()
     }
@@ -142,7 +142,7 @@ def _write_catalogue(out: Path, what: Plan, scenes: list[Scene], counts: dict[st
         moved = items.item(stray, zone, footprint(what, clear), counts[clear.id], crs=what.granule.crs)
         documents[stray.id] = traps.in_next_zone(moved, stray)
         for name in (*L2A_BANDS, "SCL"):
-            grid = grids.coarser(zone, MSI.gsd_m(name) // 10)
+            grid = grids.coarsen(zone, MSI.gsd_m(name) // 10)
             home = out / items.COLLECTION
             cogs.warp(home / clear.id / f"{name}.tif", home / stray.id / f"{name}.tif", grid)
         for item, trap in ((twin, "twin"), (stray, "neighbour-zone")):
@@ -262,10 +262,10 @@ def _photograph(what: Plan, out: Path, work: Path, scene: Scene) -> Array:
     with ExitStack() as stack:
         sinks = {}
         for name, gsd in (*((name, MSI.gsd_m(name)) for name in L2A_BANDS), ("SCL", MSI.gsd_m("SCL"))):
-            grid, dtype = grids.coarser(what.granule, gsd // 10), "uint8" if name == "SCL" else "uint16"
+            grid, dtype = grids.coarsen(what.granule, gsd // 10), "uint8" if name == "SCL" else "uint16"
             sinks[name] = stack.enter_context(cogs.writing(folder / f"{name}.tif", grid, (name,), dtype, 0))
         clouds = stack.enter_context(cogs.writing(masks, what.area, ("clouds",), "uint8", None))
-        for number, window in enumerate(grids.tiles(what.granule.shape, truth.TILE)):
+        for number, window in enumerate(grids.cut_tiles(what.granule.shape, truth.TILE)):
             # A stream for each tile of each scene, so that the noise does not depend on the order of the tiles.
             rng = np.random.Generator(np.random.Philox(key=[what.seed, 10_000_000 + scene.index * 10_000 + number]))
             made, bits = _tile(what, scene, window, _surface(work, window, scene.epoch), level, rng)

@@ -58,7 +58,7 @@ def warp(source: Path, target: Path, grid: Grid) -> None:
     from rasterio.transform import Affine
     from rasterio.warp import reproject
 
-    with geotiff.opened(str(source)) as dataset:
+    with geotiff.open_raster(str(source)) as dataset:
         pixels = np.zeros((1, *grid.shape), dataset.dtypes[0])
         reproject(
             dataset.read(), pixels, src_transform=dataset.transform, src_crs=dataset.crs,

@@ -24,7 +24,7 @@ def rmse(image: Array, reference: Array, where: Array) -> float:
 
 def read(path: Path) -> Array:
     """Read all bands of a raster, (C, H, W)."""
-    with geotiff.opened(str(path)) as raster:
+    with geotiff.open_raster(str(path)) as raster:
         pixels: Array = raster.read()
     return pixels
 
@@ -38,7 +38,7 @@ def to_finest(by_gsd: dict[int, Array], names: tuple[str, ...], order: dict[int,
     for name in names:
         gsd = MSI.by_name[name].gsd_m
         coarse = by_gsd[gsd][order[gsd].index(name)]
-        planes.append(resample.finer(coarse, gsd // 10, kernel="bilinear"))
+        planes.append(resample.refine(coarse, gsd // 10, kernel="bilinear"))
     return np.stack(planes)
 
 
@@ -46,7 +46,7 @@ def true_median(archive: Path, names: tuple[str, ...]) -> Array:
     """Return (C, H, W) DN: the per-pixel median over the window's dates, noise-free and cloud-free."""
     by_gsd, order = {}, {}
     for gsd in (10, 20, 60):
-        with geotiff.opened(str(archive / "truth" / f"reflectance_{gsd}m.tif")) as raster:
+        with geotiff.open_raster(str(archive / "truth" / f"reflectance_{gsd}m.tif")) as raster:
             by_gsd[gsd], order[gsd] = raster.read(), tuple(raster.descriptions)
     return to_finest(by_gsd, names, order)
 

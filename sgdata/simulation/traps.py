@@ -12,7 +12,7 @@ from typing import Any
 import shapely
 from pyproj import Transformer
 
-from sgdata.rasters.grids import covering
+from sgdata.rasters.grids import snap_outward
 from sgdata.simulation.plan import OLDEST, Scene, named
 from sgdata.types import Grid
 
@@ -86,7 +86,7 @@ def next_zone(granule: Grid) -> Grid:
     move = Transformer.from_crs(granule.crs, NEIGHBOUR_CRS, always_xy=True)
     # Straight edges of one zone are bent in the next.
     x, y = move.transform(*shapely.get_coordinates(outline).T)
-    return covering((x.min(), y.min(), x.max(), y.max()), NEIGHBOUR_CRS, gsd_m=10, snap_m=60)
+    return snap_outward((x.min(), y.min(), x.max(), y.max()), NEIGHBOUR_CRS, gsd_m=10, snap_m=60)
 
 
 def in_next_zone(document: dict[str, Any], scene: Scene) -> dict[str, Any]:

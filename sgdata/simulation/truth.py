@@ -35,7 +35,7 @@ def planned(archive: Path) -> Plan:
 def grown(grid: Grid, window: Window) -> Grid:
     """Return the grid of a window and its halo."""
     height, width = window.height + 2 * HALO, window.width + 2 * HALO
-    return grids.windowed(grid, Window(row=window.row - HALO, col=window.col - HALO, height=height, width=width))
+    return grids.crop(grid, Window(row=window.row - HALO, col=window.col - HALO, height=height, width=width))
 
 
 def native(image: Array) -> dict[int, Array]:
@@ -78,7 +78,7 @@ def scene(archive: Path, item_id: str) -> dict[int, Array]:
     whole = {
         gsd: np.empty((len(names), height * 10 // gsd, width * 10 // gsd), np.uint16) for gsd, names in ORDER.items()
     }
-    for window in grids.tiles(what.area.shape, TILE):
+    for window in grids.cut_tiles(what.area.shape, TILE):
         around = grown(what.area, window)
         near = surface.near(tree, every, around)
         below = surface.paint(near, around, seed=what.seed, epoch=matching[0].epoch)

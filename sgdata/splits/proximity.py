@@ -70,7 +70,7 @@ class Proximity:
     nearest_m: Array
 
 
-def columns(footprints: Sequence[Footprint]) -> Footprints:
+def to_columns(footprints: Sequence[Footprint]) -> Footprints:
     """Return footprints as arrays."""
     boxes = np.array([each.box for each in footprints], float).reshape(-1, 4)
     crs = np.array([each.crs for each in footprints], object)
@@ -81,7 +81,7 @@ def columns(footprints: Sequence[Footprint]) -> Footprints:
     return Footprints(crs=crs, boxes=boxes, middle=middle, size=size)
 
 
-def flattened(boxes: Array, degrees: Array) -> Array:
+def flatten(boxes: Array, degrees: Array) -> Array:
     """Return boxes in metres on one plane that overestimates no distance.
 
     Args:
@@ -100,7 +100,7 @@ def compare(first: Footprints, second: Footprints) -> Proximity:
 
     # Both together, so that they are on one plane.
     crs = np.concatenate([first.crs, second.crs])
-    every = shapely.box(*flattened(np.concatenate([first.boxes, second.boxes]), crs != "").T)
+    every = shapely.box(*flatten(np.concatenate([first.boxes, second.boxes]), crs != "").T)
     tree, boxes = shapely.STRtree(every[: len(first.crs)]), every[len(first.crs) :]
     b, a = tree.query(boxes, predicate="intersects")
     exact = (first.crs[a] == "") & (second.crs[b] == "")

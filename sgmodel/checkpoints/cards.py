@@ -93,7 +93,7 @@ def load(path: Path) -> nn.Module:
 
 def _check_sizes(card: Card, path: Path) -> None:
     """Refuse a card with sizes of no model, before memory is taken for them. Raises SourceError."""
-    pending: list[tuple[str, Any]] = [("model", files.plain(card.model))]
+    pending: list[tuple[str, Any]] = [("model", files.to_plain(card.model))]
     while pending:
         name, value = pending.pop()
         if isinstance(value, dict):
@@ -135,7 +135,7 @@ def read(path: Path) -> Card:
         SourceError: The card is missing, invalid, or of another format.
     """
     folder = path.parent if path.is_file() else path
-    path = files.existing(folder / CARD, f"a checkpoint folder with {WEIGHTS} and {CARD}")
+    path = files.require_file(folder / CARD, f"a checkpoint folder with {WEIGHTS} and {CARD}")
     try:
         document = files.read_plain(path)
         # First, since a card of another format lacks keys, of which a message would not help.
@@ -152,20 +152,20 @@ def read(path: Path) -> Card:
 # --- from run to run -----------------------------------------------------------------------
 
 
-def of_run(model: nn.Module, contract: Contract, how: normalise.Normalisation, recipe: Any) -> Card:
+def of_run(model: nn.Module, contract: Contract, normalisation: normalise.Normalisation, recipe: Any) -> Card:
     """Return the card of a model in training.
 
     Args:
         model: The model, not wrapped for several processes.
         contract: Contract of the bands that the model sees.
-        how: Normalisation of the stored pixels.
+        normalisation: Normalisation of the stored pixels.
         recipe: Recipe of the run, a frozen dataclass.
     """
     return Card(
         model=specs.describe(model),
         contract=contract,
-        normalisation=how,
-        recipe=files.plain(recipe),
+        normalisation=normalisation,
+        recipe=files.to_plain(recipe),
         commit=checkpoint_folder.commit(),
     )
 
@@ -174,7 +174,7 @@ def fill(
     model: nn.Module,
     weights: Path,
     contract: Contract,
-    how: normalise.Normalisation,
+    normalisation: normalise.Normalisation,
     *,
     accept: Sequence[str],
     tables: transfer.Tables = "interpolate",
@@ -187,7 +187,7 @@ def fill(
         model: The model to fill.
         weights: A checkpoint folder or a file of weights.
         contract: Contract of the bands that the model sees.
-        how: Normalisation of the stored pixels.
+        normalisation: Normalisation of the stored pixels.
         accept: Names of contract fields (and "normalisation") that may differ.
         tables: What to do with position tables of another image size.
 
@@ -197,7 +197,7 @@ def fill(
     """
     if transfer.has_card(weights):
         card = read(weights)
-        compare(card, contract, how, accept=accept)
+        compare(card, contract, normalisation, accept=accept)
         # Weights of the same kind bring their head, whose outputs mean classes.
         if card.contract is not None and card.model.kind == specs.describe(model).kind:
             _compare_classes(contract.label_space, card.contract.label_space, accept)
@@ -213,7 +213,7 @@ def fill(
     return report
 
 
-def compare(card: Card, contract: Contract, how: normalise.Normalisation, *, accept: Sequence[str]) -> None:
+def compare(card: Card, contract: Contract, normalisation: normalise.Normalisation, *, accept: Sequence[str]) -> None:
     """Check that the data and their normalisation are those that the weights were trained with.
 
     Weights trained on every band may go to data without some, which the recipe says how to replace. Weights trained
@@ -226,7 +226,7 @@ def compare(card: Card, contract: Contract, how: normalise.Normalisation, *, acc
         # "normalisation" is no field of a contract.
         known = [name for name in accept if name != "normalisation"]
         # A model without its empty groups uses fewer bands than the weights did, each in the same way.
-        names = {band.name for band in (contract if how.missing == "drop-group" else card.contract).bands}
+        names = {band.name for band in (contract if normalisation.missing == "drop-group" else card.contract).bands}
         theirs = replace(card.contract, bands=tuple(band for band in card.contract.bands if band.name in names))
         contracts.require(contract, theirs, "fine-tune", known)
     if card.normalisation is None or "normalisation" in accept:
@@ -234,10 +234,11 @@ def compare(card: Card, contract: Contract, how: normalise.Normalisation, *, acc
     fields = ["scheme", "eps", "mean", "std", "before_crop", "fill"]
     if card.normalisation.absent:
         fields += ["missing", "absent"]
-    differ = [name for name in fields if getattr(card.normalisation, name) != getattr(how, name)]
+    differ = [name for name in fields if getattr(card.normalisation, name) != getattr(normalisation, name)]
     if differ:
         values = [
-            f"{name} is {getattr(how, name)!r:.60}, was {getattr(card.normalisation, name)!r:.60}" for name in differ
+            f"{name} is {getattr(normalisation, name)!r:.60}, was {getattr(card.normalisation, name)!r:.60}"
+            for name in differ
         ]
         listed = "; ".join(values)
         raise SettingError(f"normalisation differs from the weights': {listed}; accept = ['normalisation'] waives this")

@@ -62,7 +62,7 @@ def write_tensors(path: Path, tensors: State) -> None:
 def read_tensors(path: Path) -> State:
     """Read every tensor of a safetensors file. Raises SourceError if it is damaged or a value is not finite."""
     try:
-        return finite(load_file(files.existing(path, "a safetensors file")), path)
+        return finite(load_file(files.require_file(path, "a safetensors file")), path)
     except SafetensorError as error:
         why = " ".join(str(error).split())
         raise SourceError(f"{path}: not a whole safetensors file ({why:.200}); fetch or save it again") from None

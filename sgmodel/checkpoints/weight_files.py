@@ -179,7 +179,7 @@ def read_pickle(path: Path) -> State:
         SourceError: There is no such file, it is damaged, it contains anything but tensors, plain values and an
             argparse Namespace, or a weight is not finite.
     """
-    files.existing(path, "a checkpoint folder, a .safetensors or a .pth file")
+    files.require_file(path, "a checkpoint folder, a .safetensors or a .pth file")
     try:
         # Released files contain their `args`, others a best score.
         with torch.serialization.safe_globals(safe_globals()):

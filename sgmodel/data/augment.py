@@ -134,7 +134,7 @@ def draw(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Tens
     )
 
 
-def centre(valid_size: Tensor, size: int) -> Geometry:
+def centre_crop(valid_size: Tensor, size: int) -> Geometry:
     """Return the geometry of a centre crop of size x size pixels (all of a smaller image), without flips."""
     length = valid_size.clamp(max=size)
     no = torch.zeros(len(valid_size), dtype=torch.bool)
@@ -169,7 +169,7 @@ def _within(
     return torch.cat([corner, chosen], dim=1), fits.any(dim=1, keepdim=True)
 
 
-def images(x: Tensor, how: Geometry, size: int) -> Tensor:
+def transform_images(x: Tensor, how: Geometry, size: int) -> Tensor:
     """Crop, resize or pad, rotate and flip images.
 
     Args:
@@ -188,9 +188,9 @@ def images(x: Tensor, how: Geometry, size: int) -> Tensor:
 
 
 def seen(known: Tensor, how: Geometry, size: int) -> Tensor:
-    """Return which values of `images` come from known ones (N, C, H, W) bool alone, and from within the box."""
-    whole = images(known.float(), how, size)
-    inside = masks(torch.ones_like(known[:, 0], dtype=torch.uint8), how, size, outside=0)
+    """Return which values of `transform_images` come from known ones (N, C, H, W) bool in the box alone."""
+    whole = transform_images(known.float(), how, size)
+    inside = transform_masks(torch.ones_like(known[:, 0], dtype=torch.uint8), how, size, outside=0)
     # Weights of the interpolation sum to 1, up to rounding.
     return ((whole - 1).abs() < 1e-3) & (inside[:, None] == 1)
 
@@ -214,7 +214,7 @@ def _cut(x: Tensor, how: Geometry, size: int) -> Tensor:
     return rows[:, None] @ x @ cols[:, None].transpose(2, 3)
 
 
-def zoomed(x: Tensor, valid_size: Tensor, size: int, *, share: float) -> Tensor:
+def zoom_in(x: Tensor, valid_size: Tensor, size: int, *, share: float) -> Tensor:
     """Enlarge images (N, C, H, W) to size / `share` and crop the centre, as scenes are scored.
 
     With `share` 0.875 and `size` 128 an image becomes 146 px wide, of which the middle 128 are taken, as in the
@@ -226,11 +226,11 @@ def zoomed(x: Tensor, valid_size: Tensor, size: int, *, share: float) -> Tensor:
     # In two steps, as released: interpolation at the edge of the crop uses pixels outside it.
     large = int(size / share)
     edge = (large - size) // 2
-    whole = images(x, replace(centre(valid_size, int(valid_size.max())), zoom=True), large)
+    whole = transform_images(x, replace(centre_crop(valid_size, int(valid_size.max())), zoom=True), large)
     return whole[:, :, edge : edge + size, edge : edge + size]
 
 
-def masks(y: Tensor, how: Geometry, size: int, outside: int = 255) -> Tensor:
+def transform_masks(y: Tensor, how: Geometry, size: int, outside: int = 255) -> Tensor:
     """Crop, resize by the nearest pixel, rotate and flip integer masks (N, H, W) to (N, size, size).
 
     Where boxes are padded instead, the padding is `outside`.
@@ -305,7 +305,7 @@ def erase(x: Tensor, recipe: MixRecipe, samples: Tensor, epoch: Tensor, *, seed:
     return x.masked_fill(_inside(torch.where(chosen, boxes, 0), x), 0.0)
 
 
-def mixing(recipe: MixRecipe, samples: Tensor, epoch: Tensor, size: int, *, seed: int) -> Mix:
+def draw_mix(recipe: MixRecipe, samples: Tensor, epoch: Tensor, size: int, *, seed: int) -> Mix:
     """Draw how each sample is mixed with its partner, on the CPU.
 
     Sources: Zhang et al., "mixup", ICLR 2018; Yun et al., "CutMix", ICCV 2019.

@@ -58,7 +58,7 @@ def resolve(recipe: R, contract: Contract) -> R:
     return resolved
 
 
-def narrowed(contract: Contract, names: Sequence[str], policy: Policy = "refuse") -> Contract:
+def narrow(contract: Contract, names: Sequence[str], policy: Policy = "refuse") -> Contract:
     """Return the contract of the bands `names` in this order; bands that the data lack have no statistics.
 
     Raises:
@@ -74,7 +74,7 @@ def narrowed(contract: Contract, names: Sequence[str], policy: Policy = "refuse"
     )
 
 
-def indices(contract: Contract, names: Sequence[str], policy: Policy = "refuse") -> list[int] | None:
+def find_indices(contract: Contract, names: Sequence[str], policy: Policy = "refuse") -> list[int] | None:
     """Return the indices of the bands `names`, or of their substitutes, for `select`; None selects all in order.
 
     Raises:
@@ -103,7 +103,7 @@ def select(images: Tensor, band_indices: Sequence[int]) -> Tensor:
     return torch.stack([images[:, index] for index in band_indices], dim=1)
 
 
-def stand_ins(name: str, present: Sequence[Band], policy: Policy) -> Sequence[Band]:
+def substitutes(name: str, present: Sequence[Band], policy: Policy) -> Sequence[Band]:
     """Return the stored bands whose mean substitutes the missing band `name`."""
     return present if policy == "mean" else [_nearest(name, present)]
 

@@ -76,7 +76,7 @@ class Mixture:
             raise SettingError(f"{message}; expected a share above 0 for each of them")
         self.sources = [source for _, source in sorted(sources.items())]
         self.shares = [share for _, share in sorted(shares.items())]
-        parts = [band_selection.narrowed(source.contract, bands) for source in self.sources]
+        parts = [band_selection.narrow(source.contract, bands) for source in self.sources]
         first = parts[0]
         for part in parts[1:]:
             # `accept` may also name the normalisation of starting weights, which is not part of a contract.
@@ -88,7 +88,9 @@ class Mixture:
         self.starts = np.cumsum([0, *map(len, self.sources)])
         self.members = {"image": _member(self.sources)}
         every = list(range(len(bands)))
-        self._band_indices = np.array([band_selection.indices(one.contract, bands) or every for one in self.sources])
+        self._band_indices = np.array(
+            [band_selection.find_indices(one.contract, bands) or every for one in self.sources]
+        )
         # No number is NaN, which therefore says that a dataset has no such number.
         self._nodata = np.array([math.nan if one.nodata is None else one.nodata for one in parts], np.float32)
         self._factors = np.array([part.scale / first.scale for part in parts], np.float32)

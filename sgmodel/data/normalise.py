@@ -107,7 +107,7 @@ def _statistics(name: str, policy: band_selection.Policy, contract: Contract) ->
         names = " ".join(band.name for band in contract.bands)
         message = f"normalise: the contract of '{contract.dataset}' has no statistics of {names}"
         raise SettingError(f"{message}; pack the data again, or set normalise.mean and normalise.std in the recipe")
-    return [contract.statistics[band.name] for band in band_selection.stand_ins(name, present, policy)]
+    return [contract.statistics[band.name] for band in band_selection.substitutes(name, present, policy)]
 
 
 def known(images: Tensor, nodata: float | None) -> Tensor:

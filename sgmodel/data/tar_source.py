@@ -22,8 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from sgdata import file_names, files, retry, urls
+from sgdata import file_names, files, urls
 from sgdata.errors import SourceError
+from sgdata.remote import retry
 
 MARK = "remote.json"
 GAP = 2**16  # unneeded bytes between two members that cost less than a second request

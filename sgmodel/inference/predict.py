@@ -91,8 +91,8 @@ def main(recipe: PredictRecipe, paths: PredictPaths) -> int:
     for name, value in (("batch", recipe.batch), ("--threads", paths.threads)):
         if value < 1:
             raise SettingError(f"{name} is {value}: expected 1 or more")
-    where = devices.start(paths.device, precision=recipe.precision, threads=paths.threads)
-    predictor = load(paths.weights, where, embeddings=recipe.what == "embeddings")
+    launch = devices.start(paths.device, precision=recipe.precision, threads=paths.threads)
+    predictor = load(paths.weights, launch, embeddings=recipe.what == "embeddings")
     is_shards = (paths.inputs[0] / files.INDEX).exists()
     count = 1 if is_shards else predictor.dates
     if len(paths.inputs) != count:
@@ -111,12 +111,12 @@ def main(recipe: PredictRecipe, paths: PredictPaths) -> int:
     return ExitCode.DONE
 
 
-def load(weights: Path, where: devices.Launch, *, embeddings: bool) -> Predictor:
+def load(weights: Path, launch: devices.Launch, *, embeddings: bool) -> Predictor:
     """Load the model of a checkpoint folder for prediction.
 
     Args:
         weights: Checkpoint folder.
-        where: Device and precision.
+        launch: Device and precision.
         embeddings: Whether to return embeddings in place of classes.
 
     Returns:
@@ -143,10 +143,10 @@ def load(weights: Path, where: devices.Launch, *, embeddings: bool) -> Predictor
     # A scene classifier was trained on scenes enlarged to its size, other models on pixels at their resolution.
     ground = windows.side((trained or px) if whole else px, contract)
     return Predictor(
-        model=cards.load(weights).to(where.device),
+        model=cards.load(weights).to(launch.device),
         contract=contract,
-        how=card.normalisation,
-        where=where,
+        normalisation=card.normalisation,
+        launch=launch,
         ground_px=ground,
         px=px or ground,
         zoom=(card.recipe or {}).get("zoom"),
@@ -162,16 +162,16 @@ def predict_scene(recipe: PredictRecipe, predictor: Predictor, paths: PredictPat
     space = predictor.contract.label_space
     with ExitStack() as stack:
         dates = [
-            stack.enter_context(raster_input.opened(path, predictor.contract, predictor.how, stated))
+            stack.enter_context(raster_input.open_scene(path, predictor.contract, predictor.normalisation, stated))
             for path in paths.inputs
         ]
         grid = dates[0].grid
-        if differ := grids.differences(dates[-1].grid, grid):
+        if differ := grids.find_differences(dates[-1].grid, grid):
             raise SettingError(
                 f"--after covers other pixels than --input: {'; '.join(differ)}; warp one onto the other"
             )
         plan = tiling.plan(grid.shape, px=predictor.ground_px, answer=predictor.answer, overlap=recipe.overlap)
-        rows = tiling.blended(plan, partial(_read, dates), predictor.look, batch=recipe.batch)
+        rows = tiling.blend(plan, partial(_read, dates), predictor.look, batch=recipe.batch)
         rows = itertools.chain(rows, _closed(stack))
         answers: Iterable[tiling.Row] = progress.track(rows, label="rows of tiles", total=len(plan.rows))
         coarse = replace(grid, gsd_m=grid.gsd_m * plan.unit, shape=plan.cells)
@@ -228,7 +228,7 @@ def predict_shards(recipe: PredictRecipe, predictor: Predictor, paths: PredictPa
     """Predict the samples of shards: a picture of classes or a row for each. Raises SgdataError."""
     folder, space = paths.inputs[0], predictor.contract.label_space
     stored = contracts.read(folder)
-    fit = raster_input.fit(stored, predictor.contract, predictor.how, recipe.accept)
+    fit = raster_input.fit(stored, predictor.contract, predictor.normalisation, recipe.accept)
     bounds = tar_format.read_index(folder).select(["key", "split", "west", "south", "east", "north"]).to_pylist()
     index = {row["key"]: {**row, "crs": "EPSG:4326"} for row in bounds}
     rows: list[dict[str, Any]] = []

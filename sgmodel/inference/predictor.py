@@ -31,8 +31,8 @@ class Predictor:
     Attributes:
         model: The model, on its device.
         contract: Contract of its training data; the label space is that of the answers, "none" for embeddings.
-        how: Normalisation.
-        where: Device and precision.
+        normalisation: Normalisation.
+        launch: Device and precision.
         ground_px: Side of the tiles cut from a scene.
         px: Side of the input images, which differs from `ground_px` for a model trained on enlarged scenes.
         zoom: Share of the side of such scenes that the model sees, see `of_scenes`.
@@ -40,8 +40,8 @@ class Predictor:
 
     model: nn.Module
     contract: Contract
-    how: normalise.Normalisation
-    where: Launch
+    normalisation: normalise.Normalisation
+    launch: Launch
     ground_px: int
     px: int
     zoom: float | None
@@ -67,11 +67,11 @@ class Predictor:
             (N, K, s, s) float32: the probability of each of K classes, or embeddings of width K. s is 1 for the classes
             of scenes.
         """
-        stored = torch.from_numpy(np.ascontiguousarray(tiles)).to(self.where.device)
+        stored = torch.from_numpy(np.ascontiguousarray(tiles)).to(self.launch.device)
         valid_size = torch.tensor(stored.shape[-2:]).expand(len(stored), 2)
         # Normalised tile by tile, as samples are: schemes with image statistics then see the same area as in training.
-        dates = [normalise.apply(self.how, part, valid_size) for part in stored.chunk(self.dates, dim=1)]
-        with self.where.autocast():
+        dates = [normalise.apply(self.normalisation, part, valid_size) for part in stored.chunk(self.dates, dim=1)]
+        with self.launch.autocast():
             if self.task == "none":
                 answer = embedding(self.model, dates[0])
             elif self.task in SCENES:
@@ -94,28 +94,28 @@ class Predictor:
         return self.look(blank).shape[1:3]
 
 
-def views(x: Tensor, how: augment.Geometry, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def views(x: Tensor, geometry: augment.Geometry, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what a model with images of `size` sees of whole scenes.
 
     Args:
         x: (N, C, H, W) scenes.
-        how: Geometry; with its zoom the boxes are resized, otherwise they are padded, or cut into windows.
+        geometry: Geometry; with its zoom the boxes are resized, otherwise they are padded, or cut into windows.
         size: Side of the images in pixels.
 
     Yields:
         Images (N, C, size, size), and the weight (N,) of each: 0 for a scene of fewer windows.
     """
-    if how.zoom:
-        yield augment.images(x, how, size), torch.ones(len(x), device=x.device)
+    if geometry.zoom:
+        yield augment.transform_images(x, geometry, size), torch.ones(len(x), device=x.device)
         return
     corners = []
-    for top, left, height, width in how.box.tolist():
-        places = itertools.product(*(tiling.starts(side, size, size) for side in (height, width)))
+    for top, left, height, width in geometry.box.tolist():
+        places = itertools.product(*(tiling.tile_starts(side, size, size) for side in (height, width)))
         corners.append([(top + row, left + col, min(height, size), min(width, size)) for row, col in places])
     for turn in range(max(map(len, corners))):
         box = torch.tensor([each[min(turn, len(each) - 1)] for each in corners])
         weight = torch.tensor([float(turn < len(each)) for each in corners], device=x.device)
-        yield augment.images(x, replace(how, box=box), size), weight
+        yield augment.transform_images(x, replace(geometry, box=box), size), weight
 
 
 def of_scenes(model: nn.Module, x: Tensor, valid_size: Tensor, size: int, *, zoom: float | None) -> Tensor:
@@ -130,9 +130,9 @@ def of_scenes(model: nn.Module, x: Tensor, valid_size: Tensor, size: int, *, zoo
             ones are padded, and the logits of larger ones are the mean of their windows.
     """
     if zoom != 1.0:
-        logits: Tensor = model(augment.zoomed(x, valid_size, size, share=zoom or 1.0))
+        logits: Tensor = model(augment.zoom_in(x, valid_size, size, share=zoom or 1.0))
         return logits
-    whole = augment.centre(valid_size, int(valid_size.max()))
+    whole = augment.centre_crop(valid_size, int(valid_size.max()))
     total, count = torch.zeros((), device=x.device), torch.zeros((), device=x.device)
     for image, weight in views(x, whole, size):
         total, count = total + weight[:, None] * model(image), count + weight[:, None]
@@ -166,7 +166,7 @@ def answers(
 
 def _whole(kind: Predictor, look: tiling.Look, pixels: Array, seen: Array, *, overlap: float, batch: int) -> Array:
     plan = tiling.plan((seen.shape[0], seen.shape[1]), px=kind.ground_px, answer=kind.answer, overlap=overlap)
-    rows = tiling.blended(plan, lambda row, n: (pixels[:, row : row + n], seen[row : row + n]), look, batch=batch)
+    rows = tiling.blend(plan, lambda row, n: (pixels[:, row : row + n], seen[row : row + n]), look, batch=batch)
     return np.concatenate([answer.copy() for _, answer, _ in rows], axis=1)
 
 

@@ -98,23 +98,23 @@ class Scene:
         return self.fit.pixels(values, seen)
 
 
-def fit(ours: Contract, theirs: Contract, how: Normalisation, accept: Sequence[str]) -> Fit:
+def fit(ours: Contract, theirs: Contract, normalisation: Normalisation, accept: Sequence[str]) -> Fit:
     """Fit data to a model: select its bands by name, and substitute missing ones as its normalisation records.
 
     Args:
         ours: Contract of the data.
         theirs: Contract of the model's training data.
-        how: Normalisation of the model.
+        normalisation: Normalisation of the model.
         accept: Differences that are allowed.
 
     Raises:
         SettingError: bands are missing, or other differences are not accepted; the message names all of them.
     """
     # Bands that the training data lacked are substituted as in training, even if these data have them.
-    hidden = tuple(replace(band, name="") if band.name in how.absent else band for band in ours.bands)
+    hidden = tuple(replace(band, name="") if band.name in normalisation.absent else band for band in ours.bands)
     known, names = {band.name: band for band in hidden}, [band.name for band in theirs.bands]
     absent = [name for name in names if name not in known]
-    if absent and how.missing == "refuse":
+    if absent and normalisation.missing == "refuse":
         raise SettingError(
             f"cannot predict on '{ours.dataset}': the model takes {len(names)} bands, {' '.join(absent)} not among its "
             f"{len(known)} ({' '.join(known)}); add them, or train on these bands only or with normalise.missing"
@@ -124,18 +124,18 @@ def fit(ours: Contract, theirs: Contract, how: Normalisation, accept: Sequence[s
         labels = theirs.label_space  # labels of another task are irrelevant to this model
     like = replace(ours, bands=tuple(known.get(band.name, band) for band in theirs.bands), label_space=labels)
     contracts.require(like, theirs, "predict", [name for name in accept if name != "gsd"])
-    selected = band_selection.indices(replace(ours, bands=hidden), names, how.missing)
+    selected = band_selection.find_indices(replace(ours, bands=hidden), names, normalisation.missing)
     return Fit(band_indices=selected, nodata=ours.nodata)
 
 
 @contextmanager
-def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> Iterator[Scene]:
+def open_scene(path: Path, theirs: Contract, normalisation: Normalisation, stated: Stated) -> Iterator[Scene]:
     """Open a build folder or GeoTIFF for prediction.
 
     Args:
         path: Build folder or GeoTIFF.
         theirs: Contract of the model's training data.
-        how: Normalisation of the model.
+        normalisation: Normalisation of the model.
         stated: Facts given by the user.
 
     Raises:
@@ -144,11 +144,13 @@ def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> 
     """
     import rasterio
 
-    file = files.existing(path / files.IMAGE if path.is_dir() else path, "a GeoTIFF, a build, or a folder of shards")
+    file = files.require_file(
+        path / files.IMAGE if path.is_dir() else path, "a GeoTIFF, a build, or a folder of shards"
+    )
     if file.name == files.IMAGE and (path.is_dir() or (file.parent / files.CONTRACT).exists()):
         files.require_finished(file.parent)
-    with geotiff.opened(str(file), use="user") as dataset:
-        header = geotiff.header(dataset)
+    with geotiff.open_raster(str(file), use="user") as dataset:
+        header = geotiff.read_header(dataset)
         ours = _contract(file, dataset, theirs, stated)
         if dataset.crs.is_geographic:
             message = f"{file}: {header.grid.crs} has pixels of {header.grid.gsd_m:g} degrees"
@@ -159,7 +161,7 @@ def opened(path: Path, theirs: Contract, how: Normalisation, stated: Stated) -> 
             raise SettingError(
                 f"{file}: pixels of {size}, the model was trained on {trained} m; resample it, or accept = ['gsd']"
             )
-        fitted = fit(ours, theirs, how, stated.accept)
+        fitted = fit(ours, theirs, normalisation, stated.accept)
         if header.nodata is not None:
             fitted = replace(fitted, nodata=header.nodata)
         # Rows of tiles may be lower than the blocks of the file, which a smaller cache would decode repeatedly.

@@ -65,13 +65,13 @@ def plan(shape: tuple[int, int], *, px: int, answer: tuple[int, int], overlap: f
     channels, side = answer
     height, width = (-(-size * side // px) for size in shape)
     shared = int(side * overlap)  # 0 if a tile is one cell
-    rows, cols = (starts(size, side, side - shared) for size in (height, width))
+    rows, cols = (tile_starts(size, side, side - shared) for size in (height, width))
     return Plan(
         shape=shape, px=px, side=side, channels=channels, overlap=shared, cells=(height, width), rows=rows, cols=cols
     )
 
 
-def starts(size: int, side: int, stride: int) -> tuple[int, ...]:
+def tile_starts(size: int, side: int, stride: int) -> tuple[int, ...]:
     """Return the first cell of each tile along an axis; the last tile ends at the end of the axis."""
     last = max(size - side, 0)
     return (*range(0, last, stride), last)
@@ -94,7 +94,7 @@ def blend_weights(first: tuple[int, ...], side: int, overlap: int) -> Array:
     return np.stack([window / total[start : start + side] for start in first]).astype(np.float32)
 
 
-def blended(plan: Plan, read: Read, look: Look, *, batch: int) -> Iterator[Row]:
+def blend(plan: Plan, read: Read, look: Look, *, batch: int) -> Iterator[Row]:
     """Yield the map from top to bottom, each cell once.
 
     The answers are a view that is overwritten for the next rows. Tiles without a seen pixel are not predicted.

@@ -275,7 +275,7 @@ def _run(
         "weights": after.folder.name if after else file and _digest(file),
     }
     identity = files.sha256(files.canonical_json(known))[:12]
-    model = files.plain(recipe.model).get("backbone", "spectralgpt").replace(":", "-")
+    model = files.to_plain(recipe.model).get("backbone", "spectralgpt").replace(":", "-")
     folder = paths.out / "runs" / file_name(f"{program}-{model}-seed{recipe.training.seed}-{identity}")
     start = paths.launcher or (sys.executable, "-m")
     words = [*start, f"sgmodel.recipes.{program}", str(path), "--shards", str(shards), "--out", str(folder)]
@@ -297,7 +297,7 @@ def _run(
 def _digest(path: Path) -> str:
     """Return the SHA-256 of a weight file or checkpoint folder; the file name if it does not exist."""
     if path.is_dir():
-        return files.sha256(files.sums(path))
+        return files.sha256(files.compute_sums(path))
     return files.sha256_file(path) if path.exists() else path.name
 
 

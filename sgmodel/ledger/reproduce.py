@@ -86,12 +86,12 @@ def perform(runs: Sequence[Run], out: Path, workers: int, cluster: str | None) -
 def write(recipe: LedgerRecipe, paths: LedgerPaths) -> Path:
     """Write `ledger.json`, `ledger.md`, `page/index.html` and SHA256SUMS; return the path of the JSON."""
     tables = [report.table(recipe, table, paths) for table in recipe.tables]
-    document = files.plain({"title": recipe.title, "tables": tables})
+    document = files.to_plain({"title": recipe.title, "tables": tables})
     files.write(paths.out / files.LEDGER, files.pretty_json(document))
     files.write(paths.out / "ledger.md", shown.markdown(document).encode())
     intro = "Figures measured here beside published ones. Rows that were not run have no figures. "
     intro += shown.INTERVAL
-    html.write(paths.out / "page" / "index.html", title=recipe.title, intro=intro, blocks=shown.blocks(document))
+    html.write(paths.out / "page" / "index.html", title=recipe.title, intro=intro, blocks=shown.build_blocks(document))
     files.write_sums(paths.out, _sums_of_runs(paths.out))
     return paths.out / files.LEDGER
 

@@ -90,7 +90,7 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     Raises:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
-    source = training.samples(paths.shards, recipe.training, ("image",))
+    source = training.open_samples(paths.shards, recipe.training, ("image",))
     scored = finetune.scored(recipe, paths.shards, ("image",))
     # In the contract too, since a checkpoint must record the meaning of its outputs.
     for samples in {source, scored.val or scored.test, scored.test}:
@@ -124,7 +124,9 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     weights = finetune.class_weights(
         recipe.weighting, recipe.class_weights, setting.classes, lambda: train_targets.sum(dim=0)
     )
-    task = finetune.task(setting, model, source, partial(objective, setting, train_targets, weights=weights), paths)
+    task = finetune.prepare_task(
+        setting, model, source, partial(objective, setting, train_targets, weights=weights), paths
+    )
     return finetune.train(setting, task, scoring, paths)
 
 
@@ -156,9 +158,9 @@ def objective(
     recipe, seed, px = setting.recipe, setting.recipe.training.seed, finetune.px(setting)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=seed)
     geometry = replace(geometry, zoom=geometry.zoom or recipe.zoom != 1.0)
-    whole = training.pixels(setting, batch)
+    whole = training.normalised_pixels(setting, batch)
     y = targets[batch.samples].to(whole.device, non_blocking=True)
-    how = augment.mixing(recipe.mix, batch.samples, batch.epoch, px, seed=seed) if recipe.mix.mixes else None
+    how = augment.draw_mix(recipe.mix, batch.samples, batch.epoch, px, seed=seed) if recipe.mix.mixes else None
     total, count = torch.zeros((), device=whole.device), torch.zeros((), device=whole.device)
     for x, weight in predictor.views(whole, geometry, px):
         # Crop, erase, mix, in this order: a box is erased from one scene, not from a mixture of two.
@@ -268,16 +270,16 @@ def score(setting: Setting, model: nn.Module, source: loader.Samples) -> Tensor:
     mine = distributed.share(loader.in_order(len(source), setting.scored_at_once))
     batches = loader.load(source, (indices for indices, _ in mine), threads=1)
     logits: Tensor | None = None
-    with loop.evaluating(model), setting.where.autocast():
+    with loop.evaluating(model), setting.launch.autocast():
         for (indices, counting), batch in zip(mine, batches, strict=True):
-            x, px = training.pixels(setting, batch), finetune.px(setting)
+            x, px = training.normalised_pixels(setting, batch), finetune.px(setting)
             found = predictor.of_scenes(model, x, batch.valid_size, px, zoom=setting.recipe.zoom).float().cpu()
             if logits is None:
                 logits = torch.zeros(len(source), found.shape[1])
             if counting:
                 logits[torch.from_numpy(indices.samples)] = found
     assert logits is not None  # every rank has a batch
-    return distributed.total(logits, setting.where.device)
+    return distributed.total(logits, setting.launch.device)
 
 
 def votes(features: Tensor, bank: Tensor, targets: Tensor, neighbours: int) -> Tensor:

@@ -53,13 +53,13 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
     Raises:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
-    source = training.samples(paths.shards, recipe.training, ("image",))
+    source = training.open_samples(paths.shards, recipe.training, ("image",))
     scored = finetune.scored(recipe, paths.shards, ("image",))
     setting = training.resolve(recipe, source.contract, paths)
 
     model = finetune.start(setting, partial(build, setting.recipe, setting.classes), paths.weights)
     assert isinstance(model, contrastive.Contrast)
-    task = finetune.task(setting, model, finetune.fitted(setting, source), partial(objective, setting), paths)
+    task = finetune.prepare_task(setting, model, finetune.fitted(setting, source), partial(objective, setting), paths)
     # After each optimizer step, not in the forward pass: micro-batches are not steps, and a checkpoint must include it.
     task.updates.optimizer.register_step_post_hook(lambda *_: model.follow())
 
@@ -73,7 +73,7 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
 
 def objective(setting: Setting, forward: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """Compute the loss of a batch, and the share of images whose other view is the most similar candidate."""
-    whole = training.pixels(setting, batch)
+    whole = training.normalised_pixels(setting, batch)
     loss, top1 = forward(*(view(setting, batch, whole, number) for number in (0, 1)))
     return {"loss": loss, "top1": top1}
 
@@ -83,7 +83,7 @@ def view(setting: Setting, batch: loader.Batch, whole: Tensor, number: int) -> T
     recipe = setting.recipe
     seed = recipe.training.seed + number * VIEW
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=seed)
-    images = augment.images(whole, geometry, finetune.px(setting))
+    images = augment.transform_images(whole, geometry, finetune.px(setting))
     if not recipe.jitter:
         return images
     bands = images.shape[1]
@@ -102,12 +102,12 @@ def evaluate(setting: Setting, model: contrastive.Contrast, source: loader.Sampl
         for (indices, counts), batch in zip(
             mine, loader.load(source, (one for one, _ in mine), threads=1), strict=True
         ):
-            whole = training.pixels(setting, batch)
-            with setting.where.autocast():
+            whole = training.normalised_pixels(setting, batch)
+            with setting.launch.autocast():
                 found = model(*(view(setting, batch, whole, number) for number in (0, 1)), compare=False)
             if counts:
                 outputs[:, torch.from_numpy(indices.samples)] = torch.stack(found).cpu()
-        outputs = distributed.total(outputs, setting.where.device)
+        outputs = distributed.total(outputs, setting.launch.device)
         # As many images are compared as in training, on any number of ranks.
         parts = torch.split(outputs, setting.scored_at_once * distributed.world(), dim=1)
         sums = torch.stack([len(part[0]) * torch.stack(model.compared(*part)).double() for part in parts]).sum(dim=0)

@@ -32,7 +32,7 @@ MEMBERS = ("image_before", "image_after", "mask")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChangeRecipe(finetune.MapRecipe):
+class ChangeRecipe(finetune.FinetuneRecipe, finetune.MapSettings):
     """Settings of a change-detection run.
 
     Attributes:
@@ -51,6 +51,11 @@ class ChangeRecipe(finetune.MapRecipe):
     unchanged_factor: float = 1.0
     drop_incomplete: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse settings that do not go together. Raises SettingError."""
+        finetune.FinetuneRecipe.__post_init__(self)
+        finetune.MapSettings.__post_init__(self)
+
 
 Setting = training.Setting[ChangeRecipe]
 
@@ -66,7 +71,7 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
     Raises:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
-    pairs = training.samples(paths.shards, recipe.training, MEMBERS)
+    pairs = training.open_samples(paths.shards, recipe.training, MEMBERS)
     scored = finetune.scored(recipe, paths.shards, MEMBERS)
     check(recipe, pairs.contract)
     source = win.Windows(pairs, recipe.windows)
@@ -79,7 +84,7 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
     else:
         weights = finetune.class_weights(recipe.weighting, recipe.class_weights, setting.classes, counted)
     model = finetune.start(setting, partial(build, recipe, setting.classes), paths.weights)
-    task = finetune.task(setting, model, source, partial(objective, setting, weights), paths)
+    task = finetune.prepare_task(setting, model, source, partial(objective, setting, weights), paths)
 
     def scores(held_out: loader.Samples, final: bool) -> dict[str, Any]:
         counts = evaluate(setting, model, held_out)
@@ -136,16 +141,18 @@ def objective(setting: Setting, weights: Tensor | None, model: nn.Module, batch:
     """Compute the loss over the labelled pixels; both dates and the change map get the same geometry."""
     recipe, px = setting.recipe, setting.recipe.windows.px
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
-    before, after = (augment.images(image, geometry, px) for image in dates(setting, batch))
+    before, after = (augment.transform_images(image, geometry, px) for image in dates(setting, batch))
     target = training.labels(setting, batch).to(before.device, non_blocking=True)
-    target = augment.masks(target, geometry, px, setting.ignore).long()
+    target = augment.transform_masks(target, geometry, px, setting.ignore).long()
     # Images are interpolated bicubically and masks by the nearest pixel; rotations and flips are exact in both.
     return maps.loss(recipe, model(before, after).float(), target, weights, setting.ignore)
 
 
 def dates(setting: Setting, batch: loader.Batch) -> tuple[Tensor, Tensor]:
     """Return both images (N, C, H, W), normalised separately."""
-    return training.pixels(setting, batch, "image_before"), training.pixels(setting, batch, "image_after")
+    return training.normalised_pixels(setting, batch, "image_before"), training.normalised_pixels(
+        setting, batch, "image_after"
+    )
 
 
 # --- scoring -------------------------------------------------------------------------------
@@ -162,19 +169,19 @@ def evaluate(setting: Setting, model: nn.Module, source: loader.Samples) -> Tens
     matrices = torch.zeros(len(source), 2, 2, dtype=torch.int64)
     mine = distributed.share(loader.in_order(count, setting.scored_at_once))
     batches = loader.load(windows, (indices for indices, _ in mine), threads=1)
-    with loop.evaluating(model), setting.where.autocast():
+    with loop.evaluating(model), setting.launch.autocast():
         for (_, counting), batch in zip(mine, batches, strict=True):
             # Windows of smaller scenes are padded, as in training.
-            px, whole = setting.recipe.scored.px, augment.centre(batch.valid_size, setting.recipe.scored.px)
-            images = [augment.images(image, whole, px) for image in dates(setting, batch)]
-            truth = augment.masks(training.labels(setting, batch), whole, px, setting.ignore)
+            px, whole = setting.recipe.scored.px, augment.centre_crop(batch.valid_size, setting.recipe.scored.px)
+            images = [augment.transform_images(image, whole, px) for image in dates(setting, batch)]
+            truth = augment.transform_masks(training.labels(setting, batch), whole, px, setting.ignore)
             # The larger of two outputs: there is no split on which a threshold could be chosen.
             predicted = model(*images).argmax(dim=1).cpu()
             if counting:
                 for row, scene in enumerate(windows.rows[batch.samples.numpy(), 0]):
                     target = truth[row].long()
                     matrices[scene] += metrics.confusion(predicted[row], target, classes=2, ignore=setting.ignore)
-    return distributed.total(matrices, setting.where.device)
+    return distributed.total(matrices, setting.launch.device)
 
 
 def figures(counts: Tensor) -> dict[str, float]:

@@ -116,11 +116,11 @@ def main(recipe: PretrainRecipe, paths: RunPaths) -> int:
     check(recipe, contract)
     model = build(recipe)
     if paths.weights is not None:
-        cards.fill(model, paths.weights, contract, setting.how, accept=recipe.accept, tables=recipe.tables)
-    card = cards.of_run(model, contract, setting.how, recipe)
-    task = training.task(setting, model, source, partial(objective, setting), paths, card=card)
+        cards.fill(model, paths.weights, contract, setting.normalisation, accept=recipe.accept, tables=recipe.tables)
+    card = cards.of_run(model, contract, setting.normalisation, recipe)
+    task = training.prepare_task(setting, model, source, partial(objective, setting), paths, card=card)
     if paths.dry_run:
-        print(training.outlook(task))
+        print(training.describe_run(task))
         return ExitCode.DONE
     if task.total == 0:
         held_out = _held_out(source, recipe, recipe.test_split or recipe.val_split)
@@ -160,13 +160,13 @@ def _source(recipe: PretrainRecipe, paths: RunPaths) -> loader.Source:
     """Open one dataset, or the mixture of `training.mixture`. Raises SettingError, SourceError."""
     own = replace(recipe.training, mixture={})
     if recipe.training.mixture:
-        samples = {name: training.samples(folder, own, ("image",)) for name, folder in paths.named.items()}
+        samples = {name: training.open_samples(folder, own, ("image",)) for name, folder in paths.named.items()}
         sources = {name: _fitted(one, recipe) for name, one in samples.items()}
         return mixture.Mixture(sources, recipe.training.mixture, recipe.bands, recipe.accept)
     if len(paths.named) > 1:
         message = f"--shards gives {', '.join(paths.named)}"
         raise SettingError(f"{message}: give one folder, or name shares in [training.mixture] of the recipe")
-    return _fitted(training.samples(paths.shards, own, ("image",)), recipe)
+    return _fitted(training.open_samples(paths.shards, own, ("image",)), recipe)
 
 
 def _fitted(source: loader.Samples, recipe: PretrainRecipe) -> loader.Samples:
@@ -203,7 +203,7 @@ def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, 
             best.keep(model, task.card, figures)
 
         def report(step: loop.Step) -> None:
-            speed = devices.speed(setting.where, flops * step.images / distributed.world(), step.total_s)
+            speed = devices.speed(setting.launch, flops * step.images / distributed.world(), step.total_s)
             log.step(step, every=recipe.training.log_every, last=step.index + 1 == task.total, speed=speed)
             score(step.index + 1)
 
@@ -251,12 +251,12 @@ def objective(setting: Setting, forward: nn.Module, batch: loader.Batch) -> dict
 def _view(setting: Setting, batch: loader.Batch, geometry: augment.Geometry) -> tuple[Tensor, Tensor]:
     """Return normalised images (N, C, S, S) moved by `geometry`, and which of their values hold data."""
     stored, size = training.stored_pixels(setting, batch), setting.recipe.model.image_px
-    images = normalise.apply(setting.how, stored, batch.valid_size)
-    return augment.images(images, geometry, size), augment.seen(~stored.isnan(), geometry, size)
+    images = normalise.apply(setting.normalisation, stored, batch.valid_size)
+    return augment.transform_images(images, geometry, size), augment.seen(~stored.isnan(), geometry, size)
 
 
 def _noise(setting: Setting, batch: loader.Batch) -> Tensor:
-    device, tokens = setting.where.device, setting.recipe.model.tokens
+    device, tokens = setting.launch.device, setting.recipe.model.tokens
     samples, epoch = (each.to(device, non_blocking=True) for each in (batch.samples, batch.epoch))
     return seeded_random.uniform(
         samples, tokens, seed=setting.recipe.training.seed, epoch=epoch, stream=seeded_random.Stream.MASK
@@ -274,7 +274,7 @@ def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Sour
     """
     config = setting.recipe.model
     mine = distributed.share(loader.in_order(len(source), setting.scored_at_once))
-    sums = torch.zeros(3, dtype=torch.float64, device=setting.where.device)
+    sums = torch.zeros(3, dtype=torch.float64, device=setting.launch.device)
     results = _reconstructions(setting, model, source, (indices for indices, _ in mine))
     for (_, counts), (images, seen, result) in zip(mine, results, strict=True):
         if not counts:
@@ -317,9 +317,9 @@ def _reconstructions(
     """Yield centre crops of the images of `plan`, where they hold data, and their reconstructions in epoch 0."""
     with loop.evaluating(model):
         for batch in loader.load(source, plan, threads=1):
-            middle = augment.centre(batch.valid_size, setting.recipe.model.image_px)
+            middle = augment.centre_crop(batch.valid_size, setting.recipe.model.image_px)
             images, seen = _view(setting, batch, middle)
-            with setting.where.autocast():
+            with setting.launch.autocast():
                 result = model(images, noise=_noise(setting, batch), ratio=setting.recipe.mask_ratio, seen=seen)
             yield images, seen, result
 

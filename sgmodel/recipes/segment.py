@@ -35,8 +35,13 @@ MEMBERS = ("image", "mask")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentRecipe(finetune.MapRecipe):
+class SegmentRecipe(finetune.FinetuneRecipe, finetune.MapSettings):
     """Settings of a segmentation run."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that do not go together. Raises SettingError."""
+        finetune.FinetuneRecipe.__post_init__(self)
+        finetune.MapSettings.__post_init__(self)
 
 
 Setting = training.Setting[SegmentRecipe]
@@ -53,7 +58,7 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
     Raises:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
-    source = training.samples(paths.shards, recipe.training, MEMBERS)
+    source = training.open_samples(paths.shards, recipe.training, MEMBERS)
     scored = finetune.scored(recipe, paths.shards, MEMBERS)
     check(recipe, source.contract)
     setting = training.resolve(recipe, source.contract, paths)
@@ -62,7 +67,7 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
     weights = finetune.class_weights(recipe.weighting, recipe.class_weights, setting.classes, counted)
     model = finetune.start(setting, partial(build, recipe, setting.classes), paths.weights)
     fitted = finetune.fitted(setting, source)
-    task = finetune.task(setting, model, fitted, partial(objective, setting, weights=weights), paths)
+    task = finetune.prepare_task(setting, model, fitted, partial(objective, setting, weights=weights), paths)
 
     def scores(held_out: loader.Samples, final: bool) -> dict[str, Any]:
         counts = maps.evaluate(setting, model, held_out)
@@ -99,10 +104,12 @@ def objective(
     """Compute the loss over the labelled pixels of a batch, with `weights` of the classes."""
     recipe, px = setting.recipe, finetune.px(setting)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
-    target = training.labels(setting, batch).to(setting.where.device, non_blocking=True)
-    images = augment.images(training.pixels(setting, batch), geometry, px)
+    target = training.labels(setting, batch).to(setting.launch.device, non_blocking=True)
+    images = augment.transform_images(training.normalised_pixels(setting, batch), geometry, px)
     log_p = functional.log_softmax(model(images).float(), dim=1)
-    return maps.loss(recipe, log_p, augment.masks(target, geometry, px, setting.ignore).long(), weights, setting.ignore)
+    return maps.loss(
+        recipe, log_p, augment.transform_masks(target, geometry, px, setting.ignore).long(), weights, setting.ignore
+    )
 
 
 # --- scoring -------------------------------------------------------------------------------

@@ -74,8 +74,8 @@ class FinetuneRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapRecipe(FinetuneRecipe):
-    """Settings of a run that trains a model of every pixel.
+class MapSettings:
+    """Settings of a run that trains a model of every pixel, beside those of `FinetuneRecipe`.
 
     Attributes:
         smoothing: Label smoothing of the cross-entropy, 0 to 1.
@@ -95,8 +95,7 @@ class MapRecipe(FinetuneRecipe):
     overlap: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, and class weights from two places. Raises SettingError."""
-        super().__post_init__()
+        """Refuse class weights from two places. Raises SettingError."""
         check_class_weights(self.weighting, self.class_weights)
 
 
@@ -158,7 +157,7 @@ def start(setting: training.Setting[R], make: Callable[[], nn.Module], weights: 
     except ValueError as error:  # from torch's layers, such as widths that are not divisible by the number of heads
         raise SettingError(f"model {setting.recipe.model.backbone!r} cannot be made: {error}; fix [model]") from None
     if weights is not None:
-        cards.fill(model, weights, setting.contract, setting.how, accept=setting.recipe.accept)
+        cards.fill(model, weights, setting.contract, setting.normalisation, accept=setting.recipe.accept)
     freeze(model, setting.recipe.mode)
     return model
 
@@ -175,7 +174,7 @@ def freeze(model: nn.Module, mode: Mode) -> None:
         heads.probe(model)
 
 
-def task(
+def prepare_task(
     setting: training.Setting[R],
     model: nn.Module,
     source: loader.Samples,
@@ -190,9 +189,9 @@ def task(
         )
         raise SettingError(f"{message}: features are normalised over the whole batch; set training.accumulate = 1")
     if distributed.world() > 1:
-        distributed.share_statistics(model, setting.where.device)
-    card = cards.of_run(model, setting.contract, setting.how, setting.recipe)
-    return training.task(setting, model, source, objective, paths, card=card)
+        distributed.share_statistics(model, setting.launch.device)
+    card = cards.of_run(model, setting.contract, setting.normalisation, setting.recipe)
+    return training.prepare_task(setting, model, source, objective, paths, card=card)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +243,7 @@ def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, p
         SgdataError: the run in the folder is another, or a file cannot be read or log.
     """
     if paths.dry_run:
-        print(training.outlook(task))
+        print(training.describe_run(task))
         return ExitCode.DONE
     if task.total == 0:  # no epochs: score the starting weights
         figures = _numbers(scoring.figures(scoring.scored.test, False))
@@ -264,7 +263,7 @@ def score(
     Raises:
         SgdataError: the run in the folder is another, or a file cannot be read or log.
     """
-    model.to(setting.where.device)
+    model.to(setting.launch.device)
     if paths.dry_run:
         print(f"{len(scoring.scored.test)} samples are scored with {len(source)} training samples, none is trained on")
         return ExitCode.DONE
@@ -272,7 +271,7 @@ def score(
         run_folder.prepare(paths.out, setting.recipe, source.contract, fresh=paths.fresh)
         figures = scoring.figures(scoring.scored.test, True)
         results = {"steps": 0, **subject(setting.recipe, source, scoring.scored.test), **figures}
-        card = cards.of_run(model, setting.contract, setting.how, setting.recipe)
+        card = cards.of_run(model, setting.contract, setting.normalisation, setting.recipe)
         run_folder.conclude(paths.out, scoring.title, card, results)
     return ExitCode.DONE
 

@@ -77,7 +77,7 @@ class Updates:
 
 
 def steps(
-    objective: Objective, source: Iterable[Batch], updates: Updates, where: devices.Launch, *, first: int = 0
+    objective: Objective, source: Iterable[Batch], updates: Updates, launch: devices.Launch, *, first: int = 0
 ) -> Iterator[Step]:
     """Take one optimizer step per batch.
 
@@ -85,7 +85,7 @@ def steps(
         objective: Computes the terms of a batch.
         source: This rank's parts of the global batches.
         updates: Optimizer and its settings.
-        where: Device and precision.
+        launch: Device and precision.
         first: Index of the first step.
 
     Yields:
@@ -104,12 +104,12 @@ def steps(
         for group in updates.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         updates.optimizer.zero_grad(set_to_none=True)
-        terms, norm = _gradients(objective, batch, updates, where)
+        terms, norm = _gradients(objective, batch, updates, launch)
         # Half precision overflows at times: the scaler then skips the step and lowers the scale.
         overflow = updates.scaler.is_enabled() and not math.isfinite(norm)
         if not all(map(math.isfinite, terms.values())) or not (math.isfinite(norm) or overflow):
             raise SourceError(
-                _blame(objective, batch, where, f"step {index}: loss {terms['loss']}, gradient norm {norm}")
+                _blame(objective, batch, launch, f"step {index}: loss {terms['loss']}, gradient norm {norm}")
             )
         updates.scaler.step(updates.optimizer)
         updates.scaler.update()
@@ -141,7 +141,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _gradients(
-    objective: Objective, batch: Batch, updates: Updates, where: devices.Launch
+    objective: Objective, batch: Batch, updates: Updates, launch: devices.Launch
 ) -> tuple[dict[str, float], float]:
     """Compute the gradients of the mean loss of the global batch, micro-batch by micro-batch.
 
@@ -156,11 +156,11 @@ def _gradients(
     names: list[str] = []
     weighed = False
     for number, part in enumerate(parts, 1):
-        with distributed.exchange(updates.forward, now=number == len(parts)), where.autocast():
+        with distributed.exchange(updates.forward, now=number == len(parts)), launch.autocast():
             terms = _terms(objective, part)
             weighed = WEIGHT in terms
             share = terms.pop(WEIGHT, len(part.keys)) / len(batch.keys)
-            with torch.autocast(where.device.type, enabled=False):
+            with torch.autocast(launch.device.type, enabled=False):
                 torch.autograd.backward(updates.scaler.scale(terms["loss"] * share))
         names = list(terms)
         weighted = [*(value.detach().float() for value in terms.values()), torch.ones_like(terms["loss"])]
@@ -195,11 +195,11 @@ def _terms(objective: Objective, part: Batch) -> dict[str, Tensor]:
         ) from None
 
 
-def _blame(objective: Objective, batch: Batch, where: devices.Launch, what: str) -> str:
+def _blame(objective: Objective, batch: Batch, launch: devices.Launch, what: str) -> str:
     """Return one line that names the samples whose own loss is not finite, or says that there are none."""
     # One sample at a time: all ranks have the same number, and with FSDP each pass needs all ranks.
     bad: list[str] = []
-    with torch.no_grad(), where.autocast():
+    with torch.no_grad(), launch.autocast():
         for one in batch.parts(len(batch.keys)):
             # Repeated, since a model that normalises over its batch fails on a single sample.
             if not math.isfinite(objective(_twice(one))["loss"].item()):

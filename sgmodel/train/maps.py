@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,19 +19,16 @@ from sgmodel.inference import predictor, tiling
 from sgmodel.train import loop, metrics, run_folder, training
 
 if TYPE_CHECKING:
-    from sgmodel.train.finetune import MapRecipe
+    from sgmodel.train.finetune import MapSettings
 
 LINEAR_SAMPLES = 500
 """Most training samples that the linear yardstick is computed from."""
 
 
-M = TypeVar("M", bound="MapRecipe")
-
-
 # --- the loss ------------------------------------------------------------------------------
 
 
-def loss(recipe: MapRecipe, log_p: Tensor, target: Tensor, weights: Tensor | None, ignore: int) -> dict[str, Tensor]:
+def loss(recipe: MapSettings, log_p: Tensor, target: Tensor, weights: Tensor | None, ignore: int) -> dict[str, Tensor]:
     """Compute the loss over the labelled pixels of a batch.
 
     Args:
@@ -95,7 +92,7 @@ def class_counts(source: loader.Samples) -> Tensor:
 # --- scoring -------------------------------------------------------------------------------
 
 
-def evaluate(setting: training.Setting[M], model: nn.Module, source: loader.Samples) -> Tensor:
+def evaluate(setting: training.Setting[Any], model: nn.Module, source: loader.Samples) -> Tensor:
     """Compute the confusion matrices (N, K, K) of the maps that prediction writes of the samples of `source`.
 
     Every pixel counts once; those without data have no class in a map and are left out. All ranks work together.
@@ -120,7 +117,7 @@ def evaluate(setting: training.Setting[M], model: nn.Module, source: loader.Samp
                     counts[sample] = metrics.confusion(
                         predicted, target, classes=setting.classes, ignore=setting.ignore
                     )
-    return distributed.total(counts, setting.where.device)
+    return distributed.total(counts, setting.launch.device)
 
 
 class Looks:
@@ -129,13 +126,13 @@ class Looks:
     With FSDP each forward pass needs all ranks, so that a rank whose samples take fewer of them adds some.
     """
 
-    def __init__(self, setting: training.Setting[M], model: nn.Module) -> None:
+    def __init__(self, setting: training.Setting[Any], model: nn.Module) -> None:
         px = windows.side(setting.recipe.model.px, setting.stored)
         self.kind = predictor.Predictor(
             model=model,
             contract=setting.contract,
-            how=setting.how,
-            where=setting.where,
+            normalisation=setting.normalisation,
+            launch=setting.launch,
             ground_px=px,
             px=px,
             zoom=1.0,
@@ -164,7 +161,7 @@ class Looks:
             self(blank)
 
 
-def predict(setting: training.Setting[M], look: Looks, batch: loader.Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
+def predict(setting: training.Setting[Any], look: Looks, batch: loader.Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Return pixels in stored units (dates x C, H, W), target and predicted class (H, W) of each sample."""
     names = [name for name in batch.arrays if name.startswith("image_")] if look.kind.dates == 2 else ["image"]
     stored = torch.cat([training.stored_pixels(setting, batch, name) for name in names], dim=1).cpu()
@@ -202,7 +199,7 @@ class Linear(nn.Module):
 
 
 def linear(
-    setting: training.Setting[M], source: loader.Samples, names: Sequence[str], weights: Tensor | None
+    setting: training.Setting[Any], source: loader.Samples, names: Sequence[str], weights: Tensor | None
 ) -> Linear:
     """Fit the linear yardstick: linear discriminant analysis of the labelled pixels of training samples.
 
@@ -220,7 +217,7 @@ def linear(
     chosen = np.arange(0, len(source), -(-len(source) // LINEAR_SAMPLES))
     plan = (loader.BatchIndices(samples=one, epoch=np.zeros_like(one)) for one in chosen[:, None])
     for batch in loader.load(source, plan, threads=1):
-        image = torch.cat([training.pixels(setting, batch, name) for name in names], dim=1)[0].cpu().double()
+        image = torch.cat([training.normalised_pixels(setting, batch, name) for name in names], dim=1)[0].cpu().double()
         target = training.labels(setting, batch)[0].long()
         x, y = image[:, target != setting.ignore].T, target[target != setting.ignore]
         count += torch.bincount(y, minlength=setting.classes)
@@ -233,7 +230,7 @@ def linear(
     weight = torch.linalg.solve(spread, mean.T).T
     share = count / count.sum().clamp(min=1) * (1 if weights is None else weights.double())
     bias = share.clamp(min=1e-30).log() - (weight * mean).sum(dim=1) / 2
-    return Linear(weight.float(), bias.float()).to(setting.where.device)
+    return Linear(weight.float(), bias.float()).to(setting.launch.device)
 
 
 def figures(

@@ -91,16 +91,16 @@ class Setting(Generic[R]):
         stored: Contract of the samples as stored.
         contract: Contract of the bands that the model sees.
         band_indices: Indices of the latter in the stored bands; None for all, in order.
-        how: Normalisation.
-        where: Device and precision.
+        normalisation: Normalisation.
+        launch: Device and precision.
     """
 
     recipe: R
     stored: Contract
     contract: Contract
     band_indices: list[int] | None
-    how: normalise.Normalisation
-    where: devices.Launch
+    normalisation: normalise.Normalisation
+    launch: devices.Launch
 
     @property
     def classes(self) -> int:
@@ -133,25 +133,25 @@ def resolve(recipe: R, stored: Contract, paths: RunPaths) -> Setting[R]:
     """
     # First, since dropped spectral groups change the bands and the number of tokens.
     own: Any = band_selection.resolve(recipe, stored)
-    contract = band_selection.narrowed(stored, own.bands, own.normalise.missing)
+    contract = band_selection.narrow(stored, own.bands, own.normalise.missing)
     return Setting(
         recipe=own,
         stored=stored,
         contract=contract,
-        band_indices=band_selection.indices(stored, own.bands, own.normalise.missing),
-        how=normalise.resolve(own.normalise, contract),
-        where=devices.start(paths.device, precision=own.training.precision, threads=paths.threads),
+        band_indices=band_selection.find_indices(stored, own.bands, own.normalise.missing),
+        normalisation=normalise.resolve(own.normalise, contract),
+        launch=devices.start(paths.device, precision=own.training.precision, threads=paths.threads),
     )
 
 
-def pixels(setting: Setting[R], batch: loader.Batch, name: str = "image") -> Tensor:
+def normalised_pixels(setting: Setting[R], batch: loader.Batch, name: str = "image") -> Tensor:
     """Return normalised images (N, C, H, W) of the bands that the model sees, on the device."""
-    return normalise.apply(setting.how, stored_pixels(setting, batch, name), batch.valid_size)
+    return normalise.apply(setting.normalisation, stored_pixels(setting, batch, name), batch.valid_size)
 
 
 def stored_pixels(setting: Setting[R], batch: loader.Batch, name: str = "image") -> Tensor:
     """Return images (N, C, H, W) in stored units of the bands that the model sees, on the device; NaN is no data."""
-    device = setting.where.device
+    device = setting.launch.device
     if name == "image":
         images = upsample.image(batch.arrays, batch.valid_size, setting.stored, device)
     else:  # pairs are stored on one grid, never as native groups
@@ -174,7 +174,7 @@ class Task:
         model: The model that is saved.
         objective: Computes the terms of a batch.
         source: Training samples.
-        where: Device and precision.
+        launch: Device and precision.
         updates: Optimizer and its settings.
         total: Number of steps.
         card: Card of its checkpoints.
@@ -185,7 +185,7 @@ class Task:
     model: nn.Module
     objective: loop.Objective
     source: loader.Source
-    where: devices.Launch
+    launch: devices.Launch
     updates: loop.Updates
     total: int
     card: Card
@@ -196,7 +196,7 @@ class Task:
         return step * self.training.batch // len(self.source)
 
 
-def task(
+def prepare_task(
     setting: Setting[Any],
     model: nn.Module,
     source: loader.Source,
@@ -219,14 +219,14 @@ def task(
         SettingError: the optimizer or the precision is refused.
     """
     training: TrainingRecipe = setting.recipe.training
-    where, epoch = setting.where, len(source) / training.batch
+    launch, epoch = setting.launch, len(source) / training.batch
     total = math.ceil(training.epochs * len(source) / training.batch)
-    forward = _ready(model, training, where, paths.parallel)
+    forward = _wrapped(model, training, launch, paths.parallel)
     updates = loop.Updates(
         forward=forward,
         optimizer=optim.adamw(model, training.optimizer),
         schedule=optim.schedule(training.optimizer, steps_per_epoch=epoch, total=total),
-        scaler=torch.amp.GradScaler(where.device.type, enabled=training.precision == "fp16"),
+        scaler=torch.amp.GradScaler(launch.device.type, enabled=training.precision == "fp16"),
         parts=training.division.parts,
         clip_norm=training.optimizer.clip_norm,
         seed=training.seed,
@@ -236,14 +236,14 @@ def task(
         model=model,
         objective=partial(objective, forward),
         source=source,
-        where=where,
+        launch=launch,
         updates=updates,
         total=total,
         card=card,
     )
 
 
-def outlook(task: Task) -> str:
+def describe_run(task: Task) -> str:
     """Return one line with the size of the run."""
     parameters = sum(p.numel() for p in task.model.parameters())
     size, epochs, batch = task.source.size(), task.training.epochs, task.training.batch
@@ -251,7 +251,7 @@ def outlook(task: Task) -> str:
     return f"{parameters:,} parameters; {counts} x {epochs:g} epochs = {task.total} steps of {batch}"
 
 
-def samples(folder: Path, training: TrainingRecipe, members: Sequence[str]) -> loader.Samples:
+def open_samples(folder: Path, training: TrainingRecipe, members: Sequence[str]) -> loader.Samples:
     """Open the training samples of a folder of shards. Raises SettingError, SourceError."""
     if training.mixture:
         raise SettingError(f"training.mixture is {training.mixture}: only pretraining, which needs no labels, can mix")
@@ -265,8 +265,8 @@ def samples(folder: Path, training: TrainingRecipe, members: Sequence[str]) -> l
     )
 
 
-def _ready(
-    model: nn.Module, training: TrainingRecipe, where: devices.Launch, parallel: distributed.Parallel
+def _wrapped(
+    model: nn.Module, training: TrainingRecipe, launch: devices.Launch, parallel: distributed.Parallel
 ) -> nn.Module:
     """Move `model` to its device and return it as wrapped for training. Create the optimizer afterwards."""
     # Before sharding: FSDP wraps the blocks in their current form.
@@ -278,7 +278,7 @@ def _ready(
             "set training.precision = 'bf16'"
         )
     forward = distributed.parallelise(
-        model.to(where.device), parallel, where.device, block=transformer.Block, half=where.half
+        model.to(launch.device), parallel, launch.device, block=transformer.Block, half=launch.half
     )
     # Compiled in place: the wrapper of torch.compile would hide the methods that control the exchange of gradients.
     if training.compile:
@@ -339,8 +339,8 @@ def run(
     training, source = task.training, task.source
     plan = source.stream(training.batch, seed=training.seed, first=first, last=task.total)
     mine = (loader.rank_part(whole, rank=distributed.rank(), world=distributed.world()) for whole in plan)
-    loaded = loader.load(source, mine, threads=paths.workers, pinned=task.where.device.type == "cuda")
-    done = loop.steps(task.objective, _agreed(loaded, task.where), task.updates, task.where, first=first)
+    loaded = loader.load(source, mine, threads=paths.workers, pinned=task.launch.device.type == "cuda")
+    done = loop.steps(task.objective, _agreed(loaded, task.launch), task.updates, task.launch, first=first)
     # One progress bar, not one per process.
     if distributed.lead():
         done = progress.track(done, label="training steps", total=task.total - first)
@@ -348,7 +348,7 @@ def run(
         _run(_averaged(done, task), task, paths, report, ended)
 
 
-def _agreed(batches: Iterator[loader.Batch], where: devices.Launch) -> Iterator[loader.Batch]:
+def _agreed(batches: Iterator[loader.Batch], launch: devices.Launch) -> Iterator[loader.Batch]:
     """Yield batches until that of one rank cannot be read; then raise on every rank, so that all of them save."""
     while True:
         batch, failure = None, None
@@ -356,7 +356,7 @@ def _agreed(batches: Iterator[loader.Batch], where: devices.Launch) -> Iterator[
             batch = next(batches, None)
         except SgdataError as error:
             failure = error
-        (failed,) = distributed.agree([failure is not None], where.device)
+        (failed,) = distributed.agree([failure is not None], launch.device)
         if failed:
             raise failure or SourceError("another process of this run cannot read its samples, and says why")
         if batch is None:
@@ -414,7 +414,7 @@ def _run(
                 together = True
                 # By the clock of rank 0 alone, since either all ranks save or none.
                 due = distributed.lead() and time.monotonic() - saved > 60 * paths.save_minutes
-                stop, due = distributed.agree([stopped(), due], task.where.device)
+                stop, due = distributed.agree([stopped(), due], task.launch.device)
                 if stop or count == paths.stop_after or ended():
                     break
                 if due:

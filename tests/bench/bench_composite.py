@@ -77,7 +77,7 @@ def ours(folder: Path, method: rules.Method) -> Array:
         fetched, scenes = fetch.fetch_scenes(settings, pipeline.plan(settings, places), places)
         job = pipeline.composite_job(settings, fetched, scenes, places)
         image = np.empty((len(BANDS), SIDE, SIDE), np.uint16)
-        windows = list(grids.tiles(GRID.shape, *composite_tiles.tile_shape(job, places.tile_px)))
+        windows = list(grids.cut_tiles(GRID.shape, *composite_tiles.tile_shape(job, places.tile_px)))
         tiles = pool.run(partial(composite_tiles.composite_tile, job), windows, workers=1, threads=build_recipe.THREADS)
         for window, tile in zip(windows, tiles, strict=True):
             image[(slice(None), *window.slices)] = np.load(tile, mmap_mode="r")[: len(BANDS)]
@@ -88,7 +88,7 @@ def decoded(folder: Path) -> int:
     """Decode every block of every file with GDAL and discard it."""
     total = 0
     for path in sorted((folder / "a").rglob("*.tif")):
-        with geotiff.opened(str(path)) as dataset:
+        with geotiff.open_raster(str(path)) as dataset:
             for _, window in dataset.block_windows(1):
                 total += dataset.read(1, window=window).size
     return total

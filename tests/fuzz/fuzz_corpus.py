@@ -282,7 +282,7 @@ def _builds(out: Path) -> None:
 
 def geotiff_shape(path: Path) -> tuple[int, int]:
     """Return (H, W) of a raster."""
-    with geotiff.opened(str(path)) as dataset:
+    with geotiff.open_raster(str(path)) as dataset:
         return dataset.shape[0], dataset.shape[1]
 
 

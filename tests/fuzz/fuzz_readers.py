@@ -70,18 +70,18 @@ def _search(where: Path, folder: Path) -> None:
     )
     scenes, _ = search.search(str(where), query)
     for scene in scenes:
-        search.located(scene, str(where))
+        search.resolve_hrefs(scene, str(where))
     coverage.select_tiles(scenes, grid)
 
 
 def _lock(folder: Path, path: Path) -> None:
     planned = lock.read(path)
-    coverage.holes(coverage.months(planned))
-    coverage.cost(planned, "catalog.json", workers=2)
+    coverage.describe_holes(coverage.count_months(planned))
+    coverage.estimate_cost(planned, "catalog.json", workers=2)
     pipeline.follow(build_recipe.recipe_for("segmunich"), planned)
     lock.sha256(planned)
     for item in planned.items:
-        search.located(item.scene, "catalog.json")
+        search.resolve_hrefs(item.scene, "catalog.json")
 
 
 def _openstreetmap(folder: Path, path: Path) -> None:
@@ -95,13 +95,13 @@ def _openstreetmap(folder: Path, path: Path) -> None:
 def _stage(folder: Path, path: Path) -> None:
     asset = Asset(href=str(path))
     piece = staging.WindowRequest(name="B02", asset=asset, crs=GRID.crs, bounds=GRID.bounds, target=folder / "window")
-    staging.on_grid(staging.stage(piece), GRID, kernel="bilinear")
+    staging.read_on_grid(staging.stage(piece), GRID, kernel="bilinear")
     if path.suffix == ".tif":  # only outputs of this project are hashed, and those are GeoTIFFs
-        geotiff.pixel_sha256(path)
+        geotiff.hash_pixels(path)
 
 
 def _small_tiff(folder: Path, path: Path) -> None:
-    small_tiff.located(small_tiff.read(path.read_bytes()))
+    small_tiff.place_metadata(small_tiff.read(path.read_bytes()))
 
 
 # --- archives and shards -------------------------------------------------------------------
@@ -110,12 +110,12 @@ def _small_tiff(folder: Path, path: Path) -> None:
 def _archive(folder: Path, path: Path) -> None:
     members = archives.list_members(path).members
     if archives.is_stream(path):
-        with archives.opened_stream(path) as content:
+        with archives.open_stream(path) as content:
             for member in sorted(members, key=lambda member: member.offset or 0):
                 content(member)
         return
     errors: list[Exception] = []
-    with archives.opened(path) as content:
+    with archives.open_archive(path) as content:
         for member in members:
             try:
                 content(member)
@@ -153,7 +153,7 @@ def _members(folder: Path, path: Path) -> None:
 
 def _contract(folder: Path, path: Path) -> None:
     contract = contracts.read(folder)
-    contracts.differences(contract, contract, "resume")
+    contracts.find_differences(contract, contract, "resume")
     loader.Samples(folder, "train", ["image"]).read(0, "image")
 
 
@@ -211,7 +211,7 @@ def _recipe(folder: Path, path: Path) -> None:
         recipe = build_recipe.recipe_for(path)
         build_recipe.check(recipe)
         files.toml(recipe)
-        search.days(recipe.dates)
+        search.parse_dates(recipe.dates)
         if recipe.area.place is None:
             aoi.resolve(recipe.area)
         return
@@ -227,7 +227,7 @@ def _dataset_card(folder: Path, path: Path) -> None:
 
 
 def _build_folder(folder: Path, path: Path) -> None:
-    build_folder.holes(folder)
+    build_folder.describe_holes(folder)
     build_folder.open_build(folder).close()
 
 
@@ -237,7 +237,7 @@ def _staged(folder: Path, path: Path) -> None:
     piece = staging.WindowRequest(name="B02", asset=asset, crs=GRID.crs, bounds=GRID.bounds, target=folder / "window")
     staged = staging.stage(piece)
     len(staged.pixels)
-    staging.on_grid(staged, GRID, kernel="nearest")
+    staging.read_on_grid(staged, GRID, kernel="nearest")
 
 
 def _run_log(folder: Path, path: Path) -> None:

@@ -40,7 +40,7 @@ def _compile(task: training.Task, mode: Mode) -> str:
     forward = task.updates.forward
     if mode == "CUDA graphs":
         forward.compile(mode="reduce-overhead")
-    elif mode == "compiled" and task.where.device.type == "cuda":
+    elif mode == "compiled" and task.launch.device.type == "cuda":
         forward.compile()  # as `training.compile` of a recipe does
     elif mode == "compiled":
         # Compiling C++ takes a minute or more, which says nothing about a GPU.
@@ -59,11 +59,11 @@ def time_fine_tuning(bench: Bench, name: flops.Task) -> Measured:
 
 def _timed(bench: Bench, job: trainings.Job, batch: int) -> Measured:
     """Time steps on one batch in host memory; each step copies it to the device, as training does."""
-    source, device = job.task.source, job.task.where.device
+    source, device = job.task.source, job.task.launch.device
     pinned = device.type == "cuda"
     rows = loader.BatchIndices(samples=np.arange(batch) % len(source), epoch=np.zeros(batch, np.int64))
     loaded = next(iter(loader.load(source, iter([rows]), threads=1, pinned=pinned)))
-    stream = loop.steps(job.task.objective, itertools.repeat(loaded), job.task.updates, job.task.where)
+    stream = loop.steps(job.task.objective, itertools.repeat(loaded), job.task.updates, job.task.launch)
     _reset_peak(device)
     seconds, first, _ = _run(bench, stream, device)
     rate = bench.scale.steps * batch / seconds
@@ -100,12 +100,12 @@ def time_data(bench: Bench) -> Measured:
     batch = bench.scale.batch("pretrain", "base", 128)
     source = bench.shards("none", px, count=bench.scale.stored)
     job = trainings.pretraining(bench, "base", 128, source, batch=batch)
-    device = job.task.where.device
+    device = job.task.launch.device
     workers = min(16, os.cpu_count() or 1)
     plan = source.stream(batch, seed=0, first=0, last=bench.scale.warmup + bench.scale.steps)
     loaded = loader.load(source, plan, threads=workers, pinned=device.type == "cuda")
     _reset_peak(device)
-    stream = loop.steps(job.task.objective, loaded, job.task.updates, job.task.where)
+    stream = loop.steps(job.task.objective, loaded, job.task.updates, job.task.launch)
     seconds, _, taken = _run(bench, stream, device)
     rate = bench.scale.steps * batch / seconds
     wait = sum(step.wait_s for step in taken) / sum(step.total_s for step in taken)
@@ -130,7 +130,7 @@ def time_prediction(bench: Bench) -> Measured:
     model = job.task.model.eval()
     how = normalise.resolve(trainings.MINMAX, source.contract)
     predictor = Predictor(
-        model=model, contract=source.contract, how=how, where=job.task.where, ground_px=px, px=px, zoom=1.0
+        model=model, contract=source.contract, how=how, where=job.task.launch, ground_px=px, px=px, zoom=1.0
     )
     height, width = scale.scene
     rng = np.random.default_rng(0)
@@ -140,13 +140,13 @@ def time_prediction(bench: Bench) -> Measured:
     def read(row: int, rows: int) -> tuple[Array, Array]:
         return scene[:, row : row + rows], seen[row : row + rows]
 
-    device = job.task.where.device
+    device = job.task.launch.device
     batch = scale.batch("predict", "base", 128)
     plan = tiling.plan(scale.scene, px=px, answer=predictor.answer, overlap=0.5)
     _reset_peak(device)
     predictor.look(np.stack([scene[:, :px, :px]] * min(batch, len(plan.cols))))
     began = time.perf_counter()
-    for _ in tiling.blended(plan, read, predictor.look, batch=batch):
+    for _ in tiling.blend(plan, read, predictor.look, batch=batch):
         pass
     seconds = time.perf_counter() - began
     rate = len(plan.rows) * len(plan.cols) / seconds
@@ -167,16 +167,16 @@ def compare_losses(bench: Bench) -> Measured:
     losses = {}
     for precision in ("fp32", "bf16"):
         job = trainings.pretraining(bench, "base", 128, source, batch=batch, precision=precision)
-        _reset_peak(job.task.where.device)
+        _reset_peak(job.task.launch.device)
         plan = source.stream(batch, seed=0, first=0, last=bench.scale.loss_steps)
-        loaded = loader.load(source, plan, threads=1, pinned=job.task.where.device.type == "cuda")
-        stream = loop.steps(job.task.objective, loaded, job.task.updates, job.task.where)
+        loaded = loader.load(source, plan, threads=1, pinned=job.task.launch.device.type == "cuda")
+        stream = loop.steps(job.task.objective, loaded, job.task.updates, job.task.launch)
         losses[precision] = np.array([step.terms["loss"] for step in stream])
     furthest = float(np.max(np.abs(losses["bf16"] / losses["fp32"] - 1)))
     ends = ", ".join(f"{name} {values[0]:.4f} to {values[-1]:.4f}" for name, values in losses.items())
     return Measured(
         batch=batch,
-        peak_gb=_peak_gb(job.task.where.device),
+        peak_gb=_peak_gb(job.task.launch.device),
         note=f"{bench.scale.loss_steps} steps: {ends}; largest relative difference {furthest:.2%}",
     )
 

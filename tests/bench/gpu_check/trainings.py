@@ -61,9 +61,9 @@ def pretraining(
     )
     setting = training.resolve(recipe, source.contract, bench.paths)
     model = pretrain.build(recipe)
-    card = cards.of_run(model, setting.contract, setting.how, recipe)
+    card = cards.of_run(model, setting.contract, setting.normalisation, recipe)
     objective = partial(pretrain.objective, setting)
-    task = training.task(setting, model, source, objective, bench.paths, card=card)
+    task = training.prepare_task(setting, model, source, objective, bench.paths, card=card)
     counted = flops.training_step("pretrain", config, mask_ratio=MASK_RATIO, decoder=decoder)
     return Job(task=task, flops=counted)
 
@@ -103,7 +103,7 @@ def fine_tuning(bench: Bench, name: flops.Task, source: samples.MemoryIndexed, *
             build = detect_change.build
             objective = partial(detect_change.objective, setting, None)
     model = finetune.start(setting, partial(build, setting.recipe, classes), None)
-    task = finetune.task(setting, model, source, objective, bench.paths)
+    task = finetune.prepare_task(setting, model, source, objective, bench.paths)
     counted = flops.training_step(name, bench.scale.encoder("base", 128), head=head, classes=classes)
     return Job(task=task, flops=counted)
 

@@ -23,7 +23,7 @@ CC_BY = "https://creativecommons.org/licenses/by/4.0/"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class ReleaseOrder:
     """Data to release and where to write them.
 
     Attributes:
@@ -55,7 +55,7 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shipment:
+class ReleaseContent:
     """Content of a release.
 
     Attributes:
@@ -69,7 +69,7 @@ class Shipment:
         lock: lock of the build; None for a dataset of other authors.
     """
 
-    order: Order
+    order: ReleaseOrder
     contract: Contract
     card: DatasetCard
     rows: Sequence[Mapping[str, Any]]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sgdata import urls
-from sgdata.access import Access, access_of, check_host
 from sgdata.errors import SourceError
 from sgdata.limits import DOCUMENT_BYTES, DOCUMENT_SECONDS, PROBE_BYTES, REDIRECTS, Limit
+from sgdata.remote.access import Access, access_of, check_host
 
 if TYPE_CHECKING:
     import requests

@@ -81,7 +81,7 @@ class MaskSettings:
         return {"scl": MSI.classes.layer, "probability": "cloud", "external": EXTERNAL, "none": None}[self.method]
 
 
-def kinds(layer: Array, settings: MaskSettings) -> Array:
+def classify_mask(layer: Array, settings: MaskSettings) -> Array:
     """Map the (H, W) mask layer of the method to (H, W) uint8 kinds."""
     table = np.full(256, CLEAR, np.uint8)
     if settings.method == "probability":
@@ -223,10 +223,10 @@ def clear_score(kinds: Array, bright: Array | None, settings: MaskSettings, *, g
         roof = cloud & bright & (neighbourhood_fraction(cloud & ~bright, ground, gsd_m, side_m) < CALM)
         cloud, kinds = cloud & ~roof, np.where(roof, CLEAR, kinds)
     reach, shadow_reach = _reaches(settings, gsd_m, reach_m)
-    away = distance(cloud, reach)
+    away = measure_distance(cloud, reach)
     # Distances are rounded up, so comparing them with a whole number of pixels is exact.
     usable = ((kinds == CLEAR) | (kinds == DIM)) & (away > settings.cloud_buffer_m / gsd_m)
-    usable &= distance(kinds == SHADOW, shadow_reach) > settings.shadow_buffer_m / gsd_m
+    usable &= measure_distance(kinds == SHADOW, shadow_reach) > settings.shadow_buffer_m / gsd_m
     score = np.where(kinds == DIM, away | np.uint8(DOUBTFUL), away)
     return np.where(usable, score, np.uint8(0))
 
@@ -243,7 +243,7 @@ def _reaches(settings: MaskSettings, gsd_m: float, reach_m: float) -> tuple[int,
     return min(clouds, MAX_DISTANCE - 1), int(settings.shadow_buffer_m // gsd_m) + 1
 
 
-def best_clear(clear_scores: Array) -> Array:
+def select_clear(clear_scores: Array) -> Array:
     """Return (T, H, W) bool: the clear dates of each pixel, and its doubtful ones where they are far more numerous.
 
     A pixel that is dark on nearly every date is dark ground, such as forest; a single 'clear' date of it is suspect.
@@ -269,7 +269,7 @@ def _best_clear(clear_scores: Array, usable: Array) -> None:
                 usable[t, y, x] = balance[x] > 0 if score >= DOUBTFUL else score > 0
 
 
-def distance(mask: Array, reach: int) -> Array:
+def measure_distance(mask: Array, reach: int) -> Array:
     """Return (H, W) uint8: distance in pixels, rounded up, to the nearest pixel of `mask`; at most `reach` + 1."""
     out = np.full(mask.shape, reach + 1, np.uint8)
     if mask.any():

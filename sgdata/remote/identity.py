@@ -20,7 +20,7 @@ from sgdata import files
 from sgdata.errors import SgdataError
 
 if TYPE_CHECKING:
-    from sgdata.access import Access
+    from sgdata.remote.access import Access
 
 PART_BYTES = 2**16
 SAMPLED = 8
@@ -42,7 +42,7 @@ def of_address(href: str, access: Access | None = None) -> str:
         return of_files([file for file in (path, *path.parents) if file.is_file()][:1])
     import requests
 
-    from sgdata import web
+    from sgdata.remote import web
 
     try:
         # One byte is asked for, since signatures may allow GET only.

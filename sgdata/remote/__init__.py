@@ -1,0 +1,1 @@
+"""Remote files: hosts that may be asked, HTTP requests, retries."""
