@@ -17,7 +17,7 @@ LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, token
 # Code lines, without blank lines, comments and docstrings. A budget only falls, or rises by what a feature adds: the
 # changelog says how many lines. Before the packages were ordered by stage they were 8,713, 5,377 and 1,944; plain
 # loops, option help and the checks of foreign data came on top, and 8,300, 5,000 and 1,950 remain the target.
-BUDGETS = {"sgdata": 13_500, "sgmodel": 7_500, "simulation and demo": 1_955}
+BUDGETS = {"sgdata": 13_500, "sgmodel": 7_000, "simulation and demo": 1_955}
 # Modules that an edit to a module can reach in the mean, itself included; the target is 8.
 EDIT_REACH = 19.2
 

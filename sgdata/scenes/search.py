@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdata import files, urls
+from sgdata import files, recipe_settings, urls
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.remote import retry
 from sgdata.remote.access import access_of, admit
@@ -136,7 +136,10 @@ def _parse(items: Iterable[pystac.Item], bands: tuple[str, ...], root: str) -> t
     scenes, unusable = [], []
     for item in items:
         try:
-            scenes.append(parse_items.parse(item, bands, root))
+            scene = parse_items.parse(item, bands, root)
+            if wrong := recipe_settings.violation(scene):  # such as infinity, which a lock cannot hold
+                raise SourceError(f"item {item.id}: {wrong}")
+            scenes.append(scene)
         except SourceError as error:
             unusable.append(Unusable(id=item.id, reason=str(error), scene=parse_items.parse_place(item)))
     if unusable and not scenes:
