@@ -189,6 +189,9 @@ def as_locked(recipe: BuildRecipe, locked: Lock) -> BuildRecipe:
 def follow(recipe: BuildRecipe, locked: Lock) -> Lock:
     """Return the lock with the recipe, tag table and versions of this run, without the items that it leaves out."""
     left_out = [item.scene.id for item in locked.items if item.scene.id in recipe.leave_out]
+    for item in locked.items:
+        if missing := [name for name in assets(recipe) if name not in item.scene.assets]:
+            raise SettingError(f"lock: {item.scene.id} has no asset for {missing[0]}; plan again with this recipe")
     return replace(
         locked,
         items=tuple(item for item in locked.items if item.scene.id not in left_out),

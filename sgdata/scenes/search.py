@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdata import files, recipe_settings, urls
+from sgdata import files, urls
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.remote import retry
 from sgdata.remote.access import access_of, admit
@@ -137,8 +137,10 @@ def _parse(items: Iterable[pystac.Item], bands: tuple[str, ...], root: str) -> t
     for item in items:
         try:
             scene = parse_items.parse(item, bands, root)
-            if wrong := recipe_settings.violation(scene):  # such as infinity, which a lock cannot hold
-                raise SourceError(f"item {item.id}: {wrong}")
+            try:
+                files.canonical_json(scene)  # as a lock holds it
+            except ValueError:
+                raise SourceError(f"item {item.id}: has numbers that are not finite; leave it out") from None
             scenes.append(scene)
         except SourceError as error:
             unusable.append(Unusable(id=item.id, reason=str(error), scene=parse_items.parse_place(item)))
