@@ -25,7 +25,7 @@ def test_every_dataset_has_a_reader_a_card_and_a_recipe() -> None:
 
 @pytest.mark.parametrize("name", CARDS)
 def test_the_parts_of_a_dataset_fit_together(name: str) -> None:
-    for function in ("find", "reading"):
+    for function in ("find", "open_source"):
         assert callable(getattr(reader(name), function))
     recipe = select.recipe_for(name)
     assert recipe.dataset == name

@@ -49,7 +49,7 @@ def setting(*overrides: str) -> pretrain.Setting:
     # The last band replaces a missing one.
     band_indices = [*range(11), 3]
     return pretrain.Setting(
-        recipe=recipe, stored=stored, contract=stored, band_indices=band_indices, how=how, where=where
+        recipe=recipe, stored=stored, contract=stored, band_indices=band_indices, normalisation=how, launch=where
     )
 
 
@@ -67,7 +67,7 @@ def test_the_host_never_waits_within_a_step(
         f"mask_ratio={ratio}",
         "augment.quarter_turns=true",
     )
-    made = dataclasses.replace(made, how=dataclasses.replace(made.how, scheme=scheme))
+    made = dataclasses.replace(made, normalisation=dataclasses.replace(made.normalisation, scheme=scheme))
     sides = {"image_10m": (4, 120), "image_20m": (6, 60), "image_60m": (2, 20)} if native else {"image": (12, 120)}
     batch = loader.Batch(
         keys=("a", "b"),

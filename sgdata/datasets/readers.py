@@ -23,7 +23,7 @@ class Reader(Protocol):
     def find(self, source: Path, recipe: ShardRecipe) -> SampleListing:
         """List the samples in a fixed order, without reading a pixel. Raises SettingError, SourceError."""
 
-    def reading(self, source: Path, contract: Contract) -> AbstractContextManager[Callable[[SampleRef], Sample]]:
+    def open_source(self, source: Path, contract: Contract) -> AbstractContextManager[Callable[[SampleRef], Sample]]:
         """Open `source`; the function returns a sample with its arrays at their native sizes or raises SourceError.
 
         The bands of `contract` are in the order of the files (the card's), and so are those of the sample.
@@ -54,7 +54,7 @@ def open_samples(dataset: str, source: Path, contract: Contract) -> Iterator[Cal
     by_name = {band.name: band for band in contract.bands}
     # A build has a contract of its own, whose order is that of its files.
     stored = tuple(by_name[name] for name in editions.get(contract.version, tuple(by_name)) if name in by_name)
-    with reader(dataset).reading(source, replace(contract, bands=stored)) as read:
+    with reader(dataset).open_source(source, replace(contract, bands=stored)) as read:
         yield lambda ref: _reordered(read(ref), stored, contract.bands)
 
 
