@@ -347,6 +347,8 @@ def digest_start(grid: Grid, bands: int, dtype: str) -> bytes:
 
 def little_endian(values: Array) -> memoryview:
     """Return the C-order little-endian bytes of an array, without a copy if it is stored so."""
+    if not values.size:  # such as a window beside the file, of which Python makes no view
+        return memoryview(b"")
     return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data.cast("B")
 
 
