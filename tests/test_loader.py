@@ -155,9 +155,8 @@ def test_a_shard_cut_short_or_missing_is_named(tmp_path: Path) -> None:
     write(tmp_path, train=3, val=1)
     tar = tmp_path / "toy-train-000000.tar"
     tar.write_bytes(tar.read_bytes()[:40_000])
-    source = data_loader.Samples(tmp_path, "train", ("image",))
-    with pytest.raises(SourceError, match="sample 'toy-0000"):
-        list(data_loader.load(source, data_loader.in_order(3, 1), threads=1))
+    with pytest.raises(SourceError, match=r"toy-train-000000.tar: has 40000 bytes, 'image' ends at"):
+        data_loader.Samples(tmp_path, "train", ("image",))
     tar.unlink()
     with pytest.raises(SourceError, match=r"toy-train-000000.tar: (cannot be read|no such file)"):
         data_loader.Samples(tmp_path, "train", ("image",))
