@@ -120,7 +120,9 @@ SAFE = {
         ("sgmodel.inference.output_files", "name"), ("sgmodel.recipe_files", "name"),
         ("sgdata.pages.html", "f'page.{kind}'"),
         ("sgdata.catalog", "f'{name}.tsv'"), ("sgdata.catalog", "f'{name}.json'"),
-        ("sgdata.releases.assemble", "f'{part}.txt'"), ("sgmodel.data.tar_source", "name"),
+        ("sgdata.releases.assemble", "f'{part}.txt'"), ("sgdata.releases.segmunich_released", "part"),
+        ("sgdata.releases.segmunich_released", "name"), ("sgdata.pool", "f'.cluster-{time.monotonic_ns()}'"),
+        ("sgdata.releases.assemble", "name"), ("sgmodel.data.tar_source", "name"),
         ("sgdata.datasets.fmow", "name"), ("sgdata.datasets.bigearthnet", "name"),
     ],
     "names that the package's own cards and tables give": [
@@ -141,11 +143,14 @@ SAFE = {
         ("sgdata.releases.assemble", "f'{order.title}.tar'"), ("sgdata.releases.assemble", "f'{order.title}.json'"),
         ("sgdata.shards.finish", "tar_format.shard_name(contract.dataset, split, 0)"),
         ("sgmodel.ledger.experiments", "f'{run.folder.name}.log'"), ("sgmodel.checkpoints.weight_files", "part"),
+        ("sgdata.shards.tar_format", "shard"), ("sgdata.releases.segmunich_released", "f'{name}.tif'"),
         ("sgdata.builds.pipeline", "name"), ("sgdata.file_names", "name"), ("sgdata.file_names", "path.name + ending"),
     ],
     "names of files that a listing of the folder found": [
         ("sgdata.datasets.archives", "f'{archive}.zip'"), ("sgdata.datasets.segmunich", "name"),
         ("sgdata.datasets.fmow", "m.name"), ("sgdata.files", "path.name + '.aux.xml'"),
+        ("sgdata.rasters.opening", "f'{file.name}.msk'"),
+        ("sgdata.releases.segmunich_released", "f'.{out.name}.partial'"),
     ],
     "a path of a catalogue, which access refuses outside the root": [("sgdata.remote.access", "path")],
     "names of checkpoints, which are constants": [

@@ -516,7 +516,7 @@ def test_settings_that_run_nothing(tmp_path: Path, weights: Path, capsys: pytest
     path = geotiff(tmp_path / "scene.tif", pixels(20, 20))
     where = ("--input", path, "--weights", weights, "--out", tmp_path / "out", "--level", "L2A")
     assert "'batch' is 0: expected 1 to" in refused(capsys, *where, "--set", "batch=0")
-    assert "--threads is 0: expected 1 or more" in refused(capsys, *where, "--threads", "0")
+    assert "--threads '0': expected greater than or equal to 1" in refused(capsys, *where, "--threads", "0")
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (17, 33), (1, 40)])

@@ -175,8 +175,9 @@ def _write_previews(folder: Path, index: Any, contract: Contract) -> list[str]:
         rows = index.filter(pc.equal(index["split"], split))
         step = max(1, len(rows) // PREVIEWS)
         chosen = rows.take(list(range(0, len(rows), step))[:PREVIEWS]).to_pylist()
-        names.append(f"previews/{file_name(split)}.png")
-        html.write_png(folder / names[-1], _preview(folder, chosen, contract))
+        name = f"previews/{file_name(split)}.png"
+        html.write_png(folder / name, _preview(folder, chosen, contract))
+        names.append(name)
     return names
 
 

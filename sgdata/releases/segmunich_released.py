@@ -17,8 +17,8 @@ import numpy as np
 
 from sgdata import catalog, files
 from sgdata.datasets import build_patches, cards
-from sgdata.datasets.types import SampleRef
 from sgdata.errors import OutputError, SettingError
+from sgdata.file_names import file_name
 from sgdata.shards import contracts
 from sgdata.types import Array, Contract
 
@@ -83,12 +83,15 @@ def export(build: Path, out: Path, *, own_splits: bool = False, unmapped: Unmapp
                     counts["left out"] += 1
                     continue
                 counts["zeroed"] += missing
+                name = file_name(ref.key)
                 split = ref.split if own_splits or ref.split == "train" else "val"
                 pixels = np.ma.filled(build_patches.read_window(image, ref.meta["window"]), contract.nodata or 0)
-                _write(partial / split, ref, pixels[order], np.maximum(codes[mask], 0))
-                ids.setdefault(split, []).append(ref.key)
+                _write(partial / file_name(split), name, pixels[order], np.maximum(codes[mask], 0))
+                ids.setdefault(split, []).append(name)
         for split, names in ids.items():
-            files.write(partial / "dataset" / f"{split}.txt", "".join(f"{name}\n" for name in names).encode())
+            files.write(
+                partial / "dataset" / f"{file_name(split)}.txt", "".join(f"{name}\n" for name in names).encode()
+            )
         files.write_sums(partial)
         partial.replace(out)
     except OSError as error:
@@ -122,11 +125,11 @@ def _codes() -> Array:
     return codes
 
 
-def _write(folder: Path, ref: SampleRef, pixels: Array, codes: Array) -> None:
+def _write(folder: Path, name: str, pixels: Array, codes: Array) -> None:
     """Write image and label of one patch."""
     import tifffile
 
-    for name, values in (("img", pixels.transpose(1, 2, 0).astype(np.float32)), ("label", codes.astype(np.uint8))):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    for part, values in (("img", pixels.transpose(1, 2, 0).astype(np.float32)), ("label", codes.astype(np.uint8))):
+        (folder / part).mkdir(parents=True, exist_ok=True)
         # Bytes as the makers' own tool writes them: one page a row, and the shape in the description.
-        tifffile.imwrite(folder / name / f"{ref.key}.tif", np.ascontiguousarray(values))
+        tifffile.imwrite(folder / part / f"{name}.tif", np.ascontiguousarray(values))

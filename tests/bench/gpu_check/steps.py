@@ -130,7 +130,7 @@ def time_prediction(bench: Bench) -> Measured:
     model = job.task.model.eval()
     how = normalise.resolve(trainings.MINMAX, source.contract)
     predictor = Predictor(
-        model=model, contract=source.contract, how=how, where=job.task.launch, ground_px=px, px=px, zoom=1.0
+        model=model, contract=source.contract, normalisation=how, launch=job.task.launch, ground_px=px, px=px, zoom=1.0
     )
     height, width = scale.scene
     rng = np.random.default_rng(0)
