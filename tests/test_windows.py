@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_shards import write_pairs
 
-from sgdata.errors import SettingError
 from sgmodel.data import loader, windows
 
 MEMBERS = ("image_before", "image_after", "mask")
@@ -67,6 +66,8 @@ def test_windows_contain_the_pixels_of_their_positions(pairs: loader.Samples) ->
     assert cut.keys[1] == "dora-r00000-c00016"
 
 
-def test_a_scene_smaller_than_a_window_is_named(pairs: loader.Samples) -> None:
-    with pytest.raises(SettingError, match="sample 'dora' is 43 x 37 px, a window 40"):
-        windows.Windows(pairs, dataclasses.replace(ONCE, px=40))
+def test_a_side_shorter_than_a_window_gives_one_smaller_window(pairs: loader.Samples) -> None:
+    cut = windows.Windows(pairs, dataclasses.replace(ONCE, px=40, stride=40))
+    dora = pairs.keys.index("dora")
+    sizes = cut.valid_size(np.flatnonzero(cut.rows[:, 0] == dora)).tolist()
+    assert sizes == [[40, 37], [40, 37]]
