@@ -123,7 +123,8 @@ def test_a_training_over_http_keeps_its_password_to_itself(tmp_path: Path) -> No
         words = ("segment", "segment-demo-tiny", "--shards", address, "--cache", "cache", "--threads", "1", *sets)
         command(home, *words, "--out", "run", package="sgmodel")
         assert all("sig=CANARYsig" in path for path in server.asked)
-    command(home, *words, "--out", "dead", package="sgmodel", codes=(2,))  # the server is gone
+    # The server is gone.
+    command(home, *words, "--out", "dead", "--retry-minutes", "0", package="sgmodel", codes=(2,))
     assert (home / "run" / files.SUMS).is_file()
     nothing_leaked(home)
 
