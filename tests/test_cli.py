@@ -139,6 +139,7 @@ def test_an_area_outside_the_catalogue(tmp_path: Path, city: Path) -> None:
     assert "catalog.json" in line
 
 
+@pytest.mark.slow  # half a minute of repeated requests
 def test_a_server_that_cannot_be_reached(tmp_path: Path, city: Path) -> None:
     # Port 9 (discard) on loopback has no listener: the connection is refused at once.
     line = refused(

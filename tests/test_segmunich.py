@@ -297,7 +297,7 @@ def test_a_killed_build_resumes_where_it_stopped(
             raise KeyboardInterrupt
         return real_tile(*arguments)
 
-    monkeypatch.setattr(staging.geotiff, "opened", dying)
+    monkeypatch.setattr(staging.geotiff, "open_raster", dying)
     monkeypatch.setattr(tiles, "read_stack", dying_too)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):

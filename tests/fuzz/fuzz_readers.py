@@ -78,7 +78,9 @@ def _lock(folder: Path, path: Path) -> None:
     planned = lock.read(path)
     coverage.describe_holes(coverage.count_months(planned))
     coverage.estimate_cost(planned, "catalog.json", workers=2)
-    pipeline.follow(build_recipe.recipe_for("segmunich"), planned)
+    # The bands of the locks of the corpus, beside the mask layer.
+    bands = json.dumps([name for name in BANDS if name != "SCL"])
+    pipeline.follow(build_recipe.recipe_for("segmunich", changes=[f"bands={bands}"]), planned)
     lock.sha256(planned)
     for item in planned.items:
         search.resolve_hrefs(item.scene, "catalog.json")
