@@ -112,7 +112,7 @@ def discriminant(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], classes: int)
 def test_the_linear_yardstick_is_linear_discriminant_analysis(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     made = [sample(n, "train", 32, 32) for n in range(3)]
-    for one in made:  # so that no class is told without errors
+    for one in made:  # so that no class is without errors
         one.arrays["image"] = (one.arrays["image"] + rng.integers(0, 4000, (12, 32, 32))).astype(np.uint16)
     finish.write(made, tmp_path / "shards", contract=contract(32))
     source = loader.Samples(tmp_path / "shards", "train", ("image", "mask"))
