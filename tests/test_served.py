@@ -278,6 +278,6 @@ def test_a_token_near_its_end_is_replaced_and_a_silent_service_is_named(monkeypa
     assert signing.service("planetary-computer", "/disk/x.tif") == signing.service("cdse", href) == ""
     monkeypatch.undo()
     monkeypatch.setattr(signing, "RETRY", replace(signing.RETRY, wait_s=0))
-    nobody = f"http://127.0.0.1:{served.free_port()}/token"
-    with pytest.raises(ServiceError, match=f"{nobody}/store/other: gives no token"):
-        signing.sign(href.replace("box", "other"), nobody)
+    unreachable = f"http://127.0.0.1:{served.free_port()}/token"
+    with pytest.raises(ServiceError, match=f"{unreachable}/store/other: gives no token"):
+        signing.sign(href.replace("box", "other"), unreachable)
