@@ -15,9 +15,10 @@ INSTRUMENT = ("simulation", "demo")
 LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER}
 
 # Code lines, without blank lines, comments and docstrings. A budget only falls, or rises by what a feature adds: the
-# changelog says how many lines. Before the packages were ordered by stage they were 8,713, 5,377 and 1,944, with targets
-# of 8,300, 5,000 and 1,950. Plain loops and option help came on top, and the features since: checks of foreign data
-# (some 1,500 lines), catalogues, areas and labels of every kind (1,600), checksums and resuming (600), scoring (360).
+# changelog says how many lines. Before the packages were ordered by stage they were 8,713, 5,377 and 1,944, with
+# targets of 8,300, 5,000 and 1,950. Plain loops and option help came on top, and the features since: checks of foreign
+# data (some 1,500 lines), catalogues, areas and labels of every kind (1,600), checksums and resuming (600), scoring
+# (360).
 BUDGETS = {"sgdata": 13_300, "sgmodel": 6_900, "simulation and demo": 1_955}
 # Modules that an edit to a module can reach in the mean, itself included; the target is 8.
 EDIT_REACH = 19.1
