@@ -7,7 +7,7 @@ LIMIT   ?= 480
 PARITY  ?=
 BIN     := $(VENV)/bin
 
-.PHONY: demo test test-kernels lint docs bench gpu-check ledger city epoch fuzz
+.PHONY: demo test test-kernels slow lint docs bench gpu-check ledger city epoch fuzz
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
@@ -27,13 +27,16 @@ demo: $(VENV)/.installed  ## the whole story on a simulated city: make demo OUT=
 	$(BIN)/sgdata demo --out $(OUT) --workers $(WORKERS)
 
 test: $(VENV)/.installed  ## the tests that take no longer than ten minutes on two cores
-	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 -m "not slow and not long" --cov --cov-report=term:skip-covered
 
 # Three libraries choose kernels by the processor, each by a variable of its own.
 test-kernels: $(VENV)/.installed  ## the tests of the models on the kernels of an old processor, without AVX
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
-		$(BIN)/python -m pytest -n 2 -m "not slow" tests/test_parity.py tests/test_encoder.py tests/test_mae.py \
+		$(BIN)/python -m pytest -n 2 -m "not slow and not long" tests/test_parity.py tests/test_encoder.py tests/test_mae.py \
 		tests/test_heads.py tests/test_upernet.py tests/test_models.py
+
+slow: $(VENV)/.installed  ## the tests that take longer, and those that take longer than the gate has
+	$(BIN)/python -m pytest -n 2 -m "slow or long"
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check sgdata sgmodel tests docs
