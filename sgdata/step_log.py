@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,15 @@ from sgdata.errors import SourceError
 
 LARGEST = 1e300
 """Figures that a chart can show: beyond it, sums and axes overflow."""
+SPEED = {
+    "images_per_s": ("images/s", "{:.4g}"),
+    "step_s": ("seconds a step", "{:.4g}"),
+    "tflops": ("TFLOP/s", "{:.3g}"),
+    "mfu": ("MFU", "{:.1%}"),
+    "wait_share": ("data wait", "{:.1%}"),
+    "memory_gb": ("memory in GB", "{:.3g}"),
+}
+"""What the figures of speed of a run are called, and their format."""
 
 
 def read(path: Path, *, unfinished: bool = False) -> list[dict[str, Any]]:
@@ -43,3 +54,24 @@ def read(path: Path, *, unfinished: bool = False) -> list[dict[str, Any]]:
 def is_number(value: Any) -> bool:
     """Return whether `value` is a figure that a chart can show."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+# --- speed ---------------------------------------------------------------------------------
+
+
+def pace(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Summarise the lines of `timings.jsonl`: the median of each figure, and the share of time spent waiting for data.
+
+    The first line, whose steps also prepare kernels and buffers, is left out where there are more. None for figures
+    that are not known, such as MFU on a device of unknown peak.
+    """
+    lines = lines[1:] or lines
+    values = {name: [line[name] for line in lines if line.get(name) is not None] for name in SPEED}
+    found: dict[str, float | None] = {name: statistics.median(each) if each else None for name, each in values.items()}
+    total = sum(line["step_s"] for line in lines)
+    return found | {"wait_share": sum(line["wait_s"] for line in lines) / total if total else None}
+
+
+def describe(pace: Mapping[str, float | None]) -> dict[str, str]:
+    """Return the figures of `pace` as text by what they are; "-" for what is not known."""
+    return {label: "-" if pace[name] is None else form.format(pace[name]) for name, (label, form) in SPEED.items()}

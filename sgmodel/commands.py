@@ -122,6 +122,9 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
             int | None, typer.Option(min=1, metavar="STEPS", help="Stop after this many steps.")
         ] = None,
         verify: Verify = None,
+        measure_peak: Annotated[
+            bool, typer.Option("--measure-peak", help="MFU of a measured rate, not of the card's in the table.")
+        ] = False,
         changes: Changes = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the size of the run and exit.")] = False,
         settings: Settings = False,
@@ -160,6 +163,7 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
             stop_after=stop_after,
             fresh=fresh,
             dry_run=dry_run,
+            measure_peak=measure_peak,
         )
         code = program.main(chosen, paths)
         # All ranks end together: a transport thread that frees a tensor while Python exits aborts the process, and

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import platform
+import re
 import resource
 import sys
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -69,51 +73,128 @@ def start(device: str, *, precision: Precision, threads: int) -> Launch:
     return Launch(device=chosen, precision=precision)
 
 
-# Dense tensor-core peak of bf16 and fp16 in TFLOP/s, from NVIDIA's data sheets. The first name that fits counts, so
-# slower variants of a card come before it.
+class Peak(NamedTuple):
+    """Dense peak of a card in TFLOP/s: 16-bit formats with sums in float32, TF32, and float32 without tensor cores."""
+
+    half: float
+    tf32: float
+    fp32: float
+
+
+# From NVIDIA's data sheets and whitepapers, which often state twice as much, for sparse matrices. The first name that
+# occurs in the card's as whole words counts, so slower variants come before it. A card without bf16 is not listed.
 PEAK = {
-    "B200": 2250,
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "A100": 312,
-    "L40S": 362,
-    "L40": 181,
-    "RTX 4090": 165,
+    "B200": Peak(2250, 1125, 75),
+    "H200 NVL": Peak(835, 417, 60),
+    "H200": Peak(989, 494, 67),
+    "GH200": Peak(989, 494, 67),
+    "H100 PCIe": Peak(756, 378, 51),
+    "H100 NVL": Peak(835, 417, 60),
+    "H100": Peak(989, 494, 67),
+    "A100": Peak(312, 156, 19.5),
+    "A40": Peak(149.7, 74.8, 37.4),
+    "A30": Peak(165, 82, 10.3),
+    "A10": Peak(125, 62.5, 31.2),
+    "L40S": Peak(362, 183, 91.6),
+    "L40": Peak(181, 90.5, 90.5),
+    "L4": Peak(121, 60, 30.3),
+    "RTX 6000 Ada": Peak(364, 182, 91.1),
+    "RTX A6000": Peak(154.8, 77.4, 38.7),
+    "RTX 5090": Peak(209.5, 104.8, 104.8),
+    "RTX 4090": Peak(165, 82.6, 82.6),
+    "RTX 3090": Peak(71, 35.6, 35.6),
 }
+_MATMUL = {"cuda": (8192, 20), "cpu": (768, 1)}
+"""Side of the matrices with which `measured_tflops` fills a device, and how many products it times together."""
 
 
-def peak_tflops(device: torch.device) -> float | None:
-    """Return the dense bf16 peak of `device` in TFLOP/s (see `PEAK`), or None where it is not known."""
+def name(device: torch.device) -> str:
+    """Return the name of a card, or of the processor's architecture with the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def peak_tflops(device: torch.device, precision: Precision = "bf16") -> float | None:
+    """Return the dense peak of `device` in TFLOP/s (see `PEAK`), or None where it is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for model, peak in PEAK.items() if model in name), None)
+    card = name(device)
+    peak = next((peak for model, peak in PEAK.items() if re.search(rf"\b{model}\b", card)), None)
+    if peak is None:
+        return None
+    return peak.half if precision in _HALF else peak.tf32 if precision == "tf32" else peak.fp32
 
 
-def speed(where: Launch, flops: float, seconds: float) -> dict[str, float]:
-    """Measure the speed of a training step on this rank.
+def measured_tflops(where: Launch) -> float:
+    """Return the TFLOP/s that square matrix products reach on this device; takes a second at most.
 
     Args:
         where: Device and number format.
-        flops: Floating-point operations of the step on this rank.
-        seconds: Duration of the step.
-
-    Returns:
-        `tflops` in TFLOP/s; `mfu`, their share of the peak, if the peak is known and the precision has 16 bits;
-        `memory_gb`, the largest memory use of the process so far.
     """
-    figures = {"tflops": flops / seconds / 1e12}
-    if where.device.type == "cuda":
-        peak = peak_tflops(where.device)
-        if peak and where.half:
-            figures["mfu"] = figures["tflops"] / peak
-        figures["memory_gb"] = torch.cuda.max_memory_allocated(where.device) / 1e9
-    else:
-        # Linux counts in KiB, macOS in bytes.
-        figures["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT / 1e9
-    return figures
+    side, products = _MATMUL[where.device.type]
+    # No random numbers, which would change those of the run; nor zeros, which a GPU multiplies with less power.
+    ramp = torch.linspace(-1, 1, side, device=where.device, dtype=where.half)
+    a, b = ramp[:, None] + ramp, ramp[:, None] - ramp
+    best = math.inf
+    for _ in range(4):  # the first prepares kernels
+        wait(where.device)
+        began = time.perf_counter()
+        for _ in range(products):
+            a @ b
+        wait(where.device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 * products / best / 1e12
+
+
+def wait(device: torch.device) -> None:
+    """Wait for all work on a device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meter:
+    """Computes the speed of training steps.
+
+    Attributes:
+        where: Device and number format.
+        flops: Model FLOPs of a sample in a step; None where they are not known.
+        peak: Rate that the device can reach in TFLOP/s; None where it is not known.
+    """
+
+    where: Launch
+    flops: float | None
+    peak: float | None
+
+    def read(self, samples: int, seconds: float) -> dict[str, float | None]:
+        """Return the speed of steps, per process.
+
+        Args:
+            samples: Samples of the steps, of all processes.
+            seconds: Duration of the steps.
+
+        Returns:
+            `tflops` in TFLOP/s; `mfu`, their share of the peak; `memory_gb`, the largest memory use of this process so
+            far. None for what is not known.
+        """
+        rate = None if self.flops is None else self.flops * samples / distributed.world() / seconds / 1e12
+        if self.where.device.type == "cuda":
+            memory_gb = torch.cuda.max_memory_allocated(self.where.device) / 1e9
+        else:
+            # Linux counts in KiB, macOS in bytes.
+            memory_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT / 1e9
+        return {
+            "tflops": rate,
+            "mfu": rate / self.peak if rate is not None and self.peak else None,
+            "memory_gb": memory_gb,
+        }
+
+
+def meter(where: Launch, flops: float | None, *, measure: bool) -> Meter:
+    """Return the meter of this device, with its peak from the table, or with `measure` as measured."""
+    peak = measured_tflops(where) if measure else peak_tflops(where.device, where.precision)
+    return Meter(where=where, flops=flops, peak=peak)
 
 
 def _device(text: str) -> torch.device:

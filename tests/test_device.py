@@ -120,18 +120,6 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         devices.start("auto", precision="fp32", threads=1)
 
 
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835), ("NVIDIA L40S", 362)],
-)
-def test_the_peak_is_that_of_the_card(monkeypatch: pytest.MonkeyPatch, name: str, peak: float) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2e9)
-    where = devices.Launch(device=torch.device("cuda", 0), precision="bf16")
-    assert devices.speed(where, peak * 1e12, 2.0) == {"tflops": peak / 2, "mfu": 0.5, "memory_gb": 2.0}
-    assert "mfu" not in devices.speed(dataclasses.replace(where, precision="tf32"), 1e12, 1.0)
-
-
 def test_adamw_is_one_kernel() -> None:
     recipe = optim.OptimizerRecipe(lr=1e-3, schedule="cosine", warmup_epochs=0, weight_decay=0.05)
     assert optim.adamw(torch.nn.Linear(2, 2), recipe).defaults["fused"]

@@ -2,59 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
+import baselines
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sgmodel.models import encoder, flops, heads, mae, upernet
-from sgmodel.models.spectralgpt import SpectralGPT
+from sgmodel.models import contrastive, encoder, factory, flops, heads, mae, specs, upernet
 
 CONFIG = encoder.EncoderConfig(image_px=64, width=64, depth=2, heads=4)
 DECODER = mae.DecoderConfig(width=48, depth=2, heads=4)
 HEAD = upernet.HeadConfig(levels=(32, 64, 128, 256), hidden=(64, 64, 128), width=32, skip=8)
-PAIR_HEAD = upernet.HeadConfig(levels=(32, 64, 128, 256), hidden=(64, 64, 128), width=32)
-IMAGES = 2
+PAIR_HEAD = replace(HEAD, skip=0)
+IMAGES, RATIO = 2, 0.75
+TIMM = {("classifier", "vit"), ("change", "swin"), ("segmenter", "beit")}
+CLASSES = {"classifier": 19, "segmenter": 13, "change": 2}
 
 
-def pretraining() -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], float]:
-    model = mae.MaskedAutoencoder(encoder.Encoder(CONFIG), DECODER)
-    noise = torch.rand(IMAGES, CONFIG.tokens)
-    counted = flops.training_step("pretrain", CONFIG, mask_ratio=0.75, decoder=DECODER)
-    return model, lambda model, x: model(x, noise=noise, ratio=0.75).loss, counted
+def spectralgpt(kind: heads.Kind, config: encoder.EncoderConfig = CONFIG, **settings: Any) -> specs.TaskSpec:
+    head = {"classifier": None, "segmenter": HEAD, "change": PAIR_HEAD}[kind]
+    recipe = factory.ModelRecipe(backbone="spectralgpt", encoder=config, **{"head": head} | settings)
+    return specs.TaskSpec(kind=kind, recipe=recipe, bands=config.image_bands, classes=CLASSES[kind])
 
 
-def classification() -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], float]:
-    model = heads.Classifier(SpectralGPT(encoder.Encoder(CONFIG)), 19)
-    return model, lambda model, x: model(x).sum(), flops.training_step("classify", CONFIG, classes=19)
+def contrast(name: str, method: str) -> specs.ContrastSpec:
+    objective = contrastive.Objective(method=method, temperature=0.1, projection=16, queue=8)  # type: ignore[arg-type]
+    return specs.ContrastSpec(recipe=baselines.BASELINES[name], bands=12, objective=objective)
 
 
-def segmentation() -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], float]:
-    model = heads.Segmenter(SpectralGPT(encoder.Encoder(CONFIG)), 13, HEAD)
-    return model, lambda model, x: model(x).sum(), flops.training_step("segment", CONFIG, head=HEAD, classes=13)
+def autoencoder(**changes: Any) -> specs.AutoencoderSpec:
+    return specs.AutoencoderSpec(encoder=replace(CONFIG, **changes), decoder=DECODER, objective=mae.Objective())
 
 
-def change_detection() -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], float]:
-    model = heads.ChangeDetector(SpectralGPT(encoder.Encoder(CONFIG)), PAIR_HEAD)
-    counted = flops.training_step("detect_change", CONFIG, head=PAIR_HEAD, classes=2)
-    return model, lambda model, x: model(x, x.flip(0)).sum(), counted
+SPECS: dict[str, specs.ModelSpec] = {
+    "encoder": specs.EncoderSpec(encoder=CONFIG),
+    "autoencoder": autoencoder(),
+    "autoencoder, class token": autoencoder(class_token=True),
+    "autoencoder, times": autoencoder(times=2),
+    "classifier": spectralgpt("classifier"),
+    "classifier, class token": spectralgpt("classifier", replace(CONFIG, class_token=True), pooling="class"),
+    "classifier, released pooling": spectralgpt("classifier", pooling="released"),
+    "segmenter": spectralgpt("segmenter"),
+    "segmenter, dropped group": spectralgpt("segmenter", replace(CONFIG, dropped=(3,))),
+    "change": spectralgpt("change"),
+    "probe of scenes": replace(spectralgpt("classifier"), probe=True),
+    "probe of pixels": replace(spectralgpt("segmenter", head=PAIR_HEAD), probe=True),
+    "moco": contrast("resnet", "moco"),
+    "simclr": contrast("unet", "simclr"),
+    "simclr of satmae": contrast("satmae", "simclr"),
+} | {
+    f"{kind}, {name}": specs.TaskSpec(kind=kind, recipe=recipe, bands=12, classes=CLASSES[kind])
+    for name, recipe in baselines.BASELINES.items()
+    for kind in ("classifier", "segmenter", "change")
+    # torch itself counts the backbones of timm; one case each for classes, a pyramid and a grid of maps.
+    if name in ("linear", "unet", "satmae") or (kind, name) in TIMM
+}
 
 
-@pytest.mark.parametrize("make", [pretraining, classification, segmentation, change_detection])
-def test_a_step_has_the_counted_operations(
-    make: Callable[[], tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], float]],
-) -> None:
-    model, loss, expected = make()
-    images = torch.rand(IMAGES, 12, 64, 64)
-    # Fused attention recomputes its scores in the backward pass, which is not counted as work of the model.
-    with sdpa_kernel(SDPBackend.MATH):
-        with FlopCounterMode(display=False) as forward:
-            value = loss(model, images)
-        with FlopCounterMode(display=False) as backward:
-            value.backward()
-    assert forward.get_total_flops() == pytest.approx(IMAGES * expected / 3)
-    # The first layer needs no gradient of its input: patches, and pixels for the shortcut.
-    assert 0.95 <= backward.get_total_flops() / (IMAGES * expected * 2 / 3) <= 1.0
+def loss(spec: specs.ModelSpec, model: nn.Module, images: Tensor) -> Tensor:
+    """Return a scalar that needs every output of the model."""
+    if isinstance(spec, specs.AutoencoderSpec):
+        total: Tensor = model(images, noise=torch.rand(IMAGES, spec.encoder.tokens), ratio=RATIO).loss
+    elif isinstance(spec, specs.ContrastSpec):
+        total = model(images, images.flip(0))[0]
+    elif isinstance(spec, specs.TaskSpec) and spec.kind == "change":
+        total = model(images, images.flip(0)).sum()
+    else:
+        total = model(images).sum()
+    return total
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_step_has_the_counted_operations(name: str) -> None:
+    spec = SPECS[name]
+    px = spec.px or 32
+    times = spec.encoder.times if isinstance(spec, specs.AutoencoderSpec) else 1
+    with torch.device("cpu" if "swin" in name else "meta"):  # Swin computes tables, which needs memory
+        model = spec.build()
+        bands = spec.bands if isinstance(spec, specs.TaskSpec | specs.ContrastSpec) else spec.encoder.image_bands
+        images = torch.rand(IMAGES, times, bands, px, px) if times > 1 else torch.rand(IMAGES, bands, px, px)
+        images.requires_grad_()  # else the first layer would have half a backward pass
+        # Fused attention recomputes its scores in the backward pass, which is not counted as work of the model.
+        with sdpa_kernel(SDPBackend.MATH):
+            with FlopCounterMode(display=False) as forward:
+                value = loss(spec, model, images)
+            with FlopCounterMode(display=False) as backward:
+                value.backward()
+    expected = flops.training_sample(spec, px, mask_ratio=RATIO, compared=IMAGES)
+    measured = (forward.get_total_flops() + backward.get_total_flops()) / IMAGES
+    assert measured == pytest.approx(expected)
+    if not isinstance(spec, specs.ContrastSpec):
+        assert forward.get_total_flops() == pytest.approx(IMAGES * expected / 3)
+
+
+@pytest.mark.parametrize("name", ["classifier", "segmenter", "change", "probe of pixels", "change, unet"])
+def test_a_frozen_backbone_has_no_backward_pass(name: str) -> None:
+    spec = SPECS[name]
+    assert isinstance(spec, specs.TaskSpec)
+    with torch.device("meta"):
+        model = spec.build()
+        model.backbone.freeze()
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            loss(spec, model, torch.rand(IMAGES, spec.bands, spec.px or 32, spec.px or 32)).backward()
+    px = spec.px or 32
+    counted = flops.training_sample(spec, px, frozen=True)
+    assert 0.8 <= counter.get_total_flops() / (IMAGES * counted) <= 1.0
+    assert counted < 0.75 * flops.training_sample(spec, px)

@@ -71,7 +71,7 @@ def test_a_run_leaves_everything_in_its_folder(whole: Path) -> None:
     assert np.mean([lines[0][name] for name in bands]) == pytest.approx(lines[0]["loss_token"], rel=0.2)
     assert set(lines[-1]) == {"step", "val_loss_token", "val_loss_token_visible_mean", "val_loss_token_nearest"}
     times = json.loads((whole / "timings.jsonl").read_text().splitlines()[0])
-    assert set(times) == {"step", "wait_s", "step_s", "images_per_s", "wait_share", "tflops", "memory_gb"}
+    assert set(times) == {"step", "wait_s", "step_s", "images_per_s", "wait_share", "tflops", "mfu", "memory_gb"}
     sums = (whole / "SHA256SUMS").read_text()
     assert sums == files.compute_sums(whole).decode()
     named = {line.split("  ")[1] for line in sums.splitlines()}

@@ -95,7 +95,7 @@ def build_blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[html
         return samples.build_blocks(path, out)
     parts = ledger.build_blocks(files.read_plain(path / run.LEDGER)) if (path / run.LEDGER).exists() else []
     if (path / run.METRICS).exists():
-        return parts + run.build_blocks(path, out)
+        return parts + run.build_blocks(path, out) + run.build_speed(path)
     # The runs of a ledger are in sub-folders.
     for metrics in sorted([*path.glob(f"*/{run.METRICS}"), *path.glob(f"runs/*/{run.METRICS}")]):
         parts += run.build_blocks(metrics.parent, out, f"{metrics.parent.name}: ")

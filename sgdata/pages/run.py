@@ -41,6 +41,15 @@ def build_blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
     return [replace(block, title=prefix + block.title) for block in parts]
 
 
+def build_speed(run: Path) -> list[html.Block]:
+    """Return the table of a run's speed, which depends on the machine; empty for a run without times."""
+    lines = step_log.read(run / files.TIMINGS, unfinished=True) if (run / files.TIMINGS).exists() else []
+    if not lines:
+        return []
+    rows = tuple(step_log.describe(step_log.pace(lines)).items())
+    return [html.Table(title="Speed", columns=("figure", "value"), rows=rows)]
+
+
 def _charts(steps: Steps, names: Iterable[str]) -> list[html.Block]:
     """Chart losses, validation scores and the learning rate, each over the steps."""
     parts: list[html.Block] = []

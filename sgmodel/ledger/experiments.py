@@ -356,22 +356,20 @@ def _samples(run: Run, recipe: Any, paths: LedgerPaths, contract: Contract | Non
 def _counted(program: Program[Any], document: bytes, classes: int, side: int) -> tuple[int, float]:
     """Return the number of parameters and the floating-point operations of one sample in a training step."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
-    from sgmodel.models import flops
+    from sgmodel.models import flops, specs
 
     recipe: Any = files.parse(program.recipe, tomllib.loads(document.decode()), program.name)
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model: Any = program.model(recipe, classes)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        if program.name == "pretrain":  # its encoder sees only some of the tokens
-            ratio, decoder = recipe.mask_ratio, recipe.decoder
-            return parameters, flops.training_step("pretrain", recipe.model, mask_ratio=ratio, decoder=decoder)
-        px = recipe.model.px or side
-        model.eval()(*[torch.zeros(1, len(recipe.bands), px, px)] * program.images)
-    forward = float(counter.get_total_flops())
-    # The backward pass takes twice the operations of the forward pass; a frozen backbone has none.
-    return parameters, 3 * forward if recipe.mode == "finetune" else forward
+    with torch.device("meta"):
+        model = program.model(recipe, classes)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    spec = specs.describe(model)
+    if program.name == "pretrain":
+        return parameters, flops.training_sample(spec, recipe.model.image_px, mask_ratio=recipe.mask_ratio)
+    if isinstance(spec, specs.TaskSpec):
+        spec = replace(spec, probe=recipe.mode == "linear-probe")
+    frozen, compared = recipe.mode != "finetune", recipe.training.division.largest
+    return parameters, flops.training_sample(spec, recipe.model.px or side, frozen=frozen, compared=compared)
 
 
 # --- training ------------------------------------------------------------------------------

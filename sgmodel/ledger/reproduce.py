@@ -137,7 +137,7 @@ def plan(recipe: LedgerRecipe, paths: LedgerPaths, workers: int = 1) -> Iterator
         f"{_format_hours(total)}, {_format_hours(here)} of them for rows whose inputs exist "
         f"({_format_hours(here / workers)} with --workers {workers} on an idle machine). "
         f"A run: {recipe.start_s:g} s + operations / {recipe.flops_per_s:.3g} FLOP/s; operations = 3 x those of one "
-        "forward pass, counted on the model (about 2 x parameters x tokens) x steps x batch; 1 x with frozen backbone"
+        "forward pass (about 2 x parameters x tokens) x steps x batch; 1 x for a frozen backbone"
     )
 
 

@@ -1,70 +1,197 @@
-"""Model FLOPs of a training step, counted from the configuration: matrix products only, one multiply-add is two."""
+"""Model FLOPs of a training step, counted from the configuration: matrix products only, one multiply-add is two.
+
+The backward pass counts as twice the forward pass. Activations that are recomputed do not count, nor does the backward
+pass of a frozen backbone.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import itertools
+from dataclasses import dataclass
 
-from sgmodel.models import mae, upernet
+from sgmodel.models import backbones, mae, satmae, specs, upernet
 from sgmodel.models.encoder import EncoderConfig
+from sgmodel.models.factory import ModelRecipe
 
-Task = Literal["pretrain", "classify", "segment", "detect_change"]
+TRAINED = 3
+"""Passes through what is trained, in forward passes: one forward, and a backward pass of two."""
 
 
-def training_step(
-    task: Task,
-    config: EncoderConfig,
-    *,
-    mask_ratio: float = 0.0,
-    decoder: mae.DecoderConfig | None = None,
-    head: upernet.HeadConfig | None = None,
-    classes: int = 0,
+def training_sample(
+    spec: specs.ModelSpec, px: int, *, mask_ratio: float = 0.0, frozen: bool = False, compared: int = 1
 ) -> float:
-    """Return the FLOPs of one image (of one pair for "detect_change") through forward and backward pass.
-
-    The backward pass counts as twice the forward pass. Activations that are recomputed do not count.
+    """Return the FLOPs of one sample through forward and backward pass; both images of a pair count.
 
     Args:
-        task: What the model is trained for.
-        config: Size of the encoder and of its images.
-        mask_ratio: Share of the tokens that is masked; for "pretrain" only.
-        decoder: Decoder of the masked autoencoder; for "pretrain" only.
-        head: Dense head; for "segment" and "detect_change" only.
-        classes: Outputs of the head; not for "pretrain".
+        spec: The model.
+        px: Side of the images in pixels.
+        mask_ratio: Share of the tokens that an autoencoder masks.
+        frozen: Whether the backbone is not trained.
+        compared: Images whose views SimCLR compares at once.
     """
-    seen = mae.kept(config.tokens, mask_ratio) if task == "pretrain" else config.tokens
-    forward: float = 2 * seen * config.token_values * config.width
-    forward += config.depth * block(seen, config.width, config.mlp_ratio)
-    if task == "pretrain" and decoder is not None:
-        forward += 2 * seen * config.width * decoder.width
-        forward += decoder.depth * block(config.tokens, decoder.width, decoder.mlp_ratio)
-        forward += 2 * config.tokens * decoder.width * config.token_values
-    if task == "classify":
-        forward += 2 * config.width * classes
-    if head is not None:
-        forward += 2 * config.tokens * config.width  # one weight per plane merges the planes of a place
-        if task == "detect_change":
-            forward *= 2
-        forward += _dense_head(head, config, classes)
-    return 3 * forward
+    match spec:
+        case specs.EncoderSpec():
+            return TRAINED * encoder(spec.encoder, spec.encoder.tokens)
+        case specs.AutoencoderSpec():
+            return TRAINED * _autoencoder(spec.encoder, spec.decoder, mask_ratio)
+        case specs.ContrastSpec():
+            return _contrast(spec, px, compared)
+        case specs.TaskSpec():
+            backbone, head = task(spec, px)
+            return (1 if frozen else TRAINED) * backbone + TRAINED * head
 
 
-def block(tokens: int, width: int, mlp_ratio: float) -> float:
+def block(tokens: float, width: int, mlp_ratio: float) -> float:
     """Return the forward FLOPs of one transformer block on `tokens` tokens of one image."""
     return 4 * tokens * width**2 * (2 + mlp_ratio) + 4 * tokens**2 * width
 
 
-def _dense_head(head: upernet.HeadConfig, config: EncoderConfig, classes: int) -> float:
-    """Return the forward FLOPs of `upernet.UperHead` on one token grid, and of its shortcut where it has one."""
-    places, width = config.side**2, head.width
-    *finer, coarsest = zip(upernet.SCALES, head.levels, strict=True)
-    products = places * config.width * coarsest[1]
-    for (scale, channels), hidden in zip(finer, head.hidden, strict=True):
-        products += places * hidden * (config.width + channels * scale**2)  # convolution 1x1, transposed convolution
-        products += places * scale**2 * width * (channels + width)  # lateral and smoothing units
-    products += sum(parts**2 * coarsest[1] * width for parts in upernet.POOLED)
-    products += places * (coarsest[1] + len(upernet.POOLED) * width) * width
-    products += places * finer[-1][0] ** 2 * width**2  # the bridge
-    products += places * finer[0][0] ** 2 * width * (4 * width + 9 * classes)  # fusing unit, scores
-    if head.skip:
-        products += config.image_px**2 * head.skip * (9 * config.bands + classes)
+def encoder(config: EncoderConfig, seen: int) -> float:
+    """Return the forward FLOPs of the encoder on `seen` tokens of one image, which its class token joins."""
+    embedded = 2 * seen * config.token_values * config.width
+    return embedded + config.depth * block(seen + config.class_token, config.width, config.mlp_ratio)
+
+
+def _autoencoder(config: EncoderConfig, decoder: mae.DecoderConfig, mask_ratio: float) -> float:
+    seen = mae.kept(config.tokens, mask_ratio)
+    forward = encoder(config, seen) + 2 * (seen + config.class_token) * config.width * decoder.width
+    forward += decoder.depth * block(config.tokens + config.class_token, decoder.width, decoder.mlp_ratio)
+    return forward + 2 * config.tokens * decoder.width * config.token_values
+
+
+def _contrast(spec: specs.ContrastSpec, px: int, compared: int) -> float:
+    values = spec.objective.projection
+    encoded = features(spec.recipe, spec.bands, px, dense=False)
+    view = encoded.flops + 2 * encoded.channels[-1] * (encoded.channels[-1] + values)
+    if spec.objective.method == "simclr":  # each of two views with those of all images
+        return TRAINED * 2 * (view + 4 * compared * values)
+    # The second view passes through the copy, which has no gradient; nor has the queue.
+    return (TRAINED + 1) * view + 4 * spec.objective.queue * values
+
+
+def task(spec: specs.TaskSpec, px: int) -> tuple[float, float]:
+    """Return the FLOPs of one sample through a model for a task: of the backbone, and of what a frozen one leaves.
+
+    Args:
+        spec: The model.
+        px: Side of the images in pixels.
+    """
+    images = 2 if spec.kind == "change" else 1
+    encoded = features(spec.recipe, spec.bands, px, dense=spec.kind != "classifier")
+    head = images * encoded.merge
+    if spec.kind == "classifier" or spec.probe or len(encoded.channels) == 1:
+        head += 2 * encoded.sides[-1] ** 2 * encoded.channels[-1] * spec.classes
+    else:
+        head += _dense_head(spec.recipe.head or upernet.HeadConfig(), encoded, spec.classes)
+    if spec.kind == "segmenter" and spec.recipe.head is not None and spec.recipe.head.skip:
+        head += 2 * px**2 * spec.recipe.head.skip * (9 * spec.bands + spec.classes)
+    return images * encoded.flops, head
+
+
+def _dense_head(config: upernet.HeadConfig, encoded: Features, classes: int) -> float:
+    """Return the forward FLOPs of `upernet.UperHead`."""
+    width, coarsest = config.width, config.levels[-1]
+    products, areas = 0, []
+    sizes = zip(encoded.sides, encoded.channels, encoded.scales, config.levels, (*config.hidden, 0), strict=True)
+    for side, channels, scale, level, hidden in sizes:
+        # A convolution 1x1, and unless the scale is 1 a transposed one.
+        products += side**2 * (channels * level if scale == 1 else hidden * (channels + level * scale**2))
+        areas.append((side * scale) ** 2)
+    for area, level in zip(areas[:-1], config.levels[:-1], strict=True):
+        products += area * width * (level + width)  # lateral and smoothing units
+    products += sum(parts**2 * coarsest * width for parts in upernet.POOLED)
+    products += areas[3] * (coarsest + len(upernet.POOLED) * width) * width
+    products += areas[2] * width**2  # the bridge
+    products += areas[0] * width * (4 * width + 9 * classes)  # fusing unit, scores
     return 2 * products
+
+
+# --- backbones -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What a backbone makes of one image: maps, finest first, or a vector, which is a map of one place.
+
+    Attributes:
+        flops: Forward FLOPs.
+        channels: Channels of each map.
+        sides: Side of each map.
+        scales: Factor by which the dense head enlarges each map.
+        merge: Forward FLOPs of a part that is trained even if the backbone is frozen.
+    """
+
+    flops: float
+    channels: tuple[int, ...]
+    sides: tuple[int, ...] = (1,)
+    scales: tuple[int, ...] = (1,)
+    merge: float = 0.0
+
+
+def features(recipe: ModelRecipe, bands: int, px: int, *, dense: bool) -> Features:
+    """Return what the backbone of a recipe makes of one image.
+
+    Args:
+        recipe: The table [model].
+        bands: Number of bands of the images.
+        px: Side of the images in pixels.
+        dense: Whether maps are wanted, or a vector.
+    """
+    if recipe.encoder is not None and recipe.backbone == "spectralgpt":
+        config = recipe.encoder
+        # One weight per plane merges the planes of a place.
+        merge = 2 * config.tokens * config.width if dense else 0
+        return _grid(encoder(config, config.tokens), config.width, config.side, dense=dense, merge=merge)
+    if recipe.satmae is not None and recipe.backbone == "satmae":
+        return _grid(_satmae(recipe.satmae), recipe.satmae.width, recipe.satmae.side, dense=dense)
+    if recipe.backbone in ("linear", "unet"):
+        unet = recipe.backbone == "unet"
+        channels = (recipe.widths[0],) if unet else (bands,)
+        return Features(
+            flops=_unet(recipe.widths, bands, px) if unet else 0, channels=channels, sides=(px if dense else 1,)
+        )
+    return _counted(recipe, bands, px, dense=dense)
+
+
+def _grid(flops: float, width: int, side: int, *, dense: bool, merge: float = 0.0) -> Features:
+    if not dense:
+        return Features(flops=flops, channels=(width,))
+    return Features(flops=flops, channels=(width,) * 4, sides=(side,) * 4, scales=backbones.GRID_SCALES, merge=merge)
+
+
+def _satmae(config: satmae.SatmaeConfig) -> float:
+    places = config.side**2
+    embedded = sum(2 * places * len(group) * config.patch_px**2 * config.width for group in config.groups)
+    return embedded + config.depth * block(1 + places * len(config.groups), config.width, config.mlp_ratio)
+
+
+def _unet(widths: tuple[int, ...], bands: int, px: int) -> float:
+    products, sides = 0, [px]
+    for before, after in zip((bands, *widths), widths, strict=False):
+        products += 9 * sides[-1] ** 2 * after * (before + after)
+        sides.append(sides[-1] // 2)
+    for (finer, coarser), side in zip(itertools.pairwise(widths), sides, strict=False):
+        products += 9 * side**2 * finer * (coarser + 2 * finer)
+    return 2 * products
+
+
+def _counted(recipe: ModelRecipe, bands: int, px: int, *, dense: bool) -> Features:
+    """Count a backbone of timm, whose hundreds of models have no closed form, as torch runs it on the meta device."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from sgmodel.models import factory
+
+    with torch.device("meta"), torch.no_grad():
+        model = factory.baseline(recipe, bands).eval()
+        images = torch.empty(1, bands, px, px)
+        if dense:
+            model.prepare_maps()
+        with FlopCounterMode(display=False) as counter:
+            outputs = model.maps(images) if dense else [model.pooled(images)[..., None, None]]
+    return Features(
+        flops=float(counter.get_total_flops()),
+        channels=tuple(output.shape[1] for output in outputs),
+        sides=tuple(output.shape[-1] for output in outputs),
+        scales=model.scales,
+    )

@@ -10,6 +10,7 @@ which the paper reports, and the average over batches, which the released code c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -26,7 +27,7 @@ from sgdata.types import Contract
 from sgmodel import distributed
 from sgmodel.data import augment, loader
 from sgmodel.data.subset import in_order
-from sgmodel.inference import predictor
+from sgmodel.inference import predictor, tiling
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
 from sgmodel.train import finetune, loop, metrics, training
@@ -124,9 +125,9 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     weights = finetune.class_weights(
         recipe.weighting, recipe.class_weights, setting.classes, lambda: train_targets.sum(dim=0)
     )
-    task = finetune.prepare_task(
-        setting, model, source, partial(objective, setting, train_targets, weights=weights), paths
-    )
+    terms = partial(objective, setting, train_targets, weights=weights)
+    views = views_of(recipe, setting.stored.shape, finetune.px(setting))
+    task = finetune.prepare_task(setting, model, source, terms, paths, views=views)
     return finetune.train(setting, task, scoring, paths)
 
 
@@ -149,6 +150,13 @@ def check(recipe: ClassifyRecipe, contract: Contract) -> None:
         message = f"batch {settings.batch} in {division.parts} parts{processes}: mixup and CutMix pair neighbours"
         whole = 2 * division.parts * world
         raise SettingError(f"{message}; set training.batch = {-(-settings.batch // whole) * whole}")
+
+
+def views_of(recipe: ClassifyRecipe, shape: tuple[int, ...] | None, px: int) -> int | None:
+    """Return the images of `px` that the model sees of a scene in a step; None where scenes have no one `shape`."""
+    if recipe.zoom != 1.0 or recipe.augment.crop_area:
+        return 1
+    return math.prod(len(tiling.tile_starts(side, px, px)) for side in shape[-2:]) if shape else None
 
 
 def objective(

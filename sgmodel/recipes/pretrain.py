@@ -24,12 +24,11 @@ from sgdata import files
 from sgdata.errors import ExitCode, SettingError
 from sgdata.file_names import file_name
 from sgdata.types import Array, Contract
-from sgmodel import devices, distributed
+from sgmodel import distributed
 from sgmodel.checkpoints import cards, transfer
 from sgmodel.data import augment, band_selection, loader, mixture, normalise, seeded_random, windows
-from sgmodel.models import encoder, mae
-from sgmodel.models import flops as count
-from sgmodel.train import best_checkpoint, loop, run_folder, training
+from sgmodel.models import encoder, flops, mae
+from sgmodel.train import best_checkpoint, conclusion, loop, run_folder, training
 from sgmodel.train import figures as pictures
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
@@ -118,7 +117,8 @@ def main(recipe: PretrainRecipe, paths: RunPaths) -> int:
     if paths.weights is not None:
         cards.fill(model, paths.weights, contract, setting.normalisation, accept=recipe.accept, tables=recipe.tables)
     card = cards.of_run(model, contract, setting.normalisation, recipe)
-    task = training.prepare_task(setting, model, source, partial(objective, setting), paths, card=card)
+    work = flops.training_sample(card.model, recipe.model.image_px, mask_ratio=recipe.mask_ratio)
+    task = training.prepare_task(setting, model, source, partial(objective, setting), paths, card=card, flops=work)
     if paths.dry_run:
         print(training.describe_run(task))
         return ExitCode.DONE
@@ -184,8 +184,6 @@ def check(recipe: PretrainRecipe, contract: Contract) -> None:
 def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, paths: RunPaths) -> int:
     recipe, held_out = setting.recipe, _held_out(task.source, setting.recipe, setting.recipe.val_split)
     test = _held_out(task.source, recipe, recipe.test_split) if recipe.test_split else held_out
-    # Operations for one image; each rank processes its part of the batch.
-    flops = count.training_step("pretrain", recipe.model, mask_ratio=recipe.mask_ratio, decoder=recipe.decoder)
     first = training.begin(task, recipe, paths)
     by = f"{held_out.split}_loss_token"
     best = best_checkpoint.Best(paths.out, first, by=by, sign=-1, patience=recipe.training.patience)
@@ -203,8 +201,7 @@ def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, 
             best.keep(model, task.card, figures)
 
         def report(step: loop.Step) -> None:
-            speed = devices.speed(setting.launch, flops * step.images / distributed.world(), step.total_s)
-            log.step(step, every=recipe.training.log_every, last=step.index + 1 == task.total, speed=speed)
+            log.step(step, every=recipe.training.log_every, last=step.index + 1 == task.total, speed=task.meter.read)
             score(step.index + 1)
 
         if log.lacks_score:  # the run ended while its last step was scored
@@ -214,7 +211,7 @@ def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, 
         return training.STOPPED
     steps = run_folder.read_progress(paths.out).steps
     results = {"steps": steps, "split": test.split, "samples": len(test), **evaluate(setting, model, test)}
-    run_folder.conclude(paths.out, "Pretraining", task.card, results)
+    conclusion.conclude(paths.out, "Pretraining", task.card, results, task.meter)
     return ExitCode.DONE
 
 

@@ -18,8 +18,8 @@ from sgdata.errors import ExitCode, SettingError
 from sgmodel import distributed
 from sgmodel.checkpoints import cards
 from sgmodel.data import augment, loader, normalise, windows
-from sgmodel.models import factory, heads
-from sgmodel.train import best_checkpoint, loop, run_folder, training
+from sgmodel.models import factory, flops, heads
+from sgmodel.train import best_checkpoint, conclusion, loop, run_folder, training
 
 if TYPE_CHECKING:
     from sgmodel.train.run_paths import RunPaths
@@ -180,8 +180,22 @@ def prepare_task(
     source: loader.Samples,
     objective: Callable[[nn.Module, loader.Batch], dict[str, Tensor]],
     paths: RunPaths,
+    *,
+    views: int | None = 1,
 ) -> training.Task:
-    """Prepare the training of `model`; `objective` gets the model as wrapped for training."""
+    """Prepare the training of `model`; `objective` gets the model as wrapped for training.
+
+    Args:
+        setting: Resolved recipe.
+        model: Model to train.
+        source: Training samples.
+        objective: Computes the terms of a batch.
+        paths: Machine settings.
+        views: Images that the model sees of a sample in a step; None where samples differ in that.
+
+    Raises:
+        SettingError: the recipe does not fit the machine.
+    """
     settings = setting.recipe.training
     if setting.recipe.mode == "linear-probe" and distributed.world() > 1 and settings.accumulate > 1:
         message = (
@@ -191,7 +205,10 @@ def prepare_task(
     if distributed.world() > 1:
         distributed.share_statistics(model, setting.launch.device)
     card = cards.of_run(model, setting.contract, setting.normalisation, setting.recipe)
-    return training.prepare_task(setting, model, source, objective, paths, card=card)
+    work = views and views * flops.training_sample(
+        card.model, px(setting), frozen=setting.recipe.mode != "finetune", compared=settings.division.largest
+    )
+    return training.prepare_task(setting, model, source, objective, paths, card=card, flops=work)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +289,7 @@ def score(
         figures = scoring.figures(scoring.scored.test, True)
         results = {"steps": 0, **subject(setting.recipe, source, scoring.scored.test), **figures}
         card = cards.of_run(model, setting.contract, setting.normalisation, setting.recipe)
-        run_folder.conclude(paths.out, scoring.title, card, results)
+        conclusion.conclude(paths.out, scoring.title, card, results)
     return ExitCode.DONE
 
 
@@ -293,7 +310,7 @@ def _train(recipe: FinetuneRecipe, task: training.Task, scoring: Scoring, paths:
                 best.keep(task.model, task.card, figures)
 
         def report(step: loop.Step) -> None:
-            log.step(step, every=recipe.training.log_every, last=step.index + 1 == task.total)
+            log.step(step, every=recipe.training.log_every, last=step.index + 1 == task.total, speed=task.meter.read)
             score(step.index + 1)
 
         if log.lacks_score:  # the run ended while its last step was scored
@@ -310,7 +327,7 @@ def _train(recipe: FinetuneRecipe, task: training.Task, scoring: Scoring, paths:
         # The epoch that the paper reports; selected on the samples of `val_split`, so that their score is biased.
         chosen = files.read_plain(paths.out / run_folder.BEST / "figures.json")
         results |= {"val_split": scored.val.split, "best_epoch": chosen}
-    run_folder.conclude(paths.out, scoring.title, task.card, results)
+    conclusion.conclude(paths.out, scoring.title, task.card, results, task.meter)
     return ExitCode.DONE
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,6 @@ from torch.optim import Optimizer
 
 from sgdata import files, step_log
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgdata.pages.markdown import escape
 from sgdata.shards import contracts
 from sgdata.types import Contract
 from sgmodel import distributed
@@ -34,6 +33,9 @@ if TYPE_CHECKING:
     from sgmodel.checkpoints.cards import Card
     from sgmodel.models.adapt import State
     from sgmodel.train import loop
+
+Speed = Callable[[int, float], dict[str, float | None]]
+"""A function from samples and seconds to figures of speed."""
 
 LAST = "checkpoint-last"
 BEST = "checkpoint-best"
@@ -60,7 +62,6 @@ FREE = frozenset(
     }
 )
 
-HEADLINES = ("loss_first", "loss_last", "miou", "oa", "top1", "map_macro", "f1", "iou_change", "loss_token")
 log = logging.getLogger("sgdata")
 OWN = (
     LAST,
@@ -73,6 +74,7 @@ OWN = (
     files.CONTRACT,
     METRICS,
     TIMINGS,
+    files.SUMMARY,
     BOARD,
     RESULTS,
     CARD,
@@ -151,53 +153,6 @@ def clear(out: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def conclude(out: Path, title: str, card: Card, results: dict[str, Any]) -> None:
-    """Write `results.json`, `card.md` and SHA256SUMS, which leaves out times and TensorBoard files.
-
-    `loss_first` and `loss_last` are read from the log. Only rank 0 writes.
-    """
-    if not distributed.lead():
-        return
-    lines = step_log.read(out / METRICS) if (out / METRICS).exists() else []
-    losses = [line["loss"] for line in lines if "loss" in line]
-    ends = {"loss_first": losses[0], "loss_last": losses[-1]} if losses else {}
-    files.write(out / RESULTS, files.pretty_json({**ends, **results}))
-    files.write(out / CARD, _card(title, card, {**ends, **results}).encode())
-    files.write_sums(out)
-    # The main results in two lines; the card has all of them.
-    shown = {name: value for name, value in {**ends, **results}.items() if name in HEADLINES}
-    log.info(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
-    print(out)
-
-
-def _card(title: str, card: Card, results: dict[str, Any]) -> str:
-    """Return the model card in Markdown."""
-    contract = card.contract
-    assert contract is not None
-    figures = [
-        f"| {escape(name)} | {value:.6g} |" for name, value in sorted(results.items()) if isinstance(value, int | float)
-    ]
-    bands = " ".join(band.name for band in contract.bands)
-    fingerprint = escape(contract.fingerprint[:16])
-    data = f"{contract.level}, bands {escape(bands)}, splits {escape(contract.splits)}, fingerprint `{fingerprint}`"
-    return "\n".join(
-        [
-            f"# {title} on {escape(contract.dataset)} {escape(contract.version)}",
-            "",
-            f"- model: {card.model.kind}; settings in `{files.RECIPE}`, "
-            f"weights in `{LAST}/{checkpoint_folder.WEIGHTS}`",
-            f"- data: {data}",
-            f"- normalisation: {card.normalisation.scheme if card.normalisation else 'none'}",
-            f"- code: commit {card.commit or 'unknown (installed package)'}",
-            "",
-            "| figure | value |",
-            "| --- | --- |",
-            *figures,
-            "",
-        ]
-    )
 
 
 def _changes(out: Path, resolved: bytes, free: frozenset[str]) -> dict[str, dict[str, Any]]:
@@ -357,6 +312,7 @@ class Log:
             OutputError: a file cannot be written.
         """
         self.lead = distributed.lead()
+        self.recent: list[loop.Step] = []
         last = self._continued(out, first) if self.lead else []
         # Whether the step before `first` has no line of scores, which have no learning rate. All ranks must agree.
         self.lacks_score = first > 0 and bool(distributed.gather([""] if self.lead and all(last) else []))
@@ -381,21 +337,27 @@ class Log:
             raise SourceError(f"{out / METRICS}: not the metrics that {LAST} was saved with; start again with --fresh")
         return ["lr" in line for line in kept if line["step"] == first - 1]
 
-    def step(self, step: loop.Step, *, every: int, last: bool, speed: dict[str, float] | None = None) -> None:
+    def step(self, step: loop.Step, *, every: int, last: bool, speed: Speed) -> None:
         """Log a training step whose index is a multiple of `every` or that is the last.
+
+        Times are means over the steps since the line before.
 
         Args:
             step: The step.
             every: Steps between two lines.
             last: Whether this is the last step.
-            speed: Further figures of speed.
+            speed: Computes further figures of speed.
         """
+        self.recent.append(step)
         if step.index % every and not last:
             return
         norm = {} if step.grad_norm is None else {"grad_norm": step.grad_norm}
         self.write(step.index, {**step.terms, "lr": step.lr, **norm})
-        times = {"wait_s": step.wait_s, "step_s": step.total_s, "images_per_s": step.images / step.total_s}
-        self.write_times(step.index, {**times, "wait_share": step.wait_s / step.total_s, **(speed or {})})
+        count, images = len(self.recent), sum(each.images for each in self.recent)
+        wait, total = (sum(getattr(each, name) for each in self.recent) for name in ("wait_s", "total_s"))
+        self.recent.clear()
+        times = {"wait_s": wait / count, "step_s": total / count, "images_per_s": images / total}
+        self.write_times(step.index, {**times, "wait_share": wait / total, **speed(images, total)})
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """Log figures that depend on recipe and data only. Raises SourceError if one is not finite."""
@@ -409,17 +371,18 @@ class Log:
         if not_finite:
             raise SourceError(f"step {step}: {not_finite} not finite; find damaged samples with sgdata audit SHARDS")
 
-    def write_times(self, step: int, seconds: dict[str, float]) -> None:
-        """Log figures that depend on the machine."""
+    def write_times(self, step: int, seconds: dict[str, float | None]) -> None:
+        """Log figures that depend on the machine; None for what is not known."""
         if self.lead:
             self._append(self.timings, step, seconds)
 
-    def _append(self, handle: TextIO, step: int, figures: dict[str, float]) -> None:
+    def _append(self, handle: TextIO, step: int, figures: Mapping[str, float | None]) -> None:
         with files.writing(Path(handle.name)):
             handle.write(_line(step, figures))
             handle.flush()
             for name, value in figures.items():
-                self.board.add_scalar(name, value, step)
+                if value is not None:
+                    self.board.add_scalar(name, value, step)
 
     def __enter__(self) -> Log:
         return self
@@ -432,7 +395,7 @@ class Log:
                 self.board.close()
 
 
-def _line(step: int, figures: dict[str, float]) -> str:
+def _line(step: int, figures: Mapping[str, float | None]) -> str:
     return json.dumps({"step": step, **figures}, allow_nan=False) + "\n"
 
 

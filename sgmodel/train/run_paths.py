@@ -31,6 +31,7 @@ class RunPaths:
         stop_after: Number of steps after which to stop, None for all.
         fresh: Whether to remove an existing run in `out`.
         dry_run: Whether to print the size of the run and exit.
+        measure_peak: Whether to measure the rate of the device by a matrix product, in place of the table of cards.
     """
 
     shards: Path
@@ -45,6 +46,7 @@ class RunPaths:
     stop_after: int | None = None
     fresh: bool = False
     dry_run: bool = False
+    measure_peak: bool = False
 
 
 def shard_folders(texts: Sequence[str], cache: Path, cache_gb: float, retry_s: float) -> dict[str, Path]:

@@ -18,8 +18,8 @@ from sgdata.errors import ExitCode, ServiceError, SettingError, SgdataError, Sou
 from sgdata.types import Contract
 from sgmodel import devices, distributed
 from sgmodel.data import band_selection, class_labels, loader, normalise, upsample
-from sgmodel.models import state_keys, transformer
-from sgmodel.train import batching, loop, optim, run_folder, signals
+from sgmodel.models import state_keys
+from sgmodel.train import batching, loop, optim, run_folder, signals, wrapping
 
 if TYPE_CHECKING:
     from sgmodel.checkpoints.cards import Card
@@ -178,6 +178,7 @@ class Task:
         updates: Optimizer and its settings.
         total: Number of steps.
         card: Card of its checkpoints.
+        meter: Computes the speed of steps.
         averaged: Running average of the weights, by parameter name.
     """
 
@@ -189,6 +190,7 @@ class Task:
     updates: loop.Updates
     total: int
     card: Card
+    meter: devices.Meter
     averaged: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def epoch(self, step: int) -> int:
@@ -204,6 +206,7 @@ def prepare_task(
     paths: RunPaths,
     *,
     card: Card,
+    flops: float | None,
 ) -> Task:
     """Prepare the training of `model`, which is moved to its device.
 
@@ -214,6 +217,7 @@ def prepare_task(
         objective: Computes the terms of a batch with the model as wrapped for training.
         paths: Machine settings.
         card: Card of the checkpoints.
+        flops: Model FLOPs of a sample in a step; None where they are not known.
 
     Raises:
         SettingError: the optimizer or the precision is refused.
@@ -221,7 +225,7 @@ def prepare_task(
     training: TrainingRecipe = setting.recipe.training
     launch, epoch = setting.launch, len(source) / training.batch
     total = math.ceil(training.epochs * len(source) / training.batch)
-    forward = _wrapped(model, training, launch, paths.parallel)
+    forward = wrapping.wrap(model, launch, paths.parallel, compiled=training.compile, recompute=training.recompute)
     updates = loop.Updates(
         forward=forward,
         optimizer=optim.adamw(model, training.optimizer),
@@ -240,6 +244,7 @@ def prepare_task(
         updates=updates,
         total=total,
         card=card,
+        meter=devices.meter(launch, flops, measure=paths.measure_peak),
     )
 
 
@@ -263,27 +268,6 @@ def open_samples(folder: Path, training: TrainingRecipe, members: Sequence[str])
         seed=training.fraction_seed,
         verify=training.verify,
     )
-
-
-def _wrapped(
-    model: nn.Module, training: TrainingRecipe, launch: devices.Launch, parallel: distributed.Parallel
-) -> nn.Module:
-    """Move `model` to its device and return it as wrapped for training. Create the optimizer afterwards."""
-    # Before sharding: FSDP wraps the blocks in their current form.
-    if training.recompute:
-        transformer.recompute_activations(model)
-    if training.precision == "fp16" and parallel == "fsdp" and distributed.world() > 1:
-        raise SettingError(
-            "training.precision is 'fp16', --parallel 'fsdp': the gradient scaler sees one shard; "
-            "set training.precision = 'bf16'"
-        )
-    forward = distributed.parallelise(
-        model.to(launch.device), parallel, launch.device, block=transformer.Block, half=launch.half
-    )
-    # Compiled in place: the wrapper of torch.compile would hide the methods that control the exchange of gradients.
-    if training.compile:
-        forward.compile()
-    return forward
 
 
 def begin(task: Task, recipe: Any, paths: RunPaths) -> int:

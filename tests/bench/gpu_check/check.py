@@ -158,9 +158,9 @@ def _matmul(bench: Bench) -> Measured:
     from gpu_check import environment
     from sgmodel import devices
 
-    device = devices.start(bench.device, precision="bf16", threads=bench.threads).device
-    tflops, peak = environment.matmul_tflops(device), devices.peak_tflops(device)
-    note = f"{tflops:.3g} TFLOP/s measured; {environment.clocks(device)}"
+    where = devices.start(bench.device, precision="bf16", threads=bench.threads)
+    tflops, peak = devices.measured_tflops(where), devices.peak_tflops(where.device)
+    note = f"{tflops:.3g} TFLOP/s measured; {environment.clocks(where.device)}"
     return Measured(mfu=None if peak is None else tflops / peak, note=note)
 
 

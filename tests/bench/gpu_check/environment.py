@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -46,23 +45,6 @@ def clocks(device: torch.device) -> str:
     return ", ".join(
         f"{name} {value.strip()}" for name, value in zip(QUERY.split(","), done.stdout.split(","), strict=False)
     )
-
-
-def matmul_tflops(device: torch.device) -> float:
-    """Return the TFLOP/s of square bf16 matrix products."""
-    on_gpu = device.type == "cuda"
-    side, repeats = (8192, 50) if on_gpu else (256, 4)
-    a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
-    for _ in range(3):
-        a @ b
-    if on_gpu:
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    for _ in range(repeats):
-        a @ b
-    if on_gpu:
-        torch.cuda.synchronize(device)
-    return 2 * side**3 * repeats / (time.perf_counter() - began) / 1e12
 
 
 # --- parity --------------------------------------------------------------------------------

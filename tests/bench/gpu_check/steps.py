@@ -18,7 +18,6 @@ from sgdata.types import Array
 from sgdata.types import Task as LabelTask
 from sgmodel import devices
 from sgmodel.data import loader, normalise
-from sgmodel.models import flops
 from sgmodel.train import loop, training
 
 KM2_PER_PX = 1e-4
@@ -49,7 +48,7 @@ def _compile(task: training.Task, mode: Mode) -> str:
     return ""
 
 
-def time_fine_tuning(bench: Bench, name: flops.Task) -> Measured:
+def time_fine_tuning(bench: Bench, name: trainings.Name) -> Measured:
     """Time fine-tuning steps of the base model."""
     tasks: dict[str, LabelTask] = {"classify": "multi-label", "segment": "segmentation", "detect_change": "change"}
     batch = bench.scale.batch(name, "base", 128)

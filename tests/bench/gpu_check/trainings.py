@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sgmodel.train import training
 
 MASK_RATIO = 0.9
+Name = Literal["classify", "segment", "detect_change"]
 SPLIT = "train"
 MINMAX = normalise.NormaliseRecipe(scheme="minmax", eps=1e-12)
 CROPPED = augment.AugmentRecipe(crop_area=(0.2, 1.0), horizontal_flip=0.5)
@@ -63,12 +64,12 @@ def pretraining(
     model = pretrain.build(recipe)
     card = cards.of_run(model, setting.contract, setting.normalisation, recipe)
     objective = partial(pretrain.objective, setting)
-    task = training.prepare_task(setting, model, source, objective, bench.paths, card=card)
-    counted = flops.training_step("pretrain", config, mask_ratio=MASK_RATIO, decoder=decoder)
-    return Job(task=task, flops=counted)
+    work = flops.training_sample(card.model, config.image_px, mask_ratio=MASK_RATIO)
+    task = training.prepare_task(setting, model, source, objective, bench.paths, card=card, flops=work)
+    return Job(task=task, flops=work)
 
 
-def fine_tuning(bench: Bench, name: flops.Task, source: samples.MemoryIndexed, *, batch: int) -> Job:
+def fine_tuning(bench: Bench, name: Name, source: samples.MemoryIndexed, *, batch: int) -> Job:
     """Return fine-tuning of the base model as the program `name` of `sgmodel.recipes` runs it."""
     from sgmodel.data.windows import WindowRecipe
     from sgmodel.models import factory
@@ -104,8 +105,7 @@ def fine_tuning(bench: Bench, name: flops.Task, source: samples.MemoryIndexed, *
             objective = partial(detect_change.objective, setting, None)
     model = finetune.start(setting, partial(build, setting.recipe, classes), None)
     task = finetune.prepare_task(setting, model, source, objective, bench.paths)
-    counted = flops.training_step(name, bench.scale.encoder("base", 128), head=head, classes=classes)
-    return Job(task=task, flops=counted)
+    return Job(task=task, flops=task.meter.flops or 0.0)
 
 
 def _shared(model: factory.ModelRecipe, batch: int) -> dict[str, Any]:

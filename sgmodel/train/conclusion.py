@@ -1,0 +1,94 @@
+"""Conclude a training run: results, the card in Markdown, the speed, and SHA256SUMS."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgdata import files, step_log
+from sgdata.pages.markdown import escape
+from sgmodel import devices, distributed
+from sgmodel.checkpoints import checkpoint_folder
+from sgmodel.train import run_folder
+
+if TYPE_CHECKING:
+    from sgmodel.checkpoints.cards import Card
+
+HEADLINES = ("loss_first", "loss_last", "miou", "oa", "top1", "map_macro", "f1", "iou_change", "loss_token")
+log = logging.getLogger("sgdata")
+
+
+def conclude(out: Path, title: str, card: Card, results: dict[str, Any], meter: devices.Meter | None = None) -> None:
+    """Write `results.json`, `card.md`, `summary.json` and SHA256SUMS, which leaves out times and TensorBoard files.
+
+    `loss_first` and `loss_last` are read from the log. Only rank 0 writes.
+
+    Args:
+        out: Folder of the run.
+        title: Title of the card.
+        card: Card of the checkpoints.
+        results: Figures of the run.
+        meter: Meter of the training, whose speed goes to `summary.json`; None if nothing was trained.
+    """
+    if not distributed.lead():
+        return
+    lines = step_log.read(out / files.METRICS) if (out / files.METRICS).exists() else []
+    losses = [line["loss"] for line in lines if "loss" in line]
+    ends = {"loss_first": losses[0], "loss_last": losses[-1]} if losses else {}
+    files.write(out / files.RESULTS, files.pretty_json({**ends, **results}))
+    files.write(out / run_folder.CARD, _card(title, card, {**ends, **results}, meter).encode())
+    # The main results in two lines; the card has all of them.
+    shown = {name: value for name, value in {**ends, **results}.items() if name in HEADLINES}
+    log.info(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+    if meter is not None:
+        log.info(_write_speed(out, meter))
+    files.write_sums(out)
+    print(out)
+
+
+def _write_speed(out: Path, meter: devices.Meter) -> str:
+    """Write `summary.json`, and return the speed in one line."""
+    pace = step_log.pace(step_log.read(out / files.TIMINGS))
+    machine = {
+        "device": devices.name(meter.where.device),
+        "peak_tflops": meter.peak,
+        "precision": meter.where.precision,
+        "processes": distributed.world(),
+        "flops_per_sample": meter.flops,
+    }
+    files.write(out / files.SUMMARY, files.pretty_json({**machine, **pace}))
+    return f"{machine['device']}: " + ", ".join(f"{name} {text}" for name, text in step_log.describe(pace).items())
+
+
+def _card(title: str, card: Card, results: dict[str, Any], meter: devices.Meter | None) -> str:
+    """Return the model card in Markdown, which has no times, so that equal runs have equal cards."""
+    contract = card.contract
+    assert contract is not None
+    figures = [
+        f"| {escape(name)} | {value:.6g} |" for name, value in sorted(results.items()) if isinstance(value, int | float)
+    ]
+    bands = " ".join(band.name for band in contract.bands)
+    fingerprint = escape(contract.fingerprint[:16])
+    data = f"{contract.level}, bands {escape(bands)}, splits {escape(contract.splits)}, fingerprint `{fingerprint}`"
+    work = []
+    if meter is not None:
+        flops = "unknown" if meter.flops is None else f"{meter.flops / 1e9:.6g} GFLOP"
+        work = [f"- work: {flops} a sample, forward and backward; images/s, MFU and data wait in `{files.SUMMARY}`"]
+    return "\n".join(
+        [
+            f"# {title} on {escape(contract.dataset)} {escape(contract.version)}",
+            "",
+            f"- model: {card.model.kind}; settings in `{files.RECIPE}`, "
+            f"weights in `{run_folder.LAST}/{checkpoint_folder.WEIGHTS}`",
+            f"- data: {data}",
+            f"- normalisation: {card.normalisation.scheme if card.normalisation else 'none'}",
+            f"- code: commit {card.commit or 'unknown (installed package)'}",
+            *work,
+            "",
+            "| figure | value |",
+            "| --- | --- |",
+            *figures,
+            "",
+        ]
+    )
