@@ -27,7 +27,7 @@ def read_bytes(path: Path, limit: Limit = DOCUMENT_BYTES) -> bytes:
     return content
 
 
-def unpack_gzip(content: bytes, where: str, limit: Limit = DOCUMENT_BYTES) -> bytes:
+def unpack_gzip(content: bytes, origin: str, limit: Limit = DOCUMENT_BYTES) -> bytes:
     """Decompress gzip, of one or more members; other content is returned as it is. Raises SourceError."""
     parts, size = [], 0
     if not content.startswith(GZIP):
@@ -37,26 +37,26 @@ def unpack_gzip(content: bytes, where: str, limit: Limit = DOCUMENT_BYTES) -> by
         try:
             part = decoder.decompress(content, limit.most + 1 - size)
         except zlib.error as error:
-            raise SourceError(f"{where}: cannot be unpacked: {error}; delete it and fetch it again") from None
+            raise SourceError(f"{origin}: cannot be unpacked: {error}; delete it and fetch it again") from None
         parts.append(part)
         size += len(part)
-        limit.check(size, f"{where}: unpacks to more than")
+        limit.check(size, f"{origin}: unpacks to more than")
         if not decoder.eof:
-            raise SourceError(f"{where}: cannot be unpacked: ends too soon; delete it and fetch it again")
+            raise SourceError(f"{origin}: cannot be unpacked: ends too soon; delete it and fetch it again")
         content = decoder.unused_data.lstrip(b"\0")  # as gzip pads to whole blocks of tapes
     return b"".join(parts)
 
 
-def parse_json(content: bytes | str, where: str, limit: Limit = DOCUMENT_VALUES) -> Any:
+def parse_json(content: bytes | str, origin: str, limit: Limit = DOCUMENT_VALUES) -> Any:
     """Parse JSON with a bounded number of values, which take some 100 bytes each. Raises SourceError."""
     # Counted before they are made; those inside strings count as well.
     if isinstance(content, bytes):
         count = content.count(b",") + content.count(b"[") + content.count(b"{")
     else:
         count = content.count(",") + content.count("[") + content.count("{")
-    limit.check(count, where)
+    limit.check(count, origin)
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise SourceError(f"{where}: cannot be read as JSON: {reason:.100}; begins with {content[:60]!r}") from None
+        raise SourceError(f"{origin}: cannot be read as JSON: {reason:.100}; begins with {content[:60]!r}") from None

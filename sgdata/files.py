@@ -118,8 +118,8 @@ def read_plain(path: Path) -> dict[str, Any]:
     return document
 
 
-def parse(kind: type[T], document: dict[str, Any], where: str) -> T:
-    """Convert a plain document to the dataclass `kind`; `where` names it in messages. Raises SettingError."""
+def parse(kind: type[T], document: dict[str, Any], origin: str) -> T:
+    """Convert a plain document to the dataclass `kind`; `origin` names it in messages. Raises SettingError."""
     from pydantic import ValidationError
 
     from sgdata import recipe_settings
@@ -129,9 +129,9 @@ def parse(kind: type[T], document: dict[str, Any], where: str) -> T:
         model: Any = _model(kind)  # type: ignore[arg-type]  # a dataclass type is hashable
         value: T = model.model_validate_json(json.dumps({"it": document}, default=str)).it
     except ValidationError as error:
-        raise SettingError(f"{where}: {recipe_settings.explain(kind, error.errors(include_url=False))}") from None
+        raise SettingError(f"{origin}: {recipe_settings.explain(kind, error.errors(include_url=False))}") from None
     if wrong := recipe_settings.violation(value):
-        raise SettingError(f"{where}: {wrong}")
+        raise SettingError(f"{origin}: {wrong}")
     return value
 
 
@@ -382,8 +382,8 @@ def read_sums(folder: Path) -> dict[str, str]:
     return parse_sums((folder / SUMS).read_bytes(), str(folder / SUMS))
 
 
-def parse_sums(content: bytes, where: str) -> dict[str, str]:
-    """Parse the content of a SHA256SUMS as relative path to hash; `where` names it in messages.
+def parse_sums(content: bytes, origin: str) -> dict[str, str]:
+    """Parse the content of a SHA256SUMS as relative path to hash; `origin` names it in messages.
 
     Raises:
         OutputError: A line is malformed, duplicates a path or leads out of the folder, or the last one is incomplete.
@@ -391,13 +391,13 @@ def parse_sums(content: bytes, where: str) -> dict[str, str]:
     # Split at \n alone: splitlines also splits at \r and \x0b, which are a newline with one bit flipped.
     *lines, rest = content.decode(errors="replace").split("\n")
     if rest:
-        raise OutputError(f"{where}: ends with {rest!r:.90}, expected a complete line; it is truncated")
+        raise OutputError(f"{origin}: ends with {rest!r:.90}, expected a complete line; it is truncated")
     digests: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         match = _SUMS_LINE.fullmatch(line)
         # The list may come from a download, so no path may lead out of the folder.
         if not match or Path(match[2]).is_absolute() or ".." in Path(match[2]).parts or match[2] in digests:
-            raise OutputError(f"{where}: line {number} is {line!r:.90}, expected '<sha256>  <relative path>', once")
+            raise OutputError(f"{origin}: line {number} is {line!r:.90}, expected '<sha256>  <relative path>', once")
         digests[match[2]] = match[1]
     return digests
 

@@ -19,12 +19,12 @@ class Limit:
     unit: str
     reason: str
 
-    def check(self, value: float, where: str) -> None:
-        """Raise SourceError if `value` exceeds the limit; `where` begins the message."""
+    def check(self, value: float, origin: str) -> None:
+        """Raise SourceError if `value` exceeds the limit; `origin` begins the message."""
         from sgdata.errors import SourceError  # not at the top: a table imports nothing
 
         if value > self.most:
-            raise SourceError(f"{where}: {value:,} {self.unit}, at most {self.most:,} are read: {self.reason}")
+            raise SourceError(f"{origin}: {value:,} {self.unit}, at most {self.most:,} are read: {self.reason}")
 
 
 # --- rasters -------------------------------------------------------------------------------

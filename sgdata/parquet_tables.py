@@ -17,11 +17,11 @@ def read(
     kinds: Mapping[str, ColumnKind] | None = None,
     columns: list[str] | None = None,
     *,
-    where: str = "",
+    origin: str = "",
 ) -> Any:
     """Read a Parquet file as a pyarrow.Table whose columns `kinds` are all there, complete and of these kinds.
 
-    Messages name the file `where`, by default the path.
+    Messages name the file `origin`, by default the path.
 
     Raises:
         SourceError: The file is damaged, names a column twice, or a column is missing or not as expected.
@@ -29,19 +29,19 @@ def read(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    where = where or str(source)
+    origin = origin or str(source)
     try:
         table = pq.read_table(source, columns=columns)
         table.validate(full=True)  # texts that are not UTF-8, offsets that lead out of a buffer
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise SourceError(f"{where}: not a readable Parquet file: {error!s:.300}; fetch or write it again") from None
+        raise SourceError(f"{origin}: not a readable Parquet file: {error!s:.300}; fetch or write it again") from None
     if len(set(table.column_names)) < table.num_columns:
-        raise SourceError(f"{where}: two columns have one name; write it again")
-    check(table, kinds or {}, where)
+        raise SourceError(f"{origin}: two columns have one name; write it again")
+    check(table, kinds or {}, origin)
     return table
 
 
-def check(table: Any, kinds: Mapping[str, ColumnKind], where: str, *, complete: bool = True) -> None:
+def check(table: Any, kinds: Mapping[str, ColumnKind], origin: str, *, complete: bool = True) -> None:
     """Check columns of a pyarrow.Table; `complete`: no value may be null.
 
     Raises:
@@ -51,19 +51,19 @@ def check(table: Any, kinds: Mapping[str, ColumnKind], where: str, *, complete: 
 
     for name, kind in kinds.items():
         if name not in table.column_names:
-            raise SourceError(f"{where}: has no column '{name}'; its columns are {', '.join(table.column_names):.200}")
+            raise SourceError(f"{origin}: has no column '{name}'; its columns are {', '.join(table.column_names):.200}")
         column = table[name]
         if not _types(kind)(column.type):
-            raise SourceError(f"{where}: column '{name}' is of type {column.type}, expected {kind}")
+            raise SourceError(f"{origin}: column '{name}' is of type {column.type}, expected {kind}")
         if complete and column.null_count:
-            raise SourceError(f"{where}: column '{name}' lacks {column.null_count} of {len(column)} values")
+            raise SourceError(f"{origin}: column '{name}' lacks {column.null_count} of {len(column)} values")
         values = pc.list_flatten(column) if kind in ("texts", "counts") else column
         if kind in ("texts", "counts") and values.null_count:
-            raise SourceError(f"{where}: column '{name}' has lists with missing values")
+            raise SourceError(f"{origin}: column '{name}' has lists with missing values")
         if kind == "number" and not pc.all(pc.is_finite(values), min_count=0).as_py():
-            raise SourceError(f"{where}: column '{name}' has values that are NaN or infinite")
+            raise SourceError(f"{origin}: column '{name}' has values that are NaN or infinite")
         if kind in ("count", "counts") and len(values) and (pc.min(values).as_py() or 0) < 0:
-            raise SourceError(f"{where}: column '{name}' has {pc.min(values)}, expected 0 or more")
+            raise SourceError(f"{origin}: column '{name}' has {pc.min(values)}, expected 0 or more")
 
 
 def _types(kind: ColumnKind) -> Callable[[Any], bool]:

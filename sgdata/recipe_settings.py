@@ -63,7 +63,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class RecipeKey:
     """One key of a recipe.
 
     Attributes:
@@ -79,13 +79,13 @@ class Setting:
     meaning: str
 
 
-def settings(kind: type[Any], prefix: str = "") -> Iterator[Setting]:
+def settings(kind: type[Any], prefix: str = "") -> Iterator[RecipeKey]:
     """Yield every setting of a recipe dataclass and of the dataclasses inside it."""
     hints, meanings = typing.get_type_hints(kind), _meanings(kind)
     for field in dataclasses.fields(kind):
         hint, key = hints[field.name], prefix + field.name
         meaning = meanings.get(field.name, "")
-        yield Setting(key=key, type=_type_name(hint, field.name), default=_default(field), meaning=meaning)
+        yield RecipeKey(key=key, type=_type_name(hint, field.name), default=_default(field), meaning=meaning)
         repeated = typing.get_origin(hint) is tuple
         for part in (hint, *typing.get_args(hint)):
             if dataclasses.is_dataclass(part):

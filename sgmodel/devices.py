@@ -126,23 +126,23 @@ def peak_tflops(device: torch.device, precision: Precision = "bf16") -> float | 
     return peak.half if precision in _HALF else peak.tf32 if precision == "tf32" else peak.fp32
 
 
-def measured_tflops(where: Launch) -> float:
+def measured_tflops(launch: Launch) -> float:
     """Return the TFLOP/s that square matrix products reach on this device; takes a second at most.
 
     Args:
-        where: Device and number format.
+        launch: Device and number format.
     """
-    side, products = _MATMUL[where.device.type]
+    side, products = _MATMUL[launch.device.type]
     # No random numbers, which would change those of the run; nor zeros, which a GPU multiplies with less power.
-    ramp = torch.linspace(-1, 1, side, device=where.device, dtype=where.half)
+    ramp = torch.linspace(-1, 1, side, device=launch.device, dtype=launch.half)
     a, b = ramp[:, None] + ramp, ramp[:, None] - ramp
     best = math.inf
     for _ in range(4):  # the first prepares kernels
-        wait(where.device)
+        wait(launch.device)
         began = time.perf_counter()
         for _ in range(products):
             a @ b
-        wait(where.device)
+        wait(launch.device)
         best = min(best, time.perf_counter() - began)
     return 2 * side**3 * products / best / 1e12
 
@@ -158,12 +158,12 @@ class Meter:
     """Computes the speed of training steps.
 
     Attributes:
-        where: Device and number format.
+        launch: Device and number format.
         flops: Model FLOPs of a sample in a step; None where they are not known.
         peak: Rate that the device can reach in TFLOP/s; None where it is not known.
     """
 
-    where: Launch
+    launch: Launch
     flops: float | None
     peak: float | None
 
@@ -179,8 +179,8 @@ class Meter:
             far. None for what is not known.
         """
         rate = None if self.flops is None else self.flops * samples / distributed.world() / seconds / 1e12
-        if self.where.device.type == "cuda":
-            memory_gb = torch.cuda.max_memory_allocated(self.where.device) / 1e9
+        if self.launch.device.type == "cuda":
+            memory_gb = torch.cuda.max_memory_allocated(self.launch.device) / 1e9
         else:
             # Linux counts in KiB, macOS in bytes.
             memory_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT / 1e9
@@ -191,10 +191,10 @@ class Meter:
         }
 
 
-def meter(where: Launch, flops: float | None, *, measure: bool) -> Meter:
+def meter(launch: Launch, flops: float | None, *, measure: bool) -> Meter:
     """Return the meter of this device, with its peak from the table, or with `measure` as measured."""
-    peak = measured_tflops(where) if measure else peak_tflops(where.device, where.precision)
-    return Meter(where=where, flops=flops, peak=peak)
+    peak = measured_tflops(launch) if measure else peak_tflops(launch.device, launch.precision)
+    return Meter(launch=launch, flops=flops, peak=peak)
 
 
 def _device(text: str) -> torch.device:

@@ -36,8 +36,8 @@ class RecipeFile:
 def recipe_files(program: str | None = None) -> list[RecipeFile]:
     """Return the recipes of the package, sorted by file name; only those of `program` if given."""
     paths = [path for name in FOLDERS for path in sorted((catalog.folder("recipes") / name).glob("*.toml"))]
-    found = [_read_header(path) for path in paths]
-    return [file for file in found if program in (None, file.program)]
+    headers = [_read_header(path) for path in paths]
+    return [file for file in headers if program in (None, file.program)]
 
 
 def _read_header(path: Path) -> RecipeFile:

@@ -118,7 +118,7 @@ def _entrypoint(size: str, px: int) -> Any:
         model = SpectralGPT(config, num_classes)
         if pretrained:
             source = hub.resolve((pretrained_cfg_overlay or {}).get("file", f"spectralgpt_{size}_patch8_{px}"))
-            transfer.fit(model, transfer.read_weights(source), where=str(source))
+            transfer.fit(model, transfer.read_weights(source), origin=str(source))
         return model
 
     create.__name__ = f"spectralgpt_{size}_patch8_{px}"

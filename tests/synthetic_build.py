@@ -54,7 +54,7 @@ def write(out: Path, shape: tuple[int, int], *, patch: int = 128) -> Path:
     )
     lock.write(out / lock.NAME, locked(grid))
     check = findings.Check(name="dead bands", state="finding", message="B09 is <constant>", where=("toy-r00000",))
-    report = findings.Report(
+    report = findings.AuditReport(
         subject="segmunich 1", kind="build", samples=len(windows), findings=1, checks=(check,),
     )  # fmt: skip
     files.write(out / findings.NAME, files.pretty_json(report))

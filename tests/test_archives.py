@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgdata.datasets import archives
-from sgdata.datasets.types import Member
+from sgdata.datasets.types import SourceMember
 from sgdata.errors import SourceError
 
 GOOD = {"a/b.tif": b"one", "a/ü.tif": b"two" * 500, "c.txt": b""}
@@ -163,11 +163,11 @@ def test_a_member_that_differs_from_the_listing_is_refused(tmp_path: Path) -> No
     source = as_folder(tmp_path / "it", {"a": b"1234", "p": b"version https://git-lfs.github.com/spec/v1\n"})
     with archives.open_archive(source) as content:
         with pytest.raises(SourceError, match="4 bytes, expected 9"):
-            content(Member(name="a", size=9))
+            content(SourceMember(name="a", size=9))
         with pytest.raises(SourceError, match="cannot be read"):
-            content(Member(name="gone", size=9))
+            content(SourceMember(name="gone", size=9))
         with pytest.raises(SourceError, match="Git LFS pointer"):
-            content(Member(name="p", size=43))
+            content(SourceMember(name="p", size=43))
 
 
 @pytest.mark.parametrize("name", ["it.tar", "it.zip", "it.tar.gz"])

@@ -228,11 +228,11 @@ everywhere(glint),
 }  # fmt: skip
 
 
-def findings(report: audit_findings.Report) -> set[str]:
+def findings(report: audit_findings.AuditReport) -> set[str]:
     return {check.name for check in report.checks if check.state == "finding"}
 
 
-def audited(path: Path, **options: object) -> audit_findings.Report:
+def audited(path: Path, **options: object) -> audit_findings.AuditReport:
     workers = options.pop("workers", 1)
     return checks.judge(gather.gather(gather.detect_subject(path, **options), workers=workers))  # type: ignore[arg-type]
 

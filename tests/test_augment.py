@@ -169,7 +169,7 @@ def test_erasing_removes_a_box_from_a_quarter_of_the_samples() -> None:
 BOTH = augment.MixRecipe(mixup=0.8, cutmix=1.0)
 
 
-def mixed(recipe: augment.MixRecipe, count: int = 600, size: int = 16) -> tuple[torch.Tensor, augment.Mix]:
+def mixed(recipe: augment.MixRecipe, count: int = 600, size: int = 16) -> tuple[torch.Tensor, augment.MixedPairs]:
     """Return mixed samples, where sample i is an image of the constant i."""
     x = torch.arange(count).float()[:, None, None, None].expand(count, 1, size, size)
     how = augment.draw_mix(recipe, torch.arange(count) + 7, torch.zeros(count).long(), size, seed=2)

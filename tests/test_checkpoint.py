@@ -43,7 +43,7 @@ def started(model: heads.TaskModel) -> heads.TaskModel:
 
 
 def autoencoder(config: encoder.EncoderConfig = TINY) -> mae.MaskedAutoencoder:
-    return mae.MaskedAutoencoder(encoder.Encoder(config), DECODER, mae.Objective(masking="tube", norm_pix=True))
+    return mae.MaskedAutoencoder(encoder.Encoder(config), DECODER, mae.MaskedObjective(masking="tube", norm_pix=True))
 
 
 MODELS = {
@@ -55,13 +55,15 @@ MODELS = {
 }
 
 
-def card_of(model: nn.Module) -> cards.Card:
+def card_of(model: nn.Module) -> cards.ModelCard:
     how = normalise.Normalisation(scheme="minmax", eps=1e-10, mean=(), std=())
-    return cards.Card(model=specs.describe(model), normalisation=how, recipe={"steps": 3, "lr": 1e-4}, commit="0" * 40)
+    return cards.ModelCard(
+        model=specs.describe(model), normalisation=how, recipe={"steps": 3, "lr": 1e-4}, commit="0" * 40
+    )
 
 
 def test_every_kind_of_spec_describes_the_model_that_it_builds() -> None:
-    objective = contrastive.Objective(method="simclr", temperature=0.2, projection=4)
+    objective = contrastive.ContrastiveObjective(method="simclr", temperature=0.2, projection=4)
     contrast = specs.ContrastSpec(recipe=factory.ModelRecipe(backbone="linear"), bands=3, objective=objective)
     cases = [*(specs.describe(make()) for make in MODELS.values()), contrast]
     assert {type(case) for case in cases} == set(get_args(specs.ModelSpec)), "add a case for the new kind"
@@ -413,7 +415,7 @@ def test_too_little_is_refused_and_changes_nothing(change: dict[str, int]) -> No
     model = autoencoder(dataclasses.replace(TINY, **change))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(SourceError, match=r"a\.pth: only \d+% of the encoder's parameters fit; first, \w+"):
-        transfer.fit(model, autoencoder().state_dict(), where="a.pth", at_least=0.9)
+        transfer.fit(model, autoencoder().state_dict(), origin="a.pth", at_least=0.9)
     same_weights(model.state_dict(), before)
 
 
@@ -431,7 +433,7 @@ def test_the_published_models_are_known_by_their_shapes(table: str) -> None:
     rows = catalog.table(f"spectralgpt_{table}_keys")
     with torch.device("meta"):
         state = {row["key"]: torch.empty([int(n) for n in row["shape"].split("x")]) for row in rows}
-        spec = cards.infer(state, where="a.pth")
+        spec = cards.infer(state, origin="a.pth")
         model = spec.build()
     own = {weight_files.released_name(name, spec.kind): t.shape for name, t in model.state_dict().items()}
     assert own == {name: t.shape for name, t in state.items()}
@@ -455,7 +457,7 @@ def test_a_published_file_loads_as_a_model(tmp_path: Path) -> None:
 
 def test_weights_of_another_family_are_refused() -> None:
     with pytest.raises(SourceError, match="not the weights of a SpectralGPT model"):
-        cards.infer({"conv1.weight": torch.zeros(64, 3, 7, 7)}, where="resnet.pth")
+        cards.infer({"conv1.weight": torch.zeros(64, 3, 7, 7)}, origin="resnet.pth")
 
 
 def test_the_package_itself_imports_no_torch_and_the_core_no_timm() -> None:

@@ -111,7 +111,7 @@ def test_labels_are_painted_in_the_classes_of_ones_own_table(tmp_path: Path) -> 
     )
     own = tmp_path / "woods.tsv"
     own.write_text(OWN)
-    source = paint.OsmSource(where=str(city), date="2020-04-01", store=tmp_path)
+    source = paint.OsmSource(address=str(city), date="2020-04-01", store=tmp_path)
     settings = rasterize.LabelSettings(classes=str(own))
     painted = paint.label(grid, source, settings).painted
     build_folder.write_labels(tmp_path, grid, paint.read_classes(settings).space, rasterize.SOURCES, painted)

@@ -116,10 +116,10 @@ def test_several_labels_are_learned_and_scored(several: Path, tmp_path: Path) ->
 def test_a_model_of_figures_from_scores_by_hand() -> None:
     contract = scene_contract(16)
     scores = torch.tensor([[3.0, 1, 0, 0], [0, 2, 1, 0], [0, 2, 1, 0]])
-    found = classify.figures(scores, torch.eye(4)[[0, 1, 2]], contract, final=True)
+    found = classify.compute_metrics(scores, torch.eye(4)[[0, 1, 2]], contract, final=True)
     assert found["top1"] == pytest.approx(2 / 3)
     assert found["per_class_recall"] == {"dark": 1.0, "left": 1.0, "right": 0.0, "bright": None}
-    assert "confusion" not in classify.figures(scores, torch.eye(4)[[0, 1, 2]], contract, final=False)
+    assert "confusion" not in classify.compute_metrics(scores, torch.eye(4)[[0, 1, 2]], contract, final=False)
 
 
 def test_masks_give_labels_by_share(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from test_export import segmunich_build
 from typer.testing import CliRunner
 
 from sgdata import files
-from sgdata.audits import compare_released, placing
+from sgdata.audits import compare_released, window_location
 from sgdata.builds import patch_table, pipeline
 from sgdata.builds.build_recipe import BuildPaths, recipe_for
 from sgdata.cli import app
@@ -30,16 +30,16 @@ def test_a_window_is_found_at_any_place_and_turn(turn: int) -> None:
     stored = next(copy for copy in dihedral.symmetric_copies(window) if np.array_equal(
         dihedral.symmetric_copies(copy)[turn], window))  # fmt: skip
     noisy = 1.3 * stored + 200 + rng.normal(0, 30, stored.shape)
-    found = placing.place(noisy, ground)
+    found = window_location.locate_window(noisy, ground)
     assert (found.row, found.col, found.turn) == (37, 101, turn)
     assert found.correlation > 0.9
     elsewhere = rng.normal(0, 1, (2, 128, 128)).cumsum(axis=1) + rng.normal(0, 30, (2, 128, 128))
-    assert placing.place(elsewhere, ground).correlation < compare_released.LEAST
+    assert window_location.locate_window(elsewhere, ground).correlation < compare_released.LEAST
 
 
 def test_flat_ground_has_no_correlation() -> None:
     image = np.zeros((1, 160, 160))
-    assert placing.place(np.zeros((1, 128, 128)), image).correlation == -1
+    assert window_location.locate_window(np.zeros((1, 128, 128)), image).correlation == -1
 
 
 def stripped(released: Path, out: Path) -> Path:
@@ -94,7 +94,7 @@ def test_a_real_window_is_found_where_it_was_put_and_not_elsewhere(real: Path, t
     pixels = tifffile.imread(path).transpose(2, 0, 1)
     ground = np.random.default_rng(1).normal(1500, 900, (2, 220, 200)).cumsum(axis=1) / 20
     ground[:, 40:168, 33:161] = pixels[2:4]
-    found = placing.place(np.rot90(pixels[2:4], axes=(1, 2)), ground)
+    found = window_location.locate_window(np.rot90(pixels[2:4], axes=(1, 2)), ground)
     assert (found.row, found.col, found.turn, found.correlation) == (40, 33, 3, pytest.approx(1))
     build = segmunich_build(tmp_path / "build", (256, 256))
     command = ["compare", str(build), "--released", str(path), "--out", str(tmp_path / "compare.json")]

@@ -147,7 +147,7 @@ def test_dates_that_are_not_usable_are_never_seen(method: rules.Method) -> None:
     # The left pixel is never clear; of the right one only the second date is.
     clear_scores = np.zeros((2, 1, 2), np.uint8)
     clear_scores[1, 0, 1] = 60
-    if isinstance(rule, rules.Mix):
+    if isinstance(rule, rules.CombineRule):
         mixed = rule.kernel(dn, clear_scores > 0)
         assert not mixed[..., 0].any()
         assert (mixed[..., 1] == 500).all()
@@ -168,7 +168,7 @@ def test_every_rule_gives_pixels(method: rules.Method) -> None:
     dn = np.full((2, len(rule.bands_to_read(bands)) or 1, 3, 4), 500, np.uint16)
     dn[1] += 2
     clear_scores = np.full((2, 3, 4), 60, np.uint8)
-    if isinstance(rule, rules.Mix):
+    if isinstance(rule, rules.CombineRule):
         assert (rule.kernel(dn, clear_scores > 0) == 501).all()
         return
     days = (day("2019-06-20"), day("2019-07-01"))

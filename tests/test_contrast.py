@@ -37,7 +37,7 @@ ROWS = [
 
 def moco(**others: object) -> contrastive.Contrast:
     torch.manual_seed(0)
-    objective = contrastive.Objective(method="moco", temperature=0.2, projection=8, queue=6, momentum=0.9)
+    objective = contrastive.ContrastiveObjective(method="moco", temperature=0.2, projection=8, queue=6, momentum=0.9)
     changed = dataclasses.replace(objective, **others)  # type: ignore[arg-type]
     return specs.ContrastSpec(recipe=BASELINES["vit"], bands=12, objective=changed).build()
 
@@ -124,7 +124,7 @@ def test_the_follower_of_a_checkpoint_is_not_taken_for_the_model(tmp_path: Path)
     with torch.no_grad():
         for parameter in source.slow_backbone.parameters():  # type: ignore[union-attr]
             parameter += 1.0
-    checkpoint_folder.save(tmp_path, source, cards.Card(model=specs.describe(source)))
+    checkpoint_folder.save(tmp_path, source, cards.ModelCard(model=specs.describe(source)))
     model = build("classifier", BASELINES["vit"], bands=12, classes=2)
     transfer.fit(model, transfer.read_weights(tmp_path))
     ours, theirs = model.state_dict(), source.state_dict()
@@ -156,7 +156,7 @@ def test_it_learns_to_distinguish_images(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("table", "row"), ROWS)
 def test_every_row_of_the_ledger_runs_two_steps(
-    table: experiments.Table, row: experiments.Row, folder: Path, tmp_path: Path
+    table: experiments.LedgerTable, row: experiments.Row, folder: Path, tmp_path: Path
 ) -> None:
     program = PROGRAMS[table.program]()
     changes = (*table.set, *row.set, "training.fraction=1.0", "training.batch=4", "training.epochs=2")

@@ -20,7 +20,7 @@ from sgmodel.checkpoints import cards, transfer, weight_files
 from sgmodel.data import augment, loader, normalise, windows
 from sgmodel.models import heads, upernet
 from sgmodel.recipes import detect_change
-from sgmodel.train import maps, run_paths, training
+from sgmodel.train import dense_prediction, run_paths, training
 
 TRAIN = catalog.folder("recipes") / "train"
 TINY = (
@@ -167,7 +167,7 @@ def test_class_weights_are_the_released_ones(parity: Path) -> None:
 def test_the_share_is_that_of_whole_scenes(folder: Path) -> None:
     samples = loader.Samples(folder, "train", ("image_before", "image_after", "mask"))
     masks = [samples.read(number, "mask").ravel() for number in range(3)]
-    assert detect_change.changed(maps.class_counts(samples)) == pytest.approx(np.concatenate(masks).mean())
+    assert detect_change.changed(dense_prediction.class_counts(samples)) == pytest.approx(np.concatenate(masks).mean())
 
 
 def test_each_date_of_a_window_is_normalised_by_itself(parity: Path) -> None:
@@ -189,7 +189,7 @@ class Pixel(torch.nn.Module):
         return torch.stack([-more, more], dim=1).log_softmax(dim=1)
 
 
-def setting(folder: Path, *overrides: str) -> detect_change.Setting:
+def setting(folder: Path, *overrides: str) -> detect_change.Setup:
     made = recipe("normalise.scheme=zscore", *overrides)
     contract = files.read(type(pair_contract()), folder / "contract.json")
     return training.resolve(made, contract, run_paths_for(folder, folder))
@@ -238,7 +238,7 @@ def test_the_released_score_counts_overlaps_and_drops_the_last_batch(folder: Pat
 def test_figures_by_hand() -> None:
     counts = torch.tensor([[[50, 10], [5, 35]], [[80, 0], [20, 0]]])
     linear = torch.tensor([[[60, 0], [40, 0]], [[80, 0], [0, 20]]])
-    found = maps.figures(counts, 0, linear, detect_change.figures)
+    found = dense_prediction.score_confusion(counts, 0, linear, detect_change.compute_metrics)
     assert found["precision"] == pytest.approx(35 / 45)
     assert found["recall"] == pytest.approx(35 / 60)
     assert found["f1"] == pytest.approx(2 * 35 / (2 * 35 + 10 + 25))
@@ -246,7 +246,7 @@ def test_figures_by_hand() -> None:
     assert found["oa"] == pytest.approx(165 / 200)
     assert (found["f1_majority"], found["oa_majority"]) == (0.0, pytest.approx(140 / 200))
     assert (found["f1_linear"], found["iou_change_linear"]) == (pytest.approx(0.5), pytest.approx(1 / 3))
-    assert detect_change.figures(counts[1]) == {
+    assert detect_change.compute_metrics(counts[1]) == {
         "precision": 0.0,
         "recall": 0.0,
         "f1": 0.0,

@@ -37,7 +37,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def setting(*overrides: str) -> pretrain.Setting:
+def setting(*overrides: str) -> pretrain.Setup:
     path = catalog.folder("recipes") / "train" / "pretrain-fmow-base.toml"
     recipe = files.read(pretrain.PretrainRecipe, path, ("model.depth=1", "decoder.depth=1", *overrides))
     where = devices.Launch(device=META, precision="fp32")
@@ -48,7 +48,7 @@ def setting(*overrides: str) -> pretrain.Setting:
     how = normalise.resolve(recipe.normalise, stored)
     # The last band replaces a missing one.
     band_indices = [*range(11), 3]
-    return pretrain.Setting(
+    return pretrain.Setup(
         recipe=recipe, stored=stored, contract=stored, band_indices=band_indices, normalisation=how, launch=where
     )
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sgdata import files
-from sgdata.audits.findings import Check, Report
+from sgdata.audits.findings import AuditReport, Check
 from sgdata.cli import app
 from sgdata.errors import ExitCode
 
@@ -60,7 +60,7 @@ def test_verify_drift_and_audit_report_differences_alike(
     assert run("drift", str(tmp_path)) == code
 
     check = Check(name="readable", state="finding" if findings else "pass", message="", figures={}, where=())
-    report = Report(subject="toy 1", kind="shards", samples=1, checks=(check,), findings=findings)
+    report = AuditReport(subject="toy 1", kind="shards", samples=1, checks=(check,), findings=findings)
     monkeypatch.setattr("sgdata.audits.gather.detect_subject", lambda path, **options: path)
     monkeypatch.setattr("sgdata.audits.gather.gather", lambda subject, **options: subject)
     monkeypatch.setattr("sgdata.audits.checks.judge", lambda evidence: report)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from sgdata import cli, files, verification
 from sgdata.datasets import cards, download
-from sgdata.datasets.types import Source
+from sgdata.datasets.types import DatasetFile
 from sgdata.errors import OutputError, ServiceError, SettingError
 from sgdata.remote import retry
 
@@ -115,7 +115,7 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def source(server: Server, **changes: object) -> Source:
+def source(server: Server, **changes: object) -> DatasetFile:
     known: dict[str, object] = {
         "file": "it.zip",
         "url": server.url("/it"),
@@ -123,10 +123,10 @@ def source(server: Server, **changes: object) -> Source:
         "algorithm": "md5",
         "digest": hashlib.md5(CONTENT, usedforsecurity=False).hexdigest(),
     }
-    return Source(**(known | changes))  # type: ignore[arg-type]
+    return DatasetFile(**(known | changes))  # type: ignore[arg-type]
 
 
-def get(wanted: Source, out: Path) -> None:
+def get(wanted: DatasetFile, out: Path) -> None:
     plan = download.DownloadPlan(sources=(wanted,), bytes=wanted.bytes or 0, unsized=0, free=10**12)
     download.fetch(plan, out, policy=QUICK, stall_s=0.5)
 

@@ -17,7 +17,7 @@ from rasterio.transform import from_origin
 from stac_wrap import COLLECTION, wrap
 from test_stac import scene
 
-from sgdata.composite import clear_score, staging
+from sgdata.composite import clear_score, window_staging
 from sgdata.errors import SourceError
 from sgdata.scenes import parse_items
 from sgdata.scenes.types import Asset
@@ -46,8 +46,8 @@ def stage(folder: Path, asset: Asset, crs: str = "EPSG:32632", side: int = 60) -
     x, y = Transformer.from_crs(32632, crs, always_xy=True).transform(WEST, NORTH)
     x, y = round(x, -1), round(y, -1)
     bounds: Bounds = (x, y - 10.0 * side, x + 10.0 * side, y)
-    request = staging.WindowRequest(name="x B02", asset=asset, crs=crs, bounds=bounds, target=folder / crs[-5:])
-    return staging.stage(request).pixels
+    request = window_staging.WindowRequest(name="x B02", asset=asset, crs=crs, bounds=bounds, target=folder / crs[-5:])
+    return window_staging.stage(request).pixels
 
 
 def plane(value: int, dtype: str = "uint16") -> Array:

@@ -30,12 +30,12 @@ def spectralgpt(kind: heads.Kind, config: encoder.EncoderConfig = CONFIG, **sett
 
 
 def contrast(name: str, method: str) -> specs.ContrastSpec:
-    objective = contrastive.Objective(method=method, temperature=0.1, projection=16, queue=8)  # type: ignore[arg-type]
+    objective = contrastive.ContrastiveObjective(method=method, temperature=0.1, projection=16, queue=8)  # type: ignore[arg-type]
     return specs.ContrastSpec(recipe=baselines.BASELINES[name], bands=12, objective=objective)
 
 
 def autoencoder(**changes: Any) -> specs.AutoencoderSpec:
-    return specs.AutoencoderSpec(encoder=replace(CONFIG, **changes), decoder=DECODER, objective=mae.Objective())
+    return specs.AutoencoderSpec(encoder=replace(CONFIG, **changes), decoder=DECODER, objective=mae.MaskedObjective())
 
 
 SPECS: dict[str, specs.ModelSpec] = {

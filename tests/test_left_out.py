@@ -20,11 +20,12 @@ from stac_wrap import COLLECTION, Wrapped, wrap
 from test_stac import TwoPages
 from typer.testing import CliRunner
 
-from sgdata import catalog, console, files
+from sgdata import catalog, files
 from sgdata.builds import fetch, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.cli import app
-from sgdata.composite import staging
+from sgdata.commands import printing
+from sgdata.composite import window_staging
 from sgdata.errors import ExitCode, OutputError, ServiceError, SourceError
 from sgdata.rasters import geotiff
 from sgdata.remote.retry import RetryPolicy
@@ -68,7 +69,7 @@ def recipe() -> BuildRecipe:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "RETRY", replace(staging.RETRY, wait_s=0.05))
+    monkeypatch.setattr(window_staging, "RETRY", replace(window_staging.RETRY, wait_s=0.05))
     monkeypatch.setitem(geotiff.READING, "GDAL_HTTP_RETRY_DELAY", "0.1")
 
 
@@ -357,7 +358,7 @@ def test_a_plan_says_which_baselines_it_chose_and_warns_of_a_mix(
     assert [item.scene.baseline for item in planned.items] == ["05.00", "02.12"]
     line = "baselines: 02.12 (1 scenes), 05.00 (1 scenes); 1 twins left out, the newest first; source.baselines pins"
     assert line in caplog.text
-    console.show_plan(planned, paths, where=str(archive), name=recipe.name, as_json=False)
+    printing.show_plan(planned, paths, address=str(archive), name=recipe.name, as_json=False)
     assert line in capsys.readouterr().out
     caplog.clear()
     pinned = replace(recipe, source=replace(recipe.source, baselines=("02.12",)))

@@ -20,7 +20,7 @@ SMALL_DECODER = mae.DecoderConfig(width=16, depth=1, heads=2)
 
 
 def small(config: encoder.EncoderConfig = TINY, **objective: object) -> mae.MaskedAutoencoder:
-    return mae.MaskedAutoencoder(encoder.Encoder(config), SMALL_DECODER, mae.Objective(**objective))
+    return mae.MaskedAutoencoder(encoder.Encoder(config), SMALL_DECODER, mae.MaskedObjective(**objective))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_sizes_and_keys_are_the_published_ones(make, name: str, parameters: dict
     ("tokens", "ratio", "k"), [(576, 0.9, 57), (1024, 0.9, 102), (576, 0.75, 144), (1024, 0.75, 256), (40, 0.9, 3)]
 )
 def test_kept_is_truncated_with_the_float_error(tokens: int, ratio: float, k: int) -> None:
-    assert mae.kept(tokens, ratio) == k
+    assert mae.count_visible(tokens, ratio) == k
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 0.99])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from sgdata.composite import clear_masks, clear_score, scene_staging, staging
+from sgdata.composite import clear_masks, clear_score, scene_staging, window_staging
 from sgdata.composite.clear_score import CLEAR, CLOUD, DIM, NO_DATA, OTHER, SHADOW, MaskSettings
 from sgdata.types import Array, Grid
 
@@ -163,7 +163,7 @@ def test_strips_of_a_mask_have_the_clear_scores_of_the_whole(
         scl[148:152, 40:60] = 8 if n else 4  # a roof across the end of a strip
         path = tmp_path / f"{n}.bin"
         scl.tofile(path)
-        layer = staging.StagedWindow(path=str(path), grid=grid, dtype="uint8", sha256=str(n), holes=False)
+        layer = window_staging.StagedWindow(path=str(path), grid=grid, dtype="uint8", sha256=str(n), holes=False)
         scenes.append(scene_staging.StagedScene(id=f"s{n}", overpass=str(n), day=n, offset=0, files={"SCL": layer}))
     found = []
     for pixels in (1, 1 << 20):
@@ -172,7 +172,8 @@ def test_strips_of_a_mask_have_the_clear_scores_of_the_whole(
             tuple(scenes), SCL, area=grid, reach_m=reach_m, folder=tmp_path / str(pixels), run=map
         )
         clear_scores = [
-            staging.read_on_grid(scene.files[scene_staging.CLEAR_SCORE], grid, kernel="nearest") for scene in seen
+            window_staging.read_on_grid(scene.files[scene_staging.CLEAR_SCORE], grid, kernel="nearest")
+            for scene in seen
         ]
         found.append(np.stack(clear_scores))
     np.testing.assert_array_equal(found[0], found[1])

@@ -485,7 +485,7 @@ def test_embeddings_of_samples_are_places_to_a_gis(tmp_path: Path) -> None:
     assert {len(embedding) for embedding in rows["embedding"]} == {TINY.width}
 
 
-def normalised(card: cards.Card, stored: torch.Tensor) -> torch.Tensor:
+def normalised(card: cards.ModelCard, stored: torch.Tensor) -> torch.Tensor:
     assert card.normalisation is not None
     valid_size = torch.tensor(stored.shape[-2:]).expand(len(stored), 2)
     return normalise.apply(card.normalisation, stored, valid_size)

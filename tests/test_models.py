@@ -49,7 +49,7 @@ def test_a_baseline_answers_learns_and_comes_back_from_its_card(name: str, task:
     # A parameter that never gets a gradient would make ranks wait for ever.
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not idle
-    checkpoint_folder.save(tmp_path, model, cards.Card(model=specs.describe(model)))
+    checkpoint_folder.save(tmp_path, model, cards.ModelCard(model=specs.describe(model)))
     again = sgmodel.load(tmp_path)
     model.eval()
     # To the last bits only: other addresses, other vector loops.
@@ -256,7 +256,7 @@ def test_half_the_keys_another_model_or_code_are_refused(tmp_path: Path) -> None
         (body(made(BASELINES["vit"], "classify")), r"only 0% .* backbone.body.conv1.weight is absent"),
     ):
         with pytest.raises(SourceError, match=message):
-            transfer.fit(model, state, where="a.pth")
+            transfer.fit(model, state, origin="a.pth")
     assert all(torch.equal(tensor, before[name]) for name, tensor in body(model).items())
     torch.save({"state_dict": source, "callback": Path}, tmp_path / "bad.ckpt")
     with pytest.raises(SourceError, match="holds .*, which loading would run"):
@@ -267,7 +267,7 @@ def test_half_the_keys_another_model_or_code_are_refused(tmp_path: Path) -> None
 
 def test_weights_of_a_baseline_trained_here_bring_their_head_only_to_the_same_task(tmp_path: Path) -> None:
     source = trained("resnet")
-    checkpoint_folder.save(tmp_path, source, cards.Card(model=specs.describe(source)))
+    checkpoint_folder.save(tmp_path, source, cards.ModelCard(model=specs.describe(source)))
     same, other = made(BASELINES["resnet"], "classify"), made(BASELINES["resnet"], "segment")
     nn.init.zeros_(same.head.weight)  # type: ignore[union-attr, arg-type]
     assert not transfer.fit(same, transfer.read_weights(tmp_path)).missing

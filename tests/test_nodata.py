@@ -172,7 +172,7 @@ def test_models_see_the_fill_of_their_contract(tmp_path: Path) -> None:
     found = normalise.apply(how, known, torch.tensor([[1, 2]]))
     expected = [(2500.0 - mean) / std for mean, std in zip(how.mean, how.std, strict=True)]
     assert found[0, :, 0, 0].tolist() == pytest.approx(expected)
-    card = cards.Card(model=specs.describe(segmenter()), contract=read, normalisation=how)
+    card = cards.ModelCard(model=specs.describe(segmenter()), contract=read, normalisation=how)
     with pytest.raises(SettingError, match=r"normalisation differs from the weights': fill is 0.0, was 2500.0"):
         cards.compare(card, read, dataclasses.replace(how, fill=0.0), accept=())
 

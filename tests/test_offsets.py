@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from sgdata.errors import SourceError
 from sgdata.scenes import offsets
-from sgdata.scenes.offsets import Evidence
+from sgdata.scenes.offsets import OffsetEvidence
 from sgdata.scenes.types import Asset, Scene
 
-DARK = Evidence(eligible=5000, ground=6000, valid=9000, dark_share=0.9, near_share=0.95)
-OFFSET = Evidence(eligible=5000, ground=6000, valid=9000, dark_share=0.01, near_share=0.4)
-CLOUD = Evidence(eligible=5000, ground=6000, valid=9000, dark_share=0.0, near_share=0.0)
-TOO_FEW = Evidence(eligible=999, ground=6000, valid=9000, dark_share=0.9, near_share=0.9)
-IN_BETWEEN = Evidence(eligible=5000, ground=6000, valid=9000, dark_share=0.3, near_share=0.5)
+DARK = OffsetEvidence(eligible=5000, ground=6000, valid=9000, dark_share=0.9, near_share=0.95)
+OFFSET = OffsetEvidence(eligible=5000, ground=6000, valid=9000, dark_share=0.01, near_share=0.4)
+CLOUD = OffsetEvidence(eligible=5000, ground=6000, valid=9000, dark_share=0.0, near_share=0.0)
+TOO_FEW = OffsetEvidence(eligible=999, ground=6000, valid=9000, dark_share=0.9, near_share=0.9)
+IN_BETWEEN = OffsetEvidence(eligible=5000, ground=6000, valid=9000, dark_share=0.3, near_share=0.5)
 
 COGS = "https://sentinel-cogs.s3.us-west-2.amazonaws.com/sentinel-s2-l2a-cogs/32/U/PU/B02.tif"
 C1 = "https://e84-earth-search-sentinel-data.s3.us-west-2.amazonaws.com/sentinel-2-c1-l2a/B02.tif"
@@ -104,7 +104,7 @@ def test_a_baseline_that_is_none_is_refused_by_value() -> None:
         (IN_BETWEEN, None),
     ],
 )
-def test_the_pixel_test_is_one_sided(evidence: Evidence, shown: int | None) -> None:
+def test_the_pixel_test_is_one_sided(evidence: OffsetEvidence, shown: int | None) -> None:
     assert offsets.measured(evidence) == shown
 
 
@@ -131,12 +131,12 @@ def test_only_clear_valid_pixels_are_counted() -> None:
         (-1000, replace(DARK, valid=10**6), -1000),  # too small a part of the area to contradict
     ],
 )
-def test_metadata_and_pixels_together(expected: int | None, evidence: Evidence, decided: int) -> None:
+def test_metadata_and_pixels_together(expected: int | None, evidence: OffsetEvidence, decided: int) -> None:
     assert offsets.decide(scene(), expected, evidence).offset == decided
 
 
 @pytest.mark.parametrize(("expected", "evidence"), [(0, OFFSET), (-1000, DARK)])
-def test_a_contradiction_is_never_resolved_silently(expected: int, evidence: Evidence) -> None:
+def test_a_contradiction_is_never_resolved_silently(expected: int, evidence: OffsetEvidence) -> None:
     decision = offsets.decide(scene(), expected, evidence)
     assert decision.offset is None
     assert not decision.untestable
@@ -144,7 +144,7 @@ def test_a_contradiction_is_never_resolved_silently(expected: int, evidence: Evi
 
 
 @pytest.mark.parametrize("evidence", [TOO_FEW, IN_BETWEEN, CLOUD])
-def test_what_nothing_can_tell_is_untestable(evidence: Evidence) -> None:
+def test_what_nothing_can_tell_is_untestable(evidence: OffsetEvidence) -> None:
     assert offsets.decide(scene(), None, evidence).untestable
 
 
@@ -173,7 +173,7 @@ def test_a_flag_decides_only_where_nothing_else_can_and_nothing_contradicts_it()
 @pytest.mark.parametrize("declared", [0, -1000, None])
 @pytest.mark.parametrize("baseline", ["02.12", "05.09"])
 def test_the_chosen_source_is_followed_in_every_state(
-    evidence: Evidence, expected: int | None, declared: int | None, baseline: str
+    evidence: OffsetEvidence, expected: int | None, declared: int | None, baseline: str
 ) -> None:
     one = scene(declared_offset=declared, baseline=baseline)
     by_metadata = next(v for v in (expected, declared, -1000 if baseline > "04" else 0) if v is not None)

@@ -65,7 +65,7 @@ SMALL = encoder.EncoderConfig(image_px=32, width=96, depth=2, heads=4)
 
 def pretraining_model(arrays: dict[str, Tensor], dtype: torch.dtype, **objective: bool) -> mae.MaskedAutoencoder:
     decoder = mae.DecoderConfig(width=64, depth=2, heads=4)
-    model = mae.MaskedAutoencoder(encoder.Encoder(SMALL), decoder, mae.Objective(**objective))
+    model = mae.MaskedAutoencoder(encoder.Encoder(SMALL), decoder, mae.MaskedObjective(**objective))
     model.load_state_dict(named(arrays, "sd/"), strict=True)
     return model.to(dtype)
 

@@ -16,7 +16,7 @@ from sgdata import catalog, files
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.errors import OutputError
-from sgdata.scenes import coverage, lock
+from sgdata.scenes import build_cost, coverage, lock
 from sgdata.scenes.aoi import Area
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Asset, Scene
@@ -125,9 +125,9 @@ def test_the_cost_of_the_whole_series_is_that_of_the_paper() -> None:
     bands = {band: Asset(href="x") for band in ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11")}
     bands |= {"B12": Asset(href="x"), "SCL": Asset(href="x")}
     lots = planned([scene("2019-06-01", assets=bands)] * 400, "2017-04-01/2020-04-01")
-    assert coverage.window_bytes(lots) * 400 == pytest.approx(51e9, rel=0.02)
-    web = coverage.estimate_cost(lots, "https://example.org/v1", workers=2)
-    disk = coverage.estimate_cost(lots, "/data", workers=2)
+    assert build_cost.window_bytes(lots) * 400 == pytest.approx(51e9, rel=0.02)
+    web = build_cost.estimate_cost(lots, "https://example.org/v1", workers=2)
+    disk = build_cost.estimate_cost(lots, "/data", workers=2)
     assert web.read_bytes == disk.read_bytes
     assert web.minutes > disk.minutes > 5
     assert web.scratch_bytes > 51e9

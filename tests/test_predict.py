@@ -66,7 +66,7 @@ def saved(folder: Path, make: Callable[[], nn.Module], data: Contract, *, zoom: 
     torch.manual_seed(0)
     model = make()
     normal = normalise.Normalisation(scheme="zscore", eps=0.0, mean=(2000.0,) * 12, std=(1000.0,) * 12, **how)  # type: ignore[arg-type]
-    card = cards.Card(model=specs.describe(model), contract=data, normalisation=normal, recipe={"zoom": zoom})
+    card = cards.ModelCard(model=specs.describe(model), contract=data, normalisation=normal, recipe={"zoom": zoom})
     folders.save(folder, model, card)
     return folder
 
@@ -477,7 +477,7 @@ def test_weights_that_cannot_predict(tmp_path: Path, weights: Path, capsys: pyte
     folder = built(tmp_path / "build", pixels(PX, PX))
     rest = ("--input", folder, "--out", tmp_path / "out")
     encoded = saved(tmp_path / "mae", lambda: mae.MaskedAutoencoder(restless()), contract(PX))
-    unlike = contrastive.Objective(method="simclr", temperature=0.1, projection=4)
+    unlike = contrastive.ContrastiveObjective(method="simclr", temperature=0.1, projection=4)
     recipe = factory.ModelRecipe(backbone="unet", widths=(8, 16))
     told_apart = saved(
         tmp_path / "simclr", lambda: specs.ContrastSpec(recipe=recipe, bands=12, objective=unlike).build(), contract(PX)
@@ -485,7 +485,7 @@ def test_weights_that_cannot_predict(tmp_path: Path, weights: Path, capsys: pyte
     for pretrained in (encoded, told_apart):
         assert "--what embeddings" in refused(capsys, *rest, "--weights", pretrained)
     bare = cards.load(weights)
-    folders.save(tmp_path / "bare", bare, cards.Card(model=specs.describe(bare)))
+    folders.save(tmp_path / "bare", bare, cards.ModelCard(model=specs.describe(bare)))
     assert "no bands or normalisation" in refused(capsys, *rest, "--weights", tmp_path / "bare")
     file = weights / "model.safetensors"
     assert "has no card" in refused(capsys, *rest, "--weights", file)

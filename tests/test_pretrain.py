@@ -387,7 +387,7 @@ def test_other_shapes_are_pretrained_and_classify_and_segment(folder: Path, tmp_
     for model, shape in ((scene, (2, 3)), (dense, (2, 5, config.image_px, config.image_px))):
         assert transfer.fit(model, state, at_least=1.0).encoder_share == 1.0
         assert model(images).shape == shape
-    checkpoint_folder.save(tmp_path / "scene", scene, cards.Card(model=specs.describe(scene)))
+    checkpoint_folder.save(tmp_path / "scene", scene, cards.ModelCard(model=specs.describe(scene)))
     torch.testing.assert_close(sgmodel.load(tmp_path / "scene")(images), scene.eval()(images))
 
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from sgdata import catalog, files, verification
 from sgdata.audits import checks, gather
-from sgdata.audits.findings import Report
+from sgdata.audits.findings import AuditReport
 from sgdata.cli import app
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.packing import pack
@@ -78,7 +78,7 @@ def order(made: Path, out: Path, **changes: Any) -> ReleaseOrder:
     return replace(known, **changes)
 
 
-def release(wanted: ReleaseOrder) -> tuple[Path, Report]:
+def release(wanted: ReleaseOrder) -> tuple[Path, AuditReport]:
     return assemble.release(
         wanted, lambda path: checks.judge(gather.gather(gather.detect_subject(path, lock_of=wanted.build)))
     )

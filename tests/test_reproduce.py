@@ -22,7 +22,7 @@ from sgdata.pages import ledger as shown
 from sgdata.shards import contracts
 from sgmodel.ledger import experiments, reproduce
 from sgmodel.ledger import report as ledger_report
-from sgmodel.ledger.experiments import Before, LedgerPaths, LedgerRecipe, Row, Table
+from sgmodel.ledger.experiments import Before, LedgerPaths, LedgerRecipe, LedgerTable, Row
 from sgmodel.recipes.programs import PROGRAMS
 
 SET = ("bands=['B02', 'B03', 'B04']", "training.epochs=1", "training.batch=2", "augment.quarter_turns=false")
@@ -63,7 +63,7 @@ def paths(shards: Path, tmp_path: Path) -> LedgerPaths:
 def recipe(*rows: Row, **others: Any) -> LedgerRecipe:
     """Return a recipe with one table of linear models and two seeds."""
     made = {"name": "T", "program": "segment", "recipe": "train/segment-demo-linear.toml", "data": "toy"}
-    table = Table(
+    table = LedgerTable(
         **{**made, "metrics": ("miou",), "set": SET, "rows": rows or (Row(name="a", start="random"),), **others}
     )
     return LedgerRecipe(title="t", seeds=(1, 2), flops_per_s=1e9, start_s=0.0, tables=(table,))
@@ -237,7 +237,7 @@ def test_findings_are_printed_next_to_the_figures_they_affect(paths: LedgerPaths
         findings.Check(name="neighbours", state="finding", message="3 patches of val touch train"),
         findings.Check(name="bands", state="pass", message="in order"),
     )
-    report = findings.Report(subject="toy 1", kind="shards", samples=6, checks=checks, findings=1)
+    report = findings.AuditReport(subject="toy 1", kind="shards", samples=6, checks=checks, findings=1)
     shutil.copytree(paths.data["toy"], tmp_path / "toy")
     paths = dataclasses.replace(paths, data={"toy": tmp_path / "toy"})
     reproduce.main(recipe(), paths)
@@ -261,7 +261,7 @@ def test_the_plan_counts_steps_and_hours(paths: LedgerPaths) -> None:
     assert lines[1] == "  a (random): 2 runs, 4 steps, 0.0 min, up to 16 parameters"
     assert not paths.out.exists()
     work = experiments.work(reproduce.possible_runs(recipe(), paths)[0], recipe(), paths)
-    assert work == experiments.Work(parameters=16, steps=2, flops=3 * 2 * 12 * 32**2 * 4)
+    assert work == experiments.RunCost(parameters=16, steps=2, flops=3 * 2 * 12 * 32**2 * 4)
     nowhere = dataclasses.replace(paths, data={})
     with pytest.raises(SettingError, match="dataset 'toy' is not given"):
         list(reproduce.plan(recipe(), nowhere))

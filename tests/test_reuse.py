@@ -25,7 +25,7 @@ from test_pairs import pair, raster  # noqa: F401
 from test_pretrain import recipe as training_recipe
 from test_pretrain import run_paths_for
 
-from sgdata import files, kept
+from sgdata import files, reuse
 from sgdata.builds.build_recipe import BuildRecipe
 from sgdata.errors import SettingError, SgdataError, SourceError
 from sgdata.packing import pack, select
@@ -100,14 +100,14 @@ def test_damaged_scratch_is_made_anew(
 def test_files_of_equal_size_that_change_places_are_noticed(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for path in (one, two):
-        with kept.keeping(path, made_from="a") as temporary:
+        with reuse.write_with_note(path, made_from="a") as temporary:
             temporary.write_bytes(path.name.encode())
-    assert kept.is_kept(one, "a") and kept.is_kept(two, "a") and not kept.is_kept(one, "b")
+    assert reuse.is_unchanged(one, "a") and reuse.is_unchanged(two, "a") and not reuse.is_unchanged(one, "b")
     for first, second in ((one, two), (tmp_path / ".one.note", tmp_path / ".two.note")):
         first.rename(tmp_path / "aside")
         second.rename(first)
         (tmp_path / "aside").rename(second)
-    assert not kept.is_kept(one, "a") and not kept.is_kept(two, "a")
+    assert not reuse.is_unchanged(one, "a") and not reuse.is_unchanged(two, "a")
 
 
 def corrected(path: Path) -> None:

@@ -28,7 +28,7 @@ from sgdata.errors import SettingError
 from sgdata.shards import finish
 from sgmodel.data import loader
 from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
-from sgmodel.train import maps, metrics, training
+from sgmodel.train import dense_prediction, metrics, training
 
 CROPS = ("model.encoder.image_px=16", "augment.crop_area=[0.25, 0.25]", "augment.crop_aspect=[1.0, 1.0]")
 
@@ -119,8 +119,8 @@ def test_the_linear_yardstick_is_linear_discriminant_analysis(tmp_path: Path) ->
     setting = training.resolve(
         segmentation("tiny", *TINY), source.contract, run_paths_for(tmp_path / "shards", tmp_path)
     )
-    model = maps.linear(setting, source, ("image",), None)
-    counts = metrics.weighted(maps.evaluate(setting, model, source))
+    model = dense_prediction.fit_linear(setting, source, ("image",), None)
+    counts = metrics.weighted(dense_prediction.evaluate(setting, model, source))
     x = np.concatenate([one.arrays["image"].reshape(12, -1).T for one in made]).astype(float)
     y = np.concatenate([one.arrays["mask"].ravel() for one in made])
     ours = discriminant(x[y != 255], y[y != 255], 4)
@@ -241,7 +241,7 @@ def logits() -> tuple[Tensor, Tensor, Tensor]:
 
 def of(settings: dict[str, Any], log_p: Tensor, target: Tensor, weights: Tensor | None) -> tuple[float, float]:
     made = dataclasses.replace(segmentation("tiny", *TINY), **settings)
-    terms = maps.loss(made, log_p, target, weights, 255)
+    terms = dense_prediction.loss(made, log_p, target, weights, 255)
     return terms["loss"].item(), terms["weight"].item()
 
 

@@ -21,7 +21,7 @@ from test_segment import recipe as segmentation
 from sgdata.shards import finish
 from sgmodel.data import loader, windows
 from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
-from sgmodel.train import loop, maps, training
+from sgmodel.train import dense_prediction, loop, training
 
 CROPS = ("model.encoder.image_px=16", "augment.crop_area=[0.25, 0.25]", "augment.crop_aspect=[1.0, 1.0]")
 PAIR = ("image_before", "image_after", "mask")
@@ -58,7 +58,13 @@ def case(program: str, size: tuple[str, ...]) -> Case:
             return Case(recipe=made, build=build, objective=task, score=detect_change.evaluate, members=PAIR)
     build = lambda recipe: segment.build(recipe, 4)  # noqa: E731
     made = segmentation("tiny", *TINY, *(CROPS if program == "tiles" else ()), *size)
-    return Case(recipe=made, build=build, objective=segment.objective, score=maps.evaluate, members=("image", "mask"))
+    return Case(
+        recipe=made,
+        build=build,
+        objective=segment.objective,
+        score=dense_prediction.evaluate,
+        members=("image", "mask"),
+    )
 
 
 def peak(run: Callable[[], object]) -> int:

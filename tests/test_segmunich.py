@@ -22,7 +22,7 @@ from stac_wrap import Wrapped, wrap
 from sgdata import catalog, files
 from sgdata.builds import build_folder, build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
-from sgdata.composite import staging, tiles
+from sgdata.composite import tiles, window_staging
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.rasters import geotiff
@@ -297,7 +297,7 @@ def test_a_killed_build_resumes_where_it_stopped(
             raise KeyboardInterrupt
         return real_tile(*arguments)
 
-    monkeypatch.setattr(staging.geotiff, "open_raster", dying)
+    monkeypatch.setattr(window_staging.geotiff, "open_raster", dying)
     monkeypatch.setattr(tiles, "read_stack", dying_too)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):

@@ -21,7 +21,7 @@ from stac_wrap import Wrapped, wrap
 from sgdata import catalog, files
 from sgdata.builds import build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
-from sgdata.composite import staging
+from sgdata.composite import window_staging
 from sgdata.errors import ServiceError, SourceError
 from sgdata.rasters import geotiff
 from sgdata.scenes import lock, signing
@@ -185,7 +185,7 @@ FAULTS = {
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "RETRY", replace(staging.RETRY, wait_s=0.05))
+    monkeypatch.setattr(window_staging, "RETRY", replace(window_staging.RETRY, wait_s=0.05))
     monkeypatch.setitem(geotiff.READING, "GDAL_HTTP_RETRY_DELAY", "0.1")
 
 

@@ -9,7 +9,7 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from sgdata.composite import clear_score, staging
+from sgdata.composite import clear_score, window_staging
 from sgdata.errors import SourceError
 from sgdata.rasters import grids
 from sgdata.scenes.types import Asset
@@ -24,7 +24,7 @@ def staged(folder: Path, values: Array, crs: str, corner: tuple[float, float], g
     about = {"driver": "GTiff", "count": 1, "dtype": "uint8", "height": values.shape[0], "width": values.shape[1]}
     with rasterio.open(path, "w", crs=crs, transform=from_origin(*corner, gsd, gsd), nodata=nodata, **about) as dataset:
         dataset.write(values, 1)
-    request = staging.WindowRequest(
+    request = window_staging.WindowRequest(
         name="x external",
         asset=Asset(href=str(path)),
         crs=AREA.crs,
@@ -32,7 +32,7 @@ def staged(folder: Path, values: Array, crs: str, corner: tuple[float, float], g
         target=folder / "w",
         margin_m=60,
     )
-    return staging.read_on_grid(staging.stage(request), AREA, kernel="nearest", beyond=clear_score.BEYOND)
+    return window_staging.read_on_grid(window_staging.stage(request), AREA, kernel="nearest", beyond=clear_score.BEYOND)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,9 @@ def test_where_a_mask_ends_nothing_is_clear(crs: str, tmp_path: Path) -> None:
 
 def test_scratch_that_was_cut_short_is_an_error_and_not_nodata(tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(bytes(120 * 119))
-    cut = staging.StagedWindow(path=str(tmp_path / "w.bin"), grid=AREA, dtype="uint8", sha256="", holes=False)
-    assert staging.read_on_grid(cut, grids.crop(AREA, Window(row=0, col=0, height=9, width=120)), kernel="nearest").size
+    cut = window_staging.StagedWindow(path=str(tmp_path / "w.bin"), grid=AREA, dtype="uint8", sha256="", holes=False)
+    assert window_staging.read_on_grid(
+        cut, grids.crop(AREA, Window(row=0, col=0, height=9, width=120)), kernel="nearest"
+    ).size
     with pytest.raises(SourceError, match="ends before row 120 of 120; remove"):
-        staging.read_on_grid(cut, AREA, kernel="nearest")
+        window_staging.read_on_grid(cut, AREA, kernel="nearest")

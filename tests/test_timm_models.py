@@ -47,7 +47,7 @@ def test_timm_makes_and_runs_our_models() -> None:
 
 def test_weights_by_path_and_by_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = encoder.Encoder(TINY)
-    checkpoint_folder.save(tmp_path / "mine", model, cards.Card(model=specs.describe(model)))
+    checkpoint_folder.save(tmp_path / "mine", model, cards.ModelCard(model=specs.describe(model)))
     loaded = sgmodel.from_pretrained(tmp_path / "mine")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
@@ -122,7 +122,7 @@ def test_a_card_asks_timm_for_no_file(option: str, value: str | bool, tmp_path: 
     spec = specs.TaskSpec(
         kind="classifier", recipe=factory.ModelRecipe(backbone="timm:resnet18", options=options), bands=3, classes=2
     )
-    files.write(tmp_path / "checkpoint" / "card.json", files.pretty_json(cards.Card(model=spec)))
+    files.write(tmp_path / "checkpoint" / "card.json", files.pretty_json(cards.ModelCard(model=spec)))
     with pytest.raises(SettingError, match=rf"model.options of 'resnet18': '{option}' cannot be set"):
         cards.load(tmp_path / "checkpoint")
     assert not (tmp_path / "ran").exists()

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from sgdata.audits import duplicates
-from sgdata.audits.evidence import NEARER, Evidence, Facts, Place
-from sgdata.audits.findings import SHOWN, Check, Report, State
+from sgdata.audits.evidence import NEARER, AuditEvidence, Facts, FootprintGroup
+from sgdata.audits.findings import SHOWN, AuditReport, Check, State
 from sgdata.shards import band_check
 from sgdata.splits import proximity
 from sgdata.splits.proximity import Footprint
@@ -43,7 +43,7 @@ VOTES, RARE_VOTES = 0.25, 0.05
 LEAVES, RED_LEAVES = 2_000, 0.2
 
 
-def judge(evidence: Evidence) -> Report:
+def judge(evidence: AuditEvidence) -> AuditReport:
     """Run every check, in a fixed order.
 
     Args:
@@ -66,12 +66,14 @@ def judge(evidence: Evidence) -> Report:
         check_saturation(evidence),
         check_label_date(evidence),
     )
-    found = sum(check.state == "finding" for check in checks)
+    problems = sum(check.state == "finding" for check in checks)
     subject = f"{evidence.contract.dataset} {evidence.contract.version}"
-    return Report(subject=subject, kind=evidence.kind, samples=len(evidence.facts), checks=checks, findings=found)
+    return AuditReport(
+        subject=subject, kind=evidence.kind, samples=len(evidence.facts), checks=checks, findings=problems
+    )
 
 
-def check_readable(evidence: Evidence) -> Check:
+def check_readable(evidence: AuditEvidence) -> Check:
     """Report files that cannot be used."""
     message = "; ".join(f"{name}: {reason}" for name, reason in evidence.unread[:3]) or "every sample can be read"
     names = [name for name, _ in evidence.unread]
@@ -81,7 +83,7 @@ def check_readable(evidence: Evidence) -> Check:
 # --- leaks between splits ------------------------------------------------------------------
 
 
-def check_ground(evidence: Evidence) -> tuple[Check, ...]:
+def check_ground(evidence: AuditEvidence) -> tuple[Check, ...]:
     """Check for shared pixels, the same place on another date, and the distance between splits."""
     names = (SHARED, SAME_PLACE, DISTANCE)
     placed = {split: _places(facts) for split, facts in evidence.splits.items()}
@@ -117,20 +119,22 @@ def _same_day(one: str | None, other: str | None) -> bool:
     return one == other or one is None or other is None
 
 
-def _columns(places: Sequence[Place]) -> proximity.Footprints:
+def _columns(places: Sequence[FootprintGroup]) -> proximity.Footprints:
     return proximity.to_columns([place.footprint for place in places])
 
 
-def _places(facts: Iterable[Facts]) -> list[Place]:
+def _places(facts: Iterable[Facts]) -> list[FootprintGroup]:
     """Group samples by footprint and date, so that a place with a hundred samples is compared once."""
     keys: dict[tuple[Footprint, str | None], list[str]] = defaultdict(list)
     for each in facts:
         if each.footprint:
             keys[each.footprint, each.date].append(each.key)
-    return [Place(footprint=footprint, date=date, keys=tuple(names)) for (footprint, date), names in keys.items()]
+    return [
+        FootprintGroup(footprint=footprint, date=date, keys=tuple(names)) for (footprint, date), names in keys.items()
+    ]
 
 
-def check_copies(evidence: Evidence) -> tuple[Check, ...]:
+def check_copies(evidence: AuditEvidence) -> tuple[Check, ...]:
     """Check for samples with equal pixels, with rotated or mirrored pixels, and with nearly equal ones."""
     exact, turned = defaultdict(list), defaultdict(list)
     for facts in evidence.facts:
@@ -150,7 +154,7 @@ def check_copies(evidence: Evidence) -> tuple[Check, ...]:
     )
 
 
-def check_cropped(evidence: Evidence) -> Check:
+def check_cropped(evidence: AuditEvidence) -> Check:
     """Check for samples of two splits that share pixels at other positions or rotated."""
     facts, shared = evidence.facts, Counter[tuple[int, int]]()
     owners = np.repeat(np.arange(len(facts)), [len(each.window_hashes) // 8 for each in facts])
@@ -179,7 +183,7 @@ def _copied(name: str, groups: Sequence[Sequence[Facts]]) -> Check:
 # --- labels --------------------------------------------------------------------------------
 
 
-def check_coverage(evidence: Evidence) -> Check:
+def check_coverage(evidence: AuditEvidence) -> Check:
     """Check for classes that a split lacks although its number of samples should contain some."""
     name, space = "class coverage", evidence.contract.label_space
     splits = evidence.splits
@@ -203,7 +207,7 @@ def check_coverage(evidence: Evidence) -> Check:
     return _check(name, bool(missing), message, figures)
 
 
-def check_unmapped(evidence: Evidence) -> Check:
+def check_unmapped(evidence: AuditEvidence) -> Check:
     """Check the share of pixels with the label to ignore."""
     name, ignore = "unmapped share", evidence.contract.label_space.ignore
     if ignore is None or evidence.contract.label_space.task not in ("segmentation", "change"):
@@ -218,7 +222,7 @@ def check_unmapped(evidence: Evidence) -> Check:
     return _check(name, worst > UNMAPPED_SHARE, message, shares | {"samples": len(empty)}, empty)
 
 
-def check_label_date(evidence: Evidence) -> Check:
+def check_label_date(evidence: AuditEvidence) -> Check:
     """Check the time between labels and images."""
     name, days = "label date", evidence.days
     if days is None:
@@ -232,7 +236,7 @@ def check_label_date(evidence: Evidence) -> Check:
 # --- pixels --------------------------------------------------------------------------------
 
 
-def check_dead(evidence: Evidence) -> Check:
+def check_dead(evidence: AuditEvidence) -> Check:
     """Check for constant bands and for bands that repeat another."""
     totals, names = evidence.totals, [band.name for band in evidence.contract.bands]
     flat = Counter(name for facts in evidence.facts for name in facts.dead)
@@ -248,7 +252,7 @@ def check_dead(evidence: Evidence) -> Check:
     return _check("dead bands", bool(messages), "; ".join(messages) or "every band varies", figures, where)
 
 
-def check_order(evidence: Evidence) -> Check:
+def check_order(evidence: AuditEvidence) -> Check:
     """Check for swapped bands.
 
     By their means, by the resolution of their pixels if 20 m bands were upsampled by repetition, by the colour of
@@ -273,7 +277,7 @@ def check_order(evidence: Evidence) -> Check:
     return _pooled("band order", "bands", evidence, band_check.bands(means), figures, messages)
 
 
-def _strangers(evidence: Evidence, *, bluer: bool) -> Iterator[str]:
+def _strangers(evidence: AuditEvidence, *, bluer: bool) -> Iterator[str]:
     """Yield the triples of NEARER whose second band correlates more with the third than the first does."""
     for at, (band, other, third) in enumerate(NEARER):
         votes = [facts.nearer[at] for facts in evidence.facts if facts.nearer[at] is not None]
@@ -285,14 +289,14 @@ def _strangers(evidence: Evidence, *, bluer: bool) -> Iterator[str]:
             yield f"{other} goes with {third} closer than {band} in {1 - share:.0%} of the samples"
 
 
-def check_level(evidence: Evidence) -> Check:
+def check_level(evidence: AuditEvidence) -> Check:
     """Check the product level (top of atmosphere or surface) by the water vapour absorption in B09."""
     declared = evidence.contract.level
     verdict = band_check.level(_means(evidence), declared)
     return _pooled("product level", "level", evidence, verdict, {"declared": declared})
 
 
-def check_offset(evidence: Evidence) -> Check:
+def check_offset(evidence: AuditEvidence) -> Check:
     """Check whether the +1000 of newer processing baselines was left in or subtracted twice."""
     raised = [facts.key for facts in evidence.facts if facts.dark < DARK_SHARE]
     share = len(raised) / max(len(evidence.facts), 1)
@@ -305,7 +309,7 @@ def check_offset(evidence: Evidence) -> Check:
     return _check("offset", state, message, figures, raised if state is True else ())
 
 
-def check_saturation(evidence: Evidence) -> Check:
+def check_saturation(evidence: AuditEvidence) -> Check:
     """Check for saturated values."""
     shares = evidence.totals.saturated / np.maximum(evidence.totals.count, 1)
     names = [band.name for band in evidence.contract.bands]
@@ -315,7 +319,7 @@ def check_saturation(evidence: Evidence) -> Check:
     return _check("saturation", bool(shares[worst] > SATURATED_SHARE), message, figures)
 
 
-def _means(evidence: Evidence) -> dict[str, float]:
+def _means(evidence: AuditEvidence) -> dict[str, float]:
     """Return the mean reflectance x 10000 of each band that has values."""
     contract, totals = evidence.contract, evidence.totals
     sums = zip(contract.bands, totals.count.tolist(), totals.total.tolist(), strict=True)
@@ -323,18 +327,18 @@ def _means(evidence: Evidence) -> dict[str, float]:
 
 
 def _pooled(
-    name: str, what: str, evidence: Evidence, verdict: str, figures: dict[str, Any], messages: Sequence[str] = ()
+    name: str, what: str, evidence: AuditEvidence, verdict: str, figures: dict[str, Any], messages: Sequence[str] = ()
 ) -> Check:
     """Combine the messages with the verdict on the means, if there are enough samples for means."""
     few = len(evidence.facts) < band_check.LEAST_SAMPLES
-    found = [*messages, *([] if few or verdict in ("as named", "undecided") else [verdict])]
+    problems = [*messages, *([] if few or verdict in ("as named", "undecided") else [verdict])]
     why = (
         f"{len(evidence.facts)} samples, fewer than the {band_check.LEAST_SAMPLES} that a mean needs"
         if few
         else verdict
     )
-    state: State | bool = bool(found) or ("undecided" if few or verdict == "undecided" else False)
-    return _check(name, state, f"{what}: {'; '.join(found) or why}", figures)
+    state: State | bool = bool(problems) or ("undecided" if few or verdict == "undecided" else False)
+    return _check(name, state, f"{what}: {'; '.join(problems) or why}", figures)
 
 
 def _found(name: str, keys: Sequence[str], message: str, figures: dict[str, Any]) -> Check:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import catalog, files, progress
-from sgdata.audits import placing
+from sgdata.audits import window_location
 from sgdata.datasets import archives, cards, segmunich
 from sgdata.errors import SettingError, SourceError
 from sgdata.rasters import dihedral, geotiff, small_tiff
@@ -86,7 +86,7 @@ def compare(build: Path, released: Path, *, most: int = 200) -> dict[str, Any]:
             copies += 1
             continue
         seen.add(group)
-        place = placing.place(window.image[by], image[by])
+        place = window_location.locate_window(window.image[by], image[by])
         if window.labels is not None:
             tally.shares += np.bincount(window.labels.ravel(), minlength=CLASSES)
         if place.correlation >= LEAST:
@@ -125,7 +125,9 @@ def _window(name: str, image: bytes, codes: bytes | None, index: Array) -> Relea
     return ReleasedWindow(name=name, image=pixels, labels=index[values[0]])
 
 
-def _add(tally: Tally, window: ReleasedWindow, place: placing.Place, image: Array, labels: Array | None) -> None:
+def _add(
+    tally: Tally, window: ReleasedWindow, place: window_location.WindowLocation, image: Array, labels: Array | None
+) -> None:
     """Add a placed window to the sums; pixels without data in either image do not count."""
     at = np.s_[place.row : place.row + 128, place.col : place.col + 128]
     theirs, ours = dihedral.symmetric_copies(window.image)[place.turn], image[:, *at]

@@ -82,7 +82,7 @@ class Totals:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class FootprintGroup:
     """Samples with one footprint and one date.
 
     Attributes:
@@ -106,7 +106,7 @@ class Days:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class AuditEvidence:
     """Input of the checks. `unread` lists (key or file, reason)."""
 
     kind: Kind

@@ -36,7 +36,7 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class AuditReport:
     """All checks of one dataset, in a fixed order.
 
     Attributes:
@@ -54,7 +54,7 @@ class Report:
     findings: int
 
 
-def read(path: Path) -> Report:
+def read(path: Path) -> AuditReport:
     """Read the report of an audit.
 
     Args:
@@ -66,4 +66,4 @@ def read(path: Path) -> Report:
     Raises:
         SettingError: The file is missing or malformed.
     """
-    return files.read(Report, path)
+    return files.read(AuditReport, path)

@@ -15,7 +15,7 @@ import numpy as np
 
 from sgdata import files, pool, progress
 from sgdata.audits import duplicates, findings
-from sgdata.audits.evidence import NEARER, Days, Evidence, Facts, Totals
+from sgdata.audits.evidence import NEARER, AuditEvidence, Days, Facts, Totals
 from sgdata.datasets import archives, cards
 from sgdata.datasets.readers import open_samples, reader
 from sgdata.datasets.types import SampleRef, ShardRecipe
@@ -99,12 +99,12 @@ def detect_subject(
     recipes = [select.recipe_for("segmunich")] if kind == "build" else _recipes(dataset, edition)
     for recipe in recipes:
         try:
-            source, found, contract = select.list_samples(recipe, path, reader(recipe.dataset).find)
+            source, listing, contract = select.list_samples(recipe, path, reader(recipe.dataset).find)
         except (SourceError, SettingError) as error:
             tried.append(f"{recipe.dataset} {recipe.edition}: {error!s:.120}")
             continue
         return Subject(
-            kind=kind, folder=source, recipe=recipe, contract=contract, samples=found.refs, unread=found.rejected,
+            kind=kind, folder=source, recipe=recipe, contract=contract, samples=listing.refs, unread=listing.rejected,
             days=_days(path if kind == "build" else None),
         )  # fmt: skip
     # The messages of all readers would be too long; that of the requested one is what helps.
@@ -132,7 +132,7 @@ def _days(build: Path | None) -> Days | None:
     return Days(first=days[0], last=days[-1], labels=planned.osm_date[:10])
 
 
-def gather(what: Subject, *, workers: int = 1) -> Evidence:
+def gather(what: Subject, *, workers: int = 1) -> AuditEvidence:
     """Read every sample once and collect the facts that the checks need.
 
     Args:
@@ -157,7 +157,7 @@ def gather(what: Subject, *, workers: int = 1) -> Evidence:
         totals = sums if totals is None else totals + sums
     if totals is None or not facts:
         raise SourceError(f"{what.folder}: none of {len(what.samples)} samples can be read: {unread[:1]}")
-    return Evidence(
+    return AuditEvidence(
         kind=what.kind, contract=what.contract, facts=tuple(facts), totals=totals, unread=tuple(unread), days=what.days
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sgdata import files
 from sgdata.audits import checks, findings
-from sgdata.audits.evidence import Evidence
+from sgdata.audits.evidence import AuditEvidence
 from sgdata.errors import SettingError
 from sgdata.file_names import file_name
 from sgdata.splits import blocks, proximity
@@ -19,7 +19,7 @@ from sgdata.splits.blocks import LEFT_OUT, SplitReport, SplitSettings
 SIDES = 4
 
 
-def propose(evidence: Evidence, settings: SplitSettings) -> tuple[Evidence, SplitReport]:
+def propose(evidence: AuditEvidence, settings: SplitSettings) -> tuple[AuditEvidence, SplitReport]:
     """Assign samples to splits by blocks and drop those near a border.
 
     Args:
@@ -56,7 +56,7 @@ def propose(evidence: Evidence, settings: SplitSettings) -> tuple[Evidence, Spli
     return replace(evidence, facts=facts), report
 
 
-def write(out: Path, proposed: Evidence, report: SplitReport) -> findings.Report:
+def write(out: Path, proposed: AuditEvidence, report: SplitReport) -> findings.AuditReport:
     """Write `<split>.txt` (sample keys), `split.json` and `audit.json` into `out`; return the audit."""
     audited = checks.judge(proposed)
     with files.only_writer(out, findings.NAME):

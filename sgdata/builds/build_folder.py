@@ -16,7 +16,7 @@ from sgdata.errors import OutputError, SourceError
 from sgdata.file_names import file_name
 from sgdata.labels import label_losses
 from sgdata.rasters import cog, geotiff, grids
-from sgdata.scenes import aoi, lock, stac_item
+from sgdata.scenes import aoi, lock, output_items
 from sgdata.scenes.types import UNREADABLE, reasons
 from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Grid, LabelSpace, Window
@@ -195,7 +195,7 @@ def write_stac(folder: Path, name: str, grid: Grid, dates: str, derived_from: It
         "sgdata:derived_from": list(derived_from),
     }
     extensions = ("projection", "file", "eo")
-    item = stac_item.create_item(name, aoi.in_degrees(grid), (first, last), properties, extensions)
+    item = output_items.create_item(name, aoi.in_degrees(grid), (first, last), properties, extensions)
     for path in sorted(folder.glob("*.tif")):
         item.add_asset(path.stem, _asset(path))
     files.write(folder / "stac" / f"{file_name(name)}.json", files.pretty_json(item.to_dict(include_self_link=False)))
@@ -206,8 +206,8 @@ def _asset(path: Path) -> pystac.Asset:
 
     with geotiff.open_raster(str(path)) as dataset:
         names, dtype = dataset.descriptions, dataset.dtypes[0]
-    fields = stac_item.file_fields(path.stat().st_size, files.sha256_file(path))
-    fields["bands"] = [stac_item.band_fields(name) | {"data_type": dtype} for name in names]
+    fields = output_items.file_fields(path.stat().st_size, files.sha256_file(path))
+    fields["bands"] = [output_items.band_fields(name) | {"data_type": dtype} for name in names]
     return pystac.Asset(f"../{path.name}", media_type=pystac.MediaType.COG, roles=["data"], extra_fields=fields)
 
 

@@ -35,7 +35,7 @@ SETTINGS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SceneSource:
     """Default source of scenes.
 
     Attributes:
@@ -99,7 +99,7 @@ class BuildRecipe:
     resampling: resample.Kernel
     composite: rules.CompositeSettings
     area: aoi.Area
-    source: Source
+    source: SceneSource
     mask: clear_score.MaskSettings
     offset: offsets.OffsetSettings
     labels: LabelSettings
@@ -194,7 +194,7 @@ def _shipped(name: str, profile: str) -> Path:
     folder = catalog.folder("recipes") / "build"
     path = folder / (f"{name}.toml" if profile == "clean" else f"{name}-{profile}.toml")
     if not path.is_file():
-        known = ", ".join(sorted(found.stem for found in folder.glob("*.toml")))
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
         raise SettingError(f"no build recipe '{path.stem}'; known: {known}, or give a file of your own")
     return path
 

@@ -55,12 +55,12 @@ def cut(
 
 def windows(grid: Grid, outline: str | None, settings: PatchSettings) -> list[Window]:
     """Return the windows of the patches of an area: those whose pixels are all inside its outline."""
-    found = list(grids.cut_patches(grid.shape, settings.size, settings.stride))
+    windows = list(grids.cut_patches(grid.shape, settings.size, settings.stride))
     if outline is None:
-        return found
+        return windows
     # A patch partly outside would teach a model what no data looks like, as one at the edge of the grid would.
     inside = vectors.inside(outline, grid)
-    return [window for window in found if inside[window.slices].all()]
+    return [window for window in windows if inside[window.slices].all()]
 
 
 def fitting_split(

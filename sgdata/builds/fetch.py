@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from sgdata import files, progress, urls
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets
-from sgdata.composite import clear_masks, clear_score, scene_staging, select_dates, staging
+from sgdata.composite import clear_masks, clear_score, scene_staging, select_dates, window_staging
 from sgdata.composite.scene_staging import SceneRequest, StagedScene
 from sgdata.errors import SettingError, SourceError
 from sgdata.file_names import file_name
@@ -40,7 +40,7 @@ class Candidate:
     item: Item
     request: SceneRequest
     scene: StagedScene
-    evidence: offsets.Evidence | None = None
+    evidence: offsets.OffsetEvidence | None = None
 
 
 def fetch_scenes(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> tuple[Lock, tuple[StagedScene, ...]]:
@@ -162,7 +162,7 @@ def decide_offsets(
     return decided
 
 
-def _with_offset(candidate: Candidate, offset: int, evidence: offsets.Evidence) -> Candidate:
+def _with_offset(candidate: Candidate, offset: int, evidence: offsets.OffsetEvidence) -> Candidate:
     scene = candidate.item.scene
     declared = offsets.declared_offset(scene)
     if declared is not None and declared != offset:
@@ -189,12 +189,12 @@ def check_lost(recipe: BuildRecipe, used: int, dropped: Iterable[Dropped]) -> No
     if not lost:
         return
     total, limit = used + len(lost), recipe.source.max_unusable_share
-    found = f"{len(lost)} of {total} scenes cannot be used: {types.reasons(lost)}"
+    message = f"{len(lost)} of {total} scenes cannot be used: {types.reasons(lost)}"
     if len(lost) > limit * total:
         raise SourceError(
-            f"{found}; expected at most {limit:.0%}; mend the source, try later, or raise source.max_unusable_share"
+            f"{message}; expected at most {limit:.0%}; mend the source, try later, or raise source.max_unusable_share"
         )
-    log.warning("%s; they are left out", found)
+    log.warning("%s; they are left out", message)
 
 
 def _limited(recipe: BuildRecipe, planned: Lock, results: Iterable[T]) -> Iterator[T]:
@@ -252,7 +252,7 @@ def scene_request(scene: Scene, recipe: BuildRecipe, grid: Grid, paths: BuildPat
         asset = available[band]
         if band != clear_score.EXTERNAL:
             asset = replace(asset, crs=asset.crs or scene.crs)
-        windows[band] = staging.WindowRequest(
+        windows[band] = window_staging.WindowRequest(
             name=f"{scene.id} {band}",
             asset=asset,
             crs=grid.crs,

@@ -17,7 +17,7 @@ from sgdata.composite.scene_staging import StagedScene
 from sgdata.errors import OutputError, SettingError
 from sgdata.labels import class_tables, osm_features, paint, rasterize
 from sgdata.rasters import grids, resample, vectors
-from sgdata.scenes import aoi, coverage, lock, offsets, search
+from sgdata.scenes import aoi, build_cost, coverage, lock, offsets, search
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Dropped, Unusable
 from sgdata.types import Grid
@@ -51,7 +51,7 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
     if files.is_finished(paths.out):
         raise OutputError(f"{paths.out}: holds a finished build, whose lock would be lost; choose another --out")
     grid, outline = resolve_area(recipe, paths)
-    where = paths.stac or recipe.source.stac
+    address = paths.stac or recipe.source.stac
     query = search.Query(
         collection=recipe.source.collection,
         bounds=aoi.in_degrees(grid),
@@ -60,14 +60,14 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
         leave_out=recipe.leave_out,
         baselines=recipe.source.baselines,
     )
-    scenes, others = search.search(where, query, allow_private_hosts=paths.allow_private_hosts)
+    scenes, others = search.search(address, query, allow_private_hosts=paths.allow_private_hosts)
     bad = [one for one in others if isinstance(one, Unusable)]
     usable, elsewhere = coverage.select_tiles(scenes, grid, bad, outline=outline)
     fetch.check_lost(recipe, len(usable), elsewhere)
     if not usable:
         reasons = "; ".join(f"{item.id}: {item.reason}" for item in elsewhere[:3])
         raise SettingError(
-            f"area in {grid.crs}: 0 of {len(scenes)} scenes in {where} can be used ({reasons}); "
+            f"area in {grid.crs}: 0 of {len(scenes)} scenes in {address} can be used ({reasons}); "
             "choose another area, dates or catalogue"
         )
     planned = Lock(
@@ -85,17 +85,17 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
         dropped=(*(one for one in others if one not in bad), *elsewhere),
         tag_table_sha256=class_tables.sha256(recipe.labels.classes),
         versions=lock.versions(),
-        simulated=search.is_simulated(where),
+        simulated=search.is_simulated(address),
         baselines=recipe.source.baselines,
         outline=outline,
     )
     if not coverage.describe_ground(planned).covered:
-        raise SettingError(f"area: none of the {len(usable)} scenes in {where} covers any of it; choose another area")
+        raise SettingError(f"area: none of the {len(usable)} scenes in {address} covers any of it; choose another area")
     lock.write(paths.out / lock.NAME, planned)
     if missing := coverage.describe_holes(coverage.count_months(planned)):
-        log.warning("%s: %s", where, missing)
+        log.warning("%s: %s", address, missing)
     if coverage.mixes_twins(planned):
-        log.warning("%s: %s", where, coverage.describe_baselines(planned))
+        log.warning("%s: %s", address, coverage.describe_baselines(planned))
     return planned
 
 
@@ -108,9 +108,9 @@ def resolve_area(recipe: BuildRecipe, paths: BuildPaths, locked: Lock | None = N
         grid = aoi.resolve(area)
         outline = aoi.outline(area, grid)
     if not cut.windows(grid, outline, recipe.patches):  # before any pixel is read
-        where = "inside the outline in " if outline else ""
+        address = "inside the outline in " if outline else ""
         size = f"{grid.shape} pixels, holds no patch of {recipe.patches.size}"
-        raise SettingError(f"area: {where}{size}; take a larger area or a smaller patches.size")
+        raise SettingError(f"area: {address}{size}; take a larger area or a smaller patches.size")
     return grid, outline
 
 
@@ -138,8 +138,8 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
     check(recipe)
     paths = pool.absolute(paths) if paths.cluster else paths
     if exact and (locked is None or locked.state != "built"):
-        found = f"the lock is {locked.state}" if locked else "no lock is given"
-        raise SettingError(f"--locked: {found}; give --lock the one inside a finished build")
+        lock_state = f"the lock is {locked.state}" if locked else "no lock is given"
+        raise SettingError(f"--locked: {lock_state}; give --lock the one inside a finished build")
     # Inputs are checked before any pixel is read.
     if isinstance(paths.osm, str) and paths.osm not in {"none", "overpass"} and "://" not in paths.osm:
         osm_features.known(files.require_file(Path(paths.osm), "OpenStreetMap data"))
@@ -211,8 +211,8 @@ def check_disk(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> None:
     needed: Counter[int] = Counter()
     shown: dict[int, Path] = {}
     for folder, size in (
-        (paths.scratch_folder, coverage.scratch_bytes(planned, min(scenes, len(planned.items)))),
-        (paths.out, coverage.output_bytes(planned)),
+        (paths.scratch_folder, build_cost.scratch_bytes(planned, min(scenes, len(planned.items)))),
+        (paths.out, build_cost.output_bytes(planned)),
     ):
         disk = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if disk == folder else 0
@@ -232,7 +232,7 @@ def write_labels(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> dict[
     if isinstance(paths.osm, str) and paths.osm == "none":
         return {}
     source = paint.OsmSource(
-        where=paths.osm, date=recipe.osm_date, store=paths.out / ".osm", offline=paths.offline, gap=paths.gap,
+        address=paths.osm, date=recipe.osm_date, store=paths.out / ".osm", offline=paths.offline, gap=paths.gap,
         sea=paths.sea, raster=paths.raster,
     )  # fmt: skip
     grid = planned.grid

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from sgdata import console
+from sgdata.commands import printing
 from sgdata.commands.options import (
     AllowPrivateHosts,
     AsJson,
@@ -38,7 +38,7 @@ Aoi = Annotated[
     Path | None, typer.Option("--aoi", help="Area as a file with a polygon: GeoJSON, GeoPackage, Shapefile, KML.")
 ]
 Feature = Annotated[str | None, typer.Option("--feature", help="Feature of --aoi, by name or number.")]
-Place = Annotated[str | None, typer.Option("--place", help="Area as a place name, resolved by Nominatim.")]
+PlaceOption = Annotated[str | None, typer.Option("--place", help="Area as a place name, resolved by Nominatim.")]
 Dates = Annotated[str | None, typer.Option("--dates", metavar="A/B", help="First and last day, as ISO dates.")]
 Stac = Annotated[
     str | None, typer.Option("--stac", help="URL of a STAC API, or path of a static catalogue (default: the recipe's).")
@@ -66,7 +66,7 @@ def plan(
     bbox: Bbox = None,
     aoi: Aoi = None,
     feature: Feature = None,
-    place: Place = None,
+    place: PlaceOption = None,
     stac: Stac = None,
     allow_private_hosts: AllowPrivateHosts = False,
     dates: Dates = None,
@@ -90,9 +90,9 @@ def plan(
         out=out or Path(chosen.out), stac=stac, workers=workers, allow_private_hosts=allow_private_hosts
     )
     # Print the table before failing, so that the user can pick other dates.
-    planned, where = pipeline.plan(chosen, paths), stac or chosen.source.stac
+    planned, address = pipeline.plan(chosen, paths), stac or chosen.source.stac
     name = chosen.area.name or chosen.name
-    holes = console.show_plan(planned, paths, name=name, where=where, as_json=as_json)
+    holes = printing.show_plan(planned, paths, name=name, address=address, as_json=as_json)
     if holes and not allow_holes:
         raise SettingError(f"{holes}; choose other dates or another catalogue, or give --allow-holes")
 
@@ -124,7 +124,7 @@ def build(
     bbox: Bbox = None,
     aoi: Aoi = None,
     feature: Feature = None,
-    place: Place = None,
+    place: PlaceOption = None,
     stac: Stac = None,
     allow_private_hosts: AllowPrivateHosts = False,
     osm: Osm = "overpass",
@@ -184,7 +184,7 @@ def build(
     if dry_run:
         planned = locked or pipeline.plan(chosen, paths)
         name = chosen.area.name or chosen.name
-        console.show_plan(planned, paths, name=name, where=stac or chosen.source.stac, as_json=False)
+        printing.show_plan(planned, paths, name=name, address=stac or chosen.source.stac, as_json=False)
         return
     folder = pipeline.build(chosen, paths, locked=locked, exact=exact)
     print(folder)
@@ -217,9 +217,9 @@ def clouds(
     from sgdata.scenes import lock as locks
 
     configure_logging(quiet)
-    where = stac or build_recipe.recipe_for("segmunich").source.stac
+    address = stac or build_recipe.recipe_for("segmunich").source.stac
     predict = omnicloudmask.engine(weights)
-    print(omnicloudmask.write(locks.read(lock), out, where, predict, allow_private_hosts=allow_private_hosts))
+    print(omnicloudmask.write(locks.read(lock), out, address, predict, allow_private_hosts=allow_private_hosts))
 
 
 @app.command(epilog="Example: sgdata drift out/build/segmunich.lock.json")
@@ -234,10 +234,10 @@ def drift(
     from sgdata.scenes import lock as locks
 
     # A lock does not record the catalogue, since several providers host the same scenes.
-    where = stac or build_recipe.recipe_for("segmunich").source.stac
-    differences = coverage.drift(locks.read(lock), where, allow_private_hosts=allow_private_hosts)
+    address = stac or build_recipe.recipe_for("segmunich").source.stac
+    differences = coverage.drift(locks.read(lock), address, allow_private_hosts=allow_private_hosts)
     for line in differences:
         print(line)
     if differences:
         raise SystemExit(ExitCode.FINDINGS)
-    print(f"{lock}: no differences from {where}")
+    print(f"{lock}: no differences from {address}")

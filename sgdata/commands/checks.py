@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sgdata import console
+from sgdata.commands import printing
 from sgdata.commands.options import AsJson, DatasetOfPath, Edition, Out, Quiet, Workers, configure_logging
 from sgdata.errors import ExitCode, SettingError
 
@@ -60,7 +60,7 @@ def compare(
     if as_json:
         print(files.pretty_json(report).decode(), end="")
     else:
-        console.show_comparison(report)
+        printing.show_comparison(report)
     if not report["placed"]:
         raise SystemExit(ExitCode.FINDINGS)
 
@@ -90,7 +90,7 @@ def audit(
     report = checks.judge(gather.gather(subject, workers=workers))
     if out:
         audit_page.write(out, report)
-    if console.show_audit(report, where=out, as_json=as_json):
+    if printing.show_audit(report, folder=out, as_json=as_json):
         raise SystemExit(ExitCode.FINDINGS)
 
 
@@ -128,5 +128,5 @@ def split(
     audited = propose_split.write(out, proposed, report)
     counts = ", ".join(f"{part} {number}" for part, number in report.boxes.items())
     print(f"{counts}, left out {report.left_out}", file=sys.stderr)
-    if console.show_audit(audited, where=out, as_json=False):
+    if printing.show_audit(audited, folder=out, as_json=False):
         raise SystemExit(ExitCode.FINDINGS)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sgdata import console
+from sgdata.commands import printing
 from sgdata.commands.options import (
     AsJson,
     Cluster,
@@ -42,7 +42,7 @@ def catalog(
         rows = cards.describe(cards.card(name))
     else:
         rows = [(card.name, card.title) for card in cards.cards()]
-    console.show_table((), rows)
+    printing.show_table((), rows)
 
 
 def _describe_weights(row: dict[str, str]) -> str:

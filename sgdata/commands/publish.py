@@ -44,10 +44,10 @@ def release(
     Exits with 3 if the audit has findings; the card then lists them.
     """
     from sgdata.audits import checks, gather
-    from sgdata.audits.findings import Report
+    from sgdata.audits.findings import AuditReport
     from sgdata.releases import assemble, release_content
 
-    def audited(shards: Path) -> Report:
+    def audited(shards: Path) -> AuditReport:
         return checks.judge(gather.gather(gather.detect_subject(shards, lock_of=build), workers=workers))
 
     configure_logging(quiet)

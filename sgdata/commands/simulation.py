@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sgdata import console
+from sgdata.commands import printing
 from sgdata.commands.options import Out, Quiet, Workers, configure_logging
 
 app = typer.Typer()
@@ -51,5 +51,5 @@ def demo(
     configure_logging(quiet)
     page = story.run(out, story=story.Story(size_km=size, dates=dates, seed=seed), workers=workers)
     # The same table as on the page, for machines without a browser.
-    console.show_table(("what", "measured", "remark"), story.lines(files.read_plain(out / files.SUMMARY)))
+    printing.show_table(("what", "measured", "remark"), story.lines(files.read_plain(out / files.SUMMARY)))
     print(page)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import files, kept
-from sgdata.composite import clear_score, staging
+from sgdata import files, reuse
+from sgdata.composite import clear_score, window_staging
 from sgdata.composite.rules import VERSION
 from sgdata.composite.scene_staging import CLEAR_SCORE, STRIP_PIXELS, StagedScene
 from sgdata.file_names import file_name
@@ -74,7 +74,7 @@ def add_clear_masks(
     decides = (VERSION, settings, reach_m, target, [(scene.id, scene.files[layer].sha256) for scene in scenes])
     folder = folder / files.sha256(files.canonical_json(decides))[:16]
     job = MaskJob(grid=target, settings=settings, reach_m=reach_m, folder=folder)
-    if settings.filters and not kept.is_kept(job.bright_targets):
+    if settings.filters and not reuse.is_unchanged(job.bright_targets):
         _write_bright_targets(job, scenes, run)
     scores = run(partial(_clear_scores, job), scenes)
     return tuple(
@@ -87,7 +87,7 @@ def _write_bright_targets(job: MaskJob, scenes: tuple[StagedScene, ...], run: Ca
     size = clear_score.block_px(job.grid.gsd_m)
     # Each strip travels with the fractions of its own blocks only, since it may go to another machine.
     strips = ((s, fractions[:, s.row // size : -(-(s.row + s.height) // size)]) for s in job.strips)
-    with kept.keeping(job.bright_targets) as temporary, temporary.open("wb") as handle:
+    with reuse.write_with_note(job.bright_targets) as temporary, temporary.open("wb") as handle:
         for bright in run(partial(_bright_targets, job, scenes), strips):
             handle.write(np.ascontiguousarray(bright).data)  # `tofile` would not notice that a disk is full
 
@@ -95,7 +95,7 @@ def _write_bright_targets(job: MaskJob, scenes: tuple[StagedScene, ...], run: Ca
 def _kinds(job: MaskJob, scene: StagedScene, strip: Window) -> Array:
     layer = scene.files[job.settings.asset or ""]
     target = grids.crop(job.grid, strip)
-    values = staging.read_on_grid(layer, target, kernel="nearest", beyond=clear_score.BEYOND)
+    values = window_staging.read_on_grid(layer, target, kernel="nearest", beyond=clear_score.BEYOND)
     return clear_score.classify_mask(values, job.settings)
 
 
@@ -113,14 +113,14 @@ def _bright_targets(job: MaskJob, scenes: tuple[StagedScene, ...], part: tuple[W
     return bright_target_filter.bright()
 
 
-def _clear_scores(job: MaskJob, scene: StagedScene) -> staging.StagedWindow:
+def _clear_scores(job: MaskJob, scene: StagedScene) -> window_staging.StagedWindow:
     path = job.folder / f"{file_name(scene.id)}.bin"
     # The folder's name depends on everything that decides the bytes: a file kept by an earlier run is this one.
-    if not kept.is_kept(path):
+    if not reuse.is_unchanged(path):
         grid, settings = job.grid, job.settings
         margin = clear_score.margin_px(settings, grid.gsd_m, job.reach_m)
         targets = _staged(job.bright_targets, grid) if settings.filters else None
-        with kept.keeping(path) as temporary, temporary.open("wb") as handle:
+        with reuse.write_with_note(path) as temporary, temporary.open("wb") as handle:
             for strip in job.strips:
                 first, last = max(strip.row - margin, 0), min(strip.row + strip.height + margin, grid.shape[0])
                 kinds = _kinds(job, scene, replace(strip, row=first, height=last - first))
@@ -130,7 +130,7 @@ def _clear_scores(job: MaskJob, scene: StagedScene) -> staging.StagedWindow:
     return _staged(path, job.grid)
 
 
-def _bright_rows(targets: staging.StagedWindow, first: int, last: int) -> Array:
+def _bright_rows(targets: window_staging.StagedWindow, first: int, last: int) -> Array:
     """Return (last - first, W) bool: bright targets, which depend on their surroundings."""
     margin = 2 * clear_score.roof_px(targets.grid.gsd_m)
     start, stop = max(first - margin, 0), min(last + margin, targets.grid.shape[0])
@@ -138,8 +138,8 @@ def _bright_rows(targets: staging.StagedWindow, first: int, last: int) -> Array:
     return bright[first - start : last - start]
 
 
-def _staged(path: Path, grid: Grid) -> staging.StagedWindow:
-    return staging.StagedWindow(path=str(path), grid=grid, dtype="uint8", sha256="", holes=False)
+def _staged(path: Path, grid: Grid) -> window_staging.StagedWindow:
+    return window_staging.StagedWindow(path=str(path), grid=grid, dtype="uint8", sha256="", holes=False)
 
 
 def layer_reach_m(mask: clear_score.MaskSettings, reach_m: float) -> float:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files, kept, progress, urls
-from sgdata.composite import staging
+from sgdata import files, progress, reuse, urls
+from sgdata.composite import window_staging
 from sgdata.errors import SettingError
 from sgdata.file_names import file_name
 from sgdata.rasters import cog
@@ -55,9 +55,9 @@ def engine(weights: Path | None) -> Callable[[Array], Array]:
             with warnings.catch_warnings(action="ignore"):  # about patches that it shrinks to small areas
                 classes: Array = omnicloudmask.predict_from_array(image, destination_model_dir=weights)[0]
         except Exception as error:  # a download, a file of weights and a network: each has errors of its own
-            where = weights or "the hub"
+            origin = weights or "the hub"
             raise SettingError(
-                f"omnicloudmask, weights of {where}: {type(error).__name__}: {error!s:.120}; give --weights FOLDER"
+                f"omnicloudmask, weights of {origin}: {type(error).__name__}: {error!s:.120}; give --weights FOLDER"
             ) from None
         return classes
 
@@ -65,14 +65,14 @@ def engine(weights: Path | None) -> Callable[[Array], Array]:
 
 
 def write(
-    planned: Lock, out: Path, where: str, predict: Callable[[Array], Array], *, allow_private_hosts: bool = False
+    planned: Lock, out: Path, address: str, predict: Callable[[Array], Array], *, allow_private_hosts: bool = False
 ) -> Path:
     """Write `<item id>.tif` into `out` for each item of the lock, unless an earlier run wrote it from the same files.
 
     Args:
         planned: lock with the items and the grid.
         out: output folder.
-        where: URL or path of the catalogue that hrefs are relative to.
+        address: URL or path of the catalogue that hrefs are relative to.
         predict: function from (3, H, W) DN to classes, as `engine` returns it.
         allow_private_hosts: whether a remote catalogue may name hosts of the local network.
 
@@ -85,18 +85,18 @@ def write(
     style = cog.Style(descriptions=("omnicloudmask",), dtype="uint8", overviews="mode", classes=CLASSES)
     whole = Window(row=0, col=0, height=planned.grid.shape[0], width=planned.grid.shape[1])
     scratch = out / ".scratch"
-    access = access_of(where, allow_private_hosts=allow_private_hosts)
+    access = access_of(address, allow_private_hosts=allow_private_hosts)
     with files.only_writer(out, ""):
         for item in progress.track(planned.items, label="clouds", total=len(planned.items)):
             path = out / f"{file_name(item.scene.id)}.tif"
-            scene = search.resolve_hrefs(item.scene, where)
+            scene = search.resolve_hrefs(item.scene, address)
             made_from = _identity(scene, planned.grid, access)
-            if not kept.is_kept(path, made_from):
+            if not reuse.is_unchanged(path, made_from):
                 # Left by a killed run, possibly of another area.
                 shutil.rmtree(scratch, ignore_errors=True)
                 classes = predict(_image(scene, planned.grid, scratch, access))
                 cog.write(path, planned.grid, [(whole, classes[None])], style=style)
-                kept.note(path, made_from)
+                reuse.write_note(path, made_from)
                 shutil.rmtree(scratch)
     return out
 
@@ -113,12 +113,12 @@ def _image(scene: Scene, grid: Grid, scratch: Path, access: Access) -> Array:
 
     def read(band: str) -> Array:
         asset = replace(scene.assets[band], crs=scene.assets[band].crs or scene.crs)
-        request = staging.WindowRequest(
+        request = window_staging.WindowRequest(
             name=f"{scene.id} {band}", asset=asset, crs=grid.crs, bounds=grid.bounds,
             target=scratch / file_name(band), kernel="bilinear", tokens=signing.service(scene.provider, asset.href),
             access=access,
         )  # fmt: skip
-        return staging.read_on_grid(staging.stage(request), grid, kernel="bilinear")
+        return window_staging.read_on_grid(window_staging.stage(request), grid, kernel="bilinear")
 
     with ThreadPoolExecutor() as readers:
         return np.stack(list(readers.map(read, BANDS)))

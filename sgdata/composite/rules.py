@@ -104,7 +104,7 @@ class CompositeSettings:
     bap: BapSettings
 
     @property
-    def rule(self) -> Pick | Mix:
+    def rule(self) -> PickRule | CombineRule:
         """The entry of `RULES` for this method."""
         return RULES[self.method]
 
@@ -134,7 +134,7 @@ class Stack:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class CompositeRule:
     """What every composite rule has.
 
     Attributes:
@@ -150,7 +150,7 @@ class Rule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pick(Rule):
+class PickRule(CompositeRule):
     """Rule that picks one date per pixel by a few bands; the other bands are read of the chosen dates only.
 
     Attributes:
@@ -182,7 +182,7 @@ class Pick(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mix(Rule):
+class CombineRule(CompositeRule):
     """Rule that combines the values of all usable dates.
 
     Attributes:
@@ -301,28 +301,28 @@ def _bap_range(settings: CompositeSettings, day: int, gsd_m: float) -> tuple[Arr
     return least, least + np.int32(haze.max() - haze.min())
 
 
-RULES: dict[Method, Pick | Mix] = {
-    "medoid": Pick(
+RULES: dict[Method, PickRule | CombineRule] = {
+    "medoid": PickRule(
         help="the date nearest to the median of all dates",
         # SEPAL's medoid measures in these six (blue, green, red, nir, swir1, swir2), whatever else the image has.
         bands=("B02", "B03", "B04", "B08", "B11", "B12"),
         some_bands=True,
         kernel=lambda stack, settings: medoid(stack.dn, stack.usable),
     ),
-    "bap": Pick(
+    "bap": PickRule(
         help="best available pixel: the date with the best score of season, year, cloud distance and haze",
         bands=("B02", "B04"),
         needs_mask=True,
         kernel=lambda stack, settings: bap(stack.dn, stack.clear_scores, stack.days, settings.bap, stack.mask_gsd_m),
         score_range=_bap_range,
     ),
-    "maxndvi": Pick(
+    "maxndvi": PickRule(
         help="the date with the greatest NDVI",
         bands=("B04", "B08"),
         kernel=lambda stack, settings: maxndvi(stack.dn, stack.usable),
     ),
-    "median": Mix(help="the median of each band", kernel=median, per_band=True),
-    "geomedian": Mix(help="the geometric median of the spectra", kernel=geomedian, per_band=False),
+    "median": CombineRule(help="the median of each band", kernel=median, per_band=True),
+    "geomedian": CombineRule(help="the geometric median of the spectra", kernel=geomedian, per_band=False),
 }
 
 if set(RULES) != set(get_args(Method)):

@@ -12,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 
 from sgdata import urls
-from sgdata.composite import staging
+from sgdata.composite import window_staging
 from sgdata.errors import SourceError
 from sgdata.rasters import geotiff, grids
 from sgdata.remote.access import Access
@@ -50,7 +50,7 @@ class StagedScene:
     overpass: str
     day: int
     offset: int
-    files: dict[str, staging.StagedWindow]
+    files: dict[str, window_staging.StagedWindow]
 
     def clear_share(self, area: Grid) -> float | None:
         """Return the share of clear pixels of the mask in the area; None without a mask."""
@@ -84,7 +84,7 @@ class SceneRequest:
     id: str
     overpass: str
     day: int
-    windows: dict[str, staging.WindowRequest]
+    windows: dict[str, window_staging.WindowRequest]
     product: str | None = None
     tokens: str = ""
     signed: tuple[str, ...] = field(default=(), repr=False)
@@ -92,7 +92,7 @@ class SceneRequest:
     access: Access | None = None
 
 
-def stage_scene(request: SceneRequest, *, grid: Grid) -> tuple[StagedScene, offsets.Evidence] | Dropped:
+def stage_scene(request: SceneRequest, *, grid: Grid) -> tuple[StagedScene, offsets.OffsetEvidence] | Dropped:
     """Stage all files of a scene and count the evidence for its offset; or drop it, as `stage_files` does."""
     scene = stage_files(request)
     if isinstance(scene, Dropped):
@@ -117,13 +117,13 @@ def stage_files(request: SceneRequest) -> StagedScene | Dropped:
     results = dict(zip(request.windows, _readers().map(_stage, request.windows.values()), strict=True))
     if failed := [result for result in results.values() if isinstance(result, SourceError)]:
         return _dropped(request, failed)
-    staged = {band: result for band, result in results.items() if isinstance(result, staging.StagedWindow)}
+    staged = {band: result for band, result in results.items() if isinstance(result, window_staging.StagedWindow)}
     return StagedScene(id=request.id, overpass=request.overpass, day=request.day, offset=0, files=staged)
 
 
-def _stage(request: staging.WindowRequest) -> staging.StagedWindow | SourceError:
+def _stage(request: window_staging.WindowRequest) -> window_staging.StagedWindow | SourceError:
     try:
-        return staging.stage(request)
+        return window_staging.stage(request)
     except SourceError as error:
         return error
 
@@ -165,20 +165,22 @@ def has_data(
     zeros = np.zeros(target.shape, np.uint8)
     for band in holes:
         plane = planes.get(band)
-        zeros += (staging.read_on_grid(scene.files[band], target, kernel="nearest") if plane is None else plane) == 0
+        zeros += (
+            window_staging.read_on_grid(scene.files[band], target, kernel="nearest") if plane is None else plane
+        ) == 0
     dark = np.zeros(target.shape, np.bool_)
     if layer is not None:
-        classes = staging.read_on_grid(layer, target, kernel="nearest", beyond=MSI.classes.no_data)
+        classes = window_staging.read_on_grid(layer, target, kernel="nearest", beyond=MSI.classes.no_data)
         data &= (classes != MSI.classes.no_data) & (classes < MSI.classes.count)
         dark = np.isin(classes, DARK_CLASSES)
     return data & (zeros < len(bands)) & ((zeros <= 1) | dark)
 
 
-def offset_evidence(scene: StagedScene, grid: Grid) -> offsets.Evidence:
+def offset_evidence(scene: StagedScene, grid: Grid) -> offsets.OffsetEvidence:
     """Count the dark pixels of the whole area, strip by strip, on DN as they are stored."""
     needed = (MSI.classes.layer, *MSI.offset.test_bands)
     if any(name not in scene.files for name in needed):
-        return offsets.Evidence(eligible=0, ground=0, valid=0, dark_share=0.0, near_share=0.0)
+        return offsets.OffsetEvidence(eligible=0, ground=0, valid=0, dark_share=0.0, near_share=0.0)
     totals = np.zeros(5, np.int64)
     # One pixel of the grid per pixel of the scene classification, which is coarser.
     step = max(round(scene.files[MSI.classes.layer].grid.gsd_m / grid.gsd_m), 1)
@@ -188,12 +190,12 @@ def offset_evidence(scene: StagedScene, grid: Grid) -> offsets.Evidence:
         totals += offsets.count(classes, np.stack(bands))
     eligible, ground, valid, *counts = totals.tolist()
     dark, near = (round(number / max(eligible * len(MSI.offset.test_bands), 1), 6) for number in counts)
-    return offsets.Evidence(eligible=eligible, ground=ground, valid=valid, dark_share=dark, near_share=near)
+    return offsets.OffsetEvidence(eligible=eligible, ground=ground, valid=valid, dark_share=dark, near_share=near)
 
 
-def _thinned(staged: staging.StagedWindow, target: Grid, step: int) -> Array:
+def _thinned(staged: window_staging.StagedWindow, target: Grid, step: int) -> Array:
     """Return every `step`th pixel of the target, down and across."""
-    if any(size % step for size in (*staging.place(staged, target), *target.shape)):
-        return staging.read_on_grid(staged, target, kernel="nearest")[::step, ::step]
+    if any(size % step for size in (*window_staging.place(staged, target), *target.shape)):
+        return window_staging.read_on_grid(staged, target, kernel="nearest")[::step, ::step]
     # The same pixels without repeating them first.
-    return staging.read_on_grid(staged, grids.coarsen(target, step), kernel="nearest")
+    return window_staging.read_on_grid(staged, grids.coarsen(target, step), kernel="nearest")

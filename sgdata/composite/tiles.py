@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import kept
-from sgdata.composite import clear_score, rules, staging
+from sgdata import reuse
+from sgdata.composite import clear_score, rules, window_staging
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.composite.scene_staging import CLEAR_SCORE, StagedScene, has_data
 from sgdata.rasters import grids, resample
@@ -80,7 +80,7 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
         if not scene.has_bands(job.bands):
             continue
         for band, plane in zip(bands, planes, strict=True):
-            plane[:] = staging.read_on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
+            plane[:] = window_staging.read_on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
         valid = has_data(scene, job.bands, target, dict(zip(bands, planes, strict=True)))
         np.maximum(planes, valid, out=planes)
         earlier = covered.get(scene.overpass)
@@ -91,7 +91,7 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
             covered[scene.overpass] = valid | earlier
         scores[:] = use
         if CLEAR_SCORE in scene.files:
-            scores[:] *= staging.read_on_grid(scene.files[CLEAR_SCORE], target, kernel="nearest")
+            scores[:] *= window_staging.read_on_grid(scene.files[CLEAR_SCORE], target, kernel="nearest")
     if job.settings.rule.needs_mask:
         usable = clear_scores > 0
     else:
@@ -110,7 +110,7 @@ def _valid_count(job: Job, window: Window, stack: rules.Stack) -> Array:
         looks = looks.copy()
     target = grids.crop(job.grid, window)
     for n in unread:
-        scores = staging.read_on_grid(job.scenes[n].files[CLEAR_SCORE], target, kernel="nearest")
+        scores = window_staging.read_on_grid(job.scenes[n].files[CLEAR_SCORE], target, kernel="nearest")
         # Granules of one pass that overlap are one look.
         for m, other in enumerate(job.scenes):
             if m != n and other.overpass == job.scenes[n].overpass:
@@ -137,14 +137,14 @@ def composite_tile(job: Job, window: Window) -> Path:
     The image, then item index, valid count, days since 1970 and score as in `build_folder.PROVENANCE_BANDS`.
     """
     path = job.folder / f"r{window.row:06d}-c{window.col:06d}-{window.height}x{window.width}.npy"
-    if kept.is_kept(path):
+    if reuse.is_unchanged(path):
         return path
     rule, stack = job.settings.rule, read_stack(job, window)
     content = np.zeros((len(job.bands) + 4, window.height, window.width), np.uint16)
     image = content[: len(job.bands)]
     # Rules that mix dates choose none: index and score have no value.
     index = score = np.full(stack.usable.shape[1:], NO_VALUE, np.uint16)
-    if isinstance(rule, rules.Pick):
+    if isinstance(rule, rules.PickRule):
         index, score = rule.kernel(stack, job.settings)
         _take_dates(job, window, stack.dn, index, image)
     elif rule.per_band:
@@ -152,20 +152,20 @@ def composite_tile(job: Job, window: Window) -> Path:
     else:
         image[:] = rule.kernel(stack.dn, stack.usable)
     # 0 is no data, and so is no value of a pixel that has data in other bands.
-    shown = index != NO_VALUE if isinstance(rule, rules.Pick) else stack.usable.any(axis=0)
+    shown = index != NO_VALUE if isinstance(rule, rules.PickRule) else stack.usable.any(axis=0)
     np.maximum(image, 1, out=image, where=shown)
     days = np.array([*stack.days, NO_VALUE], np.uint16)
     day = days[np.minimum(index, len(job.scenes))]
     for plane, values in zip(content[-4:], (index, _valid_count(job, window, stack), day, score), strict=True):
         plane[:] = values
-    with kept.keeping(path) as temporary, temporary.open("wb") as handle:
+    with reuse.write_with_note(path) as temporary, temporary.open("wb") as handle:
         # As `np.save` does, which does not notice a disk that is full at the end of the array.
         np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(content))
         handle.write(content.data)
     return path
 
 
-def _mix_bands(job: Job, window: Window, rule: rules.Mix, usable: Array, image: Array) -> None:
+def _mix_bands(job: Job, window: Window, rule: rules.CombineRule, usable: Array, image: Array) -> None:
     """Fill `image` (C, h, w) with each band reduced alone over the usable dates."""
     staged = [(n, scene) for n, scene in enumerate(job.scenes) if scene.has_bands(job.bands)]
     dn = np.zeros((len(job.scenes), 1, 0, 0), np.uint16)
@@ -186,13 +186,13 @@ def _mix_bands(job: Job, window: Window, rule: rules.Mix, usable: Array, image: 
         if dn.shape[2:] != target.shape:  # bands of one size share the memory, whose first touch costs most
             dn = np.zeros((len(job.scenes), 1, *target.shape), np.uint16)
         for n, scene in staged:
-            dn[n, 0] = staging.read_on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
+            dn[n, 0] = window_staging.read_on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
         out[:] = resample.refine(rule.kernel(dn, dates)[0], window.height // target.shape[0], kernel="nearest")
 
 
 def _common_factor(job: Job, band: str, target: Grid) -> int:
     """Return how much coarser a band is than the grid: 1 unless all scenes agree and `target` starts on its pixels."""
-    places = [staging.place(scene.files[band], target) for scene in job.scenes if scene.has_bands(job.bands)]
+    places = [window_staging.place(scene.files[band], target) for scene in job.scenes if scene.has_bands(job.bands)]
     factors = {factor if row % factor == col % factor == 0 else 1 for factor, row, col in places}
     return factors.pop() if len(factors) == 1 else 1
 
@@ -207,5 +207,5 @@ def _take_dates(job: Job, window: Window, dn: Array, index: Array, image: Array)
         for band, out in zip(job.bands, image, strict=True):
             plane = planes.get(band)
             if plane is None:
-                plane = staging.read_on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
+                plane = window_staging.read_on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
             np.copyto(out, plane, where=here)

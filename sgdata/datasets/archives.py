@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from sgdata import files
-from sgdata.datasets.types import Member
+from sgdata.datasets.types import SourceMember
 from sgdata.errors import SourceError
 from sgdata.limits import MEMBER_BYTES, MEMBER_COUNT
 
-Content = Callable[[Member], bytes]
+Content = Callable[[SourceMember], bytes]
 
 _LARGEST_HEADER = 2**20
 _PIECE = 2**20
@@ -36,7 +36,7 @@ _LFS = b"version https://git-lfs"
 class MemberListing:
     """Usable members of a source, sorted by name, and rejected ones with the reason."""
 
-    members: tuple[Member, ...]
+    members: tuple[SourceMember, ...]
     rejected: tuple[tuple[str, str], ...] = ()
 
 
@@ -54,7 +54,7 @@ def list_members(source: Path) -> MemberListing:
     else:
         members_with_reasons = _in_tar(source)
     # The first member of a name counts; unpacking a tar would keep the last, and readers could take either.
-    taken: dict[str, Member] = {}
+    taken: dict[str, SourceMember] = {}
     rejected = []
     for member, reason in members_with_reasons:
         # AppleDouble files, which macOS packs beside each file under a similar name.
@@ -79,7 +79,7 @@ def no_dataset(source: Path, listing: MemberListing, message: str) -> SourceErro
     return SourceError(f"{source}: {message}{there}{cure}")
 
 
-def _unsafe(member: Member, taken: dict[str, Member]) -> str:
+def _unsafe(member: SourceMember, taken: dict[str, SourceMember]) -> str:
     if member.name.startswith("/") or ".." in member.name.split("/") or "\\" in member.name or "\0" in member.name:
         return "name leads out of the archive"
     if member.name in taken:
@@ -89,7 +89,7 @@ def _unsafe(member: Member, taken: dict[str, Member]) -> str:
     return ""
 
 
-def _in_folder(source: Path) -> Iterator[tuple[Member, str]]:
+def _in_folder(source: Path) -> Iterator[tuple[SourceMember, str]]:
     # Plain strings and scandir: a dataset may be millions of files, and path objects cost more than the disk.
     start = len(str(source)) + 1
     pending, followed = [str(source)], {os.path.realpath(source)}
@@ -97,7 +97,7 @@ def _in_folder(source: Path) -> Iterator[tuple[Member, str]]:
         try:
             entries = list(os.scandir(folder := pending.pop()))
         except OSError as error:
-            yield Member(name=folder[start:] or ".", size=0), f"cannot be read: {error.strerror}"
+            yield SourceMember(name=folder[start:] or ".", size=0), f"cannot be read: {error.strerror}"
             continue
         for entry in entries:
             # Hidden files belong to the system or to an interrupted download (`.NAME.partial`).
@@ -107,7 +107,7 @@ def _in_folder(source: Path) -> Iterator[tuple[Member, str]]:
                 # Datasets on clusters may consist of links. Each target once, since links may form a cycle.
                 target = os.path.realpath(entry.path) if entry.is_symlink() else ""
                 if target in followed:
-                    yield Member(name=entry.path[start:], size=0), "link to a folder that is listed already"
+                    yield SourceMember(name=entry.path[start:], size=0), "link to a folder that is listed already"
                     continue
                 followed |= {target} - {""}
                 pending.append(entry.path)
@@ -119,12 +119,12 @@ def _in_folder(source: Path) -> Iterator[tuple[Member, str]]:
                     yield replace(member, name=f"{entry.path[start:]}/{member.name}"), reason
             # A file that changes before its content is read is recognised by its size.
             elif entry.is_file():
-                yield Member(name=entry.path[start:].replace(os.sep, "/"), size=entry.stat().st_size), ""
+                yield SourceMember(name=entry.path[start:].replace(os.sep, "/"), size=entry.stat().st_size), ""
             else:
-                yield Member(name=entry.path[start:], size=0), "not a plain file, or a broken link"
+                yield SourceMember(name=entry.path[start:], size=0), "not a plain file, or a broken link"
 
 
-def _in_zip(source: Path) -> Iterator[tuple[Member, str]]:
+def _in_zip(source: Path) -> Iterator[tuple[SourceMember, str]]:
     try:
         with zipfile.ZipFile(source) as archive:
             infos = archive.infolist()
@@ -134,10 +134,10 @@ def _in_zip(source: Path) -> Iterator[tuple[Member, str]]:
         if not info.filename.endswith("/"):  # `is_dir` fails for a name without characters
             kind = (info.external_attr >> 28) & 0xF
             reason = "encrypted" if info.flag_bits & 1 else "not a plain file" if kind not in (0, 8) else ""
-            yield Member(name=info.filename, size=info.file_size), reason
+            yield SourceMember(name=info.filename, size=info.file_size), reason
 
 
-def _in_tar(source: Path) -> Iterator[tuple[Member, str]]:
+def _in_tar(source: Path) -> Iterator[tuple[SourceMember, str]]:
     try:
         with _front_to_back(source) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]
             while (info := archive.next()) is not None:
@@ -148,7 +148,7 @@ def _in_tar(source: Path) -> Iterator[tuple[Member, str]]:
                     raise SourceError(f"{source}: member '{info.name}' claims {info.size} bytes; not a dataset's tar")
                 if not info.isdir():
                     reason = "" if info.isreg() and not info.issparse() else "not a plain file"
-                    yield Member(name=info.name, size=info.size, offset=info.offset_data), reason
+                    yield SourceMember(name=info.name, size=info.size, offset=info.offset_data), reason
             # tarfile treats an unreadable header as the end; the true end is a block of zeros (POSIX pax).
             if stream.last.strip(b"\0") or not stream.last:
                 raise tarfile.ReadError(f"no end mark, damaged or cut short at byte {stream.tell()}")
@@ -231,7 +231,7 @@ def open_stream(source: Path) -> Iterator[Content]:
     """
     with _front_to_back(source) as stream:
 
-        def content(member: Member) -> bytes:
+        def content(member: SourceMember) -> bytes:
             offset = member.offset or 0
             try:
                 stream.seek(offset)
@@ -259,7 +259,7 @@ def open_archive(source: Path) -> Iterator[Content]:
             with zips.setdefault(path, archive).open(name) as handle:
                 return handle.read(size + 1)
 
-        def from_folder(member: Member) -> bytes:
+        def from_folder(member: SourceMember) -> bytes:
             archive, inside, name = member.name.partition(".zip/")
             if inside and (path := source / f"{archive}.zip").is_file():
                 return from_zip(path, name, member.size)
@@ -279,7 +279,7 @@ def open_archive(source: Path) -> Iterator[Content]:
             yield lambda member: _checked(member, lambda: os.pread(tar, member.size, member.offset or 0))
 
 
-def _checked(member: Member, read: Callable[[], bytes]) -> bytes:
+def _checked(member: SourceMember, read: Callable[[], bytes]) -> bytes:
     try:
         content = read()
     except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:

@@ -17,7 +17,7 @@ import numpy as np
 
 from sgdata import catalog, parquet_tables
 from sgdata.datasets import archives, cards
-from sgdata.datasets.types import Member, SampleListing, SampleRef, ShardRecipe
+from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe, SourceMember
 from sgdata.errors import SourceError
 from sgdata.rasters import small_tiff
 from sgdata.types import Array, Contract, LabelSpace, Sample
@@ -48,7 +48,7 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     space = cards.label_space("bigearthnet", recipe.labels)
     listing = archives.list_members(source)
     wanted = {*(f"{band}.tif" for band in edition.bands), _LABELS}
-    patches: dict[str, dict[str, Member]] = {}
+    patches: dict[str, dict[str, SourceMember]] = {}
     # Folders may be nested to any depth, so patches are recognised by their own name.
     for member in listing.members:
         folder, _, file = member.name.rpartition("/")
@@ -86,7 +86,7 @@ def _metadata(source: Path, name: str) -> dict[str, dict[str, Any]]:
 
 
 def _ref(
-    name: str, of_name: Mapping[str, Member], row: dict[str, Any] | None, index: Mapping[str, int | None]
+    name: str, of_name: Mapping[str, SourceMember], row: dict[str, Any] | None, index: Mapping[str, int | None]
 ) -> SampleRef:
     meta: dict[str, Any] = {}
     if row:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sgdata.builds.patch_table import read
-from sgdata.datasets.types import Member, SampleRef
+from sgdata.datasets.types import SampleRef, SourceMember
 from sgdata.errors import SourceError
 from sgdata.rasters import geotiff, opening
 from sgdata.types import Array
@@ -19,7 +19,7 @@ CACHE_MB = 512
 """Memory for decoded blocks: neighbouring patches share them."""
 
 
-def list_patches(path: Path, members: tuple[Member, ...], pixel_bytes: float) -> tuple[SampleRef, ...]:
+def list_patches(path: Path, members: tuple[SourceMember, ...], pixel_bytes: float) -> tuple[SampleRef, ...]:
     """List the patches of a build as samples to be cut from its rasters.
 
     Args:

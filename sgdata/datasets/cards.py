@@ -43,18 +43,18 @@ def card(name: str) -> DatasetCard:
     return check_bands(files.read(DatasetCard, path), str(path))
 
 
-def check_bands(of: DatasetCard, where: str) -> DatasetCard:
+def check_bands(of: DatasetCard, origin: str) -> DatasetCard:
     """Return the card if its sensor is known and has all bands of its editions.
 
     Raises SettingError naming the sensor or the bands that are not known.
     """
     sensor = SENSORS.get(of.sensor)
     if sensor is None:
-        raise SettingError(f"{where}: sensor {of.sensor!r} is not known; expected one of {', '.join(SENSORS)}")
+        raise SettingError(f"{origin}: sensor {of.sensor!r} is not known; expected one of {', '.join(SENSORS)}")
     for each in of.editions:
         if unknown := [band for band in each.bands if band not in sensor.by_name]:
             raise SettingError(
-                f"{where}: edition {each.name} has bands {', '.join(unknown)}, which {of.sensor} lacks; "
+                f"{origin}: edition {each.name} has bands {', '.join(unknown)}, which {of.sensor} lacks; "
                 f"expected some of {', '.join(sensor.by_name)}"
             )
     return of

@@ -18,7 +18,7 @@ from typing import Any
 
 from sgdata import file_names, files, progress
 from sgdata.datasets import cards
-from sgdata.datasets.types import Source
+from sgdata.datasets.types import DatasetFile
 from sgdata.errors import OutputError, ServiceError, SettingError
 from sgdata.limits import DOWNLOAD_BYTES_PER_S, DOWNLOAD_SECONDS
 from sgdata.remote import retry, web
@@ -41,7 +41,7 @@ class DownloadPlan:
         free: Free bytes on the disk of the output folder.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[DatasetFile, ...]
     bytes: int
     unsized: int
     free: int
@@ -115,7 +115,7 @@ def _read_sums(out: Path) -> dict[str, str]:
     return files.read_sums(out) if files.is_finished(out) else {}
 
 
-def _download(source: Source, out: Path, policy: retry.RetryPolicy, stall_s: float) -> str:
+def _download(source: DatasetFile, out: Path, policy: retry.RetryPolicy, stall_s: float) -> str:
     """Download one file from the first address that gives it and return its SHA-256. Raises ServiceError."""
     from requests import RequestException
 
@@ -144,7 +144,7 @@ def _download(source: Source, out: Path, policy: retry.RetryPolicy, stall_s: flo
     raise ServiceError(f"{source.file}: cannot be fetched: {'; '.join(failures)}; try again later")
 
 
-def _append_missing(url: str, path: Path, source: Source, stall_s: float) -> None:
+def _append_missing(url: str, path: Path, source: DatasetFile, stall_s: float) -> None:
     """Append the missing bytes of a file. Raises ServiceError if the answer is too short, too long or an HTML page."""
     start = _size(path)
     etag = _etag_path(path)
@@ -181,7 +181,7 @@ def _append_missing(url: str, path: Path, source: Source, stall_s: float) -> Non
         raise ServiceError(f"ended after {_size(path)} of {total} bytes")
 
 
-def _append_body(answer: Any, path: Path, start: int, total: int | None, source: Source) -> None:
+def _append_body(answer: Any, path: Path, start: int, total: int | None, source: DatasetFile) -> None:
     """Write the body of a response to `path` from byte `start` on."""
     # An endless answer must not fill the disk.
     most = source.bytes if source.bytes is not None else total
@@ -213,7 +213,7 @@ def _regroup(received: Iterator[bytes]) -> Iterator[bytes]:
         yield bytes(waiting)
 
 
-def _verify(path: Path, source: Source) -> str:
+def _verify(path: Path, source: DatasetFile) -> str:
     """Return the SHA-256 of a complete file; remove one of the wrong size or digest and raise ServiceError."""
     digests = {name: hashlib.new(name, usedforsecurity=False) for name in {"sha256", source.algorithm or "sha256"}}
     with path.open("rb") as handle:
@@ -240,7 +240,7 @@ def _is_transient(error: BaseException) -> bool:
     return not isinstance(error, OSError)
 
 
-def _partial_path(out: Path, source: Source) -> Path:
+def _partial_path(out: Path, source: DatasetFile) -> Path:
     return out / f".{source.file}.partial"
 
 

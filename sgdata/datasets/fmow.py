@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sgdata.datasets import archives, cards
-from sgdata.datasets.types import Member, SampleListing, SampleRef, ShardRecipe
+from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe, SourceMember
 from sgdata.errors import SourceError
 from sgdata.rasters import small_tiff
 from sgdata.types import Array, Contract, LabelSpace, Sample
@@ -59,7 +59,7 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     return SampleListing(refs=refs, edition=stored, labels=space, rejected=listing.rejected, notes=tuple(notes))
 
 
-def _images(members: tuple[Member, ...], space: LabelSpace) -> dict[tuple[str, str], Member]:
+def _images(members: tuple[SourceMember, ...], space: LabelSpace) -> dict[tuple[str, str], SourceMember]:
     """Map (split, stem) to the image, for every TIFF named `<category>_<place>_<image>`."""
     images = {}
     for member in members:
@@ -72,7 +72,7 @@ def _images(members: tuple[Member, ...], space: LabelSpace) -> dict[tuple[str, s
     return images
 
 
-def _rows(source: Path, members: tuple[Member, ...], splits: set[str]) -> dict[tuple[str, str], dict[str, str]]:
+def _rows(source: Path, members: tuple[SourceMember, ...], splits: set[str]) -> dict[tuple[str, str], dict[str, str]]:
     """Map (split, stem) to the CSV row, for splits that have images here."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for name, split in CSVS.items():
@@ -91,7 +91,7 @@ def _rows(source: Path, members: tuple[Member, ...], splits: set[str]) -> dict[t
     return rows
 
 
-def _ref(at: tuple[str, str], member: Member, row: dict[str, str] | None, space: LabelSpace) -> SampleRef:
+def _ref(at: tuple[str, str], member: SourceMember, row: dict[str, str] | None, space: LabelSpace) -> SampleRef:
     split, stem = at
     match = _STEM.fullmatch(stem)
     category = match[1] if match else ""

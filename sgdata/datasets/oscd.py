@@ -17,7 +17,7 @@ import numpy as np
 
 from sgdata import catalog
 from sgdata.datasets import archives, cards
-from sgdata.datasets.types import Member, SampleListing, SampleRef, ShardRecipe
+from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe, SourceMember
 from sgdata.errors import SourceError
 from sgdata.rasters import small_tiff
 from sgdata.types import Array, Contract, Sample
@@ -35,7 +35,7 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     edition = cards.edition("oscd", recipe.edition)
     facts = catalog.document("oscd_cities")
     listing = archives.list_members(source)
-    cities: dict[str, dict[str, Member]] = {}
+    cities: dict[str, dict[str, SourceMember]] = {}
     splits = {name: split for split in ("train", "test") for name in facts[f"order_in_{split}_txt"]}
     # Copies rename the top folders and merge labels into the cities, so only the last parts of a name count.
     for member in listing.members:
@@ -92,7 +92,7 @@ def _read(ref: SampleRef, content: archives.Content, contract: Contract) -> Samp
     return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=meta)
 
 
-def _stack(folder: str, members: Mapping[str, Member], content: archives.Content, contract: Contract) -> Array:
+def _stack(folder: str, members: Mapping[str, SourceMember], content: archives.Content, contract: Contract) -> Array:
     planes: list[Array] = []
     # Only `imgs_*_rect`: registered and at 10 m; they must not be resampled again.
     for band in contract.bands:
@@ -107,7 +107,7 @@ def _stack(folder: str, members: Mapping[str, Member], content: archives.Content
     return np.stack(planes)
 
 
-def _change(city: str, members: Mapping[str, Member], content: archives.Content) -> Array:
+def _change(city: str, members: Mapping[str, SourceMember], content: archives.Content) -> Array:
     """Return the change map (H, W) uint8 of 0 and 1, from the PNG or the TIFF."""
     maps: list[Array] = []
     if f"cm/{city}-cm.tif" in members:

@@ -20,7 +20,7 @@ import numpy as np
 
 from sgdata import files
 from sgdata.datasets import build_patches, cards
-from sgdata.datasets.types import Member, SampleListing, SampleRef, ShardRecipe
+from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe, SourceMember
 from sgdata.errors import SourceError
 from sgdata.rasters import geotiff, grids, opening
 from sgdata.shards import contracts, statistics
@@ -53,7 +53,7 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     if differ:
         raise SourceError(f"{after}: differs from {before} in {', '.join(differ)}; build both alike")
     members = tuple(
-        Member(name=name, size=path.stat().st_size)
+        SourceMember(name=name, size=path.stat().st_size)
         for name, path in (("before", before / files.IMAGE), ("after", after / files.IMAGE))
     )
     refs = build_patches.list_patches(before / files.PATCHES, members, 4 * len(ours.bands) * _STORED_SHARE)

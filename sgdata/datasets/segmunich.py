@@ -17,7 +17,7 @@ import numpy as np
 
 from sgdata import catalog, files
 from sgdata.datasets import archives, build_patches, cards
-from sgdata.datasets.types import Member, SampleListing, SampleRef, ShardRecipe
+from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe, SourceMember
 from sgdata.errors import SettingError, SourceError
 from sgdata.rasters import dihedral, small_tiff
 from sgdata.shards import contracts
@@ -52,7 +52,7 @@ def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRe
 
 
 def _find_in_build(source: Path, labels: str) -> SampleListing:
-    members = tuple(Member(name=name, size=(source / name).stat().st_size) for name in _rasters(source))
+    members = tuple(SourceMember(name=name, size=(source / name).stat().st_size) for name in _rasters(source))
     contract = contracts.read(source)
     # The shipped recipe names the labels of the released patches; any other value was chosen by the user.
     painted = contract.label_space.name
@@ -91,8 +91,8 @@ def _find_released(source: Path, recipe: ShardRecipe) -> SampleListing:
     """
     edition = cards.edition("segmunich", "released")
     listing = archives.list_members(source)
-    images: dict[tuple[str, str], Member] = {}
-    labels: dict[tuple[str, str], Member] = {}
+    images: dict[tuple[str, str], SourceMember] = {}
+    labels: dict[tuple[str, str], SourceMember] = {}
     for member in listing.members:
         parts = PurePosixPath(member.name).parts
         # The authors' training script reads test/, the archive has val/.

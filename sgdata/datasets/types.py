@@ -11,7 +11,7 @@ from sgdata.types import Codec, Contract, Effort, LabelSpace, Level, Task
 
 # Slots, here and in SampleRef: BigEarthNet has seven million files, and a dict takes about 100 bytes each.
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
+class SourceMember:
     """File of a source.
 
     Attributes:
@@ -39,13 +39,13 @@ class SampleRef:
 
     key: str
     split: str
-    members: tuple[Member, ...]
+    members: tuple[SourceMember, ...]
     bytes: int
     meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class DatasetFile:
     """File as its authors distribute it.
 
     Attributes:
@@ -141,7 +141,7 @@ class Edition:
     samples: int | None = None
     shape: tuple[int, int, int] | None = None
     splits: tuple[SplitSet, ...] = ()
-    sources: tuple[Source, ...] = ()
+    sources: tuple[DatasetFile, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

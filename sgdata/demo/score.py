@@ -92,5 +92,5 @@ def best_cloudy_scene(
         for number, (planes, seen) in enumerate(zip(stack.dn, stack.clear_scores > 0, strict=True)):
             squares[number] += ((planes[:, seen] - reference[:, seen]) ** 2).sum()
             pixels[number] += seen.sum() * len(planes)
-    found = cloudy & (pixels > 0)
-    return float(np.sqrt(np.min(squares[found] / pixels[found])) * MSI.scale) if found.any() else None
+    clouded = cloudy & (pixels > 0)
+    return float(np.sqrt(np.min(squares[clouded] / pixels[clouded])) * MSI.scale) if clouded.any() else None

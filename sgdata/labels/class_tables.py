@@ -121,33 +121,33 @@ def _own(path: Path) -> ClassTable:
         content = "no rows" if not rows else f"columns {', '.join(map(str, rows[0]))}"
         raise SettingError(f"{path}: {content}; expected the tab-separated columns {', '.join(COLUMNS)}")
     for number, row in enumerate(rows, start=2):
-        where, name = f"{path} line {number}", (row["name"] or "").strip()
+        origin, name = f"{path} line {number}", (row["name"] or "").strip()
         colour, code = (row["colour"] or "").strip(), (row["code"] or "").strip()
         if not name or not re.fullmatch(r"(#[0-9a-fA-F]{6})?", colour) or not re.fullmatch(r"\d*", code):
-            raise SettingError(f"{where}: {name=}, {colour=}, {code=}; expected a name, #rrggbb or nothing, a number")
+            raise SettingError(f"{origin}: {name=}, {colour=}, {code=}; expected a name, #rrggbb or nothing, a number")
         if colours.setdefault(name, colour) != colour:
-            raise SettingError(f"{where}: '{name}' is {colour or 'without colour'}, was {colours[name]}; keep one")
+            raise SettingError(f"{origin}: '{name}' is {colour or 'without colour'}, was {colours[name]}; keep one")
         at = list(colours).index(name)
         if code and codes.setdefault(int(code), at) != at:
-            raise SettingError(f"{where}: code {code} is that of another class already; give each class its own")
-        rules += [_rule(tag, row, at, where) for tag in (row["tags"] or "").split(";")]
+            raise SettingError(f"{origin}: code {code} is that of another class already; give each class its own")
+        rules += [_rule(tag, row, at, origin) for tag in (row["tags"] or "").split(";")]
     if len(colours) > MANY:
         raise SettingError(f"{path}: {len(colours)} classes; labels are bytes: expected {MANY} at most")
     table = tag_rules.rules(rules, {at: at for at in range(len(colours))}, tiers=("core",), groups=())
     return ClassTable(space=_space(path.stem, colours, colours.values()), rules=table, codes=codes)
 
 
-def _rule(tag: str, row: Mapping[str, str], at: int, where: str) -> dict[str, str]:
+def _rule(tag: str, row: Mapping[str, str], at: int, origin: str) -> dict[str, str]:
     """Return one tag of a row as a row of the tag table."""
     key, equals, value = tag.strip().partition("=")
     geometry, priority = row["geometry"] or "", row["priority"] or ""
     width = (row.get("half_width_m") or "").strip()
     if not key or not equals or not value:
-        raise SettingError(f"{where}: tag '{tag.strip()}'; expected key=value, or key=* for any value")
+        raise SettingError(f"{origin}: tag '{tag.strip()}'; expected key=value, or key=* for any value")
     if geometry not in ("polygon", "line") or not priority.isdecimal():
-        raise SettingError(f"{where}: {geometry=}, {priority=}; expected polygon or line, and 1 (strongest) or more")
+        raise SettingError(f"{origin}: {geometry=}, {priority=}; expected polygon or line, and 1 (strongest) or more")
     if not re.fullmatch(r"(\d+(\.\d+)?)?", width) or (geometry == "line" and not width):
-        raise SettingError(f"{where}: half_width_m '{width}'; a line needs half its width in metres, such as 4")
+        raise SettingError(f"{origin}: half_width_m '{width}'; a line needs half its width in metres, such as 4")
     return {
         "osm_key": key,
         "osm_value": value,

@@ -29,17 +29,17 @@ def sea(lines: Sequence[Any], area: Any) -> tuple[Any, str]:
     if not coast:
         return shapely.Polygon(), ""
     noded = shapely.union_all([*coast, shapely.boundary(area)])
-    found, unclear = [], 0
+    faces, unclear = [], 0
     segments = _segments(coast)
     tree = shapely.STRtree(shapely.linestrings(segments))
     for face in shapely.get_parts(shapely.polygonize([noded])):
         right, left = _sides(face, segments[tree.query(face, predicate="intersects")])
         if right >= SURE:
-            found.append(face)
+            faces.append(face)
         elif left < SURE:
             unclear += 1
     gaps = f"{unclear} pieces of ground lie between coastlines that end or contradict each other" if unclear else ""
-    return shapely.union_all(found), gaps
+    return shapely.union_all(faces), gaps
 
 
 def _segments(lines: Sequence[Any]) -> Any:

@@ -44,16 +44,16 @@ def codes(name: str, table: ClassTable) -> dict[int, int]:
         raise SettingError(f"labels.codes is {name!r}: expected {', '.join(RASTERS)}, or a file of codes and classes")
     ids = {text: at for at, class_name in zip(table.space.ids, table.space.names, strict=True)
            for text in (class_name, str(at))}  # fmt: skip
-    found: dict[int, int] = {}
+    class_ids: dict[int, int] = {}
     for number, row in enumerate(catalog.read_table(path), start=2):
         code, of = (row.get("code") or "").strip(), (row.get("class") or "").strip()
         if not code.isdecimal() or of not in ids:
             expected = f"a whole number and one of {', '.join(table.space.names)}"
             raise SettingError(f"{path} line {number}: code {code!r}, class {of!r}; expected {expected:.300}")
-        found[int(code)] = ids[of]
-    if not found:
+        class_ids[int(code)] = ids[of]
+    if not class_ids:
         raise SettingError(f"{path}: has no codes; expected the tab-separated columns code and class")
-    return found
+    return class_ids
 
 
 def read(path: Path, grid: Grid, of_codes: Mapping[int, int]) -> Array:

@@ -92,8 +92,8 @@ def _scan_text(path: Path) -> bool:
     try:
         with _open_xml(path) as handle:
             while chunk := handle.read(1 << 20):
-                if found := EXPONENT.search(before + chunk):
-                    text = found[0].decode(errors="replace")
+                if match := EXPONENT.search(before + chunk):
+                    text = match[0].decode(errors="replace")
                     raise SourceError(f"{path}: coordinate {text!r:.60}, expected decimal degrees; fetch it again")
                 special = special or SPECIAL.search(before + chunk) is not None
                 before = chunk[-100:]
@@ -195,12 +195,12 @@ def _pbf_elements(path: Path) -> Iterator[Element]:
 # --- merging and writing -------------------------------------------------------------------
 
 
-def write_native(elements: Iterable[Element], path: Path, where: str) -> None:
+def write_native(elements: Iterable[Element], path: Path, origin: str) -> None:
     """Write elements as PBF, sorted and each once. Raises SourceError if an element is malformed."""
     try:
         _write(_merged(elements), path)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
-        raise SourceError(f"{where}: an element is malformed: {error!r:.80}; fetch again") from None
+        raise SourceError(f"{origin}: an element is malformed: {error!r:.80}; fetch again") from None
 
 
 def _merged(elements: Iterable[Element]) -> dict[str, dict[int, Element]]:

@@ -32,7 +32,7 @@ def check(path: Path) -> None:
         raise SourceError(f"{path}: cannot be read as OSM PBF: {error!s:.100}; fetch it again") from None
 
 
-def _check_block(blob: bytes, where: str) -> None:
+def _check_block(blob: bytes, origin: str) -> None:
     """Check the tables of texts of one block, whichever way it is compressed."""
     sizes = [value for number, value in _fields(blob) if number == 2 and isinstance(value, int)]
     for number, data in _fields(blob):
@@ -44,14 +44,14 @@ def _check_block(blob: bytes, where: str) -> None:
         elif number == 6:
             import imagecodecs
 
-            PBF_BLOCK_BYTES.check(max(sizes, default=0), where)
+            PBF_BLOCK_BYTES.check(max(sizes, default=0), origin)
             block = bytes(imagecodecs.lz4_decode(bytes(data), out=max(sizes, default=0)))
         for kind, table in _fields(block):
             # One text is empty, as its length of 0 says; of more zero bytes, some are inside texts.
             if kind == 1 and isinstance(table, bytes) and table.count(0) > 1:
                 for _, text in _fields(table):
                     if isinstance(text, bytes) and 0 in text:
-                        raise SourceError(f"{where}: text {text!r:.60} contains a NUL; fetch the file again")
+                        raise SourceError(f"{origin}: text {text!r:.60} contains a NUL; fetch the file again")
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -73,7 +73,7 @@ class Scan:
 # --- one pass with pyosmium ----------------------------------------------------------------
 
 
-def collect(path: Path, scan: Scan, where: str) -> str | None:
+def collect(path: Path, scan: Scan, origin: str) -> str | None:
     """Add the features of one OSM file and return the date in its header, or None."""
     import osmium
     import shapely
@@ -96,7 +96,7 @@ def collect(path: Path, scan: Scan, where: str) -> str | None:
         stamp: str | None = processor.header.get("osmosis_replication_timestamp") or None
         _mend(path, scan)
     except (RuntimeError, ValueError, KeyError, osmium.InvalidLocationError, shapely.GEOSException) as error:
-        raise SourceError(f"{where}: cannot be read as OpenStreetMap data: {error}; fetch it again") from None
+        raise SourceError(f"{origin}: cannot be read as OpenStreetMap data: {error}; fetch it again") from None
     return stamp
 
 
@@ -178,11 +178,11 @@ def _take_line(
     return ring
 
 
-def take_table(frame: Any, scan: Scan, where: str) -> Iterator[tuple[tuple[str, int], dict[str, str], Any]]:
+def take_table(frame: Any, scan: Scan, origin: str) -> Iterator[tuple[tuple[str, int], dict[str, str], Any]]:
     """Add the objects of a table of osmnx, and yield them."""
     import shapely
 
-    for name, text, shape in osm_table.objects(frame, where):
+    for name, text, shape in osm_table.objects(frame, origin):
         is_polygon = shape.geom_type in ("Polygon", "MultiPolygon")
         if name[0] == "way" and shape.geom_type in ("Polygon", "LineString"):
             # Which closed ways are areas is for our rules to say, not for those of osmnx.

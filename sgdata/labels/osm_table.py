@@ -15,25 +15,25 @@ OTHER = ("nodes", "ways", "geometry")
 """Columns that are no tags."""
 
 
-def objects(frame: Any, where: str) -> Iterator[tuple[tuple[str, int], dict[str, str], Any]]:
+def objects(frame: Any, origin: str) -> Iterator[tuple[tuple[str, int], dict[str, str], Any]]:
     """Yield type and id, tags, and geometry (shapely, in EPSG:4326) of each way and relation, sorted.
 
     Args:
         frame: GeoDataFrame with the type and id of each object in its index or in columns, and a column for each tag.
-        where: Name of its source, for messages.
+        origin: Name of its source, for messages.
 
     Raises:
         SourceError: The table has no CRS, or lacks type and id.
     """
     if frame.crs is None:
-        raise SourceError(f"{where}: the table has no CRS; expected one as osmnx.features_from_* returns it")
+        raise SourceError(f"{origin}: the table has no CRS; expected one as osmnx.features_from_* returns it")
     table = frame.to_crs(4326).reset_index()
     names = next((pair for pair in INDEXES if set(pair) <= set(table.columns)), None)
     if names is None:
-        found = ", ".join(map(str, table.columns[:6]))
+        columns = ", ".join(map(str, table.columns[:6]))
         raise SourceError(
-            f"{where}: the table has no columns element and id, it has {found}; expected one as osmnx.features_from_* "
-            "returns it, with its index"
+            f"{origin}: the table has no columns element and id, it has {columns}; expected one as "
+            "osmnx.features_from_* returns it, with its index"
         )
     kinds, numbers = (table[name].to_numpy() for name in names)
     tags: list[dict[str, str]] = [{} for _ in range(len(table))]

@@ -270,33 +270,35 @@ def unpack(path: Path) -> bytes:
     return documents.unpack_gzip(documents.read_bytes(path, ANSWER_BYTES), str(path), ANSWER_BYTES)
 
 
-def answer_of(content: bytes, where: str) -> dict[str, Any]:
+def answer_of(content: bytes, origin: str) -> dict[str, Any]:
     """Parse a raw Overpass answer and check that it is complete.
 
     Args:
         content: The answer.
-        where: Name of its source, for messages.
+        origin: Name of its source, for messages.
 
     Raises:
         SourceError: The answer is not JSON (an HTML error page), has no elements or fewer than counted, or has a
             `remark`, which Overpass adds to partial answers when it runs out of time or memory.
     """
     try:
-        answer = documents.parse_json(content, where, ANSWER_VALUES)
+        answer = documents.parse_json(content, origin, ANSWER_VALUES)
     except SourceError as error:
         raise SourceError(f"{error}; expected an Overpass answer in JSON") from None
     if not isinstance(answer, dict) or not isinstance(answer.get("elements"), list):
-        raise SourceError(f"{where}: has no list 'elements'; expected an Overpass answer in JSON")
+        raise SourceError(f"{origin}: has no list 'elements'; expected an Overpass answer in JSON")
     if answer.get("remark"):
-        raise SourceError(f"{where}: a part only, the server remarks {answer['remark']!r}; ask for less or again")
+        raise SourceError(f"{origin}: a part only, the server remarks {answer['remark']!r}; ask for less or again")
     counted = [item for item in answer["elements"] if isinstance(item, dict) and item.get("type") == "count"]
     try:
         total = int(counted[0]["tags"]["total"]) if counted else None
         stamp = answer.get("osm3s", {}).get("timestamp_osm_base")
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise SourceError(f"{where}: count or date is not as Overpass writes it ({error!r:.80}); fetch again") from None
+        raise SourceError(
+            f"{origin}: count or date is not as Overpass writes it ({error!r:.80}); fetch again"
+        ) from None
     if not isinstance(stamp, str | None):
-        raise SourceError(f"{where}: its date is {stamp!r:.80}, expected a text such as 2020-04-01T00:00:00Z")
+        raise SourceError(f"{origin}: its date is {stamp!r:.80}, expected a text such as 2020-04-01T00:00:00Z")
     if counted and total != len(answer["elements"]) - len(counted):
-        raise SourceError(f"{where}: a part only, {len(answer['elements']) - 1} of {total} elements")
+        raise SourceError(f"{origin}: a part only, {len(answer['elements']) - 1} of {total} elements")
     return answer

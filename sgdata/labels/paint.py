@@ -28,7 +28,7 @@ class OsmSource:
     """Source of OpenStreetMap data, with the arguments of `osm_features.read`.
 
     Attributes:
-        where: File, folder, `overpass`, URL or GeoDataFrame.
+        address: File, folder, `overpass`, URL or GeoDataFrame.
         date: Date of the data.
         store: Folder for answers.
         offline: Use stored answers only.
@@ -37,7 +37,7 @@ class OsmSource:
         raster: Raster of codes of all classes but streets, where the settings take labels from one.
     """
 
-    where: Any
+    address: Any
     date: str
     store: Path
     offline: bool = False
@@ -88,7 +88,7 @@ def label(grid: Grid, source: OsmSource, settings: rasterize.LabelSettings) -> L
     """
     table = read_classes(settings)
     features = osm_features.read(
-        source.where, _ground(grid), rules=table.rules, date=source.date, store=source.store, offline=source.offline,
+        source.address, _ground(grid), rules=table.rules, date=source.date, store=source.store, offline=source.offline,
         sea=source.sea,
     )  # fmt: skip
     answers, read, losses = dict(features.sha256), dict(features.counts), features.losses
@@ -115,8 +115,8 @@ def label(grid: Grid, source: OsmSource, settings: rasterize.LabelSettings) -> L
     unmapped = float((painted[0] == rasterize.UNMAPPED).mean())
     log.info("labels: %s; read: %s; unmapped: %.1f %%", dict(drawing.counts), read, 100 * unmapped)
     if unmapped > MANY_UNMAPPED:
-        where = source.where if isinstance(source.where, str) else "the table"
-        log.warning("labels: %.0f %% of the ground is unmapped in %s", 100 * unmapped, where)
+        address = source.address if isinstance(source.address, str) else "the table"
+        log.warning("labels: %.0f %% of the ground is unmapped in %s", 100 * unmapped, address)
     return Labels(painted=painted, answers=answers, losses=losses, features=count, agreement=agreement)
 
 

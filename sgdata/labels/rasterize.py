@@ -98,7 +98,7 @@ class _Classified:
     """Feature with its rule and its geometry in the grid's CRS."""
 
     name: tuple[str, int]
-    rule: tag_rules.Rule
+    rule: tag_rules.TagRule
     geometry: Any
     area_m2: float
     half_width_m: float

@@ -26,7 +26,7 @@ SEA = "sgdata:sea"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class TagRule:
     """Row of the table: an object with `key=value` drawn as `kind` gets `label` (a train index).
 
     Attributes:
@@ -57,12 +57,12 @@ class Rule:
     active: bool = True
 
 
-RuleTable = Mapping[tuple[Kind, str, str], Rule]
+RuleTable = Mapping[tuple[Kind, str, str], TagRule]
 
 
 def rules(
     rows: Iterable[Mapping[str, str]], codes: Mapping[int, int], *, tiers: Iterable[str], groups: Iterable[str]
-) -> dict[tuple[Kind, str, str], Rule]:
+) -> dict[tuple[Kind, str, str], TagRule]:
     """Parse the tag table.
 
     Args:
@@ -77,7 +77,7 @@ def rules(
     Raises:
         SettingError: A row has a missing column, no tier or an unknown label value, or is there twice.
     """
-    table: dict[tuple[Kind, str, str], Rule] = {}
+    table: dict[tuple[Kind, str, str], TagRule] = {}
     for number, row in enumerate(rows, start=2):
         if row.get("geometry") == "raster":  # untagged land has no tag to match
             continue
@@ -90,23 +90,23 @@ def rules(
 
 
 def _rule(
-    row: Mapping[str, str], codes: Mapping[int, int], where: str, tiers: frozenset[str], groups: frozenset[str]
-) -> Rule:
+    row: Mapping[str, str], codes: Mapping[int, int], origin: str, tiers: frozenset[str], groups: frozenset[str]
+) -> TagRule:
     try:
         note, kind, value = row["note"], row["geometry"], int(row["segmunich_label_value"])
         priority = int(row["priority"])
         key, tag_value = row["osm_key"], row["osm_value"]
     except (KeyError, ValueError) as error:
-        raise SettingError(f"{where}: {error}; expected the columns of osm_lulc_tags.tsv") from None
+        raise SettingError(f"{origin}: {error}; expected the columns of osm_lulc_tags.tsv") from None
     tier = _search(r"tier=(core|ext|opt)", note)
     if kind not in get_args(Kind) or not tier:
-        raise SettingError(f"{where}: geometry {kind!r}, note {note!r}; expected polygon or line, tier=core|ext|opt")
+        raise SettingError(f"{origin}: geometry {kind!r}, note {note!r}; expected polygon or line, tier=core|ext|opt")
     if value != IGNORE and value not in codes:
-        raise SettingError(f"{where}: label value {value} is not among {sorted(codes)}")
+        raise SettingError(f"{origin}: label value {value} is not among {sorted(codes)}")
     # Half widths of CTU Prague are those of carriageways; OSM2LULC has 6 or 12 m for every street.
     group, width = _search(r"group=(\w+)", note), _search(r"CTU=(\d+(?:\.\d+)?)", note)
     chosen = group in groups if group else tier in tiers
-    return Rule(
+    return TagRule(
         key=key,
         value=tag_value,
         kind=cast(Kind, kind),
@@ -128,7 +128,7 @@ def with_sea(table: RuleTable) -> RuleTable:
     if row is None or row.label == IGNORE:
         return table
     # Weakest of all: what OpenStreetMap has in the sea, such as piers and islands, is painted over it.
-    sea = Rule(key=SEA, value="yes", kind="polygon", label=row.label, tier="core", priority=1 << 20)
+    sea = TagRule(key=SEA, value="yes", kind="polygon", label=row.label, tier="core", priority=1 << 20)
     return {**table, ("polygon", SEA, "yes"): sea}
 
 
@@ -142,7 +142,7 @@ def keys(table: RuleTable, kind: Kind) -> tuple[str, ...]:
     return tuple(sorted({rule.key for rule in table.values() if rule.kind == kind and rule.active}))
 
 
-def match(table: RuleTable, kind: Kind, tags: Mapping[str, str], *, is_way: bool) -> Rule | None:
+def match(table: RuleTable, kind: Kind, tags: Mapping[str, str], *, is_way: bool) -> TagRule | None:
     """Return the rule for an object, or None.
 
     Of several rules, an exact value beats `*`, then core beats ext beats opt, then the stronger priority wins, then the
@@ -156,7 +156,7 @@ def match(table: RuleTable, kind: Kind, tags: Mapping[str, str], *, is_way: bool
             `area=yes`; a multipolygon relation always is one.
     """
     linear = kind == "polygon" and is_way and tags.get("area") != "yes"
-    best: tuple[tuple[bool, int, int, str], Rule] | None = None
+    best: tuple[tuple[bool, int, int, str], TagRule] | None = None
     for key, text in tags.items():
         # Values may be lists such as "forest;meadow", of which the first known value counts.
         for value in (*(part.strip() for part in text.split(";")), "*"):
@@ -181,7 +181,7 @@ def _has(tags: Mapping[str, str], condition: str) -> bool:
     return key in tags and (not equals or tags[key] == value)
 
 
-def hidden(tags: Mapping[str, str], rule: Rule) -> bool:
+def hidden(tags: Mapping[str, str], rule: TagRule) -> bool:
     """Return whether an object is under ground: a tunnel, an underground car park, a street below layer 0.
 
     Natural ground is not, whatever its layer: rivers are often mapped at layer -1 because bridges cross them.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sgdata import files
 from sgdata.datasets import archives
-from sgdata.datasets.types import Member, SampleRef, ShardRecipe
+from sgdata.datasets.types import SampleRef, ShardRecipe, SourceMember
 from sgdata.remote import identity
 from sgdata.shards import tar_format
 from sgdata.types import Contract
@@ -92,7 +92,7 @@ def shard_tasks(
     return tasks
 
 
-def _file(source: Path, member: Member) -> str:
+def _file(source: Path, member: SourceMember) -> str:
     """Return the path of the file in a folder that has a member: itself, or a zip."""
     path = f"{source}/{member.name}"
     archive, inside, _ = path.partition(".zip/")
@@ -113,13 +113,13 @@ class Spool:
     path: Path
     offsets: dict[int, int] = field(default_factory=dict)
 
-    def members(self) -> Iterator[tuple[Member, Spool]]:
+    def members(self) -> Iterator[tuple[SourceMember, Spool]]:
         """Yield the members in the order of the tar, each with this spool."""
         members = [member for ref in self.task.refs for member in ref.members]
         for member in sorted(members, key=_tar_offset):
             yield member, self
 
-    def add(self, member: Member, content: bytes) -> None:
+    def add(self, member: SourceMember, content: bytes) -> None:
         """Append the content of a member. Raises OutputError."""
         with files.writing(self.path), self.path.open("ab") as handle:
             self.offsets[_tar_offset(member)] = handle.tell()
@@ -144,7 +144,7 @@ class Spool:
         return replace(self.task, source=self.path, refs=tuple(refs), spooled=True)
 
 
-def _tar_offset(member: Member) -> int:
+def _tar_offset(member: SourceMember) -> int:
     return member.offset or 0
 
 

@@ -9,7 +9,7 @@ from sgdata.audits import findings
 from sgdata.pages import html
 
 
-def write(out: Path, report: findings.Report) -> Path:
+def write(out: Path, report: findings.AuditReport) -> Path:
     """Write `audit.json` and its page into `out`; return the page. Raises OutputError."""
     from sgdata.pages.tables import build_audit
 

@@ -90,7 +90,7 @@ class Map:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class SampleCard:
     """One sample: pictures as (file, alt), and its values by filter."""
 
     title: str
@@ -103,7 +103,7 @@ class Gallery:
     """Cards that can be filtered by their values."""
 
     title: str
-    cards: tuple[Card, ...]
+    cards: tuple[SampleCard, ...]
     filters: tuple[str, ...]
     caption: str = ""
     keys: tuple[tuple[str, str], ...] = field(default=())

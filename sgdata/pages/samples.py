@@ -53,7 +53,7 @@ def spread(rows: Sequence[tar_format.Row], limit: int) -> list[tar_format.Row]:
     return chosen
 
 
-def _card(sample: Sample, row: tar_format.Row, contract: Contract, folder: Path) -> html.Card:
+def _card(sample: Sample, row: tar_format.Row, contract: Contract, folder: Path) -> html.SampleCard:
     names = dict(zip(contract.label_space.ids, contract.label_space.names, strict=True))
     mask = sample.arrays.get("mask")
     present = row["labels"] if mask is None else np.unique(mask).tolist()
@@ -65,7 +65,7 @@ def _card(sample: Sample, row: tar_format.Row, contract: Contract, folder: Path)
         pictures.append((file, f"{name} of {sample.key}: {', '.join(classes) or 'no class'}"))
     # The classes of a mask are visible in its picture.
     title = f"{sample.key}, {sample.split}" + (f": {', '.join(classes)}" if mask is None and classes else "")
-    return html.Card(title=title, pictures=tuple(pictures), values={"split": (sample.split,), "class": classes})
+    return html.SampleCard(title=title, pictures=tuple(pictures), values={"split": (sample.split,), "class": classes})
 
 
 def _pictures(sample: Sample, mask: Array | None, contract: Contract) -> Iterator[tuple[str, Array]]:
@@ -93,9 +93,9 @@ def _shares(source: Path, rows: Sequence[tar_format.Row], contract: Contract) ->
     masked = "mask_offset" in rows[0]
     for row in spread(rows, MASKS) if masked else rows:
         values = tar_format.read_sample(source, row).arrays["mask"] if masked else np.array(row["labels"], int)
-        found, numbers = np.unique(values, return_counts=True)
+        classes, numbers = np.unique(values, return_counts=True)
         split = counts.setdefault(row["split"], Counter())
-        split.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
+        split.update(dict(zip(classes.tolist(), numbers.tolist(), strict=True)))
     if not any(counts.values()):
         return []
     of = f"Of the pixels of {min(len(rows), MASKS):,} samples." if masked else "Of the labels given."

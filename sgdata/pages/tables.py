@@ -9,7 +9,7 @@ from sgdata.pages import html
 from sgdata.types import Contract, LabelSpace
 
 if TYPE_CHECKING:
-    from sgdata.audits.findings import Report
+    from sgdata.audits.findings import AuditReport
 
 
 def build_shares(space: LabelSpace, counts: Mapping[str, Mapping[int, int]], *, caption: str = "") -> html.Bars:
@@ -63,7 +63,7 @@ def build_contract(dataset: Contract, more: Mapping[str, str]) -> html.Table:
     return html.Table(title="Contract", columns=("what", "value"), rows=tuple((facts | dict(more)).items()))
 
 
-def build_audit(report: Report) -> html.Table:
+def build_audit(report: AuditReport) -> html.Table:
     """Return a table of the checks of an audit."""
     rows = tuple((check.name, check.state, check.message, ", ".join(check.where)) for check in report.checks)
     caption = f"{report.subject}: {report.samples:,} samples, {report.findings} findings."

@@ -103,8 +103,8 @@ def check_vrt(path: Path, outer: tuple[Path, ...] = ()) -> list[Path]:
     for element in root.iter():
         kind = element.get("subClass", "")
         if element.tag not in _VRT_ELEMENTS or kind or "resampling" in element.attrib:
-            found = f"VRT with {kind or element.tag!r:.60}"
-            raise SourceError(f"{path}: {found}, expected a mosaic or stack of files; write it as GeoTIFF")
+            description = f"VRT with {kind or element.tag!r:.60}"
+            raise SourceError(f"{path}: {description}, expected a mosaic or stack of files; write it as GeoTIFF")
         if element.tag == "SourceFilename":
             relative = element.get("relativeToVRT", "0") == "1"
             names.append((path.parent if relative else Path.cwd()) / (element.text or "").strip())

@@ -42,14 +42,14 @@ class Georeference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class TiffImage:
     """Pixels (C, H, W) in the file's own dtype, native byte order; `place` is None without a georeference."""
 
     pixels: Array
     place: Georeference | None
 
 
-def read(content: bytes) -> Picture:
+def read(content: bytes) -> TiffImage:
     """Read the one image in the bytes of a TIFF. Raises SourceError for any other content.
 
     Pages may be interleaved, planar or of a single band. So-called shaped series of tifffile, (H, W, C) arrays written
@@ -74,7 +74,7 @@ def read(content: bytes) -> Picture:
         raise
     except Exception as error:  # damaged bytes make tifffile raise errors of many types
         raise SourceError(f"not a readable TIFF: {type(error).__name__}: {error!s:.120}") from None
-    return Picture(pixels=np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")), place=place)
+    return TiffImage(pixels=np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")), place=place)
 
 
 def _check_pages(content: bytes) -> None:
@@ -120,7 +120,7 @@ def _check_declared(series: Any, size: int) -> None:
         raise SourceError(f"TIFF claims {stored} stored bytes in a file of {size}: its strips overlap or are cut short")
 
 
-def _plain(content: bytes) -> Picture | None:
+def _plain(content: bytes) -> TiffImage | None:
     """Read one uncompressed interleaved image in strips (BigEarthNet, EuroSAT); return None for all other files.
 
     About 15 times as fast as the general reader, which tests for every variant of TIFF.
@@ -151,7 +151,7 @@ def _plain(content: bytes) -> Picture | None:
     if not data or len(data) != math.prod(shape) * dtype.itemsize:
         return None
     pixels = np.frombuffer(data, dtype).reshape(shape).transpose(2, 0, 1)
-    return Picture(pixels=np.ascontiguousarray(pixels, dtype.newbyteorder("=")), place=place)
+    return TiffImage(pixels=np.ascontiguousarray(pixels, dtype.newbyteorder("=")), place=place)
 
 
 def _tags(content: bytes, order: str) -> dict[int, tuple[Any, ...]] | None:
@@ -232,7 +232,7 @@ def _to_wgs84(epsg: int) -> Any:
         raise SourceError(f"image names EPSG:{epsg}, which is no known CRS") from None
 
 
-def place_metadata(picture: Picture) -> dict[str, Any]:
+def place_metadata(picture: TiffImage) -> dict[str, Any]:
     """Return `crs` and `bounds` for the meta of a sample; empty without a georeference."""
     if picture.place is None:
         return {}

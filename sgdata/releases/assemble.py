@@ -39,7 +39,7 @@ RECIPE_OF_BUILD = "build-recipe.toml"
 _COLUMNS = ("key", "split", "shard", "west", "south", "east", "north", "crs", "date", "labels")
 
 
-def release(order: ReleaseOrder, audited: Callable[[Path], findings.Report]) -> tuple[Path, findings.Report]:
+def release(order: ReleaseOrder, audited: Callable[[Path], findings.AuditReport]) -> tuple[Path, findings.AuditReport]:
     """Write the release `out/NAME-VERSION`.
 
     Args:
@@ -111,8 +111,11 @@ def _checked(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
 
 
 def _assemble(
-    order: ReleaseOrder, source: tuple[Any, lock.Lock | None], folder: Path, audited: Callable[[Path], findings.Report]
-) -> findings.Report:
+    order: ReleaseOrder,
+    source: tuple[Any, lock.Lock | None],
+    folder: Path,
+    audited: Callable[[Path], findings.AuditReport],
+) -> findings.AuditReport:
     from importlib.metadata import version
 
     contract, planned = source

@@ -13,7 +13,7 @@ from sgdata.errors import SettingError
 from sgdata.types import Bounds, Contract
 
 if TYPE_CHECKING:
-    from sgdata.audits.findings import Report
+    from sgdata.audits.findings import AuditReport
     from sgdata.scenes.lock import Lock
 
 RELEASED_BY_OTHERS = "released"
@@ -73,7 +73,7 @@ class ReleaseContent:
     contract: Contract
     card: DatasetCard
     rows: Sequence[Mapping[str, Any]]
-    report: Report
+    report: AuditReport
     shards: Mapping[str, tuple[str, int]]
     index_sha256: str
     lock: Lock | None

@@ -112,8 +112,8 @@ def _band_order(contract: Contract, build: Path) -> list[int]:
     if contract.shape is None or contract.shape[1:] != (SIDE, SIDE):
         raise SettingError(f"{build}: patches are {contract.shape}; build it with patches.size={SIDE}")
     if contract.label_space.name != SPACE:
-        found = contract.label_space.name
-        raise SettingError(f"{build}: labels are '{found}'; build it with labels.classes={SPACE} and --osm")
+        space_name = contract.label_space.name
+        raise SettingError(f"{build}: labels are '{space_name}'; build it with labels.classes={SPACE} and --osm")
     return [names.index(name) for name in wanted]
 
 

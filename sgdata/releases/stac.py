@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgdata.file_names import file_name
 from sgdata.releases.release_content import ReleaseContent, bounds
-from sgdata.scenes import stac_item
+from sgdata.scenes import output_items
 
 if TYPE_CHECKING:
     import pystac
@@ -41,7 +41,7 @@ def documents(content: ReleaseContent, software: str) -> dict[str, dict[str, Any
 def _collection(content: ReleaseContent, software: str) -> pystac.Collection:
     import pystac
 
-    first, last = stac_item.interval(content.days or (FIRST_DAY, FIRST_DAY))
+    first, last = output_items.interval(content.days or (FIRST_DAY, FIRST_DAY))
     extent = pystac.Extent(
         # STAC requires a bounding box: the whole Earth if the places of the samples are unknown.
         spatial=pystac.SpatialExtent([list(content.bounds or WORLD)]),
@@ -60,7 +60,7 @@ def _collection(content: ReleaseContent, software: str) -> pystac.Collection:
         keywords=["sentinel-2", content.card.task],
         providers=[provider],
         summaries=pystac.Summaries({"bands": _bands(content)}),
-        stac_extensions=[stac_item.EXTENSIONS[key] for key in ("file", "processing", "eo", "scientific")],
+        stac_extensions=[output_items.EXTENSIONS[key] for key in ("file", "processing", "eo", "scientific")],
         extra_fields={"sci:citation": "; ".join(content.card.citation)},
         assets={"index": index},
         catalog_type=pystac.CatalogType.SELF_CONTAINED,
@@ -88,7 +88,7 @@ def _item(content: ReleaseContent, split: str, software: str) -> pystac.Item:
         grid = content.lock.grid
         properties |= {"proj:transform": list(grid.transform), "proj:shape": list(grid.shape)}
     extensions = ("file", "projection", "processing", "classification", "eo")
-    item = stac_item.create_item(f"{content.order.title}-{split}", box, content.days, properties, extensions)
+    item = output_items.create_item(f"{content.order.title}-{split}", box, content.days, properties, extensions)
     shards = {row["shard"] for row in rows}
     for name, (sha256, size) in content.shards.items():
         if name in shards:
@@ -100,7 +100,7 @@ def _item(content: ReleaseContent, split: str, software: str) -> pystac.Item:
 def _asset(content: ReleaseContent, name: str, sha256: str, size: int) -> pystac.Asset:
     import pystac
 
-    fields = stac_item.file_fields(size, sha256) | {"bands": _bands(content)} | _classes(content)
+    fields = output_items.file_fields(size, sha256) | {"bands": _bands(content)} | _classes(content)
     return pystac.Asset(f"../{name}", media_type="application/x-tar", roles=["data"], extra_fields=fields)
 
 
@@ -115,7 +115,7 @@ def _sources(content: ReleaseContent) -> Iterator[pystac.Link]:
 
 
 def _bands(content: ReleaseContent) -> list[dict[str, Any]]:
-    return [stac_item.band_fields(band.name) for band in content.contract.bands]
+    return [output_items.band_fields(band.name) for band in content.contract.bands]
 
 
 def _classes(content: ReleaseContent) -> dict[str, Any]:

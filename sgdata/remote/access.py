@@ -41,16 +41,16 @@ class Access:
     private: bool = False
 
 
-def access_of(where: str, *, allow_private_hosts: bool = False) -> Access:
+def access_of(address: str, *, allow_private_hosts: bool = False) -> Access:
     """Return what a catalogue or service may name.
 
     Args:
-        where: URL, or path of a file or folder, that the user gave.
+        address: URL, or path of a file or folder, that the user gave.
         allow_private_hosts: admit hosts of the local network that a remote source names.
     """
-    if REMOTE.match(where):
-        return Access(hosts=(host_of(where),), private=allow_private_hosts)
-    path = Path(where)
+    if REMOTE.match(address):
+        return Access(hosts=(host_of(address),), private=allow_private_hosts)
+    path = Path(address)
     # The files of a user may name the user's own servers.
     return Access(root=str((path if path.is_dir() else path.parent).resolve()), private=True)
 

@@ -56,11 +56,11 @@ def of_address(href: str, access: Access | None = None) -> str:
 
 def _state(path: str) -> tuple[int, ...]:
     try:
-        found = os.stat(path)  # noqa: PTH116 - paths of millions of files would take as long as the disk
+        status = os.stat(path)  # noqa: PTH116 - paths of millions of files would take as long as the disk
     except OSError:
         return ()
     # The time of change too: it cannot be set back as that of modification can.
-    return (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 @lru_cache(maxsize=1024)

@@ -136,8 +136,8 @@ def _polygon(path: Path, feature: str | None) -> Any:
         raise SettingError(f"{path}: holds {len(features)} features ({names}), {which}; give --feature NAME of one")
     shape = chosen[0].geometry
     if shape is None or shape.geom_type not in {"Polygon", "MultiPolygon"} or shape.is_empty:
-        found = "no geometry" if shape is None or shape.is_empty else f"a {shape.geom_type}"
-        raise SettingError(f"{path}: feature {chosen[0].name!r} has {found}; expected a polygon")
+        geometry_type = "no geometry" if shape is None or shape.is_empty else f"a {shape.geom_type}"
+        raise SettingError(f"{path}: feature {chosen[0].name!r} has {geometry_type}; expected a polygon")
     vertices = shapely.get_coordinates(shape)
     if not (np.abs(vertices) <= (180, 90)).all():
         raise SettingError(f"{path}: holds {len(vertices)} vertices in degrees; expected a polygon in WGS84")

@@ -23,17 +23,17 @@ HEADERS = "SGDATA_STAC_HEADERS"
 
 
 class CatalogIO(StacApiIO):
-    """Reads documents from disk and over HTTP, as far as the catalogue at `where` may name them.
+    """Reads documents from disk and over HTTP, as far as the catalogue at `address` may name them.
 
-    The headers of the environment are sent to the server of `where` and to no other.
+    The headers of the environment are sent to the server of `address` and to no other.
     """
 
-    def __init__(self, where: str, policy: retry.RetryPolicy, *, allow_private_hosts: bool = False) -> None:
+    def __init__(self, address: str, policy: retry.RetryPolicy, *, allow_private_hosts: bool = False) -> None:
         """Open a session that repeats requests by `policy`."""
         super().__init__(max_retries=None, timeout=TIMEOUT_S)
         self.headers = request_headers()
-        self.access = access_of(where, allow_private_hosts=allow_private_hosts)
-        self.session = web.session(self.access, headers=self.headers, headers_for=where)
+        self.access = access_of(address, allow_private_hosts=allow_private_hosts)
+        self.session = web.session(self.access, headers=self.headers, headers_for=address)
         retry.retry_session(self.session, policy)
         self._count = 0
         self._deadline = time.monotonic() + SEARCH_SECONDS.most
@@ -59,10 +59,10 @@ class CatalogIO(StacApiIO):
 
     def read_json(self, source: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a JSON document of bounded size. Raises SourceError, and what `read_text` raises."""
-        where = str(source.href if isinstance(source, pystac.Link) else source).partition("?")[0]
-        document = documents.parse_json(self.read_text(source, *args, **kwargs), where)
+        address = str(source.href if isinstance(source, pystac.Link) else source).partition("?")[0]
+        document = documents.parse_json(self.read_text(source, *args, **kwargs), address)
         if not isinstance(document, dict):
-            raise SourceError(f"{where}: is a {type(document).__name__}, expected a STAC object")
+            raise SourceError(f"{address}: is a {type(document).__name__}, expected a STAC object")
         return document
 
     def without_headers(self, text: str) -> str:

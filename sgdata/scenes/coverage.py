@@ -1,8 +1,7 @@
-"""Compute the coverage of an area by scenes: tiles, passes per month, holes, costs, and drift of the catalogue."""
+"""Compute the coverage of an area by scenes: tiles, passes per month, holes, and drift of the catalogue."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from sgdata.rasters import grids
-from sgdata.scenes import aoi, search
+from sgdata.scenes import aoi, build_cost, search
 from sgdata.scenes.types import TWIN, UNUSABLE, Dropped, Scene, Unusable
 from sgdata.sentinel2 import MSI
 from sgdata.types import Grid
@@ -20,13 +19,6 @@ if TYPE_CHECKING:
     from sgdata.scenes.lock import Lock
 
 SHOWN = 6
-WEB, DISK = 12e6, 150e6
-"""Assumed bytes per second of a 100 Mbit/s line and of a local disk."""
-COMPRESSED = 1 / 1.5  # deflate on reflectance
-BLOCK_PX, BLOCK_S = 1024, 0.008
-"""Side of a provider's block, and seconds in which a worker inflates, hashes and stores one: 7 to 10 ms measured."""
-REDUCED = 120e6
-"""Raw bytes a second that one worker masks, reduces and writes: measured for a medoid of 12 bands, 90 to 300 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +44,6 @@ class Month:
     def hole(self) -> bool:
         """Whether there are fewer than half of the expected passes."""
         return self.passes < self.expected / 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """Estimated cost of a build.
-
-    Attributes:
-        read_bytes: bytes to read.
-        scratch_bytes: bytes of scratch.
-        minutes: duration.
-    """
-
-    read_bytes: int
-    scratch_bytes: int
-    minutes: int
 
 
 def select_tiles(
@@ -234,13 +211,15 @@ def count_months(planned: Lock) -> tuple[Month, ...]:
     ]
     scenes = [item.scene for item in planned.items]
     count = Counter(scene.time[:7] for scene in scenes)
-    found = Counter(name for name, _ in {(scene.time[:7], scene.overpass) for scene in scenes})
+    counted = Counter(name for name, _ in {(scene.time[:7], scene.overpass) for scene in scenes})
     possible = _possible(scenes, first, last)
     # An archive may hold only a sample of all passes: holes are measured against its own typical month.
-    usual = statistics.median([found[m] / possible[m] for m in names if found[m] and possible[m]] or [1.0])
-    size = window_bytes(planned)
+    usual = statistics.median([counted[m] / possible[m] for m in names if counted[m] and possible[m]] or [1.0])
+    size = build_cost.window_bytes(planned)
     return tuple(
-        Month(month=m, passes=found[m], expected=round(possible[m] * usual, 1), scenes=count[m], bytes=count[m] * size)
+        Month(
+            month=m, passes=counted[m], expected=round(possible[m] * usual, 1), scenes=count[m], bytes=count[m] * size
+        )
         for m in names
     )
 
@@ -248,14 +227,14 @@ def count_months(planned: Lock) -> tuple[Month, ...]:
 def describe_baselines(planned: Lock) -> str:
     """Return the processing baselines of the scenes with their numbers, and by which rule twins were chosen."""
     count = Counter(item.scene.baseline for item in planned.items)
-    found = ", ".join(f"{name} ({number} scenes)" for name, number in sorted(count.items()))
+    counted = ", ".join(f"{name} ({number} scenes)" for name, number in sorted(count.items()))
     twins = sum(dropped.reason.startswith(TWIN) for dropped in planned.dropped)
     rule = (
         "in the order of source.baselines"
         if planned.baselines
         else "the newest first; source.baselines pins or orders them"
     )
-    return f"baselines: {found}" + (f"; {twins} twins left out, {rule}" if twins else "")
+    return f"baselines: {counted}" + (f"; {twins} twins left out, {rule}" if twins else "")
 
 
 def mixes_twins(planned: Lock) -> bool:
@@ -286,62 +265,15 @@ def _possible(scenes: Iterable[Scene], first: date, last: date) -> Counter[str]:
     return passes
 
 
-def window_bytes(planned: Lock) -> int:
-    """Return the raw bytes of one scene: the area in each band at its own resolution, and the mask layer."""
-    height, width = planned.grid.shape
-    total = 0.0
-    for name in planned.items[0].scene.assets:
-        coarser = MSI.gsd_m(name) / MSI.finest_gsd_m
-        total += height * width / coarser**2 * (2 if name in MSI.by_name else 1)
-    return round(total)
-
-
-def estimate_cost(planned: Lock, where: str, *, workers: int) -> Cost:
-    """Estimate the cost of a build of this lock that reads the catalogue `where`."""
-    raw = window_bytes(planned) * len(planned.items)
-    read = round(raw * COMPRESSED)
-    work = _blocks(planned) * BLOCK_S + raw / REDUCED
-    seconds = read / (WEB if search.is_url(where) else DISK) + work / workers
-    return Cost(
-        read_bytes=read, scratch_bytes=scratch_bytes(planned, len(planned.items)), minutes=round(seconds / 60) + 1
-    )
-
-
-def scratch_bytes(planned: Lock, scenes: int) -> int:
-    """Return the bytes of staged windows of so many scenes, and of finished tiles."""
-    height, width = planned.grid.shape
-    # Finished tiles keep the image and four planes of provenance until the COGs are written.
-    tiles = 2 * height * width * (len(planned.items[0].scene.assets) + 4)
-    return window_bytes(planned) * scenes + tiles
-
-
-def output_bytes(planned: Lock) -> int:
-    """Return the bytes that an image takes while it is written: once plain with overviews, once compressed."""
-    height, width = planned.grid.shape
-    return round(2 * height * width * len(planned.items[0].scene.assets) * (4 / 3 + COMPRESSED))
-
-
-def _blocks(planned: Lock) -> int:
-    """Count the blocks of all files that overlap the area, since blocks are inflated as a whole."""
-    total = 0.0
-    for item in planned.items:
-        for name, asset in item.scene.assets.items():
-            sides = [side * planned.grid.gsd_m / MSI.gsd_m(name) / BLOCK_PX + 1 for side in planned.grid.shape]
-            # On average a window overlaps one more block than it fills, but not more than the file has.
-            present = [-(-side // BLOCK_PX) for side in asset.shape or (math.inf, math.inf)]
-            total += min(sides[0], present[0]) * min(sides[1], present[1])
-    return round(total)
-
-
 # --- drift ---------------------------------------------------------------------------------
 
 
-def drift(planned: Lock, where: str, *, allow_private_hosts: bool = False) -> list[str]:
+def drift(planned: Lock, address: str, *, allow_private_hosts: bool = False) -> list[str]:
     """Compare the scenes of a catalogue with those of a lock.
 
     Args:
         planned: the lock.
-        where: URL or path of the catalogue.
+        address: URL or path of the catalogue.
         allow_private_hosts: follow links of a remote catalogue to hosts of the local network.
 
     Returns:
@@ -360,10 +292,10 @@ def drift(planned: Lock, where: str, *, allow_private_hosts: bool = False) -> li
         leave_out=tuple(dropped.id for dropped in planned.dropped if dropped.reason == search.LEFT_OUT),
         baselines=planned.baselines,
     )
-    found, others = search.search(where, query, allow_private_hosts=allow_private_hosts)
+    counted, others = search.search(address, query, allow_private_hosts=allow_private_hosts)
     # Select as the plan did, so that neighbours that it left out are not reported as new.
     unusable = [one for one in others if isinstance(one, Unusable)]
-    usable, elsewhere = select_tiles(found, planned.grid, unusable, outline=planned.outline)
+    usable, elsewhere = select_tiles(counted, planned.grid, unusable, outline=planned.outline)
     today = {scene.id: scene for scene in usable}
     known = {item.scene.id: item.scene for item in planned.items}
     left_out = {dropped.id for dropped in planned.dropped}

@@ -129,17 +129,17 @@ def check_equal(locked: Lock, actual: Lock) -> None:
         )
 
 
-def _difference(locked: Any, actual: Any, where: str) -> str:
+def _difference(locked: Any, actual: Any, key_path: str) -> str:
     """Return 'a.b is X, the lock has Y' for the first leaf that differs, '' if none does."""
     if isinstance(locked, dict) and isinstance(actual, dict):
         pairs = [(key, locked.get(key), actual.get(key)) for key in sorted(locked.keys() | actual.keys())]
     elif isinstance(locked, list) and isinstance(actual, list) and len(locked) == len(actual):
         pairs = [(str(index), *pair) for index, pair in enumerate(zip(locked, actual, strict=True))]
     else:
-        return "" if locked == actual else f"{where} is {actual!s:.60}, the lock has {locked!s:.60}"
+        return "" if locked == actual else f"{key_path} is {actual!s:.60}, the lock has {locked!s:.60}"
     # Only the first: the others mostly follow from it.
     for key, one, other in pairs:
-        if text := _difference(one, other, f"{where}.{key}".lstrip(".")):
+        if text := _difference(one, other, f"{key_path}.{key}".lstrip(".")):
             return text
     return ""
 

@@ -54,7 +54,7 @@ class OffsetSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class OffsetEvidence:
     """The pixel test of one scene.
 
     Attributes:
@@ -187,7 +187,9 @@ def count(scene_classes: Array, bands: Array) -> tuple[int, int, int, int, int]:
     return int(clear.sum()), ground, valid, dark, near
 
 
-def decide(scene: Scene, expected: int | None, evidence: Evidence, *, source: OffsetSource = "neither") -> Decision:
+def decide(
+    scene: Scene, expected: int | None, evidence: OffsetEvidence, *, source: OffsetSource = "neither"
+) -> Decision:
     """Decide the offset to add to the DN of a scene.
 
     Args:
@@ -210,15 +212,15 @@ def decide(scene: Scene, expected: int | None, evidence: Evidence, *, source: Of
         return _undecided(scene, evidence, pixels)
     if pixels is None or pixels == expected:
         return Decision(offset=expected)
-    found = f"metadata promise offset {expected}, the pixels show {pixels}"
+    message = f"metadata promise offset {expected}, the pixels show {pixels}"
     if not carried and not expected:
-        return Decision(offset=expected, warning=f"{found}, which baseline {scene.baseline} cannot have ({evidence})")
+        return Decision(offset=expected, warning=f"{message}, which baseline {scene.baseline} cannot have ({evidence})")
     if evidence.clear_share < CONTRADICTION_SHARE:
-        return Decision(offset=expected, warning=f"{found} on too small a part of the area to count ({evidence})")
-    return Decision(offset=None, problem=f"{found}; leave them out or give --offset-source pixels|metadata")
+        return Decision(offset=expected, warning=f"{message} on too small a part of the area to count ({evidence})")
+    return Decision(offset=None, problem=f"{message}; leave them out or give --offset-source pixels|metadata")
 
 
-def _undecided(scene: Scene, evidence: Evidence, pixels: int | None) -> Decision:
+def _undecided(scene: Scene, evidence: OffsetEvidence, pixels: int | None) -> Decision:
     """Decide the offset of a scene whose metadata do not tell who wrote its pixels."""
     if pixels is not None:
         return Decision(offset=pixels)
@@ -239,7 +241,7 @@ def _undecided(scene: Scene, evidence: Evidence, pixels: int | None) -> Decision
     return Decision(offset=None, problem=problem, untestable=True)
 
 
-def measured(evidence: Evidence, *, clear_share: float = CLEAR_SHARE) -> int | None:
+def measured(evidence: OffsetEvidence, *, clear_share: float = CLEAR_SHARE) -> int | None:
     """Return the offset by the pixels; None if they cannot tell.
 
     Dark pixels prove that there is no offset. Their absence proves nothing unless a share `clear_share` of the area is
@@ -254,7 +256,7 @@ def measured(evidence: Evidence, *, clear_share: float = CLEAR_SHARE) -> int | N
     return MSI.offset.value if is_near else None
 
 
-def problems(undecided: Iterable[tuple[str, Decision, Evidence]]) -> str:
+def problems(undecided: Iterable[tuple[str, Decision, OffsetEvidence]]) -> str:
     """Return what keeps scenes (id, decision, evidence) from having an offset, in one line for all of them."""
     kinds: dict[str, list[str]] = {}
     for name, decision, evidence in undecided:

@@ -241,8 +241,8 @@ def _band_number(asset: pystac.Asset, band: str) -> int | None:
     described = asset.extra_fields.get("eo:bands") or asset.extra_fields.get("bands") or []
     # By any provider's name of the band, but not by common names, which several bands share.
     names = {band.lower(), *(keys[band].lower() for keys in asset_keys().values() if band in keys)}
-    found = [n for n, one in enumerate(described, start=1) if str(one.get("name", "")).lower() in names]
-    return found[0] if len(described) > 1 and len(found) == 1 else None
+    numbers = [n for n, one in enumerate(described, start=1) if str(one.get("name", "")).lower() in names]
+    return numbers[0] if len(described) > 1 and len(numbers) == 1 else None
 
 
 def _crs(fields: dict[str, Any]) -> str | None:

@@ -54,12 +54,12 @@ class Query:
 
 
 def search(
-    where: str, query: Query, *, allow_private_hosts: bool = False
+    address: str, query: Query, *, allow_private_hosts: bool = False
 ) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
     """Search a catalogue.
 
     Args:
-        where: URL or path of an API, a catalogue, a collection, items or a list of them, or folder of a catalogue.
+        address: URL or path of an API, a catalogue, a collection, items or a list of them, or folder of a catalogue.
         query: what to search for.
         allow_private_hosts: follow links of a remote catalogue to hosts of the local network.
 
@@ -72,23 +72,23 @@ def search(
         SettingError: no scene matches, or an item to leave out does not exist.
     """
     parse_dates(query.dates)
-    items, unreadable = _read(where, query, allow_private_hosts)
-    root = "" if is_url(where) else str(_root(Path(where)).resolve())
+    items, unreadable = _read(address, query, allow_private_hosts)
+    root = "" if is_url(address) else str(_root(Path(address)).resolve())
     matching = _by_id(item for item in items if _matches(item, query))
     if not matching:
         if unreadable:
             raise SourceError(reasons(unreadable))
         others = sorted({item.collection_id for item in items if item.collection_id} - {query.collection})
         if others and not any(item.collection_id in {query.collection, None} for item in items):
-            found = f"{where}: has items of {', '.join(map(repr, others))[:120]}, expected '{query.collection}'"
-            raise SettingError(f"{found}; give --set source.collection={others[0]}")
+            message = f"{address}: has items of {', '.join(map(repr, others))[:120]}, expected '{query.collection}'"
+            raise SettingError(f"{message}; give --set source.collection={others[0]}")
         raise SettingError(
-            f"area {_text(query.bounds)} in {query.dates}: 0 items of '{query.collection}' in {where}, "
+            f"area {_text(query.bounds)} in {query.dates}: 0 items of '{query.collection}' in {address}, "
             f"which {_coverage(items)}; choose another area, dates or catalogue"
         )
     if unknown := [name for name in query.leave_out if name not in matching]:
         raise SettingError(
-            f"leave_out: {unknown[0]} is not among the {len(matching)} items found in {where}; correct the id"
+            f"leave_out: {unknown[0]} is not among the {len(matching)} items found in {address}; correct the id"
         )
     # Before twins are dropped, so that the other one of two is taken. Excluded items are not validated.
     left_out = tuple(Dropped(id=name, reason=LEFT_OUT) for name in query.leave_out if matching.pop(name))
@@ -102,7 +102,7 @@ def search(
             wanted.append(scene)
     if scenes and not wanted:
         raise SettingError(
-            f"0 of {len(scenes)} scenes in {where} can be used ({reasons(unwanted[:3])}); correct the recipe"
+            f"0 of {len(scenes)} scenes in {address} can be used ({reasons(unwanted[:3])}); correct the recipe"
         )
     outlines = {item.id: item.geometry for item in matching.values()}
     kept, twins = drop_twins(wanted, outlines, query.baselines)
@@ -149,9 +149,9 @@ def _parse(items: Iterable[pystac.Item], bands: tuple[str, ...], root: str) -> t
     return scenes, sorted(unusable, key=lambda one: one.id)
 
 
-def is_url(where: str) -> bool:
+def is_url(address: str) -> bool:
     """Return whether a catalogue is read over HTTP rather than from disk."""
-    return where.startswith(("http://", "https://"))
+    return address.startswith(("http://", "https://"))
 
 
 def parse_dates(dates: str) -> tuple[date, date]:
@@ -168,43 +168,43 @@ def parse_dates(dates: str) -> tuple[date, date]:
 # --- reading catalogues --------------------------------------------------------------------
 
 
-def _read(where: str, query: Query, allow_private_hosts: bool) -> tuple[list[pystac.Item], list[Unusable]]:
+def _read(address: str, query: Query, allow_private_hosts: bool) -> tuple[list[pystac.Item], list[Unusable]]:
     """Return the items of a catalogue, and those that cannot be read. Raises what `search` raises."""
-    from sgdata.scenes import catalog_io, catalog_items
+    from sgdata.scenes import catalog_io, read_catalog
 
     first, last = parse_dates(query.dates)
-    wanted = catalog_items.Wanted(collection=query.collection, bounds=query.bounds, first=first, last=last)
-    start = where if is_url(where) else str(_file(Path(where)).resolve())
-    stac_io = catalog_io.CatalogIO(where, RETRY, allow_private_hosts=allow_private_hosts)
+    wanted = read_catalog.ItemQuery(collection=query.collection, bounds=query.bounds, first=first, last=last)
+    start = address if is_url(address) else str(_file(Path(address)).resolve())
+    stac_io = catalog_io.CatalogIO(address, RETRY, allow_private_hosts=allow_private_hosts)
     items, unreadable = [], []
     try:
-        for one in catalog_items.read(stac_io, start, wanted):
+        for one in read_catalog.read(stac_io, start, wanted):
             if isinstance(one, Unusable):
                 unreadable.append(one)
             else:
                 items.append(_with_utc_and_bbox(one))
     except FileNotFoundError as error:
-        missing = error.filename or where
+        missing = error.filename or address
         raise SettingError(f"{missing}: no such file; give --stac the URL or path of a STAC catalogue") from None
     except parse_items.malformed_errors() as error:
         if refused := catalog_io.refusal(error):
             raise refused from None
-        if not is_url(where):
-            raise SourceError(f"{where}: cannot be read as a STAC catalogue: {error!s:.200}") from None
+        if not is_url(address):
+            raise SourceError(f"{address}: cannot be read as a STAC catalogue: {error!s:.200}") from None
         status = getattr(error, "status_code", None)  # of pystac-client's APIError, whose text is the body alone
         reason = " ".join(f"{f'status {status}: ' if status else ''}{stac_io.without_headers(str(error))}".split())
         advice = f"give its key in {catalog_io.HEADERS}" if status in {401, 403} else "try later"
         raise ServiceError(
-            f"{where}: no answer from the catalogue: {reason:.200}; {advice} or give --stac PATH"
+            f"{address}: no answer from the catalogue: {reason:.200}; {advice} or give --stac PATH"
         ) from None
     return items, unreadable
 
 
-def is_simulated(where: str) -> bool:
+def is_simulated(address: str) -> bool:
     """Return whether a catalogue on disk was made by `sgdata simulate`. Raises SourceError if it is unfinished."""
-    if is_url(where) or not (_root(Path(where)) / files.SIMULATION).is_file():
+    if is_url(address) or not (_root(Path(address)) / files.SIMULATION).is_file():
         return False
-    files.require_finished(_root(Path(where)))
+    files.require_finished(_root(Path(address)))
     return True
 
 
@@ -330,12 +330,12 @@ def _are_strips(one: str, other: str, outlines: Mapping[str, Any]) -> bool:
     return bool(shapes[0].intersection(shapes[1]).area < STRIP_OVERLAP * min(shape.area for shape in shapes))
 
 
-def resolve_hrefs(scene: Scene, where: str) -> Scene:
-    """Return the scene with hrefs that can be opened: relative ones start at the catalogue `where`.
+def resolve_hrefs(scene: Scene, address: str) -> Scene:
+    """Return the scene with hrefs that can be opened: relative ones start at the catalogue `address`.
 
     Raises SourceError if an href names what that catalogue, or a lock of it, may not name.
     """
-    access = access_of(where)
+    access = access_of(address)
     assets = {band: replace(asset, href=admit(asset.href, access)) for band, asset in scene.assets.items()}
     product = None if scene.product is None else admit(scene.product, access)
     return replace(scene, assets=assets, product=product)

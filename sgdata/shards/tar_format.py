@@ -341,7 +341,7 @@ def read_index(folder: Path) -> Any:
     return table
 
 
-def _check_member(table: Any, name: str, folder: Path, where: str) -> None:
+def _check_member(table: Any, name: str, folder: Path, origin: str) -> None:
     """Check positions, types and shapes of one member of all samples. Raises SourceError."""
     import pyarrow.compute as pc
 
@@ -349,13 +349,13 @@ def _check_member(table: Any, name: str, folder: Path, where: str) -> None:
     absent = [table[column].is_null() for column in columns]
     described = {f"{name}_shape", f"{name}_dtype"} & set(columns)
     if f"{name}_size" not in columns or len(described) == 1 or any(not mask.equals(absent[0]) for mask in absent):
-        raise SourceError(f"{where}: some samples have a part of {', '.join(columns)} only; pack again")
+        raise SourceError(f"{origin}: some samples have a part of {', '.join(columns)} only; pack again")
     rows = table.select(["shard", *columns]).drop_null()
     if not len(rows):
         return
     offset, size = (rows[f"{name}_{part}"] for part in ("offset", "size"))
     if max(pc.max(offset).as_py(), pc.max(size).as_py()) > _LARGEST_TAR:
-        raise SourceError(f"{where}: '{name}' is at byte {pc.max(offset)}, of {pc.max(size)} bytes; pack again")
+        raise SourceError(f"{origin}: '{name}' is at byte {pc.max(offset)}, of {pc.max(size)} bytes; pack again")
     ends = (
         rows.select(["shard"]).append_column("end", pc.add(offset, size)).group_by("shard").aggregate([("end", "max")])
     )
@@ -370,11 +370,11 @@ def _check_member(table: Any, name: str, folder: Path, where: str) -> None:
     types = rows[f"{name}_dtype"].to_pylist()
     unknown = set(types) - STORED.keys()
     if unknown or axes.min() < 1:
-        raise SourceError(f"{where}: '{name}' has type {min(unknown, default='none')!r:.40} or no axis; pack again")
+        raise SourceError(f"{origin}: '{name}' has type {min(unknown, default='none')!r:.40} or no axis; pack again")
     sides = pc.list_flatten(rows[f"{name}_shape"]).to_numpy().astype(float)
     bytes_ = np.multiply.reduceat(sides, np.cumsum(axes) - axes) * [np.dtype(of).itemsize for of in types]
     if sides.min() < 1 or (bytes_ > LARGEST_RATIO * size.to_numpy()).any():
-        raise SourceError(f"{where}: '{name}' has shapes that cannot be in its bytes; pack again")
+        raise SourceError(f"{origin}: '{name}' has shapes that cannot be in its bytes; pack again")
 
 
 def check_size(shape: Sequence[int], dtype: str, size: int) -> None:

@@ -33,7 +33,7 @@ log = logging.getLogger("sgdata.model")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class ModelCard:
     """Content of `card.json`, which travels with weights.
 
     Attributes:
@@ -91,7 +91,7 @@ def load(path: Path) -> nn.Module:
     return model.eval()
 
 
-def _check_sizes(card: Card, path: Path) -> None:
+def _check_sizes(card: ModelCard, path: Path) -> None:
     """Refuse a card with sizes of no model, before memory is taken for them. Raises SourceError."""
     pending: list[tuple[str, Any]] = [("model", files.to_plain(card.model))]
     while pending:
@@ -106,14 +106,14 @@ def _check_sizes(card: Card, path: Path) -> None:
 
 def _load_released(path: Path) -> nn.Module:
     state = transfer.read_weights(path)
-    spec = infer(state, where=str(path))
+    spec = infer(state, origin=str(path))
     model = spec.build()
-    report = transfer.fit(model, state, at_least=1.0, where=str(path))
+    report = transfer.fit(model, state, at_least=1.0, origin=str(path))
     check_complete(report, spec.kind, path)
     return model.eval()
 
 
-def check_complete(report: transfer.Report, kind: str, path: Path) -> None:
+def check_complete(report: transfer.TransferReport, kind: str, path: Path) -> None:
     """Refuse weights that do not fill a model: `transfer.fit` counts the encoder alone. Raises SourceError."""
     if report.missing:
         raise SourceError(
@@ -122,7 +122,7 @@ def check_complete(report: transfer.Report, kind: str, path: Path) -> None:
         )
 
 
-def read(path: Path) -> Card:
+def read(path: Path) -> ModelCard:
     """Read the card of a checkpoint.
 
     Args:
@@ -144,7 +144,7 @@ def read(path: Path) -> Card:
             raise SourceError(
                 f"{path}: format {version!r:.20}, this version reads {FORMAT}; use the version of sgmodel that wrote it"
             )
-        return files.parse(Card, document, str(path))
+        return files.parse(ModelCard, document, str(path))
     except SettingError as error:
         raise SourceError(str(error)) from None
 
@@ -152,7 +152,7 @@ def read(path: Path) -> Card:
 # --- from run to run -----------------------------------------------------------------------
 
 
-def of_run(model: nn.Module, contract: Contract, normalisation: normalise.Normalisation, recipe: Any) -> Card:
+def of_run(model: nn.Module, contract: Contract, normalisation: normalise.Normalisation, recipe: Any) -> ModelCard:
     """Return the card of a model in training.
 
     Args:
@@ -161,7 +161,7 @@ def of_run(model: nn.Module, contract: Contract, normalisation: normalise.Normal
         normalisation: Normalisation of the stored pixels.
         recipe: Recipe of the run, a frozen dataclass.
     """
-    return Card(
+    return ModelCard(
         model=specs.describe(model),
         contract=contract,
         normalisation=normalisation,
@@ -178,7 +178,7 @@ def fill(
     *,
     accept: Sequence[str],
     tables: transfer.Tables = "interpolate",
-) -> transfer.Report:
+) -> transfer.TransferReport:
     """Fill `model` from `weights`, in place, after comparing its data with those the weights were trained on.
 
     Released `.pth` files have no contract to compare with, which is logged.
@@ -205,7 +205,7 @@ def fill(
         log.warning("%s: holds no contract; bands, level and normalisation are taken on trust", weights)
     wavelengths = [band.wavelength_nm for band in contract.bands]
     state = transfer.read_weights(weights)
-    report = transfer.fit(model, state, wavelengths=wavelengths, tables=tables, where=str(weights))
+    report = transfer.fit(model, state, wavelengths=wavelengths, tables=tables, origin=str(weights))
     matched, resized, missing = len(report.matched), len(report.resized), len(report.missing)
     log.info("%s: %d weights taken, %d resized, %d new", weights.name, matched, resized, missing)
     if report.resized:
@@ -213,7 +213,9 @@ def fill(
     return report
 
 
-def compare(card: Card, contract: Contract, normalisation: normalise.Normalisation, *, accept: Sequence[str]) -> None:
+def compare(
+    card: ModelCard, contract: Contract, normalisation: normalise.Normalisation, *, accept: Sequence[str]
+) -> None:
     """Check that the data and their normalisation are those that the weights were trained with.
 
     Weights trained on every band may go to data without some, which the recipe says how to replace. Weights trained
@@ -255,7 +257,7 @@ def _compare_classes(ours: LabelSpace, theirs: LabelSpace, accept: Sequence[str]
 # --- released weights ----------------------------------------------------------------------
 
 
-def infer(state: State, *, where: str) -> specs.ModelSpec:
+def infer(state: State, *, origin: str) -> specs.ModelSpec:
     """Return the spec of the model that released weights belong to.
 
     Some settings leave no trace in names and shapes and are assumed: the width of an attention head is 64 in the
@@ -264,7 +266,7 @@ def infer(state: State, *, where: str) -> specs.ModelSpec:
 
     Args:
         state: Weights by name.
-        where: Name of the file for messages.
+        origin: Name of the file for messages.
 
     Raises:
         SourceError: The weights are not those of a SpectralGPT model.
@@ -273,7 +275,7 @@ def infer(state: State, *, where: str) -> specs.ModelSpec:
     try:
         encoder = _encoder(state)
         if "mask_token" in state:
-            return specs.AutoencoderSpec(encoder=encoder, decoder=_decoder(state), objective=mae.Objective())
+            return specs.AutoencoderSpec(encoder=encoder, decoder=_decoder(state), objective=mae.MaskedObjective())
         if "cls_seg.0.weight" in state:
             classes = state["cls_seg.0.weight"].shape[0]
             recipe = ModelRecipe(backbone="spectralgpt", encoder=encoder, head=_head(state))
@@ -285,7 +287,7 @@ def infer(state: State, *, where: str) -> specs.ModelSpec:
             return specs.TaskSpec(kind="classifier", recipe=recipe, bands=encoder.bands, classes=classes)
     except (KeyError, ValueError) as error:
         raise SourceError(
-            f"{where}: not the weights of a SpectralGPT model ({error} is missing or has an odd shape)"
+            f"{origin}: not the weights of a SpectralGPT model ({error} is missing or has an odd shape)"
         ) from None
     return specs.EncoderSpec(encoder=encoder)
 

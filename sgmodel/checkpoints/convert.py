@@ -12,7 +12,7 @@ from pathlib import Path
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer
 
 
-def convert(source: Path, out: Path, *, at_least: float) -> transfer.Report:
+def convert(source: Path, out: Path, *, at_least: float) -> transfer.TransferReport:
     """Write `source` as a checkpoint folder.
 
     Args:
@@ -28,16 +28,16 @@ def convert(source: Path, out: Path, *, at_least: float) -> transfer.Report:
     if transfer.has_card(source):  # such as averaged weights, whose card applies to them too
         card = cards.read(source)
     else:
-        card = cards.Card(model=cards.infer(state, where=str(source)))
+        card = cards.ModelCard(model=cards.infer(state, origin=str(source)))
     model = card.model.build()
-    report = transfer.fit(model, state, at_least=at_least, where=str(source))
+    report = transfer.fit(model, state, at_least=at_least, origin=str(source))
     if at_least:
         cards.check_complete(report, card.model.kind, source)
     checkpoint_folder.save(out, model, card)
     return report
 
 
-def describe(report: transfer.Report) -> str:
+def describe(report: transfer.TransferReport) -> str:
     """Format a report, a line for each kind, with the names of weights that were not copied as they are."""
     lines = [f"encoder filled: {report.encoder_share:.1%} of its parameters"]
     for kind in ("matched", "resized", "missing", "unexpected"):

@@ -25,7 +25,7 @@ Tables = Literal["interpolate", "redraw"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class TransferReport:
     """Result of a transfer: what happened to each weight, by released name.
 
     Attributes:
@@ -75,8 +75,8 @@ def fit(
     tables: Tables = "interpolate",
     at_least: float = 0.9,
     wavelengths: Sequence[float] = (),
-    where: str = "weights",
-) -> Report:
+    origin: str = "weights",
+) -> TransferReport:
     """Fill `model` in place with every weight of `state` that fits it.
 
     Position tables of another image size are resized bicubically; spectral tables and the patch kernel of other bands
@@ -88,7 +88,7 @@ def fit(
         tables: "interpolate" for the above; "redraw" keeps the model's fresh tables, as the released code does.
         at_least: Share of the encoder's parameters that must be filled; 0 takes weights of which parts are missing.
         wavelengths: Centre wavelengths of a baseline's bands in nm, by which red, green and blue are found.
-        where: Name of the weights for messages.
+        origin: Name of the weights for messages.
 
     Returns:
         The names of the weights that were copied, adapted, missing and unused, and the share of the encoder that was
@@ -100,12 +100,12 @@ def fit(
     """
     low_rank = [name for name in state if re.search(r"(?:^|\.)lora", name, re.IGNORECASE)]
     if low_rank:
-        message = f"{where}: holds {len(low_rank)} weights of LoRA layers (first, {low_rank[0]})"
+        message = f"{origin}: holds {len(low_rank)} weights of LoRA layers (first, {low_rank[0]})"
         raise SourceError(f"{message}; merge them before saving, with merge_and_unload() of peft for instance")
     own = weight_files.released_names(model.state_dict())
     encoder_names = [name for name in own if _of_encoder(name)]
     if not encoder_names:
-        raise SourceError(f"{where}: the model has no encoder to fill; leave the weights out")
+        raise SourceError(f"{origin}: the model has no encoder to fill; leave the weights out")
     if any(name.endswith(".attn.q.weight") for name in own):
         state = weight_files.normalise_names(state)
     config = _config(model)
@@ -118,7 +118,7 @@ def fit(
     resized = {name: tensor for name, tensor in resized.items() if name in own and own[name].shape == tensor.shape}
     filled = matched | resized
     share = sum(own[n].numel() for n in encoder_names if n in filled) / sum(own[n].numel() for n in encoder_names)
-    report = Report(
+    report = TransferReport(
         matched=tuple(matched),
         resized=tuple(resized),
         missing=tuple(name for name in own if name not in filled),
@@ -128,7 +128,7 @@ def fit(
     lacking = _lacking(model, [name for name in encoder_names if name not in filled], own, state, tables)
     if (lacking and at_least) or share < at_least:
         names = lacking or [name for name in report.missing if _of_encoder(name)]
-        raise SourceError(f"{where}: {_refusal(share, names, own, state)}")
+        raise SourceError(f"{origin}: {_refusal(share, names, own, state)}")
     # Only now, so that a refusal leaves the model as it was.
     with torch.no_grad():
         for name, tensor in filled.items():

@@ -76,7 +76,7 @@ class MixRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mix:
+class MixedPairs:
     """How each of N samples is mixed with its partner.
 
     Attributes:
@@ -305,7 +305,7 @@ def erase(x: Tensor, recipe: MixRecipe, samples: Tensor, epoch: Tensor, *, seed:
     return x.masked_fill(_inside(torch.where(chosen, boxes, 0), x), 0.0)
 
 
-def draw_mix(recipe: MixRecipe, samples: Tensor, epoch: Tensor, size: int, *, seed: int) -> Mix:
+def draw_mix(recipe: MixRecipe, samples: Tensor, epoch: Tensor, size: int, *, seed: int) -> MixedPairs:
     """Draw how each sample is mixed with its partner, on the CPU.
 
     Sources: Zhang et al., "mixup", ICLR 2018; Yun et al., "CutMix", ICCV 2019.
@@ -331,17 +331,17 @@ def draw_mix(recipe: MixRecipe, samples: Tensor, epoch: Tensor, size: int, *, se
     partner = torch.where(rows ^ 1 < len(rows), rows ^ 1, rows)
     # From the box after it was cut at the edges: its area is the visible part of the partner.
     own = torch.where(cut, 1 - box[:, 2:].prod(dim=1) / size**2, blend)
-    return Mix(partner=partner, own=own.float(), blend=blend.float(), box=box)
+    return MixedPairs(partner=partner, own=own.float(), blend=blend.float(), box=box)
 
 
-def mix(x: Tensor, how: Mix) -> Tensor:
+def mix(x: Tensor, how: MixedPairs) -> Tensor:
     """Mix images (N, C, H, W) with their partners."""
     other = x[how.partner.to(x.device, non_blocking=True)]
     blend = how.blend.to(x.device, non_blocking=True)[:, None, None, None]
     return torch.where(_inside(how.box, x), other, blend * x + (1 - blend) * other)
 
 
-def mix_targets(y: Tensor, how: Mix) -> Tensor:
+def mix_targets(y: Tensor, how: MixedPairs) -> Tensor:
     """Mix targets (N, K), shares of classes, in the proportions of the pixels."""
     own = how.own.to(y.device, non_blocking=True)[:, None]
     return own * y + (1 - own) * y[how.partner.to(y.device, non_blocking=True)]

@@ -26,7 +26,7 @@ from sgdata.errors import SettingError, SourceError
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Codec, Contract
 from sgmodel.data import seeded_random, tar_source, upsample
-from sgmodel.data.members import Member, of_index, operable
+from sgmodel.data.member_layout import MemberLayout, of_index, operable
 from sgmodel.data.subset import subset
 
 log = logging.getLogger("sgdata")
@@ -132,13 +132,13 @@ def rank_part(batch: BatchIndices, *, rank: int, world: int) -> BatchIndices:
     return BatchIndices(samples=batch.samples[cut], epoch=batch.epoch[cut])
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """A source of samples for `load`: one dataset (`Samples`), or several (`mixture.Mixture`)."""
 
     contract: Contract
     split: str
     keys: list[str]
-    members: dict[str, Member]
+    members: dict[str, MemberLayout]
 
     def __len__(self) -> int: ...
 
@@ -216,7 +216,7 @@ class Samples:
         self.codec = self._codec(rows)
         # A native image is stored in groups of bands; the finest comes first, whose size is that of the sample.
         groups = [name for name in upsample.GROUPS if name in stored and "image" not in stored]
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, MemberLayout] = {}
         for name in members:
             for part in groups if name == "image" and groups else [name]:
                 self.members[part] = of_index(rows, part, folder, self.codec)
@@ -362,7 +362,7 @@ class Samples:
                 raise SourceError(f"{where}: {error}; run sgdata verify {self.folder}") from None
 
 
-def load(source: Source, plan: Iterator[BatchIndices], *, threads: int, pinned: bool = False) -> Iterator[Batch]:
+def load(source: SampleSource, plan: Iterator[BatchIndices], *, threads: int, pinned: bool = False) -> Iterator[Batch]:
     """Yield the batches of `plan`, decoded while earlier ones are in use.
 
     Args:
@@ -387,7 +387,7 @@ def load(source: Source, plan: Iterator[BatchIndices], *, threads: int, pinned: 
 
 
 def _begin(
-    source: Source,
+    source: SampleSource,
     indices: BatchIndices,
     buffers: dict[str, Tensor],
     executor: ThreadPoolExecutor,
@@ -420,17 +420,17 @@ def _finish(
     free.append(buffers)
 
 
-def _buffer(member: Member, samples: NDArray[np.int64], name: str, buffers: dict[str, Tensor], pinned: bool) -> Tensor:
+def _buffer(of: MemberLayout, rows: NDArray[np.int64], name: str, buffers: dict[str, Tensor], pinned: bool) -> Tensor:
     """Return a (N, ...) view, large enough for every sample, of the reused buffer of `name`, which grows if needed."""
-    largest = member.shape[samples].max(axis=0).tolist()
-    needed = int(np.prod([len(samples), *largest]))
+    largest = of.shape[rows].max(axis=0).tolist()
+    needed = int(np.prod([len(rows), *largest]))
     if name not in buffers or buffers[name].numel() < needed:
-        empty = torch.from_numpy(np.empty(needed, member.dtype))
+        empty = torch.from_numpy(np.empty(needed, of.dtype))
         buffers[name] = empty.pin_memory() if pinned else empty
-    return buffers[name][:needed].view(len(samples), *largest)
+    return buffers[name][:needed].view(len(rows), *largest)
 
 
-def _fill(source: Source, batch: Batch, rows: NDArray[np.int64]) -> None:
+def _fill(source: SampleSource, batch: Batch, rows: NDArray[np.int64]) -> None:
     """Decode the `rows` of a batch, in place where a sample has the size and type of the buffer."""
     samples = batch.samples.numpy()[rows]
     targets: dict[str, list[Array]] = {}

@@ -20,7 +20,7 @@ from sgdata import files
 from sgdata.errors import SettingError
 from sgdata.shards import contracts
 from sgdata.types import Array, BandStatistics, Contract, LabelSpace
-from sgmodel.data import band_selection, loader, members, seeded_random
+from sgmodel.data import band_selection, loader, member_layout, seeded_random
 
 
 def quotas(counts: Sequence[int], shares: Sequence[float]) -> NDArray[np.int64]:
@@ -137,7 +137,7 @@ class Mixture:
         return np.searchsorted(self.starts, samples, side="right") - 1
 
 
-def _member(sources: Sequence[loader.Samples]) -> members.Member:
+def _member(sources: Sequence[loader.Samples]) -> member_layout.MemberLayout:
     """Return shape and type of the image of every sample; its position is left to its own source."""
     for source in sources:
         if "image" not in source.members:
@@ -145,7 +145,9 @@ def _member(sources: Sequence[loader.Samples]) -> members.Member:
             raise SettingError(f"{message}: a mixture takes one 'image'; pack with --layout resampled")
     shape = np.concatenate([source.members["image"].shape for source in sources])
     stored = np.concatenate([source.members["image"].stored for source in sources])
-    return members.Member(start=[], size=[], shape=shape, stored=stored, dtype=members.widest(stored, "a mixture"))
+    return member_layout.MemberLayout(
+        start=[], size=[], shape=shape, stored=stored, dtype=member_layout.widest(stored, "a mixture")
+    )
 
 
 def _together(parts: Sequence[Contract], shares: Sequence[float], splits: Sequence[str]) -> Contract:

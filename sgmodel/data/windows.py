@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sgdata.errors import SettingError
 from sgdata.types import Array, Contract
-from sgmodel.data import loader, members
+from sgmodel.data import loader, member_layout
 
 CACHE_BYTES = 2**30
 """Memory for decoded samples, whose windows are read in any order."""
@@ -77,7 +77,7 @@ class Windows(loader.Samples):
         self.members = {name: self._member(name, member) for name, member in samples.members.items()}
         self._decoded: dict[tuple[int, str], Array] = {}
 
-    def _member(self, name: str, member: members.Member) -> members.Member:
+    def _member(self, name: str, member: member_layout.MemberLayout) -> member_layout.MemberLayout:
         """Return the member of the windows of an array; that of masks can hold the value to ignore."""
         of_sample = self.rows[:, 0]
         size = np.minimum(member.shape[of_sample, -2:], self.recipe.px)

@@ -158,7 +158,7 @@ def load(weights: Path, launch: devices.Launch, *, embeddings: bool) -> Predicto
 
 def predict_scene(recipe: PredictRecipe, predictor: Predictor, paths: PredictPaths) -> None:
     """Predict one raster, or a pair of them. Raises SgdataError."""
-    stated = raster_input.Stated(bands=recipe.bands, level=recipe.level or None, accept=recipe.accept)
+    stated = raster_input.InputFacts(bands=recipe.bands, level=recipe.level or None, accept=recipe.accept)
     space = predictor.contract.label_space
     with ExitStack() as stack:
         dates = [
@@ -201,7 +201,7 @@ def _closed(stack: ExitStack) -> Iterator[tiling.Row]:
     yield from ()
 
 
-def _read(dates: Sequence[raster_input.Scene], row: int, rows: int) -> tuple[Array, Array]:
+def _read(dates: Sequence[raster_input.RasterScene], row: int, rows: int) -> tuple[Array, Array]:
     return _stack([date.read(row, rows) for date in dates])
 
 
@@ -228,7 +228,7 @@ def predict_shards(recipe: PredictRecipe, predictor: Predictor, paths: PredictPa
     """Predict the samples of shards: a picture of classes or a row for each. Raises SgdataError."""
     folder, space = paths.inputs[0], predictor.contract.label_space
     stored = contracts.read(folder)
-    fit = raster_input.fit(stored, predictor.contract, predictor.normalisation, recipe.accept)
+    fit = raster_input.map_bands(stored, predictor.contract, predictor.normalisation, recipe.accept)
     bounds = tar_format.read_index(folder).select(["key", "split", "west", "south", "east", "north"]).to_pylist()
     index = {row["key"]: {**row, "crs": "EPSG:4326"} for row in bounds}
     rows: list[dict[str, Any]] = []
@@ -247,7 +247,7 @@ def predict_shards(recipe: PredictRecipe, predictor: Predictor, paths: PredictPa
 
 
 def _answers(
-    recipe: PredictRecipe, predictor: Predictor, batch: loader.Batch, fit: raster_input.Fit, stored: Contract
+    recipe: PredictRecipe, predictor: Predictor, batch: loader.Batch, fit: raster_input.BandMapping, stored: Contract
 ) -> Iterator[tuple[str, Array, Array]]:
     """Yield the key, answer (K, h, w) and mask of seen pixels (H, W) of each sample of a batch."""
     if predictor.dates == 2:

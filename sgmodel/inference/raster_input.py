@@ -30,7 +30,7 @@ CONFORMING = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stated:
+class InputFacts:
     """Facts of a raster without a contract, given by the user.
 
     Attributes:
@@ -45,7 +45,7 @@ class Stated:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class BandMapping:
     """How data are fitted to a model.
 
     Attributes:
@@ -76,11 +76,11 @@ class Fit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class RasterScene:
     """An open raster with its grid and its fit to a model."""
 
     grid: Grid
-    fit: Fit
+    fit: BandMapping
     dataset: DatasetReader
 
     def read(self, row: int, rows: int) -> tuple[Array, Array]:
@@ -98,7 +98,7 @@ class Scene:
         return self.fit.pixels(values, seen)
 
 
-def fit(ours: Contract, theirs: Contract, normalisation: Normalisation, accept: Sequence[str]) -> Fit:
+def map_bands(ours: Contract, theirs: Contract, normalisation: Normalisation, accept: Sequence[str]) -> BandMapping:
     """Fit data to a model: select its bands by name, and substitute missing ones as its normalisation records.
 
     Args:
@@ -125,11 +125,11 @@ def fit(ours: Contract, theirs: Contract, normalisation: Normalisation, accept: 
     like = replace(ours, bands=tuple(known.get(band.name, band) for band in theirs.bands), label_space=labels)
     contracts.require(like, theirs, "predict", [name for name in accept if name != "gsd"])
     selected = band_selection.find_indices(replace(ours, bands=hidden), names, normalisation.missing)
-    return Fit(band_indices=selected, nodata=ours.nodata)
+    return BandMapping(band_indices=selected, nodata=ours.nodata)
 
 
 @contextmanager
-def open_scene(path: Path, theirs: Contract, normalisation: Normalisation, stated: Stated) -> Iterator[Scene]:
+def open_scene(path: Path, theirs: Contract, normalisation: Normalisation, stated: InputFacts) -> Iterator[RasterScene]:
     """Open a build folder or GeoTIFF for prediction.
 
     Args:
@@ -161,13 +161,13 @@ def open_scene(path: Path, theirs: Contract, normalisation: Normalisation, state
             raise SettingError(
                 f"{file}: pixels of {size}, the model was trained on {trained} m; resample it, or accept = ['gsd']"
             )
-        fitted = fit(ours, theirs, normalisation, stated.accept)
+        fitted = map_bands(ours, theirs, normalisation, stated.accept)
         if header.nodata is not None:
             fitted = replace(fitted, nodata=header.nodata)
         # Rows of tiles may be lower than the blocks of the file, which a smaller cache would decode repeatedly.
         block_row = dataset.block_shapes[0][0] * dataset.width * dataset.count * np.dtype(header.dtype).itemsize
         with rasterio.Env(GDAL_CACHEMAX=max(64 << 20, 2 * block_row)):
-            yield Scene(grid=header.grid, fit=fitted, dataset=dataset)
+            yield RasterScene(grid=header.grid, fit=fitted, dataset=dataset)
 
 
 def _ground_size(grid: Grid, unit_m: float) -> tuple[float, str]:
@@ -186,7 +186,7 @@ def _ground_size(grid: Grid, unit_m: float) -> tuple[float, str]:
     return ground, f"{on_map:g} m on the map of {grid.crs}, {ground:.1f} m on the ground"
 
 
-def _contract(file: Path, dataset: DatasetReader, theirs: Contract, stated: Stated) -> Contract:
+def _contract(file: Path, dataset: DatasetReader, theirs: Contract, stated: InputFacts) -> Contract:
     """Return the contract beside a raster, or one made from its header and the user's statements."""
     count = len(geotiff.data_bands(dataset))
     if not stated.bands and (file.parent / files.CONTRACT).exists():

@@ -24,7 +24,7 @@ Look = Callable[[Array], Array]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TilePlan:
     """Tiles over a scene.
 
     Attributes:
@@ -53,7 +53,7 @@ class Plan:
         return self.px // self.side
 
 
-def plan(shape: tuple[int, int], *, px: int, answer: tuple[int, int], overlap: float) -> Plan:
+def plan(shape: tuple[int, int], *, px: int, answer: tuple[int, int], overlap: float) -> TilePlan:
     """Plan tiles that cover a scene.
 
     Args:
@@ -66,7 +66,7 @@ def plan(shape: tuple[int, int], *, px: int, answer: tuple[int, int], overlap: f
     height, width = (-(-size * side // px) for size in shape)
     shared = int(side * overlap)  # 0 if a tile is one cell
     rows, cols = (tile_starts(size, side, side - shared) for size in (height, width))
-    return Plan(
+    return TilePlan(
         shape=shape, px=px, side=side, channels=channels, overlap=shared, cells=(height, width), rows=rows, cols=cols
     )
 
@@ -94,7 +94,7 @@ def blend_weights(first: tuple[int, ...], side: int, overlap: int) -> Array:
     return np.stack([window / total[start : start + side] for start in first]).astype(np.float32)
 
 
-def blend(plan: Plan, read: Read, look: Look, *, batch: int) -> Iterator[Row]:
+def blend(plan: TilePlan, read: Read, look: Look, *, batch: int) -> Iterator[Row]:
     """Yield the map from top to bottom, each cell once.
 
     The answers are a view that is overwritten for the next rows. Tiles without a seen pixel are not predicted.
@@ -127,7 +127,7 @@ def blend(plan: Plan, read: Read, look: Look, *, batch: int) -> Iterator[Row]:
         total[:, side - done :] = 0
 
 
-def _strip(plan: Plan, read: Read, row: int, across: int) -> tuple[Array, Array]:
+def _strip(plan: TilePlan, read: Read, row: int, across: int) -> tuple[Array, Array]:
     """Read `px` rows of `across` pixels; outside the scene pixels are mirrored and not seen."""
     rows = min(plan.px, plan.shape[0] - row)
     pixels, seen = read(row, rows)

@@ -87,7 +87,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class LedgerTable:
     """Comparable rows: one training program and one dataset.
 
     Attributes:
@@ -145,7 +145,7 @@ class LedgerRecipe:
     seeds: tuple[int, ...]
     flops_per_s: float
     start_s: float
-    tables: tuple[Table, ...]
+    tables: tuple[LedgerTable, ...]
     data: dict[str, Outline] = field(default_factory=dict)
 
 
@@ -233,7 +233,7 @@ def source(name: str) -> dict[str, str]:
     raise SettingError(f"weights '{name}' are not in the fact table; 'sgdata catalog weights' lists those that are")
 
 
-def missing_input(table: Table, row: Row, paths: LedgerPaths) -> Reason | None:
+def missing_input(table: LedgerTable, row: Row, paths: LedgerPaths) -> Reason | None:
     """Return which input of a row is absent, None if it can be run."""
     if row.weights and not (paths.weights / row.weights).exists():
         return "weights absent"
@@ -241,7 +241,7 @@ def missing_input(table: Table, row: Row, paths: LedgerPaths) -> Reason | None:
     return None if needed <= set(paths.data) else "data absent"
 
 
-def runs(recipe: LedgerRecipe, table: Table, row: Row, paths: LedgerPaths) -> tuple[Run, ...]:
+def runs(recipe: LedgerRecipe, table: LedgerTable, row: Row, paths: LedgerPaths) -> tuple[Run, ...]:
     """Return the runs of a row, one per seed. Raises SettingError if a recipe cannot be read."""
     after: Run | None = None
     file = paths.weights / row.weights if row.weights else None
@@ -305,7 +305,7 @@ def _digest(path: Path) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class RunCost:
     """Size of one run: parameters of the whole model, optimizer steps, floating-point operations."""
 
     parameters: int
@@ -313,7 +313,7 @@ class Work:
     flops: float
 
 
-def work(run: Run, recipe: LedgerRecipe, paths: LedgerPaths) -> Work:
+def work(run: Run, recipe: LedgerRecipe, paths: LedgerPaths) -> RunCost:
     """Compute the work of a run from its model, built on the meta device.
 
     Raises:
@@ -338,7 +338,7 @@ def work(run: Run, recipe: LedgerRecipe, paths: LedgerPaths) -> Work:
     parameters, flops = _counted(program, seedless, classes, side)
     samples = _samples(run, own, paths, contract, outline) * training.fraction
     steps = math.ceil(training.epochs * round(samples) / training.batch)
-    return Work(parameters=parameters, steps=steps, flops=flops * steps * training.batch)
+    return RunCost(parameters=parameters, steps=steps, flops=flops * steps * training.batch)
 
 
 def _samples(run: Run, recipe: Any, paths: LedgerPaths, contract: Contract | None, outline: Outline | None) -> int:

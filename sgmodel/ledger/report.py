@@ -15,12 +15,12 @@ from sgdata import files
 from sgdata.audits import findings
 from sgdata.shards import contracts
 from sgmodel.ledger import experiments
-from sgmodel.ledger.experiments import LedgerRecipe, Reason, Row, Run, Table
+from sgmodel.ledger.experiments import LedgerRecipe, LedgerTable, Reason, Row, Run
 
 Figure = dict[str, Any]
 
 
-def table(recipe: LedgerRecipe, which: Table, paths: experiments.LedgerPaths) -> dict[str, Any]:
+def table(recipe: LedgerRecipe, which: LedgerTable, paths: experiments.LedgerPaths) -> dict[str, Any]:
     """Return a table of `ledger.json`. Raises SettingError, SourceError."""
     contract = contracts.read(paths.data[which.data]) if which.data in paths.data else None
     data, audit = None, None
@@ -43,7 +43,7 @@ def table(recipe: LedgerRecipe, which: Table, paths: experiments.LedgerPaths) ->
     }
 
 
-def line(recipe: LedgerRecipe, which: Table, row: Row, paths: experiments.LedgerPaths) -> dict[str, Any]:
+def line(recipe: LedgerRecipe, which: LedgerTable, row: Row, paths: experiments.LedgerPaths) -> dict[str, Any]:
     """Return a row of `ledger.json`, which has figures only if the runs of all seeds are done."""
     absent = experiments.missing_input(which, row, paths)
     runs = experiments.runs(recipe, which, row, paths)
@@ -155,7 +155,7 @@ def _format(each: Figure) -> str:
     return f"{each['mean']:.3f}{interval}"
 
 
-def find_audit(folder: Path, subject: str) -> findings.Report | None:
+def find_audit(folder: Path, subject: str) -> findings.AuditReport | None:
     """Return the audit of a folder of shards, which is in it or beside it; None if there is none.
 
     Raises:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class ContrastiveObjective:
     """Contrastive method and its parameters.
 
     Attributes:
@@ -70,7 +70,7 @@ class Contrast(nn.Module):
     queue: Tensor
     recipe: ModelRecipe | None = None
 
-    def __init__(self, backbone: Backbone, objective: Objective) -> None:
+    def __init__(self, backbone: Backbone, objective: ContrastiveObjective) -> None:
         super().__init__()
         self.backbone, self.objective = backbone, objective
         width = self.backbone.width

@@ -53,7 +53,7 @@ def encoder(config: EncoderConfig, seen: int) -> float:
 
 
 def _autoencoder(config: EncoderConfig, decoder: mae.DecoderConfig, mask_ratio: float) -> float:
-    seen = mae.kept(config.tokens, mask_ratio)
+    seen = mae.count_visible(config.tokens, mask_ratio)
     forward = encoder(config, seen) + 2 * (seen + config.class_token) * config.width * decoder.width
     forward += decoder.depth * block(config.tokens + config.class_token, decoder.width, decoder.mlp_ratio)
     return forward + 2 * config.tokens * decoder.width * config.token_values

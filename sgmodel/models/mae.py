@@ -37,7 +37,7 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class MaskedObjective:
     """Masking and loss terms; the defaults are those of the released code.
 
     Attributes:
@@ -77,7 +77,7 @@ class Reconstruction(NamedTuple):
 # --- masking -------------------------------------------------------------------------------
 
 
-def kept(tokens: int, ratio: float) -> int:
+def count_visible(tokens: int, ratio: float) -> int:
     """Return the number of tokens to keep, K = L (1 - ratio), truncated in double precision as in the released code.
 
     In floating point 1 - 0.9 is less than 0.1, so 3 of 40 tokens are kept, not 4.
@@ -105,7 +105,7 @@ def random_tokens(noise_NL: Tensor, planes: int, ratio: float) -> Tensor:
     Returns:
         Ids (N, K) of the tokens to keep, lowest noise first.
     """
-    return noise_NL.argsort(dim=1, stable=True)[:, : kept(noise_NL.shape[1], ratio)]
+    return noise_NL.argsort(dim=1, stable=True)[:, : count_visible(noise_NL.shape[1], ratio)]
 
 
 def tubes(noise_NL: Tensor, planes: int, ratio: float) -> Tensor:
@@ -222,11 +222,11 @@ class MaskedAutoencoder(nn.Module):
     norm: nn.LayerNorm
 
     def __init__(
-        self, encoder: enc.Encoder, decoder: DecoderConfig | None = None, objective: Objective | None = None
+        self, encoder: enc.Encoder, decoder: DecoderConfig | None = None, objective: MaskedObjective | None = None
     ) -> None:
         super().__init__()
         self.decoder = decoder = decoder or DecoderConfig()
-        self.objective = objective or Objective()
+        self.objective = objective or MaskedObjective()
         enc.adopt(self, encoder)
         self.decoder_embed = nn.Linear(self.config.width, decoder.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder.width))

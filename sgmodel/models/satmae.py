@@ -51,7 +51,7 @@ class SatmaeConfig:
         return self.image_px // self.patch_px
 
 
-class PatchEmbed(nn.Module):
+class GroupPatchEmbed(nn.Module):
     """Patch embedding of one group of bands.
 
     Args:
@@ -83,7 +83,7 @@ class GroupVit(backbones.Backbone):
         _check(c, bands)
         self.channels, self.scales, self.width, self.bands = (c.width,) * 4, backbones.GRID_SCALES, c.width, bands
         self.taps = backbones.quarter_ends(c.depth)
-        self.patch_embed = nn.ModuleList(PatchEmbed(len(group), c) for group in c.groups)
+        self.patch_embed = nn.ModuleList(GroupPatchEmbed(len(group), c) for group in c.groups)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, c.width))
         # Row 0 is that of the class token, which has no place.
         places = torch.cat([torch.zeros(1, c.width - c.group_width), enc.sincos(c.side, c.width - c.group_width)])

@@ -49,7 +49,7 @@ class AutoencoderSpec:
     kind: Literal["autoencoder"] = "autoencoder"
     encoder: enc.EncoderConfig
     decoder: mae.DecoderConfig
-    objective: mae.Objective
+    objective: mae.MaskedObjective
 
     @property
     def px(self) -> int:
@@ -79,7 +79,7 @@ class ContrastSpec:
     kind: Literal["contrast"] = "contrast"
     recipe: ModelRecipe
     bands: int
-    objective: contrastive.Objective
+    objective: contrastive.ContrastiveObjective
 
     @property
     def px(self) -> int:

@@ -77,7 +77,7 @@ class ClassifyRecipe(finetune.FinetuneRecipe):
         finetune.check_class_weights(self.weighting, self.class_weights)
 
 
-Setting = training.Setting[ClassifyRecipe]
+Setup = training.TrainingSetup[ClassifyRecipe]
 
 
 def build(recipe: ClassifyRecipe, classes: int) -> TaskModel:
@@ -97,9 +97,9 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     for samples in {source, scored.val or scored.test, scored.test}:
         samples.contract = labelled(samples.contract, recipe)
     check(recipe, source.contract)
-    setting = training.resolve(recipe, source.contract, paths)
-    recipe = setting.recipe  # spectral groups that the data lack may have been dropped
-    model = finetune.start(setting, partial(build, recipe, setting.classes), paths.weights)
+    setup = training.resolve(recipe, source.contract, paths)
+    recipe = setup.recipe  # spectral groups that the data lack may have been dropped
+    model = finetune.start(setup, partial(build, recipe, setup.classes), paths.weights)
     # A small head leaves the pretrained features unchanged in the first steps, as in the released code.
     if recipe.head_std and paths.weights is not None and isinstance(model.head, nn.Linear):
         nn.init.trunc_normal_(model.head.weight, std=recipe.head_std)
@@ -112,23 +112,23 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     true = cache(partial(targets, recipe=recipe))
 
     def scores(held_out: loader.Samples, final: bool) -> dict[str, Any]:
-        found = score(setting, model, held_out)
+        predictions = score(setup, model, held_out)
         if recipe.mode == "knn":
-            found = votes(found, score(setting, model, source), train_targets, recipe.neighbours)
-        return figures(found, true(held_out), setting.contract, final=final)
+            predictions = votes(predictions, score(setup, model, source), train_targets, recipe.neighbours)
+        return compute_metrics(predictions, true(held_out), setup.contract, final=final)
 
-    by = "top1" if setting.contract.label_space.task == "single-label" else "map_macro"
+    by = "top1" if setup.contract.label_space.task == "single-label" else "map_macro"
     scoring = finetune.Scoring(title="Classification", by=by, scored=scored, figures=scores)
     if recipe.mode == "knn":
         model.head = nn.Identity()  # the features are compared
-        return finetune.score(setting, model, source, scoring, paths)
+        return finetune.score(setup, model, source, scoring, paths)
     weights = finetune.class_weights(
-        recipe.weighting, recipe.class_weights, setting.classes, lambda: train_targets.sum(dim=0)
+        recipe.weighting, recipe.class_weights, setup.classes, lambda: train_targets.sum(dim=0)
     )
-    terms = partial(objective, setting, train_targets, weights=weights)
-    views = views_of(recipe, setting.stored.shape, finetune.px(setting))
-    task = finetune.prepare_task(setting, model, source, terms, paths, views=views)
-    return finetune.train(setting, task, scoring, paths)
+    terms = partial(objective, setup, train_targets, weights=weights)
+    views = views_of(recipe, setup.stored.shape, finetune.px(setup))
+    task = finetune.prepare_task(setup, model, source, terms, paths, views=views)
+    return finetune.train(setup, task, scoring, paths)
 
 
 def check(recipe: ClassifyRecipe, contract: Contract) -> None:
@@ -160,13 +160,13 @@ def views_of(recipe: ClassifyRecipe, shape: tuple[int, ...] | None, px: int) -> 
 
 
 def objective(
-    setting: Setting, targets: Tensor, model: nn.Module, batch: loader.Batch, *, weights: Tensor | None = None
+    setup: Setup, targets: Tensor, model: nn.Module, batch: loader.Batch, *, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Compute the loss of a batch; `targets` (N, K) are those of all training samples, `weights` (K,) of classes."""
-    recipe, seed, px = setting.recipe, setting.recipe.training.seed, finetune.px(setting)
+    recipe, seed, px = setup.recipe, setup.recipe.training.seed, finetune.px(setup)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=seed)
     geometry = replace(geometry, zoom=geometry.zoom or recipe.zoom != 1.0)
-    whole = training.normalised_pixels(setting, batch)
+    whole = training.normalised_pixels(setup, batch)
     y = targets[batch.samples].to(whole.device, non_blocking=True)
     how = augment.draw_mix(recipe.mix, batch.samples, batch.epoch, px, seed=seed) if recipe.mix.mixes else None
     total, count = torch.zeros((), device=whole.device), torch.zeros((), device=whole.device)
@@ -175,7 +175,7 @@ def objective(
         x = augment.erase(x, recipe.mix, batch.samples, batch.epoch, seed=seed)
         total = total + weight[:, None] * model(augment.mix(x, how) if how else x).float()
         count = count + weight[:, None]
-    single = setting.contract.label_space.task == "single-label"
+    single = setup.contract.label_space.task == "single-label"
     y = augment.mix_targets(y, how) if how else y
     return {"loss": loss(recipe, total / count, y, weights, single=single)}
 
@@ -273,21 +273,21 @@ def few(source: loader.Samples, targets: Tensor, recipe: ClassifyRecipe) -> list
 # --- scoring -------------------------------------------------------------------------------
 
 
-def score(setting: Setting, model: nn.Module, source: loader.Samples) -> Tensor:
+def score(setup: Setup, model: nn.Module, source: loader.Samples) -> Tensor:
     """Compute the logits (N, K) of every sample of `source` on all ranks together, on the CPU."""
-    mine = distributed.share(loader.in_order(len(source), setting.scored_at_once))
+    mine = distributed.share(loader.in_order(len(source), setup.scored_at_once))
     batches = loader.load(source, (indices for indices, _ in mine), threads=1)
     logits: Tensor | None = None
-    with loop.evaluating(model), setting.launch.autocast():
+    with loop.evaluating(model), setup.launch.autocast():
         for (indices, counting), batch in zip(mine, batches, strict=True):
-            x, px = training.normalised_pixels(setting, batch), finetune.px(setting)
-            found = predictor.of_scenes(model, x, batch.valid_size, px, zoom=setting.recipe.zoom).float().cpu()
+            x, px = training.normalised_pixels(setup, batch), finetune.px(setup)
+            predictions = predictor.of_scenes(model, x, batch.valid_size, px, zoom=setup.recipe.zoom).float().cpu()
             if logits is None:
-                logits = torch.zeros(len(source), found.shape[1])
+                logits = torch.zeros(len(source), predictions.shape[1])
             if counting:
-                logits[torch.from_numpy(indices.samples)] = found
+                logits[torch.from_numpy(indices.samples)] = predictions
     assert logits is not None  # every rank has a batch
-    return distributed.total(logits, setting.launch.device)
+    return distributed.total(logits, setup.launch.device)
 
 
 def votes(features: Tensor, bank: Tensor, targets: Tensor, neighbours: int) -> Tensor:
@@ -309,7 +309,7 @@ def votes(features: Tensor, bank: Tensor, targets: Tensor, neighbours: int) -> T
     return torch.cat(result)
 
 
-def figures(scores: Tensor, targets: Tensor, contract: Contract, *, final: bool) -> dict[str, Any]:
+def compute_metrics(scores: Tensor, targets: Tensor, contract: Contract, *, final: bool) -> dict[str, Any]:
     """Compute the figures of logits (N, K) for `results.json`, shares 0-1.
 
     Args:

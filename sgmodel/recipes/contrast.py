@@ -35,11 +35,11 @@ class ContrastRecipe(finetune.FinetuneRecipe):
         jitter: Range of the random gain and offset of each band in a view, on normalised values.
     """
 
-    contrast: contrastive.Objective
+    contrast: contrastive.ContrastiveObjective
     jitter: float = 0.0
 
 
-Setting = training.Setting[ContrastRecipe]
+Setup = training.TrainingSetup[ContrastRecipe]
 
 
 def build(recipe: ContrastRecipe, classes: int) -> contrastive.Contrast:
@@ -55,35 +55,35 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
     """
     source = training.open_samples(paths.shards, recipe.training, ("image",))
     scored = finetune.scored(recipe, paths.shards, ("image",))
-    setting = training.resolve(recipe, source.contract, paths)
+    setup = training.resolve(recipe, source.contract, paths)
 
-    model = finetune.start(setting, partial(build, setting.recipe, setting.classes), paths.weights)
+    model = finetune.start(setup, partial(build, setup.recipe, setup.classes), paths.weights)
     assert isinstance(model, contrastive.Contrast)
-    task = finetune.prepare_task(setting, model, finetune.fitted(setting, source), partial(objective, setting), paths)
+    task = finetune.prepare_task(setup, model, finetune.fitted(setup, source), partial(objective, setup), paths)
     # After each optimizer step, not in the forward pass: micro-batches are not steps, and a checkpoint must include it.
     task.updates.optimizer.register_step_post_hook(lambda *_: model.follow())
 
     def figures(held_out: loader.Samples, final: bool) -> dict[str, float]:
-        return evaluate(setting, model, finetune.fitted(setting, held_out))
+        return evaluate(setup, model, finetune.fitted(setup, held_out))
 
     by = f"{(scored.val or scored.test).split}_top1"
     scoring = finetune.Scoring(title="Contrastive pretraining", by=by, scored=scored, figures=figures)
-    return finetune.train(setting, task, scoring, paths)
+    return finetune.train(setup, task, scoring, paths)
 
 
-def objective(setting: Setting, forward: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
+def objective(setup: Setup, forward: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """Compute the loss of a batch, and the share of images whose other view is the most similar candidate."""
-    whole = training.normalised_pixels(setting, batch)
-    loss, top1 = forward(*(view(setting, batch, whole, number) for number in (0, 1)))
+    whole = training.normalised_pixels(setup, batch)
+    loss, top1 = forward(*(view(setup, batch, whole, number) for number in (0, 1)))
     return {"loss": loss, "top1": top1}
 
 
-def view(setting: Setting, batch: loader.Batch, whole: Tensor, number: int) -> Tensor:
+def view(setup: Setup, batch: loader.Batch, whole: Tensor, number: int) -> Tensor:
     """Draw view 0 or 1 of each image: crop, flips and rotation, then gain and offset of each band."""
-    recipe = setting.recipe
+    recipe = setup.recipe
     seed = recipe.training.seed + number * VIEW
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=seed)
-    images = augment.transform_images(whole, geometry, finetune.px(setting))
+    images = augment.transform_images(whole, geometry, finetune.px(setup))
     if not recipe.jitter:
         return images
     bands = images.shape[1]
@@ -94,22 +94,22 @@ def view(setting: Setting, batch: loader.Batch, whole: Tensor, number: int) -> T
     return images * (1 + gain) + offset
 
 
-def evaluate(setting: Setting, model: contrastive.Contrast, source: loader.Samples) -> dict[str, float]:
+def evaluate(setup: Setup, model: contrastive.Contrast, source: loader.Samples) -> dict[str, float]:
     """Compute the mean loss and top-1 of `source` with the views of epoch 0, named by its split."""
-    mine = distributed.share(loader.in_order(len(source), setting.scored_at_once))
-    outputs = torch.zeros(2, len(source), setting.recipe.contrast.projection)
+    mine = distributed.share(loader.in_order(len(source), setup.scored_at_once))
+    outputs = torch.zeros(2, len(source), setup.recipe.contrast.projection)
     with loop.evaluating(model):
         for (indices, counts), batch in zip(
             mine, loader.load(source, (one for one, _ in mine), threads=1), strict=True
         ):
-            whole = training.normalised_pixels(setting, batch)
-            with setting.launch.autocast():
-                found = model(*(view(setting, batch, whole, number) for number in (0, 1)), compare=False)
+            whole = training.normalised_pixels(setup, batch)
+            with setup.launch.autocast():
+                projections = model(*(view(setup, batch, whole, number) for number in (0, 1)), compare=False)
             if counts:
-                outputs[:, torch.from_numpy(indices.samples)] = torch.stack(found).cpu()
-        outputs = distributed.total(outputs, setting.launch.device)
+                outputs[:, torch.from_numpy(indices.samples)] = torch.stack(projections).cpu()
+        outputs = distributed.total(outputs, setup.launch.device)
         # As many images are compared as in training, on any number of ranks.
-        parts = torch.split(outputs, setting.scored_at_once * distributed.world(), dim=1)
+        parts = torch.split(outputs, setup.scored_at_once * distributed.world(), dim=1)
         sums = torch.stack([len(part[0]) * torch.stack(model.compared(*part)).double() for part in parts]).sum(dim=0)
     loss, top1 = (sums / len(source)).tolist()
     return {f"{source.split}_loss": loss, f"{source.split}_top1": top1}

@@ -23,7 +23,7 @@ from sgmodel.data import augment, loader
 from sgmodel.data import windows as win
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
-from sgmodel.train import finetune, loop, maps, metrics, training
+from sgmodel.train import dense_prediction, finetune, loop, metrics, training
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
 
@@ -57,7 +57,7 @@ class ChangeRecipe(finetune.FinetuneRecipe, finetune.MapSettings):
         finetune.MapSettings.__post_init__(self)
 
 
-Setting = training.Setting[ChangeRecipe]
+Setup = training.TrainingSetup[ChangeRecipe]
 
 
 def build(recipe: ChangeRecipe, classes: int) -> TaskModel:
@@ -75,31 +75,34 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
     scored = finetune.scored(recipe, paths.shards, MEMBERS)
     check(recipe, pairs.contract)
     source = win.Windows(pairs, recipe.windows)
-    setting = training.resolve(recipe, source.contract, paths)
-    recipe = setting.recipe  # spectral groups that the data lack may have been dropped
+    setup = training.resolve(recipe, source.contract, paths)
+    recipe = setup.recipe  # spectral groups that the data lack may have been dropped
     # From whole scenes, as in the released code: overlapping windows would give another share.
-    counted = cache(partial(maps.class_counts, pairs))
+    counted = cache(partial(dense_prediction.class_counts, pairs))
     if recipe.weighting == "share":
         weights: Tensor | None = class_weights(changed(counted()), recipe.unchanged_factor)
     else:
-        weights = finetune.class_weights(recipe.weighting, recipe.class_weights, setting.classes, counted)
-    model = finetune.start(setting, partial(build, recipe, setting.classes), paths.weights)
-    task = finetune.prepare_task(setting, model, source, partial(objective, setting, weights), paths)
+        weights = finetune.class_weights(recipe.weighting, recipe.class_weights, setup.classes, counted)
+    model = finetune.start(setup, partial(build, recipe, setup.classes), paths.weights)
+    task = finetune.prepare_task(setup, model, source, partial(objective, setup, weights), paths)
 
     def scores(held_out: loader.Samples, final: bool) -> dict[str, Any]:
-        counts = evaluate(setting, model, held_out)
+        counts = evaluate(setup, model, held_out)
         if not final:
-            return figures(metrics.weighted(counts))
-        maps.write_scenes(paths.out, held_out.keys, counts)
-        linear = evaluate(setting, maps.linear(setting, pairs, MEMBERS[:2], weights), held_out)
+            return compute_metrics(metrics.weighted(counts))
+        dense_prediction.write_scenes(paths.out, held_out.keys, counts)
+        linear = evaluate(setup, dense_prediction.fit_linear(setup, pairs, MEMBERS[:2], weights), held_out)
         per_scene = {
-            scene: {**figures(each), "confusion": each.tolist()}
+            scene: {**compute_metrics(each), "confusion": each.tolist()}
             for scene, each in zip(held_out.keys, counts, strict=True)
         }
-        return {**maps.figures(counts, int(counted().argmax()), linear, figures), "per_scene": per_scene}
+        return {
+            **dense_prediction.score_confusion(counts, int(counted().argmax()), linear, compute_metrics),
+            "per_scene": per_scene,
+        }
 
     scoring = finetune.Scoring(title="Change detection", by="f1", scored=scored, figures=scores)
-    return finetune.train(setting, task, scoring, paths)
+    return finetune.train(setup, task, scoring, paths)
 
 
 def check(recipe: ChangeRecipe, contract: Contract) -> None:
@@ -137,54 +140,54 @@ def class_weights(share: float, unchanged_factor: float) -> Tensor:
     return torch.tensor([2 * share * unchanged_factor, 2 * (1 - share)])
 
 
-def objective(setting: Setting, weights: Tensor | None, model: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
+def objective(setup: Setup, weights: Tensor | None, model: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """Compute the loss over the labelled pixels; both dates and the change map get the same geometry."""
-    recipe, px = setting.recipe, setting.recipe.windows.px
+    recipe, px = setup.recipe, setup.recipe.windows.px
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
-    before, after = (augment.transform_images(image, geometry, px) for image in dates(setting, batch))
-    target = training.labels(setting, batch).to(before.device, non_blocking=True)
-    target = augment.transform_masks(target, geometry, px, setting.ignore).long()
+    before, after = (augment.transform_images(image, geometry, px) for image in dates(setup, batch))
+    target = training.labels(setup, batch).to(before.device, non_blocking=True)
+    target = augment.transform_masks(target, geometry, px, setup.ignore).long()
     # Images are interpolated bicubically and masks by the nearest pixel; rotations and flips are exact in both.
-    return maps.loss(recipe, model(before, after).float(), target, weights, setting.ignore)
+    return dense_prediction.loss(recipe, model(before, after).float(), target, weights, setup.ignore)
 
 
-def dates(setting: Setting, batch: loader.Batch) -> tuple[Tensor, Tensor]:
+def dates(setup: Setup, batch: loader.Batch) -> tuple[Tensor, Tensor]:
     """Return both images (N, C, H, W), normalised separately."""
-    return training.normalised_pixels(setting, batch, "image_before"), training.normalised_pixels(
-        setting, batch, "image_after"
+    return training.normalised_pixels(setup, batch, "image_before"), training.normalised_pixels(
+        setup, batch, "image_after"
     )
 
 
 # --- scoring -------------------------------------------------------------------------------
 
 
-def evaluate(setting: Setting, model: nn.Module, source: loader.Samples) -> Tensor:
+def evaluate(setup: Setup, model: nn.Module, source: loader.Samples) -> Tensor:
     """Compute the confusion matrix of each of S scenes over its map, or over its windows: (S, 2, 2)."""
-    if setting.recipe.scored is None:
-        return maps.evaluate(setting, model, source)
-    windows = win.Windows(source, setting.recipe.scored)
+    if setup.recipe.scored is None:
+        return dense_prediction.evaluate(setup, model, source)
+    windows = win.Windows(source, setup.recipe.scored)
     count = len(windows)
-    if setting.recipe.drop_incomplete:  # as in the released code, whose figures therefore depend on the batch
-        count -= count % setting.recipe.training.batch
+    if setup.recipe.drop_incomplete:  # as in the released code, whose figures therefore depend on the batch
+        count -= count % setup.recipe.training.batch
     matrices = torch.zeros(len(source), 2, 2, dtype=torch.int64)
-    mine = distributed.share(loader.in_order(count, setting.scored_at_once))
+    mine = distributed.share(loader.in_order(count, setup.scored_at_once))
     batches = loader.load(windows, (indices for indices, _ in mine), threads=1)
-    with loop.evaluating(model), setting.launch.autocast():
+    with loop.evaluating(model), setup.launch.autocast():
         for (_, counting), batch in zip(mine, batches, strict=True):
             # Windows of smaller scenes are padded, as in training.
-            px, whole = setting.recipe.scored.px, augment.centre_crop(batch.valid_size, setting.recipe.scored.px)
-            images = [augment.transform_images(image, whole, px) for image in dates(setting, batch)]
-            truth = augment.transform_masks(training.labels(setting, batch), whole, px, setting.ignore)
+            px, whole = setup.recipe.scored.px, augment.centre_crop(batch.valid_size, setup.recipe.scored.px)
+            images = [augment.transform_images(image, whole, px) for image in dates(setup, batch)]
+            truth = augment.transform_masks(training.labels(setup, batch), whole, px, setup.ignore)
             # The larger of two outputs: there is no split on which a threshold could be chosen.
             predicted = model(*images).argmax(dim=1).cpu()
             if counting:
                 for row, scene in enumerate(windows.rows[batch.samples.numpy(), 0]):
                     target = truth[row].long()
-                    matrices[scene] += metrics.confusion(predicted[row], target, classes=2, ignore=setting.ignore)
-    return distributed.total(matrices, setting.launch.device)
+                    matrices[scene] += metrics.confusion(predicted[row], target, classes=2, ignore=setup.ignore)
+    return distributed.total(matrices, setup.launch.device)
 
 
-def figures(counts: Tensor) -> dict[str, float]:
+def compute_metrics(counts: Tensor) -> dict[str, float]:
     """Compute the figures of the change class from a confusion matrix (2, 2), shares 0-1; 0 where undefined."""
     scores = metrics.scores(counts)
     values = {"precision": scores.precision, "recall": scores.recall, "f1": scores.f1, "iou_change": scores.iou}

@@ -29,7 +29,7 @@ from sgmodel.checkpoints import cards, transfer
 from sgmodel.data import augment, band_selection, loader, mixture, normalise, seeded_random, windows
 from sgmodel.models import encoder, flops, mae
 from sgmodel.train import best_checkpoint, conclusion, loop, run_folder, training
-from sgmodel.train import figures as pictures
+from sgmodel.train import pictures as pictures
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
 
@@ -82,7 +82,7 @@ class PretrainRecipe:
     training: training.TrainingRecipe
     model: encoder.EncoderConfig
     decoder: mae.DecoderConfig
-    objective: mae.Objective
+    objective: mae.MaskedObjective
     normalise: normalise.NormaliseRecipe
     augment: augment.AugmentRecipe
     val_split: str = ""
@@ -92,7 +92,7 @@ class PretrainRecipe:
     stages: tuple[Stage, ...] = ()
 
 
-Setting = training.Setting[PretrainRecipe]
+Setup = training.TrainingSetup[PretrainRecipe]
 
 
 def build(recipe: PretrainRecipe) -> mae.MaskedAutoencoder:
@@ -110,27 +110,27 @@ def main(recipe: PretrainRecipe, paths: RunPaths) -> int:
     if recipe.stages:
         return progressive(recipe, paths)
     source = _source(recipe, paths)
-    setting = training.resolve(recipe, source.contract, paths)
-    recipe, contract = setting.recipe, setting.contract
+    setup = training.resolve(recipe, source.contract, paths)
+    recipe, contract = setup.recipe, setup.contract
     check(recipe, contract)
     model = build(recipe)
     if paths.weights is not None:
-        cards.fill(model, paths.weights, contract, setting.normalisation, accept=recipe.accept, tables=recipe.tables)
-    card = cards.of_run(model, contract, setting.normalisation, recipe)
+        cards.fill(model, paths.weights, contract, setup.normalisation, accept=recipe.accept, tables=recipe.tables)
+    card = cards.of_run(model, contract, setup.normalisation, recipe)
     work = flops.training_sample(card.model, recipe.model.image_px, mask_ratio=recipe.mask_ratio)
-    task = training.prepare_task(setting, model, source, partial(objective, setting), paths, card=card, flops=work)
+    task = training.prepare_task(setup, model, source, partial(objective, setup), paths, card=card, flops=work)
     if paths.dry_run:
         print(training.describe_run(task))
         return ExitCode.DONE
     if task.total == 0:
         held_out = _held_out(source, recipe, recipe.test_split or recipe.val_split)
-        scores = evaluate(setting, model, held_out)
+        scores = evaluate(setup, model, held_out)
         if distributed.lead():
             logger.info("split '%s':", held_out.split)
             print(json.dumps({"mask_ratio": recipe.mask_ratio, **scores}))
         return ExitCode.DONE
     with files.only_writer(paths.out, run_folder.METRICS) if distributed.lead() else nullcontext():
-        return _train(setting, model, task, paths)
+        return _train(setup, model, task, paths)
 
 
 def progressive(recipe: PretrainRecipe, paths: RunPaths) -> int:
@@ -156,7 +156,7 @@ def progressive(recipe: PretrainRecipe, paths: RunPaths) -> int:
     return ExitCode.DONE
 
 
-def _source(recipe: PretrainRecipe, paths: RunPaths) -> loader.Source:
+def _source(recipe: PretrainRecipe, paths: RunPaths) -> loader.SampleSource:
     """Open one dataset, or the mixture of `training.mixture`. Raises SettingError, SourceError."""
     own = replace(recipe.training, mixture={})
     if recipe.training.mixture:
@@ -181,8 +181,8 @@ def check(recipe: PretrainRecipe, contract: Contract) -> None:
         raise SettingError(f"picture_every is {recipe.picture_every}: expected 1 or more steps")
 
 
-def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, paths: RunPaths) -> int:
-    recipe, held_out = setting.recipe, _held_out(task.source, setting.recipe, setting.recipe.val_split)
+def _train(setup: Setup, model: mae.MaskedAutoencoder, task: training.TrainingTask, paths: RunPaths) -> int:
+    recipe, held_out = setup.recipe, _held_out(task.source, setup.recipe, setup.recipe.val_split)
     test = _held_out(task.source, recipe, recipe.test_split) if recipe.test_split else held_out
     first = training.begin(task, recipe, paths)
     by = f"{held_out.split}_loss_token"
@@ -192,10 +192,10 @@ def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, 
         def score(done: int) -> None:
             if done % recipe.picture_every and done != task.total:
                 return
-            scores = evaluate(setting, model, held_out)
+            scores = evaluate(setup, model, held_out)
             figures = {f"{held_out.split}_{name}": value for name, value in scores.items()}
             log.check(done - 1, figures)
-            _show(setting, model, held_out, paths.out / "pictures" / f"step-{done:06d}.png")
+            _show(setup, model, held_out, paths.out / "pictures" / f"step-{done:06d}.png")
             # After everything that reads samples: a step without this line is scored again.
             log.write(done - 1, figures)
             best.keep(model, task.card, figures)
@@ -210,12 +210,12 @@ def _train(setting: Setting, model: mae.MaskedAutoencoder, task: training.Task, 
     if not training.complete(task, paths, ended=best.stalled):
         return training.STOPPED
     steps = run_folder.read_progress(paths.out).steps
-    results = {"steps": steps, "split": test.split, "samples": len(test), **evaluate(setting, model, test)}
+    results = {"steps": steps, "split": test.split, "samples": len(test), **evaluate(setup, model, test)}
     conclusion.conclude(paths.out, "Pretraining", task.card, results, task.meter)
     return ExitCode.DONE
 
 
-def _held_out(source: loader.Source, recipe: PretrainRecipe, split: str) -> loader.Source:
+def _held_out(source: loader.SampleSource, recipe: PretrainRecipe, split: str) -> loader.SampleSource:
     """Open `split` of the data of `source`; for an empty name `val` if there is one, otherwise `source` itself."""
     if isinstance(source, mixture.Mixture):
         each = {one.contract.dataset: _held_out_of(one, recipe, split) for one in source.sources}
@@ -230,49 +230,49 @@ def _held_out_of(source: loader.Samples, recipe: PretrainRecipe, split: str) -> 
     return _fitted(loader.Samples(source.folder, split, ("image",), verify=source.verify), recipe)
 
 
-def objective(setting: Setting, forward: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
+def objective(setup: Setup, forward: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """Compute the loss of a batch, its two terms, and the error of each band.
 
     Crop, flips and mask are drawn from (seed, epoch, sample).
     """
-    recipe = setting.recipe
+    recipe = setup.recipe
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
-    images, seen = _view(setting, batch, geometry)
-    result: mae.Reconstruction = forward(images, noise=_noise(setting, batch), ratio=recipe.mask_ratio, seen=seen)
+    images, seen = _view(setup, batch, geometry)
+    result: mae.Reconstruction = forward(images, noise=_noise(setup, batch), ratio=recipe.mask_ratio, seen=seen)
     terms = {"loss": result.loss, "loss_token": result.loss_token, "loss_spectral": result.loss_spectral}
     # A spectral group may stay visible in every sample: its bands then have no error (NaN).
     bands = result.loss_band.nan_to_num(0.0)
     return terms | {f"loss_{name}": error for name, error in zip(recipe.bands, bands, strict=True)}
 
 
-def _view(setting: Setting, batch: loader.Batch, geometry: augment.Geometry) -> tuple[Tensor, Tensor]:
+def _view(setup: Setup, batch: loader.Batch, geometry: augment.Geometry) -> tuple[Tensor, Tensor]:
     """Return normalised images (N, C, S, S) moved by `geometry`, and which of their values hold data."""
-    stored, size = training.stored_pixels(setting, batch), setting.recipe.model.image_px
-    images = normalise.apply(setting.normalisation, stored, batch.valid_size)
+    stored, size = training.stored_pixels(setup, batch), setup.recipe.model.image_px
+    images = normalise.apply(setup.normalisation, stored, batch.valid_size)
     return augment.transform_images(images, geometry, size), augment.seen(~stored.isnan(), geometry, size)
 
 
-def _noise(setting: Setting, batch: loader.Batch) -> Tensor:
-    device, tokens = setting.launch.device, setting.recipe.model.tokens
+def _noise(setup: Setup, batch: loader.Batch) -> Tensor:
+    device, tokens = setup.launch.device, setup.recipe.model.tokens
     samples, epoch = (each.to(device, non_blocking=True) for each in (batch.samples, batch.epoch))
     return seeded_random.uniform(
-        samples, tokens, seed=setting.recipe.training.seed, epoch=epoch, stream=seeded_random.Stream.MASK
+        samples, tokens, seed=setup.recipe.training.seed, epoch=epoch, stream=seeded_random.Stream.MASK
     )
 
 
 # --- held-out samples ----------------------------------------------------------------------
 
 
-def evaluate(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source) -> dict[str, float]:
+def evaluate(setup: Setup, model: mae.MaskedAutoencoder, source: loader.SampleSource) -> dict[str, float]:
     """Compute the mean squared error of removed tokens over centre crops of `source`.
 
     Two reconstructions without a model are scored alike: the mean of the visible pixels of the band in the image, and
     the nearest visible token of the same spectral group.
     """
-    config = setting.recipe.model
-    mine = distributed.share(loader.in_order(len(source), setting.scored_at_once))
-    sums = torch.zeros(3, dtype=torch.float64, device=setting.launch.device)
-    results = _reconstructions(setting, model, source, (indices for indices, _ in mine))
+    config = setup.recipe.model
+    mine = distributed.share(loader.in_order(len(source), setup.scored_at_once))
+    sums = torch.zeros(3, dtype=torch.float64, device=setup.launch.device)
+    results = _reconstructions(setup, model, source, (indices for indices, _ in mine))
     for (_, counts), (images, seen, result) in zip(mine, results, strict=True):
         if not counts:
             continue
@@ -309,30 +309,30 @@ def nearest_visible(target: Tensor, mask: Tensor, config: encoder.EncoderConfig)
 
 
 def _reconstructions(
-    setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source, plan: Iterator[loader.BatchIndices]
+    setup: Setup, model: mae.MaskedAutoencoder, source: loader.SampleSource, plan: Iterator[loader.BatchIndices]
 ) -> Iterator[tuple[Tensor, Tensor, mae.Reconstruction]]:
     """Yield centre crops of the images of `plan`, where they hold data, and their reconstructions in epoch 0."""
     with loop.evaluating(model):
         for batch in loader.load(source, plan, threads=1):
-            middle = augment.centre_crop(batch.valid_size, setting.recipe.model.image_px)
-            images, seen = _view(setting, batch, middle)
-            with setting.launch.autocast():
-                result = model(images, noise=_noise(setting, batch), ratio=setting.recipe.mask_ratio, seen=seen)
+            middle = augment.centre_crop(batch.valid_size, setup.recipe.model.image_px)
+            images, seen = _view(setup, batch, middle)
+            with setup.launch.autocast():
+                result = model(images, noise=_noise(setup, batch), ratio=setup.recipe.mask_ratio, seen=seen)
             yield images, seen, result
 
 
-def _show(setting: Setting, model: mae.MaskedAutoencoder, source: loader.Source, path: Path) -> None:
+def _show(setup: Setup, model: mae.MaskedAutoencoder, source: loader.SampleSource, path: Path) -> None:
     """Draw the first samples of `source`: true, masked, predicted, and the error of every band."""
-    config, bands = setting.recipe.model, pictures.band_indices(setting.contract)
+    config, bands = setup.recipe.model, pictures.band_indices(setup.contract)
     drawn: list[list[Array]] = []
-    plan = loader.in_order(min(SHOWN, len(source)), setting.scored_at_once)
-    for images, _, result in _reconstructions(setting, model, source, plan):
+    plan = loader.in_order(min(SHOWN, len(source)), setup.scored_at_once)
+    for images, _, result in _reconstructions(setup, model, source, plan):
         predicted = mae.unpatchify(result.pred.float(), config)
         removed = mae.unpatchify(result.mask[..., None].expand_as(result.pred), config)
         rows = zip(images, predicted, removed, strict=True)
-        drawn += [pictures.reconstruction(*row, bands) for row in rows]
+        drawn += [pictures.draw_reconstruction(*row, bands) for row in rows]
     if distributed.lead():
-        pictures.write(path, drawn)
+        pictures.write_pictures(path, drawn)
 
 
 PROGRAM = Program(

@@ -25,8 +25,8 @@ from sgmodel import distributed
 from sgmodel.data import augment, loader
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
-from sgmodel.train import figures as pictures
-from sgmodel.train import finetune, loop, maps, metrics, run_folder, training
+from sgmodel.train import dense_prediction, finetune, loop, metrics, run_folder, training
+from sgmodel.train import pictures as pictures
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
 
@@ -44,7 +44,7 @@ class SegmentRecipe(finetune.FinetuneRecipe, finetune.MapSettings):
         finetune.MapSettings.__post_init__(self)
 
 
-Setting = training.Setting[SegmentRecipe]
+Setup = training.TrainingSetup[SegmentRecipe]
 
 
 def build(recipe: SegmentRecipe, classes: int) -> TaskModel:
@@ -61,33 +61,35 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
     source = training.open_samples(paths.shards, recipe.training, MEMBERS)
     scored = finetune.scored(recipe, paths.shards, MEMBERS)
     check(recipe, source.contract)
-    setting = training.resolve(recipe, source.contract, paths)
-    recipe = setting.recipe  # spectral groups that the data lack may have been dropped
-    counted = cache(partial(maps.class_counts, source))  # takes long, and is seldom needed twice
-    weights = finetune.class_weights(recipe.weighting, recipe.class_weights, setting.classes, counted)
-    model = finetune.start(setting, partial(build, recipe, setting.classes), paths.weights)
-    fitted = finetune.fitted(setting, source)
-    task = finetune.prepare_task(setting, model, fitted, partial(objective, setting, weights=weights), paths)
+    setup = training.resolve(recipe, source.contract, paths)
+    recipe = setup.recipe  # spectral groups that the data lack may have been dropped
+    counted = cache(partial(dense_prediction.class_counts, source))  # takes long, and is seldom needed twice
+    weights = finetune.class_weights(recipe.weighting, recipe.class_weights, setup.classes, counted)
+    model = finetune.start(setup, partial(build, recipe, setup.classes), paths.weights)
+    fitted = finetune.fitted(setup, source)
+    task = finetune.prepare_task(setup, model, fitted, partial(objective, setup, weights=weights), paths)
 
     def scores(held_out: loader.Samples, final: bool) -> dict[str, Any]:
-        counts = maps.evaluate(setting, model, held_out)
+        counts = dense_prediction.evaluate(setup, model, held_out)
         if not final:
-            return figures(metrics.weighted(counts))
+            return compute_metrics(metrics.weighted(counts))
         # Pictures first: they show at once whether the model predicts a single class.
         steps = run_folder.read_progress(paths.out).steps
-        _show(setting, model, held_out, paths.out / "pictures" / f"step-{steps:06d}.png")
-        maps.write_scenes(paths.out, held_out.keys, counts)
-        linear = maps.evaluate(setting, maps.linear(setting, source, MEMBERS[:1], weights), held_out)
-        majority, names = int(counted().argmax()), setting.contract.label_space.names
+        _show(setup, model, held_out, paths.out / "pictures" / f"step-{steps:06d}.png")
+        dense_prediction.write_scenes(paths.out, held_out.keys, counts)
+        linear = dense_prediction.evaluate(
+            setup, dense_prediction.fit_linear(setup, source, MEMBERS[:1], weights), held_out
+        )
+        majority, names = int(counted().argmax()), setup.contract.label_space.names
         per_class = metrics.scores(metrics.weighted(counts)).iou
         return {
-            **maps.figures(counts, majority, linear, figures),
+            **dense_prediction.score_confusion(counts, majority, linear, compute_metrics),
             "majority_class": names[majority],
             "per_class_iou": dict(zip(names, per_class, strict=True)),
         }
 
     scoring = finetune.Scoring(title="Segmentation", by="miou", scored=scored, figures=scores)
-    return finetune.train(setting, task, scoring, paths)
+    return finetune.train(setup, task, scoring, paths)
 
 
 def check(recipe: SegmentRecipe, contract: Contract) -> None:
@@ -99,41 +101,41 @@ def check(recipe: SegmentRecipe, contract: Contract) -> None:
 
 
 def objective(
-    setting: Setting, model: nn.Module, batch: loader.Batch, *, weights: Tensor | None = None
+    setup: Setup, model: nn.Module, batch: loader.Batch, *, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Compute the loss over the labelled pixels of a batch, with `weights` of the classes."""
-    recipe, px = setting.recipe, finetune.px(setting)
+    recipe, px = setup.recipe, finetune.px(setup)
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
-    target = training.labels(setting, batch).to(setting.launch.device, non_blocking=True)
-    images = augment.transform_images(training.normalised_pixels(setting, batch), geometry, px)
+    target = training.labels(setup, batch).to(setup.launch.device, non_blocking=True)
+    images = augment.transform_images(training.normalised_pixels(setup, batch), geometry, px)
     log_p = functional.log_softmax(model(images).float(), dim=1)
-    return maps.loss(
-        recipe, log_p, augment.transform_masks(target, geometry, px, setting.ignore).long(), weights, setting.ignore
+    return dense_prediction.loss(
+        recipe, log_p, augment.transform_masks(target, geometry, px, setup.ignore).long(), weights, setup.ignore
     )
 
 
 # --- scoring -------------------------------------------------------------------------------
 
 
-def figures(counts: Tensor) -> dict[str, float]:
+def compute_metrics(counts: Tensor) -> dict[str, float]:
     """Compute the figures of a confusion matrix (K, K), shares 0-1."""
     scores = metrics.scores(counts)
     return {"miou": scores.miou, "miou_without_class_0": scores.miou_without_first, "oa": scores.oa}
 
 
-def _show(setting: Setting, model: nn.Module, source: loader.Samples, path: Path) -> None:
+def _show(setup: Setup, model: nn.Module, source: loader.Samples, path: Path) -> None:
     """Draw samples spread over `source`: true colour, labels, prediction."""
-    bands, colours = pictures.band_indices(setting.contract), tuple(setting.contract.label_space.palette.values())
+    bands, colours = pictures.band_indices(setup.contract), tuple(setup.contract.label_space.palette.values())
     step = max(1, len(source) // SHOWN)
     plan = itertools.islice(loader.in_order(len(source), 1), 0, SHOWN * step, step)
     rows = []
     with loop.evaluating(model):
-        look = maps.Looks(setting, model)
+        look = dense_prediction.CountingPredictor(setup, model)
         for batch in loader.load(source, plan, threads=1):
-            ((image, target, predicted),) = maps.predict(setting, look, batch)
-            rows.append(pictures.segmentation(image[bands].nan_to_num(), target, predicted, colours))
+            ((image, target, predicted),) = dense_prediction.predict(setup, look, batch)
+            rows.append(pictures.draw_segmentation(image[bands].nan_to_num(), target, predicted, colours))
     if distributed.lead():
-        pictures.write(path, rows)
+        pictures.write_pictures(path, rows)
 
 
 PROGRAM = Program(

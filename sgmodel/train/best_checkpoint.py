@@ -13,7 +13,7 @@ from sgmodel.checkpoints import checkpoint_folder
 from sgmodel.train import run_folder
 
 if TYPE_CHECKING:
-    from sgmodel.checkpoints.cards import Card
+    from sgmodel.checkpoints.cards import ModelCard
 
 
 class Best:
@@ -40,7 +40,7 @@ class Best:
             return False
         return len(self.values) - 1 - self.values.index(max(self.values)) >= self.patience
 
-    def keep(self, model: nn.Module, card: Card, figures: dict[str, float]) -> None:
+    def keep(self, model: nn.Module, card: ModelCard, figures: dict[str, float]) -> None:
         """Replace `checkpoint-best/` if these figures are better than those of the present one. All ranks must call.
 
         Args:

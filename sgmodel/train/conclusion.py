@@ -13,13 +13,15 @@ from sgmodel.checkpoints import checkpoint_folder
 from sgmodel.train import run_folder
 
 if TYPE_CHECKING:
-    from sgmodel.checkpoints.cards import Card
+    from sgmodel.checkpoints.cards import ModelCard
 
 HEADLINES = ("loss_first", "loss_last", "miou", "oa", "top1", "map_macro", "f1", "iou_change", "loss_token")
 log = logging.getLogger("sgdata")
 
 
-def conclude(out: Path, title: str, card: Card, results: dict[str, Any], meter: devices.Meter | None = None) -> None:
+def conclude(
+    out: Path, title: str, card: ModelCard, results: dict[str, Any], meter: devices.Meter | None = None
+) -> None:
     """Write `results.json`, `card.md`, `summary.json` and SHA256SUMS, which leaves out times and TensorBoard files.
 
     `loss_first` and `loss_last` are read from the log. Only rank 0 writes.
@@ -51,9 +53,9 @@ def _write_speed(out: Path, meter: devices.Meter) -> str:
     """Write `summary.json`, and return the speed in one line."""
     pace = step_log.pace(step_log.read(out / files.TIMINGS))
     machine = {
-        "device": devices.name(meter.where.device),
+        "device": devices.name(meter.launch.device),
         "peak_tflops": meter.peak,
-        "precision": meter.where.precision,
+        "precision": meter.launch.precision,
         "processes": distributed.world(),
         "flops_per_sample": meter.flops,
     }
@@ -61,7 +63,7 @@ def _write_speed(out: Path, meter: devices.Meter) -> str:
     return f"{machine['device']}: " + ", ".join(f"{name} {text}" for name, text in step_log.describe(pace).items())
 
 
-def _card(title: str, card: Card, results: dict[str, Any], meter: devices.Meter | None) -> str:
+def _card(title: str, card: ModelCard, results: dict[str, Any], meter: devices.Meter | None) -> str:
     """Return the model card in Markdown, which has no times, so that equal runs have equal cards."""
     contract = card.contract
     assert contract is not None

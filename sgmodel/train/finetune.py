@@ -99,14 +99,14 @@ class MapSettings:
         check_class_weights(self.weighting, self.class_weights)
 
 
-def px(setting: training.Setting[R]) -> int:
+def px(setup: training.TrainingSetup[R]) -> int:
     """Return the side of the model's input images, see `windows.side`."""
-    return windows.side(setting.recipe.model.px, setting.stored)
+    return windows.side(setup.recipe.model.px, setup.stored)
 
 
-def fitted(setting: training.Setting[R], source: loader.Samples) -> loader.Samples:
+def fitted(setup: training.TrainingSetup[R], source: loader.Samples) -> loader.Samples:
     """Return the samples as they are trained on: without a crop, those larger than the images in windows."""
-    return source if setting.recipe.augment.crop_area else windows.fitted(source, px(setting))
+    return source if setup.recipe.augment.crop_area else windows.fitted(source, px(setup))
 
 
 def check_class_weights(weighting: str, given: tuple[float, ...]) -> None:
@@ -138,11 +138,11 @@ def class_weights(
     return torch.tensor(given) if given else None
 
 
-def start(setting: training.Setting[R], make: Callable[[], nn.Module], weights: Path | None) -> nn.Module:
+def start(setup: training.TrainingSetup[R], make: Callable[[], nn.Module], weights: Path | None) -> nn.Module:
     """Create a model, fill it from `weights`, and freeze it according to the mode of the recipe.
 
     Args:
-        setting: Resolved recipe, whose seed draws the initial weights.
+        setup: Resolved recipe, whose seed draws the initial weights.
         make: Creates the model.
         weights: Checkpoint folder or weight file to start from.
 
@@ -150,15 +150,15 @@ def start(setting: training.Setting[R], make: Callable[[], nn.Module], weights: 
         SettingError: the model cannot be created, or the weights do not fit the data.
         SourceError: the weights cannot be read.
     """
-    torch.manual_seed(setting.recipe.training.seed)
+    torch.manual_seed(setup.recipe.training.seed)
     # On the CPU, so that the initial weights do not depend on the device.
     try:
         model = make()
     except ValueError as error:  # from torch's layers, such as widths that are not divisible by the number of heads
-        raise SettingError(f"model {setting.recipe.model.backbone!r} cannot be made: {error}; fix [model]") from None
+        raise SettingError(f"model {setup.recipe.model.backbone!r} cannot be made: {error}; fix [model]") from None
     if weights is not None:
-        cards.fill(model, weights, setting.contract, setting.normalisation, accept=setting.recipe.accept)
-    freeze(model, setting.recipe.mode)
+        cards.fill(model, weights, setup.contract, setup.normalisation, accept=setup.recipe.accept)
+    freeze(model, setup.recipe.mode)
     return model
 
 
@@ -175,18 +175,18 @@ def freeze(model: nn.Module, mode: Mode) -> None:
 
 
 def prepare_task(
-    setting: training.Setting[R],
+    setup: training.TrainingSetup[R],
     model: nn.Module,
     source: loader.Samples,
     objective: Callable[[nn.Module, loader.Batch], dict[str, Tensor]],
     paths: RunPaths,
     *,
     views: int | None = 1,
-) -> training.Task:
+) -> training.TrainingTask:
     """Prepare the training of `model`; `objective` gets the model as wrapped for training.
 
     Args:
-        setting: Resolved recipe.
+        setup: Resolved recipe.
         model: Model to train.
         source: Training samples.
         objective: Computes the terms of a batch.
@@ -196,19 +196,19 @@ def prepare_task(
     Raises:
         SettingError: the recipe does not fit the machine.
     """
-    settings = setting.recipe.training
-    if setting.recipe.mode == "linear-probe" and distributed.world() > 1 and settings.accumulate > 1:
+    settings = setup.recipe.training
+    if setup.recipe.mode == "linear-probe" and distributed.world() > 1 and settings.accumulate > 1:
         message = (
             f"training.accumulate is {settings.accumulate}, mode 'linear-probe' on {distributed.world()} processes"
         )
         raise SettingError(f"{message}: features are normalised over the whole batch; set training.accumulate = 1")
     if distributed.world() > 1:
-        distributed.share_statistics(model, setting.launch.device)
-    card = cards.of_run(model, setting.contract, setting.normalisation, setting.recipe)
+        distributed.share_statistics(model, setup.launch.device)
+    card = cards.of_run(model, setup.contract, setup.normalisation, setup.recipe)
     work = views and views * flops.training_sample(
-        card.model, px(setting), frozen=setting.recipe.mode != "finetune", compared=settings.division.largest
+        card.model, px(setup), frozen=setup.recipe.mode != "finetune", compared=settings.division.largest
     )
-    return training.prepare_task(setting, model, source, objective, paths, card=card, flops=work)
+    return training.prepare_task(setup, model, source, objective, paths, card=card, flops=work)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +250,7 @@ class Scoring:
     figures: Callable[[loader.Samples, bool], dict[str, Any]]
 
 
-def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, paths: RunPaths) -> int:
+def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring: Scoring, paths: RunPaths) -> int:
     """Train to the last step of the recipe, or until stopped, then score.
 
     Returns:
@@ -269,31 +269,31 @@ def train(setting: training.Setting[R], task: training.Task, scoring: Scoring, p
             print(json.dumps(figures))
         return ExitCode.DONE
     with files.only_writer(paths.out, run_folder.METRICS) if distributed.lead() else nullcontext():
-        return _train(setting.recipe, task, scoring, paths)
+        return _train(setup.recipe, task, scoring, paths)
 
 
 def score(
-    setting: training.Setting[R], model: nn.Module, source: loader.Samples, scoring: Scoring, paths: RunPaths
+    setup: training.TrainingSetup[R], model: nn.Module, source: loader.Samples, scoring: Scoring, paths: RunPaths
 ) -> int:
     """Score a model without training it, as a run of its own; return the exit code.
 
     Raises:
         SgdataError: the run in the folder is another, or a file cannot be read or log.
     """
-    model.to(setting.launch.device)
+    model.to(setup.launch.device)
     if paths.dry_run:
         print(f"{len(scoring.scored.test)} samples are scored with {len(source)} training samples, none is trained on")
         return ExitCode.DONE
     with files.only_writer(paths.out, run_folder.METRICS) if distributed.lead() else nullcontext():
-        run_folder.prepare(paths.out, setting.recipe, source.contract, fresh=paths.fresh)
+        run_folder.prepare(paths.out, setup.recipe, source.contract, fresh=paths.fresh)
         figures = scoring.figures(scoring.scored.test, True)
-        results = {"steps": 0, **subject(setting.recipe, source, scoring.scored.test), **figures}
-        card = cards.of_run(model, setting.contract, setting.normalisation, setting.recipe)
+        results = {"steps": 0, **subject(setup.recipe, source, scoring.scored.test), **figures}
+        card = cards.of_run(model, setup.contract, setup.normalisation, setup.recipe)
         conclusion.conclude(paths.out, scoring.title, card, results)
     return ExitCode.DONE
 
 
-def _train(recipe: FinetuneRecipe, task: training.Task, scoring: Scoring, paths: RunPaths) -> int:
+def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring, paths: RunPaths) -> int:
     every, first, scored = recipe.evaluate_every, training.begin(task, recipe, paths), scoring.scored
     best = best_checkpoint.Best(
         paths.out, first, by=scoring.by if scored.val else "", patience=recipe.training.patience
@@ -331,7 +331,7 @@ def _train(recipe: FinetuneRecipe, task: training.Task, scoring: Scoring, paths:
     return ExitCode.DONE
 
 
-def subject(recipe: FinetuneRecipe, source: loader.Source, held_out: loader.Samples) -> dict[str, Any]:
+def subject(recipe: FinetuneRecipe, source: loader.SampleSource, held_out: loader.Samples) -> dict[str, Any]:
     """Return the data and mode that the figures refer to, without which they cannot be compared."""
     return {
         "dataset": held_out.contract.dataset,

@@ -30,7 +30,7 @@ from sgmodel.checkpoints import checkpoint_folder
 from sgmodel.train import optim
 
 if TYPE_CHECKING:
-    from sgmodel.checkpoints.cards import Card
+    from sgmodel.checkpoints.cards import ModelCard
     from sgmodel.models.adapt import State
     from sgmodel.train import loop
 
@@ -199,7 +199,9 @@ def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 # --- checkpoints ---------------------------------------------------------------------------
 
 
-def save(out: Path, model: nn.Module, card: Card, optimizer: Optimizer, progress: Progress, average: State) -> None:
+def save(
+    out: Path, model: nn.Module, card: ModelCard, optimizer: Optimizer, progress: Progress, average: State
+) -> None:
     """Replace `checkpoint-last/`. All ranks must call; rank 0 writes.
 
     Tensors are gathered and written whole, so that a run can be resumed with another number of ranks.

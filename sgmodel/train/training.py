@@ -22,7 +22,7 @@ from sgmodel.models import state_keys
 from sgmodel.train import batching, loop, optim, run_folder, signals, wrapping
 
 if TYPE_CHECKING:
-    from sgmodel.checkpoints.cards import Card
+    from sgmodel.checkpoints.cards import ModelCard
     from sgmodel.train.run_paths import RunPaths
 
 R = TypeVar("R")
@@ -83,7 +83,7 @@ class TrainingRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting(Generic[R]):
+class TrainingSetup(Generic[R]):
     """A recipe resolved against its data and machine.
 
     Attributes:
@@ -120,7 +120,7 @@ class Setting(Generic[R]):
         return class_labels.ignored_index(self.contract.label_space)
 
 
-def resolve(recipe: R, stored: Contract, paths: RunPaths) -> Setting[R]:
+def resolve(recipe: R, stored: Contract, paths: RunPaths) -> TrainingSetup[R]:
     """Resolve a recipe against the contract of its data and the machine.
 
     Args:
@@ -134,7 +134,7 @@ def resolve(recipe: R, stored: Contract, paths: RunPaths) -> Setting[R]:
     # First, since dropped spectral groups change the bands and the number of tokens.
     own: Any = band_selection.resolve(recipe, stored)
     contract = band_selection.narrow(stored, own.bands, own.normalise.missing)
-    return Setting(
+    return TrainingSetup(
         recipe=own,
         stored=stored,
         contract=contract,
@@ -144,29 +144,29 @@ def resolve(recipe: R, stored: Contract, paths: RunPaths) -> Setting[R]:
     )
 
 
-def normalised_pixels(setting: Setting[R], batch: loader.Batch, name: str = "image") -> Tensor:
+def normalised_pixels(setup: TrainingSetup[R], batch: loader.Batch, name: str = "image") -> Tensor:
     """Return normalised images (N, C, H, W) of the bands that the model sees, on the device."""
-    return normalise.apply(setting.normalisation, stored_pixels(setting, batch, name), batch.valid_size)
+    return normalise.apply(setup.normalisation, stored_pixels(setup, batch, name), batch.valid_size)
 
 
-def stored_pixels(setting: Setting[R], batch: loader.Batch, name: str = "image") -> Tensor:
+def stored_pixels(setup: TrainingSetup[R], batch: loader.Batch, name: str = "image") -> Tensor:
     """Return images (N, C, H, W) in stored units of the bands that the model sees, on the device; NaN is no data."""
-    device = setting.launch.device
+    device = setup.launch.device
     if name == "image":
-        images = upsample.image(batch.arrays, batch.valid_size, setting.stored, device)
+        images = upsample.image(batch.arrays, batch.valid_size, setup.stored, device)
     else:  # pairs are stored on one grid, never as native groups
         images = batch.arrays[name].to(device, non_blocking=True)
-    known = normalise.known(images, setting.stored.nodata)
-    return known if setting.band_indices is None else band_selection.select(known, setting.band_indices)
+    known = normalise.known(images, setup.stored.nodata)
+    return known if setup.band_indices is None else band_selection.select(known, setup.band_indices)
 
 
-def labels(setting: Setting[R], batch: loader.Batch) -> Tensor:
-    """Return the masks (N, H, W) of a batch as class indices 0..K-1, or `setting.ignore`. Raises SourceError."""
-    return class_labels.checked(setting.contract.label_space, batch.arrays["mask"], batch.keys)
+def labels(setup: TrainingSetup[R], batch: loader.Batch) -> Tensor:
+    """Return the masks (N, H, W) of a batch as class indices 0..K-1, or `setup.ignore`. Raises SourceError."""
+    return class_labels.checked(setup.contract.label_space, batch.arrays["mask"], batch.keys)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class TrainingTask:
     """A prepared training.
 
     Attributes:
@@ -185,11 +185,11 @@ class Task:
     training: TrainingRecipe
     model: nn.Module
     objective: loop.Objective
-    source: loader.Source
+    source: loader.SampleSource
     launch: devices.Launch
     updates: loop.Updates
     total: int
-    card: Card
+    card: ModelCard
     meter: devices.Meter
     averaged: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -199,19 +199,19 @@ class Task:
 
 
 def prepare_task(
-    setting: Setting[Any],
+    setup: TrainingSetup[Any],
     model: nn.Module,
-    source: loader.Source,
+    source: loader.SampleSource,
     objective: Callable[[nn.Module, loader.Batch], dict[str, Tensor]],
     paths: RunPaths,
     *,
-    card: Card,
+    card: ModelCard,
     flops: float | None,
-) -> Task:
+) -> TrainingTask:
     """Prepare the training of `model`, which is moved to its device.
 
     Args:
-        setting: Resolved recipe.
+        setup: Resolved recipe.
         model: Model to train.
         source: Training samples.
         objective: Computes the terms of a batch with the model as wrapped for training.
@@ -222,8 +222,8 @@ def prepare_task(
     Raises:
         SettingError: the optimizer or the precision is refused.
     """
-    training: TrainingRecipe = setting.recipe.training
-    launch, epoch = setting.launch, len(source) / training.batch
+    training: TrainingRecipe = setup.recipe.training
+    launch, epoch = setup.launch, len(source) / training.batch
     total = math.ceil(training.epochs * len(source) / training.batch)
     forward = wrapping.wrap(model, launch, paths.parallel, compiled=training.compile, recompute=training.recompute)
     updates = loop.Updates(
@@ -235,7 +235,7 @@ def prepare_task(
         clip_norm=training.optimizer.clip_norm,
         seed=training.seed,
     )
-    return Task(
+    return TrainingTask(
         training=training,
         model=model,
         objective=partial(objective, forward),
@@ -248,7 +248,7 @@ def prepare_task(
     )
 
 
-def describe_run(task: Task) -> str:
+def describe_run(task: TrainingTask) -> str:
     """Return one line with the size of the run."""
     parameters = sum(p.numel() for p in task.model.parameters())
     size, epochs, batch = task.source.size(), task.training.epochs, task.training.batch
@@ -270,7 +270,7 @@ def open_samples(folder: Path, training: TrainingRecipe, members: Sequence[str])
     )
 
 
-def begin(task: Task, recipe: Any, paths: RunPaths) -> int:
+def begin(task: TrainingTask, recipe: Any, paths: RunPaths) -> int:
     """Prepare the folder of the run and load its checkpoint, if any.
 
     Returns:
@@ -296,7 +296,7 @@ def begin(task: Task, recipe: Any, paths: RunPaths) -> int:
 
 
 def run(
-    task: Task,
+    task: TrainingTask,
     first: int,
     paths: RunPaths,
     report: Callable[[loop.Step], None],
@@ -348,7 +348,7 @@ def _agreed(batches: Iterator[loader.Batch], launch: devices.Launch) -> Iterator
         yield batch
 
 
-def _averaged(steps: Iterator[loop.Step], task: Task) -> Iterator[loop.Step]:
+def _averaged(steps: Iterator[loop.Step], task: TrainingTask) -> Iterator[loop.Step]:
     """Yield the steps and update the running average of the weights after each."""
     decay, weights = task.training.average, state_keys.parameters(task.model)
     if decay and not task.averaged:
@@ -363,12 +363,12 @@ def _averaged(steps: Iterator[loop.Step], task: Task) -> Iterator[loop.Step]:
         yield step
 
 
-def complete(task: Task, paths: RunPaths, *, ended: Callable[[], bool] = lambda: False) -> bool:
+def complete(task: TrainingTask, paths: RunPaths, *, ended: Callable[[], bool] = lambda: False) -> bool:
     """Return whether the run in the folder has reached its last step, or `ended` before."""
     return run_folder.read_progress(paths.out).steps == task.total or ended()
 
 
-def _save(task: Task, out: Path, done: int) -> None:
+def _save(task: TrainingTask, out: Path, done: int) -> None:
     metrics, log_sha256 = out / run_folder.METRICS, ""
     if distributed.lead():
         files.sync(metrics)  # a checkpoint that survives a power failure needs its metrics
@@ -383,7 +383,7 @@ def _save(task: Task, out: Path, done: int) -> None:
 
 def _run(
     steps: Iterator[loop.Step],
-    task: Task,
+    task: TrainingTask,
     paths: RunPaths,
     report: Callable[[loop.Step], None],
     ended: Callable[[], bool],
@@ -416,7 +416,7 @@ def _run(
         _finish(task, paths.out, done)
 
 
-def _finish(task: Task, out: Path, done: int) -> None:
+def _finish(task: TrainingTask, out: Path, done: int) -> None:
     if done:
         _save(task, out, done)
         distributed.wait()  # until rank 0 has written the checkpoint

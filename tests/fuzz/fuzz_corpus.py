@@ -219,7 +219,9 @@ def _checkpoints(out: Path) -> None:
     torch.manual_seed(0)
     tiny = encoder.EncoderConfig(bands=6, image_px=16, width=16, depth=1, heads=2)
     models: tuple[Any, ...] = (
-        mae.MaskedAutoencoder(encoder.Encoder(tiny), mae.DecoderConfig(width=16, depth=1, heads=2), mae.Objective()),
+        mae.MaskedAutoencoder(
+            encoder.Encoder(tiny), mae.DecoderConfig(width=16, depth=1, heads=2), mae.MaskedObjective()
+        ),
         specs.TaskSpec(
             kind="segmenter", recipe=factory.ModelRecipe(backbone="unet", widths=(4, 8)), bands=6, classes=3
         ).build(),
@@ -228,7 +230,7 @@ def _checkpoints(out: Path) -> None:
     contract = synthetic_shards.contract(16)
     how = normalise.Normalisation(scheme="zscore", mean=(0.0,) * 12, std=(1.0,) * 12, eps=1e-6)
     for number, model in enumerate(models):
-        card = cards.Card(model=specs.describe(model), contract=contract, normalisation=how)
+        card = cards.ModelCard(model=specs.describe(model), contract=contract, normalisation=how)
         for reader in ("card", "weights"):
             checkpoint_folder.save(out / reader / str(number), model, card)
     (out / "torch-file/0").mkdir(parents=True)
@@ -250,7 +252,7 @@ def _datasets(out: Path) -> None:
 
 
 def _builds(out: Path) -> None:
-    from sgdata.composite import staging
+    from sgdata.composite import window_staging
 
     for reader in ("patch-table", "pair"):
         synthetic.segmunich_build(out / reader / "0/build")
@@ -266,10 +268,10 @@ def _builds(out: Path) -> None:
     raster = out / "staged-journal/0/band.tif"
     raster.parent.mkdir(parents=True)
     shutil.copy(out / "raster/0/band.tif", raster)
-    piece = staging.WindowRequest(
+    piece = window_staging.WindowRequest(
         name="B02", asset=Asset(href=str(raster)), crs=GRID.crs, bounds=GRID.bounds, target=raster.parent / "window"
     )
-    staging.stage(piece)
+    window_staging.stage(piece)
     steps = "".join(
         json.dumps({"step": n, "loss": 1 / (n + 1), "loss_B02": 0.5, "lr": 1e-3, "miou": 0.1}) + "\n" for n in range(6)
     )

@@ -31,14 +31,14 @@ from fuzz_mutators import Mutator
 
 from sgdata import catalog, files, step_log, verification
 from sgdata.builds import build_folder, build_recipe, pipeline
-from sgdata.composite import staging
+from sgdata.composite import window_staging
 from sgdata.datasets import archives, bigearthnet, fmow, pairs, segmunich
 from sgdata.datasets.types import DatasetCard, ShardRecipe
 from sgdata.labels import class_tables, osm_features
 from sgdata.packing import pack, select
 from sgdata.pages import run as run_page
 from sgdata.rasters import geotiff, small_tiff
-from sgdata.scenes import aoi, coverage, lock, product_metadata, search
+from sgdata.scenes import aoi, build_cost, coverage, lock, product_metadata, search
 from sgdata.scenes.types import Asset
 from sgdata.shards import contracts, finish, tar_format
 from sgmodel.checkpoints import cards, weight_files
@@ -77,7 +77,7 @@ def _search(where: Path, folder: Path) -> None:
 def _lock(folder: Path, path: Path) -> None:
     planned = lock.read(path)
     coverage.describe_holes(coverage.count_months(planned))
-    coverage.estimate_cost(planned, "catalog.json", workers=2)
+    build_cost.estimate_cost(planned, "catalog.json", workers=2)
     # The bands of the locks of the corpus, beside the mask layer.
     bands = json.dumps([name for name in BANDS if name != "SCL"])
     pipeline.follow(build_recipe.recipe_for("segmunich", changes=[f"bands={bands}"]), planned)
@@ -96,8 +96,10 @@ def _openstreetmap(folder: Path, path: Path) -> None:
 
 def _stage(folder: Path, path: Path) -> None:
     asset = Asset(href=str(path))
-    piece = staging.WindowRequest(name="B02", asset=asset, crs=GRID.crs, bounds=GRID.bounds, target=folder / "window")
-    staging.read_on_grid(staging.stage(piece), GRID, kernel="bilinear")
+    piece = window_staging.WindowRequest(
+        name="B02", asset=asset, crs=GRID.crs, bounds=GRID.bounds, target=folder / "window"
+    )
+    window_staging.read_on_grid(window_staging.stage(piece), GRID, kernel="bilinear")
     if path.suffix == ".tif":  # only outputs of this project are hashed, and those are GeoTIFFs
         geotiff.hash_pixels(path)
 
@@ -236,10 +238,12 @@ def _build_folder(folder: Path, path: Path) -> None:
 def _staged(folder: Path, path: Path) -> None:
     raster = folder / "band.tif"
     asset = Asset(href=str(raster))
-    piece = staging.WindowRequest(name="B02", asset=asset, crs=GRID.crs, bounds=GRID.bounds, target=folder / "window")
-    staged = staging.stage(piece)
+    piece = window_staging.WindowRequest(
+        name="B02", asset=asset, crs=GRID.crs, bounds=GRID.bounds, target=folder / "window"
+    )
+    staged = window_staging.stage(piece)
     len(staged.pixels)
-    staging.read_on_grid(staged, GRID, kernel="nearest")
+    window_staging.read_on_grid(staged, GRID, kernel="nearest")
 
 
 def _run_log(folder: Path, path: Path) -> None:

@@ -14,7 +14,7 @@ from gpu_check.trainings import SPLIT
 from sgdata import sentinel2
 from sgdata.shards import tar_format
 from sgdata.types import BandStatistics, Codec, Contract, LabelSpace, Sample, Task
-from sgmodel.data import loader, members, tar_source
+from sgmodel.data import loader, member_layout, tar_source
 
 CLASSES = {"none": 0, "multi-label": 19, "segmentation": 13, "change": 2}
 MEMBERS = {"change": ("image_before", "image_after", "mask"), "segmentation": ("image", "mask")}
@@ -38,9 +38,9 @@ class MemoryIndexed(loader.Samples):
         self.verify, self._verified = "first", {name: bytearray(len(rows)) for name in members}
 
 
-def _member(rows: Sequence[tar_format.Row], name: str) -> members.Member:
+def _member(rows: Sequence[tar_format.Row], name: str) -> member_layout.MemberLayout:
     stored = np.array([row[f"{name}_dtype"] for row in rows])
-    return members.Member(
+    return member_layout.MemberLayout(
         start=[row[f"{name}_offset"] for row in rows],
         size=[row[f"{name}_size"] for row in rows],
         shape=np.array([row[f"{name}_shape"] for row in rows], np.int64),

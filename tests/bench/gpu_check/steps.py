@@ -34,7 +34,7 @@ def time_pretraining(bench: Bench, size: str, px: int, mode: Mode) -> Measured:
     return replace(found, note=f"{found.note}{note}")
 
 
-def _compile(task: training.Task, mode: Mode) -> str:
+def _compile(task: training.TrainingTask, mode: Mode) -> str:
     """Compile the model as `mode` requires; return the note for the row."""
     forward = task.updates.forward
     if mode == "CUDA graphs":

@@ -35,12 +35,12 @@ FLIPPED = augment.AugmentRecipe(horizontal_flip=0.5, vertical_flip=0.5, quarter_
 class Job:
     """A training ready to be stepped, and the model FLOPs of one of its samples."""
 
-    task: training.Task
+    task: training.TrainingTask
     flops: float
 
 
 def pretraining(
-    bench: Bench, size: str, px: int, source: loader.Source, *, batch: int, precision: devices.Precision = "bf16"
+    bench: Bench, size: str, px: int, source: loader.SampleSource, *, batch: int, precision: devices.Precision = "bf16"
 ) -> Job:
     """Return masked-autoencoder pretraining as `sgmodel.recipes.pretrain` runs it."""
     from sgmodel.checkpoints import cards
@@ -56,7 +56,7 @@ def pretraining(
         training=_training(batch, precision),
         model=config,
         decoder=decoder,
-        objective=mae.Objective(),
+        objective=mae.MaskedObjective(),
         normalise=MINMAX,
         augment=CROPPED,
     )
@@ -79,7 +79,7 @@ def fine_tuning(bench: Bench, name: Name, source: samples.MemoryIndexed, *, batc
     classes = len(source.contract.label_space.ids)
     head = None if name == "classify" else bench.scale.head(dropout_levels=0.0 if name == "detect_change" else 0.5)
     model_recipe = factory.ModelRecipe(backbone="spectralgpt", encoder=bench.scale.encoder("base", 128), head=head)
-    setting: training.Setting[Any]
+    setting: training.TrainingSetup[Any]
     build: Any
     match name:
         case "classify":

@@ -17,7 +17,7 @@ CANDIDATES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class WindowLocation:
     """Place of a window.
 
     Attributes:
@@ -33,7 +33,7 @@ class Place:
     correlation: float
 
 
-def place(window: Array, image: Array) -> Place:
+def locate_window(window: Array, image: Array) -> WindowLocation:
     """Return the best place of a window in an image.
 
     Args:
@@ -41,25 +41,25 @@ def place(window: Array, image: Array) -> Place:
         image: (C, H, W), the same bands, not smaller.
     """
     small = _averaged(image)
-    best = Place(row=0, col=0, turn=0, correlation=-1.0)
+    best = WindowLocation(row=0, col=0, turn=0, correlation=-1.0)
     for turn, template in enumerate(dihedral.symmetric_copies(window)):
         coarse = correlations(_averaged(template), small)
         for _ in range(CANDIDATES):
             row, col = (int(at) for at in np.unravel_index(np.argmax(coarse), coarse.shape))
-            found = _refined(template, image, row * COARSE, col * COARSE, turn)
-            best = max(best, found, key=lambda one: one.correlation)
+            candidate = _refined(template, image, row * COARSE, col * COARSE, turn)
+            best = max(best, candidate, key=lambda one: one.correlation)
             coarse[max(row - 2, 0) : row + 3, max(col - 2, 0) : col + 3] = -1
     return best
 
 
-def _refined(template: Array, image: Array, row: int, col: int, turn: int) -> Place:
+def _refined(template: Array, image: Array, row: int, col: int, turn: int) -> WindowLocation:
     """Return the best place within two coarse pixels of (row, col)."""
     top, left = max(row - 2 * COARSE, 0), max(col - 2 * COARSE, 0)
     height, width = template.shape[1:]
     near = image[:, top : row + height + 2 * COARSE, left : col + width + 2 * COARSE]
     fine = correlations(template, near)
     at = np.unravel_index(np.argmax(fine), fine.shape)
-    return Place(row=top + int(at[0]), col=left + int(at[1]), turn=turn, correlation=round(float(fine[at]), 4))
+    return WindowLocation(row=top + int(at[0]), col=left + int(at[1]), turn=turn, correlation=round(float(fine[at]), 4))
 
 
 def correlations(template: Array, image: Array) -> Array:

@@ -18,7 +18,7 @@ from sgdata.types import Array, Codec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
+class MemberLayout:
     """Position, shape and type of one array of every sample.
 
     Attributes:
@@ -40,7 +40,7 @@ class Member:
     trailer: int = 0
 
 
-def of_index(rows: Any, name: str, folder: Path, codec: Codec) -> Member:
+def of_index(rows: Any, name: str, folder: Path, codec: Codec) -> MemberLayout:
     """Return the member `name` of samples by their rows of the index of `folder`. Raises SettingError, SourceError."""
     columns = set(rows.column_names)
     if f"{name}_offset" not in columns:
@@ -62,7 +62,7 @@ def of_index(rows: Any, name: str, folder: Path, codec: Codec) -> Member:
     ratio = shape.astype(float).prod(axis=1) / np.maximum(size, 1)
     for row in (int(ratio.argmax()), int(ratio.argmin())):
         tar_format.check_size(shapes[row], str(stored[row]), int(size[row]))
-    return Member(
+    return MemberLayout(
         start=column["offset"].to_pylist(),
         size=size.tolist(),
         shape=shape,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sgdata.audits.findings import Report
+    from sgdata.audits.findings import AuditReport
     from sgdata.builds.build_recipe import BuildPaths
     from sgdata.scenes.lock import Lock
 
@@ -24,14 +24,14 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console(markup=False, highlight=False).print(table)
 
 
-def show_plan(planned: Lock, paths: BuildPaths, *, name: str, where: str, as_json: bool) -> str:
+def show_plan(planned: Lock, paths: BuildPaths, *, name: str, address: str, as_json: bool) -> str:
     """Print the area of a plan, its scenes per month, its cost and its lock; return a description of its holes."""
     from sgdata import files
-    from sgdata.scenes import coverage
+    from sgdata.scenes import build_cost, coverage
     from sgdata.scenes import lock as locks
 
     months = coverage.count_months(planned)
-    cost = coverage.estimate_cost(planned, where, workers=paths.workers)
+    cost = build_cost.estimate_cost(planned, address, workers=paths.workers)
     holes = coverage.describe_holes(months)
     ground = coverage.describe_ground(planned)
     if as_json:
@@ -88,7 +88,7 @@ def show_comparison(report: Mapping[str, Any]) -> None:
     print(f"{report['placed']} of {report['windows']} windows placed, {report['copies']} copies{agreed}{unmapped}")
 
 
-def show_audit(report: Report, *, where: Path | None, as_json: bool) -> bool:
+def show_audit(report: AuditReport, *, folder: Path | None, as_json: bool) -> bool:
     """Print an audit and its path, and return whether it has findings."""
     from sgdata import files
 
@@ -97,5 +97,5 @@ def show_audit(report: Report, *, where: Path | None, as_json: bool) -> bool:
     else:
         rows = ((check.state, check.name, check.message) for check in report.checks)
         show_table(("state", "check", "result"), rows)
-        print(where or f"{report.findings} findings in {report.samples} samples")
+        print(folder or f"{report.findings} findings in {report.samples} samples")
     return report.findings > 0

@@ -92,52 +92,50 @@ def class_counts(source: loader.Samples) -> Tensor:
 # --- scoring -------------------------------------------------------------------------------
 
 
-def evaluate(setting: training.Setting[Any], model: nn.Module, source: loader.Samples) -> Tensor:
+def evaluate(setup: training.TrainingSetup[Any], model: nn.Module, source: loader.Samples) -> Tensor:
     """Compute the confusion matrices (N, K, K) of the maps that prediction writes of the samples of `source`.
 
     Every pixel counts once; those without data have no class in a map and are left out. All ranks work together.
     """
-    counts = torch.zeros(len(source), setting.classes, setting.classes, dtype=torch.int64)
+    counts = torch.zeros(len(source), setup.classes, setup.classes, dtype=torch.int64)
     with loop.evaluating(model):
-        look = Looks(setting, model)
+        look = CountingPredictor(setup, model)
         sizes = source.valid_size(np.arange(len(source)))
         # Samples of many tiles one by one, or scoring would take more memory than training.
         plan = list(loader.in_order(len(source), look.batch if (sizes == look.kind.ground_px).all() else 1))
         mine = distributed.share(range(len(plan)))
         batches = loader.load(source, (plan[number] for number, _ in mine), threads=1)
         for turn, ((number, counting), batch) in enumerate(zip(mine, batches, strict=True)):
-            found = predict(setting, look, batch)
+            predictions = predict(setup, look, batch)
             if distributed.is_sharded(model):
                 world = distributed.world()
                 together = (plan[n % len(plan)].samples for n in range(turn * world, (turn + 1) * world))
                 look.fill_up(max(look.needed(sizes[samples]) for samples in together))
             look.made = 0
             if counting:
-                for sample, (_, target, predicted) in zip(plan[number].samples, found, strict=True):
-                    counts[sample] = metrics.confusion(
-                        predicted, target, classes=setting.classes, ignore=setting.ignore
-                    )
-    return distributed.total(counts, setting.launch.device)
+                for sample, (_, target, predicted) in zip(plan[number].samples, predictions, strict=True):
+                    counts[sample] = metrics.confusion(predicted, target, classes=setup.classes, ignore=setup.ignore)
+    return distributed.total(counts, setup.launch.device)
 
 
-class Looks:
+class CountingPredictor:
     """The predictor of a model, which counts its forward passes.
 
     With FSDP each forward pass needs all ranks, so that a rank whose samples take fewer of them adds some.
     """
 
-    def __init__(self, setting: training.Setting[Any], model: nn.Module) -> None:
-        px = windows.side(setting.recipe.model.px, setting.stored)
+    def __init__(self, setup: training.TrainingSetup[Any], model: nn.Module) -> None:
+        px = windows.side(setup.recipe.model.px, setup.stored)
         self.kind = predictor.Predictor(
             model=model,
-            contract=setting.contract,
-            normalisation=setting.normalisation,
-            launch=setting.launch,
+            contract=setup.contract,
+            normalisation=setup.normalisation,
+            launch=setup.launch,
             ground_px=px,
             px=px,
             zoom=1.0,
         )
-        self.batch, self.overlap, self.made = setting.scored_at_once, setting.recipe.overlap, 0
+        self.batch, self.overlap, self.made = setup.scored_at_once, setup.recipe.overlap, 0
         _ = self.kind.answer  # computed now, since it takes a forward pass
 
     def __call__(self, tiles: Array) -> Array:
@@ -161,13 +159,15 @@ class Looks:
             self(blank)
 
 
-def predict(setting: training.Setting[Any], look: Looks, batch: loader.Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
+def predict(
+    setup: training.TrainingSetup[Any], look: CountingPredictor, batch: loader.Batch
+) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Return pixels in stored units (dates x C, H, W), target and predicted class (H, W) of each sample."""
     names = [name for name in batch.arrays if name.startswith("image_")] if look.kind.dates == 2 else ["image"]
-    stored = torch.cat([training.stored_pixels(setting, batch, name) for name in names], dim=1).cpu()
+    stored = torch.cat([training.stored_pixels(setup, batch, name) for name in names], dim=1).cpu()
     # At every date, as prediction writes it: a change of what was not seen at one date is unknown.
     seen = torch.stack([date.isfinite().any(dim=1) for date in stored.chunk(look.kind.dates, dim=1)]).all(dim=0)
-    whole = training.labels(setting, batch).where(seen, setting.ignore)
+    whole = training.labels(setup, batch).where(seen, setup.ignore)
     sizes = batch.valid_size.tolist()
     pixels = [image[:, :h, :w].numpy() for image, (h, w) in zip(stored, sizes, strict=True)]
     masks = [mask[:h, :w].numpy() for mask, (h, w) in zip(seen, sizes, strict=True)]
@@ -180,7 +180,7 @@ def predict(setting: training.Setting[Any], look: Looks, batch: loader.Batch) ->
 # --- yardsticks ----------------------------------------------------------------------------
 
 
-class Linear(nn.Module):
+class LinearPixelModel(nn.Module):
     """A linear model of single pixels, of one date or of two."""
 
     weight: Tensor
@@ -198,29 +198,29 @@ class Linear(nn.Module):
             return functional.conv2d(torch.cat(images, dim=1), self.weight, self.bias)
 
 
-def linear(
-    setting: training.Setting[Any], source: loader.Samples, names: Sequence[str], weights: Tensor | None
-) -> Linear:
+def fit_linear(
+    setup: training.TrainingSetup[Any], source: loader.Samples, names: Sequence[str], weights: Tensor | None
+) -> LinearPixelModel:
     """Fit the linear yardstick: linear discriminant analysis of the labelled pixels of training samples.
 
     It is computed in closed form, from the same normalised pixels as the model sees.
 
     Args:
-        setting: Resolved recipe.
+        setup: Resolved recipe.
         source: Training samples, of which at most `LINEAR_SAMPLES` are used.
         names: Arrays of the dates.
         weights: Class weights of the loss, which the shares of the classes are multiplied by; None for 1 each.
     """
-    size = len(setting.contract.bands) * len(names)
-    count, sums = torch.zeros(setting.classes, dtype=torch.float64), torch.zeros(setting.classes, size).double()
+    size = len(setup.contract.bands) * len(names)
+    count, sums = torch.zeros(setup.classes, dtype=torch.float64), torch.zeros(setup.classes, size).double()
     square = torch.zeros(size, size, dtype=torch.float64)
     chosen = np.arange(0, len(source), -(-len(source) // LINEAR_SAMPLES))
     plan = (loader.BatchIndices(samples=one, epoch=np.zeros_like(one)) for one in chosen[:, None])
     for batch in loader.load(source, plan, threads=1):
-        image = torch.cat([training.normalised_pixels(setting, batch, name) for name in names], dim=1)[0].cpu().double()
-        target = training.labels(setting, batch)[0].long()
-        x, y = image[:, target != setting.ignore].T, target[target != setting.ignore]
-        count += torch.bincount(y, minlength=setting.classes)
+        image = torch.cat([training.normalised_pixels(setup, batch, name) for name in names], dim=1)[0].cpu().double()
+        target = training.labels(setup, batch)[0].long()
+        x, y = image[:, target != setup.ignore].T, target[target != setup.ignore]
+        count += torch.bincount(y, minlength=setup.classes)
         sums.index_add_(0, y, x)
         square += x.T @ x
     mean = sums / count.clamp(min=1)[:, None]
@@ -230,11 +230,11 @@ def linear(
     weight = torch.linalg.solve(spread, mean.T).T
     share = count / count.sum().clamp(min=1) * (1 if weights is None else weights.double())
     bias = share.clamp(min=1e-30).log() - (weight * mean).sum(dim=1) / 2
-    return Linear(weight.float(), bias.float()).to(setting.launch.device)
+    return LinearPixelModel(weight.float(), bias.float()).to(setup.launch.device)
 
 
-def figures(
-    counts: Tensor, majority: int, yardstick: Tensor, figure: Callable[[Tensor], dict[str, float]]
+def score_confusion(
+    counts: Tensor, majority: int, baseline: Tensor, figure: Callable[[Tensor], dict[str, float]]
 ) -> dict[str, Any]:
     """Compute the figures of confusion matrices (N, K, K) for `results.json`, with those of yardsticks and intervals.
 
@@ -242,11 +242,11 @@ def figures(
         counts: Confusion matrices of the model, one per sample; intervals are over samples, since pixels are not
             independent. Neighbouring samples are not independent either.
         majority: Class that the trivial yardstick always predicts: the most frequent one in training.
-        yardstick: Confusion matrices of the linear yardstick.
+        baseline: Confusion matrices of the linear yardstick.
         figure: Computes figures by name from a confusion matrix (K, K).
     """
     whole = metrics.weighted(counts)
-    trivial, pixel = figure(metrics.constant(whole, majority)), figure(metrics.weighted(yardstick))
+    trivial, pixel = figure(metrics.constant(whole, majority)), figure(metrics.weighted(baseline))
     results: dict[str, Any] = figure(whole)
     for name in list(results):
         results[f"{name}_majority"], results[f"{name}_linear"] = trivial[name], pixel[name]

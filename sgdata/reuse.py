@@ -15,7 +15,7 @@ from sgdata import files
 
 
 @contextmanager
-def keeping(path: Path, made_from: str = "") -> Iterator[Path]:
+def write_with_note(path: Path, made_from: str = "") -> Iterator[Path]:
     """Yield a temporary path whose file becomes `path`, and note what was written.
 
     Args:
@@ -27,15 +27,15 @@ def keeping(path: Path, made_from: str = "") -> Iterator[Path]:
     """
     with files.replacing(path) as temporary:
         yield temporary
-    note(path, made_from)
+    write_note(path, made_from)
 
 
-def note(path: Path, made_from: str = "") -> None:
+def write_note(path: Path, made_from: str = "") -> None:
     """Note size and content of a file that was just written. Raises OutputError."""
     files.write(_note(path), files.checked_json(_state(path, made_from)))
 
 
-def is_kept(path: Path, made_from: str = "") -> bool:
+def is_unchanged(path: Path, made_from: str = "") -> bool:
     """Return whether `path` is as `keeping` wrote it, from the same sources."""
     noted = files.read_checked_json(_note(path))
     try:

@@ -44,7 +44,7 @@ Found = pystac.Item | Unusable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ItemQuery:
     """What a server is asked for; catalogues that cannot be asked give all that they have."""
 
     collection: str
@@ -53,12 +53,12 @@ class Wanted:
     last: date
 
 
-def read(stac_io: CatalogIO, where: str, wanted: Wanted) -> Iterator[Found]:
+def read(stac_io: CatalogIO, address: str, wanted: ItemQuery) -> Iterator[Found]:
     """Yield the items at an address, and what cannot be read as one with the reason.
 
     Args:
         stac_io: reader of documents.
-        where: URL, or absolute path of a file.
+        address: URL, or absolute path of a file.
         wanted: what to ask a server for.
 
     Raises:
@@ -66,50 +66,50 @@ def read(stac_io: CatalogIO, where: str, wanted: Wanted) -> Iterator[Found]:
         ServiceError: a search has no end.
         Exception: what `parse_items.malformed` lists.
     """
-    if urlsplit(where).path.rstrip("/").endswith("/search"):
-        yield from _search(stac_io, where, ("POST", "GET"), wanted)
+    if urlsplit(address).path.rstrip("/").endswith("/search"):
+        yield from _search(stac_io, address, ("POST", "GET"), wanted)
         return
-    for document in _documents(stac_io.read_bytes(where), where):
-        yield from _read_document(stac_io, document, where, wanted)
+    for document in _documents(stac_io.read_bytes(address), address):
+        yield from _read_document(stac_io, document, address, wanted)
 
 
-def _read_document(stac_io: CatalogIO, document: Any, where: str, wanted: Wanted) -> Iterator[Found]:
+def _read_document(stac_io: CatalogIO, document: Any, address: str, wanted: ItemQuery) -> Iterator[Found]:
     if isinstance(document, str):  # a line of a list
-        yield from _linked(stac_io, make_absolute_href(document, where), wanted, path=(where,))
+        yield from _linked(stac_io, make_absolute_href(document, address), wanted, path=(address,))
     elif not isinstance(document, dict):
-        raise SourceError(f"{_shown(where)}: holds a {type(document).__name__}, expected STAC objects or addresses")
+        raise SourceError(f"{_shown(address)}: holds a {type(document).__name__}, expected STAC objects or addresses")
     elif document.get("type") == "FeatureCollection":
-        if where.startswith("http") and any(link.get("rel") == "next" for link in _links(document)):
+        if address.startswith("http") and any(link.get("rel") == "next" for link in _links(document)):
             # One page of many: asked again, for the area and the dates alone.
-            yield from _search(stac_io, where, ("GET",), wanted)
+            yield from _search(stac_io, address, ("GET",), wanted)
         else:
-            yield from (_item(feature, where) for feature in document.get("features") or [])
+            yield from (_item(feature, address) for feature in document.get("features") or [])
     elif document.get("type") == "Feature":
-        yield _item(document, where)
+        yield _item(document, address)
     else:
-        yield from _walk(stac_io, document, where, wanted, path=())
+        yield from _walk(stac_io, document, address, wanted, path=())
 
 
 # --- documents in a file -------------------------------------------------------------------
 
 
-def _documents(content: bytes, where: str) -> Iterator[Any]:
+def _documents(content: bytes, address: str) -> Iterator[Any]:
     """Yield the JSON documents in a file, and the lines of a list of addresses. Raises SourceError."""
-    content = documents.unpack_gzip(content, _shown(where))
+    content = documents.unpack_gzip(content, _shown(address))
     if content.startswith(b"PAR1"):
-        yield from _rows(content, where)
+        yield from _rows(content, address)
         return
     text = content.decode("utf-8-sig").strip()
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if text[:1] not in {"{", "["}:
         if not lines or any(set(line) & set(" <>\"{}'") for line in lines):
-            raise SourceError(f"{_shown(where)}: is neither STAC nor a list of addresses; begins with {text[:40]!r}")
+            raise SourceError(f"{_shown(address)}: is neither STAC nor a list of addresses; begins with {text[:40]!r}")
         yield from lines
     elif len(lines) > 1 and _is_object(lines[0]):
         for line in lines:
-            yield documents.parse_json(line, _shown(where))
+            yield documents.parse_json(line, _shown(address))
     else:
-        document = documents.parse_json(text, _shown(where))
+        document = documents.parse_json(text, _shown(address))
         yield from document if isinstance(document, list) else [document]
 
 
@@ -121,11 +121,11 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _rows(content: bytes, where: str) -> Iterator[dict[str, Any]]:
+def _rows(content: bytes, address: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a stac-geoparquet file as items. Raises SourceError."""
     import shapely
 
-    table = parquet_tables.read(io.BytesIO(content), {"id": "text"}, where=_shown(where))
+    table = parquet_tables.read(io.BytesIO(content), {"id": "text"}, origin=_shown(address))
     for row in table.to_pylist():
         fields = {key: _plain(value) for key, value in row.items() if value is not None}
         item: dict[str, Any] = {"type": "Feature", "stac_version": "1.0.0", "links": [], "assets": {}}
@@ -151,13 +151,13 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, date) else value
 
 
-def _item(document: Any, where: str) -> Found:
-    """Return the item of a document, whose relative hrefs start at `where` unless it says otherwise."""
-    name = (isinstance(document, dict) and document.get("id")) or f"in {_shown(where)}"
+def _item(document: Any, address: str) -> Found:
+    """Return the item of a document, whose relative hrefs start at `address` unless it says otherwise."""
+    name = (isinstance(document, dict) and document.get("id")) or f"in {_shown(address)}"
     try:
         item = pystac.Item.from_dict(document)
         if item.get_self_href() is None:
-            item.set_self_href(make_absolute_href(f"{file_name(item.id)}.json", where))
+            item.set_self_href(make_absolute_href(f"{file_name(item.id)}.json", address))
         return item
     except malformed_errors() as error:
         return Unusable(id=name, reason=f"item {name}: cannot be read as STAC: {error!s:.120}; mend it", scene=None)
@@ -167,26 +167,26 @@ def _item(document: Any, where: str) -> Found:
 
 
 def _walk(
-    stac_io: CatalogIO, document: dict[str, Any], where: str, wanted: Wanted, path: tuple[str, ...]
+    stac_io: CatalogIO, document: dict[str, Any], address: str, wanted: ItemQuery, path: tuple[str, ...]
 ) -> Iterator[Found]:
     """Yield the items of a catalogue, by its search if it has one, and of all catalogues below it.
 
     Raises SourceError if the document is no catalogue, is below itself, or if catalogues nest too deeply.
     """
-    if where in path:
-        raise SourceError(f"{_shown(where)}: catalogue is below itself, through {_shown(path[-1])}; remove that link")
-    path = (*path, where)
-    CATALOG_DEPTH.check(len(path), _shown(where))
+    if address in path:
+        raise SourceError(f"{_shown(address)}: catalogue is below itself, through {_shown(path[-1])}; remove that link")
+    path = (*path, address)
+    CATALOG_DEPTH.check(len(path), _shown(address))
     # Old collections have no type.
     if document.get("type") not in {"Catalog", "Collection"} and "stac_version" not in document:
         expected = "a Catalog, a Collection, a FeatureCollection or items"
-        raise SettingError(f"{_shown(where)}: is a STAC {document.get('type')!r:.40}; expected {expected}")
-    is_remote = where.startswith("http")
-    if is_remote and (endpoint := _endpoint(document, where)):
+        raise SettingError(f"{_shown(address)}: is a STAC {document.get('type')!r:.40}; expected {expected}")
+    is_remote = address.startswith("http")
+    if is_remote and (endpoint := _endpoint(document, address)):
         yield from _search(stac_io, *endpoint, wanted)
         return
     for link in _links(document):
-        href = make_absolute_href(link["href"], where)
+        href = make_absolute_href(link["href"], address)
         if link.get("rel") == "item":
             yield from _linked(stac_io, href, wanted, path=path)
         elif link.get("rel") == "child":
@@ -197,7 +197,7 @@ def _walk(
             yield from _search(stac_io, href, ("GET",), wanted)
 
 
-def _linked(stac_io: CatalogIO, href: str, wanted: Wanted, path: tuple[str, ...]) -> Iterator[Found]:
+def _linked(stac_io: CatalogIO, href: str, wanted: ItemQuery, path: tuple[str, ...]) -> Iterator[Found]:
     """Yield the items of a linked document; a document that does not exist or is no JSON is one without items."""
     name = PurePosixPath(urlsplit(href).path).stem
     try:
@@ -224,25 +224,27 @@ def _links(document: dict[str, Any]) -> list[dict[str, Any]]:
     return [link for link in links if isinstance(link, dict) and isinstance(link.get("href"), str)]
 
 
-def _endpoint(document: dict[str, Any], where: str) -> tuple[str, tuple[str, ...]] | None:
+def _endpoint(document: dict[str, Any], address: str) -> tuple[str, tuple[str, ...]] | None:
     """Return the address of a catalogue's search and the methods to try; None if it has none.
 
     By the link, since some servers do not claim the conformance class, and by the class, since some lack the link.
     """
-    found = [link for link in _links(document) if link.get("rel") == "search" and "html" not in str(link.get("type"))]
-    if found:
-        advertised = {str(link.get("method", "")).upper() for link in found}
-        href = make_absolute_href(found[0]["href"], where)
+    search_links = [
+        link for link in _links(document) if link.get("rel") == "search" and "html" not in str(link.get("type"))
+    ]
+    if search_links:
+        advertised = {str(link.get("method", "")).upper() for link in search_links}
+        href = make_absolute_href(search_links[0]["href"], address)
         return href, ("GET",) if advertised == {"GET"} else ("POST", "GET")
     if any("item-search" in str(name) for name in document.get("conformsTo") or []):
-        return urls.joined(where, "search"), ("POST", "GET")
+        return urls.joined(address, "search"), ("POST", "GET")
     return None
 
 
 # --- searching -----------------------------------------------------------------------------
 
 
-def _search(stac_io: CatalogIO, url: str, methods: tuple[str, ...], wanted: Wanted) -> Iterator[Found]:
+def _search(stac_io: CatalogIO, url: str, methods: tuple[str, ...], wanted: ItemQuery) -> Iterator[Found]:
     """Yield the items of a search, or of the items of one collection. Raises ServiceError, APIError."""
     is_search = not urlsplit(url).path.rstrip("/").endswith("/items")
     # Year by year: long time spans exceed the time limits (504) of more than one provider.
@@ -282,5 +284,5 @@ def _pages(pages: Iterator[dict[str, Any]], url: str) -> Iterator[Found]:
             raise ServiceError(f"{_shown(url)}: {repeated}; try later")
 
 
-def _shown(where: str) -> str:
-    return urls.without_secrets(where).partition("?")[0]
+def _shown(address: str) -> str:
+    return urls.without_secrets(address).partition("?")[0]

@@ -28,7 +28,7 @@ def stretch(image: Array, like: Array) -> Array:
     return true_colour.stretch(image, [true_colour.limits(band) for band in like]).transpose(1, 2, 0)
 
 
-def reconstruction(true: Tensor, predicted: Tensor, removed: Tensor, bands: Sequence[int]) -> list[Array]:
+def draw_reconstruction(true: Tensor, predicted: Tensor, removed: Tensor, bands: Sequence[int]) -> list[Array]:
     """Draw a reconstruction.
 
     Args:
@@ -43,10 +43,10 @@ def reconstruction(true: Tensor, predicted: Tensor, removed: Tensor, bands: Sequ
     every, guess, hidden = (t.float().cpu().numpy() for t in (true, predicted, removed))
     image = every[bands]
     masked = np.where(hidden[bands].transpose(1, 2, 0) > 0, GREY, stretch(image, image)).astype(np.uint8)
-    return [stretch(image, image), masked, stretch(guess[bands], image), errors(every, guess)]
+    return [stretch(image, image), masked, stretch(guess[bands], image), draw_errors(every, guess)]
 
 
-def errors(true: Array, predicted: Array) -> Array:
+def draw_errors(true: Array, predicted: Array) -> Array:
     """Draw the absolute error of every band (C, H, W), in order, at half size in two rows: (H, columns, 3) uint8."""
     count, height, _ = true.shape
     low, high = np.percentile(true, (2, 98), axis=(1, 2))
@@ -59,7 +59,7 @@ def errors(true: Array, predicted: Array) -> Array:
     return rows[..., None].repeat(3, 2)
 
 
-def segmentation(image: Tensor, target: Tensor, predicted: Tensor, colours: Sequence[str]) -> list[Array]:
+def draw_segmentation(image: Tensor, target: Tensor, predicted: Tensor, colours: Sequence[str]) -> list[Array]:
     """Draw an image (3, H, W), its labels (H, W) and their prediction (H, W); unlabelled pixels are black."""
     palette = np.zeros((max(256, len(colours) + 1), 3), np.uint8)  # the last or 255 is unlabelled
     palette[: len(colours)] = [tuple(bytes.fromhex(colour.lstrip("#"))) for colour in colours]
@@ -68,7 +68,7 @@ def segmentation(image: Tensor, target: Tensor, predicted: Tensor, colours: Sequ
     return [stretch(true, true), *maps]
 
 
-def write(path: Path, rows: Sequence[Sequence[Array]]) -> None:
+def write_pictures(path: Path, rows: Sequence[Sequence[Array]]) -> None:
     """Write a PNG of rows of (H, W, 3) uint8 tiles, enlarged by an integer factor, with gaps. Raises OutputError."""
     from PIL import Image
 
