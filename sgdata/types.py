@@ -301,6 +301,8 @@ class Contract:
         statistics: statistics by band, of the train split; of shards without one, of all splits.
         splits: number of samples by split.
         fingerprint: SHA-256 over the sorted sample hashes.
+        fill: what models see in place of no data, in stored units.
+        gsd_m: side of a pixel on the ground in metres; None for that of the finest band.
     """
 
     # Raised when old readers would misread new files; readers refuse an unknown number.
@@ -327,12 +329,16 @@ class Contract:
     # What models see in place of no data, in stored units, whatever number or mask marks it in files: that of ESA's
     # products by default. Models for these data get the same in training, scoring and prediction.
     fill: float = 0.0
+    # A Web Mercator grid has "10 m" pixels of 6.4 m at 50 degrees of latitude.
+    gsd_m: float | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for numbers that no data have."""
         names = [band.name for band in self.bands]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"bands are {', '.join(names)!r:.90}: expected one or more, each once")
+        if self.gsd_m is not None and not self.gsd_m > 0:
+            raise ValueError(f"gsd_m is {self.gsd_m}: expected more than 0")
         if not self.scale > 0:
             raise ValueError(f"scale is {self.scale}: expected more than 0")
         if self.shape and min(self.shape) < 1:
@@ -344,6 +350,11 @@ class Contract:
                 raise ValueError(
                     f"statistics of {name:.20} are {band!r:.120}: expected std of at least 0, min below max"
                 )
+
+    @property
+    def pixel_m(self) -> float:
+        """Side of a pixel on the ground in metres: `gsd_m` if set, else that of the finest band."""
+        return self.gsd_m or min(band.gsd_m for band in self.bands)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -468,7 +468,7 @@ def test_ground_is_shared_across_zones_and_in_degrees() -> None:
 
 def test_a_footprint_equals_the_bounds_of_rasterio(tmp_path: Path) -> None:
     """The size of a sample in degrees, against the ground that rasterio's transform covers."""
-    footprint = gather._footprint({"crs": "EPSG:4326", "bounds": [11.0, 48.0, 11.01, 48.02]}, (200, 67))
+    footprint = gather._footprint({"crs": "EPSG:4326", "bounds": [11.0, 48.0, 11.01, 48.02]}, (200, 67), 10)
     assert footprint is not None
     assert footprint.size_m[1] == 2000
     assert footprint.size_m[0] == pytest.approx(

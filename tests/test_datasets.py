@@ -44,8 +44,8 @@ every = pytest.mark.parametrize("name", MAKERS)
 
 
 def test_every_dataset_is_tested_here() -> None:
-    # Pairs are made of builds, and tested in test_pairs.py.
-    assert {dataset for dataset, *_ in MAKERS.values()} | {"pairs"} == set(cards.names())
+    # Images and pairs are the user's own, and tested in test_pairs.py and test_sample_tables.py.
+    assert {dataset for dataset, *_ in MAKERS.values()} | {"pairs", "images"} == set(cards.names())
     assert set(SAMPLES) == set(MAKERS)
 
 

@@ -136,6 +136,12 @@ SAFE = {
         ("sgdata.datasets.pairs", "path"),
         ("sgdata.commands.publish", "f'{path.resolve().name}-page'"),
     ],
+    "files of a table of samples that the user gives, to be read": [
+        ("sgdata.datasets.pairs", "pair.change"), ("sgdata.datasets.pairs", "name"),
+        ("sgdata.datasets.sample_tables", "document.table"), ("sgdata.datasets.sample_tables", "path"),
+        ("sgdata.datasets.table_rasters", "row.images[0]"), ("sgdata.datasets.table_rasters", "path"),
+        ("sgdata.datasets.table_rasters", "name"),
+    ],
     "names that file_name or a check made before": [
         ("sgdata.packing.pack", "task.name"), ("sgdata.packing.pack", "f'{task.name}.json'"),
         ("sgdata.packing.tasks", "task.name"), ("sgdata.pages.run", "file"), ("sgdata.pages.samples", "file"),

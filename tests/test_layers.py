@@ -174,7 +174,8 @@ def test_sgmodel_imports_only_modules_without_gdal() -> None:
 
 
 def test_datasets_do_not_import_each_other() -> None:
-    shared = {f"sgdata.datasets.{name}" for name in ("types", "cards", "build_patches", "archives", "download")}
+    names = ("types", "cards", "build_patches", "archives", "download", "sample_tables", "table_rasters")
+    shared = {f"sgdata.datasets.{name}" for name in names}
     for module in (m for m in MODULES if m.startswith("sgdata.datasets.") and not m.endswith(".readers")):
         assert not {n for n in imports(module) if n.startswith("sgdata.datasets.")} - shared
 

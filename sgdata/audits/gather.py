@@ -31,7 +31,6 @@ from sgdata.types import Array, Contract, Sample
 CHUNK = 64
 # Green, near infrared and short-wave infrared differ most from each other.
 COMPARED_BANDS = ("B03", "B08", "B11")
-GSD_M = 10.0
 # Reflectance from which a value counts as saturated: no surface reflects twice the incident light.
 BRIGHTEST = 2.0
 # Smaller differences of two correlations may be noise.
@@ -214,7 +213,7 @@ def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts
         pixels=pixels,
         turned=turned,
         thumbnail=b"" if thumbnail is None else thumbnail.tobytes(),
-        footprint=_footprint(sample.meta, images[0].shape[1:]),
+        footprint=_footprint(sample.meta, images[0].shape[1:], contract.pixel_m),
         date=sample.meta.get("date"),
         classes=_classes(sample),
         dark=float(shares.max()),
@@ -241,16 +240,16 @@ def _classes(sample: Sample) -> dict[int, int]:
     return dict.fromkeys(sample.meta.get("labels", ()), 1)
 
 
-def _footprint(meta: dict[str, Any], shape: Sequence[int]) -> Footprint | None:
+def _footprint(meta: dict[str, Any], shape: Sequence[int], pixel_m: float) -> Footprint | None:
     height, width = shape
     if "window" in meta:
         row, col = meta["window"][:2]
-        box = (col * GSD_M, row * GSD_M, (col + width) * GSD_M, (row + height) * GSD_M)
-        return Footprint(crs="", box=box, size_m=(width * GSD_M, height * GSD_M))
+        box = (col * pixel_m, row * pixel_m, (col + width) * pixel_m, (row + height) * pixel_m)
+        return Footprint(crs="", box=box, size_m=(width * pixel_m, height * pixel_m))
     if not meta.get("bounds") or not meta.get("crs"):
         return None
     west, south, east, north = meta["bounds"]
-    size = (width * GSD_M, height * GSD_M)
+    size = (width * pixel_m, height * pixel_m)
     if meta["crs"] == "EPSG:4326":
         # Pixels in degrees are not square on the ground.
         size = (size[1] * (east - west) / max(north - south, 1e-9) * float(np.cos(np.radians(south))), size[1])

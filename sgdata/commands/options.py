@@ -42,7 +42,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the recipe; repeatable.")
 ]
-Dataset = Annotated[str, typer.Argument(help="fmow, bigearthnet, eurosat, segmunich, oscd or pairs.")]
+Dataset = Annotated[str, typer.Argument(help="fmow, bigearthnet, eurosat, segmunich, oscd, images or pairs.")]
 DatasetOfPath = Annotated[
     str | None, typer.Option("--dataset", help="Dataset in PATH (default: detected from its files).")
 ]

@@ -30,6 +30,9 @@ def release(
         bool, typer.Option("--archive", help="Also write the release as one tar file, reproducible byte for byte.")
     ] = False,
     private: Annotated[bool, typer.Option("--private", help="Allow data whose licence forbids passing it on.")] = False,
+    licence: Annotated[
+        str, typer.Option("--licence", metavar="TEXT", help="Licence of images or pairs of your own.")
+    ] = "",
     date: Annotated[
         str, typer.Option("--date", metavar="DAY", help="Day of publication for the metadata, as an ISO date.")
     ] = "",
@@ -52,8 +55,8 @@ def release(
 
     configure_logging(quiet)
     order = release_content.ReleaseOrder(
-        name=name, version=version, source=source, out=out, build=build, private=private, published=date,
-        register=register or assemble.register_of_checkout(), archive=archive,
+        name=name, version=version, source=source, out=out, build=build, private=private, licence=licence,
+        published=date, register=register or assemble.register_of_checkout(), archive=archive,
     )  # fmt: skip
     folder, report = assemble.release(order, audited)
     print(folder)

@@ -1,37 +1,39 @@
-"""Read pairs of dates with a change map: two builds of one area and a raster of changes, named by a TOML file.
+"""Read pairs of dates with a change map: a table with two GeoTIFFs a row, or two builds of one area.
+
+The format of a table is that of `sgdata.datasets.sample_tables`, with the columns `before` and `after`. Two builds are
+named by a TOML file, relative to itself:
 
     before = "build-2020"
     after = "build-2022"
     change = "archive/truth/change.tif"
 
-Paths are relative to that file. The patches and their split are those of the first build; a change is any value of
-the map above 0. Pixels without data on either date are unlabelled.
+Their patches and the split are those of the first build. A change is any value of the map above 0. Pixels without data
+on either date are unlabelled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sgdata import files
-from sgdata.datasets import build_patches, cards
+from sgdata.datasets import build_patches, cards, sample_tables, table_rasters
 from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe, SourceMember
-from sgdata.errors import SourceError
-from sgdata.rasters import geotiff, grids, opening
+from sgdata.errors import SettingError, SourceError
+from sgdata.rasters import opening
 from sgdata.shards import contracts, statistics
-from sgdata.types import Array, Contract, Sample
+from sgdata.types import Array, Contract, LabelSpace, Sample
 
 _STORED_SHARE = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairPaths:
-    """Document of a pair; paths are relative to it.
+    """Document of a pair of builds; paths are relative to it.
 
     Attributes:
         before: build of the first date.
@@ -45,17 +47,47 @@ class PairPaths:
 
 
 def find(source: Path, recipe: ShardRecipe) -> SampleListing:
-    """List the patches of the first build. Raises SettingError, or SourceError if the two builds do not agree."""
-    before, after, change = _paths(source)
+    """List the rows of a table, or the patches of the first of two builds. Raises SettingError, SourceError."""
+    files.require_file(source, "a table of pairs, or a TOML file that names two builds")
+    if source.suffix not in (".csv", ".parquet") and "change" in files.read_plain(source):
+        return _find_in_builds(source, recipe)
+    table = sample_tables.read(source, ("before", "after"))
+    bands, nodata = table_rasters.header_facts(table)
+    space = _label_space(table, cards.label_space("pairs", recipe.labels))
+    return SampleListing(
+        refs=table_rasters.list_refs(table),
+        edition=cards.edition("pairs", recipe.edition),
+        labels=space,
+        contract=sample_tables.contract(table, "pairs", space, bands, nodata),
+        rejected=table.rejected,
+        read=table_rasters.files_of(table),
+    )
+
+
+def _label_space(table: sample_tables.SampleTable, usual: LabelSpace) -> LabelSpace:
+    names = table.document.classes or usual.names
+    if len(names) != 2:
+        raise SettingError(f"{table.folder}: classes is {list(names)}: expected two names, unchanged and changed")
+    if any(row.label for row in table.rows):
+        raise SettingError(f"{table.folder}: label is a column of images; pairs have a mask of what changed")
+    if not any(row.mask for row in table.rows):
+        return LabelSpace(name="none", task="none")
+    return replace(usual, names=names)
+
+
+def _find_in_builds(source: Path, recipe: ShardRecipe) -> SampleListing:
+    pair = files.read(PairPaths, source)
+    before, after = (source.parent / path for path in (pair.before, pair.after))
+    for build in (before, after):
+        files.require_finished(build)
+    change = files.require_file(source.parent / pair.change, "the change map that the pair names")
     ours, theirs = contracts.read(before), contracts.read(after)
     # Two dates must agree in the same fields as data and the weights of a model.
     differ = contracts.find_differences(theirs, ours, "fine-tune")
     if differ:
         raise SourceError(f"{after}: differs from {before} in {', '.join(differ)}; build both alike")
-    members = tuple(
-        SourceMember(name=name, size=path.stat().st_size)
-        for name, path in (("before", before / files.IMAGE), ("after", after / files.IMAGE))
-    )
+    names = (f"{pair.before}/{files.IMAGE}", f"{pair.after}/{files.IMAGE}", pair.change)
+    members = tuple(SourceMember(name=name, size=(source.parent / name).stat().st_size) for name in names)
     refs = build_patches.list_patches(before / files.PATCHES, members, 4 * len(ours.bands) * _STORED_SHARE)
     space = cards.label_space("pairs", recipe.labels)
     # Statistics of both dates are computed from the samples.
@@ -65,44 +97,29 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
         edition=cards.edition("pairs", recipe.edition),
         labels=space,
         contract=contract,
-        read=(before / files.IMAGE, after / files.IMAGE, *opening.files_of(change)),
+        read=tuple(opening.files_of(change)[1:]),
     )
 
 
 @contextmanager
 def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
-    """Open both builds and the map; the function reads `image_before`, `image_after` (C, H, W), `mask` (H, W)."""
-    before, after, change = _paths(source)
-    with ExitStack() as stack:
-        paths = (before / files.IMAGE, after / files.IMAGE, change)
-        # The user names the map, which may be a virtual raster.
-        uses: tuple[opening.Use, ...] = ("output", "output", "user")
-        opened = [build_patches.open_raster(path, use=use) for path, use in zip(paths, uses, strict=True)]
-        rasters = [stack.enter_context(one) for one in opened]
-        first = geotiff.read_header(rasters[0]).grid
-        # Windows are in pixels, so a shifted raster would be read without an error.
-        for raster in rasters:
-            if differ := grids.find_differences(geotiff.read_header(raster).grid, first):
-                place = f"{raster.shape} at {raster.transform[2]:g}, {raster.transform[5]:g}"
-                message = f"{raster.name}: {place} is another grid than that of {paths[0]}"
-                raise SourceError(f"{message}: {'; '.join(differ)}")
-        yield lambda ref: _read(ref, rasters, contract.nodata)
+    """Open the pairs; the function reads `image_before`, `image_after` (C, H, W) and, with masks, `mask` (H, W)."""
+    with table_rasters.open_rasters(source.parent) as rasters:
+        yield lambda ref: _read(ref, rasters(ref), contract)
 
 
-def _read(ref: SampleRef, rasters: list[Any], nodata: int | None) -> Sample:
-    first, second, change = (build_patches.read_window(raster, ref.meta["window"]) for raster in rasters)
-    unknown = np.ma.getmaskarray(change)[0]
-    for image in (first, second):  # a change is unknown if either date has no data
-        known = statistics.seen(np.ma.getdata(image), nodata) & ~np.ma.getmaskarray(image)
-        unknown = unknown | ~known.all(axis=0)
-    mask: Array = np.ma.MaskedArray((np.ma.getdata(change)[0] > 0).astype(np.uint8), unknown)
-    arrays = {"image_before": first, "image_after": second, "mask": mask}
-    return Sample(key=ref.key, split=ref.split, arrays=arrays, meta={**ref.meta, "crs": str(rasters[0].crs)})
-
-
-def _paths(source: Path) -> tuple[Path, Path, Path]:
-    pair = files.read(PairPaths, source)
-    before, after, change = (source.parent / path for path in (pair.before, pair.after, pair.change))
-    for build in (before, after):
-        files.require_finished(build)
-    return before, after, files.require_file(change, "the change map that the pair names")
+def _read(ref: SampleRef, rasters: table_rasters.Rasters, contract: Contract) -> Sample:
+    first, second = (table_rasters.read_image(raster, ref, contract) for raster in rasters[:2])
+    arrays: dict[str, Array] = {"image_before": first, "image_after": second}
+    if contract.label_space.task == "change":
+        unknown = np.zeros(first.shape[1:], bool)
+        for image in (first, second):  # a change is unknown if either date has no data
+            known = statistics.seen(np.ma.getdata(image), contract.nodata) & ~np.ma.getmaskarray(image)
+            unknown = unknown | ~known.all(axis=0)
+        # A row without a map is unlabelled, so that a split may have both kinds.
+        change: Array = np.ma.MaskedArray(np.zeros(unknown.shape, np.uint8), mask=True)
+        if len(rasters) > 2:
+            change = table_rasters.read_mask(rasters[2], ref)
+        changed = (np.ma.getdata(change) > 0).astype(np.uint8)
+        arrays["mask"] = np.ma.MaskedArray(changed, unknown | np.ma.getmaskarray(change))
+    return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=table_rasters.place(rasters[0], ref))

@@ -52,8 +52,9 @@ def open_samples(dataset: str, source: Path, contract: Contract) -> Iterator[Cal
     """
     editions = {each.name: each.bands for each in cards.card(dataset).editions}
     by_name = {band.name: band for band in contract.bands}
-    # A build has a contract of its own, whose order is that of its files.
-    stored = tuple(by_name[name] for name in editions.get(contract.version, tuple(by_name)) if name in by_name)
+    # A build and a table have contracts of their own, whose order is that in which their bands are read.
+    order = dict.fromkeys((*editions.get(contract.version, ()), *by_name))
+    stored = tuple(by_name[name] for name in order if name in by_name)
     with reader(dataset).open_source(source, replace(contract, bands=stored)) as read:
         yield lambda ref: _reordered(read(ref), stored, contract.bands)
 

@@ -151,13 +151,13 @@ class Licence:
     Attributes:
         labels: licence of the labels.
         pixels: licence of the pixels.
-        redistribution: whether shards may be passed on.
+        redistribution: whether shards may be passed on; "owner" for data of one's own, whose owner says so.
         note: conditions.
     """
 
     labels: str
     pixels: str
-    redistribution: Literal["yes", "no", "unclear"]
+    redistribution: Literal["yes", "no", "unclear", "owner"]
     note: str = ""
 
 

@@ -76,13 +76,15 @@ def shard_tasks(
     numbers: Counter[str] = Counter()
     shared = identity.of_files([*read, *([source] if source.is_file() else [])])
     chosen = (recipe.layout, recipe.codec, recipe.kernel, recipe.effort)
+    # The files of a table, and of a pair of builds, lie beside the document that names them.
+    root = source if source.is_dir() else source.parent
     tasks = []
     for refs in groups:
         split = refs[0].split
         name = tar_format.shard_name(recipe.dataset, split, numbers[split])
         numbers[split] += 1
         # Equal fingerprints mean equal output.
-        own = identity.of_files({_file(source, member) for ref in refs for member in ref.members})
+        own = identity.of_files({_file(root, member) for ref in refs for member in ref.members})
         fingerprint = files.sha256(files.canonical_json([tar_format.FORMAT, chosen, contract, refs, shared, own]))
         tasks.append(
             ShardTask(
@@ -92,9 +94,9 @@ def shard_tasks(
     return tasks
 
 
-def _file(source: Path, member: SourceMember) -> str:
+def _file(root: Path, member: SourceMember) -> str:
     """Return the path of the file in a folder that has a member: itself, or a zip."""
-    path = f"{source}/{member.name}"
+    path = os.path.join(root, member.name)  # noqa: PTH118 - strings, as there may be millions
     archive, inside, _ = path.partition(".zip/")
     return f"{archive}.zip" if inside and not os.path.lexists(path) else path
 

@@ -55,6 +55,7 @@ def build_contract(dataset: Contract, more: Mapping[str, str]) -> html.Table:
         "bands": " ".join(band.name for band in dataset.bands),
         "level, no data": f"{dataset.level}, {dataset.nodata}",
         "shape": "varies" if dataset.shape is None else " x ".join(str(size) for size in dataset.shape),
+        "pixel on the ground": f"{dataset.pixel_m:g} m",
         "resampling": f"{dataset.resampling}, version {dataset.resampling_version}",
         "label space": f"{dataset.label_space.name}, {len(dataset.label_space.ids)} classes",
         "samples": ", ".join(f"{split} {count:,}" for split, count in dataset.splits.items()) or "none",

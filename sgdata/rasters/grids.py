@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from sgdata.errors import SettingError
 from sgdata.types import Bounds, Grid, Window
 
+EARTH_M = 6_371_000.0
+"""Mean radius of the Earth in metres."""
+SAME_SIZE = 0.05
+"""Greatest difference from a stated size of pixels: it is rounded, and that of Web Mercator varies with latitude."""
+
 
 def snap_outward(bounds: Bounds, crs: str, *, gsd_m: float = 10, snap_m: float = 60) -> Grid:
     """Return the smallest grid over `bounds` (in units of `crs`) whose edges are multiples of `snap_m`.
@@ -82,6 +87,20 @@ def scale_factor(grid: Grid) -> float:
     )
     factor = math.sqrt(pyproj.Proj(crs).get_factors(*place).areal_scale)
     return factor if math.isfinite(factor) and factor > 0 else 1.0
+
+
+def ground_size_m(grid: Grid) -> float:
+    """Return the side in metres of a pixel at the centre of `grid`, as long as it is on the ground.
+
+    Pixels in degrees are not square on the ground: the side is that of a square of their area.
+    """
+    import pyproj
+
+    crs = pyproj.CRS(grid.crs)
+    if not crs.is_geographic:
+        return grid.gsd_m * crs.axis_info[0].unit_conversion_factor / scale_factor(grid)
+    _, south, _, north = grid.bounds
+    return math.radians(grid.gsd_m) * EARTH_M * math.sqrt(max(math.cos(math.radians((south + north) / 2)), 0.0))
 
 
 def cut_tiles(shape: tuple[int, int], rows: int, cols: int | None = None) -> Iterator[Window]:

@@ -97,7 +97,7 @@ def _checked(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
             )
     contract = contracts.read(order.source)
     ours = contract.dataset == "segmunich" and contract.version != release_content.RELEASED_BY_OTHERS
-    release_content.permitted(cards.card(contract.dataset), ours=ours, private=order.private)
+    release_content.permitted(cards.card(contract.dataset), order, ours=ours)
     if not ours:
         return contract, None
     if order.build is None:

@@ -73,7 +73,7 @@ def _geo(content: ReleaseContent) -> dict[str, Any]:
             "geo": {"@type": "sc:GeoShape", "box": f"{south} {west} {north} {east}"},
         },
         "geocr:coordinateReferenceSystem": content.crs,
-        "geocr:spatialResolution": _quantity(min(band.gsd_m for band in bands), "m"),
+        "geocr:spatialResolution": _quantity(content.contract.pixel_m, "m"),
         "geocr:bandConfiguration": {
             "@type": "geocr:BandConfiguration",
             "geocr:totalBands": len(bands),

@@ -33,6 +33,7 @@ class ReleaseOrder:
         out: output folder.
         build: build that the shards were packed from.
         private: whether data that must not be passed on are allowed.
+        licence: licence of data of one's own, as their owner states it.
         published: ISO date for the metadata.
         register: folder of `releases/`; None for no entry.
         archive: whether to write a tar file too.
@@ -44,6 +45,7 @@ class ReleaseOrder:
     out: Path
     build: Path | None = None
     private: bool = False
+    licence: str = ""
     published: str = ""
     register: Path | None = None
     archive: bool = False
@@ -127,6 +129,8 @@ class ReleaseContent:
     def terms(self) -> dict[str, tuple[str, str]]:
         """Licence and notice for `pixels` and for `labels`."""
         if self.lock is None:
+            if self.order.licence:
+                return {"pixels": (self.order.licence, self.notice), "labels": (self.order.licence, "")}
             licence = self.card.licence
             cited = f"{'; '.join(self.card.citation)}. {licence.note}".strip()
             return {"pixels": (licence.pixels, self.notice), "labels": (licence.labels, cited)}
@@ -149,9 +153,19 @@ def bounds(rows: Sequence[Mapping[str, Any]]) -> Bounds | None:
     return (west, south, east, north)
 
 
-def permitted(card: DatasetCard, *, ours: bool, private: bool) -> None:
+def permitted(card: DatasetCard, order: ReleaseOrder, *, ours: bool) -> None:
     """Raise SettingError if the licence of a dataset does not allow passing it on."""
-    allowed = card.licence.redistribution
+    allowed, private = card.licence.redistribution, order.private
+    if order.licence and allowed != "owner":
+        known = f"{card.licence.labels}; {card.licence.pixels}"
+        raise SettingError(f"--licence {order.licence!r:.60}: {card.name} has its own ({known}); leave --licence out")
+    if allowed == "owner":
+        if not order.licence and not private:
+            raise SettingError(
+                f"{card.name}: data of your own, without a licence; state one, such as --licence CC-BY-4.0, or give "
+                "--private for a copy that you do not pass on"
+            )
+        return
     if allowed != "yes" and not ours and not private:
         raise SettingError(
             f"{card.name}: redistribution is '{allowed}' ({card.licence.labels}; {card.licence.pixels}); "

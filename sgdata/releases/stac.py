@@ -77,11 +77,11 @@ def _item(content: ReleaseContent, split: str, software: str) -> pystac.Item:
     assert content.days
     contract = content.contract
     properties: dict[str, Any] = {
-        "gsd": min(band.gsd_m for band in contract.bands),
+        "gsd": contract.pixel_m,
         "proj:code": content.crs,
         "processing:level": contract.level,
         "processing:software": {"sgdata": software},
-        "processing:lineage": f"{len(rows)} samples; {contract.resampling} onto one grid of 10 m",
+        "processing:lineage": f"{len(rows)} samples; {contract.resampling} onto one grid of {contract.pixel_m:g} m",
     }
     if content.lock:
         # The row and column of a sample count from the corner of this grid.

@@ -123,8 +123,20 @@ def _gaps(first: Footprints, second: Footprints) -> Array:
     geographic = first.crs == "EPSG:4326"
     scale = np.stack([_LONGITUDE_M * np.cos(np.radians(first.middle[:, 1])), np.full(len(apart), _LATITUDE_M)], axis=1)
     apart[geographic] *= scale[geographic]
+    for code in sorted(set(first.crs[~geographic].tolist()) - {""}):
+        apart[first.crs == code] *= _unit_m(code, first.boxes[first.crs == code])[:, None]
     gaps: Array = apart - (first.size + second.size) / 2
     return gaps
+
+
+def _unit_m(code: str, boxes: Array) -> Array:
+    """Return the metres on the ground of a unit of a projection at each box; 1 where they differ by less than 1 %."""
+    import pyproj
+
+    factors = pyproj.Proj(code).get_factors(*((boxes[:, 0:2] + boxes[:, 2:4]) / 2).T)
+    unit = pyproj.CRS(code).axis_info[0].unit_conversion_factor / np.sqrt(np.asarray(factors.areal_scale, float))
+    # As in UTM, whose pixels are called 10 m though they are that only to 0.1 %.
+    return np.where(np.abs(unit - 1) < 0.01, 1.0, unit)
 
 
 def _projected(code: str, degrees: Array) -> Array:

@@ -26,7 +26,7 @@ from sgdata.errors import SettingError, SourceError
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Codec, Contract
 from sgmodel.data import seeded_random, tar_source, upsample
-from sgmodel.data.member_layout import MemberLayout, of_index, operable
+from sgmodel.data.member_layout import DATES, MemberLayout, of_samples, operable
 from sgmodel.data.subset import subset
 
 log = logging.getLogger("sgdata")
@@ -180,7 +180,7 @@ class Samples:
         Args:
             folder: Folder of shards.
             split: Name of the split.
-            members: Arrays to read, such as "image" and "mask".
+            members: Arrays to read, such as "image" and "mask"; of pairs, "image" alone is each date as a sample.
             fraction: Share of the samples to keep, see `subset`.
             seed: Seed that selects this share.
             verify: Whether to compare members with their checksums the first time that a process reads each, or always.
@@ -207,19 +207,16 @@ class Samples:
             rows = rows.take(subset(rows["key"].to_pylist(), fraction, seed=seed))
         self.keys: list[str] = rows["key"].to_pylist()
         self.shard: list[str] = rows["shard"].to_pylist()
-        stored = {name.removesuffix("_offset") for name in rows.column_names if name.endswith("_offset")}
         self.tars: tar_source.Tars
         if (folder / tar_source.MARK).is_file():
             self.tars = tar_source.Ranged(folder)
         else:
             self.tars = tar_source.Local(folder, sorted(set(self.shard)))
         self.codec = self._codec(rows)
-        # A native image is stored in groups of bands; the finest comes first, whose size is that of the sample.
-        groups = [name for name in upsample.GROUPS if name in stored and "image" not in stored]
-        self.members: dict[str, MemberLayout] = {}
-        for name in members:
-            for part in groups if name == "image" and groups else [name]:
-                self.members[part] = of_index(rows, part, folder, self.codec)
+        self.members: dict[str, MemberLayout] = of_samples(rows, members, folder, self.codec)
+        if len(next(iter(self.members.values())).start) > len(self.keys):  # each date of pairs is a sample
+            self.keys = [f"{key}-{name.removeprefix('image_')}" for key in self.keys for name in DATES]
+            self.shard = [shard for shard in self.shard for _ in DATES]
         self.verify = verify
         self._verified = {name: bytearray(len(self)) for name in self.members}
         if not all(member.crc32 for member in self.members.values()):

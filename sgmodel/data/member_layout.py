@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from sgdata import files, parquet_tables
 from sgdata.errors import SettingError, SourceError
 from sgdata.shards import tar_format
 from sgdata.types import Array, Codec
+from sgmodel.data import upsample
+
+DATES = ("image_before", "image_after")
+"""Images of a pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,41 @@ def of_index(rows: Any, name: str, folder: Path, codec: Codec) -> MemberLayout:
         dtype=widest(stored, f"{folder}: '{name}'"),
         crc32=column["crc32"].to_pylist() if "crc32" in column else [],
         trailer=tar_format.trailer_bytes(codec, shape.shape[1]) if "crc32" in column else 0,
+    )
+
+
+def of_samples(rows: Any, names: Sequence[str], folder: Path, codec: Codec) -> dict[str, MemberLayout]:
+    """Return members of samples by name, with an image as it is stored: whole, in groups of bands, or at two dates.
+
+    An image alone of pairs is that of each date, as twice as many samples: what needs no mask takes pairs too.
+
+    Raises SettingError, SourceError.
+    """
+    stored = {name.removesuffix("_offset") for name in rows.column_names if name.endswith("_offset")}
+    if "image" not in stored and tuple(names) == ("image",) and set(DATES) <= stored:
+        return {"image": _of_dates(rows, folder, codec)}
+    # The finest group comes first, whose size is that of the sample.
+    groups = [name for name in upsample.GROUPS if name in stored and "image" not in stored]
+    parts = [part for name in names for part in (groups if name == "image" and groups else [name])]
+    return {part: of_index(rows, part, folder, codec) for part in parts}
+
+
+def _of_dates(rows: Any, folder: Path, codec: Codec) -> MemberLayout:
+    """Return both dates of pairs as one member, those of a pair after each other. Raises SettingError, SourceError."""
+    before, after = (of_index(rows, name, folder, codec) for name in DATES)
+
+    def turns(first: Sequence[int], second: Sequence[int]) -> list[int]:
+        return [value for pair in zip(first, second, strict=True) for value in pair]
+
+    stored = np.stack([before.stored, after.stored], axis=1).ravel()
+    return MemberLayout(
+        start=turns(before.start, after.start),
+        size=turns(before.size, after.size),
+        shape=np.stack([before.shape, after.shape], axis=1).reshape(-1, before.shape.shape[1]),
+        stored=stored,
+        dtype=widest(stored, f"{folder}: '{' and '.join(DATES)}'"),
+        crc32=turns(before.crc32, after.crc32),
+        trailer=before.trailer,
     )
 
 

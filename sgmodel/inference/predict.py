@@ -230,7 +230,12 @@ def predict_shards(recipe: PredictRecipe, predictor: Predictor, paths: PredictPa
     stored = contracts.read(folder)
     fit = raster_input.map_bands(stored, predictor.contract, predictor.normalisation, recipe.accept)
     bounds = tar_format.read_index(folder).select(["key", "split", "west", "south", "east", "north"]).to_pylist()
-    index = {row["key"]: {**row, "crs": "EPSG:4326"} for row in bounds}
+    # Each date of a pair may be a sample of its own.
+    index = {
+        f"{row['key']}{date}": {**row, "key": f"{row['key']}{date}", "crs": "EPSG:4326"}
+        for row in bounds
+        for date in ("", "-before", "-after")
+    }
     rows: list[dict[str, Any]] = []
     members = ("image_before", "image_after") if predictor.dates == 2 else ("image",)
     for split in [recipe.split] if recipe.split else sorted(stored.splits):

@@ -155,11 +155,11 @@ def open_scene(path: Path, theirs: Contract, normalisation: Normalisation, state
         if dataset.crs.is_geographic:
             message = f"{file}: {header.grid.crs} has pixels of {header.grid.gsd_m:g} degrees"
             raise SettingError(f"{message}, expected metres; warp it first: gdalwarp -t_srs EPSG:326.. -tr 10 10")
-        trained = min(band.gsd_m for band in theirs.bands)
+        trained, slack = theirs.pixel_m, CONFORMING if theirs.gsd_m is None else grids.SAME_SIZE
         gsd, size = _ground_size(header.grid, dataset.crs.linear_units_factor[1])
-        if not math.isclose(gsd, trained, rel_tol=CONFORMING) and "gsd" not in stated.accept:
+        if not math.isclose(gsd, trained, rel_tol=slack) and "gsd" not in stated.accept:
             raise SettingError(
-                f"{file}: pixels of {size}, the model was trained on {trained} m; resample it, or accept = ['gsd']"
+                f"{file}: pixels of {size}, the model was trained on {trained:g} m; resample it, or accept = ['gsd']"
             )
         fitted = map_bands(ours, theirs, normalisation, stated.accept)
         if header.nodata is not None:
