@@ -215,8 +215,9 @@ def test_imports_stay_shallow() -> None:
     mean = sum(len(reach(module)) for module in MODULES) / len(MODULES)
     # The target is 8; the training programs, each of which needs some forty modules, are what exceeds it.
     # 1 above the 9 of before: file names, addresses, access and limits, which every module that meets foreign data
-    # checks with. Another 0.3 for scoring by the maps of prediction and for early stopping.
-    assert mean <= 10.5, f"a module reaches {mean:.2f} on average: import less, or pass it in"
+    # checks with. Another 0.3 for scoring by the maps of prediction and for early stopping, and 0.3 for reducing
+    # tokens and counting FLOPs, which every program needs.
+    assert mean <= 10.8, f"a module reaches {mean:.2f} on average: import less, or pass it in"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

@@ -8,6 +8,7 @@ from sgdata.errors import SettingError
 from sgmodel.models import adapt, backbones, spectralgpt, upernet
 from sgmodel.models import encoder as enc
 from sgmodel.models.satmae import GroupVit, SatmaeConfig
+from sgmodel.models.token_reduction import TokenReduction
 
 Options = dict[str, int | float | bool | str | tuple[int, ...]]
 
@@ -23,6 +24,7 @@ class ModelRecipe:
         satmae: Size of the SatMAE encoder.
         head: Widths of the dense head; None for the released ones.
         pooling: How SpectralGPT's tokens become the vector of a scene.
+        reduction: How deeper blocks of SpectralGPT compute on fewer tokens; unset for all.
         image_px: Side of the images that "linear", "unet" and timm's models take; 0 for any.
         widths: Channels of the U-Net, finest first.
         first_layer: How a first layer over red, green and blue takes other bands, when such weights are loaded.
@@ -34,6 +36,7 @@ class ModelRecipe:
     satmae: SatmaeConfig | None = None
     head: upernet.HeadConfig | None = None
     pooling: spectralgpt.Pooling = "mean"
+    reduction: TokenReduction | None = None
     image_px: int = 0
     widths: tuple[int, ...] = (32, 64, 128, 256)
     first_layer: adapt.FirstLayer = "mean-scaled"
@@ -60,12 +63,14 @@ def backbone(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
         SettingError: The backbone is unknown, lacks its table, or does not take `bands` bands.
     """
     if recipe.backbone == "spectralgpt":
-        return spectralgpt.SpectralGPT(_encoder(recipe, bands), recipe.pooling)
+        return spectralgpt.SpectralGPT(_encoder(recipe, bands), recipe.pooling, recipe.reduction)
     return baseline(recipe, bands)
 
 
 def baseline(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
     """Build a baseline backbone; unlike `backbone`, without SpectralGPT, which has a pretraining program of its own."""
+    if recipe.reduction is not None:
+        raise SettingError(f"model.reduction is set, model.backbone is {recipe.backbone!r}: only 'spectralgpt' has it")
     kind, _, name = recipe.backbone.partition(":")
     match kind:
         case "linear":

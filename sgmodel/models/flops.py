@@ -7,11 +7,12 @@ pass of a frozen backbone.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sgmodel.models import backbones, mae, satmae, specs, upernet
+from sgmodel.models import backbones, mae, satmae, specs, token_reduction, upernet
 from sgmodel.models.encoder import EncoderConfig
 from sgmodel.models.factory import ModelRecipe
+from sgmodel.models.token_reduction import TokenReduction
 
 TRAINED = 3
 """Passes through what is trained, in forward passes: one forward, and a backward pass of two."""
@@ -37,8 +38,8 @@ def training_sample(
         case specs.ContrastSpec():
             return _contrast(spec, px, compared)
         case specs.TaskSpec():
-            backbone, head = task(spec, px)
-            return (1 if frozen else TRAINED) * backbone + TRAINED * head
+            backbone, head, matching = task(spec, px)
+            return (1 if frozen else TRAINED) * backbone + TRAINED * head + matching
 
 
 def block(tokens: float, width: int, mlp_ratio: float) -> float:
@@ -50,6 +51,18 @@ def encoder(config: EncoderConfig, seen: int) -> float:
     """Return the forward FLOPs of the encoder on `seen` tokens of one image, which its class token joins."""
     embedded = 2 * seen * config.token_values * config.width
     return embedded + config.depth * block(seen + config.class_token, config.width, config.mlp_ratio)
+
+
+def reduced_encoder(config: EncoderConfig, reduction: TokenReduction) -> tuple[float, float]:
+    """Return the forward FLOPs of the encoder with fewer tokens in later blocks, and those of comparing tokens."""
+    total, matching = 2.0 * config.tokens * config.token_values * config.width, 0.0
+    before = config.side**2
+    for tokens in token_reduction.plane_tokens(before, config.depth, reduction):
+        if tokens != before:  # one half with the other
+            matching += 2 * config.planes * (before // 2) * (before - before // 2) * config.width
+        total += block(config.planes * tokens + config.class_token, config.width, config.mlp_ratio)
+        before = tokens
+    return total, matching
 
 
 def _autoencoder(config: EncoderConfig, decoder: mae.DecoderConfig, mask_ratio: float) -> float:
@@ -69,8 +82,10 @@ def _contrast(spec: specs.ContrastSpec, px: int, compared: int) -> float:
     return (TRAINED + 1) * view + 4 * spec.objective.queue * values
 
 
-def task(spec: specs.TaskSpec, px: int) -> tuple[float, float]:
-    """Return the FLOPs of one sample through a model for a task: of the backbone, and of what a frozen one leaves.
+def task(spec: specs.TaskSpec, px: int) -> tuple[float, float, float]:
+    """Return the forward FLOPs of one sample through a model for a task.
+
+    Those of the backbone, of what is trained even if it is frozen, and of what never has a backward pass.
 
     Args:
         spec: The model.
@@ -85,7 +100,7 @@ def task(spec: specs.TaskSpec, px: int) -> tuple[float, float]:
         head += _dense_head(spec.recipe.head or upernet.HeadConfig(), encoded, spec.classes)
     if spec.kind == "segmenter" and spec.recipe.head is not None and spec.recipe.head.skip:
         head += 2 * px**2 * spec.recipe.head.skip * (9 * spec.bands + spec.classes)
-    return images * encoded.flops, head
+    return images * encoded.flops, head, images * encoded.matching
 
 
 def _dense_head(config: upernet.HeadConfig, encoded: Features, classes: int) -> float:
@@ -119,6 +134,7 @@ class Features:
         sides: Side of each map.
         scales: Factor by which the dense head enlarges each map.
         merge: Forward FLOPs of a part that is trained even if the backbone is frozen.
+        matching: Forward FLOPs of a part that has no backward pass, see `token_reduction`.
     """
 
     flops: float
@@ -126,6 +142,7 @@ class Features:
     sides: tuple[int, ...] = (1,)
     scales: tuple[int, ...] = (1,)
     merge: float = 0.0
+    matching: float = 0.0
 
 
 def features(recipe: ModelRecipe, bands: int, px: int, *, dense: bool) -> Features:
@@ -141,7 +158,10 @@ def features(recipe: ModelRecipe, bands: int, px: int, *, dense: bool) -> Featur
         config = recipe.encoder
         # One weight per plane merges the planes of a place.
         merge = 2 * config.tokens * config.width if dense else 0
-        return _grid(encoder(config, config.tokens), config.width, config.side, dense=dense, merge=merge)
+        whole = encoder(config, config.tokens), 0.0
+        flops, matching = whole if recipe.reduction is None else reduced_encoder(config, recipe.reduction)
+        grid = _grid(flops, config.width, config.side, dense=dense)
+        return replace(grid, merge=merge, matching=matching)
     if recipe.satmae is not None and recipe.backbone == "satmae":
         return _grid(_satmae(recipe.satmae), recipe.satmae.width, recipe.satmae.side, dense=dense)
     if recipe.backbone in ("linear", "unet"):
@@ -153,10 +173,10 @@ def features(recipe: ModelRecipe, bands: int, px: int, *, dense: bool) -> Featur
     return _counted(recipe, bands, px, dense=dense)
 
 
-def _grid(flops: float, width: int, side: int, *, dense: bool, merge: float = 0.0) -> Features:
+def _grid(flops: float, width: int, side: int, *, dense: bool) -> Features:
     if not dense:
         return Features(flops=flops, channels=(width,))
-    return Features(flops=flops, channels=(width,) * 4, sides=(side,) * 4, scales=backbones.GRID_SCALES, merge=merge)
+    return Features(flops=flops, channels=(width,) * 4, sides=(side,) * 4, scales=backbones.GRID_SCALES)
 
 
 def _satmae(config: satmae.SatmaeConfig) -> float:

@@ -197,4 +197,10 @@ def _recipe_of(model: heads.TaskModel | contrastive.Contrast) -> ModelRecipe:
     if not isinstance(backbone, spectralgpt.SpectralGPT):
         raise TypeError(f"{type(backbone).__name__} was built by hand; set `recipe` of the model before saving")
     head = model.head_config if isinstance(model, heads.TaskModel) else None
-    return ModelRecipe(backbone="spectralgpt", encoder=backbone.encoder.config, pooling=backbone.pooling, head=head)
+    return ModelRecipe(
+        backbone="spectralgpt",
+        encoder=backbone.encoder.config,
+        pooling=backbone.pooling,
+        reduction=backbone.reduction,
+        head=head,
+    )

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from sgdata.errors import SettingError
 from sgmodel.models import encoder as enc
+from sgmodel.models import token_reduction
 from sgmodel.models.backbones import GRID_SCALES, Backbone
+from sgmodel.models.token_reduction import TokenReduction
 
 Pooling = Literal["mean", "released", "class"]
 """How tokens become one vector: the mean of all; the mean of all but the first, as in the released code, which has no
@@ -44,21 +46,27 @@ class SpectralGPT(Backbone):
     Args:
         encoder: The encoder, whose parameters are used and not copied.
         pooling: How tokens become one vector, see `Pooling`.
+        reduction: How deeper blocks compute on fewer tokens; None for all.
 
     Raises:
-        SettingError: `pooling` is "class" and the encoder has no class token.
+        SettingError: `pooling` is "class" and the encoder has no class token, or the encoder has too few blocks or
+            tokens for `reduction`.
     """
 
     scales = GRID_SCALES
     head_std = 0.02  # as released
 
-    def __init__(self, encoder: enc.Encoder, pooling: Pooling = "mean") -> None:
+    def __init__(
+        self, encoder: enc.Encoder, pooling: Pooling = "mean", reduction: TokenReduction | None = None
+    ) -> None:
         super().__init__()
         if pooling == "class" and not encoder.config.class_token:
             raise SettingError(
                 "pooling is 'class', the encoder has no class token; set class_token, or another pooling"
             )
-        self.encoder = encoder
+        if reduction is not None:
+            token_reduction.check(reduction, depth=encoder.config.depth, tokens=encoder.config.side**2)
+        self.encoder, self.reduction = encoder, reduction
         self.pooling: Pooling = pooling
         self.bands, self.width = encoder.config.image_bands, encoder.config.width
         self.channels = (self.width,) * 4
@@ -67,6 +75,19 @@ class SpectralGPT(Backbone):
         """Add the merge, and freeze the final norm, whose gradient ranks would wait for."""
         self.encoder.norm.requires_grad_(False)
         self.merge = TokenMerge(self.encoder.config)
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        """Encode images into all tokens before the final norm, behind the class token if there is one."""
+        if self.reduction is None:
+            return enc.encoded(self.encoder, images)
+        x_NLD, config = enc.embedded(self.encoder, images), self.encoder.config
+        return token_reduction.run_blocks(
+            self.encoder.blocks, x_NLD, self.reduction, planes=config.planes, class_token=config.class_token
+        )
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        """Encode images into tokens (N, L, D) before the final norm, without the class token."""
+        return self._encoded(images)[:, int(self.encoder.config.class_token) :]
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Encode images into the merged map, repeated for four scales; `prepare_maps` must have been called.
@@ -80,7 +101,7 @@ class SpectralGPT(Backbone):
         Raises:
             SettingError: The images are not of the configured size.
         """
-        return [self.merge(self.encoder.tokens(images))] * 4
+        return [self.merge(self._tokens(images))] * 4
 
     def pooled(self, images: Tensor) -> Tensor:
         """Encode images into one vector each, see `Pooling`.
@@ -95,10 +116,10 @@ class SpectralGPT(Backbone):
             SettingError: The images are not of the configured size.
         """
         if self.pooling == "class":
-            of_class: Tensor = self.encoder.norm(enc.encoded(self.encoder, images)[:, 0])
+            of_class: Tensor = self.encoder.norm(self._encoded(images)[:, 0])
             return of_class
         first = 1 if self.pooling == "released" else 0
-        out: Tensor = self.encoder.norm(self.encoder.tokens(images)[:, first:].mean(dim=1))
+        out: Tensor = self.encoder.norm(self._tokens(images)[:, first:].mean(dim=1))
         return out
 
     def embedding(self, images: Tensor) -> Tensor:
@@ -113,7 +134,7 @@ class SpectralGPT(Backbone):
         Raises:
             SettingError: The images are not of the configured size.
         """
-        return enc.embedding(self.encoder, images)
+        return enc.ground_means(self.encoder.norm(self._tokens(images)), self.encoder.config)
 
     def freeze(self) -> None:
         """Exclude the encoder from training; the merge belongs to the task and still learns."""
