@@ -31,6 +31,8 @@ class ExitCode(IntEnum):
     Examples: `verify`, `drift` and `audit` list what they found; a build has pixels without a clear observation;
     samples were quarantined; a training run was stopped early. Scripts may continue with the result.
     """
+    INTERRUPTED = 130
+    """Interrupted by Ctrl-C (128 + SIGINT, as shells report it). The same command continues."""
 
 
 # Four kinds, by what the user must correct (settings, data, connection, disk); the message says what is wrong.

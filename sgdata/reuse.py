@@ -36,7 +36,7 @@ def write_note(path: Path, made_from: str = "") -> None:
 
 
 def is_unchanged(path: Path, made_from: str = "") -> bool:
-    """Return whether `path` is as `keeping` wrote it, from the same sources."""
+    """Return whether `path` is as `write_with_note` wrote it, from the same sources."""
     noted = files.read_checked_json(_note(path))
     try:
         # The size first, since hashing takes time.

@@ -7,7 +7,6 @@ it.
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -101,7 +100,7 @@ def run(app: typer.Typer, program: str, argv: Sequence[str] | None = None, name:
         path = error.ctx.command_path if error.ctx else program
         message = str(SgdataError(f"{text[0].lower()}{text[1:]}; '{path} --help' lists what it takes"))
     except typer.Abort:  # Ctrl-C; later versions of typer end with this code themselves
-        raise SystemExit(128 + signal.SIGINT) from None
+        raise SystemExit(ExitCode.INTERRUPTED) from None
     # `from None`: the message already names the cause.
     print(f"{program}: {message}", file=sys.stderr)
     raise SystemExit(ExitCode.REFUSED) from None

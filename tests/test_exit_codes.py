@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from sgdata import files
+from sgdata import files, terminal
 from sgdata.audits.findings import AuditReport, Check
 from sgdata.cli import app
 from sgdata.errors import ExitCode
@@ -33,7 +36,27 @@ def literal_codes(tree: ast.Module) -> Iterator[int]:
 
 
 def test_the_table() -> None:
-    assert {code.name: code.value for code in ExitCode} == {"DONE": 0, "BUG": 1, "REFUSED": 2, "FINDINGS": 3}
+    codes = {"DONE": 0, "BUG": 1, "REFUSED": 2, "FINDINGS": 3, "INTERRUPTED": 130}
+    assert {code.name: code.value for code in ExitCode} == codes
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text()
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == list(codes.values())
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, typer.Abort])
+def test_an_interrupted_command_ends_with_the_code_of_the_table(
+    interruption: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted = typer.Typer()
+    monkeypatch.setattr(terminal, "clean_output", lambda: None)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+
+    @interrupted.command()
+    def work() -> None:
+        raise interruption
+
+    with pytest.raises(SystemExit) as ended:
+        terminal.run(interrupted, "sgdata", [])
+    assert ended.value.code == ExitCode.INTERRUPTED
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())

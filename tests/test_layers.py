@@ -33,7 +33,7 @@ LAYERS = {
         ("pages",),
         ("releases",),
         ("demo",),
-        ("console", "commands", "cli"),
+        ("commands", "cli"),
     ),
     "sgmodel": (
         ("",),

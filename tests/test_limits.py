@@ -298,7 +298,7 @@ def test_an_api_without_end_stops_with_the_reason(each: int, words: str) -> None
     if each == 1:
         prepare += inspect.cleandoc("""
             from sgdata.limits import Limit
-            from sgdata.scenes import catalog_items
-            catalog_items.SEARCH_PAGES = Limit(3, "pages", "a test")
+            from sgdata.scenes import read_catalog
+            read_catalog.SEARCH_PAGES = Limit(3, "pages", "a test")
         """)
     assert words in outcome(prepare, "search.search(url, query)", each, timeout_s=300)

@@ -32,7 +32,7 @@ class Facts:
         classes: pixels per class (or 1 per label), ignored ones included.
         dark: largest share, over bands, of values under reflectance 0.1.
         dead: bands of one value.
-        window_hashes: `duplicates.window_hashes` of the sample.
+        window_hashes: `duplicates.hash_windows` of the sample.
         nearer: votes on the triples of NEARER (None: undecided).
     """
 

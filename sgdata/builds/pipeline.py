@@ -108,9 +108,9 @@ def resolve_area(recipe: BuildRecipe, paths: BuildPaths, locked: Lock | None = N
         grid = aoi.resolve(area)
         outline = aoi.outline(area, grid)
     if not cut.windows(grid, outline, recipe.patches):  # before any pixel is read
-        address = "inside the outline in " if outline else ""
+        prefix = "inside the outline in " if outline else ""
         size = f"{grid.shape} pixels, holds no patch of {recipe.patches.size}"
-        raise SettingError(f"area: {address}{size}; take a larger area or a smaller patches.size")
+        raise SettingError(f"area: {prefix}{size}; take a larger area or a smaller patches.size")
     return grid, outline
 
 

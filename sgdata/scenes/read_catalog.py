@@ -64,7 +64,7 @@ def read(stac_io: CatalogIO, address: str, wanted: ItemQuery) -> Iterator[Found]
     Raises:
         SourceError: the content is of no kind that the module reads, or links in a circle.
         ServiceError: a search has no end.
-        Exception: what `parse_items.malformed` lists.
+        Exception: one of `parse_items.malformed_errors()`.
     """
     if urlsplit(address).path.rstrip("/").endswith("/search"):
         yield from _search(stac_io, address, ("POST", "GET"), wanted)

@@ -1,6 +1,6 @@
 """Search a STAC catalogue and parse its items into scenes, in a fixed order.
 
-`catalog_items` reads the items of a catalogue of any kind, `parse_items` parses them.
+`read_catalog` reads the items of a catalogue of any kind, `parse_items` parses them.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Road:
 
 
 def _tags(text: str) -> tuple[Tags, ...]:
-    """`.|Parse tags: `key=value` joined by `&`, alternatives by `|`.|`."""
+    """Parse tags: `key=value` joined by `&`, alternatives by `|`."""
     # Alternatives repeated in the table are weights: two of three orchards are orchards, one is a vineyard.
     return tuple(dict(pair.split("=") for pair in one.split("&")) for one in text.split("|")) if text else ()
 

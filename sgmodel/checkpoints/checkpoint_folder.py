@@ -31,7 +31,7 @@ def save(folder: Path, model: nn.Module, card: object) -> None:
     Args:
         folder: Folder to write to.
         model: The model; in shards, all ranks must call.
-        card: The card, a frozen dataclass (`cards.Card`).
+        card: The card, a frozen dataclass (`cards.ModelCard`).
 
     Raises:
         OutputError: The folder cannot be written.

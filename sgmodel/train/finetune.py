@@ -257,7 +257,7 @@ def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring
         The exit code: 0, or `training.STOPPED`.
 
     Raises:
-        SgdataError: the run in the folder is another, or a file cannot be read or log.
+        SgdataError: the run in the folder is another, or a file cannot be read or written.
     """
     if paths.dry_run:
         print(training.describe_run(task))
@@ -278,7 +278,7 @@ def score(
     """Score a model without training it, as a run of its own; return the exit code.
 
     Raises:
-        SgdataError: the run in the folder is another, or a file cannot be read or log.
+        SgdataError: the run in the folder is another, or a file cannot be read or written.
     """
     model.to(setup.launch.device)
     if paths.dry_run:
