@@ -35,13 +35,37 @@ class ExitCode(IntEnum):
     """Interrupted by Ctrl-C (128 + SIGINT, as shells report it). The same command continues."""
 
 
+# C0 and C1 controls but newline and tab; marks that change the direction of text; invisible line ends.
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_LONGEST_WORD, _LONGEST_MESSAGE = 500, 4000
+
+
+def escape_hidden(text: str) -> str:
+    """Return a text in which characters that terminals and pages obey, rather than show, are escaped.
+
+    Escapes are such that JSON, which escapes the other controls itself, stays JSON.
+    """
+    return _HIDDEN.sub(lambda found: f"\\x{ord(found[0]):02x}" if found[0] < " " else f"\\u{ord(found[0]):04x}", text)
+
+
+def one_line(text: object) -> str:
+    """Return a text for a list of one entry a line, which a name with line breaks could add entries to."""
+    return str(text).replace("\n", "\\n")
+
+
+def _shorten(text: str) -> str:
+    """Return a message without the middle of words, such as foreign names, that are too long for a line."""
+    text = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda found: f"{found[0][:200]}[...]{found[0][-100:]}", text)
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[: _LONGEST_MESSAGE - 400]}[...]{text[-400:]}"
+
+
 # Four kinds, by what the user must correct (settings, data, connection, disk); the message says what is wrong.
 class SgdataError(Exception):
     """Base class: a one-line message with what is wrong, the value, what was expected and what to do.
 
     Line breaks and other control characters, which come with names and messages of foreign files and libraries, are
-    replaced: a message is one line, and cannot move the cursor of a terminal. Secrets in addresses are removed, since
-    messages also go to logs, quarantine lists and locks.
+    replaced: a message is one line of bounded length, and cannot move the cursor of a terminal. Secrets in addresses
+    are removed, since messages also go to logs, quarantine lists and locks.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -49,7 +73,7 @@ class SgdataError(Exception):
         from sgdata import urls
 
         text = re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+\s*", " ", urls.redact(str(message))).strip()
-        super().__init__(re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: ascii(match[0])[1:-1], text))
+        super().__init__(_shorten(escape_hidden(text).replace("\t", "\\t")))
 
 
 class SettingError(SgdataError):

@@ -9,6 +9,7 @@ means nothing.
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Collection
 from pathlib import Path
@@ -82,6 +83,14 @@ def member(folder: Path, name: str) -> Path:
     if not path.is_file():
         raise SourceError(f"{path}: no such file or folder; expected a file that the index names")
     return path
+
+
+def key_part(name: str) -> str:
+    """Return `name` as the start of keys of samples, `[A-Za-z0-9_-]{1,80}`; names that cannot be one get a digest."""
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,65}", name):
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f"{re.sub(r'[^A-Za-z0-9_]+', '-', name)[:40].strip('-')}-{digest}".strip("-")
 
 
 def with_ending(path: Path, ending: str) -> Path:

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sgdata.errors import OutputError, SettingError, SourceError
+from sgdata.errors import OutputError, SettingError, SourceError, escape_hidden
 
 T = TypeVar("T")
 
@@ -196,14 +196,18 @@ def canonical_json(value: Any) -> bytes:
     """Encode as JSON with sorted keys, no NaN, no spaces and one final newline: equal values give equal bytes."""
     # JSON has no NaN; fail here rather than write a file that only Python can read.
     text = json.dumps(to_plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    # Python represents file names that are not UTF-8 by lone surrogates, which JSON can escape but UTF-8 cannot encode.
-    return text.encode(errors="backslashreplace") + b"\n"
+    return _encoded(text)
 
 
 def pretty_json(value: Any) -> bytes:
     """Encode as `canonical_json` does, but indented."""
-    text = json.dumps(to_plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, indent=1)
-    return text.encode(errors="backslashreplace") + b"\n"
+    return _encoded(json.dumps(to_plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, indent=1))
+
+
+def _encoded(text: str) -> bytes:
+    """Encode a JSON document; controls in foreign names, which a terminal would obey, are escaped."""
+    # Python represents file names that are not UTF-8 by lone surrogates, which JSON can escape but UTF-8 cannot encode.
+    return escape_hidden(text).encode(errors="backslashreplace") + b"\n"
 
 
 def checked_json(value: Any) -> bytes:

@@ -13,21 +13,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from sgdata import urls
-from sgdata.errors import ExitCode, SgdataError, foreign
+from sgdata.errors import ExitCode, SgdataError, escape_hidden, foreign
 
 if TYPE_CHECKING:
     import typer
 
-# C0 and C1 controls but newline and tab; marks that change the direction of text; invisible line ends.
-_CONTROLS = [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
-_ESCAPED = {
-    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in (*_CONTROLS, 0x200E, 0x200F, 0x2028, 0x2029)
-}
-
 
 def clean(text: str) -> str:
     """Return a text with control characters escaped and without the secrets of addresses."""
-    return urls.redact(text).translate(_ESCAPED)
+    return escape_hidden(urls.redact(text))
 
 
 class CleanStream:

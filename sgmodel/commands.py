@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from sgdata import files, recipe_settings, terminal
-from sgdata.errors import SettingError
+from sgdata.errors import SettingError, one_line
 from sgmodel import recipe_files
 from sgmodel.train.program import Loaders, Program, ProgramName
 
@@ -154,7 +154,7 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
             shards=next(iter(named.values())),
             named=named,
             out=out or Path("out/runs") / path.stem,
-            weights=hub.resolve(weights) if weights else None,
+            weights=None if weights is None else hub.resolve(weights),
             device=device,
             parallel=cast(Literal["ddp", "fsdp"], parallel),
             threads=threads,
@@ -283,7 +283,7 @@ def reproduce_command(programs: Loaders) -> Callable[..., None]:
             options=("--threads", str(threads), "--device", device),
         )
         if plan:
-            print("\n".join(ledger.plan(chosen, paths, workers)))
+            print("\n".join(map(one_line, ledger.plan(chosen, paths, workers))))
             return
         code = ledger.main(chosen, paths, workers=workers, cluster=cluster)
         print(out / files.LEDGER)

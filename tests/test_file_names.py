@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +97,18 @@ def test_a_member_is_a_file_of_its_folder(tmp_path: Path) -> None:
     for name in ("../secret.tar", str(tmp_path / "secret.tar"), "..", ".", "", "pipe.tar", "absent.tar", "a/b.tar"):
         with pytest.raises(SourceError, match="expected"):
             file_names.member(folder, name)
+
+
+@given(st.lists(texts | ordinary, unique=True, min_size=2, max_size=30))
+def test_any_text_is_a_part_of_keys(names: list[str]) -> None:
+    parts = [file_names.key_part(name) for name in names]
+    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,65}", part) for part in parts)
+    assert len(set(parts)) == len(names)
+
+
+def test_parts_of_keys_are_readable() -> None:
+    assert file_names.key_part("segmunich") == "segmunich"
+    assert re.fullmatch(r"M-nchen-Nord-[0-9a-f]{12}", file_names.key_part("München (Nord)"))
 
 
 def test_endings_are_appended() -> None:

@@ -16,7 +16,7 @@ ESCAPES = "a\x1b[31mred\x1b]0;title\x07b\x9b1mc\rd\be\x7ff\u202eg\u2028h"
 
 def test_control_characters_are_escaped_and_text_stays() -> None:
     cleaned = terminal.clean(ESCAPES)
-    assert cleaned == r"a\x1b[31mred\x1b]0;title\x07b\x9b1mc\x0dd\x08e\x7ff\u202eg\u2028h"
+    assert cleaned == r"a\x1b[31mred\x1b]0;title\x07b\u009b1mc\x0dd\x08e\u007ff\u202eg\u2028h"
     assert terminal.clean("München │ 3 µm\n\tnext") == "München │ 3 µm\n\tnext"
 
 

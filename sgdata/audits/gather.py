@@ -79,7 +79,16 @@ def detect_subject(
         SourceError: It is missing or damaged.
     """
     files.require_file(path, "shards, a build, or a dataset as distributed")
-    if (path / files.INDEX).is_file():
+    kind: findings.Kind = "build" if (path / files.PATCHES).is_file() else "raw"
+    is_shards = (path / files.INDEX).is_file()
+    if (is_shards or kind == "build") and (dataset is not None or edition is not None):
+        option = f"--edition {edition}" if dataset is None else f"--dataset {dataset}"
+        raise SettingError(f"{option}: {path} is an output of sgdata, which names its dataset itself; leave it out")
+    if lock_of is not None:
+        if not is_shards:
+            raise SettingError(f"--build {lock_of}: {path} is no folder of shards; leave it out")
+        files.require_file(lock_of / lock.NAME, "the lock of the build that the shards were packed from")
+    if is_shards:
         contract = contracts.read(path)
         return Subject(
             kind="shards",
@@ -89,7 +98,6 @@ def detect_subject(
             samples=tar_format.read_index(path),
             days=_days(lock_of or path),
         )
-    kind: findings.Kind = "build" if (path / files.PATCHES).is_file() else "raw"
     if kind == "build":
         files.require_finished(path)
     if archives.is_stream(path):

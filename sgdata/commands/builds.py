@@ -23,7 +23,7 @@ from sgdata.commands.options import (
     configure_logging,
     settings_of,
 )
-from sgdata.errors import ExitCode, SettingError
+from sgdata.errors import ExitCode, SettingError, one_line
 
 app = typer.Typer()
 
@@ -218,8 +218,9 @@ def clouds(
 
     configure_logging(quiet)
     address = stac or build_recipe.recipe_for("segmunich").source.stac
+    planned = locks.read(lock)  # before the package, which takes seconds
     predict = omnicloudmask.engine(weights)
-    print(omnicloudmask.write(locks.read(lock), out, address, predict, allow_private_hosts=allow_private_hosts))
+    print(omnicloudmask.write(planned, out, address, predict, allow_private_hosts=allow_private_hosts))
 
 
 @app.command(epilog="Example: sgdata drift out/build/segmunich.lock.json")
@@ -237,7 +238,7 @@ def drift(
     address = stac or build_recipe.recipe_for("segmunich").source.stac
     differences = coverage.drift(locks.read(lock), address, allow_private_hosts=allow_private_hosts)
     for line in differences:
-        print(line)
+        print(one_line(line))
     if differences:
         raise SystemExit(ExitCode.FINDINGS)
     print(f"{lock}: no differences from {address}")

@@ -10,7 +10,7 @@ import typer
 
 from sgdata.commands import printing
 from sgdata.commands.options import AsJson, DatasetOfPath, Edition, Out, Quiet, Workers, configure_logging
-from sgdata.errors import ExitCode, SettingError
+from sgdata.errors import ExitCode, SettingError, one_line
 
 app = typer.Typer()
 
@@ -31,10 +31,10 @@ def verify(
     from sgdata import verification
 
     differences = verification.verify(path)
-    if against:
+    if against is not None:
         differences += verification.compare(path, against)
     for difference in differences:
-        print(difference)
+        print(one_line(difference))
     if differences:
         raise SystemExit(ExitCode.FINDINGS)
     print(f"{path}: every file is as it was written")

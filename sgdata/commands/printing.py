@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sgdata.errors import one_line
+
 if TYPE_CHECKING:
     from sgdata.audits.findings import AuditReport
     from sgdata.builds.build_recipe import BuildPaths
@@ -45,7 +47,8 @@ def show_plan(planned: Lock, paths: BuildPaths, *, name: str, address: str, as_j
         return holes
     size, where_is = "x".join(map(str, ground.pixels)), f"{ground.latitude:.4f} N {ground.longitude:.4f} E"
     print(
-        f"{name}: centre {where_is}, {ground.km2:,.2f} km2, {size} pixels, {ground.crs}, {ground.covered:.1%} covered"
+        f"{one_line(name)}: centre {where_is}, {ground.km2:,.2f} km2, {size} pixels, {ground.crs}, "
+        f"{ground.covered:.1%} covered"
     )
     # Decimal MB, the unit in which providers meter traffic.
     rows = []
@@ -57,7 +60,7 @@ def show_plan(planned: Lock, paths: BuildPaths, *, name: str, address: str, as_j
     rows.append(("all", f"{passed}", "", f"{len(planned.items)}", f"{total / 1e6:,.0f}"))
     show_table(("month", "passes", "expected", "scenes", "MB raw"), rows)
     for dropped in planned.dropped:
-        print(f"left out: {dropped.id}: {dropped.reason}")
+        print(one_line(f"left out: {dropped.id}: {dropped.reason}"))
     print(coverage.describe_baselines(planned))
     print(
         f"about {cost.read_bytes / 1e6:,.0f} MB to read, {cost.scratch_bytes / 1e6:,.0f} MB of scratch, "

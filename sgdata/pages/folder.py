@@ -93,7 +93,7 @@ def build_blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[html
         return build.build_blocks(path, out, layers)
     if (path / files.INDEX).exists():
         return samples.build_blocks(path, out)
-    parts = ledger.build_blocks(files.read_plain(path / run.LEDGER)) if (path / run.LEDGER).exists() else []
+    parts = ledger.read_blocks(path / run.LEDGER) if (path / run.LEDGER).exists() else []
     if (path / run.METRICS).exists():
         return parts + run.build_blocks(path, out) + run.build_speed(path)
     # The runs of a ledger are in sub-folders.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import files
+from sgdata.errors import escape_hidden
 from sgdata.types import Array
 
 SCRIPT = "bokeh.min.js"
@@ -136,7 +137,7 @@ def write(path: Path, *, title: str, intro: str, blocks: Sequence[Block]) -> Pat
         title=title, intro=intro, blocks=shown, style=style,
         charts=SCRIPT if drawn else "", own=own if drawn or "Gallery" in kinds else "",
     )  # fmt: skip
-    files.write(path, text.encode())
+    files.write(path, escape_hidden(text).encode())
     return path
 
 

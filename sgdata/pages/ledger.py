@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from sgdata import files
+from sgdata.errors import SourceError
 from sgdata.pages import charts, html
 from sgdata.pages.markdown import escape
 from sgdata.pages.markdown import table as markdown_table
@@ -36,6 +39,16 @@ def build_blocks(document: dict[str, Any]) -> list[html.Block]:
         names = ("table", "row", "program", "seed", "folder", "SHA-256 of the resolved recipe")
         parts.append(html.Table(title="Runs", columns=names, rows=runs))
     return parts
+
+
+def read_blocks(path: Path) -> list[html.Block]:
+    """Return the blocks of a `ledger.json`. Raises SettingError and SourceError where it is not one."""
+    document = files.read_plain(path)
+    try:
+        return build_blocks(document)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:  # of another version, or by somebody else
+        what = f"{type(error).__name__}: {error!s:.80}"
+        raise SourceError(f"{path}: is no ledger ({what}); expected the file that 'sgmodel reproduce' wrote") from None
 
 
 def markdown(document: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ def resolve(name: str | Path) -> Path:
         SettingError: `name` is the folder of a whole run, or the hub's client is not installed.
         SourceError: There is neither such a path nor such a repository, or the folder is unfinished.
     """
+    if not str(name):
+        raise SettingError(f"weights {name!r}: expected a path or {PREFIX}OWNER/NAME; leave the option out for none")
     path = Path(name)
     # A run has several checkpoints; choosing one is left to the user.
     for checkpoint in (path / "checkpoint-best", path / "checkpoint-last"):

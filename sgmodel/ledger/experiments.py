@@ -212,8 +212,11 @@ class Run:
 
 
 def check(recipe: LedgerRecipe) -> None:
-    """Refuse tables with repeated row names, comparisons of unknown rows, or unknown weights. Raises SettingError."""
+    """Refuse tables with wrong row names, unknown weights, or without metrics or seeds. Raises SettingError."""
     for table in recipe.tables:
+        if not table.metrics or not all(row.seeds or table.seeds or recipe.seeds for row in table.rows):
+            lacking = "seeds" if table.metrics else "metrics"
+            raise SettingError(f"table '{table.name}': {lacking} are empty, expected one or more; add them")
         names = [row.name for row in table.rows]
         repeated = {name for name in names if names.count(name) > 1}
         missing = {name for pair in table.compare for name in pair} - set(names)

@@ -13,6 +13,7 @@ from typing import Any
 
 from sgdata import files
 from sgdata.audits import findings
+from sgdata.errors import SettingError
 from sgdata.shards import contracts
 from sgmodel.ledger import experiments
 from sgmodel.ledger.experiments import LedgerRecipe, LedgerTable, Reason, Row, Run
@@ -89,7 +90,10 @@ def figure(results: Sequence[dict[str, Any]], name: str, published: float | None
 def _at(result: dict[str, Any], name: str) -> float:
     value: Any = result
     for part in name.split("."):
-        value = value[part]
+        value = value.get(part) if isinstance(value, dict) else None
+    if not isinstance(value, int | float):
+        known = ", ".join(key for key in sorted(result) if isinstance(result[key], int | float))
+        raise SettingError(f"metric '{name}': no figure of this name among {known}; correct metrics of the ledger")
     return float(value)
 
 

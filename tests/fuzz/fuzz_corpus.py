@@ -280,6 +280,22 @@ def _builds(out: Path) -> None:
     _put(
         out, "run-log", 0, {"metrics.jsonl": steps.encode(), "results.json": _json(results), "contract.json": contract}
     )
+    figure = {
+        "published": 0.5, "values": [0.4, 0.5], "mean": 0.45, "interval": [0.3, 0.6], "interval_over": "seeds",
+        "gap": 0.1,
+    }  # fmt: skip
+    weights = {"name": "a.pth", "where": "nowhere", "licence": "none", "checksum": ""}
+    row = {
+        "name": "a", "start": "random", "state": "run", "weights": weights, "figures": {"miou": figure},
+        "reasons": ["one seed"], "cost": {"parameters": 9, "steps": 2, "steps_before": 1, "flops": 1e9},
+        "runs": [{"folder": "runs/a", "program": "segment", "seed": 1, "recipe_sha256": "0" * 64}],
+    }  # fmt: skip
+    table = {
+        "name": "T", "program": "segment", "note": "", "metrics": ["miou"], "sentences": ["a beats b"], "audited": True,
+        "data": {"dataset": "toy", "version": "1", "fingerprint": "0" * 64}, "rows": [row, row | {"name": "b"}],
+        "audit": [{"check": "readable", "message": "all"}],
+    }  # fmt: skip
+    _put(out, "ledger", 0, {"ledger.json": _json({"title": "t", "tables": [table]})})
 
 
 def geotiff_shape(path: Path) -> tuple[int, int]:
@@ -292,7 +308,13 @@ def _documents(out: Path, archive: Path) -> None:
     _put(out, "class-table", 0, {"classes.tsv": CLASSES.encode()})
     _put(out, "product", 0, {"MTD_MSIL2A.xml": PRODUCT.encode()})
     recipes, facts = catalog.folder("recipes"), catalog.folder("catalogs")
-    chosen = ("build/segmunich.toml", "shard/bigearthnet.toml", "train/pretrain-demo-tiny.toml", "predict/default.toml")
+    chosen = (
+        "build/segmunich.toml",
+        "shard/bigearthnet.toml",
+        "train/pretrain-demo-tiny.toml",
+        "predict/default.toml",
+        "ledger/city.toml",
+    )
     for number, name in enumerate(chosen):
         _put(out, "recipe", number, {name.replace("/", "-"): (recipes / name).read_bytes()})
     for number, name in enumerate(("eurosat", "bigearthnet")):
