@@ -73,5 +73,15 @@ L2A_BANDS = MSI.names("L2A")
 
 
 def bands(names: tuple[str, ...]) -> tuple[Band, ...]:
-    """Return the bands of these names, in order. Raises KeyError."""
+    """Return bands of Sentinel-2's MSI by name.
+
+    Args:
+        names: Names such as `B02` and `B8A`.
+
+    Returns:
+        The bands in the order of `names`.
+
+    Raises:
+        KeyError: There is no band of that name.
+    """
     return tuple(BAND[name] for name in names)

@@ -133,6 +133,44 @@ def test_names_of_modules_in_the_text_exist() -> None:
             assert located(dotted) is not None, f"{name(page)}: {dotted}"
 
 
+def used_names(code: str) -> set[str]:
+    """Return the dotted names of this project that Python code imports, and attributes of what it imports."""
+    tree = ast.parse(code)
+    origins, names = {}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            origins |= {each.asname or each.name.partition(".")[0]: each.asname and each.name for each in node.names}
+            names |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            origins |= {each.asname or each.name: f"{node.module}.{each.name}" for each in node.names}
+            names |= {f"{node.module}.{each.name}" for each in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and re.fullmatch(r"\w+(\.\w+)+", chain := ast.unparse(node)):
+            root, _, rest = chain.partition(".")
+            if root in origins:
+                names.add(f"{origins[root] or root}.{rest}")
+    return {name for name in names if name.partition(".")[0] in ("sgdata", "sgmodel")}
+
+
+def test_names_in_code_exist() -> None:
+    """Check blocks that the gate does not run, too: they take the network, a GPU or the slow tests."""
+    code = [(name(page), block.code) for page in PAGES for block in blocks(page) if block.language == "python"]
+    code += [(path.name, path.read_text()) for path in DOCS.rglob("*.py")]
+    used = {(page, dotted) for page, text in code for dotted in used_names(text)}
+    assert {("guides/python.md", "sgdata.build_recipe"), ("own_dataset.py", "sgdata.shards.finish.write")} <= used
+    assert {each for each in used if located(each[1]) is None} == set()
+
+
+def test_methods_in_the_text_exist() -> None:
+    classes = {
+        each.rpartition(".")[2]: node for each in identifiers() if isinstance(node := located(each), ast.ClassDef)
+    }
+    for page in (page for page in PAGES if page.name != "CHANGELOG.md"):
+        for cls, member in re.findall(r"`([A-Z]\w+)\.(\w+)[`(]", page.read_text(encoding="utf-8")):
+            if cls in classes:
+                assert member in defined(classes[cls], exported=False), f"{name(page)}: {cls}.{member}"
+
+
 # --- code runs -----------------------------------------------------------------------------
 
 
@@ -240,14 +278,35 @@ def located(dotted: str) -> ast.AST | None:
             continue
         node: Any = parsed(path)
         for part in parts[cut:]:
-            kinds = ast.FunctionDef | ast.ClassDef
-            inside = [each for each in ast.walk(node) if isinstance(each, kinds) and each.name == part]
-            assigned = re.search(rf"^{part}\b|[\"']{part}[\"']", path.read_text(), re.MULTILINE)
-            node = inside[0] if inside else node if assigned else None
+            node = defined(node, exported=path.name == "__init__.py").get(part)
             if node is None:
                 return None
         return node  # type: ignore[no-any-return]
     return None
+
+
+def defined(scope: ast.AST, *, exported: bool) -> dict[str, ast.AST]:
+    """Return what a module or class defines by name: the definition, or the scope for assigned and imported names.
+
+    Packages that load on first use name what they export in a table of texts (`exported`).
+    """
+    names: dict[str, ast.AST] = {}
+    statements = list(getattr(scope, "body", []))
+    while statements:
+        each = statements.pop(0)
+        if isinstance(each, ast.FunctionDef | ast.ClassDef):
+            names.setdefault(each.name, each)
+        elif isinstance(each, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name: scope for alias in each.names}
+        elif isinstance(each, ast.Assign | ast.AnnAssign):
+            targets = each.targets if isinstance(each, ast.Assign) else [each.target]
+            names |= {name.id: scope for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+            if exported and isinstance(each.value, ast.Dict | ast.List | ast.Tuple):
+                texts = (text.value for text in ast.walk(each.value) if isinstance(text, ast.Constant))
+                names |= {text: scope for text in texts if isinstance(text, str)}
+        else:
+            statements = [*getattr(each, "body", []), *getattr(each, "orelse", []), *statements]
+    return names
 
 
 def functions(node: ast.AST) -> Iterator[ast.FunctionDef]:

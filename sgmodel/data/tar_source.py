@@ -116,6 +116,9 @@ def mirror(url: str, cache: Path, *, cache_gb: float, stall_s: float = 60.0, ret
         stall_s: Timeout of a request in seconds.
         retry_s: Seconds for which a failed read is repeated.
 
+    Returns:
+        The folder of the mirror, which `Samples` and `load` take in place of a folder of shards.
+
     Raises:
         SourceError: a file cannot be fetched, or its checksum differs.
         OutputError: the mirror cannot be written.

@@ -102,17 +102,29 @@ class EncoderConfig:
 
 
 def base(*, image_px: int = 128) -> EncoderConfig:
-    """Return the size of the 100 M model, whose encoder has 85.4 M parameters."""
+    """Return the size of the 100 M model, whose encoder has 85.4 M parameters.
+
+    Args:
+        image_px: Side of the images in pixels: 96 and 128 in the released models.
+    """
     return EncoderConfig(image_px=image_px)
 
 
 def large(*, image_px: int = 128) -> EncoderConfig:
-    """Return the size of the 300 M model, whose encoder has 302.8 M parameters."""
+    """Return the size of the 300 M model, whose encoder has 302.8 M parameters.
+
+    Args:
+        image_px: Side of the images in pixels: 96 and 128 in the released models.
+    """
     return EncoderConfig(image_px=image_px, width=1024, depth=24, heads=16)
 
 
 def huge(*, image_px: int = 128) -> EncoderConfig:
-    """Return the size of the 600 M model, whose encoder has 630.3 M parameters."""
+    """Return the size of the 600 M model, whose encoder has 630.3 M parameters.
+
+    Args:
+        image_px: Side of the images in pixels: 96 and 128 in the released models.
+    """
     return EncoderConfig(image_px=image_px, width=1280, depth=32, heads=16)
 
 

@@ -28,8 +28,7 @@ from sgmodel import distributed
 from sgmodel.checkpoints import cards, transfer
 from sgmodel.data import augment, band_selection, loader, mixture, normalise, seeded_random, windows
 from sgmodel.models import encoder, flops, mae
-from sgmodel.train import best_checkpoint, conclusion, loop, run_folder, training
-from sgmodel.train import pictures as pictures
+from sgmodel.train import best_checkpoint, conclusion, loop, pictures, run_folder, training
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
 

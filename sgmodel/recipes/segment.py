@@ -25,8 +25,7 @@ from sgmodel import distributed
 from sgmodel.data import augment, loader
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
-from sgmodel.train import dense_prediction, finetune, loop, metrics, run_folder, training
-from sgmodel.train import pictures as pictures
+from sgmodel.train import dense_prediction, finetune, loop, metrics, pictures, run_folder, training
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
 
