@@ -79,7 +79,7 @@ def tried(program: str, folder: Path, out: Path, *settings: str, **paths: Any) -
         ),
         ("classify", "scenes", ("shots=3",), "set shots = 1"),
         ("detect_change", "pairs", ("windows.px=8",), "set windows.px = 16"),
-        ("detect_change", "pairs", ("model.head.skip=8",), "set model.head.skip = 0"),
+        ("detect_change", "pairs", ("mode=linear-probe", "model.head.skip=8"), "set model.head.skip = 0"),
         ("detect_change", "pairs", ("drop_incomplete=true",), "set drop_incomplete = false"),
         ("contrast", "masks", ("mode=frozen",), "set mode = 'finetune'"),
         ("contrast", "no val", (), "set val_split = 'test'"),

@@ -47,6 +47,21 @@ def test_change_is_scored_in_log_probabilities_of_the_signed_difference() -> Non
     assert not torch.allclose(out, model(after, before))
 
 
+def test_the_shortcut_of_change_sees_single_pixels_of_both_dates() -> None:
+    torch.manual_seed(0)
+    model = build("change", spectralgpt(TINY, head=dataclasses.replace(NARROW, skip=8)), 12).eval()
+    torch.nn.init.zeros_(model.head.classify.weight)  # leaves the shortcut alone
+    before, after = images(TINY), images(TINY)
+    out = model(before, after)
+    for number in range(2):
+        dates = [before.clone(), after.clone()]
+        dates[number][:, :, 5, 9] += 3.0  # one pixel of a token of several
+        seen = (model(*dates) - out).abs().amax(dim=(0, 1)) > 1e-6
+        expected = torch.zeros_like(seen)
+        expected[4:7, 8:11] = True
+        assert torch.equal(seen, expected)
+
+
 def test_the_bias_of_the_merge_cancels_in_change_detection() -> None:
     model = build("change", spectralgpt(TINY, head=NARROW), 12).eval()
     before, after = images(TINY), images(TINY)

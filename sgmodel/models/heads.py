@@ -154,6 +154,9 @@ class ChangeDetector(TaskModel):
         super().__init__(backbone, 2)
         self.head_config = head or upernet.HeadConfig(dropout_levels=0.0)
         self.head = dense_head(backbone, 2, self.head_config)
+        width = self.head_config.skip
+        # Of both dates together, not of their difference: what a change is depends on what was there.
+        self.skip = upernet.shortcut(2 * backbone.bands, 2, width) if width else None
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """Score change between two dates for every pixel.
@@ -168,6 +171,8 @@ class ChangeDetector(TaskModel):
         # Signed: what appears and what vanishes are different changes.
         pairs = zip(self.backbone.maps(before), self.backbone.maps(after), strict=True)
         scores = score(self.head, [old - new for old, new in pairs], before.shape[-2:])
+        if self.skip is not None:
+            scores = scores + self.skip(torch.cat([before, after], dim=1))
         return functional.log_softmax(scores, dim=1)
 
 

@@ -109,15 +109,12 @@ def check(recipe: ChangeRecipe, contract: Contract) -> None:
     """Refuse samples that are not pairs with a change map, or windows that do not fit the model.
 
     Raises:
-        SettingError: either is the case, or the head has a layer that change detection lacks.
+        SettingError: either is the case.
     """
     space, px = contract.label_space, recipe.model.px
     if space.task != "change" or len(space.ids) != 2:
         message = f"label space '{space.name}' is of the task '{space.task}', ids {list(space.ids)}"
         raise SettingError(f"{message}: expected task 'change' and two ids, unchanged and changed")
-    if recipe.model.head is not None and recipe.model.head.skip:
-        skip = recipe.model.head.skip
-        raise SettingError(f"model.head.skip is {skip}: change detection has no such layer; set model.head.skip = 0")
     for name, cut in (("windows", recipe.windows), ("scored", recipe.scored)):
         if px and cut and cut.px != px:
             raise SettingError(f"{name}.px is {cut.px}, the model takes images of {px}: set {name}.px = {px}")
