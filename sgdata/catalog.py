@@ -35,8 +35,10 @@ def document(name: str) -> dict[str, Any]:
     return files.read_plain(folder("catalogs") / "tables" / f"{name}.json")
 
 
-def read_table(path: Path, *, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> list[dict[str, str]]:
-    """Read a table of tab-separated values in UTF-8, whose first line names the columns.
+def read_table(
+    path: Path, *, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL, delimiter: Literal["\t", ","] = "\t"
+) -> list[dict[str, str]]:
+    """Read a table of separated values in UTF-8, whose first line names the columns.
 
     Returns:
         One dict of column name to text per row; cells missing at the end of a row are empty.
@@ -46,9 +48,10 @@ def read_table(path: Path, *, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> lis
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            rows = list(csv.DictReader(lines, delimiter="\t", quoting=quoting, restval=""))
+            rows = list(csv.DictReader(lines, delimiter=delimiter, quoting=quoting, restval=""))
     except (OSError, ValueError, csv.Error) as error:
-        raise SettingError(f"{path}: cannot be read as a table of tab-separated UTF-8 text: {error}") from None
+        kind = "tab" if delimiter == "\t" else "comma"
+        raise SettingError(f"{path}: cannot be read as a table of {kind}-separated UTF-8 text: {error}") from None
     for number, row in enumerate(rows, start=2):
         if None in row:
             raise SettingError(f"{path}: row {number} has more cells than the first line has columns ({len(row) - 1})")

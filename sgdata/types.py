@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 Level = Literal["L1C", "L2A"]
+DISPLAY = "RGB8"
+"""Level of 8-bit images that were stretched for display: their values are no reflectance at any scale."""
+PixelLevel = Literal["L1C", "L2A", "RGB8"]
 Codec = Literal["blosc", "npy"]
 Effort = Literal["quick", "dense"]
 Task = Literal["none", "single-label", "multi-label", "segmentation", "change"]
@@ -290,8 +293,8 @@ class Contract:
         dataset: name of the dataset.
         version: edition of the dataset.
         bands: bands of the images, in order.
-        level: product level.
-        scale: factor to reflectance.
+        level: product level, or `DISPLAY`.
+        scale: factor to reflectance; 1 at the level `DISPLAY`, which has none.
         offset: offset in DN, added before scaling.
         nodata: value of pixels without data; None if there is none.
         resampling: how all bands came to one grid.
@@ -310,7 +313,7 @@ class Contract:
     dataset: str
     version: str
     bands: tuple[Band, ...]
-    level: Level
+    level: PixelLevel
     scale: float
     # Added before scaling, as ESA's BOA_ADD_OFFSET is; STAC adds its raster:offset, 1e-4 as large, after scaling.
     offset: float

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import rasterio
 import tifffile
+from PIL import Image
 from rasterio.transform import from_origin
 
 from sgdata import catalog, files, sentinel2
@@ -119,6 +120,20 @@ def eurosat(folder: Path, classes: Iterable[str] = ("AnnualCrop", "River"), each
             pixels[9] = 10 + pixels[9] % 5
             path = folder / "EuroSAT_MS" / label / f"{label}_{number}.tif"
             _geotiff(path, pixels, "EPSG:32635", transform, interleave="pixel")
+    return folder
+
+
+def eurosat_rgb(folder: Path, classes: Iterable[str] = ("AnnualCrop", "River"), each: int = 3) -> Path:
+    """Write `EuroSAT_RGB/<Class>/<Class>_<n>.jpg` and `coordinates.tsv`: places 10 km from each other."""
+    rows = ["name\tlatitude\tlongitude"]
+    for label in classes:
+        for number in range(1, each + 1):
+            path = folder / "EuroSAT_RGB" / label / f"{label}_{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.moveaxis(reflectance((3, 64, 64), seed=number) // 16, 0, -1).astype(np.uint8)
+            Image.fromarray(pixels).save(path, format="JPEG")
+            rows.append(f"{label}/{label}_{number}\t{44 + number / 10}\t{20 + len(label)}")
+    (folder / "coordinates.tsv").write_text("\n".join(rows) + "\n")
     return folder
 
 

@@ -58,7 +58,7 @@ PURE = (
         "labels.tag_rules",
         "scenes.offsets",
     ),
-    *("scenes.aoi", "splits.blocks", "splits.proximity"),
+    *("scenes.aoi", "splits.blocks", "splits.proximity", "splits.ground", "splits.nearest"),
     *(
         "shards.statistics",
         "shards.histogram",

@@ -113,12 +113,14 @@ def test_codecs_and_readers_agree(build: Path, tmp_path: Path) -> None:
 
 def test_split_lists_choose_and_are_checked(build: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("munich-r00000-c00000.tif\nmunich-r00016-c00016,other\nnowhere\n")
-    result = pack.pack("segmunich", source=build, out=tmp_path / "s", splits={"test": tmp_path / "mine.txt"})
+    result = pack.pack(
+        "segmunich", source=build, out=tmp_path / "s", inputs=select.Inputs(split_lists={"test": tmp_path / "mine.txt"})
+    )
     assert result.contract.splits == {"test": 2}
     assert [note.split()[0] for note in result.notes] == ["4", "1"]
     with pytest.raises(SettingError, match="also in the list"):
         both = {"train": tmp_path / "mine.txt", "val": tmp_path / "mine.txt"}
-        pack.pack("segmunich", source=build, out=tmp_path / "t", splits=both)
+        pack.pack("segmunich", source=build, out=tmp_path / "t", inputs=select.Inputs(split_lists=both))
 
 
 def test_a_wrong_source_or_dataset_is_one_line(tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_a_damaged_block_of_a_build_is_quarantined(build: Path, tmp_path: Path) 
 def test_options_of_the_command_choose_edition_labels_and_splits(tmp_path: Path) -> None:
     source = synthetic.bigearthnet_v1(tmp_path / "source")
     command = ["shard", "bigearthnet", "--source", str(source), "--out", str(tmp_path / "out"), "-q"]
-    chosen = ["--edition", "v1", "--labels", "bigearthnet-43-official", "--splits", "google", "--layout", "native"]
+    chosen = ["--edition", "v1", "--labels", "bigearthnet-43-official", "--split", "google", "--layout", "native"]
     done = CliRunner().invoke(cli.app, [*command, *chosen])
     assert done.exit_code == 0, done.output
     contract = contracts.read(tmp_path / "out")

@@ -20,6 +20,7 @@ from sgdata.audits.findings import SHOWN, AuditReport, Check, State
 from sgdata.shards import band_check
 from sgdata.splits import proximity
 from sgdata.splits.proximity import Footprint
+from sgdata.types import DISPLAY
 
 # A 60 m pixel resampled to 10 m reaches 60 m to either side: nearer samples share measurements.
 REACH_M = 120.0
@@ -41,6 +42,7 @@ VOTES, RARE_VOTES = 0.25, 0.05
 # Vegetated pixels needed for a verdict, and the least share of them that is greener than red: real patches have 0.7 to
 # 1, one of December 0.35; with the two bands swapped the share is 1 minus that.
 LEAVES, RED_LEAVES = 2_000, 0.2
+STRETCHED = "values for display have no reflectance"
 
 
 def judge(evidence: AuditEvidence) -> AuditReport:
@@ -258,6 +260,8 @@ def check_order(evidence: AuditEvidence) -> Check:
     By their means, by the resolution of their pixels if 20 m bands were upsampled by repetition, by the colour of
     vegetation, and by the correlation between bands.
     """
+    if evidence.contract.level == DISPLAY:
+        return _check("band order", "not applicable", STRETCHED)
     means, bands = _means(evidence), evidence.contract.bands
     messages = []
     equal = evidence.totals.equal / np.maximum(evidence.totals.pairs, 1)
@@ -292,12 +296,16 @@ def _strangers(evidence: AuditEvidence, *, bluer: bool) -> Iterator[str]:
 def check_level(evidence: AuditEvidence) -> Check:
     """Check the product level (top of atmosphere or surface) by the water vapour absorption in B09."""
     declared = evidence.contract.level
+    if declared == DISPLAY:
+        return _check("product level", "not applicable", STRETCHED)
     verdict = band_check.level(_means(evidence), declared)
     return _pooled("product level", "level", evidence, verdict, {"declared": declared})
 
 
 def check_offset(evidence: AuditEvidence) -> Check:
     """Check whether the +1000 of newer processing baselines was left in or subtracted twice."""
+    if evidence.contract.level == DISPLAY:
+        return _check("offset", "not applicable", STRETCHED)
     raised = [facts.key for facts in evidence.facts if facts.dark < DARK_SHARE]
     share = len(raised) / max(len(evidence.facts), 1)
     ones = float((evidence.totals.ones / np.maximum(evidence.totals.count, 1)).max(initial=0))

@@ -26,7 +26,7 @@ from sgdata.scenes import lock
 from sgdata.shards import contracts, finish, statistics, tar_format
 from sgdata.shards.tar_format import Row
 from sgdata.splits.proximity import Footprint
-from sgdata.types import Array, Contract, Sample
+from sgdata.types import DISPLAY, Array, Contract, Sample
 
 CHUNK = 64
 # Green, near infrared and short-wave infrared differ most from each other.
@@ -61,7 +61,13 @@ class Subject:
 
 
 def detect_subject(
-    path: Path, *, dataset: str | None = None, edition: str | None = None, lock_of: Path | None = None
+    path: Path,
+    *,
+    dataset: str | None = None,
+    edition: str | None = None,
+    split: str | None = None,
+    inputs: select.Inputs | None = None,
+    lock_of: Path | None = None,
 ) -> Subject:
     """Detect what `path` is, without reading pixels.
 
@@ -69,6 +75,8 @@ def detect_subject(
         path: Shards, a build, a release, or a dataset as distributed.
         dataset: Dataset to read `path` as; by default all are tried.
         edition: Edition of the dataset; by default all are tried.
+        split: Split set of a dataset as distributed; default that of its recipe.
+        inputs: Lists and tables beside a dataset as distributed.
         lock_of: Build that shards were packed from, for the dates in its lock; a release contains its lock.
 
     Returns:
@@ -103,10 +111,10 @@ def detect_subject(
     if archives.is_stream(path):
         raise SettingError(f"{path}: a compressed tar cannot be audited; shard it and audit the shards")
     tried = []
-    recipes = [select.recipe_for("segmunich")] if kind == "build" else _recipes(dataset, edition)
+    recipes = [select.recipe_for("segmunich")] if kind == "build" else _recipes(dataset, edition, split)
     for recipe in recipes:
         try:
-            source, listing, contract = select.list_samples(recipe, path, reader(recipe.dataset).find)
+            source, listing, contract = select.list_samples(recipe, path, reader(recipe.dataset).find, inputs)
         except (SourceError, SettingError) as error:
             tried.append(f"{recipe.dataset} {recipe.edition}: {error!s:.120}")
             continue
@@ -119,15 +127,15 @@ def detect_subject(
     raise SettingError(f"{path}: neither shards nor a build nor a known dataset: {why}")
 
 
-def _recipes(dataset: str | None, edition: str | None) -> Iterator[ShardRecipe]:
-    """Yield the recipe of each dataset and edition to try, with published splits."""
+def _recipes(dataset: str | None, edition: str | None, split: str | None) -> Iterator[ShardRecipe]:
+    """Yield the recipe of each dataset and edition to try, with the split set `split` or published splits."""
     for name in [dataset] if dataset else cards.names():
         recipe = select.recipe_for(name)
         for each in cards.card(name).editions:
             if edition in (None, each.name):
                 published = [split.name for split in each.splits]
                 splits = recipe.splits if recipe.splits in published else next(iter(published), "")
-                yield replace(recipe, edition=each.name, splits=splits)
+                yield replace(recipe, edition=each.name, splits=splits if split is None else split)
 
 
 def _days(build: Path | None) -> Days | None:
@@ -208,7 +216,9 @@ def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts
     images = [np.nan_to_num(image) for image in images]  # what is NaN is not valid
     both = np.concatenate(images)
     pixels, turned = dihedral.hashes(both)
-    chosen = [names.index(name) for name in COMPARED_BANDS if name in names] or [0]
+    chosen = [names.index(name) for name in COMPARED_BANDS if name in names]
+    if len(chosen) < 2:  # one band alone would call many samples alike
+        chosen = list(range(min(3, len(names))))
     thumbnail = duplicates.make_thumbnail(images[0][chosen])
     under = ((images[0] + contract.offset) * contract.scale < 0.1) & valid
     shares = under.sum(axis=(1, 2)) / np.maximum(valid.sum(axis=(1, 2)), 1)
@@ -274,6 +284,7 @@ def _totals(image: Array, contract: Contract) -> Totals:
         return sums
 
     values = np.rint(np.where(valid, image, 0)).astype(np.int64)
+    brightest = 255 if contract.level == DISPLAY else BRIGHTEST
     names = [each.name for each in contract.bands]
     leaves = np.zeros(2, np.int64)
     if {"B03", "B04", "B08"} <= set(names):
@@ -286,7 +297,7 @@ def _totals(image: Array, contract: Contract) -> Totals:
         count=counted(valid),
         total=np.where(valid, values, 0).sum(axis=(1, 2)),
         ones=counted(values == 1),
-        saturated=counted(valid & ((image + contract.offset) * contract.scale >= BRIGHTEST)),
+        saturated=counted(valid & ((image + contract.offset) * contract.scale >= brightest)),
         equal=counted(both & (image[:, :, 1:] == image[:, :, :-1])),
         pairs=counted(both),
         low=np.where(valid, values, 2**40).min(axis=(1, 2), initial=2**40),

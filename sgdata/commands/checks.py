@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from sgdata.commands import printing
-from sgdata.commands.options import AsJson, DatasetOfPath, Edition, Out, Quiet, Workers, configure_logging
+from sgdata.commands.options import (
+    AsJson,
+    Coordinates,
+    DatasetOfPath,
+    Edition,
+    Out,
+    Quiet,
+    SplitSet,
+    SplitsFolder,
+    Workers,
+    configure_logging,
+)
 from sgdata.errors import ExitCode, SettingError, one_line
 
 app = typer.Typer()
@@ -74,6 +85,9 @@ def audit(
     build: Annotated[
         Path | None, typer.Option("--build", help="Build that the shards were packed from; it has the dates.")
     ] = None,
+    split: SplitSet = None,
+    splits: SplitsFolder = None,
+    coordinates: Coordinates = None,
     workers: Workers = 1,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -83,10 +97,12 @@ def audit(
     Exits with 3 if there are findings.
     """
     from sgdata.audits import checks, gather
+    from sgdata.packing import select
     from sgdata.pages import audit_page
 
     configure_logging(quiet)
-    subject = gather.detect_subject(path, dataset=dataset, edition=edition, lock_of=build)
+    inputs = select.Inputs(coordinates=coordinates, splits=splits)
+    subject = gather.detect_subject(path, dataset=dataset, edition=edition, split=split, inputs=inputs, lock_of=build)
     report = checks.judge(gather.gather(subject, workers=workers))
     if out:
         audit_page.write(out, report)
@@ -100,6 +116,7 @@ def split(
     out: Out,
     dataset: DatasetOfPath = None,
     edition: Edition = None,
+    coordinates: Coordinates = None,
     block: Annotated[
         int, typer.Option("--block", min=0, metavar="METRES", help="Side of a block; 0: four times that of a sample.")
     ] = 0,
@@ -117,12 +134,15 @@ def split(
     Exits with 3 if the audit has findings.
     """
     from sgdata.audits import gather, propose_split
+    from sgdata.packing import select
     from sgdata.splits.blocks import SplitSettings
 
     configure_logging(quiet)
     if val_share + test_share >= 1:
         raise SettingError(f"--val-share {val_share}, --test-share {test_share}: expected a sum below 1; lower them")
-    evidence = gather.gather(gather.detect_subject(path, dataset=dataset, edition=edition), workers=workers)
+    inputs = select.Inputs(coordinates=coordinates)
+    subject = gather.detect_subject(path, dataset=dataset, edition=edition, inputs=inputs)
+    evidence = gather.gather(subject, workers=workers)
     settings = SplitSettings(block_px=block, gap_px=gap, val_share=val_share, test_share=test_share, seed=seed)
     proposed, report = propose_split.propose(evidence, settings)
     audited = propose_split.write(out, proposed, report)
@@ -130,3 +150,47 @@ def split(
     print(f"{counts}, left out {report.left_out}", file=sys.stderr)
     if printing.show_audit(audited, folder=out, as_json=False):
         raise SystemExit(ExitCode.FINDINGS)
+
+
+@app.command(name="draw-splits", epilog="Example: sgdata draw-splits out/shards/fmow --out fmow.tsv.gz")
+def draw_splits(
+    path: Annotated[Path, typer.Argument(help="Shards, or a dataset as distributed.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Split table to write, NAME.tsv.gz.")],
+    dataset: DatasetOfPath = None,
+    edition: Edition = None,
+    coordinates: Coordinates = None,
+    splits: Annotated[
+        Path | None, typer.Option("--splits", metavar="DIR", help="Published lists: their SHA-256 and counts are kept.")
+    ] = None,
+    block: Annotated[
+        float, typer.Option("--block", min=1, metavar="METRES", help="Side of a block; blocks are dealt whole.")
+    ] = 50_000,
+    gap: Annotated[float, typer.Option("--gap", min=0, metavar="METRES", help="Distance between splits.")] = 2_000,
+    val_share: Annotated[float, typer.Option("--val-share", min=0, max=1, help="Validation share of samples.")] = 0.2,
+    test_share: Annotated[float, typer.Option("--test-share", min=0, max=1, help="Test share of samples.")] = 0.2,
+    draws: Annotated[int, typer.Option("--draws", min=1, max=100, help="Number of splits to draw.")] = 5,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option("--budget", help="Label budget, a number per class or a share such as 10%; repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**31, help="Seed of the first draw.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Draw splits by ground for a dataset with coordinates, with nested label budgets, and write them as one table."""
+    from sgdata.audits import draw_splits, gather
+    from sgdata.packing import select
+    from sgdata.splits import split_table
+    from sgdata.splits.ground import DrawSettings
+
+    configure_logging(quiet)
+    inputs = select.Inputs(coordinates=coordinates)
+    subject = gather.detect_subject(path, dataset=dataset, edition=edition, split="", inputs=inputs)
+    settings = DrawSettings(
+        block_m=block, gap_m=gap, val_share=val_share, test_share=test_share, draws=draws, seed=seed,
+        budgets=tuple(budget or DrawSettings.budgets),
+    )  # fmt: skip
+    table, lines = draw_splits.draw(subject, settings, draw_splits.published_lists(subject, splits))
+    split_table.write(out, table)
+    for line in lines:
+        print(line, file=sys.stderr)
+    print(f"{out}: {len(table.keys):,} samples, {out.stat().st_size:,} bytes")

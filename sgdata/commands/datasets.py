@@ -13,12 +13,15 @@ from sgdata.commands import printing
 from sgdata.commands.options import (
     AsJson,
     Cluster,
+    Coordinates,
     Dataset,
     DryRun,
     Edition,
     OutOrRecipe,
     Overrides,
     Quiet,
+    SplitSet,
+    SplitsFolder,
     Workers,
     configure_logging,
     settings_of,
@@ -39,10 +42,25 @@ def catalog(
     if name == "weights":
         rows = [(row["name"], _describe_weights(row)) for row in facts.table("published_weights")]
     elif name:
-        rows = cards.describe(cards.card(name))
+        rows = [*cards.describe(cards.card(name)), *_describe_table(name)]
     else:
         rows = [(card.name, card.title) for card in cards.cards()]
     printing.show_table((), rows)
+
+
+def _describe_table(dataset: str) -> list[tuple[str, str]]:
+    """Return a row that describes the split table of a dataset, none if the catalogue has none."""
+    from sgdata.packing import split_lists
+
+    table = split_lists.find_table(dataset, None)
+    if table is None:
+        return []
+    how = table.header.settings
+    text = (
+        f"{', '.join(table.columns)}: {len(table.keys):,} samples in blocks of {how.block_m / 1000:g} km with a gap of "
+    )
+    text += f"{how.gap_m / 1000:g} km; label budgets {', '.join(how.budgets)} per class"
+    return [("splits by ground", text)]
 
 
 def _describe_weights(row: dict[str, str]) -> str:
@@ -96,9 +114,9 @@ def shard(
         list[Path] | None,
         typer.Option("--leave-out", help="File with samples to exclude, such as snow patches; repeatable."),
     ] = None,
-    splits: Annotated[
-        str | None, typer.Option("--splits", help="Published splits by name, such as official or google.")
-    ] = None,
+    split: SplitSet = None,
+    splits: SplitsFolder = None,
+    coordinates: Coordinates = None,
     edition: Edition = None,
     labels: Annotated[
         str | None, typer.Option("--labels", help="Label space by name; 'sgdata catalog NAME' lists them.")
@@ -122,19 +140,21 @@ def shard(
     from sgdata.packing import pack, select
 
     configure_logging(quiet)
-    options = {"edition": edition, "splits": splits, "labels": labels, "layout": layout, "codec": codec}
+    options = {"edition": edition, "splits": split, "labels": labels, "layout": layout, "codec": codec}
     # After --set, so that the named option wins; quoted, or an edition such as 2 would be read as a number.
     extra = [f'{key}="{value}"' for key, value in options.items() if value]
     recipe = select.recipe_for(dataset, [*(changes or ()), *extra])
-    lists = _split_lists(split_list or ())
+    inputs = select.Inputs(
+        split_lists=_split_lists(split_list or ()), leave_out=tuple(leave_out or ()), coordinates=coordinates,
+        splits=splits,
+    )  # fmt: skip
     if dry_run:
-        cost = pack.cost(dataset, source=source, recipe=recipe, splits=lists, leave_out=leave_out or ())
+        cost = pack.cost(dataset, source=source, recipe=recipe, inputs=inputs)
         print(files.pretty_json(cost).decode() if as_json else "\n".join((*cost.notes, cost.summary)))
         return
     packed = pack.pack(
-        dataset, source=source, out=out, recipe=recipe, splits=lists, leave_out=leave_out or (),
-        workers=workers, cluster=cluster, fresh=fresh,
-    )  # fmt: skip
+        dataset, source=source, out=out, recipe=recipe, inputs=inputs, workers=workers, cluster=cluster, fresh=fresh
+    )
     # To stderr, so that stdout has only the folder.
     for note in packed.notes:
         print(note, file=sys.stderr)

@@ -49,6 +49,17 @@ DatasetOfPath = Annotated[
 Edition = Annotated[
     str | None, typer.Option("--edition", help="Edition of the dataset, such as v1 or v2 of bigearthnet.")
 ]
+Coordinates = Annotated[
+    Path | None,
+    typer.Option("--coordinates", metavar="FILE", help="Table of name, latitude, longitude: centres of the samples."),
+]
+SplitSet = Annotated[
+    str | None, typer.Option("--split", help="Split set by name, such as official, random or ground-0.")
+]
+SplitsFolder = Annotated[
+    Path | None,
+    typer.Option("--splits", metavar="DIR", help="Folder of published split lists or of a split table of your own."),
+]
 
 
 def settings_of(module: str, name: str) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sgdata.types import Codec, Contract, Effort, LabelSpace, Level, Task
+from sgdata.types import Codec, Contract, Effort, LabelSpace, PixelLevel, Task
 
 
 # Slots, here and in SampleRef: BigEarthNet has seven million files, and a dict takes about 100 bytes each.
@@ -118,7 +118,7 @@ class Edition:
     Attributes:
         name: name on the card.
         published: the deposit, not only a year, which two editions may share.
-        level: product level.
+        level: product level, or RGB8 for 8-bit images that were stretched for display.
         bands: bands in the order of the files.
         nodata: value of pixels without data; None if there is none.
         scale: factor to reflectance.
@@ -132,7 +132,7 @@ class Edition:
 
     name: str
     published: str
-    level: Level
+    level: PixelLevel
     bands: tuple[str, ...]
     nodata: int | None = None
     scale: float = 1e-4

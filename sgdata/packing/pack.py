@@ -11,7 +11,7 @@ import base64
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,8 +95,7 @@ def pack(
     source: Path | None = None,
     out: Path | None = None,
     recipe: ShardRecipe | None = None,
-    splits: Mapping[str, Path] | None = None,
-    leave_out: Sequence[Path] = (),
+    inputs: select.Inputs | None = None,
     workers: int = 1,
     cluster: str | None = None,
     fresh: bool = False,
@@ -108,9 +107,8 @@ def pack(
         source: Folder, zip or tar of the dataset; default the recipe's.
         out: Output folder; default the recipe's.
         recipe: Recipe; default the shipped one.
-        splits: Split name to a file with its sample keys, one per line. By default the published lists in or beside
-            the source, or the split `all` where there are none.
-        leave_out: Files with keys of samples to skip (snow, clouds).
+        inputs: Split lists, samples to leave out and coordinates. By default the published lists in or beside the
+            source, or the split `all` where there are none.
         workers: Number of local processes.
         cluster: Address of a Dask scheduler to use instead of local processes.
         fresh: Replace the shards of an earlier run.
@@ -128,7 +126,7 @@ def pack(
     if cluster:
         source, out = pool.absolute([source or Path(recipe.source), out])
     find = reader(recipe.dataset).find
-    source, listing, contract = select.list_samples(recipe, source, find, splits=splits, leave_out=leave_out)
+    source, listing, contract = select.list_samples(recipe, source, find, inputs)
     # From here on it is fixed which bytes go where: the rest may be interrupted at any point.
     stream = archives.is_stream(source)
     groups = tasks.group_samples(listing.refs, recipe.shard_mb, stream=stream)
@@ -169,8 +167,7 @@ def cost(
     *,
     source: Path | None = None,
     recipe: ShardRecipe | None = None,
-    splits: Mapping[str, Path] | None = None,
-    leave_out: Sequence[Path] = (),
+    inputs: select.Inputs | None = None,
 ) -> PackCost:
     """Estimate the cost of `pack` by packing a few samples into a temporary folder.
 
@@ -179,7 +176,7 @@ def cost(
     recipe = recipe or select.recipe_for(dataset)
     began = time.perf_counter()
     find = reader(recipe.dataset).find
-    source, listing, contract = select.list_samples(recipe, source, find, splits=splits, leave_out=leave_out)
+    source, listing, contract = select.list_samples(recipe, source, find, inputs)
     stream = archives.is_stream(source)
     groups = tasks.group_samples(listing.refs, recipe.shard_mb, stream=stream)
     listing_s = time.perf_counter() - began

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sgdata.sentinel2 import MSI
-from sgdata.types import BandStatistics, Contract
+from sgdata.types import DISPLAY, BandStatistics, Contract
 
 LEAST_SAMPLES = 100
 
@@ -49,7 +49,8 @@ def judge(pooled: Mapping[str, BandStatistics], samples: int, contract: Contract
         samples: Number of samples.
         contract: Contract with the declared bands, level, scale and offset.
     """
-    if samples < LEAST_SAMPLES:
+    # Values for display have no level, and stretched bands no order.
+    if samples < LEAST_SAMPLES or contract.level == DISPLAY:
         return Verdict(samples=samples, bands="undecided", level="undecided")
     # In DN of the sensor, the unit of the bounds; shards of fMoW have half of it.
     means = {

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sgdata import files
 from sgdata.errors import SettingError
-from sgdata.types import Contract
+from sgdata.types import DISPLAY, Contract
 
 FORMAT = 1
 
@@ -90,6 +90,11 @@ def require(ours: Contract, theirs: Contract, purpose: Purpose, accept: Iterable
     unknown = sorted(accepted - set(COMPARED["resume"]))
     if unknown:
         raise SettingError(f"accept = {unknown}: not parts of a contract; known: {', '.join(COMPARED['resume'])}")
+    if ours.level != theirs.level and DISPLAY in (ours.level, theirs.level):
+        raise SettingError(
+            f"cannot {purpose} on '{ours.dataset}': level is {ours.level}, expected {theirs.level}; 8-bit images for "
+            "display are no reflectance at any scale, so no setting waives this; use data of the level of the model"
+        )
     left = [name for name in find_differences(ours, theirs, purpose) if name not in accepted]
     if left:
         different = "; ".join(f"{name} is {_short(ours, name)}, expected {_short(theirs, name)}" for name in left)

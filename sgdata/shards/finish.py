@@ -121,6 +121,7 @@ def write_index(path: Path, rows: Sequence[tar_format.Row]) -> None:
 
     texts, sides = ("key", "split", "shard", "sha256", "crs", "date"), ("west", "south", "east", "north")
     kinds = dict.fromkeys(texts, pa.string()) | dict.fromkeys(sides, pa.float64()) | {"labels": pa.list_(pa.int32())}
+    kinds["budgets"] = pa.list_(pa.string())
     endings = dict.fromkeys(("offset", "size", "crc32"), pa.int64()) | {
         "dtype": pa.string(),
         "shape": pa.list_(pa.int32()),
@@ -128,7 +129,8 @@ def write_index(path: Path, rows: Sequence[tar_format.Row]) -> None:
     fields = [pa.field(name, kinds[name]) for name in ("key", "split", "shard")]
     members = sorted({name for row in rows for name in row} - set(kinds))
     fields += [pa.field(name, endings[name.rpartition("_")[2]]) for name in members]
-    fields += [pa.field(name, kinds[name]) for name in ("labels", *sides, "crs", "date", "sha256")]
+    budgets = ("budgets",) if any("budgets" in row for row in rows) else ()
+    fields += [pa.field(name, kinds[name]) for name in ("labels", *budgets, *sides, "crs", "date", "sha256")]
     table = pa.table([pa.array([row.get(f.name) for row in rows], f.type) for f in fields], pa.schema(fields))
     # Without any box the column would be empty, so it is left out.
     boxes = [tuple(row[name] for name in sides) for row in rows if row["west"] is not None]

@@ -116,6 +116,26 @@ def split(boxes: Array, counts: Array, settings: SplitSettings) -> tuple[tuple[s
     return tuple(names.tolist()), _report(boxes, counts, parts, shares)
 
 
+def deal(blocks: Array, places: Array, counts: Array, shares: tuple[float, ...], seed: int) -> Array:
+    """Assign whole blocks to parts, whatever lies at their borders.
+
+    Args:
+        blocks: (N,) number of the block that holds each sample.
+        places: (B, 2) row and column of each block, which seed the first assignment.
+        counts: (N, K) amount of each class in each sample.
+        shares: Wanted share of train, val and test.
+        seed: Seed of the first assignment.
+
+    Returns:
+        (B,) number of the part of each block.
+    """
+    order = np.argsort(blocks, kind="stable")
+    inside = np.split(order, np.searchsorted(blocks[order], range(1, len(places))))
+    layout = _Layout(places=places, inside=blocks[:, None], near=blocks[:, None], boxes_near=tuple(inside))
+    goal = _Goal(layout=layout, mass=np.column_stack([counts, np.ones(len(blocks))]), shares=shares)
+    return _assign_blocks(goal, seed)
+
+
 def _hash(seed: int, *place: float) -> str:
     return hashlib.sha256(repr((seed, [float(value) for value in place])).encode()).hexdigest()
 

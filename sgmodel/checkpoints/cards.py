@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
@@ -15,7 +16,7 @@ from torch import nn
 from sgdata import files
 from sgdata.errors import SettingError, SourceError
 from sgdata.shards import contracts
-from sgdata.types import Contract, LabelSpace
+from sgdata.types import DISPLAY, Contract, LabelSpace
 from sgmodel.checkpoints import checkpoint_folder, transfer, weight_files
 from sgmodel.checkpoints.checkpoint_folder import CARD, WEIGHTS
 from sgmodel.checkpoints.weight_files import State
@@ -205,6 +206,11 @@ def fill(
         log.warning("%s: holds no contract; bands, level and normalisation are taken on trust", weights)
     wavelengths = [band.wavelength_nm for band in contract.bands]
     state = transfer.read_weights(weights)
+    if contract.level == DISPLAY and not transfer.has_card(weights) and _takes_reflectance(state):
+        raise SettingError(
+            f"{weights}: SpectralGPT or SatMAE weights, which take reflectance; the level of '{contract.dataset}' is "
+            f"{DISPLAY}, 8-bit images for display; start without --weights, or from weights trained on such images"
+        )
     report = transfer.fit(model, state, wavelengths=wavelengths, tables=tables, origin=str(weights))
     matched, resized, missing = len(report.matched), len(report.resized), len(report.missing)
     log.info("%s: %d weights taken, %d resized, %d new", weights.name, matched, resized, missing)
@@ -255,6 +261,12 @@ def _compare_classes(ours: LabelSpace, theirs: LabelSpace, accept: Sequence[str]
 
 
 # --- released weights ----------------------------------------------------------------------
+
+
+def _takes_reflectance(state: State) -> bool:
+    """Return whether released weights embed spectral groups, as SpectralGPT (3D) and SatMAE (one per group) do."""
+    embeds = ((name, value) for name, value in state.items() if "patch_embed" in name and name.endswith("proj.weight"))
+    return any(value.ndim == 5 or re.search(r"patch_embed\.\d", name) for name, value in embeds)
 
 
 def infer(state: State, *, origin: str) -> specs.ModelSpec:

@@ -25,7 +25,7 @@ from sgdata.errors import ExitCode, SettingError
 from sgdata.file_names import file_name
 from sgdata.rasters import grids
 from sgdata.shards import contracts, tar_format
-from sgdata.types import Array, Contract, Grid, LabelSpace, Level
+from sgdata.types import Array, Contract, Grid, LabelSpace, PixelLevel
 from sgmodel import devices
 from sgmodel.checkpoints import cards, checkpoint_folder
 from sgmodel.data import loader, upsample, windows
@@ -55,7 +55,7 @@ class PredictRecipe:
     precision: devices.Precision
     split: str
     bands: tuple[str, ...]
-    level: Level | Literal[""]
+    level: PixelLevel | Literal[""]
     accept: tuple[str, ...]
 
 

@@ -17,7 +17,7 @@ from sgdata import files, sentinel2
 from sgdata.errors import SettingError, SourceError
 from sgdata.rasters import geotiff, grids
 from sgdata.shards import contracts
-from sgdata.types import Array, Contract, Grid, Level
+from sgdata.types import Array, Contract, Grid, PixelLevel
 from sgmodel.data import band_selection, normalise
 from sgmodel.data.normalise import Normalisation
 
@@ -40,7 +40,7 @@ class InputFacts:
     """
 
     bands: tuple[str, ...]
-    level: Level | None
+    level: PixelLevel | None
     accept: tuple[str, ...]
 
 

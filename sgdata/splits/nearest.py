@@ -1,0 +1,113 @@
+"""Measure the distance of samples to the nearest sample of another set, in metres between their footprints. Pure.
+
+Centres are compared on the WGS 84 ellipsoid, anywhere on Earth: across zones of UTM, and at distances from side by side
+to a continent. `proximity` decides which footprints overlap in their own projection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sgdata.types import Array
+
+# WGS 84: semi-major axis in metres, and square of the first eccentricity.
+_AXIS_M, _E2 = 6_378_137.0, 0.006_694_379_990_14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """Ground of N samples.
+
+    Attributes:
+        latitude: (N,) degrees of the centres.
+        longitude: (N,) degrees of the centres.
+        size_m: (N, 2) width and height in metres.
+    """
+
+    latitude: Array
+    longitude: Array
+    size_m: Array
+
+    def __getitem__(self, which: Array) -> Ground:
+        return Ground(latitude=self.latitude[which], longitude=self.longitude[which], size_m=self.size_m[which])
+
+    def __len__(self) -> int:
+        return len(self.latitude)
+
+
+def from_boxes(boxes: Array, shapes: Array, gsd_m: float, geographic: Array) -> Ground:
+    """Return the ground of samples.
+
+    Args:
+        boxes: (N, 4) west, south, east, north in degrees.
+        shapes: (N, 2) rows and columns.
+        gsd_m: Side of a pixel in metres.
+        geographic: (N,) whether the pixels are degrees, so that the box gives their size.
+    """
+    latitude, longitude = (boxes[:, 1] + boxes[:, 3]) / 2, (boxes[:, 0] + boxes[:, 2]) / 2
+    # The box of a square that is rotated to north is larger than the square.
+    size = shapes[:, ::-1] * gsd_m
+    east, north = _metres_per_degree(latitude)
+    in_degrees = np.stack([(boxes[:, 2] - boxes[:, 0]) * east, (boxes[:, 3] - boxes[:, 1]) * north], axis=1)
+    return Ground(latitude=latitude, longitude=longitude, size_m=np.where(geographic[:, None], in_degrees, size))
+
+
+def nearest(of: Ground, to: Ground) -> tuple[Array, Array]:
+    """Find the nearest sample of another set for each sample.
+
+    Args:
+        of: N samples.
+        to: M samples to compare with, at least one.
+
+    Returns:
+        (N,) metres between the footprints, 0 where they touch or overlap, and (N,) the index of the nearest in `to`.
+    """
+    from scipy.spatial import cKDTree
+
+    tree, points = cKDTree(_ecef(to)), _ecef(of)
+    metres, index = np.full(len(of), np.inf), np.zeros(len(of), np.int64)
+    half = np.hypot(*of.size_m.T) / 2 + np.hypot(*to.size_m.T).max() / 2
+    left, count = np.arange(len(of)), 8
+    while len(left):
+        count = min(count, len(to))
+        centres, found = tree.query(points[left], k=np.arange(1, count + 1))
+        gaps = between(of[np.repeat(left, count)], to[found.ravel()]).reshape(-1, count)
+        best = gaps.argmin(axis=1)
+        rows = np.arange(len(left))
+        metres[left], index[left] = gaps[rows, best], found[rows, best]
+        # A sample whose centre is farther than all of these may still be nearer with its edge, as squares differ.
+        left = left[(centres[:, -1] - half[left] < metres[left]) & (count < len(to))]
+        count *= 4
+    return metres, index
+
+
+def between(one: Ground, other: Ground) -> Array:
+    """Return (N,) metres between the footprints of N pairs, 0 where they touch or overlap."""
+    gaps = np.maximum(offsets(one, other) - (one.size_m + other.size_m) / 2, 0)
+    return np.asarray(np.hypot(*gaps.T))
+
+
+def offsets(one: Ground, other: Ground) -> Array:
+    """Return (N, 2) metres between the centres of N pairs, east and north."""
+    east, north = _metres_per_degree((one.latitude + other.latitude) / 2)
+    around = np.abs(one.longitude - other.longitude) % 360
+    apart = np.minimum(around, 360 - around)
+    return np.stack([apart * east, np.abs(one.latitude - other.latitude) * north], axis=1)
+
+
+def _metres_per_degree(latitude: Array) -> tuple[Array, Array]:
+    """Return metres per degree of longitude and of latitude, by the radii of curvature of the ellipsoid."""
+    angle = np.radians(latitude)
+    root = np.sqrt(1 - _E2 * np.sin(angle) ** 2)
+    normal, meridian = _AXIS_M / root, _AXIS_M * (1 - _E2) / root**3
+    return np.radians(normal * np.cos(angle)), np.radians(meridian)
+
+
+def _ecef(ground: Ground) -> Array:
+    """Return (N, 3) geocentric metres of the centres: straight lines between them are never longer than the ground."""
+    north, east = np.radians(ground.latitude), np.radians(ground.longitude)
+    normal = _AXIS_M / np.sqrt(1 - _E2 * np.sin(north) ** 2)
+    flat = normal * np.cos(north)
+    return np.stack([flat * np.cos(east), flat * np.sin(east), normal * (1 - _E2) * np.sin(north)], axis=1)
