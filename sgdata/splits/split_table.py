@@ -112,6 +112,12 @@ def _natural(key: str) -> list[tuple[int, str]]:
 def read(path: Path) -> SplitTable:
     """Read a split table.
 
+    Args:
+        path: The file.
+
+    Returns:
+        The table, whose cells and keys are known to be valid.
+
     Raises:
         SettingError: It is missing, damaged or of another format, or a cell or key is not as expected.
     """
