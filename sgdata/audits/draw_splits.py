@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import progress
-from sgdata.audits.gather import GSD_M, Subject
+from sgdata.audits.gather import Subject
 from sgdata.datasets import cards
 from sgdata.datasets.readers import open_samples
 from sgdata.errors import SettingError, SourceError
@@ -69,7 +69,10 @@ def locate(subject: Subject) -> Located:
         keys=tuple(keys),
         labels=_rarest(labels),
         ground=nearest.from_boxes(
-            np.array(boxes, float).reshape(-1, 4), np.array(shapes, float).reshape(-1, 2), GSD_M, np.array(geographic)
+            np.array(boxes, float).reshape(-1, 4),
+            np.array(shapes, float).reshape(-1, 2),
+            subject.contract.pixel_m,
+            np.array(geographic),
         ),
     )
 
