@@ -171,6 +171,27 @@ def test_methods_in_the_text_exist() -> None:
                 assert member in defined(classes[cls], exported=False), f"{name(page)}: {cls}.{member}"
 
 
+def test_toml_blocks_are_read_as_what_they_document() -> None:
+    from sgdata.datasets.pairs import PairPaths
+    from sgdata.datasets.sample_tables import SampleDocument
+    from sgmodel.ledger import experiments
+    from sgmodel.models.factory import ModelRecipe
+
+    kinds = {"tables": experiments.LedgerRecipe, "table": SampleDocument, "change": PairPaths}
+    for page in PAGES:
+        for document in (tomllib.loads(block.code) for block in blocks(page) if block.language == "toml"):
+            if "model" in document:
+                files.parse(ModelRecipe, {"backbone": "spectralgpt"} | document["model"], name(page))
+                continue
+            kind = next(kinds[key] for key in kinds if key in document)
+            recipe = files.parse(kind, document, name(page))
+            if isinstance(recipe, experiments.LedgerRecipe):
+                experiments.check(recipe)
+                for table in recipe.tables:
+                    used = [table.recipe, *(before.recipe for row in table.rows for before in row.before)]
+                    assert all((ROOT / "recipes" / path).is_file() for path in used), name(page)
+
+
 # --- code runs -----------------------------------------------------------------------------
 
 
