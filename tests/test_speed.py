@@ -134,6 +134,6 @@ def test_every_training_states_its_speed(name: str, tmp_path: Path) -> None:
 def test_windows_of_scenes_count() -> None:
     cropped = files.read(classify.ClassifyRecipe, TRAIN / "classify-demo-tiny.toml", ("zoom=1.0",))
     recipe = dataclasses.replace(cropped, augment=augment.AugmentRecipe())
-    assert classify.views_of(cropped, (12, 130, 64), 64) == 1
-    assert classify.views_of(recipe, (12, 130, 64), 64) == 3
-    assert classify.views_of(recipe, None, 64) is None
+    assert classify.count_views(cropped, (12, 130, 64), 64) == 1
+    assert classify.count_views(recipe, (12, 130, 64), 64) == 3
+    assert classify.count_views(recipe, None, 64) is None

@@ -46,6 +46,11 @@ class AugmentRecipe:
             message = f"augment.crop_area is {self.crop_area}, crop_aspect {self.crop_aspect}"
             raise SettingError(f"{message}: expected low <= high, above 0, areas at most 1")
 
+    @property
+    def still(self) -> bool:
+        """Whether a sample looks the same in every epoch."""
+        return self.crop_area is None and not (self.horizontal_flip or self.vertical_flip or self.quarter_turns)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixRecipe:

@@ -371,8 +371,8 @@ def _counted(program: Program[Any], document: bytes, classes: int, side: int) ->
         return parameters, flops.training_sample(spec, recipe.model.image_px, mask_ratio=recipe.mask_ratio)
     if isinstance(spec, specs.TaskSpec):
         spec = replace(spec, probe=recipe.mode == "linear-probe")
-    frozen, compared = recipe.mode != "finetune", recipe.training.division.largest
-    return parameters, flops.training_sample(spec, recipe.model.px or side, frozen=frozen, compared=compared)
+    passes, compared = flops.TRAINED if recipe.mode == "finetune" else 1, recipe.training.division.largest
+    return parameters, flops.training_sample(spec, recipe.model.px or side, passes=passes, compared=compared)
 
 
 # --- training ------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ class Backbone(nn.Module):
         width: Length of the vector that `pooled` gives.
         head_std: Standard deviation of a linear head's fresh weights; 0 for the framework's default.
         root: Prefix of the backbone's own parameter names that weights made elsewhere do not have.
+        frozen: Whether the pretrained part is excluded from training, see `freeze`.
     """
 
     bands: int
@@ -38,6 +39,7 @@ class Backbone(nn.Module):
     width: int
     head_std: float = 0.0
     root: str = ""
+    frozen: bool = False
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Encode images into feature maps.
@@ -52,6 +54,28 @@ class Backbone(nn.Module):
             NotImplementedError: The subclass does not define the method.
         """
         raise NotImplementedError
+
+    def encode_maps(self, images: Tensor) -> list[Tensor]:
+        """Run the part of `maps` that `freeze` excludes from training, by default all of it.
+
+        Args:
+            images: Images (N, C, H, W), normalised.
+
+        Returns:
+            Tensors (N, ...) for `finish_maps`.
+        """
+        return self.maps(images)
+
+    def finish_maps(self, encoded: Sequence[Tensor]) -> list[Tensor]:
+        """Run the rest of `maps`, which learns even if the backbone is frozen, by default nothing.
+
+        Args:
+            encoded: The result of `encode_maps`.
+
+        Returns:
+            Maps as those of `maps`.
+        """
+        return list(encoded)
 
     def pooled(self, images: Tensor) -> Tensor:
         """Encode images into one vector each, by default the mean of the coarsest map.
@@ -82,6 +106,7 @@ class Backbone(nn.Module):
         """Exclude the pretrained part from training, and keep it in evaluation mode."""
         # In evaluation for good: neither drop path nor moving averages, or the features would not be the weights'.
         self.requires_grad_(False).eval()
+        self.frozen = True
 
     def adapt_weights(self, state: State, how: FirstLayer, wavelengths: Sequence[float]) -> State:
         """Convert weights of another image size or number of bands, as far as this backbone can.

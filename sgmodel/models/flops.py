@@ -19,7 +19,7 @@ TRAINED = 3
 
 
 def training_sample(
-    spec: specs.ModelSpec, px: int, *, mask_ratio: float = 0.0, frozen: bool = False, compared: int = 1
+    spec: specs.ModelSpec, px: int, *, mask_ratio: float = 0.0, passes: int = TRAINED, compared: int = 1
 ) -> float:
     """Return the FLOPs of one sample through forward and backward pass; both images of a pair count.
 
@@ -27,7 +27,7 @@ def training_sample(
         spec: The model.
         px: Side of the images in pixels.
         mask_ratio: Share of the tokens that an autoencoder masks.
-        frozen: Whether the backbone is not trained.
+        passes: Passes through the backbone: 3 if it is trained, 1 if it is frozen, 0 if its features are at hand.
         compared: Images whose views SimCLR compares at once.
     """
     match spec:
@@ -39,7 +39,7 @@ def training_sample(
             return _contrast(spec, px, compared)
         case specs.TaskSpec():
             backbone, head, matching = task(spec, px)
-            return (1 if frozen else TRAINED) * backbone + TRAINED * head + matching
+            return passes * backbone + TRAINED * head + (matching if passes else 0)
 
 
 def block(tokens: float, width: int, mlp_ratio: float) -> float:
@@ -98,8 +98,8 @@ def task(spec: specs.TaskSpec, px: int) -> tuple[float, float, float]:
         head += 2 * encoded.sides[-1] ** 2 * encoded.channels[-1] * spec.classes
     else:
         head += _dense_head(spec.recipe.head or upernet.HeadConfig(), encoded, spec.classes)
-    if spec.kind == "segmenter" and spec.recipe.head is not None and spec.recipe.head.skip:
-        head += 2 * px**2 * spec.recipe.head.skip * (9 * spec.bands + spec.classes)
+    if spec.kind != "classifier" and spec.recipe.head is not None:
+        head += 2 * px**2 * spec.recipe.head.skip * (9 * images * spec.bands + spec.classes)
     return images * encoded.flops, head, images * encoded.matching
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from sgmodel.models.factory import ModelRecipe
 
 Kind = Literal["classifier", "segmenter", "change"]
+
+
+class Encoded(NamedTuple):
+    """What a backbone makes of images before anything is trained on top of it if it is frozen.
+
+    Attributes:
+        parts: The vector (N, D) of a classifier; maps or tokens (N, ...) of other models.
+        size: Height and width of the images.
+    """
+
+    parts: tuple[Tensor, ...]
+    size: tuple[int, int]
 
 
 class TaskModel(nn.Module):
@@ -45,6 +57,19 @@ class TaskModel(nn.Module):
         self.backbone, self.classes = backbone, classes
         state_keys.store_as(self, self.keys)
 
+    def encode(self, images: Tensor | Encoded) -> Encoded:
+        """Run the part of the model that is not trained if the backbone is frozen, without gradients in that case.
+
+        Args:
+            images: Images (N, C, H, W), normalised; or the result of an earlier call, which is returned.
+        """
+        if isinstance(images, Encoded):
+            return images
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone.frozen):
+            vector = self.kind == "classifier"
+            parts = [self.backbone.pooled(images)] if vector else self.backbone.encode_maps(images)
+        return Encoded(tuple(parts), (images.shape[-2], images.shape[-1]))
+
 
 class Classifier(TaskModel):
     """Scene classification: the backbone's vector, then one linear layer.
@@ -72,16 +97,16 @@ class Classifier(TaskModel):
         """
         return self.backbone.pooled(images)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor | Encoded) -> Tensor:
         """Score the classes of scenes.
 
         Args:
-            images: Images (N, C, H, W), normalised.
+            images: Images (N, C, H, W), normalised, or what `encode` makes of them.
 
         Returns:
             Logits (N, classes).
         """
-        logits: Tensor = self.head(self.features(images))
+        logits: Tensor = self.head(self.encode(images).parts[0])
         return logits
 
 
@@ -99,7 +124,7 @@ def dense_head(backbone: Backbone, classes: int, config: upernet.HeadConfig) -> 
     return upernet.UperHead(backbone.channels, classes, config, backbone.scales)
 
 
-def score(head: nn.Module, maps: list[Tensor], size: torch.Size) -> Tensor:
+def score(head: nn.Module, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
     """Score maps of a backbone with (N, classes, *size), enlarged where the output of the head is coarser."""
     scores: Tensor = head(maps if len(maps) > 1 else maps[0])
     return upernet.resize(scores, size)
@@ -124,16 +149,17 @@ class Segmenter(TaskModel):
         width = self.head_config.skip
         self.skip = upernet.shortcut(backbone.bands, classes, width) if width else None
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor | Encoded) -> Tensor:
         """Score the classes of every pixel.
 
         Args:
-            images: Images (N, C, H, W), normalised.
+            images: Images (N, C, H, W), normalised, or without a shortcut from pixels what `encode` makes of them.
 
         Returns:
             Logits (N, classes, H, W).
         """
-        logits = score(self.head, self.backbone.maps(images), images.shape[-2:])
+        encoded = self.encode(images)
+        logits = score(self.head, self.backbone.finish_maps(encoded.parts), encoded.size)
         return logits if self.skip is None else logits + self.skip(images)
 
 
@@ -158,21 +184,24 @@ class ChangeDetector(TaskModel):
         # Of both dates together, not of their difference: what a change is depends on what was there.
         self.skip = upernet.shortcut(2 * backbone.bands, 2, width) if width else None
 
-    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+    def forward(self, before: Tensor | Encoded, after: Tensor | Encoded) -> Tensor:
         """Score change between two dates for every pixel.
 
         Args:
-            before: Images (N, C, H, W) of the first date, normalised.
-            after: Images (N, C, H, W) of the second date, normalised.
+            before: Images (N, C, H, W) of the first date, normalised; or, without a shortcut, what `encode` makes of
+                them.
+            after: Images (N, C, H, W) of the second date, likewise.
 
         Returns:
             Log-probabilities (N, 2, H, W) of no change and change.
         """
         # Signed: what appears and what vanishes are different changes.
-        pairs = zip(self.backbone.maps(before), self.backbone.maps(after), strict=True)
-        scores = score(self.head, [old - new for old, new in pairs], before.shape[-2:])
+        encoded = [self.encode(before), self.encode(after)]
+        pairs = zip(*(self.backbone.finish_maps(date.parts) for date in encoded), strict=True)
+        scores = score(self.head, [old - new for old, new in pairs], encoded[0].size)
         if self.skip is not None:
-            scores = scores + self.skip(torch.cat([before, after], dim=1))
+            pixels = [date for date in (before, after) if isinstance(date, Tensor)]
+            scores = scores + self.skip(torch.cat(pixels, dim=1))
         return functional.log_softmax(scores, dim=1)
 
 

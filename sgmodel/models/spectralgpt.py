@@ -5,6 +5,7 @@ Shape suffixes as in `encoder`; h x w is the token grid, Q the planes (times x s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -101,7 +102,15 @@ class SpectralGPT(Backbone):
         Raises:
             SettingError: The images are not of the configured size.
         """
-        return [self.merge(self._tokens(images))] * 4
+        return self.finish_maps(self.encode_maps(images))
+
+    def encode_maps(self, images: Tensor) -> list[Tensor]:
+        """Encode images (N, C, H, W) into tokens (N, L, D), whose merge learns even if the encoder is frozen."""
+        return [self._tokens(images)]
+
+    def finish_maps(self, encoded: Sequence[Tensor]) -> list[Tensor]:
+        """Merge tokens (N, L, D) into the map (N, D, h, w), four times."""
+        return [self.merge(encoded[0])] * 4
 
     def pooled(self, images: Tensor) -> Tensor:
         """Encode images into one vector each, see `Pooling`.
@@ -139,3 +148,4 @@ class SpectralGPT(Backbone):
     def freeze(self) -> None:
         """Exclude the encoder from training; the merge belongs to the task and still learns."""
         self.encoder.requires_grad_(False).eval()
+        self.frozen = True

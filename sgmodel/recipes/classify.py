@@ -30,7 +30,7 @@ from sgmodel.data.subset import in_order
 from sgmodel.inference import predictor, tiling
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
-from sgmodel.train import finetune, loop, metrics, training
+from sgmodel.train import finetune, frozen_features, loop, metrics, training
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
 
@@ -126,8 +126,11 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
         recipe.weighting, recipe.class_weights, setup.classes, lambda: train_targets.sum(dim=0)
     )
     terms = partial(objective, setup, train_targets, weights=weights)
-    views = views_of(recipe, setup.stored.shape, finetune.px(setup))
-    task = finetune.prepare_task(setup, model, source, terms, paths, views=views)
+    count = count_views(recipe, setup.stored.shape, finetune.px(setup))
+    fitted: loader.SampleSource = source
+    if count == 1 and not (recipe.mix.mixes or recipe.mix.erase):
+        fitted = finetune.encode_once(setup, model, source, lambda batch: [x for x, _ in views(setup, batch)], paths)
+    task = finetune.prepare_task(setup, model, fitted, terms, paths, views=count)
     return finetune.train(setup, task, scoring, paths)
 
 
@@ -152,7 +155,7 @@ def check(recipe: ClassifyRecipe, contract: Contract) -> None:
         raise SettingError(f"{message}; set training.batch = {-(-settings.batch // whole) * whole}")
 
 
-def views_of(recipe: ClassifyRecipe, shape: tuple[int, ...] | None, px: int) -> int | None:
+def count_views(recipe: ClassifyRecipe, shape: tuple[int, ...] | None, px: int) -> int | None:
     """Return the images of `px` that the model sees of a scene in a step; None where scenes have no one `shape`."""
     if recipe.zoom != 1.0 or recipe.augment.crop_area:
         return 1
@@ -163,21 +166,30 @@ def objective(
     setup: Setup, targets: Tensor, model: nn.Module, batch: loader.Batch, *, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Compute the loss of a batch; `targets` (N, K) are those of all training samples, `weights` (K,) of classes."""
-    recipe, seed, px = setup.recipe, setup.recipe.training.seed, finetune.px(setup)
-    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=seed)
-    geometry = replace(geometry, zoom=geometry.zoom or recipe.zoom != 1.0)
-    whole = training.normalised_pixels(setup, batch)
-    y = targets[batch.samples].to(whole.device, non_blocking=True)
-    how = augment.draw_mix(recipe.mix, batch.samples, batch.epoch, px, seed=seed) if recipe.mix.mixes else None
-    total, count = torch.zeros((), device=whole.device), torch.zeros((), device=whole.device)
-    for x, weight in predictor.views(whole, geometry, px):
-        # Crop, erase, mix, in this order: a box is erased from one scene, not from a mixture of two.
-        x = augment.erase(x, recipe.mix, batch.samples, batch.epoch, seed=seed)
-        total = total + weight[:, None] * model(augment.mix(x, how) if how else x).float()
+    recipe, device, px = setup.recipe, setup.launch.device, finetune.px(setup)
+    y = targets[batch.samples].to(device, non_blocking=True)
+    seed, how = recipe.training.seed, None
+    if recipe.mix.mixes:
+        how = augment.draw_mix(recipe.mix, batch.samples, batch.epoch, px, seed=seed)
+    total, count = torch.zeros((), device=device), torch.zeros((), device=device)
+    kept = frozen_features.of_batch(batch, device, px)
+    for x, weight in [(kept[0], torch.ones(len(y), device=device))] if kept else views(setup, batch):
+        if isinstance(x, Tensor):
+            # Crop, erase, mix, in this order: a box is erased from one scene, not from a mixture of two.
+            x = augment.erase(x, recipe.mix, batch.samples, batch.epoch, seed=seed)
+            x = augment.mix(x, how) if how else x
+        total = total + weight[:, None] * model(x).float()
         count = count + weight[:, None]
     single = setup.contract.label_space.task == "single-label"
     y = augment.mix_targets(y, how) if how else y
     return {"loss": loss(recipe, total / count, y, weights, single=single)}
+
+
+def views(setup: Setup, batch: loader.Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what the model sees of the scenes of a batch, and the weight (N,) of each, see `predictor.views`."""
+    geometry = finetune.geometry(setup, batch)
+    geometry = replace(geometry, zoom=geometry.zoom or setup.recipe.zoom != 1.0)
+    yield from predictor.views(training.normalised_pixels(setup, batch), geometry, finetune.px(setup))
 
 
 def loss(recipe: ClassifyRecipe, logits: Tensor, y: Tensor, weights: Tensor | None, *, single: bool) -> Tensor:

@@ -23,7 +23,7 @@ from sgmodel.data import augment, loader
 from sgmodel.data import windows as win
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
-from sgmodel.train import dense_prediction, finetune, loop, metrics, training
+from sgmodel.train import dense_prediction, finetune, frozen_features, loop, metrics, training
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
 
@@ -84,7 +84,8 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
     else:
         weights = finetune.class_weights(recipe.weighting, recipe.class_weights, setup.classes, counted)
     model = finetune.start(setup, partial(build, recipe, setup.classes), paths.weights)
-    task = finetune.prepare_task(setup, model, source, partial(objective, setup, weights), paths)
+    fitted = finetune.encode_once(setup, model, source, partial(images, setup), paths)
+    task = finetune.prepare_task(setup, model, fitted, partial(objective, setup, weights), paths)
 
     def scores(held_out: loader.Samples, final: bool) -> dict[str, Any]:
         counts = evaluate(setup, model, held_out)
@@ -139,13 +140,18 @@ def class_weights(share: float, unchanged_factor: float) -> Tensor:
 
 def objective(setup: Setup, weights: Tensor | None, model: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """Compute the loss over the labelled pixels; both dates and the change map get the same geometry."""
-    recipe, px = setup.recipe, setup.recipe.windows.px
-    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
-    before, after = (augment.transform_images(image, geometry, px) for image in dates(setup, batch))
-    target = training.labels(setup, batch).to(before.device, non_blocking=True)
-    target = augment.transform_masks(target, geometry, px, setup.ignore).long()
+    recipe, px, device = setup.recipe, setup.recipe.windows.px, setup.launch.device
+    before, after = frozen_features.of_batch(batch, device, px) or images(setup, batch)
+    target = training.labels(setup, batch).to(device, non_blocking=True)
     # Images are interpolated bicubically and masks by the nearest pixel; rotations and flips are exact in both.
+    target = augment.transform_masks(target, finetune.geometry(setup, batch), px, setup.ignore).long()
     return dense_prediction.loss(recipe, model(before, after).float(), target, weights, setup.ignore)
+
+
+def images(setup: Setup, batch: loader.Batch) -> list[Tensor]:
+    """Return both images of a batch as they are trained on."""
+    geometry, px = finetune.geometry(setup, batch), setup.recipe.windows.px
+    return [augment.transform_images(image, geometry, px) for image in dates(setup, batch)]
 
 
 def dates(setup: Setup, batch: loader.Batch) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,16 @@ from sgmodel import distributed
 from sgmodel.data import augment, loader
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
-from sgmodel.train import dense_prediction, finetune, loop, metrics, pictures, run_folder, training
+from sgmodel.train import (
+    dense_prediction,
+    finetune,
+    frozen_features,
+    loop,
+    metrics,
+    pictures,
+    run_folder,
+    training,
+)
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
 
@@ -65,7 +74,7 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
     counted = cache(partial(dense_prediction.class_counts, source))  # takes long, and is seldom needed twice
     weights = finetune.class_weights(recipe.weighting, recipe.class_weights, setup.classes, counted)
     model = finetune.start(setup, partial(build, recipe, setup.classes), paths.weights)
-    fitted = finetune.fitted(setup, source)
+    fitted = finetune.encode_once(setup, model, finetune.fitted(setup, source), partial(images, setup), paths)
     task = finetune.prepare_task(setup, model, fitted, partial(objective, setup, weights=weights), paths)
 
     def scores(held_out: loader.Samples, final: bool) -> dict[str, Any]:
@@ -103,14 +112,18 @@ def objective(
     setup: Setup, model: nn.Module, batch: loader.Batch, *, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Compute the loss over the labelled pixels of a batch, with `weights` of the classes."""
-    recipe, px = setup.recipe, finetune.px(setup)
-    geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
-    target = training.labels(setup, batch).to(setup.launch.device, non_blocking=True)
-    images = augment.transform_images(training.normalised_pixels(setup, batch), geometry, px)
-    log_p = functional.log_softmax(model(images).float(), dim=1)
-    return dense_prediction.loss(
-        recipe, log_p, augment.transform_masks(target, geometry, px, setup.ignore).long(), weights, setup.ignore
-    )
+    recipe, px, device = setup.recipe, finetune.px(setup), setup.launch.device
+    target = training.labels(setup, batch).to(device, non_blocking=True)
+    target = augment.transform_masks(target, finetune.geometry(setup, batch), px, setup.ignore).long()
+    (x,) = frozen_features.of_batch(batch, device, px) or images(setup, batch)
+    log_p = functional.log_softmax(model(x).float(), dim=1)
+    return dense_prediction.loss(recipe, log_p, target, weights, setup.ignore)
+
+
+def images(setup: Setup, batch: loader.Batch) -> list[Tensor]:
+    """Return the images of a batch as they are trained on, alone in a list."""
+    whole, geometry = training.normalised_pixels(setup, batch), finetune.geometry(setup, batch)
+    return [augment.transform_images(whole, geometry, finetune.px(setup))]
 
 
 # --- scoring -------------------------------------------------------------------------------

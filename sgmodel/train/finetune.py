@@ -19,7 +19,7 @@ from sgmodel import distributed
 from sgmodel.checkpoints import cards
 from sgmodel.data import augment, loader, normalise, windows
 from sgmodel.models import factory, flops, heads
-from sgmodel.train import best_checkpoint, conclusion, loop, run_folder, training
+from sgmodel.train import best_checkpoint, conclusion, frozen_features, loop, run_folder, training
 
 if TYPE_CHECKING:
     from sgmodel.train.run_paths import RunPaths
@@ -48,6 +48,8 @@ class FinetuneRecipe:
         augment: Random crops, flips and turns.
         mode: Which weights are trained: all of them, the head on a frozen backbone, or one linear layer on it.
         accept: Contract fields in which the starting weights may differ from the data.
+        features_gb: Largest memory, in 10^9 bytes, for features of a frozen backbone that are computed once per sample;
+            larger ones, and those of samples that are augmented, are computed in each step.
     """
 
     model: factory.ModelRecipe
@@ -60,6 +62,7 @@ class FinetuneRecipe:
     test_split: str = ""
     mode: Mode = "finetune"
     accept: tuple[str, ...] = ()
+    features_gb: float = 4.0
 
     def __post_init__(self) -> None:
         """Refuse repeated bands and missing splits. Raises SettingError."""
@@ -107,6 +110,12 @@ def px(setup: training.TrainingSetup[R]) -> int:
 def fitted(setup: training.TrainingSetup[R], source: loader.Samples) -> loader.Samples:
     """Return the samples as they are trained on: without a crop, those larger than the images in windows."""
     return source if setup.recipe.augment.crop_area else windows.fitted(source, px(setup))
+
+
+def geometry(setup: training.TrainingSetup[R], batch: loader.Batch) -> augment.Geometry:
+    """Draw how the samples of a batch are cropped, flipped and turned."""
+    recipe = setup.recipe
+    return augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
 
 
 def check_class_weights(weighting: str, given: tuple[float, ...]) -> None:
@@ -174,10 +183,35 @@ def freeze(model: nn.Module, mode: Mode) -> None:
         heads.probe(model)
 
 
-def prepare_task(
+def encode_once(
     setup: training.TrainingSetup[R],
     model: nn.Module,
     source: loader.Samples,
+    images: frozen_features.Images,
+    paths: RunPaths,
+) -> loader.SampleSource:
+    """Return training samples with the features of a frozen backbone in place of images that never change.
+
+    Args:
+        setup: Resolved recipe.
+        model: Model to train.
+        source: Training samples.
+        images: Makes the images of a batch.
+        paths: Machine settings.
+    """
+    recipe = setup.recipe
+    if not isinstance(model, heads.TaskModel) or not model.backbone.frozen or not recipe.augment.still:
+        return source
+    # A shortcut from pixels needs the images, too.
+    if getattr(model, "skip", None) is not None or not recipe.training.epochs or paths.dry_run:
+        return source
+    return frozen_features.encode(setup, model, source, images, limit_gb=recipe.features_gb)
+
+
+def prepare_task(
+    setup: training.TrainingSetup[R],
+    model: nn.Module,
+    source: loader.SampleSource,
     objective: Callable[[nn.Module, loader.Batch], dict[str, Tensor]],
     paths: RunPaths,
     *,
@@ -205,8 +239,11 @@ def prepare_task(
     if distributed.world() > 1:
         distributed.share_statistics(model, setup.launch.device)
     card = cards.of_run(model, setup.contract, setup.normalisation, setup.recipe)
+    passes = flops.TRAINED if setup.recipe.mode == "finetune" else 1
+    if isinstance(source, frozen_features.EncodedSamples):
+        passes = 0
     work = views and views * flops.training_sample(
-        card.model, px(setup), frozen=setup.recipe.mode != "finetune", compared=settings.division.largest
+        card.model, px(setup), passes=passes, compared=settings.division.largest
     )
     return training.prepare_task(setup, model, source, objective, paths, card=card, flops=work)
 
