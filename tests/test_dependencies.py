@@ -16,7 +16,13 @@ from sgdata import files
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Distributions that are imported under another name.
-IMPORTED_AS = {"pillow": "PIL", "pystac-client": "pystac_client", "tomli-w": "tomli_w", "dask": "distributed"}
+IMPORTED_AS = {
+    "pillow": "PIL",
+    "pystac-client": "pystac_client",
+    "tomli-w": "tomli_w",
+    "dask": "distributed",
+    "scikit-learn": "sklearn",
+}
 # Declared but not imported by name, each with the reason.
 EXCEPTIONS = {"tensorboard": "torch.utils.tensorboard, which training imports, needs it"}
 # Dependencies that the project's assignment prescribes, by package that must import them.
@@ -47,8 +53,9 @@ def imported(package: str) -> set[str]:
         ("sgdata", PROJECT["optional-dependencies"]["cluster"]),
         ("sgdata", PROJECT["optional-dependencies"]["clouds"]),
         ("sgmodel", PROJECT["optional-dependencies"]["model"]),
+        ("sgmodel", PROJECT["optional-dependencies"]["ledger"]),
     ],
-    ids=("core", "cluster", "clouds", "model"),
+    ids=("core", "cluster", "clouds", "model", "ledger"),
 )
 def test_every_declared_dependency_is_imported(package: str, requirements: list[str]) -> None:
     declared = {re.split(r"[\[<>=~!;, ]", requirement)[0] for requirement in requirements}

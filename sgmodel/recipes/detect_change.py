@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,11 +24,13 @@ from sgmodel.data import augment, loader
 from sgmodel.data import windows as win
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
-from sgmodel.train import dense_prediction, finetune, frozen_features, loop, metrics, training
+from sgmodel.train import dense_prediction, finetune, frozen_features, loop, metrics, pixels, training
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
 
-CHANGE = 1
+CHANGE, SMALL = 1, 2
+SMALL_PX = 16
+"""Changes of fewer connected pixels, diagonals included, are small: narrower than half a token of 8 pixels."""
 MEMBERS = ("image_before", "image_after", "mask")
 
 
@@ -41,6 +44,10 @@ class ChangeRecipe(finetune.FinetuneRecipe, finetune.MapSettings):
         weighting: Class weights; "share" is [2 q unchanged_factor, 2 (1 - q)] for a share q of changed pixels in the
             training scenes, "balanced" is total / (2 x labelled pixels of the class).
         unchanged_factor: Factor on the weight of unchanged pixels; 1 balances the classes, the released code has 10.
+        mode: Which weights are trained; or a detector of single pixels in place of the model: "logistic" or "boosting"
+            of both dates (scikit-learn), or the spectral "angle" between them.
+        mean_px: Side of the windows whose means such a detector sees, in pixels; 1 for single pixels.
+        threshold: Its probability of change from which a pixel has changed: "half", or "chosen" on training samples.
         drop_incomplete: Whether to leave windows of `scored` that do not fill a batch out of the score, as the released
             code does.
     """
@@ -50,6 +57,9 @@ class ChangeRecipe(finetune.FinetuneRecipe, finetune.MapSettings):
     weighting: Literal["none", "balanced", "share"] = "none"  # type: ignore[assignment]
     unchanged_factor: float = 1.0
     drop_incomplete: bool = False
+    mode: finetune.Mode | pixels.PixelMethod = "finetune"  # type: ignore[assignment]
+    mean_px: int = 1
+    threshold: Literal["half", "chosen"] = "half"
 
     def __post_init__(self) -> None:
         """Refuse settings that do not go together. Raises SettingError."""
@@ -83,14 +93,11 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
         weights: Tensor | None = class_weights(changed(counted()), recipe.unchanged_factor)
     else:
         weights = finetune.class_weights(recipe.weighting, recipe.class_weights, setup.classes, counted)
-    model = finetune.start(setup, partial(build, recipe, setup.classes), paths.weights)
-    fitted = finetune.encode_once(setup, model, source, partial(images, setup), paths)
-    task = finetune.prepare_task(setup, model, fitted, partial(objective, setup, weights), paths)
 
-    def scores(held_out: loader.Samples, final: bool) -> dict[str, Any]:
-        counts = evaluate(setup, model, held_out)
+    def scores(model: nn.Module, held_out: loader.Samples, final: bool) -> dict[str, Any]:
         if not final:
-            return compute_metrics(metrics.weighted(counts))
+            return compute_metrics(metrics.weighted(evaluate(setup, model, held_out)))
+        counts, small = evaluate_by_size(setup, model, held_out)
         dense_prediction.write_scenes(paths.out, held_out.keys, counts)
         linear = evaluate(setup, dense_prediction.fit_linear(setup, pairs, MEMBERS[:2], weights), held_out)
         per_scene = {
@@ -99,11 +106,22 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
         }
         return {
             **dense_prediction.score_confusion(counts, int(counted().argmax()), linear, compute_metrics),
+            **small,
             "per_scene": per_scene,
         }
 
-    scoring = finetune.Scoring(title="Change detection", by="f1", scored=scored, figures=scores)
-    return finetune.train(setup, task, scoring, paths)
+    def scoring(model: nn.Module) -> finetune.Scoring:
+        return finetune.Scoring(title="Change detection", by="f1", scored=scored, figures=partial(scores, model))
+
+    if recipe.mode in pixels.METHODS:
+        detector: nn.Module = nn.Identity()
+        if not paths.dry_run:
+            detector = pixels.fit(setup, pairs, method=recipe.mode, mean_px=recipe.mean_px, threshold=recipe.threshold)
+        return finetune.score(setup, build(recipe, setup.classes), pairs, scoring(detector), paths)
+    model = finetune.start(setup, partial(build, recipe, setup.classes), paths.weights)
+    fitted = finetune.encode_once(setup, model, source, partial(images, setup), paths)
+    task = finetune.prepare_task(setup, model, fitted, partial(objective, setup, weights), paths)
+    return finetune.train(setup, task, scoring(model), paths)
 
 
 def check(recipe: ChangeRecipe, contract: Contract) -> None:
@@ -188,6 +206,27 @@ def evaluate(setup: Setup, model: nn.Module, source: loader.Samples) -> Tensor:
                     target = truth[row].long()
                     matrices[scene] += metrics.confusion(predicted[row], target, classes=2, ignore=setup.ignore)
     return distributed.total(matrices, setup.launch.device)
+
+
+def evaluate_by_size(setup: Setup, model: nn.Module, source: loader.Samples) -> tuple[Tensor, dict[str, float]]:
+    """Compute the confusion matrix of each scene (S, 2, 2), and the recall of changes smaller than `SMALL_PX`."""
+    if setup.recipe.scored is not None:  # windows cut what they see
+        return evaluate(setup, model, source), {}
+    parts = dense_prediction.evaluate(setup, model, source, parts=part_small)
+    counts = parts[:, :2, :2].clone()
+    counts[:, CHANGE] += parts[:, SMALL, :2]
+    found, total = parts[:, SMALL, CHANGE].sum(), parts[:, SMALL].sum()
+    return counts, {"recall_small": float(found / total)} if total else {}
+
+
+def part_small(target: Tensor) -> Tensor:
+    """Return a change map (H, W) with `SMALL` in place of `CHANGE` in patches of fewer than `SMALL_PX` pixels."""
+    from scipy import ndimage
+
+    patches, _ = ndimage.label(target.numpy() == CHANGE, np.ones((3, 3)))
+    sizes = np.bincount(patches.ravel())
+    small = torch.from_numpy((sizes < SMALL_PX)[patches] & (patches > 0))
+    return torch.where(small, SMALL, target)
 
 
 def compute_metrics(counts: Tensor) -> dict[str, float]:

@@ -92,12 +92,24 @@ def class_counts(source: loader.Samples) -> Tensor:
 # --- scoring -------------------------------------------------------------------------------
 
 
-def evaluate(setup: training.TrainingSetup[Any], model: nn.Module, source: loader.Samples) -> Tensor:
+def evaluate(
+    setup: training.TrainingSetup[Any],
+    model: nn.Module,
+    source: loader.Samples,
+    parts: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Compute the confusion matrices (N, K, K) of the maps that prediction writes of the samples of `source`.
 
     Every pixel counts once; those without data have no class in a map and are left out. All ranks work together.
+
+    Args:
+        setup: Resolved recipe.
+        model: The model.
+        source: Samples to score.
+        parts: Gives some pixels of a target (H, W) the value K, to be counted apart in matrices (N, K + 1, K + 1).
     """
-    counts = torch.zeros(len(source), setup.classes, setup.classes, dtype=torch.int64)
+    classes = setup.classes if parts is None else setup.classes + 1
+    counts = torch.zeros(len(source), classes, classes, dtype=torch.int64)
     with loop.evaluating(model):
         look = CountingPredictor(setup, model)
         sizes = source.valid_size(np.arange(len(source)))
@@ -114,7 +126,8 @@ def evaluate(setup: training.TrainingSetup[Any], model: nn.Module, source: loade
             look.made = 0
             if counting:
                 for sample, (_, target, predicted) in zip(plan[number].samples, predictions, strict=True):
-                    counts[sample] = metrics.confusion(predicted, target, classes=setup.classes, ignore=setup.ignore)
+                    truth = target if parts is None else parts(target)
+                    counts[sample] = metrics.confusion(predicted, truth, classes=classes, ignore=setup.ignore)
     return distributed.total(counts, setup.launch.device)
 
 

@@ -1,0 +1,165 @@
+"""Classical detectors of change at single pixels: logistic regression, gradient boosting, the spectral angle.
+
+They see a pixel at both dates, or the means of a few pixels around it, and give it a score with a threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sgdata.errors import SettingError
+from sgdata.types import Array
+from sgmodel.data import loader
+from sgmodel.train import training
+
+PixelMethod = Literal["logistic", "boosting", "angle"]
+METHODS: tuple[PixelMethod, ...] = get_args(PixelMethod)
+MOST_PIXELS = 2_000_000
+"""Most training pixels, evenly spaced among all."""
+FOLDS = 4
+"""Parts of the training samples on which a threshold is chosen, each by the model of the others."""
+ROUNDS, LEAVES = 200, 31
+THRESHOLDS = np.linspace(0.02, 0.98, 49)
+
+Score = Callable[[Array], Array]
+"""Scores features (P, D) with a number each, greater for change: (P,)."""
+
+
+class PixelDetector(nn.Module):
+    """A detector of change at single pixels, with the interface of a change model.
+
+    Args:
+        score: Scores the features of pixels.
+        mean_px: Side of the window whose means are the features.
+        threshold: Score from which a pixel has changed.
+    """
+
+    def __init__(self, score: Score, mean_px: int, threshold: float) -> None:
+        super().__init__()
+        self.score, self.mean_px, self.threshold = score, mean_px, threshold
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        """Score no change and change at every pixel of images (N, C, H, W): (N, 2, H, W)."""
+        x = features(before, after, self.mean_px)
+        rows = x.movedim(1, -1).reshape(-1, x.shape[1])
+        over = torch.from_numpy(self.score(rows.cpu().numpy()).astype(np.float32)) - self.threshold
+        over = over.view(len(x), *x.shape[2:]).to(x.device)
+        return torch.stack([-over, over], dim=1)
+
+
+def features(before: Tensor, after: Tensor, mean_px: int) -> Tensor:
+    """Return both dates (N, C, H, W) as (N, 2 C, H, W), averaged over windows of `mean_px` pixels a side."""
+    x = torch.cat([before, after], dim=1)
+    # Without the padding in the mean, so that an edge is no darker than the rest.
+    return functional.avg_pool2d(x, mean_px, 1, mean_px // 2, count_include_pad=False) if mean_px > 1 else x
+
+
+def fit(
+    setup: training.TrainingSetup[Any],
+    source: loader.Samples,
+    *,
+    method: PixelMethod,
+    mean_px: int = 1,
+    threshold: Literal["half", "chosen"] = "half",
+) -> PixelDetector:
+    """Fit a detector to the labelled pixels of training samples.
+
+    Args:
+        setup: Resolved recipe, whose seed is that of the model.
+        source: Training samples: pairs.
+        method: The model. The angle is that between the normalised spectra of both dates.
+        mean_px: Side of the window whose means are the features, an odd number of pixels.
+        threshold: "half" for a probability of 0.5; "chosen" for the one of the best F1 of change on training samples,
+            each scored by a model of the others.
+
+    Raises:
+        SettingError: `mean_px` is even, the angle has no threshold, or scikit-learn is not installed.
+    """
+    if not mean_px % 2:
+        raise SettingError(f"mean_px is {mean_px}: expected an odd number of pixels")
+    x, y, sample = _pixels(setup, source, mean_px)
+    if method == "angle":
+        if threshold == "half":
+            raise SettingError(
+                "threshold is 'half', mode 'angle': an angle is no probability; set threshold = 'chosen'"
+            )
+        angles = angle(x)
+        bounds = np.quantile(angles, THRESHOLDS)
+        return PixelDetector(angle, mean_px, _best(angles, y, bounds))
+    seed = setup.recipe.training.seed
+    limit = 0.5
+    if threshold == "chosen":
+        if len(source) < 2:
+            raise SettingError(f"threshold is 'chosen' on {len(source)} training sample: expected 2 or more")
+        folds = sample % min(FOLDS, len(source))
+        held_out = np.empty(len(y))
+        for fold in np.unique(folds):
+            held_out[folds == fold] = _trained(method, x[folds != fold], y[folds != fold], seed)(x[folds == fold])
+        limit = _best(held_out, y, THRESHOLDS)
+    return PixelDetector(_trained(method, x, y, seed), mean_px, limit)
+
+
+def angle(x: Array) -> Array:
+    """Return the angle in radians between the two halves of each feature vector (P, 2 C): (P,)."""
+    before, after = np.split(x.astype(np.float64), 2, axis=1)
+    lengths = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+    cosine = (before * after).sum(axis=1) / np.maximum(lengths, 1e-12)
+    radians: Array = np.arccos(np.clip(cosine, -1, 1))
+    return radians
+
+
+def _pixels(setup: training.TrainingSetup[Any], source: loader.Samples, mean_px: int) -> tuple[Array, Array, Array]:
+    """Return features (P, D), changed (P,) bool, and the number of the sample of labelled pixels (P,)."""
+    parts = []
+    for batch in loader.load(source, loader.in_order(len(source), 1), threads=1):
+        before, after = (training.normalised_pixels(setup, batch, f"image_{date}") for date in ("before", "after"))
+        labels = training.labels(setup, batch)[0]
+        kept = labels != setup.ignore
+        x = features(before, after, mean_px)[0][:, kept].T.cpu().numpy()
+        parts.append((x, labels[kept].numpy() == 1, np.full(len(x), int(batch.samples[0]))))
+    x, y, sample = (np.concatenate(part) for part in zip(*parts, strict=True))
+    step = -(-len(y) // MOST_PIXELS)
+    return x[::step], y[::step], sample[::step]
+
+
+def _trained(method: PixelMethod, x: Array, y: Array, seed: int) -> Score:
+    """Fit a model; return its probability of change. Raises SettingError."""
+    try:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        message = f"mode {method!r} needs scikit-learn, which is not installed"
+        raise SettingError(f"{message}: pip install 'sgdata[ledger]'") from None
+    if len(np.unique(y)) < 2:
+        raise SettingError(f"{len(y)} training pixels are all of one class: expected some of both; train on others")
+    if method == "logistic":
+        model: Any = LogisticRegression(max_iter=1000)
+    else:
+        # Without early stopping, whose held-out pixels would lie beside training pixels.
+        model = HistGradientBoostingClassifier(
+            max_iter=ROUNDS, max_leaf_nodes=LEAVES, early_stopping=False, random_state=seed
+        )
+    model.fit(x, y)
+
+    def probability(features: Array) -> Array:
+        values: Array = model.predict_proba(features)[:, 1]
+        return values
+
+    return probability
+
+
+def _best(scores: Array, changed: Array, thresholds: Array) -> float:
+    """Return the threshold with the greatest F1 of change; of several equal ones the first."""
+    order = np.argsort(scores)
+    hits = np.concatenate([[0], np.cumsum(changed[order])])
+    # Pixels below each threshold, by a search in the sorted scores.
+    below = np.searchsorted(scores[order], thresholds)
+    found = hits[-1] - hits[below]
+    f1 = 2 * found / np.maximum(len(scores) - below + hits[-1], 1)
+    return float(thresholds[np.argmax(f1)])
