@@ -317,8 +317,11 @@ def test_other_ways_of_training_learn_alike(folder: Path, whole: Path, tmp_path:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own, which differ from release to release
 def test_a_compiled_model_has_the_same_curve(folder: Path, whole: Path, tmp_path: Path) -> None:
-    made = recipe("training.compile=true", "training.epochs=4")
+    made = recipe("training.compile=true", "training.epochs=4", "picture_every=2")
+    torch._dynamo.utils.counters.clear()
     assert pretrain.main(made, run_paths_for(folder, tmp_path)) == 0
+    # One graph for all steps; scoring, whose batches are of other sizes, runs as written.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert len(losses(tmp_path)) == 6
     # Another number of epochs has another schedule, so what is compared is the first batch.
     np.testing.assert_allclose(losses(tmp_path)[0], losses(whole)[0], rtol=1e-5)

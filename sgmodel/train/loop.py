@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -128,12 +129,18 @@ def steps(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode, without gradients, and restore the mode of every submodule afterwards."""
+    """Put the model into evaluation mode, without gradients, and restore the mode of every submodule afterwards.
+
+    A compiled model runs as it is written: the last batch of a scoring is often smaller, and each new shape would take
+    minutes to compile.
+    """
     # Per submodule: a frozen backbone stays in evaluation mode while the head is trained.
     training = [part for part in model.modules() if part.training]
     model.eval()
     try:
-        with torch.no_grad():
+        # Without a compiled model the compiler is not imported, which takes seconds.
+        as_written = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+        with torch.no_grad(), as_written:
             yield
     finally:
         for part in training:

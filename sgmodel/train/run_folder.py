@@ -56,6 +56,7 @@ FREE = frozenset(
         "training.log_every",
         "training.accumulate",
         "training.compile",
+        "training.cuda_graphs",
         "training.recompute",
         "training.verify",
         "picture_every",

@@ -44,7 +44,8 @@ class TrainingRecipe:
         precision: Number format of matrix products.
         log_every: Steps between two lines of metrics.jsonl.
         optimizer: AdamW and its schedule.
-        compile: Whether to compile the model, which takes minutes at the start and makes steps faster.
+        compile: Whether to compile the model for training, which takes minutes at the start and makes steps faster.
+        cuda_graphs: Whether a compiled model runs as CUDA graphs, for steps that are too short for the host.
         recompute: Whether to recompute activations in the backward pass, which saves memory and takes time.
         average: Decay of the running average of the weights, kept as `average.safetensors`; 0 for none.
         fraction: Share of the training samples that is used.
@@ -63,6 +64,7 @@ class TrainingRecipe:
     log_every: int
     optimizer: optim.OptimizerRecipe
     compile: bool = False
+    cuda_graphs: bool = False
     recompute: bool = False
     average: float = 0.0
     fraction: float = 1.0
@@ -225,7 +227,14 @@ def prepare_task(
     training: TrainingRecipe = setup.recipe.training
     launch, epoch = setup.launch, len(source) / training.batch
     total = math.ceil(training.epochs * len(source) / training.batch)
-    forward = wrapping.wrap(model, launch, paths.parallel, compiled=training.compile, recompute=training.recompute)
+    forward = wrapping.wrap(
+        model,
+        launch,
+        paths.parallel,
+        compiled=training.compile,
+        cuda_graphs=training.cuda_graphs,
+        recompute=training.recompute,
+    )
     updates = loop.Updates(
         forward=forward,
         optimizer=optim.adamw(model, training.optimizer),
@@ -328,7 +337,7 @@ def run(
     # One progress bar, not one per process.
     if distributed.lead():
         done = progress.track(done, label="training steps", total=task.total - first)
-    with distributed.explain_lost_ranks():
+    with distributed.explain_lost_ranks(), wrapping.explain_compiler():
         _run(_averaged(done, task), task, paths, report, ended)
 
 
