@@ -15,6 +15,7 @@ from stac_wrap import Wrapped, wrap
 from sgdata import catalog, files
 from sgdata.builds import build_folder, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
+from sgdata.composite import clear_score
 from sgdata.scenes import lock
 from sgdata.scenes.aoi import Area
 from sgdata.sentinel2 import SceneClass
@@ -173,6 +174,30 @@ def test_ground_never_seen_clear_is_no_data(tmp_path: Path, recipe: BuildRecipe,
     assert f"{lost:,} were never seen clear; widen --dates" in build_folder.describe_holes(out)
     scenes = files.read_plain(out / "usage.json")["scenes"]
     assert {one["clear_share"] for one in scenes} == {round(float(shown.mean()), 6)}  # type: ignore[index]
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_a_roof_that_every_date_calls_cloud_is_kept_and_marked_unless_the_filter_is_off(
+    tmp_path: Path, recipe: BuildRecipe, filtered: bool
+) -> None:
+    roof, scenes = np.s_[30:36, 40:44], series(np.s_[30:36, 40:44])
+    for classes, _ in (one.layers["SCL"] for one in scenes[1:]):
+        classes[5, 5:7] = 9  # called cloud on all dates but one
+    chosen = replace(recipe, mask=replace(recipe.mask, bright_target_filter=filtered))
+    out = build(chosen, wrap(tmp_path / "a", scenes), tmp_path / "b")
+    image, provenance = read(out), read(out, "provenance.tif")
+    expected = np.zeros((72, 72), np.uint16)
+    if filtered:
+        expected[roof], expected[10:12, 10:14] = clear_score.NEVER_CLEAR, clear_score.BRIGHT
+    np.testing.assert_array_equal(provenance[4], expected)
+    assert (image[:, *roof] == (7000 if filtered else 0)).all()
+    assert (provenance[1, *roof] == (12 if filtered else 0)).all()
+    usage = files.read_plain(out / "usage.json")
+    shares = (usage["nodata_share"], usage["never_clear_share"], usage["bright_target_share"])
+    narrow, all_of_them = round(24 / 72**2, 6), round(32 / 72**2, 6)
+    assert shares == ((0, narrow, all_of_them) if filtered else (narrow, 0, 0))
+    assert ("0.463% of the pixels" in build_folder.describe_never_clear(out)) == filtered
+    assert ("24 pixels" in build_folder.describe_holes(out)) == (not filtered)
 
 
 def masks(folder: Path, scenes: list[Wrapped], cloud: Any) -> Path:

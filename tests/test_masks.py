@@ -147,6 +147,23 @@ def test_ground_that_is_never_clear_is_a_bright_target_only_where_narrow(side: i
     assert bright.sum() in {0, side**2}
 
 
+@pytest.mark.parametrize(
+    ("days", "share", "kept"), [(3, 0.0, True), (3, 0.12, False), (4, 0.12, True), (5, 0.28, False)]
+)
+def test_ground_that_clouds_could_hide_by_chance_is_no_bright_target(days: int, share: float, kept: bool) -> None:
+    """`share` to the power of `days` is compared with 1 in 1,000: clouds that move do not leave holes of data."""
+    rng = np.random.default_rng(1)
+    target_filter = clear_score.BrightTargetFilter((100, 100), 20)
+    for _ in range(days):
+        found = np.where(rng.random((100, 100)) < share, CLOUD, CLEAR).astype(np.uint8)
+        found[50, 50] = CLOUD
+        target_filter.add(found, clear_score.cloud_fraction([found], 20))
+    never = target_filter.bright() == clear_score.NEVER_CLEAR
+    assert never[50, 50] == kept
+    # At other pixels it happens as seldom as it should.
+    assert never.sum() - kept <= 2 * clear_score.CHANCE * never.size
+
+
 @pytest.mark.parametrize("reach_m", [0, 1500])
 def test_strips_of_a_mask_have_the_clear_scores_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reach_m: float

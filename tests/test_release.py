@@ -58,6 +58,7 @@ def finished_build(folder: Path) -> Path:
     )  # fmt: skip
     lock.write(folder / lock.NAME, planned)
     files.write(folder / "recipe.toml", b'name = "segmunich"\n')
+    files.write(folder / "usage.json", files.pretty_json({"nodata_share": 0.0, "never_clear_share": 0.0056}))
     files.write_sums(folder)
     return folder
 
@@ -147,6 +148,7 @@ def test_the_card_is_made_from_lock_and_audit(released: Path) -> None:
         "library_name: webdataset", 'path: "*-train-*.tar"', "8 samples (train 4, val 4) of 12 x 16 x 16, L2A",
         "2 scenes of `sentinel-2-l2a` from 2018-05-06 to 2019-06-30 (1 left out by name)", "2020-01-01",
         "| distance between splits | finding |", "| B8A | 864.7 | 20 |", "255 is not a class",
+        "Of the pixels, 0.000% hold no data, 0.560% are roofs that every date classifies as cloud.",
     ):  # fmt: skip
         assert part in text, part
     assert (released / "README.md").read_text() == text

@@ -265,12 +265,12 @@ def expected(built: Path, row: int, col: int) -> dict[str, str]:
             for band, value in zip(raster.descriptions, raster.read(window=window).ravel(), strict=True)
         }
     with rasterio.open(built / "provenance.tif") as raster:
-        index, valid, day, score = (int(value) for value in raster.read(window=window).ravel())
+        index, valid, day, score, target = (int(value) for value in raster.read(window=window).ravel())
     with rasterio.open(built / "labels.tif") as raster:
         said["Labels"] = raster.tags()[f"class_{int(raster.read(1, window=window)[0, 0]):03d}"]
     return said | {
         "Scene": synthetic_build.SCENES[index], "Valid observations": str(valid), "Date": str(np.datetime64(day, "D")),
-        "Score": f"{score / 10000:.4f}",
+        "Score": f"{score / 10000:.4f}", "Bright targets": {0: "none", 2: "cloud on all dates"}[target],
     }  # fmt: skip
 
 
@@ -292,7 +292,7 @@ def seen(tab: Any) -> Array:
 
 def test_a_clicked_pixel_shows_the_values_of_rasterio(browser: Any, built: Path, shown: Path) -> None:
     tab = opened(browser, shown)
-    for row, col in ((150, 200), (40, 333), (299, 419)):
+    for row, col in ((182, 92), (150, 200), (40, 333), (299, 419)):
         click(tab, row, col, SHAPE)
         said, right = read_popup(tab, row, col), expected(built, row, col)
         assert {key: said[key] for key in right} == right
@@ -308,7 +308,16 @@ def test_layers_and_colours_change_the_map(browser: Any, shown: Path) -> None:
     tab = opened(browser, shown)
     plain = seen(tab)
     assert plain.std() > 10
-    for name in ("labels", "label_source", "item_index", "valid_count", "days_since_1970", "score_x10000", "patches"):
+    for name in (
+        "labels",
+        "label_source",
+        "item_index",
+        "valid_count",
+        "days_since_1970",
+        "score_x10000",
+        "bright_target",
+        "patches",
+    ):
         tab.check(f'[name="show-{name}"]')
         assert np.abs(seen(tab) - plain).mean() > 1, name
         tab.uncheck(f'[name="show-{name}"]')

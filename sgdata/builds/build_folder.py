@@ -33,8 +33,8 @@ IMAGE, PROVENANCE_FILE, LABELS, LABEL_SOURCE = (
 )
 USAGE = files.USAGE
 LABEL_LOSSES = label_losses.LOSSES
-PROVENANCE_BANDS = ("item_index", "valid_count", "days_since_1970", "score_x10000")
-OUTSIDE_IMAGE, OUTSIDE_PROVENANCE = (MSI.nodata,), (NO_VALUE, 0, NO_VALUE, NO_VALUE)
+PROVENANCE_BANDS = ("item_index", "valid_count", "days_since_1970", "score_x10000", "bright_target")
+OUTSIDE_IMAGE, OUTSIDE_PROVENANCE = (MSI.nodata,), (NO_VALUE, 0, NO_VALUE, NO_VALUE, 0)
 """Values of the bands outside the outline of the area, as where a pixel was never seen clear."""
 SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3", "#e6ab02")
 AGREEMENT = "label_agreement.json"
@@ -60,7 +60,7 @@ def write_composite(
     *,
     inside: Array | None = None,
 ) -> None:
-    """Write `image.tif` and `provenance.tif` from tiles of (C + 4, h, w), without data where not `inside` (H, W)."""
+    """Write `image.tif` and `provenance.tif` from tiles of (C + 5, h, w), without data where not `inside` (H, W)."""
     stored = list(tiles)
     image = cog.Style(descriptions=bands, nodata=MSI.nodata)
     provenance = cog.Style(descriptions=PROVENANCE_BANDS, nodata=NO_VALUE)
@@ -91,7 +91,8 @@ def write_usage(
 ) -> None:
     """Write `usage.json`: how much of each scene (id, clear share) the composite shows, and signs of errors in it.
 
-    `bright_share` is the share of valid pixels as bright as clouds in blue. `seam` has the mean step in red between
+    `bright_share` is the share of valid pixels as bright as clouds in blue, `bright_target_share` that of bright
+    targets, and `never_clear_share` of those that all dates call cloud. `seam` has the mean step in red between
     neighbours of two scenes, and between all others; similar values mean that no seam is visible. Pixels not `inside`
     (H, W) do not count. `uncovered` pixels have data in no scene.
     """
@@ -106,8 +107,8 @@ def write_usage(
         for window in grids.cut_tiles(image.shape, 512):
             # Both at once: a block holds all bands, and is decoded again for each separate read.
             planes = image.read([red, blue], window=window.slices)
-            index = provenance.read(1, window=window.slices)
-            counter.add(window, red=planes[0], blue=planes[1], index=index)
+            index, target = provenance.read([1, 5], window=window.slices)
+            counter.add(window, red=planes[0], blue=planes[1], index=index, target=target)
     if inside is not None:
         counter.total = int(inside.sum())
     files.write(folder / USAGE, files.pretty_json(counter.summary(scenes) | {"uncovered_pixels": uncovered}))
@@ -128,6 +129,17 @@ def describe_holes(folder: Path) -> str:
     if pixels > uncovered:
         reasons.append(f"{pixels - uncovered:,} were never seen clear; widen --dates")
     return f"{pixels:,} pixels ({share_of_all:.3%}) hold no data: {', and '.join(reasons)}"
+
+
+def describe_never_clear(folder: Path) -> str:
+    """Return the share of bright roofs that are classified as cloud on all dates and shown; "" if there are none."""
+    share = files.read_plain(folder / USAGE).get("never_clear_share")
+    if not share or not isinstance(share, int | float):
+        return ""
+    return (
+        f"{share:.3%} of the pixels are classified as cloud on all dates, and kept as bright roofs (bright_target in "
+        f"{PROVENANCE_FILE}); mask.bright_target_filter=false leaves them out"
+    )
 
 
 def describe_unreadable(folder: Path) -> str:

@@ -273,6 +273,8 @@ def render(
     shares = [(scene.id, scene.clear_share(fetched.grid)) for scene in task.scenes]
     uncovered = sum(tiles.uncovered(task, window, inside) for window in windows)
     build_folder.write_usage(folder, shares, inside=inside, uncovered=uncovered)
+    if kept := build_folder.describe_never_clear(folder):
+        log.info("%s", kept)
 
 
 def composite_job(recipe: BuildRecipe, fetched: Lock, scenes: tuple[StagedScene, ...], paths: BuildPaths) -> tiles.Job:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sgdata.composite.clear_score import BRIGHT, NEVER_CLEAR
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.types import Array, Window
 
@@ -23,18 +24,20 @@ class UsageCounter:
 
     def __init__(self, width: int) -> None:
         self.scene_pixels = np.zeros(NO_VALUE + 1, np.int64)
-        self.valid = self.bright = self.total = 0
+        self.valid = self.bright = self.targets = self.never_clear = self.total = 0
         self.steps = {"same": np.zeros(2, np.int64), "other": np.zeros(2, np.int64)}
         # Red and index of the last row of the windows above and of the last column of the window to the left. Zeros, as
         # at the start, mean no data and make no pair.
         self._above, self._left = np.zeros((2, 1, width), np.uint16), np.zeros((2, 0, 0), np.uint16)
 
-    def add(self, window: Window, *, red: Array, blue: Array, index: Array) -> None:
-        """Count one window of (h, w) DN in red and blue and of item indices."""
+    def add(self, window: Window, *, red: Array, blue: Array, index: Array, target: Array) -> None:
+        """Count one window of (h, w) DN in red and blue, of item indices and of kinds of bright targets."""
         self.total += blue.size
         self.valid += int((blue > 0).sum())
         self.bright += int((blue >= BRIGHT_DN).sum())
         self.scene_pixels += np.bincount(index.ravel(), minlength=len(self.scene_pixels))
+        self.never_clear += int((target == NEVER_CLEAR).sum())
+        self.targets += int(((target == NEVER_CLEAR) | (target == BRIGHT)).sum())
         block, columns = np.stack([red, index]), window.slices[1]
         left = self._left if window.col else np.zeros_like(block[:, :, :1])
         self._count_steps(np.concatenate([left, block], axis=2))
@@ -65,6 +68,8 @@ class UsageCounter:
             "nodata_pixels": self.total - self.valid,
             "nodata_share": round(1 - self.valid / self.total, 6),
             "bright_share": _share(self.bright, self.valid, 6),
+            "bright_target_share": _share(self.targets, self.valid, 6),
+            "never_clear_share": _share(self.never_clear, self.valid, 6),
             "seam": {
                 "pairs": int(self.steps["other"][0]), "step_dn": means["other"], "step_dn_elsewhere": means["same"],
             },

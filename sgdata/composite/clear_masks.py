@@ -13,7 +13,7 @@ import numpy as np
 from sgdata import files, reuse
 from sgdata.composite import clear_score, window_staging
 from sgdata.composite.rules import VERSION
-from sgdata.composite.scene_staging import CLEAR_SCORE, STRIP_PIXELS, StagedScene
+from sgdata.composite.scene_staging import BRIGHT_TARGETS, CLEAR_SCORE, STRIP_PIXELS, StagedScene
 from sgdata.file_names import file_name
 from sgdata.rasters import grids
 from sgdata.types import Array, Grid, Window
@@ -48,7 +48,7 @@ def add_clear_masks(
     folder: Path,
     run: Callable[..., Iterable[Any]],
 ) -> tuple[StagedScene, ...]:
-    """Return the scenes with their clear scores (see `clear_score`) among their staged files.
+    """Return the scenes with their clear scores (see `clear_score`) and bright targets among their staged files.
 
     All are on one grid that reaches beyond the area, and are computed in strips with a margin, so that no edge shows.
 
@@ -76,9 +76,11 @@ def add_clear_masks(
     job = MaskJob(grid=target, settings=settings, reach_m=reach_m, folder=folder)
     if settings.filters and not reuse.is_unchanged(job.bright_targets):
         _write_bright_targets(job, scenes, run)
+    shared = {BRIGHT_TARGETS: _staged(job.bright_targets, job.grid)} if settings.filters else {}
     scores = run(partial(_clear_scores, job), scenes)
     return tuple(
-        replace(scene, files=scene.files | {CLEAR_SCORE: one}) for scene, one in zip(scenes, scores, strict=True)
+        replace(scene, files=scene.files | shared | {CLEAR_SCORE: one})
+        for scene, one in zip(scenes, scores, strict=True)
     )
 
 

@@ -45,7 +45,9 @@ EXCESS, CALM = 0.4, 0.3
 CALM_DAYS = 3
 # Ground that is cloud on all dates is a roof only where it is narrower: large halls have 100 to 200 m.
 ROOF_M = 200
-BRIGHT, NEVER_CLEAR = 1, 2
+# And only where clouds that move would cover a pixel on all of its calm days with a smaller probability.
+CHANCE = 1e-3
+NOT_BRIGHT, BRIGHT, NEVER_CLEAR = 0, 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +130,13 @@ class BrightTargetFilter:
         self.clear |= (kinds == CLEAR) | (kinds == DIM)
 
     def bright(self) -> Array:
-        """Return (H, W) uint8: 0, or BRIGHT where cloud classes are not reliable, NEVER_CLEAR if also always cloud."""
+        """Return (H, W) uint8: BRIGHT where cloud classes are not reliable, NEVER_CLEAR if also always cloud."""
         often = (self.calm >= CALM_DAYS) & (self.cloudy - self.expected > EXCESS * self.calm)
-        return np.where(often, np.where(self.clear, np.uint8(BRIGHT), np.uint8(NEVER_CLEAR)), np.uint8(0))
+        # The product of the cloud fractions of n days is at most their mean to the power of n.
+        days = range(1, int(self.calm.max(initial=0)) + 1)
+        rare = np.array([0.0, *(n * CHANCE ** (1 / n) for n in days)], np.float32)
+        never = often & ~self.clear & (self.expected < rare[self.calm])
+        return np.where(often & self.clear, np.uint8(BRIGHT), np.where(never, np.uint8(NEVER_CLEAR), np.uint8(0)))
 
 
 def bright_targets(bright: Array, gsd_m: float) -> Array:

@@ -25,7 +25,7 @@ from sgdata.types import Array
 
 Method = Literal["medoid", "bap", "maxndvi", "median", "geomedian"]
 
-VERSION = 3
+VERSION = 4
 """Version of masks and composites, raised when pixels change: scratch files of another version are not reused."""
 
 

@@ -24,8 +24,8 @@ from sgdata.types import Array, Grid
 READERS = 4
 """Files of one scene that are read at a time: decompressing, hashing and waiting for a server all release the GIL."""
 
-CLEAR_SCORE = "clear_score"
-"""Key of a scene's clear scores among its staged files."""
+CLEAR_SCORE, BRIGHT_TARGETS = "clear_score", "bright_targets"
+"""Keys, among the staged files of a scene, of its clear scores and of the bright targets, the same for all scenes."""
 
 DARK_CLASSES = (SceneClass.WATER, SceneClass.DARK, SceneClass.CLOUD_SHADOW)
 """Classes of ground so dark that several of its bands may be 0 without lacking data."""

@@ -11,13 +11,16 @@ import numpy as np
 from sgdata import reuse
 from sgdata.composite import clear_score, rules, window_staging
 from sgdata.composite.kernels import NO_VALUE
-from sgdata.composite.scene_staging import CLEAR_SCORE, StagedScene, has_data
+from sgdata.composite.scene_staging import BRIGHT_TARGETS, CLEAR_SCORE, StagedScene, has_data
 from sgdata.rasters import grids, resample
 from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Grid, Window
 
 TILE_BYTES = 40 << 20
 """A tile shrinks until its stack fits, so that memory does not grow with the number of dates."""
+
+PLANES = 5
+"""Planes of a tile after its bands."""
 
 ALIGN_PX = 2 * MSI.nesting_px
 """Tile sides are multiples of this many pixels, 12: whole pixels of 20 m and 60 m, in pairs."""
@@ -59,7 +62,7 @@ def tile_shape(job: Job, max_side: int) -> tuple[int, int]:
     # Rules that reduce each band alone hold one at a time; each date has a clear score and whether it is usable, twice
     # where some scenes are not read.
     masks = 2 if all(scene.has_bands(job.bands) for scene in job.scenes) else 4
-    bytes_per_pixel = len(job.scenes) * (2 * max(len(job.bands_to_read), 1) + masks) + 2 * (len(job.bands) + 4)
+    bytes_per_pixel = len(job.scenes) * (2 * max(len(job.bands_to_read), 1) + masks) + 2 * (len(job.bands) + PLANES)
     pixels = TILE_BYTES // bytes_per_pixel
     width = min(job.grid.shape[1], max_side, max(pixels // ALIGN_PX**2, 1) * ALIGN_PX)
     return min(max_side, max(pixels // width // ALIGN_PX, 1) * ALIGN_PX), width
@@ -120,6 +123,15 @@ def _valid_count(job: Job, window: Window, stack: rules.Stack) -> Array:
     return np.asarray(usable.sum(axis=0, dtype=np.uint16))
 
 
+def _bright_targets(job: Job, window: Window, shown: Array) -> Array:
+    """Return (H, W) uint8: which kind of bright target a pixel is that is `shown`, 0 if none."""
+    staged = job.scenes[0].files.get(BRIGHT_TARGETS) if job.scenes else None
+    if staged is None:
+        return np.zeros(shown.shape, np.uint8)
+    kinds = window_staging.read_on_grid(staged, grids.crop(job.grid, window), kernel="nearest")
+    return np.where(shown, kinds, np.uint8(0))
+
+
 def uncovered(job: Job, window: Window, inside: Array | None = None) -> int:
     """Return how many pixels of a window, `inside` (H, W) the area if given, no scene has data of."""
     target = grids.crop(job.grid, window)
@@ -132,15 +144,16 @@ def uncovered(job: Job, window: Window, inside: Array | None = None) -> int:
 
 
 def composite_tile(job: Job, window: Window) -> Path:
-    """Compute one tile, or take it from an earlier run: a `.npy` of (C + 4, h, w) uint16.
+    """Compute one tile, or take it from an earlier run: a `.npy` of (C + PLANES, h, w) uint16.
 
-    The image, then item index, valid count, days since 1970 and score as in `build_folder.PROVENANCE_BANDS`.
+    The image, then item index, valid count, days since 1970, score and bright targets as in
+    `build_folder.PROVENANCE_BANDS`.
     """
     path = job.folder / f"r{window.row:06d}-c{window.col:06d}-{window.height}x{window.width}.npy"
     if reuse.is_unchanged(path):
         return path
     rule, stack = job.settings.rule, read_stack(job, window)
-    content = np.zeros((len(job.bands) + 4, window.height, window.width), np.uint16)
+    content = np.zeros((len(job.bands) + PLANES, window.height, window.width), np.uint16)
     image = content[: len(job.bands)]
     # Rules that mix dates choose none: index and score have no value.
     index = score = np.full(stack.usable.shape[1:], NO_VALUE, np.uint16)
@@ -156,7 +169,8 @@ def composite_tile(job: Job, window: Window) -> Path:
     np.maximum(image, 1, out=image, where=shown)
     days = np.array([*stack.days, NO_VALUE], np.uint16)
     day = days[np.minimum(index, len(job.scenes))]
-    for plane, values in zip(content[-4:], (index, _valid_count(job, window, stack), day, score), strict=True):
+    planes = (index, _valid_count(job, window, stack), day, score, _bright_targets(job, window, np.asarray(shown)))
+    for plane, values in zip(content[-PLANES:], planes, strict=True):
         plane[:] = values
     with reuse.write_with_note(path) as temporary, temporary.open("wb") as handle:
         # As `np.save` does, which does not notice a disk that is full at the end of the array.

@@ -11,6 +11,7 @@ import numpy as np
 
 from sgdata import files
 from sgdata.builds import build_folder, usage
+from sgdata.composite.clear_score import BRIGHT, NEVER_CLEAR
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.file_names import file_name
 from sgdata.pages import charts, html, raster_tiles, tables, true_colour
@@ -122,7 +123,7 @@ def _classes(title: str, path: Path, space: LabelSpace) -> Layer:
 
 
 def _provenance(planned: Lock, overview: Mapping[str, Array]) -> list[Layer]:
-    """Return layers of the four provenance bands: scene, number of valid observations, date and score."""
+    """Return layers of the provenance bands: scene, number of valid observations, date, score and bright targets."""
     scenes = [item.scene.id for item in planned.items]
     # Steps of the golden ratio give consecutive scenes very different hues, so that seams are visible.
     hues = [colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55, 0.9) for number in range(len(scenes))]
@@ -131,8 +132,8 @@ def _provenance(planned: Lock, overview: Mapping[str, Array]) -> list[Layer]:
     keys = tuple((colours[number], scene) for number, scene in enumerate(scenes))
     chosen = {"colours": colours, "names": dict(enumerate(scenes)), "missing": NO_VALUE, "keys": keys}
     layers: list[Layer] = [{"name": name, "plane": name, "title": "Scene", **chosen}]
-    titles = ("Valid observations", "Date", "Score")
-    for name, title in zip(build_folder.PROVENANCE_BANDS[1:], titles, strict=True):
+    *ramps, targets = build_folder.PROVENANCE_BANDS[1:]
+    for name, title in zip(ramps, ("Valid observations", "Date", "Score"), strict=True):
         values = overview[name][overview[name] != NO_VALUE]
         low, high = (int(values.min()), int(values.max())) if values.size else (0, 1)
         layer: Layer = {"name": name, "plane": name, "title": title, "ramp": [low, high, *RAMP], "missing": NO_VALUE}
@@ -144,6 +145,10 @@ def _provenance(planned: Lock, overview: Mapping[str, Array]) -> list[Layer]:
             layer["scale"] = 1e-4
             ends = (f"{low / 10000:.4f}", f"{high / 10000:.4f}")
         layers.append(layer | {"keys": tuple(zip((RAMP[0], RAMP[-1]), ends, strict=True))})
+    kinds = {BRIGHT: ("#e6ab02", "cloud on most clear days"), NEVER_CLEAR: ("#d62728", "cloud on all dates")}
+    colours, names = ({number: kind[n] for number, kind in kinds.items()} for n in (0, 1))
+    keyed = {"colours": colours, "names": names, "missing": 0, "keys": tuple(kinds.values())}
+    layers.append({"name": targets, "plane": targets, "title": "Bright targets", **keyed})
     return layers
 
 
@@ -193,6 +198,8 @@ def _usage(build: Path, planned: Lock) -> list[html.Block]:
             f"as bright in blue as cloud (DN {usage.BRIGHT_DN} or more)",
             tables.format_percent(provenance["bright_share"]),
         ),
+        ("cloud on most clear days, by the classification", tables.format_percent(provenance["bright_target_share"])),
+        ("cloud on all dates, by the classification", tables.format_percent(provenance["never_clear_share"])),
         ("neighbours taken from two scenes", f"{seam['pairs']:,}"),
         ("mean step in red between them, DN", str(seam["step_dn"])),
         ("mean step between all others, DN", str(seam["step_dn_elsewhere"])),

@@ -132,6 +132,7 @@ def _assemble(
         order=order, contract=contract, card=cards.card(contract.dataset), lock=planned, report=report,
         rows=index.select(_COLUMNS).to_pylist(), index_sha256=files.sha256_file(folder / files.INDEX),
         shards={p.name: (files.sha256_file(p), p.stat().st_size) for p in sorted(folder.glob("*.tar"))},
+        usage=_usage(order.build) if planned else {},
     )  # fmt: skip
     software = version("sgdata")
     files.write(folder / files.CROISSANT, files.pretty_json(croissant.document(shipped)))
@@ -150,6 +151,11 @@ def _assemble(
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return report
+
+
+def _usage(build: Path | None) -> dict[str, Any]:
+    path = build and build / files.USAGE
+    return files.read_plain(path) if path and path.is_file() else {}
 
 
 def _refuse_secrets(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,7 @@ class ReleaseContent:
         shards: SHA-256 and size by tar.
         index_sha256: SHA-256 of the index.
         lock: lock of the build; None for a dataset of other authors.
+        usage: shares of the build, as in its `usage.json`.
     """
 
     order: ReleaseOrder
@@ -79,6 +80,14 @@ class ReleaseContent:
     shards: Mapping[str, tuple[str, int]]
     index_sha256: str
     lock: Lock | None
+    usage: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shares(self) -> list[tuple[str, str]]:
+        """Shares of the build in per cent that its users must know, with what they are of."""
+        known = {"nodata_share": "hold no data", "never_clear_share": "are roofs that every date classifies as cloud"}
+        shares = [(self.usage.get(name), text) for name, text in known.items()]
+        return [(f"{share:.3%}", text) for share, text in shares if isinstance(share, int | float)]
 
     @property
     def simulated(self) -> bool:

@@ -60,8 +60,8 @@ def estimate_cost(planned: Lock, address: str, *, workers: int) -> Cost:
 def scratch_bytes(planned: Lock, scenes: int) -> int:
     """Return the bytes of staged windows of so many scenes, and of finished tiles."""
     height, width = planned.grid.shape
-    # Finished tiles keep the image and four planes of provenance until the COGs are written.
-    tiles = 2 * height * width * (len(planned.items[0].scene.assets) + 4)
+    # Finished tiles keep the image and five planes of provenance until the COGs are written.
+    tiles = 2 * height * width * (len(planned.items[0].scene.assets) + 5)
     return window_bytes(planned) * scenes + tiles
 
 
