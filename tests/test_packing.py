@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import shutil
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import synthetic
+import synthetic_shards
 from test_cluster import cluster  # noqa: F401 - a fixture
 from typer.testing import CliRunner
 
@@ -17,7 +19,7 @@ from sgdata import cli, files, verification
 from sgdata.datasets import types
 from sgdata.errors import ExitCode, OutputError, SettingError, SourceError
 from sgdata.packing import pack, select
-from sgdata.shards import contracts, tar_format
+from sgdata.shards import contracts, finish, tar_format
 from sgdata.types import LabelSpace
 
 
@@ -85,6 +87,60 @@ def test_workers_folders_and_interruptions_do_not_change_bytes(build: Path, tmp_
     assert (out / files.SUMS).read_bytes() == expected
     assert verification.verify(out) == []
     assert not list(out.glob(".*partial*"))
+
+
+def foreign_journals(journal: Path) -> list[bytes]:
+    """Return journals that this version did not write: mutated, of other keys and types, though their sum is right."""
+    content = json.loads(journal.read_bytes())["content"]
+    changes: list[dict[str, object]] = [{"shard": {"name": "x"}}, {"counts": "{{{"}, {"counts": 3}, {"rows": None}]
+    changes += [{"shard": None}, {"quarantine": 1}, {"counts": base64.b85encode(b"\2\1\1\1" * 9).decode()}]
+    made = [files.checked_json({**content, **change}) for change in changes]
+    made += [
+        files.checked_json({"task": content["task"]}),
+        files.checked_json([content]),
+        files.canonical_json(content),
+    ]
+    return [*made, journal.read_bytes().replace(b'"rows"', b'"r0ws"'), b"", b"\xff", b"[" * 100_000, b"null"]
+
+
+def test_shards_of_foreign_journals_are_packed_again(build: Path, tmp_path: Path) -> None:
+    recipe = small("segmunich", shard_mb=0)
+    pack.pack("segmunich", source=build, out=tmp_path, recipe=recipe)
+    expected = (tmp_path / files.SUMS).read_bytes()
+    journals = sorted((tmp_path / pack.JOURNAL).glob("*.json"))
+    contents = foreign_journals(journals[0])
+    for first in range(0, len(contents), len(journals)):
+        (tmp_path / files.SUMS).unlink()
+        for journal, content in zip(journals, contents[first:], strict=False):
+            journal.write_bytes(content)
+        pack.pack("segmunich", source=build, out=tmp_path, recipe=recipe)
+        assert (tmp_path / files.SUMS).read_bytes() == expected
+
+
+def test_a_date_that_is_no_text_costs_one_sample(tmp_path: Path) -> None:
+    """JSON can express half of a surrogate pair, which Parquet cannot hold: it ended the run after the last shard."""
+    source = synthetic.bigearthnet_v1(tmp_path / "source", count=3)
+    path = sorted(source.rglob("*_labels_metadata.json"))[1]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"acquisition_date": "\ud800"}))
+    words = ["shard", "bigearthnet", "--edition", "v1", "--source", str(source), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == ExitCode.FINDINGS, done.output
+    (reason,) = reasons(tmp_path / "out").values()
+    assert "which is no character" in reason
+    assert len(tar_format.read_index(tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"date": 20190401}, {"crs": ["EPSG:32632"]}, {"bounds": [0, 0, 1]}, {"bounds": [0.0, 0.0, float("nan"), 1.0]},
+        {"bounds": ["0", "0", "1", "1"]}, {"labels": [2**40]}, {"labels": ["forest"]}, {"note": {"a": ["\udfff"]}},
+    ],
+)  # fmt: skip
+def test_metadata_that_the_index_cannot_hold(meta: dict[str, object]) -> None:
+    one = dataclasses.replace(synthetic_shards.sample(0, "train", 16, 16), meta=meta)
+    with pytest.raises(SourceError, match=r"sample 'toy-00000': metadata"):
+        finish.storable(one, synthetic_shards.contract(16))
 
 
 def test_a_finished_shard_is_not_packed_again(build: Path, tmp_path: Path) -> None:

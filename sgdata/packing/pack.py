@@ -330,11 +330,14 @@ def _read_journal(task: tasks.ShardTask) -> PackedShard | None:
     document = files.read_checked_json(journal)
     if document is None or document.pop("task", None) != task.fingerprint:
         return None
-    # Hashed again, to find a tar that was truncated by a full disk or edited.
-    shard = Shard(**document["shard"])
-    if shard.samples and (not tar.is_file() or files.sha256_file(tar) != shard.sha256):
-        return None
     shape = (len(task.contract.bands), statistics.BINS)
-    counts = tar_format.decode(base64.b85decode(document["counts"]), shape, "int32", "blosc").astype(np.int64)
-    rows, quarantine = tuple(document["rows"]), tuple(document["quarantine"])
-    return PackedShard(shard=shard, split=document["split"], rows=rows, counts=counts, quarantine=quarantine)
+    try:
+        shard = Shard(**document["shard"])
+        # Hashed again, to find a tar that was truncated by a full disk or edited.
+        if shard.samples and (not tar.is_file() or files.sha256_file(tar) != shard.sha256):
+            return None
+        counts = tar_format.decode(base64.b85decode(document["counts"]), shape, "int32", "blosc").astype(np.int64)
+        rows, quarantine = tuple(document["rows"]), tuple(document["quarantine"])
+        return PackedShard(shard=shard, split=document["split"], rows=rows, counts=counts, quarantine=quarantine)
+    except (KeyError, TypeError, ValueError, SourceError):  # of another version
+        return None

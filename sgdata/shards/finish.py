@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import struct
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -182,6 +185,22 @@ def sample_hash(sample: Sample) -> str:
     return digest.hexdigest()
 
 
+def _unstorable(meta: Mapping[str, Any]) -> str:
+    """Return which value of the metadata of a sample the index cannot hold; "" if it can hold all of them."""
+    bounds, labels = meta.get("bounds"), meta.get("labels", ())
+    texts = all(isinstance(meta.get(name), str | None) for name in ("crs", "date"))
+    box = bounds is None or (len(bounds) == 4 and all(isinstance(x, Real) and math.isfinite(x) for x in bounds))
+    whole = all(isinstance(label, Integral) and abs(int(label)) < 2**31 for label in labels)
+    if not (texts and box and whole):
+        held = {name: meta[name] for name in ("crs", "date", "bounds", "labels") if name in meta}
+        return f"metadata {held!s:.200}: expected crs and date as text, four finite bounds, and labels as numbers"
+    try:
+        json.dumps(files.to_plain(meta), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can express
+        return f"metadata contain {error.object[error.start]!a}, which is no character"
+    return ""
+
+
 def storable(sample: Sample, contract: Contract) -> Sample:
     """Return the sample with every array in a type that shards store, and one mark of no data in each.
 
@@ -190,8 +209,11 @@ def storable(sample: Sample, contract: Contract) -> Sample:
     uint16 and int32 that represents all of them, floats to float32, and masks of floats to integers.
 
     Raises:
-        SourceError: An array has values that none of these types represents, or masked pixels without a `nodata`.
+        SourceError: An array has values that none of these types represents, or masked pixels without a `nodata`; or
+            the index cannot hold a value of the metadata.
     """
+    if wrong := _unstorable(sample.meta):
+        raise SourceError(f"sample '{sample.key}': {wrong}")
     arrays = {}
     for name, array in sample.arrays.items():
         nodata = contract.label_space.ignore_index if name == "mask" else contract.nodata

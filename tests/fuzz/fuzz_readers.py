@@ -179,7 +179,7 @@ def _dataset(module: Any, dataset: str, *overrides: str) -> Callable[[Path, Path
         source = path if path.suffix == ".toml" else folder / "build" if (folder / "build").is_dir() else folder
         source, found, contract = select.list_samples(recipe, source, module.find)
         with module.open_source(source, contract) as read_sample:
-            samples = [read_sample(ref) for ref in found.refs[:2]]
+            samples = [finish.storable(read_sample(ref), contract) for ref in found.refs[:2]]
         files.canonical_json([[sample.key, sample.split, sample.meta] for sample in samples])
 
     return read
