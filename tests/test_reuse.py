@@ -18,18 +18,25 @@ import served
 import synthetic
 import torch
 from safetensors.torch import load_file, save_file
+from stac_wrap import wrap
 from synthetic_shards import contract, sample, write
+from test_clouds import archive as clouds_archive
+from test_clouds import settings as cloud_settings
 from test_hostile import SOURCES
-from test_left_out import archive, build, recipe  # noqa: F401 - the fixtures
+from test_left_out import GRID, archive, build, recipe, wrapped  # noqa: F401 - the fixtures
 from test_pairs import pair, raster  # noqa: F401
 from test_pretrain import recipe as training_recipe
 from test_pretrain import run_paths_for
 
 from sgdata import files, reuse
-from sgdata.builds.build_recipe import BuildRecipe
+from sgdata.builds import pipeline
+from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
+from sgdata.composite import omnicloudmask, window_staging
 from sgdata.errors import SettingError, SgdataError, SourceError
 from sgdata.packing import pack, select
+from sgdata.rasters import geotiff
 from sgdata.remote import identity
+from sgdata.scenes.types import Asset
 from sgdata.shards import finish
 from sgmodel.checkpoints import cards, transfer, weight_files
 from sgmodel.recipes import pretrain
@@ -152,7 +159,58 @@ def test_a_file_on_a_server_is_known_by_its_etag(tmp_path: Path) -> None:
         assert identity.of_address(url) not in ("", first)
         tag[0] = ""
         assert identity.of_address(url) == ""
-    assert identity.of_address(url) == ""
+        assert identity.of_address(f"{server.url}/b.tif") is None
+    assert identity.of_address(url) is None
+    assert identity.of_address("s3://bucket/a.tif") == ""
+
+
+@pytest.mark.parametrize("scheme", ["http", "s3"])
+def test_pixels_on_a_server_that_tells_nothing_are_compared(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither an ETag nor a date: the middle rows of a staged window are compared with those of the file."""
+    monkeypatch.setitem(geotiff.READING, "GDAL_HTTP_RETRY_DELAY", "0.1")
+    window_staging._unreached.cache_clear()
+    stac = wrap(tmp_path / "bucket", [wrapped("0501")])
+    path = next(stac.rglob("B02.tif"))
+    with served.serving(tmp_path) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        start = server.url if scheme == "http" else "s3:/"
+        request = window_staging.WindowRequest(
+            name="a B02", asset=Asset(href=f"{start}/{path.relative_to(tmp_path)}"), crs=GRID.crs, bounds=GRID.bounds,
+            target=tmp_path / "window",
+        )  # fmt: skip
+        first = window_staging.stage(request)
+        written = (tmp_path / "window.bin").stat().st_mtime_ns
+        assert window_staging.stage(request) == first
+        assert (tmp_path / "window.bin").stat().st_mtime_ns == written
+        corrected(path)
+        second = window_staging.stage(request)
+        fresh = window_staging.stage(replace(request, target=tmp_path / "fresh"))
+        assert second.sha256 == fresh.sha256 != first.sha256
+        assert not caplog.messages
+        with rasterio.open(path, "r+") as dataset:
+            dataset.crs = "EPSG:32633"
+        with pytest.raises(SourceError, match="a B02"):
+            window_staging.stage(replace(request, asset=replace(request.asset, crs=GRID.crs)))
+    # The server is gone: what is staged is taken, and that is said once. An open connection might still answer.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for _ in range(2):
+        assert window_staging.stage(request) == second
+    (message,) = caplog.messages
+    assert "not reached" in message
+
+
+def test_masks_of_scenes_on_a_server_that_tells_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stac = clouds_archive(tmp_path / "archive")
+    with served.serving(tmp_path) as server:
+        where = f"{server.url}/{stac.relative_to(tmp_path)}/catalog.json"
+        planned = pipeline.plan(cloud_settings(), BuildPaths(out=tmp_path / "plan", stac=where))
+        for told in (0, 2):
+            caplog.clear()
+            omnicloudmask.write(planned, tmp_path / "masks", where, lambda image: (image[0] > 5000).astype(np.uint8))
+            assert [text for text in caplog.messages if text.startswith(f"{told} masks are reused")] or not told
+            assert told or not any("reused" in text for text in caplog.messages)
 
 
 # --- shards --------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ itself, so that an offset in the DN does not matter. Classes: 0 clear, 1 thick c
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from sgdata.scenes import search, signing
 from sgdata.scenes.lock import Lock
 from sgdata.scenes.types import Scene
 from sgdata.types import Array, Grid, Window
+
+log = logging.getLogger("sgdata")
 
 BANDS = ("B04", "B03", "B8A")
 CLASSES = {
@@ -86,11 +89,14 @@ def write(
     whole = Window(row=0, col=0, height=planned.grid.shape[0], width=planned.grid.shape[1])
     scratch = out / ".scratch"
     access = access_of(address, allow_private_hosts=allow_private_hosts)
+    untold = 0
     with files.only_writer(out, ""):
         for item in progress.track(planned.items, label="clouds", total=len(planned.items)):
             path = out / f"{file_name(item.scene.id)}.tif"
             scene = search.resolve_hrefs(item.scene, address)
-            made_from = _identity(scene, planned.grid, access)
+            hrefs = [scene.assets[band].href for band in BANDS]
+            sources = [identity.of_address(urls.recall(href), access) for href in hrefs]
+            made_from = files.sha256(files.canonical_json([planned.grid, hrefs, sources]))
             if not reuse.is_unchanged(path, made_from):
                 # Left by a killed run, possibly of another area.
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -98,14 +104,13 @@ def write(
                 cog.write(path, planned.grid, [(whole, classes[None])], style=style)
                 reuse.write_note(path, made_from)
                 shutil.rmtree(scratch)
+            elif not all(sources):
+                untold += 1
+    if untold:
+        log.warning(
+            "%d masks are reused, though servers tell no change of their scenes; remove %s if any did", untold, out
+        )
     return out
-
-
-def _identity(scene: Scene, grid: Grid, access: Access) -> str:
-    """Return what tells whether a mask is of these files on this grid."""
-    hrefs = [scene.assets[band].href for band in BANDS]
-    sources = [identity.of_address(urls.recall(href), access) for href in hrefs]
-    return files.sha256(files.canonical_json([grid, hrefs, sources]))
 
 
 def _image(scene: Scene, grid: Grid, scratch: Path, access: Access) -> Array:

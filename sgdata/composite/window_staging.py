@@ -8,9 +8,14 @@ never fetched again.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -25,8 +30,12 @@ from sgdata.scenes.types import Asset
 from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Bounds, Grid, Window
 
+log = logging.getLogger("sgdata")
+
 RETRY = retry.RetryPolicy(tries=3, wait_s=2.0)
 _PIECE = 2**20
+SAMPLE_ROWS = 64
+"""Rows of a staged window that are compared with a file whose server tells nothing of changes."""
 MARGIN_PX = 2
 """The cubic kernel reads two coarse pixels beyond the area; pixels at its edge must not depend on where it ends."""
 
@@ -144,25 +153,57 @@ def _staged(done: Path, data: Path) -> StagedWindow | None:
 
 
 def _is_current(staged: StagedWindow, request: WindowRequest) -> bool:
-    """Return whether the file of a window is the one it was read from, as far as can be told."""
-    if not staged.source:
+    """Return whether the file of a window is the one it was read from; a file that cannot be reached counts as such."""
+    host = urlsplit(request.asset.href).netloc
+    if host in _unreached():
         return True
     try:
         href = signing.sign(request.asset.href, request.tokens)
-    except SgdataError:  # the service of the signatures cannot be reached
-        return True
-    return identity.of_address(href, request.access) in {"", staged.source}
+        current = identity.of_address(href, request.access)
+        if current == staged.source == "":  # a store, or a server that tells nothing
+            return _has_same_sample(staged, request, href)
+        if current is not None:
+            return current == staged.source
+    except SgdataError as error:
+        # Only a failed read has a cause; a header that differs from its item is that of another file.
+        if isinstance(error, SourceError) and error.__cause__ is None:
+            return False
+    # Asked once, since every failure takes seconds.
+    _unreached().add(host)
+    log.warning("%s: not reached; scenes that are in the scratch folder are not compared with it", host)
+    return True
 
 
-def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
-    data = file_names.with_ending(request.target, ".bin")
-    source = identity.of_address(href, request.access)  # before, so that a change while it is read is noticed later
-    # The source is opened inside, so that a failed read is not reported as a failed write.
-    with (
-        files.replacing(data) as temporary,
-        temporary.open("wb") as handle,
-        geotiff.open_raster(href, use="scene", access=request.access) as dataset,
-    ):
+@cache
+def _unreached() -> set[str]:
+    """Return the hosts and buckets that could not be reached to compare staged windows, in this process."""
+    return set()
+
+
+def _has_same_sample(staged: StagedWindow, request: WindowRequest, href: str) -> bool:
+    """Compare the rows at the middle of a window with those of its file. Raises SourceError if it cannot be read."""
+    height = staged.grid.shape[0]
+    first = height // 2 // SAMPLE_ROWS * SAMPLE_ROWS
+    last = min(first + SAMPLE_ROWS, height)
+    with _opened(request, href) as source:
+        if (source.grid, source.dtype) != (staged.grid, staged.dtype):
+            return False
+        return np.array_equal(np.concatenate([*map(np.copy, source.strips(first, last))]), staged.rows(first, last))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """An open file: `grid` and `dtype` of the window to stage, and a function that reads rows of it in strips."""
+
+    grid: Grid
+    dtype: str
+    strips: Callable[[int, int], Iterator[Array]]
+
+
+@contextmanager
+def _opened(request: WindowRequest, href: str) -> Iterator[_Source]:
+    """Open the file of a window and compare its header with its item. Raises SourceError, also while it is read."""
+    with geotiff.open_raster(href, use="scene", access=request.access) as dataset:
         band = _band(request, geotiff.data_bands(dataset))
         header = geotiff.read_header(dataset, band)
         check(request, header)
@@ -176,18 +217,38 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
         if header.grid.crs == request.crs:
             window = geotiff.window_over(header.grid, request.bounds, margin=margin)
             grid = grids.crop(header.grid, window)
-            strips = geotiff.read_strips(dataset, window, band=band, beyond=beyond)
+
+            def strips(first: int, last: int) -> Iterator[Array]:
+                part = replace(window, row=window.row + first, height=last - first)
+                return geotiff.read_strips(dataset, part, band=band, beyond=beyond)
         else:
             # As in scenes of the area's own zone, edges are multiples of the pixel size.
             endless = Grid(crs=request.crs, origin=(0.0, 0.0), gsd_m=gsd, shape=(0, 0))
             grid = grids.crop(endless, grids.find_window(endless, request.bounds, margin=margin))
-            strips = geotiff.read_warped(dataset, grid, request.kernel, band=band, beyond=beyond)
-        digest = hashlib.sha256(geotiff.digest_start(grid, 1, header.dtype))
+
+            def strips(first: int, last: int) -> Iterator[Array]:
+                part = grids.crop(grid, Window(row=first, col=0, height=last - first, width=grid.shape[1]))
+                return geotiff.read_warped(dataset, part, request.kernel, band=band, beyond=beyond)
+
+        yield _Source(grid=grid, dtype=header.dtype, strips=strips)
+
+
+def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
+    data = file_names.with_ending(request.target, ".bin")
+    identified = identity.of_address(href, request.access)  # before, so that a change meanwhile is noticed later
+    # The source is opened inside, so that a failed read is not reported as a failed write.
+    with (
+        files.replacing(data) as temporary,
+        temporary.open("wb") as handle,
+        _opened(request, href) as source,
+    ):
+        grid = source.grid
+        digest = hashlib.sha256(geotiff.digest_start(grid, 1, source.dtype))
         west, south, east, north = grid.bounds
         inside = west <= request.bounds[0] and south <= request.bounds[1] and east >= request.bounds[2]
         # Ground that the file does not cover counts as a hole.
         holes = not (inside and north >= request.bounds[3])
-        for values in strips:
+        for values in source.strips(0, grid.shape[0]):
             holes = holes or not values.all()
             # Hashed while writing: reading all windows again for the lock would double the time.
             content = geotiff.little_endian(values)
@@ -196,10 +257,10 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
     staged = StagedWindow(
         path=str(data),
         grid=grid,
-        dtype=header.dtype,
+        dtype=source.dtype,
         sha256=digest.hexdigest(),
         holes=bool(holes),
-        source=source,
+        source=identified or "",
     )
     files.write(done, files.checked_json(staged))
     return staged

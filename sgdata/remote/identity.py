@@ -1,7 +1,9 @@
 """Tell whether a source has changed since an earlier run read it, without reading it whole.
 
 Of a local file size, inode and times are compared, and the content of parts of it; of a file on a web server its ETag,
-date and size. Datasets may have millions of files: of these the content of a few is compared, the rest of all.
+date and size. Of scenes in a store, or on a server that tells none of these, pixels are compared where they are staged
+(`sgdata.composite.window_staging`). Datasets may have millions of files: of these the content of a few is compared, the
+rest of all.
 """
 
 from __future__ import annotations
@@ -35,8 +37,14 @@ def of_files(paths: Iterable[str | Path]) -> str:
     return files.sha256(files.canonical_json([states, [_content(every[at], states[at]) for at in some]]))
 
 
-def of_address(href: str, access: Access | None = None) -> str:
-    """Return the identity of one file: a path, a path in an archive, or a URL; "" where a server tells nothing."""
+def of_address(href: str, access: Access | None = None) -> str | None:
+    """Return the identity of one file: a path, a path in an archive, or a URL.
+
+    Returns:
+        Its identity; "" where a server or store tells nothing of a file that it gives; None where it does not give it.
+    """
+    if href.startswith(("s3://", "gs://", "az://")):
+        return ""
     if not re.match(r"https?://", href):
         path = Path(re.sub(r"^(?:/vsi\w+/|[a-z+]+://)", "", href))
         return of_files([file for file in (path, *path.parents) if file.is_file()][:1])
@@ -48,10 +56,12 @@ def of_address(href: str, access: Access | None = None) -> str:
         # One byte is asked for, since signatures may allow GET only.
         asked = {"Range": "bytes=0-0", "Accept-Encoding": "identity"}
         with web.ask("GET", href, access=access, stream=True, headers=asked, timeout=5) as answer:
+            if not answer.ok:
+                return None
             told = [answer.headers.get(name, "") for name in ("ETag", "Last-Modified", "Content-Range")]
-            return files.sha256(files.canonical_json(told)) if answer.ok and any(told[:2]) else ""
+            return files.sha256(files.canonical_json(told)) if any(told[:2]) else ""
     except (requests.RequestException, SgdataError, ValueError):
-        return ""
+        return None
 
 
 def _state(path: str) -> tuple[int, ...]:
