@@ -1,4 +1,4 @@
-"""Read documents of unknown origin: bytes, gzip and JSON, each compared with its limit before memory is taken."""
+"""Read untrusted bytes, gzip and JSON, checking size limits before allocating."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Keep files for a later run, which takes one again only if it is as it was written, of the same sources.
+"""Note size and hash of files, so that a later run reuses only unchanged ones.
 
 A note `.NAME.note` beside a file holds its size and SHA-256. It is written last, so that a file without a note, cut
-short, zeroed or swapped with another is made anew.
+short, zeroed or swapped with another is recomputed.
 """
 
 from __future__ import annotations

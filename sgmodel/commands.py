@@ -123,7 +123,7 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
         ] = None,
         verify: Verify = None,
         measure_peak: Annotated[
-            bool, typer.Option("--measure-peak", help="MFU of a measured rate, not of the card's in the table.")
+            bool, typer.Option("--measure-peak", help="MFU by a measured rate, not by the GPU's peak in the table.")
         ] = False,
         changes: Changes = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the size of the run and exit.")] = False,

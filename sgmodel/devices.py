@@ -74,7 +74,7 @@ def start(device: str, *, precision: Precision, threads: int) -> Launch:
 
 
 class Peak(NamedTuple):
-    """Dense peak of a card in TFLOP/s: 16-bit formats with sums in float32, TF32, and float32 without tensor cores."""
+    """Dense peak of a GPU in TFLOP/s: 16-bit formats with sums in float32, TF32, and float32 without tensor cores."""
 
     half: float
     tf32: float
@@ -82,7 +82,7 @@ class Peak(NamedTuple):
 
 
 # From NVIDIA's data sheets and whitepapers, which often state twice as much, for sparse matrices. The first name that
-# occurs in the card's as whole words counts, so slower variants come before it. A card without bf16 is not listed.
+# occurs in the GPU's as whole words counts, so slower variants come first. GPUs without bf16 are not listed.
 PEAK = {
     "B200": Peak(2250, 1125, 75),
     "H200 NVL": Peak(835, 417, 60),
@@ -109,7 +109,7 @@ _MATMUL = {"cuda": (8192, 20), "cpu": (768, 1)}
 
 
 def name(device: torch.device) -> str:
-    """Return the name of a card, or of the processor's architecture with the number of threads."""
+    """Return the name of a GPU, or of the processor's architecture with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
@@ -119,8 +119,8 @@ def peak_tflops(device: torch.device, precision: Precision = "bf16") -> float | 
     """Return the dense peak of `device` in TFLOP/s (see `PEAK`), or None where it is not known."""
     if device.type != "cuda":
         return None
-    card = name(device)
-    peak = next((peak for model, peak in PEAK.items() if re.search(rf"\b{model}\b", card)), None)
+    gpu = name(device)
+    peak = next((peak for model, peak in PEAK.items() if re.search(rf"\b{model}\b", gpu)), None)
     if peak is None:
         return None
     return peak.half if precision in _HALF else peak.tf32 if precision == "tf32" else peak.fp32

@@ -148,7 +148,7 @@ def test_unusable_items_of_a_tile_that_is_not_needed_do_not_matter(recipe: Build
     without_red(archive, *DAYS, tile="32UQU")
     planned = plan(recipe, archive, tmp_path / "plan")
     assert {item.scene.tile for item in planned.items} == {"32UPU"}
-    assert {one.reason for one in planned.dropped} == {"the area lies whole in 32UPU"}
+    assert {one.reason for one in planned.dropped} == {"the area is fully covered by 32UPU"}
 
 
 def test_unusable_items_of_the_only_tile_of_some_ground_count(recipe: BuildRecipe, tmp_path: Path) -> None:

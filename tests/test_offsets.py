@@ -140,7 +140,7 @@ def test_a_contradiction_is_never_resolved_silently(expected: int, evidence: Off
     decision = offsets.decide(scene(), expected, evidence)
     assert decision.offset is None
     assert not decision.untestable
-    assert f"metadata promise offset {expected}, the pixels show {-1000 - expected}" in decision.problem
+    assert f"metadata give offset {expected}, the pixels {-1000 - expected}" in decision.problem
 
 
 @pytest.mark.parametrize("evidence", [TOO_FEW, IN_BETWEEN, CLOUD])
@@ -190,7 +190,7 @@ def test_all_scenes_of_a_problem_are_listed() -> None:
     assert line.startswith(
         "scene A (5000 clear pixels, 55.6% of the area: 0.900 below DN 1000, 0.950 below 1500), scene B"
     )
-    assert line.count("the pixels show 0") == 1
+    assert line.count("the pixels 0") == 1
     assert "scene C (5000 clear pixels" in line
 
 

@@ -79,7 +79,7 @@ def test_one_tile_serves_the_area_of_the_paper_and_its_neighbours_are_named() ->
     kept, dropped = coverage.select_tiles([scene("2019-06-01", tile) for tile in tiles], MUNICH)
     assert [one.tile for one in kept] == ["32UPU"]
     reasons = {one.id: one.reason for one in dropped}
-    assert reasons["S2A_32UQU_2019-06-01"] == "the area lies whole in 32UPU"
+    assert reasons["S2A_32UQU_2019-06-01"] == "the area is fully covered by 32UPU"
     assert "before the area" in reasons["S2A_32UPT_2019-06-01"]
 
 
@@ -93,7 +93,7 @@ def test_a_tile_of_unknown_extent_is_kept_and_another_zone_is_not() -> None:
     strange = [scene("2019-06-01", "32UXX"), scene("2019-06-01", "33UTP", crs="EPSG:32633")]
     kept, dropped = coverage.select_tiles([*strange, scene("2019-06-01")], MUNICH)
     assert [one.tile for one in kept] == ["32UXX", "32UPU"]
-    assert [one.reason for one in dropped] == ["lies in EPSG:32633, the area in EPSG:32632"]
+    assert [one.reason for one in dropped] == ["is in EPSG:32633, the area in EPSG:32632"]
 
 
 # --- months --------------------------------------------------------------------------------

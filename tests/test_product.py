@@ -85,7 +85,7 @@ def test_a_build_compares_it_with_the_pixels(
     path.write_bytes(files.pretty_json(item))
     (path.parent / "MTD_MSIL2A.xml").write_text(xml(*[inside] * 12))
     if expected == "stops":
-        with pytest.raises(SourceError, match="metadata promise offset 0, the pixels show -1000"):
+        with pytest.raises(SourceError, match="metadata give offset 0, the pixels -1000"):
             run(recipe, folder, tmp_path / "b")
         return
     built = lock.read(run(recipe, folder, tmp_path / "b") / lock.NAME).items[0]
@@ -102,7 +102,7 @@ def test_all_contradictions_of_a_build_are_listed_at_once(tmp_path: Path, recipe
         item["assets"]["product_metadata"] = {"href": "./MTD_MSIL2A.xml", "type": "application/xml"}
         path.write_bytes(files.pretty_json(item))
         (path.parent / "MTD_MSIL2A.xml").write_text(xml(*[-1000] * 12))
-    with pytest.raises(SourceError, match="20190601.*20190611.*metadata promise offset -1000, the pixels show 0"):
+    with pytest.raises(SourceError, match="20190601.*20190611.*metadata give offset -1000, the pixels 0"):
         run(recipe, folder, tmp_path / "b")
     for source, decided in (("metadata", -1000), ("pixels", 0)):
         chosen = replace(recipe, offset=replace(recipe.offset, source=source))

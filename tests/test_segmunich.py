@@ -426,7 +426,7 @@ def test_a_baseline_that_cannot_carry_an_offset_gives_a_warning(
     wrap(tmp_path / "a", [scene("2019-06-01", ground(1), shift=1000, baseline="03.00")])
     built = lock.read(run(recipe, tmp_path / "a", tmp_path / "b") / lock.NAME)
     assert built.items[0].offset == 0
-    assert "metadata promise offset 0, the pixels show -1000, which baseline 03.00 cannot have" in caplog.text
+    assert "metadata give offset 0, the pixels -1000, which baseline 03.00 cannot have" in caplog.text
     by_pixels = replace(recipe, offset=replace(recipe.offset, source="pixels"))
     assert lock.read(run(by_pixels, tmp_path / "a", tmp_path / "c") / lock.NAME).items[0].offset == -1000
 
@@ -453,7 +453,7 @@ def test_a_scene_that_cannot_be_tested_is_left_out_or_stops(tmp_path: Path, reci
     assert built.dropped[0].reason.startswith("offset untestable: 0 clear pixels")
     strict = replace(recipe, offset=OffsetSettings(untestable="stop"))
     with pytest.raises(
-        SourceError, match=f"scene {opaque[0].id}.*scene {opaque[1].id}.*metadata leave the offset open"
+        SourceError, match=f"scene {opaque[0].id}.*scene {opaque[1].id}.*metadata leave the offset undetermined"
     ):
         run(strict, tmp_path / "a", tmp_path / "c")
     # The items declare no offset that was applied to them, so the baseline counts.

@@ -484,7 +484,7 @@ def test_a_plan_reports_every_trap_and_reads_each_provider(trapped: tuple[str, P
     dropped = {one.id: one.reason for one in planned.dropped}
     assert set(dropped) == {named["twin"], named["neighbour-zone"]}
     assert dropped[named["twin"]].startswith(f"twin of {by_item[named['twin']]['of']} ")
-    needless = "lies in EPSG:32633, the area in EPSG:32632: the area lies whole in 32UPU"
+    needless = "is in EPSG:32633, the area in EPSG:32632: the area is fully covered by 32UPU"
     assert dropped[named["neighbour-zone"]] == needless
     assert {item.scene.provider for item in planned.items} == {layout}
     assert {item.scene.crs for item in planned.items} == {"EPSG:32632"}

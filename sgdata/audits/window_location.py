@@ -1,4 +1,4 @@
-"""Find where an image window without a georeference lies in a larger image, also turned or mirrored. Pure."""
+"""Locate a window without georeference in a larger image, in any of eight orientations. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WindowLocation:
     Attributes:
         row: first row in the image.
         col: first column in the image.
-        turn: index of the copy of `dihedral.symmetric_copies` that lies there.
+        turn: index of the copy of `dihedral.symmetric_copies` that matches there.
         correlation: normalised cross-correlation, mean over the bands.
     """
 

@@ -203,7 +203,7 @@ def check(recipe: BuildRecipe) -> None:
     """Raise SettingError if settings of a recipe do not fit together."""
     unknown = [band for band in recipe.bands if band not in MSI.by_name]
     if unknown or not recipe.bands or len(set(recipe.bands)) != len(recipe.bands):
-        wrong = f"; {', '.join(unknown)} is none" if unknown else ""
+        wrong = f"; {', '.join(unknown)} is not one" if unknown else ""
         raise SettingError(
             f"bands {list(recipe.bands)}: expected different bands of {MSI.name}, such as B02, B8A{wrong}"
         )

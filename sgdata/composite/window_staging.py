@@ -153,7 +153,7 @@ def _staged(done: Path, data: Path) -> StagedWindow | None:
 
 
 def _is_current(staged: StagedWindow, request: WindowRequest) -> bool:
-    """Return whether the file of a window is the one it was read from; a file that cannot be reached counts as such."""
+    """Return whether the source file is unchanged, as far as its identity shows; an unreachable file counts as such."""
     host = urlsplit(request.asset.href).netloc
     if host in _unreached():
         return True

@@ -159,7 +159,7 @@ def _append_missing(url: str, path: Path, source: DatasetFile, stall_s: float) -
         if answer.status_code == 416:  # no bytes after `start`: the digest decides whether the file is complete
             if source.bytes is None and not source.algorithm and whole != str(start):
                 path.unlink()
-                raise ServiceError(f"holds {whole or 'fewer'} bytes, {start} are here; fetched anew")
+                raise ServiceError(f"holds {whole or 'fewer'} bytes, {start} are here; downloading again")
             return
         if answer.status_code in retry.TRANSIENT_STATUS:
             raise retry.BusyError(answer)

@@ -55,8 +55,7 @@ class TooLargeError(Exception):
 def user_agent() -> str:
     """Return the User-Agent header: the program and a contact, as operators of public servers ask for.
 
-    The environment variable SGDATA_CONTACT gives the address of the person who runs it. There is no other that could
-    answer for the requests.
+    SGDATA_CONTACT is the contact address to send.
     """
     from importlib.metadata import version
 

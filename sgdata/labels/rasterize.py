@@ -24,8 +24,10 @@ SOURCES = {0: "none", 1: "OpenStreetMap polygon", 2: "OpenStreetMap line", 3: "g
 POLYGON, LINE, GAP_FILL, RASTER = 1, 2, 3, 4
 RASTER_SOURCES = SOURCES | {RASTER: "land cover raster"}
 """Sources of labels that come from a raster, with streets drawn over them."""
-UNITS = 1024  # integer steps per fine pixel: 2 mm where fine pixels are 2 m
-MARGIN_PX = 100  # geometries are cut at this distance from the grid, which bounds the integers
+UNITS = 1024
+"""Integer steps per fine pixel: 2 mm for fine pixels of 2 m."""
+MARGIN_PX = 100
+"""Distance from the grid at which geometries are cut, which bounds the integers."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ Tier = Literal["core", "ext", "opt"]
 
 IGNORE = 255
 WATER = ("natural", "water", "waterway")
-# Keys of the ground itself; all others are of objects on it or above it.
+# Keys of ground cover; other keys describe objects on it.
 GROUND = ("natural", "landuse", "landcover", "water", "waterway", "wetland")
 TIERS: tuple[Tier, ...] = get_args(Tier)
 SEA = "sgdata:sea"

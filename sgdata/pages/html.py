@@ -1,4 +1,4 @@
-"""One static page from blocks: tables, bars, charts, pictures, a map, samples; opens from disk, fetches nothing.
+"""Write a static page from blocks: tables, bars, charts, pictures, a map, samples; opens from disk, fetches nothing.
 
 `page.html` is its template, `page.css` its look, `page.js` its behaviour; charts are drawn by Bokeh's own script, laid
 next to the page.

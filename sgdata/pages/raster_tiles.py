@@ -1,4 +1,4 @@
-"""Raster values as scripts that a page opened from disk can load: `fetch` fails on file://, `<script src>` does not.
+"""Write raster values as scripts, which a page opened from disk can load: `fetch` fails on file://.
 
 A piece is one call, `sg.put("folder/name", [planes, height, width, bytes], text)`. Each value is predicted from its
 left, upper and upper-left neighbours by the median rule of LOCO-I (JPEG-LS, ISO/IEC 14495-1); the differences are

@@ -1,4 +1,4 @@
-"""What the page says of a training run (losses, pictures, scores)."""
+"""Build the page blocks of a training run: losses, pictures, scores."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def _place(tags: dict[int, Any]) -> Georeference | None:
 def bounds(place: Georeference, shape: tuple[int, int]) -> Bounds:
     """Return west, south, east, north in EPSG:4326, to 1e-7 degree, of an image of `shape` (H, W) at `place`.
 
-    Raises SourceError where that is nowhere on Earth.
+    Raises SourceError where these are not on Earth.
     """
     a, b, c, d, e, f = place.transform
     corners = [(a * x + b * y + c, d * x + e * y + f) for x in (0, shape[1]) for y in (0, shape[0])]
@@ -217,7 +217,7 @@ def bounds(place: Georeference, shape: tuple[int, int]) -> Bounds:
     xs, ys = zip(*corners, strict=True)
     west, south, east, north = _to_wgs84(place.epsg).transform_bounds(min(xs), min(ys), max(xs), max(ys))
     if not all(map(math.isfinite, (west, south, east, north))):
-        raise SourceError(f"image lies at {place.transform} in EPSG:{place.epsg}: nowhere on Earth")
+        raise SourceError(f"image bounds {place.transform} in EPSG:{place.epsg} are not on Earth; correct them")
     return (round(west, 7), round(south, 7), round(east, 7), round(north, 7))
 
 

@@ -88,7 +88,7 @@ def _geo(content: ReleaseContent) -> dict[str, Any]:
             for band in bands
         ],
         "geocr:spatialBias": f"Samples between {south} and {north} N, {west} and {east} E only.",
-        "geocr:samplingStrategy": f"Samples of {content.contract.shape or 'varying size'}, split as the card tells.",
+        "geocr:samplingStrategy": f"Samples of {content.contract.shape or 'varying size'}, split as in the card.",
     }
 
 

@@ -93,7 +93,7 @@ def admit(href: str, access: Access, *, base: str = "") -> str:
     # Inside an archive nothing but members can be named: no second prefix, no braces that hide one.
     nested = path.startswith("/vsi") or "://" in path or "/vsi" in path or (prefix and "{" in path)
     if nested or not resolved.is_relative_to(root):
-        raise SourceError(f"{_shown(href)}: lies outside {root}, the folder of its catalogue; move it there")
+        raise SourceError(f"{_shown(href)}: is outside {root}, the folder of its catalogue; move it there")
     return f"{prefix}{resolved}"
 
 

@@ -41,7 +41,7 @@ def of_address(href: str, access: Access | None = None) -> str | None:
     """Return the identity of one file: a path, a path in an archive, or a URL.
 
     Returns:
-        Its identity; "" where a server or store tells nothing of a file that it gives; None where it does not give it.
+        The identity; "" if a server or store gives no ETag, date or size; None if it does not give the file.
     """
     if href.startswith(("s3://", "gs://", "az://")):
         return ""

@@ -1,4 +1,4 @@
-"""Ask servers over HTTP: every request is sent here, and the host, size and time of its answer are checked."""
+"""Send HTTP requests; check host, size and duration of every response."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def chunks(
     size = 0
     try:
         while True:
-            # One receive at a time: a full chunk from a server that drips would take for ever.
+            # One receive at a time, because a slow server could delay a full chunk indefinitely.
             chunk = response.raw.read1(CHUNK_BYTES, decode_content=True)
             if not chunk:
                 return

@@ -67,7 +67,7 @@ def select_tiles(
     located = {scene.tile for scene, outline in outlines if outline is not None}
     for scene, outline in outlines:
         if outline is None and scene.tile not in located and _in_other_crs(scene, grid.crs):
-            dropped.append(Dropped(id=scene.id, reason=f"lies in {scene.crs}, the area in {grid.crs}"))
+            dropped.append(Dropped(id=scene.id, reason=f"is in {scene.crs}, the area in {grid.crs}"))
         elif outline is not None and outline.intersection(area).area <= 0:
             dropped.append(Dropped(id=scene.id, reason="its files end before the area"))
         else:
@@ -76,14 +76,14 @@ def select_tiles(
     needed = find_needed_tiles(kept, grid, area=area, unusable=[one.scene for one in unusable if one.scene is not None])
     for scene in kept:
         if scene.tile not in needed:
-            away = f"lies in {scene.crs}, the area in {grid.crs}: " if _in_other_crs(scene, grid.crs) else ""
-            reason = f"{away}the area lies whole in {', '.join(sorted(needed))}"
+            away = f"is in {scene.crs}, the area in {grid.crs}: " if _in_other_crs(scene, grid.crs) else ""
+            reason = f"{away}the area is fully covered by {', '.join(sorted(needed))}"
             dropped.append(Dropped(id=scene.id, reason=reason))
     for one in unusable:
         if one.scene is None or one.scene.tile in needed:
             dropped.append(Dropped(id=one.id, reason=f"{UNUSABLE}{one.reason}"))
         else:
-            dropped.append(Dropped(id=one.id, reason=f"the area lies whole in {', '.join(sorted(needed))}"))
+            dropped.append(Dropped(id=one.id, reason=f"the area is fully covered by {', '.join(sorted(needed))}"))
     # Where granules of one pass overlap the first is used, so scenes that need no warping come first.
     kept.sort(key=lambda scene: _in_other_crs(scene, grid.crs))
     return tuple(s for s in kept if s.tile in needed), tuple(dropped)

@@ -1,8 +1,8 @@
 """Decide whether a scene's DN still include the +1000 of processing baselines from 04.00 on. Pure.
 
-Some catalogues correct the pixels, others do not, and their flags are often wrong: metadata say which offset to
-expect, the pixels are tested, and a contradiction is never resolved silently. Who wrote the pixels is known by where
-they are, the collection, or the product metadata beside them, not by the names of assets, which mirrors choose.
+Some catalogues correct the pixels, others do not, and their flags are often wrong: metadata give the expected offset,
+the pixels are tested, and contradictions are never resolved silently. The origin of pixels is inferred from their
+address, the collection, or the product metadata beside them, not from asset names, because mirrors rename assets.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class OffsetSettings:
     """How offsets are decided where metadata and pixels do not agree.
 
     Attributes:
-        untestable: stop at, or leave out, a scene whose metadata leave the offset open and whose pixels cannot tell.
-        source: the source to follow. With `pixels`, metadata count only where the pixels cannot tell; with `metadata`,
-            the pixels never count: where nothing tells who wrote them, the offset that the item declares is used, and
-            else that of the baseline.
+        untestable: stop at, or leave out, a scene whose offset neither metadata nor pixels determine.
+        source: the source to follow. With `pixels`, metadata count only where the pixel test is inconclusive. With
+            `metadata`, pixels never count: the offset is the expected one, else the one that the item declares, else
+            that of the baseline.
     """
 
     untestable: Literal["stop", "leave-out"]
@@ -204,15 +204,15 @@ def decide(
     pixels, declared = measured(evidence), declared_offset(scene)
     carried = MSI.offset.value if states_offset(scene.baseline) else 0
     if source == "metadata":
-        promised = (expected, declared, carried)
-        return Decision(offset=next(value for value in promised if value is not None))
+        stated = (expected, declared, carried)
+        return Decision(offset=next(value for value in stated if value is not None))
     if source == "pixels" and pixels is not None:
         return Decision(offset=pixels)
     if expected is None:
         return _undecided(scene, evidence, pixels)
     if pixels is None or pixels == expected:
         return Decision(offset=expected)
-    message = f"metadata promise offset {expected}, the pixels show {pixels}"
+    message = f"metadata give offset {expected}, the pixels {pixels}"
     if not carried and not expected:
         return Decision(offset=expected, warning=f"{message}, which baseline {scene.baseline} cannot have ({evidence})")
     if evidence.clear_share < CONTRADICTION_SHARE:
@@ -221,28 +221,30 @@ def decide(
 
 
 def _undecided(scene: Scene, evidence: OffsetEvidence, pixels: int | None) -> Decision:
-    """Decide the offset of a scene whose metadata do not tell who wrote its pixels."""
+    """Decide the offset where metadata do not determine the origin of the pixels."""
     if pixels is not None:
         return Decision(offset=pixels)
-    # Neither is proof alone; they must agree.
+    # Neither is sufficient alone; they must agree.
     if (
         scene.declared_offset
         and not scene.offset_applied
         and measured(evidence, clear_share=0) == scene.declared_offset
     ):
         return Decision(offset=scene.declared_offset)
-    # Bare ground cannot tell; of clouds there is little to gain.
+    # Bare ground is inconclusive; cloudy scenes are not worth keeping.
     is_ground = evidence.ground >= CLEAR_SHARE * max(evidence.valid, 1)
     if is_ground and scene.offset_applied and not scene.declared_offset and not _has_own_product(scene):
-        return Decision(offset=0, warning=f"offset 0 by the item's flag alone, the pixels cannot tell ({evidence})")
+        warning = f"offset 0 by the item's flag alone, the pixel test is inconclusive ({evidence})"
+        return Decision(offset=0, warning=warning)
     problem = (
-        "metadata leave the offset open, and the pixels cannot tell; leave them out or give --offset-source metadata"
+        "metadata leave the offset undetermined and the pixel test is inconclusive; leave them out or give "
+        "--offset-source metadata"
     )
     return Decision(offset=None, problem=problem, untestable=True)
 
 
 def measured(evidence: OffsetEvidence, *, clear_share: float = CLEAR_SHARE) -> int | None:
-    """Return the offset by the pixels; None if they cannot tell.
+    """Return the offset by the pixels; None if the test is inconclusive.
 
     Dark pixels prove that there is no offset. Their absence proves nothing unless a share `clear_share` of the area is
     clear and the darkest values are just above the offset.

@@ -1,4 +1,4 @@
-"""Read the items of a catalogue, whatever it is: an API, a static catalogue, or files of items, by content.
+"""Read the items of a catalogue, detected by content: API, static catalogue or item files.
 
 On disk and over HTTP alike: the landing page of an API, its `/search`, a collection of an API or on disk, a static
 catalogue, an ItemCollection, a single item, newline-delimited items, a list of items or of addresses of any of these,
@@ -38,14 +38,14 @@ PAGE, STALE_PAGES = 100, 3
 REFUSED_METHOD = (400, 403, 404, 405, 415, 501)
 """Statuses after which a search is tried by GET: servers refuse POST in many ways."""
 GONE = (401, 403, 404, 410)
-"""Statuses of a document that will not come."""
+"""Statuses of a document that is not available."""
 
 Found = pystac.Item | Unusable
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemQuery:
-    """What a server is asked for; catalogues that cannot be asked give all that they have."""
+    """Search parameters for servers; static catalogues return all items."""
 
     collection: str
     bounds: Bounds
@@ -59,7 +59,7 @@ def read(stac_io: CatalogIO, address: str, wanted: ItemQuery) -> Iterator[Found]
     Args:
         stac_io: reader of documents.
         address: URL, or absolute path of a file.
-        wanted: what to ask a server for.
+        wanted: search parameters.
 
     Raises:
         SourceError: the content is of no kind that the module reads, or links in a circle.

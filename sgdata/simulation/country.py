@@ -49,7 +49,7 @@ def _affinities(
     """Score the parcels for each use: (N,) scores, comparable within a use only."""
     x, y = middles.T
     points = shapely.points(middles)
-    # Distances in what a walker would call near: 250 m to water, the city's radius, 400 m to a village.
+    # Distance scales: 250 m to water, the city radius, 400 m to a village.
     shore = shapely.distance(points, shapely.union_all(water)) / 250
     town = np.hypot(x - city.x, y - city.y) / city.radius
     homes = np.array([(v.x, v.y) for v in villages])

@@ -1,7 +1,6 @@
 """The simulated place as vectors: a river city, its villages and their countryside. Pure.
 
-One list of areas and one of lines is everything: the true land cover is painted from it, and the same list, less
-some omissions, is the content of OpenStreetMap.
+The same lists of areas and lines define true land cover and, less some omissions, OpenStreetMap.
 """
 
 from __future__ import annotations
@@ -225,7 +224,7 @@ def _crossings(sketch: Sketch, water: list[Polygon], city: Settlement) -> list[L
         ring = line.kind == "primary" and line.geometry.is_ring
         for under, path in shapes.crossing(line.geometry, tunnel) if ring else [(False, line.geometry)]:
             if under:
-                # Tagged as mapped, but nothing to see from above: a label painter that ignores tunnels is caught.
+                # Tagged but invisible from above, to test that labels ignore tunnels.
                 tags = line.tags | {"tunnel": "yes", "layer": "-1"}
                 finished.append(replace(line, geometry=path, tags=tags, seen=False))
             elif rivers.intersects(path):

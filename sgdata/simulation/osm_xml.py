@@ -1,4 +1,4 @@
-"""The simulated place as OpenStreetMap would hold it: XML 0.6 and an Overpass answer. Pure text out of vectors.
+"""Export the simulated place as OSM XML 0.6 and as an Overpass response. Pure.
 
 Shared corners are shared nodes; polygons with holes are multipolygon relations whose outer ring is two ways.
 Some shapes are drawn one to three metres off, as hand-drawn ones are.
@@ -21,9 +21,9 @@ from sgdata.simulation.plan import CRS
 from sgdata.simulation.sketch import Area, Place, Tags, kinds, roads
 from sgdata.types import Array
 
-# The last second of the first epoch: labels of a later day would show what its images cannot.
+# The last second of the first epoch: later labels would show changes that are not in its images.
 TIMESTAMP = "2020-03-31T23:59:59Z"
-# Far apart and of the size of real ones: a reader that mixes up the three kinds of ids is caught.
+# Far apart and of realistic size, so that tests detect readers that confuse ids of nodes, ways and relations.
 FIRST_NODE, FIRST_WAY, FIRST_RELATION = 1_000_000_000, 100_000_000, 1_000_000
 
 

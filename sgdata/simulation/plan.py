@@ -1,4 +1,4 @@
-"""What will be simulated: area, granule, passes of the satellites, weather and processing baselines. Pure."""
+"""Plan a simulation: area, granule, passes, weather, processing baselines. Pure."""
 
 from __future__ import annotations
 
@@ -198,8 +198,8 @@ def _processing(time: datetime, index: int, epoch: int, layout: str) -> tuple[st
         return "05.00", True
     if layout == "planetary-computer":
         return ("04.00", True) if epoch == 2 else ("02.12", False)
-    # From 04.00 (January 2022) on, DN are 1000 higher and BOA_ADD_OFFSET says -1000. Archives hold both states, and
-    # reprocessed old scenes with either: the trap of the whole business, so every combination occurs.
+    # From 04.00 (January 2022) on, DN are 1000 higher and BOA_ADD_OFFSET says -1000. Archives
+    # hold old scenes with and without the offset; every combination occurs.
     if epoch == 2:
         return "04.00", index % 3 == 0
     if index % 3 == 1:

@@ -1,4 +1,4 @@
-"""The nouns of the simulated place, what kinds of them there are, and the lists they are gathered in while it is drawn.
+"""Types of the simulated place and the lists that collect them.
 
 Classes are the ids of the label space `segmunich-osm`; tags are those of the tag table.
 """

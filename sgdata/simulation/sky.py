@@ -1,4 +1,4 @@
-"""The sky over the simulated ground: clouds with shadows, cirrus, haze, snow, and what Sen2Cor makes of it. Pure."""
+"""Simulate clouds, shadows, cirrus, haze, snow and Sen2Cor's classification. Pure."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def clear_scene(scenes: list[Scene]) -> Scene:
 
 def twin(scene: Scene, layout: str) -> Scene:
     """Return the same acquisition, processed earlier but with a greater sequence digit."""
-    # Older, though it comes later by name: who takes the greatest digit takes the wrong one.
+    # Processed earlier but with a greater sequence digit, so choosing by digit is wrong.
     older = replace(scene, baseline="04.00" if scene.baseline > "04.00" else OLDEST)
     return replace(older, id=named(older, layout, sequence=2))
 

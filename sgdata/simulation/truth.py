@@ -1,4 +1,4 @@
-"""What a simulated archive would show with no sky and no noise, made again from its `simulation.json`."""
+"""Recompute the noise-free, cloud-free scenes of an archive from `simulation.json`."""
 
 from __future__ import annotations
 

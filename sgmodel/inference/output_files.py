@@ -206,7 +206,7 @@ def write_picture(space: LabelSpace, path: Path, labels: Array) -> None:
 
     if min(space.ids) < 0 or max(space.ids) > 65535:
         message = f"{path}: classes {min(space.ids)} to {max(space.ids)}, a PNG holds 0 to 65535"
-        raise OutputError(f"{message}; predict a raster, or number the classes anew")
+        raise OutputError(f"{message}; predict a raster, or renumber the classes")
     if labels.dtype == np.int32:
         labels = np.where(labels == space.ignore_index, 65535, labels).astype(np.uint16)
     picture = Image.fromarray(labels)

@@ -1,4 +1,4 @@
-"""Contrastive pretraining: two views of one image are to be alike, views of other images are not.
+"""Contrastive pretraining: views of one image are pulled together, others pushed apart.
 
 MoCo v2 (He et al., CVPR 2020, and Chen et al., arXiv 2003.04297) compares with a queue of earlier outputs of a copy of
 the model that follows it slowly; SimCLR (Chen et al., ICML 2020) with the rest of the batch.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sgmodel.train.finetune import MapSettings
 
 LINEAR_SAMPLES = 500
-"""Most training samples that the linear yardstick is computed from."""
+"""Most training samples that the linear baseline is computed from."""
 
 
 # --- the loss ------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def predict(
     return list(zip(map(torch.from_numpy, pixels), targets, classes, strict=True))
 
 
-# --- yardsticks ----------------------------------------------------------------------------
+# --- trivial baselines ---------------------------------------------------------------------
 
 
 class LinearPixelModel(nn.Module):
@@ -214,7 +214,7 @@ class LinearPixelModel(nn.Module):
 def fit_linear(
     setup: training.TrainingSetup[Any], source: loader.Samples, names: Sequence[str], weights: Tensor | None
 ) -> LinearPixelModel:
-    """Fit the linear yardstick: linear discriminant analysis of the labelled pixels of training samples.
+    """Fit the linear baseline: linear discriminant analysis of the labelled pixels of training samples.
 
     It is computed in closed form, from the same normalised pixels as the model sees.
 
@@ -249,13 +249,13 @@ def fit_linear(
 def score_confusion(
     counts: Tensor, majority: int, baseline: Tensor, figure: Callable[[Tensor], dict[str, float]]
 ) -> dict[str, Any]:
-    """Compute the figures of confusion matrices (N, K, K) for `results.json`, with those of yardsticks and intervals.
+    """Compute figures of confusion matrices (N, K, K) for `results.json`, with trivial baselines and intervals.
 
     Args:
         counts: Confusion matrices of the model, one per sample; intervals are over samples, since pixels are not
             independent. Neighbouring samples are not independent either.
-        majority: Class that the trivial yardstick always predicts: the most frequent one in training.
-        baseline: Confusion matrices of the linear yardstick.
+        majority: Class that is always predicted by the trivial baseline: the most frequent one in training.
+        baseline: Confusion matrices of the linear baseline.
         figure: Computes figures by name from a confusion matrix (K, K).
     """
     whole = metrics.weighted(counts)

@@ -1,4 +1,4 @@
-"""Metrics of every task: from a confusion matrix, and from scores.
+"""Compute metrics of every task from confusion matrices and scores.
 
 Each metric takes a weight per sample (None: 1 each), so that `interval` can resample.
 """

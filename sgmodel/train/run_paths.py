@@ -31,7 +31,7 @@ class RunPaths:
         stop_after: Number of steps after which to stop, None for all.
         fresh: Whether to remove an existing run in `out`.
         dry_run: Whether to print the size of the run and exit.
-        measure_peak: Whether to measure the rate of the device by a matrix product, in place of the table of cards.
+        measure_peak: Whether to measure the rate of the device by a matrix product, in place of the table of GPUs.
     """
 
     shards: Path
