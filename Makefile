@@ -43,8 +43,9 @@ lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff format --check sgdata sgmodel tests docs
 	$(BIN)/mypy
 
+# Without --quiet, which hides warnings from --strict too, so that broken links would pass.
 docs: $(VENV)/.docs  ## the documentation, into out/site; broken links and references fail
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict -f .mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f .mkdocs.yml
 
 fuzz: N = 100000
 fuzz: SEED = 1

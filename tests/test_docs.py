@@ -393,10 +393,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         "reference/recipes.md",
         "reference/cards.md",
     }
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
-        target = (page.parent / link).resolve()
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
+        target = (page.parent / link).resolve() if link else page
         in_docs = target.relative_to(DOCS).as_posix() if target.is_relative_to(DOCS) else ""
         assert target.exists() or in_docs in generated, f"{name(page)}: {link}"
+        if anchor and target.exists():
+            assert anchor in anchors(target), f"{name(page)}: {link}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of the headings of a page, made as Markdown's extension `toc` makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
 def test_every_page_is_in_the_navigation() -> None:
