@@ -105,11 +105,25 @@ class SpectralGPT(Backbone):
         return self.finish_maps(self.encode_maps(images))
 
     def encode_maps(self, images: Tensor) -> list[Tensor]:
-        """Encode images (N, C, H, W) into tokens (N, L, D), whose merge learns even if the encoder is frozen."""
+        """Encode images into tokens, whose merge learns even if the encoder is frozen.
+
+        Args:
+            images: Images (N, C, H, W), normalised.
+
+        Returns:
+            Tokens (N, L, D) as the only item.
+        """
         return [self._tokens(images)]
 
     def finish_maps(self, encoded: Sequence[Tensor]) -> list[Tensor]:
-        """Merge tokens (N, L, D) into the map (N, D, h, w), four times."""
+        """Merge tokens into maps.
+
+        Args:
+            encoded: Result of `encode_maps`.
+
+        Returns:
+            The same map (N, D, h, w), four times.
+        """
         return [self.merge(encoded[0])] * 4
 
     def pooled(self, images: Tensor) -> Tensor:
