@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sgdata.errors import SourceError
+from sgdata.errors import SgdataError, SourceError
 
 log = logging.getLogger("sgdata")
 T = TypeVar("T")
@@ -113,6 +113,30 @@ def agree(flags: Sequence[bool], device: torch.device) -> list[bool]:
     votes = torch.tensor(flags, dtype=torch.int32, device=device)
     distributed.all_reduce(votes, op=distributed.ReduceOp.MAX)
     return [bool(vote) for vote in votes.tolist()]
+
+
+def agreed(batches: Iterator[T], device: torch.device) -> Iterator[T]:
+    """Yield batches until that of one rank cannot be read; then raise on every rank, so that all of them can save.
+
+    Args:
+        batches: Batches of this rank, as many on every rank.
+        device: Device of the process group.
+
+    Raises:
+        SgdataError: A rank cannot read its batch.
+    """
+    while True:
+        batch, failure = None, None
+        try:
+            batch = next(batches, None)
+        except SgdataError as error:
+            failure = error
+        (failed,) = agree([failure is not None], device)
+        if failed:
+            raise failure or SourceError("another process of this run cannot read its samples, and says why")
+        if batch is None:
+            return
+        yield batch
 
 
 def gather(names: Sequence[str]) -> list[str]:

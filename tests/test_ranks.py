@@ -15,7 +15,7 @@ import pytest
 from synthetic_shards import contract, sample, write, write_pairs, write_scenes
 
 from sgdata import catalog
-from sgdata.shards import finish
+from sgdata.shards import finish, tar_format
 
 RECIPES = catalog.folder("recipes")
 SMALL = (
@@ -198,6 +198,34 @@ def test_a_killed_rank_ends_the_run_in_one_line_and_it_resumes(folder: Path, tmp
     assert done > 3
     run(folder, out, *more, "--stop-after=2", ranks=1, expected=3)
     assert json.loads((out / "checkpoint-last" / "training.json").read_text())["steps"] == done + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("program", "parallel", "settings", "steps"), [
+    ("pretrain", "fsdp", (*SMALL, "training.epochs=9", "training.log_every=1", "picture_every=3"), 3),
+    ("segment", "ddp", (*SEGMENT, "evaluate_every=2"), 3),
+])  # fmt: skip
+def test_a_sample_that_one_rank_cannot_score_ends_the_run_saved(
+    program: str, parallel: str, settings: tuple[str, ...], steps: int, alone: Path, tmp_path: Path
+) -> None:
+    """Each rank scores one of two samples; the second cannot be read. Mended, the run resumes after the saved step."""
+    folder, out = write(tmp_path / "shards", train=6, val=2), tmp_path / "run"
+    (tar,) = folder.glob("*-val-*.tar")
+    whole = tar.read_bytes()
+    row = next(row for row in tar_format.read_index(folder).to_pylist() if row["key"] == "toy-00007")
+    at = row["image_offset"] + row["image_size"] // 2
+    tar.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    words = command(folder, out, f"--parallel={parallel}", ranks=2, program=program, overrides=settings)
+    said = finished(words, expected=1)
+    assert "sample 'toy-00007'" in said
+    assert "sgmodel/train/" not in said  # no traceback of ours, beside that of torchrun
+    saved = json.loads((out / "checkpoint-last" / "training.json").read_text())["steps"]
+    assert saved == len(losses(out)) == steps
+    tar.write_bytes(whole)
+    finished(words)
+    assert len(losses(out)) == (14 if program == "pretrain" else 9)
+    if program == "pretrain":  # scoring changes nothing of the training
+        np.testing.assert_allclose(losses(out), losses(alone), rtol=2e-6)
 
 
 def wait_for_steps(out: Path, count: int) -> None:

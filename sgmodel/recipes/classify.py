@@ -288,7 +288,7 @@ def few(source: loader.Samples, targets: Tensor, recipe: ClassifyRecipe) -> list
 def score(setup: Setup, model: nn.Module, source: loader.Samples) -> Tensor:
     """Compute the logits (N, K) of every sample of `source` on all ranks together, on the CPU."""
     mine = distributed.share(loader.in_order(len(source), setup.scored_at_once))
-    batches = loader.load(source, (indices for indices, _ in mine), threads=1)
+    batches = training.scored_batches(setup, source, (indices for indices, _ in mine))
     logits: Tensor | None = None
     with loop.evaluating(model), setup.launch.autocast():
         for (indices, counting), batch in zip(mine, batches, strict=True):

@@ -100,7 +100,7 @@ def evaluate(setup: Setup, model: contrastive.Contrast, source: loader.Samples) 
     outputs = torch.zeros(2, len(source), setup.recipe.contrast.projection)
     with loop.evaluating(model):
         for (indices, counts), batch in zip(
-            mine, loader.load(source, (one for one, _ in mine), threads=1), strict=True
+            mine, training.scored_batches(setup, source, (one for one, _ in mine)), strict=True
         ):
             whole = training.normalised_pixels(setup, batch)
             with setup.launch.autocast():

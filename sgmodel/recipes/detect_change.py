@@ -192,7 +192,7 @@ def evaluate(setup: Setup, model: nn.Module, source: loader.Samples) -> Tensor:
         count -= count % setup.recipe.training.batch
     matrices = torch.zeros(len(source), 2, 2, dtype=torch.int64)
     mine = distributed.share(loader.in_order(count, setup.scored_at_once))
-    batches = loader.load(windows, (indices for indices, _ in mine), threads=1)
+    batches = training.scored_batches(setup, windows, (indices for indices, _ in mine))
     with loop.evaluating(model), setup.launch.autocast():
         for (_, counting), batch in zip(mine, batches, strict=True):
             # Windows of smaller scenes are padded, as in training.

@@ -312,7 +312,7 @@ def _reconstructions(
 ) -> Iterator[tuple[Tensor, Tensor, mae.Reconstruction]]:
     """Yield centre crops of the images of `plan`, where they hold data, and their reconstructions in epoch 0."""
     with loop.evaluating(model):
-        for batch in loader.load(source, plan, threads=1):
+        for batch in training.scored_batches(setup, source, plan):
             middle = augment.centre_crop(batch.valid_size, setup.recipe.model.image_px)
             images, seen = _view(setup, batch, middle)
             with setup.launch.autocast():

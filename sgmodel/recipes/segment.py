@@ -143,7 +143,7 @@ def _show(setup: Setup, model: nn.Module, source: loader.Samples, path: Path) ->
     rows = []
     with loop.evaluating(model):
         look = dense_prediction.CountingPredictor(setup, model)
-        for batch in loader.load(source, plan, threads=1):
+        for batch in training.scored_batches(setup, source, plan):
             ((image, target, predicted),) = dense_prediction.predict(setup, look, batch)
             rows.append(pictures.draw_segmentation(image[bands].nan_to_num(), target, predicted, colours))
     if distributed.lead():

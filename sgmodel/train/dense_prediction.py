@@ -116,7 +116,7 @@ def evaluate(
         # Samples of many tiles one by one, or scoring would take more memory than training.
         plan = list(loader.in_order(len(source), look.batch if (sizes == look.kind.ground_px).all() else 1))
         mine = distributed.share(range(len(plan)))
-        batches = loader.load(source, (plan[number] for number, _ in mine), threads=1)
+        batches = training.scored_batches(setup, source, (plan[number] for number, _ in mine))
         for turn, ((number, counting), batch) in enumerate(zip(mine, batches, strict=True)):
             predictions = predict(setup, look, batch)
             if distributed.is_sharded(model):
@@ -229,7 +229,7 @@ def fit_linear(
     square = torch.zeros(size, size, dtype=torch.float64)
     chosen = np.arange(0, len(source), -(-len(source) // LINEAR_SAMPLES))
     plan = (loader.BatchIndices(samples=one, epoch=np.zeros_like(one)) for one in chosen[:, None])
-    for batch in loader.load(source, plan, threads=1):
+    for batch in training.scored_batches(setup, source, plan):
         image = torch.cat([training.normalised_pixels(setup, batch, name) for name in names], dim=1)[0].cpu().double()
         target = training.labels(setup, batch)[0].long()
         x, y = image[:, target != setup.ignore].T, target[target != setup.ignore]

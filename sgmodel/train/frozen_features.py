@@ -86,7 +86,8 @@ def encode(
         limit_gb: Memory for the features, in 10^9 bytes.
     """
     mine = distributed.share(loader.in_order(len(source), setup.scored_at_once))
-    batches = loader.load(source, (indices for indices, _ in mine), threads=1)
+    loaded = loader.load(source, (indices for indices, _ in mine), threads=1)
+    batches = distributed.agreed(loaded, setup.launch.device)
     features: dict[str, Tensor] = {}
     with loop.evaluating(model.to(setup.launch.device)), setup.launch.autocast():
         for (indices, counting), batch in zip(mine, batches, strict=True):

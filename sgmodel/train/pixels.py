@@ -117,7 +117,7 @@ def angle(x: Array) -> Array:
 def _pixels(setup: training.TrainingSetup[Any], source: loader.Samples, mean_px: int) -> tuple[Array, Array, Array]:
     """Return features (P, D), changed (P,) bool, and the number of the sample of labelled pixels (P,)."""
     parts = []
-    for batch in loader.load(source, loader.in_order(len(source), 1), threads=1):
+    for batch in training.scored_batches(setup, source, loader.in_order(len(source), 1)):
         before, after = (training.normalised_pixels(setup, batch, f"image_{date}") for date in ("before", "after"))
         labels = training.labels(setup, batch)[0]
         kept = labels != setup.ignore

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdata import files, progress
-from sgdata.errors import ExitCode, ServiceError, SettingError, SgdataError, SourceError
+from sgdata.errors import ExitCode, ServiceError, SettingError, SourceError
 from sgdata.types import Contract
 from sgmodel import devices, distributed
 from sgmodel.data import band_selection, class_labels, loader, normalise, upsample
@@ -333,7 +333,8 @@ def run(
     plan = source.stream(training.batch, seed=training.seed, first=first, last=task.total)
     mine = (loader.rank_part(whole, rank=distributed.rank(), world=distributed.world()) for whole in plan)
     loaded = loader.load(source, mine, threads=paths.workers, pinned=task.launch.device.type == "cuda")
-    done = loop.steps(task.objective, _agreed(loaded, task.launch), task.updates, task.launch, first=first)
+    batches = distributed.agreed(loaded, task.launch.device)
+    done = loop.steps(task.objective, batches, task.updates, task.launch, first=first)
     # One progress bar, not one per process.
     if distributed.lead():
         done = progress.track(done, label="training steps", total=task.total - first)
@@ -341,20 +342,11 @@ def run(
         _run(_averaged(done, task), task, paths, report, ended)
 
 
-def _agreed(batches: Iterator[loader.Batch], launch: devices.Launch) -> Iterator[loader.Batch]:
-    """Yield batches until that of one rank cannot be read; then raise on every rank, so that all of them save."""
-    while True:
-        batch, failure = None, None
-        try:
-            batch = next(batches, None)
-        except SgdataError as error:
-            failure = error
-        (failed,) = distributed.agree([failure is not None], launch.device)
-        if failed:
-            raise failure or SourceError("another process of this run cannot read its samples, and says why")
-        if batch is None:
-            return
-        yield batch
+def scored_batches(
+    setup: TrainingSetup[Any], source: loader.SampleSource, plan: Iterator[loader.BatchIndices]
+) -> Iterator[loader.Batch]:
+    """Yield the batches of `plan` to score; a sample that one rank cannot read is an error on all of them."""
+    return distributed.agreed(loader.load(source, plan, threads=1), setup.launch.device)
 
 
 def _averaged(steps: Iterator[loop.Step], task: TrainingTask) -> Iterator[loop.Step]:
@@ -398,13 +390,12 @@ def _run(
     ended: Callable[[], bool],
 ) -> None:
     """Report the steps until the last, `ended`, a signal or `paths.stop_after`; save on the way and at the end."""
-    done, saved, together = 0, time.monotonic(), True
+    done, saved = 0, time.monotonic()
     with signals.deferred_signals() as stopped:
         try:
             for count, step in enumerate(steps, 1):
-                done, together = step.index + 1, distributed.world() == 1
+                done = step.index + 1
                 report(step)
-                together = True
                 # By the clock of rank 0 alone, since either all ranks save or none.
                 due = distributed.lead() and time.monotonic() - saved > 60 * paths.save_minutes
                 stop, due = distributed.agree([stopped(), due], task.launch.device)
@@ -414,9 +405,9 @@ def _run(
                     _save(task, paths.out, done)
                     saved = time.monotonic()
         except (SourceError, ServiceError):
-            # Saving takes all ranks, of which one alone may have failed to score. A checkpoint of a diverged model
-            # would replace one that can be used.
-            if not (together and _is_finite(task.model)):
+            # Samples that one rank cannot read are an error on all ranks, which saving takes. A checkpoint of a
+            # diverged model would replace one that can be used.
+            if not _is_finite(task.model):
                 raise
             _finish(task, paths.out, done)
             if not stopped():
