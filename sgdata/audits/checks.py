@@ -103,7 +103,7 @@ def check_ground(evidence: AuditEvidence) -> tuple[Check, ...]:
             keys[DISTANCE].update(second[j].keys)
         least, middle = float(near.nearest_m.min()), float(np.median(near.nearest_m))
         distances[f"{one} to {other}"] = {"nearest_m": round(least, 1), "median_m": round(middle, 1)}
-    message = f"samples lie within {REACH_M:.0f} m of another split, as far as a resampled 60 m pixel reaches"
+    message = f"samples are within {REACH_M:.0f} m of another split, as far as a resampled 60 m pixel reaches"
     return (
         _found(
             SHARED,
@@ -203,7 +203,7 @@ def check_coverage(evidence: AuditEvidence) -> Check:
                 (missing if expected >= EXPECTED else rare).append(f"{title} from {split}")
     message = f"missing: {', '.join(missing) or 'none'}"
     if rare:
-        message += f"; too rare to tell: {', '.join(rare)}"
+        message += f"; too rare to decide: {', '.join(rare)}"
     titles = dict(zip(space.ids, space.names, strict=True))
     figures = {split: {titles[n]: labels[n] for n in space.ids if n in titles} for split, labels in counts.items()}
     return _check(name, bool(missing), message, figures)

@@ -108,7 +108,7 @@ def write(
                 untold += 1
     if untold:
         log.warning(
-            "%d masks are reused, though servers tell no change of their scenes; remove %s if any did", untold, out
+            "%d masks are reused, but servers give no date of their scenes; remove %s if any has changed", untold, out
         )
     return out
 

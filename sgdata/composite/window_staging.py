@@ -35,7 +35,7 @@ log = logging.getLogger("sgdata")
 RETRY = retry.RetryPolicy(tries=3, wait_s=2.0)
 _PIECE = 2**20
 SAMPLE_ROWS = 64
-"""Rows of a staged window that are compared with a file whose server tells nothing of changes."""
+"""Rows of a staged window that are compared with a file whose server gives neither ETag nor date."""
 MARGIN_PX = 2
 """The cubic kernel reads two coarse pixels beyond the area; pixels at its edge must not depend on where it ends."""
 
@@ -77,7 +77,7 @@ class StagedWindow:
         dtype: NumPy type of the values.
         sha256: pixel hash.
         holes: whether some pixel of the area may have no data.
-        source: identity of the file they were read from (`sgdata.remote.identity`); "" where a server does not tell it.
+        source: identity of the file they were read from (`sgdata.remote.identity`); "" if a server gives none.
     """
 
     path: str
@@ -160,7 +160,7 @@ def _is_current(staged: StagedWindow, request: WindowRequest) -> bool:
     try:
         href = signing.sign(request.asset.href, request.tokens)
         current = identity.of_address(href, request.access)
-        if current == staged.source == "":  # a store, or a server that tells nothing
+        if current == staged.source == "":  # a store, or a server without ETags and dates
             return _has_same_sample(staged, request, href)
         if current is not None:
             return current == staged.source

@@ -254,7 +254,7 @@ def _missing_files(rows: Iterable[SampleRow], folder: Path) -> dict[SampleRow, s
 
 
 def _repeated(rows: Iterable[SampleRow], folder: Path) -> dict[SampleRow, str]:
-    """Return all rows that share a key: which of them is meant cannot be told."""
+    """Return all rows that share a key, since any of them may be the intended one."""
     counts = Counter(row.key for row in rows)
     return {row: f"{counts[row.key]} rows have this key, expected one" for row in rows if counts[row.key] > 1}
 

@@ -38,7 +38,7 @@ def sea(lines: Sequence[Any], area: Any) -> tuple[Any, str]:
             faces.append(face)
         elif left < SURE:
             unclear += 1
-    gaps = f"{unclear} pieces of ground lie between coastlines that end or contradict each other" if unclear else ""
+    gaps = f"{unclear} pieces of ground are between coastlines that end or contradict each other" if unclear else ""
     return shapely.union_all(faces), gaps
 
 

@@ -76,7 +76,7 @@ def shard_tasks(
     numbers: Counter[str] = Counter()
     shared = identity.of_files([*read, *([source] if source.is_file() else [])])
     chosen = (recipe.layout, recipe.codec, recipe.kernel, recipe.effort)
-    # The files of a table, and of a pair of builds, lie beside the document that names them.
+    # The files of a table, and of a pair of builds, are beside the document that names them.
     root = source if source.is_dir() else source.parent
     tasks = []
     for refs in groups:

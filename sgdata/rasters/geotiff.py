@@ -152,7 +152,7 @@ def _wanted(href: str) -> str:
     """Return the environment variables with which a user gives credentials to a server."""
     if href.startswith("s3://"):
         keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        return f" (the store wants {keys}, with AWS_REQUEST_PAYER=requester where readers pay)"
+        return f" (the store requires {keys}, with AWS_REQUEST_PAYER=requester where readers pay)"
     return " (the server may want headers in GDAL_HTTP_HEADERS)" if "://" in href else ""
 
 

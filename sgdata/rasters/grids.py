@@ -32,7 +32,7 @@ def snap_outward(bounds: Bounds, crs: str, *, gsd_m: float = 10, snap_m: float =
 def coarsen(grid: Grid, factor: int) -> Grid:
     """Return the grid over the same ground with pixels `factor` times as large; the shape must be divisible."""
     height, width = grid.shape
-    # A rest would shift the coarse pixels against the sensor's own, which lie on multiples of 20 m and 60 m.
+    # A rest would shift the coarse pixels against the sensor's own, which are at multiples of 20 m and 60 m.
     if height % factor or width % factor:
         raise SettingError(f"grid of {grid.shape} pixels does not divide by {factor}")
     shape = (height // factor, width // factor)

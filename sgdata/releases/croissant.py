@@ -54,7 +54,7 @@ def document(content: ReleaseContent) -> dict[str, Any]:
                 "@type": "cr:RecordSet",
                 "@id": "samples",
                 "name": "samples",
-                "description": "One row per sample: where its members lie in the tars, and what they hold.",
+                "description": "One row per sample: positions of its members in the tars, and their content.",
                 "key": {"@id": "samples/key"},
                 "field": [_field(name, kind, linked=bool(splits)) for name, kind in columns.items()],
             },

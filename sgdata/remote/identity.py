@@ -1,7 +1,7 @@
-"""Tell whether a source has changed since an earlier run read it, without reading it whole.
+"""Detect whether a source has changed since an earlier run read it, without reading all of it.
 
 Of a local file size, inode and times are compared, and the content of parts of it; of a file on a web server its ETag,
-date and size. Of scenes in a store, or on a server that tells none of these, pixels are compared where they are staged
+date and size. Of scenes in a store, or on a server that gives none of these, pixels are compared where they are staged
 (`sgdata.composite.window_staging`). Datasets may have millions of files: of these the content of a few is compared, the
 rest of all.
 """
@@ -58,8 +58,8 @@ def of_address(href: str, access: Access | None = None) -> str | None:
         with web.ask("GET", href, access=access, stream=True, headers=asked, timeout=5) as answer:
             if not answer.ok:
                 return None
-            told = [answer.headers.get(name, "") for name in ("ETag", "Last-Modified", "Content-Range")]
-            return files.sha256(files.canonical_json(told)) if any(told[:2]) else ""
+            headers = [answer.headers.get(name, "") for name in ("ETag", "Last-Modified", "Content-Range")]
+            return files.sha256(files.canonical_json(headers)) if any(headers[:2]) else ""
     except (requests.RequestException, SgdataError, ValueError):
         return None
 

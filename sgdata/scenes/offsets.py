@@ -90,7 +90,7 @@ class Decision:
     Attributes:
         offset: offset to add to the DN; None if undecided.
         problem: why it is undecided, of equal wording for scenes of one kind.
-        untestable: whether it is undecided because neither metadata nor pixels can tell, without a contradiction.
+        untestable: whether neither metadata nor pixels determine it, without a contradiction.
         warning: what to know of a decided offset.
     """
 

@@ -61,7 +61,7 @@ def _warped(areas: list[Area], lines: list[Line], seed: int) -> Place:
     ground = np.array([a.geometry for a in areas] + [one.geometry for one in lines], object)
     # A corner every 60 m, or a long straight edge would stay straight between its ends.
     bent = shapely.transform(shapely.segmentize(ground, 60), moved)
-    # Only what broke is mended: buffer(0) reorders the corners even of what is whole, and shared nodes matter.
+    # Only invalid polygons are repaired: buffer(0) also reorders the corners of valid ones, and shared nodes matter.
     bent = np.where(shapely.is_valid(bent), bent, shapely.buffer(bent, 0))
     kept = [replace(a, geometry=p) for a, shape in zip(areas, bent, strict=False) for p in shapes.polygons(shape, 60)]
     paths = [replace(one, geometry=path) for one, path in zip(lines, bent[len(areas) :], strict=True)]

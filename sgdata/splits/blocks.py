@@ -117,7 +117,7 @@ def split(boxes: Array, counts: Array, settings: SplitSettings) -> tuple[tuple[s
 
 
 def deal(blocks: Array, places: Array, counts: Array, shares: tuple[float, ...], seed: int) -> Array:
-    """Assign whole blocks to parts, whatever lies at their borders.
+    """Assign whole blocks to parts, without a gap at their borders.
 
     Args:
         blocks: (N,) number of the block that holds each sample.

@@ -187,7 +187,7 @@ def _lacking(model: nn.Module, missing: Sequence[str], own: State, state: State,
     """Return the `missing` weights of the encoder that are not left to the model on purpose.
 
     Those are position tables that are drawn again, or of which the file has another kind, a first layer that the recipe
-    makes anew, class tokens, and buffers that are computed.
+    replaces, class tokens, and buffers that are computed.
     """
     recipe = getattr(model, "recipe", None)
     new_first = recipe is not None and recipe.first_layer == "new"

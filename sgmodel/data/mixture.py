@@ -1,8 +1,8 @@
 """Mix several datasets into one stream by shares: a pure function of (seed, epoch).
 
 An epoch has as many positions as all datasets have samples. Each dataset gets exactly its share of them, at positions
-drawn anew in every epoch, and fills them from its own endless stream: no sample is repeated before all others of its
-dataset were used, over however many epochs. Values are rescaled to the scale of the dataset that is first by name.
+that are redrawn in every epoch, and fills them from its own endless stream: no sample is repeated before all others of
+its dataset were used, over however many epochs. Values are rescaled to the scale of the dataset that is first by name.
 """
 
 from __future__ import annotations

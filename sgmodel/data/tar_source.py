@@ -73,7 +73,7 @@ class Local:
         weakref.finalize(self, _close, list(self._files.values()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Open the tars anew in the process that unpickles this object."""
+        """Open the tars again in the process that unpickles this object."""
         return Local, (self._folder, tuple(self._files))
 
     def contents(self, spans: Sequence[Span]) -> list[memoryview]:
@@ -237,7 +237,7 @@ class Ranged:
         self._open()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Open the folder anew in the process that unpickles this object."""
+        """Open the folder again in the process that unpickles this object."""
         # With the secrets of a signed address, which the folder does not hold and another process does not have.
         return _reopened, (self._folder, urls.recall(self._url))
 

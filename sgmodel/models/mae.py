@@ -208,7 +208,7 @@ class MaskedAutoencoder(nn.Module):
     """SpectralGPT as pretrained: the encoder, a light decoder, and the loss.
 
     The model has the encoder's parts as its own (`encoder.adopt`), so that state-dict keys are the released ones. All
-    weights are drawn anew (`encoder.initialise`), also those of `encoder`; load trained ones afterwards.
+    weights are initialised (`encoder.initialise`), also those of `encoder`; load trained ones afterwards.
 
     Args:
         encoder: The encoder, whose parameters are used and not copied.

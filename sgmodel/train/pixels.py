@@ -141,7 +141,7 @@ def _trained(method: PixelMethod, x: Array, y: Array, seed: int) -> Score:
     if method == "logistic":
         model: Any = LogisticRegression(max_iter=1000)
     else:
-        # Without early stopping, whose held-out pixels would lie beside training pixels.
+        # Without early stopping, whose held-out pixels would be next to training pixels.
         model = HistGradientBoostingClassifier(
             max_iter=ROUNDS, max_leaf_nodes=LEAVES, early_stopping=False, random_state=seed
         )
