@@ -20,9 +20,10 @@ from sgdata.audits import findings
 from sgdata.errors import SettingError
 from sgdata.pages import ledger as shown
 from sgdata.shards import contracts
-from sgmodel.ledger import experiments, reproduce
+from sgmodel.ledger import experiments, published, reproduce
 from sgmodel.ledger import report as ledger_report
 from sgmodel.ledger.experiments import Before, LedgerPaths, LedgerRecipe, LedgerTable, Row
+from sgmodel.ledger.published import PublishedFigure
 from sgmodel.recipes.programs import PROGRAMS
 
 SET = ("bands=['B02', 'B03', 'B04']", "training.epochs=1", "training.batch=2", "augment.quarter_turns=false")
@@ -162,7 +163,8 @@ def test_runs_on_a_dask_cluster(paths: LedgerPaths, cluster: tuple[str, Any]) ->
 
 
 def test_rows_without_weights_or_data_have_no_number(paths: LedgerPaths) -> None:
-    absent = Row(name="w", start="published", weights="SpectralGPT+.pth", published={"miou": 0.51})
+    quoted = {"published": "SpectralGPT+", "protocol": "segmunich-paper"}
+    absent = Row(name="w", start="published", weights="SpectralGPT+.pth", **quoted)
     elsewhere = Row(name="d", start="random", before=(Before(recipe="train/pretrain-fmow-base.toml", data="fmow"),))
     assert reproduce.main(recipe(absent, elsewhere), paths) == 0
     weights, data = rows(paths)
@@ -172,8 +174,9 @@ def test_rows_without_weights_or_data_have_no_number(paths: LedgerPaths) -> None
         assert "cost" not in row
     assert weights["weights"]["where"] == "zenodo.org/records/8412455"
     text = (paths.out / "ledger.md").read_text()
-    assert "| w | published | 0.510 | not run: weights absent |  |  |  | weights absent |  |" in text
-    assert "| d | random |  | not run: data absent |  |  |  | data absent |  |" in text
+    cells = "not run: weights absent | segmunich-paper |  |  |  | weights absent, other data |  |"
+    assert f"| w | published | 0.510 | {cells}" in text
+    assert "| d | random |  | not run: data absent |  |  |  |  | data absent |  |" in text
     assert "zenodo.org/records/8412455" in (paths.out / "page" / "index.html").read_text()
 
 
@@ -203,7 +206,9 @@ def test_the_interval_over_seeds_is_students() -> None:
 
 
 def test_a_figure_of_one_seed_has_the_interval_of_its_run() -> None:
-    one = ledger_report.figure([{"miou": 0.5, "miou_interval": [0.4, 0.6]}], "miou", 0.6)
+    one = ledger_report.figure(
+        [{"miou": 0.5, "miou_interval": [0.4, 0.6]}], "miou", PublishedFigure(value=0.6, source="")
+    )
     assert (one["interval"], one["interval_over"]) == ([0.4, 0.6], "scored samples")
     assert one["gap"] == pytest.approx(-0.1)
     nested = ledger_report.figure([{"best_epoch": {"top1": 0.9}}], "best_epoch.top1", None)
@@ -276,9 +281,11 @@ def test_every_ledger_names_recipes_that_can_be_read(path: Path, tmp_path: Path)
     experiments.check(found)
     nowhere = LedgerPaths(data={}, out=tmp_path, programs=PROGRAMS)
     for table in found.tables:
+        for name in table.quoted:
+            assert all(set(each) & set(table.metrics) for each in published.figures(name).values())
         for row in table.rows:
             assert experiments.runs(found, table, row, nowhere)
-            assert set(row.published) <= set(table.metrics)
+            assert set(experiments.figures_of(table, row)) & set(table.metrics) or not row.published
             if path.stem == "paper":
                 assert {run.data for last in experiments.runs(found, table, row, nowhere) for run in last.chain} <= set(
                     found.data

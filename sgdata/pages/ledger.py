@@ -26,6 +26,8 @@ def build_blocks(document: dict[str, Any]) -> list[html.Block]:
             parts.append(html.Table(title=f"{name}: what follows", columns=("computed from the figures",), rows=said))
         parts += [chart for metric in table["metrics"] if (chart := _chart(table, metric))]
         parts.append(html.Table(title=name, columns=columns(table), rows=lines(table), caption=_caption(table)))
+        if table.get("protocols"):  # ledgers of version 0.1 have none
+            parts += [_protocols(table), _sources(table)]
         if table["audit"]:
             rows = tuple((each["check"], each["message"]) for each in table["audit"])
             parts.append(html.Table(title=f"{name}: audit of its data", columns=("check", "finding"), rows=rows))
@@ -64,7 +66,7 @@ def markdown(document: dict[str, Any]) -> str:
 def columns(table: dict[str, Any]) -> tuple[str, ...]:
     """Return the column names: two for each metric."""
     figures = [head for name in table["metrics"] for head in (f"{name} published", f"{name} here")]
-    return ("model", "weights", *figures, "seeds", "parameters", "steps", "why it differs", "audit")
+    return ("model", "weights", *figures, "protocol", "seeds", "parameters", "steps", "why it differs", "audit")
 
 
 def lines(table: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
@@ -76,12 +78,31 @@ def _line(table: dict[str, Any], row: dict[str, Any]) -> tuple[str, ...]:
     cells = []
     for number, name in enumerate(table["metrics"]):
         each = row["figures"][name]
-        state = "" if number or row["state"] == "run" else row["state"]
+        state = "" if number or row["state"] in ("run", "quoted") else row["state"]
         cells += [_number(each["published"]), _measured(each) or state]
     seeds = len(row["figures"][table["metrics"][0]]["values"])
     parameters, steps = _cost(row["cost"]) if "cost" in row else ("", "")
     findings = _findings(table) if row["state"] == "run" else ""
-    return (row["name"], row["start"], *cells, str(seeds or ""), parameters, steps, ", ".join(row["reasons"]), findings)
+    how = (row.get("protocol") or "", str(seeds or ""), parameters, steps, ", ".join(row["reasons"]), findings)
+    return (row["name"], row["start"], *cells, *how)
+
+
+def _protocols(table: dict[str, Any]) -> html.Table:
+    """Return what the published figures of a table were measured on."""
+    rows = tuple((each["name"], each["subject"], each["about"]) for each in table["protocols"])
+    return html.Table(title=f"{table['name']}: protocols", columns=("protocol", "measured on", "text"), rows=rows)
+
+
+def _sources(table: dict[str, Any]) -> html.Table:
+    """Return the source of each published figure of a table."""
+    cells = ((row, name, row["figures"][name]) for row in table["rows"] for name in table["metrics"])
+    rows = tuple(
+        (row["name"], name, _number(each["published"]), row["protocol"], each["source"])
+        for row, name, each in cells
+        if each["published"] is not None
+    )
+    columns = ("model", "figure", "published", "protocol", "source")
+    return html.Table(title=f"{table['name']}: sources of published figures", columns=columns, rows=rows)
 
 
 def _cost(cost: dict[str, Any]) -> tuple[str, str]:

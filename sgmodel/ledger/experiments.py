@@ -16,30 +16,32 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from os import environ
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sgdata import catalog, files
 from sgdata.errors import SettingError
 from sgdata.file_names import file_name
 from sgdata.shards import contracts
 from sgdata.types import Contract
-from sgmodel.train.program import Loaders, Program, ProgramName
+from sgmodel.ledger import published
+from sgmodel.train.program import Loaders, Mode, Program, ProgramName
 
 Start = Literal["random", "pretrained here", "published"]
-Reason = Literal[
-    "smaller model",
-    "smaller images",
-    "other data",
-    "other initial weights",
-    "fewer labels",
-    "fewer epochs",
-    "one seed",
-    "not published",
-    "weights absent",
-    "data absent",
-    "failed",
-]
-"""Why a figure differs from the published one, or is missing. The last five are computed, not declared in recipes."""
+Reason = (
+    Literal[
+        "smaller model",
+        "smaller images",
+        "other initial weights",
+        "fewer epochs",
+        "one seed",
+        "not published",
+        "weights absent",
+        "data absent",
+        "failed",
+    ]
+    | published.Difference
+)
+"""Why a figure differs from the published one, or is missing. From "one seed" on they are computed, not declared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,8 @@ class Row:
         weights: Published weights by their name in the fact table `published_weights`.
         set: Overrides of the recipe, after those of the table.
         seeds: Seeds; empty for those of the table.
-        published: Published figures by metric.
+        published: Model of the published figures, as in the fact table `published_figures`.
+        protocol: Protocol of these figures; empty for that of the table.
         reasons: Known reasons for a difference from the published figures.
     """
 
@@ -82,7 +85,8 @@ class Row:
     weights: str = ""
     set: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
-    published: dict[str, float] = field(default_factory=dict)
+    published: str = ""
+    protocol: str = ""
     reasons: tuple[Reason, ...] = ()
 
 
@@ -99,6 +103,8 @@ class LedgerTable:
         rows: The rows.
         set: Overrides of the recipe for all rows.
         seeds: Seeds; empty for those of the ledger.
+        protocol: What published figures of this table were measured on, as in the fact table `published_protocols`.
+        quoted: Protocols whose figures are listed below the rows, beside which nothing is run.
         compare: Pairs of row names; the ledger says of each pair whether the first is better.
         note: Text below the table.
     """
@@ -111,6 +117,8 @@ class LedgerTable:
     rows: tuple[Row, ...]
     set: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    protocol: str = ""
+    quoted: tuple[str, ...] = ()
     compare: tuple[tuple[str, str], ...] = ()
     note: str = ""
 
@@ -223,9 +231,36 @@ def check(recipe: LedgerRecipe) -> None:
         if repeated or missing:
             message = f"two rows {sorted(repeated)}" if repeated else f"compare names {sorted(missing)}, not a row"
             raise SettingError(f"table '{table.name}': {message}; give each row a name of its own")
+        for name in table.quoted:
+            published.figures(name)
         for row in table.rows:
             if row.weights:
                 source(row.weights)
+            figures_of(table, row)
+
+
+def figures_of(table: LedgerTable, row: Row) -> dict[str, published.PublishedFigure]:
+    """Return the published figures of a row by metric; none if it has none. Raises SettingError."""
+    if not row.published:
+        return {}
+    protocol = row.protocol or table.protocol
+    if not protocol:
+        raise SettingError(f"table '{table.name}', row '{row.name}': published without a protocol; add protocol = NAME")
+    return published.of_model(protocol, row.published)
+
+
+def differences(table: LedgerTable, row: Row, run: Run, paths: LedgerPaths) -> list[published.Difference]:
+    """Return how the data and settings of a row differ from those of its published figures; none without figures."""
+    if not row.published or table.data not in paths.data:
+        return []
+    folder, recipe = paths.data[table.data], tomllib.loads(run.recipe.decode())
+    return published.differences(
+        published.protocol(row.protocol or table.protocol),
+        contracts.read(folder),
+        folder,
+        labels=recipe["training"]["fraction"],
+        mode=recipe.get("mode", ""),
+    )
 
 
 def source(name: str) -> dict[str, str]:
@@ -341,6 +376,8 @@ def work(run: Run, recipe: LedgerRecipe, paths: LedgerPaths) -> RunCost:
     parameters, flops = _counted(program, seedless, classes, side)
     samples = _samples(run, own, paths, contract, outline) * training.fraction
     steps = math.ceil(training.epochs * round(samples) / training.batch)
+    if getattr(own, "mode", "finetune") not in get_args(Mode):  # nothing is trained, such as by neighbours
+        return RunCost(parameters=parameters, steps=0, flops=flops * samples)
     return RunCost(parameters=parameters, steps=steps, flops=flops * steps * training.batch)
 
 

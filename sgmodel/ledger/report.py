@@ -15,8 +15,9 @@ from sgdata import files
 from sgdata.audits import findings
 from sgdata.errors import SettingError
 from sgdata.shards import contracts
-from sgmodel.ledger import experiments
+from sgmodel.ledger import experiments, published
 from sgmodel.ledger.experiments import LedgerRecipe, LedgerTable, Reason, Row, Run
+from sgmodel.ledger.published import PublishedFigure
 
 Figure = dict[str, Any]
 
@@ -36,7 +37,11 @@ def table(recipe: LedgerRecipe, which: LedgerTable, paths: experiments.LedgerPat
         "note": which.note,
         "metrics": which.metrics,
         "data": data,
-        "rows": lines,
+        "rows": [*lines, *quoted(which)],
+        "protocols": [
+            {"name": name, "subject": published.protocol(name).subject, "about": published.protocol(name).about}
+            for name in dict.fromkeys(line["protocol"] for line in (*lines, *quoted(which)) if line["protocol"])
+        ],
         "sentences": [verdict(lines, pair, metric) for pair in which.compare for metric in which.metrics],
         "audit": [{"check": check.name, "message": check.message} for check in checks if check.state == "finding"],
         # Distinguishes data without an audit from an audit without findings.
@@ -50,14 +55,17 @@ def line(recipe: LedgerRecipe, which: LedgerTable, row: Row, paths: experiments.
     runs = experiments.runs(recipe, which, row, paths)
     done = absent is None and all(run.done for run in runs)
     results = [run.results for run in runs] if done else []
-    figures = {name: figure(results, name, row.published.get(name)) for name in which.metrics}
+    known = experiments.figures_of(which, row)
+    figures = {name: figure(results, name, known.get(name)) for name in which.metrics}
+    differences = experiments.differences(which, row, runs[0], paths)
     document: dict[str, Any] = {
         "name": row.name,
         "start": row.start,
         "state": "run" if done else f"not run: {absent or 'failed'}",
         "weights": experiments.source(row.weights) if row.weights else None,
         "figures": figures,
-        "reasons": reasons(row, figures) if done else [absent or "failed"],
+        "protocol": row.protocol or which.protocol if row.published else None,
+        "reasons": list(dict.fromkeys([*(reasons(row, figures) if done else [absent or "failed"]), *differences])),
     }
     if done:
         document["cost"] = cost(recipe, runs, results, paths)
@@ -66,24 +74,43 @@ def line(recipe: LedgerRecipe, which: LedgerTable, row: Row, paths: experiments.
     return document
 
 
+def quoted(which: LedgerTable) -> list[dict[str, Any]]:
+    """Return the rows of figures beside which nothing is run."""
+    return [
+        {
+            "name": model,
+            "start": "quoted",
+            "state": "quoted",
+            "weights": None,
+            "figures": {name: figure([], name, figures.get(name)) for name in which.metrics},
+            "protocol": protocol,
+            "reasons": [],
+            "runs": [],
+        }
+        for protocol in which.quoted
+        for model, figures in published.figures(protocol).items()
+    ]
+
+
 def describe(run: Run, *, done: bool) -> dict[str, Any]:
     """Return the folder of a run and the fingerprint of its recipe."""
     folder = f"runs/{run.folder.name}" if done else ""
     return {"folder": folder, "program": run.program, "seed": run.seed, "recipe_sha256": files.sha256(run.recipe)}
 
 
-def figure(results: Sequence[dict[str, Any]], name: str, published: float | None) -> Figure:
+def figure(results: Sequence[dict[str, Any]], name: str, known: PublishedFigure | None) -> Figure:
     """Return one metric with its interval: Student's over several seeds, the bootstrap's of the run for one."""
     values = [_at(result, name) for result in results]
     mean = statistics.fmean(values) if values else None
     single = results[0].get(f"{name}_interval") if len(results) == 1 else None
     return {
-        "published": published,
+        "published": known.value if known else None,
+        "source": known.source if known else None,
         "values": values,
         "mean": mean,
         "interval": single or interval(values),
         "interval_over": "scored samples" if single else "seeds" if len(values) > 1 else None,
-        "gap": None if mean is None or published is None else mean - published,
+        "gap": None if mean is None or known is None else mean - known.value,
     }
 
 

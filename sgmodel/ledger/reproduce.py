@@ -19,7 +19,7 @@ from sgdata import files, pool
 from sgdata.errors import ExitCode
 from sgdata.pages import html
 from sgdata.pages import ledger as shown
-from sgmodel.ledger import experiments, report
+from sgmodel.ledger import experiments, report, supplies
 from sgmodel.ledger.experiments import LedgerPaths, LedgerRecipe, Run
 
 TIMINGS = files.TIMINGS
@@ -110,15 +110,22 @@ def _sums_of_runs(out: Path) -> dict[str, str]:
 
 
 def plan(recipe: LedgerRecipe, paths: LedgerPaths, workers: int = 1) -> Iterator[str]:
-    """Yield a line per row with the missing runs, their steps and hours; runs that several rows share count once."""
+    """Yield a line per row with the missing runs, their steps and hours, then commands for the rows that cannot run.
+
+    Runs that several rows share count once. Shards in the default folders count as given.
+    """
     experiments.check(recipe)
+    given, found = paths, supplies.on_disk(recipe, paths.data)
+    paths = replace(given, data={**given.data, **found})
     counted: set[Path] = set()
     total = here = 0.0
+    possible = 0
     for table in recipe.tables:
         yield f"{table.name}  ({table.program} on {table.data}; {', '.join(table.metrics)})"
         for row in table.rows:
             left: dict[Path, Run] = {}
-            for last in experiments.runs(recipe, table, row, paths):
+            wanted = experiments.runs(recipe, table, row, paths)
+            for last in wanted:
                 left |= {run.folder: run for run in last.chain if not run.done and run.folder not in counted}
             works = [experiments.work(run, recipe, paths) for run in left.values()]
             hours = sum(recipe.start_s + work.flops / recipe.flops_per_s for work in works) / 3600
@@ -130,15 +137,21 @@ def plan(recipe: LedgerRecipe, paths: LedgerPaths, workers: int = 1) -> Iterator
                 message += f"; not to be run: {absent}"
             else:
                 here += hours
+                possible += 1
+            if differences := experiments.differences(table, row, wanted[0], paths):
+                message += f"; {row.protocol or table.protocol}: {', '.join(differences)}"
             yield f"  {row.name} ({row.start}): {message}"
             counted |= set(left)
             total += hours
+    rows = sum(len(table.rows) for table in recipe.tables)
+    yield f"{possible} of {rows} rows can be run with what is here"
     yield (
         f"{_format_hours(total)}, {_format_hours(here)} of them for rows whose inputs exist "
         f"({_format_hours(here / workers)} with --workers {workers} on an idle machine). "
         f"A run: {recipe.start_s:g} s + operations / {recipe.flops_per_s:.3g} FLOP/s; operations = 3 x those of one "
         "forward pass (about 2 x parameters x tokens) x steps x batch; 1 x for a frozen backbone"
     )
+    yield from supplies.commands(recipe, given, found)
 
 
 def _format_hours(hours: float) -> str:

@@ -31,7 +31,7 @@ from sgmodel.inference import predictor, tiling
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
 from sgmodel.train import finetune, frozen_features, loop, metrics, training
-from sgmodel.train.program import Program
+from sgmodel.train.program import Mode, Program
 from sgmodel.train.run_paths import RunPaths
 
 
@@ -64,7 +64,7 @@ class ClassifyRecipe(finetune.FinetuneRecipe):
     head_std: float = 0.0
     labels_from: Literal["labels", "mask"] = "labels"
     min_share: float = 0.05
-    mode: finetune.Mode | Literal["knn"] = "finetune"  # type: ignore[assignment]
+    mode: Mode | Literal["knn"] = "finetune"  # type: ignore[assignment]
     neighbours: int = 20
     shots: int = 0
     weighting: Literal["none", "balanced"] = "none"

@@ -25,7 +25,7 @@ from sgmodel.data import windows as win
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
 from sgmodel.train import dense_prediction, finetune, frozen_features, loop, metrics, pixels, training
-from sgmodel.train.program import Program
+from sgmodel.train.program import Mode, Program
 from sgmodel.train.run_paths import RunPaths
 
 CHANGE, SMALL = 1, 2
@@ -57,7 +57,7 @@ class ChangeRecipe(finetune.FinetuneRecipe, finetune.MapSettings):
     weighting: Literal["none", "balanced", "share"] = "none"  # type: ignore[assignment]
     unchanged_factor: float = 1.0
     drop_incomplete: bool = False
-    mode: finetune.Mode | pixels.PixelMethod = "finetune"  # type: ignore[assignment]
+    mode: Mode | pixels.PixelMethod = "finetune"  # type: ignore[assignment]
     mean_px: int = 1
     threshold: Literal["half", "chosen"] = "half"
 

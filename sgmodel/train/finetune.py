@@ -20,15 +20,12 @@ from sgmodel.checkpoints import cards
 from sgmodel.data import augment, loader, normalise, windows
 from sgmodel.models import factory, flops, heads
 from sgmodel.train import best_checkpoint, conclusion, frozen_features, loop, run_folder, training
+from sgmodel.train.program import Mode
 
 if TYPE_CHECKING:
     from sgmodel.train.run_paths import RunPaths
 
 logger = logging.getLogger("sgdata")
-
-Mode = Literal["finetune", "frozen", "linear-probe"]
-"""Train all weights; train the head on a frozen backbone; or train one linear layer after a normalisation without
-weights, on a frozen backbone."""
 
 R = TypeVar("R", bound="FinetuneRecipe")
 
