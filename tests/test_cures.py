@@ -1,7 +1,8 @@
-"""Test that the cure that a refusal of a training program names works, in its own words."""
+"""Test that refusals name a cure, and that the cure that a training program names works, in its own words."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 from collections.abc import Callable
@@ -23,6 +24,30 @@ from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
 from sgmodel.train import batching
 
 NONE = ("training.epochs=0",)
+
+ROOT = Path(__file__).resolve().parents[1] / "sgdata"
+VERBS = "give leave choose mend move correct try plan build remove set take keep draw swap ask download"
+CURE = re.compile(rf"(?:[;,] |\(| or )(?:{'|'.join(VERBS.split())})\b|TARGETS|OUTLINES")
+
+
+def spelled(node: ast.expr) -> str:
+    """Return a message with the names of its values."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(spelled(part) for part in node.values)
+    return str(node.value) if isinstance(node, ast.Constant) else ast.unparse(node)
+
+
+@pytest.mark.parametrize("folder", ["scenes", "remote"])
+def test_every_message_of_a_folder_says_what_to_do(folder: str) -> None:
+    messages = {}
+    for path in sorted((ROOT / folder).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+                kind, message = ast.unparse(node.exc.func), node.exc.args[0]
+                if kind in {"SettingError", "SourceError", "ServiceError"} and isinstance(message, ast.JoinedStr):
+                    messages[f"{path.name}:{node.lineno}"] = spelled(message)
+    assert len(messages) >= 5
+    assert {place: text for place, text in messages.items() if not CURE.search(text)} == {}
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import served
 from stac_wrap import wrap
 from test_segmunich import ground, recipe, run, scene
 
 from sgdata import files
 from sgdata.builds.build_recipe import BuildRecipe
 from sgdata.errors import SourceError
+from sgdata.remote import buckets
 from sgdata.scenes import lock, product_metadata
 
 __all__ = ["recipe"]
@@ -70,8 +72,64 @@ def test_too_much_is_refused_and_nothing_is_a_line_in_the_log(
     with pytest.raises(SourceError, match="at most 100 are read"):
         product_metadata.offset(str(path))
     assert product_metadata.offset(str(tmp_path / "none.xml")) is None
-    assert product_metadata.offset("s3://bucket/MTD.xml") is None
-    assert [record.message.split(":")[0] for record in caplog.records] == [str(tmp_path / "none.xml"), "s3"]
+    assert [record.message.split(":")[0] for record in caplog.records] == [str(tmp_path / "none.xml")]
+
+
+STORES = {
+    "s3": ("eodata/a.SAFE/MTD.xml", "Authorization", {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}),
+    "gs": ("storage/v1/b/eodata/o/a.SAFE%2FMTD.xml", "", {}),
+    "az": ("eodata/a.SAFE/MTD.xml", "sig=b", {"AZURE_STORAGE_SAS_TOKEN": "?sv=a&sig=b"}),
+    "http": ("a.SAFE/MTD.xml", "", {}),
+}
+
+
+@pytest.mark.parametrize("scheme", STORES)
+def test_metadata_in_stores_are_read_with_the_keys_of_the_user(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Amazon's kind wants a signature in a header, Azure's one in the URL; size and content are checked as on disk."""
+    name, secret, keys = STORES[scheme]
+    path = tmp_path / "store" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(xml(-1000))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def keyed(handler: served.Files, content: bytes) -> bool:
+        if not secret or secret in handler.headers or secret in handler.path:
+            return False
+        handler.give(403, b"")
+        return True
+
+    with served.serving(tmp_path / "store", keyed) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        monkeypatch.setenv("CPL_GS_ENDPOINT", server.url)
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"AccountName=a;BlobEndpoint={server.url}")
+        href = f"{server.url}/{name}" if scheme == "http" else f"{scheme}://eodata/a.SAFE/MTD.xml"
+        if secret:
+            assert product_metadata.offset(href) is None
+            assert "cannot be read" in caplog.text
+            assert "baseline and pixels decide" in caplog.text
+        for key, value in keys.items():
+            monkeypatch.setenv(key, value)
+        assert product_metadata.offset(href) == -1000
+        assert "sig=b" not in caplog.text
+        path.write_text(xml(-1000).replace("?>", "?>" + BOMB))
+        with pytest.raises(SourceError, match="declares a document type"):
+            product_metadata.offset(href)
+        monkeypatch.setattr(product_metadata, "PRODUCT_BYTES", replace(product_metadata.PRODUCT_BYTES, most=100))
+        with pytest.raises(SourceError, match="at most 100 are read"):
+            product_metadata.offset(href)
+
+
+def test_a_container_without_account_is_a_line_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert product_metadata.offset("az://c/MTD.xml") is None
+    assert "set AZURE_STORAGE_ACCOUNT" in caplog.text
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "acc")
+    assert buckets.blob_url("az://c/MTD.xml") == "https://acc.blob.core.windows.net/c/MTD.xml"
 
 
 @pytest.mark.parametrize(("inside", "shift", "expected"), [(0, 0, 0), (-1000, 1000, -1000), (0, 1000, "stops")])

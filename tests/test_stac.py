@@ -157,12 +157,22 @@ def test_an_item_without_projection_gets_the_zone_of_its_tile(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{}", "STAC None"), ("not json", "neither STAC nor"), ('{"type": "Feature"}', "cannot be read as STAC")],
+    [
+        ("{}", "type None is no STAC; give --stac a STAC API, catalogue"),
+        ('{"type": "Topology"}', "type 'Topology' is no STAC"),
+        ("not json", "neither STAC nor a list of addresses, begins with 'not json'; give --stac"),
+        ("<!doctype html>", "neither STAC nor a list of addresses, begins with '<!doctype html>'; give --stac"),
+        ("", "neither STAC nor a list of addresses, is empty; give --stac"),
+        ("[1, 2]", "holds a int, expected STAC objects; give --stac"),
+        ('{"type": "Feature"}', "cannot be read as STAC"),
+        ('{"type": "Catalog", "links": 7}', "cannot be read as STAC"),
+    ],
 )
 def test_inputs_that_are_not_catalogues_are_refused(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "catalog.json").write_text(content)
-    with pytest.raises((SettingError, SourceError), match=words):
+    with pytest.raises((SettingError, SourceError), match=words) as caught:
         search.search(str(tmp_path), query())
+    assert "\n" not in str(caught.value)
 
 
 def test_no_catalogue_there(tmp_path: Path) -> None:

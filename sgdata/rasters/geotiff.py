@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -49,12 +48,6 @@ READING = {
 """How files are read, unless the user sets these options of GDAL."""
 SAFE = {"GDAL_PAM_ENABLED": "NO", "GDAL_VRT_ENABLE_PYTHON": "NO"}
 
-CREDENTIALS = (
-    *("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"),
-    *("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SHARED_CREDENTIALS_FILE"),
-)
-ENDPOINTS = {"eodata": "https://eodata.dataspace.copernicus.eu"}
-"""Address of the store of a bucket that is not at Amazon: that of the Copernicus Data Space."""
 REFUSED = re.compile(r"\b40[13]\b|forbidden|access ?denied|invalidaccesskey|signature|credentials", re.IGNORECASE)
 
 
@@ -128,24 +121,13 @@ def gdal_options(href: str) -> dict[str, str]:
     """Return the options of GDAL with which a file is read, without those that the user chose."""
     from rasterio._env import get_gdal_config
 
-    options = READING | (_store(href) if href.startswith("s3://") else {})
+    options = READING
+    if href.startswith("s3://"):
+        from sgdata.remote import buckets  # not at the top: most rasters lie in no bucket
+
+        options = options | buckets.s3_options(href)
     # Of the environment, of GDAL's configuration file, or of a rasterio.Env around the call.
     return {name: value for name, value in options.items() if get_gdal_config(name) is None}
-
-
-def _store(href: str) -> dict[str, str]:
-    """Return how to ask the store of a bucket; settings of Amazon's tools that GDAL does not read are translated."""
-    environment = os.environ
-    signs = any(name in environment for name in CREDENTIALS) or Path("~/.aws/credentials").expanduser().is_file()
-    options = {"AWS_NO_SIGN_REQUEST": "NO" if signs else "YES"}
-    if "AWS_SHARED_CREDENTIALS_FILE" in environment:
-        options["CPL_AWS_CREDENTIALS_FILE"] = environment["AWS_SHARED_CREDENTIALS_FILE"]
-    known = ENDPOINTS.get(urlsplit(href).netloc, "")
-    if endpoint := environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or known:
-        scheme, host = urlsplit(endpoint)[:2]
-        options |= {"AWS_S3_ENDPOINT": host, "AWS_HTTPS": "NO" if scheme == "http" else "YES"}
-        options["AWS_VIRTUAL_HOSTING"] = "FALSE"
-    return options
 
 
 def _wanted(href: str) -> str:

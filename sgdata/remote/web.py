@@ -127,14 +127,15 @@ def chunks(
 
     url = urls.without_secrets(response.url)
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in ENCODINGS:
-        response.close()
-        raise SourceError(f"{url}: answer in encoding {encoding!r:.40}, expected gzip, deflate or none")
     declared = response.headers.get("Content-Length", "")
-    if limit and declared.isdigit():
-        limit.check(int(declared), f"{url}: answer announces")
     size = 0
     try:
+        if encoding not in ENCODINGS:
+            raise SourceError(
+                f"{url}: answer in encoding {encoding!r:.40}, expected gzip or none; download it"
+            )
+        if limit and declared.isdigit():
+            limit.check(int(declared), f"{url}: answer announces")
         while True:
             # One receive at a time, because a slow server could delay a full chunk indefinitely.
             chunk = response.raw.read1(CHUNK_BYTES, decode_content=True)

@@ -17,6 +17,8 @@ from sgdata.types import Bounds, Grid
 CORNER_DEGREES = 1e-6
 """How far corners of a rectangle may be off, a tenth of a metre, by rounding."""
 
+OUTLINES = "give --aoi a polygon in GeoJSON, GeoPackage, Shapefile, KML or GeoParquet"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Area:
@@ -62,7 +64,7 @@ def resolve(area: Area) -> Grid:
     """
     given = [name for name in ("grid", "bbox", "aoi", "place") if getattr(area, name) is not None]
     if len(given) != 1:
-        raise SettingError(f"area: {', '.join(given) or 'nothing'} given; expected one of grid, bbox, aoi, place")
+        raise SettingError(f"area: {', '.join(given) or 'nothing'} given; give one of --place, --bbox and --aoi")
     if area.feature is not None and area.aoi is None:
         raise SettingError(f"area.feature is {area.feature!r}, of no file; give --aoi FILE with --feature")
     if area.grid is not None:
@@ -72,7 +74,7 @@ def resolve(area: Area) -> Grid:
     if area.aoi is not None:
         vertices = shapely.get_coordinates(_polygon(Path(area.aoi), area.feature))
         return _over([(float(x), float(y)) for x, y in vertices], area)
-    raise SettingError(f"area: place {area.place!r} is only a name; expected its outline (osm.located)")
+    raise SettingError(f"area: place {area.place!r} is only a name, expected an outline; give it to locate_place first")
 
 
 def outline(area: Area, grid: Grid) -> str | None:
@@ -123,9 +125,9 @@ def _polygon(path: Path, feature: str | None) -> Any:
     try:
         features = vectors.read_features(path)
     except OSError as error:
-        raise SettingError(f"{path}: cannot be read: {error}; expected a polygon") from None
+        raise SettingError(f"{path}: cannot be read: {error}; {OUTLINES}") from None
     except SourceError as error:
-        raise SettingError(f"{error}; expected a polygon in WGS84") from None
+        raise SettingError(f"{error}; {OUTLINES}") from None
     chosen = features
     if feature is not None:
         numbered = [one for number, one in enumerate(features, 1) if str(number) == feature]
@@ -137,14 +139,18 @@ def _polygon(path: Path, feature: str | None) -> Any:
     shape = chosen[0].geometry
     if shape is None or shape.geom_type not in {"Polygon", "MultiPolygon"} or shape.is_empty:
         geometry_type = "no geometry" if shape is None or shape.is_empty else f"a {shape.geom_type}"
-        raise SettingError(f"{path}: feature {chosen[0].name!r} has {geometry_type}; expected a polygon")
+        raise SettingError(
+            f"{path}: feature {chosen[0].name!r} has {geometry_type}, expected a polygon; draw its outline"
+        )
     vertices = shapely.get_coordinates(shape)
     if not (np.abs(vertices) <= (180, 90)).all():
-        raise SettingError(f"{path}: holds {len(vertices)} vertices in degrees; expected a polygon in WGS84")
+        raise SettingError(
+            f"{path}: holds {len(vertices)} vertices beyond 180 or 90 degrees; give its CRS or save it in WGS84"
+        )
     parts = shapely.get_parts(shapely.make_valid(shapely.force_2d(shape)))
     polygons = [part for part in shapely.get_parts(parts) if part.geom_type == "Polygon"]
     if not polygons:
-        raise SettingError(f"{path}: feature {chosen[0].name!r} has no area; expected a polygon")
+        raise SettingError(f"{path}: feature {chosen[0].name!r} has no area, expected a polygon; draw its outline")
     return polygons[0] if len(polygons) == 1 else shapely.multipolygons(polygons)
 
 
@@ -154,7 +160,7 @@ def _edges(bbox: Bounds) -> list[tuple[float, float]]:
     if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
         raise SettingError(
             f"area: bbox {bbox}: expected WEST SOUTH EAST NORTH in degrees, west < east, south < north; "
-            "one across the date line has no single grid: build its two sides"
+            "correct it; of one across the date line build each side"
         )
     # 20 segments a side: over a city the curvature between two points is far below a pixel.
     sides = np.linspace(west, east, 21), np.linspace(south, north, 21)
@@ -170,7 +176,7 @@ def _over(points: list[tuple[float, float]], area: Area) -> Grid:
     if abs(lat) > 80 or max(lons) - min(lons) > 6:
         raise SettingError(
             f"area: centre {lat:.3f} N {lon:.3f} E, {max(lons) - min(lons):.1f} degrees wide; expected at most "
-            "6 degrees of longitude below 80 degrees of latitude (one UTM zone; none at the poles or the date line)"
+            "6 degrees of longitude below 80 degrees of latitude (one UTM zone); choose a smaller area, or its parts"
         )
     # By the centre alone, without the exceptions of Norway and Svalbard, which Sentinel-2 tiles do not follow either.
     zone = min(int((lon + 180) // 6) + 1, 60)
@@ -181,7 +187,7 @@ def _over(points: list[tuple[float, float]], area: Area) -> Grid:
         axes = []
     if {axis.unit_name for axis in axes} != {"metre"} or len(axes) != 2 or not crs.upper().startswith("EPSG:"):
         units = ", ".join(sorted({axis.unit_name for axis in axes})) or "none"
-        raise SettingError(f"area.crs: {crs} has axes in {units}; expected a projected CRS in metres, as EPSG:CODE")
+        raise SettingError(f"area.crs: {crs} has axes in {units}; give a projected CRS in metres, as EPSG:CODE")
     # 10 cm: the rounding of degrees to seven decimals must not push an edge over the next multiple of 60 m.
     xs, ys = (
         [round(value, 1) for value in axis]

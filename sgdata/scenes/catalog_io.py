@@ -18,6 +18,7 @@ from sgdata.remote import retry, web
 from sgdata.remote.access import REMOTE, access_of, admit
 
 TIMEOUT_S = 60.0
+TARGETS = "give --stac a STAC API, catalogue, collection, items as JSON, ndjson or GeoParquet, or a list of addresses"
 HEADERS = "SGDATA_STAC_HEADERS"
 """Environment variable with headers for requests to the catalogue, `NAME: VALUE`, one a line."""
 
@@ -62,7 +63,7 @@ class CatalogIO(StacApiIO):
         address = str(source.href if isinstance(source, pystac.Link) else source).partition("?")[0]
         document = documents.parse_json(self.read_text(source, *args, **kwargs), address)
         if not isinstance(document, dict):
-            raise SourceError(f"{address}: is a {type(document).__name__}, expected a STAC object")
+            raise SourceError(f"{address}: is a {type(document).__name__}, expected a STAC object; {TARGETS}")
         return document
 
     def without_headers(self, text: str) -> str:
@@ -85,7 +86,7 @@ def request_headers() -> dict[str, str]:
     for number, line in enumerate(os.environ.get(HEADERS, "").strip().splitlines(), 1):
         name, colon, value = (part.strip() for part in line.partition(":"))
         if not (name and colon and value and name.replace("-", "").isalnum() and line.isascii()):
-            raise SettingError(f"{HEADERS}: line {number} is no header; expected NAME: VALUE, one a line")
+            raise SettingError(f"{HEADERS}: line {number} is no header; give NAME: VALUE, one a line")
         headers[name] = value
     return headers
 

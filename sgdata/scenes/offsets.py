@@ -169,7 +169,9 @@ def _number(baseline: str) -> tuple[int, int]:
         major, minor = baseline.split(".")
         return int(major), int(minor)
     except ValueError:
-        raise SourceError(f"processing baseline {baseline!r}: expected two numbers such as '05.00'") from None
+        raise SourceError(
+            f"processing baseline {baseline!r}: expected two numbers such as '05.00'; leave the item out"
+        ) from None
 
 
 def count(scene_classes: Array, bands: Array) -> tuple[int, int, int, int, int]:

@@ -178,8 +178,8 @@ def _provider(item: pystac.Item, bands: tuple[str, ...]) -> tuple[str, dict[str,
     missing = [f"{band} ('{asset_keys()[name].get(band, '?')}')" for band in bands if band not in resolved[name]]
     if missing:
         raise SourceError(
-            f"item {item.id}: has no asset for {', '.join(missing)} as {name} names them; "
-            f"it has {', '.join(sorted(item.assets))[:120]}"
+            f"item {item.id}: has no asset for {', '.join(missing)} as {name} names them, "
+            f"only {', '.join(sorted(item.assets))[:120] or 'none at all'}; leave it out"
         )
     return name, resolved[name]
 

@@ -43,7 +43,8 @@ def parsed(content: bytes, name: str) -> int:
         raise SourceError(f"{name}: is no product metadata: {error!s:.80}; leave the scene out") from None
     if not root.tag.endswith("User_Product") or len(offsets) > 1:
         raise SourceError(
-            f"{name}: root {root.tag}, offsets {sorted(offsets)}; expected a User_Product with one offset for all bands"
+            f"{name}: root {root.tag}, offsets {sorted(offsets)}, expected a User_Product with one offset for all "
+            "bands; leave the scene out"
         )
     return offsets.pop() if offsets else 0
 
@@ -61,11 +62,14 @@ def _content(href: str, tokens: str, access: Access | None) -> bytes | None:
     """Return the bytes of a file; None, with a warning, if it cannot be read. Raises SourceError if it is too large."""
     import requests
 
+    from sgdata.remote import buckets  # not at the top: most metadata lie in no bucket
+
     try:
         if "://" not in href:
             return documents.read_bytes(Path(href), PRODUCT_BYTES)
-        # URLs of buckets that need keys (s3://) fail here; the pixels are tested all the same.
-        return _download(href, tokens, access)
+        if href.startswith(("s3://", "gs://")):
+            return buckets.read_object(href, PRODUCT_BYTES)
+        return _download(buckets.blob_url(href) if href.startswith("az://") else href, tokens, access)
     except (OSError, requests.RequestException, retry.TransientError, ValueError) as error:
         log.warning(
             "%s: product metadata cannot be read (%.80s): baseline and pixels decide", href, urls.redact(str(error))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import pystac
@@ -27,12 +27,10 @@ from sgdata import documents, parquet_tables, urls
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.file_names import file_name
 from sgdata.limits import CATALOG_DEPTH, SEARCH_ITEMS, SEARCH_PAGES
+from sgdata.scenes.catalog_io import TARGETS, CatalogIO
 from sgdata.scenes.parse_items import malformed_errors
 from sgdata.scenes.types import Unusable
 from sgdata.types import Bounds
-
-if TYPE_CHECKING:
-    from sgdata.scenes.catalog_io import CatalogIO
 
 PAGE, STALE_PAGES = 100, 3
 REFUSED_METHOD = (400, 403, 404, 405, 415, 501)
@@ -77,7 +75,7 @@ def _read_document(stac_io: CatalogIO, document: Any, address: str, wanted: Item
     if isinstance(document, str):  # a line of a list
         yield from _linked(stac_io, make_absolute_href(document, address), wanted, path=(address,))
     elif not isinstance(document, dict):
-        raise SourceError(f"{_shown(address)}: holds a {type(document).__name__}, expected STAC objects or addresses")
+        raise SourceError(f"{_shown(address)}: holds a {type(document).__name__}, expected STAC objects; {TARGETS}")
     elif document.get("type") == "FeatureCollection":
         if address.startswith("http") and any(link.get("rel") == "next" for link in _links(document)):
             # One page of many: asked again, for the area and the dates alone.
@@ -103,7 +101,8 @@ def _documents(content: bytes, address: str) -> Iterator[Any]:
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if text[:1] not in {"{", "["}:
         if not lines or any(set(line) & set(" <>\"{}'") for line in lines):
-            raise SourceError(f"{_shown(address)}: is neither STAC nor a list of addresses; begins with {text[:40]!r}")
+            begins = f"begins with {text[:40]!r}" if text else "is empty"
+            raise SourceError(f"{_shown(address)}: is neither STAC nor a list of addresses, {begins}; {TARGETS}")
         yield from lines
     elif len(lines) > 1 and _is_object(lines[0]):
         for line in lines:
@@ -179,8 +178,7 @@ def _walk(
     CATALOG_DEPTH.check(len(path), _shown(address))
     # Old collections have no type.
     if document.get("type") not in {"Catalog", "Collection"} and "stac_version" not in document:
-        expected = "a Catalog, a Collection, a FeatureCollection or items"
-        raise SettingError(f"{_shown(address)}: is a STAC {document.get('type')!r:.40}; expected {expected}")
+        raise SettingError(f"{_shown(address)}: JSON of type {document.get('type')!r:.40} is no STAC; {TARGETS}")
     is_remote = address.startswith("http")
     if is_remote and (endpoint := _endpoint(document, address)):
         yield from _search(stac_io, *endpoint, wanted)

@@ -159,7 +159,7 @@ def parse_dates(dates: str) -> tuple[date, date]:
     try:
         first, last = (date.fromisoformat(text) for text in dates.split("/"))
     except ValueError:
-        raise SettingError(f"dates {dates!r}: expected FIRST/LAST such as 2019-04-01/2020-03-31") from None
+        raise SettingError(f"dates {dates!r}: no two days; give FIRST/LAST such as 2019-04-01/2020-03-31") from None
     if first > last:
         raise SettingError(f"dates {dates!r}: the first day comes after the last; swap them")
     return first, last
@@ -181,16 +181,19 @@ def _read(address: str, query: Query, allow_private_hosts: bool) -> tuple[list[p
         for one in read_catalog.read(stac_io, start, wanted):
             if isinstance(one, Unusable):
                 unreadable.append(one)
-            else:
+                continue
+            try:
                 items.append(_with_utc_and_bbox(one))
+            except SourceError as error:
+                unreadable.append(Unusable(id=one.id, reason=str(error), scene=None))
     except FileNotFoundError as error:
         missing = error.filename or address
-        raise SettingError(f"{missing}: no such file; give --stac the URL or path of a STAC catalogue") from None
+        raise SettingError(f"{missing}: no such file; {catalog_io.TARGETS}") from None
     except parse_items.malformed_errors() as error:
         if refused := catalog_io.refusal(error):
             raise refused from None
         if not is_url(address):
-            raise SourceError(f"{address}: cannot be read as a STAC catalogue: {error!s:.200}") from None
+            raise SourceError(f"{address}: cannot be read as STAC: {error!s:.160}; {catalog_io.TARGETS}") from None
         status = getattr(error, "status_code", None)  # of pystac-client's APIError, whose text is the body alone
         reason = " ".join(f"{f'status {status}: ' if status else ''}{stac_io.without_headers(str(error))}".split())
         advice = f"give its key in {catalog_io.HEADERS}" if status in {401, 403} else "try later"
@@ -229,7 +232,9 @@ def _with_utc_and_bbox(item: pystac.Item) -> pystac.Item:
     import shapely.geometry
 
     if not isinstance(item.collection_id, str | None):
-        raise SourceError(f"item {item.id}: its collection is {item.collection_id!r:.60}, expected a name")
+        raise SourceError(
+            f"item {item.id}: its collection is {item.collection_id!r:.60}, expected a name; leave it out"
+        )
     when = item.datetime or item.common_metadata.start_datetime
     if when is not None:
         item.datetime = when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)
