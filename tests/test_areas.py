@@ -84,7 +84,7 @@ def test_a_file_in_metres_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.geojson"
     ring = [[6e5, 5e6], [6.1e5, 5e6], [6e5, 5.1e6], [6e5, 5e6]]
     path.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
-    with pytest.raises(SettingError, match="4 vertices in degrees"):
+    with pytest.raises(SettingError, match="coordinate is 5100000, in no CRS"):
         aoi.resolve(Area(aoi=str(path)))
 
 

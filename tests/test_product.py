@@ -48,7 +48,7 @@ FETCH = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]>'
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (xml(-1000, 0), r"offsets \[-1000, 0\]; expected a User_Product with one offset"),
+        (xml(-1000, 0), r"offsets \[-1000, 0\], expected a User_Product with one offset"),
         (xml("-1000.5"), "is no product metadata: invalid literal"),
         ("<html><body>Not here</body></html>", "root html"),
         ("<html><br>", "is no product metadata: no element found"),

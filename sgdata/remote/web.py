@@ -131,9 +131,7 @@ def chunks(
     size = 0
     try:
         if encoding not in ENCODINGS:
-            raise SourceError(
-                f"{url}: answer in encoding {encoding!r:.40}, expected gzip or none; download it"
-            )
+            raise SourceError(f"{url}: answer in encoding {encoding!r:.40}, expected gzip or none; download it")
         if limit and declared.isdigit():
             limit.check(int(declared), f"{url}: answer announces")
         while True:

@@ -145,7 +145,8 @@ def _polygon(path: Path, feature: str | None) -> Any:
     vertices = shapely.get_coordinates(shape)
     if not (np.abs(vertices) <= (180, 90)).all():
         raise SettingError(
-            f"{path}: holds {len(vertices)} vertices beyond 180 or 90 degrees; give its CRS or save it in WGS84"
+            f"{path}: a coordinate is {np.abs(vertices).max():.0f}, in no CRS, expected degrees; choose a file with "
+            "its CRS, or save it in WGS84"
         )
     parts = shapely.get_parts(shapely.make_valid(shapely.force_2d(shape)))
     polygons = [part for part in shapely.get_parts(parts) if part.geom_type == "Polygon"]
