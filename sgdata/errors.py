@@ -94,12 +94,14 @@ class OutputError(SgdataError):
 
 LIBRARIES = frozenset(
     {
-        "PIL", "aiohttp", "botocore", "fsspec", "imagecodecs", "json", "lzma", "numcodecs", "osmium", "pyarrow",
+        "PIL", "botocore", "fsspec", "imagecodecs", "json", "lzma", "numcodecs", "osmium", "pyarrow",
         "pyogrio", "pyproj", "rasterio", "requests", "safetensors", "shapely", "struct", "tarfile", "tifffile",
         "tomllib", "xml", "zipfile", "zlib",
     }
 )  # fmt: skip
 """Modules that raise exceptions of their own where they read damaged files."""
+NETWORK = frozenset({"aiohttp", "http", "pystac", "pystac_client", "urllib3"})
+"""Modules that raise exceptions of their own where a server ends an answer early or gives a wrong one."""
 
 
 def foreign(error: BaseException) -> str:
@@ -111,6 +113,10 @@ def foreign(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         what = error.filename or type(error).__name__
         return f"{what}: {error.strerror or text:.300}; check the path, its disk and the network"
+    if modules & NETWORK:
+        return f"{type(error).__name__}: {text:.300}; check the address and the network, or try again later"
+    if type(error).__name__ == "BrokenProcessPool":
+        return f"a worker process ended early ({text:.200}); use fewer --workers if memory is short, and try again"
     if isinstance(error, EOFError | RecursionError | UnicodeError) or modules & LIBRARIES:
         frames = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in frames if "/sgdata/" in frame.filename or "/sgmodel/" in frame.filename]
