@@ -109,18 +109,21 @@ WEST_MASKED[:, :30] = 0
 
 
 @pytest.mark.parametrize("crs", ["EPSG:32632", "EPSG:32633"])
-@pytest.mark.parametrize("kind", ["mask", "alpha"])
+@pytest.mark.parametrize("kind", ["mask", "alpha", "alpha beside five", "alpha of 0 and 1 beside five"])
 @pytest.mark.parametrize("dtype", ["uint16", "uint8"])
 def test_masks_and_alpha_inside_files_count(tmp_path: Path, kind: str, crs: str, dtype: str) -> None:
     values = plane(9, dtype)
     values[:, 30:] = 4
+    alpha = WEST_MASKED.astype(dtype) * (257 if dtype == "uint16" else 1)
+    band = 2 if "beside" in kind else None
     if kind == "mask":
         path = file(tmp_path / "a.tif", [values], mask=WEST_MASKED)
-    else:
-        path = file(
-            tmp_path / "a.tif", [values, WEST_MASKED.astype(dtype) * (257 if dtype == "uint16" else 1)], alpha=True
-        )
-    found = stage(tmp_path, Asset(href=str(path)), crs)
+    elif kind == "alpha":
+        path = file(tmp_path / "a.tif", [values, alpha], alpha=True)
+    else:  # GDAL takes the last band for a mask in files of two or four bands only
+        others = [plane(5, dtype), values, *(plane(n, dtype) for n in (6, 7, 8))]
+        path = file(tmp_path / "a.tif", [*others, np.minimum(alpha, 1) if "0 and 1" in kind else alpha], alpha=True)
+    found = stage(tmp_path, Asset(href=str(path), band=band), crs)
     missing = clear_score.BEYOND if dtype == "uint8" else 0
     assert set(np.unique(found)) == {4, missing}
     assert (found == 4).sum() == pytest.approx(30 * 60, rel=0.1)

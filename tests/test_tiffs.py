@@ -87,6 +87,19 @@ def test_the_georeference_equals_that_of_rasterio(tmp_path: Path, options: dict[
     assert small_tiff.place_metadata(picture)["crs"] == "EPSG:32632"
 
 
+@pytest.mark.parametrize("options", [{}, {"compress": "deflate"}, {"interleave": "pixel"}])
+def test_pixels_that_the_file_marks_as_missing(tmp_path: Path, options: dict[str, object]) -> None:
+    """0 marks missing data in these datasets; another number would be learned from as a value."""
+    held = int(PIXELS[1, 3, 4])
+    for nodata, refused in ((held, True), (0, False), (60_000, False), (None, False)):
+        content = geotiff(tmp_path / f"{nodata}.tif", "EPSG:32632", nodata=nodata, **options)
+        if refused:
+            with pytest.raises(SourceError, match=f"values are {held}, which the tag GDAL_NODATA marks as missing"):
+                small_tiff.read(content)
+        else:
+            np.testing.assert_array_equal(small_tiff.read(content).pixels, PIXELS)
+
+
 def test_an_image_without_georeference_has_none() -> None:
     assert small_tiff.place_metadata(small_tiff.read(written(PIXELS[0]))) == {}
 

@@ -153,17 +153,14 @@ def data_bands(dataset: DatasetReader) -> list[int]:
     return [band for band, kind in zip(dataset.indexes, dataset.colorinterp, strict=True) if kind != ColorInterp.alpha]
 
 
-def _alpha(dataset: DatasetReader, band: int) -> int | None:
-    """Return the number of the band that masks `band`, 0 for a mask of the dataset; None without a mask.
+def _alpha_bands(dataset: DatasetReader) -> list[int]:
+    """Return the numbers of the bands that mask the others; GDAL takes them for masks in files of two or four only."""
+    return sorted(set(dataset.indexes) - set(data_bands(dataset)))
 
-    A nodata tag is no mask, since 0 is a value in some layers.
-    """
-    from rasterio.enums import ColorInterp, MaskFlags
 
-    flags = dataset.mask_flag_enums[band - 1]
-    if MaskFlags.alpha in flags:
-        return int(dataset.colorinterp.index(ColorInterp.alpha)) + 1
-    return 0 if MaskFlags.per_dataset in flags else None
+def _has_mask(dataset: DatasetReader, band: int) -> bool:
+    """Return whether a band has a mask in the file or beside it; a nodata tag is no mask, since 0 may be a value."""
+    return not {flag.name for flag in dataset.mask_flag_enums[band - 1]} & {"all_valid", "nodata"}
 
 
 def read_header(dataset: DatasetReader, band: int = 1) -> Header:
@@ -196,10 +193,9 @@ def seen(dataset: DatasetReader, values: Array, window: Any) -> Array:
         if nodata is not None:
             known[at] &= values[at] != nodata
         # Masks only where a file has its own: GDAL also computes them from the number, which takes as long as reading.
-        if not {flag.name for flag in dataset.mask_flag_enums[number - 1]} & {"all_valid", "nodata"}:
+        if _has_mask(dataset, number):
             known[at] &= dataset.read_masks(number, window=window) != 0
-    # Read as bands, since GDAL takes them for masks in files of two or four bands only.
-    for number in set(dataset.indexes) - set(numbers):
+    for number in _alpha_bands(dataset):
         known &= dataset.read(number, window=window) != 0
     return known
 
@@ -222,7 +218,7 @@ def read_strips(dataset: DatasetReader, window: Window, *, band: int = 1, beyond
     import rasterio.windows
 
     block, dtype = dataset.block_shapes[band - 1][0], dataset.dtypes[band - 1]
-    is_masked = _alpha(dataset, band) is not None
+    is_masked, alphas = _has_mask(dataset, band), _alpha_bands(dataset)
     row_bytes = max(window.width, 1) * np.dtype(dtype).itemsize
     rows = max(STRIP_BYTES // (row_bytes * block), 1) * block
     row, end = window.row, window.row + window.height
@@ -239,6 +235,8 @@ def read_strips(dataset: DatasetReader, window: Window, *, band: int = 1, beyond
             values[values == dataset.nodata] = 0
         if is_masked:
             values[dataset.read_masks(band, window=place) == 0] = beyond
+        for alpha in alphas:
+            values[dataset.read(alpha, window=place) == 0] = beyond
         yield values
         row = stop
 
@@ -267,7 +265,7 @@ def read_warped(
                     rasterio.band(dataset, band), out, resampling=Resampling[how], tolerance=0, XSCALE=1, YSCALE=1,
                     dst_crs=grid.crs, dst_transform=Affine(*part.transform), dst_nodata=beyond,
                     src_nodata=dataset.nodata if beyond else dataset.nodata or 0,  # 0 is a value in masks
-                    src_alpha=_alpha(dataset, band) or 0,
+                    src_alpha=next(iter(_alpha_bands(dataset)), 0), SRC_ALPHA_MAX=1,  # all but 0 is visible
                 )  # fmt: skip
         yield np.where((nearest == beyond) | (values == beyond), nearest, values)
 

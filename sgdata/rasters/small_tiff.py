@@ -19,11 +19,11 @@ from sgdata.types import Array, Bounds
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES, _COUNTS, _PLANAR = 256, 257, 258, 259, 273, 277, 279, 284
 _PREDICTOR, _TILES, _FORMAT = 317, 322, 339
 # Classic TIFF only, which all these datasets use; BigTIFF is read by tifffile.
-_KINDS = {1: "B", 3: "H", 4: "I", 12: "d"}  # the types of the tags used here: BYTE, SHORT, LONG, DOUBLE
-_SCALE, _TIEPOINT, _MATRIX, _GEOKEYS = 33550, 33922, 34264, 34735
+_KINDS = {1: "B", 2: "s", 3: "H", 4: "I", 12: "d"}  # the types of the tags used here: BYTE, ASCII, SHORT, LONG, DOUBLE
+_SCALE, _TIEPOINT, _MATRIX, _GEOKEYS, _NODATA = 33550, 33922, 34264, 34735, 42113
 _GEOGRAPHIC_CODE, _PROJECTED_CODE = 2048, 3072
 _USED = {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES, _COUNTS, _PLANAR, _PREDICTOR, _TILES, _FORMAT}
-_USED |= {_SCALE, _TIEPOINT, _MATRIX, _GEOKEYS}
+_USED |= {_SCALE, _TIEPOINT, _MATRIX, _GEOKEYS, _NODATA}
 _DECODED = {1, 5, 8, 32773, 32946, 34925, 50000}
 """Compressions that decode into as many bytes as the strip declares: none, LZW, deflate, PackBits, LZMA and zstd."""
 
@@ -53,7 +53,8 @@ def read(content: bytes) -> TiffImage:
     """Read the one image in the bytes of a TIFF. Raises SourceError for any other content.
 
     Pages may be interleaved, planar or of a single band. So-called shaped series of tifffile, (H, W, C) arrays written
-    as H pages, are read whole, unlike by GDAL, which returns the first page only.
+    as H pages, are read whole, unlike by GDAL, which returns the first page only. An image with pixels of another
+    no-data number than 0 is refused: in the datasets of such files only 0 marks missing data, and not even that in all.
     """
     plain = _plain(content)
     if plain is not None:
@@ -69,7 +70,9 @@ def read(content: bytes) -> TiffImage:
             series = tiff.series[0]
             _check_declared(series, len(content))
             pixels = _bands_first(series.asarray(), series.axes, series.kind)
-            place = _place({tag.code: tag.value for tag in tiff.pages.first.tags})
+            tags = {tag.code: tag.value for tag in tiff.pages.first.tags}
+            _check_no_data(pixels, tags.get(_NODATA))
+            place = _place(tags)
     except SourceError:
         raise
     except Exception as error:  # damaged bytes make tifffile raise errors of many types
@@ -151,7 +154,18 @@ def _plain(content: bytes) -> TiffImage | None:
     if not data or len(data) != math.prod(shape) * dtype.itemsize:
         return None
     pixels = np.frombuffer(data, dtype).reshape(shape).transpose(2, 0, 1)
+    _check_no_data(pixels, tags.get(_NODATA, (None,))[0])
     return TiffImage(pixels=np.ascontiguousarray(pixels, dtype.newbyteorder("=")), place=place)
+
+
+def _check_no_data(pixels: Array, stated: object) -> None:
+    """Raise SourceError if pixels have the number, other than 0, that the tag GDAL_NODATA states as text."""
+    try:
+        number = float(stated.rstrip(b"\0") if isinstance(stated, bytes) else str(stated))
+    except ValueError:  # no tag, or no number: GDAL ignores such a tag too
+        return
+    if number and (count := np.count_nonzero(pixels == number)):
+        raise SourceError(f"{count} values are {number:g}, which the tag GDAL_NODATA marks as missing; expected 0")
 
 
 def _tags(content: bytes, order: str) -> dict[int, tuple[Any, ...]] | None:
