@@ -21,6 +21,7 @@ EXAMPLES = {
     "detect_change": "detect-change detect_change-demo-tiny --shards out/pairs",
     "predict": "predict --input out/build --weights out/runs/segment-demo-tiny/checkpoint-best",
     "convert": "convert SpectralGPT+.pth --out out/weights/spectralgpt-plus",
+    "sizes": "sizes base --px 128 --processes 8",
     "reproduce": "reproduce city --shards out/shards --shards out/pairs --out out/ledger",
 }
 
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     **{name: commands.training_command(name, load) for name, load in PROGRAMS.items()},
     "predict": commands.predict,
     "convert": commands.convert,
+    "sizes": commands.sizes,
     "reproduce": commands.reproduce_command(PROGRAMS),
 }
 for name, command in COMMANDS.items():

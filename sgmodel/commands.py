@@ -233,6 +233,26 @@ def convert(
     print(conversion.describe(conversion.convert(hub.resolve(source), out, at_least=at_least)))
 
 
+def sizes(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[base|large|huge]...", help="Sizes of the model.")
+    ] = None,
+    px: Annotated[int, typer.Option(min=8, help="Side of the images in pixels, a multiple of 8.")] = 128,
+    processes: Annotated[int, typer.Option(min=2, help="GPUs among which fsdp shards a model.")] = 8,
+) -> None:
+    """Print how large a batch fits on cards of 24 to 141 GB, by size, step, precision and sharding."""
+    from sgmodel.ledger import sizes as table
+
+    wanted = names or table.SIZES
+    if unknown := [name for name in wanted if name not in table.SIZES]:
+        raise SettingError(f"size {unknown[0]!r}: expected base, large or huge")
+    for line in table.table(cast("list[table.Size]", wanted), px=px, processes=processes):
+        print(line, flush=True)
+    print(
+        "\nBatches of one GPU; in brackets with training.recompute. Upper bounds of memory, counted on the meta device."
+    )
+
+
 # --- the ledger ----------------------------------------------------------------------------
 
 

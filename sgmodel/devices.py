@@ -22,7 +22,8 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 under autocast; half precision under autocast, with scaled gradients, as in the released code."""
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""The 16-bit formats of matrix products."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Launch:
     @property
     def half(self) -> torch.dtype | None:
         """16-bit format of matrix products; None for single precision."""
-        return _HALF.get(self.precision)
+        return HALF.get(self.precision)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which to run a forward pass."""
@@ -123,7 +124,7 @@ def peak_tflops(device: torch.device, precision: Precision = "bf16") -> float | 
     peak = next((peak for model, peak in PEAK.items() if re.search(rf"\b{model}\b", gpu)), None)
     if peak is None:
         return None
-    return peak.half if precision in _HALF else peak.tf32 if precision == "tf32" else peak.fp32
+    return peak.half if precision in HALF else peak.tf32 if precision == "tf32" else peak.fp32
 
 
 def measured_tflops(launch: Launch) -> float:

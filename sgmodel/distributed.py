@@ -175,7 +175,9 @@ def parallelise(
     if world() == 1:
         return model
     if parallel == "ddp":
-        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        # Gradients are views of the buffers that are exchanged, which would otherwise take as much memory again.
+        own = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True)
     mesh = init_device_mesh(device.type, (world(),))
     # Inputs are not cast: activations between the blocks stay in single precision, as without shards.
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)

@@ -21,7 +21,7 @@ LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, token
 # (360).
 BUDGETS = {"sgdata": 15_500, "sgmodel": 8_500, "simulation and demo": 2_500}
 # Modules that an edit to a module can reach in the mean, itself included; the target is 8.
-EDIT_REACH = 21.0
+EDIT_REACH = 21.2
 
 
 def code_lines(path: Path) -> int:

@@ -18,7 +18,7 @@ from sgdata.datasets import cards
 from sgdata.errors import SettingError
 from sgdata.shards import contracts, finish, tar_format
 from sgdata.splits import split_table
-from sgmodel.ledger import experiments, published, reproduce, supplies
+from sgmodel.ledger import costs, experiments, published, reproduce, supplies
 from sgmodel.ledger.experiments import LedgerPaths, Row
 from sgmodel.ledger.published import Protocol
 from sgmodel.recipes.programs import PROGRAMS
@@ -216,4 +216,4 @@ def test_rows_that_train_nothing_have_no_steps(tmp_path: Path) -> None:
     (table,) = [table for table in ledger.tables if table.name == "EuroSAT, k nearest neighbours"]
     nowhere = LedgerPaths(data={}, out=tmp_path, programs=PROGRAMS)
     (run,) = experiments.runs(ledger, table, table.rows[3], nowhere)
-    assert experiments.work(run, ledger, nowhere).steps == 0
+    assert costs.work(run, ledger, nowhere).steps == 0

@@ -20,7 +20,7 @@ from sgdata.audits import findings
 from sgdata.errors import SettingError
 from sgdata.pages import ledger as shown
 from sgdata.shards import contracts
-from sgmodel.ledger import experiments, published, reproduce
+from sgmodel.ledger import costs, experiments, published, reproduce
 from sgmodel.ledger import report as ledger_report
 from sgmodel.ledger.experiments import Before, LedgerPaths, LedgerRecipe, LedgerTable, Row
 from sgmodel.ledger.published import PublishedFigure
@@ -263,10 +263,10 @@ def test_findings_are_printed_next_to_the_figures_they_affect(paths: LedgerPaths
 def test_the_plan_counts_steps_and_hours(paths: LedgerPaths) -> None:
     lines = list(reproduce.plan(recipe(), paths))
     # Two runs of 4 samples x 1 epoch; 12 multiplications and additions a pixel, three times.
-    assert lines[1] == "  a (random): 2 runs, 4 steps, 0.0 min, up to 16 parameters"
+    assert lines[1] == "  a (random): 2 runs, 4 steps, 0.0 min, up to 16 parameters, 0.0 GB on a card of 24 GB"
     assert not paths.out.exists()
-    work = experiments.work(reproduce.possible_runs(recipe(), paths)[0], recipe(), paths)
-    assert work == experiments.RunCost(parameters=16, steps=2, flops=3 * 2 * 12 * 32**2 * 4)
+    work = costs.work(reproduce.possible_runs(recipe(), paths)[0], recipe(), paths)
+    assert work == costs.RunCost(parameters=16, steps=2, flops=3 * 2 * 12 * 32**2 * 4)
     nowhere = dataclasses.replace(paths, data={})
     with pytest.raises(SettingError, match="dataset 'toy' is not given"):
         list(reproduce.plan(recipe(), nowhere))

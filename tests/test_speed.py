@@ -58,13 +58,13 @@ def test_each_card_is_found_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_several_processes_share_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     where = devices.Launch(device=torch.device("cpu"), precision="fp32")
-    meter = devices.Meter(where=where, flops=1e12, peak=10.0)
+    meter = devices.Meter(launch=where, flops=1e12, peak=10.0)
     alone = meter.read(8, 2.0)
     monkeypatch.setenv("WORLD_SIZE", "4")
     together = meter.read(8, 2.0)
     assert (alone["tflops"], alone["mfu"]) == (4.0, 0.4)
     assert (together["tflops"], together["mfu"]) == (1.0, 0.1)
-    assert devices.Meter(where=where, flops=None, peak=10.0).read(8, 2.0)["mfu"] is None
+    assert devices.Meter(launch=where, flops=None, peak=10.0).read(8, 2.0)["mfu"] is None
 
 
 def test_the_peak_of_a_cpu_is_measured_on_request_alone() -> None:

@@ -6,25 +6,22 @@ of the name of its folder: changed runs get a new folder; runs shared by two tab
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 import time
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field
 from os import environ
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sgdata import catalog, files
 from sgdata.errors import SettingError
 from sgdata.file_names import file_name
 from sgdata.shards import contracts
-from sgdata.types import Contract
 from sgmodel.ledger import published
-from sgmodel.train.program import Loaders, Mode, Program, ProgramName
+from sgmodel.train.program import Loaders, ProgramName
 
 Start = Literal["random", "pretrained here", "published"]
 Reason = (
@@ -337,79 +334,6 @@ def _digest(path: Path) -> str:
     if path.is_dir():
         return files.sha256(files.compute_sums(path))
     return files.sha256_file(path) if path.exists() else path.name
-
-
-# --- cost ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunCost:
-    """Size of one run: parameters of the whole model, optimizer steps, floating-point operations."""
-
-    parameters: int
-    steps: int
-    flops: float
-
-
-def work(run: Run, recipe: LedgerRecipe, paths: LedgerPaths) -> RunCost:
-    """Compute the work of a run from its model, built on the meta device.
-
-    Raises:
-        SettingError: the dataset is neither among the shards given nor outlined in the ledger.
-    """
-    outline, contract = recipe.data.get(run.data), None
-    if run.data in paths.data:
-        contract = contracts.read(paths.data[run.data])
-    elif outline is None:
-        raise SettingError(f"dataset '{run.data}' is not given by --shards, nor under [data] of the ledger: add either")
-    program = paths.programs[run.program]()
-    own: Any = files.parse(program.recipe, tomllib.loads(run.recipe.decode()), str(run.folder))
-    training = own.training
-    if contract:
-        classes = len(contract.label_space.ids)
-    else:
-        classes = outline.classes if outline else 0
-    # A model that takes any size is counted at the size of the samples, or at 128 px where that varies or is unknown.
-    side = contract.shape[-1] if contract and contract.shape else 128
-    # All seeds of a row cost the same and are counted once.
-    seedless = files.toml(replace(own, training=replace(training, seed=0)))
-    parameters, flops = _counted(program, seedless, classes, side)
-    samples = _samples(run, own, paths, contract, outline) * training.fraction
-    steps = math.ceil(training.epochs * round(samples) / training.batch)
-    if getattr(own, "mode", "finetune") not in get_args(Mode):  # nothing is trained, such as by neighbours
-        return RunCost(parameters=parameters, steps=0, flops=flops * samples)
-    return RunCost(parameters=parameters, steps=steps, flops=flops * steps * training.batch)
-
-
-def _samples(run: Run, recipe: Any, paths: LedgerPaths, contract: Contract | None, outline: Outline | None) -> int:
-    if contract is None:
-        return outline.train if outline else 0
-    if run.program == "detect_change":
-        from sgmodel.data import loader, windows
-
-        pairs = loader.Samples(paths.data[run.data], recipe.training.split, ("image_before", "mask"))
-        return len(windows.Windows(pairs, recipe.windows))
-    return sum(contract.splits.values()) if recipe.training.split == "all" else contract.splits[recipe.training.split]
-
-
-@cache
-def _counted(program: Program[Any], document: bytes, classes: int, side: int) -> tuple[int, float]:
-    """Return the number of parameters and the floating-point operations of one sample in a training step."""
-    import torch
-
-    from sgmodel.models import flops, specs
-
-    recipe: Any = files.parse(program.recipe, tomllib.loads(document.decode()), program.name)
-    with torch.device("meta"):
-        model = program.model(recipe, classes)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    spec = specs.describe(model)
-    if program.name == "pretrain":
-        return parameters, flops.training_sample(spec, recipe.model.image_px, mask_ratio=recipe.mask_ratio)
-    if isinstance(spec, specs.TaskSpec):
-        spec = replace(spec, probe=recipe.mode == "linear-probe")
-    passes, compared = flops.TRAINED if recipe.mode == "finetune" else 1, recipe.training.division.largest
-    return parameters, flops.training_sample(spec, recipe.model.px or side, passes=passes, compared=compared)
 
 
 # --- training ------------------------------------------------------------------------------

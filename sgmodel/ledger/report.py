@@ -15,7 +15,7 @@ from sgdata import files
 from sgdata.audits import findings
 from sgdata.errors import SettingError
 from sgdata.shards import contracts
-from sgmodel.ledger import experiments, published
+from sgmodel.ledger import costs, experiments, published
 from sgmodel.ledger.experiments import LedgerRecipe, LedgerTable, Reason, Row, Run
 from sgmodel.ledger.published import PublishedFigure
 
@@ -149,8 +149,8 @@ def cost(
     recipe: LedgerRecipe, runs: Sequence[Run], results: Sequence[dict[str, Any]], paths: experiments.LedgerPaths
 ) -> dict[str, Any]:
     """Return the cost of the first seed: parameters, steps and operations, including runs that it starts from."""
-    own = experiments.work(runs[0], recipe, paths)
-    before = [experiments.work(run, recipe, paths) for run in runs[0].chain[:-1]]
+    own = costs.work(runs[0], recipe, paths)
+    before = [costs.work(run, recipe, paths) for run in runs[0].chain[:-1]]
     return {
         "parameters": own.parameters,
         "steps": results[0].get("steps", own.steps),

@@ -19,7 +19,7 @@ from sgdata import files, pool
 from sgdata.errors import ExitCode
 from sgdata.pages import html
 from sgdata.pages import ledger as shown
-from sgmodel.ledger import experiments, report, supplies
+from sgmodel.ledger import costs, experiments, report, supplies
 from sgmodel.ledger.experiments import LedgerPaths, LedgerRecipe, Run
 
 TIMINGS = files.TIMINGS
@@ -114,6 +114,8 @@ def plan(recipe: LedgerRecipe, paths: LedgerPaths, workers: int = 1) -> Iterator
 
     Runs that several rows share count once. Shards in the default folders count as given.
     """
+    from sgmodel.ledger import sizes  # with torch, which training in processes of their own does not need
+
     experiments.check(recipe)
     given, found = paths, supplies.on_disk(recipe, paths.data)
     paths = replace(given, data={**given.data, **found})
@@ -127,12 +129,13 @@ def plan(recipe: LedgerRecipe, paths: LedgerPaths, workers: int = 1) -> Iterator
             wanted = experiments.runs(recipe, table, row, paths)
             for last in wanted:
                 left |= {run.folder: run for run in last.chain if not run.done and run.folder not in counted}
-            works = [experiments.work(run, recipe, paths) for run in left.values()]
+            works = [costs.work(run, recipe, paths) for run in left.values()]
             hours = sum(recipe.start_s + work.flops / recipe.flops_per_s for work in works) / 3600
             absent = experiments.missing_input(table, row, paths)
             message = f"{len(left)} runs, {sum(work.steps for work in works):,} steps, {_format_hours(hours)}"
             if works:
-                message += f", up to {max(work.parameters for work in works):,} parameters"
+                message += f", up to {max(work.parameters for work in works):,} parameters, "
+                message += sizes.describe(max(costs.peak_memory(run, recipe, paths) for run in left.values()))
             if absent:
                 message += f"; not to be run: {absent}"
             else:
@@ -149,7 +152,8 @@ def plan(recipe: LedgerRecipe, paths: LedgerPaths, workers: int = 1) -> Iterator
         f"{_format_hours(total)}, {_format_hours(here)} of them for rows whose inputs exist "
         f"({_format_hours(here / workers)} with --workers {workers} on an idle machine). "
         f"A run: {recipe.start_s:g} s + operations / {recipe.flops_per_s:.3g} FLOP/s; operations = 3 x those of one "
-        "forward pass (about 2 x parameters x tokens) x steps x batch; 1 x for a frozen backbone"
+        "forward pass (about 2 x parameters x tokens) x steps x batch; 1 x for a frozen backbone. Memory: at most, on "
+        "one GPU at the batch and precision of the recipe; 'sgmodel sizes' has other batches, precisions and shards"
     )
     yield from supplies.commands(recipe, given, found)
 
