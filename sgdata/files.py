@@ -31,7 +31,7 @@ LABELS, LABEL_SOURCE, USAGE = "labels.tif", "label_source.tif", "usage.json"
 PATCHES, LOCK = "patches.parquet", "segmunich.lock.json"
 INDEX, QUARANTINE, AUDIT, CROISSANT = "index.parquet", "quarantine.jsonl", "audit.json", "croissant.json"
 METRICS, TIMINGS, RESULTS, LEDGER = "metrics.jsonl", "timings.jsonl", "results.json", "ledger.json"
-BAND_CHECK = "fingerprints.json"
+BAND_CHECK, SCORED = "fingerprints.json", "scored.parquet"
 # Files and folders that contain times. SHA256SUMS omits them, so that equal runs have equal sums.
 TIMED = (SUMMARY, TIMINGS, "tensorboard")
 LOG = ".log"

@@ -43,6 +43,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "log_every": _COUNT, "evaluate_every": _COUNT_OR_NONE, "picture_every": (0, 10**9), "lr": (0, 1e38),
     "warmup_epochs": (0, 10**6), "weight_decay": (0, 10**6), "clip_norm": (0, 10**9), "unchanged_factor": (0, 10**9),
     "patience": _COUNT_OR_NONE, "focal": (0, 100), "dice": _SHARE, "shots": _COUNT_OR_NONE, "neighbours": _COUNT,
+    "penalty": (1e-9, 10**9), "block_m": (1, 10**8), "gap_m": (0, 10**8), "draws": (1, 100),
     "overlap": (0, 0.75),
     "weight_token": (0, 10**9), "weight_spectral": (0, 10**9), "flops_per_s": (1, 10**21), "start_s": (0, 10**9),
     "betas": (0, 1 - 1e-12), "layer_decay": (1e-6, 1), "fraction": _SHARE, "mixture": (0, 10**9), "eps": (0, 10**6),

@@ -23,6 +23,7 @@ BASELINES = {
         encoder=encoder.EncoderConfig(image_px=32, group_bands=12, width=16, depth=2, heads=2),
     ),
     "linear": factory.ModelRecipe(backbone="linear"),
+    "statistics": factory.ModelRecipe(backbone="statistics"),
     "unet": factory.ModelRecipe(backbone="unet", widths=(8, 16)),
     "satmae": factory.ModelRecipe(
         backbone="satmae",

@@ -177,11 +177,12 @@ def cropped(sample: Sample, step: int) -> Sample:
     return replace(sample, arrays=cut, meta={})
 
 
+NEAR = {"distance between splits", "side by side"}
 PLANTED: dict[str, tuple[Plant, set[str]]] = {
     "nothing": (lambda samples: samples, set()),
-    "overlapping windows": (moved(80), {"shared pixels", "distance between splits"}),
-    "the same place on other days": (on_other_days, {"same place, other date", "distance between splits"}),
-    "neighbours": (moved(160), {"distance between splits"}),
+    "overlapping windows": (moved(80), {"shared pixels", "overlapping footprints", *NEAR}),
+    "the same place on other days": (on_other_days, {"same place, other date", *NEAR}),
+    "neighbours": (moved(160), NEAR),
     "a duplicate": (
         one_more(lambda s: replace(s, meta={})),
         {"exact duplicates"},
@@ -284,7 +285,7 @@ def test_workers_and_repetition_do_not_change_bytes(tmp_path: Path) -> None:
         audit_page.write(tmp_path / name, audited(tmp_path / "in", workers=workers))
     assert (tmp_path / "one/audit.json").read_bytes() == (tmp_path / "two/audit.json").read_bytes()
     assert (tmp_path / "one/index.html").read_bytes() == (tmp_path / "two/index.html").read_bytes()
-    assert audit_findings.read(tmp_path / "one/audit.json").findings == 2
+    assert audit_findings.read(tmp_path / "one/audit.json").findings == 4
 
 
 # --- builds and datasets as distributed ----------------------------------------------------

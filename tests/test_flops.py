@@ -65,7 +65,7 @@ SPECS: dict[str, specs.ModelSpec] = {
     for name, recipe in baselines.BASELINES.items()
     for kind in ("classifier", "segmenter", "change")
     # torch itself counts the backbones of timm; one case each for classes, a pyramid and a grid of maps.
-    if name in ("linear", "unet", "satmae") or (kind, name) in TIMM
+    if name in ("linear", "statistics", "unet", "satmae") or (kind, name) in TIMM
 }
 
 

@@ -72,7 +72,7 @@ EDGE_LIBRARIES = {
     *("rasterio", "requests", "pystac", "pystac_client", "osmnx", "osmium", "shutil", "subprocess", "socket"),
 }
 # What training may import of sgdata: nothing that needs GDAL. Prediction alone reads and writes rasters.
-WITHOUT_GDAL = {"", "remote", "shards", "pages", "audits"}
+WITHOUT_GDAL = {"", "remote", "shards", "splits", "pages", "audits"}
 
 
 def is_type_checking(node: ast.AST) -> bool:

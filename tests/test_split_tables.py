@@ -325,3 +325,75 @@ def test_the_shipped_table_is_made_again_and_keeps_its_gap(real: Path, tmp_path:
     for cells in table.columns.values():
         held, train = np.isin(cells, ("val", "test")), np.isin(cells, DrawSettings.budgets)
         assert nearest.nearest(place[held], place[train])[0].min() > 1_999
+
+
+# --- neighbours and overlaps ---------------------------------------------------------------
+
+
+def squares(east_m: list[float], north_m: list[float], side: float = 640.0) -> Ground:
+    """Return squares at offsets in metres from 46 N, 11 E."""
+    per_degree = np.array([77_473.0, 111_163.0])
+    return Ground(
+        longitude=11 + np.array(east_m) / per_degree[0],
+        latitude=46 + np.array(north_m) / per_degree[1],
+        size_m=np.full((len(east_m), 2), side),
+    )
+
+
+def test_side_by_side_is_neither_diagonal_nor_across_a_gap() -> None:
+    of = squares([650, 650, 0, 760, 0], [0, 650, -660, 0, 30])
+    assert nearest.side_by_side(of, squares([0], [0])).tolist() == [True, False, True, False, True]
+
+
+def test_overlaps_are_the_share_of_the_smaller_footprint() -> None:
+    ground = squares([0, 320, 640.5, 5_000], [0, 0, 0, 0])
+    pairs, share = nearest.overlapping(ground)
+    found = {tuple(pair): round(each, 2) for pair, each in zip(np.sort(pairs).tolist(), share.tolist(), strict=True)}
+    assert found == {(0, 1): 0.5, (1, 2): 0.5}
+    inner = Ground(latitude=np.array([46.0, 46.0]), longitude=np.array([11.0, 11.001]), size_m=np.array([[1200.0] * 2, [100.0] * 2]))  # fmt: skip # noqa: E501
+    assert nearest.overlapping(inner)[1].tolist() == pytest.approx([1.0])
+
+
+def test_an_audit_counts_neighbours_and_overlaps_of_a_published_split(tmp_path: Path) -> None:
+    source = synthetic.eurosat_rgb(tmp_path / "source")
+    # A row of images 650 m apart, the last of which covers half of the one before.
+    keys = [f"{name}_{n}" for name in ("AnnualCrop", "River") for n in (1, 2, 3)]
+    places = squares([0, 650, 1_300, 1_950, 2_600, 2_920], [0] * 6)
+    rows = [f"{key}\t{places.latitude[at]}\t{places.longitude[at]}" for at, key in enumerate(keys)]
+    (tmp_path / "it.tsv").write_text("\n".join(["name\tlatitude\tlongitude", *rows]) + "\n")
+    (tmp_path / "eurosat-train.txt").write_text("AnnualCrop_1\nAnnualCrop_3\nRiver_2\n")
+    (tmp_path / "eurosat-val.txt").write_text("AnnualCrop_2\nRiver_3\n")
+    (tmp_path / "eurosat-test.txt").write_text("River_1\n")
+    words = [
+        "audit",
+        str(source),
+        "--dataset",
+        "eurosat",
+        "--edition",
+        "rgb",
+        "--coordinates",
+        str(tmp_path / "it.tsv"),
+    ]
+    words += ["--split", "random", "--splits", str(tmp_path)]
+    done = CliRunner().invoke(app, [*words, "--json"])
+    assert done.exit_code == 3, done.output
+    by_name = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    shares = {"train to test": 1.0, "train to val": 1.0, "test to val": 0.0}
+    assert by_name["side by side"]["figures"]["shares"] == shares
+    assert by_name["side by side"]["figures"]["samples"] == 3
+    overlap = by_name["overlapping footprints"]
+    assert overlap["figures"] == {"pairs": 1, "samples": 2, "pairs_across_splits": 1}
+    assert by_name["distance between splits"]["figures"]["train to val"]["nearest_m"] < 20
+
+
+def test_overlaps_within_a_split_are_counted_and_no_finding(tmp_path: Path) -> None:
+    source = synthetic.eurosat_rgb(tmp_path / "source", classes=("River",), each=2)
+    (tmp_path / "it.tsv").write_text("name\tlatitude\tlongitude\nRiver_1\t44\t20\nRiver_2\t44.003\t20\n")
+    inputs = select.Inputs(coordinates=tmp_path / "it.tsv")
+    from sgdata.audits import checks
+
+    subject = gather.detect_subject(source, dataset="eurosat", edition="rgb", split="", inputs=inputs)
+    by_name = {check.name: check for check in checks.judge(gather.gather(subject)).checks}
+    assert by_name["overlapping footprints"].state == "pass"
+    assert by_name["overlapping footprints"].figures["pairs"] == 1
+    assert by_name["side by side"].state == "not applicable"

@@ -25,6 +25,9 @@ from sgdata.types import DISPLAY
 # A 60 m pixel resampled to 10 m reaches 60 m to either side: nearer samples share measurements.
 REACH_M = 120.0
 SHARED, SAME_PLACE, DISTANCE = "shared pixels", "same place, other date", "distance between splits"
+SIDE_BY_SIDE, OVERLAP = "side by side", "overlapping footprints"
+# Coordinates and pixel sizes of published datasets are uncertain by up to a fiftieth of a side.
+OVERLAP_SHARE = 0.05
 # With three expected samples a class is missing from a split by chance in 5 % of cases (Poisson).
 EXPECTED = 3.0
 # Single samples may show calm water in one band; a band that is constant in 5 % of them is broken.
@@ -86,21 +89,27 @@ def check_readable(evidence: AuditEvidence) -> Check:
 
 
 def check_ground(evidence: AuditEvidence) -> tuple[Check, ...]:
-    """Check for shared pixels, the same place on another date, and the distance between splits."""
-    names = (SHARED, SAME_PLACE, DISTANCE)
+    """Check for shared pixels, the same place on another date, distances between splits, and overlaps in all."""
+    names = (SHARED, SAME_PLACE, DISTANCE, SIDE_BY_SIDE)
     placed = {split: _places(facts) for split, facts in evidence.splits.items()}
-    if len(placed) < 2:
-        return tuple(_check(name, "not applicable", "there is one split only") for name in names)
     if not all(placed.values()):
-        return tuple(_check(name, "undecided", "not every split has coordinates") for name in names)
+        return tuple(_check(name, "undecided", "not every split has coordinates") for name in (*names, OVERLAP))
+    overlap = _check_overlap(placed)
+    if len(placed) < 2:
+        return (*(_check(name, "not applicable", "there is one split only") for name in names), overlap)
     keys: dict[str, set[str]] = {name: set() for name in names}
     distances: dict[str, dict[str, float]] = {}
+    beside: dict[str, float] = {}
     for (one, first), (other, second) in combinations(placed.items(), 2):
         near = proximity.compare(_columns(first), _columns(second))
         for i, j in near.shared.tolist():
             keys[SHARED if _same_day(first[i].date, second[j].date) else SAME_PLACE].update(second[j].keys)
         for j in np.flatnonzero(near.nearest_m < REACH_M).tolist():
             keys[DISTANCE].update(second[j].keys)
+        touching = proximity.find_side_by_side(_columns(first), _columns(second))
+        neighbours = {key for j in np.flatnonzero(touching).tolist() for key in second[j].keys}
+        keys[SIDE_BY_SIDE] |= neighbours
+        beside[f"{one} to {other}"] = round(len(neighbours) / sum(len(place.keys) for place in second), 4)
         least, middle = float(near.nearest_m.min()), float(np.median(near.nearest_m))
         distances[f"{one} to {other}"] = {"nearest_m": round(least, 1), "median_m": round(middle, 1)}
     message = f"samples are within {REACH_M:.0f} m of another split, as far as a resampled 60 m pixel reaches"
@@ -113,7 +122,40 @@ def check_ground(evidence: AuditEvidence) -> tuple[Check, ...]:
         ),
         _found(SAME_PLACE, sorted(keys[SAME_PLACE]), "samples show ground that another split shows on another day", {}),
         _found(DISTANCE, sorted(keys[DISTANCE]), message, distances),
+        _found(
+            SIDE_BY_SIDE,
+            sorted(keys[SIDE_BY_SIDE]),
+            f"samples lie side by side with one of another split: {_shares(beside)}",
+            {"shares": beside},
+        ),
+        overlap,
     )
+
+
+def _shares(beside: dict[str, float]) -> str:
+    return ", ".join(f"{share:.1%} from {pair}" for pair, share in beside.items())
+
+
+def _check_overlap(placed: dict[str, list[FootprintGroup]]) -> Check:
+    """Check for samples of the whole dataset whose footprints overlap; within a split that is a remark."""
+    places = [(split, place) for split, several in placed.items() for place in several]
+    first = {place.footprint: at for at, (_, place) in reversed(list(enumerate(places)))}
+    distinct = [places[at][1] for at in sorted(first.values())]
+    splits: dict[Footprint, set[str]] = defaultdict(set)
+    keys: dict[Footprint, list[str]] = defaultdict(list)
+    for split, place in places:
+        splits[place.footprint].add(split)
+        keys[place.footprint] += place.keys
+    pairs = proximity.find_overlaps(_columns(distinct), OVERLAP_SHARE)
+    both = [(distinct[i].footprint, distinct[j].footprint) for i, j in pairs.tolist()]
+    across = [pair for pair in both if len(splits[pair[0]] | splits[pair[1]]) > 1]
+    samples = {key for footprint in {each for pair in both for each in pair} for key in keys[footprint]}
+    message = (
+        f"{len(both)} pairs of footprints share more than {OVERLAP_SHARE:.0%} of their ground "
+        f"({len(samples)} samples), {len(across)} pairs across splits"
+    )
+    figures = {"pairs": len(both), "samples": len(samples), "pairs_across_splits": len(across)}
+    return _check(OVERLAP, bool(across), message, figures, sorted(key for pair in across for key in keys[pair[1]]))
 
 
 def _same_day(one: str | None, other: str | None) -> bool:

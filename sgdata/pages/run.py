@@ -23,6 +23,7 @@ PICTURES = {
     "pretrain": ("Reconstructions", "as it is, what the encoder saw, what the decoder made of it"),
     "segment": ("Predictions", "image, label, prediction"),
 }
+BY_DISTANCE = "Score by distance to the nearest training sample"
 Steps = Sequence[dict[str, Any]]
 
 
@@ -102,6 +103,7 @@ def _results(run: Path) -> list[html.Block]:
     plain = {name: _text(value) for name, value in results.items() if name != "confusion"}
     rows = tuple((name, text) for name, text in plain.items() if text)
     parts: list[html.Block] = [html.Table(title="Figures", columns=("figure", "value"), rows=rows)]
+    parts += by_distance(results)
     for name, values in results.items():
         if isinstance(values, dict) and all(isinstance(value, int | float | None) for value in values.values()):
             # In the order of the label space: a document of ours is sorted by name.
@@ -117,6 +119,22 @@ def _results(run: Path) -> list[html.Block]:
     return parts
 
 
+def by_distance(results: dict[str, Any]) -> list[html.Table]:
+    """Return the table of scores by distance to the training samples, none for runs without."""
+    bands = results.get("by_distance") or []
+    if not bands:
+        return []
+    try:
+        (name,) = (key for key in bands[0] if key not in ("band", "samples") and not key.endswith("_interval"))
+        rows = tuple(
+            (str(each["band"]), f"{each['samples']:,}", _text(each[name]), _text(each[f"{name}_interval"] or ""))
+            for each in bands
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        raise SourceError(f"'by_distance' of the results is {bands!r:.80}, expected a list of bands") from None
+    return [html.Table(title=BY_DISTANCE, columns=("distance", "samples", name, "95 % interval"), rows=rows)]
+
+
 def _square(counts: Any, path: Path) -> list[list[int]]:
     """Return a confusion matrix. Raises SourceError where it is no square of numbers."""
     rows = counts if isinstance(counts, list) else []
@@ -128,7 +146,7 @@ def _square(counts: Any, path: Path) -> list[list[int]]:
 
 def _text(value: Any) -> str:
     """Format a figure, an interval or a word; '' for values that have a block of their own."""
-    if isinstance(value, list) and len(value) == 2:
+    if isinstance(value, list | tuple) and len(value) == 2:
         return " to ".join(_text(end) for end in value)
     if isinstance(value, float):
         return f"{value:.4f}"

@@ -15,6 +15,9 @@ from sgdata.types import Array
 # WGS 84: semi-major axis in metres, and square of the first eccentricity.
 _AXIS_M, _E2 = 6_378_137.0, 0.006_694_379_990_14
 
+SIDES = 1.1
+"""Distance of the centres of neighbours in sides of a sample: neither diagonal nor with another sample between."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
@@ -81,6 +84,36 @@ def nearest(of: Ground, to: Ground) -> tuple[Array, Array]:
         left = left[(centres[:, -1] - half[left] < metres[left]) & (count < len(to))]
         count *= 4
     return metres, index
+
+
+def side_by_side(of: Ground, to: Ground) -> Array:
+    """Return (N,) whether the nearest centre of another set is at most SIDES of a sample's side away.
+
+    Args:
+        of: N samples.
+        to: M samples to compare with, at least one.
+    """
+    from scipy.spatial import cKDTree
+
+    _, index = cKDTree(_ecef(to)).query(_ecef(of))
+    sides = (of.size_m.mean(axis=1) + to.size_m[index].mean(axis=1)) / 2
+    return np.asarray(np.hypot(*offsets(of, to[index]).T) <= SIDES * sides)
+
+
+def overlapping(ground: Ground) -> tuple[Array, Array]:
+    """Find the pairs of N samples whose footprints overlap.
+
+    Returns:
+        (K, 2) indices of the two, and (K,) the shared area as a share of the smaller one.
+    """
+    from scipy.spatial import cKDTree
+
+    reach = np.hypot(*ground.size_m.max(axis=0, initial=0))
+    pairs = cKDTree(_ecef(ground)).query_pairs(reach, output_type="ndarray")
+    one, other = ground[pairs[:, 0]], ground[pairs[:, 1]]
+    shared = np.minimum((one.size_m + other.size_m) / 2 - offsets(one, other), np.minimum(one.size_m, other.size_m))
+    share = np.maximum(shared, 0).prod(axis=1) / np.minimum(one.size_m.prod(axis=1), other.size_m.prod(axis=1))
+    return pairs[share > 0], share[share > 0]
 
 
 def between(one: Ground, other: Ground) -> Array:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from sgdata.errors import SettingError
+from sgdata.shards import tar_format
 
 
 def subset(keys: Sequence[str], fraction: float, *, seed: int) -> list[int]:
@@ -37,3 +39,28 @@ def in_order(keys: Sequence[str], *, seed: int) -> list[int]:
     """
     digests = [hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in keys]
     return sorted(range(len(keys)), key=digests.__getitem__)
+
+
+def within_budget(folder: Path, split: str, budget: str) -> list[str]:
+    """Return the keys of the samples that a label budget of a split table has.
+
+    Args:
+        folder: Folder of shards.
+        split: Name of the split.
+        budget: Name of the budget, such as "20" or "10%".
+
+    Raises:
+        SettingError: No sample of the split is in such a budget.
+        SourceError: The index is missing or damaged.
+    """
+    index = tar_format.read_index(folder)
+    columns = [index[name].to_pylist() if name in index.column_names else [] for name in ("key", "split", "budgets")]
+    rows = [(key, budgets or ()) for key, of, budgets in zip(*columns, strict=False) if of == split]
+    keys = [key for key, budgets in rows if budget in budgets]
+    if not keys:
+        known = ", ".join(sorted({name for _, budgets in rows for name in budgets})) or "none"
+        raise SettingError(
+            f"training.budget is {budget!r:.40}: split '{split}' of {folder} has no samples of it, only of {known}; "
+            "pack the data with a split table, such as --split ground-0"
+        )
+    return keys

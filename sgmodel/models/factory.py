@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sgdata.errors import SettingError
-from sgmodel.models import adapt, backbones, spectralgpt, upernet
+from sgmodel.models import adapt, backbones, image_statistics, spectralgpt, upernet
 from sgmodel.models import encoder as enc
 from sgmodel.models.satmae import GroupVit, SatmaeConfig
 from sgmodel.models.token_reduction import TokenReduction
@@ -18,8 +18,8 @@ class ModelRecipe:
     """The table [model] of a downstream recipe.
 
     Attributes:
-        backbone: "spectralgpt" (with [model.encoder]), "satmae" (with [model.satmae]), "linear", "unet", or
-            "timm:NAME" for any backbone of timm.
+        backbone: "spectralgpt" (with [model.encoder]), "satmae" (with [model.satmae]), "linear", "unet",
+            "statistics" (of whole images), or "timm:NAME" for any backbone of timm.
         encoder: Size of the SpectralGPT encoder.
         satmae: Size of the SatMAE encoder.
         head: Widths of the dense head; None for the released ones.
@@ -77,6 +77,8 @@ def baseline(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
             return backbones.Pixels(bands)
         case "unet":
             return backbones.UNet(bands, recipe.widths)
+        case "statistics":
+            return image_statistics.ImageStatistics(bands)
         case "satmae" if recipe.satmae is not None:
             return GroupVit(recipe.satmae, bands)
         case "timm":
@@ -84,7 +86,7 @@ def baseline(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
             from sgmodel.models.timm_backbone import TimmBackbone
 
             return TimmBackbone(name, bands, recipe.image_px, recipe.options)
-    known = "'satmae' with a table [model.satmae], 'linear', 'unet' or 'timm:NAME'"
+    known = "'satmae' with a table [model.satmae], 'linear', 'unet', 'statistics' or 'timm:NAME'"
     if kind != "spectralgpt":
         known = f"'spectralgpt', {known}"
     raise SettingError(f"model.backbone is {recipe.backbone!r}: expected {known}")

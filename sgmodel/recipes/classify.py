@@ -30,7 +30,7 @@ from sgmodel.data.subset import in_order
 from sgmodel.inference import predictor, tiling
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
-from sgmodel.train import finetune, frozen_features, loop, metrics, training
+from sgmodel.train import finetune, frozen_features, loop, metrics, nearness, neighbours, training
 from sgmodel.train.program import Mode, Program
 from sgmodel.train.run_paths import RunPaths
 
@@ -48,8 +48,12 @@ class ClassifyRecipe(finetune.FinetuneRecipe):
         head_std: Standard deviation with which the head is re-initialised after weights were loaded; 0 keeps it.
         labels_from: Where labels come from; "mask" gives a scene the classes that cover at least `min_share` of it.
         min_share: Share of a mask that a class must cover to be a label.
-        mode: As elsewhere, or "knn", which trains nothing: the classes of the most similar training samples vote.
+        mode: As elsewhere, or one that trains no weights of the backbone: "knn", the classes of the most similar
+            training samples vote, or "logistic", scikit-learn's logistic regression on standardised features.
         neighbours: Number of training samples that vote with `mode` "knn".
+        votes: Weights of these votes: "cosine" by the similarity of features, or "equal" for the nearest by Euclidean
+            distance of standardised features.
+        penalty: Strength of the L2 penalty with `mode` "logistic".
         shots: Training samples of each class that are used, those with the lowest SHA-256 of "<fraction_seed>:<key>";
             0 for all.
         weighting: Class weights of the loss; "balanced" is total / (classes x samples of the class).
@@ -64,8 +68,10 @@ class ClassifyRecipe(finetune.FinetuneRecipe):
     head_std: float = 0.0
     labels_from: Literal["labels", "mask"] = "labels"
     min_share: float = 0.05
-    mode: Mode | Literal["knn"] = "finetune"  # type: ignore[assignment]
+    mode: Mode | Literal["knn", "logistic"] = "finetune"  # type: ignore[assignment]
     neighbours: int = 20
+    votes: Literal["cosine", "equal"] = "cosine"
+    penalty: float = 1.0
     shots: int = 0
     weighting: Literal["none", "balanced"] = "none"
     class_weights: tuple[float, ...] = ()
@@ -77,6 +83,7 @@ class ClassifyRecipe(finetune.FinetuneRecipe):
         finetune.check_class_weights(self.weighting, self.class_weights)
 
 
+FROZEN = ("knn", "logistic")
 Setup = training.TrainingSetup[ClassifyRecipe]
 
 
@@ -110,16 +117,18 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
         source = loader.Samples(paths.shards, source.split, ("image",), keys=keys, verify=source.verify)
         source.contract, train_targets = contract, train_targets[chosen]
     true = cache(partial(targets, recipe=recipe))
+    single = setup.contract.label_space.task == "single-label"
 
     def scores(held_out: loader.Samples, final: bool) -> dict[str, Any]:
         predictions = score(setup, model, held_out)
-        if recipe.mode == "knn":
-            predictions = votes(predictions, score(setup, model, source), train_targets, recipe.neighbours)
-        return compute_metrics(predictions, true(held_out), setup.contract, final=final)
+        if recipe.mode in FROZEN:
+            predictions = from_features(recipe, predictions, score(setup, model, source), train_targets, single=single)
+        figures = compute_metrics(predictions, true(held_out), setup.contract, final=final)
+        return {**figures, **per_sample(predictions, true(held_out), setup.contract)} if final else figures
 
-    by = "top1" if setup.contract.label_space.task == "single-label" else "map_macro"
-    scoring = finetune.Scoring(title="Classification", by=by, scored=scored, figures=scores)
-    if recipe.mode == "knn":
+    by = "top1" if single else "map_macro"
+    scoring = finetune.Scoring(title="Classification", by=by, scored=scored, figures=scores, source=source)
+    if recipe.mode in FROZEN:
         model.head = nn.Identity()  # the features are compared
         return finetune.score(setup, model, source, scoring, paths)
     weights = finetune.class_weights(
@@ -302,23 +311,37 @@ def score(setup: Setup, model: nn.Module, source: loader.Samples) -> Tensor:
     return distributed.total(logits, setup.launch.device)
 
 
-def votes(features: Tensor, bank: Tensor, targets: Tensor, neighbours: int) -> Tensor:
-    """Return the score (N, K) of each class: its share of the votes of the most similar training samples.
+def from_features(recipe: ClassifyRecipe, features: Tensor, bank: Tensor, targets: Tensor, *, single: bool) -> Tensor:
+    """Return the scores (N, K) of features (N, D) by those of the training samples (M, D), whose targets are (M, K)."""
+    if recipe.mode == "logistic":
+        return neighbours.logistic(features, bank, targets, single=single, strength=recipe.penalty)
+    votes = neighbours.equal_votes if recipe.votes == "equal" else neighbours.cosine_votes
+    return votes(features, bank, targets, recipe.neighbours)
 
-    Votes are weighted by exp(cosine similarity / 0.07), as for DINO (Caron et al., ICCV 2021).
+
+def per_sample(scores: Tensor, targets: Tensor, contract: Contract) -> dict[str, Any]:
+    """Return what is stored of each sample, and how the main figure of some of them is computed, for `nearness`.
 
     Args:
-        features: Features (N, D) to classify.
-        bank: Features (M, D) of the training samples.
-        targets: Targets (M, K) of the training samples.
-        neighbours: Number of training samples that vote.
+        scores: Logits (N, K).
+        targets: Targets (N, K).
+        contract: Contract of the samples.
     """
-    bank, result = functional.normalize(bank, dim=1), []
-    for part in torch.split(functional.normalize(features, dim=1), 1024):
-        near, which = (part @ bank.T).topk(min(neighbours, len(bank)), dim=1)
-        weight = (near / 0.07).softmax(dim=1)
-        result.append((weight[:, :, None] * targets[which]).sum(dim=1))
-    return torch.cat(result)
+    ids, single = np.array(contract.label_space.ids), contract.label_space.task == "single-label"
+    chosen = functional.one_hot(scores.argmax(dim=1), scores.shape[1]) if single else scores > 0
+    columns: dict[str, list[Any]] = {
+        name: [ids[np.flatnonzero(row)].tolist() for row in hot.numpy()]
+        for name, hot in (("labels", targets), ("predicted", chosen))
+    }
+    right = (chosen == targets).all(dim=1)
+    columns["right"] = right.tolist()
+
+    def figure(rows: np.ndarray[Any, Any]) -> metrics.Figure:
+        if single:
+            return partial(metrics.top1, right[rows])
+        return partial(metrics.mean_average_precision, metrics.macro(scores[rows], targets[rows]))
+
+    return {nearness.SAMPLES: nearness.ScoredSamples(columns=columns, figure=figure)}
 
 
 def compute_metrics(scores: Tensor, targets: Tensor, contract: Contract, *, final: bool) -> dict[str, Any]:

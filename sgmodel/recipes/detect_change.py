@@ -108,10 +108,12 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
             **dense_prediction.score_confusion(counts, int(counted().argmax()), linear, compute_metrics),
             **small,
             "per_scene": per_scene,
+            **dense_prediction.per_sample(counts, compute_metrics, "f1"),
         }
 
     def scoring(model: nn.Module) -> finetune.Scoring:
-        return finetune.Scoring(title="Change detection", by="f1", scored=scored, figures=partial(scores, model))
+        figures = partial(scores, model)
+        return finetune.Scoring(title="Change detection", by="f1", scored=scored, figures=figures, source=pairs)
 
     if recipe.mode in pixels.METHODS:
         detector: nn.Module = nn.Identity()

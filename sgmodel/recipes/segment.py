@@ -94,9 +94,10 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
             **dense_prediction.score_confusion(counts, majority, linear, compute_metrics),
             "majority_class": names[majority],
             "per_class_iou": dict(zip(names, per_class, strict=True)),
+            **dense_prediction.per_sample(counts, compute_metrics, "miou"),
         }
 
-    scoring = finetune.Scoring(title="Segmentation", by="miou", scored=scored, figures=scores)
+    scoring = finetune.Scoring(title="Segmentation", by="miou", scored=scored, figures=scores, source=source)
     return finetune.train(setup, task, scoring, paths)
 
 

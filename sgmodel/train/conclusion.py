@@ -92,5 +92,13 @@ def _card(title: str, card: ModelCard, results: dict[str, Any], meter: devices.M
             "| --- | --- |",
             *figures,
             "",
+            *_by_distance(results),
         ]
     )
+
+
+def _by_distance(results: dict[str, Any]) -> list[str]:
+    """Return the scores by distance to the training samples as Markdown, if there are any."""
+    from sgdata.pages import markdown, run  # here, since a run is trained without pages
+
+    return [f"## {table.title}\n\n{markdown.table(table.columns, table.rows)}" for table in run.by_distance(results)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,7 +17,7 @@ from sgdata.types import Array
 from sgmodel import distributed
 from sgmodel.data import class_labels, loader, windows
 from sgmodel.inference import predictor, tiling
-from sgmodel.train import loop, metrics, run_folder, training
+from sgmodel.train import loop, metrics, nearness, run_folder, training
 
 if TYPE_CHECKING:
     from sgmodel.train.finetune import MapSettings
@@ -269,6 +270,25 @@ def score_confusion(
 
         results[f"{name}_interval"] = metrics.interval(resampled, len(counts))
     return results | {"confusion": whole.tolist()}
+
+
+def per_sample(counts: Tensor, figure: Callable[[Tensor], dict[str, float]], name: str) -> dict[str, Any]:
+    """Return what is stored of each sample, and how a figure of some of them is computed, for `nearness`.
+
+    Args:
+        counts: Confusion matrices (N, K, K), one per sample.
+        figure: Computes figures by name from a confusion matrix (K, K).
+        name: Name of the figure.
+    """
+    columns = {
+        "pixels": counts.sum(dim=(1, 2)).tolist(),
+        "right_pixels": counts.diagonal(dim1=1, dim2=2).sum(dim=1).tolist(),
+    }
+
+    def of_rows(rows: NDArray[np.int64]) -> metrics.Figure:
+        return lambda weights: figure(metrics.weighted(counts[rows], weights))[name]
+
+    return {nearness.SAMPLES: nearness.ScoredSamples(columns=columns, figure=of_rows)}
 
 
 def write_scenes(out: Path, keys: Sequence[str], counts: Tensor) -> None:

@@ -19,7 +19,7 @@ from sgmodel import distributed
 from sgmodel.checkpoints import cards
 from sgmodel.data import augment, loader, normalise, windows
 from sgmodel.models import factory, flops, heads
-from sgmodel.train import best_checkpoint, conclusion, frozen_features, loop, run_folder, training
+from sgmodel.train import best_checkpoint, conclusion, frozen_features, loop, nearness, run_folder, training
 from sgmodel.train.program import Mode
 
 if TYPE_CHECKING:
@@ -275,13 +275,22 @@ class Scoring:
         title: Title of the model card.
         by: Name of the figure that selects `checkpoint-best`; greater is better.
         scored: Samples that are scored.
-        figures: Computes the figures of samples; its second argument says whether to include those that take long.
+        figures: Computes the figures of samples; its second argument says whether to include those that take long and
+            what is known of each sample (`nearness.SAMPLES`).
+        source: Training samples, whose distance to the scored ones is measured; None to measure none.
     """
 
     title: str
     by: str
     scored: Scored
     figures: Callable[[loader.Samples, bool], dict[str, Any]]
+    source: loader.Samples | None = None
+
+    def conclude(self, out: Path) -> dict[str, Any]:
+        """Score the test samples, store them with their distance to training samples, and return all figures."""
+        test = self.scored.test
+        figures = self.figures(test, True)
+        return figures if self.source is None else nearness.conclude(out, figures, self.source, test, by=self.by)
 
 
 def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring: Scoring, paths: RunPaths) -> int:
@@ -320,7 +329,7 @@ def score(
         return ExitCode.DONE
     with files.only_writer(paths.out, run_folder.METRICS) if distributed.lead() else nullcontext():
         run_folder.prepare(paths.out, setup.recipe, source.contract, fresh=paths.fresh)
-        figures = scoring.figures(scoring.scored.test, True)
+        figures = scoring.conclude(paths.out)
         results = {"steps": 0, **subject(setup.recipe, source, scoring.scored.test), **figures}
         card = cards.of_run(model, setup.contract, setup.normalisation, setup.recipe)
         conclusion.conclude(paths.out, scoring.title, card, results)
@@ -352,7 +361,7 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
         training.run(task, first, paths, report, ended=best.stalled)
     if not training.complete(task, paths, ended=best.stalled):
         return training.STOPPED
-    figures = scoring.figures(scored.test, True)
+    figures = scoring.conclude(paths.out)
     if scored.val in (None, scored.test):  # so that `checkpoint-best` always exists
         best.keep(task.model, task.card, _numbers(figures))
     steps = run_folder.read_progress(paths.out).steps

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Weights = NDArray[np.int64]
+Figure = Callable[[Weights | None], float]
+"""A figure of samples, each with a weight (None: 1 each)."""
 ROUNDS = 1000
 
 

@@ -81,6 +81,7 @@ OWN = (
     CARD,
     CHANGES,
     SCENES,
+    files.SCORED,
     files.SUMS,
 )
 

@@ -17,7 +17,7 @@ from sgdata import files, progress
 from sgdata.errors import ExitCode, ServiceError, SettingError, SourceError
 from sgdata.types import Contract
 from sgmodel import devices, distributed
-from sgmodel.data import band_selection, class_labels, loader, normalise, upsample
+from sgmodel.data import band_selection, class_labels, loader, normalise, subset, upsample
 from sgmodel.models import state_keys
 from sgmodel.train import batching, loop, optim, run_folder, signals, wrapping
 
@@ -50,6 +50,7 @@ class TrainingRecipe:
         average: Decay of the running average of the weights, kept as `average.safetensors`; 0 for none.
         fraction: Share of the training samples that is used.
         fraction_seed: Seed that selects this share.
+        budget: Label budget of the split table to train on, such as "20" or "10%"; empty for all samples.
         mixture: Share of each dataset by name, for pretraining on several.
         verify: Whether members of shards are compared with their checksums when a process first reads each, or always.
         patience: Scorings in turn without a better one after which training ends; 0 for never.
@@ -69,6 +70,7 @@ class TrainingRecipe:
     average: float = 0.0
     fraction: float = 1.0
     fraction_seed: int = 0
+    budget: str = ""
     mixture: dict[str, float] = field(default_factory=dict)
     verify: loader.Verify = "first"
     patience: int = 0
@@ -276,6 +278,7 @@ def open_samples(folder: Path, training: TrainingRecipe, members: Sequence[str])
         fraction=training.fraction,
         seed=training.fraction_seed,
         verify=training.verify,
+        keys=subset.within_budget(folder, training.split, training.budget) if training.budget else None,
     )
 
 
