@@ -246,7 +246,7 @@ def test_a_summary_is_written_to_the_catalogue(released: Path) -> None:
     assert (summary["name"], summary["version"], summary["dataset"]) == ("tiny-town", "1.0", "segmunich")
     assert summary["sha256"] == files.sha256_file(released / files.SUMS)
     assert summary["splits"] == {"train": 4, "val": 4}
-    assert set(summary["findings"]) == {"distance between splits"}
+    assert set(summary["findings"]) == {"distance between splits", "side by side"}
 
 
 def test_a_dataset_without_locations_declares_none(tmp_path: Path) -> None:
