@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sgdata.errors import SettingError
-from sgmodel.models import adapt, backbones, image_statistics, spectralgpt, upernet
+from sgmodel.models import adapt, backbones, spectralgpt, upernet
 from sgmodel.models import encoder as enc
 from sgmodel.models.satmae import GroupVit, SatmaeConfig
 from sgmodel.models.token_reduction import TokenReduction
@@ -78,6 +78,8 @@ def baseline(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
         case "unet":
             return backbones.UNet(bands, recipe.widths)
         case "statistics":
+            from sgmodel.models import image_statistics  # of no use to other backbones
+
             return image_statistics.ImageStatistics(bands)
         case "satmae" if recipe.satmae is not None:
             return GroupVit(recipe.satmae, bands)
