@@ -19,7 +19,7 @@ from test_segment import recipe as segmentation
 
 from sgdata import files
 from sgdata.errors import SettingError, SourceError
-from sgdata.pages import run as run_page
+from sgdata.pages import distance
 from sgdata.shards import finish
 from sgdata.types import Sample
 from sgmodel.data import loader
@@ -173,8 +173,8 @@ def test_bands_cover_every_distance_once() -> None:
 def test_damaged_bands_are_refused_by_the_page() -> None:
     for bands in ([1], [{"band": "x"}], "text", [{"band": "x", "samples": 2, "top1": 0.5}]):
         with pytest.raises(SourceError, match="expected a list of bands"):
-            run_page.by_distance({"by_distance": bands})
-    assert run_page.by_distance({}) == []
+            distance.rows({"by_distance": bands})
+    assert distance.rows({}) == ()
 
 
 # --- statistics, votes, logistic regression ------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 from sgdata import files, step_log
 from sgdata.errors import SourceError
 from sgdata.file_names import file_name
-from sgdata.pages import charts, html
+from sgdata.pages import charts, distance, html
 from sgdata.shards import contracts
 from sgdata.step_log import is_number
 
@@ -23,7 +23,6 @@ PICTURES = {
     "pretrain": ("Reconstructions", "as it is, what the encoder saw, what the decoder made of it"),
     "segment": ("Predictions", "image, label, prediction"),
 }
-BY_DISTANCE = "Score by distance to the nearest training sample"
 Steps = Sequence[dict[str, Any]]
 
 
@@ -100,10 +99,11 @@ def _results(run: Path) -> list[html.Block]:
         return []
     results, space = files.read_plain(run / RESULTS), contracts.read(run).label_space
     colours = dict(zip(space.names, space.palette.values(), strict=True))
-    plain = {name: _text(value) for name, value in results.items() if name != "confusion"}
-    rows = tuple((name, text) for name, text in plain.items() if text)
-    parts: list[html.Block] = [html.Table(title="Figures", columns=("figure", "value"), rows=rows)]
-    parts += by_distance(results)
+    plain = {name: distance.text(value) for name, value in results.items() if name != "confusion"}
+    figures = tuple((name, text) for name, text in plain.items() if text)
+    parts: list[html.Block] = [html.Table(title="Figures", columns=("figure", "value"), rows=figures)]
+    if rows := distance.rows(results):
+        parts.append(html.Table(title=distance.TITLE, columns=distance.columns(results), rows=rows))
     for name, values in results.items():
         if isinstance(values, dict) and all(isinstance(value, int | float | None) for value in values.values()):
             # In the order of the label space: a document of ours is sorted by name.
@@ -119,22 +119,6 @@ def _results(run: Path) -> list[html.Block]:
     return parts
 
 
-def by_distance(results: dict[str, Any]) -> list[html.Table]:
-    """Return the table of scores by distance to the training samples, none for runs without."""
-    bands = results.get("by_distance") or []
-    if not bands:
-        return []
-    try:
-        (name,) = (key for key in bands[0] if key not in ("band", "samples") and not key.endswith("_interval"))
-        rows = tuple(
-            (str(each["band"]), f"{each['samples']:,}", _text(each[name]), _text(each[f"{name}_interval"] or ""))
-            for each in bands
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        raise SourceError(f"'by_distance' of the results is {bands!r:.80}, expected a list of bands") from None
-    return [html.Table(title=BY_DISTANCE, columns=("distance", "samples", name, "95 % interval"), rows=rows)]
-
-
 def _square(counts: Any, path: Path) -> list[list[int]]:
     """Return a confusion matrix. Raises SourceError where it is no square of numbers."""
     rows = counts if isinstance(counts, list) else []
@@ -142,15 +126,6 @@ def _square(counts: Any, path: Path) -> list[list[int]]:
     if not rows or not whole or min(map(min, rows)) < 0:
         raise SourceError(f"{path}: 'confusion' is {counts!r:.80}, expected a square of counts")
     return rows
-
-
-def _text(value: Any) -> str:
-    """Format a figure, an interval or a word; '' for values that have a block of their own."""
-    if isinstance(value, list | tuple) and len(value) == 2:
-        return " to ".join(_text(end) for end in value)
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    return "" if isinstance(value, dict | list) else str(value)
 
 
 def last_picture(run: Path, folder: Path, title: str, shown: str) -> list[html.Picture]:

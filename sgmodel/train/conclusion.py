@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgdata import files, step_log
+from sgdata.pages import distance, markdown
 from sgdata.pages.markdown import escape
 from sgmodel import devices, distributed
 from sgmodel.checkpoints import checkpoint_folder
@@ -99,6 +100,5 @@ def _card(title: str, card: ModelCard, results: dict[str, Any], meter: devices.M
 
 def _by_distance(results: dict[str, Any]) -> list[str]:
     """Return the scores by distance to the training samples as Markdown, if there are any."""
-    from sgdata.pages import markdown, run  # here, since a run is trained without pages
-
-    return [f"## {table.title}\n\n{markdown.table(table.columns, table.rows)}" for table in run.by_distance(results)]
+    rows = distance.rows(results)
+    return [f"## {distance.TITLE}\n\n{markdown.table(distance.columns(results), rows)}"] if rows else []
