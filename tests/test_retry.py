@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -107,10 +108,45 @@ def test_a_session_retries_and_returns_the_last_response(
         assert (answer.status_code, answer.content, slept) == (status, b"ok", waits)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1:{}", "nothing-has-this-name.invalid"])
+def test_a_session_gives_up_soon_where_no_server_is(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*arguments: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    with socket.socket() as free:  # bound and closed: nothing listens there
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    waits: list[float] = []
+    session = requests.Session()
+    retry.retry_session(session, POLICY, sleep=waits.append)
+    if "{}" not in host:
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(requests.ConnectionError):
+        session.get(f"http://{host.format(port)}/")
+    assert waits == [1, 3]
+
+    def signed() -> None:
+        try:
+            session.get(f"http://{host.format(port)}/")
+        except requests.ConnectionError as error:
+            raise retry.TransientError("no token") from error
+
+    with pytest.raises(retry.TransientError):
+        retry.call(signed, POLICY, sleep=waits.append)
+    assert len(waits) == 2 + 3 * 2 + 2
+
+
 def test_a_session_retries_connections_that_fail() -> None:
+    """Of a server that accepts them and closes them without an answer."""
     slept: list[float] = []
-    with requests.Session() as session:
+    with socket.create_server(("127.0.0.1", 0)) as server, requests.Session() as session:
+
+        def drop() -> None:
+            for _ in range(POLICY.tries):
+                server.accept()[0].close()
+
+        threading.Thread(target=drop, daemon=True).start()
         retry.retry_session(session, POLICY, sleep=slept.append)
         with pytest.raises(requests.ConnectionError):
-            session.get("http://127.0.0.1:9/")
+            session.get(f"http://127.0.0.1:{server.getsockname()[1]}/")
     assert slept == [1, 3, 9]

@@ -17,6 +17,9 @@ T = TypeVar("T")
 LARGEST_BODY = 2**16
 """Bytes that are read of the page that comes with an error."""
 
+ABSENT_TRIES = 3
+"""Tries where nothing answers at an address: a server that starts anew is back soon, a misspelt name never."""
+
 # Request Timeout, Too Early, Too Many Requests and the server errors that pass (RFC 9110, RFC 6585, RFC 8470).
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -26,7 +29,7 @@ class RetryPolicy:
     """Number of tries and the waiting time between them.
 
     Attributes:
-        tries: Number of calls before the last error is raised.
+        tries: Number of calls before the last error is raised; at most `ABSENT_TRIES` where no server answers.
         lasting_s: Seconds for which a call is repeated at least, with more tries if need be.
         wait_s: Seconds to wait after the first failure.
         factor: Ratio of each further wait to the one before.
@@ -96,7 +99,8 @@ def call(
     began = clock()
 
     def is_over(state: tenacity.RetryCallState) -> bool:
-        return state.attempt_number >= policy.tries and clock() - began >= policy.lasting_s
+        tries = min(policy.tries, ABSENT_TRIES) if _is_absent(state.outcome) else policy.tries
+        return state.attempt_number >= tries and clock() - began >= policy.lasting_s
 
     retrying = tenacity.Retrying(
         stop=is_over,
@@ -106,6 +110,19 @@ def call(
         reraise=True,
     )
     return retrying(operation)
+
+
+def _is_absent(outcome: tenacity.Future | None) -> bool:
+    """Return whether a call failed because the name of a host is unknown, or it refuses connections at once."""
+    from urllib3.exceptions import NewConnectionError
+
+    error = outcome.exception() if outcome else None
+    while error is not None:
+        # requests keeps the error of urllib3 in its own, as the reason of the last of its tries.
+        if isinstance(getattr(error.args[0] if error.args else None, "reason", None), NewConnectionError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def retry_after_s(answer: requests.Response, *, clock: Callable[[], float] = time.time) -> float:
