@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 from baselines import build, spectralgpt
 from test_encoder import TINY, images
@@ -47,18 +48,20 @@ def test_change_is_scored_in_log_probabilities_of_the_signed_difference() -> Non
     assert not torch.allclose(out, model(after, before))
 
 
-def test_the_shortcut_of_change_sees_single_pixels_of_both_dates() -> None:
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_shortcut_of_change_sees_a_few_pixels_of_both_dates(layers: int) -> None:
     torch.manual_seed(0)
-    model = build("change", spectralgpt(TINY, head=dataclasses.replace(NARROW, skip=8)), 12).eval()
+    head = dataclasses.replace(NARROW, skip=8, skip_layers=layers)
+    model = build("change", spectralgpt(TINY, head=head), 12).eval()
     torch.nn.init.zeros_(model.head.classify.weight)  # leaves the shortcut alone
     before, after = images(TINY), images(TINY)
     out = model(before, after)
     for number in range(2):
         dates = [before.clone(), after.clone()]
         dates[number][:, :, 5, 9] += 3.0  # one pixel of a token of several
-        seen = (model(*dates) - out).abs().amax(dim=(0, 1)) > 1e-6
+        seen = (model(*dates) - out).abs().amax(dim=(0, 1)) > 0
         expected = torch.zeros_like(seen)
-        expected[4:7, 8:11] = True
+        expected[max(5 - layers, 0) : 6 + layers, 9 - layers : 10 + layers] = True
         assert torch.equal(seen, expected)
 
 

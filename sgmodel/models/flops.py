@@ -99,7 +99,8 @@ def task(spec: specs.TaskSpec, px: int) -> tuple[float, float, float]:
     else:
         head += _dense_head(spec.recipe.head or upernet.HeadConfig(), encoded, spec.classes)
     if spec.kind != "classifier" and spec.recipe.head is not None:
-        head += 2 * px**2 * spec.recipe.head.skip * (9 * images * spec.bands + spec.classes)
+        width, further = spec.recipe.head.skip, spec.recipe.head.skip_layers - 1
+        head += 2 * px**2 * width * (9 * (images * spec.bands + further * width) + spec.classes)
     return images * encoded.flops, head, images * encoded.matching
 
 

@@ -146,8 +146,7 @@ class Segmenter(TaskModel):
         super().__init__(backbone, classes)
         self.head_config = head or upernet.HeadConfig()
         self.head = dense_head(backbone, classes, self.head_config)
-        width = self.head_config.skip
-        self.skip = upernet.shortcut(backbone.bands, classes, width) if width else None
+        self.skip = upernet.shortcut(backbone.bands, classes, self.head_config)
 
     def forward(self, images: Tensor | Encoded) -> Tensor:
         """Score the classes of every pixel.
@@ -180,9 +179,8 @@ class ChangeDetector(TaskModel):
         super().__init__(backbone, 2)
         self.head_config = head or upernet.HeadConfig(dropout_levels=0.0)
         self.head = dense_head(backbone, 2, self.head_config)
-        width = self.head_config.skip
         # Of both dates together, not of their difference: what a change is depends on what was there.
-        self.skip = upernet.shortcut(2 * backbone.bands, 2, width) if width else None
+        self.skip = upernet.shortcut(2 * backbone.bands, 2, self.head_config)
 
     def forward(self, before: Tensor | Encoded, after: Tensor | Encoded) -> Tensor:
         """Score change between two dates for every pixel.

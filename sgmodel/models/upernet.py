@@ -30,6 +30,7 @@ class HeadConfig:
         dropout: Dropout in the fusion layers.
         skip: Width of a small convolution of the pixels that is added to the scores; 0 for none, as released. It sees
             structures narrower than a token, such as streets.
+        skip_layers: Number of its layers of 3x3 pixels: it sees windows of 2 x `skip_layers` + 1 pixels a side.
     """
 
     levels: tuple[int, int, int, int] = (256, 512, 1024, 2048)
@@ -40,6 +41,7 @@ class HeadConfig:
     dropout_levels: float = 0.5
     dropout: float = 0.5
     skip: int = 0
+    skip_layers: int = 1
 
 
 SCALES = (8, 4, 2, 1)
@@ -148,6 +150,11 @@ class UperHead(nn.Module):
         return fused
 
 
-def shortcut(bands: int, classes: int, width: int) -> nn.Sequential:
-    """Build a small convolution of pixels into class scores, for objects narrower than a token."""
-    return nn.Sequential(nn.Conv2d(bands, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, classes, 1))
+def shortcut(bands: int, classes: int, config: HeadConfig) -> nn.Sequential | None:
+    """Build a small convolution of pixels into class scores, for objects narrower than a token; None for width 0."""
+    if not config.skip:
+        return None
+    layers: list[nn.Module] = []
+    for number in range(config.skip_layers):
+        layers += [nn.Conv2d(config.skip if number else bands, config.skip, 3, padding=1), nn.GELU()]
+    return nn.Sequential(*layers, nn.Conv2d(config.skip, classes, 1))
