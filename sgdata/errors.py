@@ -104,7 +104,7 @@ NETWORK = frozenset({"aiohttp", "http", "pystac", "pystac_client", "urllib3"})
 """Modules that raise exceptions of their own where a server ends an answer early or gives a wrong one."""
 
 
-def foreign(error: BaseException) -> str:
+def describe_library_error(error: BaseException) -> str:
     """Return a line about an exception of the system or of a library; "" for one that is a bug of this project."""
     modules = {kind.__module__.partition(".")[0].lstrip("_") for kind in type(error).__mro__}
     text = str(error) or type(error).__name__

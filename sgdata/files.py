@@ -130,7 +130,7 @@ def parse(kind: type[T], document: dict[str, Any], origin: str) -> T:
         value: T = model.model_validate_json(json.dumps({"it": document}, default=str)).it
     except ValidationError as error:
         raise SettingError(f"{origin}: {recipe_settings.explain(kind, error.errors(include_url=False))}") from None
-    if wrong := recipe_settings.violation(value):
+    if wrong := recipe_settings.find_out_of_range(value):
         raise SettingError(f"{origin}: {wrong}")
     return value
 
@@ -292,10 +292,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
 
 
-def unwritable(path: Path, error: BaseException) -> OutputError:
+def write_error(path: Path, error: BaseException) -> OutputError:
     """Return the exception about a file or folder that cannot be written, with the space left on its disk."""
     disk = next(folder for folder in path.absolute().parents if folder.is_dir())
     reason = getattr(error, "strerror", None) or error.__cause__ or error
@@ -427,7 +427,7 @@ def only_writer(folder: Path, mark: str | None = None) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / ".lock").open("w")
     except OSError as error:
-        raise unwritable(folder, error) from None
+        raise write_error(folder, error) from None
     with handle:
         try:
             # The kernel releases this lock when the process ends, so that a killed run leaves nothing to clean up.

@@ -94,7 +94,7 @@ def settings(kind: type[Any], prefix: str = "") -> Iterator[RecipeKey]:
                 yield from settings(typing.cast("type[Any]", part), f"{key}[]." if repeated else f"{key}.")
 
 
-def listing(kind: type[Any]) -> Iterator[str]:
+def list_settings(kind: type[Any]) -> Iterator[str]:
     """Yield two lines of text per setting: key, type and default; meaning."""
     for setting in settings(kind):
         yield f"{setting.key}: {setting.type}; {setting.default}"
@@ -261,7 +261,7 @@ def _article(name: str) -> str:
 # --- ranges --------------------------------------------------------------------------------
 
 
-def violation(value: Any) -> str:
+def find_out_of_range(value: Any) -> str:
     """Return a sentence about the first number of a settings dataclass outside its range, "" if there is none."""
     for key, name, number in _numbers(value, "", ""):
         low, high = RANGES.get(name, (-math.inf, math.inf))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from sgdata import urls
-from sgdata.errors import ExitCode, SgdataError, escape_hidden, foreign
+from sgdata.errors import ExitCode, SgdataError, describe_library_error, escape_hidden
 
 if TYPE_CHECKING:
     import typer
@@ -78,7 +78,7 @@ def run(app: typer.Typer, program: str, argv: Sequence[str] | None = None, name:
         try:
             return invoke(context)
         except Exception as error:
-            if message := foreign(error):
+            if message := describe_library_error(error):
                 raise SgdataError(message) from None
             raise
 
@@ -102,7 +102,7 @@ def run(app: typer.Typer, program: str, argv: Sequence[str] | None = None, name:
 
 def _failed_thread(failure: threading.ExceptHookArgs) -> None:
     """Print no traceback of a foreign exception in a thread of a library, which raises it again where it is used."""
-    if failure.exc_value is None or not foreign(failure.exc_value):
+    if failure.exc_value is None or not describe_library_error(failure.exc_value):
         threading.__excepthook__(failure)
 
 

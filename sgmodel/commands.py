@@ -92,7 +92,7 @@ def show_recipes(program: str | None = None) -> None:
 
 def show_settings(kind: type[Any]) -> None:
     """Print key, type, default and meaning of every setting of a recipe class."""
-    print("\n".join(recipe_settings.listing(kind)))
+    print("\n".join(recipe_settings.list_settings(kind)))
 
 
 # --- training ------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class Launch:
         return torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None)
 
 
-def start(device: str, *, precision: Precision, threads: int) -> Launch:
+def setup_device(device: str, *, precision: Precision, threads: int) -> Launch:
     """Set up torch for this process, and join the other processes of a run.
 
     On the CPU, kernels without a deterministic form raise an error.
@@ -179,7 +179,7 @@ class Meter:
             `tflops` in TFLOP/s; `mfu`, their share of the peak; `memory_gb`, the largest memory use of this process so
             far. None for what is not known.
         """
-        rate = None if self.flops is None else self.flops * samples / distributed.world() / seconds / 1e12
+        rate = None if self.flops is None else self.flops * samples / distributed.world_size() / seconds / 1e12
         if self.launch.device.type == "cuda":
             memory_gb = torch.cuda.max_memory_allocated(self.launch.device) / 1e9
         else:
@@ -208,7 +208,7 @@ def _device(text: str) -> torch.device:
         return torch.device("cpu")
     if not count:
         raise SettingError(f"--device {text!r}: this torch ({torch.__version__}) sees no GPU; use --device cpu")
-    index = str(distributed.local()) if distributed.world() > 1 else number or "0"
+    index = str(distributed.local_rank()) if distributed.world_size() > 1 else number or "0"
     if index not in map(str, range(count)):
         raise SettingError(
             f"--device {text!r}: GPU {index} is wanted, this machine has {count}; "

@@ -36,24 +36,24 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def world() -> int:
+def world_size() -> int:
     """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def local() -> int:
+def local_rank() -> int:
     """Return the rank of this process on its machine, which is the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def lead() -> bool:
+def is_main_process() -> bool:
     """Return whether this is the process that writes files."""
     return rank() == 0
 
 
 def join(device: torch.device) -> None:
     """Join the process group of the other ranks; does nothing for a single process."""
-    if world() > 1 and not distributed.is_initialized():
+    if world_size() > 1 and not distributed.is_initialized():
         # With its device named, NCCL connects now and not at the first barrier, which would have to guess it.
         on_gpu = device.type == "cuda"
         distributed.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
@@ -63,9 +63,9 @@ def join(device: torch.device) -> None:
 def mean(figures: Tensor) -> Tensor:
     """Return the mean of a tensor over all ranks, in float64 so that the result does not depend on their number."""
     figures = figures.double()
-    if world() > 1:
+    if world_size() > 1:
         distributed.all_reduce(figures)
-        figures /= world()
+        figures /= world_size()
     return figures
 
 
@@ -76,22 +76,22 @@ def total(counts: Tensor, device: torch.device) -> Tensor:
         counts: Tensor of this rank, on the CPU, of the same shape on every rank.
         device: Device of the process group.
     """
-    if world() == 1:
+    if world_size() == 1:
         return counts
     summed = counts.to(device)
     distributed.all_reduce(summed)
     return summed.cpu()
 
 
-def share(plan: Iterable[T]) -> list[tuple[T, bool]]:
+def assign_to_rank(plan: Iterable[T]) -> list[tuple[T, bool]]:
     """Return the items of a plan that this rank takes, in turn with the others, and whether each counts.
 
     All ranks get equally many, since with FSDP each forward pass needs all of them: the last round repeats items that
     another rank counts.
     """
     items = list(plan)
-    rounds = -(-len(items) // world())
-    return [(items[n % len(items)], n < len(items)) for n in range(rank(), rounds * world(), world())]
+    rounds = -(-len(items) // world_size())
+    return [(items[n % len(items)], n < len(items)) for n in range(rank(), rounds * world_size(), world_size())]
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -108,7 +108,7 @@ def agree(flags: Sequence[bool], device: torch.device) -> list[bool]:
         flags: Flags of this rank, as many on every rank.
         device: Device of the process group.
     """
-    if world() == 1:
+    if world_size() == 1:
         return list(flags)
     votes = torch.tensor(flags, dtype=torch.int32, device=device)
     distributed.all_reduce(votes, op=distributed.ReduceOp.MAX)
@@ -139,11 +139,11 @@ def agreed(batches: Iterator[T], device: torch.device) -> Iterator[T]:
         yield batch
 
 
-def gather(names: Sequence[str]) -> list[str]:
+def gather_names(names: Sequence[str]) -> list[str]:
     """Return the names of all ranks, in the order of ranks."""
-    if world() == 1:
+    if world_size() == 1:
         return list(names)
-    lists: list[list[str]] = [[] for _ in range(world())]
+    lists: list[list[str]] = [[] for _ in range(world_size())]
     distributed.all_gather_object(lists, list(names))
     return [name for part in lists for name in part]
 
@@ -172,13 +172,13 @@ def parallelise(
         half: Number format in which parameters are gathered, if not single precision, in which they are stored;
             "fsdp" only.
     """
-    if world() == 1:
+    if world_size() == 1:
         return model
     if parallel == "ddp":
         # Gradients are views of the buffers that are exchanged, which would otherwise take as much memory again.
         own = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True)
-    mesh = init_device_mesh(device.type, (world(),))
+    mesh = init_device_mesh(device.type, (world_size(),))
     # Inputs are not cast: activations between the blocks stay in single precision, as without shards.
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in model.modules():  # block by block, so that one is gathered while the previous one computes
@@ -189,7 +189,7 @@ def parallelise(
 
 
 @contextmanager
-def exchange(model: nn.Module, *, now: bool) -> Iterator[None]:
+def sync_gradients(model: nn.Module, *, now: bool) -> Iterator[None]:
     """Let backward passes inside the context average gradients over ranks (`now`), or accumulate them locally.
 
     All but the last micro-batch of a step accumulate.
@@ -213,7 +213,7 @@ def collect(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     collected: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         complete = unshard(tensor.detach())
-        if lead():
+        if is_main_process():
             collected[name] = complete.cpu().contiguous()
     return collected
 
@@ -235,11 +235,11 @@ def explain_lost_ranks() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error).lower()
-        if world() == 1 or not any(word in text for word in ("gloo", "nccl", "peer", "connection", "timed out")):
+        if world_size() == 1 or not any(word in text for word in ("gloo", "nccl", "peer", "connection", "timed out")):
             raise
         first = next(line for line in str(error).splitlines() if line.strip())
         raise SourceError(
-            f"rank {rank()} of {world()}: another process of this run has ended ({first:.80}); "
+            f"rank {rank()} of {world_size()}: another process of this run has ended ({first:.80}); "
             "find out why; the same command then resumes from checkpoint-last"
         ) from None
 

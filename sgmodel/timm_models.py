@@ -91,7 +91,7 @@ class SpectralGPT(heads.TaskModel):
         if indices is None:
             indices = depth
         chosen = range(depth)[-indices:] if isinstance(indices, int) else [index % depth for index in indices]
-        tokens_NLD = enc.embedded(encoder, x)
+        tokens_NLD = enc.embed(encoder, x)
         outputs: list[Tensor] = []
         for number, block in enumerate(encoder.blocks):
             tokens_NLD = block(tokens_NLD)

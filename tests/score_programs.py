@@ -44,7 +44,7 @@ def main(shards: Path, out: Path, parallel: Literal["ddp", "fsdp"]) -> None:
         paths = run_paths_for(shards / data, out / name)
         with redirect_stdout(io.StringIO()) as printed:
             assert program(recipe, replace(paths, parallel=parallel)) == 0
-        if recipe.training.epochs == 0 and distributed.lead():
+        if recipe.training.epochs == 0 and distributed.is_main_process():
             paths.out.mkdir(parents=True)
             (paths.out / "results.json").write_text(printed.getvalue())
     distributed.wait()

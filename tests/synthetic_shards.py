@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sgdata import sentinel2
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgdata.types import Contract, LabelSpace, Sample, Task
 
 CLASSES = 4
@@ -62,7 +62,7 @@ def sample(number: int, split: str, height: int, width: int) -> Sample:
 def write(out: Path, *, train: int = 6, val: int = 2, px: int = 32) -> Path:
     """Write a folder of shards of `train` + `val` samples and return it."""
     made = [sample(n, "train" if n < train else "val", px, px) for n in range(train + val)]
-    finish.write(made, out, contract=contract(px))
+    write_shards.write(made, out, contract=contract(px))
     return out
 
 
@@ -88,7 +88,7 @@ def scene(number: int, split: str, px: int, task: Task = "single-label") -> Samp
 def write_scenes(out: Path, *, train: int = 12, val: int = 8, px: int = 16, task: Task = "single-label") -> Path:
     """Write a folder of shards of labelled scenes and return it."""
     made = [scene(n, "train" if n < train else "val", px, task) for n in range(train + val)]
-    finish.write(made, out, contract=scene_contract(px, task))
+    write_shards.write(made, out, contract=scene_contract(px, task))
     return out
 
 
@@ -127,5 +127,5 @@ def write_pairs(out: Path) -> Path:
     """Write three cities to train on and two to score, each of another size; return the folder."""
     sizes = {"anna": (48, 40), "berta": (32, 32), "carla": (40, 56), "dora": (43, 37), "emma": (32, 48)}
     made = [pair(key, "train" if n < 3 else "test", *size, seed=n) for n, (key, size) in enumerate(sizes.items())]
-    finish.write(made, out, contract=pair_contract())
+    write_shards.write(made, out, contract=pair_contract())
     return out

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sgdata import sentinel2
-from sgdata.audits import checks, duplicates, evidence, gather
+from sgdata.audits import checks, collect_evidence, duplicates, evidence
 from sgdata.audits import findings as audit_findings
 from sgdata.cli import app
 from sgdata.errors import SettingError, SourceError
 from sgdata.pages import audit_page
 from sgdata.rasters import dihedral
-from sgdata.shards import finish, tar_format
+from sgdata.shards import tar_format, write_shards
 from sgdata.splits import proximity
 from sgdata.splits.proximity import Footprint
 from sgdata.types import Contract, LabelSpace, Sample
@@ -235,13 +235,15 @@ def findings(report: audit_findings.AuditReport) -> set[str]:
 
 def audited(path: Path, **options: object) -> audit_findings.AuditReport:
     workers = options.pop("workers", 1)
-    return checks.judge(gather.gather(gather.detect_subject(path, **options), workers=workers))  # type: ignore[arg-type]
+    return checks.run_checks(
+        collect_evidence.collect_evidence(collect_evidence.detect_subject(path, **options), workers=workers)
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("planted", PLANTED)
 def test_each_planted_defect_is_found_and_nothing_else(planted: str, tmp_path: Path) -> None:
     plant, expected = PLANTED[planted]
-    finish.write(plant(clean()), tmp_path, contract=contract())
+    write_shards.write(plant(clean()), tmp_path, contract=contract())
     report = audited(tmp_path)
     assert findings(report) == expected, [check for check in report.checks if check.state == "finding"]
     assert report.findings == len(expected)
@@ -252,23 +254,23 @@ def test_each_planted_defect_is_found_and_nothing_else(planted: str, tmp_path: P
 
 def test_the_planted_samples_are_named(tmp_path: Path) -> None:
     plant, _ = PLANTED["a turned copy"]
-    finish.write(plant(clean()), tmp_path, contract=contract())
+    write_shards.write(plant(clean()), tmp_path, contract=contract())
     found = {check.name: check for check in audited(tmp_path).checks}["turned copies"]
     assert found.where == ("train-005", "val-planted")
     assert found.figures == {"samples": 2, "groups": 1, "groups_across_splits": 1}
 
 
 def test_labels_years_after_the_images(tmp_path: Path) -> None:
-    finish.write(clean(), tmp_path, contract=contract())
-    what = gather.detect_subject(tmp_path)
+    write_shards.write(clean(), tmp_path, contract=contract())
+    what = collect_evidence.detect_subject(tmp_path)
     days = evidence.Days(first="2017-04-01", last="2020-04-01", labels="2023-01-01")
-    assert findings(checks.judge(gather.gather(replace(what, days=days)))) == {"label date"}
+    assert findings(checks.run_checks(collect_evidence.collect_evidence(replace(what, days=days)))) == {"label date"}
     near = replace(days, labels="2020-06-01")
-    assert not findings(checks.judge(gather.gather(replace(what, days=near))))
+    assert not findings(checks.run_checks(collect_evidence.collect_evidence(replace(what, days=near))))
 
 
 def test_damaged_samples_are_listed_not_fatal(tmp_path: Path) -> None:
-    finish.write(clean(), tmp_path, contract=contract())
+    write_shards.write(clean(), tmp_path, contract=contract())
     row = tar_format.read_index(tmp_path).to_pylist()[3]
     tar = tmp_path / row["shard"]
     content = bytearray(tar.read_bytes())
@@ -280,7 +282,7 @@ def test_damaged_samples_are_listed_not_fatal(tmp_path: Path) -> None:
 
 
 def test_workers_and_repetition_do_not_change_bytes(tmp_path: Path) -> None:
-    finish.write(PLANTED["overlapping windows"][0](clean()), tmp_path / "in", contract=contract())
+    write_shards.write(PLANTED["overlapping windows"][0](clean()), tmp_path / "in", contract=contract())
     for name, workers in (("one", 1), ("two", 2)):
         audit_page.write(tmp_path / name, audited(tmp_path / "in", workers=workers))
     assert (tmp_path / "one/audit.json").read_bytes() == (tmp_path / "two/audit.json").read_bytes()
@@ -386,7 +388,7 @@ def test_an_input_that_cannot_be_audited_is_refused_with_the_reason(tmp_path: Pa
 
 
 def test_the_command_exits_3_with_findings(tmp_path: Path) -> None:
-    finish.write(PLANTED["a dead band"][0](clean()), tmp_path / "in", contract=contract())
+    write_shards.write(PLANTED["a dead band"][0](clean()), tmp_path / "in", contract=contract())
     done = CliRunner().invoke(app, ["audit", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--json"])
     assert done.exit_code == 3
     assert audit_findings.read(tmp_path / "out/audit.json").findings == 1
@@ -469,7 +471,7 @@ def test_ground_is_shared_across_zones_and_in_degrees() -> None:
 
 def test_a_footprint_equals_the_bounds_of_rasterio(tmp_path: Path) -> None:
     """The size of a sample in degrees, against the ground that rasterio's transform covers."""
-    footprint = gather._footprint({"crs": "EPSG:4326", "bounds": [11.0, 48.0, 11.01, 48.02]}, (200, 67), 10)
+    footprint = collect_evidence._footprint({"crs": "EPSG:4326", "bounds": [11.0, 48.0, 11.01, 48.02]}, (200, 67), 10)
     assert footprint is not None
     assert footprint.size_m[1] == 2000
     assert footprint.size_m[0] == pytest.approx(

@@ -14,7 +14,7 @@ from test_pretrain import recipe, run_paths_for
 
 from sgdata import catalog, files, sentinel2
 from sgdata.errors import SettingError
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgdata.types import BandStatistics, Contract
 from sgmodel.checkpoints import cards
 from sgmodel.data import band_selection, normalise
@@ -35,7 +35,7 @@ def fewer(out: Path, names: tuple[str, ...]) -> Path:
         arrays = one.arrays | {"image": np.ascontiguousarray(one.arrays["image"][kept])}
         made.append(dataclasses.replace(one, arrays=arrays))
     narrow = dataclasses.replace(contract(32), bands=sentinel2.bands(names), shape=(len(names), 32, 32))
-    finish.write(made, out, contract=narrow)
+    write_shards.write(made, out, contract=narrow)
     return out
 
 

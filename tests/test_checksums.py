@@ -16,7 +16,7 @@ from synthetic_shards import contract, sample, write
 
 from sgdata import files
 from sgdata.errors import SourceError
-from sgdata.shards import finish, tar_format
+from sgdata.shards import tar_format, write_shards
 from sgdata.types import Codec
 from sgmodel.data import loader, tar_source
 
@@ -55,7 +55,7 @@ def by_http(folder: Path, cache: Path) -> Iterator[Path]:
 def test_every_flipped_bit_is_found(way: Callable[..., Iterator[Path]], codec: Codec, tmp_path: Path) -> None:
     """Flip one bit at a random place of each of 200 images, trailers of the members included."""
     folder, rng = tmp_path / "shards", random.Random(5)
-    finish.write([sample(n, "train", 8, 8) for n in range(TRIALS + 1)], folder, contract=contract(8), codec=codec)
+    write_shards.write([sample(n, "train", 8, 8) for n in range(TRIALS + 1)], folder, contract=contract(8), codec=codec)
     rows = tar_format.read_index(folder).to_pylist()
     assert len(member_bytes(folder, rows[1], "image")) == rows[1]["image_size"] + (16 if codec == "blosc" else 0)
     for row in rows[1:]:

@@ -15,7 +15,7 @@ from sgdata import catalog
 from sgdata.builds import build_folder
 from sgdata.datasets import cards
 from sgdata.errors import ExitCode, SettingError
-from sgdata.labels import class_tables, paint, rasterize, tag_rules
+from sgdata.labels import class_tables, make_labels, rasterize, tag_rules
 from sgdata.pages import tables
 from sgdata.rasters import geotiff
 from sgdata.simulation import archive
@@ -86,7 +86,7 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
     rule = tag_rules.match(table.rules, "line", {"waterway": "river"}, is_way=True)
     assert rule is not None
     assert rule.half_width_m == 4
-    assert paint.read_classes(rasterize.LabelSettings(classes=str(path))) == table
+    assert make_labels.read_classes(rasterize.LabelSettings(classes=str(path))) == table
     before = class_tables.sha256(str(path))
     path.write_text(OWN.replace("natural=wood", "natural=*"))
     assert class_tables.sha256(str(path)) != before
@@ -111,10 +111,10 @@ def test_labels_are_painted_in_the_classes_of_ones_own_table(tmp_path: Path) -> 
     )
     own = tmp_path / "woods.tsv"
     own.write_text(OWN)
-    source = paint.OsmSource(address=str(city), date="2020-04-01", store=tmp_path)
+    source = make_labels.OsmSource(address=str(city), date="2020-04-01", store=tmp_path)
     settings = rasterize.LabelSettings(classes=str(own))
-    painted = paint.label(grid, source, settings).painted
-    build_folder.write_labels(tmp_path, grid, paint.read_classes(settings).space, rasterize.SOURCES, painted)
+    painted = make_labels.label(grid, source, settings).painted
+    build_folder.write_labels(tmp_path, grid, make_labels.read_classes(settings).space, rasterize.SOURCES, painted)
     with geotiff.open_raster(str(tmp_path / "labels.tif")) as dataset:
         stored = dataset.read(1)
         written_tags = dataset.tags()

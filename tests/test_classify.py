@@ -15,7 +15,7 @@ from synthetic_shards import scene, scene_contract, write, write_scenes
 
 from sgdata import catalog, files
 from sgdata.errors import SettingError, SourceError
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgmodel.checkpoints import cards, transfer
 from sgmodel.models import heads
 from sgmodel.recipes import classify
@@ -127,8 +127,8 @@ def test_masks_give_labels_by_share(tmp_path: Path) -> None:
     mask[:2] = 1
     mask[9, 5:] = 2
     mask[5] = 255
-    assert classify.covering(mask, range(4), 0.05) == [0, 1, 2]
-    assert classify.covering(mask, range(4), 0.051) == [0, 1]
+    assert classify.classes_in_mask(mask, range(4), 0.05) == [0, 1, 2]
+    assert classify.classes_in_mask(mask, range(4), 0.051) == [0, 1]
     folder = write(tmp_path / "shards", train=4, val=3)
     made = recipe("labels_from=mask", "min_share=0.25", "training.epochs=1", "model.encoder.image_px=32")
     assert classify.main(made, run_paths_for(folder, tmp_path / "run")) == 0
@@ -182,7 +182,7 @@ def test_the_head_is_drawn_small_where_weights_are_given(single: Path, whole: Pa
 def test_labels_that_do_not_fit_their_task_are_named(tmp_path: Path) -> None:
     made = [scene(n, "train" if n else "val", 16) for n in range(4)]
     made[2].meta["labels"] = [1, 2]
-    finish.write(made, tmp_path / "shards", contract=scene_contract(16))
+    write_shards.write(made, tmp_path / "shards", contract=scene_contract(16))
     with pytest.raises(SourceError, match=r"sample 'scene-00002' has labels \[1, 2\], expected exactly one of 'toy'"):
         classify.main(recipe(), run_paths_for(tmp_path / "shards", tmp_path / "run"))
 
@@ -197,7 +197,7 @@ def test_a_head_of_other_classes_is_refused(single: Path, several: Path, whole: 
         scene_contract(16).label_space, name="toy-3", ids=(0, 1, 2), names=("a", "b", "c"), colours=()
     )
     made = [scene(4 * n + n % 3, "train" if n < 4 else "val", 16) for n in range(6)]
-    finish.write(made, tmp_path / "shards", contract=dataclasses.replace(scene_contract(16), label_space=space))
+    write_shards.write(made, tmp_path / "shards", contract=dataclasses.replace(scene_contract(16), label_space=space))
     start = run_paths_for(tmp_path / "shards", tmp_path / "run", weights=whole / "checkpoint-last")
     message = r"label_space is 'toy-3' \(3 classes\), the weights were trained for 'toy' \(4 classes\); accept ="
     with pytest.raises(SettingError, match=message):

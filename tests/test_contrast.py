@@ -156,7 +156,7 @@ def test_it_learns_to_distinguish_images(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("table", "row"), ROWS)
 def test_every_row_of_the_ledger_runs_two_steps(
-    table: experiments.LedgerTable, row: experiments.Row, folder: Path, tmp_path: Path
+    table: experiments.LedgerTable, row: experiments.LedgerRow, folder: Path, tmp_path: Path
 ) -> None:
     program = PROGRAMS[table.program]()
     changes = (*table.set, *row.set, "training.fraction=1.0", "training.batch=4", "training.epochs=2")

@@ -19,7 +19,7 @@ from test_segment import TINY, run_paths_for
 from test_segment import recipe as segmentation
 
 from sgdata.errors import SettingError, SgdataError
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
 from sgmodel.train import batching
 
@@ -69,7 +69,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "pairs": ([pair(f"p{n}", split, 32, 32, seed=n) for n, split in enumerate(splits)], pair_contract()),
     }
     for name, (made, facts) in kinds.items():
-        finish.write(made, root / name, contract=facts)
+        write_shards.write(made, root / name, contract=facts)
     return {name: root / name for name in kinds}
 
 
@@ -139,7 +139,9 @@ def test_weights_of_other_data_are_accepted_as_the_refusal_says(shards: dict[str
         contract(32).label_space, ids=(0, 1, 2, 3, 4), names=tuple("abcde"), colours=("#000000",) * 5
     )
     other = dataclasses.replace(contract(32), level="L1C", label_space=space)
-    finish.write([sample(n, "train" if n < 4 else "val", 32, 32) for n in range(6)], tmp_path / "other", contract=other)
+    write_shards.write(
+        [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(6)], tmp_path / "other", contract=other
+    )
     settings: list[str] = []
     accepted: list[str] = []
     for _ in range(3):  # each refusal names what to accept; with all of it the run begins

@@ -15,7 +15,7 @@ from stac_wrap import Wrapped, wrap
 from sgdata import catalog, files
 from sgdata.builds import build_folder, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
-from sgdata.composite import clear_score
+from sgdata.composite import cloud_masks
 from sgdata.scenes import lock
 from sgdata.scenes.aoi import Area
 from sgdata.sentinel2 import SceneClass
@@ -100,7 +100,7 @@ def test_a_lake_that_reflects_nothing_in_some_bands_is_kept(
     assert (image > 0).all()
     for band, plane in zip(BANDS, image, strict=True):
         assert (plane[lake] == (1 if band in zeros else 80)).all()
-    assert build_folder.describe_holes(out) == ""
+    assert build_folder.describe_nodata(out) == ""
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_bands_and_layers_say_where_data_are(
     assert (read(out)[:, :, :36] > 0).all() == kept
     assert (read(out)[:, :, 36:] > 0).all()
     if not kept:
-        assert build_folder.describe_holes(out) == (
+        assert build_folder.describe_nodata(out) == (
             "2,592 pixels (50.000%) hold no data: no scene has data of 2,592; choose another area or widen --dates"
         )
 
@@ -171,7 +171,7 @@ def test_ground_never_seen_clear_is_no_data(tmp_path: Path, recipe: BuildRecipe,
     shown[cloud] = False
     assert ((read(out) > 0).all(axis=0) == shown).all()
     lost = int((~shown).sum())
-    assert f"{lost:,} were never seen clear; widen --dates" in build_folder.describe_holes(out)
+    assert f"{lost:,} were never seen clear; widen --dates" in build_folder.describe_nodata(out)
     scenes = files.read_plain(out / "usage.json")["scenes"]
     assert {one["clear_share"] for one in scenes} == {round(float(shown.mean()), 6)}  # type: ignore[index]
 
@@ -188,7 +188,7 @@ def test_a_roof_that_every_date_calls_cloud_is_kept_and_marked_unless_the_filter
     image, provenance = read(out), read(out, "provenance.tif")
     expected = np.zeros((72, 72), np.uint16)
     if filtered:
-        expected[roof], expected[10:12, 10:14] = clear_score.NEVER_CLEAR, clear_score.BRIGHT
+        expected[roof], expected[10:12, 10:14] = cloud_masks.NEVER_CLEAR, cloud_masks.BRIGHT
     np.testing.assert_array_equal(provenance[4], expected)
     assert (image[:, *roof] == (7000 if filtered else 0)).all()
     assert (provenance[1, *roof] == (12 if filtered else 0)).all()
@@ -197,7 +197,7 @@ def test_a_roof_that_every_date_calls_cloud_is_kept_and_marked_unless_the_filter
     narrow, all_of_them = round(24 / 72**2, 6), round(32 / 72**2, 6)
     assert shares == ((0, narrow, all_of_them) if filtered else (narrow, 0, 0))
     assert ("0.463% of the pixels" in build_folder.describe_never_clear(out)) == filtered
-    assert ("24 pixels" in build_folder.describe_holes(out)) == (not filtered)
+    assert ("24 pixels" in build_folder.describe_nodata(out)) == (not filtered)
 
 
 def masks(folder: Path, scenes: list[Wrapped], cloud: Any) -> Path:

@@ -399,15 +399,15 @@ def test_fmow_finds_the_third_split_under_either_name(tmp_path: Path) -> None:
 
 
 def test_fmow_values_beyond_uint16_stay_exact_in_float32(tmp_path: Path) -> None:
-    from sgdata.datasets.fmow import doubled
+    from sgdata.datasets.fmow import double_dn
 
-    assert doubled(np.array([[[0.5, 32767.5]]])).dtype == np.uint16
+    assert double_dn(np.array([[[0.5, 32767.5]]])).dtype == np.uint16
     for values in ([0.25, 1.0], [40_000.0, 1.0], [-1.0, 1.0]):
-        stored = doubled(np.array([[values]]))
+        stored = double_dn(np.array([[values]]))
         assert stored.dtype == np.float32
         np.testing.assert_array_equal(stored / 2, [[values]])
     with pytest.raises(SourceError, match="float32"):
-        doubled(np.array([[[0.1]]]))
+        double_dn(np.array([[[0.1]]]))
 
 
 def test_oscd_pairs_dates_and_change(made: Callable[[str], Path], tmp_path: Path) -> None:

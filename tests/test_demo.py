@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sgdata import verification
-from sgdata.demo import story
+from sgdata.demo import run_demo
 
-SMALL = story.Story(
+SMALL = run_demo.Story(
     size_km=3,
     dates=5,
     build=("split.block_px=150", "split.gap_px=0", "patches.size=64", "patches.stride=32", "split.val_share=0.25"),
@@ -28,7 +28,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     made = []
     for workers in (1, 2):
         out = tmp_path_factory.mktemp(f"demo{workers}") / "out"
-        page = story.run(out, story=SMALL, workers=workers)
+        page = run_demo.run(out, story=SMALL, workers=workers)
         assert page.is_file()
         made.append(out)
     return made

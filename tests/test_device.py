@@ -103,7 +103,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(devices.distributed, "join", lambda device: None)
     for text in ("auto", "cuda", "cuda:1", "cpu"):
-        devices.start(text, precision="fp32", threads=1)
+        devices.setup_device(text, precision="fp32", threads=1)
     assert taken == [torch.device("cuda", number) for number in (0, 0, 1)]
     for text, message in (
         ("cuda:2", "GPU 2 is wanted, this machine has 2"),
@@ -111,13 +111,13 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         ("cuda:x", "GPU x"),
     ):
         with pytest.raises(SettingError, match=message):
-            devices.start(text, precision="fp32", threads=1)
+            devices.setup_device(text, precision="fp32", threads=1)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert devices.start("auto", precision="fp32", threads=1).device == torch.device("cuda", 1)
+    assert devices.setup_device("auto", precision="fp32", threads=1).device == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_RANK", "3")
     with pytest.raises(SettingError, match="GPU 3 is wanted, this machine has 2"):
-        devices.start("auto", precision="fp32", threads=1)
+        devices.setup_device("auto", precision="fp32", threads=1)
 
 
 def test_adamw_is_one_kernel() -> None:

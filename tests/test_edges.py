@@ -25,7 +25,7 @@ from synthetic_shards import (
 
 from sgdata import catalog, files
 from sgdata.errors import SgdataError
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgmodel import distributed
 from sgmodel.data import augment
 from sgmodel.models import heads
@@ -138,7 +138,7 @@ def test_a_sample_that_poisons_its_batch_is_named(name: str, mode: str, tmp_path
         made, form = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(5)], contract(32)
     member = "image_after" if name == "detect_change" else "image"
     made[2].arrays[member][3] = 1000  # a constant band, which min-max without eps divides by zero
-    finish.write(made, tmp_path / "shards", contract=form)
+    write_shards.write(made, tmp_path / "shards", contract=form)
     message = rf"not finite for 1 of 4 samples: {made[2].key}"
     poison = ("normalise.scheme=minmax", "normalise.eps=0", f"mode={mode}", "training.accumulate=1")
     still = () if name.startswith("classify") or name == "detect_change" else ("model.head.skip=0",)
@@ -151,7 +151,7 @@ def test_labels_outside_the_classes_are_named(tmp_path: Path) -> None:
         made = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(5)]
         made[split].arrays["mask"][:] = 77
         folder = tmp_path / f"shards-{split}"
-        finish.write(made, folder, contract=contract(32))
+        write_shards.write(made, folder, contract=contract(32))
         with pytest.raises(
             SgdataError, match=rf"masks of {made[split].key} hold \[77\], expected classes 0 to 3 or 255"
         ):
@@ -162,7 +162,7 @@ def test_scenes_without_any_change_cannot_balance_it(tmp_path: Path) -> None:
     made = [pair(f"city-{n}", "train" if n < 2 else "test", 32, 32, seed=n) for n in range(3)]
     for one in made:
         one.arrays["mask"][:] = 0
-    finish.write(made, tmp_path / "shards", contract=pair_contract())
+    write_shards.write(made, tmp_path / "shards", contract=pair_contract())
     with pytest.raises(SgdataError, match=r"weighting is 'share', 0% of the training scenes' labelled pixels"):
         run("detect_change", tmp_path / "shards", tmp_path / "run", "weighting=share")
 
@@ -173,7 +173,7 @@ def test_a_model_of_any_size_takes_samples_of_many(name: str, tmp_path: Path) ->
         made, form = [scene(n, "train" if n < 4 else "val", 16 + 8 * (n % 2)) for n in range(6)], scene_contract(16)
     else:
         made, form = [sample(n, "train" if n < 4 else "val", 32, 24 + 8 * (n % 2)) for n in range(6)], contract(32)
-    finish.write(made, tmp_path / "shards", contract=dataclasses.replace(form, shape=None))
+    write_shards.write(made, tmp_path / "shards", contract=dataclasses.replace(form, shape=None))
     any_size = ("model.backbone=unet", "model.image_px=0", "model.options={}")
     run(name, tmp_path / "shards", tmp_path / "run", *any_size)
     assert (tmp_path / "run" / "results.json").is_file()

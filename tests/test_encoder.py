@@ -78,7 +78,7 @@ def test_embedding_only_the_visible_equals_embedding_all_and_gathering(
     ids = torch.rand(2, config.tokens, generator=random).argsort(dim=1)[:, : 1 + config.tokens // 3]
     everything = model.tokens(x)
     assert everything.shape == (2, config.tokens, config.width)
-    torch.testing.assert_close(model.tokens(x, ids), encoder.gather(everything, ids), rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.tokens(x, ids), encoder.select_tokens(everything, ids), rtol=0, atol=1e-6)
 
 
 def test_position_of_a_token_is_spatial_plus_spectral() -> None:

@@ -21,7 +21,7 @@ from rasterio.warp import transform_bounds
 from typer.testing import CliRunner
 
 from sgdata import files
-from sgdata.audits import checks, gather
+from sgdata.audits import checks, collect_evidence
 from sgdata.cli import app
 from sgdata.datasets import cards
 from sgdata.errors import SettingError, SourceError
@@ -210,8 +210,8 @@ def test_released_weights_of_reflectance_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_audit_asks_of_display_values_what_they_can_answer(source: Path) -> None:
-    subject = gather.detect_subject(source, dataset="eurosat", edition="rgb")
-    by_name = {check.name: check for check in checks.judge(gather.gather(subject)).checks}
+    subject = collect_evidence.detect_subject(source, dataset="eurosat", edition="rgb")
+    by_name = {check.name: check for check in checks.run_checks(collect_evidence.collect_evidence(subject)).checks}
     for name in ("band order", "product level", "offset"):
         assert (by_name[name].state, by_name[name].message) == ("not applicable", checks.STRETCHED)
     assert by_name["saturation"].state == "pass"
@@ -220,7 +220,9 @@ def test_an_audit_asks_of_display_values_what_they_can_answer(source: Path) -> N
             pixels = np.asarray(image).copy()
         pixels[:12] = 255
         path.write_bytes(jpeg(pixels))
-    again = checks.judge(gather.gather(gather.detect_subject(source, dataset="eurosat", edition="rgb")))
+    again = checks.run_checks(
+        collect_evidence.collect_evidence(collect_evidence.detect_subject(source, dataset="eurosat", edition="rgb"))
+    )
     assert {check.name: check.state for check in again.checks}["saturation"] == "finding"
 
 

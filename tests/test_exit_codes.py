@@ -84,9 +84,9 @@ def test_verify_drift_and_audit_report_differences_alike(
 
     check = Check(name="readable", state="finding" if findings else "pass", message="", figures={}, where=())
     report = AuditReport(subject="toy 1", kind="shards", samples=1, checks=(check,), findings=findings)
-    monkeypatch.setattr("sgdata.audits.gather.detect_subject", lambda path, **options: path)
-    monkeypatch.setattr("sgdata.audits.gather.gather", lambda subject, **options: subject)
-    monkeypatch.setattr("sgdata.audits.checks.judge", lambda evidence: report)
+    monkeypatch.setattr("sgdata.audits.collect_evidence.detect_subject", lambda path, **options: path)
+    monkeypatch.setattr("sgdata.audits.collect_evidence.collect_evidence", lambda subject, **options: subject)
+    monkeypatch.setattr("sgdata.audits.checks.run_checks", lambda evidence: report)
     assert run("audit", str(tmp_path)) == code
 
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgdata import file_names
+from sgdata import safe_names
 from sgdata.errors import SourceError
-from sgdata.file_names import file_name
+from sgdata.safe_names import file_name
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = (
@@ -36,7 +36,7 @@ def test_any_text_becomes_the_name_of_one_file(text: str) -> None:
     assert name.isprintable()
     assert not set(name) & set('/\\:*?"<>|%#&;$`')
     # Its own reader takes it, and it is its own file name only if it was ordinary.
-    assert file_names.is_safe(name)
+    assert safe_names.is_safe(name)
 
 
 @given(st.lists(texts | ordinary, unique=True, min_size=2, max_size=30))
@@ -91,28 +91,28 @@ def test_a_member_is_a_file_of_its_folder(tmp_path: Path) -> None:
     (folder / "one.tar").write_text("x")
     made = f"{file_name('../x')}.tar"
     (folder / made).write_text("x")
-    assert file_names.member(folder, "one.tar").read_text() == "x"
-    assert file_names.member(folder, made).read_text() == "x"
+    assert safe_names.member(folder, "one.tar").read_text() == "x"
+    assert safe_names.member(folder, made).read_text() == "x"
     os.mkfifo(folder / "pipe.tar")
     for name in ("../secret.tar", str(tmp_path / "secret.tar"), "..", ".", "", "pipe.tar", "absent.tar", "a/b.tar"):
         with pytest.raises(SourceError, match="expected"):
-            file_names.member(folder, name)
+            safe_names.member(folder, name)
 
 
 @given(st.lists(texts | ordinary, unique=True, min_size=2, max_size=30))
 def test_any_text_is_a_part_of_keys(names: list[str]) -> None:
-    parts = [file_names.key_part(name) for name in names]
+    parts = [safe_names.key_part(name) for name in names]
     assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,65}", part) for part in parts)
     assert len(set(parts)) == len(names)
 
 
 def test_parts_of_keys_are_readable() -> None:
-    assert file_names.key_part("segmunich") == "segmunich"
-    assert re.fullmatch(r"M-nchen-Nord-[0-9a-f]{12}", file_names.key_part("München (Nord)"))
+    assert safe_names.key_part("segmunich") == "segmunich"
+    assert re.fullmatch(r"M-nchen-Nord-[0-9a-f]{12}", safe_names.key_part("München (Nord)"))
 
 
 def test_endings_are_appended() -> None:
-    assert file_names.with_ending(Path("a/b.c.d"), ".bin") == Path("a/b.c.d.bin")
+    assert safe_names.with_ending(Path("a/b.c.d"), ".bin") == Path("a/b.c.d.bin")
 
 
 # --- joins in the code ---------------------------------------------------------------------
@@ -160,10 +160,10 @@ SAFE = {
         ("sgdata.packing.tasks", "task.name"), ("sgdata.pages.run", "file"), ("sgdata.pages.samples", "file"),
         ("sgdata.releases.assemble", "order.title"), ("sgdata.releases.assemble", "f'.{order.title}.partial'"),
         ("sgdata.releases.assemble", "f'{order.title}.tar'"), ("sgdata.releases.assemble", "f'{order.title}.json'"),
-        ("sgdata.shards.finish", "tar_format.shard_name(contract.dataset, split, 0)"),
+        ("sgdata.shards.write_shards", "tar_format.shard_name(contract.dataset, split, 0)"),
         ("sgmodel.ledger.experiments", "f'{run.folder.name}.log'"), ("sgmodel.checkpoints.weight_files", "part"),
         ("sgdata.shards.tar_format", "shard"), ("sgdata.releases.segmunich_released", "f'{name}.tif'"),
-        ("sgdata.builds.pipeline", "name"), ("sgdata.file_names", "name"), ("sgdata.file_names", "path.name + ending"),
+        ("sgdata.builds.pipeline", "name"), ("sgdata.safe_names", "name"), ("sgdata.safe_names", "path.name + ending"),
     ],
     "names of files that a listing of the folder found": [
         ("sgdata.datasets.archives", "f'{archive}.zip'"), ("sgdata.datasets.segmunich", "name"),

@@ -89,7 +89,7 @@ def test_lakes_do_not_fail_a_dataset_and_few_samples_decide_nothing() -> None:
 
     def judged(samples: int, *counts: Array) -> band_check.Verdict:
         pooled = statistics.summarise(np.sum(counts, axis=0), list(MEANS["L2A"]), contract.nodata)
-        return band_check.judge(pooled, samples, contract)
+        return band_check.check_band_means(pooled, samples, contract)
 
     assert judged(100, *counts.values()).contradictions == ()
     assert judged(99, _counts(lake, 99)).bands == "undecided"

@@ -25,7 +25,7 @@ from sgdata.composite import omnicloudmask
 from sgdata.errors import ExitCode
 from sgdata.rasters import geotiff
 from sgdata.scenes import lock
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgmodel import cli as model_cli
 
 APPS = {"sgdata": cli.app, "sgmodel": model_cli.app}
@@ -239,7 +239,7 @@ def ledger(*metrics: str) -> str:
 def test_names_in_a_ledger(say: Say, home: Path) -> None:  # noqa: F811
     made = [synthetic_shards.sample(n, "train" if n < 4 else "val", 32, 32) for n in range(6)]
     contract = dataclasses.replace(synthetic_shards.contract(32), dataset=NAME, version=NAME)
-    finish.write(made, home / "toy", contract=contract)
+    write_shards.write(made, home / "toy", contract=contract)
     (home / "stub.py").write_text(STUB)
     recipe = home / "ledger.toml"
     recipe.write_text(ledger("miou"))

@@ -22,14 +22,14 @@ from stac_wrap import Wrapped, wrap
 from test_segment import TINY
 
 from sgdata import cli, files, verification
-from sgdata.audits import gather
+from sgdata.audits import collect_evidence
 from sgdata.builds import build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths
 from sgdata.errors import SourceError
 from sgdata.pages import folder as page
 from sgdata.rasters import geotiff
 from sgdata.scenes import lock
-from sgdata.shards import finish, tar_format
+from sgdata.shards import tar_format, write_shards
 from sgdata.types import Sample
 from sgmodel import cli as model_cli
 from sgmodel.data import loader
@@ -116,7 +116,7 @@ def shards(out: Path, splits: tuple[str, ...] = SPLITS) -> Path:
     made = [
         dataclasses.replace(synthetic_shards.sample(n, "train", 32, 32), split=split) for n, split in enumerate(splits)
     ]
-    finish.write(made, out, contract=synthetic_shards.contract(32))
+    write_shards.write(made, out, contract=synthetic_shards.contract(32))
     return out
 
 
@@ -127,7 +127,7 @@ def test_shards_of_hostile_splits(home: Path) -> None:
     assert [sample.split for sample in tar_format.samples(out)] == sorted(SPLITS)
     for split in SPLITS:
         assert len(loader.Samples(out, split, ("image",))) == 1
-    gather.gather(gather.detect_subject(out))
+    collect_evidence.collect_evidence(collect_evidence.detect_subject(out))
     page.write(out, home / "page")
 
 
@@ -169,7 +169,7 @@ def test_hostile_keys_are_not_paths(home: Path) -> None:
 def test_a_hostile_key_is_no_member(home: Path) -> None:
     sample: Sample = dataclasses.replace(synthetic_shards.sample(0, "train", 32, 32), key="../evil")
     with pytest.raises(SourceError, match="sample key"):
-        finish.write([sample], home / "shards", contract=synthetic_shards.contract(32))
+        write_shards.write([sample], home / "shards", contract=synthetic_shards.contract(32))
 
 
 # --- all commands, one after the other -----------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 from synthetic_shards import contract, sample, write
 from test_ranks import RECIPES, SMALL, command, finished, losses, workers
 
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 
 SETTINGS = (
     *SMALL,
@@ -50,7 +50,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Write the datasets `toy` (7 training samples) and `other` (5): no epoch is a whole number of steps."""
     place = tmp_path_factory.mktemp("kills")
     made = [replace(sample(n, "train" if n < 5 else "val", 32, 32), key=f"other-{n}") for n in range(6)]
-    finish.write(made, place / "other", contract=replace(contract(32), dataset="other"))
+    write_shards.write(made, place / "other", contract=replace(contract(32), dataset="other"))
     return [write(place / "toy", train=7, val=2), place / "other"]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from synthetic_shards import contract, sample, write
 
 from sgdata.errors import SettingError, SourceError
-from sgdata.shards import finish, tar_format
+from sgdata.shards import tar_format, write_shards
 from sgdata.types import Codec
 from sgmodel.data import loader as data_loader
 from sgmodel.data import subset
@@ -88,7 +88,7 @@ def test_in_order_reads_every_sample_once(folder: Path) -> None:
 
 def test_sizes_may_vary(tmp_path: Path) -> None:
     made = [sample(0, "train", 20, 24), sample(1, "train", 32, 16)]
-    finish.write(made, tmp_path, contract=contract(32))
+    write_shards.write(made, tmp_path, contract=contract(32))
     source = data_loader.Samples(tmp_path, "train", ("image", "mask"))
     (batch,) = data_loader.load(source, data_loader.in_order(2, 2), threads=2)
     assert batch.valid_size.tolist() == [[20, 24], [32, 16]]
@@ -104,7 +104,7 @@ def test_a_few_float_samples_among_whole_ones_keep_every_value(codec: Codec, tmp
     made = [sample(number, "train", 16, 16) for number in range(5)]
     odd = made[2].arrays["image"].astype(np.float32) + 0.5
     made[2] = replace(made[2], arrays={**made[2].arrays, "image": odd})
-    finish.write(made, tmp_path, contract=contract(16), codec=codec)
+    write_shards.write(made, tmp_path, contract=contract(16), codec=codec)
     source = data_loader.Samples(tmp_path, "train", ("image",))
     (batch,) = data_loader.load(source, data_loader.in_order(5, 5), threads=2)
     assert batch.arrays["image"].dtype == torch.float32
@@ -112,7 +112,7 @@ def test_a_few_float_samples_among_whole_ones_keep_every_value(codec: Codec, tmp
         assert np.array_equal(batch.arrays["image"][row], each.arrays["image"])
         assert np.array_equal(source[row]["image"], each.arrays["image"])
     made[1] = replace(made[1], arrays={**made[1].arrays, "image": made[1].arrays["image"].astype(np.int32)})
-    finish.write(made, tmp_path / "none", contract=contract(16), codec=codec)
+    write_shards.write(made, tmp_path / "none", contract=contract(16), codec=codec)
     with pytest.raises(SettingError, match="expected one that represents the values of the others"):
         data_loader.Samples(tmp_path / "none", "train", ("image",))
 
@@ -128,7 +128,7 @@ def test_parts_cover_a_batch(folder: Path) -> None:
 
 def test_codec_npy_reads_the_same(tmp_path: Path, folder: Path) -> None:
     made = list(tar_format.samples(folder, "val"))
-    finish.write(made, tmp_path, contract=contract(32), codec="npy")
+    write_shards.write(made, tmp_path, contract=contract(32), codec="npy")
     source = data_loader.Samples(tmp_path, "val", ("image",))
     assert np.array_equal(source.read(1, "image"), made[1].arrays["image"])
 

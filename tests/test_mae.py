@@ -183,7 +183,7 @@ def test_decoding_by_scatter_equals_the_papers_unshuffle() -> None:
     ids_restore, ids_keep = ids_shuffle.argsort(dim=1), ids_shuffle[:, :5]
     latent = torch.randn(2, 5, TINY.width)
     padded = torch.cat([model.decoder_embed(latent), model.mask_token.expand(2, TINY.tokens - 5, -1)], dim=1)
-    x = encoder.gather(padded, ids_restore) + encoder.positions(model, "decoder_")
+    x = encoder.select_tokens(padded, ids_restore) + encoder.positions(model, "decoder_")
     expected = model.decoder_pred(model.decoder_norm(model.decoder_blocks(x)))
     torch.testing.assert_close(model.decode(latent, ids_keep), expected)
 

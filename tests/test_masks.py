@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from sgdata.composite import clear_masks, clear_score, scene_staging, window_staging
-from sgdata.composite.clear_score import CLEAR, CLOUD, DIM, NO_DATA, OTHER, SHADOW, MaskSettings
+from sgdata.composite import cloud_masks, mask_scenes, scene_staging, window_staging
+from sgdata.composite.cloud_masks import CLEAR, CLOUD, DIM, NO_DATA, OTHER, SHADOW, MaskSettings
 from sgdata.types import Array, Grid
 
 SCL = MaskSettings(
@@ -31,37 +31,37 @@ SCL = MaskSettings(
 def test_distance_is_euclid_rounded_up(mask: Array, reach: int) -> None:
     expected = ndimage.distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
     capped = np.minimum(np.ceil(expected - 1e-9), reach + 1)
-    np.testing.assert_array_equal(clear_score.measure_distance(mask, reach), capped)
+    np.testing.assert_array_equal(cloud_masks.measure_distance(mask, reach), capped)
 
 
 def test_kinds_of_every_method() -> None:
     layer = np.arange(12, dtype=np.uint8)[None]
-    found = clear_score.classify_mask(layer, SCL)[0].tolist()
+    found = cloud_masks.classify_mask(layer, SCL)[0].tolist()
     assert found == [NO_DATA, OTHER, DIM, SHADOW, CLEAR, CLEAR, CLEAR, DIM, CLOUD, CLOUD, CLOUD, OTHER]
-    polar = clear_score.classify_mask(layer, replace(SCL, drop=(0, 1, 3, 8, 9)))[0].tolist()
+    polar = cloud_masks.classify_mask(layer, replace(SCL, drop=(0, 1, 3, 8, 9)))[0].tolist()
     assert polar[10:] == [CLEAR, CLEAR]
-    likely = clear_score.classify_mask(np.array([[0, 39, 40, 100]], np.uint8), replace(SCL, method="probability"))
+    likely = cloud_masks.classify_mask(np.array([[0, 39, 40, 100]], np.uint8), replace(SCL, method="probability"))
     assert likely.tolist() == [[CLEAR, CLEAR, CLOUD, CLOUD]]
-    drawn = clear_score.classify_mask(np.array([[0, 1, 255]], np.uint8), replace(SCL, method="external"))
+    drawn = cloud_masks.classify_mask(np.array([[0, 1, 255]], np.uint8), replace(SCL, method="external"))
     assert drawn.tolist() == [[CLEAR, CLOUD, CLOUD]]
 
 
 def test_undefined_mask_values_are_ignored() -> None:
-    beyond = np.array([[clear_score.BEYOND]], np.uint8)
+    beyond = np.array([[cloud_masks.BEYOND]], np.uint8)
     for method in ("scl", "probability", "external"):
-        assert clear_score.classify_mask(beyond, replace(SCL, method=method)).item() == NO_DATA
-    assert clear_score.classify_mask(np.array([[12, 77, 255]], np.uint8), SCL).tolist() == [[NO_DATA] * 3]
+        assert cloud_masks.classify_mask(beyond, replace(SCL, method=method)).item() == NO_DATA
+    assert cloud_masks.classify_mask(np.array([[12, 77, 255]], np.uint8), SCL).tolist() == [[NO_DATA] * 3]
     wide = np.array([[0, 100, 101, 60_000]], np.uint16)
-    assert clear_score.classify_mask(wide, replace(SCL, method="probability")).tolist() == [
+    assert cloud_masks.classify_mask(wide, replace(SCL, method="probability")).tolist() == [
         [CLEAR, CLOUD, NO_DATA, NO_DATA]
     ]
-    assert clear_score.classify_mask(wide, replace(SCL, method="external")).tolist() == [[CLEAR, CLOUD, CLOUD, CLOUD]]
+    assert cloud_masks.classify_mask(wide, replace(SCL, method="external")).tolist() == [[CLEAR, CLOUD, CLOUD, CLOUD]]
 
 
 def test_dark_ground_is_distinguished_from_a_dark_date() -> None:
-    dim, clear = clear_score.DOUBTFUL + 1, 1
+    dim, clear = cloud_masks.DOUBTFUL + 1, 1
     forest, shaded, never, only = ([dim] * 11 + [clear], [clear] * 3 + [dim] * 9, [0] * 12, [0] * 11 + [dim])
-    best = clear_score.select_clear(np.array([forest, shaded, never, only], np.uint8).T[:, None])[:, 0].T
+    best = cloud_masks.select_clear(np.array([forest, shaded, never, only], np.uint8).T[:, None])[:, 0].T
     assert best.sum(axis=1).tolist() == [12, 3, 0, 1]
     assert best[1, :3].all()
 
@@ -70,8 +70,8 @@ def test_buffers_reach_from_centre_to_centre() -> None:
     scl = np.full((21, 21), 4, np.uint8)
     scl[10, 3], scl[10, 17] = 9, 3
     seen = (
-        clear_score.clear_score(
-            clear_score.classify_mask(scl, SCL), None, replace(SCL, shadow_buffer_m=20), gsd_m=20, reach_m=0
+        cloud_masks.clear_score(
+            cloud_masks.classify_mask(scl, SCL), None, replace(SCL, shadow_buffer_m=20), gsd_m=20, reach_m=0
         )
         > 0
     )
@@ -84,9 +84,9 @@ def test_buffers_reach_from_centre_to_centre() -> None:
 def test_clear_scores_encode_distance_and_doubt() -> None:
     scl = np.full((1, 200), 4, np.uint8)
     scl[0, 0], scl[0, 50], scl[0, 60] = 9, 7, 2
-    seen = clear_score.clear_score(clear_score.classify_mask(scl, SCL), None, SCL, gsd_m=20, reach_m=1500)[0]
+    seen = cloud_masks.clear_score(cloud_masks.classify_mask(scl, SCL), None, SCL, gsd_m=20, reach_m=1500)[0]
     assert seen[:5].tolist() == [0, 0, 0, 0, 4]
-    assert (seen[50], seen[60]) == (50 + clear_score.DOUBTFUL, 60 + clear_score.DOUBTFUL)
+    assert (seen[50], seen[60]) == (50 + cloud_masks.DOUBTFUL, 60 + cloud_masks.DOUBTFUL)
     assert seen[76] == 76
     assert (seen[77:] == 77).all()  # distances are capped at 1500 m
 
@@ -97,7 +97,7 @@ def test_surroundings_are_a_box_mean(gsd: float) -> None:
     what = rng.random((130, 170)) < 0.3
     among = rng.random(what.shape) < 0.8
     size, reach = round(500 / gsd), 1
-    found = clear_score.neighbourhood_fraction(what & among, among, gsd, 1500)
+    found = cloud_masks.neighbourhood_fraction(what & among, among, gsd, 1500)
     for row, col in ((0, 0), (64, 99), (129, 169), (51, 26)):
         top, left = (row // size - reach) * size, (col // size - reach) * size
         box = (slice(max(top, 0), top + 3 * size), slice(max(left, 0), left + 3 * size))
@@ -111,37 +111,37 @@ def dates(overcast: int, days: int) -> list[Array]:
         scl = np.full((60, 60), 9 if n >= days - overcast else 4, np.uint8)
         if n:
             scl[20:30, 20:30] = 8
-        found.append(clear_score.classify_mask(scl, SCL))
+        found.append(cloud_masks.classify_mask(scl, SCL))
     return found
 
 
 @pytest.mark.parametrize("overcast", [0, 4])
 def test_a_roof_called_cloud_on_clear_days_is_kept(overcast: int) -> None:
-    target_filter = clear_score.BrightTargetFilter((60, 60), 20)
+    target_filter = cloud_masks.BrightTargetFilter((60, 60), 20)
     series = dates(overcast, 10)
     for found in series:
-        target_filter.add(found, clear_score.cloud_fraction([found], 20))
+        target_filter.add(found, cloud_masks.cloud_fraction([found], 20))
     roof = np.zeros((60, 60), bool)
     roof[20:30, 20:30] = True
-    bright = clear_score.bright_targets(target_filter.bright(), 20)
+    bright = cloud_masks.bright_targets(target_filter.bright(), 20)
     np.testing.assert_array_equal(bright, roof)
-    clear_day = clear_score.clear_score(series[1], bright, SCL, gsd_m=20, reach_m=0)
+    clear_day = cloud_masks.clear_score(series[1], bright, SCL, gsd_m=20, reach_m=0)
     assert (clear_day > 0).all()  # no buffer round the roof either
     if overcast:
-        cloudy_day = clear_score.clear_score(series[-1], bright, SCL, gsd_m=20, reach_m=0)
+        cloudy_day = cloud_masks.clear_score(series[-1], bright, SCL, gsd_m=20, reach_m=0)
         assert not cloudy_day.any()
 
 
 @pytest.mark.parametrize(("side", "kept"), [(1, True), (10, True), (11, False), (20, False)])
 @pytest.mark.parametrize("corner", [20, 0])
 def test_ground_that_is_never_clear_is_a_bright_target_only_where_narrow(side: int, kept: bool, corner: int) -> None:
-    target_filter = clear_score.BrightTargetFilter((80, 80), 20)
+    target_filter = cloud_masks.BrightTargetFilter((80, 80), 20)
     place = np.s_[corner : corner + side, corner : corner + side]
     for _ in range(12):
         found = np.full((80, 80), CLEAR, np.uint8)
         found[place] = CLOUD
-        target_filter.add(found, clear_score.cloud_fraction([found], 20))
-    bright = clear_score.bright_targets(target_filter.bright(), 20)
+        target_filter.add(found, cloud_masks.cloud_fraction([found], 20))
+    bright = cloud_masks.bright_targets(target_filter.bright(), 20)
     # At the edge it may go on.
     assert bright[place].all() == (kept and (corner > 0 or side == 1))
     assert bright.sum() in {0, side**2}
@@ -153,15 +153,15 @@ def test_ground_that_is_never_clear_is_a_bright_target_only_where_narrow(side: i
 def test_ground_that_clouds_could_hide_by_chance_is_no_bright_target(days: int, share: float, kept: bool) -> None:
     """`share` to the power of `days` is compared with 1 in 1,000: clouds that move do not leave holes of data."""
     rng = np.random.default_rng(1)
-    target_filter = clear_score.BrightTargetFilter((100, 100), 20)
+    target_filter = cloud_masks.BrightTargetFilter((100, 100), 20)
     for _ in range(days):
         found = np.where(rng.random((100, 100)) < share, CLOUD, CLEAR).astype(np.uint8)
         found[50, 50] = CLOUD
-        target_filter.add(found, clear_score.cloud_fraction([found], 20))
-    never = target_filter.bright() == clear_score.NEVER_CLEAR
+        target_filter.add(found, cloud_masks.cloud_fraction([found], 20))
+    never = target_filter.bright() == cloud_masks.NEVER_CLEAR
     assert never[50, 50] == kept
     # At other pixels it happens as seldom as it should.
-    assert never.sum() - kept <= 2 * clear_score.CHANCE * never.size
+    assert never.sum() - kept <= 2 * cloud_masks.CHANCE * never.size
 
 
 @pytest.mark.parametrize("reach_m", [0, 1500])
@@ -184,8 +184,8 @@ def test_strips_of_a_mask_have_the_clear_scores_of_the_whole(
         scenes.append(scene_staging.StagedScene(id=f"s{n}", overpass=str(n), day=n, offset=0, files={"SCL": layer}))
     found = []
     for pixels in (1, 1 << 20):
-        monkeypatch.setattr(clear_masks, "STRIP_PIXELS", pixels)
-        seen = clear_masks.add_clear_masks(
+        monkeypatch.setattr(mask_scenes, "STRIP_PIXELS", pixels)
+        seen = mask_scenes.add_clear_masks(
             tuple(scenes), SCL, area=grid, reach_m=reach_m, folder=tmp_path / str(pixels), run=map
         )
         clear_scores = [

@@ -14,7 +14,7 @@ from synthetic_shards import contract, sample, write
 
 from sgdata import catalog, files, sentinel2
 from sgdata.errors import SettingError
-from sgdata.shards import finish, tar_format
+from sgdata.shards import tar_format, write_shards
 from sgdata.types import Sample
 from sgmodel.data import loader, mixture, upsample
 from sgmodel.recipes import pretrain
@@ -34,7 +34,7 @@ def doubled(number: int, split: str = "train", px: int = 48) -> Sample:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("mixture")
     other_contract = replace(contract(48), dataset="doubled", bands=sentinel2.BANDS, scale=5e-5)
-    finish.write(
+    write_shards.write(
         [doubled(n, "train" if n < 5 else "val") for n in range(6)], place / "doubled", contract=other_contract
     )
     return {"toy": write(place / "toy", train=7, val=2), "doubled": place / "doubled"}
@@ -122,13 +122,13 @@ def test_mismatched_datasets_are_named(folders: dict[str, Path], tmp_path: Path)
     with pytest.raises(SettingError, match="above 0"):
         mixed(folders, {"toy": 1.0, "doubled": 0.0})
     other_contract = replace(contract(32), dataset="other", level="L1C")
-    finish.write([sample(1, "train", 32, 32)], tmp_path / "level", contract=other_contract)
+    write_shards.write([sample(1, "train", 32, 32)], tmp_path / "level", contract=other_contract)
     both = {"other": tmp_path / "level", "toy": folders["toy"]}
     with pytest.raises(SettingError, match="level is 'L2A', expected 'L1C'; accept"):
         mixed(both, {"other": 1, "toy": 1})
     assert len(mixed(both, {"other": 1, "toy": 1}, ("level",))) == 8
     images = {"image": np.ones((12, 32, 32), np.float32)}
-    finish.write(
+    write_shards.write(
         [Sample(key="f", split="train", arrays=images, meta={})],
         tmp_path / "f",
         contract=replace(contract(32), dataset="f"),

@@ -51,7 +51,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 import sgmodel
 from sgdata import catalog
 from sgdata.errors import SourceError
-from sgdata.shards import contracts, finish
+from sgdata.shards import contracts, write_shards
 from sgdata.types import Array, Sample
 from sgmodel import commands
 from sgmodel.checkpoints import cards, transfer, weight_files
@@ -78,7 +78,7 @@ def sealed(out: Path, change: Change, **other: object) -> Path:
     samples = [sample(n, "train" if n < 6 else "val", 32, 32) for n in range(9)]
     for one in samples:
         change(one)
-    finish.write(samples, out, contract=dataclasses.replace(contract(32), **other))  # type: ignore[arg-type]
+    write_shards.write(samples, out, contract=dataclasses.replace(contract(32), **other))  # type: ignore[arg-type]
     return out
 
 
@@ -475,7 +475,7 @@ def test_embeddings_of_samples_are_places_to_a_gis(tmp_path: Path) -> None:
     samples = [scene(n, "val", PX) for n in range(3)]
     for number, one in enumerate(samples):
         one.meta["bounds"] = (11.0 + number, 48.0, 11.5 + number, 48.5)
-    finish.write(samples, tmp_path / "shards", contract=scene_contract(PX))
+    write_shards.write(samples, tmp_path / "shards", contract=scene_contract(PX))
     weights = saved(tmp_path / "w", classifier, scene_contract(PX))
     same = ("--input", tmp_path / "shards", "--weights", weights, "--out", tmp_path / "out")
     assert run(*same, "--what", "embeddings") == 0

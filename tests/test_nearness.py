@@ -20,7 +20,7 @@ from test_segment import recipe as segmentation
 from sgdata import files
 from sgdata.errors import SettingError, SourceError
 from sgdata.pages import distance
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgdata.types import Sample
 from sgmodel.data import loader
 from sgmodel.data.subset import within_budget
@@ -46,7 +46,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gaps = (0, 50, 500, 1_500, 3_000, 9_000, 30_000, 90_000)
     made = [placed(scene(n, "train", 16), -160 * n) for n in range(12)]
     made += [placed(scene(12 + n, "val", 16), 160 + gap) for n, gap in enumerate(gaps)]
-    finish.write(made, out, contract=scene_contract(16))
+    write_shards.write(made, out, contract=scene_contract(16))
     return out
 
 
@@ -84,7 +84,7 @@ def test_only_the_samples_trained_on_count(line: Path, tmp_path: Path) -> None:
     made = classification("mode=knn", "neighbours=1", "shots=1", "training.fraction_seed=3")
     assert classify.main(made, run_paths_for(line, tmp_path / "run")) == 0
     source = loader.Samples(line, "train", ("image",))
-    chosen = classify.few(source, classify.targets(source, made), made)
+    chosen = classify.select_shots(source, classify.targets(source, made), made)
     nearest = min(chosen)  # the easternmost
     rows = pq.read_table(tmp_path / "run" / files.SCORED).to_pylist()
     assert {row["nearest"] for row in rows} == {source.keys[nearest]}
@@ -106,7 +106,7 @@ def test_a_model_that_remembers_scores_better_nearby(tmp_path: Path) -> None:
         split = "val" if held_out else "train"
         one = Sample(key=f"it-{n}", split=split, arrays={"image": image}, meta={"labels": [label]})
         made.append(placed(one, 2_000 * place + (160 if held_out else 0) + (400_000 if far else 0)))
-    finish.write(made, tmp_path / "shards", contract=scene_contract(16))
+    write_shards.write(made, tmp_path / "shards", contract=scene_contract(16))
     recipe = classification(
         "mode=knn", "neighbours=1", "votes=equal", "model={ backbone = 'linear' }", 'normalise.scheme="zscore"'
     )
@@ -122,7 +122,7 @@ def test_likeness_replaces_metres_where_samples_have_no_place(tmp_path: Path) ->
     made.append(dataclasses.replace(made[3], key="copy", split="val"))
     made.append(dataclasses.replace(made[3], key="noise", split="val", arrays={
         "image": np.random.default_rng(0).integers(1, 4_000, (12, 16, 16)).astype(np.uint16)}))  # fmt: skip
-    finish.write(made, tmp_path / "shards", contract=scene_contract(16))
+    write_shards.write(made, tmp_path / "shards", contract=scene_contract(16))
     train, held_out = (loader.Samples(tmp_path / "shards", split, ("image",)) for split in ("train", "val"))
     near = nearness.measure(train, held_out)
     assert near.metres is None
@@ -145,7 +145,7 @@ def test_likeness_replaces_metres_where_samples_have_no_place(tmp_path: Path) ->
 
 def test_pixels_and_change_are_scored_by_distance(tmp_path: Path) -> None:
     made = [placed(sample(n, "train" if n < 6 else "val", 32, 32), 320 * n, 32) for n in range(8)]
-    finish.write(made, tmp_path / "masks", contract=mask_contract(32))
+    write_shards.write(made, tmp_path / "masks", contract=mask_contract(32))
     recipe = segmentation("tiny", *TINY, "training.epochs=1")
     assert segment.main(recipe, run_paths_for(tmp_path / "masks", tmp_path / "segment")) == 0
     bands = [(band["band"], band["samples"]) for band in results(tmp_path / "segment")["by_distance"]]  # type: ignore[attr-defined]
@@ -153,7 +153,7 @@ def test_pixels_and_change_are_scored_by_distance(tmp_path: Path) -> None:
     rows = pq.read_table(tmp_path / "segment" / files.SCORED).to_pylist()
     assert all(0 <= row["right_pixels"] <= row["pixels"] == 32 * 32 - 4 for row in rows)
     cities = [placed(pair(f"city-{n}", "train" if n < 3 else "val", 32, 32, seed=n), 30_000 * n, 32) for n in range(5)]
-    finish.write(cities, tmp_path / "pairs", contract=pair_contract())
+    write_shards.write(cities, tmp_path / "pairs", contract=pair_contract())
     recipe = change("val_split=val", "test_split=", "training.epochs=1")
     assert detect_change.main(recipe, run_paths_for(tmp_path / "pairs", tmp_path / "change")) == 0
     (band,) = results(tmp_path / "change")["by_distance"]  # type: ignore[misc]
@@ -246,7 +246,7 @@ def test_the_recipes_of_statistics_run_with_each_budget(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="no samples of it, only of 10%, 100%; pack the data"):
         within_budget(shards, "train", "50")
     scenes = tmp_path / "scenes"
-    finish.write([scene(n, "train", 16) for n in range(4)], scenes, contract=scene_contract(16))
+    write_shards.write([scene(n, "train", 16) for n in range(4)], scenes, contract=scene_contract(16))
     with pytest.raises(SettingError, match="only of none"):
         within_budget(scenes, "train", "5")
 

@@ -18,11 +18,11 @@ from test_pretrain import run_paths_for
 from test_segment import TINY as SMALL
 from test_segment import recipe as segmentation
 
-from sgdata.audits import gather
+from sgdata.audits import collect_evidence
 from sgdata.datasets import build_patches
 from sgdata.errors import SettingError, SourceError
 from sgdata.pages import folder as pages
-from sgdata.shards import contracts, finish, statistics, tar_format
+from sgdata.shards import contracts, statistics, tar_format, write_shards
 from sgdata.types import LabelSpace, Sample
 from sgmodel.checkpoints import cards
 from sgmodel.data import augment, loader, normalise
@@ -73,7 +73,7 @@ def shards(out: Path, form: str) -> Path:
         mask = sample(number, "train", SIDE, SIDE).arrays["mask"]
         samples.append(Sample(key=f"s{number}", split="train", arrays={"image": image, "mask": mask}))
     nodata = NUMBERS.get(form, NUMBERS["0"])[0]
-    finish.write(samples, out, contract=dataclasses.replace(contract(SIDE), nodata=nodata))  # type: ignore[arg-type]
+    write_shards.write(samples, out, contract=dataclasses.replace(contract(SIDE), nodata=nodata))  # type: ignore[arg-type]
     return out
 
 
@@ -164,11 +164,11 @@ def test_extremes_are_those_of_seen_pixels() -> None:
 
 def test_models_see_the_fill_of_their_contract(tmp_path: Path) -> None:
     data = dataclasses.replace(contract(PX), fill=2500.0)
-    finish.write([sample(n, "train", PX, PX) for n in range(3)], tmp_path / "shards", contract=data)
+    write_shards.write([sample(n, "train", PX, PX) for n in range(3)], tmp_path / "shards", contract=data)
     read = contracts.read(tmp_path / "shards")
     assert read.fill == 2500.0
     how = normalise.resolve(normalise.NormaliseRecipe(scheme="zscore", eps=0.0), read)
-    known = normalise.known(torch.tensor([[[[65535, 7]]] * 12]).reshape(1, 12, 1, 2), 65535)
+    known = normalise.mask_nodata(torch.tensor([[[[65535, 7]]] * 12]).reshape(1, 12, 1, 2), 65535)
     found = normalise.apply(how, known, torch.tensor([[1, 2]]))
     expected = [(2500.0 - mean) / std for mean, std in zip(how.mean, how.std, strict=True)]
     assert found[0, :, 0, 0].tolist() == pytest.approx(expected)
@@ -196,7 +196,7 @@ def test_no_data_in_masks_of_any_type_is_the_value_to_ignore(dtype: str, masked:
     mask[1, 1] = nodata
     labels = np.ma.masked_invalid(np.ma.masked_equal(mask, nodata)) if masked else mask
     one = Sample(key="a", split="train", arrays={"image": np.full((12, 2, 2), 7, np.uint16), "mask": labels})
-    stored = finish.storable(one, data).arrays["mask"]
+    stored = write_shards.storable(one, data).arrays["mask"]
     assert not isinstance(stored, np.ma.MaskedArray)
     assert stored.dtype.name in tar_format.STORED
     assert stored.dtype.kind != "f"
@@ -207,10 +207,10 @@ def test_masked_pixels_without_a_number_are_refused_by_name() -> None:
     data = dataclasses.replace(contract(2), nodata=None)
     image = np.ma.masked_equal(np.arange(48, dtype=np.uint16).reshape(12, 2, 2), 5)
     with pytest.raises(SourceError, match="sample 'a': image has masked pixels, the contract no number for them"):
-        finish.storable(Sample(key="a", split="train", arrays={"image": image}), data)
-    floats = finish.storable(Sample(key="a", split="train", arrays={"image": image.astype(np.float32)}), data)
+        write_shards.storable(Sample(key="a", split="train", arrays={"image": image}), data)
+    floats = write_shards.storable(Sample(key="a", split="train", arrays={"image": image.astype(np.float32)}), data)
     assert np.isnan(floats.arrays["image"]).sum() == 1
-    wider = finish.storable(
+    wider = write_shards.storable(
         Sample(key="a", split="train", arrays={"image": image}), dataclasses.replace(data, nodata=-9999)
     )
     assert (wider.arrays["image"] == -9999).sum() == 1
@@ -219,7 +219,7 @@ def test_masked_pixels_without_a_number_are_refused_by_name() -> None:
 def test_values_that_are_no_data_are_not_counted() -> None:
     image = np.array([[[1.0, np.nan, -9999.0, 3.0]]], np.float32)
     total = statistics.empty(1)
-    statistics.add(image, total, statistics.seen(image, -9999))
+    statistics.add(image, total, statistics.valid_mask(image, -9999))
     assert np.flatnonzero(total[0]).tolist() == [1, 3]
     assert total.sum() == 2
 
@@ -235,8 +235,8 @@ def test_pages_and_audits_take_nan_and_class_values_above_255(tmp_path: Path) ->
         arrays = {"image": image, "mask": np.where(mask == 255, -1, mask + 300)}
         samples.append(dataclasses.replace(one, arrays=arrays))
     data = dataclasses.replace(contract(SIDE), nodata=None, label_space=space)
-    finish.write(samples, tmp_path / "shards", contract=data)
+    write_shards.write(samples, tmp_path / "shards", contract=data)
     pages.write(tmp_path / "shards", tmp_path / "page", ())
     assert "left" in (tmp_path / "page" / "index.html").read_text()
-    facts = gather.gather(gather.detect_subject(tmp_path / "shards"), workers=1)
+    facts = collect_evidence.collect_evidence(collect_evidence.detect_subject(tmp_path / "shards"), workers=1)
     assert facts.totals.count.tolist() == [4 * (~HOLE).sum()] * 12

@@ -105,13 +105,13 @@ def test_a_baseline_that_is_none_is_refused_by_value() -> None:
     ],
 )
 def test_the_pixel_test_is_one_sided(evidence: OffsetEvidence, shown: int | None) -> None:
-    assert offsets.measured(evidence) == shown
+    assert offsets.offset_from_pixels(evidence) == shown
 
 
 def test_only_clear_valid_pixels_are_counted() -> None:
     classes = np.array([[4, 6, 5, 4, 0]], np.uint8)
     bands = np.array([[[500, 1500, 1, 0, 1]], [[999, 1000, 1, 5, 1]], [[2000, 10, 1, 5, 1]]], np.uint16)
-    assert offsets.count(classes, bands) == (2, 4, 4, 3, 4)
+    assert offsets.count_test_pixels(classes, bands) == (2, 4, 4, 3, 4)
 
 
 # --- the decision --------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_the_chosen_source_is_followed_in_every_state(
     one = scene(declared_offset=declared, baseline=baseline)
     by_metadata = next(v for v in (expected, declared, -1000 if baseline > "04" else 0) if v is not None)
     assert offsets.decide(one, expected, evidence, source="metadata").offset == by_metadata
-    shown = offsets.measured(evidence)
+    shown = offsets.offset_from_pixels(evidence)
     chosen, neither = (offsets.decide(one, expected, evidence, source=s) for s in ("pixels", "neither"))  # type: ignore[arg-type]
     assert chosen.offset == (neither.offset if shown is None else shown)
 
@@ -186,7 +186,7 @@ def test_the_chosen_source_is_followed_in_every_state(
 def test_all_scenes_of_a_problem_are_listed() -> None:
     found = [(name, offsets.decide(scene(), -1000, DARK), DARK) for name in ("A", "B")]
     found.append(("C", offsets.decide(scene(), None, CLOUD), CLOUD))
-    line = offsets.problems(found)
+    line = offsets.describe_problems(found)
     assert line.startswith(
         "scene A (5000 clear pixels, 55.6% of the area: 0.900 below DN 1000, 0.950 below 1500), scene B"
     )
@@ -197,7 +197,7 @@ def test_all_scenes_of_a_problem_are_listed() -> None:
 @given(st.lists(st.integers(0, 65535), min_size=1), st.sampled_from([0, -1000]))
 def test_correction_keeps_nodata_and_validity(values: list[int], offset: int) -> None:
     stored = np.array(values, np.uint16)
-    done = offsets.corrected(stored, offset)
+    done = offsets.apply_offset(stored, offset)
     assert done.dtype == np.uint16
     expected = [0 if v == 0 else max(v + offset, 1) for v in values]
     np.testing.assert_array_equal(done, expected)

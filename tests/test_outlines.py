@@ -46,7 +46,7 @@ def test_nothing_is_built_outside_the_outline(triangle: BuildRecipe, archive: Pa
     made = build(triangle, archive, tmp_path / "b")
     assert made.outline is not None
     assert whole.outline is None
-    inside = vectors.inside(made.outline, made.grid)
+    inside = vectors.rasterise_outline(made.outline, made.grid)
     for name, outside in (("image.tif", {0}), ("provenance.tif", {0, 65535})):
         with (
             geotiff.open_raster(str(tmp_path / "b" / name)) as ours,
@@ -56,7 +56,7 @@ def test_nothing_is_built_outside_the_outline(triangle: BuildRecipe, archive: Pa
         assert np.array_equal(ours[:, inside], theirs[:, inside])
         assert set(np.unique(ours[:, ~inside]).tolist()) == outside
     usage = files.read_plain(tmp_path / "b" / files.USAGE)
-    assert (usage["nodata_pixels"], build_folder.describe_holes(tmp_path / "b")) == (0, "")
+    assert (usage["nodata_pixels"], build_folder.describe_nodata(tmp_path / "b")) == (0, "")
     rows = patch_table.read(tmp_path / "b" / files.PATCHES)
     assert 0 < len(rows) < len(patch_table.read(tmp_path / "w" / files.PATCHES))
     assert all(inside[r.row : r.row + r.height, r.col : r.col + r.width].all() for r in rows.itertuples())

@@ -19,7 +19,7 @@ from sgdata import cli, files, verification
 from sgdata.datasets import types
 from sgdata.errors import ExitCode, OutputError, SettingError, SourceError
 from sgdata.packing import pack, select
-from sgdata.shards import contracts, finish, tar_format
+from sgdata.shards import contracts, tar_format, write_shards
 from sgdata.types import LabelSpace
 
 
@@ -140,7 +140,7 @@ def test_a_date_that_is_no_text_costs_one_sample(tmp_path: Path) -> None:
 def test_metadata_that_the_index_cannot_hold(meta: dict[str, object]) -> None:
     one = dataclasses.replace(synthetic_shards.sample(0, "train", 16, 16), meta=meta)
     with pytest.raises(SourceError, match=r"sample 'toy-00000': metadata"):
-        finish.storable(one, synthetic_shards.contract(16))
+        write_shards.storable(one, synthetic_shards.contract(16))
 
 
 def test_a_finished_shard_is_not_packed_again(build: Path, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_the_cost_of_a_compressed_tar_is_found_at_its_start(tmp_path: Path) -> N
     source = synthetic.bigearthnet_v1(tmp_path / "source")
     with tarfile.open(tmp_path / "it.tar.gz", "w:gz") as tar:
         tar.add(source, ".")
-    cost = pack.cost("bigearthnet", source=tmp_path / "it.tar.gz", recipe=small("bigearthnet", edition="v1"))
+    cost = pack.estimate_cost("bigearthnet", source=tmp_path / "it.tar.gz", recipe=small("bigearthnet", edition="v1"))
     assert cost.bytes_in == (tmp_path / "it.tar.gz").stat().st_size
     assert cost.seconds is not None
     assert 0 < cost.seconds < 20

@@ -20,7 +20,7 @@ from synthetic_shards import contract, pair, pair_contract, sample, scene, scene
 
 from sgdata import catalog, files
 from sgdata.errors import SettingError, SgdataError
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgdata.types import Contract, Sample
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer
 from sgmodel.data import normalise
@@ -49,7 +49,7 @@ class Program:
 
     def shards(self, out: Path, contract: Contract | None = None) -> Path:
         made = [self.make(number, "train" if number < 4 else "val") for number in range(6)]
-        finish.write(made, out, contract=contract or self.contract)
+        write_shards.write(made, out, contract=contract or self.contract)
         return out
 
     def weights(self, out: Path, contract: Contract, how: normalise.Normalisation) -> Path:
@@ -62,7 +62,7 @@ class Program:
             "segment": lambda: build("segmenter", made, bands=12, classes=classes),
             "detect_change": lambda: build("change", made, bands=12),
         }[self.name]()
-        checkpoint_folder.save(out, model, cards.of_run(model, contract, how, {}))
+        checkpoint_folder.save(out, model, cards.make_card(model, contract, how, {}))
         return out
 
 
@@ -275,6 +275,6 @@ def test_a_constant_band_does_not_divide_by_zero(tmp_path: Path) -> None:
     made = [pair(f"city-{n}", "train" if n < 4 else "val", 20, 24, seed=n) for n in range(6)]
     for one in made:
         one.arrays["image_before"][3] = 700
-    finish.write(made, tmp_path / "shards", contract=pair_contract())
+    write_shards.write(made, tmp_path / "shards", contract=pair_contract())
     recipe = PROGRAMS["detect_change"].recipe("normalise.scheme=minmax")
     assert detect_change.main(recipe, run_paths_for(tmp_path / "shards", tmp_path / "run")) == 0

@@ -104,21 +104,23 @@ def test_a_month_that_a_full_catalogue_lacks_is_a_hole() -> None:
     rows = coverage.count_months(planned(scenes, "2019-01-01/2019-12-31"))
     assert [row.month for row in rows if row.hole] == ["2019-07"]
     assert {row.month: row.expected for row in rows}["2019-07"] == 3.0
-    assert coverage.describe_holes(rows) == "months with fewer than half of the expected passes: 2019-07 (0 of 3)"
+    assert (
+        coverage.describe_sparse_months(rows) == "months with fewer than half of the expected passes: 2019-07 (0 of 3)"
+    )
 
 
 def test_a_thin_catalogue_is_measured_by_its_usual_month() -> None:
     scenes = every_tenth_day("2019-01-03", 36)[::3]  # one of three passes
     rows = coverage.count_months(planned(scenes, "2019-01-01/2019-11-30"))
     assert {row.expected for row in rows} <= {1.0, 1.2, 1.3}
-    assert not coverage.describe_holes(rows)
+    assert not coverage.describe_sparse_months(rows)
 
 
 def test_a_satellite_is_not_expected_before_it_flew() -> None:
     later = [replace(one, platform="sentinel-2b") for one in every_tenth_day("2017-07-04", 12)]
     rows = coverage.count_months(planned(later, "2017-04-01/2017-10-31"))
     assert [row.expected for row in rows[:3]] == [0, 0, 0]
-    assert not coverage.describe_holes(rows)
+    assert not coverage.describe_sparse_months(rows)
 
 
 def test_the_cost_of_the_whole_series_is_that_of_the_paper() -> None:

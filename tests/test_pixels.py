@@ -17,7 +17,7 @@ from test_detect_change import TRAIN, results, run_paths_for
 
 from sgdata import files
 from sgdata.errors import SettingError
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgmodel.recipes import detect_change
 from sgmodel.train import pixels
 
@@ -65,7 +65,7 @@ def test_a_chosen_threshold_finds_more_where_change_is_rare_and_faint(tmp_path: 
         noise[1, :, faint.arrays["mask"] > 0] += 12
         before, after = noise.astype(np.uint16)
         made.append(replace(faint, arrays={**faint.arrays, "image_before": before, "image_after": after}))
-    finish.write(made, tmp_path / "shards", contract=pair_contract())
+    write_shards.write(made, tmp_path / "shards", contract=pair_contract())
     half, chosen = (
         run(tmp_path / "shards", tmp_path / how, "mode=logistic", f"threshold={how}") for how in ("half", "chosen")
     )

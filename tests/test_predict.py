@@ -24,7 +24,7 @@ from test_upernet import NARROW
 from torch import nn
 
 from sgdata import files, sentinel2, verification
-from sgdata.shards import contracts, finish, tar_format
+from sgdata.shards import contracts, tar_format, write_shards
 from sgdata.types import Array, Contract, LabelSpace, Sample
 from sgmodel import devices
 from sgmodel.checkpoints import cards
@@ -180,7 +180,7 @@ def test_memory_is_that_of_a_row_of_tiles() -> None:
 
 
 def test_no_seams(weights: Path) -> None:
-    where = devices.start("cpu", precision="fp32", threads=1)
+    where = devices.setup_device("cpu", precision="fp32", threads=1)
     model = predict.load(weights, where, embeddings=False)
     scene, seen = pixels(160, 160), np.ones((160, 160), bool)
 
@@ -413,7 +413,7 @@ def test_shards_of_maps_get_a_picture_per_sample(tmp_path: Path, weights: Path) 
 def test_shards_of_pairs(tmp_path: Path) -> None:
     arrays = {"image_before": pixels(PX, PX), "image_after": pixels(PX, PX, seed=2)}
     sample = Sample(key="town", split="test", arrays=arrays)
-    finish.write([sample], tmp_path / "shards", contract=change_contract())
+    write_shards.write([sample], tmp_path / "shards", contract=change_contract())
     weights = saved(tmp_path / "w", detector, contracts.read(tmp_path / "shards"))
     assert run("--input", tmp_path / "shards", "--weights", weights, "--out", tmp_path / "out") == 0
     assert (tmp_path / "out" / "classes" / "town.png").exists()

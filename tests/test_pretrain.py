@@ -21,7 +21,7 @@ from synthetic_shards import contract, sample, write
 import sgmodel
 from sgdata import catalog, files
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgdata.shards import finish, tar_format
+from sgdata.shards import tar_format, write_shards
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer, weight_files
 from sgmodel.models import encoder, mae, specs, upernet
 from sgmodel.models.spectralgpt import Pooling
@@ -188,7 +188,7 @@ def test_starting_weights_and_their_contract(folder: Path, whole: Path, tmp_path
 
     toa = tmp_path / "toa"
     made = [sample(n, "train", 32, 32) for n in range(4)]
-    finish.write(made, toa, contract=dataclasses.replace(contract(32), level="L1C"))
+    write_shards.write(made, toa, contract=dataclasses.replace(contract(32), level="L1C"))
     waived = dataclasses.replace(start, shards=toa, out=tmp_path / "toa-run")
     with pytest.raises(SettingError, match="level is 'L1C', expected 'L2A'; accept = .'level'. in the recipe waives"):
         pretrain.main(recipe(), waived)
@@ -219,7 +219,7 @@ def test_bands_are_chosen_by_name(folder: Path, tmp_path: Path) -> None:
 def test_a_poisoned_sample_is_named(tmp_path: Path) -> None:
     made = [sample(n, "train", 32, 32) for n in range(4)]
     made[2].arrays["image"][3] = 1000  # a constant band, which min-max without eps divides by zero
-    finish.write(made, tmp_path / "shards", contract=contract(32))
+    write_shards.write(made, tmp_path / "shards", contract=contract(32))
     with pytest.raises(SourceError, match="step 0: loss nan.*not finite for 1 of 4 samples: toy-00002"):
         pretrain.main(
             recipe("normalise.scheme=minmax", "normalise.eps=0"), run_paths_for(tmp_path / "shards", tmp_path / "run")
@@ -236,7 +236,7 @@ def test_a_diverged_run_is_reported(folder: Path, tmp_path: Path) -> None:
 def test_a_damaged_held_out_sample_is_one_line(tmp_path: Path) -> None:
     made = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(6)]
     made[5].arrays["image"][3] = 1000
-    finish.write(made, tmp_path / "shards", contract=contract(32))
+    write_shards.write(made, tmp_path / "shards", contract=contract(32))
     with pytest.raises(SourceError, match="step 5: {'val_loss_token': nan.*not finite; find damaged samples"):
         pretrain.main(
             recipe("normalise.scheme=minmax", "normalise.eps=0"), run_paths_for(tmp_path / "shards", tmp_path / "run")

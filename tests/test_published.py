@@ -16,10 +16,10 @@ from test_reproduce import SET, paths, recipe, shards  # noqa: F401 - fixtures
 from sgdata import catalog, files
 from sgdata.datasets import cards
 from sgdata.errors import SettingError
-from sgdata.shards import contracts, finish, tar_format
+from sgdata.shards import contracts, tar_format, write_shards
 from sgdata.splits import split_table
 from sgmodel.ledger import costs, experiments, published, reproduce, supplies
-from sgmodel.ledger.experiments import LedgerPaths, Row
+from sgmodel.ledger.experiments import LedgerPaths, LedgerRow
 from sgmodel.ledger.published import Protocol
 from sgmodel.recipes.programs import PROGRAMS
 
@@ -149,8 +149,10 @@ def test_samples_are_compared_with_a_published_list_by_their_hash(
 
 def test_a_ledger_names_protocol_source_and_difference_of_each_figure(paths: LedgerPaths) -> None:  # noqa: F811
     rows = (
-        Row(name="a", start="random", seeds=(1,), published="SatMAE"),
-        Row(name="b", start="published", weights="SpectralGPT.pth", published="DOFA ViT-B", protocol="segmunich-dofa"),
+        LedgerRow(name="a", start="random", seeds=(1,), published="SatMAE"),
+        LedgerRow(
+            name="b", start="published", weights="SpectralGPT.pth", published="DOFA ViT-B", protocol="segmunich-dofa"
+        ),
     )
     made = recipe(*rows, protocol="segmunich-paper", quoted=("segmunich-paper",), set=(*SET, "training.fraction=0.5"))
     assert reproduce.main(made, paths) == 0
@@ -171,9 +173,9 @@ def test_a_ledger_names_protocol_source_and_difference_of_each_figure(paths: Led
 
 def test_published_figures_need_a_protocol() -> None:
     with pytest.raises(SettingError, match="row 'a': published without a protocol; add protocol = NAME"):
-        experiments.check(recipe(Row(name="a", start="random", published="SatMAE")))
+        experiments.check(recipe(LedgerRow(name="a", start="random", published="SatMAE")))
     with pytest.raises(SettingError, match="no figure of 'MAE' under the protocol 'oscd-paper'"):
-        experiments.check(recipe(Row(name="a", start="random", published="MAE"), protocol="oscd-paper"))
+        experiments.check(recipe(LedgerRow(name="a", start="random", published="MAE"), protocol="oscd-paper"))
 
 
 # --- what is on the disk -------------------------------------------------------------------
@@ -198,7 +200,7 @@ def test_the_plan_says_what_can_run_and_how_to_get_the_rest(tmp_path: Path, monk
     assert not [line for line in reproduce.plan(ledger, nowhere) if "fetch oscd" in line]
     made = [dataclasses.replace(sample, split="train") for sample in tar_format.samples(write(tmp_path / "toy"))]
     like = dataclasses.replace(contract(32), dataset="eurosat", version="ms")
-    finish.write(made, tmp_path / "out/shards/eurosat", contract=like)
+    write_shards.write(made, tmp_path / "out/shards/eurosat", contract=like)
     lines = list(reproduce.plan(ledger, nowhere))
     assert f"eurosat: on the disk; add --shards {tmp_path}/out/shards/eurosat" in lines
     assert not [line for line in lines if "shard eurosat" in line]
@@ -215,5 +217,5 @@ def test_rows_that_train_nothing_have_no_steps(tmp_path: Path) -> None:
     ledger = files.read(experiments.LedgerRecipe, catalog.folder("recipes") / "ledger" / "paper.toml")
     (table,) = [table for table in ledger.tables if table.name == "EuroSAT, k nearest neighbours"]
     nowhere = LedgerPaths(data={}, out=tmp_path, programs=PROGRAMS)
-    (run,) = experiments.runs(ledger, table, table.rows[3], nowhere)
+    (run,) = experiments.plan_runs(ledger, table, table.rows[3], nowhere)
     assert costs.work(run, ledger, nowhere).steps == 0

@@ -15,7 +15,7 @@ import pytest
 from synthetic_shards import contract, sample, write, write_pairs, write_scenes
 
 from sgdata import catalog
-from sgdata.shards import finish, tar_format
+from sgdata.shards import tar_format, write_shards
 
 RECIPES = catalog.folder("recipes")
 SMALL = (
@@ -99,7 +99,7 @@ def test_a_mean_over_labelled_pixels_does_not_see_the_ranks(tmp_path: Path, para
     for number, one in enumerate(made):  # from nearly all pixels labelled to nearly none
         one.arrays["mask"][: 5 * number] = 255
     folder = tmp_path / "shards"
-    finish.write(made, folder, contract=contract(32))
+    write_shards.write(made, folder, contract=contract(32))
     for ranks in (1, 2):
         more = ("--parallel", parallel) if ranks == 2 else ()
         finished(command(folder, tmp_path / str(ranks), *more, ranks=ranks, program="segment", overrides=SEGMENT))

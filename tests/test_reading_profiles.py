@@ -11,7 +11,7 @@ from synthetic_shards import contract
 
 from sgdata import catalog, files, sentinel2
 from sgdata.datasets import cards
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgdata.types import Array, Sample
 from sgmodel.data import band_selection, loader, normalise
 from sgmodel.recipes import classify, segment
@@ -26,7 +26,9 @@ def stored_and_file(place: Path, dataset: str, edition: str) -> tuple[loader.Sam
     rng = np.random.Generator(np.random.Philox(key=len(order)))
     image = rng.integers(200, 5000, (len(bands), 16, 16)).astype(np.uint16)
     file_contract = replace(contract(16), dataset=dataset, bands=bands, level="L1C")
-    finish.write([Sample(key="a", split="train", arrays={"image": image}, meta={})], place, contract=file_contract)
+    write_shards.write(
+        [Sample(key="a", split="train", arrays={"image": image}, meta={})], place, contract=file_contract
+    )
     at = [[band.name for band in bands].index(name) for name in order]
     return loader.Samples(place, "train", ("image",)), image[at]
 

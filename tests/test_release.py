@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sgdata import catalog, files, verification
-from sgdata.audits import checks, gather
+from sgdata.audits import checks, collect_evidence
 from sgdata.audits.findings import AuditReport
 from sgdata.cli import app
 from sgdata.errors import OutputError, SettingError, SourceError
@@ -81,7 +81,10 @@ def order(made: Path, out: Path, **changes: Any) -> ReleaseOrder:
 
 def release(wanted: ReleaseOrder) -> tuple[Path, AuditReport]:
     return assemble.release(
-        wanted, lambda path: checks.judge(gather.gather(gather.detect_subject(path, lock_of=wanted.build)))
+        wanted,
+        lambda path: checks.run_checks(
+            collect_evidence.collect_evidence(collect_evidence.detect_subject(path, lock_of=wanted.build))
+        ),
     )
 
 

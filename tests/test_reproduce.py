@@ -22,7 +22,7 @@ from sgdata.pages import ledger as shown
 from sgdata.shards import contracts
 from sgmodel.ledger import costs, experiments, published, reproduce
 from sgmodel.ledger import report as ledger_report
-from sgmodel.ledger.experiments import Before, LedgerPaths, LedgerRecipe, LedgerTable, Row
+from sgmodel.ledger.experiments import LedgerPaths, LedgerRecipe, LedgerRow, LedgerTable, PrecedingRun
 from sgmodel.ledger.published import PublishedFigure
 from sgmodel.recipes.programs import PROGRAMS
 
@@ -61,11 +61,11 @@ def paths(shards: Path, tmp_path: Path) -> LedgerPaths:
     )
 
 
-def recipe(*rows: Row, **others: Any) -> LedgerRecipe:
+def recipe(*rows: LedgerRow, **others: Any) -> LedgerRecipe:
     """Return a recipe with one table of linear models and two seeds."""
     made = {"name": "T", "program": "segment", "recipe": "train/segment-demo-linear.toml", "data": "toy"}
     table = LedgerTable(
-        **{**made, "metrics": ("miou",), "set": SET, "rows": rows or (Row(name="a", start="random"),), **others}
+        **{**made, "metrics": ("miou",), "set": SET, "rows": rows or (LedgerRow(name="a", start="random"),), **others}
     )
     return LedgerRecipe(title="t", seeds=(1, 2), flops_per_s=1e9, start_s=0.0, tables=(table,))
 
@@ -84,7 +84,7 @@ def folders(paths: LedgerPaths) -> list[Path]:
 
 def test_a_stopped_run_resumes_where_it_stopped(shards: Path, tmp_path: Path) -> None:
     """With the real program the figures equal those of an uninterrupted run."""
-    one = recipe(Row(name="a", start="random", seeds=(1,)))
+    one = recipe(LedgerRow(name="a", start="random", seeds=(1,)))
     quick = ("--threads", "1", "--device", "cpu")
     paths = LedgerPaths(
         data={"toy": shards}, out=tmp_path / "out", programs=PROGRAMS, options=(*quick, "--stop-after", "1")
@@ -128,9 +128,10 @@ def test_a_changed_recipe_or_other_data_are_runs_of_their_own(paths: LedgerPaths
 
 
 def test_weights_come_from_runs_before_and_shared_runs_are_made_once(paths: LedgerPaths) -> None:
-    first = Before(recipe="train/pretrain-demo-tiny.toml")
+    first = PrecedingRun(recipe="train/pretrain-demo-tiny.toml")
     two = recipe(
-        Row(name="a", start="pretrained here", before=(first,)), Row(name="b", start="random", before=(first,))
+        LedgerRow(name="a", start="pretrained here", before=(first,)),
+        LedgerRow(name="b", start="random", before=(first,)),
     )
     wanted = reproduce.possible_runs(two, paths)
     assert [run.program for run in wanted] == ["pretrain", "segment", "segment"]
@@ -140,8 +141,8 @@ def test_weights_come_from_runs_before_and_shared_runs_are_made_once(paths: Ledg
 
 def test_a_failure_stops_only_those_that_need_it(paths: LedgerPaths, tmp_path: Path) -> None:
     (tmp_path / "fail").write_text("pretrain")
-    first = Before(recipe="train/pretrain-demo-tiny.toml")
-    both = recipe(Row(name="a", start="pretrained here", before=(first,)), Row(name="b", start="random"))
+    first = PrecedingRun(recipe="train/pretrain-demo-tiny.toml")
+    both = recipe(LedgerRow(name="a", start="pretrained here", before=(first,)), LedgerRow(name="b", start="random"))
     assert reproduce.main(both, paths) == 3
     assert [(row["state"], row["reasons"][0]) for row in rows(paths)] == [
         ("not run: failed", "failed"),
@@ -164,8 +165,10 @@ def test_runs_on_a_dask_cluster(paths: LedgerPaths, cluster: tuple[str, Any]) ->
 
 def test_rows_without_weights_or_data_have_no_number(paths: LedgerPaths) -> None:
     quoted = {"published": "SpectralGPT+", "protocol": "segmunich-paper"}
-    absent = Row(name="w", start="published", weights="SpectralGPT+.pth", **quoted)
-    elsewhere = Row(name="d", start="random", before=(Before(recipe="train/pretrain-fmow-base.toml", data="fmow"),))
+    absent = LedgerRow(name="w", start="published", weights="SpectralGPT+.pth", **quoted)
+    elsewhere = LedgerRow(
+        name="d", start="random", before=(PrecedingRun(recipe="train/pretrain-fmow-base.toml", data="fmow"),)
+    )
     assert reproduce.main(recipe(absent, elsewhere), paths) == 0
     weights, data = rows(paths)
     assert [row["state"] for row in (weights, data)] == ["not run: weights absent", "not run: data absent"]
@@ -181,7 +184,7 @@ def test_rows_without_weights_or_data_have_no_number(paths: LedgerPaths) -> None
 
 
 def test_weights_that_are_put_there_are_run(paths: LedgerPaths) -> None:
-    published = recipe(Row(name="w", start="published", weights="SpectralGPT.pth"))
+    published = recipe(LedgerRow(name="w", start="published", weights="SpectralGPT.pth"))
     paths.weights.mkdir()
     (paths.weights / "SpectralGPT.pth").write_bytes(b"one")
     reproduce.main(published, paths)
@@ -190,7 +193,7 @@ def test_weights_that_are_put_there_are_run(paths: LedgerPaths) -> None:
     reproduce.main(published, paths)
     assert len(folders(paths)) == 4
     with pytest.raises(SettingError, match="'nothing' are not in the fact table"):
-        experiments.check(recipe(Row(name="w", start="published", weights="nothing")))
+        experiments.check(recipe(LedgerRow(name="w", start="published", weights="nothing")))
 
 
 # --- figures -------------------------------------------------------------------------------
@@ -270,7 +273,7 @@ def test_the_plan_counts_steps_and_hours(paths: LedgerPaths) -> None:
     nowhere = dataclasses.replace(paths, data={})
     with pytest.raises(SettingError, match="dataset 'toy' is not given"):
         list(reproduce.plan(recipe(), nowhere))
-    outlined = dataclasses.replace(recipe(), data={"toy": experiments.Outline(train=4000, classes=4)})
+    outlined = dataclasses.replace(recipe(), data={"toy": experiments.DatasetSize(train=4000, classes=4)})
     assert "2 runs, 4,000 steps" in list(reproduce.plan(outlined, nowhere))[1]
     assert "not to be run: data absent" in list(reproduce.plan(outlined, nowhere))[1]
 
@@ -284,16 +287,16 @@ def test_every_ledger_names_recipes_that_can_be_read(path: Path, tmp_path: Path)
         for name in table.quoted:
             assert all(set(each) & set(table.metrics) for each in published.figures(name).values())
         for row in table.rows:
-            assert experiments.runs(found, table, row, nowhere)
+            assert experiments.plan_runs(found, table, row, nowhere)
             assert set(experiments.figures_of(table, row)) & set(table.metrics) or not row.published
             if path.stem == "paper":
-                assert {run.data for last in experiments.runs(found, table, row, nowhere) for run in last.chain} <= set(
-                    found.data
-                )
+                assert {
+                    run.data for last in experiments.plan_runs(found, table, row, nowhere) for run in last.chain
+                } <= set(found.data)
 
 
 def test_a_table_is_checked_before_the_first_run(paths: LedgerPaths) -> None:
-    twice = recipe(Row(name="a", start="random"), Row(name="a", start="random"))
+    twice = recipe(LedgerRow(name="a", start="random"), LedgerRow(name="a", start="random"))
     with pytest.raises(SettingError, match="two rows"):
         reproduce.main(twice, paths)
     with pytest.raises(SettingError, match="compare names"):
@@ -310,7 +313,7 @@ def test_the_command_line(shards: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "city: " in capsys.readouterr().out
     with pytest.raises(SettingError):
         files.read(LedgerRecipe, path, ["seds=[1]"])
-    (tmp_path / "l.toml").write_bytes(files.toml(recipe(Row(name="a", start="random"), data="elsewhere")))
+    (tmp_path / "l.toml").write_bytes(files.toml(recipe(LedgerRow(name="a", start="random"), data="elsewhere")))
     out = tmp_path / "out"
     assert sgmodel("reproduce", tmp_path / "l.toml", "--shards", shards, "--out", out) == 0
     document = json.loads((out / "ledger.json").read_text())

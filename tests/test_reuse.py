@@ -37,7 +37,7 @@ from sgdata.packing import pack, select
 from sgdata.rasters import geotiff
 from sgdata.remote import identity
 from sgdata.scenes.types import Asset
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgmodel.checkpoints import cards, transfer, weight_files
 from sgmodel.recipes import pretrain
 
@@ -153,15 +153,15 @@ def test_a_file_on_a_server_is_known_by_its_etag(tmp_path: Path) -> None:
 
     with served.serving(tmp_path, tagged) as server:
         url = f"{server.url}/a.tif"
-        first = identity.of_address(url)
-        assert first and first == identity.of_address(url)
+        first = identity.identify_address(url)
+        assert first and first == identity.identify_address(url)
         tag[0] = '"2"'
-        assert identity.of_address(url) not in ("", first)
+        assert identity.identify_address(url) not in ("", first)
         tag[0] = ""
-        assert identity.of_address(url) == ""
-        assert identity.of_address(f"{server.url}/b.tif") is None
-    assert identity.of_address(url) is None
-    assert identity.of_address("s3://bucket/a.tif") == ""
+        assert identity.identify_address(url) == ""
+        assert identity.identify_address(f"{server.url}/b.tif") is None
+    assert identity.identify_address(url) is None
+    assert identity.identify_address("s3://bucket/a.tif") == ""
 
 
 @pytest.mark.parametrize("scheme", ["http", "s3"])
@@ -296,7 +296,7 @@ def test_a_run_does_not_continue_from_a_damaged_checkpoint(
 def test_a_run_does_not_continue_on_other_data(stopped: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(stopped / "run", tmp_path / "run"))
     other = [dataclasses.replace(sample(n + 9, "train", 32, 32), key=f"toy-{n:05d}") for n in range(6)]
-    finish.write(other, tmp_path / "shards", contract=contract(32))
+    write_shards.write(other, tmp_path / "shards", contract=contract(32))
     with pytest.raises(SettingError, match="cannot resume on 'toy': .*fingerprint"):
         pretrain.main(training_recipe(*START), run_paths_for(tmp_path / "shards", run))
 

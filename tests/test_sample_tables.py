@@ -364,7 +364,7 @@ def test_each_date_of_a_pair_is_an_image_for_pretraining(tmp_path: Path) -> None
     for number, key in enumerate(dates.keys):
         pair, date = key.rsplit("-", 1)
         np.testing.assert_array_equal(dates.read(number, "image"), both[pair].arrays[f"image_{date}"])
-    cut = windows.fitted(dates, 12)
+    cut = windows.fit_to_windows(dates, 12)
     assert cut.size() == {"samples": 4, "windows": 2 * 3 + 2 * 4}
     batch = next(iter(loader.load(cut, loader.in_order(len(cut), len(cut)), threads=1)))
     assert batch.arrays["image"].shape == (14, 4, 12, 12)

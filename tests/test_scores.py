@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from sgdata import files
 from sgdata.errors import SettingError
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgmodel.data import loader
 from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
 from sgmodel.train import dense_prediction, metrics, neighbours, training
@@ -38,7 +38,7 @@ def shards(out: Path, **splits: int) -> Path:
     names = [name for name, count in splits.items() for _ in range(count)]
     made = [sample(n, name, 32, 32) for n, name in enumerate(names)]
     made[-1].arrays["image"][:, 20:, :9] = 0
-    finish.write(made, out, contract=contract(32))
+    write_shards.write(made, out, contract=contract(32))
     return out
 
 
@@ -114,7 +114,7 @@ def test_the_linear_yardstick_is_linear_discriminant_analysis(tmp_path: Path) ->
     made = [sample(n, "train", 32, 32) for n in range(3)]
     for one in made:  # so that no class is without errors
         one.arrays["image"] = (one.arrays["image"] + rng.integers(0, 4000, (12, 32, 32))).astype(np.uint16)
-    finish.write(made, tmp_path / "shards", contract=contract(32))
+    write_shards.write(made, tmp_path / "shards", contract=contract(32))
     source = loader.Samples(tmp_path / "shards", "train", ("image", "mask"))
     setting = training.resolve(
         segmentation("tiny", *TINY), source.contract, run_paths_for(tmp_path / "shards", tmp_path)
@@ -145,7 +145,7 @@ def test_a_model_that_says_nothing_is_below_both_yardsticks(tmp_path: Path) -> N
 
 def scenes(out: Path, **splits: int) -> Path:
     names = [name for name, count in splits.items() for _ in range(count)]
-    finish.write([scene(n, name, 16) for n, name in enumerate(names)], out, contract=scene_contract(16))
+    write_shards.write([scene(n, name, 16) for n, name in enumerate(names)], out, contract=scene_contract(16))
     return out
 
 
@@ -301,7 +301,7 @@ def test_class_weights_are_balanced_or_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize("more", [("dice=0.5",), ("focal=2.0",), ("weighting=balanced",)])
 def test_change_is_learned_with_other_losses(tmp_path: Path, more: tuple[str, ...]) -> None:
     made = [pair(f"city-{n}", "train" if n < 3 else "val", 32, 32, seed=n) for n in range(4)]
-    finish.write(made, tmp_path / "shards", contract=pair_contract())
+    write_shards.write(made, tmp_path / "shards", contract=pair_contract())
     recipe = change("val_split=val", "test_split=", "training.epochs=10", *more)
     assert detect_change.main(recipe, run_paths_for(tmp_path / "shards", tmp_path / "run")) == 0
     assert results(tmp_path / "run")["f1"] > 0.8  # type: ignore[operator]
@@ -334,13 +334,13 @@ def test_shots_are_the_same_samples_in_any_order(tmp_path: Path) -> None:
     source = loader.Samples(folder, "train", ("image",))
     made = classification("shots=2")
     every = classify.targets(source, made)
-    chosen = classify.few(source, every, made)
+    chosen = classify.select_shots(source, every, made)
     assert every[chosen].sum(dim=0).tolist() == [2, 2, 2, 2]
-    more = classify.few(source, every, classification("shots=3"))
+    more = classify.select_shots(source, every, classification("shots=3"))
     assert set(chosen) < set(more)
     with pytest.raises(SettingError, match="class 'dark' has 4 training samples: set shots = 4"):
-        classify.few(source, every, classification("shots=5"))
-    assert len(classify.few(source, every, classification("shots=4"))) == 16
+        classify.select_shots(source, every, classification("shots=5"))
+    assert len(classify.select_shots(source, every, classification("shots=4"))) == 16
 
 
 def test_losses_of_scenes_by_hand() -> None:

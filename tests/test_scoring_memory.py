@@ -18,7 +18,7 @@ from test_pretrain import recipe as pretraining
 from test_segment import TINY, run_paths_for
 from test_segment import recipe as segmentation
 
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgmodel.data import loader, windows
 from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
 from sgmodel.train import dense_prediction, loop, training
@@ -82,7 +82,7 @@ def test_scoring_holds_no_more_than_a_step(tmp_path: Path, program: str, accumul
     made = case(program, ("training.batch=4", f"training.accumulate={accumulate}"))
     if program == "detect_change":
         pairs = [pair(f"city-{n}", "train" if n < 2 else "val", 64, 64, seed=n) for n in range(7)]
-        finish.write(pairs, tmp_path, contract=pair_contract())
+        write_shards.write(pairs, tmp_path, contract=pair_contract())
     else:
         (write_scenes if program == "classify" else write)(tmp_path, train=4, val=9)
     source, held_out = (loader.Samples(tmp_path, split, made.members) for split in ("train", "val"))

@@ -12,7 +12,7 @@ from synthetic_shards import contract, sample, write
 
 from sgdata import catalog, files
 from sgdata.errors import SettingError, SourceError
-from sgdata.shards import finish, tar_format
+from sgdata.shards import tar_format, write_shards
 from sgmodel.checkpoints import cards
 from sgmodel.recipes import pretrain, segment
 from sgmodel.train import run_paths, training
@@ -120,7 +120,7 @@ def test_fine_tuning_loads_the_encoder_of_a_pretraining_run(folder: Path, tmp_pa
         segment.main(recipe("linear"), start)
 
     toa = dataclasses.replace(contract(32), level="L1C")
-    finish.write(
+    write_shards.write(
         [sample(n, split, 32, 32) for n, split in enumerate(("train", "val"))], tmp_path / "other", contract=toa
     )
     other = dataclasses.replace(start, shards=tmp_path / "other")
@@ -132,7 +132,7 @@ def test_samples_without_masks_of_classes_are_refused(tmp_path: Path) -> None:
     # Ids need not begin at 0, but there must be some.
     space = dataclasses.replace(contract(32).label_space, ids=(), names=(), colours=())
     made = [sample(n, split, 32, 32) for n, split in enumerate(("train", "val"))]
-    finish.write(made, tmp_path / "shards", contract=dataclasses.replace(contract(32), label_space=space))
+    write_shards.write(made, tmp_path / "shards", contract=dataclasses.replace(contract(32), label_space=space))
     with pytest.raises(SettingError, match=r"label space 'toy': task 'segmentation', ids \[\]; expected"):
         segment.main(recipe("tiny", *TINY), run_paths_for(tmp_path / "shards", tmp_path / "run"))
 
@@ -148,7 +148,7 @@ def test_a_batch_with_no_label_at_all_does_not_stop_training(tmp_path: Path) -> 
     made = [sample(n, "train" if n < 2 else "val", 32, 32) for n in range(3)]
     for one in made[:2]:
         one.arrays["mask"][:] = 255
-    finish.write(made, tmp_path / "shards", contract=contract(32))
+    write_shards.write(made, tmp_path / "shards", contract=contract(32))
     assert (
         segment.main(recipe("tiny", *TINY, "training.batch=1"), run_paths_for(tmp_path / "shards", tmp_path / "run"))
         == 0
@@ -160,7 +160,7 @@ def test_the_loss_is_the_mean_over_the_labelled_pixels_of_the_whole_batch(tmp_pa
     made = [sample(n, "train" if n < 4 else "val", 32, 32) for n in range(5)]
     for n, one in enumerate(made):
         one.arrays["mask"][: 9 * n] = 255
-    finish.write(made, tmp_path / "shards", contract=contract(32))
+    write_shards.write(made, tmp_path / "shards", contract=contract(32))
     still = ("model.head.dropout=0.0", "model.head.dropout_levels=0.0", "model.encoder.drop_path=0.0")
     curves = []
     for parts in (1, 4):

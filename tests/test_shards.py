@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from sgdata import files, sentinel2, verification
 from sgdata.errors import SourceError
-from sgdata.shards import contracts, finish, tar_format
+from sgdata.shards import contracts, tar_format, write_shards
 from sgdata.types import Array, Codec, Contract, Effort, LabelSpace, Sample
 
 CONTRACT = Contract(
@@ -106,7 +106,7 @@ def test_a_member_with_other_content_is_refused() -> None:
 
 def test_written_samples_are_read_and_indexed(tmp_path: Path) -> None:
     made = [sample(number, "val" if number == 2 else "train", 8 + number) for number in (3, 1, 2)]
-    complete = finish.write(made, tmp_path, contract=CONTRACT)
+    complete = write_shards.write(made, tmp_path, contract=CONTRACT)
     assert complete == contracts.read(tmp_path)
     assert complete.splits == {"train": 2, "val": 1}
     assert complete.shape is None
@@ -121,13 +121,13 @@ def test_written_samples_are_read_and_indexed(tmp_path: Path) -> None:
             np.testing.assert_array_equal(back.arrays[name], array)
             assert (row[f"{name}_dtype"], row[f"{name}_shape"]) == (array.dtype.name, list(array.shape))
         assert row["labels"] == original.meta["labels"]
-        assert row["sha256"] == finish.sample_hash(back)
+        assert row["sha256"] == write_shards.sample_hash(back)
 
 
 def test_the_index_is_geoparquet(tmp_path: Path) -> None:
     import geopandas
 
-    finish.write([sample(1), sample(2)], tmp_path, contract=CONTRACT)
+    write_shards.write([sample(1), sample(2)], tmp_path, contract=CONTRACT)
     frame = geopandas.read_parquet(tmp_path / files.INDEX)
     assert frame.crs == "EPSG:4326"
     np.testing.assert_allclose(frame.total_bounds, [11.0, 48.0, 11.2, 48.1])
@@ -137,7 +137,7 @@ def test_the_index_is_geoparquet(tmp_path: Path) -> None:
 
 
 def test_the_tar_is_plain_ustar_without_clock_or_user(tmp_path: Path) -> None:
-    finish.write([sample(1)], tmp_path, contract=CONTRACT)
+    write_shards.write([sample(1)], tmp_path, contract=CONTRACT)
     with tarfile.open(tmp_path / "toy-train-000000.tar") as tar:
         members = tar.getmembers()
         assert [m.name for m in members] == [
@@ -152,7 +152,7 @@ def test_effort_changes_bytes_and_nothing_else(tmp_path: Path) -> None:
     ground = rng.normal(1500, 300, (2, 16, 16)).repeat(6, 1).repeat(6, 2)
     made = [Sample(key="a", split="train", arrays={"image": ground.astype(np.uint16)}, meta={})]
     quick, dense = (
-        finish.write(made, tmp_path / effort, contract=CONTRACT, effort=effort)  # type: ignore[arg-type]
+        write_shards.write(made, tmp_path / effort, contract=CONTRACT, effort=effort)  # type: ignore[arg-type]
         for effort in ("quick", "dense")
     )
     assert quick == dense
@@ -165,7 +165,7 @@ def test_effort_changes_bytes_and_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize("codec", ["blosc", "npy"])
 def test_equal_samples_give_equal_bytes(tmp_path: Path, codec: Codec) -> None:
     for name, numbers in (("a", (1, 2, 3)), ("b", (3, 1, 2))):
-        finish.write([sample(number) for number in numbers], tmp_path / name, contract=CONTRACT, codec=codec)
+        write_shards.write([sample(number) for number in numbers], tmp_path / name, contract=CONTRACT, codec=codec)
     assert (tmp_path / "a" / files.SUMS).read_bytes() == (tmp_path / "b" / files.SUMS).read_bytes()
 
 
@@ -176,7 +176,7 @@ def test_webdataset_alone_reads_them(tmp_path: Path) -> None:
     import webdataset
 
     made = [sample(number, size=8 + number) for number in (1, 2)]
-    finish.write(made, tmp_path, contract=CONTRACT)
+    write_shards.write(made, tmp_path, contract=CONTRACT)
     url = str(tmp_path / "toy-train-000000.tar")
     plain = webdataset.WebDataset(url, shardshuffle=False).decode(tar_format.decode_member)
     rows = list(torch.utils.data.DataLoader(plain, batch_size=None))
@@ -193,7 +193,7 @@ def test_hugging_face_datasets_reads_them(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
     made = [sample(number) for number in (1, 2)]
-    finish.write(made, tmp_path / "s", contract=CONTRACT)
+    write_shards.write(made, tmp_path / "s", contract=CONTRACT)
     tars = [str(path) for path in sorted((tmp_path / "s").glob("*.tar"))]
     rows = list(datasets.load_dataset("webdataset", data_files=tars, split="train", streaming=True))
     assert [row["__key__"] for row in rows] == ["place_001", "place_002"]
@@ -209,7 +209,7 @@ def test_energon_reads_them(tmp_path: Path) -> None:
     from megatron.energon.flavors.webdataset.prepare import WebdatasetPreparator
 
     made = [sample(number, split="train" if number < 4 else "val") for number in range(1, 6)]
-    finish.write(made, tmp_path, contract=CONTRACT)
+    write_shards.write(made, tmp_path, contract=CONTRACT)
     found = WebdatasetPreparator.prepare_dataset(
         tmp_path,
         sorted(path.name for path in tmp_path.glob("*.tar")),
@@ -258,13 +258,13 @@ def test_a_member_is_decoded_alone(array: Array) -> None:
 @pytest.mark.parametrize("key", ["a.b", "../a", "a/b", "", "ä", "x" * 81])
 def test_a_key_that_a_tar_could_twist_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(SourceError, match="sample key"):
-        finish.write([dataclasses.replace(sample(1), key=key)], tmp_path, contract=CONTRACT)
+        write_shards.write([dataclasses.replace(sample(1), key=key)], tmp_path, contract=CONTRACT)
     assert not list(tmp_path.glob("*.tar"))
 
 
 def test_no_sample_at_all_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not one sample"):
-        finish.write([], tmp_path, contract=CONTRACT)
+        write_shards.write([], tmp_path, contract=CONTRACT)
 
 
 def test_a_missing_or_damaged_index_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from synthetic_shards import contract, pair, pair_contract, sample, scene, scene_contract
 from torch import Tensor, nn
 
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgdata.types import Array
 from sgmodel.data import augment, loader, normalise, windows
 from sgmodel.inference import predictor
@@ -38,13 +38,13 @@ def sizes_of(name: str) -> list[tuple[int, int]]:
 def masks(out: Path, name: str) -> Path:
     sizes = sizes_of(name)
     made = [sample(n, "train" if n < 4 else "val", *size) for n, size in enumerate(sizes)]
-    finish.write(made, out, contract=dataclasses.replace(contract(PX), shape=None))
+    write_shards.write(made, out, contract=dataclasses.replace(contract(PX), shape=None))
     return out
 
 
 def pairs(out: Path, name: str) -> Path:
     made = [pair(f"p{n}", "train" if n < 4 else "test", *size, seed=n) for n, size in enumerate(sizes_of(name))]
-    finish.write(made, out, contract=pair_contract())
+    write_shards.write(made, out, contract=pair_contract())
     return out
 
 
@@ -53,7 +53,7 @@ def scenes(out: Path, name: str) -> Path:
     for number, (height, width) in enumerate(sizes_of(name)):
         one = scene(number, "train" if number < 4 else "val", max(height, width))
         made.append(dataclasses.replace(one, arrays={"image": one.arrays["image"][:, :height, :width]}))
-    finish.write(made, out, contract=dataclasses.replace(scene_contract(PX), shape=None))
+    write_shards.write(made, out, contract=dataclasses.replace(scene_contract(PX), shape=None))
     return out
 
 
@@ -118,7 +118,7 @@ def shown(source: loader.Samples) -> Iterator[tuple[Array, Array]]:
 @pytest.mark.parametrize("name", ALL)
 def test_pixels_and_labels_are_those_of_the_samples(tmp_path: Path, name: str) -> None:
     samples = loader.Samples(masks(tmp_path / "shards", name), "train", ("image", "mask"))
-    source = windows.fitted(samples, PX)
+    source = windows.fit_to_windows(samples, PX)
     seen = list(shown(source))
     covered = [np.zeros(size, int) for size in sizes_of(name)[:4]]
     rows = source.rows if isinstance(source, windows.Windows) else np.array([[n, 0, 0, 0, 0] for n in range(4)])
@@ -161,7 +161,7 @@ def test_no_zoom_of_scenes_is_none() -> None:
     scenes = torch.arange(2 * 40 * 40.0).reshape(2, 1, 40, 40)
     model = Mean()
     valid_size = torch.tensor([[40, 22], [11, 13]])
-    logits = predictor.of_scenes(model, scenes, valid_size, PX, zoom=1.0)
+    logits = predictor.predict_scenes(model, scenes, valid_size, PX, zoom=1.0)
     assert all(set(image.flatten().tolist()) <= set(scenes.flatten().tolist()) for image in model.images)
     tops, lefts = [0, 16, 24], [0, 6]
     expected = np.mean([scenes[0, 0, top : top + PX, left : left + PX].mean() for top in tops for left in lefts])
@@ -170,7 +170,7 @@ def test_no_zoom_of_scenes_is_none() -> None:
     assert float(logits[1]) == pytest.approx(float(small.mean()), rel=1e-6)
     # Without the setting, whole scenes are resized to the image.
     resized = Mean()
-    predictor.of_scenes(resized, scenes, valid_size, PX, zoom=None)
+    predictor.predict_scenes(resized, scenes, valid_size, PX, zoom=None)
     (image,) = resized.images
     assert tuple(image.shape) == (2, 1, PX, PX)
     assert not set(image.flatten().tolist()) <= set(scenes.flatten().tolist())

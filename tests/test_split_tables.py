@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sgdata import catalog
-from sgdata.audits import draw_splits, gather
+from sgdata.audits import collect_evidence, draw_splits
 from sgdata.cli import app
 from sgdata.errors import SettingError
 from sgdata.packing import select, split_lists
@@ -258,7 +258,7 @@ def test_lists_that_are_not_the_published_ones_are_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["bigearthnet", "fmow"])
 def test_datasets_with_their_own_georeference(name: str, tmp_path: Path) -> None:
     source = synthetic.bigearthnet_v1(tmp_path, count=9) if name == "bigearthnet" else synthetic.fmow(tmp_path)
-    located = draw_splits.locate(gather.detect_subject(source, dataset=name, split=""))
+    located = draw_splits.locate(collect_evidence.detect_subject(source, dataset=name, split=""))
     assert len(located.keys) == len(located.ground) >= 6
     if name == "bigearthnet":  # patches of 1200 m side by side
         order = np.argsort(located.ground.longitude)
@@ -392,8 +392,8 @@ def test_overlaps_within_a_split_are_counted_and_no_finding(tmp_path: Path) -> N
     inputs = select.Inputs(coordinates=tmp_path / "it.tsv")
     from sgdata.audits import checks
 
-    subject = gather.detect_subject(source, dataset="eurosat", edition="rgb", split="", inputs=inputs)
-    by_name = {check.name: check for check in checks.judge(gather.gather(subject)).checks}
+    subject = collect_evidence.detect_subject(source, dataset="eurosat", edition="rgb", split="", inputs=inputs)
+    by_name = {check.name: check for check in checks.run_checks(collect_evidence.collect_evidence(subject)).checks}
     assert by_name["overlapping footprints"].state == "pass"
     assert by_name["overlapping footprints"].figures["pairs"] == 1
     assert by_name["side by side"].state == "not applicable"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sgdata.audits import findings, gather, propose_split
+from sgdata.audits import collect_evidence, findings, propose_split
 from sgdata.cli import app
 from sgdata.errors import SettingError
 from sgdata.shards import tar_format
@@ -46,26 +46,26 @@ def test_the_lists_make_shards_that_do_not_leak(tmp_path: Path) -> None:
 def test_the_same_samples_get_the_same_split(tmp_path: Path) -> None:
     build = synthetic.segmunich_build(tmp_path / "build", patches=40)
     for name, workers in (("one", 1), ("two", 2)):
-        evidence = gather.gather(gather.detect_subject(build), workers=workers)
+        evidence = collect_evidence.collect_evidence(collect_evidence.detect_subject(build), workers=workers)
         propose_split.write(tmp_path / name, *propose_split.propose(evidence, METRES))
     assert (tmp_path / "one/SHA256SUMS").read_bytes() == (tmp_path / "two/SHA256SUMS").read_bytes()
 
 
 def test_patches_with_coordinates_of_a_published_dataset(tmp_path: Path) -> None:
     source = synthetic.bigearthnet_v1(tmp_path, count=9)
-    evidence = gather.gather(gather.detect_subject(source))
+    evidence = collect_evidence.collect_evidence(collect_evidence.detect_subject(source))
     proposed, report = propose_split.propose(evidence, SplitSettings(block_px=1400, gap_px=50, val_share=0.3))
     assert report.leakage == 0
     assert {facts.split for facts in proposed.facts} == {"train", "val"}
 
 
 def test_samples_without_locations_cannot_be_split(tmp_path: Path) -> None:
-    evidence = gather.gather(gather.detect_subject(synthetic.oscd(tmp_path)))
+    evidence = collect_evidence.collect_evidence(collect_evidence.detect_subject(synthetic.oscd(tmp_path)))
     with pytest.raises(SettingError, match="2 of 2 samples have no coordinates"):
         propose_split.propose(evidence, METRES)
 
 
 def test_samples_at_one_location_cannot_be_split(tmp_path: Path) -> None:
-    evidence = gather.gather(gather.detect_subject(synthetic.eurosat(tmp_path)))
+    evidence = collect_evidence.collect_evidence(collect_evidence.detect_subject(synthetic.eurosat(tmp_path)))
     with pytest.raises(SettingError, match="leave val empty over 0 m by 0 m; choose smaller blocks"):
         propose_split.propose(evidence, METRES)

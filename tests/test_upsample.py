@@ -14,7 +14,7 @@ from synthetic_shards import contract
 
 from sgdata.errors import SettingError
 from sgdata.rasters import resample
-from sgdata.shards import finish, tar_format
+from sgdata.shards import tar_format, write_shards
 from sgdata.types import Sample
 from sgmodel.data import loader, upsample
 
@@ -58,14 +58,14 @@ def test_native_shards_give_the_images_of_resampled_ones(tmp_path: Path) -> None
             at = [index for index, band in enumerate(contract(24).bands) if band.gsd_m == gsd]
             image[at] = resample.refine(one.arrays[f"image_{gsd}m"], gsd // 10, kernel="bilinear")
         whole.append(dataclasses.replace(one, arrays={"image": image, "mask": one.arrays["mask"]}))
-    finish.write(whole, tmp_path / "whole", contract=contract(24))
+    write_shards.write(whole, tmp_path / "whole", contract=contract(24))
     (tmp_path / "native").mkdir()
     tar = "toy-train-000000.tar"
     _, rows = tar_format.write_tar(tmp_path / "native" / tar, ((one, "0" * 64) for one in made), codec="blosc")
-    packed = finish.PackedShard(shard=_, split="train", rows=tuple(rows), counts=np.ones((12, 65536), np.int64))
-    all_of_it = finish.ShardTotals(contract(24))
+    packed = write_shards.PackedShard(shard=_, split="train", rows=tuple(rows), counts=np.ones((12, 65536), np.int64))
+    all_of_it = write_shards.ShardTotals(contract(24))
     all_of_it.add(packed)
-    finish.finish(tmp_path / "native", all_of_it)
+    write_shards.finish(tmp_path / "native", all_of_it)
     ours, theirs = (
         next(loader.load(source, loader.in_order(3, 3), threads=2))
         for source in (loader.Samples(tmp_path / name, "train", ("image", "mask")) for name in ("native", "whole"))

@@ -16,7 +16,7 @@ from test_upsample import native
 from torch.utils.data import ConcatDataset, DataLoader
 
 from sgdata.errors import SettingError
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgmodel.data import loader, tar_source, upsample, windows
 
 MEMBERS = ("image", "mask")
@@ -101,7 +101,7 @@ def test_other_types_become_those_that_operators_take(
         one.arrays[member] = (one.arrays[member] // 20).astype(dtype)
     made[1].arrays[member][..., :3] = np.iinfo(dtype).max
     space = dataclasses.replace(contract(32).label_space, ignore=65535 if dtype == "uint16" else 255)
-    finish.write(made, tmp_path / "shards", contract=dataclasses.replace(contract(32), label_space=space))
+    write_shards.write(made, tmp_path / "shards", contract=dataclasses.replace(contract(32), label_space=space))
     found = loader.Samples(tmp_path / "shards", "train", (member,))[1][member]
     assert found.dtype == expected
     np.testing.assert_array_equal(found.numpy(), made[1].arrays[member])
@@ -109,7 +109,7 @@ def test_other_types_become_those_that_operators_take(
 
 def test_native_bands_come_as_one_image(tmp_path: Path) -> None:
     made = [native(number, 24) for number in range(2)]
-    finish.write(made, tmp_path / "shards", contract=contract(24))
+    write_shards.write(made, tmp_path / "shards", contract=contract(24))
     source = loader.Samples(tmp_path / "shards", "train", ("image",))
     (batch,) = loader.load(source, loader.in_order(2, 2), threads=1)
     expected = upsample.image(batch.arrays, batch.valid_size, source.contract, torch.device("cpu"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sgdata import sentinel2
-from sgdata.shards import finish
+from sgdata.shards import write_shards
 from sgdata.types import Contract, LabelSpace, Sample
 
 BANDS = ("B02", "B03", "B04", "B08")
@@ -76,4 +76,4 @@ def samples() -> Iterator[Sample]:
 
 
 if __name__ == "__main__":
-    finish.write(samples(), Path(sys.argv[1]), contract=contract())
+    write_shards.write(samples(), Path(sys.argv[1]), contract=contract())

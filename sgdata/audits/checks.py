@@ -48,7 +48,7 @@ LEAVES, RED_LEAVES = 2_000, 0.2
 STRETCHED = "values for display have no reflectance"
 
 
-def judge(evidence: AuditEvidence) -> AuditReport:
+def run_checks(evidence: AuditEvidence) -> AuditReport:
     """Run every check, in a fixed order.
 
     Args:

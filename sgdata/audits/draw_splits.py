@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import progress
-from sgdata.audits.gather import Subject
+from sgdata.audits.collect_evidence import Subject
 from sgdata.datasets import cards
 from sgdata.datasets.readers import open_samples
 from sgdata.errors import SettingError, SourceError

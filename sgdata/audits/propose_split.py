@@ -11,7 +11,7 @@ from sgdata import files
 from sgdata.audits import checks, findings
 from sgdata.audits.evidence import AuditEvidence
 from sgdata.errors import SettingError
-from sgdata.file_names import file_name
+from sgdata.safe_names import file_name
 from sgdata.splits import blocks, proximity
 from sgdata.splits.blocks import LEFT_OUT, SplitReport, SplitSettings
 
@@ -58,7 +58,7 @@ def propose(evidence: AuditEvidence, settings: SplitSettings) -> tuple[AuditEvid
 
 def write(out: Path, proposed: AuditEvidence, report: SplitReport) -> findings.AuditReport:
     """Write `<split>.txt` (sample keys), `split.json` and `audit.json` into `out`; return the audit."""
-    audited = checks.judge(proposed)
+    audited = checks.run_checks(proposed)
     with files.only_writer(out, findings.NAME):
         for part, samples in proposed.splits.items():
             files.write(out / f"{file_name(part)}.txt", "".join(f"{facts.key}\n" for facts in samples).encode())

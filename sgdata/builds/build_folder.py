@@ -13,9 +13,9 @@ from sgdata import files
 from sgdata.builds import usage
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SourceError
-from sgdata.file_names import file_name
 from sgdata.labels import label_losses
 from sgdata.rasters import cog, geotiff, grids
+from sgdata.safe_names import file_name
 from sgdata.scenes import aoi, lock, output_items
 from sgdata.scenes.types import UNREADABLE, reasons
 from sgdata.sentinel2 import MSI
@@ -114,7 +114,7 @@ def write_usage(
     files.write(folder / USAGE, files.pretty_json(counter.summary(scenes) | {"uncovered_pixels": uncovered}))
 
 
-def describe_holes(folder: Path) -> str:
+def describe_nodata(folder: Path) -> str:
     """Return how many pixels have no clear observation, as a sentence; '' if there are none."""
     document = files.read_plain(folder / USAGE)
     pixels, share_of_all = document.get("nodata_pixels"), document.get("nodata_share")

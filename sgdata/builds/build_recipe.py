@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sgdata import catalog, files, pool, urls
-from sgdata.composite import clear_score, rules
+from sgdata.composite import cloud_masks, rules
 from sgdata.errors import SettingError
 from sgdata.labels.rasterize import LabelSettings
 from sgdata.rasters import resample
@@ -100,7 +100,7 @@ class BuildRecipe:
     composite: rules.CompositeSettings
     area: aoi.Area
     source: SceneSource
-    mask: clear_score.MaskSettings
+    mask: cloud_masks.MaskSettings
     offset: offsets.OffsetSettings
     labels: LabelSettings
     patches: PatchSettings
@@ -233,6 +233,6 @@ def assets(recipe: BuildRecipe) -> tuple[str, ...]:
     layers = set()
     if recipe.source.level == "L2A":
         layers.add(MSI.classes.layer)
-    if recipe.mask.asset is not None and recipe.mask.asset != clear_score.EXTERNAL:
+    if recipe.mask.asset is not None and recipe.mask.asset != cloud_masks.EXTERNAL:
         layers.add(recipe.mask.asset)
     return (*recipe.bands, *sorted(layers))

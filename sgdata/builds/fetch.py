@@ -11,11 +11,11 @@ from typing import TypeVar
 
 from sgdata import files, progress, urls
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets
-from sgdata.composite import clear_masks, clear_score, scene_staging, select_dates, window_staging
+from sgdata.composite import cloud_masks, mask_scenes, scene_staging, select_dates, window_staging
 from sgdata.composite.scene_staging import SceneRequest, StagedScene
 from sgdata.errors import SettingError, SourceError
-from sgdata.file_names import file_name
 from sgdata.remote.access import access_of
+from sgdata.safe_names import file_name
 from sgdata.scenes import lock, offsets, search, signing, types
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Asset, Dropped, Scene
@@ -158,7 +158,7 @@ def decide_offsets(
         else:
             decided[name] = _with_offset(one, decision.offset, evidence)
     if undecided:
-        raise SourceError(offsets.problems(undecided))
+        raise SourceError(offsets.describe_problems(undecided))
     return decided
 
 
@@ -221,7 +221,7 @@ def add_clear_masks(
 ) -> tuple[StagedScene, ...]:
     """Return the scenes with their clear masks, kept in the scratch folder."""
     reach, folder = recipe.composite.reach_m, paths.scratch_folder / "clear_masks"
-    return clear_masks.add_clear_masks(scenes, recipe.mask, area=grid, reach_m=reach, folder=folder, run=paths.run)
+    return mask_scenes.add_clear_masks(scenes, recipe.mask, area=grid, reach_m=reach, folder=folder, run=paths.run)
 
 
 def scene_request(scene: Scene, recipe: BuildRecipe, grid: Grid, paths: BuildPaths) -> SceneRequest:
@@ -233,24 +233,24 @@ def scene_request(scene: Scene, recipe: BuildRecipe, grid: Grid, paths: BuildPat
     )
     available, identity = dict(located.assets), dict(scene.assets)
     names = assets(recipe)
-    if recipe.mask.method == clear_score.EXTERNAL:
+    if recipe.mask.method == cloud_masks.EXTERNAL:
         if paths.masks is None:
             raise SettingError("mask method external needs a folder of rasters <item id>.tif; give --masks DIR")
         path = files.require_file(paths.masks / f"{file_name(scene.id)}.tif", "a mask of this scene")
-        available[clear_score.EXTERNAL] = Asset(href=str(path))
-        identity[clear_score.EXTERNAL] = Asset(href=files.sha256_file(path))
-        names = (*names, clear_score.EXTERNAL)
+        available[cloud_masks.EXTERNAL] = Asset(href=str(path))
+        identity[cloud_masks.EXTERNAL] = Asset(href=files.sha256_file(path))
+        names = (*names, cloud_masks.EXTERNAL)
     windows = {}
     for band in names:
         is_layer = band == recipe.mask.asset
-        reach = clear_masks.layer_reach_m(recipe.mask, recipe.composite.reach_m) if is_layer else 0
+        reach = mask_scenes.layer_reach_m(recipe.mask, recipe.composite.reach_m) if is_layer else 0
         # Named by everything that decides its bytes, so that plans share equal windows and no others.
         decides = {"asset": identity[band], "bounds": grid.bounds, "crs": grid.crs, "margin": reach}
         kernel = recipe.resampling if band in MSI.by_name else "nearest"
         if scene.crs != grid.crs:  # only where pixels are warped
             decides |= {"kernel": kernel}
         asset = available[band]
-        if band != clear_score.EXTERNAL:
+        if band != cloud_masks.EXTERNAL:
             asset = replace(asset, crs=asset.crs or scene.crs)
         windows[band] = window_staging.WindowRequest(
             name=f"{scene.id} {band}",

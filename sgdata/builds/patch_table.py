@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import file_names, files, parquet_tables
+from sgdata import files, parquet_tables, safe_names
 from sgdata.errors import SourceError
 from sgdata.types import Array, Grid, Window
 
@@ -40,7 +40,7 @@ def table(
     kept = [i for i, part in enumerate(parts) if part]
     kept.sort(key=lambda i: (windows[i].row, windows[i].col))
     chosen = [windows[i] for i in kept]
-    start = file_names.key_part(name)
+    start = safe_names.key_part(name)
     columns: dict[str, Any] = {"key": [f"{start}-r{window.row:05d}-c{window.col:05d}" for window in chosen]}
     for field in ("row", "col", "height", "width"):
         columns[field] = np.array([getattr(window, field) for window in chosen], np.int32)

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from sgdata import files, pool, progress
-from sgdata.builds import build_folder, cut, fetch, finish
+from sgdata.builds import build_contract, build_folder, cut_patches, fetch
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets, check, resolved
 from sgdata.composite import rules, select_dates, tiles
 from sgdata.composite.scene_staging import StagedScene
 from sgdata.errors import OutputError, SettingError
-from sgdata.labels import class_tables, osm_features, paint, rasterize
+from sgdata.labels import class_tables, make_labels, osm_features, rasterize
 from sgdata.rasters import grids, resample, vectors
 from sgdata.scenes import aoi, build_cost, coverage, lock, offsets, search
 from sgdata.scenes.lock import Item, Lock
@@ -89,10 +89,10 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
         baselines=recipe.source.baselines,
         outline=outline,
     )
-    if not coverage.describe_ground(planned).covered:
+    if not coverage.summarise_area(planned).covered:
         raise SettingError(f"area: none of the {len(usable)} scenes in {address} covers any of it; choose another area")
     lock.write(paths.out / lock.NAME, planned)
-    if missing := coverage.describe_holes(coverage.count_months(planned)):
+    if missing := coverage.describe_sparse_months(coverage.count_months(planned)):
         log.warning("%s: %s", address, missing)
     if coverage.mixes_twins(planned):
         log.warning("%s: %s", address, coverage.describe_baselines(planned))
@@ -107,7 +107,7 @@ def resolve_area(recipe: BuildRecipe, paths: BuildPaths, locked: Lock | None = N
         area = osm_features.locate_place(recipe.area, paths.out / PLACE, offline=paths.offline)
         grid = aoi.resolve(area)
         outline = aoi.outline(area, grid)
-    if not cut.windows(grid, outline, recipe.patches):  # before any pixel is read
+    if not cut_patches.windows(grid, outline, recipe.patches):  # before any pixel is read
         prefix = "inside the outline in " if outline else ""
         size = f"{grid.shape} pixels, holds no patch of {recipe.patches.size}"
         raise SettingError(f"area: {prefix}{size}; take a larger area or a smaller patches.size")
@@ -142,7 +142,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
         raise SettingError(f"--locked: {lock_state}; give --lock the one inside a finished build")
     # Inputs are checked before any pixel is read.
     if isinstance(paths.osm, str) and paths.osm not in {"none", "overpass"} and "://" not in paths.osm:
-        osm_features.known(files.require_file(Path(paths.osm), "OpenStreetMap data"))
+        osm_features.check_suffix(files.require_file(Path(paths.osm), "OpenStreetMap data"))
     for file in (paths.gap, paths.raster, paths.sea):
         if file is not None:
             files.require_file(file, "polygons of the sea" if file == paths.sea else "a raster of classes")
@@ -157,7 +157,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
         files.mark_unfinished(paths.out)
         for leftover in (*paths.out.glob(".*.partial-*"), *paths.out.glob(".*.plain.tif")):  # of a killed run
             leftover.unlink()
-        planned = follow(recipe, locked) if locked else plan(recipe, paths)
+        planned = apply_lock(recipe, locked) if locked else plan(recipe, paths)
         if locked and exact:
             lock.check_equal(locked, replace(planned, answers=locked.answers))  # before any pixel is read
         check_disk(recipe, planned, paths)
@@ -165,7 +165,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
         answers = write_labels(recipe, planned, paths)
         fetched, scenes = fetch.fetch_scenes(recipe, planned, paths)
         render(recipe, fetched, scenes, paths, paths.out)
-        outputs = cut_patches(recipe, fetched, paths)
+        outputs = write_patches(recipe, fetched, paths)
         finished = replace(fetched, state="built", answers=answers, outputs=outputs)
         if locked and exact:
             lock.check_equal(locked, finished)
@@ -186,7 +186,7 @@ def as_locked(recipe: BuildRecipe, locked: Lock) -> BuildRecipe:
     return replace(recipe, dates=locked.dates, osm_date=locked.osm_date)
 
 
-def follow(recipe: BuildRecipe, locked: Lock) -> Lock:
+def apply_lock(recipe: BuildRecipe, locked: Lock) -> Lock:
     """Return the lock with the recipe, tag table and versions of this run, without the items that it leaves out."""
     left_out = [item.scene.id for item in locked.items if item.scene.id in recipe.leave_out]
     for item in locked.items:
@@ -231,16 +231,16 @@ def write_labels(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> dict[
     """Write the label rasters of an area, and return the hashes of the OpenStreetMap answers by name."""
     if isinstance(paths.osm, str) and paths.osm == "none":
         return {}
-    source = paint.OsmSource(
+    source = make_labels.OsmSource(
         address=paths.osm, date=recipe.osm_date, store=paths.out / ".osm", offline=paths.offline, gap=paths.gap,
         sea=paths.sea, raster=paths.raster,
     )  # fmt: skip
     grid = planned.grid
-    labels = paint.label(grid, source, recipe.labels)
+    labels = make_labels.label(grid, source, recipe.labels)
     if planned.outline:
-        outside = ~vectors.inside(planned.outline, grid)
+        outside = ~vectors.rasterise_outline(planned.outline, grid)
         labels.painted[0][outside], labels.painted[1][outside] = rasterize.UNMAPPED, 0
-    space = paint.read_classes(recipe.labels).space
+    space = make_labels.read_classes(recipe.labels).space
     sources = rasterize.RASTER_SOURCES if paths.raster else rasterize.SOURCES
     build_folder.write_labels(paths.out, grid, space, sources, labels.painted)
     if labels.agreement:
@@ -249,13 +249,15 @@ def write_labels(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> dict[
     return dict(labels.answers)
 
 
-def cut_patches(recipe: BuildRecipe, fetched: Lock, paths: BuildPaths) -> dict[str, str]:
+def write_patches(recipe: BuildRecipe, fetched: Lock, paths: BuildPaths) -> dict[str, str]:
     """Write patches and contract beside the composite and its labels; return the pixel hashes of all rasters."""
-    space = paint.read_classes(recipe.labels).space
-    cut.cut(paths.out, recipe.name, fetched.grid, recipe.patches, recipe.split, space=space, outline=fetched.outline)
+    space = make_labels.read_classes(recipe.labels).space
+    cut_patches.cut(
+        paths.out, recipe.name, fetched.grid, recipe.patches, recipe.split, space=space, outline=fetched.outline
+    )
     outputs = build_folder.hash_outputs(paths.out)
     level, kernel = recipe.source.level, recipe.resampling
-    finish.write_contract(paths.out, recipe.name, recipe.dates, level, kernel, space=space, outputs=outputs)
+    build_contract.write_contract(paths.out, recipe.name, recipe.dates, level, kernel, space=space, outputs=outputs)
     return outputs
 
 
@@ -267,7 +269,7 @@ def render(
     windows = list(grids.cut_tiles(fetched.grid.shape, *tiles.tile_shape(task, paths.tile_px)))
     runs = paths.run(partial(tiles.composite_tile, task), windows)
     finished = progress.track(runs, label="composite", total=len(windows))
-    inside = vectors.inside(fetched.outline, fetched.grid) if fetched.outline else None
+    inside = vectors.rasterise_outline(fetched.outline, fetched.grid) if fetched.outline else None
     stored = zip(windows, finished, strict=True)
     build_folder.write_composite(folder, fetched.grid, recipe.bands, stored, inside=inside)
     shares = [(scene.id, scene.clear_share(fetched.grid)) for scene in task.scenes]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata.composite.clear_score import BRIGHT, NEVER_CLEAR
+from sgdata.composite.cloud_masks import BRIGHT, NEVER_CLEAR
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.types import Array, Window
 

@@ -189,7 +189,7 @@ def build(
     folder = pipeline.build(chosen, paths, locked=locked, exact=exact)
     print(folder)
     messages = (
-        build_folder.describe_holes(folder),
+        build_folder.describe_nodata(folder),
         build_folder.describe_unreadable(folder),
         build_folder.describe_lost_labels(folder),
     )

@@ -96,14 +96,16 @@ def audit(
 
     Exits with 3 if there are findings.
     """
-    from sgdata.audits import checks, gather
+    from sgdata.audits import checks, collect_evidence
     from sgdata.packing import select
     from sgdata.pages import audit_page
 
     configure_logging(quiet)
     inputs = select.Inputs(coordinates=coordinates, splits=splits)
-    subject = gather.detect_subject(path, dataset=dataset, edition=edition, split=split, inputs=inputs, lock_of=build)
-    report = checks.judge(gather.gather(subject, workers=workers))
+    subject = collect_evidence.detect_subject(
+        path, dataset=dataset, edition=edition, split=split, inputs=inputs, lock_of=build
+    )
+    report = checks.run_checks(collect_evidence.collect_evidence(subject, workers=workers))
     if out:
         audit_page.write(out, report)
     if printing.show_audit(report, folder=out, as_json=as_json):
@@ -133,7 +135,7 @@ def split(
 
     Exits with 3 if the audit has findings.
     """
-    from sgdata.audits import gather, propose_split
+    from sgdata.audits import collect_evidence, propose_split
     from sgdata.packing import select
     from sgdata.splits.blocks import SplitSettings
 
@@ -141,8 +143,8 @@ def split(
     if val_share + test_share >= 1:
         raise SettingError(f"--val-share {val_share}, --test-share {test_share}: expected a sum below 1; lower them")
     inputs = select.Inputs(coordinates=coordinates)
-    subject = gather.detect_subject(path, dataset=dataset, edition=edition, inputs=inputs)
-    evidence = gather.gather(subject, workers=workers)
+    subject = collect_evidence.detect_subject(path, dataset=dataset, edition=edition, inputs=inputs)
+    evidence = collect_evidence.collect_evidence(subject, workers=workers)
     settings = SplitSettings(block_px=block, gap_px=gap, val_share=val_share, test_share=test_share, seed=seed)
     proposed, report = propose_split.propose(evidence, settings)
     audited = propose_split.write(out, proposed, report)
@@ -177,14 +179,14 @@ def draw_splits(
     quiet: Quiet = False,
 ) -> None:
     """Draw splits by ground for a dataset with coordinates, with nested label budgets, and write them as one table."""
-    from sgdata.audits import draw_splits, gather
+    from sgdata.audits import collect_evidence, draw_splits
     from sgdata.packing import select
     from sgdata.splits import split_table
     from sgdata.splits.ground import DrawSettings
 
     configure_logging(quiet)
     inputs = select.Inputs(coordinates=coordinates)
-    subject = gather.detect_subject(path, dataset=dataset, edition=edition, split="", inputs=inputs)
+    subject = collect_evidence.detect_subject(path, dataset=dataset, edition=edition, split="", inputs=inputs)
     settings = DrawSettings(
         block_m=block, gap_m=gap, val_share=val_share, test_share=test_share, draws=draws, seed=seed,
         budgets=tuple(budget or DrawSettings.budgets),

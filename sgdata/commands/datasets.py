@@ -149,7 +149,7 @@ def shard(
         splits=splits,
     )  # fmt: skip
     if dry_run:
-        cost = pack.cost(dataset, source=source, recipe=recipe, inputs=inputs)
+        cost = pack.estimate_cost(dataset, source=source, recipe=recipe, inputs=inputs)
         print(files.pretty_json(cost).decode() if as_json else "\n".join((*cost.notes, cost.summary)))
         return
     packed = pack.pack(

@@ -69,7 +69,7 @@ def settings_of(module: str, name: str) -> Any:
         from sgdata import recipe_settings
 
         if given:
-            print("\n".join(recipe_settings.listing(getattr(importlib.import_module(module), name))))
+            print("\n".join(recipe_settings.list_settings(getattr(importlib.import_module(module), name))))
             raise typer.Exit
 
     # Eager, so that arguments which a run needs may be absent.

@@ -34,8 +34,8 @@ def show_plan(planned: Lock, paths: BuildPaths, *, name: str, address: str, as_j
 
     months = coverage.count_months(planned)
     cost = build_cost.estimate_cost(planned, address, workers=paths.workers)
-    holes = coverage.describe_holes(months)
-    ground = coverage.describe_ground(planned)
+    holes = coverage.describe_sparse_months(months)
+    ground = coverage.summarise_area(planned)
     if as_json:
         about = {"lock": paths.out / locks.NAME, "area": ground, "months": months, "cost": cost}
         about |= {"baselines": coverage.describe_baselines(planned), "dropped": planned.dropped}

@@ -46,12 +46,14 @@ def release(
 
     Exits with 3 if the audit has findings; the card then lists them.
     """
-    from sgdata.audits import checks, gather
+    from sgdata.audits import checks, collect_evidence
     from sgdata.audits.findings import AuditReport
     from sgdata.releases import assemble, release_content
 
     def audited(shards: Path) -> AuditReport:
-        return checks.judge(gather.gather(gather.detect_subject(shards, lock_of=build), workers=workers))
+        return checks.run_checks(
+            collect_evidence.collect_evidence(collect_evidence.detect_subject(shards, lock_of=build), workers=workers)
+        )
 
     configure_logging(quiet)
     order = release_content.ReleaseOrder(

@@ -187,7 +187,7 @@ def offset_evidence(scene: StagedScene, grid: Grid) -> offsets.OffsetEvidence:
     for strip in grids.cut_strips(grid.shape, 4 * STRIP_PIXELS, multiple=step):
         target = grids.crop(grid, strip)
         classes, *bands = (_thinned(scene.files[name], target, step) for name in needed)
-        totals += offsets.count(classes, np.stack(bands))
+        totals += offsets.count_test_pixels(classes, np.stack(bands))
     eligible, ground, valid, *counts = totals.tolist()
     dark, near = (round(number / max(eligible * len(MSI.offset.test_bands), 1), 6) for number in counts)
     return offsets.OffsetEvidence(eligible=eligible, ground=ground, valid=valid, dark_share=dark, near_share=near)
@@ -195,7 +195,7 @@ def offset_evidence(scene: StagedScene, grid: Grid) -> offsets.OffsetEvidence:
 
 def _thinned(staged: window_staging.StagedWindow, target: Grid, step: int) -> Array:
     """Return every `step`th pixel of the target, down and across."""
-    if any(size % step for size in (*window_staging.place(staged, target), *target.shape)):
+    if any(size % step for size in (*window_staging.grid_offset(staged, target), *target.shape)):
         return window_staging.read_on_grid(staged, target, kernel="nearest")[::step, ::step]
     # The same pixels without repeating them first.
     return window_staging.read_on_grid(staged, grids.coarsen(target, step), kernel="nearest")

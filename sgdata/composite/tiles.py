@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sgdata import reuse
-from sgdata.composite import clear_score, rules, window_staging
+from sgdata.composite import cloud_masks, rules, window_staging
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.composite.scene_staging import BRIGHT_TARGETS, CLEAR_SCORE, StagedScene, has_data
 from sgdata.rasters import grids, resample
@@ -98,7 +98,7 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
     if job.settings.rule.needs_mask:
         usable = clear_scores > 0
     else:
-        usable = clear_score.select_clear(clear_scores)
+        usable = cloud_masks.select_clear(clear_scores)
     # Without a mask no distances exist, and any pixel size will do: the recipe check refuses rules that need them.
     mask_gsd_m = next((s.files[CLEAR_SCORE].grid.gsd_m for s in job.scenes if CLEAR_SCORE in s.files), 20.0)
     days = tuple(scene.day for scene in job.scenes)
@@ -119,7 +119,7 @@ def _valid_count(job: Job, window: Window, stack: rules.Stack) -> Array:
             if m != n and other.overpass == job.scenes[n].overpass:
                 scores = np.where(looks[m] > 0, np.uint8(0), scores)
         looks[n] = scores
-    usable = clear_score.select_clear(looks) if unread or job.settings.rule.needs_mask else stack.usable
+    usable = cloud_masks.select_clear(looks) if unread or job.settings.rule.needs_mask else stack.usable
     return np.asarray(usable.sum(axis=0, dtype=np.uint16))
 
 
@@ -206,7 +206,9 @@ def _mix_bands(job: Job, window: Window, rule: rules.CombineRule, usable: Array,
 
 def _common_factor(job: Job, band: str, target: Grid) -> int:
     """Return how much coarser a band is than the grid: 1 unless all scenes agree and `target` starts on its pixels."""
-    places = [window_staging.place(scene.files[band], target) for scene in job.scenes if scene.has_bands(job.bands)]
+    places = [
+        window_staging.grid_offset(scene.files[band], target) for scene in job.scenes if scene.has_bands(job.bands)
+    ]
     factors = {factor if row % factor == col % factor == 0 else 1 for factor, row, col in places}
     return factors.pop() if len(factors) == 1 else 1
 

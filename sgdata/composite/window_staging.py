@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from sgdata import file_names, files, limits
-from sgdata.composite import clear_score
+from sgdata import files, limits, safe_names
+from sgdata.composite import cloud_masks
 from sgdata.errors import SettingError, SgdataError, SourceError
 from sgdata.rasters import geotiff, grids, resample
 from sgdata.remote import identity, retry
@@ -115,8 +115,8 @@ def stage(request: WindowRequest) -> StagedWindow:
     Raises:
         SourceError: the file cannot be read, or its header differs from its item.
     """
-    done = file_names.with_ending(request.target, ".json")
-    staged = _staged(done, file_names.with_ending(request.target, ".bin"))
+    done = safe_names.with_ending(request.target, ".json")
+    staged = _staged(done, safe_names.with_ending(request.target, ".bin"))
     if staged and _is_current(staged, request):
         return staged
     href = ""
@@ -159,7 +159,7 @@ def _is_current(staged: StagedWindow, request: WindowRequest) -> bool:
         return True
     try:
         href = signing.sign(request.asset.href, request.tokens)
-        current = identity.of_address(href, request.access)
+        current = identity.identify_address(href, request.access)
         if current == staged.source == "":  # a store, or a server without ETags and dates
             return _has_same_sample(staged, request, href)
         if current is not None:
@@ -207,7 +207,7 @@ def _opened(request: WindowRequest, href: str) -> Iterator[_Source]:
         band = _band(request, geotiff.data_bands(dataset))
         header = geotiff.read_header(dataset, band)
         check(request, header)
-        beyond = clear_score.BEYOND if header.dtype == "uint8" else 0  # 0 is a value in masks
+        beyond = cloud_masks.BEYOND if header.dtype == "uint8" else 0  # 0 is a value in masks
         # A mask in degrees is resampled to 10 m, the finest pixels of the sensor.
         gsd = float(MSI.finest_gsd_m) if dataset.crs.is_geographic else header.grid.gsd_m
         # Windows are counted in the file's own pixels: too fine ones would fill the disk.
@@ -234,8 +234,8 @@ def _opened(request: WindowRequest, href: str) -> Iterator[_Source]:
 
 
 def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
-    data = file_names.with_ending(request.target, ".bin")
-    identified = identity.of_address(href, request.access)  # before, so that a change meanwhile is noticed later
+    data = safe_names.with_ending(request.target, ".bin")
+    identified = identity.identify_address(href, request.access)  # before, so that a change meanwhile is noticed later
     # The source is opened inside, so that a failed read is not reported as a failed write.
     with (
         files.replacing(data) as temporary,
@@ -314,10 +314,10 @@ def read_on_grid(
     Raises:
         SourceError: the pixels do not nest.
     """
-    from sgdata.scenes.offsets import corrected
+    from sgdata.scenes.offsets import apply_offset
 
     # Pure integer placement, without the half-pixel conventions of resampling libraries.
-    factor, row, col = place(staged, target)
+    factor, row, col = grid_offset(staged, target)
     height, width = (size * factor for size in staged.grid.shape)
     top, left = max(row, 0), max(col, 0)
     bottom, right = min(row + target.shape[0], height), min(col + target.shape[1], width)
@@ -330,7 +330,7 @@ def read_on_grid(
     window = Window(
         row=top - first_row * factor, col=left - first_col * factor, height=bottom - top, width=right - left
     )
-    fine = resample.refine(corrected(coarse, offset), factor, kernel=kernel, window=window)
+    fine = resample.refine(apply_offset(coarse, offset), factor, kernel=kernel, window=window)
     if fine.shape == target.shape:
         return fine
     out = np.full(target.shape, beyond, staged.dtype)
@@ -338,7 +338,7 @@ def read_on_grid(
     return out
 
 
-def place(staged: StagedWindow, target: Grid) -> tuple[int, int, int]:
+def grid_offset(staged: StagedWindow, target: Grid) -> tuple[int, int, int]:
     """Return (factor, row, col): fine pixels per staged pixel, and the origin of `target` in fine pixels.
 
     Raises SourceError where the pixels do not nest.

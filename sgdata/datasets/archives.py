@@ -69,7 +69,7 @@ def list_members(source: Path) -> MemberListing:
     return MemberListing(members=members, rejected=tuple(sorted(rejected)))
 
 
-def no_dataset(source: Path, listing: MemberListing, message: str) -> SourceError:
+def dataset_not_found(source: Path, listing: MemberListing, message: str) -> SourceError:
     """Return the error of a reader that finds no sample: `message` says what it expects, the rest what is there."""
     names = [member.name for member in listing.members]
     # Downloads under a name that is on no card, or in parts.

@@ -59,7 +59,7 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
             patches.setdefault(folder, {})[name] = member
     if not patches:
         expected = f"no patch folder of BigEarthNet {edition.name}; try --edition with the other edition"
-        raise archives.no_dataset(source, listing, expected)
+        raise archives.dataset_not_found(source, listing, expected)
     notes: list[str] = []
     table = _METADATA.get(recipe.splits, "")
     known = _metadata(source, table) if edition.name == "v2" else {}

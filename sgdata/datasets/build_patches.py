@@ -65,7 +65,7 @@ def read_window(raster: Any, window: Sequence[int]) -> Array:
     place = Window(col, row, width, height)
     try:
         pixels = raster.read(geotiff.data_bands(raster), window=place)
-        seen = geotiff.seen(raster, pixels, place)
+        seen = geotiff.read_valid_mask(raster, pixels, place)
     except (RasterioError, CPLE_BaseError) as error:
         raise SourceError(f"window {window} cannot be read: {error}") from None
     return np.ma.MaskedArray(pixels, ~seen)

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sgdata import file_names, files, progress
+from sgdata import files, progress, safe_names
 from sgdata.datasets import cards
 from sgdata.datasets.types import DatasetFile
 from sgdata.errors import OutputError, ServiceError, SettingError
@@ -245,7 +245,7 @@ def _partial_path(out: Path, source: DatasetFile) -> Path:
 
 
 def _etag_path(path: Path) -> Path:
-    return file_names.with_ending(path, ".etag")
+    return safe_names.with_ending(path, ".etag")
 
 
 def _size(path: Path) -> int:

@@ -42,7 +42,7 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
         elif match:
             rejected.append((member.name, f"'{match[1]}' is not one of the {len(space.names)} classes"))
     if not refs:
-        raise archives.no_dataset(source, listing, _EXPECTED[edition.name])
+        raise archives.dataset_not_found(source, listing, _EXPECTED[edition.name])
     return SampleListing(refs=tuple(refs), edition=edition, labels=space, rejected=tuple(rejected))
 
 

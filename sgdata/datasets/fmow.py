@@ -40,7 +40,9 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     listing = archives.list_members(source)
     images = _images(listing.members, space)
     if not images:
-        raise archives.no_dataset(source, listing, "no train/airport/airport_0/airport_0_6.tif; expected fMoW-Sentinel")
+        raise archives.dataset_not_found(
+            source, listing, "no train/airport/airport_0/airport_0_6.tif; expected fMoW-Sentinel"
+        )
     rows = _rows(source, listing.members, {split for split, _ in images})
     if rows:
         wanted = {at: member for at, member in images.items() if at in rows}
@@ -109,14 +111,14 @@ def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRe
 
         def read(ref: SampleRef) -> Sample:
             picture = small_tiff.read(content(ref.members[0]))
-            image = doubled(picture.pixels)
+            image = double_dn(picture.pixels)
             meta = {**ref.meta, **small_tiff.place_metadata(picture), "source_id": ref.members[0].name}
             return Sample(key=ref.key, split=ref.split, arrays={"image": image}, meta=meta)
 
         yield read
 
 
-def doubled(pixels: Array) -> Array:
+def double_dn(pixels: Array) -> Array:
     """Return 2 x DN as uint16 if that is exact, else as float32. Raises SourceError if neither is exact.
 
     Args:

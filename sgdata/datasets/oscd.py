@@ -50,7 +50,7 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
         refs.append(SampleRef(key=city, split=splits[city], members=tuple(members.values()), bytes=size))
     if not refs:
         expected = "no city of OSCD, such as abudhabi/imgs_1_rect; expected the three zips, packed or not"
-        raise archives.no_dataset(source, listing, expected)
+        raise archives.dataset_not_found(source, listing, expected)
     return SampleListing(
         refs=tuple(refs), edition=edition, labels=cards.label_space("oscd", recipe.labels), rejected=listing.rejected
     )

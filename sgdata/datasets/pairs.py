@@ -114,7 +114,7 @@ def _read(ref: SampleRef, rasters: table_rasters.Rasters, contract: Contract) ->
     if contract.label_space.task == "change":
         unknown = np.zeros(first.shape[1:], bool)
         for image in (first, second):  # a change is unknown if either date has no data
-            known = statistics.seen(np.ma.getdata(image), contract.nodata) & ~np.ma.getmaskarray(image)
+            known = statistics.valid_mask(np.ma.getdata(image), contract.nodata) & ~np.ma.getmaskarray(image)
             unknown = unknown | ~known.all(axis=0)
         # A row without a map is unlabelled, so that a split may have both kinds.
         change: Array = np.ma.MaskedArray(np.zeros(unknown.shape, np.uint8), mask=True)

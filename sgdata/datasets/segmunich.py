@@ -102,7 +102,7 @@ def _find_released(source: Path, recipe: ShardRecipe) -> SampleListing:
                 kind[parts[-3], parts[-1].removesuffix(".tif")] = member
     if not images:
         expected = f"neither a build ({files.PATCHES}) nor the released train/img/<id>.tif"
-        raise archives.no_dataset(source, listing, expected)
+        raise archives.dataset_not_found(source, listing, expected)
     size = int(128 * 128 * 2 * len(edition.bands) * STORED_SHARE)
     refs = []
     for split, name in (at for at in images if at in labels):

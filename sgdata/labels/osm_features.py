@@ -180,7 +180,7 @@ def _add_sea(scan: osm_scan.Scan, path: Path | None) -> None:
         scan.rows["sea", 0, "polygon"] = ({tag_rules.SEA: "yes"}, ground)
 
 
-def known(path: Path) -> None:
+def check_suffix(path: Path) -> None:
     """Raise SourceError if the suffix of a file is of no supported format."""
     kinds = OSM_FILES + JSON_FILES + TABLE_FILES
     if not path.name.endswith(kinds):
@@ -204,7 +204,7 @@ def _scan_file(path: Path, scan: osm_scan.Scan) -> str | None:
             about = answer.get("osm3s")
             stamp = about.get("timestamp_osm_base") if isinstance(about, dict) else None
         else:
-            known(path)
+            check_suffix(path)
             native = osm_elements.rewrite(path, Path(folder))
         return osm_scan.collect(native, scan, str(path)) or (stamp if isinstance(stamp, str) else None)
 

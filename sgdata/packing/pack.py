@@ -24,9 +24,9 @@ from sgdata.datasets.types import Edition, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import OutputError, SourceError
 from sgdata.packing import select, tasks
 from sgdata.rasters import resample
-from sgdata.shards import band_check, finish, statistics, tar_format
-from sgdata.shards.finish import PackedShard, ShardTotals
+from sgdata.shards import band_check, statistics, tar_format, write_shards
 from sgdata.shards.tar_format import Row
+from sgdata.shards.write_shards import PackedShard, ShardTotals
 from sgdata.types import Contract, Sample, Shard
 
 JOURNAL = ".journal"
@@ -147,11 +147,11 @@ def pack(
         done = pool.run(_pack_shard, ready, workers=workers, cluster=cluster, folder=out)
         for part in progress.track(done, label=f"packing {recipe.dataset}", total=len(left)):
             totals.add(part)
-        verdict = band_check.judge(totals.statistics(totals.counts), len(totals.rows), contract)
+        verdict = band_check.check_band_means(totals.statistics(totals.counts), len(totals.rows), contract)
         files.write(out / files.BAND_CHECK, files.pretty_json(verdict))
         # Written after the shards: a folder without a recipe is unfinished.
         files.write(out / files.RECIPE, files.toml(recipe))
-        complete = finish.finish(out, totals)
+        complete = write_shards.finish(out, totals)
     return PackResult(
         folder=out,
         contract=complete,
@@ -162,7 +162,7 @@ def pack(
     )
 
 
-def cost(
+def estimate_cost(
     dataset: str,
     *,
     source: Path | None = None,
@@ -266,17 +266,17 @@ def _pack_shard(task: tasks.ShardTask) -> PackedShard:
         with open_samples(task.recipe.dataset, task.source, task.contract) as read:
             for ref in task.refs:
                 try:
-                    native = finish.storable(read(ref), task.contract)
+                    native = write_shards.storable(read(ref), task.contract)
                     sample = resample.resample_groups(native, task.contract, task.recipe.kernel)
                     _check(sample, task.contract)
                     for image in tar_format.whole_images(sample):
-                        statistics.add(image, counts, statistics.seen(image, task.contract.nodata))
+                        statistics.add(image, counts, statistics.valid_mask(image, task.contract.nodata))
                 except SourceError as error:
                     file = ref.members[0].name if ref.members else ""
                     quarantine.append({"key": ref.key, "file": file, "reason": " ".join(str(error).split())})
                 else:
                     stored = native if task.recipe.layout == "native" else sample
-                    yield stored, finish.sample_hash(sample)
+                    yield stored, write_shards.sample_hash(sample)
 
     shard, rows = tar_format.write_tar(
         task.out / task.name, samples(), codec=task.recipe.codec, effort=task.recipe.effort

@@ -74,7 +74,7 @@ def shard_tasks(
 ) -> list[ShardTask]:
     """Return one task per group, numbered within its split; every sample also depends on the files `read`."""
     numbers: Counter[str] = Counter()
-    shared = identity.of_files([*read, *([source] if source.is_file() else [])])
+    shared = identity.identify_files([*read, *([source] if source.is_file() else [])])
     chosen = (recipe.layout, recipe.codec, recipe.kernel, recipe.effort)
     # The files of a table, and of a pair of builds, are beside the document that names them.
     root = source if source.is_dir() else source.parent
@@ -84,7 +84,7 @@ def shard_tasks(
         name = tar_format.shard_name(recipe.dataset, split, numbers[split])
         numbers[split] += 1
         # Equal fingerprints mean equal output.
-        own = identity.of_files({_file(root, member) for ref in refs for member in ref.members})
+        own = identity.identify_files({_file(root, member) for ref in refs for member in ref.members})
         fingerprint = files.sha256(files.canonical_json([tar_format.FORMAT, chosen, contract, refs, shared, own]))
         tasks.append(
             ShardTask(

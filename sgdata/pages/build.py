@@ -11,11 +11,11 @@ import numpy as np
 
 from sgdata import files
 from sgdata.builds import build_folder, usage
-from sgdata.composite.clear_score import BRIGHT, NEVER_CLEAR
+from sgdata.composite.cloud_masks import BRIGHT, NEVER_CLEAR
 from sgdata.composite.kernels import NO_VALUE
-from sgdata.file_names import file_name
 from sgdata.pages import charts, html, raster_tiles, tables, true_colour
 from sgdata.rasters import geotiff
+from sgdata.safe_names import file_name
 from sgdata.scenes import lock
 from sgdata.scenes.lock import Lock
 from sgdata.shards import contracts

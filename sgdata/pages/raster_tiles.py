@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from sgdata import files
-from sgdata.file_names import file_name
 from sgdata.rasters import geotiff, grids
+from sgdata.safe_names import file_name
 from sgdata.types import Array
 
 TILE = 256

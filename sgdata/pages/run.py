@@ -12,8 +12,8 @@ from typing import Any
 
 from sgdata import files, step_log
 from sgdata.errors import SourceError
-from sgdata.file_names import file_name
 from sgdata.pages import charts, distance, html
+from sgdata.safe_names import file_name
 from sgdata.shards import contracts
 from sgdata.step_log import is_number
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata.file_names import file_name
 from sgdata.pages import charts, html, tables, true_colour
+from sgdata.safe_names import file_name
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Bounds, Contract, Sample
 

@@ -62,7 +62,7 @@ def write(path: Path, grid: Grid, windows: Iterable[tuple[Window, Array]], *, st
             with files.replacing(path) as temporary:
                 rasterio.shutil.copy(plain, temporary, driver="COG", **_cog_options(style))
     except (RasterioError, CPLE_BaseError, OSError) as error:
-        raise files.unwritable(path, error) from error
+        raise files.write_error(path, error) from error
     finally:
         plain.unlink(missing_ok=True)
     if style.classes and style.dtype != "int32":

@@ -181,7 +181,7 @@ def read_header(dataset: DatasetReader, band: int = 1) -> Header:
     return Header(grid=grid, dtype=dataset.dtypes[band - 1], nodata=dataset.nodata, bands=dataset.count)
 
 
-def seen(dataset: DatasetReader, values: Array, window: Any) -> Array:
+def read_valid_mask(dataset: DatasetReader, values: Array, window: Any) -> Array:
     """Return which `values` (C, h, w) of `data_bands` in a window of rasterio hold data.
 
     No data is marked by a number, NaN, a mask in the file or beside it, or an alpha band.

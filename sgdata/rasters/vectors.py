@@ -55,7 +55,7 @@ def read_features(path: Path) -> list[Feature]:
     return features
 
 
-def inside(outline: str, grid: Grid) -> Array:
+def rasterise_outline(outline: str, grid: Grid) -> Array:
     """Return (H, W) bool: the pixels whose centres are inside an outline (WKT in the CRS of the grid)."""
     import rasterio.features
     import shapely

@@ -20,11 +20,11 @@ from sgdata.audits import findings
 from sgdata.builds import patch_table
 from sgdata.datasets import cards
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgdata.file_names import file_name, with_ending
 from sgdata.pages import html, true_colour
 from sgdata.rasters import resample
 from sgdata.releases import card, croissant, release_content, stac
 from sgdata.releases.release_content import ReleaseContent, ReleaseOrder
+from sgdata.safe_names import file_name, with_ending
 from sgdata.scenes import lock
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Contract

@@ -18,7 +18,7 @@ import numpy as np
 from sgdata import catalog, files
 from sgdata.datasets import build_patches, cards
 from sgdata.errors import OutputError, SettingError
-from sgdata.file_names import file_name
+from sgdata.safe_names import file_name
 from sgdata.shards import contracts
 from sgdata.types import Array, Contract
 

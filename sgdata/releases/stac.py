@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sgdata.file_names import file_name
 from sgdata.releases.release_content import ReleaseContent, bounds
+from sgdata.safe_names import file_name
 from sgdata.scenes import output_items
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ SAMPLED = 8
 """Files of a set whose content is compared."""
 
 
-def of_files(paths: Iterable[str | Path]) -> str:
+def identify_files(paths: Iterable[str | Path]) -> str:
     """Return the identity of a set of local files; it differs where one was changed, replaced, added or removed."""
     every = sorted({os.fspath(path) for path in paths})
     states = [_state(path) for path in every]
@@ -37,7 +37,7 @@ def of_files(paths: Iterable[str | Path]) -> str:
     return files.sha256(files.canonical_json([states, [_content(every[at], states[at]) for at in some]]))
 
 
-def of_address(href: str, access: Access | None = None) -> str | None:
+def identify_address(href: str, access: Access | None = None) -> str | None:
     """Return the identity of one file: a path, a path in an archive, or a URL.
 
     Returns:
@@ -47,7 +47,7 @@ def of_address(href: str, access: Access | None = None) -> str | None:
         return ""
     if not re.match(r"https?://", href):
         path = Path(re.sub(r"^(?:/vsi\w+/|[a-z+]+://)", "", href))
-        return of_files([file for file in (path, *path.parents) if file.is_file()][:1])
+        return identify_files([file for file in (path, *path.parents) if file.is_file()][:1])
     import requests
 
     from sgdata.remote import web

@@ -92,7 +92,7 @@ def outline(area: Area, grid: Grid) -> str | None:
     return str(shapely.to_wkt(curved, rounding_precision=1, trim=True))
 
 
-def ground(grid: Grid, outline: str | None = None) -> Any:
+def area_polygon(grid: Grid, outline: str | None = None) -> Any:
     """Return the polygon that is built, in the CRS of the grid."""
     return shapely.from_wkt(outline) if outline else shapely.box(*grid.bounds)
 

@@ -91,7 +91,7 @@ def request_headers() -> dict[str, str]:
     return headers
 
 
-def refusal(error: BaseException | None) -> SgdataError | None:
+def unwrap_error(error: BaseException | None) -> SgdataError | None:
     """Return the error of this project that pystac turned into one of its own, None if there is none."""
     while error is not None and not isinstance(error, SgdataError):
         error = error.__cause__ or error.__context__

@@ -61,7 +61,7 @@ def select_tiles(
         The scenes of the needed tiles, those of the area's own CRS first; and the others with the reason, which begins
         with UNUSABLE for the unusable items of needed tiles and of no known tile.
     """
-    area = aoi.ground(grid, outline)
+    area = aoi.area_polygon(grid, outline)
     kept, dropped = [], []
     outlines = [(scene, _outline(scene, grid.crs)) for scene in scenes]
     located = {scene.tile for scene, outline in outlines if outline is not None}
@@ -114,7 +114,7 @@ def find_needed_tiles(
             boxes[scene.tile] = outline
             own[scene.tile] = not _in_other_crs(scene, grid.crs)
     # The greedy choice is not minimal in general, but it is for tiles in rows and columns.
-    rest = aoi.ground(grid) if area is None else area
+    rest = aoi.area_polygon(grid) if area is None else area
     while known := {tile: rest.intersection(box).area for tile, box in boxes.items() if tile not in needed and box}:
         # Sorted first: the choice between equal tiles must not depend on the order of the catalogue.
         best = max(sorted(known), key=lambda t: (t in usable and known[t] > 0, own[t] and known[t] > 0, known[t]))
@@ -143,7 +143,7 @@ def _outline(scene: Scene, crs: str) -> Any | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
+class AreaSummary:
     """The area of a plan.
 
     Attributes:
@@ -163,17 +163,17 @@ class Ground:
     covered: float
 
 
-def describe_ground(planned: Lock) -> Ground:
+def summarise_area(planned: Lock) -> AreaSummary:
     """Return where the area of a plan is, how large, and how much of it is covered."""
     import shapely
 
     grid = planned.grid
-    area = aoi.ground(grid, planned.outline)
+    area = aoi.area_polygon(grid, planned.outline)
     west, south, east, north = aoi.in_degrees(grid)
     # One footprint a pass would be as exact but slow: scenes of one tile and bbox cover the same ground.
     different = {(scene.tile, scene.bbox): scene for scene in (item.scene for item in planned.items)}
     covered = shapely.union_all([_footprint(scene, grid.crs) for scene in different.values()])
-    return Ground(
+    return AreaSummary(
         longitude=round((west + east) / 2, 4),
         latitude=round((south + north) / 2, 4),
         km2=round(area.area / grids.scale_factor(grid) ** 2 / 1e6, 2),
@@ -243,7 +243,7 @@ def mixes_twins(planned: Lock) -> bool:
     return has_twins and len({item.scene.baseline for item in planned.items}) > 1
 
 
-def describe_holes(rows: Iterable[Month]) -> str:
+def describe_sparse_months(rows: Iterable[Month]) -> str:
     """Return a message that lists the months with holes; empty if there are none."""
     thin = [f"{m.month} ({m.passes} of {m.expected:g})" for m in rows if m.hole]
     more = f" and {len(thin) - SHOWN} more" if len(thin) > SHOWN else ""

@@ -174,7 +174,7 @@ def _number(baseline: str) -> tuple[int, int]:
         ) from None
 
 
-def count(scene_classes: Array, bands: Array) -> tuple[int, int, int, int, int]:
+def count_test_pixels(scene_classes: Array, bands: Array) -> tuple[int, int, int, int, int]:
     """Count eligible pixels, clear ground, pixels with data, and the eligible values that are dark and near dark.
 
     Args:
@@ -203,7 +203,7 @@ def decide(
     Returns:
         The offset, or why there is none.
     """
-    pixels, declared = measured(evidence), declared_offset(scene)
+    pixels, declared = offset_from_pixels(evidence), declared_offset(scene)
     carried = MSI.offset.value if states_offset(scene.baseline) else 0
     if source == "metadata":
         stated = (expected, declared, carried)
@@ -230,7 +230,7 @@ def _undecided(scene: Scene, evidence: OffsetEvidence, pixels: int | None) -> De
     if (
         scene.declared_offset
         and not scene.offset_applied
-        and measured(evidence, clear_share=0) == scene.declared_offset
+        and offset_from_pixels(evidence, clear_share=0) == scene.declared_offset
     ):
         return Decision(offset=scene.declared_offset)
     # Bare ground is inconclusive; cloudy scenes are not worth keeping.
@@ -245,7 +245,7 @@ def _undecided(scene: Scene, evidence: OffsetEvidence, pixels: int | None) -> De
     return Decision(offset=None, problem=problem, untestable=True)
 
 
-def measured(evidence: OffsetEvidence, *, clear_share: float = CLEAR_SHARE) -> int | None:
+def offset_from_pixels(evidence: OffsetEvidence, *, clear_share: float = CLEAR_SHARE) -> int | None:
     """Return the offset by the pixels; None if the test is inconclusive.
 
     Dark pixels prove that there is no offset. Their absence proves nothing unless a share `clear_share` of the area is
@@ -260,7 +260,7 @@ def measured(evidence: OffsetEvidence, *, clear_share: float = CLEAR_SHARE) -> i
     return MSI.offset.value if is_near else None
 
 
-def problems(undecided: Iterable[tuple[str, Decision, OffsetEvidence]]) -> str:
+def describe_problems(undecided: Iterable[tuple[str, Decision, OffsetEvidence]]) -> str:
     """Return what keeps scenes (id, decision, evidence) from having an offset, in one line for all of them."""
     kinds: dict[str, list[str]] = {}
     for name, decision, evidence in undecided:
@@ -268,7 +268,7 @@ def problems(undecided: Iterable[tuple[str, Decision, OffsetEvidence]]) -> str:
     return "; ".join(f"{', '.join(scenes)}: {problem}" for problem, scenes in kinds.items())
 
 
-def corrected(stored: Array, offset: int) -> Array:
+def apply_offset(stored: Array, offset: int) -> Array:
     """Return stored DN with `offset` added: 0 stays no data, and valid pixels stay valid (at least 1).
 
     Args:

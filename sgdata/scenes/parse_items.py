@@ -86,7 +86,7 @@ def _scene(item: pystac.Item, bands: tuple[str, ...], root: str) -> Scene:
     )
 
 
-def parse_place(item: pystac.Item) -> Scene | None:
+def parse_footprint(item: pystac.Item) -> Scene | None:
     """Return what places an item that cannot be used: its tile, bbox and grids; None for an item without a tile."""
     refused: tuple[type[Exception], ...] = (SourceError, *malformed_errors())
     try:

@@ -25,8 +25,8 @@ from pystac_client.exceptions import APIError
 
 from sgdata import documents, parquet_tables, urls
 from sgdata.errors import ServiceError, SettingError, SourceError
-from sgdata.file_names import file_name
 from sgdata.limits import CATALOG_DEPTH, SEARCH_ITEMS, SEARCH_PAGES
+from sgdata.safe_names import file_name
 from sgdata.scenes.catalog_io import TARGETS, CatalogIO
 from sgdata.scenes.parse_items import malformed_errors
 from sgdata.scenes.types import Unusable

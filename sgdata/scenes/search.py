@@ -143,7 +143,7 @@ def _parse(items: Iterable[pystac.Item], bands: tuple[str, ...], root: str) -> t
                 raise SourceError(f"item {item.id}: has numbers that are not finite; leave it out") from None
             scenes.append(scene)
         except SourceError as error:
-            unusable.append(Unusable(id=item.id, reason=str(error), scene=parse_items.parse_place(item)))
+            unusable.append(Unusable(id=item.id, reason=str(error), scene=parse_items.parse_footprint(item)))
     if unusable and not scenes:
         raise SourceError(reasons(unusable))
     return scenes, sorted(unusable, key=lambda one: one.id)
@@ -190,7 +190,7 @@ def _read(address: str, query: Query, allow_private_hosts: bool) -> tuple[list[p
         missing = error.filename or address
         raise SettingError(f"{missing}: no such file; {catalog_io.TARGETS}") from None
     except parse_items.malformed_errors() as error:
-        if refused := catalog_io.refusal(error):
+        if refused := catalog_io.unwrap_error(error):
             raise refused from None
         if not is_url(address):
             raise SourceError(f"{address}: cannot be read as STAC: {error!s:.160}; {catalog_io.TARGETS}") from None

@@ -41,7 +41,7 @@ class Verdict:
         return f"spectral fingerprints of {self.samples} samples: bands {self.bands}; level {self.level}"
 
 
-def judge(pooled: Mapping[str, BandStatistics], samples: int, contract: Contract) -> Verdict:
+def check_band_means(pooled: Mapping[str, BandStatistics], samples: int, contract: Contract) -> Verdict:
     """Judge a dataset.
 
     Args:

@@ -32,7 +32,7 @@ def counts(image: Array) -> Array:
     return total
 
 
-def seen(image: Array, nodata: float | None) -> Array:
+def valid_mask(image: Array, nodata: float | None) -> Array:
     """Return which values of an image hold data: those that are finite and not `nodata`."""
     known: Array = np.isfinite(image) if image.dtype.kind == "f" else np.ones(image.shape, bool)
     return known if nodata is None else known & (image != nodata)

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from sgdata import file_names, files, parquet_tables
+from sgdata import files, parquet_tables, safe_names
 from sgdata.errors import SourceError
 from sgdata.types import Array, Codec, Effort, Sample, Shard
 
@@ -303,7 +303,7 @@ def encode_sample(
 
 def shard_name(dataset: str, split: str, number: int) -> str:
     """Return the name of a tar, `<dataset>-<split>-000000.tar`, for any dataset and split."""
-    return file_names.file_name(f"{dataset}-{split}-{number:06d}") + ".tar"
+    return safe_names.file_name(f"{dataset}-{split}-{number:06d}") + ".tar"
 
 
 def whole_images(sample: Sample) -> list[Array]:
@@ -366,7 +366,7 @@ def _check_member(table: Any, name: str, folder: Path, origin: str) -> None:
     for shard, end in zip(ends["shard"].to_pylist(), ends["end_max"].to_pylist(), strict=True):
         tar = folder / shard
         # A tar that is elsewhere or missing is reported where it is opened.
-        if file_names.is_safe(shard) and tar.is_file() and end > tar.stat().st_size:
+        if safe_names.is_safe(shard) and tar.is_file() and end > tar.stat().st_size:
             raise SourceError(f"{tar}: has {tar.stat().st_size} bytes, '{name}' ends at {end}; run sgdata verify")
     if not described:
         return
@@ -425,7 +425,7 @@ def read_sample(folder: Path, row: Row) -> Sample:
     Raises:
         SourceError: The tar is missing or the sample is damaged.
     """
-    path = file_names.member(folder, row["shard"])
+    path = safe_names.member(folder, row["shard"])
 
     def content(member: str, trailer: int = 0) -> bytes:
         offset, size = row[f"{member}_offset"], row[f"{member}_size"]

@@ -153,7 +153,7 @@ def read(path: Path) -> ModelCard:
 # --- from run to run -----------------------------------------------------------------------
 
 
-def of_run(model: nn.Module, contract: Contract, normalisation: normalise.Normalisation, recipe: Any) -> ModelCard:
+def make_card(model: nn.Module, contract: Contract, normalisation: normalise.Normalisation, recipe: Any) -> ModelCard:
     """Return the card of a model in training.
 
     Args:

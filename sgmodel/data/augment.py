@@ -192,7 +192,7 @@ def transform_images(x: Tensor, how: Geometry, size: int) -> Tensor:
     return _turn(x, how)
 
 
-def seen(known: Tensor, how: Geometry, size: int) -> Tensor:
+def transform_valid(known: Tensor, how: Geometry, size: int) -> Tensor:
     """Return which values of `transform_images` come from known ones (N, C, H, W) bool in the box alone."""
     whole = transform_images(known.float(), how, size)
     inside = transform_masks(torch.ones_like(known[:, 0], dtype=torch.uint8), how, size, outside=0)

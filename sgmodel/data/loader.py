@@ -26,7 +26,7 @@ from sgdata.errors import SettingError, SourceError
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Codec, Contract
 from sgmodel.data import seeded_random, tar_source, upsample
-from sgmodel.data.member_layout import DATES, MemberLayout, of_samples, operable
+from sgmodel.data.member_layout import DATES, MemberLayout, sample_layout, to_tensor
 from sgmodel.data.subset import subset
 
 log = logging.getLogger("sgdata")
@@ -213,7 +213,7 @@ class Samples:
         else:
             self.tars = tar_source.Local(folder, sorted(set(self.shard)))
         self.codec = self._codec(rows)
-        self.members: dict[str, MemberLayout] = of_samples(rows, members, folder, self.codec)
+        self.members: dict[str, MemberLayout] = sample_layout(rows, members, folder, self.codec)
         if len(next(iter(self.members.values())).start) > len(self.keys):  # each date of pairs is a sample
             self.keys = [f"{key}-{name.removeprefix('image_')}" for key in self.keys for name in DATES]
             self.shard = [shard for shard in self.shard for _ in DATES]
@@ -254,7 +254,7 @@ class Samples:
         uint16, uint32 and uint64 a signed one. Values are as stored, numbers for no data included (`contract.nodata`).
         """
         number = range(len(self))[sample]
-        arrays = {name: operable(name, self.read(number, name)) for name in self.members}
+        arrays = {name: to_tensor(name, self.read(number, name)) for name in self.members}
         native = {name: arrays.pop(name)[None] for name in upsample.GROUPS if name in arrays}
         if native:
             size = torch.from_numpy(self.valid_size(np.array([number])))

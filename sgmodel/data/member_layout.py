@@ -45,7 +45,7 @@ class MemberLayout:
     trailer: int = 0
 
 
-def of_index(rows: Any, name: str, folder: Path, codec: Codec) -> MemberLayout:
+def read_layout(rows: Any, name: str, folder: Path, codec: Codec) -> MemberLayout:
     """Return the member `name` of samples by their rows of the index of `folder`. Raises SettingError, SourceError."""
     columns = set(rows.column_names)
     if f"{name}_offset" not in columns:
@@ -72,13 +72,13 @@ def of_index(rows: Any, name: str, folder: Path, codec: Codec) -> MemberLayout:
         size=size.tolist(),
         shape=shape,
         stored=stored,
-        dtype=widest(stored, f"{folder}: '{name}'"),
+        dtype=common_dtype(stored, f"{folder}: '{name}'"),
         crc32=column["crc32"].to_pylist() if "crc32" in column else [],
         trailer=tar_format.trailer_bytes(codec, shape.shape[1]) if "crc32" in column else 0,
     )
 
 
-def of_samples(rows: Any, names: Sequence[str], folder: Path, codec: Codec) -> dict[str, MemberLayout]:
+def sample_layout(rows: Any, names: Sequence[str], folder: Path, codec: Codec) -> dict[str, MemberLayout]:
     """Return members of samples by name, with an image as it is stored: whole, in groups of bands, or at two dates.
 
     An image alone of pairs is that of each date, as twice as many samples: what needs no mask takes pairs too.
@@ -91,12 +91,12 @@ def of_samples(rows: Any, names: Sequence[str], folder: Path, codec: Codec) -> d
     # The finest group comes first, whose size is that of the sample.
     groups = [name for name in upsample.GROUPS if name in stored and "image" not in stored]
     parts = [part for name in names for part in (groups if name == "image" and groups else [name])]
-    return {part: of_index(rows, part, folder, codec) for part in parts}
+    return {part: read_layout(rows, part, folder, codec) for part in parts}
 
 
 def _of_dates(rows: Any, folder: Path, codec: Codec) -> MemberLayout:
     """Return both dates of pairs as one member, those of a pair after each other. Raises SettingError, SourceError."""
-    before, after = (of_index(rows, name, folder, codec) for name in DATES)
+    before, after = (read_layout(rows, name, folder, codec) for name in DATES)
 
     def turns(first: Sequence[int], second: Sequence[int]) -> list[int]:
         return [value for pair in zip(first, second, strict=True) for value in pair]
@@ -107,13 +107,13 @@ def _of_dates(rows: Any, folder: Path, codec: Codec) -> MemberLayout:
         size=turns(before.size, after.size),
         shape=np.stack([before.shape, after.shape], axis=1).reshape(-1, before.shape.shape[1]),
         stored=stored,
-        dtype=widest(stored, f"{folder}: '{' and '.join(DATES)}'"),
+        dtype=common_dtype(stored, f"{folder}: '{' and '.join(DATES)}'"),
         crc32=turns(before.crc32, after.crc32),
         trailer=before.trailer,
     )
 
 
-def widest(stored: NDArray[np.str_], what: str) -> str:
+def common_dtype(stored: NDArray[np.str_], what: str) -> str:
     """Return the type of samples that represents the values of all. Raises SettingError if none does."""
     types = sorted(set(stored.tolist()))  # fMoW mixes uint16 and float32
     try:
@@ -128,7 +128,7 @@ def widest(stored: NDArray[np.str_], what: str) -> str:
 _SIGNED = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}
 
 
-def operable(name: str, array: Array) -> Tensor:
+def to_tensor(name: str, array: Array) -> Tensor:
     """Return an array as a tensor of a type that torch's operators take, in which no value of 32 bits changes.
 
     Args:

@@ -146,7 +146,7 @@ def _member(sources: Sequence[loader.Samples]) -> member_layout.MemberLayout:
     shape = np.concatenate([source.members["image"].shape for source in sources])
     stored = np.concatenate([source.members["image"].stored for source in sources])
     return member_layout.MemberLayout(
-        start=[], size=[], shape=shape, stored=stored, dtype=member_layout.widest(stored, "a mixture")
+        start=[], size=[], shape=shape, stored=stored, dtype=member_layout.common_dtype(stored, "a mixture")
     )
 
 

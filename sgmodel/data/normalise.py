@@ -110,7 +110,7 @@ def _statistics(name: str, policy: band_selection.Policy, contract: Contract) ->
     return [contract.statistics[band.name] for band in band_selection.substitutes(name, present, policy)]
 
 
-def known(images: Tensor, nodata: float | None) -> Tensor:
+def mask_nodata(images: Tensor, nodata: float | None) -> Tensor:
     """Return images as stored as float32, NaN where a value is `nodata` or not finite: the one mark of no data."""
     # Float32 represents every uint16 exactly, so that nothing is lost before the constants are subtracted.
     x = images.float()

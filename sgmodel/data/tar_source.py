@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from sgdata import file_names, files, urls
+from sgdata import files, safe_names, urls
 from sgdata.errors import SourceError
 from sgdata.remote import retry
 
@@ -69,7 +69,7 @@ class Local:
         """Open the tars `names` of a folder. Raises SourceError."""
         # For the lifetime of the object: opening a file per sample would cost more than decoding it.
         self._folder = folder
-        self._files = {name: _opened(file_names.member(folder, name)) for name in names}
+        self._files = {name: _opened(safe_names.member(folder, name)) for name in names}
         weakref.finalize(self, _close, list(self._files.values()))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -174,7 +174,7 @@ class RemoteFolder:
         if not spans:
             return []
         # Names from an index elsewhere must not lead to other files of the server, or of this machine.
-        if strange := [span.tar for span in spans if not file_names.is_safe(span.tar)]:
+        if strange := [span.tar for span in spans if not safe_names.is_safe(span.tar)]:
             raise SourceError(f"{self._url}: its index names a file {strange[0]!r:.90}, expected one in that folder")
         complete: dict[int, bytes] = {}
         tries = 0

@@ -112,12 +112,12 @@ class Windows(loader.Samples):
                     arrays[i][:, :shown_across] = space.ignore_index
 
 
-def side(px: int, contract: Contract) -> int:
+def image_side(px: int, contract: Contract) -> int:
     """Return the side of the images of a model: its own `px`, or for 0 (any) that of the samples, else `ANY_PX`."""
     return px or (contract.shape[1] if contract.shape else ANY_PX)
 
 
-def fitted(samples: loader.Samples, px: int) -> loader.Samples:
+def fit_to_windows(samples: loader.Samples, px: int) -> loader.Samples:
     """Return samples of which none is larger than `px`: as they are, or cut into windows at their own resolution."""
     if (samples.valid_size(np.arange(len(samples))) <= px).all():
         return samples

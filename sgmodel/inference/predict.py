@@ -22,8 +22,8 @@ import torch
 
 from sgdata import files, progress
 from sgdata.errors import ExitCode, SettingError
-from sgdata.file_names import file_name
 from sgdata.rasters import grids
+from sgdata.safe_names import file_name
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Contract, Grid, LabelSpace, PixelLevel
 from sgmodel import devices
@@ -91,7 +91,7 @@ def main(recipe: PredictRecipe, paths: PredictPaths) -> int:
     for name, value in (("batch", recipe.batch), ("--threads", paths.threads)):
         if value < 1:
             raise SettingError(f"{name} is {value}: expected 1 or more")
-    launch = devices.start(paths.device, precision=recipe.precision, threads=paths.threads)
+    launch = devices.setup_device(paths.device, precision=recipe.precision, threads=paths.threads)
     predictor = load(paths.weights, launch, embeddings=recipe.what == "embeddings")
     is_shards = (paths.inputs[0] / files.INDEX).exists()
     count = 1 if is_shards else predictor.dates
@@ -141,7 +141,7 @@ def load(weights: Path, launch: devices.Launch, *, embeddings: bool) -> Predicto
     whole, px = contract.label_space.task in SCENES, card.model.px
     trained = contract.shape[1] if contract.shape else 0
     # A scene classifier was trained on scenes enlarged to its size, other models on pixels at their resolution.
-    ground = windows.side((trained or px) if whole else px, contract)
+    ground = windows.image_side((trained or px) if whole else px, contract)
     return Predictor(
         model=cards.load(weights).to(launch.device),
         contract=contract,
@@ -264,5 +264,7 @@ def _answers(
         parts = _stack([fit.pixels(date[number, :, :height, :width]) for date in dates])
         pixels.append(parts[0])
         seen.append(parts[1])
-    answers = predictors.answers(predictor, predictor.look, pixels, seen, overlap=recipe.overlap, batch=recipe.batch)
+    answers = predictors.predict_samples(
+        predictor, predictor.look, pixels, seen, overlap=recipe.overlap, batch=recipe.batch
+    )
     yield from zip(batch.keys, answers, seen, strict=True)

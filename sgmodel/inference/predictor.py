@@ -75,7 +75,7 @@ class Predictor:
             if self.task == "none":
                 answer = embedding(self.model, dates[0])
             elif self.task in SCENES:
-                answer = of_scenes(self.model, dates[0], valid_size, self.px, zoom=self.zoom)
+                answer = predict_scenes(self.model, dates[0], valid_size, self.px, zoom=self.zoom)
             else:
                 answer = self.model(*dates)
         answer = answer.float()
@@ -118,7 +118,7 @@ def views(x: Tensor, geometry: augment.Geometry, size: int) -> Iterator[tuple[Te
         yield augment.transform_images(x, replace(geometry, box=box), size), weight
 
 
-def of_scenes(model: nn.Module, x: Tensor, valid_size: Tensor, size: int, *, zoom: float | None) -> Tensor:
+def predict_scenes(model: nn.Module, x: Tensor, valid_size: Tensor, size: int, *, zoom: float | None) -> Tensor:
     """Compute the logits (N, K) of whole scenes.
 
     Args:
@@ -139,7 +139,7 @@ def of_scenes(model: nn.Module, x: Tensor, valid_size: Tensor, size: int, *, zoo
     return total / count
 
 
-def answers(
+def predict_samples(
     kind: Predictor, look: tiling.Look, pixels: Sequence[Array], seen: Sequence[Array], *, overlap: float, batch: int
 ) -> list[Array]:
     """Predict samples of any size, tile by tile where they have not the size of the tiles.

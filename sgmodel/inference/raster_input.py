@@ -66,7 +66,7 @@ class BandMapping:
         Returns:
             (C, H, W) float32 with NaN as no data, and the mask of seen pixels (H, W).
         """
-        known = normalise.known(torch.from_numpy(values), self.nodata)
+        known = normalise.mask_nodata(torch.from_numpy(values), self.nodata)
         if seen is not None:
             known = known.where(torch.from_numpy(seen), float("nan"))
         if self.band_indices is not None:
@@ -91,7 +91,7 @@ class RasterScene:
         try:
             window = Window(0, row, self.grid.shape[1], rows)
             values = self.dataset.read(geotiff.data_bands(self.dataset), window=window)
-            seen = geotiff.seen(self.dataset, values, window)
+            seen = geotiff.read_valid_mask(self.dataset, values, window)
         except RasterioError as error:
             # Converted here, since the calling writer reports an OSError as a failure to write.
             raise SourceError(f"{self.dataset.name}: rows {row} to {row + rows} cannot be read: {error}") from error

@@ -18,7 +18,7 @@ from sgdata.types import Contract
 from sgmodel.train.program import Mode, Program
 
 if TYPE_CHECKING:
-    from sgmodel.ledger.experiments import LedgerPaths, LedgerRecipe, Outline, Run
+    from sgmodel.ledger.experiments import DatasetSize, LedgerPaths, LedgerRecipe, Run
     from sgmodel.models.memory import StepMemory
     from sgmodel.models.specs import ModelSpec
 
@@ -76,7 +76,7 @@ def _case(run: Run, recipe: LedgerRecipe, paths: LedgerPaths) -> tuple[Any, Cont
     return own, contract, (program, seedless, classes, side)
 
 
-def _samples(run: Run, recipe: Any, paths: LedgerPaths, contract: Contract | None, outline: Outline | None) -> int:
+def _samples(run: Run, recipe: Any, paths: LedgerPaths, contract: Contract | None, outline: DatasetSize | None) -> int:
     if contract is None:
         return outline.train if outline else 0
     if run.program == "detect_change":

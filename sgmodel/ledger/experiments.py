@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from sgdata import catalog, files
 from sgdata.errors import SettingError
-from sgdata.file_names import file_name
+from sgdata.safe_names import file_name
 from sgdata.shards import contracts
 from sgmodel.ledger import published
 from sgmodel.train.program import Loaders, ProgramName
@@ -42,7 +42,7 @@ Reason = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Before:
+class PrecedingRun:
     """A run that provides the starting weights of the next one.
 
     Attributes:
@@ -59,7 +59,7 @@ class Before:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class LedgerRow:
     """One row of a table.
 
     Attributes:
@@ -78,7 +78,7 @@ class Row:
     name: str
     start: Start
     recipe: str = ""
-    before: tuple[Before, ...] = ()
+    before: tuple[PrecedingRun, ...] = ()
     weights: str = ""
     set: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
@@ -111,7 +111,7 @@ class LedgerTable:
     recipe: str
     data: str
     metrics: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[LedgerRow, ...]
     set: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     protocol: str = ""
@@ -121,7 +121,7 @@ class LedgerTable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outline:
+class DatasetSize:
     """Size of a dataset, for the cost estimate while its shards are absent.
 
     Attributes:
@@ -151,7 +151,7 @@ class LedgerRecipe:
     flops_per_s: float
     start_s: float
     tables: tuple[LedgerTable, ...]
-    data: dict[str, Outline] = field(default_factory=dict)
+    data: dict[str, DatasetSize] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +236,7 @@ def check(recipe: LedgerRecipe) -> None:
             figures_of(table, row)
 
 
-def figures_of(table: LedgerTable, row: Row) -> dict[str, published.PublishedFigure]:
+def figures_of(table: LedgerTable, row: LedgerRow) -> dict[str, published.PublishedFigure]:
     """Return the published figures of a row by metric; none if it has none. Raises SettingError."""
     if not row.published:
         return {}
@@ -246,7 +246,7 @@ def figures_of(table: LedgerTable, row: Row) -> dict[str, published.PublishedFig
     return published.of_model(protocol, row.published)
 
 
-def differences(table: LedgerTable, row: Row, run: Run, paths: LedgerPaths) -> list[published.Difference]:
+def differences(table: LedgerTable, row: LedgerRow, run: Run, paths: LedgerPaths) -> list[published.Difference]:
     """Return how the data and settings of a row differ from those of its published figures; none without figures."""
     if not row.published or table.data not in paths.data:
         return []
@@ -268,7 +268,7 @@ def source(name: str) -> dict[str, str]:
     raise SettingError(f"weights '{name}' are not in the fact table; 'sgdata catalog weights' lists those that are")
 
 
-def missing_input(table: LedgerTable, row: Row, paths: LedgerPaths) -> Reason | None:
+def missing_input(table: LedgerTable, row: LedgerRow, paths: LedgerPaths) -> Reason | None:
     """Return which input of a row is absent, None if it can be run."""
     if row.weights and not (paths.weights / row.weights).exists():
         return "weights absent"
@@ -276,7 +276,7 @@ def missing_input(table: LedgerTable, row: Row, paths: LedgerPaths) -> Reason | 
     return None if needed <= set(paths.data) else "data absent"
 
 
-def runs(recipe: LedgerRecipe, table: LedgerTable, row: Row, paths: LedgerPaths) -> tuple[Run, ...]:
+def plan_runs(recipe: LedgerRecipe, table: LedgerTable, row: LedgerRow, paths: LedgerPaths) -> tuple[Run, ...]:
     """Return the runs of a row, one per seed. Raises SettingError if a recipe cannot be read."""
     after: Run | None = None
     file = paths.weights / row.weights if row.weights else None
@@ -339,7 +339,7 @@ def _digest(path: Path) -> str:
 # --- training ------------------------------------------------------------------------------
 
 
-def make(run: Run) -> tuple[float, str]:
+def train_run(run: Run) -> tuple[float, str]:
     """Train or resume a run in a process of its own, with a log beside its folder.
 
     Returns:

@@ -16,7 +16,7 @@ from sgdata.audits import findings
 from sgdata.errors import SettingError
 from sgdata.shards import contracts
 from sgmodel.ledger import costs, experiments, published
-from sgmodel.ledger.experiments import LedgerRecipe, LedgerTable, Reason, Row, Run
+from sgmodel.ledger.experiments import LedgerRecipe, LedgerRow, LedgerTable, Reason, Run
 from sgmodel.ledger.published import PublishedFigure
 
 Figure = dict[str, Any]
@@ -49,10 +49,10 @@ def table(recipe: LedgerRecipe, which: LedgerTable, paths: experiments.LedgerPat
     }
 
 
-def line(recipe: LedgerRecipe, which: LedgerTable, row: Row, paths: experiments.LedgerPaths) -> dict[str, Any]:
+def line(recipe: LedgerRecipe, which: LedgerTable, row: LedgerRow, paths: experiments.LedgerPaths) -> dict[str, Any]:
     """Return a row of `ledger.json`, which has figures only if the runs of all seeds are done."""
     absent = experiments.missing_input(which, row, paths)
-    runs = experiments.runs(recipe, which, row, paths)
+    runs = experiments.plan_runs(recipe, which, row, paths)
     done = absent is None and all(run.done for run in runs)
     results = [run.results for run in runs] if done else []
     known = experiments.figures_of(which, row)
@@ -135,7 +135,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return (mean - half, mean + half)
 
 
-def reasons(row: Row, figures: dict[str, Figure]) -> list[Reason]:
+def reasons(row: LedgerRow, figures: dict[str, Figure]) -> list[Reason]:
     """Return the reasons that the recipe declares, and those that follow from the figures."""
     known = list(row.reasons)
     if not any(each["published"] is not None for each in figures.values()):

@@ -45,7 +45,7 @@ def main(recipe: LedgerRecipe, paths: LedgerPaths, *, workers: int = 1, cluster:
     paths = pool.absolute(paths) if cluster else paths
     with files.only_writer(paths.out):
         files.mark_unfinished(paths.out)
-        failed = perform(possible_runs(recipe, paths), paths.out, workers, cluster)
+        failed = train_missing_runs(possible_runs(recipe, paths), paths.out, workers, cluster)
         write(recipe, paths)
     return ExitCode.FINDINGS if failed else ExitCode.DONE
 
@@ -56,12 +56,12 @@ def possible_runs(recipe: LedgerRecipe, paths: LedgerPaths) -> list[Run]:
     for table in recipe.tables:
         for row in table.rows:
             if experiments.missing_input(table, row, paths) is None:
-                for last in experiments.runs(recipe, table, row, paths):
+                for last in experiments.plan_runs(recipe, table, row, paths):
                     runs |= {run.folder: run for run in last.chain}
     return list(runs.values())
 
 
-def perform(runs: Sequence[Run], out: Path, workers: int, cluster: str | None) -> list[str]:
+def train_missing_runs(runs: Sequence[Run], out: Path, workers: int, cluster: str | None) -> list[str]:
     """Train the missing runs, in groups whose starting weights exist; return the names of those that failed.
 
     Runs that start from a failed one are skipped.
@@ -73,7 +73,7 @@ def perform(runs: Sequence[Run], out: Path, workers: int, cluster: str | None) -
         missing = [run for run in missing if run not in ready]
         # A worker needs no facts of the previous runs, which are finished.
         bare = [replace(run, after=None) for run in ready]
-        made = pool.run(experiments.make, bare, workers=workers, cluster=cluster, folder=out)
+        made = pool.run(experiments.train_run, bare, workers=workers, cluster=cluster, folder=out)
         for run, (seconds, error) in zip(ready, made, strict=True):
             print(f"{run.folder.name}: {error or f'{seconds:.0f} s'}", file=sys.stderr, flush=True)
             if error:
@@ -126,7 +126,7 @@ def plan(recipe: LedgerRecipe, paths: LedgerPaths, workers: int = 1) -> Iterator
         yield f"{table.name}  ({table.program} on {table.data}; {', '.join(table.metrics)})"
         for row in table.rows:
             left: dict[Path, Run] = {}
-            wanted = experiments.runs(recipe, table, row, paths)
+            wanted = experiments.plan_runs(recipe, table, row, paths)
             for last in wanted:
                 left |= {run.folder: run for run in last.chain if not run.done and run.folder not in counted}
             works = [costs.work(run, recipe, paths) for run in left.values()]

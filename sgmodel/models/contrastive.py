@@ -123,7 +123,7 @@ class Contrast(nn.Module):
 
     def _mutual(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         mine = torch.arange(len(query), device=query.device)
-        if distributed.world() > 1 and dist.is_initialized() and self.training:
+        if distributed.world_size() > 1 and dist.is_initialized() and self.training:
             query_all, key_all = (_GatherWithGradient.apply(views) for views in (query, key))  # type: ignore[no-untyped-call]
             mine = mine + distributed.rank() * len(query)
         else:
@@ -143,7 +143,7 @@ class Contrast(nn.Module):
             for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
                 old.lerp_(new, 1.0 - self.objective.momentum)
         keys = torch.cat(self.waiting)
-        if distributed.world() > 1:
+        if distributed.world_size() > 1:
             keys = _gather(keys)
         self.waiting.clear()
         self.queue = torch.cat([self.queue, keys])[-self.objective.queue :]
@@ -151,7 +151,7 @@ class Contrast(nn.Module):
 
 def _gather(views: Tensor) -> Tensor:
     """Return the views (N, D) of all ranks in their order, (world N, D)."""
-    parts = [torch.empty_like(views) for _ in range(distributed.world())]
+    parts = [torch.empty_like(views) for _ in range(distributed.world_size())]
     dist.all_gather(parts, views.contiguous())
     return torch.cat(parts)
 
@@ -172,4 +172,4 @@ class _GatherWithGradient(torch.autograd.Function):
         """Sum the gradients of all ranks, whose losses all depend on every view, and return the share of this rank."""
         whole = gradients[0].contiguous()
         dist.all_reduce(whole)
-        return whole.chunk(distributed.world())[distributed.rank()]
+        return whole.chunk(distributed.world_size())[distributed.rank()]

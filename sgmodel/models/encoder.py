@@ -151,7 +151,7 @@ def patchify(images: Tensor, config: EncoderConfig) -> Tensor:
     return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, config.tokens, config.token_values)
 
 
-def gather(x_NLD: Tensor, ids_NK: Tensor) -> Tensor:
+def select_tokens(x_NLD: Tensor, ids_NK: Tensor) -> Tensor:
     """Return the tokens `ids_NK` of each image, (N, K, D), in the order of the ids."""
     return x_NLD.gather(1, ids_NK.unsqueeze(-1).expand(-1, -1, x_NLD.shape[-1]))
 
@@ -250,22 +250,22 @@ def tokens(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tens
     Raises:
         SettingError: The images are not of the configured size.
     """
-    return encoded(parts, images, ids_keep)[:, int(parts.config.class_token) :]
+    return encode(parts, images, ids_keep)[:, int(parts.config.class_token) :]
 
 
-def encoded(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+def encode(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
     """Encode as `tokens` does, with the class token first if the encoder has one: (N, 1 + L, D)."""
-    out: Tensor = parts.blocks(embedded(parts, images, ids_keep))
+    out: Tensor = parts.blocks(embed(parts, images, ids_keep))
     return out
 
 
-def embedded(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+def embed(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
     """Embed images into the input of the first block: patches plus positions, with the class token first if any."""
     patches_NLP = patchify(images, parts.config)
     positions_NLD = positions(parts).expand(len(patches_NLP), -1, -1)
     if ids_keep is not None:
         # The released code adds positions after masking; gathering both first is the same sum over fewer tokens.
-        patches_NLP, positions_NLD = gather(patches_NLP, ids_keep), gather(positions_NLD, ids_keep)
+        patches_NLP, positions_NLD = select_tokens(patches_NLP, ids_keep), select_tokens(positions_NLD, ids_keep)
     x_NLD: Tensor = parts.patch_embed(patches_NLP) + positions_NLD
     if parts.config.class_token:
         token_11D: Tensor = parts.cls_token  # type: ignore[attr-defined]  # set only with config.class_token

@@ -239,7 +239,7 @@ class Probe(nn.Module):
     def forward(self, features: Tensor | list[Tensor]) -> Tensor:
         """Score vectors (N, D), or the last of several maps (N, D, h, w), with logits of each class."""
         x = features if isinstance(features, Tensor) else features[-1]
-        normal = self._normalise_over_ranks(x) if self.training and distributed.world() > 1 else self.norm(x)
+        normal = self._normalise_over_ranks(x) if self.training and distributed.world_size() > 1 else self.norm(x)
         scores: Tensor = self.linear(normal)
         return scores
 
@@ -249,7 +249,7 @@ class Probe(nn.Module):
         values = x.double()
         moments = torch.stack([values.mean(dims), values.square().mean(dims)])
         mean, square = _MeanOfRanks.apply(moments)  # type: ignore[no-untyped-call]
-        variance, count = square - mean.square(), x.numel() // x.shape[1] * distributed.world()
+        variance, count = square - mean.square(), x.numel() // x.shape[1] * distributed.world_size()
         state = self.norm.state_dict()  # shares the memory of the buffers
         for name, new in (("running_mean", mean), ("running_var", variance * count / (count - 1))):
             state[name].lerp_(new.detach().to(state[name]), self.norm.momentum or 0.1)

@@ -254,7 +254,7 @@ class MaskedAutoencoder(nn.Module):
         """
         ids_keep_NK = MASKINGS[self.objective.masking](noise, self.config.planes, ratio)
         mask_NL = torch.ones_like(noise, dtype=torch.float32).scatter(1, ids_keep_NK, 0.0)
-        latent_NKD = self.norm(enc.encoded(self, images, ids_keep_NK))
+        latent_NKD = self.norm(enc.encode(self, images, ids_keep_NK))
         pred_NLP = self.decode(latent_NKD, ids_keep_NK)
         target = images if seen is None else images.where(seen, float("nan"))
         return self.compare(pred_NLP, enc.patchify(target, self.config), mask_NL)

@@ -80,8 +80,8 @@ class SpectralGPT(Backbone):
     def _encoded(self, images: Tensor) -> Tensor:
         """Encode images into all tokens before the final norm, behind the class token if there is one."""
         if self.reduction is None:
-            return enc.encoded(self.encoder, images)
-        x_NLD, config = enc.embedded(self.encoder, images), self.encoder.config
+            return enc.encode(self.encoder, images)
+        x_NLD, config = enc.embed(self.encoder, images), self.encoder.config
         return token_reduction.run_blocks(
             self.encoder.blocks, x_NLD, self.reduction, planes=config.planes, class_token=config.class_token
         )

@@ -99,20 +99,20 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
     source = training.open_samples(paths.shards, recipe.training, ("image",))
-    scored = finetune.scored(recipe, paths.shards, ("image",))
+    scored = finetune.open_held_out(recipe, paths.shards, ("image",))
     # In the contract too, since a checkpoint must record the meaning of its outputs.
     for samples in {source, scored.val or scored.test, scored.test}:
-        samples.contract = labelled(samples.contract, recipe)
+        samples.contract = with_label_space(samples.contract, recipe)
     check(recipe, source.contract)
     setup = training.resolve(recipe, source.contract, paths)
     recipe = setup.recipe  # spectral groups that the data lack may have been dropped
-    model = finetune.start(setup, partial(build, recipe, setup.classes), paths.weights)
+    model = finetune.initialise_model(setup, partial(build, recipe, setup.classes), paths.weights)
     # A small head leaves the pretrained features unchanged in the first steps, as in the released code.
     if recipe.head_std and paths.weights is not None and isinstance(model.head, nn.Linear):
         nn.init.trunc_normal_(model.head.weight, std=recipe.head_std)
     train_targets = targets(source, recipe)
     if recipe.shots:
-        chosen = few(source, train_targets, recipe)
+        chosen = select_shots(source, train_targets, recipe)
         keys, contract = [source.keys[row] for row in chosen], source.contract
         source = loader.Samples(paths.shards, source.split, ("image",), keys=keys, verify=source.verify)
         source.contract, train_targets = contract, train_targets[chosen]
@@ -127,7 +127,7 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
         return {**figures, **per_sample(predictions, true(held_out), setup.contract)} if final else figures
 
     by = "top1" if single else "map_macro"
-    scoring = finetune.Scoring(title="Classification", by=by, scored=scored, figures=scores, source=source)
+    scoring = finetune.ScoringSpec(title="Classification", by=by, scored=scored, figures=scores, source=source)
     if recipe.mode in FROZEN:
         model.head = nn.Identity()  # the features are compared
         return finetune.score(setup, model, source, scoring, paths)
@@ -135,7 +135,7 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
         recipe.weighting, recipe.class_weights, setup.classes, lambda: train_targets.sum(dim=0)
     )
     terms = partial(objective, setup, train_targets, weights=weights)
-    count = count_views(recipe, setup.stored.shape, finetune.px(setup))
+    count = count_views(recipe, setup.stored.shape, finetune.image_side(setup))
     fitted: loader.SampleSource = source
     if count == 1 and not (recipe.mix.mixes or recipe.mix.erase):
         fitted = finetune.encode_once(setup, model, source, lambda batch: [x for x, _ in views(setup, batch)], paths)
@@ -149,14 +149,16 @@ def check(recipe: ClassifyRecipe, contract: Contract) -> None:
     if space.task not in {"single-label", "multi-label"}:
         message = f"label space '{space.name}' is of the task '{space.task}', expected single-label or multi-label"
         raise SettingError(f"{message}; set labels_from = 'mask' to derive labels from masks")
-    if recipe.zoom == 1.0 and contract.shape is None and distributed.world() > 1:  # passes of all processes must agree
-        message = f"zoom is 1.0, the scenes are of many sizes, on {distributed.world()} processes"
+    if (
+        recipe.zoom == 1.0 and contract.shape is None and distributed.world_size() > 1
+    ):  # passes of all processes must agree
+        message = f"zoom is 1.0, the scenes are of many sizes, on {distributed.world_size()} processes"
         raise SettingError(f"{message}: they have different numbers of windows; train in one process, or unset zoom")
     if recipe.smoothing and space.task == "multi-label":
         raise SettingError(f"smoothing is {recipe.smoothing}, '{space.name}' is multi-label: set smoothing = 0.0")
     if recipe.smoothing and recipe.focal:
         raise SettingError(f"focal is {recipe.focal}, smoothing {recipe.smoothing}: set one of the two to 0.0")
-    division, world = settings.division, distributed.world()
+    division, world = settings.division, distributed.world_size()
     if recipe.mix.mixes and division.each % (2 * division.parts):
         processes = f" on each of {world} processes" if world > 1 else ""
         message = f"batch {settings.batch} in {division.parts} parts{processes}: mixup and CutMix pair neighbours"
@@ -175,7 +177,7 @@ def objective(
     setup: Setup, targets: Tensor, model: nn.Module, batch: loader.Batch, *, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Compute the loss of a batch; `targets` (N, K) are those of all training samples, `weights` (K,) of classes."""
-    recipe, device, px = setup.recipe, setup.launch.device, finetune.px(setup)
+    recipe, device, px = setup.recipe, setup.launch.device, finetune.image_side(setup)
     y = targets[batch.samples].to(device, non_blocking=True)
     seed, how = recipe.training.seed, None
     if recipe.mix.mixes:
@@ -198,7 +200,7 @@ def views(setup: Setup, batch: loader.Batch) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what the model sees of the scenes of a batch, and the weight (N,) of each, see `predictor.views`."""
     geometry = finetune.geometry(setup, batch)
     geometry = replace(geometry, zoom=geometry.zoom or setup.recipe.zoom != 1.0)
-    yield from predictor.views(training.normalised_pixels(setup, batch), geometry, finetune.px(setup))
+    yield from predictor.views(training.normalised_pixels(setup, batch), geometry, finetune.image_side(setup))
 
 
 def loss(recipe: ClassifyRecipe, logits: Tensor, y: Tensor, weights: Tensor | None, *, single: bool) -> Tensor:
@@ -225,7 +227,7 @@ def loss(recipe: ClassifyRecipe, logits: Tensor, y: Tensor, weights: Tensor | No
 # --- labels --------------------------------------------------------------------------------
 
 
-def labelled(contract: Contract, recipe: ClassifyRecipe) -> Contract:
+def with_label_space(contract: Contract, recipe: ClassifyRecipe) -> Contract:
     """Return the contract with the label space that the model is trained for."""
     if recipe.labels_from == "labels":
         return contract
@@ -265,17 +267,17 @@ def _labels(source: loader.Samples, recipe: ClassifyRecipe) -> Iterator[list[int
     masks, keys = loader.Samples(source.folder, source.split, ("mask",)), set(source.keys)
     for row, key in enumerate(masks.keys):
         if key in keys:
-            yield covering(masks.read(row, "mask"), source.contract.label_space.ids, recipe.min_share)
+            yield classes_in_mask(masks.read(row, "mask"), source.contract.label_space.ids, recipe.min_share)
 
 
-def covering(mask: np.ndarray[Any, Any], ids: Iterable[int], min_share: float) -> list[int]:
+def classes_in_mask(mask: np.ndarray[Any, Any], ids: Iterable[int], min_share: float) -> list[int]:
     """Return the classes that cover at least `min_share` of a mask (H, W), unlabelled pixels included in its area."""
     values, counts = np.unique(mask, return_counts=True)
     covered = dict(zip(values.tolist(), counts.tolist(), strict=True))
     return [label for label in ids if covered.get(label, 0) >= min_share * mask.size]
 
 
-def few(source: loader.Samples, targets: Tensor, recipe: ClassifyRecipe) -> list[int]:
+def select_shots(source: loader.Samples, targets: Tensor, recipe: ClassifyRecipe) -> list[int]:
     """Return the samples that `shots` selects: of each class those first in the order of `subset`, `shots` of them.
 
     Raises:
@@ -296,13 +298,13 @@ def few(source: loader.Samples, targets: Tensor, recipe: ClassifyRecipe) -> list
 
 def score(setup: Setup, model: nn.Module, source: loader.Samples) -> Tensor:
     """Compute the logits (N, K) of every sample of `source` on all ranks together, on the CPU."""
-    mine = distributed.share(loader.in_order(len(source), setup.scored_at_once))
+    mine = distributed.assign_to_rank(loader.in_order(len(source), setup.scored_at_once))
     batches = training.scored_batches(setup, source, (indices for indices, _ in mine))
     logits: Tensor | None = None
     with loop.evaluating(model), setup.launch.autocast():
         for (indices, counting), batch in zip(mine, batches, strict=True):
-            x, px = training.normalised_pixels(setup, batch), finetune.px(setup)
-            predictions = predictor.of_scenes(model, x, batch.valid_size, px, zoom=setup.recipe.zoom).float().cpu()
+            x, px = training.normalised_pixels(setup, batch), finetune.image_side(setup)
+            predictions = predictor.predict_scenes(model, x, batch.valid_size, px, zoom=setup.recipe.zoom).float().cpu()
             if logits is None:
                 logits = torch.zeros(len(source), predictions.shape[1])
             if counting:

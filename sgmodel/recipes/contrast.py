@@ -54,20 +54,20 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
     source = training.open_samples(paths.shards, recipe.training, ("image",))
-    scored = finetune.scored(recipe, paths.shards, ("image",))
+    scored = finetune.open_held_out(recipe, paths.shards, ("image",))
     setup = training.resolve(recipe, source.contract, paths)
 
-    model = finetune.start(setup, partial(build, setup.recipe, setup.classes), paths.weights)
+    model = finetune.initialise_model(setup, partial(build, setup.recipe, setup.classes), paths.weights)
     assert isinstance(model, contrastive.Contrast)
-    task = finetune.prepare_task(setup, model, finetune.fitted(setup, source), partial(objective, setup), paths)
+    task = finetune.prepare_task(setup, model, finetune.fit_windows(setup, source), partial(objective, setup), paths)
     # After each optimizer step, not in the forward pass: micro-batches are not steps, and a checkpoint must include it.
     task.updates.optimizer.register_step_post_hook(lambda *_: model.follow())
 
     def figures(held_out: loader.Samples, final: bool) -> dict[str, float]:
-        return evaluate(setup, model, finetune.fitted(setup, held_out))
+        return evaluate(setup, model, finetune.fit_windows(setup, held_out))
 
     by = f"{(scored.val or scored.test).split}_top1"
-    scoring = finetune.Scoring(title="Contrastive pretraining", by=by, scored=scored, figures=figures)
+    scoring = finetune.ScoringSpec(title="Contrastive pretraining", by=by, scored=scored, figures=figures)
     return finetune.train(setup, task, scoring, paths)
 
 
@@ -83,7 +83,7 @@ def view(setup: Setup, batch: loader.Batch, whole: Tensor, number: int) -> Tenso
     recipe = setup.recipe
     seed = recipe.training.seed + number * VIEW
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=seed)
-    images = augment.transform_images(whole, geometry, finetune.px(setup))
+    images = augment.transform_images(whole, geometry, finetune.image_side(setup))
     if not recipe.jitter:
         return images
     bands = images.shape[1]
@@ -96,7 +96,7 @@ def view(setup: Setup, batch: loader.Batch, whole: Tensor, number: int) -> Tenso
 
 def evaluate(setup: Setup, model: contrastive.Contrast, source: loader.Samples) -> dict[str, float]:
     """Compute the mean loss and top-1 of `source` with the views of epoch 0, named by its split."""
-    mine = distributed.share(loader.in_order(len(source), setup.scored_at_once))
+    mine = distributed.assign_to_rank(loader.in_order(len(source), setup.scored_at_once))
     outputs = torch.zeros(2, len(source), setup.recipe.contrast.projection)
     with loop.evaluating(model):
         for (indices, counts), batch in zip(
@@ -109,7 +109,7 @@ def evaluate(setup: Setup, model: contrastive.Contrast, source: loader.Samples) 
                 outputs[:, torch.from_numpy(indices.samples)] = torch.stack(projections).cpu()
         outputs = distributed.total(outputs, setup.launch.device)
         # As many images are compared as in training, on any number of ranks.
-        parts = torch.split(outputs, setup.scored_at_once * distributed.world(), dim=1)
+        parts = torch.split(outputs, setup.scored_at_once * distributed.world_size(), dim=1)
         sums = torch.stack([len(part[0]) * torch.stack(model.compared(*part)).double() for part in parts]).sum(dim=0)
     loss, top1 = (sums / len(source)).tolist()
     return {f"{source.split}_loss": loss, f"{source.split}_top1": top1}

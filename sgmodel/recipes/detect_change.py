@@ -82,7 +82,7 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
     pairs = training.open_samples(paths.shards, recipe.training, MEMBERS)
-    scored = finetune.scored(recipe, paths.shards, MEMBERS)
+    scored = finetune.open_held_out(recipe, paths.shards, MEMBERS)
     check(recipe, pairs.contract)
     source = win.Windows(pairs, recipe.windows)
     setup = training.resolve(recipe, source.contract, paths)
@@ -111,16 +111,16 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
             **dense_prediction.per_sample(counts, compute_metrics, "f1"),
         }
 
-    def scoring(model: nn.Module) -> finetune.Scoring:
+    def scoring(model: nn.Module) -> finetune.ScoringSpec:
         figures = partial(scores, model)
-        return finetune.Scoring(title="Change detection", by="f1", scored=scored, figures=figures, source=pairs)
+        return finetune.ScoringSpec(title="Change detection", by="f1", scored=scored, figures=figures, source=pairs)
 
     if recipe.mode in pixels.METHODS:
         detector: nn.Module = nn.Identity()
         if not paths.dry_run:
             detector = pixels.fit(setup, pairs, method=recipe.mode, mean_px=recipe.mean_px, threshold=recipe.threshold)
         return finetune.score(setup, build(recipe, setup.classes), pairs, scoring(detector), paths)
-    model = finetune.start(setup, partial(build, recipe, setup.classes), paths.weights)
+    model = finetune.initialise_model(setup, partial(build, recipe, setup.classes), paths.weights)
     fitted = finetune.encode_once(setup, model, source, partial(images, setup), paths)
     task = finetune.prepare_task(setup, model, fitted, partial(objective, setup, weights), paths)
     return finetune.train(setup, task, scoring(model), paths)
@@ -193,7 +193,7 @@ def evaluate(setup: Setup, model: nn.Module, source: loader.Samples) -> Tensor:
     if setup.recipe.drop_incomplete:  # as in the released code, whose figures therefore depend on the batch
         count -= count % setup.recipe.training.batch
     matrices = torch.zeros(len(source), 2, 2, dtype=torch.int64)
-    mine = distributed.share(loader.in_order(count, setup.scored_at_once))
+    mine = distributed.assign_to_rank(loader.in_order(count, setup.scored_at_once))
     batches = training.scored_batches(setup, windows, (indices for indices, _ in mine))
     with loop.evaluating(model), setup.launch.autocast():
         for (_, counting), batch in zip(mine, batches, strict=True):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sgdata import files
 from sgdata.errors import ExitCode, SettingError
-from sgdata.file_names import file_name
+from sgdata.safe_names import file_name
 from sgdata.types import Array, Contract
 from sgmodel import distributed
 from sgmodel.checkpoints import cards, transfer
@@ -115,7 +115,7 @@ def main(recipe: PretrainRecipe, paths: RunPaths) -> int:
     model = build(recipe)
     if paths.weights is not None:
         cards.fill(model, paths.weights, contract, setup.normalisation, accept=recipe.accept, tables=recipe.tables)
-    card = cards.of_run(model, contract, setup.normalisation, recipe)
+    card = cards.make_card(model, contract, setup.normalisation, recipe)
     work = flops.training_sample(card.model, recipe.model.image_px, mask_ratio=recipe.mask_ratio)
     task = training.prepare_task(setup, model, source, partial(objective, setup), paths, card=card, flops=work)
     if paths.dry_run:
@@ -124,11 +124,11 @@ def main(recipe: PretrainRecipe, paths: RunPaths) -> int:
     if task.total == 0:
         held_out = _held_out(source, recipe, recipe.test_split or recipe.val_split)
         scores = evaluate(setup, model, held_out)
-        if distributed.lead():
+        if distributed.is_main_process():
             logger.info("split '%s':", held_out.split)
             print(json.dumps({"mask_ratio": recipe.mask_ratio, **scores}))
         return ExitCode.DONE
-    with files.only_writer(paths.out, run_folder.METRICS) if distributed.lead() else nullcontext():
+    with files.only_writer(paths.out, run_folder.METRICS) if distributed.is_main_process() else nullcontext():
         return _train(setup, model, task, paths)
 
 
@@ -170,7 +170,7 @@ def _source(recipe: PretrainRecipe, paths: RunPaths) -> loader.SampleSource:
 
 def _fitted(source: loader.Samples, recipe: PretrainRecipe) -> loader.Samples:
     """Return the samples as they are trained on: without a crop, those larger than the images in windows."""
-    return source if recipe.augment.crop_area else windows.fitted(source, recipe.model.image_px)
+    return source if recipe.augment.crop_area else windows.fit_to_windows(source, recipe.model.image_px)
 
 
 def check(recipe: PretrainRecipe, contract: Contract) -> None:
@@ -185,7 +185,7 @@ def _train(setup: Setup, model: mae.MaskedAutoencoder, task: training.TrainingTa
     test = _held_out(task.source, recipe, recipe.test_split) if recipe.test_split else held_out
     first = training.begin(task, recipe, paths)
     by = f"{held_out.split}_loss_token"
-    best = best_checkpoint.Best(paths.out, first, by=by, sign=-1, patience=recipe.training.patience)
+    best = best_checkpoint.BestCheckpoint(paths.out, first, by=by, sign=-1, patience=recipe.training.patience)
     with run_folder.Log(paths.out, first) as log:
 
         def score(done: int) -> None:
@@ -248,7 +248,7 @@ def _view(setup: Setup, batch: loader.Batch, geometry: augment.Geometry) -> tupl
     """Return normalised images (N, C, S, S) moved by `geometry`, and which of their values hold data."""
     stored, size = training.stored_pixels(setup, batch), setup.recipe.model.image_px
     images = normalise.apply(setup.normalisation, stored, batch.valid_size)
-    return augment.transform_images(images, geometry, size), augment.seen(~stored.isnan(), geometry, size)
+    return augment.transform_images(images, geometry, size), augment.transform_valid(~stored.isnan(), geometry, size)
 
 
 def _noise(setup: Setup, batch: loader.Batch) -> Tensor:
@@ -269,7 +269,7 @@ def evaluate(setup: Setup, model: mae.MaskedAutoencoder, source: loader.SampleSo
     the nearest visible token of the same spectral group.
     """
     config = setup.recipe.model
-    mine = distributed.share(loader.in_order(len(source), setup.scored_at_once))
+    mine = distributed.assign_to_rank(loader.in_order(len(source), setup.scored_at_once))
     sums = torch.zeros(3, dtype=torch.float64, device=setup.launch.device)
     results = _reconstructions(setup, model, source, (indices for indices, _ in mine))
     for (_, counts), (images, seen, result) in zip(mine, results, strict=True):
@@ -280,7 +280,7 @@ def evaluate(setup: Setup, model: mae.MaskedAutoencoder, source: loader.SampleSo
         errors = [result.loss_token, *(mae.token_loss(guess, target, result.mask) for guess in guesses)]
         sums += len(images) * torch.stack(errors).double()
     names = ("loss_token", "loss_token_visible_mean", "loss_token_nearest")
-    return dict(zip(names, (distributed.mean(sums) * distributed.world() / len(source)).tolist(), strict=True))
+    return dict(zip(names, (distributed.mean(sums) * distributed.world_size() / len(source)).tolist(), strict=True))
 
 
 def visible_mean(target: Tensor, mask: Tensor, config: encoder.EncoderConfig) -> Tensor:
@@ -330,7 +330,7 @@ def _show(setup: Setup, model: mae.MaskedAutoencoder, source: loader.SampleSourc
         removed = mae.unpatchify(result.mask[..., None].expand_as(result.pred), config)
         rows = zip(images, predicted, removed, strict=True)
         drawn += [pictures.draw_reconstruction(*row, bands) for row in rows]
-    if distributed.lead():
+    if distributed.is_main_process():
         pictures.write_pictures(path, drawn)
 
 

@@ -67,14 +67,14 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
     source = training.open_samples(paths.shards, recipe.training, MEMBERS)
-    scored = finetune.scored(recipe, paths.shards, MEMBERS)
+    scored = finetune.open_held_out(recipe, paths.shards, MEMBERS)
     check(recipe, source.contract)
     setup = training.resolve(recipe, source.contract, paths)
     recipe = setup.recipe  # spectral groups that the data lack may have been dropped
     counted = cache(partial(dense_prediction.class_counts, source))  # takes long, and is seldom needed twice
     weights = finetune.class_weights(recipe.weighting, recipe.class_weights, setup.classes, counted)
-    model = finetune.start(setup, partial(build, recipe, setup.classes), paths.weights)
-    fitted = finetune.encode_once(setup, model, finetune.fitted(setup, source), partial(images, setup), paths)
+    model = finetune.initialise_model(setup, partial(build, recipe, setup.classes), paths.weights)
+    fitted = finetune.encode_once(setup, model, finetune.fit_windows(setup, source), partial(images, setup), paths)
     task = finetune.prepare_task(setup, model, fitted, partial(objective, setup, weights=weights), paths)
 
     def scores(held_out: loader.Samples, final: bool) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
             **dense_prediction.per_sample(counts, compute_metrics, "miou"),
         }
 
-    scoring = finetune.Scoring(title="Segmentation", by="miou", scored=scored, figures=scores, source=source)
+    scoring = finetune.ScoringSpec(title="Segmentation", by="miou", scored=scored, figures=scores, source=source)
     return finetune.train(setup, task, scoring, paths)
 
 
@@ -113,7 +113,7 @@ def objective(
     setup: Setup, model: nn.Module, batch: loader.Batch, *, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Compute the loss over the labelled pixels of a batch, with `weights` of the classes."""
-    recipe, px, device = setup.recipe, finetune.px(setup), setup.launch.device
+    recipe, px, device = setup.recipe, finetune.image_side(setup), setup.launch.device
     target = training.labels(setup, batch).to(device, non_blocking=True)
     target = augment.transform_masks(target, finetune.geometry(setup, batch), px, setup.ignore).long()
     (x,) = frozen_features.of_batch(batch, device, px) or images(setup, batch)
@@ -124,7 +124,7 @@ def objective(
 def images(setup: Setup, batch: loader.Batch) -> list[Tensor]:
     """Return the images of a batch as they are trained on, alone in a list."""
     whole, geometry = training.normalised_pixels(setup, batch), finetune.geometry(setup, batch)
-    return [augment.transform_images(whole, geometry, finetune.px(setup))]
+    return [augment.transform_images(whole, geometry, finetune.image_side(setup))]
 
 
 # --- scoring -------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def _show(setup: Setup, model: nn.Module, source: loader.Samples, path: Path) ->
         for batch in training.scored_batches(setup, source, plan):
             ((image, target, predicted),) = dense_prediction.predict(setup, look, batch)
             rows.append(pictures.draw_segmentation(image[bands].nan_to_num(), target, predicted, colours))
-    if distributed.lead():
+    if distributed.is_main_process():
         pictures.write_pictures(path, rows)
 
 

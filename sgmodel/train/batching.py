@@ -42,7 +42,7 @@ def divide(batch: int, accumulate: int) -> Division:
     if accumulate > batch:
         message = f"training.accumulate is {accumulate}, training.batch {batch}"
         raise SettingError(f"{message}: a batch has no more parts than samples; set training.accumulate = {batch}")
-    world = distributed.world()
+    world = distributed.world_size()
     if batch % world:
         more = batch + world - batch % world
         raise SettingError(f"training.batch is {batch} on {world} processes: set training.batch = {more}, a multiple")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sgmodel.checkpoints.cards import ModelCard
 
 
-class Best:
+class BestCheckpoint:
     """The scores of a run and its best checkpoint, `checkpoint-best/`."""
 
     def __init__(self, out: Path, first: int, *, by: str, sign: int = 1, patience: int = 0) -> None:
@@ -54,7 +54,7 @@ class Best:
         weights, folder = distributed.collect(model.state_dict()), self.out / run_folder.BEST
         if self.by:
             self.values.append(self.sign * figures[self.by])
-        if not distributed.lead():
+        if not distributed.is_main_process():
             return
         before = files.read_plain(folder / "figures.json") if self.by and files.is_finished(folder) else None
         if before and self.sign * before[self.by] >= self.values[-1]:

@@ -34,7 +34,7 @@ def conclude(
         results: Figures of the run.
         meter: Meter of the training, whose speed goes to `summary.json`; None if nothing was trained.
     """
-    if not distributed.lead():
+    if not distributed.is_main_process():
         return
     lines = step_log.read(out / files.METRICS) if (out / files.METRICS).exists() else []
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -57,7 +57,7 @@ def _write_speed(out: Path, meter: devices.Meter) -> str:
         "device": devices.name(meter.launch.device),
         "peak_tflops": meter.peak,
         "precision": meter.launch.precision,
-        "processes": distributed.world(),
+        "processes": distributed.world_size(),
         "flops_per_sample": meter.flops,
     }
     files.write(out / files.SUMMARY, files.pretty_json({**machine, **pace}))

@@ -116,12 +116,12 @@ def evaluate(
         sizes = source.valid_size(np.arange(len(source)))
         # Samples of many tiles one by one, or scoring would take more memory than training.
         plan = list(loader.in_order(len(source), look.batch if (sizes == look.kind.ground_px).all() else 1))
-        mine = distributed.share(range(len(plan)))
+        mine = distributed.assign_to_rank(range(len(plan)))
         batches = training.scored_batches(setup, source, (plan[number] for number, _ in mine))
         for turn, ((number, counting), batch) in enumerate(zip(mine, batches, strict=True)):
             predictions = predict(setup, look, batch)
             if distributed.is_sharded(model):
-                world = distributed.world()
+                world = distributed.world_size()
                 together = (plan[n % len(plan)].samples for n in range(turn * world, (turn + 1) * world))
                 look.fill_up(max(look.needed(sizes[samples]) for samples in together))
             look.made = 0
@@ -139,7 +139,7 @@ class CountingPredictor:
     """
 
     def __init__(self, setup: training.TrainingSetup[Any], model: nn.Module) -> None:
-        px = windows.side(setup.recipe.model.px, setup.stored)
+        px = windows.image_side(setup.recipe.model.px, setup.stored)
         self.kind = predictor.Predictor(
             model=model,
             contract=setup.contract,
@@ -185,7 +185,7 @@ def predict(
     sizes = batch.valid_size.tolist()
     pixels = [image[:, :h, :w].numpy() for image, (h, w) in zip(stored, sizes, strict=True)]
     masks = [mask[:h, :w].numpy() for mask, (h, w) in zip(seen, sizes, strict=True)]
-    answers = predictor.answers(look.kind, look, pixels, masks, overlap=look.overlap, batch=look.batch)
+    answers = predictor.predict_samples(look.kind, look, pixels, masks, overlap=look.overlap, batch=look.batch)
     targets = [target[:h, :w].long() for target, (h, w) in zip(whole, sizes, strict=True)]
     classes = [torch.from_numpy(answer).argmax(dim=0) for answer in answers]
     return list(zip(map(torch.from_numpy, pixels), targets, classes, strict=True))
@@ -294,5 +294,5 @@ def per_sample(counts: Tensor, figure: Callable[[Tensor], dict[str, float]], nam
 def write_scenes(out: Path, keys: Sequence[str], counts: Tensor) -> None:
     """Write the confusion matrix of each sample as a line of `scenes.jsonl`; only rank 0 writes. Raises OutputError."""
     lines = [{"key": key, "confusion": each.tolist()} for key, each in zip(keys, counts, strict=True)]
-    if distributed.lead():
+    if distributed.is_main_process():
         files.write(out / run_folder.SCENES, b"".join(map(files.canonical_json, lines)))

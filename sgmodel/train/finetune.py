@@ -99,14 +99,14 @@ class MapSettings:
         check_class_weights(self.weighting, self.class_weights)
 
 
-def px(setup: training.TrainingSetup[R]) -> int:
+def image_side(setup: training.TrainingSetup[R]) -> int:
     """Return the side of the model's input images, see `windows.side`."""
-    return windows.side(setup.recipe.model.px, setup.stored)
+    return windows.image_side(setup.recipe.model.px, setup.stored)
 
 
-def fitted(setup: training.TrainingSetup[R], source: loader.Samples) -> loader.Samples:
+def fit_windows(setup: training.TrainingSetup[R], source: loader.Samples) -> loader.Samples:
     """Return the samples as they are trained on: without a crop, those larger than the images in windows."""
-    return source if setup.recipe.augment.crop_area else windows.fitted(source, px(setup))
+    return source if setup.recipe.augment.crop_area else windows.fit_to_windows(source, image_side(setup))
 
 
 def geometry(setup: training.TrainingSetup[R], batch: loader.Batch) -> augment.Geometry:
@@ -144,7 +144,9 @@ def class_weights(
     return torch.tensor(given) if given else None
 
 
-def start(setup: training.TrainingSetup[R], make: Callable[[], nn.Module], weights: Path | None) -> nn.Module:
+def initialise_model(
+    setup: training.TrainingSetup[R], make: Callable[[], nn.Module], weights: Path | None
+) -> nn.Module:
     """Create a model, fill it from `weights`, and freeze it according to the mode of the recipe.
 
     Args:
@@ -228,25 +230,25 @@ def prepare_task(
         SettingError: the recipe does not fit the machine.
     """
     settings = setup.recipe.training
-    if setup.recipe.mode == "linear-probe" and distributed.world() > 1 and settings.accumulate > 1:
+    if setup.recipe.mode == "linear-probe" and distributed.world_size() > 1 and settings.accumulate > 1:
         message = (
-            f"training.accumulate is {settings.accumulate}, mode 'linear-probe' on {distributed.world()} processes"
+            f"training.accumulate is {settings.accumulate}, mode 'linear-probe' on {distributed.world_size()} processes"
         )
         raise SettingError(f"{message}: features are normalised over the whole batch; set training.accumulate = 1")
-    if distributed.world() > 1:
+    if distributed.world_size() > 1:
         distributed.share_statistics(model, setup.launch.device)
-    card = cards.of_run(model, setup.contract, setup.normalisation, setup.recipe)
+    card = cards.make_card(model, setup.contract, setup.normalisation, setup.recipe)
     passes = flops.TRAINED if setup.recipe.mode == "finetune" else 1
     if isinstance(source, frozen_features.EncodedSamples):
         passes = 0
     work = views and views * flops.training_sample(
-        card.model, px(setup), passes=passes, compared=settings.division.largest
+        card.model, image_side(setup), passes=passes, compared=settings.division.largest
     )
     return training.prepare_task(setup, model, source, objective, paths, card=card, flops=work)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class HeldOut:
     """The samples that a run scores.
 
     Attributes:
@@ -258,17 +260,17 @@ class Scored:
     test: loader.Samples
 
 
-def scored(recipe: FinetuneRecipe, shards: Path, members: Sequence[str]) -> Scored:
+def open_held_out(recipe: FinetuneRecipe, shards: Path, members: Sequence[str]) -> HeldOut:
     """Open the splits that a recipe scores. Raises SettingError, SourceError."""
     verify = recipe.training.verify
     val = loader.Samples(shards, recipe.val_split, members, verify=verify) if recipe.val_split else None
     if val is not None and recipe.test_split in ("", recipe.val_split):
-        return Scored(val=val, test=val)
-    return Scored(val=val, test=loader.Samples(shards, recipe.test_split, members, verify=verify))
+        return HeldOut(val=val, test=val)
+    return HeldOut(val=val, test=loader.Samples(shards, recipe.test_split, members, verify=verify))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring:
+class ScoringSpec:
     """How a program scores.
 
     Attributes:
@@ -282,7 +284,7 @@ class Scoring:
 
     title: str
     by: str
-    scored: Scored
+    scored: HeldOut
     figures: Callable[[loader.Samples, bool], dict[str, Any]]
     source: loader.Samples | None = None
 
@@ -293,7 +295,7 @@ class Scoring:
         return figures if self.source is None else nearness.conclude(out, figures, self.source, test, by=self.by)
 
 
-def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring: Scoring, paths: RunPaths) -> int:
+def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring: ScoringSpec, paths: RunPaths) -> int:
     """Train to the last step of the recipe, or until stopped, then score.
 
     Returns:
@@ -307,16 +309,16 @@ def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring
         return ExitCode.DONE
     if task.total == 0:  # no epochs: score the starting weights
         figures = _numbers(scoring.figures(scoring.scored.test, False))
-        if distributed.lead():
+        if distributed.is_main_process():
             logger.info("split '%s':", scoring.scored.test.split)
             print(json.dumps(figures))
         return ExitCode.DONE
-    with files.only_writer(paths.out, run_folder.METRICS) if distributed.lead() else nullcontext():
+    with files.only_writer(paths.out, run_folder.METRICS) if distributed.is_main_process() else nullcontext():
         return _train(setup.recipe, task, scoring, paths)
 
 
 def score(
-    setup: training.TrainingSetup[R], model: nn.Module, source: loader.Samples, scoring: Scoring, paths: RunPaths
+    setup: training.TrainingSetup[R], model: nn.Module, source: loader.Samples, scoring: ScoringSpec, paths: RunPaths
 ) -> int:
     """Score a model without training it, as a run of its own; return the exit code.
 
@@ -327,18 +329,18 @@ def score(
     if paths.dry_run:
         print(f"{len(scoring.scored.test)} samples are scored with {len(source)} training samples, none is trained on")
         return ExitCode.DONE
-    with files.only_writer(paths.out, run_folder.METRICS) if distributed.lead() else nullcontext():
+    with files.only_writer(paths.out, run_folder.METRICS) if distributed.is_main_process() else nullcontext():
         run_folder.prepare(paths.out, setup.recipe, source.contract, fresh=paths.fresh)
         figures = scoring.conclude(paths.out)
-        results = {"steps": 0, **subject(setup.recipe, source, scoring.scored.test), **figures}
-        card = cards.of_run(model, setup.contract, setup.normalisation, setup.recipe)
+        results = {"steps": 0, **describe_evaluation(setup.recipe, source, scoring.scored.test), **figures}
+        card = cards.make_card(model, setup.contract, setup.normalisation, setup.recipe)
         conclusion.conclude(paths.out, scoring.title, card, results)
     return ExitCode.DONE
 
 
-def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring, paths: RunPaths) -> int:
+def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: ScoringSpec, paths: RunPaths) -> int:
     every, first, scored = recipe.evaluate_every, training.begin(task, recipe, paths), scoring.scored
-    best = best_checkpoint.Best(
+    best = best_checkpoint.BestCheckpoint(
         paths.out, first, by=scoring.by if scored.val else "", patience=recipe.training.patience
     )
     with run_folder.Log(paths.out, first) as log:
@@ -365,8 +367,8 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
     if scored.val in (None, scored.test):  # so that `checkpoint-best` always exists
         best.keep(task.model, task.card, _numbers(figures))
     steps = run_folder.read_progress(paths.out).steps
-    results = {"steps": steps, **subject(recipe, task.source, scored.test), **figures}
-    if every and scored.val is not None and distributed.lead():
+    results = {"steps": steps, **describe_evaluation(recipe, task.source, scored.test), **figures}
+    if every and scored.val is not None and distributed.is_main_process():
         # The epoch that the paper reports; selected on the samples of `val_split`, so that their score is biased.
         chosen = files.read_plain(paths.out / run_folder.BEST / "figures.json")
         results |= {"val_split": scored.val.split, "best_epoch": chosen}
@@ -374,7 +376,9 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
     return ExitCode.DONE
 
 
-def subject(recipe: FinetuneRecipe, source: loader.SampleSource, held_out: loader.Samples) -> dict[str, Any]:
+def describe_evaluation(
+    recipe: FinetuneRecipe, source: loader.SampleSource, held_out: loader.Samples
+) -> dict[str, Any]:
     """Return the data and mode that the figures refer to, without which they cannot be compared."""
     return {
         "dataset": held_out.contract.dataset,

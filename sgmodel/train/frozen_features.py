@@ -85,7 +85,7 @@ def encode(
         images: Makes the images of a batch.
         limit_gb: Memory for the features, in 10^9 bytes.
     """
-    mine = distributed.share(loader.in_order(len(source), setup.scored_at_once))
+    mine = distributed.assign_to_rank(loader.in_order(len(source), setup.scored_at_once))
     loaded = loader.load(source, (indices for indices, _ in mine), threads=1)
     batches = distributed.agreed(loaded, setup.launch.device)
     features: dict[str, Tensor] = {}

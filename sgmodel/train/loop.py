@@ -100,7 +100,7 @@ def steps(
     began = time.perf_counter()
     for index, batch in enumerate(source, first):
         loaded = time.perf_counter()
-        torch.manual_seed((updates.seed << 32) + index * distributed.world() + distributed.rank())
+        torch.manual_seed((updates.seed << 32) + index * distributed.world_size() + distributed.rank())
         lr = updates.schedule(index)
         for group in updates.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -120,7 +120,7 @@ def steps(
             terms=terms,
             lr=lr,
             grad_norm=None if overflow else norm,
-            images=len(batch.keys) * distributed.world(),
+            images=len(batch.keys) * distributed.world_size(),
             wait_s=loaded - began,
             total_s=ended - began,
         )
@@ -163,7 +163,7 @@ def _gradients(
     names: list[str] = []
     weighed = False
     for number, part in enumerate(parts, 1):
-        with distributed.exchange(updates.forward, now=number == len(parts)), launch.autocast():
+        with distributed.sync_gradients(updates.forward, now=number == len(parts)), launch.autocast():
             terms = _terms(objective, part)
             weighed = WEIGHT in terms
             share = terms.pop(WEIGHT, len(part.keys)) / len(batch.keys)
@@ -211,7 +211,7 @@ def _blame(objective: Objective, batch: Batch, launch: devices.Launch, what: str
             # Repeated, since a model that normalises over its batch fails on a single sample.
             if not math.isfinite(objective(_twice(one))["loss"].item()):
                 bad.extend(one.keys)
-    bad, total = distributed.gather(bad), len(batch.keys) * distributed.world()
+    bad, total = distributed.gather_names(bad), len(batch.keys) * distributed.world_size()
     remedy = "so the weights diverged; lower training.optimizer.lr or set training.precision = 'fp32'"
     if len(bad) == total > 1:
         return f"{what}: not finite for all {total} samples ({', '.join(bad[:8])}), {remedy}"

@@ -152,7 +152,7 @@ def conclude(
     """
     scored: ScoredSamples = figures[SAMPLES]
     left = {name: value for name, value in figures.items() if name != SAMPLES}
-    if not distributed.lead():
+    if not distributed.is_main_process():
         return left
     near = measure(source, held_out)
     _write(out / files.SCORED, held_out.keys, near, scored.columns)

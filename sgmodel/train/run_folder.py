@@ -122,7 +122,7 @@ def prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool, free: fr
         SettingError: `out` holds a run on other data.
         SourceError: the checkpoint of the run is not as it was written.
     """
-    if distributed.lead():
+    if distributed.is_main_process():
         _prepare(out, recipe, contract, fresh=fresh, free=free)
     distributed.wait()
     return read_progress(out).steps if (out / LAST).is_dir() else 0
@@ -224,7 +224,7 @@ def save(
     weights, memory, average = (distributed.collect(tensors) for tensors in states)
     if average:  # buffers (moving averages of a normalisation) are not averaged, but belong to the model
         average = weights | average
-    if not distributed.lead():
+    if not distributed.is_main_process():
         return
     with replacing_folder(out / LAST) as new:
         checkpoint_folder.write(new, weights, card)
@@ -315,11 +315,11 @@ class Log:
             SettingError: TensorBoard is not installed.
             OutputError: a file cannot be written.
         """
-        self.lead = distributed.lead()
+        self.lead = distributed.is_main_process()
         self.recent: list[loop.Step] = []
         last = self._continued(out, first) if self.lead else []
         # Whether the step before `first` has no line of scores, which have no learning rate. All ranks must agree.
-        self.lacks_score = first > 0 and bool(distributed.gather([""] if self.lead and all(last) else []))
+        self.lacks_score = first > 0 and bool(distributed.gather_names([""] if self.lead and all(last) else []))
         if not self.lead:
             return
         try:

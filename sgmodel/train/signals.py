@@ -29,7 +29,7 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(arrived)
     except Exception:
         # torchrun sends SIGTERM to the other ranks when one ends; they must have time to print their own error.
-        if distributed.world() > 1:
+        if distributed.world_size() > 1:
             before.pop(signal.SIGTERM)
         raise
     finally:

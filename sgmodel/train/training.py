@@ -144,7 +144,7 @@ def resolve(recipe: R, stored: Contract, paths: RunPaths) -> TrainingSetup[R]:
         contract=contract,
         band_indices=band_selection.find_indices(stored, own.bands, own.normalise.missing),
         normalisation=normalise.resolve(own.normalise, contract),
-        launch=devices.start(paths.device, precision=own.training.precision, threads=paths.threads),
+        launch=devices.setup_device(paths.device, precision=own.training.precision, threads=paths.threads),
     )
 
 
@@ -160,7 +160,7 @@ def stored_pixels(setup: TrainingSetup[R], batch: loader.Batch, name: str = "ima
         images = upsample.image(batch.arrays, batch.valid_size, setup.stored, device)
     else:  # pairs are stored on one grid, never as native groups
         images = batch.arrays[name].to(device, non_blocking=True)
-    known = normalise.known(images, setup.stored.nodata)
+    known = normalise.mask_nodata(images, setup.stored.nodata)
     return known if setup.band_indices is None else band_selection.select(known, setup.band_indices)
 
 
@@ -334,12 +334,12 @@ def run(
         return
     training, source = task.training, task.source
     plan = source.stream(training.batch, seed=training.seed, first=first, last=task.total)
-    mine = (loader.rank_part(whole, rank=distributed.rank(), world=distributed.world()) for whole in plan)
+    mine = (loader.rank_part(whole, rank=distributed.rank(), world=distributed.world_size()) for whole in plan)
     loaded = loader.load(source, mine, threads=paths.workers, pinned=task.launch.device.type == "cuda")
     batches = distributed.agreed(loaded, task.launch.device)
     done = loop.steps(task.objective, batches, task.updates, task.launch, first=first)
     # One progress bar, not one per process.
-    if distributed.lead():
+    if distributed.is_main_process():
         done = progress.track(done, label="training steps", total=task.total - first)
     with distributed.explain_lost_ranks(), wrapping.explain_compiler():
         _run(_averaged(done, task), task, paths, report, ended)
@@ -374,7 +374,7 @@ def complete(task: TrainingTask, paths: RunPaths, *, ended: Callable[[], bool] =
 
 def _save(task: TrainingTask, out: Path, done: int) -> None:
     metrics, log_sha256 = out / run_folder.METRICS, ""
-    if distributed.lead():
+    if distributed.is_main_process():
         files.sync(metrics)  # a checkpoint that survives a power failure needs its metrics
         log_sha256 = files.sha256_file(metrics)
     state = run_folder.Progress(
@@ -400,7 +400,7 @@ def _run(
                 done = step.index + 1
                 report(step)
                 # By the clock of rank 0 alone, since either all ranks save or none.
-                due = distributed.lead() and time.monotonic() - saved > 60 * paths.save_minutes
+                due = distributed.is_main_process() and time.monotonic() - saved > 60 * paths.save_minutes
                 stop, due = distributed.agree([stopped(), due], task.launch.device)
                 if stop or count == paths.stop_after or ended():
                     break

@@ -38,7 +38,7 @@ def wrap(
     # Before sharding: FSDP wraps the blocks in their current form.
     if recompute:
         _recompute(model)
-    if launch.precision == "fp16" and parallel == "fsdp" and distributed.world() > 1:
+    if launch.precision == "fp16" and parallel == "fsdp" and distributed.world_size() > 1:
         raise SettingError(
             "training.precision is 'fp16', --parallel 'fsdp': the gradient scaler sees one shard; "
             "set training.precision = 'bf16'"

@@ -41,7 +41,7 @@ from sgdata.pages import run as run_page
 from sgdata.rasters import geotiff, small_tiff
 from sgdata.scenes import aoi, build_cost, coverage, lock, product_metadata, search
 from sgdata.scenes.types import Asset
-from sgdata.shards import contracts, finish, tar_format
+from sgdata.shards import contracts, tar_format, write_shards
 from sgmodel.checkpoints import cards, weight_files
 from sgmodel.data import loader
 from sgmodel.inference import predict
@@ -78,11 +78,11 @@ def _search(where: Path, folder: Path) -> None:
 
 def _lock(folder: Path, path: Path) -> None:
     planned = lock.read(path)
-    coverage.describe_holes(coverage.count_months(planned))
+    coverage.describe_sparse_months(coverage.count_months(planned))
     build_cost.estimate_cost(planned, "catalog.json", workers=2)
     # The bands of the locks of the corpus, beside the mask layer.
     bands = json.dumps([name for name in BANDS if name != "SCL"])
-    pipeline.follow(build_recipe.recipe_for("segmunich", changes=[f"bands={bands}"]), planned)
+    pipeline.apply_lock(build_recipe.recipe_for("segmunich", changes=[f"bands={bands}"]), planned)
     lock.sha256(planned)
     for item in planned.items:
         search.resolve_hrefs(item.scene, "catalog.json")
@@ -138,7 +138,7 @@ def _shards(folder: Path, path: Path) -> None:
         for number in range(min(len(opened), 3)):
             opened.read(number, "image")
     for sample in tar_format.samples(folder):
-        finish.sample_hash(sample)
+        write_shards.sample_hash(sample)
 
 
 def _members(folder: Path, path: Path) -> None:
@@ -179,7 +179,7 @@ def _dataset(module: Any, dataset: str, *overrides: str) -> Callable[[Path, Path
         source = path if path.suffix == ".toml" else folder / "build" if (folder / "build").is_dir() else folder
         source, found, contract = select.list_samples(recipe, source, module.find)
         with module.open_source(source, contract) as read_sample:
-            samples = [finish.storable(read_sample(ref), contract) for ref in found.refs[:2]]
+            samples = [write_shards.storable(read_sample(ref), contract) for ref in found.refs[:2]]
         files.canonical_json([[sample.key, sample.split, sample.meta] for sample in samples])
 
     return read
@@ -236,7 +236,7 @@ def _dataset_card(folder: Path, path: Path) -> None:
 
 
 def _build_folder(folder: Path, path: Path) -> None:
-    build_folder.describe_holes(folder)
+    build_folder.describe_nodata(folder)
     build_folder.open_build(folder).close()
 
 

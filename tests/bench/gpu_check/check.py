@@ -76,7 +76,7 @@ def _environment(bench: Bench) -> Row:
     from sgmodel import devices
 
     began = time.monotonic()
-    where = devices.start(bench.device, precision="bf16", threads=bench.threads)
+    where = devices.setup_device(bench.device, precision="bf16", threads=bench.threads)
     kind = "tiny" if bench.scale.tiny else "full"
     return Row(
         part=1,
@@ -158,7 +158,7 @@ def _matmul(bench: Bench) -> Measured:
     from gpu_check import environment
     from sgmodel import devices
 
-    where = devices.start(bench.device, precision="bf16", threads=bench.threads)
+    where = devices.setup_device(bench.device, precision="bf16", threads=bench.threads)
     tflops, peak = devices.measured_tflops(where), devices.peak_tflops(where.device)
     note = f"{tflops:.3g} TFLOP/s measured; {environment.clocks(where.device)}"
     return Measured(mfu=None if peak is None else tflops / peak, note=note)
@@ -170,6 +170,6 @@ def _parity(bench: Bench, folder: Path | None, name: str) -> Measured | str:
 
     if folder is None:
         return f"{results.SKIPPED}PARITY=DIR not given"
-    device = devices.start(bench.device, precision="fp32", threads=bench.threads).device
+    device = devices.setup_device(bench.device, precision="fp32", threads=bench.threads).device
     good, note = environment.parity(folder / f"{name}.npz", device)
     return Measured(note=note) if good else f"{results.FAILED}{note}"

@@ -62,7 +62,7 @@ def pretraining(
     )
     setting = training.resolve(recipe, source.contract, bench.paths)
     model = pretrain.build(recipe)
-    card = cards.of_run(model, setting.contract, setting.normalisation, recipe)
+    card = cards.make_card(model, setting.contract, setting.normalisation, recipe)
     objective = partial(pretrain.objective, setting)
     work = flops.training_sample(card.model, config.image_px, mask_ratio=MASK_RATIO)
     task = training.prepare_task(setting, model, source, objective, bench.paths, card=card, flops=work)
@@ -103,7 +103,7 @@ def fine_tuning(bench: Bench, name: Name, source: samples.MemoryIndexed, *, batc
             setting = training.resolve(recipe, source.contract, bench.paths)
             build = detect_change.build
             objective = partial(detect_change.objective, setting, None)
-    model = finetune.start(setting, partial(build, setting.recipe, classes), None)
+    model = finetune.initialise_model(setting, partial(build, setting.recipe, classes), None)
     task = finetune.prepare_task(setting, model, source, objective, bench.paths)
     return Job(task=task, flops=task.meter.flops or 0.0)
 

@@ -90,7 +90,7 @@ def run(out: Path, *, story: Story, workers: int) -> Path:
                 figures = score.fidelity(out / "archive", out / "build", scratch=out / SCRATCH, workers=workers)
                 shutil.rmtree(out / SCRATCH)
                 seconds["score"] = round(time.monotonic() - start, 1)
-        figures |= learned(out)
+        figures |= collect_training_results(out)
         start = time.monotonic()
         page = folder.write_demo(out, out / "page", lines(figures))
         seconds["page"] = round(time.monotonic() - start, 1)
@@ -116,7 +116,7 @@ def perform(stage: str, command: list[str]) -> None:
         raise SourceError(f"demo: stage '{stage}' ended with exit code {done.returncode}; see its message above")
 
 
-def learned(out: Path) -> dict[str, Any]:
+def collect_training_results(out: Path) -> dict[str, Any]:
     """Collect losses and segmentation scores of the runs, and the numbers of patches and shards."""
     steps = [json.loads(line) for line in (out / "runs/pretrain/metrics.jsonl").read_text().splitlines()]
     losses = [step["loss"] for step in steps if "loss" in step]

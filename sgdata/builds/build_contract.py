@@ -9,7 +9,7 @@ import numpy as np
 
 from sgdata import files
 from sgdata.builds import build_folder, patch_table
-from sgdata.labels.paint import TILE_PX
+from sgdata.labels.make_labels import TILE_PX
 from sgdata.rasters import geotiff, grids
 from sgdata.rasters.resample import VERSION as RESAMPLING_VERSION
 from sgdata.rasters.resample import Kernel

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from sgdata import files, reuse
-from sgdata.composite import clear_score, window_staging
+from sgdata.composite import cloud_masks, window_staging
 from sgdata.composite.rules import VERSION
 from sgdata.composite.scene_staging import BRIGHT_TARGETS, CLEAR_SCORE, STRIP_PIXELS, StagedScene
-from sgdata.file_names import file_name
 from sgdata.rasters import grids
+from sgdata.safe_names import file_name
 from sgdata.types import Array, Grid, Window
 
 
@@ -24,7 +24,7 @@ class MaskJob:
     """All that decides the clear masks of an area, on the grid of the mask layers; `folder` keeps them."""
 
     grid: Grid
-    settings: clear_score.MaskSettings
+    settings: cloud_masks.MaskSettings
     reach_m: float
     folder: Path
 
@@ -36,12 +36,12 @@ class MaskJob:
     @property
     def strips(self) -> list[Window]:
         """Strips of whole blocks, on which cloud fractions are counted."""
-        return list(grids.cut_strips(self.grid.shape, STRIP_PIXELS, multiple=clear_score.block_px(self.grid.gsd_m)))
+        return list(grids.cut_strips(self.grid.shape, STRIP_PIXELS, multiple=cloud_masks.block_px(self.grid.gsd_m)))
 
 
 def add_clear_masks(
     scenes: tuple[StagedScene, ...],
-    settings: clear_score.MaskSettings,
+    settings: cloud_masks.MaskSettings,
     *,
     area: Grid,
     reach_m: float,
@@ -86,7 +86,7 @@ def add_clear_masks(
 
 def _write_bright_targets(job: MaskJob, scenes: tuple[StagedScene, ...], run: Callable[..., Iterable[Any]]) -> None:
     fractions = np.stack(list(run(partial(_cloud_fraction, job), scenes)))
-    size = clear_score.block_px(job.grid.gsd_m)
+    size = cloud_masks.block_px(job.grid.gsd_m)
     # Each strip travels with the fractions of its own blocks only, since it may go to another machine.
     strips = ((s, fractions[:, s.row // size : -(-(s.row + s.height) // size)]) for s in job.strips)
     with reuse.write_with_note(job.bright_targets) as temporary, temporary.open("wb") as handle:
@@ -97,18 +97,18 @@ def _write_bright_targets(job: MaskJob, scenes: tuple[StagedScene, ...], run: Ca
 def _kinds(job: MaskJob, scene: StagedScene, strip: Window) -> Array:
     layer = scene.files[job.settings.asset or ""]
     target = grids.crop(job.grid, strip)
-    values = window_staging.read_on_grid(layer, target, kernel="nearest", beyond=clear_score.BEYOND)
-    return clear_score.classify_mask(values, job.settings)
+    values = window_staging.read_on_grid(layer, target, kernel="nearest", beyond=cloud_masks.BEYOND)
+    return cloud_masks.classify_mask(values, job.settings)
 
 
 def _cloud_fraction(job: MaskJob, scene: StagedScene) -> Array:
-    return clear_score.cloud_fraction((_kinds(job, scene, strip) for strip in job.strips), job.grid.gsd_m)
+    return cloud_masks.cloud_fraction((_kinds(job, scene, strip) for strip in job.strips), job.grid.gsd_m)
 
 
 def _bright_targets(job: MaskJob, scenes: tuple[StagedScene, ...], part: tuple[Window, Array]) -> Array:
     """Filter one strip by the (T, h, w) cloud fractions of its blocks."""
     strip, fractions = part
-    bright_target_filter = clear_score.BrightTargetFilter((strip.height, strip.width), job.grid.gsd_m)
+    bright_target_filter = cloud_masks.BrightTargetFilter((strip.height, strip.width), job.grid.gsd_m)
     # In the order of the scenes: sums of floats depend on it.
     for scene, fraction in zip(scenes, fractions, strict=True):
         bright_target_filter.add(_kinds(job, scene, strip), fraction)
@@ -120,23 +120,23 @@ def _clear_scores(job: MaskJob, scene: StagedScene) -> window_staging.StagedWind
     # The folder's name depends on everything that decides the bytes: a file kept by an earlier run is this one.
     if not reuse.is_unchanged(path):
         grid, settings = job.grid, job.settings
-        margin = clear_score.margin_px(settings, grid.gsd_m, job.reach_m)
+        margin = cloud_masks.margin_px(settings, grid.gsd_m, job.reach_m)
         targets = _staged(job.bright_targets, grid) if settings.filters else None
         with reuse.write_with_note(path) as temporary, temporary.open("wb") as handle:
             for strip in job.strips:
                 first, last = max(strip.row - margin, 0), min(strip.row + strip.height + margin, grid.shape[0])
                 kinds = _kinds(job, scene, replace(strip, row=first, height=last - first))
                 bright = None if targets is None else _bright_rows(targets, first, last)
-                scores = clear_score.clear_score(kinds, bright, settings, gsd_m=grid.gsd_m, reach_m=job.reach_m)
+                scores = cloud_masks.clear_score(kinds, bright, settings, gsd_m=grid.gsd_m, reach_m=job.reach_m)
                 handle.write(np.ascontiguousarray(scores[strip.row - first :][: strip.height]).data)
     return _staged(path, job.grid)
 
 
 def _bright_rows(targets: window_staging.StagedWindow, first: int, last: int) -> Array:
     """Return (last - first, W) bool: bright targets, which depend on their surroundings."""
-    margin = 2 * clear_score.roof_px(targets.grid.gsd_m)
+    margin = 2 * cloud_masks.roof_px(targets.grid.gsd_m)
     start, stop = max(first - margin, 0), min(last + margin, targets.grid.shape[0])
-    bright = clear_score.bright_targets(targets.rows(start, stop), targets.grid.gsd_m)
+    bright = cloud_masks.bright_targets(targets.rows(start, stop), targets.grid.gsd_m)
     return bright[first - start : last - start]
 
 
@@ -144,6 +144,6 @@ def _staged(path: Path, grid: Grid) -> window_staging.StagedWindow:
     return window_staging.StagedWindow(path=str(path), grid=grid, dtype="uint8", sha256="", holes=False)
 
 
-def layer_reach_m(mask: clear_score.MaskSettings, reach_m: float) -> float:
+def layer_reach_m(mask: cloud_masks.MaskSettings, reach_m: float) -> float:
     """Return how far beyond the area, in metres, the mask layer is needed."""
     return max(mask.cloud_buffer_m, mask.shadow_buffer_m, reach_m)

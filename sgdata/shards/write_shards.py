@@ -288,7 +288,7 @@ def write(
             counts = statistics.empty(len(contract.bands))
             for sample in members:
                 for image in tar_format.whole_images(sample):
-                    statistics.add(image, counts, statistics.seen(image, contract.nodata))
+                    statistics.add(image, counts, statistics.valid_mask(image, contract.nodata))
             path = out / tar_format.shard_name(contract.dataset, split, 0)
             shard, rows = tar_format.write_tar(
                 path, ((sample, sample_hash(sample)) for sample in members), codec=codec, effort=effort

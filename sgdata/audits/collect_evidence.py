@@ -23,7 +23,7 @@ from sgdata.errors import SettingError, SourceError
 from sgdata.packing import select
 from sgdata.rasters import dihedral, resample
 from sgdata.scenes import lock
-from sgdata.shards import contracts, finish, statistics, tar_format
+from sgdata.shards import contracts, statistics, tar_format, write_shards
 from sgdata.shards.tar_format import Row
 from sgdata.splits.proximity import Footprint
 from sgdata.types import DISPLAY, Array, Contract, Sample
@@ -147,7 +147,7 @@ def _days(build: Path | None) -> Days | None:
     return Days(first=days[0], last=days[-1], labels=planned.osm_date[:10])
 
 
-def gather(what: Subject, *, workers: int = 1) -> AuditEvidence:
+def collect_evidence(what: Subject, *, workers: int = 1) -> AuditEvidence:
     """Read every sample once and collect the facts that the checks need.
 
     Args:
@@ -207,12 +207,12 @@ def _reading(part: Subject) -> Iterator[Callable[[Any], Sample]]:
         yield lambda row: tar_format.read_sample(part.folder, row)
     else:
         with open_samples(part.recipe.dataset, part.folder, part.contract) as read:
-            yield lambda ref: finish.storable(read(ref), part.contract)
+            yield lambda ref: write_shards.storable(read(ref), part.contract)
 
 
 def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts:
     names = [band.name for band in contract.bands]
-    valid = statistics.seen(images[0], contract.nodata)
+    valid = statistics.valid_mask(images[0], contract.nodata)
     images = [np.nan_to_num(image) for image in images]  # what is NaN is not valid
     both = np.concatenate(images)
     pixels, turned = dihedral.hashes(both)
@@ -276,7 +276,7 @@ def _footprint(meta: dict[str, Any], shape: Sequence[int], pixel_m: float) -> Fo
 
 def _totals(image: Array, contract: Contract) -> Totals:
     """Compute the sums of one (C, H, W) image; those of an empty image are neutral."""
-    valid = statistics.seen(image, contract.nodata)
+    valid = statistics.valid_mask(image, contract.nodata)
     both = valid[:, :, 1:] & valid[:, :, :-1]
 
     def counted(where: Array) -> Array:
