@@ -19,21 +19,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sgdata import output_names
 from sgdata.errors import OutputError, SettingError, SourceError, escape_hidden
 
 T = TypeVar("T")
 
-# Names of files that several kinds of output have, or that other stages look for.
-SUMS = "SHA256SUMS"
-RECIPE, CONTRACT, SUMMARY = "recipe.toml", "contract.json", "summary.json"
-SIMULATION, IMAGE, PROVENANCE = "simulation.json", "image.tif", "provenance.tif"
-LABELS, LABEL_SOURCE, USAGE = "labels.tif", "label_source.tif", "usage.json"
-PATCHES, LOCK = "patches.parquet", "segmunich.lock.json"
-INDEX, QUARANTINE, AUDIT, CROISSANT = "index.parquet", "quarantine.jsonl", "audit.json", "croissant.json"
-METRICS, TIMINGS, RESULTS, LEDGER = "metrics.jsonl", "timings.jsonl", "results.json", "ledger.json"
-BAND_CHECK, SCORED = "fingerprints.json", "scored.parquet"
-# Files and folders that contain times. SHA256SUMS omits them, so that equal runs have equal sums.
-TIMED = (SUMMARY, TIMINGS, "tensorboard")
 LOG = ".log"
 log = logging.getLogger("sgdata")
 # Errors of file systems that have no locks, or no way to flush a folder.
@@ -41,13 +31,13 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, err
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 # The file that identifies each kind of output.
 KINDS = {
-    SIMULATION: "a simulated archive",
-    IMAGE: "a build",
-    INDEX: "shards",
-    METRICS: "a training run",
-    AUDIT: "an audit",
-    CROISSANT: "a release",
-    LEDGER: "a ledger",
+    output_names.SIMULATION: "a simulated archive",
+    output_names.IMAGE: "a build",
+    output_names.INDEX: "shards",
+    output_names.METRICS: "a training run",
+    output_names.AUDIT: "an audit",
+    output_names.CROISSANT: "a release",
+    output_names.LEDGER: "a ledger",
 }
 
 
@@ -327,18 +317,18 @@ def sha256_file(path: Path) -> str:
 
 def is_finished(folder: Path) -> bool:
     """Return whether `folder` is a finished output: every writer adds SHA256SUMS last."""
-    return (folder / SUMS).is_file()
+    return (folder / output_names.SUMS).is_file()
 
 
 def require_finished(folder: Path) -> None:
     """Raise SourceError unless `folder` is a finished output: half of one would be read as if it were all."""
     if not is_finished(folder):
-        raise SourceError(f"{folder}: is unfinished, without {SUMS}; run the command that writes it again")
+        raise SourceError(f"{folder}: is unfinished, without {output_names.SUMS}; run the command that writes it again")
 
 
 def mark_unfinished(folder: Path) -> None:
     """Remove SHA256SUMS before changing an output, so that an interrupted run is not taken for a finished one."""
-    (folder / SUMS).unlink(missing_ok=True)
+    (folder / output_names.SUMS).unlink(missing_ok=True)
 
 
 def list_covered(folder: Path, *, everything: bool = False) -> list[str]:
@@ -349,10 +339,12 @@ def list_covered(folder: Path, *, everything: bool = False) -> list[str]:
     names = []
     for path in folder.rglob("*"):
         parts = path.relative_to(folder).parts
-        omitted = not everything and any(part.startswith(".") or part in TIMED or part.endswith(LOG) for part in parts)
+        omitted = not everything and any(
+            part.startswith(".") or part in output_names.TIMED or part.endswith(LOG) for part in parts
+        )
         # rglob does not follow links to folders, so the link itself is listed; links to files count by their content,
         # since caches of model hubs store files as links.
-        if (path.is_symlink() or not path.is_dir()) and not omitted and parts != (SUMS,):
+        if (path.is_symlink() or not path.is_dir()) and not omitted and parts != (output_names.SUMS,):
             names.append("/".join(parts))
     # Sorted as texts, not as paths: the order must not depend on the platform.
     return sorted(names)
@@ -376,14 +368,14 @@ def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     # Before the list that says they are complete; not all were written by `replacing`.
     for path in [*written, *{path.parent for path in written}]:
         sync(path)
-    write(folder / SUMS, content)
+    write(folder / output_names.SUMS, content)
 
 
 def read_sums(folder: Path) -> dict[str, str]:
     """Read `folder/SHA256SUMS` as relative path to hash. Raises OutputError if it is missing or malformed."""
     if not is_finished(folder):
-        raise OutputError(f"{folder}: no {SUMS}; expected a finished output of sgdata or sgmodel")
-    return parse_sums((folder / SUMS).read_bytes(), str(folder / SUMS))
+        raise OutputError(f"{folder}: no {output_names.SUMS}; expected a finished output of sgdata or sgmodel")
+    return parse_sums((folder / output_names.SUMS).read_bytes(), str(folder / output_names.SUMS))
 
 
 def parse_sums(content: bytes, origin: str) -> dict[str, str]:

@@ -7,35 +7,35 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.errors import SettingError
 
 # Files that every finished output of a kind has, by the file that identifies the kind; special kinds come first.
 REQUIRED = {
-    files.CROISSANT: (
-        files.INDEX,
-        files.CONTRACT,
-        files.AUDIT,
+    output_names.CROISSANT: (
+        output_names.INDEX,
+        output_names.CONTRACT,
+        output_names.AUDIT,
         "CARD.md",
         "README.md",
         "LICENSES/files.tsv",
         "stac/collection.json",
     ),
-    files.LEDGER: ("ledger.md",),
-    files.METRICS: (
+    output_names.LEDGER: ("ledger.md",),
+    output_names.METRICS: (
         *(
-            files.RECIPE,
-            files.CONTRACT,
-            files.RESULTS,
+            output_names.RECIPE,
+            output_names.CONTRACT,
+            output_names.RESULTS,
             "card.md",
             "checkpoint-last/model.safetensors",
             "checkpoint-last/card.json",
         ),
         *("checkpoint-last/training.json", "checkpoint-last/training.safetensors"),
     ),
-    files.SIMULATION: ("catalog.json",),
-    files.IMAGE: (files.PATCHES, files.CONTRACT, files.RECIPE, files.LOCK),
-    files.INDEX: (files.CONTRACT, files.QUARANTINE),
+    output_names.SIMULATION: ("catalog.json",),
+    output_names.IMAGE: (output_names.PATCHES, output_names.CONTRACT, output_names.RECIPE, output_names.LOCK),
+    output_names.INDEX: (output_names.CONTRACT, output_names.QUARANTINE),
     "card.json": ("model.safetensors",),
 }
 
@@ -43,7 +43,7 @@ REQUIRED = {
 def verify(folder: Path) -> list[str]:
     """Compare every file of an output with its SHA256SUMS.
 
-    Hidden files and those that contain times (`files.TIMED`) are ignored, except in a release.
+    Hidden files and those that contain times (`output_names.TIMED`) are ignored, except in a release.
 
     Args:
         folder: Folder with a SHA256SUMS, such as a build, shards, a release or a checkpoint.
@@ -70,7 +70,7 @@ def verify(folder: Path) -> list[str]:
         if actual != digest:
             differences.append(f"{name}: changed, SHA-256 is {actual[:16]}..., expected {digest[:16]}...")
     # In a release even hidden files must be listed.
-    present = files.list_covered(folder, everything=files.CROISSANT in expected)
+    present = files.list_covered(folder, everything=output_names.CROISSANT in expected)
     differences += [f"{name}: not listed" for name in present if name not in expected]
     return differences + _lacking(expected, set(present))
 
@@ -78,10 +78,10 @@ def verify(folder: Path) -> list[str]:
 def _lacking(listed: Mapping[str, str], present: set[str]) -> list[str]:
     """Return a line per file that the kind of output requires and SHA256SUMS does not list."""
     if not listed:
-        return [f"{files.SUMS}: lists no file"]
+        return [f"{output_names.SUMS}: lists no file"]
     required = _required(listed.keys() | present)
     missing = [name for name in required if name not in listed]
-    return [f"{name}: missing from {files.SUMS}, required beside {required[0]}" for name in missing]
+    return [f"{name}: missing from {output_names.SUMS}, required beside {required[0]}" for name in missing]
 
 
 def _required(names: set[str]) -> tuple[str, ...]:
@@ -137,5 +137,5 @@ def compare(folder: Path, trusted: str) -> list[str]:
 
 
 def _compare_digest(folder: Path, digest: str, source: str) -> list[str]:
-    actual = files.sha256_file(folder / files.SUMS)
-    return [] if actual == digest else [f"{files.SUMS}: SHA-256 is {actual}, {source} says {digest}"]
+    actual = files.sha256_file(folder / output_names.SUMS)
+    return [] if actual == digest else [f"{output_names.SUMS}: SHA-256 is {actual}, {source} says {digest}"]

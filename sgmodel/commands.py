@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from sgdata import files, recipe_settings, terminal
+from sgdata import files, output_names, recipe_settings, terminal
 from sgdata.errors import SettingError, one_line
 from sgmodel import recipe_files
 from sgmodel.train.program import Loaders, Program, ProgramName
@@ -306,7 +306,7 @@ def reproduce_command(programs: Loaders) -> Callable[..., None]:
             print("\n".join(map(one_line, ledger.plan(chosen, paths, workers))))
             return
         code = ledger.main(chosen, paths, workers=workers, cluster=cluster)
-        print(out / files.LEDGER)
+        print(out / output_names.LEDGER)
         raise SystemExit(code)
 
     return reproduce

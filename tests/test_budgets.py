@@ -18,10 +18,10 @@ LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, token
 # changelog says how many lines. Before the packages were ordered by stage they were 8,713, 5,377 and 1,944, with
 # targets of 8,300, 5,000 and 1,950. Plain loops and option help came on top, and the features since: checks of foreign
 # data (some 1,500 lines), catalogues, areas and labels of every kind (1,600), checksums and resuming (600), scoring
-# (360).
-BUDGETS = {"sgdata": 15_500, "sgmodel": 8_500, "simulation and demo": 2_500}
+# (360), data of one's own and splits by ground (1,400), speed, memory and FLOPs (1,400).
+BUDGETS = {"sgdata": 14_800, "sgmodel": 8_350, "simulation and demo": 1_955}
 # Modules that an edit to a module can reach in the mean, itself included; the target is 8.
-EDIT_REACH = 21.2
+EDIT_REACH = 21.7
 
 
 def code_lines(path: Path) -> int:

@@ -14,7 +14,7 @@ import pytest
 import served
 from synthetic_shards import contract, sample, write
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.errors import SourceError
 from sgdata.shards import tar_format, write_shards
 from sgdata.types import Codec
@@ -104,9 +104,10 @@ def test_later_reads_are_checked_only_if_asked(tmp_path: Path) -> None:
 
 def test_shards_without_checksums_are_read_with_a_remark(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write(tmp_path / "shards")
-    table = pq.read_table(folder / files.INDEX)
+    table = pq.read_table(folder / output_names.INDEX)
     pq.write_table(
-        table.drop_columns([name for name in table.column_names if name.endswith("_crc32")]), folder / files.INDEX
+        table.drop_columns([name for name in table.column_names if name.endswith("_crc32")]),
+        folder / output_names.INDEX,
     )
     files.write_sums(folder)
     with caplog.at_level(logging.WARNING, "sgdata"):

@@ -19,7 +19,7 @@ import pytest
 import served
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files, pool
+from sgdata import catalog, files, output_names, pool
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.errors import ServiceError, SourceError
@@ -94,7 +94,7 @@ def test_a_cluster_gives_the_same_bytes_though_a_worker_is_killed(
     killer.join(1)
     assert workers[0].poll() is not None
     assert workers[1].poll() is None
-    assert (there / files.SUMS).read_text() == (here / files.SUMS).read_text()
+    assert (there / output_names.SUMS).read_text() == (here / output_names.SUMS).read_text()
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_relative_paths_and_faults_of_data_are_those_of_one_machine(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     there = build(Path("there"), Path("a"), cluster=cluster[0])
-    assert (there / files.SUMS).read_text() == (build(Path("here"), Path("a")) / files.SUMS).read_text()
+    assert (there / output_names.SUMS).read_text() == (build(Path("here"), Path("a")) / output_names.SUMS).read_text()
     for path in archive.rglob("B04.tif"):
         path.write_bytes(path.read_bytes()[:2000])
     messages = []

@@ -12,7 +12,7 @@ import tifffile
 from test_export import segmunich_build
 from typer.testing import CliRunner
 
-from sgdata import files
+from sgdata import output_names
 from sgdata.audits import compare_released, window_location
 from sgdata.builds import patch_table, pipeline
 from sgdata.builds.build_recipe import BuildPaths, recipe_for
@@ -76,7 +76,7 @@ def test_windows_of_the_simulated_city_are_found_and_equal(city_build: Path, tmp
         count = sum(made.patches.values())
         assert (report["windows"], report["placed"], report["copies"]) == (count, count, 1)
         assert {(one["row"], one["col"]) for one in report["places"]} == {
-            (row.row, row.col) for row in patch_table.read(city_build / files.PATCHES).itertuples()
+            (row.row, row.col) for row in patch_table.read(city_build / output_names.PATCHES).itertuples()
         }
         assert min(one["correlation"] for one in report["places"]) > 0.999
         assert all(band["rmse"] == band["difference"] == 0 for band in report["bands"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import files, sentinel2
+from sgdata import files, output_names, sentinel2
 from sgdata.errors import SettingError
 from sgdata.shards import contracts
 from sgdata.types import BandStatistics, Contract, LabelSpace
@@ -85,6 +85,6 @@ def test_a_misspelt_waiver_is_refused() -> None:
 )
 def test_numbers_that_no_data_have_are_refused(change: dict[str, object], told: str, tmp_path: Path) -> None:
     document = files.to_plain(BASE) | change
-    (tmp_path / files.CONTRACT).write_bytes(files.pretty_json(document))
+    (tmp_path / output_names.CONTRACT).write_bytes(files.pretty_json(document))
     with pytest.raises(SettingError, match=told):
         contracts.read(tmp_path)

@@ -22,7 +22,7 @@ import synthetic
 import tifffile
 from rasterio.warp import transform
 
-from sgdata import files, sentinel2, verification
+from sgdata import output_names, sentinel2, verification
 from sgdata.datasets import cards, eurosat, readers
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.packing import pack as packing
@@ -60,7 +60,7 @@ def by_key(out: Path) -> dict[str, Sample]:
 
 
 def quarantine(out: Path) -> dict[str, str]:
-    rows = [json.loads(line) for line in (out / files.QUARANTINE).read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / output_names.QUARANTINE).read_text().splitlines()]
     return {row["key"] or row["file"]: row["reason"] for row in rows}
 
 
@@ -88,7 +88,7 @@ def test_a_clean_source_packs_completely_and_verifies(name: str, made: Callable[
     ]
     assert verification.verify(tmp_path / "a") == []
     pack(name, made(name), tmp_path / "b")
-    assert (tmp_path / "a" / files.SUMS).read_bytes() == (tmp_path / "b" / files.SUMS).read_bytes()
+    assert (tmp_path / "a" / output_names.SUMS).read_bytes() == (tmp_path / "b" / output_names.SUMS).read_bytes()
 
 
 @every
@@ -167,17 +167,17 @@ def test_a_compressed_tar_gives_the_bytes_of_its_folder(
     source = _tar_of(made(name), tmp_path / f"it.tar.{suffix}")
     for kind, at in {"folder": made(name), "tar": source}.items():
         pack(name, at, tmp_path / kind, shard_mb=0, workers=workers if kind == "tar" else 1)
-    expected = (tmp_path / "folder" / files.SUMS).read_bytes()
-    assert (tmp_path / "tar" / files.SUMS).read_bytes() == expected
+    expected = (tmp_path / "folder" / output_names.SUMS).read_bytes()
+    assert (tmp_path / "tar" / output_names.SUMS).read_bytes() == expected
     assert not list((tmp_path / "tar" / tasks.SPOOL).iterdir())
 
     tars = sorted((tmp_path / "tar").glob("*.tar"))
     kept = {path: path.stat().st_mtime_ns for path in tars[1:]}
     tars[0].unlink()
-    (tmp_path / "tar" / files.SUMS).unlink()
+    (tmp_path / "tar" / output_names.SUMS).unlink()
     (tmp_path / "tar" / tasks.SPOOL / tars[0].name).write_bytes(b"half of an earlier run")
     pack(name, source, tmp_path / "tar", shard_mb=0)
-    assert (tmp_path / "tar" / files.SUMS).read_bytes() == expected
+    assert (tmp_path / "tar" / output_names.SUMS).read_bytes() == expected
     assert {path: path.stat().st_mtime_ns for path in tars[1:]} == kept
 
 
@@ -241,7 +241,7 @@ def test_names_of_any_bytes_case_and_length_are_packed_or_reported(made: Callabl
         assert set(reasons) == {"donn\udce9es/Lake/Lake_1.tif", "River_3", f"River_{'1' * 80}"}
         assert "cannot be a name in a shard" in reasons[f"River_{'1' * 80}"]
         assert not verification.verify(done.folder)
-    assert (tmp_path / "1" / files.SUMS).read_bytes() == (tmp_path / "2" / files.SUMS).read_bytes()
+    assert (tmp_path / "1" / output_names.SUMS).read_bytes() == (tmp_path / "2" / output_names.SUMS).read_bytes()
 
 
 def test_a_duplicate_key_is_reported_in_any_shard(made: Callable[[str], Path], tmp_path: Path) -> None:
@@ -594,7 +594,7 @@ def test_a_broken_sample_is_listed_and_the_rest_is_packed(
     assert result.quarantined == len(reasons) == 1
     assert reason in next(iter(reasons.values()))
     assert sum(result.contract.splits.values()) == SAMPLES[name] - 1
-    assert str(tmp_path) not in (tmp_path / "out" / files.QUARANTINE).read_text()
+    assert str(tmp_path) not in (tmp_path / "out" / output_names.QUARANTINE).read_text()
 
 
 # --- real files ----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import files
+from sgdata import output_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -98,5 +98,7 @@ def test_only_packing_imports_webdataset(tmp_path: Path) -> None:
         timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "plan" / files.LOCK).is_file() and (tmp_path / "build" / files.SUMS).is_file(), done.stderr
+    assert (tmp_path / "plan" / output_names.LOCK).is_file() and (tmp_path / "build" / output_names.SUMS).is_file(), (
+        done.stderr
+    )
     assert done.stdout.splitlines()[-1] == "[]"

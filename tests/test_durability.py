@@ -20,7 +20,7 @@ from test_pretrain import recipe as training_recipe
 from test_pretrain import run_paths_for
 from typer.testing import CliRunner
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.builds.build_recipe import BuildRecipe
 from sgdata.cli import app
 from sgdata.errors import OutputError
@@ -75,7 +75,7 @@ def test_a_build_flushes_before_it_names(
 ) -> None:
     build(recipe, archive, tmp_path / "out", scratch=tmp_path / "scratch")
     names = check_order(events, tmp_path)
-    assert {files.SUMS, files.IMAGE, files.LOCK} <= names
+    assert {output_names.SUMS, output_names.IMAGE, output_names.LOCK} <= names
     assert {".bin", ".npy", ".json", ".note"} <= {Path(name).suffix for name in names}
 
 
@@ -86,10 +86,16 @@ def test_shards_and_training_flush_before_they_name(events: list[Event], tmp_pat
         training_recipe("training.epochs=1"), run_paths_for(write(tmp_path / "toy"), tmp_path / "run", save_minutes=0)
     )
     names = check_order(events, tmp_path)
-    assert {files.SUMS, files.INDEX, "segmunich-train-000000.tar", "checkpoint-last", "checkpoint-best"} <= names
+    assert {
+        output_names.SUMS,
+        output_names.INDEX,
+        "segmunich-train-000000.tar",
+        "checkpoint-last",
+        "checkpoint-best",
+    } <= names
     # What was appended is flushed before the list that has its hash.
-    listed = [path for _, path, _ in events].index(tmp_path / "run" / files.SUMS)
-    metrics = tmp_path / "run" / files.METRICS
+    listed = [path for _, path, _ in events].index(tmp_path / "run" / output_names.SUMS)
+    metrics = tmp_path / "run" / output_names.METRICS
     assert ("flush", metrics, metrics) in events[:listed]
 
 
@@ -126,7 +132,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pretrain.main(training_recipe("training.epochs=0.5"), run_paths_for(place / "shards", place / "run"))
     pair = {"before": "build", "after": "build", "change": "build/labels.tif"}
     (place / "pair.toml").write_text("".join(f'{name} = "{path}"\n' for name, path in pair.items()))
-    for sums in place.rglob(files.SUMS):
+    for sums in place.rglob(output_names.SUMS):
         sums.unlink()
     return place
 

@@ -20,7 +20,7 @@ from PIL import Image
 from rasterio.warp import transform_bounds
 from typer.testing import CliRunner
 
-from sgdata import files
+from sgdata import output_names
 from sgdata.audits import checks, collect_evidence
 from sgdata.cli import app
 from sgdata.datasets import cards
@@ -62,7 +62,7 @@ def test_values_bands_and_ground_are_those_of_the_files(source: Path, tmp_path: 
     contract = contracts.read(tmp_path / "out")
     assert (contract.level, contract.shape, contract.scale) == ("RGB8", (3, 64, 64), 1.0)
     assert [band.name for band in contract.bands] == ["B02", "B03", "B04"]
-    index = pq.read_table(tmp_path / "out" / files.INDEX)
+    index = pq.read_table(tmp_path / "out" / output_names.INDEX)
     assert b"geo" in index.schema.metadata
     rows = {row["key"]: row for row in index.to_pylist()}
     for key, row in rows.items():
@@ -88,7 +88,7 @@ def test_a_zip_and_its_folder_give_the_same_shards(source: Path, tmp_path: Path)
     folder = packed(source, tmp_path / "a", coordinates=table)
     zipped = packed(tmp_path / "EuroSAT_RGB.zip", tmp_path / "b", coordinates=table)
     assert folder.contract == zipped.contract
-    assert (tmp_path / "a" / files.SUMS).read_bytes() == (tmp_path / "b" / files.SUMS).read_bytes()
+    assert (tmp_path / "a" / output_names.SUMS).read_bytes() == (tmp_path / "b" / output_names.SUMS).read_bytes()
 
 
 GREY = np.full((64, 64), 90, np.uint8)
@@ -119,7 +119,7 @@ def test_a_bad_image_is_quarantined_and_the_rest_is_packed(fault: str, source: P
     path = source / "EuroSAT_RGB" / "River" / "River_2.jpg"
     path.write_bytes(change(path.read_bytes()))
     done = packed(source, tmp_path / "out")
-    (row,) = [json.loads(line) for line in (tmp_path / "out" / files.QUARANTINE).read_text().splitlines()]
+    (row,) = [json.loads(line) for line in (tmp_path / "out" / output_names.QUARANTINE).read_text().splitlines()]
     assert (row["key"], done.contract.splits) == ("River_2", {"all": 5})
     assert reason in row["reason"]
     assert "0x" not in row["reason"], "an address in memory differs from run to run"
@@ -140,7 +140,7 @@ def test_a_sample_without_a_place_is_quarantined(line: str, reason: str, source:
     lines = [text for text in table.read_text().splitlines() if "River_2\t" not in text]
     table.write_text("\n".join([*lines, *([line] if line else [])]) + "\n")
     done = packed(source, tmp_path / "out", coordinates=table)
-    (row,) = [json.loads(line) for line in (tmp_path / "out" / files.QUARANTINE).read_text().splitlines()]
+    (row,) = [json.loads(line) for line in (tmp_path / "out" / output_names.QUARANTINE).read_text().splitlines()]
     assert row["file"] == "EuroSAT_RGB/River/River_2.jpg"
     assert reason in row["reason"]
     assert done.contract.splits == {"all": 5}

@@ -12,7 +12,7 @@ import synthetic_build
 import tifffile
 from typer.testing import CliRunner
 
-from sgdata import catalog, files, verification
+from sgdata import catalog, output_names, verification
 from sgdata.builds import build_folder, patch_table
 from sgdata.cli import app
 from sgdata.datasets import segmunich
@@ -31,9 +31,9 @@ def segmunich_build(folder: Path, shape: tuple[int, int] = (512, 384)) -> Path:
     synthetic_build.write(folder, shape)
     space = class_tables.read("segmunich-osm", tiers=("core",), groups=("drive",)).space
     contracts.write(folder, dataclasses.replace(contracts.read(folder), label_space=space))
-    rows = patch_table.read(folder / files.PATCHES)
+    rows = patch_table.read(folder / output_names.PATCHES)
     rows.loc[rows.index[0], "split"] = "test"
-    patch_table.write(folder / files.PATCHES, rows)
+    patch_table.write(folder / output_names.PATCHES, rows)
     return folder
 
 
@@ -68,7 +68,7 @@ def test_the_layout_is_that_of_the_released_set_and_reads_back_equal(
         geotiff.open_raster(str(build / build_folder.LABELS)) as labels,
     ):
         stored, classes, names = image.read(), labels.read(1), list(image.descriptions)
-    for row in patch_table.read(build / files.PATCHES).itertuples():
+    for row in patch_table.read(build / output_names.PATCHES).itertuples():
         split = row.split if own_splits or row.split == "train" else "val"
         assert row.key in (out / "dataset" / f"{split}.txt").read_text().splitlines()
         window = np.s_[row.row : row.row + 128, row.col : row.col + 128]
@@ -88,7 +88,7 @@ def test_the_layout_is_that_of_the_released_set_and_reads_back_equal(
         for ref in listing.refs:
             sample = read(ref)
             key = Path(sample.meta["source_id"]).stem
-            row = next(r for r in patch_table.read(build / files.PATCHES).itertuples() if r.key == key)
+            row = next(r for r in patch_table.read(build / output_names.PATCHES).itertuples() if r.key == key)
             window = np.s_[row.row : row.row + 128, row.col : row.col + 128]
             order = [names.index(name) for name in RELEASED]  # packing puts them in order
             assert np.array_equal(np.ma.getdata(sample.arrays["image"]), stored[order][:, *window])

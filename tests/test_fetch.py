@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sgdata import cli, files, verification
+from sgdata import cli, output_names, verification
 from sgdata.datasets import cards, download
 from sgdata.datasets.types import DatasetFile
 from sgdata.errors import OutputError, ServiceError, SettingError
@@ -150,7 +150,7 @@ def test_downloads_succeed_despite_a_faulty_server(acts: list[str], server: Serv
     server.behaviour["/it"] = list(acts)
     get(source(server), tmp_path)
     assert (tmp_path / "it.zip").read_bytes() == CONTENT
-    assert {path.name for path in tmp_path.iterdir()} == {"it.zip", ".lock", files.SUMS}
+    assert {path.name for path in tmp_path.iterdir()} == {"it.zip", ".lock", output_names.SUMS}
     assert verification.verify(tmp_path) == []
     if acts == ["truncate", "truncate"]:
         assert server.ranges == ["", "bytes=65536-", "bytes=131072-"], "what had come is not asked for again"
@@ -170,7 +170,7 @@ def test_a_mirror_is_tried_and_without_one_every_attempt_is_reported(act: str, s
 def test_without_size_and_digest_the_hash_is_recorded(server: Server, tmp_path: Path) -> None:
     server.behaviour["/it"] = ["truncate"]
     get(source(server, bytes=None, algorithm=None, digest=""), tmp_path)
-    assert (tmp_path / files.SUMS).read_text() == f"{hashlib.sha256(CONTENT).hexdigest()}  it.zip\n"
+    assert (tmp_path / output_names.SUMS).read_text() == f"{hashlib.sha256(CONTENT).hexdigest()}  it.zip\n"
 
 
 @pytest.mark.parametrize("act", ["page", "no length", "part", "led astray"])
@@ -224,7 +224,7 @@ def test_the_plan_lists_missing_files_without_a_request(tmp_path: Path, monkeypa
     assert not (tmp_path / "new").exists()
     (tmp_path / ".BigEarthNet-S2.tar.zst.partial").write_bytes(bytes(1000))
     (tmp_path / "metadata.parquet").write_bytes(b"x")
-    (tmp_path / files.SUMS).write_text(f"{'0' * 64}  metadata.parquet\n")
+    (tmp_path / output_names.SUMS).write_text(f"{'0' * 64}  metadata.parquet\n")
     assert download.plan("bigearthnet", "v2", tmp_path).bytes == need.bytes - 1000 - 3616349
     assert [each.file for each in download.plan("bigearthnet", "v2", tmp_path, ["maps"]).sources] == [
         "Reference_Maps.tar.zst"

@@ -270,5 +270,5 @@ def test_no_suffix_is_replaced() -> None:
     for package in ("sgdata", "sgmodel"):
         for path in (ROOT / package).rglob("*.py"):
             text = path.read_text()
-            assert ".with_suffix(" not in text, f"{path}: append the ending, with file_names.with_ending"
+            assert ".with_suffix(" not in text, f"{path}: append the ending, with safe_names.with_ending"
             assert ".with_stem(" not in text

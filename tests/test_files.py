@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.errors import OutputError, SettingError, SourceError
 
 
@@ -145,7 +145,7 @@ def test_sums_are_sorted_and_skip_files_with_timestamps(tmp_path: Path) -> None:
     for name in ("b/y", "a", "b/timings.jsonl", "tensorboard/x", ".lock"):
         files.write(tmp_path / name, name.encode())
     files.write_sums(tmp_path)
-    lines = (tmp_path / files.SUMS).read_text().splitlines()
+    lines = (tmp_path / output_names.SUMS).read_text().splitlines()
     assert [line.split("  ")[1] for line in lines] == ["a", "b/y"]
     assert lines[0].startswith(files.sha256(b"a"))
     assert files.sha256_file(tmp_path / "a") == files.sha256(b"a")

@@ -16,7 +16,7 @@ import synthetic_shards
 from test_hostile_names import GRID, archive
 from test_segment import TINY
 
-from sgdata import files
+from sgdata import output_names
 
 SETTINGS = (
     f"area={{grid = {GRID}}}", 'bands=["B04"]', "patches.size=32", "patches.stride=32", "split.block_px=32",
@@ -86,7 +86,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sums(out: Path) -> dict[str, bytes]:
     """Return every SHA256SUMS below a folder."""
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob(files.SUMS))}
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob(output_names.SUMS))}
 
 
 @pytest.mark.slow

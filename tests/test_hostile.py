@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import synthetic
 
-from sgdata import files, verification
+from sgdata import output_names, verification
 from sgdata.errors import SourceError
 from sgdata.packing import pack, select, tasks
 from sgdata.shards import tar_format
@@ -107,7 +107,7 @@ def test_damaged_samples_are_listed_or_whole(name: str, total: int, tmp_path: Pa
         assert len(list(tar_format.samples(result.folder))) == len(packed)
     except SourceError:  # not one sample was left
         packed = set()
-    rows = [json.loads(line) for line in (tmp_path / "out" / files.QUARANTINE).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "out" / output_names.QUARANTINE).read_text().splitlines()]
     assert all(row["reason"] and "\n" not in row["reason"] for row in rows)
     assert packed.isdisjoint(row["key"] for row in rows)
     assert packed | {row["key"] for row in rows if row["key"]} == {ref.key for ref in found.refs}
@@ -160,12 +160,12 @@ def test_ten_kills_do_not_change_bytes(kind: str, tmp_path: Path) -> None:
             time.sleep(0.005)
         time.sleep(rng.random() * 0.05)
         assert process.poll() is None, f"ended before kill {killed + 1}"
-        assert not (disturbed / files.SUMS).exists()
+        assert not (disturbed / output_names.SUMS).exists()
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         killed += 1
     assert start(disturbed).wait() == 0
-    assert (disturbed / files.SUMS).read_bytes() == (tmp_path / "calm" / files.SUMS).read_bytes()
+    assert (disturbed / output_names.SUMS).read_bytes() == (tmp_path / "calm" / output_names.SUMS).read_bytes()
     assert verification.verify(disturbed) == []
     left = [path.name for path in disturbed.rglob("*") if "partial" in path.name]
     assert not left

@@ -20,7 +20,7 @@ from stac_wrap import Wrapped, wrap
 from test_hostile_names import GRID, home  # noqa: F401  # a fixture
 from test_reproduce import STUB
 
-from sgdata import cli, files, terminal
+from sgdata import cli, files, output_names, terminal
 from sgdata.composite import omnicloudmask
 from sgdata.errors import ExitCode
 from sgdata.rasters import geotiff
@@ -179,7 +179,7 @@ def test_names_in_a_catalogue(say: Say, home: Path, monkeypatch: pytest.MonkeyPa
     words = ("--osm", "none", "--lock", home / "plan" / lock.NAME, "--masks", home / "masks", "--out", home / "build")
     assert say("sgdata", "build", *chosen, *words)[0] == 0
     # The third scene, of 500, is masked: every mask was found by the id of its scene.
-    with geotiff.open_raster(str(home / "build" / files.IMAGE)) as image:
+    with geotiff.open_raster(str(home / "build" / output_names.IMAGE)) as image:
         assert set(np.unique(image.read(1)).tolist()) == {350}
     assert say("sgdata", "show", home / "build", "--out", home / "page")[0] == 0
     assert say("sgdata", "shard", "segmunich", "--source", home / "build", "--out", home / "shards")[0] == 0
@@ -259,5 +259,5 @@ def test_names_in_a_ledger(say: Say, home: Path) -> None:  # noqa: F811
     # A hostile document in place of the ledger.
     documents: tuple[object, ...] = ({}, {"tables": 3}, {"tables": [{"name": NAME}]}, {"tables": [NAME]})
     for document in documents:
-        (home / "out" / files.LEDGER).write_bytes(files.pretty_json(document))
+        (home / "out" / output_names.LEDGER).write_bytes(files.pretty_json(document))
         assert say("sgdata", "show", home / "out", "--out", home / "page")[0] == ExitCode.REFUSED

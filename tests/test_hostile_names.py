@@ -21,7 +21,7 @@ import synthetic_shards
 from stac_wrap import Wrapped, wrap
 from test_segment import TINY
 
-from sgdata import cli, files, verification
+from sgdata import cli, files, output_names, verification
 from sgdata.audits import collect_evidence
 from sgdata.builds import build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths
@@ -96,7 +96,7 @@ def test_builds_of_hostile_ids(home: Path, kind: str) -> None:
     out = built(home, IDS[kind], 'name="../../evil"')
     assert {item.scene.id for item in lock.read(out / lock.NAME).items} == set(IDS[kind])
     assert verification.verify(out) == []
-    with geotiff.open_raster(str(out / files.IMAGE)) as image:
+    with geotiff.open_raster(str(out / output_names.IMAGE)) as image:
         # Each scene has one value: the median is that of the second, unless two of them share a file.
         assert set(np.unique(image.read(1)).tolist()) == {400}
     (item,) = (out / "stac").iterdir()
@@ -133,11 +133,11 @@ def test_shards_of_hostile_splits(home: Path) -> None:
 
 def with_column(folder: Path, **columns: str) -> Path:
     """Write one value into columns of the index, as somebody who makes shards by hand could."""
-    table = pq.read_table(folder / files.INDEX)
+    table = pq.read_table(folder / output_names.INDEX)
     for name, value in columns.items():
         at = table.column_names.index(name)
         table = table.set_column(at, name, pa.array([value] * len(table)))
-    pq.write_table(table, folder / files.INDEX)
+    pq.write_table(table, folder / output_names.INDEX)
     files.write_sums(folder)
     return folder
 
@@ -148,9 +148,9 @@ def test_shards_that_name_other_files(home: Path, kind: str) -> None:
     shutil.copyfile(next(out.glob("*.tar")), home / "secret.tar")
     os.mkfifo(out / "pipe.tar")
     name = {"leads out": "../secret.tar", "absolute": str(home / "secret.tar"), "pipe": "pipe.tar"}[kind]
-    table = pq.read_table(out / files.INDEX)
+    table = pq.read_table(out / output_names.INDEX)
     pq.write_table(
-        table.set_column(table.column_names.index("shard"), "shard", pa.array([name] * 2)), out / files.INDEX
+        table.set_column(table.column_names.index("shard"), "shard", pa.array([name] * 2)), out / output_names.INDEX
     )
     with pytest.raises(SourceError, match="expected"):
         next(tar_format.samples(out))
@@ -205,10 +205,10 @@ def test_every_command_with_hostile_names(home: Path) -> None:
     assert run(cli.main, "release", "tiny", "1.0", *words) in (0, 3)
 
     toy = synthetic_shards.write(home / "toy", train=6, val=3)
-    document = json.loads((toy / files.CONTRACT).read_bytes())
+    document = json.loads((toy / output_names.CONTRACT).read_bytes())
     document |= {"dataset": HOSTILE, "version": "../1\x1b[31m"}
     document["label_space"]["names"][0] = "../../evil\x1b[31m"
-    (toy / files.CONTRACT).write_bytes(files.pretty_json(document))
+    (toy / output_names.CONTRACT).write_bytes(files.pretty_json(document))
     files.write_sums(toy)
     sets = [word for text in TINY for word in ("--set", text)]
     checkpoint = home / "run" / "checkpoint-last"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic_shards import write
 
-from sgdata import files
+from sgdata import output_names
 from sgdata.errors import SourceError
 from sgdata.shards import tar_format
 
@@ -64,8 +64,8 @@ def test_what_no_index_has_is_refused_by_name(
 ) -> None:
     for path in folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
-    (tmp_path / files.INDEX).unlink()
-    pq.write_table(change(pq.read_table(folder / files.INDEX)), tmp_path / files.INDEX)
+    (tmp_path / output_names.INDEX).unlink()
+    pq.write_table(change(pq.read_table(folder / output_names.INDEX)), tmp_path / output_names.INDEX)
     with pytest.raises(SourceError, match=told):
         tar_format.read_index(tmp_path)
 
@@ -73,9 +73,9 @@ def test_what_no_index_has_is_refused_by_name(
 def test_samples_without_a_member_are_read(folder: Path, tmp_path: Path) -> None:
     for path in folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
-    (tmp_path / files.INDEX).unlink()
-    table = pq.read_table(folder / files.INDEX)
+    (tmp_path / output_names.INDEX).unlink()
+    table = pq.read_table(folder / output_names.INDEX)
     for column in [name for name in table.column_names if name.startswith("mask_")]:
         table = setting(column, None)(table)
-    pq.write_table(table, tmp_path / files.INDEX)
+    pq.write_table(table, tmp_path / output_names.INDEX)
     assert tar_format.read_index(tmp_path)["mask_offset"].null_count == 1

@@ -23,7 +23,7 @@ from synthetic_shards import write
 from test_ranks import SMALL
 from test_release import finished_build
 
-from sgdata import files, verification
+from sgdata import files, output_names, verification
 from sgdata.packing import pack
 from sgdata.simulation import archive
 
@@ -109,7 +109,9 @@ def contents(out: Path) -> dict[str, str]:
     """Return the hash of every file of an output; those that hold times or begin with a dot are left out."""
     names = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     parts = {name: name.split("/") for name in names}
-    kept = [name for name in names if not any(part.startswith(".") or part in files.TIMED for part in parts[name])]
+    kept = [
+        name for name in names if not any(part.startswith(".") or part in output_names.TIMED for part in parts[name])
+    ]
     return {name: files.sha256_file(out / name) for name in kept if not name.endswith(files.LOG)}
 
 
@@ -118,7 +120,7 @@ def check_end(process: subprocess.Popen[bytes], out: Path, expected: dict[str, s
     _, error = process.communicate(timeout=DEADLINE_S)
     assert process.returncode in (0, 3), error.decode()
     assert contents(out) == expected
-    for sums in out.rglob(files.SUMS):
+    for sums in out.rglob(output_names.SUMS):
         assert verification.verify(sums.parent) == []
     assert not [path for path in out.rglob("*") if "partial" in path.name]
 

@@ -53,7 +53,7 @@ PURE = (
     *(
         "composite.rules",
         "composite.kernels",
-        "composite.clear_score",
+        "composite.cloud_masks",
         "labels.rasterize",
         "labels.tag_rules",
         "scenes.offsets",
@@ -169,6 +169,8 @@ def test_sgdata_imports_neither_torch_nor_sgmodel() -> None:
 def test_sgmodel_imports_only_modules_without_gdal() -> None:
     for module in (m for m in MODULES if m.startswith("sgmodel.")):
         allowed = WITHOUT_GDAL | ({"rasters"} if "inference" in module else set())
+        if module == "sgmodel.ledger.published":  # compares split lists, with a module of packing that opens no raster
+            allowed |= {"packing"}
         taken = {n for n in imports(module) if n in MODULES and n.startswith("sgdata.")}
         assert {folder(n) for n in taken} <= allowed, f"{module} imports {sorted(taken)}"
 
@@ -217,8 +219,8 @@ def test_imports_stay_shallow() -> None:
     # 1 above the 9 of before: file names, addresses, access and limits, which every module that meets foreign data
     # checks with. Another 0.3 for scoring by the maps of prediction and for early stopping, and 0.3 for reducing
     # tokens and counting FLOPs, which every program needs; 0.3 for frozen features, detectors of pixels and the
-    # distance of scored samples.
-    assert mean <= 11.15, f"a module reaches {mean:.2f} on average: import less, or pass it in"
+    # distance of scored samples, and 0.5 for the names of output files in a module of their own.
+    assert mean <= 11.65, f"a module reaches {mean:.2f} on average: import less, or pass it in"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

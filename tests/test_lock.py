@@ -17,7 +17,7 @@ import rasterio
 import served
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files
+from sgdata import catalog, files, output_names
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.errors import OutputError, ServiceError, SettingError, SourceError
@@ -67,7 +67,7 @@ def test_a_locked_build_is_the_build_and_refuses_another(
     out = build(recipe, where, tmp_path / "b")
     held = out / lock.NAME
     again = build(recipe, where, tmp_path / "c", follow=held)
-    assert (again / files.SUMS).read_text() == (out / files.SUMS).read_text()
+    assert (again / output_names.SUMS).read_text() == (out / output_names.SUMS).read_text()
     # The recipe beside the build is the recipe of its lock.
     assert build(files.read(BuildRecipe, out / "recipe.toml"), where, tmp_path / "d", follow=held)
 
@@ -86,7 +86,7 @@ def test_a_locked_build_is_the_build_and_refuses_another(
     (tmp_path / "forged.json").write_text(json.dumps(document))
     with pytest.raises(OutputError, match=r"--locked: outputs\.image\.tif is .*, the lock has 0000"):
         build(recipe, where, tmp_path / "e", follow=tmp_path / "forged.json")
-    assert not (tmp_path / "e" / files.SUMS).exists()
+    assert not (tmp_path / "e" / output_names.SUMS).exists()
 
 
 def test_a_planned_lock_cannot_be_held_to_the_letter(tmp_path: Path, recipe: BuildRecipe) -> None:
@@ -188,9 +188,9 @@ def test_a_build_asks_overpass_once_and_then_repeats_without_it(tmp_path: Path, 
     held = lock.read(out / lock.NAME).answers
     assert set(held) == {path.name for path in answers}
     assert len(answers) == len(web.asked) > 3
-    sums = (out / files.SUMS).read_text()
+    sums = (out / output_names.SUMS).read_text()
     build(recipe, where, out, osm=f"{web.url}/api", offline=True)
-    assert (out / files.SUMS).read_text() == sums
+    assert (out / output_names.SUMS).read_text() == sums
     assert len(web.asked) == len(answers)
     # A changed answer is a deviation.
     (web.folder / "api").write_text(json.dumps(forest() | {"generator": "another"}))
@@ -270,6 +270,6 @@ def test_a_lock_brings_the_day_of_the_labels(
     pipeline.build(later, out, locked=planned)
     built = lock.read(out.out)
     assert (built.osm_date, built.dates) == (recipe.osm_date, recipe.dates)
-    written = files.read(BuildRecipe, out.out / files.RECIPE)
+    written = files.read(BuildRecipe, out.out / output_names.RECIPE)
     assert (written.osm_date, written.dates) == (recipe.osm_date, recipe.dates)
     assert f"the lock has {recipe.osm_date}, which is used in place of 2024-01-01" in caplog.text

@@ -11,7 +11,7 @@ import synthetic_shards
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgdata import files
+from sgdata import output_names
 from sgdata.errors import SettingError
 from sgdata.pages import html, markdown
 from sgdata.shards import contracts
@@ -53,7 +53,7 @@ def test_a_colour_is_a_colour(tmp_path: Path, colour: str) -> None:
     with pytest.raises(ValueError, match="expected #rrggbb"):
         LabelSpace(name="x", task="segmentation", ids=(0,), names=("a",), colours=(colour,))
     contracts.write(tmp_path, synthetic_shards.contract(32))
-    path = tmp_path / files.CONTRACT
+    path = tmp_path / output_names.CONTRACT
     path.write_text(path.read_text().replace('"#3050a0"', f'"{colour}"'))
     with pytest.raises(SettingError, match="expected #rrggbb"):
         contracts.read(tmp_path)

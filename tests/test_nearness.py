@@ -17,7 +17,7 @@ from test_detect_change import recipe as change
 from test_segment import TINY
 from test_segment import recipe as segmentation
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.errors import SettingError, SourceError
 from sgdata.pages import distance
 from sgdata.shards import write_shards
@@ -53,7 +53,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_sample_is_stored_with_its_nearest_training_sample(line: Path, tmp_path: Path) -> None:
     made = classification("mode=knn", "neighbours=3")
     assert classify.main(made, run_paths_for(line, tmp_path / "run")) == 0
-    rows = pq.read_table(tmp_path / "run" / files.SCORED).to_pylist()
+    rows = pq.read_table(tmp_path / "run" / output_names.SCORED).to_pylist()
     assert [row["key"] for row in rows] == [f"scene-{n:05d}" for n in range(12, 20)]
     assert [row["distance_m"] for row in rows] == pytest.approx(
         [0, 50, 500, 1_500, 3_000, 9_000, 30_000, 90_000], rel=2e-3, abs=2
@@ -62,7 +62,7 @@ def test_each_sample_is_stored_with_its_nearest_training_sample(line: Path, tmp_
     assert [row["labels"] for row in rows] == [[n % 4] for n in range(12, 20)]
     assert all(row["right"] == (row["labels"] == row["predicted"]) for row in rows)
     assert {row["likeness"] for row in rows} == {None}
-    assert files.SCORED in files.read_sums(tmp_path / "run")
+    assert output_names.SCORED in files.read_sums(tmp_path / "run")
     # The figures of all bands together are those of the run.
     bands = results(tmp_path / "run")["by_distance"]
     assert [(band["band"], band["samples"]) for band in bands] == [  # type: ignore[attr-defined]
@@ -77,7 +77,9 @@ def test_each_sample_is_stored_with_its_nearest_training_sample(line: Path, tmp_
     assert "## Score by distance to the nearest training sample" in card
     assert "| 20 km and more | 2 |" in card
     assert classify.main(made, run_paths_for(line, tmp_path / "again")) == 0
-    assert (tmp_path / "again" / files.SCORED).read_bytes() == (tmp_path / "run" / files.SCORED).read_bytes()
+    assert (tmp_path / "again" / output_names.SCORED).read_bytes() == (
+        tmp_path / "run" / output_names.SCORED
+    ).read_bytes()
 
 
 def test_only_the_samples_trained_on_count(line: Path, tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_only_the_samples_trained_on_count(line: Path, tmp_path: Path) -> None:
     source = loader.Samples(line, "train", ("image",))
     chosen = classify.select_shots(source, classify.targets(source, made), made)
     nearest = min(chosen)  # the easternmost
-    rows = pq.read_table(tmp_path / "run" / files.SCORED).to_pylist()
+    rows = pq.read_table(tmp_path / "run" / output_names.SCORED).to_pylist()
     assert {row["nearest"] for row in rows} == {source.keys[nearest]}
     assert rows[0]["distance_m"] == pytest.approx(160 * nearest, abs=3)
 
@@ -150,7 +152,7 @@ def test_pixels_and_change_are_scored_by_distance(tmp_path: Path) -> None:
     assert segment.main(recipe, run_paths_for(tmp_path / "masks", tmp_path / "segment")) == 0
     bands = [(band["band"], band["samples"]) for band in results(tmp_path / "segment")["by_distance"]]  # type: ignore[attr-defined]
     assert bands == [("under 100 m", 1), ("100 m to 2 km", 1)]
-    rows = pq.read_table(tmp_path / "segment" / files.SCORED).to_pylist()
+    rows = pq.read_table(tmp_path / "segment" / output_names.SCORED).to_pylist()
     assert all(0 <= row["right_pixels"] <= row["pixels"] == 32 * 32 - 4 for row in rows)
     cities = [placed(pair(f"city-{n}", "train" if n < 3 else "val", 32, 32, seed=n), 30_000 * n, 32) for n in range(5)]
     write_shards.write(cities, tmp_path / "pairs", contract=pair_contract())

@@ -14,7 +14,7 @@ from model_commands import sgmodel
 from synthetic_shards import write
 from test_pretrain import TINY, recipe, run_paths_for
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.errors import SourceError
 from sgmodel.data import loader, tar_source
 from sgmodel.recipes import pretrain
@@ -124,4 +124,4 @@ def test_the_options_reach_reads_and_recipe(folder: Path, tmp_path: Path, capsys
         assert sgmodel(*words, "--verify", "always") == training.STOPPED
     (mark,) = (tmp_path / "cache").glob(f"*/{tar_source.MARK}")
     assert json.loads(mark.read_bytes())["retry_s"] == 30
-    assert files.read_plain(tmp_path / "run" / files.RECIPE)["training"]["verify"] == "always"
+    assert files.read_plain(tmp_path / "run" / output_names.RECIPE)["training"]["verify"] == "always"

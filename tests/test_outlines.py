@@ -13,7 +13,7 @@ from stac_wrap import wrap
 from test_left_out import DAYS, build, plan, recipe, wrapped  # noqa: F401 - a fixture
 from typer.testing import CliRunner
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.builds import build_folder, patch_table
 from sgdata.builds.build_recipe import BuildRecipe
 from sgdata.cli import app
@@ -55,10 +55,10 @@ def test_nothing_is_built_outside_the_outline(triangle: BuildRecipe, archive: Pa
             ours, theirs = ours.read(), theirs.read()
         assert np.array_equal(ours[:, inside], theirs[:, inside])
         assert set(np.unique(ours[:, ~inside]).tolist()) == outside
-    usage = files.read_plain(tmp_path / "b" / files.USAGE)
+    usage = files.read_plain(tmp_path / "b" / output_names.USAGE)
     assert (usage["nodata_pixels"], build_folder.describe_nodata(tmp_path / "b")) == (0, "")
-    rows = patch_table.read(tmp_path / "b" / files.PATCHES)
-    assert 0 < len(rows) < len(patch_table.read(tmp_path / "w" / files.PATCHES))
+    rows = patch_table.read(tmp_path / "b" / output_names.PATCHES)
+    assert 0 < len(rows) < len(patch_table.read(tmp_path / "w" / output_names.PATCHES))
     assert all(inside[r.row : r.row + r.height, r.col : r.col + r.width].all() for r in rows.itertuples())
     # The lock alone repeats it, also without the file of the area.
     (tmp_path / "triangle.geojson").unlink()

@@ -15,7 +15,7 @@ import synthetic_shards
 from test_cluster import cluster  # noqa: F401 - a fixture
 from typer.testing import CliRunner
 
-from sgdata import cli, files, verification
+from sgdata import cli, files, output_names, verification
 from sgdata.datasets import types
 from sgdata.errors import ExitCode, OutputError, SettingError, SourceError
 from sgdata.packing import pack, select
@@ -29,7 +29,7 @@ def small(dataset: str, **changes: object) -> types.ShardRecipe:
 
 
 def reasons(out: Path) -> dict[str, str]:
-    rows = [json.loads(line) for line in (out / files.QUARANTINE).read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / output_names.QUARANTINE).read_text().splitlines()]
     return {row["key"] or row["file"]: row["reason"] for row in rows}
 
 
@@ -72,19 +72,19 @@ def test_workers_folders_and_interruptions_do_not_change_bytes(build: Path, tmp_
     assert one.shards == 6
     copy = shutil.copytree(build, tmp_path / "elsewhere" / "build")
     pack.pack("segmunich", source=copy, out=tmp_path / "two", recipe=recipe, workers=2)
-    expected = (tmp_path / "one" / files.SUMS).read_bytes()
-    assert (tmp_path / "two" / files.SUMS).read_bytes() == expected
+    expected = (tmp_path / "one" / output_names.SUMS).read_bytes()
+    assert (tmp_path / "two" / output_names.SUMS).read_bytes() == expected
 
     out = tmp_path / "two"
-    (out / files.SUMS).unlink()
-    (out / files.INDEX).unlink()
+    (out / output_names.SUMS).unlink()
+    (out / output_names.INDEX).unlink()
     (out / "segmunich-train-000001.tar").unlink()
     (out / "segmunich-val-000000.tar").write_bytes(b"cut")
     (out / pack.JOURNAL / "segmunich-val-000001.tar.json").write_bytes(b'{"task": "')
     (out / ".segmunich-val-000002.tar.partial-77").write_bytes(b"half")
     (out / "segmunich-val-000099.tar").write_bytes(b"of an older cut")
     pack.pack("segmunich", source=build, out=out, recipe=recipe)
-    assert (out / files.SUMS).read_bytes() == expected
+    assert (out / output_names.SUMS).read_bytes() == expected
     assert verification.verify(out) == []
     assert not list(out.glob(".*partial*"))
 
@@ -106,15 +106,15 @@ def foreign_journals(journal: Path) -> list[bytes]:
 def test_shards_of_foreign_journals_are_packed_again(build: Path, tmp_path: Path) -> None:
     recipe = small("segmunich", shard_mb=0)
     pack.pack("segmunich", source=build, out=tmp_path, recipe=recipe)
-    expected = (tmp_path / files.SUMS).read_bytes()
+    expected = (tmp_path / output_names.SUMS).read_bytes()
     journals = sorted((tmp_path / pack.JOURNAL).glob("*.json"))
     contents = foreign_journals(journals[0])
     for first in range(0, len(contents), len(journals)):
-        (tmp_path / files.SUMS).unlink()
+        (tmp_path / output_names.SUMS).unlink()
         for journal, content in zip(journals, contents[first:], strict=False):
             journal.write_bytes(content)
         pack.pack("segmunich", source=build, out=tmp_path, recipe=recipe)
-        assert (tmp_path / files.SUMS).read_bytes() == expected
+        assert (tmp_path / output_names.SUMS).read_bytes() == expected
 
 
 def test_a_date_that_is_no_text_costs_one_sample(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_options_of_the_command_choose_edition_labels_and_splits(tmp_path: Path)
     contract = contracts.read(tmp_path / "out")
     assert (contract.version, contract.label_space.name) == ("v1", "bigearthnet-43-official")
     next(source.rglob("*_B8A.tif")).unlink()
-    (tmp_path / "out" / files.SUMS).unlink()
+    (tmp_path / "out" / output_names.SUMS).unlink()
     done = CliRunner().invoke(cli.app, [*command, *chosen])
     assert done.exit_code == ExitCode.FINDINGS
     assert "1 files or samples in" in done.output
@@ -223,7 +223,9 @@ def test_a_cluster_gives_the_same_bytes(tmp_path: Path, cluster: tuple[str, obje
     pack.pack("bigearthnet", source=source, out=tmp_path / "here", recipe=recipe)
     for name, at in {"there": source, "streamed": tmp_path / "it.tar.gz"}.items():
         pack.pack("bigearthnet", source=at, out=tmp_path / name, recipe=recipe, cluster=cluster[0])
-        assert (tmp_path / name / files.SUMS).read_bytes() == (tmp_path / "here" / files.SUMS).read_bytes()
+        assert (tmp_path / name / output_names.SUMS).read_bytes() == (
+            tmp_path / "here" / output_names.SUMS
+        ).read_bytes()
 
 
 def test_the_cost_is_printed_first_and_the_result_as_json(build: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from scipy import ndimage
 from synthetic_shards import pair, pair_contract, write_pairs
 from test_detect_change import TRAIN, results, run_paths_for
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.errors import SettingError
 from sgdata.shards import write_shards
 from sgmodel.recipes import detect_change
@@ -53,7 +53,7 @@ def test_changes_that_single_pixels_show_are_found_without_training(
     assert (figures["steps"], figures["split"], figures["samples"]) == (0, "test", 2)
     assert len((tmp_path / "a" / "scenes.jsonl").read_text().splitlines()) == 2
     run(folder, tmp_path / "b", *settings)
-    assert (tmp_path / "a" / files.SUMS).read_bytes() == (tmp_path / "b" / files.SUMS).read_bytes()
+    assert (tmp_path / "a" / output_names.SUMS).read_bytes() == (tmp_path / "b" / output_names.SUMS).read_bytes()
 
 
 def test_a_chosen_threshold_finds_more_where_change_is_rare_and_faint(tmp_path: Path) -> None:

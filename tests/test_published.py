@@ -13,7 +13,7 @@ import pytest
 from synthetic_shards import contract, write
 from test_reproduce import SET, paths, recipe, shards  # noqa: F401 - fixtures
 
-from sgdata import catalog, files
+from sgdata import catalog, files, output_names
 from sgdata.datasets import cards
 from sgdata.errors import SettingError
 from sgdata.shards import contracts, tar_format, write_shards
@@ -122,7 +122,7 @@ def test_data_and_settings_are_compared_with_the_protocol(
 def test_a_split_set_of_another_name_is_another_split_where_no_list_is_known(tmp_path: Path) -> None:
     folder = write(tmp_path / "toy")
     for name, expected in (("official", []), ("google", ["other split"])):
-        (folder / files.RECIPE).write_text(f'splits = "{name}"\n')
+        (folder / output_names.RECIPE).write_text(f'splits = "{name}"\n')
         of = protocol(counts={})
         assert published.differences(of, contracts.read(folder), folder, labels=1.0, mode="finetune") == expected
 

@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 from typer.testing import CliRunner
 
-from sgdata import catalog, files, verification
+from sgdata import catalog, files, output_names, verification
 from sgdata.audits import checks, collect_evidence
 from sgdata.audits.findings import AuditReport
 from sgdata.cli import app
@@ -247,7 +247,7 @@ def test_geopandas_reads_the_index(released: Path) -> None:
 def test_a_summary_is_written_to_the_catalogue(released: Path) -> None:
     summary = json.loads((released.parent / "catalogs/releases/tiny-town-1.0.json").read_bytes())
     assert (summary["name"], summary["version"], summary["dataset"]) == ("tiny-town", "1.0", "segmunich")
-    assert summary["sha256"] == files.sha256_file(released / files.SUMS)
+    assert summary["sha256"] == files.sha256_file(released / output_names.SUMS)
     assert summary["splits"] == {"train": 4, "val": 4}
     assert set(summary["findings"]) == {"distance between splits", "side by side"}
 
@@ -300,7 +300,7 @@ def test_another_day_folder_user_locale_zone_and_worker_count(made: Path, releas
     assert done.returncode == 3, done.stderr  # released with a finding: its splits touch
     folder = tmp_path / "out/tiny-town-1.0"
     assert done.stdout.strip() == str(folder)
-    assert (folder / files.SUMS).read_bytes() == (released / files.SUMS).read_bytes()
+    assert (folder / output_names.SUMS).read_bytes() == (released / output_names.SUMS).read_bytes()
     assert {oct(path.stat().st_mode & 0o777) for path in folder.rglob("*") if path.is_file()} == {"0o644"}
     with tarfile.open(tmp_path / "out/tiny-town-1.0.tar") as tar:
         members = tar.getmembers()
@@ -328,7 +328,7 @@ def test_the_same_again_is_fine_other_bytes_are_refused(made: Path, tmp_path: Pa
 KILLED = """
 import os, signal
 from contextlib import contextmanager
-from sgdata import files
+from sgdata import files, output_names
 left = {calls}
 real = files.replacing
 @contextmanager
@@ -354,7 +354,7 @@ def test_a_killed_release_is_completed_by_running_it_again(
     assert done.returncode == -9
     assert not (out / "tiny-town-1.0").exists()
     folder, _ = release(order(made, out))
-    assert (folder / files.SUMS).read_bytes() == (released / files.SUMS).read_bytes()
+    assert (folder / output_names.SUMS).read_bytes() == (released / output_names.SUMS).read_bytes()
     assert sorted(path.name for path in out.iterdir()) == [".lock", "catalogs", "tiny-town-1.0"]
 
 
@@ -381,7 +381,7 @@ def test_an_input_that_does_not_verify_is_refused(made: Path, tmp_path: Path) ->
         spoilt.write_bytes(spoilt.read_bytes().replace(b"1e-04", b"1e-03").replace(b"0.0001", b"0.0010"))
         with pytest.raises(OutputError, match=r"1 files differ from its SHA256SUMS \(contract.json: changed"):
             release(order(tmp_path / name, tmp_path / "out"))
-    (tmp_path / "shards/shards" / files.SUMS).unlink()
+    (tmp_path / "shards/shards" / output_names.SUMS).unlink()
     with pytest.raises(OutputError, match="no SHA256SUMS"):
         release(order(tmp_path / "shards", tmp_path / "out"))
 
@@ -454,7 +454,7 @@ def test_a_hundred_random_tamperings_are_each_named(released: Path, tmp_path: Pa
         except OutputError as error:
             differences = [str(error)]
         # For a list that lost lines, the files that they named are reported.
-        assert any(name in line for line in differences) or (name == files.SUMS and differences), (
+        assert any(name in line for line in differences) or (name == output_names.SUMS and differences), (
             seed,
             name,
             differences,

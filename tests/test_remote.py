@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_shards import write
 
-from sgdata import files
+from sgdata import output_names
 from sgdata.errors import SourceError
 from sgmodel.data import loader, tar_source
 from sgmodel.train import run_paths
@@ -174,7 +174,7 @@ def test_a_fault_is_retried_or_reported_and_never_changes_pixels(
 
 def test_an_index_that_is_not_listed_is_refused(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    with (copy / files.INDEX).open("ab") as handle:
+    with (copy / output_names.INDEX).open("ab") as handle:
         handle.write(b"x")
     with (
         served.serving(copy) as server,

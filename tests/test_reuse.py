@@ -28,7 +28,7 @@ from test_pairs import pair, raster  # noqa: F401
 from test_pretrain import recipe as training_recipe
 from test_pretrain import run_paths_for
 
-from sgdata import files, reuse
+from sgdata import files, output_names, reuse
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.composite import omnicloudmask, window_staging
@@ -43,7 +43,7 @@ from sgmodel.recipes import pretrain
 
 
 def sums(folder: Path) -> bytes:
-    return (folder / files.SUMS).read_bytes()
+    return (folder / output_names.SUMS).read_bytes()
 
 
 def flip(path: Path, at: float = 0.5) -> None:

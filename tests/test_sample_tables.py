@@ -15,7 +15,7 @@ import pytest
 import rasterio
 from typer.testing import CliRunner
 
-from sgdata import files, verification
+from sgdata import files, output_names, verification
 from sgdata.cli import app
 from sgdata.datasets import cards
 from sgdata.errors import ExitCode, SettingError, SourceError
@@ -100,7 +100,7 @@ def by_key(out: Path) -> dict[str, Sample]:
 
 
 def reasons(out: Path) -> str:
-    return "\n".join(json.loads(line)["reason"] for line in (out / files.QUARANTINE).read_text().splitlines())
+    return "\n".join(json.loads(line)["reason"] for line in (out / output_names.QUARANTINE).read_text().splitlines())
 
 
 # --- what becomes of good rows -------------------------------------------------------------
@@ -135,10 +135,10 @@ def test_kind_of_table_and_order_of_rows_change_no_byte(tmp_path: Path, kind: st
     for turn, ordered in enumerate((rows, rows[::-1], rows[2:] + rows[:2])):
         source = write(tmp_path, ordered, kind, **DOCUMENT)
         pack.pack("pairs", source=source, out=tmp_path / f"out-{turn}")
-        sums.add((tmp_path / f"out-{turn}" / files.SUMS).read_bytes())
+        sums.add((tmp_path / f"out-{turn}" / output_names.SUMS).read_bytes())
     assert len(sums) == 1
     pack.pack("pairs", source=write(tmp_path, rows, "csv", **DOCUMENT), out=tmp_path / "as-csv")
-    assert sums == {(tmp_path / "as-csv" / files.SUMS).read_bytes()}
+    assert sums == {(tmp_path / "as-csv" / output_names.SUMS).read_bytes()}
 
 
 def test_columns_state_what_the_document_would(tmp_path: Path) -> None:

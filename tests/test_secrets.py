@@ -16,7 +16,7 @@ from served import Files
 from stac_wrap import Wrapped, wrap
 from test_segment import TINY
 
-from sgdata import files, urls
+from sgdata import output_names, urls
 from sgmodel.data import loader, tar_source
 
 CANARIES = {"signature": "CANARYsig", "password": "CANARYpw", "token": "CANARYtoken", "user": "CANARYuser"}
@@ -109,9 +109,9 @@ def test_no_secret_reaches_a_file_or_a_message(tmp_path: Path) -> None:
         assert len(loader.Samples(folder, "train", ("image",))) > 0
         assert all("sig=CANARYsig" in path for path in server.asked)
     nothing_leaked(home)
-    assert "S2A_32UPU" in (home / "build" / files.LOCK).read_text()
-    assert (home / "build" / files.SUMS).is_file()
-    assert "nowhere.example" in (home / "build" / files.RECIPE).read_text()
+    assert "S2A_32UPU" in (home / "build" / output_names.LOCK).read_text()
+    assert (home / "build" / output_names.SUMS).is_file()
+    assert "nowhere.example" in (home / "build" / output_names.RECIPE).read_text()
 
 
 def test_a_training_over_http_keeps_its_password_to_itself(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_training_over_http_keeps_its_password_to_itself(tmp_path: Path) -> No
         assert all("sig=CANARYsig" in path for path in server.asked)
     # The server is gone.
     command(home, *words, "--out", "dead", "--retry-minutes", "0", package="sgmodel", codes=(2,))
-    assert (home / "run" / files.SUMS).is_file()
+    assert (home / "run" / output_names.SUMS).is_file()
     nothing_leaked(home)
 
 

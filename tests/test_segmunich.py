@@ -19,7 +19,7 @@ import pytest
 import rasterio
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files
+from sgdata import catalog, files, output_names
 from sgdata.builds import build_folder, build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.composite import tiles, window_staging
@@ -165,7 +165,7 @@ def test_a_median_on_coarse_pixels_is_that_on_fine_ones(tmp_path: Path, recipe: 
     recipe = replace(recipe, mask=replace(recipe.mask, cloud_buffer_m=0, shadow_buffer_m=0))
     # Tiles of 75 pixels begin in the midst of coarse ones: everything goes by fine pixels there.
     whole, cut = (run(recipe, tmp_path / "a", tmp_path / str(px), tile_px=px) for px in (512, 75))
-    assert (whole / files.SUMS).read_text() == (cut / files.SUMS).read_text()
+    assert (whole / output_names.SUMS).read_text() == (cut / output_names.SUMS).read_text()
 
 
 def test_granules_of_one_pass_count_once(tmp_path: Path, recipe: BuildRecipe) -> None:
@@ -193,7 +193,7 @@ def test_bap_reads_only_scenes_that_can_win(tmp_path: Path, recipe: BuildRecipe)
     next(archive.rglob("*20190101*/B08.tif")).write_bytes(b"not even a TIFF")
     recipe = replace(recipe, resampling="nearest", composite=replace(recipe.composite, method="bap"))
     one, other = (run(recipe, archive, tmp_path / n, tile_px=px) for n, px in (("b", 512), ("c", 64)))
-    assert (one / files.SUMS).read_text() == (other / files.SUMS).read_text()
+    assert (one / output_names.SUMS).read_text() == (other / output_names.SUMS).read_text()
     index = pixels(one / "provenance.tif")[0]
     dates = [item.scene.time[:10] for item in lock.read(one / lock.NAME).items]
     july, august = dates.index("2019-07-01"), dates.index("2019-08-01")
@@ -204,8 +204,8 @@ def test_bap_reads_only_scenes_that_can_win(tmp_path: Path, recipe: BuildRecipe)
     assert [sorted(item.windows) == ["SCL"] for item in lock.read(one / lock.NAME).items] == [True, False, False]
     again = lock.read(one / lock.NAME)
     places = BuildPaths(out=tmp_path / "d", stac=str(archive), osm="none")
-    assert (pipeline.build(recipe, places, locked=again, exact=True) / files.SUMS).read_text() == (
-        one / files.SUMS
+    assert (pipeline.build(recipe, places, locked=again, exact=True) / output_names.SUMS).read_text() == (
+        one / output_names.SUMS
     ).read_text()
 
 
@@ -264,8 +264,8 @@ def test_tiles_workers_order_and_folder_do_not_change_bytes(tmp_path: Path, reci
     wrap(tmp_path / "elsewhere" / "c", scenes[::-1])
     one = run(recipe, tmp_path / "a", tmp_path / "one")
     other = run(recipe, tmp_path / "elsewhere" / "c", tmp_path / "other", workers=2, tile_px=64)
-    assert (one / files.SUMS).read_text() == (other / files.SUMS).read_text()
-    assert files.compute_sums(one).decode() == (one / files.SUMS).read_text()
+    assert (one / output_names.SUMS).read_text() == (other / output_names.SUMS).read_text()
+    assert files.compute_sums(one).decode() == (one / output_names.SUMS).read_text()
     assert not (one / ".scratch").exists()
 
 
@@ -308,7 +308,7 @@ def test_a_killed_build_resumes_where_it_stopped(
     sources = [href for href in opened if not href.startswith(str(out))]
     assert len(sources) == 2 * 13 + 1
     assert len(computed) == 9 + 1
-    assert (out / files.SUMS).read_text() == (whole / files.SUMS).read_text()
+    assert (out / output_names.SUMS).read_text() == (whole / output_names.SUMS).read_text()
 
 
 def test_bap_killed_with_two_workers_resumes_with_one(tmp_path: Path, recipe: BuildRecipe) -> None:
@@ -333,9 +333,9 @@ def test_bap_killed_with_two_workers_resumes_with_one(tmp_path: Path, recipe: Bu
         while started.poll() is None and not list(out.glob(".scratch/tiles/*/*.npy")):
             time.sleep(0.01)
         os.killpg(started.pid, signal.SIGKILL)
-    assert not (out / files.SUMS).exists()
+    assert not (out / output_names.SUMS).exists()
     again = run(recipe, archive, out, tile_px=64)
-    assert (again / files.SUMS).read_text() == (whole / files.SUMS).read_text()
+    assert (again / output_names.SUMS).read_text() == (whole / output_names.SUMS).read_text()
 
 
 # --- the lock ------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ def test_a_build_from_its_own_lock_is_the_same_build(tmp_path: Path, recipe: Bui
     assert built.state == "built"
     assert set(built.outputs) == {"image.tif", "provenance.tif"}
     again = pipeline.build(recipe, BuildPaths(out=tmp_path / "c", stac=str(tmp_path / "a"), osm="none"), locked=built)
-    assert (again / files.SUMS).read_text() == (out / files.SUMS).read_text()
+    assert (again / output_names.SUMS).read_text() == (out / output_names.SUMS).read_text()
 
 
 def test_a_catalogue_that_changed_since_the_lock_is_detected(tmp_path: Path, recipe: BuildRecipe) -> None:
@@ -383,8 +383,8 @@ def test_a_plan_does_not_overwrite_the_lock_of_a_finished_build(tmp_path: Path, 
     out = run(recipe, tmp_path / "a", tmp_path / "b")
     with pytest.raises(OutputError, match="finished build"):
         pipeline.plan(recipe, BuildPaths(out=out, stac=str(tmp_path / "a")))
-    before = (out / files.SUMS).read_text()
-    assert (run(recipe, tmp_path / "a", out) / files.SUMS).read_text() == before
+    before = (out / output_names.SUMS).read_text()
+    assert (run(recipe, tmp_path / "a", out) / output_names.SUMS).read_text() == before
 
 
 def test_the_folder_describes_its_contents(tmp_path: Path, recipe: BuildRecipe) -> None:
@@ -498,7 +498,7 @@ def test_a_truncated_file_stops_the_build(tmp_path: Path, recipe: BuildRecipe) -
     path.write_bytes(path.read_bytes()[:30_000])
     with pytest.raises(SourceError, match=r"B08\.tif: cannot be read"):
         run(recipe, folder, tmp_path / "b")
-    assert not (tmp_path / "b" / files.SUMS).exists()
+    assert not (tmp_path / "b" / output_names.SUMS).exists()
 
 
 def test_a_grid_between_pixels_is_refused(tmp_path: Path, recipe: BuildRecipe) -> None:

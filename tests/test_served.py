@@ -18,7 +18,7 @@ import served
 from served import Files
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files
+from sgdata import catalog, files, output_names
 from sgdata.builds import build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.composite import window_staging
@@ -211,7 +211,7 @@ def test_a_fault_that_stays_is_one_line_and_never_nodata(
     ):
         build(recipe, f"{server.url}/catalog.json", tmp_path / "b")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "b" / files.SUMS).exists()
+    assert not (tmp_path / "b" / output_names.SUMS).exists()
 
 
 def test_a_file_that_ends_early_on_the_server_is_one_line(archive: Path, recipe: BuildRecipe, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sgdata import files, sentinel2, verification
+from sgdata import files, output_names, sentinel2, verification
 from sgdata.errors import SourceError
 from sgdata.shards import contracts, tar_format, write_shards
 from sgdata.types import Array, Codec, Contract, Effort, LabelSpace, Sample
@@ -128,11 +128,12 @@ def test_the_index_is_geoparquet(tmp_path: Path) -> None:
     import geopandas
 
     write_shards.write([sample(1), sample(2)], tmp_path, contract=CONTRACT)
-    frame = geopandas.read_parquet(tmp_path / files.INDEX)
+    frame = geopandas.read_parquet(tmp_path / output_names.INDEX)
     assert frame.crs == "EPSG:4326"
     np.testing.assert_allclose(frame.total_bounds, [11.0, 48.0, 11.2, 48.1])
     assert (
-        json.loads(pq.read_schema(tmp_path / files.INDEX).metadata[b"geo"])["columns"]["geometry"]["encoding"] == "WKB"
+        json.loads(pq.read_schema(tmp_path / output_names.INDEX).metadata[b"geo"])["columns"]["geometry"]["encoding"]
+        == "WKB"
     )
 
 
@@ -166,7 +167,7 @@ def test_effort_changes_bytes_and_nothing_else(tmp_path: Path) -> None:
 def test_equal_samples_give_equal_bytes(tmp_path: Path, codec: Codec) -> None:
     for name, numbers in (("a", (1, 2, 3)), ("b", (3, 1, 2))):
         write_shards.write([sample(number) for number in numbers], tmp_path / name, contract=CONTRACT, codec=codec)
-    assert (tmp_path / "a" / files.SUMS).read_bytes() == (tmp_path / "b" / files.SUMS).read_bytes()
+    assert (tmp_path / "a" / output_names.SUMS).read_bytes() == (tmp_path / "b" / output_names.SUMS).read_bytes()
 
 
 # webdataset leaves the tar to the garbage collector.
@@ -270,7 +271,7 @@ def test_no_sample_at_all_is_an_error(tmp_path: Path) -> None:
 def test_a_missing_or_damaged_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file"):
         tar_format.read_index(tmp_path)
-    (tmp_path / files.INDEX).write_bytes(b"PAR1 no")
+    (tmp_path / output_names.INDEX).write_bytes(b"PAR1 no")
     files.write_sums(tmp_path)
     with pytest.raises(SourceError, match="not a readable Parquet"):
         tar_format.read_index(tmp_path)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sgdata import files, verification
+from sgdata import files, output_names, verification
 from sgdata.errors import OutputError, SourceError
 from sgdata.pages import charts, folder, html, raster_tiles, run, samples
 from sgdata.shards import tar_format
@@ -122,7 +122,7 @@ def test_tiles_and_overview_equal_the_values_of_rasterio(
 
 def test_the_same_input_gives_the_same_bytes(built: Path, shown: Path, tmp_path: Path) -> None:
     again = folder.write(built, tmp_path / "elsewhere" / "page")
-    assert (again.parent / files.SUMS).read_bytes() == (shown.parent / files.SUMS).read_bytes()
+    assert (again.parent / output_names.SUMS).read_bytes() == (shown.parent / output_names.SUMS).read_bytes()
     assert verification.verify(shown.parent) == []
     # A second page over the first leaves nothing of it.
     (again.parent / "values" / "old.js").write_text("old")
@@ -190,7 +190,7 @@ def test_a_folder_of_runs_with_its_ledger(trained: Path, tmp_path: Path) -> None
     table = {"name": "City", "metrics": ["miou"], "note": "", "data": None, "rows": [row]}
     ledger = {"title": "City", "tables": [{**table, "sentences": ["so be it"], "audit": [], "audited": False}]}
     (trained.parent / "ledger.json").write_text(json.dumps(ledger))
-    (trained.parent / "shards" / files.INDEX).unlink()
+    (trained.parent / "shards" / output_names.INDEX).unlink()
     text = folder.write(trained.parent, tmp_path / "page").read_text("utf-8")
     assert "City: miou" in text
     assert "run: Confusion matrix" in text

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
 
-from sgdata import catalog, files
+from sgdata import catalog, files, output_names
 from sgdata.errors import OutputError, SettingError
 from sgdata.rasters import grids
 from sgdata.sentinel2 import L2A_BANDS, SceneClass
@@ -76,8 +76,8 @@ def town() -> Town:
 def test_bytes_do_not_depend_on_workers_and_a_done_archive_is_kept(tmp_path: Path) -> None:
     one = archive.simulate(tmp_path / "one", size_km=2, dates=3, workers=1)
     two = archive.simulate(tmp_path / "two", size_km=2, dates=3, workers=2)
-    assert (one / files.SUMS).read_bytes() == (two / files.SUMS).read_bytes()
-    assert files.compute_sums(one) == (one / files.SUMS).read_bytes()
+    assert (one / output_names.SUMS).read_bytes() == (two / output_names.SUMS).read_bytes()
+    assert files.compute_sums(one) == (one / output_names.SUMS).read_bytes()
     assert not list(one.rglob(".work*"))
     before = (one / "catalog.json").stat().st_mtime_ns
     assert archive.simulate(one, size_km=2, dates=3) == one

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import files, verification
+from sgdata import files, output_names, verification
 from sgdata.errors import OutputError, SettingError
 
 
@@ -43,7 +43,7 @@ def test_missing_flipped_and_extra_files_are_each_reported(output: Path) -> None
 
 @pytest.mark.parametrize("line", ["nonsense", "0" * 64 + "  ../etc/passwd", "0" * 64 + "  /etc/passwd", ""])
 def test_a_damaged_list_is_refused(output: Path, line: str) -> None:
-    (output / files.SUMS).write_text(line + "\n")
+    (output / output_names.SUMS).write_text(line + "\n")
     with pytest.raises(OutputError, match="line 1"):
         verification.verify(output)
 
@@ -51,7 +51,7 @@ def test_a_damaged_list_is_refused(output: Path, line: str) -> None:
 @pytest.mark.parametrize("bit", range(8))
 def test_a_flipped_bit_in_the_list_itself_is_reported(output: Path, bit: int) -> None:
     """Also flip a bit of a newline: \\x0b and \\r end a line for Python, but not for sha256sum."""
-    path = output / files.SUMS
+    path = output / output_names.SUMS
     whole = path.read_bytes()
     newlines = [at for at, byte in enumerate(whole) if byte == 10]
     for at in sorted({*newlines, *range(0, len(whole), 9)}):
@@ -90,7 +90,7 @@ def test_an_unreadable_file_is_reported(output: Path, monkeypatch: pytest.Monkey
         raise PermissionError(13, "Permission denied", str(path))  # as root nothing is
 
     name = "x" * 300
-    with (output / files.SUMS).open("a") as handle:
+    with (output / output_names.SUMS).open("a") as handle:
         handle.write(f"{'0' * 64}  {name}\n")
     assert verification.verify(output) == [f"{name}: cannot be read: File name too long"]
     monkeypatch.setattr(files, "sha256_file", refusing)
@@ -110,9 +110,10 @@ def test_a_name_that_is_not_valid_text_is_printed(output: Path) -> None:
 @pytest.mark.parametrize(
     ("mark", "lacking"),
     [
-        (files.INDEX, files.CONTRACT), (files.IMAGE, files.LOCK), (files.METRICS, files.RESULTS),
-        (files.CROISSANT, "CARD.md"), (files.LEDGER, "ledger.md"), ("card.json", "model.safetensors"),
-        (files.IMAGE, files.IMAGE), (files.CROISSANT, files.CROISSANT),
+        (output_names.INDEX, output_names.CONTRACT), (output_names.IMAGE, output_names.LOCK),
+        (output_names.METRICS, output_names.RESULTS),
+        (output_names.CROISSANT, "CARD.md"), (output_names.LEDGER, "ledger.md"), ("card.json", "model.safetensors"),
+        (output_names.IMAGE, output_names.IMAGE), (output_names.CROISSANT, output_names.CROISSANT),
     ],
 )  # fmt: skip
 def test_a_list_written_again_without_a_required_file_is_reported(tmp_path: Path, mark: str, lacking: str) -> None:
@@ -132,11 +133,11 @@ def test_an_empty_list_is_reported(tmp_path: Path) -> None:
 
 
 def test_only_a_trusted_source_shows_that_the_list_itself_was_written_again(output: Path, tmp_path: Path) -> None:
-    digest = files.sha256_file(output / files.SUMS)
+    digest = files.sha256_file(output / output_names.SUMS)
     copy = shutil.copytree(output, tmp_path.with_name("copy"))
     document, listed = tmp_path.with_name("release.json"), tmp_path.with_name("sums")
     document.write_text(json.dumps({"name": "x", "sha256": digest}))
-    shutil.copyfile(output / files.SUMS, listed)
+    shutil.copyfile(output / output_names.SUMS, listed)
     sources = (digest, digest.upper(), str(document), str(listed), str(copy))
     for trusted in sources:
         assert verification.compare(output, trusted) == []
@@ -155,5 +156,5 @@ def test_only_a_trusted_source_shows_that_the_list_itself_was_written_again(outp
 
 def test_the_command_compares_too(output: Path) -> None:
     command = [sys.executable, "-m", "sgdata.cli", "verify", str(output), "--against"]
-    assert subprocess.run([*command, files.sha256_file(output / files.SUMS)], check=False).returncode == 0
+    assert subprocess.run([*command, files.sha256_file(output / output_names.SUMS)], check=False).returncode == 0
     assert subprocess.run([*command, "0" * 64], check=False).returncode == 3

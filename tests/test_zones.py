@@ -15,7 +15,7 @@ from rasterio.transform import from_origin
 from rasterio.warp import Resampling, reproject
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files
+from sgdata import catalog, files, output_names
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.rasters import geotiff
@@ -85,7 +85,7 @@ def test_a_scene_of_the_next_zone_lands_where_it_belongs(tmp_path: Path) -> None
         assert plane.mean() < {10: 0.6, 20: 0.7, 60: 2.0}[BAND[band].gsd_m], band
         assert plane.max() < {10: 2.0, 20: 3.0, 60: 9.0}[BAND[band].gsd_m], band
     again, _ = run(tmp_path / "2", [scene("32UQU", NEXT, beside())], workers=2)
-    assert (again / files.SUMS).read_text() == (out / files.SUMS).read_text()
+    assert (again / output_names.SUMS).read_text() == (out / output_names.SUMS).read_text()
 
 
 def test_the_own_zone_is_used_first_and_the_next_fills_gaps(tmp_path: Path) -> None:

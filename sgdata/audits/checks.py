@@ -52,7 +52,7 @@ def run_checks(evidence: AuditEvidence) -> AuditReport:
     """Run every check, in a fixed order.
 
     Args:
-        evidence: The facts of the samples, as returned by `gather.gather`.
+        evidence: The facts of the samples, as returned by `collect_evidence.collect_evidence`.
 
     Returns:
         The report, with one entry per check and the number of checks with findings.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import files, pool, progress
+from sgdata import files, output_names, pool, progress
 from sgdata.audits import duplicates, findings
 from sgdata.audits.evidence import NEARER, AuditEvidence, Days, Facts, Totals
 from sgdata.datasets import archives, cards
@@ -87,8 +87,8 @@ def detect_subject(
         SourceError: It is missing or damaged.
     """
     files.require_file(path, "shards, a build, or a dataset as distributed")
-    kind: findings.Kind = "build" if (path / files.PATCHES).is_file() else "raw"
-    is_shards = (path / files.INDEX).is_file()
+    kind: findings.Kind = "build" if (path / output_names.PATCHES).is_file() else "raw"
+    is_shards = (path / output_names.INDEX).is_file()
     if (is_shards or kind == "build") and (dataset is not None or edition is not None):
         option = f"--edition {edition}" if dataset is None else f"--dataset {dataset}"
         raise SettingError(f"{option}: {path} is an output of sgdata, which names its dataset itself; leave it out")

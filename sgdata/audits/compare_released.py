@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog, files, progress
+from sgdata import catalog, files, output_names, progress
 from sgdata.audits import window_location
 from sgdata.datasets import archives, cards, segmunich
 from sgdata.errors import SettingError, SourceError
@@ -69,11 +69,11 @@ def compare(build: Path, released: Path, *, most: int = 200) -> dict[str, Any]:
     present = [band.name for band in contract.bands]
     if missing := [name for name in names if name not in present]:
         raise SettingError(f"{build}: has no {', '.join(missing)}; build it with the bands {', '.join(names)}")
-    with geotiff.open_raster(str(build / files.IMAGE)) as dataset:
+    with geotiff.open_raster(str(build / output_names.IMAGE)) as dataset:
         image = dataset.read([present.index(name) + 1 for name in names])
     labels = None
-    if (build / files.LABELS).is_file() and contract.label_space.name == "segmunich-osm":
-        with geotiff.open_raster(str(build / files.LABELS)) as dataset:
+    if (build / output_names.LABELS).is_file() and contract.label_space.name == "segmunich-osm":
+        with geotiff.open_raster(str(build / output_names.LABELS)) as dataset:
             labels = dataset.read(1)
     if min(image.shape[1:]) < 128:
         raise SettingError(f"{build}: {image.shape[1:]} pixels; expected at least one window of 128 x 128")

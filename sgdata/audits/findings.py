@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sgdata import files
+from sgdata import files, output_names
 
-NAME = files.AUDIT
+NAME = output_names.AUDIT
 # Number of sample keys to list per check; the figures have the counts.
 SHOWN = 20
 

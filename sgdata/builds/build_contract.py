@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.builds import build_folder, patch_table
 from sgdata.labels.make_labels import TILE_PX
 from sgdata.rasters import geotiff, grids
@@ -28,7 +28,7 @@ def write_contract(
 
     Statistics run over the ground of the train split, each pixel once, no-data pixels left out.
     """
-    rows = patch_table.read(folder / files.PATCHES)
+    rows = patch_table.read(folder / output_names.PATCHES)
     with geotiff.open_raster(str(folder / build_folder.IMAGE)) as dataset:
         names = tuple(dataset.descriptions)
         train = np.zeros(dataset.shape, bool)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.builds import usage
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SourceError
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     import xarray
 
 IMAGE, PROVENANCE_FILE, LABELS, LABEL_SOURCE = (
-    files.IMAGE,
-    files.PROVENANCE,
-    files.LABELS,
-    files.LABEL_SOURCE,
+    output_names.IMAGE,
+    output_names.PROVENANCE,
+    output_names.LABELS,
+    output_names.LABEL_SOURCE,
 )
-USAGE = files.USAGE
+USAGE = output_names.USAGE
 LABEL_LOSSES = label_losses.LOSSES
 PROVENANCE_BANDS = ("item_index", "valid_count", "days_since_1970", "score_x10000", "bright_target")
 OUTSIDE_IMAGE, OUTSIDE_PROVENANCE = (MSI.nodata,), (NO_VALUE, 0, NO_VALUE, NO_VALUE, 0)
@@ -42,7 +42,7 @@ AGREEMENT = "label_agreement.json"
 
 def require_unchanged(folder: Path, recipe: bytes) -> None:
     """Raise OutputError, naming the first difference, if the folder has a finished build of another recipe (TOML)."""
-    recipe_file = folder / files.RECIPE
+    recipe_file = folder / output_names.RECIPE
     if files.is_finished(folder) and recipe_file.exists():
         stored, wanted = files.read_plain(recipe_file), tomllib.loads(recipe.decode())
         # The default output folder does not affect the data.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sgdata import files
+from sgdata import output_names
 from sgdata.builds import build_folder, patch_table
 from sgdata.labels import rasterize
 from sgdata.rasters import geotiff, grids, vectors
@@ -50,7 +50,7 @@ def cut(
     if report.empty:
         log.warning("patches: none for %s; choose a smaller split.block_px or split.gap_px", " and ".join(report.empty))
     rows = patch_table.table(name, grid, patches, parts=parts, counts=counts, ids=ids)
-    patch_table.write(folder / files.PATCHES, rows)
+    patch_table.write(folder / output_names.PATCHES, rows)
 
 
 def windows(grid: Grid, outline: str | None, settings: PatchSettings) -> list[Window]:

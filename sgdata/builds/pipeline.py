@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from sgdata import files, pool, progress
+from sgdata import files, output_names, pool, progress
 from sgdata.builds import build_contract, build_folder, cut_patches, fetch
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets, check, resolved
 from sgdata.composite import rules, select_dates, tiles
@@ -170,7 +170,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
         if locked and exact:
             lock.check_equal(locked, finished)
         lock.write(paths.out / lock.NAME, finished)
-        files.write(paths.out / files.RECIPE, files.toml(resolved(recipe, finished.grid, finished.outline)))
+        files.write(paths.out / output_names.RECIPE, files.toml(resolved(recipe, finished.grid, finished.outline)))
         ids = [item.scene.id for item in finished.items]
         build_folder.write_stac(paths.out, recipe.name, finished.grid, finished.dates, ids)
         files.write_sums(paths.out)

@@ -136,7 +136,7 @@ def shard(
 
     Exits with 3 if samples were quarantined.
     """
-    from sgdata import files
+    from sgdata import files, output_names
     from sgdata.packing import pack, select
 
     configure_logging(quiet)
@@ -162,7 +162,7 @@ def shard(
     if not packed.bands_plausible:
         print("the pixels contradict the card; see the spectral fingerprints above", file=sys.stderr)
     if not packed.complete:
-        print(f"{packed.quarantined} files or samples in {packed.folder / files.QUARANTINE}", file=sys.stderr)
+        print(f"{packed.quarantined} files or samples in {packed.folder / output_names.QUARANTINE}", file=sys.stderr)
         raise SystemExit(ExitCode.FINDINGS)
 
 

@@ -45,11 +45,11 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Run every stage on a simulated city, offline: simulate, build, audit, shard, release, train, show."""
-    from sgdata import files
+    from sgdata import files, output_names
     from sgdata.demo import run_demo
 
     configure_logging(quiet)
     page = run_demo.run(out, story=run_demo.Story(size_km=size, dates=dates, seed=seed), workers=workers)
     # The same table as on the page, for machines without a browser.
-    printing.show_table(("what", "measured", "remark"), run_demo.lines(files.read_plain(out / files.SUMMARY)))
+    printing.show_table(("what", "measured", "remark"), run_demo.lines(files.read_plain(out / output_names.SUMMARY)))
     print(page)

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sgdata import files, progress, safe_names
+from sgdata import files, output_names, progress, safe_names
 from sgdata.datasets import cards
 from sgdata.datasets.types import DatasetFile
 from sgdata.errors import OutputError, ServiceError, SettingError
@@ -107,7 +107,7 @@ def fetch(plan: DownloadPlan, out: Path, *, policy: retry.RetryPolicy = RETRY, s
             except OSError as error:
                 raise OutputError(f"{out / source.file}: cannot be written: {error.strerror or error}") from None
             sums = _read_sums(out) | {source.file: digest}
-            files.write(out / files.SUMS, files.format_sums(dict(sorted(sums.items()))))
+            files.write(out / output_names.SUMS, files.format_sums(dict(sorted(sums.items()))))
 
 
 def _read_sums(out: Path) -> dict[str, str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.datasets import build_patches, cards, sample_tables, table_rasters
 from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe, SourceMember
 from sgdata.errors import SettingError, SourceError
@@ -86,9 +86,9 @@ def _find_in_builds(source: Path, recipe: ShardRecipe) -> SampleListing:
     differ = contracts.find_differences(theirs, ours, "fine-tune")
     if differ:
         raise SourceError(f"{after}: differs from {before} in {', '.join(differ)}; build both alike")
-    names = (f"{pair.before}/{files.IMAGE}", f"{pair.after}/{files.IMAGE}", pair.change)
+    names = (f"{pair.before}/{output_names.IMAGE}", f"{pair.after}/{output_names.IMAGE}", pair.change)
     members = tuple(SourceMember(name=name, size=(source.parent / name).stat().st_size) for name in names)
-    refs = build_patches.list_patches(before / files.PATCHES, members, 4 * len(ours.bands) * _STORED_SHARE)
+    refs = build_patches.list_patches(before / output_names.PATCHES, members, 4 * len(ours.bands) * _STORED_SHARE)
     space = cards.label_space("pairs", recipe.labels)
     # Statistics of both dates are computed from the samples.
     contract = replace(ours, dataset="pairs", label_space=space, statistics={}, splits={}, fingerprint="")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog, files
+from sgdata import catalog, files, output_names
 from sgdata.datasets import archives, build_patches, cards
 from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe, SourceMember
 from sgdata.errors import SettingError, SourceError
@@ -29,7 +29,7 @@ STORED_SHARE = 0.7
 
 def find(source: Path, recipe: ShardRecipe) -> SampleListing:
     """List the samples of a build folder (it has a table of patches) or of the released archive."""
-    if (source / files.PATCHES).is_file():
+    if (source / output_names.PATCHES).is_file():
         return _find_in_build(source, recipe.labels)
     return _find_released(source, recipe)
 
@@ -37,7 +37,7 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
 @contextmanager
 def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
     """Open `source`; the function reads `image` (C, H, W) and `mask` (H, W), or raises SourceError."""
-    if (source / files.PATCHES).is_file():
+    if (source / output_names.PATCHES).is_file():
         with ExitStack() as stack:
             images = {name: stack.enter_context(build_patches.open_raster(source / name)) for name in _rasters(source)}
             yield lambda ref: _read_patch(ref, images)
@@ -58,24 +58,26 @@ def _find_in_build(source: Path, labels: str) -> SampleListing:
     painted = contract.label_space.name
     if labels not in {painted, "segmunich-released"}:
         raise SettingError(f"{source}: labels '{labels}': this build has labels '{painted}'; expected those")
-    refs = build_patches.list_patches(source / files.PATCHES, members, 2 * len(contract.bands) * STORED_SHARE)
+    refs = build_patches.list_patches(source / output_names.PATCHES, members, 2 * len(contract.bands) * STORED_SHARE)
     edition = cards.edition("segmunich", "build")
     return SampleListing(refs=refs, edition=edition, labels=contract.label_space, contract=contract)
 
 
 def _rasters(source: Path) -> list[str]:
     """List the rasters to cut patches from; a build without OpenStreetMap has no labels."""
-    files.require_file(source / files.IMAGE, "a finished build folder of 'sgdata build segmunich'")
+    files.require_file(source / output_names.IMAGE, "a finished build folder of 'sgdata build segmunich'")
     files.require_finished(source)
-    return [files.IMAGE, files.LABELS] if (source / files.LABELS).is_file() else [files.IMAGE]
+    return (
+        [output_names.IMAGE, output_names.LABELS] if (source / output_names.LABELS).is_file() else [output_names.IMAGE]
+    )
 
 
 def _read_patch(ref: SampleRef, images: dict[str, Any]) -> Sample:
     window = ref.meta["window"]
-    arrays = {"image": build_patches.read_window(images[files.IMAGE], window)}
-    if files.LABELS in images:
-        arrays["mask"] = build_patches.read_window(images[files.LABELS], window)[0]
-    meta = {**ref.meta, "crs": str(images[files.IMAGE].crs)}
+    arrays = {"image": build_patches.read_window(images[output_names.IMAGE], window)}
+    if output_names.LABELS in images:
+        arrays["mask"] = build_patches.read_window(images[output_names.LABELS], window)[0]
+    meta = {**ref.meta, "crs": str(images[output_names.IMAGE].crs)}
     return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=meta)
 
 
@@ -101,7 +103,7 @@ def _find_released(source: Path, recipe: ShardRecipe) -> SampleListing:
             if kind is not None:
                 kind[parts[-3], parts[-1].removesuffix(".tif")] = member
     if not images:
-        expected = f"neither a build ({files.PATCHES}) nor the released train/img/<id>.tif"
+        expected = f"neither a build ({output_names.PATCHES}) nor the released train/img/<id>.tif"
         raise archives.dataset_not_found(source, listing, expected)
     size = int(128 * 128 * 2 * len(edition.bands) * STORED_SHARE)
     refs = []

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgdata import catalog, files
+from sgdata import catalog, files, output_names
 from sgdata.errors import ExitCode, SourceError
 
 log = logging.getLogger("sgdata")
@@ -97,7 +97,7 @@ def run(out: Path, *, story: Story, workers: int) -> Path:
         # figures.json has no times and is part of SHA256SUMS; summary.json adds the times and is not.
         files.write(out / "figures.json", files.pretty_json(figures))
         summary = figures | {"seconds": seconds, "page": page.relative_to(out).as_posix()}
-        files.write(out / files.SUMMARY, files.pretty_json(summary))
+        files.write(out / output_names.SUMMARY, files.pretty_json(summary))
         files.write_sums(out)
     return page
 

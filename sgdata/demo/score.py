@@ -22,12 +22,12 @@ CLOUDY = 0.05
 
 def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict[str, Any]:
     """Compute the `composite`, `labels` and `offset` parts of `summary.json` (RMSE in reflectance, shares 0-1)."""
-    from sgdata import files
+    from sgdata import files, output_names
     from sgdata.builds import fetch, pipeline
     from sgdata.scenes import lock
     from sgdata.simulation import score
 
-    recipe = files.read(build_recipe.BuildRecipe, build / files.RECIPE)
+    recipe = files.read(build_recipe.BuildRecipe, build / output_names.RECIPE)
     built = lock.read(build / lock.NAME)
     items = [item.scene.id for item in built.items]
     paths = build_recipe.BuildPaths(out=build, stac=str(archive / "catalog.json"), workers=workers, scratch=scratch)
@@ -35,15 +35,15 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
 
     truth = score.true_median(archive, recipe.bands)
     clouds = score.true_clouds(archive, items)
-    image = score.read(build / files.IMAGE)
-    index = score.read(build / files.PROVENANCE)[0]
+    image = score.read(build / output_names.IMAGE)
+    index = score.read(build / output_names.PROVENANCE)[0]
     # Score every variant on the same pixels, or the one that omits more would look better.
     where = score.ever_clear(clouds) & (image > 0).all(axis=0)
 
     def variant(changed: BuildRecipe, name: str) -> Array:
         """Render the same scenes with a changed recipe; their pixels are staged already."""
         pipeline.render(changed, fetched, scenes, paths, scratch / name)
-        return score.read(scratch / name / files.IMAGE)
+        return score.read(scratch / name / output_names.IMAGE)
 
     land_cover, mapped = (score.read(archive / "truth" / f"{name}.tif")[0] for name in ("land_cover", "osm_mapped"))
     by_median: Method = "median"
@@ -63,7 +63,7 @@ def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict
             "residual_cloud": score.residual_cloud(index, clouds),
         },
         # Only where the simulated OpenStreetMap has features: unmapped ground is not a labelling error.
-        "labels": {"agreement": score.label_agreement(score.read(build / files.LABELS)[0], land_cover, mapped)},
+        "labels": {"agreement": score.label_agreement(score.read(build / output_names.LABELS)[0], land_cover, mapped)},
         "offset": score.offsets({i.scene.id: i.offset != 0 for i in built.items}, archive),
     }
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files, pool, progress
+from sgdata import files, output_names, pool, progress
 from sgdata.datasets import archives
 from sgdata.datasets.readers import open_samples, reader
 from sgdata.datasets.types import Edition, SampleListing, SampleRef, ShardRecipe
@@ -132,7 +132,7 @@ def pack(
     groups = tasks.group_samples(listing.refs, recipe.shard_mb, stream=stream)
     shard_tasks = tasks.shard_tasks(groups, recipe, contract, source, out, listing.read)
     progress.log.info("packing %s: %s", recipe.dataset, _cost(listing, groups, source).summary)
-    with files.only_writer(out, files.INDEX):
+    with files.only_writer(out, output_names.INDEX):
         _prepare(out, recipe, {task.name for task in shard_tasks}, fresh=fresh)
         totals = ShardTotals(contract)
         totals.quarantine += [{"key": "", "file": name, "reason": reason} for name, reason in listing.rejected]
@@ -148,9 +148,9 @@ def pack(
         for part in progress.track(done, label=f"packing {recipe.dataset}", total=len(left)):
             totals.add(part)
         verdict = band_check.check_band_means(totals.statistics(totals.counts), len(totals.rows), contract)
-        files.write(out / files.BAND_CHECK, files.pretty_json(verdict))
+        files.write(out / output_names.BAND_CHECK, files.pretty_json(verdict))
         # Written after the shards: a folder without a recipe is unfinished.
-        files.write(out / files.RECIPE, files.toml(recipe))
+        files.write(out / output_names.RECIPE, files.toml(recipe))
         complete = write_shards.finish(out, totals)
     return PackResult(
         folder=out,
@@ -237,7 +237,7 @@ def _remarks(
 
 def _prepare(out: Path, recipe: ShardRecipe, wanted: set[str], *, fresh: bool) -> None:
     """Remove what an interrupted run left, shards of other groupings and, if `fresh`, all shards of an earlier run."""
-    earlier = out / files.RECIPE
+    earlier = out / output_names.RECIPE
     if not fresh and earlier.exists() and earlier.read_bytes() != files.toml(recipe):
         raise OutputError(f"{out}: holds shards of another recipe; use --fresh to replace them, or another --out")
     # A folder without SHA256SUMS is unfinished: a run that ends early from here on leaves none.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.builds import build_folder, usage
 from sgdata.composite.cloud_masks import BRIGHT, NEVER_CLEAR
 from sgdata.composite.kernels import NO_VALUE
@@ -156,7 +156,7 @@ def _patches(build: Path) -> list[Patch]:
     """Read row, column, height, width and split of each patch; empty if the build has no patches."""
     import pyarrow.parquet as pq
 
-    path, columns = build / files.PATCHES, ["row", "col", "height", "width", "split"]
+    path, columns = build / output_names.PATCHES, ["row", "col", "height", "width", "split"]
     rows = pq.read_table(path, columns=columns).to_pylist() if path.exists() else []
     return [(row["row"], row["col"], row["height"], row["width"], row["split"]) for row in rows]
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.audits import findings
 from sgdata.builds import build_folder
 from sgdata.errors import OutputError, SourceError
@@ -36,7 +36,7 @@ def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
                 continue
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         parts = build_blocks(path, out, {str(layer): _raster(layer, path) for layer in layers})
-        contract = contracts.read(path) if (path / files.CONTRACT).exists() else None
+        contract = contracts.read(path) if (path / output_names.CONTRACT).exists() else None
         audit = [tables.build_audit(findings.read(path / findings.NAME))] if (path / findings.NAME).exists() else []
         subject = f", {contract.dataset} {contract.version}" if contract else ""
         made = html.write(
@@ -91,7 +91,7 @@ def build_blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[html
     """Return the blocks for the folder `path`. Raises SourceError if its kind is not known."""
     if (path / build_folder.IMAGE).exists():
         return build.build_blocks(path, out, layers)
-    if (path / files.INDEX).exists():
+    if (path / output_names.INDEX).exists():
         return samples.build_blocks(path, out)
     parts = ledger.read_blocks(path / run.LEDGER) if (path / run.LEDGER).exists() else []
     if (path / run.METRICS).exists():
@@ -101,7 +101,7 @@ def build_blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[html
         parts += run.build_blocks(metrics.parent, out, f"{metrics.parent.name}: ")
     if not parts:
         raise SourceError(
-            f"{path}: holds none of {build_folder.IMAGE} (a build), {files.INDEX} (shards or a release), "
+            f"{path}: holds none of {build_folder.IMAGE} (a build), {output_names.INDEX} (shards or a release), "
             f"{run.METRICS} (a run) and {run.LEDGER}; expected the folder that a command wrote"
         )
     return parts

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sgdata import files, step_log
+from sgdata import files, output_names, step_log
 from sgdata.errors import SourceError
 from sgdata.pages import charts, distance, html
 from sgdata.safe_names import file_name
@@ -18,7 +18,7 @@ from sgdata.shards import contracts
 from sgdata.step_log import is_number
 
 log = logging.getLogger("sgdata")
-METRICS, RESULTS, LEDGER = files.METRICS, files.RESULTS, files.LEDGER
+METRICS, RESULTS, LEDGER = output_names.METRICS, output_names.RESULTS, output_names.LEDGER
 PICTURES = {
     "pretrain": ("Reconstructions", "as it is, what the encoder saw, what the decoder made of it"),
     "segment": ("Predictions", "image, label, prediction"),
@@ -43,7 +43,7 @@ def build_blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
 
 def build_speed(run: Path) -> list[html.Block]:
     """Return the table of a run's speed, which depends on the machine; empty for a run without times."""
-    lines = step_log.read(run / files.TIMINGS, unfinished=True) if (run / files.TIMINGS).exists() else []
+    lines = step_log.read(run / output_names.TIMINGS, unfinished=True) if (run / output_names.TIMINGS).exists() else []
     if not lines:
         return []
     rows = tuple(step_log.describe(step_log.pace(lines)).items())

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog, files, urls, verification
+from sgdata import catalog, files, output_names, urls, verification
 from sgdata.audits import findings
 from sgdata.builds import patch_table
 from sgdata.datasets import cards
@@ -88,7 +88,7 @@ def register_of_checkout() -> Path | None:
 
 def _checked(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
     """Verify the inputs and their licence; return contract and lock."""
-    files.require_file(order.source / files.INDEX, "a folder written by 'sgdata shard'")
+    files.require_file(order.source / output_names.INDEX, "a folder written by 'sgdata shard'")
     for folder in (order.source, *([order.build] if order.build else [])):
         # Before anything is copied: users can verify only the release, not its inputs.
         if differences := verification.verify(folder):
@@ -103,7 +103,7 @@ def _checked(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
     if order.build is None:
         raise SettingError(f"{order.source}: shards of a build; give --build DIR, whose lock lists the scenes")
     built = contracts.read(order.build)
-    known = set(patch_table.read(order.build / files.PATCHES)["key"])
+    known = set(patch_table.read(order.build / output_names.PATCHES)["key"])
     unknown = set(tar_format.read_index(order.source)["key"].to_pylist()) - known
     if unknown or contracts.find_differences(contract, built, "predict") or contract.version != built.version:
         raise SourceError(f"{order.build}: not the build of these shards ({len(unknown)} unknown samples)")
@@ -120,22 +120,22 @@ def _assemble(
 
     contract, planned = source
     # Listed files only: lock files and journals are not part of the data. With the list, which is replaced at the end.
-    for name in (*files.read_sums(order.source), files.SUMS):
+    for name in (*files.read_sums(order.source), output_names.SUMS):
         _copy(order.source / name, folder / name)
     if order.build and planned:
         _copy(order.build / lock.NAME, folder / lock.NAME)
-        _copy(order.build / files.RECIPE, folder / RECIPE_OF_BUILD)
+        _copy(order.build / output_names.RECIPE, folder / RECIPE_OF_BUILD)
     report = audited(folder)
     files.write(folder / findings.NAME, files.pretty_json(report))
     index = tar_format.read_index(folder)
     shipped = ReleaseContent(
         order=order, contract=contract, card=cards.card(contract.dataset), lock=planned, report=report,
-        rows=index.select(_COLUMNS).to_pylist(), index_sha256=files.sha256_file(folder / files.INDEX),
+        rows=index.select(_COLUMNS).to_pylist(), index_sha256=files.sha256_file(folder / output_names.INDEX),
         shards={p.name: (files.sha256_file(p), p.stat().st_size) for p in sorted(folder.glob("*.tar"))},
         usage=_usage(order.build) if planned else {},
     )  # fmt: skip
     software = version("sgdata")
-    files.write(folder / files.CROISSANT, files.pretty_json(croissant.document(shipped)))
+    files.write(folder / output_names.CROISSANT, files.pretty_json(croissant.document(shipped)))
     for name, document in stac.documents(shipped, software).items():
         files.write(folder / "stac" / name, files.pretty_json(document))
     previews = _write_previews(folder, index, contract)
@@ -154,7 +154,7 @@ def _assemble(
 
 
 def _usage(build: Path | None) -> dict[str, Any]:
-    path = build and build / files.USAGE
+    path = build and build / output_names.USAGE
     return files.read_plain(path) if path and path.is_file() else {}
 
 
@@ -211,11 +211,11 @@ def _licences(folder: Path, shipped: ReleaseContent) -> Iterator[str]:
     yield "path\tmember\tlicence\tnotice\n"
     for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != files.SUMS:
+        if path.is_file() and name != output_names.SUMS:
             members = {"": "pixels"}
             if path.suffix == ".tar":
                 members = {"image*": "pixels", "mask.*, label.json": "labels", "meta.json": "pixels"}
-            elif name in (files.INDEX, findings.NAME, files.CONTRACT):
+            elif name in (output_names.INDEX, findings.NAME, output_names.CONTRACT):
                 members = {"": "labels"}
             yield from ("\t".join((name, member, *terms[part])) + "\n" for member, part in members.items())
 
@@ -225,7 +225,9 @@ def _publish(staging: Path, final: Path) -> None:
     if not final.exists():
         staging.rename(final)
         files.sync(final.parent)
-    elif (final / files.SUMS).read_bytes() != (staging / files.SUMS).read_bytes() or verification.verify(final):
+    elif (final / output_names.SUMS).read_bytes() != (staging / output_names.SUMS).read_bytes() or verification.verify(
+        final
+    ):
         raise OutputError(f"{final}: this version exists with other content; choose another version")
     else:
         log.info("%s: exists already, with the same content", final)
@@ -269,7 +271,7 @@ def summary(order: ReleaseOrder, folder: Path) -> dict[str, Any]:
         "edition": contract.version,
         "fingerprint": contract.fingerprint,
         "splits": contract.splits,
-        "sha256": files.sha256_file(folder / files.SUMS),
+        "sha256": files.sha256_file(folder / output_names.SUMS),
         "bytes": sum((folder / name).stat().st_size for name in digests),
         "files": digests,
         "findings": {check.name: check.message for check in report.checks if check.state == "finding"},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sgdata import catalog, files
+from sgdata import catalog, output_names
 
 if TYPE_CHECKING:
     from sgdata.releases.release_content import ReleaseContent
@@ -45,7 +45,7 @@ def document(content: ReleaseContent) -> dict[str, Any]:
         "rai:dataCollection": content.notice,
         **geo,
         "distribution": [
-            _file(files.INDEX, "application/x-parquet", content.index_sha256),
+            _file(output_names.INDEX, "application/x-parquet", content.index_sha256),
             *(_file(name, "application/x-tar", sha256) for name, (sha256, _) in content.shards.items()),
         ],
         "recordSet": [
@@ -114,7 +114,7 @@ def _file(name: str, kind: str, sha256: str) -> dict[str, Any]:
 
 
 def _field(name: str, kind: str, *, linked: bool) -> dict[str, Any]:
-    source = {"fileObject": {"@id": files.INDEX}, "extract": {"column": name}}
+    source = {"fileObject": {"@id": output_names.INDEX}, "extract": {"column": name}}
     field = {"@type": "cr:Field", "@id": f"samples/{name}", "name": name, "dataType": kind, "source": source}
     # The column of split names refers to their definitions.
     return field | ({"references": {"field": {"@id": "splits/name"}}} if name == "split" and linked else {})

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from sgdata import catalog, files
+from sgdata import catalog, files, output_names
 from sgdata.datasets import build_patches, cards
 from sgdata.errors import OutputError, SettingError
 from sgdata.safe_names import file_name
@@ -74,9 +74,10 @@ def export(build: Path, out: Path, *, own_splits: bool = False, unmapped: Unmapp
     try:
         with ExitStack() as stack:
             image, labels = (
-                stack.enter_context(build_patches.open_raster(build / name)) for name in (files.IMAGE, files.LABELS)
+                stack.enter_context(build_patches.open_raster(build / name))
+                for name in (output_names.IMAGE, output_names.LABELS)
             )
-            for ref in build_patches.list_patches(build / files.PATCHES, (), 0):
+            for ref in build_patches.list_patches(build / output_names.PATCHES, (), 0):
                 mask = np.asarray(build_patches.read_window(labels, ref.meta["window"])[0].data)
                 missing = int((codes[mask] < 0).sum())
                 if missing and unmapped == "leave-out":

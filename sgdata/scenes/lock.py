@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.errors import OutputError, SettingError
 from sgdata.scenes.types import Dropped, Scene
 from sgdata.types import Grid
 
 FORMAT = 1
-NAME = files.LOCK
+NAME = output_names.LOCK
 # All that may change a pixel, a geometry or a compressed byte.
 LIBRARIES = ("numpy", "numba", "rasterio", "pyproj", "shapely", "osmium", "osmnx", "pyarrow")
 

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdata import files, urls
+from sgdata import files, output_names, urls
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.remote import retry
 from sgdata.remote.access import access_of, admit
@@ -205,7 +205,7 @@ def _read(address: str, query: Query, allow_private_hosts: bool) -> tuple[list[p
 
 def is_simulated(address: str) -> bool:
     """Return whether a catalogue on disk was made by `sgdata simulate`. Raises SourceError if it is unfinished."""
-    if is_url(address) or not (_root(Path(address)) / files.SIMULATION).is_file():
+    if is_url(address) or not (_root(Path(address)) / output_names.SIMULATION).is_file():
         return False
     files.require_finished(_root(Path(address)))
     return True

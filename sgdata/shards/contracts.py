@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.errors import SettingError
 from sgdata.types import DISPLAY, Contract
 
@@ -39,12 +39,12 @@ def read(folder: Path) -> Contract:
         SettingError: The contract is malformed or of another format.
     """
     path = files.require_file(
-        folder / files.CONTRACT, "the contract of a build or of a folder that 'sgdata shard' wrote"
+        folder / output_names.CONTRACT, "the contract of a build or of a folder that 'sgdata shard' wrote"
     )
     contract = files.read(Contract, path)
     if contract.format != FORMAT:
         raise SettingError(
-            f"{folder / files.CONTRACT}: format {contract.format}, this sgdata reads {FORMAT}; update sgdata"
+            f"{folder / output_names.CONTRACT}: format {contract.format}, this sgdata reads {FORMAT}; update sgdata"
         )
     return contract
 
@@ -59,7 +59,7 @@ def write(folder: Path, contract: Contract) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    files.write(folder / files.CONTRACT, files.pretty_json(contract))
+    files.write(folder / output_names.CONTRACT, files.pretty_json(contract))
 
 
 def find_differences(ours: Contract, theirs: Contract, purpose: Purpose) -> list[str]:

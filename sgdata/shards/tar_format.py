@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from sgdata import files, parquet_tables, safe_names
+from sgdata import files, output_names, parquet_tables, safe_names
 from sgdata.errors import SourceError
 from sgdata.types import Array, Codec, Effort, Sample, Shard
 
@@ -327,7 +327,7 @@ def read_index(folder: Path) -> Any:
     Raises:
         SourceError: The folder is unfinished, or the index is missing or damaged.
     """
-    path = files.require_file(folder / files.INDEX, "the index of a folder written by 'sgdata shard'")
+    path = files.require_file(folder / output_names.INDEX, "the index of a folder written by 'sgdata shard'")
     files.require_finished(folder)
     table = parquet_tables.read(path, _COMPLETE)
     # Samples need not all have the same members: rows without one have nulls.

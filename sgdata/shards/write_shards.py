@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.errors import SourceError
 from sgdata.shards import contracts, statistics, tar_format
 from sgdata.types import Array, BandStatistics, Codec, Contract, Effort, Sample, Shard
@@ -78,11 +78,11 @@ def finish(out: Path, totals: ShardTotals) -> Contract:
         SourceError: There is no sample.
     """
     quarantine = sorted(totals.quarantine, key=lambda row: (row["key"], row["file"], row["reason"]))
-    files.write(out / files.QUARANTINE, b"".join(files.canonical_json(row) for row in quarantine))
+    files.write(out / output_names.QUARANTINE, b"".join(files.canonical_json(row) for row in quarantine))
     rows = sorted(totals.rows, key=lambda row: (row["split"], row["key"]))
     if not rows:
         why = f"; the first: {quarantine[0]['reason']}" if quarantine else ""
-        raise SourceError(f"{out}: not one sample to write, {len(quarantine)} in {files.QUARANTINE}{why}")
+        raise SourceError(f"{out}: not one sample to write, {len(quarantine)} in {output_names.QUARANTINE}{why}")
     contract, splits = totals.contract, Counter(row["split"] for row in rows)
     # Statistics of other splits would leak into the normalisation of what they evaluate.
     of_statistics = ["train"] if "train" in splits else sorted(splits)
@@ -95,7 +95,7 @@ def finish(out: Path, totals: ShardTotals) -> Contract:
         # Sorted: the order of shards and workers is no part of the data.
         fingerprint=files.sha256("\n".join(sorted(row["sha256"] for row in rows)).encode()),
     )
-    write_index(out / files.INDEX, rows)
+    write_index(out / output_names.INDEX, rows)
     contracts.write(out, complete)
     # The tars were hashed while they were written, or when their journal was read.
     files.write_sums(out, {shard.name: shard.sha256 for shard in totals.shards})

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import shapely
 
-from sgdata import files, pool, progress
+from sgdata import files, output_names, pool, progress
 from sgdata.errors import OutputError, SettingError
 from sgdata.labels import osm_elements
 from sgdata.rasters import grids
@@ -66,8 +66,8 @@ def simulate(
     what = plan.checked(seed, size_km, dates, layout)
     about = {"format": FORMAT, "seed": seed, "size_km": size_km, "dates": dates, "layout": layout, "broken": broken}
     out = Path(out)
-    with files.only_writer(out, files.SIMULATION):
-        marker = out / files.SIMULATION
+    with files.only_writer(out, output_names.SIMULATION):
+        marker = out / output_names.SIMULATION
         if marker.exists() and files.read_plain(marker) != about:
             raise OutputError(f"{out}: holds another simulation ({marker.read_text().strip()}); choose another --out")
         if marker.exists() and files.is_finished(out):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import shapely
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.errors import SettingError
 from sgdata.rasters import grids
 from sgdata.sentinel2 import BAND, L2A_BANDS
@@ -28,7 +28,7 @@ TILE = 1020
 
 def planned(archive: Path) -> Plan:
     """Read the plan in `archive/simulation.json`. Raises SettingError."""
-    document = files.read_plain(archive / files.SIMULATION)
+    document = files.read_plain(archive / output_names.SIMULATION)
     return plan.checked(document["seed"], document["size_km"], document["dates"], document["layout"])
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgdata import files, parquet_tables
+from sgdata import output_names, parquet_tables
 from sgdata.errors import SettingError, SourceError
 from sgdata.shards import tar_format
 from sgdata.types import Array, Codec
@@ -55,7 +55,7 @@ def read_layout(rows: Any, name: str, folder: Path, codec: Codec) -> MemberLayou
     kinds = {"offset": "count", "size": "count", "shape": "counts", "dtype": "text"}
     if f"{name}_crc32" in columns:
         kinds["crc32"] = "count"
-    where = f"{folder / files.INDEX}"
+    where = f"{folder / output_names.INDEX}"
     parquet_tables.check(rows, {f"{name}_{part}": kind for part, kind in kinds.items()}, where)
     column = {part: rows[f"{name}_{part}"] for part in kinds}
     shapes = column["shape"].to_pylist()

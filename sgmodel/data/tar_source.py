@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from sgdata import files, safe_names, urls
+from sgdata import files, output_names, safe_names, urls
 from sgdata.errors import SourceError
 from sgdata.remote import retry
 
@@ -127,20 +127,20 @@ def mirror(url: str, cache: Path, *, cache_gb: float, stall_s: float = 60.0, ret
     url = urls.remember(url)
     # Without secrets, so that the cache neither has them nor depends on them.
     folder = cache / files.sha256(url.encode())[:16]
-    listed = remote.whole(files.SUMS)
-    sums = files.parse_sums(listed, f"{url}/{files.SUMS}")
-    for name in (files.INDEX, files.CONTRACT):
+    listed = remote.whole(output_names.SUMS)
+    sums = files.parse_sums(listed, f"{url}/{output_names.SUMS}")
+    for name in (output_names.INDEX, output_names.CONTRACT):
         path = folder / name
         if not path.is_file() or files.sha256_file(path) != sums.get(name):
             content = remote.whole(name)
             if files.sha256(content) != sums.get(name):
                 raise SourceError(
-                    f"{url}/{name}: {len(content)} bytes whose SHA-256 differs from {files.SUMS}; copy it again"
+                    f"{url}/{name}: {len(content)} bytes whose SHA-256 differs from {output_names.SUMS}; copy it again"
                 )
             files.write(path, content)
     mark = {"url": url, "bytes": int(cache_gb * 1e9), "stall_s": stall_s, "retry_s": retry_s}
     files.write(folder / MARK, files.canonical_json(mark))
-    files.write(folder / files.SUMS, listed)
+    files.write(folder / output_names.SUMS, listed)
     return folder
 
 

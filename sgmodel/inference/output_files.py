@@ -11,20 +11,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.errors import OutputError
 from sgdata.rasters import cog
 from sgdata.types import Array, Grid, LabelSpace, Window
 from sgmodel.inference import tiling
 
-ROWS, CLASSES, PROBABILITIES, EMBEDDINGS = files.PATCHES, "classes.tif", "probabilities.tif", "embeddings.tif"
+ROWS, CLASSES, PROBABILITIES, EMBEDDINGS = output_names.PATCHES, "classes.tif", "probabilities.tif", "embeddings.tif"
 PICTURES = "classes"
 BLOCK = 512
 
 
 def remove_previous(out: Path) -> None:
     """Remove the files of an earlier prediction from `out`, which the checksums of this one would otherwise cover."""
-    names = (files.SUMS, ROWS, CLASSES, f"{CLASSES}.aux.xml", PROBABILITIES, EMBEDDINGS)
+    names = (output_names.SUMS, ROWS, CLASSES, f"{CLASSES}.aux.xml", PROBABILITIES, EMBEDDINGS)
     for path in [*(out / name for name in names), *sorted(out.glob(f"{PICTURES}/*.png"))]:
         path.unlink(missing_ok=True)
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sgdata import files, progress
+from sgdata import files, output_names, progress
 from sgdata.errors import ExitCode, SettingError
 from sgdata.rasters import grids
 from sgdata.safe_names import file_name
@@ -93,7 +93,7 @@ def main(recipe: PredictRecipe, paths: PredictPaths) -> int:
             raise SettingError(f"{name} is {value}: expected 1 or more")
     launch = devices.setup_device(paths.device, precision=recipe.precision, threads=paths.threads)
     predictor = load(paths.weights, launch, embeddings=recipe.what == "embeddings")
-    is_shards = (paths.inputs[0] / files.INDEX).exists()
+    is_shards = (paths.inputs[0] / output_names.INDEX).exists()
     count = 1 if is_shards else predictor.dates
     if len(paths.inputs) != count:
         expected = "--input and --after" if count == 2 else "--input alone"
@@ -104,7 +104,7 @@ def main(recipe: PredictRecipe, paths: PredictPaths) -> int:
             predict_shards(recipe, predictor, paths)
         else:
             predict_scene(recipe, predictor, paths)
-        files.write(paths.out / files.RECIPE, files.toml(recipe))
+        files.write(paths.out / output_names.RECIPE, files.toml(recipe))
         contracts.write(paths.out, predictor.contract)
         files.write_sums(paths.out)
     print(paths.out)

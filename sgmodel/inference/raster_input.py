@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sgdata import files, sentinel2
+from sgdata import files, output_names, sentinel2
 from sgdata.errors import SettingError, SourceError
 from sgdata.rasters import geotiff, grids
 from sgdata.shards import contracts
@@ -145,9 +145,9 @@ def open_scene(path: Path, theirs: Contract, normalisation: Normalisation, state
     import rasterio
 
     file = files.require_file(
-        path / files.IMAGE if path.is_dir() else path, "a GeoTIFF, a build, or a folder of shards"
+        path / output_names.IMAGE if path.is_dir() else path, "a GeoTIFF, a build, or a folder of shards"
     )
-    if file.name == files.IMAGE and (path.is_dir() or (file.parent / files.CONTRACT).exists()):
+    if file.name == output_names.IMAGE and (path.is_dir() or (file.parent / output_names.CONTRACT).exists()):
         files.require_finished(file.parent)
     with geotiff.open_raster(str(file), use="user") as dataset:
         header = geotiff.read_header(dataset)
@@ -189,7 +189,7 @@ def _ground_size(grid: Grid, unit_m: float) -> tuple[float, str]:
 def _contract(file: Path, dataset: DatasetReader, theirs: Contract, stated: InputFacts) -> Contract:
     """Return the contract beside a raster, or one made from its header and the user's statements."""
     count = len(geotiff.data_bands(dataset))
-    if not stated.bands and (file.parent / files.CONTRACT).exists():
+    if not stated.bands and (file.parent / output_names.CONTRACT).exists():
         beside = contracts.read(file.parent)
         if len(beside.bands) == count:
             return beside

@@ -16,7 +16,7 @@ from os import environ
 from pathlib import Path
 from typing import Any, Literal
 
-from sgdata import catalog, files
+from sgdata import catalog, files, output_names
 from sgdata.errors import SettingError
 from sgdata.safe_names import file_name
 from sgdata.shards import contracts
@@ -205,7 +205,7 @@ class Run:
     @property
     def results(self) -> dict[str, Any]:
         """Read the figures of a finished run. Raises SettingError."""
-        return files.read_plain(self.folder / files.RESULTS)
+        return files.read_plain(self.folder / output_names.RESULTS)
 
     @property
     def chain(self) -> tuple[Run, ...]:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from sgdata import catalog, files
+from sgdata import catalog, files, output_names
 from sgdata.errors import SettingError
 from sgdata.packing import split_lists
 from sgdata.shards import tar_format
@@ -134,7 +134,7 @@ def _is_other_split(of: Protocol, contract: Contract, folder: Path) -> bool:
     lists = [each for each in table.header.published if each.name == of.splits] if table else []
     if not lists:
         # Nothing is known of the lists themselves: what the recipe of the shards asked for must do.
-        recipe = files.read_plain(folder / files.RECIPE) if (folder / files.RECIPE).is_file() else {}
+        recipe = files.read_plain(folder / output_names.RECIPE) if (folder / output_names.RECIPE).is_file() else {}
         return bool(recipe.get("splits", of.splits) != of.splits)
     index = tar_format.read_index(folder).select(["key", "split"]).to_pylist()
     return any(

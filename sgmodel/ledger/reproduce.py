@@ -15,14 +15,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sgdata import files, pool
+from sgdata import files, output_names, pool
 from sgdata.errors import ExitCode
 from sgdata.pages import html
 from sgdata.pages import ledger as shown
 from sgmodel.ledger import costs, experiments, report, supplies
 from sgmodel.ledger.experiments import LedgerPaths, LedgerRecipe, Run
 
-TIMINGS = files.TIMINGS
+TIMINGS = output_names.TIMINGS
 
 
 def main(recipe: LedgerRecipe, paths: LedgerPaths, *, workers: int = 1, cluster: str | None = None) -> int:
@@ -87,13 +87,13 @@ def write(recipe: LedgerRecipe, paths: LedgerPaths) -> Path:
     """Write `ledger.json`, `ledger.md`, `page/index.html` and SHA256SUMS; return the path of the JSON."""
     tables = [report.table(recipe, table, paths) for table in recipe.tables]
     document = files.to_plain({"title": recipe.title, "tables": tables})
-    files.write(paths.out / files.LEDGER, files.pretty_json(document))
+    files.write(paths.out / output_names.LEDGER, files.pretty_json(document))
     files.write(paths.out / "ledger.md", shown.markdown(document).encode())
     intro = "Figures measured here beside published ones. Rows that were not run have no figures. "
     intro += shown.INTERVAL
     html.write(paths.out / "page" / "index.html", title=recipe.title, intro=intro, blocks=shown.build_blocks(document))
     files.write_sums(paths.out, _sums_of_runs(paths.out))
-    return paths.out / files.LEDGER
+    return paths.out / output_names.LEDGER
 
 
 def _sums_of_runs(out: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.datasets import cards
 from sgdata.datasets.types import Edition, ShardRecipe
 from sgdata.packing import select
@@ -20,7 +20,7 @@ def on_disk(recipe: LedgerRecipe, given: Mapping[str, Path]) -> dict[str, Path]:
     for name in _needed(recipe):
         if name not in given and name in cards.names():
             folder = Path(select.recipe_for(name).out)
-            if (folder / files.INDEX).is_file() and files.is_finished(folder):
+            if (folder / output_names.INDEX).is_file() and files.is_finished(folder):
                 found[name] = folder.resolve()
     return found
 

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdata import files, step_log
+from sgdata import files, output_names, step_log
 from sgdata.pages import distance, markdown
 from sgdata.pages.markdown import escape
 from sgmodel import devices, distributed
@@ -36,10 +36,10 @@ def conclude(
     """
     if not distributed.is_main_process():
         return
-    lines = step_log.read(out / files.METRICS) if (out / files.METRICS).exists() else []
+    lines = step_log.read(out / output_names.METRICS) if (out / output_names.METRICS).exists() else []
     losses = [line["loss"] for line in lines if "loss" in line]
     ends = {"loss_first": losses[0], "loss_last": losses[-1]} if losses else {}
-    files.write(out / files.RESULTS, files.pretty_json({**ends, **results}))
+    files.write(out / output_names.RESULTS, files.pretty_json({**ends, **results}))
     files.write(out / run_folder.CARD, _card(title, card, {**ends, **results}, meter).encode())
     # The main results in two lines; the card has all of them.
     shown = {name: value for name, value in {**ends, **results}.items() if name in HEADLINES}
@@ -52,7 +52,7 @@ def conclude(
 
 def _write_speed(out: Path, meter: devices.Meter) -> str:
     """Write `summary.json`, and return the speed in one line."""
-    pace = step_log.pace(step_log.read(out / files.TIMINGS))
+    pace = step_log.pace(step_log.read(out / output_names.TIMINGS))
     machine = {
         "device": devices.name(meter.launch.device),
         "peak_tflops": meter.peak,
@@ -60,7 +60,7 @@ def _write_speed(out: Path, meter: devices.Meter) -> str:
         "processes": distributed.world_size(),
         "flops_per_sample": meter.flops,
     }
-    files.write(out / files.SUMMARY, files.pretty_json({**machine, **pace}))
+    files.write(out / output_names.SUMMARY, files.pretty_json({**machine, **pace}))
     return f"{machine['device']}: " + ", ".join(f"{name} {text}" for name, text in step_log.describe(pace).items())
 
 
@@ -77,12 +77,14 @@ def _card(title: str, card: ModelCard, results: dict[str, Any], meter: devices.M
     work = []
     if meter is not None:
         flops = "unknown" if meter.flops is None else f"{meter.flops / 1e9:.6g} GFLOP"
-        work = [f"- work: {flops} a sample, forward and backward; images/s, MFU and data wait in `{files.SUMMARY}`"]
+        work = [
+            f"- work: {flops} a sample, forward and backward; images/s, MFU and data wait in `{output_names.SUMMARY}`"
+        ]
     return "\n".join(
         [
             f"# {title} on {escape(contract.dataset)} {escape(contract.version)}",
             "",
-            f"- model: {card.model.kind}; settings in `{files.RECIPE}`, "
+            f"- model: {card.model.kind}; settings in `{output_names.RECIPE}`, "
             f"weights in `{run_folder.LAST}/{checkpoint_folder.WEIGHTS}`",
             f"- data: {data}",
             f"- normalisation: {card.normalisation.scheme if card.normalisation else 'none'}",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from sgdata import files
+from sgdata import files, output_names
 from sgdata.shards import tar_format
 from sgdata.splits import nearest
 from sgdata.types import Array, Contract
@@ -155,7 +155,7 @@ def conclude(
     if not distributed.is_main_process():
         return left
     near = measure(source, held_out)
-    _write(out / files.SCORED, held_out.keys, near, scored.columns)
+    _write(out / output_names.SCORED, held_out.keys, near, scored.columns)
     return {**left, BY_DISTANCE: [_band(name, rows, scored, by) for name, rows in near.bands]}
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sgdata import files, step_log
+from sgdata import files, output_names, step_log
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.shards import contracts
 from sgdata.types import Contract
@@ -41,10 +41,10 @@ LAST = "checkpoint-last"
 BEST = "checkpoint-best"
 OPTIMIZER = "training.safetensors"
 AVERAGE = "average.safetensors"
-METRICS = files.METRICS
-TIMINGS = files.TIMINGS
+METRICS = output_names.METRICS
+TIMINGS = output_names.TIMINGS
 BOARD = "tensorboard"
-RESULTS = files.RESULTS
+RESULTS = output_names.RESULTS
 CARD = "card.md"
 CHANGES = "changes.jsonl"
 SCENES = "scenes.jsonl"
@@ -71,18 +71,18 @@ OWN = (
     f".{LAST}.new",
     f".{BEST}.old",
     f".{BEST}.new",
-    files.RECIPE,
-    files.CONTRACT,
+    output_names.RECIPE,
+    output_names.CONTRACT,
     METRICS,
     TIMINGS,
-    files.SUMMARY,
+    output_names.SUMMARY,
     BOARD,
     RESULTS,
     CARD,
     CHANGES,
     SCENES,
-    files.SCORED,
-    files.SUMS,
+    output_names.SCORED,
+    output_names.SUMS,
 )
 
 
@@ -132,13 +132,13 @@ def _prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool, free: f
     resolved = files.toml(recipe)
     if fresh:
         clear(out)
-    if (out / files.RECIPE).exists():
+    if (out / output_names.RECIPE).exists():
         changed = _changes(out, resolved, free)
         contracts.require(contract, contracts.read(out), "resume")
         if changed:
             _record(out, changed)
     contracts.write(out, contract)
-    files.write(out / files.RECIPE, resolved)  # after the contract: its existence implies both
+    files.write(out / output_names.RECIPE, resolved)  # after the contract: its existence implies both
     # A folder with SHA256SUMS is a finished run; this one is about to change.
     files.mark_unfinished(out)
     _repair(out)
@@ -165,7 +165,7 @@ def _changes(out: Path, resolved: bytes, free: frozenset[str]) -> dict[str, dict
     """
     import tomllib
 
-    old, new = _flat(files.read_plain(out / files.RECIPE)), _flat(tomllib.loads(resolved.decode()))
+    old, new = _flat(files.read_plain(out / output_names.RECIPE)), _flat(tomllib.loads(resolved.decode()))
     names = [key for key in old | new if old.get(key) != new.get(key)]
     changed = {key: {"was": old.get(key), "is": new.get(key)} for key in names}
     patience = new.get(PATIENCE, 0)

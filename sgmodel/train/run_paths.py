@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sgdata import files
+from sgdata import output_names
 from sgdata.errors import SettingError
 from sgdata.shards import contracts
 from sgmodel.data import tar_source
@@ -77,9 +77,9 @@ def _folder(text: str, cache: Path, cache_gb: float, retry_s: float) -> tuple[st
     match = re.fullmatch(r"(?:([\w-]+)=)?(.*)", text)
     name, path = match.groups() if match else (None, text)
     is_remote = "://" in path
-    if not is_remote and not (Path(path) / files.INDEX).exists():
+    if not is_remote and not (Path(path) / output_names.INDEX).exists():
         raise SettingError(
-            f"--shards {text}: no {files.INDEX} there; give a folder that 'sgdata shard' wrote, or its URL"
+            f"--shards {text}: no {output_names.INDEX} there; give a folder that 'sgdata shard' wrote, or its URL"
         )
     folder = tar_source.mirror(path, cache, cache_gb=cache_gb, retry_s=retry_s) if is_remote else Path(path)
     dataset = contracts.read(folder).dataset
