@@ -21,6 +21,7 @@ import numpy as np
 import synthetic
 import synthetic_build
 import synthetic_shards
+from PIL import Image
 
 from sgdata import catalog, files
 from sgdata.labels import osm_elements
@@ -179,6 +180,20 @@ def _rasters(out: Path) -> None:
         with rasterio.open(
             out / f"small-tiff/{number}/patch.tif", "w", **(profile | {"driver": "GTiff"} | size | form)
         ) as dataset:
+            dataset.write(values)
+    (out / "small-tiff/9").mkdir()
+    Image.fromarray(np.moveaxis(small[0][0][:1].repeat(3, 0), 0, -1).astype(np.uint8)).save(
+        out / "small-tiff/9/patch.jpg", quality=90
+    )
+    table = "image,mask,split,date\n" + "".join(f"{n}.tif,m.tif,train,2021-06-0{n + 1}\n" for n in range(3))
+    document = 'name = "ponds"\nbands = ["B02", "B03", "B04"]\nlevel = "L2A"\nclasses = ["land", "water"]\n'
+    document += 'nodata = 0\ntable = "samples.csv"\n'
+    _put(out, "sample-table", 0, {"samples.csv": table.encode(), "samples.toml": document.encode()})
+    for name in ("0", "1", "2", "m"):
+        values = np.ones((1, 24, 20), np.uint8) if name == "m" else np.full((3, 24, 20), 700, np.uint16)
+        size = {"count": len(values), "dtype": values.dtype.name, "height": 24, "width": 20, "nodata": None}
+        path = out / f"sample-table/0/{name}.tif"
+        with rasterio.open(path, "w", **(profile | {"driver": "GTiff"} | size)) as dataset:
             dataset.write(values)
 
 

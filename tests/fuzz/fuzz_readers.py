@@ -28,17 +28,18 @@ import rioxarray  # noqa: F401
 import tifffile
 from fuzz_corpus import BANDS, GRID
 from fuzz_mutators import Mutator
+from PIL import Image
 
 from sgdata import catalog, files, step_log, verification
 from sgdata.builds import build_folder, build_recipe, pipeline
 from sgdata.composite import window_staging
-from sgdata.datasets import archives, bigearthnet, fmow, pairs, segmunich
+from sgdata.datasets import archives, bigearthnet, fmow, images, pairs, segmunich
 from sgdata.datasets.types import DatasetCard, ShardRecipe
 from sgdata.labels import class_tables, osm_features
 from sgdata.packing import pack, select
 from sgdata.pages import ledger as ledger_page
 from sgdata.pages import run as run_page
-from sgdata.rasters import geotiff, small_tiff
+from sgdata.rasters import geotiff, small_jpeg, small_tiff
 from sgdata.scenes import aoi, build_cost, coverage, lock, product_metadata, search
 from sgdata.scenes.types import Asset
 from sgdata.shards import contracts, tar_format, write_shards
@@ -106,7 +107,10 @@ def _stage(folder: Path, path: Path) -> None:
         geotiff.hash_pixels(path)
 
 
-def _small_tiff(folder: Path, path: Path) -> None:
+def _small_image(folder: Path, path: Path) -> None:
+    if path.suffix == ".jpg":
+        small_jpeg.read(path.read_bytes())
+        return
     small_tiff.place_metadata(small_tiff.read(path.read_bytes()))
 
 
@@ -350,6 +354,20 @@ def _lines(rng: Any, content: bytes) -> bytes:
     return b"\n".join(lines)
 
 
+def _csv_or_toml(rng: Any, content: bytes) -> bytes:
+    return (TOML if b" = " in content else CSV)(rng, content)
+
+
+def _parse_csv_or_toml(content: bytes) -> Any:
+    return _parse_toml(content) if b" = " in content else _parse_table(content)
+
+
+def _parse_small_image(content: bytes) -> Any:
+    if content[:2] == b"\xff\xd8":
+        return Image.open(io.BytesIO(content)).size
+    return _parse_tiff(content)
+
+
 def _table_or_gzip(inner: Mutator) -> Mutator:
     """Return a mutator for files of which some are gzipped."""
     packed = mutators.mutate_gzip(inner)
@@ -389,7 +407,9 @@ READERS: dict[str, Reader] = {
     "overpass": Reader(targets=("answer.*",), mutate=_table_or_gzip(JSON), parse=_parse_json, read=_openstreetmap),
     "raster": Reader(targets=("band.tif",), mutate=mutators.mutate_tiff, parse=_parse_raster, read=_stage),
     "jp2": Reader(targets=("band.jp2",), mutate=mutators.header(400), parse=_parse_raster, read=_stage),
-    "small-tiff": Reader(targets=("patch.tif",), mutate=mutators.mutate_tiff, parse=_parse_tiff, read=_small_tiff),
+    "small-tiff": Reader(
+        targets=("patch.*",), mutate=mutators.mutate_tiff, parse=_parse_small_image, read=_small_image
+    ),
     "tar": Reader(
         targets=("data.*",), mutate=_table_or_gzip(mutators.mutate_tar), parse=_parse_tar, read=_archive
     ),
@@ -421,6 +441,10 @@ READERS: dict[str, Reader] = {
     "patch-table": Reader(
         targets=("build/patches.parquet",), mutate=PARQUET, parse=_parse_parquet,
         read=_dataset(segmunich, "segmunich"),
+    ),
+    "sample-table": Reader(
+        targets=("samples.*",), mutate=_csv_or_toml, parse=_parse_csv_or_toml,
+        read=lambda folder, path: _dataset(images, "images")(folder, folder / "samples.toml"),
     ),
     "pair": Reader(targets=("pair.toml",), mutate=TOML, parse=_parse_toml, read=_dataset(pairs, "pairs")),
     "split-list": Reader(targets=("train.*",), mutate=_table_or_gzip(CSV), parse=_parse_text, read=_split_list),
