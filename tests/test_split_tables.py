@@ -180,13 +180,16 @@ def test_a_table_is_read_as_it_was_written_and_equal_tables_are_equal_files(tmp_
     ("content", "message"),
     [
         (b"hello", "cannot be read as a split table"),
-        (gzip.compress(b"hello"), "not a split table; expected a line of JSON"),
-        (gzip.compress(b"{\nname\n"), "the first line is no JSON"),
-        (gzip.compress(b'{"format":2}\nname\n'), "not a split table of format 1"),
-        (gzip.compress(b'{"format":1,"dataset":3}\nname\n'), "dataset"),
-        (gzip.compress(b'{"format":1,"dataset":"a","settings":{}}\nname\tg\nb\tVAL\n'), "line 3 is .b.tVAL."),
-        (gzip.compress(b'{"format":1,"dataset":"a","settings":{}}\nname\tg\nb\tval\nb\tval\n'), "occurs twice"),
-        (gzip.compress(b'{"format":1,"dataset":"a","settings":{}}\nname\tg\nb\tval\n')[:-9], "cannot be read"),
+        (gzip.compress(b"hello", mtime=0), "not a split table; expected a line of JSON"),
+        (gzip.compress(b"{\nname\n", mtime=0), "the first line is no JSON"),
+        (gzip.compress(b'{"format":2}\nname\n', mtime=0), "not a split table of format 1"),
+        (gzip.compress(b'{"format":1,"dataset":3}\nname\n', mtime=0), "dataset"),
+        (gzip.compress(b'{"format":1,"dataset":"a","settings":{}}\nname\tg\nb\tVAL\n', mtime=0), "line 3 is .b.tVAL."),
+        (
+            gzip.compress(b'{"format":1,"dataset":"a","settings":{}}\nname\tg\nb\tval\nb\tval\n', mtime=0),
+            "occurs twice",
+        ),
+        (gzip.compress(b'{"format":1,"dataset":"a","settings":{}}\nname\tg\nb\tval\n', mtime=0)[:-9], "cannot be read"),
     ],
 )
 def test_what_is_no_table_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
