@@ -261,7 +261,10 @@ def reproduce_command(programs: Loaders) -> Callable[..., None]:
 
     def reproduce(
         recipe: Recipe = None,
-        shards: Annotated[list[Path] | None, typer.Option(help="Folder of shards; repeatable.")] = None,
+        shards: Annotated[
+            list[str] | None,
+            typer.Option(metavar="[NAME=]DIR", help="Folder of shards, by a name of the ledger; repeatable."),
+        ] = None,
         weights: Annotated[Path, typer.Option(help="Folder of published weights.")] = Path("weights"),
         out: Annotated[Path, typer.Option(help="Folder of the ledger.")] = Path("out/ledger"),
         plan: Annotated[bool, typer.Option("--plan", help="Print missing runs and their cost, and exit.")] = False,
@@ -278,7 +281,6 @@ def reproduce_command(programs: Loaders) -> Callable[..., None]:
         settings: Settings = False,
     ) -> None:
         """Train and score every missing run of a ledger, then write its tables."""
-        from sgdata.shards import contracts
         from sgmodel.ledger import experiments
         from sgmodel.ledger import reproduce as ledger
 
@@ -291,11 +293,9 @@ def reproduce_command(programs: Loaders) -> Callable[..., None]:
         chosen = files.read(experiments.LedgerRecipe, recipe_files.find(recipe, "reproduce"), changes or ())
         if not shards and not plan:
             raise SettingError(f"{recipe}: no data given; add --shards DIR")
-        for folder in shards or ():
-            files.require_finished(folder)
         paths = experiments.LedgerPaths(
             # Absolute, since workers on other machines have another working directory.
-            data={contracts.read(folder).dataset: folder.resolve() for folder in shards or ()},
+            data=_ledger_data(shards or ()),
             out=out.resolve(),
             programs=programs,
             weights=weights.resolve(),
@@ -310,3 +310,21 @@ def reproduce_command(programs: Loaders) -> Callable[..., None]:
         raise SystemExit(code)
 
     return reproduce
+
+
+def _ledger_data(texts: Sequence[str]) -> dict[str, Path]:
+    """Return finished folders of shards by the name given, or by their dataset. Raises SettingError, SourceError."""
+    from sgdata.shards import contracts
+
+    data: dict[str, Path] = {}
+    for text in texts:
+        name, _, path = text.rpartition("=") if re.match(r"[\w-]+=", text) else ("", "", text)
+        folder = Path(path)
+        files.require_finished(folder)
+        name = name or contracts.read(folder).dataset
+        if name in data:
+            raise SettingError(
+                f"--shards gives '{name}' twice: {data[name]} and {folder}; name them as in the ledger, NAME=DIR"
+            )
+        data[name] = folder.resolve()
+    return data

@@ -141,7 +141,7 @@ def test_likeness_replaces_metres_where_samples_have_no_place(tmp_path: Path) ->
     assert found[made[8].key][0] == pytest.approx(true, abs=1e-4)
     assert classify.main(classification("mode=knn"), run_paths_for(tmp_path / "shards", tmp_path / "run")) == 0
     bands = results(tmp_path / "run")["by_distance"]
-    assert {band["band"] for band in bands} <= {name for _, name in nearness.LIKENESS}  # type: ignore[attr-defined]
+    assert {band["band"] for band in bands} <= {name for _, name in distance.LIKENESS}  # type: ignore[attr-defined]
     assert sum(band["samples"] for band in bands) == 6  # type: ignore[attr-defined]
 
 

@@ -6,12 +6,23 @@ from typing import Any
 
 from sgdata.errors import SourceError
 
+# Footprints that touch; as far as neighbouring fields; a valley; a region.
+METRES = (
+    (0, "under 100 m"),
+    (100, "100 m to 2 km"),
+    (2_000, "2 to 5 km"),
+    (5_000, "5 to 20 km"),
+    (20_000, "20 km and more"),
+)
+LIKENESS = ((0.9, "likeness 0.9 and more"), (0.7, "0.7 to 0.9"), (0.5, "0.5 to 0.7"), (-1.0, "under 0.5"))
+KEY = "by_distance"
+"""Key of the bands in `results.json`."""
 TITLE = "Score by distance to the nearest training sample"
 
 
 def columns(results: dict[str, Any]) -> tuple[str, ...]:
     """Return the names of the columns of `rows`."""
-    return ("distance", "samples", _figure(results["by_distance"]), "95 % interval")
+    return ("distance", "samples", figure(results[KEY]), "95 % interval")
 
 
 def rows(results: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
@@ -20,14 +31,14 @@ def rows(results: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
     Raises:
         SourceError: The bands are not as a run writes them.
     """
-    bands = results.get("by_distance") or []
+    bands = results.get(KEY) or []
     try:
         return tuple(
             (
                 str(each["band"]),
                 f"{each['samples']:,}",
-                text(each[_figure(bands)]),
-                text(each[f"{_figure(bands)}_interval"] or ""),
+                text(each[figure(bands)]),
+                text(each[f"{figure(bands)}_interval"] or ""),
             )
             for each in bands
         )
@@ -35,7 +46,7 @@ def rows(results: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
         raise SourceError(f"'by_distance' of the results is {bands!r:.80}, expected a list of bands") from None
 
 
-def _figure(bands: list[dict[str, Any]]) -> str:
+def figure(bands: list[dict[str, Any]]) -> str:
     """Return the name of the figure that bands hold beside name, number of samples and interval."""
     (name,) = (key for key in bands[0] if key not in ("band", "samples") and not key.endswith("_interval"))
     return name

@@ -13,7 +13,9 @@ from sgdata.pages.markdown import escape
 from sgdata.pages.markdown import table as markdown_table
 
 ABSENT = "Weights that are not here"
-INTERVAL = "In brackets: 95 % interval, Student's t over seeds; of one seed, bootstrap over scored samples."
+INTERVAL = (
+    "In brackets: 95 % interval, Student's t over seeds and draws of a split; of one run, bootstrap over samples."
+)
 
 
 def build_blocks(document: dict[str, Any]) -> list[html.Block]:
@@ -25,7 +27,9 @@ def build_blocks(document: dict[str, Any]) -> list[html.Block]:
             said = tuple((sentence,) for sentence in table["sentences"])
             parts.append(html.Table(title=f"{name}: what follows", columns=("computed from the figures",), rows=said))
         parts += [chart for metric in table["metrics"] if (chart := _chart(table, metric))]
+        other = next((each for each in document["tables"] if each["name"] == table.get("beside")), None)
         parts.append(html.Table(title=name, columns=columns(table), rows=lines(table), caption=_caption(table)))
+        parts += [*_beside(table, other), *_by_distance(table)]
         if table.get("protocols"):  # ledgers of version 0.1 have none
             parts += [_protocols(table), _sources(table)]
         if table["audit"]:
@@ -85,6 +89,46 @@ def _line(table: dict[str, Any], row: dict[str, Any]) -> tuple[str, ...]:
     findings = _findings(table) if row["state"] == "run" else ""
     how = (row.get("protocol") or "", str(seeds or ""), parameters, steps, ", ".join(row["reasons"]), findings)
     return (row["name"], row["start"], *cells, *how)
+
+
+def _beside(table: dict[str, Any], other: dict[str, Any] | None) -> list[html.Table]:
+    """Return the first metric of each row beside that of the row of the same name in another table."""
+    if other is None:
+        return []
+    metric = table["metrics"][0]
+    theirs = {row["name"]: row for row in other["rows"] if metric in row["figures"]}
+    pairs = [(row, theirs[row["name"]]) for row in table["rows"] if row["name"] in theirs]
+    rows = tuple(
+        (
+            row["name"],
+            _measured(there["figures"][metric]),
+            _measured(row["figures"][metric]),
+            _difference(row, there, metric),
+        )
+        for row, there in pairs
+    )
+    columns = ("model", f"{metric}: {other['name']}", f"{metric}: {table['name']}", "difference")
+    return [html.Table(title=f"{table['name']}: beside {other['name']}", columns=columns, rows=rows)]
+
+
+def _difference(row: dict[str, Any], other: dict[str, Any], metric: str) -> str:
+    ours, theirs = (each["figures"][metric]["mean"] for each in (row, other))
+    return "" if ours is None or theirs is None else f"{ours - theirs:+.3f}"
+
+
+def _by_distance(table: dict[str, Any]) -> list[html.Table]:
+    """Return the score of each row by the distance of the scored samples to the training samples."""
+    shown = {row["name"]: {each["band"]: each for each in row.get("by_distance") or ()} for row in table["rows"]}
+    bands = list(dict.fromkeys(band for cells in shown.values() for band in cells))
+    if not bands:
+        return []
+    rows = tuple(
+        (name, *(f"{_measured(cells[band])}, n {cells[band]['samples']:,}" if band in cells else "" for band in bands))
+        for name, cells in shown.items()
+        if cells
+    )
+    title = f"{table['name']}: by distance to the nearest training sample"
+    return [html.Table(title=title, columns=("model", *bands), rows=rows)]
 
 
 def _protocols(table: dict[str, Any]) -> html.Table:

@@ -15,6 +15,7 @@ from sgdata import files
 from sgdata.errors import SettingError
 from sgdata.shards import contracts
 from sgdata.types import Contract
+from sgmodel.data import subset
 from sgmodel.train.program import Mode, Program
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def _samples(run: Run, recipe: Any, paths: LedgerPaths, contract: Contract | Non
 
         pairs = loader.Samples(paths.data[run.data], recipe.training.split, ("image_before", "mask"))
         return len(windows.Windows(pairs, recipe.windows))
+    if recipe.training.budget and run.data in paths.data:
+        return len(subset.within_budget(paths.data[run.data], recipe.training.split, recipe.training.budget))
     return sum(contract.splits.values()) if recipe.training.split == "all" else contract.splits[recipe.training.split]
 
 

@@ -20,6 +20,7 @@ from sgdata import catalog, files, output_names
 from sgdata.errors import SettingError
 from sgdata.safe_names import file_name
 from sgdata.shards import contracts
+from sgmodel.data import subset
 from sgmodel.ledger import published
 from sgmodel.train.program import Loaders, ProgramName
 
@@ -70,6 +71,7 @@ class LedgerRow:
         weights: Published weights by their name in the fact table `published_weights`.
         set: Overrides of the recipe, after those of the table.
         seeds: Seeds; empty for those of the table.
+        data: Datasets, each with a run per seed, such as several draws of a split; empty for that of the table.
         published: Model of the published figures, as in the fact table `published_figures`.
         protocol: Protocol of these figures; empty for that of the table.
         reasons: Known reasons for a difference from the published figures.
@@ -82,6 +84,7 @@ class LedgerRow:
     weights: str = ""
     set: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    data: tuple[str, ...] = ()
     published: str = ""
     protocol: str = ""
     reasons: tuple[Reason, ...] = ()
@@ -95,7 +98,7 @@ class LedgerTable:
         name: Title of the table.
         program: Training program.
         recipe: Recipe file, relative to the folder of recipes.
-        data: Dataset, named as in its contract.
+        data: Dataset, named as in its contract or by `--shards NAME=DIR`.
         metrics: Figures of results.json, one column each; a dot selects inside a table.
         rows: The rows.
         set: Overrides of the recipe for all rows.
@@ -103,6 +106,8 @@ class LedgerTable:
         protocol: What published figures of this table were measured on, as in the fact table `published_protocols`.
         quoted: Protocols whose figures are listed below the rows, beside which nothing is run.
         compare: Pairs of row names; the ledger says of each pair whether the first is better.
+        beside: Table with rows of the same names on another split, such as the published one, whose figures are shown
+            beside these.
         note: Text below the table.
     """
 
@@ -117,6 +122,7 @@ class LedgerTable:
     protocol: str = ""
     quoted: tuple[str, ...] = ()
     compare: tuple[tuple[str, str], ...] = ()
+    beside: str = ""
     note: str = ""
 
 
@@ -228,6 +234,10 @@ def check(recipe: LedgerRecipe) -> None:
         if repeated or missing:
             message = f"two rows {sorted(repeated)}" if repeated else f"compare names {sorted(missing)}, not a row"
             raise SettingError(f"table '{table.name}': {message}; give each row a name of its own")
+        if table.beside and table.beside not in {each.name for each in recipe.tables}:
+            raise SettingError(
+                f"table '{table.name}': beside = '{table.beside}' is no table of this ledger; correct it"
+            )
         for name in table.quoted:
             published.figures(name)
         for row in table.rows:
@@ -248,14 +258,18 @@ def figures_of(table: LedgerTable, row: LedgerRow) -> dict[str, published.Publis
 
 def differences(table: LedgerTable, row: LedgerRow, run: Run, paths: LedgerPaths) -> list[published.Difference]:
     """Return how the data and settings of a row differ from those of its published figures; none without figures."""
-    if not row.published or table.data not in paths.data:
+    if not row.published or run.data not in paths.data:
         return []
-    folder, recipe = paths.data[table.data], tomllib.loads(run.recipe.decode())
+    folder, recipe = paths.data[run.data], tomllib.loads(run.recipe.decode())
+    contract, used = contracts.read(folder), recipe["training"]
+    of_budget = 1.0
+    if used.get("budget"):
+        of_budget = len(subset.within_budget(folder, used["split"], used["budget"])) / contract.splits[used["split"]]
     return published.differences(
         published.protocol(row.protocol or table.protocol),
-        contracts.read(folder),
+        contract,
         folder,
-        labels=recipe["training"]["fraction"],
+        labels=used["fraction"] * of_budget,
         mode=recipe.get("mode", ""),
     )
 
@@ -272,21 +286,27 @@ def missing_input(table: LedgerTable, row: LedgerRow, paths: LedgerPaths) -> Rea
     """Return which input of a row is absent, None if it can be run."""
     if row.weights and not (paths.weights / row.weights).exists():
         return "weights absent"
-    needed = {table.data, *(before.data or table.data for before in row.before)}
+    needed = {*datasets(table, row), *(before.data or table.data for before in row.before)}
     return None if needed <= set(paths.data) else "data absent"
 
 
 def plan_runs(recipe: LedgerRecipe, table: LedgerTable, row: LedgerRow, paths: LedgerPaths) -> tuple[Run, ...]:
-    """Return the runs of a row, one per seed. Raises SettingError if a recipe cannot be read."""
+    """Return the runs of a row, one per dataset and seed. Raises SettingError if a recipe cannot be read."""
     after: Run | None = None
     file = paths.weights / row.weights if row.weights else None
     for before in row.before:
         after = _run(before.program, before.recipe, before.set, before.data or table.data, file, after, paths)
     made = []
-    for seed in row.seeds or table.seeds or recipe.seeds:
-        changes = (*table.set, *row.set, f"training.seed={seed}")
-        made.append(_run(table.program, row.recipe or table.recipe, changes, table.data, file, after, paths))
+    for data in datasets(table, row):
+        for seed in row.seeds or table.seeds or recipe.seeds:
+            changes = (*table.set, *row.set, f"training.seed={seed}")
+            made.append(_run(table.program, row.recipe or table.recipe, changes, data, file, after, paths))
     return tuple(made)
+
+
+def datasets(table: LedgerTable, row: LedgerRow) -> tuple[str, ...]:
+    """Return the names of the datasets of a row."""
+    return row.data or (table.data,)
 
 
 def _run(

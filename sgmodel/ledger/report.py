@@ -14,6 +14,7 @@ from typing import Any
 from sgdata import files
 from sgdata.audits import findings
 from sgdata.errors import SettingError
+from sgdata.pages import distance
 from sgdata.shards import contracts
 from sgmodel.ledger import costs, experiments, published
 from sgmodel.ledger.experiments import LedgerRecipe, LedgerRow, LedgerTable, Reason, Run
@@ -43,6 +44,7 @@ def table(recipe: LedgerRecipe, which: LedgerTable, paths: experiments.LedgerPat
             for name in dict.fromkeys(line["protocol"] for line in (*lines, *quoted(which)) if line["protocol"])
         ],
         "sentences": [verdict(lines, pair, metric) for pair in which.compare for metric in which.metrics],
+        "beside": which.beside,
         "audit": [{"check": check.name, "message": check.message} for check in checks if check.state == "finding"],
         # Distinguishes data without an audit from an audit without findings.
         "audited": audit is not None,
@@ -69,6 +71,7 @@ def line(recipe: LedgerRecipe, which: LedgerTable, row: LedgerRow, paths: experi
     }
     if done:
         document["cost"] = cost(recipe, runs, results, paths)
+        document["by_distance"] = by_distance(results)
     chains = dict.fromkeys(each for run in runs for each in run.chain)
     document["runs"] = [describe(run, done=done) for run in chains]
     return document
@@ -112,6 +115,25 @@ def figure(results: Sequence[dict[str, Any]], name: str, known: PublishedFigure 
         "interval_over": "scored samples" if single else "seeds" if len(values) > 1 else None,
         "gap": None if mean is None or known is None else mean - known.value,
     }
+
+
+def by_distance(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the main figure of runs by band of distance to the training samples; none for runs without.
+
+    Of each band: name, mean number of samples, mean of the runs that have samples in it, and the interval of `figure`.
+    """
+    runs = [{each["band"]: each for each in result.get(distance.KEY) or ()} for result in results]
+    bands = []
+    for name in (name for _, name in (*distance.METRES, *distance.LIKENESS)):
+        having = [run[name] for run in runs if name in run]
+        if having:
+            main = distance.figure(having)
+            values = [each[main] for each in having]
+            single = having[0][f"{main}_interval"] if len(having) == 1 else None
+            samples = round(statistics.fmean(each["samples"] for each in having))
+            mean = statistics.fmean(values)
+            bands.append({"band": name, "samples": samples, "mean": mean, "interval": single or interval(values)})
+    return bands
 
 
 def _at(result: dict[str, Any], name: str) -> float:

@@ -47,12 +47,12 @@ def commands(recipe: LedgerRecipe, paths: LedgerPaths, found: Mapping[str, Path]
 
 def _needed(recipe: LedgerRecipe) -> Counter[str]:
     """Return how many rows need each dataset, in the order of the tables."""
-    return Counter(
-        name
-        for table in recipe.tables
-        for row in table.rows
-        for name in dict.fromkeys((table.data, *(before.data or table.data for before in row.before)))
-    )
+    counts: Counter[str] = Counter()
+    for table in recipe.tables:
+        for row in table.rows:
+            before = [each.data or table.data for each in row.before]
+            counts.update(dict.fromkeys([*experiments.datasets(table, row), *before], 1))
+    return counts
 
 
 def _make(recipe: LedgerRecipe, name: str) -> Iterator[str]:

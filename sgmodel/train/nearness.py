@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sgdata import files, output_names
+from sgdata.pages import distance
 from sgdata.shards import tar_format
 from sgdata.splits import nearest
 from sgdata.types import Array, Contract
@@ -27,16 +28,6 @@ from sgmodel.train import metrics
 
 SAMPLES = "scored_samples"
 """Key of `ScoredSamples` in the figures of a program; it does not go to `results.json`."""
-BY_DISTANCE = "by_distance"
-# Footprints that touch; as far as neighbouring fields; a valley; a region.
-METRES = (
-    (0, "under 100 m"),
-    (100, "100 m to 2 km"),
-    (2_000, "2 to 5 km"),
-    (5_000, "5 to 20 km"),
-    (20_000, "20 km and more"),
-)
-LIKENESS = ((0.9, "likeness 0.9 and more"), (0.7, "0.7 to 0.9"), (0.5, "0.5 to 0.7"), (-1.0, "under 0.5"))
 CELLS = 8
 CHUNK = 1024
 
@@ -73,12 +64,12 @@ class Nearness:
     def bands(self) -> list[tuple[str, NDArray[np.int64]]]:
         """Name and rows of each band, the nearest first; bands without samples are absent."""
         if self.metres is not None:
-            number = np.searchsorted([low for low, _ in METRES], self.metres, side="right") - 1
-            names = [name for _, name in METRES]
+            number = np.searchsorted([low for low, _ in distance.METRES], self.metres, side="right") - 1
+            names = [name for _, name in distance.METRES]
         else:
             assert self.likeness is not None
-            number = np.argmax(self.likeness[:, None] >= [low for low, _ in LIKENESS], axis=1)
-            names = [name for _, name in LIKENESS]
+            number = np.argmax(self.likeness[:, None] >= [low for low, _ in distance.LIKENESS], axis=1)
+            names = [name for _, name in distance.LIKENESS]
         rows = [(name, np.flatnonzero(number == at)) for at, name in enumerate(names)]
         return [(name, members) for name, members in rows if len(members)]
 
@@ -156,7 +147,7 @@ def conclude(
         return left
     near = measure(source, held_out)
     _write(out / output_names.SCORED, held_out.keys, near, scored.columns)
-    return {**left, BY_DISTANCE: [_band(name, rows, scored, by) for name, rows in near.bands]}
+    return {**left, distance.KEY: [_band(name, rows, scored, by) for name, rows in near.bands]}
 
 
 def _band(name: str, rows: NDArray[np.int64], scored: ScoredSamples, by: str) -> dict[str, Any]:
