@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,7 @@ from gpu_check.results import Row
 
 if TYPE_CHECKING:
     from gpu_check.steps import Mode
+    from gpu_check.trainings import Name
 
 PARITY = ("pretrain_small_img32_mask75", "classify_small_sep_pos", "segment_small_img64")
 TINY_SHARE = 0.1
@@ -131,27 +132,41 @@ def cases(bench: Bench, parity: Path | None) -> Iterator[Case]:
         yield _pretraining(bench, part, size, 128, "plain", plain_s)
         yield _pretraining(bench, part, size, 128, "compiled", compiled_s)
     for task in ("classify", "segment", "detect_change"):
-        row = Row(part=5, size="base", px=bench.scale.px(128), mode=task)
-        yield Case(row=row, expected_s=20, measure=partial(steps.time_fine_tuning, bench, task))
+        yield _fine_tuning(bench, 5, task, "plain", 20)
+    yield _fine_tuning(bench, 5, "classify", "merged tokens", 20)
+    yield _fine_tuning(bench, 5, "classify", "compiled", 70)
     row = Row(part=6, size="base", px=bench.scale.px(128), mode="pretrain from shards")
     yield Case(row=row, expected_s=40, measure=partial(steps.time_data, bench))
     row = Row(part=6, size="base", px=bench.scale.px(128), mode="predict segmentation")
     yield Case(row=row, expected_s=25, measure=partial(steps.time_prediction, bench))
     yield _pretraining(bench, 7, "base", 224, "plain", 25)
     yield _pretraining(bench, 7, "base", 128, "CUDA graphs", 80)
+    yield _fine_tuning(bench, 7, "classify", "CUDA graphs", 80)
+
+
+def _fine_tuning(bench: Bench, part: int, task: Name, mode: Mode, expected_s: float) -> Case:
+    from gpu_check import steps
+
+    row = Row(part=part, size="base", px=bench.scale.px(128), mode=task if mode == "plain" else f"{task}, {mode}")
+    return Case(
+        row=row, expected_s=expected_s, measure=partial(_on_gpu, mode, steps.time_fine_tuning, bench, task, mode)
+    )
 
 
 def _pretraining(bench: Bench, part: int, size: str, px: int, mode: Mode, expected_s: float) -> Case:
-    row = Row(part=part, size=size, px=bench.scale.px(px), mode=f"pretrain, {mode}")
-    return Case(row=row, expected_s=expected_s, measure=partial(_pretrained, bench, size, px, mode))
-
-
-def _pretrained(bench: Bench, size: str, px: int, mode: Mode) -> Measured | str:
     from gpu_check import steps
 
+    row = Row(part=part, size=size, px=bench.scale.px(px), mode=f"pretrain, {mode}")
+    return Case(
+        row=row, expected_s=expected_s, measure=partial(_on_gpu, mode, steps.time_pretraining, bench, size, px, mode)
+    )
+
+
+def _on_gpu(mode: Mode, measure: Callable[..., Measured], *settings: Any) -> Measured | str:
+    """Measure, unless `mode` needs a GPU and there is none."""
     if mode == "CUDA graphs" and not torch.cuda.is_available():
         return f"{results.SKIPPED}no CUDA device"
-    return steps.time_pretraining(bench, size, px, mode)
+    return measure(*settings)
 
 
 def _matmul(bench: Bench) -> Measured:

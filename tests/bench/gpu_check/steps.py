@@ -18,11 +18,13 @@ from sgdata.types import Array
 from sgdata.types import Task as LabelTask
 from sgmodel import devices
 from sgmodel.data import loader, normalise
+from sgmodel.models.token_reduction import TokenReduction
 from sgmodel.train import loop, training
 
 KM2_PER_PX = 1e-4
 """Area of a pixel of 10 m."""
-Mode = Literal["plain", "compiled", "CUDA graphs"]
+Mode = Literal["plain", "compiled", "CUDA graphs", "merged tokens"]
+MERGED = TokenReduction(method="merge", keep=0.5, after=(1, 4))
 
 
 def time_pretraining(bench: Bench, size: str, px: int, mode: Mode) -> Measured:
@@ -48,12 +50,18 @@ def _compile(task: training.TrainingTask, mode: Mode) -> str:
     return ""
 
 
-def time_fine_tuning(bench: Bench, name: trainings.Name) -> Measured:
+def time_fine_tuning(bench: Bench, name: trainings.Name, mode: Mode) -> Measured:
     """Time fine-tuning steps of the base model."""
     tasks: dict[str, LabelTask] = {"classify": "multi-label", "segment": "segmentation", "detect_change": "change"}
     batch = bench.scale.batch(name, "base", 128)
     source = bench.shards(tasks[name], bench.scale.px(128))
-    return _timed(bench, trainings.fine_tuning(bench, name, source, batch=batch), batch)
+    reduction = None
+    if mode == "merged tokens":
+        reduction = replace(MERGED, after=(0,)) if bench.scale.tiny else MERGED
+    job = trainings.fine_tuning(bench, name, source, batch=batch, reduction=reduction)
+    note = _compile(job.task, mode)
+    found = _timed(bench, job, batch)
+    return replace(found, note=f"{found.note}{note}")
 
 
 def _timed(bench: Bench, job: trainings.Job, batch: int) -> Measured:
@@ -72,7 +80,7 @@ def _timed(bench: Bench, job: trainings.Job, batch: int) -> Measured:
         mfu=_mfu(device, job.flops * rate),
         peak_gb=_peak_gb(device),
         note=f"{seconds / bench.scale.steps:.4f} s a step, the first {first:.1f} s; "
-        f"{job.flops / 1e9:.4g} GFLOP a sample",
+        f"{job.flops / 1e9:.4g} GFLOP a sample, at most {job.memory.total(batch) / 1e9:.1f} GB counted",
     )
 
 

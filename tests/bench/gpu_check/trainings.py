@@ -13,7 +13,7 @@ import torch
 
 from sgdata import sentinel2
 from sgmodel.data import augment, normalise
-from sgmodel.models import flops
+from sgmodel.models import flops, memory
 
 if TYPE_CHECKING:
     from gpu_check import samples
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sgmodel import devices
     from sgmodel.data import loader
     from sgmodel.models import factory
+    from sgmodel.models.token_reduction import TokenReduction
     from sgmodel.train import training
 
 MASK_RATIO = 0.9
@@ -33,10 +34,11 @@ FLIPPED = augment.AugmentRecipe(horizontal_flip=0.5, vertical_flip=0.5, quarter_
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A training ready to be stepped, and the model FLOPs of one of its samples."""
+    """A training ready to be stepped, the model FLOPs of one of its samples, and the memory of its steps."""
 
     task: training.TrainingTask
     flops: float
+    memory: memory.StepMemory
 
 
 def pretraining(
@@ -66,10 +68,14 @@ def pretraining(
     objective = partial(pretrain.objective, setting)
     work = flops.training_sample(card.model, config.image_px, mask_ratio=MASK_RATIO)
     task = training.prepare_task(setting, model, source, objective, bench.paths, card=card, flops=work)
-    return Job(task=task, flops=work)
+    half = task.launch.half
+    counted = memory.of_spec(card.model, config.image_px, half, mask_ratio=MASK_RATIO)
+    return Job(task=task, flops=work, memory=counted)
 
 
-def fine_tuning(bench: Bench, name: Name, source: samples.MemoryIndexed, *, batch: int) -> Job:
+def fine_tuning(
+    bench: Bench, name: Name, source: samples.MemoryIndexed, *, batch: int, reduction: TokenReduction | None = None
+) -> Job:
     """Return fine-tuning of the base model as the program `name` of `sgmodel.recipes` runs it."""
     from sgmodel.data.windows import WindowRecipe
     from sgmodel.models import factory
@@ -78,7 +84,8 @@ def fine_tuning(bench: Bench, name: Name, source: samples.MemoryIndexed, *, batc
 
     classes = len(source.contract.label_space.ids)
     head = None if name == "classify" else bench.scale.head(dropout_levels=0.0 if name == "detect_change" else 0.5)
-    model_recipe = factory.ModelRecipe(backbone="spectralgpt", encoder=bench.scale.encoder("base", 128), head=head)
+    config = bench.scale.encoder("base", 128)
+    model_recipe = factory.ModelRecipe(backbone="spectralgpt", encoder=config, head=head, reduction=reduction)
     setting: training.TrainingSetup[Any]
     build: Any
     match name:
@@ -105,7 +112,8 @@ def fine_tuning(bench: Bench, name: Name, source: samples.MemoryIndexed, *, batc
             objective = partial(detect_change.objective, setting, None)
     model = finetune.initialise_model(setting, partial(build, setting.recipe, classes), None)
     task = finetune.prepare_task(setting, model, source, objective, bench.paths)
-    return Job(task=task, flops=task.meter.flops or 0.0)
+    counted = memory.of_spec(task.card.model, model_recipe.px, task.launch.half)
+    return Job(task=task, flops=task.meter.flops or 0.0, memory=counted)
 
 
 def _shared(model: factory.ModelRecipe, batch: int) -> dict[str, Any]:
