@@ -210,7 +210,7 @@ def test_autocast_leaves_pixels_alone() -> None:
 def test_partners_stay_together_on_any_number_of_processes(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(
         SgdataError, match="batch 6 in 1 parts on each of 2 processes: mixup and CutMix pair neighbours"
     ):
@@ -227,7 +227,7 @@ def test_the_probe_normalises_over_all_processes(monkeypatch: pytest.MonkeyPatch
         halves = [half.double() for half in whole.chunk(2)]
         return torch.stack([torch.stack([h.mean((0, 2, 3)), h.square().mean((0, 2, 3))]) for h in halves]).mean(0)
 
-    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "mean", mean)
     torch.testing.assert_close(torch.cat([two(half) for half in whole.chunk(2)[:1]]), expected[:4])
     for name, buffer in two.norm.state_dict().items():

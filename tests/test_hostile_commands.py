@@ -85,7 +85,9 @@ ARGUMENTS = (
     "sgdata shard eurosat --split-list a={} --source toy --out o", "sgdata shard eurosat --split-list {} --out o",
     "sgdata verify {}", "sgdata verify toy --against {}", "sgdata verify toy --{}", "sgdata compare {} --released toy",
     "sgdata audit {}", "sgdata audit toy --dataset {}", "sgdata audit toy --edition {}", "sgdata audit toy --build {}",
-    "sgdata split {} --out o", "sgdata release {} 1.0 --from toy --out o", "sgdata release a {} --from toy --out o",
+    "sgdata split {} --out o", "sgdata draw-splits {} --out o.tsv.gz",
+    "sgdata draw-splits toy --out o.tsv.gz --budget {}",
+    "sgdata release {} 1.0 --from toy --out o", "sgdata release a {} --from toy --out o",
     "sgdata release a 1.0 --from {} --out o", "sgdata release a 1.0 --from toy --out o --date {}",
     "sgdata export {} --from toy --out o", "sgdata export segmunich-released --from {} --out o", "sgdata show {}",
     "sgdata show toy --layer {} --out o", "sgdata simulate o --layout {}", "sgdata demo --{}",
@@ -100,6 +102,7 @@ ARGUMENTS = (
     "sgmodel segment segment-demo-tiny --shards {}=toy --out o", "sgmodel predict {} --input toy --weights toy",
     "sgmodel predict --input {} --weights toy --out o", "sgmodel predict --input toy --weights {} --out o",
     "sgmodel predict --input toy --weights toy --what {} --out o", "sgmodel convert {} --out o",
+    "sgmodel sizes {}",
     "sgmodel reproduce {} --shards toy", "sgmodel reproduce city --shards {} --out o",
     "sgmodel reproduce city --shards toy --set {} --out o",
 )  # fmt: skip
@@ -246,7 +249,7 @@ def test_names_in_a_ledger(say: Say, home: Path) -> None:  # noqa: F811
     words = ("reproduce", recipe, "--shards", home / "toy", "--out", home / "out")
     words = (*words, "--launcher", f"{sys.executable} {home / 'stub.py'}")
     code, out, _ = say("sgmodel", *words, "--plan")
-    assert (code, out.count("\n")) == (0, 4)
+    assert (code, out.count("\n")) == (0, 5), out
     assert say("sgmodel", *words)[0] == 0
     assert len([path for path in (home / "out" / "runs").iterdir() if path.is_dir()]) == 4
     assert say("sgdata", "show", home / "out", "--out", home / "page")[0] == 0

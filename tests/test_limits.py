@@ -176,9 +176,9 @@ def test_a_member_of_hundreds_of_megabytes_is_rejected_by_name(tmp_path: Path) -
 OSM = """
 import shapely
 from sgdata.builds import build_recipe
-from sgdata.labels import osm_features, paint
+from sgdata.labels import make_labels, osm_features
 area = shapely.box(11, 48, 12, 49)
-rules = paint.read_classes(build_recipe.recipe_for("segmunich", {"bbox": (11, 48, 12, 49)}).labels).rules
+rules = make_labels.read_classes(build_recipe.recipe_for("segmunich", {"bbox": (11, 48, 12, 49)}).labels).rules
 """
 READ_OSM = "raise SgdataError(repr(dict(osm_features.read(sys.argv[1], area, rules=rules).losses)))"
 

@@ -144,7 +144,7 @@ def test_the_size_of_shards(value: str) -> None:
 
 
 # Coordinates are checked where they become a grid, options of timm by timm. Means and published figures may be any.
-UNBOUNDED = {"origin", "shape", "bbox", "options", "mean", "published"}
+UNBOUNDED = {"origin", "shape", "bbox", "options", "mean"}
 
 
 def parts(hint: Any) -> Iterator[Any]:

@@ -43,9 +43,13 @@ class TokenReduction:
     def __post_init__(self) -> None:
         """Check ranges. Raises SettingError."""
         if not 0.5 <= self.keep < 1:
-            raise SettingError(f"model.reduction.keep is {self.keep}: expected at least 0.5 and less than 1")
+            raise SettingError(
+                f"'model.reduction.keep' is {self.keep}: expected at least 0.5 and less than 1; correct it"
+            )
         if not self.after or list(self.after) != sorted(set(self.after)) or self.after[0] < 0:
-            raise SettingError(f"model.reduction.after is {list(self.after)}: expected increasing numbers of blocks")
+            raise SettingError(
+                f"'model.reduction.after' is {list(self.after)}: expected increasing numbers of blocks; correct it"
+            )
 
 
 def removed(tokens: int, keep: float) -> int:
@@ -70,7 +74,9 @@ def check(reduction: TokenReduction, *, depth: int, tokens: int) -> None:
         SettingError: There is no such block, or no token is removed.
     """
     if reduction.after[-1] >= depth:
-        raise SettingError(f"model.reduction.after is {list(reduction.after)}: expected less than the {depth} blocks")
+        raise SettingError(
+            f"'model.reduction.after' is {list(reduction.after)}: expected less than the {depth} blocks; correct it"
+        )
     if plane_tokens(tokens, depth, reduction)[-1] == tokens:
         raise SettingError(f"model.reduction.keep is {reduction.keep}: removes none of {tokens} tokens of a group")
 
