@@ -147,9 +147,9 @@ def test_a_model_built_by_hand_describes_its_reduction() -> None:
     [
         ({"keep": 0.4}, "keep' is 0.4: expected at least 0.5"),
         ({"keep": 1.0}, "keep' is 1.0"),
-        ({"after": ()}, "after is \\[\\]: expected increasing"),
-        ({"after": (3, 1)}, "after is \\[3, 1\\]: expected increasing"),
-        ({"after": (2,)}, "after is \\[2\\]: expected less than the 2 blocks"),
+        ({"after": ()}, "after' is \\[\\]: expected increasing"),
+        ({"after": (3, 1)}, "after' is \\[3, 1\\]: expected increasing"),
+        ({"after": (2,)}, "after' is \\[2\\]: expected less than the 2 blocks"),
         ({"keep": 0.95}, "removes none of 16 tokens"),
     ],
 )
