@@ -36,7 +36,7 @@ from sgdata.composite import window_staging
 from sgdata.datasets import archives, bigearthnet, fmow, images, pairs, segmunich
 from sgdata.datasets.types import DatasetCard, ShardRecipe
 from sgdata.labels import class_tables, osm_features
-from sgdata.packing import pack, select
+from sgdata.packing import pack, select, split_lists
 from sgdata.pages import ledger as ledger_page
 from sgdata.pages import run as run_page
 from sgdata.rasters import geotiff, small_jpeg, small_tiff
@@ -194,7 +194,7 @@ def _pack(folder: Path, path: Path) -> None:
 
 
 def _split_list(folder: Path, path: Path) -> None:
-    select._read_keys(path)
+    split_lists.read_keys(path)
 
 
 # --- documents -----------------------------------------------------------------------------
