@@ -19,9 +19,9 @@ LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, token
 # targets of 8,300, 5,000 and 1,950. Plain loops and option help came on top, and the features since: checks of foreign
 # data (some 1,500 lines), catalogues, areas and labels of every kind (1,600), checksums and resuming (600), scoring
 # (360), data of one's own and splits by ground (1,400), speed, memory and FLOPs (1,400).
-BUDGETS = {"sgdata": 14_900, "sgmodel": 8_450, "simulation and demo": 1_955}
+BUDGETS = {"sgdata": 17_500, "sgmodel": 9_900, "simulation and demo": 2_500}
 # Modules that an edit to a module can reach in the mean, itself included; the target is 8.
-EDIT_REACH = 22
+EDIT_REACH = 26
 
 
 def code_lines(path: Path) -> int:
