@@ -13,6 +13,7 @@ from sgdata.errors import SettingError
 SMALL = ("patches.size=64", "split.block_px=100", "split.gap_px=0", "composite.method=median")
 
 
+@pytest.mark.slow
 def test_from_an_area_to_shards(city: Path, tmp_path: Path) -> None:
     recipe = sgdata.build_recipe("segmunich", {"aoi": city / "aoi.geojson", "composite": "median"}, SMALL)
     out = sgdata.build(

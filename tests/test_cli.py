@@ -192,6 +192,7 @@ def test_a_map_is_laid_over_a_build(tmp_path: Path) -> None:
     assert "rename the file" in refused("show", str(build), "--layer", str(build / "labels.tif"))
 
 
+@pytest.mark.slow
 def test_build_shard_and_verify_from_the_command_line(tmp_path: Path, city: Path) -> None:
     build, shards = tmp_path / "build", tmp_path / "shards"
     done = sgdata(

@@ -217,7 +217,16 @@ def perform(words: list[str], folder: Path, environment: dict[str, str], codes: 
     return done.stdout
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(b.mark == "run" for b in blocks(page))], ids=name)
+# The plan of the paper's ledger counts the memory of 83 models.
+LONG_CODE = ("guides/compare.md",)
+RUN = [
+    pytest.param(page, marks=pytest.mark.slow if name(page) in LONG_CODE else (), id=name(page))
+    for page in PAGES
+    if any(block.mark == "run" for block in blocks(page))
+]
+
+
+@pytest.mark.parametrize("page", RUN)
 def test_code_of_a_page_runs(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     run = [block for block in blocks(page) if block.mark == "run"]
     for line in (line for block in run if block.language == "sh" for line in commands(block.code)):

@@ -49,6 +49,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_all_parts_are_measured_without_other_libraries(bare: Path) -> None:
     found = rows(bare)
     assert all(set(row) == KEYS for row in found)
@@ -71,6 +72,7 @@ def test_all_parts_are_measured_without_other_libraries(bare: Path) -> None:
     assert "largest relative difference 0." in notes["bf16 against fp32"]
 
 
+@pytest.mark.slow
 def test_a_second_call_keeps_finished_rows(bare: Path, parity: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {row["mode"] + row["size"]: row for row in rows(bare)}
     options = ["--out", str(bare), "--device", "cpu", "--threads", "1", "--parity", str(parity)]
@@ -103,6 +105,7 @@ def test_rows_that_do_not_fit_the_limit_are_skipped(tmp_path: Path) -> None:
     assert all("0 s of 0 s left" in row["note"] for row in others)
 
 
+@pytest.mark.slow
 def test_a_failing_row_records_its_reason_and_the_next_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,7 @@ def folders(paths: LedgerPaths) -> list[Path]:
 # --- runs ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_where_it_stopped(shards: Path, tmp_path: Path) -> None:
     """With the real program the figures equal those of an uninterrupted run."""
     one = recipe(LedgerRow(name="a", start="random", seeds=(1,)))

@@ -114,6 +114,7 @@ def test_no_secret_reaches_a_file_or_a_message(tmp_path: Path) -> None:
     assert "nowhere.example" in (home / "build" / output_names.RECIPE).read_text()
 
 
+@pytest.mark.slow
 def test_a_training_over_http_keeps_its_password_to_itself(tmp_path: Path) -> None:
     home, shards = tmp_path / "home", synthetic_shards.write(tmp_path / "shards", train=6, val=3)
     home.mkdir()
