@@ -39,3 +39,7 @@ def __getattr__(name: str) -> Any:
 
     module, attribute = _HOME[name]
     return getattr(import_module(f"{__name__}.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__", "__doc__", "__all__"])

@@ -6,11 +6,16 @@ import dataclasses
 import importlib
 import logging
 import multiprocessing
+import signal
+import sys
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import popen_forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,11 +72,43 @@ def run(
 def _executor(task: Callable[[T], R], workers: int, threads: int) -> Executor:
     if workers <= 1:
         return ThreadPoolExecutor(threads)
-    # forkserver: the parent has threads (GDAL, numba), and forking a process with threads can deadlock.
-    context = multiprocessing.get_context("forkserver")
     # The server imports the task's module once (1.5 s with numba); each worker is a fork of the server.
-    context.set_forkserver_preload([getattr(task, "func", task).__module__])
-    return ProcessPoolExecutor(workers, mp_context=context)
+    module = getattr(task, "func", task).__module__
+    context = _Context() if module != "__main__" else multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts)
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the main process, which ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Launch(popen_forkserver.Popen):
+    """Starts a worker that does not import the user's script: without a guard, it would run again in each worker."""
+
+    def _launch(self, process_obj: Any) -> None:
+        main = sys.modules["__main__"]
+        # What a worker imports as `__main__` is read from this module; a new one has neither a file nor a name.
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            super()._launch(process_obj)  # type: ignore[misc]
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _Process(ForkServerProcess):
+    """A process of `_Context`."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802
+        return _Launch(process_obj)
+
+
+class _Context(ForkServerContext):
+    """Starts processes by a server: forking this process, whose threads (GDAL, numba) hold locks, can deadlock."""
+
+    Process = _Process
 
 
 def absolute(value: Any) -> Any:

@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
+__all__ = ["from_pretrained", "load"]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__doc__", "__all__"])
+
 
 def load(path: str | Path) -> nn.Module:
     """Load a model on the CPU in evaluation mode.

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import sgdata
+import sgmodel
 from sgdata import verification
+from sgdata.cli import app
 from sgdata.errors import SettingError
 
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "recipes" / "build"
 SMALL = ("patches.size=64", "split.block_px=100", "split.gap_px=0", "composite.method=median")
 
 
@@ -34,6 +42,60 @@ def test_dates_move_the_day_of_the_labels() -> None:
     assert (recipe.osm_date, recipe.area.bbox) == ("2021-09-30", (11.5, 48.1, 11.6, 48.2))
     recipe = sgdata.build_recipe("segmunich", {"dates": "2021-04-01/2021-09-30", "osm_date": "2022-01-01"})
     assert recipe.osm_date == "2022-01-01"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"aio": "area.geojson"}, "unknown setting 'aio'; did you mean 'aoi'"),
+        ({"aoi": None, "dates": "2021-04-01/2021-09-30"}, "aoi is None, expected an area"),
+        ({"zoom": 3}, "unknown setting 'zoom'; known: bbox, aoi"),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused(chosen: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        sgdata.build_recipe("segmunich", chosen)
+
+
+def test_no_command_takes_all_of_munich_unasked(tmp_path: Path) -> None:
+    for command in ("plan", "build"):
+        ran = CliRunner().invoke(app, [command, "--out", str(tmp_path / "o"), "--stac", "nowhere"])
+        assert "no area is given: add --place" in str(ran.exception)
+    assert not (tmp_path / "o").exists()
+
+
+def test_texts_are_taken_as_paths() -> None:
+    paths = sgdata.BuildPaths(out="a", scratch="b", masks="c", stac=Path("d"), osm=Path("e.osm"))  # type: ignore[arg-type]
+    assert (paths.out, paths.scratch, paths.masks) == (Path("a"), Path("b"), Path("c"))
+    assert (paths.stac, paths.osm, paths.scratch_folder) == ("d", "e.osm", Path("b"))
+    assert sgdata.build_recipe(str(RECIPES / "segmunich.toml")) == sgdata.build_recipe(RECIPES / "segmunich.toml")
+
+
+def test_the_packages_list_their_api() -> None:
+    assert set(sgdata.__all__) <= set(dir(sgdata))
+    assert {name for name in dir(sgdata) if not name.startswith("_")} == set(sgdata.__all__)
+    assert {name for name in dir(sgmodel) if not name.startswith("_")} == set(sgmodel.__all__)
+
+
+SCRIPT = """
+print("started")
+from sgdata import pool
+from operator import neg
+
+print(sum(pool.run(neg, range(6), workers=2)))
+"""
+
+
+@pytest.mark.parametrize("how", ["script", "stdin", "module"])
+def test_a_script_without_a_guard_runs_once(how: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    words = {"script": ["mine.py"], "stdin": ["-"], "module": ["-m", "mine"]}[how]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    done = subprocess.run(
+        [sys.executable, *words], input=SCRIPT, cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("started\n-15\n", "")
 
 
 def test_names_that_are_not_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -32,6 +33,8 @@ SETTINGS = {
     "labels": "labels.source",
 }
 """Settings by the short names that the command line and `recipe_for` take."""
+AREA = ("bbox", "aoi", "place")
+SHORT_NAMES = (*AREA, "feature", "dates", "profile", *SETTINGS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +147,15 @@ class BuildPaths:
     allow_private_hosts: bool = False
     tile_px: int = 4096
 
+    def __post_init__(self) -> None:
+        """Take texts as paths: in Python both are common."""
+        for name in ("out", "gap", "raster", "sea", "scratch", "masks"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
+        for name in ("stac", "osm"):
+            if isinstance(value := getattr(self, name), Path):
+                object.__setattr__(self, name, str(value))
+
     @property
     def scratch_folder(self) -> Path:
         """Folder of staged windows and finished tiles."""
@@ -165,7 +177,8 @@ def recipe_for(
     Args:
         recipe: name of a recipe that comes with the package, or path of a TOML file.
         chosen: settings by short name: bbox, aoi (with feature) or place; dates (which also sets osm_date to the last
-            day), osm_date, composite, labels, mask, max_obs, offset_source, profile. None leaves a setting as it is.
+            day), osm_date, composite, labels, mask, max_obs, offset_source, profile. None leaves a setting as it is,
+            but is refused for an area, which would silently be that of the recipe.
         changes: `a.b=value` texts for any setting, applied last.
 
     Returns:
@@ -174,10 +187,21 @@ def recipe_for(
     Raises:
         SettingError: the recipe does not exist, or a setting is unknown or has a wrong type.
     """
+    for key, value in chosen.items():
+        if key not in SHORT_NAMES:
+            near = difflib.get_close_matches(key, SHORT_NAMES, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(SHORT_NAMES)}"
+            raise SettingError(f"build_recipe: unknown setting {key!r:.60}; {hint}")
+        if value is None and key in AREA:
+            raise SettingError(f"build_recipe: {key} is None, expected an area; leave it out for that of the recipe")
     wanted = {key: value for key, value in chosen.items() if value is not None}
-    path = recipe if isinstance(recipe, Path) else _shipped(recipe, str(wanted.get("profile", "clean")))
+    path = (
+        Path(recipe)
+        if Path(recipe).suffix == ".toml" or isinstance(recipe, Path)
+        else _shipped(recipe, str(wanted.get("profile", "clean")))
+    )
     document = files.read_plain(path)
-    area = {key: files.to_plain(wanted[key]) for key in ("bbox", "aoi", "place") if key in wanted}
+    area = {key: files.to_plain(wanted[key]) for key in AREA if key in wanted}
     if area:
         document["area"] = area
     if "feature" in wanted:

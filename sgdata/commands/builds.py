@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -25,9 +26,15 @@ from sgdata.commands.options import (
 )
 from sgdata.errors import ExitCode, SettingError, one_line
 
+if TYPE_CHECKING:
+    from sgdata.builds.build_recipe import BuildRecipe
+
 app = typer.Typer()
 
-Name = Annotated[str, typer.Argument(help="Build recipe that comes with the package.")]
+Name = Annotated[
+    str | None,
+    typer.Argument(help="Build recipe that comes with the package (default: segmunich, with an area given)."),
+]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of a build recipe, in place of NAME.")]
 Profile = Annotated[str | None, typer.Option("--profile", help="clean (default), or paper: the recipe NAME-paper.")]
 Bbox = Annotated[
@@ -60,9 +67,28 @@ Sea = Annotated[
 ]
 
 
+def chosen_recipe(
+    name: str | None,
+    recipe: Path | None,
+    overrides: Mapping[str, object],
+    changes: Sequence[str] | None,
+    lock: Path | None = None,
+) -> BuildRecipe:
+    """Return the recipe of NAME or --recipe with the options given. Raises SettingError if nothing names an area."""
+    from sgdata.builds import build_recipe
+
+    given = {key: value for key, value in overrides.items() if value is not None}  # None: the recipe's value is used
+    own = any(change.startswith("area") for change in changes or ())
+    if not (name or recipe or lock or own or any(key in given for key in build_recipe.AREA)):
+        raise SettingError(
+            "no area is given: add --place, --bbox or --aoi, or NAME for the area of a recipe (of segmunich: Munich)"
+        )
+    return build_recipe.recipe_for(recipe or name or "segmunich", given, changes or ())
+
+
 @app.command(epilog="Example: sgdata plan segmunich --bbox 11.5 48.1 11.6 48.2 --dates 2019-04-01/2019-09-30")
 def plan(
-    name: Name = "segmunich",
+    name: Name = None,
     bbox: Bbox = None,
     aoi: Aoi = None,
     feature: Feature = None,
@@ -85,14 +111,14 @@ def plan(
     overrides: dict[str, object] = {
         "bbox": bbox, "aoi": aoi, "feature": feature, "place": place, "dates": dates, "profile": profile,
     }  # fmt: skip
-    chosen = build_recipe.recipe_for(recipe or name, overrides, changes or ())
+    chosen = chosen_recipe(name, recipe, overrides, changes)
     paths = build_recipe.BuildPaths(
         out=out or Path(chosen.out), stac=stac, workers=workers, allow_private_hosts=allow_private_hosts
     )
     # Print the table before failing, so that the user can pick other dates.
     planned, address = pipeline.plan(chosen, paths), stac or chosen.source.stac
-    name = chosen.area.name or chosen.name
-    holes = printing.show_plan(planned, paths, name=name, address=address, as_json=as_json)
+    title = chosen.area.name or chosen.name
+    holes = printing.show_plan(planned, paths, name=title, address=address, as_json=as_json)
     if holes and not allow_holes:
         raise SettingError(f"{holes}; choose other dates or another catalogue, or give --allow-holes")
 
@@ -120,7 +146,7 @@ class BuildCommand(TyperCommand):
     epilog="Example: sgdata build segmunich --aoi area.geojson --stac archive/catalog.json --osm city.osm",
 )
 def build(
-    name: Name = "segmunich",
+    name: Name = None,
     bbox: Bbox = None,
     aoi: Aoi = None,
     feature: Feature = None,
@@ -168,13 +194,12 @@ def build(
     from sgdata.scenes import lock as locks
 
     configure_logging(quiet)
-    # None: not given; the recipe's value is used.
     overrides: dict[str, object] = {
         "bbox": bbox, "aoi": aoi, "feature": feature, "place": place, "dates": dates, "composite": composite,
         "osm_date": osm_date, "labels": "raster" if raster else None, "offset_source": offset_source,
         "max_obs": max_obs, "profile": profile, "mask": "external" if masks else None,
     }  # fmt: skip
-    chosen = build_recipe.recipe_for(recipe or name, overrides, changes or ())
+    chosen = chosen_recipe(name, recipe, overrides, changes, lock)
     paths = build_recipe.BuildPaths(
         out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap, raster=raster, sea=sea,
         workers=workers, cluster=cluster, scratch=scratch, allow_private_hosts=allow_private_hosts,
@@ -183,8 +208,8 @@ def build(
     locked = locks.read(lock) if lock else None
     if dry_run:
         planned = locked or pipeline.plan(chosen, paths)
-        name = chosen.area.name or chosen.name
-        printing.show_plan(planned, paths, name=name, address=stac or chosen.source.stac, as_json=False)
+        title = chosen.area.name or chosen.name
+        printing.show_plan(planned, paths, name=title, address=stac or chosen.source.stac, as_json=False)
         return
     folder = pipeline.build(chosen, paths, locked=locked, exact=exact)
     print(folder)
