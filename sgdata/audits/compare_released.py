@@ -18,8 +18,9 @@ from sgdata.shards import contracts
 from sgdata.types import Array
 
 PLACED_BY = ("B04", "B08")
-LEAST = 0.7
-"""Correlation from which a window is placed: other ground seldom exceeds 0.5 over 128 x 128 pixels."""
+LEAST = 0.16
+"""Correlation of details from which a window is placed: real images of the same ground have 0.20 to 0.86, and at most
+0.15 at any other place."""
 CLASSES = 13
 
 
@@ -49,13 +50,14 @@ class Tally:
     pixels: int = 0
 
 
-def compare(build: Path, released: Path, *, most: int = 200) -> dict[str, Any]:
+def compare(build: Path, released: Path, *, most: int = 200, least: float = LEAST) -> dict[str, Any]:
     """Compare a build with released windows.
 
     Args:
         build: finished build with the ten released bands.
         released: archive or folder of the released set, in either form, or one image.
         most: number of windows to read, spread evenly over the set.
+        least: correlation of details from which a window counts as placed.
 
     Returns:
         A document: number of windows, places, class shares beside the published ones, confusion, band differences.
@@ -78,6 +80,7 @@ def compare(build: Path, released: Path, *, most: int = 200) -> dict[str, Any]:
     if min(image.shape[1:]) < 128:
         raise SettingError(f"{build}: {image.shape[1:]} pixels; expected at least one window of 128 x 128")
     by = [names.index(name) for name in PLACED_BY]
+    details = window_location.extract_detail(image[by])
     tally, places, seen, copies = Tally(), [], set(), 0
     chosen = _windows(released, most)
     for window in progress.track(chosen, label="placing", total=most):
@@ -86,15 +89,16 @@ def compare(build: Path, released: Path, *, most: int = 200) -> dict[str, Any]:
             copies += 1
             continue
         seen.add(group)
-        place = window_location.locate_window(window.image[by], image[by])
+        place = window_location.locate_window(window_location.extract_detail(window.image[by]), details)
         if window.labels is not None:
             tally.shares += np.bincount(window.labels.ravel(), minlength=CLASSES)
-        if place.correlation >= LEAST:
+        placed = place.correlation >= least
+        if placed:
             _add(tally, window, place, image, labels)
-        places.append({"window": window.name, "placed": place.correlation >= LEAST, **files.to_plain(place)})
+        places.append({"window": window.name, "placed": placed, **files.to_plain(place)})
     if not places:
         raise SourceError(f"{released}: holds no windows; expected img/<id>.tif, or one image")
-    return _report(tally, places, copies, names)
+    return {"least_correlation": least} | _report(tally, places, copies, names)
 
 
 def _windows(released: Path, most: int) -> Iterator[ReleasedWindow]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.signal import oaconvolve
@@ -14,6 +14,8 @@ COARSE = 4
 """Pixels per side that are averaged for the search of the whole image."""
 CANDIDATES = 3
 """Coarse places per turn that are compared pixel by pixel."""
+DETAIL_PX, LEAST_DN = 4, 50
+"""Standard deviation in pixels of the smooth part that is removed from images, and DN below which they are noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +27,26 @@ class WindowLocation:
         col: first column in the image.
         turn: index of the copy of `dihedral.symmetric_copies` that matches there.
         correlation: normalised cross-correlation, mean over the bands.
+        elsewhere: the highest correlation at another place.
     """
 
     row: int
     col: int
     turn: int
     correlation: float
+    elsewhere: float = -1.0
+
+
+def extract_detail(image: Array) -> Array:
+    """Return (C, H, W) DN as logarithms without what is smooth: fields and roads stay, seasons and haze hardly do.
+
+    Args:
+        image: (C, H, W) DN.
+    """
+    from scipy import ndimage
+
+    logs = np.log(np.maximum(image.astype(np.float32), LEAST_DN))
+    return np.asarray(logs - ndimage.gaussian_filter(logs, (0, DETAIL_PX, DETAIL_PX)))
 
 
 def locate_window(window: Array, image: Array) -> WindowLocation:
@@ -41,15 +57,21 @@ def locate_window(window: Array, image: Array) -> WindowLocation:
         image: (C, H, W), the same bands, not smaller.
     """
     small = _averaged(image)
-    best = WindowLocation(row=0, col=0, turn=0, correlation=-1.0)
+    found = []
     for turn, template in enumerate(dihedral.symmetric_copies(window)):
         coarse = correlations(_averaged(template), small)
         for _ in range(CANDIDATES):
             row, col = (int(at) for at in np.unravel_index(np.argmax(coarse), coarse.shape))
-            candidate = _refined(template, image, row * COARSE, col * COARSE, turn)
-            best = max(best, candidate, key=lambda one: one.correlation)
+            found.append(_refined(template, image, row * COARSE, col * COARSE, turn))
             coarse[max(row - 2, 0) : row + 3, max(col - 2, 0) : col + 3] = -1
-    return best
+    best = max(found, key=lambda one: one.correlation)
+    near = 2 * COARSE
+    others = [
+        one.correlation
+        for one in found
+        if one.turn != best.turn or abs(one.row - best.row) > near or abs(one.col - best.col) > near
+    ]
+    return replace(best, elsewhere=max(others, default=-1.0))
 
 
 def _refined(template: Array, image: Array, row: int, col: int, turn: int) -> WindowLocation:

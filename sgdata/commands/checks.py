@@ -56,6 +56,10 @@ def compare(
     build: Annotated[Path, typer.Argument(help="Build of the area, with the ten released bands.")],
     released: Annotated[Path, typer.Option("--released", help="Released set (zip or folder), or one of its images.")],
     windows: Annotated[int, typer.Option("--windows", min=1, help="Number of windows, spread over the set.")] = 200,
+    least: Annotated[
+        float,
+        typer.Option("--least", min=0, max=1, help="Correlation of details from which a window is placed."),
+    ] = 0.16,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file with places, confusion and all figures.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -65,7 +69,7 @@ def compare(
     from sgdata.audits import compare_released
 
     configure_logging(quiet)
-    report = compare_released.compare(build, released, most=windows)
+    report = compare_released.compare(build, released, most=windows, least=least)
     if out:
         files.write(out, files.pretty_json(report))
     if as_json:
