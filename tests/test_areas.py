@@ -118,6 +118,18 @@ def test_one_of_several_features_is_chosen_by_name_or_number(tmp_path: Path) -> 
             aoi.resolve(Area(aoi=path, feature=name))
 
 
+def test_rows_without_geometry_are_no_places(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.geojson", feature(None), feature(SQUARE), feature(None))
+    assert aoi.resolve(Area(aoi=path)) == aoi.resolve(Area(aoi=written(tmp_path / "b.geojson", feature(SQUARE))))
+
+
+def test_an_area_across_the_date_line_is_named_as_such(tmp_path: Path) -> None:
+    sides = [[[[x, -17], [x + 0.1, -17], [x + 0.1, -16.9], [x, -16.9], [x, -17]]] for x in (179.9, -180)]
+    one = {"type": "Feature", "properties": {}, "geometry": {"type": "MultiPolygon", "coordinates": sides}}
+    with pytest.raises(SettingError, match="across the date line; build each side"):
+        aoi.resolve(Area(aoi=written(tmp_path / "a.geojson", one)))
+
+
 @pytest.mark.parametrize("driver", ["GPKG", "ESRI Shapefile", "KML", "GeoJSON", "Parquet", "crs member", "EPSG member"])
 def test_every_format_and_crs_gives_one_grid(driver: str, tmp_path: Path) -> None:
     import geopandas

@@ -64,6 +64,20 @@ def found(where: str, **options: Any) -> list[str]:
 # --- files ---------------------------------------------------------------------------------
 
 
+def test_assets_beside_a_file_win_over_its_link_to_itself(archive: Path) -> None:
+    """Items that were published elsewhere and copied with their pixels."""
+    items = documents(archive)
+    for item in items:
+        item["links"] = [{"rel": "self", "href": f"http://127.0.0.1:9/published/{item['id']}.json"}]
+    (archive / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    scenes = search.search(str(archive / "items.json"), QUERY)[0]
+    assert [scene.assets["B02"].href for scene in scenes] == [f"{COLLECTION}/{name}/B02.tif" for name in IDS]
+    for path in archive.rglob("*.tif"):
+        path.unlink()
+    scenes = search.search(str(archive / "items.json"), QUERY)[0]
+    assert scenes[0].assets["B02"].href == f"http://127.0.0.1:9/published/{COLLECTION}/{IDS[0]}/B02.tif"
+
+
 def _table(archive: Path) -> bytes:
     import rustac
 

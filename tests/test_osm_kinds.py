@@ -248,6 +248,23 @@ def test_coastlines_that_end_or_contradict_each_other_are_reported(lines: list[A
     assert "1 piece" in gaps
 
 
+def test_coastlines_that_end_beyond_the_core_are_used(tmp_path: Path) -> None:
+    """Extracts are cut at the area, features are read with a margin around it."""
+    nodes = {31: (11.001, 48.004), 32: (11.005, 48.006), 33: (11.009, 48.004)}
+    path = written(tmp_path / "a.osm", document(nodes, {1: ([31, 32, 33], {"natural": "coastline"})}))
+    whole = read(path)
+    assert "1 pieces of ground" in whole.losses["coastline/0"]
+    core = shapely.box(11.002, 48.002, 11.008, 48.008)
+    found = read(path, core=core)
+    assert not found.losses
+    water = by_id(found)["sea", 0, "polygon"]
+    assert water.contains(shapely.Point(11.005, 48.003))
+    assert water.difference(core).is_empty
+    assert not water.contains(shapely.Point(11.005, 48.007))
+    # None of it crosses the core: whether that is sea stays open.
+    assert read(path, core=shapely.box(11.002, 48.0075, 11.008, 48.009)).losses == whole.losses
+
+
 def test_without_coastlines_there_is_no_sea() -> None:
     assert coastline.sea([], AREA)[0].is_empty
     assert coastline.sea([coast([(0, 0), (1, 1)])], AREA) == (shapely.Polygon(), "")

@@ -88,8 +88,8 @@ def label(grid: Grid, source: OsmSource, settings: rasterize.LabelSettings) -> L
     """
     table = read_classes(settings)
     features = osm_features.read(
-        source.address, _ground(grid), rules=table.rules, date=source.date, store=source.store, offline=source.offline,
-        sea=source.sea,
+        source.address, _ground(grid, rasterize.MARGIN_PX), rules=table.rules, date=source.date, store=source.store,
+        offline=source.offline, sea=source.sea, core=_ground(grid, 0),
     )  # fmt: skip
     answers, read, losses = dict(features.sha256), dict(features.counts), features.losses
     count = len(features.table)
@@ -120,11 +120,10 @@ def label(grid: Grid, source: OsmSource, settings: rasterize.LabelSettings) -> L
     return Labels(painted=painted, answers=answers, losses=losses, features=count, agreement=agreement)
 
 
-def _ground(grid: Grid) -> object:
-    """Return the area in degrees, with a margin for features outside that cover ground inside."""
+def _ground(grid: Grid, margin: int) -> object:
+    """Return the area in degrees, with a margin in pixels, for features outside that cover ground inside."""
     import shapely
 
-    margin = rasterize.MARGIN_PX
     shape = (grid.shape[0] + 2 * margin, grid.shape[1] + 2 * margin)
     wider = grids.crop(grid, Window(row=-margin, col=-margin, height=shape[0], width=shape[1]))
     return shapely.box(*aoi.in_degrees(wider))

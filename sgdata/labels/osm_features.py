@@ -92,6 +92,7 @@ def read(
     store: Path | None = None,
     offline: bool = False,
     sea: Path | None = None,
+    core: Any = None,
 ) -> Features:
     """Read the features that intersect an area and have a rule.
 
@@ -105,6 +106,7 @@ def read(
         store: Folder for the answers of a server.
         offline: Use stored answers only.
         sea: Vector file with the polygons of the sea; None to build them from the coastlines.
+        core: Part of the area (shapely) that coastlines must cross; default: all of it.
 
     Raises:
         SettingError: A server is given without a date or a folder.
@@ -113,24 +115,26 @@ def read(
             may declare entities that expand without limit).
     """
     if not isinstance(source, str | Path):
-        return _read_table(source, area, rules, sea)
+        return _read_table(source, osm_scan.Scan(area=area, rules=rules, core=core), sea)
     if str(source) == "overpass" or str(source).startswith(("https://", "http://")):
         # Without a date, labels would depend on the day of the build.
         if not date or store is None:
             raise SettingError(f"OpenStreetMap from {source}: no date; give one such as 2020-04-01 (--osm-date)")
         service = overpass.Service() if str(source) == "overpass" else overpass.Service(url=str(source))
         answers = overpass.fetch(area, rules, date=date, store=store, service=service, offline=offline)
-        return read_files(answers, area, rules, sea)
+        return read_files(answers, area, rules, sea, core)
     path = files.require_file(Path(source), "an .osm, .osm.pbf or Overpass .json file, or a folder of answers")
     answers = sorted(item for item in path.iterdir() if item.name.endswith(JSON_FILES)) if path.is_dir() else [path]
     if not answers:
         raise SourceError(f"{path}: holds no Overpass answer; expected files ending in {' or '.join(JSON_FILES)}")
-    return read_files(answers, area, rules, sea)
+    return read_files(answers, area, rules, sea, core)
 
 
-def read_files(paths: Sequence[Path], area: Any, rules: tag_rules.RuleTable, sea: Path | None = None) -> Features:
+def read_files(
+    paths: Sequence[Path], area: Any, rules: tag_rules.RuleTable, sea: Path | None = None, core: Any = None
+) -> Features:
     """Read the features of several files, as `read` does; an object that is in several counts once."""
-    hashes, dates, scan = {}, [], osm_scan.Scan(area=area, rules=rules)
+    hashes, dates, scan = {}, [], osm_scan.Scan(area=area, rules=rules, core=core)
     for path in paths:
         # Answers are hashed unpacked, since gzip bytes differ between zlib versions.
         is_json = path.name.endswith(JSON_FILES)
@@ -139,8 +143,7 @@ def read_files(paths: Sequence[Path], area: Any, rules: tag_rules.RuleTable, sea
     return _features(scan, hashes, sea, as_of=min((date for date in dates if date), default=None))
 
 
-def _read_table(frame: Any, area: Any, rules: tag_rules.RuleTable, sea: Path | None) -> Features:
-    scan = osm_scan.Scan(area=area, rules=rules)
+def _read_table(frame: Any, scan: osm_scan.Scan, sea: Path | None) -> Features:
     content = [(name, text, shape.wkb_hex) for name, text, shape in osm_scan.take_table(frame, scan, "GeoDataFrame")]
     return _features(scan, {"GeoDataFrame": files.sha256(files.canonical_json(content))}, sea, as_of=None)
 
@@ -174,6 +177,11 @@ def _add_sea(scan: osm_scan.Scan, path: Path | None) -> None:
         ground = shapely.intersection(shapely.union_all(shapely.make_valid(polygons)), scan.area)
     else:
         ground, gaps = coastline.sea(scan.coast, scan.area)
+        if gaps and scan.core is not None:
+            # Coastlines may end outside the core, as where an extract was cut.
+            inner, open_gaps = coastline.sea(scan.coast, scan.core)
+            if not open_gaps and not shapely.is_empty(inner):
+                ground, gaps = shapely.union(ground, inner), ""
         if gaps:
             scan.lose(("coastline", 0), f"lost: {gaps}; --sea takes a file")
     if not shapely.is_empty(ground):

@@ -28,10 +28,14 @@ MANY_NODES = 200
 
 @dataclass(kw_only=True)
 class Scan:
-    """Features found so far in `area`; candidates are areas that pyosmium has not assembled yet."""
+    """Features found so far in `area`; candidates are areas that pyosmium has not assembled yet.
+
+    `core` is the part of the area that coastlines must cross; None: all of it.
+    """
 
     area: Any
     rules: tag_rules.RuleTable
+    core: Any = None
     rows: dict[tuple[str, int, str], tuple[dict[str, str], Any]] = field(default_factory=dict)
     outside: int = 0
     losses: dict[str, str] = field(default_factory=dict)

@@ -128,7 +128,8 @@ def _polygon(path: Path, feature: str | None) -> Any:
         raise SettingError(f"{path}: cannot be read: {error}; {OUTLINES}") from None
     except SourceError as error:
         raise SettingError(f"{error}; {OUTLINES}") from None
-    chosen = features
+    # Rows of tables without a geometry are no places.
+    chosen = [one for one in features if one.geometry is not None and not one.geometry.is_empty] or features
     if feature is not None:
         numbered = [one for number, one in enumerate(features, 1) if str(number) == feature]
         chosen = [one for one in features if one.name == feature] or numbered
@@ -174,6 +175,11 @@ def _over(points: list[tuple[float, float]], area: Area) -> Grid:
 
     lons, lats = zip(*points, strict=True)
     lon, lat = (min(lons) + max(lons)) / 2, (min(lats) + max(lats)) / 2
+    if min(lons) < -90 and max(lons) > 90:
+        raise SettingError(
+            f"area: from {min(lons):.3f} to {max(lons):.3f} degrees E, across the date line; build each side of it, "
+            "with --bbox or --aoi"
+        )
     if abs(lat) > 80 or max(lons) - min(lons) > 6:
         raise SettingError(
             f"area: centre {lat:.3f} N {lon:.3f} E, {max(lons) - min(lons):.1f} degrees wide; expected at most "

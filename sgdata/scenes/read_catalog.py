@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 import pystac
-from pystac.utils import make_absolute_href
+from pystac.utils import is_absolute_href, make_absolute_href
 from pystac_client import ItemSearch
 from pystac_client.exceptions import APIError
 
@@ -155,11 +155,20 @@ def _item(document: Any, address: str) -> Found:
     name = (isinstance(document, dict) and document.get("id")) or f"in {_shown(address)}"
     try:
         item = pystac.Item.from_dict(document)
-        if item.get_self_href() is None:
+        if item.get_self_href() is None or _has_assets_beside(item, address):
+            item.remove_links("self")
             item.set_self_href(make_absolute_href(f"{file_name(item.id)}.json", address))
         return item
     except malformed_errors() as error:
         return Unusable(id=name, reason=f"item {name}: cannot be read as STAC: {error!s:.120}; mend it", scene=None)
+
+
+def _has_assets_beside(item: pystac.Item, address: str) -> bool:
+    """Return whether a file on disk names assets that lie beside it: its link to itself is then where it came from."""
+    if address.startswith("http"):
+        return False
+    hrefs = [asset.href for asset in item.assets.values()]
+    return any(not is_absolute_href(href) and Path(make_absolute_href(href, address)).is_file() for href in hrefs)
 
 
 # --- links ---------------------------------------------------------------------------------
