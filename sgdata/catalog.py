@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any, Literal
 
-from sgdata import files
 from sgdata.errors import SettingError
 
 
@@ -32,7 +32,8 @@ def table(name: str) -> list[dict[str, str]]:
 
 def document(name: str) -> dict[str, Any]:
     """Read the fact document `catalogs/tables/<name>.json`. Raises SettingError."""
-    return files.read_plain(folder("catalogs") / "tables" / f"{name}.json")
+    facts: dict[str, Any] = json.loads((folder("catalogs") / "tables" / f"{name}.json").read_bytes())
+    return facts
 
 
 def read_table(

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from sgdata.errors import SourceError
 
+KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+"""Keys of samples: no dot, since WebDataset splits a name at its first dot; no slash, which would make a folder."""
 LONGEST_BYTES = 200
 """File systems allow 255 bytes; the rest is for endings, and for the names of temporary files."""
 _PUNCTUATION = frozenset("_-.+=,@() ")
@@ -86,7 +88,7 @@ def member(folder: Path, name: str) -> Path:
 
 
 def key_part(name: str) -> str:
-    """Return `name` as the start of keys of samples, `[A-Za-z0-9_-]{1,80}`; names that cannot be one get a digest."""
+    """Return `name` as the start of keys of samples (`KEY`); names that cannot be one get a digest."""
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,65}", name):
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]

@@ -282,6 +282,10 @@ class LabelSpace:
         return dict(zip(self.ids, colours, strict=True))
 
 
+CONTRACT_FORMAT = 1
+"""Version of `contract.json` that this package reads and writes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contract:
     """Description of pixels and labels that every reader needs (`contract.json`).

@@ -32,6 +32,11 @@ _HEADER = re.compile(
 _KNOWN: dict[str, str] = {}
 
 
+def is_http(address: str) -> bool:
+    """Return whether an address is that of an HTTP server, rather than a path or a bucket."""
+    return address.startswith(("http://", "https://"))
+
+
 def without_secrets(url: str) -> str:
     """Return an address without user, password, signature and tokens; paths on disk stay as they are.
 

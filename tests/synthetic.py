@@ -17,7 +17,7 @@ from rasterio.transform import from_origin
 
 from sgdata import catalog, files, sentinel2
 from sgdata.shards import contracts
-from sgdata.types import Array, Contract, LabelSpace
+from sgdata.types import CONTRACT_FORMAT, Array, Contract, LabelSpace
 
 GROUPS = {10: ("B02", "B03", "B04", "B08"), 20: ("B05", "B06", "B07", "B8A", "B11", "B12"), 60: ("B01", "B09")}
 RELEASED_CODES = (0, 5, 11, 12, 13, 14, 21, 22, 23, 31, 32, 33, 41)
@@ -57,7 +57,7 @@ def segmunich_build(folder: Path, *, patches: int = 6, size: int = 16) -> Path:
     _geotiff(folder / "labels.tif", labels[None], "EPSG:32632", transform)
     names = tuple(f"class {i}" for i in range(13))
     contract = Contract(
-        format=contracts.FORMAT,
+        format=CONTRACT_FORMAT,
         dataset="segmunich",
         version="build",
         bands=sentinel2.bands(sentinel2.L2A_BANDS),

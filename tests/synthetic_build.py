@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files, sentinel2
+from sgdata import files, output_names, sentinel2
 from sgdata.audits import findings
 from sgdata.builds import build_folder, patch_table
 from sgdata.rasters import cog
@@ -28,9 +28,9 @@ def write(out: Path, shape: tuple[int, int], *, patch: int = 128) -> Path:
     grid = Grid(crs="EPSG:32632", origin=(680040.0, 5340360.0), gsd_m=10.0, shape=shape)
     bands = sentinel2.L2A_BANDS
     image = cog.Style(descriptions=bands, nodata=0)
-    cog.write(out / build_folder.IMAGE, grid, ((w, dn(w)) for w in strips(shape)), style=image)
+    cog.write(out / output_names.IMAGE, grid, ((w, dn(w)) for w in strips(shape)), style=image)
     provenance = cog.Style(descriptions=build_folder.PROVENANCE_BANDS, nodata=65535)
-    cog.write(out / build_folder.PROVENANCE_FILE, grid, ((w, chosen(w)) for w in strips(shape)), style=provenance)
+    cog.write(out / output_names.PROVENANCE, grid, ((w, chosen(w)) for w in strips(shape)), style=provenance)
     whole = Window(row=0, col=0, height=shape[0], width=shape[1])
     labels = classes(whole)
     labels[:8] = 255

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgdata import catalog
+from sgdata import catalog, output_names
 from sgdata.builds import build_folder
 from sgdata.datasets import cards
 from sgdata.errors import ExitCode, SettingError
@@ -161,7 +161,7 @@ def test_a_table_without_colours_gets_a_palette(tmp_path: Path) -> None:
     labels = np.array([[0, 1], [1, 255]], np.uint8)
     grid = Grid(crs="EPSG:32632", origin=(690_000, 5_340_000), gsd_m=10, shape=(2, 2))
     build_folder.write_labels(tmp_path, grid, space, rasterize.SOURCES, (labels, np.ones_like(labels)))
-    with geotiff.open_raster(str(tmp_path / build_folder.LABELS)) as raster:
+    with geotiff.open_raster(str(tmp_path / output_names.LABELS)) as raster:
         assert {value: "#{:02x}{:02x}{:02x}".format(*raster.colormap(1)[value]) for value in (0, 1)} == space.palette
     (bars,) = (tables.build_shares(space, {"all": {0: 1, 1: 2, 255: 1}}).bars[:2],)
     assert [bar[1] for bar in bars] == list(space.palette.values())

@@ -8,11 +8,11 @@ import pytest
 from sgdata import files, output_names, sentinel2
 from sgdata.errors import SettingError
 from sgdata.shards import contracts
-from sgdata.types import BandStatistics, Contract, LabelSpace
+from sgdata.types import CONTRACT_FORMAT, BandStatistics, Contract, LabelSpace
 
 ONE = BandStatistics(count=1, mean=5, std=0, min=5, max=5, p1=5, p2=5, p50=5, p98=5, p99=5)
 BASE = Contract(
-    format=contracts.FORMAT,
+    format=CONTRACT_FORMAT,
     dataset="segmunich",
     version="1",
     bands=sentinel2.bands(("B02", "B8A")),

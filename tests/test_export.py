@@ -13,7 +13,7 @@ import tifffile
 from typer.testing import CliRunner
 
 from sgdata import catalog, output_names, verification
-from sgdata.builds import build_folder, patch_table
+from sgdata.builds import patch_table
 from sgdata.cli import app
 from sgdata.datasets import segmunich
 from sgdata.errors import ExitCode, OutputError, SettingError
@@ -64,8 +64,8 @@ def test_the_layout_is_that_of_the_released_set_and_reads_back_equal(
     assert verification.verify(out) == []
     codes = {int(row["train_index"]): int(row["file_value"]) for row in catalog.table("segmunich_labels")}
     with (
-        geotiff.open_raster(str(build / build_folder.IMAGE)) as image,
-        geotiff.open_raster(str(build / build_folder.LABELS)) as labels,
+        geotiff.open_raster(str(build / output_names.IMAGE)) as image,
+        geotiff.open_raster(str(build / output_names.LABELS)) as labels,
     ):
         stored, classes, names = image.read(), labels.read(1), list(image.descriptions)
     for row in patch_table.read(build / output_names.PATCHES).itertuples():

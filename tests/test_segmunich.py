@@ -245,7 +245,7 @@ def test_the_use_of_each_scene_is_reported(tmp_path: Path, recipe: BuildRecipe) 
     scl[:, 48:] = SceneClass.CLOUD_HIGH
     archive = wrap(tmp_path / "a", [scene("2019-05-01", ground(1), scl=scl), scene("2019-06-01", ground(2))])
     out = run(recipe, archive, tmp_path / "b", tile_px=64)
-    usage, index = json.loads((out / build_folder.USAGE).read_text()), pixels(out / "provenance.tif")[0]
+    usage, index = json.loads((out / output_names.USAGE).read_text()), pixels(out / "provenance.tif")[0]
     assert [s["shown_share"] for s in usage["scenes"]] == [round(float((index == n).mean()), 6) for n in (0, 1)]
     assert usage["scenes"][1]["clear_share"] == 1
     assert (usage["nodata_share"], usage["bright_share"]) == (0, 0)

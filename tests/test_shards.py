@@ -16,10 +16,10 @@ from hypothesis.extra import numpy as hnp
 from sgdata import files, output_names, sentinel2, verification
 from sgdata.errors import SourceError
 from sgdata.shards import contracts, tar_format, write_shards
-from sgdata.types import Array, Codec, Contract, Effort, LabelSpace, Sample
+from sgdata.types import CONTRACT_FORMAT, Array, Codec, Contract, Effort, LabelSpace, Sample
 
 CONTRACT = Contract(
-    format=contracts.FORMAT,
+    format=CONTRACT_FORMAT,
     dataset="toy",
     version="1",
     bands=sentinel2.bands(("B02", "B03")),

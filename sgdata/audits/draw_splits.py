@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sgdata import progress
-from sgdata.audits.collect_evidence import Subject
 from sgdata.datasets import cards
 from sgdata.datasets.readers import open_samples
 from sgdata.errors import SettingError, SourceError
@@ -22,6 +21,9 @@ from sgdata.splits.ground import DrawSettings
 from sgdata.splits.nearest import Ground
 from sgdata.splits.split_table import Header, PublishedList, SplitTable
 from sgdata.types import Array
+
+if TYPE_CHECKING:
+    from sgdata.audits.collect_evidence import Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ def locate(subject: Subject) -> Located:
     Pixels are read only of a dataset whose files alone have the coordinates.
 
     Args:
-        subject: Subject of `gather.detect_subject`.
+        subject: The subject, as returned by `collect_evidence.detect_subject`.
 
     Raises:
         SettingError: A sample has no coordinates.

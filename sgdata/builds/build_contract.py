@@ -8,17 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from sgdata import files, output_names
-from sgdata.builds import build_folder, patch_table
-from sgdata.labels.make_labels import TILE_PX
+from sgdata.builds import patch_table
 from sgdata.rasters import geotiff, grids
 from sgdata.rasters.resample import VERSION as RESAMPLING_VERSION
 from sgdata.rasters.resample import Kernel
 from sgdata.sentinel2 import MSI, bands
 from sgdata.shards import contracts, statistics
 from sgdata.splits import blocks
-from sgdata.types import Contract, LabelSpace, Level
+from sgdata.types import CONTRACT_FORMAT, Contract, LabelSpace, Level
 
 log = logging.getLogger("sgdata")
+
+TILE_PX = 512
+"""Side of the tiles in which the image is read, which bounds the memory; the counts do not depend on it."""
 
 
 def write_contract(
@@ -29,7 +31,7 @@ def write_contract(
     Statistics run over the ground of the train split, each pixel once, no-data pixels left out.
     """
     rows = patch_table.read(folder / output_names.PATCHES)
-    with geotiff.open_raster(str(folder / build_folder.IMAGE)) as dataset:
+    with geotiff.open_raster(str(folder / output_names.IMAGE)) as dataset:
         names = tuple(dataset.descriptions)
         train = np.zeros(dataset.shape, bool)
         for row in rows[rows["split"] == "train"].itertuples():
@@ -37,14 +39,14 @@ def write_contract(
         counted = statistics.empty(len(names))
         for window in grids.cut_tiles(dataset.shape, TILE_PX):
             counted += statistics.counts(dataset.read(window=window.slices)[:, train[window.slices]][:, None])
-    labelled = (folder / build_folder.LABELS).exists()
+    labelled = (folder / output_names.LABELS).exists()
     splits = {part: int((rows["split"] == part).sum()) for part in blocks.PARTS}
     side = int(rows["height"].iloc[0]) if len(rows) else 0
     identity = [outputs, rows["key"].tolist(), rows["split"].tolist()]
     contracts.write(
         folder,
         Contract(
-            format=contracts.FORMAT,
+            format=CONTRACT_FORMAT,
             dataset=name,
             version=dates,
             bands=bands(names),

@@ -14,6 +14,7 @@ from sgdata.builds import usage
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SourceError
 from sgdata.labels import label_losses
+from sgdata.output_names import IMAGE, LABEL_SOURCE, LABELS, PROVENANCE, USAGE
 from sgdata.rasters import cog, geotiff, grids
 from sgdata.safe_names import file_name
 from sgdata.scenes import aoi, lock, output_items
@@ -25,13 +26,6 @@ if TYPE_CHECKING:
     import pystac
     import xarray
 
-IMAGE, PROVENANCE_FILE, LABELS, LABEL_SOURCE = (
-    output_names.IMAGE,
-    output_names.PROVENANCE,
-    output_names.LABELS,
-    output_names.LABEL_SOURCE,
-)
-USAGE = output_names.USAGE
 LABEL_LOSSES = label_losses.LOSSES
 PROVENANCE_BANDS = ("item_index", "valid_count", "days_since_1970", "score_x10000", "bright_target")
 OUTSIDE_IMAGE, OUTSIDE_PROVENANCE = (MSI.nodata,), (NO_VALUE, 0, NO_VALUE, NO_VALUE, 0)
@@ -67,7 +61,7 @@ def write_composite(
     first, rest = slice(0, len(bands)), slice(len(bands), None)
     # Two passes over the tiles on disk, so that the image is never in memory.
     cog.write(folder / IMAGE, grid, _windows(stored, first, inside, OUTSIDE_IMAGE), style=image)
-    cog.write(folder / PROVENANCE_FILE, grid, _windows(stored, rest, inside, OUTSIDE_PROVENANCE), style=provenance)
+    cog.write(folder / PROVENANCE, grid, _windows(stored, rest, inside, OUTSIDE_PROVENANCE), style=provenance)
 
 
 def _windows(
@@ -98,7 +92,7 @@ def write_usage(
     """
     with (
         geotiff.open_raster(str(folder / IMAGE)) as image,
-        geotiff.open_raster(str(folder / PROVENANCE_FILE)) as provenance,
+        geotiff.open_raster(str(folder / PROVENANCE)) as provenance,
     ):
         names = list(image.descriptions)
         # Composites without these bands use their first one.
@@ -138,7 +132,7 @@ def describe_never_clear(folder: Path) -> str:
         return ""
     return (
         f"{share:.3%} of the pixels are classified as cloud on all dates, and kept as bright roofs (bright_target in "
-        f"{PROVENANCE_FILE}); mask.bright_target_filter=false leaves them out"
+        f"{PROVENANCE}); mask.bright_target_filter=false leaves them out"
     )
 
 
@@ -157,7 +151,10 @@ def write_labels(
     if space.ignore is not None:
         named[space.ignore] = ("unmapped", "#ffffff")
     origins = {value: (name, SOURCE_COLOURS[value]) for value, name in sources.items()}
-    for name, classes, values in ((LABELS, named, painted[0]), (LABEL_SOURCE, origins, painted[1])):
+    for name, classes, values in (
+        (LABELS, named, painted[0]),
+        (LABEL_SOURCE, origins, painted[1]),
+    ):
         style = cog.Style(descriptions=(name.removesuffix(".tif"),), dtype="uint8", overviews="mode", classes=classes)
         cog.write(folder / name, grid, [(whole, values[None])], style=style)
 
@@ -243,7 +240,7 @@ def open_build(folder: Path) -> xarray.Dataset:
     files.require_file(folder / IMAGE, "a folder made by `sgdata build`")
     files.require_finished(folder)
     arrays = {}
-    for name in (IMAGE, LABELS, LABEL_SOURCE, PROVENANCE_FILE):
+    for name in (IMAGE, LABELS, LABEL_SOURCE, PROVENANCE):
         if not (folder / name).exists():
             continue
         key = name.removesuffix(".tif")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sgdata import output_names
-from sgdata.builds import build_folder, patch_table
+from sgdata.builds import patch_table
 from sgdata.labels import rasterize
 from sgdata.rasters import geotiff, grids, vectors
 from sgdata.splits import blocks
@@ -40,9 +40,9 @@ def cut(
     patches = windows(grid, outline, settings)
     ids: tuple[int, ...] = ()
     counts = np.zeros((len(patches), 0), np.int64)
-    if (folder / build_folder.LABELS).exists():
+    if (folder / output_names.LABELS).exists():
         ids = (*space.ids, rasterize.UNMAPPED)
-        with geotiff.open_raster(str(folder / build_folder.LABELS)) as dataset:
+        with geotiff.open_raster(str(folder / output_names.LABELS)) as dataset:
             counts = patch_table.class_counts(dataset.read(1), patches, ids)
     # Unmapped ground is not a class to balance between the parts.
     parts, report = fitting_split(patch_table.window_boxes(patches), counts[:, :-1] if ids else counts, split)

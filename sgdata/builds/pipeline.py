@@ -152,7 +152,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
         raise SettingError("--raster: streets are drawn over it; give --osm a source of OpenStreetMap data")
     if locked and not exact:  # which refuses other dates
         recipe = as_locked(recipe, locked)
-    with files.only_writer(paths.out, build_folder.IMAGE):
+    with files.only_writer(paths.out, output_names.IMAGE):
         build_folder.require_unchanged(paths.out, files.toml(resolved(recipe, *resolve_area(recipe, paths, locked))))
         files.mark_unfinished(paths.out)
         for leftover in (*paths.out.glob(".*.partial-*"), *paths.out.glob(".*.plain.tif")):  # of a killed run

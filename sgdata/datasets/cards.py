@@ -10,8 +10,7 @@ from sgdata.catalog import folder, table
 from sgdata.datasets.types import DatasetCard, Edition
 from sgdata.errors import SettingError
 from sgdata.sentinel2 import MSI
-from sgdata.shards.contracts import FORMAT
-from sgdata.types import Contract, LabelSpace
+from sgdata.types import CONTRACT_FORMAT, Contract, LabelSpace
 
 SENSORS = {sensor.name: sensor for sensor in (MSI,)}
 """Sensors that cards may name: those of the bands that builds, shards and models know."""
@@ -153,7 +152,7 @@ def contract_of(
     # Wavelength order: B8A is ninth, not last (EuroSAT's files) nor after B12 (by name).
     bands = tuple(band for band in SENSORS[card(dataset).sensor].bands if band.name in edition.bands)
     return Contract(
-        format=FORMAT,
+        format=CONTRACT_FORMAT,
         dataset=dataset,
         version=edition.name,
         bands=bands,

@@ -23,10 +23,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from sgdata import files, parquet_tables, sentinel2
+from sgdata import files, parquet_tables, safe_names, sentinel2
 from sgdata.errors import SettingError, SourceError
-from sgdata.shards import contracts, tar_format
-from sgdata.types import Contract, LabelSpace, Level
+from sgdata.types import CONTRACT_FORMAT, Contract, LabelSpace, Level
 
 Rejected = tuple[str, str]
 _LISTS, _NUMBERS = ("bands",), ("nodata", "gsd_m")
@@ -224,7 +223,7 @@ def _row(values: dict[str, Any], document: SampleDocument, images: Sequence[str]
         raise SettingError(f"no path under {', '.join(absent)}")
     stated = {name: getattr(document, name) for name in _SHARED if getattr(row, name) in ((), "", None)}
     row = replace(row, **stated, key=row.key or Path(row.images[0]).stem)
-    if not tar_format.KEY.fullmatch(row.key):
+    if not safe_names.KEY.fullmatch(row.key):
         raise SettingError(f"key {row.key!r:.90}: expected 1 to 80 of the characters A-Z a-z 0-9 _ -")
     if row.level not in get_args(Level):
         raise SettingError(f"level is {row.level!r:.20}: expected one of {', '.join(get_args(Level))}")
@@ -300,7 +299,7 @@ def contract(
     stated = [row.nodata for row in table.rows if row.nodata is not None]
     number = stated[0] if stated else nodata
     return Contract(
-        format=contracts.FORMAT,
+        format=CONTRACT_FORMAT,
         dataset=dataset,
         version=table.document.name,
         bands=tuple(band for band in sentinel2.MSI.bands if band.name in bands),

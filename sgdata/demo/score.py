@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sgdata.builds import build_recipe
 from sgdata.types import Array, Grid
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ CLOUDY = 0.05
 def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict[str, Any]:
     """Compute the `composite`, `labels` and `offset` parts of `summary.json` (RMSE in reflectance, shares 0-1)."""
     from sgdata import files, output_names
-    from sgdata.builds import fetch, pipeline
+    from sgdata.builds import build_recipe, fetch, pipeline
     from sgdata.scenes import lock
     from sgdata.simulation import score
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files, output_names, pool, progress
+from sgdata import files, output_names, pool, progress, safe_names
 from sgdata.datasets import archives
 from sgdata.datasets.readers import open_samples, reader
 from sgdata.datasets.types import Edition, SampleListing, SampleRef, ShardRecipe
@@ -295,8 +295,8 @@ def _pack_shard(task: tasks.ShardTask) -> PackedShard:
 
 def _check(sample: Sample, contract: Contract) -> None:
     """Raise SourceError if a sample does not satisfy the contract."""
-    if not tar_format.KEY.fullmatch(sample.key):
-        raise SourceError(f"key {sample.key!r:.90} cannot be a name in a shard: {tar_format.KEY.pattern}")
+    if not safe_names.KEY.fullmatch(sample.key):
+        raise SourceError(f"key {sample.key!r:.90} cannot be a name in a shard: {safe_names.KEY.pattern}")
     images = {name: array for name, array in sample.arrays.items() if name.startswith("image")}
     sizes = {array.shape[-2:] for array in sample.arrays.values() if array.ndim in (2, 3)}
     if len(sizes) != 1:

@@ -81,12 +81,10 @@ def find_lists(chosen: SplitSet, folders: tuple[Path, ...]) -> dict[str, Path]:
 
 def check_published(lists: Mapping[str, Path], name: str, known: tuple[PublishedList, ...]) -> None:
     """Refuse lists that differ from the published ones of which count and SHA-256 are known. Raises SettingError."""
-    from sgdata.splits import split_table
-
     for each in known:
         if each.name == name and each.split in lists:
             keys = read_keys(lists[each.split])
-            if split_table.digest(keys) != each.sha256:
+            if not each.matches(keys):
                 raise SettingError(
                     f"{lists[each.split]}: {len(keys)} samples that are not those of the published list '{name}' "
                     f"{each.split} ({each.samples}, SHA-256 {each.sha256[:16]}); get it again, or give your own list "

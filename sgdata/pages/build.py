@@ -40,16 +40,16 @@ def build_blocks(build: Path, folder: Path, more: Mapping[str, Path] | None = No
     """
     files.require_finished(build)
     contract, planned = contracts.read(build), lock.read(build / lock.NAME)
-    rasters = {"Labels": build / build_folder.LABELS, "Source of the label": build / build_folder.LABEL_SOURCE} | dict(
+    rasters = {"Labels": build / output_names.LABELS, "Source of the label": build / output_names.LABEL_SOURCE} | dict(
         more or {}
     )
     rasters_of_classes = {title: path for title, path in rasters.items() if path.exists()}
     planes = [
-        raster_tiles.Plane(name=b.name, path=build / build_folder.IMAGE, band=n)
+        raster_tiles.Plane(name=b.name, path=build / output_names.IMAGE, band=n)
         for n, b in enumerate(contract.bands, 1)
     ]
     planes += [raster_tiles.Plane(name=file_name(path.stem), path=path) for path in rasters_of_classes.values()]
-    chosen = build / build_folder.PROVENANCE_FILE
+    chosen = build / output_names.PROVENANCE
     planes += [
         raster_tiles.Plane(name=name, path=chosen, band=n) for n, name in enumerate(build_folder.PROVENANCE_BANDS, 1)
     ]
@@ -163,7 +163,7 @@ def _patches(build: Path) -> list[Patch]:
 
 def _shares(build: Path, space: LabelSpace, rows: Sequence[Patch]) -> list[html.Block]:
     """Return the share of each class in the area and in the patches of each split."""
-    path = build / build_folder.LABELS
+    path = build / output_names.LABELS
     if not path.exists():
         return []
     with geotiff.open_raster(str(path)) as raster:
@@ -178,7 +178,7 @@ def _shares(build: Path, space: LabelSpace, rows: Sequence[Patch]) -> list[html.
 
 def _usage(build: Path, planned: Lock) -> list[html.Block]:
     """Return how much of each scene the composite shows, and signs of residual clouds and seams, from `usage.json`."""
-    path = build / build_folder.USAGE
+    path = build / output_names.USAGE
     if not path.exists():
         return []
     provenance, offsets = files.read_plain(path), {item.scene.id: item.offset for item in planned.items}

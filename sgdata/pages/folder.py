@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sgdata import files, output_names
 from sgdata.audits import findings
-from sgdata.builds import build_folder
 from sgdata.errors import OutputError, SourceError
 from sgdata.pages import build, html, ledger, run, samples, tables
 from sgdata.rasters import geotiff
@@ -78,18 +77,18 @@ def _raster(layer: Path, build: Path) -> Path:
     raster = files.require_file(layer / "classes.tif" if layer.is_dir() else layer, "a map on the grid of a build")
     with (
         geotiff.open_raster(str(raster)) as one,
-        geotiff.open_raster(str(files.require_file(build / build_folder.IMAGE, "a build"))) as two,
+        geotiff.open_raster(str(files.require_file(build / output_names.IMAGE, "a build"))) as two,
     ):
         if (one.crs, one.transform, one.shape) != (two.crs, two.transform, two.shape):
             raise SourceError(f"{raster}: {one.shape} in {one.crs} is another grid than that of {build}, {two.shape}")
-    if raster.stem in {Path(name).stem for name in (build_folder.LABELS, build_folder.LABEL_SOURCE)}:
+    if raster.stem in {Path(name).stem for name in (output_names.LABELS, output_names.LABEL_SOURCE)}:
         raise SourceError(f"{raster}: the build has a layer of that name; rename the file")
     return raster
 
 
 def build_blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[html.Block]:
     """Return the blocks for the folder `path`. Raises SourceError if its kind is not known."""
-    if (path / build_folder.IMAGE).exists():
+    if (path / output_names.IMAGE).exists():
         return build.build_blocks(path, out, layers)
     if (path / output_names.INDEX).exists():
         return samples.build_blocks(path, out)
@@ -101,7 +100,7 @@ def build_blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[html
         parts += run.build_blocks(metrics.parent, out, f"{metrics.parent.name}: ")
     if not parts:
         raise SourceError(
-            f"{path}: holds none of {build_folder.IMAGE} (a build), {output_names.INDEX} (shards or a release), "
+            f"{path}: holds none of {output_names.IMAGE} (a build), {output_names.INDEX} (shards or a release), "
             f"{run.METRICS} (a run) and {run.LEDGER}; expected the folder that a command wrote"
         )
     return parts

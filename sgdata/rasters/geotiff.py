@@ -92,7 +92,7 @@ def open_raster(
     from rasterio.errors import RasterioError
 
     shown, where = urls.without_secrets(href), href
-    if href.startswith(("http://", "https://")):
+    if urls.is_http(href):
         from sgdata.remote import web  # not at the top: local rasters need no HTTP
 
         where = web.range_probe(href, access or access_of(href))

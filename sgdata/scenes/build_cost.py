@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sgdata.scenes import search
+from sgdata import urls
 from sgdata.sentinel2 import MSI
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def estimate_cost(planned: Lock, address: str, *, workers: int) -> Cost:
     raw = window_bytes(planned) * len(planned.items)
     read = round(raw * COMPRESSED)
     work = _blocks(planned) * BLOCK_S + raw / REDUCED
-    seconds = read / (WEB if search.is_url(address) else DISK) + work / workers
+    seconds = read / (WEB if urls.is_http(address) else DISK) + work / workers
     return Cost(
         read_bytes=read, scratch_bytes=scratch_bytes(planned, len(planned.items)), minutes=round(seconds / 60) + 1
     )

@@ -73,7 +73,7 @@ def search(
     """
     parse_dates(query.dates)
     items, unreadable = _read(address, query, allow_private_hosts)
-    root = "" if is_url(address) else str(_root(Path(address)).resolve())
+    root = "" if urls.is_http(address) else str(_root(Path(address)).resolve())
     matching = _by_id(item for item in items if _matches(item, query))
     if not matching:
         if unreadable:
@@ -149,11 +149,6 @@ def _parse(items: Iterable[pystac.Item], bands: tuple[str, ...], root: str) -> t
     return scenes, sorted(unusable, key=lambda one: one.id)
 
 
-def is_url(address: str) -> bool:
-    """Return whether a catalogue is read over HTTP rather than from disk."""
-    return address.startswith(("http://", "https://"))
-
-
 def parse_dates(dates: str) -> tuple[date, date]:
     """Parse 'FIRST/LAST' as two days. Raises SettingError."""
     try:
@@ -174,7 +169,7 @@ def _read(address: str, query: Query, allow_private_hosts: bool) -> tuple[list[p
 
     first, last = parse_dates(query.dates)
     wanted = read_catalog.ItemQuery(collection=query.collection, bounds=query.bounds, first=first, last=last)
-    start = address if is_url(address) else str(_file(Path(address)).resolve())
+    start = address if urls.is_http(address) else str(_file(Path(address)).resolve())
     stac_io = catalog_io.CatalogIO(address, RETRY, allow_private_hosts=allow_private_hosts)
     items, unreadable = [], []
     try:
@@ -192,7 +187,7 @@ def _read(address: str, query: Query, allow_private_hosts: bool) -> tuple[list[p
     except parse_items.malformed_errors() as error:
         if refused := catalog_io.unwrap_error(error):
             raise refused from None
-        if not is_url(address):
+        if not urls.is_http(address):
             raise SourceError(f"{address}: cannot be read as STAC: {error!s:.160}; {catalog_io.TARGETS}") from None
         status = getattr(error, "status_code", None)  # of pystac-client's APIError, whose text is the body alone
         reason = " ".join(f"{f'status {status}: ' if status else ''}{stac_io.without_headers(str(error))}".split())
@@ -205,7 +200,7 @@ def _read(address: str, query: Query, allow_private_hosts: bool) -> tuple[list[p
 
 def is_simulated(address: str) -> bool:
     """Return whether a catalogue on disk was made by `sgdata simulate`. Raises SourceError if it is unfinished."""
-    if is_url(address) or not (_root(Path(address)) / output_names.SIMULATION).is_file():
+    if urls.is_http(address) or not (_root(Path(address)) / output_names.SIMULATION).is_file():
         return False
     files.require_finished(_root(Path(address)))
     return True

@@ -9,9 +9,7 @@ from typing import Literal
 
 from sgdata import files, output_names
 from sgdata.errors import SettingError
-from sgdata.types import DISPLAY, Contract
-
-FORMAT = 1
+from sgdata.types import CONTRACT_FORMAT, DISPLAY, Contract
 
 Purpose = Literal["resume", "fine-tune", "predict"]
 
@@ -42,9 +40,10 @@ def read(folder: Path) -> Contract:
         folder / output_names.CONTRACT, "the contract of a build or of a folder that 'sgdata shard' wrote"
     )
     contract = files.read(Contract, path)
-    if contract.format != FORMAT:
+    if contract.format != CONTRACT_FORMAT:
         raise SettingError(
-            f"{folder / output_names.CONTRACT}: format {contract.format}, this sgdata reads {FORMAT}; update sgdata"
+            f"{folder / output_names.CONTRACT}: format {contract.format}, "
+            f"this sgdata reads {CONTRACT_FORMAT}; update sgdata"
         )
     return contract
 

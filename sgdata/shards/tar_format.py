@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import re
 import struct
 import tarfile
 import zlib
@@ -32,8 +31,6 @@ Row = dict[str, Any]
 
 IMAGES = ("image", "image_before", "image_after", "image_10m")
 FORMAT = 1
-# No dot, since WebDataset splits a name at its first dot; no slash, which would make a folder.
-KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 STORED = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4", "int32": "<i4"}
 LARGEST_RATIO = 1024
 """Bytes of an array per byte of its member: lz4 reaches 255, and bitshuffle adds nothing to that."""
@@ -273,7 +270,7 @@ def encode_sample(
     Raises:
         SourceError: The format does not allow the key or an array.
     """
-    if not KEY.fullmatch(sample.key):
+    if not safe_names.KEY.fullmatch(sample.key):
         raise SourceError(f"sample key {sample.key!r}: expected 1 to 80 of the characters A-Z a-z 0-9 _ -")
     shapes = {name: {"dtype": a.dtype.name, "shape": list(a.shape)} for name, a in sample.arrays.items()}
     meta = {**sample.meta, "key": sample.key, "split": sample.split, "codec": codec, "arrays": shapes}
@@ -336,7 +333,7 @@ def read_index(folder: Path) -> Any:
     parts = {name: kind for name in table.column_names for end, kind in _ENDINGS.items() if name.endswith(end)}
     parquet_tables.check(table, _OPTIONAL | budgets | parts, str(path), complete=False)
     keys = table["key"].to_pylist()
-    if strange := next((key for key in keys if not KEY.fullmatch(key)), ""):
+    if strange := next((key for key in keys if not safe_names.KEY.fullmatch(key)), ""):
         raise SourceError(f"{path}: key {strange!r:.90} cannot be that of a sample")
     if len(set(keys)) < len(keys):
         raise SourceError(f"{path}: {len(keys) - len(set(keys))} keys occur twice, expected each once; pack again")

@@ -44,6 +44,10 @@ class PublishedList:
     samples: int
     sha256: str
 
+    def matches(self, keys: Iterable[str]) -> bool:
+        """Return whether `keys`, in any order, are those of the list."""
+        return digest(keys) == self.sha256
+
 
 @dataclass(frozen=True, kw_only=True)
 class Header:

@@ -5,7 +5,7 @@ python -m sgmodel.recipes.convert SpectralGPT+.pth --out out/weights/spectralgpt
 
 from __future__ import annotations
 
-from sgmodel import commands
-
 if __name__ == "__main__":
+    from sgmodel import commands
+
     commands.run_module(commands.convert, "convert")

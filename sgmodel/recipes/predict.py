@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from sgmodel import commands
-
 if __name__ == "__main__":
+    from sgmodel import commands
+
     commands.run_module(commands.predict, "predict")

@@ -5,8 +5,8 @@ python -m sgmodel.recipes.reproduce recipes/ledger/city.toml --shards DIR --shar
 
 from __future__ import annotations
 
-from sgmodel import commands
-from sgmodel.recipes.programs import PROGRAMS
-
 if __name__ == "__main__":
+    from sgmodel import commands
+    from sgmodel.recipes.programs import PROGRAMS
+
     commands.run_module(commands.reproduce_command(PROGRAMS), "reproduce")

@@ -13,7 +13,7 @@ import numpy as np
 from gpu_check.trainings import SPLIT
 from sgdata import sentinel2
 from sgdata.shards import tar_format
-from sgdata.types import BandStatistics, Codec, Contract, LabelSpace, Sample, Task
+from sgdata.types import CONTRACT_FORMAT, BandStatistics, Codec, Contract, LabelSpace, Sample, Task
 from sgmodel.data import loader, member_layout, tar_source
 
 CLASSES = {"none": 0, "multi-label": 19, "segmentation": 13, "change": 2}
@@ -87,7 +87,7 @@ def _image(rng: np.random.Generator, px: int) -> np.ndarray[tuple[int, ...], np.
 def _contract(task: Task, count: int, px: int) -> Contract:
     ids = tuple(range(CLASSES[task]))
     return Contract(
-        format=tar_format.FORMAT,
+        format=CONTRACT_FORMAT,
         dataset="gpu-check",
         version="1",
         bands=sentinel2.bands(sentinel2.L2A_BANDS),
