@@ -29,7 +29,7 @@ def write(out: Path, shape: tuple[int, int], *, patch: int = 128) -> Path:
     bands = sentinel2.L2A_BANDS
     image = cog.Style(descriptions=bands, nodata=0)
     cog.write(out / output_names.IMAGE, grid, ((w, dn(w)) for w in strips(shape)), style=image)
-    provenance = cog.Style(descriptions=build_folder.PROVENANCE_BANDS, nodata=65535)
+    provenance = cog.Style(descriptions=output_names.PROVENANCE_BANDS, nodata=65535)
     cog.write(out / output_names.PROVENANCE, grid, ((w, chosen(w)) for w in strips(shape)), style=provenance)
     whole = Window(row=0, col=0, height=shape[0], width=shape[1])
     labels = classes(whole)

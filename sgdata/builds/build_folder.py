@@ -14,7 +14,7 @@ from sgdata.builds import usage
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SourceError
 from sgdata.labels import label_losses
-from sgdata.output_names import IMAGE, LABEL_SOURCE, LABELS, PROVENANCE, USAGE
+from sgdata.output_names import IMAGE, LABEL_SOURCE, LABELS, PROVENANCE, PROVENANCE_BANDS, USAGE
 from sgdata.rasters import cog, geotiff, grids
 from sgdata.safe_names import file_name
 from sgdata.scenes import aoi, lock, output_items
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import xarray
 
 LABEL_LOSSES = label_losses.LOSSES
-PROVENANCE_BANDS = ("item_index", "valid_count", "days_since_1970", "score_x10000", "bright_target")
 OUTSIDE_IMAGE, OUTSIDE_PROVENANCE = (MSI.nodata,), (NO_VALUE, 0, NO_VALUE, NO_VALUE, 0)
 """Values of the bands outside the outline of the area, as where a pixel was never seen clear."""
 SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3", "#e6ab02")

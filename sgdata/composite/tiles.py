@@ -147,7 +147,7 @@ def composite_tile(job: Job, window: Window) -> Path:
     """Compute one tile, or take it from an earlier run: a `.npy` of (C + PLANES, h, w) uint16.
 
     The image, then item index, valid count, days since 1970, score and bright targets as in
-    `build_folder.PROVENANCE_BANDS`.
+    `output_names.PROVENANCE_BANDS`.
     """
     path = job.folder / f"r{window.row:06d}-c{window.col:06d}-{window.height}x{window.width}.npy"
     if reuse.is_unchanged(path):

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgdata import catalog
-from sgdata.datasets.types import SampleListing, ShardRecipe, SplitSet
 from sgdata.errors import SettingError
 
 if TYPE_CHECKING:
+    from sgdata.datasets.types import SampleListing, ShardRecipe, SplitSet
     from sgdata.splits.split_table import PublishedList, SplitTable
 
 Assignment = Mapping[str, tuple[str, tuple[str, ...]]]

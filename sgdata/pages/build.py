@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import files, output_names
-from sgdata.builds import build_folder, usage
+from sgdata.builds import usage
 from sgdata.composite.cloud_masks import BRIGHT, NEVER_CLEAR
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.pages import charts, html, raster_tiles, tables, true_colour
@@ -51,7 +51,7 @@ def build_blocks(build: Path, folder: Path, more: Mapping[str, Path] | None = No
     planes += [raster_tiles.Plane(name=file_name(path.stem), path=path) for path in rasters_of_classes.values()]
     chosen = build / output_names.PROVENANCE
     planes += [
-        raster_tiles.Plane(name=name, path=chosen, band=n) for n, name in enumerate(build_folder.PROVENANCE_BANDS, 1)
+        raster_tiles.Plane(name=name, path=chosen, band=n) for n, name in enumerate(output_names.PROVENANCE_BANDS, 1)
     ]
     written = raster_tiles.write(folder / VALUES, planes)
     layers: list[Layer] = [{"name": "image", "title": "Image"}]
@@ -128,11 +128,11 @@ def _provenance(planned: Lock, overview: Mapping[str, Array]) -> list[Layer]:
     # Steps of the golden ratio give consecutive scenes very different hues, so that seams are visible.
     hues = [colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55, 0.9) for number in range(len(scenes))]
     colours = {number: "#" + "".join(f"{round(255 * part):02x}" for part in hue) for number, hue in enumerate(hues)}
-    name = build_folder.PROVENANCE_BANDS[0]
+    name = output_names.PROVENANCE_BANDS[0]
     keys = tuple((colours[number], scene) for number, scene in enumerate(scenes))
     chosen = {"colours": colours, "names": dict(enumerate(scenes)), "missing": NO_VALUE, "keys": keys}
     layers: list[Layer] = [{"name": name, "plane": name, "title": "Scene", **chosen}]
-    *ramps, targets = build_folder.PROVENANCE_BANDS[1:]
+    *ramps, targets = output_names.PROVENANCE_BANDS[1:]
     for name, title in zip(ramps, ("Valid observations", "Date", "Score"), strict=True):
         values = overview[name][overview[name] != NO_VALUE]
         low, high = (int(values.min()), int(values.max())) if values.size else (0, 1)

@@ -118,7 +118,7 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
     if recipe.mode in pixels.METHODS:
         detector: nn.Module = nn.Identity()
         if not paths.dry_run:
-            detector = pixels.fit(setup, pairs, method=recipe.mode, mean_px=recipe.mean_px, threshold=recipe.threshold)
+            detector = fit_detector(setup, pairs, recipe.mode)
         return finetune.score(setup, build(recipe, setup.classes), pairs, scoring(detector), paths)
     model = finetune.initialise_model(setup, partial(build, recipe, setup.classes), paths.weights)
     fitted = finetune.encode_once(setup, model, source, partial(images, setup), paths)
@@ -179,6 +179,16 @@ def dates(setup: Setup, batch: loader.Batch) -> tuple[Tensor, Tensor]:
     return training.normalised_pixels(setup, batch, "image_before"), training.normalised_pixels(
         setup, batch, "image_after"
     )
+
+
+def fit_detector(setup: Setup, source: loader.Samples, method: pixels.PixelMethod) -> nn.Module:
+    """Fit a classical detector to the pixels of the training samples. Raises SettingError."""
+    recipe = setup.recipe
+    batches = training.scored_batches(setup, source, loader.in_order(len(source), 1))
+    pairs = ((int(batch.samples[0]), *dates(setup, batch), training.labels(setup, batch)[0]) for batch in batches)
+    sampled = pixels.sample_pixels(pairs, len(source), mean_px=recipe.mean_px, ignore=setup.ignore)
+    seed = recipe.training.seed
+    return pixels.fit(sampled, method=method, mean_px=recipe.mean_px, threshold=recipe.threshold, seed=seed)
 
 
 # --- scoring -------------------------------------------------------------------------------

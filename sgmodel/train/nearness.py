@@ -1,4 +1,4 @@
-"""Tell how near scored samples are to the training samples, and score them by that distance.
+"""Measure how near scored samples are to the training samples, and score them by that distance.
 
 A model may remember ground that it was trained on, so that the score of samples beside training samples says little
 about other ground. Where samples have no place, the likeness of their pixels takes the place of metres.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,8 +23,10 @@ from sgdata.shards import tar_format
 from sgdata.splits import nearest
 from sgdata.types import Array, Contract
 from sgmodel import distributed
-from sgmodel.data import loader
 from sgmodel.train import metrics
+
+if TYPE_CHECKING:
+    from sgmodel.data import loader
 
 SAMPLES = "scored_samples"
 """Key of `ScoredSamples` in the figures of a program; it does not go to `results.json`."""
@@ -34,7 +36,7 @@ CHUNK = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredSamples:
-    """What a program knows of each of N scored samples.
+    """Columns of N scored samples, and their score as a function of weights.
 
     Attributes:
         columns: Columns of `scored.parquet` by name, N values each.

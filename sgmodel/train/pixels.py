@@ -5,7 +5,8 @@ They see a pixel at both dates, or the means of a few pixels around it, and give
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,8 +16,6 @@ from torch.nn import functional
 
 from sgdata.errors import SettingError
 from sgdata.types import Array
-from sgmodel.data import loader
-from sgmodel.train import training
 
 PixelMethod = Literal["logistic", "boosting", "angle"]
 METHODS: tuple[PixelMethod, ...] = get_args(PixelMethod)
@@ -29,6 +28,23 @@ THRESHOLDS = np.linspace(0.02, 0.98, 49)
 
 Score = Callable[[Array], Array]
 """Scores features (P, D) with a number each, greater for change: (P,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPixels:
+    """P labelled pixels of training samples.
+
+    Attributes:
+        features: (P, D) features.
+        changed: (P,) bool.
+        sample_index: (P,) number of the sample that each pixel is of.
+        sample_count: Number of samples.
+    """
+
+    features: Array
+    changed: Array
+    sample_index: Array
+    sample_count: int
 
 
 class PixelDetector(nn.Module):
@@ -60,30 +76,56 @@ def features(before: Tensor, after: Tensor, mean_px: int) -> Tensor:
     return functional.avg_pool2d(x, mean_px, 1, mean_px // 2, count_include_pad=False) if mean_px > 1 else x
 
 
+def sample_pixels(
+    pairs: Iterable[tuple[int, Tensor, Tensor, Tensor]], samples: int, *, mean_px: int, ignore: int
+) -> TrainingPixels:
+    """Collect the labelled pixels of pairs, at most `MOST_PIXELS`.
+
+    Args:
+        pairs: Number of each sample, its normalised images (1, C, H, W) at both dates, and its labels (H, W).
+        samples: Number of samples.
+        mean_px: Side of the window whose means are the features, an odd number of pixels.
+        ignore: Label of pixels to leave out.
+
+    Raises:
+        SettingError: `mean_px` is even.
+    """
+    if not mean_px % 2:
+        raise SettingError(f"mean_px is {mean_px}: expected an odd number of pixels")
+    parts = []
+    for number, before, after, labels in pairs:
+        kept = labels != ignore
+        x = features(before, after, mean_px)[0][:, kept].T.cpu().numpy()
+        parts.append((x, labels[kept].numpy() == 1, np.full(len(x), number)))
+    x, changed, sample = (np.concatenate(part) for part in zip(*parts, strict=True))
+    step = -(-len(changed) // MOST_PIXELS)
+    return TrainingPixels(
+        features=x[::step], changed=changed[::step], sample_index=sample[::step], sample_count=samples
+    )
+
+
 def fit(
-    setup: training.TrainingSetup[Any],
-    source: loader.Samples,
+    pixels: TrainingPixels,
     *,
     method: PixelMethod,
     mean_px: int = 1,
     threshold: Literal["half", "chosen"] = "half",
+    seed: int = 0,
 ) -> PixelDetector:
     """Fit a detector to the labelled pixels of training samples.
 
     Args:
-        setup: Resolved recipe, whose seed is that of the model.
-        source: Training samples: pairs.
+        pixels: Labelled pixels of training samples.
         method: The model. The angle is that between the normalised spectra of both dates.
         mean_px: Side of the window whose means are the features, an odd number of pixels.
         threshold: "half" for a probability of 0.5; "chosen" for the one of the best F1 of change on training samples,
             each scored by a model of the others.
+        seed: Seed of the model.
 
     Raises:
-        SettingError: `mean_px` is even, the angle has no threshold, or scikit-learn is not installed.
+        SettingError: The angle has no threshold, there are too few samples, or scikit-learn is not installed.
     """
-    if not mean_px % 2:
-        raise SettingError(f"mean_px is {mean_px}: expected an odd number of pixels")
-    x, y, sample = _pixels(setup, source, mean_px)
+    x, y = pixels.features, pixels.changed
     if method == "angle":
         if threshold == "half":
             raise SettingError(
@@ -92,12 +134,11 @@ def fit(
         angles = angle(x)
         bounds = np.quantile(angles, THRESHOLDS)
         return PixelDetector(angle, mean_px, _best(angles, y, bounds))
-    seed = setup.recipe.training.seed
     limit = 0.5
     if threshold == "chosen":
-        if len(source) < 2:
-            raise SettingError(f"threshold is 'chosen' on {len(source)} training sample: expected 2 or more")
-        folds = sample % min(FOLDS, len(source))
+        if pixels.sample_count < 2:
+            raise SettingError(f"threshold is 'chosen' on {pixels.sample_count} training sample: expected 2 or more")
+        folds = pixels.sample_index % min(FOLDS, pixels.sample_count)
         held_out = np.empty(len(y))
         for fold in np.unique(folds):
             held_out[folds == fold] = _trained(method, x[folds != fold], y[folds != fold], seed)(x[folds == fold])
@@ -112,20 +153,6 @@ def angle(x: Array) -> Array:
     cosine = (before * after).sum(axis=1) / np.maximum(lengths, 1e-12)
     radians: Array = np.arccos(np.clip(cosine, -1, 1))
     return radians
-
-
-def _pixels(setup: training.TrainingSetup[Any], source: loader.Samples, mean_px: int) -> tuple[Array, Array, Array]:
-    """Return features (P, D), changed (P,) bool, and the number of the sample of labelled pixels (P,)."""
-    parts = []
-    for batch in training.scored_batches(setup, source, loader.in_order(len(source), 1)):
-        before, after = (training.normalised_pixels(setup, batch, f"image_{date}") for date in ("before", "after"))
-        labels = training.labels(setup, batch)[0]
-        kept = labels != setup.ignore
-        x = features(before, after, mean_px)[0][:, kept].T.cpu().numpy()
-        parts.append((x, labels[kept].numpy() == 1, np.full(len(x), int(batch.samples[0]))))
-    x, y, sample = (np.concatenate(part) for part in zip(*parts, strict=True))
-    step = -(-len(y) // MOST_PIXELS)
-    return x[::step], y[::step], sample[::step]
 
 
 def _trained(method: PixelMethod, x: Array, y: Array, seed: int) -> Score:
