@@ -20,7 +20,7 @@ from sgdata.audits import findings
 from sgdata.errors import SettingError
 from sgdata.pages import ledger as shown
 from sgdata.shards import contracts
-from sgmodel.ledger import costs, experiments, published, reproduce
+from sgmodel.ledger import costs, experiments, paired, published, reproduce
 from sgmodel.ledger import report as ledger_report
 from sgmodel.ledger.experiments import LedgerPaths, LedgerRecipe, LedgerRow, LedgerTable, PrecedingRun
 from sgmodel.ledger.published import PublishedFigure
@@ -239,6 +239,25 @@ def test_the_sentence_follows_from_the_intervals(ours: list[float], theirs: list
         for name, values in (("a", ours), ("b", theirs))
     ]
     assert expected in ledger_report.verdict(lines, ("a", "b"), "miou")
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((0.01, 0.05), "a beats b on miou: +0.030 (+0.010 to +0.050, paired over 40 samples): 0.600 against 0.570."),
+        ((-0.01, 0.05), "a does not beat b on miou, because the interval of the difference includes zero, +0.030"),
+        ((-0.05, -0.01), "a does not beat b on miou, because it is worse, "),
+    ],
+)
+def test_a_paired_difference_decides_where_single_intervals_overlap(
+    interval: tuple[float, float], expected: str
+) -> None:
+    lines = [
+        {"name": name, "state": "run", "figures": {"miou": {"mean": mean, "values": [mean], "interval": [0.5, 0.7]}}}
+        for name, mean in (("a", 0.6), ("b", 0.57))
+    ]
+    known = paired.PairedDifference(difference=0.03, interval=interval, samples=40)
+    assert expected in ledger_report.verdict(lines, ("a", "b"), "miou", known)
 
 
 def test_findings_are_printed_next_to_the_figures_they_affect(paths: LedgerPaths, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ of the name of its folder: changed runs get a new folder; runs shared by two tab
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import time
@@ -359,13 +360,13 @@ def _digest(path: Path) -> str:
 # --- training ------------------------------------------------------------------------------
 
 
-def train_run(run: Run) -> tuple[float, str]:
+def train_run(run: Run) -> tuple[float, float, str]:
     """Train or resume a run in a process of its own, with a log beside its folder.
 
     Returns:
-        Seconds, and the error, empty if there was none.
+        Seconds, seconds of processor time, and the error, empty if there was none.
     """
-    begun = time.monotonic()
+    begun, used = time.monotonic(), _cpu_s()
     # Threads that wait actively slow each other on a busy machine; results do not depend on this.
     environment = {"OMP_WAIT_POLICY": "passive", **environ}
     log = run.folder.parent / f"{run.folder.name}.log"
@@ -381,4 +382,10 @@ def train_run(run: Run) -> tuple[float, str]:
             process.terminate()
             raise
     last = log.read_text("utf-8", errors="replace").splitlines()[-1:]
-    return time.monotonic() - begun, "" if code == 0 else f"exit {code}: {''.join(last):.300}"
+    return time.monotonic() - begun, _cpu_s() - used, "" if code == 0 else f"exit {code}: {''.join(last):.300}"
+
+
+def _cpu_s() -> float:
+    """Return the processor time of the finished children of this process, which are runs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -16,7 +16,7 @@ from sgdata.audits import findings
 from sgdata.errors import SettingError
 from sgdata.pages import distance
 from sgdata.shards import contracts
-from sgmodel.ledger import costs, experiments, published
+from sgmodel.ledger import costs, experiments, paired, published
 from sgmodel.ledger.experiments import LedgerRecipe, LedgerRow, LedgerTable, Reason, Run
 from sgmodel.ledger.published import PublishedFigure
 
@@ -43,7 +43,11 @@ def table(recipe: LedgerRecipe, which: LedgerTable, paths: experiments.LedgerPat
             {"name": name, "subject": published.protocol(name).subject, "about": published.protocol(name).about}
             for name in dict.fromkeys(line["protocol"] for line in (*lines, *quoted(which)) if line["protocol"])
         ],
-        "sentences": [verdict(lines, pair, metric) for pair in which.compare for metric in which.metrics],
+        "sentences": [
+            verdict(lines, pair, metric, paired_difference(recipe, which, pair, metric, paths))
+            for pair in which.compare
+            for metric in which.metrics
+        ],
         "beside": which.beside,
         "audit": [{"check": check.name, "message": check.message} for check in checks if check.state == "finding"],
         # Distinguishes data without an audit from an audit without findings.
@@ -184,8 +188,29 @@ def cost(
 # --- verdicts ------------------------------------------------------------------------------
 
 
-def verdict(lines: Sequence[dict[str, Any]], pair: tuple[str, str], metric: str) -> str:
-    """Return a sentence that says whether the first row of `pair` beats the second, and why."""
+def paired_difference(
+    recipe: LedgerRecipe, which: LedgerTable, pair: tuple[str, str], metric: str, paths: experiments.LedgerPaths
+) -> paired.PairedDifference | None:
+    """Return how two rows differ sample by sample; None if one was not run, or has no scores of single samples."""
+    rows = {row.name: row for row in which.rows}
+    ours, theirs = (experiments.plan_runs(recipe, which, rows[name], paths) for name in pair)
+    return paired.compare(ours, theirs, metric) if all(run.done for run in (*ours, *theirs)) else None
+
+
+def verdict(
+    lines: Sequence[dict[str, Any]],
+    pair: tuple[str, str],
+    metric: str,
+    found: paired.PairedDifference | None = None,
+) -> str:
+    """Return a sentence that says whether the first row of `pair` beats the second, and why.
+
+    Args:
+        lines: Rows of `ledger.json`.
+        pair: Names of two of them.
+        metric: Name of the figure.
+        found: Their difference sample by sample, which decides where it is known.
+    """
     first, second = pair
     rows = {each["name"]: each for each in lines}
     ours, theirs = (rows[name]["figures"][metric] for name in pair)
@@ -193,6 +218,12 @@ def verdict(lines: Sequence[dict[str, Any]], pair: tuple[str, str], metric: str)
         if rows[name]["state"] != "run":
             return f"{first} against {second} on {metric}: undecided, because {name} was {rows[name]['state']}."
     numbers = f"{_format(ours)} against {_format(theirs)}"
+    if found is not None:
+        low, high = found.interval
+        span = f"{found.difference:+.3f} ({low:+.3f} to {high:+.3f}, paired over {found.samples} samples)"
+        beats = f"{first} beats {second}" if low > 0 else f"{first} does not beat {second}"
+        why = "" if low > 0 else "it is worse, " if high < 0 else "the interval of the difference includes zero, "
+        return f"{beats} on {metric}{', because ' if why else ': '}{why}{span}: {numbers}."
     if not ours["interval"] or not theirs["interval"]:
         return f"{first} against {second} on {metric}: undecided, because one run has no interval ({numbers})."
     if ours["interval"][0] > theirs["interval"][1]:

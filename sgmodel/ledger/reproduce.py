@@ -74,12 +74,13 @@ def train_missing_runs(runs: Sequence[Run], out: Path, workers: int, cluster: st
         # A worker needs no facts of the previous runs, which are finished.
         bare = [replace(run, after=None) for run in ready]
         made = pool.run(experiments.train_run, bare, workers=workers, cluster=cluster, folder=out)
-        for run, (seconds, error) in zip(ready, made, strict=True):
+        for run, (seconds, cpu_s, error) in zip(ready, made, strict=True):
             print(f"{run.folder.name}: {error or f'{seconds:.0f} s'}", file=sys.stderr, flush=True)
             if error:
                 failed.append(run.folder.name)
             with (out / TIMINGS).open("a", encoding="utf-8") as log:
-                log.write(json.dumps({"run": run.folder.name, "seconds": round(seconds, 1), "error": error}) + "\n")
+                used = {"seconds": round(seconds, 1), "cpu_s": round(cpu_s, 1)}
+                log.write(json.dumps({"run": run.folder.name, **used, "error": error}) + "\n")
     return failed
 
 
