@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,10 @@ def test_shards_are_given_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
     # By default the name is that of the dataset, which both share.
     assert sgmodel("reproduce", recipe, "--plan", "--shards", folder, "--shards", other) == 2
     assert "--shards gives 'toy' twice" in capsys.readouterr().err
+
+
+def test_a_setting_may_follow_the_seed(paths: LedgerPaths) -> None:
+    it = ledger(seeds=(3, 5))
+    row = LedgerRow(name="knn", start="random", set=("training.fraction_seed={seed}",))
+    runs = experiments.plan_runs(it, it.tables[1], row, paths)
+    assert [tomllib.loads(run.recipe.decode())["training"]["fraction_seed"] for run in runs] == [3, 5]

@@ -5,22 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import synthetic_shards
 import torch
 
 from sgdata import files
-from sgmodel.ledger import paired
-from sgmodel.ledger.experiments import Run
+from sgdata.shards import write_shards
+from sgmodel.ledger import paired, report
 from sgmodel.recipes import detect_change
 from sgmodel.train import metrics
 
 
-def run(folder: Path, matrices: np.ndarray, keys: list[str] | None = None) -> Run:
-    """Return a run with the confusion matrices (S, K, K) of its samples."""
+def run(folder: Path, matrices: np.ndarray, keys: list[str] | None = None) -> Path:
+    """Return the folder of a run with the confusion matrices (S, K, K) of its samples."""
     keys = keys or [f"s{n}" for n in range(len(matrices))]
     lines = [{"key": key, "confusion": each.tolist()} for key, each in zip(keys, matrices, strict=True)]
     files.write(folder / paired.SCENES, b"".join(map(files.canonical_json, lines)))
-    return Run(folder=folder, command=(), program="detect_change", recipe=b"", data="", seed=0)
+    return folder
 
 
 def confusion(rng: np.random.Generator, samples: int, classes: int = 2) -> np.ndarray:
@@ -86,8 +89,54 @@ def test_rows_without_the_same_samples_are_not_compared(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     one = run(tmp_path / "a", confusion(rng, 3))
     others = run(tmp_path / "b", confusion(rng, 3), ["s0", "s1", "x"])
-    nothing = Run(folder=tmp_path / "c", command=(), program="classify", recipe=b"", data="", seed=0)
+    nothing = tmp_path / "c"
     assert paired.compare([one], [others], "f1") is None
     assert paired.compare([one], [nothing], "f1") is None
     assert paired.compare([nothing], [nothing], "f1") is None
     assert paired.compare([one], [one], "recall_small") is None
+
+
+def test_blocks_are_drawn_whole(tmp_path: Path) -> None:
+    """Samples of a block that win and lose together count as one: the interval is that of as many samples as blocks."""
+    rng = np.random.default_rng(5)
+    few = np.stack([confusion(rng, 12), confusion(rng, 12)])
+    many = few.repeat(9, axis=1)
+    keys = [f"s{n:03d}" for n in range(108)]
+    runs = [run(tmp_path / f"many-{side}", each, keys) for side, each in enumerate(many)]
+    once = [run(tmp_path / f"few-{side}", each, keys[::9]) for side, each in enumerate(few)]
+    blocks = {key: n // 9 for n, key in enumerate(keys)}
+    whole = paired.compare(runs[:1], runs[1:], "f1", blocks)
+    alone = paired.compare(runs[:1], runs[1:], "f1")
+    expected = paired.compare(once[:1], once[1:], "f1")
+    assert whole is not None
+    assert alone is not None
+    assert expected is not None
+    assert whole.interval == pytest.approx(expected.interval)
+    assert (whole.samples, whole.blocks, expected.blocks) == (108, 12, None)
+    assert np.ptp(alone.interval) < 0.6 * np.ptp(whole.interval)
+
+
+def test_scenes_are_compared_by_what_was_right(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    rights = rng.random((2, 50)) < [[0.8], [0.5]]
+    for side, right in enumerate(rights):
+        (tmp_path / str(side)).mkdir()
+        table = pa.table({"key": [f"s{n}" for n in range(50)], "right": right})
+        pq.write_table(table, tmp_path / str(side) / "scored.parquet")
+    found = paired.compare([tmp_path / "0"], [tmp_path / "1"], "top1")
+    assert found is not None
+    assert found.difference == pytest.approx(rights[0].mean() - rights[1].mean())
+    assert found.interval[0] < found.difference < found.interval[1]
+
+
+def test_blocks_are_those_of_the_ground(tmp_path: Path) -> None:
+    """Four fields at 9, 9.1, 12.2 and 12.25 degrees east on blocks of 50 km, and one without a place."""
+    samples = [synthetic_shards.scene(number, "val", 16) for number in range(5)]
+    for sample, west in zip(samples, (9.0, 9.1, 12.2, 12.25), strict=False):
+        sample.meta.update(bounds=[west, 48.0, west + 0.001, 48.001], crs="EPSG:32632")
+    folder = tmp_path / "fields"
+    write_shards.write(samples, folder, contract=synthetic_shards.scene_contract(16, "single-label"))
+    found = report.blocks_of_ground(folder, 50_000)
+    west, west_too, east, east_too, nowhere = (found[sample.key] for sample in samples)
+    assert west == west_too != east == east_too
+    assert nowhere == samples[4].key

@@ -70,7 +70,7 @@ class LedgerRow:
         recipe: Recipe file; empty for that of the table.
         before: Runs that are trained first, each from the weights of the one before.
         weights: Published weights by their name in the fact table `published_weights`.
-        set: Overrides of the recipe, after those of the table.
+        set: Overrides of the recipe, after those of the table; `{seed}` stands for the seed of a run.
         seeds: Seeds; empty for those of the table.
         data: Datasets, each with a run per seed, such as several draws of a split; empty for that of the table.
         published: Model of the published figures, as in the fact table `published_figures`.
@@ -107,6 +107,7 @@ class LedgerTable:
         protocol: What published figures of this table were measured on, as in the fact table `published_protocols`.
         quoted: Protocols whose figures are listed below the rows, beside which nothing is run.
         compare: Pairs of row names; the ledger says of each pair whether the first is better.
+        block_m: Side in metres of the blocks of ground that the interval of such a difference draws; unset for samples.
         beside: Table with rows of the same names on another split, such as the published one, whose figures are shown
             beside these.
         note: Text below the table.
@@ -123,6 +124,7 @@ class LedgerTable:
     protocol: str = ""
     quoted: tuple[str, ...] = ()
     compare: tuple[tuple[str, str], ...] = ()
+    block_m: float | None = None
     beside: str = ""
     note: str = ""
 
@@ -300,7 +302,8 @@ def plan_runs(recipe: LedgerRecipe, table: LedgerTable, row: LedgerRow, paths: L
     made = []
     for data in datasets(table, row):
         for seed in row.seeds or table.seeds or recipe.seeds:
-            changes = (*table.set, *row.set, f"training.seed={seed}")
+            texts = (text.replace("{seed}", str(seed)) for text in (*table.set, *row.set))
+            changes = (*texts, f"training.seed={seed}")
             made.append(_run(table.program, row.recipe or table.recipe, changes, data, file, after, paths))
     return tuple(made)
 

@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sgdata import files
 from sgdata.audits import findings
 from sgdata.errors import SettingError
 from sgdata.pages import distance
-from sgdata.shards import contracts
+from sgdata.shards import contracts, tar_format
+from sgdata.splits import ground, nearest
 from sgmodel.ledger import costs, experiments, paired, published
 from sgmodel.ledger.experiments import LedgerRecipe, LedgerRow, LedgerTable, Reason, Run
 from sgmodel.ledger.published import PublishedFigure
@@ -194,7 +197,26 @@ def paired_difference(
     """Return how two rows differ sample by sample; None if one was not run, or has no scores of single samples."""
     rows = {row.name: row for row in which.rows}
     ours, theirs = (experiments.plan_runs(recipe, which, rows[name], paths) for name in pair)
-    return paired.compare(ours, theirs, metric) if all(run.done for run in (*ours, *theirs)) else None
+    if not all(run.done for run in (*ours, *theirs)):
+        return None
+    blocks = blocks_of_ground(paths.data[ours[0].data], which.block_m) if which.block_m else None
+    return paired.compare([run.folder for run in ours], [run.folder for run in theirs], metric, blocks)
+
+
+def blocks_of_ground(folder: Path, block_m: float) -> dict[str, object]:
+    """Return the block of ground of each sample of shards by key, a sample without a place its own key.
+
+    Args:
+        folder: Folder of shards.
+        block_m: Side of a block in metres.
+    """
+    index = tar_format.read_index(folder)
+    keys = index["key"].to_pylist()
+    boxes = np.array([index[side].to_pylist() for side in ("west", "south", "east", "north")], float).T
+    known = np.flatnonzero(np.isfinite(boxes).all(axis=1))
+    where = nearest.from_boxes(boxes[known], np.ones((len(known), 2)), 1.0, np.zeros(len(known), bool))
+    places = map(tuple, ground.block_places(where, block_m).tolist())
+    return {**{key: key for key in keys}, **{keys[at]: place for at, place in zip(known, places, strict=True)}}
 
 
 def verdict(
@@ -220,7 +242,8 @@ def verdict(
     numbers = f"{_format(ours)} against {_format(theirs)}"
     if found is not None:
         low, high = found.interval
-        span = f"{found.difference:+.3f} ({low:+.3f} to {high:+.3f}, paired over {found.samples} samples)"
+        units = f"{found.samples} samples" + (f" in {found.blocks} blocks" if found.blocks else "")
+        span = f"{found.difference:+.3f} ({low:+.3f} to {high:+.3f}, paired over {units})"
         beats = f"{first} beats {second}" if low > 0 else f"{first} does not beat {second}"
         why = "" if low > 0 else "it is worse, " if high < 0 else "the interval of the difference includes zero, "
         return f"{beats} on {metric}{', because ' if why else ': '}{why}{span}: {numbers}."
