@@ -72,7 +72,7 @@ ledger: $(VENV)/.installed  ## baselines, seeds and intervals on the simulated c
 
 # Exit 3: pixels that no date saw clear, findings of an audit. Both are reported, and no reason to stop.
 city: $(VENV)/.installed
-	$(BIN)/sgdata simulate $(OUT)/archive --size 8 --workers $(WORKERS)
+	$(BIN)/sgdata simulate $(OUT)/archive --size 8 --ground plain --workers $(WORKERS)
 	$(MAKE) --no-print-directory epoch OUT=$(OUT) TO=build DATES=2017-04-01/2020-04-01
 	$(MAKE) --no-print-directory epoch OUT=$(OUT) TO=build-2 DATES=2022-05-01/2022-09-30
 	printf 'before = "build"\nafter = "build-2"\nchange = "archive/truth/change.tif"\n' > $(OUT)/pair.toml

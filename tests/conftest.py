@@ -42,4 +42,4 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Simulate an archive of 2 km with 4 dates of the first epoch."""
     from sgdata.simulation.archive import simulate
 
-    return simulate(tmp_path_factory.mktemp("city") / "archive", seed=1, size_km=2, dates=4)
+    return simulate(tmp_path_factory.mktemp("city") / "archive", seed=1, size_km=2, dates=4, ground="plain")

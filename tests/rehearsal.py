@@ -61,7 +61,9 @@ class Archive:
 
 def make(folder: Path, *, dates: int, lacking: int, workers: int = 1, seed: int = 3) -> Archive:
     """Simulate a city, and cut it into tiles; a fifth as many twins as scenes, and some items without a band."""
-    city = simulate(folder / "city", seed=seed, size_km=SIZE_KM, dates=dates, layout=LAYOUT, workers=workers)
+    city = simulate(
+        folder / "city", seed=seed, size_km=SIZE_KM, dates=dates, layout=LAYOUT, ground="plain", workers=workers
+    )
     granule = plan.checked(seed, SIZE_KM, dates, LAYOUT).granule
     planted = json.loads((city / "truth" / "traps.json").read_text())
     home = folder / "archive" / items.COLLECTION

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +21,8 @@ from sgdata import catalog, files, output_names
 from sgdata.errors import OutputError, SettingError
 from sgdata.rasters import grids
 from sgdata.sentinel2 import L2A_BANDS, SceneClass
-from sgdata.simulation import archive, ground, items, noise, plan, sky, spectra, surface, truth
-from sgdata.simulation.sketch import kinds
+from sgdata.simulation import archive, arrangement, ground, items, noise, plan, sky, spectra, surface, truth
+from sgdata.simulation.sketch import kinds, roads
 from sgdata.types import Array, Grid, Window
 
 
@@ -42,14 +44,15 @@ def in_area(pixels: Array, what: plan.Plan, factor: int) -> Array:
 
 
 class Town:
-    """A 6 km city in memory with its surface and median reflectance over a year."""
+    """A city in memory with its surface and median reflectance over a year."""
 
-    def __init__(self, seed: int) -> None:
-        self.plan = plan.checked(seed, 6, 12)
+    def __init__(self, seed: int, size_km: float = 6, kind: str = "plain") -> None:
+        self.plan = plan.checked(seed, size_km, 12, ground=kind)
         self.place = ground.build(self.plan)
         self.layers = surface.layers(self.place)
-        around = truth.grown(self.plan.area, Window(row=0, col=0, height=600, width=600))
-        self.surface = surface.paint(self.layers, around, seed=seed, epoch=1)
+        height, width = self.plan.area.shape
+        around = truth.grown(self.plan.area, Window(row=0, col=0, height=height, width=width))
+        self.surface = surface.paint(self.layers, around, seed=seed, epoch=1, ground=kind)
         self.label = self.surface.label[6:-6, 6:-6]
         self.tagged = self.surface.tagged[6:-6, 6:-6]
 
@@ -57,7 +60,7 @@ class Town:
         """Return the (12, H, W) median per native resolution, repeated to 10 m."""
         days = [one.time.timetuple().tm_yday for one in plan.scenes(self.plan) if one.epoch == 1]
         by_day = [truth.native(truth.clear(self.surface, day)) for day in days]
-        image = np.empty((12, 600, 600), np.float32)
+        image = np.empty((12, *self.label.shape), np.float32)
         for gsd, names in truth.ORDER.items():
             middle = np.median(np.stack([one[gsd] for one in by_day]), axis=0)
             where = [L2A_BANDS.index(name) for name in names]
@@ -68,6 +71,11 @@ class Town:
 @pytest.fixture(scope="module")
 def town() -> Town:
     return Town(1)
+
+
+@pytest.fixture(scope="module")
+def mosaic_town() -> Town:
+    return Town(1, 4.8, "context")
 
 
 # --- bytes ---------------------------------------------------------------------------------
@@ -87,11 +95,12 @@ def test_bytes_do_not_depend_on_workers_and_a_done_archive_is_kept(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("size", "dates", "layout"), [(1.9, 12, ""), (41, 12, ""), (6, 2, ""), (6, 401, ""), (6, 12, "landsat")]
+    "changed",
+    [{"size_km": 1.9}, {"size_km": 41}, {"dates": 2}, {"dates": 401}, {"layout": "landsat"}, {"ground": "moon"}],
 )
-def test_unsupported_settings_are_refused(tmp_path: Path, size: float, dates: int, layout: str) -> None:
+def test_unsupported_settings_are_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
     with pytest.raises(SettingError, match="expected"):
-        archive.simulate(tmp_path / "x", size_km=size, dates=dates, layout=layout or "earth-search")
+        archive.simulate(tmp_path / "x", **changed)
     assert not list(tmp_path.iterdir())
 
 
@@ -115,15 +124,17 @@ def test_noise_has_the_stated_variance() -> None:
     assert 0.9 < float(field.std()) < 1.1
 
 
-def test_ground_is_the_same_in_every_window(town: Town) -> None:
-    around = truth.grown(town.plan.area, Window(row=120, col=240, height=180, width=120))
-    tree = shapely.STRtree([layer.outline for layer in town.layers])
-    near = surface.near(tree, town.layers, around)
-    part = surface.paint(near, around, seed=1, epoch=1)
+@pytest.mark.parametrize("kind", plan.GROUNDS)
+def test_ground_is_the_same_in_every_window(kind: str, request: pytest.FixtureRequest) -> None:
+    whole: Town = request.getfixturevalue("town" if kind == "plain" else "mosaic_town")
+    around = truth.grown(whole.plan.area, Window(row=120, col=240, height=180, width=120))
+    tree = shapely.STRtree([layer.outline for layer in whole.layers])
+    near = surface.near(tree, whole.layers, around)
+    part = surface.paint(near, around, seed=1, epoch=1, ground=kind)
     inside = (slice(120, 312), slice(240, 372))
-    for name in ("label", "a", "mix", "bright", "vigour", "tagged"):
-        np.testing.assert_array_equal(getattr(part, name), getattr(town.surface, name)[inside], err_msg=name)
-    np.testing.assert_array_equal(truth.clear(part, 150), truth.clear(town.surface, 150)[:, 120:300, 240:360])
+    for name in ("label", "a", "b", "mix", "bright", "vigour", "relief", "tagged"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole.surface, name)[inside], err_msg=name)
+    np.testing.assert_array_equal(truth.clear(part, 150), truth.clear(whole.surface, 150)[:, 120:300, 240:360])
 
 
 def test_the_area_snaps_to_the_grid_asked_for(city: Path) -> None:
@@ -205,6 +216,126 @@ def test_the_second_epoch_is_built_felled_and_dug(city: Path) -> None:
     assert (before[change == 2] == 4).mean() > 0.8
     assert set(np.unique(after[change == 1])) <= {11, 12}
     assert (after[change == 3] == 9).all()
+
+
+# --- the context ground ---------------------------------------------------------------------
+
+
+def test_the_tables_of_both_grounds_name_each_other(town: Town) -> None:
+    drawn = {name for kind in kinds().values() for name in kind.arrangements}
+    drawn |= {road.cover for road in roads().values()}
+    assert drawn == set(arrangement.cover_ids())
+    table = arrangement.covers()
+    for number, row in enumerate(catalog.table("simulated_arrangements")):
+        # Every material of a list is drawn equally often.
+        found, times = np.unique(table.a[number], return_counts=True)
+        weights = Counter(row["a"].split())
+        assert dict(zip(found, times, strict=True)) == {
+            list(spectra.calendars()).index(name): arrangement.CHOICES * n // weights.total()
+            for name, n in weights.items()
+        }
+    # The plain ground is painted without what the other needs.
+    assert not town.surface.relief.any()
+    assert {area.kind for area in town.place.areas}.isdisjoint({"hedge", "stream", "wall", "bench", "pit_pond"})
+
+
+def test_every_class_of_the_mosaic_has_its_share(mosaic_town: Town) -> None:
+    shares = np.bincount(mosaic_town.label.ravel(), minlength=13) / mosaic_town.label.size
+    assert shares.min() >= 0.02, shares
+    assert shares[[1, 3, 4, 11]].min() > 0.08, shares
+    assert 0.02 <= 1 - mosaic_town.tagged.mean() <= 0.15
+
+
+def box_means(image: Array, reach: int) -> Array:
+    """Average (C, H, W) over squares of `2 * reach + 1` pixels, repeating the edge."""
+    padded = np.pad(image, ((0, 0), (reach + 1, reach), (reach + 1, reach)), mode="edge").cumsum(1).cumsum(2)
+    n = 2 * reach + 1
+    return (padded[:, n:, n:] - padded[:, :-n, n:] - padded[:, n:, :-n] + padded[:, :-n, :-n]) / n**2
+
+
+def discriminated(features: Array, label: Array) -> float:
+    """Return the mIoU of a linear discriminant of features (F, H, W), trained on every other block of 60 px."""
+    x, y = features.reshape(len(features), -1).T, label.ravel()
+    rows, cols = np.mgrid[: label.shape[0], : label.shape[1]] // 60
+    train = ((rows + cols) % 2 == 0).ravel()
+    count = np.bincount(y[train], minlength=13)
+    means = np.stack([x[train & (y == k)].mean(axis=0) for k in range(13)])
+    centred = x[train] - means[y[train]]
+    inverse = np.linalg.inv(centred.T @ centred / len(centred))
+    offset = np.log(count / count.sum()) - 0.5 * np.einsum("kb,bc,kc->k", means, inverse, means)
+    guess = (x[~train] @ (inverse @ means.T) + offset).argmax(axis=1)
+    confusion = np.bincount(y[~train].astype(int) * 13 + guess, minlength=169).reshape(13, 13)
+    hits = np.diag(confusion)
+    return float((hits / (confusion.sum(axis=0) + confusion.sum(axis=1) - hits)).mean())
+
+
+def test_neighbours_tell_what_a_pixel_does_not(town: Town, mosaic_town: Town) -> None:
+    """Add means and spreads of up to 15 x 15 px to a linear rule: it gains more where arrangement counts."""
+    gains = []
+    for whole in (town, mosaic_town):
+        # One summer date with the noise of a scene: the year of a pixel tells more than a composite does.
+        clear = truth.clear(whole.surface, 200).astype(np.float64)
+        noise_dn = np.random.default_rng(0).standard_normal(clear.shape) * (7 + 0.008 * clear)
+        logs = np.log(np.maximum(clear + noise_dn, 1))
+        some = logs[[1, 3, 7, 10]]
+        around = [logs]
+        for reach in (1, 3, 7):
+            mean = box_means(some, reach)
+            around += [mean, np.log(np.maximum(box_means(some**2, reach) - mean**2, 0) + 1e-4)]
+        alone, with_neighbours = (discriminated(part, whole.label) for part in (logs, np.concatenate(around)))
+        gains.append((alone, with_neighbours - alone))
+    (plain, plain_gain), (context, context_gain) = gains
+    assert context < min(0.27, plain - 0.05), gains
+    assert context_gain > max(0.1, 1.5 * plain_gain), gains
+
+
+def test_rows_and_lots_have_the_size_of_the_table() -> None:
+    ids, n = arrangement.cover_ids(), 240
+    rows, cols = np.arange(n) + 5000, np.arange(n) + 7000
+    flat = np.zeros((n, n), np.int64)
+
+    def share(cover: str, angle: float) -> Array:
+        what = np.full((n, n), ids[cover], np.uint8)
+        made = arrangement.textured((rows, cols), 3, what, flat + 77, flat + np.float32(angle), flat, flat)
+        return np.asarray(made.mix)
+
+    # Rows 40 m apart that run along the parcel: one wave in four pixels across it, none along it.
+    for angle, axis in ((0.0, 0), (math.pi / 2, 1)):
+        spectrum = np.abs(np.fft.rfft(share("orchard", angle).mean(axis=1 - axis)))[1:]
+        assert n / (spectrum.argmax() + 1) == pytest.approx(4.0, abs=0.1)
+        assert np.ptp(share("orchard", angle).mean(axis=axis)) < 0.02
+    # Half of the ground in rows; a roof of 0.6 x 0.45 of its lot on seven of eight lots.
+    assert share("orchard", 0.4).mean() == pytest.approx(0.5, abs=0.02)
+    assert share("houses", 0.4).mean() == pytest.approx(7 / 8 * 0.6 * 0.45, rel=0.15)
+    for cover in ("scrub", "marsh", "park"):
+        fill = arrangement.covers().fill_across[ids[cover]]
+        assert share(cover, 0).mean() == pytest.approx(fill, abs=0.12), cover
+
+
+def test_low_sun_deepens_the_shade_of_crowns(mosaic_town: Town) -> None:
+    winter, summer = (truth.clear(mosaic_town.surface, day)[7] for day in (355, 172))
+    woods = mosaic_town.surface.cover[6:-6, 6:-6] == arrangement.cover_ids()["woods"]
+    spread = [np.std(image[woods]) / np.mean(image[woods]) for image in (winter, summer)]
+    assert spread[0] > 1.3 * spread[1]
+    assert spectra.shadow_length(355) > 3 > 0.6 > spectra.shadow_length(172)
+
+
+def test_an_archive_says_which_ground_it_has(tmp_path: Path, city: Path) -> None:
+    made = archive.simulate(tmp_path / "a", size_km=2, dates=3, ground="context")
+    assert json.loads((made / "simulation.json").read_text())["ground"] == "context"
+    # An archive of the plain ground has the bytes of before there was another.
+    assert "ground" not in json.loads((city / "simulation.json").read_text())
+    assert (truth.planned(made).ground, truth.planned(city).ground) == ("context", "plain")
+    with pytest.raises(OutputError, match="holds another simulation"):
+        archive.simulate(made, size_km=2, dates=3)
+    first = min(planted(made))
+    clean = truth.scene(made, first)[10][truth.ORDER[10].index("B08")].astype(float)
+    clear = read(made / "truth" / "clouds" / f"{first}.tif")[0] == 0
+    seen = in_area(read(made / "sentinel-2-l2a" / first / "B08.tif")[0], truth.planned(made), 1).astype(float)
+    seen = seen - 1000 * bool(planted(made)[first]["offset_in_pixels"])
+    assert abs(((seen - clean) / (7 + 0.008 * clean))[clear].mean()) < 0.05
+    tags = (made / "osm" / "city.osm").read_text()
+    assert '<tag k="water" v="stream"/>' in tags or '<tag k="water" v="canal"/>' in tags
 
 
 # --- passes and sky ------------------------------------------------------------------------

@@ -24,6 +24,9 @@ def simulate(
     layout: Annotated[
         str, typer.Option("--layout", help="Provider to imitate: earth-search, planetary-computer or cdse.")
     ] = "earth-search",
+    ground: Annotated[
+        str, typer.Option("--ground", help="plain: classes differ by pixel; context: by the arrangement of materials.")
+    ] = "plain",
     broken: Annotated[bool, typer.Option("--broken", help="Truncate one file, to test that builds fail.")] = False,
     workers: Workers = 1,
     quiet: Quiet = False,
@@ -32,7 +35,12 @@ def simulate(
     from sgdata.simulation import archive
 
     configure_logging(quiet)
-    print(archive.simulate(out, seed=seed, size_km=size, dates=dates, layout=layout, broken=broken, workers=workers))
+    print(
+        archive.simulate(
+            out, seed=seed, size_km=size, dates=dates, layout=layout, ground=ground, broken=broken,
+            workers=workers,
+        )
+    )  # fmt: skip
 
 
 @app.command(epilog="Example: make demo OUT=out/demo   (the same with the defaults)")

@@ -22,7 +22,8 @@ from sgdata.errors import OutputError, SettingError
 from sgdata.labels import osm_elements
 from sgdata.rasters import grids
 from sgdata.sentinel2 import L2A_BANDS, MSI
-from sgdata.simulation import cogs, ground, items, osm_xml, plan, sky, spectra, surface, traps, truth
+from sgdata.simulation import cogs, items, osm_xml, plan, sky, spectra, surface, traps, truth
+from sgdata.simulation import ground as places
 from sgdata.simulation.plan import Plan, Scene
 from sgdata.simulation.spectra import Surface
 from sgdata.simulation.surface import Layer
@@ -40,6 +41,7 @@ def simulate(
     size_km: float = 6.0,
     dates: int = 12,
     layout: str = "earth-search",
+    ground: str = "plain",
     broken: bool = False,
     workers: int = 1,
 ) -> Path:
@@ -51,6 +53,8 @@ def simulate(
         size_km: Side of the area, 2 to 40 km.
         dates: Number of acquisitions in the first epoch, 3 to 400.
         layout: Provider to imitate, one of `items.LAYOUTS`.
+        ground: `plain`, where a class is known by the spectrum of a pixel, or `context`, where the classes share their
+            materials and differ in arrangement.
         broken: Truncate one file, which every build must detect.
         workers: Number of processes; the files do not depend on it.
 
@@ -58,13 +62,15 @@ def simulate(
         The path `out`. A complete archive made with the same arguments is left as it is.
 
     Raises:
-        SettingError: The layout is unknown, or size or dates are out of range.
+        SettingError: The layout or ground is unknown, or size or dates are out of range.
         OutputError: `out` has another archive.
     """
     if layout not in items.LAYOUTS:
         raise SettingError(f"--layout {layout}: expected one of {', '.join(items.LAYOUTS)}")
-    what = plan.checked(seed, size_km, dates, layout)
+    what = plan.checked(seed, size_km, dates, layout, ground)
     about = {"format": FORMAT, "seed": seed, "size_km": size_km, "dates": dates, "layout": layout, "broken": broken}
+    if ground != "plain":  # archives of the plain ground keep the bytes that they had before there were others
+        about["ground"] = ground
     out = Path(out)
     with files.only_writer(out, output_names.SIMULATION):
         marker = out / output_names.SIMULATION
@@ -87,7 +93,7 @@ def simulate(
 
 def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
     scenes = plan.scenes(what)
-    place = ground.build(what)
+    place = places.build(what)
     osm = osm_xml.elements(place)
     files.write(out / "osm" / "city.osm", osm_xml.xml(osm))
     answer = osm_xml.overpass(osm)
@@ -193,7 +199,7 @@ def _paint(what: Plan, work: Path, item: tuple[Window, list[Layer]]) -> dict[str
     around = truth.grown(what.granule, window)
     arrays = {"change": surface.changes(layers, around)}
     for epoch in (1, 2):
-        below = surface.paint(layers, around, seed=what.seed, epoch=epoch)
+        below = surface.paint(layers, around, seed=what.seed, epoch=epoch, ground=what.ground)
         arrays |= {f"{name}_{epoch}": value for name, value in vars(below).items()}
     np.savez(_kept(work, window), **arrays)  # type: ignore[arg-type]
     return {name: truth.inside(arrays[key])[None] for name, key in MAPS.items()}

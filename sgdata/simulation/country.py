@@ -18,17 +18,22 @@ if TYPE_CHECKING:
 Cell = tuple[Polygon, list[Polygon]]
 
 
-def parcels_of(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> list[Cell]:
-    """Cut land into cells by country lanes, and each cell in a direction of its own into parcels: (cell, parcels)."""
-    rng = sketch.rng(5)
+def voronoi(extent: Polygon, step: int, rng: Rng) -> list[Polygon]:
+    """Cut an area into cells of about `step` metres."""
     west, south, east, north = extent.bounds
-    step = 850
-    # One lane junction per 850 m, jittered by less than half a step: Voronoi cells of such points are never slivers.
+    # Jittered by less than half a step: Voronoi cells of such points are never slivers.
     grid = np.mgrid[west : east + step : step, south : north + step : step].reshape(2, -1).T
     points = grid + rng.uniform(-0.42, 0.42, grid.shape) * step
     diagram = shapely.get_parts(shapely.voronoi_polygons(shapely.MultiPoint(points), extend_to=extent))
+    return [part for one in diagram for part in shapes.polygons(one.intersection(extent))]
+
+
+def parcels_of(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> list[Cell]:
+    """Cut land into cells by country lanes, and each cell in a direction of its own into parcels: (cell, parcels)."""
+    rng = sketch.rng(5)
     cells = []
-    for cell in (part for one in diagram for part in shapes.polygons(one.intersection(extent))):
+    # One lane junction per 850 m.
+    for cell in voronoi(extent, 850, rng):
         # Farms of one valley have fields of a size: the grain changes from cell to cell, not from field to field.
         target = rng.choice([14_000, 24_000, 36_000, 55_000])
         parcels = []
@@ -107,12 +112,12 @@ def countryside(
             pieces = list(geometries[(cell == number) & (use == name)])
             # Woods and wetlands grow across field boundaries; what people lay out ends at them.
             if name in NATURAL:
-                _natural(sketch, str(name), pieces, alike[str(name)], cells[number][0], rng)
+                natural(sketch, str(name), pieces, alike[str(name)], cells[number][0], rng)
             else:
                 _use(sketch, str(name), pieces, rng)
 
 
-def _natural(sketch: Sketch, use: str, pieces: list[Polygon], alike: shapely.STRtree, cell: Polygon, rng: Rng) -> None:
+def natural(sketch: Sketch, use: str, pieces: list[Polygon], alike: shapely.STRtree, cell: Polygon, rng: Rng) -> None:
     """Return the share of a natural cover in one cell, with rounded corners that continue across cells."""
     near = np.unique(alike.query(pieces, "dwithin", 60)[1])
     together = shapely.union_all(alike.geometries[near])
@@ -143,17 +148,22 @@ def _use(sketch: Sketch, use: str, pieces: list[Polygon], rng: Rng) -> None:
         sketch.add("golf", shapes.polygons(shapely.union_all(pieces)), rng)
     elif use == "housing":
         for piece in pieces:
-            sketch.add("residential", [piece], rng, hidden=0.1)
-            blocks, cuts = shapes.subdivide(piece, 8000, rng)
-            sketch.add(str(rng.choice(["suburb", "villas", "slabs"], p=[0.6, 0.2, 0.2])), blocks, rng)
-            for _, line in cuts:
-                sketch.draw("residential", line, rng, hidden=0.05)
+            housing(sketch, piece, rng)
     # Half of the fields are mapped as one farmland over several crops, as they mostly are.
     elif use == "arable" and rng.random() < 0.5:
         sketch.add("arable", shapes.polygons(shapely.union_all(pieces)), rng, hidden=0.1)
         sketch.add("crop", pieces, rng)
     else:
         sketch.add({"works_site": "building_site"}.get(use, use), pieces, rng, hidden=0.1)
+
+
+def housing(sketch: Sketch, piece: Polygon, rng: Rng) -> None:
+    """Draw a housing estate: blocks of one look between streets."""
+    sketch.add("residential", [piece], rng, hidden=0.1)
+    blocks, cuts = shapes.subdivide(piece, 8000, rng)
+    sketch.add(str(rng.choice(["suburb", "villas", "slabs"], p=[0.6, 0.2, 0.2])), blocks, rng)
+    for _, line in cuts:
+        sketch.draw("residential", line, rng, hidden=0.05)
 
 
 # (before, after, share of the area): more than happens anywhere in two years, or a small city would have none

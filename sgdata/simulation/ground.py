@@ -12,7 +12,7 @@ import numpy as np
 import shapely
 from shapely.geometry import LineString, Point, Polygon, box
 
-from sgdata.simulation import country, noise, shapes, town
+from sgdata.simulation import country, mosaic, noise, shapes, town
 from sgdata.simulation.plan import Plan
 from sgdata.simulation.sketch import Area, Line, Place, Rng, Settlement, Sketch
 from sgdata.types import Array
@@ -26,6 +26,8 @@ def build(plan: Plan) -> Place:
     extent = box(west - 300, south - 300, east + 300, north + 300)
     city, villages = _settlements(sketch, extent)
     water = _waters(sketch, extent, city, villages)
+    if plan.ground == "context":
+        water += mosaic.streams(sketch, extent, [*water, city.outline, *(v.outline for v in villages)])
     roads = _main_roads(sketch, extent, city, villages)
     wet = shapely.STRtree(water)
     # Order matters: streets come before the land between them, and each stage leaves out what is taken.
@@ -33,13 +35,17 @@ def build(plan: Plan) -> Place:
     for village in villages:
         town.village_streets(sketch, village, roads, wet)
     settled = shapely.STRtree([*water, city.outline, *(v.outline for v in villages)])
-    parcels = country.parcels_of(sketch, extent, settled)
-    country.countryside(sketch, parcels, city, villages, water)
+    if plan.ground == "context":
+        mosaic.countryside(sketch, extent, settled, water)
+    else:
+        parcels = country.parcels_of(sketch, extent, settled)
+        country.countryside(sketch, parcels, city, villages, water)
     country.copses(sketch, extent, settled)
     # Painted first, being the largest: what no parcel covers is a verge, so no pixel is without ground.
     sketch.areas.append(Area(geometry=extent, kind="verge", variant=1, exported=False))
     country.changes(sketch)
-    return _warped(sketch.areas, _crossings(sketch, water, city), plan.seed * 7919 + 500)
+    place = _warped(sketch.areas, _crossings(sketch, water, city), plan.seed * 7919 + 500)
+    return replace(place, ground=plan.ground)
 
 
 # (reach, cell) in metres: nothing that people or rivers drew is quite straight. Reach stays a small part of its cell,

@@ -21,6 +21,10 @@ MARGIN_PX = (66, 42, 30, 36)
 SNAP_M = 60  # the least common multiple of 10, 20 and 60 m: only then do the three grids nest
 
 
+GROUNDS = ("plain", "context")
+"""What tells classes apart: the spectra of their pixels, or the arrangement of materials that they share."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Weather:
     """Sky of one pass: cloud share, cloud size and height, cirrus, haze and snow strengths (0 to 1)."""
@@ -59,6 +63,7 @@ class Plan:
     size_km: float
     dates: int
     layout: str = "earth-search"
+    ground: str = "plain"
 
     @cached_property
     def area(self) -> Grid:
@@ -83,13 +88,15 @@ class Plan:
         return Window(row=MARGIN_PX[0], col=MARGIN_PX[1], height=self.area.shape[0], width=self.area.shape[1])
 
 
-def checked(seed: int, size_km: float, dates: int, layout: str = "earth-search") -> Plan:
-    """Create a plan. Raises SettingError if size or dates are out of range."""
+def checked(seed: int, size_km: float, dates: int, layout: str = "earth-search", ground: str = "plain") -> Plan:
+    """Create a plan. Raises SettingError if the ground is unknown, or size or dates are out of range."""
+    if ground not in GROUNDS:
+        raise SettingError(f"--ground {ground}: expected one of {', '.join(GROUNDS)}")
     for name, value, low, high in (("size", size_km, 2, 40), ("dates", dates, 3, 400), ("seed", seed, 0, 2**31 - 1)):
         if not low <= value <= high:
             unit = " (km)" if name == "size" else ""
             raise SettingError(f"--{name} {value}: expected {low} to {high}{unit}")
-    return Plan(seed=seed, size_km=size_km, dates=dates, layout=layout)
+    return Plan(seed=seed, size_km=size_km, dates=dates, layout=layout, ground=ground)
 
 
 # --- passes --------------------------------------------------------------------------------

@@ -102,6 +102,30 @@ def subdivide(
     return pieces, cuts
 
 
+def direction(shape: Polygon) -> float:
+    """Return the direction of the long side of a shape in radians, counter-clockwise from east."""
+    corners = shapely.get_coordinates(shapely.oriented_envelope(shape))
+    sides = np.diff(corners[:3], axis=0)
+    east, north = max(sides.tolist(), key=lambda side: math.hypot(*side))
+    return math.atan2(north, east)
+
+
+def strips(shape: Polygon, width_m: float, rng: Rng) -> list[Polygon]:
+    """Cut a shape along its long side into strips of about `width_m`."""
+    corners = shapely.get_coordinates(shapely.oriented_envelope(shape))
+    origin, along, across = corners[0], corners[1] - corners[0], corners[3] - corners[0]
+    if np.hypot(*across) > np.hypot(*along):
+        along, across = across, along
+    count = max(1, round(float(np.hypot(*across)) / width_m))
+    edges = (np.arange(count + 1) + rng.uniform(-0.25, 0.25, count + 1)) / count
+    edges[[0, -1]] = 0, 1
+    bands = [
+        Polygon([origin + across * a, origin + across * a + along, origin + across * b + along, origin + across * b])
+        for a, b in pairwise(edges)
+    ]
+    return [part for piece in shapely.intersection(shape, bands) for part in polygons(piece, 400)]
+
+
 def minus(shape: BaseGeometry, tree: shapely.STRtree) -> list[Polygon]:
     """Return the polygons of a shape outside everything in the tree."""
     hits = tree.query(shape, predicate="intersects")

@@ -28,12 +28,14 @@ LEAST_HALF_WIDTH_M = 5.0
 class Kind:
     """Label (None: a detail that keeps the class below it), tag sets and covers to draw from.
 
-    `change` is the value in `truth/change.tif`: 1 new buildings, 2 cleared forest, 3 dug quarry, 0 was there before.
+    `covers` are those of the plain ground, `arrangements` those of the context ground. `change` is the value in
+    `truth/change.tif`: 1 new buildings, 2 cleared forest, 3 dug quarry, 0 was there before.
     """
 
     label: int | None
     tags: tuple[Tags, ...]
     covers: tuple[str, ...]
+    arrangements: tuple[str, ...]
     change: int
 
 
@@ -62,7 +64,8 @@ def kinds() -> dict[str, Kind]:
     return {
         row["kind"]: Kind(
             label=int(row["label"]) if row["label"] else None, tags=_tags(row["tags"]),
-            covers=tuple(row["covers"].split()), change=int(row["change"] or 0),
+            covers=tuple(row["covers"].split()), arrangements=tuple(row["arrangements"].split()),
+            change=int(row["change"] or 0),
         )
         for row in catalog.table("simulated_kinds")
     }  # fmt: skip
@@ -119,6 +122,7 @@ class Place:
 
     areas: tuple[Area, ...]
     lines: tuple[Line, ...]
+    ground: str = "plain"
 
 
 class Sketch:

@@ -8,13 +8,16 @@ vigour fields. Values are typical Sentinel-2 L2A digital numbers (reflectance x 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import cache
 
 import numpy as np
 
 from sgdata import catalog
 from sgdata.sentinel2 import L2A_BANDS
+from sgdata.simulation import plan
 from sgdata.simulation.noise import Field
 from sgdata.types import Array
 
@@ -86,8 +89,9 @@ def table(day: int) -> Field:
 class Surface:
     """What stays of the ground over the year, per 10 m pixel: (H, W) each.
 
-    `a`, `b` index the columns of `table`; `mix` is the share of b; `bright` and `vigour` are relative fields;
-    `label` is the land cover class, `tagged` whether it is in OpenStreetMap, `cover` the number of its cover.
+    `a`, `b` index the columns of `table`; `mix` is the share of b; `bright` and `vigour` are relative fields, to which
+    `relief` is added once for each height by which shadows are longer than things are high; `label` is the land cover
+    class, `tagged` whether it is in OpenStreetMap, `cover` the number of its cover.
     """
 
     a: Array
@@ -95,20 +99,28 @@ class Surface:
     mix: Field
     bright: Field
     vigour: Field
+    relief: Field
     label: Array
     tagged: Array
     cover: Array
 
 
+def shadow_length(day: int) -> float:
+    """Return the length of a shadow at the overpass on a day of the year, in heights of the thing that casts it."""
+    _, elevation = plan.sun(datetime(2019, 1, 1, 10, 25, tzinfo=UTC) + timedelta(days=day - 1))
+    return 1 / math.tan(math.radians(elevation))
+
+
 def reflectance(surface: Surface, day: int) -> Field:
     """Return (12, H, W) DN (offset 0, float) of the clear ground on a day, after a [1 2 1] point spread."""
     columns = table(day)
+    bright = surface.bright + surface.relief * np.float32(shadow_length(day) - 1)
     result = np.empty((12, *surface.mix.shape), np.float32)
     for band in range(12):
         values = columns[band]
         ground = values[surface.a]
         ground += (values[surface.b] - ground) * surface.mix
-        ground *= 1 + BRIGHTNESS[band] * surface.bright + VIGOUR[band] * surface.vigour
+        ground *= 1 + BRIGHTNESS[band] * bright + VIGOUR[band] * surface.vigour
         result[band] = blurred(ground)
     return np.maximum(result, 1)  # 0 would read as nodata
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import shapely
 
-from sgdata.simulation import noise, spectra
+from sgdata.simulation import arrangement, noise, shapes, spectra
 from sgdata.simulation.sketch import LEAST_HALF_WIDTH_M, Area, Line, Place, kinds, roads
 from sgdata.simulation.spectra import Surface
 from sgdata.types import Array, Grid
@@ -22,6 +22,7 @@ class Layer:
     outline: Any
     label: int | None
     cover: int
+    angle: float
     variant: int
     tagged: bool
     epoch: int
@@ -33,15 +34,19 @@ def layers(place: Place) -> list[Layer]:
     # Large first, so that details lie on top; `variant` breaks ties, for the order of equal keys must not be chance.
     areas = sorted(place.areas, key=lambda a: (a.epoch, -a.geometry.area, a.variant))
     lines = sorted((one for one in place.lines if one.seen), key=lambda one: (roads()[one.kind].rank, one.variant))
-    return [*map(_of_area, areas), *map(_of_line, lines)]
+    return [*(_of_area(area, place.ground) for area in areas), *(_of_line(line, place.ground) for line in lines)]
 
 
-def _of_area(area: Area) -> Layer:
+def _of_area(area: Area, ground: str) -> Layer:
     kind = kinds()[area.kind]
+    names, angle = kind.covers, 0.0
+    if ground == "context":
+        names, angle = kind.arrangements, shapes.direction(area.geometry)
     return Layer(
         outline=area.geometry,
         label=kind.label,
-        cover=spectra.cover_ids()[kind.covers[area.variant % len(kind.covers)]],
+        cover=_cover(names[area.variant % len(names)], ground),
+        angle=angle,
         variant=area.variant,
         tagged=area.exported and kind.label is not None,
         epoch=area.epoch,
@@ -49,14 +54,21 @@ def _of_area(area: Area) -> Layer:
     )
 
 
-def _of_line(line: Line) -> Layer:
+def _cover(name: str, ground: str) -> int:
+    ids = arrangement.cover_ids() if ground == "context" else spectra.cover_ids()
+    return ids[name]
+
+
+def _of_line(line: Line, ground: str) -> Layer:
     road = roads()[line.kind]
     half = LEAST_HALF_WIDTH_M if road.label is not None else LEAST_HALF_WIDTH_M / 2
     # Flat ends: pieces of one street (bridges) would otherwise overlap in half discs.
     outline = line.geometry.buffer(max(road.width_m / 2, half), cap_style="flat")
     tagged = line.exported and road.label is not None
-    cover = spectra.cover_ids()[road.cover]
-    return Layer(outline=outline, label=road.label, cover=cover, variant=line.variant, tagged=tagged, epoch=1, change=0)
+    return Layer(
+        outline=outline, label=road.label, cover=_cover(road.cover, ground), angle=0.0, variant=line.variant,
+        tagged=tagged, epoch=1, change=0,
+    )  # fmt: skip
 
 
 def near(tree: shapely.STRtree, every: Sequence[Layer], grid: Grid) -> list[Layer]:
@@ -76,7 +88,7 @@ def _burned(values: list[tuple[Any, int]], grid: Grid, dtype: str) -> Array:
     return burned
 
 
-def paint(layers: Sequence[Layer], grid: Grid, *, seed: int, epoch: int) -> Surface:
+def paint(layers: Sequence[Layer], grid: Grid, *, seed: int, epoch: int, ground: str = "plain") -> Surface:
     """Render the surface of `grid` in an epoch; every pixel is painted, also with class 0."""
     seen = [layer for layer in layers if layer.epoch <= epoch]
     labelled = [layer for layer in seen if layer.label is not None]
@@ -86,6 +98,9 @@ def paint(layers: Sequence[Layer], grid: Grid, *, seed: int, epoch: int) -> Surf
     tagged = _burned([(layer.outline, 1) for layer in seen if layer.tagged], grid, "uint8")
     cover = np.array([layer.cover for layer in seen], np.uint8)[index]
     variant = np.array([layer.variant for layer in seen], np.int64)[index]
+    if ground == "context":
+        angle = np.array([layer.angle for layer in seen], np.float32)[index]
+        return arrangement.textured(_addresses(grid), seed, cover, variant, angle, label, tagged)
     return _textured(grid, seed, cover, variant, label, tagged)
 
 
@@ -97,11 +112,15 @@ def changes(layers: Sequence[Layer], grid: Grid) -> Array:
     return np.where(streets == 1, 0, changed).astype(np.uint8)
 
 
+def _addresses(grid: Grid) -> tuple[Array, Array]:
+    """Return rows and columns counted from the corner of the MGRS tile 32UPU: the same in every window."""
+    rows = np.arange(grid.shape[0]) + round((5_400_000 - grid.origin[1]) / 10)
+    return rows, np.arange(grid.shape[1]) + round((grid.origin[0] - 600_000) / 10)
+
+
 def _textured(grid: Grid, seed: int, cover: Array, variant: Array, label: Array, tagged: Array) -> Surface:
     """Return mixture, brightness and vigour fields that vary by parcel, in patches of 60 to 400 m, and by pixel."""
-    # Rows and columns count from the corner of the MGRS tile 32UPU, so that a pixel has one address in every window.
-    rows = np.arange(grid.shape[0]) + round((5_400_000 - grid.origin[1]) / 10)
-    cols = np.arange(grid.shape[1]) + round((grid.origin[0] - 600_000) / 10)
+    rows, cols = _addresses(grid)
     first, second, numbers = spectra.mixtures()
     share, spread, grain, texture = np.moveaxis(numbers[cover], -1, 0)
     # Each field has a seed of its own: mixture, brightness and vigour must not rise and fall together.
@@ -121,6 +140,7 @@ def _textured(grid: Grid, seed: int, cover: Array, variant: Array, label: Array,
         mix=np.clip(mix, 0, 1).astype(np.float32),
         bright=bright.astype(np.float32),
         vigour=vigour.astype(np.float32),
+        relief=np.zeros(label.shape, np.float32),
         label=label,
         tagged=tagged,
         cover=cover,

@@ -48,7 +48,7 @@ def _quarter(sketch: Sketch, city: Settlement, quarter: Polygon, rng: Rng) -> No
         return
     # Industry is together, in the south-east: down the prevailing west wind.
     if depth > 0.38 and math.cos(math.atan2(east, north) - 2.2) > 0.8:
-        _works(sketch, quarter, rng, axis=axis)
+        works(sketch, quarter, rng, axis=axis)
         return
     use = rng.random()
     if use < 0.09 and depth > 0.2:
@@ -91,7 +91,7 @@ def _block(sketch: Sketch, block: Polygon, look: str, rng: Rng) -> None:
         sketch.add(look, [block], rng)
 
 
-def _works(sketch: Sketch, quarter: Polygon, rng: Rng, *, axis: float) -> None:
+def works(sketch: Sketch, quarter: Polygon, rng: Rng, *, axis: float | None = None) -> None:
     """Draw an industrial quarter: yards, service roads, and halls of which every third is white."""
     sketch.add(str(rng.choice(["industrial", "industrial", "commercial"])), [quarter], rng, hidden=0.06)
     blocks, cuts = shapes.subdivide(quarter, 26_000, rng, axis=axis)

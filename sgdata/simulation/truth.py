@@ -29,7 +29,8 @@ TILE = 1020
 def planned(archive: Path) -> Plan:
     """Read the plan in `archive/simulation.json`. Raises SettingError."""
     document = files.read_plain(archive / output_names.SIMULATION)
-    return plan.checked(document["seed"], document["size_km"], document["dates"], document["layout"])
+    kinds = document["layout"], document.get("ground", "plain")
+    return plan.checked(document["seed"], document["size_km"], document["dates"], *kinds)
 
 
 def grown(grid: Grid, window: Window) -> Grid:
@@ -81,7 +82,7 @@ def scene(archive: Path, item_id: str) -> dict[int, Array]:
     for window in grids.cut_tiles(what.area.shape, TILE):
         around = grown(what.area, window)
         near = surface.near(tree, every, around)
-        below = surface.paint(near, around, seed=what.seed, epoch=matching[0].epoch)
+        below = surface.paint(near, around, seed=what.seed, epoch=matching[0].epoch, ground=what.ground)
         for gsd, bands in native(clear(below, day)).items():
             rows, cols = grid_slices(window, gsd)
             whole[gsd][:, rows, cols] = digital(bands)

@@ -91,7 +91,7 @@ def figures(archive: Path, scratch: Path) -> Iterator[tuple[str, str, str, str]]
 def rows(archive: Path | None = None) -> Iterator[tuple[str, str, str, str]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        archive = archive or archives.simulate(folder / "a", seed=SEED, size_km=SIZE_KM, dates=DATES)
+        archive = archive or archives.simulate(folder / "a", seed=SEED, size_km=SIZE_KM, dates=DATES, ground="plain")
         yield from figures(archive, folder / "b")
 
 
