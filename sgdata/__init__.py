@@ -1,11 +1,11 @@
 """Build, shard, verify and release Sentinel-2 datasets from Python.
 
-    sgdata.build_recipe(...)     load a build recipe and set area, dates and other settings
-    sgdata.build(recipe, sgdata.BuildPaths(out=...))   build a dataset of an area      (sgdata build)
-    sgdata.open_build(folder)    open a build as an xarray.Dataset
-    sgdata.shard(...)            pack a dataset into WebDataset shards                 (sgdata shard)
+    sgdata.build("segmunich", bbox=..., dates=..., out=...)   the command `sgdata build`, with the same arguments
+    sgdata.open_build(folder)                                  open a build as an xarray.Dataset
 
-Names are imported on first use, so that `import sgdata` and `sgdata --help` stay fast.
+Every command is a function that takes the same arguments and returns its result. `build_recipe` and `BuildPaths` make
+the arguments of `sgdata.builds.pipeline.build`. Names are imported on first use, so that `import sgdata` and
+`sgdata --help` stay fast.
 """
 
 from __future__ import annotations
@@ -16,20 +16,71 @@ if TYPE_CHECKING:
     from sgdata.builds.build_folder import open_build as open_build
     from sgdata.builds.build_recipe import BuildPaths as BuildPaths
     from sgdata.builds.build_recipe import recipe_for as build_recipe
-    from sgdata.builds.pipeline import build as build
-    from sgdata.packing.pack import pack as shard
+    from sgdata.commands.builds import build as build
+    from sgdata.commands.builds import clouds as clouds
+    from sgdata.commands.builds import drift as drift
+    from sgdata.commands.builds import plan as plan
+    from sgdata.commands.checks import audit as audit
+    from sgdata.commands.checks import compare as compare
+    from sgdata.commands.checks import draw_splits as draw_splits
+    from sgdata.commands.checks import split as split
+    from sgdata.commands.checks import verify as verify
+    from sgdata.commands.datasets import catalog as list_catalog
+    from sgdata.commands.datasets import fetch as fetch
+    from sgdata.commands.datasets import shard as shard
+    from sgdata.commands.publish import export as export
+    from sgdata.commands.publish import release as release
+    from sgdata.commands.publish import show as show
+    from sgdata.commands.simulation import demo as run_demo
+    from sgdata.commands.simulation import simulate as simulate
 
 __version__ = "0.1.0"
-__all__ = ["BuildPaths", "build", "build_recipe", "open_build", "shard"]
 
-# Public name: module and attribute.
+# Public name: module and attribute. Two differ from their command: `sgdata.catalog` and `sgdata.demo` are modules.
 _HOME = {
     "BuildPaths": ("builds.build_recipe", "BuildPaths"),
-    "build": ("builds.pipeline", "build"),
+    "audit": ("commands.checks", "audit"),
+    "build": ("commands.builds", "build"),
     "build_recipe": ("builds.build_recipe", "recipe_for"),
+    "clouds": ("commands.builds", "clouds"),
+    "compare": ("commands.checks", "compare"),
+    "draw_splits": ("commands.checks", "draw_splits"),
+    "drift": ("commands.builds", "drift"),
+    "export": ("commands.publish", "export"),
+    "fetch": ("commands.datasets", "fetch"),
+    "list_catalog": ("commands.datasets", "catalog"),
     "open_build": ("builds.build_folder", "open_build"),
-    "shard": ("packing.pack", "pack"),
+    "plan": ("commands.builds", "plan"),
+    "release": ("commands.publish", "release"),
+    "run_demo": ("commands.simulation", "demo"),
+    "shard": ("commands.datasets", "shard"),
+    "show": ("commands.publish", "show"),
+    "simulate": ("commands.simulation", "simulate"),
+    "split": ("commands.checks", "split"),
+    "verify": ("commands.checks", "verify"),
 }
+__all__ = [
+    "BuildPaths",
+    "audit",
+    "build",
+    "build_recipe",
+    "clouds",
+    "compare",
+    "draw_splits",
+    "drift",
+    "export",
+    "fetch",
+    "list_catalog",
+    "open_build",
+    "plan",
+    "release",
+    "run_demo",
+    "shard",
+    "show",
+    "simulate",
+    "split",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TextIO, TypeVar
 
+from sgdata import log_lines
+
 T = TypeVar("T")
 log = logging.getLogger("sgdata")
 # Often enough to see that the process is alive, rarely enough to keep a log file readable.
@@ -19,7 +21,7 @@ def track(items: Iterable[T], *, label: str, total: int) -> Iterator[T]:
     if not log.isEnabledFor(logging.INFO):
         yield from items
     # A bar redraws one line, which only a terminal can show.
-    elif _terminal().isatty():
+    elif _terminal().isatty() and not log_lines.are_json():
         yield from _bar(items, label, total)
     else:
         yield from _lines(items, label, total)
@@ -48,7 +50,9 @@ def _lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
         if done == total or time.monotonic() - reported > LINE_EVERY_S:
             reported = time.monotonic()
             left = (reported - began) / done * (total - done)
-            log.info("%s: %d of %d%s", label, done, total, f", {duration(left)} left" if done < total else "")
+            text = f", {duration(left)} left" if done < total else ""
+            facts = {"stage": label, "done": done, "total": total, "seconds_left": round(left)}
+            log.info("%s: %d of %d%s", label, done, total, text, extra=facts)
 
 
 def duration(seconds: float) -> str:

@@ -1,14 +1,38 @@
-"""SpectralGPT: the encoder, its pretraining, its downstream heads, and the programs that train them."""
+"""SpectralGPT: the encoder, its pretraining, its downstream heads, and the programs that train them.
+
+Every command of `sgmodel` is a function of the same name and arguments: `sgmodel.pretrain`, `sgmodel.predict`, ...
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["from_pretrained", "load"]
+# Public name: command.
+_COMMANDS = {
+    "classify": "classify",
+    "contrast": "contrast",
+    "convert": "convert",
+    "detect_change": "detect_change",
+    "list_recipes": "recipes",  # `recipes` is the package with the programs
+    "predict": "predict",
+    "pretrain": "pretrain",
+    "reproduce": "reproduce",
+    "segment": "segment",
+    "sizes": "sizes",
+}
+__all__ = [*_COMMANDS, "from_pretrained", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _COMMANDS:
+        raise AttributeError(f"module 'sgmodel' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
+    from importlib import import_module
+
+    return import_module("sgmodel.cli").FUNCTIONS[_COMMANDS[name]]
 
 
 def __dir__() -> list[str]:

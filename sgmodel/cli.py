@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sgdata import terminal
+from sgdata.public_commands import Outcome, as_command, as_function
 from sgmodel import commands
 from sgmodel.recipes.programs import PROGRAMS
 
 app = commands.new_app(no_args_is_help=True)
 
 EXAMPLES = {
+    "recipes": "recipes",
     "pretrain": "pretrain pretrain-demo-tiny --shards out/shards",
     "contrast": "contrast contrast-demo-moco --shards out/shards",
     "classify": "classify classify-demo-tiny --shards out/shards --weights out/runs/pretrain-demo-tiny/checkpoint-last",
@@ -36,21 +38,18 @@ def root(
     """Pretrain, fine-tune and apply SpectralGPT and baseline models on Sentinel-2 shards."""
 
 
-@app.command()
-def recipes() -> None:
-    """List the recipes of the package: what each is for, what it needs and what it costs."""
-    commands.show_recipes()
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
+BODIES: dict[str, Callable[..., Outcome[Any]]] = {
+    "recipes": commands.recipes,
     **{name: commands.training_command(name, load) for name, load in PROGRAMS.items()},
     "predict": commands.predict,
     "convert": commands.convert,
     "sizes": commands.sizes,
     "reproduce": commands.reproduce_command(PROGRAMS),
 }
-for name, command in COMMANDS.items():
-    app.command(name.replace("_", "-"), epilog=f"Example: sgmodel {EXAMPLES[name]}")(command)
+FUNCTIONS = {name: as_function(body) for name, body in BODIES.items()}
+"""The commands as functions of Python, which take the same arguments and return the result."""
+for name, body in BODIES.items():
+    app.command(name.replace("_", "-"), epilog=f"Example: sgmodel {EXAMPLES[name]}")(as_command(body))
 
 
 def main() -> None:

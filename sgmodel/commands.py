@@ -6,10 +6,8 @@ Exit codes are those of `sgdata.errors.ExitCode`. Heavy imports are inside the c
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from sgdata import files, output_names, recipe_settings, terminal
-from sgdata.errors import SettingError, one_line
+from sgdata import files, log_lines, output_names, recipe_settings, terminal
+from sgdata.errors import ExitCode, SettingError, one_line
+from sgdata.public_commands import Outcome, as_command
 from sgmodel import recipe_files
 from sgmodel.train.program import Loaders, Program, ProgramName
 
@@ -59,22 +58,16 @@ def new_app(*, no_args_is_help: bool = False) -> typer.Typer:
     )
 
 
-def run_module(command: Callable[..., None], module: str, argv: Sequence[str] | None = None) -> None:
+def run_module(command: Callable[..., Outcome[Any]], module: str, argv: Sequence[str] | None = None) -> None:
     """Run one command as `python -m sgmodel.recipes.<module>`."""
     app = new_app()
-    app.command()(command)
+    app.command()(as_command(command))
     terminal.run(app, "sgmodel", argv, f"python -m sgmodel.recipes.{module}")
 
 
 def run_training(program: Program[Any], argv: Sequence[str] | None = None) -> None:
     """Run a training program as `python -m sgmodel.recipes.<program>`."""
     run_module(training_command(program.name, lambda: program), program.name, argv)
-
-
-def listen(quiet: bool) -> None:
-    """Send progress and log lines to stderr; with `quiet` only warnings."""
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
-    logging.getLogger("sgdata").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def show_version(wanted: bool) -> None:
@@ -84,21 +77,29 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def show_recipes(program: str | None = None) -> None:
-    """Print the recipes of the package, of all programs or of one, with what they need and cost."""
-    for file in recipe_files.recipe_files(program):
-        print(f"{file.path.stem}: {file.what} Needs: {file.needs} Cost: {file.cost}")
+def list_recipes(program: str | None = None) -> Outcome[Any]:
+    """Return the recipes of the package, of all programs or of one, with what they need and cost."""
+    known = {file.path.stem: file for file in recipe_files.recipe_files(program)}
+    lines = [f"{name}: {file.what} Needs: {file.needs} Cost: {file.cost}" for name, file in known.items()]
+    about = {name: {"what": file.what, "needs": file.needs, "cost": file.cost} for name, file in known.items()}
+    return Outcome(value=about, show=lambda: print("\n".join(lines)))
 
 
-def show_settings(kind: type[Any]) -> None:
-    """Print key, type, default and meaning of every setting of a recipe class."""
-    print("\n".join(recipe_settings.list_settings(kind)))
+def list_settings(kind: type[Any]) -> Outcome[Any]:
+    """Return key, type, default and meaning of every setting of a recipe class."""
+    lines = list(recipe_settings.list_settings(kind))
+    return Outcome(value=lines, show=lambda: print("\n".join(lines)))
+
+
+def recipes() -> Outcome[Any]:
+    """List the recipes of the package: what each is for, what it needs and what it costs."""
+    return list_recipes()
 
 
 # --- training ------------------------------------------------------------------------------
 
 
-def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Callable[..., None]:
+def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Callable[..., Outcome[Any]]:
     """Return the command of a training program, which calls `load` when it is run."""
 
     def command(
@@ -129,19 +130,17 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the size of the run and exit.")] = False,
         settings: Settings = False,
         quiet: Quiet = False,
-    ) -> None:
+    ) -> Outcome[Any]:
         if settings:
-            show_settings(load().recipe)
-            return
+            return list_settings(load().recipe)
         if recipe is None:
-            show_recipes(name)
-            return
+            return list_recipes(name)
         path = recipe_files.find(recipe, name)
         if resume and fresh:
             raise SettingError("--resume and --fresh exclude each other; give one of them")
         if parallel not in ("ddp", "fsdp"):
             raise SettingError(f"--parallel {parallel!r}: expected ddp or fsdp")
-        listen(quiet)
+        log_lines.listen(quiet)
         from sgmodel import distributed
         from sgmodel.checkpoints import hub
         from sgmodel.train import run_paths
@@ -169,9 +168,19 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
         # All ranks end together: a transport thread that frees a tensor while Python exits aborts the process, and
         # torchrun then ends the other ranks, rank 0 perhaps while it writes a file (pytorch/pytorch#179291).
         distributed.wait()
-        raise SystemExit(code)
+        results = paths.out / output_names.RESULTS
+        about = {"folder": paths.out, "finished": code == ExitCode.DONE and not dry_run}
+        about |= {"results": files.read_plain(results)} if about["finished"] and results.is_file() else {}
+        return Outcome(
+            value=paths.out,
+            show=lambda: None,  # the program itself prints the folder, or what was asked for
+            document=about,
+            code=ExitCode(code),
+            silent=not distributed.is_main_process(),
+            prints=True,
+        )
 
-    command.__doc__ = SUMMARIES[name]
+    command.__name__, command.__doc__ = name, SUMMARIES[name]
     return command
 
 
@@ -198,24 +207,24 @@ def predict(
     changes: Changes = None,
     settings: Settings = False,
     quiet: Quiet = False,
-) -> None:
+) -> Outcome[Any]:
     """Predict maps of rasters without seams, or a row per patch or sample, with any checkpoint."""
     from sgmodel.checkpoints import hub
     from sgmodel.inference import predict as inference
 
     if settings:
-        show_settings(inference.PredictRecipe)
-        return
+        return list_settings(inference.PredictRecipe)
     if source is None or weights is None:
         raise SettingError("--input and --weights are required: give the data and a checkpoint")
-    listen(quiet)
+    log_lines.listen(quiet)
     options = {"what": what, "level": level, "bands": re.split(r"[\s,]+", bands) if bands else None}
     # As overrides, so that the recipe stored beside the predictions holds them.
     given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value]
     chosen = files.read(inference.PredictRecipe, recipe_files.find(recipe, "predict"), [*(changes or ()), *given])
     inputs = (source,) if after is None else (source, after)
     paths = inference.PredictPaths(inputs=inputs, weights=hub.resolve(weights), out=out, device=device, threads=threads)
-    raise SystemExit(inference.main(chosen, paths))
+    code = inference.main(chosen, paths)
+    return Outcome(value=paths.out, show=lambda: None, document={"folder": paths.out}, code=ExitCode(code))
 
 
 def convert(
@@ -225,12 +234,13 @@ def convert(
         float,
         typer.Option(min=0, max=1, metavar="SHARE", help="Share of the encoder that must be filled; 0 takes parts."),
     ] = 0.9,
-) -> None:
+) -> Outcome[Any]:
     """Convert published weights to a checkpoint folder and report which tensors were used."""
     from sgmodel.checkpoints import convert as conversion
     from sgmodel.checkpoints import hub
 
-    print(conversion.describe(conversion.convert(hub.resolve(source), out, at_least=at_least)))
+    report = conversion.convert(hub.resolve(source), out, at_least=at_least)
+    return Outcome(value=report, show=lambda: print(conversion.describe(report)))
 
 
 def sizes(
@@ -239,24 +249,27 @@ def sizes(
     ] = None,
     px: Annotated[int, typer.Option(min=8, help="Side of the images in pixels, a multiple of 8.")] = 128,
     processes: Annotated[int, typer.Option(min=2, help="GPUs among which fsdp shards a model.")] = 8,
-) -> None:
+) -> Outcome[Any]:
     """Print how large a batch fits on cards of 24 to 141 GB, by size, step, precision and sharding."""
     from sgmodel.ledger import sizes as table
 
     wanted = names or table.SIZES
     if unknown := [name for name in wanted if name not in table.SIZES]:
         raise SettingError(f"size {unknown[0]!r}: expected base, large or huge")
+    lines = []
     for line in table.table(cast("list[table.Size]", wanted), px=px, processes=processes):
         print(line, flush=True)
-    print(
-        "\nBatches of one GPU; in brackets with training.recompute. Upper bounds of memory, counted on the meta device."
+        lines.append(line)
+    note = (
+        "Batches of one GPU; in brackets with training.recompute. Upper bounds of memory, counted on the meta device."
     )
+    return Outcome(value=lines, show=lambda: print(f"\n{note}"), document={"lines": lines, "note": note})
 
 
 # --- the ledger ----------------------------------------------------------------------------
 
 
-def reproduce_command(programs: Loaders) -> Callable[..., None]:
+def reproduce_command(programs: Loaders) -> Callable[..., Outcome[Any]]:
     """Return the `reproduce` command for a table of training programs."""
 
     def reproduce(
@@ -279,17 +292,15 @@ def reproduce_command(programs: Loaders) -> Callable[..., None]:
         ] = "",
         changes: Changes = None,
         settings: Settings = False,
-    ) -> None:
+    ) -> Outcome[Any]:
         """Train and score every missing run of a ledger, then write its tables."""
         from sgmodel.ledger import experiments
         from sgmodel.ledger import reproduce as ledger
 
         if settings:
-            show_settings(experiments.LedgerRecipe)
-            return
+            return list_settings(experiments.LedgerRecipe)
         if recipe is None:
-            show_recipes("reproduce")
-            return
+            return list_recipes("reproduce")
         chosen = files.read(experiments.LedgerRecipe, recipe_files.find(recipe, "reproduce"), changes or ())
         if not shards and not plan:
             raise SettingError(f"{recipe}: no data given; add --shards DIR")
@@ -303,11 +314,10 @@ def reproduce_command(programs: Loaders) -> Callable[..., None]:
             options=("--threads", str(threads), "--device", device),
         )
         if plan:
-            print("\n".join(map(one_line, ledger.plan(chosen, paths, workers))))
-            return
+            lines = list(map(one_line, ledger.plan(chosen, paths, workers)))
+            return Outcome(value=lines, show=lambda: print("\n".join(lines)))
         code = ledger.main(chosen, paths, workers=workers, cluster=cluster)
-        print(out / output_names.LEDGER)
-        raise SystemExit(code)
+        return Outcome(value=out / output_names.LEDGER, code=ExitCode(code))
 
     return reproduce
 

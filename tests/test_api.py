@@ -15,6 +15,7 @@ import sgmodel
 from sgdata import verification
 from sgdata.cli import app
 from sgdata.errors import SettingError
+from sgdata.packing.pack import PackResult
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes" / "build"
@@ -23,17 +24,17 @@ SMALL = ("patches.size=64", "split.block_px=100", "split.gap_px=0", "composite.m
 
 @pytest.mark.slow
 def test_from_an_area_to_shards(city: Path, tmp_path: Path) -> None:
-    recipe = sgdata.build_recipe("segmunich", {"aoi": city / "aoi.geojson", "composite": "median"}, SMALL)
     out = sgdata.build(
-        recipe, sgdata.BuildPaths(out=tmp_path / "build", stac=f"{city}/catalog.json", osm=f"{city}/osm/city.osm")
-    )
+        "segmunich", aoi=city / "aoi.geojson", composite="median", changes=list(SMALL), out=tmp_path / "build",
+        stac=f"{city}/catalog.json", osm=f"{city}/osm/city.osm",
+    )  # fmt: skip
     build = sgdata.open_build(out)
     assert build.rio.crs.to_epsg() == 32632
     assert build.image.dims == ("band", "y", "x")
     assert build.image.sel(band="B8A").dtype == "uint16"
     assert build.labels.shape == build.image.shape[1:]
     packed = sgdata.shard("segmunich", source=out, out=tmp_path / "shards")
-    assert packed.complete
+    assert isinstance(packed, PackResult) and packed.complete
     assert verification.verify(packed.folder) == []
 
 

@@ -157,7 +157,7 @@ def test_names_in_code_exist() -> None:
     code = [(name(page), block.code) for page in PAGES for block in blocks(page) if block.language == "python"]
     code += [(path.name, path.read_text()) for path in DOCS.rglob("*.py")]
     used = {(page, dotted) for page, text in code for dotted in used_names(text)}
-    assert {("guides/python.md", "sgdata.build_recipe"), ("own_dataset.py", "sgdata.shards.write_shards.write")} <= used
+    assert {("guides/python.md", "sgdata.open_build"), ("own_dataset.py", "sgdata.shards.write_shards.write")} <= used
     assert {each for each in used if located(each[1]) is None} == set()
 
 

@@ -170,12 +170,12 @@ class BuildPaths:
 
 
 def recipe_for(
-    recipe: str | Path, chosen: Mapping[str, object] = MappingProxyType({}), changes: Sequence[str] = ()
+    recipe: str | Path | BuildRecipe, chosen: Mapping[str, object] = MappingProxyType({}), changes: Sequence[str] = ()
 ) -> BuildRecipe:
     """Read a build recipe and override some of its settings.
 
     Args:
-        recipe: name of a recipe that comes with the package, or path of a TOML file.
+        recipe: name of a recipe that comes with the package, path of a TOML file, or a recipe.
         chosen: settings by short name: bbox, aoi (with feature) or place; dates (which also sets osm_date to the last
             day), osm_date, composite, labels, mask, max_obs, offset_source, profile. None leaves a setting as it is,
             but is refused for an area, which would silently be that of the recipe.
@@ -195,12 +195,12 @@ def recipe_for(
         if value is None and key in AREA:
             raise SettingError(f"build_recipe: {key} is None, expected an area; leave it out for that of the recipe")
     wanted = {key: value for key, value in chosen.items() if value is not None}
-    path = (
-        Path(recipe)
-        if Path(recipe).suffix == ".toml" or isinstance(recipe, Path)
-        else _shipped(recipe, str(wanted.get("profile", "clean")))
-    )
-    document = files.read_plain(path)
+    if isinstance(recipe, BuildRecipe):
+        origin, document = f"recipe {recipe.name}", files.to_plain(recipe)
+    else:
+        own = isinstance(recipe, Path) or recipe.endswith(".toml")
+        path = Path(recipe) if own else _shipped(str(recipe), str(wanted.get("profile", "clean")))
+        origin, document = str(path), files.read_plain(path)
     area = {key: files.to_plain(wanted[key]) for key in AREA if key in wanted}
     if area:
         document["area"] = area
@@ -211,7 +211,7 @@ def recipe_for(
         document |= {"dates": wanted["dates"], "osm_date": str(wanted["dates"]).rpartition("/")[2]}
     for change in (*(f"{SETTINGS[key]}={wanted[key]}" for key in SETTINGS if key in wanted), *changes):
         files.override(document, change)
-    return files.parse(BuildRecipe, document, str(path))
+    return files.parse(BuildRecipe, document, origin)
 
 
 def _shipped(name: str, profile: str) -> Path:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from sgdata import log_lines
 from sgdata.commands import printing
 from sgdata.commands.options import (
     AllowPrivateHosts,
-    AsJson,
     Cluster,
     DryRun,
     Out,
@@ -21,13 +21,14 @@ from sgdata.commands.options import (
     Overrides,
     Quiet,
     Workers,
-    configure_logging,
     settings_of,
 )
-from sgdata.errors import ExitCode, SettingError, one_line
+from sgdata.errors import SettingError, one_line
+from sgdata.public_commands import Outcome, command
 
 if TYPE_CHECKING:
     from sgdata.builds.build_recipe import BuildRecipe
+    from sgdata.scenes.lock import Lock
 
 app = typer.Typer()
 
@@ -68,7 +69,7 @@ Sea = Annotated[
 
 
 def chosen_recipe(
-    name: str | None,
+    name: str | BuildRecipe | None,
     recipe: Path | None,
     overrides: Mapping[str, object],
     changes: Sequence[str] | None,
@@ -78,6 +79,8 @@ def chosen_recipe(
     from sgdata.builds import build_recipe
 
     given = {key: value for key, value in overrides.items() if value is not None}  # None: the recipe's value is used
+    if isinstance(name, build_recipe.BuildRecipe):  # in Python
+        return build_recipe.recipe_for(name, given, changes or ())
     own = any(change.startswith("area") for change in changes or ())
     if not (name or recipe or lock or own or any(key in given for key in build_recipe.AREA)):
         raise SettingError(
@@ -86,7 +89,7 @@ def chosen_recipe(
     return build_recipe.recipe_for(recipe or name or "segmunich", given, changes or ())
 
 
-@app.command(epilog="Example: sgdata plan segmunich --bbox 11.5 48.1 11.6 48.2 --dates 2019-04-01/2019-09-30")
+@command(app, epilog="Example: sgdata plan segmunich --bbox 11.5 48.1 11.6 48.2 --dates 2019-04-01/2019-09-30")
 def plan(
     name: Name = None,
     bbox: Bbox = None,
@@ -103,10 +106,10 @@ def plan(
     out: OutOrRecipe = None,
     allow_holes: Annotated[bool, typer.Option("--allow-holes", help="Accept months without enough scenes.")] = False,
     workers: Workers = 1,
-    as_json: AsJson = False,
-) -> None:
+) -> Outcome[Lock]:
     """Search the catalogue and write a lock: the scenes to use, with scenes per month and bytes. Reads no pixels."""
     from sgdata.builds import build_recipe, pipeline
+    from sgdata.scenes import coverage
 
     overrides: dict[str, object] = {
         "bbox": bbox, "aoi": aoi, "feature": feature, "place": place, "dates": dates, "profile": profile,
@@ -115,12 +118,16 @@ def plan(
     paths = build_recipe.BuildPaths(
         out=out or Path(chosen.out), stac=stac, workers=workers, allow_private_hosts=allow_private_hosts
     )
-    # Print the table before failing, so that the user can pick other dates.
     planned, address = pipeline.plan(chosen, paths), stac or chosen.source.stac
     title = chosen.area.name or chosen.name
-    holes = printing.show_plan(planned, paths, name=title, address=address, as_json=as_json)
-    if holes and not allow_holes:
-        raise SettingError(f"{holes}; choose other dates or another catalogue, or give --allow-holes")
+    holes = coverage.describe_sparse_months(coverage.count_months(planned))
+    refused = f"{holes}; choose other dates or another catalogue, or give --allow-holes"
+    return Outcome(
+        value=planned,
+        show=partial(printing.show_plan, planned, paths, name=title, address=address),
+        document=printing.describe_plan(planned, paths, address=address),
+        refusal=refused if holes and not allow_holes else "",
+    )
 
 
 class BuildCommand(TyperCommand):
@@ -141,7 +148,8 @@ class BuildCommand(TyperCommand):
                 option.help = f"Composite rule (default: the recipe's). One of: {rules}."  # type: ignore[attr-defined]
 
 
-@app.command(
+@command(
+    app,
     cls=BuildCommand,
     epilog="Example: sgdata build segmunich --aoi area.geojson --stac archive/catalog.json --osm city.osm",
 )
@@ -184,7 +192,7 @@ def build(
     workers: Workers = 1,
     dry_run: DryRun = False,
     quiet: Quiet = False,
-) -> None:
+) -> Outcome[Path]:
     """Build a dataset of an area: plan, fetch, composite, label, cut into patches. Resumes an interrupted build.
 
     Exits with 3 if some pixels have no clear observation, files of some scenes could not be read, or many OpenStreetMap
@@ -193,7 +201,7 @@ def build(
     from sgdata.builds import build_folder, build_recipe, pipeline
     from sgdata.scenes import lock as locks
 
-    configure_logging(quiet)
+    log_lines.listen(quiet)
     overrides: dict[str, object] = {
         "bbox": bbox, "aoi": aoi, "feature": feature, "place": place, "dates": dates, "composite": composite,
         "osm_date": osm_date, "labels": "raster" if raster else None, "offset_source": offset_source,
@@ -209,23 +217,28 @@ def build(
     if dry_run:
         planned = locked or pipeline.plan(chosen, paths)
         title = chosen.area.name or chosen.name
-        printing.show_plan(planned, paths, name=title, address=stac or chosen.source.stac, as_json=False)
-        return
+        address = stac or chosen.source.stac
+        return Outcome(
+            value=paths.out,
+            show=partial(printing.show_plan, planned, paths, name=title, address=address),
+            document=printing.describe_plan(planned, paths, address=address),
+        )
     folder = pipeline.build(chosen, paths, locked=locked, exact=exact)
-    print(folder)
     messages = (
         build_folder.describe_nodata(folder),
         build_folder.describe_unreadable(folder),
         build_folder.describe_lost_labels(folder),
     )
-    findings = [text for text in messages if text]
-    for text in findings:
-        print(f"{folder}: {text}", file=sys.stderr)
-    if findings:
-        raise SystemExit(ExitCode.FINDINGS)
+    findings = tuple(f"{folder}: {text}" for text in messages if text)
+    return Outcome(
+        value=folder,
+        show=partial(printing.show_folder, folder, findings),
+        document={"folder": folder},
+        findings=findings,
+    )
 
 
-@app.command(epilog="Example: sgdata clouds out/build --out out/masks")
+@command(app, epilog="Example: sgdata clouds out/build --out out/masks")
 def clouds(
     lock: Annotated[Path, typer.Argument(help="Lock of a plan, or the folder that contains it.")],
     out: Out,
@@ -235,25 +248,25 @@ def clouds(
         Path | None, typer.Option("--weights", help="Folder of OmniCloudMask weights (default: downloaded).")
     ] = None,
     quiet: Quiet = False,
-) -> None:
+) -> Outcome[Path]:
     """Write cloud masks by OmniCloudMask (extra 'clouds') for the scenes of a lock, for 'build --lock --masks'."""
     from sgdata.builds import build_recipe
     from sgdata.composite import omnicloudmask
     from sgdata.scenes import lock as locks
 
-    configure_logging(quiet)
+    log_lines.listen(quiet)
     address = stac or build_recipe.recipe_for("segmunich").source.stac
     planned = locks.read(lock)  # before the package, which takes seconds
     predict = omnicloudmask.engine(weights)
-    print(omnicloudmask.write(planned, out, address, predict, allow_private_hosts=allow_private_hosts))
+    return Outcome(value=omnicloudmask.write(planned, out, address, predict, allow_private_hosts=allow_private_hosts))
 
 
-@app.command(epilog="Example: sgdata drift out/build/segmunich.lock.json")
+@command(app, epilog="Example: sgdata drift out/build/segmunich.lock.json")
 def drift(
     lock: Annotated[Path, typer.Argument(help="Lock of a plan, or a build folder.")],
     stac: Stac = None,
     allow_private_hosts: AllowPrivateHosts = False,
-) -> None:
+) -> Outcome[list[str]]:
     """Compare a lock with the catalogue of today: list vanished, changed and new items. Exits with 3 if any differ."""
     from sgdata.builds import build_recipe
     from sgdata.scenes import coverage
@@ -262,8 +275,8 @@ def drift(
     # A lock does not record the catalogue, since several providers host the same scenes.
     address = stac or build_recipe.recipe_for("segmunich").source.stac
     differences = coverage.drift(locks.read(lock), address, allow_private_hosts=allow_private_hosts)
-    for line in differences:
-        print(one_line(line))
-    if differences:
-        raise SystemExit(ExitCode.FINDINGS)
-    print(f"{lock}: no differences from {address}")
+
+    def show() -> None:
+        print("\n".join(map(one_line, differences)) or f"{lock}: no differences from {address}")
+
+    return Outcome(value=differences, show=show, document={"catalogue": address}, findings=tuple(differences))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from sgdata import log_lines
 from sgdata.commands import printing
 from sgdata.commands.options import (
-    AsJson,
     Coordinates,
     DatasetOfPath,
     Edition,
@@ -19,14 +20,20 @@ from sgdata.commands.options import (
     SplitSet,
     SplitsFolder,
     Workers,
-    configure_logging,
 )
-from sgdata.errors import ExitCode, SettingError, one_line
+from sgdata.errors import SettingError, one_line
+from sgdata.public_commands import Outcome, command
+
+if TYPE_CHECKING:
+    from sgdata.audits.findings import AuditReport
+    from sgdata.splits.blocks import SplitReport
+
+T = TypeVar("T")
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: sgdata verify out/build")
+@command(app, epilog="Example: sgdata verify out/build")
 def verify(
     path: Annotated[Path, typer.Argument(help="An output folder of sgdata or sgmodel, with its SHA256SUMS.")],
     against: Annotated[
@@ -37,21 +44,21 @@ def verify(
             help="Also compare SHA256SUMS with its SHA-256, a registered release (JSON), a list, or another copy.",
         ),
     ] = None,
-) -> None:
+) -> Outcome[list[str]]:
     """Compare every file of an output with its SHA256SUMS and list the differences. Exits with 3 if there are any."""
     from sgdata import verification
 
     differences = verification.verify(path)
     if against is not None:
         differences += verification.compare(path, against)
-    for difference in differences:
-        print(one_line(difference))
-    if differences:
-        raise SystemExit(ExitCode.FINDINGS)
-    print(f"{path}: every file is as it was written")
+
+    def show() -> None:
+        print("\n".join(map(one_line, differences)) or f"{path}: every file is as it was written")
+
+    return Outcome(value=differences, show=show, document={"folder": path}, findings=tuple(differences))
 
 
-@app.command(epilog="Example: sgdata compare out/build --released TUM_128.zip --out compare.json")
+@command(app, epilog="Example: sgdata compare out/build --released TUM_128.zip --out compare.json")
 def compare(
     build: Annotated[Path, typer.Argument(help="Build of the area, with the ten released bands.")],
     released: Annotated[Path, typer.Option("--released", help="Released set (zip or folder), or one of its images.")],
@@ -61,26 +68,21 @@ def compare(
         typer.Option("--least", min=0, max=1, help="Correlation of details from which a window is placed."),
     ] = 0.16,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file with places, confusion and all figures.")] = None,
-    as_json: AsJson = False,
     quiet: Quiet = False,
-) -> None:
+) -> Outcome[dict[str, Any]]:
     """Place released windows of SegMunich on a build, and compare classes and bands. Exits with 3 if none is placed."""
     from sgdata import files
     from sgdata.audits import compare_released
 
-    configure_logging(quiet)
+    log_lines.listen(quiet)
     report = compare_released.compare(build, released, most=windows, least=least)
     if out:
         files.write(out, files.pretty_json(report))
-    if as_json:
-        print(files.pretty_json(report).decode(), end="")
-    else:
-        printing.show_comparison(report)
-    if not report["placed"]:
-        raise SystemExit(ExitCode.FINDINGS)
+    none = () if report["placed"] else (f"none of {report['windows']} windows is placed on {build}",)
+    return Outcome(value=report, show=partial(printing.show_comparison, report), document=report, findings=none)
 
 
-@app.command(epilog="Example: sgdata audit out/shards --out out/audit")
+@command(app, epilog="Example: sgdata audit out/shards --out out/audit")
 def audit(
     path: Annotated[Path, typer.Argument(help="Shards, a build, a release, or a dataset as distributed.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.json and its page.")] = None,
@@ -93,9 +95,8 @@ def audit(
     splits: SplitsFolder = None,
     coordinates: Coordinates = None,
     workers: Workers = 1,
-    as_json: AsJson = False,
     quiet: Quiet = False,
-) -> None:
+) -> Outcome[AuditReport]:
     """Check a dataset for leaks between splits, duplicates, missing classes, and dead, swapped or offset bands.
 
     Exits with 3 if there are findings.
@@ -104,7 +105,7 @@ def audit(
     from sgdata.packing import select
     from sgdata.pages import audit_page
 
-    configure_logging(quiet)
+    log_lines.listen(quiet)
     inputs = select.Inputs(coordinates=coordinates, splits=splits)
     subject = collect_evidence.detect_subject(
         path, dataset=dataset, edition=edition, split=split, inputs=inputs, lock_of=build
@@ -112,11 +113,10 @@ def audit(
     report = checks.run_checks(collect_evidence.collect_evidence(subject, workers=workers))
     if out:
         audit_page.write(out, report)
-    if printing.show_audit(report, folder=out, as_json=as_json):
-        raise SystemExit(ExitCode.FINDINGS)
+    return audited_outcome(report, report, out)
 
 
-@app.command(epilog="Example: sgdata split data/eurosat --out out/split --test-share 0.2")
+@command(app, epilog="Example: sgdata split data/eurosat --out out/split --test-share 0.2")
 def split(
     path: Annotated[Path, typer.Argument(help="Shards, a build, or a dataset as distributed.")],
     out: Out,
@@ -134,7 +134,7 @@ def split(
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the block assignment.")] = 0,
     workers: Workers = 1,
     quiet: Quiet = False,
-) -> None:
+) -> Outcome[SplitReport]:
     """Propose a spatial split by blocks: write lists for `sgdata shard --split-list`, and audit them.
 
     Exits with 3 if the audit has findings.
@@ -143,7 +143,7 @@ def split(
     from sgdata.packing import select
     from sgdata.splits.blocks import SplitSettings
 
-    configure_logging(quiet)
+    log_lines.listen(quiet)
     if val_share + test_share >= 1:
         raise SettingError(f"--val-share {val_share}, --test-share {test_share}: expected a sum below 1; lower them")
     inputs = select.Inputs(coordinates=coordinates)
@@ -154,11 +154,10 @@ def split(
     audited = propose_split.write(out, proposed, report)
     counts = ", ".join(f"{part} {number}" for part, number in report.boxes.items())
     print(f"{counts}, left out {report.left_out}", file=sys.stderr)
-    if printing.show_audit(audited, folder=out, as_json=False):
-        raise SystemExit(ExitCode.FINDINGS)
+    return audited_outcome(report, audited, out)
 
 
-@app.command(name="draw-splits", epilog="Example: sgdata draw-splits out/shards/fmow --out fmow.tsv.gz")
+@command(app, "draw-splits", epilog="Example: sgdata draw-splits out/shards/fmow --out fmow.tsv.gz")
 def draw_splits(
     path: Annotated[Path, typer.Argument(help="Shards, or a dataset as distributed.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Split table to write, NAME.tsv.gz.")],
@@ -181,14 +180,14 @@ def draw_splits(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**31, help="Seed of the first draw.")] = 0,
     quiet: Quiet = False,
-) -> None:
+) -> Outcome[Path]:
     """Draw splits by ground for a dataset with coordinates, with nested label budgets, and write them as one table."""
     from sgdata.audits import collect_evidence, draw_splits
     from sgdata.packing import select
     from sgdata.splits import split_table
     from sgdata.splits.ground import DrawSettings
 
-    configure_logging(quiet)
+    log_lines.listen(quiet)
     inputs = select.Inputs(coordinates=coordinates)
     subject = collect_evidence.detect_subject(path, dataset=dataset, edition=edition, split="", inputs=inputs)
     settings = DrawSettings(
@@ -199,4 +198,13 @@ def draw_splits(
     split_table.write(out, table)
     for line in lines:
         print(line, file=sys.stderr)
-    print(f"{out}: {len(table.keys):,} samples, {out.stat().st_size:,} bytes")
+    text = f"{out}: {len(table.keys):,} samples, {out.stat().st_size:,} bytes"
+    about = {"table": out, "samples": len(table.keys), "bytes": out.stat().st_size, "draws": lines}
+    return Outcome(value=out, show=partial(print, text), document=about)
+
+
+def audited_outcome(value: T, audited: AuditReport, folder: Path | None) -> Outcome[T]:
+    """Return a result with the report of its audit, whose findings are those of the command."""
+    findings = tuple(f"{check.name}: {check.message}" for check in audited.checks if check.state == "finding")
+    show = partial(printing.show_audit, audited, folder=folder)
+    return Outcome(value=value, show=show, document=audited, findings=findings)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sgdata import log_lines
 from sgdata.commands import printing
 from sgdata.commands.options import (
-    AsJson,
     Cluster,
     Coordinates,
     Dataset,
@@ -23,18 +24,21 @@ from sgdata.commands.options import (
     SplitSet,
     SplitsFolder,
     Workers,
-    configure_logging,
     settings_of,
 )
-from sgdata.errors import ExitCode, SettingError
+from sgdata.errors import SettingError
+from sgdata.public_commands import Outcome, command
+
+if TYPE_CHECKING:
+    from sgdata.packing.pack import PackCost, PackResult
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: sgdata catalog eurosat")
+@command(app, epilog="Example: sgdata catalog eurosat")
 def catalog(
     name: Annotated[str | None, typer.Argument(help="A dataset, or 'weights' (default: list all datasets).")] = None,
-) -> None:
+) -> Outcome[dict[str, str]]:
     """Describe a dataset (bands, splits, labels, licence, files, known defects) or list published weights."""
     from sgdata import catalog as facts
     from sgdata.datasets import cards
@@ -45,7 +49,7 @@ def catalog(
         rows = [*cards.describe(cards.card(name)), *_describe_table(name)]
     else:
         rows = [(card.name, card.title) for card in cards.cards()]
-    printing.show_table((), rows)
+    return Outcome(value={key.strip(): text for key, text in rows}, show=partial(printing.show_table, (), rows))
 
 
 def _describe_table(dataset: str) -> list[tuple[str, str]]:
@@ -67,7 +71,7 @@ def _describe_weights(row: dict[str, str]) -> str:
     return "\n".join(f"{key}: {text}" for key, text in row.items() if text and key != "name")
 
 
-@app.command(epilog="Example: sgdata fetch bigearthnet --edition v2 --part splits --out data/bigearthnet")
+@command(app, epilog="Example: sgdata fetch bigearthnet --edition v2 --part splits --out data/bigearthnet")
 def fetch(
     dataset: Dataset,
     out: OutOrRecipe = None,
@@ -78,26 +82,28 @@ def fetch(
     ] = None,
     dry_run: DryRun = False,
     quiet: Quiet = False,
-) -> None:
+) -> Outcome[Path]:
     """Download the official files of a dataset. Resumes interrupted downloads and verifies published checksums."""
     from sgdata.datasets import download
     from sgdata.packing import select
 
-    configure_logging(quiet)
+    log_lines.listen(quiet)
     recipe = select.recipe_for(dataset)
     folder = out or Path(recipe.source)
     need = download.plan(dataset, edition or recipe.edition, folder, part or ())
-    for source in need.sources:
-        size = f"{source.bytes:,} bytes" if source.bytes else "size not known"
-        print(f"{source.file}: {size}, {source.url}")
+    sizes = [f"{source.bytes:,} bytes" if source.bytes else "size not known" for source in need.sources]
+    lines = [f"{source.file}: {size}, {source.url}" for source, size in zip(need.sources, sizes, strict=True)]
     unknown = f"{need.unsized} files of unknown size"
-    print(f"{need.bytes:,} bytes and {unknown} to fetch, {need.free:,} bytes free in {folder}")
+    lines.append(f"{need.bytes:,} bytes and {unknown} to fetch, {need.free:,} bytes free in {folder}")
     if not dry_run:
+        print("\n".join(lines), file=sys.stderr)
         download.fetch(need, folder)
-        print(folder)
+        lines = [str(folder)]
+    about = {"folder": folder, "files": need.sources, "bytes": need.bytes, "unsized": need.unsized, "free": need.free}
+    return Outcome(value=folder, show=partial(print, "\n".join(lines)), document=about)
 
 
-@app.command(epilog="Example: sgdata shard eurosat --source EuroSAT_MS.zip --out out/eurosat")
+@command(app, epilog="Example: sgdata shard eurosat --source EuroSAT_MS.zip --out out/eurosat")
 def shard(
     dataset: Dataset,
     source: Annotated[
@@ -129,17 +135,16 @@ def shard(
     cluster: Cluster = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
     dry_run: DryRun = False,
-    as_json: AsJson = False,
     quiet: Quiet = False,
-) -> None:
+) -> Outcome[PackResult | PackCost]:
     """Pack a dataset into WebDataset shards with an index, and a contract with band statistics.
 
     Exits with 3 if samples were quarantined.
     """
-    from sgdata import files, output_names
+    from sgdata import output_names
     from sgdata.packing import pack, select
 
-    configure_logging(quiet)
+    log_lines.listen(quiet)
     options = {"edition": edition, "splits": split, "labels": labels, "layout": layout, "codec": codec}
     # After --set, so that the named option wins; quoted, or an edition such as 2 would be read as a number.
     extra = [f'{key}="{value}"' for key, value in options.items() if value]
@@ -150,20 +155,17 @@ def shard(
     )  # fmt: skip
     if dry_run:
         cost = pack.estimate_cost(dataset, source=source, recipe=recipe, inputs=inputs)
-        print(files.pretty_json(cost).decode() if as_json else "\n".join((*cost.notes, cost.summary)))
-        return
+        return Outcome(value=cost, show=partial(print, "\n".join((*cost.notes, cost.summary))))
     packed = pack.pack(
         dataset, source=source, out=out, recipe=recipe, inputs=inputs, workers=workers, cluster=cluster, fresh=fresh
     )
-    # To stderr, so that stdout has only the folder.
-    for note in packed.notes:
+    for note in packed.notes:  # to stderr, so that stdout has only the folder
         print(note, file=sys.stderr)
-    print(files.pretty_json(packed).decode() if as_json else packed.folder)
     if not packed.bands_plausible:
         print("the pixels contradict the card; see the spectral fingerprints above", file=sys.stderr)
-    if not packed.complete:
-        print(f"{packed.quarantined} files or samples in {packed.folder / output_names.QUARANTINE}", file=sys.stderr)
-        raise SystemExit(ExitCode.FINDINGS)
+    held = f"{packed.quarantined} files or samples in {packed.folder / output_names.QUARANTINE}"
+    doubts = [*([held] if packed.quarantined else []), *([] if packed.bands_plausible else ["bands are implausible"])]
+    return Outcome(value=packed, show=partial(printing.show_folder, packed.folder, doubts), findings=tuple(doubts))
 
 
 def _split_lists(texts: Sequence[str]) -> dict[str, Path]:

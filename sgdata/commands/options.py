@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +33,6 @@ AllowPrivateHosts = Annotated[
 # --- what to print -------------------------------------------------------------------------
 
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print warnings and results only, no progress.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 # --- datasets and recipes ------------------------------------------------------------------
 
@@ -75,10 +72,3 @@ def settings_of(module: str, name: str) -> Any:
     # Eager, so that arguments which a run needs may be absent.
     text = "Print every key of the recipe with type, default and meaning, and exit."
     return typer.Option("--settings", is_eager=True, callback=show, help=text)
-
-
-def configure_logging(quiet: bool) -> None:
-    """Send progress and log messages to stderr; if `quiet`, warnings only."""
-    # stdout carries the result alone, so that OUT=$(sgdata build ...) works. Other libraries log from warnings up.
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
-    logging.getLogger("sgdata").setLevel(logging.WARNING if quiet else logging.INFO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,25 +27,36 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console(markup=False, highlight=False).print(table)
 
 
-def show_plan(planned: Lock, paths: BuildPaths, *, name: str, address: str, as_json: bool) -> str:
-    """Print the area of a plan, its scenes per month, its cost and its lock; return a description of its holes."""
-    from sgdata import files
+def show_folder(folder: Path, findings: Iterable[str]) -> None:
+    """Print the folder of an output on stdout, and findings on stderr."""
+    print(folder)
+    for text in findings:
+        print(text, file=sys.stderr)
+
+
+def describe_plan(planned: Lock, paths: BuildPaths, *, address: str) -> dict[str, Any]:
+    """Return the area of a plan, its scenes per month, its cost and its lock as a document."""
+    from sgdata.scenes import build_cost, coverage
+    from sgdata.scenes import lock as locks
+
+    return {
+        "lock": paths.out / locks.NAME,
+        "area": coverage.summarise_area(planned),
+        "months": coverage.count_months(planned),
+        "cost": build_cost.estimate_cost(planned, address, workers=paths.workers),
+        "baselines": coverage.describe_baselines(planned),
+        "dropped": planned.dropped,
+    }
+
+
+def show_plan(planned: Lock, paths: BuildPaths, *, name: str, address: str) -> None:
+    """Print the area of a plan, its scenes per month, its cost and its lock."""
     from sgdata.scenes import build_cost, coverage
     from sgdata.scenes import lock as locks
 
     months = coverage.count_months(planned)
     cost = build_cost.estimate_cost(planned, address, workers=paths.workers)
-    holes = coverage.describe_sparse_months(months)
     ground = coverage.summarise_area(planned)
-    if as_json:
-        about = {"lock": paths.out / locks.NAME, "area": ground, "months": months, "cost": cost}
-        about |= {"baselines": coverage.describe_baselines(planned), "dropped": planned.dropped}
-        # Nothing but the document, which a program reads; it includes the holes.
-        print(
-            files.pretty_json(about).decode(),
-            end="",
-        )
-        return holes
     size, where_is = "x".join(map(str, ground.pixels)), f"{ground.latitude:.4f} N {ground.longitude:.4f} E"
     print(
         f"{one_line(name)}: centre {where_is}, {ground.km2:,.2f} km2, {size} pixels, {ground.crs}, "
@@ -67,7 +79,6 @@ def show_plan(planned: Lock, paths: BuildPaths, *, name: str, address: str, as_j
         f"about {cost.minutes} min with --workers {paths.workers}"
     )
     print(paths.out / locks.NAME)
-    return holes
 
 
 def show_comparison(report: Mapping[str, Any]) -> None:
@@ -91,14 +102,7 @@ def show_comparison(report: Mapping[str, Any]) -> None:
     print(f"{report['placed']} of {report['windows']} windows placed, {report['copies']} copies{agreed}{unmapped}")
 
 
-def show_audit(report: AuditReport, *, folder: Path | None, as_json: bool) -> bool:
-    """Print an audit and its path, and return whether it has findings."""
-    from sgdata import files
-
-    if as_json:
-        print(files.pretty_json(report).decode(), end="")
-    else:
-        rows = ((check.state, check.name, check.message) for check in report.checks)
-        show_table(("state", "check", "result"), rows)
-        print(folder or f"{report.findings} findings in {report.samples} samples")
-    return report.findings > 0
+def show_audit(report: AuditReport, *, folder: Path | None) -> None:
+    """Print an audit and its path."""
+    show_table(("state", "check", "result"), ((check.state, check.name, check.message) for check in report.checks))
+    print(folder or f"{report.findings} findings in {report.samples} samples")

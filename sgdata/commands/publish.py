@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sgdata.commands.options import Out, Quiet, Workers, configure_logging
-from sgdata.errors import ExitCode
+from sgdata import log_lines
+from sgdata.commands import printing
+from sgdata.commands.options import Out, Quiet, Workers
+from sgdata.public_commands import Outcome, command
+
+if TYPE_CHECKING:
+    from sgdata.releases.segmunich_released import Export
 
 app = typer.Typer()
 
@@ -17,7 +22,7 @@ Layout = Literal["segmunich-released"]
 Unmapped = Literal["zero", "leave-out"]
 
 
-@app.command(epilog="Example: sgdata release munich 1.0 --from out/shards --build out/build --out out/release")
+@command(app, epilog="Example: sgdata release munich 1.0 --from out/shards --build out/build --out out/release")
 def release(
     name: Annotated[str, typer.Argument(help="Name of the release: lower case letters, digits, - and _.")],
     version: Annotated[str, typer.Argument(help="Version such as 1.0; a released version never changes.")],
@@ -41,7 +46,7 @@ def release(
     ] = None,
     workers: Workers = 1,
     quiet: Quiet = False,
-) -> None:
+) -> Outcome[Path]:
     """Prepare shards for publication: with audit, card, licences, Croissant, STAC, previews and checksums.
 
     Exits with 3 if the audit has findings; the card then lists them.
@@ -55,20 +60,19 @@ def release(
             collect_evidence.collect_evidence(collect_evidence.detect_subject(shards, lock_of=build), workers=workers)
         )
 
-    configure_logging(quiet)
+    log_lines.listen(quiet)
     order = release_content.ReleaseOrder(
         name=name, version=version, source=source, out=out, build=build, private=private, licence=licence,
         published=date, register=register or assemble.register_of_checkout(), archive=archive,
     )  # fmt: skip
     folder, report = assemble.release(order, audited)
-    print(folder)
-    if report.findings:
-        listed = "; ".join(f"{check.name}: {check.message}" for check in report.checks if check.state == "finding")
-        print(f"released with {report.findings} findings, listed in its card: {listed}", file=sys.stderr)
-        raise SystemExit(ExitCode.FINDINGS)
+    listed = [f"{check.name}: {check.message}" for check in report.checks if check.state == "finding"]
+    text = f"released with {report.findings} findings, listed in its card: {'; '.join(listed)}"
+    show = partial(printing.show_folder, folder, [text] if listed else [])
+    return Outcome(value=folder, show=show, document={"folder": folder}, findings=tuple(listed))
 
 
-@app.command(epilog="Example: sgdata export segmunich-released --from out/build --out out/TUM_128")
+@command(app, epilog="Example: sgdata export segmunich-released --from out/build --out out/TUM_128")
 def export(
     layout: Annotated[Layout, typer.Argument(help="Layout to write: segmunich-released, as TUM_128.zip has it.")],
     source: Annotated[Path, typer.Option("--from", help="Build with patches of 128 pixels and labels.")],
@@ -79,27 +83,28 @@ def export(
     unmapped: Annotated[
         Unmapped, typer.Option("--unmapped", help="Pixels without a class: zero, or leave-out of their patches.")
     ] = "zero",
-) -> None:
+) -> Outcome[Export]:
     """Write a build in the layout, band order and label codes of a published dataset."""
     from sgdata.releases import segmunich_released
 
     made = segmunich_released.export(source, out, own_splits=split, unmapped=unmapped)
     parts = ", ".join(f"{count} {split}" for split, count in made.patches.items())
     share = made.zeroed / max(made.pixels, 1)
-    print(f"{layout}: {parts}; {made.zeroed:,} unmapped pixels ({share:.2%}) are 0; {made.left_out} patches left out")
-    print(out)
+    text = f"{layout}: {parts}; {made.zeroed:,} unmapped pixels ({share:.2%}) are 0; {made.left_out} patches left out"
+    return Outcome(value=made, show=partial(print, f"{text}\n{out}"), document={"folder": out, "export": made})
 
 
-@app.command(epilog="Example: sgdata show out/build")
+@command(app, epilog="Example: sgdata show out/build")
 def show(
     path: Annotated[Path, typer.Argument(help="A build, shards, a release, a training run or a folder of runs.")],
     out: Annotated[Path | None, typer.Option("--out", help="Output folder (default: PATH-page).")] = None,
     layer: Annotated[
         list[Path] | None, typer.Option("--layer", help="Raster to add to the map of a build; repeatable.")
     ] = None,
-) -> None:
+) -> Outcome[Path]:
     """Write an HTML page of an output: map, spectra, samples, splits, losses. It opens from disk without a server."""
     from sgdata.pages import folder
 
     # Next to the folder, not inside: an output does not change after its SHA256SUMS was written.
-    print(folder.write(path, out or path.resolve().with_name(f"{path.resolve().name}-page"), layer or ()))
+    own = path.resolve().with_name(f"{path.resolve().name}-page")
+    return Outcome(value=folder.write(path, out or own, layer or ()))

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from sgdata import log_lines
 from sgdata.commands import printing
-from sgdata.commands.options import Out, Quiet, Workers, configure_logging
+from sgdata.commands.options import Out, Quiet, Workers
+from sgdata.public_commands import Outcome, command
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: sgdata simulate out/archive --size 6 --dates 12 --seed 1")
+@command(app, epilog="Example: sgdata simulate out/archive --size 6 --dates 12 --seed 1")
 def simulate(
     out: Annotated[Path, typer.Argument(help="Output folder.")],
     seed: Annotated[
@@ -30,20 +32,18 @@ def simulate(
     broken: Annotated[bool, typer.Option("--broken", help="Truncate one file, to test that builds fail.")] = False,
     workers: Workers = 1,
     quiet: Quiet = False,
-) -> None:
+) -> Outcome[Path]:
     """Simulate a city: Sentinel-2 scenes as STAC items and COGs, OpenStreetMap data, and ground truth for both."""
     from sgdata.simulation import archive
 
-    configure_logging(quiet)
-    print(
-        archive.simulate(
-            out, seed=seed, size_km=size, dates=dates, layout=layout, ground=ground, broken=broken,
-            workers=workers,
-        )
-    )  # fmt: skip
+    log_lines.listen(quiet)
+    made = archive.simulate(
+        out, seed=seed, size_km=size, dates=dates, layout=layout, ground=ground, broken=broken, workers=workers
+    )
+    return Outcome(value=made)
 
 
-@app.command(epilog="Example: make demo OUT=out/demo   (the same with the defaults)")
+@command(app, epilog="Example: make demo OUT=out/demo   (the same with the defaults)")
 def demo(
     out: Out = Path("out/demo"),
     size: Annotated[float, typer.Option("--size", help="Side of the city in km.")] = 8.0,
@@ -51,13 +51,18 @@ def demo(
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the simulated city.")] = 1,
     workers: Workers = 2,
     quiet: Quiet = False,
-) -> None:
+) -> Outcome[Path]:
     """Run every stage on a simulated city, offline: simulate, build, audit, shard, release, train, show."""
     from sgdata import files, output_names
     from sgdata.demo import run_demo
 
-    configure_logging(quiet)
+    log_lines.listen(quiet)
     page = run_demo.run(out, story=run_demo.Story(size_km=size, dates=dates, seed=seed), workers=workers)
-    # The same table as on the page, for machines without a browser.
-    printing.show_table(("what", "measured", "remark"), run_demo.lines(files.read_plain(out / output_names.SUMMARY)))
-    print(page)
+    summary = files.read_plain(out / output_names.SUMMARY)
+
+    def show() -> None:
+        # The same table as on the page, for machines without a browser.
+        printing.show_table(("what", "measured", "remark"), run_demo.lines(summary))
+        print(page)
+
+    return Outcome(value=page, show=show, document={"page": page, "summary": summary})
