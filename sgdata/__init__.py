@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sgdata.commands.checks import compare as compare
     from sgdata.commands.checks import draw_splits as draw_splits
     from sgdata.commands.checks import split as split
+    from sgdata.commands.checks import status as list_status
     from sgdata.commands.checks import verify as verify
     from sgdata.commands.datasets import catalog as list_catalog
     from sgdata.commands.datasets import fetch as fetch
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Public name: module and attribute. Two differ from their command: `sgdata.catalog` and `sgdata.demo` are modules.
+# Public name: module and attribute. Three differ from their command, since `catalog`, `demo` and `status` are modules.
 _HOME = {
     "BuildPaths": ("builds.build_recipe", "BuildPaths"),
     "audit": ("commands.checks", "audit"),
@@ -49,6 +50,7 @@ _HOME = {
     "export": ("commands.publish", "export"),
     "fetch": ("commands.datasets", "fetch"),
     "list_catalog": ("commands.datasets", "catalog"),
+    "list_status": ("commands.checks", "status"),
     "open_build": ("builds.build_folder", "open_build"),
     "plan": ("commands.builds", "plan"),
     "release": ("commands.publish", "release"),
@@ -71,6 +73,7 @@ __all__ = [
     "export",
     "fetch",
     "list_catalog",
+    "list_status",
     "open_build",
     "plan",
     "release",

@@ -32,7 +32,8 @@ class ExitCode(IntEnum):
     samples were quarantined; a training run was stopped early. Scripts may continue with the result.
     """
     INTERRUPTED = 130
-    """Interrupted by Ctrl-C (128 + SIGINT, as shells report it). The same command continues."""
+    """Stopped by Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP (128 + SIGINT, as shells report the first). What is finished is
+    kept, a training saves a checkpoint, and the same command continues."""
 
 
 # C0 and C1 controls but newline and tab; marks that change the direction of text; invisible line ends.

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sgdata import output_names
+from sgdata import heartbeat, output_names
 from sgdata.errors import OutputError, SettingError, SourceError, escape_hidden
 
 T = TypeVar("T")
@@ -430,7 +430,8 @@ def only_writer(folder: Path, mark: str | None = None) -> Iterator[None]:
                     f"{folder}: another process is writing here; wait for it or choose another --out"
                 ) from None
             log.warning("%s: its file system has no locks (%s); let one process write here", folder, error.strerror)
-        yield
+        with heartbeat.beating(folder):
+            yield
 
 
 def require_file(path: Path, what: str) -> Path:

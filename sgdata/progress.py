@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TextIO, TypeVar
 
-from sgdata import log_lines
+from sgdata import heartbeat, log_lines
 
 T = TypeVar("T")
 log = logging.getLogger("sgdata")
@@ -17,7 +17,8 @@ LINE_EVERY_S = 10.0
 
 
 def track(items: Iterable[T], *, label: str, total: int) -> Iterator[T]:
-    """Yield the items unchanged, reporting on stderr how many of `total` were yielded."""
+    """Yield the items unchanged, reporting on stderr, and to `sgdata status`, how many of `total` were yielded."""
+    items = _reported(items, label, total)
     if not log.isEnabledFor(logging.INFO):
         yield from items
     # A bar redraws one line, which only a terminal can show.
@@ -25,6 +26,14 @@ def track(items: Iterable[T], *, label: str, total: int) -> Iterator[T]:
         yield from _bar(items, label, total)
     else:
         yield from _lines(items, label, total)
+
+
+def _reported(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+    began = time.time()
+    heartbeat.report(label, 0, total, None)
+    for done, item in enumerate(items, 1):
+        heartbeat.report(label, done, total, (time.time() - began) / done * (total - done))
+        yield item
 
 
 def _bar(items: Iterable[T], label: str, total: int) -> Iterator[T]:

@@ -7,16 +7,20 @@ it.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from sgdata import urls
+from sgdata import log_lines, stop_signals, urls
 from sgdata.errors import ExitCode, SgdataError, describe_library_error, escape_hidden
 
 if TYPE_CHECKING:
     import typer
+
+
+log = logging.getLogger("sgdata")
 
 
 def clean(text: str) -> str:
@@ -74,15 +78,19 @@ def run(app: typer.Typer, program: str, argv: Sequence[str] | None = None, name:
     invoke = command.invoke
 
     def guarded(context: Any) -> Any:
-        """Run the command, before the library makes "Aborted." of an EOFError."""
+        """Run the command, before the library makes "Aborted." of an EOFError or an interruption."""
         try:
-            return invoke(context)
+            with stop_signals.raising():
+                return invoke(context)
+        except KeyboardInterrupt as stop:
+            raise _InterruptedError(f"{stop}" or "Ctrl-C") from None
         except Exception as error:
             if message := describe_library_error(error):
                 raise SgdataError(message) from None
             raise
 
     command.invoke = guarded  # type: ignore[method-assign, assignment]
+    code = ExitCode.REFUSED
     try:
         raise SystemExit(command(args=argv, prog_name=name, standalone_mode=False) or ExitCode.DONE)
     except SgdataError as error:
@@ -93,11 +101,19 @@ def run(app: typer.Typer, program: str, argv: Sequence[str] | None = None, name:
             raise SystemExit(ExitCode.REFUSED) from None
         path = error.ctx.command_path if error.ctx else program
         message = str(SgdataError(f"{text[0].lower()}{text[1:]}; '{path} --help' lists what it takes"))
-    except typer.Abort:  # Ctrl-C; later versions of typer end with this code themselves
-        raise SystemExit(ExitCode.INTERRUPTED) from None
+    except (_InterruptedError, typer.Abort) as stop:
+        code = ExitCode.INTERRUPTED
+        message = f"stopped by {str(stop) or 'Ctrl-C'}; what is finished is kept: the same command continues"
+    if log_lines.are_json():
+        log.error("%s", message, extra={"exit_code": int(code)})
+    else:
+        print(f"{program}: {message}", file=sys.stderr)
     # `from None`: the message already names the cause.
-    print(f"{program}: {message}", file=sys.stderr)
-    raise SystemExit(ExitCode.REFUSED) from None
+    raise SystemExit(code) from None
+
+
+class _InterruptedError(Exception):
+    """Ctrl-C or a signal, in a form that the library passes on."""
 
 
 def _failed_thread(failure: threading.ExceptHookArgs) -> None:

@@ -23,7 +23,7 @@ from sgmodel import cli as model_cli
 
 COMMANDS: dict[str, Any] = get_command(cli.app).commands  # type: ignore[attr-defined]
 MODEL_COMMANDS: dict[str, Any] = get_command(model_cli.app).commands  # type: ignore[attr-defined]
-RENAMED = {"catalog": "list_catalog", "demo": "run_demo", "recipes": "list_recipes"}
+RENAMED = {"catalog": "list_catalog", "demo": "run_demo", "status": "list_status", "recipes": "list_recipes"}
 PRINTING = {"as_json", "log_format"}
 
 

@@ -83,7 +83,7 @@ ARGUMENTS = (
     "sgdata shard eurosat --splits {} --source toy --out o", "sgdata shard eurosat --labels {} --source toy --out o",
     "sgdata shard eurosat --layout {} --source toy --out o", "sgdata shard eurosat --codec {} --source toy --out o",
     "sgdata shard eurosat --split-list a={} --source toy --out o", "sgdata shard eurosat --split-list {} --out o",
-    "sgdata verify {}", "sgdata verify toy --against {}", "sgdata verify toy --{}", "sgdata compare {} --released toy",
+    "sgdata verify {}", "sgdata status {}", "sgdata verify toy --against {}", "sgdata verify toy --{}", "sgdata compare {} --released toy",
     "sgdata audit {}", "sgdata audit toy --dataset {}", "sgdata audit toy --edition {}", "sgdata audit toy --build {}",
     "sgdata split {} --out o", "sgdata draw-splits {} --out o.tsv.gz",
     "sgdata draw-splits toy --out o.tsv.gz --budget {}",

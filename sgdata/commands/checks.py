@@ -1,4 +1,4 @@
-"""Commands that check datasets and split them: `verify`, `compare`, `audit`, `split`."""
+"""Commands that check datasets and split them: `verify`, `status`, `compare`, `audit`, `split`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from sgdata.public_commands import Outcome, command
 if TYPE_CHECKING:
     from sgdata.audits.findings import AuditReport
     from sgdata.splits.blocks import SplitReport
+    from sgdata.status import Status
 
 T = TypeVar("T")
 
@@ -56,6 +57,21 @@ def verify(
         print("\n".join(map(one_line, differences)) or f"{path}: every file is as it was written")
 
     return Outcome(value=differences, show=show, document={"folder": path}, findings=tuple(differences))
+
+
+@command(app, epilog="Example: sgdata status out/build")
+def status(
+    path: Annotated[Path, typer.Argument(help="An output folder, finished or not, or a folder of several.")],
+) -> Outcome[list[Status]]:
+    """Say whether an output is finished, and of a running command its stage, progress and time left.
+
+    A running command notes them in the folder, where any machine that sees it can read them.
+    """
+    from sgdata import status as outputs
+
+    found = outputs.statuses(path)
+    show = partial(print, "\n".join(one_line(each.line) for each in found))
+    return Outcome(value=found, show=show, document={"outputs": found})
 
 
 @command(app, epilog="Example: sgdata compare out/build --released TUM_128.zip --out compare.json")

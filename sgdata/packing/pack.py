@@ -143,6 +143,9 @@ def pack(
                 totals.add(finished)
             else:
                 left.append(task)
+        if len(left) < len(shard_tasks):
+            kept = len(shard_tasks) - len(left)
+            progress.log.info("resumes with %d of %d shards already packed", kept, len(shard_tasks))
         ready = tasks.spool_members(left, source, out) if stream else left
         done = pool.run(_pack_shard, ready, workers=workers, cluster=cluster, folder=out)
         for part in progress.track(done, label=f"packing {recipe.dataset}", total=len(left)):

@@ -28,7 +28,7 @@ from sgmodel import distributed
 from sgmodel.checkpoints import cards, transfer
 from sgmodel.data import augment, band_selection, loader, mixture, normalise, seeded_random, windows
 from sgmodel.models import encoder, flops, mae
-from sgmodel.train import best_checkpoint, conclusion, loop, pictures, run_folder, training
+from sgmodel.train import best_checkpoint, conclusion, loop, pictures, run_folder, signals, training
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
 
@@ -207,7 +207,7 @@ def _train(setup: Setup, model: mae.MaskedAutoencoder, task: training.TrainingTa
             score(first)
         training.run(task, first, paths, report, ended=best.stalled)
     if not training.complete(task, paths, ended=best.stalled):
-        return training.STOPPED
+        return signals.stop_code()
     steps = run_folder.read_progress(paths.out).steps
     results = {"steps": steps, "split": test.split, "samples": len(test), **evaluate(setup, model, test)}
     conclusion.conclude(paths.out, "Pretraining", task.card, results, task.meter)

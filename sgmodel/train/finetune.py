@@ -19,7 +19,7 @@ from sgmodel import distributed
 from sgmodel.checkpoints import cards
 from sgmodel.data import augment, loader, normalise, windows
 from sgmodel.models import factory, flops, heads
-from sgmodel.train import best_checkpoint, conclusion, frozen_features, loop, nearness, run_folder, training
+from sgmodel.train import best_checkpoint, conclusion, frozen_features, loop, nearness, run_folder, signals, training
 from sgmodel.train.program import Mode
 
 if TYPE_CHECKING:
@@ -362,7 +362,7 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
             score(first)
         training.run(task, first, paths, report, ended=best.stalled)
     if not training.complete(task, paths, ended=best.stalled):
-        return training.STOPPED
+        return signals.stop_code()
     figures = scoring.conclude(paths.out)
     if scored.val in (None, scored.test):  # so that `checkpoint-best` always exists
         best.keep(task.model, task.card, _numbers(figures))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sgmodel.checkpoints.cards import ModelCard
     from sgmodel.train.run_paths import RunPaths
 
+log = logging.getLogger("sgdata")
 R = TypeVar("R")
 
 STOPPED = ExitCode.FINDINGS
@@ -303,6 +305,8 @@ def begin(task: TrainingTask, recipe: Any, paths: RunPaths) -> int:
             scaler = run_folder.read_progress(paths.out).scaler
             if scaler:
                 task.updates.scaler.load_state_dict(scaler)
+            if distributed.is_main_process():
+                log.info("%s: resumes at step %d of %d", paths.out, first, task.total)
         distributed.wait()  # until all ranks have read the checkpoint, which rank 0 may replace soon
     return first
 
