@@ -188,6 +188,22 @@ def test_attention_in_bf16_on_a_cpu_is_that_of_the_kernel(tokens: int) -> None:
         torch.testing.assert_close(ours.grad.float(), theirs.grad, rtol=0.1, atol=0.02 * float(theirs.grad.abs().max()))
 
 
+def test_attention_in_bf16_on_a_cpu_has_the_same_bits_on_any_number_of_threads() -> None:
+    before, gradients = torch.get_num_threads(), []
+    q, k, v = (torch.randn(2, 3, 300, 16, generator=torch.Generator().manual_seed(n)).bfloat16() for n in range(3))
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+            transformer.attend(*inputs).float().square().sum().backward()  # type: ignore[no-untyped-call]
+            gradients.append([x.grad for x in inputs])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=0, atol=0)
+
+
 def test_fresh_weights_are_the_papers() -> None:
     torch.manual_seed(0)
     config = dataclasses.replace(TINY, width=192, heads=4)

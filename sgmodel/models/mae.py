@@ -60,8 +60,9 @@ class Reconstruction(NamedTuple):
     Attributes:
         loss: Weighted sum of the two terms.
         loss_token: Token-to-token term, see `token_loss`.
-        loss_spectral: Spectral-to-spectral term, see `spectral_loss`.
-        pred: Predicted values (N, L, P), without gradient.
+        loss_spectral: Spectral-to-spectral term, see `spectral_loss`; 0 in training without it.
+        pred: Predicted values (N, L, P), without gradient; in training without a spectral term 0 for tokens that are
+            not removed.
         mask: 1 for removed tokens, else 0, (N, L).
         loss_band: Mean squared error of each band over the removed tokens, (C,), for logs; see `band_loss`.
     """
@@ -154,13 +155,51 @@ def normalised(target_NLP: Tensor) -> Tensor:
     return (target_NLP - mean) / (variance + 1e-6).sqrt()
 
 
+class _Errors(NamedTuple):
+    """Differences to targets, of which some values may be unknown.
+
+    Attributes:
+        all: Differences (N, L, P), 0 where the target is unknown.
+        known: Whether the target is known, (N, L, P).
+        squares: Sum of the squares over the pixels of each band of a token, (N, L, B).
+        counts: Number of known values in that sum, (N, L, B).
+    """
+
+    all: Tensor
+    known: Tensor
+    squares: Tensor
+    counts: Tensor
+
+    def scattered(self, ids_NM: Tensor, mask_NL: Tensor) -> _Errors:
+        """Return the sums of tokens at the places `ids_NM` as sums of all tokens, 0 for the others."""
+        sums = (_scatter_tokens(x, ids_NM, mask_NL) for x in (self.squares, self.counts))
+        return _Errors(self.all, self.known, *sums)
+
+
+def _scatter_tokens(x_NMD: Tensor, ids_NM: Tensor, mask_NL: Tensor) -> Tensor:
+    zeros_NLD = x_NMD.new_zeros(*mask_NL.shape, x_NMD.shape[-1])
+    return zeros_NLD.scatter(1, ids_NM.unsqueeze(-1).expand_as(x_NMD), x_NMD)
+
+
+def _compute_errors(pred_NLP: Tensor, target_NLP: Tensor, bands: int) -> _Errors:
+    known = ~target_NLP.isnan()
+    error = torch.where(known, pred_NLP - target_NLP, 0.0)
+    squares, counts = (x.reshape(*x.shape[:-1], bands, -1).sum(-1) for x in (error.square(), known))
+    return _Errors(error, known, squares, counts)
+
+
 def token_loss(pred_NLP: Tensor, target_NLP: Tensor, mask_NL: Tensor) -> Tensor:
     """Compute the token-to-token term: the mean squared error of the removed tokens over the whole batch.
 
     As in all terms, values whose target is unknown (NaN) do not count, nor do tokens without a known value.
     """
-    error_NL, known_NL = _mean_square(_error(pred_NLP, target_NLP), target_NLP)
-    counted_NL = mask_NL * known_NL
+    return _token_loss(_compute_errors(pred_NLP, target_NLP, 1), mask_NL)
+
+
+def _token_loss(errors: _Errors, mask_NL: Tensor) -> Tensor:
+    known_NL = errors.counts.sum(-1)
+    counted_NL = mask_NL * (known_NL > 0)
+    error_NL = errors.squares.sum(-1) / known_NL.clamp(min=1)
     return (error_NL * counted_NL).sum() / counted_NL.sum().clamp(min=1)
 
 
@@ -170,35 +209,30 @@ def spectral_loss(pred_NLP: Tensor, target_NLP: Tensor, config: enc.EncoderConfi
     All tokens count, masked or not. For twelve bands in groups of three, the sums are B[u] + B[u+3] + B[u+6] + B[u+9]
     for u in 0..2.
     """
-    shape = (*_planes(pred_NLP, config), config.token_values)
+    return _spectral_loss(_compute_errors(pred_NLP, target_NLP, 1), config)
+
+
+def _spectral_loss(errors: _Errors, config: enc.EncoderConfig) -> Tensor:
+    shape = (-1, config.times, config.planes // config.times, config.side**2, config.token_values)
     # Summing the differences instead of subtracting the sums needs one tensor of this size instead of two.
-    error_NTSP = _error(pred_NLP, target_NLP).reshape(shape).sum(2)
-    known = (~target_NLP.isnan()).reshape(shape).any(2).sum()
+    error_NTSP = errors.all.reshape(shape).sum(2)
+    known = errors.known.reshape(shape).any(2).sum()
     return error_NTSP.square().mean() * (error_NTSP.numel() / known.clamp(min=1))
 
 
 def band_loss(pred_NLP: Tensor, target_NLP: Tensor, mask_NL: Tensor, config: enc.EncoderConfig) -> Tensor:
     """Compute the mean squared error (C,) of each band over its removed tokens; NaN for a band without any."""
-    shape = (*_planes(pred_NLP, config), config.group_bands, config.patch_px**2)
-    error, known = _mean_square(_error(pred_NLP, target_NLP).reshape(shape), target_NLP.reshape(shape))
-    counted = mask_NL.reshape(*shape[:4], 1) * known
-    return ((error * counted).sum((0, 1, 3)) / counted.sum((0, 1, 3))).flatten()
+    return _band_loss(_compute_errors(pred_NLP, target_NLP, config.group_bands), mask_NL, config)
 
 
-def _error(pred: Tensor, target: Tensor) -> Tensor:
-    """Return the differences, 0 where the target is unknown."""
-    return torch.where(target.isnan(), 0.0, pred - target)
-
-
-def _mean_square(error: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean square over the known values of the last axis, and whether there is any."""
-    known = (~target.isnan()).sum(-1)
-    return error.square().mean(-1) * (error.shape[-1] / known.clamp(min=1)), known > 0
-
-
-def _planes(tokens_NLP: Tensor, config: enc.EncoderConfig) -> tuple[int, int, int, int]:
-    """Return the shape (N, T, G, S) into which (N, L) unfolds."""
-    return len(tokens_NLP), config.times, config.planes // config.times, config.side**2
+def _band_loss(errors: _Errors, mask_NL: Tensor, config: enc.EncoderConfig) -> Tensor:
+    counted_NLB = mask_NL.unsqueeze(-1) * (errors.counts > 0)
+    error_NLB = errors.squares / errors.counts.clamp(min=1) * counted_NLB
+    error, counted = (
+        x.reshape(-1, config.times, config.planes // config.times, config.side**2, config.group_bands).sum((0, 1, 3))
+        for x in (error_NLB, counted_NLB)
+    )
+    return (error / counted).flatten()
 
 
 # --- the model -----------------------------------------------------------------------------
@@ -255,20 +289,26 @@ class MaskedAutoencoder(nn.Module):
         ids_keep_NK = MASKINGS[self.objective.masking](noise, self.config.planes, ratio)
         mask_NL = torch.ones_like(noise, dtype=torch.float32).scatter(1, ids_keep_NK, 0.0)
         latent_NKD = self.norm(enc.encode(self, images, ids_keep_NK))
-        pred_NLP = self.decode(latent_NKD, ids_keep_NK)
-        target = images if seen is None else images.where(seen, float("nan"))
-        return self.compare(pred_NLP, enc.patchify(target, self.config), mask_NL)
+        target_NLP = enc.patchify(images if seen is None else images.where(seen, float("nan")), self.config)
+        ids_NM = None
+        if torch.is_grad_enabled() and not self.objective.weight_spectral:
+            # The token term alone needs no other predictions than those of removed tokens.
+            removed = self.config.tokens - ids_keep_NK.shape[1]
+            ids_NM = mask_NL.argsort(dim=1, descending=True, stable=True)[:, :removed]
+            target_NLP = enc.select_tokens(target_NLP, ids_NM)
+        return self.compare(self.decode(latent_NKD, ids_keep_NK, ids_NM), target_NLP, mask_NL, ids_NM)
 
-    def decode(self, latent_NKD: Tensor, ids_keep_NK: Tensor) -> Tensor:
+    def decode(self, latent_NKD: Tensor, ids_keep_NK: Tensor, ids_NM: Tensor | None = None) -> Tensor:
         """Decode kept tokens, with the mask token in all other places, into the values of all tokens.
 
         Args:
             latent_NKD: Encoded tokens (N, K, D), behind the class token if the encoder has one. The decoder attends to
                 it too, so that it is trained.
             ids_keep_NK: Places of the tokens, (N, K).
+            ids_NM: Places of the tokens to predict, None for all.
 
         Returns:
-            Predicted values (N, L, P).
+            Predicted values (N, L, P), or those of `ids_NM`.
         """
         # Scattering into mask tokens equals the released code's append and unshuffle, without sorting the ids back.
         first = int(self.config.class_token)
@@ -277,26 +317,35 @@ class MaskedAutoencoder(nn.Module):
         x_NLM = everywhere_NLM.scatter(1, ids_keep_NK.unsqueeze(-1).expand_as(visible_NKM), visible_NKM)
         x_NLM = x_NLM + enc.positions(self, "decoder_")
         x_NLM = self.decoder_blocks(torch.cat([class_N1M, x_NLM], dim=1) if first else x_NLM)
-        pred: Tensor = self.decoder_pred(self.decoder_norm(x_NLM[:, first:]))
+        x_NLM = x_NLM[:, first:] if ids_NM is None else enc.select_tokens(x_NLM[:, first:], ids_NM)
+        pred: Tensor = self.decoder_pred(self.decoder_norm(x_NLM))
         return pred
 
-    def compare(self, pred_NLP: Tensor, target_NLP: Tensor, mask_NL: Tensor) -> Reconstruction:
-        """Compute both terms of the loss, in float32 whatever the precision of the prediction.
+    def compare(
+        self, pred_NLP: Tensor, target_NLP: Tensor, mask_NL: Tensor, ids_NM: Tensor | None = None
+    ) -> Reconstruction:
+        """Compute both terms of the loss, in float32 for predictions in half precision.
 
         Args:
             pred_NLP: Predicted values (N, L, P).
             target_NLP: Values of the images (N, L, P), NaN where they are unknown.
             mask_NL: 1 for removed tokens, else 0.
+            ids_NM: Places of the tokens whose values are given, None for all.
 
         Returns:
             The loss and its terms, with the prediction and the mask.
         """
-        pred, target = pred_NLP.float(), target_NLP.float()
-        token_target = normalised(target) if self.objective.norm_pix else target
-        token = token_loss(pred, token_target, mask_NL)
-        spectral = spectral_loss(pred, target, self.config)
+        pred, target = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (pred_NLP, target_NLP))
+        bands = self.config.group_bands
+        errors = raw = _compute_errors(pred, target, bands)
+        if self.objective.norm_pix:
+            errors = _compute_errors(pred, normalised(target), bands)
+        spectral = _spectral_loss(raw, self.config) if ids_NM is None else torch.zeros_like(mask_NL[0, 0])
+        if ids_NM is not None:
+            errors, pred = errors.scattered(ids_NM, mask_NL), _scatter_tokens(pred.detach(), ids_NM, mask_NL)
+        token = _token_loss(errors, mask_NL)
         loss = self.objective.weight_token * token + self.objective.weight_spectral * spectral
         with torch.no_grad():  # for logs only
-            bands = band_loss(pred, token_target, mask_NL, self.config)
+            each_band = _band_loss(errors, mask_NL, self.config)
         # Detached, as it is for pictures only: FSDP warns of views with a gradient, which might be written to.
-        return Reconstruction(loss, token, spectral, pred.detach(), mask_NL, bands)
+        return Reconstruction(loss, token, spectral, pred.detach(), mask_NL, each_band)

@@ -1,28 +1,32 @@
 """Pre-norm transformer blocks with full attention, as of ViT (Dosovitskiy et al., ICLR 2021).
 
-Shape suffixes: N images, L tokens, D width, A attention heads, E width of one head.
+Attention is computed by the kernel that was measured to be the fastest:
+
+| device, format | kernel | reason |
+| --- | --- | --- |
+| all but the next rows | torch's SDPA | flash and cuDNN attention on GPUs; in fp32 on CPUs as fast as the formula |
+| CPU, bf16, up to `SHORT` tokens | the formula, as torch operators | SDPA's backward pass takes 6 times as long |
+| CPU, bf16, more tokens | `_RecomputedAttention`: forward as SDPA | 0.8 of SDPA's time, and steady under load |
+
+Shape suffixes: N images, L tokens, D width, A attention heads, E width of one head, B images x heads.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 LAYER_NORM_EPS = 1e-6
-
-
-def attend(q_NALE: Tensor, k_NALE: Tensor, v_NALE: Tensor) -> Tensor:
-    """Compute softmax(q k^T E^-0.5) v of each head, (N, A, L, E)."""
-    if q_NALE.device.type != "cpu" or q_NALE.dtype != torch.bfloat16:
-        return functional.scaled_dot_product_attention(q_NALE, k_NALE, v_NALE)  # its default scale is E ** -0.5
-    # On a CPU torch's own kernel takes twice as long in bf16. Heads are computed in batches whose scores (2 MB) fit
-    # into the cache.
-    at_once = max(1, 2**20 // q_NALE.shape[2] ** 2)
-    parts = zip(*(torch.split(x.flatten(0, 1), at_once) for x in (q_NALE, k_NALE, v_NALE)), strict=True)
-    heads = [(q * q.shape[-1] ** -0.5 @ k.transpose(1, 2)).softmax(-1) @ v for q, k, v in parts]
-    return torch.cat(heads).reshape(q_NALE.shape)
+SHORT = 256
+"""Tokens up to which, in bf16 on a CPU, the scores of all heads are kept for the backward pass."""
 
 
 class Attention(nn.Module):
@@ -39,11 +43,18 @@ class Attention(nn.Module):
 
     def forward(self, x_NLD: Tensor) -> Tensor:
         """Transform tokens (N, L, D)."""
-        q_NALE, k_NALE, v_NALE = (
-            layer(x_NLD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v)
-        )
-        out: Tensor = self.proj(attend(q_NALE, k_NALE, v_NALE).transpose(1, 2).flatten(2))
+        out: Tensor = self.proj(attend(*self._project_qkv(x_NLD)).transpose(1, 2).flatten(2))
         return out
+
+    def _project_qkv(self, x_NLD: Tensor) -> Sequence[Tensor]:
+        """Return queries, keys and values, (N, A, L, E) each."""
+        layers = (self.q, self.k, self.v)
+        if any(type(layer) is not nn.Linear for layer in layers):  # an adapter such as LoRA, or another number format
+            return [layer(x_NLD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in layers]
+        # One product instead of three, whose gradients would be added up in memory.
+        weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+        out_NL3D = functional.linear(x_NLD, weight, bias)
+        return out_NL3D.reshape(*x_NLD.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
 
 class Mlp(nn.Module):
@@ -122,3 +133,95 @@ def recompute_activations(module: nn.Module) -> None:
     for block in module.modules():
         if isinstance(block, Block):
             block.recompute = True
+
+
+# --- attention on each device --------------------------------------------------------------
+
+
+def attend(q_NALE: Tensor, k_NALE: Tensor, v_NALE: Tensor) -> Tensor:
+    """Compute softmax(q k^T E^-0.5) v of each head, (N, A, L, E)."""
+    # Compilers fuse SDPA themselves, and cannot trace the threads of the other way.
+    if q_NALE.device.type != "cpu" or q_NALE.dtype != torch.bfloat16 or torch.compiler.is_compiling():
+        return functional.scaled_dot_product_attention(q_NALE, k_NALE, v_NALE)  # its default scale is E ** -0.5
+    if q_NALE.shape[2] <= SHORT:
+        scores_NALL: Tensor = q_NALE * q_NALE.shape[-1] ** -0.5 @ k_NALE.transpose(2, 3)
+        return scores_NALL.softmax(-1) @ v_NALE
+    out: Tensor = _RecomputedAttention.apply(q_NALE, k_NALE, v_NALE)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _RecomputedAttention(torch.autograd.Function):
+    """Attention whose backward pass computes the probabilities anew, a few heads at a time (Dao et al., 2022).
+
+    Probabilities and their gradients are one matrix product each, followed by one pass over its result: terms that
+    are constant per query ride along as two more columns of the factors.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_NALE: Tensor, k_NALE: Tensor, v_NALE: Tensor) -> Tensor:
+        out_NALE: Tensor
+        # What SDPA calls, but it also returns the logarithm of each query's sum of exponentials.
+        out_NALE, log_sum_NAL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q_NALE, k_NALE, v_NALE)
+        ctx.save_for_backward(q_NALE, k_NALE, v_NALE, out_NALE, log_sum_NAL)
+        return out_NALE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_NALE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q_NALE, k_NALE, v_NALE, out_NALE, log_sum_NAL = ctx.saved_tensors
+        images, _, tokens, width = q_NALE.shape
+        scale = width**-0.5
+        # exp(score - log_sum) is small if attention is spread out, and its exponent then a large number, which bf16
+        # holds coarsely. Probabilities are computed times the root of L, to the power of two, and gradients divided.
+        power = round(math.log2(tokens) / 2)
+        mean_NAL = (g_NALE * out_NALE).sum(-1, dtype=torch.float32)  # of the gradient, weighted by the probabilities
+        ones_NAL2 = torch.ones_like(q_NALE[..., :2])
+        keys = torch.cat([k_NALE, ones_NAL2], -1).flatten(0, 1)
+        values = torch.cat([v_NALE, ones_NAL2], -1).flatten(0, 1)
+        queries = torch.cat([q_NALE * scale, _split_bf16(power * math.log(2) - log_sum_NAL)], -1).flatten(0, 1)
+        gradients = (torch.cat([g_NALE, _split_bf16(-mean_NAL)], -1) * 2.0**-power).flatten(0, 1)
+        k_BEL = (k_NALE * scale).flatten(0, 1).transpose(1, 2).contiguous()
+        dq_BEL = torch.empty_like(k_BEL)
+        dk_BLE, dv_BLE = q_NALE.new_empty(2, len(keys), tokens, width).unbind()
+        buffers_T2LL = q_NALE.new_empty(torch.get_num_threads(), 2, tokens, tokens)
+
+        def compute(heads: Iterable[int], thread: int) -> None:
+            p_1LL, ds_1LL = buffers_T2LL[thread].unsqueeze(1)  # (key, query)
+            for one in (slice(head, head + 1) for head in heads):
+                torch.bmm(keys[one], queries[one].transpose(1, 2), out=p_1LL).exp_()
+                torch.bmm(p_1LL, gradients[one, :, :width], out=dv_BLE[one])
+                torch.bmm(values[one], gradients[one].transpose(1, 2), out=ds_1LL).mul_(p_1LL)
+                torch.bmm(ds_1LL, queries[one, :, :width], out=dk_BLE[one])
+                torch.bmm(k_BEL[one], ds_1LL, out=dq_BEL[one])
+
+        _divide_among_threads(len(keys), compute)
+        dq, dk, dv = (x.unflatten(0, (images, -1)) for x in (dq_BEL.transpose(1, 2), dk_BLE, dv_BLE))
+        return dq, dk, dv
+
+
+def _divide_among_threads(count: int, compute: Callable[[Iterable[int], int], None]) -> None:
+    """Let each of torch's threads compute items of its own, without waiting for the others in every operator.
+
+    With twelve other processes on two cores that waiting took ten times the CPU time of the computation.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return compute(range(count), 0)
+    left = iter(range(count))
+
+    def work(thread: int) -> None:
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            compute(left, thread)
+
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(threads)))
+    finally:
+        torch.set_num_threads(threads)  # of operators in new threads, for which the last call counts
+
+
+def _split_bf16(values: Tensor) -> Tensor:
+    """Return float32 values (...) as the sum of two bf16 values each, (..., 2)."""
+    high = values.bfloat16()
+    return torch.stack([high, (values - high).bfloat16()], -1)

@@ -238,7 +238,9 @@ def objective(setup: Setup, forward: nn.Module, batch: loader.Batch) -> dict[str
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
     images, seen = _view(setup, batch, geometry)
     result: mae.Reconstruction = forward(images, noise=_noise(setup, batch), ratio=recipe.mask_ratio, seen=seen)
-    terms = {"loss": result.loss, "loss_token": result.loss_token, "loss_spectral": result.loss_spectral}
+    terms = {"loss": result.loss, "loss_token": result.loss_token}
+    if recipe.objective.weight_spectral:
+        terms["loss_spectral"] = result.loss_spectral
     # A spectral group may stay visible in every sample: its bands then have no error (NaN).
     bands = result.loss_band.nan_to_num(0.0)
     return terms | {f"loss_{name}": error for name, error in zip(recipe.bands, bands, strict=True)}
