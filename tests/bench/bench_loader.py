@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,29 @@ from sgdata.shards import tar_format
 from sgmodel.data import loader
 
 SAMPLES, BATCH, REPEATS = 1024, 64, 5
+ROUNDS = 200
 EPOCHS = 4  # of ours in a pass: its buffers are made once a run, which is not once in a thousand samples
 MEMBERS = ("image_10m", "image_20m", "image_60m")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """A share of the CPU time by many paired measurements: their median, and its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, shares: list[float]) -> Cost:
+        """Return the median of measurements and its interval by order statistics, which assumes no distribution."""
+        ordered, count = sorted(shares), len(shares)
+        reach = 0.98 * count**0.5
+        low, high = max(int(count / 2 - reach), 0), min(int(count / 2 + reach), count - 1)
+        return cls(median=ordered[count // 2], low=ordered[low], high=ordered[high])
+
+    def __str__(self) -> str:
+        return f"{self.median:+.1%} ({self.low:+.1%} to {self.high:+.1%})"
 
 
 def opened(folder: Path) -> loader.Samples:
@@ -42,17 +63,17 @@ def one_of_two(job: tuple[Path, int]) -> float:
     return rate(lambda: ours(source, 1, rank=job[1], world=2))[0]
 
 
-def checksum_cost(folder: Path) -> tuple[float, float]:
-    """Return the CPU time that checksums add to the first epoch and to a later one, as shares."""
+def checksum_cost(folder: Path, rounds: int = ROUNDS) -> tuple[Cost, Cost]:
+    """Return the CPU time that checksums add to the first epoch and to a later one."""
     source = opened(folder)
     plan = [np.arange(at, at + BATCH) for at in range(0, SAMPLES, BATCH)]
     members = source.members
     without = {name: replace(member, crc32=[]) for name, member in members.items()}
 
-    def epoch(*, new: bool, checked: bool) -> float:
-        """Return the CPU seconds of an epoch; `new`: as the first of a process."""
-        source.members = members if checked else without
-        for name in members if new else ():
+    def epoch(kind: str) -> float:
+        """Return the CPU seconds of all threads for an epoch: without checksums, the first of a process, or later."""
+        source.members = without if kind == "without" else members
+        for name in members if kind == "first" else ():
             source._verified[name] = bytearray(SAMPLES)
         began = time.process_time()
         for samples in plan:
@@ -60,11 +81,16 @@ def checksum_cost(folder: Path) -> tuple[float, float]:
             source.fill(samples.tolist(), targets)
         return time.process_time() - began
 
-    # In turn, so that other work on the machine disturbs all alike; the least is the undisturbed one.
-    kinds = ((False, False), (True, True), (False, True))
-    times = [[epoch(new=new, checked=checked) for new, checked in kinds] for _ in range(4 * REPEATS)]
-    plain, first, later = (min(column) for column in zip(*times, strict=True))
-    return first / plain - 1, later / plain - 1
+    epoch("first")
+    ratios: dict[str, list[float]] = {"first": [], "later": []}
+    kinds = ("without", "first", "later")
+    for number in range(rounds):
+        # Each round compares epochs that follow each other, in every order: what else runs on the machine takes
+        # caches and clock rate from all three alike.
+        times = {kind: epoch(kind) for kind in (*kinds[number % 3 :], *kinds[: number % 3])}
+        for kind, found in ratios.items():
+            found.append(times[kind] / times["without"] - 1)
+    return Cost.of(ratios["first"]), Cost.of(ratios["later"])
 
 
 def webdataset(folder: Path) -> int:
@@ -125,7 +151,7 @@ def rows() -> list[tuple[str, str, str, str]]:
             found.append((label, "webdataset on the same tars", ">= 6x", figure))
         quick = place / "quick"
         first, later = checksum_cost(quick)
-        figure = f"{first:+.1%} in the first epoch, {later:+.1%} in later ones"
+        figure = f"{first} in the first epoch, {later} in later ones"
         found.append(("loader with checksums", "without", "<= 30 %, <= 1 %", figure))
         source = opened(quick)
         two = rate(lambda: ours(source, 2))[0]
