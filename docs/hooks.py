@@ -88,7 +88,7 @@ def command_section(name: str, command: Any) -> Iterator[str]:
     yield f"{plain(command.help)}\n"
     yield f"```text\n{' '.join([name, *words, '[OPTIONS]'])}\n```\n"
     if parameters:
-        yield "| | | default |\n|---|---|---|"
+        yield "| argument or option | meaning | default |\n|---|---|---|"
     for parameter in [
         *arguments,
         *(each for each in parameters if each not in arguments),

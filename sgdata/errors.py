@@ -6,8 +6,9 @@
     ├── ServiceError       a server is unreachable, refuses, or answers in part
     └── OutputError        an output cannot be written, is in use, or does not verify
 
-Exceptions of the system and of libraries, where no caller names their cause, become such a line too (`foreign`). Any
-other exception is a bug in this project: Python prints its traceback and exits with code 1.
+Exceptions of the system and of libraries, where no caller names their cause, become such a line too
+(`describe_library_error`). Any other exception is a bug in this project: Python prints its traceback and exits with
+code 1.
 """
 
 import errno

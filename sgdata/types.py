@@ -333,7 +333,7 @@ class Contract:
     # Of samples, not of shards: the same samples in shards of another size are the same data.
     fingerprint: str
 
-    # What models see in place of no data, in stored units, whatever number or mask marks it in files: that of ESA's
+    # Input of models in place of no data, in stored units, whatever number or mask marks it in files: that of ESA's
     # products by default. Models for these data get the same in training, scoring and prediction.
     fill: float = 0.0
     # A Web Mercator grid has "10 m" pixels of 6.4 m at 50 degrees of latitude.

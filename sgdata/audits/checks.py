@@ -1,4 +1,4 @@
-"""Checks of an audit: from facts about every sample to findings. Pure; `gather` reads the pixels.
+"""Checks of an audit: from facts about every sample to findings. Pure; `collect_evidence` reads the pixels.
 
 A finding is a defect that users should know before training, and that no clean dataset of the kind has. A check
 without enough samples or data is undecided or not applicable, not passed.

@@ -26,7 +26,13 @@ CLASSES = 13
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedWindow:
-    """Released window: its name, image (10, 128, 128) and train indices (128, 128), None without a label file."""
+    """A released window of SegMunich.
+
+    Attributes:
+        name: name of its files, without the ending.
+        image: (10, 128, 128) DN.
+        labels: (128, 128) train indices; None without a label file.
+    """
 
     name: str
     image: Array

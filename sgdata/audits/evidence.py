@@ -98,7 +98,13 @@ class FootprintGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Days:
-    """ISO dates of the first image, the last image and the labels."""
+    """Days of images and labels, ISO.
+
+    Attributes:
+        first: day of the first image.
+        last: day of the last image.
+        labels: day of the labels.
+    """
 
     first: str
     last: str
@@ -107,7 +113,16 @@ class Days:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditEvidence:
-    """Input of the checks. `unread` lists (key or file, reason)."""
+    """Input of the checks.
+
+    Attributes:
+        kind: what is audited.
+        contract: contract of the dataset.
+        facts: facts of each sample that could be read.
+        totals: sums over all samples.
+        unread: key or file, and reason, of each sample that could not be read.
+        days: days of images and labels; None without a lock.
+    """
 
     kind: Kind
     contract: Contract

@@ -32,9 +32,13 @@ LOST_NAMED, LOST_AT_ONCE = 20, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One scene of the plan: its item in the lock, the windows to stage, and what is staged of it so far.
+    """One scene of the plan.
 
-    `evidence` is None until all bands are staged.
+    Attributes:
+        item: its item in the lock.
+        request: windows to stage.
+        scene: what is staged so far.
+        evidence: evidence for its offset; None until all bands are staged.
     """
 
     item: Item

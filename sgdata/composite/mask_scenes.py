@@ -21,7 +21,14 @@ from sgdata.types import Array, Grid, Window
 
 @dataclass(frozen=True, kw_only=True)
 class MaskJob:
-    """All that decides the clear masks of an area, on the grid of the mask layers; `folder` keeps them."""
+    """All that decides the clear masks of an area.
+
+    Attributes:
+        grid: grid of the mask layers.
+        settings: settings of masks.
+        reach_m: distance in metres up to which the distance to clouds is needed.
+        folder: folder that keeps the masks.
+    """
 
     grid: Grid
     settings: cloud_masks.MaskSettings

@@ -34,7 +34,12 @@ _LFS = b"version https://git-lfs"
 
 @dataclass(frozen=True, kw_only=True)
 class MemberListing:
-    """Usable members of a source, sorted by name, and rejected ones with the reason."""
+    """Members of a source.
+
+    Attributes:
+        members: usable members, sorted by name.
+        rejected: name and reason of each member that cannot be used.
+    """
 
     members: tuple[SourceMember, ...]
     rejected: tuple[tuple[str, str], ...] = ()

@@ -1,4 +1,4 @@
-"""Read images of one's own: a table with a GeoTIFF a row and, where there are labels, a mask or the name of a class.
+"""Read the user's own images: a table with a GeoTIFF a row and, where there are labels, a mask or a class name.
 
 The format of the table is that of `sgdata.datasets.sample_tables`, with the column `image`.
 """

@@ -151,7 +151,7 @@ class Licence:
     Attributes:
         labels: licence of the labels.
         pixels: licence of the pixels.
-        redistribution: whether shards may be passed on; "owner" for data of one's own, whose owner says so.
+        redistribution: whether shards may be passed on; "owner" for the user's own data, whose owner decides.
         note: conditions.
     """
 

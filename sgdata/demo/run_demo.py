@@ -22,7 +22,17 @@ log = logging.getLogger("sgdata")
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """Size of the city, and changes to the recipes of the demo (`--set` texts per program)."""
+    """Size of the city, and changes to the recipes of the demo.
+
+    Attributes:
+        size_km: side of the city.
+        dates: number of acquisition dates.
+        seed: seed of the simulation.
+        pretrain: `--set` texts of the pretraining.
+        segment: `--set` texts of the segmentation model.
+        linear: `--set` texts of the per-pixel linear model.
+        build: `--set` texts of the build.
+    """
 
     size_km: float = 8.0
     dates: int = 12

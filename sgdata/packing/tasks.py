@@ -25,7 +25,18 @@ SPOOL = ".spool"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """Everything a worker needs to pack one shard; `spooled`: its members were copied out of a compressed tar."""
+    """All that a worker needs to pack one shard.
+
+    Attributes:
+        name: name of the tar.
+        refs: samples of the shard, in order.
+        source: path of the dataset.
+        out: folder of the shards.
+        recipe: recipe.
+        contract: contract of the dataset.
+        fingerprint: SHA-256 of all that decides the bytes of the shard.
+        spooled: whether its members were copied out of a compressed tar.
+    """
 
     name: str
     refs: tuple[SampleRef, ...]
@@ -106,9 +117,12 @@ def _file(root: Path, member: SourceMember) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Spool:
-    """Members of one shard of a compressed tar, collected one after the other in the file `path`.
+    """Members of one shard of a compressed tar, collected in one file.
 
-    `offsets` maps the offset of a member in the tar to its offset in the file.
+    Attributes:
+        task: the shard.
+        path: the file.
+        offsets: offset in the file by offset in the tar.
     """
 
     task: ShardTask

@@ -23,7 +23,14 @@ SCRIPT = "bokeh.min.js"
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An image file next to the page, with a description in words (`alt`)."""
+    """An image file next to the page.
+
+    Attributes:
+        file: path of the file, relative to the page.
+        title: heading.
+        caption: text below.
+        alt: description in words.
+    """
 
     file: str
     title: str
@@ -33,7 +40,15 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A figure of `pages.charts`; `label` describes it in words."""
+    """A figure of `pages.charts`.
+
+    Attributes:
+        title: heading.
+        figure: figure as JSON.
+        label: description in words.
+        keys: colour and name of each line.
+        caption: text below.
+    """
 
     title: str
     figure: str
@@ -44,7 +59,14 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """Shares between 0 and 1 as bars: a line is (name, colour, one value per column), None where there is no figure."""
+    """Shares between 0 and 1 as bars.
+
+    Attributes:
+        title: heading.
+        columns: heads of the columns.
+        bars: name, colour, and a share per column, None where there is no figure.
+        caption: text below.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -54,7 +76,14 @@ class Bars:
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """A confusion matrix: counts with a row per true class and a column per predicted one."""
+    """A confusion matrix.
+
+    Attributes:
+        title: heading.
+        names: names of the classes.
+        counts: a row per true class, a column per predicted one.
+        caption: text below.
+    """
 
     title: str
     names: tuple[str, ...]
@@ -64,7 +93,14 @@ class Matrix:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table: column heads and rows of texts."""
+    """A table of texts.
+
+    Attributes:
+        title: heading.
+        columns: heads of the columns.
+        rows: a text per column.
+        caption: text below.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -76,8 +112,15 @@ class Table:
 class Map:
     """Map layers with the values of every pixel.
 
-    `spec` is read by `page.js`; `figure` and `spectrum` are charts; `presets` name three bands each; `keys` are
-    (colour, name) pairs by layer.
+    Attributes:
+        title: heading.
+        figure: chart of the map.
+        spectrum: chart of the values of a pixel.
+        spectrum_keys: colour and name of each line of the spectrum.
+        spec: layers and tiles, read by `page.js`.
+        presets: three bands by name of the preset.
+        keys: colour and name of each value, by layer.
+        caption: text below.
     """
 
     title: str
@@ -92,7 +135,13 @@ class Map:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleCard:
-    """One sample: pictures as (file, alt), and its values by filter."""
+    """One sample.
+
+    Attributes:
+        title: heading.
+        pictures: file and description of each picture.
+        values: values by name of the filter.
+    """
 
     title: str
     pictures: tuple[tuple[str, str], ...]
@@ -101,7 +150,15 @@ class SampleCard:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Cards that can be filtered by their values."""
+    """Cards that can be filtered by their values.
+
+    Attributes:
+        title: heading.
+        cards: cards.
+        filters: names of the filters.
+        caption: text below.
+        keys: colour and name of each class.
+    """
 
     title: str
     cards: tuple[SampleCard, ...]

@@ -29,7 +29,13 @@ _FIRST = 0x2A00
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """One band of one raster, by the name that the page gives it."""
+    """One band of one raster.
+
+    Attributes:
+        name: name on the page.
+        path: the raster.
+        band: number of the band, from 1.
+    """
 
     name: str
     path: Path
@@ -38,7 +44,13 @@ class Plane:
 
 @dataclass(frozen=True, kw_only=True)
 class TilePyramid:
-    """Planes as stored in a folder: every `step`-th value of each, and all values in tiles where `step` > 1."""
+    """Planes as stored in a folder.
+
+    Attributes:
+        shape: height and width in pixels.
+        step: the overview has every `step`-th value; where it exceeds 1, tiles have all values.
+        overview: overview by name of the plane.
+    """
 
     shape: tuple[int, int]
     step: int

@@ -43,7 +43,12 @@ class Georeference:
 
 @dataclass(frozen=True, kw_only=True)
 class TiffImage:
-    """Pixels (C, H, W) in the file's own dtype, native byte order; `place` is None without a georeference."""
+    """Pixels of a TIFF and their place.
+
+    Attributes:
+        pixels: (C, H, W) in the file's own dtype, native byte order.
+        place: georeference; None if there is none.
+    """
 
     pixels: Array
     place: Georeference | None

@@ -38,7 +38,12 @@ def read_geometries(path: Path, *, bounds: Bounds | None = None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """A feature of a file: its name, or its number from 1, and its geometry in EPSG:4326 (None if it has none)."""
+    """A feature of a vector file.
+
+    Attributes:
+        name: its name, or its number from 1.
+        geometry: geometry in EPSG:4326; None if it has none.
+    """
 
     name: str
     geometry: Any

@@ -33,7 +33,7 @@ class ReleaseOrder:
         out: output folder.
         build: build that the shards were packed from.
         private: whether data that must not be passed on are allowed.
-        licence: licence of data of one's own, as their owner states it.
+        licence: licence of the user's own data, as their owner states it.
         published: ISO date for the metadata.
         register: folder of `releases/`; None for no entry.
         archive: whether to write a tar file too.

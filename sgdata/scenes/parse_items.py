@@ -260,7 +260,7 @@ def _zone(number: str, letters: str) -> str:
 
 @cache
 def _known(crs: str) -> str:
-    """Return a CRS that PROJ knows. Raises SourceError for any other."""
+    """Return a CRS that PROJ supports. Raises SourceError for any other."""
     from pyproj import CRS
     from pyproj.exceptions import CRSError
 

@@ -43,7 +43,14 @@ Found = pystac.Item | Unusable
 
 @dataclass(frozen=True, kw_only=True)
 class ItemQuery:
-    """Search parameters for servers; static catalogues return all items."""
+    """Search parameters for servers; static catalogues return all items.
+
+    Attributes:
+        collection: id of the collection.
+        bounds: west, south, east, north in degrees.
+        first: first day.
+        last: last day, included.
+    """
 
     collection: str
     bounds: Bounds

@@ -31,7 +31,29 @@ class Asset:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One granule of one acquisition; `time` is UTC to the second, `assets` are by band name, `SCL`, `cloud`."""
+    """One granule of one acquisition.
+
+    Attributes:
+        id: id of the item.
+        collection: id of the collection.
+        provider: provider whose names of assets the item has; empty where only the footprint could be read.
+        time: start of the acquisition, UTC to the second.
+        platform: satellite.
+        tile: MGRS tile.
+        orbit: relative orbit.
+        datatake: id of the datatake.
+        baseline: processing baseline.
+        generated: time of processing.
+        crs: CRS of the files; None if the item does not say.
+        bbox: west, south, east, north in degrees.
+        cloud_cover: per cent by the item; None if it does not say.
+        assets: files by band name, `SCL` and `cloud`.
+        product: address of the product metadata (XML); None if the item has none.
+        declared_offset: offset to add to DN by the first band of the item: often wrong, so it is compared and not
+            simply followed.
+        offset_applied: whether the item says that the provider has added the offset to the pixels; None if it does not
+            say.
+    """
 
     id: str
     collection: str
@@ -48,11 +70,8 @@ class Scene:
     cloud_cover: float | None
     assets: dict[str, Asset]
     product: str | None = None
-    """Href of the product metadata (XML), if the item has them."""
     declared_offset: int | None = None
-    """Offset to add to DN by the first band of the item: often wrong, so it is compared and not simply followed."""
     offset_applied: bool | None = None
-    """Whether the item says that the provider has added the offset to the pixels; None if it does not say."""
 
     @property
     def acquisition(self) -> tuple[str, str, int, str]:

@@ -75,7 +75,7 @@ def bands(means: Mapping[str, float]) -> str:
     if {"B11", "B12"} <= means.keys() and means["B12"] > 1.05 * means["B11"]:
         wrong.append("B12 is above B11")
     if means.get("B10", 0.0) > 100:
-        wrong.append(f"B10 is {means['B10']:.0f}, the cirrus band sees no ground")
+        wrong.append(f"B10 is {means['B10']:.0f}, the cirrus band shows no ground")
     return "; ".join(wrong) or ("as named" if means else "undecided")
 
 

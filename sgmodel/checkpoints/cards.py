@@ -158,7 +158,7 @@ def make_card(model: nn.Module, contract: Contract, normalisation: normalise.Nor
 
     Args:
         model: The model, not wrapped for several processes.
-        contract: Contract of the bands that the model sees.
+        contract: Contract of the input bands of the model.
         normalisation: Normalisation of the stored pixels.
         recipe: Recipe of the run, a frozen dataclass.
     """
@@ -187,7 +187,7 @@ def fill(
     Args:
         model: The model to fill.
         weights: A checkpoint folder or a file of weights.
-        contract: Contract of the bands that the model sees.
+        contract: Contract of the input bands of the model.
         normalisation: Normalisation of the stored pixels.
         accept: Names of contract fields (and "normalisation") that may differ.
         tables: What to do with position tables of another image size.

@@ -303,7 +303,7 @@ def erase(x: Tensor, recipe: MixRecipe, samples: Tensor, epoch: Tensor, *, seed:
         return x
     count = 2 * ATTEMPTS + 3
     u = seeded_random.uniform(samples, count, seed=seed, epoch=epoch, stream=seeded_random.Stream.ERASE).double()
-    # Areas are shares of the cropped image that the model sees, not of the scene.
+    # Areas are shares of the cropped input, not of the scene.
     valid_size = torch.tensor(x.shape[-2:]).expand(len(x), 2)
     boxes, fits = _within(valid_size, u, recipe.erase_area, recipe.erase_aspect)
     chosen = fits & (u[:, -1:] < recipe.erase)

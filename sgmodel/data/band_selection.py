@@ -96,7 +96,7 @@ def find_indices(contract: Contract, names: Sequence[str], policy: Policy = "ref
 def select(images: Tensor, band_indices: Sequence[int]) -> Tensor:
     """Select bands of images (N, C, H, W) float; the index MEAN gives the mean of the others selected."""
     if MEAN in band_indices:
-        # Of the selected bands only: shards may hold others, such as B10, that the model never sees.
+        # Of the selected bands only: shards may hold others, such as B10, that are no input of the model.
         stored = sorted(set(band_indices) - {MEAN})
         images = torch.cat([images, images[:, stored].nanmean(dim=1, keepdim=True)], dim=1)
     # One by one: indexing by a list would make the host wait for the device.

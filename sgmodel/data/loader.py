@@ -73,7 +73,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchIndices:
-    """The sample numbers of one batch and the epoch of each, (N,) int64."""
+    """Sample numbers of one batch, and the epoch of each, (N,) int64."""
 
     samples: NDArray[np.int64]
     epoch: NDArray[np.int64]

@@ -35,7 +35,7 @@ class Predictor:
         launch: Device and precision.
         ground_px: Side of the tiles cut from a scene.
         px: Side of the input images, which differs from `ground_px` for a model trained on enlarged scenes.
-        zoom: Share of the side of such scenes that the model sees, see `of_scenes`.
+        zoom: Share of the side of such scenes that is the input of the model, see `predict_scenes`.
     """
 
     model: nn.Module
@@ -95,7 +95,7 @@ class Predictor:
 
 
 def views(x: Tensor, geometry: augment.Geometry, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield what a model with images of `size` sees of whole scenes.
+    """Yield the inputs of a model with images of `size` that are made from whole scenes.
 
     Args:
         x: (N, C, H, W) scenes.
@@ -126,7 +126,7 @@ def predict_scenes(model: nn.Module, x: Tensor, valid_size: Tensor, size: int, *
         x: (N, C, H, W) normalised scenes.
         valid_size: (N, 2) height and width of each; the rest is padding.
         size: Side of the images in pixels.
-        zoom: Share of the side of a resized scene that the model sees; None resizes whole scenes, 1.0 none: smaller
+        zoom: Share of the side of a resized scene that is the input; None resizes whole scenes, 1.0 none: smaller
             ones are padded, and the logits of larger ones are the mean of their windows.
     """
     if zoom != 1.0:

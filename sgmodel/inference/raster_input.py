@@ -77,7 +77,13 @@ class BandMapping:
 
 @dataclass(frozen=True, kw_only=True)
 class RasterScene:
-    """An open raster with its grid and its fit to a model."""
+    """An open raster.
+
+    Attributes:
+        grid: Its grid.
+        fit: Its bands in the order of the model.
+        dataset: The open file.
+    """
 
     grid: Grid
     fit: BandMapping

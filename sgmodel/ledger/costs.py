@@ -29,7 +29,13 @@ _Case = tuple[Program[Any], bytes, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class RunCost:
-    """Size of one run: parameters of the whole model, optimizer steps, floating-point operations."""
+    """Size of one run.
+
+    Attributes:
+        parameters: Parameters of the whole model.
+        steps: Optimizer steps.
+        flops: Floating-point operations.
+    """
 
     parameters: int
     steps: int

@@ -18,7 +18,12 @@ from sgmodel.models.factory import ModelRecipe
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """A SpectralGPT encoder alone."""
+    """A SpectralGPT encoder alone.
+
+    Attributes:
+        kind: Kind of model.
+        encoder: Configuration of the encoder.
+    """
 
     kind: Literal["encoder"] = "encoder"
     encoder: enc.EncoderConfig
@@ -44,7 +49,14 @@ class EncoderSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderSpec:
-    """SpectralGPT as pretrained: the encoder, its decoder, and what is masked and compared."""
+    """SpectralGPT as pretrained.
+
+    Attributes:
+        kind: Kind of model.
+        encoder: Configuration of the encoder.
+        decoder: Configuration of the decoder.
+        objective: What is masked and compared.
+    """
 
     kind: Literal["autoencoder"] = "autoencoder"
     encoder: enc.EncoderConfig
@@ -74,7 +86,14 @@ class AutoencoderSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastSpec:
-    """A baseline as pretrained by contrast."""
+    """A baseline as pretrained by contrast.
+
+    Attributes:
+        kind: Kind of model.
+        recipe: The backbone.
+        bands: Number of input bands.
+        objective: How views are made and compared.
+    """
 
     kind: Literal["contrast"] = "contrast"
     recipe: ModelRecipe

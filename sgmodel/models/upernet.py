@@ -30,7 +30,7 @@ class HeadConfig:
         dropout: Dropout in the fusion layers.
         skip: Width of a small convolution of the pixels that is added to the scores; 0 for none, as released. It sees
             structures narrower than a token, such as streets.
-        skip_layers: Number of its layers of 3x3 pixels: it sees windows of 2 x `skip_layers` + 1 pixels a side.
+        skip_layers: Number of its layers of 3x3 pixels: it covers windows of 2 x `skip_layers` + 1 pixels a side.
     """
 
     levels: tuple[int, int, int, int] = (256, 512, 1024, 2048)

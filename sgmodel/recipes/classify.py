@@ -167,7 +167,7 @@ def check(recipe: ClassifyRecipe, contract: Contract) -> None:
 
 
 def count_views(recipe: ClassifyRecipe, shape: tuple[int, ...] | None, px: int) -> int | None:
-    """Return the images of `px` that the model sees of a scene in a step; None where scenes have no one `shape`."""
+    """Return the number of images of `px` that a scene gives in a step; None where scenes have no one `shape`."""
     if recipe.zoom != 1.0 or recipe.augment.crop_area:
         return 1
     return math.prod(len(tiling.tile_starts(side, px, px)) for side in shape[-2:]) if shape else None
@@ -197,7 +197,7 @@ def objective(
 
 
 def views(setup: Setup, batch: loader.Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield what the model sees of the scenes of a batch, and the weight (N,) of each, see `predictor.views`."""
+    """Yield the inputs made from the scenes of a batch, and the weight (N,) of each, see `predictor.views`."""
     geometry = finetune.geometry(setup, batch)
     geometry = replace(geometry, zoom=geometry.zoom or setup.recipe.zoom != 1.0)
     yield from predictor.views(training.normalised_pixels(setup, batch), geometry, finetune.image_side(setup))

@@ -46,7 +46,7 @@ class ChangeRecipe(finetune.FinetuneRecipe, finetune.MapSettings):
         unchanged_factor: Factor on the weight of unchanged pixels; 1 balances the classes, the released code has 10.
         mode: Which weights are trained; or a detector of single pixels in place of the model: "logistic" or "boosting"
             of both dates (scikit-learn), or the spectral "angle" between them.
-        mean_px: Side of the windows whose means such a detector sees, in pixels; 1 for single pixels.
+        mean_px: Side of the windows whose means are the input of such a detector, in pixels; 1 for single pixels.
         threshold: Its probability of change from which a pixel has changed: "half", or "chosen" on training samples.
         drop_incomplete: Whether to leave windows of `scored` that do not fill a batch out of the score, as the released
             code does.

@@ -58,7 +58,7 @@ class PretrainRecipe:
     """Settings of a pretraining run.
 
     Attributes:
-        bands: Bands that the model sees, in its order.
+        bands: Input bands of the model, in its order.
         mask_ratio: Share of the tokens that are removed.
         picture_every: Steps between two scorings of held-out samples and pictures of them.
         val_split: Split that is scored during training, by which `checkpoint-best` is chosen; empty for `val` if the

@@ -5,7 +5,7 @@ r"""Fine-tune and score a semantic segmentation model: SpectralGPT with its Uper
 
 Without `--weights` all weights are initialised randomly. Scores are those of the last epoch, from one confusion matrix
 over all pixels of `test_split` (or `val_split`); no epoch is selected by its score. The maps that are scored are those
-that prediction writes: a model whose images are smaller than the samples sees overlapping tiles, which are blended.
+that prediction writes: samples larger than the images of the model are cut into overlapping tiles, which are blended.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ def fit_linear(
 ) -> LinearPixelModel:
     """Fit the linear baseline: linear discriminant analysis of the labelled pixels of training samples.
 
-    It is computed in closed form, from the same normalised pixels as the model sees.
+    It is computed in closed form, from the same normalised pixels as the input of the model.
 
     Args:
         setup: Resolved recipe.

@@ -36,7 +36,7 @@ class FinetuneRecipe:
 
     Attributes:
         model: Backbone and head.
-        bands: Bands that the model sees, in its order.
+        bands: Input bands of the model, in its order.
         val_split: Split that is scored during training, by which `checkpoint-best` is chosen; empty for none.
         test_split: Split that is scored after training; empty for `val_split`.
         evaluate_every: Epochs between two scorings; 0 scores only at the end.
@@ -224,7 +224,7 @@ def prepare_task(
         source: Training samples.
         objective: Computes the terms of a batch.
         paths: Machine settings.
-        views: Images that the model sees of a sample in a step; None where samples differ in that.
+        views: Input images per sample in a step; None where samples differ in that.
 
     Raises:
         SettingError: the recipe does not fit the machine.

@@ -95,7 +95,7 @@ class TrainingSetup(Generic[R]):
     Attributes:
         recipe: The recipe, without spectral groups that the data lack if its policy is "drop-group".
         stored: Contract of the samples as stored.
-        contract: Contract of the bands that the model sees.
+        contract: Contract of the input bands of the model.
         band_indices: Indices of the latter in the stored bands; None for all, in order.
         normalisation: Normalisation.
         launch: Device and precision.
@@ -151,12 +151,12 @@ def resolve(recipe: R, stored: Contract, paths: RunPaths) -> TrainingSetup[R]:
 
 
 def normalised_pixels(setup: TrainingSetup[R], batch: loader.Batch, name: str = "image") -> Tensor:
-    """Return normalised images (N, C, H, W) of the bands that the model sees, on the device."""
+    """Return normalised images (N, C, H, W) of the input bands of the model, on the device."""
     return normalise.apply(setup.normalisation, stored_pixels(setup, batch, name), batch.valid_size)
 
 
 def stored_pixels(setup: TrainingSetup[R], batch: loader.Batch, name: str = "image") -> Tensor:
-    """Return images (N, C, H, W) in stored units of the bands that the model sees, on the device; NaN is no data."""
+    """Return images (N, C, H, W) in stored units of the input bands of the model, on the device; NaN is no data."""
     device = setup.launch.device
     if name == "image":
         images = upsample.image(batch.arrays, batch.valid_size, setup.stored, device)
