@@ -21,8 +21,10 @@ from hypothesis.extra import numpy as hnp
 from sgdata import files, output_names, verification
 from sgdata.errors import OutputError, SourceError
 from sgdata.pages import charts, folder, html, raster_tiles, run, samples
+from sgdata.rasters import cog
+from sgdata.scenes import lock
 from sgdata.shards import tar_format
-from sgdata.types import Array
+from sgdata.types import Array, Window
 from tests import synthetic_build, synthetic_shards
 
 SHAPE = (300, 420)
@@ -128,6 +130,29 @@ def test_the_same_input_gives_the_same_bytes(built: Path, shown: Path, tmp_path:
     (again.parent / "values" / "old.js").write_text("old")
     folder.write(built, again.parent)
     assert verification.verify(again.parent) == []
+
+
+@pytest.mark.parametrize(("bands", "layers"), [(5, 5), (4, 4), (3, 0)])
+def test_builds_of_older_composites_are_shown_without_bright_targets(bands: int, layers: int, tmp_path: Path) -> None:
+    build = synthetic_build.write(tmp_path / "build", (256, 256))
+    path, usage_path = build / output_names.PROVENANCE, build / output_names.USAGE
+    grid = lock.read(build / lock.NAME).grid
+    with rasterio.open(path) as held:
+        stored = held.read()[:bands]
+    style = cog.Style(descriptions=output_names.PROVENANCE_BANDS[:bands], nodata=65535)
+    cog.write(path, grid, [(Window(row=0, col=0, height=256, width=256), stored)], style=style)
+    usage = json.loads(usage_path.read_text())
+    if bands < 5:
+        del usage["bright_target_share"], usage["never_clear_share"]
+    usage_path.write_text(json.dumps(usage))
+    files.write_sums(build)
+    if not layers:
+        with pytest.raises(SourceError, match=r"provenance.tif: has 3 bands.*build it again"):
+            folder.write(build, tmp_path / "page")
+        return
+    text = folder.write(build, tmp_path / "page").read_text()
+    assert (bands == 5) == ("Bright targets" in text) == ("cloud on all dates" in text)
+    assert "Valid observations" in text
 
 
 def test_other_folders_are_neither_shown_nor_replaced(built: Path, tmp_path: Path) -> None:

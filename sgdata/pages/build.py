@@ -13,6 +13,7 @@ from sgdata import files, output_names
 from sgdata.builds import usage
 from sgdata.composite.cloud_masks import BRIGHT, NEVER_CLEAR
 from sgdata.composite.kernels import NO_VALUE
+from sgdata.errors import SourceError
 from sgdata.pages import charts, html, raster_tiles, tables, true_colour
 from sgdata.rasters import geotiff
 from sgdata.safe_names import file_name
@@ -50,9 +51,7 @@ def build_blocks(build: Path, folder: Path, more: Mapping[str, Path] | None = No
     ]
     planes += [raster_tiles.Plane(name=file_name(path.stem), path=path) for path in rasters_of_classes.values()]
     chosen = build / output_names.PROVENANCE
-    planes += [
-        raster_tiles.Plane(name=name, path=chosen, band=n) for n, name in enumerate(output_names.PROVENANCE_BANDS, 1)
-    ]
+    planes += [raster_tiles.Plane(name=name, path=chosen, band=n) for n, name in enumerate(_stored(chosen), 1)]
     written = raster_tiles.write(folder / VALUES, planes)
     layers: list[Layer] = [{"name": "image", "title": "Image"}]
     layers += [_classes(title, path, contract.label_space) for title, path in rasters_of_classes.items()]
@@ -122,6 +121,15 @@ def _classes(title: str, path: Path, space: LabelSpace) -> Layer:
     return {"name": name, "plane": name, "title": title, "colours": colours, "names": names, "keys": keys}
 
 
+def _stored(path: Path) -> tuple[str, ...]:
+    """Return the provenance bands of a build: those of composites before version 4 have no bright targets."""
+    with geotiff.open_raster(str(path)) as provenance:
+        count, names = provenance.count, output_names.PROVENANCE_BANDS
+    if count not in (len(names), len(names) - 1):
+        raise SourceError(f"{path}: has {count} bands, expected {' '.join(names)}; build it again")
+    return names[:count]
+
+
 def _provenance(planned: Lock, overview: Mapping[str, Array]) -> list[Layer]:
     """Return layers of the provenance bands: scene, number of valid observations, date, score and bright targets."""
     scenes = [item.scene.id for item in planned.items]
@@ -148,7 +156,8 @@ def _provenance(planned: Lock, overview: Mapping[str, Array]) -> list[Layer]:
     kinds = {BRIGHT: ("#e6ab02", "cloud on most clear days"), NEVER_CLEAR: ("#d62728", "cloud on all dates")}
     colours, names = ({number: kind[n] for number, kind in kinds.items()} for n in (0, 1))
     keyed = {"colours": colours, "names": names, "missing": 0, "keys": tuple(kinds.values())}
-    layers.append({"name": targets, "plane": targets, "title": "Bright targets", **keyed})
+    if targets in overview:
+        layers.append({"name": targets, "plane": targets, "title": "Bright targets", **keyed})
     return layers
 
 
@@ -192,14 +201,15 @@ def _usage(build: Path, planned: Lock) -> list[html.Block]:
         for s in provenance["scenes"]
     )
     seam = provenance["seam"]
+    shares = (
+        ("pixels without data", "nodata_share"),
+        (f"as bright in blue as cloud (DN {usage.BRIGHT_DN} or more)", "bright_share"),
+        ("cloud on most clear days, by the classification", "bright_target_share"),
+        ("cloud on all dates, by the classification", "never_clear_share"),
+    )
     signs = (
-        ("pixels without data", tables.format_percent(provenance["nodata_share"])),
-        (
-            f"as bright in blue as cloud (DN {usage.BRIGHT_DN} or more)",
-            tables.format_percent(provenance["bright_share"]),
-        ),
-        ("cloud on most clear days, by the classification", tables.format_percent(provenance["bright_target_share"])),
-        ("cloud on all dates, by the classification", tables.format_percent(provenance["never_clear_share"])),
+        # Builds of composites before version 4 lack the last two.
+        *((text, tables.format_percent(provenance[key])) for text, key in shares if key in provenance),
         ("neighbours taken from two scenes", f"{seam['pairs']:,}"),
         ("mean step in red between them, DN", str(seam["step_dn"])),
         ("mean step between all others, DN", str(seam["step_dn_elsewhere"])),
